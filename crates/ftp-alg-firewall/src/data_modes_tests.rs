@@ -24,31 +24,32 @@ fn links(interfaces: &[&str]) -> Links {
     links
 }
 
-/// The modes that are dropped at `hook`, each with the chain that drops it.
-fn dropped_modes(
-    firewall: &Firewall,
-    interfaces: &[&str],
-    hook: Hook,
-    class: PacketClass,
-) -> Vec<(DataMode, String)> {
-    let links = links(interfaces);
-    let mut paths = firewall.control_verdicts(&links, &[hook]);
+/// The verdicts on both modes with IPv4.
+fn modes(firewall: &Firewall, links: &Links, hook: Hook, class: PacketClass) -> Vec<ModeVerdict> {
+    let mut paths = firewall.control_verdicts(links, &[hook]);
     paths.retain(|path| path.ip == IpVersion::V4);
-    let verdicts = firewall.mode_verdicts(&paths, class, &links).into_iter();
-    let dropped = verdicts.filter_map(|one| {
-        let chain = one.dropping_chains.first()?.location.to_string();
-        Some((one.mode, chain))
-    });
-    dropped.collect()
+    firewall.mode_verdicts(&paths, class, links)
+}
+
+/// The dropped modes of admitted connections at `hook`.
+fn dropped_modes(firewall: &Firewall, interfaces: &[&str], hook: Hook) -> Vec<DataMode> {
+    let modes = modes(firewall, &links(interfaces), hook, PacketClass::MarkedData).into_iter();
+    modes.filter(|one| !one.dropping_chains.is_empty()).map(|one| one.mode).collect()
 }
 
 /// The dropped modes of connections that are admitted, and of those that are expected, between `lan` and `wan`.
 fn dropped(tables: &[(&str, &str)]) -> [Vec<DataMode>; 2] {
     let firewall = Firewall::from_iptables_tables(tables);
     [PacketClass::MarkedData, PacketClass::RelatedData].map(|class| {
-        let dropped = dropped_modes(&firewall, &["lan", "wan"], Hook::Forward, class);
-        dropped.into_iter().map(|(mode, _)| mode).collect()
+        let modes = modes(&firewall, &links(&["lan", "wan"]), Hook::Forward, class).into_iter();
+        modes.filter(|one| !one.dropping_chains.is_empty()).map(|one| one.mode).collect()
     })
+}
+
+/// The dropped modes of admitted connections that are forwarded by the rules of iptables' table filter.
+fn dropped_by_filter(rules: &str) -> Vec<DataMode> {
+    let [marked, _] = dropped(&[("filter", &format!(":FORWARD DROP\n{ESTABLISHED}{rules}"))]);
+    marked
 }
 
 #[test]
@@ -86,9 +87,7 @@ fn new_connections_dropped_from_outside_stop_active_mode() {
 #[test]
 fn the_accept_rule_for_one_direction_stops_the_other_mode() {
     let from_wan = MARK.replace("FORWARD", "FORWARD -i wan");
-    let filter = format!(":FORWARD DROP\n{ESTABLISHED}{from_wan}{CONTROL}");
-    let [marked, _] = dropped(&[("filter", &filter)]);
-    assert_eq!(marked, [DataMode::Passive]);
+    assert_eq!(dropped_by_filter(&format!("{from_wan}{CONTROL}")), [DataMode::Passive]);
 }
 
 #[test]
@@ -96,10 +95,7 @@ fn an_accept_rule_for_some_hosts_is_for_their_modes() {
     let dropped = |hosts: &[&str]| {
         let rules: String =
             hosts.iter().map(|host| MARK.replace("FORWARD", &format!("FORWARD {host}"))).collect();
-        let others = "-A FORWARD -s 10.0.0.0/8 -j ACCEPT\n";
-        let filter = format!(":FORWARD DROP\n{ESTABLISHED}{others}{rules}{CONTROL}");
-        let [marked, _] = dropped(&[("filter", &filter)]);
-        marked
+        dropped_by_filter(&format!("-A FORWARD -s 10.0.0.0/8 -j ACCEPT\n{rules}{CONTROL}"))
     };
     let (both, passive) = (vec![DataMode::Passive, DataMode::Active], vec![DataMode::Passive]);
     assert_eq!(dropped(&[]), both);
@@ -151,10 +147,7 @@ fn accept_rules_for_some_interfaces_are_a_problem_if_no_pair_has_both_modes() {
         let rules: String = rules.iter().map(of).collect();
         let filter = format!(":FORWARD DROP\n{ESTABLISHED}{rules}{CONTROL}");
         let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
-        let mut paths = firewall.control_verdicts(&links, &[Hook::Forward]);
-        paths.retain(|path| path.ip == IpVersion::V4);
-        let class = PacketClass::MarkedData;
-        let modes = firewall.mode_verdicts(&paths, class, &links);
+        let modes = modes(&firewall, &links, Hook::Forward, PacketClass::MarkedData);
         let routing = Routing { v4: true, v6: false, has_v6: false, has_local_server: false };
         let data = data_path_verdicts(&firewall, routing);
         let path = data.iter().find(|path| path.hook == Hook::Forward).unwrap();
@@ -204,8 +197,7 @@ fn a_host_is_the_end_of_its_data_connections() {
                  -A INPUT -p tcp -m tcp --dport 21 -j ACCEPT\n:OUTPUT ACCEPT\n";
     let dropped = |rules: &str, hook| {
         let firewall = Firewall::from_iptables_tables(&[("filter", rules)]);
-        let dropped = dropped_modes(&firewall, &["eth0"], hook, PacketClass::MarkedData);
-        dropped.into_iter().map(|(mode, _)| mode).collect::<Vec<_>>()
+        dropped_modes(&firewall, &["eth0"], hook)
     };
     // A server, and a client.
     assert_eq!(dropped(rules, Hook::Input), [DataMode::Passive]);
@@ -219,11 +211,8 @@ fn egress_chains_count_for_their_interface() {
     let high_port = is("==", PORT, r#"{"range": [1024, 65535]}"#);
     let rule = format!("{}, {high_port}, {DROP}", is("==", FLAGS, r#""syn""#));
     let firewall = Firewall::from_nft_chain("netdev filter egress 0 accept wan", &[&rule]);
-    let dropped =
-        |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward, PacketClass::MarkedData);
-    let chain = || "netdev t c".to_owned();
-    let to_wan = [(DataMode::Passive, chain()), (DataMode::Active, chain())];
-    assert_eq!(dropped(&["lan", "wan"]), to_wan);
+    let dropped = |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward);
+    assert_eq!(dropped(&["lan", "wan"]), [DataMode::Passive, DataMode::Active]);
     assert_eq!(dropped(&["lan", "dmz"]), []);
     let verdicts = firewall.verdict(Hook::Postrouting, IpVersion::V4, PacketClass::MarkedData);
     // Rules of the family netdev see no ct mark.
@@ -251,9 +240,8 @@ fn ingress_chains_count_for_their_interface() {
     let rule = format!("{}, {DROP}", is("==", FLAGS, r#""syn""#));
     let json = nft_json("netdev filter ingress 0 accept wan", "", "c", &[&rule]);
     let firewall = Firewall::from_nft(&json, "").unwrap();
-    let dropped =
-        |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward, PacketClass::MarkedData);
-    assert_eq!(dropped(&["lan", "wan"]), [(DataMode::Active, "netdev t c".to_owned())]);
+    let dropped = |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward);
+    assert_eq!(dropped(&["lan", "wan"]), [DataMode::Active]);
     assert_eq!(dropped(&["lan", "dmz"]), []);
     // nft 1.0.6 names the device only in its listing.
     let without = json.replace(r#", "dev": "wan""#, "");
@@ -265,16 +253,12 @@ fn ingress_chains_count_for_their_interface() {
              priority 0; policy accept;\n\t}}\n}}\n"
         );
         let firewall = Firewall::from_nft(&without, &listing).unwrap();
-        let dropped =
-            dropped_modes(&firewall, &["lan", "wan"], Hook::Forward, PacketClass::MarkedData);
+        let dropped = dropped_modes(&firewall, &["lan", "wan"], Hook::Forward);
         assert_eq!(dropped.len(), expected, "{device}");
     }
     let policy = json.replace(r#""policy": "accept""#, r#""policy": "drop""#);
-    let firewall = Firewall::from_nft(&policy.replace(DROP, ACCEPT), "");
-    let dropped = |names: &[&str]| {
-        let firewall = firewall.as_ref().unwrap();
-        dropped_modes(firewall, names, Hook::Forward, PacketClass::MarkedData).len()
-    };
+    let firewall = Firewall::from_nft(&policy.replace(DROP, ACCEPT), "").unwrap();
+    let dropped = |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward).len();
     // Not even control connections pass the policy.
     assert_eq!((dropped(&["lan", "wan"]), dropped(&["lan", "dmz"])), (0, 0));
 }
@@ -290,9 +274,7 @@ fn isolation_of_inner_networks_is_no_problem() {
     let dropped = |rules: &[&str], links: &Links| {
         let filter = format!(":FORWARD DROP\n{ESTABLISHED}{}{MARK}{CONTROL}", rules.concat());
         let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
-        let mut paths = firewall.control_verdicts(links, &[Hook::Forward]);
-        paths.retain(|path| path.ip == IpVersion::V4);
-        let modes = firewall.mode_verdicts(&paths, PacketClass::MarkedData, links);
+        let modes = modes(&firewall, links, Hook::Forward, PacketClass::MarkedData);
         let dropped = modes.into_iter().filter(|mode| !mode.dropping_chains.is_empty());
         let name = |mode: ModeVerdict| {
             format!("{} {} -> {}", mode.mode, mode.from.unwrap(), mode.to.unwrap())
