@@ -103,6 +103,22 @@ impl<'a> Connection<'a> {
         Self::new(ConnectionKind::Control { port, real_port: port }, hook, ip)
     }
 
+    /// A connection between two interfaces. The name of one is empty if this machine is the end there.
+    pub(crate) fn between(
+        (from, to): (&'a str, &'a str),
+        links: &'a Links,
+        kind: ConnectionKind,
+        ip: IpVersion,
+    ) -> Self {
+        let hook = match (from, to) {
+            ("", _) => Hook::Output,
+            (_, "") => Hook::Input,
+            _ => Hook::Forward,
+        };
+        let (from, to, links) = (Some(from), Some(to), Some(links));
+        Self { from, to, links, ..Self::new(kind, hook, ip) }
+    }
+
     /// Packets that represent the connection, as they arrive: the first packet, and a later packet in each direction.
     pub(crate) fn packets(
         &self,

@@ -15,11 +15,13 @@ use super::{
 const MAX_NAMED: usize = 4;
 
 /// Which of the connections between two interfaces are accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Acceptance {
     /// No connection is accepted.
     Dropped,
     /// Rules accept some connections, by conditions that cannot be decided here.
+    #[strum(to_string = "partly accepted")]
     Partly,
     /// Connections are accepted, except those that a rule drops by conditions that cannot be decided here.
     Accepted,
@@ -77,20 +79,15 @@ impl ControlPathVerdict {
         if self.pairs.is_empty() {
             return "no pair of interfaces".to_owned();
         }
-        let classes = [
-            (Acceptance::Accepted, "accepted"),
-            (Acceptance::Partly, "partly accepted"),
-            (Acceptance::Dropped, "dropped"),
-        ];
-        let of = |acceptance| -> Vec<&InterfacePairVerdict> {
-            self.pairs.iter().filter(|pair| pair.acceptance == acceptance).collect()
+        let classes = [Acceptance::Accepted, Acceptance::Partly, Acceptance::Dropped];
+        let class = |verb| -> (Vec<&InterfacePairVerdict>, Acceptance) {
+            (self.pairs.iter().filter(|pair| pair.acceptance == verb).collect(), verb)
         };
-        let mut classes: Vec<_> = classes.map(|(acceptance, verb)| (of(acceptance), verb)).into();
+        let mut classes: Vec<_> = classes.map(class).into();
         classes.retain(|(pairs, _)| !pairs.is_empty());
         // The largest class comes last and is not listed pair by pair.
-        let rest = classes.iter().map(|(pairs, _)| pairs.len()).max();
-        if let Some(at) = classes.iter().rposition(|(pairs, _)| Some(pairs.len()) == rest) {
-            let rest = classes.remove(at);
+        if let Some(largest) = (0..classes.len()).max_by_key(|at| classes[*at].0.len()) {
+            let rest = classes.remove(largest);
             classes.push(rest);
         }
         let Some(((_, rest), named)) = classes.split_last() else { return String::new() };
@@ -158,9 +155,8 @@ impl Firewall {
             .map(|(hook, ip)| {
                 let mut verdict = |(from, to): (&str, &str)| {
                     let ends = (alike(from), alike(to));
-                    let verdict = known.entry((hook, ip, ends));
-                    let verdict =
-                        verdict.or_insert_with(|| self.control_verdict(hook, ip, ends, links));
+                    let verdict = known.entry((ip, ends));
+                    let verdict = verdict.or_insert_with(|| self.control_verdict(ip, ends, links));
                     let (acceptance, decided_by) = verdict.clone();
                     let [from, to] =
                         [from, to].map(|end| (!end.is_empty()).then(|| end.to_owned()));
@@ -185,16 +181,14 @@ impl Firewall {
     /// With several control ports, or servers that are published with another port, the best verdict counts.
     pub(crate) fn control_verdict(
         &self,
-        hook: Hook,
         ip: IpVersion,
-        (from, to): (&str, &str),
+        ends: (&str, &str),
         links: &Links,
     ) -> (Acceptance, Option<ChainVerdict>) {
         let ports = self.control_ports().into_iter();
         let verdicts = ports.map(|(port, real_port)| {
-            let (from, to, links) = (Some(from), Some(to), Some(links));
-            let connection = Connection::new(ConnectionKind::Control { port, real_port }, hook, ip);
-            self.connection_verdict(&Connection { from, to, links, ..connection })
+            let kind = ConnectionKind::Control { port, real_port };
+            self.connection_verdict(&Connection::between(ends, links, kind, ip))
         });
         let best = verdicts.max_by_key(|(acceptance, _)| *acceptance);
         best.unwrap_or((Acceptance::Accepted, None))

@@ -96,18 +96,8 @@ impl Firewall {
                     let is_partly = best == Acceptance::Partly;
                     let key = (path.ip, mode, is_partly, alike(from), alike(to));
                     let dropping_chains = known.entry(key).or_insert_with(|| {
-                        let (ip, _, _, from, to) = key;
-                        let ends = (from, to, links);
-                        let data =
-                            |class, admitted| self.mode_verdict((class, admitted), ip, mode, ends);
-                        let unmarked = data(PacketClass::MarkedData, 0);
-                        let mut chains = data(class, self.gateway.data_mark).chains;
-                        chains.retain(|chain| {
-                            chain.drops_certainly()
-                                && !accepts_some_admitted(chain, &unmarked)
-                                && !(is_partly && self.may_accept(chain, &unmarked, ip, ends))
-                        });
-                        chains
+                        let ends = (alike(from), alike(to));
+                        self.chains_dropping(class, path.ip, mode, ends, links, is_partly)
                     });
                     of_path.push(ModeVerdict {
                         mode,
@@ -139,46 +129,53 @@ impl Firewall {
         verdicts
     }
 
-    /// Whether `chain` may accept data connections of those hosts whose control connections it accepts: by a rule for
-    /// admitted ones only, or by all rules that may accept control connections of this direction.
-    fn may_accept(
+    /// The chains that drop all data connections of a mode between two interfaces, except those that other rules accept
+    /// as well. `is_partly` says that only some of their control connections pass.
+    fn chains_dropping(
         &self,
-        chain: &ChainVerdict,
-        unmarked: &HookVerdict,
-        ip: IpVersion,
-        (from, to, links): (&str, &str, &Links),
-    ) -> bool {
-        let others = unmarked.chains.iter().find(|other| other.location == chain.location);
-        let is_for_all = |rule| others.is_some_and(|others| others.exceptions.contains(rule));
-        let (_, control) = self.control_verdict(Hook::between(from, to), ip, (from, to), links);
-        let control = control.filter(|control| control.location == chain.location);
-        chain.exceptions.iter().any(|rule| !is_for_all(rule))
-            || !chain.exceptions.is_empty()
-                && control.is_some_and(|control| {
-                    control.exceptions.iter().all(|rule| chain.exceptions.contains(rule))
-                })
-    }
-
-    /// What the firewall does with data connections of a mode that get the ct mark bits `admitted`. The name of an
-    /// interface is empty if this machine is the end there.
-    fn mode_verdict(
-        &self,
-        (class, admitted): (PacketClass, u32),
+        class: PacketClass,
         ip: IpVersion,
         mode: DataMode,
-        (from, to, links): (&str, &str, &Links),
-    ) -> HookVerdict {
-        let hook = Hook::between(from, to);
+        ends: (&str, &str),
+        links: &Links,
+        is_partly: bool,
+    ) -> Vec<ChainVerdict> {
         let source_port = match mode {
             DataMode::Passive => EPHEMERAL,
             // Some servers use port 20, and some do not.
             DataMode::Active => FieldValue::ANY_PORT,
         };
-        let kind = ConnectionKind::Data { class, admitted, source_port };
-        let (from, to, links) = (Some(from), Some(to), Some(links));
-        let connection = Connection::new(kind, hook, ip);
-        HookVerdict::new(self.follow(&Connection { from, to, links, ..connection }))
+        let verdict = |class, admitted| {
+            let kind = ConnectionKind::Data { class, admitted, source_port };
+            HookVerdict::new(self.follow(&Connection::between(ends, links, kind, ip)))
+        };
+        let unmarked = verdict(PacketClass::MarkedData, 0);
+        let control = is_partly.then(|| self.control_verdict(ip, ends, links).1).flatten();
+        let mut chains = verdict(class, self.gateway.data_mark).chains;
+        chains.retain(|chain| {
+            chain.drops_certainly()
+                && !accepts_some_admitted(chain, &unmarked)
+                && !(is_partly && may_accept(chain, &unmarked, control.as_ref()))
+        });
+        chains
     }
+}
+
+/// Whether `chain` may accept data connections of those hosts whose control connections it accepts: by a rule for
+/// admitted ones only, or by all rules that may accept control connections of this direction.
+fn may_accept(
+    chain: &ChainVerdict,
+    unmarked: &HookVerdict,
+    control: Option<&ChainVerdict>,
+) -> bool {
+    let others = unmarked.chains.iter().find(|other| other.location == chain.location);
+    let is_for_all = |rule| others.is_some_and(|others| others.exceptions.contains(rule));
+    let control = control.filter(|control| control.location == chain.location);
+    chain.exceptions.iter().any(|rule| !is_for_all(rule))
+        || !chain.exceptions.is_empty()
+            && control.is_some_and(|control| {
+                control.exceptions.iter().all(|rule| chain.exceptions.contains(rule))
+            })
 }
 
 /// Clears the verdicts on active mode from servers in an inner network that the operator isolates from the client's:

@@ -217,15 +217,6 @@ impl Hook {
     /// The hooks with the filter chains of forwarded connections and of local ones.
     pub const FILTERS: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
 
-    /// The filter hook of a connection between two interfaces. The name of one is empty if this machine is the end there.
-    pub(crate) fn between(from: &str, to: &str) -> Self {
-        match (from, to) {
-            ("", _) => Self::Output,
-            (_, "") => Self::Input,
-            _ => Self::Forward,
-        }
-    }
-
     /// The same hook for replies.
     pub(crate) fn of_replies(self) -> Self {
         match self {

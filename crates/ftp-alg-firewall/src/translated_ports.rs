@@ -9,7 +9,7 @@
 //! CGNAT).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
 };
@@ -127,7 +127,7 @@ fn rules_with_ports(table: &Table) -> impl Iterator<Item = (&Rule, Vec<PortRange
 /// For each chain the destination ports of the TCP packets that reach it.
 fn ports_into_chains(table: &Table) -> HashMap<&str, Vec<PortRange>> {
     let jumps = table.chains.iter().map(|(name, chain)| (name.as_str(), jumps(&chain.rules)));
-    let jumps: HashMap<&str, Vec<_>> = jumps.collect();
+    let jumps: BTreeMap<&str, Vec<_>> = jumps.collect();
     let called: HashSet<&str> = jumps.values().flatten().map(|(to, _)| *to).collect();
     // A chain without callers is a base chain, or unused.
     let first = jumps.keys().filter(|name| !called.contains(*name));
