@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    Firewall, PacketClass,
     model::{BaseChain, Field, Hook, IpVersion, Origin, TableFamily},
     sample_packets::first_packet,
 };
@@ -36,58 +37,50 @@ fn verdict(table: &Table) -> ChainVerdict {
 }
 
 #[test]
-fn policy_decides_at_the_end_of_a_base_chain() {
-    for drops in [false, true] {
-        let verdict = verdict(&table(vec![("base", Vec::new())], drops));
-        assert_eq!((verdict.passes, verdict.decided_by.rule), (!drops, None));
-    }
-}
-
-#[test]
-fn undecidable_condition_makes_an_exception() {
-    let rules = vec![
-        rule(vec![Condition::never()], RuleVerdict::Drop, "never"),
-        rule(vec![Condition::Unknown], RuleVerdict::Drop, "some"),
-        rule(vec![], RuleVerdict::Accept, "all"),
-        rule(vec![Condition::Unknown], RuleVerdict::Drop, "behind"),
-    ];
-    let verdict = verdict(&table(vec![("base", rules)], true));
-    assert!(verdict.passes);
-    assert_eq!(verdict.decided_by.rule.as_deref(), Some("all"));
-    assert_eq!(verdict.exceptions.len(), 1);
-    assert_eq!(verdict.exceptions[0].rule.as_deref(), Some("some"));
-}
-
-#[test]
-fn jump_returns_and_goto_does_not() {
-    let chains = |action| {
-        vec![
-            ("base", vec![rule(vec![], action, "way"), rule(vec![], RuleVerdict::Drop, "drop")]),
-            ("other", vec![rule(vec![], RuleVerdict::Return, "back")]),
-        ]
-    };
-    assert!(!verdict(&table(chains(RuleVerdict::Jump("other".into())), false)).passes);
-    assert!(verdict(&table(chains(RuleVerdict::Goto("other".into())), false)).passes);
-}
-
-#[test]
-fn jump_that_may_return_continues_with_an_exception() {
-    let chains = vec![
+fn rules_decide_in_their_order() {
+    const SOME: &str = "-m limit --limit 3/s";
+    for (policy, rules, passes, decided_by, exceptions) in [
+        ("ACCEPT", "", true, None, &[][..]),
+        ("DROP", "", false, None, &[]),
+        // Conditions that cannot be decided make exceptions, unless a rule before them decides.
         (
-            "base",
-            vec![
-                rule(vec![], RuleVerdict::Jump("maybe".into()), "way"),
-                rule(vec![], RuleVerdict::Drop, "drop"),
-            ],
+            "DROP",
+            "FORWARD -p udp -j DROP\nFORWARD SOME -j DROP\nFORWARD -j ACCEPT\nFORWARD SOME -j DROP",
+            true,
+            Some("FORWARD -j ACCEPT"),
+            &["FORWARD SOME -j DROP"],
         ),
-        ("maybe", vec![rule(vec![Condition::Unknown], RuleVerdict::Accept, "some")]),
-    ];
-    let verdict = verdict(&table(chains, false));
-    assert!(!verdict.passes);
-    assert_eq!(
-        verdict.exceptions[0],
-        VerdictSource { chain: "maybe".into(), rule: Some("some".into()) }
-    );
+        // A jump returns, and a goto does not.
+        (
+            "ACCEPT",
+            "FORWARD -j X\nFORWARD -j DROP\nX -j RETURN",
+            false,
+            Some("FORWARD -j DROP"),
+            &[],
+        ),
+        ("ACCEPT", "FORWARD -g X\nFORWARD -j DROP\nX -j RETURN", true, None, &[]),
+        (
+            "ACCEPT",
+            "FORWARD -j X\nFORWARD -j DROP\nX SOME -j ACCEPT",
+            false,
+            Some("FORWARD -j DROP"),
+            &["X SOME -j ACCEPT"],
+        ),
+        // The reader of the queue may drop.
+        ("DROP", "FORWARD -j NFQUEUE", true, Some("FORWARD -j NFQUEUE"), &["FORWARD -j NFQUEUE"]),
+        // Loops, which the kernel refuses.
+        ("ACCEPT", "FORWARD -j X\nX -j X", true, None, &[]),
+    ] {
+        let saved = |rule: &str| format!("-A {}", rule.replace("SOME", SOME));
+        let lines: Vec<String> = rules.lines().map(saved).collect();
+        let filter = format!(":FORWARD {policy}\n:X -\n{}", lines.join("\n"));
+        let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
+        let verdict = firewall.forward(PacketClass::MarkedData).chains.swap_remove(0);
+        assert_eq!((verdict.passes, verdict.decided_by.rule), (passes, decided_by.map(saved)));
+        let found = verdict.exceptions.into_iter().filter_map(|one| one.rule);
+        let exceptions: Vec<String> = exceptions.iter().copied().map(saved).collect();
+        assert_eq!(found.collect::<Vec<_>>(), exceptions, "{rules}");
+    }
 }
 
 #[test]
@@ -104,25 +97,13 @@ fn verdict_map_uses_the_matching_key() {
 }
 
 #[test]
-fn loops_and_unlimited_depth_terminate() {
-    let looped = vec![
-        ("base", vec![rule(vec![], RuleVerdict::Jump("a".into()), "x")]),
-        ("a", vec![rule(vec![], RuleVerdict::Jump("a".into()), "x")]),
-    ];
-    assert!(verdict(&table(looped, false)).passes);
+fn unlimited_depth_terminates() {
     let names: Vec<String> = (0..100_000).map(|n| format!("c{n}")).collect();
     let mut chains = vec![("base", vec![rule(vec![], RuleVerdict::Jump("c0".into()), "x")])];
     for (n, name) in names.iter().enumerate() {
         chains.push((name, vec![rule(vec![], RuleVerdict::Jump(format!("c{}", n + 1)), "x")]));
     }
     assert!(verdict(&table(chains, false)).passes);
-}
-
-#[test]
-fn queue_passes_with_its_reader_as_exception() {
-    let verdict =
-        verdict(&table(vec![("base", vec![rule(vec![], RuleVerdict::Queue, "queue")])], true));
-    assert!(verdict.passes && verdict.exceptions == [verdict.decided_by.clone()], "{verdict:?}");
 }
 
 /// A naive evaluation for comparison: every undecidable condition has a fixed value, and rules run in order.
