@@ -269,7 +269,7 @@ pub(crate) struct Way<'a> {
     connection: Connection<'a>,
     /// The verdicts of all chains that the packets pass, in their order.
     pub(crate) verdicts: Vec<ChainVerdict>,
-    /// The rules that may apply to the packets, and whether it is the packet of a new connection.
+    /// The rules that may apply to a packet and do more than give a verdict, and whether it is the first packet.
     pub(crate) reached: Vec<(LocatedRule<'a>, bool)>,
     /// The last rule that changed the ct mark, or took a packet out of connection tracking.
     changed_by: Option<HidingRule>,
@@ -355,7 +355,7 @@ impl<'a> Way<'a> {
         }
         let verdict = ChainVerdict { hidden_by, ..traversal.verdict(chain) };
         match self.verdicts.iter_mut().find(|known| known.location == verdict.location) {
-            Some(known) => *known = known.clone().and(verdict),
+            Some(known) => known.add(verdict),
             None => self.verdicts.push(verdict),
         }
         left

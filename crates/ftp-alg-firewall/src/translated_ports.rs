@@ -16,7 +16,9 @@ use std::{
 
 use super::{
     IpVersion, Ruleset,
-    model::{Certainty, Comparison, Condition, Field, FieldValue, Rule, RuleVerdict, Table},
+    model::{
+        Certainty, Comparison, Condition, Field, FieldValue, LocatedRule, Rule, RuleVerdict, Table,
+    },
 };
 
 /// How many rules without a known port are reported.
@@ -113,15 +115,20 @@ pub(crate) fn source_ports(rules: &Ruleset) -> Vec<RangeInclusive<u16>> {
     found.into_iter().map(|(first, last)| first..=last).collect()
 }
 
-/// The rules of a table that TCP packets may reach, each with their destination ports.
-fn rules_with_ports(table: &Table) -> impl Iterator<Item = (&Rule, Vec<PortRange>)> {
+/// The rules of a table that translate TCP packets, each with the destination ports of the packets that reach it.
+fn rules_with_ports(table: &Table) -> Vec<(&Rule, Vec<PortRange>)> {
+    let translates = |one: &LocatedRule<'_>| {
+        one.rule.destination_nat.is_some() || one.rule.source_ports.is_some()
+    };
+    let mut rules = table.rules().filter(translates).peekable();
+    if rules.peek().is_none() {
+        return Vec::new();
+    }
     let reached = ports_into_chains(table);
-    table.chains.iter().flat_map(move |(name, chain)| {
-        let into = reached.get(name.as_str()).cloned().unwrap_or_default();
-        let ports = move |rule: &Rule| destination_ports(rule.conditions.iter(), &into);
-        let rules = chain.rules.iter().map(move |rule| (rule, ports(rule)));
-        rules.filter(|(_, ports)| !ports.is_empty())
-    })
+    let ports = |LocatedRule { chain, rule, .. }: LocatedRule<'_>| {
+        destination_ports(rule.conditions.iter(), reached.get(chain).map_or(&[], Vec::as_slice))
+    };
+    rules.map(|one| (one.rule, ports(one))).filter(|(_, ports)| !ports.is_empty()).collect()
 }
 
 /// For each chain the destination ports of the TCP packets that reach it.

@@ -44,23 +44,24 @@ impl std::fmt::Display for VerdictSource {
 }
 
 impl ChainVerdict {
-    /// The verdict on a connection with both packets: the first verdict, unless only the next packet is dropped.
-    pub(crate) fn and(mut self, next: Self) -> Self {
-        self.hidden_by = self.hidden_by.or_else(|| next.hidden_by.clone());
+    /// Adds the verdict on the next packet of the connection: the first verdict counts, unless only `next` is a drop.
+    pub(crate) fn add(&mut self, mut next: Self) {
+        let hidden_by = self.hidden_by.take().or_else(|| next.hidden_by.take());
         match (self.passes, next.passes) {
-            (true, false) => return Self { hidden_by: self.hidden_by, ..next },
-            (false, true) => return self,
-            _ => {}
-        }
-        if next.accepted_by_address.is_empty() {
-            self.accepted_by_address.clear();
-        }
-        for reason in next.exceptions {
-            if !self.exceptions.contains(&reason) {
-                self.exceptions.push(reason);
+            (true, false) => *self = next,
+            (false, true) => {}
+            _ => {
+                if next.accepted_by_address.is_empty() {
+                    self.accepted_by_address.clear();
+                }
+                for reason in next.exceptions {
+                    if !self.exceptions.contains(&reason) {
+                        self.exceptions.push(reason);
+                    }
+                }
             }
         }
-        self
+        self.hidden_by = hidden_by;
     }
 }
 
@@ -144,7 +145,7 @@ pub(crate) struct Traversal<'a, 'p> {
     /// Results by chain. `None` marks a chain whose evaluation is in progress: a loop, which the kernel never accepts,
     /// then ends here.
     finished: HashMap<Entry<'a>, Option<Outcome<'p>>>,
-    /// The rules that may apply to the packet.
+    /// The rules that may apply to the packet, and do more than give a verdict.
     pub(crate) reached: Vec<LocatedRule<'a>>,
     other: Option<SamplePacket<'p>>,
     /// The rules that may do something else with `other`.
@@ -211,7 +212,9 @@ impl<'a, 'p> Traversal<'a, 'p> {
             if applies == Certainty::No {
                 continue;
             }
-            self.reached.push(located);
+            if !rule.conflicts.is_empty() || !rule.mark_writes.is_empty() {
+                self.reached.push(located);
+            }
             self.by_default = by_default && applies == Certainty::Yes && verdicts.default.is_none();
             if self.by_default {
                 self.change_packet(located);
