@@ -168,10 +168,8 @@ fn may_accept(
     unmarked: &HookVerdict,
     control: Option<&ChainVerdict>,
 ) -> bool {
-    let others = unmarked.chains.iter().find(|other| other.location == chain.location);
-    let is_for_all = |rule| others.is_some_and(|others| others.exceptions.contains(rule));
     let control = control.filter(|control| control.location == chain.location);
-    chain.exceptions.iter().any(|rule| !is_for_all(rule))
+    chain.exceptions.iter().any(|rule| !unmarked.has_exception(chain, rule))
         || !chain.exceptions.is_empty()
             && control.is_some_and(|control| {
                 control.exceptions.iter().all(|rule| chain.exceptions.contains(rule))

@@ -66,9 +66,8 @@ impl DataPathVerdict {
 /// Whether a rule of a dropping chain accepts data connections with some addresses, and only admitted ones. `unmarked`
 /// is the verdict on others.
 pub(crate) fn accepts_some_admitted(chain: &ChainVerdict, unmarked: &HookVerdict) -> bool {
-    let other = unmarked.chains.iter().find(|other| other.location == chain.location);
-    let is_for_all = |rule| other.is_some_and(|other| other.exceptions.contains(rule));
-    !chain.passes && chain.accepted_by_address.iter().any(|rule| !is_for_all(rule))
+    let is_for_admitted = |rule| !unmarked.has_exception(chain, rule);
+    !chain.passes && chain.accepted_by_address.iter().any(is_for_admitted)
 }
 
 /// Which data connections a firewall accepts.

@@ -242,6 +242,12 @@ impl HookVerdict {
         self.chains.iter().all(|chain| chain.acceptance() != Acceptance::Dropped)
     }
 
+    /// Whether `rule` decides otherwise for some packets in the base chain of the verdict `chain`.
+    fn has_exception(&self, chain: &ChainVerdict, rule: &VerdictSource) -> bool {
+        let here = self.chains.iter().find(|other| other.location == chain.location);
+        here.is_some_and(|here| here.exceptions.contains(rule))
+    }
+
     /// The base chains that drop the packets by default.
     pub fn dropping_chains(&self) -> impl Iterator<Item = &ChainVerdict> {
         self.chains.iter().filter(|chain| !chain.passes)
