@@ -83,7 +83,13 @@ impl ControlSocket {
             if error.kind() != io::ErrorKind::AddrInUse {
                 return Err(system(error));
             }
-            remove_stale(path)?;
+            match socket_state(path)? {
+                SocketState::Absent => {}
+                SocketState::Dead => fs::remove_file(path).map_err(system)?,
+                SocketState::Hung | SocketState::Live(_) => {
+                    return Err(ControlError::InUse { path: path.to_owned() });
+                }
+            }
             socket.bind(&address).map_err(system)?;
         }
         socket.listen(BACKLOG).map_err(system)?;
@@ -93,26 +99,11 @@ impl ControlSocket {
 
     /// Checks that `path` can be bound as soon as the processes that `is_ending` selects have ended.
     pub fn check(path: &Path, is_ending: impl Fn(Pid) -> bool) -> Result<(), ControlError> {
-        let system = |source| ControlError::System { path: path.to_owned(), source };
-        let address = SockAddr::unix(path).map_err(system)?;
-        if !has_socket(path)? {
-            return Ok(());
-        }
-        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).map_err(system)?;
-        socket.set_nonblocking(true).map_err(system)?;
-        match socket.connect(&address) {
-            // Nobody listens, or a daemon that hangs.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
-                ) =>
-            {
-                Ok(())
+        match socket_state(path)? {
+            SocketState::Live(process) if !process.is_some_and(is_ending) => {
+                Err(ControlError::InUse { path: path.to_owned() })
             }
-            Err(error) => Err(system(error)),
-            Ok(()) if socket_peercred(&socket).is_ok_and(|peer| is_ending(peer.pid)) => Ok(()),
-            Ok(()) => Err(ControlError::InUse { path: path.to_owned() }),
+            _ => Ok(()),
         }
     }
 
@@ -233,28 +224,35 @@ fn json_line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Whether there is a socket at `path`, and not nothing. An error if there is anything else.
-fn has_socket(path: &Path) -> Result<bool, ControlError> {
-    match fs::symlink_metadata(path) {
-        Ok(file) if file.file_type().is_socket() => Ok(true),
-        Ok(_) => Err(ControlError::NotASocket { path: path.to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(ControlError::System { path: path.to_owned(), source }),
-    }
+/// Who answers at a path.
+enum SocketState {
+    Absent,
+    /// No process listens on it.
+    Dead,
+    /// Its process takes no more clients.
+    Hung,
+    /// The process that listens on it, if it is known.
+    Live(Option<Pid>),
 }
 
-/// Removes the socket at `path` if no process listens on it.
-fn remove_stale(path: &Path) -> Result<(), ControlError> {
+/// What is at `path`. An error if it is not a socket.
+fn socket_state(path: &Path) -> Result<SocketState, ControlError> {
     let system = |source| ControlError::System { path: path.to_owned(), source };
-    if !has_socket(path)? {
-        return Ok(());
+    match fs::symlink_metadata(path) {
+        Ok(file) if file.file_type().is_socket() => {}
+        Ok(_) => return Err(ControlError::NotASocket { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(SocketState::Absent),
+        Err(error) => return Err(system(error)),
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(system)
-        }
-        Ok(_) => Err(ControlError::InUse { path: path.to_owned() }),
-        Err(error) => Err(system(error)),
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).map_err(system)?;
+    socket.set_nonblocking(true).map_err(system)?;
+    match socket.connect(&SockAddr::unix(path).map_err(system)?) {
+        Ok(()) => Ok(SocketState::Live(socket_peercred(&socket).ok().map(|peer| peer.pid))),
+        Err(error) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => Ok(SocketState::Dead),
+            io::ErrorKind::WouldBlock => Ok(SocketState::Hung),
+            _ => Err(system(error)),
+        },
     }
 }
 

@@ -81,23 +81,19 @@ impl Host for DaemonHost<'_> {
 
     fn give_verdicts(&mut self, all: &[Effects]) {
         let Self { shared, own_queue: own, .. } = self;
-        let mut flushed = Ok(());
         for effects in all {
             for released in &effects.verdicts {
                 match own {
                     Some(own) if own.index == released.token.queue => {
                         own.give(released, &effects.replacements, shared);
                     }
-                    _ => shared.forwarded_verdicts[usize::from(released.token.queue)]
-                        .push(ForwardedVerdict::from_released(released, &effects.replacements)),
+                    _ => shared.verdict_senders[usize::from(released.token.queue)]
+                        .send(ForwardedVerdict::from_released(released, &effects.replacements)),
                 }
             }
         }
         if let Some(own) = own {
-            flushed = own.verdicts.flush();
-        }
-        if let Err(error) = flushed {
-            shared.report_error(&error);
+            shared.report(own.verdicts.flush());
         }
     }
 

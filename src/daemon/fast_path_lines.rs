@@ -36,6 +36,7 @@ use crate::kernel::{
 
 /// The reader of the fast path's lines, with the program that inspects them.
 pub(super) struct FastPathReader {
+    /// The connections on the fast path, as the kernel's program knows them.
     pub(super) offload: Arc<Offload>,
     shard_map: ShardMap,
     fetched_lines: Mutex<Vec<LineRecord>>,
@@ -79,9 +80,10 @@ impl FastPathReader {
         })
     }
 
-    /// The connections on the fast path, as the kernel's program knows them.
-    pub(super) fn offload(&self) -> &Arc<Offload> {
-        &self.offload
+    /// Has the thread that reads the lines turn the fast path off, because of `why`. If it does not run, the fast path
+    /// is off.
+    pub(super) fn leave(&self, why: String) {
+        let _ = self.leave_reason.set(why);
     }
 
     /// Fetches the lines that are in the ring buffer now. Returns the position behind the last one.

@@ -1,4 +1,5 @@
-//! The fast path's thread: it has the engines read the program's lines, and updates the program's interfaces and ports.
+//! What the daemon does with the fast path: its thread has the engines read the program's lines, and updates the
+//! program's interfaces and ports. Other threads turn it on and off, and take connections back.
 
 use std::{
     collections::HashSet,
@@ -39,87 +40,90 @@ const MAX_PAUSE: Duration = Duration::from_millis(64);
 /// Interval between two updates of the program's interfaces and barred ports.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 
-impl FastPathReader {
+/// The fast path, with the shards and the calling thread's access to the kernel.
+pub(super) struct FastPathControl<'a> {
+    reader: &'a FastPathReader,
+    shared: &'a SharedState,
+    kernel: &'a mut LinuxKernel,
+}
+
+impl SharedState {
+    /// The fast path, if this daemon has one.
+    pub(super) fn fast_path_control<'a>(
+        &'a self,
+        kernel: &'a mut LinuxKernel,
+    ) -> Option<FastPathControl<'a>> {
+        let reader = self.fast_path.as_ref().ok()?;
+        Some(FastPathControl { reader, shared: self, kernel })
+    }
+}
+
+impl FastPathControl<'_> {
     /// Has the engines read all lines, and releases their room in the ring buffer when they are in the journals.
     /// Returns whether there were any.
-    pub(super) fn read_lines(&self, shared: &SharedState, kernel: &mut LinuxKernel) -> bool {
-        let position = self.fetch_lines();
+    pub(super) fn read_lines(&mut self) -> bool {
+        let (reader, shared) = (self.reader, self.shared);
+        let position = reader.fetch_lines();
         let mut has_read = false;
-        daemon_host::carry_out_effects(shared, kernel, |_, all| {
+        daemon_host::carry_out_effects(shared, self.kernel, |_, all| {
             for (shard, effects) in all.iter_mut().enumerate() {
                 let mut engine = lock(&shared.shards[shard].engine);
-                has_read |= !lock(&self.unread_lines[shard]).is_empty();
+                has_read |= !lock(&reader.unread_lines[shard]).is_empty();
                 // Includes the records of lines that another thread had it read, and has not written yet.
                 engine.read_fast_path_lines(iter::empty(), effects);
-                self.feed_engine(shard, &mut engine, effects);
+                reader.feed_engine(shard, &mut engine, effects);
             }
         });
-        self.offload.program().ring().release(position);
+        reader.offload.program().ring().release(position);
         has_read
     }
 
     /// Brings engines and program to the same connections, at the start. If the program is new, or the table
     /// `lacks_translations` of it, opens the old program's pinholes in the table.
     pub(super) fn start(
-        &self,
+        &mut self,
         lacks_translations: bool,
         parameters: &RuleParameters,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
     ) -> Result<(), ServiceError> {
+        let offload = &self.reader.offload;
         if lacks_translations {
-            self.offload.end_readmissions();
-            self.offload.restore_translations()?;
+            offload.end_readmissions();
+            offload.restore_translations()?;
         }
-        self.resynchronise(true, shared, kernel)?;
-        if !self.offload.program().was_taken_over() {
-            return Ok(reopen_program_pinholes(parameters, shared, kernel)?);
+        self.resynchronise(true)?;
+        if !offload.program().was_taken_over() {
+            return Ok(reopen_program_pinholes(parameters, self.shared, self.kernel)?);
         }
         if lacks_translations {
-            move_pinholes_to_rules(None, shared, kernel);
+            move_pinholes_to_rules(None, self.shared, self.kernel);
         }
         Ok(())
     }
 
-    /// Has the thread that reads the lines turn the fast path off, because of `why`. If it does not run, the fast path
-    /// is off.
-    pub(super) fn leave(&self, why: String) {
-        let _ = self.leave_reason.set(why);
-    }
-
     /// Turns the fast path off, because of `why`: takes all connections back and removes the program.
-    pub(super) fn turn_off(
-        &self,
-        why: String,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
-    ) -> Result<(), ServiceError> {
-        let _ = self.off_reason.set(why);
-        self.resynchronise(false, shared, kernel)?;
-        move_pinholes_to_rules(None, shared, kernel);
-        Ok(self.offload.program().remove()?)
+    pub(super) fn turn_off(&mut self, why: String) -> Result<(), ServiceError> {
+        let _ = self.reader.off_reason.set(why);
+        self.resynchronise(false)?;
+        move_pinholes_to_rules(None, self.shared, self.kernel);
+        Ok(self.reader.offload.program().remove()?)
     }
 
     /// Takes all connections back, and closes pinholes of the program that no session holds. From then on the engines
     /// hand connections over, or none, as `hands_over` says.
-    fn resynchronise(
-        &self,
-        hands_over: bool,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
-    ) -> io::Result<()> {
-        self.read_lines(shared, kernel);
+    fn resynchronise(&mut self, hands_over: bool) -> io::Result<()> {
+        let (offload, shared) = (&self.reader.offload, self.shared);
+        self.read_lines();
         // The engines hand each connection over again when it is eligible.
         for shard in &shared.shards {
             let mut engine = lock(&shard.engine);
             engine.sessions.set_uses_fast_path(false);
             engine.sessions.set_uses_fast_path(hands_over);
         }
-        self.read_lines(shared, kernel);
-        let program = self.offload.program();
+        self.read_lines();
+        let program = offload.program();
         program.take_back_all()?;
         // The lines that the program inspected until then: their pinholes belong to sessions.
-        self.read_lines(shared, kernel);
+        self.read_lines();
         // A daemon that crashed may have left pinholes open that it had already dropped.
         let mut held: HashSet<FastPathPinhole> = HashSet::new();
         for shard in &shared.shards {
@@ -137,75 +141,63 @@ impl FastPathReader {
         for shard in &shared.shards {
             let sessions = &lock(&shard.engine).sessions;
             // The program may already have the same pinhole open. It is then the same session's.
-            sessions.rule_pinholes().for_each(|pinhole| _ = self.offload.reserve_pinhole(&pinhole));
+            sessions.rule_pinholes().for_each(|pinhole| _ = offload.reserve_pinhole(&pinhole));
             let open = sessions.missing_pinholes(Instant::now(), |_| true);
-            open.for_each(|opening| self.offload.record_rules_pinhole(&opening));
+            open.for_each(|opening| offload.record_rules_pinhole(&opening));
         }
         Ok(())
     }
 
     /// Restores the translations in a table that was loaded again, and takes all connections back.
-    pub(super) fn handle_new_table(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
-        if let Err(error) = self.offload.restore_translations() {
-            shared.report_error(&error);
-        }
-        self.take_back(None, shared, kernel);
+    pub(super) fn handle_new_table(&mut self) {
+        self.shared.report(self.reader.offload.restore_translations());
+        self.take_back(None);
     }
 
     /// Takes all connections back, or those with an end at one of these `interfaces`, and has the engines read all
     /// lines.
-    pub(super) fn take_back(
-        &self,
-        interfaces: Option<&[u32]>,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
-    ) {
-        for shard in &shared.shards {
+    pub(super) fn take_back(&mut self, interfaces: Option<&[u32]>) {
+        for shard in &self.shared.shards {
             lock(&shard.engine).sessions.take_back_at(interfaces);
         }
-        self.read_lines(shared, kernel);
+        self.read_lines();
         // The lines that the program inspected before it got the change.
-        self.read_lines(shared, kernel);
+        self.read_lines();
+    }
+
+    /// Has the engines read the lines that the program inspected before a new policy was set.
+    pub(super) fn apply_policy(&mut self) {
+        self.read_lines();
+        // The lines that the program inspected before it returned its connections.
+        self.read_lines();
+        self.reader.offload.end_readmissions();
     }
 
     /// Ends the inspection by the program: takes all connections back and reads their lines. The program's pinholes
     /// stay open.
-    pub(super) fn stop(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
-        for shard in &shared.shards {
+    pub(super) fn stop(&mut self) {
+        for shard in &self.shared.shards {
             lock(&shard.engine).sessions.set_uses_fast_path(false);
         }
-        self.take_back(None, shared, kernel);
-    }
-
-    /// Removes the program. Called when no connection needs it.
-    pub(super) fn remove(&self, shared: &SharedState) {
-        if let Err(error) = self.offload.program().remove() {
-            shared.report_error(&error);
-        }
+        self.take_back(None);
     }
 
     /// Reads lines until `end` is set, or the fast path is to be turned off.
-    pub(super) fn run(
-        &self,
-        end: &AtomicBool,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
-    ) -> Result<(), ServiceError> {
+    pub(super) fn run(&mut self, end: &AtomicBool) -> Result<(), ServiceError> {
         let (mut pause, mut next_update) = (MIN_PAUSE, Instant::now());
         while !end.load(Ordering::Acquire) {
-            if let Some(why) = self.leave_reason.get() {
+            if let Some(why) = self.reader.leave_reason.get() {
                 log_off(why);
-                return self.turn_off(why.clone(), shared, kernel);
+                return self.turn_off(why.clone());
             }
-            let has_read = self.read_lines(shared, kernel);
+            let has_read = self.read_lines();
             pause = if has_read { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
             let now = Instant::now();
             if now >= next_update {
-                self.update_program(shared, kernel);
+                self.update_program();
                 next_update = now + UPDATE_INTERVAL;
             }
-            if let Err(error) = self.ring_waiter.wait(pause) {
-                shared.report_error(&error);
+            if self.shared.report(self.reader.ring_waiter.wait(pause)).is_none() {
                 thread::sleep(pause);
             }
         }
@@ -214,49 +206,43 @@ impl FastPathReader {
 
     /// Has the engines know the interfaces that cannot have the program, attaches it to the others while it has
     /// connections, and bars the ports at which no pinhole may be opened.
-    pub(super) fn update_program(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
-        let program = self.offload.program();
+    pub(super) fn update_program(&mut self) {
+        let offload = &self.reader.offload;
+        let program = offload.program();
         let updated = program.find_other_interfaces().and_then(|others| {
             // The program is detached when its pinholes have moved.
-            self.set_other_interfaces(others, shared, kernel);
+            self.set_other_interfaces(others);
             program.update_attachments(Instant::now())
         });
-        if let Err(error) = updated {
-            shared.report_error(&error);
-        }
-        if let Some(Failures { count, last }) = self.offload.take_failures() {
-            shared.report_errors(
+        self.shared.report(updated);
+        if let Some(Failures { count, last }) = offload.take_failures() {
+            self.shared.report_errors(
                 count,
                 &format_args!("fast path: {last} ({count} errors since the last report)"),
             );
         }
-        self.bar_ports(shared, None);
+        self.bar_ports(None);
     }
 
     /// Has the engines hand over no connection of these interfaces. The connections of those that had the program
     /// before are taken back, and their pinholes move to the rules: the program may not see their SYNs in time.
-    fn set_other_interfaces(
-        &self,
-        others: OtherInterfaces,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
-    ) {
+    fn set_other_interfaces(&mut self, others: OtherInterfaces) {
         let OtherInterfaces { indices, ineligible, .. } = others;
         let indices: Arc<[u32]> = indices.into();
-        for shard in &shared.shards {
+        for shard in &self.shared.shards {
             lock(&shard.engine).sessions.set_inline_interfaces(Arc::clone(&indices));
         }
         if !ineligible.is_empty() {
-            self.take_back(Some(&ineligible), shared, kernel);
-            move_pinholes_to_rules(Some(&ineligible), shared, kernel);
+            self.take_back(Some(&ineligible));
+            move_pinholes_to_rules(Some(&ineligible), self.shared, self.kernel);
         }
     }
 
     /// Has the program open no pinhole at ports that the policy forbids, or the `next` one.
-    pub(super) fn bar_ports(&self, shared: &SharedState, next: Option<&Policy>) {
-        let policy =
-            shared.shards.first().map(|shard| lock(&shard.engine).sessions.policy().clone());
-        self.offload.bar_ports(&self.claimed, |port| {
+    pub(super) fn bar_ports(&self, next: Option<&Policy>) {
+        let first = self.shared.shards.first();
+        let policy = first.map(|shard| lock(&shard.engine).sessions.policy().clone());
+        self.reader.offload.bar_ports(&self.reader.claimed, |port| {
             policy.iter().chain(next).any(|policy| {
                 let mut networks = policy.networks.iter().map(|network| &network.policy);
                 policy.forbids_port(port) || networks.any(|policy| policy.forbids_port(port))
@@ -271,8 +257,7 @@ pub(super) fn log_off(why: &str) {
 }
 
 /// Moves the pinholes that the program has open to the rules, of all connections or of those with an end at one of
-/// these
-/// `interfaces`. Those connections must not be handed over.
+/// these `interfaces`. Those connections must not be handed over.
 fn move_pinholes_to_rules(
     interfaces: Option<&[u32]>,
     shared: &SharedState,

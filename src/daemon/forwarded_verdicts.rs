@@ -3,7 +3,7 @@
 
 use std::sync::{
     Mutex,
-    atomic::{AtomicBool, Ordering},
+    mpsc::{self, Receiver, Sender},
 };
 
 use ftp_alg_core::engine::{Released, Token, Verdict};
@@ -11,7 +11,7 @@ use ftp_alg_core::engine::{Released, Token, Verdict};
 use super::shard::lock;
 use crate::kernel::{
     NetfilterError, RuleParameters,
-    queue::{QueueVerdict, Verdicts, Waker},
+    queue::{Queue, QueueVerdict, Verdicts, Waker},
 };
 
 /// Gives the verdict on the packet of `token`. With [`Verdict::Replace`], `replacement` is forwarded in its place. The
@@ -55,50 +55,43 @@ impl ForwardedVerdict {
     }
 }
 
-/// The verdicts for the worker of one queue.
-#[derive(Debug, Default)]
-pub(super) struct ForwardedVerdicts {
-    inner: Mutex<Inner>,
-    has_verdicts: AtomicBool,
+/// Sends verdicts to the worker of one queue.
+pub(super) struct VerdictSender {
+    verdicts: Sender<ForwardedVerdict>,
+    waker: Mutex<Waker>,
 }
 
-#[derive(Debug, Default)]
-struct Inner {
-    verdicts: Vec<ForwardedVerdict>,
+impl VerdictSender {
+    /// The sender for the worker of `queue`, and that worker's receiver.
+    pub(super) fn channel(
+        queue: &Queue,
+    ) -> Result<(Self, Receiver<ForwardedVerdict>), NetfilterError> {
+        let (verdicts, received) = mpsc::channel();
+        Ok((Self { verdicts, waker: Mutex::new(queue.waker()?) }, received))
+    }
+
+    /// Sends a verdict, and wakes the worker.
+    pub(super) fn send(&self, verdict: ForwardedVerdict) {
+        // A worker that has ended gives no more verdicts.
+        let _ = self.verdicts.send(verdict);
+        self.wake();
+    }
+
     /// Wakes the worker.
-    waker: Option<Waker>,
+    pub(super) fn wake(&self) {
+        lock(&self.waker).wake();
+    }
 }
 
-impl ForwardedVerdicts {
-    /// Sets the waker of the worker.
-    pub(super) fn set_waker(&self, waker: Waker) {
-        lock(&self.inner).waker = Some(waker);
+/// Gives all verdicts that were forwarded. Passes errors to `report`.
+pub(super) fn give_forwarded(
+    forwarded: &Receiver<ForwardedVerdict>,
+    mut verdicts: Verdicts<'_>,
+    parameters: &RuleParameters,
+    report: impl Fn(&NetfilterError),
+) {
+    for ForwardedVerdict { token, verdict, replacement } in forwarded.try_iter() {
+        give_verdict(&mut verdicts, parameters, token, &verdict, &replacement, &report);
     }
-
-    /// Adds a verdict, and wakes the worker.
-    pub(super) fn push(&self, verdict: ForwardedVerdict) {
-        let mut inner = lock(&self.inner);
-        inner.verdicts.push(verdict);
-        self.has_verdicts.store(true, Ordering::Release);
-        if let Some(waker) = &inner.waker {
-            waker.wake();
-        }
-    }
-
-    /// Gives all forwarded verdicts. Passes errors to `report`.
-    pub(super) fn give_all(
-        &self,
-        mut verdicts: Verdicts<'_>,
-        parameters: &RuleParameters,
-        report: impl Fn(&NetfilterError),
-    ) {
-        if !self.has_verdicts.swap(false, Ordering::Acquire) {
-            return;
-        }
-        let forwarded = std::mem::take(&mut lock(&self.inner).verdicts);
-        for ForwardedVerdict { token, verdict, replacement } in forwarded {
-            give_verdict(&mut verdicts, parameters, token, &verdict, &replacement, &report);
-        }
-        verdicts.flush().unwrap_or_else(|error| report(&error));
-    }
+    verdicts.flush().unwrap_or_else(|error| report(&error));
 }

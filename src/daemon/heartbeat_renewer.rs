@@ -18,35 +18,21 @@ const PASS_LIMIT: Duration = Duration::from_millis(1500);
 /// How long connections wait for the next start, if the daemon ends and leaves its table.
 pub(super) const RESTART_GRACE: Duration = Duration::from_secs(2);
 
-/// The heartbeat, with its deadline.
+/// The heartbeat.
 pub(super) struct HeartbeatRenewer {
     heartbeat: Heartbeat,
-    last: LastRenewal,
-}
-
-/// When the heartbeat was last renewed, and its deadline.
-#[derive(Clone, Copy)]
-struct LastRenewal {
+    /// When it was last renewed.
     renewed: Instant,
-    expires: Instant,
 }
 
-impl LastRenewal {
-    fn at(now: Instant) -> Self {
-        Self { renewed: now, expires: now + HEARTBEAT_TIMEOUT }
-    }
-
-    /// Whether the next renewal is due. Not while a worker may hang; and after the deadline not before each worker has
-    /// made a pass, which notices that the heartbeat `has_lapsed`.
-    fn is_followed(self, now: Instant, oldest_pass: Instant, has_lapsed: bool) -> bool {
-        let is_alive = now.saturating_duration_since(oldest_pass) < PASS_LIMIT;
-        is_alive
-            && if has_lapsed {
-                oldest_pass >= self.expires
-            } else {
-                now >= self.renewed + RENEWAL_INTERVAL
-            }
-    }
+/// Whether the next renewal is due. Not while a worker may hang; and after the deadline not before each worker has made
+/// a pass, which notices that the heartbeat `has_lapsed`.
+fn is_renewal_due(renewed: Instant, now: Instant, oldest_pass: Instant, has_lapsed: bool) -> bool {
+    now.saturating_duration_since(oldest_pass) < PASS_LIMIT
+        && match has_lapsed {
+            true => oldest_pass >= renewed + HEARTBEAT_TIMEOUT,
+            false => now >= renewed + RENEWAL_INTERVAL,
+        }
 }
 
 impl HeartbeatRenewer {
@@ -59,26 +45,26 @@ impl HeartbeatRenewer {
     ) -> Result<Self, NetfilterError> {
         let now = Instant::now();
         let heartbeat = Heartbeat::new(commits)?;
-        let mut renewer = Self { heartbeat, last: LastRenewal::at(now) };
+        let mut renewer = Self { heartbeat, renewed: now };
         if !have_waited || !renewer.heartbeat.renew(HEARTBEAT_TIMEOUT)? {
             shared.record_downtime();
             renewer.heartbeat.start(HEARTBEAT_TIMEOUT)?;
         }
-        set_deadline(shared, now, renewer.last.expires);
+        set_deadline(shared, now, now + HEARTBEAT_TIMEOUT);
         Ok(renewer)
     }
 
     /// Renews the heartbeat if that is due.
     pub(super) fn renew_if_due(&mut self, shared: &SharedState) -> Result<(), NetfilterError> {
         let now = Instant::now();
-        let (progress, last) = (&shared.progress, self.last);
-        if !last.is_followed(now, progress.oldest_pass(), progress.has_lapsed(now)) {
+        let progress = &shared.progress;
+        if !is_renewal_due(self.renewed, now, progress.oldest_pass(), progress.has_lapsed(now)) {
             return Ok(());
         }
         if !self.heartbeat.renew(HEARTBEAT_TIMEOUT)? {
             shared.record_downtime();
             self.heartbeat.start(HEARTBEAT_TIMEOUT)?;
-            let seconds = now.saturating_duration_since(last.renewed).as_secs_f64();
+            let seconds = now.saturating_duration_since(self.renewed).as_secs_f64();
             tracing::warn!(
                 event = "downtime",
                 seconds,
@@ -87,8 +73,8 @@ impl HeartbeatRenewer {
                  until they are in step again, or their clients log in again",
             );
         }
-        self.last = LastRenewal::at(now);
-        set_deadline(shared, now, self.last.expires);
+        self.renewed = now;
+        set_deadline(shared, now, now + HEARTBEAT_TIMEOUT);
         Ok(())
     }
 
@@ -105,7 +91,7 @@ impl HeartbeatRenewer {
 fn set_deadline(shared: &SharedState, now: Instant, deadline: Instant) {
     shared.progress.set_deadline(deadline);
     if let Ok(reader) = &shared.fast_path {
-        reader.offload().set_heartbeat(deadline.saturating_duration_since(now));
+        reader.offload.set_heartbeat(deadline.saturating_duration_since(now));
     }
 }
 
@@ -123,14 +109,14 @@ mod tests {
         for apart in (0..1000).step_by(50) {
             let start = Instant::now();
             let oldest_pass = |now: u64| now - (now % 1000).max((now + apart) % 1000);
-            let mut last = LastRenewal::at(start + millis(2000));
+            let mut renewed = start + millis(2000);
             // The main thread looks each 100 ms. The daemon stops just before it does.
             for now in (2100..12_000).step_by(100) {
                 let stopped = start + millis(now);
-                let left = last.expires.saturating_duration_since(stopped);
+                let left = (renewed + HEARTBEAT_TIMEOUT).saturating_duration_since(stopped);
                 assert!(left >= millis(4100), "{left:?} at {now}, {apart}: and the kernel rounds");
-                if last.is_followed(stopped, start + millis(oldest_pass(now)), false) {
-                    last = LastRenewal::at(stopped);
+                if is_renewal_due(renewed, stopped, start + millis(oldest_pass(now)), false) {
+                    renewed = stopped;
                 }
             }
         }
@@ -139,14 +125,16 @@ mod tests {
     #[test]
     fn a_heartbeat_is_not_renewed_for_a_worker_that_hangs() {
         let start = Instant::now();
-        let last = LastRenewal::at(start);
-        let at = |after| start + millis(after);
-        assert!(last.is_followed(at(800), at(0), false));
-        assert!(last.is_followed(at(1400), at(0), false));
-        assert!(!last.is_followed(at(1500), at(0), false));
+        let is_due = |now, oldest_pass, has_lapsed| {
+            let at = |after| start + millis(after);
+            is_renewal_due(start, at(now), at(oldest_pass), has_lapsed)
+        };
+        assert!(is_due(800, 0, false));
+        assert!(is_due(1400, 0, false));
+        assert!(!is_due(1500, 0, false));
         // After the deadline each worker has to notice it first.
-        assert!(!last.is_followed(at(5200), at(4990), true));
-        assert!(last.is_followed(at(5200), at(5000), true));
-        assert!(!last.is_followed(at(7000), at(5000), true));
+        assert!(!is_due(5200, 4990, true));
+        assert!(is_due(5200, 5000, true));
+        assert!(!is_due(7000, 5000, true));
     }
 }

@@ -89,24 +89,14 @@ impl EventLog {
             .collect();
         drop(limiter);
         for (topic, event) in admitted {
-            match topic {
-                Some(topic) => log_line(topic.level(), topic.into(), event, &Fields::new(event)),
-                None => log_line(Level::DEBUG, "change", event, &Fields::new(event)),
-            }
+            log_line(topic, event, Some((event.client, event.server)), Some(event));
         }
     }
 
     /// Logs that a pinhole of a session between `client` and `server` expired without a connection.
-    pub fn log_unused_pinhole(
-        &self,
-        now: Instant,
-        (client, server): (SocketAddr, SocketAddr),
-        text: &str,
-    ) {
-        let topic = Topic::Unused;
-        if lock(&self.limiter).admits(now, topic, Some(client.ip())) {
-            let fields = Fields { client: Some(client), server: Some(server), ..Fields::default() };
-            log_line(topic.level(), topic.into(), &text, &fields);
+    pub fn log_unused_pinhole(&self, now: Instant, ends: (SocketAddr, SocketAddr), text: &str) {
+        if lock(&self.limiter).admits(now, Topic::Unused, Some(ends.0.ip())) {
+            log_line(Some(Topic::Unused), &text, Some(ends), None);
         }
     }
 
@@ -123,20 +113,26 @@ impl EventLog {
     fn log_limited(&self, now: Instant, topic: Topic, text: &dyn Display) {
         let admitted = lock(&self.limiter).admits(now, topic, None);
         if admitted {
-            log_line(topic.level(), topic.into(), text, &Fields::default());
+            log_line(Some(topic), text, None, None);
         }
     }
 
     /// Logs how many lines were suppressed, at most once a second.
     pub fn log_skipped_if_due(&self, now: Instant) {
-        let skipped = lock(&self.limiter).take_skipped_if_due(now);
-        log_skipped_lines(skipped);
+        if lock(&self.limiter).is_summary_due(now) {
+            self.log_skipped(now);
+        }
     }
 
-    /// Logs how many lines were suppressed since the last time. For the end of the daemon.
-    pub fn log_skipped(&self) {
-        let skipped = lock(&self.limiter).take_skipped();
-        log_skipped_lines(skipped);
+    /// Logs how many lines were suppressed since the last time.
+    pub fn log_skipped(&self, now: Instant) {
+        let skipped = lock(&self.limiter).take_skipped(now);
+        for (topic, SkippedLines { lines, last }) in skipped {
+            let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
+            let what = topic.get_message().unwrap_or_default();
+            let text = format!("{lines} more lines were not logged: {what}{of}");
+            log_line(Some(topic), &text, None, None);
+        }
     }
 
     /// How many lines were suppressed since the start.
@@ -145,47 +141,25 @@ impl EventLog {
     }
 }
 
-fn log_skipped_lines(skipped: Vec<(Topic, SkippedLines)>) {
-    for (topic, SkippedLines { lines, last }) in skipped {
-        let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
-        let text = format!(
-            "{lines} more lines were not logged: {}{of}",
-            topic.get_message().unwrap_or_default()
-        );
-        log_line(topic.level(), topic.into(), &text, &Fields::default());
-    }
-}
-
-/// The fields of a line about a session. Those that are `None` are left out.
-#[derive(Default)]
-struct Fields<'a> {
-    session: Option<u64>,
-    client: Option<SocketAddr>,
-    server: Option<SocketAddr>,
-    decided: Option<&'a DecidedAnnouncement>,
-}
-
-impl<'a> Fields<'a> {
-    fn new(event: &'a Event) -> Self {
-        let decided = match &event.kind {
-            EventKind::Announcement(decided) => Some(decided),
-            _ => None,
-        };
-        let (client, server) = (Some(event.client), Some(event.server));
-        Self { session: Some(event.session), client, server, decided }
-    }
-}
-
-/// Logs `text` with the event's `name` and `fields`.
-fn log_line(level: Level, name: &'static str, text: &dyn Display, fields: &Fields<'_>) {
-    let decided = fields.decided;
+/// Logs `text` with the name of its `topic`, the `ends` of its session, and what else is known of the `event`. A line
+/// without a topic has the level debug.
+fn log_line(
+    topic: Option<Topic>,
+    text: &dyn Display,
+    ends: Option<(SocketAddr, SocketAddr)>,
+    event: Option<&Event>,
+) {
+    let decided = match event.map(|event| &event.kind) {
+        Some(EventKind::Announcement(decided)) => Some(decided),
+        _ => None,
+    };
     macro_rules! log {
         ($level:ident) => {
             tracing::$level!(
-                event = name,
-                session = fields.session,
-                client = fields.client.map(display),
-                server = fields.server.map(display),
+                event = topic.map_or("change", Topic::into),
+                session = event.map(|event| event.session),
+                client = ends.map(|(client, _)| display(client)),
+                server = ends.map(|(_, server)| display(server)),
                 action = decided.map(|decided| display(decided.action())),
                 kind = decided.map(|decided| display(decided.kind)),
                 announced = decided.and_then(|decided| decided.announced).map(display),
@@ -194,7 +168,7 @@ fn log_line(level: Level, name: &'static str, text: &dyn Display, fields: &Field
             )
         };
     }
-    match level {
+    match topic.map_or(Level::DEBUG, Topic::level) {
         Level::ERROR => log!(error),
         Level::WARN => log!(warn),
         Level::INFO => log!(info),
@@ -345,21 +319,19 @@ impl LineLimiter {
         self.skipped += lines;
     }
 
-    /// The lines that were suppressed since the last summary. Empty if that is less than a second ago.
-    fn take_skipped_if_due(&mut self, now: Instant) -> Vec<(Topic, SkippedLines)> {
-        if self.summary.is_some_and(|last| now.saturating_duration_since(last) < SUMMARY_INTERVAL) {
-            return Vec::new();
-        }
-        let skipped = self.take_skipped();
+    /// Whether the last summary is a second ago.
+    fn is_summary_due(&self, now: Instant) -> bool {
+        self.summary.is_none_or(|last| now.saturating_duration_since(last) >= SUMMARY_INTERVAL)
+    }
+
+    /// The lines that were suppressed since the last summary, for the next one.
+    fn take_skipped(&mut self, now: Instant) -> Vec<(Topic, SkippedLines)> {
+        let skipped = Topic::VARIANTS.iter().copied().zip(std::mem::take(&mut self.since_summary));
+        let skipped: Vec<_> = skipped.filter(|(_, skipped)| skipped.lines > 0).collect();
         if !skipped.is_empty() {
             self.summary = Some(now);
         }
         skipped
-    }
-
-    fn take_skipped(&mut self) -> Vec<(Topic, SkippedLines)> {
-        let skipped = Topic::VARIANTS.iter().copied().zip(std::mem::take(&mut self.since_summary));
-        skipped.filter(|(_, skipped)| skipped.lines > 0).collect()
     }
 }
 
@@ -445,22 +417,19 @@ mod tests {
     #[test]
     fn suppressed_lines_are_summarised_once_a_second() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
-        assert_eq!(limiter.take_skipped_if_due(now), []);
+        assert_eq!(limiter.take_skipped(now), []);
+        assert!(limiter.is_summary_due(now));
         admitted(&mut limiter, now, Topic::Refusal, 7, 432);
         limiter.skip(Topic::Omitted, 5, None);
         let of = |lines, last| SkippedLines { lines, last };
         let expected = [(Topic::Refusal, of(412, client(7))), (Topic::Omitted, of(5, None))];
-        assert_eq!(limiter.take_skipped_if_due(now), expected);
+        assert_eq!(limiter.take_skipped(now), expected);
         admitted(&mut limiter, now, Topic::Refusal, 7, 1);
-        assert_eq!(limiter.take_skipped_if_due(now + SUMMARY_INTERVAL / 2), [], "not yet");
-        assert_eq!(
-            limiter.take_skipped_if_due(now + SUMMARY_INTERVAL),
-            [(Topic::Refusal, of(1, client(7)))]
-        );
-        assert_eq!(
-            (limiter.take_skipped_if_due(now + 9 * SUMMARY_INTERVAL), limiter.skipped),
-            (vec![], 418)
-        );
+        assert!(!limiter.is_summary_due(now + SUMMARY_INTERVAL / 2), "not yet");
+        let due = now + SUMMARY_INTERVAL;
+        assert!(limiter.is_summary_due(due));
+        assert_eq!(limiter.take_skipped(due), [(Topic::Refusal, of(1, client(7)))]);
+        assert_eq!((limiter.take_skipped(due), limiter.skipped), (vec![], 418));
     }
 
     #[test]

@@ -49,10 +49,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    },
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     thread,
     time::{Duration, Instant},
 };
@@ -73,8 +70,8 @@ use self::{
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
-    snapshot::StatusSource,
     takeover::{OtherDaemons, TakeoverError},
+    workers::Workers,
 };
 use crate::{
     config::{self, Config, ConfigError},
@@ -163,24 +160,7 @@ pub enum DaemonError {
 /// Why the workers did not start: one line with the thing, the reason and the remedy.
 pub type ServiceError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The workers, as the main thread sees them. Dropping them ends them and removes the rules, unless connections need
-/// the rules until the next start.
-pub trait DaemonService {
-    /// The source of the control socket's answers.
-    fn source(&self) -> Arc<dyn StatusSource>;
-    /// Continues with `config`, whose fixed keys have the values of the start.
-    fn reload(&self, config: &Config);
-    /// Continues with the same `config` after one of its names got another address, or the operator's rules another set of
-    /// ports.
-    fn update_policy(&self, config: &Config);
-    /// Renews the heartbeat, and loads the table again if another program removed or changed it. Called ten times a
-    /// second.
-    fn maintain(&mut self);
-    /// Whether every worker made progress recently.
-    fn makes_progress(&self) -> bool;
-}
-
-/// Interval of [`DaemonService::maintain`]. While the table is missing, packets of adjusted connections pass
+/// Interval of [`Workers::maintain`]. While the table is missing, packets of adjusted connections pass
 /// unadjusted. A check takes microseconds, unless another program has changed nf_tables.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -210,7 +190,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     watch_signals(sender.clone())?;
     watch_broker(broker, sender.clone())?;
     let mut service = workers::start(&config, &options.state_dir, &sender, unconfined, fast_path)?;
-    let server = socket.serve(service.source())?;
+    let server = socket.serve(service.shared.clone())?;
     let (version, ports) = (env!("CARGO_PKG_VERSION"), &config.control_ports);
     let queues: Vec<_> = config.queue.numbers().collect();
     let path = options.socket.display();
@@ -223,7 +203,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         "ready: version {version}, control ports {ports:?}, queues {queues:?}, socket {path}"
     );
     notify(&[NotifyState::Ready]);
-    let outcome = handle_events(&events, options, config, &mut *service);
+    let outcome = handle_events(&events, options, config, &mut service);
     notify(&[NotifyState::Stopping]);
     drop(server);
     drop(service);
@@ -236,7 +216,7 @@ fn handle_events(
     events: &Receiver<DaemonEvent>,
     options: &DaemonOptions,
     mut config: Config,
-    service: &mut dyn DaemonService,
+    service: &mut Workers,
 ) -> Result<(), DaemonError> {
     let mut next_check = Instant::now() + MAINTENANCE_INTERVAL;
     let mut watchdog = Watchdog::new();
@@ -250,7 +230,18 @@ fn handle_events(
         match events.recv_timeout(next_check.saturating_duration_since(now)) {
             Ok(DaemonEvent::Terminate) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(DaemonEvent::Failed(why)) => return Err(DaemonError::Failed(why)),
-            Ok(DaemonEvent::Reload) => config = reload(options, config, service),
+            Ok(DaemonEvent::Reload) => {
+                match NotifyState::monotonic_usec_now() {
+                    Ok(now) => notify(&[NotifyState::Reloading, now]),
+                    Err(_) => notify(&[NotifyState::Reloading]),
+                }
+                if let Some(new) = load_again(options, &config) {
+                    service.reload(&new);
+                    tracing::info!(event = "reloaded", "reload: the new configuration is in use");
+                    config = new;
+                }
+                notify(&[NotifyState::Ready]);
+            }
             Ok(DaemonEvent::NfTablesChanged) => service.maintain(),
             Ok(DaemonEvent::PolicyChanged) => service.update_policy(&config),
             Err(RecvTimeoutError::Timeout) => {}
@@ -271,7 +262,7 @@ impl Watchdog {
         Self { every, next: Instant::now() }
     }
 
-    fn feed(&mut self, now: Instant, service: &dyn DaemonService) {
+    fn feed(&mut self, now: Instant, service: &Workers) {
         if let Some(every) = self.every
             && now >= self.next
             && service.makes_progress()
@@ -282,13 +273,9 @@ impl Watchdog {
     }
 }
 
-/// Reads the configuration again. Returns the file's configuration if it is valid, and `old` otherwise.
-fn reload(options: &DaemonOptions, old: Config, service: &dyn DaemonService) -> Config {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(_) => notify(&[NotifyState::Reloading]),
-    }
-    let config = match load(options) {
+/// Reads the configuration again. The fixed keys keep their `old` values. `None` if it is invalid.
+fn load_again(options: &DaemonOptions, old: &Config) -> Option<Config> {
+    match load(options) {
         Ok(new) => {
             for key in old.fixed_keys_changed(&new) {
                 tracing::warn!(
@@ -298,10 +285,7 @@ fn reload(options: &DaemonOptions, old: Config, service: &dyn DaemonService) -> 
                      systemctl restart ftp-alg"
                 );
             }
-            let merged = new.with_fixed_keys_of(&old);
-            service.reload(&merged);
-            tracing::info!(event = "reloaded", "reload: the new configuration is in use");
-            merged
+            Some(new.with_fixed_keys_of(old))
         }
         Err(error) => {
             for line in error.to_string().lines() {
@@ -312,11 +296,9 @@ fn reload(options: &DaemonOptions, old: Config, service: &dyn DaemonService) -> 
                 "reload: the new configuration is refused, and the old one stays in use: correct the file, \
                  then reload"
             );
-            old
+            None
         }
-    };
-    notify(&[NotifyState::Ready]);
-    config
+    }
 }
 
 fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {

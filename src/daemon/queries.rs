@@ -19,8 +19,8 @@ const LOOK_UP_LIMIT: Duration = Duration::from_millis(500);
 impl SharedState {
     /// Has the engines read all fast-path lines.
     fn read_fast_path(&self) {
-        if let Ok(reader) = &self.fast_path {
-            reader.read_lines(self, &mut lock(&self.kernel));
+        if let Some(mut fast_path) = self.fast_path_control(&mut lock(&self.kernel)) {
+            fast_path.read_lines();
         }
     }
 
@@ -31,13 +31,7 @@ impl SharedState {
         let of_rules = kernel.list_open();
         let listed =
             of_rules.and_then(|open| Ok([open, kernel.list_fast_path_pinholes()?].concat()));
-        let open = match listed {
-            Ok(open) => open,
-            Err(error) => {
-                self.report_error(&error);
-                return Vec::new();
-            }
-        };
+        let Some(open) = self.report(listed) else { return Vec::new() };
         drop(kernel);
         // A map, because each lookup locks an engine that a worker may need.
         let remaining: HashMap<_, _> =

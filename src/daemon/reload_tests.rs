@@ -1,32 +1,9 @@
-//! Tests of the main thread's events, with a service that only records its calls.
-
-use std::cell::RefCell;
+//! Tests of a reload, and of the state directory's owner.
 
 use super::*;
 
-#[derive(Default)]
-struct RecordingService(RefCell<Vec<Config>>);
-
-impl DaemonService for RecordingService {
-    fn makes_progress(&self) -> bool {
-        true
-    }
-
-    fn source(&self) -> Arc<dyn StatusSource> {
-        unreachable!("no control socket here")
-    }
-    fn reload(&self, config: &Config) {
-        self.0.borrow_mut().push(config.clone());
-    }
-    fn update_policy(&self, _: &Config) {}
-    fn maintain(&mut self) {}
-}
-
-/// Handles `events` in a daemon with the default configuration, with `text` in the configuration file.
-fn handle_with_config(
-    text: &str,
-    events: Vec<DaemonEvent>,
-) -> (Result<(), DaemonError>, Vec<Config>) {
+/// Reads the configuration again in a daemon with the default configuration, with `text` in the configuration file.
+fn load_again_with(text: &str) -> Option<Config> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ftp-alg.toml");
     fs::write(&file, text).unwrap();
@@ -38,55 +15,21 @@ fn handle_with_config(
         takeover: false,
         log_level: None,
     };
-    let (sender, receiver) = mpsc::channel();
-    for event in events {
-        sender.send(event).unwrap();
-    }
-    let mut service = RecordingService::default();
-    let outcome = handle_events(&receiver, &options, Config::default(), &mut service);
-    (outcome, service.0.into_inner())
+    load_again(&options, &Config::default())
 }
 
 #[test]
-fn a_valid_new_configuration_is_used() {
-    let (outcome, reloads) = handle_with_config(
-        "pinhole.timeout = \"5s\"",
-        vec![DaemonEvent::Reload, DaemonEvent::Terminate],
-    );
-    outcome.unwrap();
-    assert_eq!(reloads.len(), 1);
-    assert_eq!(reloads[0].pinhole.timeout, Duration::from_secs(5));
-}
-
-#[test]
-fn an_invalid_new_configuration_leaves_the_old_one_in_use() {
+fn an_invalid_new_configuration_is_refused() {
     for text in ["pinhole.timeout = 5", "metrics.listen = \"127.0.0.1:1\""] {
-        let (outcome, reloads) =
-            handle_with_config(text, vec![DaemonEvent::Reload, DaemonEvent::Terminate]);
-        outcome.unwrap();
-        assert!(reloads.is_empty(), "{text}");
+        assert_eq!(load_again_with(text), None, "{text}");
     }
 }
 
 #[test]
-fn fixed_keys_retain_their_values_at_a_reload() {
-    let text = "pinhole.timeout = \"5s\"\nqueue.workers = 8";
-    let (outcome, reloads) = handle_with_config(
-        text,
-        vec![DaemonEvent::Reload, DaemonEvent::Reload, DaemonEvent::Terminate],
-    );
-    outcome.unwrap();
-    for config in reloads {
-        assert_eq!(config.queue, Config::default().queue);
-        assert_eq!(config.pinhole.timeout, Duration::from_secs(5));
-    }
-}
-
-#[test]
-fn a_worker_that_ends_by_itself_ends_the_daemon() {
-    let (outcome, _) =
-        handle_with_config("", vec![DaemonEvent::Failed("queue 2100 is gone".into())]);
-    assert_eq!(outcome.unwrap_err().to_string(), "queue 2100 is gone");
+fn a_reload_changes_all_but_the_fixed_keys() {
+    let config = load_again_with("pinhole.timeout = \"5s\"\nqueue.workers = 8").unwrap();
+    assert_eq!(config.queue, Config::default().queue);
+    assert_eq!(config.pinhole.timeout, Duration::from_secs(5));
 }
 
 #[test]

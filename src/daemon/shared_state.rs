@@ -18,7 +18,7 @@ use ftp_alg_core::engine::{Effects, Event, EventKind, Kernel, KernelError, Pinho
 use super::{
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
-    forwarded_verdicts::ForwardedVerdicts,
+    forwarded_verdicts::VerdictSender,
     health::Health,
     log::EventLog,
     shard::{Shard, lock},
@@ -33,8 +33,8 @@ pub(super) struct SharedState {
     pub(super) backend: &'static str,
     pub(super) backend_reason: &'static str,
     pub(super) shards: Vec<Shard>,
-    /// For each queue, the verdicts that other workers reached on its packets.
-    pub(super) forwarded_verdicts: Vec<ForwardedVerdicts>,
+    /// For each queue, where other workers send the verdicts that they reached on its packets.
+    pub(super) verdict_senders: Vec<VerdictSender>,
     /// When each worker last finished a pass of its loop.
     pub(super) progress: WorkerProgress,
     /// Errors outside the engines, which count their own.
@@ -57,6 +57,11 @@ pub(super) struct SharedState {
 }
 
 impl SharedState {
+    /// Counts and logs the error of a `result`. `None` stands for that.
+    pub(super) fn report<T, E: Display>(&self, result: Result<T, E>) -> Option<T> {
+        result.inspect_err(|error| self.report_error(error)).ok()
+    }
+
     /// Counts and logs an error of the daemon.
     pub(super) fn report_error(&self, error: &dyn Display) {
         self.report_errors(1, error);
@@ -165,9 +170,7 @@ impl SharedState {
                     continue;
                 }
                 let mut outcomes = Vec::new();
-                if let Err(error) = kernel.update_pinholes(&[], &missing, &mut outcomes) {
-                    self.report_error(&error);
-                }
+                self.report(kernel.update_pinholes(&[], &missing, &mut outcomes));
                 // A session may have opened one itself meanwhile.
                 let is_failure =
                     |outcome: &&Result<_, _>| !matches!(outcome, Ok(_) | Err(KernelError::Taken));
@@ -191,9 +194,7 @@ impl SharedState {
             source: initiator,
         };
         let closed: Vec<_> = ends.map(pinhole).collect();
-        if let Err(error) = kernel.update_pinholes(&closed, &[], &mut Vec::new()) {
-            self.report_error(&error);
-        }
+        self.report(kernel.update_pinholes(&closed, &[], &mut Vec::new()));
     }
 
     /// Records that packets of any connection may have passed unread. The journals are written at once: a restarted

@@ -65,12 +65,8 @@ pub(super) fn load(
              reloaded, and ftp-alg then loads it again. Tables with an owner that outlive it need Linux 6.9"
         );
     }
-    if let Err(error) = state.set_table_record(table.record().as_ref()) {
-        shared.report_error(&error);
-    }
-    if let Err(error) = state.set_backend(parameters.backend()) {
-        shared.report_error(&error);
-    }
+    shared.report(state.set_table_record(table.record().as_ref()));
+    shared.report(state.set_backend(parameters.backend()));
     if restored {
         // Those that were consumed while the table was loaded.
         let consumed = &read_consumed()? - &consumed_before;

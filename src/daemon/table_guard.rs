@@ -221,12 +221,8 @@ pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
         return; // expectations are in no table
     }
     let mut kernel = lock(&shared.kernel);
-    let known = consumed_pinholes(table.parameters())
-        .and_then(|used| kernel.list_open().map(|open| (used, open)));
-    let (used, open) = match known {
-        Ok(known) => known,
-        Err(error) => return shared.report_error(&error),
-    };
+    let Some(used) = shared.report(consumed_pinholes(table.parameters())) else { return };
+    let Some(open) = shared.report(kernel.list_open()) else { return };
     let open: HashSet<_> = open.iter().map(OpenPinhole::ends).collect();
     let is_missing =
         |pinhole: &Pinhole| !used.contains(&pinhole.ends()) && !open.contains(&pinhole.ends());

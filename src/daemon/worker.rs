@@ -7,10 +7,10 @@
 //!   heartbeat is not renewed before that, so no other packet is queued meanwhile.
 
 use std::{
-    error::Error,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::Receiver,
     },
     time::{Duration, Instant},
 };
@@ -18,7 +18,9 @@ use std::{
 use ftp_alg_core::engine::{Effects, PacketMeta, QueuedPacket, Token, carry_out};
 
 use super::{
+    ServiceError,
     daemon_host::{DaemonHost, OwnQueue},
+    forwarded_verdicts::{ForwardedVerdict, give_forwarded},
     shard::lock,
     shard_map::ShardMap,
     shared_state::SharedState,
@@ -38,42 +40,23 @@ const MIN_WAIT: Duration = Duration::from_millis(1);
 /// The reader of one queue, with access to all shards.
 pub(super) struct Worker {
     pub(super) queue: Queue,
-    shard_map: ShardMap,
+    /// The verdicts that other workers reached on packets of this queue.
+    pub(super) forwarded: Receiver<ForwardedVerdict>,
+    pub(super) shard_map: ShardMap,
     /// The position of its queue, and of the shard whose sessions this worker expires.
     pub(super) index: usize,
     pub(super) kernel: LinuxKernel,
-    parameters: RuleParameters,
+    pub(super) parameters: RuleParameters,
     pub(super) shared: Arc<SharedState>,
     /// The shard of each packet of a batch. The memory is reused, so a packet allocates nothing.
-    packet_shards: Vec<usize>,
+    pub(super) packet_shards: Vec<usize>,
     /// The effects of a batch, by shard.
-    effects: Vec<Effects>,
+    pub(super) effects: Vec<Effects>,
 }
 
 impl Worker {
-    pub(super) fn new(
-        queue: Queue,
-        shard_map: ShardMap,
-        index: usize,
-        kernel: LinuxKernel,
-        parameters: RuleParameters,
-        shared: Arc<SharedState>,
-    ) -> Self {
-        let effects = shared.new_effects();
-        Self {
-            queue,
-            shard_map,
-            index,
-            kernel,
-            parameters,
-            shared,
-            packet_shards: Vec::new(),
-            effects,
-        }
-    }
-
     /// Works until `end` is set. The thread that sets it also wakes this one.
-    pub(super) fn run(mut self, end: &AtomicBool) -> Result<(), Box<dyn Error>> {
+    pub(super) fn run(mut self, end: &AtomicBool) -> Result<(), ServiceError> {
         let (mut timeout, mut has_lapsed) = (TICK, false);
         self.queue.set_receive_timeout(timeout)?;
         let mut next_tick = Instant::now();
@@ -85,8 +68,8 @@ impl Worker {
             has_lapsed = self.shared.progress.has_lapsed(now);
             if has_lapsed {
                 if !had_lapsed {
-                    if let Ok(fast_path) = &self.shared.fast_path {
-                        fast_path.take_back(None, &self.shared, &mut self.kernel);
+                    if let Some(mut fast_path) = self.shared.fast_path_control(&mut self.kernel) {
+                        fast_path.take_back(None);
                     }
                     self.shared.record_downtime();
                 }
@@ -97,9 +80,8 @@ impl Worker {
             if packets > 0 {
                 self.decide_batch(now, false);
             }
-            let forwarded = &self.shared.forwarded_verdicts[self.index];
             let report = |error: &NetfilterError| self.shared.report_error(error);
-            forwarded.give_all(self.queue.verdicts(), &self.parameters, report);
+            give_forwarded(&self.forwarded, self.queue.verdicts(), &self.parameters, report);
             let due = self.effects.iter().filter_map(|effects| effects.reorder_deadline).min();
             if now >= next_expiry || due.is_some_and(|due| now >= due) {
                 next_expiry = now + self.expire(now);
@@ -121,8 +103,17 @@ impl Worker {
     /// Decides about the packets that were read. If they are `late`, other packets of their connections may have passed
     /// unread. Returns how many packets were dropped as stale because of that.
     fn decide_batch(&mut self, now: Instant, late: bool) -> u64 {
-        let Self { queue, shard_map, index, kernel, parameters, shared, packet_shards, effects } =
-            self;
+        let Self {
+            queue,
+            shard_map,
+            index,
+            kernel,
+            parameters,
+            shared,
+            packet_shards,
+            effects,
+            ..
+        } = self;
         let (packets, verdicts) = queue.batch();
         packet_shards.clear();
         let mut has_refusal = false;

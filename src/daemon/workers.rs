@@ -4,7 +4,6 @@
 //! service manager starts the whole daemon again; meanwhile connections that are not adjusted bypass the queue.
 
 use std::{
-    error::Error,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -21,12 +20,12 @@ use ftp_alg_core::engine::{Checksums, Engine, Kernel};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
-    DaemonEvent, DaemonService, ServiceError, daemon_host,
+    DaemonEvent, ServiceError, daemon_host,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
     fast_path_pins::{self, LoadedProgram},
     fast_path_thread,
-    forwarded_verdicts::ForwardedVerdicts,
+    forwarded_verdicts::VerdictSender,
     health::Health,
     heartbeat_renewer::{self, HeartbeatRenewer},
     log::EventLog,
@@ -34,7 +33,6 @@ use super::{
     shard::{Shard, lock},
     shard_map::ShardMap,
     shared_state::SharedState,
-    snapshot::StatusSource,
     start_table,
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
@@ -48,7 +46,7 @@ use crate::{
         claimed_ports::ClaimedPorts,
         operator_firewall::{self, RulesetReader},
         probe::ConntrackAbilities,
-        queue::{Queue, QueueCounts, Waker},
+        queue::{Queue, QueueCounts},
         table::{Commits, HEARTBEAT_TIMEOUT, Table, TableRecord},
     },
 };
@@ -63,7 +61,7 @@ pub(super) fn start(
     events: &Sender<DaemonEvent>,
     unconfined: Vec<String>,
     fast_path: Result<LoadedProgram, String>,
-) -> Result<Box<dyn DaemonService>, ServiceError> {
+) -> Result<Workers, ServiceError> {
     let mut parameters = RuleParameters::from(config);
     let reading = operator_firewall::read_in_background(parameters.gateway());
     let names = ExternalNames::new(events.clone());
@@ -116,11 +114,11 @@ pub(super) fn start(
         let reader = reader.map_err(|error| error.to_string())?;
         if why_off.is_some() {
             // Before the table is loaded: its rules would queue packets that the program has adjusted.
-            reader.offload().program().take_back_all().map_err(|error| error.to_string())?;
+            reader.offload.program().take_back_all().map_err(|error| error.to_string())?;
         }
         Ok(reader)
     });
-    let offload = reader.as_ref().ok().map(|reader| Arc::clone(reader.offload()));
+    let offload = reader.as_ref().ok().map(|reader| Arc::clone(&reader.offload));
     let make_kernel = || -> Result<LinuxKernel, crate::kernel::NetfilterError> {
         let kernel = LinuxKernel::new(&parameters)?.with_commits(&commits).avoiding_ports(&claimed);
         Ok(kernel.with_offload(offload.as_ref()))
@@ -129,13 +127,16 @@ pub(super) fn start(
     for shard in &shards {
         lock(&shard.engine).sessions.set_capacity(kernel.pinhole_capacity());
     }
+    let verdict_channels = queues.iter().map(VerdictSender::channel);
+    let (verdict_senders, verdict_receivers): (Vec<_>, Vec<_>) =
+        verdict_channels.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
     let shared = Arc::new(SharedState {
         progress: WorkerProgress::new(shards.len()),
         started: Instant::now(),
         backend: parameters.backend().into(),
         backend_reason: why,
         queue_counts: Mutex::new(vec![QueueCounts::default(); shards.len()]),
-        forwarded_verdicts: shards.iter().map(|_| ForwardedVerdicts::default()).collect(),
+        verdict_senders,
         shards,
         errors: AtomicU64::new(0),
         unnoted_ends: AtomicU64::new(0),
@@ -165,24 +166,22 @@ pub(super) fn start(
     if workers.table.as_ref().is_some_and(|table| !table.is_owned()) {
         table_guard::watch_nf_tables(events.clone())?;
     }
+    let shared = &*workers.shared;
     // Before the downtime is recorded, which would take connections back that the fast path has inspected all along.
-    if let Ok(reader) = &workers.shared.fast_path {
-        let mut kernel = make_kernel()?;
-        reader.start(lacks_translations, &parameters, &workers.shared, &mut kernel)?;
+    let mut kernel = lock(&shared.kernel);
+    if let Some(mut fast_path) = shared.fast_path_control(&mut kernel) {
+        fast_path.start(lacks_translations, &parameters)?;
         if let Some(why) = why_off {
-            reader.turn_off(why.to_owned(), &workers.shared, &mut kernel)?;
+            fast_path.turn_off(why.to_owned())?;
         }
     } else {
-        fast_path_thread::reopen_program_pinholes(
-            &parameters,
-            &workers.shared,
-            &mut make_kernel()?,
-        )?;
+        fast_path_thread::reopen_program_pinholes(&parameters, shared, &mut kernel)?;
     }
     if restored {
         // The configuration may have changed.
-        daemon_host::close_forbidden_pinholes(&workers.shared, &mut make_kernel()?);
+        daemon_host::close_forbidden_pinholes(shared, &mut kernel);
     }
+    drop(kernel);
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let obstacle = rules.fast_path_obstacle();
@@ -195,9 +194,11 @@ pub(super) fn start(
         (Ok(_), _) if why_off.is_some() => {
             fast_path_thread::log_off(why_off.unwrap_or_default());
         }
-        (Ok(reader), Some(why)) => {
+        (Ok(_), Some(why)) => {
             fast_path_thread::log_off(&why);
-            reader.turn_off(why, &workers.shared, &mut make_kernel()?)?;
+            let mut kernel = lock(&workers.shared.kernel);
+            let fast_path = workers.shared.fast_path_control(&mut kernel);
+            fast_path.map_or(Ok(()), |mut fast_path| fast_path.turn_off(why))?;
         }
         (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, events)?,
         (Err(why), _) => fast_path_thread::log_off(why),
@@ -205,16 +206,26 @@ pub(super) fn start(
     let is_configured = config.restricts_ports();
     workers.start_rules_reader(rules_reader, rules, is_configured, &parameters, events)?;
     let count = queues.len();
-    for (index, queue) in queues.into_iter().enumerate() {
+    for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
         let kernel = make_kernel()?;
-        let shared = Arc::clone(&workers.shared);
-        let worker = Worker::new(queue, ShardMap(count), index, kernel, parameters.clone(), shared);
+        let effects = workers.shared.new_effects();
+        let worker = Worker {
+            queue,
+            forwarded,
+            shard_map: ShardMap(count),
+            index,
+            kernel,
+            parameters: parameters.clone(),
+            shared: Arc::clone(&workers.shared),
+            packet_shards: Vec::new(),
+            effects,
+        };
         let processors = parameters.fans_out_by_cpu().then_some((index, count));
         workers.spawn(worker, processors, events.clone())?;
     }
     let backend = parameters.backend();
     tracing::info!(event = "back_end", backend = %backend, "back end {backend}: {why}");
-    Ok(Box::new(workers))
+    Ok(workers)
 }
 
 /// A variable for tests. With the value `no`, the table gets no owner, so other programs can remove it.
@@ -237,12 +248,14 @@ fn state_error(path: &Path, error: &io::Error) -> ServiceError {
     .into()
 }
 
-struct Workers {
-    shared: Arc<SharedState>,
+/// The workers, as the main thread sees them. Dropping them ends them and removes the rules, unless connections need
+/// the rules until the next start.
+pub(super) struct Workers {
+    pub(super) shared: Arc<SharedState>,
     state: StateDir,
     /// Whether the workers are to end. They are woken after it is set.
     stop: Arc<AtomicBool>,
-    threads: Vec<(JoinHandle<()>, Waker)>,
+    threads: Vec<JoinHandle<()>>,
     rules_thread: Option<JoinHandle<()>>,
     /// The thread that reads the fast path's lines.
     fast_path_thread: Option<JoinHandle<()>>,
@@ -260,10 +273,6 @@ impl Workers {
         events: Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let number = worker.queue.number();
-        let waker = worker.queue.waker()?;
-        if let Some(verdicts) = self.shared.forwarded_verdicts.get(worker.index) {
-            verdicts.set_waker(worker.queue.waker()?);
-        }
         let end = Arc::clone(&self.stop);
         let work = move || {
             if let Some((index, count)) = processors {
@@ -272,7 +281,7 @@ impl Workers {
             worker.run(&end)
         };
         let what = format!("the worker of queue {number}");
-        self.threads.push((start_thread(format!("queue-{number}"), what, events, work)?, waker));
+        self.threads.push(start_thread(format!("queue-{number}"), what, events, work)?);
         Ok(())
     }
 
@@ -313,14 +322,12 @@ impl Workers {
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
-        let Ok(reader) = &shared.fast_path else { return Ok(()) };
-        reader.update_program(&shared, &mut kernel);
-        let work = move || match &shared.fast_path {
-            Ok(reader) => {
-                let ended = reader.run(&end, &shared, &mut kernel);
-                ended.map_err(|error| -> Box<dyn Error> { error })
-            }
-            Err(_) => Ok(()),
+        if let Some(mut fast_path) = shared.fast_path_control(&mut kernel) {
+            fast_path.update_program();
+        }
+        let work = move || {
+            let fast_path = shared.fast_path_control(&mut kernel);
+            fast_path.map_or(Ok(()), |mut fast_path| fast_path.run(&end))
         };
         let what = "the reader of the fast path".to_owned();
         self.fast_path_thread =
@@ -344,10 +351,59 @@ impl Workers {
         })
     }
 
-    fn save_table_record(&self) {
-        let record = self.table.as_ref().and_then(Table::record);
-        if let Err(error) = self.state.set_table_record(record.as_ref()) {
-            self.shared.report_error(&error);
+    /// Continues with `config`, whose fixed keys have the values of the start.
+    pub(super) fn reload(&self, config: &Config) {
+        if let Err(error) = self.shared.external_names.watch(config.external_names()) {
+            self.shared.report_error(&format!("cannot look up names: {error}"));
+        }
+        self.update_policy(config);
+    }
+
+    /// Continues with the same `config` after one of its names got another address, or the operator's rules another set of
+    /// ports.
+    pub(super) fn update_policy(&self, config: &Config) {
+        let port_sets = lock(&self.shared.port_sets).clone();
+        let addresses = self.shared.external_names.addresses();
+        let policy = config.policy(|name| addresses.of(name), &port_sets);
+        let mut kernel = lock(&self.shared.kernel);
+        // Connections may be handed over again as soon as the policy is set. What it permits again is updated later.
+        if let Some(fast_path) = self.shared.fast_path_control(&mut kernel) {
+            fast_path.bar_ports(Some(&policy));
+        }
+        for shard in &self.shared.shards {
+            lock(&shard.engine).sessions.set_policy(policy.clone());
+        }
+        self.shared.external_names.record_announced(addresses);
+        if let Some(mut fast_path) = self.shared.fast_path_control(&mut kernel) {
+            fast_path.apply_policy();
+        }
+        daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
+    }
+
+    /// Whether every worker made progress recently.
+    pub(super) fn makes_progress(&self) -> bool {
+        self.shared.progress.oldest_pass().elapsed() < HEARTBEAT_TIMEOUT
+    }
+
+    /// Renews the heartbeat, and loads the table again if another program removed or changed it. Called ten times a
+    /// second.
+    pub(super) fn maintain(&mut self) {
+        if let Some(heartbeat) = &mut self.heartbeat {
+            self.shared.report(heartbeat.renew_if_due(&self.shared));
+        }
+        let Some(table) = &mut self.table else { return };
+        let change = self.table_guard.check_table(Instant::now(), table, &self.shared);
+        if change == Some(TableChange::Restored) {
+            let mut kernel = lock(&self.shared.kernel);
+            if let Some(mut fast_path) = self.shared.fast_path_control(&mut kernel) {
+                fast_path.handle_new_table();
+            }
+            drop(kernel);
+            self.shared.record_downtime();
+            table_guard::reopen_pinholes(table, &self.shared);
+        }
+        if change.is_some() {
+            self.shared.report(self.state.set_table_record(table.record().as_ref()));
         }
     }
 }
@@ -357,7 +413,7 @@ fn start_thread(
     name: String,
     what: String,
     events: Sender<DaemonEvent>,
-    work: impl FnOnce() -> Result<(), Box<dyn Error>> + Send + 'static,
+    work: impl FnOnce() -> Result<(), ServiceError> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(name).spawn(move || {
         let why = match catch_unwind(AssertUnwindSafe(work)) {
@@ -391,8 +447,8 @@ fn pin_to_processors(number: u16, index: usize, count: usize) {
 impl Drop for Workers {
     fn drop(&mut self) {
         let mut kernel = lock(&self.shared.kernel);
-        if let Ok(reader) = &self.shared.fast_path {
-            reader.stop(&self.shared, &mut kernel);
+        if let Some(mut fast_path) = self.shared.fast_path_control(&mut kernel) {
+            fast_path.stop();
         }
         let adjusted = self.has_adjusted_connection(&mut kernel);
         // Their announcements wait in the queue for the restarted daemon.
@@ -402,10 +458,8 @@ impl Drop for Workers {
         // Without the table's rules no more packets are queued. Those in the queues still get their verdicts.
         match self.table.take() {
             Some(table) if needed => {
-                if let Some(Err(error)) =
-                    self.heartbeat.as_mut().map(|heartbeat| heartbeat.stop(&self.shared))
-                {
-                    self.shared.report_error(&error);
+                if let Some(heartbeat) = &mut self.heartbeat {
+                    self.shared.report(heartbeat.stop(&self.shared));
                 }
                 table.leave_in_kernel();
                 if adjusted {
@@ -427,26 +481,24 @@ impl Drop for Workers {
             table => drop(table),
         }
         self.stop.store(true, Ordering::Release);
-        for (thread, waker) in self.threads.drain(..) {
-            waker.wake();
+        for (thread, sender) in self.threads.drain(..).zip(&self.shared.verdict_senders) {
+            sender.wake();
             let _ = thread.join();
         }
-        if let Some(thread) = self.fast_path_thread.take() {
-            if let Ok(Err(error)) =
-                self.shared.fast_path.as_ref().map(|reader| reader.ring_waiter.wake())
-            {
-                self.shared.report_error(&error);
+        if let Ok(reader) = &self.shared.fast_path {
+            if let Some(thread) = self.fast_path_thread.take() {
+                self.shared.report(reader.ring_waiter.wake());
+                let _ = thread.join();
             }
-            let _ = thread.join();
-        }
-        if let (Ok(reader), false) = (&self.shared.fast_path, needed) {
-            reader.remove(&self.shared);
+            if !needed {
+                self.shared.report(reader.offload.program().remove());
+            }
         }
         // This thread may be reading a large rule set, so the end does not wait for it.
         if let Some(thread) = self.rules_thread.take() {
             thread.thread().unpark();
         }
-        self.shared.log.log_skipped();
+        self.shared.log.log_skipped(now);
         if !needed {
             // Pinholes of the table are gone with it, but expectations are not.
             daemon_host::carry_out_effects(&self.shared, &mut kernel, |_, effects| {
@@ -454,66 +506,6 @@ impl Drop for Workers {
                     lock(&shard.engine).sessions.close_all_pinholes(effects);
                 }
             });
-        }
-    }
-}
-
-impl DaemonService for Workers {
-    fn source(&self) -> Arc<dyn StatusSource> {
-        Arc::clone(&self.shared) as Arc<dyn StatusSource>
-    }
-
-    fn reload(&self, config: &Config) {
-        if let Err(error) = self.shared.external_names.watch(config.external_names()) {
-            self.shared.report_error(&format!("cannot look up names: {error}"));
-        }
-        self.update_policy(config);
-    }
-
-    fn update_policy(&self, config: &Config) {
-        let port_sets = lock(&self.shared.port_sets).clone();
-        let addresses = self.shared.external_names.addresses();
-        let policy = config.policy(|name| addresses.of(name), &port_sets);
-        let fast_path = self.shared.fast_path.as_ref();
-        // Connections may be handed over again as soon as the policy is set. What it permits again is updated later.
-        if let Ok(reader) = fast_path {
-            reader.bar_ports(&self.shared, Some(&policy));
-        }
-        for shard in &self.shared.shards {
-            lock(&shard.engine).sessions.set_policy(policy.clone());
-        }
-        self.shared.external_names.record_announced(addresses);
-        let mut kernel = lock(&self.shared.kernel);
-        if let Ok(reader) = fast_path {
-            reader.read_lines(&self.shared, &mut kernel);
-            // The lines that the program inspected before it returned its connections.
-            reader.read_lines(&self.shared, &mut kernel);
-            reader.offload().end_readmissions();
-        }
-        daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
-    }
-
-    fn makes_progress(&self) -> bool {
-        self.shared.progress.oldest_pass().elapsed() < HEARTBEAT_TIMEOUT
-    }
-
-    fn maintain(&mut self) {
-        if let Some(Err(error)) =
-            self.heartbeat.as_mut().map(|heartbeat| heartbeat.renew_if_due(&self.shared))
-        {
-            self.shared.report_error(&error);
-        }
-        let Some(table) = &mut self.table else { return };
-        let change = self.table_guard.check_table(Instant::now(), table, &self.shared);
-        if change == Some(TableChange::Restored) {
-            if let Ok(reader) = &self.shared.fast_path {
-                reader.handle_new_table(&self.shared, &mut lock(&self.shared.kernel));
-            }
-            self.shared.record_downtime();
-            table_guard::reopen_pinholes(table, &self.shared);
-        }
-        if change.is_some() {
-            self.save_table_record();
         }
     }
 }
