@@ -13,8 +13,8 @@ use super::{
     Backend, Config, ExternalSetting, Fanout, FastPathMode, MAX_WORKERS, NatSettings,
     PinholeSettings, QueueSettings, ServerSettings,
     error::{self, ConfigProblem},
-    file::{File, FileTable, Keys, TABLES},
-    hint, invalid_keys, text,
+    file::{self, File, FileTable, Keys, TABLES},
+    hint, text,
 };
 
 const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
@@ -49,7 +49,7 @@ pub(super) fn check(text: &str) -> Result<Config, Vec<ConfigProblem>> {
         problems.dedup_by_key(|problem| error::line_number(text, problem.offset));
         return Err(problems);
     }
-    let problems = invalid_keys::remove_invalid_keys(document.get_mut());
+    let problems = file::remove_invalid_keys(document.get_mut());
     let file = File::deserialize(toml::Deserializer::from(document))
         .map_err(|error| vec![error::syntax_problem(text, &error)])?;
     let mut checker = Checker { text, problems, unsupported: Vec::new() };

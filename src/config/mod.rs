@@ -3,14 +3,13 @@
 //! A [`Config`] holds only checked values that other modules may use without checks. This module knows nothing of who
 //! runs it or of the kernel. It does not check whether an external name resolves or a queue is free.
 //!
-//! `file` describes the structure, `invalid_keys` refuses anything else, `check` builds a [`Config`], `text` parses
+//! `file` describes the structure and refuses anything else, `check` builds a [`Config`], `text` parses
 //! values that TOML has no type for, `hint` makes suggestions, `error` adds positions.
 
 mod check;
 mod error;
 mod file;
 mod hint;
-mod invalid_keys;
 mod text;
 
 use std::{

@@ -129,8 +129,10 @@ impl EventLog {
         let skipped = lock(&self.limiter).take_skipped(now);
         for (topic, SkippedLines { lines, last }) in skipped {
             let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
-            let what = topic.get_message().unwrap_or_default();
-            let text = format!("{lines} more lines were not logged: {what}{of}");
+            let text = format!(
+                "{lines} more lines were not logged: {}{of}",
+                topic.get_message().unwrap_or_default()
+            );
             log_line(Some(topic), &text, None, None);
         }
     }

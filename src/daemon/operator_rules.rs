@@ -127,39 +127,44 @@ fn mark_conflict(firewall: &Firewall) -> Option<String> {
     Some(firewall.mark_conflicts().first()?.reason(&firewall.gateway))
 }
 
-/// Reads the operator's rules when they change, and updates the daemon's health, until `end` is set.
-/// `is_configured` says whether the configuration has the ports of data connections.
-pub(super) fn follow(
-    mut reader: RulesetReader,
-    rules: OperatorRules,
-    is_configured: bool,
-    parameters: &RuleParameters,
-    shared: &SharedState,
-    events: &Sender<DaemonEvent>,
-    end: &AtomicBool,
-) {
-    // Rules that come late have the same effects as at the start.
-    let is_late = rules.read.is_err();
-    let mut first = rules.into_firewall().inspect(|rules| {
-        reader.apply(rules);
-        if is_late {
-            // The main thread then loads the table again.
-            parameters.learned().set(learn(rules));
-        }
-    });
-    while !end.load(Ordering::Acquire) {
-        if let Some(rules) = first.take().or_else(|| reader.read_if_changed()) {
-            if !is_configured && shared.set_port_sets(rules.source_ports()) {
-                log_port_sets(&lock(&shared.port_sets), parameters);
-                let _ = events.send(DaemonEvent::PolicyChanged);
+/// The operator's rules while the daemon runs.
+pub(super) struct FollowedRules {
+    pub(super) reader: RulesetReader,
+    /// Whether the configuration has the ports of data connections.
+    pub(super) is_configured: bool,
+    pub(super) parameters: RuleParameters,
+    pub(super) shared: Arc<SharedState>,
+    pub(super) events: Sender<DaemonEvent>,
+}
+
+impl FollowedRules {
+    /// Reads the rules when they change, and updates the daemon's health, until `end` is set. `rules` are those at the
+    /// start.
+    pub(super) fn follow(self, rules: OperatorRules, end: &AtomicBool) {
+        let Self { mut reader, is_configured, parameters, shared, events } = self;
+        // Rules that come late have the same effects as at the start.
+        let is_late = rules.read.is_err();
+        let mut first = rules.into_firewall().inspect(|rules| {
+            reader.apply(rules);
+            if is_late {
+                // The main thread then loads the table again.
+                parameters.learned().set(learn(rules));
             }
-            if let (Ok(fast_path), Some(why)) = (&shared.fast_path, mark_conflict(&rules)) {
-                fast_path.leave(why);
+        });
+        while !end.load(Ordering::Acquire) {
+            if let Some(rules) = first.take().or_else(|| reader.read_if_changed()) {
+                if !is_configured && shared.set_port_sets(rules.source_ports()) {
+                    log_port_sets(&lock(&shared.port_sets), &parameters);
+                    let _ = events.send(DaemonEvent::PolicyChanged);
+                }
+                if let (Ok(fast_path), Some(why)) = (&shared.fast_path, mark_conflict(&rules)) {
+                    fast_path.leave(why);
+                }
+                shared.health.audit_rules(&rules, &parameters);
             }
-            shared.health.audit_rules(&rules, parameters);
+            shared.update_health(Instant::now(), &parameters);
+            thread::park_timeout(INTERVAL);
         }
-        shared.update_health(Instant::now(), parameters);
-        thread::park_timeout(INTERVAL);
     }
 }
 

@@ -7,13 +7,13 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Effects, Event, EventKind, Kernel, KernelError, Pinhole};
+use ftp_alg_core::engine::{Effects, Engine, Event, EventKind, Kernel, KernelError, Pinhole};
 
 use super::{
     external_names::ExternalNames,
@@ -77,6 +77,26 @@ impl SharedState {
     pub(super) fn report_repair(&self, what: &dyn Display) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         self.log.log_repair(Instant::now(), what);
+    }
+
+    /// Has the fast path's lines ready for the engines.
+    pub(super) fn fetch_lines(&self) {
+        if let Ok(reader) = &self.fast_path {
+            reader.fetch_lines();
+        }
+    }
+
+    /// Locks the engine of `shard`, which reads the lines that were fetched before it decides about a packet.
+    pub(super) fn engine_in_step(
+        &self,
+        shard: usize,
+        effects: &mut Effects,
+    ) -> MutexGuard<'_, Engine> {
+        let mut engine = lock(&self.shards[shard].engine);
+        if let Ok(reader) = &self.fast_path {
+            reader.feed_engine(shard, &mut engine, effects);
+        }
+        engine
     }
 
     /// Empty effects for each shard.

@@ -116,9 +116,15 @@ impl FastPathStatus {
 
     /// The status of a fast path that is off because of `why`.
     pub fn off(why: impl Into<String>) -> Self {
+        Self { why: why.into(), ..Self::default() }
+    }
+}
+
+impl Default for FastPathStatus {
+    fn default() -> Self {
         Self {
             state: FastPathState::Off,
-            why: why.into(),
+            why: Self::OFF_BY_CONFIGURATION.to_owned(),
             interfaces: Vec::new(),
             filtered_early: Vec::new(),
             connections: 0,
@@ -128,12 +134,6 @@ impl FastPathStatus {
             admitted: 0,
             no_room: 0,
         }
-    }
-}
-
-impl Default for FastPathStatus {
-    fn default() -> Self {
-        Self::off(Self::OFF_BY_CONFIGURATION)
     }
 }
 

@@ -62,26 +62,29 @@ impl TableGuard {
             return None;
         }
         self.next_attempt = None;
-        let what = match table.condition() {
-            Ok(TableCondition::Intact) if table.is_outdated() => {
-                return self.update_table(now, table, shared);
-            }
-            Ok(TableCondition::Intact) => {
+        self.check_now(now, table, shared).unwrap_or_else(|error| {
+            self.record_failure(now, &error, shared);
+            None
+        })
+    }
+
+    fn check_now(
+        &mut self,
+        now: Instant,
+        table: &mut Table,
+        shared: &SharedState,
+    ) -> Result<Option<TableChange>, NetfilterError> {
+        let what = match table.condition()? {
+            TableCondition::Intact => {
+                let change =
+                    if table.is_outdated() { Some(update_table(table, shared)?) } else { None };
                 self.record_intact(shared);
-                return None;
+                return Ok(change);
             }
-            Ok(TableCondition::Gone) => "removed",
-            Ok(TableCondition::Changed) => "changed",
-            Ok(TableCondition::Replaced) => {
-                if self.leaves_other_table(now, table, shared) {
-                    return None;
-                }
-                "replaced"
-            }
-            Err(error) => {
-                self.record_failure(now, &error, shared);
-                return None;
-            }
+            TableCondition::Gone => "removed",
+            TableCondition::Changed => "changed",
+            TableCondition::Replaced if self.leaves_other_table(now, table)? => return Ok(None),
+            TableCondition::Replaced => "replaced",
         };
         // The log comes second, because adjusted connections need the table within milliseconds.
         let is_first = self.failures == 0;
@@ -101,48 +104,16 @@ impl TableGuard {
                 Err(_) => shared.report_error(&text("loading it failed")),
             }
         }
-        match restored {
-            Ok(()) => {
-                self.record_intact(shared);
-                Some(TableChange::Restored)
-            }
-            Err(error) => {
-                self.record_failure(now, &error, shared);
-                None
-            }
-        }
-    }
-
-    /// Loads the table with what was learned of the operator's rules since.
-    fn update_table(
-        &mut self,
-        now: Instant,
-        table: &mut Table,
-        shared: &SharedState,
-    ) -> Option<TableChange> {
-        if let Err(error) = load_in_place(table, shared) {
-            self.record_failure(now, &error, shared);
-            return None;
-        }
+        restored?;
         self.record_intact(shared);
-        tracing::info!(
-            event = "table_updated",
-            "the operator's rules, which took long to read, demand more of table inet ftp_alg than it had: it was loaded \
-             again"
-        );
-        let is_lossless = table.has_retained_elements();
-        Some(if is_lossless { TableChange::Updated } else { TableChange::Restored })
+        Ok(Some(TableChange::Restored))
     }
 
-    /// Whether to leave another table for now: it belongs to another daemon, or to a program that replaces ours each
-    /// time.
-    fn leaves_other_table(&mut self, now: Instant, table: &Table, shared: &SharedState) -> bool {
-        match Table::other_daemon(table.parameters()) {
-            Ok(None) => {}
-            Ok(Some(error)) | Err(error) => {
-                self.record_failure(now, &error, shared);
-                return true;
-            }
+    /// Whether to leave another table for now, because its program replaces ours each time. An error if it belongs to
+    /// another daemon.
+    fn leaves_other_table(&mut self, now: Instant, table: &Table) -> Result<bool, NetfilterError> {
+        if let Some(error) = Table::other_daemon(table.parameters())? {
+            return Err(error);
         }
         let since = self.last_replaced.map(|at| now.saturating_duration_since(at));
         if since.is_none_or(|since| since > SETTLED_AFTER) {
@@ -154,7 +125,7 @@ impl TableGuard {
             self.replacements += 1;
             self.last_replaced = Some(now);
         }
-        waits
+        Ok(waits)
     }
 
     fn record_intact(&mut self, shared: &SharedState) {
@@ -196,9 +167,9 @@ fn load_again(
     load(table)
 }
 
-/// Loads the table in place of itself, with what is open. Closes what was consumed meanwhile, because the new one may
-/// have that open nevertheless.
-fn load_in_place(table: &mut Table, shared: &SharedState) -> Result<(), NetfilterError> {
+/// Loads the table with what was learned of the operator's rules since, in place of itself and with what is open. Closes
+/// what was consumed meanwhile, because the new one may have that open nevertheless.
+fn update_table(table: &mut Table, shared: &SharedState) -> Result<TableChange, NetfilterError> {
     let before = consumed_pinholes(table.parameters())?;
     load_again(table, Table::update)?;
     let consumed = consumed_pinholes(table.parameters())?;
@@ -206,7 +177,13 @@ fn load_in_place(table: &mut Table, shared: &SharedState) -> Result<(), Netfilte
         let consumed = consumed.difference(&before).copied();
         shared.close_pinholes_of_table(&mut lock(&shared.kernel), consumed);
     }
-    Ok(())
+    tracing::info!(
+        event = "table_updated",
+        "the operator's rules, which took long to read, demand more of table inet ftp_alg than it had: it was loaded \
+         again"
+    );
+    let is_lossless = table.has_retained_elements();
+    Ok(if is_lossless { TableChange::Updated } else { TableChange::Restored })
 }
 
 /// The pause after this many failures.

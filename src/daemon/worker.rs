@@ -126,15 +126,11 @@ impl Worker {
             }
         }
         let queue_index = *index as u16; // as many as there are queues
-        let fast_path = shared.fast_path.as_ref().ok();
-        if let Some(fast_path) = fast_path {
-            fast_path.fetch_lines();
-            if has_refusal {
-                // The line that opened its pinhole may be another shard's.
-                for (shard, effects) in effects.iter_mut().enumerate() {
-                    let mut engine = lock(&shared.shards[shard].engine);
-                    fast_path.feed_engine(shard, &mut engine, effects);
-                }
+        shared.fetch_lines();
+        if has_refusal && shared.fast_path.is_ok() {
+            // The line that opened its pinhole may be another shard's.
+            for (shard, effects) in effects.iter_mut().enumerate() {
+                drop(shared.engine_in_step(shard, effects));
             }
         }
         for (shard, effects) in effects.iter_mut().enumerate() {
@@ -150,11 +146,7 @@ impl Worker {
                         ..parameters.packet_meta(packet.mark, packet.offload, late)
                     },
                 });
-                let mut engine = lock(&shared.shards[shard].engine);
-                if let Some(fast_path) = fast_path {
-                    fast_path.feed_engine(shard, &mut engine, effects);
-                }
-                engine.take(now, arrivals, effects);
+                shared.engine_in_step(shard, effects).take(now, arrivals, effects);
             }
         }
         let own =
@@ -196,17 +188,11 @@ impl Worker {
     /// do that again.
     fn expire(&mut self, now: Instant) -> Duration {
         let Self { queue, index, kernel, parameters, shared, effects, .. } = self;
-        let fast_path = shared.fast_path.as_ref().ok();
-        if let Some(fast_path) = fast_path {
-            fast_path.fetch_lines();
-        }
+        shared.fetch_lines();
         let mut interval = TICK;
         for (shard, effects) in effects.iter_mut().enumerate() {
             if shard == *index || effects.reorder_deadline.is_some_and(|until| now >= until) {
-                let mut engine = lock(&shared.shards[shard].engine);
-                if let Some(fast_path) = fast_path {
-                    fast_path.feed_engine(shard, &mut engine, effects);
-                }
+                let mut engine = shared.engine_in_step(shard, effects);
                 engine.expire(now, effects);
                 interval = interval.min(engine.sessions.expiry_interval());
             }

@@ -29,7 +29,7 @@ use super::{
     health::Health,
     heartbeat_renewer::{self, HeartbeatRenewer},
     log::EventLog,
-    operator_rules::{self, OperatorRules},
+    operator_rules::{self, FollowedRules, OperatorRules},
     shard::{Shard, lock},
     shard_map::ShardMap,
     shared_state::SharedState,
@@ -44,7 +44,7 @@ use crate::{
     kernel::{
         LinuxKernel, RuleParameters,
         claimed_ports::ClaimedPorts,
-        operator_firewall::{self, RulesetReader},
+        operator_firewall,
         probe::ConntrackAbilities,
         queue::{Queue, QueueCounts},
         table::{Commits, HEARTBEAT_TIMEOUT, Table, TableRecord},
@@ -203,8 +203,20 @@ pub(super) fn start(
         (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, events)?,
         (Err(why), _) => fast_path_thread::log_off(why),
     }
-    let is_configured = config.restricts_ports();
-    workers.start_rules_reader(rules_reader, rules, is_configured, &parameters, events)?;
+    let follower = FollowedRules {
+        reader: rules_reader,
+        is_configured: config.restricts_ports(),
+        parameters: parameters.clone(),
+        shared: Arc::clone(&workers.shared),
+        events: events.clone(),
+    };
+    let end = Arc::clone(&workers.stop);
+    let work = move || {
+        follower.follow(rules, &end);
+        Ok(())
+    };
+    let what = "the reader of the operator's rules".to_owned();
+    workers.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
     let count = queues.len();
     for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
         let kernel = make_kernel()?;
@@ -282,36 +294,6 @@ impl Workers {
         };
         let what = format!("the worker of queue {number}");
         self.threads.push(start_thread(format!("queue-{number}"), what, events, work)?);
-        Ok(())
-    }
-
-    /// Starts the thread that reads the operator's rules when they change, and updates the daemon's health.
-    /// `is_configured` says whether the configuration restricts ports.
-    fn start_rules_reader(
-        &mut self,
-        reader: RulesetReader,
-        rules: OperatorRules,
-        is_configured: bool,
-        parameters: &RuleParameters,
-        events: &Sender<DaemonEvent>,
-    ) -> Result<(), ServiceError> {
-        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
-        let (changes, parameters) = (events.clone(), parameters.clone());
-        let work = move || {
-            let (parameters, end) = (&parameters, &end);
-            operator_rules::follow(
-                reader,
-                rules,
-                is_configured,
-                parameters,
-                &shared,
-                &changes,
-                end,
-            );
-            Ok(())
-        };
-        let what = "the reader of the operator's rules".to_owned();
-        self.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
         Ok(())
     }
 
