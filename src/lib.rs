@@ -10,7 +10,7 @@
 //! | `kernel` | the kernel interface: queue, nftables, conntrack, injection | FTP |
 //! | `daemon` | the engine's host on a gateway; state, reload, control socket | |
 //! | `replay` | the engine's host for a capture | the kernel, the configuration |
-//! | `cli` | the commands, one file each | |
+//! | `cli` | the commands | |
 
 pub mod cli;
 mod config;

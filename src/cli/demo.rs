@@ -32,7 +32,7 @@ use crate::daemon;
 /// Changes nothing outside its own namespaces. Exit code 0 only if every case
 /// works.
 #[derive(Debug, Args)]
-pub struct Demo {
+pub(super) struct DemoOptions {
     /// The program to demonstrate instead of this one.
     #[arg(long, hide = true, value_name = "FILE")]
     executable: Option<PathBuf>,
@@ -69,7 +69,7 @@ struct CaseResult {
     elapsed: Duration,
 }
 
-impl Demo {
+impl DemoOptions {
     /// Runs all cases. It is a failure if one of them does not work.
     pub fn run(&self) -> Result<(), Failure> {
         let failed = self.show().map_err(Failure::failed)?;

@@ -37,7 +37,7 @@ const CONFIGURED: &str = "the configuration says so";
 /// {ok, steps: [{step, ok: true|false|null, says, remedy}]}; null is a step that
 /// was not tried.
 #[derive(Args, Debug)]
-pub struct Doctor {
+pub(super) struct DoctorOptions {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -49,7 +49,7 @@ pub struct Doctor {
     socket: SocketOption,
 }
 
-impl Doctor {
+impl DoctorOptions {
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let parameters = RuleParameters::from(&config);

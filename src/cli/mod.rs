@@ -1,34 +1,35 @@
-//! The commands, one file each.
+//! The commands. Those of a few lines are in this file, and each of the others in its own.
 //!
-//! This file has the parts that commands share: parsing the arguments, errors ([`Failure`]), and common options.
+//! This file also has the parts that commands share: parsing the arguments, errors ([`Failure`]), and common options.
 //! `main` only maps the result to an exit code.
 
-mod broker;
-mod check;
-mod completions;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
-mod log_level;
-mod manual;
+mod generated;
+mod listings;
 mod output;
-mod pinholes;
 mod replay;
-mod rules;
 mod run;
-mod sessions;
 mod setup;
 mod status;
 mod table;
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
-use serde::de::DeserializeOwned;
+use clap::{
+    Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    builder::PossibleValuesParser, error::ErrorKind,
+};
 
 use crate::{
     config::{self, Config, ConfigError},
     daemon::{self, DaemonError, control_client, snapshot},
+    kernel::{RuleParameters, table::rule_files},
 };
 
 /// How long a command waits for an answer of the daemon.
@@ -140,49 +141,163 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(run::Run),
-    Check(check::Check),
-    Doctor(doctor::Doctor),
-    Rules(rules::Rules),
+    Run(run::RunOptions),
+    /// Check whether a configuration is valid
+    ///
+    /// Each problem is one line on standard error: file, line, column, key, value
+    /// and the values that are allowed. The exit code is then 2. The command changes
+    /// nothing and needs no privileges.
+    Check {
+        /// The configuration file; same as --config
+        #[arg(value_name = "FILE", conflicts_with = "config")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        config: ConfigOption,
+    },
+    Doctor(doctor::DoctorOptions),
+    /// Print the rules that `run` loads, for inspection
+    ///
+    /// Prints input for `nft -f -` (nftables) or `iptables-restore --noflush`
+    /// (iptables), with the ports, queues and marks of the configuration.
+    ///
+    /// The nftables rules are those for the configured back end; `auto` means
+    /// nftables. They need a kernel with the queue statement of nftables. `run` also
+    /// works without this statement.
+    ///
+    /// The iptables rules are for a kernel on which nftables cannot queue packets.
+    /// Do not load them while `run` queues packets itself: every packet would be
+    /// queued twice, and connections would break.
+    Rules {
+        /// The language of the rules
+        flavour: RulesFlavour,
+        #[command(flatten)]
+        config: ConfigOption,
+    },
     Setup(setup::Setup),
-    Status(status::Status),
-    Sessions(sessions::Sessions),
-    Pinholes(pinholes::Pinholes),
-    LogLevel(log_level::LogLevel),
-    Replay(replay::Replay),
+    Status(status::StatusOptions),
+    /// List the sessions that are open now
+    ///
+    /// ID is the number at the start of the session's log lines. If NAT changes an
+    /// endpoint, a second line, `as`, shows the external endpoint. ADJ says whether
+    /// sequence numbers are adjusted. OPEN is the number of open pinholes.
+    ///
+    /// The states are:
+    ///   new        no greeting from the server yet
+    ///   greeted    greeting seen; no FTP command from the client yet
+    ///   login      FTP; no login accepted yet
+    ///   logged-in  login accepted; announcements open pinholes
+    ///   picked-up  picked up mid-stream; opens no pinholes
+    ///   lost       packets were missed; opens no more pinholes
+    ///   encrypted  TLS; cannot be inspected before CCC
+    ///   not-ftp    the server speaks FTP, the client does not; opens no pinholes
+    ///   opaque     not FTP, or lost while encrypted; packets pass uninspected
+    ///   closing    one end has closed or reset the connection
+    #[command(verbatim_doc_comment)]
+    Sessions(listings::ListingOptions),
+    /// List the pinholes that are open now
+    ///
+    /// Each pinhole admits one connection from INITIATOR to ARRIVAL. The pinhole
+    /// closes when the connection opens, or after LEFT. If the connection is
+    /// translated, a second line shows it: `to` another destination, `as` another
+    /// source. SESSION is the ID in `ftp-alg sessions`.
+    #[command(verbatim_doc_comment)]
+    Pinholes(listings::ListingOptions),
+    /// Show or set the log level of the running daemon
+    ///
+    /// The level applies until the daemon ends. Only the daemon's user and root can
+    /// set it.
+    LogLevel {
+        /// The new level; without it, the current level is printed
+        #[arg(value_name = "LEVEL", value_parser = PossibleValuesParser::new(daemon::LEVELS))]
+        level: Option<String>,
+        #[command(flatten)]
+        socket: SocketOption,
+    },
+    Replay(replay::ReplayOptions),
     #[cfg(feature = "demo")]
-    Demo(demo::Demo),
-    Completions(completions::Completions),
+    Demo(demo::DemoOptions),
+    /// Print completions for a shell
+    ///
+    /// The package installs them. To load them in the current shell:
+    ///   bash: source <(ftp-alg completions bash)
+    ///   zsh:  source <(ftp-alg completions zsh)
+    ///   fish: ftp-alg completions fish | source
+    #[command(verbatim_doc_comment)]
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL", value_parser = generated::shells())]
+        shell: clap_complete::Shell,
+    },
     /// Print the version and the commit it was built from
     Version,
     /// Print the manual page
     #[command(hide = true)]
     Manual,
+    /// The daemon's broker; only the daemon starts it
     #[command(name = daemon::BROKER_COMMAND, hide = true)]
-    Broker(broker::Broker),
+    Broker {
+        /// The user to become
+        #[arg(long)]
+        user: Option<String>,
+        /// The files that it may read for the daemon
+        files: Vec<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RulesFlavour {
+    /// For nft -f
+    Nftables,
+    /// For iptables-restore --noflush
+    Iptables,
+    /// For ip6tables-restore --noflush
+    Ip6tables,
 }
 
 impl Command {
     fn run(&self) -> Result<(), Failure> {
         match self {
-            Self::Run(command) => command.run(),
-            Self::Check(command) => command.run(),
-            Self::Doctor(command) => command.run(),
-            Self::Rules(command) => command.run(),
+            Self::Run(options) => options.run(),
+            Self::Check { file, config } => check(file.as_ref().or(config.config.as_ref())),
+            Self::Doctor(options) => options.run(),
+            Self::Rules { flavour, config } => {
+                let parameters = RuleParameters::from(&config.load()?);
+                output::print(&match flavour {
+                    RulesFlavour::Nftables => rule_files::render(&parameters),
+                    RulesFlavour::Iptables => rule_files::render_iptables(&parameters),
+                    RulesFlavour::Ip6tables => rule_files::render_ip6tables(&parameters),
+                })
+            }
             Self::Setup(command) => command.run(),
-            Self::Status(command) => command.run(),
-            Self::Sessions(command) => command.run(),
-            Self::Pinholes(command) => command.run(),
-            Self::LogLevel(command) => command.run(),
-            Self::Replay(command) => command.run(),
+            Self::Status(options) => options.run(),
+            Self::Sessions(options) => options.print("sessions", listings::sessions),
+            Self::Pinholes(options) => options.print("pinholes", listings::pinholes),
+            Self::LogLevel { level, socket } => {
+                let argument = level.iter().map(|level| format!(" {level}")).collect::<String>();
+                let answer = socket.request(&format!("log-level{argument}"))?;
+                output::print_line(&answer.parse::<String>()?)
+            }
+            Self::Replay(options) => options.run(),
             #[cfg(feature = "demo")]
-            Self::Demo(command) => command.run(),
-            Self::Completions(command) => command.run(&program()),
+            Self::Demo(options) => options.run(),
+            Self::Completions { shell } => generated::print_completions(*shell, &program()),
             Self::Version => output::print_line(&format!("ftp-alg {VERSION}")),
-            Self::Manual => manual::print(program()),
-            Self::Broker(command) => command.run(),
+            Self::Manual => generated::print_manual(program()),
+            Self::Broker { user, files } => {
+                Ok(daemon::serve_as_broker(user.as_deref(), files.clone())?)
+            }
         }
     }
+}
+
+/// Prints one line if the configuration, in the file that is `named` or in the default one, is valid.
+fn check(named: Option<&PathBuf>) -> Result<(), Failure> {
+    Config::load(named.map(PathBuf::as_path))?;
+    let default = Path::new(config::DEFAULT_PATH);
+    let path = named.map_or(default, PathBuf::as_path);
+    let is_absent = named.is_none() && !default.exists();
+    let why = if is_absent { ": the file does not exist, so the defaults apply" } else { "" };
+    output::print_line(&format!("{}: valid{why}", path.display()))
 }
 
 /// Prints help or version if the user asked for it. Any other error is wrong usage, reported in one line.
@@ -254,21 +369,6 @@ impl SocketOption {
     /// The status of the daemon.
     fn status(&self) -> Result<snapshot::Status, control_client::ClientError> {
         self.request("status")?.parse()
-    }
-
-    /// Requests the rows of `what` and prints them, as JSON or formatted by `text`.
-    fn print_rows<T: DeserializeOwned>(
-        &self,
-        what: &str,
-        json: bool,
-        text: fn(&[T]) -> String,
-    ) -> Result<(), Failure> {
-        let answer = self.request(what)?;
-        if json {
-            output::print_line(answer.json())
-        } else {
-            output::print(&text(&answer.parse::<Vec<_>>()?))
-        }
     }
 }
 

@@ -33,12 +33,12 @@ const PRIVATE: [&str; 5] =
 /// are all packets that cross the gateway, and hosts in --inside appear as ADDR.
 /// Without --external it is the server's side.
 #[derive(Args, Debug)]
-pub struct Replay {
+pub(super) struct ReplayOptions {
     /// The capture
-    pub capture: PathBuf,
+    capture: PathBuf,
     /// Print one JSON object for each announcement
     #[arg(long)]
-    pub json: bool,
+    json: bool,
     /// Ports of control connections
     #[arg(
         long,
@@ -47,19 +47,19 @@ pub struct Replay {
         default_value = "21",
         value_parser = clap::value_parser!(u16).range(1..)
     )]
-    pub ports: Vec<u16>,
+    ports: Vec<u16>,
     /// Write the packets that the outer side would see (pcap, raw IP)
     #[arg(long, value_name = "OUT")]
-    pub write: Option<PathBuf>,
+    write: Option<PathBuf>,
     /// The external address of the simulated NAT
     #[arg(long, value_name = "ADDR")]
-    pub external: Option<IpAddr>,
+    external: Option<IpAddr>,
     /// The network behind the simulated NAT [default: all private addresses]
     #[arg(long, value_name = "CIDR", requires = "external")]
-    pub inside: Option<IpNetwork>,
+    inside: Option<IpNetwork>,
 }
 
-impl Replay {
+impl ReplayOptions {
     pub fn run(&self) -> Result<(), Failure> {
         let capture = self.capture.display();
         let fail = |error: &dyn std::fmt::Display| Failure::Failed(format!("{capture}: {error}"));

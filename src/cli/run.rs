@@ -24,7 +24,7 @@ use crate::daemon;
 /// `info,ftp_alg::kernel=debug`. `ftp-alg log-level` changes the level later.
 /// The daemon notifies the service manager when it is ready (sd_notify).
 #[derive(Args, Debug)]
-pub struct Run {
+pub(super) struct RunOptions {
     #[command(flatten)]
     config: ConfigOption,
     /// The daemon's own directory; created if absent; nobody else may write to it
@@ -46,7 +46,7 @@ pub struct Run {
     log_level: Option<String>,
 }
 
-impl Run {
+impl RunOptions {
     pub fn run(&self) -> Result<(), Failure> {
         let options = daemon::DaemonOptions {
             config: self.config.config.clone(),

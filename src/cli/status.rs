@@ -18,7 +18,7 @@ use crate::daemon::{
 /// ready: `ftp-alg status --wait 10`. In JSON each problem is
 /// {name, text, remedy}; see ftp-alg(8), "Problems".
 #[derive(Args, Debug)]
-pub struct Status {
+pub(super) struct StatusOptions {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -29,7 +29,7 @@ pub struct Status {
     socket: SocketOption,
 }
 
-impl Status {
+impl StatusOptions {
     pub fn run(&self) -> Result<(), Failure> {
         let answer = match self.wait {
             Some(limit) => {

@@ -1,11 +1,15 @@
-//! `ftp-alg manual`: prints the manual page ftp-alg(8).
+//! What the packages generate from the command line: the manual page ftp-alg(8), and completions for shells.
 //!
-//! The sections about commands and options are generated, so they always match the program. The rest of the page is
-//! written by hand in `packaging/man/ftp-alg.8.in`. The command is hidden because only packaging runs it.
+//! The page's sections about commands and options always match the program. The rest of the page is written by hand in
+//! `packaging/man/ftp-alg.8.in`.
 
 use std::io::{self, Write};
 
-use clap::Command;
+use clap::{
+    Command,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
 use super::{Failure, output};
@@ -13,7 +17,7 @@ use super::{Failure, output};
 const PAGE: &str = include_str!("../../packaging/man/ftp-alg.8.in");
 
 /// Prints the manual page of `command`.
-pub(super) fn print(command: Command) -> Result<(), Failure> {
+pub(super) fn print_manual(command: Command) -> Result<(), Failure> {
     // Otherwise each command would list -h, --help.
     let mut command = command.mut_subcommands(|part| part.disable_help_flag(true));
     command.build();
@@ -40,4 +44,20 @@ fn body(page: &Man, render: fn(&Man, &mut dyn Write) -> io::Result<()>) -> Resul
     let is_body =
         |line: &&str| ![".SH ", ".ie ", ".el ", ".br"].iter().any(|start| line.starts_with(start));
     Ok(text.lines().filter(is_body).map(|line| format!("{line}\n")).collect())
+}
+
+/// The shells that have completions.
+pub(super) fn shells() -> impl TypedValueParser<Value = Shell> {
+    PossibleValuesParser::new(["bash", "fish", "zsh"]).try_map(|name| name.parse::<Shell>())
+}
+
+/// Prints completions for `command`, without hidden commands.
+pub(super) fn print_completions(shell: Shell, command: &Command) -> Result<(), Failure> {
+    let shown = command.get_subcommands().filter(|part| !part.is_hide_set()).cloned();
+    let mut shown = Command::new("ftp-alg").version(super::VERSION).subcommands(shown);
+    let mut text = Vec::new();
+    generate(shell, &mut shown, "ftp-alg", &mut text);
+    // If the name of the program has a hyphen, clap_complete names the state of a command in two ways (clap
+    // issue 6421).
+    output::print(&String::from_utf8_lossy(&text).replace("ftp__subcmd__alg", "ftp__alg"))
 }
