@@ -57,14 +57,14 @@ pub(crate) struct Attachments {
     /// Whether to attach with links.
     uses_links: bool,
     /// By the interface's index.
-    attached: BTreeMap<u32, Attachment>,
+    pub(crate) attached: BTreeMap<u32, Attachment>,
     /// Names of the interfaces with an attachment.
-    interface_names: Vec<String>,
+    pub(crate) interface_names: Vec<String>,
     /// The interfaces of the last reading that can have it.
     ethernet: Vec<EthernetInterface>,
-    other_interfaces: OtherInterfaces,
+    pub(crate) other_interfaces: OtherInterfaces,
     /// Whether the program is to be attached.
-    is_needed: bool,
+    pub(crate) is_needed: bool,
     unused_since: Option<Instant>,
 }
 
@@ -82,7 +82,7 @@ pub struct OtherInterfaces {
 
 /// What holds the program at an interface.
 #[derive(Debug)]
-enum Attachment {
+pub(crate) enum Attachment {
     /// A link, which lasts as long as its pin: not longer than the mount namespace that has the BPF file system. After
     /// `ip netns exec` that ends with the daemon.
     Link(PinnedLink),
@@ -164,29 +164,12 @@ impl Attachments {
         })
     }
 
-    pub(crate) fn interface_names(&self) -> &[String] {
-        &self.interface_names
-    }
-
-    /// The names of the interfaces for whose packets the rules run before the program.
-    pub(crate) fn filtered_early(&self) -> &[String] {
-        &self.other_interfaces.filtered_early
-    }
-
     /// Reads which interfaces there are. Returns those without the program.
     pub(crate) fn find_other_interfaces(&mut self) -> Result<OtherInterfaces, FastPathUnavailable> {
         self.read_interfaces()?;
         let others = self.other_interfaces.clone();
         self.other_interfaces.ineligible.clear();
         Ok(others)
-    }
-
-    pub(crate) fn has_any(&self) -> bool {
-        !self.attached.is_empty()
-    }
-
-    pub(crate) fn is_needed(&self) -> bool {
-        self.is_needed
     }
 
     /// Records whether the program is in use `now`. After [`DETACH_AFTER`] without use it is not needed any more.

@@ -14,8 +14,7 @@
 //! | `program` | loads the program, by aya. `no_program` stands for it in a build without the program |
 //! | `pin_directory` | the directory with the pinned program, maps and links |
 //! | `attachments` | the interfaces that the program is attached to |
-//! | `ring` | the ring buffer with the inspected lines |
-//! | `ring_waiter` | waits until the ring fills |
+//! | `ring` | the ring buffer with the inspected lines; waits until it fills |
 //! | `syscall` | bpf(2) |
 
 mod attachments;
@@ -24,7 +23,6 @@ mod pin_directory;
 #[cfg_attr(not(feature = "program"), path = "no_program.rs")]
 mod program;
 mod ring;
-mod ring_waiter;
 mod syscall;
 
 use std::{
@@ -46,25 +44,12 @@ use layout::{Flow, PacketTuple, Pinhole, PinholeKey, TupleValue, counter, side};
 pub use pin_directory::is_bpf_file_system;
 use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
-pub use ring::Ring;
-pub use ring_waiter::RingWaiter;
+pub use ring::{Ring, RingWaiter};
 pub use syscall::BPF_COMMANDS;
 use syscall::{ANY, BpfMap, EXIST, LOCK, NOEXIST};
 
 /// Whether this build has the program.
 pub const HAS_PROGRAM: bool = cfg!(feature = "program");
-
-// Names of the maps.
-const TUPLES: &str = "tuples";
-const FLOWS: &str = "flows";
-const PINHOLES: &str = "pinholes";
-const RULES_PINHOLES: &str = "rules_pinholes";
-const BARRED_PORTS: &str = "barred_ports";
-const CONTROL_PORTS: &str = "control_ports";
-const RING: &str = "ring";
-const COUNTERS: &str = "counters";
-const HEARTBEAT: &str = "heartbeat";
-const READMISSION_START: &str = "readmission_start";
 
 /// Why the fast path cannot run here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -187,7 +172,7 @@ impl FastPath {
         namespace_lock: io::Result<File>,
     ) -> io::Result<Self> {
         let map = |name: &str| BpfMap::open(&pins.pin_path(name), 1);
-        let ring = map(RING)?;
+        let ring = map("ring")?;
         let size = ring.max_entries();
         let program = syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?;
         Ok(Self {
@@ -198,15 +183,15 @@ impl FastPath {
                 list_interfaces,
             )?),
             program,
-            tuples: map(TUPLES)?,
-            flows: map(FLOWS)?,
-            pinholes: map(PINHOLES)?,
-            rules_pinholes: map(RULES_PINHOLES)?,
-            barred_port_bits: map(BARRED_PORTS)?,
-            control_port_bits: map(CONTROL_PORTS)?,
-            counters: BpfMap::open(&pins.pin_path(COUNTERS), processors)?,
-            heartbeat: map(HEARTBEAT)?,
-            readmission_start: map(READMISSION_START)?,
+            tuples: map("tuples")?,
+            flows: map("flows")?,
+            pinholes: map("pinholes")?,
+            rules_pinholes: map("rules_pinholes")?,
+            barred_port_bits: map("barred_ports")?,
+            control_port_bits: map("control_ports")?,
+            counters: BpfMap::open(&pins.pin_path("counters"), processors)?,
+            heartbeat: map("heartbeat")?,
+            readmission_start: map("readmission_start")?,
             ring: Ring::open(ring.into(), size)?,
             known_barred_ports: Mutex::default(),
             known_control_ports: Mutex::default(),
@@ -218,7 +203,7 @@ impl FastPath {
 
     /// Whether the program is attached to any interface.
     pub fn is_attached(&self) -> bool {
-        lock(&self.attachments).has_any()
+        !lock(&self.attachments).attached.is_empty()
     }
 
     /// Whether the program was taken over from an earlier daemon. Then its maps and the ring may have entries.
@@ -233,12 +218,12 @@ impl FastPath {
 
     /// The names of the interfaces that the program was attached to at the last [`FastPath::update_attachments`].
     pub fn interfaces(&self) -> Vec<String> {
-        lock(&self.attachments).interface_names().to_vec()
+        lock(&self.attachments).interface_names.clone()
     }
 
     /// The names of the bridges, and of the interfaces upon them, for whose packets the rules run before the program.
     pub fn filtered_early(&self) -> Vec<String> {
-        lock(&self.attachments).filtered_early().to_vec()
+        lock(&self.attachments).other_interfaces.filtered_early.clone()
     }
 
     /// Reads which interfaces there are. Returns those that cannot have the program; they keep it until the next
@@ -253,7 +238,7 @@ impl FastPath {
     /// loaded.
     pub fn update_attachments(&self, now: Instant) -> Result<(), FastPathUnavailable> {
         let mut attachments = lock(&self.attachments);
-        if attachments.is_needed() {
+        if attachments.is_needed {
             let is_in_use = self.is_in_use().or_unavailable("read the map of connections")?;
             attachments.record_use(is_in_use, now);
         }
@@ -508,8 +493,7 @@ impl FastPath {
     pub fn remove(&self) -> io::Result<()> {
         // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
         let removed = lock(&self.attachments).detach_all(self.program.as_fd());
-        self.pin_directory.remove()?;
-        self.pin_directory.remove_root();
+        self.pin_directory.remove_with_root()?;
         removed
     }
 }

@@ -95,9 +95,10 @@ impl Root {
         repeat_while(is_gone, create).or_unavailable(format_args!("create {}", path.display()))
     }
 
-    /// The names in it that start with `prefix`.
-    fn names(&self, prefix: &str) -> io::Result<Vec<String>> {
-        names(&self.directory, prefix)
+    /// Removes the directory, if it is empty.
+    fn remove_if_empty(&self) {
+        // This fails if other namespaces have directories there, or another user owns it.
+        let _ = fs::remove_dir(&self.path);
     }
 }
 
@@ -122,7 +123,7 @@ impl PinDirectory {
         let is_detached = |link: &PinnedLink| {
             syscall::attached_interface(link.fd.as_fd()).is_ok_and(|index| index == 0)
         };
-        for name in root.names("").unwrap_or_default() {
+        for name in names(&root.directory, "").unwrap_or_default() {
             if name != own
                 && let Ok(pins) = Self::try_lock(root, &name)
                 && pins.has_program()
@@ -137,18 +138,17 @@ impl PinDirectory {
     /// Removes the directories of all versions for this thread's namespace below `root`. An error if a daemon uses one,
     /// or if another user may change `root`.
     pub(crate) fn remove_all(root: &Path) -> io::Result<()> {
-        match Root::open(root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            opened => {
-                Self::remove_other_versions(&opened?, syscall::namespace_cookie()?, "")?;
-                remove_root(root);
-                Ok(())
-            }
-        }
+        let root = match Root::open(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        Self::remove_other_versions(&root, syscall::namespace_cookie()?, "")?;
+        root.remove_if_empty();
+        Ok(())
     }
 
     fn remove_other_versions(root: &Arc<Root>, namespace: u64, own: &str) -> io::Result<()> {
-        for name in root.names(&prefix_of(namespace))? {
+        for name in names(&root.directory, &prefix_of(namespace))? {
             if name != own {
                 ignore_not_found(Self::lock(root, &name).and_then(|other| other.remove()))?;
             }
@@ -246,6 +246,13 @@ impl PinDirectory {
         Ok(())
     }
 
+    /// Removes the directory, and then its parent directory if that is empty.
+    pub(crate) fn remove_with_root(&self) -> io::Result<()> {
+        self.remove()?;
+        self.root.remove_if_empty();
+        Ok(())
+    }
+
     /// Whether the pins outlive this process: not if the BPF file system is in a mount namespace of its own, as after
     /// `ip netns exec` or `unshare --mount`. Looks for an ancestor that has not mounted it, or that hides its mounts.
     pub(crate) fn is_lasting(&self) -> io::Result<bool> {
@@ -260,11 +267,6 @@ impl PinDirectory {
             process = parent;
         }
         Ok(true)
-    }
-
-    /// Removes the parent directory, if it is empty.
-    pub(crate) fn remove_root(&self) {
-        remove_root(&self.root.path);
     }
 }
 
@@ -307,12 +309,6 @@ fn names(directory: &File, prefix: &str) -> io::Result<Vec<String>> {
 /// Start of the names of a namespace's directories.
 fn prefix_of(namespace: u64) -> String {
     format!("{namespace:x}-")
-}
-
-/// Removes the root, if it is empty.
-fn remove_root(root: &Path) {
-    // This fails if other namespaces have directories there, or another user owns it.
-    let _ = fs::remove_dir(root);
 }
 
 /// Tries several times, as long as `is_passing` says so of the error.

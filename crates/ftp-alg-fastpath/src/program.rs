@@ -14,8 +14,7 @@ use aya::{
 };
 
 use super::{
-    BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, FastPathUnavailable, HEARTBEAT, ListInterfaces,
-    OrUnavailable as _, PINHOLES, READMISSION_START, RING, RULES_PINHOLES, TUPLES,
+    FastPathUnavailable, ListInterfaces, OrUnavailable as _,
     attachments::EthernetInterface,
     pin_directory::{PROGRAM_NAME, PinDirectory},
     syscall,
@@ -26,16 +25,16 @@ pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"),
 
 /// The maps that are pinned.
 const MAPS: [&str; 10] = [
-    TUPLES,
-    FLOWS,
-    PINHOLES,
-    RULES_PINHOLES,
-    BARRED_PORTS,
-    CONTROL_PORTS,
-    RING,
-    COUNTERS,
-    HEARTBEAT,
-    READMISSION_START,
+    "tuples",
+    "flows",
+    "pinholes",
+    "rules_pinholes",
+    "barred_ports",
+    "control_ports",
+    "ring",
+    "counters",
+    "heartbeat",
+    "readmission_start",
 ];
 
 /// The program's version: a checksum, by which one version is distinguished from another.
@@ -97,7 +96,7 @@ impl AttachedProgram {
         let maps: Vec<_> = ids.into_iter().map(MapInfo::from_id).collect::<Result<_, _>>().ok()?;
         let has = |name: &str| maps.iter().any(|map| map.name() == name.as_bytes());
         let is_ours = info.name() == PROGRAM_NAME.as_bytes()
-            && [TUPLES, FLOWS, PINHOLES, CONTROL_PORTS, RING].into_iter().all(has);
+            && ["tuples", "flows", "pinholes", "control_ports", "ring"].into_iter().all(has);
         is_ours.then_some(Self { interface, info, maps })
     }
 
@@ -134,7 +133,7 @@ fn list_attached(list_interfaces: ListInterfaces) -> io::Result<Vec<AttachedProg
 
 /// Whether this process may find an attached program with its maps, as [`adopt_attached`] does.
 pub(crate) fn can_be_found(pins: &PinDirectory) -> bool {
-    let pinned = MapInfo::from_pin(pins.pin_path(RING));
+    let pinned = MapInfo::from_pin(pins.pin_path("ring"));
     pinned.is_ok_and(|ring| MapInfo::from_id(ring.id()).is_ok())
 }
 

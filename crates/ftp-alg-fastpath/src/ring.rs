@@ -28,6 +28,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{
+    event::{EventfdFlags, Timespec, epoll, eventfd},
+    io::Errno,
+};
+
 use super::{layout::LineRecord, lock};
 
 // From linux/bpf.h: bits of a record's length, and the size of a record's header.
@@ -59,8 +64,7 @@ impl Ring {
         let (page, size) = (page_size()?, size as usize);
         let consumer = Mapping::new(map.as_fd(), 0, page, libc::PROT_READ | libc::PROT_WRITE)?;
         let producer = Mapping::new(map.as_fd(), page, page + 2 * size, libc::PROT_READ)?;
-        let position = consumer.position_at(0).load(Acquire);
-        let position = AtomicUsize::new(position);
+        let position = AtomicUsize::new(consumer.position_at(0).load(Acquire));
         Ok(Self { map, consumer, producer, page, size, position, read_lock: Mutex::new(()) })
     }
 
@@ -139,6 +143,44 @@ impl Ring {
 impl AsFd for Ring {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
+    }
+}
+
+/// Lets the reader of a ring wait. Threads may share it, and one waits at a time.
+#[derive(Debug)]
+pub struct RingWaiter {
+    epoll: OwnedFd,
+    wake_event: OwnedFd,
+}
+
+impl RingWaiter {
+    /// Creates a waiter for the reader of this ring.
+    pub fn new(ring: &Ring) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let waking = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Edge-triggered: the ring is readable after every record, but the program wakes the reader only if room gets
+        // scarce.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, ring, epoll::EventData::new_u64(0), flags)?;
+        epoll::add(&epoll, &waking, epoll::EventData::new_u64(1), flags)?;
+        Ok(Self { epoll, wake_event: waking })
+    }
+
+    /// Waits for `at_most`, or until a quarter of the ring is full, or until [`wake`](Self::wake) is called.
+    pub fn wait(&self, at_most: Duration) -> io::Result<()> {
+        let at_most = Timespec::try_from(at_most).map_err(io::Error::other)?;
+        let mut events = Vec::with_capacity(2);
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&at_most))
+        {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends the current wait, or the next one if no thread waits now.
+    pub fn wake(&self) -> io::Result<()> {
+        rustix::io::write(&self.wake_event, &1_u64.to_ne_bytes())?;
+        Ok(())
     }
 }
 

@@ -71,7 +71,6 @@ pub(crate) struct BpfMap {
 }
 
 #[repr(C)]
-#[derive(Default)]
 struct ElementAttr {
     map: u32,
     pad: u32,
@@ -81,15 +80,13 @@ struct ElementAttr {
 }
 
 #[repr(C)]
-#[derive(Default)]
-struct ObjectAttr {
+struct PinAttr {
     path: u64,
     fd: u32,
     flags: u32,
 }
 
 #[repr(C)]
-#[derive(Default)]
 struct InfoAttr {
     fd: u32,
     length: u32,
@@ -113,30 +110,6 @@ struct Info {
 
 #[repr(C)]
 #[derive(Default)]
-struct LinkAttr {
-    program: u32,
-    interface: u32,
-    attach_type: u32,
-    flags: u32,
-    relative: u32,
-    pad: u32,
-    revision: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct AttachAttr {
-    interface: u32,
-    program: u32,
-    attach_type: u32,
-    flags: u32,
-    replaced: u32,
-    relative: u32,
-    revision: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
 struct QueryAttr {
     interface: u32,
     attach_type: u32,
@@ -151,7 +124,7 @@ struct QueryAttr {
     revision: u64,
 }
 
-/// Calls bpf(2).
+/// Calls bpf(2). Attributes after the end of `attr` are 0.
 ///
 /// # Safety
 ///
@@ -162,6 +135,18 @@ unsafe fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i32> {
     // SAFETY: the address and size are those of `attr`; the caller guarantees the rest.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as i32) }
+}
+
+/// As [`bpf`], for a command that returns a new descriptor.
+///
+/// # Safety
+///
+/// As for [`bpf`].
+unsafe fn bpf_returning_fd<T>(command: u32, attr: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller guarantees it.
+    let fd = unsafe { bpf(command, attr) }?;
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn raw_fd(fd: BorrowedFd<'_>) -> u32 {
@@ -197,21 +182,23 @@ impl BpfMap {
         self.max_entries
     }
 
-    fn call_on_element(&self, command: u32, key: &[u8], value: u64, flags: u64) -> io::Result<()> {
-        if key.len() != self.key_size {
+    /// Calls a command for the element with this key; without a key, for the start of the map.
+    fn call(&self, command: u32, key: Option<&[u8]>, value: u64, flags: u64) -> io::Result<()> {
+        if key.is_some_and(|key| key.len() != self.key_size) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let map = raw_fd(self.fd.as_fd());
-        let mut attr = ElementAttr { map, pad: 0, key: pointer_value(key.as_ptr()), value, flags };
+        let key = key.map_or(0, |key| pointer_value(key.as_ptr()));
+        let mut attr = ElementAttr { map, pad: 0, key, value, flags };
         // SAFETY: key and value have the sizes of the map's: the key was checked above, and each caller checks the
-        // value.
+        // value. Where there is no key, the kernel accepts a null pointer.
         unsafe { bpf(command, &mut attr) }.map(drop)
     }
 
     /// Reads an element into `value`. Returns whether it exists.
     fn read(&self, command: u32, key: &[u8], value: &mut [u8], flags: u64) -> io::Result<bool> {
         self.check_size(value)?;
-        was_found(self.call_on_element(command, key, pointer_value(value.as_mut_ptr()), flags))
+        was_found(self.call(command, Some(key), pointer_value(value.as_mut_ptr()), flags))
     }
 
     /// The value of a key, if the element exists.
@@ -241,7 +228,7 @@ impl BpfMap {
 
     pub(crate) fn update(&self, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
         self.check_size(value)?;
-        self.call_on_element(BPF_MAP_UPDATE_ELEM, key, pointer_value(value.as_ptr()), flags)
+        self.call(BPF_MAP_UPDATE_ELEM, Some(key), pointer_value(value.as_ptr()), flags)
     }
 
     fn check_size(&self, value: &[u8]) -> io::Result<()> {
@@ -251,7 +238,7 @@ impl BpfMap {
 
     /// Deletes an element. Returns whether it existed.
     pub(crate) fn delete(&self, key: &[u8]) -> io::Result<bool> {
-        was_found(self.call_on_element(BPF_MAP_DELETE_ELEM, key, 0, ANY))
+        was_found(self.call(BPF_MAP_DELETE_ELEM, Some(key), 0, ANY))
     }
 
     /// The keys of all elements. A key that is inserted or deleted meanwhile may be missing or occur twice.
@@ -260,7 +247,7 @@ impl BpfMap {
         // If a key was deleted before its successor is requested, the kernel starts with the first key again. The
         // limit ends the loop then.
         for _ in 0..self.max_entries.saturating_mul(2) {
-            let Some(next) = self.next_key(keys.last())? else { break };
+            let Some(next) = self.next_key(keys.last().map(Vec::as_slice))? else { break };
             keys.push(next);
         }
         Ok(keys)
@@ -271,15 +258,11 @@ impl BpfMap {
     }
 
     /// The key after `before`, or the first key.
-    fn next_key(&self, before: Option<&Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
+    fn next_key(&self, before: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
         let mut next = vec![0; self.key_size];
-        let (map, value) = (raw_fd(self.fd.as_fd()), next.as_mut_ptr().expose_provenance() as u64);
-        let key = before.map_or(0, |key| pointer_value(key.as_ptr()));
-        let mut attr = ElementAttr { map, pad: 0, key, value, flags: 0 };
-        // SAFETY: both keys have the size of the map's keys, or the first one is null, and the kernel then returns
-        // the first key.
-        let found = was_found(unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) }.map(drop))?;
-        Ok(found.then_some(next))
+        let value = pointer_value(next.as_mut_ptr());
+        let is_found = was_found(self.call(BPF_MAP_GET_NEXT_KEY, before, value, ANY))?;
+        Ok(is_found.then_some(next))
     }
 }
 
@@ -306,24 +289,18 @@ fn object_info(fd: BorrowedFd<'_>) -> io::Result<Info> {
     Ok(info)
 }
 
-fn path_to_c_string(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
-}
-
 /// Opens a pinned object.
 pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
-    let path = path_to_c_string(path)?;
-    let mut attr = ObjectAttr { path: pointer_value(path.as_ptr()), fd: 0, flags: 0 };
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = pointer_value(path.as_ptr());
     // SAFETY: the path ends with a zero byte, and lives until the call returns.
-    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
-    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    unsafe { bpf_returning_fd(BPF_OBJ_GET, &mut attr) }
 }
 
 /// Pins a program, map or link.
 pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let path = path_to_c_string(path)?;
-    let mut attr = ObjectAttr { path: pointer_value(path.as_ptr()), fd: raw_fd(fd), flags: 0 };
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PinAttr { path: pointer_value(path.as_ptr()), fd: raw_fd(fd), flags: 0 };
     // SAFETY: the path ends with a zero byte, and lives until the call returns.
     unsafe { bpf(BPF_OBJ_PIN, &mut attr) }.map(drop)
 }
@@ -331,16 +308,9 @@ pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// Attaches a program to TCX ingress of an interface, after the programs that are there. It takes the interface's
 /// index, because another interface may get the name meanwhile.
 pub(crate) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
-    let mut attr = LinkAttr {
-        program: raw_fd(program),
-        interface,
-        attach_type: BPF_TCX_INGRESS,
-        ..LinkAttr::default()
-    };
-    // SAFETY: the attributes have no pointers.
-    let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
-    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let mut attr = [raw_fd(program), interface, BPF_TCX_INGRESS];
+    // SAFETY: the attributes are program, interface and type of attachment; they have no pointers.
+    unsafe { bpf_returning_fd(BPF_LINK_CREATE, &mut attr) }
 }
 
 /// Attaches a program as [`attach_tcx`] does, but without a link: until [`detach_tcx`], also when this process has ended.
@@ -354,13 +324,8 @@ pub(crate) fn detach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<
 }
 
 fn attach_or_detach(command: u32, program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
-    let mut attr = AttachAttr {
-        interface,
-        program: raw_fd(program),
-        attach_type: BPF_TCX_INGRESS,
-        ..AttachAttr::default()
-    };
-    // SAFETY: the attributes have no pointers.
+    let mut attr = [interface, raw_fd(program), BPF_TCX_INGRESS];
+    // SAFETY: the attributes are interface, program and type of attachment; they have no pointers.
     unsafe { bpf(command, &mut attr) }.map(drop)
 }
 
