@@ -15,9 +15,7 @@ use ftp_alg_core::{engine::DecidedAnnouncement, policy::Policy};
 use ipnetwork::IpNetwork;
 
 use super::{Failure, output, table};
-use crate::replay::{
-    self, AnnouncementRow, CaptureReader, ReplayError, ReplayReport, SimulatedNat,
-};
+use crate::replay::{self, AnnouncementRow, CaptureReader, ReplayReport, SimulatedNat};
 
 /// Address ranges that are not routed in the Internet (RFC 1918, RFC 6598, RFC 4193).
 const PRIVATE: [&str; 5] =
@@ -69,17 +67,14 @@ impl ReplayOptions {
         let policy = Policy { control_ports: self.ports.clone(), ..Policy::default() };
         let out = self.write.as_deref();
         let sink = out.map(|out| create(out, &input)).transpose()?;
-        let (report, error) = replay::play(reader, policy, nat, sink);
+        let (report, error) = replay::play(reader, policy, nat, sink)
+            .map_err(|error| Failure::Failed(cannot_write(out.unwrap_or(Path::new("")), &error)))?;
         for warning in &report.warnings {
             // The report is printed even if standard error is closed.
             let _ = writeln!(io::stderr(), "ftp-alg: {capture}: {warning}");
         }
-        match error {
-            Some(ReplayError::Write(error)) => {
-                return Err(Failure::Failed(cannot_write(out.unwrap_or(Path::new("")), &error)));
-            }
-            Some(error) if report.packets == 0 => return Err(fail(&error)),
-            _ => {}
+        if let Some(error) = error.as_ref().filter(|_| report.packets == 0) {
+            return Err(fail(error));
         }
         if self.json {
             output::print(&json(&report).map_err(Failure::failed)?)?;

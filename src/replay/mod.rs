@@ -1,7 +1,7 @@
 //! Runs the engine on a capture instead of on packets of the kernel.
 //!
 //! - `capture` reads records, and `link_type` finds the IP packet in each record.
-//! - `player` puts the segments of control connections in order (`connection`) and passes them to the engine. The
+//! - `player` puts the segments of control connections in order (`captured_connection`) and passes them to the engine. The
 //!   engine's kernel is a simulated NAT gateway (`nat`).
 //! - `outer_view` and `writer` write the packets that the outer side sees.
 //! - `report` collects the results.
@@ -9,7 +9,7 @@
 //! The module knows nothing of the command line and of the running kernel.
 
 mod capture;
-mod connection;
+mod captured_connection;
 mod datagram;
 mod link_type;
 mod nat;
@@ -31,47 +31,30 @@ pub use report::{AnnouncementRow, ReplayReport};
 use player::Player;
 use writer::PcapWriter;
 
-/// The error that ended a replay.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    #[error("{0}")]
-    Write(io::Error),
-}
-
-/// Plays a capture. Returns the report, and the error if the capture was not played to its end.
+/// Plays a capture. Returns the report, and the error if the capture was not played to its end. It fails only if the
+/// packets cannot be written to `sink`.
 pub fn play(
     mut reader: CaptureReader<impl Read>,
     policy: Policy,
     nat: SimulatedNat,
     sink: Option<impl Write>,
-) -> (ReplayReport, Option<ReplayError>) {
-    let writer = sink.map(|sink| PcapWriter::new(sink, reader.has_nanoseconds())).transpose();
-    let mut player = match writer {
-        Ok(writer) => Player::new(policy, nat, writer),
-        Err(error) => return (ReplayReport::default(), Some(ReplayError::Write(error))),
-    };
-    let mut error = None;
+) -> io::Result<(ReplayReport, Option<CaptureError>)> {
+    let writer = sink.map(|sink| PcapWriter::new(sink, reader.has_nanoseconds())).transpose()?;
+    let mut player = Player::new(policy, nat, writer);
     let mut is_readable = false;
-    loop {
+    let error = loop {
         match reader.next_record() {
             Ok(Some(record)) => {
                 is_readable |= record.link.is_some();
-                if let Err(failure) = player.handle_record(&record) {
-                    return (ReplayReport::default(), Some(ReplayError::Write(failure)));
-                }
+                player.handle_record(&record)?;
             }
-            Ok(None) => break,
-            Err(failure) => {
-                error = Some(failure.into());
-                break;
-            }
+            Ok(None) => break None,
+            Err(error) => break Some(error),
         }
-    }
+    };
     if let Some(link) = reader.unsupported_link() {
         if !is_readable {
-            return (ReplayReport::default(), Some(CaptureError::Link(link).into()));
+            return Ok((ReplayReport::default(), Some(CaptureError::Link(link))));
         }
         player.warn(format!(
             "packets of link type {link} were skipped: the link type is not supported"
@@ -80,8 +63,5 @@ pub fn play(
     if reader.is_truncated() {
         player.warn("the capture ends within its last record".to_owned());
     }
-    match player.finish() {
-        Ok(report) => (report, error),
-        Err(failure) => (ReplayReport::default(), Some(ReplayError::Write(failure))),
-    }
+    Ok((player.finish()?, error))
 }

@@ -12,9 +12,9 @@ use ftp_alg_core::{
 };
 
 use super::{
-    connection::{CapturedSegment, Flow, SegmentHeader},
+    captured_connection::{CapturedSegment, Flow, SegmentHeader},
     datagram::{self, DatagramLayout},
-    player::Player,
+    player::{Player, unchanged},
 };
 
 impl<W: Write> Player<W> {
@@ -75,11 +75,10 @@ impl<W: Write> Player<W> {
         let rest = whole.get(sent.payload().len()..).filter(|rest| !rest.is_empty())?;
         let edit = PacketEdit {
             seq: sent.seq() + sent.payload().len() as u32, // an IP packet's
-            ack: sent.ack(),
             payload: Some(rest),
             flags: header.flags,
-            window: sent.window(),
             urgent: 0,
+            ..unchanged(sent)
         };
         let mut bytes = Vec::new();
         packet.rebuild(&edit, Some, &mut bytes);

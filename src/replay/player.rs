@@ -23,7 +23,7 @@ use ftp_alg_core::{
 
 use super::{
     capture::Record,
-    connection::{
+    captured_connection::{
         CapturedConnection, CapturedDirection, CapturedSegment, Flow, FollowState, SegmentHeader,
     },
     datagram::{self, DatagramLayout},
@@ -311,10 +311,8 @@ impl<W: Write> Player<W> {
                 segment.frame = frame;
             } else {
                 let part = |frame, seq, payload, flags| {
-                    let (ack, window) = (packet.ack(), packet.window());
-                    let urgent = packet.urgent().unwrap_or(0);
                     let edit =
-                        PacketEdit { seq, ack, payload: Some(payload), flags, window, urgent };
+                        PacketEdit { seq, payload: Some(payload), flags, ..unchanged(&packet) };
                     let mut bytes = Vec::new();
                     packet.rebuild(&edit, Some, &mut bytes);
                     let header = SegmentHeader::read(&Packet::parse(&bytes).ok()?);
@@ -377,11 +375,10 @@ impl<W: Write> Player<W> {
         if map.is_identity() {
             return packet.bytes().to_vec();
         }
-        let ack =
-            if packet.has(flags::ACK) { map.to_delivered(packet.ack()) } else { packet.ack() };
-        let urgent = packet.urgent().unwrap_or(0);
-        let (flags, window) = (packet.flags(), packet.window());
-        let edit = PacketEdit { seq: packet.seq(), ack, payload: None, flags, window, urgent };
+        let mut edit = unchanged(packet);
+        if packet.has(flags::ACK) {
+            edit.ack = map.to_delivered(edit.ack);
+        }
         let sack = |block: [Seq; 2]| {
             let [left, right] = block.map(|edge| map.to_delivered(edge));
             left.is_before(right).then_some([left, right])
@@ -438,5 +435,17 @@ impl<W: Write> Player<W> {
 
     pub(super) fn direction(&mut self, flow: Flow) -> &mut CapturedDirection {
         self.connection(flow).direction(flow)
+    }
+}
+
+/// The edit of a packet that leaves it as it is.
+pub(super) fn unchanged<'a>(packet: &Packet<'_>) -> PacketEdit<'a> {
+    PacketEdit {
+        seq: packet.seq(),
+        ack: packet.ack(),
+        payload: None,
+        flags: packet.flags(),
+        window: packet.window(),
+        urgent: packet.urgent().unwrap_or(0),
     }
 }

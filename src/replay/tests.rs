@@ -14,7 +14,7 @@ fn played(capture: &[u8]) -> Result<(ReplayReport, Vec<u8>, bool), CaptureError>
     let external = [198, 51, 100, 1].into();
     let nat = SimulatedNat::new(Some(external), vec!["192.168.0.0/16".parse().unwrap()]);
     let mut written = Vec::new();
-    let (report, error) = play(reader, Policy::default(), nat, Some(&mut written));
+    let (report, error) = play(reader, Policy::default(), nat, Some(&mut written)).unwrap();
     Ok((report, written, error.is_some()))
 }
 
@@ -319,7 +319,8 @@ fn impossible_record_length_is_damage() {
     let at = 24 + 8; // of the first record
     capture[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
     let reader = CaptureReader::open(Cursor::new(&capture[..])).unwrap();
-    let (_, error) = play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>);
+    let (_, error) =
+        play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>).unwrap();
     let error = error.unwrap().to_string();
     assert_eq!(error, "damaged after frame 0: a record has 4294967295 bytes");
 }
@@ -372,7 +373,7 @@ proptest! {
             if let Ok((report, written, _)) = played(&capture) && report.packets > 0 {
                 let reader = CaptureReader::open(Cursor::new(&written[..])).unwrap();
                 let (second, error) =
-                    play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>);
+                    play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>).unwrap();
                 assert!(error.is_none());
                 assert_eq!(Some(second.packets), report.written);
             }
