@@ -1,4 +1,5 @@
-//! Reads captures in the formats pcap and pcapng, record by record. Malformed captures are errors and never panics.
+//! Reads captures in the formats pcap and pcapng, record by record, and writes them in the classic pcap format.
+//! Malformed captures are errors and never panics.
 //!
 //! pcap-parser parses the formats. This module reads the bytes that pcap-parser needs from any `Read`; a pipe may
 //! return few bytes at a time. It also does what pcap-parser does not do: it checks lengths, reads the obsolete packet
@@ -7,7 +8,7 @@
 //! The module knows nothing of the packets except the link type. Frames are counted from 1, as capture tools do.
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     ops::Range,
     time::Duration,
 };
@@ -33,6 +34,10 @@ const OBSOLETE_PACKET: u32 = 2;
 /// The offset of the packet in an enhanced packet block.
 const ENHANCED_DATA: usize = 28;
 const SIMPLE_DATA: usize = 12;
+/// LINKTYPE_RAW: each packet starts with its IPv4 or IPv6 header.
+const RAW_IP: u32 = 101;
+/// The maximum packet length (Wireshark's limit).
+const SNAP_LENGTH: u32 = 262_144;
 
 /// The link type of a packet, and its range in the block.
 type PacketInBlock = Option<(Option<LinkType>, Range<usize>)>;
@@ -323,4 +328,39 @@ fn units(resolution: u8) -> u64 {
         2u64.checked_pow(exponent)
     };
     units.unwrap_or(1_000_000)
+}
+
+/// Writes packets to a capture.
+pub struct PcapWriter<W> {
+    output: W,
+    nanoseconds: bool,
+}
+
+impl<W: Write> PcapWriter<W> {
+    /// Writes the header of the capture. Timestamps are in microseconds, which every tool can read, or in nanoseconds
+    /// if `nanoseconds` is set.
+    pub fn new(mut output: W, nanoseconds: bool) -> io::Result<Self> {
+        let magic: u32 = if nanoseconds { 0xa1b2_3c4d } else { 0xa1b2_c3d4 };
+        for field in [magic, 2 | 4 << 16, 0, 0, SNAP_LENGTH, RAW_IP] {
+            output.write_all(&field.to_le_bytes())?;
+        }
+        Ok(Self { output, nanoseconds })
+    }
+
+    /// Writes a packet. `length` is its length on the wire, and `bytes` are the captured bytes.
+    pub fn packet(&mut self, time: Duration, bytes: &[u8], length: usize) -> io::Result<()> {
+        let fraction = if self.nanoseconds { time.subsec_nanos() } else { time.subsec_micros() };
+        let length = u32::try_from(length.max(bytes.len())).unwrap_or(u32::MAX);
+        let captured = bytes.len() as u32; // at most the length of an IP packet
+        let seconds = time.as_secs() as u32; // a limit of the format: it wraps in 2106
+        for field in [seconds, fraction, captured, length] {
+            self.output.write_all(&field.to_le_bytes())?;
+        }
+        self.output.write_all(bytes)
+    }
+
+    /// Flushes all packets.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.output.flush()
+    }
 }

@@ -1,9 +1,9 @@
 //! Runs the engine on a capture instead of on packets of the kernel.
 //!
-//! - `capture` reads records, and `link_type` finds the IP packet in each record.
+//! - `capture` reads and writes records, and `link_type` finds the IP packet in each record.
 //! - `player` puts the segments of control connections in order (`captured_connection`) and passes them to the engine. The
 //!   engine's kernel is a simulated NAT gateway (`nat`).
-//! - `outer_view` and `writer` write the packets that the outer side sees.
+//! - `outer_view` writes the packets that the outer side sees.
 //! - `report` collects the results.
 //!
 //! The module knows nothing of the command line and of the running kernel.
@@ -18,7 +18,6 @@ mod player;
 mod report;
 #[cfg(test)]
 mod tests;
-mod writer;
 
 use std::io::{self, Read, Write};
 
@@ -28,8 +27,8 @@ pub use capture::{CaptureError, CaptureReader};
 pub use nat::SimulatedNat;
 pub use report::{AnnouncementRow, ReplayReport};
 
+use capture::PcapWriter;
 use player::Player;
-use writer::PcapWriter;
 
 /// Plays a capture. Returns the report, and the error if the capture was not played to its end. It fails only if the
 /// packets cannot be written to `sink`.

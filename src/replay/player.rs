@@ -22,14 +22,13 @@ use ftp_alg_core::{
 };
 
 use super::{
-    capture::Record,
+    capture::{PcapWriter, Record},
     captured_connection::{
         CapturedConnection, CapturedDirection, CapturedSegment, Flow, FollowState, SegmentHeader,
     },
     datagram::{self, DatagramLayout},
     nat::SimulatedNat,
     report::ReplayReport,
-    writer::PcapWriter,
 };
 
 /// The maximum time after the first frame. The clock of a capture may jump.

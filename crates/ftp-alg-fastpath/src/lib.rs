@@ -246,7 +246,7 @@ impl FastPath {
 
     /// Whether a connection is handed over, or the program has an open pinhole.
     fn is_in_use(&self) -> io::Result<bool> {
-        Ok(!self.flows.is_empty()? || !self.list_open_pinholes()?.is_empty())
+        Ok(self.flows.next_key::<8>(None)?.is_some() || !self.list_open_pinholes()?.is_empty())
     }
 
     /// How many connections can be handed over at a time.
@@ -310,7 +310,8 @@ impl FastPath {
     pub fn take_back_all(&self) -> io::Result<()> {
         let flows = self.flow_ids()?;
         flows.iter().try_for_each(|flow| self.stop_inspection(*flow))?;
-        self.tuples.keys()?.iter().try_for_each(|tuple| self.tuples.delete(tuple).map(drop))?;
+        let tuples = self.tuples.keys::<{ PacketTuple::SIZE }>()?;
+        tuples.iter().try_for_each(|tuple| self.tuples.delete(tuple).map(drop))?;
         flows.iter().try_for_each(|flow| self.flows.delete(&flow.to_ne_bytes()).map(drop))
     }
 
@@ -329,9 +330,7 @@ impl FastPath {
 
     /// The IDs of all flows in the map, including those that the program has handed back.
     pub fn flow_ids(&self) -> io::Result<Vec<u64>> {
-        let keys = self.flows.keys()?;
-        let ids = keys.iter().filter_map(|key| key.first_chunk());
-        Ok(BTreeSet::from_iter(ids.map(|id| u64::from_ne_bytes(*id))).into_iter().collect())
+        Ok(self.flows.keys()?.into_iter().map(u64::from_ne_bytes).collect())
     }
 
     /// Has the program open no pinholes at these ports.
@@ -360,7 +359,7 @@ impl FastPath {
     /// All pinholes and reservations. The program may delete them meanwhile.
     fn all_pinholes(&self) -> io::Result<Vec<(PinholeKey, Pinhole)>> {
         let keys = self.pinholes.keys()?;
-        let keys = keys.iter().filter_map(|key| key.first_chunk().map(PinholeKey::from_bytes));
+        let keys = keys.iter().map(PinholeKey::from_bytes);
         keys.filter_map(|key| Some(self.pinhole(&key).transpose()?.map(|found| (key, found))))
             .collect()
     }

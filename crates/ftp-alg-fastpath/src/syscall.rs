@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::{
+    collections::BTreeSet,
     ffi::CString,
     io,
     os::{
@@ -241,26 +242,29 @@ impl BpfMap {
         was_found(self.call(BPF_MAP_DELETE_ELEM, Some(key), 0, ANY))
     }
 
-    /// The keys of all elements. A key that is inserted or deleted meanwhile may be missing or occur twice.
-    pub(crate) fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
-        let mut keys: Vec<Vec<u8>> = Vec::new();
+    /// The keys of all elements. A key that is inserted or deleted meanwhile may be missing.
+    pub(crate) fn keys<const N: usize>(&self) -> io::Result<BTreeSet<[u8; N]>> {
+        let (mut keys, mut last) = (BTreeSet::new(), None);
         // If a key was deleted before its successor is requested, the kernel starts with the first key again. The
         // limit ends the loop then.
         for _ in 0..self.max_entries.saturating_mul(2) {
-            let Some(next) = self.next_key(keys.last().map(Vec::as_slice))? else { break };
-            keys.push(next);
+            let Some(next) = self.next_key(last.as_ref())? else { break };
+            keys.insert(next);
+            last = Some(next);
         }
         Ok(keys)
     }
 
-    pub(crate) fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.next_key(None)?.is_none())
-    }
-
     /// The key after `before`, or the first key.
-    fn next_key(&self, before: Option<&[u8]>) -> io::Result<Option<Vec<u8>>> {
-        let mut next = vec![0; self.key_size];
-        let value = pointer_value(next.as_mut_ptr());
+    pub(crate) fn next_key<const N: usize>(
+        &self,
+        before: Option<&[u8; N]>,
+    ) -> io::Result<Option<[u8; N]>> {
+        let mut next = [0; N];
+        if N != self.key_size {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (before, value) = (before.map(<[u8; N]>::as_slice), pointer_value(next.as_mut_ptr()));
         let is_found = was_found(self.call(BPF_MAP_GET_NEXT_KEY, before, value, ANY))?;
         Ok(is_found.then_some(next))
     }
