@@ -6,16 +6,17 @@
 //! sender, so that it neither waits (Nagle's algorithm) nor retransmits. The acknowledgement is sent only after the
 //! receiver has acknowledged everything before the held bytes, because an acknowledgement covers all earlier bytes.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    compact::{allocation_size, serialize_bytes},
-    limits::{MAX_HELD, MAX_LINE},
+    MAX_HELD, MAX_LINE,
+    compact::{self, SmallBytes, allocation_size, serialize_bytes},
     line_decisions::LineEdit,
-    sequence_map::CROSS_OUT_BYTE,
-    sequence_space::SequenceSpace,
+    sequence::CROSS_OUT_BYTE,
+    sequence::SequenceSpace,
     tls::TlsRecords,
-    unacknowledged::UnacknowledgedData,
     urgent::UrgentPointer,
 };
 use crate::{
@@ -32,35 +33,50 @@ pub struct Direction {
 }
 
 /// State that few directions need. It is boxed so that a session fits into few cache lines.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Extra {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Extra {
     /// The unfinished line; if it is not held back, at most its first [`MAX_LINE`] bytes.
     #[serde(serialize_with = "serialize_bytes")]
     line: Vec<u8>,
     /// The state of the scan behind the client's unfinished line, if more of it was forwarded than is stored.
-    scanner: Option<VerbScanner>,
+    pub scanner: Option<VerbScanner>,
     /// Whether the whole unfinished line is held back.
     is_held_back: bool,
     /// Whether bytes were missed, according to the receiver's acknowledgements. A receiver may lie, so the bytes may
     /// never have been sent.
     has_missed_bytes: bool,
     /// TLS records, while the direction is encrypted.
-    tls_records: Option<TlsRecords>,
+    pub tls_records: Option<TlsRecords>,
     /// Whether so much data is unacknowledged that pure acknowledgements must be queued.
-    has_much_unacknowledged: bool,
+    pub has_much_unacknowledged: bool,
     /// Whether the client's data is blocked until the server's acknowledgement shows which bytes it has.
-    is_blocked: bool,
+    pub is_blocked: bool,
     /// The urgent pointer that was forwarded last.
-    urgent: Option<UrgentPointer>,
+    pub urgent: Option<UrgentPointer>,
     /// Up to which sequence number of the server the packets of the pending commands let it send.
     #[serde(skip)]
-    window_end: Option<Seq>,
+    pub window_end: Option<Seq>,
     /// The end of a packet of the server that is a reply line of its own, except for its line end.
     #[serde(skip)]
-    line_without_end: Option<Seq>,
+    pub line_without_end: Option<Seq>,
 }
 
 impl Extra {
+    const fn nothing() -> Self {
+        Self {
+            line: Vec::new(),
+            scanner: None,
+            is_held_back: false,
+            has_missed_bytes: false,
+            tls_records: None,
+            has_much_unacknowledged: false,
+            is_blocked: false,
+            urgent: None,
+            window_end: None,
+            line_without_end: None,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.line.is_empty()
             && !(self.is_held_back
@@ -91,53 +107,38 @@ impl Direction {
         self.space.map.changes_numbers() || self.is_holding()
     }
 
-    /// Whether so much data is unacknowledged that pure acknowledgements must be queued.
+    /// The state that few directions have; empty if there is none.
     #[inline]
-    pub fn has_much_unacknowledged(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.has_much_unacknowledged)
+    pub fn extra(&self) -> &Extra {
+        static NOTHING: Extra = Extra::nothing();
+        self.extra.as_deref().unwrap_or(&NOTHING)
     }
 
-    /// Sets that pure acknowledgements must be queued.
-    pub fn set_much_unacknowledged(&mut self) {
-        self.extra_mut().has_much_unacknowledged = true;
+    /// The state that few directions have, to set some of it.
+    pub fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_with(|| Box::new(Extra::nothing()))
+    }
+
+    /// The state that few directions have, if there is any.
+    pub fn existing_extra_mut(&mut self) -> Option<&mut Extra> {
+        self.extra.as_deref_mut()
     }
 
     /// Drops the part of `data` that the receiver has acknowledged.
     #[inline]
     pub fn forget_acknowledged(&mut self, data: &mut UnacknowledgedData) {
-        let is_empty = data.len() == 0 || data.forget_before(self.space.unacknowledged());
+        let is_empty = data.bytes.is_empty() || data.forget_before(self.space.unacknowledged());
         if is_empty && let Some(extra) = &mut self.extra {
             extra.has_much_unacknowledged = false;
         }
     }
 
-    /// Whether the client's data is blocked until the server's acknowledgement shows which bytes it has.
-    #[inline]
-    pub fn is_blocked(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.is_blocked)
-    }
-
-    /// Blocks the client's data.
-    pub fn block(&mut self) {
-        self.extra_mut().is_blocked = true;
-    }
-
     /// Unblocks the client's data if the server was probed: its acknowledgement has arrived.
     #[inline]
     pub fn unblock(&mut self) {
-        if self.is_blocked() && self.space.is_probing() {
+        if self.extra().is_blocked && self.space.is_probing() {
             self.extra_mut().is_blocked = false;
         }
-    }
-
-    /// TLS records; `None` while the direction is plain text.
-    pub fn tls_records(&self) -> Option<&TlsRecords> {
-        self.extra.as_ref()?.tls_records.as_ref()
-    }
-
-    /// TLS records, mutable.
-    pub fn tls_records_mut(&mut self) -> Option<&mut TlsRecords> {
-        self.extra.as_mut()?.tls_records.as_mut()
     }
 
     /// Starts to follow TLS records: the direction is encrypted from here on.
@@ -154,16 +155,6 @@ impl Direction {
         self.release_unused();
     }
 
-    /// The urgent pointer that was forwarded last.
-    pub fn urgent(&self) -> Option<&UrgentPointer> {
-        self.extra.as_ref()?.urgent.as_ref()
-    }
-
-    /// The urgent pointer that was forwarded last, mutable.
-    pub fn urgent_mut(&mut self) -> Option<&mut UrgentPointer> {
-        self.extra.as_mut()?.urgent.as_mut()
-    }
-
     /// Sets the urgent pointer that was forwarded last.
     pub fn set_urgent(&mut self, pointer: Option<UrgentPointer>) {
         if self.extra.is_some() || pointer.is_some() {
@@ -171,55 +162,17 @@ impl Direction {
         }
     }
 
-    /// Whether the line with the urgent byte is still incomplete.
-    pub fn is_in_urgent_line(&self) -> bool {
-        self.urgent().is_some_and(UrgentPointer::has_open_line)
-    }
-
-    /// Up to which sequence number of the server the packets of the pending commands let it send.
-    pub fn window_end(&self) -> Option<Seq> {
-        self.extra.as_ref()?.window_end
-    }
-
     /// Sets up to which sequence number of the server the packets of the pending commands let it send.
     pub fn set_window_end(&mut self, end: Option<Seq>) {
-        if self.window_end() != end {
+        if self.extra().window_end != end {
             self.extra_mut().window_end = end;
             self.release_unused();
         }
     }
 
-    /// The end of a packet of the server that is a reply line of its own, except for its line end.
-    pub fn line_without_end(&self) -> Option<Seq> {
-        self.extra.as_ref()?.line_without_end
-    }
-
-    /// Records that the last packet of the server is a reply line of its own, except for its line end.
-    pub fn record_line_without_end(&mut self) {
-        self.extra_mut().line_without_end = Some(self.space.next);
-    }
-
-    /// The state of the scan behind the client's unfinished line, if more of it was forwarded than is stored.
-    pub fn scanner(&self) -> Option<VerbScanner> {
-        self.extra.as_ref()?.scanner
-    }
-
-    /// Sets the state of the scan behind the client's unfinished line.
-    pub fn set_scanner(&mut self, scanner: Option<VerbScanner>) {
-        self.extra_mut().scanner = scanner;
-    }
-
-    fn extra_mut(&mut self) -> &mut Extra {
-        self.extra.get_or_insert_default()
-    }
-
     /// Frees the boxed state if it is empty.
     fn release_unused(&mut self) {
         self.extra.take_if(|extra| extra.is_empty());
-    }
-
-    fn line_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.extra_mut().line
     }
 
     fn take_line(&mut self) -> Vec<u8> {
@@ -241,13 +194,7 @@ impl Direction {
     /// Whether bytes are held back.
     #[inline]
     pub fn is_holding(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.is_held_back)
-    }
-
-    fn set_held(&mut self, held: bool) {
-        if self.is_holding() != held {
-            self.extra_mut().is_held_back = held;
-        }
+        self.extra().is_held_back
     }
 
     /// Whether the byte with sequence number `seq` is held back.
@@ -259,8 +206,7 @@ impl Direction {
 
     /// Whether the held bytes may be acknowledged to their sender now.
     pub fn may_acknowledge_held(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.is_held_back && !extra.has_missed_bytes)
-            && self.space.is_acknowledged()
+        self.is_holding() && !self.extra().has_missed_bytes && self.space.is_acknowledged()
     }
 
     /// The receiver has acknowledged everything before the delivered sequence number `ack`. Rewrites before it are
@@ -268,13 +214,9 @@ impl Direction {
     #[inline]
     pub fn record_acknowledgement(&mut self, ack: Seq) {
         self.space.acked = self.space.acked.max(ack);
-        let Some(last) = self.space.map.last_rewrite_start() else { return };
-        let acknowledged = self.space.unacknowledged();
-        self.space.map.forget_before(if self.is_holding() {
-            acknowledged.min(last)
-        } else {
-            acknowledged
-        });
+        if !self.space.map.is_constant_offset() {
+            self.space.map.forget_before(self.space.unacknowledged(), self.is_holding());
+        }
     }
 
     /// Whether no line is unfinished and no FIN was sent.
@@ -287,7 +229,7 @@ impl Direction {
         without_nuls(self.line()).is_empty() && !self.is_holding() && !self.space.finished
     }
 
-    /// Whether the boxed state is absent.
+    /// Whether there is no state of the kind that few directions have.
     pub fn has_no_extra(&self) -> bool {
         self.extra.is_none()
     }
@@ -305,7 +247,7 @@ impl Direction {
     pub fn stop_holding(&mut self) {
         if self.is_holding() {
             self.space.map.forget_last();
-            self.set_held(false);
+            self.extra_mut().is_held_back = false;
         }
     }
 
@@ -318,7 +260,7 @@ impl Direction {
 
     /// Delivers the held bytes before `first`, the byte at `seq`, because inspection ends.
     pub fn release_before(&mut self, seq: Seq, first: u8) {
-        self.line_mut().push(first);
+        self.extra_mut().line.push(first);
         self.release_line_at(seq);
     }
 
@@ -342,11 +284,12 @@ impl Direction {
         (self.line(), if self.is_holding() { 0 } else { length })
     }
 
-    /// Cuts the unfinished line back to `length`, because the rest will be read again.
-    pub fn truncate_line(&mut self, length: usize) {
+    /// Restores the unfinished line of `length` bytes and the urgent pointer before a line that is read again later.
+    pub fn restore(&mut self, length: usize, urgent: Option<UrgentPointer>) {
         if let Some(extra) = &mut self.extra {
             extra.line.truncate(length);
         }
+        self.set_urgent(urgent);
     }
 
     /// `chunk` at `seq` completes the line. The line is delivered unchanged except for `edit`, a range of the whole
@@ -380,7 +323,6 @@ impl Direction {
         let alike = ends.take_while(|(one, other)| one == other).count();
         line.truncate(line.len() - alike);
         self.space.map.replace(seq, (chunk.len() - alike) as u32, &line);
-        self.set_held(false);
     }
 
     /// `chunk` at `seq` continues an incomplete line. With `hold` it is held back if the whole line can be; otherwise
@@ -389,12 +331,13 @@ impl Direction {
         let starts = self.line().is_empty();
         if hold && (starts || self.is_holding()) {
             self.append_to_line(chunk);
-            self.set_held(true);
+            self.extra_mut().is_held_back = true;
             self.space.map.replace(seq, chunk.len() as u32, &[]);
             return;
         }
         if self.is_holding() {
             self.release_line(seq, chunk, [self.line(), chunk].concat());
+            self.extra_mut().is_held_back = false;
         }
         self.append_to_line(chunk);
     }
@@ -403,7 +346,7 @@ impl Direction {
     /// delivered later.
     fn append_to_line(&mut self, chunk: &[u8]) {
         let is_held = self.is_holding();
-        let line = self.line_mut();
+        let line = &mut self.extra_mut().line;
         let room = if is_held { chunk.len() } else { MAX_LINE.saturating_sub(line.len()) };
         let chunk = &chunk[..chunk.len().min(room)];
         if line.capacity() - line.len() < chunk.len() {
@@ -417,25 +360,25 @@ impl Direction {
     fn release_line_at(&mut self, seq: Seq) {
         let line = self.take_line();
         self.space.map.replace(seq, 1, &line);
-        self.set_held(false);
     }
 
     /// `chunk` at `seq` makes the held line longer than the limit. The line so far is delivered with every byte
     /// crossed out, spaces too, so that nothing later in the line is a command. It is also read like that.
     pub fn cross_out_held_line(&mut self, seq: Seq, chunk: &[u8]) {
-        let line = self.line_mut();
+        let extra = self.extra_mut();
+        extra.is_held_back = false;
+        let line = &mut extra.line;
         let count = line.len() + chunk.len();
         line.resize(count.min(MAX_LINE), CROSS_OUT_BYTE);
         line.fill(CROSS_OUT_BYTE);
         self.space.map.replace(seq, chunk.len() as u32, &vec![CROSS_OUT_BYTE; count]);
-        self.set_held(false);
     }
 
     /// A FIN at `seq` ends the stream. The held bytes are delivered before it, followed by a placeholder for the FIN's
     /// own sequence number.
     pub fn finish_stream(&mut self, seq: Seq) {
         if self.is_holding() {
-            self.line_mut().push(0);
+            self.extra_mut().line.push(0);
             self.release_line_at(seq);
         }
         self.space.finished = true;
@@ -453,6 +396,84 @@ impl Direction {
 
     /// The unfinished line.
     pub fn line(&self) -> &[u8] {
-        self.extra.as_ref().map_or(&[], |extra| &extra.line)
+        &self.extra().line
     }
+}
+
+/// Limit of the client's unacknowledged data in bytes. Beyond it nothing is forwarded until some data is acknowledged.
+const MAX_UNACKNOWLEDGED: usize = 1 << 17;
+
+/// Beyond this many bytes, pure acknowledgements must be queued, too. Up to it there is room for any packet.
+const MUCH_UNACKNOWLEDGED: usize = 1 << 14;
+
+/// The client's data that was read and is not known to be acknowledged. A retransmission is replaced by the bytes that were
+/// read first, so that no other command can take their place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UnacknowledgedData {
+    /// The data.
+    #[serde(serialize_with = "serialize_short")]
+    pub bytes: SmallBytes,
+    /// Sequence number of the first byte.
+    first_seq: Seq,
+}
+
+impl UnacknowledgedData {
+    /// No data, for a direction whose first sequence number is `first`.
+    pub fn new(first: Seq) -> Self {
+        Self { bytes: SmallBytes::default(), first_seq: first }
+    }
+
+    /// Stores `bytes` at `seq`.
+    pub fn push(&mut self, seq: Seq, bytes: &[u8]) {
+        if self.bytes.is_empty() || self.first_seq + self.bytes.len() as u32 != seq {
+            self.bytes = SmallBytes::default();
+            self.first_seq = seq;
+        }
+        compact::extend_bytes(&mut self.bytes, bytes);
+    }
+
+    /// Whether the limit allows `more` bytes.
+    pub fn has_room(&self, more: usize) -> bool {
+        self.bytes.is_empty() || self.bytes.len() + more <= MAX_UNACKNOWLEDGED
+    }
+
+    /// Whether there is so much data that pure acknowledgements must be queued.
+    pub fn is_large(&self) -> bool {
+        self.bytes.len() > MUCH_UNACKNOWLEDGED
+    }
+
+    /// Drops the data before `acknowledged`. Returns whether nothing is left.
+    pub fn forget_before(&mut self, acknowledged: Seq) -> bool {
+        let acknowledged_len = acknowledged.distance_from(self.first_seq).max(0) as usize;
+        if acknowledged_len >= self.bytes.len() {
+            self.bytes = SmallBytes::default();
+        } else if acknowledged_len > 0 {
+            compact::drop_front_bytes(&mut self.bytes, acknowledged_len);
+            self.first_seq = self.first_seq + acknowledged_len as u32;
+        }
+        self.bytes.is_empty()
+    }
+
+    /// Returns `bytes` at `seq`, with the part that was read before replaced by what was read then. An attacker sends
+    /// other bytes, and some keep-alives send one byte of garbage (RFC 1122 section 4.2.3.6).
+    pub fn with_read_bytes<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        let skipped = |from: Seq, to: Seq| to.distance_from(from).max(0) as usize;
+        let stored = self.bytes.get(skipped(self.first_seq, seq)..).unwrap_or_default();
+        if stored.is_empty() {
+            return Cow::Borrowed(bytes); // all bytes are new
+        }
+        let start = skipped(seq, self.first_seq).min(bytes.len());
+        let end = bytes.len().min(start + stored.len());
+        let stored = &stored[..end - start];
+        if bytes[start..end] == *stored {
+            return Cow::Borrowed(bytes);
+        }
+        Cow::Owned([&bytes[..start], stored, &bytes[end..]].concat())
+    }
+}
+
+/// Records contain at most one line of the data. More would be written with every packet. So the retransmission of a
+/// longer one is not compared after a restart.
+fn serialize_short<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serialize_bytes(if bytes.len() <= MAX_LINE { bytes } else { &[] }, serializer)
 }

@@ -5,10 +5,13 @@
 //! - A sequence number is always delivered with the same byte, however often its segment is retransmitted.
 //! - An acknowledgement never covers bytes that were not delivered, except the bytes held back here.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use super::{DropReason, Side, direction::Direction, limits::MAX_SUPER_PACKET};
+use super::{Side, direction::Direction};
 use crate::packet::{Packet, Seq, flags};
+
+/// Maximum length of a super-packet that grew by a rewrite; an IP packet holds little more.
+const MAX_SUPER_PACKET: usize = 65_000;
 
 /// How a packet is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,78 @@ pub enum ForwardAction {
     Drop(DropReason),
     /// Not yet: the session first needs the answer to its [pending line](super::PendingLine).
     AwaitDecision,
+}
+
+/// Why a packet was dropped; docs/counters.md uses the same names. Its sender retransmits it if the receiver still needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum DropReason {
+    /// An earlier segment is missing, and the reorder queue cannot hold this one, or has held it too long.
+    OutOfOrder,
+    /// The sequence number is too far from the next expected one.
+    OutOfWindow,
+    /// The segment overlaps data that arrived while it was in the reorder queue.
+    Overlap,
+    /// A limit of unacknowledged rewrites or unacknowledged data is reached.
+    LimitReached,
+    /// Packets of the connection may have passed unread, and the server has not yet shown which bytes it has.
+    Unacknowledged,
+    /// Data after a FIN.
+    AfterFin,
+    /// The gateway reset the connection because of a limit.
+    SessionEnded,
+    /// The super-packet was split; its segments are injected in its place.
+    Resegmented,
+    /// The kernel refused a change that must take effect before the packet is forwarded.
+    KernelRefused,
+    /// Other packets of the connection may have passed unread while this one was queued.
+    Stale,
+    /// The session waits for the kernel, and too many packets wait behind it.
+    Overflow,
+    /// The packet has the client's address, but arrived where no route to the client leads.
+    Elsewhere,
+}
+
+impl DropReason {
+    /// Every drop reason.
+    pub const ALL: [Self; 12] = [
+        Self::OutOfOrder,
+        Self::OutOfWindow,
+        Self::Overlap,
+        Self::LimitReached,
+        Self::Unacknowledged,
+        Self::AfterFin,
+        Self::SessionEnded,
+        Self::Resegmented,
+        Self::KernelRefused,
+        Self::Stale,
+        Self::Overflow,
+        Self::Elsewhere,
+    ];
+
+    /// Name in `ftp-alg status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OutOfOrder => "out_of_order",
+            Self::OutOfWindow => "out_of_window",
+            Self::Overlap => "overlap",
+            Self::LimitReached => "limit_reached",
+            Self::Unacknowledged => "unacknowledged",
+            Self::AfterFin => "after_fin",
+            Self::SessionEnded => "session_ended",
+            Self::Resegmented => "resegmented",
+            Self::KernelRefused => "kernel_refused",
+            Self::Stale => "stale",
+            Self::Overflow => "overflow",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// An acknowledgement for the end whose bytes are held back.
@@ -218,7 +293,7 @@ impl Path<'_> {
 
     /// Forwards a packet without payload, or with an unchanged payload: only its numbers are mapped.
     pub(super) fn renumber(&self, packet: &Packet<'_>) -> ForwardAction {
-        if !(self.sender.space.is_adjusted() || self.receiver.space.is_adjusted()) {
+        if self.sender.space.map.is_identity() && self.receiver.space.map.is_identity() {
             return ForwardAction::Unchanged; // nothing is held back either
         }
         let seq = self.delivered_seq(packet);

@@ -1,4 +1,4 @@
-//! The interfaces on which the two ends of a connection are (reverse path, RFC 3704).
+//! The two ends of a connection, and the interfaces on which they are (reverse path, RFC 3704).
 //!
 //! Each end knows the sequence numbers, so it can forge packets of the other one, or have another host forge them. Such
 //! a packet arrives on an interface on which the other end is not. A packet is read only if it arrived on
@@ -12,7 +12,24 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Side;
+/// One end of a control connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The end that sends commands.
+    Client,
+    /// The end that sends replies.
+    Server,
+}
+
+impl Side {
+    /// The other end.
+    pub fn peer(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
 
 /// The index of an interface, in two bytes. 0 is this machine: nobody else can send from it.
 #[derive(Clone, Copy, PartialEq, Eq)]

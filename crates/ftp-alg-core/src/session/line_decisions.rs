@@ -3,17 +3,19 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    AnnouncedLine, Answer, Continuation, DecisionRequest, Dialogue, Effect, Inspection,
+    AnnouncedLine, Answer, Continuation, DecisionRequest, Dialogue, Effect, Inspection, MAX_HELD,
     PendingLine, Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits, SessionLimit, Side,
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
-    limits::{MAX_HELD, VERB_LENGTH},
-    sequence_map::CROSS_OUT_BYTE,
+    sequence::CROSS_OUT_BYTE,
 };
 use crate::ftp::{
     Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Padding, Text, Verb,
     VerbScanner, line_end, reply_line_end,
 };
+
+/// Length of the verbs of announcements.
+pub const VERB_LENGTH: usize = 4;
 
 /// A range of the line and its replacement.
 pub type LineEdit = Option<(Range<usize>, SmallBytes)>;

@@ -4,7 +4,7 @@
 //! decide about announcements; it asks its caller through [`Inspection`]. It knows nothing of other sessions, the
 //! kernel, or time.
 //!
-//! A [`Session`] consists of two [directions](direction), a [`Dialogue`] and an [`InspectionState`].
+//! A [`Session`] consists of two [directions](direction), a [`Dialogue`] and an `InspectionState`.
 //! [`packet_handling`] connects them: it gives a packet's acknowledgement to the opposite direction, and its payload
 //! through [`reading`] to the dialogue. [`forwarding`] builds the forwarded packet. `docs/session.md`
 //! has a picture.
@@ -17,48 +17,66 @@
 
 mod ambiguities;
 mod compact;
-mod decision;
 mod dialogue;
 mod direction;
-mod drops;
 mod forwarding;
 mod inspection;
-mod inspection_state;
 mod interfaces;
-mod limits;
 mod line_decisions;
 mod packet_handling;
 mod pending_commands;
 mod push_state;
 mod reading;
 mod reason;
-mod sequence_map;
-mod sequence_space;
-mod side;
+mod sequence;
 mod tls;
-mod unacknowledged;
 mod urgent;
 
-pub use decision::{Decision, Effect};
 use dialogue::BegunEncryption;
 pub use dialogue::{Dialogue, Phase};
-use direction::Direction;
-pub use drops::DropReason;
-pub use forwarding::{Acknowledgement, ForwardAction, ForwardPlan, TrailingSegment};
+use direction::{Direction, UnacknowledgedData};
+pub use forwarding::{Acknowledgement, DropReason, ForwardAction, ForwardPlan, TrailingSegment};
 pub use inspection::{
-    AnnouncedLine, Answer, AnsweredLine, DecisionRequest, DialogueEvent, Inspection, PendingLine,
-    RefusedLine, SessionLimit,
+    AnnouncedLine, Answer, AnsweredLine, Decision, DecisionRequest, DialogueEvent, Effect,
+    Inspection, PendingLine, RefusedLine, SessionLimit,
 };
 use inspection::{Continuation, ReadEffect, ReplyLimits};
-use inspection_state::{Completeness, InspectionState};
-pub use interfaces::{Interfaces, RouteQuestion};
+pub use interfaces::{Interfaces, RouteQuestion, Side};
 pub use reason::RefusalReason;
-pub use sequence_map::SequenceMap;
+pub use sequence::SequenceMap;
 use serde::{Deserialize, Serialize};
-pub use side::Side;
-use unacknowledged::UnacknowledgedData;
 
 use crate::packet::{Packet, Seq, flags};
+
+/// Limit of a line start that is held back. Announcements are far shorter: the longest `EPRT` of RFC 2428 has 63 bytes.
+const MAX_HELD: usize = 512;
+
+/// Limit of the stored part of an unfinished line that was forwarded. A longer line is read as truncated.
+const MAX_LINE: usize = 1024;
+
+/// How a connection is inspected. `docs/session.md` has a state diagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum InspectionState {
+    /// Lines are read in both directions.
+    Inline,
+    /// At least one direction is TLS.
+    Encrypted,
+    /// Not inspected: the connection is not FTP, or packets were missed while it was encrypted.
+    Off,
+    /// The gateway has reset the connection.
+    Reset,
+}
+
+impl InspectionState {
+    /// Whether the next bytes of `direction` are read as text.
+    fn reads_text(self, direction: &Direction) -> bool {
+        match self {
+            Self::Inline => true,
+            Self::Encrypted => direction.extra().tls_records.is_none(),
+            Self::Off | Self::Reset => false,
+        }
+    }
+}
 
 /// One control connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,6 +87,10 @@ pub struct Session {
     unacknowledged: UnacknowledgedData,
     dialogue: Dialogue,
     inspection_state: InspectionState,
+    /// Whether all packets were read. Unknown since a restore or downtime: any may have passed unread, unless the
+    /// connection is adjusted.
+    #[serde(skip)]
+    has_read_all: bool,
     /// Whether the client or the server has reset the connection.
     is_reset_by_peer: bool,
     /// The interfaces on which the ends are.
@@ -107,7 +129,8 @@ impl Session {
             server: Direction::new(server),
             unacknowledged: UnacknowledgedData::new(client),
             dialogue,
-            inspection_state: InspectionState::Inline(Completeness::All),
+            inspection_state: InspectionState::Inline,
+            has_read_all: true,
             is_reset_by_peer: false,
             interfaces: Interfaces::default(),
         }
@@ -120,12 +143,13 @@ impl Session {
             let is_ordinary = direction.is_idle() && direction.has_no_extra();
             is_ordinary && !direction.space.has_gap() && direction.space.map.is_constant_offset()
         };
-        self.inspection_state == InspectionState::Inline(Completeness::All)
+        self.inspection_state == InspectionState::Inline
+            && self.has_read_all
             && !self.is_reset_by_peer
             && self.dialogue.is_quiescent()
             && is_still(&self.client)
             && is_still(&self.server)
-            && self.unacknowledged.len() == 0
+            && self.unacknowledged.bytes.is_empty()
     }
 
     /// Resets the session: nothing of either end is forwarded any more, and all stored data is freed, so later packets
@@ -141,7 +165,7 @@ impl Session {
 
     /// Whether the gateway has reset the session.
     pub fn was_reset(&self) -> bool {
-        self.inspection_state.is_reset()
+        self.inspection_state == InspectionState::Reset
     }
 
     /// Sequence numbers for resets to `to`, taken before the session is reset. `to` expects one of the two, or a number
@@ -185,14 +209,14 @@ impl Session {
     pub fn needs_all_queued(&self) -> bool {
         // Acknowledgements show which bytes are missing, and how much of the unacknowledged data has arrived.
         let is_probing = self.client.space.is_probing() || self.server.space.is_probing();
-        is_probing || self.client.has_much_unacknowledged() || self.changes_packets()
+        is_probing || self.client.extra().has_much_unacknowledged || self.changes_packets()
     }
 
     /// Whether pure acknowledgements must be queued, because a server's announcement must be
     /// [a complete reply](push_state), or a `PASV` waits behind a command whose reply may be ambiguous.
     #[inline]
     pub fn needs_acknowledgements(&self) -> bool {
-        self.inspection_state.is_inline() && self.dialogue.needs_windows()
+        self.inspection_state == InspectionState::Inline && self.dialogue.needs_windows()
     }
 
     /// Whether sequence numbers differ, or bytes are held back. A packet that passed unread would break the connection.
@@ -209,7 +233,7 @@ impl Session {
 
     /// Whether sequence numbers or bytes of either direction differ from what was sent.
     pub fn is_adjusted(&self) -> bool {
-        self.client.space.is_adjusted() || self.server.space.is_adjusted()
+        !(self.client.space.map.is_identity() && self.server.space.map.is_identity())
     }
 
     /// Records that a route leads to the interface of an end. What was read from another interface counts for nothing.
@@ -247,7 +271,7 @@ impl Session {
     /// Whether no packet of the connection needs to be queued any more.
     #[inline]
     pub fn needs_none_queued(&self) -> bool {
-        self.inspection_state.is_off() && !self.needs_all_queued()
+        self.inspection_state == InspectionState::Off && !self.needs_all_queued()
     }
 
     /// Whether the connection was reset, or finished by both ends.
@@ -257,12 +281,18 @@ impl Session {
 
     /// Whether one of the ends, or the gateway, has reset the connection.
     fn is_reset(&self) -> bool {
-        self.is_reset_by_peer || self.inspection_state.is_reset()
+        self.is_reset_by_peer || self.was_reset()
     }
 
     /// Whether packets may have passed unread since the last restore or downtime, and nothing has yet shown otherwise.
     pub fn is_unconfirmed(&self) -> bool {
-        !self.inspection_state.is_confirmed() || self.is_client_blocked()
+        !self.is_confirmed() || self.is_client_blocked()
+    }
+
+    /// Whether all packets are known to have been read.
+    #[inline]
+    fn is_confirmed(&self) -> bool {
+        self.has_read_all || self.was_reset()
     }
 
     /// The sequence offset of `side`, and the first sent sequence number that it applies to. Only for an
@@ -279,7 +309,7 @@ impl Session {
 
     /// Whether the connection is encrypted, so that a login cannot be seen.
     pub fn is_encrypted(&self) -> bool {
-        self.inspection_state.is_encrypted()
+        self.inspection_state == InspectionState::Encrypted
     }
 
     /// The state of the dialogue.
@@ -291,8 +321,8 @@ impl Session {
     pub fn state(&self) -> &'static str {
         match (self.inspection_state, self.dialogue.phase()) {
             _ if self.is_over() => "closing",
-            (InspectionState::Off(_) | InspectionState::Reset, _) => "opaque",
-            (InspectionState::Encrypted(_), _) => "encrypted",
+            (InspectionState::Off | InspectionState::Reset, _) => "opaque",
+            (InspectionState::Encrypted, _) => "encrypted",
             (_, Phase::NotGreeted | Phase::ClientFirst | Phase::CommandFirst) => "new",
             (_, Phase::TextFirst | Phase::CommandAfterText) => "new",
             (_, Phase::NotFtp) => "not-ftp",
@@ -308,13 +338,15 @@ impl Session {
     pub fn touch_cache_lines(&self) -> u32 {
         let numbers =
             self.client.space.next.0 ^ self.server.space.next.0 ^ self.client.space.first.0;
-        numbers ^ u32::from(self.dialogue.is_logged_in()) ^ self.unacknowledged.len() as u32
+        numbers ^ u32::from(self.dialogue.is_logged_in()) ^ self.unacknowledged.bytes.len() as u32
     }
 
     /// Heap memory in bytes of unacknowledged data, rewrites and incomplete lines.
     #[inline]
     pub fn heap_size(&self) -> usize {
-        self.client.heap_size() + self.server.heap_size() + self.unacknowledged.heap_size()
+        self.client.heap_size()
+            + self.server.heap_size()
+            + compact::bytes_heap_size(&self.unacknowledged.bytes)
     }
 
     /// The sequence mapping of the direction that `side` sends.
@@ -348,7 +380,7 @@ impl Session {
             && sender.space.is_in_window(packet.seq())
             && receiver.space.is_acceptable_ack(packet.ack())
             && !sender.space.has_gap()
-            && self.inspection_state.is_confirmed()
+            && self.is_confirmed()
             && !(self.is_reset() || sender.space.finished || self.is_client_blocked())
     }
 
@@ -364,7 +396,7 @@ impl Session {
 
     /// Whether the client's data is blocked for now.
     fn is_client_blocked(&self) -> bool {
-        self.client.is_blocked()
+        self.client.extra().is_blocked
     }
 
     /// The next expected sequence numbers of client and server.
@@ -384,9 +416,9 @@ impl Session {
     /// Records that packets may have passed unread. A client could send other bytes with sequence numbers that its
     /// server has already received, so the server is probed first.
     pub fn record_downtime(&mut self) {
-        self.inspection_state.set_completeness(Completeness::Unknown);
-        if self.inspection_state.is_inline() {
-            self.client.block();
+        self.has_read_all = false;
+        if self.inspection_state == InspectionState::Inline {
+            self.client.extra_mut().is_blocked = true;
             self.client.space.probe_at_next_gap();
         }
     }

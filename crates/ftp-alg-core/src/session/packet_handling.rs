@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 
 use super::{
-    DecisionRequest, DialogueEvent, DropReason, ForwardAction, ForwardPlan, Inspection, Session,
-    Side,
+    DecisionRequest, DialogueEvent, DropReason, ForwardAction, ForwardPlan, Inspection,
+    InspectionState, Session, Side,
     direction::Direction,
     forwarding::Path,
     interfaces::DOUBTFUL_INTERFACE,
@@ -67,7 +67,7 @@ impl Session {
         if from == Side::Client {
             self.client.set_window_end(None); // it may offer less
         }
-        let is_of_session = self.inspection_state.is_confirmed()
+        let is_of_session = self.is_confirmed()
             && (!self.is_over() || self.direction(from).space.is_in_window(packet.seq()));
         match is_of_session {
             true => self.path(from).renumber(packet).into(),
@@ -87,7 +87,7 @@ impl Session {
     ) -> ForwardPlan {
         let end = packet.seq() + u32::from(packet.urgent().unwrap_or(0));
         let mut urg_stays = !self.inspection_state.reads_text(self.direction(from));
-        let before = self.client.urgent().cloned();
+        let before = self.client.extra().urgent.clone();
         if !urg_stays && from == Side::Client {
             urg_stays = before.as_ref().is_some_and(|pointer| pointer.end() == end);
             if !urg_stays && let Some(pointer) = self.telnet_synch(end, packet) {
@@ -99,7 +99,7 @@ impl Session {
         if inspection.pending.is_some() {
             return outcome; // its urgent pointer stays stored until the packet is handled after the decision
         }
-        let is_stored = urg_stays && from == Side::Client && self.client.urgent().is_some();
+        let is_stored = urg_stays && from == Side::Client && self.client.extra().urgent.is_some();
         if is_stored && !(self.client.space.next + 1).is_after(end) {
             // The segment was not forwarded, so its urgent pointer was not either.
             self.client.set_urgent(before);
@@ -115,7 +115,10 @@ impl Session {
     /// it names. In what may be TLS there is none.
     fn telnet_synch(&self, end: Seq, packet: &Packet<'_>) -> Option<UrgentPointer> {
         let (seq, next) = (packet.seq(), self.client.space.next);
-        if seq.is_after(next) || self.client.is_in_urgent_line() || self.dialogue.expects_tls() {
+        if seq.is_after(next)
+            || self.client.extra().urgent.as_ref().is_some_and(UrgentPointer::has_open_line)
+            || self.dialogue.expects_tls()
+        {
             return None;
         }
         let payload = self.with_read_bytes(seq, packet.payload());
@@ -137,7 +140,7 @@ impl Session {
         inspection: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> ForwardPlan {
-        if !self.inspection_state.is_confirmed() && !self.confirm_restored(from, packet) {
+        if !self.is_confirmed() && !self.confirm_restored(from, packet) {
             return ForwardAction::Unchanged.into();
         }
         if self.is_over() && !self.direction(from).space.is_in_window(packet.seq()) {
@@ -192,7 +195,7 @@ impl Session {
                 Side::Client => self.request_acknowledgements(),
                 Side::Server => {
                     if push_state == PushState::ReplyWithoutEnd {
-                        self.server.record_line_without_end();
+                        self.server.extra_mut().line_without_end = Some(self.server.space.next);
                     }
                     let is_waited_for =
                         self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands();
@@ -219,14 +222,31 @@ impl Session {
         self.path(from).forward(packet, payload, is_retransmission, out)
     }
 
-    /// Checks whether a connection of which packets may have been missed continues with `packet` of `from`.
+    /// Checks whether a connection of which packets may have been missed continues with `packet` of `from`, which may
+    /// belong to another one on the same endpoints. Packets of an adjusted connection cannot have passed unread. On
+    /// others, if one seems to be missing, the receiver is probed at once.
     #[cold]
     fn confirm_restored(&mut self, from: Side, packet: &Packet<'_>) -> bool {
         let (sender, receiver) = match from {
             Side::Client => (&mut self.client, &self.server),
             Side::Server => (&mut self.server, &self.client),
         };
-        self.inspection_state.confirm(packet, sender, receiver)
+        let (sent, heard) = (sender.space.next, receiver.space.next);
+        let (seq, ack) = (packet.seq(), packet.ack());
+        if !sender.space.is_in_window(seq)
+            || packet.has(flags::ACK) && !receiver.space.is_in_window(ack)
+        {
+            return false;
+        }
+        if !sender.space.map.is_identity()
+            || !receiver.space.map.is_identity()
+            || (seq, ack) == (sent, heard)
+        {
+            self.has_read_all = true;
+        } else if seq.is_after(sent) {
+            sender.space.probe_at_next_gap();
+        }
+        true
     }
 
     /// Records what the header of a packet of `from` shows, and the `window` that it offers.
@@ -279,8 +299,8 @@ impl Session {
         // unknown.
         direction.skip_missed(end.max(direction.space.next));
         direction.record_acknowledgement(ack);
-        if !self.inspection_state.is_inline() {
-            self.inspection_state.turn_off();
+        if self.inspection_state != InspectionState::Inline {
+            self.inspection_state = InspectionState::Off;
         }
         let phase = self.dialogue.phase();
         self.dialogue.record_missed(side == Side::Server);
@@ -293,7 +313,7 @@ impl Session {
     #[inline]
     fn request_acknowledgements(&mut self) {
         if self.unacknowledged.is_large() || self.client.space.map.is_half_full() {
-            self.client.set_much_unacknowledged();
+            self.client.extra_mut().has_much_unacknowledged = true;
         }
     }
 

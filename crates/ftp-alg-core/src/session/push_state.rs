@@ -85,14 +85,14 @@ impl PushState {
 
 /// Whether `line` is only the end of a line of which the server sent the rest in a packet of its own.
 fn is_rest_of_line(line: &[u8], server: &Direction) -> bool {
-    matches!(line, b"\r\n" | b"\n") && server.line_without_end() == Some(server.space.next)
+    matches!(line, b"\r\n" | b"\n") && server.extra().line_without_end == Some(server.space.next)
 }
 
 /// Whether `packet`, which has PSH, is everything that the server had to send.
 fn is_all_there_was(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool {
     let end = packet.seq() + packet.payload().len() as u32; // an IP packet's
     packet.seq() == server.space.next
-        && client.window_end().is_some_and(|window_end| end.is_before(window_end))
+        && client.extra().window_end.is_some_and(|window_end| end.is_before(window_end))
         && client.space.is_acknowledged()
 }
 
@@ -114,7 +114,7 @@ impl Session {
             false => {
                 self.dialogue.is_ambiguous()
                     || self.dialogue.has_pending_commands()
-                    || self.inspection_state.is_encrypted()
+                    || self.is_encrypted()
                     || has_lf(line)
                     || shows_missed()
             }
@@ -140,7 +140,7 @@ pub(super) fn record_offered_window(
     if packet.payload().is_empty() {
         // The server may not have received it if it offers more, and has if it offers less.
         let end = server.space.map.to_sent(packet.ack()) + u32::from(window);
-        let known = client.window_end().map(|known| known.min(end));
+        let known = client.extra().window_end.map(|known| known.min(end));
         return client.set_window_end(known);
     }
     let sent = server.space.next;
@@ -151,6 +151,7 @@ pub(super) fn record_offered_window(
     let is_first = client.is_idle()
         && packet.seq() == client.space.next
         && (!dialogue.has_pending_commands() || client.space.is_acknowledged());
-    let end = if is_first { end } else { client.window_end().map_or(sent, |known| known.min(end)) };
+    let end =
+        if is_first { end } else { client.extra().window_end.map_or(sent, |known| known.min(end)) };
     client.set_window_end(Some(end));
 }

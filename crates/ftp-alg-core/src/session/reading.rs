@@ -4,19 +4,16 @@
 //! `line_decisions` decides about whole lines; `direction` stores and delivers their bytes.
 
 use super::{
-    BegunEncryption, Dialogue, DialogueEvent, Inspection, PendingLine, Phase, ReadEffect,
-    RefusedLine, SessionLimit, Side,
-    direction::Direction,
-    inspection_state::InspectionState,
-    limits::{MAX_HELD, MAX_LINE, VERB_LENGTH},
+    BegunEncryption, Dialogue, DialogueEvent, Inspection, InspectionState, MAX_HELD, MAX_LINE,
+    PendingLine, Phase, ReadEffect, RefusedLine, SessionLimit, Side,
+    direction::{Direction, UnacknowledgedData},
     line_decisions::{
-        CROSSED_OUT_START, LineRead, ReplyContext, cannot_begin_ftp, finish_line,
+        CROSSED_OUT_START, LineRead, ReplyContext, VERB_LENGTH, cannot_begin_ftp, finish_line,
         may_need_decision, read_client_line, read_server_line, refuse_ambiguous_line,
     },
     push_state::PushState,
-    sequence_map::CROSS_OUT_BYTE,
+    sequence::CROSS_OUT_BYTE,
     tls::is_binary_start,
-    unacknowledged::UnacknowledgedData,
     urgent::UrgentPointer,
 };
 use crate::{
@@ -147,10 +144,10 @@ impl DirectionReader<'_> {
         if was_holding {
             self.direction.release_before(seq, *new.first()?);
         }
-        if self.inspection_state.is_off() {
+        if *self.inspection_state == InspectionState::Off {
             return None;
         }
-        let records = self.direction.tls_records_mut()?;
+        let records = self.direction.existing_extra_mut()?.tls_records.as_mut()?;
         let start = records.follow(new)?;
         if records.is_fresh() && is_binary_start(new[start]) {
             // The server has accepted `AUTH`, and this is neither TLS nor text.
@@ -163,12 +160,12 @@ impl DirectionReader<'_> {
             self.stop_reading();
             return None;
         }
-        match self.opposite.tls_records() {
+        match &self.opposite.extra().tls_records {
             Some(opposite_records) => {
                 self.dialogue.resume_plaintext(is_complete && opposite_records.is_complete());
                 self.inspection.push_event(DialogueEvent::PlaintextResumed);
             }
-            None => self.inspection_state.return_to_inline(),
+            None => *self.inspection_state = InspectionState::Inline,
         }
         self.direction.end_tls();
         Some(start)
@@ -203,7 +200,7 @@ impl DirectionReader<'_> {
     /// Both directions are encrypted from here on.
     #[cold]
     fn begin_tls(&mut self) {
-        self.inspection_state.set_encrypted();
+        *self.inspection_state = InspectionState::Encrypted;
         self.direction.start_tls();
         self.opposite.start_tls();
         self.inspection.push_event(DialogueEvent::Encrypted);
@@ -345,15 +342,14 @@ impl DirectionReader<'_> {
             None => return None,
         };
         let (pointer, event_count) =
-            (self.direction.urgent().cloned(), self.inspection.events.len());
+            (self.direction.extra().urgent.clone(), self.inspection.events.len());
         Some(StateBefore { dialogue, pointer, line: line.len(), event_count })
     }
 
     /// A line needs a decision: restores the state before it and stores the line as pending.
     fn suspend_line(&mut self, mut request: PendingLine, before: StateBefore) {
         request.dialogue = std::mem::replace(self.dialogue, before.dialogue);
-        self.direction.set_urgent(before.pointer);
-        self.direction.truncate_line(before.line);
+        self.direction.restore(before.line, before.pointer);
         request.events = self.inspection.events.split_off(before.event_count);
         self.inspection.pending = Some(request);
     }
@@ -361,7 +357,8 @@ impl DirectionReader<'_> {
     /// Whether an urgent byte in the client's line, which `chunk` at `seq` completes, makes it another command for some
     /// servers.
     fn ends_ambiguously(&mut self, seq: Seq, chunk: &[u8]) -> bool {
-        let Some(pointer) = self.direction.urgent_mut() else { return false };
+        let extra = self.direction.existing_extra_mut();
+        let Some(pointer) = extra.and_then(|extra| extra.urgent.as_mut()) else { return false };
         let is_ambiguous = pointer.ends_ambiguously(seq, chunk);
         let (end, has_open_line) = (pointer.end(), pointer.has_open_line());
         if !has_open_line && end.is_before(self.direction.space.unacknowledged()) {
@@ -373,8 +370,9 @@ impl DirectionReader<'_> {
     /// Reads `chunk` at `seq`, which belongs to an incomplete line; a FIN follows it if `fin`.
     fn continue_line(&mut self, mut seq: Seq, mut chunk: &[u8], fin: bool) {
         let is_client = self.from == Side::Client;
-        let is_urgent = is_client
-            && self.direction.urgent_mut().is_some_and(|pointer| pointer.continues(seq, chunk));
+        let extra = self.direction.existing_extra_mut().filter(|_| is_client);
+        let pointer = extra.and_then(|extra| extra.urgent.as_mut());
+        let is_urgent = pointer.is_some_and(|pointer| pointer.continues(seq, chunk));
         if is_client && !self.direction.is_holding() {
             let lead = self.forward_lead(chunk);
             (seq, chunk) = (seq + lead as u32, &chunk[lead..]);
@@ -426,7 +424,7 @@ impl DirectionReader<'_> {
         let scanner = is_long.then(|| self.scan_for_verb(chunk).1);
         self.direction.continue_line(seq, chunk, hold);
         if scanner.is_some() {
-            self.direction.set_scanner(scanner);
+            self.direction.extra_mut().scanner = scanner;
         }
     }
 
@@ -436,8 +434,8 @@ impl DirectionReader<'_> {
         if self.dialogue.phase() == Phase::PickedUp {
             return (None, VerbScanner::default());
         }
-        let mut scanner = self.direction.scanner().unwrap_or_default();
-        let before = match self.direction.scanner() {
+        let mut scanner = self.direction.extra().scanner.unwrap_or_default();
+        let before = match self.direction.extra().scanner {
             Some(_) => &[],
             None => self.direction.line(),
         };
@@ -527,7 +525,7 @@ impl DirectionReader<'_> {
     }
 
     pub(super) fn end_inspection(&mut self) {
-        self.inspection_state.turn_off();
+        *self.inspection_state = InspectionState::Off;
         self.direction.stop_reading();
         self.opposite.stop_reading();
     }

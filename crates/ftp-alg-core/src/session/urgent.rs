@@ -13,7 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::limits::MAX_HELD;
+use super::MAX_HELD;
 use crate::{
     ftp::{Command, Text, Verb},
     packet::Seq,

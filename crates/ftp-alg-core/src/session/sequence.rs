@@ -1,4 +1,5 @@
-//! Sequence adjustment: maps the sequence numbers of one direction before our rewrites to those after them, and back.
+//! The sequence numbers of one direction (RFC 9293 section 3.3.1): bytes seen, bytes acknowledged, gaps; and the sequence
+//! adjustment, which maps the numbers before our rewrites to those after them, and back.
 //!
 //! *Sent* sequence numbers are those of the sending end, *delivered* ones those of the receiving end. A [`Rewrite`]
 //! says that the sent bytes `[start, start + len)` are delivered as `new`. Between rewrites the two differ by a
@@ -13,7 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::compact::{self, CompactVec, SmallBytes, serialize_bytes};
-use crate::packet::Seq;
+use crate::packet::{Packet, Seq};
 
 /// One rewritten range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,13 +53,6 @@ impl Replacement {
         match self {
             Self::Bytes(bytes) => out.extend_from_slice(&bytes[first..last]),
             Self::CrossedOut(_) => out.resize(out.len() + last - first, CROSS_OUT_BYTE),
-        }
-    }
-
-    fn heap_size(&self) -> usize {
-        match self {
-            Self::Bytes(bytes) => compact::bytes_heap_size(bytes),
-            Self::CrossedOut(_) => 0,
         }
     }
 }
@@ -111,25 +105,18 @@ impl SequenceMap {
     /// Whether sent and delivered sequence numbers differ anywhere.
     #[inline]
     pub fn changes_numbers(&self) -> bool {
-        self.base != 0 || !self.rewrites.is_empty() && self.changes_length()
-    }
-
-    fn changes_length(&self) -> bool {
-        self.rewrites.iter().any(|rewrite| rewrite.len as usize != rewrite.new.len())
+        self.base != 0
+            || self.rewrites.iter().any(|rewrite| rewrite.len as usize != rewrite.new.len())
     }
 
     /// Whether one of the two limits of unacknowledged rewrites is reached.
     pub fn is_full(&self) -> bool {
-        self.rewrites.len() >= MAX_REWRITES || self.rewritten_bytes() >= MAX_REWRITTEN_BYTES
-    }
-
-    /// Number of replacement bytes in the list of rewrites.
-    fn rewritten_bytes(&self) -> usize {
         let stored = |rewrite: &Rewrite| match &rewrite.new {
             Replacement::Bytes(bytes) => bytes.len(),
             Replacement::CrossedOut(_) => 0,
         };
-        self.rewrites.iter().map(stored).sum()
+        self.rewrites.len() >= MAX_REWRITES
+            || self.rewrites.iter().map(stored).sum::<usize>() >= MAX_REWRITTEN_BYTES
     }
 
     /// Heap memory in bytes.
@@ -138,18 +125,16 @@ impl SequenceMap {
         if self.rewrites.is_empty() {
             return 0;
         }
-        compact::heap_size(&self.rewrites)
-            + self.rewrites.iter().map(|r| r.new.heap_size()).sum::<usize>()
+        let of_bytes = |rewrite: &Rewrite| match &rewrite.new {
+            Replacement::Bytes(bytes) => compact::bytes_heap_size(bytes),
+            Replacement::CrossedOut(_) => 0,
+        };
+        compact::heap_size(&self.rewrites) + self.rewrites.iter().map(of_bytes).sum::<usize>()
     }
 
     /// Whether half of [`MAX_REWRITES`] are in the list. Optional rewrites are then not made.
     pub fn is_half_full(&self) -> bool {
         self.rewrites.len() >= MAX_REWRITES / 2
-    }
-
-    /// First sent sequence number of the newest rewrite in the list.
-    pub fn last_rewrite_start(&self) -> Option<Seq> {
-        self.rewrites.last().map(|r| r.start)
     }
 
     /// The delivered sequence number of the sent number `seq`.
@@ -216,9 +201,11 @@ impl SequenceMap {
         compact::push(&mut self.rewrites, Rewrite { start, len, delivered, new: new.into() });
     }
 
-    /// Forgets rewrites that end before the sent sequence number `seq`, because the receiver has acknowledged them.
-    pub fn forget_before(&mut self, seq: Seq) {
-        let gone = self.rewrites.iter().take_while(|r| !r.end().is_after(seq)).count();
+    /// Forgets rewrites that end before the sent sequence number `seq`, because the receiver has acknowledged them; not
+    /// the newest one if `keeps_last`.
+    pub fn forget_before(&mut self, seq: Seq, keeps_last: bool) {
+        let count = self.rewrites.len() - usize::from(keeps_last && !self.rewrites.is_empty());
+        let gone = self.rewrites[..count].iter().take_while(|r| !r.end().is_after(seq)).count();
         if gone > 0 {
             let last = &self.rewrites[gone - 1];
             self.base = last.delivered_end() - last.end();
@@ -263,6 +250,166 @@ impl SequenceMap {
     }
 }
 
+/// MSS of a sender that has sent no longer segment yet: RFC 879's default for IPv4.
+const DEFAULT_MSS: usize = 536;
+
+/// Number of consecutive segments past a gap after which the receiver is probed.
+const PROBE_AFTER: u8 = 2;
+
+/// Maximum distance of an acceptable sequence number from the next expected one.
+const MAX_DISTANCE: u32 = 1 << 20;
+
+/// Maximum number of bytes that may have passed unread, for example during downtime.
+const MAX_MISSED: u32 = 1 << 16;
+
+/// The sequence numbers of one direction.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SequenceSpace {
+    /// First sequence number.
+    pub first: Seq,
+    /// Next expected sequence number, as sent.
+    pub next: Seq,
+    /// Highest acknowledgement number of the receiver, as delivered.
+    pub acked: Seq,
+    /// The sender's clock in the last timestamps option, if `has_clock`.
+    clock: u32,
+    has_clock: bool,
+    /// Rewrites and sequence offsets.
+    pub map: SequenceMap,
+    /// The sender's window as last advertised.
+    pub window: u16,
+    /// Whether the window field is the window: the SYN-ACK has no window scale. Set for the client.
+    #[serde(skip)]
+    pub has_plain_window: bool,
+    /// Longest payload of a segment from the sender.
+    largest_segment: u16,
+    /// Number of consecutive segments that started past `next`.
+    gap_segments: u8,
+    /// Whether the sender has sent a FIN.
+    pub finished: bool,
+}
+
+impl SequenceSpace {
+    /// The sequence space of a direction whose first byte has the sequence number `first`.
+    pub fn new(first: Seq) -> Self {
+        Self {
+            first,
+            next: first,
+            acked: first,
+            clock: 0,
+            has_clock: false,
+            map: SequenceMap::default(),
+            window: u16::MAX,
+            has_plain_window: false,
+            largest_segment: 0,
+            gap_segments: 0,
+            finished: false,
+        }
+    }
+
+    /// Forgets everything except the first and the next sequence number.
+    pub fn reset(&mut self) {
+        *self = Self { first: self.first, ..Self::new(self.next) };
+    }
+
+    /// Records the window, the clock and the segment length of a packet from the sender.
+    #[inline(always)]
+    pub fn observe(&mut self, packet: &Packet<'_>) {
+        self.window = packet.window();
+        if let Some((value, _)) = packet.timestamps() {
+            (self.clock, self.has_clock) = (value, true);
+        }
+        if !packet.offload().is_super_packet {
+            self.largest_segment = self.largest_segment.max(packet.payload().len() as u16); // an IP packet's
+        }
+    }
+
+    /// The sender's clock in the last timestamps option.
+    pub fn clock(&self) -> Option<u32> {
+        self.has_clock.then_some(self.clock)
+    }
+
+    /// Whether `seq` is close enough to the next expected sequence number.
+    pub fn is_in_window(&self, seq: Seq) -> bool {
+        seq.distance_from(self.next).unsigned_abs() <= MAX_DISTANCE
+    }
+
+    /// Whether everything before the delivered number `ack` was seen here; `None` if `ack` is out of window.
+    pub fn is_all_seen(&self, ack: Seq) -> Option<bool> {
+        let distance = ack.distance_from(self.map.to_delivered(self.next));
+        (distance.unsigned_abs() <= MAX_DISTANCE).then_some(distance <= 0)
+    }
+
+    /// Counts a segment that started past a gap or was blocked. Returns whether the receiver is to be probed.
+    pub fn count_gap(&mut self) -> bool {
+        self.gap_segments = self.gap_segments.saturating_add(1);
+        self.is_probing()
+    }
+
+    /// Ends the gap, because the expected bytes have arrived.
+    pub fn end_gap(&mut self) {
+        self.gap_segments = 0;
+    }
+
+    /// Whether a segment past a gap arrived and did not wait in the reorder queue.
+    pub fn has_gap(&self) -> bool {
+        self.gap_segments > 0
+    }
+
+    /// Whether the receiver was probed.
+    #[inline]
+    pub fn is_probing(&self) -> bool {
+        self.gap_segments >= PROBE_AFTER
+    }
+
+    /// Makes the next gap probe the receiver.
+    pub fn probe_at_next_gap(&mut self) {
+        self.gap_segments = PROBE_AFTER - 1;
+    }
+
+    /// Stops waiting for the answer to a probe. The next segment past a gap sends another one.
+    pub fn stop_probing(&mut self) {
+        self.gap_segments = self.gap_segments.min(PROBE_AFTER - 1);
+    }
+
+    /// Whether the receiver may accept a reset with number `seq`: only with the exact number that it expects (RFC 5961
+    /// section 3.2), which it has not acknowledged.
+    pub fn accepts_reset(&self, seq: Seq) -> bool {
+        !seq.is_before(self.unacknowledged()) && !seq.is_after(self.next)
+    }
+
+    /// Whether all data is acknowledged.
+    pub fn is_acknowledged(&self) -> bool {
+        self.unacknowledged() == self.next
+    }
+
+    /// Whether `ack` is acceptable: it acknowledges data that was sent, and is not before the last acknowledgement.
+    pub fn is_acceptable_ack(&self, ack: Seq) -> bool {
+        !ack.is_before(self.acked) && !ack.is_after(self.map.to_delivered(self.next))
+    }
+
+    /// The first sent sequence number that is not known to be acknowledged (SND.UNA).
+    pub fn unacknowledged(&self) -> Seq {
+        self.map.to_sent(self.acked)
+    }
+
+    /// Whether the receiver accepts a segment with number `seq`, even if some bytes passed unread (RFC 9293 section
+    /// 3.10.7.4). A keep-alive is one before what the receiver has.
+    #[inline]
+    pub fn is_acceptable(&self, seq: Seq) -> bool {
+        if seq == self.next {
+            return true;
+        }
+        let first = self.unacknowledged() - 1;
+        !seq.is_before(first) && !seq.is_after(self.next + MAX_MISSED)
+    }
+
+    /// Maximum length of a delivered segment.
+    pub fn mss(&self) -> usize {
+        usize::from(self.largest_segment).max(DEFAULT_MSS)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -282,9 +429,9 @@ mod tests {
         assert_eq!(rendered(&map, Seq(0), b"01234567890"), b"01234abcde890");
         assert_eq!((map.to_delivered(Seq(5)), map.to_delivered(Seq(8))), (Seq(5), Seq(10)));
         assert_eq!((map.to_sent(Seq(10)), map.to_sent(Seq(9))), (Seq(8), Seq(7)));
-        map.forget_before(Seq(7));
+        map.forget_before(Seq(7), false);
         assert!(!map.is_constant_offset());
-        map.forget_before(Seq(8));
+        map.forget_before(Seq(8), false);
         assert!(map.is_constant_offset() && map.changes_numbers());
         assert_eq!(map.to_sent(Seq(12)), Seq(10));
     }
