@@ -156,7 +156,7 @@ impl Talk {
             Side::Client => self.client,
             Side::Server => self.server,
         };
-        let dialogue = self.session.dialogue();
+        let dialogue = self.session.dialogue;
         let dialogue = (dialogue.has_pending_passive(), dialogue.is_logged_in());
         // The byte that shows that a client does not speak FTP may arrive before its line is complete, so the order and
         // the number of events depend on the boundaries of segments.

@@ -357,8 +357,7 @@ impl Sessions {
     pub fn is_in_use(&mut self, now: Instant) -> bool {
         let timestamp = self.epoch.timestamp(now);
         self.table.iter().any(|entry| {
-            let is_known =
-                matches!(entry.session.dialogue().phase(), Phase::Greeted | Phase::Verified);
+            let is_known = matches!(entry.session.dialogue.phase, Phase::Greeted | Phase::Verified);
             is_known
                 && !entry.session.is_half_closed()
                 && timestamp.duration_since(entry.last_seen) < RECENT_USE

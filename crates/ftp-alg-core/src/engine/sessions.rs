@@ -138,7 +138,7 @@ impl Sessions {
             let Some(translation) = entry.translation().copied() else { continue };
             let policy = self.policy.for_network(entry.network());
             let before = entry.pinholes().len();
-            let lacks_login = policy.require_login && !entry.session.dialogue().is_logged_in();
+            let lacks_login = policy.require_login && !entry.session.dialogue.is_logged_in();
             let is_forbidden = |held: &HeldPinhole| {
                 let from_client = held.kind.is_active();
                 let own = if from_client { translation.client } else { translation.server };
@@ -171,7 +171,7 @@ impl Sessions {
         let Some(entry) = self.table.get_mut(index) else { return };
         let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
         let mut has_renewed = false;
-        if entry.session.dialogue().has_pending_transfer()
+        if entry.session.dialogue.has_pending_transfer()
             && let Some(translation) = entry.translation().copied()
         {
             let held = entry.pinholes_mut().into_iter().flatten();

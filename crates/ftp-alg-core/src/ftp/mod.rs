@@ -6,16 +6,13 @@
 mod ambiguity;
 mod announcement;
 mod command;
-mod non_ftp;
-mod padding;
 mod reply;
 mod text;
 
 pub use ambiguity::{
     LineEnd, VerbScanner, line_end, may_end_or_skip, reply_line_end, without_nuls,
 };
-pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement};
+pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding};
 pub use command::{Command, Verb};
-pub use padding::Padding;
 pub use reply::{Reply, ReplyTracker};
 pub use text::{Text, has_lf};

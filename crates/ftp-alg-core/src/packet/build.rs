@@ -65,12 +65,12 @@ impl<'a> Packet<'a> {
         }
         if edit.payload.is_none() && !self.offload.lacks_checksum {
             // RFC 1624: only the changed words are summed.
-            let mut sum = IncrementalChecksum::new(self.header_u16::<16>());
-            sum.update(self.header_u32::<4>(), edit.seq.0);
-            sum.update(self.header_u32::<8>(), edit.ack.0);
+            let mut sum = IncrementalChecksum::new(self.header_u16(16));
+            sum.update(self.header_u32(4), edit.seq.0);
+            sum.update(self.header_u32(8), edit.ack.0);
             sum.update(self.flags().into(), edit.flags.into());
             sum.update(self.window().into(), edit.window.into());
-            sum.update(self.header_u16::<18>().into(), edit.urgent.into());
+            sum.update(self.header_u16(18).into(), edit.urgent.into());
             if sack_range.is_some() {
                 let long = |word: &[u8; 4]| u32::from_be_bytes(*word);
                 let (old, new) = (header.as_chunks().0, out[self.tcp_offset..].as_chunks().0);

@@ -6,15 +6,17 @@
 
 mod build;
 mod reorder_queue;
-mod seq;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::{Add, Sub},
+};
 
 use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice};
+use serde::{Deserialize, Serialize};
 
 pub use build::{PacketEdit, build_acknowledgement, build_segment, build_with_endpoints};
 pub use reorder_queue::{Readiness, ReorderItem, ReorderQueue, ReorderResult};
-pub use seq::Seq;
 
 /// TCP control bits.
 pub mod flags {
@@ -66,7 +68,8 @@ pub struct Packet<'a> {
     tcp_offset: usize,
     /// Offset of the payload.
     payload_offset: usize,
-    offload: Offload,
+    /// Work that the kernel leaves to the network card; after parsing none.
+    pub offload: Offload,
 }
 
 impl<'a> Packet<'a> {
@@ -97,11 +100,6 @@ impl<'a> Packet<'a> {
         Self { offload, ..self }
     }
 
-    /// The offload state.
-    pub fn offload(&self) -> Offload {
-        self.offload
-    }
-
     /// The whole packet.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
@@ -121,9 +119,9 @@ impl<'a> Packet<'a> {
     #[inline(always)]
     pub fn endpoints(&self) -> (Endpoint, Endpoint) {
         let long = |at: usize| self.bytes[at..].first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
-        let (from, to) = (self.header_u16::<0>(), self.header_u16::<2>());
+        let (from, to) = (self.header_u16(0), self.header_u16(2));
         // An IPv4 header has at least 20 bytes, an IPv6 header 40.
-        if self.is_v4() {
+        if is_v4(self.bytes) {
             let both = long(12);
             let end = |low, port| Endpoint { high: 0, low, port: u32::from(port) };
             (end(both >> 32, from), end(both & 0xffff_ffff, to))
@@ -136,12 +134,12 @@ impl<'a> Packet<'a> {
 
     /// The sequence number of the first payload byte (of the SYN, if set).
     pub fn seq(&self) -> Seq {
-        Seq(self.header_u32::<4>())
+        Seq(self.header_u32(4))
     }
 
     /// The acknowledgement number; meaningless without [`flags::ACK`].
     pub fn ack(&self) -> Seq {
-        Seq(self.header_u32::<8>())
+        Seq(self.header_u32(8))
     }
 
     /// The control bits, see [`flags`].
@@ -156,7 +154,7 @@ impl<'a> Packet<'a> {
 
     /// The advertised window, unscaled.
     pub fn window(&self) -> u16 {
-        self.header_u16::<14>()
+        self.header_u16(14)
     }
 
     /// Whether the packet, a SYN, has the window scale option (RFC 7323). A SYN-ACK has it if both ends scale their
@@ -167,7 +165,7 @@ impl<'a> Packet<'a> {
 
     /// The urgent pointer, if URG is set.
     pub fn urgent(&self) -> Option<u16> {
-        self.has(flags::URG).then(|| self.header_u16::<18>())
+        self.has(flags::URG).then(|| self.header_u16(18))
     }
 
     /// The payload.
@@ -219,16 +217,16 @@ impl<'a> Packet<'a> {
         None
     }
 
-    fn is_v4(&self) -> bool {
-        is_v4(self.bytes)
+    /// A field of the TCP header.
+    #[inline(always)]
+    fn header_u16(&self, at: usize) -> u16 {
+        u16::from_be_bytes([self.header[at], self.header[at + 1]])
     }
 
-    fn header_u16<const AT: usize>(&self) -> u16 {
-        u16::from_be_bytes([self.header[AT], self.header[AT + 1]])
-    }
-
-    fn header_u32<const AT: usize>(&self) -> u32 {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|i| self.header[AT + i]);
+    /// A long field of the TCP header.
+    #[inline(always)]
+    fn header_u32(&self, at: usize) -> u32 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| self.header[at + i]);
         u32::from_be_bytes([a, b, c, d])
     }
 }
@@ -293,6 +291,63 @@ impl From<SocketAddr> for Endpoint {
             IpAddr::V6(v6) => ((v6.to_bits() >> 64) as u64, v6.to_bits() as u64), // the two halves
         };
         Self::new(high, low, endpoint.port(), endpoint.is_ipv4())
+    }
+}
+
+/// A TCP sequence number, modulo 2^32 (RFC 9293 section 3.4). Comparisons hold for numbers less than 2^31 apart. Peers choose these numbers, so no
+/// operation can panic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Seq(pub u32);
+
+impl Seq {
+    /// Whether `self` is before `other`.
+    pub fn is_before(self, other: Self) -> bool {
+        self.distance_from(other) < 0
+    }
+
+    /// Whether `self` is after `other`.
+    pub fn is_after(self, other: Self) -> bool {
+        self.distance_from(other) > 0
+    }
+
+    /// Distance from `other` to `self`; negative if `self` is before it.
+    pub fn distance_from(self, other: Self) -> i32 {
+        self.0.wrapping_sub(other.0).cast_signed()
+    }
+
+    /// The later of the two.
+    pub fn max(self, other: Self) -> Self {
+        if other.is_after(self) { other } else { self }
+    }
+
+    /// The earlier of the two.
+    pub fn min(self, other: Self) -> Self {
+        if other.is_before(self) { other } else { self }
+    }
+}
+
+impl Add<u32> for Seq {
+    type Output = Self;
+
+    fn add(self, n: u32) -> Self {
+        Self(self.0.wrapping_add(n))
+    }
+}
+
+impl Sub<u32> for Seq {
+    type Output = Self;
+
+    fn sub(self, n: u32) -> Self {
+        Self(self.0.wrapping_sub(n))
+    }
+}
+
+/// Number of bytes from `other` to `self`, modulo 2^32.
+impl Sub for Seq {
+    type Output = u32;
+
+    fn sub(self, other: Self) -> u32 {
+        self.0.wrapping_sub(other.0)
     }
 }
 
@@ -414,6 +469,16 @@ mod tests {
             let same = sockets.iter().filter(|other| Endpoint::from(**other) == endpoint).count();
             assert_eq!(same, 1, "{}", texts[at]);
         }
+    }
+
+    #[test]
+    fn sequence_numbers_are_ordered_across_the_wrap() {
+        let last = Seq(u32::MAX);
+        assert!((last + 1).is_after(last) && last.is_before(last + 1));
+        assert_eq!((last + 6) - last, 6);
+        assert_eq!((last + 3).distance_from(last + 5), -2);
+        assert_eq!(last.max(Seq(2)), Seq(2));
+        assert_eq!(last.min(Seq(2)), last);
     }
 
     proptest! {

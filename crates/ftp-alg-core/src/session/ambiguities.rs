@@ -1,9 +1,12 @@
-//! Whether client and server may disagree about line ends, or about which reply answers which command. Nothing is
-//! opened meanwhile.
+//! The pending commands, and whether client and server may disagree about line ends, or about which reply answers which
+//! command. Nothing is opened meanwhile.
 
 use serde::{Deserialize, Serialize};
 
-use super::pending_commands::{PendingCommands, PendingKind};
+use super::{
+    RefusalReason,
+    compact::{self, CompactVec},
+};
 use crate::ftp::{LineEnd, Reply, Text, Verb};
 
 /// Why the ends may disagree about the dialogue.
@@ -34,14 +37,6 @@ enum Ambiguity {
     PartialReply,
 }
 
-/// The ends whose lines are known to end with LF alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct LfEnds {
-    /// The server's greeting ended so, or its reply to a login.
-    is_of_server: bool,
-    client: ClientLf,
-}
-
 /// Whether a client's lines end with LF alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum ClientLf {
@@ -70,8 +65,11 @@ pub enum ExtraReply {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Ambiguities {
     ambiguity: Option<Ambiguity>,
-    lf: LfEnds,
-    extra_reply: ExtraReply,
+    /// Whether the server is known to end its lines with LF alone: its greeting ended so, or its reply to a login.
+    pub has_server_lf: bool,
+    client_lf: ClientLf,
+    /// What the server may have answered that is no command.
+    pub extra_reply: ExtraReply,
     /// The server's last line.
     #[serde(skip)]
     last_line: LastLine,
@@ -95,7 +93,7 @@ impl Ambiguities {
             Ambiguity::ClientLf if is_active => return None,
             // The server answers the line with LF, and no other command is pending.
             Ambiguity::ClientLf
-                if self.lf.client == ClientLf::Tried && self.is_reply_complete() =>
+                if self.client_lf == ClientLf::Tried && self.is_reply_complete() =>
             {
                 return None;
             }
@@ -140,10 +138,10 @@ impl Ambiguities {
     /// Records how a client's line ends, before the line is read. If it `is_only`, no other command is pending.
     pub fn record_client_line_end(&mut self, end: LineEnd, is_only: bool) {
         let is_clear = self.is_clear();
-        let is_known = self.lf.client == ClientLf::Known;
+        let is_known = self.client_lf == ClientLf::Known;
         if !is_known {
             let is_tried = end == LineEnd::Lf && is_only;
-            self.lf.client = if is_tried { ClientLf::Tried } else { ClientLf::Unknown };
+            self.client_lf = if is_tried { ClientLf::Tried } else { ClientLf::Unknown };
         }
         match end {
             // For some servers it continues the line before.
@@ -161,10 +159,10 @@ impl Ambiguities {
     /// to a login (`is_of_login`), show how it ends its lines: they hold no name that contains LF.
     pub fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool, is_of_login: bool) {
         if end == LineEnd::Lf && (is_greeting || is_of_login && self.is_clear()) {
-            self.lf.is_of_server = true;
+            self.has_server_lf = true;
             self.require_complete_replies();
         }
-        let is_plain = end == LineEnd::Plain || end == LineEnd::Lf && self.lf.is_of_server;
+        let is_plain = end == LineEnd::Plain || end == LineEnd::Lf && self.has_server_lf;
         self.last_line = match self.is_reply_complete() {
             true => LastLine::ReplyBehindReply,
             false => LastLine::Reply,
@@ -172,11 +170,6 @@ impl Ambiguities {
         if !is_plain {
             self.record_ambiguous_line(Ambiguity::LineEnds);
         }
-    }
-
-    /// Whether the server is known to end its lines with LF alone.
-    pub fn knows_server_lf(self) -> bool {
-        self.lf.is_of_server
     }
 
     /// Whether the server's last line was complete, and the end of a reply.
@@ -202,11 +195,6 @@ impl Ambiguities {
     /// From now on a server's announcement must be a complete reply of its own.
     pub fn require_complete_replies(&mut self) {
         self.ambiguity.get_or_insert(Ambiguity::Resolved);
-    }
-
-    /// What the server may have answered that is no command.
-    pub fn extra_reply(self) -> ExtraReply {
-        self.extra_reply
     }
 
     /// Records something that the server may have answered, and that is no command.
@@ -299,8 +287,8 @@ impl Ambiguities {
         }
         let is_answered = pending.is_empty();
         // The server has answered a line with LF, so LF ends its lines.
-        if self.lf.client == ClientLf::Tried && is_answered {
-            self.lf.client = ClientLf::Known;
+        if self.client_lf == ClientLf::Tried && is_answered {
+            self.client_lf = ClientLf::Known;
             if matches!(self.ambiguity, Some(Ambiguity::ClientLineEnds | Ambiguity::ClientLf)) {
                 self.ambiguity = Some(Ambiguity::Resolved);
             }
@@ -335,12 +323,11 @@ impl Ambiguities {
             _ if client_is_whole => Ambiguity::Resolved,
             _ => Ambiguity::NameWithLineEnd,
         };
-        let client = match self.lf.client {
+        let client_lf = match self.client_lf {
             ClientLf::Tried => ClientLf::Unknown,
             client => client,
         };
-        let lf = LfEnds { client, ..self.lf };
-        Self { ambiguity: Some(ambiguity), lf, last_line: LastLine::Other, ..self }
+        Self { ambiguity: Some(ambiguity), client_lf, last_line: LastLine::Other, ..self }
     }
 }
 
@@ -360,4 +347,198 @@ fn may_show_files(code: u16) -> bool {
 /// (RFC 959 appendix II).
 fn ends_inside_name(text: &Text<'_>) -> bool {
     text.bytes().iter().filter(|byte| **byte == b'"').count() % 2 == 1
+}
+
+/// The reply that a pending command expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PendingKind {
+    User,
+    Login,
+    Passive,
+    /// The reply to a `PORT` or `EPRT` that opened a pinhole.
+    Announcement,
+    EpsvAll,
+    Reinitialize,
+    Auth,
+    Transfer,
+    /// An unknown command before any known one. If the server does not refuse it before the next command, it is of
+    /// another protocol.
+    FirstUnknown,
+    /// The end of the server's greeting.
+    Greeting,
+    /// The reply to a crossed out command.
+    CrossedOut(RefusalReason),
+    /// A reply that may show files.
+    Listing,
+    Other,
+    /// The kind is no longer known, only the number of commands.
+    Forgotten,
+}
+
+/// Whether `reply` may answer a command of this kind. Servers send 225, 226 and 426 when a transfer has ended, however
+/// often, and some send a success before the reply to `PASV`.
+pub fn may_answer(reply: Reply, kind: PendingKind, before_transfers: bool) -> bool {
+    match kind {
+        PendingKind::User | PendingKind::Login if before_transfers => true,
+        PendingKind::Transfer
+        | PendingKind::Listing
+        | PendingKind::Other
+        | PendingKind::Forgotten => true,
+        _ if matches!(reply.code, 225 | 226 | 426) => false,
+        PendingKind::Passive => reply.is_failure(),
+        _ => true,
+    }
+}
+
+/// Limit of runs of one kind. Beyond it the kinds of the oldest commands are forgotten, but not their number. Replies
+/// still match their commands, and replies to forgotten commands have no effect.
+pub const MAX_RUNS: usize = 32;
+
+/// A number of consecutive commands of one kind.
+type Run = (PendingKind, u32);
+
+/// The pending commands. Usually there is one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PendingCommands {
+    oldest: Option<Run>,
+    /// Empty if `oldest` is `None`.
+    later: CompactVec<Run>,
+}
+
+impl PendingCommands {
+    /// Number of runs.
+    pub fn len(&self) -> usize {
+        usize::from(self.oldest.is_some()) + self.later.len()
+    }
+
+    /// Whether no command is pending.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.oldest.is_none()
+    }
+
+    /// Number of commands.
+    pub fn count(&self) -> u32 {
+        let runs = self.oldest.iter().chain(self.later.iter());
+        runs.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+    }
+
+    /// Whether a command of this kind is pending.
+    pub fn contains(&self, which: PendingKind) -> bool {
+        self.kinds().any(|kind| kind == which)
+    }
+
+    /// Whether no command of another kind is pending.
+    pub fn are_all_of(&self, which: &[PendingKind]) -> bool {
+        self.kinds().all(|kind| which.contains(&kind))
+    }
+
+    /// Whether the oldest command is the only one of this kind.
+    pub fn begins_with_only(&self, which: PendingKind) -> bool {
+        self.oldest == Some((which, 1)) && !self.has_behind_another(which)
+    }
+
+    /// Whether a command of this kind waits behind one of another.
+    #[inline]
+    pub fn has_behind_another(&self, which: PendingKind) -> bool {
+        // Runs of one kind are one.
+        self.later.iter().any(|(kind, _)| *kind == which)
+    }
+
+    /// The kind of the oldest command.
+    pub fn oldest(&self) -> Option<PendingKind> {
+        self.oldest.map(|(kind, _)| kind)
+    }
+
+    /// Adds a command. Returns whether the limit was exceeded, so that the oldest kinds were forgotten.
+    pub fn push(&mut self, kind: PendingKind) -> bool {
+        let Some(oldest) = &mut self.oldest else {
+            self.oldest = Some((kind, 1));
+            return false;
+        };
+        let (last, count) = self.later.last_mut().unwrap_or(oldest);
+        if *last == kind {
+            *count = count.saturating_add(1);
+            return false;
+        }
+        let is_full = self.len() >= MAX_RUNS;
+        if is_full {
+            let first = self.oldest.take().map_or(0, |(_, count)| count);
+            self.promote_next();
+            if let Some((kind, count)) = &mut self.oldest {
+                (*kind, *count) = (PendingKind::Forgotten, count.saturating_add(first));
+            }
+        }
+        compact::push(&mut self.later, (kind, 1));
+        is_full
+    }
+
+    /// Removes the oldest command.
+    pub fn pop(&mut self) -> Option<PendingKind> {
+        let (kind, count) = self.oldest.as_mut()?;
+        let kind = *kind;
+        *count -= 1;
+        if *count == 0 {
+            self.promote_next();
+        }
+        Some(kind)
+    }
+
+    /// Removes the first command for which `is_answered` holds, and those before it, because their replies will not
+    /// come any more. Leaves all if there is none.
+    pub fn pop_first(&mut self, is_answered: impl Fn(PendingKind) -> bool) -> Option<PendingKind> {
+        let at = self.kinds().position(is_answered)?;
+        self.drop_runs(at);
+        self.pop()
+    }
+
+    /// Removes a command of another kind than a transfer's from behind the oldest, a transfer's, which goes on. Returns
+    /// `false` if there is none.
+    pub fn pop_during_transfer(&mut self) -> bool {
+        let is_other = |kind| matches!(kind, PendingKind::Listing | PendingKind::Other);
+        let later = self.later.iter().position(|(kind, _)| is_other(*kind));
+        let Some(at) = later.filter(|_| self.oldest() == Some(PendingKind::Transfer)) else {
+            return false;
+        };
+        self.later[at].1 -= 1;
+        if self.later[at].1 == 0 {
+            self.later.remove(at);
+        }
+        true
+    }
+
+    /// Removes the commands before the first `which`, because their replies will not come any more. Returns `false` if
+    /// there is none, or if forgotten commands precede it.
+    pub fn drop_before(&mut self, which: PendingKind) -> bool {
+        self.drop_before_any(&[which])
+    }
+
+    /// As [`drop_before`](Self::drop_before), for the first of several kinds.
+    pub fn drop_before_any(&mut self, which: &[PendingKind]) -> bool {
+        let mut kinds = self.kinds().enumerate();
+        let found = kinds.find(|(_, kind)| which.contains(kind) || *kind == PendingKind::Forgotten);
+        let Some((at, _)) = found.filter(|(_, kind)| which.contains(kind)) else { return false };
+        drop(kinds);
+        self.drop_runs(at);
+        true
+    }
+
+    /// Removes the oldest `count` runs.
+    fn drop_runs(&mut self, count: usize) {
+        if count > 0 {
+            compact::drop_front(&mut self.later, count - 1);
+            self.promote_next();
+        }
+    }
+
+    fn kinds(&self) -> impl Iterator<Item = PendingKind> {
+        self.oldest.iter().chain(self.later.iter()).map(|(kind, _)| *kind)
+    }
+
+    fn promote_next(&mut self) {
+        self.oldest = self.later.first().copied();
+        if self.oldest.is_some() {
+            compact::drop_front(&mut self.later, 1);
+        }
+    }
 }

@@ -9,16 +9,13 @@
 
 use std::num::NonZeroU16;
 
-use greeting::is_login_reply;
-use missed::Step;
+pub use phases::BegunEncryption;
+use phases::{Step, TlsStart, is_login_reply};
 use serde::{Deserialize, Serialize};
-pub use tls_start::BegunEncryption;
-use tls_start::TlsStart;
 
 use super::{
     DialogueEvent, RefusalReason,
-    ambiguities::{Ambiguities, ExtraReply},
-    pending_commands::{MAX_RUNS, PendingCommands, PendingKind, may_answer},
+    ambiguities::{Ambiguities, ExtraReply, MAX_RUNS, PendingCommands, PendingKind, may_answer},
 };
 use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
 
@@ -47,7 +44,7 @@ pub enum Phase {
     PickedUpFtp,
     /// The client sent FTP commands before the server's greeting, because it does not wait for replies.
     CommandFirst,
-    /// As [`Phase::PacketsMissed`], after [`Phase::Verified`]: the dialogue may [get in step](missed) again.
+    /// As [`Phase::PacketsMissed`], after [`Phase::Verified`]: the dialogue may [get in step](phases) again.
     OutOfStep,
     /// The server has sent text, which may precede its greeting.
     TextFirst,
@@ -104,21 +101,23 @@ pub enum ReplyEffect {
 /// The state of one dialogue.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Dialogue {
-    phase: Phase,
+    /// How much of the dialogue has shown that the connection is FTP.
+    pub phase: Phase,
     login: Login,
     tls: TlsStart,
-    epsv_all: bool,
-    replies: ReplyTracker,
+    /// Whether the client has restricted itself to EPSV (RFC 2428 section 4).
+    pub epsv_all: bool,
+    pub(super) replies: ReplyTracker,
     pending: PendingCommands,
     ambiguities: Ambiguities,
     /// By what announcements keep their length, according to the greeting.
-    padding: Padding,
+    pub padding: Padding,
     /// Code of the server's last line, if it is inside a multi-line reply and looks like the end of another one.
     #[serde(skip)]
     other_end: Option<NonZeroU16>,
-    /// Whether command kinds were forgotten since the last call of [`Dialogue::take_forgotten`].
+    /// Whether command kinds were forgotten with the last line, because too many commands were pending.
     #[serde(skip)]
-    has_forgotten: bool,
+    pub(super) has_forgotten: bool,
     /// What is known about replies that may still come.
     #[serde(skip)]
     step: Step,
@@ -154,9 +153,49 @@ impl Dialogue {
         Self { phase: Phase::ClientFirst, login: Login::None, ..Self::default() }
     }
 
-    /// How much of the dialogue has shown that the connection is FTP.
-    pub fn phase(&self) -> Phase {
-        self.phase
+    /// Why no announcement may open a pinhole now, by the client if `is_active`, else by the server.
+    pub fn blocked_because(&self, is_active: bool) -> Option<&'static str> {
+        Some(match self.phase {
+            Phase::NotFtp => "the client does not speak FTP",
+            Phase::ClientFirst | Phase::CommandFirst => {
+                "the client sent data before the server's greeting"
+            }
+            Phase::CommandAfterText => "the server has sent text, but no greeting",
+            Phase::PickedUp | Phase::PickedUpFtp => {
+                "the connection was picked up mid-stream: its earlier dialogue is unknown"
+            }
+            Phase::PacketsMissed | Phase::OutOfStep => {
+                "packets were missed: the earlier dialogue is unknown"
+            }
+            Phase::NotGreeted | Phase::TextFirst | Phase::Greeted | Phase::Verified => {
+                return self.ambiguities.blocked_because(is_active);
+            }
+        })
+    }
+
+    /// Whether the dialogue was ambiguous at some time, or may be with the client's next line, so that a server's
+    /// announcement must be a complete reply of its own.
+    pub fn is_ambiguous(&self) -> bool {
+        self.ambiguities.is_any() || self.other_end.is_some()
+    }
+
+    /// Whether the windows that the client offers decide whether a server's announcement is a complete reply.
+    #[inline]
+    pub fn needs_windows(&self) -> bool {
+        (self.is_ambiguous() || self.pending.has_behind_another(PendingKind::Passive))
+            && !matches!(
+                self.phase,
+                Phase::PickedUp
+                    | Phase::PickedUpFtp
+                    | Phase::PacketsMissed
+                    | Phase::ClientFirst
+                    | Phase::NotFtp
+            )
+    }
+
+    /// Records that the announcement just read is not a complete reply of its own.
+    pub fn record_partial_reply(&mut self) {
+        self.ambiguities.record_partial_reply();
     }
 
     /// Records how a client's line ends, before the line is read.
@@ -173,7 +212,7 @@ impl Dialogue {
         let answers_login = end == LineEnd::Lf
             && is_login_reply(text)
             && self.is_logged_out()
-            && self.replies == ReplyTracker::default()
+            && self.replies.open_code().is_none()
             && self.has_pending_commands()
             && self.pending.are_all_of(&[PendingKind::User, PendingKind::Login]);
         self.ambiguities.record_server_line_end(end, is_greeting, answers_login);
@@ -229,16 +268,6 @@ impl Dialogue {
             && self.is_between_replies()
     }
 
-    /// Whether the client has restricted itself to EPSV (RFC 2428 section 4).
-    pub fn is_epsv_only(&self) -> bool {
-        self.epsv_all
-    }
-
-    /// By what announcements keep their length.
-    pub fn padding(&self) -> Padding {
-        self.padding
-    }
-
     /// Whether a transfer command waits for its completion reply.
     pub fn has_pending_transfer(&self) -> bool {
         self.pending.contains(PendingKind::Transfer)
@@ -259,11 +288,6 @@ impl Dialogue {
     /// Whether the next reply may answer a crossed out command.
     pub fn expects_crossed_out_reply(&self) -> bool {
         matches!(self.pending.oldest(), Some(PendingKind::CrossedOut(_)))
-    }
-
-    /// Reply code of an unfinished multi-line reply.
-    pub fn open_reply_code(&self) -> Option<u16> {
-        self.replies.open_code()
     }
 
     /// Reads a complete line of the client.
@@ -333,7 +357,7 @@ impl Dialogue {
 
     /// Reads a complete line of the server.
     pub fn read_reply_line(&mut self, text: &Text<'_>) -> ReplyEffect {
-        let was_open = self.replies != ReplyTracker::default();
+        let was_open = self.replies.open_code().is_some();
         if text.bytes().is_empty() && !was_open {
             // Some servers send one after a reply, or before the greeting. What comes next may also be in the middle
             // of a name with line ends.
@@ -371,7 +395,7 @@ impl Dialogue {
         if self.phase == Phase::PickedUp && reply.is_some() {
             self.phase = Phase::PickedUpFtp;
         }
-        let begun = self.open_reply_code().filter(|_| !was_open);
+        let begun = self.replies.open_code().filter(|_| !was_open);
         let is_stray = !was_open && reply.is_none() && begun.is_none();
         self.ambiguities.record_reply_line(text, reply, begun, is_stray, &self.pending);
         reply.map_or(ReplyEffect::Nothing, |reply| self.handle_reply(reply))
@@ -401,7 +425,7 @@ impl Dialogue {
 
     /// Whether no command is pending, and no reply is unfinished.
     fn is_between_replies(&self) -> bool {
-        !self.has_pending_commands() && self.replies == ReplyTracker::default()
+        !self.has_pending_commands() && self.replies.open_code().is_none()
     }
 
     fn handle_reply(&mut self, reply: Reply) -> ReplyEffect {
@@ -475,7 +499,7 @@ impl Dialogue {
                 // Servers differ in the code, so the reply must be the only one that is due.
                 Some(PendingKind::User | PendingKind::Login) if reply.is_success() => {
                     if self.has_pending_commands()
-                        || self.ambiguities.extra_reply() != ExtraReply::None
+                        || self.ambiguities.extra_reply != ExtraReply::None
                     {
                         self.doubt_login();
                         return ReplyEffect::Nothing;
@@ -539,11 +563,6 @@ impl Dialogue {
         }
     }
 
-    /// Whether command kinds were forgotten since the last call, because too many commands were pending.
-    pub fn take_forgotten(&mut self) -> bool {
-        std::mem::take(&mut self.has_forgotten)
-    }
-
     fn pop_answered(&mut self, which: PendingKind) -> bool {
         self.pending.drop_before(which) && self.pending.pop().is_some()
     }
@@ -554,14 +573,8 @@ fn is_decisive(reply: Reply) -> bool {
     matches!(reply.code, 227 | 229 | 230 | 232 | 234 | 334)
 }
 
-#[path = "blocking.rs"]
-mod blocking;
-#[path = "greeting.rs"]
-mod greeting;
-#[path = "missed.rs"]
-mod missed;
-#[path = "tls_start.rs"]
-mod tls_start;
+#[path = "phases.rs"]
+mod phases;
 
 #[cfg(test)]
 #[path = "dialogue_tests.rs"]

@@ -51,31 +51,31 @@ fn answered_plainly(dialogue: &mut Dialogue, line: &str) {
 #[test]
 fn the_server_greets_first_and_the_client_answers_in_ftp() {
     let mut early = after("> WHAT x");
-    assert_eq!(early.phase(), Phase::ClientFirst);
+    assert_eq!(early.phase, Phase::ClientFirst);
     assert_eq!(answered(&mut early.clone(), "HTTP/1.1 200 OK"), ReplyEffect::NotFtp);
     assert_eq!(answered(&mut early.clone(), "331 x"), ReplyEffect::NotFtp);
     assert_eq!(answered(&mut early, "220 ready"), ReplyEffect::Nothing);
-    assert_eq!(early.phase(), Phase::NotFtp);
+    assert_eq!(early.phase, Phase::NotFtp);
     assert_eq!(answered(&mut Dialogue::default(), "SSH-2.0-x"), ReplyEffect::NotFtp);
     let mut dialogue = Dialogue::default();
     for line in ["120 soon", "220-hello", "any text", "220 ready"] {
         assert_eq!(answered(&mut dialogue, line), ReplyEffect::Nothing);
     }
-    assert_eq!(dialogue.phase(), Phase::Greeted);
+    assert_eq!(dialogue.phase, Phase::Greeted);
     for line in ["POST / HTTP/1.1", "USER / HTTP/1.1", "PASS / HTTP/1.1", "Host: x"] {
         let mut other = dialogue.clone();
         for line in ["", " ", line] {
-            assert_eq!(other.phase(), Phase::Greeted);
+            assert_eq!(other.phase, Phase::Greeted);
             said(&mut other, line);
         }
-        assert_eq!(other.phase(), Phase::NotFtp, "{line}");
+        assert_eq!(other.phase, Phase::NotFtp, "{line}");
     }
     for line in ["", "USER x", "WHAT", "PASS a: b HTTP/1.1"] {
         assert_eq!(said(&mut dialogue, line), CommandEffect::Nothing);
     }
-    assert_eq!(dialogue.phase(), Phase::Verified);
+    assert_eq!(dialogue.phase, Phase::Verified);
     said(&mut dialogue, "Host: x");
-    assert_eq!(dialogue.phase(), Phase::NotFtp);
+    assert_eq!(dialogue.phase, Phase::NotFtp);
 }
 
 /// Lines that are no greeting, and not of another protocol.
@@ -122,12 +122,12 @@ fn text_may_precede_the_greeting_but_no_other_protocol() {
     let mut other = dialogue.clone();
     said(&mut other, "x");
     assert_eq!(answered(&mut other, "and so on"), ReplyEffect::Nothing);
-    assert_eq!(other.phase(), Phase::NotFtp);
+    assert_eq!(other.phase, Phase::NotFtp);
     let mut coded = dialogue.clone();
     answered(&mut coded, "999 x");
-    assert_eq!(coded.phase(), Phase::Greeted);
+    assert_eq!(coded.phase, Phase::Greeted);
     answered(&mut dialogue, "220 ready");
-    assert_eq!(dialogue.phase(), Phase::Greeted);
+    assert_eq!(dialogue.phase, Phase::Greeted);
 }
 
 /// Some clients read more as a greeting than others do. The reply to their login shows that the server speaks FTP.
@@ -152,7 +152,7 @@ fn the_reply_to_a_login_shows_ftp_after_text() {
                 }
             }
             assert!(dialogue.is_logged_in(), "{text}: {script}");
-            assert_eq!(dialogue.phase(), Phase::Verified, "{text}: {script}");
+            assert_eq!(dialogue.phase, Phase::Verified, "{text}: {script}");
         }
     }
 }
@@ -171,7 +171,7 @@ fn after_text_only_the_reply_to_a_login_shows_ftp() {
         "> USER x < 227 (10,0,0,2,4,1)",
     ] {
         let dialogue = after(&format!("< hello {script}"));
-        assert_eq!(dialogue.phase(), Phase::CommandAfterText, "{script}");
+        assert_eq!(dialogue.phase, Phase::CommandAfterText, "{script}");
         assert!(dialogue.blocked_because(true).is_some());
     }
     for script in [
@@ -182,7 +182,7 @@ fn after_text_only_the_reply_to_a_login_shows_ftp() {
         "> PORT 1,2,3,4,5,6",
         "> USER x > Host: x",
     ] {
-        assert_eq!(after(&format!("< hello {script}")).phase(), Phase::NotFtp, "{script}");
+        assert_eq!(after(&format!("< hello {script}")).phase, Phase::NotFtp, "{script}");
     }
 }
 
@@ -271,17 +271,17 @@ fn commands_may_precede_the_greeting() {
         }
         let mut other = dialogue.clone();
         read(&mut other, "> Host: x < 220 ready");
-        assert_eq!(other.phase(), Phase::NotFtp, "{first}");
+        assert_eq!(other.phase, Phase::NotFtp, "{first}");
         for line in ["120 soon", "220-hello", "220 ready"] {
             assert_eq!(answered(&mut dialogue, line), ReplyEffect::Nothing);
         }
-        assert_eq!(dialogue.phase(), Phase::Verified);
+        assert_eq!(dialogue.phase, Phase::Verified);
         assert_eq!(dialogue.pending.count(), 3, "{first}");
     }
     for line in
         ["FEATURE", "FEAT / HTTP/1.1", "USER / HTTP/1.1", "PASS x", "NOOP", "PORT 1,2,3,4,5,6"]
     {
-        assert_eq!(after(&format!("> {line}")).phase(), Phase::ClientFirst, "{line}");
+        assert_eq!(after(&format!("> {line}")).phase, Phase::ClientFirst, "{line}");
     }
 }
 
@@ -366,9 +366,9 @@ fn a_success_of_another_command_ends_no_transfer() {
 fn epsv_all_applies_after_its_completion_reply() {
     let mut dialogue = logged_in();
     said(&mut dialogue, "EPSV ALL");
-    assert!(!dialogue.is_epsv_only());
+    assert!(!dialogue.epsv_all);
     answered(&mut dialogue, "200 ok");
-    assert!(dialogue.is_epsv_only());
+    assert!(dialogue.epsv_all);
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn pending_commands_are_limited() {
         read(&mut dialogue, "> NOOP > PASV");
     }
     assert_eq!(dialogue.pending.len(), MAX_RUNS);
-    assert!(dialogue.take_forgotten() && !dialogue.take_forgotten());
+    assert!(dialogue.has_forgotten);
 }
 
 #[test]
@@ -410,7 +410,7 @@ fn consecutive_commands_of_one_kind_are_one_run() {
         said(&mut dialogue, "SIZE x");
     }
     read(&mut dialogue, "> PORT 1,2,3,4,5,6");
-    assert!(!dialogue.take_forgotten());
+    assert!(!std::mem::take(&mut dialogue.has_forgotten));
     for _ in 0..1000 {
         assert_eq!(answered(&mut dialogue, "550 no"), ReplyEffect::Nothing);
     }

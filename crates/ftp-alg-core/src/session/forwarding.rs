@@ -7,7 +7,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use super::{Side, direction::Direction};
+use super::{Session, Side};
 use crate::packet::{Packet, Seq, flags};
 
 /// Maximum length of a super-packet that grew by a rewrite; an IP packet holds little more.
@@ -191,31 +191,23 @@ impl From<ForwardAction> for ForwardPlan {
     }
 }
 
-/// The two directions of a packet from `from`.
-pub(super) struct Path<'a> {
-    pub(super) from: Side,
-    /// The direction of the packet.
-    pub(super) sender: &'a Direction,
-    /// The opposite direction.
-    pub(super) receiver: &'a Direction,
-}
-
-impl Path<'_> {
+impl Session {
     /// Forwards a packet whose `payload` has been read completely, now or, if
     /// `is_retransmission` is set, before. If `payload` is
     /// shorter than the packet's, the rest is not forwarded yet.
     pub(super) fn forward(
         &self,
+        from: Side,
         packet: &Packet<'_>,
         payload: Cow<'_, [u8]>,
         is_retransmission: bool,
         out: &mut Vec<u8>,
     ) -> ForwardPlan {
-        let sender = self.sender;
+        let sender = self.direction(from);
         let is_cut = payload.len() < packet.payload().len();
         let (seq, fin) = (packet.seq(), packet.has(flags::FIN) && !is_cut);
         if sender.space.map.is_constant_offset() && matches!(payload, Cow::Borrowed(_)) {
-            return self.renumber(packet).into();
+            return self.renumber(from, packet).into();
         }
         out.clear();
         if fin {
@@ -232,7 +224,7 @@ impl Path<'_> {
         let mut rest = None;
         let segment = sender.space.mss();
         // The kernel splits a super-packet again when it sends it.
-        let limit = if packet.offload().is_super_packet { MAX_SUPER_PACKET } else { segment };
+        let limit = if packet.offload.is_super_packet { MAX_SUPER_PACKET } else { segment };
         if out.len() > limit && out.len() > payload.len() {
             // The rest that is lost or does not fit follows when the sender retransmits it, after the receiver has
             // acknowledged this part.
@@ -261,9 +253,9 @@ impl Path<'_> {
             delivered = delivered - 1;
         }
         if may_acknowledge {
-            acknowledge = Some(self.acknowledge_held(packet));
+            acknowledge = Some(self.acknowledge_held(from, packet));
         }
-        let ack = self.delivered_ack(packet);
+        let ack = self.delivered_ack(from, packet);
         let forward = ForwardAction::Changed {
             seq: delivered,
             ack,
@@ -275,12 +267,12 @@ impl Path<'_> {
         ForwardPlan { action: forward, acknowledge, trailing: rest }
     }
 
-    fn acknowledge_held(&self, packet: &Packet<'_>) -> Acknowledgement {
-        let other = self.receiver;
+    fn acknowledge_held(&self, from: Side, packet: &Packet<'_>) -> Acknowledgement {
+        let other = self.direction(from.peer());
         Acknowledgement {
-            recipient: self.from,
+            recipient: from,
             seq: other.space.map.to_delivered(other.space.next),
-            ack: self.sender.space.next,
+            ack: self.direction(from).space.next,
             window: other.space.window,
             timestamps: other.space.clock().zip(packet.timestamps()).map(
                 |(clock, (value, echo))| {
@@ -292,14 +284,14 @@ impl Path<'_> {
     }
 
     /// Forwards a packet without payload, or with an unchanged payload: only its numbers are mapped.
-    pub(super) fn renumber(&self, packet: &Packet<'_>) -> ForwardAction {
-        if self.sender.space.map.is_identity() && self.receiver.space.map.is_identity() {
+    pub(super) fn renumber(&self, from: Side, packet: &Packet<'_>) -> ForwardAction {
+        if !self.is_adjusted() {
             return ForwardAction::Unchanged; // nothing is held back either
         }
-        let seq = self.delivered_seq(packet);
-        let ack = self.delivered_ack(packet);
+        let seq = self.delivered_seq(from, packet);
+        let ack = self.delivered_ack(from, packet);
         // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
-        let claims_move = self.receiver.space.map.changes_numbers();
+        let claims_move = self.direction(from.peer()).space.map.changes_numbers();
         if seq == packet.seq() && ack == packet.ack() && !claims_move {
             return ForwardAction::Unchanged;
         }
@@ -309,8 +301,8 @@ impl Path<'_> {
     }
 
     /// The sequence number of `packet` as the receiver knows it.
-    fn delivered_seq(&self, packet: &Packet<'_>) -> Seq {
-        let sender = self.sender;
+    fn delivered_seq(&self, from: Side, packet: &Packet<'_>) -> Seq {
+        let sender = self.direction(from);
         let delivered = sender.space.map.to_delivered(packet.seq());
         let says_nothing = packet.payload().is_empty() && !packet.has(flags::RST);
         if says_nothing && sender.is_held(packet.seq()) && !packet.has(flags::FIN) {
@@ -323,19 +315,20 @@ impl Path<'_> {
     }
 
     /// The acknowledgement number of `packet` as the receiver knows it.
-    fn delivered_ack(&self, packet: &Packet<'_>) -> Seq {
+    fn delivered_ack(&self, from: Side, packet: &Packet<'_>) -> Seq {
         if !packet.has(flags::ACK) {
             return packet.ack();
         }
-        self.receiver.space.map.to_sent(packet.ack())
+        self.direction(from.peer()).space.map.to_sent(packet.ack())
     }
 
     /// Replaces an out-of-order segment by a probe: an empty segment with a sequence number that the receiver has
     /// acknowledged. The receiver must answer it (RFC 9293 section 3.10.7.4), so it shows which bytes it has. A number
     /// just before the next one may be past what it has. The probe acknowledges only what is known to be acknowledged,
     /// because otherwise an off-path attacker's segment with that number would count.
-    pub(super) fn probe_receiver(&self, packet: &Packet<'_>) -> ForwardAction {
-        let (seq, ack) = (self.sender.space.acked - 1, self.receiver.space.unacknowledged());
+    pub(super) fn probe_receiver(&self, from: Side, packet: &Packet<'_>) -> ForwardAction {
+        let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
+        let (seq, ack) = (sender.space.acked - 1, receiver.space.unacknowledged());
         let (flags, window) = (flags::ACK, packet.window());
         ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent: 0 }
     }

@@ -59,14 +59,6 @@ pub struct PendingLine {
     pub(super) events: Vec<DialogueEvent>,
 }
 
-impl PendingLine {
-    /// A line that was just read.
-    pub(super) fn new(request: DecisionRequest, continuation: Continuation) -> Self {
-        let (dialogue, effect, events) = (Dialogue::default(), ReadEffect::Nothing, Vec::new());
-        Self { request, seq: Seq(0), continuation, dialogue, effect, events }
-    }
-}
-
 /// A decision that a session needs from its caller.
 #[derive(Clone, Debug)]
 pub enum DecisionRequest {
@@ -75,16 +67,6 @@ pub enum DecisionRequest {
     /// Whether the sequence numbers may be adjusted for a longer error reply. Not if the kernel cannot be informed,
     /// because the reply would wait for that.
     AdjustSequence,
-}
-
-impl DecisionRequest {
-    /// The announcement, if it could be parsed.
-    pub(super) fn announcement(&self) -> Option<&Announcement> {
-        match self {
-            Self::Announcement(AnnouncedLine { parsed, .. }) => parsed.as_ref().ok(),
-            Self::AdjustSequence => None,
-        }
-    }
 }
 
 /// How reading a line continues after the decision.
@@ -217,10 +199,10 @@ impl AnnouncedLine {
             unread_text: parsed.is_err().then(|| escape_and_cut(text.bytes())),
             parsed,
             blocked_because: dialogue.blocked_because(kind.is_active()),
-            phase: dialogue.phase(),
+            phase: dialogue.phase,
             is_logged_in: dialogue.is_logged_in(),
-            is_epsv_only: dialogue.is_epsv_only(),
-            padding: dialogue.padding(),
+            is_epsv_only: dialogue.epsv_all,
+            padding: dialogue.padding,
         }
     }
 }
@@ -257,19 +239,14 @@ impl Inspection {
         !self.events.is_empty() || self.pending.is_some()
     }
 
-    /// Adds an event.
-    pub(super) fn push_event(&mut self, event: DialogueEvent) {
-        self.events.push(event);
-    }
-
     /// Adds the event that a line was refused.
     pub(super) fn push_refused(&mut self, line: RefusedLine) {
-        self.push_event(DialogueEvent::LineRefused(line));
+        self.events.push(DialogueEvent::LineRefused(line));
     }
 
     /// Adds the event that a limit was reached.
     pub(super) fn push_limit(&mut self, limit: SessionLimit) {
-        self.push_event(DialogueEvent::LimitReached(limit));
+        self.events.push(DialogueEvent::LimitReached(limit));
     }
 }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::Range};
 
 use super::{
     AnnouncedLine, Answer, Continuation, DecisionRequest, Dialogue, Effect, Inspection, MAX_HELD,
-    PendingLine, Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits, SessionLimit, Side,
+    Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits, SessionLimit, Side,
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
     sequence::CROSS_OUT_BYTE,
@@ -25,7 +25,7 @@ pub enum LineRead {
     /// The line was read and is delivered with this edit.
     Done(LineEdit),
     /// Reading continues after a decision.
-    NeedsDecision(PendingLine),
+    NeedsDecision(DecisionRequest, Continuation),
 }
 
 /// Reads a complete line of the client. `delivered` bytes of it have been forwarded.
@@ -49,7 +49,7 @@ pub fn read_client_line(
     };
     if verb_end.is_none()
         && is_crossed_out_start(line, delivered)
-        && dialogue.phase() == Phase::Verified
+        && dialogue.phase == Phase::Verified
     {
         dialogue.record_crossed_out(RefusalReason::TooLong);
         return LineRead::Done(None);
@@ -79,50 +79,57 @@ fn refuse_ambiguous_announcement(
         return LineRead::Done(cross_out_from(line, delivered, end));
     };
     let announced = AnnouncedLine::new(kind, parsed, true, dialogue, &text);
-    LineRead::NeedsDecision(PendingLine::new(
+    LineRead::NeedsDecision(
         DecisionRequest::Announcement(announced),
         Continuation::AmbiguousAnnouncement { verb_end: end },
-    ))
+    )
 }
 
-/// Continues with a pending line with the `answer` to its request.
+/// Continues with a line after the `answer` to its `request`.
 pub fn finish_line(
     dialogue: &mut Dialogue,
     (line, delivered): (&[u8], usize),
-    request: &PendingLine,
+    (request, continuation): (&DecisionRequest, Continuation),
     answer: Answer,
 ) -> LineRead {
     let text = || Text::new(line);
-    LineRead::Done(match (&request.continuation, answer) {
-        (Continuation::LongerReply(range, new), Answer::AdjustSequence(true)) => {
-            Some((range.clone(), new.clone()))
+    let effect = match answer {
+        Answer::Effect(effect) => effect,
+        Answer::AdjustSequence(may) => {
+            return LineRead::Done(match continuation {
+                Continuation::LongerReply(range, new) if may => Some((range, new)),
+                _ => None,
+            });
         }
-        (Continuation::AmbiguousAnnouncement { verb_end }, Answer::Effect(Effect::Refuse(_))) => {
-            cross_out_from(line, delivered, *verb_end)
+    };
+    LineRead::Done(match (continuation, effect) {
+        (Continuation::AmbiguousAnnouncement { verb_end }, Effect::Refuse(_)) => {
+            cross_out_from(line, delivered, verb_end)
         }
-        (
-            Continuation::ServerAnnouncement(Some(refusal)),
-            Answer::Effect(Effect::Refuse(reason)),
-        ) => {
-            return refuse_reply(&text(), (reason, true), *refusal);
+        (Continuation::ServerAnnouncement(Some(refusal)), Effect::Refuse(reason)) => {
+            return refuse_reply(&text(), (reason, true), refusal);
         }
-        (
-            Continuation::ClientAnnouncement { is_undelivered },
-            Answer::Effect(Effect::Refuse(reason)),
-        ) => cross_out_command(dialogue, &text(), line, reason, *is_undelivered),
-        (Continuation::ClientAnnouncement { .. }, Answer::Effect(Effect::Pass)) => {
+        (Continuation::ClientAnnouncement { is_undelivered }, Effect::Refuse(reason)) => {
+            cross_out_command(dialogue, &text(), line, reason, is_undelivered)
+        }
+        (Continuation::ClientAnnouncement { .. }, Effect::Pass) => {
             dialogue.record_announcement(false);
             None
         }
         (
             continuation @ (Continuation::ClientAnnouncement { .. }
             | Continuation::ServerAnnouncement(_)),
-            Answer::Effect(Effect::Open { endpoint, padding }),
+            Effect::Open { endpoint, padding },
         ) => {
             if let Continuation::ClientAnnouncement { .. } = continuation {
                 dialogue.record_announcement(true);
             }
-            request.request.announcement().and_then(|read| rewrite(read, endpoint, padding))
+            match request {
+                DecisionRequest::Announcement(AnnouncedLine { parsed: Ok(read), .. }) => {
+                    rewrite(read, endpoint, padding)
+                }
+                _ => None,
+            }
         }
         _ => None,
     })
@@ -176,7 +183,7 @@ fn verb_start(line: &[u8], end: usize) -> usize {
 /// End of the verb that some server sees as an announcement, unless every server is known to see the same.
 #[cold]
 fn ambiguous_verb_end(dialogue: &Dialogue, line: &[u8], inspection: &Inspection) -> Option<usize> {
-    if dialogue.phase() == Phase::PickedUp {
+    if dialogue.phase == Phase::PickedUp {
         return None;
     }
     let end = VerbScanner::find_verb_end(line, inspection.refuses_auth)?;
@@ -228,7 +235,7 @@ fn read_command_line(
     inspection: &mut Inspection,
     line_effect: &mut ReadEffect,
 ) -> LineRead {
-    let phase = dialogue.phase();
+    let phase = dialogue.phase;
     let is_binary = cannot_begin_ftp(dialogue, line);
     if is_binary {
         dialogue.mark_client_not_ftp();
@@ -239,7 +246,7 @@ fn read_command_line(
         delivered == 0 || text.bytes().is_empty() || text.line_range(0..1).start >= delivered;
     let is_partly_forwarded = !is_undelivered && phase != Phase::PickedUp;
     let effect = dialogue.read_command(command.as_ref());
-    if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
+    if dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
         *line_effect = ReadEffect::NotFtpClient;
     }
     LineRead::Done(match (effect, command) {
@@ -264,10 +271,10 @@ fn read_command_line(
             let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
             let announced = AnnouncedLine::new(kind, parsed, true, dialogue, text);
             let request = DecisionRequest::Announcement(announced);
-            return LineRead::NeedsDecision(PendingLine::new(
+            return LineRead::NeedsDecision(
                 request,
                 Continuation::ClientAnnouncement { is_undelivered },
-            ));
+            );
         }
         (CommandEffect::Auth, _) => {
             inspection.push_refused(RefusedLine::Auth);
@@ -308,10 +315,10 @@ pub fn read_server_line(
     inspection: &mut Inspection,
     line_effect: &mut ReadEffect,
 ) -> LineRead {
-    let phase = dialogue.phase();
+    let phase = dialogue.phase;
     // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
     // 4.2).
-    let code = dialogue.open_reply_code();
+    let code = dialogue.replies.open_code();
     let ReplyContext { may_replace, may_grow, is_complete_reply } = context;
     // NULs that some servers send behind a line were delivered with it.
     let is_undelivered = delivered <= text.line_range(0..1).start;
@@ -323,7 +330,7 @@ pub fn read_server_line(
     };
     dialogue.record_server_line_end(reply_line_end(line, text), text);
     let effect = dialogue.read_reply_line(text);
-    if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
+    if dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
         *line_effect = ReadEffect::NotFtpClient;
     }
     match effect {
@@ -339,7 +346,7 @@ pub fn read_server_line(
             if parsed.is_err() && !was_requested {
                 return LineRead::Done(None); // `227 Logout.`
             }
-            if !is_undelivered && dialogue.phase() != Phase::PickedUp {
+            if !is_undelivered && dialogue.phase != Phase::PickedUp {
                 inspection.push_limit(SessionLimit::HeldReply);
                 return LineRead::Done(None);
             }
@@ -350,17 +357,14 @@ pub fn read_server_line(
             }
             let announced = AnnouncedLine::new(kind, parsed, was_requested, dialogue, text);
             let continuation = Continuation::ServerAnnouncement(refusal(dialogue));
-            return LineRead::NeedsDecision(PendingLine::new(
-                DecisionRequest::Announcement(announced),
-                continuation,
-            ));
+            return LineRead::NeedsDecision(DecisionRequest::Announcement(announced), continuation);
         }
         ReplyEffect::ReplyToCrossedOut(reason) => {
             if let Some(refusal) = refusal(dialogue) {
                 return refuse_reply(text, (reason, false), refusal);
             }
         }
-        ReplyEffect::Event(note) => inspection.push_event(note),
+        ReplyEffect::Event(note) => inspection.events.push(note),
         ReplyEffect::Encrypted => *line_effect = ReadEffect::Encrypted,
     }
     LineRead::Done(None)
@@ -395,10 +399,10 @@ fn refuse_reply(
     if new.len() == range.len() {
         LineRead::Done(Some((range, new)))
     } else if refusal.may_grow {
-        LineRead::NeedsDecision(PendingLine::new(
+        LineRead::NeedsDecision(
             DecisionRequest::AdjustSequence,
             Continuation::LongerReply(range, new),
-        ))
+        )
     } else {
         LineRead::Done(None)
     }

@@ -24,7 +24,6 @@ mod inspection;
 mod interfaces;
 mod line_decisions;
 mod packet_handling;
-mod pending_commands;
 mod push_state;
 mod reading;
 mod reason;
@@ -85,7 +84,8 @@ pub struct Session {
     server: Direction,
     /// The client's unacknowledged data.
     unacknowledged: UnacknowledgedData,
-    dialogue: Dialogue,
+    /// The state of the dialogue.
+    pub dialogue: Dialogue,
     inspection_state: InspectionState,
     /// Whether all packets were read. Unknown since a restore or downtime: any may have passed unread, unless the
     /// connection is adjusted.
@@ -263,11 +263,6 @@ impl Session {
         is_there
     }
 
-    /// Records that neither end has sent anything for so long that the server is not inside a reply.
-    pub fn record_silence(&mut self) {
-        self.dialogue.record_silence();
-    }
-
     /// Whether no packet of the connection needs to be queued any more.
     #[inline]
     pub fn needs_none_queued(&self) -> bool {
@@ -312,14 +307,9 @@ impl Session {
         self.inspection_state == InspectionState::Encrypted
     }
 
-    /// The state of the dialogue.
-    pub fn dialogue(&self) -> &Dialogue {
-        &self.dialogue
-    }
-
     /// The state as one word for `ftp-alg sessions`.
     pub fn state(&self) -> &'static str {
-        match (self.inspection_state, self.dialogue.phase()) {
+        match (self.inspection_state, self.dialogue.phase) {
             _ if self.is_over() => "closing",
             (InspectionState::Off | InspectionState::Reset, _) => "opaque",
             (InspectionState::Encrypted, _) => "encrypted",

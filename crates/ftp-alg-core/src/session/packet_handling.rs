@@ -7,7 +7,6 @@ use super::{
     DecisionRequest, DialogueEvent, DropReason, ForwardAction, ForwardPlan, Inspection,
     InspectionState, Session, Side,
     direction::Direction,
-    forwarding::Path,
     interfaces::DOUBTFUL_INTERFACE,
     push_state::{PushState, record_offered_window},
     reading::DirectionReader,
@@ -70,7 +69,7 @@ impl Session {
         let is_of_session = self.is_confirmed()
             && (!self.is_over() || self.direction(from).space.is_in_window(packet.seq()));
         match is_of_session {
-            true => self.path(from).renumber(packet).into(),
+            true => self.renumber(from, packet).into(),
             false => ForwardAction::Unchanged.into(),
         }
     }
@@ -121,7 +120,7 @@ impl Session {
         {
             return None;
         }
-        let payload = self.with_read_bytes(seq, packet.payload());
+        let payload = self.unacknowledged.with_read_bytes(seq, packet.payload());
         UrgentPointer::from_telnet_synch(
             end,
             next,
@@ -150,7 +149,7 @@ impl Session {
         // count here either.
         if packet.has(flags::RST) {
             self.is_reset_by_peer |= self.direction(from).space.accepts_reset(packet.seq());
-            return self.path(from).renumber(packet).into();
+            return self.renumber(from, packet).into();
         }
         out.clear();
         if self.would_disable_windows(from, packet) {
@@ -162,7 +161,7 @@ impl Session {
         let payload = packet.payload();
         let fin = packet.has(flags::FIN);
         if payload.is_empty() && !fin {
-            return self.path(from).renumber(packet).into();
+            return self.renumber(from, packet).into();
         }
 
         let seq = packet.seq();
@@ -174,8 +173,11 @@ impl Session {
         let may_be_read = from == Side::Client
             && seq != self.client.space.next
             && self.inspection_state.reads_text(&self.client);
-        let mut payload =
-            if may_be_read { self.with_read_bytes(seq, payload) } else { payload.into() };
+        let mut payload = if may_be_read {
+            self.unacknowledged.with_read_bytes(seq, payload)
+        } else {
+            payload.into()
+        };
         let direction = self.direction_mut(from);
         let new = (direction.space.next - seq) as usize;
         let mut is_retransmission = true;
@@ -219,7 +221,7 @@ impl Session {
         if matches!(payload, Cow::Borrowed(_)) && !self.is_adjusted() {
             return ForwardAction::Unchanged.into();
         }
-        self.path(from).forward(packet, payload, is_retransmission, out)
+        self.forward(from, packet, payload, is_retransmission, out)
     }
 
     /// Checks whether a connection of which packets may have been missed continues with `packet` of `from`, which may
@@ -302,10 +304,10 @@ impl Session {
         if self.inspection_state != InspectionState::Inline {
             self.inspection_state = InspectionState::Off;
         }
-        let phase = self.dialogue.phase();
+        let phase = self.dialogue.phase;
         self.dialogue.record_missed(side == Side::Server);
-        if phase != self.dialogue.phase() {
-            inspection.push_event(DialogueEvent::PacketsMissed);
+        if phase != self.dialogue.phase {
+            inspection.events.push(DialogueEvent::PacketsMissed);
         }
     }
 
@@ -325,17 +327,12 @@ impl Session {
         if !direction.space.is_in_window(packet.seq()) {
             ForwardAction::Drop(DropReason::OutOfWindow)
         } else if direction.space.count_gap() {
-            self.path(from).probe_receiver(packet)
+            self.probe_receiver(from, packet)
         } else if is_blocked && !packet.seq().is_after(direction.space.next) {
             ForwardAction::Drop(DropReason::Unacknowledged)
         } else {
             ForwardAction::Drop(DropReason::OutOfOrder)
         }
-    }
-
-    /// Returns the client's `bytes` at `seq`, with bytes that were read before replaced by what was read.
-    fn with_read_bytes<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
-        self.unacknowledged.with_read_bytes(seq, bytes)
     }
 
     fn reader<'a>(
@@ -359,10 +356,6 @@ impl Session {
             inspection,
             push_state,
         }
-    }
-
-    fn path(&self, from: Side) -> Path<'_> {
-        Path { from, sender: self.direction(from), receiver: self.direction(from.peer()) }
     }
 
     fn direction_mut(&mut self, side: Side) -> &mut Direction {

@@ -4,8 +4,9 @@
 //! `line_decisions` decides about whole lines; `direction` stores and delivers their bytes.
 
 use super::{
-    BegunEncryption, Dialogue, DialogueEvent, Inspection, InspectionState, MAX_HELD, MAX_LINE,
-    PendingLine, Phase, ReadEffect, RefusedLine, SessionLimit, Side,
+    BegunEncryption, Continuation, DecisionRequest, Dialogue, DialogueEvent, Inspection,
+    InspectionState, MAX_HELD, MAX_LINE, PendingLine, Phase, ReadEffect, RefusedLine, SessionLimit,
+    Side,
     direction::{Direction, UnacknowledgedData},
     line_decisions::{
         CROSSED_OUT_START, LineRead, ReplyContext, VERB_LENGTH, cannot_begin_ftp, finish_line,
@@ -163,7 +164,7 @@ impl DirectionReader<'_> {
         match &self.opposite.extra().tls_records {
             Some(opposite_records) => {
                 self.dialogue.resume_plaintext(is_complete && opposite_records.is_complete());
-                self.inspection.push_event(DialogueEvent::PlaintextResumed);
+                self.inspection.events.push(DialogueEvent::PlaintextResumed);
             }
             None => *self.inspection_state = InspectionState::Inline,
         }
@@ -194,7 +195,7 @@ impl DirectionReader<'_> {
     #[cold]
     fn stop_at_binary(&mut self) {
         self.end_inspection();
-        self.inspection.push_event(DialogueEvent::Encrypted);
+        self.inspection.events.push(DialogueEvent::Encrypted);
     }
 
     /// Both directions are encrypted from here on.
@@ -203,7 +204,7 @@ impl DirectionReader<'_> {
         *self.inspection_state = InspectionState::Encrypted;
         self.direction.start_tls();
         self.opposite.start_tls();
-        self.inspection.push_event(DialogueEvent::Encrypted);
+        self.inspection.events.push(DialogueEvent::Encrypted);
     }
 
     /// Reads `line` at `seq`, which is new: a whole line, with its `text` if that is known, or a part of one.
@@ -235,14 +236,14 @@ impl DirectionReader<'_> {
                 && boundary.ends_segment
                 && self.dialogue.record_pause(self.push_state == PushState::CompleteReply)
             {
-                self.inspection.push_event(DialogueEvent::InStep);
+                self.inspection.events.push(DialogueEvent::InStep);
             }
             return;
         }
         if self.from == Side::Client && cannot_begin_ftp(self.dialogue, line) {
             self.dialogue.mark_client_not_ftp();
-            if self.dialogue.phase() == Phase::NotFtp {
-                self.inspection.push_event(DialogueEvent::NotFtpClient);
+            if self.dialogue.phase == Phase::NotFtp {
+                self.inspection.events.push(DialogueEvent::NotFtpClient);
             }
         }
         self.continue_line(seq, line, boundary.ends_stream);
@@ -264,21 +265,38 @@ impl DirectionReader<'_> {
             }
         }
         let answer = &mut self.inspection.answer;
-        let mut answered = match answer {
+        let answered = match answer {
             None => None, // without copying what is not there
-            Some(_) => answer.take().filter(|(request, _)| request.seq == seq),
+            Some(_) => answer.take().filter(|(line, _)| line.seq == seq),
         };
-        let resumed = answered.as_mut().map(|(request, _)| request);
-        let before = self.state_before(chunk, text.is_some(), resumed);
+        let event_count = self.inspection.events.len();
+        let mut effect = ReadEffect::Nothing;
+        let (dialogue_before, answered) = match answered {
+            Some((line, answer)) => {
+                effect = line.effect;
+                self.inspection.events.extend(line.events);
+                let before = std::mem::replace(self.dialogue, line.dialogue);
+                (Some(before), Some((line.request, line.continuation, answer)))
+            }
+            None => {
+                let start = self.direction.line();
+                let may_need =
+                    may_need_decision(self.dialogue, self.from, start, (chunk, text.is_some()));
+                (may_need.then(|| self.dialogue.clone()), None)
+            }
+        };
+        let before = dialogue_before.map(|dialogue| StateBefore {
+            dialogue,
+            pointer: self.direction.extra().urgent.clone(),
+            line: self.direction.line().len(),
+            event_count,
+        });
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
         let may_replace = !self.direction.space.map.is_half_full();
         let (line, delivered) = self.direction.assemble_line(chunk);
-        let mut effect = ReadEffect::Nothing;
         let (dialogue, inspection) = (&mut *self.dialogue, &mut *self.inspection);
-        let outcome = if let Some((mut request, answer)) = answered {
-            effect = request.effect;
-            inspection.events.append(&mut request.events);
-            finish_line(dialogue, (line, delivered), &request, answer)
+        let outcome = if let Some((request, continuation, answer)) = answered {
+            finish_line(dialogue, (line, delivered), (&request, continuation), answer)
         } else if is_ambiguous {
             LineRead::Done(refuse_ambiguous_line(dialogue, line, delivered, inspection))
         } else {
@@ -302,56 +320,39 @@ impl DirectionReader<'_> {
         };
         let edit = match outcome {
             LineRead::Done(edit) => edit,
-            LineRead::NeedsDecision(mut request) => {
+            LineRead::NeedsDecision(request, continuation) => {
                 if let Some(before) = before {
-                    (request.seq, request.effect) = (seq, effect);
-                    return self.suspend_line(request, before);
+                    let line = (request, continuation, effect);
+                    return self.suspend_line(seq, line, before);
                 }
                 debug_assert!(false, "needs a decision: {}", chunk.escape_ascii());
                 None
             }
         };
         self.direction.end_line(seq, chunk, delivered, edit);
-        if self.dialogue.take_forgotten() {
+        if std::mem::take(&mut self.dialogue.has_forgotten) {
             self.inspection.push_limit(SessionLimit::PendingCommands);
         }
         match effect {
             ReadEffect::Nothing => {}
             ReadEffect::NotFtp => self.stop_reading(),
-            ReadEffect::NotFtpClient => self.inspection.push_event(DialogueEvent::NotFtpClient),
+            ReadEffect::NotFtpClient => self.inspection.events.push(DialogueEvent::NotFtpClient),
             ReadEffect::Encrypted => self.begin_tls(),
         }
     }
 
-    /// The state before the line that `chunk` completes, if the line may need a decision. A line whose
-    /// decision has arrived continues from there.
-    fn state_before(
+    /// A line at `seq` needs a decision: restores the state before it and stores the line as pending.
+    fn suspend_line(
         &mut self,
-        chunk: &[u8],
-        is_plain: bool,
-        resumed: Option<&mut PendingLine>,
-    ) -> Option<StateBefore> {
-        let line = self.direction.line();
-        let dialogue = match resumed {
-            Some(resumed) => {
-                std::mem::replace(self.dialogue, std::mem::take(&mut resumed.dialogue))
-            }
-            None if may_need_decision(self.dialogue, self.from, line, (chunk, is_plain)) => {
-                self.dialogue.clone()
-            }
-            None => return None,
-        };
-        let (pointer, event_count) =
-            (self.direction.extra().urgent.clone(), self.inspection.events.len());
-        Some(StateBefore { dialogue, pointer, line: line.len(), event_count })
-    }
-
-    /// A line needs a decision: restores the state before it and stores the line as pending.
-    fn suspend_line(&mut self, mut request: PendingLine, before: StateBefore) {
-        request.dialogue = std::mem::replace(self.dialogue, before.dialogue);
+        seq: Seq,
+        (request, continuation, effect): (DecisionRequest, Continuation, ReadEffect),
+        before: StateBefore,
+    ) {
+        let dialogue = std::mem::replace(self.dialogue, before.dialogue);
         self.direction.restore(before.line, before.pointer);
-        request.events = self.inspection.events.split_off(before.event_count);
-        self.inspection.pending = Some(request);
+        let events = self.inspection.events.split_off(before.event_count);
+        let line = PendingLine { request, seq, continuation, dialogue, effect, events };
+        self.inspection.pending = Some(line);
     }
 
     /// Whether an urgent byte in the client's line, which `chunk` at `seq` completes, makes it another command for some
@@ -386,7 +387,7 @@ impl DirectionReader<'_> {
         let before = self.direction.line().len();
         let mut hold = is_urgent;
         let is_start = self.direction.is_holding() || before == 0;
-        if !hold && is_start && self.dialogue.phase() != Phase::PickedUp {
+        if !hold && is_start && self.dialogue.phase != Phase::PickedUp {
             let line = [self.direction.line(), chunk].concat();
             let text = Text::new(&line);
             hold = match self.from {
@@ -396,7 +397,7 @@ impl DirectionReader<'_> {
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
             // of another protocol may wait for it. The rest of a refused command is crossed out later, so the outcome
             // does not depend on how the line is cut. The same if the client is not FTP: the server may not be either.
-            let phase = self.dialogue.phase();
+            let phase = self.dialogue.phase;
             hold &=
                 phase.has_greeted() && phase != Phase::NotFtp || text.bytes().len() > VERB_LENGTH;
         }
@@ -431,7 +432,7 @@ impl DirectionReader<'_> {
     /// Where in `chunk`, which continues the line, a verb ends that some server may see, and the state of the scan
     /// behind `chunk`.
     fn scan_for_verb(&self, chunk: &[u8]) -> (Option<usize>, VerbScanner) {
-        if self.dialogue.phase() == Phase::PickedUp {
+        if self.dialogue.phase == Phase::PickedUp {
             return (None, VerbScanner::default());
         }
         let mut scanner = self.direction.extra().scanner.unwrap_or_default();
@@ -521,7 +522,7 @@ impl DirectionReader<'_> {
     /// Ends inspection: the connection is not FTP.
     pub(super) fn stop_reading(&mut self) {
         self.end_inspection();
-        self.inspection.push_event(DialogueEvent::NotFtp);
+        self.inspection.events.push(DialogueEvent::NotFtp);
     }
 
     pub(super) fn end_inspection(&mut self) {

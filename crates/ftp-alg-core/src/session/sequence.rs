@@ -319,7 +319,7 @@ impl SequenceSpace {
         if let Some((value, _)) = packet.timestamps() {
             (self.clock, self.has_clock) = (value, true);
         }
-        if !packet.offload().is_super_packet {
+        if !packet.offload.is_super_packet {
             self.largest_segment = self.largest_segment.max(packet.payload().len() as u16); // an IP packet's
         }
     }

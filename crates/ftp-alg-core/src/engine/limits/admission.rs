@@ -81,7 +81,7 @@ impl Sessions {
         let mut entry = Entry::new(id, client, server, session, timestamp);
         entry.set_network(network);
         // A session picked up mid-stream evicts no other.
-        let is_picked_up = entry.session.dialogue().phase() == Phase::PickedUp;
+        let is_picked_up = entry.session.dialogue.phase == Phase::PickedUp;
         if !(if is_picked_up { self.has_room() } else { self.make_room(now, effects) }) {
             self.counters.uninspected += 1;
             self.counters.unread.not_followed += 1;
@@ -125,7 +125,7 @@ impl Sessions {
             // If the table is nearly full, a client without a login cannot stay by sending a line now and then.
             let is_timed_from_start = is_nearly_full
                 && needs_login
-                && matches!(entry.session.dialogue().phase(), Phase::Greeted | Phase::Verified)
+                && matches!(entry.session.dialogue.phase, Phase::Greeted | Phase::Verified)
                 && !(has_login(&entry.session)
                     || entry.session.is_adjusted()
                     || entry.session.is_over());
@@ -140,14 +140,14 @@ impl Sessions {
 /// Whether a session may be evicted for a newer one: its dialogue is not verified, or its next packet would restore the
 /// same state.
 pub(crate) fn may_be_evicted(entry: &Entry) -> bool {
-    let phase = entry.session.dialogue().phase();
+    let phase = entry.session.dialogue.phase;
     let unknown = !phase.has_greeted() || phase == Phase::PickedUp;
     !entry.session.is_adjusted() && (unknown || entry.session.is_over())
 }
 
 /// Timeout of a session without packets.
 fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
-    match session.dialogue().phase() {
+    match session.dialogue.phase {
         _ if session.is_over() && (session.is_adjusted() || session.was_reset()) => LINGER_ADJUSTED,
         _ if session.is_over() => LINGER_UNADJUSTED,
         Phase::NotGreeted
@@ -176,5 +176,5 @@ fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
 
 /// Whether a login was accepted, as far as is known.
 pub(crate) fn has_login(session: &Session) -> bool {
-    session.dialogue().is_logged_in() || session.is_encrypted()
+    session.dialogue.is_logged_in() || session.is_encrypted()
 }

@@ -136,7 +136,7 @@ fn set_link(links: &mut [ListLink], slot: u32, link: ListLink) {
 
 /// Whether a session counts for its client.
 fn is_countable(session: &Session) -> bool {
-    !matches!(session.dialogue().phase(), Phase::NotGreeted | Phase::PickedUp) && !session.is_over()
+    !matches!(session.dialogue.phase, Phase::NotGreeted | Phase::PickedUp) && !session.is_over()
 }
 
 /// Whether a session has to be counted for its client.
@@ -223,7 +223,7 @@ impl Sessions {
                 found = Some((false, idle, slot));
                 break;
             }
-            let is_busy = entry.session.dialogue().has_pending_commands();
+            let is_busy = entry.session.dialogue.has_pending_commands();
             if found.is_none_or(|(other_busy, other_idle, _)| {
                 (other_busy, idle) > (is_busy, other_idle)
             }) {

@@ -219,7 +219,7 @@ impl Sessions {
         if entry.pinholes().iter().any(waits_in_rules) {
             return;
         }
-        let is_ungreeted = entry.session.dialogue().phase() == Phase::NotGreeted;
+        let is_ungreeted = entry.session.dialogue.phase == Phase::NotGreeted;
         if is_ungreeted && self.ungreeted_handovers >= MAX_UNGREETED {
             return;
         }
@@ -277,7 +277,7 @@ impl Sessions {
             flow: entry.id,
             lines: entry.fast_path().lines_inspected,
             next_seq,
-            login: match entry.session.dialogue().is_logged_in() {
+            login: match entry.session.dialogue.is_logged_in() {
                 true => LoginStage::LoggedIn,
                 false if is_ungreeted => LoginStage::NotGreeted,
                 false => LoginStage::Greeted,
@@ -297,7 +297,7 @@ impl Sessions {
                 })
             }),
             padding: if policy.preserves_length {
-                entry.session.dialogue().padding()
+                entry.session.dialogue.padding
             } else {
                 Padding::None
             },

@@ -254,7 +254,7 @@ impl Engine {
             }
             // The session is known only by data in an earlier SYN.
             let is_unknown =
-                entry.session.dialogue().phase() == Phase::PickedUp && !entry.session.is_adjusted();
+                entry.session.dialogue.phase == Phase::PickedUp && !entry.session.is_adjusted();
             if !(entry.syn_had_data() && is_unknown) {
                 return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
             }
@@ -306,14 +306,14 @@ fn obstacle(
     packet: &Packet<'_>,
 ) -> Option<Obstacle> {
     if timestamp.is_later_by(SILENCE, entry.last_seen) {
-        entry.session.record_silence();
+        entry.session.dialogue.record_silence();
     }
     entry.last_seen = timestamp;
     if entry.session.was_reset() && !packet.has(flags::SYN) {
         return Some(Obstacle::Reset);
     }
     let is_ungreeted =
-        entry.session.dialogue().phase() == Phase::NotGreeted && entry.incarnation().is_none();
+        entry.session.dialogue.phase == Phase::NotGreeted && entry.incarnation().is_none();
     if is_ungreeted && !packet.has(flags::SYN) && !entry.session.is_in_window(from, packet) {
         return Some(Obstacle::OtherConnection); // the session started with a spoofed SYN-ACK
     }

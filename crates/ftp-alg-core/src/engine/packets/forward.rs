@@ -44,7 +44,7 @@ pub(super) fn forward_verdict(
         // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
         // length.
         ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent }
-            if packet.offload().is_super_packet && changed.len() < packet.payload().len() =>
+            if packet.offload.is_super_packet && changed.len() < packet.payload().len() =>
         {
             let edit = PacketEdit { seq, ack, payload: Some(changed), flags, window, urgent };
             let limit = connection.entry.session.mss(from);
