@@ -1,7 +1,7 @@
 //! Commands: the client's lines.
 //!
-//! Some lines no FTP client sends: another protocol is in use, whatever the first word is. A browser can be made to send a
-//! request whose method is an FTP verb (`USER / HTTP/1.1`), then header lines, then a body that looks like commands. So
+//! Some lines no FTP client sends: another protocol is in use, whatever the first word is. A browser can be made to send
+//! a request whose method is an FTP verb (`USER / HTTP/1.1`), then header lines, then a body that looks like commands. So
 //! request lines and header lines are recognised by their form. Free text in FTP is excluded: the argument of `PASS`, and
 //! names with blanks.
 

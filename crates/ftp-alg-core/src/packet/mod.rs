@@ -294,8 +294,8 @@ impl From<SocketAddr> for Endpoint {
     }
 }
 
-/// A TCP sequence number, modulo 2^32 (RFC 9293 section 3.4). Comparisons hold for numbers less than 2^31 apart. Peers choose these numbers, so no
-/// operation can panic.
+/// A TCP sequence number, modulo 2^32 (RFC 9293 section 3.4). Comparisons hold for numbers less than 2^31 apart. Peers
+/// choose these numbers, so no operation can panic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Seq(pub u32);
 

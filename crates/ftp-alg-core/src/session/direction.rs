@@ -406,8 +406,8 @@ const MAX_UNACKNOWLEDGED: usize = 1 << 17;
 /// Beyond this many bytes, pure acknowledgements must be queued, too. Up to it there is room for any packet.
 const MUCH_UNACKNOWLEDGED: usize = 1 << 14;
 
-/// The client's data that was read and is not known to be acknowledged. A retransmission is replaced by the bytes that were
-/// read first, so that no other command can take their place.
+/// The client's data that was read and is not known to be acknowledged. A retransmission is replaced by the bytes that
+/// were read first, so that no other command can take their place.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UnacknowledgedData {
     /// The data.

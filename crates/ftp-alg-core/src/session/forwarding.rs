@@ -40,7 +40,8 @@ pub enum ForwardAction {
     AwaitDecision,
 }
 
-/// Why a packet was dropped; docs/counters.md uses the same names. Its sender retransmits it if the receiver still needs it.
+/// Why a packet was dropped; docs/counters.md uses the same names. Its sender retransmits it if the receiver still
+/// needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum DropReason {

@@ -1,5 +1,5 @@
-//! How the phases of a dialogue follow each other: how it begins, whether encryption begins, and how it gets in step again
-//! after packets were missed.
+//! How the phases of a dialogue follow each other: how it begins, whether encryption begins, and how it gets in step
+//! again after packets were missed.
 //!
 //! # How a dialogue begins
 //!
