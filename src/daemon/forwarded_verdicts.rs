@@ -30,7 +30,7 @@ pub(super) fn give_verdict(
         Verdict::Replace(_) => QueueVerdict::Replace(replacement),
     };
     let mark = parameters.clear_own_mark_bits(token.mark);
-    let given = verdicts.verdict_with_mark(token.id, decision, mark);
+    let given = verdicts.verdict(token.id, decision, mark);
     let flushed = if verdicts.is_full() { verdicts.flush() } else { Ok(()) };
     [given, flushed].iter().filter_map(|done| done.as_ref().err()).for_each(report);
 }

@@ -13,10 +13,7 @@ use ftp_alg_firewall::Routing;
 
 use super::{
     NetfilterError, RuleParameters,
-    broker::{
-        programs::run_for_output,
-        rights::{CAP_NET_ADMIN, CAP_NET_RAW, has_capability},
-    },
+    broker::{CAP_NET_ADMIN, CAP_NET_RAW, has_capability, run_for_output},
     netlink::{
         Attributes, Socket,
         ctnetlink::{

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::file_edits::{MARKER, without_setup_lines};
-use crate::{cli::Failure, kernel::broker::programs::run_for_output};
+use crate::{cli::Failure, kernel::broker::run_for_output};
 
 /// The directory of the journal, which has the original files.
 const DIRECTORY: &str = "/var/lib/ftp-alg/setup";

@@ -15,7 +15,7 @@ use ftp_alg_firewall::{Firewall, Gateway, IpVersion, Origin, PacketClass};
 use serde_json::json;
 
 use super::{
-    broker::programs::{run_for_output, run_with_input},
+    broker::{run_for_output, run_with_input},
     legacy_iptables::uses_legacy,
     netlink::{Socket, nft},
     parameters::{Backend, TABLE as OURS},

@@ -23,10 +23,10 @@ use ftp_alg_core::packet::Offload;
 
 use super::{
     NetfilterError,
-    broker::rights::{CAP_NET_ADMIN, has_capability},
+    broker::{CAP_NET_ADMIN, has_capability},
     netlink::{self, MessageHead, Messages, Socket, Writer},
 };
-use receive::{BATCH_SIZE, PacketPosition, Receiver, SLOT_SIZE, offset_in, parse};
+use receive::{BATCH_SIZE, ReceivedPacket, Receiver, SLOT_SIZE, offset_in, parse};
 pub(super) use statistics::{STATISTICS, reader_port, readers};
 use statistics::{find_row, reader_name};
 use verdicts::PendingVerdicts;
@@ -42,9 +42,9 @@ const SOCKET_BUFFER: i32 = 8 << 20;
 const MAXIMUM_REPLACEMENT: usize = u16::MAX as usize - 4;
 
 /// A packet that waits for its verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueuePacket<'a> {
-    /// Packet number, for [`Queue::verdict`].
+    /// Packet number, for [`Verdicts::verdict`].
     pub id: u32,
     /// The complete IP packet.
     pub payload: &'a [u8],
@@ -96,7 +96,7 @@ pub struct Queue {
     socket: Socket,
     number: u16,
     receiver: Receiver,
-    packets: Vec<PacketPosition>,
+    packets: Vec<ReceivedPacket>,
     pending: PendingVerdicts,
     takes_super_packets: bool,
     counts: QueueCounts,
@@ -166,8 +166,8 @@ impl Queue {
         self.number
     }
 
-    /// Reads the waiting packets, up to a batch, without blocking. Returns their number; [`Queue::packet`] returns them
-    /// until the next call.
+    /// Reads the waiting packets, up to a batch, without blocking. Returns their number; [`Queue::batch`] has them until
+    /// the next call.
     pub fn receive(&mut self) -> Result<usize, NetfilterError> {
         self.read(libc::MSG_DONTWAIT)
     }
@@ -215,7 +215,7 @@ impl Queue {
             for message in &mut messages {
                 match message.kind {
                     PACKET => {
-                        let Some((mut packet, payload)) = parse(&message) else {
+                        let Some((packet, is_cut)) = parse(&message) else {
                             self.counts.dropped += 1;
                             self.pending.record_unreadable();
                             continue;
@@ -226,20 +226,18 @@ impl Queue {
                         }
                         self.pending.record_read(packet.id);
                         // Longer than a message (BIG TCP). TCP retransmits it in parts.
-                        let is_cut = packet.is_cut && packet.offload.is_super_packet;
+                        let is_cut = is_cut && packet.offload.is_super_packet;
                         is_any_cut |= is_cut;
-                        match payload.filter(|_| !is_cut) {
-                            Some(payload) => {
-                                packet.start = start + offset_in(datagram, payload);
-                                packet.length = payload.len();
-                                self.packets.push(packet);
-                            }
+                        if is_cut || packet.payload.is_empty() {
                             // Nothing to decide by; TCP retransmits it.
-                            None => {
-                                self.counts.dropped += 1;
-                                self.pending.decide(packet.id, QueueVerdict::Drop, None);
-                            }
+                            self.counts.dropped += 1;
+                            self.pending.decide(packet.id, QueueVerdict::Drop, None);
+                            continue;
                         }
+                        let at = start + offset_in(datagram, packet.payload);
+                        let bytes = at..at + packet.payload.len();
+                        self.packets
+                            .push(ReceivedPacket { packet: packet.with_payload(&[]), bytes });
                     }
                     netlink::ERROR if message.errno() != 0 => self.counts.refused += 1,
                     _ => {}
@@ -254,7 +252,7 @@ impl Queue {
             self.disable_super_packets()?;
         }
         if self.counts.dropped != dropped_before {
-            self.flush()?;
+            self.verdicts().flush()?;
         }
         Ok(self.packets.len())
     }
@@ -272,11 +270,6 @@ impl Queue {
         self.socket.send(&request).map_err(|e| NetfilterError::system(format!("queue {number}"), e))
     }
 
-    /// Packet `index` of the last batch.
-    pub fn packet(&self, index: usize) -> Option<QueuePacket<'_>> {
-        self.packets.get(index).and_then(|found| self.receiver.packet(found))
-    }
-
     /// The packets of the last batch, and the verdicts on them.
     pub fn batch(&mut self) -> (impl Iterator<Item = QueuePacket<'_>> + Clone, Verdicts<'_>) {
         let receiver = &self.receiver;
@@ -284,16 +277,6 @@ impl Queue {
             self.packets.iter().filter_map(|found| receiver.packet(found)),
             Verdicts { socket: &self.socket, pending: &mut self.pending },
         )
-    }
-
-    /// Decides on a packet of this or an earlier batch. Takes effect with [`Queue::flush`].
-    pub fn verdict(&mut self, id: u32, decision: QueueVerdict<'_>) -> Result<(), NetfilterError> {
-        self.verdicts().verdict(id, decision)
-    }
-
-    /// Sends the verdicts given so far.
-    pub fn flush(&mut self) -> Result<(), NetfilterError> {
-        self.verdicts().flush()
     }
 
     /// Takes verdicts on packets of earlier batches.

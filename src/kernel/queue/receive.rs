@@ -1,11 +1,9 @@
 //! Receives datagrams of a queue into preallocated buffers, where packets are read in place.
 
-use std::io;
-
-use ftp_alg_core::packet::Offload;
+use std::{io, ops::Range};
 
 use super::{
-    super::netlink::{Message, be16, be32},
+    super::netlink::{Message, be32},
     QueuePacket,
 };
 
@@ -15,19 +13,12 @@ pub(super) const BATCH_SIZE: usize = 64;
 /// them, sixty headers would evict each other.
 pub(super) const SLOT_SIZE: usize = (1 << 16) + 1024 + 320;
 
-/// Position of a packet in the receive buffer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PacketPosition {
-    pub(super) id: u32,
-    hook: u8,
-    mark: u32,
-    indev: u32,
-    outdev: u32,
-    pub(super) offload: Offload,
-    /// Whether the packet is truncated.
-    pub(super) is_cut: bool,
-    pub(super) start: usize,
-    pub(super) length: usize,
+/// A packet in the receive buffer.
+#[derive(Clone, Debug)]
+pub(super) struct ReceivedPacket {
+    /// The packet without its bytes.
+    pub(super) packet: QueuePacket<'static>,
+    pub(super) bytes: Range<usize>,
 }
 
 /// Preallocated buffers for one batch.
@@ -100,47 +91,36 @@ impl Receiver {
         Some((start, self.bytes.get(start..start.checked_add(length)?)?))
     }
 
-    pub(super) fn packet(&self, found: &PacketPosition) -> Option<QueuePacket<'_>> {
-        Some(QueuePacket {
-            id: found.id,
-            payload: self.bytes.get(found.start..found.start.checked_add(found.length)?)?,
-            hook: found.hook,
-            mark: found.mark,
-            indev: found.indev,
-            outdev: found.outdev,
-            offload: found.offload,
-        })
+    pub(super) fn packet(&self, found: &ReceivedPacket) -> Option<QueuePacket<'_>> {
+        Some(found.packet.with_payload(self.bytes.get(found.bytes.clone())?))
     }
 }
 
-pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(PacketPosition, Option<&'a [u8]>)> {
-    let mut found = None;
-    let (mut payload, mut mark, mut indev, mut outdev) = (None, 0, 0, 0);
-    let (mut offload, mut is_cut) = (Offload::default(), false);
+/// The packet of a message, and whether it is truncated. Its payload is empty if the message has none.
+pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(QueuePacket<'a>, bool)> {
+    let (mut has_header, mut is_cut) = (false, false);
+    let mut packet = QueuePacket::default();
     for (kind, content) in message.attributes() {
         match i32::from(kind) {
             libc::NFQA_PACKET_HDR => {
-                found = Some((be32(content)?, content.get(4..).and_then(be16)?, *content.get(6)?));
+                // struct nfqnl_msg_packet_hdr: number, protocol, hook.
+                (packet.id, packet.hook) = (be32(content)?, *content.get(6)?);
+                has_header = true;
             }
-            libc::NFQA_MARK => mark = be32(content)?,
-            libc::NFQA_IFINDEX_INDEV => indev = be32(content)?,
-            libc::NFQA_IFINDEX_OUTDEV => outdev = be32(content)?,
+            libc::NFQA_MARK => packet.mark = be32(content)?,
+            libc::NFQA_IFINDEX_INDEV => packet.indev = be32(content)?,
+            libc::NFQA_IFINDEX_OUTDEV => packet.outdev = be32(content)?,
             libc::NFQA_SKB_INFO => {
                 let flags = be32(content)?.cast_signed();
-                offload.is_super_packet = flags & libc::NFQA_SKB_GSO != 0;
-                offload.lacks_checksum = flags & libc::NFQA_SKB_CSUMNOTREADY != 0;
+                packet.offload.is_super_packet = flags & libc::NFQA_SKB_GSO != 0;
+                packet.offload.lacks_checksum = flags & libc::NFQA_SKB_CSUMNOTREADY != 0;
             }
             libc::NFQA_CAP_LEN => is_cut = true,
-            libc::NFQA_PAYLOAD => payload = Some(content),
+            libc::NFQA_PAYLOAD => packet.payload = content,
             _ => {}
         }
     }
-    let (id, _protocol, hook) = found?;
-    let (start, length) = (0, 0);
-    Some((
-        PacketPosition { id, hook, mark, indev, outdev, offload, is_cut, start, length },
-        payload,
-    ))
+    has_header.then_some((packet, is_cut))
 }
 
 /// Offset of `part` in `whole`.
@@ -168,24 +148,19 @@ mod tests {
         (0..hex.len()).step_by(2).filter_map(digits).collect()
     }
 
-    type Fields = (u32, u8, u32, u32, Option<Vec<u8>>);
-
-    fn parse_all(bytes: &[u8]) -> Vec<Fields> {
-        Messages::new(bytes)
-            .filter_map(|message| parse(&message))
-            .map(|(f, payload)| (f.id, f.hook, f.indev, f.outdev, payload.map(<[u8]>::to_vec)))
-            .collect()
+    fn parse_all(bytes: &[u8]) -> Vec<QueuePacket<'_>> {
+        let parsed = Messages::new(bytes).filter_map(|message| parse(&message));
+        parsed.map(|(packet, _)| packet).collect()
     }
 
     #[test]
     fn a_packet_message_is_read() {
-        let all = parse_all(&packet_message());
-        let [(id, hook, indev, outdev, Some(payload))] = all.as_slice() else { panic!("{all:?}") };
-        assert_eq!((*id, *hook, *indev, *outdev), (2, 2, 2, 3));
-        assert_eq!(
-            (payload.len(), payload.first(), payload.last()),
-            (53, Some(&0x45), Some(&b'x'))
-        );
+        let message = packet_message();
+        let all = parse_all(&message);
+        let [packet] = all.as_slice() else { panic!("{all:?}") };
+        assert_eq!((packet.id, packet.hook, packet.indev, packet.outdev), (2, 2, 2, 3));
+        let payload = packet.payload;
+        assert_eq!((payload.len(), payload[0], payload.last()), (53, 0x45, Some(&b'x')));
     }
 
     proptest! {

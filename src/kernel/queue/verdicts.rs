@@ -89,11 +89,6 @@ impl PendingVerdicts {
         self.put(libc::NFQNL_MSG_VERDICT, verdict, id, payload, mark);
     }
 
-    /// Number of bytes to send.
-    fn length(&self) -> usize {
-        self.out.len()
-    }
-
     fn close_run(&mut self) {
         let mut run = std::mem::take(&mut self.run);
         match run.as_slice() {
@@ -151,13 +146,9 @@ pub struct Verdicts<'a> {
 }
 
 impl Verdicts<'_> {
-    /// As [`Queue::verdict`](super::Queue::verdict).
-    pub fn verdict(&mut self, id: u32, decision: QueueVerdict<'_>) -> Result<(), NetfilterError> {
-        self.verdict_with_mark(id, decision, None)
-    }
-
-    /// As [`Verdicts::verdict`], and sets the packet mark to `mark` if given.
-    pub fn verdict_with_mark(
+    /// Decides on a packet of this or an earlier batch, and sets its packet mark to `mark` if given. Takes effect with
+    /// [`Verdicts::flush`].
+    pub fn verdict(
         &mut self,
         id: u32,
         decision: QueueVerdict<'_>,
@@ -179,10 +170,10 @@ impl Verdicts<'_> {
 
     /// Whether verdicts should be flushed before more are given.
     pub fn is_full(&self) -> bool {
-        self.pending.length() >= FLUSH_AT
+        self.pending.out.len() >= FLUSH_AT
     }
 
-    /// As [`Queue::flush`](super::Queue::flush).
+    /// Sends the verdicts given so far.
     pub fn flush(&mut self) -> Result<(), NetfilterError> {
         self.pending.close_run();
         let out = &mut self.pending.out;

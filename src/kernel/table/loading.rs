@@ -12,8 +12,7 @@ use super::{
     nfqueue_target::NfQueue,
 };
 use crate::kernel::{
-    NetfilterError, RuleParameters,
-    broker::programs,
+    NetfilterError, RuleParameters, broker,
     netlink::{
         Socket,
         nft::{self, Batch},
@@ -223,7 +222,7 @@ pub(in crate::kernel) fn nft(arguments: &[&str], text: &str) -> Result<(), Netfi
         io::ErrorKind::NotFound => NetfilterError::NftMissing,
         _ => NetfilterError::system("nft", error),
     };
-    let finished = programs::run("nft", arguments, text).map_err(failed)?;
+    let finished = broker::run("nft", arguments, text).map_err(failed)?;
     if finished.success {
         return Ok(());
     }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     NetfilterError, RuleParameters,
-    broker::programs::run_for_output,
+    broker::run_for_output,
     legacy_iptables::uses_legacy,
     netlink::{
         Socket,

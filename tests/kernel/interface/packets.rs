@@ -24,10 +24,14 @@ pub fn serve(
         let (packets, mut verdicts) = queue.batch();
         for packet in packets {
             match decide(packet.payload) {
-                PacketAction::Pass => verdicts.verdict(packet.id, QueueVerdict::Accept).unwrap(),
-                PacketAction::Drop => verdicts.verdict(packet.id, QueueVerdict::Drop).unwrap(),
+                PacketAction::Pass => {
+                    verdicts.verdict(packet.id, QueueVerdict::Accept, None).unwrap()
+                }
+                PacketAction::Drop => {
+                    verdicts.verdict(packet.id, QueueVerdict::Drop, None).unwrap()
+                }
                 PacketAction::Replace(with) => {
-                    verdicts.verdict(packet.id, QueueVerdict::Replace(&with)).unwrap();
+                    verdicts.verdict(packet.id, QueueVerdict::Replace(&with), None).unwrap();
                 }
             }
         }

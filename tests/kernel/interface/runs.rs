@@ -59,15 +59,15 @@ fn a_run_of_accepts_covers_no_other_packet() {
                 match number(packet.payload) {
                     LATER => later = Some(packet.id),
                     number if is_dropped(number) => {
-                        verdicts.verdict(packet.id, QueueVerdict::Drop).unwrap();
+                        verdicts.verdict(packet.id, QueueVerdict::Drop, None).unwrap();
                     }
                     number if is_replaced(number) => {
                         let mut other = packet.payload.to_vec();
                         *other.last_mut().unwrap() = number + 100;
                         other[26..28].fill(0); // No checksum.
-                        verdicts.verdict(packet.id, QueueVerdict::Replace(&other)).unwrap();
+                        verdicts.verdict(packet.id, QueueVerdict::Replace(&other), None).unwrap();
                     }
-                    _ => verdicts.verdict(packet.id, QueueVerdict::Accept).unwrap(),
+                    _ => verdicts.verdict(packet.id, QueueVerdict::Accept, None).unwrap(),
                 }
             }
             verdicts.flush().unwrap();
@@ -76,13 +76,13 @@ fn a_run_of_accepts_covers_no_other_packet() {
             .filter(|number| *number != LATER && !is_dropped(*number))
             .map(|number| if is_replaced(number) { number + 100 } else { number });
         assert_eq!(arrived(), wanted.collect::<Vec<_>>());
-        queue.verdict(later.unwrap(), QueueVerdict::Accept).unwrap();
-        queue.flush().unwrap();
+        queue.verdicts().verdict(later.unwrap(), QueueVerdict::Accept, None).unwrap();
+        queue.verdicts().flush().unwrap();
         assert_eq!(arrived(), [LATER]);
         queue.receive().unwrap();
         assert_eq!(queue.counts(), QueueCounts::default());
-        queue.verdict(later.unwrap(), QueueVerdict::Accept).unwrap(); // the kernel has it no longer
-        queue.flush().unwrap();
+        queue.verdicts().verdict(later.unwrap(), QueueVerdict::Accept, None).unwrap(); // the kernel has it no longer
+        queue.verdicts().flush().unwrap();
         queue.receive().unwrap();
         assert_eq!(queue.counts(), QueueCounts { refused: 1, ..QueueCounts::default() });
     });
@@ -115,7 +115,7 @@ fn what_comes_while_a_queue_is_opened_is_read() {
             let mut queue = (0..100).find_map(open)?;
             queue.set_receive_timeout(Duration::from_secs(5)).ok()?;
             queue.wait().ok()?;
-            queue.packet(0).map(|packet| packet.id)
+            queue.batch().0.next().map(|packet| packet.id)
         };
         let first: Vec<_> = thread::scope(|scope| {
             scope.spawn(send);

@@ -8,16 +8,17 @@
 //! Each request has its own connection, because a request may take long: the daemon creates a socket pair and passes
 //! one socket to the broker. Request and answer are JSON values up to the end of the stream.
 
-mod child;
-pub mod programs;
-pub(super) mod rights;
-
 use std::{
+    fs,
     io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     mem::MaybeUninit,
     net::Shutdown,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::AsFd,
+        unix::{fs::PermissionsExt as _, net::UnixStream},
+    },
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::{Arc, OnceLock},
     thread,
 };
@@ -29,7 +30,6 @@ use rustix::net::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::config;
-use child::ChildOutput;
 
 /// The command lines that the daemon may run.
 const COMMANDS: [&[&str]; 13] = [
@@ -48,6 +48,29 @@ const COMMANDS: [&[&str]; 13] = [
     &["ip6tables", "--version"],
 ];
 
+/// Directories that are searched for programs. Never `PATH`: if the binary has file capabilities (`setcap`), the user who
+/// starts it chooses `PATH`, and so would choose which program gets them.
+const DIRECTORIES: [&str; 6] = [
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+    "/usr/local/sbin",
+    "/run/current-system/sw/bin", // NixOS
+];
+
+// From linux/capability.h; libc lacks them.
+pub(super) const CAP_NET_ADMIN: u32 = 12;
+pub(super) const CAP_NET_RAW: u32 = 13;
+
+/// Output and exit status of a program.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ChildOutput {
+    pub(super) success: bool,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
 /// The daemon's connection to the broker.
 #[derive(Debug)]
 pub struct Broker {
@@ -56,11 +79,6 @@ pub struct Broker {
 }
 
 static BROKER: OnceLock<Broker> = OnceLock::new();
-
-/// This process's broker, if it has one.
-pub(super) fn own_broker() -> Option<&'static Broker> {
-    BROKER.get()
-}
 
 /// From now on this process uses the broker at the other end of `connection` for programs and `files`. May be called
 /// once, because the process gives up these rights for good.
@@ -71,10 +89,39 @@ pub fn use_broker(connection: UnixStream, files: Vec<PathBuf>) {
 
 /// The text of a file. If there is a broker, it must have been started for this file.
 pub fn read(path: &Path) -> io::Result<String> {
-    match own_broker() {
+    match BROKER.get() {
         Some(broker) => broker.read(path),
         None => config::read_text(path),
     }
+}
+
+/// Runs `program` (`nft`, `iptables-save` and its variants) to its end, with `input` on its standard input: here, or by
+/// the broker if this process may not start programs.
+pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<ChildOutput> {
+    match BROKER.get() {
+        Some(broker) => broker.run(program, arguments, input),
+        None => run_child(program, arguments, input),
+    }
+}
+
+/// The standard output of a program if it succeeds, otherwise its error output.
+pub fn run_for_output(program: &str, arguments: &[&str]) -> io::Result<String> {
+    run_with_input(program, arguments, "")
+}
+
+/// As [`run_for_output`], for a program that reads `input`.
+pub(super) fn run_with_input(program: &str, arguments: &[&str], input: &str) -> io::Result<String> {
+    let finished = run(program, arguments, input).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            io::Error::new(error.kind(), format!("{program} is not installed"))
+        }
+        _ => error,
+    })?;
+    if finished.success {
+        return Ok(finished.stdout);
+    }
+    let said = finished.stderr.lines().next().unwrap_or("it gave no reason").trim();
+    Err(io::Error::other(format!("{program} failed: {said}")))
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -107,12 +154,7 @@ impl From<Refusal> for io::Error {
 }
 
 impl Broker {
-    pub(super) fn run(
-        &self,
-        program: &str,
-        arguments: &[&str],
-        input: &str,
-    ) -> io::Result<ChildOutput> {
+    fn run(&self, program: &str, arguments: &[&str], input: &str) -> io::Result<ChildOutput> {
         let words = [program].iter().chain(arguments).map(|&word| word.to_owned()).collect();
         self.request(&Request::Run { words, input: input.to_owned() })
     }
@@ -197,7 +239,7 @@ fn serve_request(
     let mut request = Vec::new();
     stream.read_to_end(&mut request)?;
     let answer = match serde_json::from_slice(&request)? {
-        Request::Run { words, input } => encode_answer(run(&words, &input, confine)),
+        Request::Run { words, input } => encode_answer(run_listed(&words, &input, confine)),
         Request::Read(number) => encode_answer(match files.get(number) {
             Some(file) => config::read_text(file),
             None => Err(io::ErrorKind::InvalidInput.into()),
@@ -210,15 +252,65 @@ fn encode_answer<T: Serialize>(outcome: io::Result<T>) -> serde_json::Result<Vec
     serde_json::to_vec(&outcome.map_err(Refusal::from))
 }
 
-fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Result<ChildOutput> {
+fn run_listed(
+    words: &[String],
+    input: &str,
+    confine: fn() -> io::Result<()>,
+) -> io::Result<ChildOutput> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.split_first() {
         Some((program, arguments)) if COMMANDS.contains(&words.as_slice()) => {
             confine()?;
-            child::run(program, arguments, input)
+            run_child(program, arguments, input)
         }
         _ => Err(io::Error::other(format!("the broker does not run `{}`", words.join(" ")))),
     }
+}
+
+/// Runs `program` to its end, with `input` on its standard input. Its environment is empty and its locale is C.
+fn run_child(program: &str, arguments: &[&str], input: &str) -> io::Result<ChildOutput> {
+    let absent = || io::Error::from_raw_os_error(libc::ENOENT);
+    let path = find(program, &DIRECTORIES.map(Path::new)).ok_or_else(absent)?;
+    let mut child = Command::new(path)
+        .env_clear()
+        .env("PATH", DIRECTORIES.join(":"))
+        .env("LC_ALL", "C")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // A program that ends before it has read everything reports the reason on its standard error.
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        written?;
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(ChildOutput {
+        success: output.status.success(),
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
+    })
+}
+
+/// The path of `program`. A directory in which others than its owner may create files is skipped.
+fn find(program: &str, directories: &[&Path]) -> Option<PathBuf> {
+    let is_safe = |directory: &&&Path| {
+        directory.metadata().is_ok_and(|found| found.permissions().mode() & 0o022 == 0)
+    };
+    let candidates = directories.iter().filter(is_safe).map(|directory| directory.join(program));
+    candidates.into_iter().find(|candidate| candidate.is_file())
+}
+
+/// Whether this thread has a capability.
+pub(super) fn has_capability(capability: u32) -> bool {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
+        .is_some_and(|effective| effective & 1 << capability != 0)
 }
 
 #[cfg(test)]
@@ -259,11 +351,11 @@ mod tests {
         let (broker, _thread) = broker(&[&file]);
         assert_eq!(broker.read(&file).unwrap_err().kind(), io::ErrorKind::NotFound);
         for text in ["one", "two"] {
-            std::fs::write(&other, text).unwrap();
-            std::fs::rename(&other, &file).unwrap();
+            fs::write(&other, text).unwrap();
+            fs::rename(&other, &file).unwrap();
             assert_eq!(broker.read(&file).unwrap(), text);
         }
-        std::fs::write(&other, "secret").unwrap();
+        fs::write(&other, "secret").unwrap();
         let refused = broker.read(&other).unwrap_err().to_string();
         assert!(refused.contains("was not started for"), "{refused}");
         assert!(broker.request::<String>(&Request::Read(1)).is_err());
@@ -278,5 +370,37 @@ mod tests {
         drop(theirs);
         let alone = Broker { connection: gone, files: Vec::new() };
         assert_eq!(alone.run("id", &[], "").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn programs_get_nothing_of_the_environment() {
+        let printed = run_child("env", &[], "").unwrap().stdout;
+        let mut names: Vec<_> = printed.lines().filter_map(|line| line.split('=').next()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["LC_ALL", "PATH"], "{printed}");
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_passed_over() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("nft"), "").unwrap();
+        for (mode, is_found) in [(0o755, true), (0o775, false), (0o1777, false)] {
+            fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(find("nft", &[directory.path()]).is_some(), is_found, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_program_reads_its_input() {
+        assert_eq!(run_child("cat", &[], "b").unwrap().stdout, "b");
+    }
+
+    #[test]
+    fn what_a_program_prints_and_what_it_says_of_a_failure() {
+        assert_eq!(run_with_input("cat", &[], "a\n").unwrap(), "a\n");
+        let failed = run_for_output("sh", &["-c", "echo why >&2; exit 1"]).unwrap_err();
+        assert_eq!(failed.to_string(), "sh failed: why");
+        let absent = run_for_output("no-such-program", &[]).unwrap_err();
+        assert_eq!(absent.to_string(), "no-such-program is not installed");
     }
 }
