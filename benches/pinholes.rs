@@ -96,8 +96,8 @@ impl BenchNamespace {
         enter(&namespace);
         let parameters = RuleParameters::default();
         let commits = Commits::through_one_socket().unwrap();
-        let _table = Table::install_for(&parameters, &commits).unwrap();
-        let kernel = LinuxKernel::new(&parameters).unwrap().with_commits(&commits);
+        let _table = Table::install(&parameters, &commits).unwrap();
+        let kernel = LinuxKernel::new(&parameters, &commits).unwrap();
         let (times, growth) = (Default::default(), Vec::with_capacity(live));
         let mut bench =
             Self { live, kernel, _table, count: 0, last: None, times, growth, namespace };

@@ -56,7 +56,7 @@ pub(super) fn load(
     let table = match (left, record) {
         (Some(table), _) => table,
         (None, Some(record)) => Table::install_in_place_of(&record, parameters, commits)?,
-        (None, None) => Table::install_for(parameters, commits)?,
+        (None, None) => Table::install(parameters, commits)?,
     };
     if !table.is_owned() {
         tracing::info!(

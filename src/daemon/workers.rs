@@ -120,7 +120,7 @@ pub(super) fn start(
     });
     let offload = reader.as_ref().ok().map(|reader| Arc::clone(&reader.offload));
     let make_kernel = || -> Result<LinuxKernel, crate::kernel::NetfilterError> {
-        let kernel = LinuxKernel::new(&parameters)?.with_commits(&commits).avoiding_ports(&claimed);
+        let kernel = LinuxKernel::new(&parameters, &commits)?.avoiding_ports(&claimed);
         Ok(kernel.with_offload(offload.as_ref()))
     };
     let kernel = make_kernel()?;

@@ -52,11 +52,11 @@ enum PinholeBackend {
 }
 
 impl LinuxKernel {
-    /// Opens all sockets; needs CAP_NET_ADMIN and CAP_NET_RAW.
-    pub fn new(parameters: &RuleParameters) -> Result<Self, NetfilterError> {
+    /// Opens all sockets; needs CAP_NET_ADMIN and CAP_NET_RAW. Counts each nf_tables transaction in `commits`.
+    pub fn new(parameters: &RuleParameters, commits: &Commits) -> Result<Self, NetfilterError> {
         Ok(Self {
             backend: match parameters.backend() {
-                Backend::Nftables => PinholeBackend::Nftables(PinholeSets::new()?),
+                Backend::Nftables => PinholeBackend::Nftables(PinholeSets::new(commits)?),
                 Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new(parameters)?),
             },
             conntrack: Conntrack::new(parameters)?,
@@ -67,17 +67,6 @@ impl LinuxKernel {
             list_budget: Budget::new(Instant::now()),
             offload: None,
         })
-    }
-
-    /// Counts each nf_tables transaction in `commits`.
-    pub fn with_commits(self, commits: &Commits) -> Self {
-        let backend = match self.backend {
-            PinholeBackend::Nftables(pinholes) => {
-                PinholeBackend::Nftables(pinholes.with_commits(commits))
-            }
-            other => other,
-        };
-        Self { backend, ..self }
     }
 
     /// Opens no translated pinhole at a port in `claimed`.
@@ -170,7 +159,7 @@ impl LinuxKernel {
     /// As [`LinuxKernel::list_open`]; `None` if our table is not loaded.
     fn list_in_table(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
         match &mut self.backend {
-            PinholeBackend::Nftables(pinholes) => pinholes.list_in_table(),
+            PinholeBackend::Nftables(pinholes) => pinholes.list_open(),
             PinholeBackend::Conntrack(expectations) => expectations.list_open().map(Some),
         }
     }

@@ -38,7 +38,7 @@ use ftp_alg::kernel::{
     parameters::QueueStatement,
     probe::HostSettings,
     queue::{Queue, QueueCounts},
-    table::{Table, rule_files},
+    table::{Commits, Table, rule_files},
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, QueueMode, Translation};
 use ftp_alg_lab::wait_for;
@@ -61,7 +61,10 @@ impl Ready {
         let lab = Lab::new();
         let (kernel, table) = lab.on_gateway(|| {
             let parameters = RuleParameters::default();
-            (LinuxKernel::new(&parameters).unwrap(), Table::install(&parameters).unwrap())
+            (
+                LinuxKernel::new(&parameters, &Commits::default()).unwrap(),
+                Table::install(&parameters, &Commits::default()).unwrap(),
+            )
         });
         Self { lab, kernel, _table: table }
     }
@@ -79,24 +82,27 @@ fn the_table_replaces_itself_and_leaves_nothing() {
     let before = lab.gateway_sh("nft list ruleset");
     lab.on_gateway(|| {
         let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011);
-        Table::install(&parameters).unwrap().leave_in_kernel();
+        Table::install(&parameters, &Commits::default()).unwrap().leave_in_kernel();
         let list = || lab.gateway_sh("nft list table inet ftp_alg | grep -v 'tcp timeout'");
         let once = list();
-        let table = Table::install(&parameters).unwrap();
+        let table = Table::install(&parameters, &Commits::default()).unwrap();
         assert_eq!(list(), once);
         assert!(once.contains("th sport 2121 goto from_control_port"), "{once}");
         table.remove().unwrap();
     });
     assert_eq!(lab.gateway_sh("nft list ruleset"), before);
-    lab.on_gateway(|| drop(Table::install(&RuleParameters::default()).unwrap()));
+    lab.on_gateway(|| {
+        drop(Table::install(&RuleParameters::default(), &Commits::default()).unwrap())
+    });
     assert_eq!(lab.gateway_sh("nft list ruleset"), before);
 }
 
 #[test]
 fn all_ways_of_queueing_load() {
     let lab = Lab::new();
-    let detected =
-        lab.on_gateway(|| Table::install(&RuleParameters::default()).unwrap().statement());
+    let detected = lab.on_gateway(|| {
+        Table::install(&RuleParameters::default(), &Commits::default()).unwrap().statement()
+    });
     eprintln!("this kernel queues by {detected:?}");
     let ways = match detected {
         QueueStatement::Native => &[QueueStatement::Native, QueueStatement::Xtables][..],
@@ -105,17 +111,29 @@ fn all_ways_of_queueing_load() {
     for way in ways {
         lab.on_gateway(|| {
             let parameters = RuleParameters::default();
-            let table = Table::install_with(&parameters, *way).unwrap();
+            let table = Table::install_with(&parameters, *way, &Commits::default(), false).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
             assert!(text.contains("2100") && !text.contains("drop"), "{text}");
             assert!(HostSettings::read(&parameters).table_queues, "{way:?}");
             table.remove().unwrap();
             assert!(!HostSettings::read(&parameters).table_queues);
             let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000);
-            let _table = Table::install_with(&two.with_fanout_by_cpu(true), *way).unwrap();
+            let _table = Table::install_with(
+                &two.with_fanout_by_cpu(true),
+                *way,
+                &Commits::default(),
+                false,
+            )
+            .unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
             assert!(text.contains("fanout") && !text.contains("bypass"), "{text}");
-            let _table = Table::install_with(&parameters, QueueStatement::Operator).unwrap();
+            let _table = Table::install_with(
+                &parameters,
+                QueueStatement::Operator,
+                &Commits::default(),
+                false,
+            )
+            .unwrap();
             assert!(!HostSettings::read(&parameters).table_queues, "the operator's rules do");
         });
     }
@@ -210,8 +228,8 @@ fn without_rights_the_errors_say_what_is_needed() {
         let parameters = RuleParameters::default();
         for error in [
             Queue::open(2100).unwrap_err(),
-            Table::install(&parameters).unwrap_err(),
-            LinuxKernel::new(&parameters).unwrap_err(),
+            Table::install(&parameters, &Commits::default()).unwrap_err(),
+            LinuxKernel::new(&parameters, &Commits::default()).unwrap_err(),
         ] {
             assert!(matches!(error, NetfilterError::NotPermitted { .. }), "{error:?}");
         }

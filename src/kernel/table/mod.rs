@@ -101,21 +101,14 @@ impl Table {
     /// Loads the table in place of a present one, and queues in the way that this kernel supports. Support is found out
     /// by trying, because each transaction costs grace periods of the kernel. If the operator has loaded rules that
     /// queue, those do it.
-    pub fn install(parameters: &RuleParameters) -> Result<Self, NetfilterError> {
-        Self::install_for(parameters, &Commits::default())
-    }
-
-    /// As [`Table::install`], for a caller that makes and counts all transactions through `commits`. Its socket then
-    /// owns the table, if there is one and the kernel supports owners (Linux 6.9): no other program can remove or
-    /// change the table.
-    pub fn install_for(
-        parameters: &RuleParameters,
-        commits: &Commits,
-    ) -> Result<Self, NetfilterError> {
+    ///
+    /// The socket of `commits` owns the table, if there is one and the kernel supports owners (Linux 6.9): no other
+    /// program can remove or change the table.
+    pub fn install(parameters: &RuleParameters, commits: &Commits) -> Result<Self, NetfilterError> {
         Self::install_over(parameters, commits, false)
     }
 
-    /// As [`Table::install_for`]. If the present table is that of `record`, all that is open there stays open.
+    /// As [`Table::install`]. If the present table is that of `record`, all that is open there stays open.
     pub fn install_in_place_of(
         record: &TableRecord,
         parameters: &RuleParameters,
@@ -135,11 +128,16 @@ impl Table {
         retains_elements: bool,
     ) -> Result<Self, NetfilterError> {
         if operator_queues() {
-            return Self::load(parameters, QueueStatement::Operator, commits, retains_elements);
+            return Self::install_with(
+                parameters,
+                QueueStatement::Operator,
+                commits,
+                retains_elements,
+            );
         }
         let mut refused = None;
         for statement in QueueStatement::BY_PREFERENCE {
-            match Self::load(parameters, statement, commits, retains_elements) {
+            match Self::install_with(parameters, statement, commits, retains_elements) {
                 Err(NetfilterError::RulesRefused { message }) => refused = Some(message),
                 other => return other,
             }
@@ -163,7 +161,7 @@ impl Table {
     }
 
     /// Takes over the table of an earlier daemon, with all open pinholes; `None` if it differs from its record, or from
-    /// the table that would be loaded now. `commits` as in [`Table::install_for`].
+    /// the table that would be loaded now. `commits` as in [`Table::install`].
     pub fn adopt(
         parameters: &RuleParameters,
         imprint: &TableRecord,
@@ -231,17 +229,10 @@ impl Table {
         self.fingerprint.map(|shape| TableRecord { text, statement, shape, learned })
     }
 
-    /// As [`Table::install`], with a given way to queue.
+    /// As [`Table::install`], with a given way to queue, and with the elements of the present table if
+    /// `retains_elements`. Repeats while other programs interfere. The helper stays registered from the first attempt to
+    /// the last: an attempt that removed it would make the attempts of other daemons fail, and they its own.
     pub fn install_with(
-        parameters: &RuleParameters,
-        statement: QueueStatement,
-    ) -> Result<Self, NetfilterError> {
-        Self::load(parameters, statement, &Commits::default(), false)
-    }
-
-    /// Loads it, and repeats while other programs interfere. The helper stays registered from the first attempt to the
-    /// last: an attempt that removed it would make the attempts of other daemons fail, and they its own.
-    fn load(
         parameters: &RuleParameters,
         statement: QueueStatement,
         commits: &Commits,

@@ -68,21 +68,16 @@ impl PinholeSets {
     /// Size of each set of pinholes, minus room for consumed elements that are not collected yet.
     pub(in crate::kernel) const CAPACITY: usize = 65_536 - 4096;
 
-    /// Opens a netlink socket; the table need not exist yet.
-    pub fn new() -> Result<Self, NetfilterError> {
+    /// Opens a netlink socket; the table need not exist yet. Counts each transaction in `commits`.
+    pub fn new(commits: &Commits) -> Result<Self, NetfilterError> {
         let socket =
             Commits::open_socket().map_err(|e| NetfilterError::system("netlink socket", e))?;
-        Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), has_destroy: true })
+        Ok(Self { socket, batch: Batch::new(), commits: commits.clone(), has_destroy: true })
     }
 
-    /// As [`PinholeSets::new`], without requests that are newer than Linux 6.1.
-    pub fn for_older_kernels() -> Result<Self, NetfilterError> {
-        Ok(Self { has_destroy: false, ..Self::new()? })
-    }
-
-    /// Counts each transaction in `commits`.
-    pub fn with_commits(self, commits: &Commits) -> Self {
-        Self { commits: commits.clone(), ..self }
+    /// Without requests that are newer than Linux 6.1.
+    pub fn for_older_kernels(self) -> Self {
+        Self { has_destroy: false, ..self }
     }
 
     /// Closes `closed`, whether they are open, consumed or expired, and opens each of `openings` for one connection or
@@ -215,13 +210,8 @@ impl PinholeSets {
         Err(failed(io::ErrorKind::ResourceBusy.into()))
     }
 
-    /// The open pinholes, according to the kernel.
-    pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, NetfilterError> {
-        Ok(self.list_in_table()?.unwrap_or_default())
-    }
-
     /// The open pinholes, according to the kernel; `None` if our table is not loaded.
-    pub fn list_in_table(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
+    pub fn list_open(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
         let mut open = Vec::new();
         for sets in [V4, V6] {
             let before = open.len();

@@ -10,7 +10,7 @@ use ftp_alg::kernel::{
     LinuxKernel, RuleParameters,
     conntrack::{admitted_connections, consumed_pinholes},
     parameters::CtMarkUse,
-    table::{PinholeSets, Table},
+    table::{Commits, PinholeSets, Table},
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, Translation};
 use ftp_alg_lab::wait_for;
@@ -35,14 +35,15 @@ impl Place {
 
     pub fn with(parameters: &RuleParameters) -> Self {
         let lab = Lab::new();
-        let table = lab.on_gateway(|| Table::install(parameters).unwrap());
+        let table = lab.on_gateway(|| Table::install(parameters, &Commits::default()).unwrap());
         Self { lab, _table: table, outcomes: vec![Err(KernelError::Unknown)] }
     }
 
     /// A writer that knows this kernel, and one that knows what Linux 6.1 does.
     pub fn writers(&self) -> [PinholeSets; 2] {
         self.lab.on_gateway(|| {
-            [PinholeSets::new(), PinholeSets::for_older_kernels()].map(Result::unwrap)
+            let new = || PinholeSets::new(&Commits::default()).unwrap();
+            [new(), new().for_older_kernels()]
         })
     }
 
@@ -138,7 +139,7 @@ fn many_pinholes_open_and_close_in_one_transaction() {
         holes.extend((0..10).map(|number| pinhole(CLIENT6, at(SERVER6, 4000 + number))));
         assert_eq!(place.change(&mut writer, &[], &holes), 1);
         assert_eq!(place.refused(), []);
-        assert_eq!(writer.list_open().unwrap().len(), 40);
+        assert_eq!(writer.list_open().unwrap().unwrap().len(), 40);
         // The same ones, and others in place of some.
         holes.truncate(35);
         let closed = holes.clone();
@@ -149,9 +150,9 @@ fn many_pinholes_open_and_close_in_one_transaction() {
         let all = [closed, closed_too].concat();
         assert_eq!(place.change(&mut writer, &all, &holes), 1);
         assert_eq!(place.refused(), []);
-        assert_eq!(writer.list_open().unwrap().len(), 45);
+        assert_eq!(writer.list_open().unwrap().unwrap().len(), 45);
         assert_eq!(place.change(&mut writer, &holes, &[]), 1);
-        assert_eq!(writer.list_open().unwrap(), []);
+        assert_eq!(writer.list_open().unwrap().unwrap(), []);
         // Nothing is left to be done.
         assert_eq!(place.change(&mut writer, &[], &[]), 0);
     }
@@ -166,7 +167,7 @@ fn refused_openings_do_not_hinder_the_others() {
         assert_eq!(place.change(&mut writer, &[], &holes), 1);
         let taken = KernelError::Taken.to_string();
         assert_eq!(place.refused(), [(7, taken.clone())]);
-        assert_eq!(writer.list_open().unwrap().len(), 20);
+        assert_eq!(writer.list_open().unwrap().unwrap().len(), 20);
         // One with mixed families, and two with the same ends.
         let [mut others, last] = [200, 300].map(|number| [translated(number); 2]);
         others[1].initiator = ip(CLIENT6);
@@ -175,7 +176,7 @@ fn refused_openings_do_not_hinder_the_others() {
         let refused = place.refused();
         assert_eq!((refused.len(), refused[0].0, &refused[1]), (2, 1, &(3, taken)));
         assert!(refused[0].1.contains("IPv4 and IPv6"), "{refused:?}");
-        assert_eq!(writer.list_open().unwrap().len(), 2);
+        assert_eq!(writer.list_open().unwrap().unwrap().len(), 2);
         assert_eq!(place.change(&mut writer, &tried, &[]), 1);
     }
 }
@@ -207,8 +208,8 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
     place.lab.drop_by_default();
     // Neither wrote the leftovers of the other, and one knows only what Linux 6.1 does.
     let mut writers = place.lab.on_gateway(|| {
-        [PinholeSets::new(), PinholeSets::for_older_kernels(), PinholeSets::for_older_kernels()]
-            .map(Result::unwrap)
+        let new = || PinholeSets::new(&Commits::default()).unwrap();
+        [new(), new().for_older_kernels(), new().for_older_kernels()]
     });
     let (mut last, mut outcomes) = (None, Vec::new());
     let arrival = at(SERVER2, 50_000);
@@ -245,7 +246,7 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
     for writer in &mut writers {
         writer.change(last.as_slice(), &[], &mut outcomes).unwrap();
     }
-    assert!(writers[0].list_open().unwrap().is_empty());
+    assert!(writers[0].list_open().unwrap().unwrap().is_empty());
 }
 
 #[test]
@@ -293,7 +294,9 @@ fn without_the_table_nothing_is_to_be_closed() {
 #[test]
 fn a_port_in_use_is_refused_among_others() {
     let place = Place::new();
-    let mut kernel = place.lab.on_gateway(|| LinuxKernel::new(&RuleParameters::default()).unwrap());
+    let mut kernel = place
+        .lab
+        .on_gateway(|| LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap());
     let to = |arrival: SocketAddr| Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, arrival) };
     let holes = [1, 2, 3].map(|number| to(at(EXTERNAL, 50_000 + number)));
     let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
@@ -389,13 +392,13 @@ fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
         let short = opening(Duration::from_secs(60));
         writer.change(&[], &[short], &mut place.outcomes).unwrap();
         assert!(writer.renew(&opening(LIFETIME)).unwrap());
-        let open = writer.list_open().unwrap();
+        let open = writer.list_open().unwrap().unwrap();
         assert!(open.len() == 1 && open[0].remaining > Duration::from_secs(500), "{open:?}");
         let listener = listen(&place.lab.client, hole.target);
         let mut first = connect(&place.lab.server, SERVER, hole.arrival);
         exchange(&mut first, &listener);
         assert!(!writer.renew(&opening(LIFETIME)).unwrap());
-        assert_eq!(writer.list_open().unwrap(), []);
+        assert_eq!(writer.list_open().unwrap().unwrap(), []);
         assert!(is_silent(&place.lab.server, SERVER, hole.arrival), "a second connection came in");
     }
 }

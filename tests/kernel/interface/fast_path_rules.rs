@@ -61,7 +61,7 @@ impl Ready {
         }
         let (table, translations, path) = lab.on_gateway(|| {
             let (parameters, commits) = (RuleParameters::default(), commits());
-            let table = Table::install_for(&parameters, &commits).unwrap();
+            let table = Table::install(&parameters, &commits).unwrap();
             let mut translations = Translations::new(&parameters, &commits).unwrap();
             translations.restore_elements().unwrap();
             let path = pins.load();

@@ -2,7 +2,11 @@
 
 use std::net::IpAddr;
 
-use ftp_alg::kernel::{RuleParameters, inject::Injector, table::Table};
+use ftp_alg::kernel::{
+    RuleParameters,
+    inject::Injector,
+    table::{Commits, Table},
+};
 
 use super::lab::*;
 
@@ -13,7 +17,7 @@ fn injected_packets_take_the_route_of_their_connection() {
         [RuleParameters::default(), RuleParameters::new(&[21], 2100, 1, 0x10, 0x4000_0011)]
     {
         let lab = Lab::new();
-        let _table = lab.on_gateway(|| Table::install(&parameters).unwrap());
+        let _table = lab.on_gateway(|| Table::install(&parameters, &Commits::default()).unwrap());
         let mut injector = lab.on_gateway(|| Injector::new(&parameters).unwrap());
         let injected = parameters.mask();
         lab.gateway_sh(&format!(

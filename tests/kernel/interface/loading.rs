@@ -19,7 +19,7 @@ fn the_table_is_the_one_that_nft_loads_from_the_text() {
         let way = QueueStatement::Operator;
         let text = rule_files::render_nftables(&parameters, way);
         let ours = lab.on_gateway(|| {
-            let table = Table::install_with(&parameters, way).unwrap();
+            let table = Table::install_with(&parameters, way, &Commits::default(), false).unwrap();
             let listed = lab.gateway_sh(LIST);
             table.remove().unwrap();
             listed
@@ -41,7 +41,7 @@ fn no_draft_is_left_in_the_kernel() {
     let lab = Lab::new();
     lab.on_gateway(|| {
         let commits = Commits::through_one_socket().unwrap();
-        let table = Table::install_for(&RuleParameters::default(), &commits).unwrap();
+        let table = Table::install(&RuleParameters::default(), &commits).unwrap();
         assert_eq!(lab.gateway_sh("nft list tables").trim(), "table inet ftp_alg");
         table.remove().unwrap();
     });
@@ -54,7 +54,7 @@ fn a_table_in_place_of_another_retains_what_is_open() {
     lab.on_gateway(|| {
         let parameters = RuleParameters::default();
         let commits = Commits::default();
-        let table = Table::install_for(&parameters, &commits).unwrap();
+        let table = Table::install(&parameters, &commits).unwrap();
         let ends = "198.51.100.10 . 192.0.2.1 . 4000";
         let open = || {
             for (set, element) in [
@@ -122,18 +122,18 @@ fn tables_of_several_namespaces_share_the_helper() {
     let come_and_go = |lab: &Lab| {
         lab.on_gateway(|| {
             for _ in 0..8 {
-                Table::install(&parameters).unwrap().remove().unwrap();
+                Table::install(&parameters, &Commits::default()).unwrap().remove().unwrap();
             }
         });
     };
     std::thread::scope(|scope| {
         let others: Vec<_> = leave.iter().map(|lab| scope.spawn(|| come_and_go(lab))).collect();
         stays.on_gateway(|| {
-            let table = Table::install(&parameters).unwrap();
+            let table = Table::install(&parameters, &Commits::default()).unwrap();
             let statement = table.statement();
             table.remove().unwrap();
             while others.iter().any(|other| !other.is_finished()) {
-                let table = Table::install(&parameters).unwrap();
+                let table = Table::install(&parameters, &Commits::default()).unwrap();
                 assert_eq!(table.statement(), statement);
                 let text = stays.gateway_sh("nft list table inet ftp_alg");
                 let is_whole = text.contains("l3proto inet");

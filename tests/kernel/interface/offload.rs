@@ -32,7 +32,7 @@ use super::stacked::syn;
 /// A loaded table and a loaded program.
 fn load(pins: &Pins, parameters: &RuleParameters) -> (Table, Arc<Offload>) {
     let commits = Commits::default();
-    let table = Table::install_for(parameters, &commits).unwrap();
+    let table = Table::install(parameters, &commits).unwrap();
     let translations = Translations::new(parameters, &commits).unwrap();
     (table, Arc::new(Offload::new(pins.load(), translations, parameters)))
 }
@@ -60,7 +60,9 @@ fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
     lab.on_gateway(|| {
         let parameters = RuleParameters::default();
         let (table, offload) = load(&pins, &parameters);
-        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_offload(Some(&offload));
+        let mut kernel = LinuxKernel::new(&parameters, &Commits::default())
+            .unwrap()
+            .with_offload(Some(&offload));
         let by = |last: u8| Translation {
             client_external: SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, last), 40_000).into(),
             ..Translation::identity(CLIENT.into(), SERVER.into())
@@ -117,7 +119,9 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
     lab.on_gateway(|| {
         let parameters = RuleParameters::default();
         let (_table, offload) = load(&pins, &parameters);
-        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_offload(Some(&offload));
+        let mut kernel = LinuxKernel::new(&parameters, &Commits::default())
+            .unwrap()
+            .with_offload(Some(&offload));
         let most = 16_384;
         let ends = |number: u32| {
             let client = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 40_000);
@@ -157,7 +161,9 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
     lab.on_gateway(|| {
         let parameters = RuleParameters::default();
         let (table, offload) = load(&pins, &parameters);
-        let make_kernel = || LinuxKernel::new(&parameters).unwrap().with_offload(Some(&offload));
+        let make_kernel = || {
+            LinuxKernel::new(&parameters, &Commits::default()).unwrap().with_offload(Some(&offload))
+        };
         let mut kernel = make_kernel();
         let client = |last| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, last), 40_000);
         for last in 1..=MOVED {
@@ -224,7 +230,9 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
     lab.on_gateway(|| {
         let parameters = RuleParameters::default();
         let (table, offload) = load(&pins, &parameters);
-        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_offload(Some(&offload));
+        let mut kernel = LinuxKernel::new(&parameters, &Commits::default())
+            .unwrap()
+            .with_offload(Some(&offload));
         let control = Translation::identity(CLIENT.into(), SERVER.into());
         let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
         let key = PinholeKey::new(*CLIENT.ip(), arrival);

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg::kernel::{LinuxKernel, RuleParameters};
+use ftp_alg::kernel::{LinuxKernel, RuleParameters, table::Commits};
 use ftp_alg_core::engine::{Kernel as _, RouteLookup};
 use ftp_alg_lab::wait_for;
 
@@ -28,7 +28,11 @@ fn look_up(kernel: &mut LinuxKernel, address: &str, interface: u32) -> bool {
 fn has_route(lab: &Lab, address: &str, interface: &str) -> bool {
     lab.on_gateway(|| {
         let [interface, _] = indices([interface, "lo"]);
-        look_up(&mut LinuxKernel::new(&RuleParameters::default()).unwrap(), address, interface)
+        look_up(
+            &mut LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap(),
+            address,
+            interface,
+        )
     })
 }
 
@@ -115,7 +119,7 @@ fn a_route_that_refuses_leads_nowhere() {
         assert_far_routes(&lab, &[]);
     }
     lab.on_gateway(|| {
-        let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
+        let mut kernel = LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
         assert!(!look_up(&mut kernel, SERVER, 60_000), "no such interface");
     });
 }
@@ -284,7 +288,8 @@ fn look_ups_in_a_large_table_take_a_bounded_time() {
         };
         lab.on_gateway(|| {
             let [up2, up3] = indices(["up2", "up3"]);
-            let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
+            let mut kernel =
+                LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
             let mut ask = |address: &str, interface| look_up(&mut kernel, address, interface);
             let start = Instant::now();
             assert!(!ask(forged, up2) && !ask(forged, up3));
@@ -323,7 +328,8 @@ fn forged_packets_do_not_hide_uplinks_of_rules() {
         lab.on_gateway(|| {
             let [up2, up3] = indices(["up2", "up3"]);
             let [up4, _] = indices(["up4", "lo"]);
-            let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
+            let mut kernel =
+                LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
             let mut ask = |address: &str, interface| look_up(&mut kernel, address, interface);
             // Until the large table is not read any more.
             let forge = |_| (!ask(forged, up2) && !ask(far, up2)).then_some(());

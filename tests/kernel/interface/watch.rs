@@ -16,8 +16,8 @@ fn a_change_of_others_is_seen_among_ours() {
     let commits = Commits::default();
     let (mut kernel, mut table) = lab.on_gateway(|| {
         let parameters = RuleParameters::default();
-        let kernel = LinuxKernel::new(&parameters).unwrap().with_commits(&commits);
-        (kernel, Table::install_for(&parameters, &commits).unwrap())
+        let kernel = LinuxKernel::new(&parameters, &commits).unwrap();
+        (kernel, Table::install(&parameters, &commits).unwrap())
     });
     let arrival = at(SERVER, 4000);
     let hole = Pinhole { initiator: ip(CLIENT), arrival, target: arrival, source: ip(CLIENT) };
