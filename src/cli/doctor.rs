@@ -58,7 +58,7 @@ impl DoctorOptions {
         }
         let features = KernelFeatures::probe(&parameters);
         let running = self.running(&features);
-        let firewall = operator_firewall::read(parameters.gateway());
+        let firewall = operator_firewall::read(parameters.gateway.clone());
         // Those that the daemon finds when it starts.
         let zones = firewall.zones();
         let ct_mark_use = firewall.ct_mark_use();

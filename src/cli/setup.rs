@@ -96,8 +96,8 @@ struct LoadedFirewall {
 impl LoadedFirewall {
     fn read(config: &Config, socket: &SocketOption) -> Result<Self, Failure> {
         let parameters = RuleParameters::from(config);
-        let routing = read_routing(parameters.control_ports());
-        let firewall = operator_firewall::read(parameters.gateway());
+        let routing = read_routing(&parameters.gateway.control_ports);
+        let firewall = operator_firewall::read(parameters.gateway.clone());
         let outlooks = data_path_verdicts(&firewall, routing);
         let accepted = || accepted_data(&firewall, &outlooks);
         let backend = backend(config, socket, accepted);

@@ -307,7 +307,7 @@ pub(super) fn reopen_program_pinholes(
         .map(|(_, opening)| opening.pinhole)
         .collect();
     write_records(shared, kernel);
-    if left.is_empty() || parameters.backend() != Backend::Nftables {
+    if left.is_empty() || parameters.backend != Backend::Nftables {
         return Ok(());
     }
     let used = consumed_pinholes(parameters)?;

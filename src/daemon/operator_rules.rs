@@ -80,7 +80,7 @@ impl OperatorRules {
         parameters: &RuleParameters,
     ) -> (Backend, &'static str) {
         automatic_backend(before, has_sessions, || {
-            let routing = read_routing(parameters.control_ports());
+            let routing = read_routing(&parameters.gateway.control_ports);
             let firewall = self.read.as_ref().ok()?;
             accepted_data(firewall, &data_path_verdicts(firewall, routing))
         })
@@ -98,7 +98,7 @@ impl OperatorRules {
         commits: &Commits,
         parameters: &RuleParameters,
     ) -> Result<RulesetReader, NetfilterError> {
-        let mut reader = RulesetReader::new(claimed, commits, parameters.gateway())?;
+        let mut reader = RulesetReader::new(claimed, commits, parameters.gateway.clone())?;
         if let Ok(firewall) = &self.read {
             reader.apply(firewall);
         }
@@ -148,7 +148,7 @@ impl FollowedRules {
             reader.apply(rules);
             if is_late {
                 // The main thread then loads the table again.
-                parameters.learned().set(learn(rules));
+                parameters.learned.set(learn(rules));
             }
         });
         while !end.load(Ordering::Acquire) {

@@ -66,7 +66,7 @@ pub(super) fn load(
         );
     }
     shared.report(state.set_table_record(table.record().as_ref()));
-    shared.report(state.set_backend(parameters.backend()));
+    shared.report(state.set_backend(parameters.backend));
     if restored {
         // Those that were consumed while the table was loaded.
         let consumed = &read_consumed()? - &consumed_before;
@@ -101,7 +101,7 @@ fn update_pinholes(
     shared.reopen_pinholes(kernel, is_missing);
     // The session of an expectation is not known. The kernel expires it.
     let Some(first) = shared.shards.first() else { return Ok(()) };
-    if parameters.backend() != Backend::Nftables {
+    if parameters.backend != Backend::Nftables {
         return Ok(());
     }
     let is_left = |ends: &(IpAddr, SocketAddr)| {

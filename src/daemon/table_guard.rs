@@ -173,7 +173,7 @@ fn update_table(table: &mut Table, shared: &SharedState) -> Result<TableChange, 
     let before = consumed_pinholes(table.parameters())?;
     load_again(table, Table::update)?;
     let consumed = consumed_pinholes(table.parameters())?;
-    if table.parameters().backend() == Backend::Nftables {
+    if table.parameters().backend == Backend::Nftables {
         let consumed = consumed.difference(&before).copied();
         shared.close_pinholes_of_table(&mut lock(&shared.kernel), consumed);
     }
@@ -194,7 +194,7 @@ fn retry_pause(failures: u32) -> Duration {
 
 /// Opens the pinholes again that the old table had, except those that were consumed.
 pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
-    if table.parameters().backend() != Backend::Nftables {
+    if table.parameters().backend != Backend::Nftables {
         return; // expectations are in no table
     }
     let mut kernel = lock(&shared.kernel);

@@ -63,7 +63,7 @@ pub(super) fn start(
     fast_path: Result<LoadedProgram, String>,
 ) -> Result<Workers, ServiceError> {
     let mut parameters = RuleParameters::from(config);
-    let reading = operator_firewall::read_in_background(parameters.gateway());
+    let reading = operator_firewall::read_in_background(parameters.gateway.clone());
     let names = ExternalNames::new(events.clone());
     names.watch(config.external_names())?;
     // If another program reads a queue, the start fails before it has changed anything. From here on, packets that an
@@ -81,7 +81,7 @@ pub(super) fn start(
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
     let opened = StateDir::new(state_dir).and_then(|state| {
         state
-            .open_journals(parameters.control_ports(), &numbers, &mut engines)
+            .open_journals(&parameters.gateway.control_ports, &numbers, &mut engines)
             .map(|journals| (state, journals))
     });
     let (state, journals) = opened.map_err(|error| state_error(state_dir, &error))?;
@@ -108,7 +108,7 @@ pub(super) fn start(
     }
     let commits = open_commits()?;
     let claimed = ClaimedPorts::default();
-    let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend()));
+    let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend));
     let reader = fast_path.and_then(|loaded| {
         let reader = FastPathReader::new(loaded, &parameters, &commits, &claimed, shards.len());
         let reader = reader.map_err(|error| error.to_string())?;
@@ -133,7 +133,7 @@ pub(super) fn start(
     let shared = Arc::new(SharedState {
         progress: WorkerProgress::new(shards.len()),
         started: Instant::now(),
-        backend: parameters.backend().into(),
+        backend: parameters.backend.into(),
         backend_reason: why,
         queue_counts: Mutex::new(vec![QueueCounts::default(); shards.len()]),
         verdict_senders,
@@ -232,10 +232,10 @@ pub(super) fn start(
             packet_shards: Vec::new(),
             effects,
         };
-        let processors = parameters.fans_out_by_cpu().then_some((index, count));
+        let processors = parameters.fans_out_by_cpu.then_some((index, count));
         workers.spawn(worker, processors, events.clone())?;
     }
-    let backend = parameters.backend();
+    let backend = parameters.backend;
     tracing::info!(event = "back_end", backend = %backend, "back end {backend}: {why}");
     Ok(workers)
 }

@@ -55,7 +55,7 @@ impl LinuxKernel {
     /// Opens all sockets; needs CAP_NET_ADMIN and CAP_NET_RAW. Counts each nf_tables transaction in `commits`.
     pub fn new(parameters: &RuleParameters, commits: &Commits) -> Result<Self, NetfilterError> {
         Ok(Self {
-            backend: match parameters.backend() {
+            backend: match parameters.backend {
                 Backend::Nftables => PinholeBackend::Nftables(PinholeSets::new(commits)?),
                 Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new(parameters)?),
             },

@@ -31,16 +31,17 @@ pub const MAX_SLOT: u32 = 0xfff;
 /// which is the mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleParameters {
-    control_ports: Vec<u16>,
+    /// How rules can recognise our packets.
+    pub gateway: Gateway,
+    /// The back end that implements pinholes.
+    pub backend: Backend,
+    /// What was learned from the operator's rules.
+    pub learned: SharedLearned,
+    /// Whether the queue is selected by the packet's processor.
+    pub fans_out_by_cpu: bool,
     queue_first: u16,
     queue_count: u16,
-    fans_out_by_cpu: bool,
-    data_mark: u32,
-    queue_all_mark: u32,
-    queue_none_mark: u32,
     source_ports: Option<(u16, u16)>,
-    learned: SharedLearned,
-    backend: Backend,
 }
 
 /// What the operator's rules demand of ours.
@@ -97,18 +98,7 @@ impl Eq for SharedLearned {}
 
 impl Default for RuleParameters {
     fn default() -> Self {
-        Self {
-            control_ports: vec![21],
-            queue_first: 2100,
-            queue_count: 1,
-            fans_out_by_cpu: false,
-            data_mark: 0x4000_0000,
-            queue_all_mark: 0x2000_0000,
-            queue_none_mark: 0x1000_0000,
-            source_ports: None,
-            learned: SharedLearned::default(),
-            backend: Backend::Nftables,
-        }
+        Self::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000)
     }
 }
 
@@ -137,14 +127,21 @@ impl RuleParameters {
         control_ports.sort_unstable();
         let others = mark_mask & !mark;
         let queue_all_mark = 1 << others.ilog2();
-        Self {
+        let gateway = Gateway {
             control_ports,
-            queue_first,
-            queue_count,
             data_mark: mark,
             queue_all_mark,
             queue_none_mark: others & !queue_all_mark,
-            ..Self::default()
+            slot_mask: slot_bits(mark_mask).fold(0, |bits, bit| bits | bit),
+        };
+        Self {
+            gateway,
+            backend: Backend::Nftables,
+            learned: SharedLearned::default(),
+            fans_out_by_cpu: false,
+            queue_first,
+            queue_count,
+            source_ports: None,
         }
     }
 
@@ -166,11 +163,6 @@ impl RuleParameters {
     /// The same parameters with this, learned from the operator's rules.
     pub fn with_learned(self, learned: Learned) -> Self {
         Self { learned: SharedLearned(Arc::new(RwLock::new(Arc::new(learned)))), ..self }
-    }
-
-    /// What was learned from the operator's rules.
-    pub fn learned(&self) -> &SharedLearned {
-        &self.learned
     }
 
     /// The same parameters with control connections in these conntrack zones, too.
@@ -202,39 +194,9 @@ impl RuleParameters {
         Self { fans_out_by_cpu: by_processor && self.queue_count > 1, ..self }
     }
 
-    /// Whether the queue is selected by the packet's processor.
-    pub fn fans_out_by_cpu(&self) -> bool {
-        self.fans_out_by_cpu
-    }
-
-    /// The back end that implements pinholes.
-    pub fn backend(&self) -> Backend {
-        self.backend
-    }
-
-    /// Ports of control connections, ascending.
-    pub fn control_ports(&self) -> &[u16] {
-        &self.control_ports
-    }
-
     /// The queues' numbers.
     pub fn queues(&self) -> RangeInclusive<u16> {
         self.queue_first..=self.queue_first.saturating_add(self.queue_count.saturating_sub(1))
-    }
-
-    /// The ct mark bit of an admitted data connection.
-    pub fn data_mark(&self) -> u32 {
-        self.data_mark
-    }
-
-    /// The ct mark bit of a control connection with queue mode `all`.
-    pub fn queue_all_mark(&self) -> u32 {
-        self.queue_all_mark
-    }
-
-    /// The ct mark bit of a control connection with queue mode `none`.
-    pub fn queue_none_mark(&self) -> u32 {
-        self.queue_none_mark
     }
 
     /// The metadata of a packet with this packet mark. `is_late` says that other packets of its connection may have
@@ -245,11 +207,11 @@ impl RuleParameters {
             offload,
             may_wait: true,
             from: match bits {
-                _ if bits == self.queue_all_mark => Some(Side::Client),
-                _ if bits == self.data_mark => Some(Side::Server),
+                _ if bits == self.gateway.queue_all_mark => Some(Side::Client),
+                _ if bits == self.gateway.data_mark => Some(Side::Server),
                 _ => None,
             },
-            queues_all: bits == self.queue_none_mark,
+            queues_all: bits == self.gateway.queue_none_mark,
             is_late,
             ..PacketMeta::default()
         }
@@ -257,7 +219,7 @@ impl RuleParameters {
 
     /// Whether this packet mark belongs to the FIN of a connection that did not fit into the set `closing`.
     pub fn is_unrecorded_end(&self, mark: u32) -> bool {
-        mark & self.mask() == self.data_mark | self.queue_all_mark
+        mark & self.mask() == self.gateway.data_mark | self.gateway.queue_all_mark
     }
 
     /// The packet mark of a packet that was queued with `mark`, after its verdict, if it changes: our bits are cleared,
@@ -268,55 +230,40 @@ impl RuleParameters {
 
     /// The packet mark of a packet that the BPF program inspected and let pass.
     pub fn inspected_mark(&self) -> u32 {
-        self.queue_all_mark | self.queue_none_mark
+        self.gateway.queue_all_mark | self.gateway.queue_none_mark
     }
 
     /// The packet mark of the first packet of a data connection that the fast path admits. `slot` selects the
     /// translated destination; 0 means none. `None` if the slot is out of range.
     pub fn admitted_mark(&self, slot: u32) -> Option<u32> {
-        let bits = self.free_bits().enumerate();
+        let bits = slot_bits(self.mask()).enumerate();
         let set = bits.filter(|(place, _)| slot & 1 << place != 0);
         (slot <= MAX_SLOT).then(|| {
-            self.data_mark | self.queue_none_mark | set.fold(0, |mark, (_, bit)| mark | bit)
+            self.gateway.data_mark
+                | self.gateway.queue_none_mark
+                | set.fold(0, |mark, (_, bit)| mark | bit)
         })
     }
 
     /// The slot in this packet mark.
     pub(super) fn slot_of(&self, admitted_mark: u32) -> Option<u32> {
-        let bits = self.free_bits().enumerate();
+        let bits = slot_bits(self.mask()).enumerate();
         let set = bits.filter(|(_, bit)| admitted_mark & bit != 0);
         let slot = set.fold(0, |slot, (place, _)| slot | 1 << place);
         (self.admitted_mark(slot) == Some(admitted_mark)).then_some(slot)
     }
 
-    /// The packet mark bits that encode a slot. Few slots use few bits, from the highest, because other programs use
-    /// the lowest first.
-    fn free_bits(&self) -> impl Iterator<Item = u32> + use<> {
-        let mask = self.mask();
-        let free = (0..u32::BITS).rev().map(|place| 1 << place).filter(move |bit| bit & mask == 0);
-        free.take(MAX_SLOT.count_ones() as usize)
-    }
-
-    /// All bits that may encode a slot.
-    pub fn slot_mask(&self) -> u32 {
-        self.free_bits().fold(0, |bits, bit| bits | bit)
-    }
-
-    /// How the operator's rules can recognise our packets.
-    pub fn gateway(&self) -> Gateway {
-        Gateway {
-            control_ports: self.control_ports.clone(),
-            data_mark: self.data_mark,
-            queue_all_mark: self.queue_all_mark,
-            queue_none_mark: self.queue_none_mark,
-            slot_mask: self.slot_mask(),
-        }
-    }
-
     /// All our ct mark bits; also the packet mark of injected packets.
     pub fn mask(&self) -> u32 {
-        self.data_mark | self.queue_all_mark | self.queue_none_mark
+        self.gateway.mask()
     }
+}
+
+/// The packet mark bits that encode a slot, outside of our bits in `mask`. Few slots use few bits, from the highest,
+/// because other programs use the lowest first.
+fn slot_bits(mask: u32) -> impl Iterator<Item = u32> {
+    let free = (0..u32::BITS).rev().map(|place| 1 << place).filter(move |bit| bit & mask == 0);
+    free.take(MAX_SLOT.count_ones() as usize)
 }
 
 /// What puts packets into the queue.
@@ -344,12 +291,8 @@ mod tests {
         for parameters in
             [RuleParameters::default(), RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011)]
         {
-            let RuleParameters {
-                data_mark: data,
-                queue_all_mark: every,
-                queue_none_mark: none,
-                ..
-            } = parameters;
+            let Gateway { data_mark: data, queue_all_mark: every, queue_none_mark: none, .. } =
+                parameters.gateway;
             let read = |mark| {
                 let mark = mark | 0x8000; // the operator's
                 let queued = parameters.packet_meta(mark, Offload::default(), false);
@@ -370,16 +313,19 @@ mod tests {
     #[test]
     fn slots_are_in_bits_of_the_packet_mark_that_are_not_ours() {
         let defaults = RuleParameters::default();
-        assert_eq!((defaults.inspected_mark(), defaults.slot_mask()), (0x3000_0000, 0x8ffe_0000));
+        assert_eq!(
+            (defaults.inspected_mark(), defaults.gateway.slot_mask),
+            (0x3000_0000, 0x8ffe_0000)
+        );
         let marks = [0, 1, 2, 3, MAX_SLOT].map(|slot| defaults.admitted_mark(slot).unwrap());
         assert_eq!(marks, [0x5000_0000, 0xd000_0000, 0x5800_0000, 0xd800_0000, 0xdffe_0000]);
         let others = RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011);
         for parameters in [defaults, others] {
-            let fixed = parameters.data_mark() | parameters.queue_none_mark();
+            let fixed = parameters.gateway.data_mark | parameters.gateway.queue_none_mark;
             for slot in 0..=MAX_SLOT {
                 let mark = parameters.admitted_mark(slot).unwrap();
                 assert_eq!(mark & parameters.mask(), fixed);
-                assert_eq!(mark & !parameters.mask() & !parameters.slot_mask(), 0);
+                assert_eq!(mark & !parameters.mask() & !parameters.gateway.slot_mask, 0);
                 assert_eq!(parameters.slot_of(mark), Some(slot));
                 assert_eq!(parameters.slot_of(mark ^ 0x100), None);
             }

@@ -89,7 +89,7 @@ impl HostSettings {
             automatic_helpers: read_number("/proc/sys/net/netfilter/nf_conntrack_helper")
                 == Some(1),
             cthelper: has_cthelper(has_capability(CAP_NET_ADMIN)),
-            routing: read_routing(parameters.control_ports()),
+            routing: read_routing(&parameters.gateway.control_ports),
         }
     }
 }
@@ -259,7 +259,7 @@ fn count_helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
     let is_helped = |connection: &Attributes<'_>| {
         let name = connection.nested(CTA_HELP)?.first(CTA_HELP_NAME)?;
         let port = Tuple::read(connection, CTA_TUPLE_ORIG)?.destination.port();
-        Some(is_ftp(name) && parameters.control_ports().contains(&port))
+        Some(is_ftp(name) && parameters.gateway.control_ports.contains(&port))
     };
     requests.dump(
         IPCTNL_MSG_CT_GET,

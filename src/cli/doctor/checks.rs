@@ -224,7 +224,7 @@ impl Checks<'_> {
                 "control connections with the kernel's FTP helper: {helped}; each has it until it ends"
             );
             let ends = |port| format!("conntrack -D -p tcp --orig-port-dst {port}    # ends them");
-            let ports = self.surroundings.parameters.control_ports().iter();
+            let ports = self.surroundings.parameters.gateway.control_ports.iter();
             Check::note(HELPERS, "connections with it", says).remedy(ports.map(ends))
         })
     }

@@ -131,14 +131,14 @@ pub(super) fn marks(
     conflicts: &[MarkConflict],
     parameters: &RuleParameters,
 ) -> Vec<Check> {
-    let bits = parameters.mask() | parameters.slot_mask();
+    let bits = parameters.mask() | parameters.gateway.slot_mask;
     let packet_marks = format!(
         "use a mask in these rules that leaves out {bits:#010x}, as in `meta mark set meta mark & {:#010x} | 0x1`, \
          `-j MARK --set-xmark 0x1/0xff`, `-m mark --mark 0x1/0xff` or `ip rule add fwmark 0x1/0xff`; or set \
          fast-path = \"off\" in [queue]",
         !0xff_u32
     );
-    let data = parameters.data_mark();
+    let data = parameters.gateway.data_mark;
     let ct_marks = format!(
         "match the bit in these rules, as in `ct mark & {data:#010x} != 0` or `--mark {data:#010x}/{data:#010x}`; or \
          set fast-path = \"off\" in [queue]"

@@ -155,7 +155,7 @@ impl HostAudit<'_> {
                     .remedy(["sysctl -w net.netfilter.nf_conntrack_helper=0".to_owned()]),
             );
         }
-        let ports = self.parameters.control_ports().iter().map(u16::to_string);
+        let ports = self.parameters.gateway.control_ports.iter().map(u16::to_string);
         let ports = ports.collect::<Vec<_>>().join(", ");
         for concern in self.firewall.conflicting_rules() {
             let of_rule = |name, problem, says: &str| {
@@ -200,7 +200,7 @@ impl HostAudit<'_> {
                     of_rule("notrack", "notrack", says).remedy(concern.remedy.clone())
                 }
                 ConflictKind::Zone(zone)
-                    if zone.is_some_and(|zone| self.parameters.learned().now().zones.contains(&zone)) =>
+                    if zone.is_some_and(|zone| self.parameters.learned.now().zones.contains(&zone)) =>
                 {
                     continue;
                 }

@@ -217,7 +217,7 @@ impl Health {
                 firewall,
                 data_paths: &data_paths,
                 host,
-                backend: parameters.backend(),
+                backend: parameters.backend,
                 other_backend,
             };
             let problems = audit.checks().iter().filter_map(Check::as_problem).collect();
@@ -226,10 +226,10 @@ impl Health {
         let (mut problems, unmarked_may_pass): (Vec<Problem>, bool) = audit(firewall, None);
         if !problems.is_empty() {
             // Reads the rules again, with their texts for the messages, which takes longer.
-            let offers_conntrack = parameters.backend() == Backend::Nftables
+            let offers_conntrack = parameters.backend == Backend::Nftables
                 && ConntrackAbilities::read().supports_expectations();
             let other = offers_conntrack.then_some((Backend::Conntrack, SELECT_CONNTRACK));
-            (problems, _) = audit(&operator_firewall::read(parameters.gateway()), other);
+            (problems, _) = audit(&operator_firewall::read(parameters.gateway.clone()), other);
         }
         let mut state = lock(&self.state);
         (state.audit_problems, state.unmarked_may_pass) = (problems, unmarked_may_pass);

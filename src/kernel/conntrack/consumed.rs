@@ -52,7 +52,7 @@ fn list(
 ) -> Result<HashSet<(IpAddr, SocketAddr)>, NetfilterError> {
     let failed = |error| NetfilterError::system("list of data connections", error);
     let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK).map_err(failed)?;
-    let mark = parameters.data_mark().to_be_bytes();
+    let mark = parameters.gateway.data_mark.to_be_bytes();
     let mut found = HashSet::new();
     let marked = |message: &mut Writer<'_>| {
         message.put(CTA_MARK, &mark).put(CTA_MARK_MASK, &mark);

@@ -144,7 +144,8 @@ impl Conntrack {
         control: &Translation,
         mode: QueueMode,
     ) -> Result<(), KernelError> {
-        let (all, none) = (self.parameters.queue_all_mark(), self.parameters.queue_none_mark());
+        let (all, none) =
+            (self.parameters.gateway.queue_all_mark, self.parameters.gateway.queue_none_mark);
         let mask = all | none;
         let mark = match mode {
             QueueMode::All | QueueMode::Watch => all,
@@ -168,7 +169,7 @@ impl Conntrack {
                 });
             }
         };
-        let (zones, family) = (&self.parameters.learned().now().zones, family_of(original.source));
+        let (zones, family) = (&self.parameters.learned.now().zones, family_of(original.source));
         let known = self.requests.change_in_zones(zones, IPCTNL_MSG_CT_NEW, family, fill);
         known
             .map_err(|source| {
@@ -182,7 +183,7 @@ impl Conntrack {
     /// The connections with this tuple, at most one in each zone.
     fn query(&mut self, tuple: Tuple) -> io::Result<Vec<ConntrackEntry>> {
         let mut connections = Vec::new();
-        for &zone in &self.parameters.learned().now().zones {
+        for &zone in &self.parameters.learned.now().zones {
             or_absent(self.requests.ask(
                 IPCTNL_MSG_CT_GET,
                 0,

@@ -221,7 +221,7 @@ impl Translations {
     /// Adds the elements to the table after it was replaced. Before that it admits nothing that the program marks. With
     /// the back end `conntrack`, after a daemon with the other one, the table has no maps.
     pub fn restore_elements(&mut self) -> Result<(), NetfilterError> {
-        if self.parameters.backend() != Backend::Nftables {
+        if self.parameters.backend != Backend::Nftables {
             return Ok(());
         }
         let mut elements = Vec::with_capacity(self.targets.len() + self.sources.len());

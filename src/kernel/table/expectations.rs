@@ -118,7 +118,7 @@ impl Expectations {
             self.requests.change(IPCTNL_MSG_EXP_NEW, flags, family, fill)
         };
         let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        let learned = self.parameters.learned().now();
+        let learned = self.parameters.learned.now();
         let mut tried = learned.zones.iter().map(|zone| (*zone, ask(create, *zone)));
         // Otherwise conntrack has forgotten the control connection.
         let is_known = |(_, opened): &(u16, io::Result<()>)| {
@@ -145,7 +145,7 @@ impl Expectations {
             |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
         let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
         let fill = |message: &mut Writer<'_>, zone| expected.put(message, control, zone, lifetime);
-        let (zones, family) = (&self.parameters.learned().now().zones, family_of(pinhole.arrival));
+        let (zones, family) = (&self.parameters.learned.now().zones, family_of(pinhole.arrival));
         let renewed = self.requests.change_in_zones(zones, IPCTNL_MSG_EXP_NEW, family, fill);
         renewed.map(|renewed| renewed.is_some()).map_err(failed)
     }
@@ -159,7 +159,7 @@ impl Expectations {
             tuple.put(message, CTA_EXPECT_TUPLE);
             put_zone(message, CTA_EXPECT_ZONE, zone);
         };
-        let (zones, family) = (&self.parameters.learned().now().zones, family_of(pinhole.arrival));
+        let (zones, family) = (&self.parameters.learned.now().zones, family_of(pinhole.arrival));
         let closed = self.requests.change_in_zones(zones, IPCTNL_MSG_EXP_DELETE, family, fill);
         closed.map(drop).map_err(failed)
     }

@@ -42,7 +42,7 @@ impl Table {
             }
             // Without `queue` statements the kernel must support everything in the rules.
             NetfilterError::RulesRefused { message }
-                if self.parameters.backend() == Backend::Conntrack
+                if self.parameters.backend == Backend::Conntrack
                     && self.statement != QueueStatement::Native
                     && message.contains("No such file or directory") =>
             {
@@ -245,7 +245,7 @@ pub(in crate::kernel) fn nft(arguments: &[&str], text: &str) -> Result<(), Netfi
 fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a> {
     let (first, last) = parameters.queues().into_inner();
     let mut rule = Rule::new(chain);
-    let by_processor = parameters.fans_out_by_cpu();
+    let by_processor = parameters.fans_out_by_cpu;
     rule.add_expr(&NfQueue { first, total: last - first + 1, by_processor });
     rule
 }

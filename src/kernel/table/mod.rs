@@ -208,7 +208,7 @@ impl Table {
             compiled: None,
             is_owned: false,
             has_retained_elements: false,
-            learned: parameters.learned().now(),
+            learned: parameters.learned.now(),
         })
     }
 
@@ -251,7 +251,7 @@ impl Table {
 
     /// Loads it once. If it is compiled already, nft need not run.
     fn load_once(&mut self, retains_elements: bool) -> Result<(), NetfilterError> {
-        let learned = self.parameters.learned().now();
+        let learned = self.parameters.learned.now();
         if let Some(helper) = &mut self.helper {
             helper.register_missing().map_err(helper_failed)?;
         }
@@ -319,7 +319,7 @@ impl Table {
 
     /// Whether more is known of the operator's rules by now.
     pub fn is_outdated(&self) -> bool {
-        self.learned != self.parameters.learned().now()
+        self.learned != self.parameters.learned.now()
     }
 
     /// Loads it with what its parameters have learned by now. All that is open stays open.
@@ -374,8 +374,8 @@ impl Table {
                 return Err(NetfilterError::system(what, io::Error::from_raw_os_error(error)));
             }
         }
-        if self.parameters.backend() == Backend::Conntrack && self.helper.is_none() {
-            remove_scanner_helper(self.parameters.control_ports()).map_err(helper_failed)?;
+        if self.parameters.backend == Backend::Conntrack && self.helper.is_none() {
+            remove_scanner_helper(&self.parameters.gateway.control_ports).map_err(helper_failed)?;
         }
         self.helper = None;
         Ok(())

@@ -31,7 +31,7 @@ pub fn render(parameters: &RuleParameters) -> String {
 /// As [`render`], without `queue` statements unless `statement` is native. For [`QueueStatement::Xtables`] chain
 /// `to_queue` then drops, until the rule that queues replaces that: its packets must never pass unread.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
-    let zones = &parameters.learned().now().zones;
+    let zones = &parameters.learned.now().zones;
     let mut text = String::with_capacity(NFTABLES.len() + 64);
     for line in lines_for(parameters) {
         if let Some((first, last)) = parameters.source_ports().filter(|_| is_source_map(line)) {
@@ -42,7 +42,7 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
         let mut value = |old: &str, new: &str| text.push_str(&line.replacen(old, new, 1));
         match line.split_once('=').map_or("", |(name, _)| name.trim_end()) {
             _ if line.contains(" 21 ") => {
-                let ports = parameters.control_ports();
+                let ports = &parameters.gateway.control_ports;
                 ports.iter().for_each(|port| value(" 21 ", &format!(" {port} ")));
             }
             "define queues" => value("2100", &queue_range(parameters, '-')),
@@ -50,16 +50,16 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 let zones: Vec<_> = zones.iter().map(u16::to_string).collect();
                 value("0", &format!("{{ {} }}", zones.join(", ")));
             }
-            "define data" => value("0x40000000", &mark(parameters.data_mark())),
-            "define queue_all" => value("0x20000000", &mark(parameters.queue_all_mark())),
-            "define queue_none" => value("0x10000000", &mark(parameters.queue_none_mark())),
-            "define target_slot" => value("0x8ffe0000", &mark(parameters.slot_mask())),
+            "define data" => value("0x40000000", &mark(parameters.gateway.data_mark)),
+            "define queue_all" => value("0x20000000", &mark(parameters.gateway.queue_all_mark)),
+            "define queue_none" => value("0x10000000", &mark(parameters.gateway.queue_none_mark)),
+            "define target_slot" => value("0x8ffe0000", &mark(parameters.gateway.slot_mask)),
             "define injected" => value("0x70000000", &mark(parameters.mask())),
             _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
             _ => match (line.trim(), statement) {
                 ("queue to $queues", QueueStatement::Operator) => {}
                 ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
-                ("queue to $queues", _) if parameters.fans_out_by_cpu() => {
+                ("queue to $queues", _) if parameters.fans_out_by_cpu => {
                     text.push_str(&line.replace("queue to", "queue flags fanout to"));
                 }
                 _ => text.push_str(line),
@@ -76,7 +76,7 @@ fn is_source_map(line: &str) -> bool {
 
 /// The lines of the nftables file for `parameters`.
 fn lines_for(parameters: &RuleParameters) -> impl Iterator<Item = &'static str> + use<> {
-    let (backend, clears) = (parameters.backend(), parameters.clears_restored_marks());
+    let (backend, clears) = (parameters.backend, parameters.clears_restored_marks());
     let inherits_early = parameters.inherits_marks_early();
     let mut is_for = true;
     NFTABLES.split_inclusive('\n').filter(move |line| {
@@ -111,7 +111,7 @@ pub fn render_ip6tables(parameters: &RuleParameters) -> String {
 fn render_xtables(template: &str, parameters: &RuleParameters) -> String {
     let queue = match parameters.queues().count() {
         1 => format!("--queue-num {}", parameters.queues().start()),
-        _ if parameters.fans_out_by_cpu() => {
+        _ if parameters.fans_out_by_cpu => {
             format!("--queue-balance {} --queue-cpu-fanout", queue_range(parameters, ':'))
         }
         _ => format!("--queue-balance {}", queue_range(parameters, ':')),
@@ -121,7 +121,7 @@ fn render_xtables(template: &str, parameters: &RuleParameters) -> String {
         let line = replace_marks(line, parameters).replace("--queue-num 2100", &queue);
         match line.split_once("port 21 ") {
             Some((before, after)) if line.starts_with("-A") => {
-                for port in parameters.control_ports() {
+                for port in &parameters.gateway.control_ports {
                     // Writing to a String cannot fail.
                     let _ = write!(text, "{before}port {port} {after}");
                 }
@@ -149,10 +149,12 @@ fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
         let (before, found) = rest.split_at(at);
         text.push_str(before);
         let new = match found.get(..10) {
-            Some("0x40000000") => parameters.data_mark(),
-            Some("0x20000000") => parameters.queue_all_mark(),
-            Some("0x10000000") => parameters.queue_none_mark(),
-            Some("0x30000000") => parameters.queue_all_mark() | parameters.queue_none_mark(),
+            Some("0x40000000") => parameters.gateway.data_mark,
+            Some("0x20000000") => parameters.gateway.queue_all_mark,
+            Some("0x10000000") => parameters.gateway.queue_none_mark,
+            Some("0x30000000") => {
+                parameters.gateway.queue_all_mark | parameters.gateway.queue_none_mark
+            }
             Some("0x70000000") => parameters.mask(),
             _ => {
                 text.push_str("0x");

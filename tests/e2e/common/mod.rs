@@ -524,7 +524,7 @@ pub fn host_port(line: &str) -> (String, u16) {
 /// How control connections fare through the gateway, as its rules say.
 pub fn control(lab: &Lab) -> ControlPathVerdict {
     let look = || {
-        let firewall = operator_firewall::read(RuleParameters::default().gateway());
+        let firewall = operator_firewall::read(RuleParameters::default().gateway);
         firewall.control_verdicts(&operator_firewall::links(), &[Hook::Forward])
     };
     lab.gateway.inside(look).unwrap().swap_remove(0)

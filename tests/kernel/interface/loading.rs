@@ -87,7 +87,7 @@ fn a_table_in_place_of_another_retains_what_is_open() {
             ..Learned::default().with_zones([7])
         };
         for (learned, has_more) in [(learned.clone(), true), (Learned::default(), false)] {
-            others.learned().set(learned);
+            others.learned.set(learned);
             assert!(table.is_outdated());
             table.update().unwrap();
             assert_eq!((table.is_outdated(), elements()), (false, 4));
@@ -95,7 +95,7 @@ fn a_table_in_place_of_another_retains_what_is_open() {
             assert_eq!(listed("chain clear_restored_prerouting"), has_more);
             assert!(listed("{ 0, 7 }"), "there may be connections in a zone");
         }
-        others.learned().set(learned.clone());
+        others.learned.set(learned.clone());
         table.update().unwrap();
         assert_eq!(table.record().unwrap().into_learned(), learned);
         // Nobody knows what is in another table of this name, or in one that was changed.

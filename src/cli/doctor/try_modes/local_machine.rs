@@ -102,8 +102,9 @@ impl<'a> LocalMachine<'a> {
         let FailedConnection { hook, peer, port, control } = failed;
         let ip = if peer.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
         let firewall =
-            self.firewall.get_or_init(|| operator_firewall::read(self.parameters.gateway()));
-        let is_read = control.is_some_and(|port| self.parameters.control_ports().contains(&port));
+            self.firewall.get_or_init(|| operator_firewall::read(self.parameters.gateway.clone()));
+        let is_read =
+            control.is_some_and(|port| self.parameters.gateway.control_ports.contains(&port));
         let class = match self.running_backend().filter(|_| is_read) {
             Some(backend) => backend.into(),
             None => {
