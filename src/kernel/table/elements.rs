@@ -10,7 +10,7 @@ use std::{
 
 use ftp_alg_core::engine::Pinhole;
 
-use crate::kernel::netlink::nft::{Element, KeyParts};
+use crate::kernel::netlink::nft::{Batch, BatchOutcome, Element, KeyParts};
 
 /// Whether any pinhole of this process had a ct mark, so that there may be such an element. Few gateways have any.
 static USES_MARKS: AtomicBool = AtomicBool::new(false);
@@ -39,74 +39,146 @@ pub(super) const V6: FamilySets = FamilySets {
     marks: c"marks6",
 };
 
-/// The keys and data of one pinhole's elements.
-pub(super) struct PinholeElements {
-    sets: &'static FamilySets,
-    key: KeyBytes,
-    target: KeyBytes,
-    source_key: KeyBytes,
-    source: KeyBytes,
-    has_other_target: bool,
-    has_other_source: bool,
-    /// The ct mark that the connection inherits, in host order.
-    mark: [u8; 4],
-    has_mark: bool,
-}
-
-/// What an admitted connection gets from a map.
-pub(super) struct GrantElement<'a> {
-    pub(super) element: Element<'a>,
+/// An element of a pinhole: its permission, or what an admitted connection gets from a map.
+pub(super) struct PinholeElement {
+    set: &'static CStr,
+    key: Vec<u8>,
+    data: Option<Vec<u8>>,
+    /// Whether the pinhole needs it.
     pub(super) is_needed: bool,
     /// Whether an earlier pinhole may have left such an element.
     pub(super) may_be_left: bool,
+    existing: ExistingElement,
+    /// The messages of the last transaction that remove and add it.
+    removal: usize,
+    pub(super) addition: usize,
 }
 
-/// Number of a pinhole's [`GrantElement`]s.
-pub(super) const GRANTS: usize = 3;
+/// State of an element to delete, for a kernel without destroy messages: its data is guessed, then learned from errors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ExistingElement {
+    /// Not in the set, or present with the guessed data.
+    AsGuessed,
+    /// Present with other data, or in a full set.
+    Different,
+    /// Not in the set.
+    Absent,
+}
+
+impl PinholeElement {
+    fn new(set: &'static CStr, key: Vec<u8>, data: Option<Vec<u8>>, is_needed: bool) -> Self {
+        let existing = ExistingElement::AsGuessed;
+        let (removal, addition) = (usize::MAX, usize::MAX);
+        Self { set, key, data, is_needed, may_be_left: true, existing, removal, addition }
+    }
+
+    fn element(&self, timeout: Duration) -> Element<'_> {
+        let data = self.data.as_deref();
+        Element { set: self.set, key: &self.key, data, timeout: Some(timeout) }
+    }
+
+    pub(super) fn add(&mut self, batch: &mut Batch, timeout: Duration) {
+        self.addition = batch.add_element(&self.element(timeout));
+    }
+
+    /// Deletes it, which must exist. Returns the message index.
+    pub(super) fn delete(&self, batch: &mut Batch) -> usize {
+        batch.delete_element(self.set, &self.key)
+    }
+
+    /// Deletes it, whether it exists or not. Only if the kernel has destroy messages.
+    pub(super) fn destroy(&self, batch: &mut Batch) -> usize {
+        batch.destroy_element(self.set, &self.key)
+    }
+
+    /// Deletes it, whether it exists or not, as far as is known.
+    pub(super) fn remove(&mut self, batch: &mut Batch, destroys: bool) {
+        self.removal = match self.existing {
+            ExistingElement::Absent => usize::MAX,
+            _ if destroys => self.destroy(batch),
+            // The timeout is that of an element that is never visible.
+            ExistingElement::AsGuessed => batch.clear_element(&self.element(TRANSLATION_GRACE)),
+            ExistingElement::Different => self.delete(batch),
+        };
+    }
+
+    /// Whether the removal failed because this kernel has no destroy messages.
+    pub(super) fn needs_deletion(&self, outcome: &BatchOutcome) -> bool {
+        outcome.failed_with(self.removal, libc::EINVAL)
+    }
+
+    /// Whether the next transaction will differ.
+    pub(super) fn learn_from(&mut self, outcome: &BatchOutcome) -> bool {
+        let now = if outcome.failed_with(self.removal, libc::ENOENT) {
+            ExistingElement::Absent
+        } else if exists_already(outcome, self.removal)
+            || outcome.failed_with(self.removal, libc::ENFILE)
+            || exists_already(outcome, self.addition)
+        {
+            ExistingElement::Different
+        } else {
+            self.existing
+        };
+        std::mem::replace(&mut self.existing, now) != now
+    }
+
+    pub(super) fn is_absent(&self) -> bool {
+        self.existing == ExistingElement::Absent
+    }
+}
+
+/// Whether a message failed because such an element exists.
+pub(super) fn exists_already(outcome: &BatchOutcome, at: usize) -> bool {
+    outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY)
+}
+
+/// The elements of one pinhole.
+pub(super) struct PinholeElements {
+    pub(super) permission: PinholeElement,
+    /// Its target, its source and its ct mark.
+    pub(super) grants: [PinholeElement; 3],
+}
 
 impl PinholeElements {
-    pub(super) fn for_pinhole(pinhole: &Pinhole) -> io::Result<Self> {
+    /// For a pinhole whose connection inherits `mark`, unless that is 0. `None` if it may have any mark.
+    pub(super) fn new(pinhole: &Pinhole, mark: Option<u32>) -> io::Result<Self> {
         let Pinhole { initiator, arrival, target, source } = *pinhole;
+        let sets = if is_ipv6(pinhole)? { &V6 } else { &V4 };
+        let FamilySets { pinholes, targets, sources, marks } = *sets;
+        if mark.is_some_and(|mark| mark != 0) {
+            USES_MARKS.store(true, Relaxed);
+        }
+        let uses_marks = USES_MARKS.load(Relaxed);
+        let has_mark = mark.map_or(uses_marks, |mark| mark != 0);
+        let endpoint_key = |endpoint: SocketAddr| {
+            let [high, low] = endpoint.port().to_be_bytes();
+            [address_key(endpoint.ip()), vec![high, low, 0, 0]].concat()
+        };
+        let key = [address_key(initiator), endpoint_key(arrival)].concat();
+        let source_key = [address_key(initiator), endpoint_key(target)].concat();
+        let (to, from) = (Some(endpoint_key(target)), Some(address_key(source)));
+        let mark = Some(mark.unwrap_or(0).to_ne_bytes().to_vec());
+        let mark = PinholeElement::new(marks, key.clone(), mark, has_mark);
         Ok(Self {
-            sets: if is_ipv6(pinhole)? { &V6 } else { &V4 },
-            key: KeyBytes::default().address(initiator).endpoint(arrival),
-            target: KeyBytes::default().endpoint(target),
-            source_key: KeyBytes::default().address(initiator).endpoint(target),
-            source: KeyBytes::default().address(source),
-            has_other_target: target != arrival,
-            has_other_source: source != initiator,
-            mark: [0; 4],
-            has_mark: USES_MARKS.load(Relaxed),
+            grants: [
+                PinholeElement::new(targets, key.clone(), to, target != arrival),
+                PinholeElement::new(sources, source_key, from, source != initiator),
+                PinholeElement { may_be_left: uses_marks, ..mark },
+            ],
+            permission: PinholeElement::new(pinholes, key, None, true),
         })
     }
 
-    /// The elements of a pinhole whose connection inherits `mark`, unless that is 0.
-    pub(super) fn with_mark(self, mark: u32) -> Self {
-        let has_mark = mark != 0;
-        if has_mark {
-            USES_MARKS.store(true, Relaxed);
-        }
-        Self { mark: mark.to_ne_bytes(), has_mark, ..self }
+    pub(super) fn iter(&self) -> impl Iterator<Item = &PinholeElement> {
+        self.grants.iter().chain([&self.permission])
     }
+}
 
-    pub(super) fn permission(&self, timeout: Option<Duration>) -> Element<'_> {
-        Element { set: self.sets.pinholes, key: self.key.as_ref(), data: None, timeout }
-    }
-
-    /// Its destination, its source and its ct mark. `lifetime` is that of the permission.
-    pub(super) fn grants(&self, lifetime: Option<Duration>) -> [GrantElement<'_>; GRANTS] {
-        let timeout = lifetime.map(|lifetime| lifetime.saturating_add(TRANSLATION_GRACE));
-        let of = |set, key, data, is_needed| {
-            let element = Element { set, key, data: Some(data), timeout };
-            GrantElement { element, is_needed, may_be_left: true }
-        };
-        let FamilySets { targets, sources, marks, .. } = *self.sets;
-        let may_be_left = USES_MARKS.load(Relaxed);
-        [
-            of(targets, self.key.as_ref(), self.target.as_ref(), self.has_other_target),
-            of(sources, self.source_key.as_ref(), self.source.as_ref(), self.has_other_source),
-            GrantElement { may_be_left, ..of(marks, self.key.as_ref(), &self.mark, self.has_mark) },
-        ]
+/// An address in a concatenated key, each part of which takes whole 4-byte words.
+fn address_key(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 
@@ -119,42 +191,6 @@ pub(super) fn is_ipv6(pinhole: &Pinhole) -> io::Result<bool> {
     }
     let text = "IPv4 and IPv6 addresses in one pinhole; all must be of one family";
     Err(io::Error::new(io::ErrorKind::InvalidInput, text))
-}
-
-/// A concatenated key: each part takes whole 4-byte words. The longest has two addresses and a port.
-#[derive(Clone, Copy, Default)]
-struct KeyBytes {
-    words: [[u8; 4]; 9],
-    length: usize,
-}
-
-impl KeyBytes {
-    fn push(mut self, word: [u8; 4]) -> Self {
-        if let Some(free) = self.words.get_mut(self.length) {
-            *free = word;
-            self.length += 1;
-        }
-        self
-    }
-
-    fn address(self, address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(address) => self.push(address.octets()),
-            IpAddr::V6(address) => {
-                let octets = address.octets();
-                octets.as_chunks().0.iter().fold(self, |bytes, word| bytes.push(*word))
-            }
-        }
-    }
-
-    fn endpoint(self, endpoint: SocketAddr) -> Self {
-        let [high, low] = endpoint.port().to_be_bytes();
-        self.address(endpoint.ip()).push([high, low, 0, 0])
-    }
-
-    fn as_ref(&self) -> &[u8] {
-        self.words.get(..self.length).unwrap_or_default().as_flattened()
-    }
 }
 
 /// Initiator and arrival of the pinhole with this permission key.
@@ -180,21 +216,22 @@ mod tests {
             [("10.0.0.1", "192.0.2.7:4000"), ("2001:db8::1", "[2001:db8::2]:65535")]
         {
             let pinhole = pinhole(initiator, arrival);
-            let elements = PinholeElements::for_pinhole(&pinhole).unwrap();
-            assert_eq!(read_key(elements.key.as_ref()), Some((pinhole.initiator, pinhole.arrival)));
+            let key = PinholeElements::new(&pinhole, None).unwrap().permission.key;
+            assert_eq!(read_key(&key), Some((pinhole.initiator, pinhole.arrival)));
         }
     }
 
     #[test]
     fn a_key_has_whole_words() {
-        let elements = PinholeElements::for_pinhole(&pinhole("10.0.0.1", "192.0.2.7:258")).unwrap();
-        assert_eq!(elements.key.as_ref(), [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
-        assert_eq!(elements.target.as_ref(), [192, 0, 2, 7, 1, 2, 0, 0]);
+        let pinhole = pinhole("10.0.0.1", "192.0.2.7:258");
+        let elements = PinholeElements::new(&pinhole, None).unwrap();
+        assert_eq!(elements.permission.key, [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
+        assert_eq!(elements.grants[0].data.as_deref(), Some(&[192, 0, 2, 7, 1, 2, 0, 0][..]));
     }
 
     #[test]
     fn families_are_not_mixed() {
-        assert!(PinholeElements::for_pinhole(&pinhole("10.0.0.1", "[2001:db8::2]:1")).is_err());
+        assert!(PinholeElements::new(&pinhole("10.0.0.1", "[2001:db8::2]:1"), None).is_err());
     }
 
     proptest! {

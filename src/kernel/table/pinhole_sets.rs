@@ -20,13 +20,13 @@ use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 
 use super::{
     commits::Commits,
-    elements::{GRANTS, GrantElement, PinholeElements, TRANSLATION_GRACE, V4, V6, read_key},
+    elements::{PinholeElements, TRANSLATION_GRACE, V4, V6, exists_already, read_key},
 };
 use crate::kernel::{
     NetfilterError,
     netlink::{
         Socket,
-        nft::{self, Batch, BatchOutcome, Element},
+        nft::{self, Batch, BatchOutcome},
     },
 };
 
@@ -109,72 +109,57 @@ impl PinholeSets {
     ) -> Result<(), KernelError> {
         let failed = |source| KernelError::System { what: "change pinholes".into(), source };
         // A pinhole that has no elements is not open.
-        let closed = closed.iter().filter_map(|pinhole| PinholeElements::for_pinhole(pinhole).ok());
-        let mut revoked: Vec<_> = closed.map(ClosingElements::new).collect();
-        let mut opened = Vec::with_capacity(openings.len());
+        let elements = closed.iter().filter_map(|pinhole| PinholeElements::new(pinhole, None).ok());
+        let mut changes: Vec<_> = elements.map(|one| PinholeChange::new(one, None)).collect();
         for opening in openings {
-            match PinholeElements::for_pinhole(&opening.pinhole) {
-                Ok(elements) => {
-                    let elements = elements.with_mark(opening.control.ct_mark);
-                    opened.push(OpeningElements::new(opening, elements, outcomes.len()));
-                    outcomes.push(Ok(()));
-                }
-                Err(source) => outcomes.push(Err(not_opened(&opening.pinhole, source))),
-            }
+            let change = PinholeChange::open(opening, outcomes.len());
+            outcomes.push(change.map(|change| changes.push(change)).map_err(|source| {
+                KernelError::System { what: format!("open pinhole {}", opening.pinhole), source }
+            }));
         }
         for _ in 0..ATTEMPTS {
-            if revoked.is_empty() && opened.is_empty() {
+            if changes.is_empty() {
                 return Ok(());
             }
             self.batch.clear();
-            if opened.is_empty() {
+            if changes.iter().all(|change| change.opening.is_none()) {
                 self.batch.report_changes();
             }
-            revoked.iter_mut().for_each(|revoked| revoked.put(&mut self.batch, self.has_destroy));
-            opened.iter_mut().for_each(|opened| opened.put(&mut self.batch, self.has_destroy));
+            changes.iter_mut().for_each(|change| change.put(&mut self.batch, self.has_destroy));
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
             let Some(error) = outcome.first_error() else { return Ok(()) };
-            let removals = revoked.iter().map(|revoked| &revoked.removal);
-            let removals = removals.chain(opened.iter().flat_map(|opened| &opened.removals));
-            if self.learns_to_delete(&outcome, removals) {
+            if self.learns_to_delete(&outcome, &changes) {
                 continue;
             }
-            let mut learned = false;
-            for ClosingElements { removal, .. } in &mut revoked {
-                learned |= removal.learn_from(&outcome, usize::MAX);
-            }
-            // Without our table there are no pinholes.
-            revoked.retain(|revoked| revoked.removal.existing != ExistingElement::Absent);
-            let before = opened.len();
-            opened.retain_mut(|opened| match opened.learn_from(&outcome) {
+            let (before, mut learned) = (changes.len(), false);
+            changes.retain_mut(|change| match change.learn_from(&outcome) {
                 Ok(more) => {
                     learned |= more;
-                    true
+                    // Without our table there are no pinholes to close.
+                    !change.elements.permission.is_absent()
                 }
-                Err(error) => {
-                    if let Some(outcome) = outcomes.get_mut(opened.index) {
+                Err((index, error)) => {
+                    if let Some(outcome) = outcomes.get_mut(index) {
                         *outcome = Err(error);
                     }
                     false
                 }
             });
-            if !learned && opened.len() == before {
+            if !learned && changes.len() == before {
                 return Err(failed(table_error(error)));
             }
         }
         Err(failed(io::ErrorKind::ResourceBusy.into()))
     }
 
-    /// Whether one of `removals` failed because this kernel lacks NFT_MSG_DESTROYSETELEM. From then on elements are
-    /// deleted.
+    /// Whether a removal failed because this kernel lacks NFT_MSG_DESTROYSETELEM. From then on elements are deleted.
     fn learns_to_delete<'a>(
         &mut self,
         outcome: &BatchOutcome,
-        removals: impl IntoIterator<Item = &'a ElementRemoval>,
+        changes: impl IntoIterator<Item = &'a PinholeChange<'a>>,
     ) -> bool {
-        let is_refused =
-            |removal: &ElementRemoval| outcome.failed_with(removal.message, libc::EINVAL);
-        let learns = self.has_destroy && removals.into_iter().any(is_refused);
+        let mut elements = changes.into_iter().flat_map(|change| change.elements.iter());
+        let learns = self.has_destroy && elements.any(|element| element.needs_deletion(outcome));
         self.has_destroy &= !learns;
         learns
     }
@@ -185,24 +170,21 @@ impl PinholeSets {
             what: format!("renew pinhole {}", opening.pinhole),
             source,
         };
-        let elements = PinholeElements::for_pinhole(&opening.pinhole).map_err(failed)?;
-        let elements = elements.with_mark(opening.control.ct_mark);
-        let mut renewed = OpeningElements::new(opening, elements, 0);
+        let mut change = PinholeChange::open(opening, 0).map_err(failed)?;
         for _ in 0..ATTEMPTS {
             self.batch.clear();
             // The timeout of an element cannot be changed before Linux 6.12. The kernel deletes only what is there:
             // the rule that admits a connection has deleted a consumed one.
-            let permission = renewed.elements.permission(None);
-            let deletion = self.batch.delete_element(permission.set, permission.key);
-            renewed.put(&mut self.batch, self.has_destroy);
+            let deletion = change.elements.permission.delete(&mut self.batch);
+            change.put(&mut self.batch, self.has_destroy);
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
             let Some(error) = outcome.first_error() else { return Ok(true) };
             if outcome.failed_with(deletion, libc::ENOENT) {
                 // Without our table, which is loaded again, everything is absent.
-                return Ok(outcome.failed_with(renewed.permission, libc::ENOENT));
+                return Ok(outcome.failed_with(change.elements.permission.addition, libc::ENOENT));
             }
-            if !self.learns_to_delete(&outcome, &renewed.removals)
-                && !renewed.learn_from(&outcome)?
+            if !self.learns_to_delete(&outcome, [&change])
+                && !change.learn_from(&outcome).map_err(|(_, error)| error)?
             {
                 return Err(failed(table_error(error)));
             }
@@ -267,10 +249,6 @@ fn change_in_parts(
     Ok(())
 }
 
-fn not_opened(pinhole: &Pinhole, source: io::Error) -> KernelError {
-    KernelError::System { what: format!("open pinhole {pinhole}"), source }
-}
-
 /// ENOENT means nothing to an operator.
 fn table_error(errno: i32) -> io::Error {
     match errno {
@@ -282,144 +260,69 @@ fn table_error(errno: i32) -> io::Error {
     }
 }
 
-/// State of an element to delete, for a kernel without destroy messages: its data is guessed, then learned from errors.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum ExistingElement {
-    /// Not in the set, or present with the guessed data.
-    AsGuessed,
-    /// Present with other data, or in a full set.
-    Different,
-    /// Not in the set.
-    Absent,
-}
-
-/// The deletion of an element that may be absent.
-struct ElementRemoval {
-    existing: ExistingElement,
-    /// Message index in the last transaction.
-    message: usize,
-}
-
-impl ElementRemoval {
-    fn new() -> Self {
-        Self { existing: ExistingElement::AsGuessed, message: usize::MAX }
-    }
-
-    fn add_to_batch(&mut self, batch: &mut Batch, destroys: bool, element: &Element<'_>) {
-        self.message = match self.existing {
-            ExistingElement::Absent => usize::MAX,
-            _ if destroys => batch.destroy_element(element.set, element.key),
-            ExistingElement::AsGuessed => batch.clear_element(element),
-            ExistingElement::Different => batch.delete_element(element.set, element.key),
-        };
-    }
-
-    /// Whether the next transaction will differ; `added` is the message that adds an element with this key.
-    fn learn_from(&mut self, outcome: &BatchOutcome, added: usize) -> bool {
-        let now = if outcome.failed_with(self.message, libc::ENOENT) {
-            ExistingElement::Absent
-        } else if exists_already(outcome, self.message)
-            || outcome.failed_with(self.message, libc::ENFILE)
-            || exists_already(outcome, added)
-        {
-            ExistingElement::Different
-        } else {
-            self.existing
-        };
-        std::mem::replace(&mut self.existing, now) != now
-    }
-}
-
-/// Whether a message failed because such an element exists.
-fn exists_already(outcome: &BatchOutcome, at: usize) -> bool {
-    outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY)
-}
-
-/// A pinhole to close. Its translations are deleted as well, so that a client that opens many leaves none behind. On an
-/// older kernel they stay until they expire.
-struct ClosingElements {
+/// A pinhole to open, with the index of its outcome, or to close.
+struct PinholeChange<'a> {
     elements: PinholeElements,
-    removal: ElementRemoval,
-}
-
-impl ClosingElements {
-    fn new(elements: PinholeElements) -> Self {
-        Self { elements, removal: ElementRemoval::new() }
-    }
-
-    fn put(&mut self, batch: &mut Batch, destroys: bool) {
-        if destroys {
-            for GrantElement { element, is_needed, .. } in self.elements.grants(None) {
-                if is_needed {
-                    batch.destroy_element(element.set, element.key);
-                }
-            }
-        }
-        // The timeout is that of an element that is never visible.
-        let permission = self.elements.permission(Some(TRANSLATION_GRACE));
-        self.removal.add_to_batch(batch, destroys, &permission);
-    }
-}
-
-/// A pinhole to open.
-struct OpeningElements<'a> {
-    pinhole: &'a Pinhole,
-    lifetime: Duration,
-    elements: PinholeElements,
-    /// Index of its outcome.
-    index: usize,
-    /// Deletion of grants that an earlier pinhole may have left.
-    removals: [ElementRemoval; GRANTS],
-    /// Its messages in the last transaction: all, the permission, the grants.
+    opening: Option<(&'a Opening, usize)>,
+    /// Its messages in the last transaction.
     messages: Range<usize>,
-    permission: usize,
-    grants: [usize; GRANTS],
 }
 
-impl<'a> OpeningElements<'a> {
-    fn new(opening: &'a Opening, elements: PinholeElements, index: usize) -> Self {
-        Self {
-            pinhole: &opening.pinhole,
-            lifetime: opening.lifetime,
-            elements,
-            index,
-            removals: std::array::from_fn(|_| ElementRemoval::new()),
-            messages: 0..0,
-            permission: usize::MAX,
-            grants: [usize::MAX; GRANTS],
-        }
+impl<'a> PinholeChange<'a> {
+    fn new(elements: PinholeElements, opening: Option<(&'a Opening, usize)>) -> Self {
+        Self { elements, opening, messages: 0..0 }
+    }
+
+    fn open(opening: &'a Opening, index: usize) -> io::Result<Self> {
+        let elements = PinholeElements::new(&opening.pinhole, Some(opening.control.ct_mark))?;
+        Ok(Self::new(elements, Some((opening, index))))
     }
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
-        self.permission = batch.add_element(&self.elements.permission(Some(self.lifetime)));
-        let grants = self.elements.grants(Some(self.lifetime));
-        for ((grant, removal), added) in grants.iter().zip(&mut self.removals).zip(&mut self.grants)
-        {
+        let PinholeElements { permission, grants } = &mut self.elements;
+        let first = batch.len();
+        let Some((Opening { lifetime, .. }, _)) = self.opening else {
+            // Translations are deleted as well, so that a client that opens many leaves none behind. On an older kernel
+            // they stay until they expire.
+            for grant in grants.iter().filter(|grant| destroys && grant.is_needed) {
+                grant.destroy(batch);
+            }
+            return permission.remove(batch, destroys);
+        };
+        permission.add(batch, *lifetime);
+        for grant in grants {
             if grant.may_be_left {
-                removal.add_to_batch(batch, destroys, &grant.element);
+                grant.remove(batch, destroys);
             }
             if grant.is_needed {
-                *added = batch.add_element(&grant.element);
+                grant.add(batch, lifetime.saturating_add(TRANSLATION_GRACE));
             }
         }
-        self.messages = self.permission..batch.len();
+        self.messages = first..batch.len();
     }
 
-    /// Whether the next transaction will differ, unless the pinhole is refused for good.
-    fn learn_from(&mut self, outcome: &BatchOutcome) -> Result<bool, KernelError> {
-        if exists_already(outcome, self.permission) {
-            return Err(KernelError::Taken);
+    /// Whether the next transaction will differ, unless the pinhole cannot be opened. Then the error, and the index of
+    /// its outcome.
+    fn learn_from(&mut self, outcome: &BatchOutcome) -> Result<bool, (usize, KernelError)> {
+        let PinholeElements { permission, grants } = &mut self.elements;
+        let Some((opening, index)) = self.opening else {
+            return Ok(permission.learn_from(outcome));
+        };
+        if exists_already(outcome, permission.addition) {
+            return Err((index, KernelError::Taken));
         }
-        let mut added = self.grants.iter().chain([&self.permission]);
-        if added.any(|at| outcome.failed_with(*at, libc::ENFILE)) {
-            return Err(KernelError::Full { what: "a set of pinholes in table ftp_alg" });
+        let mut added = grants.iter().map(|grant| grant.addition).chain([permission.addition]);
+        if added.any(|at| outcome.failed_with(at, libc::ENFILE)) {
+            let what = "a set of pinholes in table ftp_alg";
+            return Err((index, KernelError::Full { what }));
         }
         let mut learned = false;
-        for (removal, added) in self.removals.iter_mut().zip(self.grants) {
-            learned |= removal.learn_from(outcome, added);
-        }
+        grants.iter_mut().for_each(|grant| learned |= grant.learn_from(outcome));
         match outcome.error_in(&self.messages) {
-            Some(error) if !learned => Err(not_opened(self.pinhole, table_error(error))),
+            Some(errno) if !learned => {
+                let what = format!("open pinhole {}", opening.pinhole);
+                Err((index, KernelError::System { what, source: table_error(errno) }))
+            }
             _ => Ok(learned),
         }
     }
