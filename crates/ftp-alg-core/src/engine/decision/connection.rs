@@ -20,7 +20,6 @@ use crate::{
 };
 
 /// A decision about a line, or what the kernel must answer before.
-#[expect(clippy::large_enum_variant, reason = "a box would be allocated for each announcement")]
 pub enum Outcome {
     /// It is decided.
     Decided(Effect),
@@ -29,7 +28,7 @@ pub enum Outcome {
     /// The translation of the connection must be looked up, and which pinholes are consumed if the client has too many.
     NeedsTranslation,
     /// The kernel must open this pinhole.
-    NeedsOpening(Attempt),
+    NeedsOpening(Box<Attempt>),
 }
 
 /// A connection, with the shared state that decisions need.

@@ -131,7 +131,7 @@ impl Connection<'_> {
     pub fn decide_after_opening(
         &mut self,
         announced: &AnnouncedLine,
-        mut attempt: Attempt,
+        mut attempt: Box<Attempt>,
         answer: Result<(), KernelError>,
     ) -> Outcome {
         let not_opened = match answer {
@@ -349,7 +349,7 @@ impl Connection<'_> {
                 let policy_changes = self.pinholes.policy_changes;
                 let attempt =
                     Attempt { proposal, announced_address, replaced_foreign, policy_changes };
-                Ok(Outcome::NeedsOpening(attempt))
+                Ok(Outcome::NeedsOpening(attempt.into()))
             }
             Err(OpenError::Limit(_)) if self.pinholes.may_look_for_consumed(self.now) => {
                 self.effects.looks_for_consumed = true;

@@ -122,7 +122,7 @@ impl Engine {
         waiting: &mut Option<WaitingPacket>,
         packets: &[u8],
         effects: &mut Effects,
-        decide: impl FnOnce(&mut Connection<'_>, &AnnouncedLine, Option<Attempt>) -> Outcome,
+        decide: impl FnOnce(&mut Connection<'_>, &AnnouncedLine, Option<Box<Attempt>>) -> Outcome,
     ) {
         let Some(WaitingPacket { token, meta, bytes, line, attempt }) = waiting.take() else {
             return;

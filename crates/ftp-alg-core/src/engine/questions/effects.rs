@@ -117,7 +117,7 @@ pub(crate) struct WaitingPacket {
     /// The line that needs a decision.
     pub(crate) line: Option<PendingLine>,
     /// The reserved pinhole, if the request is to open one.
-    pub(crate) attempt: Option<Attempt>,
+    pub(crate) attempt: Option<Box<Attempt>>,
 }
 
 /// A lookup of a connection's translation.
