@@ -139,16 +139,17 @@ fn write_session(
         id: entry.id,
         client: entry.client(),
         server: entry.server(),
-        translation: entry.translation().copied(),
+        translation: entry.extra().translation,
         first_seen: millis(entry.first_seen),
         last_seen: millis(entry.last_seen),
         pinholes: entry
-            .pinholes()
+            .extra()
+            .pinholes
             .iter()
             .map(|held| table.record(held, millis_since(epoch, held.deadline)))
             .collect(),
-        syn_had_data: entry.syn_had_data(),
-        fast_path: entry.fast_path(),
+        syn_had_data: entry.extra().syn_had_data,
+        fast_path: entry.extra().fast_path,
         session: Cow::Borrowed(&entry.session),
         incarnation: entry.incarnation().map(Cow::Borrowed),
         is_unqueued: false,
@@ -289,7 +290,7 @@ impl Sessions {
             entry.set_syn_had_data(record.syn_had_data);
             entry.set_translation(translation);
             if record.fast_path.lines_inspected > 0 || record.fast_path.is_handed_over {
-                *entry.fast_path_mut() = record.fast_path;
+                entry.extra_mut().fast_path = record.fast_path;
                 if record.fast_path.is_handed_over {
                     self.pinholes.recount_fast_path_grant(client.ip());
                 }
@@ -306,7 +307,7 @@ impl Sessions {
             if entry.incarnation().is_some() {
                 self.watched.add(now, owner, entry);
             }
-            let control = entry.translation().copied();
+            let control = entry.extra().translation;
             let lifetime = self.policy.for_network(network).pinhole_timeout;
             for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {
                 let deadline = at(pinhole.deadline).min(now + lifetime);
@@ -336,13 +337,15 @@ impl Sessions {
         is_missing: impl Fn(&Pinhole) -> bool,
     ) -> impl Iterator<Item = Opening> {
         self.table.iter().flat_map(move |entry| {
-            let missing = entry.pinholes().iter().filter(|p| {
+            let missing = entry.extra().pinholes.iter().filter(|p| {
                 !self.pinholes.has_fast_path(p)
                     && self.pinholes.is_open(p)
                     && is_missing(&p.pinhole)
             });
             missing
-                .filter_map(move |held| opening_again(held, entry.translation(), now))
+                .filter_map(move |held| {
+                    opening_again(held, entry.extra().translation.as_ref(), now)
+                })
                 .collect::<Vec<_>>()
         })
     }
@@ -369,7 +372,7 @@ impl Sessions {
         let adjusted = |entry: &&Entry| entry.session.is_adjusted() && !entry.session.is_over();
         self.table.iter().filter(adjusted).map(|entry| {
             let untranslated = || Translation::identity(entry.client(), entry.server());
-            entry.translation().copied().unwrap_or_else(untranslated)
+            entry.extra().translation.unwrap_or_else(untranslated)
         })
     }
 }

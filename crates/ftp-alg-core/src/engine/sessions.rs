@@ -135,9 +135,9 @@ impl Sessions {
         effects.activate(self.pinholes.registry());
         for index in 0..self.table.slot_count() {
             let Some(entry) = self.table.get_mut(index) else { continue };
-            let Some(translation) = entry.translation().copied() else { continue };
+            let Some(translation) = entry.extra().translation else { continue };
             let policy = self.policy.for_network(entry.network());
-            let before = entry.pinholes().len();
+            let before = entry.extra().pinholes.len();
             let lacks_login = policy.require_login && !entry.session.dialogue.is_logged_in();
             let is_forbidden = |held: &HeldPinhole| {
                 let from_client = held.kind.is_active();
@@ -149,7 +149,7 @@ impl Sessions {
                 effects.events.push(entry.event(closed));
                 self.pinholes.close(held);
             }
-            if entry.pinholes().len() != before {
+            if entry.extra().pinholes.len() != before {
                 self.mark_changed(index);
             }
         }
@@ -162,7 +162,7 @@ impl Sessions {
             self.expire_pinholes_of(owner, now, effects);
             let Some(entry) = self.table.get_mut(owner) else { continue };
             let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
-            self.pinholes.schedule_deadlines((owner, lifetime), now, entry.pinholes());
+            self.pinholes.schedule_deadlines((owner, lifetime), now, &entry.extra().pinholes);
         }
     }
 
@@ -172,9 +172,9 @@ impl Sessions {
         let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
         let mut has_renewed = false;
         if entry.session.dialogue.has_pending_transfer()
-            && let Some(translation) = entry.translation().copied()
+            && let Some(translation) = entry.extra().translation
         {
-            let held = entry.pinholes_mut().into_iter().flatten();
+            let held = entry.pinholes_mut().iter_mut();
             for held in held.filter(|held| held.is_renewable(now, lifetime)) {
                 held.deadline = now + lifetime;
                 has_renewed = true;
@@ -182,7 +182,8 @@ impl Sessions {
             }
         }
         // The port of one in use stays reserved.
-        let in_use = entry.pinholes().iter().filter(|held| held.in_use && held.deadline <= now);
+        let in_use =
+            entry.extra().pinholes.iter().filter(|held| held.in_use && held.deadline <= now);
         in_use.for_each(|held| self.pinholes.record_closed(held));
         let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
         while let Some(held) = entry.take_pinhole(is_over) {

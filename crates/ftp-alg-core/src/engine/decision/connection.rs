@@ -64,7 +64,7 @@ impl Connection<'_> {
     pub fn handle_dialogue_event(&mut self, event: DialogueEvent) {
         match event {
             DialogueEvent::AnnouncementAccepted => {
-                let mut pinholes = self.entry.pinholes_mut().into_iter().flatten().enumerate();
+                let mut pinholes = self.entry.pinholes_mut().iter_mut().enumerate();
                 if let Some((at, held)) = pinholes.find(|(_, p)| !p.answered) {
                     held.answered = true;
                     self.close_answered_before(at, None);
@@ -127,7 +127,7 @@ impl Connection<'_> {
 
     /// Records that a transfer uses the answered pinholes. The kernel closes them at their deadlines.
     fn mark_answered_in_use(&mut self) {
-        let pinholes = self.entry.pinholes_mut().into_iter().flatten();
+        let pinholes = self.entry.pinholes_mut().iter_mut();
         for held in pinholes.filter(|held| held.answered) {
             self.counters.pinholes_used += u64::from(!held.in_use);
             self.pinholes.mark_in_use(held);
@@ -267,7 +267,7 @@ impl Connection<'_> {
         // Built where it stays.
         let waiting =
             |attempt| Some(WaitingPacket { token, meta, bytes, line: Some(line), attempt });
-        match (outcome, self.entry.translation()) {
+        match (outcome, &self.entry.extra().translation) {
             (Outcome::NeedsQueueMode, _) => {
                 let request = self.mode_change(QueueMode::All);
                 self.effects.mode_changes.push(KernelRequest::new(session, request, waiting(None)));
@@ -289,7 +289,7 @@ impl Connection<'_> {
     }
 
     fn mode_change(&self, mode: QueueMode) -> QueueModeChange {
-        let translation = self.entry.translation().copied();
+        let translation = self.entry.extra().translation;
         QueueModeChange {
             connection: self.endpoints(),
             translation,
@@ -310,12 +310,12 @@ impl Connection<'_> {
     /// Closes the answered pinholes before index `end`.
     pub(crate) fn close_answered_before(&mut self, end: usize, reason: Option<&'static str>) {
         let mut skipped = 0;
-        for _ in 0..end {
-            if self.entry.pinholes().get(skipped).is_some_and(|held| !held.answered) {
+        for _ in 0..end.min(self.entry.extra().pinholes.len()) {
+            if self.entry.extra().pinholes.get(skipped).is_some_and(|held| !held.answered) {
                 skipped += 1;
                 continue;
             }
-            let Some(held) = self.entry.remove_pinhole(skipped) else { return };
+            let held = self.entry.extra_mut().pinholes.remove(skipped);
             if let Some(reason) = reason.filter(|_| !held.in_use) {
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }
@@ -340,15 +340,10 @@ impl Connection<'_> {
     /// Handles a failed transfer. It may have failed before the data connection, so the pinhole stays open until its
     /// deadline.
     fn handle_failed_transfer(&mut self) {
-        let (now, pinholes) = (self.now, &mut *self.pinholes);
-        let Some(held) = self.entry.pinholes_mut() else { return };
-        held.retain_mut(|held| {
-            if held.in_use && held.deadline <= now {
-                pinholes.close(held.clone());
-                return false;
-            }
-            held.in_use = false;
-            true
-        });
+        let now = self.now;
+        while let Some(held) = self.entry.take_pinhole(|held| held.in_use && held.deadline <= now) {
+            self.pinholes.close(held);
+        }
+        self.entry.pinholes_mut().iter_mut().for_each(|held| held.in_use = false);
     }
 }

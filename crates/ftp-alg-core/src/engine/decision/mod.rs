@@ -155,7 +155,7 @@ impl Connection<'_> {
                 let control = self.entry.translation_or_identity();
                 let proposed = self.pinholes.propose_next_port(
                     self.policy,
-                    (self.now, self.entry.pinholes(), &control),
+                    (self.now, &*self.entry.extra().pinholes, &control),
                     &mut attempt.proposal,
                     closed,
                 );
@@ -212,7 +212,8 @@ impl Connection<'_> {
                 *fast_path = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_timeout);
                 let control = self.entry.translation_or_identity();
-                let (opened, is_granted) = ((id, self.now), self.entry.fast_path().is_handed_over);
+                let (opened, is_granted) =
+                    ((id, self.now), self.entry.extra().fast_path.is_handed_over);
                 self.close_replaced(&pinhole);
                 let held = self.pinholes.hold_fast_path_pinhole(
                     opened,
@@ -241,7 +242,7 @@ impl Connection<'_> {
         let answered = held.answered;
         self.entry.add_pinhole(held);
         if answered {
-            let before = self.entry.pinholes().len() - 1;
+            let before = self.entry.extra().pinholes.len() - 1;
             self.close_answered_before(before, Some("a later pinhole replaced it"));
         }
         endpoint
@@ -304,7 +305,7 @@ impl Connection<'_> {
         if !announced.was_requested {
             return Err(Decision::pass("the reply answers no PASV or EPSV"));
         }
-        let Some(translation) = self.entry.translation() else { return Ok(None) };
+        let Some(translation) = &self.entry.extra().translation else { return Ok(None) };
         let plan = permitted_pinhole(kind, endpoint, translation, self.policy)?;
         if let Some(reason) = reason {
             return Err(Decision::pass(reason));
@@ -316,7 +317,7 @@ impl Connection<'_> {
             let reason = "the client has sent EPSV ALL, so only EPSV is allowed";
             return Err(Decision::refuse(RefusalReason::EpsvOnly, reason));
         }
-        if self.entry.pinholes().len() >= MAX_PER_SESSION {
+        if self.entry.extra().pinholes.len() >= MAX_PER_SESSION {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(Decision::refuse(RefusalReason::PinholeLimit, reason));
@@ -333,13 +334,13 @@ impl Connection<'_> {
     ) -> Result<Outcome, Decision> {
         let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
         let room = self.room_for_port(announced, announced_address);
-        let Some(translation) = self.entry.translation() else {
+        let Some(translation) = &self.entry.extra().translation else {
             return Err(Decision::pass("the connection's translation is unknown"));
         };
         let format =
             PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
         let closed = &mut self.effects.closed_before_opening;
-        let session = (self.now, self.index, self.entry.pinholes());
+        let session = (self.now, self.index, &*self.entry.extra().pinholes);
         let proposed =
             self.pinholes.propose(session, self.policy, translation, format, pinhole, closed);
         // Otherwise the BPF program would still use the port.
@@ -373,14 +374,14 @@ impl Connection<'_> {
         }
         let padding = self.allowed_padding(announced);
         let room = announced.parsed.as_ref().ok()?.room_for_port(announced_address, padding)?;
-        let fast_path = self.entry.fast_path();
+        let fast_path = self.entry.extra().fast_path;
         if fast_path.is_worthwhile() && !kind.fits_port(endpoint.port(), room, padding) {
             // On an adjusted connection the BPF program changes lengths, but never ports. Otherwise each announcement
             // would be queued.
             if fast_path.used_fitting_port {
                 return None;
             }
-            self.entry.fast_path_mut().used_fitting_port = true;
+            self.entry.extra_mut().fast_path.used_fitting_port = true;
         }
         Some(room)
     }

@@ -59,7 +59,7 @@ impl Engine {
         {
             entry.refresh_incarnation(timestamp);
         } else {
-            let incarnation = if entry.syn_had_data() {
+            let incarnation = if entry.extra().syn_had_data {
                 Session::with_unread_syn_data(syn_ack)
             } else {
                 Session::from_syn_ack(syn_ack)
@@ -112,7 +112,7 @@ impl Engine {
             entry.session.stop_probing();
             let mode = match entry.queue_mode() {
                 // The BPF program may already adjust it.
-                _ if entry.fast_path().is_handed_over => continue,
+                _ if entry.extra().fast_path.is_handed_over => continue,
                 _ if entry.session.needs_all_queued() || entry.session.needs_none_queued() => {
                     continue;
                 }

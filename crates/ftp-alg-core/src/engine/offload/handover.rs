@@ -19,7 +19,7 @@ use crate::{
 const MAX_IDLE_HANDOVERS: u8 = 3;
 
 /// A connection's state on the fast path.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct FastPathProgress {
     /// Number of lines that the BPF program has passed in total.
     pub(crate) lines_inspected: u32,
@@ -39,6 +39,15 @@ pub struct FastPathProgress {
 }
 
 impl FastPathProgress {
+    pub(crate) const NONE: Self = Self {
+        lines_inspected: 0,
+        is_handed_over: false,
+        idle_handovers: 0,
+        wants_translation: false,
+        is_ungreeted: false,
+        used_fitting_port: false,
+    };
+
     /// Whether lines were passed, and more may be.
     pub(crate) fn is_worthwhile(&self) -> bool {
         self.lines_inspected > 0 && self.may_be_handed_over()

@@ -57,11 +57,11 @@ impl Engine {
                 continue;
             };
             // It was read before a crash.
-            if line.line <= entry.fast_path().lines_inspected {
+            if line.line <= entry.extra().fast_path.lines_inspected {
                 continue;
             }
-            let is_missing = line.line != entry.fast_path().lines_inspected + 1;
-            let state = entry.fast_path_mut();
+            let is_missing = line.line != entry.extra().fast_path.lines_inspected + 1;
+            let state = &mut entry.extra_mut().fast_path;
             (state.lines_inspected, state.idle_handovers) = (line.line, 0);
             self.sessions.ungreeted_handovers -= state.clear_ungreeted();
             let [source, destination] = match line.from {
@@ -104,7 +104,7 @@ impl Engine {
         connection.entry.last_seen = seen;
         if let Some(opening_line) = line.consumed_pinhole {
             let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
-            for held in connection.entry.pinholes_mut().into_iter().flatten() {
+            for held in connection.entry.pinholes_mut().iter_mut() {
                 if connection.pinholes.fast_path_id(held) == consumed {
                     held.is_consumed = true;
                     connection.pinholes.record_closed(held);
@@ -203,7 +203,7 @@ impl Sessions {
 
     fn hand_over(&mut self, index: u32, effects: &mut Effects) {
         let Some(entry) = self.table.get_mut(index) else { return };
-        let state = entry.fast_path();
+        let state = entry.extra().fast_path;
         if state.is_handed_over || !state.may_be_handed_over() || !entry.session.is_idle() {
             return;
         }
@@ -216,7 +216,7 @@ impl Sessions {
         // A pinhole of the rules that waits for its transfer.
         let waits_in_rules =
             |held: &HeldPinhole| !held.in_use && !self.pinholes.has_fast_path(held);
-        if entry.pinholes().iter().any(waits_in_rules) {
+        if entry.extra().pinholes.iter().any(waits_in_rules) {
             return;
         }
         let is_ungreeted = entry.session.dialogue.phase == Phase::NotGreeted;
@@ -228,7 +228,7 @@ impl Sessions {
         }
         let Some(entry) = self.table.get_mut(index) else { return };
         let (Some(translation), Some(interfaces)) =
-            (entry.translation().copied(), entry.session.interfaces.indices())
+            (entry.extra().translation, entry.session.interfaces.indices())
         else {
             return;
         };
@@ -269,13 +269,13 @@ impl Sessions {
         }
         let next_seq =
             [entry.session.next_seq(Side::Client).0, entry.session.next_seq(Side::Server).0];
-        let state = entry.fast_path_mut();
+        let state = &mut entry.extra_mut().fast_path;
         (state.is_handed_over, state.is_ungreeted) = (true, is_ungreeted);
         self.ungreeted_handovers += u32::from(is_ungreeted);
         state.count_idle_handover();
         self.flow_changes.push(FlowChange::Handover(Handover {
             flow: entry.id,
-            lines: entry.fast_path().lines_inspected,
+            lines: entry.extra().fast_path.lines_inspected,
             next_seq,
             login: match entry.session.dialogue.is_logged_in() {
                 true => LoginStage::LoggedIn,
@@ -311,10 +311,10 @@ impl Sessions {
         let Some(entry) = self.table.get_mut(index) else { return false };
         let session_ref = SessionRef { index, id: entry.id };
         let question = entry.session.interfaces.question();
-        let needs_translation = entry.translation().is_none();
+        let needs_translation = entry.extra().translation.is_none();
         if needs_translation {
             let request = Lookup { client: entry.client(), server: entry.server() };
-            entry.fast_path_mut().wants_translation = true;
+            entry.extra_mut().fast_path.wants_translation = true;
             effects.lookups.push(KernelRequest::new(session_ref, request, None));
         }
         let missing = question.and_then(|question| self.answer_route(index, question, 0).err());
@@ -329,7 +329,7 @@ impl Sessions {
         let Some(entry) = self.table.get_mut(index) else { return };
         if let Some(withdrawn) = withdrawal(entry, &mut self.ungreeted_handovers) {
             let client = withdrawn.translation.client.ip();
-            self.pinholes.revoke_fast_path_grant(client, entry.pinholes());
+            self.pinholes.revoke_fast_path_grant(client, &entry.extra().pinholes);
             self.flow_changes.push(FlowChange::Withdraw(withdrawn));
             self.mark_changed(index);
         }
@@ -339,7 +339,7 @@ impl Sessions {
     pub(crate) fn withdraw_removed(&mut self, entry: &mut Entry) {
         if let Some(withdrawn) = withdrawal(entry, &mut self.ungreeted_handovers) {
             let client = withdrawn.translation.client.ip();
-            self.pinholes.revoke_fast_path_grant(client, entry.pinholes());
+            self.pinholes.revoke_fast_path_grant(client, &entry.extra().pinholes);
             self.flow_changes.push(FlowChange::Withdraw(withdrawn));
         }
     }
@@ -360,7 +360,7 @@ impl Sessions {
 
     /// The held pinholes that the BPF program opened.
     pub fn fast_path_pinholes(&self) -> impl Iterator<Item = FastPathPinhole> {
-        let held = self.table.iter().flat_map(|entry| entry.pinholes());
+        let held = self.table.iter().flat_map(|entry| &entry.extra().pinholes);
         held.filter_map(|held| self.pinholes.fast_path_id(held))
     }
 
@@ -368,7 +368,7 @@ impl Sessions {
     /// the BPF program has one, if that opened again after the data connection was refused.
     pub fn record_rule_pinholes(&mut self, are_in_rules: impl Fn(IpAddr, SocketAddr) -> bool) {
         for entry in self.table.iter_mut() {
-            let held = entry.pinholes_mut().into_iter().flatten();
+            let held = entry.pinholes_mut().iter_mut();
             held.filter(|held| are_in_rules(held.pinhole.initiator, held.pinhole.arrival))
                 .for_each(|held| _ = self.pinholes.move_to_rules(held));
         }
@@ -387,9 +387,9 @@ impl Sessions {
             if !is_at(&entry.session, interfaces) {
                 continue;
             }
-            let translation = entry.translation().copied();
+            let translation = entry.extra().translation;
             let mut has_changed = false;
-            for held in entry.pinholes_mut().into_iter().flatten() {
+            for held in entry.pinholes_mut().iter_mut() {
                 has_changed |= self.pinholes.has_fast_path(held);
                 let id = self.pinholes.move_to_rules(held);
                 moved.extend(id.zip(opening_again(held, translation.as_ref(), now)));
@@ -403,13 +403,13 @@ impl Sessions {
 
     /// The held pinholes of the rules.
     pub fn rule_pinholes(&self) -> impl Iterator<Item = Pinhole> {
-        let held = self.table.iter().flat_map(|entry| entry.pinholes());
+        let held = self.table.iter().flat_map(|entry| &entry.extra().pinholes);
         held.filter(|held| !self.pinholes.has_fast_path(held)).map(|held| held.pinhole)
     }
 
     /// Numbers of the sessions on the fast path.
     pub fn fast_path_sessions(&self) -> impl Iterator<Item = u64> {
-        let handed_over = self.table.iter().filter(|entry| entry.fast_path().is_handed_over);
+        let handed_over = self.table.iter().filter(|entry| entry.extra().fast_path.is_handed_over);
         handed_over.map(|entry| entry.id)
     }
 }
@@ -421,12 +421,12 @@ fn is_at(session: &Session, interfaces: Option<&[u32]>) -> bool {
 }
 
 fn withdrawal(entry: &mut Entry, ungreeted: &mut u32) -> Option<Withdrawal> {
-    if !entry.fast_path().is_handed_over {
+    if !entry.extra().fast_path.is_handed_over {
         return None;
     }
-    let state = entry.fast_path_mut();
+    let state = &mut entry.extra_mut().fast_path;
     state.is_handed_over = false;
     *ungreeted -= state.clear_ungreeted();
-    let translation = *entry.translation()?;
+    let translation = entry.extra().translation?;
     Some(Withdrawal { flow: entry.id, translation })
 }

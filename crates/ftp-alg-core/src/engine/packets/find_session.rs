@@ -121,7 +121,8 @@ impl Engine {
             let is_settled = entry.session.interfaces.are_settled(from, meta.input, meta.output);
             let is_over = entry.session.is_over();
             let session = SessionRef { index, id: entry.id };
-            let (is_busy, is_handed_over) = (entry.is_busy(), entry.fast_path().is_handed_over);
+            let (is_busy, is_handed_over) =
+                (entry.is_busy(), entry.extra().fast_path.is_handed_over);
             let is_certain = !packet.has(flags::SYN) && entry.incarnation().is_none();
             // A SYN changes nothing by itself. When the connection has ended, its ends may be elsewhere.
             let begins = packet.has(flags::SYN) && (!packet.has(flags::ACK) || is_over);
@@ -255,7 +256,7 @@ impl Engine {
             // The session is known only by data in an earlier SYN.
             let is_unknown =
                 entry.session.dialogue.phase == Phase::PickedUp && !entry.session.is_adjusted();
-            if !(entry.syn_had_data() && is_unknown) {
+            if !(entry.extra().syn_had_data && is_unknown) {
                 return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
             }
             self.sessions.forget(index);

@@ -122,7 +122,7 @@ pub(super) fn acknowledge(connection: &mut Connection<'_>, acknowledgement: Ackn
 /// Injects a packet that has the endpoints of packets at our hooks.
 fn inject(connection: &mut Connection<'_>, recipient: Side, packet: Vec<u8>) {
     let (session, Lookup { client, server }) = (connection.session_ref(), connection.endpoints());
-    if connection.entry.translation().is_none() && !connection.entry.is_busy() {
+    if connection.entry.extra().translation.is_none() && !connection.entry.is_busy() {
         connection.effects.lookups.push(KernelRequest::new(session, connection.endpoints(), None));
     }
     let injection = Injection { session, recipient, client, server, ct_mark: 0, packet };
@@ -136,7 +136,7 @@ impl Engine {
         injections.retain_mut(|injection| {
             let SessionRef { index, id } = injection.session;
             let entry = self.sessions.table.get_session(index, id);
-            let Some(translation) = entry.and_then(|entry| entry.translation()) else {
+            let Some(translation) = entry.and_then(|entry| entry.extra().translation) else {
                 return false;
             };
             injection.ct_mark = translation.ct_mark;

@@ -155,7 +155,7 @@ impl Engine {
         let Some(waiting) = kernel_request.waiting.take() else {
             let entry = self.sessions.table.get_session(session.index, session.id);
             // Otherwise the answer to that lookup follows.
-            if entry.is_some_and(|entry| !entry.fast_path().wants_translation) {
+            if entry.is_some_and(|entry| !entry.extra().fast_path.wants_translation) {
                 self.offer_to_fast_path(session.index, effects);
             }
             return;

@@ -61,9 +61,9 @@ impl Engine {
         if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
             match &found {
                 Ok(translation) => entry.set_translation(Some(*translation)),
-                Err(_) => entry.fast_path_mut().count_idle_handover(),
+                Err(_) => entry.extra_mut().fast_path.count_idle_handover(),
             }
-            if std::mem::take(&mut entry.fast_path_mut().wants_translation) && found.is_ok() {
+            if std::mem::take(&mut entry.extra_mut().fast_path.wants_translation) && found.is_ok() {
                 self.offer_to_fast_path(session.index, effects);
             }
         }
@@ -175,7 +175,7 @@ impl Engine {
             match &answer {
                 Ok(found) => {
                     entry.record_mode(mode, timestamp);
-                    if purpose != Purpose::TupleReuse && entry.translation().is_none() {
+                    if purpose != Purpose::TupleReuse && entry.extra().translation.is_none() {
                         entry.set_translation(Some(*found));
                     }
                 }

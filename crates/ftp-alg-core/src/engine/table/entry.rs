@@ -50,19 +50,33 @@ pub struct Entry {
 }
 
 /// State that a connection has only after its first announcement, or in rare cases.
-#[derive(Debug, Default)]
-struct Extra {
-    translation: Option<Translation>,
-    pinholes: Vec<HeldPinhole>,
-    incarnation: Option<NewIncarnation>,
+#[derive(Debug)]
+pub struct Extra {
+    /// The translation, if it was looked up.
+    pub translation: Option<Translation>,
+    /// The pinholes that the session holds, oldest first.
+    pub pinholes: Vec<HeldPinhole>,
     /// Whether the client's SYN carried data (RFC 7413), which is not read.
-    syn_had_data: bool,
+    pub syn_had_data: bool,
+    /// The state on the fast path.
+    pub fast_path: FastPathProgress,
+    incarnation: Option<NewIncarnation>,
     /// Whether every packet is queued for a while.
     is_watched: bool,
     /// How many times in a row conntrack did not know the connection.
     unknown_to_conntrack: u8,
-    /// The state on the fast path.
-    fast_path: FastPathProgress,
+}
+
+impl Extra {
+    const NOTHING: Self = Self {
+        translation: None,
+        pinholes: Vec::new(),
+        syn_had_data: false,
+        fast_path: FastPathProgress::NONE,
+        incarnation: None,
+        is_watched: false,
+        unknown_to_conntrack: 0,
+    };
 }
 
 /// Another connection on the same endpoints, unless its SYN-ACK was spoofed.
@@ -164,11 +178,6 @@ impl Entry {
         if source == self.endpoints.client() { Side::Client } else { Side::Server }
     }
 
-    /// Whether the client's SYN carried data (RFC 7413), which is not read.
-    pub fn syn_had_data(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| extra.syn_had_data)
-    }
-
     /// Sets whether the client's SYN carried data.
     pub fn set_syn_had_data(&mut self, had_data: bool) {
         if self.extra.is_some() || had_data {
@@ -176,15 +185,22 @@ impl Entry {
         }
     }
 
+    /// The state that few connections have.
+    #[inline]
+    pub fn extra(&self) -> &Extra {
+        static NOTHING: Extra = Extra::NOTHING;
+        self.extra.as_deref().unwrap_or(&NOTHING)
+    }
+
+    /// The state that few connections have, to set some of it.
+    pub fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_with(|| Box::new(Extra::NOTHING))
+    }
+
     /// The translation; that of a connection without NAT while it is unknown.
     pub fn translation_or_identity(&self) -> Translation {
         let identity = || Translation::identity(self.client(), self.server());
-        self.translation().copied().unwrap_or_else(identity)
-    }
-
-    /// The translation, if it was looked up.
-    pub fn translation(&self) -> Option<&Translation> {
-        self.extra.as_ref()?.translation.as_ref()
+        self.extra().translation.unwrap_or_else(identity)
     }
 
     /// Sets the translation, or that it is unknown.
@@ -194,24 +210,9 @@ impl Entry {
         }
     }
 
-    /// The state on the fast path.
-    pub fn fast_path(&self) -> FastPathProgress {
-        self.extra.as_ref().map_or_else(FastPathProgress::default, |extra| extra.fast_path)
-    }
-
-    /// The state on the fast path, mutable.
-    pub fn fast_path_mut(&mut self) -> &mut FastPathProgress {
-        &mut self.extra_mut().fast_path
-    }
-
-    /// The pinholes that the session holds, oldest first.
-    pub fn pinholes(&self) -> &[HeldPinhole] {
-        self.extra.as_ref().map_or(&[], |extra| &extra.pinholes)
-    }
-
     /// The pinholes, mutable.
-    pub fn pinholes_mut(&mut self) -> Option<&mut Vec<HeldPinhole>> {
-        Some(&mut self.extra.as_mut()?.pinholes)
+    pub fn pinholes_mut(&mut self) -> &mut [HeldPinhole] {
+        self.extra.as_mut().map_or(&mut [], |extra| &mut extra.pinholes)
     }
 
     /// Adds a pinhole.
@@ -226,14 +227,8 @@ impl Entry {
         &mut self,
         is_meant: impl FnMut(&HeldPinhole) -> bool,
     ) -> Option<HeldPinhole> {
-        let at = self.pinholes().iter().position(is_meant)?;
-        self.remove_pinhole(at)
-    }
-
-    /// Removes the pinhole at `index`.
-    pub fn remove_pinhole(&mut self, index: usize) -> Option<HeldPinhole> {
-        let pinholes = self.pinholes_mut()?;
-        (index < pinholes.len()).then(|| pinholes.remove(index))
+        let at = self.extra().pinholes.iter().position(is_meant)?;
+        Some(self.extra_mut().pinholes.remove(at))
     }
 
     /// Removes all pinholes.
@@ -243,7 +238,7 @@ impl Entry {
 
     /// The other connection on the same endpoints, unless it was spoofed.
     pub fn incarnation(&self) -> Option<&Session> {
-        self.extra.as_ref()?.incarnation.as_ref().map(|incarnation| &*incarnation.session)
+        self.extra().incarnation.as_ref().map(|incarnation| &*incarnation.session)
     }
 
     /// Records that another connection started `now` on the same endpoints, unless it is spoofed.
@@ -305,18 +300,17 @@ impl Entry {
 
     /// Sets whether every packet is queued for a while. Returns the previous value.
     pub fn set_watched(&mut self, is_watched: bool) -> bool {
-        match (&mut self.extra, is_watched) {
-            (None, false) => false,
-            (extra, _) => {
-                std::mem::replace(&mut extra.get_or_insert_default().is_watched, is_watched)
-            }
+        let was_watched = self.extra().is_watched;
+        if was_watched != is_watched {
+            self.extra_mut().is_watched = is_watched;
         }
+        was_watched
     }
 
     /// Whether conntrack did not know the connection so often that the next request can wait.
     pub fn is_unknown_to_conntrack(&self, now: Timestamp, interval: Duration) -> bool {
-        let tries = self.extra.as_ref().map_or(0, |extra| extra.unknown_to_conntrack);
-        tries >= MAX_UNKNOWN_TRIES && self.mode_set_since(now) < interval
+        self.extra().unknown_to_conntrack >= MAX_UNKNOWN_TRIES
+            && self.mode_set_since(now) < interval
     }
 
     /// Records that conntrack did not know the connection. It may know it after the next packet. If it still does not,
@@ -332,10 +326,6 @@ impl Entry {
     /// Records that the queue mode is unknown.
     pub fn forget_queue_mode(&mut self) {
         self.queue_mode = None;
-    }
-
-    fn extra_mut(&mut self) -> &mut Extra {
-        self.extra.get_or_insert_default()
     }
 }
 

@@ -43,8 +43,8 @@ impl Sessions {
             let untranslated = Translation::identity(entry.client(), entry.server());
             Some(SessionInfo {
                 id: entry.id,
-                translation: entry.translation().copied().unwrap_or(untranslated),
-                is_looked_up: entry.translation().is_some(),
+                translation: entry.extra().translation.unwrap_or(untranslated),
+                is_looked_up: entry.extra().translation.is_some(),
                 state: entry.session.state(),
                 since: self.epoch.instant(entry.first_seen)?,
                 adjusted: entry.session.needs_all_queued(),
@@ -55,10 +55,8 @@ impl Sessions {
     /// The pinholes that are open, as far as is known. The kernel closes a consumed one by itself.
     pub fn list_pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
         self.table.iter().flat_map(|entry| {
-            entry.pinholes().iter().filter(|p| self.pinholes.is_open(p)).map(|held| PinholeInfo {
-                session: entry.id,
-                pinhole: held.pinhole,
-                kind: held.kind,
+            entry.extra().pinholes.iter().filter(|p| self.pinholes.is_open(p)).map(|held| {
+                PinholeInfo { session: entry.id, pinhole: held.pinhole, kind: held.kind }
             })
         })
     }
