@@ -107,6 +107,12 @@ impl Direction {
         self.space.map.changes_numbers() || self.is_holding()
     }
 
+    /// Whether pure acknowledgements must be queued, because much data is unacknowledged.
+    #[inline]
+    pub fn has_much_unacknowledged(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.has_much_unacknowledged)
+    }
+
     /// The state that few directions have; empty if there is none.
     #[inline]
     pub fn extra(&self) -> &Extra {
@@ -194,7 +200,7 @@ impl Direction {
     /// Whether bytes are held back.
     #[inline]
     pub fn is_holding(&self) -> bool {
-        self.extra().is_held_back
+        self.extra.as_ref().is_some_and(|extra| extra.is_held_back) // for every packet
     }
 
     /// Whether the byte with sequence number `seq` is held back.

@@ -209,7 +209,7 @@ impl Session {
     pub fn needs_all_queued(&self) -> bool {
         // Acknowledgements show which bytes are missing, and how much of the unacknowledged data has arrived.
         let is_probing = self.client.space.is_probing() || self.server.space.is_probing();
-        is_probing || self.client.extra().has_much_unacknowledged || self.changes_packets()
+        is_probing || self.client.has_much_unacknowledged() || self.changes_packets()
     }
 
     /// Whether pure acknowledgements must be queued, because a server's announcement must be

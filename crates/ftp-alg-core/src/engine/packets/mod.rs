@@ -225,10 +225,8 @@ impl Engine {
             return Handling::AwaitKernel;
         };
         let session = &connection.entry.session;
-        let awaits_probe = meta.may_wait && session.awaits_probe_answer(from, packet);
         let is_new = positions != session.read_positions();
-        let (changes_packets, needs_none) =
-            (session.changes_packets(), session.needs_none_queued());
+        let needs_none = session.needs_none_queued();
         let wanted = connection.wanted_queue_mode(meta.queues_all);
         if let Some(wanted) = wanted {
             connection.request_mode_change(wanted);
@@ -240,7 +238,7 @@ impl Engine {
         let mode = connection.entry.queue_mode();
         let is_watched =
             matches!(mode, Some(QueueMode::Watch | QueueMode::All)) || context.needs_all_queued;
-        if is_watched && !changes_packets {
+        if is_watched && !connection.entry.session.changes_packets() {
             connection.watched.add(now, index, connection.entry);
         }
         if connection.entry.session.is_over() {
@@ -251,7 +249,8 @@ impl Engine {
         let decision = match outcome.action {
             ForwardAction::Unchanged => ACCEPT,
             _ => {
-                let side = (from, awaits_probe);
+                let session = &connection.entry.session;
+                let side = (from, meta.may_wait && session.awaits_probe_answer(from, packet));
                 forward_verdict(&mut connection, side, packet, &outcome, changed)
             }
         };
