@@ -7,7 +7,6 @@
 //! one [registry](registry) of ports.
 
 pub(crate) mod client_counts;
-mod deadlines;
 mod ended_pinholes;
 pub(crate) mod held_pinhole;
 pub(crate) mod proposal;
@@ -28,9 +27,8 @@ use crate::{
         offload::handover::FastPathPinhole,
         pinholes::{
             client_counts::{OpenError, max_open},
-            deadlines::Deadlines,
             ended_pinholes::EndedPinholes,
-            held_pinhole::{HeldPinhole, PinholeRecord},
+            held_pinhole::{Deadlines, HeldPinhole, PinholeRecord},
             proposal::{PortCandidates, PortFormat, Proposal, reserve},
             registry::{PinholeClosing, PinholeRegistry, RegistryState},
             registry_entry::Reopening,
