@@ -3,7 +3,7 @@
 //! `FTP_ALG_ROUNDS` says how often each of these is done (a few); `FTP_ALG_PAUSE_MS` how long the pauses between
 //! them are at most.
 
-use std::{env, process::Command};
+use std::env;
 
 use crate::common::*;
 
@@ -17,11 +17,6 @@ fn rounds(default: u64) -> u64 {
 fn moment(round: u64, limit: u64) -> Duration {
     let limit = env::var("FTP_ALG_PAUSE_MS").map_or(limit, |text| text.parse().unwrap());
     Duration::from_millis((round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % limit)
-}
-
-fn signal(daemon: &Daemon, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &daemon.id().to_string()]).status();
-    assert!(sent.unwrap().success());
 }
 
 /// Stops the daemon for `time`.

@@ -101,6 +101,12 @@ pub fn run_another(
     lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap()
 }
 
+/// Sends the daemon a signal, by its name in kill(1).
+pub fn signal(daemon: &Daemon, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &daemon.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+}
+
 /// Asserts that a program ended with this code and said `why` on standard error.
 #[track_caller]
 pub fn assert_fails(done: &ProgramOutput, code: i32, why: &str) {
