@@ -6,12 +6,13 @@
 
 use std::{
     io::{self, IoSlice},
-    mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd as _,
 };
 
 use ftp_alg_core::engine::KernelError;
-use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{NetfilterError, RuleParameters};
 
@@ -92,41 +93,28 @@ impl RawSocket {
             self.mark = mark;
         }
         // The port must be 0: rawv6_sendmsg() takes it as a protocol number.
-        let to = SockAddr::from(SocketAddr::new(to, 0));
-        let (buffers, control) = ([IoSlice::new(packet)], packet_info(source));
-        let message = MsgHdr::new().with_addr(&to).with_buffers(&buffers).with_control(&control);
-        match self.socket.sendmsg(&message, 0)? {
+        let to = SockaddrStorage::from(SocketAddr::new(to, 0));
+        // The kernel finds the route of a packet with this source address (ip(7), ipv6(7)).
+        let (v4, v6);
+        let info = match source {
+            IpAddr::V4(source) => {
+                let [source, any] = [source, Ipv4Addr::UNSPECIFIED]
+                    .map(|address| libc::in_addr { s_addr: address.to_bits().to_be() });
+                v4 = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: any };
+                ControlMessage::Ipv4PacketInfo(&v4)
+            }
+            IpAddr::V6(source) => {
+                let source = libc::in6_addr { s6_addr: source.octets() };
+                v6 = libc::in6_pktinfo { ipi6_addr: source, ipi6_ifindex: 0 };
+                ControlMessage::Ipv6PacketInfo(&v6)
+            }
+        };
+        let (fd, buffers) = (self.socket.as_raw_fd(), [IoSlice::new(packet)]);
+        match sendmsg(fd, &buffers, &[info], MsgFlags::empty(), Some(&to))? {
             sent if sent == packet.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
     }
-}
-
-/// The control message that has the kernel find the route of a packet with this source address (ip(7), ipv6(7)).
-fn packet_info(source: IpAddr) -> Vec<u8> {
-    let mut info = Vec::with_capacity(20);
-    let (level, kind) = match source {
-        IpAddr::V4(source) => {
-            // struct in_pktinfo: interface, source, destination.
-            info.extend([0; 4]);
-            info.extend(source.octets());
-            info.extend([0; 4]);
-            (libc::IPPROTO_IP, libc::IP_PKTINFO)
-        }
-        IpAddr::V6(source) => {
-            // struct in6_pktinfo: source, interface.
-            info.extend(source.octets());
-            info.extend([0; 4]);
-            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)
-        }
-    };
-    let length = mem::size_of::<libc::cmsghdr>() + info.len();
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend(level.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(info);
-    message.resize(length.next_multiple_of(mem::size_of::<usize>()), 0);
-    message
 }
 
 fn destination(packet: &[u8]) -> Option<IpAddr> {

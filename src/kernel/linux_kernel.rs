@@ -151,12 +151,11 @@ impl LinuxKernel {
     }
 
     /// The open pinholes of the rules, or the expectations, according to the kernel. With [`Backend::Conntrack`] this
-    /// includes expectations of other helpers.
+    /// includes expectations of other helpers. Without our table there are none.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, NetfilterError> {
         Ok(self.list_in_table()?.unwrap_or_default())
     }
 
-    /// As [`LinuxKernel::list_open`]; `None` if our table is not loaded.
     fn list_in_table(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
         match &mut self.backend {
             PinholeBackend::Nftables(pinholes) => pinholes.list_open(),

@@ -17,23 +17,24 @@ use super::{
     netlink::{
         Attributes, Socket,
         ctnetlink::{
-            CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET,
-            Requests, Tuple,
+            self, CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET,
+            Tuple,
         },
+        family_header, kind_of,
     },
     parameters::QueueStatement,
     queue,
     table::{
         compiled::as_draft,
-        loading::{nft, try_queue_rule},
-        readers::queues_of_table,
+        loading::nft,
+        queue_rules::{queues_of_table, try_queue_rule},
         rule_files::render_nftables,
     },
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h; libc lacks them.
-const IPCTNL_MSG_CT_GET_STATS: u8 = 5;
-const NFNL_MSG_CTHELPER_GET: u8 = 1;
+const IPCTNL_MSG_CT_GET_STATS: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK, 5);
+const NFNL_MSG_CTHELPER_GET: u16 = kind_of(libc::NFNL_SUBSYS_CTHELPER, 1);
 
 /// A table that contains only an object of the kernel's helper for scanners.
 const SCANNER_HELPER: &str =
@@ -88,7 +89,7 @@ impl HostSettings {
                 .is_ok_and(|queues| !queues.is_empty()),
             automatic_helpers: read_number("/proc/sys/net/netfilter/nf_conntrack_helper")
                 == Some(1),
-            cthelper: has_cthelper(has_capability(CAP_NET_ADMIN)),
+            cthelper: has_cthelper(),
             routing: read_routing(&parameters.gateway.control_ports),
         }
     }
@@ -136,23 +137,21 @@ impl KernelFeatures {
     /// Probes the kernel.
     pub fn probe(parameters: &RuleParameters) -> Self {
         let net_admin = has_capability(CAP_NET_ADMIN);
-        let mut socket = Socket::open().ok().filter(|_| net_admin);
-        let expecting = ConntrackAbilities::probe(net_admin);
-        let helped = match expecting.ctnetlink {
+        let conntrack = ConntrackAbilities::read();
+        let helped = match conntrack.ctnetlink {
             true => count_helped_connections(parameters).unwrap_or(0),
             false => 0,
         };
-        let rules = supported_statement(parameters, socket.as_mut());
         Self {
             net_admin,
             net_raw: has_capability(CAP_NET_RAW),
             nft: run_for_output("nft", &["--version"])
                 .map(|text| nft_version(&text).to_owned())
                 .map_err(|error| error.to_string()),
-            rules,
+            rules: supported_statement(parameters, net_admin),
             queue: Path::new(queue::STATISTICS).exists(),
             readers: queue::readers(parameters.queues()),
-            conntrack: expecting,
+            conntrack,
             connections: read_number("/proc/sys/net/netfilter/nf_conntrack_count")
                 .zip(read_number("/proc/sys/net/netfilter/nf_conntrack_max")),
             helped_connections: helped,
@@ -177,29 +176,21 @@ pub struct ConntrackAbilities {
 }
 
 impl ConntrackAbilities {
-    /// Probes the kernel.
-    pub fn read() -> Self {
-        Self::probe(has_capability(CAP_NET_ADMIN))
-    }
-
     /// Whether pinholes can be expectations of our own helper in user space. Starts no program if the kernel does not
     /// support such helpers.
     pub fn supports_own_helper() -> bool {
-        let permitted = has_capability(CAP_NET_ADMIN);
-        has_cthelper(permitted) && Self::probe(permitted).supports_expectations()
+        has_cthelper() && Self::read().supports_expectations()
     }
 
-    fn probe(permitted: bool) -> Self {
-        let answers =
-            |subsystem, command, flags| permitted && is_answered(subsystem, command, flags);
-        let (one, all) = (0, libc::NLM_F_DUMP);
-        let takes = |rules: &str| permitted && check_rules(rules).is_ok();
+    /// Probes the kernel. Without CAP_NET_ADMIN it shows none.
+    pub fn read() -> Self {
+        let takes = |rules: &str| check_rules(rules).is_ok();
         // Usually the kernel accepts both, which takes one run of nft to find out.
         let takes_both = takes(&format!("{NAT}{SCANNER_HELPER}"));
         Self {
-            ctnetlink: answers(libc::NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET_STATS, one),
-            expectations: answers(libc::NFNL_SUBSYS_CTNETLINK_EXP, IPCTNL_MSG_EXP_GET, all),
-            cthelper: has_cthelper(permitted),
+            ctnetlink: is_answered(IPCTNL_MSG_CT_GET_STATS, 0),
+            expectations: is_answered(IPCTNL_MSG_EXP_GET, libc::NLM_F_DUMP),
+            cthelper: has_cthelper(),
             nat: takes_both || takes(NAT),
             scanner_helper: takes_both || takes(SCANNER_HELPER),
         }
@@ -213,14 +204,14 @@ impl ConntrackAbilities {
 }
 
 /// Whether the kernel accepts helpers in user space.
-fn has_cthelper(permitted: bool) -> bool {
-    permitted && is_answered(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, libc::NLM_F_DUMP)
+fn has_cthelper() -> bool {
+    is_answered(NFNL_MSG_CTHELPER_GET, libc::NLM_F_DUMP)
 }
 
-fn is_answered(subsystem: i32, command: u8, flags: i32) -> bool {
-    let ask =
-        |mut requests: Requests| requests.ask(command, flags, libc::AF_UNSPEC, |_| {}, |_| {});
-    Requests::open(subsystem).and_then(ask).is_ok()
+fn is_answered(kind: u16, flags: i32) -> bool {
+    let header = family_header(libc::AF_UNSPEC, 0);
+    let ask = |mut socket: Socket| socket.request(kind, flags, &header, |_| {}, |_| {});
+    Socket::open().and_then(ask).is_ok()
 }
 
 /// Checks `rules` with nft and the kernel, without loading them.
@@ -231,16 +222,16 @@ fn check_rules(rules: &str) -> Result<(), NetfilterError> {
 /// How our rules can queue packets, determined by checking the whole table.
 fn supported_statement(
     parameters: &RuleParameters,
-    socket: Option<&mut Socket>,
+    net_admin: bool,
 ) -> Result<QueueStatement, NetfilterError> {
     let not_permitted = || NetfilterError::NotPermitted { what: "nf_tables".into() };
-    let socket = socket.ok_or_else(not_permitted)?;
+    let mut socket = Socket::open().ok().filter(|_| net_admin).ok_or_else(not_permitted)?;
     let mut refused = None;
     for statement in QueueStatement::BY_PREFERENCE {
         // Under another name, because the table itself may have an owner.
         match check_rules(&as_draft(&render_nftables(parameters, statement))) {
             Ok(()) if statement == QueueStatement::Native => {}
-            Ok(()) => try_queue_rule(parameters, socket)?,
+            Ok(()) => try_queue_rule(parameters, &mut socket)?,
             Err(error @ NetfilterError::RulesRefused { .. }) => {
                 refused = Some(error);
                 continue;
@@ -255,19 +246,15 @@ fn supported_statement(
 /// Number of control connections that have the kernel's helper.
 fn count_helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
     let mut found = 0;
-    let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
     let is_helped = |connection: &Attributes<'_>| {
         let name = connection.nested(CTA_HELP)?.first(CTA_HELP_NAME)?;
         let port = Tuple::read(connection, CTA_TUPLE_ORIG)?.destination.port();
         Some(is_ftp(name) && parameters.gateway.control_ports.contains(&port))
     };
-    requests.dump(
-        IPCTNL_MSG_CT_GET,
-        |_| {},
-        |connection| {
-            found += usize::from(is_helped(connection) == Some(true));
-        },
-    )?;
+    let each = |connection: &Attributes<'_>| {
+        found += usize::from(is_helped(connection) == Some(true));
+    };
+    ctnetlink::dump(&mut Socket::open()?, IPCTNL_MSG_CT_GET, |_| {}, each)?;
     Ok(found)
 }
 

@@ -4,15 +4,18 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
 };
 
-use super::{Attributes, Message, MessageHead, Socket, Writer, be16, or_absent};
+use super::{
+    Attributes, Message, Socket, Writer, address_of, be16, family_header, kind_of, octets_of,
+    or_absent,
+};
 
-// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
-pub const IPCTNL_MSG_CT_NEW: u8 = 0;
-pub const IPCTNL_MSG_CT_GET: u8 = 1;
-pub const IPCTNL_MSG_EXP_GET: u8 = 1;
+// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them. First the types of messages.
+pub const IPCTNL_MSG_CT_NEW: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK, 0);
+pub const IPCTNL_MSG_CT_GET: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK, 1);
+pub const IPCTNL_MSG_EXP_GET: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK_EXP, 1);
 pub const CTA_TUPLE_ORIG: u16 = 1;
 pub const CTA_TUPLE_REPLY: u16 = 2;
 pub const CTA_HELP: u16 = 5;
@@ -59,12 +62,7 @@ impl Tuple {
     pub fn read(attributes: &Attributes<'_>, kind: u16) -> Option<Self> {
         let tuple = attributes.nested(kind)?;
         let ip = tuple.nested(CTA_TUPLE_IP)?;
-        let address = |v4: u16, v6: u16| -> Option<IpAddr> {
-            if let Some(octets) = ip.first(v4) {
-                return Some(Ipv4Addr::from(*octets.first_chunk::<4>()?).into());
-            }
-            Some(Ipv6Addr::from(*ip.first(v6)?.first_chunk::<16>()?).into())
-        };
+        let address = |v4, v6| ip.first(v4).or_else(|| ip.first(v6)).and_then(address_of);
         let proto = tuple.nested(CTA_TUPLE_PROTO)?;
         if proto.first(CTA_PROTO_NUM)?.first() != Some(&TCP) {
             return None;
@@ -85,86 +83,45 @@ pub fn put_zone(message: &mut Writer<'_>, kind: u16, zone: u16) {
 }
 
 fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
-    match address {
-        IpAddr::V4(address) => message.put(v4, &address.octets()),
-        IpAddr::V6(address) => message.put(v6, &address.octets()),
-    };
+    message.put(if address.is_ipv4() { v4 } else { v6 }, &octets_of(address));
 }
 
-/// A socket for requests to one subsystem.
-#[derive(Debug)]
-pub struct Requests {
-    socket: Socket,
-    subsystem: u8,
-    request: Vec<u8>,
+/// Sends a change that the kernel acknowledges.
+pub fn change(
+    socket: &mut Socket,
+    kind: u16,
+    flags: i32,
+    family: i32,
+    fill: impl FnOnce(&mut Writer<'_>),
+) -> io::Result<()> {
+    let header = family_header(family, 0);
+    socket.request(kind, libc::NLM_F_ACK | flags, &header, fill, |_| {}).map(drop)
 }
 
-impl Requests {
-    /// Opens a netlink socket for requests to `subsystem` (`NFNL_SUBSYS_*`).
-    pub fn open(subsystem: i32) -> io::Result<Self> {
-        Ok(Self { socket: Socket::open()?, subsystem: subsystem as u8, request: Vec::new() })
+/// Changes what exists, in each of the conntrack zones. `None` if it exists in none of them.
+pub fn change_in_zones(
+    socket: &mut Socket,
+    zones: &[u16],
+    kind: u16,
+    family: i32,
+    fill: impl Fn(&mut Writer<'_>, u16),
+) -> io::Result<Option<()>> {
+    let mut changed = None;
+    for &zone in zones {
+        let done = change(socket, kind, 0, family, |message| fill(message, zone));
+        changed = or_absent(done)?.or(changed);
     }
-
-    /// Sends a change that the kernel acknowledges.
-    pub fn change(
-        &mut self,
-        command: u8,
-        flags: i32,
-        family: i32,
-        fill: impl FnOnce(&mut Writer<'_>),
-    ) -> io::Result<()> {
-        self.ask(command, libc::NLM_F_ACK | flags, family, fill, |_| {})
-    }
-
-    /// Changes what exists, in each of the conntrack zones. `None` if it exists in none of them.
-    pub fn change_in_zones(
-        &mut self,
-        zones: &[u16],
-        command: u8,
-        family: i32,
-        fill: impl Fn(&mut Writer<'_>, u16),
-    ) -> io::Result<Option<()>> {
-        let mut changed = None;
-        for &zone in zones {
-            let done = self.change(command, 0, family, |message| fill(message, zone));
-            changed = or_absent(done)?.or(changed);
-        }
-        Ok(changed)
-    }
-
-    /// Passes all objects that match the request of `fill` to `each`.
-    pub fn dump(
-        &mut self,
-        command: u8,
-        fill: impl FnOnce(&mut Writer<'_>),
-        mut each: impl FnMut(&Attributes<'_>),
-    ) -> io::Result<()> {
-        let each = |message: &Message<'_>| each(&message.attributes());
-        self.ask(command, libc::NLM_F_DUMP, libc::AF_UNSPEC, fill, each)
-    }
-
-    /// Sends one request and passes each message of the answer to `each`.
-    pub fn ask(
-        &mut self,
-        command: u8,
-        flags: i32,
-        family: i32,
-        fill: impl FnOnce(&mut Writer<'_>),
-        each: impl FnMut(&Message<'_>),
-    ) -> io::Result<()> {
-        let start = MessageHead {
-            subsystem: self.subsystem,
-            command,
-            flags: flags as u16,
-            sequence: 0,
-            family: family as u8,
-            resource: 0,
-        };
-        self.socket.request(&mut self.request, start, fill, each)
-    }
+    Ok(changed)
 }
 
-/// The address family of an endpoint.
-pub fn family_of(endpoint: SocketAddr) -> i32 {
-    if endpoint.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+/// Passes all objects that match the request of `fill` to `each`.
+pub fn dump(
+    socket: &mut Socket,
+    kind: u16,
+    fill: impl FnOnce(&mut Writer<'_>),
+    mut each: impl FnMut(&Attributes<'_>),
+) -> io::Result<()> {
+    let header = family_header(libc::AF_UNSPEC, 0);
+    let each = |message: &Message<'_>| each(&message.attributes());
+    socket.request(kind, libc::NLM_F_DUMP, &header, fill, each).map(drop)
 }

@@ -10,8 +10,9 @@ pub mod nft;
 
 use std::{
     io,
+    net::IpAddr,
     ops::ControlFlow,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
     ptr::NonNull,
 };
 
@@ -25,6 +26,9 @@ pub const HEADER: usize = 16;
 /// `struct nfgenmsg`, which follows the header in every netfilter message.
 pub const FAMILY_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
+
+/// How often to dump what changes meanwhile.
+const DUMP_ATTEMPTS: usize = 8;
 
 pub const ERROR: u16 = libc::NLMSG_ERROR as u16;
 pub const DONE: u16 = libc::NLMSG_DONE as u16;
@@ -169,53 +173,78 @@ pub fn be64(content: &[u8]) -> Option<u64> {
     content.first_chunk().map(|b| u64::from_be_bytes(*b))
 }
 
-/// Appends one netfilter message to `out`. Lengths are correct whenever it is not borrowed.
+/// The octets of an address.
+pub fn octets_of(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The address with these octets.
+pub fn address_of(octets: &[u8]) -> Option<IpAddr> {
+    match octets.len() {
+        4 => octets.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
+        _ => octets.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
+    }
+}
+
+/// The family of an address (`AF_*`).
+pub fn family_of(address: IpAddr) -> i32 {
+    if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+}
+
+/// The type of a netfilter message.
+pub const fn kind_of(subsystem: i32, command: i32) -> u16 {
+    (subsystem as u16) << 8 | command as u16
+}
+
+/// The family header of a netfilter message. `resource` is the queue number, in queue messages.
+pub const fn family_header(family: i32, resource: u16) -> [u8; FAMILY_HEADER] {
+    let [high, low] = resource.to_be_bytes();
+    [family as u8, libc::NFNETLINK_V0 as u8, high, low]
+}
+
+/// Appends a request to `out`: `header` follows the message's own header, and `fill` appends the attributes.
+/// `NLM_F_REQUEST` is always set.
+pub fn put_message(
+    out: &mut Vec<u8>,
+    kind: u16,
+    flags: i32,
+    sequence: u32,
+    header: &[u8],
+    fill: impl FnOnce(&mut Writer<'_>),
+) {
+    let start = out.len();
+    out.extend([0; 4]);
+    out.extend(kind.to_ne_bytes());
+    out.extend(((libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
+    out.extend(sequence.to_ne_bytes());
+    out.extend([0; 4]);
+    out.extend_from_slice(header);
+    fill(&mut Writer { out });
+    let length = (out.len() - start) as u32;
+    if let Some(field) = out.get_mut(start..start + 4) {
+        field.copy_from_slice(&length.to_ne_bytes());
+    }
+}
+
+/// Appends attributes to a message.
 #[derive(Debug)]
 pub struct Writer<'a> {
     out: &'a mut Vec<u8>,
-    start: usize,
 }
 
-/// The header fields of a netfilter message.
-#[derive(Clone, Copy, Debug)]
-pub struct MessageHead {
-    pub subsystem: u8,
-    pub command: u8,
-    /// In addition to `NLM_F_REQUEST`, which is always set.
-    pub flags: u16,
-    pub sequence: u32,
-    pub family: u8,
-    /// Queue number, in queue messages.
-    pub resource: u16,
-}
-
-impl<'a> Writer<'a> {
-    pub fn new(out: &'a mut Vec<u8>, start: MessageHead) -> Self {
-        let at = out.len();
-        let kind = u16::from(start.subsystem) << 8 | u16::from(start.command);
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&kind.to_ne_bytes());
-        out.extend_from_slice(&(libc::NLM_F_REQUEST as u16 | start.flags).to_ne_bytes());
-        out.extend_from_slice(&start.sequence.to_ne_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&[start.family, libc::NFNETLINK_V0 as u8]);
-        out.extend_from_slice(&start.resource.to_be_bytes());
-        let mut writer = Self { out, start: at };
-        writer.update_length();
-        writer
-    }
-
+impl Writer<'_> {
     /// Appends an attribute. Its content must be shorter than 65,532 bytes.
     pub fn put(&mut self, kind: u16, content: &[u8]) -> &mut Self {
         put_attribute(self.out, kind, content);
-        self.update_length();
         self
     }
 
     /// Appends complete attributes with their padding.
     pub fn put_raw(&mut self, attributes: &[u8]) -> &mut Self {
         self.out.extend_from_slice(attributes);
-        self.update_length();
         self
     }
 
@@ -229,13 +258,6 @@ impl<'a> Writer<'a> {
             field.copy_from_slice(&length.to_ne_bytes());
         }
         self
-    }
-
-    fn update_length(&mut self) {
-        let length = (self.out.len() - self.start) as u32;
-        if let Some(field) = self.out.get_mut(self.start..self.start + 4) {
-            field.copy_from_slice(&length.to_ne_bytes());
-        }
     }
 }
 
@@ -258,22 +280,28 @@ pub fn or_absent<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// A request of another family than netfilter, whose attributes are in `body`.
-pub fn request_message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
-    let mut bytes = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend((libc::NLM_F_REQUEST as u16 | flags).to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend(body);
-    bytes
+/// Repeats a dump while others interrupt it by changes; some attempts later it fails as `Interrupted`.
+pub fn repeat_interrupted<T>(mut dump: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let is_interrupted = |dumped: &io::Result<T>| {
+        dumped.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
+    };
+    let mut dumped = dump();
+    for _ in 1..DUMP_ATTEMPTS {
+        if !is_interrupted(&dumped) {
+            break;
+        }
+        dumped = dump();
+    }
+    dumped
 }
 
 /// A bound netlink socket, of netfilter unless opened for another family.
 pub struct Socket {
     /// Not `mnl::Socket`, because child programs would inherit that and hold a queue open.
     inner: NonNull<mnl_sys::mnl_socket>,
-    buffer: Vec<u8>,
+    /// Memory for requests and for answers.
+    request: Vec<u8>,
+    answer: Vec<u8>,
     sequence: u32,
 }
 
@@ -283,21 +311,14 @@ unsafe impl Send for Socket {}
 
 impl std::fmt::Debug for Socket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Socket").field("fd", &self.as_raw_fd()).finish_non_exhaustive()
-    }
-}
-
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        // SAFETY: the socket lives as long as `self`.
-        unsafe { mnl_sys::mnl_socket_get_fd(self.inner.as_ptr()) }
+        f.debug_struct("Socket").field("fd", &self.as_fd()).finish_non_exhaustive()
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as `self` lives.
-        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
+        // SAFETY: the socket, and with it the descriptor, is open as long as `self` lives.
+        unsafe { BorrowedFd::borrow_raw(mnl_sys::mnl_socket_get_fd(self.inner.as_ptr())) }
     }
 }
 
@@ -322,7 +343,7 @@ impl Socket {
         // SAFETY: it only opens.
         let socket = unsafe { mnl_sys::mnl_socket_open2(protocol, libc::SOCK_CLOEXEC) };
         let inner = NonNull::new(socket).ok_or_else(io::Error::last_os_error)?;
-        let socket = Self { inner, buffer: Vec::new(), sequence: 0 };
+        let socket = Self { inner, request: Vec::new(), answer: Vec::new(), sequence: 0 };
         // SAFETY: the socket is open.
         let bound = unsafe { mnl_sys::mnl_socket_bind(inner.as_ptr(), 0, 0) };
         if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
@@ -333,7 +354,7 @@ impl Socket {
         // SAFETY: the value's address and size are those of a live i32, which the kernel copies.
         let done = unsafe {
             libc::setsockopt(
-                self.as_raw_fd(),
+                self.as_fd().as_raw_fd(),
                 level,
                 name,
                 (&raw const value).cast(),
@@ -376,47 +397,42 @@ impl Socket {
         }
     }
 
-    /// Sends one request that `fill` writes after `start`, whose sequence number is set here, and passes each message
-    /// of the answer to `each`. A refusal is an error. `buffer` is reused for the request.
+    /// Sends one request, as [`put_message`] builds it, and passes each message of the answer to `each`. A refusal is an
+    /// error. Returns whether a dump is consistent; otherwise objects may be missing or repeated.
     pub fn request(
         &mut self,
-        buffer: &mut Vec<u8>,
-        start: MessageHead,
+        kind: u16,
+        flags: i32,
+        header: &[u8],
         fill: impl FnOnce(&mut Writer<'_>),
         mut each: impl FnMut(&Message<'_>),
-    ) -> io::Result<()> {
-        let sequence = self.next_sequence();
-        buffer.clear();
-        fill(&mut Writer::new(buffer, MessageHead { sequence, ..start }));
-        let mut failed = 0;
-        self.ask(buffer, |message| match message.kind {
-            _ if message.sequence != sequence => {}
-            ERROR | DONE => failed = failed.max(message.errno()),
-            _ => each(&message),
-        })?;
-        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    ) -> io::Result<bool> {
+        let (sequence, mut request) = (self.next_sequence(), std::mem::take(&mut self.request));
+        request.clear();
+        put_message(&mut request, kind, flags, sequence, header, fill);
+        let (mut failed, mut is_consistent) = (0, true);
+        let answered = self.ask(&request, |message| {
+            if message.sequence == sequence {
+                is_consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+                match message.kind {
+                    ERROR | DONE => failed = failed.max(message.errno()),
+                    _ => each(&message),
+                }
+            }
+        });
+        self.request = request;
+        answered?;
+        if failed == 0 { Ok(is_consistent) } else { Err(io::Error::from_raw_os_error(failed)) }
     }
 
-    /// Requests a dump of another family than netfilter and passes each message of it to `each`, up to the last one,
-    /// which is `DONE` or `ERROR`. A refusal is an error.
+    /// As [`Socket::request`], for a dump whose request is `header`, and has no attributes.
     pub fn dump(
         &mut self,
         kind: u16,
-        body: &[u8],
-        mut each: impl FnMut(&Message<'_>),
-    ) -> io::Result<()> {
-        let sequence = self.next_sequence();
-        let request = request_message(kind, libc::NLM_F_DUMP as u16, sequence, body);
-        let mut failed = 0;
-        self.ask(&request, |message| {
-            if message.sequence == sequence {
-                if matches!(message.kind, ERROR | DONE) {
-                    failed = failed.max(message.errno());
-                }
-                each(&message);
-            }
-        })?;
-        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+        header: &[u8],
+        each: impl FnMut(&Message<'_>),
+    ) -> io::Result<bool> {
+        self.request(kind, libc::NLM_F_DUMP, header, |_| {}, each)
     }
 
     /// Sends `request` and passes each message of the answer to `each`.
@@ -439,7 +455,7 @@ impl Socket {
         mut each: impl FnMut(Messages<'_>) -> ControlFlow<()>,
     ) -> io::Result<()> {
         self.send(request)?;
-        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut buffer = std::mem::take(&mut self.answer);
         buffer.resize(1 << 16, 0);
         let mut received = Ok(());
         loop {
@@ -455,7 +471,7 @@ impl Socket {
                 Err(_) => break,
             }
         }
-        self.buffer = buffer;
+        self.answer = buffer;
         received
     }
 }
@@ -466,16 +482,19 @@ mod tests {
 
     use super::*;
 
-    const START: MessageHead =
-        MessageHead { subsystem: 3, command: 2, flags: 0, sequence: 7, family: 0, resource: 2100 };
+    fn put(out: &mut Vec<u8>, fill: impl FnOnce(&mut Writer<'_>)) {
+        put_message(out, 0x302, 0, 7, &family_header(0, 2100), fill);
+    }
 
     #[test]
     fn what_is_written_is_read_again() {
         let mut bytes = Vec::new();
-        Writer::new(&mut bytes, START).put(1, b"abcde").nest(2, |inner| {
-            inner.put(3, b"x").put(4, b"yz");
+        put(&mut bytes, |message| {
+            message.put(1, b"abcde").nest(2, |inner| {
+                inner.put(3, b"x").put(4, b"yz");
+            });
         });
-        Writer::new(&mut bytes, START);
+        put(&mut bytes, |_| {});
         let messages: Vec<_> = Messages::new(&bytes).collect();
         assert_eq!(messages.len(), 2);
         assert_eq!((messages[0].kind, messages[0].sequence), (0x302, 7));
@@ -491,11 +510,13 @@ mod tests {
         let mut socket = Socket::open_route().unwrap();
         socket.set_option(libc::SOL_SOCKET, libc::SO_RCVBUF, 1).unwrap();
         // Of an unknown type, so each is answered with an error.
-        let requests: Vec<_> = (1..100).flat_map(|n| request_message(0xfff, 0, n, &[])).collect();
+        let mut requests = Vec::new();
+        (1..100).for_each(|n| put_message(&mut requests, 0xfff, 0, n, &[], |_| {}));
         let error = socket.ask(&requests, |_| {}).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOBUFS));
         let mut answers = Vec::new();
-        let request = request_message(0xfff, 0, 100, &[]);
+        let mut request = Vec::new();
+        put_message(&mut request, 0xfff, 0, 100, &[], |_| {});
         socket.ask(&request, |message| answers.push(message.sequence)).unwrap();
         assert_eq!(answers, [100]);
     }
@@ -503,7 +524,9 @@ mod tests {
     #[test]
     fn a_message_longer_than_its_datagram_is_malformed() {
         let mut bytes = Vec::new();
-        Writer::new(&mut bytes, START).put(1, &[1; 8]);
+        put(&mut bytes, |message| {
+            message.put(1, &[1; 8]);
+        });
         bytes.pop();
         let mut messages = Messages::new(&bytes);
         assert!(messages.next().is_none() && messages.is_malformed());
@@ -523,7 +546,9 @@ mod tests {
         #[test]
         fn damaged_messages_do_not_panic(at in 0usize..40, value: u8) {
             let mut bytes = Vec::new();
-            Writer::new(&mut bytes, START).nest(1, |inner| { inner.put(2, &[0; 9]); });
+            put(&mut bytes, |message| {
+                message.nest(1, |inner| { inner.put(2, &[0; 9]); });
+            });
             if let Some(byte) = bytes.get_mut(at) { *byte = value; }
             for message in Messages::new(&bytes) {
                 for (_, content) in message.attributes() {

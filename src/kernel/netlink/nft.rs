@@ -16,11 +16,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    self as netlink, Attributes, FAMILY_HEADER, Message, MessageHead, Socket, Writer, be32, be64,
-    or_absent,
+    self as netlink, Attributes, FAMILY_HEADER, Message, Socket, Writer, be32, be64, family_header,
+    kind_of, or_absent, put_message,
 };
 
-/// Name of our table, for libnftnl.
+/// Name of our table.
 pub const TABLE: &CStr = c"ftp_alg";
 
 /// Buffer size for one libnftnl object; ours are below 512.
@@ -28,7 +28,6 @@ const OBJECT_ROOM: usize = 8192;
 
 // From linux/netfilter/nf_tables.h; libc lacks them.
 const NFT_MSG_DESTROYSETELEM: i32 = 30;
-const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
@@ -37,17 +36,16 @@ const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_DATA_VALUE: u16 = 1;
+/// The first attribute of every message about a table, a chain, a set, an object or a rule.
 const NFTA_TABLE_NAME: u16 = 1;
 pub const NFTA_TABLE_FLAGS: u16 = 2;
 /// Flags: no other socket may change the table, and it stays after its owner has gone.
 pub const OWNED: u32 = 0x2 | 0x4;
 const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_GEN_ID: u16 = 1;
-const NFTA_RULE_TABLE: u16 = 1;
-const NFTA_RULE_CHAIN: u16 = 2;
 
 /// Message type that announces a changed generation.
-const NEW_GENERATION: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_NEWGEN as u16;
+const NEW_GENERATION: u16 = kind_of(libc::NFNL_SUBSYS_NFTABLES, libc::NFT_MSG_NEWGEN);
 
 /// An element of a set or map in our table.
 #[derive(Clone, Copy, Debug)]
@@ -59,9 +57,9 @@ pub struct Element<'a> {
 }
 
 impl Element<'_> {
+    /// Appends what follows the table's name.
     fn put(&self, message: &mut Writer<'_>) {
         let Self { set, key, data, timeout } = *self;
-        message.put(NFTA_SET_ELEM_LIST_TABLE, TABLE.to_bytes_with_nul());
         message.put(NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul());
         message.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
             list.nest(NFTA_LIST_ELEM, |element| {
@@ -116,6 +114,8 @@ impl<'a> KeyParts<'a> {
 pub struct BatchOutcome {
     /// Message index and error number of failed messages.
     errors: Vec<(usize, i32)>,
+    /// Index of the message that the kernel acknowledged.
+    acknowledged: Option<usize>,
     /// Whether the batch changed something, if it was requested to report that.
     reported_change: Option<bool>,
 }
@@ -223,24 +223,25 @@ impl Batch {
     }
 
     fn element(&mut self, command: i32, flags: i32, element: &Element<'_>) -> usize {
-        self.message(command, flags, |message| element.put(message))
+        self.part_of_table(command, flags, TABLE, |message| element.put(message))
     }
 
     /// Adds or deletes an object. Returns the message index.
     pub fn object(&mut self, object: &impl nftnl::NlMsg, kind: nftnl::MsgType) -> usize {
         // libnftnl writes through struct pointers and does not check for the end.
         let mut room = vec![0_u64; OBJECT_ROOM / size_of::<u64>()];
-        let (sequence, whole) = (self.next_sequence(), size_of_val(&room[..]));
-        // SAFETY: `NlMsg` asks for room for the largest message there is, which a table, a chain or a
-        // rule never takes: ours hold two names and at most one expression. Any initialised words are
-        // valid bytes, of the same memory and extent.
-        let bytes: &[u8] = unsafe {
-            object.write(room.as_mut_ptr().cast(), sequence, kind);
-            std::slice::from_raw_parts(room.as_ptr().cast(), whole)
-        };
-        let length = bytes.first_chunk().map_or(0, |length| u32::from_ne_bytes(*length)) as usize;
-        let message = bytes.get(..length.next_multiple_of(4)).unwrap_or_default();
-        self.append(|out| out.extend_from_slice(message))
+        self.append(|out, sequence| {
+            // SAFETY: `NlMsg` asks for room for the largest message there is, which a table, a chain or a
+            // rule never takes: ours hold two names and at most one expression. Any initialised words are
+            // valid bytes, of the same memory and extent.
+            let bytes: &[u8] = unsafe {
+                object.write(room.as_mut_ptr().cast(), sequence, kind);
+                std::slice::from_raw_parts(room.as_ptr().cast(), OBJECT_ROOM)
+            };
+            let length = bytes.first_chunk().map_or(0, |length| u32::from_ne_bytes(*length));
+            let message = bytes.get(..(length as usize).next_multiple_of(4));
+            out.extend_from_slice(message.unwrap_or_default());
+        })
     }
 
     /// Adds a message about `table`, or a part of it, with complete attributes. Returns its index.
@@ -248,21 +249,27 @@ impl Batch {
         &mut self,
         command: i32,
         flags: i32,
-        table: &str,
+        table: &CStr,
         attributes: &[u8],
     ) -> usize {
-        let mut name = table.as_bytes().to_vec();
-        name.push(0);
-        self.message(command, flags, |message| {
-            message.put(NFTA_TABLE_NAME, &name).put_raw(attributes);
+        self.part_of_table(command, flags, table, |message| {
+            message.put_raw(attributes);
         })
     }
 
-    /// Removes all rules of a chain of our table. Returns the message index.
-    pub fn flush_chain(&mut self, chain: &CStr) -> usize {
-        self.message(libc::NFT_MSG_DELRULE, 0, |message| {
-            message.put(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul());
-            message.put(NFTA_RULE_CHAIN, chain.to_bytes_with_nul());
+    /// Adds a message about `table`, or a part of it, whose other attributes `fill` writes. Returns its index.
+    fn part_of_table(
+        &mut self,
+        command: i32,
+        flags: i32,
+        table: &CStr,
+        fill: impl FnOnce(&mut Writer<'_>),
+    ) -> usize {
+        let (kind, header) = (kind_of(libc::NFNL_SUBSYS_NFTABLES, command), INET);
+        self.append(|out, sequence| {
+            put_message(out, kind, flags, sequence, &header, |message| {
+                fill(message.put(NFTA_TABLE_NAME, table.to_bytes_with_nul()));
+            });
         })
     }
 
@@ -271,8 +278,8 @@ impl Batch {
         // The kernel answers each failed message, and those that request it: the last one.
         self.add_flag(self.last, libc::NLM_F_ACK);
         let last = self.messages - 1;
-        let (outcome, answered) = self.exchange(socket, Some(last))?;
-        if !answered && outcome.errors.is_empty() {
+        let outcome = self.send_unacknowledged(socket)?;
+        if outcome.errors.is_empty() && outcome.acknowledged != Some(last) {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no answer from the kernel"));
         }
         Ok(outcome)
@@ -282,33 +289,19 @@ impl Batch {
     /// for batches of elements. Their messages are complete, so nfnetlink_rcv_batch() skips none silently, and any
     /// other failure is reported before the system call returns.
     pub fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<BatchOutcome> {
-        self.exchange(socket, None).map(|(outcome, _)| outcome)
-    }
-
-    /// Sends the batch. Returns the kernel's answer, and whether it acknowledged the message `last`.
-    fn exchange(
-        &mut self,
-        socket: &mut Socket,
-        last: Option<usize>,
-    ) -> io::Result<(BatchOutcome, bool)> {
         self.boundary(libc::NFNL_MSG_BATCH_END);
-        let mut answered = false;
-        let (mut errors, mut reported) = (Vec::new(), self.reports_changes.then_some(false));
+        let reported_change = self.reports_changes.then_some(false);
+        let mut outcome = BatchOutcome { errors: Vec::new(), acknowledged: None, reported_change };
         socket.ask(&self.bytes, |message| {
-            if message.kind == NEW_GENERATION {
-                reported = Some(true);
-            }
-            if message.kind != netlink::ERROR {
-                return;
-            }
             let index = (message.sequence as usize).wrapping_sub(FIRST_SEQUENCE as usize);
-            answered |= Some(index) == last;
-            match message.errno() {
-                0 => {}
-                errno => errors.push((index, errno)),
+            match (message.kind, message.errno()) {
+                (NEW_GENERATION, _) => outcome.reported_change = Some(true),
+                (netlink::ERROR, 0) => outcome.acknowledged = Some(index),
+                (netlink::ERROR, errno) => outcome.errors.push((index, errno)),
+                _ => {}
             }
         })?;
-        Ok((BatchOutcome { errors, reported_change: reported }, answered))
+        Ok(outcome)
     }
 
     /// Sets a flag of the message at `start`.
@@ -320,33 +313,17 @@ impl Batch {
         }
     }
 
-    fn next_sequence(&self) -> u32 {
-        FIRST_SEQUENCE.wrapping_add(self.messages as u32)
-    }
-
     /// The message that begins or ends a batch; it belongs to no table.
     fn boundary(&mut self, command: i32) -> usize {
-        let start = MessageHead {
-            subsystem: libc::NFNL_SUBSYS_NONE as u8,
-            command: command as u8,
-            flags: 0,
-            sequence: self.next_sequence(),
-            family: libc::AF_UNSPEC as u8,
-            resource: libc::NFNL_SUBSYS_NFTABLES as u16,
-        };
-        self.append(|out| {
-            Writer::new(out, start);
-        })
+        let kind = kind_of(libc::NFNL_SUBSYS_NONE, command);
+        let header = family_header(libc::AF_UNSPEC, libc::NFNL_SUBSYS_NFTABLES as u16);
+        self.append(|out, sequence| put_message(out, kind, 0, sequence, &header, |_| {}))
     }
 
-    fn message(&mut self, command: i32, flags: i32, fill: impl FnOnce(&mut Writer<'_>)) -> usize {
-        let sequence = self.next_sequence();
-        self.append(|out| fill(&mut Writer::new(out, start(command, flags, sequence))))
-    }
-
-    fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+    /// Adds the message that `write` appends with a sequence number. Returns its index.
+    fn append(&mut self, write: impl FnOnce(&mut Vec<u8>, u32)) -> usize {
         self.last = self.bytes.len();
-        write(&mut self.bytes);
+        write(&mut self.bytes, FIRST_SEQUENCE.wrapping_add(self.messages as u32));
         self.messages += 1;
         self.messages - 1
     }
@@ -354,17 +331,8 @@ impl Batch {
 
 /// The kernel's own messages have sequence number 0.
 const FIRST_SEQUENCE: u32 = 1;
-
-fn start(command: i32, flags: i32, sequence: u32) -> MessageHead {
-    MessageHead {
-        subsystem: libc::NFNL_SUBSYS_NFTABLES as u8,
-        command: command as u8,
-        flags: flags as u16,
-        sequence,
-        family: libc::NFPROTO_INET as u8,
-        resource: 0,
-    }
-}
+/// The family of our table.
+const INET: [u8; FAMILY_HEADER] = family_header(libc::NFPROTO_INET, 0);
 
 /// Identifies our table and its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -380,7 +348,7 @@ pub struct TableFingerprint {
 /// The generation: the number of transactions in this network namespace. It wraps, and is never 0.
 pub fn generation(socket: &mut Socket) -> io::Result<u32> {
     let mut generation = None;
-    ask(socket, libc::NFT_MSG_GETGEN, 0, &[], |message| {
+    ask(socket, libc::NFT_MSG_GETGEN, 0, &INET, &[], |message| {
         generation = message.attributes().first(NFTA_GEN_ID).and_then(be32);
     })?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -388,9 +356,9 @@ pub fn generation(socket: &mut Socket) -> io::Result<u32> {
 
 /// The fingerprint of our table, if it exists.
 pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> {
-    let name = TABLE.to_bytes_with_nul();
-    let (mut table, mut rules) = (None, crc32fast::Hasher::new());
-    or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
+    let mut table = None;
+    let name = [(NFTA_TABLE_NAME, TABLE.to_bytes_with_nul())];
+    or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, &INET, &name, |message| {
         let attributes = message.attributes();
         let handle = attributes.first(NFTA_TABLE_HANDLE).and_then(be64);
         table = handle.zip(attributes.first(NFTA_TABLE_FLAGS).and_then(be32));
@@ -398,45 +366,36 @@ pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> 
     let Some((handle, flags)) = table else { return Ok(None) };
     // The owner changes with the daemon that runs.
     let flags = flags & !OWNED;
-    or_absent(ask(
-        socket,
-        libc::NFT_MSG_GETRULE,
-        libc::NLM_F_DUMP,
-        &[(NFTA_RULE_TABLE, name)],
-        |message| {
-            // The bytes before the attributes contain the generation.
-            rules.update(message.body.get(FAMILY_HEADER..).unwrap_or_default());
-        },
-    ))?;
+    let mut rules = crc32fast::Hasher::new();
+    // The bytes before the attributes contain the generation.
+    for_each_rule(socket, |attributes| rules.update(attributes.rest))?;
     Ok(Some(TableFingerprint { handle, flags, rules: rules.finalize() }))
 }
 
 /// The attributes of each rule of our table, if it exists.
 pub fn for_each_rule(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
-    let of_table = [(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul())];
-    or_absent(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
-        each(message.attributes());
-    }))
-    .map(drop)
+    let name = [(NFTA_TABLE_NAME, TABLE.to_bytes_with_nul())];
+    let each = |message: &Message<'_>| each(message.attributes());
+    let dump = libc::NLM_F_DUMP;
+    or_absent(ask(socket, libc::NFT_MSG_GETRULE, dump, &INET, &name, each)).map(drop)
 }
 
 /// Whether a table with this name exists.
-pub fn has_table(socket: &mut Socket, table: &str) -> io::Result<bool> {
-    let mut name = table.as_bytes().to_vec();
-    name.push(0);
-    let asked = ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, &name)], |_| {});
+pub fn has_table(socket: &mut Socket, table: &CStr) -> io::Result<bool> {
+    let name = [(NFTA_TABLE_NAME, table.to_bytes_with_nul())];
+    let asked = ask(socket, libc::NFT_MSG_GETTABLE, 0, &INET, &name, |_| {});
     Ok(or_absent(asked)?.is_some())
 }
 
 /// Names of all tables of `family` (`NFPROTO_*`).
 pub fn table_names(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
-    let start =
-        MessageHead { family: family as u8, ..start(libc::NFT_MSG_GETTABLE, libc::NLM_F_DUMP, 0) };
-    socket.request(
-        &mut Vec::new(),
-        start,
-        |_| {},
+    ask(
+        socket,
+        libc::NFT_MSG_GETTABLE,
+        libc::NLM_F_DUMP,
+        &family_header(family, 0),
+        &[],
         |message| {
             let name = message.attributes().first(NFTA_TABLE_NAME).map(CStr::from_bytes_until_nul);
             names.extend(name.and_then(Result::ok).map(|name| name.to_string_lossy().into_owned()));
@@ -445,97 +404,76 @@ pub fn table_names(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> 
     Ok(names)
 }
 
-/// Passes all objects of one kind in `table`, restricted to what `of` names, to `each`.
+/// Passes all objects of one kind in `table`, restricted to what `of` names, to `each`. `Interrupted` if they changed
+/// meanwhile: some may be missing or repeated.
 pub fn dump_objects(
     socket: &mut Socket,
     command: i32,
-    table: &str,
+    table: &CStr,
     of: Option<(u16, &[u8])>,
     mut each: impl FnMut(&Attributes<'_>),
 ) -> io::Result<()> {
-    let mut name = table.as_bytes().to_vec();
-    name.push(0);
-    let asked: Vec<_> = std::iter::once((NFTA_TABLE_NAME, &name[..])).chain(of).collect();
-    let mut consistent = true;
-    ask(socket, command, libc::NLM_F_DUMP, &asked, |message| {
-        consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+    let name = table.to_bytes_with_nul();
+    let asked: Vec<_> = std::iter::once((NFTA_TABLE_NAME, name)).chain(of).collect();
+    let dump = libc::NLM_F_DUMP;
+    let is_consistent = ask(socket, command, dump, &INET, &asked, |message| {
         let attributes = message.attributes();
         // Not all kernels restrict the dump to one table.
-        if attributes.first(NFTA_TABLE_NAME) == Some(&name[..]) {
+        if attributes.first(NFTA_TABLE_NAME) == Some(name) {
             each(&attributes);
         }
     })?;
-    if consistent { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+    if is_consistent { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
-/// The elements of a set of our table: key and remaining timeout. Returns whether the set stayed unchanged meanwhile;
-/// otherwise some elements may be missing or repeated.
-pub fn dump_set(
+/// Passes key and attributes of each element of a set or map of our table to `each`; see [`remaining_time`] and
+/// [`data_of`]. Errors as [`dump_objects`].
+pub fn dump_elements(
     socket: &mut Socket,
     set: &'static CStr,
-    mut each: impl FnMut(&[u8], Option<Duration>),
-) -> io::Result<bool> {
-    dump_elements(socket, set, |key, element| {
-        let expiration = element.first(NFTA_SET_ELEM_EXPIRATION);
-        each(key, expiration.and_then(be64).map(Duration::from_millis));
+    mut each: impl FnMut(&[u8], &Attributes<'_>),
+) -> io::Result<()> {
+    let of_set = Some((NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul()));
+    dump_objects(socket, libc::NFT_MSG_GETSETELEM, TABLE, of_set, |attributes| {
+        for_each_element(attributes, &mut each);
     })
 }
 
-/// The data of one element of a map of our table, if it exists. `buffer` is reused for the request.
+/// The data of one element of a map of our table, if it exists.
 pub fn map_data(
     socket: &mut Socket,
-    buffer: &mut Vec<u8>,
     map: &'static CStr,
     key: &[u8],
 ) -> io::Result<Option<Vec<u8>>> {
     let element = Element { set: map, key, data: None, timeout: None };
     let mut found = None;
     or_absent(socket.request(
-        buffer,
-        start(libc::NFT_MSG_GETSETELEM, 0, 0),
-        |message| element.put(message),
-        |message| for_each_element(message, |_, element| found = data_of(element).map(Vec::from)),
+        kind_of(libc::NFNL_SUBSYS_NFTABLES, libc::NFT_MSG_GETSETELEM),
+        0,
+        &INET,
+        |message| element.put(message.put(NFTA_TABLE_NAME, TABLE.to_bytes_with_nul())),
+        |message| {
+            for_each_element(&message.attributes(), |_, element| {
+                found = data_of(element).map(Vec::from);
+            });
+        },
     ))?;
     Ok(found)
 }
 
-/// As [`dump_set`], for a map: key and data.
-pub fn dump_map(
-    socket: &mut Socket,
-    map: &'static CStr,
-    mut each: impl FnMut(&[u8], &[u8]),
-) -> io::Result<bool> {
-    dump_elements(socket, map, |key, element| {
-        if let Some(data) = data_of(element) {
-            each(key, data);
-        }
-    })
+/// The time until an element expires.
+pub fn remaining_time(element: &Attributes<'_>) -> Option<Duration> {
+    element.first(NFTA_SET_ELEM_EXPIRATION).and_then(be64).map(Duration::from_millis)
 }
 
-fn data_of<'a>(element: &Attributes<'a>) -> Option<&'a [u8]> {
+/// The data of a map's element.
+pub fn data_of<'a>(element: &Attributes<'a>) -> Option<&'a [u8]> {
     element.nested(NFTA_SET_ELEM_DATA)?.first(NFTA_DATA_VALUE)
 }
 
-fn dump_elements(
-    socket: &mut Socket,
-    set: &'static CStr,
-    mut each: impl FnMut(&[u8], &Attributes<'_>),
-) -> io::Result<bool> {
-    let mut consistent = true;
-    let attributes = [
-        (NFTA_SET_ELEM_LIST_TABLE, TABLE.to_bytes_with_nul()),
-        (NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul()),
-    ];
-    ask(socket, libc::NFT_MSG_GETSETELEM, libc::NLM_F_DUMP, &attributes, |message| {
-        consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
-        for_each_element(message, &mut each);
-    })?;
-    Ok(consistent)
-}
-
-/// Passes key and attributes of each element in `message` to `each`.
-fn for_each_element(message: &Message<'_>, mut each: impl FnMut(&[u8], &Attributes<'_>)) {
-    let elements = message.attributes().nested(NFTA_SET_ELEM_LIST_ELEMENTS);
+/// Passes key and attributes of each element in a message to `each`.
+fn for_each_element(message: &Attributes<'_>, mut each: impl FnMut(&[u8], &Attributes<'_>)) {
+    let elements = message.nested(NFTA_SET_ELEM_LIST_ELEMENTS);
     for (_, element) in elements.into_iter().flatten() {
         let element = Attributes::new(element);
         let key = element.nested(NFTA_SET_ELEM_KEY).and_then(|key| key.first(NFTA_DATA_VALUE));
@@ -550,13 +488,15 @@ fn ask(
     socket: &mut Socket,
     command: i32,
     flags: i32,
+    header: &[u8],
     attributes: &[(u16, &[u8])],
     each: impl FnMut(&Message<'_>),
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let fill = |writer: &mut Writer<'_>| {
         for (kind, content) in attributes {
             writer.put(*kind, content);
         }
     };
-    socket.request(&mut Vec::new(), start(command, flags, 0), fill, each)
+    let kind = kind_of(libc::NFNL_SUBSYS_NFTABLES, command);
+    socket.request(kind, flags, header, fill, each)
 }

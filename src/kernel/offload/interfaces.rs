@@ -10,10 +10,9 @@ use std::{fs, io};
 
 use ftp_alg_fastpath::{EthernetInterface, Interfaces};
 
-use crate::kernel::netlink::{Attributes, Socket};
+use crate::kernel::netlink::{Attributes, Socket, repeat_interrupted};
 
 // From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; libc lacks some of them.
-const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
@@ -26,8 +25,6 @@ const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
 const ARPHRD_ETHER: u16 = 1;
 /// Size of `struct ifinfomsg`.
 const IFINFOMSG_SIZE: usize = 16;
-/// How often to read the list, if interfaces are created or deleted meanwhile.
-const ATTEMPTS: usize = 5;
 /// The setting for all bridges of a network namespace. The file exists if br_netfilter is loaded.
 const BRIDGE_SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 /// How many interfaces may be upon each other.
@@ -58,13 +55,8 @@ enum LinkKind {
 /// Lists the interfaces in the network namespace of this thread.
 pub fn list_interfaces() -> io::Result<Interfaces> {
     let mut socket = Socket::open_route()?;
-    for _ in 0..ATTEMPTS {
-        match dump_links(&mut socket) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            links => return Ok(classify(links?, bridge_setting())),
-        }
-    }
-    Err(io::ErrorKind::Interrupted.into())
+    let links = repeat_interrupted(|| dump_links(&mut socket))?;
+    Ok(classify(links, bridge_setting()))
 }
 
 /// Whether the setting for all bridges runs the rules at their ports; `None` if br_netfilter is not loaded.
@@ -103,12 +95,9 @@ fn classify(links: Vec<Link>, setting: Option<bool>) -> Interfaces {
 }
 
 fn dump_links(socket: &mut Socket) -> io::Result<Vec<Link>> {
-    let (mut found, mut is_consistent) = (Vec::new(), true);
-    socket.dump(RTM_GETLINK, &[0; IFINFOMSG_SIZE], |message| {
-        is_consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
-        if message.kind == RTM_NEWLINK {
-            found.extend(parse_link(message.body));
-        }
+    let mut found = Vec::new();
+    let is_consistent = socket.dump(RTM_GETLINK, &[0; IFINFOMSG_SIZE], |message| {
+        found.extend(parse_link(message.body));
     })?;
     if is_consistent { Ok(found) } else { Err(io::ErrorKind::Interrupted.into()) }
 }

@@ -141,7 +141,7 @@ impl Offload {
             Ok(None) => return,
             Err(error) => return self.record_failure(NOT_HANDED_OVER, &error),
         };
-        let [active_mark, passive_mark] = leases.each_ref().map(TranslationLease::mark);
+        let [active_mark, passive_mark] = leases.each_ref().map(|lease| lease.mark);
         let [announced_client, announced_server] = handover.announced_addresses;
         let [first_client_port, last_client_port] = handover.client_ports;
         let offsets =

@@ -21,7 +21,7 @@ use crate::kernel::{
     netlink::{
         Socket,
         nft::{self, Batch, Element},
-        or_absent,
+        or_absent, repeat_interrupted,
     },
     parameters::{Backend, MAX_SLOT},
     table::Commits,
@@ -35,8 +35,6 @@ const READY: &CStr = c"fast_path_ready";
 const MAX_SOURCES: usize = 2 * 16_384;
 /// Elements in one transaction, so that it fits a send buffer of the default size.
 const ELEMENTS_PER_BATCH: usize = 256;
-/// How often to read a map, if it changes meanwhile.
-const READ_ATTEMPTS: usize = 8;
 
 /// Initiator and target.
 type InitiatorAndTarget = (Ipv4Addr, Ipv4Addr);
@@ -64,16 +62,10 @@ struct Leased<T> {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct TranslationLease {
-    mark: u32,
+    /// The packet mark by which the rules translate the connection.
+    pub mark: u32,
     target: Option<Ipv4Addr>,
     pair: InitiatorAndTarget,
-}
-
-impl TranslationLease {
-    /// The packet mark by which the rules translate the connection.
-    pub fn mark(&self) -> u32 {
-        self.mark
-    }
 }
 
 impl Translations {
@@ -88,36 +80,32 @@ impl Translations {
             targets: HashMap::new(),
             sources: HashMap::new(),
         };
-        for _ in 0..READ_ATTEMPTS {
-            if translations.read().map_err(translation_error)? {
-                return Ok(translations);
-            }
-        }
-        Err(translation_error(io::ErrorKind::Interrupted.into()))
+        repeat_interrupted(|| translations.read()).map_err(translation_error)?;
+        Ok(translations)
     }
 
-    /// Reads both maps. Returns `false` if one changed meanwhile.
-    fn read(&mut self) -> io::Result<bool> {
+    /// Reads both maps. `Interrupted` if one changed meanwhile.
+    fn read(&mut self) -> io::Result<()> {
         let Self { parameters, socket, targets, sources, .. } = self;
         targets.clear();
         sources.clear();
         // Without our table there are no elements.
-        let is_whole = or_absent(nft::dump_map(socket, TARGETS, |key, target| {
+        or_absent(nft::dump_elements(socket, TARGETS, |key, element| {
             let mark = key.first_chunk().map(|mark| u32::from_ne_bytes(*mark));
             if let Some(slot) = mark.and_then(|mark| parameters.slot_of(mark))
-                && let Some(target) = address_at(target, 0)
+                && let Some(target) = nft::data_of(element).and_then(|data| address_at(data, 0))
             {
                 targets.insert(target, Leased { value: slot, lease_count: 0 });
             }
         }))?;
-        let is_whole_too = or_absent(nft::dump_map(socket, SOURCES, |pair, source| {
+        or_absent(nft::dump_elements(socket, SOURCES, |pair, element| {
             if let (Some(initiator), Some(target)) = (address_at(pair, 0), address_at(pair, 4))
-                && let Some(value) = address_at(source, 0)
+                && let Some(value) = nft::data_of(element).and_then(|data| address_at(data, 0))
             {
                 sources.insert((initiator, target), Leased { value, lease_count: 0 });
             }
         }))?;
-        Ok(is_whole != Some(false) && is_whole_too != Some(false))
+        Ok(())
     }
 
     /// Acquires the translations of a connection: its destination becomes `target` (`None` leaves it as it is), and the

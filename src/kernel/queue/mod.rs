@@ -6,14 +6,14 @@
 #![allow(unsafe_code)]
 
 mod receive;
-mod statistics;
 mod verdicts;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
+    ops::RangeInclusive,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
         unix::fs::FileExt,
     },
     time::Duration,
@@ -24,16 +24,17 @@ use ftp_alg_core::packet::Offload;
 use super::{
     NetfilterError,
     broker::{CAP_NET_ADMIN, has_capability},
-    netlink::{self, MessageHead, Messages, Socket, Writer},
+    netlink::{self, Messages, Socket, Writer, family_header, kind_of, put_message},
 };
 use receive::{BATCH_SIZE, ReceivedPacket, Receiver, SLOT_SIZE, offset_in, parse};
-pub(super) use statistics::{STATISTICS, reader_port, readers};
-use statistics::{find_row, reader_name};
 use verdicts::PendingVerdicts;
 pub use verdicts::Verdicts;
 
-const SUBSYSTEM: u8 = libc::NFNL_SUBSYS_QUEUE as u8;
-const PACKET: u16 = (libc::NFNL_SUBSYS_QUEUE as u16) << 8 | libc::NFQNL_MSG_PACKET as u16;
+const PACKET: u16 = kind_of(libc::NFNL_SUBSYS_QUEUE, libc::NFQNL_MSG_PACKET);
+const CONFIG: u16 = kind_of(libc::NFNL_SUBSYS_QUEUE, libc::NFQNL_MSG_CONFIG);
+
+/// Statistics of all queues, in the thread's own network namespace, not in that of the process's first thread.
+pub(super) const STATISTICS: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 
 /// Limit of packets in a queue; the kernel drops further ones.
 pub const MAXIMUM_WAITING: u32 = 8192;
@@ -264,10 +265,10 @@ impl Queue {
         tracing::warn!(
             "queue {number}: a packet is longer than 64 KiB: this queue gets no super-packets (GSO) any more"
         );
-        let mut request = Vec::new();
-        let start = configuration(number, 0);
-        put_super_packet_flag(&mut Writer::new(&mut request, start), false);
-        self.socket.send(&request).map_err(|e| NetfilterError::system(format!("queue {number}"), e))
+        configure_unacknowledged(&self.socket, number, |message| {
+            put_super_packet_flag(message, false)
+        })
+        .map_err(|e| NetfilterError::system(format!("queue {number}"), e))
     }
 
     /// The packets of the last batch, and the verdicts on them.
@@ -309,7 +310,8 @@ impl Waker {
     /// Wakes the reader. Not necessary if there is none any more, or if its buffer is full, because then it has packets
     /// to read. This must never block, because the reader may wait for the caller.
     pub fn wake(&self) {
-        let nothing = netlink::request_message(libc::NLMSG_NOOP as u16, 0, 0, &[]);
+        let mut nothing = Vec::new();
+        put_message(&mut nothing, libc::NLMSG_NOOP as u16, 0, 0, &[], |_| {});
         let _ = self.socket.send_to(&nothing, self.port);
     }
 }
@@ -330,17 +332,6 @@ fn put_super_packet_flag(message: &mut Writer<'_>, yes: bool) {
         .put(libc::NFQA_CFG_MASK as u16, &mask.to_be_bytes());
 }
 
-fn configuration(number: u16, flags: u16) -> MessageHead {
-    MessageHead {
-        subsystem: SUBSYSTEM,
-        command: libc::NFQNL_MSG_CONFIG as u8,
-        flags,
-        sequence: 0,
-        family: libc::AF_UNSPEC as u8,
-        resource: number,
-    }
-}
-
 /// Starts the delivery of packets, which the kernel drops until then. Does not wait for the answer: packets could be
 /// read before it, and every packet that is read must get a verdict.
 fn start_delivery(socket: &Socket, number: u16) -> io::Result<()> {
@@ -350,9 +341,19 @@ fn start_delivery(socket: &Socket, number: u16) -> io::Result<()> {
         *range = 0xffff_u32.to_be_bytes();
         mode.fill(libc::NFQNL_COPY_PACKET as u8);
     }
+    configure_unacknowledged(socket, number, |message| {
+        message.put(libc::NFQA_CFG_PARAMS as u16, &parameters);
+    })
+}
+
+/// Sends one configuration message that the kernel answers only if it refuses it.
+fn configure_unacknowledged(
+    socket: &Socket,
+    number: u16,
+    fill: impl FnOnce(&mut Writer<'_>),
+) -> io::Result<()> {
     let mut request = Vec::new();
-    Writer::new(&mut request, configuration(number, 0))
-        .put(libc::NFQA_CFG_PARAMS as u16, &parameters);
+    put_message(&mut request, CONFIG, 0, 0, &family_header(libc::AF_UNSPEC, number), fill);
     socket.send(&request)
 }
 
@@ -362,13 +363,13 @@ fn configure(
     number: u16,
     fill: impl FnOnce(&mut Writer<'_>),
 ) -> io::Result<()> {
-    let start = configuration(number, libc::NLM_F_ACK as u16);
-    socket.request(&mut Vec::new(), start, fill, |_| {})
+    let header = family_header(libc::AF_UNSPEC, number);
+    socket.request(CONFIG, libc::NLM_F_ACK, &header, fill, |_| {}).map(drop)
 }
 
 /// The kernel returns EPERM both when the queue has a reader and when we lack the capability.
 fn refused(number: u16, error: io::Error) -> NetfilterError {
-    let taken = || match std::fs::read_to_string(STATISTICS) {
+    let taken = || match fs::read_to_string(STATISTICS) {
         Ok(table) => {
             let owner = format!(" ({})", reader_name(find_row(&table, number)?.port));
             Some(NetfilterError::QueueTaken { number, owner })
@@ -396,6 +397,49 @@ fn refused(number: u16, error: io::Error) -> NetfilterError {
     }
 }
 
+/// Most programs use their process id as netlink port.
+fn reader_name(port: u32) -> String {
+    fs::read_to_string(format!("/proc/{port}/comm")).map_or_else(
+        |_| format!("netlink port {port}"),
+        |name| format!("{}, pid {port}", name.trim_end()),
+    )
+}
+
+/// The queues among these that have a reader, and the reader.
+pub(super) fn readers(numbers: RangeInclusive<u16>) -> Vec<(u16, String)> {
+    let table = fs::read_to_string(STATISTICS).unwrap_or_default();
+    numbers
+        .filter_map(|number| Some((number, reader_name(find_row(&table, number)?.port))))
+        .collect()
+}
+
+/// Netlink port of the queue's reader.
+pub(super) fn reader_port(number: u16) -> Option<u32> {
+    let table = fs::read_to_string(STATISTICS).ok()?;
+    find_row(&table, number).map(|row| row.port)
+}
+
+/// The statistics of a queue.
+struct QueueStatistics {
+    port: u32,
+    dropped: u64,
+}
+
+/// Columns (seq_show in nfnetlink_queue.c): queue, port, waiting, copy mode, copy range, dropped,
+/// dropped at the socket, last id, 1.
+fn find_row(table: &str, number: u16) -> Option<QueueStatistics> {
+    table.lines().find_map(|line| {
+        let mut columns = line.split_ascii_whitespace();
+        if columns.next()?.parse::<u16>().ok()? != number {
+            return None;
+        }
+        let port = columns.next()?.parse().ok()?;
+        let full: u64 = columns.nth(3)?.parse().ok()?;
+        let socket: u64 = columns.next()?.parse().ok()?;
+        Some(QueueStatistics { port, dropped: full.saturating_add(socket) })
+    })
+}
+
 /// Number of packets between two consecutive ones.
 fn count_between(last: u32, id: u32) -> u64 {
     u64::from(id.wrapping_sub(last).wrapping_sub(1))
@@ -409,5 +453,14 @@ mod tests {
     fn packets_that_are_missing_are_counted_by_their_numbers() {
         assert_eq!([count_between(0, 1), count_between(1, 2), count_between(2, 5)], [0, 0, 2]);
         assert_eq!(count_between(u32::MAX, 0), 0);
+    }
+
+    #[test]
+    fn the_row_of_a_queue_is_read() {
+        let table = " 2100  27402     0 2 65531     3     4       58  1\n  210   1 0 2 0 0 0 0 1\n";
+        let row = find_row(table, 2100).unwrap();
+        assert_eq!((row.port, row.dropped), (27402, 7));
+        assert!(find_row(table, 2101).is_none());
+        assert!(find_row("2100 x", 2100).is_none());
     }
 }

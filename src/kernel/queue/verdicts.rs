@@ -13,9 +13,9 @@ use std::collections::VecDeque;
 use super::{
     super::{
         NetfilterError,
-        netlink::{MessageHead, Socket, Writer},
+        netlink::{Socket, family_header, kind_of, put_message},
     },
-    MAXIMUM_REPLACEMENT, QueueVerdict, SUBSYSTEM,
+    MAXIMUM_REPLACEMENT, QueueVerdict,
 };
 
 /// Number of bytes at which verdicts are sent.
@@ -117,24 +117,17 @@ impl PendingVerdicts {
             *first = (verdict as u32).to_be_bytes();
             rest.copy_from_slice(&id.to_be_bytes());
         }
-        let mut message = Writer::new(
-            &mut self.out,
-            MessageHead {
-                subsystem: SUBSYSTEM,
-                command: kind as u8,
-                flags: 0,
-                sequence: 0,
-                family: libc::AF_UNSPEC as u8,
-                resource: self.number,
-            },
-        );
-        message.put(libc::NFQA_VERDICT_HDR as u16, &header);
-        if let Some(payload) = payload {
-            message.put(libc::NFQA_PAYLOAD as u16, payload);
-        }
-        if let Some(mark) = mark {
-            message.put(libc::NFQA_MARK as u16, &mark.to_be_bytes());
-        }
+        let kind = kind_of(libc::NFNL_SUBSYS_QUEUE, kind);
+        let queue = family_header(libc::AF_UNSPEC, self.number);
+        put_message(&mut self.out, kind, 0, 0, &queue, |message| {
+            message.put(libc::NFQA_VERDICT_HDR as u16, &header);
+            if let Some(payload) = payload {
+                message.put(libc::NFQA_PAYLOAD as u16, payload);
+            }
+            if let Some(mark) = mark {
+                message.put(libc::NFQA_MARK as u16, &mark.to_be_bytes());
+            }
+        });
     }
 }
 

@@ -6,14 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use crate::kernel::netlink::{Attributes, put_attribute};
+use crate::kernel::netlink::{Attributes, address_of, family_of, octets_of, put_attribute};
 
 // From linux/rtnetlink.h, linux/fib_rules.h and linux/nexthop.h; libc lacks some of them.
-pub const RTM_NEWROUTE: u16 = 24;
 pub const RTM_GETROUTE: u16 = 26;
-pub const RTM_NEWRULE: u16 = 32;
 pub const RTM_GETRULE: u16 = 34;
-pub const RTM_NEWNEXTHOP: u16 = 104;
 pub const RTM_GETNEXTHOP: u16 = 106;
 const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
@@ -120,7 +117,7 @@ impl RouteRequest {
         let octets = octets_of(address);
         let length = (octets.len() * 8) as u8;
         let source_length = if source.is_some() { length } else { 0 };
-        let mut body = vec![family_of(address), length, source_length, 0, 0, 0, 0, 0];
+        let mut body = vec![family_of(address) as u8, length, source_length, 0, 0, 0, 0, 0];
         let flags = match entry {
             true if address.is_ipv4() => RTM_F_FIB_MATCH | RTM_F_LOOKUP_TABLE,
             true => RTM_F_FIB_MATCH,
@@ -150,7 +147,7 @@ pub fn table_request(of_family: IpAddr, table: u32, interface: u32) -> Vec<u8> {
 /// The request for all rules.
 pub fn rules_request(of_family: IpAddr) -> Vec<u8> {
     let mut body = vec![0; RTMSG_SIZE];
-    body.splice(..1, [family_of(of_family)]);
+    body.splice(..1, [family_of(of_family) as u8]);
     body
 }
 
@@ -161,23 +158,11 @@ pub fn nexthop_request(id: u32) -> Vec<u8> {
     body
 }
 
-fn octets_of(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
-fn family_of(address: IpAddr) -> u8 {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    family as u8
-}
-
 /// The rule of a message.
 pub fn parse_rule(body: &[u8]) -> Option<RoutingRule> {
     let attributes = Attributes::new(body.get(RTMSG_SIZE..)?);
     let mark = attributes.first(FRA_FWMARK).and_then(index_at);
-    let source = attributes.first(FRA_SRC).and_then(address_at);
+    let source = attributes.first(FRA_SRC).and_then(address_of);
     Some(RoutingRule { table: table_of(body)?, mark, source })
 }
 
@@ -210,7 +195,7 @@ pub fn parse_route(body: &[u8]) -> Option<Route> {
     }
     let router_kinds = [RTA_MULTIPATH, RTA_GATEWAY, RTA_VIA];
     Some(Route {
-        destination: attributes.first(RTA_DST).and_then(address_at),
+        destination: attributes.first(RTA_DST).and_then(address_of),
         prefix_length,
         is_exact: true,
         table: table_of(body)?,
@@ -226,13 +211,6 @@ fn table_of(body: &[u8]) -> Option<u32> {
     let (head, attributes) = body.split_at_checked(RTMSG_SIZE)?;
     let number = Attributes::new(attributes).first(RTA_TABLE).and_then(index_at);
     number.or_else(|| head.get(4).map(|table| u32::from(*table)))
-}
-
-fn address_at(octets: &[u8]) -> Option<IpAddr> {
-    match octets.len() {
-        4 => octets.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
-        _ => octets.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
-    }
 }
 
 fn index_at(bytes: &[u8]) -> Option<u32> {

@@ -15,13 +15,12 @@ use std::{
 use ftp_alg_core::engine::{KernelError, RouteLookup};
 
 use self::messages::{
-    Nexthop, RTM_GETNEXTHOP, RTM_GETROUTE, RTM_GETRULE, RTM_NEWNEXTHOP, RTM_NEWROUTE, RTM_NEWRULE,
-    Route, RouteRequest, RoutingRule, nexthop_request, parse_nexthop, parse_route, parse_rule,
-    rules_request, table_request,
+    Nexthop, RTM_GETNEXTHOP, RTM_GETROUTE, RTM_GETRULE, Route, RouteRequest, RoutingRule,
+    nexthop_request, parse_nexthop, parse_route, parse_rule, rules_request, table_request,
 };
 use super::{
     budget::{Budget, Stopwatch},
-    netlink::{DONE, ERROR, Message, Socket, request_message},
+    netlink::{DONE, ERROR, Message, Socket, put_message},
 };
 
 /// Addresses that only default routes cover (RFC 5737, RFC 3849).
@@ -31,6 +30,9 @@ const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
 /// The time after which reading of a routing table ends. The kernel's own walk to the first route that leads to the
 /// interface cannot be ended: it takes 150 ms in a table of 300,000 routes (IPv6: 450 ms).
 const LONGEST_DUMP: Duration = Duration::from_millis(200);
+/// Errors that mean: no route, or one that refuses. The interface or the nexthop object may have been deleted.
+const NO_OBJECT: [i32; 6] =
+    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::ENODEV, libc::ENOENT];
 /// How often the log says that answers are missing.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -232,7 +234,7 @@ impl Routes {
     fn rules(&mut self, of_family: IpAddr) -> io::Result<Vec<RoutingRule>> {
         let mut rules = Vec::new();
         dump(RTM_GETRULE, &rules_request(of_family), |message| {
-            rules.extend((message.kind == RTM_NEWRULE).then(|| parse_rule(message.body)).flatten());
+            rules.extend(parse_rule(message.body));
             false
         })?;
         let usual = [libc::RT_TABLE_MAIN, libc::RT_TABLE_LOCAL, libc::RT_TABLE_UNSPEC];
@@ -279,8 +281,7 @@ impl Routes {
         }
         let stopwatch = Stopwatch::start();
         let reading = dump(RTM_GETROUTE, &table_request(of_family, table, interface), |message| {
-            message.kind == RTM_NEWROUTE
-                && parse_route(message.body).as_ref().is_some_and(&mut is_it)
+            parse_route(message.body).as_ref().is_some_and(&mut is_it)
         });
         self.dumps.charge(stopwatch.elapsed());
         reading
@@ -311,11 +312,11 @@ impl Routes {
     }
 
     fn get_route(&mut self, request: RouteRequest) -> io::Result<Option<Route>> {
-        self.ask(RTM_GETROUTE, &request.body(), RTM_NEWROUTE, parse_route)
+        self.ask(RTM_GETROUTE, &request.body(), parse_route)
     }
 
     fn nexthop(&mut self, id: u32) -> io::Result<Option<Nexthop>> {
-        self.ask(RTM_GETNEXTHOP, &nexthop_request(id), RTM_NEWNEXTHOP, parse_nexthop)
+        self.ask(RTM_GETNEXTHOP, &nexthop_request(id), parse_nexthop)
     }
 
     /// Asks for one object.
@@ -323,29 +324,16 @@ impl Routes {
         &mut self,
         kind: u16,
         body: &[u8],
-        answer: u16,
         parse: impl Fn(&[u8]) -> Option<T>,
     ) -> io::Result<Option<T>> {
-        let sequence = self.socket.next_sequence();
-        let (mut object, mut errno) = (None, 0);
-        self.socket.ask(&request_message(kind, 0, sequence, body), |message| {
-            match message.kind {
-                _ if message.sequence != sequence => {}
-                ERROR => errno = message.errno(),
-                found if found == answer => object = parse(message.body),
-                _ => {}
+        let mut object = None;
+        let each = |message: &Message<'_>| object = parse(message.body);
+        let answered = self.socket.request(kind, 0, body, |_| {}, each);
+        match answered {
+            Err(error) if error.raw_os_error().is_some_and(|errno| NO_OBJECT.contains(&errno)) => {
+                Ok(None)
             }
-        })?;
-        match errno {
-            0 => Ok(object),
-            // No route, or one that refuses. The interface or the nexthop object may have been deleted.
-            libc::ENETUNREACH
-            | libc::EHOSTUNREACH
-            | libc::EACCES
-            | libc::EINVAL
-            | libc::ENODEV
-            | libc::ENOENT => Ok(None),
-            errno => Err(io::Error::from_raw_os_error(errno)),
+            answered => answered.map(|_| object),
         }
     }
 
@@ -387,7 +375,8 @@ fn dump(
 ) -> io::Result<Reading> {
     let mut socket = open()?;
     let sequence = socket.next_sequence();
-    let request = request_message(kind, libc::NLM_F_DUMP as u16, sequence, body);
+    let mut request = Vec::new();
+    put_message(&mut request, kind, libc::NLM_F_DUMP, sequence, body, |_| {});
     let (mut reading, mut errno) = (Reading::CutShort, 0);
     let stopwatch = Stopwatch::start();
     socket.ask_by_datagram(&request, |messages| {

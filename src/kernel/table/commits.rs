@@ -3,6 +3,10 @@
 //! The kernel counts the transactions of a network namespace (its generation), including ours; each pinhole is one. We
 //! count ours, so the difference is the number of others' transactions, plus a constant. Knows nothing of what a
 //! transaction changes.
+//!
+//! The kernel also sends notices to those who subscribe. It then builds one for each pinhole as well; those are filtered
+//! before they wake anyone. So only a daemon that needs notices subscribes. A change that no notice shows, because it
+//! follows elements in its transaction or was lost, is found at the next check.
 
 use std::{
     io,
@@ -12,14 +16,30 @@ use std::{
     },
 };
 
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::{RecvFlags, recv},
+};
+use socket2::{SockFilter, SockRef};
+
 use super::compiled;
 use crate::kernel::{
     NetfilterError,
     netlink::{
-        Socket,
+        Socket, kind_of,
         nft::{self, Batch, BatchOutcome},
     },
 };
+
+/// The group of all notices.
+const GROUP: i32 = libc::NFNLGRP_NFTABLES;
+/// Notices of elements, and of the generation.
+const IGNORED: [i32; 3] =
+    [libc::NFT_MSG_NEWSETELEM, libc::NFT_MSG_DELSETELEM, libc::NFT_MSG_NEWGEN];
+/// Offset of the message type: `nlmsg_type` of `struct nlmsghdr`.
+const TYPE_OFFSET: u32 = 4;
+/// Buffer for notices that arrive during a check; an overflow counts as a notice.
+const BUFFER: usize = 1 << 16;
 
 /// The transactions of this process in one network namespace. All users share it.
 #[derive(Clone, Debug, Default)]
@@ -108,6 +128,57 @@ impl Commits {
         let is_certain = over == begun && started.load(SeqCst) == begun;
         Ok(is_certain.then(|| generation.wrapping_sub(ours)))
     }
+}
+
+/// Notices of changes to nf_tables in the network namespace of the thread that opened it, except changes of set
+/// elements.
+#[derive(Debug)]
+pub struct ChangeNotices {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl ChangeNotices {
+    /// Subscribes to the notices.
+    pub fn open() -> Result<Self, NetfilterError> {
+        let failed = |error| NetfilterError::system("notices of nf_tables", error);
+        let socket = Socket::open().map_err(failed)?;
+        ignore_elements(&socket).map_err(failed)?;
+        socket
+            .set_option(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, GROUP)
+            .map_err(failed)?;
+        Ok(Self { socket, buffer: vec![0; BUFFER] })
+    }
+
+    /// Waits for a notice, and discards all that have arrived.
+    pub fn wait(&mut self) -> io::Result<()> {
+        let mut flags = RecvFlags::empty();
+        loop {
+            match retry_on_intr(|| recv(&self.socket, &mut self.buffer[..], flags)) {
+                Err(Errno::WOULDBLOCK) => return Ok(()),
+                // Some may be lost.
+                Ok(_) | Err(Errno::NOBUFS) => flags = RecvFlags::DONTWAIT,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Filters notices that start with an ignored message.
+fn ignore_elements(socket: &Socket) -> io::Result<()> {
+    let statement = |code: u32, k| SockFilter::new(code as u16, 0, 0, k);
+    let mut program = vec![statement(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, TYPE_OFFSET)];
+    let last = IGNORED.len();
+    for (index, message) in IGNORED.into_iter().enumerate() {
+        // A socket filter reads numbers in network order.
+        let kind = kind_of(libc::NFNL_SUBSYS_NFTABLES, message).to_ne_bytes();
+        let code = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        let (jump, k) = ((last - index) as u8, u16::from_be_bytes(kind).into());
+        program.push(SockFilter::new(code, jump, 0, k));
+    }
+    program.push(statement(libc::BPF_RET | libc::BPF_K, u32::MAX));
+    program.push(statement(libc::BPF_RET | libc::BPF_K, 0));
+    SockRef::from(socket).attach_filter(&program)
 }
 
 #[cfg(test)]

@@ -5,22 +5,22 @@
 //! once, and sent with the table's own name: in one transaction, through our socket, which may own the table, without
 //! starting a program. The attributes are not interpreted; numbers that the kernel assigned are omitted.
 
-use std::io;
+use std::{ffi::CStr, io};
 
 use crate::kernel::{
     netlink::{
         Attributes, Socket,
-        nft::{self, Batch},
-        or_absent, put_attribute,
+        nft::{self, Batch, TABLE},
+        or_absent, put_attribute, repeat_interrupted,
     },
-    parameters::TABLE,
+    parameters,
 };
 
 /// The draft.
-pub(super) const DRAFT: &str = "ftp_alg_draft";
+pub(super) const DRAFT: &CStr = c"ftp_alg_draft";
 /// Names of two tables for probing.
-const PROBE: &str = "ftp_alg_probe";
-const ABSENT: &str = "ftp_alg_absent";
+const PROBE: &CStr = c"ftp_alg_probe";
+const ABSENT: &CStr = c"ftp_alg_absent";
 /// Socket buffer size; memory is used only for waiting messages.
 pub(super) const BUFFER: i32 = 4 << 20;
 
@@ -28,10 +28,6 @@ pub(super) const BUFFER: i32 = 4 << 20;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_ID: u16 = 10;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
-const NFTA_OBJ_DATA: u16 = 4;
-const NFTA_CT_HELPER_L3PROTO: u16 = 2;
-/// As the kernel reports it: a big-endian u16.
-const BOTH_FAMILIES: [u8; 2] = (libc::NFPROTO_INET as u16).to_be_bytes();
 
 /// Name, type, data, user data.
 const OBJECT: &[u16] = &[2, 3, 4, 8];
@@ -52,8 +48,6 @@ const NOT_RETAINED: [&[u8]; 4] =
     [b"heartbeat\0", b"external_addresses4\0", b"external_addresses6\0", b"external_ports6\0"];
 /// Beginning of the names of anonymous sets.
 const ANONYMOUS: &[u8] = b"__";
-/// How often to read the elements of a set, if it changes meanwhile.
-const READ_ATTEMPTS: usize = 8;
 
 /// The messages that create the table, in order.
 #[derive(Clone, Debug)]
@@ -70,25 +64,14 @@ pub(super) struct TableMessage {
 
 /// The text that loads the draft instead of the table.
 pub(in crate::kernel) fn as_draft(text: &str) -> String {
-    let (ours, draft) = (format!("table inet {TABLE}"), format!("table inet {DRAFT}"));
+    let ours = format!("table inet {}", parameters::TABLE);
+    let draft = format!("table inet {}", DRAFT.to_string_lossy());
     let opening = format!("{draft} {{\n");
     text.replace(&ours, &draft).replacen(&opening, &format!("{opening}\tflags dormant\n"), 1)
 }
 
-/// Whether the helper in `table`, if any, covers IPv4 and IPv6. nf_tables finds existing ones, and one of them may be
-/// missing (`nft_ct_helper_obj_init`).
-pub(super) fn has_complete_helper(socket: &mut Socket, table: &str) -> io::Result<bool> {
-    let mut is_whole = true;
-    nft::dump_objects(socket, libc::NFT_MSG_GETOBJ, table, None, |object| {
-        let helper = object.nested(NFTA_OBJ_DATA);
-        let families = helper.and_then(|helper| helper.first(NFTA_CT_HELPER_L3PROTO));
-        is_whole &= families.is_none_or(|families| families == BOTH_FAMILIES);
-    })?;
-    Ok(is_whole)
-}
-
 /// Adds the deletion of a table, which must exist.
-pub(super) fn delete_table(batch: &mut Batch, table: &str) {
+pub(super) fn delete_table(batch: &mut Batch, table: &CStr) {
     batch.raw_message(libc::NFT_MSG_DELTABLE, 0, table, &[]);
 }
 
@@ -113,7 +96,7 @@ pub(super) fn can_own(socket: &mut Socket) -> io::Result<bool> {
 
 /// Adds the creation of a table, or the take-over of one whose owner has gone. Returns the message index: a kernel
 /// without table owners, or without tables that outlive them, refuses that message.
-pub(super) fn put_table(batch: &mut Batch, name: &str, is_owned: bool) -> usize {
+pub(super) fn put_table(batch: &mut Batch, name: &CStr, is_owned: bool) -> usize {
     let flags = if is_owned { nft::OWNED } else { 0 };
     let mut attribute = Vec::new();
     put_attribute(&mut attribute, nft::NFTA_TABLE_FLAGS, &flags.to_be_bytes());
@@ -176,12 +159,7 @@ impl CompiledTable {
         let is_retained =
             |name: &&[u8]| !NOT_RETAINED.contains(name) && !name.starts_with(ANONYMOUS);
         for set in names.filter(is_retained) {
-            let mut read = read_elements(socket, TABLE, set);
-            for _ in 1..READ_ATTEMPTS {
-                if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
-                    read = read_elements(socket, TABLE, set);
-                }
-            }
+            let read = repeat_interrupted(|| read_elements(socket, TABLE, set));
             elements.append(&mut or_absent(read)?.unwrap_or_default());
         }
         Ok(elements)
@@ -200,7 +178,7 @@ impl TableMessage {
 }
 
 /// The elements of a set, as messages that add them.
-fn read_elements(socket: &mut Socket, table: &str, set: &[u8]) -> io::Result<Vec<TableMessage>> {
+fn read_elements(socket: &mut Socket, table: &CStr, set: &[u8]) -> io::Result<Vec<TableMessage>> {
     let (command, mut elements) = (libc::NFT_MSG_NEWSETELEM, Vec::new());
     let of_set = Some((NFTA_SET_ELEM_LIST_SET, set));
     nft::dump_objects(socket, libc::NFT_MSG_GETSETELEM, table, of_set, |attributes| {

@@ -10,7 +10,10 @@ use std::{
 
 use ftp_alg_core::engine::Pinhole;
 
-use crate::kernel::netlink::nft::{Batch, BatchOutcome, Element, KeyParts};
+use crate::kernel::netlink::{
+    nft::{Batch, BatchOutcome, Element, KeyParts},
+    octets_of,
+};
 
 /// Whether any pinhole of this process had a ct mark, so that there may be such an element. Few gateways have any.
 static USES_MARKS: AtomicBool = AtomicBool::new(false);
@@ -150,13 +153,14 @@ impl PinholeElements {
         }
         let uses_marks = USES_MARKS.load(Relaxed);
         let has_mark = mark.map_or(uses_marks, |mark| mark != 0);
+        // Each part of a concatenated key takes whole 4-byte words.
         let endpoint_key = |endpoint: SocketAddr| {
             let [high, low] = endpoint.port().to_be_bytes();
-            [address_key(endpoint.ip()), vec![high, low, 0, 0]].concat()
+            [octets_of(endpoint.ip()), vec![high, low, 0, 0]].concat()
         };
-        let key = [address_key(initiator), endpoint_key(arrival)].concat();
-        let source_key = [address_key(initiator), endpoint_key(target)].concat();
-        let (to, from) = (Some(endpoint_key(target)), Some(address_key(source)));
+        let key = [octets_of(initiator), endpoint_key(arrival)].concat();
+        let source_key = [octets_of(initiator), endpoint_key(target)].concat();
+        let (to, from) = (Some(endpoint_key(target)), Some(octets_of(source)));
         let mark = Some(mark.unwrap_or(0).to_ne_bytes().to_vec());
         let mark = PinholeElement::new(marks, key.clone(), mark, has_mark);
         Ok(Self {
@@ -171,14 +175,6 @@ impl PinholeElements {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &PinholeElement> {
         self.grants.iter().chain([&self.permission])
-    }
-}
-
-/// An address in a concatenated key, each part of which takes whole 4-byte words.
-fn address_key(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 

@@ -16,14 +16,15 @@ use super::{elements::is_ipv6, pinhole_sets::OpenPinhole};
 use crate::kernel::{
     NetfilterError, RuleParameters,
     netlink::{
-        Attributes, Writer, be32,
-        ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of, put_zone},
+        Attributes, Socket, Writer, be32,
+        ctnetlink::{self, IPCTNL_MSG_EXP_GET, Tuple, change_in_zones, put_zone},
+        family_of, kind_of,
     },
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
-const IPCTNL_MSG_EXP_NEW: u8 = 0;
-const IPCTNL_MSG_EXP_DELETE: u8 = 2;
+const IPCTNL_MSG_EXP_NEW: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK_EXP, 0);
+const IPCTNL_MSG_EXP_DELETE: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK_EXP, 2);
 const CTA_EXPECT_MASTER: u16 = 1;
 const CTA_EXPECT_TUPLE: u16 = 2;
 const CTA_EXPECT_MASK: u16 = 3;
@@ -42,7 +43,7 @@ const CAPACITY: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
 /// Opens and closes pinholes. One for each thread.
 #[derive(Debug)]
 pub struct Expectations {
-    requests: Requests,
+    socket: Socket,
     capacity: usize,
     /// With the set of ports to which the operator's rules may translate source ports, and the zones in which a control
     /// connection may be. An expectation is in that of its own.
@@ -52,11 +53,10 @@ pub struct Expectations {
 impl Expectations {
     /// Opens a netlink socket.
     pub fn new(parameters: &RuleParameters) -> Result<Self, NetfilterError> {
-        let requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK_EXP)
-            .map_err(|e| NetfilterError::system("netlink socket", e))?;
+        let socket = Socket::open().map_err(|e| NetfilterError::system("netlink socket", e))?;
         let read = fs::read_to_string(CAPACITY).ok().and_then(|text| text.trim().parse().ok());
         let capacity = read.unwrap_or(usize::MAX);
-        Ok(Self { requests, capacity, parameters: parameters.clone() })
+        Ok(Self { socket, capacity, parameters: parameters.clone() })
     }
 
     /// Limit of expectations when this was created.
@@ -84,7 +84,7 @@ impl Expectations {
         let Opening { pinhole, control, from_client, lifetime } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
-        let family = family_of(pinhole.arrival);
+        let family = family_of(pinhole.initiator);
         let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
         // CTA_EXPECT_NAT_DIR: the master's direction that the data connection has.
         let direction = u32::from(!from_client);
@@ -115,7 +115,7 @@ impl Expectations {
                     nat.put(inner, CTA_EXPECT_NAT_TUPLE);
                 });
             };
-            self.requests.change(IPCTNL_MSG_EXP_NEW, flags, family, fill)
+            ctnetlink::change(&mut self.socket, IPCTNL_MSG_EXP_NEW, flags, family, fill)
         };
         let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let learned = self.parameters.learned.now();
@@ -145,8 +145,8 @@ impl Expectations {
             |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
         let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
         let fill = |message: &mut Writer<'_>, zone| expected.put(message, control, zone, lifetime);
-        let (zones, family) = (&self.parameters.learned.now().zones, family_of(pinhole.arrival));
-        let renewed = self.requests.change_in_zones(zones, IPCTNL_MSG_EXP_NEW, family, fill);
+        let (zones, family) = (&self.parameters.learned.now().zones, family_of(pinhole.initiator));
+        let renewed = change_in_zones(&mut self.socket, zones, IPCTNL_MSG_EXP_NEW, family, fill);
         renewed.map(|renewed| renewed.is_some()).map_err(failed)
     }
 
@@ -159,8 +159,8 @@ impl Expectations {
             tuple.put(message, CTA_EXPECT_TUPLE);
             put_zone(message, CTA_EXPECT_ZONE, zone);
         };
-        let (zones, family) = (&self.parameters.learned.now().zones, family_of(pinhole.arrival));
-        let closed = self.requests.change_in_zones(zones, IPCTNL_MSG_EXP_DELETE, family, fill);
+        let (zones, family) = (&self.parameters.learned.now().zones, family_of(pinhole.initiator));
+        let closed = change_in_zones(&mut self.socket, zones, IPCTNL_MSG_EXP_DELETE, family, fill);
         closed.map(drop).map_err(failed)
     }
 
@@ -168,7 +168,7 @@ impl Expectations {
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, NetfilterError> {
         let mut open = Vec::new();
         let each = |expectation: &Attributes<'_>| open.extend(parse(expectation));
-        let dumped = self.requests.dump(IPCTNL_MSG_EXP_GET, |_| {}, each);
+        let dumped = ctnetlink::dump(&mut self.socket, IPCTNL_MSG_EXP_GET, |_| {}, each);
         dumped.map_err(|error| NetfilterError::system("list of expectations", error))?;
         Ok(open)
     }

@@ -6,20 +6,20 @@
 use std::{io, thread, time::Duration};
 
 use crate::kernel::netlink::{
-    Attributes, Writer, be16,
+    Attributes, Socket, Writer, be16,
     ctnetlink::{
-        CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
-        IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of, put_zone,
+        self, CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE,
+        IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, Tuple, change, put_zone,
     },
-    or_absent,
+    family_of, kind_of, or_absent,
 };
 
 /// Name of the helper.
 pub(super) const OWN_HELPER: &str = "ftp-alg";
 
 // From linux/netfilter/nfnetlink_cthelper.h; libc lacks them.
-const NFNL_MSG_CTHELPER_NEW: u8 = 0;
-const NFNL_MSG_CTHELPER_DEL: u8 = 2;
+const NFNL_MSG_CTHELPER_NEW: u16 = kind_of(libc::NFNL_SUBSYS_CTHELPER, 0);
+const NFNL_MSG_CTHELPER_DEL: u16 = kind_of(libc::NFNL_SUBSYS_CTHELPER, 2);
 const NFCTH_NAME: u16 = 1;
 const NFCTH_TUPLE: u16 = 2;
 const NFCTH_QUEUE_NUM: u16 = 3;
@@ -52,15 +52,14 @@ const REMOVAL_ATTEMPTS: (u32, Duration) = (20, Duration::from_millis(5));
 /// The registered helper; removed on drop, unless another daemon's rules refer to it.
 #[derive(Debug)]
 pub(super) struct OwnHelper {
-    requests: Requests,
+    socket: Socket,
     is_left_registered: bool,
 }
 
 impl OwnHelper {
     /// Registers the helper; `None` if the kernel has no nfnetlink_cthelper.
     pub(super) fn register() -> io::Result<Option<Self>> {
-        let requests = Requests::open(libc::NFNL_SUBSYS_CTHELPER)?;
-        let mut helper = Self { requests, is_left_registered: false };
+        let mut helper = Self { socket: Socket::open()?, is_left_registered: false };
         match helper.register_missing() {
             Ok(_) => Ok(Some(helper)),
             // nfnetlink_rcv_msg() answers like this for an unknown subsystem; the subsystem itself does outside the
@@ -85,7 +84,8 @@ impl OwnHelper {
         let mut was_missing = false;
         for family in FAMILIES {
             let fill = |message: &mut Writer<'_>| fill(message, family);
-            match self.requests.change(NFNL_MSG_CTHELPER_NEW, create, libc::AF_UNSPEC, fill) {
+            let (kind, family) = (NFNL_MSG_CTHELPER_NEW, libc::AF_UNSPEC);
+            match change(&mut self.socket, kind, create, family, fill) {
                 Ok(()) => was_missing = true,
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
                 Err(error) => return Err(error),
@@ -103,7 +103,8 @@ impl OwnHelper {
         let (attempts, pause) = REMOVAL_ATTEMPTS;
         for _ in 0..attempts {
             let fill = |message: &mut Writer<'_>| identify(message, family);
-            match or_absent(self.requests.change(NFNL_MSG_CTHELPER_DEL, 0, libc::AF_UNSPEC, fill)) {
+            let (kind, family) = (NFNL_MSG_CTHELPER_DEL, libc::AF_UNSPEC);
+            match or_absent(change(&mut self.socket, kind, 0, family, fill)) {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(pause),
                 other => return other.map(drop),
             }
@@ -128,11 +129,11 @@ impl Drop for OwnHelper {
 /// Removes the helper for scanners from connections to `ports`, and their expectations: without our rules nothing
 /// prevents it from acting on their content.
 pub(super) fn remove_scanner_helper(ports: &[u16]) -> io::Result<()> {
-    let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
+    let mut socket = Socket::open()?;
     let mut carriers = Vec::new();
     let each =
         |connection: &Attributes<'_>| carriers.extend(scanner_helper_carrier(connection, ports));
-    requests.dump(IPCTNL_MSG_CT_GET, |_| {}, each)?;
+    ctnetlink::dump(&mut socket, IPCTNL_MSG_CT_GET, |_| {}, each)?;
     for (original, zone) in carriers {
         let fill = |message: &mut Writer<'_>| {
             original.put(message, CTA_TUPLE_ORIG);
@@ -142,7 +143,8 @@ pub(super) fn remove_scanner_helper(ports: &[u16]) -> io::Result<()> {
             });
         };
         // A connection that has ended meanwhile carries no helper any more.
-        or_absent(requests.change(IPCTNL_MSG_CT_NEW, 0, family_of(original.source), fill))?;
+        let family = family_of(original.source.ip());
+        or_absent(change(&mut socket, IPCTNL_MSG_CT_NEW, 0, family, fill))?;
     }
     Ok(())
 }

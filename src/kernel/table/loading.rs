@@ -4,15 +4,13 @@
 
 use std::{ffi::CStr, io};
 
-use nftnl::{Chain, MsgType, ProtoFamily, Rule};
-
 use super::{
     Table,
     compiled::{self, CompiledTable, DRAFT, TableMessage},
-    nfqueue_target::NfQueue,
+    queue_rules::{self, queue_to_target, try_queue_rule},
 };
 use crate::kernel::{
-    NetfilterError, RuleParameters, broker,
+    NetfilterError, broker,
     netlink::{
         Socket,
         nft::{self, Batch},
@@ -20,8 +18,12 @@ use crate::kernel::{
     parameters::{Backend, QueueStatement, TABLE},
 };
 
-/// The chain that puts packets into the queue.
-const QUEUEING: &CStr = c"to_queue";
+// From linux/netfilter/nf_tables.h; libc lacks them.
+const NFTA_OBJ_DATA: u16 = 4;
+const NFTA_CT_HELPER_L3PROTO: u16 = 2;
+/// As the kernel reports it: a big-endian u16.
+const BOTH_FAMILIES: [u8; 2] = (libc::NFPROTO_INET as u16).to_be_bytes();
+
 /// Messages of nft if another program interferes.
 const BUSY_MESSAGES: [&str; 2] = ["Resource busy", "Interrupted system call"];
 /// Up to so many bytes of elements fit a transaction, besides the table itself.
@@ -100,11 +102,11 @@ impl Table {
                     retains_elements =
                         retained.iter().map(TableMessage::len).sum::<usize>() < MAX_RETAINED;
                 }
-                compiled::delete_table(&mut batch, TABLE);
+                compiled::delete_table(&mut batch, nft::TABLE);
             } else {
                 retains_elements = false;
             }
-            let table = compiled::put_table(&mut batch, TABLE, is_owned);
+            let table = compiled::put_table(&mut batch, nft::TABLE, is_owned);
             compiled.add_to_batch(&mut batch);
             let before = batch.len();
             retained
@@ -112,7 +114,8 @@ impl Table {
                 .filter(|_| retains_elements)
                 .for_each(|message| message.add_to_batch(&mut batch));
             let elements = before..batch.len();
-            let queueing = self.put_queue_rule(&mut batch);
+            let queueing = (self.statement == QueueStatement::Xtables)
+                .then(|| queue_to_target(&mut batch, &self.parameters));
             let outcome = self.commits.send_acknowledged(&mut batch, &mut self.socket);
             let outcome = outcome.map_err(netlink_failed)?;
             let Some((failed, errno)) = outcome.first_failure() else { break };
@@ -125,7 +128,7 @@ impl Table {
                     try_queue_rule(&self.parameters, &mut self.socket)?;
                 }
                 _ if queueing.is_some_and(|first| failed >= first) => {
-                    return Err(no_queue(errno));
+                    return Err(queue_rules::no_queue(errno));
                 }
                 libc::EPERM if failed < table => {
                     return Err(concurrent_change(
@@ -140,7 +143,7 @@ impl Table {
         }
         let (wanted, mut rules) = (compiled.rule_count(), 0);
         nft::for_each_rule(&mut self.socket, |_| rules += 1).map_err(netlink_failed)?;
-        check_helper(&mut self.socket, TABLE)?;
+        check_helper(&mut self.socket, nft::TABLE)?;
         let fingerprint = nft::fingerprint(&mut self.socket).map_err(netlink_failed)?;
         if fingerprint.is_none() || rules != wanted {
             return Err(concurrent_change("it was removed or changed at once"));
@@ -149,27 +152,20 @@ impl Table {
         (self.is_owned, self.has_retained_elements) = (is_owned, retains_elements);
         Ok(())
     }
-
-    /// Replaces the content of the queueing chain by the iptables target, if that is the way to queue. Returns the
-    /// message index.
-    fn put_queue_rule(&self, batch: &mut Batch) -> Option<usize> {
-        if self.statement != QueueStatement::Xtables {
-            return None;
-        }
-        let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
-        let chain = Chain::new(QUEUEING, &table);
-        batch.flush_chain(QUEUEING);
-        Some(batch.object(&queue_rule(&chain, &self.parameters), MsgType::Add))
-    }
 }
 
-/// Checks that the helper in `table` covers both families: another daemon may have removed one of them.
-fn check_helper(socket: &mut Socket, table: &str) -> Result<(), NetfilterError> {
-    match compiled::has_complete_helper(socket, table) {
-        Ok(true) => Ok(()),
-        Ok(false) => {
-            Err(concurrent_change("another ftp-alg removed the conntrack helper meanwhile"))
-        }
+/// Checks that the helper in `table`, if any, covers IPv4 and IPv6. nf_tables finds existing ones, and another daemon may
+/// have removed one of them (`nft_ct_helper_obj_init`).
+fn check_helper(socket: &mut Socket, table: &CStr) -> Result<(), NetfilterError> {
+    let mut is_whole = true;
+    let dumped = nft::dump_objects(socket, libc::NFT_MSG_GETOBJ, table, None, |object| {
+        let helper = object.nested(NFTA_OBJ_DATA);
+        let families = helper.and_then(|helper| helper.first(NFTA_CT_HELPER_L3PROTO));
+        is_whole &= families.is_none_or(|families| families == BOTH_FAMILIES);
+    });
+    match dumped {
+        Ok(()) if is_whole => Ok(()),
+        Ok(()) => Err(concurrent_change("another ftp-alg removed the conntrack helper meanwhile")),
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {
             Err(concurrent_change("other programs change the rules"))
         }
@@ -195,20 +191,6 @@ fn no_helper() -> NetfilterError {
         what: "backend \"conntrack\"".into(),
         feature: "nfnetlink_cthelper and no nf_conntrack_sane, one of which expectations need",
         remedy: "load one of them with modprobe, or set backend = \"nftables\" in [pinhole]",
-    }
-}
-
-fn no_queue(errno: i32) -> NetfilterError {
-    match errno {
-        libc::ENOENT | libc::EOPNOTSUPP => NetfilterError::FeatureMissing {
-            what: NetfilterError::QUEUE_RULES.into(),
-            feature: "nft_queue, and no nft_compat with xt_NFQUEUE",
-            remedy: "load the output of `ftp-alg rules iptables` with iptables-restore --noflush \
-                     first, then start ftp-alg again",
-        },
-        _ => {
-            NetfilterError::system(NetfilterError::QUEUE_RULES, io::Error::from_raw_os_error(errno))
-        }
     }
 }
 
@@ -240,37 +222,4 @@ pub(in crate::kernel) fn nft(arguments: &[&str], text: &str) -> Result<(), Netfi
     // The other lines show a position in a text that the operator does not see.
     let message = message.lines().next().unwrap_or("no reason given").to_owned();
     Err(NetfilterError::RulesRefused { message })
-}
-
-fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a> {
-    let (first, last) = parameters.queues().into_inner();
-    let mut rule = Rule::new(chain);
-    let by_processor = parameters.fans_out_by_cpu;
-    rule.add_expr(&NfQueue { first, total: last - first + 1, by_processor });
-    rule
-}
-
-/// Tests the iptables target in a transaction whose last message must fail, because it deletes a chain that does not
-/// exist. So the kernel checks the rule, loads the target's module, and commits nothing.
-pub(in crate::kernel) fn try_queue_rule(
-    parameters: &RuleParameters,
-    socket: &mut Socket,
-) -> Result<(), NetfilterError> {
-    let mut refused = None;
-    // Linux 6.1 loads the target's module by a name that starts with the family's, and has none for inet.
-    for family in [ProtoFamily::Inet, ProtoFamily::Ipv4, ProtoFamily::Inet] {
-        let table = nftnl::Table::new(c"ftp_alg_probe", family);
-        let chain = Chain::new(c"probe", &table);
-        let mut batch = Batch::new();
-        batch.object(&table, MsgType::Add);
-        batch.object(&chain, MsgType::Add);
-        let rule = batch.object(&queue_rule(&chain, parameters), MsgType::Add);
-        batch.object(&Chain::new(c"absent", &table), MsgType::Del);
-        let outcome = batch.send(socket).map_err(netlink_failed)?;
-        refused = outcome.error_of(rule);
-        if refused.is_none() && matches!(family, ProtoFamily::Inet) {
-            return Ok(());
-        }
-    }
-    Err(no_queue(refused.unwrap_or(libc::ENOENT)))
 }

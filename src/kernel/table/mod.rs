@@ -7,16 +7,14 @@ mod expectations;
 mod heartbeat;
 mod helper;
 pub(super) mod loading;
-mod nfqueue_target;
-mod notices;
 mod pinhole_sets;
+pub(super) mod queue_rules;
 pub mod readers;
 pub mod rule_files;
 
-pub use commits::Commits;
+pub use commits::{ChangeNotices, Commits};
 pub use expectations::Expectations;
 pub use heartbeat::{HEARTBEAT_TIMEOUT, Heartbeat};
-pub use notices::ChangeNotices;
 pub use pinhole_sets::{OpenPinhole, PinholeSets};
 
 use std::{io, sync::Arc, thread, time::Duration};
@@ -183,7 +181,7 @@ impl Table {
         // A table that had no owner cannot get one later.
         table.is_owned = commits.can_own() && {
             let mut batch = Batch::new();
-            compiled::put_table(&mut batch, TABLE, true);
+            compiled::put_table(&mut batch, nft::TABLE, true);
             let outcome = commits.send_acknowledged(&mut batch, &mut table.socket);
             outcome.map_err(netlink_failed)?.first_error().is_none()
         };
@@ -364,7 +362,7 @@ impl Table {
             return Ok(());
         }
         let mut batch = Batch::new();
-        compiled::delete_table(&mut batch, TABLE);
+        compiled::delete_table(&mut batch, nft::TABLE);
         let outcome = self.commits.send_acknowledged(&mut batch, &mut self.socket);
         let outcome = outcome.map_err(netlink_failed)?;
         match outcome.first_error() {

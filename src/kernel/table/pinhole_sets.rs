@@ -27,6 +27,7 @@ use crate::kernel::{
     netlink::{
         Socket,
         nft::{self, Batch, BatchOutcome},
+        repeat_interrupted,
     },
 };
 
@@ -197,22 +198,23 @@ impl PinholeSets {
         let mut open = Vec::new();
         for sets in [V4, V6] {
             let before = open.len();
-            for _ in 0..ATTEMPTS {
+            let dumped = repeat_interrupted(|| {
                 open.truncate(before);
-                let consistent =
-                    nft::dump_set(&mut self.socket, sets.pinholes, |key, remaining| {
-                        open.extend(read_key(key).map(|(initiator, arrival)| OpenPinhole {
-                            initiator,
-                            arrival,
-                            remaining: remaining.unwrap_or_default(),
-                        }));
-                    });
-                match consistent {
-                    Ok(false) => {}
-                    Ok(true) => break,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                    Err(error) => return Err(NetfilterError::system("list of pinholes", error)),
+                nft::dump_elements(&mut self.socket, sets.pinholes, |key, element| {
+                    open.extend(read_key(key).map(|(initiator, arrival)| OpenPinhole {
+                        initiator,
+                        arrival,
+                        remaining: nft::remaining_time(element).unwrap_or_default(),
+                    }));
+                })
+            });
+            match dumped {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    return Err(NetfilterError::system("list of pinholes", error));
                 }
+                // Of a set that never rests, what the last attempt found.
+                _ => {}
             }
         }
         Ok(Some(open))

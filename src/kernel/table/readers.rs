@@ -14,19 +14,12 @@ use std::{
 
 use rustix::process::Pid;
 
+use super::queue_rules::queues_of_table;
 use crate::kernel::{
     NetfilterError, RuleParameters,
-    netlink::{Attributes, Socket, be16, nft},
+    netlink::Socket,
     queue::{self, Queue},
 };
-
-// From linux/netfilter/nf_tables.h; libc lacks them.
-const NFTA_RULE_EXPRESSIONS: u16 = 4;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
-const NFTA_QUEUE_NUM: u16 = 1;
-const NFTA_TARGET_NAME: u16 = 1;
-const NFTA_TARGET_INFO: u16 = 3;
 
 /// The thread's own network namespace.
 const SOCKETS: &str = "/proc/thread-self/net/netlink";
@@ -79,32 +72,6 @@ pub(super) fn find_other_daemon(
         }
         _ => None,
     }))
-}
-
-/// First numbers of the queues that our table's rules use.
-pub(in crate::kernel) fn queues_of_table(socket: &mut Socket) -> io::Result<Vec<u16>> {
-    let mut numbers = Vec::new();
-    nft::for_each_rule(socket, |rule| {
-        let expressions = rule.nested(NFTA_RULE_EXPRESSIONS).into_iter().flatten();
-        numbers.extend(expressions.filter_map(|(_, expression)| queue(expression)));
-    })?;
-    numbers.sort_unstable();
-    numbers.dedup();
-    Ok(numbers)
-}
-
-/// Queue number in an expression.
-fn queue(expression: &[u8]) -> Option<u16> {
-    let expression = Attributes::new(expression);
-    let data = expression.nested(NFTA_EXPR_DATA)?;
-    match expression.first(NFTA_EXPR_NAME)? {
-        b"queue\0" => data.first(NFTA_QUEUE_NUM).and_then(be16),
-        b"target\0" if data.first(NFTA_TARGET_NAME)? == b"NFQUEUE\0" => {
-            // struct xt_NFQ_info starts with it.
-            data.first(NFTA_TARGET_INFO)?.first_chunk().map(|number| u16::from_ne_bytes(*number))
-        }
-        _ => None,
-    }
 }
 
 /// The command name of a process.

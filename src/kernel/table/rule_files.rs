@@ -50,12 +50,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 let zones: Vec<_> = zones.iter().map(u16::to_string).collect();
                 value("0", &format!("{{ {} }}", zones.join(", ")));
             }
-            "define data" => value("0x40000000", &mark(parameters.gateway.data_mark)),
-            "define queue_all" => value("0x20000000", &mark(parameters.gateway.queue_all_mark)),
-            "define queue_none" => value("0x10000000", &mark(parameters.gateway.queue_none_mark)),
-            "define target_slot" => value("0x8ffe0000", &mark(parameters.gateway.slot_mask)),
-            "define injected" => value("0x70000000", &mark(parameters.mask())),
-            _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
+            _ if line.starts_with('#') || line.starts_with("define ") => {
+                text.push_str(&replace_marks(line, parameters));
+            }
             _ => match (line.trim(), statement) {
                 ("queue to $queues", QueueStatement::Operator) => {}
                 ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
@@ -156,6 +153,7 @@ fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
                 parameters.gateway.queue_all_mark | parameters.gateway.queue_none_mark
             }
             Some("0x70000000") => parameters.mask(),
+            Some("0x8ffe0000") => parameters.gateway.slot_mask,
             _ => {
                 text.push_str("0x");
                 rest = found.get(2..).unwrap_or_default();

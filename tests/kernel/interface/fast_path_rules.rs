@@ -146,7 +146,7 @@ fn only_an_admitted_connection_passes() {
         "nft 'table inet later { chain last { type filter hook postrouting priority 300; \
             meta l4proto tcp meta mark != 0 counter drop; }; }'",
     );
-    let mark = ready.acquire(None, None).unwrap().mark();
+    let mark = ready.acquire(None, None).unwrap().mark;
     let listener = listen(&ready.lab.server, at(lab::SERVER, 4001));
     let to = at(lab::SERVER, 4001);
     assert!(is_silent(&ready.lab.client, lab::CLIENT, to));
@@ -160,7 +160,7 @@ fn only_an_admitted_connection_passes() {
 
     // The source is translated as requested.
     let slot = ready.acquire(None, Some((lab::CLIENT, lab::SERVER, EXTERNAL2))).unwrap();
-    ready.open(2, &flow(slot.mark()), None);
+    ready.open(2, &flow(slot.mark), None);
     let mut client = connect(&ready.lab.client, lab::CLIENT, to);
     let (_, peer) = exchange(&mut client, &listener);
     assert_eq!(peer.ip().to_string(), EXTERNAL2);
@@ -176,10 +176,10 @@ fn a_connection_is_translated_to_the_target_of_its_slot() {
     let others = ["198.51.100.1", "198.51.100.2"];
     let others_slots: Vec<_> = others.map(|one| ready.acquire(Some(one), None).unwrap()).into();
     let slot = ready.acquire(Some(lab::CLIENT), Some(source)).unwrap();
-    assert!(others_slots.iter().all(|other| other.mark() != slot.mark()));
+    assert!(others_slots.iter().all(|other| other.mark != slot.mark));
     let active = Flow {
         active_arrival: EXTERNAL.parse().unwrap(),
-        active_mark: slot.mark(),
+        active_mark: slot.mark,
         ..program::flow()
     };
     let listener = listen(&ready.lab.client, at(lab::CLIENT, 4001));
@@ -239,7 +239,7 @@ fn translations_are_shared_and_read_by_the_next_daemon() {
     assert_eq!(ready.list("fast_path_targets4"), targets);
     assert_eq!(ready.replaced, 1);
     let reacquired = ready.acquire(Some("10.0.0.2"), None).unwrap();
-    assert_eq!(reacquired.mark(), one.mark());
+    assert_eq!(reacquired.mark, one.mark);
     ready.translations.release(&other);
 
     // A connection between the same ends whose source does not change.
@@ -271,7 +271,7 @@ fn no_syn_leaves_untranslated_while_the_table_is_replaced() {
     need_tcx!();
     let mut ready = Ready::without_owner();
     let source = (lab::CLIENT, lab::SERVER, EXTERNAL2);
-    let mark = ready.acquire(None, Some(source)).unwrap().mark();
+    let mark = ready.acquire(None, Some(source)).unwrap().mark;
     ready.lab.gateway_sh(&format!(
         "nft 'table ip test {{
             counter untranslated {{ }}
@@ -317,13 +317,13 @@ fn there_are_as_many_slots_as_the_mark_has_bits_for() {
     };
     let slots: Vec<_> = (0..0xfff).map(|number| acquire(&mut ready, number).unwrap()).collect();
     assert_eq!(acquire(&mut ready, 0xfff), None);
-    let marks: std::collections::BTreeSet<_> = slots.iter().map(TranslationLease::mark).collect();
+    let marks: std::collections::BTreeSet<_> = slots.iter().map(|slot| slot.mark).collect();
     assert_eq!(marks.len(), 0xfff);
     ready.translations.release(&slots[7]);
     assert_eq!(ready.replaced, 0);
     let last = acquire(&mut ready, 0xfff).unwrap();
     assert_eq!(ready.replaced, 1);
-    assert_eq!(last.mark(), slots[7].mark());
+    assert_eq!(last.mark, slots[7].mark);
     assert_eq!(acquire(&mut ready, 7), None);
     assert_eq!(ready.list("fast_path_targets4").matches(" : 10.1.").count(), 0xfff);
 }

@@ -3,42 +3,45 @@
 //! Identifies a connection by its addresses. Those of one zone may equal those of another; then the connection is
 //! unknown.
 
-mod consumed;
-mod external_addresses;
-
-pub use consumed::{admitted_connections, consumed_pinholes};
-
-use std::{io, net::SocketAddr};
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use ftp_alg_core::engine::{KernelError, QueueMode, Translation};
 
 use super::{
     NetfilterError,
     netlink::{
-        Attributes, Writer, be32,
+        Attributes, Socket, Writer, be32,
         ctnetlink::{
-            CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
-            IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of, put_zone,
+            self, CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE,
+            IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, Tuple, change_in_zones, put_zone,
         },
+        family_header, family_of,
+        nft::{self, KeyParts},
         or_absent,
     },
     parameters::RuleParameters,
 };
-use external_addresses::ExternalAddressLookup;
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const CTA_PROTOINFO: u16 = 4;
 const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
 const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
 const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
+/// States of a connection that both ends have closed, or one has reset: LAST_ACK, TIME_WAIT and CLOSE. From
+/// linux/netfilter/nf_conntrack_tcp.h.
+const OVER: [u8; 3] = [6, 7, 8];
 
 /// Queries to conntrack. One for each thread.
 #[derive(Debug)]
 pub struct Conntrack {
-    requests: Requests,
+    socket: Socket,
     parameters: RuleParameters,
-    external_addresses: ExternalAddressLookup,
 }
 
 /// Both directions of a connection in conntrack.
@@ -69,12 +72,8 @@ impl ConntrackEntry {
 impl Conntrack {
     /// Opens a netlink socket.
     pub fn new(parameters: &RuleParameters) -> Result<Self, NetfilterError> {
-        let failed = |error| NetfilterError::system("netlink socket", error);
-        Ok(Self {
-            requests: Requests::open(libc::NFNL_SUBSYS_CTNETLINK).map_err(failed)?,
-            parameters: parameters.clone(),
-            external_addresses: ExternalAddressLookup::new().map_err(failed)?,
-        })
+        let socket = Socket::open().map_err(|e| NetfilterError::system("netlink socket", e))?;
+        Ok(Self { socket, parameters: parameters.clone() })
     }
 
     /// The translation of the TCP connection whose packets show `client` and `server` at our hooks.
@@ -114,7 +113,7 @@ impl Conntrack {
         if let Some(found) = self.find_by_pairs(client, server, pair)? {
             return Ok(Some(found));
         }
-        let dialled = self.external_addresses.dialled(client, server)?;
+        let dialled = self.dialled(client, server)?;
         self.find_by_pairs(client, server, dialled.map(|dialled| (client, dialled)))
     }
 
@@ -169,8 +168,9 @@ impl Conntrack {
                 });
             }
         };
-        let (zones, family) = (&self.parameters.learned.now().zones, family_of(original.source));
-        let known = self.requests.change_in_zones(zones, IPCTNL_MSG_CT_NEW, family, fill);
+        let (zones, family) =
+            (&self.parameters.learned.now().zones, family_of(original.source.ip()));
+        let known = change_in_zones(&mut self.socket, zones, IPCTNL_MSG_CT_NEW, family, fill);
         known
             .map_err(|source| {
                 let Tuple { source: client, destination: server } = original;
@@ -184,18 +184,38 @@ impl Conntrack {
     fn query(&mut self, tuple: Tuple) -> io::Result<Vec<ConntrackEntry>> {
         let mut connections = Vec::new();
         for &zone in &self.parameters.learned.now().zones {
-            or_absent(self.requests.ask(
-                IPCTNL_MSG_CT_GET,
-                0,
-                family_of(tuple.source),
-                |message| {
-                    tuple.put(message, CTA_TUPLE_ORIG);
-                    put_zone(message, CTA_ZONE, zone);
-                },
-                |message| connections.extend(parse(&message.attributes())),
-            ))?;
+            let header = family_header(family_of(tuple.source.ip()), 0);
+            let fill = |message: &mut Writer<'_>| {
+                tuple.put(message, CTA_TUPLE_ORIG);
+                put_zone(message, CTA_ZONE, zone);
+            };
+            or_absent(self.socket.request(IPCTNL_MSG_CT_GET, 0, &header, fill, |message| {
+                connections.extend(parse(&message.attributes()));
+            }))?;
         }
         Ok(connections)
+    }
+
+    /// The address that `client` dialled to reach `server`, if both source and destination are translated.
+    ///
+    /// Our rules store it in maps whenever a packet with data of such a connection is queued, so the connection table
+    /// need not be dumped. The key is what our hooks see of the connection, so a look-up reads one element.
+    fn dialled(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> io::Result<Option<SocketAddr>> {
+        let key = dialled_key(client, server);
+        let mut read = |map| nft::map_data(&mut self.socket, map, &key);
+        let v6 = client.is_ipv6();
+        let data = if v6 {
+            let (address, port) = (read(c"external_addresses6")?, read(c"external_ports6")?);
+            // A concatenation has whole 4-byte words.
+            address.zip(port).map(|(address, port)| [&address[..], &port, &[0; 2]].concat())
+        } else {
+            read(c"external_addresses4")?
+        };
+        Ok(data.and_then(|data| KeyParts { rest: &data }.endpoint(v6)))
     }
 }
 
@@ -207,12 +227,72 @@ fn parse(attributes: &Attributes<'_>) -> Option<ConntrackEntry> {
     })
 }
 
+/// The key of a connection whose packets show `client` and `server`. It has the last four bytes of an address.
+fn dialled_key(client: SocketAddr, server: SocketAddr) -> [u8; 16] {
+    let mut key = [0; 16];
+    let (first, second) = key.split_at_mut(8);
+    for (part, endpoint) in [(first, client), (second, server)] {
+        let address = match endpoint.ip() {
+            IpAddr::V4(address) => address.to_bits(),
+            IpAddr::V6(address) => address.to_bits() as u32,
+        };
+        part[..4].copy_from_slice(&address.to_be_bytes());
+        part[4..6].copy_from_slice(&endpoint.port().to_be_bytes());
+    }
+    key
+}
+
+/// Initiator and arrival of each admitted connection that conntrack still knows.
+pub fn admitted_connections(
+    parameters: &RuleParameters,
+) -> Result<HashSet<(IpAddr, SocketAddr)>, NetfilterError> {
+    list(parameters, |_| true)
+}
+
+/// Initiator and arrival of each admitted connection that is not over.
+///
+/// A connection that is over stays in conntrack for minutes. If it counted, a server with few passive ports would lose
+/// each pinhole that the table has at its ports. The price: a connection that consumed its pinhole and was over before
+/// its lines were read, while the table or the daemon was away, does not count. Then the same initiator may connect
+/// once more to the same endpoint until the pinhole expires. One that only one end has closed still counts, because
+/// the transfer may go on.
+pub fn consumed_pinholes(
+    parameters: &RuleParameters,
+) -> Result<HashSet<(IpAddr, SocketAddr)>, NetfilterError> {
+    list(parameters, |connection| !is_over(connection))
+}
+
+fn is_over(connection: &Attributes<'_>) -> bool {
+    let info = connection.nested(CTA_PROTOINFO).and_then(|info| info.nested(CTA_PROTOINFO_TCP));
+    let state = info.and_then(|info| info.first(CTA_PROTOINFO_TCP_STATE)?.first());
+    state.is_some_and(|state| OVER.contains(state))
+}
+
+fn list(
+    parameters: &RuleParameters,
+    counts: impl Fn(&Attributes<'_>) -> bool,
+) -> Result<HashSet<(IpAddr, SocketAddr)>, NetfilterError> {
+    let failed = |error| NetfilterError::system("list of data connections", error);
+    let mut socket = Socket::open().map_err(failed)?;
+    let mark = parameters.gateway.data_mark.to_be_bytes();
+    let mut found = HashSet::new();
+    let marked = |message: &mut Writer<'_>| {
+        message.put(CTA_MARK, &mark).put(CTA_MARK_MASK, &mark);
+    };
+    let dumped = ctnetlink::dump(&mut socket, IPCTNL_MSG_CT_GET, marked, |connection| {
+        let tuple = Tuple::read(connection, CTA_TUPLE_ORIG).filter(|_| counts(connection));
+        found.extend(tuple.map(|tuple| (tuple.source.ip(), tuple.destination)));
+    });
+    dumped.map_err(failed)?;
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernel::netlink::{MessageHead, Messages, Writer};
+    use crate::kernel::netlink::{Messages, put_message};
 
     fn connection(addresses: [&str; 4]) -> ConntrackEntry {
         let [a, b, c, d] = addresses.map(|text| text.parse().unwrap());
@@ -225,11 +305,10 @@ mod tests {
 
     fn message(connection: &ConntrackEntry) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let start =
-            MessageHead { subsystem: 1, command: 0, flags: 0, sequence: 1, family: 2, resource: 0 };
-        let mut writer = Writer::new(&mut bytes, start);
-        connection.original.put(&mut writer, CTA_TUPLE_ORIG);
-        connection.reply.put(&mut writer, CTA_TUPLE_REPLY);
+        put_message(&mut bytes, IPCTNL_MSG_CT_NEW, 0, 1, &family_header(2, 0), |message| {
+            connection.original.put(message, CTA_TUPLE_ORIG);
+            connection.reply.put(message, CTA_TUPLE_REPLY);
+        });
         bytes
     }
 
@@ -283,6 +362,16 @@ mod tests {
         );
         assert!(!connection.matches_packet(client, server_external));
         assert!(!connection.matches_packet(client_external, server));
+    }
+
+    #[test]
+    fn keys_are_those_that_the_rules_write() {
+        let written = [10, 0, 0, 9, 4, 1, 0, 0, 192, 0, 2, 1, 8, 73, 0, 0];
+        let of = |client: &str, server: &str| {
+            dialled_key(client.parse().unwrap(), server.parse().unwrap())
+        };
+        assert_eq!(of("10.0.0.9:1025", "192.0.2.1:2121"), written);
+        assert_eq!(of("[2001:db8::a00:9]:1025", "[2001:db8::c000:201]:2121"), written);
     }
 
     proptest! {
