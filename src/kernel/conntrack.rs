@@ -19,9 +19,7 @@ use super::{
             self, CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE,
             IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, Tuple, change_in_zones, put_zone,
         },
-        family_header, family_of,
-        nft::{self, KeyParts},
-        or_absent,
+        family_header, family_of, nft, or_absent,
     },
     parameters::RuleParameters,
 };
@@ -207,15 +205,14 @@ impl Conntrack {
     ) -> io::Result<Option<SocketAddr>> {
         let key = dialled_key(client, server);
         let mut read = |map| nft::map_data(&mut self.socket, map, &key);
-        let v6 = client.is_ipv6();
-        let data = if v6 {
+        let data = if client.is_ipv6() {
             let (address, port) = (read(c"external_addresses6")?, read(c"external_ports6")?);
             // A concatenation has whole 4-byte words.
             address.zip(port).map(|(address, port)| [&address[..], &port, &[0; 2]].concat())
         } else {
             read(c"external_addresses4")?
         };
-        Ok(data.and_then(|data| KeyParts { rest: &data }.endpoint(v6)))
+        Ok(data.as_deref().and_then(nft::endpoint_of))
     }
 }
 

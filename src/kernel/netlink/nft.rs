@@ -5,19 +5,13 @@
 
 #![allow(unsafe_code)]
 
-use std::{
-    ffi::CStr,
-    io,
-    net::{IpAddr, SocketAddr},
-    ops::Range,
-    time::Duration,
-};
+use std::{ffi::CStr, io, net::SocketAddr, ops::Range, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    self as netlink, Attributes, FAMILY_HEADER, Message, Socket, Writer, be32, be64, family_header,
-    kind_of, or_absent, put_message,
+    self as netlink, Attributes, FAMILY_HEADER, Message, Socket, Writer, address_of, be16, be32,
+    be64, family_header, kind_of, octets_of, or_absent, put_message,
 };
 
 /// Name of our table.
@@ -80,33 +74,15 @@ impl Element<'_> {
     }
 }
 
-/// The parts of a concatenated key. Each takes whole 4-byte words.
-pub struct KeyParts<'a> {
-    pub rest: &'a [u8],
+/// An endpoint in a concatenation, each part of which takes whole 4-byte words.
+pub fn endpoint_key(endpoint: SocketAddr) -> Vec<u8> {
+    [&octets_of(endpoint.ip())[..], &endpoint.port().to_be_bytes(), &[0; 2]].concat()
 }
 
-impl<'a> KeyParts<'a> {
-    /// The parts of a key whose length is `v4` or `v6`, and whether it is IPv6.
-    pub fn parse(key: &'a [u8], v4: usize, v6: usize) -> Option<(Self, bool)> {
-        let is_v6 = key.len() == v6;
-        (is_v6 || key.len() == v4).then_some((Self { rest: key }, is_v6))
-    }
-
-    pub fn address(&mut self, v6: bool) -> Option<IpAddr> {
-        Some(if v6 { self.take::<16>()?.into() } else { self.take::<4>()?.into() })
-    }
-
-    pub fn endpoint(&mut self, v6: bool) -> Option<SocketAddr> {
-        let address = self.address(v6)?;
-        let [high, low, _, _] = self.take()?;
-        Some(SocketAddr::new(address, u16::from_be_bytes([high, low])))
-    }
-
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (part, rest) = self.rest.split_first_chunk()?;
-        self.rest = rest;
-        Some(*part)
-    }
+/// The endpoint of a concatenation.
+pub fn endpoint_of(key: &[u8]) -> Option<SocketAddr> {
+    let (address, port) = key.split_at_checked(key.len().checked_sub(4)?)?;
+    Some(SocketAddr::new(address_of(address)?, be16(port)?))
 }
 
 /// The kernel's answer to a batch.
@@ -126,14 +102,14 @@ impl BatchOutcome {
         self.errors.contains(&(index, errno))
     }
 
-    /// Error number of message `index`, if it failed.
-    pub fn error_of(&self, index: usize) -> Option<i32> {
-        self.errors.iter().find(|(failed, _)| *failed == index).map(|(_, errno)| *errno)
+    /// Error number of the first failed message in this range.
+    pub fn error_in(&self, messages: Range<usize>) -> Option<i32> {
+        self.errors.iter().find(|(failed, _)| messages.contains(failed)).map(|(_, errno)| *errno)
     }
 
-    /// Error number of the first failed message in this range.
-    pub fn error_in(&self, messages: &Range<usize>) -> Option<i32> {
-        self.errors.iter().find(|(failed, _)| messages.contains(failed)).map(|(_, errno)| *errno)
+    /// Error number of message `index`, if it failed.
+    pub fn error_of(&self, index: usize) -> Option<i32> {
+        self.error_in(index..index + 1)
     }
 
     /// Whether the batch changed something. Without a report, that is assumed unless it failed.
@@ -149,6 +125,11 @@ impl BatchOutcome {
     /// The error, if the batch did not take effect.
     pub fn first_error(&self) -> Option<i32> {
         self.errors.first().map(|(_, errno)| *errno)
+    }
+
+    /// Whether the batch took effect, or the first error.
+    pub fn result(&self) -> io::Result<()> {
+        self.first_error().map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 }
 
@@ -348,17 +329,23 @@ pub struct TableFingerprint {
 /// The generation: the number of transactions in this network namespace. It wraps, and is never 0.
 pub fn generation(socket: &mut Socket) -> io::Result<u32> {
     let mut generation = None;
-    ask(socket, libc::NFT_MSG_GETGEN, 0, &INET, &[], |message| {
-        generation = message.attributes().first(NFTA_GEN_ID).and_then(be32);
-    })?;
+    let kind = kind_of(libc::NFNL_SUBSYS_NFTABLES, libc::NFT_MSG_GETGEN);
+    socket.request(
+        kind,
+        0,
+        &INET,
+        |_| {},
+        |message| {
+            generation = message.attributes().first(NFTA_GEN_ID).and_then(be32);
+        },
+    )?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The fingerprint of our table, if it exists.
 pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> {
     let mut table = None;
-    let name = [(NFTA_TABLE_NAME, TABLE.to_bytes_with_nul())];
-    or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, &INET, &name, |message| {
+    or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, TABLE, None, |message| {
         let attributes = message.attributes();
         let handle = attributes.first(NFTA_TABLE_HANDLE).and_then(be64);
         table = handle.zip(attributes.first(NFTA_TABLE_FLAGS).and_then(be32));
@@ -374,33 +361,24 @@ pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> 
 
 /// The attributes of each rule of our table, if it exists.
 pub fn for_each_rule(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
-    let name = [(NFTA_TABLE_NAME, TABLE.to_bytes_with_nul())];
     let each = |message: &Message<'_>| each(message.attributes());
-    let dump = libc::NLM_F_DUMP;
-    or_absent(ask(socket, libc::NFT_MSG_GETRULE, dump, &INET, &name, each)).map(drop)
+    or_absent(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, TABLE, None, each)).map(drop)
 }
 
 /// Whether a table with this name exists.
 pub fn has_table(socket: &mut Socket, table: &CStr) -> io::Result<bool> {
-    let name = [(NFTA_TABLE_NAME, table.to_bytes_with_nul())];
-    let asked = ask(socket, libc::NFT_MSG_GETTABLE, 0, &INET, &name, |_| {});
-    Ok(or_absent(asked)?.is_some())
+    Ok(or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, table, None, |_| {}))?.is_some())
 }
 
 /// Names of all tables of `family` (`NFPROTO_*`).
 pub fn table_names(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
-    ask(
-        socket,
-        libc::NFT_MSG_GETTABLE,
-        libc::NLM_F_DUMP,
-        &family_header(family, 0),
-        &[],
-        |message| {
-            let name = message.attributes().first(NFTA_TABLE_NAME).map(CStr::from_bytes_until_nul);
-            names.extend(name.and_then(Result::ok).map(|name| name.to_string_lossy().into_owned()));
-        },
-    )?;
+    let kind = kind_of(libc::NFNL_SUBSYS_NFTABLES, libc::NFT_MSG_GETTABLE);
+    let each = |message: &Message<'_>| {
+        let name = message.attributes().first(NFTA_TABLE_NAME).map(CStr::from_bytes_until_nul);
+        names.extend(name.and_then(Result::ok).map(|name| name.to_string_lossy().into_owned()));
+    };
+    socket.request(kind, libc::NLM_F_DUMP, &family_header(family, 0), |_| {}, each)?;
     Ok(names)
 }
 
@@ -413,13 +391,10 @@ pub fn dump_objects(
     of: Option<(u16, &[u8])>,
     mut each: impl FnMut(&Attributes<'_>),
 ) -> io::Result<()> {
-    let name = table.to_bytes_with_nul();
-    let asked: Vec<_> = std::iter::once((NFTA_TABLE_NAME, name)).chain(of).collect();
-    let dump = libc::NLM_F_DUMP;
-    let is_consistent = ask(socket, command, dump, &INET, &asked, |message| {
+    let is_consistent = ask(socket, command, libc::NLM_F_DUMP, table, of, |message| {
         let attributes = message.attributes();
         // Not all kernels restrict the dump to one table.
-        if attributes.first(NFTA_TABLE_NAME) == Some(name) {
+        if attributes.first(NFTA_TABLE_NAME) == Some(table.to_bytes_with_nul()) {
             each(&attributes);
         }
     })?;
@@ -483,20 +458,20 @@ fn for_each_element(message: &Attributes<'_>, mut each: impl FnMut(&[u8], &Attri
     }
 }
 
-/// Sends a request to nf_tables, and passes each message of the answer to `each`.
+/// Sends a request about `table`, or what `of` names in it, and passes each message of the answer to `each`.
 fn ask(
     socket: &mut Socket,
     command: i32,
     flags: i32,
-    header: &[u8],
-    attributes: &[(u16, &[u8])],
+    table: &CStr,
+    of: Option<(u16, &[u8])>,
     each: impl FnMut(&Message<'_>),
 ) -> io::Result<bool> {
-    let fill = |writer: &mut Writer<'_>| {
-        for (kind, content) in attributes {
-            writer.put(*kind, content);
+    let fill = |message: &mut Writer<'_>| {
+        message.put(NFTA_TABLE_NAME, table.to_bytes_with_nul());
+        if let Some((kind, content)) = of {
+            message.put(kind, content);
         }
     };
-    let kind = kind_of(libc::NFNL_SUBSYS_NFTABLES, command);
-    socket.request(kind, flags, header, fill, each)
+    socket.request(kind_of(libc::NFNL_SUBSYS_NFTABLES, command), flags, &INET, fill, each)
 }

@@ -238,10 +238,7 @@ impl Translations {
 
     fn send(&mut self, batch: &mut Batch) -> Result<(), NetfilterError> {
         let outcome = self.commits.send(batch, &mut self.socket).map_err(translation_error)?;
-        match outcome.first_error() {
-            None => Ok(()),
-            Some(errno) => Err(translation_error(io::Error::from_raw_os_error(errno))),
-        }
+        outcome.result().map_err(translation_error)
     }
 }
 

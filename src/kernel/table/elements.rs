@@ -11,7 +11,8 @@ use std::{
 use ftp_alg_core::engine::Pinhole;
 
 use crate::kernel::netlink::{
-    nft::{Batch, BatchOutcome, Element, KeyParts},
+    address_of,
+    nft::{Batch, BatchOutcome, Element, endpoint_key, endpoint_of},
     octets_of,
 };
 
@@ -153,11 +154,6 @@ impl PinholeElements {
         }
         let uses_marks = USES_MARKS.load(Relaxed);
         let has_mark = mark.map_or(uses_marks, |mark| mark != 0);
-        // Each part of a concatenated key takes whole 4-byte words.
-        let endpoint_key = |endpoint: SocketAddr| {
-            let [high, low] = endpoint.port().to_be_bytes();
-            [octets_of(endpoint.ip()), vec![high, low, 0, 0]].concat()
-        };
         let key = [octets_of(initiator), endpoint_key(arrival)].concat();
         let source_key = [octets_of(initiator), endpoint_key(target)].concat();
         let (to, from) = (Some(endpoint_key(target)), Some(octets_of(source)));
@@ -191,8 +187,12 @@ pub(super) fn is_ipv6(pinhole: &Pinhole) -> io::Result<bool> {
 
 /// Initiator and arrival of the pinhole with this permission key.
 pub(super) fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
-    let (mut parts, v6) = KeyParts::parse(key, 12, 36)?;
-    Some((parts.address(v6)?, parts.endpoint(v6)?))
+    let (initiator, arrival) = match key.len() {
+        12 => key.split_at(4),
+        36 => key.split_at(16),
+        _ => return None,
+    };
+    Some((address_of(initiator)?, endpoint_of(arrival)?))
 }
 
 #[cfg(test)]

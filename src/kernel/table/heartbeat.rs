@@ -16,6 +16,7 @@ use crate::kernel::{
     netlink::{
         Socket,
         nft::{Batch, Element},
+        or_absent,
     },
 };
 
@@ -48,11 +49,10 @@ impl Heartbeat {
         let deleted = self.batch.delete_element(SET, KEY);
         self.batch.add_element(&element(left));
         let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
-        match outcome.first_error() {
-            None => Ok(true),
-            Some(_) if outcome.failed_with(deleted, libc::ENOENT) => Ok(false),
-            Some(error) => Err(failed(io::Error::from_raw_os_error(error))),
+        if outcome.failed_with(deleted, libc::ENOENT) {
+            return Ok(false);
         }
+        outcome.result().map(|()| true).map_err(failed)
     }
 
     /// Sets the deadline to `left` from now, whether the element exists or not. Without our table nothing happens.
@@ -61,10 +61,7 @@ impl Heartbeat {
         self.batch.clear_element(&element(left));
         self.batch.add_element(&element(left));
         let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
-        match outcome.first_error() {
-            None | Some(libc::ENOENT) => Ok(()),
-            Some(error) => Err(failed(io::Error::from_raw_os_error(error))),
-        }
+        or_absent(outcome.result()).map(drop).map_err(failed)
     }
 }
 

@@ -29,6 +29,7 @@ use super::{
     netlink::{
         Socket,
         nft::{self, Batch, TableFingerprint},
+        or_absent,
     },
     parameters::{Backend, Learned, QueueStatement, TABLE},
 };
@@ -125,22 +126,18 @@ impl Table {
         commits: &Commits,
         retains_elements: bool,
     ) -> Result<Self, NetfilterError> {
-        if operator_queues() {
-            return Self::install_with(
-                parameters,
-                QueueStatement::Operator,
-                commits,
-                retains_elements,
-            );
-        }
-        let mut refused = None;
-        for statement in QueueStatement::BY_PREFERENCE {
-            match Self::install_with(parameters, statement, commits, retains_elements) {
-                Err(NetfilterError::RulesRefused { message }) => refused = Some(message),
+        let statements: &[_] = match operator_queues() {
+            true => &[QueueStatement::Operator],
+            false => &QueueStatement::BY_PREFERENCE,
+        };
+        let mut refusal = String::new();
+        for statement in statements {
+            match Self::install_with(parameters, *statement, commits, retains_elements) {
+                Err(NetfilterError::RulesRefused { message }) => refusal = message,
                 other => return other,
             }
         }
-        Err(NetfilterError::RulesRefused { message: refused.unwrap_or_default() })
+        Err(NetfilterError::RulesRefused { message: refusal })
     }
 
     /// Whether a table with this name is loaded, by whomever.
@@ -364,14 +361,9 @@ impl Table {
         let mut batch = Batch::new();
         compiled::delete_table(&mut batch, nft::TABLE);
         let outcome = self.commits.send_acknowledged(&mut batch, &mut self.socket);
-        let outcome = outcome.map_err(netlink_failed)?;
-        match outcome.first_error() {
-            None | Some(libc::ENOENT) => {}
-            Some(error) => {
-                let what = format!("removal of table inet {TABLE}");
-                return Err(NetfilterError::system(what, io::Error::from_raw_os_error(error)));
-            }
-        }
+        or_absent(outcome.map_err(netlink_failed)?.result()).map_err(|error| {
+            NetfilterError::system(format!("removal of table inet {TABLE}"), error)
+        })?;
         if self.parameters.backend == Backend::Conntrack && self.helper.is_none() {
             remove_scanner_helper(&self.parameters.gateway.control_ports).map_err(helper_failed)?;
         }

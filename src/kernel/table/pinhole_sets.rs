@@ -320,7 +320,7 @@ impl<'a> PinholeChange<'a> {
         }
         let mut learned = false;
         grants.iter_mut().for_each(|grant| learned |= grant.learn_from(outcome));
-        match outcome.error_in(&self.messages) {
+        match outcome.error_in(self.messages.clone()) {
             Some(errno) if !learned => {
                 let what = format!("open pinhole {}", opening.pinhole);
                 Err((index, KernelError::System { what, source: table_error(errno) }))
