@@ -1,21 +1,18 @@
 //! Runs the engine on a capture instead of on packets of the kernel.
 //!
-//! - `capture` reads and writes records, and `link_type` finds the IP packet in each record.
+//! - `capture` reads and writes records, and finds the IP packet in each record.
 //! - `player` puts the segments of control connections in order (`captured_connection`) and passes them to the engine. The
-//!   engine's kernel is a simulated NAT gateway (`nat`).
+//!   engine's kernel is a simulated NAT gateway (`nat`). The results are in its report.
 //! - `outer_view` writes the packets that the outer side sees.
-//! - `report` collects the results.
 //!
 //! The module knows nothing of the command line and of the running kernel.
 
 mod capture;
 mod captured_connection;
 mod datagram;
-mod link_type;
 mod nat;
 mod outer_view;
 mod player;
-mod report;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +22,7 @@ use ftp_alg_core::policy::Policy;
 
 pub use capture::{CaptureError, CaptureReader};
 pub use nat::SimulatedNat;
-pub use report::{AnnouncementRow, ReplayReport};
+pub use player::{AnnouncementRow, ReplayReport};
 
 use capture::PcapWriter;
 use player::Player;

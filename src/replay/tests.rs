@@ -5,7 +5,7 @@ use std::{fs, io::Cursor, net::SocketAddr, path::PathBuf, time::Duration};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
-use super::{report::AnnouncementRow, *};
+use super::*;
 
 /// Plays `capture` with a gateway that translates 192.168.0.0/16. Returns the report, the written capture, and whether
 /// there was an error.
