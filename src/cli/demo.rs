@@ -4,7 +4,6 @@
 //! not use reports of the engine, because those could hide an error of the engine.
 
 use std::{
-    fmt::Write as _,
     io::{self, Write as _},
     path::PathBuf,
     thread,
@@ -50,14 +49,17 @@ const LABS: [(Topology, ServerKind); 4] = [
     (Topology::Routed, ServerKind::PureFtpd),
 ];
 
-/// One row of the table.
-struct DemoCase {
+/// An IP version, a mode and a client.
+type DemoCase = (Family, Mode, ClientProgram);
+
+/// The results in a lab: the rows of the table.
+struct LabResult {
     topology: Topology,
     server: ServerKind,
-    family: Family,
-    mode: Mode,
-    client: ClientProgram,
-    outcome: ftp_alg_lab::Result<CaseResult>,
+    /// One for each of [`cases`]. Those that were not reached count as failed.
+    outcomes: Vec<ftp_alg_lab::Result<()>>,
+    /// Whether nothing was open at the end.
+    end: ftp_alg_lab::Result<()>,
 }
 
 /// What was observed in a case that works.
@@ -89,22 +91,20 @@ impl DemoOptions {
             None => std::env::current_exe().map_err(LabError::file("/proc/self/exe"))?,
         };
         let paint = Paint { colours: daemon::wants_colours(&io::stdout()) };
-        let mut rows = Vec::new();
-        let mut closed = Vec::new();
-        for (topology, server) in LABS {
-            match self.show_lab(topology, server, &executable, paint, &mut rows) {
-                Ok(()) => closed.push((topology, Ok(()))),
-                Err(error) => {
-                    say(&format!("\n  {}: {error}\n", paint.red("FAILED")));
-                    // Cases that were not reached count as failed.
-                    fill_failed_cases(&mut rows, topology, server, &error);
-                    closed.push((topology, Err(error)));
-                }
+        let show = |(topology, server)| {
+            let mut outcomes = Vec::new();
+            let end = self.show_lab(topology, server, &executable, paint, &mut outcomes);
+            if let Err(error) = &end {
+                say(&format!("\n  {}: {error}\n", paint.red("FAILED")));
+                let unreached = || Err(unexpected(error.to_string()));
+                outcomes.resize_with(cases(topology).len(), unreached);
             }
-        }
-        say(&table(&rows, &closed, self.no_scan, paint));
-        let rows = rows.iter().filter(|row| row.outcome.is_err()).count();
-        Ok(rows + closed.iter().filter(|(_, outcome)| outcome.is_err()).count())
+            LabResult { topology, server, outcomes, end }
+        };
+        let labs = LABS.map(show);
+        say(&table(&labs, self.no_scan, paint));
+        let outcomes = labs.iter().flat_map(|lab| lab.outcomes.iter().chain([&lab.end]));
+        Ok(outcomes.filter(|outcome| outcome.is_err()).count())
     }
 
     fn show_lab(
@@ -113,22 +113,22 @@ impl DemoOptions {
         kind: ServerKind,
         executable: &std::path::Path,
         paint: Paint,
-        rows: &mut Vec<DemoCase>,
+        outcomes: &mut Vec<ftp_alg_lab::Result<()>>,
     ) -> ftp_alg_lab::Result<()> {
         let lab = Lab::new(topology)?;
         say(&picture(&lab, kind, paint));
         let server = Server::start(kind, &lab.server)?;
         let before = lab.gateway.ruleset()?;
         let mut daemon = Daemon::start(executable, &lab.gateway, "")?;
-        for (family, mode, client) in cases(topology) {
+        for case @ (family, mode, client) in cases(topology) {
             let title = format!("{family}, {mode}: {client} with {kind}");
             say(&format!("  {}\n", paint.bold(&title)));
-            let outcome = show_case(&lab, &server, &daemon, family, mode, client);
-            match &outcome {
-                Ok(shown) => say(&describe(shown, &lab, family, mode, paint)),
-                Err(error) => say(&format!("    {} {error}\n", paint.red("FAILED"))),
-            }
-            rows.push(DemoCase { topology, server: kind, family, mode, client, outcome });
+            let outcome = show_case(&lab, &server, &daemon, case);
+            say(&match &outcome {
+                Ok(shown) => describe(shown, &lab, family, mode, paint),
+                Err(error) => format!("    {} {error}\n", paint.red("FAILED")),
+            });
+            outcomes.push(outcome.map(drop));
         }
         check_nothing_open(&lab, &daemon)?;
         if !self.no_scan {
@@ -151,7 +151,7 @@ fn unexpected(what: impl Into<String>) -> LabError {
 }
 
 /// Every pair of IP version and mode, each with another client.
-fn cases(topology: Topology) -> [(Family, Mode, ClientProgram); 4] {
+fn cases(topology: Topology) -> [DemoCase; 4] {
     let [a, b, c, d] = match topology {
         Topology::Masquerade => [Ncftp, Lftp, Curl, Tnftp],
         Topology::SnatPool => [Inetutils, Curl, Ftplib, Inetutils],
@@ -166,31 +166,13 @@ fn cases(topology: Topology) -> [(Family, Mode, ClientProgram); 4] {
     ]
 }
 
-fn fill_failed_cases(
-    rows: &mut Vec<DemoCase>,
-    topology: Topology,
-    server: ServerKind,
-    error: &LabError,
-) {
-    for (family, mode, client) in cases(topology) {
-        let known =
-            |row: &DemoCase| (row.topology, row.family, row.mode) == (topology, family, mode);
-        if !rows.iter().any(known) {
-            let outcome = Err(unexpected(error.to_string()));
-            rows.push(DemoCase { topology, server, family, mode, client, outcome });
-        }
-    }
-}
-
 /// Runs a download, an upload and a listing. A second download then waits after its announcement while the pinhole is
 /// checked.
 fn show_case(
     lab: &Lab,
     server: &Server,
     daemon: &Daemon,
-    family: Family,
-    mode: Mode,
-    client: ClientProgram,
+    (family, mode, client): DemoCase,
 ) -> ftp_alg_lab::Result<CaseResult> {
     let start = Instant::now();
     let body: Vec<u8> = (0..250_000_u32).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect();
@@ -237,10 +219,10 @@ fn describe_pinhole(pinhole: &Value) -> String {
     let field = |name: &str| pinhole.get(name).and_then(Value::as_str).unwrap_or("?");
     let mut text = format!("{} -> {}", field("initiator"), field("arrival"));
     if field("target") != field("arrival") {
-        let _ = write!(text, ", sent to {}", field("target"));
+        text += &format!(", sent to {}", field("target"));
     }
     if field("source") != field("initiator") {
-        let _ = write!(text, ", as {}", field("source"));
+        text += &format!(", as {}", field("source"));
     }
     text + ", one connection"
 }
@@ -278,17 +260,17 @@ fn describe(shown: &CaseResult, lab: &Lab, family: Family, mode: Mode, paint: Pa
     };
     let change = if shown.before == shown.after { "unchanged" } else { "rewritten" };
     let dialled = lab.server_address(family);
-    let mut text = String::new();
-    let _ = writeln!(text, "    {maker} says     {}", shown.before);
-    let _ = writeln!(text, "    {reader} reads    {}  ({change})", shown.after);
-    let _ = writeln!(text, "    pinhole         {}", shown.pinhole);
-    let _ = writeln!(
-        text,
-        "    {}              download, upload and listing at {dialled}, bytes compared, {:.1} s",
-        paint.green("ok"),
-        shown.elapsed.as_secs_f64()
-    );
-    text
+    let CaseResult { before, after, pinhole, elapsed } = shown;
+    let (ok, seconds) = (paint.green("ok"), elapsed.as_secs_f64());
+    let lines = [
+        format!("{maker} says     {before}"),
+        format!("{reader} reads    {after}  ({change})"),
+        format!("pinhole         {pinhole}"),
+        format!(
+            "{ok}              download, upload and listing at {dialled}, bytes compared, {seconds:.1} s"
+        ),
+    ];
+    lines.map(|line| format!("    {line}\n")).concat()
 }
 
 fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
@@ -306,7 +288,7 @@ fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
     };
     let mut text = format!("\n{} ({kind})\n\n", paint.bold(&lab.spec().topology.to_string()));
     let mut line = |a: &str, b: &str, c: &str| {
-        let _ = writeln!(text, "  {}", format!("{a:<18}   {b:<40}   {c}").trim_end());
+        text += &format!("  {}\n", format!("{a:<18}   {b:<40}   {c}").trim_end());
     };
     let wall = format!("+{}+", "-".repeat(38));
     line("", &wall, "");
@@ -322,35 +304,24 @@ fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
     text
 }
 
-fn table(
-    rows: &[DemoCase],
-    closed: &[(Topology, ftp_alg_lab::Result<()>)],
-    no_scan: bool,
-    paint: Paint,
-) -> String {
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "\n{:<24} {:<6} {:<8} {:<10} {:<10} result",
+fn table(labs: &[LabResult], no_scan: bool, paint: Paint) -> String {
+    let mut text = format!(
+        "\n{:<24} {:<6} {:<8} {:<10} {:<10} result\n",
         "gateway", "", "", "client", "server"
     );
-    for row in rows {
-        let outcome = paint.outcome(row.outcome.as_ref().err());
-        let _ = writeln!(
-            text,
-            "{:<24} {:<6} {:<8} {:<10} {:<10} {outcome}",
-            row.topology.to_string(),
-            row.family,
-            row.mode,
-            row.client,
-            row.server
-        );
+    for LabResult { topology, server, outcomes, .. } in labs {
+        let gateway = topology.to_string();
+        for ((family, mode, client), outcome) in cases(*topology).into_iter().zip(outcomes) {
+            let outcome = paint.outcome(outcome);
+            text += &format!(
+                "{gateway:<24} {family:<6} {mode:<8} {client:<10} {server:<10} {outcome}\n"
+            );
+        }
     }
     let what =
         if no_scan { "nothing open at the end" } else { "nothing open at the end, port scan" };
-    for (topology, outcome) in closed {
-        let outcome = paint.outcome(outcome.as_ref().err());
-        let _ = writeln!(text, "{:<24} {what:<37} {outcome}", topology.to_string());
+    for LabResult { topology, end, .. } in labs {
+        text += &format!("{:<24} {what:<37} {}\n", topology.to_string(), paint.outcome(end));
     }
     text
 }
@@ -387,8 +358,8 @@ impl Paint {
     }
 
     /// `ok`, or the first line of the error.
-    fn outcome(self, error: Option<&LabError>) -> String {
-        let Some(error) = error else { return self.green("ok") };
+    fn outcome(self, outcome: &ftp_alg_lab::Result<()>) -> String {
+        let Err(error) = outcome else { return self.green("ok") };
         let text = error.to_string();
         let line: String = text.lines().next().unwrap_or_default().chars().take(120).collect();
         format!("{} {line}", self.red("FAILED"))
