@@ -18,7 +18,7 @@ use clap::Args;
 use ftp_alg_core::ftp::AnnouncementKind;
 use ftp_client::{
     FtpClient, FtpClientError,
-    FtpClientErrorKind::{ControlConnection, Refused, Undecided},
+    FtpClientErrorKind::{ControlConnection, Undecided},
 };
 use local_machine::LocalMachine;
 use serde::Serialize;
@@ -133,6 +133,18 @@ impl TryReport {
         Ok(())
     }
 
+    /// Adds a step that succeeded, or that failed with an error message and a remedy. Returns whether it succeeded.
+    fn add_result(
+        &mut self,
+        step: &str,
+        result: Result<String, (String, Vec<String>)>,
+    ) -> Result<bool, Failure> {
+        let ok = result.is_ok();
+        let (says, remedy) = result.map_or_else(|failed| failed, |says| (says, Vec::new()));
+        self.add(step, Some(ok), says, remedy)?;
+        Ok(ok)
+    }
+
     fn end(&self) -> Result<(), Failure> {
         let failed: Vec<&str> = self
             .steps
@@ -167,9 +179,9 @@ fn try_server(
     };
     let (mut errors, mut remedies, mut found) = (Vec::new(), Vec::new(), None);
     for address in addresses {
-        match ftp_client::connect(address) {
-            Ok(stream) => {
-                found = Some((stream, address));
+        match FtpClient::connect(address) {
+            Ok(client) => {
+                found = Some((client, address));
                 break;
             }
             Err(error) => {
@@ -180,31 +192,23 @@ fn try_server(
         }
     }
     remedies.dedup();
-    let Some((stream, server)) = found else {
+    let Some((mut client, server)) = found else {
         report.add("connect", Some(false), errors.join("; "), remedies)?;
         return Ok(Some("no control connection".to_owned()));
     };
-    let own = stream.local_addr().map(|own| format!(" from {}", own.ip())).unwrap_or_default();
+    let own = client.own_address().map(|own| format!(" from {own}")).unwrap_or_default();
     errors.insert(0, format!("{server}{own}"));
     report.add("connect", Some(true), errors.join("; but "), Vec::new())?;
-    let mut client = match read_greeting(FtpClient::new(stream, server)) {
-        Ok((client, says)) => {
-            report.add("greeting", Some(true), says, Vec::new())?;
-            client
-        }
-        Err(error) => {
-            let (says, remedy) = local.explain(&error, Some(server));
-            report.add("greeting", Some(false), says, remedy)?;
-            return Ok(Some("no greeting from the server".to_owned()));
-        }
-    };
-    match login(&mut client, target) {
-        Ok(says) => report.add("login", Some(true), says, Vec::new())?,
-        Err(error) => {
-            let advice = "try another login: ftp://USER@HOST and --password-file FILE".to_owned();
-            report.add("login", Some(false), error.to_string(), vec![advice])?;
-            return Ok(Some("login failed".to_owned()));
-        }
+    let greeting = client.greeting().map_err(|error| local.explain(&error, Some(server)));
+    if !report.add_result("greeting", greeting)? {
+        return Ok(Some("no greeting from the server".to_owned()));
+    }
+    let login = client.login(target).map_err(|error| {
+        let advice = "try another login: ftp://USER@HOST and --password-file FILE".to_owned();
+        (error.to_string(), vec![advice])
+    });
+    if !report.add_result("login", login)? {
+        return Ok(Some("login failed".to_owned()));
     }
     try_modes(target, local, report, client, server)?;
     Ok(None)
@@ -245,18 +249,20 @@ fn try_modes(
         // A gateway that spoils announcements spoils both of a direction.
         let works = results.iter().any(|(_, result)| result.is_ok());
         for (kind, result) in results {
-            let (ok, says, remedy) = match result {
-                Ok(says) => (Some(true), says, Vec::new()),
-                Err(error) if error.kind == Undecided => (None, error.to_string(), Vec::new()),
+            let step = kind.to_string();
+            match result {
+                Err(error) if error.kind == Undecided => {
+                    report.add(&step, None, error.to_string(), Vec::new())?;
+                }
                 Err(error) if error.is_unsupported && works => {
-                    (None, format!("not supported by the server: {error}"), Vec::new())
+                    let says = format!("not supported by the server: {error}");
+                    report.add(&step, None, says, Vec::new())?;
                 }
-                Err(error) => {
-                    let (says, remedy) = local.explain(&error, Some(server));
-                    (Some(false), says, remedy)
+                result => {
+                    let explain = |error| local.explain(&error, Some(server));
+                    report.add_result(&step, result.map_err(explain))?;
                 }
-            };
-            report.add(&kind.to_string(), ok, says, remedy)?;
+            }
         }
     }
     if let Some(session) = client {
@@ -267,32 +273,10 @@ fn try_modes(
 
 /// Opens another session with the same login.
 fn new_session(target: &TryTarget, server: SocketAddr) -> Result<FtpClient, FtpClientError> {
-    let (mut client, _) = read_greeting(FtpClient::new(ftp_client::connect(server)?, server))?;
-    login(&mut client, target)?;
+    let mut client = FtpClient::connect(server)?;
+    client.greeting()?;
+    client.login(target)?;
     Ok(client)
-}
-
-fn read_greeting(mut client: FtpClient) -> Result<(FtpClient, String), FtpClientError> {
-    let greeting =
-        client.reply().map_err(|error| error.kind.error(format!("connected, but {error}")))?;
-    match greeting.is_class(2) {
-        true => Ok((client, greeting.text())),
-        false => Err(Refused.error(greeting.text())),
-    }
-}
-
-fn login(client: &mut FtpClient, target: &TryTarget) -> Result<String, FtpClientError> {
-    let mut reply = client.command(&format!("USER {}", target.user))?;
-    if reply.code == 331 {
-        let Some(password) = &target.password else {
-            return Err(Refused.error(reply.text() + "; no password was given"));
-        };
-        reply = client.command(&format!("PASS {password}"))?;
-    }
-    match reply.is_class(2) {
-        true => Ok(reply.text()),
-        false => Err(Refused.error(reply.text())),
-    }
 }
 
 /// The first few addresses of a name. The time limit is needed because the resolver has none.

@@ -17,14 +17,13 @@ use FtpClientErrorKind::{
 };
 use ftp_alg_core::ftp::{Announcement, AnnouncementKind, ReplyTracker, Text};
 
+use super::target::TryTarget;
 use crate::config::escape_control_characters;
 
 /// The time limit for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time limit for a reply.
+/// The time limit for a reply, and for a listing.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The time limit for a listing.
-const LISTING_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_REPLY: usize = 64 * 1024;
 const MAX_LISTING: usize = 1024 * 1024;
@@ -68,15 +67,15 @@ impl FtpClientErrorKind {
 
 /// A reply with one or more lines.
 #[derive(Debug)]
-pub(super) struct FtpReply {
-    pub(super) code: u16,
+struct FtpReply {
+    code: u16,
     /// The last line as received.
     line: Vec<u8>,
 }
 
 impl FtpReply {
     /// Whether the first digit of the reply code is `class`.
-    pub(super) fn is_class(&self, class: u16) -> bool {
+    fn is_class(&self, class: u16) -> bool {
         self.code / 100 == class
     }
 
@@ -91,8 +90,14 @@ impl FtpReply {
         FtpClientError { is_unsupported, ..kind.error(says) }
     }
 
+    /// The text of a completion reply; any other reply is an error.
+    fn completion(&self) -> Result<String, FtpClientError> {
+        let text = self.text();
+        if self.is_class(2) { Ok(text) } else { Err(Refused.error(text)) }
+    }
+
     /// The last line, with control characters escaped.
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         let text = escape_control_characters(
             String::from_utf8_lossy(Text::new(&self.line).bytes()).trim(),
         );
@@ -104,7 +109,7 @@ impl FtpReply {
 }
 
 /// Connects within [`CONNECT_TIMEOUT`].
-pub(super) fn connect(to: SocketAddr) -> Result<TcpStream, FtpClientError> {
+fn connect(to: SocketAddr) -> Result<TcpStream, FtpClientError> {
     let stream = TcpStream::connect_timeout(&to, CONNECT_TIMEOUT).map_err(|error| {
         let limit = CONNECT_TIMEOUT.as_secs();
         ConnectFailed(to).error(match error.kind() {
@@ -132,13 +137,35 @@ pub(super) struct FtpClient {
 }
 
 impl FtpClient {
-    pub(super) fn new(stream: TcpStream, server: SocketAddr) -> Self {
-        let (unread, tracker) = (Vec::new(), ReplyTracker::default());
-        Self { stream, server, unread, tracker, length: 0 }
+    pub(super) fn connect(server: SocketAddr) -> Result<Self, FtpClientError> {
+        let (stream, unread, tracker) = (connect(server)?, Vec::new(), ReplyTracker::default());
+        Ok(Self { stream, server, unread, tracker, length: 0 })
+    }
+
+    pub(super) fn own_address(&self) -> io::Result<IpAddr> {
+        self.stream.local_addr().map(|own| own.ip())
+    }
+
+    /// Reads the greeting of the server.
+    pub(super) fn greeting(&mut self) -> Result<String, FtpClientError> {
+        let greeting = self.reply();
+        greeting.map_err(|error| error.kind.error(format!("connected, but {error}")))?.completion()
+    }
+
+    /// Logs in, and returns the server's reply.
+    pub(super) fn login(&mut self, target: &TryTarget) -> Result<String, FtpClientError> {
+        let mut reply = self.command(&format!("USER {}", target.user))?;
+        if reply.code == 331 {
+            let Some(password) = &target.password else {
+                return Err(Refused.error(reply.text() + "; no password was given"));
+            };
+            reply = self.command(&format!("PASS {password}"))?;
+        }
+        reply.completion()
     }
 
     /// The next reply.
-    pub(super) fn reply(&mut self) -> Result<FtpReply, FtpClientError> {
+    fn reply(&mut self) -> Result<FtpReply, FtpClientError> {
         let reply = self.reply_before(Instant::now() + REPLY_TIMEOUT)?;
         let limit = REPLY_TIMEOUT.as_secs();
         reply.ok_or_else(|| ControlConnection.error(format!("no reply within {limit} s")))
@@ -178,7 +205,7 @@ impl FtpClient {
     }
 
     /// Sends a command and waits for its reply.
-    pub(super) fn command(&mut self, line: &str) -> Result<FtpReply, FtpClientError> {
+    fn command(&mut self, line: &str) -> Result<FtpReply, FtpClientError> {
         self.send_line(line)?;
         self.reply()
     }
@@ -213,16 +240,16 @@ impl FtpClient {
             )));
         }
         let to = SocketAddr::new(self.server.ip(), announced.port);
-        let foreign = announced.address.filter(|address| *address != to.ip());
-        let foreign = foreign.map(|address| {
-            format!("{} announces {address}, not the address of the server", reply.code)
-        });
+        let code = reply.code;
+        let foreign = announced
+            .address
+            .filter(|address| *address != to.ip())
+            .map(|address| format!("{code} announces {address}, not the address of the server"));
         let data = connect(to).map_err(|error| match (error.kind, &foreign) {
             (ConnectFailed(_), Some(foreign)) => {
                 ForeignAddress.error(format!("{foreign}; with the address of the server: {error}"))
             }
             (ConnectFailed(_), None) => {
-                let code = reply.code;
                 error.kind.error(format!("reply {code}, but the data connection failed: {error}"))
             }
             _ => error,
@@ -241,14 +268,14 @@ impl FtpClient {
         let here = |error: io::Error| {
             Refused.error(format!("cannot listen for a data connection: {error}"))
         };
-        let own = self.stream.local_addr().map_err(here)?.ip();
+        let own = self.own_address().map_err(here)?;
         let listener = TcpListener::bind((own, 0)).map_err(here)?;
         listener.set_nonblocking(true).map_err(here)?;
         let to = listener.local_addr().map_err(here)?;
-        let announcement = match own {
-            IpAddr::V4(v4) if kind == AnnouncementKind::Port => {
-                let ([a, b, c, d], [high, low]) = (v4.octets(), to.port().to_be_bytes());
-                format!("PORT {a},{b},{c},{d},{high},{low}")
+        let announcement = match kind {
+            AnnouncementKind::Port => {
+                let [high, low] = to.port().to_be_bytes();
+                format!("PORT {},{high},{low}", own.to_string().replace('.', ","))
             }
             _ => format!("EPRT |{}|{own}|{}|", if own.is_ipv4() { 1 } else { 2 }, to.port()),
         };
@@ -292,8 +319,8 @@ impl FtpClient {
             }
             if Instant::now() > deadline {
                 let limit = CONNECT_TIMEOUT.as_secs();
-                let says = format!("no data connection to {to} within {limit} s");
-                return Err(NoDataConnection(to).error(says));
+                return Err(NoDataConnection(to)
+                    .error(format!("no data connection to {to} within {limit} s")));
             }
         }
     }
@@ -319,7 +346,7 @@ impl FtpClient {
         if !first.is_class(1) && !first.is_class(2) {
             return Err(Refused.error(first.text()));
         }
-        let deadline = Instant::now() + LISTING_TIMEOUT;
+        let deadline = Instant::now() + REPLY_TIMEOUT;
         let (mut length, mut chunk) = (0, [0; 8192]);
         while length < MAX_LISTING {
             match read_before(&mut data, &mut chunk, deadline) {
@@ -330,7 +357,7 @@ impl FtpClient {
                     return Ok(without_listing(&first));
                 }
                 Ok(None) => {
-                    let limit = LISTING_TIMEOUT.as_secs();
+                    let limit = REPLY_TIMEOUT.as_secs();
                     let says = format!(
                         "listing {direction} not complete within {limit} s: {length} bytes"
                     );
@@ -394,7 +421,7 @@ mod tests {
             let received = io::BufReader::new(stream.try_clone().unwrap()).lines();
             serve(stream, received);
         });
-        FtpClient::new(connect(server).unwrap(), server)
+        FtpClient::connect(server).unwrap()
     }
 
     /// Sends `text` until the client closes the connection.

@@ -28,17 +28,6 @@ pub(super) struct LocalMachine<'a> {
     firewall: OnceCell<Firewall>,
 }
 
-/// A connection that failed to open.
-#[derive(Clone, Copy)]
-struct FailedConnection {
-    /// The hook of its first packet.
-    hook: Hook,
-    peer: IpAddr,
-    port: u16,
-    /// The server's control port, if it is a data connection.
-    control: Option<u16>,
-}
-
 impl<'a> LocalMachine<'a> {
     pub(super) fn new(parameters: &'a RuleParameters, socket: &'a SocketOption) -> Self {
         Self { parameters, socket, running: OnceCell::new(), firewall: OnceCell::new() }
@@ -50,14 +39,15 @@ impl<'a> LocalMachine<'a> {
         error: &FtpClientError,
         server: Option<SocketAddr>,
     ) -> (String, Vec<String>) {
-        let control = server.map(|server| server.port());
-        let failed = |hook, peer: IpAddr, to: SocketAddr| {
-            let failed = FailedConnection { hook, peer, port: to.port(), control };
-            self.explain_failed_connection(&error.to_string(), failed)
+        let failed = |hook, address, port| {
+            let to = SocketAddr::new(address, port);
+            self.explain_failed_connection(error, hook, to, server.map(|server| server.port()))
         };
         let advice = match error.kind {
-            ConnectFailed(to) => return failed(Hook::Output, to.ip(), to),
-            NoDataConnection(to) => return failed(Hook::Input, server.unwrap_or(to).ip(), to),
+            ConnectFailed(to) => return failed(Hook::Output, to.ip(), to.port()),
+            NoDataConnection(to) => {
+                return failed(Hook::Input, server.unwrap_or(to).ip(), to.port());
+            }
             ForeignAddress => {
                 "run ftp-alg on the server's gateway, or set the server's external address"
             }
@@ -72,13 +62,17 @@ impl<'a> LocalMachine<'a> {
         (error.to_string(), vec![advice.to_owned()])
     }
 
+    /// Explains a connection whose first packet did not pass `hook`, or did not come back. `to` is the address of the
+    /// peer and the destination port, and `control` is the server's control port if it is a data connection.
     fn explain_failed_connection(
         &self,
-        says: &str,
-        failed: FailedConnection,
+        error: &FtpClientError,
+        hook: Hook,
+        to: SocketAddr,
+        control: Option<u16>,
     ) -> (String, Vec<String>) {
-        let dropped = self.dropping_rule(failed);
-        let mut remedy = match (&dropped, failed.control) {
+        let dropped = self.dropping_rule(hook, to, control);
+        let mut remedy = match (&dropped, control) {
             (Some((_, remedy)), _) => remedy.clone(),
             (None, Some(_)) => {
                 vec!["run `ftp-alg doctor` on each gateway in between".to_owned()]
@@ -92,14 +86,19 @@ impl<'a> LocalMachine<'a> {
             remedy.push("run this as root to check the rules of this machine, too".to_owned());
         }
         match dropped {
-            Some((rule, _)) => (format!("{says}; {rule}"), remedy),
-            None => (says.to_owned(), remedy),
+            Some((rule, _)) => (format!("{error}; {rule}"), remedy),
+            None => (error.to_string(), remedy),
         }
     }
 
     /// The rule of this machine that drops such a connection, and what to do. `None` if no rule drops it.
-    fn dropping_rule(&self, failed: FailedConnection) -> Option<(String, Vec<String>)> {
-        let FailedConnection { hook, peer, port, control } = failed;
+    fn dropping_rule(
+        &self,
+        hook: Hook,
+        to: SocketAddr,
+        control: Option<u16>,
+    ) -> Option<(String, Vec<String>)> {
+        let (peer, port) = (to.ip(), to.port());
         let ip = if peer.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
         let firewall =
             self.firewall.get_or_init(|| operator_firewall::read(self.parameters.gateway.clone()));

@@ -11,20 +11,13 @@ use crate::config;
 const PASSWORD_VARIABLE: &str = "FTP_ALG_PASSWORD";
 const URL_FORM: &str = "use ftp://[USER[:PASSWORD]@]HOST[:PORT]";
 
-/// A server and a login.
-#[derive(Clone, PartialEq, Eq)]
+/// A server and a login. It has no `Debug`, so that no message has the password.
 pub(super) struct TryTarget {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) user: String,
     /// The password, if the user gave one.
     pub(super) password: Option<String>,
-}
-
-impl fmt::Debug for TryTarget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
 }
 
 impl fmt::Display for TryTarget {
@@ -122,7 +115,7 @@ mod tests {
             "ftp://u:secret%0d%0aDELE%20x@h",
             "ftp://u:secret%ff@h",
         ] {
-            let error = TryTarget::new(url, None).unwrap_err();
+            let error = TryTarget::new(url, None).err().unwrap();
             assert!(error.starts_with("--try: ") && !error.contains("secret"), "{error}");
         }
     }
@@ -133,7 +126,7 @@ mod tests {
         std::fs::write(file.path(), "of the file\nmore\n").unwrap();
         let target = TryTarget::new("ftp://u:other@h", Some(file.path())).unwrap();
         assert_eq!(target.password.as_deref(), Some("of the file"));
-        let error = TryTarget::new("ftp://h", Some(Path::new("/nonexistent"))).unwrap_err();
+        let error = TryTarget::new("ftp://h", Some(Path::new("/nonexistent"))).err().unwrap();
         assert!(error.starts_with("--password-file /nonexistent: "), "{error}");
     }
 }
