@@ -1,6 +1,6 @@
 //! The checks of `doctor` on the daemon and the kernel. The audit of the rules is in `daemon::health`.
 
-use super::fast_path;
+use super::fast_path::{self, KERNEL};
 use crate::{
     config::FastPathMode,
     daemon::{
@@ -16,8 +16,12 @@ use crate::{
 };
 
 const DAEMON: &str = "daemon";
-const KERNEL: &str = "kernel";
 const HELPERS: &str = "other helpers";
+
+/// A feature of the kernel works, or the kernel's state is as it should be.
+fn works(name: impl Into<String>, says: impl Into<String>) -> Check {
+    Check::ok(KERNEL, name, says)
+}
 
 /// A feature of the kernel that FTP needs does not work.
 fn broken(name: &str, says: impl Into<String>) -> Check {
@@ -52,7 +56,7 @@ impl Checks<'_> {
         let name = "privileges";
         let missing = |says: &str| Check::problem(KERNEL, name, name, says);
         match (self.features.net_admin, self.features.net_raw) {
-            (true, true) => Check::ok(KERNEL, name, "CAP_NET_ADMIN and CAP_NET_RAW"),
+            (true, true) => works(name, "CAP_NET_ADMIN and CAP_NET_RAW"),
             (true, false) => missing(
                 "CAP_NET_RAW is missing, so ftp-alg cannot send acknowledgements: run as root",
             ),
@@ -71,7 +75,7 @@ impl Checks<'_> {
             Err(_) => confine::landlock_missing().map(str::to_owned).into_iter().collect(),
         };
         if missing.is_empty() {
-            return vec![Check::ok(KERNEL, name, "the daemon can access only its own files")];
+            return vec![works(name, "the daemon can access only its own files")];
         }
         missing.into_iter().map(|what| Check::note(KERNEL, name, what)).collect()
     }
@@ -82,7 +86,7 @@ impl Checks<'_> {
         let mut checks = vec![self.nftables(), self.queueing()];
         checks.extend(self.surroundings.parameters.queues().map(|number| self.queue(number)));
         let needed = |name: &str, there: bool, what: &str, module: &str| match there {
-            true => Check::ok(KERNEL, name, what),
+            true => works(name, what),
             false => broken(name, format!("{module} is missing: it {what}"))
                 .remedy([format!("modprobe {module}")]),
         };
@@ -93,7 +97,7 @@ impl Checks<'_> {
         let conntrack = self.surroundings.backend == Backend::Conntrack;
         let unused = "only the conntrack back end uses it";
         let optional = |name: &str, there: bool, spare: bool| match there {
-            true => Check::ok(KERNEL, name, "available"),
+            true => works(name, "available"),
             false if conntrack && !spare => {
                 broken(name, "not available: the conntrack back end needs it")
             }
@@ -102,8 +106,8 @@ impl Checks<'_> {
         checks.push(optional("expectations", expectations, false));
         checks.push(optional("nfnetlink_cthelper", cthelper, scanner_helper));
         checks.push(optional("nf_conntrack_sane", scanner_helper, cthelper));
-        checks.extend([self.connections(), self.routing(), self.fast_path()]);
-        checks.extend(self.marks());
+        checks.extend([self.connections(), self.routing()]);
+        checks.extend(self.fast_path());
         checks
     }
 
@@ -113,14 +117,12 @@ impl Checks<'_> {
             (Err(error), _) => broken(name, error.clone()).details([
                 "install the package nftables: ftp-alg loads its rules with nft".to_owned(),
             ]),
-            (Ok(version), Ok(_)) => {
-                Check::ok(KERNEL, name, format!("nft {version}; the rules load"))
-            }
+            (Ok(version), Ok(_)) => works(name, format!("nft {version}; the rules load")),
             // The check `queueing` reports this error.
             (Ok(version), Err(NetfilterError::FeatureMissing { what, .. }))
                 if what == NetfilterError::QUEUE_RULES =>
             {
-                Check::ok(KERNEL, name, format!("nft {version}"))
+                works(name, format!("nft {version}"))
             }
             (Ok(version), Err(error)) => broken(name, format!("nft {version}: {error}")),
         }
@@ -133,11 +135,8 @@ impl Checks<'_> {
                 broken(name, "nfnetlink_queue is missing: no packet can be queued")
                     .remedy(["modprobe nfnetlink_queue".to_owned()])
             }
-            Ok(QueueStatement::Native) => {
-                Check::ok(KERNEL, name, "with the queue statement of nftables")
-            }
-            Ok(_) => Check::ok(
-                KERNEL,
+            Ok(QueueStatement::Native) => works(name, "with the queue statement of nftables"),
+            Ok(_) => works(
                 name,
                 "with the iptables target NFQUEUE (nftables has no queue statement here)",
             ),
@@ -149,13 +148,12 @@ impl Checks<'_> {
         let name = format!("queue {number}");
         let reader = self.features.readers.iter().find(|(taken, _)| *taken == number);
         match (reader, self.running) {
-            (None, _) => Check::ok(KERNEL, name, "free"),
+            (None, _) => works(name, "free"),
             (Some(_), Ok(status)) => {
-                let says = format!("read by the running ftp-alg {}", status.version);
-                Check::ok(KERNEL, name, says)
+                works(name, format!("read by the running ftp-alg {}", status.version))
             }
             (Some(_), Err(problem)) if problem.name == health::DAEMON_HUNG => {
-                Check::ok(KERNEL, name, "read by a running ftp-alg that does not answer")
+                works(name, "read by a running ftp-alg that does not answer")
             }
             (Some((_, reader)), Err(_)) => {
                 let says = format!("taken by another program ({reader})");
@@ -177,7 +175,7 @@ impl Checks<'_> {
                 Check::note(KERNEL, name, says)
                     .remedy([format!("sysctl -w net.netfilter.nf_conntrack_max={}", limit * 2)])
             }
-            Some((count, limit)) => Check::ok(KERNEL, name, format!("{count} of at most {limit}")),
+            Some((count, limit)) => works(name, format!("{count} of at most {limit}")),
             None => {
                 let says = "unknown: the kernel does not show the count of conntrack";
                 Check::note(KERNEL, name, says)
@@ -197,24 +195,20 @@ impl Checks<'_> {
                     .remedy(["sysctl -w net.ipv4.ip_forward=1".to_owned()]);
             }
         };
-        Check::ok(KERNEL, "forwarding", says)
+        works("forwarding", says)
     }
 
-    fn fast_path(&self) -> Check {
-        let running = self.running.ok().map(|status| &status.fast_path);
-        let backend = self.surroundings.backend;
-        let machine = fast_path::KernelInfo::read();
-        fast_path::check(KERNEL, self.fast_path, running, backend, &machine)
-    }
-
-    /// The rules that do not work together with the marks of the fast path, if it could run.
-    fn marks(&self) -> Vec<Check> {
+    /// The state of the fast path, and the rules that do not work together with its marks if it could run.
+    fn fast_path(&self) -> Vec<Check> {
         let HostAudit { parameters, firewall, backend, .. } = self.surroundings;
-        let may_run = ftp_alg_fastpath::HAS_PROGRAM && self.fast_path == FastPathMode::Auto;
-        match may_run && backend == Backend::Nftables {
-            true => fast_path::marks(KERNEL, &firewall.mark_conflicts(), parameters),
-            false => Vec::new(),
+        let running = self.running.ok().map(|status| &status.fast_path);
+        let machine = fast_path::KernelInfo::read();
+        let mut checks = vec![fast_path::check(self.fast_path, running, backend, &machine)];
+        let is_wanted = self.fast_path == FastPathMode::Auto && backend == Backend::Nftables;
+        if ftp_alg_fastpath::HAS_PROGRAM && is_wanted {
+            checks.extend(fast_path::marks(&firewall.mark_conflicts(), parameters));
         }
+        checks
     }
 
     fn helper_connections(&self) -> Option<Check> {
@@ -232,22 +226,19 @@ impl Checks<'_> {
     /// The problems that the daemon reports about itself. Its problems with the kernel and the rules are left out,
     /// because doctor checks these itself.
     fn daemon(&self) -> Vec<Check> {
-        match self.running {
-            Err(problem) => vec![Check::from_problem(DAEMON, problem)],
-            Ok(status) => {
-                let mut checks = health::name_checks(&status.names);
-                let own = status.problems.iter().filter(|one| !health::is_audit_problem(one));
-                let own = own.cloned().chain(health::version_problem(status));
-                checks.extend(own.map(|problem| Check::from_problem(DAEMON, &problem)));
-                if checks.is_empty() {
-                    let says = format!(
-                        "version {} is running and reports no problem of its own",
-                        status.version
-                    );
-                    checks.push(Check::ok(DAEMON, "ftp-alg", says));
-                }
-                checks
-            }
+        let status = match self.running {
+            Ok(status) => status,
+            Err(problem) => return vec![Check::from_problem(DAEMON, problem)],
+        };
+        let mut checks = health::name_checks(&status.names);
+        let own = status.problems.iter().filter(|one| !health::is_audit_problem(one));
+        let own = own.cloned().chain(health::version_problem(status));
+        checks.extend(own.map(|problem| Check::from_problem(DAEMON, &problem)));
+        if checks.is_empty() {
+            let version = &status.version;
+            let says = format!("version {version} is running and reports no problem of its own");
+            checks.push(Check::ok(DAEMON, "ftp-alg", says));
         }
+        checks
     }
 }

@@ -17,6 +17,8 @@ use crate::{
     kernel::{RuleParameters, parameters::Backend},
 };
 
+/// The section of the checks.
+pub(super) const KERNEL: &str = "kernel";
 const NAME: &str = "fast path";
 /// The first Linux version with TCX: major and minor number.
 const FIRST_WITH_TCX: (u32, u32) = (6, 6);
@@ -87,7 +89,6 @@ impl KernelInfo {
 
 /// The state of the fast path in the running daemon. Without a daemon: whether the fast path could run.
 pub(super) fn check(
-    section: &'static str,
     wanted: FastPathMode,
     running: Option<&FastPathStatus>,
     backend: Backend,
@@ -97,16 +98,13 @@ pub(super) fn check(
     match (wanted, running) {
         (_, Some(status)) if status.state == FastPathState::On => {
             let (interfaces, connections) = (status.attached_to(), status.connections);
-            Check::ok(section, NAME, format!("on: {interfaces}; {connections} connections"))
+            Check::ok(KERNEL, NAME, format!("on: {interfaces}; {connections} connections"))
                 .details(status.inline_at())
         }
         (FastPathMode::Off, _) => {
             let could = if obstacles.is_empty() { "; it could run here" } else { "" };
-            Check::ok(
-                section,
-                NAME,
-                format!("off: {}{could}", FastPathStatus::OFF_BY_CONFIGURATION),
-            )
+            let why = FastPathStatus::OFF_BY_CONFIGURATION;
+            Check::ok(KERNEL, NAME, format!("off: {why}{could}"))
         }
         (FastPathMode::Auto, Some(status)) => {
             let why = if status.why == FastPathStatus::OFF_BY_CONFIGURATION {
@@ -114,23 +112,19 @@ pub(super) fn check(
             } else {
                 &status.why
             };
-            Check::note(section, NAME, format!("off: {why}")).details(machine.lockdown())
+            Check::note(KERNEL, NAME, format!("off: {why}")).details(machine.lockdown())
         }
         (FastPathMode::Auto, None) if obstacles.is_empty() => {
-            Check::ok(section, NAME, "can run here").details(machine.lockdown())
+            Check::ok(KERNEL, NAME, "can run here").details(machine.lockdown())
         }
         (FastPathMode::Auto, None) => {
-            Check::note(section, NAME, "cannot run here").details(obstacles)
+            Check::note(KERNEL, NAME, "cannot run here").details(obstacles)
         }
     }
 }
 
 /// The rules that do not work together with the marks of the fast path.
-pub(super) fn marks(
-    section: &'static str,
-    conflicts: &[MarkConflict],
-    parameters: &RuleParameters,
-) -> Vec<Check> {
+pub(super) fn marks(conflicts: &[MarkConflict], parameters: &RuleParameters) -> Vec<Check> {
     let bits = parameters.mask() | parameters.gateway.slot_mask;
     let packet_marks = format!(
         "use a mask in these rules that leaves out {bits:#010x}, as in `meta mark set meta mark & {:#010x} | 0x1`, \
@@ -147,7 +141,7 @@ pub(super) fn marks(
         let is_here =
             |one: &&MarkConflict| (one.kind == MarkConflictKind::ComparesCtMark) == is_of_ct_mark;
         let rules: Vec<_> = conflicts.iter().filter(is_here).map(MarkConflict::to_string).collect();
-        let check = Check::note(section, name, says).advice([what_to_do]);
+        let check = Check::note(KERNEL, name, says).advice([what_to_do]);
         (!rules.is_empty()).then(|| check.details(rules))
     };
     let says_packet_marks =
@@ -179,7 +173,7 @@ mod tests {
         running: Option<&FastPathStatus>,
         machine: &KernelInfo,
     ) -> (CheckStatus, String) {
-        let check = check("kernel", wanted, running, Backend::Nftables, machine);
+        let check = check(wanted, running, Backend::Nftables, machine);
         (check.mark, check.says)
     }
 
@@ -230,7 +224,7 @@ mod tests {
         let text = "on: lan0, wan0; 3 connections";
         assert_eq!(says(auto, Some(&on), &old), (CheckStatus::Ok, text.into()));
         on.filtered_early = vec!["br0".into()];
-        let check = check("kernel", auto, Some(&on), Backend::Nftables, &old);
+        let check = check(auto, Some(&on), Backend::Nftables, &old);
         let inline = "not at br0: bridge-nf-call-iptables; connections there are queued";
         assert_eq!((check.mark, check.details), (CheckStatus::Ok, vec![inline.to_owned()]));
         let text = "off: the kernel refuses the program";
@@ -249,7 +243,7 @@ mod tests {
     #[test]
     fn rules_that_overwrite_or_compare_marks_are_reported() {
         let parameters = RuleParameters::default();
-        assert!(marks("kernel", &[], &parameters).is_empty());
+        assert!(marks(&[], &parameters).is_empty());
         let conflicts = |kinds: &[MarkConflictKind]| -> Vec<_> {
             let conflict = |kind: &MarkConflictKind| {
                 let (chain, rule) = ("inet own c".into(), "meta mark set 0x1".into());
@@ -267,7 +261,7 @@ mod tests {
                 &["leaves out 0xfffe0000", "`ct mark & 0x40000000 != 0`"],
             ),
         ] {
-            let checks = marks("kernel", &conflicts(kinds), &parameters);
+            let checks = marks(&conflicts(kinds), &parameters);
             assert_eq!(checks.len(), advice.len());
             for (check, advice) in checks.iter().zip(advice) {
                 assert_eq!(check.mark, CheckStatus::Note);
@@ -281,7 +275,7 @@ mod tests {
     fn confidentiality_lockdown_is_mentioned() {
         let lockdown = "none integrity [confidentiality]\n".into();
         let locked = KernelInfo { lockdown, ..machine() };
-        let check = check("kernel", FastPathMode::Auto, None, Backend::Nftables, &locked);
+        let check = check(FastPathMode::Auto, None, Backend::Nftables, &locked);
         assert!(
             check.mark == CheckStatus::Ok && check.details[0].contains("lockdown"),
             "{check:?}"
