@@ -83,7 +83,8 @@ impl ControlSocket {
             if error.kind() != io::ErrorKind::AddrInUse {
                 return Err(system(error));
             }
-            match socket_state(path)? {
+            // It waits while the other daemon's backlog is full: that daemon may be ending.
+            match socket_state(path, true)? {
                 SocketState::Absent => {}
                 SocketState::Dead => fs::remove_file(path).map_err(system)?,
                 SocketState::Hung | SocketState::Live(_) => {
@@ -99,7 +100,7 @@ impl ControlSocket {
 
     /// Checks that `path` can be bound as soon as the processes that `is_ending` selects have ended.
     pub fn check(path: &Path, is_ending: impl Fn(Pid) -> bool) -> Result<(), ControlError> {
-        match socket_state(path)? {
+        match socket_state(path, false)? {
             SocketState::Live(process) if !process.is_some_and(is_ending) => {
                 Err(ControlError::InUse { path: path.to_owned() })
             }
@@ -229,14 +230,14 @@ enum SocketState {
     Absent,
     /// No process listens on it.
     Dead,
-    /// Its process takes no more clients.
+    /// Its backlog is full, because its process takes no more clients.
     Hung,
     /// The process that listens on it, if it is known.
     Live(Option<Pid>),
 }
 
-/// What is at `path`. An error if it is not a socket.
-fn socket_state(path: &Path) -> Result<SocketState, ControlError> {
+/// What is at `path`. An error if it is not a socket. If it `waits`, it does so until there is room in the backlog.
+fn socket_state(path: &Path, waits: bool) -> Result<SocketState, ControlError> {
     let system = |source| ControlError::System { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         Ok(file) if file.file_type().is_socket() => {}
@@ -245,7 +246,7 @@ fn socket_state(path: &Path) -> Result<SocketState, ControlError> {
         Err(error) => return Err(system(error)),
     }
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).map_err(system)?;
-    socket.set_nonblocking(true).map_err(system)?;
+    socket.set_nonblocking(!waits).map_err(system)?;
     match socket.connect(&SockAddr::unix(path).map_err(system)?) {
         Ok(()) => Ok(SocketState::Live(socket_peercred(&socket).ok().map(|peer| peer.pid))),
         Err(error) => match error.kind() {

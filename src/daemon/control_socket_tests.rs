@@ -107,6 +107,24 @@ fn a_dead_daemons_socket_is_replaced() {
 }
 
 #[test]
+fn a_start_waits_while_an_ending_daemons_backlog_is_full() {
+    let (_directory, path) = socket_path();
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+    socket.listen(0).unwrap();
+    let _pending = UnixStream::connect(&path).unwrap();
+    assert!(ControlSocket::check(&path, |_| false).is_ok());
+    let start = thread::spawn({
+        let path = path.clone();
+        move || ControlSocket::bind(&path)
+    });
+    thread::sleep(Duration::from_millis(100));
+    assert!(!start.is_finished());
+    drop(socket);
+    start.join().unwrap().unwrap();
+}
+
+#[test]
 fn a_file_that_is_not_a_socket_is_never_removed() {
     let (_directory, path) = socket_path();
     fs::write(&path, "precious").unwrap();
