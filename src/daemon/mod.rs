@@ -183,7 +183,7 @@ pub enum DaemonEvent {
 /// Runs the daemon in the foreground until a signal ends it.
 pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     log::init(options.log_level.as_deref())?;
-    let config = load(options)?;
+    let mut config = load(options)?;
     let ConfinedDaemon { broker, unconfined, socket, state_dir: _claimed, fast_path } =
         confine(options, &config)?;
     let (sender, events) = mpsc::channel();
@@ -203,7 +203,17 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         "ready: version {version}, control ports {ports:?}, queues {queues:?}, socket {path}"
     );
     notify(&[NotifyState::Ready]);
-    let outcome = handle_events(&events, options, config, &mut service);
+    let mut watchdog = Watchdog::new();
+    let outcome = handle_events(&events, |event| match event {
+        None => {
+            service.maintain();
+            watchdog.feed(Instant::now(), &service);
+        }
+        Some(DaemonEvent::NfTablesChanged) => service.maintain(),
+        Some(DaemonEvent::PolicyChanged) => service.update_policy(&config),
+        Some(DaemonEvent::Reload) => reload(options, &mut config, &service),
+        Some(DaemonEvent::Terminate | DaemonEvent::Failed(_)) => {} // not passed on
+    });
     notify(&[NotifyState::Stopping]);
     drop(server);
     drop(service);
@@ -211,42 +221,39 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     outcome
 }
 
-/// Handles events until one of them ends the daemon.
+/// Passes events to `handle` until one of them ends the daemon. `None` stands for the time of maintenance.
 fn handle_events(
     events: &Receiver<DaemonEvent>,
-    options: &DaemonOptions,
-    mut config: Config,
-    service: &mut Workers,
+    mut handle: impl FnMut(Option<DaemonEvent>),
 ) -> Result<(), DaemonError> {
     let mut next_check = Instant::now() + MAINTENANCE_INTERVAL;
-    let mut watchdog = Watchdog::new();
     loop {
         let now = Instant::now();
         if now >= next_check {
-            service.maintain();
-            watchdog.feed(now, service);
+            handle(None);
             next_check = now + MAINTENANCE_INTERVAL;
         }
         match events.recv_timeout(next_check.saturating_duration_since(now)) {
             Ok(DaemonEvent::Terminate) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(DaemonEvent::Failed(why)) => return Err(DaemonError::Failed(why)),
-            Ok(DaemonEvent::Reload) => {
-                match NotifyState::monotonic_usec_now() {
-                    Ok(now) => notify(&[NotifyState::Reloading, now]),
-                    Err(_) => notify(&[NotifyState::Reloading]),
-                }
-                if let Some(new) = load_again(options, &config) {
-                    service.reload(&new);
-                    tracing::info!(event = "reloaded", "reload: the new configuration is in use");
-                    config = new;
-                }
-                notify(&[NotifyState::Ready]);
-            }
-            Ok(DaemonEvent::NfTablesChanged) => service.maintain(),
-            Ok(DaemonEvent::PolicyChanged) => service.update_policy(&config),
+            Ok(event) => handle(Some(event)),
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
+}
+
+/// Reads the configuration again, and continues with it if it is valid.
+fn reload(options: &DaemonOptions, config: &mut Config, service: &Workers) {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
+    }
+    if let Some(new) = load_again(options, config) {
+        service.reload(&new);
+        tracing::info!(event = "reloaded", "reload: the new configuration is in use");
+        *config = new;
+    }
+    notify(&[NotifyState::Ready]);
 }
 
 /// The service manager's watchdog. It restarts a daemon that hangs.

@@ -1,4 +1,4 @@
-//! Tests of a reload, and of the state directory's owner.
+//! Tests of a reload, of a worker's end, and of the state directory's owner.
 
 use super::*;
 
@@ -30,6 +30,17 @@ fn a_reload_changes_all_but_the_fixed_keys() {
     let config = load_again_with("pinhole.timeout = \"5s\"\nqueue.workers = 8").unwrap();
     assert_eq!(config.queue, Config::default().queue);
     assert_eq!(config.pinhole.timeout, Duration::from_secs(5));
+}
+
+#[test]
+fn a_worker_that_ends_by_itself_ends_the_daemon() {
+    let (sender, events) = mpsc::channel();
+    let (name, what) = ("queue-2100".to_owned(), "the worker of queue 2100".to_owned());
+    let work = || Err("the queue is gone".into());
+    workers::start_thread(name, what, sender, work).unwrap().join().unwrap();
+    let outcome = handle_events(&events, |_| {});
+    let why = "the worker of queue 2100 ended: the queue is gone";
+    assert_eq!(outcome.unwrap_err().to_string(), why);
 }
 
 #[test]

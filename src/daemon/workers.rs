@@ -391,7 +391,7 @@ impl Workers {
 }
 
 /// Starts a thread. If it fails or panics, the main thread gets an event with `what` ended, and why.
-fn start_thread(
+pub(super) fn start_thread(
     name: String,
     what: String,
     events: Sender<DaemonEvent>,
