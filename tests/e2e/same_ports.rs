@@ -8,7 +8,8 @@ use std::{
 
 use crate::common::*;
 
-const PORT: u16 = 45_000;
+/// Not one that a host takes for a connection of its own.
+const PORT: u16 = 25_000;
 
 /// What the later session does while both wait.
 #[derive(Clone, Copy, Debug)]
