@@ -11,7 +11,7 @@
 //! | --- | --- |
 //! | `program/` | the program, in C |
 //! | [`layout`] | keys and values of the maps |
-//! | `program` | loads the program, by aya |
+//! | `program` | loads the program, by aya. `no_program` stands for it in a build without the program |
 //! | `pin_directory` | the directory with the pinned program, maps and links |
 //! | `attachments` | the interfaces that the program is attached to |
 //! | `ring` | the ring buffer with the inspected lines; waits until it fills |
@@ -20,6 +20,7 @@
 mod attachments;
 pub mod layout;
 mod pin_directory;
+#[cfg_attr(not(feature = "program"), path = "no_program.rs")]
 mod program;
 mod ring;
 mod syscall;
@@ -512,7 +513,7 @@ pub fn has_leftovers(root: &Path, list_interfaces: ListInterfaces) -> bool {
 pub fn remove_leftovers(root: &Path, list_interfaces: ListInterfaces) -> io::Result<()> {
     let _namespace_lock = lock_namespace()?;
     PinDirectory::remove_all(root)?;
-    if HAS_PROGRAM { program::detach_all(list_interfaces) } else { Ok(()) }
+    program::detach_all(list_interfaces)
 }
 
 /// What `bpf_ktime_get_ns` will return after this time.

@@ -14,17 +14,13 @@ use aya::{
 };
 
 use super::{
-    FastPathUnavailable, HAS_PROGRAM, ListInterfaces, OrUnavailable as _,
+    FastPathUnavailable, ListInterfaces, OrUnavailable as _,
     attachments::EthernetInterface,
     pin_directory::{PROGRAM_NAME, PinDirectory},
     syscall,
 };
 
-/// The compiled program with its maps. build.rs compiles it from `program/inspect.bpf.c`. Empty in a build without it.
-#[cfg(not(feature = "program"))]
-pub static PROGRAM: &[u8] = &[];
 /// The compiled program with its maps. build.rs compiles it from `program/inspect.bpf.c`.
-#[cfg(feature = "program")]
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/inspect.o"));
 
 /// The maps that are pinned.
@@ -46,11 +42,8 @@ pub(crate) fn program_version() -> u32 {
     crc32fast::hash(PROGRAM)
 }
 
-/// Checks that this build has the program, and the kernel TCX (Linux 6.6). Returns the number of possible processors.
+/// Checks that the kernel has TCX (Linux 6.6). Returns the number of possible processors.
 pub(crate) fn check_kernel() -> Result<usize, FastPathUnavailable> {
-    if !HAS_PROGRAM {
-        return Err(FastPathUnavailable(FastPathUnavailable::NOT_BUILT.into()));
-    }
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
         Ok(_) => aya::util::nr_cpus().or_else(|(what, error)| Err(error).or_unavailable(what)),
         Err(ProgramError::SyscallError(SyscallError { io_error, .. })) => {
