@@ -30,7 +30,7 @@ pub use ftp_alg_lab::{
 use serde::Serialize;
 pub use serde_json::{Value, json};
 
-pub use fast_load::FastLoad;
+pub use fast_load::{DATA_TIMEOUT, Failure, FastLoad};
 pub use load::{Load, LoadReport, LoadSpec};
 pub use names::{NAME, NameServer, reload, row, shell_program, wait_for_address};
 

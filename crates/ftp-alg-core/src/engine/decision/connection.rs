@@ -8,7 +8,7 @@ use crate::{
         Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
         QueuedPacket, RESEND_INTERVAL, Sessions,
         limits::watched::WatchedConnections,
-        pinholes::{PinholeTable, proposal::Attempt},
+        pinholes::PinholeTable,
         questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
         table::entry::Entry,
     },
@@ -27,8 +27,8 @@ pub enum Outcome {
     NeedsQueueMode,
     /// The translation of the connection must be looked up, and which pinholes are consumed if the client has too many.
     NeedsTranslation,
-    /// The kernel must open this pinhole.
-    NeedsOpening(Box<Attempt>),
+    /// The kernel must open the pinhole of the last of [`Effects::openings`].
+    NeedsOpening,
 }
 
 /// A connection, with the shared state that decisions need.
@@ -264,25 +264,20 @@ impl Connection<'_> {
         let session = self.session_ref();
         let bytes = self.effects.store_waiting(packet.bytes);
         let QueuedPacket { token, meta, .. } = *packet;
-        // Built where it stays.
-        let waiting =
-            |attempt| Some(WaitingPacket { token, meta, bytes, line: Some(line), attempt });
-        match (outcome, &self.entry.extra().translation) {
-            (Outcome::NeedsQueueMode, _) => {
+        let waiting = Some(WaitingPacket { token, meta, bytes, line: Some(line) });
+        match outcome {
+            Outcome::NeedsQueueMode => {
                 let request = self.mode_change(QueueMode::All);
-                self.effects.mode_changes.push(KernelRequest::new(session, request, waiting(None)));
+                self.effects.mode_changes.push(KernelRequest::new(session, request, waiting));
             }
-            (Outcome::NeedsOpening(attempt), Some(control)) => {
-                let request = attempt.proposal.opening(control);
-                let waiting = waiting(Some(attempt));
-                self.effects.openings.push(KernelRequest::new(session, request, waiting));
-            }
-            (outcome, _) => {
-                if let Outcome::NeedsOpening(attempt) = outcome {
-                    self.pinholes.withdraw(&attempt.proposal, &mut self.effects.pinholes_to_close);
+            Outcome::NeedsOpening => {
+                if let Some(opening) = self.effects.openings.last_mut() {
+                    opening.waiting = waiting;
                 }
+            }
+            _ => {
                 let request = self.endpoints();
-                self.effects.lookups.push(KernelRequest::new(session, request, waiting(None)));
+                self.effects.lookups.push(KernelRequest::new(session, request, waiting));
             }
         }
         None

@@ -16,8 +16,9 @@ use crate::{
         pinholes::{
             client_counts::OpenError,
             held_pinhole::HeldPinhole,
-            proposal::{Attempt, PortFormat},
+            proposal::{Attempt, PortFormat, Proposal},
         },
+        questions::effects::KernelRequest,
     },
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
@@ -131,12 +132,12 @@ impl Connection<'_> {
     pub fn decide_after_opening(
         &mut self,
         announced: &AnnouncedLine,
-        mut attempt: Box<Attempt>,
+        attempt: &Attempt,
         answer: Result<(), KernelError>,
     ) -> Outcome {
         let not_opened = match answer {
             Ok(()) => {
-                let Err(not_opened) = self.check_policy(announced, &attempt) else {
+                let Err(not_opened) = self.check_policy(announced, attempt) else {
                     let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
                     let opened = OpenedPinhole {
                         endpoint: self.hold_opened(held, attempt.announced_address),
@@ -150,18 +151,20 @@ impl Connection<'_> {
                 self.pinholes.release_unwanted(&attempt.proposal, closings);
                 not_opened
             }
+            Err(KernelError::Taken) if self.entry.extra().translation.is_none() => {
+                self.pinholes.withdraw(&attempt.proposal, &mut self.effects.pinholes_to_close);
+                return Outcome::NeedsTranslation;
+            }
             Err(KernelError::Taken) => {
-                let closed = &mut self.effects.closed_before_opening;
-                let control = self.entry.translation_or_identity();
+                let mut attempt = attempt.clone();
                 let proposed = self.pinholes.propose_next_port(
                     self.policy,
-                    (self.now, &*self.entry.extra().pinholes, &control),
+                    (self.now, &*self.entry.extra().pinholes),
                     &mut attempt.proposal,
-                    closed,
+                    &mut self.effects.closed_before_opening,
                 );
-                self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
                 match proposed {
-                    Ok(()) => return Outcome::NeedsOpening(attempt),
+                    Ok(()) => return self.request_opening(attempt),
                     Err(error) => self.refusal(&error),
                 }
             }
@@ -339,25 +342,32 @@ impl Connection<'_> {
         };
         let format =
             PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
+        let mut attempt = Attempt {
+            proposal: Proposal::new(pinhole, translation, format, self.policy),
+            announced_address,
+            replaced_foreign,
+            policy_changes: self.pinholes.policy_changes,
+        };
         let closed = &mut self.effects.closed_before_opening;
         let session = (self.now, self.index, &*self.entry.extra().pinholes);
-        let proposed =
-            self.pinholes.propose(session, self.policy, translation, format, pinhole, closed);
-        // Otherwise the BPF program would still use the port.
-        self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
-        match proposed {
-            Ok(proposal) => {
-                let policy_changes = self.pinholes.policy_changes;
-                let attempt =
-                    Attempt { proposal, announced_address, replaced_foreign, policy_changes };
-                Ok(Outcome::NeedsOpening(attempt.into()))
-            }
+        match self.pinholes.propose(session, self.policy, &mut attempt.proposal, closed) {
+            Ok(()) => Ok(self.request_opening(attempt)),
             Err(OpenError::Limit(_)) if self.pinholes.may_look_for_consumed(self.now) => {
                 self.effects.looks_for_consumed = true;
                 Ok(Outcome::NeedsTranslation)
             }
             Err(error) => Err(self.refusal(&error)),
         }
+    }
+
+    /// Requests the kernel to open the pinhole of `attempt`.
+    #[inline(always)] // `attempt` is large
+    fn request_opening(&mut self, attempt: Attempt) -> Outcome {
+        // Otherwise the BPF program would still use the port.
+        self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
+        let session = self.session_ref();
+        self.effects.openings.push(KernelRequest::new(session, attempt, None));
+        Outcome::NeedsOpening
     }
 
     /// Number of bytes that an external port must take so that the line keeps its length; `None` if any port will do.

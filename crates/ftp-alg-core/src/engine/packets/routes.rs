@@ -131,7 +131,7 @@ impl Engine {
             entry.begin_request();
         }
         let bytes = effects.store_waiting(bytes);
-        let waiting = WaitingPacket { token, meta, bytes, line: None, attempt: None };
+        let waiting = WaitingPacket { token, meta, bytes, line: None };
         effects.route_lookups.push(KernelRequest::new(session, lookup, Some(waiting)));
     }
 

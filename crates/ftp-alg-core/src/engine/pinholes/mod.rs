@@ -23,13 +23,13 @@ use ahash::RandomState;
 
 use crate::{
     engine::{
-        FastPathPinholeClosing, Pinhole, Translation,
+        FastPathPinholeClosing, Opening, Pinhole, Translation,
         offload::handover::FastPathPinhole,
         pinholes::{
             client_counts::{OpenError, max_open},
             ended_pinholes::EndedPinholes,
             held_pinhole::{Deadlines, HeldPinhole, PinholeRecord},
-            proposal::{PortCandidates, PortFormat, Proposal, reserve},
+            proposal::{Proposal, reserve},
             registry::{PinholeClosing, PinholeRegistry, RegistryState},
             registry_entry::Reopening,
         },
@@ -84,64 +84,38 @@ impl PinholeTable {
         }
     }
 
-    /// Reserves an external port for `wanted` of the session `owner`, which holds `own`. It differs from the announced
-    /// port if that is taken, or does not fill the room of `format`: an announcement that keeps its length changes no
+    /// Reserves an external port for `proposal` of the session `owner`, which holds `own`. It differs from the announced
+    /// port if that is taken, or does not fill the room of its format: an announcement that keeps its length changes no
     /// sequence numbers. Pinholes that must be closed before this one opens, or may be closed with it, are added to
     /// `closed` or to the [closings of the BPF program](Self::take_fast_path_closings).
     pub fn propose(
         &mut self,
         (now, owner, own): (Instant, u32, &[HeldPinhole]),
         policy: &Policy,
-        control: &Translation,
-        format: PortFormat,
-        wanted: Pinhole,
+        proposal: &mut Proposal,
         closed: &mut Vec<PinholeClosing>,
-    ) -> Result<Proposal, OpenError> {
-        let client = control.client.ip().into();
+    ) -> Result<(), OpenError> {
+        let client = proposal.client;
         let mut state = self.registry.lock();
-        let is_translated = control.client != control.client_external;
-        let set = match format.kind.is_active() && is_translated {
-            true => policy.port_set(control.client_external.port()),
-            false => None,
-        };
         let limit = policy.max_pinholes_per_client;
         let ended = self.ended.close_for_opening(now, (owner, client), &mut self.to_close);
         let is_scarce =
             ended > 0 && state.check(client, limit.saturating_sub(ended), self.capacity).is_err();
-        if set.is_some() || is_scarce {
+        if proposal.candidates.set.is_some() || is_scarce {
             self.ended.close_all(&mut self.to_close);
         }
         settle(&mut self.to_close, &mut state, closed, &mut self.fast_path_closings);
         state.check(client, limit, self.capacity)?;
-        let candidates = PortCandidates {
-            announced: wanted.arrival.port(),
-            set,
-            format,
-            is_displaced: state.is_displaced(&wanted),
-            tried: 0,
-        };
-        let lifetime = policy.pinhole_timeout;
-        let mut proposal = Proposal {
-            pinhole: wanted,
-            kind: format.kind,
-            client,
-            lifetime,
-            serial: 0,
-            candidates,
-            replaced: None,
-            other_session: None,
-        };
+        proposal.candidates.is_displaced = state.is_displaced(&proposal.opening.pinhole);
         let closings = (closed, &mut self.fast_path_closings);
-        let session = (now, own, control);
-        reserve(&mut state, &mut proposal, policy, session, &self.random, closings)?;
-        Ok(proposal)
+        reserve(&mut state, proposal, policy, (now, own), &self.random, closings)
     }
 
     /// Reserves the next port, because the kernel has another pinhole at this one.
     pub fn propose_next_port(
         &mut self,
         policy: &Policy,
-        session: (Instant, &[HeldPinhole], &Translation),
+        session: (Instant, &[HeldPinhole]),
         proposal: &mut Proposal,
         closed: &mut Vec<PinholeClosing>,
     ) -> Result<(), OpenError> {
@@ -159,13 +133,14 @@ impl PinholeTable {
 
     /// Releases a pinhole that the kernel has opened but that is no longer needed.
     pub fn release_unwanted(&mut self, proposal: &Proposal, closed: &mut Vec<PinholeClosing>) {
-        let Proposal { pinhole, client, serial, .. } = *proposal;
+        let Proposal { opening: Opening { pinhole, .. }, client, serial, .. } = *proposal;
         closed.extend(self.registry.lock().release(pinhole, serial, client));
     }
 
     /// Holds an opened pinhole for the session `owner`.
     pub fn hold_opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> HeldPinhole {
-        let Proposal { pinhole, kind, client, lifetime, serial, .. } = *proposal;
+        let Proposal { opening, kind, client, serial, .. } = *proposal;
+        let Opening { pinhole, lifetime, .. } = opening;
         let held = HeldPinhole::new(pinhole, kind, now + lifetime, (client, serial), None);
         self.deadlines.add(held.renewal_due(lifetime), owner);
         held

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ahash::RandomState;
@@ -22,13 +22,12 @@ use crate::{
 };
 
 /// A pinhole that is being opened, with its external port reserved.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Proposal {
-    /// The pinhole.
-    pub pinhole: Pinhole,
+    /// The request to the kernel.
+    pub opening: Opening,
     pub(super) kind: AnnouncementKind,
     pub(super) client: ClientKey,
-    pub(super) lifetime: Duration,
     pub(super) serial: u64,
     /// The candidate ports, and how many were tried.
     pub(super) candidates: PortCandidates,
@@ -39,7 +38,7 @@ pub struct Proposal {
 }
 
 /// A pinhole that the kernel was requested to open.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Attempt {
     pub proposal: Proposal,
     /// The address to announce.
@@ -51,14 +50,38 @@ pub struct Attempt {
 }
 
 impl Proposal {
-    /// The request to the kernel on behalf of this control connection.
-    pub fn opening(&self, control: &Translation) -> Opening {
-        let Self { pinhole, kind, lifetime, .. } = *self;
-        Opening { pinhole, control: *control, from_client: !kind.is_active(), lifetime }
+    /// For `wanted`, which has the announced port.
+    pub fn new(
+        wanted: Pinhole,
+        control: &Translation,
+        format: PortFormat,
+        policy: &Policy,
+    ) -> Self {
+        let Translation { client, client_external, .. } = *control;
+        let is_active = format.kind.is_active();
+        let set = match is_active && client != client_external {
+            true => policy.port_set(client_external.port()),
+            false => None,
+        };
+        let announced = wanted.arrival.port();
+        Self {
+            opening: Opening {
+                pinhole: wanted,
+                control: *control,
+                from_client: !is_active,
+                lifetime: policy.pinhole_timeout,
+            },
+            kind: format.kind,
+            client: client.ip().into(),
+            serial: 0,
+            candidates: PortCandidates { announced, set, format, is_displaced: false, tried: 0 },
+            replaced: None,
+            other_session: None,
+        }
     }
 
     pub(super) fn withdraw(&self, state: &mut RegistryState, closed: &mut Vec<PinholeClosing>) {
-        let Self { pinhole, client, serial, ref replaced, .. } = *self;
+        let Self { opening: Opening { pinhole, .. }, client, serial, ref replaced, .. } = *self;
         closed.extend(state.withdraw(pinhole, serial, client, replaced.as_ref()));
     }
 }
@@ -128,26 +151,26 @@ fn candidate_ports<'a>(
     first.into_iter().chain(fitting).chain(then).chain(any)
 }
 
-/// Reserves the next external port for `proposal`, of the connection `control` whose session holds `own`. No other
-/// pinhole uses it. If there is none, it is one at which a pinhole of another session with the same ends waits for its
+/// Reserves the next external port for `proposal`, whose session holds `own`. No other pinhole uses it. If there is none, it is one at which a pinhole of another session with the same ends waits for its
 /// data connection.
 pub(super) fn reserve(
     state: &mut RegistryState,
     proposal: &mut Proposal,
     policy: &Policy,
-    (now, own, control): (Instant, &[HeldPinhole], &Translation),
+    (now, own): (Instant, &[HeldPinhole]),
     random: &RandomState,
     (closed, fast_path_closings): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
 ) -> Result<(), OpenError> {
-    let ends = (proposal.pinhole.initiator, proposal.pinhole.target);
+    let Opening { ref mut pinhole, ref control, from_client, lifetime } = proposal.opening;
+    let ends = (pinhole.initiator, pinhole.target);
     let mut waited_for = None;
     let mut free = None;
     for port in
         candidate_ports(policy, &ends, proposal.candidates, random).skip(proposal.candidates.tried)
     {
         proposal.candidates.tried += 1;
-        proposal.pinhole.arrival.set_port(port);
-        match state.use_of(&proposal.pinhole) {
+        pinhole.arrival.set_port(port);
+        match state.use_of(pinhole) {
             EndpointUse::OtherTarget => {}
             EndpointUse::WaitedFor(serial) if own.iter().all(|held| held.serial != serial) => {
                 waited_for = waited_for.or(Some(port));
@@ -163,14 +186,14 @@ pub(super) fn reserve(
         Some(_) => "another session waits at that port",
         None => "another session waits at that port, and no other is free",
     });
-    proposal.pinhole.arrival.set_port(port);
+    pinhole.arrival.set_port(port);
     if port == proposal.candidates.announced {
-        state.set_displaced(&proposal.pinhole, false);
+        state.set_displaced(pinhole, false);
     } else if proposal.candidates.prefers_own() && waited_for.is_none() {
-        state.set_displaced(&proposal.pinhole, true);
+        state.set_displaced(pinhole, true);
     }
-    let reopening = Reopening::new(control, !proposal.kind.is_active(), now + proposal.lifetime);
-    let (serial, replaced) = state.insert(proposal.pinhole, proposal.client, Some(reopening));
+    let reopening = Reopening::new(control, from_client, now + lifetime);
+    let (serial, replaced) = state.insert(*pinhole, proposal.client, Some(reopening));
     proposal.serial = serial;
     proposal.replaced = replaced.as_ref().map(ReplacedEntry::new);
     if let Some(RegistryEntry { pinhole, fast_path, .. }) = replaced {

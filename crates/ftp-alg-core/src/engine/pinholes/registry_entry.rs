@@ -89,7 +89,7 @@ pub(crate) enum EndpointUse {
 }
 
 /// The entry with the same endpoints that a pinhole replaces until it is opened.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum ReplacedEntry {
     /// A released one, which only the kernel may still have.
     Released { source: IpAddr, serial: u64 },

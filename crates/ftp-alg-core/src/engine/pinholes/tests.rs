@@ -40,7 +40,8 @@ fn propose_for(
     let format = PortFormat { kind: AnnouncementKind::Port, room, padding: Padding::None };
     let mut closed = Vec::new();
     let place = (Instant::now(), 0, own);
-    let proposal = table.propose(place, policy, control, format, pinhole, &mut closed)?;
+    let mut proposal = Proposal::new(pinhole, control, format, policy);
+    table.propose(place, policy, &mut proposal, &mut closed)?;
     Ok((proposal, closed))
 }
 
@@ -204,12 +205,16 @@ fn a_port_at_which_another_session_waits_is_left_to_it() {
     // The session itself announces it again.
     let (again, closed) =
         propose(&mut first, "192.0.2.1", 4000, std::slice::from_ref(&of_first)).unwrap();
-    assert_eq!((again.pinhole.arrival.port(), closed.len()), (4000, 1));
+    assert_eq!((again.opening.pinhole.arrival.port(), closed.len()), (4000, 1));
     first.withdraw(&again, &mut Vec::new());
     // The transfer has started, so the port may be announced for the next one.
     first.mark_in_use(&mut of_first);
     let (third, _) = propose(&mut second, "192.0.2.1", 4000, &[]).unwrap();
-    assert_eq!(third.pinhole.arrival.port(), 4000, "as before, not that of the second session");
+    assert_eq!(
+        third.opening.pinhole.arrival.port(),
+        4000,
+        "as before, not that of the second session"
+    );
 }
 
 #[test]
@@ -268,7 +273,7 @@ fn a_closing_spares_a_pinhole_that_replaced_the_entry() {
             }
             let (proposal, mut closed_first) =
                 propose(&mut second, "192.0.2.1", 4000, &[]).unwrap();
-            assert_eq!(proposal.pinhole.arrival.port(), 4000);
+            assert_eq!(proposal.opening.pinhole.arrival.port(), 4000);
             if !after_opening {
                 // Before the new one opens: not necessary, and without effect.
                 assert_eq!(update(&mut closings), 0);

@@ -4,8 +4,8 @@ use std::{mem::take, time::Instant};
 
 use crate::{
     engine::{
-        Effects, Engine, Event, EventKind, KernelError, Lookup, Opening, QueueMode,
-        QueueModeChange, QueuedPacket, Translation, Verdict,
+        Effects, Engine, Event, EventKind, KernelError, Lookup, QueueMode, QueueModeChange,
+        QueuedPacket, Translation, Verdict,
         decision::connection::{Connection, Outcome},
         pinholes::proposal::Attempt,
         questions::effects::{
@@ -77,7 +77,7 @@ impl Engine {
             }
             return;
         }
-        let decide = |connection: &mut Connection<'_>, announced: &_, _| match &found {
+        let decide = |connection: &mut Connection<'_>, announced: &_| match &found {
             Ok(_) => connection.decide_announcement(announced),
             Err(error) => Outcome::Decided(connection.decide_untranslated(announced, error)),
         };
@@ -88,29 +88,25 @@ impl Engine {
     fn handle_opening(
         &mut self,
         now: Instant,
-        kernel_request: &mut KernelRequest<Opening, ()>,
+        kernel_request: &mut KernelRequest<Attempt, ()>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
-        let session = kernel_request.session;
+        let KernelRequest { session, request: ref attempt, .. } = *kernel_request;
         let answer = kernel_request.answer.take().unwrap_or(Err(KernelError::Unknown));
-        let waiting = &mut kernel_request.waiting;
         if self.sessions.table.get_session(session.index, session.id).is_none() {
             // The session was removed meanwhile.
             let (pinholes, closings) =
                 (&mut self.sessions.pinholes, &mut effects.pinholes_to_close);
-            match waiting.as_ref().and_then(|waiting| waiting.attempt.as_ref()) {
-                Some(attempt) if answer.is_ok() => {
-                    pinholes.release_unwanted(&attempt.proposal, closings);
-                }
-                Some(attempt) => pinholes.withdraw(&attempt.proposal, closings),
-                None => {}
+            match answer {
+                Ok(()) => pinholes.release_unwanted(&attempt.proposal, closings),
+                Err(_) => pinholes.withdraw(&attempt.proposal, closings),
             }
         }
-        let decide = |connection: &mut Connection<'_>, announced: &_, attempt| match attempt {
-            Some(attempt) => connection.decide_after_opening(announced, attempt, answer),
-            None => connection.decide_announcement(announced),
+        let decide = |connection: &mut Connection<'_>, announced: &_| {
+            connection.decide_after_opening(announced, attempt, answer)
         };
+        let waiting = &mut kernel_request.waiting;
         self.resume_announcement(now, session, waiting, packets, effects, decide);
     }
 
@@ -122,18 +118,16 @@ impl Engine {
         waiting: &mut Option<WaitingPacket>,
         packets: &[u8],
         effects: &mut Effects,
-        decide: impl FnOnce(&mut Connection<'_>, &AnnouncedLine, Option<Box<Attempt>>) -> Outcome,
+        decide: impl FnOnce(&mut Connection<'_>, &AnnouncedLine) -> Outcome,
     ) {
-        let Some(WaitingPacket { token, meta, bytes, line, attempt }) = waiting.take() else {
-            return;
-        };
+        let Some(WaitingPacket { token, meta, bytes, line }) = waiting.take() else { return };
         let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
         let mut answered = None; // if its session was removed meanwhile
         if let Some(mut connection) = self.sessions.connection(now, session, effects)
             && let Some(line) = line
             && let DecisionRequest::Announcement(announced) = &line.request
         {
-            let outcome = decide(&mut connection, announced, attempt);
+            let outcome = decide(&mut connection, announced);
             let is_decided = matches!(outcome, Outcome::Decided(_));
             answered = connection.answer_or_ask(&packet, line, outcome);
             if !is_decided {
@@ -206,7 +200,7 @@ impl Engine {
             self.drop_changed_packets(session, effects);
         }
         let waited = kernel_request.waiting.take().map(|waiting| {
-            let WaitingPacket { token, meta, bytes, line, .. } = waiting;
+            let WaitingPacket { token, meta, bytes, line } = waiting;
             let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
             (packet, line.map(|line| (line, Answer::AdjustSequence(answer.is_ok()))))
         });

@@ -186,8 +186,8 @@ fn look_up(kernel: &mut impl Kernel, all: &mut [Effects]) {
 fn open_pinholes(kernel: &mut impl Kernel, all: &mut [Effects]) {
     let Some(requester) = all.iter().find(|effects| !effects.openings.is_empty()) else { return };
     let registry = requester.registry.clone();
-    let openings: Vec<Opening> =
-        all.iter().flat_map(|effects| &effects.openings).map(|opening| opening.request).collect();
+    let requests = all.iter().flat_map(|effects| &effects.openings);
+    let openings: Vec<Opening> = requests.map(|opening| opening.request.proposal.opening).collect();
     for Effects { fast_path_closings: closings, .. } in
         all.iter_mut().filter(|effects| !effects.fast_path_closings.is_empty())
     {

@@ -116,8 +116,6 @@ pub(crate) struct WaitingPacket {
     pub(crate) bytes: Range<usize>,
     /// The line that needs a decision.
     pub(crate) line: Option<PendingLine>,
-    /// The reserved pinhole, if the request is to open one.
-    pub(crate) attempt: Option<Box<Attempt>>,
 }
 
 /// A lookup of a connection's translation.
@@ -189,7 +187,7 @@ pub struct Effects {
     /// Pinholes to close in the same transaction, before others are opened.
     pub closed_before_opening: Vec<PinholeClosing>,
     /// Pinholes to open, in one transaction if the kernel can.
-    pub openings: Vec<KernelRequest<Opening, ()>>,
+    pub(crate) openings: Vec<KernelRequest<Attempt, ()>>,
     /// Queue modes to set after pinholes are open; the answer is the translation.
     pub mode_changes: Vec<KernelRequest<QueueModeChange, Translation>>,
     /// The bytes of packets that wait for answers.
