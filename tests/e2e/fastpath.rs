@@ -392,7 +392,7 @@ fn transfers_on_the_fast_path_survive_a_killed_daemon_whose_pins_end_with_it() {
     survives_kills(program, |_| FAST_PATH.to_owned());
 }
 
-/// A SYN that was lost is sent again after a second (RFC 6298). If that is lost as well, clients give up.
+/// A SYN that was lost is retransmitted after a second (RFC 6298). If that is lost as well, clients give up.
 const LONGEST_RESTART: Duration = Duration::from_millis(900);
 
 /// Kills a daemon again and again under load. The next one has the `configuration` of its round. On a busy machine it may

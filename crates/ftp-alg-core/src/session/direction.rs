@@ -170,7 +170,7 @@ impl Direction {
 
     /// Sets up to which sequence number of the server the packets of the pending commands let it send.
     pub fn set_window_end(&mut self, end: Option<Seq>) {
-        if self.extra().window_end != end {
+        if self.extra.as_ref().and_then(|extra| extra.window_end) != end {
             self.extra_mut().window_end = end;
             self.release_unused();
         }
@@ -402,7 +402,7 @@ impl Direction {
 
     /// The unfinished line.
     pub fn line(&self) -> &[u8] {
-        &self.extra().line
+        self.extra.as_ref().map_or(&[], |extra| &extra.line) // for every packet
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use super::{Session, Side};
+use super::{Session, Side, direction::Direction};
 use crate::packet::{Packet, Seq, flags};
 
 /// Maximum length of a super-packet that grew by a rewrite; an IP packet holds little more.
@@ -256,7 +256,7 @@ impl Session {
         if may_acknowledge {
             acknowledge = Some(self.acknowledge_held(from, packet));
         }
-        let ack = self.delivered_ack(from, packet);
+        let ack = sent_ack(self.direction(from.peer()), packet);
         let forward = ForwardAction::Changed {
             seq: delivered,
             ack,
@@ -289,38 +289,23 @@ impl Session {
         if !self.is_adjusted() {
             return ForwardAction::Unchanged; // nothing is held back either
         }
-        let seq = self.delivered_seq(from, packet);
-        let ack = self.delivered_ack(from, packet);
+        let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
+        let (mut seq, ack) =
+            (sender.space.map.to_delivered(packet.seq()), sent_ack(receiver, packet));
+        let says_nothing = packet.payload().is_empty() && !packet.has(flags::RST);
+        if says_nothing && sender.is_held(packet.seq()) && !packet.has(flags::FIN) {
+            // The sender has an acknowledgement for the held bytes and sends a keep-alive or window probe. Only a
+            // number before the next one makes the receiver answer.
+            seq = seq - 1;
+        }
         // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
-        let claims_move = self.direction(from.peer()).space.map.changes_numbers();
+        let claims_move = receiver.space.map.changes_numbers();
         if seq == packet.seq() && ack == packet.ack() && !claims_move {
             return ForwardAction::Unchanged;
         }
         let urgent = packet.urgent().unwrap_or(0);
         let (flags, window) = (packet.flags(), packet.window());
         ForwardAction::Changed { seq, ack, payload: false, flags, window, urgent }
-    }
-
-    /// The sequence number of `packet` as the receiver knows it.
-    fn delivered_seq(&self, from: Side, packet: &Packet<'_>) -> Seq {
-        let sender = self.direction(from);
-        let delivered = sender.space.map.to_delivered(packet.seq());
-        let says_nothing = packet.payload().is_empty() && !packet.has(flags::RST);
-        if says_nothing && sender.is_held(packet.seq()) && !packet.has(flags::FIN) {
-            // The sender has an acknowledgement for the held bytes and sends a keep-alive or window probe. Only a
-            // number before the next one makes the receiver answer.
-            delivered - 1
-        } else {
-            delivered
-        }
-    }
-
-    /// The acknowledgement number of `packet` as the receiver knows it.
-    fn delivered_ack(&self, from: Side, packet: &Packet<'_>) -> Seq {
-        if !packet.has(flags::ACK) {
-            return packet.ack();
-        }
-        self.direction(from.peer()).space.map.to_sent(packet.ack())
     }
 
     /// Replaces an out-of-order segment by a probe: an empty segment with a sequence number that the receiver has
@@ -333,4 +318,9 @@ impl Session {
         let (flags, window) = (flags::ACK, packet.window());
         ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent: 0 }
     }
+}
+
+/// The acknowledgement number of `packet` as the `acknowledged` end has sent it.
+fn sent_ack(acknowledged: &Direction, packet: &Packet<'_>) -> Seq {
+    if packet.has(flags::ACK) { acknowledged.space.map.to_sent(packet.ack()) } else { packet.ack() }
 }

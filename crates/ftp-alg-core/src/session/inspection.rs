@@ -215,7 +215,7 @@ fn escape_and_cut(text: &[u8]) -> String {
 }
 
 /// A pending line and the answer to its request.
-pub type AnsweredLine = (PendingLine, Answer);
+pub type AnsweredLine = (Box<PendingLine>, Answer);
 
 /// One pass over a packet's payload: the session's input, and what it finds.
 #[derive(Debug, Default)]
@@ -229,7 +229,7 @@ pub struct Inspection {
     /// The events found, in order.
     pub events: Vec<DialogueEvent>,
     /// The line that needs a decision. Nothing after it is read before the decision.
-    pub pending: Option<PendingLine>,
+    pub pending: Option<Box<PendingLine>>,
 }
 
 impl Inspection {

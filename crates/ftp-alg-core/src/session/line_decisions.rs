@@ -151,25 +151,18 @@ fn announcement(
     }
 }
 
-/// Whether the line that `chunk` completes may need a [decision](super::PendingLine): an announcement, or the reply to
-/// a crossed out command. `start` is the part of the line that was read before. `is_plain` says that the chunk is known
-/// to have no control bytes.
-pub fn may_need_decision(
-    dialogue: &Dialogue,
-    from: Side,
-    start: &[u8],
-    (chunk, is_plain): (&[u8], bool),
-) -> bool {
-    match (from, chunk) {
-        _ if !start.is_empty() => true,
+/// Whether `line` may need a [decision](super::PendingLine): an announcement, or the reply to a crossed out command.
+/// `is_plain` says that it is known to have no control bytes.
+pub fn may_need_decision(dialogue: &Dialogue, from: Side, (line, is_plain): (&[u8], bool)) -> bool {
+    match (from, line) {
         (Side::Client, [b'A'..=b'Z' | b'a'..=b'z', ..]) => {
-            let verb = &chunk[..chunk.len().min(VERB_LENGTH)];
+            let verb = &line[..line.len().min(VERB_LENGTH)];
             verb.eq_ignore_ascii_case(b"PORT")
                 || verb.eq_ignore_ascii_case(b"EPRT")
-                || !is_plain && VerbScanner::is_needed(chunk)
+                || !is_plain && VerbScanner::is_needed(line)
         }
         (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
-            matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.expects_crossed_out_reply()
+            matches!(line, [b'2', b'2', b'7' | b'9', ..]) || dialogue.expects_crossed_out_reply()
         }
         _ => true,
     }

@@ -269,7 +269,7 @@ impl DirectionReader<'_> {
             None => None, // without copying what is not there
             Some(_) => answer.take().filter(|(line, _)| line.seq == seq),
         };
-        let event_count = self.inspection.events.len();
+        let (event_count, read) = (self.inspection.events.len(), self.direction.line().len());
         let mut effect = ReadEffect::Nothing;
         let (dialogue_before, answered) = match answered {
             Some((line, answer)) => {
@@ -279,16 +279,15 @@ impl DirectionReader<'_> {
                 (Some(before), Some((line.request, line.continuation, answer)))
             }
             None => {
-                let start = self.direction.line();
-                let may_need =
-                    may_need_decision(self.dialogue, self.from, start, (chunk, text.is_some()));
+                let may_need = read > 0
+                    || may_need_decision(self.dialogue, self.from, (chunk, text.is_some()));
                 (may_need.then(|| self.dialogue.clone()), None)
             }
         };
         let before = dialogue_before.map(|dialogue| StateBefore {
             dialogue,
             pointer: self.direction.extra().urgent.clone(),
-            line: self.direction.line().len(),
+            line: read,
             event_count,
         });
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
@@ -352,7 +351,7 @@ impl DirectionReader<'_> {
         self.direction.restore(before.line, before.pointer);
         let events = self.inspection.events.split_off(before.event_count);
         let line = PendingLine { request, seq, continuation, dialogue, effect, events };
-        self.inspection.pending = Some(line);
+        self.inspection.pending = Some(Box::new(line));
     }
 
     /// Whether an urgent byte in the client's line, which `chunk` at `seq` completes, makes it another command for some

@@ -240,7 +240,7 @@ impl Connection<'_> {
     pub fn decide_or_ask(
         &mut self,
         packet: &QueuedPacket<'_>,
-        line: PendingLine,
+        line: Box<PendingLine>,
     ) -> Option<AnsweredLine> {
         let outcome = match &line.request {
             DecisionRequest::Announcement(announced) => self.decide_announcement(announced),
@@ -254,7 +254,7 @@ impl Connection<'_> {
     pub fn answer_or_ask(
         &mut self,
         packet: &QueuedPacket<'_>,
-        line: PendingLine,
+        line: Box<PendingLine>,
         outcome: Outcome,
     ) -> Option<AnsweredLine> {
         if let Outcome::Decided(effect) = outcome {

@@ -116,7 +116,7 @@ impl Engine {
         let mut opened = line.pinhole();
         let mut matches = true;
         let is_adjusted = connection.entry.session.is_adjusted();
-        let decide = |connection: &mut Connection<'_>, pending: PendingLine| {
+        let decide = |connection: &mut Connection<'_>, pending: Box<PendingLine>| {
             let answer = match &pending.request {
                 DecisionRequest::Announcement(announced) => {
                     matches &= opened.is_some();

@@ -89,8 +89,9 @@ impl Engine {
         };
         entry.last_seen = self.sessions.epoch.timestamp(now);
         let from = entry.side_of(parsed.endpoints().0);
-        let decision =
-            self.inspect_packet(now, (packet, &parsed, from), Some(answer), &mut context, effects);
+        self.inspection.answer = Some(answer);
+        let decision = self.inspect_packet(now, (packet, &parsed, from), &mut context, effects);
+        self.inspection.answer = None; // if the line was not read again
         self.apply_decision(now, packet, decision, context, effects);
     }
 
@@ -193,18 +194,17 @@ impl Engine {
             return Handling::Verdict(Verdict::Drop(DropReason::Stale));
         }
         match self.find_session(now, queued, &packet, context, effects) {
-            Ok(from) => self.inspect_packet(now, (queued, &packet, from), None, context, effects),
+            Ok(from) => self.inspect_packet(now, (queued, &packet, from), context, effects),
             Err(decision) => decision,
         }
     }
 
-    /// Passes a packet to its session, with the `answer` to its pending line if there is one.
+    /// Passes a packet to its session.
     #[inline]
     fn inspect_packet(
         &mut self,
         now: Instant,
         (queued, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
-        answer: Option<AnsweredLine>,
         context: &mut PacketContext,
         effects: &mut Effects,
     ) -> Handling {
@@ -215,7 +215,6 @@ impl Engine {
         };
         let (inspection, changed) = (&mut self.inspection, &mut self.changed_payload);
         context.all_were_queued = connection.entry.session.needs_all_queued();
-        inspection.answer = answer;
         inspection.is_from_elsewhere = context.is_elsewhere;
         let positions = connection.entry.session.read_positions();
         let decide = |connection: &mut Connection<'_>, line| connection.decide_or_ask(queued, line);
@@ -306,7 +305,7 @@ pub(crate) fn inspect_and_decide(
     packet: &Packet<'_>,
     inspection: &mut Inspection,
     changed: &mut Vec<u8>,
-    decide: impl FnMut(&mut Connection<'_>, PendingLine) -> Option<AnsweredLine>,
+    decide: impl FnMut(&mut Connection<'_>, Box<PendingLine>) -> Option<AnsweredLine>,
 ) -> Option<ForwardPlan> {
     inspection.refuses_auth = connection.policy.refuses_auth();
     let plan = connection.entry.session.inspect(from, packet, inspection, changed);
@@ -324,12 +323,13 @@ fn handle_findings(
     inspection: &mut Inspection,
     changed: &mut Vec<u8>,
     mut plan: ForwardPlan,
-    mut decide: impl FnMut(&mut Connection<'_>, PendingLine) -> Option<AnsweredLine>,
+    mut decide: impl FnMut(&mut Connection<'_>, Box<PendingLine>) -> Option<AnsweredLine>,
 ) -> Option<ForwardPlan> {
     loop {
         for event in inspection.events.drain(..) {
             connection.handle_dialogue_event(event);
         }
+        inspection.answer = None; // if the line was not read again
         let Some(line) = inspection.pending.take() else { return Some(plan) };
         inspection.answer = Some(decide(connection, line)?);
         plan = connection.entry.session.inspect(from, packet, inspection, changed);

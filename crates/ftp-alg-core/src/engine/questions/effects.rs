@@ -115,7 +115,7 @@ pub(crate) struct WaitingPacket {
     /// Position of its bytes in [`Effects::waiting_bytes`].
     pub(crate) bytes: Range<usize>,
     /// The line that needs a decision.
-    pub(crate) line: Option<PendingLine>,
+    pub(crate) line: Option<Box<PendingLine>>,
 }
 
 /// A lookup of a connection's translation.
