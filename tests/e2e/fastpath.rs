@@ -407,8 +407,9 @@ fn survives_kills(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> St
     let load = FastLoad::start(&gateway.lab, 8);
     let (mut fast_path, mut long_restarts) = (0, Vec::new());
     for round in 0..rounds {
-        // At another moment of a transfer each time; long enough that what is retransmitted gets through.
-        thread::sleep(scaled_timeout(Duration::from_millis(500 + round * 37 % 250)));
+        // What is retransmitted gets through; then at another moment of a transfer each time.
+        load.wait_for_transfers();
+        thread::sleep(Duration::from_millis(400 + round * 37 % 250));
         fast_path += gateway.count("fast_path_lines");
         assert_eq!(gateway.count("fast_path_mismatches"), 0, "round {round}");
         let configuration = configuration(round);

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_lab::{Family, Lab, scaled_timeout};
+use ftp_alg_lab::{Family, Lab, scaled_timeout, wait_for};
 use socket2::{Domain, Socket, Type};
 
 /// After this a client, and the server, gives a data connection up: one retransmission of its SYN.
@@ -28,7 +28,8 @@ pub struct FastLoad {
 #[derive(Default)]
 struct Shared {
     is_over: AtomicBool,
-    transfers: AtomicU64,
+    /// Of each session.
+    transfers: Vec<AtomicU64>,
     failures: Mutex<Vec<Failure>>,
 }
 
@@ -55,7 +56,8 @@ impl FastLoad {
         let listener = lab.server.inside(listen).unwrap();
         let host = lab.server.clone();
         thread::spawn(move || host.inside(|| serve(&listener)).unwrap());
-        let shared = Arc::<Shared>::default();
+        let transfers = (0..sessions).map(|_| AtomicU64::new(0)).collect();
+        let shared = Arc::new(Shared { transfers, ..Shared::default() });
         let session = |number: usize| {
             let (host, shared) = (lab.client.clone(), Arc::clone(&shared));
             thread::spawn(move || host.inside(|| run_session(&shared, server, number)).unwrap())
@@ -64,12 +66,25 @@ impl FastLoad {
         Self { shared, sessions }
     }
 
+    /// Waits until each session that still runs has made another transfer.
+    pub fn wait_for_transfers(&self) {
+        let count = || self.shared.transfers.iter().map(|transfers| transfers.load(Relaxed));
+        let before: Vec<u64> = count().collect();
+        let is_idle = |((session, before), now): ((&JoinHandle<()>, _), _)| {
+            !session.is_finished() && before == now
+        };
+        wait_for("a transfer of each session", || {
+            !self.sessions.iter().zip(before.iter().copied()).zip(count()).any(is_idle)
+        });
+    }
+
     /// Ends the sessions. Returns the number of transfers, and the failures.
     pub fn end(self) -> (u64, Vec<Failure>) {
         self.shared.is_over.store(true, Relaxed);
         self.sessions.into_iter().for_each(|session| session.join().unwrap());
         let failures = self.shared.failures.lock().unwrap().clone();
-        (self.shared.transfers.load(Relaxed), failures)
+        let transfers = self.shared.transfers.iter().map(|transfers| transfers.load(Relaxed)).sum();
+        (transfers, failures)
     }
 }
 
@@ -85,7 +100,7 @@ fn run_session(shared: &Shared, server: IpAddr, number: usize) {
         is_passive = !is_passive;
         let start = Instant::now();
         match control.transfer(is_passive) {
-            Ok(Ok(())) => _ = shared.transfers.fetch_add(1, Relaxed),
+            Ok(Ok(())) => _ = shared.transfers[number].fetch_add(1, Relaxed),
             Ok(Err(error)) => failed(Some(start), format!("passive {is_passive}: {error}")),
             Err(error) => return failed(None, format!("control connection: {error}")),
         }
