@@ -5,18 +5,20 @@
 
 use std::{
     io,
+    ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::Sender,
+        mpsc::{Receiver, Sender},
     },
     thread::{self, JoinHandle},
     time::Instant,
 };
 
 use ftp_alg_core::engine::{Checksums, Engine, Kernel};
+use ftp_alg_firewall::Firewall;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
@@ -62,50 +64,19 @@ pub(super) fn start(
     unconfined: Vec<String>,
     fast_path: Result<LoadedProgram, String>,
 ) -> Result<Workers, ServiceError> {
-    let mut parameters = RuleParameters::from(config);
+    let parameters = RuleParameters::from(config);
     let reading = operator_firewall::read_in_background(parameters.gateway.clone());
     let names = ExternalNames::new(events.clone());
     names.watch(config.external_names())?;
     // If another program reads a queue, the start fails before it has changed anything. From here on, packets that an
     // earlier daemon's table queues wait until the workers start.
-    let numbers: Vec<u16> = config.queue.numbers().collect();
-    let queues = numbers
-        .iter()
-        .copied()
-        .map(Queue::open_with_super_packets)
-        .collect::<Result<Vec<_>, _>>()?;
-    let addresses = names.addresses();
-    let policy = config.policy(|name| addresses.of(name), &Arc::default());
-    names.record_announced(addresses);
-    let engine = Engine::new(policy, Checksums::Verify);
-    let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
-    let opened = StateDir::new(state_dir).and_then(|state| {
-        state
-            .open_journals(&parameters.gateway.control_ports, &numbers, &mut engines)
-            .map(|journals| (state, journals))
-    });
-    let (state, journals) = opened.map_err(|error| state_error(state_dir, &error))?;
-    let shard =
-        |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
-    let shards: Vec<_> = engines.into_iter().zip(journals).map(shard).collect();
+    let queues = config.queue.numbers().map(Queue::open_with_super_packets);
+    let queues = queues.collect::<Result<Vec<_>, _>>()?;
+    let (state, shards) = restore_shards(config, state_dir, &parameters, &names)
+        .map_err(|error| state_error(state_dir, &error))?;
     let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
-    let backend_before = state.backend();
-    let is_automatic = config.pinhole.backend.is_none();
-    let select_backend =
-        is_automatic && backend_before.is_none() && ConntrackAbilities::supports_own_helper();
-    let rules = OperatorRules::wait_for(reading, restored, select_backend);
-    let before = || state.table_record().map(TableRecord::into_learned).unwrap_or_default();
-    let (learned, port_sets) = rules.learned(before);
-    parameters = parameters.with_learned(learned);
-    if !config.restricts_ports() {
-        operator_rules::log_port_sets(&port_sets, &parameters);
-    }
-    let mut why = "the configuration says so";
-    if is_automatic {
-        let backend;
-        (backend, why) = rules.automatic_backend(backend_before, restored, &parameters);
-        parameters = parameters.with_backend(backend);
-    }
+    let learned = learn(config, parameters, reading, &state, restored);
+    let LearnedParameters { rules, parameters, port_sets, backend_reason } = learned;
     let commits = open_commits()?;
     let claimed = ClaimedPorts::default();
     let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend));
@@ -134,7 +105,7 @@ pub(super) fn start(
         progress: WorkerProgress::new(shards.len()),
         started: Instant::now(),
         backend: parameters.backend.into(),
-        backend_reason: why,
+        backend_reason,
         queue_counts: Mutex::new(vec![QueueCounts::default(); shards.len()]),
         verdict_senders,
         shards,
@@ -159,49 +130,15 @@ pub(super) fn start(
         table_guard: TableGuard::default(),
         heartbeat: None,
     };
-    let (table, is_new_table) =
-        start_table::load(&parameters, &commits, &workers.state, &workers.shared, restored)?;
-    let lacks_translations = !table.has_retained_elements();
-    workers.table = Some(table);
-    if workers.table.as_ref().is_some_and(|table| !table.is_owned()) {
-        table_guard::watch_nf_tables(events.clone())?;
-    }
-    let shared = &*workers.shared;
-    // Before the downtime is recorded, which would take connections back that the fast path has inspected all along.
-    let mut kernel = lock(&shared.kernel);
-    if let Some(mut fast_path) = shared.fast_path_control(&mut kernel) {
-        fast_path.start(lacks_translations, &parameters)?;
-        if let Some(why) = why_off {
-            fast_path.turn_off(why.to_owned())?;
-        }
-    } else {
-        fast_path_thread::reopen_program_pinholes(&parameters, shared, &mut kernel)?;
-    }
-    if restored {
-        // The configuration may have changed.
-        daemon_host::close_forbidden_pinholes(shared, &mut kernel);
-    }
-    drop(kernel);
-    let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
+    let have_waited = workers.load_table(&parameters, &commits, (restored, why_off), events)?;
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let obstacle = rules.fast_path_obstacle();
     let rules_reader = rules.reader(&claimed, &commits, &parameters)?;
     if !port_sets.is_empty() {
         workers.update_policy(config);
     }
-    match (&workers.shared.fast_path, obstacle) {
-        _ if config.queue.fast_path == FastPathMode::Off => {}
-        (Ok(_), _) if why_off.is_some() => {
-            fast_path_thread::log_off(why_off.unwrap_or_default());
-        }
-        (Ok(_), Some(why)) => {
-            fast_path_thread::log_off(&why);
-            let mut kernel = lock(&workers.shared.kernel);
-            let fast_path = workers.shared.fast_path_control(&mut kernel);
-            fast_path.map_or(Ok(()), |mut fast_path| fast_path.turn_off(why))?;
-        }
-        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, events)?,
-        (Err(why), _) => fast_path_thread::log_off(why),
+    if config.queue.fast_path != FastPathMode::Off {
+        workers.start_fast_path((why_off, obstacle), &make_kernel, events)?;
     }
     let follower = FollowedRules {
         reader: rules_reader,
@@ -236,8 +173,65 @@ pub(super) fn start(
         workers.spawn(worker, processors, events.clone())?;
     }
     let backend = parameters.backend;
-    tracing::info!(event = "back_end", backend = %backend, "back end {backend}: {why}");
+    tracing::info!(event = "back_end", backend = %backend, "back end {backend}: {backend_reason}");
     Ok(workers)
+}
+
+/// A shard for each queue, with the sessions that the state directory has.
+fn restore_shards(
+    config: &Config,
+    state_dir: &Path,
+    parameters: &RuleParameters,
+    names: &ExternalNames,
+) -> io::Result<(StateDir, Vec<Shard>)> {
+    let addresses = names.addresses();
+    let policy = config.policy(|name| addresses.of(name), &Arc::default());
+    names.record_announced(addresses);
+    let engine = Engine::new(policy, Checksums::Verify);
+    let numbers: Vec<u16> = config.queue.numbers().collect();
+    let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
+    let state = StateDir::new(state_dir)?;
+    let journals =
+        state.open_journals(&parameters.gateway.control_ports, &numbers, &mut engines)?;
+    let shard =
+        |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
+    Ok((state, engines.into_iter().zip(journals).map(shard).collect()))
+}
+
+/// The parameters of the rules with what the operator's rules say.
+struct LearnedParameters {
+    rules: OperatorRules,
+    parameters: RuleParameters,
+    port_sets: Arc<[RangeInclusive<u16>]>,
+    backend_reason: &'static str,
+}
+
+/// Completes `parameters` by the operator's rules, which are being read.
+fn learn(
+    config: &Config,
+    parameters: RuleParameters,
+    reading: Receiver<Firewall>,
+    state: &StateDir,
+    restored: bool,
+) -> LearnedParameters {
+    let backend_before = state.backend();
+    let is_automatic = config.pinhole.backend.is_none();
+    let select_backend =
+        is_automatic && backend_before.is_none() && ConntrackAbilities::supports_own_helper();
+    let rules = OperatorRules::wait_for(reading, restored, select_backend);
+    let before = || state.table_record().map(TableRecord::into_learned).unwrap_or_default();
+    let (learned, port_sets) = rules.learned(before);
+    let mut parameters = parameters.with_learned(learned);
+    if !config.restricts_ports() {
+        operator_rules::log_port_sets(&port_sets, &parameters);
+    }
+    let mut backend_reason = "the configuration says so";
+    if is_automatic {
+        let backend;
+        (backend, backend_reason) = rules.automatic_backend(backend_before, restored, &parameters);
+        parameters = parameters.with_backend(backend);
+    }
+    LearnedParameters { rules, parameters, port_sets, backend_reason }
 }
 
 /// A variable for tests. With the value `no`, the table gets no owner, so other programs can remove it.
@@ -278,6 +272,63 @@ pub(super) struct Workers {
 }
 
 impl Workers {
+    /// Loads the table, and has the kernel and the fast path continue with what is `restored`. Returns whether packets may
+    /// have waited for it since an earlier daemon's end.
+    fn load_table(
+        &mut self,
+        parameters: &RuleParameters,
+        commits: &Commits,
+        (restored, why_off): (bool, Option<&str>),
+        events: &Sender<DaemonEvent>,
+    ) -> Result<bool, ServiceError> {
+        let (table, is_new) =
+            start_table::load(parameters, commits, &self.state, &self.shared, restored)?;
+        let lacks_translations = !table.has_retained_elements();
+        let have_waited = !is_new && table.holds_packets();
+        let is_owned = table.is_owned();
+        self.table = Some(table);
+        if !is_owned {
+            table_guard::watch_nf_tables(events.clone())?;
+        }
+        // Before the downtime is recorded, which would take connections back that the fast path has inspected all along.
+        let mut kernel = lock(&self.shared.kernel);
+        if let Some(mut fast_path) = self.shared.fast_path_control(&mut kernel) {
+            fast_path.start(lacks_translations, parameters)?;
+            if let Some(why) = why_off {
+                fast_path.turn_off(why.to_owned())?;
+            }
+        } else {
+            fast_path_thread::reopen_program_pinholes(parameters, &self.shared, &mut kernel)?;
+        }
+        if restored {
+            // The configuration may have changed.
+            daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
+        }
+        Ok(have_waited)
+    }
+
+    /// Starts the thread that reads the fast path's lines, unless the fast path is off or the operator's rules are an
+    /// obstacle.
+    fn start_fast_path(
+        &mut self,
+        (why_off, obstacle): (Option<&str>, Option<String>),
+        make_kernel: &dyn Fn() -> Result<LinuxKernel, crate::kernel::NetfilterError>,
+        events: &Sender<DaemonEvent>,
+    ) -> Result<(), ServiceError> {
+        match (&self.shared.fast_path, why_off, obstacle) {
+            (Err(why), ..) => fast_path_thread::log_off(why),
+            (Ok(_), Some(why), _) => fast_path_thread::log_off(why),
+            (Ok(_), None, Some(why)) => {
+                fast_path_thread::log_off(&why);
+                let mut kernel = lock(&self.shared.kernel);
+                let fast_path = self.shared.fast_path_control(&mut kernel);
+                fast_path.map_or(Ok(()), |mut fast_path| fast_path.turn_off(why))?;
+            }
+            (Ok(_), None, None) => self.start_fast_path_reader(make_kernel()?, events)?,
+        }
+        Ok(())
+    }
+
     fn spawn(
         &mut self,
         worker: Worker,
