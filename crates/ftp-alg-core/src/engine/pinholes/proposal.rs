@@ -151,8 +151,8 @@ fn candidate_ports<'a>(
     first.into_iter().chain(fitting).chain(then).chain(any)
 }
 
-/// Reserves the next external port for `proposal`, whose session holds `own`. No other pinhole uses it. If there is none, it is one at which a pinhole of another session with the same ends waits for its
-/// data connection.
+/// Reserves the next external port for `proposal`, whose session holds `own`. No other pinhole uses it. If there is none,
+/// it is one at which a pinhole of another session with the same ends waits for its data connection.
 pub(super) fn reserve(
     state: &mut RegistryState,
     proposal: &mut Proposal,
