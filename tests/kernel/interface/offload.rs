@@ -25,16 +25,27 @@ use ftp_alg_core::{
 };
 use ftp_alg_fastpath::layout::PinholeKey;
 
-use super::lab::OneAtATime as _;
-use super::program::{CLIENT, Pins, SERVER, frame, lab_with_pins, receive};
+use super::lab::{Lab, OneAtATime as _};
+use super::program::{CLIENT, SERVER, frame, lab_with_pins, receive};
 use super::stacked::syn;
 
-/// A loaded table and a loaded program.
-fn load(pins: &Pins, parameters: &RuleParameters) -> (Table, Arc<Offload>) {
-    let commits = Commits::default();
-    let table = Table::install(parameters, &commits).unwrap();
-    let translations = Translations::new(parameters, &commits).unwrap();
-    (table, Arc::new(Offload::new(pins.load(), translations, parameters)))
+/// Runs `test` where a table and a program are loaded. At the end nothing may have failed.
+fn with_offload(test: impl FnOnce(&Lab, &Arc<Offload>) + Send) {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let (parameters, commits) = (RuleParameters::default(), Commits::default());
+        let _table = Table::install(&parameters, &commits).unwrap();
+        let translations = Translations::new(&parameters, &commits).unwrap();
+        let offload = Arc::new(Offload::new(pins.load(), translations, &parameters));
+        test(&lab, &offload);
+        assert_eq!(offload.take_failures(), None);
+        offload.program().remove().unwrap();
+    });
+}
+
+fn kernel(offload: &Arc<Offload>) -> LinuxKernel {
+    let kernel = LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
+    kernel.with_offload(Some(offload))
 }
 
 fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowChange {
@@ -56,13 +67,8 @@ fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowCha
 /// A later session between the same ends has another source, for example from a pool.
 #[test]
 fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
-        let parameters = RuleParameters::default();
-        let (table, offload) = load(&pins, &parameters);
-        let mut kernel = LinuxKernel::new(&parameters, &Commits::default())
-            .unwrap()
-            .with_offload(Some(&offload));
+    with_offload(|lab, offload| {
+        let mut kernel = kernel(offload);
         let by = |last: u8| Translation {
             client_external: SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, last), 40_000).into(),
             ..Translation::identity(CLIENT.into(), SERVER.into())
@@ -107,21 +113,13 @@ fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
                 translation: by(2),
             })]);
         }
-        assert_eq!(offload.take_failures(), None);
-        offload.program().remove().unwrap();
-        drop(table);
     });
 }
 
 #[test]
 fn no_more_connections_are_handed_over_than_there_is_room_for() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
-        let parameters = RuleParameters::default();
-        let (_table, offload) = load(&pins, &parameters);
-        let mut kernel = LinuxKernel::new(&parameters, &Commits::default())
-            .unwrap()
-            .with_offload(Some(&offload));
+    with_offload(|_, offload| {
+        let mut kernel = kernel(offload);
         let most = 16_384;
         let ends = |number: u32| {
             let client = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 40_000);
@@ -146,9 +144,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
             FlowChange::Withdraw(Withdrawal { flow: 1, translation: ends(1) }),
             over(most + 1),
         ]);
-        assert_eq!(offload.take_failures(), None);
         assert_eq!(offload.program().flow_ids().unwrap().len(), most as usize);
-        offload.program().remove().unwrap();
     });
 }
 
@@ -157,14 +153,8 @@ const MOVED: u8 = 200;
 
 #[test]
 fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
-        let parameters = RuleParameters::default();
-        let (table, offload) = load(&pins, &parameters);
-        let make_kernel = || {
-            LinuxKernel::new(&parameters, &Commits::default()).unwrap().with_offload(Some(&offload))
-        };
-        let mut kernel = make_kernel();
+    with_offload(|_, offload| {
+        let mut kernel = kernel(offload);
         let client = |last| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, last), 40_000);
         for last in 1..=MOVED {
             let (number, identity) =
@@ -200,7 +190,7 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
         let mut errors = Vec::new();
         thread::scope(|scope| {
             let reader = scope.spawn(|| {
-                let mut kernel = make_kernel();
+                let mut kernel = self::kernel(offload);
                 let mut looks = 0;
                 while !is_over.load(Ordering::Acquire) || looks < 2 {
                     let (_, _, all) = open(&mut kernel);
@@ -217,22 +207,14 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
         });
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(open(&mut kernel), (0, count, expected));
-        assert_eq!(offload.take_failures(), None);
-        offload.program().remove().unwrap();
-        drop(table);
     });
 }
 
 /// Each pinhole of the rules, however it came there, is known to the program.
 #[test]
 fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
-        let parameters = RuleParameters::default();
-        let (table, offload) = load(&pins, &parameters);
-        let mut kernel = LinuxKernel::new(&parameters, &Commits::default())
-            .unwrap()
-            .with_offload(Some(&offload));
+    with_offload(|_, offload| {
+        let mut kernel = kernel(offload);
         let control = Translation::identity(CLIENT.into(), SERVER.into());
         let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
         let key = PinholeKey::new(*CLIENT.ip(), arrival);
@@ -281,8 +263,5 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
             receive(offload.program(), &new);
             assert_eq!(count(), 0, "{how}");
         }
-        assert_eq!(offload.take_failures(), None);
-        offload.program().remove().unwrap();
-        drop(table);
     });
 }
