@@ -112,7 +112,7 @@ impl Engine {
             }
         }
         let (inspection, changed) = (&mut self.inspection, &mut self.changed_payload);
-        (inspection.answer, inspection.is_from_elsewhere) = (None, false);
+        inspection.is_from_elsewhere = false;
         let mut opened = line.pinhole();
         let mut matches = true;
         let is_adjusted = connection.entry.session.is_adjusted();
