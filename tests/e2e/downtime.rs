@@ -36,13 +36,14 @@ fn survives(backend: &str, end: fn(&mut Daemon)) {
 }
 
 /// The same, in sessions of so many transfers, each of which logs in; 0 is one session to the end. With short sessions
-/// each round ends a daemon that has not started yet as well.
+/// each round ends a daemon that has not started yet as well. Between two rounds each session transfers once: if each
+/// retransmission of a reply met another end, its pinhole would expire meanwhile.
 fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
     let configuration = configuration(backend);
     for topology in [Topology::Masquerade, Topology::PublishedServer] {
         let mut gateway = gateway_with(topology, &configuration);
         let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-        let load =
+        let mut load =
             Load::start(&gateway.lab, &server, LoadSpec { transfers, ..LoadSpec::default() });
         let rounds = rounds(if transfers == 0 { 3 } else { 6 });
         for round in 0..rounds {
@@ -58,8 +59,8 @@ fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
                 early.kill();
             }
             gateway.daemon = Daemon::start(&exe, &host, &configuration).unwrap();
+            load.wait_for_transfers();
         }
-        thread::sleep(scaled_timeout(Duration::from_millis(500)));
         let report = load.end();
         println!("{backend}, {topology}: {rounds} rounds: {report}");
         assert_eq!(report.bad(), [0; 3], "{report} {}", gateway.daemon.log());

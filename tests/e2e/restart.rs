@@ -324,15 +324,16 @@ fn kill_again_and_again(more: &str, adjusted: &str) {
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start_with(ServerKind::Proftpd, &gateway.lab.server, more).unwrap();
     let spec = LoadSpec { modes: "active", ..LoadSpec::default() };
-    let load = Load::start(&gateway.lab, &server, spec);
+    let mut load = Load::start(&gateway.lab, &server, spec);
     for round in 0..rounds {
         gateway.end(End::Kill);
         gateway.start_again("");
         let log = gateway.daemon.log();
         let before = format!("restored 8 sessions ({adjusted}");
         assert!(log.contains(&before), "round {round}: {log}");
-        // At another moment of a transfer each time; long enough that what is retransmitted gets through.
-        thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
+        load.wait_for_transfers();
+        // At another moment of a transfer each time.
+        thread::sleep(Duration::from_millis(round * 37 % 250));
     }
     let report = load.end();
     println!("{rounds} rounds: {report}");

@@ -59,6 +59,19 @@ impl Load {
         Self { process, until, patience }
     }
 
+    /// Waits until each session has made another transfer, or the load has ended.
+    pub fn wait_for_transfers(&mut self) {
+        let path = self.until.with_extension("counts");
+        let count = || -> Vec<u64> {
+            let counts = fs::read(&path).unwrap();
+            counts.as_chunks().0.iter().copied().map(u64::from_le_bytes).collect()
+        };
+        let before = count();
+        wait_for("a transfer of each session", || {
+            count().iter().zip(&before).all(|(now, before)| now > before) || self.has_ended()
+        });
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.process.exit_status().is_some()
     }

@@ -259,6 +259,46 @@ fn a_pinhole_that_opened_again_is_closed_with_the_last_reply() {
     }
 }
 
+/// An earlier session announces the port that a later one has used.
+#[test]
+fn a_restored_pinhole_replaces_earlier_ones_with_its_endpoints() {
+    let talk = Conversation::with_limit(4);
+    let (client, next, received) = (talk.client, talk.next, talk.received);
+    let mut talk = talk.connect_again();
+    assert!(talk.start_transfer(40_001));
+    talk.gateway.kernel.open.clear();
+    let later = (talk.client, talk.next, talk.received);
+    (talk.client, talk.next, talk.received) = (client, next, received);
+    talk.play("> PORT 192,168,150,80,156,65 < 200 ok");
+    assert!(talk.has_open(40_001));
+    let mut records = Vec::new();
+    talk.gateway.engine.sessions.track_changes(talk.now);
+    talk.gateway.engine.sessions.write_all_records(|one| records.push(one.to_vec())).unwrap();
+    let policy = Policy { max_pinholes_per_client: 4, ..Policy::default() };
+    talk.gateway.engine = talk.restored(policy, records.iter().map(Vec::as_slice));
+    (talk.client, talk.next, talk.received) = later;
+    talk.play("< 226 done > PORT 192,168,150,80,156,66");
+    assert!(talk.has_open(40_001) && talk.has_open(40_002));
+    talk.wait(9);
+    assert!(talk.has_open(40_001));
+}
+
+/// It expires once, also if the daemon is restarted later.
+#[test]
+fn an_expired_pinhole_is_in_no_record() {
+    let mut talk = Conversation::with_limit(4);
+    talk.play("> PORT 192,168,150,80,156,65 < 200 ok");
+    talk.gateway.engine.sessions.track_changes(talk.now);
+    talk.now += Duration::from_secs(31);
+    let mut effects = Effects::default();
+    talk.gateway.engine.expire(talk.now, &mut effects);
+    talk.gateway.engine.conclude(&mut effects);
+    let record = effects.records().next().expect("a record");
+    let next = talk.restored(Policy::default(), [record].into_iter());
+    assert_eq!(next.sessions.missing_pinholes(talk.now, |_| true).count(), 0);
+    assert_eq!(next.sessions.next_deadline(), None);
+}
+
 /// A small capacity, and a table that was lost.
 #[test]
 fn pinholes_in_use_are_restored_and_move_to_the_rules() {

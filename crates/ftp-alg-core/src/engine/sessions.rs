@@ -170,14 +170,14 @@ impl Sessions {
     pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
         let Some(entry) = self.table.get_mut(index) else { return };
         let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
-        let mut has_renewed = false;
+        let mut has_changed = false;
         if entry.session.dialogue.has_pending_transfer()
             && let Some(translation) = entry.extra().translation
         {
             let held = entry.pinholes_mut().iter_mut();
             for held in held.filter(|held| held.is_renewable(now, lifetime)) {
                 held.deadline = now + lifetime;
-                has_renewed = true;
+                has_changed = true;
                 effects.renewals.push(Renewal::new(held.opening(&translation, lifetime)));
             }
         }
@@ -189,8 +189,9 @@ impl Sessions {
         while let Some(held) = entry.take_pinhole(is_over) {
             effects.events.push(entry.event(EventKind::PinholeExpired(held.pinhole, held.kind)));
             self.pinholes.close(held);
+            has_changed = true;
         }
-        if has_renewed {
+        if has_changed {
             self.mark_changed(index);
         }
     }

@@ -9,7 +9,8 @@ A transfer fails if it gets an error reply, or if its data connection does not o
 session then ends with QUIT if the control connection still answers. The time limit for everything else is PATIENCE
 seconds, by default DATA_SECONDS, but at least 30.
 
-Prints `ready` when all sessions have transferred once. At the end it prints one JSON object: transfers, sessions,
+Prints `ready` when all sessions have transferred once. The file UNTIL.counts has the number of transfers of each worker,
+8 bytes in little-endian order. At the end it prints one JSON object: transfers, sessions,
 damaged (transfers with wrong bytes), lost (broken control connections), failed (failed transfers), errors (the first
 ten of each kind), seconds.
 """
@@ -31,6 +32,8 @@ modes, workers, per_session = modes.split(","), int(workers), int(per_session)
 end = time.monotonic() + float(seconds)
 totals = dict(transfers=0, sessions=0, damaged=0, lost=0, failed=0)
 names = itertools.count()
+counts = open(until + ".counts", "wb", buffering=0)
+transferred = [0] * workers
 errors, lock, started = [], threading.Lock(), threading.Semaphore(0)
 
 
@@ -121,6 +124,8 @@ def session(number, mode_of):
                 ftp.retrbinary("RETR " + name, back.append)
                 if b"".join(back) == body:
                     count("transfers")
+                    transferred[number] += 1
+                    os.pwrite(counts.fileno(), transferred[number].to_bytes(8, "little"), 8 * number)
                 else:
                     count("damaged", f"{step}: {len(b''.join(back))} of {len(body)} bytes, or wrong bytes")
             except (ftplib.Error, NoData, OSError) as error:

@@ -56,6 +56,7 @@ pub struct HeldPinhole {
 pub struct PinholeRecord {
     pub(crate) pinhole: Pinhole,
     pub(crate) kind: AnnouncementKind,
+    pub(crate) serial: u64,
     /// Milliseconds since the records' epoch.
     pub deadline: u64,
     pub(crate) answered: bool,

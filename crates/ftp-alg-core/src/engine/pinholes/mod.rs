@@ -194,9 +194,9 @@ impl PinholeTable {
 
     /// The record of `held`, with this deadline.
     pub fn record(&self, held: &HeldPinhole, deadline: u64) -> PinholeRecord {
-        let HeldPinhole { pinhole, kind, answered, in_use, .. } = *held;
+        let HeldPinhole { pinhole, kind, serial, answered, in_use, .. } = *held;
         let fast_path = self.fast_path_id(held);
-        PinholeRecord { pinhole, kind, deadline, answered, in_use, fast_path }
+        PinholeRecord { pinhole, kind, serial, deadline, answered, in_use, fast_path }
     }
 
     /// Moves `held` from the BPF program to the rules. Returns its identity in the program if the rules must have it.
@@ -244,7 +244,7 @@ impl PinholeTable {
         record: &PinholeRecord,
         deadline: Instant,
     ) -> HeldPinhole {
-        let PinholeRecord { pinhole, kind, answered, in_use, fast_path, .. } = *record;
+        let PinholeRecord { pinhole, kind, serial, answered, in_use, fast_path, .. } = *record;
         let client = client.into();
         let reopening = control.map(|control| Reopening::new(control, !kind.is_active(), deadline));
         let mut state = self.registry.lock();
@@ -256,7 +256,10 @@ impl PinholeTable {
                 self.closings.extend(replaced);
                 serial
             }
-            None => state.insert(pinhole, client, reopening).0,
+            None => {
+                state.restore(pinhole, serial, client, reopening);
+                serial
+            }
         };
         if in_use {
             state.record_start(&pinhole, serial);

@@ -330,6 +330,23 @@ impl RegistryState {
         (serial, before)
     }
 
+    /// Inserts a pinhole of the rules that an earlier daemon gave this serial number. A later one with its endpoints
+    /// stays.
+    pub(crate) fn restore(
+        &mut self,
+        pinhole: Pinhole,
+        serial: u64,
+        client: ClientKey,
+        reopening: Option<Reopening>,
+    ) {
+        self.serial = self.serial.max(serial);
+        self.clients.add_held(client);
+        if self.entries.get(&pinhole.ends()).is_none_or(|present| present.serial < serial) {
+            let entry = RegistryEntry::new(pinhole, serial, client);
+            self.insert_entry(RegistryEntry { reopening, ..entry });
+        }
+    }
+
     /// Inserts a client's pinhole that the BPF program opened earlier. An entry of the rules that may be open stays,
     /// because it may be newer. Returns the serial number, and the closing of an entry of the rules that it replaced.
     pub(crate) fn insert_from_fast_path(
