@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, net::SocketAddr};
 
 use crate::{
-    engine::Pinhole,
+    engine::{Pinhole, Transfer},
     ftp::AnnouncementKind,
     session::{Decision, Effect},
 };
@@ -66,6 +66,10 @@ pub enum EventKind {
     LimitReached(Cow<'static, str>),
     /// The session was reset because of a limit.
     Reset(String),
+    /// The server accepted the login of this user, whose name is escaped.
+    LoggedIn(Option<Box<str>>),
+    /// A transfer has ended.
+    Transfer(Box<Transfer>),
     /// The inspection of the connection changed.
     StateChanged(&'static str),
     /// The connection is not FTP, or the client does not speak it.
@@ -108,6 +112,9 @@ impl fmt::Display for Event {
                  passive ports in the firewall, or set [policy] auth-tls = \"refuse\" so that clients use plain FTP",
             ),
             EventKind::CommandRefused(what) => write!(f, "refuse {what}"),
+            EventKind::LoggedIn(Some(user)) => write!(f, "logged in: {user}"),
+            EventKind::LoggedIn(None) => f.write_str("logged in"),
+            EventKind::Transfer(transfer) => transfer.fmt(f),
             EventKind::LimitReached(what) => f.write_str(what),
             EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),
             EventKind::StateChanged(what)

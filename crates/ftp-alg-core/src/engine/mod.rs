@@ -4,6 +4,7 @@
 //! kernel; the host that [carries the effects out](carry_out) does. So the daemon, `replay`, the benchmarks and the
 //! tests run the same code.
 
+mod activity;
 mod counters;
 mod decision;
 mod endpoints;
@@ -24,6 +25,7 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
+pub use activity::{ClientActivity, Transfer, TransferEnd};
 pub use counters::{Counters, Drops, Limits, Unread};
 use endpoints::ClientKey;
 pub use endpoints::{Pinhole, Translation};

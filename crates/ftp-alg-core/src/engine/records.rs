@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        Effects, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions, Translation,
+        ClientActivity, Effects, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions,
+        Translation,
         offload::handover::FastPathProgress,
         pinholes::{
             PinholeTable,
@@ -30,7 +31,7 @@ use crate::{
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
-pub const RECORD_FORMAT: u32 = 15;
+pub const RECORD_FORMAT: u32 = 16;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -49,6 +50,7 @@ struct SessionRecord<'a> {
     pinholes: Vec<PinholeRecord>,
     syn_had_data: bool,
     fast_path: FastPathProgress,
+    activity: Cow<'a, ClientActivity>,
     session: Cow<'a, Session>,
     incarnation: Option<Cow<'a, Session>>,
     /// Whether the rules queue none of its packets any more.
@@ -150,6 +152,7 @@ fn write_session(
             .collect(),
         syn_had_data: entry.extra().syn_had_data,
         fast_path: entry.extra().fast_path,
+        activity: Cow::Borrowed(&entry.extra().activity),
         session: Cow::Borrowed(&entry.session),
         incarnation: entry.incarnation().map(Cow::Borrowed),
         is_unqueued: false,
@@ -294,6 +297,10 @@ impl Sessions {
                 if record.fast_path.is_handed_over {
                     self.pinholes.recount_fast_path_grant(client.ip());
                 }
+            }
+            let activity = record.activity.into_owned();
+            if activity.heap_size() > 0 {
+                *entry.activity_mut() = activity;
             }
             if let Some(incarnation) = record.incarnation {
                 entry.set_incarnation(incarnation.into_owned(), self.epoch.timestamp(now));

@@ -14,6 +14,8 @@ mod refused_data;
 mod routes;
 #[path = "super_packet_tests.rs"]
 mod super_packets;
+#[path = "transfers_tests.rs"]
+mod transfers;
 #[path = "waiting_tests.rs"]
 mod waiting;
 

@@ -36,6 +36,8 @@ pub enum Verb {
     Listing,
     /// `NOOP`, `TYPE`, `MODE`, `STRU`, `SYST`: the reply contains nothing that anybody chose but, perhaps, the argument.
     Plain,
+    /// `CWD`, `CDUP`, `PWD`, and their forms with X (RFC 775): the reply tells the client's directory.
+    Directory,
     /// Another FTP command.
     Other,
     /// Not a command of any FTP specification.
@@ -114,12 +116,13 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         b"QUIT" => Verb::Listing,
         b"HELP" | b"SITE" | b"STAT" if !argument.is_empty() => Verb::Listing,
         b"MODE" | b"NOOP" | b"STRU" | b"SYST" | b"TYPE" => Verb::Plain,
-        b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CDUP" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"
-        | b"CWD\0" | b"DELE" | b"DSIZ" | b"ENC\0" | b"ESTA" | b"ESTP" | b"FEAT" | b"HELP"
+        b"CDUP" | b"CWD\0" | b"PWD\0" | b"XCUP" | b"XCWD" | b"XPWD" => Verb::Directory,
+        b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"
+        | b"DELE" | b"DSIZ" | b"ENC\0" | b"ESTA" | b"ESTP" | b"FEAT" | b"HELP"
         | b"HOST" | b"LANG" | b"LPRT" | b"LPSV" | b"MACB" | b"MDTM" | b"MFCT" | b"MFF\0" | b"MFMT"
-        | b"MIC\0" | b"MKD\0" | b"OPEN" | b"OPTS" | b"PBSZ" | b"PROT" | b"PWD\0" | b"RANG"
+        | b"MIC\0" | b"MKD\0" | b"OPEN" | b"OPTS" | b"PBSZ" | b"PROT" | b"RANG"
         | b"REST" | b"RMD\0" | b"RNFR" | b"RNTO" | b"SITE" | b"SIZE" | b"SMNT" | b"STAT" | b"XCRC"
-        | b"XCUP" | b"XCWD" | b"XMKD" | b"XPWD" | b"XRMD" => Verb::Other,
+        | b"XMKD" | b"XRMD" => Verb::Other,
         _ => Verb::Unknown,
     }
 }

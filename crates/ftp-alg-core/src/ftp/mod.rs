@@ -6,6 +6,7 @@
 mod ambiguity;
 mod announcement;
 mod command;
+mod names;
 mod reply;
 mod text;
 
@@ -14,5 +15,6 @@ pub use ambiguity::{
 };
 pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding};
 pub use command::{Command, Verb};
+pub use names::{escape_name, resolve_path};
 pub use reply::{Reply, ReplyTracker};
 pub use text::{Text, has_lf};

@@ -370,6 +370,8 @@ pub enum PendingKind {
     CrossedOut(RefusalReason),
     /// A reply that may show files.
     Listing,
+    /// The reply tells the client's directory.
+    Directory,
     Other,
     /// The kind is no longer known, only the number of commands.
     Forgotten,
@@ -382,6 +384,7 @@ pub fn may_answer(reply: Reply, kind: PendingKind, before_transfers: bool) -> bo
         PendingKind::User | PendingKind::Login if before_transfers => true,
         PendingKind::Transfer
         | PendingKind::Listing
+        | PendingKind::Directory
         | PendingKind::Other
         | PendingKind::Forgotten => true,
         _ if matches!(reply.code, 225 | 226 | 426) => false,
@@ -421,6 +424,13 @@ impl PendingCommands {
     pub fn count(&self) -> u32 {
         let runs = self.oldest.iter().chain(self.later.iter());
         runs.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+    }
+
+    /// Number of commands of this kind.
+    pub fn count_of(&self, which: PendingKind) -> u32 {
+        let runs = self.oldest.iter().chain(self.later.iter());
+        runs.filter(|(kind, _)| *kind == which)
+            .fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
     /// Whether a command of this kind is pending.

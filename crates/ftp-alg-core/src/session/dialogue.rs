@@ -79,7 +79,7 @@ pub enum CommandEffect {
 }
 
 /// What a server's reply does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyEffect {
     /// Nothing that concerns a gateway.
     Nothing,
@@ -273,6 +273,11 @@ impl Dialogue {
         self.pending.contains(PendingKind::Transfer)
     }
 
+    /// The number of transfer commands that wait for their completion replies.
+    pub fn pending_transfers(&self) -> usize {
+        self.pending.count_of(PendingKind::Transfer) as usize
+    }
+
     /// Whether a 227 or 229 would answer a pending command.
     pub fn has_pending_passive(&self) -> bool {
         self.pending.contains(PendingKind::Passive)
@@ -322,9 +327,13 @@ impl Dialogue {
             Verb::Transfer => PendingKind::Transfer,
             Verb::Unknown if self.phase == Phase::Greeted => PendingKind::FirstUnknown,
             Verb::Listing => PendingKind::Listing,
-            Verb::ClearCommandChannel | Verb::Plain | Verb::Other | Verb::Unknown => {
-                PendingKind::Other
-            }
+            // Only a client that waits for each reply can be followed.
+            Verb::Directory if !self.has_pending_commands() => PendingKind::Directory,
+            Verb::ClearCommandChannel
+            | Verb::Plain
+            | Verb::Directory
+            | Verb::Other
+            | Verb::Unknown => PendingKind::Other,
         };
         self.push_pending(kind);
         CommandEffect::Nothing
@@ -485,9 +494,12 @@ impl Dialogue {
                     self.tls = TlsStart::Allowed;
                     ReplyEffect::Nothing
                 }
-                Some(PendingKind::Transfer) => ReplyEffect::Event(DialogueEvent::TransferEnded {
-                    completed: reply.is_success(),
-                }),
+                Some(PendingKind::Transfer) => {
+                    ReplyEffect::Event(DialogueEvent::TransferEnded(reply))
+                }
+                Some(PendingKind::Directory) => {
+                    ReplyEffect::Event(DialogueEvent::DirectoryAnswered(reply.is_success(), None))
+                }
                 Some(PendingKind::EpsvAll) if reply.is_success() => {
                     self.epsv_all = true;
                     ReplyEffect::Nothing

@@ -337,7 +337,7 @@ fn a_refused_announcement_is_recognised_in_a_pipeline() {
         ("200 ok", ReplyEffect::Nothing),
         ("500 no", ReplyEffect::Event(DialogueEvent::AnnouncementRefused)),
         ("150 here", ReplyEffect::Event(DialogueEvent::TransferStarted)),
-        ("226 done", ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true })),
+        ("226 done", ReplyEffect::Event(DialogueEvent::TransferEnded(Reply { code: 226 }))),
     ] {
         assert_eq!(answered(&mut dialogue, reply), effect, "{reply}");
     }
@@ -346,7 +346,7 @@ fn a_refused_announcement_is_recognised_in_a_pipeline() {
 /// Some servers answer a keep-alive while a transfer waits for its data connection, or runs.
 #[test]
 fn a_success_of_another_command_ends_no_transfer() {
-    let ended = ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true });
+    let ended = ReplyEffect::Event(DialogueEvent::TransferEnded(Reply { code: 226 }));
     let mut dialogue = logged_in();
     for begin in ["> RETR x", "< 150 here"] {
         read(&mut dialogue, begin);
@@ -359,6 +359,7 @@ fn a_success_of_another_command_ends_no_transfer() {
     assert_eq!(answered(&mut dialogue, "200 ok"), ReplyEffect::Nothing);
     assert!(!dialogue.has_pending_commands());
     // Nothing else is pending.
+    let ended = ReplyEffect::Event(DialogueEvent::TransferEnded(Reply { code: 200 }));
     assert_eq!(read(&mut dialogue, "> STOR x < 200 stored"), ended);
 }
 

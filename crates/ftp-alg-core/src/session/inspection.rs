@@ -2,26 +2,27 @@
 
 use std::{borrow::Cow, net::SocketAddr, ops::Range};
 
-use super::{Dialogue, Phase, RefusalReason, compact::SmallBytes};
+use super::{Activity, Dialogue, Phase, RefusalReason, compact::SmallBytes};
 use crate::{
-    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Text},
+    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Reply, Text},
     packet::Seq,
 };
 
 /// An event in the dialogue that concerns pinholes or the session's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DialogueEvent {
     /// The server accepted the client's oldest pending announcement.
     AnnouncementAccepted,
     /// The server refused the client's oldest pending announcement.
     AnnouncementRefused,
-    /// A transfer has started.
+    /// What a client's command says about its activity.
+    Requested(Activity),
+    /// The server answered the client's `CWD`, `CDUP` or `PWD`: whether it succeeded, and the directory that it named.
+    DirectoryAnswered(bool, Option<Box<str>>),
+    /// The oldest transfer has started.
     TransferStarted,
-    /// A transfer has ended.
-    TransferEnded {
-        /// Whether it was completed.
-        completed: bool,
-    },
+    /// The server's last reply to the oldest transfer.
+    TransferEnded(Reply),
     /// The server accepted a login.
     LoggedIn,
     /// The server is not an FTP server; inspection ends.

@@ -3,8 +3,10 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    AnnouncedLine, Answer, Continuation, DecisionRequest, Dialogue, Effect, Inspection, MAX_HELD,
-    Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits, SessionLimit, Side,
+    Activity, AnnouncedLine, Answer, Continuation, DecisionRequest, Dialogue, DialogueEvent,
+    Effect, Inspection, MAX_HELD, Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits,
+    SessionLimit, Side,
+    activity::named_directory,
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
     sequence::CROSS_OUT_BYTE,
@@ -239,6 +241,8 @@ fn read_command_line(
         delivered == 0 || text.bytes().is_empty() || text.line_range(0..1).start >= delivered;
     let is_partly_forwarded = !is_undelivered && phase != Phase::PickedUp;
     let effect = dialogue.read_command(command.as_ref());
+    let activity = command.as_ref().filter(|_| !is_ambiguous).and_then(Activity::of);
+    inspection.events.extend(activity.map(DialogueEvent::Requested));
     if dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
         *line_effect = ReadEffect::NotFtpClient;
     }
@@ -327,6 +331,12 @@ pub fn read_server_line(
         *line_effect = ReadEffect::NotFtpClient;
     }
     match effect {
+        ReplyEffect::Event(DialogueEvent::DirectoryAnswered(true, _))
+            if text.bytes().starts_with(b"257") =>
+        {
+            let named = named_directory(text);
+            inspection.events.push(DialogueEvent::DirectoryAnswered(true, named));
+        }
         ReplyEffect::Nothing => {}
         ReplyEffect::NotFtp => *line_effect = ReadEffect::NotFtp,
         ReplyEffect::Passive { was_requested } => {

@@ -15,6 +15,7 @@
 //! - A sequence number is always delivered with the same byte, however often its segment is retransmitted, because the
 //!   receiver may use any of the copies.
 
+mod activity;
 mod ambiguities;
 mod compact;
 mod dialogue;
@@ -31,6 +32,7 @@ mod sequence;
 mod tls;
 mod urgent;
 
+pub use activity::{Activity, TransferCommand, TransferVerb};
 use dialogue::BegunEncryption;
 pub use dialogue::{Dialogue, Phase};
 use direction::{Direction, UnacknowledgedData};
@@ -275,7 +277,7 @@ impl Session {
     }
 
     /// Whether one of the ends, or the gateway, has reset the connection.
-    fn is_reset(&self) -> bool {
+    pub fn is_reset(&self) -> bool {
         self.is_reset_by_peer || self.was_reset()
     }
 

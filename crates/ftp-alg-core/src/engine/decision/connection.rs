@@ -7,6 +7,7 @@ use crate::{
     engine::{
         Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
         QueuedPacket, RESEND_INTERVAL, Sessions,
+        activity::TransferEnd,
         limits::watched::WatchedConnections,
         pinholes::PinholeTable,
         questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
@@ -79,8 +80,19 @@ impl Connection<'_> {
                     self.pinholes.close(held);
                 }
             }
-            DialogueEvent::TransferStarted => self.mark_answered_in_use(),
-            DialogueEvent::TransferEnded { completed: true } => {
+            DialogueEvent::Requested(activity) => self.record_request(activity),
+            DialogueEvent::DirectoryAnswered(is_success, named) => {
+                self.entry.activity_mut().record_directory(is_success, named);
+            }
+            DialogueEvent::TransferStarted => {
+                self.entry.activity_mut().record_start();
+                self.mark_answered_in_use();
+            }
+            DialogueEvent::TransferEnded(reply) => {
+                self.record_transfer_end(TransferEnd::Replied(reply));
+                if !reply.is_success() {
+                    return self.handle_failed_transfer();
+                }
                 // A success without a preliminary reply may be meant for another command.
                 let pinholes = &mut *self.pinholes;
                 while let Some(held) = self
@@ -92,8 +104,10 @@ impl Connection<'_> {
                 }
                 self.mark_answered_in_use();
             }
-            DialogueEvent::TransferEnded { completed: false } => self.handle_failed_transfer(),
-            DialogueEvent::LoggedIn => self.push_event(EventKind::StateChanged("logged in")),
+            DialogueEvent::LoggedIn => {
+                let user = self.entry.activity_mut().record_login();
+                self.push_event(EventKind::LoggedIn(user));
+            }
             DialogueEvent::NotFtp => {
                 self.close_all_pinholes("the connection is not FTP");
                 self.push_event(EventKind::NotFtp("not FTP: no longer inspected"));
@@ -175,6 +189,7 @@ impl Connection<'_> {
 
     /// Closes all pinholes of the connection.
     pub fn close_all_pinholes(&mut self, reason: &'static str) {
+        self.end_transfers();
         for held in self.entry.take_pinholes() {
             if !held.in_use {
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));

@@ -2,6 +2,7 @@
 //! to the pinhole request.
 
 pub(crate) mod connection;
+mod transfers;
 
 use std::{
     borrow::Cow,

@@ -94,7 +94,7 @@ impl MemoryBudget {
 /// Whether a session's memory must be recorded.
 #[inline]
 pub(super) fn should_count(entry: &Entry) -> bool {
-    entry.is_in_memory_budget || entry.session.heap_size() > UNCOUNTED_BYTES
+    entry.is_in_memory_budget || entry.heap_size() > UNCOUNTED_BYTES
 }
 
 impl Sessions {
@@ -110,7 +110,7 @@ impl Sessions {
         if !should_count(entry) {
             return false;
         }
-        let bytes = entry.session.heap_size();
+        let bytes = entry.heap_size();
         entry.is_in_memory_budget = bytes > UNCOUNTED_BYTES;
         self.memory.set(index, if bytes > UNCOUNTED_BYTES { bytes } else { 0 })
     }

@@ -11,8 +11,8 @@ use std::{
 
 use crate::{
     engine::{
-        Event, EventKind, QueueMode, Translation, offload::handover::FastPathProgress,
-        pinholes::held_pinhole::HeldPinhole,
+        Event, EventKind, QueueMode, Translation, activity::ClientActivity,
+        offload::handover::FastPathProgress, pinholes::held_pinhole::HeldPinhole,
     },
     packet::Endpoint,
     session::{Session, Side},
@@ -65,6 +65,8 @@ pub struct Extra {
     is_watched: bool,
     /// How many times in a row conntrack did not know the connection.
     unknown_to_conntrack: u8,
+    /// What the client does.
+    pub activity: ClientActivity,
 }
 
 impl Extra {
@@ -76,6 +78,7 @@ impl Extra {
         incarnation: None,
         is_watched: false,
         unknown_to_conntrack: 0,
+        activity: ClientActivity::NOTHING,
     };
 }
 
@@ -192,9 +195,26 @@ impl Entry {
         self.extra.as_deref().unwrap_or(&NOTHING)
     }
 
+    /// The state that few connections have, to change it if there is any.
+    pub fn existing_extra_mut(&mut self) -> Option<&mut Extra> {
+        self.extra.as_deref_mut()
+    }
+
     /// The state that few connections have, to set some of it.
     pub fn extra_mut(&mut self) -> &mut Extra {
         self.extra.get_or_insert_with(|| Box::new(Extra::NOTHING))
+    }
+
+    /// What the client does, to record more of it.
+    pub fn activity_mut(&mut self) -> &mut ClientActivity {
+        &mut self.extra_mut().activity
+    }
+
+    /// Heap memory in bytes of what peers can make large.
+    #[inline]
+    pub fn heap_size(&self) -> usize {
+        let names = self.extra.as_ref().map_or(0, |extra| extra.activity.heap_size());
+        self.session.heap_size() + names
     }
 
     /// The translation; that of a connection without NAT while it is unknown.

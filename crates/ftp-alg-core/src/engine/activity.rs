@@ -1,0 +1,191 @@
+//! What the client of a connection does: its user, its directory, its pending transfers. Nothing is decided by it.
+
+use std::{fmt, mem::take, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    engine::Pinhole,
+    ftp::{AnnouncementKind, Reply, resolve_path},
+    session::{TransferCommand, TransferVerb},
+};
+
+/// Limit of pending transfers of a connection. Clients request one after the other.
+const MAX_PENDING: usize = 4;
+/// Limit of a directory in bytes.
+const MAX_DIRECTORY: usize = 1024;
+
+/// What the client of a connection does.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientActivity {
+    user: Option<Box<str>>,
+    /// The user whose login is pending.
+    named_user: Option<Box<str>>,
+    /// The directory, if it is known.
+    directory: Option<Box<str>>,
+    /// What the client wants to change to, if the server has not answered.
+    wanted_directory: Option<Box<str>>,
+    transfers: Vec<PendingTransfer>,
+}
+
+/// A transfer without a last reply.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct PendingTransfer {
+    command: TransferCommand,
+    /// When it was requested, since the connection's first packet.
+    requested: Duration,
+    has_started: bool,
+}
+
+/// How a transfer ended on the control connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransferEnd {
+    /// By the server's last reply.
+    Replied(Reply),
+    /// The control connection ended before a reply.
+    SessionEnded,
+    /// The control connection was reset before a reply.
+    SessionReset,
+}
+
+/// A transfer that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The user, if the login was seen.
+    pub user: Option<Box<str>>,
+    /// The command.
+    pub verb: TransferVerb,
+    /// The file or directory: absolute if the client's directory is known.
+    pub path: Box<str>,
+    /// The announcement of its data connection, if that opened a pinhole.
+    pub announcement: Option<(AnnouncementKind, Pinhole)>,
+    /// From the command to the end.
+    pub duration: Duration,
+    /// Whether the server sent a preliminary reply.
+    pub has_started: bool,
+    /// How it ended.
+    pub end: TransferEnd,
+}
+
+impl ClientActivity {
+    /// That of a client of which nothing is known.
+    pub const NOTHING: Self = Self {
+        user: None,
+        named_user: None,
+        directory: None,
+        wanted_directory: None,
+        transfers: Vec::new(),
+    };
+
+    /// The user, if a login was seen.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// Records `USER`.
+    pub fn record_user(&mut self, name: Box<str>) {
+        self.named_user = Some(name);
+    }
+
+    /// Records that the server has accepted the login. Returns the user.
+    pub fn record_login(&mut self) -> Option<Box<str>> {
+        if let Some(named) = self.named_user.take() {
+            (self.user, self.directory) = (Some(named), None);
+        }
+        self.user.clone()
+    }
+
+    /// Records that the client wants to change to a directory.
+    pub fn record_wanted_directory(&mut self, wanted: Box<str>) {
+        if self.wanted_directory.replace(wanted).is_some() {
+            self.directory = None;
+        }
+    }
+
+    /// Records the answer to `CWD`, `CDUP` or `PWD`: whether it is a success, and the directory that it names.
+    pub fn record_directory(&mut self, is_success: bool, named: Option<Box<str>>) {
+        let directory = match self.wanted_directory.take() {
+            _ if !is_success => return,
+            Some(wanted) => self.resolve(&wanted),
+            None => named,
+        };
+        self.directory = directory
+            .filter(|directory| directory.starts_with('/') && directory.len() <= MAX_DIRECTORY);
+    }
+
+    /// Records a transfer that the client requested at the time `requested` since the connection's first packet, if
+    /// `pending` transfers have no last reply, this one included.
+    pub fn record_transfer(
+        &mut self,
+        command: TransferCommand,
+        requested: Duration,
+        pending: usize,
+    ) {
+        if self.wanted_directory.take().is_some() {
+            self.directory = None; // its answer was not seen
+        }
+        let surplus = (self.transfers.len() + 1).saturating_sub(pending.clamp(1, MAX_PENDING));
+        self.transfers.drain(..surplus.min(self.transfers.len()));
+        let path = self.resolve(&command.path).unwrap_or(command.path);
+        let command = TransferCommand { path, ..command };
+        self.transfers.push(PendingTransfer { command, requested, has_started: false });
+    }
+
+    /// Records that the oldest transfer has started.
+    pub fn record_start(&mut self) {
+        if let Some(oldest) = self.transfers.first_mut() {
+            oldest.has_started = true;
+        }
+    }
+
+    /// Takes the oldest transfer, which ends at the time `now` since the connection's first packet.
+    pub fn take_transfer(
+        &mut self,
+        now: Duration,
+        end: TransferEnd,
+        announcement: Option<(AnnouncementKind, Pinhole)>,
+    ) -> Option<Transfer> {
+        if self.transfers.is_empty() {
+            return None;
+        }
+        let PendingTransfer { command, requested, has_started } = self.transfers.remove(0);
+        if self.transfers.is_empty() {
+            take(&mut self.transfers);
+        }
+        Some(Transfer {
+            user: self.user.clone(),
+            verb: command.verb,
+            path: command.path,
+            announcement,
+            duration: now.saturating_sub(requested),
+            has_started,
+            end,
+        })
+    }
+
+    /// Heap memory in bytes.
+    pub fn heap_size(&self) -> usize {
+        let names = [&self.user, &self.named_user, &self.directory, &self.wanted_directory];
+        let names: usize = names.into_iter().flatten().map(|name| name.len()).sum();
+        let paths: usize = self.transfers.iter().map(|pending| pending.command.path.len()).sum();
+        names + paths + self.transfers.capacity() * size_of::<PendingTransfer>()
+    }
+
+    /// The absolute form of `path`, if it is known.
+    fn resolve(&self, path: &str) -> Option<Box<str>> {
+        let is_absolute = path.starts_with('/');
+        let base = if is_absolute { "/" } else { self.directory.as_deref()? };
+        Some(resolve_path(base, path))
+    }
+}
+
+impl fmt::Display for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb.name(), self.path)?;
+        match self.end {
+            TransferEnd::Replied(reply) => write!(f, ": {}", reply.code),
+            TransferEnd::SessionEnded => f.write_str(": the control connection ended"),
+            TransferEnd::SessionReset => f.write_str(": the control connection was reset"),
+        }
+    }
+}

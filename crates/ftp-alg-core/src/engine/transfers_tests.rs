@@ -1,0 +1,119 @@
+//! Which transfers are reported, and how they ended.
+
+use super::*;
+
+const PORT: &str = "> PORT 192,168,150,80,14,178 < 200 ok";
+
+impl Conversation {
+    /// The transfers that were reported since the last call.
+    fn transfers(&mut self) -> Vec<Transfer> {
+        let (events, _) = self.gateway.take_events();
+        let transfer = |event: Event| match event.kind {
+            EventKind::Transfer(transfer) => Some(*transfer),
+            _ => None,
+        };
+        events.into_iter().filter_map(transfer).collect()
+    }
+
+    /// The transfers that `script` leads to, as the log shows them.
+    fn transfers_of(&mut self, script: &str) -> Vec<String> {
+        self.play(script);
+        self.transfers().iter().map(ToString::to_string).collect()
+    }
+}
+
+#[test]
+fn each_transfer_is_reported_once_with_its_reply() {
+    for (script, expected) in [
+        ("> RETR a < 150 here < 226 done", vec!["RETR a: 226"]),
+        ("> STOR a b.txt < 150 here < 451 disk full", vec!["STOR a b.txt: 451"]),
+        ("> LIST < 150 here < 226 done > NLST *.c < 550 none", vec!["LIST : 226", "NLST *.c: 550"]),
+        (
+            "> RETR a < 425 cannot connect > RETR a < 150 x < 226 y",
+            vec!["RETR a: 425", "RETR a: 226"],
+        ),
+        // One that goes on is reported when it has ended.
+        ("> RETR a < 150 here > NOOP < 200 ok", vec![]),
+        ("> RETR a > RETR b < 150 x < 226 y < 150 x < 226 y", vec!["RETR a: 226", "RETR b: 226"]),
+        // Names are escaped.
+        ("> RETR a\x1b[2J < 150 x < 226 y", vec!["RETR a\\u{1b}[2J: 226"]),
+    ] {
+        let mut talk = Conversation::logged_in();
+        assert_eq!(talk.transfers_of(&format!("{PORT} {script}")), expected, "{script}");
+    }
+}
+
+#[test]
+fn a_transfer_has_its_user_pinhole_and_time() {
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > RETR a < 150 here"));
+    talk.now += Duration::from_millis(1500);
+    talk.play("< 226 done");
+    let [transfer] = &talk.transfers()[..] else { panic!() };
+    assert_eq!(transfer.user.as_deref(), Some("joe"));
+    assert_eq!((transfer.has_started, transfer.duration), (true, Duration::from_millis(1500)));
+    let (kind, pinhole) = transfer.announcement.unwrap();
+    assert_eq!(kind, crate::ftp::AnnouncementKind::Port);
+    assert_eq!(pinhole.target, "192.168.150.80:3762".parse().unwrap());
+}
+
+#[test]
+fn a_transfer_ends_with_its_connection() {
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > RETR a < 150 here"));
+    talk.end();
+    let ended: Vec<_> = talk.transfers().iter().map(|transfer| transfer.end).collect();
+    assert_eq!(ended, [TransferEnd::SessionEnded]);
+    assert_eq!(talk.transfers(), []);
+}
+
+#[test]
+fn paths_are_absolute_if_the_directory_is_known() {
+    let retr = "> RETR f < 150 x < 226 y";
+    for (script, expected) in [
+        ("> PWD < 257 \"/home/joe\" is it", "/home/joe/f"),
+        ("> CWD /pub < 250 ok", "/pub/f"),
+        ("> PWD < 257 \"/\" > CWD pub < 250 ok > CWD in < 550 no", "/pub/f"),
+        ("> CWD /pub/in < 250 ok > CDUP < 200 ok", "/pub/f"),
+        ("> CWD pub < 250 ok", "f"),
+        ("> CWD /pub < 250 ok > CWD a > CWD b < 250 ok < 250 ok", "f"),
+        // The directory of another user.
+        ("> CWD /pub < 250 ok > USER x < 331 p > PASS y < 230 in", "f"),
+    ] {
+        let mut talk = Conversation::logged_in();
+        let transfers = talk.transfers_of(&format!("{script} {PORT} {retr}"));
+        assert_eq!(transfers, [format!("RETR {expected}: 226")], "{script}");
+    }
+    let mut talk = Conversation::logged_in();
+    let transfers =
+        talk.transfers_of(&format!("> CWD /pub < 250 ok {PORT} > STOR /etc/../x < 550 no"));
+    assert_eq!(transfers, ["STOR /x: 550"]);
+}
+
+#[test]
+fn activity_survives_a_restart() {
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("> CWD /pub < 250 ok {PORT} > RETR a < 150 here"));
+    let record = talk.record();
+    let (now, before) = (talk.now, talk.transfers());
+    talk.gateway.engine = talk.restored(Policy::default(), [&record[..]].into_iter());
+    talk.now = now + Duration::from_secs(2);
+    talk.play("< 226 done");
+    let [transfer] = &talk.transfers()[..] else { panic!("{before:?}") };
+    assert_eq!(transfer.to_string(), "RETR /pub/a: 226");
+    assert_eq!(transfer.user.as_deref(), Some("joe"));
+    assert_eq!(transfer.duration, Duration::from_secs(2));
+}
+
+/// A client that pipelines thousands of them.
+#[test]
+fn few_pending_transfers_are_stored() {
+    let mut talk = Conversation::logged_in();
+    for number in 0..100 {
+        talk.say(Side::Client, &format!("RETR {number}\r\n"));
+    }
+    talk.play("< 550 no");
+    assert_eq!(talk.transfers().len(), 1);
+    let memory = talk.gateway.engine.sessions.memory();
+    assert!(memory < 16 * 1024, "{memory}");
+}
