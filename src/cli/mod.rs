@@ -6,6 +6,7 @@
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
+mod events;
 mod generated;
 mod listings;
 mod output;
@@ -202,6 +203,7 @@ enum Command {
     /// source. SESSION is the ID in `ftp-alg sessions`.
     #[command(verbatim_doc_comment)]
     Pinholes(listings::ListingOptions),
+    Events(events::EventOptions),
     /// Show or set the log level of the running daemon
     ///
     /// The level applies until the daemon ends. Only the daemon's user and root can
@@ -272,6 +274,7 @@ impl Command {
             Self::Status(options) => options.run(),
             Self::Sessions(options) => options.print("sessions", listings::sessions),
             Self::Pinholes(options) => options.print("pinholes", listings::pinholes),
+            Self::Events(options) => options.run(),
             Self::LogLevel { level, socket } => {
                 let argument = level.iter().map(|level| format!(" {level}")).collect::<String>();
                 let answer = socket.request(&format!("log-level{argument}"))?;

@@ -1,7 +1,8 @@
-//! The control socket, where the commands `status`, `sessions`, `pinholes` and `log-level` reach the running daemon.
+//! The control socket, where the commands `status`, `sessions`, `pinholes`, `events` and `log-level` reach the running
+//! daemon.
 //!
-//! A client sends one request line (`status`, `sessions`, `pinholes`, `log-level [LEVEL]`), gets one line of JSON, and
-//! the connection ends.
+//! A client sends one request line (`status`, `sessions`, `pinholes`, `events AFTER`, `log-level [LEVEL]`), gets one line
+//! of JSON, and the connection ends.
 //!
 //! Invariants:
 //! - Only its owner can use the socket, from the moment it exists.
@@ -188,24 +189,29 @@ fn answer_request(
     source: &dyn StatusSource,
     may_change: impl FnOnce() -> bool,
 ) -> io::Result<Vec<u8>> {
-    match request.trim_ascii() {
-        b"status" => json_line(&source.status()),
-        b"sessions" => json_line(&source.sessions()),
-        b"pinholes" => json_line(&source.pinholes()),
-        b"log-level" => json_line(&level::current_level()),
-        other => match other.strip_prefix(b"log-level ") {
-            Some(_) if !may_change() => {
-                error_answer("only root and the daemon's own user may change the log level")
-            }
-            Some(wanted) => match level::set_level(&String::from_utf8_lossy(wanted)) {
-                Ok(()) => json_line(&level::current_level()),
-                Err(why) => error_answer(&why),
-            },
-            None => error_answer(&format!(
-                "unknown request `{}`: status, sessions, pinholes and log-level are known",
-                other.escape_ascii()
-            )),
+    let request = request.trim_ascii();
+    let end = request.iter().position(u8::is_ascii_whitespace).unwrap_or(request.len());
+    let (word, argument) = (&request[..end], String::from_utf8_lossy(request[end..].trim_ascii()));
+    match (word, &*argument) {
+        (b"status", "") => json_line(&source.status()),
+        (b"sessions", "") => json_line(&source.sessions()),
+        (b"pinholes", "") => json_line(&source.pinholes()),
+        (b"events", after) => match after.parse() {
+            Ok(after) => json_line(&source.events(after)),
+            Err(error) => error_answer(&format!("events: `{after}` is no ID of an event: {error}")),
         },
+        (b"log-level", "") => json_line(&level::current_level()),
+        (b"log-level", _) if !may_change() => {
+            error_answer("only root and the daemon's own user may change the log level")
+        }
+        (b"log-level", wanted) => match level::set_level(wanted) {
+            Ok(()) => json_line(&level::current_level()),
+            Err(why) => error_answer(&why),
+        },
+        _ => error_answer(&format!(
+            "unknown request `{}`: status, sessions, pinholes, events and log-level are known",
+            request.escape_ascii()
+        )),
     }
 }
 

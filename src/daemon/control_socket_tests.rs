@@ -7,7 +7,7 @@ use ftp_alg_core::engine::Counters;
 use super::*;
 use crate::daemon::{
     control_client::{self, ClientError},
-    snapshot::{PinholeRow, SessionRow, Status},
+    snapshot::{PinholeRow, RecentEvents, SessionRow, Status},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,6 +20,9 @@ impl StatusSource for FixedSource {
             counters: Counters { packets: 5, ..Counters::default() },
             ..Status::new("nftables", Duration::from_secs(3))
         }
+    }
+    fn events(&self, _after: u64) -> RecentEvents {
+        RecentEvents { events: Vec::new(), lost: Some(0) }
     }
     fn sessions(&self) -> Vec<SessionRow> {
         Vec::new()

@@ -84,6 +84,7 @@ impl EventLog {
         };
         let admitted: Vec<_> = events
             .iter()
+            .filter(|event| !matches!(event.kind, EventKind::Transfer(_))) // reported when all is known
             .map(|event| (topic_of(&event.kind), event))
             .filter(|(topic, event)| admits(*topic, event))
             .collect();
@@ -258,7 +259,9 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         EventKind::FromElsewhere(_) | EventKind::RouteMissing(_) => Some(Topic::Elsewhere),
         EventKind::Missed(_) => Some(Topic::Missed),
         EventKind::NotFtp(_) => Some(Topic::NotFtp),
-        EventKind::PinholeClosed(..)
+        EventKind::LoggedIn(_)
+        | EventKind::Transfer(_)
+        | EventKind::PinholeClosed(..)
         | EventKind::PinholeExpired(..)
         | EventKind::StateChanged(_) => None,
     }

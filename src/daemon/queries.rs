@@ -10,7 +10,7 @@ use ftp_alg_core::engine::{Kernel, PinholeInfo, SessionInfo, Translation};
 use super::{
     shard::{Shard, lock},
     shared_state::SharedState,
-    snapshot::{PinholeRow, SessionRow, Status, StatusSource},
+    snapshot::{PinholeRow, RecentEvents, SessionRow, Status, StatusSource},
 };
 
 /// Time limit for the lookups of translations in one answer. It is enough for about ten thousand.
@@ -60,6 +60,10 @@ impl SharedState {
 }
 
 impl StatusSource for SharedState {
+    fn events(&self, after: u64) -> RecentEvents {
+        self.events.after(after)
+    }
+
     fn status(&self) -> Status {
         self.read_fast_path();
         let mut status = self.status_without_sessions(Instant::now());

@@ -16,6 +16,7 @@ use std::{
 use ftp_alg_core::engine::{Effects, Engine, Event, EventKind, Kernel, KernelError, Pinhole};
 
 use super::{
+    events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
     forwarded_verdicts::VerdictSender,
@@ -23,6 +24,7 @@ use super::{
     log::EventLog,
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Status},
+    transfers::TransferReports,
     worker_progress::WorkerProgress,
 };
 use crate::kernel::{LinuxKernel, RuleParameters, queue::QueueCounts};
@@ -44,6 +46,8 @@ pub(super) struct SharedState {
     /// Ends of connections that the packet selection had no room to record.
     pub(super) unnoted_ends: AtomicU64,
     pub(super) log: EventLog,
+    pub(super) events: EventRing,
+    pub(super) transfers: TransferReports,
     pub(super) health: Health,
     pub(super) external_names: ExternalNames,
     /// The sets of ports to which the operator's rules translate source ports.
@@ -117,6 +121,8 @@ impl SharedState {
                 _ => {}
             }
         }
+        self.events.record(events);
+        self.transfers.record(now, events);
         self.log.log_events(now, events, more);
     }
 
@@ -157,6 +163,7 @@ impl SharedState {
             }
         }
         status.log_lines_skipped = self.log.skipped_lines();
+        status.transfers = self.transfers.totals();
         status.pinholes_expired = self.health.unused_pinholes();
         let handed_over = |shard: &Shard| lock(&shard.engine).sessions.fast_path_sessions().count();
         let connections = self.shards.iter().map(handed_over).sum();

@@ -1,4 +1,4 @@
-//! The rows that the control socket sends as JSON: status, sessions and pinholes.
+//! The rows that the control socket sends as JSON: status, sessions, pinholes and events.
 //!
 //! Invariant: field names do not change, because scripts read them. This module knows nothing of engines and kernels;
 //! the daemon implements [`StatusSource`].
@@ -46,6 +46,9 @@ pub struct Status {
     /// Log lines that the rate limits suppressed.
     #[serde(default)]
     pub log_lines_skipped: u64,
+    /// Transfers that have ended.
+    #[serde(default)]
+    pub transfers: TransferTotals,
     /// External addresses given by name.
     #[serde(default)]
     pub names: Vec<NameRow>,
@@ -58,6 +61,30 @@ pub struct Status {
     /// What keeps FTP from working, or soon may. Empty means healthy. docs/health.md has all names.
     #[serde(default)]
     pub problems: Vec<Problem>,
+}
+
+/// Transfers that have ended since the start, by mode; `unknown` where no announcement opened a pinhole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferTotals {
+    pub active: ResultCounts,
+    pub passive: ResultCounts,
+    pub unknown: ResultCounts,
+    /// Bytes that servers received, as far as they are known.
+    pub bytes_up: u64,
+    /// Bytes that clients received, as far as they are known.
+    pub bytes_down: u64,
+    /// Transfers that were not reported, because too many ended at once.
+    pub lost: u64,
+}
+
+/// Transfers by result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultCounts {
+    pub complete: u64,
+    pub aborted: u64,
+    pub refused: u64,
+    pub no_data_connection: u64,
+    pub reset: u64,
 }
 
 /// Whether the fast path runs, and its counts since it was loaded.
@@ -219,8 +246,63 @@ pub struct PinholeRow {
     pub remaining_seconds: u64,
 }
 
+/// The answer to a request for events.
+#[derive(Debug, Serialize)]
+pub struct RecentEvents {
+    pub events: Vec<EventRow>,
+    /// How many events behind the requested ID the ring has lost; `None` if the ID is an earlier daemon's.
+    pub lost: Option<u64>,
+}
+
+/// One event. Fields that an event does not have are left out. docs/events.md lists the events and their fields.
+#[derive(Debug, Default, Serialize)]
+pub struct EventRow {
+    pub id: u64,
+    /// In UTC (RFC 3339).
+    pub time: String,
+    pub event: &'static str,
+    pub session: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AnnouncementKind>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub announced: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rewritten: Option<String>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<TransferRow>,
+    /// The line of the log.
+    pub text: String,
+}
+
+/// The fields of a transfer.
+#[derive(Debug, Serialize)]
+pub struct TransferRow {
+    pub verb: &'static str,
+    pub path: String,
+    /// `up` to the server, or `down`.
+    pub direction: &'static str,
+    /// `active` or `passive`; `None` if no announcement opened a pinhole.
+    pub mode: Option<&'static str>,
+    /// `None` if they are not known.
+    pub bytes: Option<u64>,
+    pub seconds: f64,
+    pub result: &'static str,
+    /// `None` if the control connection ended before a reply.
+    pub code: Option<u16>,
+    pub reason: Option<String>,
+}
+
 /// The source of the rows. Called from the control socket's thread, one call at a time.
 pub trait StatusSource: Send + Sync {
+    fn events(&self, after: u64) -> RecentEvents;
     fn status(&self) -> Status;
     fn sessions(&self) -> Vec<SessionRow>;
     fn pinholes(&self) -> Vec<PinholeRow>;

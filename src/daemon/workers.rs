@@ -23,6 +23,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
     DaemonEvent, ServiceError, daemon_host,
+    events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
     fast_path_pins::{self, LoadedProgram},
@@ -38,6 +39,7 @@ use super::{
     start_table,
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
+    transfers::{self, TransferReports},
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -46,6 +48,7 @@ use crate::{
     kernel::{
         LinuxKernel, RuleParameters,
         claimed_ports::ClaimedPorts,
+        data_log::DataLog,
         operator_firewall,
         probe::ConntrackAbilities,
         queue::{Queue, QueueCounts},
@@ -112,6 +115,8 @@ pub(super) fn start(
         errors: AtomicU64::new(0),
         unnoted_ends: AtomicU64::new(0),
         log: EventLog::default(),
+        events: EventRing::default(),
+        transfers: TransferReports::default(),
         health: Health::new(Instant::now()),
         external_names: names,
         port_sets: Mutex::new(Arc::clone(&port_sets)),
@@ -126,6 +131,7 @@ pub(super) fn start(
         threads: Vec::new(),
         rules_thread: None,
         fast_path_thread: None,
+        transfers_thread: None,
         table: None,
         table_guard: TableGuard::default(),
         heartbeat: None,
@@ -154,6 +160,7 @@ pub(super) fn start(
     };
     let what = "the reader of the operator's rules".to_owned();
     workers.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
+    workers.start_transfer_reports(*parameters.queues().start(), events)?;
     let count = queues.len();
     for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
         let kernel = make_kernel()?;
@@ -263,6 +270,7 @@ pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     rules_thread: Option<JoinHandle<()>>,
+    transfers_thread: Option<JoinHandle<()>>,
     /// The thread that reads the fast path's lines.
     fast_path_thread: Option<JoinHandle<()>>,
     /// The table: loaded when the queues are open, removed before the workers end.
@@ -413,6 +421,31 @@ impl Workers {
         daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
     }
 
+    /// Starts to report transfers, with their bytes if the group of nfnetlink_log can be read.
+    fn start_transfer_reports(
+        &mut self,
+        group: u16,
+        events: &Sender<DaemonEvent>,
+    ) -> Result<(), ServiceError> {
+        let data_log = DataLog::open(group, transfers::PATIENCE);
+        if let Err(error) = &data_log {
+            tracing::info!(
+                event = "data_log_off",
+                "{error}: transfers are reported without their bytes"
+            );
+        }
+        let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
+        let work = move || {
+            let publish = |finished| shared.events.record_transfer(finished);
+            shared.transfers.run(data_log.ok(), publish, &stop);
+            Ok(())
+        };
+        let what = "the reports of transfers".to_owned();
+        self.transfers_thread =
+            Some(start_thread("transfers".to_owned(), what, events.clone(), work)?);
+        Ok(())
+    }
+
     /// Whether every worker made progress recently.
     pub(super) fn makes_progress(&self) -> bool {
         self.shared.progress.oldest_pass().elapsed() < HEARTBEAT_TIMEOUT
@@ -528,6 +561,9 @@ impl Drop for Workers {
             }
         }
         // This thread may be reading a large rule set, so the end does not wait for it.
+        if let Some(thread) = self.transfers_thread.take() {
+            let _ = thread.join();
+        }
         if let Some(thread) = self.rules_thread.take() {
             thread.thread().unpark();
         }

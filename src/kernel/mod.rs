@@ -22,6 +22,7 @@ pub mod broker;
 mod budget;
 pub mod claimed_ports;
 pub mod conntrack;
+pub mod data_log;
 pub mod inject;
 mod legacy_iptables;
 mod linux_kernel;

@@ -47,6 +47,7 @@ mod stream;
 mod super_packets;
 mod synproxy;
 mod takeover;
+mod transfers;
 mod try_modes;
 mod uplinks;
 mod wire;

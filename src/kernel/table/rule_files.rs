@@ -46,6 +46,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 ports.iter().for_each(|port| value(" 21 ", &format!(" {port} ")));
             }
             "define queues" => value("2100", &queue_range(parameters, '-')),
+            _ if line.contains("log group 2100") => {
+                value("2100", &parameters.queues().start().to_string());
+            }
             "define zones" if zones.len() > 1 => {
                 let zones: Vec<_> = zones.iter().map(u16::to_string).collect();
                 value("0", &format!("{{ {} }}", zones.join(", ")));

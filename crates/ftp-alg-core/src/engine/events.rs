@@ -84,6 +84,51 @@ pub enum EventKind {
     KernelRefused(String),
 }
 
+impl EventKind {
+    /// The names of all kinds. They do not change, because scripts match them.
+    pub const NAMES: [&str; 16] = [
+        "announcement",
+        "unreadable-reply",
+        "pinhole-closed",
+        "pinhole-expired",
+        "encrypted",
+        "command-refused",
+        "limit-reached",
+        "session-reset",
+        "login",
+        "transfer",
+        "state-changed",
+        "not-ftp",
+        "packets-missed",
+        "from-elsewhere",
+        "route-missing",
+        "kernel-refused",
+    ];
+
+    /// The name of the kind.
+    pub fn name(&self) -> &'static str {
+        let index = match self {
+            Self::Announcement(_) => 0,
+            Self::UnreadableReply(_) => 1,
+            Self::PinholeClosed(..) => 2,
+            Self::PinholeExpired(..) => 3,
+            Self::Encrypted => 4,
+            Self::CommandRefused(_) => 5,
+            Self::LimitReached(_) => 6,
+            Self::Reset(_) => 7,
+            Self::LoggedIn(_) => 8,
+            Self::Transfer(_) => 9,
+            Self::StateChanged(_) => 10,
+            Self::NotFtp(_) => 11,
+            Self::Missed(_) => 12,
+            Self::FromElsewhere(_) => 13,
+            Self::RouteMissing(_) => 14,
+            Self::KernelRefused(_) => 15,
+        };
+        Self::NAMES[index]
+    }
+}
+
 /// An event on one control connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {

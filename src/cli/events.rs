@@ -1,0 +1,191 @@
+//! `ftp-alg events`: what happened recently, and what happens now.
+
+use std::{net::IpAddr, thread, time::Duration};
+
+use clap::Args;
+use ftp_alg_core::engine::EventKind;
+use ipnetwork::IpNetwork;
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Failure, SocketOption, output};
+
+/// How often `--follow` asks for more.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Show what was decided and transferred, oldest first
+///
+/// The daemon stores the last 8192 events in memory. With --follow the command
+/// waits for more; if it reads too slowly, it says how many events it missed.
+///
+/// --json prints one object a line. docs/events.md lists all events and their
+/// fields, which do not change between versions.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(super) struct EventOptions {
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Wait for more events
+    #[arg(long, short)]
+    follow: bool,
+    /// Only events since this time, or in this span: 2026-11-28T10:00:00Z, 15m, 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    since: Option<Timestamp>,
+    /// Only events of clients in this network
+    #[arg(long, value_name = "NETWORK")]
+    client: Option<IpNetwork>,
+    /// Only events of servers in this network
+    #[arg(long, value_name = "NETWORK")]
+    server: Option<IpNetwork>,
+    /// Only logins and transfers of this user
+    #[arg(long)]
+    user: Option<String>,
+    /// Only events of this kind; may be given several times
+    #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(EventKind::NAMES))]
+    kind: Vec<String>,
+    /// Only events of this session
+    #[arg(long, value_name = "ID")]
+    session: Option<u64>,
+    #[command(flatten)]
+    socket: SocketOption,
+}
+
+/// An answer of the daemon.
+#[derive(Deserialize)]
+struct Answer {
+    events: Vec<Value>,
+    lost: Option<u64>,
+}
+
+impl EventOptions {
+    /// Prints events until there are none, or without end.
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let (mut after, mut has_begun) = (0, false);
+        loop {
+            let answer = match self.socket.request(&format!("events {after}")) {
+                Ok(answer) => answer.parse::<Answer>()?,
+                // It is restarted: sessions survive, and so does this.
+                Err(_) if self.follow && has_begun => {
+                    thread::sleep(INTERVAL);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            match answer.lost {
+                Some(0) => {}
+                Some(lost) => eprintln!("ftp-alg: {lost} events were missed: read faster"),
+                None => {
+                    eprintln!("ftp-alg: the daemon was restarted: events may be missing");
+                    after = 0;
+                    continue;
+                }
+            }
+            has_begun = true;
+            for event in &answer.events {
+                after = event["id"].as_u64().unwrap_or(after);
+                if self.selects(event) {
+                    self.print(event)?;
+                }
+            }
+            if answer.events.is_empty() {
+                if !self.follow {
+                    return Ok(());
+                }
+                thread::sleep(INTERVAL);
+            }
+        }
+    }
+
+    fn selects(&self, event: &Value) -> bool {
+        let text = |field: &str| event[field].as_str();
+        let is_in = |network: Option<IpNetwork>, field: &str| {
+            let address = || text(field)?.parse::<IpAddr>().ok();
+            network.is_none_or(|network| address().is_some_and(|address| network.contains(address)))
+        };
+        let is_late = |since: Timestamp| {
+            text("time")
+                .and_then(|time| time.parse::<Timestamp>().ok())
+                .is_some_and(|at| at >= since)
+        };
+        self.since.is_none_or(is_late)
+            && is_in(self.client, "client")
+            && is_in(self.server, "server")
+            && self.user.as_deref().is_none_or(|user| text("user") == Some(user))
+            && (self.kind.is_empty()
+                || text("event").is_some_and(|kind| self.kind.iter().any(|wanted| wanted == kind)))
+            && self.session.is_none_or(|session| event["session"].as_u64() == Some(session))
+    }
+
+    fn print(&self, event: &Value) -> Result<(), Failure> {
+        let text = |field: &str| event[field].as_str().unwrap_or_default();
+        match self.json {
+            true => output::print_line(&event.to_string()),
+            false => output::print_line(&format!("{} {}", text("time"), text("text"))),
+        }
+    }
+}
+
+/// A time, or a span before now.
+fn parse_since(text: &str) -> Result<Timestamp, String> {
+    let span = || -> Option<Timestamp> {
+        let span: SignedDuration = text.parse().ok()?;
+        Timestamp::now().checked_sub(span).ok()
+    };
+    text.parse::<Timestamp>().ok().or_else(span).ok_or_else(|| {
+        "neither a time such as 2026-11-28T10:00:00Z, nor a span such as 15m or 2h".to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Test {
+        #[command(flatten)]
+        options: EventOptions,
+    }
+
+    fn selected(arguments: &str) -> Vec<u64> {
+        let words = ["events"].into_iter().chain(arguments.split_whitespace());
+        let Test { options } = Test::try_parse_from(words).unwrap();
+        let events = [
+            json!({"id": 1, "time": "2026-11-28T10:00:00.000000Z", "event": "login", "session": 1,
+                "client": "10.0.0.7", "server": "203.0.113.9", "user": "bob"}),
+            json!({"id": 2, "time": "2026-11-28T11:00:00.000000Z", "event": "transfer", "session": 2,
+                "client": "2001:db8::7", "server": "2001:db8::9"}),
+        ];
+        let ids = events.iter().filter(|event| options.selects(event));
+        ids.map(|event| event["id"].as_u64().unwrap()).collect()
+    }
+
+    #[test]
+    fn each_option_selects() {
+        for (arguments, expected) in [
+            ("", vec![1, 2]),
+            ("--client 10.0.0.0/8", vec![1]),
+            ("--client 10.0.0.8", vec![]),
+            ("--server 2001:db8::/32 --json", vec![2]),
+            ("--user bob", vec![1]),
+            ("--kind login --kind transfer", vec![1, 2]),
+            ("--kind transfer", vec![2]),
+            ("--session 2", vec![2]),
+            ("--since 2026-11-28T10:30:00Z", vec![2]),
+        ] {
+            assert_eq!(selected(arguments), expected, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_a_date_or_a_span() {
+        let before = Timestamp::now();
+        let ago = parse_since("15m").unwrap().duration_until(before).as_secs();
+        assert!((895..=900).contains(&ago), "{ago}");
+        assert!(parse_since("yesterday").unwrap_err().contains("15m"));
+    }
+}

@@ -1,0 +1,196 @@
+//! Transfers: what the engines tell of them and what the kernel copies of their data connections becomes one log line
+//! for each, never sampled, and the totals of `status`. A thread of its own does it, and no packet waits for it.
+
+mod tracker;
+
+use std::{
+    fmt,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use ftp_alg_core::engine::{Event, EventKind, Transfer, TransferEnd};
+pub use tracker::{FinishedTransfer, TransferResult};
+use tracker::{TransferSession, TransferTracker};
+
+use super::{shard::lock, snapshot::TransferTotals};
+use crate::kernel::data_log::DataLog;
+
+/// How often the thread looks for transfers that have ended.
+pub(super) const PATIENCE: Duration = Duration::from_millis(100);
+/// Limit of transfers that the thread has not taken yet.
+const MAX_INBOX: usize = 8192;
+
+/// Transfers on their way to the thread that reports them.
+#[derive(Default)]
+pub(super) struct TransferReports {
+    inbox: Mutex<Vec<EndedTransfer>>,
+    /// Transfers for which the inbox had no room.
+    lost: AtomicU64,
+    totals: Mutex<TransferTotals>,
+}
+
+struct EndedTransfer {
+    seen: (Instant, SystemTime),
+    session: TransferSession,
+    transfer: Transfer,
+}
+
+impl TransferReports {
+    /// Takes over the transfers among `events`.
+    pub(super) fn record(&self, now: Instant, events: &[Event]) {
+        let mut inbox = None;
+        for Event { session, client, server, kind } in events {
+            let EventKind::Transfer(transfer) = kind else { continue };
+            let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
+            if inbox.len() >= MAX_INBOX {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            let session = TransferSession { id: *session, client: *client, server: *server };
+            let seen = (now, SystemTime::now());
+            inbox.push(EndedTransfer { seen, session, transfer: Transfer::clone(transfer) });
+        }
+    }
+
+    /// What was transferred since the start.
+    pub(super) fn totals(&self) -> TransferTotals {
+        TransferTotals { lost: self.lost.load(Ordering::Relaxed), ..lock(&self.totals).clone() }
+    }
+
+    /// Reports transfers, and passes each to `publish`, until `stop` is set. Without a `data_log`, nothing is known of their data connections.
+    pub(super) fn run(
+        &self,
+        mut data_log: Option<DataLog>,
+        mut publish: impl FnMut(FinishedTransfer),
+        stop: &AtomicBool,
+    ) {
+        let mut tracker = TransferTracker::new(data_log.is_some());
+        while !stop.load(Ordering::Acquire) {
+            let now = Instant::now();
+            match &mut data_log {
+                Some(log) => {
+                    if let Err(error) = log.read(|packet| tracker.observe(now, &packet)) {
+                        tracing::warn!(
+                            event = "data_log_ended",
+                            "{error}: transfers are reported without their bytes"
+                        );
+                        (data_log, tracker.sees_packets) = (None, false);
+                    }
+                }
+                None => thread::sleep(PATIENCE),
+            }
+            self.take_ended(&mut tracker, &mut publish);
+            for finished in tracker.take_finished(Instant::now()) {
+                self.report(finished, &mut publish);
+            }
+        }
+        self.take_ended(&mut tracker, &mut publish);
+        for finished in tracker.take_all() {
+            self.report(finished, &mut publish);
+        }
+    }
+
+    fn take_ended(
+        &self,
+        tracker: &mut TransferTracker,
+        publish: &mut impl FnMut(FinishedTransfer),
+    ) {
+        let ended = std::mem::take(&mut *lock(&self.inbox));
+        for EndedTransfer { seen, session, transfer } in ended {
+            if let Some(finished) = tracker.end(seen, session, transfer) {
+                self.report(finished, publish);
+            }
+        }
+    }
+
+    fn report(&self, finished: FinishedTransfer, publish: &mut impl FnMut(FinishedTransfer)) {
+        count(&mut lock(&self.totals), &finished);
+        let FinishedTransfer { session, transfer, result, bytes, duration, .. } = &finished;
+        let code = finished.code();
+        tracing::info!(
+            event = "transfer",
+            session = session.id,
+            client = %session.client,
+            server = %session.server,
+            user = transfer.user.as_deref(),
+            verb = transfer.verb.name(),
+            path = &*transfer.path,
+            result = <&str>::from(result),
+            code,
+            bytes,
+            seconds = duration.as_secs_f64(),
+            "{finished}"
+        );
+        publish(finished);
+    }
+}
+
+fn count(totals: &mut TransferTotals, finished: &FinishedTransfer) {
+    let transfer = &finished.transfer;
+    let bytes = match transfer.verb.is_upload() {
+        true => &mut totals.bytes_up,
+        false => &mut totals.bytes_down,
+    };
+    *bytes += finished.bytes.unwrap_or(0);
+    let counts = match transfer.announcement {
+        Some((kind, _)) if kind.is_active() => &mut totals.active,
+        Some(_) => &mut totals.passive,
+        None => &mut totals.unknown,
+    };
+    *match finished.result {
+        TransferResult::Complete => &mut counts.complete,
+        TransferResult::Aborted => &mut counts.aborted,
+        TransferResult::Refused => &mut counts.refused,
+        TransferResult::NoDataConnection => &mut counts.no_data_connection,
+        TransferResult::Reset => &mut counts.reset,
+    } += 1;
+}
+
+impl FinishedTransfer {
+    /// The code of the server's last reply.
+    pub fn code(&self) -> Option<u16> {
+        match self.transfer.end {
+            TransferEnd::Replied(reply) => Some(reply.code),
+            TransferEnd::SessionEnded | TransferEnd::SessionReset => None,
+        }
+    }
+}
+
+/// The log line: `transfer #17 bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226`.
+impl fmt::Display for FinishedTransfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { session, transfer, result, bytes, duration, reason, .. } = self;
+        write!(f, "transfer #{} ", session.id)?;
+        if let Some(user) = &transfer.user {
+            write!(f, "{user}@")?;
+        }
+        write!(f, "{} {}", session.client.ip(), transfer.verb.name())?;
+        if !transfer.path.is_empty() {
+            write!(f, " {}", transfer.path)?;
+        }
+        if let Some(bytes) = bytes {
+            write!(f, " {bytes} B")?;
+        }
+        write!(f, " in {:.1} s: ", duration.as_secs_f64())?;
+        match self.code() {
+            Some(code) => write!(f, "{code}")?,
+            None => f.write_str("the control connection ended")?,
+        }
+        if *result != TransferResult::Complete {
+            write!(f, ", {}", <&str>::from(result).replace('-', " "))?;
+        }
+        match reason {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

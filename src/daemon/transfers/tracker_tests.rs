@@ -1,0 +1,185 @@
+//! What the packets of data connections add to transfers.
+
+use ftp_alg_core::{
+    ftp::{AnnouncementKind, Reply},
+    session::TransferVerb,
+};
+
+use super::*;
+
+const SERVER: &str = "203.0.113.9:20";
+const CLIENT: &str = "10.0.0.7:50069";
+
+fn session() -> TransferSession {
+    let (client, server) = ("10.0.0.7:1035".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
+    TransferSession { id: 17, client, server }
+}
+
+/// A transfer in active mode, with this reply.
+fn transfer(verb: TransferVerb, code: u16) -> Transfer {
+    let (initiator, target) = ("203.0.113.9".parse().unwrap(), CLIENT.parse().unwrap());
+    let pinhole = Pinhole { initiator, arrival: target, target, source: initiator };
+    Transfer {
+        user: Some("bob".into()),
+        verb,
+        path: "/pub/q3.csv".into(),
+        announcement: Some((AnnouncementKind::Port, pinhole)),
+        duration: Duration::from_secs(3),
+        has_started: code == 226,
+        end: TransferEnd::Replied(Reply { code }),
+    }
+}
+
+/// A packet from one to the other: its flags, and the sequence number behind its data.
+fn packet(source: &str, destination: &str, flags: &str, end: u32) -> DataPacket {
+    let has = |flag| flags.contains(flag);
+    DataPacket {
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        flags: DataFlags { syn: has('S'), ack: has('A'), fin: has('F'), rst: has('R') },
+        end,
+    }
+}
+
+struct Test {
+    tracker: TransferTracker,
+    now: Instant,
+}
+
+impl Test {
+    fn new() -> Self {
+        let tracker = TransferTracker { sees_packets: true, ..TransferTracker::default() };
+        Self { tracker, now: Instant::now() }
+    }
+
+    fn observe(&mut self, packets: &[(&str, &str, &str, u32)]) {
+        for (source, destination, flags, end) in packets {
+            self.now += Duration::from_millis(100);
+            self.tracker.observe(self.now, &packet(source, destination, flags, *end));
+        }
+    }
+
+    fn end(&mut self, transfer: Transfer) -> Option<FinishedTransfer> {
+        self.tracker.end((self.now, SystemTime::now()), session(), transfer)
+    }
+
+    fn end_after_waiting(&mut self, transfer: Transfer) -> FinishedTransfer {
+        assert!(self.end(transfer).is_none(), "it waits");
+        self.now += PATIENCE;
+        let [finished] = &self.tracker.take_finished(self.now)[..] else { panic!() };
+        finished.clone()
+    }
+}
+
+#[test]
+fn bytes_are_those_of_the_sender() {
+    for (verb, expected) in [(TransferVerb::Stor, 5), (TransferVerb::Retr, 70_000)] {
+        let mut test = Test::new();
+        test.observe(&[
+            (SERVER, CLIENT, "S", u32::MAX - 5),
+            (SERVER, CLIENT, "S", u32::MAX - 5),
+            (CLIENT, SERVER, "SA", 1000),
+            (CLIENT, SERVER, "FA", 1006),
+            (SERVER, CLIENT, "FA", 69_995),
+            (SERVER, CLIENT, "FA", 69_995),
+        ]);
+        let finished = test.end(transfer(verb, 226)).unwrap();
+        assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, Some(expected)));
+        assert_eq!(finished.duration, Duration::from_millis(400));
+    }
+}
+
+#[test]
+fn a_transfer_waits_for_its_last_packets() {
+    let mut test = Test::new();
+    test.observe(&[(SERVER, CLIENT, "S", 10), (CLIENT, SERVER, "SA", 1000)]);
+    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+    assert!(test.tracker.take_finished(test.now).is_empty());
+    test.observe(&[(CLIENT, SERVER, "FA", 1006), (SERVER, CLIENT, "FA", 11)]);
+    let [finished] = &test.tracker.take_finished(test.now)[..] else { panic!() };
+    assert_eq!(finished.bytes, Some(5));
+    // Its packets never come.
+    let finished = test.end_after_waiting(transfer(TransferVerb::Stor, 226));
+    assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, None));
+    assert_eq!(finished.duration, Duration::from_secs(3));
+}
+
+#[test]
+fn a_missing_data_connection_has_a_reason() {
+    for (packets, reason) in [
+        (&[][..], "no SYN of 203.0.113.9 to 10.0.0.7:50069 seen"),
+        (
+            &[(SERVER, CLIENT, "S", 10)][..],
+            "SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069",
+        ),
+        (
+            &[(SERVER, CLIENT, "S", 10), (CLIENT, SERVER, "RA", 0)][..],
+            "10.0.0.7:50069 refused the connection of 203.0.113.9",
+        ),
+    ] {
+        let mut test = Test::new();
+        test.observe(packets);
+        let refused = packets.len() == 2;
+        let finished = match test.end(transfer(TransferVerb::Stor, 425)) {
+            Some(finished) => finished,
+            None => {
+                assert!(!refused);
+                test.now += PATIENCE;
+                test.tracker.take_finished(test.now).remove(0)
+            }
+        };
+        assert_eq!(finished.result, TransferResult::NoDataConnection, "{reason}");
+        assert_eq!(finished.reason.as_deref(), Some(reason));
+    }
+}
+
+#[test]
+fn results_follow_the_reply_and_the_packets() {
+    let open = [(SERVER, CLIENT, "S", 10), (CLIENT, SERVER, "SA", 1000)];
+    let reset = [open[0], open[1], (CLIENT, SERVER, "R", 1100)];
+    for (packets, code, has_started, result) in [
+        (&[][..], 550, false, TransferResult::Refused),
+        (&open[..], 426, true, TransferResult::Aborted),
+        (&open[..], 451, true, TransferResult::Aborted),
+        (&reset[..], 426, true, TransferResult::Reset),
+        (&[][..], 426, true, TransferResult::NoDataConnection),
+        (&reset[..], 226, true, TransferResult::Complete),
+    ] {
+        let mut test = Test::new();
+        test.observe(packets);
+        let transfer = Transfer { has_started, ..transfer(TransferVerb::Retr, code) };
+        let finished = match test.end(transfer) {
+            Some(finished) => finished,
+            None => {
+                test.now += PATIENCE;
+                test.tracker.take_finished(test.now).remove(0)
+            }
+        };
+        assert_eq!(finished.result, result, "{code}, {} packets", packets.len());
+    }
+}
+
+#[test]
+fn transfers_without_a_pinhole_or_without_copies_do_not_wait() {
+    let mut test = Test::new();
+    let without = Transfer { announcement: None, ..transfer(TransferVerb::Retr, 226) };
+    assert!(test.end(without).is_some());
+    test.tracker.sees_packets = false;
+    let finished = test.end(transfer(TransferVerb::Retr, 425)).unwrap();
+    assert_eq!((finished.result, finished.reason), (TransferResult::NoDataConnection, None));
+}
+
+#[test]
+fn few_connections_and_transfers_are_stored() {
+    let mut test = Test::new();
+    for number in 0..2 * MAX_CONNECTIONS as u32 {
+        let target = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
+        let port = 1024 + (number >> 16);
+        test.tracker.observe(test.now, &packet(&format!("203.0.113.9:{port}"), &target, "S", 1));
+    }
+    assert!(test.tracker.connections.len() <= MAX_CONNECTIONS);
+    let mut test = Test::new();
+    let ended = (0..2 * MAX_WAITING).filter_map(|_| test.end(transfer(TransferVerb::Retr, 226)));
+    assert_eq!(ended.count(), MAX_WAITING);
+    assert_eq!(test.tracker.take_all().len(), MAX_WAITING);
+}

@@ -1,0 +1,176 @@
+//! Copies of the first and the last packets of data connections: SYN, SYN-ACK, FIN, RST. The rules log them to a group
+//! of nfnetlink_log, and only their headers. No packet waits for us; what is not read in time is lost.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, AsRawFd as _},
+    time::Duration,
+};
+
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
+
+use super::{
+    NetfilterError,
+    netlink::{Messages, Socket, Writer, family_header, kind_of},
+};
+
+const PACKET: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 0);
+const CONFIG: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 1);
+// From linux/netfilter/nfnetlink_log.h; libc lacks them.
+const NFULA_PAYLOAD: u16 = 9;
+const NFULA_CFG_CMD: u16 = 1;
+const NFULA_CFG_MODE: u16 = 2;
+const NFULA_CFG_TIMEOUT: u16 = 4;
+const NFULNL_CFG_CMD_BIND: u8 = 1;
+const NFULNL_COPY_PACKET: u8 = 2;
+
+/// How long the kernel collects packets before it sends them, in hundredths of a second.
+const FLUSH_TIMEOUT: u32 = 10;
+/// Limit of the copied bytes: IPv6 and TCP headers with options.
+const COPIED_BYTES: u32 = 128;
+const SOCKET_BUFFER: i32 = 4 << 20;
+
+/// A packet of a data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataPacket {
+    /// Its sender, as the filter chains see it.
+    pub source: SocketAddr,
+    /// Its receiver, as the filter chains see it.
+    pub destination: SocketAddr,
+    /// Whether SYN, ACK, FIN and RST are set.
+    pub flags: DataFlags,
+    /// The sequence number behind its data: that of its FIN.
+    pub end: u32,
+}
+
+/// TCP flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DataFlags {
+    pub syn: bool,
+    pub ack: bool,
+    pub fin: bool,
+    pub rst: bool,
+}
+
+/// Reads what the rules log to one group.
+#[derive(Debug)]
+pub struct DataLog {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl DataLog {
+    /// Binds the group, whose only reader this is. A call of [`read`](Self::read) waits at most for `patience`.
+    pub fn open(group: u16, patience: Duration) -> Result<Self, NetfilterError> {
+        let failed = |error| NetfilterError::system(format!("nfnetlink_log group {group}"), error);
+        let mut socket = Socket::open().map_err(failed)?;
+        let mut configure = |fill: &dyn Fn(&mut Writer<'_>)| {
+            let header = family_header(libc::AF_UNSPEC, group);
+            socket.request(CONFIG, libc::NLM_F_ACK, &header, fill, |_| {}).map(drop)
+        };
+        configure(&|message| _ = message.put(NFULA_CFG_CMD, &[NFULNL_CFG_CMD_BIND]))
+            .map_err(failed)?;
+        let [a, b, c, d] = COPIED_BYTES.to_be_bytes();
+        configure(&|message| {
+            message
+                .put(NFULA_CFG_MODE, &[a, b, c, d, NFULNL_COPY_PACKET, 0])
+                .put(NFULA_CFG_TIMEOUT, &FLUSH_TIMEOUT.to_be_bytes());
+        })
+        .map_err(failed)?;
+        socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
+        socket2::SockRef::from(&socket).set_read_timeout(Some(patience)).map_err(failed)?;
+        Ok(Self { socket, buffer: vec![0; 1 << 16] })
+    }
+
+    /// Waits for packets, and passes each to `each`. Returns whether packets were lost.
+    pub fn read(&mut self, mut each: impl FnMut(DataPacket)) -> Result<bool, NetfilterError> {
+        let length = match recv(&self.socket, &mut self.buffer[..], RecvFlags::empty()) {
+            Ok((length, _)) => length,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(Errno::NOBUFS) => return Ok(true),
+            Err(error) => {
+                let what = format!("nfnetlink_log socket {}", self.socket.as_fd().as_raw_fd());
+                return Err(NetfilterError::system(what, io::Error::from(error)));
+            }
+        };
+        for message in Messages::new(self.buffer.get(..length).unwrap_or_default()) {
+            if message.kind == PACKET {
+                let payload = message.attributes().first(NFULA_PAYLOAD);
+                payload.and_then(parse).into_iter().for_each(&mut each);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The packet whose first bytes these are.
+fn parse(bytes: &[u8]) -> Option<DataPacket> {
+    let packet = LaxSlicedPacket::from_ip(bytes).ok()?;
+    let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { return None };
+    let (source, destination, length) = match packet.net.as_ref()? {
+        LaxNetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            let length = usize::from(header.total_len()) - header.slice().len();
+            (header.source_addr().into(), header.destination_addr().into(), length)
+        }
+        LaxNetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            let extensions = ip.extensions().slice().len();
+            let length = usize::from(header.payload_length()).checked_sub(extensions)?;
+            (header.source_addr().into(), header.destination_addr().into(), length)
+        }
+        _ => return None,
+    };
+    let data = length.checked_sub(tcp.header_slice().len())?;
+    Some(DataPacket {
+        source: SocketAddr::new(source, tcp.source_port()),
+        destination: SocketAddr::new(destination, tcp.destination_port()),
+        flags: DataFlags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
+        end: tcp.sequence_number().wrapping_add(data as u32),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_cut_packet_has_the_end_of_its_data() {
+        for is_v6 in [false, true] {
+            let builder = match is_v6 {
+                false => PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64),
+                true => PacketBuilder::ipv6([1; 16], [2; 16], 64),
+            };
+            let mut bytes = Vec::new();
+            let payload = [7; 900];
+            builder
+                .tcp(20, 4000, u32::MAX - 99, 512)
+                .fin()
+                .ack(1)
+                .write(&mut bytes, &payload)
+                .unwrap();
+            bytes.truncate(COPIED_BYTES as usize);
+            let packet = parse(&bytes).unwrap();
+            assert_eq!((packet.source.port(), packet.destination.port()), (20, 4000));
+            assert_eq!(packet.end, 800, "behind the wrap");
+            let fin = DataFlags { ack: true, fin: true, ..DataFlags::default() };
+            assert_eq!(packet.flags, fin);
+        }
+    }
+
+    #[test]
+    fn garbage_is_no_packet() {
+        let mut bytes = vec![0x45, 0, 0, 4];
+        for length in 0..60 {
+            bytes.resize(length, 0xff);
+            assert_eq!(parse(&bytes), None, "{length}");
+        }
+    }
+}

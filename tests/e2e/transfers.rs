@@ -1,0 +1,138 @@
+//! Each transfer is one line of the log: who moved which file, how many bytes, and how it ended.
+
+use crate::common::*;
+
+/// Waits for the log line of a transfer with all of `parts`.
+fn wait_for_line(gateway: &Gateway, parts: &[&str]) -> String {
+    let mut found = None;
+    wait_for(&format!("{parts:?}"), || {
+        let log = gateway.daemon.log();
+        let mut lines = log.lines().filter(|line| line.contains(" transfer #"));
+        found = lines.find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned);
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+/// The bytes are those of the file, in each mode, with each back end, on the fast path and off it.
+#[test]
+fn each_transfer_is_logged_with_its_file_and_exact_size() {
+    let setups = ["", "[queue]\nfast-path = \"off\"\n", "[pinhole]\nbackend = \"conntrack\"\n"];
+    for setup in setups {
+        for topology in [Topology::Masquerade, Topology::PublishedServer] {
+            let gateway = gateway_with(topology, setup);
+            let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+            let (user, _) = server.login();
+            let address = gateway.lab.server_address(V4);
+            for (mode, length) in [(Mode::Active, 5), (Mode::Passive, 123_456), (Mode::Active, 0)] {
+                let transfer =
+                    Transfer::new(ClientProgram::Curl, &gateway.lab.client, &server, address, mode);
+                let name = format!("q3-{mode}-{length}.csv");
+                transfer.upload(&name, &vec![b'x'; length]).unwrap();
+                assert_eq!(transfer.download(&name).unwrap().len(), length);
+                for verb in ["STOR", "RETR"] {
+                    let size = format!("/{name} {length} B in ");
+                    let line = wait_for_line(&gateway, &[&format!("{user}@"), verb, &size]);
+                    assert!(line.ends_with(": 226"), "{setup} {topology}: {line}");
+                }
+            }
+            let told = gateway.daemon.ask(&["events", "--json", "--kind", "transfer"]).unwrap();
+            let told: Vec<Value> = told
+                .stdout_text()
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect();
+            let of =
+                |verb: &str| told.iter().filter(|event| event["verb"] == verb).collect::<Vec<_>>();
+            assert_eq!((of("STOR").len(), of("RETR").len(), told.len()), (3, 3, 6));
+            let first = of("STOR")[0];
+            for (field, expected) in [
+                ("user", json!(user)),
+                ("direction", json!("up")),
+                ("mode", json!("active")),
+                ("bytes", json!(5)),
+                ("result", json!("complete")),
+                ("code", json!(226)),
+                ("reason", Value::Null),
+            ] {
+                assert_eq!(first[field], expected, "{field}: {first}");
+            }
+            assert!(first["path"].as_str().unwrap().ends_with("/q3-active-5.csv"), "{first}");
+            let totals = &gateway.daemon.status().unwrap()["transfers"];
+            let complete = |mode: &str| totals[mode]["complete"].as_u64().unwrap();
+            // curl lists nothing.
+            assert_eq!((complete("active"), complete("passive")), (4, 2), "{setup}: {totals}");
+            assert_eq!(totals["bytes_up"], 123_461, "{totals}");
+            assert_eq!(totals["bytes_down"], 123_461, "{totals}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_transfer_is_logged_with_its_reason() {
+    let gateway = gateway_with(Topology::Masquerade, "");
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    // The server gives up after one retransmission.
+    gateway.lab.server.run("sysctl", &["-qw", "net.ipv4.tcp_syn_retries=1"]).unwrap();
+    gateway.lab.client.nft("table inet f { chain i { type filter hook input priority 0; tcp dport 40001 drop; }; }").unwrap();
+    let mut steps = login();
+    steps.extend([say("RETR none"), reply()]);
+    for port in ["156,64", "156,65"] {
+        // 40000 refuses, 40001 does not answer.
+        steps.extend([say(&format!("PORT 192,168,150,80,{port}")), reply(), say("LIST"), reply()]);
+    }
+    let plan =
+        json!({"host": gateway.lab.server_address(V4).to_string(), "timeout": 30, "steps": steps});
+    let session = scripted_client(&gateway.lab.client, &plan);
+    assert_eq!(session.error, None, "{session:?} {}", server.log());
+    wait_for_line(&gateway, &["RETR", "none", ", refused"]);
+    let reset = wait_for_line(&gateway, &["LIST", "refused the connection"]);
+    assert!(reset.contains("no data connection: 192.168.150.80:40000 refused"), "{reset}");
+    wait_for_line(
+        &gateway,
+        &["LIST", ": 425, no data connection: SYN of ", "no answer from 192.168.150.80:40001"],
+    );
+    let totals = &gateway.daemon.status().unwrap()["transfers"];
+    assert_eq!(totals["active"]["no_data_connection"], 2, "{totals}");
+}
+
+/// The next daemon knows the user, and sees the data connection.
+#[test]
+fn the_user_survives_a_killed_daemon() {
+    for mode in [Mode::Active, Mode::Passive] {
+        let mut gateway = gateway_with(Topology::Masquerade, "");
+        let lab = &gateway.lab;
+        let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
+        server.put("half.csv", b"12345").unwrap();
+        let address = lab.server_address(V4);
+        let held = HeldTransfer::start(&lab.client, &server, address, mode, "half.csv").unwrap();
+        gateway.daemon.kill();
+        gateway.start_again("");
+        assert_eq!(held.release().unwrap(), 5);
+        let (user, _) = server.login();
+        let who = format!("{user}@192.168.150.80 RETR");
+        wait_for_line(&gateway, &[&who, "pub/half.csv 5 B in "]);
+    }
+}
+
+/// A follower gets each event while it happens, also over a restart, and one that began late gets what is stored.
+#[test]
+fn events_are_followed() {
+    let mut gateway = gateway_with(Topology::Masquerade, "");
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let mut command = gateway.lab.gateway.command(executable());
+    command.args(["events", "--follow", "--socket"]).arg(gateway.daemon.socket());
+    let follower = gateway.lab.gateway.start(command, "events").unwrap();
+    let address = gateway.lab.server_address(V4);
+    let client = &gateway.lab.client;
+    let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, Mode::Passive);
+    for name in ["before", "after"] {
+        transfer.upload(name, b"12345").unwrap();
+        wait_for(name, || follower.log().contains(&format!("/{name} 5 B in ")));
+        gateway.daemon.kill();
+        gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+    }
+    let log = follower.log();
+    assert!(log.contains("open PASV") && log.contains("logged in: "), "{log}");
+    assert_eq!(log.matches("the daemon was restarted").count(), 1, "{log}");
+}
