@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::AddAssign};
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::DropReason;
+use crate::{engine::DropReason, session::RefusalReason};
 
 /// A struct of counters that can be added to another.
 macro_rules! counters {
@@ -41,6 +41,8 @@ counters! {
         pinholes_refused: u64,
         /// Commands other than announcements that policy refused.
         commands_refused: u64,
+        /// The announcements and commands of both, by reason.
+        refusals: Refusals,
         /// Sessions that became encrypted, so they can no longer be read.
         encrypted: u64,
         /// Sessions that missed packets, so nothing is opened for them until they are in step again.
@@ -108,45 +110,84 @@ counters! {
     }
 }
 
-/// Packets dropped, by reason: in JSON an object with the reasons' names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<String, u64>")]
-pub struct Drops([u64; DropReason::ALL.len()]);
+/// Counts by reason: in JSON an object with the reasons' names.
+macro_rules! counts_by_reason {
+    ($(#[$of:meta])* $name:ident of $reason:ident) => {
+        $(#[$of])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<String, u64>")]
+        pub struct $name([u64; $reason::ALL.len()]);
+
+        impl $name {
+            /// Counts one more.
+            pub fn count(&mut self, reason: $reason) {
+                self.0[reason as usize] += 1;
+            }
+
+            /// The count for this reason.
+            pub fn get(&self, reason: $reason) -> u64 {
+                self.0[reason as usize]
+            }
+
+            /// The names of all reasons, with their counts.
+            pub fn by_name(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+                $reason::ALL.iter().map(|reason| (reason.name(), self.get(*reason)))
+            }
+        }
+
+        impl AddAssign for $name {
+            fn add_assign(&mut self, other: Self) {
+                self.0.iter_mut().zip(other.0).for_each(|(own, other)| *own += other);
+            }
+        }
+
+        impl From<$name> for BTreeMap<String, u64> {
+            fn from(counts: $name) -> Self {
+                counts.by_name().map(|(name, count)| (name.to_owned(), count)).collect()
+            }
+        }
+
+        impl From<BTreeMap<String, u64>> for $name {
+            fn from(counts: BTreeMap<String, u64>) -> Self {
+                Self($reason::ALL.map(|reason| counts.get(reason.name()).copied().unwrap_or(0)))
+            }
+        }
+    };
+}
+
+counts_by_reason! {
+    /// Packets dropped, by reason.
+    Drops of DropReason
+}
+
+counts_by_reason! {
+    /// Announcements and other commands refused, by reason.
+    Refusals of RefusalReason
+}
 
 impl Drops {
-    /// Counts one packet.
-    pub fn count(&mut self, reason: DropReason) {
-        self.0[reason as usize] += 1;
-    }
-
     /// Takes one packet back, because it will be decided again.
     pub(crate) fn uncount(&mut self, reason: DropReason) {
         self.0[reason as usize] -= 1;
     }
-
-    /// The count for this reason.
-    pub fn get(&self, reason: DropReason) -> u64 {
-        self.0[reason as usize]
-    }
 }
 
-impl AddAssign for Drops {
-    fn add_assign(&mut self, other: Self) {
-        self.0.iter_mut().zip(other.0).for_each(|(own, other)| *own += other);
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl From<Drops> for BTreeMap<String, u64> {
-    fn from(drops: Drops) -> Self {
-        DropReason::ALL
-            .iter()
-            .map(|reason| (reason.name().to_owned(), drops.get(*reason)))
-            .collect()
-    }
-}
-
-impl From<BTreeMap<String, u64>> for Drops {
-    fn from(counts: BTreeMap<String, u64>) -> Self {
-        Self(DropReason::ALL.map(|reason| counts.get(reason.name()).copied().unwrap_or(0)))
+    #[test]
+    fn each_reason_has_a_count_and_a_name_of_its_own() {
+        let mut refusals = Refusals::default();
+        for (times, reason) in RefusalReason::ALL.into_iter().enumerate() {
+            (0..times).for_each(|_| refusals.count(reason));
+        }
+        for (times, reason) in RefusalReason::ALL.into_iter().enumerate() {
+            assert_eq!(refusals.get(reason), times as u64, "{}", reason.name());
+        }
+        let by_name = BTreeMap::from(refusals);
+        assert_eq!(by_name.len(), RefusalReason::ALL.len());
+        assert_eq!(Refusals::from(by_name), refusals);
+        assert_eq!(BTreeMap::from(Drops::default()).len(), DropReason::ALL.len());
     }
 }

@@ -26,7 +26,7 @@ mod tests;
 use std::time::{Duration, Instant};
 
 pub use activity::{ClientActivity, Transfer, TransferEnd};
-pub use counters::{Counters, Drops, Limits, Unread};
+pub use counters::{Counters, Drops, Limits, Refusals, Unread};
 use endpoints::ClientKey;
 pub use endpoints::{Pinhole, Translation};
 pub use events::{DecidedAnnouncement, Event, EventKind};

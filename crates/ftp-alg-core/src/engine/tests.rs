@@ -27,6 +27,7 @@ use super::*;
 use crate::{
     packet::{Packet, PacketEdit, Seq, flags},
     script::messages,
+    session::RefusalReason,
 };
 
 /// A conversation through a gateway: both ends count what they sent and received.
@@ -367,7 +368,9 @@ fn a_clients_pinhole_limit_holds_over_all_shards() {
     first.play("> PORT 192,168,150,80,14,178");
     second.play("> PORT 192,168,150,80,14,179");
     assert_eq!((first.gateway.kernel.open.len(), second.gateway.kernel.open.len()), (1, 0));
-    assert_eq!(second.gateway.engine.counters().pinholes_refused, 1);
+    let counters = second.gateway.engine.counters();
+    assert_eq!(counters.pinholes_refused, 1);
+    assert_eq!(counters.refusals.get(RefusalReason::PinholeLimit), 1);
 }
 
 #[test]

@@ -42,6 +42,44 @@ pub enum RefusalReason {
 }
 
 impl RefusalReason {
+    /// Every refusal reason.
+    pub const ALL: [Self; 14] = [
+        Self::ForeignAddress,
+        Self::OtherFamily,
+        Self::LowPort,
+        Self::DeniedPort,
+        Self::Malformed,
+        Self::TooLong,
+        Self::EpsvOnly,
+        Self::Unresolved,
+        Self::PinholeLimit,
+        Self::NoFreePort,
+        Self::KernelRefused,
+        Self::AuthTls,
+        Self::UrgentData,
+        Self::Ambiguous,
+    ];
+
+    /// Name in `ftp-alg status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ForeignAddress => "foreign_address",
+            Self::OtherFamily => "other_family",
+            Self::LowPort => "low_port",
+            Self::DeniedPort => "denied_port",
+            Self::Malformed => "malformed",
+            Self::TooLong => "too_long",
+            Self::EpsvOnly => "epsv_only",
+            Self::Unresolved => "unresolved",
+            Self::PinholeLimit => "pinhole_limit",
+            Self::NoFreePort => "no_free_port",
+            Self::KernelRefused => "kernel_refused",
+            Self::AuthTls => "auth_tls",
+            Self::UrgentData => "urgent_data",
+            Self::Ambiguous => "ambiguous",
+        }
+    }
+
     /// The reply code for a command: 504 if another parameter would be accepted (RFC 2577 section 3), 425 if a retry
     /// may succeed, 534 if policy forbids it (RFC 2228).
     fn code(self) -> u16 {
@@ -136,23 +174,6 @@ impl RefusalReason {
 mod tests {
     use super::*;
 
-    const ALL: [RefusalReason; 14] = [
-        RefusalReason::ForeignAddress,
-        RefusalReason::OtherFamily,
-        RefusalReason::LowPort,
-        RefusalReason::DeniedPort,
-        RefusalReason::Malformed,
-        RefusalReason::TooLong,
-        RefusalReason::EpsvOnly,
-        RefusalReason::Unresolved,
-        RefusalReason::PinholeLimit,
-        RefusalReason::NoFreePort,
-        RefusalReason::KernelRefused,
-        RefusalReason::AuthTls,
-        RefusalReason::UrgentData,
-        RefusalReason::Ambiguous,
-    ];
-
     #[test]
     fn each_reason_fits_into_usual_replies() {
         let usual = [
@@ -160,7 +181,9 @@ mod tests {
             "229 Entering Extended Passive Mode (|||5006|)",
             "530 Please login with USER and PASS.",
         ];
-        for (reason, line) in ALL.into_iter().flat_map(|reason| usual.map(|line| (reason, line))) {
+        for (reason, line) in
+            RefusalReason::ALL.into_iter().flat_map(|reason| usual.map(|line| (reason, line)))
+        {
             let passive = line.starts_with('2');
             let reply = reason.reply(passive, None, line.len());
             assert_eq!(reply.len(), line.len(), "{}", reply.escape_ascii());
@@ -172,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_text_that_does_not_fit_is_not_truncated() {
-        for reason in ALL {
+        for reason in RefusalReason::ALL {
             for passive in [false, true] {
                 let [short, long] = reason.texts(passive);
                 assert!(short.len() < 35 && short.len() <= long.len(), "{long}");

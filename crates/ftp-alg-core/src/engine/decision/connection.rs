@@ -153,6 +153,7 @@ impl Connection<'_> {
             RefusedLine::Ambiguous => self.counters.pinholes_refused += 1,
             _ => self.counters.commands_refused += 1,
         }
+        self.counters.refusals.count(line.reason());
         self.counters.limits.line += u64::from(line == RefusedLine::Overlong);
         self.push_event(EventKind::CommandRefused(match line {
             RefusedLine::Auth => "AUTH: policy.auth-tls is \"refuse\"",

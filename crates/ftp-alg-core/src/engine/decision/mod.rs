@@ -292,7 +292,10 @@ impl Connection<'_> {
         };
         match effect {
             Effect::Open { .. } if decided.rewritten().is_some() => self.counters.rewrites += 1,
-            Effect::Refuse(_) => self.counters.pinholes_refused += 1,
+            Effect::Refuse(reason) => {
+                self.counters.pinholes_refused += 1;
+                self.counters.refusals.count(reason);
+            }
             Effect::Open { .. } | Effect::Pass => {}
         }
         self.push_event(EventKind::Announcement(decided));

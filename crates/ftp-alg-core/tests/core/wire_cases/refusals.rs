@@ -192,6 +192,7 @@ fn after_any_refusal_the_client_gets_an_error_and_continues() {
                 assert_eq!(sim.kernel.opened.len(), opened, "{line:?} at {cut}");
                 let counters = sim.engine().counters();
                 assert_eq!(counters.pinholes_refused + counters.commands_refused, 1);
+                assert_eq!(counters.refusals.by_name().map(|(_, count)| count).sum::<u64>(), 1);
                 // The bytes that exceed the segment size are sent with the next segment.
                 assert!(refused == long || sim.timeouts() == 0, "{line:?} at {cut}");
             }
