@@ -3,15 +3,15 @@
 //! All problems are found in one pass, each with its key, position, value and what is allowed. Values that are valid
 //! but not supported by this version are reported separately.
 
-use std::{collections::HashSet, net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{collections::HashSet, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use ftp_alg_core::policy::{AuthTls, ForeignAddress, NetworkPolicy, Policy};
 use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalSetting, Fanout, FastPathMode, MAX_WORKERS, NatSettings,
-    PinholeSettings, QueueSettings, ServerSettings,
+    Backend, Config, ExternalSetting, Fanout, FastPathMode, MAX_WORKERS, MetricsSettings,
+    NatSettings, PinholeSettings, QueueSettings, ServerSettings,
     error::{self, ConfigProblem},
     file::{self, File, FileTable, Keys, TABLES},
     hint, text,
@@ -36,6 +36,8 @@ const EXTERNAL: &str = "\"auto\", the address of a host, or \"dns:NAME\"";
 const HOST: &str = "the address of a host, such as \"10.0.0.5\"";
 const NETWORKS: &str =
     "a network without host bits, such as \"192.168.150.0/24\", or a list of them";
+const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\", or a \
+                      port of 127.0.0.1, such as 9821";
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
 
 /// Checks `text`.
@@ -102,12 +104,12 @@ impl Checker<'_> {
         let control_ports = self.control_ports(&control_ports, default.control_ports);
         let nat = self.nat(section("nat", &file.nat), default.nat);
         let limits = self.limits(section("policy", &file.policy), default.limits, &nat);
-        self.metrics(section("metrics", &file.metrics));
         Config {
             queue: self.queue(section("queue", &file.queue), default.queue),
             pinhole: self.pinhole(section("pinhole", &file.pinhole), default.pinhole),
             networks: self.networks(&file.network, &limits, &nat),
             servers: self.servers(&file.server, &control_ports),
+            metrics: self.metrics(section("metrics", &file.metrics)),
             nat,
             limits,
             control_ports,
@@ -342,15 +344,9 @@ impl Checker<'_> {
         self.unsupported.extend(problem);
     }
 
-    fn metrics(&mut self, file: Section<'_>) {
-        let entry = file.entry("listen");
-        let allowed = "an address and a port, such as \"127.0.0.1:9821\"";
-        let read = |value: &Value| value.as_str()?.parse::<SocketAddr>().ok();
-        if self.optional(&entry, allowed, read).is_some() {
-            let message = "is not supported by this version: remove the key";
-            let problem = self.problem(&entry, message);
-            self.unsupported.extend(problem);
-        }
+    fn metrics(&mut self, file: Section<'_>) -> MetricsSettings {
+        let read = |value: &Value| text::listen_address(value);
+        MetricsSettings { listen: self.optional(&file.entry("listen"), LISTEN, read) }
     }
 
     fn external_address(&mut self, entry: &Entry<'_>) -> Option<ExternalSetting> {

@@ -16,7 +16,7 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::Path,
     sync::Arc,
@@ -54,6 +54,8 @@ pub struct Config {
     pub networks: Vec<NetworkPolicy>,
     /// `[[server]]`.
     pub servers: Vec<ServerSettings>,
+    /// `[metrics]`.
+    pub metrics: MetricsSettings,
 }
 
 /// `[queue]`: our netfilter queues.
@@ -187,6 +189,13 @@ pub struct ServerSettings {
     pub replace_foreign_address: bool,
 }
 
+/// `[metrics]`: the endpoint for Prometheus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MetricsSettings {
+    /// The endpoint's address and port. `None` turns it off.
+    pub listen: Option<SocketAddr>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         let policy = Policy::default();
@@ -211,6 +220,7 @@ impl Default for Config {
             limits: Policy::default(),
             networks: Vec::new(),
             servers: Vec::new(),
+            metrics: MetricsSettings::default(),
         }
     }
 }
@@ -321,6 +331,7 @@ impl Config {
             ("pinhole.mark", old.mark != new.mark),
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),
             ("nat.port-range, for source ports,", self.nat.port_range != next.nat.port_range),
+            ("metrics.listen", self.metrics != next.metrics),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
@@ -333,6 +344,7 @@ impl Config {
             control_ports: old.control_ports.clone(),
             queue: old.queue,
             pinhole: PinholeSettings { timeout: self.pinhole.timeout, ..old.pinhole },
+            metrics: old.metrics,
             ..self
         }
     }

@@ -223,6 +223,22 @@ fn an_error_names_position_key_value_and_allowed_values() {
 }
 
 #[test]
+fn metrics_listen_at_an_address_or_at_a_port_of_the_loopback_address() {
+    for (value, address) in [
+        ("\"127.0.0.1:9821\"", "127.0.0.1:9821"),
+        ("\"[::1]:9821\"", "[::1]:9821"),
+        ("\"0.0.0.0:80\"", "0.0.0.0:80"),
+        ("\"[2001:db8::7]:9821\"", "[2001:db8::7]:9821"),
+        ("\"9821\"", "127.0.0.1:9821"),
+        ("9821", "127.0.0.1:9821"),
+    ] {
+        let config = Config::parse(&format!("metrics.listen = {value}"), Path::new("x")).unwrap();
+        assert_eq!(config.metrics.listen, Some(address.parse().unwrap()), "{value}");
+    }
+    assert_eq!(Config::parse("[metrics]", Path::new("x")).unwrap().metrics.listen, None);
+}
+
+#[test]
 fn invalid_values_are_refused_with_the_allowed_ones() {
     let cases = [
         ("control-ports = []", "control-ports: [] is empty"),
@@ -276,7 +292,21 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         ("policy.memory = '100KiB'", "policy.memory: '100KiB' is not a size from 1MiB"),
         ("policy.memory = 4096", "policy.memory: 4096 is not a size from 1MiB to 1TiB"),
         ("policy.max-pinholes-per-client = 0", "0 is not a whole number from 1"),
-        ("metrics.listen = \"9821\"", "metrics.listen: \"9821\" is not an address and a port"),
+        (
+            "metrics.listen = \"9821x\"",
+            "metrics.listen: \"9821x\" is not an address of this machine",
+        ),
+        (
+            "metrics.listen = \"127.0.0.1\"",
+            "and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\"",
+        ),
+        ("metrics.listen = \"localhost:9821\"", "\"localhost:9821\" is not an address"),
+        ("metrics.listen = \"::1:9821\"", "or \"[::1]:9821\""),
+        ("metrics.listen = \"127.0.0.1:0\"", "\"127.0.0.1:0\" is not an address"),
+        ("metrics.listen = \"224.0.0.1:9821\"", "\"224.0.0.1:9821\" is not an address"),
+        ("metrics.listen = 0", "metrics.listen: 0 is not an address"),
+        ("metrics.listen = 65536", "or a port of 127.0.0.1, such as 9821"),
+        ("metrics.listen = true", "metrics.listen: true is not an address"),
         ("[[server]]\naddress = \"ftp\"", "server.address: \"ftp\" is not the address of a host"),
         ("[[server]]\nexternal-address = \"auto\"", ":1:1: server.address: is missing"),
         (
@@ -393,16 +423,10 @@ fn values_in_messages_are_escaped_and_cut() {
 
 #[test]
 fn unsupported_keys_are_refused() {
-    let cases = [
-        (
-            "metrics.listen = \"127.0.0.1:9821\"",
-            "metrics.listen: \"127.0.0.1:9821\" is not supported",
-        ),
-        (
-            "[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"9981-9986\"",
-            ":3:17: server.passive-ports: \"9981-9986\" is not supported by this version",
-        ),
-    ];
+    let cases = [(
+        "[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"9981-9986\"",
+        ":3:17: server.passive-ports: \"9981-9986\" is not supported by this version",
+    )];
     assert_refusals(&cases);
 }
 

@@ -2,7 +2,11 @@
 //!
 //! Nothing is trimmed, guessed or rounded: text in any other form is `None`.
 
-use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use ipnetwork::IpNetwork;
 use toml::Value;
@@ -42,6 +46,20 @@ pub(super) fn bytes(value: &Value) -> Option<usize> {
         _ => return None,
     };
     number.parse::<usize>().ok()?.checked_mul(factor)
+}
+
+/// `127.0.0.1:9821`, `[::1]:9821`, or a port of the loopback address as a number or text.
+pub(super) fn listen_address(value: &Value) -> Option<SocketAddr> {
+    let address = match value {
+        Value::Integer(port) => SocketAddr::from((Ipv4Addr::LOCALHOST, u16::try_from(*port).ok()?)),
+        value => {
+            let text = value.as_str()?;
+            let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            port(text).map(loopback).or_else(|| text.parse().ok())?
+        }
+    };
+    let can_listen = address.ip().is_unspecified() || is_host(address.ip());
+    (can_listen && address.port() != 0).then_some(address)
 }
 
 /// `49152-65535`, inclusive; the first is not above the last.

@@ -23,6 +23,7 @@ mod forwarded_verdicts;
 pub(crate) mod health;
 mod heartbeat_renewer;
 mod log;
+mod metrics;
 mod operator_rules;
 mod queries;
 mod shard;
@@ -41,6 +42,7 @@ mod workers;
 use std::{
     fs::{self, DirBuilder, File},
     io,
+    net::SocketAddr,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -72,6 +74,7 @@ use self::{
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
+    metrics::{MetricsEndpoint, MetricsListener},
     takeover::{OtherDaemons, TakeoverError},
     workers::Workers,
 };
@@ -186,13 +189,14 @@ pub enum DaemonEvent {
 pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     log::init(options.log_level.as_deref())?;
     let mut config = load(options)?;
-    let ConfinedDaemon { broker, unconfined, socket, state_dir: _claimed, fast_path } =
+    let ConfinedDaemon { broker, unconfined, socket, metrics, state_dir: _claimed, fast_path } =
         confine(options, &config)?;
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
     watch_broker(broker, sender.clone())?;
     let mut service = workers::start(&config, &options.state_dir, &sender, unconfined, fast_path)?;
     let server = socket.serve(service.shared.clone())?;
+    let metrics = metrics.and_then(|listener| serve_metrics(listener, &service));
     let (version, ports) = (env!("CARGO_PKG_VERSION"), &config.control_ports);
     let queues: Vec<_> = config.queue.numbers().collect();
     let path = options.socket.display();
@@ -217,6 +221,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         Some(DaemonEvent::Terminate | DaemonEvent::Failed(_)) => {} // not passed on
     });
     notify(&[NotifyState::Stopping]);
+    drop(metrics);
     drop(server);
     drop(service);
     tracing::info!(event = "stopped", "stopped");
@@ -320,6 +325,8 @@ struct ConfinedDaemon {
     /// The confinement that this machine lacks, a line each.
     unconfined: Vec<String>,
     socket: ControlSocket,
+    /// The endpoint of `[metrics]`. `None` if it is off or not available.
+    metrics: Option<MetricsListener>,
     /// The lock on the state directory. No other daemon uses the directory while it is open.
     state_dir: File,
     /// The fast path's program, or why the fast path is off.
@@ -353,6 +360,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     confine::become_user(account.as_ref())?;
     let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
+    let metrics = config.metrics.listen.and_then(bind_metrics);
     if pins.is_err() {
         FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
     }
@@ -363,7 +371,48 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     for missing in &unconfined {
         tracing::warn!(event = "unconfined", "not confined: {missing}");
     }
-    Ok(ConfinedDaemon { broker, unconfined, socket, state_dir, fast_path })
+    Ok(ConfinedDaemon { broker, unconfined, socket, metrics, state_dir, fast_path })
+}
+
+/// Binds the endpoint of `[metrics]`. If that fails, FTP works without it.
+fn bind_metrics(address: SocketAddr) -> Option<MetricsListener> {
+    match MetricsListener::bind(address) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::error!(
+                event = "metrics_failed",
+                %address,
+                "metrics: cannot listen at {address}: {error}; the daemon runs without metrics. Free the port or change \
+                 [metrics] listen, then restart ftp-alg"
+            );
+            None
+        }
+    }
+}
+
+/// Has the endpoint of `[metrics]` answer.
+fn serve_metrics(listener: MetricsListener, service: &Workers) -> Option<MetricsEndpoint> {
+    let decisions = service.shared.decision_times.clone()?;
+    let exposed = listener.address().ok().filter(|address| !address.ip().is_loopback());
+    match listener.serve(service.shared.clone(), decisions) {
+        Ok(endpoint) => {
+            if let Some(address) = exposed {
+                tracing::info!(
+                    event = "metrics_exposed",
+                    %address,
+                    "metrics: other machines can read them at {address}, unless the firewall drops that"
+                );
+            }
+            Some(endpoint)
+        }
+        Err(error) => {
+            tracing::error!(
+                event = "metrics_failed",
+                "metrics: cannot start the endpoint: {error}; restart ftp-alg to have it"
+            );
+            None
+        }
+    }
 }
 
 /// Raises the soft limit of descriptors to the hard one. Each worker needs a dozen, and each interface of the fast path

@@ -22,6 +22,7 @@ use super::{
     forwarded_verdicts::VerdictSender,
     health::Health,
     log::EventLog,
+    metrics::DecisionTimes,
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Status},
     transfers::TransferReports,
@@ -52,6 +53,8 @@ pub(super) struct SharedState {
     pub(super) external_names: ExternalNames,
     /// The sets of ports to which the operator's rules translate source ports.
     pub(super) port_sets: Mutex<Arc<[RangeInclusive<u16>]>>,
+    /// How long batches took. `None` without `[metrics]`.
+    pub(super) decision_times: Option<Arc<DecisionTimes>>,
     /// The confinement that this machine lacks, a line each.
     pub(super) unconfined: Vec<String>,
     /// The fast path, or why it is off.
@@ -152,6 +155,9 @@ impl SharedState {
             status.overruns += queue.overruns;
             status.queue_drops += queue.dropped;
             status.verdicts_refused += queue.refused;
+            if let Some(waiting) = queue.waiting {
+                *status.queue_waiting.get_or_insert(0) += waiting;
+            }
         }
         status.counters.limits.closing_set = self.unnoted_ends.load(Ordering::Relaxed);
         for shard in &self.shards {

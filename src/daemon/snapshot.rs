@@ -43,6 +43,10 @@ pub struct Status {
     /// Verdicts that the kernel refused, because it no longer had the packet.
     #[serde(default)]
     pub verdicts_refused: u64,
+    /// Packets that waited for a verdict at the last look, at most a second ago. `None` if the daemon's user cannot read
+    /// the kernel's statistics.
+    #[serde(default)]
+    pub queue_waiting: Option<u64>,
     /// Log lines that the rate limits suppressed.
     #[serde(default)]
     pub log_lines_skipped: u64,

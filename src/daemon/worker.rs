@@ -79,6 +79,9 @@ impl Worker {
             self.shared.progress.record_pass(self.index, now);
             if packets > 0 {
                 self.decide_batch(now, false);
+                if let Some(times) = &self.shared.decision_times {
+                    times.record(now.elapsed());
+                }
             }
             let report = |error: &NetfilterError| self.shared.report_error(error);
             give_forwarded(&self.forwarded, self.queue.verdicts(), &self.parameters, report);

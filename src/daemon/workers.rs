@@ -120,6 +120,7 @@ pub(super) fn start(
         health: Health::new(Instant::now()),
         external_names: names,
         port_sets: Mutex::new(Arc::clone(&port_sets)),
+        decision_times: config.metrics.listen.map(|_| Arc::default()),
         unconfined,
         fast_path: reader,
         kernel: Mutex::new(kernel),

@@ -66,8 +66,8 @@ fn each_error_of_a_configuration_is_one_line() {
             &["2:1: policy.require-logn: unknown key; did you mean `require-login`?"],
         ),
         (
-            "[metrics]\nlisten = \"127.0.0.1:9821\"\n",
-            &["2:10: metrics.listen: \"127.0.0.1:9821\" is not"],
+            "[metrics]\nlisten = \"127.0.0.1:0\"\n",
+            &["2:10: metrics.listen: \"127.0.0.1:0\" is not"],
         ),
     ] {
         let file = place.config(text);

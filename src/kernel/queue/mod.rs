@@ -89,6 +89,8 @@ pub struct QueueCounts {
     pub dropped: u64,
     /// Verdicts that the kernel refused, for example because it no longer had the packet.
     pub refused: u64,
+    /// Packets that wait in the kernel for a verdict. `None` if the kernel's statistics cannot be read.
+    pub waiting: Option<u64>,
 }
 
 /// A queue whose only reader this is. Dropping it closes it; the kernel then drops packets without a verdict.
@@ -294,8 +296,10 @@ impl Queue {
             .and_then(|f| f.read_at(&mut text, 0).ok())
             .unwrap_or_default();
         let text = String::from_utf8_lossy(text.get(..read).unwrap_or_default());
-        let by_kernel = find_row(&text, self.number).map_or(0, |row| row.dropped);
-        QueueCounts { overruns: self.counts.overruns + by_kernel, ..self.counts }
+        let row = find_row(&text, self.number);
+        let by_kernel = row.as_ref().map_or(0, |row| row.dropped);
+        let waiting = row.map(|row| row.waiting);
+        QueueCounts { overruns: self.counts.overruns + by_kernel, waiting, ..self.counts }
     }
 }
 
@@ -422,6 +426,7 @@ pub(super) fn reader_port(number: u16) -> Option<u32> {
 /// The statistics of a queue.
 struct QueueStatistics {
     port: u32,
+    waiting: u64,
     dropped: u64,
 }
 
@@ -434,9 +439,10 @@ fn find_row(table: &str, number: u16) -> Option<QueueStatistics> {
             return None;
         }
         let port = columns.next()?.parse().ok()?;
-        let full: u64 = columns.nth(3)?.parse().ok()?;
+        let waiting = columns.next()?.parse().ok()?;
+        let full: u64 = columns.nth(2)?.parse().ok()?;
         let socket: u64 = columns.next()?.parse().ok()?;
-        Some(QueueStatistics { port, dropped: full.saturating_add(socket) })
+        Some(QueueStatistics { port, waiting, dropped: full.saturating_add(socket) })
     })
 }
 
@@ -457,9 +463,9 @@ mod tests {
 
     #[test]
     fn the_row_of_a_queue_is_read() {
-        let table = " 2100  27402     0 2 65531     3     4       58  1\n  210   1 0 2 0 0 0 0 1\n";
+        let table = " 2100  27402     9 2 65531     3     4       58  1\n  210   1 0 2 0 0 0 0 1\n";
         let row = find_row(table, 2100).unwrap();
-        assert_eq!((row.port, row.dropped), (27402, 7));
+        assert_eq!((row.port, row.waiting, row.dropped), (27402, 9, 7));
         assert!(find_row(table, 2101).is_none());
         assert!(find_row("2100 x", 2100).is_none());
     }

@@ -1,0 +1,79 @@
+//! How long batches of packets took, as a histogram that all workers record to.
+//!
+//! Recording is two additions to atomic numbers. A reader may see one of them without the other, which no query notices.
+
+use std::{
+    array,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// The upper bounds of the buckets, in microseconds.
+const BOUNDS_US: [u64; 14] =
+    [5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000];
+
+/// A histogram of the times from the receipt of a batch to its verdicts.
+#[derive(Debug, Default)]
+pub(in crate::daemon) struct DecisionTimes {
+    /// Batches within each bound and above the one before; the last has those above all bounds.
+    buckets: [AtomicU64; BOUNDS_US.len() + 1],
+    /// The sum of all times.
+    nanoseconds: AtomicU64,
+}
+
+/// What a [`DecisionTimes`] had at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Histogram {
+    /// The sum of all times in seconds.
+    pub(super) sum: f64,
+    /// The upper bound of each bucket in seconds, and the batches between it and the one before.
+    pub(super) buckets: [(f64, u64); BOUNDS_US.len() + 1],
+}
+
+impl DecisionTimes {
+    /// Records that a batch took `time`.
+    pub(in crate::daemon) fn record(&self, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS_US.partition_point(|bound| bound * 1000 < nanoseconds);
+        self.buckets[bucket].fetch_add(1, Relaxed);
+        self.nanoseconds.fetch_add(nanoseconds, Relaxed);
+    }
+
+    /// What was recorded so far.
+    pub(super) fn read(&self) -> Histogram {
+        let bound = |index| match BOUNDS_US.get(index) {
+            Some(bound) => *bound as f64 / 1e6,
+            None => f64::INFINITY,
+        };
+        Histogram {
+            sum: self.nanoseconds.load(Relaxed) as f64 / 1e9,
+            buckets: array::from_fn(|index| (bound(index), self.buckets[index].load(Relaxed))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_counts_in_the_bucket_whose_bound_it_does_not_exceed() {
+        let times = DecisionTimes::default();
+        for microseconds in [0, 5, 6, 100_000, 100_001] {
+            times.record(Duration::from_micros(microseconds));
+        }
+        times.record(Duration::MAX);
+        let Histogram { buckets, .. } = times.read();
+        let counts = |index: usize| buckets[index].1;
+        assert_eq!((counts(0), counts(1), counts(13), counts(14)), (2, 1, 1, 2));
+        assert_eq!((buckets[0].0, buckets[13].0), (5e-6, 0.1));
+        assert_eq!(buckets[14].0, f64::INFINITY);
+    }
+
+    #[test]
+    fn the_sum_is_in_seconds() {
+        let times = DecisionTimes::default();
+        times.record(Duration::from_millis(1500));
+        assert!((times.read().sum - 1.5).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,219 @@
+//! The HTTP endpoint: a listener, and a thread that answers its clients.
+//!
+//! `GET /metrics` gets the metrics, any other path 404, any other method 405. A connection has one request, and
+//! [`EXCHANGE_LIMIT`] for it. If there are [`MAX_CONNECTIONS`], a new one ends the oldest, so that clients that are slow
+//! on purpose do not keep a scrape waiting.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, header, http::HeaderValue,
+    server::conn::http1, service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+use socket2::{Domain, Socket, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime::{self, Runtime},
+    sync::oneshot,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    decision_times::DecisionTimes,
+    families::{self, Reading},
+};
+use crate::daemon::snapshot::StatusSource;
+
+/// The path of the metrics.
+const PATH: &str = "/metrics";
+/// The type of other answers.
+const PLAIN: &str = "text/plain; charset=utf-8";
+/// The longest head of a request, in bytes.
+const MAX_HEAD: usize = 8192;
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 8;
+/// Time limit for one request and its answer.
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a text is given again, so that many requests do not take the engines' locks often.
+const TEXT_LIFETIME: Duration = Duration::from_millis(100);
+/// The pause after accept failed, for example because there are no free descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const BACKLOG: i32 = 64;
+
+/// A bound endpoint that does not answer yet.
+#[derive(Debug)]
+pub(in crate::daemon) struct MetricsListener {
+    listener: StdListener,
+}
+
+impl MetricsListener {
+    /// Binds `address`, which need not be an address of this machine yet: at boot, interfaces may get theirs later.
+    pub(in crate::daemon) fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        match address {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(Self { listener: socket.into() })
+    }
+
+    /// The address that it is bound to.
+    pub(in crate::daemon) fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Starts to answer with what `source` and `decisions` have, on a thread of its own.
+    pub(in crate::daemon) fn serve(
+        self,
+        source: Arc<dyn StatusSource>,
+        decisions: Arc<DecisionTimes>,
+    ) -> io::Result<MetricsEndpoint> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let metrics = Arc::new(Metrics { source, decisions, started, last: Mutex::new(None) });
+        let (stop, stopped) = oneshot::channel();
+        let work = move || {
+            if let Err(error) = run(&runtime, self.listener, metrics, stopped) {
+                tracing::error!(
+                    event = "metrics_failed",
+                    "metrics: the endpoint ended: {error}; restart ftp-alg to have it again"
+                );
+            }
+        };
+        let thread = thread::Builder::new().name("metrics".into()).spawn(work)?;
+        Ok(MetricsEndpoint { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+/// The endpoint while it answers. Dropping it ends its thread.
+#[derive(Debug)]
+pub(in crate::daemon) struct MetricsEndpoint {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for MetricsEndpoint {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The source of the answers.
+struct Metrics {
+    source: Arc<dyn StatusSource>,
+    decisions: Arc<DecisionTimes>,
+    /// The start in seconds since 1970.
+    started: u64,
+    /// The last text, and when it was made.
+    last: Mutex<Option<(Instant, String)>>,
+}
+
+impl Metrics {
+    fn text(&self) -> Option<String> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((made, text)) = &*last
+            && made.elapsed() < TEXT_LIFETIME
+        {
+            return Some(text.clone());
+        }
+        let reading = Reading {
+            status: self.source.status(),
+            started: self.started,
+            decisions: self.decisions.read(),
+        };
+        let text = families::text(&reading).ok()?;
+        *last = Some((Instant::now(), text.clone()));
+        Some(text)
+    }
+}
+
+/// Answers until `stopped` ends.
+fn run(
+    runtime: &Runtime,
+    listener: StdListener,
+    metrics: Arc<Metrics>,
+    stopped: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    runtime.block_on(async move {
+        let listener = TcpListener::from_std(listener)?;
+        tokio::spawn(accept_clients(listener, metrics));
+        let _ = stopped.await;
+        Ok(())
+    })
+}
+
+async fn accept_clients(listener: TcpListener, metrics: Arc<Metrics>) {
+    let mut connections: VecDeque<AbortHandle> = VecDeque::with_capacity(MAX_CONNECTIONS);
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!("metrics: cannot accept a client: {error}");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
+        let exchange = answer_client(stream, Arc::clone(&metrics));
+        connections.push_back(tokio::spawn(exchange).abort_handle());
+    }
+}
+
+async fn answer_client(stream: TcpStream, metrics: Arc<Metrics>) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = respond(request.method(), request.uri().path(), &metrics);
+        async { Ok::<_, Infallible>(response) }
+    });
+    let mut server = http1::Builder::new();
+    server.keep_alive(false).max_buf_size(MAX_HEAD);
+    let exchange = server.serve_connection(TokioIo::new(stream), service);
+    match timeout(EXCHANGE_LIMIT, exchange).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!("metrics: a client's request failed: {error}"),
+        Err(_) => tracing::debug!("metrics: a client took longer than {EXCHANGE_LIMIT:?}"),
+    }
+}
+
+fn respond(method: &Method, path: &str, metrics: &Metrics) -> Response<String> {
+    let (status, kind, text) = match path {
+        PATH if *method != Method::GET && *method != Method::HEAD => {
+            (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "Use GET.\n".to_owned())
+        }
+        PATH => match metrics.text() {
+            Some(text) => (StatusCode::OK, CONTENT_TYPE, text),
+            None => (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, "No metrics.\n".to_owned()),
+        },
+        _ => (StatusCode::NOT_FOUND, PLAIN, format!("Only {PATH} is here.\n")),
+    };
+    let mut response = Response::new(text);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}

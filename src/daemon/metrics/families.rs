@@ -1,0 +1,372 @@
+//! All metrics: names, types, help texts, and which value of the [`Status`] each has.
+//!
+//! Knows nothing of HTTP. `docs/metrics.md` has the same list, and a test compares them.
+
+use std::fmt;
+
+use ftp_alg_core::engine::Counters;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, prometheus_text},
+    metrics::MetricType,
+    registry::Registry,
+};
+use serde::Serialize;
+
+use super::decision_times::Histogram;
+use crate::daemon::snapshot::{FastPathState, FastPathStatus, Status};
+
+/// What the metrics are made of.
+#[derive(Clone, Debug)]
+pub(super) struct Reading {
+    pub(super) status: Status,
+    /// When the daemon started, in seconds since 1970.
+    pub(super) started: u64,
+    pub(super) decisions: Histogram,
+}
+
+/// A metric with all its label values.
+#[derive(Debug)]
+pub(super) struct Family {
+    /// The name without the `_total` of counters.
+    base_name: &'static str,
+    /// What it counts, and in which unit.
+    pub(super) help: &'static str,
+    /// The name of its label, if it has one.
+    pub(super) label: Option<&'static str>,
+    values: Values,
+}
+
+#[derive(Debug)]
+enum Values {
+    Counters(Vec<Sample>),
+    Gauges(Vec<Sample>),
+    Histogram(Histogram),
+}
+
+/// A value with its label's value, which is empty for a metric without a label.
+type Sample = (String, u64);
+
+impl Family {
+    fn gauge(base_name: &'static str, value: u64, help: &'static str) -> Self {
+        let values = Values::Gauges(vec![(String::new(), value)]);
+        Self { base_name, help, label: None, values }
+    }
+
+    fn counter(base_name: &'static str, value: u64, help: &'static str) -> Self {
+        let values = Values::Counters(vec![(String::new(), value)]);
+        Self { base_name, help, label: None, values }
+    }
+
+    fn counters(
+        base_name: &'static str,
+        label: &'static str,
+        samples: Vec<Sample>,
+        help: &'static str,
+    ) -> Self {
+        Self { base_name, help, label: Some(label), values: Values::Counters(samples) }
+    }
+
+    /// The name in the text.
+    #[cfg(test)]
+    pub(super) fn name(&self) -> String {
+        let suffix = if matches!(self.values, Values::Counters(_)) { "_total" } else { "" };
+        format!("{}{suffix}", self.base_name)
+    }
+
+    /// The type's name in the text.
+    #[cfg(test)]
+    pub(super) fn type_name(&self) -> &'static str {
+        match self.values {
+            Values::Counters(_) => "counter",
+            Values::Gauges(_) => "gauge",
+            Values::Histogram(_) => "histogram",
+        }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        match self.values {
+            Values::Counters(_) => MetricType::Counter,
+            Values::Gauges(_) => MetricType::Gauge,
+            Values::Histogram(_) => MetricType::Histogram,
+        }
+    }
+
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let kind = self.metric_type();
+        let mut metric = encoder.encode_descriptor(self.base_name, self.help, None, kind)?;
+        match &self.values {
+            Values::Counters(samples) => self.encode_each(&mut metric, samples, |one, value| {
+                one.encode_counter::<[(&str, &str); 0], u64, f64>(&value, None)
+            }),
+            Values::Gauges(samples) => {
+                self.encode_each(&mut metric, samples, |one, value| one.encode_gauge(&value))
+            }
+            Values::Histogram(Histogram { sum, buckets }) => {
+                let count = buckets.iter().map(|(_, count)| count).sum();
+                metric.encode_histogram::<[(&str, &str); 0]>(*sum, count, buckets, None)
+            }
+        }
+    }
+
+    fn encode_each(
+        &self,
+        metric: &mut MetricEncoder<'_>,
+        samples: &[Sample],
+        encode: impl Fn(&mut MetricEncoder<'_>, u64) -> fmt::Result,
+    ) -> fmt::Result {
+        for (label_value, value) in samples {
+            match self.label {
+                None => encode(metric, *value)?,
+                Some(label) => {
+                    encode(&mut metric.encode_family(&[(label, label_value.as_str())])?, *value)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The metrics as text in Prometheus's format 0.0.4.
+pub(super) fn text(reading: &Reading) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Families(families(reading))));
+    let mut text = String::new();
+    prometheus_text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Families(Vec<Family>);
+
+impl Collector for Families {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|family| family.encode(&mut encoder))
+    }
+}
+
+/// All metrics, in the order of the text.
+pub(super) fn families(reading: &Reading) -> Vec<Family> {
+    let Reading { status, .. } = reading;
+    let parts = [
+        of_the_daemon(reading),
+        of_sessions(status),
+        of_pinholes(status),
+        of_transfers(status),
+        of_packets(status),
+        of_queues(status),
+        of_the_fast_path(&status.fast_path, &status.counters),
+        of_decisions(&reading.decisions),
+    ];
+    parts.into_iter().flatten().collect()
+}
+
+fn of_the_daemon(reading: &Reading) -> Vec<Family> {
+    let Status { version, counters, problems, log_lines_skipped, .. } = &reading.status;
+    vec![
+        Family {
+            base_name: "ftp_alg_build_info",
+            help: "Always 1; the label has the version of the running daemon.",
+            label: Some("version"),
+            values: Values::Gauges(vec![(version.clone(), 1)]),
+        },
+        Family::gauge(
+            "ftp_alg_start_time_seconds",
+            reading.started,
+            "When the daemon started, in seconds since 1970.",
+        ),
+        Family::gauge(
+            "ftp_alg_problems",
+            problems.len() as u64,
+            "Problems that exist now, as ftp-alg status lists them.",
+        ),
+        Family::counter(
+            "ftp_alg_errors",
+            counters.errors,
+            "Errors of the daemon: the kernel refused a request, or a packet could not be handled.",
+        ),
+        Family::counter(
+            "ftp_alg_log_lines_skipped",
+            *log_lines_skipped,
+            "Log lines that the log's rate limits left out.",
+        ),
+    ]
+}
+
+fn of_sessions(status: &Status) -> Vec<Family> {
+    let Status { sessions, memory, counters, .. } = status;
+    vec![
+        Family::gauge("ftp_alg_sessions", *sessions, "Control connections that are followed now."),
+        Family::gauge(
+            "ftp_alg_memory_bytes",
+            *memory,
+            "Bytes that sessions hold; policy.memory is their limit.",
+        ),
+        Family::counter(
+            "ftp_alg_sessions_encrypted",
+            counters.encrypted,
+            "Sessions that became unreadable because they are encrypted.",
+        ),
+        Family::counter(
+            "ftp_alg_sessions_unread",
+            counters.unread_sessions,
+            "Sessions that missed packets: nothing is opened until they are in step again.",
+        ),
+        Family::counters(
+            "ftp_alg_refusals",
+            "reason",
+            owned(counters.refusals.by_name()),
+            "Announcements and other commands that the gateway refused, by reason.",
+        ),
+        Family::counters(
+            "ftp_alg_limits_reached",
+            "limit",
+            fields(&counters.limits),
+            "How often each limit was reached.",
+        ),
+    ]
+}
+
+fn of_pinholes(status: &Status) -> Vec<Family> {
+    let Status { pinholes, pinholes_expired, counters, .. } = status;
+    vec![
+        Family::gauge("ftp_alg_pinholes", *pinholes, "Pinholes that are open now."),
+        Family::counter("ftp_alg_pinholes_opened", counters.pinholes_opened, "Pinholes opened."),
+        Family::counter(
+            "ftp_alg_pinholes_used",
+            counters.pinholes_used,
+            "Pinholes whose transfer began, as the server said.",
+        ),
+        Family::counter(
+            "ftp_alg_pinholes_expired",
+            *pinholes_expired,
+            "Pinholes that no connection used before their deadline.",
+        ),
+        Family::counter(
+            "ftp_alg_rewrites",
+            counters.rewrites,
+            "Announcements whose endpoint was replaced.",
+        ),
+    ]
+}
+
+/// The one place for the metrics of transfers: `ftp_alg_transfers_total{mode,result}` and
+/// `ftp_alg_transfer_bytes_total{direction}`. The daemon does not count transfers yet, so there are none.
+fn of_transfers(_status: &Status) -> Vec<Family> {
+    Vec::new()
+}
+
+fn of_packets(status: &Status) -> Vec<Family> {
+    let Counters { packets, drops, unread, uninspected, malformed, .. } = status.counters;
+    vec![
+        Family::counter(
+            "ftp_alg_packets",
+            packets,
+            "Packets that were queued and got a verdict, or wait for one.",
+        ),
+        Family::counters(
+            "ftp_alg_drops",
+            "reason",
+            owned(drops.by_name()),
+            "Packets that the engine dropped, by reason; TCP retransmits what is needed.",
+        ),
+        Family::counters(
+            "ftp_alg_packets_unread",
+            "reason",
+            fields(&unread),
+            "Queued packets that passed without inspection, by reason.",
+        ),
+        Family::counter(
+            "ftp_alg_packets_uninspected",
+            uninspected,
+            "Packets of connections above policy.max-sessions, which passed.",
+        ),
+        Family::counter(
+            "ftp_alg_packets_malformed",
+            malformed,
+            "Packets that could not be parsed, and passed.",
+        ),
+    ]
+}
+
+fn of_queues(status: &Status) -> Vec<Family> {
+    let Status { overruns, queue_drops, verdicts_refused, queue_waiting, .. } = status;
+    let mut families = vec![
+        Family::counter(
+            "ftp_alg_queue_overruns",
+            *overruns,
+            "Packets that the kernel dropped because a queue was full.",
+        ),
+        Family::counter(
+            "ftp_alg_queue_drops",
+            *queue_drops,
+            "Packets dropped unread, because they or their queue messages were too long or invalid.",
+        ),
+        Family::counter(
+            "ftp_alg_verdicts_refused",
+            *verdicts_refused,
+            "Verdicts that the kernel refused because it no longer had the packet.",
+        ),
+    ];
+    families.extend(queue_waiting.map(|waiting| {
+        let help = "Packets in the queues that waited for a verdict, looked up each second; absent if the daemon's \
+                    user cannot read it.";
+        Family::gauge("ftp_alg_queue_waiting_packets", waiting, help)
+    }));
+    families
+}
+
+fn of_the_fast_path(status: &FastPathStatus, counters: &Counters) -> Vec<Family> {
+    vec![
+        Family::gauge(
+            "ftp_alg_fast_path_on",
+            u64::from(status.state == FastPathState::On),
+            "1 if the fast path runs, else 0.",
+        ),
+        Family::gauge(
+            "ftp_alg_fast_path_sessions",
+            status.connections,
+            "Control connections that are on the fast path now.",
+        ),
+        Family::counter(
+            "ftp_alg_fast_path_lines",
+            status.lines,
+            "Lines that the fast path inspected, so that they were not queued.",
+        ),
+        Family::counter(
+            "ftp_alg_fast_path_handed_back",
+            status.handed_back,
+            "Times that a control connection went back from the fast path to the queue.",
+        ),
+        Family::counter(
+            "ftp_alg_fast_path_no_room",
+            status.no_room,
+            "Lines that were queued because the fast path's ring buffer was full.",
+        ),
+        Family::counter(
+            "ftp_alg_fast_path_mismatches",
+            counters.fast_path_mismatches,
+            "Lines that the engine would have decided differently from the fast path; 0 without a bug.",
+        ),
+    ]
+}
+
+fn of_decisions(decisions: &Histogram) -> Vec<Family> {
+    vec![Family {
+        base_name: "ftp_alg_decision_seconds",
+        help: "Time from the receipt of a batch of packets to its verdicts, in seconds.",
+        label: None,
+        values: Values::Histogram(decisions.clone()),
+    }]
+}
+
+fn owned(samples: impl Iterator<Item = (&'static str, u64)>) -> Vec<Sample> {
+    samples.map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The fields of a struct of counters, by the names that they have in JSON.
+fn fields(counters: &impl Serialize) -> Vec<Sample> {
+    let value = serde_json::to_value(counters).unwrap_or_default();
+    let fields = value.as_object().into_iter().flatten();
+    fields.filter_map(|(name, value)| Some((name.clone(), value.as_u64()?))).collect()
+}

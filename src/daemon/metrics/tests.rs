@@ -1,0 +1,297 @@
+//! Tests of the text, of its list in the documentation, and of the endpoint with clients that misbehave.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    io::{ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+use ftp_alg_core::engine::Counters;
+use regex::Regex;
+
+use super::{
+    families::{Family, Reading, families, text},
+    *,
+};
+use crate::daemon::snapshot::{PinholeRow, Problem, SessionRow, Status, StatusSource};
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+const TABLE_HEAD: &str = "| metric | type | label | counts |\n| --- | --- | --- | --- |\n";
+
+/// A status with some values, and how often it was asked for.
+#[derive(Default)]
+struct Source {
+    asked: AtomicU64,
+}
+
+impl StatusSource for Source {
+    fn status(&self) -> Status {
+        self.asked.fetch_add(1, Relaxed);
+        status()
+    }
+    fn sessions(&self) -> Vec<SessionRow> {
+        Vec::new()
+    }
+    fn pinholes(&self) -> Vec<PinholeRow> {
+        Vec::new()
+    }
+}
+
+fn status() -> Status {
+    let mut counters = Counters { packets: 12, rewrites: 3, ..Counters::default() };
+    counters.limits.client_pinholes = 4;
+    counters.unread.no_session = 5;
+    Status {
+        sessions: 7,
+        counters,
+        queue_waiting: Some(2),
+        problems: vec![Problem::new("table", "text", "remedy")],
+        ..Status::new("nftables", Duration::from_secs(3))
+    }
+}
+
+fn reading() -> Reading {
+    let times = DecisionTimes::default();
+    times.record(Duration::from_micros(7));
+    times.record(Duration::from_secs(1));
+    Reading { status: status(), started: 1_795_000_000, decisions: times.read() }
+}
+
+#[test]
+fn the_text_has_the_values_of_the_status() {
+    let text = text(&reading()).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    for line in [
+        "# HELP ftp_alg_sessions Control connections that are followed now.",
+        "# TYPE ftp_alg_sessions gauge",
+        "ftp_alg_sessions 7",
+        "ftp_alg_problems 1",
+        &format!("ftp_alg_build_info{{version=\"{version}\"}} 1"),
+        "ftp_alg_start_time_seconds 1795000000",
+        "# TYPE ftp_alg_packets_total counter",
+        "ftp_alg_packets_total 12",
+        "ftp_alg_rewrites_total 3",
+        "ftp_alg_refusals_total{reason=\"foreign_address\"} 0",
+        "ftp_alg_drops_total{reason=\"out_of_order\"} 0",
+        "ftp_alg_limits_reached_total{limit=\"client_pinholes\"} 4",
+        "ftp_alg_packets_unread_total{reason=\"no_session\"} 5",
+        "ftp_alg_queue_waiting_packets 2",
+        "# TYPE ftp_alg_decision_seconds histogram",
+        "ftp_alg_decision_seconds_bucket{le=\"5e-06\"} 0",
+        "ftp_alg_decision_seconds_bucket{le=\"1e-05\"} 1",
+        "ftp_alg_decision_seconds_bucket{le=\"0.1\"} 1",
+        "ftp_alg_decision_seconds_bucket{le=\"+Inf\"} 2",
+        "ftp_alg_decision_seconds_count 2",
+        "ftp_alg_decision_seconds_sum 1.000007",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is missing:\n{text}");
+    }
+}
+
+/// `promtool` checks the same in `tests/e2e/metrics.rs`.
+#[test]
+fn each_sample_follows_the_help_and_the_type_of_its_metric() {
+    let text = text(&reading()).unwrap();
+    let sample =
+        Regex::new(r#"^(ftp_alg_[a-z_]+)(\{[a-z]+="[-A-Za-z0-9_.+]+"\})? [0-9]+(\.[0-9]+)?$"#)
+            .unwrap();
+    let mut name = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            name = help.split(' ').next().unwrap().to_owned();
+            let kind = lines.next().unwrap();
+            assert!(kind.starts_with(&format!("# TYPE {name} ")), "{kind}");
+            continue;
+        }
+        let found = sample.captures(line).unwrap_or_else(|| panic!("{line}"));
+        let suffix = found[1].strip_prefix(&name).unwrap_or_else(|| panic!("{line}"));
+        assert!(["", "_bucket", "_sum", "_count"].contains(&suffix), "{line}");
+    }
+}
+
+#[test]
+fn a_value_that_is_not_known_is_left_out() {
+    let mut reading = reading();
+    reading.status.queue_waiting = None;
+    assert!(!text(&reading).unwrap().contains("ftp_alg_queue_waiting_packets"));
+}
+
+/// `UPDATE=1 cargo test --lib metrics` writes the page's table again.
+#[test]
+fn the_page_of_metrics_has_them_all() {
+    let row = |family: &Family| {
+        let label = family.label.map_or(String::new(), |label| format!("`{label}`"));
+        format!("| `{}` | {} | {label} | {} |", family.name(), family.type_name(), family.help)
+    };
+    let mut table = TABLE_HEAD.to_owned();
+    for family in families(&reading()) {
+        assert!(family.help.ends_with('.'), "{}", family.help);
+        writeln!(table, "{}", row(&family)).unwrap();
+    }
+    let page = fs::read_to_string(PAGE).unwrap();
+    let (before, rest) = page.split_once(TABLE_HEAD).unwrap();
+    let after = &rest[rest.find("\n\n").map_or(rest.len(), |at| at + 1)..];
+    let wanted = [before, &table, after].concat();
+    if page != wanted && std::env::var_os("UPDATE").is_some() {
+        fs::write(PAGE, &wanted).unwrap();
+    } else {
+        assert_eq!(page, wanted, "UPDATE=1 writes the table again");
+    }
+}
+
+/// An endpoint at a free port.
+struct Endpoint {
+    address: SocketAddr,
+    source: Arc<Source>,
+    _answers: MetricsEndpoint,
+}
+
+fn endpoint() -> Endpoint {
+    let listener = MetricsListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let (address, source) = (listener.address().unwrap(), Arc::new(Source::default()));
+    let answers = listener.serve(source.clone(), Arc::default()).unwrap();
+    Endpoint { address, source, _answers: answers }
+}
+
+impl Endpoint {
+    fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).unwrap()
+    }
+
+    /// Everything that `request` gets, until the endpoint closes the connection.
+    fn answer(&self, request: &[u8]) -> String {
+        let mut stream = self.connect();
+        // The endpoint may close the connection before it has read everything.
+        let _ = stream.write_all(request);
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
+            _ => String::from_utf8(answer).unwrap(),
+        }
+    }
+
+    fn scrape(&self) -> String {
+        let answer = self.answer(b"GET /metrics HTTP/1.1\r\nHost: gateway\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("\nftp_alg_sessions 7\n"), "{answer}");
+        answer
+    }
+}
+
+#[test]
+fn a_scrape_gets_the_text() {
+    let endpoint = endpoint();
+    let answer = endpoint.scrape();
+    let kind = "\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n";
+    assert!(answer.contains(kind), "{answer}");
+    let old = endpoint.answer(b"GET /metrics?x=1 HTTP/1.0\r\n\r\n");
+    assert!(old.starts_with("HTTP/1.0 200 OK\r\n") && old.contains("ftp_alg_sessions 7"), "{old}");
+    let head = endpoint.answer(b"HEAD /metrics HTTP/1.1\r\nHost: gateway\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+}
+
+#[test]
+fn other_paths_and_methods_are_refused() {
+    let endpoint = endpoint();
+    for (request, status) in [
+        ("GET / HTTP/1.1", "404 Not Found"),
+        ("GET /metrics/ HTTP/1.1", "404 Not Found"),
+        ("GET /../metrics HTTP/1.1", "404 Not Found"),
+        ("POST /other HTTP/1.1", "404 Not Found"),
+        ("POST /metrics HTTP/1.1", "405 Method Not Allowed"),
+        ("DELETE /metrics HTTP/1.1", "405 Method Not Allowed"),
+        ("CONNECT gateway:21 HTTP/1.1", "404 Not Found"),
+        ("OPTIONS * HTTP/1.1", "404 Not Found"),
+    ] {
+        let answer = endpoint.answer(format!("{request}\r\nHost: gateway\r\n\r\n").as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{request}: {answer}");
+    }
+    assert_eq!(endpoint.source.asked.load(Relaxed), 0);
+}
+
+#[test]
+fn garbage_and_long_heads_are_refused() {
+    let endpoint = endpoint();
+    let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
+    let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(2000));
+    let tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03garbage\r\n\r\n".repeat(99);
+    let endless = vec![b'x'; 1 << 20];
+    for request in
+        [long.as_bytes(), many.as_bytes(), &tls, &endless, &[0; 9000], b"\r\n\r\n\r\n:\n"]
+    {
+        let answer = endpoint.answer(request);
+        let is_refusal = answer.is_empty() || answer.starts_with("HTTP/1.1 4");
+        assert!(is_refusal, "{}: {answer}", request[..20.min(request.len())].escape_ascii());
+        endpoint.scrape();
+    }
+}
+
+#[test]
+fn slow_clients_keep_no_scrape_waiting() {
+    let endpoint = endpoint();
+    let slow: Vec<_> = (0..20).map(|_| endpoint.connect()).collect();
+    for round in 0..4 {
+        for mut stream in &slow {
+            // The endpoint has ended most of them.
+            let _ = stream.write_all(&b"GET "[round..=round]);
+        }
+        endpoint.scrape();
+        endpoint.scrape();
+    }
+}
+
+#[test]
+fn a_client_that_does_not_end_its_request_is_disconnected() {
+    let endpoint = endpoint();
+    let mut slow = endpoint.connect();
+    slow.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let is_open = |slow: &mut TcpStream| {
+        let _ = slow.write_all(b"x");
+        let read = slow.read(&mut [0; 100]);
+        read.is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+    };
+    while is_open(&mut slow) {}
+    endpoint.scrape();
+}
+
+#[test]
+fn many_scrapes_read_the_status_a_few_times() {
+    let endpoint = endpoint();
+    let begin = std::time::Instant::now();
+    for _ in 0..100 {
+        endpoint.scrape();
+    }
+    let most = begin.elapsed().as_millis() / 100 + 1;
+    assert!(u128::from(endpoint.source.asked.load(Relaxed)) <= most);
+}
+
+#[test]
+fn the_endpoint_ends_while_clients_are_connected() {
+    let endpoint = endpoint();
+    let (address, clients) = (endpoint.address, [endpoint.connect(), endpoint.connect()]);
+    endpoint.scrape();
+    let again = MetricsListener::bind(address).unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::AddrInUse);
+    thread::spawn(|| drop(endpoint)).join().unwrap();
+    MetricsListener::bind(address).unwrap();
+    drop(clients);
+}
+
+#[test]
+fn an_address_that_the_machine_may_get_later_can_be_bound() {
+    for address in ["192.0.2.77:0", "[2001:db8::77]:0"] {
+        match MetricsListener::bind(address.parse().unwrap()) {
+            // A kernel without IPv6.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            bound => drop(bound.unwrap()),
+        }
+    }
+}
