@@ -24,6 +24,7 @@ mod late_rules;
 mod lifecycle;
 mod many;
 mod matrix;
+mod metrics;
 mod mishaps;
 mod names;
 mod packet_marks;

@@ -60,7 +60,8 @@ fn assert_works_confined(start: &str, uid: u32) {
     let program = starter(&lab, &format!("export FTP_ALG_TABLE_OWNER=no\n{start}"));
     let names = json!({ NAME: {"A": [OUTSIDE], "ttl": 1} });
     let dns = NameServer::start(&lab.gateway, &program, &names);
-    let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
+    let configuration =
+        format!("metrics.listen = 9821\n[nat]\nexternal-address = \"dns:{NAME}\"\n");
     let mut daemon = Daemon::start(&dns.executable, &lab.gateway, &configuration).unwrap();
     let loaded = lab.gateway.ruleset().unwrap();
     wait_for_address(&daemon, OUTSIDE);
@@ -87,6 +88,8 @@ fn assert_works_confined(start: &str, uid: u32) {
         }
     };
     exchange("before");
+    let metrics = lab.gateway.run("curl", &["-sS", "http://127.0.0.1:9821/metrics"]).unwrap();
+    assert!(metrics.stdout_text().contains("\nftp_alg_problems "), "{}", daemon.log());
     // What its broker does for it: the configuration, names, the rules.
     reload(&daemon, "nat.external-address = \"dns:hosts.lab.test\"\n");
     wait_for("the reload", || row(&daemon, "ipv4")["name"] == "hosts.lab.test");

@@ -1,0 +1,193 @@
+//! The endpoint for Prometheus: its text, hostile clients, and the alert rules.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use crate::common::*;
+
+const LISTEN: &str = "[metrics]\nlisten = \"127.0.0.1:9821\"\n";
+const ADDRESS: &str = "127.0.0.1:9821";
+
+/// What `promtool` says of `stdin`.
+fn promtool(lab: &Lab, arguments: &[&str], stdin: &[u8]) -> ProgramOutput {
+    let cache = std::env::var("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".to_owned());
+    let program = PathBuf::from(cache).join("prometheus/usr/bin/promtool");
+    assert!(program.exists(), "{} is missing: run packaging/provision", program.display());
+    let mut command = lab.gateway.command(&program);
+    command.args(arguments);
+    lab.gateway.finish(command, stdin, Duration::from_secs(60)).unwrap()
+}
+
+/// The head and the text that curl gets on the gateway.
+fn scrape(lab: &Lab) -> (String, String) {
+    let url = format!("http://{ADDRESS}/metrics");
+    let limit = scaled_timeout(Duration::from_secs(60)).as_secs().to_string();
+    let got = lab.gateway.run("curl", &["-sSi", "--fail", "--max-time", &limit, &url]).unwrap();
+    let got = got.stdout_text();
+    let (head, text) = got.split_once("\r\n\r\n").unwrap();
+    (head.to_ascii_lowercase(), text.to_owned())
+}
+
+/// The value of a sample, by its name with labels.
+fn value(text: &str, sample: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{sample} is missing:\n{text}")).parse().unwrap()
+}
+
+#[test]
+fn prometheus_gets_what_the_gateway_did() {
+    let gateway = gateway_with(Topology::Masquerade, LISTEN);
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    for mode in MODES {
+        curl(lab, &server, mode).exchange(&server, "report", b"the body").unwrap();
+    }
+    let mut client = hold(lab, [vec![reply(), gate()], ask("PORT 192,168,150,80,0,99")].concat());
+    wait_for("the session", || value(&scrape(lab).1, "ftp_alg_sessions") == 1);
+    client.open_gate();
+    let session = client.release().ok();
+    assert!(session.got(3).starts_with("504"), "{}", session.got(3));
+    let refused = "ftp_alg_refusals_total{reason=\"low_port\"}";
+    wait_for("the refusal", || value(&scrape(lab).1, refused) == 1);
+    wait_for("the session's end", || value(&scrape(lab).1, "ftp_alg_sessions") == 0);
+
+    let (head, text) = scrape(lab);
+    assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+    let status = gateway.daemon.status().unwrap();
+    for (sample, field) in [
+        ("ftp_alg_packets_total", "packets"),
+        ("ftp_alg_rewrites_total", "rewrites"),
+        ("ftp_alg_pinholes_opened_total", "pinholes_opened"),
+        ("ftp_alg_pinholes_used_total", "pinholes_used"),
+        ("ftp_alg_errors_total", "errors"),
+    ] {
+        assert_eq!(json!(value(&text, sample)), status[field], "{sample}");
+    }
+    assert_eq!(value(&text, "ftp_alg_pinholes_used_total"), 4, "{text}");
+    let version = status["version"].as_str().unwrap();
+    assert_eq!(value(&text, &format!("ftp_alg_build_info{{version=\"{version}\"}}")), 1);
+    let problems = status["problems"].as_array().unwrap().len() as u64;
+    assert_eq!(value(&text, "ftp_alg_problems"), problems);
+    assert!(value(&text, "ftp_alg_decision_seconds_count") > 0, "{text}");
+
+    let checked = promtool(lab, &["check", "metrics"], text.as_bytes());
+    assert!(checked.status.success(), "{}", checked.stderr_text());
+    assert_eq!(checked.stderr_text(), "", "promtool finds nothing to improve");
+    gateway.assert_tidy();
+}
+
+#[test]
+fn the_alert_rules_are_valid_and_name_metrics_that_exist() {
+    let gateway = gateway_with(Topology::Routed, LISTEN);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus/ftp-alg.rules.yml");
+    let checked = promtool(&gateway.lab, &["check", "rules", file.to_str().unwrap()], b"");
+    assert!(checked.status.success(), "{}", checked.stderr_text());
+    let text = scrape(&gateway.lab).1;
+    let rules = fs::read_to_string(&file).unwrap();
+    let words = rules.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+    let names: BTreeSet<_> = words.filter(|word| word.starts_with("ftp_alg_")).collect();
+    assert!(names.len() > 6, "{names:?}");
+    for name in names {
+        let exists =
+            |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+        assert!(text.lines().any(exists), "{name} is no metric");
+    }
+}
+
+/// Sends a byte a second on each of 20 connections, and connects again whenever one is ended.
+fn trickle(is_over: &AtomicBool) {
+    let mut streams: Vec<Option<TcpStream>> = (0..20).map(|_| None).collect();
+    while !is_over.load(Relaxed) {
+        for place in &mut streams {
+            let is_open = place.as_mut().is_some_and(|stream| stream.write_all(b"G").is_ok());
+            if !is_open {
+                *place = TcpStream::connect(ADDRESS).ok();
+            }
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Sends `request`, and whatever comes of it.
+fn send(request: &[u8]) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let mut stream = TcpStream::connect(ADDRESS).unwrap();
+    // The endpoint may close the connection before it has read everything.
+    let _ = stream.write_all(request).and_then(|()| stream.read_to_end(&mut answer).map(drop));
+    answer
+}
+
+#[test]
+fn hostile_clients_and_frequent_scrapes_do_not_disturb_ftp() {
+    let gateway = gateway_with(Topology::Masquerade, LISTEN);
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
+    let load = Load::start(lab, &server, LoadSpec::default());
+    let is_over = AtomicBool::new(false);
+    let attack = || {
+        let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
+        for _ in 0..3 {
+            for request in [long.as_bytes(), &[0; 1 << 16], b"\x16\x03\x01 garbage\r\n\r\n"] {
+                let answer = send(request);
+                assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
+            }
+        }
+        let mut scraped = 0;
+        for _ in 0..300 {
+            let answer = send(b"GET /metrics HTTP/1.1\r\nHost: gateway\r\n\r\n");
+            scraped += u32::from(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
+            thread::sleep(Duration::from_millis(10));
+        }
+        // A slow client's new connection may end a scrape that has just begun.
+        assert!(scraped > 200, "{scraped} of 300 scrapes");
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| lab.gateway.inside(|| trickle(&is_over)).unwrap());
+        let attacked = scope.spawn(|| lab.gateway.inside(attack).unwrap()).join();
+        is_over.store(true, Relaxed);
+        attacked.unwrap();
+    });
+    let report = load.end();
+    assert_eq!(report.bad(), [0; 3], "{report}\n{}", gateway.daemon.log());
+    assert!(report.count("transfers") > 8, "{report}");
+    scrape(lab);
+    assert_eq!(gateway.count("errors"), 0, "{}", gateway.daemon.log());
+}
+
+#[test]
+fn ftp_works_without_metrics_if_their_port_is_taken() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let taken = lab.gateway.inside(|| TcpListener::bind(ADDRESS)).unwrap().unwrap();
+    let gateway = Gateway::on(lab, LISTEN);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    curl(&gateway.lab, &server, Mode::Active).exchange(&server, "report", b"the body").unwrap();
+    let log = gateway.daemon.log();
+    assert!(
+        log.contains("metrics: cannot listen at 127.0.0.1:9821: Address already in use"),
+        "{log}"
+    );
+    drop(taken);
+}
+
+#[test]
+fn the_endpoint_is_where_the_configuration_says() {
+    let mut gateway = gateway(Topology::Routed);
+    assert!(!gateway.lab.gateway.listens(9821).unwrap(), "off by default");
+    let exposed = "other machines can read them";
+    for (listen, is_exposed) in [("0.0.0.0:9821", true), ("192.0.2.77:9821", true), ("9821", false)]
+    {
+        assert!(gateway.daemon.stop().unwrap().success(), "{}", gateway.daemon.log());
+        gateway.start_again(&format!("metrics.listen = \"{listen}\"\n"));
+        assert!(gateway.lab.gateway.listens(9821).unwrap(), "{listen}: {}", gateway.daemon.log());
+        let log = gateway.daemon.log();
+        assert_eq!(log.matches(exposed).count(), usize::from(is_exposed), "{listen}: {log}");
+    }
+    scrape(&gateway.lab);
+    reload(&gateway.daemon, "metrics.listen = 9822\n");
+    wait_for("the reload", || gateway.daemon.log().contains("metrics.listen keeps its old value"));
+    assert!(!gateway.lab.gateway.listens(9822).unwrap());
+}
