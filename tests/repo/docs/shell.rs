@@ -24,12 +24,13 @@ const TESTED: [&str; 5] = [
 ];
 
 /// Programs, or how their commands begin, that do not run here, and why. Their lines are only read by bash.
-const NOT_RUN: [(&str, &str); 9] = [
+const NOT_RUN: [(&str, &str); 10] = [
     ("bpftool net", "not among the packages of packaging/provision"),
     (
         "bpftool map dump pinned /sys/fs/bpf/ftp-alg/",
         "as above; tests/e2e/fastpath.rs finds the pins there",
     ),
+    ("curl http://127.0.0.1:9821/metrics", "tests/e2e/metrics.rs does it"),
     ("fw4 check", "OpenWrt's; tests/e2e/recipes and setup load the rules where fw4 has them"),
     ("fw4 print", "as above"),
     ("fw4 reload", "as above"),
