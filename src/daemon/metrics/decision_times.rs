@@ -3,7 +3,6 @@
 //! Recording is two additions to atomic numbers. A reader may see one of them without the other, which no query notices.
 
 use std::{
-    array,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -27,7 +26,7 @@ pub(super) struct Histogram {
     /// The sum of all times in seconds.
     pub(super) sum: f64,
     /// The upper bound of each bucket in seconds, and the batches between it and the one before.
-    pub(super) buckets: [(f64, u64); BOUNDS_US.len() + 1],
+    pub(super) buckets: Vec<(f64, u64)>,
 }
 
 impl DecisionTimes {
@@ -45,9 +44,10 @@ impl DecisionTimes {
             Some(bound) => *bound as f64 / 1e6,
             None => f64::INFINITY,
         };
+        let buckets = self.buckets.iter().enumerate();
         Histogram {
             sum: self.nanoseconds.load(Relaxed) as f64 / 1e9,
-            buckets: array::from_fn(|index| (bound(index), self.buckets[index].load(Relaxed))),
+            buckets: buckets.map(|(index, count)| (bound(index), count.load(Relaxed))).collect(),
         }
     }
 }

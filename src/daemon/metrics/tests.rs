@@ -237,14 +237,26 @@ fn garbage_and_long_heads_are_refused() {
 #[test]
 fn slow_clients_keep_no_scrape_waiting() {
     let endpoint = endpoint();
-    let slow: Vec<_> = (0..20).map(|_| endpoint.connect()).collect();
-    for round in 0..4 {
-        for mut stream in &slow {
+    let mut slow: Vec<_> = (0..20).map(|_| endpoint.connect()).collect();
+    for byte in b"GET " {
+        for stream in &mut slow {
             // The endpoint has ended most of them.
-            let _ = stream.write_all(&b"GET "[round..=round]);
+            let _ = stream.write_all(&[*byte]);
         }
         endpoint.scrape();
-        endpoint.scrape();
+    }
+    let newest = slow.last_mut().unwrap();
+    newest.set_nonblocking(true).unwrap();
+    let read = newest.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(read.kind(), ErrorKind::WouldBlock, "no scrape waited for its time limit");
+    assert!(is_ended(&mut slow[0]), "the oldest made room");
+}
+
+/// Whether the endpoint ends the connection of `stream`.
+fn is_ended(stream: &mut TcpStream) -> bool {
+    match stream.read(&mut [0; 1]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
     }
 }
 
