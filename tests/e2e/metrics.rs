@@ -24,7 +24,11 @@ fn promtool(lab: &Lab, arguments: &[&str], stdin: &[u8]) -> ProgramOutput {
 
 /// The head and the text that curl gets on the gateway.
 fn scrape(lab: &Lab) -> (String, String) {
-    let url = format!("http://{ADDRESS}/metrics");
+    scrape_at(lab, ADDRESS)
+}
+
+fn scrape_at(lab: &Lab, address: &str) -> (String, String) {
+    let url = format!("http://{address}/metrics");
     let limit = scaled_timeout(Duration::from_secs(60)).as_secs().to_string();
     let got = lab.gateway.run("curl", &["-sSi", "--fail", "--max-time", &limit, &url]).unwrap();
     let got = got.stdout_text();
@@ -96,6 +100,22 @@ fn the_alert_rules_are_valid_and_name_metrics_that_exist() {
             |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
         assert!(text.lines().any(exists), "{name} is no metric");
     }
+}
+
+#[test]
+fn the_documented_configuration_of_prometheus_is_valid() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/metrics.md")).unwrap();
+    let block = page.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let rules = root.join("packaging/prometheus/ftp-alg.rules.yml");
+    let installed = "/etc/prometheus/ftp-alg.rules.yml";
+    assert!(block.contains(installed), "{block}");
+    let block = block.replace(installed, rules.to_str().unwrap());
+    let file = lab.gateway.write("prometheus.yml", block.as_bytes()).unwrap();
+    let checked = promtool(&lab, &["check", "config", file.to_str().unwrap()], b"");
+    assert!(checked.status.success(), "{}", checked.stderr_text());
+    assert!(checked.stdout_text().contains("8 rules found"), "{}", checked.stdout_text());
 }
 
 /// Sends a byte a second on each of 20 connections, and connects again whenever one is ended.
@@ -179,12 +199,17 @@ fn the_endpoint_is_where_the_configuration_says() {
     assert!(!gateway.lab.gateway.listens(9821).unwrap(), "off by default");
     let exposed = "other machines can read them";
     // The daemons write to the same log.
-    for (listen, times) in [("0.0.0.0:9821", 1), ("192.0.2.77:9821", 2), ("9821", 2)] {
+    for (listen, times) in
+        [("0.0.0.0:9821", 1), ("192.0.2.77:9821", 2), ("[::1]:9821", 2), ("9821", 2)]
+    {
         assert!(gateway.daemon.stop().unwrap().success(), "{}", gateway.daemon.log());
         gateway.start_again(&format!("metrics.listen = \"{listen}\"\n"));
         assert!(gateway.lab.gateway.listens(9821).unwrap(), "{listen}: {}", gateway.daemon.log());
         let log = gateway.daemon.log();
         assert_eq!(log.matches(exposed).count(), times, "{listen}: {log}");
+        if listen.contains("::1") {
+            scrape_at(&gateway.lab, listen);
+        }
     }
     scrape(&gateway.lab);
     reload(&gateway.daemon, "metrics.listen = 9822\n");
