@@ -91,6 +91,20 @@ pub struct ResultCounts {
     pub reset: u64,
 }
 
+impl ResultCounts {
+    /// The counts with the names that results have in events.
+    pub fn by_result(self) -> [(&'static str, u64); 5] {
+        let Self { complete, aborted, refused, no_data_connection, reset } = self;
+        [
+            ("complete", complete),
+            ("aborted", aborted),
+            ("refused", refused),
+            ("no-data-connection", no_data_connection),
+            ("reset", reset),
+        ]
+    }
+}
+
 /// Whether the fast path runs, and its counts since it was loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FastPathStatus {

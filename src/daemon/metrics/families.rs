@@ -14,7 +14,9 @@ use prometheus_client::{
 use serde::Serialize;
 
 use super::decision_times::Histogram;
-use crate::daemon::snapshot::{FastPathState, FastPathStatus, Status};
+use crate::daemon::snapshot::{
+    FastPathState, FastPathStatus, ResultCounts, Status, TransferTotals,
+};
 
 /// What the metrics are made of.
 #[derive(Clone, Debug)]
@@ -32,8 +34,8 @@ pub(super) struct Family {
     base_name: &'static str,
     /// What it counts, and in which unit.
     pub(super) help: &'static str,
-    /// The name of its label, if it has one.
-    pub(super) label: Option<&'static str>,
+    /// The names of its labels.
+    pub(super) labels: Vec<&'static str>,
     values: Values,
 }
 
@@ -44,27 +46,30 @@ enum Values {
     Histogram(Histogram),
 }
 
-/// A value with its label's value, which is empty for a metric without a label.
-type Sample = (String, u64);
+/// A value with that of its only label.
+type LabelledCount = (String, u64);
+/// A value with those of its labels.
+type Sample = (Vec<String>, u64);
 
 impl Family {
     fn gauge(base_name: &'static str, value: u64, help: &'static str) -> Self {
-        let values = Values::Gauges(vec![(String::new(), value)]);
-        Self { base_name, help, label: None, values }
+        let values = Values::Gauges(vec![(Vec::new(), value)]);
+        Self { base_name, help, labels: Vec::new(), values }
     }
 
     fn counter(base_name: &'static str, value: u64, help: &'static str) -> Self {
-        let values = Values::Counters(vec![(String::new(), value)]);
-        Self { base_name, help, label: None, values }
+        let values = Values::Counters(vec![(Vec::new(), value)]);
+        Self { base_name, help, labels: Vec::new(), values }
     }
 
     fn counters(
         base_name: &'static str,
         label: &'static str,
-        samples: Vec<Sample>,
+        samples: Vec<LabelledCount>,
         help: &'static str,
     ) -> Self {
-        Self { base_name, help, label: Some(label), values: Values::Counters(samples) }
+        let samples = samples.into_iter().map(|(of, value)| (vec![of], value)).collect();
+        Self { base_name, help, labels: vec![label], values: Values::Counters(samples) }
     }
 
     /// The name in the text.
@@ -115,12 +120,12 @@ impl Family {
         samples: &[Sample],
         encode: impl Fn(&mut MetricEncoder<'_>, u64) -> fmt::Result,
     ) -> fmt::Result {
-        for (label_value, value) in samples {
-            match self.label {
-                None => encode(metric, *value)?,
-                Some(label) => {
-                    encode(&mut metric.encode_family(&[(label, label_value.as_str())])?, *value)?;
-                }
+        for (label_values, value) in samples {
+            let values = label_values.iter().map(String::as_str);
+            let labels: Vec<_> = self.labels.iter().copied().zip(values).collect();
+            match &labels[..] {
+                [] => encode(metric, *value)?,
+                _ => encode(&mut metric.encode_family(&labels)?, *value)?,
             }
         }
         Ok(())
@@ -167,8 +172,8 @@ fn of_the_daemon(reading: &Reading) -> Vec<Family> {
         Family {
             base_name: "ftp_alg_build_info",
             help: "Always 1; the label has the version of the running daemon.",
-            label: Some("version"),
-            values: Values::Gauges(vec![(version.clone(), 1)]),
+            labels: vec!["version"],
+            values: Values::Gauges(vec![(vec![version.clone()], 1)]),
         },
         Family::gauge(
             "ftp_alg_start_time_seconds",
@@ -250,10 +255,34 @@ fn of_pinholes(status: &Status) -> Vec<Family> {
     ]
 }
 
-/// The one place for the metrics of transfers: `ftp_alg_transfers_total{mode,result}` and
-/// `ftp_alg_transfer_bytes_total{direction}`. The daemon does not count transfers yet, so there are none.
-fn of_transfers(_status: &Status) -> Vec<Family> {
-    Vec::new()
+fn of_transfers(status: &Status) -> Vec<Family> {
+    let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost } = status.transfers;
+    let modes = [("active", active), ("passive", passive), ("unknown", unknown)];
+    let of_mode = |(mode, counts): (&str, ResultCounts)| {
+        let sample =
+            |(result, count): (&str, u64)| (vec![mode.to_owned(), result.to_owned()], count);
+        counts.by_result().map(sample)
+    };
+    let bytes = [("up".to_owned(), bytes_up), ("down".to_owned(), bytes_down)];
+    vec![
+        Family {
+            base_name: "ftp_alg_transfers",
+            help: "Transfers that have ended. The mode is unknown if no announcement opened a pinhole.",
+            labels: vec!["mode", "result"],
+            values: Values::Counters(modes.into_iter().flat_map(of_mode).collect()),
+        },
+        Family::counters(
+            "ftp_alg_transfer_bytes",
+            "direction",
+            bytes.into(),
+            "Bytes that servers (up) and clients (down) received in transfers, as far as they are known.",
+        ),
+        Family::counter(
+            "ftp_alg_transfers_unreported",
+            lost,
+            "Transfers that were not reported, because too many ended at once.",
+        ),
+    ]
 }
 
 fn of_packets(status: &Status) -> Vec<Family> {
@@ -355,17 +384,17 @@ fn of_decisions(decisions: &Histogram) -> Vec<Family> {
     vec![Family {
         base_name: "ftp_alg_decision_seconds",
         help: "Time from the receipt of a batch of packets to its verdicts, in seconds.",
-        label: None,
+        labels: Vec::new(),
         values: Values::Histogram(decisions.clone()),
     }]
 }
 
-fn owned(samples: impl Iterator<Item = (&'static str, u64)>) -> Vec<Sample> {
+fn owned(samples: impl Iterator<Item = (&'static str, u64)>) -> Vec<LabelledCount> {
     samples.map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The fields of a struct of counters, by the names that they have in JSON.
-fn fields(counters: &impl Serialize) -> Vec<Sample> {
+fn fields(counters: &impl Serialize) -> Vec<LabelledCount> {
     let value = serde_json::to_value(counters).unwrap_or_default();
     let fields = value.as_object().into_iter().flatten();
     fields.filter_map(|(name, value)| Some((name.clone(), value.as_u64()?))).collect()

@@ -20,7 +20,9 @@ use super::{
     families::{Family, Reading, families, text},
     *,
 };
-use crate::daemon::snapshot::{PinholeRow, Problem, SessionRow, Status, StatusSource};
+use crate::daemon::snapshot::{
+    PinholeRow, Problem, RecentEvents, SessionRow, Status, StatusSource,
+};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
 const TABLE_HEAD: &str = "| metric | type | label | counts |\n| --- | --- | --- | --- |\n";
@@ -35,6 +37,9 @@ impl StatusSource for Source {
     fn status(&self) -> Status {
         self.asked.fetch_add(1, Relaxed);
         status()
+    }
+    fn events(&self, _after: u64) -> RecentEvents {
+        RecentEvents { events: Vec::new(), lost: Some(0) }
     }
     fn sessions(&self) -> Vec<SessionRow> {
         Vec::new()
@@ -128,7 +133,8 @@ fn a_value_that_is_not_known_is_left_out() {
 #[test]
 fn the_page_of_metrics_has_them_all() {
     let row = |family: &Family| {
-        let label = family.label.map_or(String::new(), |label| format!("`{label}`"));
+        let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        let label = labels.join(", ");
         format!("| `{}` | {} | {label} | {} |", family.name(), family.type_name(), family.help)
     };
     let mut table = TABLE_HEAD.to_owned();
