@@ -408,7 +408,7 @@ mod tests {
             ),
             (
                 &["replay"],
-                "the following required arguments were not provided: <CAPTURE>; \
+                "the following required arguments were not provided: <CAPTURE>...; \
                  see `ftp-alg replay --help`",
             ),
             (

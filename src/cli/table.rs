@@ -26,6 +26,47 @@ pub(super) fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) ->
     text
 }
 
+/// A table whose rows are printed one at a time. A column grows as soon as a wider cell comes.
+#[derive(Debug)]
+pub(super) struct RowTable {
+    header: Vec<&'static str>,
+    widths: Vec<usize>,
+}
+
+impl RowTable {
+    /// A table with the minimum width of each column. A column whose header starts with `>` is right-aligned.
+    pub fn new(columns: &[(&'static str, usize)]) -> Self {
+        Self {
+            header: columns.iter().map(|(title, _)| *title).collect(),
+            widths: columns.iter().map(|(_, width)| *width).collect(),
+        }
+    }
+
+    /// The header.
+    pub fn header(&mut self) -> String {
+        let titles: Vec<_> =
+            self.header.iter().map(|title| title.trim_start_matches('>').to_owned()).collect();
+        match titles.split_last() {
+            Some((last, titles)) => self.row(titles, last),
+            None => String::new(),
+        }
+    }
+
+    /// A row: the first `cells`, and then a text instead of the others.
+    pub fn row(&mut self, cells: &[String], text: &str) -> String {
+        let mut line = String::new();
+        for ((cell, width), title) in cells.iter().zip(&mut self.widths).zip(&self.header) {
+            *width = cell.chars().count().max(*width);
+            let width = *width;
+            line += &match title.starts_with('>') {
+                true => format!("{cell:>width$}  "),
+                false => format!("{cell:<width$}  "),
+            };
+        }
+        format!("{}\n", (line + text).trim_end())
+    }
+}
+
 /// A table with two columns and no header.
 pub(super) fn list(items: &[(impl AsRef<str>, String)]) -> String {
     let width = items.iter().map(|(name, _)| name.as_ref().len()).max().unwrap_or(0);
@@ -72,6 +113,16 @@ mod tests {
             render([">id", "client", "state"], &rows),
             "id  client          state\n 1  10.0.0.1:40000  x\n12  a\n"
         );
+    }
+
+    #[test]
+    fn rows_are_printed_one_at_a_time() {
+        let mut table = RowTable::new(&[(">id", 3), ("client", 8), ("why", 0)]);
+        assert_eq!(table.header(), " id  client    why\n");
+        assert_eq!(table.row(&["1".into(), "a".into()], "b c"), "  1  a         b c\n");
+        assert_eq!(table.row(&["2".into()], "ended"), "  2  ended\n");
+        assert_eq!(table.row(&["3".into(), "10.0.0.1:40000".into()], ""), "  3  10.0.0.1:40000\n");
+        assert_eq!(table.row(&["4".into(), "a".into()], "b"), "  4  a               b\n");
     }
 
     #[test]

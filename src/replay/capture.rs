@@ -5,6 +5,8 @@
 //! return few bytes at a time. It also does what pcap-parser does not do: it checks lengths, reads the obsolete packet
 //! block, and handles timestamps of any resolution.
 //!
+//! A capture may be compressed (`compression`).
+//!
 //! The module finds the IP header by link type (<https://www.tcpdump.org/linktypes.html>), and knows nothing else of the
 //! packets. Frames are counted from 1, as capture tools do.
 
@@ -23,6 +25,8 @@ use pcap_parser::{
     parse_pcap_frame_modified, parse_pcap_header, parse_sectionheaderblock, parse_unknownblock_be,
     parse_unknownblock_le,
 };
+
+use super::compression::{self, CompressionError, Decompressor};
 
 /// The maximum length of a record. A longer one means that the capture is damaged. Wireshark's limit is 256 KiB, and
 /// 128 MiB for link types that do not occur here.
@@ -46,7 +50,7 @@ type Parsed<'a, T> = IResult<&'a [u8], T, PcapError<&'a [u8]>>;
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     #[error(transparent)]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("not a pcap or pcapng capture{0}")]
     NotCapture(&'static str),
     #[error(
@@ -55,6 +59,8 @@ pub enum CaptureError {
     Link(u32),
     #[error("damaged after frame {after}: {what}")]
     Damaged { after: u64, what: String },
+    #[error("cannot read on after frame {after}: {source}")]
+    Read { after: u64, source: io::Error },
 }
 
 /// One packet of a capture.
@@ -83,10 +89,9 @@ struct Interface {
 /// A pcap capture: the parser for its records, the link type, and the timestamp units per second.
 type Pcap = (for<'a> fn(&'a [u8]) -> Parsed<'a, LegacyPcapBlock<'a>>, LinkType, u32);
 
-/// Reads a capture.
-#[derive(Debug)]
+/// Reads a capture, which may be compressed.
 pub struct CaptureReader<R> {
-    input: R,
+    input: Decompressor<R>,
     /// `None` for pcapng.
     pcap: Option<Pcap>,
     /// Whether the current pcapng section is big-endian.
@@ -103,6 +108,7 @@ pub struct CaptureReader<R> {
 impl<R: Read> CaptureReader<R> {
     /// Reads the header of the capture.
     pub fn open(input: R) -> Result<Self, CaptureError> {
+        let input = Decompressor::open(input).map_err(CaptureError::Io)?;
         let mut reader = Self {
             input,
             pcap: None,
@@ -133,9 +139,11 @@ impl<R: Read> CaptureReader<R> {
         } else {
             return Err(CaptureError::NotCapture(match reader.block[..] {
                 [] => ": it is empty",
-                [0x1f, 0x8b, ..] => ": it is compressed; gunzip it first",
-                [_, _, _, _, ..] if !is_whole => ": its header is incomplete",
-                _ => "",
+                ref start => match compression::other_compression(start) {
+                    Some(advice) => advice,
+                    None if start.len() >= 4 && !is_whole => ": its header is incomplete",
+                    None => "",
+                },
             }));
         }
         Ok(reader)
@@ -151,6 +159,11 @@ impl<R: Read> CaptureReader<R> {
         self.frame += 1;
         let data = &self.block[data];
         Ok(Some(Record { frame: self.frame, time: self.last_time, link, data }))
+    }
+
+    /// The number of bytes of the file that were read so far, compressed as they are.
+    pub fn position(&self) -> u64 {
+        self.input.position()
     }
 
     /// Whether the capture ended within a record.
@@ -271,10 +284,20 @@ impl<R: Read> CaptureReader<R> {
                 count => count,
             };
             // The buffer grows only as bytes arrive, because the length in the capture may be wrong.
-            if self.input.by_ref().take(count as u64).read_to_end(&mut self.block)? < count {
+            let read = self.input.by_ref().take(count as u64).read_to_end(&mut self.block);
+            if read.map_err(|error| self.read_error(error))? < count {
                 self.is_truncated |= !self.block.is_empty();
                 return Ok(false);
             }
+        }
+    }
+
+    fn read_error(&self, source: io::Error) -> CaptureError {
+        let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<CompressionError>());
+        match (inner, self.frame) {
+            (Some(inner), _) => self.damaged(inner.to_string()),
+            (None, 0) => CaptureError::Io(source),
+            (None, after) => CaptureError::Read { after, source },
         }
     }
 

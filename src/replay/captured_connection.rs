@@ -36,7 +36,7 @@ impl Flow {
 /// A segment of a control connection, as captured.
 #[derive(Clone, Debug)]
 pub struct CapturedSegment {
-    /// The number of the frame.
+    /// The number of the frame in all captures together.
     pub frame: u64,
     /// The time at which the engine gets the segment.
     pub time: Duration,
@@ -111,6 +111,8 @@ pub struct CapturedConnection {
     pub is_finished: bool,
     /// The sequence number of the last SYN.
     pub syn: Option<Seq>,
+    /// The last frame, to find the connections that are idle for longest.
+    pub last_frame: u64,
     /// The first sequence numbers of client and server, if the start was captured.
     pub initial_numbers: Option<(Seq, Seq)>,
     /// The directions: [`Flow::connection`], and its reverse.

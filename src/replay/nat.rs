@@ -5,13 +5,16 @@
 //! external address nothing is translated.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
 };
 
 use ipnetwork::IpNetwork;
 
 use ftp_alg_core::engine::{Kernel, KernelError, Opening, Pinhole, QueueMode, Translation};
+
+/// How many connections are translated at a time. Older ones are forgotten, as by conntrack.
+const MAX_TRANSLATIONS: usize = 1 << 17;
 
 /// A connection: protocol, inner endpoint and outer endpoint.
 type NatKey = (u8, SocketAddr, SocketAddr);
@@ -25,6 +28,8 @@ pub struct SimulatedNat {
     ports: HashMap<NatKey, u16>,
     /// The inner endpoint of each connection, by protocol, external port and outer endpoint.
     used_ports: HashMap<(u8, u16, SocketAddr), SocketAddr>,
+    /// The connections in `ports`, the oldest first.
+    order: VecDeque<NatKey>,
     /// The arrival of each pinhole, by the initiator outside and the target inside.
     pinholes: HashMap<(IpAddr, SocketAddr), SocketAddr>,
 }
@@ -70,9 +75,23 @@ impl SimulatedNat {
             .map(|step| own.wrapping_add(step))
             .find(|port| *port != 0 && !self.used_ports.contains_key(&(protocol, *port, outside)))
             .unwrap_or(own);
+        if self.order.len() >= MAX_TRANSLATIONS {
+            self.forget_oldest();
+        }
         self.used_ports.insert((protocol, port, outside), inside);
         self.ports.insert((protocol, inside, outside), port);
+        self.order.push_back((protocol, inside, outside));
         port
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some(oldest) = self.order.pop_front() else { return };
+        let (protocol, inside, outside) = oldest;
+        if let Some(port) = self.ports.remove(&oldest)
+            && self.used_ports.get(&(protocol, port, outside)) == Some(&inside)
+        {
+            self.used_ports.remove(&(protocol, port, outside));
+        }
     }
 }
 
@@ -143,6 +162,20 @@ mod tests {
             );
         }
         assert_eq!(nat.seen_endpoint(6, server, end("10.0.0.1:4000")), server);
+    }
+
+    #[test]
+    fn oldest_translations_are_forgotten() {
+        let mut nat = nat();
+        for host in 0..MAX_TRANSLATIONS as u32 + 10 {
+            let inside = SocketAddr::from((std::net::Ipv4Addr::from_bits(10 << 24 | host), 4000));
+            let server = SocketAddr::from((std::net::Ipv4Addr::from_bits(90 << 24 | host), 21));
+            nat.seen_endpoint(6, inside, server);
+        }
+        let sizes = [nat.ports.len(), nat.used_ports.len(), nat.order.len()];
+        assert_eq!(sizes, [MAX_TRANSLATIONS; 3]);
+        assert!(!nat.ports.contains_key(&(6, end("10.0.0.9:4000"), end("90.0.0.9:21"))));
+        assert!(nat.ports.contains_key(&(6, end("10.0.0.10:4000"), end("90.0.0.10:21"))));
     }
 
     #[test]

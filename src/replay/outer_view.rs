@@ -159,7 +159,7 @@ impl<W: Write> Player<W> {
         if self.gateway.kernel.is_inside(source.ip())
             && self.gateway.kernel.is_inside(destination.ip())
         {
-            self.report.inside_only += 1;
+            self.report.summary.inside_only += 1;
             return Ok(());
         }
         let protocol = layout.protocol;
@@ -167,7 +167,7 @@ impl<W: Write> Player<W> {
         let destination_seen = self.gateway.kernel.seen_endpoint(protocol, destination, source);
         datagram::readdress(&mut bytes, layout, source_seen, destination_seen);
         writer.packet(time, &bytes, layout.length)?;
-        *self.report.written.get_or_insert(0) += 1;
+        *self.report.summary.written.get_or_insert(0) += 1;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Plays a capture to the engine, and produces the packets that the outer side sees.
+//! Plays captures to the engine, and produces the packets that the outer side sees.
 //!
 //! A capture has a conversation without a gateway: each end acknowledges exactly the bytes that the other end sent. In
 //! the replay, the engine may change these bytes. So there are two kinds of sequence numbers (see `session`). All
@@ -7,29 +7,31 @@
 //!
 //! The *outer* side is the side beyond the gateway. Without translation it is the server's side. It sees packets of the
 //! inner end after the engine, and its own packets before the engine.
+//!
+//! Several captures are one stream of packets, in the given order. In it, a frame has a number of its own; the report has
+//! the number within the capture.
 
 use std::{
     collections::HashMap,
-    io::{self, Write},
+    io::{self, Read, Write},
     time::{Duration, Instant},
 };
 
 use ftp_alg_core::{
-    engine::{Checksums, Engine, Event, EventKind, PacketOutcome, Standalone},
-    ftp::AnnouncementKind,
+    engine::{Checksums, Engine, PacketOutcome, Standalone},
     packet::{self, MalformedPacket, Packet, PacketEdit, Seq, flags},
     policy::Policy,
     session::{Session, Side},
 };
-use serde::Serialize;
 
 use super::{
-    capture::{PcapWriter, Record},
+    capture::{CaptureError, CaptureReader, PcapWriter, Record},
     captured_connection::{
         CapturedConnection, CapturedDirection, CapturedSegment, Flow, FollowState, SegmentHeader,
     },
     datagram::{self, DatagramLayout},
     nat::SimulatedNat,
+    report::{FramePosition, Note, Report, Summary},
 };
 
 /// The maximum time after the first frame. The clock of a capture may jump.
@@ -37,124 +39,113 @@ const MAX_ELAPSED: Duration = Duration::from_secs(100 * 365 * 86400);
 /// The interval, in the capture's time, at which the engine removes expired sessions and pinholes.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How many control connections are followed at a time.
+const MAX_CONNECTIONS: usize = 1 << 16;
+/// How many bytes wait after gaps at most, in all connections together.
+const MAX_QUEUED_BYTES: usize = 16 << 20;
+
 /// How many gaps get a warning of their own.
 const MAX_REPORTED_GAPS: u64 = 10;
 
-/// An announcement and the decision about it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct AnnouncementRow {
-    /// The frame that completed the line.
-    pub frame: u64,
-    pub kind: AnnouncementKind,
-    /// The sender: `client` or `server`.
-    pub from: &'static str,
-    /// The announced endpoint, if it could be parsed.
-    pub announced: Option<String>,
-    /// The action: `open`, `rewrite`, `refuse` or `ignore`.
-    pub action: &'static str,
-    /// The endpoint after the rewrite.
-    pub rewritten: Option<String>,
-    pub reason: String,
-    /// The number of the session.
-    #[serde(skip)]
-    pub session: u64,
-    /// The line, if its endpoint could not be parsed.
-    #[serde(skip)]
-    pub unread_line: Option<String>,
-}
-
-/// The announcements, warnings and counters of a replay.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReplayReport {
-    pub rows: Vec<AnnouncementRow>,
-    /// Warnings in the order of the capture.
-    pub warnings: Vec<String>,
-    /// All frames of the capture.
-    pub packets: u64,
-    /// Packets of control connections.
-    pub control_packets: u64,
-    /// Control connections that the engine followed.
-    pub sessions: u64,
-    /// Frames without an IP packet.
-    pub not_ip: u64,
-    /// Inconsistent IP packets, and inconsistent segments of control connections.
-    pub malformed: u64,
-    /// Packets of control connections that were captured only in part.
-    pub incomplete: u64,
-    /// Gaps in control connections that nothing in the capture fills.
-    pub gaps: u64,
-    /// Packets that were written; `None` without `--write`.
-    pub written: Option<u64>,
-    /// Packets between hosts inside, which do not cross the gateway and were not written.
-    pub inside_only: u64,
-}
-
-impl ReplayReport {
-    /// Adds an event of the engine. `frame` is the frame that completed the line.
-    fn add(&mut self, frame: u64, event: Event) {
-        let EventKind::Announcement(decided) = event.kind else { return };
-        self.rows.push(AnnouncementRow {
-            frame,
-            kind: decided.kind,
-            from: if decided.kind.is_active() { "client" } else { "server" },
-            announced: decided.announced.map(|endpoint| endpoint.to_string()),
-            action: decided.action(),
-            rewritten: decided.rewritten().map(|endpoint| endpoint.to_string()),
-            reason: decided.decision.reason.into_owned(),
-            session: event.session,
-            unread_line: decided.unread_text,
-        });
-    }
-}
-
-/// Plays a capture to an engine.
+/// Plays captures to an engine.
 pub struct Player<W> {
     pub(super) gateway: Standalone<SimulatedNat>,
     ports: Vec<u16>,
     /// By [`Flow::connection`].
     connections: HashMap<Flow, CapturedConnection>,
+    /// The bytes that wait after gaps; not less than there are.
+    queued_bytes: usize,
     pub(super) writer: Option<PcapWriter<W>>,
     engine_start: Instant,
-    /// The first and the latest time in the capture so far.
+    /// The first and the latest time in the captures so far.
     time_span: Option<(Duration, Duration)>,
     last_sweep: Duration,
+    /// The number of the last frame of all captures.
     last_frame: u64,
-    pub(super) report: ReplayReport,
+    /// The number of frames before each capture.
+    starts: Vec<u64>,
+    /// Whether the current capture, and any capture, has a packet whose link type is supported.
+    is_capture_readable: bool,
+    is_any_readable: bool,
+    pub(super) report: Report,
 }
 
 impl<W: Write> Player<W> {
     /// A player with an engine with `policy` and the simulated gateway `nat`.
-    pub fn new(policy: Policy, nat: SimulatedNat, writer: Option<PcapWriter<W>>) -> Self {
-        let report =
-            ReplayReport { written: writer.as_ref().map(|_| 0), ..ReplayReport::default() };
+    pub fn new(policy: Policy, nat: SimulatedNat) -> Self {
         Self {
             ports: policy.control_ports.clone(),
             gateway: Standalone::new(Engine::new(policy, Checksums::Trust), nat),
             connections: HashMap::new(),
-            writer,
+            queued_bytes: 0,
+            writer: None,
             engine_start: Instant::now(),
             time_span: None,
             last_sweep: Duration::ZERO,
             last_frame: 0,
-            report,
+            starts: Vec::new(),
+            is_capture_readable: false,
+            is_any_readable: false,
+            report: Report::default(),
         }
+    }
+
+    /// Writes the packets that the outer side sees to `sink`, from now on.
+    pub fn write_to(&mut self, sink: W, nanoseconds: bool) -> io::Result<()> {
+        self.writer = Some(PcapWriter::new(sink, nanoseconds)?);
+        self.report.summary.written = Some(0);
+        Ok(())
+    }
+
+    /// Whether packets are written.
+    pub fn writes(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Whether a packet was read whose link type is supported.
+    pub fn has_read(&self) -> bool {
+        self.is_any_readable
+    }
+
+    /// Begins the next capture.
+    pub fn begin_capture(&mut self) {
+        self.starts.push(self.last_frame);
+        self.is_capture_readable = false;
+    }
+
+    /// Ends a capture after its last record. Returns why nothing in it could be read.
+    pub fn end_capture(&mut self, reader: &CaptureReader<impl Read>) -> Option<CaptureError> {
+        if let Some(link) = reader.unsupported_link() {
+            if !self.is_capture_readable {
+                return Some(CaptureError::Link(link));
+            }
+            self.warn(format!(
+                "packets of link type {link} were skipped: the link type is not supported"
+            ));
+        }
+        if reader.is_truncated() {
+            self.warn("the capture ends within its last record".to_owned());
+        }
+        None
     }
 
     /// Plays the next packet of the capture.
     pub fn handle_record(&mut self, record: &Record) -> io::Result<()> {
-        self.last_frame = record.frame;
-        self.report.packets = record.frame;
+        let frame = self.starts.last().copied().unwrap_or(0) + record.frame;
+        self.last_frame = frame;
+        self.report.summary.packets = frame;
+        self.advance_time(record);
+        self.is_capture_readable |= record.link.is_some();
+        self.is_any_readable |= record.link.is_some();
         let time = record.time;
-        self.time_span =
-            Some(self.time_span.map_or((time, time), |(first, last)| (first, last.max(time))));
         let Some(ip) = record.link.and_then(|link| link.ip(record.data)) else {
-            self.report.not_ip += 1;
+            self.report.summary.not_ip += 1;
             return Ok(());
         };
         let mut bytes = ip.to_vec();
         datagram::fill_in_length(&mut bytes);
         let Some(layout) = DatagramLayout::parse(&bytes) else {
-            self.report.malformed += 1;
+            self.report.summary.malformed += 1;
             return Ok(());
         };
         bytes.truncate(layout.length);
@@ -164,52 +155,84 @@ impl<W: Write> Player<W> {
         if !is_control {
             return self.write(time, bytes, &layout);
         }
-        self.report.control_packets += 1;
+        self.report.summary.control_packets += 1;
         let whole = layout.is_whole(&bytes);
-        match Packet::parse(&bytes).map(|packet| SegmentHeader::read(&packet)) {
-            Ok(header) => {
-                self.handle_segment(CapturedSegment { frame: record.frame, time, bytes, header })?;
+        let read = |packet: Packet<'_>| (SegmentHeader::read(&packet), packet.checksum_is_valid());
+        match Packet::parse(&bytes).map(read) {
+            Ok((header, is_valid)) => {
+                self.report.summary.wrong_checksums += u64::from(!is_valid);
+                self.handle_segment(CapturedSegment { frame, time, bytes, header })?;
                 self.sweep();
                 Ok(())
             }
             Err(error) => {
                 if whole && error != MalformedPacket::Fragment {
-                    self.report.malformed += 1;
+                    self.report.summary.malformed += 1;
                 } else {
-                    self.report.incomplete += 1;
+                    self.report.summary.incomplete += 1;
                 }
                 self.write_partial(time, bytes, &layout)
             }
         }
     }
 
-    /// Adds a warning to the report.
-    pub fn warn(&mut self, warning: String) {
-        self.report.warnings.push(warning);
+    /// Takes the notes since the last call.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        self.report.take_notes()
     }
 
-    /// Plays the queued segments at the end of the capture, and returns the report.
-    pub fn finish(mut self) -> io::Result<ReplayReport> {
-        let mut flows: Vec<Flow> = self.connections.keys().copied().collect();
-        flows.sort();
-        for flow in flows {
-            self.flush_queues(flow)?;
+    /// Plays the queued segments at the end of the last capture, and writes the last packets.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.flush_all_queues()?;
+        let more = self.report.summary.gaps.saturating_sub(MAX_REPORTED_GAPS);
+        if more > 0 {
+            self.warn(format!("{more} more gaps are not listed"));
         }
-        if let Some(more) = self.report.gaps.checked_sub(MAX_REPORTED_GAPS).filter(|more| *more > 0)
-        {
-            self.report.warnings.push(format!("{more} more gaps are not listed"));
+        self.writer.take().map_or(Ok(()), PcapWriter::finish)
+    }
+
+    /// The counters so far.
+    pub fn summary(&self) -> &Summary {
+        &self.report.summary
+    }
+
+    /// Adds a warning about the current capture.
+    fn warn(&mut self, warning: String) {
+        self.report.warn(self.starts.len().saturating_sub(1), warning);
+    }
+
+    /// Where a frame with this number in all captures together is.
+    fn position(&self, frame: u64) -> FramePosition {
+        let after = self.starts.partition_point(|start| *start < frame);
+        let capture = after.saturating_sub(1);
+        let start = self.starts.get(capture).copied().unwrap_or(0);
+        FramePosition { capture, frame: frame - start }
+    }
+
+    /// The number of connections, and of bytes that wait after gaps.
+    #[cfg(test)]
+    pub fn footprint(&self) -> (usize, usize) {
+        (self.connections.len(), self.queued_bytes)
+    }
+
+    fn advance_time(&mut self, record: &Record) {
+        let time = record.time;
+        if record.frame == 1 && time < self.latest_time() {
+            self.warn(
+                "it begins before the end of the capture before it; name captures in the order of time"
+                    .to_owned(),
+            );
         }
-        if let Some(writer) = self.writer.take() {
-            writer.finish()?;
-        }
-        self.report.rows.sort_by_key(|row| row.frame);
-        Ok(self.report)
+        self.time_span =
+            Some(self.time_span.map_or((time, time), |(first, last)| (first, last.max(time))));
     }
 
     /// Plays a segment of a control connection.
     fn handle_segment(&mut self, segment: CapturedSegment) -> io::Result<()> {
         let header = segment.header;
         let flow = header.flow;
+        self.evict_idle()?;
+        self.connection(flow).last_frame = segment.frame;
         if header.has(flags::SYN | flags::ACK) {
             return self.handle_syn_ack(segment);
         }
@@ -229,7 +252,7 @@ impl<W: Write> Player<W> {
             && let Some(ack) = header.ack
         {
             connection.follow(flow, header.seq, ack);
-            self.report.sessions += 1;
+            self.report.summary.sessions += 1;
         }
         match self.connection(flow).stage {
             FollowState::Unfollowed => return self.write_packet(segment.time, segment.bytes),
@@ -242,7 +265,13 @@ impl<W: Write> Player<W> {
         let time = segment.time;
         let direction = self.direction(flow);
         if header.seq.is_after(direction.next) && !header.has(flags::RST) {
-            if direction.enqueue(segment) {
+            let length = segment.bytes.len();
+            let has_room = direction.enqueue(segment);
+            self.queued_bytes += length;
+            if self.queued_bytes > MAX_QUEUED_BYTES {
+                return self.flush_all_queues();
+            }
+            if has_room {
                 return Ok(());
             }
             if let Some(seq) = self.direction(flow).first_queued() {
@@ -275,7 +304,7 @@ impl<W: Write> Player<W> {
         {
             connection.follow(flow, seq + 1, ack);
             (connection.is_finished, connection.initial_numbers) = (false, start);
-            self.report.sessions += 1;
+            self.report.summary.sessions += 1;
         }
         Ok(())
     }
@@ -284,7 +313,26 @@ impl<W: Write> Player<W> {
     fn end_connection(&mut self, flow: Flow) -> io::Result<()> {
         self.flush_queues(flow.connection())?;
         self.gateway.engine.sessions.forget_between(flow.source, flow.destination);
-        *self.connection(flow) = CapturedConnection::default();
+        let connection = self.connection(flow);
+        let last_frame = connection.last_frame;
+        *connection = CapturedConnection::default();
+        connection.last_frame = last_frame;
+        Ok(())
+    }
+
+    /// Removes the half of the connections that is idle for longer, if there are too many.
+    fn evict_idle(&mut self) -> io::Result<()> {
+        if self.connections.len() < MAX_CONNECTIONS {
+            return Ok(());
+        }
+        let mut frames: Vec<u64> = self.connections.values().map(|one| one.last_frame).collect();
+        let middle = frames.len() / 2;
+        let median = *frames.select_nth_unstable(middle).1;
+        let idle = self.connections.iter().filter(|(_, one)| one.last_frame <= median);
+        for flow in idle.map(|(flow, _)| *flow).collect::<Vec<_>>() {
+            self.flush_queues(flow)?;
+            self.connections.remove(&flow);
+        }
         Ok(())
     }
 
@@ -302,7 +350,18 @@ impl<W: Write> Player<W> {
         Ok(())
     }
 
-    /// Plays all queued segments, because no more segments follow.
+    /// Plays the queued segments of all connections.
+    fn flush_all_queues(&mut self) -> io::Result<()> {
+        let mut flows: Vec<Flow> = self.connections.keys().copied().collect();
+        flows.sort();
+        for flow in flows {
+            self.flush_queues(flow)?;
+        }
+        self.queued_bytes = 0;
+        Ok(())
+    }
+
+    /// Plays the queued segments of a connection, because no more segments follow.
     fn flush_queues(&mut self, flow: Flow) -> io::Result<()> {
         for flow in [flow, flow.reversed()] {
             while let Some(first) = self.direction(flow).first_queued() {
@@ -343,13 +402,15 @@ impl<W: Write> Player<W> {
         let direction = self.direction(flow);
         direction.next = until;
         direction.line_frame = 0;
-        self.report.gaps += 1;
-        if self.report.gaps <= MAX_REPORTED_GAPS {
-            self.report.warnings.push(format!(
+        self.report.summary.gaps += 1;
+        if self.report.summary.gaps <= MAX_REPORTED_GAPS {
+            let position = self.position(self.last_frame);
+            let warning = format!(
                 "gap before frame {}: {} bytes from {source} to {destination} are not in the capture",
-                self.last_frame,
+                position.frame,
                 until - next
-            ));
+            );
+            self.report.warn(position.capture, warning);
         }
     }
 
@@ -361,6 +422,7 @@ impl<W: Write> Player<W> {
             let Some(mut segment) = connection.direction(flow).take_ready(any) else {
                 return Ok(());
             };
+            self.queued_bytes = self.queued_bytes.saturating_sub(segment.bytes.len());
             segment.time = segment.time.max(time);
             self.deliver_segment(segment)?;
         }
@@ -417,11 +479,13 @@ impl<W: Write> Player<W> {
         }
         if verdict == PacketOutcome::Drop {
             connection.stage = FollowState::Lost;
-            self.report.warnings.push(format!(
+            let position = self.position(segment.frame);
+            let warning = format!(
                 "frame {}: a gateway would wait for a retransmission of this segment; the \
                  connection from {} to {} is not followed any more",
-                segment.frame, flow.source, flow.destination
-            ));
+                position.frame, flow.source, flow.destination
+            );
+            self.report.warn(position.capture, warning);
             return self.write_lost(segment);
         }
         match after.or(before) {
@@ -459,8 +523,11 @@ impl<W: Write> Player<W> {
     fn run_engine(&mut self, bytes: &[u8], frame: u64) -> PacketOutcome {
         let now = self.now();
         let verdict = self.gateway.packet(now, bytes);
-        for event in self.gateway.take_events().0 {
-            self.report.add(frame, event);
+        let position = self.position(frame);
+        let (events, omitted) = self.gateway.take_events();
+        self.report.summary.omitted += omitted;
+        for event in events {
+            self.report.add(position, event);
         }
         verdict
     }

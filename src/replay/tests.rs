@@ -1,21 +1,90 @@
-//! Tests of the replay in-process: damaged captures, all capture formats, gaps, and segments out of order.
+//! Tests of the replay in-process: damaged captures, all capture formats, gaps, and segments out of order. Tests of compressed and
+//! several captures are in `streams`.
 
-use std::{fs, io::Cursor, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{self, Cursor, Read, Write},
+    net::SocketAddr,
+    ops::Deref,
+    path::PathBuf,
+    time::Duration,
+};
 
 use etherparse::PacketBuilder;
+use flate2::{Compression, write::GzEncoder};
+use ftp_alg_core::policy::Policy;
 use proptest::prelude::*;
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-use super::*;
+use super::{capture::PcapWriter, *};
+
+mod streams;
+
+/// The notes and the summary of a replay.
+#[derive(Debug, Default)]
+struct Played {
+    rows: Vec<AnnouncementRow>,
+    session_rows: Vec<SessionRow>,
+    warnings: Vec<String>,
+    summary: Summary,
+    error: Option<CaptureError>,
+}
+
+impl Deref for Played {
+    type Target = Summary;
+
+    fn deref(&self) -> &Summary {
+        &self.summary
+    }
+}
+
+/// Plays captures one after the other.
+fn play_all(
+    captures: &[&[u8]],
+    nat: SimulatedNat,
+    sink: Option<impl Write>,
+) -> Result<Played, CaptureError> {
+    let mut player = Player::new(Policy::default(), nat);
+    if let Some(sink) = sink {
+        player.write_to(sink, true).unwrap();
+    }
+    let mut played = Played::default();
+    for capture in captures {
+        player.begin_capture();
+        let mut reader = CaptureReader::open(Cursor::new(capture))?;
+        let error = loop {
+            match reader.next_record() {
+                Ok(Some(record)) => player.handle_record(&record).unwrap(),
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        played.error = player.end_capture(&reader).or(error).or(played.error);
+    }
+    player.finish().unwrap();
+    for note in player.take_notes() {
+        match note {
+            Note::Announcement(row) => played.rows.push(row),
+            Note::Session(row) => played.session_rows.push(row),
+            Note::Warning(_, warning) => played.warnings.push(warning),
+        }
+    }
+    played.summary = player.summary().clone();
+    Ok(played)
+}
+
+fn external_nat() -> SimulatedNat {
+    let external = [198, 51, 100, 1].into();
+    SimulatedNat::new(Some(external), vec!["192.168.0.0/16".parse().unwrap()])
+}
 
 /// Plays `capture` with a gateway that translates 192.168.0.0/16. Returns the report, the written capture, and whether
 /// there was an error.
-fn played(capture: &[u8]) -> Result<(ReplayReport, Vec<u8>, bool), CaptureError> {
-    let reader = CaptureReader::open(Cursor::new(capture))?;
-    let external = [198, 51, 100, 1].into();
-    let nat = SimulatedNat::new(Some(external), vec!["192.168.0.0/16".parse().unwrap()]);
+fn played(capture: &[u8]) -> Result<(Played, Vec<u8>, bool), CaptureError> {
     let mut written = Vec::new();
-    let (report, error) = play(reader, Policy::default(), nat, Some(&mut written)).unwrap();
-    Ok((report, written, error.is_some()))
+    let played = play_all(&[capture], external_nat(), Some(&mut written))?;
+    let has_failed = played.error.is_some();
+    Ok((played, written, has_failed))
 }
 
 /// A conversation without a gateway, one packet for each line.
@@ -293,7 +362,14 @@ fn other_files_are_refused_with_a_reason() {
     let refused = |bytes: &[u8]| played(bytes).map(|_| ()).unwrap_err().to_string();
     assert_eq!(refused(b""), "not a pcap or pcapng capture: it is empty");
     assert_eq!(refused(b"#!/bin/sh"), "not a pcap or pcapng capture");
-    assert!(refused(b"\x1f\x8b\x08\0").contains("gunzip"));
+    assert_eq!(
+        refused(b"\xfd7zXZ\0\0\x04"),
+        "not a pcap or pcapng capture: it is compressed; decompress it with xz -d first"
+    );
+    assert_eq!(
+        refused(b"\x1f\x8b\x08\0"),
+        "damaged after frame 0: the gzip data end too early, at byte 4 of the file"
+    );
     let mut capture = Talk::logged_in().capture(&[]);
     capture[20] = 147;
     assert!(refused(&capture).starts_with("link type 147 is not supported"));
@@ -318,10 +394,8 @@ fn impossible_record_length_is_damage() {
     let mut capture = Talk::logged_in().capture(&[]);
     let at = 24 + 8; // of the first record
     capture[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-    let reader = CaptureReader::open(Cursor::new(&capture[..])).unwrap();
-    let (_, error) =
-        play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>).unwrap();
-    let error = error.unwrap().to_string();
+    let played = play_all(&[&capture], SimulatedNat::default(), None::<Vec<u8>>).unwrap();
+    let error = played.error.unwrap().to_string();
     assert_eq!(error, "damaged after frame 0: a record has 4294967295 bytes");
 }
 
@@ -339,10 +413,18 @@ fn segments_cut_by_the_snap_length_are_written_and_are_gaps() {
     assert!(report.rows.is_empty());
 }
 
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
 /// Captures of other programs, if they are there, and one of our own.
 fn samples() -> Vec<Vec<u8>> {
     let talk = Talk::of(&[(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")]);
     let mut samples = vec![talk.capture(&[]), pcapng(&talk, true, Some(9), 1_000_000_000)];
+    samples
+        .extend([gzip(&samples[0]), compress_to_vec(&samples[0][..], CompressionLevel::Fastest)]);
     let start = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let there = start.ancestors().map(|above| above.join("shared/captures"));
     if let Some(folder) = there.into_iter().find(|folder| folder.is_dir()) {
@@ -371,10 +453,9 @@ proptest! {
             }
             // The written capture can be read again.
             if let Ok((report, written, _)) = played(&capture) && report.packets > 0 {
-                let reader = CaptureReader::open(Cursor::new(&written[..])).unwrap();
-                let (second, error) =
-                    play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>).unwrap();
-                assert!(error.is_none());
+                let second =
+                    play_all(&[&written], SimulatedNat::default(), None::<Vec<u8>>).unwrap();
+                assert!(second.error.is_none());
                 assert_eq!(Some(second.packets), report.written);
             }
         });

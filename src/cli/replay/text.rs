@@ -1,0 +1,186 @@
+//! The text of `replay` for people: a line for each note, and a summary.
+
+use std::net::IpAddr;
+
+use ftp_alg_core::engine::DecidedAnnouncement;
+
+use crate::{
+    cli::table::{self, RowTable},
+    config::escape_control_characters,
+    replay::{AnnouncementRow, SessionRow, Summary},
+};
+
+/// The width of the longest IPv4 endpoint.
+const ENDPOINT_WIDTH: usize = 21;
+/// How many reasons the summary lists.
+const MAX_REASONS: usize = 10;
+
+/// The table of announcements and of what happened in sessions.
+pub(super) struct NoteTable {
+    table: RowTable,
+    /// The names of the captures, if there are several.
+    captures: Vec<String>,
+    has_rows: bool,
+}
+
+impl NoteTable {
+    /// A table for `captures`, and for a NAT with the address `external`.
+    pub fn new(captures: &[String], external: Option<IpAddr>) -> Self {
+        let captures: Vec<String> = match captures {
+            [_] => Vec::new(),
+            several => several.iter().map(|name| escape_control_characters(name)).collect(),
+        };
+        let rewritten = if external.is_some() { ENDPOINT_WIDTH } else { 9 };
+        let widest = captures.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+        let mut columns = vec![
+            (">FRAME", 5),
+            (">SESSION", 7),
+            ("FROM", 6),
+            ("KIND", 4),
+            ("ANNOUNCED", ENDPOINT_WIDTH),
+            ("ACTION", 7),
+            ("REWRITTEN", rewritten),
+            ("REASON", 0),
+        ];
+        if !captures.is_empty() {
+            columns.insert(0, ("FILE", widest.max(4)));
+        }
+        Self { table: RowTable::new(&columns), captures, has_rows: false }
+    }
+
+    /// Whether nothing was formatted yet.
+    pub fn is_empty(&self) -> bool {
+        !self.has_rows
+    }
+
+    /// The line of an announcement.
+    pub fn announcement(&mut self, row: &AnnouncementRow) -> String {
+        let unread =
+            || row.unread_line.as_ref().map_or("-".to_owned(), |said| format!("\"{said}\""));
+        let cells = [
+            row.from.to_owned(),
+            row.kind.to_string(),
+            row.announced.clone().unwrap_or_else(unread),
+            row.action.to_owned(),
+            row.rewritten.clone().unwrap_or_else(|| "-".to_owned()),
+        ];
+        self.row((row.capture, row.frame, row.session), &cells, &row.reason)
+    }
+
+    /// The line of what happened in a session.
+    pub fn session(&mut self, row: &SessionRow) -> String {
+        self.row((row.position.capture, row.position.frame, row.session), &[], &row.text)
+    }
+
+    fn row(
+        &mut self,
+        (capture, frame, session): (usize, u64, u64),
+        cells: &[String],
+        text: &str,
+    ) -> String {
+        let header = if self.has_rows { String::new() } else { self.table.header() };
+        self.has_rows = true;
+        let name = self.captures.get(capture).cloned();
+        let first = name.into_iter().chain([frame.to_string(), session.to_string()]);
+        let cells: Vec<String> = first.chain(cells.iter().cloned()).collect();
+        header + &self.table.row(&cells, text)
+    }
+}
+
+/// The summary at the end.
+pub(super) fn summary(summary: &Summary) -> String {
+    let mut sums = [0; 4];
+    for counts in summary.announcements.values() {
+        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+    let mut items = vec![
+        ("packets".to_owned(), summary.packets.to_string()),
+        ("of control connections".to_owned(), summary.control_packets.to_string()),
+        ("sessions".to_owned(), summary.sessions.to_string()),
+        ("encrypted".to_owned(), summary.encrypted.to_string()),
+        ("announcements".to_owned(), by_action(&sums)),
+    ];
+    let kinds = summary.announcements.iter();
+    items.extend(kinds.map(|(kind, counts)| (format!("  {kind}"), by_action(counts))));
+    items.push(("malformed".to_owned(), summary.malformed.to_string()));
+    for (name, number) in [
+        ("not IP", summary.not_ip),
+        ("captured in part", summary.incomplete),
+        ("gaps", summary.gaps),
+        ("inside only", summary.inside_only),
+        ("not reported", summary.omitted),
+    ] {
+        if number > 0 {
+            items.push((name.to_owned(), number.to_string()));
+        }
+    }
+    if summary.wrong_checksums > 0 {
+        let read = format!("{}, read all the same", summary.wrong_checksums);
+        items.push(("wrong checksum".to_owned(), read));
+    }
+    if let Some(written) = summary.written {
+        items.push(("written".to_owned(), written.to_string()));
+    }
+    table::list(&items) + &reasons(summary)
+}
+
+fn by_action(counts: &[u64; 4]) -> String {
+    let parts = DecidedAnnouncement::ACTIONS.iter().zip(counts);
+    let parts: Vec<String> = parts.map(|(action, count)| format!("{action} {count}")).collect();
+    format!("{}: {}", counts.iter().sum::<u64>(), parts.join(", "))
+}
+
+/// Why announcements and other commands were not forwarded, or opened nothing; the most frequent reason first.
+fn reasons(summary: &Summary) -> String {
+    let mut reasons: Vec<_> = summary.reasons.iter().collect();
+    if reasons.is_empty() {
+        return String::new();
+    }
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let (listed, rest) = reasons.split_at(reasons.len().min(MAX_REASONS));
+    let others = summary.other_reasons + rest.iter().map(|(_, count)| **count).sum::<u64>();
+    let mut rows: Vec<[String; 3]> = listed
+        .iter()
+        .map(|((action, reason), count)| [count.to_string(), (*action).to_owned(), reason.clone()])
+        .collect();
+    if others > 0 {
+        rows.push([others.to_string(), "-".to_owned(), "other reasons".to_owned()]);
+    }
+    format!("\n{}", table::render([">COUNT", "ACTION", "REASON"], &rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::Summary;
+
+    #[test]
+    fn summary_lists_the_most_frequent_reasons() {
+        let mut report = Summary { other_reasons: 3, ..Summary::default() };
+        for number in 0..12 {
+            report.reasons.insert(("refuse", format!("reason {number:02}")), 20 - number);
+        }
+        let text = summary(&report);
+        let lines: Vec<&str> = text.lines().skip_while(|line| !line.is_empty()).skip(1).collect();
+        assert_eq!(lines.len(), 12, "{text}");
+        assert_eq!(lines[0], "COUNT  ACTION  REASON");
+        assert_eq!(lines[1], "   20  refuse  reason 00");
+        assert_eq!(lines[11], "   22  -       other reasons");
+    }
+
+    #[test]
+    fn several_captures_have_a_column() {
+        let names = ["a.pcap", "long\nname.pcap"].map(str::to_owned);
+        let mut table = NoteTable::new(&names, None);
+        let row = SessionRow {
+            position: crate::replay::FramePosition { capture: 1, frame: 7 },
+            session: 3,
+            text: "what".to_owned(),
+        };
+        let text = table.session(&row);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("FILE             FRAME  SESSION  FROM"), "{text}");
+        assert_eq!(lines[1], "long\\nname.pcap      7        3  what");
+        assert_eq!(table.session(&row).lines().count(), 1, "the header is printed once");
+    }
+}

@@ -1,0 +1,87 @@
+//! Tests of streams of packets: compressed captures, several captures, what is noted while they are played, and memory.
+
+use super::*;
+
+#[test]
+fn truncated_gzip_is_played_to_its_end() {
+    let talk = Talk::of(&[(CLIENT, PORT), (SERVER, "200 ok\r\n")]);
+    let capture = gzip(&talk.capture(&[]));
+    let cut = capture.len() - 9; // within the compressed data, before the checksum
+    let (report, ..) = played(&capture[..cut]).unwrap();
+    assert_eq!(row(&report.rows).0, 8);
+    let error = report.error.unwrap().to_string();
+    let expected = format!("the gzip data end too early, at byte {cut} of the file");
+    assert!(error.starts_with("damaged after frame ") && error.ends_with(&expected), "{error}");
+}
+
+#[test]
+fn several_captures_are_one_conversation() {
+    let mut talk = Talk::of(&[(CLIENT, "PORT 192,168,1"), (CLIENT, "50,80,14,178\r\n")]);
+    let whole = talk.packets.clone();
+    talk.packets.truncate(8);
+    let first = talk.capture(&[]);
+    talk.packets = whole[8..].to_vec();
+    let second = gzip(&talk.capture(&[]));
+    let played = play_all(&[&first, &second], external_nat(), None::<Vec<u8>>).unwrap();
+    assert_eq!((row(&played.rows).0, played.rows[0].capture), (1, 1));
+    assert_eq!((played.packets, played.sessions, played.gaps), (9, 1, 0));
+    let warning =
+        "it begins before the end of the capture before it; name captures in the order of time";
+    assert_eq!(played.warnings, [warning], "both begin at the same time");
+}
+
+#[test]
+fn logins_and_encryption_are_noted() {
+    let talk = Talk::of(&[(CLIENT, "AUTH TLS\r\n"), (SERVER, "234 go\r\n")]);
+    let first = play_all(&[&talk.capture(&[])], external_nat(), None::<Vec<u8>>).unwrap();
+    let text = |row: &SessionRow| (row.position.frame, row.session, row.text.clone());
+    let rows: Vec<_> = first.session_rows.iter().map(text).collect();
+    let ends = "192.168.150.80:1035 -> 203.0.113.9:21";
+    assert_eq!(rows[0], (7, 1, format!("{ends}: logged in")), "{rows:?}");
+    assert_eq!(rows.len(), 1, "after a login it may be in a file: {rows:?}");
+    let mut talk = Talk::logged_in();
+    (talk.packets, talk.sent) = (Vec::new(), [100, 500]);
+    let [client, server] = talk.sent;
+    for (from, syn) in [(CLIENT, client - 1), (SERVER, server - 1)] {
+        let packet = talk.packet(from, syn, b"", |tcp| tcp.syn());
+        talk.packets.push(packet);
+    }
+    for (from, line) in
+        [(SERVER, "220 ready\r\n"), (CLIENT, "AUTH TLS\r\n"), (SERVER, "234 go\r\n")]
+    {
+        talk.say(from, line);
+    }
+    let second = play_all(&[&talk.capture(&[])], external_nat(), None::<Vec<u8>>).unwrap();
+    let rows: Vec<_> = second.session_rows.iter().map(text).collect();
+    assert_eq!((rows.len(), rows[0].0, second.encrypted), (1, 5, 1), "{rows:?}");
+    assert!(rows[0].2.starts_with(&format!("{ends}: encrypted: ")), "{rows:?}");
+}
+
+/// Each connection is one segment with data; half of them has a gap before a further one.
+#[test]
+fn connections_and_queued_segments_are_bounded() {
+    let mut player = Player::<Vec<u8>>::new(Policy::default(), SimulatedNat::default());
+    player.begin_capture();
+    let mut frame = 0;
+    for client in 0..70_000u32 {
+        let source = (10 << 24 | client).to_be_bytes();
+        for seq in [100, 5000] {
+            let mut data = Vec::new();
+            let payload = [b'x'; 1000];
+            PacketBuilder::ipv4(source, [203, 0, 113, 9], 64)
+                .tcp(1035, 21, seq, 512)
+                .ack(1)
+                .write(&mut data, &payload)
+                .unwrap();
+            frame += 1;
+            let time = Duration::from_secs(1);
+            let link = Some(capture::LinkType::Raw);
+            player.handle_record(&capture::Record { frame, time, link, data: &data }).unwrap();
+        }
+        player.take_notes();
+    }
+    let (connections, bytes) = player.footprint();
+    assert!(connections <= 1 << 16, "{connections}");
+    assert!(bytes <= 16 << 20, "{bytes}");
+    player.finish().unwrap();
+}
