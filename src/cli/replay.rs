@@ -38,9 +38,9 @@ const STDIN: &str = "-";
 ///
 /// Runs captures (pcap or pcapng, also compressed by gzip or zstd) through the
 /// engine. Prints one line for each announcement as soon as it is read: the
-/// announced endpoint, the action and the reason. Logins and encryption have a line,
-/// too, and a summary follows at the end. With --external, a simulated NAT hides the
-/// clients and servers in --inside.
+/// announced endpoint, the action and the reason. Logins and encryption have
+/// lines, too. A summary ends the output. With --external, a simulated NAT hides
+/// the clients and servers in --inside.
 ///
 /// Several captures are played one after the other, as one stream of packets. Name
 /// them in the order of time. To follow live traffic:
@@ -255,16 +255,12 @@ impl<'a> Replay<'a> {
     /// Plays the next capture. It fails only if the output cannot be written.
     fn play(&mut self, index: usize, path: &Path) -> Result<(), Failure> {
         self.player.begin_capture();
-        let opened = open(path).and_then(|file| Ok((file.metadata()?, file)));
-        let (found, file) = match opened {
-            Ok(opened) => opened,
-            Err(error) => return Ok(self.add_error(index, error)),
-        };
-        let size = (found.is_file() && !is_stdin(path)).then(|| found.len());
-        self.progress.begin(&self.names[index], size);
-        let mut reader = match CaptureReader::open(file) {
+        let mut reader = match self.open(index, path) {
             Ok(reader) => reader,
-            Err(error) => return Ok(self.add_error(index, error)),
+            Err(error) => {
+                self.errors.push(error);
+                return Ok(());
+            }
         };
         self.begin_writing(reader.has_nanoseconds())?;
         let error = loop {
@@ -278,13 +274,20 @@ impl<'a> Replay<'a> {
             self.progress.update(reader.position());
         };
         if let Some(error) = self.player.end_capture(&reader).or(error) {
-            self.add_error(index, error);
+            self.errors.push(format!("{}: {error}", self.names[index]));
         }
         self.print_notes()
     }
 
-    fn add_error(&mut self, index: usize, error: impl std::fmt::Display) {
-        self.errors.push(format!("{}: {error}", self.names[index]));
+    /// Opens a capture. The error names it.
+    fn open(&mut self, index: usize, path: &Path) -> Result<CaptureReader<File>, String> {
+        let name = &self.names[index];
+        let describe = |error: &dyn std::fmt::Display| format!("{name}: {error}");
+        let file = open(path).map_err(|error| describe(&error))?;
+        let found = file.metadata().map_err(|error| describe(&error))?;
+        let size = (found.is_file() && !is_stdin(path)).then_some(found.len());
+        self.progress.begin(name, size);
+        CaptureReader::open(file).map_err(|error| describe(&error))
     }
 
     /// Creates the capture to write, as soon as there is something to write.

@@ -22,7 +22,9 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use capture::{CaptureError, CaptureReader};
+pub use capture::CaptureReader;
 pub use nat::SimulatedNat;
 pub use player::Player;
-pub use report::{AnnouncementRow, FramePosition, Note, SessionRow, Summary};
+#[cfg(test)]
+pub use report::FramePosition;
+pub use report::{AnnouncementRow, Note, SessionRow, Summary};

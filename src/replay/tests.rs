@@ -1,5 +1,5 @@
-//! Tests of the replay in-process: damaged captures, all capture formats, gaps, and segments out of order. Tests of compressed and
-//! several captures are in `streams`.
+//! Tests of the replay in-process: damaged captures, all capture formats, gaps, and segments out of order.
+//! Tests of compressed and of several captures are in `streams`.
 
 use std::{
     fs,
@@ -16,7 +16,10 @@ use ftp_alg_core::policy::Policy;
 use proptest::prelude::*;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-use super::{capture::PcapWriter, *};
+use super::{
+    capture::{CaptureError, PcapWriter},
+    *,
+};
 
 mod streams;
 

@@ -9,4 +9,5 @@ mod common;
 mod docs;
 mod messages;
 mod replay;
+mod replay_inputs;
 mod selection;
