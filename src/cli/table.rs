@@ -26,6 +26,9 @@ pub(super) fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) ->
     text
 }
 
+/// The width to which a column of a [`RowTable`] grows: that of the longest IPv6 endpoint.
+const MAX_WIDTH: usize = 47;
+
 /// A table whose rows are printed one at a time. A column grows as soon as a wider cell comes.
 #[derive(Debug)]
 pub(super) struct RowTable {
@@ -56,7 +59,7 @@ impl RowTable {
     pub fn row(&mut self, cells: &[String], text: &str) -> String {
         let mut line = String::new();
         for ((cell, width), title) in cells.iter().zip(&mut self.widths).zip(&self.header) {
-            *width = cell.chars().count().max(*width);
+            *width = cell.chars().count().min(MAX_WIDTH).max(*width);
             let width = *width;
             line += &match title.starts_with('>') {
                 true => format!("{cell:>width$}  "),
@@ -123,6 +126,9 @@ mod tests {
         assert_eq!(table.row(&["2".into()], "ended"), "  2  ended\n");
         assert_eq!(table.row(&["3".into(), "10.0.0.1:40000".into()], ""), "  3  10.0.0.1:40000\n");
         assert_eq!(table.row(&["4".into(), "a".into()], "b"), "  4  a               b\n");
+        let long = "x".repeat(100);
+        assert_eq!(table.row(&["5".into(), long.clone()], "b"), format!("  5  {long}  b\n"));
+        assert_eq!(table.row(&["6".into(), "a".into()], "b").len(), 3 + 2 + MAX_WIDTH + 2 + 2);
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub struct Decompressor<R> {
     decoder: Decoder<Source<R>>,
 }
 
-/// The file: the bytes that told its compression, and the rest.
+/// The file: its first bytes, which tell the compression, and the rest.
 type Source<R> = CountedInput<Chain<Cursor<Vec<u8>>, BufReader<R>>>;
 
 enum Decoder<R> {
@@ -259,6 +259,7 @@ mod tests {
     use std::io::Write;
 
     use flate2::{Compression, write::GzEncoder};
+    use proptest::prelude::*;
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
     use super::*;
@@ -371,6 +372,31 @@ mod tests {
             let mut input = Decompressor::open(&file[..]).unwrap();
             input.read_exact(&mut [0; 4096]).unwrap();
             assert!(input.position() < file.len() as u64 / 2, "{}", input.position());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_do_not_panic(
+            is_zstd: bool,
+            length in 0..5000usize,
+            cut: Option<prop::sample::Index>,
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let content = content(length);
+            let mut file = if is_zstd { zstd(&content) } else { gzip(&content) };
+            for (at, value) in damage {
+                let at = at.index(file.len());
+                file[at] = value;
+            }
+            if let Some(cut) = cut {
+                file.truncate(cut.index(file.len()));
+            }
+            let mut input = Decompressor::open(&file[..]).unwrap();
+            // A file may become a bomb.
+            let mut read = Vec::new();
+            let _ = input.by_ref().take(1 << 22).read_to_end(&mut read);
+            prop_assert!(input.position() <= file.len() as u64);
         }
     }
 

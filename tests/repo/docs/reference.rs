@@ -7,6 +7,7 @@ use ftp_alg_core::engine::DropReason;
 use serde_json::{Value, json};
 
 use super::pages::{first_column, root, text};
+use crate::replay::{LOGIN, replay, slacksite};
 
 /// The fields of `value`, each with the objects and lists that it is in, as in `drops.stale` and `names[].name`.
 fn fields(value: &Value, prefix: &str, into: &mut BTreeSet<String>) {
@@ -89,6 +90,23 @@ fn the_page_of_commands_has_every_field_of_sessions_and_pinholes() {
     fields(&serde_json::to_value(&session).unwrap(), "", &mut printed);
     fields(&serde_json::to_value(&pinhole).unwrap(), "", &mut printed);
     let documented = first_column("docs/commands.md", "| field of `--json` |");
+    assert_eq!(documented.into_iter().collect::<BTreeSet<_>>(), printed);
+}
+
+#[test]
+fn the_page_of_commands_has_every_field_of_replay() {
+    let place = tempfile::tempdir().unwrap();
+    let capture = place.path().join("a.pcap");
+    let lines = [&LOGIN[..], &[(true, "PORT 10,0,0,1,14,178")]].concat();
+    fs::write(&capture, slacksite([10, 0, 0, 1], [192, 0, 2, 1], &lines)).unwrap();
+    let capture = capture.to_str().unwrap();
+    let mut printed = BTreeSet::new();
+    // It begins before its end.
+    let output = replay(&[capture, capture, "--json"]);
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        fields(&serde_json::from_str(line).unwrap(), "", &mut printed);
+    }
+    let documented = first_column("docs/commands.md", "| field of a line of `--json` |");
     assert_eq!(documented.into_iter().collect::<BTreeSet<_>>(), printed);
 }
 
