@@ -12,13 +12,14 @@ use std::{
     net::IpAddr,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use clap::Args;
 use ftp_alg_core::policy::{ExternalAddress, Policy};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
+use signal_hook::{consts::SIGINT, flag};
 
 use super::{Failure, output::Lines};
 use crate::{
@@ -31,6 +32,8 @@ use text::NoteTable;
 /// Address ranges that are not routed in the Internet (RFC 1918, RFC 6598, RFC 4193).
 const PRIVATE: [&str; 5] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
+/// The exit code of a program that SIGINT ended.
+const INTERRUPTED: i32 = 130;
 /// The name of standard input as a capture.
 const STDIN: &str = "-";
 
@@ -43,7 +46,7 @@ const STDIN: &str = "-";
 /// the clients and servers in --inside.
 ///
 /// Several captures are played one after the other, as one stream of packets. Name
-/// them in the order of time. To follow live traffic:
+/// them in the order of time. To follow live traffic, until Ctrl-C:
 ///   tcpdump -U -w - tcp port 21 | ftp-alg replay -
 ///
 /// --write writes the packets as the outer side sees them. With --external these
@@ -85,6 +88,9 @@ impl ReplayOptions {
         self.check_standard_input()?;
         let (policy, external) = self.policy()?;
         let player = Player::new(policy, self.nat(external)?);
+        if self.captures.iter().any(|path| is_stdin(path)) {
+            leave_first_interrupt_to_the_writer().map_err(Failure::failed)?;
+        }
         let mut replay = Replay::new(self, player, external);
         for (index, path) in self.captures.iter().enumerate() {
             replay.play(index, path)?;
@@ -182,6 +188,14 @@ impl ReplayOptions {
 
 fn is_stdin(path: &Path) -> bool {
     path == Path::new(STDIN)
+}
+
+/// Ctrl-C in `tcpdump -w - | ftp-alg replay -` ends tcpdump, and then the capture. So the summary still follows. A
+/// second one ends the replay, too.
+fn leave_first_interrupt_to_the_writer() -> io::Result<()> {
+    let was_interrupted = Arc::new(AtomicBool::new(false));
+    flag::register_conditional_shutdown(SIGINT, INTERRUPTED, Arc::clone(&was_interrupted))?;
+    flag::register(SIGINT, was_interrupted).map(drop)
 }
 
 fn open(path: &Path) -> io::Result<File> {

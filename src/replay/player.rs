@@ -479,6 +479,7 @@ impl<W: Write> Player<W> {
         }
         if verdict == PacketOutcome::Drop {
             connection.stage = FollowState::Lost;
+            self.report.summary.lost += 1;
             let position = self.position(segment.frame);
             let warning = format!(
                 "frame {}: a gateway would wait for a retransmission of this segment; the \

@@ -93,6 +93,8 @@ pub struct Summary {
     pub incomplete: u64,
     /// Gaps in control connections that nothing in the capture fills.
     pub gaps: u64,
+    /// Connections that are not followed any more, because a gateway would wait for a retransmission.
+    pub lost: u64,
     /// Packets that were written; `None` without `--write`.
     pub written: Option<u64>,
     /// Packets between hosts inside, which do not cross the gateway and were not written.

@@ -260,7 +260,7 @@ fn gap_within_an_announcement_does_not_stop_the_replay() {
     ]);
     let (report, written, _) = played(&talk.capture(&[9])).unwrap();
     assert!(report.rows.is_empty());
-    assert_eq!((report.gaps, report.written), (1, Some(10)));
+    assert_eq!((report.gaps, report.lost, report.written), (1, 1, Some(10)));
     assert!(report.warnings[1].contains("is not followed any more"), "{report:?}");
     assert!(!written.is_empty());
 }

@@ -147,6 +147,35 @@ fn lines_appear_as_soon_as_their_frame_is_read() {
 }
 
 #[test]
+fn one_interrupt_leaves_the_summary_and_two_end_the_replay() {
+    let content = dialogue(&[PORT]);
+    for interrupts in [1, 2] {
+        let mut child = started(&["-"], Stdio::piped());
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(&content).unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.next().unwrap().unwrap().starts_with("FRAME "));
+        for _ in 0..interrupts {
+            let pid = child.id().to_string();
+            assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        }
+        if interrupts == 1 {
+            drop(stdin); // as tcpdump does
+        } else {
+            // Two signals may be one to the program, so they are repeated until it ends.
+            while child.try_wait().unwrap().is_none() {
+                let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+            }
+        }
+        let code = if interrupts == 1 { 0 } else { 130 };
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        let rest: Vec<String> = lines.map(|line| line.unwrap()).collect();
+        let has_summary = rest.iter().any(|line| line.starts_with("packets "));
+        assert_eq!(has_summary, interrupts == 1, "{rest:?}");
+    }
+}
+
+#[test]
 fn a_closed_output_ends_the_replay_quietly() {
     let place = Place::new();
     let many: Vec<_> = std::iter::repeat_n([PORT, (false, "200 ok")], 2000).flatten().collect();

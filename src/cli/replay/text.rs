@@ -107,6 +107,7 @@ pub(super) fn summary(summary: &Summary) -> String {
         ("not IP", summary.not_ip),
         ("captured in part", summary.incomplete),
         ("gaps", summary.gaps),
+        ("not followed to the end", summary.lost),
         ("inside only", summary.inside_only),
         ("not reported", summary.omitted),
     ] {

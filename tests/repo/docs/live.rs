@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{outputs::is_drawing, pages::blocks};
-use crate::common::*;
+use crate::{common::*, replay};
 
 /// What prints the text of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +26,8 @@ enum Source {
     Try,
     /// `setup` on that gateway.
     Setup,
+    /// `replay` with a simulated NAT.
+    Replay,
     /// `check`, which `messages_of_check_are_as_shown` compares.
     Check,
     /// `demo`: it takes minutes. Its words are compared.
@@ -33,11 +35,12 @@ enum Source {
 }
 
 /// Pages, how a block begins, and its source.
-const SHOWN: [(&str, &str, Source); 15] = [
+const SHOWN: [(&str, &str, Source); 16] = [
     ("README.md", "clients with servers", Source::Demo),
     ("README.md", "ftp://anonymous@", Source::Try),
     ("docs/commands.md", "ID  CLIENT", Source::Masquerade),
     ("docs/commands.md", "SESSION  KIND", Source::Masquerade),
+    ("docs/commands.md", "FRAME  SESSION", Source::Replay),
     ("docs/configuration.md", "ftp-alg: bad.toml", Source::Check),
     ("docs/fastpath.md", "fast path    on", Source::FastPath),
     ("docs/setup.md", "nftables (recognised", Source::Setup),
@@ -210,6 +213,15 @@ fn printed(source: Source) -> Option<String> {
         Source::TryDropping => tried(&dropping()),
         Source::Try => tried(&gateway(Topology::Masquerade)),
         Source::Setup => set_up(&dropping()),
+        Source::Replay => {
+            let port = (true, "PORT 192,168,150,80,14,178");
+            let lines = [&replay::LOGIN[..], &[port]].concat();
+            let place = tempfile::tempdir().unwrap();
+            let capture = place.path().join("capture.pcap");
+            let bytes = replay::slacksite([192, 168, 150, 80], [203, 0, 113, 9], &lines);
+            std::fs::write(&capture, bytes).unwrap();
+            replay::printed(&[capture.to_str().unwrap(), "--external", "198.51.100.1"])
+        }
         Source::Check | Source::Demo => return None,
     })
 }
