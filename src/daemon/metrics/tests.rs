@@ -104,9 +104,8 @@ fn the_text_has_the_values_of_the_status() {
 #[test]
 fn each_sample_follows_the_help_and_the_type_of_its_metric() {
     let text = text(&reading()).unwrap();
-    let sample =
-        Regex::new(r#"^(ftp_alg_[a-z_]+)(\{[a-z]+="[-A-Za-z0-9_.+]+"\})? [0-9]+(\.[0-9]+)?$"#)
-            .unwrap();
+    let sample = r#"^(ftp_alg_[a-z_]+)(\{[a-z]+="[-A-Za-z0-9_.+]+"(,[a-z]+="[-a-z]+")?\})? [0-9]+(\.[0-9]+)?$"#;
+    let sample = Regex::new(sample).unwrap();
     let mut name = String::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
