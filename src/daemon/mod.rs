@@ -75,6 +75,7 @@ use self::{
     control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
     metrics::{MetricsEndpoint, MetricsListener},
+    snapshot::Problem,
     takeover::{OtherDaemons, TakeoverError},
     workers::Workers,
 };
@@ -255,12 +256,36 @@ fn reload(options: &DaemonOptions, config: &mut Config, service: &Workers) {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),
     }
-    if let Some(new) = load_again(options, config) {
-        service.reload(&new);
-        tracing::info!(event = "reloaded", "reload: the new configuration is in use");
-        *config = new;
-    }
+    let refused = match load_again(options, config) {
+        Ok(new) => {
+            service.reload(&new);
+            tracing::info!(event = "reloaded", "reload: the new configuration is in use");
+            *config = new;
+            None
+        }
+        Err(error) => Some(refused_reload(options, &error)),
+    };
+    service.shared.set_refused_reload(refused);
     notify(&[NotifyState::Ready]);
+}
+
+/// The problem that a reload was refused because of `error`. It stands until a reload succeeds.
+fn refused_reload(options: &DaemonOptions, error: &ConfigError) -> Problem {
+    let error = error.to_string();
+    let mut lines = error.lines();
+    let first = lines.next().unwrap_or_default();
+    let more = match lines.count() {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    let text = format!(
+        "a reload was refused, and a restart would fail; the configuration from before stays in use: {first}{more}"
+    );
+    let check = match &options.config {
+        Some(file) => format!("ftp-alg check {}", file.display()),
+        None => "ftp-alg check".to_owned(),
+    };
+    Problem::new("config", text, format!("correct the file, see {check}; then reload again"))
 }
 
 /// The service manager's watchdog. It restarts a daemon that hangs.
@@ -287,8 +312,8 @@ impl Watchdog {
     }
 }
 
-/// Reads the configuration again. The fixed keys keep their `old` values. `None` if it is invalid.
-fn load_again(options: &DaemonOptions, old: &Config) -> Option<Config> {
+/// Reads the configuration again. The fixed keys keep their `old` values.
+fn load_again(options: &DaemonOptions, old: &Config) -> Result<Config, ConfigError> {
     match load(options) {
         Ok(new) => {
             for key in old.fixed_keys_changed(&new) {
@@ -299,7 +324,7 @@ fn load_again(options: &DaemonOptions, old: &Config) -> Option<Config> {
                      systemctl restart ftp-alg"
                 );
             }
-            Some(new.with_fixed_keys_of(old))
+            Ok(new.with_fixed_keys_of(old))
         }
         Err(error) => {
             for line in error.to_string().lines() {
@@ -310,7 +335,7 @@ fn load_again(options: &DaemonOptions, old: &Config) -> Option<Config> {
                 "reload: the new configuration is refused, and the old one stays in use: correct the file, \
                  then reload"
             );
-            None
+            Err(error)
         }
     }
 }

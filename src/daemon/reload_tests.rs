@@ -3,26 +3,39 @@
 use super::*;
 
 /// Reads the configuration again in a daemon with the default configuration, with `text` in the configuration file.
-fn load_again_with(text: &str) -> Option<Config> {
+fn load_again_with(text: &str) -> Result<Config, ConfigError> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ftp-alg.toml");
     fs::write(&file, text).unwrap();
-    let options = DaemonOptions {
-        config: Some(file),
-        state_dir: directory.path().to_owned(),
-        socket: directory.path().join("socket"),
+    load_again(&options_with(&file), &Config::default())
+}
+
+fn options_with(file: &Path) -> DaemonOptions {
+    DaemonOptions {
+        config: Some(file.to_owned()),
+        state_dir: file.with_file_name("state"),
+        socket: file.with_file_name("socket"),
         user: None,
         takeover: false,
         log_level: None,
-    };
-    load_again(&options, &Config::default())
+    }
 }
 
 #[test]
 fn an_invalid_new_configuration_is_refused() {
     for text in ["pinhole.timeout = 5", "metrics.listen = \"127.0.0.1:0\""] {
-        assert_eq!(load_again_with(text), None, "{text}");
+        assert!(load_again_with(text).is_err(), "{text}");
     }
+}
+
+#[test]
+fn a_refused_reload_is_a_problem_of_one_line_with_the_file() {
+    let error = load_again_with("control-ports = []\npinhole.timeout = 5").unwrap_err();
+    let Problem { name, text, remedy, .. } =
+        refused_reload(&options_with(Path::new("/etc/here.toml")), &error);
+    assert_eq!(name, "config");
+    assert!(text.contains("ftp-alg.toml:1:") && text.ends_with(" (and 1 more)"), "{text}");
+    assert!(!text.contains('\n') && remedy.contains("ftp-alg check /etc/here.toml"), "{remedy}");
 }
 
 #[test]

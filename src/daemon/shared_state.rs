@@ -24,7 +24,7 @@ use super::{
     log::EventLog,
     metrics::DecisionTimes,
     shard::{Shard, lock},
-    snapshot::{FastPathStatus, Status},
+    snapshot::{FastPathStatus, Problem, Status},
     transfers::TransferReports,
     worker_progress::WorkerProgress,
 };
@@ -50,6 +50,8 @@ pub(super) struct SharedState {
     pub(super) events: EventRing,
     pub(super) transfers: TransferReports,
     pub(super) health: Health,
+    /// The problem of the last reload, if it was refused.
+    pub(super) refused_reload: Mutex<Option<Problem>>,
     pub(super) external_names: ExternalNames,
     /// The sets of ports to which the operator's rules translate source ports.
     pub(super) port_sets: Mutex<Arc<[RangeInclusive<u16>]>>,
@@ -137,6 +139,11 @@ impl SharedState {
         has_changed
     }
 
+    /// Records that the last reload was refused, or with `None` that it succeeded.
+    pub(super) fn set_refused_reload(&self, problem: Option<Problem>) {
+        *lock(&self.refused_reload) = problem;
+    }
+
     /// Updates the daemon's health, and logs new and solved problems. Called each second.
     pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
         for (ends, text) in self.health.take_unused_pinholes(parameters) {
@@ -179,6 +186,7 @@ impl SharedState {
         };
         status.names = self.external_names.rows();
         status.problems = self.health.problems(now, &status, &unwritten);
+        status.problems.extend(lock(&self.refused_reload).clone());
         status.unconfined = self.unconfined.clone();
         status
     }

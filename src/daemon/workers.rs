@@ -118,6 +118,7 @@ pub(super) fn start(
         events: EventRing::default(),
         transfers: TransferReports::default(),
         health: Health::new(Instant::now()),
+        refused_reload: Mutex::default(),
         external_names: names,
         port_sets: Mutex::new(Arc::clone(&port_sets)),
         decision_times: config.metrics.listen.map(|_| Arc::default()),

@@ -171,6 +171,25 @@ fn a_journal_that_cannot_be_written() {
 }
 
 #[test]
+fn a_reload_that_is_refused() {
+    let Gateway { daemon, .. } = &gateway_with(Topology::Masquerade, "");
+    let file = configuration_file(daemon);
+    let valid = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("control-ports = []\n{valid}")).unwrap();
+    signal(daemon, "HUP");
+    wait_for("the problem", || problems(daemon, "status") == ["config"]);
+    let text = daemon.status().unwrap()["problems"][0].to_string();
+    assert!(text.contains(&format!("{file}:1:")) && text.contains("ftp-alg check"), "{text}");
+    wait_for("a line in the log", || daemon.log().contains("WARN problem config: "));
+    // What is in use is not the file, whoever corrects it.
+    fs::write(&file, valid).unwrap();
+    assert_eq!(problems(daemon, "doctor"), ["config"]);
+    signal(daemon, "HUP");
+    wait_for("the solution", || problems(daemon, "status").is_empty());
+    wait_for("its line in the log", || daemon.log().contains("INFO problem config is solved"));
+}
+
+#[test]
 fn an_external_address_whose_name_is_not_known() {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
     // In a mount namespace of its own, so that these files stay what they are for others.

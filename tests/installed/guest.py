@@ -424,6 +424,21 @@ def the_journal_has_what_the_daemon_said():
     assert any("AUTH" in entry["MESSAGE"] and entry["FTP_ALG_SESSION"] for entry in map(json.loads, refused))
 
 
+def a_reload_of_an_invalid_configuration_fails_and_changes_nothing():
+    before = daemon()
+    with open(CONFIGURATION) as file:
+        text = file.read()
+    with open(CONFIGURATION, "w") as file:
+        file.write("control-ports = []\n" + text)
+    run("! systemctl reload ftp-alg")
+    wait_for("the problem", lambda: "PROBLEM config" in run("ftp-alg status || true"))
+    with open(CONFIGURATION, "w") as file:
+        file.write(text)
+    run("systemctl reload ftp-alg")
+    wait_for("the solution", lambda: "PROBLEM config" not in run("ftp-alg status || true"))
+    assert daemon() == before
+
+
 def a_purge_leaves_nothing():
     # Its sequence numbers are adjusted: a stop alone would leave the table for the next start.
     assert pair().active.is_adjusted()
@@ -451,6 +466,7 @@ STEPS = [
     an_upgrade_keeps_transfers_and_sessions,
     a_firewall_reload_keeps_sessions,
     the_journal_has_what_the_daemon_said,
+    a_reload_of_an_invalid_configuration_fails_and_changes_nothing,
     a_purge_leaves_nothing,
 ]
 

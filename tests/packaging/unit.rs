@@ -47,6 +47,17 @@ fn the_unit_has_a_watchdog_that_the_daemon_itself_feeds() {
     assert_eq!(value("Restart"), Some("on-failure"));
 }
 
+/// Otherwise nobody learns of an invalid file before the next start, which fails.
+#[test]
+fn a_reload_with_an_invalid_configuration_fails() {
+    let unit = fs::read_to_string(packaging("ftp-alg.service")).unwrap();
+    let steps: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    // It reads the file that the daemon reads.
+    let check = start.replace(" run", " check");
+    assert_eq!(steps, ["/bin/kill -HUP $MAINPID", check.as_str()]);
+}
+
 /// Any user may make one, where the BPF file system is not root's alone.
 #[test]
 fn the_unit_gives_away_no_target_of_a_symbolic_link() {
