@@ -4,12 +4,14 @@ mod file_edits;
 mod firewalls;
 mod needed_rule;
 mod nft_file;
+mod saved_table;
 mod store;
 
 use clap::Args;
 use firewalls::{ManualStep, Plan};
 use ftp_alg_firewall::{AcceptedData, Firewall, Routing, accepted_data, data_path_verdicts};
 use needed_rule::NeededRule;
+pub(super) use saved_table::files_with_copy;
 use serde::Serialize;
 use store::{ChangeSet, SetupJournal};
 use strum::EnumMessage as _;

@@ -386,10 +386,16 @@ fn iptables_file(ip: IpVersion) -> Option<&'static str> {
 }
 
 /// The files that match a pattern, in the order in which nft reads them.
-fn glob_files(pattern: &str) -> impl Iterator<Item = String> {
+pub(super) fn glob_files(pattern: &str) -> impl Iterator<Item = String> {
     let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
     let paths = glob::glob_with(pattern, options).into_iter().flatten().flatten();
     paths.map(|path: PathBuf| path.to_string_lossy().into_owned())
+}
+
+/// The files of nftables that exist, with those that they include. One that cannot be read includes none.
+pub(super) fn nftables_files() -> Vec<String> {
+    let mains = NFTABLES.iter().filter(|path| Path::new(path).exists());
+    mains.flat_map(|main| included_files(main).unwrap_or_default()).collect()
 }
 
 /// `main` and the files that it includes.

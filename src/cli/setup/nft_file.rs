@@ -22,6 +22,8 @@ struct ChainInFile {
 #[derive(Debug, Default)]
 pub(super) struct NftFile {
     chains: Vec<ChainInFile>,
+    /// The tables that it makes, family first.
+    pub(super) tables: Vec<String>,
     /// The patterns in the file's `include` statements.
     pub(super) includes: Vec<String>,
 }
@@ -111,7 +113,13 @@ impl NftFile {
                     words.push(word);
                     continue;
                 }
-                Token::Open => open.push(block(&open, &words, end)),
+                Token::Open => {
+                    let block = block(&open, &words, end);
+                    if let Block::Table(name) = &block {
+                        script.tables.push(name.clone());
+                    }
+                    open.push(block);
+                }
                 Token::Close => script.statement(&mut open, &words, end - 1),
                 Token::End => script.statement(&mut open, &words, end),
             }
@@ -260,6 +268,14 @@ mod tests {
         assert_eq!(with_rule(text, "inet t c", &rule()).unwrap(), text);
         let other = text.replace("ct mark", "# ct mark");
         assert_ne!(with_rule(&other, "inet t c", &rule()).unwrap(), other);
+    }
+
+    #[test]
+    fn tables_are_found_and_not_what_deletes_or_names_them() {
+        let text = "delete table inet ftp_alg\n# table inet ftp_alg {\nadd table ip6 a\ntable b {\n}\n\
+                    add rule inet ftp_alg c accept\nadd table inet d { flags owner; }\ntable \\\n inet ftp_alg {";
+        let script = NftFile::parse(text);
+        assert_eq!(script.tables, ["ip b", "inet d", "inet ftp_alg"]);
     }
 
     #[test]

@@ -89,6 +89,17 @@ impl Machine {
         )
     }
 
+    /// The problems that `ftp-alg doctor` finds while `daemon` runs.
+    pub fn problems(&self, daemon: &Daemon) -> Vec<Value> {
+        let mut command = self.command(executable().to_str().unwrap());
+        command.args(["doctor", "--json", "--socket"]).arg(daemon.socket());
+        command.arg("--config").arg(daemon.socket().with_file_name("ftp-alg.toml"));
+        let done = self.host.finish(command, b"", Duration::from_secs(60)).unwrap();
+        let report: Value = serde_json::from_str(&done.stdout_text())
+            .unwrap_or_else(|error| panic!("{error}: {}", done.stderr_text()));
+        report["problems"].as_array().unwrap().clone()
+    }
+
     /// Runs `ftp-alg setup` while `daemon` runs.
     pub fn setup(&self, daemon: &Daemon, arguments: &[&str]) -> Outcome {
         let mut command = self.command(executable().to_str().unwrap());

@@ -171,3 +171,26 @@ fn setup_recognises_its_rule_with_a_configured_mark() {
         site.carries(&daemon, &FAMILIES);
     }
 }
+
+/// With `ct helper ftp_alg` in it the file does not load at the next boot, so nothing is filtered.
+#[test]
+fn a_saved_copy_of_the_table_is_a_problem_until_it_is_deleted() {
+    let (site, machine) = machine(Place::Masquerade, "flush ruleset\n");
+    let daemon = site.daemon(CONNTRACK);
+    let of_files = || -> Vec<Value> {
+        let problems = machine.problems(&daemon).into_iter();
+        problems.filter(|problem| problem["name"] == "saved-table").collect()
+    };
+    assert_eq!(of_files(), [Value::Null; 0]);
+    machine.shell("mkdir -p /etc/nftables.d; nft -s list ruleset > /etc/nftables.d/saved.nft");
+    machine.write("/etc/nftables.conf", "flush ruleset\ninclude \"/etc/nftables.d/*.nft\"\n");
+    let found = of_files();
+    assert_eq!(found.len(), 1, "{found:?}");
+    let text = found[0].to_string();
+    assert!(text.contains("/etc/nftables.d/saved.nft: has a copy of table inet ftp_alg"), "{text}");
+    assert!(text.contains("delete this table from the file"), "{text}");
+    machine.shell("nft list table inet ftp_alg > /etc/nftables.conf; rm /etc/nftables.d/saved.nft");
+    assert!(of_files()[0]["text"].to_string().contains("/etc/nftables.conf: has a copy"));
+    machine.write("/etc/nftables.conf", "delete table inet ftp_alg\n");
+    assert_eq!(of_files(), [Value::Null; 0]);
+}

@@ -1,0 +1,24 @@
+//! Files of nftables that have a copy of the daemon's table, as `nft list ruleset` saves it with the others.
+//!
+//! nft loads a file as a whole or not at all, and it refuses the copy in most cases: at a boot, because the table's
+//! conntrack helper exists only while the daemon runs; later, because the table belongs to the daemon.
+
+use std::{collections::BTreeSet, path::Path};
+
+use super::{
+    firewalls::{glob_files, nftables_files},
+    nft_file::NftFile,
+    store,
+};
+use crate::kernel::parameters::TABLE;
+
+/// Files that some distributions load in addition to the usual ones.
+const MORE: &str = "/etc/nftables.d/*";
+
+/// The paths of the files with a copy. A file that cannot be read is left out.
+pub(in crate::cli) fn files_with_copy() -> BTreeSet<String> {
+    let ours = format!("inet {TABLE}");
+    let text = |path: &str| store::read(Path::new(path)).ok().flatten().unwrap_or_default();
+    let files = nftables_files().into_iter().chain(glob_files(MORE));
+    files.filter(|path| NftFile::parse(&text(path)).tables.contains(&ours)).collect()
+}
