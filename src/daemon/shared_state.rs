@@ -82,9 +82,8 @@ impl SharedState {
         self.log.log_error(Instant::now(), error);
     }
 
-    /// Counts and logs an error that the daemon has repaired.
+    /// Logs what the daemon has repaired. It is no error: a firewall's reload may remove the table each time.
     pub(super) fn report_repair(&self, what: &dyn Display) {
-        self.errors.fetch_add(1, Ordering::Relaxed);
         self.log.log_repair(Instant::now(), what);
     }
 

@@ -101,7 +101,7 @@ fn assert_works_confined(start: &str, uid: u32) {
     let ruleset = || without_elements(&lab.gateway.ruleset().unwrap());
     wait_for("the table", || ruleset() == without_elements(&loaded));
     exchange("after");
-    assert_eq!(daemon.counter("errors").unwrap(), 1, "the table's removal: {}", daemon.log());
+    assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
     let journal = home.join("state/queue-2100.sessions");
     assert_eq!(fs::metadata(journal).unwrap().uid(), uid);
 

@@ -69,6 +69,31 @@ fn reloads_that_remove_the_table_do_not_end_the_daemon() {
     assert!(report.count("transfers") > 0, "{}", report);
 }
 
+/// Sessions, pinholes and translations included: what the daemon repairs is no error.
+#[test]
+fn reloads_with_open_pinholes_are_no_errors() {
+    for backend in ["nftables", "conntrack"] {
+        let configuration = back_end(backend);
+        let lab = lab_for(Topology::Masquerade, &configuration);
+        let firewall = lab.gateway.ruleset().unwrap();
+        let _server = scripted_server(&lab.server, &json!({}));
+        for program in [executable(), executable_without_owner(&lab)] {
+            let mut daemon = Daemon::start(&program, &lab.gateway, &configuration).unwrap();
+            let running = our_table(&lab);
+            let client = hold(&lab, (login(), port_transfer(), ask("PASV"), gate(), ask("NOOP")));
+            for round in 0..5 {
+                reload(&lab, &firewall);
+                wait_for("the table", || our_table(&lab) == running);
+                let status = daemon.status().unwrap();
+                let what = format!("{backend}, round {round}: {status}\n{}", daemon.log());
+                assert_eq!(status["errors"], 0, "{what}");
+            }
+            assert_eq!(client.release().error, None);
+            daemon.stop().unwrap();
+        }
+    }
+}
+
 #[test]
 fn an_owned_table_stays_whatever_others_do() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
