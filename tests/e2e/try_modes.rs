@@ -224,6 +224,28 @@ fn a_foreign_address_is_reported_and_never_used() {
     assert_eq!(says, expected);
 }
 
+/// It was taken for the server's: "check the server's log", or "a gateway in between needs ftp-alg".
+#[test]
+fn a_refusal_of_the_gateway_is_reported_with_its_setting() {
+    for (setting, why, advice) in [
+        ("min-data-port = 65535", "min-data-port.", "lower min-data-port in [policy]"),
+        ("deny-ports = [\"1024-49151\", \"49153-65535\"]", "deny-ports.", "out of deny-ports"),
+    ] {
+        let configuration = format!("[policy]\n{setting}\n");
+        let (gateway, _server) =
+            served(Topology::Masquerade, &configuration, json!({"passive_port": 20050}));
+        let tried = attempt(&gateway.lab.client, &url(&gateway.lab, None, V4), &[]);
+        assert_eq!(tried.failed(), MODES, "{}", tried.text);
+        for (at, mode) in MODES.into_iter().enumerate() {
+            let says = tried.says(mode);
+            assert!(says.starts_with("refused by an ftp-alg on the way: "), "{mode}: {says}");
+            assert!(says.ends_with(why), "{mode}: {says}");
+            let remedy = tried.steps[3 + at]["remedy"].to_string();
+            assert!(remedy.contains("on that gateway: ") && remedy.contains(advice));
+        }
+    }
+}
+
 #[test]
 fn low_ports_and_nonsense_are_not_tried() {
     let extra = json!({

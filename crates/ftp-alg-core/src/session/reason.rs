@@ -41,6 +41,24 @@ pub enum RefusalReason {
     Ambiguous,
 }
 
+/// All reasons.
+const ALL: [RefusalReason; 14] = [
+    RefusalReason::ForeignAddress,
+    RefusalReason::OtherFamily,
+    RefusalReason::LowPort,
+    RefusalReason::DeniedPort,
+    RefusalReason::Malformed,
+    RefusalReason::TooLong,
+    RefusalReason::EpsvOnly,
+    RefusalReason::Unresolved,
+    RefusalReason::PinholeLimit,
+    RefusalReason::NoFreePort,
+    RefusalReason::KernelRefused,
+    RefusalReason::AuthTls,
+    RefusalReason::UrgentData,
+    RefusalReason::Ambiguous,
+];
+
 impl RefusalReason {
     /// Every refusal reason.
     pub const ALL: [Self; 14] = [
@@ -157,6 +175,15 @@ impl RefusalReason {
         }
     }
 
+    /// The reason in `line`, the last line of a reply, if a gateway wrote it.
+    pub fn of_reply(line: &[u8]) -> Option<Self> {
+        let text = line.trim_ascii_end().get(4..)?;
+        ALL.into_iter().find(|reason| {
+            let texts = [false, true].map(|passive| reason.texts(passive));
+            texts.as_flattened().iter().any(|own| own.as_bytes() == text)
+        })
+    }
+
     /// The error reply in place of `room` bytes of the server, without a line end. The longer text is used if it fits,
     /// else the shorter one if that fits, padded with blanks; otherwise the longer one, which exceeds `room`. `passive`
     /// is set for a 227 or 229. `code` is the code of a multi-line reply whose first lines the client already has,
@@ -190,6 +217,19 @@ mod tests {
             let text = String::from_utf8(reply.to_vec()).unwrap();
             assert!(text.to_lowercase().contains("gateway"), "{text}");
             assert_eq!(text.starts_with("425 "), passive || reason.code() == 425, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reply_shows_its_reason() {
+        for (reason, passive) in ALL.into_iter().flat_map(|one| [(one, false), (one, true)]) {
+            for room in [0, 40, 120] {
+                let reply = [&*reason.reply(passive, None, room), b"\r\n"].concat();
+                assert_eq!(RefusalReason::of_reply(&reply), Some(reason));
+            }
+        }
+        for other in ["", "425", "425 Cannot open", "425 Gateway: full.", "Gateway: port is in"] {
+            assert_eq!(RefusalReason::of_reply(other.as_bytes()), None, "{other}");
         }
     }
 

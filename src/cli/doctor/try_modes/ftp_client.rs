@@ -13,9 +13,12 @@ use std::{
 
 use FtpClientErrorKind::{
     AnnouncementRefused, ConnectFailed, ControlConnection, ForeignAddress, NoDataConnection,
-    Refused, Undecided,
+    Refused, RefusedByGateway, Undecided,
 };
-use ftp_alg_core::ftp::{Announcement, AnnouncementKind, ReplyTracker, Text};
+use ftp_alg_core::{
+    ftp::{Announcement, AnnouncementKind, ReplyTracker, Text},
+    session::RefusalReason,
+};
 
 use super::target::TryTarget;
 use crate::config::escape_control_characters;
@@ -47,6 +50,8 @@ pub(super) enum FtpClientErrorKind {
     Refused,
     /// The server announced an address that is not its own.
     ForeignAddress,
+    /// An ftp-alg between client and server refused an announcement.
+    RefusedByGateway(RefusalReason),
     /// The server refused an announcement.
     AnnouncementRefused,
     /// The server answered without a data connection, and did not need one.
@@ -88,6 +93,17 @@ impl FtpReply {
     fn refusal(&self, kind: FtpClientErrorKind, says: String) -> FtpClientError {
         let is_unsupported = matches!(self.code, 500 | 501 | 502 | 504 | 522);
         FtpClientError { is_unsupported, ..kind.error(says) }
+    }
+
+    /// The reply to an announcement; an error if a gateway wrote it.
+    fn not_by_gateway(self) -> Result<Self, FtpClientError> {
+        match RefusalReason::of_reply(&self.line) {
+            Some(reason) => {
+                let says = format!("refused by an ftp-alg on the way: {}", self.text());
+                Err(RefusedByGateway(reason).error(says))
+            }
+            None => Ok(self),
+        }
     }
 
     /// The text of a completion reply; any other reply is an error.
@@ -225,7 +241,7 @@ impl FtpClient {
     }
 
     fn passive_listing(&mut self, kind: AnnouncementKind) -> Result<String, FtpClientError> {
-        let reply = self.command(&kind.to_string())?;
+        let reply = self.command(&kind.to_string())?.not_by_gateway()?;
         let read = match (kind, reply.code) {
             (AnnouncementKind::Pasv, 227) => Announcement::parse_227(&Text::new(&reply.line)),
             (AnnouncementKind::Epsv, 229) => Announcement::parse_229(&Text::new(&reply.line)),
@@ -279,7 +295,7 @@ impl FtpClient {
             }
             _ => format!("EPRT |{}|{own}|{}|", if own.is_ipv4() { 1 } else { 2 }, to.port()),
         };
-        let reply = self.command(&announcement)?;
+        let reply = self.command(&announcement)?.not_by_gateway()?;
         if !reply.is_class(2) {
             let says = format!("{announcement} refused: {}", reply.text());
             return Err(reply.refusal(AnnouncementRefused, says));
