@@ -49,7 +49,8 @@ const BACKLOG: i32 = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error(
-        "a daemon is already running on {}: stop it first, or give another --socket",
+        "a daemon is already running on {}: `ftp-alg run --takeover` ends it and continues in its place; if it serves \
+         another network namespace, name other places with --socket and --state-dir",
         path.display()
     )]
     InUse { path: PathBuf },

@@ -141,8 +141,8 @@ pub enum DaemonError {
     )]
     OtherOwner { path: PathBuf, owner: u32, user: u32 },
     #[error(
-        "the state directory {} is in use by another ftp-alg: stop that one, or name another directory with \
-         --state-dir",
+        "the state directory {} is in use by another ftp-alg: `ftp-alg run --takeover` ends it and continues in its \
+         place; if it serves another network namespace, name other places with --state-dir and --socket",
         path.display()
     )]
     InUse { path: PathBuf },
@@ -170,7 +170,7 @@ pub type ServiceError = Box<dyn std::error::Error + Send + Sync>;
 /// unadjusted. A check takes microseconds, unless another program has changed nf_tables.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Time for a daemon that is ending to release the state directory.
+/// Time for a daemon that is ending to close its queues and to release the state directory.
 const CLAIM_LIMIT: Duration = Duration::from_secs(1);
 
 /// An event that the main thread handles.
@@ -369,6 +369,8 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     if options.takeover {
         let found = others.insert(OtherDaemons::find(&config.into())?);
         found.check_start(options, account.as_ref(), &state_dir)?;
+    } else {
+        takeover::check_alone(&config.into(), Instant::now() + CLAIM_LIMIT)?;
     }
     let broker = start_broker(options)
         .map_err(|source| DaemonError::System { what: "the broker", source })?;

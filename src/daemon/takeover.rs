@@ -1,4 +1,5 @@
-//! `--takeover`: ends the ftp-alg that runs in this network namespace, and waits for its end.
+//! Finds the ftp-alg that runs in this network namespace. `--takeover` ends it, and waits for its end; without that a
+//! second one does not start.
 //!
 //! Invariant: nothing is ended before it is known that this daemon can have its directories and its control socket.
 //!
@@ -11,6 +12,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -37,10 +39,18 @@ const SIGNALS: [(Signal, &str, Duration); 2] = [
     (Signal::KILL, "SIGKILL", Duration::from_secs(10)),
 ];
 const PROGRAM: &str = "ftp-alg";
+/// The pause between two looks for a daemon that is ending.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why the other daemon still runs.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
+    #[error(
+        "an ftp-alg runs in this network namespace already, process {}, which reads queue {}: `ftp-alg run --takeover` \
+         ends it and continues in its place; two cannot work side by side",
+        .0.process, .0.queue
+    )]
+    AlreadyRuns(QueueReader),
     #[error(transparent)]
     Gateway(#[from] NetfilterError),
     #[error(
@@ -57,6 +67,23 @@ pub enum TakeoverError {
         .0.process
     )]
     StillRunning(QueueReader),
+}
+
+/// Checks that no ftp-alg runs in this network namespace, as far as this process may see. One that is ending has until
+/// `deadline`.
+pub(super) fn check_alone(
+    parameters: &RuleParameters,
+    deadline: Instant,
+) -> Result<(), TakeoverError> {
+    loop {
+        // Without the right to see who reads the queues, the queues themselves are refused later.
+        let readers = readers::readers(parameters).unwrap_or_default();
+        match readers.into_iter().find(|reader| reader.name.starts_with(PROGRAM)) {
+            None => return Ok(()),
+            Some(_) if Instant::now() < deadline => thread::sleep(PAUSE),
+            Some(reader) => return Err(TakeoverError::AlreadyRuns(reader)),
+        }
+    }
 }
 
 /// The daemons that a takeover ends.

@@ -17,8 +17,8 @@ pub enum NetfilterError {
     )]
     RulesRefused { message: String },
     #[error(
-        "queue {number} is taken by another program{owner}; stop it, or set another number in \
-         [queue]"
+        "queue {number} is taken by another program{owner}; if it is ftp-alg, `ftp-alg run --takeover` ends it and \
+         continues in its place; otherwise stop it, or set another number in [queue]"
     )]
     QueueTaken {
         number: u16,
@@ -33,8 +33,8 @@ pub enum NetfilterError {
     )]
     ConcurrentChange { message: String },
     #[error(
-        "table inet ftp_alg is that of another ftp-alg, which reads queue {number}{owner}: stop one of the two; one can \
-         serve all control ports"
+        "table inet ftp_alg is that of another ftp-alg, which reads queue {number}{owner}: stop one of the two, or \
+         `ftp-alg run --takeover`: one can serve all control ports"
     )]
     OtherDaemon {
         /// Number of a queue that the table uses.

@@ -222,7 +222,7 @@ fn a_second_daemon_with_other_queues_does_not_start() {
     let first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
     let running = our_table(&lab);
     let done = run_another(&lab, &[], &executable(), &[], OTHER_QUEUES);
-    assert_fails(&done, 1, "is that of another ftp-alg");
+    assert_fails(&done, 1, "`ftp-alg run --takeover` ends it");
     assert_eq!(our_table(&lab), running);
     drop(first);
 }
@@ -242,7 +242,7 @@ fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
     wait_for("the second daemon", || second.log().contains("ready"));
     let running = our_table(&lab);
     let refused = Daemon::start(&program, &lab.gateway, "").unwrap_err().to_string();
-    assert!(refused.contains("is that of another ftp-alg"), "{refused}");
+    assert!(refused.contains("`ftp-alg run --takeover` ends it"), "{refused}");
     assert_eq!(our_table(&lab), running);
     assert_eq!(client.release().error, None);
 }

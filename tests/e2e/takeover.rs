@@ -10,6 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::*;
 
+const OTHER_QUEUE: &str = "queue.number = 2200\n";
+
 /// A client whose announcement is rewritten twice, and which waits at its gate in between.
 fn adjusted_client(gateway: &Gateway) -> GatedClient {
     let client = hold(&gateway.lab, (login(), port_transfer(), gate(), port_transfer()));
@@ -47,15 +49,18 @@ fn a_second_daemon_does_not_start_and_the_first_lives() {
     let tables =
         || gateway.lab.gateway.run("nft", &["-j", "list", "tables"]).unwrap().stdout_text();
     let running = tables();
-    let other_queue = "queue.number = 2200\n";
-    for (state, socket, user, configuration, expected) in [
-        (&first_state, &first_socket, "", "", "a daemon is already running on /"),
-        (&state, &first_socket, "", other_queue, "a daemon is already running on /"),
-        (&first_state, &socket, "", "", "is in use by another ftp-alg"),
-        (&state, &socket, "", "", "queue 2100 is taken by another program"),
-        (&state, &socket, "", other_queue, "is that of another ftp-alg, which reads queue 2100"),
-        (&state, &socket, "nobody", "", "queue 2100 is taken by another program"),
-        (&state, &socket, "nobody", other_queue, "is that of another ftp-alg"),
+    let expected = format!(
+        "already, process {}, which reads queue 2100: `ftp-alg run --takeover` ends it",
+        gateway.daemon.id()
+    );
+    for (state, socket, user, configuration) in [
+        (&first_state, &first_socket, "", ""),
+        (&state, &first_socket, "", OTHER_QUEUE),
+        (&first_state, &socket, "", ""),
+        (&state, &socket, "", ""),
+        (&state, &socket, "", OTHER_QUEUE),
+        (&state, &socket, "nobody", ""),
+        (&state, &socket, "nobody", OTHER_QUEUE),
     ] {
         let mut words = vec!["--state-dir", state, "--socket", socket];
         if !user.is_empty() {
@@ -64,11 +69,33 @@ fn a_second_daemon_does_not_start_and_the_first_lives() {
         }
         let done = run_another(&gateway.lab, &[], &program, &words, configuration);
         assert_eq!(done.status.code(), Some(1), "{words:?}: {}", done.stderr_text());
-        assert!(done.stderr_text().contains(expected), "{words:?}: {}", done.stderr_text());
+        assert!(done.stderr_text().contains(&expected), "{words:?}: {}", done.stderr_text());
+        // One error, and no other advice.
+        assert_eq!(done.stderr_text().matches("ftp-alg: ").count(), 1, "{}", done.stderr_text());
         assert_eq!(tables(), running, "{words:?}");
     }
     assert_eq!(gateway.count("errors"), 0, "{}", gateway.daemon.log());
     assert_goes_on(&gateway, client, "after seven others");
+}
+
+/// It cannot see whose the queues are.
+#[test]
+fn a_second_daemon_without_root_names_the_takeover_as_well() {
+    let gateway = gateway(Topology::Routed);
+    let program = executable_for_everyone(&gateway.lab);
+    let [state, socket] = elsewhere(&gateway);
+    let words = ["--state-dir", &state, "--socket", &socket];
+    let caps = "-all,+net_admin,+net_raw";
+    let under = ["--inh-caps", caps, "--ambient-caps", caps];
+    let under = [&AS_NOBODY[..], &under].concat();
+    for (configuration, expected) in [
+        ("", "queue 2100 is taken by another program"),
+        (OTHER_QUEUE, "is that of another ftp-alg"),
+    ] {
+        let done = run_another(&gateway.lab, &under, &program, &words, configuration);
+        assert_fails(&done, 1, expected);
+        assert!(done.stderr_text().contains("`ftp-alg run --takeover`"), "{}", done.stderr_text());
+    }
 }
 
 /// Starts `ftp-alg run --takeover` with these words, and waits until it is ready.
