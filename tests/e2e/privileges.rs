@@ -326,6 +326,9 @@ fn what_only_root_may_read_is_not_taken_for_absent() {
     curl(&lab, &server, Mode::Active).exchange(&server, "a", b"the body").unwrap();
     assert_eq!(daemon.counter("overruns").unwrap(), 0);
 
+    // What it advises is of use to the daemon's user as well.
+    assert!(!log.contains("run this as root"), "{log}");
+
     let done = run_another(&lab, &[], &executable(), &["--user", "nobody"], "");
     assert_fails(&done, 1, "runs in this network namespace already");
 }

@@ -88,9 +88,9 @@ fn read_rules(gateway: Gateway, texts: bool) -> Firewall {
         let over_nft = firewall.has_iptables_tables(ip).then_some(Origin::IptablesNft);
         let legacy = uses_legacy(ip).unwrap_or_else(|error| {
             let program = Origin::IptablesLegacy.program(ip.into());
-            firewall
-                .read_errors
-                .push(format!("{program}: cannot see if it is in use: {error}; run this as root"));
+            firewall.read_errors.push(format!(
+                "{program}: cannot see if it is in use: {error}; `ftp-alg doctor` as root can"
+            ));
             false
         });
         let legacy = legacy.then_some(Origin::IptablesLegacy);
