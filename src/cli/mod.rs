@@ -146,8 +146,9 @@ enum Command {
     /// Check whether a configuration is valid
     ///
     /// Each problem is one line on standard error: file, line, column, key, value
-    /// and the values that are allowed. The exit code is then 2. The command changes
-    /// nothing and needs no privileges.
+    /// and the values that are allowed. The exit code is then 2. A `warning` is what
+    /// is valid and never applies. The command changes nothing and needs no
+    /// privileges.
     Check {
         /// The configuration file; same as --config
         #[arg(value_name = "FILE", conflicts_with = "config")]
@@ -295,11 +296,14 @@ impl Command {
 
 /// Prints one line if the configuration, in the file that is `named` or in the default one, is valid.
 fn check(named: Option<&PathBuf>) -> Result<(), Failure> {
-    Config::load(named.map(PathBuf::as_path))?;
+    let config = Config::load(named.map(PathBuf::as_path))?;
     let default = Path::new(config::DEFAULT_PATH);
     let path = named.map_or(default, PathBuf::as_path);
     let is_absent = named.is_none() && !default.exists();
     let why = if is_absent { ": the file does not exist, so the defaults apply" } else { "" };
+    for warning in &config.warnings {
+        output::print_line(&format!("warning: {warning}"))?;
+    }
     output::print_line(&format!("{}: valid{why}", path.display()))
 }
 

@@ -3,7 +3,13 @@
 //! All problems are found in one pass, each with its key, position, value and what is allowed. Values that are valid
 //! but not supported by this version are reported separately.
 
-use std::{collections::HashSet, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry as MapEntry},
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::Arc,
+    time::Duration,
+};
 
 use ftp_alg_core::policy::{AuthTls, ForeignAddress, NetworkPolicy, Policy};
 use serde::Deserialize;
@@ -14,7 +20,7 @@ use super::{
     NatSettings, PinholeSettings, QueueSettings, ServerSettings,
     error::{self, ConfigProblem},
     file::{self, File, FileTable, Keys, TABLES},
-    hint, text,
+    hint, shadowed, text,
 };
 
 const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
@@ -32,6 +38,9 @@ const MAX_PINHOLES_PER_CLIENT: i64 = 65536;
 /// Queue numbers are 16 bits wide.
 const QUEUE_COUNT: u32 = 65536;
 
+/// How many wrong entries of a list a message names.
+const MAX_NAMED: usize = 3;
+
 const EXTERNAL: &str = "\"auto\", the address of a host, or \"dns:NAME\"";
 const HOST: &str = "the address of a host, such as \"10.0.0.5\"";
 const NETWORKS: &str =
@@ -40,8 +49,8 @@ const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1
                       port of 127.0.0.1, such as 9821";
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
 
-/// Checks `text`.
-pub(super) fn check(text: &str) -> Result<Config, Vec<ConfigProblem>> {
+/// Checks `text`. A valid one may have problems as well: what it says and what has no effect.
+pub(super) fn check(text: &str) -> Result<(Config, Vec<ConfigProblem>), Vec<ConfigProblem>> {
     let (mut document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         let problems = errors.iter().map(|error| error::syntax_problem(text, error));
@@ -54,14 +63,15 @@ pub(super) fn check(text: &str) -> Result<Config, Vec<ConfigProblem>> {
     let problems = file::remove_invalid_keys(document.get_mut());
     let file = File::deserialize(toml::Deserializer::from(document))
         .map_err(|error| vec![error::syntax_problem(text, &error)])?;
-    let mut checker = Checker { text, problems, unsupported: Vec::new() };
+    let mut checker =
+        Checker { text, problems, unsupported: Vec::new(), without_effect: Vec::new() };
     let config = checker.file(&file);
-    let Checker { mut problems, unsupported, .. } = checker;
+    let Checker { mut problems, unsupported, without_effect, .. } = checker;
     if problems.is_empty() {
         problems = unsupported;
     }
     problems.sort_by_key(|problem| problem.offset);
-    if problems.is_empty() { Ok(config) } else { Err(problems) }
+    if problems.is_empty() { Ok((config, without_effect)) } else { Err(problems) }
 }
 
 /// A key, and its value if the file has one.
@@ -93,6 +103,8 @@ struct Checker<'a> {
     problems: Vec<ConfigProblem>,
     /// Valid values that this version does not support.
     unsupported: Vec<ConfigProblem>,
+    /// Valid tables that never apply.
+    without_effect: Vec<ConfigProblem>,
 }
 
 impl Checker<'_> {
@@ -113,15 +125,16 @@ impl Checker<'_> {
             nat,
             limits,
             control_ports,
+            warnings: Vec::new(),
         }
     }
 
     fn control_ports(&mut self, entry: &Entry<'_>, default: Vec<u16>) -> Vec<u16> {
-        let allowed = "a list of ports from 1 to 65535, such as [21, 2121]";
-        let ports = self.value(entry, default, allowed, |value| {
-            let items = value.as_array()?.iter();
-            items.map(|item| integer_in(item, 1..=65535)?.try_into().ok()).collect()
-        });
+        let port = |item: &Value| u16::try_from(integer_in(item, 1..=65535)?).ok();
+        let wrong = wrong_entries(entry, |item| port(item).is_some());
+        let allowed = format!("a list of ports from 1 to 65535, such as [21, 2121]{wrong}");
+        let ports = self
+            .value(entry, default, &allowed, |value| value.as_array()?.iter().map(port).collect());
         if ports.is_empty() {
             self.refuse(entry, "is empty: give at least one port");
         }
@@ -129,9 +142,17 @@ impl Checker<'_> {
             let message = format!("has {} ports: give at most {MAX_CONTROL_PORTS}", ports.len());
             self.refuse(entry, &message);
         }
-        let mut seen = HashSet::new();
-        if let Some(twice) = ports.iter().find(|&port| !seen.insert(port)) {
-            self.refuse(entry, &format!("contains port {twice} twice: remove one"));
+        let mut first = HashMap::new();
+        for (number, item) in numbered_items(entry).take(MAX_CONTROL_PORTS) {
+            let Some(port) = port(item) else { continue };
+            match first.entry(port) {
+                MapEntry::Vacant(vacant) => drop(vacant.insert(number)),
+                MapEntry::Occupied(known) => {
+                    let entries = format!("entries {} and {number}", known.get());
+                    let message = format!("contains port {port} twice, as {entries}: remove one");
+                    self.refuse(entry, &message);
+                }
+            }
         }
         ports
     }
@@ -254,8 +275,10 @@ impl Checker<'_> {
         entry: &Entry<'_>,
         nat: &NatSettings,
     ) -> Option<Arc<[RangeInclusive<u16>]>> {
-        let allowed = "a list of ports and ranges of ports, such as [1433, \"5900-5999\"]";
-        let ranges: Arc<[_]> = self.optional(entry, allowed, |value| {
+        let wrong = wrong_entries(entry, |item| text::ports(item).is_some());
+        let allowed =
+            format!("a list of ports and ranges of ports, such as [1433, \"5900-5999\"]{wrong}");
+        let ranges: Arc<[_]> = self.optional(entry, &allowed, |value| {
             value.as_array()?.iter().map(text::ports).collect()
         })?;
         if ranges.len() > MAX_DENY_PORTS {
@@ -301,6 +324,15 @@ impl Checker<'_> {
             }
             let policy = self.policy_keys(file, default, nat);
             networks.push(NetworkPolicy { clients, servers, inspect, policy });
+        }
+        for (earlier, later) in shadowed::shadowed(&networks) {
+            let line = error::line_number(self.text, files[earlier].span().start);
+            let message = format!(
+                "never applies, because the [[network]] of line {line} has all of its connections: move it before \
+                 that one, or remove it"
+            );
+            let (offset, key) = (files[later].span().start, Some("network".to_owned()));
+            self.without_effect.push(ConfigProblem { offset, key, message });
         }
         networks
     }
@@ -435,6 +467,23 @@ impl Checker<'_> {
         let message = format!("{} {message}", error::shown_value(self.text, span));
         Some(ConfigProblem { offset, key, message })
     }
+}
+
+/// The items of a list, counted from 1.
+fn numbered_items<'a>(entry: &Entry<'a>) -> impl Iterator<Item = (usize, &'a Value)> {
+    let items = entry.value.and_then(|value| value.get_ref().as_array());
+    (1..).zip(items.into_iter().flatten())
+}
+
+/// The end of a message about a list: its first items that are not valid.
+fn wrong_entries(entry: &Entry<'_>, is_valid: impl Fn(&Value) -> bool) -> String {
+    let wrong = numbered_items(entry).filter(|(_, item)| !is_valid(item)).take(MAX_NAMED);
+    let named = wrong.map(|(number, item)| {
+        let text = item.to_string();
+        format!("entry {number} is {}", error::shown_value(&text, 0..text.len()))
+    });
+    let named: Vec<String> = named.collect();
+    if named.is_empty() { String::new() } else { format!(": {}", named.join(", ")) }
 }
 
 fn integer_in(value: &Value, range: RangeInclusive<i64>) -> Option<i64> {

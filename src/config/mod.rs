@@ -4,12 +4,14 @@
 //! runs it or of the kernel. It does not check whether an external name resolves or a queue is free.
 //!
 //! `file` describes the structure and refuses anything else, `check` builds a [`Config`], `text` parses
-//! values that TOML has no type for, `hint` makes suggestions, `error` adds positions.
+//! values that TOML has no type for, `shadowed` finds tables without effect, `hint` makes suggestions, `error` adds
+//! positions.
 
 mod check;
 mod error;
 mod file;
 mod hint;
+mod shadowed;
 mod text;
 
 use std::{
@@ -56,6 +58,8 @@ pub struct Config {
     pub servers: Vec<ServerSettings>,
     /// `[metrics]`.
     pub metrics: MetricsSettings,
+    /// What is valid and never applies, a line each, with its place in the file.
+    pub warnings: Vec<String>,
 }
 
 /// `[queue]`: our netfilter queues.
@@ -221,6 +225,7 @@ impl Default for Config {
             networks: Vec::new(),
             servers: Vec::new(),
             metrics: MetricsSettings::default(),
+            warnings: Vec::new(),
         }
     }
 }
@@ -249,10 +254,12 @@ impl Config {
 
     /// Checks `text`, which errors call `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        check::check(text).map_err(|problems| {
-            let lines: Vec<_> = problems.iter().map(|one| one.line(path, text)).collect();
-            ConfigError::Invalid(lines.join("\n"))
-        })
+        let lines = |problems: Vec<error::ConfigProblem>| -> Vec<String> {
+            problems.iter().map(|one| one.line(path, text)).collect()
+        };
+        let (config, without_effect) = check::check(text)
+            .map_err(|problems| ConfigError::Invalid(lines(problems).join("\n")))?;
+        Ok(Self { warnings: lines(without_effect), ..config })
     }
 
     /// The names whose addresses are needed.

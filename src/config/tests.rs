@@ -243,7 +243,9 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
     let cases = [
         ("control-ports = []", "control-ports: [] is empty"),
         ("control-ports = [0]", "control-ports: [0] is not a list of ports from 1 to 65535"),
-        ("control-ports = [21, 21]", "contains port 21 twice"),
+        ("control-ports = [21, 21]", "contains port 21 twice, as entries 1 and 2: remove one"),
+        ("control-ports = [0, 21, \"x\"]", "such as [21, 2121]: entry 1 is 0, entry 3 is \"x\""),
+        ("policy.deny-ports = [1, 65536]", "such as [1433, \"5900-5999\"]: entry 2 is 65536"),
         ("control-ports = 21", "control-ports: 21 is not a list of ports"),
         ("control-ports = [\"21\"]", "is not a list of ports"),
         ("queue.number = 65536", "queue.number: 65536 is not a whole number from 0 to 65535"),
@@ -457,4 +459,66 @@ fn keys_that_need_a_restart_are_reported() {
     let merged = new.with_fixed_keys_of(&old);
     assert!(old.fixed_keys_changed(&merged).is_empty());
     assert_eq!(merged.pinhole.timeout, Duration::from_secs(5));
+}
+
+/// The lines of the tables that never apply, each with the line that its warning names.
+fn shadowed(text: &str) -> Vec<(usize, usize)> {
+    let number = |text: &str| text.parse::<usize>().unwrap();
+    let place = |warning: &String| {
+        let later = warning.strip_prefix(&format!("{FILE}:")).unwrap().split(':').next().unwrap();
+        let (_, rest) =
+            warning.split_once("never applies, because the [[network]] of line ").unwrap();
+        (number(later), number(rest.split(' ').next().unwrap()))
+    };
+    parse(text)
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
+        .warnings
+        .iter()
+        .map(place)
+        .collect()
+}
+
+#[test]
+fn a_network_behind_one_that_has_all_of_its_connections_is_warned_of() {
+    let table = |keys: &str| format!("[[network]]\n{}\n", keys.replace("; ", "\n"));
+    for (first, second, is_shadowed) in [
+        ("clients = \"10.0.0.0/8\"", "clients = \"10.1.0.0/16\"", true),
+        ("clients = \"10.0.0.0/8\"", "clients = \"10.0.0.0/8\"; min-data-port = 5", true),
+        ("clients = \"10.1.0.0/16\"", "clients = \"10.0.0.0/8\"", false),
+        ("clients = \"10.0.0.0/8\"", "clients = [\"10.1.0.0/16\", \"11.0.0.1\"]", false),
+        (
+            "clients = [\"11.0.0.0/8\", \"10.0.0.0/8\"]",
+            "clients = [\"10.0.0.1\", \"11.0.0.1\"]",
+            true,
+        ),
+        ("clients = \"10.0.0.0/8\"", "servers = \"10.0.0.1\"", false),
+        ("servers = \"192.0.2.0/24\"", "clients = \"10.0.0.1\"; servers = \"192.0.2.7\"", true),
+        ("clients = \"10.0.0.0/8\"; servers = \"192.0.2.0/24\"", "clients = \"10.0.0.1\"", false),
+        ("clients = \"0.0.0.0/0\"", "servers = \"192.0.2.7\"", true),
+        ("clients = \"0.0.0.0/0\"", "servers = [\"192.0.2.7\", \"2001:db8::7\"]", false),
+        ("clients = [\"0.0.0.0/0\", \"::/0\"]", "servers = [\"192.0.2.7\", \"2001:db8::7\"]", true),
+        ("clients = \"::/0\"", "clients = \"10.0.0.1\"", false),
+        // It has no connections at all.
+        ("clients = \"::/0\"", "clients = \"10.0.0.1\"; servers = \"2001:db8::7\"", false),
+    ] {
+        let text = table(first) + &table(second);
+        let line = 1 + table(first).lines().count();
+        let expected: &[(usize, usize)] = if is_shadowed { &[(line, 1)] } else { &[] };
+        assert_eq!(shadowed(&text), expected, "{text}");
+    }
+    let all = table("servers = \"::/0\"") + &table("servers = \"0.0.0.0/0\"");
+    let more = table("clients = \"10.0.0.1\"") + &table("clients = \"2001:db8::1\"");
+    assert_eq!(shadowed(&(all + &more)), [(5, 3), (7, 1)]);
+}
+
+#[test]
+fn all_that_is_wrong_in_a_list_is_named() {
+    let refusal = refusal("control-ports = [21, 21, 2121, 70000]");
+    let lines: Vec<_> = refusal.lines().collect();
+    assert!(lines[0].ends_with("such as [21, 2121]: entry 4 is 70000"), "{refusal}");
+    assert!(
+        lines[1].ends_with("contains port 21 twice, as entries 1 and 2: remove one"),
+        "{refusal}"
+    );
+    assert_eq!(lines.len(), 2, "{refusal}");
 }

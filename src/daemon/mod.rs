@@ -341,7 +341,11 @@ fn load_again(options: &DaemonOptions, old: &Config) -> Result<Config, ConfigErr
 }
 
 fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {
-    Config::load_with(options.config.as_deref(), broker::read)
+    let config = Config::load_with(options.config.as_deref(), broker::read)?;
+    for warning in &config.warnings {
+        tracing::warn!(event = "config_warning", "configuration: {warning}");
+    }
+    Ok(config)
 }
 
 /// What the daemon has when it has given up its rights.
