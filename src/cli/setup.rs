@@ -39,8 +39,10 @@ use crate::{
 /// --undo restores the files byte for byte. If a file was edited since, it
 /// removes only the lines that --apply added.
 ///
-/// Exit codes: 0 nothing to do, shown, or done; 1 failed, or something must be
-/// done by hand.
+/// --check shows the same and exits with 1 if a rule is missing, for scripts.
+///
+/// Exit codes: 0 nothing to do, shown, or done; 1 failed, something must be done
+/// by hand, or with --check: a rule is missing.
 #[derive(Args, Debug)]
 pub struct Setup {
     /// Change the files and load them
@@ -49,6 +51,9 @@ pub struct Setup {
     /// Undo the changes of --apply
     #[arg(long, conflicts_with = "apply")]
     undo: bool,
+    /// Change nothing, and exit with 1 if a rule is missing
+    #[arg(long, conflicts_with_all = ["apply", "undo"])]
+    check: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -57,6 +62,9 @@ pub struct Setup {
     #[command(flatten)]
     socket: SocketOption,
 }
+
+/// The result of a change that is pending.
+const SHOWN: &str = "shown";
 
 /// The output of `setup`, also as JSON.
 #[derive(Debug, Default, Serialize)]
@@ -166,6 +174,12 @@ impl Setup {
             _ if report.incomplete => Err(Failure::failed(
                 "some rules could not be read, so more may be missing: see above",
             )),
+            _ if self.check && report.result == SHOWN => Err(Failure::failed(
+                "a change is pending, and nothing was changed: run `ftp-alg setup --apply`",
+            )),
+            left @ 1.. if self.check => {
+                Err(Failure::Failed(format!("rules to add by hand: {left}; see above")))
+            }
             _ => Ok(()),
         }
     }
@@ -298,7 +312,7 @@ impl SetupReport {
                 loads: plan.changes.loads.iter().map(|words| words.join(" ")).collect(),
             }
         });
-        let result = if plans.is_empty() { "nothing to do" } else { "shown" };
+        let result = if plans.is_empty() { "nothing to do" } else { SHOWN };
         Self {
             result,
             backend: Some(backend.into()),
@@ -331,7 +345,7 @@ impl SetupReport {
         text += match self.result {
             "applied" => "applied: `ftp-alg setup --undo` undoes it\n",
             "undone" => "undone\n",
-            "shown" => "nothing was changed: run `ftp-alg setup --apply` to do this\n",
+            SHOWN => "nothing was changed: run `ftp-alg setup --apply` to do this\n",
             _ if self.by_hand.is_empty() => "nothing to do\n",
             _ => "no file to change: see above\n",
         };

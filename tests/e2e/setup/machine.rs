@@ -159,6 +159,8 @@ pub fn assert_apply_reload_and_undo(
     let report: Value = serde_json::from_str(&json.text).unwrap();
     assert_eq!(report["result"], "shown", "{report}");
     assert_eq!(report["firewalls"][0]["name"], name, "{report}");
+    let pending = "a change is pending, and nothing was changed: run `ftp-alg setup --apply`";
+    machine.setup(&daemon, &["--check"]).fails(pending);
     assert_eq!(machine.files(), before, "setup changed a file without --apply");
 
     machine.setup(&daemon, &["--apply"]).says("applied");
@@ -166,7 +168,7 @@ pub fn assert_apply_reload_and_undo(
     machine.shell(reload);
     site.carries(&daemon, families);
     let applied = machine.files();
-    for arguments in [&["--apply"][..], &[]] {
+    for arguments in [&["--apply"][..], &[], &["--check"]] {
         let outcome = machine.setup(&daemon, arguments);
         assert_eq!((outcome.code, &*outcome.text), (0, "nothing to do\n"), "{outcome:?}");
     }
