@@ -181,7 +181,7 @@ fn a_reload_that_is_refused() {
     let text = daemon.status().unwrap()["problems"][0].to_string();
     assert!(text.contains(&format!("{file}:1:")) && text.contains("ftp-alg check"), "{text}");
     wait_for("a line in the log", || daemon.log().contains("WARN problem config: "));
-    // What is in use is not the file, whoever corrects it.
+    // What is in use is not the corrected file yet.
     fs::write(&file, valid).unwrap();
     assert_eq!(problems(daemon, "doctor"), ["config"]);
     signal(daemon, "HUP");
