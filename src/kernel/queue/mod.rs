@@ -146,10 +146,15 @@ impl Queue {
         socket.set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1).map_err(failed)?;
         start_delivery(&socket, number).map_err(failed)?;
         let statistics = File::open(STATISTICS);
-        if let Err(error) = &statistics {
-            tracing::info!(
+        match &statistics {
+            Ok(_) => {}
+            // It is root's alone, and with the package's unit the daemon is not root.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tracing::debug!("queue {number}: overruns are counted from gaps in the packet ids");
+            }
+            Err(error) => tracing::info!(
                 "queue {number}: {STATISTICS}: {error}; overruns are counted from gaps in the packet ids"
-            );
+            ),
         }
         Ok(Self {
             socket,
