@@ -5,7 +5,6 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry as MapEntry},
-    net::SocketAddr,
     ops::RangeInclusive,
     sync::Arc,
     time::Duration,
