@@ -102,3 +102,32 @@ fn the_fast_path_leaves_when_a_rule_compares_marks() {
         gateway.assert_tidy();
     }
 }
+
+/// Rules that overwrite the mark of an active data connection's first packet, which comes from the server.
+const OVERWRITING: [&str; 3] = [
+    "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
+     iifname \"wan\" meta mark set 0x2; }; }'",
+    "iptables-nft -t mangle -A PREROUTING -i wan -j MARK --set-mark 2",
+    "nft 'table ip own { chain marks { type filter hook prerouting priority raw; \
+     ct mark set 0x2; meta mark set ct mark; }; }'",
+];
+
+/// The rules come after the start, while a session is on the fast path.
+#[test]
+fn active_mode_goes_on_when_a_rule_overwrites_marks() {
+    for command in OVERWRITING {
+        let Some(gateway) = fast_path_gateway(Topology::Masquerade) else { return };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let active = || active_transfer(lab.client.address(V4), PORT);
+        let client = hold(lab, (login(), active(), gate(), active(), transfers(lab)));
+        assert_eq!(fast_path(daemon)["state"], "on", "{command}");
+        shell(lab, command);
+        wait_for("the end of the fast path", || fast_path(daemon)["state"] == "off");
+        let off = fast_path(daemon);
+        assert!(off["why"].as_str().unwrap().contains("overwrites"), "{command}: {off}");
+        assert!(daemon.log().contains("fast path off: "), "{}", daemon.log());
+        client.release().ok_in(command);
+        gateway.assert_tidy();
+    }
+}
