@@ -12,7 +12,7 @@ use super::{ConfigOption, Failure, SocketOption, output, table};
 use crate::{
     config::escape_control_characters,
     daemon::{
-        health::{self, Check, HostAudit},
+        health::{self, Check, CheckStatus, Findings, HostAudit, ProblemName},
         snapshot::{self, Problem},
     },
     kernel::{
@@ -26,11 +26,11 @@ const CONFIGURED: &str = "the configuration says so";
 
 /// Check whether FTP works here, and what to do if it does not
 ///
-/// Only reads: it loads, changes and sends nothing. Exit code 0: FTP works
-/// through this gateway as configured. Exit code 1: there is a problem, see
+/// Only reads: it loads, changes and sends nothing. Exit code 0: there is no
+/// problem, though there may be warnings. Exit code 1: there is a problem, see
 /// ftp-alg(8), "Problems". In JSON:
-/// {ok, backend, reason, problems: [{name, text, remedy}], checks: [
-/// {section, name, mark: "ok"|"missing"|"note"|"problem", says, details, remedy, advice, problem}]}.
+/// {ok, backend, reason, problems: [{name, text, remedy}], warnings: [the same], checks: [
+/// {section, name, mark: "ok"|"missing"|"note"|"warning"|"problem", says, details, remedy, advice, problem}]}.
 ///
 /// With --try it logs in to a server instead and transfers a listing in each
 /// mode. It says which step fails. Exit code 0: all modes work. In JSON:
@@ -102,7 +102,7 @@ impl DoctorOptions {
             _ if report.backend.is_none() => {
                 Err(Failure::failed("not permitted to read the kernel's state: run as root"))
             }
-            count => Err(Failure::from_problem_count(count)),
+            problems => Err(Failure::from_counts(problems, report.warnings.len())),
         }
     }
 
@@ -118,7 +118,7 @@ impl DoctorOptions {
                     self.socket.socket.display()
                 );
                 let remedy = "run doctor in the daemon's network namespace and with its --config";
-                Err(Problem::new(health::DAEMON_ABSENT, text, remedy))
+                Err(ProblemName::DaemonAbsent.problem(text, remedy))
             }
             Err(error) => Err(health::daemon_problem(&error, !has_readers)),
         }
@@ -128,20 +128,39 @@ impl DoctorOptions {
 /// The output of `doctor`, also as JSON.
 #[derive(Debug, Serialize)]
 struct DoctorReport {
-    /// Whether FTP will work.
+    /// Whether there is no problem.
     ok: bool,
     /// The back end for pinholes; `None` without the privileges to find out.
     backend: Option<&'static str>,
     reason: String,
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
     checks: Vec<Check>,
 }
 
 impl DoctorReport {
     fn new(backend: Option<Backend>, reason: String, checks: Vec<Check>) -> Self {
-        let problems: Vec<_> = checks.iter().filter_map(Check::as_problem).collect();
+        let Findings { problems, warnings } = checks.iter().filter_map(Check::finding).collect();
         let ok = problems.is_empty();
-        Self { ok, backend: backend.map(Into::into), reason, problems, checks }
+        Self { ok, backend: backend.map(Into::into), reason, problems, warnings, checks }
+    }
+
+    /// What is known about FTP here, in a line, and no more than that.
+    fn verdict(&self) -> String {
+        const WORKS: &str = "FTP will work through this gateway";
+        let counts = Findings::count_text(self.problems.len(), self.warnings.len());
+        match (self.problems.len(), self.warnings.len()) {
+            _ if self.backend.is_none() => {
+                "cannot tell whether FTP will work through this gateway".to_owned()
+            }
+            (0, 0) => WORKS.to_owned(),
+            (0, _) => format!("{WORKS}, but see the {counts} above"),
+            _ if self.checks.iter().any(Check::stops_all) => {
+                "FTP will not work through this gateway until the problems above are solved"
+                    .to_owned()
+            }
+            _ => format!("{counts}: see above which connections they concern"),
+        }
     }
 }
 
@@ -150,7 +169,7 @@ fn text(report: &DoctorReport) -> String {
     let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     let mut section = "";
-    for check in &report.checks {
+    for check in most_severe_first(&report.checks) {
         if check.section != section {
             section = check.section;
             text += &format!("{}{section}\n", if text.is_empty() { "" } else { "\n" });
@@ -172,18 +191,27 @@ fn text(report: &DoctorReport) -> String {
         let backend = format!("{backend}: {}", report.reason);
         text += &format!("\nback end\n  {}\n", table::wrapped(&backend, 2));
     }
-    let verdict = match report.problems.len() {
-        _ if report.backend.is_none() => "cannot tell whether FTP will work through this gateway",
-        0 => "FTP will work through this gateway",
-        _ => "FTP will not work through this gateway until the problems above are solved",
-    };
-    text + &format!("\n{verdict}\n")
+    text + &format!("\n{}\n", report.verdict())
+}
+
+/// In each section the problems, then the warnings, then all other checks.
+fn most_severe_first(checks: &[Check]) -> Vec<&Check> {
+    let mut sorted = Vec::new();
+    for section in checks.chunk_by(|one, next| one.section == next.section) {
+        let from = sorted.len();
+        sorted.extend(section);
+        sorted[from..].sort_by_key(|check| match check.mark {
+            CheckStatus::Problem => 0,
+            CheckStatus::Warning => 1,
+            CheckStatus::Ok | CheckStatus::Missing | CheckStatus::Note => 2,
+        });
+    }
+    sorted
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::health::CheckStatus;
 
     fn check(
         section: &'static str,
@@ -192,7 +220,10 @@ mod tests {
         remedy: &[&str],
     ) -> Check {
         let check = match mark {
-            CheckStatus::Problem => Check::problem(section, name, name, "says"),
+            CheckStatus::Problem => {
+                Check::problem(section, name, ProblemName::DataConnections, "says")
+            }
+            CheckStatus::Warning => Check::problem(section, name, ProblemName::State, "says"),
             _ => Check::new(section, name, mark, "says"),
         };
         check.remedy(remedy.iter().map(|line| (*line).to_owned()))
@@ -214,6 +245,44 @@ mod tests {
              FTP will not work through this gateway until the problems above are solved\n"
         );
         assert!(!report.ok);
+    }
+
+    #[test]
+    fn problems_and_warnings_come_first_in_their_section() {
+        let checks = [
+            check("kernel", "nat", CheckStatus::Ok, &[]),
+            check("daemon", "names", CheckStatus::Note, &[]),
+            check("daemon", "state", CheckStatus::Warning, &[]),
+            check("daemon", "table", CheckStatus::Problem, &[]),
+        ];
+        let names: Vec<_> = most_severe_first(&checks).iter().map(|one| &one.name).collect();
+        assert_eq!(names, ["nat", "table", "state", "names"]);
+    }
+
+    #[test]
+    fn the_verdict_says_no_more_than_is_known() {
+        let verdict = |checks: Vec<Check>| {
+            DoctorReport::new(Some(Backend::Nftables), "x".into(), checks).verdict()
+        };
+        let of = |name| Check::problem("daemon", "x", name, "says");
+        let stops = "FTP will not work through this gateway until the problems above are solved";
+        let partial = of(ProblemName::DataConnections).partial_if(true);
+        for (checks, says) in [
+            (vec![], "FTP will work through this gateway"),
+            (vec![of(ProblemName::Table)], stops),
+            (vec![of(ProblemName::Table), of(ProblemName::State)], stops),
+            (
+                vec![of(ProblemName::State), of(ProblemName::Helper)],
+                "FTP will work through this gateway, but see the 2 warnings above",
+            ),
+            (vec![partial], "1 problem: see above which connections they concern"),
+            (
+                vec![of(ProblemName::Zone), of(ProblemName::Name), of(ProblemName::State)],
+                "2 problems, 1 warning: see above which connections they concern",
+            ),
+        ] {
+            assert_eq!(verdict(checks), says);
+        }
     }
 
     #[test]

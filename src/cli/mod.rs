@@ -29,7 +29,7 @@ use clap::{
 
 use crate::{
     config::{self, Config, ConfigError},
-    daemon::{self, DaemonError, control_client, snapshot},
+    daemon::{self, DaemonError, control_client, health::Findings, snapshot},
     kernel::{RuleParameters, table::rule_files},
 };
 
@@ -60,12 +60,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// FTP does not work. The `count` problems were already printed.
-    fn from_problem_count(count: usize) -> Self {
-        Self::Failed(match count {
-            1 => "1 problem keeps FTP from working".to_owned(),
-            many => format!("{many} problems keep FTP from working"),
-        })
+    /// There are so many problems and warnings, which were already printed.
+    fn from_counts(problems: usize, warnings: usize) -> Self {
+        Self::Failed(Findings::count_text(problems, warnings))
     }
 
     /// Wraps any error of a command that failed.

@@ -7,16 +7,17 @@ use serde_json::Value;
 
 use super::{Failure, SocketOption, output, table};
 use crate::daemon::{
-    control_client, health,
+    control_client,
+    health::{self, CheckStatus},
     snapshot::{self, FastPathState, FastPathStatus, NameRow, Problem},
 };
 
 /// Show counters and health of the running daemon
 ///
 /// Exit code 0: a daemon gives verdicts, and there is no problem. Otherwise 1.
-/// With --wait, problems do not count, so scripts can wait for a daemon that is
-/// ready: `ftp-alg status --wait 10`. In JSON each problem is
-/// {name, text, remedy}; see ftp-alg(8), "Problems".
+/// Warnings do not count. With --wait, problems do not either, so scripts can
+/// wait for a daemon that is ready: `ftp-alg status --wait 10`. In JSON each of
+/// `problems` and `warnings` is {name, text, remedy}; see ftp-alg(8), "Problems".
 #[derive(Args, Debug)]
 pub(super) struct StatusOptions {
     /// Print one JSON object
@@ -40,7 +41,7 @@ impl StatusOptions {
         let answer = match answer {
             Err(error) if self.json => {
                 let problems = [health::daemon_problem(&error, true)];
-                let text = serde_json::json!({ "problems": problems }).to_string();
+                let text = serde_json::json!({ "problems": problems, "warnings": [] }).to_string();
                 output::print_line(&text)?;
                 return Err(error.into());
             }
@@ -52,10 +53,10 @@ impl StatusOptions {
         } else {
             output::print(&text(&status))?;
         }
-        match status.problems.len() {
+        match (status.problems.len(), status.warnings.len()) {
             _ if self.wait.is_some() => Ok(()),
-            0 => Ok(()),
-            count => Err(Failure::from_problem_count(count)),
+            (0, _) => Ok(()),
+            (problems, warnings) => Err(Failure::from_counts(problems, warnings)),
         }
     }
 }
@@ -75,12 +76,14 @@ fn text(status: &snapshot::Status) -> String {
     let rows = rows.chain(fast_path(&status.fast_path)).chain(counters(status));
     let rows: Vec<_> = rows.chain(names).chain(unconfined).collect();
     let text = table::list(&rows);
-    let problem = |problem: &Problem| {
+    let block = |mark: CheckStatus, problem: &Problem| {
         let Problem { name, text, remedy } = problem;
         let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2));
-        format!("\nPROBLEM {name}\n  {text}\n  {remedy}\n")
+        format!("\n{mark} {name}\n  {text}\n  {remedy}\n")
     };
-    text + &status.problems.iter().map(problem).collect::<String>()
+    let problems = status.problems.iter().map(|one| block(CheckStatus::Problem, one));
+    let warnings = status.warnings.iter().map(|one| block(CheckStatus::Warning, one));
+    text + &problems.chain(warnings).collect::<String>()
 }
 
 /// All counters by their names in JSON. Counters within another one, such as drops by reason, are shown only if they
@@ -183,6 +186,19 @@ mod tests {
         );
         let all = text(&snapshot::Status { fast_path: status, ..snapshot::Status::default() });
         assert_eq!(all.lines().filter(|line| line.starts_with("fast path  ")).count(), 3, "{all}");
+    }
+
+    #[test]
+    fn problems_are_shown_before_warnings() {
+        let one = |name| vec![snapshot::Problem::new(name, "text", "remedy")];
+        let status = snapshot::Status {
+            problems: one("table"),
+            warnings: one("state"),
+            ..snapshot::Status::default()
+        };
+        let shown = text(&status);
+        let end = "\nPROBLEM table\n  text\n  remedy\n\nWARNING state\n  text\n  remedy\n";
+        assert!(shown.ends_with(end), "{shown}");
     }
 
     #[test]

@@ -13,14 +13,14 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Effects, Engine, Event, EventKind, Kernel, KernelError, Pinhole};
+use ftp_alg_core::engine::{Effects, Engine, Event, Kernel, KernelError, Pinhole};
 
 use super::{
     events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
     forwarded_verdicts::VerdictSender,
-    health::Health,
+    health::{Findings, Health},
     log::EventLog,
     metrics::DecisionTimes,
     shard::{Shard, lock},
@@ -112,19 +112,9 @@ impl SharedState {
         (0..self.shards.len()).map(Effects::for_shard).collect()
     }
 
-    /// Logs an engine's events, and hands expired pinholes and missing routes to the health checks. The engine left out
-    /// `more` events.
+    /// Logs an engine's events, and hands them to the health checks. The engine left out `more` events.
     pub(super) fn record_events(&self, now: Instant, events: &[Event], more: u64) {
-        for event in events {
-            let ends = (event.client, event.server);
-            match event.kind {
-                EventKind::PinholeExpired(pinhole, kind) => {
-                    self.health.record_expired(pinhole, kind, ends);
-                }
-                EventKind::RouteMissing(_) => self.health.record_missing_route(ends),
-                _ => {}
-            }
-        }
+        self.health.record_events(now, events);
         self.events.record(events);
         self.transfers.record(now, events);
         self.log.log_events(now, events, more);
@@ -145,10 +135,11 @@ impl SharedState {
 
     /// Updates the daemon's health, and logs new and solved problems. Called each second.
     pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
-        for (ends, text) in self.health.take_unused_pinholes(parameters) {
+        for (ends, text) in self.health.take_unused_pinholes(now, parameters) {
             self.log.log_unused_pinhole(now, ends, &text);
         }
-        self.health.report_changes(&self.status_without_sessions(now).problems);
+        let Status { problems, warnings, .. } = self.status_without_sessions(now);
+        self.health.report_changes(&Findings { problems, warnings });
     }
 
     /// Counters and health, without the values that need a look at each session or at the kernel.
@@ -184,7 +175,8 @@ impl SharedState {
             Err(why) => FastPathStatus::off(why),
         };
         status.names = self.external_names.rows();
-        status.problems = self.health.problems(now, &status, &unwritten);
+        let Findings { problems, warnings } = self.health.findings(now, &status, &unwritten);
+        (status.problems, status.warnings) = (problems, warnings);
         status.problems.extend(lock(&self.refused_reload).clone());
         status.unconfined = self.unconfined.clone();
         status

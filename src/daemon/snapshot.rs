@@ -62,9 +62,12 @@ pub struct Status {
     /// The fast path.
     #[serde(default)]
     pub fast_path: FastPathStatus,
-    /// What keeps FTP from working, or soon may. Empty means healthy. docs/health.md has all names.
+    /// What keeps the gateway from its work, and must be repaired. Empty means healthy. docs/health.md has all names.
     #[serde(default)]
     pub problems: Vec<Problem>,
+    /// What does not stop FTP through this gateway, or concerns a few peers.
+    #[serde(default)]
+    pub warnings: Vec<Problem>,
 }
 
 /// Transfers that have ended since the start, by mode; `unknown` where no announcement opened a pinhole.
@@ -182,7 +185,7 @@ impl Default for FastPathStatus {
     }
 }
 
-/// Something that keeps FTP from working, or soon may.
+/// Something that is wrong: a problem or a warning, by the list that it is in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// A name for scripts, which stays the same in later versions.

@@ -7,8 +7,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::*;
 
-/// What `command --json` says, its problems by name, and its exit code.
-fn said(daemon: &Daemon, command: &str) -> (Value, Vec<String>, i32) {
+/// What `command --json` says, and its exit code.
+fn said(daemon: &Daemon, command: &str) -> (Value, i32) {
     let file = configuration_file(daemon);
     let mut arguments = vec![command, "--json"];
     if command == "doctor" {
@@ -17,35 +17,67 @@ fn said(daemon: &Daemon, command: &str) -> (Value, Vec<String>, i32) {
     let done = daemon.ask(&arguments).unwrap();
     let said: Value = serde_json::from_str(&done.stdout_text())
         .unwrap_or_else(|error| panic!("{error}: {}{}", done.stdout_text(), done.stderr_text()));
-    let problems = said["problems"].as_array().unwrap();
-    for problem in problems {
+    let code = done.status.code().unwrap();
+    assert_eq!(code, i32::from(!names(&said, "problems").is_empty()), "{command}: {said}");
+    (said, code)
+}
+
+/// The names in the list `list` of a report.
+fn names(said: &Value, list: &str) -> Vec<String> {
+    let all = said[list].as_array().unwrap();
+    for one in all {
         for field in ["name", "text", "remedy"] {
-            let text = problem[field].as_str().unwrap();
-            assert!(!text.is_empty() && !text.contains('\n'), "{field} of {problem}");
+            let text = one[field].as_str().unwrap();
+            assert!(!text.is_empty() && !text.contains('\n'), "{field} of {one}");
         }
     }
-    let names = problems.iter().map(|problem| problem["name"].as_str().unwrap().to_owned());
-    let names: Vec<String> = names.collect();
-    let code = done.status.code().unwrap();
-    assert_eq!(code, i32::from(!names.is_empty()), "{command}: {said}");
-    (said, names, code)
+    all.iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()
 }
 
 pub fn problems(daemon: &Daemon, command: &str) -> Vec<String> {
-    said(daemon, command).1
+    names(&said(daemon, command).0, "problems")
 }
 
-/// `name` is informed by `status`, `doctor` and the log, and by nobody once it is solved.
+pub fn warnings(daemon: &Daemon, command: &str) -> Vec<String> {
+    names(&said(daemon, command).0, "warnings")
+}
+
+/// `name` is a warning alone: the gateway is not red.
+fn is_warning(daemon: &Daemon, name: &str) {
+    for command in ["status", "doctor"] {
+        let (said, code) = said(daemon, command);
+        assert_eq!((names(&said, "warnings"), code), (vec![name.to_owned()], 0), "{said}");
+    }
+}
+
+/// `name` is reported by `status`, `doctor` and the log, and by nobody once it is solved.
 fn is_reported_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
-    wait_for(name, || problems(daemon, "status") == [name]);
-    assert_eq!(problems(daemon, "doctor"), [name]);
-    wait_for("a line in the log", || daemon.log().contains(&format!("WARN problem {name}: ")));
+    reported_until_solved(daemon, ("problem", name), problems, solve);
+}
+
+/// The same for a warning.
+fn is_warned_of_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
+    wait_for(name, || warnings(daemon, "status") == [name]);
+    is_warning(daemon, name);
+    reported_until_solved(daemon, ("warning", name), warnings, solve);
+}
+
+fn reported_until_solved(
+    daemon: &Daemon,
+    (severity, name): (&str, &str),
+    list: impl Fn(&Daemon, &str) -> Vec<String>,
+    solve: impl FnOnce(),
+) {
+    wait_for(name, || list(daemon, "status") == [name]);
+    assert_eq!(list(daemon, "doctor"), [name]);
+    let line = format!("WARN {severity} {name}: ");
+    wait_for("a line in the log", || daemon.log().contains(&line));
     let text = daemon.ask(&["status"]).unwrap().stdout_text();
-    assert!(text.contains(&format!("\nPROBLEM {name}\n")), "{text}");
+    assert!(text.contains(&format!("\n{} {name}\n", severity.to_uppercase())), "{text}");
     solve();
-    wait_for("the solution", || problems(daemon, "status").is_empty());
-    assert!(problems(daemon, "doctor").is_empty(), "{:?}", said(daemon, "doctor"));
-    let solved = format!("INFO problem {name} is solved");
+    wait_for("the solution", || list(daemon, "status").is_empty());
+    assert!(list(daemon, "doctor").is_empty(), "{:?}", said(daemon, "doctor"));
+    let solved = format!("INFO {severity} {name} is solved");
     wait_for("its line in the log", || daemon.log().contains(&solved));
 }
 
@@ -58,10 +90,15 @@ fn a_healthy_gateway_reports_no_problem() {
     ] {
         let configuration = back_end(backend);
         let Gateway { daemon, .. } = &gateway_with(topology, &configuration);
-        assert_eq!(problems(daemon, "status"), [""; 0]);
-        let (report, problems, _) = said(daemon, "doctor");
-        assert!(problems.is_empty(), "{report}");
-        assert!(!daemon.log().contains("problem"), "{}", daemon.log());
+        for command in ["status", "doctor"] {
+            let (report, _) = said(daemon, command);
+            for list in ["problems", "warnings"] {
+                assert_eq!(names(&report, list), [""; 0], "{report}");
+            }
+        }
+        for word in ["problem", "warning"] {
+            assert!(!daemon.log().contains(word), "{}", daemon.log());
+        }
     }
 }
 
@@ -123,20 +160,27 @@ fn filtered(rules: &str, admission: &str) -> (Lab, Daemon) {
 
 #[test]
 fn connections_that_are_not_tracked_or_that_the_kernels_own_helper_has() {
-    for (problem, helper, rule) in [
-        ("notrack", "", "priority raw; tcp dport 21 notrack;"),
+    type Check = fn(&Daemon, &str, Box<dyn FnOnce() + '_>);
+    let cases: [(&str, Check, &str, &str); 2] = [
+        (
+            "notrack",
+            |daemon, name, solve| is_reported_until_solved(daemon, name, solve),
+            "",
+            "priority raw; tcp dport 21 notrack;",
+        ),
         (
             "helper",
+            |daemon, name, solve| is_warned_of_until_solved(daemon, name, solve),
             "ct helper theirs { type \"ftp\" protocol tcp; }",
             "priority filter; tcp dport 21 ct helper set theirs;",
         ),
-    ] {
+    ];
+    for (name, check, helper, rule) in cases {
         let (lab, daemon) = filtered("tcp dport 21 accept", ADMITTING);
         let chain = format!("chain early {{ type filter hook prerouting {rule} }}");
         lab.gateway.nft(&format!("table inet mine {{\n{helper}\n{chain}\n}}")).unwrap();
-        is_reported_until_solved(&daemon, problem, || {
-            lab.gateway.shell("nft delete table inet mine").unwrap();
-        });
+        let solve = || drop(lab.gateway.shell("nft delete table inet mine").unwrap());
+        check(&daemon, name, Box::new(solve));
     }
 }
 
@@ -152,7 +196,7 @@ fn control_connections_that_are_dropped() {
         line_of(&line, "problem control-").contains("the policy of inet filter forward"),
         "{line}"
     );
-    let (report, ..) = said(&daemon, "doctor");
+    let (report, _) = said(&daemon, "doctor");
     let text = report["checks"].to_string();
     assert!(text.contains("accepted lan -> wan; all others: dropped"), "{text}");
 }
@@ -167,7 +211,7 @@ fn a_journal_that_cannot_be_written() {
     let state = daemon.socket().with_file_name("state");
     let aside = daemon.socket().with_file_name("aside");
     std::fs::rename(&state, &aside).unwrap();
-    is_reported_until_solved(daemon, "state", || std::fs::rename(&aside, &state).unwrap());
+    is_warned_of_until_solved(daemon, "state", || std::fs::rename(&aside, &state).unwrap());
 }
 
 #[test]
@@ -220,9 +264,8 @@ fn pinholes_that_nobody_uses() {
     unused(&gateway, 2);
     let daemon = &gateway.daemon;
     wait_for("both", || daemon.counter("pinholes_expired").unwrap() == 2);
-    assert_eq!(problems(daemon, "status"), ["unused-pinholes"]);
     assert_eq!(daemon.counter("pinholes_used").unwrap(), 0);
-    assert_eq!(problems(daemon, "doctor"), ["unused-pinholes"]);
+    is_warning(daemon, "unused-pinholes"); // of one client
     let log = daemon.log();
     let lines = log.lines().filter(|line| line.contains("WARN 1")).count();
     assert_eq!(lines, 2, "one each: {log}");
@@ -257,8 +300,7 @@ fn encrypted_sessions() {
     }
     let daemon = &gateway.daemon;
     wait_for("both", || daemon.counter("encrypted").unwrap() == 2);
-    assert_eq!(problems(daemon, "status"), ["encrypted"]);
-    assert_eq!(problems(daemon, "doctor"), ["encrypted"]);
+    is_warning(daemon, "encrypted"); // of one client
     let log = daemon.log();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("WARN #")).collect();
     assert_eq!(lines.len(), 1, "one of the client, not one each: {log}");
@@ -266,8 +308,26 @@ fn encrypted_sessions() {
     // Who lets them pass by other means has no problem; they are counted all the same.
     let rule = "nft insert rule inet gateway forward tcp dport 50000-51000 accept";
     gateway.lab.gateway.shell(rule).unwrap();
-    wait_for("the firewall to be read", || problems(daemon, "status").is_empty());
+    wait_for("the firewall to be read", || warnings(daemon, "status").is_empty());
     assert_eq!(daemon.counter("encrypted").unwrap(), 2);
+}
+
+/// Each of its clients would fail, and nobody would know whose setting it is.
+#[test]
+fn a_server_whose_announcements_are_all_refused() {
+    let gateway = gateway_with(Topology::Masquerade, "[policy]\nmin-data-port = 60000\n");
+    let _server = scripted_server(&gateway.lab.server, &json!({"passive_port": 50069}));
+    talk(&gateway.lab, (login(), vec![ask("PASV"); 3])).ok();
+    let daemon = &gateway.daemon;
+    wait_for("the refusals", || daemon.counter("pinholes_refused").unwrap() == 3);
+    is_warning(daemon, "refused-announcements");
+    let (status, _) = said(daemon, "status");
+    let [text, remedy] = ["text", "remedy"].map(|field| status["warnings"][0][field].to_string());
+    let server = SocketAddr::new(gateway.lab.server_address(V4), 21).to_string();
+    assert!(text.contains(&server) && text.contains("min-data-port 60000"), "{text}");
+    assert!(remedy.contains("[policy] min-data-port"), "{remedy}");
+    let doctor = doctor(daemon).stdout_text();
+    assert!(!doctor.contains("will not work"), "{doctor}");
 }
 
 #[test]
@@ -293,7 +353,7 @@ fn the_service_manager_hears_of_problems() {
     let state = daemon.socket().with_file_name("state");
     let aside = daemon.socket().with_file_name("aside");
     std::fs::rename(&state, &aside).unwrap();
-    hear("STATUS=problem state: ");
+    hear("STATUS=warning state: ");
     std::fs::rename(&aside, &state).unwrap();
     hear("STATUS=FTP works");
 }

@@ -104,12 +104,15 @@ fn the_fast_path_leaves_when_a_rule_compares_marks() {
 }
 
 /// Rules that overwrite the mark of an active data connection's first packet, which comes from the server.
-const OVERWRITING: [&str; 3] = [
+const OVERWRITING: [&str; 4] = [
     "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
      iifname \"wan\" meta mark set 0x2; }; }'",
     "iptables-nft -t mangle -A PREROUTING -i wan -j MARK --set-mark 2",
     "nft 'table ip own { chain marks { type filter hook prerouting priority raw; \
      ct mark set 0x2; meta mark set ct mark; }; }'",
+    // Of the priority of translation: what is added later comes first.
+    "nft 'table ip own { chain marks { type filter hook prerouting priority dstnat; \
+     iifname \"wan\" ct state new meta mark set 0x2; }; }'",
 ];
 
 /// The rules come after the start, while a session is on the fast path.

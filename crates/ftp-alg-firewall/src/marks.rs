@@ -136,8 +136,9 @@ pub(crate) fn mark_conflicts(
             for reached in traversal::follow(one, &packet, None).reached {
                 changed |= reached.rule.changed_mark_bits();
             }
-            // By then our table has read the mark of a data connection's first packet.
-            if packet.state == state::NEW && one.base.priority >= DESTINATION_NAT_PRIORITY {
+            // By then our table has read the mark of a data connection's first packet. A chain of the same priority
+            // comes first if it was added later.
+            if packet.state == state::NEW && one.base.priority > DESTINATION_NAT_PRIORITY {
                 continue;
             }
             for reached in traversal::follow(one, &marked, None).reached {
@@ -457,6 +458,13 @@ mod tests {
         assert_eq!(writes("filter", "prerouting", -150, "1"), named);
         assert_eq!(writes("filter", "prerouting", -300, "1"), named);
         assert_eq!(writes("filter", "prerouting", 0, "1"), named, "lines of control connections");
+        let of_new = |priority| {
+            let is_new = is("in", r#"{"ct": {"key": "state"}}"#, r#""new""#);
+            let rule = format!(r#"{is_new}, {{"mangle": {{"key": {mark}, "value": 1}}}}"#);
+            chain("filter", "prerouting", priority, &rule)
+        };
+        assert_eq!(of_new(-100), named, "it may have been added after our table");
+        assert_eq!(of_new(-99), [""; 0], "our table has read the mark");
         assert_eq!(writes("nat", "prerouting", -150, "1"), [""; 0]);
         assert_eq!(writes("filter", "forward", -150, "1"), [""; 0]);
         let or = r#"{"|": [{"&": [{"meta": {"key": "mark"}}, 4294967040]}, 1]}"#;

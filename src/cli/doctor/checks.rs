@@ -6,7 +6,7 @@ use crate::{
     config::FastPathMode,
     daemon::{
         confine,
-        health::{self, Check, CheckStatus, HostAudit},
+        health::{self, Check, CheckStatus, Findings, HostAudit, ProblemName, Severity},
         snapshot::{Problem, Status},
     },
     kernel::{
@@ -27,7 +27,7 @@ fn works(name: impl Into<String>, says: impl Into<String>) -> Check {
 
 /// A feature of the kernel that FTP needs does not work.
 fn broken(name: &str, says: impl Into<String>) -> Check {
-    Check::problem(KERNEL, name, "kernel", says)
+    Check::problem(KERNEL, name, ProblemName::Kernel, says)
 }
 
 /// A file of the firewall has a copy of the daemon's table.
@@ -66,7 +66,7 @@ impl Checks<'_> {
 
     fn privileges(&self) -> Check {
         let name = "privileges";
-        let missing = |says: &str| Check::problem(KERNEL, name, name, says);
+        let missing = |says: &str| Check::problem(KERNEL, name, ProblemName::Privileges, says);
         match (self.features.net_admin, self.features.net_raw) {
             (true, true) => works(name, "CAP_NET_ADMIN and CAP_NET_RAW"),
             (true, false) => missing(
@@ -164,12 +164,12 @@ impl Checks<'_> {
             (Some(_), Ok(status)) => {
                 works(name, format!("read by the running ftp-alg {}", status.version))
             }
-            (Some(_), Err(problem)) if problem.name == health::DAEMON_HUNG => {
+            (Some(_), Err(problem)) if ProblemName::DaemonHung.is_of(problem) => {
                 works(name, "read by a running ftp-alg that does not answer")
             }
             (Some((_, reader)), Err(_)) => {
                 let says = format!("taken by another program ({reader})");
-                Check::problem(KERNEL, name, "queue-taken", says).details([
+                Check::problem(KERNEL, name, ProblemName::QueueTaken, says).details([
                     "stop that program, or set another number in [queue]".to_owned(),
                     "if it is an ftp-alg with another control socket, use --socket".to_owned(),
                 ])
@@ -235,20 +235,22 @@ impl Checks<'_> {
         })
     }
 
-    /// The problems that the daemon reports about itself. Its problems with the kernel and the rules are left out,
-    /// because doctor checks these itself.
+    /// The problems and warnings that the daemon reports about itself. Those about the kernel and the rules are left
+    /// out, because doctor checks these itself.
     fn daemon(&self) -> Vec<Check> {
         let status = match self.running {
             Ok(status) => status,
-            Err(problem) => return vec![Check::from_problem(DAEMON, problem)],
+            Err(problem) => return vec![Check::from_problem(DAEMON, Severity::Problem, problem)],
         };
         let mut checks = health::name_checks(&status.names);
-        let own = status.problems.iter().filter(|one| !health::is_audit_problem(one));
-        let own = own.cloned().chain(health::version_problem(status));
-        checks.extend(own.map(|problem| Check::from_problem(DAEMON, &problem)));
+        let Status { problems, warnings, .. } = status.clone();
+        let reported = Findings { problems, warnings };
+        let own = reported.iter().filter(|(_, one)| !health::is_audit_problem(one));
+        checks.extend(own.map(|(severity, one)| Check::from_problem(DAEMON, severity, one)));
+        checks.extend(health::version_check(DAEMON, status));
         if checks.is_empty() {
             let version = &status.version;
-            let says = format!("version {version} is running and reports no problem of its own");
+            let says = format!("version {version} is running and reports nothing wrong of its own");
             checks.push(Check::ok(DAEMON, "ftp-alg", says));
         }
         checks

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
+use super::names::{ProblemName, Severity};
 use crate::daemon::snapshot::Problem;
 
 /// The result of a check.
@@ -16,6 +17,8 @@ pub enum CheckStatus {
     Missing,
     /// Worth knowing.
     Note,
+    #[strum(to_string = "WARNING")]
+    Warning,
     #[strum(to_string = "PROBLEM")]
     Problem,
 }
@@ -37,8 +40,20 @@ pub struct Check {
     pub remedy: Vec<String>,
     /// Further advice, a line each.
     pub advice: Vec<String>,
-    /// The name of the problem, if the result is one.
+    /// The name of the problem or warning, if the result is one.
     pub problem: Option<Cow<'static, str>>,
+    /// Whether it concerns certain connections only.
+    #[serde(skip)]
+    pub is_partial: bool,
+}
+
+impl From<Severity> for CheckStatus {
+    fn from(severity: Severity) -> Self {
+        match severity {
+            Severity::Problem => Self::Problem,
+            Severity::Warning => Self::Warning,
+        }
+    }
 }
 
 impl Check {
@@ -51,7 +66,17 @@ impl Check {
     ) -> Self {
         let (details, remedy, advice) = (Vec::new(), Vec::new(), Vec::new());
         let (name, says) = (name.into(), says.into());
-        Self { section, name, mark, says, details, remedy, advice, problem: None }
+        Self {
+            section,
+            name,
+            mark,
+            says,
+            details,
+            remedy,
+            advice,
+            problem: None,
+            is_partial: false,
+        }
     }
 
     /// A check that succeeded.
@@ -64,24 +89,33 @@ impl Check {
         Self::new(section, name, CheckStatus::Note, says)
     }
 
-    /// A check that found the problem named `problem`.
+    /// A check that found the problem or warning named `problem`.
     pub fn problem(
         section: &'static str,
         name: impl Into<String>,
-        problem: &'static str,
+        problem: ProblemName,
         says: impl Into<String>,
     ) -> Self {
-        Self {
-            problem: Some(problem.into()),
-            ..Self::new(section, name, CheckStatus::Problem, says)
-        }
+        let mark = problem.severity(0).into();
+        Self { problem: Some(problem.as_str().into()), ..Self::new(section, name, mark, says) }
     }
 
-    /// A check for a problem that already has its texts.
-    pub fn from_problem(section: &'static str, problem: &Problem) -> Self {
+    /// A check for a problem or warning that already has its texts.
+    pub fn from_problem(section: &'static str, severity: Severity, problem: &Problem) -> Self {
         let Problem { name, text, remedy } = problem.clone();
-        let check = Self::new(section, name.clone(), CheckStatus::Problem, text);
+        let check = Self::new(section, name.clone(), severity.into(), text);
         Self { problem: Some(name.into()), ..check }.advice([remedy])
+    }
+
+    /// Whether no FTP works through the gateway because of it, as far as this check can judge.
+    pub fn stops_all(&self) -> bool {
+        let name = self.problem.as_deref().and_then(ProblemName::from_name);
+        !self.is_partial && name.is_some_and(ProblemName::stops_all)
+    }
+
+    /// The same check, for certain connections only if `is_partial`.
+    pub fn partial_if(self, is_partial: bool) -> Self {
+        Self { is_partial: self.is_partial || is_partial, ..self }
     }
 
     /// Adds details.
@@ -102,15 +136,19 @@ impl Check {
         self
     }
 
-    /// The entry for the list of problems, if the result is a problem.
-    pub fn as_problem(&self) -> Option<Problem> {
+    /// The entry for the list of problems or of warnings, if the result is one.
+    pub fn finding(&self) -> Option<(Severity, Problem)> {
         let name = self.problem.as_deref()?;
+        let severity = match self.mark {
+            CheckStatus::Problem => Severity::Problem,
+            _ => Severity::Warning,
+        };
         let mut text = self.details.iter().fold(self.says.clone(), |text, line| text + "; " + line);
         if name != self.name {
             text = format!("{}: {text}", self.name);
         }
         let remedy = [self.remedy.as_slice(), &self.advice].concat().join("; ");
-        Some(Problem { name: name.to_owned(), text, remedy })
+        Some((severity, Problem { name: name.to_owned(), text, remedy }))
     }
 }
 

@@ -7,8 +7,8 @@ use ftp_alg_firewall::{
 };
 
 use super::{
-    RESTORED_MARKS,
     check::{Check, CheckStatus},
+    names::ProblemName,
 };
 use crate::kernel::{
     RuleParameters, operator_firewall::links, parameters::Backend, probe::HostSettings,
@@ -62,7 +62,7 @@ impl HostAudit<'_> {
             let check = match path.best_acceptance() {
                 Acceptance::Dropped if is_closed => {
                     let advice = "accept connections to the control ports there, from the clients that may use FTP";
-                    Check::problem(FIREWALL, "", "control-connections", says)
+                    Check::problem(FIREWALL, "", ProblemName::ControlConnections, says)
                         .advice([advice.to_owned()])
                 }
                 Acceptance::Dropped => Check::note(FIREWALL, "", says),
@@ -113,7 +113,7 @@ impl HostAudit<'_> {
                 Some(check) => check,
                 None => {
                     let says = "the firewall drops its data connections";
-                    checks.push(Check::problem(FIREWALL, name, "data-connections", says));
+                    checks.push(Check::problem(FIREWALL, name, ProblemName::DataConnections, says));
                     let Some(check) = checks.last_mut() else { continue };
                     check
                 }
@@ -137,7 +137,9 @@ impl HostAudit<'_> {
             }
             *check = added;
         }
-        checks
+        // The other mode works.
+        let is_partial = checks.len() == 1;
+        checks.into_iter().map(|check| check.partial_if(is_partial)).collect()
     }
 
     /// Whether data connections may pass that ftp-alg does not mark, for example those of encrypted sessions.
@@ -151,7 +153,7 @@ impl HostAudit<'_> {
             let says = "nf_conntrack_helper is on: the kernel's FTP helper takes every connection \
                         to port 21";
             checks.push(
-                Check::problem(HELPERS, "sysctl", "helper", says)
+                Check::problem(HELPERS, "sysctl", ProblemName::Helper, says)
                     .remedy(["sysctl -w net.netfilter.nf_conntrack_helper=0".to_owned()]),
             );
         }
@@ -169,7 +171,7 @@ impl HostAudit<'_> {
                          firewall-cmd --permanent --remove-service=ftp --add-port=21/tcp"
                             .to_owned()
                     });
-                    of_rule("rule", "helper", "assigns the kernel's FTP helper")
+                    of_rule("rule", ProblemName::Helper, "assigns the kernel's FTP helper")
                         .remedy(concern.remedy.clone())
                         .advice(firewalld)
                 }
@@ -182,7 +184,7 @@ impl HostAudit<'_> {
                 }
                 ConflictKind::Offload => {
                     let says = "offloads connections before ftp-alg reads them";
-                    of_rule("flowtable", "flowtable", says).advice([format!(
+                    of_rule("flowtable", ProblemName::Flowtable, says).advice([format!(
                         "if it takes control connections, begin the rule with `tcp dport != \
                          {{ {ports} }} tcp sport != {{ {ports} }}`; or load the module \
                          nfnetlink_cthelper",
@@ -193,11 +195,11 @@ impl HostAudit<'_> {
                 ConflictKind::Queueing => {
                     let says =
                         "queues control packets a second time: ftp-alg run queues them itself";
-                    of_rule("rule", "queued-twice", says).remedy(concern.remedy.clone())
+                    of_rule("rule", ProblemName::QueuedTwice, says).remedy(concern.remedy.clone())
                 }
                 ConflictKind::Untracked => {
                     let says = "takes control connections out of connection tracking";
-                    of_rule("notrack", "notrack", says).remedy(concern.remedy.clone())
+                    of_rule("notrack", ProblemName::Notrack, says).remedy(concern.remedy.clone())
                 }
                 ConflictKind::Zone(zone)
                     if zone.is_some_and(|zone| self.parameters.learned.now().zones.contains(&zone)) =>
@@ -207,7 +209,7 @@ impl HostAudit<'_> {
                 ConflictKind::Zone(_) => {
                     let says =
                         "puts control connections into a conntrack zone that ftp-alg does not inspect";
-                    of_rule("zone", "zone", says)
+                    of_rule("zone", ProblemName::Zone, says)
                 }
                 ConflictKind::CtMark { .. } => {
                     let mask = self.parameters.mask();
@@ -250,7 +252,7 @@ impl HostAudit<'_> {
         } else {
             return None;
         };
-        let check = Check::problem(HELPERS, "restored marks", RESTORED_MARKS, says);
+        let check = Check::problem(HELPERS, "restored marks", ProblemName::RestoredMarks, says);
         Some(check.remedy(["systemctl restart ftp-alg".to_owned()]).advice(advice))
     }
 
@@ -327,7 +329,7 @@ impl HostAudit<'_> {
             };
             return Check::ok(FIREWALL, "", says).details(exceptions(true, "drops"));
         }
-        // Without acknowledgements FTP works, only slower. A drop at output is a problem, and one at postrouting a
+        // Without acknowledgements FTP works, only slower. A drop at output is a warning, and one at postrouting a
         // note.
         let is_delay = class == PacketClass::Injected && !path.hook.is_filter();
         let matters = path.is_used_by(class) && !is_delay;
@@ -374,14 +376,18 @@ impl HostAudit<'_> {
             .iter()
             .filter_map(|stop| stop.advice_without_rule(class, &self.firewall.gateway));
         let problem = match class {
-            PacketClass::Injected => "acknowledgements",
-            PacketClass::MarkedData | PacketClass::RelatedData => "data-connections",
+            PacketClass::Injected => ProblemName::Acknowledgements,
+            PacketClass::MarkedData | PacketClass::RelatedData => ProblemName::DataConnections,
         };
         let check = match matters {
             true => Check::problem(FIREWALL, "", problem, says),
             false => Check::note(FIREWALL, "", says),
         };
+        // What is forwarded may pass nevertheless.
+        let is_partial = path.hook != Hook::Forward
+            && self.data_paths.iter().any(|one| one.is_used && one.hook == Hook::Forward);
         check
+            .partial_if(is_partial)
             .details(exceptions(false, "accepts"))
             .remedy(commands.clone().map(|(command, _)| command))
             .advice(advice)
@@ -413,6 +419,13 @@ fn merge_families(name: &str, families: impl Iterator<Item = (IpVersion, Check)>
         }
     }
     checks
+        .into_iter()
+        .map(|check| {
+            // The other version of IP may pass.
+            let is_partial = check.name != name;
+            check.partial_if(is_partial)
+        })
+        .collect()
 }
 
 /// Whether both versions of IP have the same result: both are fine, or both have the same problem. The texts may differ

@@ -127,6 +127,8 @@ pub struct Decision {
     pub effect: Effect,
     /// Why, in a log line's words.
     pub reason: Cow<'static, str>,
+    /// What policy or a limit has against the announcement, also if the line passes all the same.
+    pub objection: Option<RefusalReason>,
 }
 
 /// What is done about an announcement.
@@ -148,12 +150,17 @@ pub enum Effect {
 impl Decision {
     /// To forward the line unchanged.
     pub fn pass(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { effect: Effect::Pass, reason: reason.into() }
+        Self { effect: Effect::Pass, reason: reason.into(), objection: None }
+    }
+
+    /// To forward the line unchanged, although policy has this objection.
+    pub fn pass_despite(objection: RefusalReason, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { objection: Some(objection), ..Self::pass(reason) }
     }
 
     /// To refuse the announcement.
     pub fn refuse(why: RefusalReason, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { effect: Effect::Refuse(why), reason: reason.into() }
+        Self { effect: Effect::Refuse(why), reason: reason.into(), objection: Some(why) }
     }
 }
 

@@ -39,7 +39,7 @@ fn about_foreign_address(
     match policy.foreign_address {
         ForeignAddress::Refuse => Decision::refuse(why, reason),
         ForeignAddress::Pass if kind.is_active() => Decision::refuse(why, reason),
-        ForeignAddress::Pass | ForeignAddress::Allow => Decision::pass(reason),
+        ForeignAddress::Pass | ForeignAddress::Allow => Decision::pass_despite(why, reason),
     }
 }
 
@@ -231,7 +231,10 @@ impl Connection<'_> {
                 self.record_decision(announced, self.opened_decision(announced, opened))
             }
             // The line has passed.
-            Err(not_opened) => self.record_decision(announced, Decision::pass(not_opened.reason)),
+            Err(not_opened) => {
+                let passed = Decision { effect: Effect::Pass, ..not_opened };
+                self.record_decision(announced, passed)
+            }
             Ok(None) => {
                 let reason = "the connection's translation is unknown";
                 self.record_decision(announced, Decision::pass(reason))
@@ -278,7 +281,7 @@ impl Connection<'_> {
             (None, None) => "the other end sees another endpoint".into(),
         };
         let padding = self.allowed_padding(announced);
-        Decision { effect: Effect::Open { endpoint, padding }, reason }
+        Decision { effect: Effect::Open { endpoint, padding }, reason, objection: None }
     }
 
     /// Records a decision: event, counters. Returns its effect.

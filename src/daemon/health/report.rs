@@ -1,0 +1,125 @@
+//! What the log and the service manager hear of problems and warnings.
+
+use std::collections::{HashMap, HashSet};
+
+use sd_notify::NotifyState;
+
+use super::names::{Findings, ProblemName, Severity, is_audit_problem};
+use crate::daemon::{notify, snapshot::Problem};
+
+/// How many characters of a warning the service manager gets.
+const MAX_SHORT: usize = 120;
+
+/// What was reported.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    /// The names at the previous look.
+    previous: HashSet<String>,
+    /// Those that are reported, and not solved yet, with their severity.
+    reported: HashMap<String, Severity>,
+    /// The last status text of the service manager.
+    status: String,
+}
+
+impl Reports {
+    /// Reports to the log what is new, more or less severe, or solved, and to the service manager what is wrong now.
+    pub(super) fn update(&mut self, findings: &Findings) {
+        for (severity, problem) in findings.iter() {
+            let Problem { name, text, remedy } = problem;
+            // Others are reported if they last until the next look: at the start names are not looked up yet, and a
+            // journal may be written again a moment later.
+            let is_lasting = is_audit_problem(problem) && !ProblemName::Name.is_of(problem)
+                || self.previous.contains(name);
+            if !is_lasting || self.reported.insert(name.clone(), severity) == Some(severity) {
+                continue;
+            }
+            match severity {
+                Severity::Problem => tracing::warn!(
+                    event = "problem",
+                    problem = name,
+                    "problem {name}: {text}: {remedy}"
+                ),
+                Severity::Warning => tracing::warn!(
+                    event = "warning",
+                    problem = name,
+                    "warning {name}: {text}: {remedy}"
+                ),
+            }
+        }
+        let names: HashSet<String> = findings.iter().map(|(_, one)| one.name.clone()).collect();
+        for (solved, severity) in self.reported.extract_if(|name, _| !names.contains(name)) {
+            tracing::info!(event = "solved", problem = solved, "{severity} {solved} is solved");
+        }
+        self.previous = names;
+        let status = status_text(findings);
+        if self.status != status {
+            notify(&[NotifyState::Status(&status)]);
+            self.status = status;
+        }
+    }
+}
+
+/// The status text of the service manager: the first problem; without one the first warning in short.
+fn status_text(findings: &Findings) -> String {
+    let Findings { problems, warnings } = findings;
+    match (problems.as_slice(), warnings.as_slice()) {
+        ([], []) => "FTP works as far as ftp-alg sees".to_owned(),
+        ([], [Problem { name, text, .. }]) => format!("warning {name}: {}", shortened(text)),
+        ([], [Problem { name, text, .. }, ..]) => {
+            format!("{} warnings, the first {name}: {}", warnings.len(), shortened(text))
+        }
+        ([Problem { name, text, .. }], _) => format!("problem {name}: {text}"),
+        ([Problem { name, text, .. }, ..], _) => {
+            format!("{} problems, the first {name}: {text}", problems.len())
+        }
+    }
+}
+
+/// The first part of `text`.
+fn shortened(text: &str) -> String {
+    let part = text.split("; ").next().unwrap_or_default();
+    match part.char_indices().nth(MAX_SHORT) {
+        Some((end, _)) => format!("{}...", part[..end].trim_end()),
+        None => part.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_manager_hears_of_a_problem_before_warnings() {
+        let mut findings = Findings::default();
+        assert_eq!(status_text(&findings), "FTP works as far as ftp-alg sees");
+        let long = format!("a journal; {}", "x".repeat(999));
+        findings.add_named(ProblemName::State, 0, long, "make room");
+        assert_eq!(status_text(&findings), "warning state: a journal");
+        findings.add_named(ProblemName::Helper, 0, "é".repeat(999), "remove it");
+        assert_eq!(status_text(&findings), "2 warnings, the first state: a journal");
+        findings.warnings.remove(0);
+        let short = status_text(&findings);
+        assert_eq!(short, format!("warning helper: {}...", "é".repeat(MAX_SHORT)));
+        findings.add_named(ProblemName::Table, 0, "it is another's", "look");
+        assert_eq!(status_text(&findings), "problem table: it is another's");
+    }
+
+    #[test]
+    fn a_warning_that_becomes_a_problem_is_reported_again() {
+        let at = |clients| {
+            let mut findings = Findings::default();
+            findings.add_named(ProblemName::Encrypted, clients, "text", "remedy");
+            findings
+        };
+        let mut reports = Reports::default();
+        let reported = |reports: &Reports| reports.reported.get("encrypted").copied();
+        reports.update(&at(1));
+        assert_eq!(reported(&reports), None, "it may be gone a moment later");
+        reports.update(&at(1));
+        assert_eq!(reported(&reports), Some(Severity::Warning));
+        reports.update(&at(9));
+        assert_eq!(reported(&reports), Some(Severity::Problem));
+        reports.update(&Findings::default());
+        assert_eq!(reported(&reports), None);
+    }
+}

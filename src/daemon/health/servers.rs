@@ -1,0 +1,262 @@
+//! Servers whose announcements open nothing: a few of the last minutes, with the reason and the setting that would
+//! change it.
+//!
+//! Invariant: at most [`MAX_SERVERS`] servers are stored for each half of the window.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use ftp_alg_core::{
+    engine::DecidedAnnouncement,
+    session::{Effect, RefusalReason},
+};
+
+use super::{
+    names::{Findings, ProblemName},
+    recent::Halves,
+};
+
+/// How many servers are stored. Those that announced nothing for the longest time are forgotten.
+pub(super) const MAX_SERVERS: usize = 64;
+/// How many announcements of a server must open nothing, and no other may open a pinhole. A single one may be a
+/// client's mistake.
+pub(super) const MIN_REFUSED: u32 = 3;
+
+/// The announcements of a server.
+#[derive(Clone, Debug)]
+struct ServerRecord {
+    server: SocketAddr,
+    opened: bool,
+    refused: u32,
+    /// The last one that opened nothing.
+    last: Option<RefusedAnnouncement>,
+}
+
+#[derive(Clone, Debug)]
+struct RefusedAnnouncement {
+    objection: RefusalReason,
+    /// The announcement and the reason, in a log line's words.
+    text: String,
+}
+
+/// The servers that announced something in the last minutes.
+#[derive(Debug)]
+pub(super) struct RecentServers(Halves<Vec<ServerRecord>>);
+
+impl RecentServers {
+    pub(super) fn new(now: Instant, window: Duration) -> Self {
+        Self(Halves::new(now, window))
+    }
+
+    /// Records a decision about an announcement of `server`. Those of clients do not count, nor what a client brought
+    /// about by its commands.
+    pub(super) fn record(
+        &mut self,
+        now: Instant,
+        server: SocketAddr,
+        decided: &DecidedAnnouncement,
+    ) {
+        if decided.kind.is_active() {
+            return;
+        }
+        let opened = matches!(decided.decision.effect, Effect::Open { .. });
+        let objection = decided.decision.objection.filter(|why| *why != RefusalReason::EpsvOnly);
+        let refused = objection.map(|objection| {
+            let (kind, reason) = (decided.kind, &decided.decision.reason);
+            let announced = decided.announced.map(|one| format!(" {one}")).unwrap_or_default();
+            RefusedAnnouncement { objection, text: format!("{kind}{announced}: {reason}") }
+        });
+        if !opened && refused.is_none() {
+            return;
+        }
+        let record = record_of(self.0.this_mut(now), server, MAX_SERVERS);
+        record.opened |= opened;
+        record.refused = record.refused.saturating_add(refused.is_some().into());
+        record.last = refused.or(record.last.take());
+    }
+
+    /// Adds the warning about servers whose announcements all open nothing.
+    pub(super) fn add_findings(&mut self, now: Instant, within: &str, findings: &mut Findings) {
+        let mut servers: Vec<ServerRecord> = Vec::new();
+        for half in self.0.both(now) {
+            for one in half {
+                let record = record_of(&mut servers, one.server, 2 * MAX_SERVERS);
+                record.opened |= one.opened;
+                record.refused = record.refused.saturating_add(one.refused);
+                record.last = one.last.clone().or(record.last.take());
+            }
+        }
+        servers.retain(|one| !one.opened && one.refused >= MIN_REFUSED);
+        // The worst one is named, and for the same counts always the same one.
+        servers.sort_by_key(|one| (std::cmp::Reverse(one.refused), one.server));
+        let Some(ServerRecord { server, refused, last: Some(last), .. }) = servers.first() else {
+            return;
+        };
+        let others = match servers.len() {
+            1 => String::new(),
+            2 => "; the same holds for 1 other server".to_owned(),
+            all => format!("; the same holds for {} other servers", all - 1),
+        };
+        let text = format!(
+            "all {refused} announcements of the server {server} {within} opened nothing; the last: {}{others}",
+            last.text
+        );
+        let remedy = remedy(last.objection, *server);
+        findings.add_named(ProblemName::RefusedAnnouncements, 0, text, remedy);
+    }
+}
+
+/// The record of `server`, which is then the last one of at most `limit`.
+fn record_of(
+    servers: &mut Vec<ServerRecord>,
+    server: SocketAddr,
+    limit: usize,
+) -> &mut ServerRecord {
+    let record = match servers.iter().position(|one| one.server == server) {
+        Some(at) => servers.remove(at),
+        None => {
+            if servers.len() >= limit {
+                servers.remove(0);
+            }
+            ServerRecord { server, opened: false, refused: 0, last: None }
+        }
+    };
+    servers.push(record);
+    let at = servers.len() - 1;
+    &mut servers[at]
+}
+
+/// The setting that would change the decision.
+fn remedy(objection: RefusalReason, server: SocketAddr) -> String {
+    let ip = server.ip();
+    match objection {
+        RefusalReason::ForeignAddress => format!(
+            "if it means itself, let it announce its own address, or set replace-foreign-address = true in a [[server]] \
+             with address = \"{ip}\""
+        ),
+        RefusalReason::OtherFamily => {
+            "let clients use EPSV, or the server announce an address of the connection's family"
+                .to_owned()
+        }
+        RefusalReason::LowPort => {
+            "raise the server's passive ports, or lower [policy] min-data-port (or that of a [[network]])"
+                .to_owned()
+        }
+        RefusalReason::DeniedPort => {
+            "give the server other passive ports, or take these out of [policy] deny-ports (or of a [[network]])"
+                .to_owned()
+        }
+        RefusalReason::Unresolved => {
+            "correct the name in external-address or /etc/resolv.conf, or set an address there"
+                .to_owned()
+        }
+        RefusalReason::PinholeLimit => {
+            "see in `ftp-alg pinholes` whose are open, or raise [policy] max-pinholes-per-client".to_owned()
+        }
+        RefusalReason::NoFreePort => "widen [nat] port-range".to_owned(),
+        _ => "the log has a line for each refusal; docs/messages.md explains them".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ftp_alg_core::{
+        ftp::{AnnouncementKind, Padding},
+        session::Decision,
+    };
+
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(600);
+    const WITHIN: &str = "in the last 10 minutes";
+
+    fn server(number: u16) -> SocketAddr {
+        let [high, low] = number.to_be_bytes();
+        SocketAddr::from(([192, 0, high, low], 21))
+    }
+
+    fn decided(kind: AnnouncementKind, decision: Decision) -> DecidedAnnouncement {
+        let announced = Some("10.0.0.5:5000".parse().unwrap());
+        DecidedAnnouncement { kind, announced, unread_text: None, decision }
+    }
+
+    fn low_port() -> DecidedAnnouncement {
+        let refused = Decision::refuse(RefusalReason::LowPort, "port 1000 is below 1024");
+        decided(AnnouncementKind::Pasv, refused)
+    }
+
+    fn opened() -> DecidedAnnouncement {
+        let endpoint = "192.0.0.1:5000".parse().unwrap();
+        let effect = Effect::Open { endpoint, padding: Padding::None };
+        let decision = Decision { effect, ..Decision::pass("both ends see the same endpoint") };
+        decided(AnnouncementKind::Epsv, decision)
+    }
+
+    /// The texts and remedies after `announcements`, all of the present moment.
+    fn warnings(announcements: &[(SocketAddr, DecidedAnnouncement)]) -> Vec<String> {
+        let now = Instant::now();
+        let mut servers = RecentServers::new(now, WINDOW);
+        announcements.iter().for_each(|(server, one)| servers.record(now, *server, one));
+        let mut findings = Findings::default();
+        servers.add_findings(now, WITHIN, &mut findings);
+        assert_eq!(findings.problems, [], "one server is no problem of the gateway");
+        findings.warnings.into_iter().map(|one| format!("{}: {}", one.text, one.remedy)).collect()
+    }
+
+    #[test]
+    fn a_server_whose_announcements_are_all_refused_is_named_with_the_setting() {
+        let refused = |count: u32| (0..count).map(|_| (server(1), low_port())).collect::<Vec<_>>();
+        assert_eq!(warnings(&refused(MIN_REFUSED - 1)), [""; 0]);
+        let found = warnings(&refused(MIN_REFUSED));
+        assert_eq!(found.len(), 1);
+        for part in ["192.0.0.1:21", "PASV 10.0.0.5:5000: port 1000", "[policy] min-data-port"] {
+            assert!(found[0].contains(part), "{part}: {found:?}");
+        }
+        let mut one_opened = refused(MIN_REFUSED);
+        one_opened.push((server(1), opened()));
+        assert_eq!(warnings(&one_opened), [""; 0]);
+        let mut others = refused(MIN_REFUSED + 1);
+        others.extend((0..MIN_REFUSED).map(|_| (server(2), low_port())));
+        let found = warnings(&others);
+        assert!(found[0].contains("192.0.0.1:21") && found[0].contains("1 other server"));
+    }
+
+    #[test]
+    fn a_foreign_address_counts_although_the_reply_passes() {
+        let passed = || {
+            let decision = Decision::pass_despite(RefusalReason::ForeignAddress, "not its address");
+            (server(1), decided(AnnouncementKind::Pasv, decision))
+        };
+        let found = warnings(&[passed(), passed(), passed()]);
+        let setting = "replace-foreign-address = true in a [[server]] with address = \"192.0.0.1\"";
+        assert!(found[0].contains(setting), "{found:?}");
+    }
+
+    #[test]
+    fn what_clients_bring_about_is_not_the_servers() {
+        let refuse = |kind, why| decided(kind, Decision::refuse(why, "refused"));
+        let port = refuse(AnnouncementKind::Port, RefusalReason::LowPort);
+        let epsv_all = refuse(AnnouncementKind::Pasv, RefusalReason::EpsvOnly);
+        let not_asked = decided(AnnouncementKind::Pasv, Decision::pass("answers no PASV"));
+        for one in [port, epsv_all, not_asked] {
+            let all: Vec<_> = (0..9).map(|_| (server(1), one.clone())).collect();
+            assert_eq!(warnings(&all), [""; 0], "{one}");
+        }
+    }
+
+    #[test]
+    fn servers_are_forgotten_in_time_and_above_the_limit() {
+        let start = Instant::now();
+        let mut servers = RecentServers::new(start, WINDOW);
+        for number in 0..1000 {
+            (0..MIN_REFUSED).for_each(|_| servers.record(start, server(number), &low_port()));
+        }
+        let [_, this] = servers.0.both(start);
+        assert_eq!(this.len(), MAX_SERVERS);
+        let mut later = Findings::default();
+        servers.add_findings(start + WINDOW, WITHIN, &mut later);
+        assert!(later.is_empty(), "{later:?}");
+    }
+}

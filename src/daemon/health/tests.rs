@@ -1,0 +1,150 @@
+//! What is a problem of the gateway, what is a warning, and for how long.
+
+use std::net::SocketAddr;
+
+use ftp_alg_core::{
+    engine::{Counters, DecidedAnnouncement, EventKind},
+    ftp::AnnouncementKind,
+    session::{Decision, RefusalReason},
+};
+
+use super::*;
+
+/// The names of problems and of warnings.
+fn names(health: &Health, after: Duration, status: &Status) -> [Vec<String>; 2] {
+    let unwritten: [&Path; 0] = [];
+    let Findings { problems, warnings } =
+        health.findings(Instant::now() + after, status, &unwritten);
+    [problems, warnings].map(|all| all.into_iter().map(|one| one.name).collect())
+}
+
+fn named(problems: &[&str], warnings: &[&str]) -> [Vec<String>; 2] {
+    [problems, warnings].map(|all| all.iter().map(|name| (*name).to_owned()).collect())
+}
+
+fn client(number: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, number], 40_000))
+}
+
+/// An event in a session of the client `number`.
+fn event(number: u8, kind: EventKind) -> Event {
+    let server = SocketAddr::from(([198, 51, 100, 1], 21));
+    Event { session: 1, client: client(number), server, kind }
+}
+
+fn record(health: &Health, number: u8, kind: EventKind) {
+    health.record_events(Instant::now(), &[event(number, kind)]);
+}
+
+/// Has clients with these numbers cancel a passive transfer each.
+fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>) {
+    let server = SocketAddr::from(([198, 51, 100, 1], 21));
+    let line = |number| ((client(number), server), "pinhole expired unused".to_owned());
+    let lines: Vec<_> = clients.into_iter().map(line).collect();
+    lock(&health.state).traffic.record_unused(Instant::now(), &lines);
+}
+
+fn encrypted(count: u64) -> Status {
+    let counters = Counters { encrypted: count, ..Counters::default() };
+    Status { counters, ..Status::default() }
+}
+
+#[test]
+fn limits_are_warnings_for_ten_minutes() {
+    let health = Health::new(Instant::now());
+    let counters = Counters { uninspected: 2, pinholes_used: 5, ..Counters::default() };
+    let counts = Status { overruns: 3, counters, ..Status::default() };
+    assert_eq!(names(&health, Duration::ZERO, &counts), named(&[], &["overruns", "max-sessions"]));
+    assert_eq!(names(&health, RECENT_WINDOW, &counts), named(&[], &[]));
+}
+
+#[test]
+fn a_cancelled_passive_transfer_is_a_warning() {
+    let health = Health::new(Instant::now());
+    leave_pinholes_unused(&health, [1]);
+    let status = Status::default();
+    assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["unused-pinholes"]));
+    assert_eq!(names(&health, RECENT_WINDOW, &status), named(&[], &[]));
+}
+
+#[test]
+fn unused_pinholes_of_several_clients_are_a_problem() {
+    let health = Health::new(Instant::now());
+    leave_pinholes_unused(&health, [1; 50]);
+    leave_pinholes_unused(&health, [2; 50]);
+    let status = Status::default();
+    assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["unused-pinholes"]));
+    leave_pinholes_unused(&health, [3]);
+    assert_eq!(names(&health, Duration::ZERO, &status), named(&["unused-pinholes"], &[]));
+}
+
+#[test]
+fn a_few_unused_pinholes_among_many_do_not_matter() {
+    let health = Health::new(Instant::now());
+    leave_pinholes_unused(&health, [1, 2]);
+    let used = |used| Status {
+        counters: Counters { pinholes_used: used, ..Counters::default() },
+        ..Status::default()
+    };
+    assert_eq!(names(&health, Duration::ZERO, &used(39)), named(&[], &["unused-pinholes"]));
+    assert_eq!(names(&health, Duration::ZERO, &used(40)), named(&[], &[]));
+}
+
+#[test]
+fn encrypted_sessions_matter_if_the_firewall_drops_their_data() {
+    let health = Health::new(Instant::now());
+    record(&health, 1, EventKind::Encrypted);
+    assert_eq!(names(&health, Duration::ZERO, &encrypted(1)), named(&[], &[]));
+    lock(&health.state).unmarked_may_pass = false;
+    assert_eq!(names(&health, Duration::ZERO, &encrypted(1)), named(&[], &["encrypted"]));
+    for number in 1..=3 {
+        record(&health, number, EventKind::Encrypted);
+    }
+    assert_eq!(names(&health, Duration::ZERO, &encrypted(4)), named(&["encrypted"], &[]));
+    assert_eq!(names(&health, RECENT_WINDOW, &encrypted(4)), named(&[], &[]));
+}
+
+#[test]
+fn sessions_without_a_route_matter_if_there_are_several() {
+    let health = Health::new(Instant::now());
+    let status = Status::default();
+    let missing = || EventKind::RouteMissing("no route");
+    record(&health, 1, missing());
+    assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &[]));
+    record(&health, 1, missing());
+    assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["no-route"]));
+    record(&health, 2, missing());
+    record(&health, 3, missing());
+    assert_eq!(names(&health, Duration::ZERO, &status), named(&["no-route"], &[]));
+    assert_eq!(names(&health, RECENT_WINDOW, &status), named(&[], &[]));
+}
+
+#[test]
+fn a_server_whose_announcements_are_all_refused_is_a_warning() {
+    let health = Health::new(Instant::now());
+    let decision = Decision::refuse(RefusalReason::LowPort, "port 1000 is below min-data-port");
+    let (kind, announced) = (AnnouncementKind::Pasv, None);
+    let decided = DecidedAnnouncement { kind, announced, unread_text: None, decision };
+    for number in 1..=9 {
+        record(&health, number, EventKind::Announcement(decided.clone()));
+    }
+    let warning = named(&[], &["refused-announcements"]);
+    assert_eq!(names(&health, Duration::ZERO, &Status::default()), warning);
+}
+
+#[test]
+fn a_table_that_is_not_intact_is_a_problem_until_it_is() {
+    let health = Health::new(Instant::now());
+    health.set_table(Some("it is another's".to_owned()));
+    assert_eq!(names(&health, Duration::ZERO, &Status::default()), named(&["table"], &[]));
+    health.set_table(None);
+    assert_eq!(names(&health, Duration::ZERO, &Status::default()), named(&[], &[]));
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_is_a_warning() {
+    let health = Health::new(Instant::now());
+    let found = health.findings(Instant::now(), &Status::default(), &[Path::new("/run/journal")]);
+    assert_eq!(found.problems, []);
+    assert!(matches!(&found.warnings[..], [one] if ProblemName::State.is_of(one)), "{found:?}");
+}
