@@ -38,10 +38,16 @@ impl Opinion {
         problems.into_iter().map(|check| check["name"].as_str().unwrap()).collect()
     }
 
-    /// The commands that solve them.
+    /// Names of the checks that found something that does not stop FTP.
+    fn warnings(&self) -> Vec<&str> {
+        let warnings = self.with_mark("warning");
+        warnings.into_iter().map(|check| check["name"].as_str().unwrap()).collect()
+    }
+
+    /// The commands that solve both.
     fn remedies(&self) -> Vec<String> {
-        let problems = self.with_mark("problem");
-        let lines = problems.into_iter().flat_map(|check| check["remedy"].as_array().unwrap());
+        let all = [self.with_mark("problem"), self.with_mark("warning")].concat();
+        let lines = all.into_iter().flat_map(|check| check["remedy"].as_array().unwrap());
         lines.map(|line| line.as_str().unwrap().to_owned()).collect()
     }
 
@@ -306,11 +312,11 @@ table inet filter {
 END",
     );
     let opinion = Opinion::of(&daemon);
-    assert_eq!(opinion.problems(), ["our own packets"]);
+    assert_eq!((opinion.warnings(), opinion.well), (vec!["our own packets"], true));
     let line = "nft insert rule inet filter out meta mark 0x70000000 accept";
     assert_eq!(opinion.remedies(), [line]);
     lab.gateway.shell(line).unwrap();
-    assert!(Opinion::of(&daemon).well);
+    assert_eq!(Opinion::of(&daemon).warnings(), [""; 0]);
 }
 
 #[test]
@@ -353,13 +359,13 @@ END"
     // It opens what ftp-alg does not, where the dialogue is none.
     let (outcome, opinion) = passive(&lab, &daemon);
     assert_eq!(outcome, "open");
-    assert_eq!(opinion.problems(), ["rule"]);
+    assert_eq!((opinion.warnings(), opinion.well), (vec!["rule"], true));
     assert_eq!(opinion.check("connections with it")["mark"], "note");
     let remedies = opinion.remedies();
     assert!(remedies[0].starts_with("nft delete rule inet other c handle "), "{remedies:?}");
     lab.gateway.shell(&remedies[0]).unwrap();
     let (outcome, opinion) = passive(&lab, &daemon);
-    assert!(opinion.well, "{}", opinion.report);
+    assert_eq!(opinion.warnings(), [""; 0], "{}", opinion.report);
     assert_eq!(outcome, "open");
 }
 
@@ -369,11 +375,11 @@ fn helpers_of_iptables_are_in_the_way_until_their_rules_are_deleted() {
         let rule = "-p tcp -m tcp --dport 21 -j CT --helper ftp";
         let (lab, daemon) = firewalled(&format!("iptables-{variant} -t raw -A PREROUTING {rule}"));
         let opinion = Opinion::of(&daemon);
-        assert_eq!(opinion.problems(), ["rule"]);
+        assert_eq!((opinion.warnings(), opinion.well), (vec!["rule"], true));
         let line = format!("iptables-{variant} -t raw -D PREROUTING {rule}");
         assert_eq!(opinion.remedies(), [line.as_str()]);
         lab.gateway.shell(&line).unwrap();
-        assert!(Opinion::of(&daemon).well);
+        assert_eq!(Opinion::of(&daemon).warnings(), [""; 0]);
     }
 }
 

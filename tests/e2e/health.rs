@@ -1,7 +1,7 @@
 //! Everything that once was called well and was not: `status`, `doctor`, the log and the service manager tell it, each by
 //! the same name.
 
-use std::os::unix::net::UnixDatagram;
+use std::{net::SocketAddr, os::unix::net::UnixDatagram};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -160,27 +160,23 @@ fn filtered(rules: &str, admission: &str) -> (Lab, Daemon) {
 
 #[test]
 fn connections_that_are_not_tracked_or_that_the_kernels_own_helper_has() {
-    type Check = fn(&Daemon, &str, Box<dyn FnOnce() + '_>);
-    let cases: [(&str, Check, &str, &str); 2] = [
-        (
-            "notrack",
-            |daemon, name, solve| is_reported_until_solved(daemon, name, solve),
-            "",
-            "priority raw; tcp dport 21 notrack;",
-        ),
+    for (name, is_warning, helper, rule) in [
+        ("notrack", false, "", "priority raw; tcp dport 21 notrack;"),
         (
             "helper",
-            |daemon, name, solve| is_warned_of_until_solved(daemon, name, solve),
+            true,
             "ct helper theirs { type \"ftp\" protocol tcp; }",
             "priority filter; tcp dport 21 ct helper set theirs;",
         ),
-    ];
-    for (name, check, helper, rule) in cases {
+    ] {
         let (lab, daemon) = filtered("tcp dport 21 accept", ADMITTING);
         let chain = format!("chain early {{ type filter hook prerouting {rule} }}");
         lab.gateway.nft(&format!("table inet mine {{\n{helper}\n{chain}\n}}")).unwrap();
         let solve = || drop(lab.gateway.shell("nft delete table inet mine").unwrap());
-        check(&daemon, name, Box::new(solve));
+        match is_warning {
+            true => is_warned_of_until_solved(&daemon, name, solve),
+            false => is_reported_until_solved(&daemon, name, solve),
+        }
     }
 }
 
