@@ -308,6 +308,31 @@ fn encrypted_sessions() {
     assert_eq!(daemon.counter("encrypted").unwrap(), 2);
 }
 
+/// One client's choice is no fault of the gateway's. The same of several is.
+#[test]
+fn encrypted_sessions_of_three_clients() {
+    let gateway = gateway_with(Topology::Masquerade, "");
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let _server = scripted_server(&lab.server, &json!({"extra": {"AUTH TLS": "234 go"}}));
+    let interface = "$(ip -o route get 198.51.100.10 | sed 's/.* dev \\([^ ]*\\).*/\\1/')";
+    for last in [81, 82] {
+        let add = format!("ip address add 192.168.150.{last}/24 dev {interface}");
+        lab.client.shell(&add).unwrap();
+    }
+    for (last, problem) in [(80, ""), (81, ""), (81, ""), (82, "encrypted")] {
+        let mut plan = plan(lab, [reply(), say("AUTH TLS"), reply()]);
+        plan["source"] = json!(format!("192.168.150.{last}"));
+        assert_eq!(scripted_client(&lab.client, &plan).error, None);
+        let name = |list: &str| names(&said(daemon, "status").0, list).join(" ");
+        let warning = if problem.is_empty() { "encrypted" } else { "" };
+        wait_for("its severity", || [name("problems"), name("warnings")] == [problem, warning]);
+    }
+    assert_eq!(problems(daemon, "doctor"), ["encrypted"]);
+    wait_for("its line", || daemon.log().contains("WARN problem encrypted: "));
+    let doctor = doctor(daemon).stdout_text();
+    assert!(doctor.ends_with("1 problem: see above which connections they concern\n"), "{doctor}");
+}
+
 /// Each of its clients would fail, and nobody would know whose setting it is.
 #[test]
 fn a_server_whose_announcements_are_all_refused() {

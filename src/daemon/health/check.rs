@@ -107,7 +107,7 @@ impl Check {
         Self { problem: Some(name.into()), ..check }.advice([remedy])
     }
 
-    /// Whether no FTP works through the gateway because of it, as far as this check can judge.
+    /// Whether no FTP works through the gateway because of it, as far as this check can know.
     pub fn stops_all(&self) -> bool {
         let name = self.problem.as_deref().and_then(ProblemName::from_name);
         !self.is_partial && name.is_some_and(ProblemName::stops_all)

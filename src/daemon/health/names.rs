@@ -106,7 +106,7 @@ impl ProblemName {
             | Self::RestoredMarks
             | Self::Flowtable
             | Self::QueuedTwice => Always(Severity::Problem),
-            // FTP works: a restart may lose sessions, a helper beside ours changes no verdict of the audit, and without
+            // FTP works: a restart may lose sessions, a helper next to ours changes no verdict of the audit, and without
             // acknowledgements an announcement in two segments waits for a retransmission.
             Self::DaemonVersion
             | Self::State
