@@ -62,7 +62,8 @@ pub enum Failure {
 impl Failure {
     /// There are so many problems and warnings, which were already printed.
     fn from_counts(problems: usize, warnings: usize) -> Self {
-        Self::Failed(Findings::count_text(problems, warnings))
+        let counts = Findings::count_text(problems, warnings);
+        Self::Failed(format!("{counts}: standard output says what to do"))
     }
 
     /// Wraps any error of a command that failed.

@@ -119,6 +119,8 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
 #[derive(Debug)]
 pub(super) struct Health {
     state: Mutex<HealthState>,
+    /// With a lock of its own, because workers record events while the log and the service manager are told.
+    reports: Mutex<Reports>,
 }
 
 #[derive(Debug)]
@@ -130,7 +132,6 @@ struct HealthState {
     /// Why the table is not loaded or not intact.
     table_error: Option<String>,
     traffic: Traffic,
-    reports: Reports,
 }
 
 impl Health {
@@ -140,9 +141,8 @@ impl Health {
             unmarked_may_pass: true,
             table_error: None,
             traffic: Traffic::new(now),
-            reports: Reports::default(),
         };
-        Self { state: Mutex::new(state) }
+        Self { state: Mutex::new(state), reports: Mutex::default() }
     }
 
     /// Audits the rules of other programs.
@@ -247,7 +247,7 @@ impl Health {
 
     /// Reports to the log what is new or solved, and to the service manager what is wrong now.
     pub(super) fn report_changes(&self, findings: &Findings) {
-        lock(&self.state).reports.update(findings);
+        lock(&self.reports).update(findings);
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Invariant: names do not change, because scripts match them. A name's severity is decided here alone.
 
-use serde::Serialize;
 use strum::IntoEnumIterator;
 
 use crate::daemon::snapshot::Problem;
@@ -11,7 +10,7 @@ use crate::daemon::snapshot::Problem;
 pub(super) const MIN_CLIENTS: usize = 3;
 
 /// How severe something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, strum::Display)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 #[strum(serialize_all = "lowercase")]
 pub enum Severity {
     /// It does not stop FTP through this gateway, or it concerns a few peers.
