@@ -159,7 +159,7 @@ impl DoctorReport {
                 "FTP will not work through this gateway until the problems above are solved"
                     .to_owned()
             }
-            _ => format!("{counts}: see above which connections they concern"),
+            _ => format!("{counts}: see above what may not work"),
         }
     }
 }
@@ -275,10 +275,10 @@ mod tests {
                 vec![of(ProblemName::State), of(ProblemName::Helper)],
                 "FTP will work through this gateway, but see the 2 warnings above",
             ),
-            (vec![partial], "1 problem: see above which connections they concern"),
+            (vec![partial], "1 problem: see above what may not work"),
             (
                 vec![of(ProblemName::Zone), of(ProblemName::Name), of(ProblemName::State)],
-                "2 problems, 1 warning: see above which connections they concern",
+                "2 problems, 1 warning: see above what may not work",
             ),
         ] {
             assert_eq!(verdict(checks), says);

@@ -330,7 +330,7 @@ fn encrypted_sessions_of_three_clients() {
     assert_eq!(problems(daemon, "doctor"), ["encrypted"]);
     wait_for("its line", || daemon.log().contains("WARN problem encrypted: "));
     let doctor = doctor(daemon).stdout_text();
-    assert!(doctor.ends_with("1 problem: see above which connections they concern\n"), "{doctor}");
+    assert!(doctor.ends_with("1 problem: see above what may not work\n"), "{doctor}");
 }
 
 /// Each of its clients fails: the warning says whose setting it is. A foreign address passes, and opens nothing.

@@ -137,9 +137,8 @@ impl HostAudit<'_> {
             }
             *check = added;
         }
-        // The other mode works.
-        let is_partial = checks.len() == 1;
-        checks.into_iter().map(|check| check.partial_if(is_partial)).collect()
+        // Other data connections pass these chains.
+        checks.into_iter().map(|check| check.partial_if(true)).collect()
     }
 
     /// Whether data connections may pass that ftp-alg does not mark, for example those of encrypted sessions.

@@ -119,7 +119,7 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
 #[derive(Debug)]
 pub(super) struct Health {
     state: Mutex<HealthState>,
-    /// With a lock of its own, because workers record events while the log and the service manager are told.
+    /// With a lock of its own, because workers record events while a line is logged or the service manager is notified.
     reports: Mutex<Reports>,
 }
 

@@ -6,7 +6,8 @@ use strum::IntoEnumIterator;
 
 use crate::daemon::snapshot::Problem;
 
-/// How many distinct clients must meet a failure of traffic within ten minutes until it is a problem of the gateway. One or two clients may cancel their transfers, or have a firewall of their own.
+/// How many distinct clients must meet a failure of traffic within ten minutes until it is a problem of the gateway.
+/// One or two clients may cancel their transfers, or have a firewall of their own.
 pub(super) const MIN_CLIENTS: usize = 3;
 
 /// How severe something is.
@@ -36,7 +37,7 @@ pub enum ProblemName {
     DaemonAbsent,
     /// No daemon runs, but its table is loaded.
     TableWithoutDaemon,
-    /// A daemon does not answer, or not as one.
+    /// A daemon does not answer in time, or in words that this program does not understand.
     DaemonHung,
     /// The daemon is of another version than this program.
     DaemonVersion,
@@ -105,8 +106,8 @@ impl ProblemName {
             | Self::RestoredMarks
             | Self::Flowtable
             | Self::QueuedTwice => Always(Severity::Problem),
-            // FTP works: a restart may lose sessions, a helper next to ours changes no verdict of the audit, and without
-            // acknowledgements an announcement in two segments waits for a retransmission.
+            // FTP works: a restart may lose sessions, a helper next to ours changes no verdict of the audit, and
+            // without acknowledgements an announcement in two segments waits for a retransmission.
             Self::DaemonVersion
             | Self::State
             | Self::Helper

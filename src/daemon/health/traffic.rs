@@ -1,5 +1,5 @@
-//! What the traffic of the last minutes says: pinholes that nobody used, encrypted sessions, missing routes, limits, and
-//! servers whose announcements are all refused.
+//! What the traffic of the last minutes says: pinholes that nobody used, encrypted sessions, missing routes, limits,
+//! and servers whose announcements all open nothing.
 //!
 //! Invariant: memory is bounded, whatever peers do.
 
