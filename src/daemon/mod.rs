@@ -74,6 +74,7 @@ use self::{
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
+    health::ProblemName,
     metrics::{MetricsEndpoint, MetricsListener},
     snapshot::Problem,
     takeover::{OtherDaemons, TakeoverError},
@@ -285,7 +286,8 @@ fn refused_reload(options: &DaemonOptions, error: &ConfigError) -> Problem {
         Some(file) => format!("ftp-alg check {}", file.display()),
         None => "ftp-alg check".to_owned(),
     };
-    Problem::new("config", text, format!("correct the file, see {check}; then reload again"))
+    let remedy = format!("correct the file, see {check}; then reload again");
+    ProblemName::Config.problem(text, remedy)
 }
 
 /// The service manager's watchdog. It restarts a daemon that hangs.

@@ -36,7 +36,7 @@ fn saved_table(path: &str) -> Check {
                 after the next boot nothing is filtered";
     let advice = "delete this table from the file, because the daemon loads it; save your own tables only, for example \
                   with `nft list table inet filter`";
-    Check::problem(FILES, path, "saved-table", says).advice([advice.to_owned()])
+    Check::problem(FILES, path, ProblemName::SavedTable, says).advice([advice.to_owned()])
 }
 
 /// The input of all checks.

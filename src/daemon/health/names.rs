@@ -6,8 +6,8 @@ use strum::IntoEnumIterator;
 
 use crate::daemon::snapshot::Problem;
 
-/// How many distinct clients must meet a failure of traffic within ten minutes until it is a problem of the gateway.
-/// One or two clients may cancel their transfers, or have a firewall of their own.
+/// How many distinct clients must meet a failure of traffic within ten minutes until it is a problem of the gateway. One
+/// or two clients may cancel their transfers, or have a firewall of their own.
 pub(super) const MIN_CLIENTS: usize = 3;
 
 /// How severe something is.
@@ -49,6 +49,8 @@ pub enum ProblemName {
     State,
     /// The name of an external address is not resolved.
     Name,
+    /// A reload was refused, so the file differs from what is in use.
+    Config,
     /// Our table is not loaded, or not intact.
     Table,
     DataConnections,
@@ -62,6 +64,8 @@ pub enum ProblemName {
     RestoredMarks,
     Flowtable,
     QueuedTwice,
+    /// A file of the firewall has a copy of our table.
+    SavedTable,
     UnusedPinholes,
     NoRoute,
     Encrypted,
@@ -98,6 +102,7 @@ impl ProblemName {
             | Self::Kernel
             | Self::Privileges
             | Self::Name
+            | Self::Config
             | Self::Table
             | Self::DataConnections
             | Self::ControlConnections
@@ -105,7 +110,8 @@ impl ProblemName {
             | Self::Zone
             | Self::RestoredMarks
             | Self::Flowtable
-            | Self::QueuedTwice => Always(Severity::Problem),
+            | Self::QueuedTwice
+            | Self::SavedTable => Always(Severity::Problem),
             // FTP works: a restart may lose sessions, a helper next to ours changes no verdict of the audit, and
             // without acknowledgements an announcement in two segments waits for a retransmission.
             Self::DaemonVersion
