@@ -4,8 +4,6 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-# Where daemons of the tests leave their logs.
-LOGS := $(abspath $(TARGET)/lab-logs)
 
 # What `make install` and the packages take; they do not build it if it is named.
 BINARY ?= $(TARGET)/release/ftp-alg
@@ -48,20 +46,18 @@ help:
 demo: provision build
 	target/release/ftp-alg demo
 
-# The lines that daemons logged are compared when all of them have ended.
 test: provision rust
 	@packaging/tool cargo-deb $(CARGO_DEB) >/dev/null
-	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt $(LOGS) && mkdir -p $(LOGS)
-	export FTP_ALG_LAB_LOGS=$(LOGS); $(NEXTEST) $(TESTS); status=$$?; \
+	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt
+	$(NEXTEST) $(TESTS); status=$$?; \
 	    [ -z '$(TESTS)' ] || exit $$status; \
-	    $(NEXTEST) --run-ignored only -E 'test(/^messages::each_logged/)' || status=1; \
 	    cat $(TARGET)/matrix.txt || status=1; exit $$status
 
 # All tests in their whole size, then what takes long by its number.
 test-nightly: export FTP_ALG_NIGHTLY := 1
 test-nightly: provision rust
 	@packaging/provision nightly
-	$(NIGHTLY) -E 'not test(/^(messages::each_logged|downtime::a_connection_lives)/)'
+	$(NIGHTLY) -E 'not test(/^downtime::a_connection_lives/)'
 	$(NEXTEST) --run-ignored only -E 'test(/^downtime::a_connection_lives/)'
 	FTP_ALG_LAB_FAST_PATH=off $(NIGHTLY) -E 'test(/^(attacks|matrix|stream|wire)::/)'
 	FTP_ALG_DIALOGUES=$(or $(DIALOGUES),1000000) $(NIGHTLY) -E 'test(/^simulated_network::/)'

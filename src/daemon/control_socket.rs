@@ -164,7 +164,7 @@ fn accept_clients(listener: &UnixListener, source: &dyn StatusSource, stopping: 
             }
             Err(error) => {
                 tracing::warn!(
-                    event = "control_accept_failed",
+                    event = "control-accept-failed",
                     "control socket: cannot accept a client: {error}; ftp-alg tries again"
                 );
                 thread::sleep(ACCEPT_PAUSE);

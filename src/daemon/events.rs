@@ -33,7 +33,7 @@ struct Ring {
     first: u64,
 }
 
-/// What is told of an event.
+/// What is shown of an event.
 enum Recorded {
     Session(Event),
     Transfer(FinishedTransfer),
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_reader_is_told_how_many_events_are_gone() {
+    fn a_slow_reader_learns_how_many_events_are_gone() {
         let ring = EventRing::default();
         let first = lock(&ring.0).base;
         ring.record(&[event(1), event(2), event(3)]);

@@ -270,7 +270,7 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
     };
     if let (None, Some(error)) = (&old.error, &new.error) {
         tracing::warn!(
-            event = "name_failed",
+            event = "name-failed",
             name = text,
             record = %record,
             "dns:{text}: no {record} record: {error}; {rest}. Check /etc/resolv.conf and the name server"
@@ -281,14 +281,14 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
         // Many names have addresses of one family only.
         if other.is_none_or(|other| other.is_absent) {
             tracing::warn!(
-                event = "name_absent",
+                event = "name-absent",
                 name = text,
                 record = %record,
                 "dns:{text}: the name has no {record} record; {rest}. Check the spelling in external-address"
             );
         } else {
             tracing::info!(
-                event = "name_absent",
+                event = "name-absent",
                 name = text,
                 record = %record,
                 "dns:{text}: the name has no {record} record"
@@ -298,7 +298,7 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
     match new.address {
         Some(address) if old.address != new.address => {
             tracing::info!(
-                event = "name_resolved",
+                event = "name-resolved",
                 name = text,
                 record = %record,
                 address = %address,
@@ -307,7 +307,7 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
         }
         Some(_) if !old.is_resolved() && new.is_resolved() => {
             tracing::info!(
-                event = "name_resolved",
+                event = "name-resolved",
                 name = text,
                 record = %record,
                 "dns:{text}: resolved again; {rest}"

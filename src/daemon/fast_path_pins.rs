@@ -196,7 +196,7 @@ fn remove(program: &FastPath) {
 
 fn log_not_removed(path: &Path, error: &dyn Display) {
     tracing::warn!(
-        event = "fast_path_not_removed",
+        event = "fast-path-not-removed",
         path = %path.display(),
         "fast path not removed: {}: {error}; remove that directory when no ftp-alg runs",
         path.display()

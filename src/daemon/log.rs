@@ -159,7 +159,8 @@ fn log_line(
     macro_rules! log {
         ($level:ident) => {
             tracing::$level!(
-                event = topic.map_or("change", Topic::into),
+                event =
+                    event.map_or_else(|| topic.map_or("", Topic::into), |event| event.kind.name()),
                 session = event.map(|event| event.session),
                 client = ends.map(|(client, _)| display(client)),
                 server = ends.map(|(_, server)| display(server)),

@@ -320,7 +320,7 @@ fn load_again(options: &DaemonOptions, old: &Config) -> Result<Config, ConfigErr
         Ok(new) => {
             for key in old.fixed_keys_changed(&new) {
                 tracing::warn!(
-                    event = "reload_key_fixed",
+                    event = "reload-key-fixed",
                     key,
                     "reload: {key} keeps its old value, because it changes only at a restart: \
                      systemctl restart ftp-alg"
@@ -330,10 +330,10 @@ fn load_again(options: &DaemonOptions, old: &Config) -> Result<Config, ConfigErr
         }
         Err(error) => {
             for line in error.to_string().lines() {
-                tracing::error!(event = "reload_refused", "reload: {line}");
+                tracing::error!(event = "reload-refused", "reload: {line}");
             }
             tracing::error!(
-                event = "reload_refused",
+                event = "reload-refused",
                 "reload: the new configuration is refused, and the old one stays in use: correct the file, \
                  then reload"
             );
@@ -345,7 +345,7 @@ fn load_again(options: &DaemonOptions, old: &Config) -> Result<Config, ConfigErr
 fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {
     let config = Config::load_with(options.config.as_deref(), broker::read)?;
     for warning in &config.warnings {
-        tracing::warn!(event = "config_warning", "configuration: {warning}");
+        tracing::warn!(event = "config-warning", "configuration: {warning}");
     }
     Ok(config)
 }
@@ -413,7 +413,7 @@ fn bind_metrics(address: SocketAddr) -> Option<MetricsListener> {
         Ok(listener) => Some(listener),
         Err(error) => {
             tracing::error!(
-                event = "metrics_failed",
+                event = "metrics-failed",
                 %address,
                 "metrics: cannot listen at {address}: {error}; the daemon runs without metrics. Free the port or change \
                  [metrics] listen, then restart ftp-alg"
@@ -431,7 +431,7 @@ fn serve_metrics(listener: MetricsListener, service: &Workers) -> Option<Metrics
         Ok(endpoint) => {
             if let Some(address) = exposed {
                 tracing::info!(
-                    event = "metrics_exposed",
+                    event = "metrics-exposed",
                     %address,
                     "metrics: other machines can read them at {address}, unless the firewall drops that"
                 );
@@ -440,7 +440,7 @@ fn serve_metrics(listener: MetricsListener, service: &Workers) -> Option<Metrics
         }
         Err(error) => {
             tracing::error!(
-                event = "metrics_failed",
+                event = "metrics-failed",
                 "metrics: cannot start the endpoint: {error}; restart ftp-alg to have it"
             );
             None
@@ -560,7 +560,7 @@ fn make_dir(path: &Path, account: Option<&Account>) -> Result<(), DaemonError> {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(
-            event = "notify_failed",
+            event = "notify-failed",
             "cannot notify the service manager: {error}; systemd may take the daemon for hung"
         );
     }

@@ -38,7 +38,7 @@ pub(super) fn load(
         }
         if !is_known {
             tracing::warn!(
-                event = "table_replaced",
+                event = "table-replaced",
                 "table inet ftp_alg is replaced: this state directory has no record of it, so another ftp-alg \
                  loaded it. Connections whose sequence numbers that one adjusted break: their clients must \
                  connect again"
@@ -60,7 +60,7 @@ pub(super) fn load(
     };
     if !table.is_owned() {
         tracing::info!(
-            event = "table_not_owned",
+            event = "table-not-owned",
             "table inet ftp_alg has no owner: other programs can remove it, for example a firewall that is \
              reloaded, and ftp-alg then loads it again. Tables with an owner that outlive it need Linux 6.9"
         );

@@ -272,7 +272,7 @@ fn remove_journal(path: &Path) -> io::Result<()> {
 fn put_aside(journal: &Path, why: &JournalError) -> io::Result<()> {
     let aside = journal.with_extension("refused");
     tracing::warn!(
-        event = "journal_refused",
+        event = "journal-refused",
         path = %journal.display(),
         renamed = %aside.display(),
         "journal {} is not used, and is renamed {}: {why}. Connections whose sequence numbers were adjusted before \

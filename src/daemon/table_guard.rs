@@ -131,7 +131,7 @@ impl TableGuard {
     fn record_intact(&mut self, shared: &SharedState) {
         if self.failures > 0 {
             tracing::info!(
-                event = "table_intact",
+                event = "table-intact",
                 attempts = self.failures,
                 "table inet ftp_alg is intact again, after {} attempts",
                 self.failures
@@ -178,7 +178,7 @@ fn update_table(table: &mut Table, shared: &SharedState) -> Result<TableChange, 
         shared.close_pinholes_of_table(&mut lock(&shared.kernel), consumed);
     }
     tracing::info!(
-        event = "table_updated",
+        event = "table-updated",
         "the operator's rules, which took long to read, demand more of table inet ftp_alg than it had: it was loaded \
          again"
     );

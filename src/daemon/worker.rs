@@ -178,7 +178,7 @@ impl Worker {
         if dropped > 0 {
             let number = self.queue.number();
             tracing::warn!(
-                event = "stale_dropped",
+                event = "stale-dropped",
                 queue = number,
                 packets = dropped,
                 "queue {number}: dropped {dropped} packets that had waited too long; their senders retransmit them"
@@ -214,7 +214,7 @@ impl Worker {
         match journal.maintain(&mut engine) {
             Ok(()) if was_written => {}
             Ok(()) => tracing::info!(
-                event = "journal_recovered",
+                event = "journal-recovered",
                 path = %journal.path().display(),
                 "journal {}: writing works again",
                 journal.path().display()
@@ -230,7 +230,7 @@ impl Worker {
         let more = counts.overruns.saturating_sub(before.overruns);
         if more > 0 {
             tracing::warn!(
-                event = "queue_full",
+                event = "queue-full",
                 queue = number,
                 packets = more,
                 "queue {number} was full: the kernel dropped {more} packets, and their senders retransmit them. If \

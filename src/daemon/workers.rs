@@ -182,7 +182,7 @@ pub(super) fn start(
         workers.spawn(worker, processors, events.clone())?;
     }
     let backend = parameters.backend;
-    tracing::info!(event = "back_end", backend = %backend, "back end {backend}: {backend_reason}");
+    tracing::info!(event = "back-end", backend = %backend, "back end {backend}: {backend_reason}");
     Ok(workers)
 }
 
@@ -432,7 +432,7 @@ impl Workers {
         let data_log = DataLog::open(group, transfers::PATIENCE);
         if let Err(error) = &data_log {
             tracing::info!(
-                event = "data_log_off",
+                event = "data-log-off",
                 "{error}: transfers are reported without their bytes"
             );
         }
@@ -505,7 +505,7 @@ fn pin_to_processors(number: u16, index: usize, count: usize) {
     });
     if let Err(error) = pinned {
         tracing::warn!(
-            event = "worker_not_pinned",
+            event = "worker-not-pinned",
             queue = number,
             "the worker of queue {number} is not pinned to its processors: {error}; it works, with more latency"
         );
@@ -532,14 +532,14 @@ impl Drop for Workers {
                 table.leave_in_kernel();
                 if adjusted {
                     tracing::warn!(
-                        event = "table_left",
+                        event = "table-left",
                         "table inet ftp_alg stays: control connections with adjusted sequence numbers are open, \
                          and stall until ftp-alg starts again. `nft delete table inet ftp_alg` abandons them"
                     );
                 } else {
                     let seconds = heartbeat_renewer::RESTART_GRACE.as_secs();
                     tracing::info!(
-                        event = "table_left",
+                        event = "table-left",
                         seconds,
                         "table inet ftp_alg stays: control connections are in use, and stall for up to {seconds} s \
                          until ftp-alg starts again. `nft delete table inet ftp_alg` removes it"

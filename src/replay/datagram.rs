@@ -146,7 +146,7 @@ pub fn overwrite(bytes: &mut [u8], layout: &DatagramLayout, at: usize, new: &[u8
     let Some(before) = word(bytes, at) else { return };
     if !(layout.protocol == UDP && before == 0) {
         let sum = Sum16BitWords::new().add_2bytes((!before).to_be_bytes());
-        let after = checksum(sum.add_slice(&removed).add_slice(new));
+        let after = transport_checksum(layout, sum.add_slice(&removed).add_slice(new));
         bytes[at..at + 2].copy_from_slice(&after);
     }
 }
@@ -165,11 +165,16 @@ fn set_checksum(bytes: &mut [u8], layout: &DatagramLayout) {
         .add_slice(addresses)
         .add_4bytes((segment.len() as u32).to_be_bytes()) // at most that of an IP packet
         .add_2bytes([0, layout.protocol]);
-    let mut checksum = checksum(pseudo.add_slice(segment));
-    if layout.protocol == UDP && checksum == [0, 0] {
-        checksum = [0xff; 2];
-    }
+    let checksum = transport_checksum(layout, pseudo.add_slice(segment));
     bytes[at..at + 2].copy_from_slice(&checksum);
+}
+
+/// The transport checksum as it stands in a packet. Zero would say that a UDP datagram has none (RFC 768).
+fn transport_checksum(layout: &DatagramLayout, sum: Sum16BitWords) -> [u8; 2] {
+    match checksum(sum) {
+        [0, 0] if layout.protocol == UDP => [0xff; 2],
+        checksum => checksum,
+    }
 }
 
 /// The checksum as it stands in a packet.
@@ -275,6 +280,21 @@ mod tests {
                 readdress(&mut bytes, &layout, source, destination);
             }
         }
+    }
+
+    /// Its checksum would be zero after a change.
+    #[test]
+    fn a_udp_datagram_keeps_its_checksum() {
+        let mut bytes = datagram(false, true, b"x");
+        let layout = DatagramLayout::parse(&bytes).unwrap();
+        let at = layout.checksum_at().unwrap();
+        let port = layout.transport;
+        // The sum of checksum and port stays the same, so that this port makes it zero.
+        let sum = !word(&bytes, at).unwrap();
+        let (wanted, carry) = word(&bytes, port).unwrap().overflowing_sub(sum);
+        let wanted = wanted.wrapping_sub(u16::from(carry));
+        overwrite(&mut bytes, &layout, port, &wanted.to_be_bytes());
+        assert_eq!(word(&bytes, at), Some(0xffff));
     }
 
     #[test]

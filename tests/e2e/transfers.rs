@@ -36,15 +36,15 @@ fn each_transfer_is_logged_with_its_file_and_exact_size() {
                     assert!(line.ends_with(": 226"), "{setup} {topology}: {line}");
                 }
             }
-            let told = gateway.daemon.ask(&["events", "--json", "--kind", "transfer"]).unwrap();
-            let told: Vec<Value> = told
+            let shown = gateway.daemon.ask(&["events", "--json", "--kind", "transfer"]).unwrap();
+            let shown: Vec<Value> = shown
                 .stdout_text()
                 .lines()
                 .map(|line| serde_json::from_str(line).unwrap())
                 .collect();
             let of =
-                |verb: &str| told.iter().filter(|event| event["verb"] == verb).collect::<Vec<_>>();
-            assert_eq!((of("STOR").len(), of("RETR").len(), told.len()), (3, 3, 6));
+                |verb: &str| shown.iter().filter(|event| event["verb"] == verb).collect::<Vec<_>>();
+            assert_eq!((of("STOR").len(), of("RETR").len(), shown.len()), (3, 3, 6));
             let first = of("STOR")[0];
             for (field, expected) in [
                 ("user", json!(user)),

@@ -7,7 +7,6 @@ mod cli;
 #[path = "../e2e/common/mod.rs"]
 mod common;
 mod docs;
-mod messages;
 mod replay;
 mod replay_inputs;
 mod selection;

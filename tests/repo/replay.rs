@@ -267,9 +267,9 @@ fn people_get_a_table_and_a_summary() {
         printed(&[&capture]),
         "\
 FRAME  SESSION  FROM    KIND  ANNOUNCED              ACTION   REWRITTEN  REASON
-    8        1  1.1.1.2:33112 -> 2.2.2.1:21: logged in
+    8        1  1.1.1.2:33112 -> 2.2.2.1:21: logged in: anonymous
    10        1  client  PORT  1.1.1.2:59549          open     -          both ends see the same endpoint
-   25        2  1.1.1.2:58316 -> 2.2.2.1:21: logged in
+   25        2  1.1.1.2:58316 -> 2.2.2.1:21: logged in: anonymous
    27        2  client  PORT  2.2.2.3:80             refuse   -          2.2.2.3 is not the sender's address 1.1.1.2
 
 packets                 34

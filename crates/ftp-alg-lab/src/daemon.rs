@@ -195,14 +195,3 @@ fn with_fast_path(configuration: &str) -> String {
         None => format!("queue.fast-path = \"{value}\"\n{configuration}"),
     }
 }
-
-impl Drop for Daemon {
-    /// Copies the log to the directory FTP_ALG_LAB_LOGS, if that is set: tests/repo/messages.rs compares its lines with
-    /// docs/messages.md.
-    fn drop(&mut self) {
-        if let Some(directory) = std::env::var_os("FTP_ALG_LAB_LOGS") {
-            let file = PathBuf::from(directory).join(format!("{}.log", self.id()));
-            let _ = fs::write(file, self.log());
-        }
-    }
-}

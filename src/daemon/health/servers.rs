@@ -156,7 +156,7 @@ fn remedy(objection: RefusalReason, server: SocketAddr) -> String {
             "see in `ftp-alg pinholes` whose are open, or raise [policy] max-pinholes-per-client".to_owned()
         }
         RefusalReason::NoFreePort => "widen [nat] port-range".to_owned(),
-        _ => "the log has a line for each refusal; docs/messages.md explains them".to_owned(),
+        _ => "the log has a line for each refusal; docs/events.md explains them".to_owned(),
     }
 }
 

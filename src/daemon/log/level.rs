@@ -53,6 +53,6 @@ pub(in crate::daemon) fn set_level(level: &str) -> Result<(), String> {
     let mut text = lock(&current.text);
     current.handle.reload(EnvFilter::new(level)).map_err(|error| error.to_string())?;
     let old = std::mem::replace(&mut *text, level.to_owned());
-    tracing::info!(event = "log_level", level, old, "log level changed: {level}, {old} before");
+    tracing::info!(event = "log-level", level, old, "log level changed: {level}, {old} before");
     Ok(())
 }

@@ -90,7 +90,7 @@ impl MetricsListener {
         let work = move || {
             if let Err(error) = run(&runtime, self.listener, metrics, stopped) {
                 tracing::error!(
-                    event = "metrics_failed",
+                    event = "metrics-failed",
                     "metrics: the endpoint ended: {error}; restart ftp-alg to have it again"
                 );
             }

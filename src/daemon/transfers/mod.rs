@@ -76,7 +76,7 @@ impl TransferReports {
                 Some(log) => {
                     if let Err(error) = log.read(|packet| tracker.observe(now, &packet)) {
                         tracing::warn!(
-                            event = "data_log_ended",
+                            event = "data-log-ended",
                             "{error}: transfers are reported without their bytes"
                         );
                         (data_log, tracker.sees_packets) = (None, false);

@@ -226,7 +226,7 @@ impl TransferTracker {
             }
         }
         let sees_packets = self.sees_packets;
-        (finished.result, finished.reason) = judge(transfer, ends, connection, sees_packets);
+        (finished.result, finished.reason) = classify(transfer, ends, connection, sees_packets);
         if let Some(ends) = ends.filter(|_| finished.bytes.is_some()) {
             self.connections.remove(&ends);
         }
@@ -269,7 +269,7 @@ fn is_success(end: TransferEnd) -> bool {
 }
 
 /// How the transfer ended, and why there was no data connection.
-fn judge(
+fn classify(
     transfer: &Transfer,
     ends: Option<Ends>,
     connection: Option<&DataConnection>,

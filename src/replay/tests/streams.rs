@@ -37,7 +37,7 @@ fn logins_and_encryption_are_noted() {
     let text = |row: &SessionRow| (row.position.frame, row.session, row.text.clone());
     let rows: Vec<_> = first.session_rows.iter().map(text).collect();
     let ends = "192.168.150.80:1035 -> 203.0.113.9:21";
-    assert_eq!(rows[0], (7, 1, format!("{ends}: logged in")), "{rows:?}");
+    assert_eq!(rows[0], (7, 1, format!("{ends}: logged in: joe")), "{rows:?}");
     assert_eq!(rows.len(), 1, "after a login it may be in a file: {rows:?}");
     let mut talk = Talk::logged_in();
     (talk.packets, talk.sent) = (Vec::new(), [100, 500]);

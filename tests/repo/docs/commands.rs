@@ -15,9 +15,7 @@ fn commands_and_options_are_those_of_the_program() {
     let (mut known, mut seen) = (HashMap::new(), 0);
     let manual = format!("\n```\n{}\n```\n", manual_examples("ftp-alg.8.in").concat());
     let manual = (root().join("packaging/man/ftp-alg.8.in"), manual);
-    // A message may begin with the program's name.
-    let pages = pages().into_iter().filter(|(page, _)| !page.ends_with("docs/messages.md"));
-    for (page, text) in pages.chain([manual]) {
+    for (page, text) in pages().into_iter().chain([manual]) {
         let in_blocks = lines(&text, true);
         let in_text = lines(&text, false).flat_map(|line| line.split('`').skip(1).step_by(2));
         for line in in_blocks.chain(in_text) {

@@ -12,7 +12,7 @@ const REFUSED: &str = "[pinhole]\ntimout = \"30s\"\nbackend = \"nft\"\n[nat]\nmi
 /// Words of the examples themselves: addresses, interfaces, the operator's rules, what servers say, columns of the test
 /// matrix.
 const EXAMPLE: &str = "accept chain conf curl drop eprt6 epsv6 established etc example filter forward gateway hook \
-                       iifname inet lan0 lftp net nftables policy priority state successful table tcp timout type \
+                       iifname inet lan0 lftp net nftables policy priority slacker state successful table tcp timout type \
                        vsftpd wan0 wget";
 
 /// Whether the block is a drawing, not output.

@@ -1,9 +1,13 @@
-//! Tables of fields, states and problems are complete.
+//! Tables of fields, states, problems, events and refusals are complete.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use ftp_alg::daemon::snapshot::{NameRow, PinholeRow, Problem, SessionRow, Status};
-use ftp_alg_core::engine::DropReason;
+use ftp_alg_core::{
+    engine::{DropReason, EventKind},
+    session::RefusalReason,
+};
+use regex::Regex;
 use serde_json::{Value, json};
 
 use super::pages::{first_column, root, text};
@@ -119,6 +123,33 @@ fn sources(directory: &Path) -> String {
         false => fs::read_to_string(&file).unwrap_or_default(),
     });
     texts.collect()
+}
+
+/// Kinds of log lines that are no event of a session, and not in the text as `event = "..."` (`Topic` of the log).
+const TOPICS: [&str; 4] = ["error", "healed", "omitted", "unused"];
+
+fn unique(listed: Vec<String>) -> BTreeSet<String> {
+    let names: BTreeSet<_> = listed.iter().cloned().collect();
+    assert_eq!(names.len(), listed.len(), "a name has two rows");
+    names
+}
+
+#[test]
+fn the_page_of_events_has_every_event_and_refusal() {
+    let names = Regex::new(r#"event = "([a-z-]+)""#).unwrap();
+    let text = sources(&root().join("src"));
+    let of_daemon = names.captures_iter(&text).map(|found| found[1].to_owned());
+    let named = EventKind::NAMES.into_iter().chain(TOPICS).map(str::to_owned).chain(of_daemon);
+    let named: BTreeSet<String> = named.collect();
+    assert!(named.len() > 50, "{named:?}");
+    assert_eq!(unique(first_column("docs/events.md", "| event |")), named);
+    let reply = |reason: RefusalReason, passive| {
+        let short = reason.reply(passive, None, 45);
+        String::from_utf8_lossy(&short[4..]).trim_end().to_owned()
+    };
+    let each = |reason: &RefusalReason| [true, false].map(|passive| reply(*reason, passive));
+    let replies: BTreeSet<String> = RefusalReason::ALL.iter().flat_map(each).collect();
+    assert_eq!(unique(first_column("docs/events.md", "| reply |")), replies);
 }
 
 #[test]

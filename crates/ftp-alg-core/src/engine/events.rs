@@ -85,47 +85,47 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// The names of all kinds. They do not change, because scripts match them.
-    pub const NAMES: [&str; 16] = [
+    /// The names of all kinds, which scripts match.
+    pub const NAMES: [&str; 14] = [
         "announcement",
-        "unreadable-reply",
+        "change",
+        "elsewhere",
+        "encrypted",
+        "ended",
+        "kernel",
+        "limit",
+        "login",
+        "missed",
+        "not-ftp",
         "pinhole-closed",
         "pinhole-expired",
-        "encrypted",
-        "command-refused",
-        "limit-reached",
-        "session-reset",
-        "login",
+        "refusal",
         "transfer",
-        "state-changed",
-        "not-ftp",
-        "packets-missed",
-        "from-elsewhere",
-        "route-missing",
-        "kernel-refused",
     ];
 
-    /// The name of the kind.
+    /// The name of the kind. Refused announcements and other refused commands have one name.
     pub fn name(&self) -> &'static str {
-        let index = match self {
-            Self::Announcement(_) => 0,
-            Self::UnreadableReply(_) => 1,
-            Self::PinholeClosed(..) => 2,
-            Self::PinholeExpired(..) => 3,
-            Self::Encrypted => 4,
-            Self::CommandRefused(_) => 5,
-            Self::LimitReached(_) => 6,
-            Self::Reset(_) => 7,
-            Self::LoggedIn(_) => 8,
-            Self::Transfer(_) => 9,
-            Self::StateChanged(_) => 10,
-            Self::NotFtp(_) => 11,
-            Self::Missed(_) => 12,
-            Self::FromElsewhere(_) => 13,
-            Self::RouteMissing(_) => 14,
-            Self::KernelRefused(_) => 15,
-        };
-        Self::NAMES[index]
+        match self {
+            Self::Announcement(DecidedAnnouncement { decision, .. })
+                if matches!(decision.effect, Effect::Refuse(_)) =>
+            {
+                "refusal"
+            }
+            Self::Announcement(_) | Self::UnreadableReply(_) => "announcement",
+            Self::PinholeClosed(..) => "pinhole-closed",
+            Self::PinholeExpired(..) => "pinhole-expired",
+            Self::Encrypted => "encrypted",
+            Self::CommandRefused(_) => "refusal",
+            Self::LimitReached(_) => "limit",
+            Self::Reset(_) => "ended",
+            Self::LoggedIn(_) => "login",
+            Self::Transfer(_) => "transfer",
+            Self::StateChanged(_) => "change",
+            Self::NotFtp(_) => "not-ftp",
+            Self::Missed(_) => "missed",
+            Self::FromElsewhere(_) | Self::RouteMissing(_) => "elsewhere",
+            Self::KernelRefused(_) => "kernel",
+        }
     }
 }
 
