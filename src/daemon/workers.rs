@@ -78,6 +78,8 @@ pub(super) fn start(
     let (state, shards) = restore_shards(config, state_dir, &parameters, &names)
         .map_err(|error| state_error(state_dir, &error))?;
     let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
+    let data_log = open_data_log(parameters.data_log_group());
+    let parameters = parameters.with_data_log(data_log.is_some());
     let learned = learn(config, parameters, reading, &state, restored);
     let LearnedParameters { rules, parameters, port_sets, backend_reason } = learned;
     let commits = open_commits()?;
@@ -162,7 +164,8 @@ pub(super) fn start(
     };
     let what = "the reader of the operator's rules".to_owned();
     workers.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
-    workers.start_transfer_reports(*parameters.queues().start(), events)?;
+    let logs_data = workers.table.as_ref().is_some_and(Table::logs_data);
+    workers.start_transfer_reports(data_log.filter(|_| logs_data), events)?;
     let count = queues.len();
     for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
         let kernel = make_kernel()?;
@@ -205,6 +208,19 @@ fn restore_shards(
     let shard =
         |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
     Ok((state, engines.into_iter().zip(journals).map(shard).collect()))
+}
+
+/// Opens the group of nfnetlink_log, unless the kernel lacks that or another program reads it.
+fn open_data_log(group: u16) -> Option<DataLog> {
+    let opened = DataLog::open(group, transfers::PATIENCE);
+    opened
+        .inspect_err(|error| {
+            tracing::info!(
+                event = "data-log-off",
+                "{error}: transfers are reported without their bytes"
+            );
+        })
+        .ok()
 }
 
 /// The parameters of the rules with what the operator's rules say.
@@ -423,23 +439,16 @@ impl Workers {
         daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
     }
 
-    /// Starts to report transfers, with their bytes if the group of nfnetlink_log can be read.
+    /// Starts to report transfers, with their bytes if there is a `data_log`.
     fn start_transfer_reports(
         &mut self,
-        group: u16,
+        data_log: Option<DataLog>,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
-        let data_log = DataLog::open(group, transfers::PATIENCE);
-        if let Err(error) = &data_log {
-            tracing::info!(
-                event = "data-log-off",
-                "{error}: transfers are reported without their bytes"
-            );
-        }
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
             let publish = |finished| shared.events.record_transfer(finished);
-            shared.transfers.run(data_log.ok(), publish, &stop);
+            shared.transfers.run(data_log, publish, &stop);
             Ok(())
         };
         let what = "the reports of transfers".to_owned();

@@ -39,6 +39,8 @@ pub struct RuleParameters {
     pub learned: SharedLearned,
     /// Whether the queue is selected by the packet's processor.
     pub fans_out_by_cpu: bool,
+    /// Whether the rules copy the first and the last packets of data connections.
+    pub logs_data: bool,
     queue_first: u16,
     queue_count: u16,
     source_ports: Option<(u16, u16)>,
@@ -139,6 +141,7 @@ impl RuleParameters {
             backend: Backend::Nftables,
             learned: SharedLearned::default(),
             fans_out_by_cpu: false,
+            logs_data: true,
             queue_first,
             queue_count,
             source_ports: None,
@@ -192,6 +195,17 @@ impl RuleParameters {
     /// there is no difference.
     pub fn with_fanout_by_cpu(self, by_processor: bool) -> Self {
         Self { fans_out_by_cpu: by_processor && self.queue_count > 1, ..self }
+    }
+
+    /// The same parameters, and whether the rules copy the first and the last packets of data connections to the group
+    /// of nfnetlink_log.
+    pub fn with_data_log(self, logs_data: bool) -> Self {
+        Self { logs_data, ..self }
+    }
+
+    /// The group of nfnetlink_log.
+    pub fn data_log_group(&self) -> u16 {
+        self.queue_first
     }
 
     /// The queues' numbers.

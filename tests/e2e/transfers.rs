@@ -136,3 +136,29 @@ fn events_are_followed() {
     assert!(log.contains("open PASV") && log.contains("logged in: "), "{log}");
     assert_eq!(log.matches("the daemon was restarted").count(), 1, "{log}");
 }
+
+/// Another program reads the group: everything works, without bytes.
+#[test]
+fn a_taken_group_costs_the_bytes_alone() {
+    let lab = lab_for(Topology::Masquerade, "");
+    let mut command = lab.gateway.command("tcpdump");
+    command.args(["-i", "nflog:2100", "-w", "/dev/null"]);
+    let other = lab.gateway.start(command, "nflog").unwrap();
+    wait_for("the other reader", || other.log().contains("listening on"));
+    let gateway = Gateway::on(lab, "");
+    assert!(
+        gateway.daemon.log().contains("nfnetlink_log group 2100: "),
+        "{}",
+        gateway.daemon.log()
+    );
+    let rules = gateway.lab.gateway.run("nft", &["list", "table", "inet", "ftp_alg"]).unwrap();
+    assert!(!rules.stdout_text().contains("log group"));
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let (address, client) = (gateway.lab.server_address(V4), &gateway.lab.client);
+    for mode in [Mode::Active, Mode::Passive] {
+        let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, mode);
+        transfer.upload(&mode.to_string(), b"12345").unwrap();
+        let line = wait_for_line(&gateway, &["STOR", &format!("/{mode} in ")]);
+        assert!(line.ends_with(": 226"), "{line}");
+    }
+}

@@ -137,6 +137,11 @@ impl Table {
                 other => return other,
             }
         }
+        if parameters.logs_data {
+            // The kernel may lack nft_log.
+            let without = parameters.clone().with_data_log(false);
+            return Self::install_over(&without, commits, retains_elements);
+        }
         Err(NetfilterError::RulesRefused { message: refusal })
     }
 
@@ -210,6 +215,11 @@ impl Table {
     /// Whether it has the pinholes and translations of the table that was there before.
     pub fn has_retained_elements(&self) -> bool {
         self.has_retained_elements
+    }
+
+    /// Whether its rules copy the first and the last packets of data connections.
+    pub fn logs_data(&self) -> bool {
+        self.parameters.logs_data
     }
 
     /// Whether no other program can remove or change it.

@@ -47,7 +47,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             }
             "define queues" => value("2100", &queue_range(parameters, '-')),
             _ if line.contains("log group 2100") => {
-                value("2100", &parameters.queues().start().to_string());
+                if parameters.logs_data {
+                    value("2100", &parameters.data_log_group().to_string());
+                }
             }
             "define zones" if zones.len() > 1 => {
                 let zones: Vec<_> = zones.iter().map(u16::to_string).collect();
@@ -177,6 +179,16 @@ mod tests {
 
     fn others() -> RuleParameters {
         RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011)
+    }
+
+    #[test]
+    fn data_connections_are_logged_to_the_group_of_the_first_queue() {
+        let text = render_nftables(&others(), QueueStatement::Native);
+        let group = format!("log group {} ", others().data_log_group());
+        assert_eq!(text.matches("log group ").count(), text.matches(&group).count());
+        assert_eq!(text.matches(&group).count(), 2, "SYN; FIN and others");
+        let without = render_nftables(&others().with_data_log(false), QueueStatement::Native);
+        assert!(!without.contains("log group"));
     }
 
     #[test]
