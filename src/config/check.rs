@@ -6,6 +6,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry as MapEntry},
     ops::RangeInclusive,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -15,8 +16,8 @@ use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalSetting, Fanout, FastPathMode, MAX_WORKERS, MetricsSettings,
-    NatSettings, PinholeSettings, QueueSettings, ServerSettings,
+    Backend, Config, ExternalSetting, Fanout, FastPathMode, LogSettings, MAX_WORKERS,
+    MetricsSettings, NatSettings, PinholeSettings, QueueSettings, ServerSettings,
     error::{self, ConfigProblem},
     file::{self, File, FileTable, Keys, TABLES},
     hint, shadowed, text,
@@ -44,6 +45,7 @@ const EXTERNAL: &str = "\"auto\", the address of a host, or \"dns:NAME\"";
 const HOST: &str = "the address of a host, such as \"10.0.0.5\"";
 const NETWORKS: &str =
     "a network without host bits, such as \"192.168.150.0/24\", or a list of them";
+const LOG_FILE: &str = "an absolute path of a file, such as \"/var/log/ftp-alg/transfers.json\"";
 const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\", or a \
                       port of 127.0.0.1, such as 9821";
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
@@ -121,6 +123,7 @@ impl Checker<'_> {
             networks: self.networks(&file.network, &limits, &nat),
             servers: self.servers(&file.server, &control_ports),
             metrics: self.metrics(section("metrics", &file.metrics)),
+            log: self.log(section("log", &file.log)),
             nat,
             limits,
             control_ports,
@@ -378,6 +381,14 @@ impl Checker<'_> {
     fn metrics(&mut self, file: Section<'_>) -> MetricsSettings {
         let read = |value: &Value| text::listen_address(value);
         MetricsSettings { listen: self.optional(&file.entry("listen"), LISTEN, read) }
+    }
+
+    fn log(&mut self, file: Section<'_>) -> LogSettings {
+        let read = |value: &Value| {
+            let path = Path::new(value.as_str()?);
+            (path.is_absolute() && path.file_name().is_some()).then(|| path.to_owned())
+        };
+        LogSettings { transfers: self.optional(&file.entry("transfers"), LOG_FILE, read) }
     }
 
     fn external_address(&mut self, entry: &Entry<'_>) -> Option<ExternalSetting> {

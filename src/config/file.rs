@@ -29,6 +29,7 @@ pub(super) struct File {
     pub network: Vec<Spanned<Keys>>,
     pub server: Vec<Spanned<Keys>>,
     pub metrics: Keys,
+    pub log: Keys,
 }
 
 /// Keys before the first table.
@@ -54,7 +55,7 @@ impl FileTable {
 }
 
 /// The tables of the file.
-pub(super) const TABLES: [FileTable; 7] = [
+pub(super) const TABLES: [FileTable; 8] = [
     FileTable::new("queue", false, "number workers fanout fast-path"),
     FileTable::new("pinhole", false, "backend timeout mark mark-mask"),
     FileTable::new("nat", false, "external-address port-range"),
@@ -76,6 +77,7 @@ pub(super) const TABLES: [FileTable; 7] = [
         "address external-address replace-foreign-address passive-ports",
     ),
     FileTable::new("metrics", false, "listen"),
+    FileTable::new("log", false, "transfers"),
 ];
 
 /// Removes what is not a known table or key.

@@ -20,7 +20,7 @@ use std::{
     io::{self, Read},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::Duration,
@@ -58,6 +58,8 @@ pub struct Config {
     pub servers: Vec<ServerSettings>,
     /// `[metrics]`.
     pub metrics: MetricsSettings,
+    /// `[log]`.
+    pub log: LogSettings,
     /// What is valid and never applies, a line each, with its place in the file.
     pub warnings: Vec<String>,
 }
@@ -200,6 +202,13 @@ pub struct MetricsSettings {
     pub listen: Option<SocketAddr>,
 }
 
+/// `[log]`: what is logged besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogSettings {
+    /// The file with a JSON object for each transfer.
+    pub transfers: Option<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         let policy = Policy::default();
@@ -225,6 +234,7 @@ impl Default for Config {
             networks: Vec::new(),
             servers: Vec::new(),
             metrics: MetricsSettings::default(),
+            log: LogSettings::default(),
             warnings: Vec::new(),
         }
     }
@@ -339,6 +349,7 @@ impl Config {
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),
             ("nat.port-range, for source ports,", self.nat.port_range != next.nat.port_range),
             ("metrics.listen", self.metrics != next.metrics),
+            ("log.transfers", self.log != next.log),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
@@ -352,6 +363,7 @@ impl Config {
             queue: old.queue,
             pinhole: PinholeSettings { timeout: self.pinhole.timeout, ..old.pinhole },
             metrics: old.metrics,
+            log: old.log.clone(),
             ..self
         }
     }

@@ -308,6 +308,11 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         ("metrics.listen = \"224.0.0.1:9821\"", "\"224.0.0.1:9821\" is not an address"),
         ("metrics.listen = 0", "metrics.listen: 0 is not an address"),
         ("metrics.listen = 65536", "or a port of 127.0.0.1, such as 9821"),
+        (
+            "log.transfers = \"transfers.json\"",
+            "\"transfers.json\" is not an absolute path of a file",
+        ),
+        ("log.transfers = true", "log.transfers: true is not an absolute path of a file"),
         ("metrics.listen = true", "metrics.listen: true is not an address"),
         ("[[server]]\naddress = \"ftp\"", "server.address: \"ftp\" is not the address of a host"),
         ("[[server]]\nexternal-address = \"auto\"", ":1:1: server.address: is missing"),

@@ -58,9 +58,14 @@ impl EventRing {
         }
     }
 
-    /// Records a transfer.
-    pub(super) fn record_transfer(&self, finished: FinishedTransfer) {
-        lock(&self.0).push(finished.at, Recorded::Transfer(finished));
+    /// Records a transfer. Returns what a reader gets.
+    pub(super) fn record_transfer(&self, finished: FinishedTransfer) -> EventRow {
+        let at = finished.at;
+        let recorded = Recorded::Transfer(finished);
+        let mut ring = lock(&self.0);
+        let row = recorded.row(ring.first + ring.events.len() as u64, at);
+        ring.push(at, recorded);
+        row
     }
 
     /// The events behind the one with the ID `after`, as many as an answer may have; 0 for the first ones.

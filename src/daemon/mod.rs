@@ -78,6 +78,7 @@ use self::{
     metrics::{MetricsEndpoint, MetricsListener},
     snapshot::Problem,
     takeover::{OtherDaemons, TakeoverError},
+    transfers::TransferFile,
     workers::Workers,
 };
 use crate::{
@@ -191,12 +192,19 @@ pub enum DaemonEvent {
 pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     log::init(options.log_level.as_deref())?;
     let mut config = load(options)?;
-    let ConfinedDaemon { broker, unconfined, socket, metrics, state_dir: _claimed, fast_path } =
-        confine(options, &config)?;
+    let confined = confine(options, &config)?;
+    let ConfinedDaemon { broker, unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
+    let (fast_path, transfer_file) = (confined.fast_path, confined.transfer_file);
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
     watch_broker(broker, sender.clone())?;
-    let mut service = workers::start(&config, &options.state_dir, &sender, unconfined, fast_path)?;
+    let mut service = workers::start(
+        &config,
+        &options.state_dir,
+        &sender,
+        unconfined,
+        (fast_path, transfer_file),
+    )?;
     let server = socket.serve(service.shared.clone())?;
     let metrics = metrics.and_then(|listener| serve_metrics(listener, &service));
     let (version, ports) = (env!("CARGO_PKG_VERSION"), &config.control_ports);
@@ -267,6 +275,7 @@ fn reload(options: &DaemonOptions, config: &mut Config, service: &Workers) {
         Err(error) => Some(refused_reload(options, &error)),
     };
     service.shared.set_refused_reload(refused);
+    service.shared.transfers.reopen_file(); // as after a rotation, also with an invalid configuration
     notify(&[NotifyState::Ready]);
 }
 
@@ -358,6 +367,8 @@ struct ConfinedDaemon {
     socket: ControlSocket,
     /// The endpoint of `[metrics]`. `None` if it is off or not available.
     metrics: Option<MetricsListener>,
+    /// The file of `log.transfers`.
+    transfer_file: Option<TransferFile>,
     /// The lock on the state directory. No other daemon uses the directory while it is open.
     state_dir: File,
     /// The fast path's program, or why the fast path is off.
@@ -394,17 +405,20 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
     let metrics = config.metrics.listen.and_then(bind_metrics);
+    let transfer_file = config.log.transfers.as_deref().map(TransferFile::open);
     if pins.is_err() {
         FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
     }
     let fast_path =
         pins.and_then(|pins| LoadedProgram::load(pins).map_err(|missing| missing.to_string()));
     let path = fast_path.as_ref().ok().map(|loaded| loaded.pins().path());
-    let unconfined = confine::confine_daemon(&options.state_dir, socket_dir, path.as_deref())?;
+    let log_dir = transfer_file.as_ref().map(TransferFile::directory);
+    let unconfined =
+        confine::confine_daemon(&options.state_dir, socket_dir, path.as_deref(), log_dir)?;
     for missing in &unconfined {
         tracing::warn!(event = "unconfined", "not confined: {missing}");
     }
-    Ok(ConfinedDaemon { broker, unconfined, socket, metrics, state_dir, fast_path })
+    Ok(ConfinedDaemon { broker, unconfined, socket, metrics, transfer_file, state_dir, fast_path })
 }
 
 /// Binds the endpoint of `[metrics]`. If that fails, FTP works without it.

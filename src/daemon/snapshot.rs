@@ -82,6 +82,8 @@ pub struct TransferTotals {
     pub bytes_down: u64,
     /// Transfers that were not reported, because too many ended at once.
     pub lost: u64,
+    /// Transfers that are missing in the file of `log.transfers`.
+    pub unwritten: u64,
 }
 
 /// Transfers by result.

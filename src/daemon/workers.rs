@@ -39,7 +39,7 @@ use super::{
     start_table,
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
-    transfers::{self, TransferReports},
+    transfers::{self, TransferFile, TransferReports},
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -65,7 +65,7 @@ pub(super) fn start(
     state_dir: &Path,
     events: &Sender<DaemonEvent>,
     unconfined: Vec<String>,
-    fast_path: Result<LoadedProgram, String>,
+    (fast_path, transfer_file): (Result<LoadedProgram, String>, Option<TransferFile>),
 ) -> Result<Workers, ServiceError> {
     let parameters = RuleParameters::from(config);
     let reading = operator_firewall::read_in_background(parameters.gateway.clone());
@@ -165,7 +165,8 @@ pub(super) fn start(
     let what = "the reader of the operator's rules".to_owned();
     workers.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
     let logs_data = workers.table.as_ref().is_some_and(Table::logs_data);
-    workers.start_transfer_reports(data_log.filter(|_| logs_data), events)?;
+    let data_log = data_log.filter(|_| logs_data);
+    workers.start_transfer_reports(data_log, transfer_file, events)?;
     let count = queues.len();
     for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
         let kernel = make_kernel()?;
@@ -443,11 +444,15 @@ impl Workers {
     fn start_transfer_reports(
         &mut self,
         data_log: Option<DataLog>,
+        mut file: Option<TransferFile>,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
-            let publish = |finished| shared.events.record_transfer(finished);
+            let publish = |finished| {
+                let row = shared.events.record_transfer(finished);
+                shared.transfers.append(&row, &mut file);
+            };
             shared.transfers.run(data_log, publish, &stop);
             Ok(())
         };

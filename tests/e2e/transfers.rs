@@ -124,13 +124,15 @@ fn events_are_followed() {
     command.args(["events", "--follow", "--socket"]).arg(gateway.daemon.socket());
     let follower = gateway.lab.gateway.start(command, "events").unwrap();
     let address = gateway.lab.server_address(V4);
-    let client = &gateway.lab.client;
+    let client = &gateway.lab.client.clone();
     let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, Mode::Passive);
     for name in ["before", "after"] {
         transfer.upload(name, b"12345").unwrap();
         wait_for(name, || follower.log().contains(&format!("/{name} 5 B in ")));
-        gateway.daemon.kill();
-        gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+        if name == "before" {
+            gateway.daemon.kill();
+            gateway.start_again("");
+        }
     }
     let log = follower.log();
     assert!(log.contains("open PASV") && log.contains("logged in: "), "{log}");
@@ -161,4 +163,30 @@ fn a_taken_group_costs_the_bytes_alone() {
         let line = wait_for_line(&gateway, &["STOR", &format!("/{mode} in ")]);
         assert!(line.ends_with(": 226"), "{line}");
     }
+}
+
+/// `log.transfers`: a line of JSON for each, in a new file after a rotation and a reload.
+#[test]
+fn transfers_are_written_to_a_file() {
+    let lab = lab_for(Topology::Masquerade, "");
+    let file = lab.directory().join("transfers.json");
+    let gateway = Gateway::on(lab, &format!("log.transfers = \"{}\"", file.display()));
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let (address, client) = (gateway.lab.server_address(V4), &gateway.lab.client);
+    for name in ["first", "second"] {
+        let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, Mode::Passive);
+        transfer.upload(name, b"12345").unwrap();
+        wait_for(name, || fs::read_to_string(&file).is_ok_and(|text| text.ends_with("\n")));
+        let text = fs::read_to_string(&file).unwrap();
+        let row: Value = serde_json::from_str(text.trim_end()).unwrap();
+        assert!(row["path"].as_str().unwrap().ends_with(&format!("/{name}")), "{row}");
+        assert_eq!((&row["event"], &row["bytes"]), (&json!("transfer"), &json!(5)), "{row}");
+        fs::rename(&file, file.with_extension(name)).unwrap();
+        signal(&gateway.daemon, "HUP");
+        wait_for("the reload", || {
+            gateway.daemon.log().matches("the new configuration is in use").count()
+                == if name == "first" { 1 } else { 2 }
+        });
+    }
+    assert_eq!(gateway.daemon.status().unwrap()["transfers"]["unwritten"], 0);
 }

@@ -133,11 +133,12 @@ pub fn as_user<T: Send>(
 
 /// Confines the daemon. From now on it may read `/proc`, use files in `state_dir`, and make and remove sockets in
 /// `socket_dir`. With `pins`, the directory of the fast path's pins, it may also use BPF maps, attach the loaded
-/// program, and make and remove pins. Returns the confinement that this kernel lacks, a line each.
+/// program, and make and remove pins. It may make and write files in `log_dir`. Returns the confinement that this kernel lacks, a line each.
 pub fn confine_daemon(
     state_dir: &Path,
     socket_dir: &Path,
     pins: Option<&Path>,
+    log_dir: Option<&Path>,
 ) -> Result<Vec<String>, ConfineError> {
     restrict_capabilities(None, &[], false)?;
     let state = AccessFs::ReadFile
@@ -151,12 +152,13 @@ pub fn confine_daemon(
         let names = AccessFs::MakeReg | AccessFs::RemoveFile;
         (pins, names | AccessFs::RemoveDir | AccessFs::ReadDir)
     });
+    let logs = log_dir.map(|logs| (logs, AccessFs::WriteFile | AccessFs::MakeReg));
     let rules = [
         (Path::new("/proc"), AccessFs::ReadFile | AccessFs::ReadDir),
         (state_dir, state),
         (socket_dir, AccessFs::MakeSock | AccessFs::RemoveFile),
     ];
-    let status = restrict(rules.into_iter().chain(pinned))?;
+    let status = restrict(rules.into_iter().chain(pinned).chain(logs))?;
     let landlock = (status == RulesetStatus::NotEnforced).then(|| NO_LANDLOCK.to_owned());
     // Some kernels lack seccomp, and the filter does not support every processor.
     let seccomp = syscalls::restrict(pins.is_some()).err();

@@ -256,7 +256,8 @@ fn of_pinholes(status: &Status) -> Vec<Family> {
 }
 
 fn of_transfers(status: &Status) -> Vec<Family> {
-    let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost } = status.transfers;
+    let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost, .. } =
+        status.transfers;
     let modes = [("active", active), ("passive", passive), ("unknown", unknown)];
     let of_mode = |(mode, counts): (&str, ResultCounts)| {
         let sample =

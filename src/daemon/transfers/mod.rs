@@ -1,6 +1,7 @@
 //! Transfers: what the engines tell of them and what the kernel copies of their data connections becomes one log line
 //! for each, never sampled, and the totals of `status`. A thread of its own does it, and no packet waits for it.
 
+mod file;
 mod tracker;
 
 use std::{
@@ -13,11 +14,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+pub use file::TransferFile;
 use ftp_alg_core::engine::{Event, EventKind, Transfer, TransferEnd};
 pub use tracker::{FinishedTransfer, TransferResult};
 use tracker::{TransferSession, TransferTracker};
 
-use super::{shard::lock, snapshot::TransferTotals};
+use super::{
+    shard::lock,
+    snapshot::{EventRow, TransferTotals},
+};
 use crate::kernel::data_log::DataLog;
 
 /// How often the thread looks for transfers that have ended.
@@ -32,6 +37,8 @@ pub(super) struct TransferReports {
     /// Transfers for which the inbox had no room.
     lost: AtomicU64,
     totals: Mutex<TransferTotals>,
+    /// Whether the file is to be opened again.
+    reopens: AtomicBool,
 }
 
 struct EndedTransfer {
@@ -93,6 +100,21 @@ impl TransferReports {
         for finished in tracker.take_all() {
             self.report(finished, &mut publish);
         }
+    }
+
+    /// Has the file opened again before the next transfer is written.
+    pub(super) fn reopen_file(&self) {
+        self.reopens.store(true, Ordering::Release);
+    }
+
+    /// Appends `row` to `file`, if there is one.
+    pub(super) fn append(&self, row: &EventRow, file: &mut Option<TransferFile>) {
+        let Some(file) = file else { return };
+        if self.reopens.swap(false, Ordering::AcqRel) {
+            file.reopen();
+        }
+        file.append(&serde_json::to_string(row).unwrap_or_default());
+        lock(&self.totals).unwritten = file.unwritten;
     }
 
     fn take_ended(
