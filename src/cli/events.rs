@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Show what was decided and transferred, oldest first
 ///
-/// The daemon stores the last 8192 events in memory. With --follow the command
+/// The daemon stores the last 4096 events in memory. With --follow the command
 /// waits for more; if it reads too slowly, it says how many events it missed.
 ///
 /// --json prints one object a line. docs/events.md lists all events and their

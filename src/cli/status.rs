@@ -101,16 +101,25 @@ fn counters(status: &snapshot::Status) -> Vec<(String, String)> {
                 rows.push((words(name), count.to_string()));
             }
             Value::Object(parts) if name != "fast_path" => {
-                let counted = parts.iter().filter(|(_, count)| count.as_u64() != Some(0));
                 let row = |(part, count): (&String, &Value)| {
-                    (format!("{}: {}", words(name), words(part)), count.to_string())
+                    Some((format!("{}: {}", words(name), words(part)), count_text(count)?))
                 };
-                rows.extend(counted.map(row));
+                rows.extend(parts.iter().filter_map(row));
             }
             _ => {}
         }
     }
     rows
+}
+
+/// A count, or the counts within one, as in `3 complete, 1 refused`. `None` if there is nothing to count.
+fn count_text(count: &Value) -> Option<String> {
+    let counted = |count: &Value| count.as_u64() != Some(0);
+    let Value::Object(parts) = count else { return counted(count).then(|| count.to_string()) };
+    let parts = parts.iter().filter(|(_, count)| counted(count));
+    let texts: Vec<_> =
+        parts.map(|(name, count)| format!("{count} {}", name.replace('_', " "))).collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
 }
 
 /// The state and the counters of the fast path, in up to four lines.

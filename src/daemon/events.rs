@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Limit of stored events.
-const CAPACITY: usize = 8192;
+const CAPACITY: usize = 4096;
 /// Limit of events in one answer.
 const MAX_ANSWERED: usize = 1000;
 

@@ -80,11 +80,11 @@ fn a_run_of_accepts_covers_no_other_packet() {
         queue.verdicts().flush().unwrap();
         assert_eq!(arrived(), [LATER]);
         queue.receive().unwrap();
-        assert_eq!(queue.counts(), QueueCounts::default());
+        assert_eq!(super::counts(&queue), QueueCounts::default());
         queue.verdicts().verdict(later.unwrap(), QueueVerdict::Accept, None).unwrap(); // the kernel has it no longer
         queue.verdicts().flush().unwrap();
         queue.receive().unwrap();
-        assert_eq!(queue.counts(), QueueCounts { refused: 1, ..QueueCounts::default() });
+        assert_eq!(super::counts(&queue), QueueCounts { refused: 1, ..QueueCounts::default() });
     });
 }
 

@@ -105,6 +105,13 @@ fn activity_survives_a_restart() {
     assert_eq!(transfer.duration, Duration::from_secs(2));
 }
 
+#[test]
+fn nothing_is_reported_before_a_login() {
+    let mut talk = Conversation::masqueraded();
+    let script = "< 220 ready > RETR a < 530 log in > USER joe < 331 go on > RETR a < 503 no";
+    assert_eq!(talk.transfers_of(script), [""; 0]);
+}
+
 /// A client that pipelines thousands of them.
 #[test]
 fn few_pending_transfers_are_stored() {

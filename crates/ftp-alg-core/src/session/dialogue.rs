@@ -255,6 +255,11 @@ impl Dialogue {
         self.login == Login::Accepted
     }
 
+    /// Whether the server may have accepted a login.
+    pub fn may_be_logged_in(&self) -> bool {
+        self.login != Login::NotYet
+    }
+
     /// Whether the server has accepted no login, or has forgotten it.
     fn is_logged_out(&self) -> bool {
         matches!(self.login, Login::NotYet | Login::None)

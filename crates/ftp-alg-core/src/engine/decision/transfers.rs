@@ -11,12 +11,17 @@ impl Connection<'_> {
     /// Records what a command says about the client's activity.
     pub(super) fn record_request(&mut self, activity: Activity) {
         let now = self.since_first_packet();
-        let pending = self.entry.session.dialogue.pending_transfers();
+        let dialogue = &self.entry.session.dialogue;
+        let (pending, may_transfer) = (dialogue.pending_transfers(), dialogue.may_be_logged_in());
         let known = self.entry.activity_mut();
         match activity {
             Activity::User(name) => known.record_user(name),
             Activity::ChangeDirectory(wanted) => known.record_wanted_directory(wanted),
-            Activity::Transfer(command) => known.record_transfer(command, now, pending),
+            Activity::Transfer(command) if may_transfer => {
+                known.record_transfer(command, now, pending);
+            }
+            // The server refuses it. Otherwise a client that cannot log in could fill the log.
+            Activity::Transfer(_) => {}
         }
     }
 
