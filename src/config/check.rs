@@ -45,7 +45,8 @@ const EXTERNAL: &str = "\"auto\", the address of a host, or \"dns:NAME\"";
 const HOST: &str = "the address of a host, such as \"10.0.0.5\"";
 const NETWORKS: &str =
     "a network without host bits, such as \"192.168.150.0/24\", or a list of them";
-const LOG_FILE: &str = "an absolute path of a file, such as \"/var/log/ftp-alg/transfers.json\"";
+const LOG_FILE: &str =
+    "true, false, or an absolute path of a file, such as \"/var/log/ftp-alg/transfers.json\"";
 const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\", or a \
                       port of 127.0.0.1, such as 9821";
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
@@ -385,10 +386,14 @@ impl Checker<'_> {
 
     fn log(&mut self, file: Section<'_>) -> LogSettings {
         let read = |value: &Value| {
+            if let Some(transfers) = value.as_bool() {
+                return Some(LogSettings { transfers, transfer_file: None });
+            }
             let path = Path::new(value.as_str()?);
-            (path.is_absolute() && path.file_name().is_some()).then(|| path.to_owned())
+            let is_file = path.is_absolute() && path.file_name().is_some();
+            is_file.then(|| LogSettings { transfers: true, transfer_file: Some(path.to_owned()) })
         };
-        LogSettings { transfers: self.optional(&file.entry("transfers"), LOG_FILE, read) }
+        self.optional(&file.entry("transfers"), LOG_FILE, read).unwrap_or_default()
     }
 
     fn external_address(&mut self, entry: &Entry<'_>) -> Option<ExternalSetting> {

@@ -205,8 +205,10 @@ pub struct MetricsSettings {
 /// `[log]`: what is logged besides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogSettings {
+    /// Whether transfers are reported.
+    pub transfers: bool,
     /// The file with a JSON object for each transfer.
-    pub transfers: Option<PathBuf>,
+    pub transfer_file: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -332,6 +334,11 @@ impl Config {
         };
         let networks = self.networks.iter().map(network).collect();
         Policy { networks, ..complete(&self.limits) }
+    }
+
+    /// Whether transfers are reported: in the log, the events, the totals, the metrics.
+    pub fn reports_transfers(&self) -> bool {
+        self.log.transfers || self.metrics.listen.is_some()
     }
 
     /// The keys whose value in `next` differs and cannot change under a running daemon: rules,

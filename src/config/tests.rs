@@ -310,9 +310,9 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         ("metrics.listen = 65536", "or a port of 127.0.0.1, such as 9821"),
         (
             "log.transfers = \"transfers.json\"",
-            "\"transfers.json\" is not an absolute path of a file",
+            "\"transfers.json\" is not true, false, or an absolute path of a file",
         ),
-        ("log.transfers = true", "log.transfers: true is not an absolute path of a file"),
+        ("log.transfers = 1", "log.transfers: 1 is not true, false, or an absolute path of a file"),
         ("metrics.listen = true", "metrics.listen: true is not an address"),
         ("[[server]]\naddress = \"ftp\"", "server.address: \"ftp\" is not the address of a host"),
         ("[[server]]\nexternal-address = \"auto\"", ":1:1: server.address: is missing"),

@@ -405,7 +405,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
     let metrics = config.metrics.listen.and_then(bind_metrics);
-    let transfer_file = config.log.transfers.as_deref().map(TransferFile::open);
+    let transfer_file = config.log.transfer_file.as_deref().map(TransferFile::open);
     if pins.is_err() {
         FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
     }

@@ -78,7 +78,8 @@ pub(super) fn start(
     let (state, shards) = restore_shards(config, state_dir, &parameters, &names)
         .map_err(|error| state_error(state_dir, &error))?;
     let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
-    let data_log = open_data_log(parameters.data_log_group());
+    let group = parameters.data_log_group();
+    let data_log = config.reports_transfers().then(|| open_data_log(group)).flatten();
     let parameters = parameters.with_data_log(data_log.is_some());
     let learned = learn(config, parameters, reading, &state, restored);
     let LearnedParameters { rules, parameters, port_sets, backend_reason } = learned;
@@ -118,7 +119,7 @@ pub(super) fn start(
         unnoted_ends: AtomicU64::new(0),
         log: EventLog::default(),
         events: EventRing::default(),
-        transfers: TransferReports::default(),
+        transfers: TransferReports::new(config.reports_transfers()),
         health: Health::new(Instant::now()),
         refused_reload: Mutex::default(),
         external_names: names,
@@ -166,7 +167,9 @@ pub(super) fn start(
     workers.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
     let logs_data = workers.table.as_ref().is_some_and(Table::logs_data);
     let data_log = data_log.filter(|_| logs_data);
-    workers.start_transfer_reports(data_log, transfer_file, events)?;
+    if config.reports_transfers() {
+        workers.start_transfer_reports(data_log, transfer_file, events)?;
+    }
     let count = queues.len();
     for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
         let kernel = make_kernel()?;

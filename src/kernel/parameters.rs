@@ -112,6 +112,7 @@ impl From<&Config> for RuleParameters {
             .with_fanout_by_cpu(queue.fanout == Fanout::Cpu)
             .with_source_ports(config.restricts_ports().then(|| config.nat.port_range.clone()))
             .with_backend(pinhole.backend.unwrap_or_default())
+            .with_data_log(config.reports_transfers())
     }
 }
 

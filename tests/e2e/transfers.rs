@@ -2,6 +2,9 @@
 
 use crate::common::*;
 
+/// The configuration that turns the reports on.
+const REPORTED: &str = "log.transfers = true";
+
 /// Waits for the log line of a transfer with all of `parts`.
 fn wait_for_line(gateway: &Gateway, parts: &[&str]) -> String {
     let mut found = None;
@@ -17,7 +20,11 @@ fn wait_for_line(gateway: &Gateway, parts: &[&str]) -> String {
 /// The bytes are those of the file, in each mode, with each back end, on the fast path and off it.
 #[test]
 fn each_transfer_is_logged_with_its_file_and_exact_size() {
-    let setups = ["", "[queue]\nfast-path = \"off\"\n", "[pinhole]\nbackend = \"conntrack\"\n"];
+    let setups = [
+        REPORTED,
+        "[log]\ntransfers = true\n[queue]\nfast-path = \"off\"\n",
+        "[log]\ntransfers = true\n[pinhole]\nbackend = \"conntrack\"\n",
+    ];
     for setup in setups {
         for topology in [Topology::Masquerade, Topology::PublishedServer] {
             let gateway = gateway_with(topology, setup);
@@ -76,7 +83,7 @@ fn each_transfer_is_logged_with_its_file_and_exact_size() {
 
 #[test]
 fn a_failed_transfer_is_logged_with_its_reason() {
-    let gateway = gateway_with(Topology::Masquerade, "");
+    let gateway = gateway_with(Topology::Masquerade, REPORTED);
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     // The server gives up after one retransmission.
     gateway.lab.server.run("sysctl", &["-qw", "net.ipv4.tcp_syn_retries=1"]).unwrap();
@@ -106,14 +113,14 @@ fn a_failed_transfer_is_logged_with_its_reason() {
 #[test]
 fn the_user_survives_a_killed_daemon() {
     for mode in [Mode::Active, Mode::Passive] {
-        let mut gateway = gateway_with(Topology::Masquerade, "");
+        let mut gateway = gateway_with(Topology::Masquerade, REPORTED);
         let lab = &gateway.lab;
         let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
         server.put("half.csv", b"12345").unwrap();
         let address = lab.server_address(V4);
         let held = HeldTransfer::start(&lab.client, &server, address, mode, "half.csv").unwrap();
         gateway.daemon.kill();
-        gateway.start_again("");
+        gateway.start_again(REPORTED);
         assert_eq!(held.release().unwrap(), 5);
         let (user, _) = server.login();
         let who = format!("{user}@192.168.150.80 RETR");
@@ -124,7 +131,7 @@ fn the_user_survives_a_killed_daemon() {
 /// A follower gets each event while it happens, also over a restart, and one that began late gets what is stored.
 #[test]
 fn events_are_followed() {
-    let mut gateway = gateway_with(Topology::Masquerade, "");
+    let mut gateway = gateway_with(Topology::Masquerade, REPORTED);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let mut command = gateway.lab.gateway.command(executable());
     command.args(["events", "--follow", "--socket"]).arg(gateway.daemon.socket());
@@ -137,7 +144,7 @@ fn events_are_followed() {
         wait_for(name, || follower.log().contains(&format!("/{name} 5 B in ")));
         if name == "before" {
             gateway.daemon.kill();
-            gateway.start_again("");
+            gateway.start_again(REPORTED);
         }
     }
     let log = follower.log();
@@ -148,12 +155,12 @@ fn events_are_followed() {
 /// Another program reads the group: everything works, without bytes.
 #[test]
 fn a_taken_group_costs_the_bytes_alone() {
-    let lab = lab_for(Topology::Masquerade, "");
+    let lab = lab_for(Topology::Masquerade, REPORTED);
     let mut command = lab.gateway.command("tcpdump");
     command.args(["-i", "nflog:2100", "-w", "/dev/null"]);
     let other = lab.gateway.start(command, "nflog").unwrap();
     wait_for("the other reader", || other.log().contains("listening on"));
-    let gateway = Gateway::on(lab, "");
+    let gateway = Gateway::on(lab, REPORTED);
     assert!(
         gateway.daemon.log().contains("nfnetlink_log group 2100: "),
         "{}",

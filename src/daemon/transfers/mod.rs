@@ -33,6 +33,8 @@ const MAX_INBOX: usize = 8192;
 /// Transfers on their way to the thread that reports them.
 #[derive(Default)]
 pub(super) struct TransferReports {
+    /// Whether there is a thread that reports them.
+    is_on: bool,
     inbox: Mutex<Vec<EndedTransfer>>,
     /// Transfers for which the inbox had no room.
     lost: AtomicU64,
@@ -48,8 +50,16 @@ struct EndedTransfer {
 }
 
 impl TransferReports {
+    /// Reports, or none.
+    pub(super) fn new(is_on: bool) -> Self {
+        Self { is_on, ..Self::default() }
+    }
+
     /// Takes over the transfers among `events`.
     pub(super) fn record(&self, now: Instant, events: &[Event]) {
+        if !self.is_on {
+            return;
+        }
         let mut inbox = None;
         for Event { session, client, server, kind } in events {
             let EventKind::Transfer(transfer) = kind else { continue };

@@ -52,7 +52,7 @@ fn a_transfer_is_one_line() {
 
 #[test]
 fn a_full_inbox_loses_transfers_and_counts_them() {
-    let reports = TransferReports::default();
+    let reports = TransferReports::new(true);
     let FinishedTransfer { session, transfer, .. } = finished(None, Some(226));
     let TransferSession { id, client, server } = session;
     let kind = EventKind::Transfer(Box::new(transfer));
