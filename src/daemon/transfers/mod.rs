@@ -79,7 +79,8 @@ impl TransferReports {
         TransferTotals { lost: self.lost.load(Ordering::Relaxed), ..lock(&self.totals).clone() }
     }
 
-    /// Reports transfers, and passes each to `publish`, until `stop` is set. Without a `data_log`, nothing is known of their data connections.
+    /// Reports transfers, and passes each to `publish`, until `stop` is set. Without a `data_log`, nothing is known of
+    /// their data connections.
     pub(super) fn run(
         &self,
         mut data_log: Option<DataLog>,
