@@ -71,15 +71,15 @@ impl EventRing {
     /// The events behind the one with the ID `after`, as many as an answer may have; 0 for the first ones.
     pub(super) fn after(&self, after: u64) -> RecentEvents {
         let ring = lock(&self.0);
-        let last_seen = after.max(ring.first.saturating_sub(1));
-        let start = usize::try_from(last_seen + 1 - ring.first).unwrap_or(usize::MAX);
+        let wanted = after.saturating_add(1);
+        let start = usize::try_from(wanted.saturating_sub(ring.first)).unwrap_or(usize::MAX);
         let rows = ring.events.iter().enumerate().skip(start).take(MAX_ANSWERED);
         let row = |(at, (time, recorded)): (usize, &(SystemTime, Recorded))| {
             recorded.row(ring.first + at as u64, *time)
         };
         let lost = match after {
             0 => Some(0),
-            _ => (after + 1 >= ring.base).then(|| ring.first.saturating_sub(after + 1)),
+            _ => (wanted >= ring.base).then(|| ring.first.saturating_sub(wanted)),
         };
         RecentEvents { events: rows.map(row).collect(), lost }
     }
@@ -193,6 +193,7 @@ mod tests {
         // The ID of an earlier daemon.
         assert_eq!(ring.after(first - 5_000_000).lost, None);
         assert_eq!(ring.after(u64::MAX - 1).events.len(), 0);
+        assert_eq!(ring.after(u64::MAX).events.len(), 0);
     }
 
     #[test]
