@@ -134,10 +134,7 @@ fn session_row(event: &Event) -> EventRow {
 
 fn transfer_row(finished: &FinishedTransfer) -> EventRow {
     let FinishedTransfer { session, transfer, result, bytes, duration, reason, .. } = finished;
-    let mode = transfer.announcement.map(|(kind, _)| match kind.is_active() {
-        true => "active",
-        false => "passive",
-    });
+    let mode = transfer.is_active().map(|is_active| if is_active { "active" } else { "passive" });
     EventRow {
         event: "transfer",
         session: session.id,

@@ -170,9 +170,9 @@ fn count(totals: &mut TransferTotals, finished: &FinishedTransfer) {
         false => &mut totals.bytes_down,
     };
     *bytes += finished.bytes.unwrap_or(0);
-    let counts = match transfer.announcement {
-        Some((kind, _)) if kind.is_active() => &mut totals.active,
-        Some(_) => &mut totals.passive,
+    let counts = match transfer.is_active() {
+        Some(true) => &mut totals.active,
+        Some(false) => &mut totals.passive,
         None => &mut totals.unknown,
     };
     *match finished.result {

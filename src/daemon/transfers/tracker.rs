@@ -215,8 +215,7 @@ impl TransferTracker {
             |connection: &&DataConnection| connection.is_answered() || !is_success(transfer.end);
         let connection = connection.filter(is_its);
         if let Some(connection) = connection {
-            let is_active = transfer.announcement.is_some_and(|(kind, _)| kind.is_active());
-            let sender = match transfer.verb.is_upload() == is_active {
+            let sender = match Some(transfer.verb.is_upload()) == transfer.is_active() {
                 true => End::Target,
                 false => End::Initiator,
             };

@@ -179,6 +179,13 @@ impl ClientActivity {
     }
 }
 
+impl Transfer {
+    /// Whether the server opens the data connection; `None` if no announcement opened a pinhole.
+    pub fn is_active(&self) -> Option<bool> {
+        self.announcement.map(|(kind, _)| kind.is_active())
+    }
+}
+
 impl fmt::Display for Transfer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.verb.name(), self.path)?;
