@@ -9,6 +9,7 @@ PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`,
 n-th announcement is cut after its n-th byte). Standard output has a JSON object for each control line received,
 {"line": TEXT, "from": ADDRESS}, and for each data connection, {"data": ADDRESS}.
 """
+import errno
 import json
 import re
 import socket
@@ -31,12 +32,20 @@ def plain(address):
 
 
 def listen(port):
+    """Waits until a session that has ended frees a `passive_port`."""
     listener = socket.socket(socket.AF_INET6)
     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("::", port))
-    listener.listen(64)
-    return listener
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            listener.bind(("::", port))
+            listener.listen(64)
+            return listener
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 class Session:
@@ -153,6 +162,13 @@ class Session:
             self.send("500 Unknown command")
 
     def run(self):
+        try:
+            self.converse()
+        finally:
+            if self.listener:
+                self.listener.close()
+
+    def converse(self):
         if greeting := plan.get("greeting", "220 Scripted server"):
             self.send(greeting)
         pending = b""
@@ -163,13 +179,13 @@ class Session:
                 line = line.rstrip(b"\r").decode("latin-1")
                 say(line=line, **{"from": self.peer})
                 if self.command(line):
-                    self.control.close()
                     return
 
 
 def serve(control, peer):
     try:
-        Session(control, peer[0]).run()
+        with control:
+            Session(control, peer[0]).run()
     except OSError as error:
         say(error=repr(error))
 
