@@ -58,12 +58,17 @@ impl EventRing {
         }
     }
 
-    /// Records a transfer. Returns what a reader gets.
-    pub(super) fn record_transfer(&self, finished: FinishedTransfer) -> EventRow {
+    /// Records a transfer. Returns what a reader gets, if it `is_wanted` now.
+    pub(super) fn record_transfer(
+        &self,
+        finished: FinishedTransfer,
+        is_wanted: bool,
+    ) -> Option<EventRow> {
         let at = finished.at;
         let recorded = Recorded::Transfer(finished);
         let mut ring = lock(&self.0);
-        let row = recorded.row(ring.first + ring.events.len() as u64, at);
+        let id = ring.first + ring.events.len() as u64;
+        let row = is_wanted.then(|| recorded.row(id, at));
         ring.push(at, recorded);
         row
     }

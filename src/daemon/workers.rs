@@ -39,7 +39,7 @@ use super::{
     start_table,
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
-    transfers::{self, TransferFile, TransferReports},
+    transfers::{TransferFile, TransferReports},
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -216,7 +216,7 @@ fn restore_shards(
 
 /// Opens the group of nfnetlink_log, unless the kernel lacks that or another program reads it.
 fn open_data_log(group: u16) -> Option<DataLog> {
-    let opened = DataLog::open(group, transfers::PATIENCE);
+    let opened = DataLog::open(group);
     opened
         .inspect_err(|error| {
             tracing::info!(
@@ -453,8 +453,10 @@ impl Workers {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
             let publish = |finished| {
-                let row = shared.events.record_transfer(finished);
-                shared.transfers.append(&row, &mut file);
+                let row = shared.events.record_transfer(finished, file.is_some());
+                if let (Some(file), Some(row)) = (&mut file, row) {
+                    shared.transfers.append(file, &row);
+                }
             };
             shared.transfers.run(data_log, publish, &stop);
             Ok(())

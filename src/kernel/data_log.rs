@@ -1,11 +1,11 @@
-//! Copies of the first and the last packets of data connections: SYN, SYN-ACK, FIN, RST. The rules log them to a group
-//! of nfnetlink_log, and only their headers. No packet waits for us; what is not read in time is lost.
+//! Copies of the first and the last packets of data connections: SYN-ACK, FIN, RST, and a retransmitted SYN. The
+//! rules log them to a group of nfnetlink_log, and only their headers. No packet waits for us; what is not read in time
+//! is lost.
 
 use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd as _, AsRawFd as _},
-    time::Duration,
 };
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
@@ -25,12 +25,20 @@ const CONFIG: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 1);
 const NFULA_PAYLOAD: u16 = 9;
 const NFULA_CFG_CMD: u16 = 1;
 const NFULA_CFG_MODE: u16 = 2;
+const NFULA_CFG_NLBUFSIZ: u16 = 3;
 const NFULA_CFG_TIMEOUT: u16 = 4;
+const NFULA_CFG_QTHRESH: u16 = 5;
 const NFULNL_CFG_CMD_BIND: u8 = 1;
 const NFULNL_COPY_PACKET: u8 = 2;
 
 /// How long the kernel collects packets before it sends them, in hundredths of a second.
 const FLUSH_TIMEOUT: u32 = 10;
+/// The size of a message of collected packets, of some 200 bytes each.
+const MESSAGE_BYTES: u32 = 32 << 10;
+/// No limit of packets in a message but its size.
+const PACKETS_A_MESSAGE: u32 = 1 << 10;
+/// Limit of messages that one call reads: more than the socket's buffer holds.
+const MESSAGES_A_CALL: usize = 1024;
 /// Limit of the copied bytes: IPv6 and TCP headers with options.
 const COPIED_BYTES: u32 = 128;
 const SOCKET_BUFFER: i32 = 4 << 20;
@@ -46,6 +54,15 @@ pub struct DataPacket {
     pub flags: DataFlags,
     /// The sequence number behind its data: that of its FIN.
     pub end: u32,
+    /// The acknowledgement number, if ACK is set.
+    pub acknowledged: u32,
+}
+
+impl DataPacket {
+    /// Whether it is the RST of an end that listens at no such port (RFC 9293, section 3.10.7.1).
+    pub fn refuses_a_syn(&self) -> bool {
+        self.flags.rst && self.flags.ack && self.end == 0
+    }
 }
 
 /// TCP flags.
@@ -65,8 +82,8 @@ pub struct DataLog {
 }
 
 impl DataLog {
-    /// Binds the group, whose only reader this is. A call of [`read`](Self::read) waits at most for `patience`.
-    pub fn open(group: u16, patience: Duration) -> Result<Self, NetfilterError> {
+    /// Binds the group, whose only reader this is.
+    pub fn open(group: u16) -> Result<Self, NetfilterError> {
         let failed = |error| NetfilterError::system(format!("nfnetlink_log group {group}"), error);
         let mut socket = Socket::open().map_err(failed)?;
         let mut configure = |fill: &dyn Fn(&mut Writer<'_>)| {
@@ -79,32 +96,35 @@ impl DataLog {
         configure(&|message| {
             message
                 .put(NFULA_CFG_MODE, &[a, b, c, d, NFULNL_COPY_PACKET, 0])
-                .put(NFULA_CFG_TIMEOUT, &FLUSH_TIMEOUT.to_be_bytes());
+                .put(NFULA_CFG_NLBUFSIZ, &MESSAGE_BYTES.to_be_bytes())
+                .put(NFULA_CFG_TIMEOUT, &FLUSH_TIMEOUT.to_be_bytes())
+                .put(NFULA_CFG_QTHRESH, &PACKETS_A_MESSAGE.to_be_bytes());
         })
         .map_err(failed)?;
         socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
-        socket2::SockRef::from(&socket).set_read_timeout(Some(patience)).map_err(failed)?;
         Ok(Self { socket, buffer: vec![0; 1 << 16] })
     }
 
-    /// Waits for packets, and passes each to `each`. Returns whether packets were lost.
-    pub fn read(&mut self, mut each: impl FnMut(DataPacket)) -> Result<bool, NetfilterError> {
-        let length = match recv(&self.socket, &mut self.buffer[..], RecvFlags::empty()) {
-            Ok((length, _)) => length,
-            Err(Errno::AGAIN | Errno::INTR) => 0,
-            Err(Errno::NOBUFS) => return Ok(true),
-            Err(error) => {
-                let what = format!("nfnetlink_log socket {}", self.socket.as_fd().as_raw_fd());
-                return Err(NetfilterError::system(what, io::Error::from(error)));
-            }
-        };
-        for message in Messages::new(self.buffer.get(..length).unwrap_or_default()) {
-            if message.kind == PACKET {
-                let payload = message.attributes().first(NFULA_PAYLOAD);
-                payload.and_then(parse).into_iter().for_each(&mut each);
+    /// Passes each packet that has arrived to `each`. What did not fit into the socket's buffer is lost.
+    pub fn read(&mut self, mut each: impl FnMut(DataPacket)) -> Result<(), NetfilterError> {
+        for _ in 0..MESSAGES_A_CALL {
+            let length = match recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
+                Ok((length, _)) => length,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR | Errno::NOBUFS) => continue,
+                Err(error) => {
+                    let what = format!("nfnetlink_log socket {}", self.socket.as_fd().as_raw_fd());
+                    return Err(NetfilterError::system(what, io::Error::from(error)));
+                }
+            };
+            for message in Messages::new(self.buffer.get(..length).unwrap_or_default()) {
+                if message.kind == PACKET {
+                    let payload = message.attributes().first(NFULA_PAYLOAD);
+                    payload.and_then(parse).into_iter().for_each(&mut each);
+                }
             }
         }
-        Ok(false)
+        Ok(())
     }
 }
 
@@ -132,6 +152,7 @@ fn parse(bytes: &[u8]) -> Option<DataPacket> {
         destination: SocketAddr::new(destination, tcp.destination_port()),
         flags: DataFlags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
         end: tcp.sequence_number().wrapping_add(data as u32),
+        acknowledged: tcp.acknowledgment_number(),
     })
 }
 

@@ -25,8 +25,8 @@ use super::{
 };
 use crate::kernel::data_log::DataLog;
 
-/// How often the thread looks for transfers that have ended.
-pub(super) const PATIENCE: Duration = Duration::from_millis(100);
+/// How often the thread looks for packets of data connections, and for transfers that have ended.
+const INTERVAL: Duration = Duration::from_millis(100);
 /// Limit of transfers that the thread has not taken yet.
 const MAX_INBOX: usize = 8192;
 
@@ -89,18 +89,16 @@ impl TransferReports {
     ) {
         let mut tracker = TransferTracker::new(data_log.is_some());
         while !stop.load(Ordering::Acquire) {
+            thread::sleep(INTERVAL);
             let now = Instant::now();
-            match &mut data_log {
-                Some(log) => {
-                    if let Err(error) = log.read(|packet| tracker.observe(now, &packet)) {
-                        tracing::warn!(
-                            event = "data-log-ended",
-                            "{error}: transfers are reported without their bytes"
-                        );
-                        (data_log, tracker.sees_packets) = (None, false);
-                    }
-                }
-                None => thread::sleep(PATIENCE),
+            let read =
+                data_log.as_mut().map(|log| log.read(|packet| tracker.observe(now, &packet)));
+            if let Some(Err(error)) = read {
+                tracing::warn!(
+                    event = "data-log-ended",
+                    "{error}: transfers are reported without their bytes"
+                );
+                (data_log, tracker.sees_packets) = (None, false);
             }
             self.take_ended(&mut tracker, &mut publish);
             for finished in tracker.take_finished(Instant::now()) {
@@ -118,9 +116,8 @@ impl TransferReports {
         self.reopens.store(true, Ordering::Release);
     }
 
-    /// Appends `row` to `file`, if there is one.
-    pub(super) fn append(&self, row: &EventRow, file: &mut Option<TransferFile>) {
-        let Some(file) = file else { return };
+    /// Appends `row` to `file`.
+    pub(super) fn append(&self, file: &mut TransferFile, row: &EventRow) {
         if self.reopens.swap(false, Ordering::AcqRel) {
             file.reopen();
         }

@@ -4,11 +4,12 @@
 //! never seen leaves its fields empty.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant, SystemTime},
 };
 
+use ahash::AHashMap;
 use ftp_alg_core::engine::{Pinhole, Transfer, TransferEnd};
 use strum::IntoStaticStr;
 
@@ -92,7 +93,7 @@ struct WaitingTransfer {
 /// The data connections that were seen, and the transfers that wait for the end of theirs.
 #[derive(Default)]
 pub struct TransferTracker {
-    connections: HashMap<Ends, DataConnection>,
+    connections: AHashMap<Ends, DataConnection>,
     /// Their ends, in the order in which they began.
     order: VecDeque<(Ends, Instant)>,
     waiting: VecDeque<WaitingTransfer>,
@@ -108,12 +109,14 @@ impl TransferTracker {
 
     /// Records a packet of a data connection.
     pub fn observe(&mut self, now: Instant, packet: &DataPacket) {
-        let DataPacket { source, destination, flags, end } = *packet;
-        if flags.syn && !flags.ack {
-            return self.begin(now, (source.ip(), destination), source.port(), end);
-        }
+        let DataPacket { source, destination, flags, end, .. } = *packet;
         let from_initiator = ((source.ip(), destination), source.port(), End::Initiator);
         let from_target = ((destination.ip(), source), destination.port(), End::Target);
+        if flags.syn || packet.refuses_a_syn() {
+            let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
+            let first = if flags.ack { packet.acknowledged.wrapping_sub(1) } else { end };
+            return self.begin(now, (ends, port), first).record(now, sender, flags, end);
+        }
         for (ends, port, sender) in [from_initiator, from_target] {
             if let Some(connection) = self.connections.get_mut(&ends)
                 && connection.initiator_port == port
@@ -123,25 +126,31 @@ impl TransferTracker {
         }
     }
 
-    fn begin(&mut self, now: Instant, ends: Ends, initiator_port: u16, first: u32) {
-        let known = self.connections.get(&ends);
-        let is_known = |known: &DataConnection| {
-            known.initiator_port == initiator_port && known.first[0] == Some(first)
-        };
-        if known.is_some_and(is_known) {
-            return; // a retransmission
-        }
-        let connection = DataConnection {
-            initiator_port,
+    /// The connection between these ends whose initiator begins with the sequence number `first`.
+    fn begin(
+        &mut self,
+        now: Instant,
+        (ends, port): (Ends, u16),
+        first: u32,
+    ) -> &mut DataConnection {
+        let new = DataConnection {
+            initiator_port: port,
             began: now,
             ended: now,
             first: [Some(first), None],
             last: [None, None],
             reset_by: None,
         };
-        self.connections.insert(ends, connection);
-        self.order.push_back((ends, now));
-        while self.order.len() > MAX_CONNECTIONS
+        if !self.connections.get(&ends).is_some_and(|known| known.begins_like(&new)) {
+            self.make_room();
+            self.order.push_back((ends, now));
+            self.connections.insert(ends, new.clone());
+        }
+        self.connections.entry(ends).or_insert(new)
+    }
+
+    fn make_room(&mut self) {
+        while self.order.len() >= MAX_CONNECTIONS
             && let Some((ends, began)) = self.order.pop_front()
         {
             // Unless a later one has its ends.
@@ -177,20 +186,21 @@ impl TransferTracker {
 
     /// The transfers that need not wait any more.
     pub fn take_finished(&mut self, now: Instant) -> Vec<FinishedTransfer> {
-        let mut finished = Vec::new();
-        for waiting in std::mem::take(&mut self.waiting) {
-            if waiting.until <= now || self.is_decided(&waiting.finished) {
-                finished.push(self.complete(waiting.finished));
-            } else {
-                self.waiting.push_back(waiting);
-            }
-        }
-        finished
+        let waiting = std::mem::take(&mut self.waiting);
+        let (finished, waiting) = waiting.into_iter().partition(|waiting: &WaitingTransfer| {
+            waiting.until <= now || self.is_decided(&waiting.finished)
+        });
+        self.waiting = waiting;
+        self.complete_all(finished)
     }
 
     /// All transfers, at the end.
     pub fn take_all(&mut self) -> Vec<FinishedTransfer> {
         let waiting = std::mem::take(&mut self.waiting);
+        self.complete_all(waiting)
+    }
+
+    fn complete_all(&mut self, waiting: VecDeque<WaitingTransfer>) -> Vec<FinishedTransfer> {
         waiting.into_iter().map(|waiting| self.complete(waiting.finished)).collect()
     }
 
@@ -226,7 +236,7 @@ impl TransferTracker {
         }
         let sees_packets = self.sees_packets;
         (finished.result, finished.reason) = classify(transfer, ends, connection, sees_packets);
-        if let Some(ends) = ends.filter(|_| finished.bytes.is_some()) {
+        if let Some(ends) = ends.filter(|_| connection.is_some()) {
             self.connections.remove(&ends);
         }
         finished
@@ -234,9 +244,14 @@ impl TransferTracker {
 }
 
 impl DataConnection {
+    /// Whether `other` has the same initiator port and initial sequence number, so that its packet is one of this.
+    fn begins_like(&self, other: &Self) -> bool {
+        (self.initiator_port, self.first[0]) == (other.initiator_port, other.first[0])
+    }
+
     fn record(&mut self, now: Instant, sender: End, flags: DataFlags, end: u32) {
         let place = sender as usize;
-        if flags.syn {
+        if flags.syn && self.first[place].is_none() {
             self.first[place] = Some(end);
         }
         if flags.fin && self.last[place].is_none() {
@@ -289,7 +304,7 @@ fn classify(
         let reason = ends.filter(|_| sees_packets).map(|(initiator, target)| match connection {
             Some(_) if was_reset => format!("{target} refused the connection of {initiator}"),
             Some(_) => format!("SYN of {initiator} seen, no answer from {target}"),
-            None => format!("no SYN of {initiator} to {target} seen"),
+            None => format!("no connection of {initiator} to {target} seen"),
         });
         return (TransferResult::NoDataConnection, reason);
     }

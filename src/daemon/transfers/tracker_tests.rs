@@ -30,14 +30,15 @@ fn transfer(verb: TransferVerb, code: u16) -> Transfer {
     }
 }
 
-/// A packet from one to the other: its flags, and the sequence number behind its data.
-fn packet(source: &str, destination: &str, flags: &str, end: u32) -> DataPacket {
+/// A packet from one to the other: its flags, the sequence number behind its data, and the acknowledgement number.
+fn packet(source: &str, destination: &str, flags: &str, end: u32, acknowledged: u32) -> DataPacket {
     let has = |flag| flags.contains(flag);
     DataPacket {
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
         flags: DataFlags { syn: has('S'), ack: has('A'), fin: has('F'), rst: has('R') },
         end,
+        acknowledged,
     }
 }
 
@@ -52,10 +53,10 @@ impl Test {
         Self { tracker, now: Instant::now() }
     }
 
-    fn observe(&mut self, packets: &[(&str, &str, &str, u32)]) {
-        for (source, destination, flags, end) in packets {
+    fn observe(&mut self, packets: &[(&str, &str, &str, u32, u32)]) {
+        for &(source, destination, flags, end, acknowledged) in packets {
             self.now += Duration::from_millis(100);
-            self.tracker.observe(self.now, &packet(source, destination, flags, *end));
+            self.tracker.observe(self.now, &packet(source, destination, flags, end, acknowledged));
         }
     }
 
@@ -74,28 +75,35 @@ impl Test {
 #[test]
 fn bytes_are_those_of_the_sender() {
     for (verb, expected) in [(TransferVerb::Stor, 5), (TransferVerb::Retr, 70_000)] {
-        let mut test = Test::new();
-        test.observe(&[
-            (SERVER, CLIENT, "S", u32::MAX - 5),
-            (SERVER, CLIENT, "S", u32::MAX - 5),
-            (CLIENT, SERVER, "SA", 1000),
-            (CLIENT, SERVER, "FA", 1006),
-            (SERVER, CLIENT, "FA", 69_995),
-            (SERVER, CLIENT, "FA", 69_995),
-        ]);
-        let finished = test.end(transfer(verb, 226)).unwrap();
-        assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, Some(expected)));
-        assert_eq!(finished.duration, Duration::from_millis(400));
+        let syn = (SERVER, CLIENT, "S", u32::MAX - 5, 0);
+        let others = [
+            (CLIENT, SERVER, "SA", 1000, u32::MAX - 4),
+            (CLIENT, SERVER, "SA", 1000, u32::MAX - 4),
+            (CLIENT, SERVER, "FA", 1006, 0),
+            (SERVER, CLIENT, "FA", 69_995, 0),
+            (SERVER, CLIENT, "FA", 69_995, 0),
+        ];
+        for syns in [&[][..], &[syn], &[syn, syn]] {
+            let mut test = Test::new();
+            test.observe(&[syns, &others].concat());
+            let finished = test.end(transfer(verb, 226)).unwrap();
+            assert_eq!(
+                (finished.result, finished.bytes),
+                (TransferResult::Complete, Some(expected))
+            );
+            let packets = 3 + syns.len() as u64;
+            assert_eq!(finished.duration, Duration::from_millis(100 * packets));
+        }
     }
 }
 
 #[test]
 fn a_transfer_waits_for_its_last_packets() {
     let mut test = Test::new();
-    test.observe(&[(SERVER, CLIENT, "S", 10), (CLIENT, SERVER, "SA", 1000)]);
+    test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
     assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
     assert!(test.tracker.take_finished(test.now).is_empty());
-    test.observe(&[(CLIENT, SERVER, "FA", 1006), (SERVER, CLIENT, "FA", 11)]);
+    test.observe(&[(CLIENT, SERVER, "FA", 1006, 12), (SERVER, CLIENT, "FA", 11, 1007)]);
     let [finished] = &test.tracker.take_finished(test.now)[..] else { panic!() };
     assert_eq!(finished.bytes, Some(5));
     // Its packets never come.
@@ -107,19 +115,23 @@ fn a_transfer_waits_for_its_last_packets() {
 #[test]
 fn a_missing_data_connection_has_a_reason() {
     for (packets, reason) in [
-        (&[][..], "no SYN of 203.0.113.9 to 10.0.0.7:50069 seen"),
+        (&[][..], "no connection of 203.0.113.9 to 10.0.0.7:50069 seen"),
         (
-            &[(SERVER, CLIENT, "S", 10)][..],
+            &[(SERVER, CLIENT, "S", 10, 0)][..],
             "SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069",
         ),
         (
-            &[(SERVER, CLIENT, "S", 10), (CLIENT, SERVER, "RA", 0)][..],
+            &[(CLIENT, SERVER, "RA", 0, 11)][..],
+            "10.0.0.7:50069 refused the connection of 203.0.113.9",
+        ),
+        (
+            &[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "RA", 0, 11)][..],
             "10.0.0.7:50069 refused the connection of 203.0.113.9",
         ),
     ] {
         let mut test = Test::new();
         test.observe(packets);
-        let refused = packets.len() == 2;
+        let refused = reason.contains("refused");
         let finished = match test.end(transfer(TransferVerb::Stor, 425)) {
             Some(finished) => finished,
             None => {
@@ -135,8 +147,8 @@ fn a_missing_data_connection_has_a_reason() {
 
 #[test]
 fn results_follow_the_reply_and_the_packets() {
-    let open = [(SERVER, CLIENT, "S", 10), (CLIENT, SERVER, "SA", 1000)];
-    let reset = [open[0], open[1], (CLIENT, SERVER, "R", 1100)];
+    let open = [(CLIENT, SERVER, "SA", 1000, 11)];
+    let reset = [open[0], (CLIENT, SERVER, "R", 1100, 0)];
     for (packets, code, has_started, result) in [
         (&[][..], 550, false, TransferResult::Refused),
         (&open[..], 426, true, TransferResult::Aborted),
@@ -175,11 +187,24 @@ fn few_connections_and_transfers_are_stored() {
     for number in 0..2 * MAX_CONNECTIONS as u32 {
         let target = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
         let port = 1024 + (number >> 16);
-        test.tracker.observe(test.now, &packet(&format!("203.0.113.9:{port}"), &target, "S", 1));
+        test.tracker.observe(test.now, &packet(&format!("203.0.113.9:{port}"), &target, "S", 1, 0));
     }
     assert!(test.tracker.connections.len() <= MAX_CONNECTIONS);
     let mut test = Test::new();
     let ended = (0..2 * MAX_WAITING).filter_map(|_| test.end(transfer(TransferVerb::Retr, 226)));
     assert_eq!(ended.count(), MAX_WAITING);
     assert_eq!(test.tracker.take_all().len(), MAX_WAITING);
+}
+
+/// A passive port is announced again, and nothing is seen of the second connection.
+#[test]
+fn a_connection_belongs_to_one_transfer() {
+    let mut test = Test::new();
+    test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
+    let started = Transfer { has_started: true, ..transfer(TransferVerb::Stor, 426) };
+    let aborted = test.end_after_waiting(started);
+    assert_eq!(aborted.result, TransferResult::Aborted);
+    let hung = test.end_after_waiting(transfer(TransferVerb::Stor, 425));
+    assert_eq!(hung.result, TransferResult::NoDataConnection);
+    assert!(test.tracker.connections.is_empty());
 }
