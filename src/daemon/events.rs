@@ -1,9 +1,9 @@
 //! The recent events, for `ftp-alg events`: a ring in memory. A reader that is slow finds that the oldest are gone, and
-//! how many; nobody waits for it.
+//! how many; nobody waits for it. The lock is held only to store events or to take handles of them, never to print them.
 
 use std::{
     collections::VecDeque,
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -25,7 +25,7 @@ const MAX_ANSWERED: usize = 1000;
 pub(super) struct EventRing(Mutex<Ring>);
 
 struct Ring {
-    events: VecDeque<(SystemTime, Recorded)>,
+    events: VecDeque<Arc<Recorded>>,
     /// The ID of the first event of this daemon. IDs count by one from the time of the start in microseconds, so those
     /// of a later daemon are greater.
     base: u64,
@@ -35,7 +35,7 @@ struct Ring {
 
 /// What is shown of an event.
 enum Recorded {
-    Session(Event),
+    Session(SystemTime, Event),
     Transfer(FinishedTransfer),
 }
 
@@ -51,10 +51,13 @@ impl EventRing {
     /// Records the events of sessions; transfers are recorded when all is known of them.
     pub(super) fn record(&self, events: &[Event]) {
         let is_transfer = |event: &&Event| matches!(event.kind, EventKind::Transfer(_));
-        let mut ring = None;
-        for event in events.iter().filter(|event| !is_transfer(event)) {
-            let ring = ring.get_or_insert_with(|| lock(&self.0));
-            ring.push(SystemTime::now(), Recorded::Session(event.clone()));
+        let others = events.iter().filter(|event| !is_transfer(event));
+        let recorded: Vec<_> = others
+            .map(|event| Arc::new(Recorded::Session(SystemTime::now(), event.clone())))
+            .collect();
+        if !recorded.is_empty() {
+            let mut ring = lock(&self.0);
+            recorded.into_iter().for_each(|event| _ = ring.push(event));
         }
     }
 
@@ -64,49 +67,51 @@ impl EventRing {
         finished: FinishedTransfer,
         is_wanted: bool,
     ) -> Option<EventRow> {
-        let at = finished.at;
-        let recorded = Recorded::Transfer(finished);
-        let mut ring = lock(&self.0);
-        let id = ring.first + ring.events.len() as u64;
-        let row = is_wanted.then(|| recorded.row(id, at));
-        ring.push(at, recorded);
-        row
+        let recorded = Arc::new(Recorded::Transfer(finished));
+        let id = lock(&self.0).push(Arc::clone(&recorded));
+        is_wanted.then(|| recorded.row(id))
     }
 
     /// The events behind the one with the ID `after`, as many as an answer may have; 0 for the first ones.
     pub(super) fn after(&self, after: u64) -> RecentEvents {
-        let ring = lock(&self.0);
         let wanted = after.saturating_add(1);
-        let start = usize::try_from(wanted.saturating_sub(ring.first)).unwrap_or(usize::MAX);
-        let rows = ring.events.iter().enumerate().skip(start).take(MAX_ANSWERED);
-        let row = |(at, (time, recorded)): (usize, &(SystemTime, Recorded))| {
-            recorded.row(ring.first + at as u64, *time)
-        };
+        let ring = lock(&self.0);
+        let (base, first) = (ring.base, ring.first);
+        let start = usize::try_from(wanted.saturating_sub(first)).unwrap_or(usize::MAX);
+        let chosen: Vec<_> = ring.events.iter().skip(start).take(MAX_ANSWERED).cloned().collect();
+        drop(ring);
+        let ids = first.max(wanted)..;
         let lost = match after {
             0 => Some(0),
-            _ => (wanted >= ring.base).then(|| ring.first.saturating_sub(wanted)),
+            _ => (wanted >= base).then(|| first.saturating_sub(wanted)),
         };
-        RecentEvents { events: rows.map(row).collect(), lost }
+        RecentEvents {
+            events: chosen.iter().zip(ids).map(|(recorded, id)| recorded.row(id)).collect(),
+            lost,
+        }
     }
 }
 
 impl Ring {
-    fn push(&mut self, at: SystemTime, recorded: Recorded) {
+    /// Stores an event, and returns its ID.
+    fn push(&mut self, event: Arc<Recorded>) -> u64 {
         if self.events.len() >= CAPACITY {
             self.events.pop_front();
             self.first += 1;
         }
-        self.events.push_back((at, recorded));
+        self.events.push_back(event);
+        self.first + (self.events.len() as u64 - 1)
     }
 }
 
 impl Recorded {
-    fn row(&self, id: u64, at: SystemTime) -> EventRow {
+    fn row(&self, id: u64) -> EventRow {
+        let (at, row) = match self {
+            Self::Session(at, event) => (*at, session_row(event)),
+            Self::Transfer(finished) => (finished.at, transfer_row(finished)),
+        };
         let time = Timestamp::try_from(at).map(|at| format!("{at:.6}")).unwrap_or_default();
-        match self {
-            Self::Session(event) => EventRow { id, time, ..session_row(event) },
-            Self::Transfer(finished) => EventRow { id, time, ..transfer_row(finished) },
-        }
+        EventRow { id, time, ..row }
     }
 }
 
