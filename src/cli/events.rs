@@ -75,7 +75,10 @@ impl EventOptions {
             };
             match answer.lost {
                 Some(0) => {}
-                Some(lost) => eprintln!("ftp-alg: {lost} events were missed: read faster"),
+                Some(lost) => {
+                    eprintln!("ftp-alg: {lost} events were missed");
+                    after += lost;
+                }
                 None => {
                     eprintln!("ftp-alg: the daemon was restarted: events may be missing");
                     after = 0;

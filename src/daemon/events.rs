@@ -3,6 +3,8 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
+    os::unix::fs::FileExt as _,
     sync::{Arc, Mutex},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -18,6 +20,8 @@ use super::{
 
 /// Limit of stored events.
 const CAPACITY: usize = 4096;
+/// Saved IDs are less: a reader of JSON may compute with floating-point numbers.
+const MAX_SAVED_ID: u64 = 1 << 53;
 /// Limit of events in one answer.
 const MAX_ANSWERED: usize = 1000;
 
@@ -25,50 +29,77 @@ const MAX_ANSWERED: usize = 1000;
 pub(super) struct EventRing(Mutex<Ring>);
 
 struct Ring {
-    events: VecDeque<Arc<Recorded>>,
-    /// The ID of the first event of this daemon. IDs count by one from the time of the start in microseconds, so those
-    /// of a later daemon are greater.
-    base: u64,
-    /// The ID of the first stored event.
-    first: u64,
+    events: VecDeque<Recorded>,
+    ids: EventIds,
 }
 
-/// What is shown of an event.
-enum Recorded {
-    Session(SystemTime, Event),
-    Transfer(FinishedTransfer),
+/// The IDs of events. They count by one, also over restarts, so a reader learns how many events of a daemon that was
+/// killed it has not read.
+#[derive(Default)]
+struct EventIds {
+    /// The first of all: the time of a start in microseconds, so that IDs also grow if the file is gone.
+    origin: u64,
+    /// The next one.
+    next: u64,
+    /// Has both. A file that cannot be read or written costs the count of missed events at a restart.
+    file: Option<File>,
 }
 
-impl Default for EventRing {
-    fn default() -> Self {
+impl EventIds {
+    /// The IDs behind those in `file`.
+    fn after(file: Option<File>) -> Self {
+        let mut bytes = [0; 16];
+        let saved = file.as_ref().is_some_and(|file| file.read_exact_at(&mut bytes, 0).is_ok());
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let base = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
-        Self(Mutex::new(Ring { events: VecDeque::new(), base, first: base }))
+        let now = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
+        match saved && (1..=word(8)).contains(&word(0)) && word(8) < MAX_SAVED_ID {
+            true => Self { origin: word(0), next: word(8), file },
+            false => Self { origin: now, next: now, file },
+        }
+    }
+
+    fn save(&self) {
+        if let Some(file) = &self.file {
+            let [origin, next] = [self.origin, self.next].map(u64::to_le_bytes);
+            let _ = file.write_all_at(&[origin, next].concat(), 0);
+        }
     }
 }
 
+/// A handle of an event.
+#[derive(Clone)]
+enum Recorded {
+    Session(Arc<(SystemTime, Event)>),
+    Transfer(Arc<FinishedTransfer>),
+}
+
 impl EventRing {
+    /// An empty ring, whose IDs are behind those in `file`.
+    pub(super) fn new(file: Option<File>) -> Self {
+        Self(Mutex::new(Ring { events: VecDeque::new(), ids: EventIds::after(file) }))
+    }
+
     /// Records the events of sessions; transfers are recorded when all is known of them.
     pub(super) fn record(&self, events: &[Event]) {
         let is_transfer = |event: &&Event| matches!(event.kind, EventKind::Transfer(_));
         let others = events.iter().filter(|event| !is_transfer(event));
         let recorded: Vec<_> = others
-            .map(|event| Arc::new(Recorded::Session(SystemTime::now(), event.clone())))
+            .map(|event| Recorded::Session(Arc::new((SystemTime::now(), event.clone()))))
             .collect();
         if !recorded.is_empty() {
-            let mut ring = lock(&self.0);
-            recorded.into_iter().for_each(|event| _ = ring.push(event));
+            lock(&self.0).push(recorded);
         }
     }
 
     /// Records a transfer. Returns what a reader gets, if it `is_wanted` now.
     pub(super) fn record_transfer(
         &self,
-        finished: FinishedTransfer,
+        finished: Box<FinishedTransfer>,
         is_wanted: bool,
     ) -> Option<EventRow> {
-        let recorded = Arc::new(Recorded::Transfer(finished));
-        let id = lock(&self.0).push(Arc::clone(&recorded));
+        let recorded = Recorded::Transfer(finished.into());
+        let id = lock(&self.0).push([recorded.clone()]);
         is_wanted.then(|| recorded.row(id))
     }
 
@@ -76,14 +107,14 @@ impl EventRing {
     pub(super) fn after(&self, after: u64) -> RecentEvents {
         let wanted = after.saturating_add(1);
         let ring = lock(&self.0);
-        let (base, first) = (ring.base, ring.first);
+        let (origin, first) = (ring.ids.origin, ring.first());
         let start = usize::try_from(wanted.saturating_sub(first)).unwrap_or(usize::MAX);
         let chosen: Vec<_> = ring.events.iter().skip(start).take(MAX_ANSWERED).cloned().collect();
         drop(ring);
         let ids = first.max(wanted)..;
         let lost = match after {
             0 => Some(0),
-            _ => (wanted >= base).then(|| first.saturating_sub(wanted)),
+            _ => (wanted >= origin).then(|| first.saturating_sub(wanted)),
         };
         RecentEvents {
             events: chosen.iter().zip(ids).map(|(recorded, id)| recorded.row(id)).collect(),
@@ -93,21 +124,30 @@ impl EventRing {
 }
 
 impl Ring {
-    /// Stores an event, and returns its ID.
-    fn push(&mut self, event: Arc<Recorded>) -> u64 {
-        if self.events.len() >= CAPACITY {
-            self.events.pop_front();
-            self.first += 1;
+    /// The ID of the first stored event.
+    fn first(&self) -> u64 {
+        self.ids.next.saturating_sub(self.events.len() as u64)
+    }
+
+    /// Stores events, and returns the ID of the first of them.
+    fn push(&mut self, events: impl IntoIterator<Item = Recorded>) -> u64 {
+        let id = self.ids.next;
+        for event in events {
+            if self.events.len() >= CAPACITY {
+                self.events.pop_front();
+            }
+            self.events.push_back(event);
+            self.ids.next += 1;
         }
-        self.events.push_back(event);
-        self.first + (self.events.len() as u64 - 1)
+        self.ids.save();
+        id
     }
 }
 
 impl Recorded {
     fn row(&self, id: u64) -> EventRow {
         let (at, row) = match self {
-            Self::Session(at, event) => (*at, session_row(event)),
+            Self::Session(event) => (event.0, session_row(&event.1)),
             Self::Transfer(finished) => (finished.at, transfer_row(finished)),
         };
         let time = Timestamp::try_from(at).map(|at| format!("{at:.6}")).unwrap_or_default();
@@ -179,8 +219,8 @@ mod tests {
 
     #[test]
     fn a_slow_reader_learns_how_many_events_are_gone() {
-        let ring = EventRing::default();
-        let first = lock(&ring.0).base;
+        let ring = EventRing::new(None);
+        let first = lock(&ring.0).ids.origin;
         ring.record(&[event(1), event(2), event(3)]);
         let RecentEvents { events, lost } = ring.after(0);
         assert_eq!((events.len(), lost), (3, Some(0)));
@@ -204,8 +244,32 @@ mod tests {
     }
 
     #[test]
+    fn ids_continue_over_a_restart() {
+        let file = tempfile::tempfile().unwrap();
+        let open = || EventRing::new(Some(file.try_clone().unwrap()));
+        let killed = open();
+        killed.record(&[event(1), event(2), event(3)]);
+        let first = killed.after(0).events[0].id;
+        let ring = open();
+        let answer = ring.after(first);
+        assert_eq!((answer.events.len(), answer.lost), (0, Some(2)), "two were not read");
+        ring.record(&[event(4)]);
+        let answer = ring.after(first);
+        assert_eq!((answer.events[0].id, answer.lost), (first + 3, Some(2)));
+        assert_eq!(ring.after(first + 2).lost, Some(0));
+        // Garbage, as another program may leave it.
+        for bytes in [[0xff; 16], [0; 16]] {
+            file.write_all_at(&bytes, 0).unwrap();
+            let ring = open();
+            assert_eq!(ring.after(first).lost, None);
+        }
+        file.set_len(3).unwrap();
+        assert_eq!(open().after(first).lost, None);
+    }
+
+    #[test]
     fn a_row_has_the_documented_fields() {
-        let ring = EventRing::default();
+        let ring = EventRing::new(None);
         ring.record(&[event(17)]);
         let row = serde_json::to_value(&ring.after(0).events[0]).unwrap();
         let fields: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();

@@ -273,7 +273,8 @@ pub struct PinholeRow {
 #[derive(Debug, Serialize)]
 pub struct RecentEvents {
     pub events: Vec<EventRow>,
-    /// How many events behind the requested ID the ring has lost; `None` if the ID is an earlier daemon's.
+    /// How many events behind the requested ID are gone; `None` if that is unknown, because the ID is older than the
+    /// file of IDs.
     pub lost: Option<u64>,
 }
 

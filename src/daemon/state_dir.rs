@@ -3,6 +3,7 @@
 //! - `queue-N.sessions` is the journal of an engine: its records, each with length and checksum.
 //! - `table.json` says which rules are loaded.
 //! - `backend` says which back end has the pinholes.
+//! - `event-ids` has the IDs of the events that were recorded.
 //!
 //! Invariants:
 //! - Records are written before the verdicts that they belong to, so a restarted daemon knows every change that a
@@ -31,6 +32,8 @@ use crate::kernel::{parameters::Backend, table::TableRecord};
 const TABLE_RECORD: &str = "table.json";
 /// The file that says which back end has the pinholes.
 const BACKEND: &str = "backend";
+/// The file with the IDs of the events.
+const EVENT_IDS: &str = "event-ids";
 /// The file with all sessions, which exists only while a daemon starts.
 const ALL_SESSIONS: &str = "all.sessions";
 /// The start of every journal, before the number of its format.
@@ -240,6 +243,13 @@ impl StateDir {
     pub(super) fn set_backend(&self, backend: Backend) -> Result<(), String> {
         let text = format!("{}{backend}\n", self.origin);
         self.save(BACKEND, &text, "may take another back end")
+    }
+
+    /// Opens the file with the IDs of the events, or makes it.
+    pub(super) fn event_ids(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.open(self.path.join(EVENT_IDS))
     }
 
     fn save(&self, file: &str, text: &str, otherwise: &str) -> Result<(), String> {

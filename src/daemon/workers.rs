@@ -118,7 +118,7 @@ pub(super) fn start(
         errors: AtomicU64::new(0),
         unnoted_ends: AtomicU64::new(0),
         log: EventLog::default(),
-        events: EventRing::default(),
+        events: EventRing::new(state.event_ids().ok()),
         transfers: TransferReports::new(config.reports_transfers()),
         health: Health::new(Instant::now()),
         refused_reload: Mutex::default(),

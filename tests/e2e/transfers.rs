@@ -1,5 +1,7 @@
 //! Each transfer is one line of the log: who moved which file, how many bytes, and how it ended.
 
+use rustix::process::Signal;
+
 use crate::common::*;
 
 /// The configuration that turns the reports on.
@@ -149,7 +151,54 @@ fn events_are_followed() {
     }
     let log = follower.log();
     assert!(log.contains("open PASV") && log.contains("logged in: "), "{log}");
-    assert_eq!(log.matches("the daemon was restarted").count(), 1, "{log}");
+    assert!(!log.contains("missed"), "{log}");
+}
+
+/// A reader that does not read while daemons are killed learns exactly how many events it has missed.
+#[test]
+fn a_stuck_reader_learns_what_killed_daemons_took() {
+    let mut gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let follow = |name: &str| {
+        let mut command = gateway.lab.gateway.command(executable());
+        command.args(["events", "--follow", "--json", "--socket"]).arg(gateway.daemon.socket());
+        gateway.lab.gateway.start(command, name).unwrap()
+    };
+    let (reading, stuck) = (follow("reading"), follow("stuck"));
+    // The IDs that it printed, and how many it says it has missed.
+    let account = |follower: &BackgroundProcess| {
+        let log = follower.log();
+        let rows = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let ids: Vec<_> = rows.map(|row| row["id"].as_u64().unwrap()).collect();
+        let missed = log.lines().filter_map(|line| {
+            line.strip_prefix("ftp-alg: ")?.strip_suffix(" events were missed")?.parse::<u64>().ok()
+        });
+        (ids, missed.sum::<u64>())
+    };
+    let address = gateway.lab.server_address(V4);
+    let client = &gateway.lab.client.clone();
+    let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, Mode::Passive);
+    let upload = |name: &str, followers: &[&BackgroundProcess]| {
+        transfer.upload(name, b"12345").unwrap();
+        for follower in followers {
+            wait_for(name, || follower.log().contains(&format!("/{name} 5 B in ")));
+        }
+    };
+    upload("first", &[&reading, &stuck]);
+    stuck.signal(Signal::STOP);
+    for name in ["second", "third"] {
+        upload(name, &[&reading]);
+        gateway.daemon.kill();
+        gateway.start_again(REPORTED);
+    }
+    stuck.signal(Signal::CONT);
+    upload("last", &[&reading, &stuck]);
+    for (follower, least) in [(&reading, 0), (&stuck, 1)] {
+        let (ids, missed) = account(follower);
+        let all = ids.last().unwrap() - ids[0] + 1;
+        assert_eq!(ids.len() as u64 + missed, all, "{}", follower.log());
+        assert!(missed >= least, "{}", follower.log());
+    }
 }
 
 /// Another program reads the group: everything works, without bytes.

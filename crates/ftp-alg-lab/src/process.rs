@@ -344,7 +344,7 @@ impl BackgroundProcess {
     }
 
     /// Sends a signal to the program.
-    pub(super) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         signal_group(self.child.id(), signal);
     }
 

@@ -35,18 +35,12 @@ const MAX_INBOX: usize = 8192;
 pub(super) struct TransferReports {
     /// Whether there is a thread that reports them.
     is_on: bool,
-    inbox: Mutex<Vec<EndedTransfer>>,
+    inbox: Mutex<Vec<(Instant, Box<FinishedTransfer>)>>,
     /// Transfers for which the inbox had no room.
     lost: AtomicU64,
     totals: Mutex<TransferTotals>,
     /// Whether the file is to be opened again.
     reopens: AtomicBool,
-}
-
-struct EndedTransfer {
-    seen: (Instant, SystemTime),
-    session: TransferSession,
-    transfer: Transfer,
 }
 
 impl TransferReports {
@@ -69,8 +63,9 @@ impl TransferReports {
                 continue;
             }
             let session = TransferSession { id: *session, client: *client, server: *server };
-            let seen = (now, SystemTime::now());
-            inbox.push(EndedTransfer { seen, session, transfer: Transfer::clone(transfer) });
+            let transfer = Transfer::clone(transfer);
+            let finished = FinishedTransfer::new(SystemTime::now(), session, transfer);
+            inbox.push((now, Box::new(finished)));
         }
     }
 
@@ -84,7 +79,7 @@ impl TransferReports {
     pub(super) fn run(
         &self,
         mut data_log: Option<DataLog>,
-        mut publish: impl FnMut(FinishedTransfer),
+        mut publish: impl FnMut(Box<FinishedTransfer>),
         stop: &AtomicBool,
     ) {
         let mut tracker = TransferTracker::new(data_log.is_some());
@@ -128,19 +123,23 @@ impl TransferReports {
     fn take_ended(
         &self,
         tracker: &mut TransferTracker,
-        publish: &mut impl FnMut(FinishedTransfer),
+        publish: &mut impl FnMut(Box<FinishedTransfer>),
     ) {
         let ended = std::mem::take(&mut *lock(&self.inbox));
-        for EndedTransfer { seen, session, transfer } in ended {
-            if let Some(finished) = tracker.end(seen, session, transfer) {
+        for (seen, finished) in ended {
+            if let Some(finished) = tracker.end(seen, finished) {
                 self.report(finished, publish);
             }
         }
     }
 
-    fn report(&self, finished: FinishedTransfer, publish: &mut impl FnMut(FinishedTransfer)) {
+    fn report(
+        &self,
+        finished: Box<FinishedTransfer>,
+        publish: &mut impl FnMut(Box<FinishedTransfer>),
+    ) {
         count(&mut lock(&self.totals), &finished);
-        let FinishedTransfer { session, transfer, result, bytes, duration, .. } = &finished;
+        let FinishedTransfer { session, transfer, result, bytes, duration, .. } = &*finished;
         let code = finished.code();
         tracing::info!(
             event = "transfer",
@@ -182,6 +181,19 @@ fn count(totals: &mut TransferTotals, finished: &FinishedTransfer) {
 }
 
 impl FinishedTransfer {
+    /// A transfer of which nothing but the dialogue is known.
+    fn new(at: SystemTime, session: TransferSession, transfer: Transfer) -> Self {
+        Self {
+            session,
+            at,
+            result: TransferResult::Complete,
+            bytes: None,
+            duration: transfer.duration,
+            reason: None,
+            transfer,
+        }
+    }
+
     /// The code of the server's last reply.
     pub fn code(&self) -> Option<u16> {
         match self.transfer.end {

@@ -87,7 +87,7 @@ type Ends = (IpAddr, SocketAddr);
 
 struct WaitingTransfer {
     until: Instant,
-    finished: FinishedTransfer,
+    finished: Box<FinishedTransfer>,
 }
 
 /// The data connections that were seen, and the transfers that wait for the end of theirs.
@@ -164,28 +164,19 @@ impl TransferTracker {
     /// wait.
     pub fn end(
         &mut self,
-        (now, at): (Instant, SystemTime),
-        session: TransferSession,
-        transfer: Transfer,
-    ) -> Option<FinishedTransfer> {
-        let finished = FinishedTransfer {
-            session,
-            at,
-            result: TransferResult::Complete,
-            bytes: None,
-            duration: transfer.duration,
-            reason: None,
-            transfer,
-        };
+        now: Instant,
+        mut finished: Box<FinishedTransfer>,
+    ) -> Option<Box<FinishedTransfer>> {
         if self.is_decided(&finished) || self.waiting.len() >= MAX_WAITING {
-            return Some(self.complete(finished));
+            self.complete(&mut finished);
+            return Some(finished);
         }
         self.waiting.push_back(WaitingTransfer { until: now + PATIENCE, finished });
         None
     }
 
     /// The transfers that need not wait any more.
-    pub fn take_finished(&mut self, now: Instant) -> Vec<FinishedTransfer> {
+    pub fn take_finished(&mut self, now: Instant) -> impl Iterator<Item = Box<FinishedTransfer>> {
         let waiting = std::mem::take(&mut self.waiting);
         let (finished, waiting) = waiting.into_iter().partition(|waiting: &WaitingTransfer| {
             waiting.until <= now || self.is_decided(&waiting.finished)
@@ -195,13 +186,19 @@ impl TransferTracker {
     }
 
     /// All transfers, at the end.
-    pub fn take_all(&mut self) -> Vec<FinishedTransfer> {
+    pub fn take_all(&mut self) -> impl Iterator<Item = Box<FinishedTransfer>> {
         let waiting = std::mem::take(&mut self.waiting);
         self.complete_all(waiting)
     }
 
-    fn complete_all(&mut self, waiting: VecDeque<WaitingTransfer>) -> Vec<FinishedTransfer> {
-        waiting.into_iter().map(|waiting| self.complete(waiting.finished)).collect()
+    fn complete_all(
+        &mut self,
+        waiting: VecDeque<WaitingTransfer>,
+    ) -> impl Iterator<Item = Box<FinishedTransfer>> {
+        waiting.into_iter().map(|WaitingTransfer { mut finished, .. }| {
+            self.complete(&mut finished);
+            finished
+        })
     }
 
     /// Whether nothing more is to be known of the data connection.
@@ -216,7 +213,7 @@ impl TransferTracker {
         connection.reset_by.is_some() || connection.last.iter().all(Option::is_some)
     }
 
-    fn complete(&mut self, mut finished: FinishedTransfer) -> FinishedTransfer {
+    fn complete(&mut self, finished: &mut FinishedTransfer) {
         let transfer = &finished.transfer;
         let ends = transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole));
         let connection = ends.and_then(|ends| self.connections.get(&ends));
@@ -239,7 +236,6 @@ impl TransferTracker {
         if let Some(ends) = ends.filter(|_| connection.is_some()) {
             self.connections.remove(&ends);
         }
-        finished
     }
 }
 

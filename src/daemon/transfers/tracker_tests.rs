@@ -60,15 +60,22 @@ impl Test {
         }
     }
 
-    fn end(&mut self, transfer: Transfer) -> Option<FinishedTransfer> {
-        self.tracker.end((self.now, SystemTime::now()), session(), transfer)
+    fn end(&mut self, transfer: Transfer) -> Option<Box<FinishedTransfer>> {
+        let finished = FinishedTransfer::new(SystemTime::now(), session(), transfer);
+        self.tracker.end(self.now, Box::new(finished))
     }
 
-    fn end_after_waiting(&mut self, transfer: Transfer) -> FinishedTransfer {
+    fn end_after_waiting(&mut self, transfer: Transfer) -> Box<FinishedTransfer> {
         assert!(self.end(transfer).is_none(), "it waits");
         self.now += PATIENCE;
-        let [finished] = &self.tracker.take_finished(self.now)[..] else { panic!() };
-        finished.clone()
+        self.only_finished()
+    }
+
+    fn only_finished(&mut self) -> Box<FinishedTransfer> {
+        let mut finished = self.tracker.take_finished(self.now);
+        let one = finished.next().unwrap();
+        assert!(finished.next().is_none());
+        one
     }
 }
 
@@ -102,9 +109,9 @@ fn a_transfer_waits_for_its_last_packets() {
     let mut test = Test::new();
     test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
     assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
-    assert!(test.tracker.take_finished(test.now).is_empty());
+    assert_eq!(test.tracker.take_finished(test.now).count(), 0);
     test.observe(&[(CLIENT, SERVER, "FA", 1006, 12), (SERVER, CLIENT, "FA", 11, 1007)]);
-    let [finished] = &test.tracker.take_finished(test.now)[..] else { panic!() };
+    let finished = test.only_finished();
     assert_eq!(finished.bytes, Some(5));
     // Its packets never come.
     let finished = test.end_after_waiting(transfer(TransferVerb::Stor, 226));
@@ -137,7 +144,7 @@ fn a_missing_data_connection_has_a_reason() {
             None => {
                 assert!(!refused);
                 test.now += PATIENCE;
-                test.tracker.take_finished(test.now).remove(0)
+                test.only_finished()
             }
         };
         assert_eq!(finished.result, TransferResult::NoDataConnection, "{reason}");
@@ -164,7 +171,7 @@ fn results_follow_the_reply_and_the_packets() {
             Some(finished) => finished,
             None => {
                 test.now += PATIENCE;
-                test.tracker.take_finished(test.now).remove(0)
+                test.only_finished()
             }
         };
         assert_eq!(finished.result, result, "{code}, {} packets", packets.len());
@@ -193,7 +200,7 @@ fn few_connections_and_transfers_are_stored() {
     let mut test = Test::new();
     let ended = (0..2 * MAX_WAITING).filter_map(|_| test.end(transfer(TransferVerb::Retr, 226)));
     assert_eq!(ended.count(), MAX_WAITING);
-    assert_eq!(test.tracker.take_all().len(), MAX_WAITING);
+    assert_eq!(test.tracker.take_all().count(), MAX_WAITING);
 }
 
 /// A passive port is announced again, and nothing is seen of the second connection.
