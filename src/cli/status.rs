@@ -100,7 +100,7 @@ fn counters(status: &snapshot::Status) -> Vec<(String, String)> {
             {
                 rows.push((words(name), count.to_string()));
             }
-            Value::Object(parts) if name != "fast_path" => {
+            Value::Object(parts) if !["fast_path", "rates"].contains(&name.as_str()) => {
                 let row = |(part, count): (&String, &Value)| {
                     Some((format!("{}: {}", words(name), words(part)), count_text(count)?))
                 };

@@ -26,6 +26,7 @@ mod log;
 mod metrics;
 mod operator_rules;
 mod queries;
+mod rates;
 mod shard;
 mod shard_map;
 mod shared_state;

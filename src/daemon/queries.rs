@@ -8,6 +8,7 @@ use std::{
 use ftp_alg_core::engine::{Kernel, PinholeInfo, SessionInfo, Translation};
 
 use super::{
+    rates::Counts,
     shard::{Shard, lock},
     shared_state::SharedState,
     snapshot::{PinholeRow, RecentEvents, SessionRow, Status, StatusSource},
@@ -66,7 +67,10 @@ impl StatusSource for SharedState {
 
     fn status(&self) -> Status {
         self.read_fast_path();
-        let mut status = self.status_without_sessions(Instant::now());
+        let now = Instant::now();
+        let mut status = self.status_without_sessions(now);
+        let counts = Counts::of(&status);
+        status.rates = lock(&self.history).rates(now, counts, self.transfers.is_on());
         let sessions = |shard: &Shard| lock(&shard.engine).sessions.list().count() as u64;
         status.sessions = self.shards.iter().map(sessions).sum();
         status.pinholes = self.pinhole_rows().len() as u64;

@@ -23,6 +23,7 @@ use super::{
     health::{Findings, Health},
     log::EventLog,
     metrics::DecisionTimes,
+    rates::{CounterHistory, Counts},
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Problem, Status},
     transfers::TransferReports,
@@ -50,6 +51,8 @@ pub(super) struct SharedState {
     pub(super) events: EventRing,
     pub(super) transfers: TransferReports,
     pub(super) health: Health,
+    /// Samples of the counters in the last hour.
+    pub(super) history: Mutex<CounterHistory>,
     /// The problem of the last reload, if it was refused.
     pub(super) refused_reload: Mutex<Option<Problem>>,
     pub(super) external_names: ExternalNames,
@@ -133,12 +136,15 @@ impl SharedState {
         *lock(&self.refused_reload) = problem;
     }
 
-    /// Updates the daemon's health, and logs new and solved problems. Called each second.
+    /// Updates the daemon's health and the history of its counters, and logs new and solved problems. Called each
+    /// second.
     pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
         for (ends, text) in self.health.take_unused_pinholes(now, parameters) {
             self.log.log_unused_pinhole(now, ends, &text);
         }
-        let Status { problems, warnings, .. } = self.status_without_sessions(now);
+        let status = self.status_without_sessions(now);
+        lock(&self.history).record(now, Counts::of(&status));
+        let Status { problems, warnings, .. } = status;
         self.health.report_changes(&Findings { problems, warnings });
     }
 

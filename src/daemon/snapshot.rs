@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use ftp_alg_core::{engine::Counters, ftp::AnnouncementKind};
 
 /// Counters and health of a running daemon.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
     /// Whole seconds since the daemon was ready.
@@ -53,6 +53,9 @@ pub struct Status {
     /// Transfers that have ended.
     #[serde(default)]
     pub transfers: TransferTotals,
+    /// What was counted in the last 10 s, minute and hour.
+    #[serde(default)]
+    pub rates: Rates,
     /// External addresses given by name.
     #[serde(default)]
     pub names: Vec<NameRow>,
@@ -108,6 +111,38 @@ impl ResultCounts {
             ("reset", reset),
         ]
     }
+}
+
+/// What was counted in each window until now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    #[serde(rename = "10s")]
+    pub ten_seconds: WindowCounts,
+    #[serde(rename = "1m")]
+    pub minute: WindowCounts,
+    #[serde(rename = "1h")]
+    pub hour: WindowCounts,
+}
+
+/// What was counted in a window. The counts of transfers are `None` if transfers are not reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WindowCounts {
+    /// How much of the window is covered: less than it if the daemon is younger.
+    pub seconds: f64,
+    /// Sessions that began.
+    pub sessions: u64,
+    /// Transfers that ended.
+    pub transfers: Option<u64>,
+    /// Those of them that are not complete.
+    pub failed_transfers: Option<u64>,
+    pub bytes_up: Option<u64>,
+    pub bytes_down: Option<u64>,
+    /// Announcements and other commands refused.
+    pub refusals: u64,
+    /// Packets dropped, by the engines or unread.
+    pub drops: u64,
+    /// Queued packets and fast-path lines, each of which is decided.
+    pub decisions: u64,
 }
 
 /// Whether the fast path runs, and its counts since it was loaded.

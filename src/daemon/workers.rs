@@ -110,6 +110,7 @@ pub(super) fn start(
     let shared = Arc::new(SharedState {
         progress: WorkerProgress::new(shards.len()),
         started: Instant::now(),
+        history: Mutex::default(),
         backend: parameters.backend.into(),
         backend_reason,
         queue_counts: Mutex::new(vec![QueueCounts::default(); shards.len()]),

@@ -27,6 +27,7 @@ mod matrix;
 mod metrics;
 mod mishaps;
 mod names;
+mod overview;
 mod packet_marks;
 mod policy;
 mod privileges;

@@ -49,6 +49,11 @@ impl TransferReports {
         Self { is_on, ..Self::default() }
     }
 
+    /// Whether transfers are reported.
+    pub(super) fn is_on(&self) -> bool {
+        self.is_on
+    }
+
     /// Takes over the transfers among `events`.
     pub(super) fn record(&self, now: Instant, events: &[Event]) {
         if !self.is_on {

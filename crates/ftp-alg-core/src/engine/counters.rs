@@ -27,6 +27,8 @@ counters! {
     Counters {
         /// Packets that got a verdict, or wait for one.
         packets: u64,
+        /// Sessions that began, or were picked up mid-stream.
+        sessions_started: u64,
         /// Lines that the BPF program inspected and let pass.
         fast_path_lines: u64,
         /// Lines that the engine would have decided differently. Always 0 unless there is a bug.

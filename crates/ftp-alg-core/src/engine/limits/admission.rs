@@ -93,6 +93,7 @@ impl Sessions {
             return None;
         }
         let index = self.table.insert(entry);
+        self.counters.sessions_started += 1;
         self.mark_changed(index);
         Some(index)
     }
