@@ -16,7 +16,7 @@ use ftp_alg_core::{
     ftp::Padding,
 };
 use ftp_alg_fastpath::{
-    RingWaiter,
+    FastPathCounts, RingWaiter,
     layout::{LineRecord, side},
 };
 use rustix::time::{ClockId, clock_gettime};
@@ -38,6 +38,8 @@ use crate::kernel::{
 pub(super) struct FastPathReader {
     /// The connections on the fast path, as the kernel's program knows them.
     pub(super) offload: Arc<Offload>,
+    /// The program's counters at the start, of an earlier daemon's run.
+    counts_before: FastPathCounts,
     shard_map: ShardMap,
     fetched_lines: Mutex<Vec<LineRecord>>,
     /// For each shard, the lines that its engine has not read yet.
@@ -66,9 +68,11 @@ impl FastPathReader {
         let translations = Translations::new(parameters, commits)?;
         let program = loaded.take_program().ok_or("the program is in use")?;
         let waiter = RingWaiter::new(program.ring())?;
+        let counts_before = program.counters()?;
         let offload = Arc::new(Offload::new(program, translations, parameters));
         Ok(Self {
             offload,
+            counts_before,
             shard_map: ShardMap(shards),
             fetched_lines: Mutex::default(),
             unread_lines: (0..shards).map(|_| Mutex::default()).collect(),
@@ -127,21 +131,27 @@ impl FastPathReader {
 
     /// The fast path's part of `status`.
     pub(super) fn status(&self, connections: usize) -> FastPathStatus {
-        if let Some(why) = self.off_reason.get() {
-            return FastPathStatus::off(why);
-        }
-        let counts = self.offload.program().counters().unwrap_or_default();
+        let (program, before) = (self.offload.program(), self.counts_before);
+        let state = match self.off_reason.get() {
+            Some(why) => FastPathStatus::off(why),
+            None => FastPathStatus {
+                state: FastPathState::On,
+                why: String::new(),
+                interfaces: program.interfaces(),
+                filtered_early: program.filtered_early(),
+                connections: connections as u64,
+                ..FastPathStatus::default()
+            },
+        };
+        // The maps can be read as long as they are open, also if the program is removed.
+        let counts = program.counters().unwrap_or(before);
         FastPathStatus {
-            state: FastPathState::On,
-            why: String::new(),
-            interfaces: self.offload.program().interfaces(),
-            filtered_early: self.offload.program().filtered_early(),
-            connections: connections as u64,
-            lines: counts.inspected,
-            handed_back: counts.handed_back,
-            opened: counts.opened,
-            admitted: counts.admitted,
-            no_room: counts.ring_full,
+            lines: counts.inspected.saturating_sub(before.inspected),
+            handed_back: counts.handed_back.saturating_sub(before.handed_back),
+            opened: counts.opened.saturating_sub(before.opened),
+            admitted: counts.admitted.saturating_sub(before.admitted),
+            no_room: counts.ring_full.saturating_sub(before.ring_full),
+            ..state
         }
     }
 }

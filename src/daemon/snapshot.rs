@@ -145,7 +145,7 @@ pub struct WindowCounts {
     pub decisions: u64,
 }
 
-/// Whether the fast path runs, and its counts since it was loaded.
+/// Whether the fast path runs, and its counts since the daemon's start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FastPathStatus {
     pub state: FastPathState,

@@ -47,3 +47,25 @@ fn transfers_that_are_not_reported_have_no_rate() {
     }
     assert_eq!(window(&gateway, "10s")["sessions"], 0);
 }
+
+#[test]
+fn all_totals_begin_with_the_daemon() {
+    let Some(mut gateway) = fast_path_gateway(Topology::Routed) else { return };
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
+    let transfers = vec![passive_transfer("PASV"); 3];
+    let client = hold(&gateway.lab, (login(), &transfers, gate(), &transfers, gate(), &transfers));
+    let before = fast_path(&gateway.daemon);
+    assert!(before["lines"].as_u64().unwrap() > 0, "{before}");
+    gateway.daemon.kill();
+    gateway.start_again(FAST_PATH);
+    let status = gateway.daemon.status().unwrap();
+    for name in ["lines", "opened", "admitted", "handed_back", "no_room"] {
+        assert_eq!(status["fast_path"][name], 0, "{name}: {status}");
+    }
+    for name in ["fast_path_lines", "pinholes_opened", "sessions_started"] {
+        assert_eq!(status[name], 0, "{name}: {status}");
+    }
+    client.release().ok();
+    wait_for("six transfers", || gateway.count("pinholes_opened") == 6);
+    assert!(fast_path(&gateway.daemon)["lines"].as_u64().unwrap() > 0);
+}
