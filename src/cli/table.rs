@@ -105,6 +105,36 @@ pub(super) fn span(seconds: u64) -> String {
     }
 }
 
+/// A number of bytes in a unit that leaves few digits: `812 B`, `1.5 KiB`, `23 GiB`.
+pub(super) fn bytes(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        _ => scaled(bytes, 1024, &units.map(|unit| format!(" {unit}"))),
+    }
+}
+
+/// A number in at most five characters or so: `99999`, `123k`, `1.2M`.
+pub(super) fn count(count: u64) -> String {
+    match count {
+        0..100_000 => count.to_string(),
+        _ => scaled(count, 1000, &["k", "M", "G", "T", "P", "E"].map(str::to_owned)),
+    }
+}
+
+/// `value`, which is at least `step`, in the largest of `units` of which it has one. Rounded down.
+fn scaled(value: u64, step: u64, units: &[String; 6]) -> String {
+    let (mut unit, mut size) = (0, step);
+    while unit + 1 < units.len() && value / size >= step {
+        (unit, size) = (unit + 1, size * step);
+    }
+    let (whole, tenth) = (value / size, value % size / (size / 10).max(1));
+    match whole {
+        0..10 => format!("{whole}.{}{}", tenth.min(9), units[unit]),
+        _ => format!("{whole}{}", units[unit]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +172,30 @@ mod tests {
             (&format!("a {long} b"), &format!("a\n          {long}\n          b")),
         ] {
             assert_eq!(wrapped(text, 10), expected);
+        }
+    }
+
+    #[test]
+    fn large_numbers_have_units() {
+        for (number, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            ((10 << 20) - 1, "9.9 MiB"),
+            (23 << 30, "23 GiB"),
+            (u64::MAX, "15 EiB"),
+        ] {
+            assert_eq!(bytes(number), text);
+        }
+        for (number, text) in [
+            (99_999, "99999"),
+            (100_000, "100k"),
+            (999_999, "999k"),
+            (1_250_000, "1.2M"),
+            (u64::MAX, "18E"),
+        ] {
+            assert_eq!(count(number), text);
         }
     }
 

@@ -73,7 +73,8 @@ fn reported_until_solved(
     let line = format!("WARN {severity} {name}: ");
     wait_for("a line in the log", || daemon.log().contains(&line));
     let text = daemon.ask(&["status"]).unwrap().stdout_text();
-    assert!(text.contains(&format!("\n{} {name}\n", severity.to_uppercase())), "{text}");
+    let title = format!("{} {name}\n  ", severity.to_uppercase());
+    assert!(text.starts_with(&title), "{text}");
     solve();
     wait_for("the solution", || list(daemon, "status").is_empty());
     assert!(list(daemon, "doctor").is_empty(), "{:?}", said(daemon, "doctor"));

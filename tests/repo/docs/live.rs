@@ -42,7 +42,7 @@ const SHOWN: [(&str, &str, Source); 16] = [
     ("docs/commands.md", "SESSION  KIND", Source::Masquerade),
     ("docs/commands.md", "FRAME  SESSION", Source::Replay),
     ("docs/configuration.md", "ftp-alg: bad.toml", Source::Check),
-    ("docs/fastpath.md", "fast path    on", Source::FastPath),
+    ("docs/fastpath.md", "fast path  on", Source::FastPath),
     ("docs/setup.md", "nftables (recognised", Source::Setup),
     ("docs/health.md", "PROBLEM data-connections", Source::Dropping),
     ("docs/howto/container.md", "ignore PASV", Source::Container),

@@ -1,0 +1,224 @@
+//! Tests of the text of `ftp-alg status`.
+
+use super::*;
+
+/// A status in which each number is another one.
+fn numbered() -> (Status, Vec<(String, u64)>) {
+    let mut status = serde_json::to_value(Status::default()).unwrap();
+    status["rates"] = serde_json::to_value(Rates::default()).unwrap();
+    let (mut numbers, mut next) = (Vec::new(), 10_001);
+    number(&mut status, "", &mut next, &mut numbers);
+    for of in ["10s", "1m", "1h"] {
+        for field in ["transfers", "failed_transfers", "bytes_up", "bytes_down"] {
+            status["rates"][of][field] = next.into();
+            numbers.push((format!("rates.{of}.{field}"), next));
+            next += 1;
+        }
+    }
+    status["fast_path"]["state"] = "on".into();
+    (serde_json::from_value(status).unwrap(), numbers)
+}
+
+fn number(value: &mut Value, name: &str, next: &mut u64, numbers: &mut Vec<(String, u64)>) {
+    match value {
+        Value::Object(parts) => {
+            let dot = if name.is_empty() { "" } else { "." };
+            for (part, value) in parts {
+                number(value, &format!("{name}{dot}{part}"), next, numbers);
+            }
+        }
+        Value::Number(_) => {
+            *value = (*next).into();
+            numbers.push((name.to_owned(), *next));
+            *next += 1;
+        }
+        _ => {}
+    }
+}
+
+/// Fields whose text has no such number: spans and bytes; and those that another field includes.
+const OTHERS: [&str; 9] = [
+    "uptime_seconds",
+    "memory",
+    "queue_waiting",
+    "transfers.bytes_up",
+    "transfers.bytes_down",
+    // `unread.malformed` and `unread.checksum`.
+    "malformed",
+    // As `fast_path.lines`.
+    "fast_path_lines",
+    "rates",
+    "seconds",
+];
+
+#[test]
+fn each_number_has_one_place() {
+    let (status, numbers) = numbered();
+    let shown = text(&status);
+    let words: Vec<&str> = shown.split(|one: char| !one.is_ascii_alphanumeric()).collect();
+    for (name, number) in &numbers {
+        let is_other = OTHERS.contains(&name.as_str())
+            || name.ends_with(".seconds")
+            || (name.starts_with("rates.") && name.contains("bytes"));
+        if !is_other {
+            let number = number.to_string();
+            let times = words.iter().filter(|word| **word == number).count();
+            assert_eq!(times, 1, "{name} {number}:\n{shown}");
+        }
+    }
+    assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+}
+
+#[test]
+fn a_daemon_without_traffic_has_a_short_text() {
+    let window = WindowCounts { seconds: 5.25, ..WindowCounts::default() };
+    let status = Status {
+        version: "0.1.0".to_owned(),
+        uptime_seconds: 5,
+        backend: "nftables".to_owned(),
+        backend_reason: "the configuration says so".to_owned(),
+        rates: Rates { ten_seconds: window, minute: window, hour: window },
+        ..Status::default()
+    };
+    let expected = "\
+version    0.1.0
+uptime     5s
+back end   nftables: the configuration says so
+fast path  off: the configuration says so
+now        0 sessions, 0 pinholes open, 0 B held
+
+in the last                 5s
+new sessions                 0
+refusals                     0
+drops                        0
+decisions                    0
+
+totals since this daemon started, 5s ago
+
+sessions
+  started                 0
+announcements and commands
+  rewritten               0
+  pinholes refused        0
+transfers
+  not reported            log.transfers or metrics.listen turns that on
+pinholes
+  opened                  0
+  used                    0
+  expired                 0
+packets
+  queued                  0
+daemon
+  errors                  0
+";
+    assert_eq!(text(&status), expected);
+}
+
+#[test]
+fn rates_have_a_column_for_each_window_that_differs() {
+    let window = |seconds, transfers, bytes_up| WindowCounts {
+        seconds,
+        sessions: 1,
+        transfers: Some(transfers),
+        failed_transfers: Some(0),
+        bytes_up: Some(bytes_up),
+        bytes_down: Some(0),
+        refusals: 123_456,
+        ..WindowCounts::default()
+    };
+    let of = |ten_seconds, minute, hour| rates(&Rates { ten_seconds, minute, hour });
+    let full = of(window(9.3, 2, 1023), window(60.0, 30, 1 << 20), window(3571.0, 400, 5 << 30));
+    let expected = "
+in the last                10s          1m          1h
+new sessions                 1           1           1
+transfers ended              2          30         400
+  failed                     0           0           0
+  up                    1023 B     1.0 MiB     5.0 GiB
+  down                     0 B         0 B         0 B
+refusals                  123k        123k        123k
+drops                        0           0           0
+decisions                    0           0           0
+";
+    assert_eq!(full, expected);
+    let young = of(window(10.0, 2, 0), window(40.4, 2, 0), window(40.4, 2, 0));
+    assert_eq!(young.lines().nth(1), Some("in the last                10s         40s"));
+    let late = of(window(30.0, 2, 0), window(59.0, 2, 0), window(900.0, 2, 0));
+    assert_eq!(late.lines().nth(1), Some("in the last                30s          1m      15m 0s"));
+    assert_eq!(rates(&Rates::default()), "");
+}
+
+#[test]
+fn problems_come_first_then_warnings() {
+    let one = |name| vec![Problem::new(name, "text", "remedy")];
+    let status = Status { problems: one("table"), warnings: one("state"), ..Status::default() };
+    let start = "PROBLEM table\n  text\n  remedy\n\nWARNING state\n  text\n  remedy\n\nversion";
+    assert!(text(&status).starts_with(start), "{}", text(&status));
+}
+
+#[test]
+fn the_fast_path_has_its_state_and_its_totals() {
+    let mut fast_path = FastPathStatus::off("Linux 6.1 has no TCX");
+    assert_eq!(fast_path_state(&fast_path), ["off: Linux 6.1 has no TCX"]);
+    let totals = |fast_path: &FastPathStatus| {
+        of_the_fast_path(&Status { fast_path: fast_path.clone(), ..Status::default() }).print()
+    };
+    assert_eq!(totals(&fast_path), "");
+    (fast_path.lines, fast_path.handed_back) = (812, 5);
+    (fast_path.opened, fast_path.admitted) = (140, 139);
+    let counts = "\
+fast path
+  lines inspected         812
+  connections taken back  5
+  pinholes opened         140
+  pinholes consumed       139
+";
+    assert_eq!(totals(&fast_path), counts, "it was turned off later");
+    fast_path.state = FastPathState::On;
+    fast_path.interfaces = vec!["lan0".into(), "wan0".into()];
+    fast_path.connections = 3;
+    let on = "on: lan0, wan0; 3 connections";
+    assert_eq!(fast_path_state(&fast_path), [on]);
+    fast_path.filtered_early = vec!["br0".into(), "br0.7".into()];
+    let inline = "not at br0, br0.7: bridge-nf-call-iptables; connections there are queued";
+    assert_eq!(fast_path_state(&fast_path), [on, inline]);
+}
+
+#[test]
+fn reasons_and_results_are_lists_of_those_that_occurred() {
+    let results = ResultCounts { complete: 3, no_data_connection: 1, ..ResultCounts::default() };
+    let hour = WindowCounts { transfers: Some(4), seconds: 60.0, ..WindowCounts::default() };
+    let status = Status {
+        transfers: TransferTotals { passive: results, bytes_down: 1536, ..Default::default() },
+        rates: Rates { hour, ..Rates::default() },
+        ..Status::default()
+    };
+    let expected = "\
+transfers
+  passive                 3 complete, 1 no data connection
+  up                      0 B
+  down                    1.5 KiB
+";
+    assert_eq!(of_transfers(&status).print(), expected);
+    // A daemon that does not say whether it reports them.
+    assert_eq!(of_transfers(&Status::default()).print(), "");
+}
+
+#[test]
+fn name_shows_its_address_and_its_error() {
+    let row = |address: Option<&str>, age_seconds, error: Option<&str>| NameRow {
+        name: "ftp.example.net".into(),
+        family: "ipv4".into(),
+        address: address.map(|text| text.parse().unwrap()),
+        age_seconds,
+        error: error.map(str::to_owned),
+    };
+    let late = Some("request timed out");
+    for (row, text) in [
+        (row(Some("198.51.100.7"), Some(65), None), Some("198.51.100.7, 1m 5s ago")),
+        (row(Some("198.51.100.7"), Some(5), late), Some("198.51.100.7, 5s ago; request timed out")),
+        (row(None, None, late), Some("no ipv4 address: request timed out")),
+        (row(None, None, None), None),
+    ] {
+        assert_eq!(name_text(&row).as_deref(), text);
+    }
+}

@@ -1,0 +1,313 @@
+//! `ftp-alg status` for people: problems, then warnings, the state, the rates, and the totals in groups.
+//!
+//! Each value has one place. A total that is 0 is left out, except those that say whether the gateway works.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    cli::table,
+    daemon::{
+        health::CheckStatus,
+        snapshot::{
+            FastPathState, FastPathStatus, NameRow, Problem, Rates, ResultCounts, Status,
+            TransferTotals, WindowCounts,
+        },
+    },
+};
+
+/// Width of the names in a group of totals.
+const NAME_WIDTH: usize = 24;
+/// Width of the names and of each window in the table of rates.
+const RATE_WIDTHS: [usize; 2] = [18, 12];
+
+/// A blank at which no line is broken.
+const NO_BREAK: &str = "\u{a0}";
+
+/// The whole text.
+pub(super) fn text(status: &Status) -> String {
+    let list = |mark: CheckStatus, all: &[Problem]| {
+        all.iter().map(|one| problem(mark, one)).collect::<String>()
+    };
+    let parts = [
+        list(CheckStatus::Problem, &status.problems),
+        list(CheckStatus::Warning, &status.warnings),
+        state(status),
+        rates(&status.rates),
+        totals(status),
+    ];
+    parts.join("").trim_start_matches('\n').to_owned()
+}
+
+fn problem(mark: CheckStatus, Problem { name, text, remedy }: &Problem) -> String {
+    let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2));
+    format!("\n{mark} {name}\n  {text}\n  {remedy}\n")
+}
+
+/// What the daemon is, and what it does now.
+fn state(status: &Status) -> String {
+    let waiting = status.queue_waiting.map(|waiting| format!(", {waiting} packets wait"));
+    let now = format!(
+        "{} sessions, {} pinholes open, {} held{}",
+        status.sessions,
+        status.pinholes,
+        table::bytes(status.memory),
+        waiting.unwrap_or_default(),
+    );
+    let rows = [
+        ("version", status.version.clone()),
+        ("uptime", table::span(status.uptime_seconds)),
+        ("back end", format!("{}: {}", status.backend, status.backend_reason)),
+    ];
+    let rows = rows.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let fast_path = fast_path_state(&status.fast_path).into_iter();
+    let fast_path = fast_path.map(|line| ("fast path".to_owned(), line));
+    let names = status.names.iter().filter_map(|row| Some((row.name.clone(), name_text(row)?)));
+    let unconfined = status.unconfined.iter().map(|what| ("unconfined".to_owned(), what.clone()));
+    let rows: Vec<_> = rows
+        .chain(fast_path)
+        .chain([("now".to_owned(), now)])
+        .chain(names)
+        .chain(unconfined)
+        .collect();
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
+    let row = |(name, value): &(String, String)| {
+        format!("{name:<width$}  {}\n", table::wrapped(value, width + 2))
+    };
+    format!("\n{}", rows.iter().map(row).collect::<String>())
+}
+
+/// Whether the fast path runs, and the interfaces whose connections stay inline.
+fn fast_path_state(status: &FastPathStatus) -> Vec<String> {
+    match status.state {
+        FastPathState::On => {
+            let on = format!("on: {}; {} connections", status.attached_to(), status.connections);
+            [on].into_iter().chain(status.inline_at()).collect()
+        }
+        FastPathState::Off => vec![format!("off: {}", status.why)],
+    }
+}
+
+/// The address of a name, or the error. `None` for a family that the name does not have.
+fn name_text(row: &NameRow) -> Option<String> {
+    let address = row.address.map(|address| {
+        let age =
+            row.age_seconds.map_or(String::new(), |age| format!(", {} ago", table::span(age)));
+        format!("{address}{age}")
+    });
+    match (address, &row.error) {
+        (Some(address), None) => Some(address),
+        (Some(address), Some(error)) => Some(format!("{address}; {error}")),
+        (None, Some(error)) => Some(format!("no {} address: {error}", row.family)),
+        (None, None) => None,
+    }
+}
+
+/// The table of rates. Of a young daemon, windows that cover the same time are one.
+fn rates(rates: &Rates) -> String {
+    let Rates { ten_seconds, minute, hour } = *rates;
+    let mut windows: Vec<(String, WindowCounts)> = Vec::new();
+    for (nominal, window) in [(10, ten_seconds), (60, minute), (3600, hour)] {
+        if windows.last().is_some_and(|(_, last)| last.seconds == window.seconds) {
+            windows.pop();
+        }
+        windows.push((window_title(nominal, window.seconds), window));
+    }
+    if windows.iter().all(|(_, window)| window.seconds == 0.0) {
+        return String::new(); // those of a daemon that has none
+    }
+    let [name_width, width] = RATE_WIDTHS;
+    let row = |name: &str, cells: &mut dyn Iterator<Item = String>| {
+        let cells: String = cells.map(|cell| format!("{cell:>width$}")).collect();
+        format!("{name:<name_width$}{cells}\n")
+    };
+    let mut text =
+        format!("\n{}", row("in the last", &mut windows.iter().map(|one| one.0.clone())));
+    let mut add = |name: &str, cell: fn(&WindowCounts) -> Option<String>| {
+        let cells: Option<Vec<_>> = windows.iter().map(|(_, window)| cell(window)).collect();
+        text += &cells.map_or(String::new(), |cells| row(name, &mut cells.into_iter()));
+    };
+    add("new sessions", |window| Some(table::count(window.sessions)));
+    add("transfers ended", |window| window.transfers.map(table::count));
+    add("  failed", |window| window.failed_transfers.map(table::count));
+    add("  up", |window| window.bytes_up.map(table::bytes));
+    add("  down", |window| window.bytes_down.map(table::bytes));
+    add("refusals", |window| Some(table::count(window.refusals)));
+    add("drops", |window| Some(table::count(window.drops)));
+    add("decisions", |window| Some(table::count(window.decisions)));
+    text
+}
+
+/// The title of a window of `nominal` seconds: what it covers, unless that is nearly all.
+fn window_title(nominal: u64, covered: f64) -> String {
+    let is_nearly_all = (covered - nominal as f64).abs() * 10.0 < nominal as f64;
+    match nominal {
+        _ if !is_nearly_all => table::span(covered.round() as u64),
+        10 => "10s".to_owned(),
+        60 => "1m".to_owned(),
+        _ => "1h".to_owned(),
+    }
+}
+
+/// A group of totals: the names and texts of its rows.
+struct Group {
+    heading: &'static str,
+    rows: Vec<(&'static str, String)>,
+}
+
+impl Group {
+    fn new(heading: &'static str) -> Self {
+        Self { heading, rows: Vec::new() }
+    }
+
+    /// Adds a count.
+    fn always(mut self, name: &'static str, count: u64) -> Self {
+        self.rows.push((name, count.to_string()));
+        self
+    }
+
+    /// Adds a count unless it is 0.
+    fn if_any(self, name: &'static str, count: u64) -> Self {
+        if count == 0 { self } else { self.always(name, count) }
+    }
+
+    /// Adds the counts of `parts` that are not 0, as in `3 low port, 2 foreign address`, unless there are none.
+    fn parts(
+        self,
+        name: &'static str,
+        parts: impl IntoIterator<Item = (impl AsRef<str>, u64)>,
+    ) -> Self {
+        let counted = parts.into_iter().filter(|(_, count)| *count > 0);
+        let text = |part: &str, count: u64| format!("{count} {}", part.replace(['_', '-'], " "));
+        // A count and its name stay in one line.
+        let texts = counted.map(|(part, count)| text(part.as_ref(), count).replace(' ', NO_BREAK));
+        let text = texts.collect::<Vec<_>>().join(", ");
+        if text.is_empty() { self } else { self.text(name, text) }
+    }
+
+    fn text(mut self, name: &'static str, text: String) -> Self {
+        self.rows.push((name, text));
+        self
+    }
+
+    fn print(&self) -> String {
+        if self.rows.is_empty() {
+            return String::new();
+        }
+        let row = |(name, text): &(&str, String)| {
+            let text = table::wrapped(text, NAME_WIDTH + 2).replace(NO_BREAK, " ");
+            format!("  {name:<NAME_WIDTH$}{text}\n")
+        };
+        format!("{}\n{}", self.heading, self.rows.iter().map(row).collect::<String>())
+    }
+}
+
+fn totals(status: &Status) -> String {
+    let groups = [
+        of_sessions(status),
+        of_announcements(status),
+        of_transfers(status),
+        of_pinholes(status),
+        of_packets(status),
+        of_the_fast_path(status),
+        of_the_daemon(status),
+    ];
+    let age = table::span(status.uptime_seconds);
+    let groups: String = groups.iter().map(Group::print).collect();
+    format!("\ntotals since this daemon started, {age} ago\n\n{groups}")
+}
+
+fn of_sessions(status: &Status) -> Group {
+    let counters = &status.counters;
+    Group::new("sessions")
+        .always("started", counters.sessions_started)
+        .if_any("became encrypted", counters.encrypted)
+        .if_any("missed packets", counters.unread_sessions)
+}
+
+fn of_announcements(status: &Status) -> Group {
+    let counters = &status.counters;
+    Group::new("announcements and commands")
+        .always("rewritten", counters.rewrites)
+        .always("pinholes refused", counters.pinholes_refused)
+        .if_any("commands refused", counters.commands_refused)
+        .parts("reasons", counters.refusals.by_name())
+}
+
+/// The transfers, if the daemon reports them.
+fn of_transfers(status: &Status) -> Group {
+    let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost, unwritten } =
+        status.transfers;
+    let group = Group::new("transfers");
+    let results = |counts: ResultCounts| counts.by_result();
+    let Rates { hour, .. } = status.rates;
+    match hour.transfers {
+        None if hour.seconds > 0.0 => {
+            group.text("not reported", "log.transfers or metrics.listen turns that on".to_owned())
+        }
+        None => group,
+        Some(_) if status.transfers == TransferTotals::default() => group.always("ended", 0),
+        Some(_) => group
+            .parts("active", results(active))
+            .parts("passive", results(passive))
+            .parts("of unknown mode", results(unknown))
+            .text("up", table::bytes(bytes_up))
+            .text("down", table::bytes(bytes_down))
+            .if_any("not reported", lost)
+            .if_any("missing in the file", unwritten),
+    }
+}
+
+fn of_pinholes(status: &Status) -> Group {
+    Group::new("pinholes")
+        .always("opened", status.counters.pinholes_opened)
+        .always("used", status.counters.pinholes_used)
+        .always("expired", status.pinholes_expired)
+}
+
+fn of_packets(status: &Status) -> Group {
+    let counters = &status.counters;
+    Group::new("packets")
+        .always("queued", counters.packets)
+        .parts("dropped", counters.drops.by_name())
+        .parts("passed unread", of_fields(&counters.unread))
+        .if_any("above max-sessions", counters.uninspected)
+        .if_any("dropped, queue full", status.overruns)
+        .if_any("dropped, not readable", status.queue_drops)
+        .if_any("verdicts refused", status.verdicts_refused)
+}
+
+/// The fast path's totals, if it is on or has any: it may be turned off while the daemon runs.
+fn of_the_fast_path(status: &Status) -> Group {
+    let FastPathStatus { lines, handed_back, opened, admitted, no_room, .. } = status.fast_path;
+    let group = Group::new("fast path");
+    let counts = [lines, handed_back, opened, admitted, no_room];
+    let is_used = status.fast_path.state == FastPathState::On || counts.iter().any(|n| *n > 0);
+    let group = match is_used {
+        true => group
+            .always("lines inspected", lines)
+            .always("connections taken back", handed_back)
+            .always("pinholes opened", opened)
+            .always("pinholes consumed", admitted)
+            .if_any("ring buffer full", no_room),
+        false => group,
+    };
+    group.if_any("mismatches", status.counters.fast_path_mismatches)
+}
+
+fn of_the_daemon(status: &Status) -> Group {
+    Group::new("daemon")
+        .always("errors", status.counters.errors)
+        .parts("limits reached", of_fields(&status.counters.limits))
+        .if_any("log lines skipped", status.log_lines_skipped)
+}
+
+/// The fields of a struct of counters, by their names in JSON.
+fn of_fields(counters: &impl Serialize) -> Vec<(String, u64)> {
+    let Ok(Value::Object(all)) = serde_json::to_value(counters) else { return Vec::new() };
+    all.into_iter().filter_map(|(name, value)| Some((name, value.as_u64()?))).collect()
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
