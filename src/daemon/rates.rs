@@ -96,6 +96,7 @@ impl Samples {
 /// The samples of the last hour.
 #[derive(Debug)]
 pub(super) struct CounterHistory {
+    pub(super) started: Instant,
     recent: Samples,
     older: Samples,
 }
@@ -110,7 +111,7 @@ impl CounterHistory {
     /// The history of a daemon that started at `started`, with all counters at zero.
     fn new(started: Instant) -> Self {
         let first = Sample { at: started, counts: Counts::default() };
-        Self { recent: Samples::new(RECENT, first), older: Samples::new(OLDER, first) }
+        Self { started, recent: Samples::new(RECENT, first), older: Samples::new(OLDER, first) }
     }
 
     /// Records the counters of `now`. Called each second.

@@ -33,7 +33,6 @@ use crate::kernel::{LinuxKernel, RuleParameters, queue::QueueCounts};
 
 /// The state that the workers, the control socket and the main thread share.
 pub(super) struct SharedState {
-    pub(super) started: Instant,
     pub(super) backend: &'static str,
     pub(super) backend_reason: &'static str,
     pub(super) shards: Vec<Shard>,
@@ -51,7 +50,7 @@ pub(super) struct SharedState {
     pub(super) events: EventRing,
     pub(super) transfers: TransferReports,
     pub(super) health: Health,
-    /// Samples of the counters in the last hour.
+    /// Samples of the counters, since the start.
     pub(super) history: Mutex<CounterHistory>,
     /// The problem of the last reload, if it was refused.
     pub(super) refused_reload: Mutex<Option<Problem>>,
@@ -151,7 +150,7 @@ impl SharedState {
     /// Counters and health, without the values that need a look at each session or at the kernel.
     pub(super) fn status_without_sessions(&self, now: Instant) -> Status {
         let mut unwritten = Vec::new();
-        let mut status = Status::new(self.backend, self.started.elapsed());
+        let mut status = Status::new(self.backend, lock(&self.history).started.elapsed());
         status.backend_reason = self.backend_reason.to_owned();
         status.counters.errors = self.errors.load(Ordering::Relaxed);
         for queue in lock(&self.queue_counts).iter() {

@@ -109,7 +109,6 @@ pub(super) fn start(
         verdict_channels.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
     let shared = Arc::new(SharedState {
         progress: WorkerProgress::new(shards.len()),
-        started: Instant::now(),
         history: Mutex::default(),
         backend: parameters.backend.into(),
         backend_reason,
@@ -171,7 +170,7 @@ pub(super) fn start(
     if config.reports_transfers() {
         workers.start_transfer_reports(data_log, transfer_file, events)?;
     }
-    let count = queues.len();
+    let (backend, count) = (parameters.backend, queues.len());
     for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
         let kernel = make_kernel()?;
         let effects = workers.shared.new_effects();
@@ -189,7 +188,6 @@ pub(super) fn start(
         let processors = parameters.fans_out_by_cpu.then_some((index, count));
         workers.spawn(worker, processors, events.clone())?;
     }
-    let backend = parameters.backend;
     tracing::info!(event = "back-end", backend = %backend, "back end {backend}: {backend_reason}");
     Ok(workers)
 }
