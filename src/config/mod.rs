@@ -203,12 +203,18 @@ pub struct MetricsSettings {
 }
 
 /// `[log]`: what is logged besides.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {
     /// Whether transfers are reported.
     pub transfers: bool,
     /// The file with a JSON object for each transfer.
     pub transfer_file: Option<PathBuf>,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { transfers: true, transfer_file: None }
+    }
 }
 
 impl Default for Config {

@@ -9,7 +9,7 @@ fn window(gateway: &Gateway, name: &str) -> Value {
 
 #[test]
 fn rates_count_transfers_sessions_and_refusals() {
-    let gateway = gateway_with(Topology::Masquerade, "log.transfers = true");
+    let gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     let transfer = curl(&gateway.lab, &server, Mode::Passive);
     transfer.upload("a", &[b'x'; 1000]).unwrap();

@@ -4,9 +4,6 @@ use rustix::process::Signal;
 
 use crate::common::*;
 
-/// The configuration that turns the reports on.
-const REPORTED: &str = "log.transfers = true";
-
 /// Waits for the log line of a transfer with all of `parts`.
 fn wait_for_line(gateway: &Gateway, parts: &[&str]) -> String {
     let mut found = None;
@@ -22,11 +19,7 @@ fn wait_for_line(gateway: &Gateway, parts: &[&str]) -> String {
 /// The bytes are those of the file, in each mode, with each back end, on the fast path and off it.
 #[test]
 fn each_transfer_is_logged_with_its_file_and_exact_size() {
-    let setups = [
-        REPORTED,
-        "[log]\ntransfers = true\n[queue]\nfast-path = \"off\"\n",
-        "[log]\ntransfers = true\n[pinhole]\nbackend = \"conntrack\"\n",
-    ];
+    let setups = ["", "queue.fast-path = \"off\"\n", "pinhole.backend = \"conntrack\"\n"];
     for setup in setups {
         for topology in [Topology::Masquerade, Topology::PublishedServer] {
             let gateway = gateway_with(topology, setup);
@@ -85,7 +78,7 @@ fn each_transfer_is_logged_with_its_file_and_exact_size() {
 
 #[test]
 fn a_failed_transfer_is_logged_with_its_reason() {
-    let gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     // The server gives up after one retransmission.
     gateway.lab.server.run("sysctl", &["-qw", "net.ipv4.tcp_syn_retries=1"]).unwrap();
@@ -115,14 +108,14 @@ fn a_failed_transfer_is_logged_with_its_reason() {
 #[test]
 fn the_user_survives_a_killed_daemon() {
     for mode in [Mode::Active, Mode::Passive] {
-        let mut gateway = gateway_with(Topology::Masquerade, REPORTED);
+        let mut gateway = gateway(Topology::Masquerade);
         let lab = &gateway.lab;
         let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
         server.put("half.csv", b"12345").unwrap();
         let address = lab.server_address(V4);
         let held = HeldTransfer::start(&lab.client, &server, address, mode, "half.csv").unwrap();
         gateway.daemon.kill();
-        gateway.start_again(REPORTED);
+        gateway.start_again("");
         assert_eq!(held.release().unwrap(), 5);
         let (user, _) = server.login();
         let who = format!("{user}@192.168.150.80 RETR");
@@ -133,7 +126,7 @@ fn the_user_survives_a_killed_daemon() {
 /// A follower gets each event while it happens, also over a restart, and one that began late gets what is stored.
 #[test]
 fn events_are_followed() {
-    let mut gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let mut command = gateway.lab.gateway.command(executable());
     command.args(["events", "--follow", "--socket"]).arg(gateway.daemon.socket());
@@ -146,7 +139,7 @@ fn events_are_followed() {
         wait_for(name, || follower.log().contains(&format!("/{name} 5 B in ")));
         if name == "before" {
             gateway.daemon.kill();
-            gateway.start_again(REPORTED);
+            gateway.start_again("");
         }
     }
     let log = follower.log();
@@ -157,7 +150,7 @@ fn events_are_followed() {
 /// A reader that does not read while daemons are killed learns exactly how many events it has missed.
 #[test]
 fn a_stuck_reader_learns_what_killed_daemons_took() {
-    let mut gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let follow = |name: &str| {
         let mut command = gateway.lab.gateway.command(executable());
@@ -189,7 +182,7 @@ fn a_stuck_reader_learns_what_killed_daemons_took() {
     for name in ["second", "third"] {
         upload(name, &[&reading]);
         gateway.daemon.kill();
-        gateway.start_again(REPORTED);
+        gateway.start_again("");
     }
     stuck.signal(Signal::CONT);
     upload("last", &[&reading, &stuck]);
@@ -204,12 +197,12 @@ fn a_stuck_reader_learns_what_killed_daemons_took() {
 /// Another program reads the group: everything works, without bytes.
 #[test]
 fn a_taken_group_costs_the_bytes_alone() {
-    let lab = lab_for(Topology::Masquerade, REPORTED);
+    let lab = lab_for(Topology::Masquerade, "");
     let mut command = lab.gateway.command("tcpdump");
     command.args(["-i", "nflog:2100", "-w", "/dev/null"]);
     let other = lab.gateway.start(command, "nflog").unwrap();
     wait_for("the other reader", || other.log().contains("listening on"));
-    let gateway = Gateway::on(lab, REPORTED);
+    let gateway = Gateway::on(lab, "");
     assert!(
         gateway.daemon.log().contains("nfnetlink_log group 2100: "),
         "{}",
