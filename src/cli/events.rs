@@ -1,15 +1,17 @@
 //! `ftp-alg events`: what happened recently, and what happens now.
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use clap::Args;
 use ftp_alg_core::engine::EventKind;
-use ipnetwork::IpNetwork;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Failure, SocketOption, output};
+use super::{
+    Failure, SocketOption, output,
+    selection::{Selection, Subject},
+};
 
 /// How often `--follow` asks for more.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -33,21 +35,11 @@ pub(super) struct EventOptions {
     /// Only events since this time, or in this span: 2026-11-28T10:00:00Z, 15m, 2h
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     since: Option<Timestamp>,
-    /// Only events of clients in this network
-    #[arg(long, value_name = "NETWORK")]
-    client: Option<IpNetwork>,
-    /// Only events of servers in this network
-    #[arg(long, value_name = "NETWORK")]
-    server: Option<IpNetwork>,
-    /// Only logins and transfers of this user
-    #[arg(long)]
-    user: Option<String>,
+    #[command(flatten)]
+    selection: Selection,
     /// Only events of this kind; may be given several times
     #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(EventKind::NAMES))]
     kind: Vec<String>,
-    /// Only events of this session
-    #[arg(long, value_name = "ID")]
-    session: Option<u64>,
     #[command(flatten)]
     socket: SocketOption,
 }
@@ -103,9 +95,12 @@ impl EventOptions {
 
     fn selects(&self, event: &Value) -> bool {
         let text = |field: &str| event[field].as_str();
-        let is_in = |network: Option<IpNetwork>, field: &str| {
-            let address = || text(field)?.parse::<IpAddr>().ok();
-            network.is_none_or(|network| address().is_some_and(|address| network.contains(address)))
+        let address = |field: &str| text(field)?.parse().ok();
+        let subject = Subject {
+            client: address("client"),
+            server: address("server"),
+            user: text("user"),
+            session: event["session"].as_u64(),
         };
         let is_late = |since: Timestamp| {
             text("time")
@@ -113,12 +108,9 @@ impl EventOptions {
                 .is_some_and(|at| at >= since)
         };
         self.since.is_none_or(is_late)
-            && is_in(self.client, "client")
-            && is_in(self.server, "server")
-            && self.user.as_deref().is_none_or(|user| text("user") == Some(user))
+            && self.selection.selects(subject)
             && (self.kind.is_empty()
                 || text("event").is_some_and(|kind| self.kind.iter().any(|wanted| wanted == kind)))
-            && self.session.is_none_or(|session| event["session"].as_u64() == Some(session))
     }
 
     fn print(&self, event: &Value) -> Result<(), Failure> {

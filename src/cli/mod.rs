@@ -3,6 +3,7 @@
 //! This file also has the parts that commands share: parsing the arguments, errors ([`Failure`]), and common options.
 //! `main` only maps the result to an exit code.
 
+mod columns;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
@@ -12,6 +13,7 @@ mod listings;
 mod output;
 mod replay;
 mod run;
+mod selection;
 mod setup;
 mod status;
 mod table;
@@ -179,7 +181,10 @@ enum Command {
     ///
     /// ID is the number at the start of the session's log lines. If NAT changes an
     /// endpoint, a second line, `as`, shows the external endpoint. ADJ says whether
-    /// sequence numbers are adjusted. OPEN is the number of open pinholes.
+    /// sequence numbers are adjusted. OPEN is the number of open pinholes. A wide
+    /// terminal also shows USER, FAST (on the fast path) and TRANSFER (that runs).
+    /// --session shows one session in detail: its user, directory, transfer,
+    /// pinholes and last events.
     ///
     /// The states are:
     ///   new        no greeting from the server yet
@@ -193,15 +198,16 @@ enum Command {
     ///   opaque     not FTP, or lost while encrypted; packets pass uninspected
     ///   closing    one end has closed or reset the connection
     #[command(verbatim_doc_comment)]
-    Sessions(listings::ListingOptions),
+    Sessions(listings::SessionOptions),
     /// List the pinholes that are open now
     ///
     /// Each pinhole admits one connection from INITIATOR to ARRIVAL. The pinhole
     /// closes when the connection opens, or after LEFT. If the connection is
     /// translated, a second line shows it: `to` another destination, `as` another
-    /// source. SESSION is the ID in `ftp-alg sessions`.
+    /// source. SESSION is the ID in `ftp-alg sessions`. A wide terminal also shows
+    /// its USER, CLIENT and SERVER. `ftp-alg events` says who opened a port earlier.
     #[command(verbatim_doc_comment)]
-    Pinholes(listings::ListingOptions),
+    Pinholes(listings::PinholeOptions),
     Events(events::EventOptions),
     /// Show or set the log level of the running daemon
     ///
@@ -271,8 +277,8 @@ impl Command {
             }
             Self::Setup(command) => command.run(),
             Self::Status(options) => options.run(),
-            Self::Sessions(options) => options.print("sessions", listings::sessions),
-            Self::Pinholes(options) => options.print("pinholes", listings::pinholes),
+            Self::Sessions(options) => options.run(),
+            Self::Pinholes(options) => options.run(),
             Self::Events(options) => options.run(),
             Self::LogLevel { level, socket } => {
                 let argument = level.iter().map(|level| format!(" {level}")).collect::<String>();

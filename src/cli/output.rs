@@ -6,9 +6,53 @@ use std::{
     os::fd::AsFd,
 };
 
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
 use super::Failure;
+use crate::daemon;
+
+/// How standard output shows text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    /// The width of the terminal. `None` without a terminal.
+    pub width: Option<usize>,
+    pub has_colours: bool,
+}
+
+/// The style of a file or pipe.
+#[cfg(test)]
+pub(super) const PLAIN: Style = Style { width: None, has_colours: false };
+
+impl Style {
+    /// The style of standard output.
+    pub fn of_stdout() -> Self {
+        let stdout = io::stdout();
+        let size = || tcgetwinsize(&stdout).ok().map(|size| usize::from(size.ws_col));
+        // A terminal whose width is not known has 0.
+        let width = stdout.is_terminal().then(|| size().filter(|width| *width > 0).unwrap_or(80));
+        Self { width, has_colours: daemon::wants_colours(&stdout) }
+    }
+
+    /// `text` in bold, where there are colours.
+    pub fn bold(self, text: &str) -> String {
+        self.with_code("1", text)
+    }
+
+    /// `text` as the mark of a problem, where there are colours.
+    pub fn red(self, text: &str) -> String {
+        self.with_code("1;31", text)
+    }
+
+    /// `text` as the mark of a warning, where there are colours.
+    pub fn yellow(self, text: &str) -> String {
+        self.with_code("1;33", text)
+    }
+
+    fn with_code(self, code: &str, text: &str) -> String {
+        if self.has_colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
 
 /// Writes and flushes `text`.
 pub(super) fn print(text: &str) -> Result<(), Failure> {

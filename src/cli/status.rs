@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Failure, SocketOption, output};
+use super::{Failure, SocketOption, output, output::Style};
 use crate::daemon::{control_client, health, snapshot};
 
 /// Show counters and health of the running daemon
@@ -48,7 +48,7 @@ impl StatusOptions {
         if self.json {
             output::print_line(answer.json())?;
         } else {
-            output::print(&text::text(&status))?;
+            output::print(&text::text(&status, Style::of_stdout()))?;
         }
         match (status.problems.len(), status.warnings.len()) {
             _ if self.wait.is_some() => Ok(()),

@@ -1,8 +1,8 @@
 //! The control socket, where the commands `status`, `sessions`, `pinholes`, `events` and `log-level` reach the running
 //! daemon.
 //!
-//! A client sends one request line (`status`, `sessions`, `pinholes`, `events AFTER`, `log-level [LEVEL]`), gets one line
-//! of JSON, and the connection ends.
+//! A client sends one request line (`status`, `sessions [ID]`, `pinholes`, `events AFTER`, `log-level [LEVEL]`), gets
+//! one line of JSON, and the connection ends.
 //!
 //! Invariants:
 //! - Only its owner can use the socket, from the moment it exists.
@@ -196,6 +196,18 @@ fn answer_request(
     match (word, &*argument) {
         (b"status", "") => json_line(&source.status()),
         (b"sessions", "") => json_line(&source.sessions()),
+        (b"sessions", id) => match id.parse() {
+            Ok(id) => match source.session(id) {
+                Some(session) => json_line(&session),
+                None => error_answer(&format!(
+                    "no session {id} is open; if it has ended, see `ftp-alg events --session {id}`, or the log: \
+                     `journalctl -u ftp-alg FTP_ALG_SESSION={id}`"
+                )),
+            },
+            Err(error) => {
+                error_answer(&format!("sessions: `{id}` is no number of a session: {error}"))
+            }
+        },
         (b"pinholes", "") => json_line(&source.pinholes()),
         (b"events", after) => match after.parse() {
             Ok(after) => json_line(&source.events(after)),

@@ -7,7 +7,7 @@ use ftp_alg_core::engine::Counters;
 use super::*;
 use crate::daemon::{
     control_client::{self, ClientError},
-    snapshot::{PinholeRow, RecentEvents, SessionRow, Status},
+    snapshot::{EventRow, PinholeRow, RecentEvents, SessionDetail, SessionRow, Status},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,6 +26,9 @@ impl StatusSource for FixedSource {
     }
     fn sessions(&self) -> Vec<SessionRow> {
         Vec::new()
+    }
+    fn session(&self, _id: u64) -> Option<SessionDetail<EventRow>> {
+        None
     }
     fn pinholes(&self) -> Vec<PinholeRow> {
         Vec::new()

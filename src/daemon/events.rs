@@ -121,6 +121,17 @@ impl EventRing {
             lost,
         }
     }
+
+    /// The last events of a session, oldest first, but no more than `limit`.
+    pub(super) fn last_of(&self, session: u64, limit: usize) -> Vec<EventRow> {
+        let ring = lock(&self.0);
+        let stored = (ring.first()..).zip(&ring.events);
+        let of_session = stored.filter(|(_, event)| event.session() == session);
+        let mut chosen: Vec<_> = of_session.map(|(id, event)| (id, event.clone())).collect();
+        drop(ring);
+        chosen.drain(..chosen.len().saturating_sub(limit));
+        chosen.into_iter().map(|(id, event)| event.row(id)).collect()
+    }
 }
 
 impl Ring {
@@ -145,6 +156,13 @@ impl Ring {
 }
 
 impl Recorded {
+    fn session(&self) -> u64 {
+        match self {
+            Self::Session(event) => event.1.session,
+            Self::Transfer(finished) => finished.session.id,
+        }
+    }
+
     fn row(&self, id: u64) -> EventRow {
         let (at, row) = match self {
             Self::Session(event) => (event.0, session_row(&event.1)),
@@ -265,6 +283,22 @@ mod tests {
         }
         file.set_len(3).unwrap();
         assert_eq!(open().after(first).lost, None);
+    }
+
+    #[test]
+    fn the_last_events_of_a_session_are_found() {
+        let ring = EventRing::new(None);
+        for number in 0..10 {
+            ring.record(&[event(number % 2)]);
+        }
+        let ids = |session, limit| {
+            let first = ring.after(0).events[0].id;
+            let rows = ring.last_of(session, limit);
+            rows.iter().map(|row| row.id - first).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(1, 3), [5, 7, 9]);
+        assert_eq!(ids(0, 20), [0, 2, 4, 6, 8]);
+        assert_eq!(ids(2, 20), [0; 0]);
     }
 
     #[test]

@@ -5,17 +5,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Kernel, PinholeInfo, SessionInfo, Translation};
+use ftp_alg_core::engine::{
+    Kernel, Pinhole, PinholeInfo, SessionDetails, SessionInfo, Translation,
+};
 
 use super::{
     rates::Counts,
     shard::{Shard, lock},
     shared_state::SharedState,
-    snapshot::{PinholeRow, RecentEvents, SessionRow, Status, StatusSource},
+    snapshot::{
+        DataConnection, EventRow, PinholeRow, RecentEvents, SessionDetail, SessionRow,
+        SessionSummary, Status, StatusSource, TransferProgress,
+    },
 };
+use crate::kernel::LinuxKernel;
 
 /// Time limit for the lookups of translations in one answer. It is enough for about ten thousand.
 const LOOK_UP_LIMIT: Duration = Duration::from_millis(500);
+/// Limit of events in the answer about one session.
+const MAX_EVENTS: usize = 20;
 
 impl SharedState {
     /// Has the engines read all fast-path lines.
@@ -42,6 +50,9 @@ impl SharedState {
             let remaining = remaining.get(&pinhole.ends())?;
             Some(PinholeRow {
                 session: info.session,
+                client: Some(info.client),
+                server: Some(info.server),
+                user: info.user.map(String::from),
                 initiator: pinhole.initiator,
                 arrival: pinhole.arrival,
                 target: pinhole.target,
@@ -71,7 +82,7 @@ impl StatusSource for SharedState {
         let mut status = self.status_without_sessions(now);
         let counts = Counts::of(&status);
         status.rates = lock(&self.history).rates(now, counts, self.transfers.is_on());
-        let sessions = |shard: &Shard| lock(&shard.engine).sessions.list().count() as u64;
+        let sessions = |shard: &Shard| lock(&shard.engine).sessions.count_open() as u64;
         status.sessions = self.shards.iter().map(sessions).sum();
         status.pinholes = self.pinhole_rows().len() as u64;
         status
@@ -89,31 +100,80 @@ impl StatusSource for SharedState {
         let list = |shard: &Shard| lock(&shard.engine).sessions.list().collect::<Vec<_>>();
         let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
         // Without the lock of an engine, because lookups take time.
-        for session in sessions.iter_mut().filter(|session| !session.is_looked_up) {
+        for session in &mut sessions {
             if now.elapsed() > LOOK_UP_LIMIT {
                 break;
             }
-            let Translation { client, server, .. } = session.translation;
-            if let Ok(Some(translation)) = kernel.lookup_translation(client, server) {
-                session.translation = translation;
-            }
+            look_up(session, &mut kernel);
         }
         let row = |session: SessionInfo| SessionRow {
-            id: session.id,
-            client: session.translation.client,
-            server: session.translation.server,
-            client_external: session.translation.client_external,
-            server_external: session.translation.server_external,
-            state: session.state.to_owned(),
-            age_seconds: now.saturating_duration_since(session.since).as_secs(),
-            adjusted: session.adjusted,
             pinholes: open.get(&session.id).copied().unwrap_or_default(),
+            summary: summary(session, now),
         };
         sessions.into_iter().map(row).collect()
+    }
+
+    fn session(&self, id: u64) -> Option<SessionDetail<EventRow>> {
+        let mut pinholes = self.pinholes();
+        pinholes.retain(|pinhole| pinhole.session == id);
+        let find = |shard: &Shard| lock(&shard.engine).sessions.details(id);
+        let SessionDetails { mut info, directory, is_encrypted, offsets, data_connection } =
+            self.shards.iter().find_map(find)?;
+        look_up(&mut info, &mut lock(&self.kernel));
+        let [offset_to_server, offset_to_client] = offsets;
+        let data_connection = data_connection.map(|(kind, pinhole)| {
+            let Pinhole { initiator, arrival, target, source } = pinhole;
+            let is_open = |row: &PinholeRow| (row.initiator, row.arrival) == (initiator, arrival);
+            let pending = pinholes.iter().any(is_open);
+            DataConnection { kind, initiator, arrival, target, source, pending }
+        });
+        Some(SessionDetail {
+            summary: summary(info, Instant::now()),
+            directory: directory.map(String::from),
+            encrypted: is_encrypted,
+            offset_to_server,
+            offset_to_client,
+            data_connection,
+            pinholes,
+            events: self.events.last_of(id, MAX_EVENTS),
+        })
     }
 
     fn pinholes(&self) -> Vec<PinholeRow> {
         self.read_fast_path();
         self.pinhole_rows()
+    }
+}
+
+/// Looks up the translation of `session`, unless its engine has done that.
+fn look_up(session: &mut SessionInfo, kernel: &mut LinuxKernel) {
+    let Translation { client, server, .. } = session.translation;
+    if !session.is_looked_up
+        && let Ok(Some(translation)) = kernel.lookup_translation(client, server)
+    {
+        session.translation = translation;
+    }
+}
+
+fn summary(session: SessionInfo, now: Instant) -> SessionSummary {
+    let age = now.saturating_duration_since(session.since);
+    let transfer = session.transfer.map(|transfer| TransferProgress {
+        verb: transfer.verb.name().to_owned(),
+        path: transfer.path.into(),
+        seconds: age.saturating_sub(transfer.requested).as_secs(),
+        started: transfer.has_started,
+    });
+    SessionSummary {
+        id: session.id,
+        client: session.translation.client,
+        server: session.translation.server,
+        client_external: session.translation.client_external,
+        server_external: session.translation.server_external,
+        user: session.user.map(String::from),
+        state: session.state.to_owned(),
+        age_seconds: age.as_secs(),
+        adjusted: session.adjusted,
+        fast_path: session.is_on_fast_path,
+        transfer,
     }
 }

@@ -267,7 +267,7 @@ impl Status {
 
 /// One control connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionRow {
+pub struct SessionSummary {
     /// The number at the start of this session's log lines.
     pub id: u64,
     /// The client's own endpoint.
@@ -278,20 +278,90 @@ pub struct SessionRow {
     pub client_external: SocketAddr,
     /// The server as the client sees it.
     pub server_external: SocketAddr,
+    /// The user, if a login was seen.
+    #[serde(default)]
+    pub user: Option<String>,
     /// The state of the dialogue, in a word.
     pub state: String,
     /// Whole seconds since its first packet.
     pub age_seconds: u64,
     /// Whether its sequence numbers are adjusted after a rewrite.
     pub adjusted: bool,
+    /// Whether it is on the fast path.
+    #[serde(default)]
+    pub fast_path: bool,
+    /// The transfer that has no last reply yet.
+    #[serde(default)]
+    pub transfer: Option<TransferProgress>,
+}
+
+/// A transfer that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferProgress {
+    pub verb: String,
+    /// The file or directory: absolute if the client's directory is known.
+    pub path: String,
+    /// Whole seconds since the command.
+    pub seconds: u64,
+    /// Whether the server has said that it begins.
+    pub started: bool,
+}
+
+/// One control connection in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    #[serde(flatten)]
+    pub summary: SessionSummary,
     /// Its pinholes that are open now.
     pub pinholes: u64,
+}
+
+/// All that is known of one control connection. `Event` is [`EventRow`], or what a reader parses.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionDetail<Event> {
+    #[serde(flatten)]
+    pub summary: SessionSummary,
+    /// The client's directory, if it is known.
+    pub directory: Option<String>,
+    /// Whether it is encrypted. `None` if nobody knows.
+    pub encrypted: Option<bool>,
+    /// By how much the server gets other sequence numbers than the client sent.
+    pub offset_to_server: i32,
+    /// By how much the client gets other sequence numbers than the server sent.
+    pub offset_to_client: i32,
+    /// The data connection of a transfer that has begun.
+    pub data_connection: Option<DataConnection>,
+    /// Its pinholes that are open now.
+    pub pinholes: Vec<PinholeRow>,
+    /// Its last events, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// The data connection of a transfer, as its pinhole describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataConnection {
+    pub kind: AnnouncementKind,
+    pub initiator: IpAddr,
+    pub arrival: SocketAddr,
+    pub target: SocketAddr,
+    pub source: IpAddr,
+    /// Whether the pinhole is still open, so the connection has not arrived.
+    pub pending: bool,
 }
 
 /// One open pinhole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinholeRow {
     pub session: u64,
+    /// The session's client.
+    #[serde(default)]
+    pub client: Option<SocketAddr>,
+    /// The session's server.
+    #[serde(default)]
+    pub server: Option<SocketAddr>,
+    /// The session's user, if a login was seen.
+    #[serde(default)]
+    pub user: Option<String>,
     pub initiator: IpAddr,
     /// The address and port to which the initiator connects, as the packets arrive at this machine.
     pub arrival: SocketAddr,
@@ -364,6 +434,8 @@ pub trait StatusSource: Send + Sync {
     fn events(&self, after: u64) -> RecentEvents;
     fn status(&self) -> Status;
     fn sessions(&self) -> Vec<SessionRow>;
+    /// The open session with the number `id`.
+    fn session(&self, id: u64) -> Option<SessionDetail<EventRow>>;
     fn pinholes(&self) -> Vec<PinholeRow>;
 }
 
@@ -383,6 +455,9 @@ mod tests {
     fn a_pinhole_row_has_the_documented_fields() {
         let row = PinholeRow {
             session: 7,
+            client: Some(SocketAddr::from(([192, 168, 150, 80], 1026))),
+            server: Some(SocketAddr::from(([198, 51, 100, 9], 21))),
+            user: None,
             initiator: IpAddr::from([198, 51, 100, 9]),
             arrival: SocketAddr::from(([198, 51, 100, 1], 3762)),
             target: SocketAddr::from(([192, 168, 150, 80], 3762)),
@@ -390,7 +465,7 @@ mod tests {
             kind: AnnouncementKind::Port,
             remaining_seconds: 29,
         };
-        let json = r#"{"session":7,"initiator":"198.51.100.9","arrival":"198.51.100.1:3762","target":"192.168.150.80:3762","source":"198.51.100.9","kind":"PORT","remaining_seconds":29}"#;
+        let json = r#"{"session":7,"client":"192.168.150.80:1026","server":"198.51.100.9:21","user":null,"initiator":"198.51.100.9","arrival":"198.51.100.1:3762","target":"192.168.150.80:3762","source":"198.51.100.9","kind":"PORT","remaining_seconds":29}"#;
         assert_eq!(serde_json::to_string(&row).unwrap(), json);
         assert_eq!(serde_json::from_str::<PinholeRow>(json).unwrap(), row);
     }

@@ -69,3 +69,136 @@ fn all_totals_begin_with_the_daemon() {
     wait_for("six transfers", || gateway.count("pinholes_opened") == 6);
     assert!(fast_path(&gateway.daemon)["lines"].as_u64().unwrap() > 0);
 }
+
+/// The answer about one session.
+fn detail(gateway: &Gateway, id: &Value) -> Value {
+    let id = id.to_string();
+    let answer = gateway.daemon.ask(&["sessions", "--session", &id, "--json"]).unwrap();
+    serde_json::from_str(&answer.success().unwrap().stdout_text()).unwrap()
+}
+
+#[test]
+fn a_session_in_detail_off_the_fast_path() {
+    let (gateway, _server) = served(Topology::Masquerade, "log.transfers = true", json!({}));
+    let steps = (login(), ask("PORT 192,168,150,80,14,178"), gate());
+    let client = hold_listening(&gateway.lab, 3762, steps);
+    let id = gateway.daemon.sessions().unwrap()[0]["id"].clone();
+    let session = detail(&gateway, &id);
+    for (field, expected) in [
+        ("id", id.clone()),
+        ("user", json!("lab")),
+        ("state", json!("logged-in")),
+        ("encrypted", json!(false)),
+        ("fast_path", json!(false)),
+        ("directory", Value::Null),
+        ("transfer", Value::Null),
+        ("data_connection", Value::Null),
+    ] {
+        assert_eq!(session[field], expected, "{field}: {session}");
+    }
+    let (own, external) = (&session["client"], &session["client_external"]);
+    assert_ne!(own, external, "{session}");
+    let pinholes = session["pinholes"].as_array().unwrap();
+    assert_eq!((pinholes.len(), &pinholes[0]["session"]), (1, &id), "{session}");
+    assert_eq!(pinholes[0]["target"], "192.168.150.80:3762", "{session}");
+    let events = session["events"].as_array().unwrap();
+    let kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["login", "announcement"], "{session}");
+    let ask = |words: &str| {
+        let words: Vec<_> = words.split(' ').collect();
+        gateway.daemon.ask(&words).unwrap().success().unwrap().stdout_text()
+    };
+    let text = ask(&format!("sessions --session {id}"));
+    for part in ["  user             lab\n", "open pinholes\n", "last events\n", "logged in: lab"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // A port's session is found, and the options select and sort.
+    let arrival = pinholes[0]["arrival"].as_str().unwrap().rsplit(':').next().unwrap();
+    assert!(ask(&format!("pinholes --port {arrival} --user lab")).contains("PORT"));
+    assert_eq!(ask("pinholes --port 1"), "no pinholes\n");
+    assert_eq!(ask("sessions --client 10.9.8.0/24"), "no sessions\n");
+    assert!(ask("sessions --client 192.168.150.0/24 --sort age --reverse").contains("logged-in"));
+    assert_eq!(ask("sessions --user eve --json"), "[]\n");
+    client.release().ok();
+    wait_for("its end", || gateway.daemon.sessions().unwrap().is_empty());
+    let gone = gateway.daemon.ask(&["sessions", "--session", &id.to_string()]).unwrap();
+    assert_fails(&gone, 1, &format!("`ftp-alg events --session {id}`"));
+}
+
+#[test]
+fn a_session_in_detail_with_a_running_transfer() {
+    let lab = lab_for(Topology::Masquerade, "");
+    // Buffers in which the file has no room, so the transfer lasts until the client reads it.
+    for (host, key) in [(&lab.client, "net.ipv4.tcp_rmem"), (&lab.server, "net.ipv4.tcp_wmem")] {
+        host.run("sysctl", &["-qw", &format!("{key}=4096 4096 4096")]).unwrap();
+    }
+    let gateway = Gateway::on(lab, "log.transfers = true");
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": "x".repeat(60_000)}));
+    let start = ["PASV", "RETR half.csv"].map(ask).concat();
+    let steps = (login(), start, gate(), [dial(), gate(), drain(), reply()]);
+    let mut client = hold(&gateway.lab, steps);
+    let id = gateway.daemon.sessions().unwrap()[0]["id"].clone();
+    let session = detail(&gateway, &id);
+    let transfer = &session["transfer"];
+    assert_eq!((&transfer["verb"], &transfer["path"]), (&json!("RETR"), &json!("half.csv")));
+    assert_eq!(transfer["started"], true, "{session}");
+    let connection = &session["data_connection"];
+    assert_eq!((&connection["pending"], &connection["kind"]), (&json!(true), &json!("PASV")));
+    assert_eq!(connection["initiator"], "192.168.150.80", "{session}");
+    assert_eq!(session["pinholes"].as_array().unwrap().len(), 1, "{session}");
+    client.open_gate();
+    let has_arrived = || detail(&gateway, &id)["data_connection"]["pending"] == false;
+    wait_for("the data connection", has_arrived);
+    let row = &gateway.daemon.sessions().unwrap()[0];
+    assert_eq!((&row["transfer"]["verb"], &row["pinholes"]), (&json!("RETR"), &json!(0)), "{row}");
+    client.release().ok();
+}
+
+#[test]
+fn a_session_on_the_fast_path_is_shown_as_such() {
+    let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
+    let client = hold(&gateway.lab, (login(), vec![passive_transfer("PASV"); 3], gate()));
+    wait_for("its lines", || gateway.count("pinholes_opened") == 3);
+    let row = gateway.daemon.sessions().unwrap()[0].clone();
+    assert_eq!((&row["fast_path"], &row["user"]), (&json!(true), &json!("lab")), "{row}");
+    let session = detail(&gateway, &row["id"]);
+    assert_eq!((&session["fast_path"], &session["adjusted"]), (&json!(true), &json!(false)));
+    client.release().ok();
+}
+
+/// What `ftp-alg` with `words` prints to a terminal of so many columns.
+fn on_terminal(gateway: &Gateway, columns: usize, words: &str) -> Vec<String> {
+    let (program, socket) = (executable(), gateway.daemon.socket());
+    let (program, socket) = (program.display(), socket.display());
+    let inner = format!("stty cols {columns}; {program} {words} --socket {socket}");
+    let line = format!("exec script -qec '{inner}' /dev/null < /dev/null");
+    let shown = gateway.lab.gateway.shell(&line).unwrap().stdout_text();
+    shown.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect()
+}
+
+#[test]
+fn lists_fit_the_terminal_and_have_colours_only_there() {
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
+    let steps = (login(), ask("PORT 192,168,150,80,14,178"), gate());
+    let client = hold_listening(&gateway.lab, 3762, steps);
+    let without_codes = |line: &str| {
+        let parts: Vec<_> = line.split('\x1b').collect();
+        let rest = parts[1..].iter().map(|part| part.split_once('m').unwrap().1);
+        parts[0].to_owned() + &rest.collect::<String>()
+    };
+    for columns in [80, 120, 200] {
+        for words in ["sessions", "pinholes", "sessions --session 1", "status"] {
+            let lines = on_terminal(&gateway, columns, words);
+            assert!(lines.iter().any(|line| line.contains('\x1b')), "{words}: {lines:?}");
+            let longest = lines.iter().map(|line| without_codes(line).chars().count()).max();
+            assert!(longest <= Some(columns), "{words} {columns}: {lines:#?}");
+        }
+        let header = &on_terminal(&gateway, columns, "sessions")[0];
+        assert!(header.contains("USER"), "{header}");
+        assert_eq!(header.contains("TRANSFER"), columns > 80, "{header}");
+    }
+    let piped = gateway.daemon.ask(&["sessions"]).unwrap().stdout_text();
+    assert!(!piped.contains('\x1b') && !piped.contains("USER"), "{piped}");
+    client.release().ok();
+}

@@ -1,6 +1,7 @@
 //! Tests of the text of `ftp-alg status`.
 
 use super::*;
+use crate::cli::output::PLAIN;
 
 /// A status in which each number is another one.
 fn numbered() -> (Status, Vec<(String, u64)>) {
@@ -54,7 +55,7 @@ const OTHERS: [&str; 9] = [
 #[test]
 fn each_number_has_one_place() {
     let (status, numbers) = numbered();
-    let shown = text(&status);
+    let shown = text(&status, PLAIN);
     let words: Vec<&str> = shown.split(|one: char| !one.is_ascii_alphanumeric()).collect();
     for (name, number) in &numbers {
         let is_other = OTHERS.contains(&name.as_str())
@@ -111,7 +112,7 @@ packets
 daemon
   errors                  0
 ";
-    assert_eq!(text(&status), expected);
+    assert_eq!(text(&status, PLAIN), expected);
 }
 
 #[test]
@@ -152,7 +153,7 @@ fn problems_come_first_then_warnings() {
     let one = |name| vec![Problem::new(name, "text", "remedy")];
     let status = Status { problems: one("table"), warnings: one("state"), ..Status::default() };
     let start = "PROBLEM table\n  text\n  remedy\n\nWARNING state\n  text\n  remedy\n\nversion";
-    assert!(text(&status).starts_with(start), "{}", text(&status));
+    assert!(text(&status, PLAIN).starts_with(start), "{}", text(&status, PLAIN));
 }
 
 #[test]
@@ -160,7 +161,7 @@ fn the_fast_path_has_its_state_and_its_totals() {
     let mut fast_path = FastPathStatus::off("Linux 6.1 has no TCX");
     assert_eq!(fast_path_state(&fast_path), ["off: Linux 6.1 has no TCX"]);
     let totals = |fast_path: &FastPathStatus| {
-        of_the_fast_path(&Status { fast_path: fast_path.clone(), ..Status::default() }).print()
+        of_the_fast_path(&Status { fast_path: fast_path.clone(), ..Status::default() }).print(PLAIN)
     };
     assert_eq!(totals(&fast_path), "");
     (fast_path.lines, fast_path.handed_back) = (812, 5);
@@ -198,9 +199,9 @@ transfers
   up                      0 B
   down                    1.5 KiB
 ";
-    assert_eq!(of_transfers(&status).print(), expected);
+    assert_eq!(of_transfers(&status).print(PLAIN), expected);
     // A daemon that does not say whether it reports them.
-    assert_eq!(of_transfers(&Status::default()).print(), "");
+    assert_eq!(of_transfers(&Status::default()).print(PLAIN), "");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    cli::table,
+    cli::{output::Style, table},
     daemon::{
         health::CheckStatus,
         snapshot::{
@@ -25,21 +25,20 @@ const RATE_WIDTHS: [usize; 2] = [18, 12];
 const NO_BREAK: &str = "\u{a0}";
 
 /// The whole text.
-pub(super) fn text(status: &Status) -> String {
-    let list = |mark: CheckStatus, all: &[Problem]| {
-        all.iter().map(|one| problem(mark, one)).collect::<String>()
-    };
+pub(super) fn text(status: &Status, style: Style) -> String {
+    let list =
+        |mark: &str, all: &[Problem]| all.iter().map(|one| problem(mark, one)).collect::<String>();
     let parts = [
-        list(CheckStatus::Problem, &status.problems),
-        list(CheckStatus::Warning, &status.warnings),
+        list(&style.red(&CheckStatus::Problem.to_string()), &status.problems),
+        list(&style.yellow(&CheckStatus::Warning.to_string()), &status.warnings),
         state(status),
         rates(&status.rates),
-        totals(status),
+        totals(status, style),
     ];
     parts.join("").trim_start_matches('\n').to_owned()
 }
 
-fn problem(mark: CheckStatus, Problem { name, text, remedy }: &Problem) -> String {
+fn problem(mark: &str, Problem { name, text, remedy }: &Problem) -> String {
     let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2));
     format!("\n{mark} {name}\n  {text}\n  {remedy}\n")
 }
@@ -190,7 +189,7 @@ impl Group {
         self
     }
 
-    fn print(&self) -> String {
+    fn print(&self, style: Style) -> String {
         if self.rows.is_empty() {
             return String::new();
         }
@@ -198,11 +197,11 @@ impl Group {
             let text = table::wrapped(text, NAME_WIDTH + 2).replace(NO_BREAK, " ");
             format!("  {name:<NAME_WIDTH$}{text}\n")
         };
-        format!("{}\n{}", self.heading, self.rows.iter().map(row).collect::<String>())
+        format!("{}\n{}", style.bold(self.heading), self.rows.iter().map(row).collect::<String>())
     }
 }
 
-fn totals(status: &Status) -> String {
+fn totals(status: &Status, style: Style) -> String {
     let groups = [
         of_sessions(status),
         of_announcements(status),
@@ -213,7 +212,7 @@ fn totals(status: &Status) -> String {
         of_the_daemon(status),
     ];
     let age = table::span(status.uptime_seconds);
-    let groups: String = groups.iter().map(Group::print).collect();
+    let groups: String = groups.iter().map(|group| group.print(style)).collect();
     format!("\ntotals since this daemon started, {age} ago\n\n{groups}")
 }
 

@@ -21,7 +21,7 @@ use super::{
     *,
 };
 use crate::daemon::snapshot::{
-    PinholeRow, Problem, RecentEvents, SessionRow, Status, StatusSource,
+    EventRow, PinholeRow, Problem, RecentEvents, SessionDetail, SessionRow, Status, StatusSource,
 };
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
@@ -43,6 +43,9 @@ impl StatusSource for Source {
     }
     fn sessions(&self) -> Vec<SessionRow> {
         Vec::new()
+    }
+    fn session(&self, _id: u64) -> Option<SessionDetail<EventRow>> {
+        None
     }
     fn pinholes(&self) -> Vec<PinholeRow> {
         Vec::new()

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use ftp_alg::daemon::snapshot::{NameRow, PinholeRow, Problem, SessionRow, Status};
+use ftp_alg::daemon::snapshot::{NameRow, PinholeRow, Problem, SessionDetail, SessionRow, Status};
 use ftp_alg_core::{
     engine::{DropReason, EventKind},
     session::RefusalReason,
@@ -78,22 +78,33 @@ fn the_page_of_commands_has_every_state_of_a_session() {
 
 #[test]
 fn the_page_of_commands_has_every_field_of_sessions_and_pinholes() {
-    let session = json!({
-        "id": 17, "client": "10.0.0.7:35394", "server": "198.51.100.9:21",
-        "client_external": "198.51.100.1:35394", "server_external": "198.51.100.9:21",
-        "state": "logged-in", "age_seconds": 1, "adjusted": true, "pinholes": 1,
-    });
     let pinhole = json!({
         "session": 17, "initiator": "10.0.0.7", "arrival": "198.51.100.9:15975",
         "target": "198.51.100.9:15975", "source": "198.51.100.1", "kind": "PASV",
         "remaining_seconds": 29,
     });
+    let mut session = json!({
+        "id": 17, "client": "10.0.0.7:35394", "server": "198.51.100.9:21",
+        "client_external": "198.51.100.1:35394", "server_external": "198.51.100.9:21",
+        "state": "logged-in", "age_seconds": 1, "adjusted": true, "pinholes": 1,
+        "transfer": {"verb": "RETR", "path": "/a", "seconds": 1, "started": true},
+    });
     // What the program prints of them, which is all that it has.
-    let session: SessionRow = serde_json::from_value(session).unwrap();
+    let row: SessionRow = serde_json::from_value(session.clone()).unwrap();
+    session["pinholes"] = json!([pinhole]);
+    session["events"] = json!([]);
+    (session["offset_to_server"], session["offset_to_client"]) = (json!(3), json!(0));
+    session["data_connection"] = pinhole.clone();
+    session["data_connection"]["pending"] = json!(true);
+    let detail: SessionDetail<Value> = serde_json::from_value(session).unwrap();
     let pinhole: PinholeRow = serde_json::from_value(pinhole).unwrap();
     let mut printed = BTreeSet::new();
-    fields(&serde_json::to_value(&session).unwrap(), "", &mut printed);
+    fields(&serde_json::to_value(&row).unwrap(), "", &mut printed);
     fields(&serde_json::to_value(&pinhole).unwrap(), "", &mut printed);
+    let mut detailed = BTreeSet::new();
+    fields(&serde_json::to_value(&detail).unwrap(), "", &mut detailed);
+    // Those of pinholes are in their own table.
+    printed.extend(detailed.into_iter().filter(|field| !field.starts_with("pinholes[]")));
     let documented = first_column("docs/commands.md", "| field of `--json` |");
     assert_eq!(documented.into_iter().collect::<BTreeSet<_>>(), printed);
 }

@@ -67,6 +67,19 @@ pub struct Transfer {
     pub end: TransferEnd,
 }
 
+/// A transfer that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningTransfer {
+    /// The command.
+    pub verb: TransferVerb,
+    /// The file or directory: absolute if the client's directory is known.
+    pub path: Box<str>,
+    /// When it was requested, since the connection's first packet.
+    pub requested: Duration,
+    /// Whether the server sent a preliminary reply.
+    pub has_started: bool,
+}
+
 impl ClientActivity {
     /// That of a client of which nothing is known.
     pub const NOTHING: Self = Self {
@@ -80,6 +93,18 @@ impl ClientActivity {
     /// The user, if a login was seen.
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
+    }
+
+    /// The directory, if it is known.
+    pub fn directory(&self) -> Option<&str> {
+        self.directory.as_deref().filter(|_| self.wanted_directory.is_none())
+    }
+
+    /// The oldest transfer that has not ended.
+    pub fn running_transfer(&self) -> Option<RunningTransfer> {
+        let PendingTransfer { command, requested, has_started } = self.transfers.first()?;
+        let TransferCommand { verb, path } = command.clone();
+        Some(RunningTransfer { verb, path, requested: *requested, has_started: *has_started })
     }
 
     /// Records `USER`.

@@ -25,7 +25,7 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-pub use activity::{ClientActivity, Transfer, TransferEnd};
+pub use activity::{ClientActivity, RunningTransfer, Transfer, TransferEnd};
 pub use counters::{Counters, Drops, Limits, Refusals, Unread};
 use endpoints::ClientKey;
 pub use endpoints::{Pinhole, Translation};
@@ -48,7 +48,7 @@ pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;
 pub use standalone::{PacketOutcome, Standalone};
 use table::entry::{Entry, Epoch};
-pub use table::listing::{PinholeInfo, SessionInfo};
+pub use table::listing::{PinholeInfo, SessionDetails, SessionInfo};
 
 /// The end of a connection that sent a packet.
 pub use crate::session::{DropReason, Side};

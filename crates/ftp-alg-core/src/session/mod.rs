@@ -238,6 +238,20 @@ impl Session {
         !(self.client.space.map.is_identity() && self.server.space.map.is_identity())
     }
 
+    /// By how much the server, and the client, get other sequence numbers than were sent.
+    pub fn sequence_offsets(&self) -> [i32; 2] {
+        [&self.client, &self.server].map(|direction| direction.space.map.offset())
+    }
+
+    /// Whether it is encrypted. `None` if it is not inspected any more, so that nobody knows.
+    pub fn encryption(&self) -> Option<bool> {
+        match self.inspection_state {
+            InspectionState::Inline => Some(false),
+            InspectionState::Encrypted => Some(true),
+            InspectionState::Off | InspectionState::Reset => None,
+        }
+    }
+
     /// Records that a route leads to the interface of an end. What was read from another interface counts for nothing.
     pub fn confirm_interface(&mut self, question: RouteQuestion) {
         if self.interfaces.contradicts(question) {

@@ -97,6 +97,13 @@ impl SequenceMap {
         self.base == 0 && self.rewrites.is_empty()
     }
 
+    /// Delivered minus sent sequence number of what comes next.
+    pub fn offset(&self) -> i32 {
+        let growth = |rewrite: &Rewrite| (rewrite.new.len() as u32).wrapping_sub(rewrite.len);
+        let sum = |sum: u32, rewrite: &Rewrite| sum.wrapping_add(growth(rewrite));
+        self.rewrites.iter().fold(self.base, sum).cast_signed()
+    }
+
     /// Whether all sequence numbers differ by one constant and no bytes are replaced.
     pub fn is_constant_offset(&self) -> bool {
         self.rewrites.is_empty()

@@ -1,14 +1,17 @@
 //! Lists of open sessions and pinholes, for `ftp-alg sessions` and `ftp-alg pinholes`.
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use crate::{
-    engine::{Pinhole, Sessions, Translation},
+    engine::{
+        Pinhole, Sessions, Translation, activity::RunningTransfer,
+        pinholes::held_pinhole::HeldPinhole, table::entry::Entry,
+    },
     ftp::AnnouncementKind,
 };
 
 /// A row of `ftp-alg sessions`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionInfo {
     /// Session number.
     pub id: u64,
@@ -22,13 +25,40 @@ pub struct SessionInfo {
     pub since: Instant,
     /// Whether its sequence numbers are adjusted.
     pub adjusted: bool,
+    /// The user, if a login was seen.
+    pub user: Option<Box<str>>,
+    /// Whether it is on the fast path.
+    pub is_on_fast_path: bool,
+    /// The transfer that has no last reply yet.
+    pub transfer: Option<RunningTransfer>,
+}
+
+/// What is known of one session in addition to its row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionDetails {
+    /// Its row.
+    pub info: SessionInfo,
+    /// The client's directory, if it is known.
+    pub directory: Option<Box<str>>,
+    /// Whether it is encrypted, if that is known.
+    pub is_encrypted: Option<bool>,
+    /// By how much the server, and the client, get other sequence numbers than were sent.
+    pub offsets: [i32; 2],
+    /// The pinhole of the running transfer.
+    pub data_connection: Option<(AnnouncementKind, Pinhole)>,
 }
 
 /// A row of `ftp-alg pinholes`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinholeInfo {
     /// The number of its session.
     pub session: u64,
+    /// The session's client.
+    pub client: SocketAddr,
+    /// The session's server.
+    pub server: SocketAddr,
+    /// The session's user, if a login was seen.
+    pub user: Option<Box<str>>,
     /// The pinhole.
     pub pinhole: Pinhole,
     /// The kind of announcement that opened it.
@@ -38,34 +68,72 @@ pub struct PinholeInfo {
 impl Sessions {
     /// The open control connections.
     pub fn list(&self) -> impl Iterator<Item = SessionInfo> {
-        let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.filter_map(|entry| {
-            let untranslated = Translation::identity(entry.client(), entry.server());
-            Some(SessionInfo {
-                id: entry.id,
-                translation: entry.extra().translation.unwrap_or(untranslated),
-                is_looked_up: entry.extra().translation.is_some(),
-                state: entry.session.state(),
-                since: self.epoch.instant(entry.first_seen)?,
-                adjusted: entry.session.needs_all_queued(),
-            })
+        self.open_entries().filter_map(|entry| self.info(entry))
+    }
+
+    /// The number of open control connections.
+    pub fn count_open(&self) -> usize {
+        self.open_entries().count()
+    }
+
+    /// What is known of the open control connection with the number `id`.
+    pub fn details(&self, id: u64) -> Option<SessionDetails> {
+        let entry = self.open_entries().find(|entry| entry.id == id)?;
+        let info = self.info(entry)?;
+        let is_running = info.transfer.as_ref().is_some_and(|transfer| transfer.has_started);
+        // As for a transfer that ends, the last announcement is that of the data connection.
+        let last = entry.extra().pinholes.iter().rev().find(|held| held.answered);
+        Some(SessionDetails {
+            directory: entry.extra().activity.directory().map(Box::from),
+            is_encrypted: entry.session.encryption(),
+            offsets: entry.session.sequence_offsets(),
+            data_connection: last.filter(|_| is_running).map(|held| (held.kind, held.pinhole)),
+            info,
+        })
+    }
+
+    fn open_entries(&self) -> impl Iterator<Item = &Entry> {
+        self.table.iter().filter(|entry| !entry.session.is_over())
+    }
+
+    fn info(&self, entry: &Entry) -> Option<SessionInfo> {
+        let untranslated = Translation::identity(entry.client(), entry.server());
+        let extra = entry.extra();
+        Some(SessionInfo {
+            id: entry.id,
+            translation: extra.translation.unwrap_or(untranslated),
+            is_looked_up: extra.translation.is_some(),
+            state: entry.session.state(),
+            since: self.epoch.instant(entry.first_seen)?,
+            adjusted: entry.session.needs_all_queued(),
+            user: extra.activity.user().map(Box::from),
+            is_on_fast_path: extra.fast_path.is_handed_over,
+            transfer: extra.activity.running_transfer(),
         })
     }
 
     /// The pinholes that are open, as far as is known. The kernel closes a consumed one by itself.
     pub fn list_pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
         self.table.iter().flat_map(|entry| {
-            entry.extra().pinholes.iter().filter(|p| self.pinholes.is_open(p)).map(|held| {
-                PinholeInfo { session: entry.id, pinhole: held.pinhole, kind: held.kind }
-            })
+            let open = entry.extra().pinholes.iter().filter(|held| self.pinholes.is_open(held));
+            open.map(|held| pinhole_info(entry, held))
         })
     }
 
     /// The pinholes whose transfers have ended, and that may be open: for these, only the kernel knows.
     pub fn list_ended_pinholes(&self, now: Instant) -> impl Iterator<Item = PinholeInfo> {
-        self.pinholes.ended(now).filter_map(|(owner, held)| {
-            let session = self.table.get(owner)?.id;
-            Some(PinholeInfo { session, pinhole: held.pinhole, kind: held.kind })
-        })
+        let ended = self.pinholes.ended(now);
+        ended.filter_map(|(owner, held)| Some(pinhole_info(self.table.get(owner)?, held)))
+    }
+}
+
+fn pinhole_info(entry: &Entry, held: &HeldPinhole) -> PinholeInfo {
+    PinholeInfo {
+        session: entry.id,
+        client: entry.client(),
+        server: entry.server(),
+        user: entry.extra().activity.user().map(Box::from),
+        pinhole: held.pinhole,
+        kind: held.kind,
     }
 }

@@ -1,0 +1,216 @@
+//! `ftp-alg sessions --session ID`: one session in detail.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use super::{pinholes, subject};
+use crate::{
+    cli::{Failure, SocketOption, output, output::Style, selection::Selection, table},
+    daemon::snapshot::{DataConnection, SessionDetail, TransferProgress},
+};
+
+/// Where the values of the list begin.
+const INDENT: usize = 19;
+
+/// Prints the session with the number `id`, if the other options of `selection` select it, too.
+pub(super) fn print(
+    id: u64,
+    selection: &Selection,
+    json: bool,
+    socket: &SocketOption,
+) -> Result<(), Failure> {
+    let answer = socket.request(&format!("sessions {id}"))?;
+    let session: SessionDetail<Value> = answer.parse()?;
+    if !selection.selects(subject(&session.summary)) {
+        return Err(Failure::Failed(format!(
+            "session {id} is open, but the other options do not select it: leave them out"
+        )));
+    }
+    match json {
+        true => output::print_line(answer.json()),
+        false => output::print(&text(&session, Style::of_stdout())),
+    }
+}
+
+fn text(session: &SessionDetail<Value>, style: Style) -> String {
+    let SessionDetail { summary, pinholes, events, .. } = session;
+    let title = format!(
+        "session {}: {}, {} old",
+        summary.id,
+        summary.state,
+        table::span(summary.age_seconds)
+    );
+    let values = values(session);
+    let row = |(name, value): &(&str, String)| {
+        let width = INDENT - 2;
+        format!("  {name:<width$}{}\n", table::wrapped(value, INDENT))
+    };
+    let values: String = values.iter().map(row).collect();
+    let heading = |text: &str| format!("\n{}\n", style.bold(text));
+    let mut text = format!("{}\n{values}", style.bold(&title));
+    if !pinholes.is_empty() {
+        text += &(heading("open pinholes") + &pinholes::text(pinholes, style));
+    }
+    if !events.is_empty() {
+        text += &heading("last events");
+        text.extend(events.iter().map(|event| event_text(event, summary.id)));
+    }
+    text
+}
+
+fn values(session: &SessionDetail<Value>) -> Vec<(&'static str, String)> {
+    let SessionDetail { summary, directory, encrypted, data_connection, .. } = session;
+    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "not known".to_owned());
+    let yes_or_no = |value| if value { "yes" } else { "no" };
+    let mut values = vec![
+        ("client", end_text(summary.client, summary.client_external, "the server")),
+        ("server", end_text(summary.server, summary.server_external, "the client")),
+        ("user", known(&summary.user)),
+        ("directory", known(directory)),
+        ("encrypted", encrypted.map_or("not known", yes_or_no).to_owned()),
+        ("fast path", yes_or_no(summary.fast_path).to_owned()),
+        ("sequence numbers", numbers_text(session)),
+    ];
+    values.extend(summary.transfer.as_ref().map(|one| ("transfer", transfer_text(one))));
+    values.extend(data_connection.as_ref().map(|one| ("data connection", connection_text(one))));
+    values
+}
+
+fn end_text(own: SocketAddr, external: SocketAddr, other: &str) -> String {
+    match own == external {
+        true => own.to_string(),
+        false => format!("{own}, which {other} sees as {external}"),
+    }
+}
+
+/// By how much sequence numbers differ for the ends.
+fn numbers_text(session: &SessionDetail<Value>) -> String {
+    match (session.offset_to_server, session.offset_to_client) {
+        (0, 0) if !session.summary.adjusted => "not adjusted".to_owned(),
+        (to_server, to_client) => {
+            format!("adjusted by {to_server:+} to the server, {to_client:+} to the client")
+        }
+    }
+}
+
+fn transfer_text(transfer: &TransferProgress) -> String {
+    let since = table::span(transfer.seconds);
+    let begun = if transfer.started { "begun" } else { "not begun" };
+    format!("{}, {begun}, requested {since} ago", super::transfer_text(transfer))
+}
+
+/// The ends of a data connection as its pinhole has them.
+fn connection_text(connection: &DataConnection) -> String {
+    let DataConnection { kind, initiator, arrival, target, source, pending } = connection;
+    let mut text = format!("{kind} {initiator} -> {arrival}");
+    if source != initiator {
+        text += &format!(", from {source}");
+    }
+    if target != arrival {
+        text += &format!(", to {target}");
+    }
+    if *pending {
+        text += ", which has not arrived";
+    }
+    text
+}
+
+/// The line of an event, without what the title says.
+fn event_text(event: &Value, id: u64) -> String {
+    let field = |name: &str| event[name].as_str().unwrap_or_default();
+    // As in `#17 10.0.0.7:35394 -> 198.51.100.9:21: ...`.
+    let of_session = field("text").strip_prefix(&format!("#{id} "));
+    let said = of_session.and_then(|text| Some(text.split_once(": ")?.1));
+    // Without the fraction of a second.
+    let time = field("time").split('.').next().unwrap_or_default();
+    let start = format!("  {time}  ");
+    format!("{start}{}\n", table::wrapped(said.unwrap_or(field("text")), start.chars().count()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{
+        super::{pinholes::tests::row, samples::summary},
+        *,
+    };
+    use crate::cli::output::PLAIN;
+
+    fn session() -> SessionDetail<Value> {
+        let (client, server) = ("192.168.150.80:1026", "203.0.113.9:21");
+        SessionDetail {
+            summary: summary(client, "198.51.100.1:1026", server, server),
+            directory: Some("/pub".into()),
+            encrypted: Some(false),
+            offset_to_server: 3,
+            offset_to_client: 0,
+            data_connection: None,
+            pinholes: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_session_is_shown_with_all_that_is_known() {
+        let mut session = session();
+        let transfer = TransferProgress {
+            verb: "RETR".into(),
+            path: "/pub/a.csv".into(),
+            seconds: 12,
+            started: true,
+        };
+        session.summary.transfer = Some(transfer);
+        let pinhole = row("203.0.113.9", "192.168.150.80:3762");
+        session.data_connection = Some(DataConnection {
+            kind: pinhole.kind,
+            initiator: pinhole.initiator,
+            arrival: pinhole.arrival,
+            target: pinhole.target,
+            source: pinhole.source,
+            pending: true,
+        });
+        session.pinholes.push(pinhole);
+        session.events = vec![
+            json!({"time": "2026-11-28T10:00:00.123456Z",
+                "text": "#7 192.168.150.80:1026 -> 203.0.113.9:21: logged in: bob"}),
+            json!({"time": "2026-11-28T10:00:01.123456Z", "text": "transfer #7 bob@192.168.150.80"}),
+        ];
+        let expected = "\
+session 7: logged-in, 1m 5s old
+  client           192.168.150.80:1026, which the server sees as
+                   198.51.100.1:1026
+  server           203.0.113.9:21
+  user             bob
+  directory        /pub
+  encrypted        no
+  fast path        no
+  sequence numbers adjusted by +3 to the server, +0 to the client
+  transfer         RETR /pub/a.csv, begun, requested 12s ago
+  data connection  PORT 203.0.113.9 -> 198.51.100.1:3762, to
+                   192.168.150.80:3762, which has not arrived
+
+open pinholes
+SESSION  KIND  LEFT  INITIATOR    ARRIVAL
+      7  PORT   29s  203.0.113.9  198.51.100.1:3762
+                                  to 192.168.150.80:3762
+
+last events
+  2026-11-28T10:00:00  logged in: bob
+  2026-11-28T10:00:01  transfer #7 bob@192.168.150.80
+";
+        assert_eq!(text(&session, PLAIN), expected);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_concluded() {
+        let mut session = session();
+        session.summary.user = None;
+        (session.directory, session.encrypted) = (None, None);
+        (session.summary.adjusted, session.offset_to_server) = (false, 0);
+        let shown = text(&session, PLAIN);
+        assert_eq!(shown.matches("not known").count(), 3, "{shown}");
+        assert!(shown.ends_with("  sequence numbers not adjusted\n"), "{shown}");
+    }
+}

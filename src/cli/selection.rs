@@ -1,0 +1,69 @@
+//! The options with which `events`, `sessions` and `pinholes` select rows.
+
+use std::net::IpAddr;
+
+use clap::Args;
+use ipnetwork::IpNetwork;
+
+/// The selection. Without an option it has all rows.
+#[derive(Args, Debug, Default)]
+pub(super) struct Selection {
+    /// Only those of clients in this network
+    #[arg(long, value_name = "NETWORK")]
+    client: Option<IpNetwork>,
+    /// Only those of servers in this network
+    #[arg(long, value_name = "NETWORK")]
+    server: Option<IpNetwork>,
+    /// Only those of this user, as far as the login was seen
+    #[arg(long)]
+    user: Option<String>,
+    /// Only those of this session
+    #[arg(long, value_name = "ID")]
+    pub session: Option<u64>,
+}
+
+/// What a row has of that by which it is selected.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Subject<'a> {
+    pub client: Option<IpAddr>,
+    pub server: Option<IpAddr>,
+    pub user: Option<&'a str>,
+    pub session: Option<u64>,
+}
+
+impl Selection {
+    /// Whether each option that is given fits. A row without the value does not.
+    pub fn selects(&self, of: Subject<'_>) -> bool {
+        let is_in = |network: Option<IpNetwork>, address: Option<IpAddr>| {
+            network.is_none_or(|network| address.is_some_and(|address| network.contains(address)))
+        };
+        is_in(self.client, of.client)
+            && is_in(self.server, of.server)
+            && self.user.as_deref().is_none_or(|user| of.user == Some(user))
+            && self.session.is_none_or(|session| of.session == Some(session))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_without_the_value_is_not_selected() {
+        let nothing = Subject::default();
+        assert!(Selection::default().selects(nothing));
+        let client = "10.0.0.0/8".parse().ok();
+        for selection in [
+            Selection { client, ..Selection::default() },
+            Selection { server: client, ..Selection::default() },
+            Selection { user: Some("bob".into()), ..Selection::default() },
+            Selection { session: Some(0), ..Selection::default() },
+        ] {
+            assert!(!selection.selects(nothing), "{selection:?}");
+        }
+        let bob = Subject { client: "10.0.0.7".parse().ok(), user: Some("bob"), ..nothing };
+        let of_bob = Selection { client, user: Some("bob".into()), ..Selection::default() };
+        assert!(of_bob.selects(bob));
+        assert!(!of_bob.selects(Subject { user: Some("eve"), ..bob }));
+    }
+}
