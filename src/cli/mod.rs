@@ -17,6 +17,8 @@ mod selection;
 mod setup;
 mod status;
 mod table;
+#[cfg(feature = "top")]
+mod top;
 
 use std::{
     ffi::OsString,
@@ -209,6 +211,8 @@ enum Command {
     #[command(verbatim_doc_comment)]
     Pinholes(listings::PinholeOptions),
     Events(events::EventOptions),
+    #[cfg(feature = "top")]
+    Top(top::TopOptions),
     /// Show or set the log level of the running daemon
     ///
     /// The level applies until the daemon ends. Only the daemon's user and root can
@@ -280,6 +284,8 @@ impl Command {
             Self::Sessions(options) => options.run(),
             Self::Pinholes(options) => options.run(),
             Self::Events(options) => options.run(),
+            #[cfg(feature = "top")]
+            Self::Top(options) => options.run(),
             Self::LogLevel { level, socket } => {
                 let argument = level.iter().map(|level| format!(" {level}")).collect::<String>();
                 let answer = socket.request(&format!("log-level{argument}"))?;
@@ -361,7 +367,7 @@ impl ConfigOption {
 }
 
 /// `--socket`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 struct SocketOption {
     /// The daemon's control socket
     #[arg(long, value_name = "SOCKET", default_value = daemon::DEFAULT_SOCKET)]

@@ -49,6 +49,8 @@ mod stream;
 mod super_packets;
 mod synproxy;
 mod takeover;
+#[cfg(feature = "top")]
+mod top;
 mod transfers;
 mod try_modes;
 mod uplinks;

@@ -1,0 +1,183 @@
+//! What is known of the daemon: the rows of all panels, its rates and its health.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use super::{
+    look::{Event, Look, Window},
+    rows::Row,
+    text::escaped,
+};
+use crate::{
+    cli::table,
+    daemon::{
+        health::CheckStatus,
+        snapshot::{FastPathState, SessionRow, Status},
+    },
+};
+
+/// Limit of transfers, and of refusals.
+const MAX_ROWS: usize = 2000;
+
+/// What is known of the daemon.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Data {
+    /// Version, age, back end and fast path of the daemon.
+    pub summary: String,
+    /// Whether the daemon reports transfers.
+    pub reports_transfers: bool,
+    pub windows: Vec<Window>,
+    /// The rows of each panel.
+    pub rows: [Vec<Row>; 4],
+    status: Option<(Instant, Status)>,
+    known: HashMap<u64, KnownSession>,
+}
+
+/// What the events say of a session.
+#[derive(Clone, Debug, Default)]
+struct KnownSession {
+    client: String,
+    user: Option<String>,
+    transfers: u64,
+}
+
+impl Data {
+    /// Takes over what a look shows.
+    pub fn take(&mut self, look: Look) {
+        let Look { at, status, rates, sessions, events, is_another, .. } = look;
+        let before = self.status.take().filter(|_| !is_another);
+        for event in &events {
+            self.take_event(event);
+        }
+        let [_, transfers, refusals, _] = &mut self.rows;
+        for rows in [transfers, refusals] {
+            rows.drain(..rows.len().saturating_sub(MAX_ROWS));
+        }
+        self.reports_transfers = status.transfers.reported;
+        self.summary = summary(&status);
+        self.windows = match (rates, before) {
+            (Some(rates), _) => rates.windows(),
+            (None, Some((then, before))) => {
+                let elapsed = at.saturating_duration_since(then).max(Duration::from_millis(1));
+                vec![Window::between(&before, &status, elapsed)]
+            }
+            (None, None) => Vec::new(),
+        };
+        self.rows[0] = self.session_rows(&sessions);
+        self.rows[3] = findings(&status);
+        self.status = Some((at, status));
+    }
+
+    fn take_event(&mut self, event: &Event) {
+        let [_, transfers, refusals, _] = &mut self.rows;
+        match event.event.as_str() {
+            "transfer" => transfers.push(Row::transfer(event)),
+            "refusal" => return refusals.push(Row::refusal(event)),
+            "login" => {}
+            _ => return,
+        }
+        let known = self.known.entry(event.session).or_default();
+        if known.client != event.client {
+            // Another daemon may give the number to another session.
+            *known = KnownSession { client: event.client.clone(), ..KnownSession::default() };
+        }
+        known.transfers += u64::from(event.event == "transfer");
+        if event.user.is_some() {
+            known.user.clone_from(&event.user);
+        }
+    }
+
+    /// The rows of the sessions that are open. What was known of others is forgotten.
+    fn session_rows(&mut self, sessions: &[SessionRow]) -> Vec<Row> {
+        let mut known = std::mem::take(&mut self.known);
+        let row = |session: &SessionRow| {
+            let found = known.remove(&session.id);
+            let found = found.filter(|found| found.client == session.client.ip().to_string());
+            let of = found.as_ref();
+            let transfers = of.map_or(0, |known| known.transfers);
+            let transfers = Some(transfers).filter(|_| self.reports_transfers);
+            let row = Row::session(session, of.and_then(|known| known.user.as_deref()), transfers);
+            self.known.extend(found.map(|found| (session.id, found)));
+            row
+        };
+        sessions.iter().map(row).collect()
+    }
+}
+
+fn summary(status: &Status) -> String {
+    let fast_path = match status.fast_path.state {
+        FastPathState::On => format!("on, {} connections", status.fast_path.connections),
+        FastPathState::Off => "off".to_owned(),
+    };
+    let uptime = table::span(status.uptime_seconds);
+    escaped(&format!(
+        "ftp-alg {}, up {uptime}, {}, fast path {fast_path}",
+        status.version, status.backend
+    ))
+}
+
+fn findings(status: &Status) -> Vec<Row> {
+    let problems = status.problems.iter().map(|one| (CheckStatus::Problem, one));
+    let all = problems.chain(status.warnings.iter().map(|one| (CheckStatus::Warning, one)));
+    (0..).zip(all).map(|(key, (severity, one))| Row::finding(key, severity, one)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::top::samples;
+
+    #[test]
+    fn a_session_has_the_user_and_the_transfers_of_its_events() {
+        let mut data = Data::default();
+        data.take(samples::look());
+        let cells = |data: &Data, at: usize| -> Vec<String> {
+            data.rows[0][at].cells.iter().map(|cell| cell.text.clone()).collect()
+        };
+        assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "2"]);
+        assert_eq!(cells(&data, 1)[3..6], ["-", "login", "0"]);
+        assert_eq!((data.rows[1].len(), data.rows[2].len(), data.rows[3].len()), (3, 1, 2));
+        let mut look = samples::look();
+        (look.events, look.status.transfers.reported) = (Vec::new(), false);
+        data.take(look);
+        assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "-"]);
+        let mut look = samples::look();
+        look.events.clear();
+        look.sessions[0].client = "10.9.9.9:1".parse().unwrap();
+        data.take(look);
+        assert_eq!(cells(&data, 0)[3..6], ["-", "logged-in", "0"], "another client");
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut data = Data::default();
+        for _ in 0..3 {
+            let mut look = samples::look();
+            let of = look.events.iter().find(|event| event.event == "transfer").unwrap().clone();
+            look.events = vec![of; MAX_ROWS];
+            look.sessions.clear();
+            data.take(look);
+        }
+        assert_eq!((data.rows[1].len(), data.known.len()), (MAX_ROWS, 0));
+    }
+
+    #[test]
+    fn without_rates_of_the_daemon_they_are_those_between_two_looks() {
+        let mut data = Data::default();
+        let mut look = samples::look();
+        look.rates = None;
+        data.take(look);
+        assert_eq!(data.windows, []);
+        let mut look = samples::look();
+        (look.rates, look.at) = (None, look.at + Duration::from_secs(2));
+        look.status.transfers.bytes_down += 4096;
+        data.take(look);
+        assert_eq!(data.windows[0].bytes_down, 4096);
+        let mut look = samples::look();
+        (look.rates, look.is_another) = (None, true);
+        data.take(look);
+        assert_eq!(data.windows, [], "counters of another daemon");
+    }
+}

@@ -1,0 +1,105 @@
+//! A look with something in each panel, for the tests of several files.
+
+use std::time::Instant;
+
+use super::look::{Event, Look, Rates, Window};
+use crate::daemon::snapshot::{Problem, SessionRow, Status};
+
+pub(super) fn session(id: u64, client: &str, state: &str) -> SessionRow {
+    let client = client.parse().unwrap();
+    let server = "203.0.113.9:21".parse().unwrap();
+    SessionRow {
+        id,
+        client,
+        server,
+        client_external: "198.51.100.1:35394".parse().unwrap(),
+        server_external: server,
+        state: state.into(),
+        age_seconds: 65 * id,
+        adjusted: true,
+        pinholes: 1,
+    }
+}
+
+pub(super) fn event(id: u64, session: u64, kind: &str) -> Event {
+    Event {
+        id,
+        time: format!("2026-11-28T10:46:{:02}.128328Z", id % 60),
+        event: kind.into(),
+        session,
+        client: "10.0.0.7".into(),
+        server: "203.0.113.9".into(),
+        ..Event::default()
+    }
+}
+
+pub(super) fn transfer(id: u64, path: &str, result: &str) -> Event {
+    Event {
+        user: Some("bob".into()),
+        verb: "STOR".into(),
+        path: path.into(),
+        direction: "up".into(),
+        mode: Some("passive".into()),
+        bytes: Some(5_000_000),
+        seconds: 0.2,
+        result: result.into(),
+        code: Some(226),
+        ..event(id, 1, "transfer")
+    }
+}
+
+pub(super) fn look() -> Look {
+    let mut failed = transfer(3, "/pub/b", "no-data-connection");
+    (failed.bytes, failed.code, failed.session) = (None, Some(425), 2);
+    failed.reason = Some("SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069".into());
+    let refusal = Event {
+        text: "#1 10.0.0.7:1035 -> 203.0.113.9:21: refuse PORT 10.0.0.9:4000: not your own address"
+            .into(),
+        ..event(5, 1, "refusal")
+    };
+    let login = Event { user: Some("bob".into()), ..event(1, 1, "login") };
+    let mut status = Status {
+        version: "0.1.0".into(),
+        uptime_seconds: 7200,
+        backend: "nftables".into(),
+        problems: vec![Problem::new(
+            "table",
+            "the table is not loaded, because it is another's",
+            "remove the other",
+        )],
+        warnings: vec![Problem::new("encrypted", "10.0.0.8 uses TLS", "open the ports")],
+        ..Status::default()
+    };
+    status.transfers.reported = true;
+    let window = Window {
+        seconds: 10.0,
+        sessions: Some(12),
+        transfers: 40,
+        failed_transfers: 1,
+        bytes_up: 15_728_640,
+        ..Window::default()
+    };
+    let rates = Rates {
+        ten_seconds: window,
+        minute: Window { seconds: 60.0, ..window },
+        hour: Window { seconds: 3600.0, drops: 7_654_321, ..window },
+    };
+    Look {
+        at: Instant::now(),
+        status,
+        rates: Some(rates),
+        sessions: vec![
+            session(1, "10.0.0.7:1035", "logged-in"),
+            session(2, "[2001:db8:1:2:3:4:5:6]:50000", "login"),
+        ],
+        events: vec![
+            login,
+            transfer(2, "/pub/q3.csv", "complete"),
+            failed,
+            transfer(4, "/pub/2026/november/a-long-report.csv", "complete"),
+            refusal,
+        ],
+        missed: 0,
+        is_another: false,
+    }
+}

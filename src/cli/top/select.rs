@@ -1,0 +1,186 @@
+//! Which rows of a panel are shown, in which order, and how wide their columns are.
+
+use std::cmp::Ordering;
+
+use super::{
+    rows::{Cell, Column, Row},
+    text::width,
+};
+
+/// The order of a panel, and the row that is selected.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Selection {
+    /// The column that orders the rows.
+    pub column: usize,
+    pub is_descending: bool,
+    /// The selected row. `None` is the first one, whichever that is.
+    key: Option<u64>,
+    /// Its place among the rows that are shown.
+    pub at: usize,
+    /// The first row on the screen.
+    pub offset: usize,
+}
+
+impl Selection {
+    pub fn new(is_descending: bool) -> Self {
+        Self { is_descending, ..Self::default() }
+    }
+
+    /// The places of the rows that match `filter`, in their order. If the selected row is gone, its neighbour is
+    /// selected.
+    pub fn apply(&mut self, rows: &[Row], filter: &str) -> Vec<usize> {
+        let filter = filter.to_lowercase();
+        let matching = (0..rows.len()).filter(|at| rows[*at].searched.contains(&filter));
+        let mut shown: Vec<usize> = matching.collect();
+        shown.sort_by(|one, other| {
+            let (one, other) = (&rows[*one], &rows[*other]);
+            let order = compare(&one.cells[self.column], &other.cells[self.column]);
+            let order = order.then(one.key.cmp(&other.key));
+            if self.is_descending { order.reverse() } else { order }
+        });
+        self.at = match self.key {
+            None => 0,
+            Some(key) => {
+                let found = shown.iter().position(|at| rows[*at].key == key);
+                found.unwrap_or(self.at.min(shown.len().saturating_sub(1)))
+            }
+        };
+        self.choose(self.at, rows, &shown);
+        shown
+    }
+
+    /// Selects the row at this place of `shown`. The first place stays selected when newer rows come.
+    pub fn choose(&mut self, at: usize, rows: &[Row], shown: &[usize]) {
+        self.at = at.min(shown.len().saturating_sub(1));
+        let row = shown.get(self.at).and_then(|at| rows.get(*at));
+        self.key = row.filter(|_| self.at > 0).map(|row| row.key);
+    }
+
+    /// Moves the screen, with room for so many rows, to the selected row.
+    pub fn scroll(&mut self, room: usize) {
+        self.offset = self.offset.clamp((self.at + 1).saturating_sub(room.max(1)), self.at);
+    }
+}
+
+fn compare(one: &Cell, other: &Cell) -> Ordering {
+    match (one.number, other.number) {
+        (Some(one), Some(other)) => one.total_cmp(&other),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => one.text.cmp(&other.text),
+    }
+}
+
+/// The columns that a terminal has room for, with their widths for these rows, in `limit` columns of the terminal in
+/// all. Where there is no room for all text, the widest column is cut first.
+pub(super) fn widths(columns: &[Column], rows: &[&Row], limit: usize) -> Vec<(usize, usize)> {
+    let shown = columns.iter().enumerate().filter(|(_, column)| usize::from(column.from) <= limit);
+    let natural = |(at, column): (usize, &Column)| {
+        let cells = rows.iter().filter_map(|row| row.cells.get(at)).map(|cell| width(&cell.text));
+        // Behind the title is room for the mark of the order.
+        (at, cells.max().unwrap_or(0).max(column.usual).max(column.title.len() + 1))
+    };
+    let mut widths: Vec<_> = shown.map(natural).collect();
+    let taken =
+        |widths: &[(usize, usize)]| widths.iter().map(|(_, width)| width + 1).sum::<usize>();
+    while taken(&widths) > limit {
+        let can_shrink = |(at, width): &&mut (usize, usize)| {
+            columns[*at].cut.is_some_and(|(least, _)| *width > least)
+        };
+        match widths.iter_mut().filter(can_shrink).max_by_key(|(_, width)| *width) {
+            Some((_, width)) => *width -= 1,
+            None => break,
+        }
+    }
+    widths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::top::{rows, text::Cut};
+
+    fn rows(texts: &[(u64, &str)]) -> Vec<Row> {
+        let row = |(key, text): &(u64, &str)| Row {
+            key: *key,
+            cells: vec![
+                Cell { text: (*text).to_owned(), number: None },
+                Cell { text: key.to_string(), number: Some(*key as f64) },
+            ],
+            details: Vec::new(),
+            searched: text.to_lowercase(),
+        };
+        texts.iter().map(row).collect()
+    }
+
+    #[test]
+    fn rows_are_ordered_by_number_or_text_and_then_by_key() {
+        let rows = rows(&[(10, "b"), (9, "a"), (8, "b")]);
+        let mut order = Selection::default();
+        assert_eq!(order.apply(&rows, ""), [1, 2, 0]);
+        order.column = 1;
+        assert_eq!(order.apply(&rows, ""), [2, 1, 0]);
+        order.is_descending = true;
+        assert_eq!(order.apply(&rows, ""), [0, 1, 2]);
+        assert_eq!(order.apply(&rows, "B"), [0, 2]);
+    }
+
+    #[test]
+    fn the_selected_row_stays_selected_and_then_its_neighbour() {
+        let mut order = Selection::new(true);
+        let before = rows(&[(1, "a"), (2, "b"), (3, "c")]);
+        let shown = order.apply(&before, "");
+        assert_eq!(order.at, 0);
+        order.apply(&rows(&[(1, "a"), (4, "d")]), "");
+        assert_eq!(order.at, 0, "the newest");
+        order.apply(&before, "");
+        order.choose(1, &before, &shown);
+        order.apply(&rows(&[(1, "a"), (2, "b"), (3, "c"), (4, "d")]), "");
+        assert_eq!(order.at, 2, "one came above");
+        order.apply(&rows(&[(1, "a"), (3, "c"), (4, "d")]), "");
+        assert_eq!(order.at, 2, "it ended");
+        order.apply(&rows(&[(9, "z")]), "");
+        assert_eq!(order.at, 0);
+        order.apply(&[], "");
+        assert_eq!(order.at, 0);
+        order.choose(5, &[], &[]);
+        assert_eq!(order.at, 0);
+    }
+
+    #[test]
+    fn the_screen_follows_the_selected_row() {
+        let mut order = Selection { at: 30, ..Selection::default() };
+        for (at, room, offset) in [
+            (30, 10, 21),
+            (25, 10, 21),
+            (20, 10, 20),
+            (31, 10, 22),
+            (0, 10, 0),
+            (5, 0, 5),
+            (6, 1, 6),
+        ] {
+            order.at = at;
+            order.scroll(room);
+            assert_eq!(order.offset, offset, "{at}");
+        }
+    }
+
+    #[test]
+    fn the_widest_column_is_cut_first() {
+        let long = "x".repeat(100);
+        let mut row = rows(&[(1, &long)]).remove(0);
+        row.cells = vec![Cell { text: long, number: None }; rows::SESSIONS.len()];
+        (row.cells[0].text, row.cells[4].text) = ("123456".into(), "picked-up".into());
+        for at in [5, 6] {
+            row.cells[at].text = "7d 23h".into();
+        }
+        let narrow = widths(rows::SESSIONS, &[&row], 80);
+        assert_eq!(narrow.iter().map(|(_, width)| width + 1).sum::<usize>(), 80, "{narrow:?}");
+        assert_eq!(narrow[0], (0, 6));
+        assert!(narrow[1..4].iter().all(|(_, width)| (15..=17).contains(width)), "{narrow:?}");
+        assert_eq!(narrow.len(), 7);
+        assert_eq!(widths(rows::SESSIONS, &[], 200).len(), rows::SESSIONS.len());
+        let least = rows::SESSIONS[1].cut;
+        assert_eq!(least, Some((12, Cut::Middle)));
+    }
+}

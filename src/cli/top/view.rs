@@ -1,0 +1,460 @@
+//! Draws the state. What has a colour has a word or a mark, too.
+
+use ratatui::{
+    Frame,
+    layout::{Constraint, Layout, Rect},
+    style::{Color, Modifier, Style},
+    text::{Line, Span},
+    widgets::Paragraph,
+};
+
+use super::{
+    look::Window,
+    rows::Row,
+    select,
+    state::{Overlay, PANELS, State, clock},
+    text::{self, Cut, cut, escaped, width, wrap},
+};
+use crate::cli::table;
+
+/// The smallest terminal.
+const MIN_SIZE: (u16, u16) = (60, 14);
+/// The columns of rates, with their widths.
+const RATES: [(&str, usize); 9] = [
+    ("LAST", 7),
+    ("SESSIONS", 8),
+    ("TRANSFERS", 9),
+    ("FAILED", 6),
+    ("REFUSED", 7),
+    ("DROPS", 6),
+    ("DECIDED", 7),
+    ("UP/s", 11),
+    ("DOWN/s", 11),
+];
+const TITLE: Style = Style::new().add_modifier(Modifier::BOLD);
+const SELECTED: Style = Style::new().add_modifier(Modifier::REVERSED);
+
+/// Draws everything.
+pub(super) fn draw(state: &mut State, frame: &mut Frame) {
+    let area = frame.area();
+    if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {
+        let (wide, high) = MIN_SIZE;
+        let why = format!("too small: {wide}x{high} is needed, q quits");
+        let lines = wrap(&why, usize::from(area.width.max(1))).into_iter().map(Line::from);
+        return frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
+    }
+    let limit = usize::from(area.width);
+    let health = health(state, limit, usize::from(area.height / 6));
+    let rates = rates(&state.data().windows);
+    let height =
+        |lines: &[Line]| Constraint::Length(u16::try_from(lines.len()).unwrap_or(u16::MAX));
+    let parts = [
+        Constraint::Length(1),
+        height(&health),
+        height(&rates),
+        Constraint::Length(1),
+        Constraint::Fill(1),
+        Constraint::Length(1),
+    ];
+    let [top, middle, below, tabs, panel, bottom] = Layout::vertical(parts).areas(area);
+    frame.render_widget(headline(state, limit), top);
+    frame.render_widget(Paragraph::new(health), middle);
+    frame.render_widget(Paragraph::new(rates), below);
+    frame.render_widget(tab_line(state), tabs);
+    match state.overlay.take() {
+        Some(mut overlay) => {
+            draw_overlay(&mut overlay, frame, panel);
+            state.overlay = Some(overlay);
+        }
+        None => draw_rows(state, frame, panel),
+    }
+    frame.render_widget(footer(state, limit), bottom);
+}
+
+/// `left`, and `right` at the right end of the line.
+fn both_ends(left: &str, right: &str, limit: usize) -> String {
+    let left = cut(left, limit.saturating_sub(width(right) + 1), Cut::End);
+    let gap = limit.saturating_sub(width(&left) + width(right));
+    format!("{left}{:gap$}{right}", "")
+}
+
+fn headline(state: &State, limit: usize) -> Line<'static> {
+    let pause = if state.is_paused() { "PAUSED  " } else { "" };
+    let line = both_ends(&state.data().summary, &format!("{pause}{}", clock()), limit);
+    Line::styled(line, TITLE)
+}
+
+/// Whether the daemon answers and is healthy, in at most `room` lines.
+fn health(state: &State, limit: usize, room: usize) -> Vec<Line<'static>> {
+    let mut items = Vec::new();
+    if let Some((since, why)) = &state.outage {
+        items.push(("NO ANSWER", format!("since {since}: {why}; asking again"), Color::Red));
+    }
+    if let Some(notice) = &state.notice {
+        items.push(("NOTE", notice.clone(), Color::Yellow));
+    }
+    for row in &state.data().rows[3] {
+        let [severity, name, text] = [0, 1, 2].map(|at| row.cells[at].text.as_str());
+        let colour = if severity == "PROBLEM" { Color::Red } else { Color::Yellow };
+        items.push((severity, format!("{name}: {text}"), colour));
+    }
+    if items.is_empty() {
+        items.push(("OK", "healthy: no problems, no warnings".to_owned(), Color::Green));
+    }
+    let mut lines = Vec::new();
+    for (mark, text, colour) in items {
+        let style = if state.has_colour { TITLE.fg(colour) } else { TITLE };
+        let indent = width(mark) + 1;
+        for (at, line) in wrap(&text, limit.saturating_sub(indent)).into_iter().enumerate() {
+            let mark = if at == 0 { mark } else { "" };
+            let mark = Span::styled(format!("{mark:<indent$}"), style);
+            lines.push(Line::from(vec![mark, Span::raw(line)]));
+        }
+    }
+    if lines.len() > room.max(1) {
+        lines.truncate(room.max(1));
+        if let Some(last) = lines.last_mut() {
+            let more = " … 4: all";
+            let text: String = last.spans.iter().map(|span| span.content.as_ref()).collect();
+            let text = cut(&text, limit.saturating_sub(width(more)), Cut::End);
+            *last = Line::from(text + more);
+        }
+    }
+    lines
+}
+
+/// What happened in each window: counts, and bytes per second.
+fn rates(windows: &[Window]) -> Vec<Line<'static>> {
+    let line = |cells: [String; 9]| {
+        let cells = cells.into_iter().zip(RATES);
+        cells.map(|(cell, (_, width))| format!("{cell:>width$}")).collect::<Vec<_>>().join(" ")
+    };
+    let row = |window: &Window| {
+        let seconds = window.seconds.max(0.001);
+        let speed = |bytes: u64| text::size(bytes as f64 / seconds);
+        let span = match seconds < 10.0 {
+            true => format!("{seconds:.1}s"),
+            false => match seconds.round() as u64 {
+                whole if whole % 3600 == 0 => format!("{}h", whole / 3600),
+                whole if whole % 60 == 0 => format!("{}m", whole / 60),
+                whole => table::span(whole),
+            },
+        };
+        Line::from(line([
+            span,
+            window.sessions.map_or_else(|| "-".to_owned(), text::count),
+            text::count(window.transfers),
+            text::count(window.failed_transfers),
+            text::count(window.refusals),
+            text::count(window.drops),
+            text::count(window.decisions),
+            speed(window.bytes_up),
+            speed(window.bytes_down),
+        ]))
+    };
+    let title = Line::styled(line(RATES.map(|(title, _)| title.to_owned())), TITLE);
+    [title].into_iter().chain(windows.iter().map(row)).collect()
+}
+
+fn tab_line(state: &State) -> Line<'static> {
+    let tab = |(at, (name, _)): (usize, &(&str, _))| {
+        let text = format!("{} {name} {}", at + 1, state.data().rows[at].len());
+        match at == state.panel {
+            true => Span::styled(format!("[{text}] "), SELECTED),
+            false => Span::raw(format!(" {text}  ")),
+        }
+    };
+    Line::from(PANELS.iter().enumerate().map(tab).collect::<Vec<_>>())
+}
+
+fn draw_rows(state: &mut State, frame: &mut Frame, area: Rect) {
+    let room = usize::from(area.height).saturating_sub(1);
+    state.page = room.max(1);
+    state.selection_mut().scroll(room);
+    let selection = state.selection().clone();
+    let on_screen = state.visible.iter().skip(selection.offset).take(room);
+    let rows: Vec<&Row> = on_screen.filter_map(|at| state.rows().get(*at)).collect();
+    let columns = state.columns();
+    // The first column of the terminal marks the selected row.
+    let widths = select::widths(columns, &rows, usize::from(area.width) - 1);
+    let line = |mark: &str, cell: &dyn Fn(usize) -> String| {
+        let cells = widths.iter().map(|(at, wide)| {
+            let at_end = columns[*at].cut.map_or(Cut::End, |(_, at)| at);
+            let text = cut(&cell(*at), *wide, at_end);
+            let gap = " ".repeat(wide.saturating_sub(width(&text)));
+            if columns[*at].is_right { gap + &text } else { text + &gap }
+        });
+        format!("{mark}{}", cells.collect::<Vec<_>>().join(" "))
+    };
+    let arrow = if selection.is_descending { "▼" } else { "▲" };
+    let title = |at: usize| match at == selection.column {
+        true => format!("{}{arrow}", columns[at].title),
+        false => columns[at].title.to_owned(),
+    };
+    let mut lines = vec![Line::styled(line(" ", &title), TITLE)];
+    for (at, row) in rows.iter().enumerate() {
+        let is_selected = selection.offset + at == selection.at;
+        let cell = |at: usize| row.cells.get(at).map_or(String::new(), |cell| cell.text.clone());
+        let text = line(if is_selected { ">" } else { " " }, &cell);
+        let style = if is_selected { SELECTED } else { Style::new() };
+        lines.push(Line::styled(text, style));
+    }
+    if rows.is_empty() {
+        let text = wrap(&emptiness(state), usize::from(area.width) - 2);
+        lines.extend(text.into_iter().map(|line| Line::from(format!("  {line}"))));
+    }
+    frame.render_widget(Paragraph::new(lines), area);
+}
+
+/// Why a panel has no rows.
+fn emptiness(state: &State) -> String {
+    if !state.rows().is_empty() {
+        return format!("nothing has \"{}\": Esc clears the filter", escaped(&state.filter));
+    }
+    match state.panel {
+        0 => "no sessions".to_owned(),
+        1 if !state.data().reports_transfers => {
+            "Transfers are not reported. Set log.transfers = true in the daemon's configuration \
+             and restart it (sessions continue); metrics.listen turns reports on, too."
+                .to_owned()
+        }
+        1 => "no transfer has ended yet".to_owned(),
+        2 => "no refusals".to_owned(),
+        _ => "no problems, no warnings".to_owned(),
+    }
+}
+
+fn draw_overlay(overlay: &mut Overlay, frame: &mut Frame, area: Rect) {
+    let names = overlay.items.iter().map(|(name, _)| width(name)).max().unwrap_or(0) + 2;
+    let limit = usize::from(area.width).saturating_sub(names);
+    let mut lines = Vec::new();
+    for (name, value) in &overlay.items {
+        for (at, value) in wrap(value, limit).into_iter().enumerate() {
+            let name = if at == 0 { name } else { "" };
+            let name = Span::styled(format!("{name:<names$}"), TITLE);
+            lines.push(Line::from(vec![name, Span::raw(value)]));
+        }
+    }
+    let room = usize::from(area.height).saturating_sub(1);
+    overlay.scroll = overlay.scroll.min(lines.len().saturating_sub(room));
+    let more = if lines.len() > room { ", arrows: more" } else { "" };
+    let title = Line::styled(format!("{}  (Esc: close{more})", overlay.title), TITLE);
+    let shown = lines.into_iter().skip(overlay.scroll).take(room);
+    frame.render_widget(Paragraph::new([title].into_iter().chain(shown).collect::<Vec<_>>()), area);
+}
+
+fn footer(state: &State, limit: usize) -> Line<'static> {
+    const KEYS: &str = "? help  q quit  Enter details  / filter  s sort  r reverse  p pause";
+    let filter = escaped(&state.filter);
+    Line::from(match (state.is_typing, filter.is_empty()) {
+        (true, _) => both_ends(&format!("/{filter}_"), "Enter keep, Esc clear", limit),
+        (false, true) => cut(KEYS, limit, Cut::End),
+        (false, false) => {
+            let left = format!("filter \"{filter}\"");
+            let keys = cut(KEYS, limit.saturating_sub(width(&left) + 2), Cut::End);
+            both_ends(&left, &keys, limit)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyCode};
+
+    use super::*;
+    use crate::{
+        cli::top::{look::Look, samples},
+        daemon::control_client::ClientError,
+    };
+
+    fn state(look: Look) -> State {
+        let mut state = State::new(false);
+        state.take(Ok(look));
+        state
+    }
+
+    fn press(state: &mut State, keys: &str) {
+        for key in keys.chars() {
+            state.press(if key == '\n' { KeyCode::Enter } else { KeyCode::Char(key) }.into());
+        }
+    }
+
+    fn screen(state: &mut State, width: u16, height: u16) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(state, frame)).unwrap();
+        let buffer = terminal.backend().buffer();
+        let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
+        (0..height).map(|y| line(y).trim_end().to_owned()).collect()
+    }
+
+    #[track_caller]
+    fn assert_shows(screen: &[String], parts: &[&str]) {
+        for part in parts {
+            assert!(screen.iter().any(|line| line.contains(part)), "{part}: {screen:#?}");
+        }
+    }
+
+    #[test]
+    fn a_small_terminal_shows_all_that_matters() {
+        let mut state = state(samples::look());
+        let shown = screen(&mut state, 80, 24);
+        assert_shows(
+            &shown,
+            &[
+                "ftp-alg 0.1.0, up 2h 0m, nftables, fast path off",
+                "PROBLEM table: the table is not loaded, because it is another's",
+                "WARNING encrypted: 10.0.0.8 uses TLS",
+                "   LAST SESSIONS TRANSFERS FAILED REFUSED  DROPS DECIDED        UP/s      DOWN/s",
+                "    10s       12        40      1       0      0       0     1.5 MiB         0 B",
+                "     1h       12        40      1       0   7.7M       0     4.3 KiB         0 B",
+                "[1 Sessions 2]  2 Transfers 3   3 Refusals 1   4 Health 2",
+                " ID▼ CLIENT                 SERVER             USER     STATE      XFERS    AGE",
+                ">  2 [2001:db8:1…5:6]:50000 203.0.113.9:21     -        login          0 2m 10s",
+                "   1 10.0.0.7:1035          203.0.113.9:21     bob      logged-in      2  1m 5s",
+                "? help  q quit  Enter details",
+            ],
+        );
+        press(&mut state, "2");
+        assert_shows(
+            &screen(&mut state, 80, 24),
+            &[
+                " UTC▼     CLIENT     USER   VERB  PATH           BYTES  SECS RESULT",
+                ">10:46:04 10.0.0.7   bob    STOR  …eport.csv   4.8 MiB   0.2 complete",
+                " 10:46:03 10.0.0.7   bob    STOR  /pub/b             -   0.2 no-data-connection",
+            ],
+        );
+        press(&mut state, "3");
+        let refusal = ">10:46:05    1 10.0.0.7      PORT 10.0.0.9:4000: not your own address";
+        assert_shows(&screen(&mut state, 80, 24), &[refusal]);
+        press(&mut state, "4");
+        let problem = ">PROBLEM   table      the table is not loaded, because it is another's";
+        assert_shows(&screen(&mut state, 80, 24), &[problem]);
+    }
+
+    #[test]
+    fn a_wide_terminal_cuts_nothing() {
+        let mut state = state(samples::look());
+        let external = "198.51.100.1:35394";
+        assert_shows(
+            &screen(&mut state, 200, 50),
+            &["[2001:db8:1:2:3:4:5:6]:50000", external, "CLIENT AS", "ADJ"],
+        );
+        press(&mut state, "2");
+        let shown = screen(&mut state, 200, 50);
+        let reason = "SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069";
+        assert_shows(&shown, &["/pub/2026/november/a-long-report.csv", reason, " 425 "]);
+        assert!(shown.iter().all(|line| !line.contains('…')), "{shown:#?}");
+    }
+
+    #[test]
+    fn details_and_help_cover_the_panel() {
+        let mut state = state(samples::look());
+        press(&mut state, "2\n");
+        let path = "path        /pub/2026/november/a-long-report.csv";
+        assert_shows(&screen(&mut state, 80, 24), &["Transfer  (Esc: close)", path]);
+        let small = screen(&mut state, 60, 14);
+        assert_shows(&small, &["Esc: close, arrows: more", "time        2026-11-28T10:46:04"]);
+        press(&mut state, &"j".repeat(99));
+        assert_shows(&screen(&mut state, 60, 14), &["reply code  226"]);
+        press(&mut state, "\n4\n");
+        assert_shows(&screen(&mut state, 80, 24), &["remedy    remove the other"]);
+        press(&mut state, "?");
+        assert_shows(&screen(&mut state, 80, 24), &["Ctrl-C", "pause, and continue"]);
+    }
+
+    #[test]
+    fn filter_pause_and_outage_are_in_words() {
+        let mut state = state(samples::look());
+        press(&mut state, "/bo");
+        assert_shows(&screen(&mut state, 80, 24), &["/bo_", "Esc clear"]);
+        press(&mut state, "x\n");
+        let nothing = "nothing has \"box\": Esc clears the filter";
+        assert_shows(&screen(&mut state, 80, 24), &[nothing, "filter \"box\""]);
+        press(&mut state, "p");
+        assert_shows(&screen(&mut state, 80, 24), &["PAUSED"]);
+        state.take(Err(ClientError::NoDaemon { path: "/run/ftp-alg/ftp-alg.sock".into() }));
+        let outage = "no daemon answers on /run/ftp-alg/ftp-alg.sock";
+        assert_shows(&screen(&mut state, 80, 24), &["NO ANSWER since", outage, "… 4: all"]);
+    }
+
+    #[test]
+    fn an_empty_panel_says_why() {
+        let mut look = samples::look();
+        (look.events, look.sessions) = (Vec::new(), Vec::new());
+        (look.status.problems, look.status.warnings) = (Vec::new(), Vec::new());
+        look.status.transfers.reported = false;
+        let mut state = state(look);
+        assert_shows(&screen(&mut state, 80, 24), &["OK healthy", "no sessions"]);
+        for (panel, why) in
+            [("2", "log.transfers = true"), ("3", "no refusals"), ("4", "no problems")]
+        {
+            press(&mut state, panel);
+            assert_shows(&screen(&mut state, 80, 24), &[why]);
+        }
+        let mut look = samples::look();
+        look.events.clear();
+        let mut state = self::state(look);
+        press(&mut state, "2");
+        assert_shows(&screen(&mut state, 80, 24), &["no transfer has ended yet"]);
+    }
+
+    /// Whatever the daemon says, and in a terminal of any size.
+    #[test]
+    fn no_control_character_reaches_the_terminal() {
+        const BAD: &str = "a\u{1b}]0;b\u{7}\u{9b}2J\r\n\u{202e}\u{200b}日本";
+        let mut look = samples::look();
+        for event in &mut look.events {
+            let texts = [
+                &mut event.time,
+                &mut event.client,
+                &mut event.server,
+                &mut event.verb,
+                &mut event.path,
+                &mut event.direction,
+                &mut event.result,
+                &mut event.text,
+            ];
+            texts.into_iter().for_each(|text| text.push_str(BAD));
+            for text in [&mut event.user, &mut event.mode, &mut event.reason] {
+                *text = Some(BAD.to_owned());
+            }
+        }
+        for row in &mut look.sessions {
+            row.state = BAD.to_owned();
+        }
+        let status = &mut look.status;
+        (status.version, status.backend) = (BAD.to_owned(), BAD.to_owned());
+        for one in status.problems.iter_mut().chain(&mut status.warnings) {
+            (one.name, one.text, one.remedy) = (BAD.to_owned(), BAD.repeat(9), BAD.to_owned());
+        }
+        let mut state = state(look);
+        state.take(Err(ClientError::NoDaemon { path: BAD.into() }));
+        for keys in ["1", "2", "3", "4", "?", "1/\u{1b}\u{202e}"] {
+            press(&mut state, keys);
+            for (wide, high) in [(80, 24), (200, 50), (60, 14), (59, 14), (1, 1), (7, 3), (300, 14)]
+            {
+                for _ in 0..2 {
+                    let shown = screen(&mut state, wide, high).concat();
+                    let bad = |char: char| char.is_control() || "\u{202e}\u{200b}".contains(char);
+                    assert!(!shown.contains(bad), "{shown:?}");
+                    press(&mut state, "\n");
+                }
+            }
+        }
+        press(&mut state, "2");
+        assert_shows(&screen(&mut state, 300, 50), &["\\u{1b}]0;b\\u{7}"]);
+    }
+
+    #[test]
+    fn colour_is_used_only_if_it_is_wanted() {
+        for has_colour in [false, true] {
+            let mut state = state(samples::look());
+            state.has_colour = has_colour;
+            let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+            terminal.draw(|frame| draw(&mut state, frame)).unwrap();
+            let cells = terminal.backend().buffer().content.iter();
+            let coloured = cells.filter(|cell| cell.fg != Color::Reset || cell.bg != Color::Reset);
+            assert_eq!(coloured.count() > 0, has_colour);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! `ftp-alg top` as a person sees it: on a terminal, whose screen the tests read.
+
+use std::{
+    io::{Read as _, Write as _},
+    process::{Child, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use rustix::{
+    pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt},
+    termios::{Winsize, tcgetattr, tcsetwinsize},
+};
+
+use crate::common::*;
+
+const REPORTED: &str = "log.transfers = true";
+
+/// A terminal with `ftp-alg top` on it, which leads the terminal's session as a shell's command does.
+struct View {
+    program: Child,
+    /// The other end of the terminal; without it, the terminal is hung up.
+    keyboard: Option<fs::File>,
+    terminal: fs::File,
+    screen: Arc<Mutex<vt100::Parser>>,
+    modes: String,
+}
+
+impl View {
+    /// On the gateway, with further `arguments`.
+    fn start(gateway: &Gateway, arguments: &[&str]) -> Self {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let keyboard = openpt(flags).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let terminal: fs::File = ioctl_tiocgptpeer(&keyboard, flags).unwrap().into();
+        let keyboard = fs::File::from(keyboard);
+        let mut command = gateway.lab.gateway.command("setsid");
+        command.arg("--ctty").arg(executable()).args(["top", "--interval", "0.2", "--socket"]);
+        command.arg(gateway.daemon.socket()).args(arguments);
+        command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
+        let end = || Stdio::from(terminal.try_clone().unwrap());
+        let program = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(24, 80, 0)));
+        let (mut output, reader) = (keyboard.try_clone().unwrap(), Arc::clone(&screen));
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = output.read(&mut bytes) {
+                reader.lock().unwrap().process(&bytes[..count]);
+            }
+        });
+        let modes = format!("{:?}", tcgetattr(&terminal).unwrap());
+        let view = Self { program, keyboard: Some(keyboard), terminal, screen, modes };
+        view.resize(80, 24);
+        view
+    }
+
+    fn text(&self) -> String {
+        self.screen.lock().unwrap().screen().contents()
+    }
+
+    /// Waits until the screen shows all of `parts`.
+    #[track_caller]
+    fn wait(&self, parts: &[&str]) {
+        self.wait_until(&format!("{parts:?}"), |text| parts.iter().all(|part| text.contains(part)));
+    }
+
+    #[track_caller]
+    fn wait_until(&self, what: &str, ready: impl Fn(&str) -> bool) {
+        let mut text = String::new();
+        wait_for(&format!("{what} on the screen"), || {
+            let before = std::mem::replace(&mut text, self.text());
+            if before != text && thread::panicking() {
+                println!("{text}");
+            }
+            ready(&text)
+        });
+    }
+
+    fn press(&self, keys: &str) {
+        self.keyboard.as_ref().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn resize(&self, columns: u16, rows: u16) {
+        self.screen.lock().unwrap().screen_mut().set_size(rows, columns);
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(self.keyboard.as_ref().unwrap(), size).unwrap();
+    }
+
+    fn wait_for_end(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_for("the end of the view", || {
+            status = self.program.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// Waits for the end, and asserts that the terminal is as it was.
+    #[track_caller]
+    fn assert_restored(&mut self) {
+        let status = self.wait_for_end();
+        assert!(status.success(), "{status}: {}", self.text());
+        wait_for("the main screen", || {
+            let parser = self.screen.lock().unwrap();
+            !parser.screen().alternate_screen() && !parser.screen().hide_cursor()
+        });
+        assert_eq!(format!("{:?}", tcgetattr(&self.terminal).unwrap()), self.modes);
+        assert_eq!(self.text().trim(), "", "what was before");
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("the screen:\n{}", self.text());
+        }
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+/// With keys for what else there is to see.
+#[test]
+fn a_session_and_its_transfers_are_shown_while_they_happen() {
+    let gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let (user, _) = server.login();
+    let mut view = View::start(&gateway, &[]);
+    view.wait(&["OK healthy", "[1 Sessions 0]", "no sessions", "LAST SESSIONS", "? help"]);
+    server.put("half.csv", b"12345").unwrap();
+    let held = HeldTransfer::start(
+        &lab.client,
+        &server,
+        lab.server_address(V4),
+        Mode::Passive,
+        "half.csv",
+    );
+    let held = held.unwrap();
+    view.wait(&["[1 Sessions 1]", "192.168.150.80:", &format!(" {user} "), "logged-in"]);
+    view.press("\r");
+    view.wait(&["Session  (Esc: close)", "client as   198.51.100.1:"]);
+    let transfer = curl(lab, &server, Mode::Active);
+    transfer.upload("q3.csv", b"12345").unwrap();
+    view.press("2");
+    view.wait(&["[2 Transfers 1]", " STOR ", "q3.csv", "5 B", "complete"]);
+    view.press("\r");
+    view.wait(&["Transfer  (Esc: close)", "bytes       5\n", "mode        active"]);
+    view.press("\x1b");
+    view.wait_until("no details", |text| !text.contains("Esc: close"));
+    view.press("/NOTHING\r");
+    view.wait(&["nothing has \"NOTHING\"", "filter \"NOTHING\""]);
+    view.press("\x1b");
+    view.wait_until("no filter", |text| !text.contains("NOTHING") && text.contains("q3.csv"));
+    view.press(" ");
+    view.wait(&["PAUSED"]);
+    transfer.upload("later.csv", b"1").unwrap();
+    let reported = || gateway.daemon.ask(&["events"]).unwrap().stdout_text().contains("later.csv");
+    wait_for("the report", reported);
+    // The view goes on to look, as its clock shows.
+    for _ in 0..2 {
+        let before = view.text().lines().next().unwrap().to_owned();
+        view.wait_until("a later time", |text| text.lines().next() != Some(&before));
+    }
+    assert!(!view.text().contains("later.csv"), "{}", view.text());
+    view.press("p");
+    view.wait(&["[2 Transfers 2]", "later.csv"]);
+    view.resize(200, 50);
+    view.wait(&["CODE SERVER", " 226 198.51.100.9 ", "MODE"]);
+    assert!(view.text().lines().count() > 40);
+    view.resize(80, 24);
+    view.wait_until("a small screen", |text| !text.contains("CODE") && text.contains("? help"));
+    assert_eq!(held.release().unwrap(), 5);
+    view.wait(&["[2 Transfers 3]", " RETR "]);
+    view.press("1");
+    view.wait(&["[1 Sessions 0]", "no sessions"]);
+    view.press("?");
+    view.wait(&["pause, and continue"]);
+    view.press("q");
+    view.assert_restored();
+}
+
+#[test]
+fn a_restarted_daemon_is_noticed() {
+    let mut gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let mut view = View::start(&gateway, &[]);
+    curl(&gateway.lab, &server, Mode::Passive).upload("before", b"12345").unwrap();
+    view.press("2");
+    view.wait(&["/before ", "complete"]);
+    gateway.daemon.kill();
+    view.wait(&["NO ANSWER since", "no daemon answers on", "/before "]);
+    gateway.start_again(REPORTED);
+    view.wait(&["the daemon was restarted: events may be missing"]);
+    assert!(!view.text().contains("NO ANSWER"), "{}", view.text());
+    curl(&gateway.lab, &server, Mode::Passive).upload("after", b"12345").unwrap();
+    view.wait(&["[2 Transfers 2]", "/before ", "/after "]);
+    view.press("\x03");
+    view.assert_restored();
+}
+
+/// Who chooses names of files and users cannot write to the terminal.
+#[test]
+fn text_of_peers_is_escaped() {
+    let gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let _server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let mut steps = login();
+    steps.extend(ask("PORT 10,9,9,9,80,80"));
+    steps.extend(ask("RETR \u{1b}]0;evil\u{7}\u{1b}[31mred\u{202e}"));
+    let view = View::start(&gateway, &[]);
+    scripted_client(&gateway.lab.client, &plan(&gateway.lab, &steps));
+    view.press("3");
+    view.wait(&["[3 Refusals 1]", "PORT 10.9.9.9:20560"]);
+    view.press("2\r");
+    view.wait(&["\\u{1b}]0;evil\\u{7}\\u{1b}[31mred\\u{202e}", "refused"]);
+}
+
+#[test]
+fn without_reports_the_setting_is_named() {
+    let gateway = gateway(Topology::Masquerade);
+    let view = View::start(&gateway, &[]);
+    view.press("2");
+    view.wait(&["Transfers are not reported", "log.transfers = true"]);
+}
+
+#[test]
+fn signals_and_a_hangup_end_the_view() {
+    let gateway = gateway(Topology::Masquerade);
+    for name in ["TERM", "HUP", "INT"] {
+        let mut view = View::start(&gateway, &[]);
+        view.wait(&["no sessions"]);
+        let id = view.program.id().to_string();
+        gateway.lab.gateway.run("kill", &[&format!("-{name}"), &id]).unwrap();
+        view.assert_restored();
+    }
+    let mut view = View::start(&gateway, &[]);
+    view.wait(&["no sessions"]);
+    // Only the reader of the screen has the other end now; it ends with the program.
+    view.keyboard = None;
+    let id = view.program.id().to_string();
+    gateway.lab.gateway.run("kill", &["-HUP", &id]).unwrap();
+    view.wait_for_end();
+}
