@@ -5,6 +5,8 @@ mod text;
 use std::time::Duration;
 
 use clap::Args;
+#[cfg(feature = "top")]
+pub(super) use text::windows;
 
 use super::{Failure, SocketOption, output, output::Style};
 use crate::daemon::{control_client, health, snapshot};

@@ -76,9 +76,6 @@ pub struct Status {
 /// Transfers that have ended since the start, by mode; `unknown` where no announcement opened a pinhole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferTotals {
-    /// Whether transfers are reported (`log.transfers`, `metrics.listen`). If not, all counts are 0.
-    #[serde(default)]
-    pub reported: bool,
     pub active: ResultCounts,
     pub passive: ResultCounts,
     pub unknown: ResultCounts,

@@ -284,3 +284,16 @@ fn a_state_directory_that_cannot_be_is_an_error() {
     assert_eq!(code, 1);
     assert!(stderr.starts_with("ftp-alg: cannot use the directory /"), "{stderr}");
 }
+
+/// Scripts, and a person who pipes the output, learn what to use instead.
+#[cfg(feature = "top")]
+#[test]
+fn the_live_view_needs_a_terminal() {
+    let (code, stdout, stderr) = outcome(&["top"]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    let why = "ftp-alg: standard output is no terminal: scripts use `ftp-alg status --json` and \
+               `ftp-alg events --follow --json`\n";
+    assert_eq!(stderr, why);
+    let (code, _, stderr) = outcome(&["top", "--interval", "0.1"]);
+    assert!(code == 2 && stderr.contains("use 0.2 to 3600 seconds"), "{stderr}");
+}

@@ -102,8 +102,9 @@ fn name_text(row: &NameRow) -> Option<String> {
     }
 }
 
-/// The table of rates. Of a young daemon, windows that cover the same time are one.
-fn rates(rates: &Rates) -> String {
+/// The windows with their titles. Of a young daemon, those that cover the same time are one. There is none of a daemon
+/// that counts no rates.
+pub(in crate::cli) fn windows(rates: &Rates) -> Vec<(String, WindowCounts)> {
     let Rates { ten_seconds, minute, hour } = *rates;
     let mut windows: Vec<(String, WindowCounts)> = Vec::new();
     for (nominal, window) in [(10, ten_seconds), (60, minute), (3600, hour)] {
@@ -112,8 +113,15 @@ fn rates(rates: &Rates) -> String {
         }
         windows.push((window_title(nominal, window.seconds), window));
     }
-    if windows.iter().all(|(_, window)| window.seconds == 0.0) {
-        return String::new(); // those of a daemon that has none
+    windows.retain(|(_, window)| window.seconds > 0.0);
+    windows
+}
+
+/// The table of rates.
+fn rates(rates: &Rates) -> String {
+    let windows = windows(rates);
+    if windows.is_empty() {
+        return String::new();
     }
     let [name_width, width] = RATE_WIDTHS;
     let row = |name: &str, cells: &mut dyn Iterator<Item = String>| {

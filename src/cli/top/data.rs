@@ -1,20 +1,17 @@
 //! What is known of the daemon: the rows of all panels, its rates and its health.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::collections::HashMap;
 
 use super::{
-    look::{Event, Look, Window},
+    look::{Event, Look},
     rows::Row,
     text::escaped,
 };
 use crate::{
-    cli::table,
+    cli::{status, table},
     daemon::{
         health::CheckStatus,
-        snapshot::{FastPathState, SessionRow, Status},
+        snapshot::{FastPathState, SessionRow, Status, WindowCounts},
     },
 };
 
@@ -28,10 +25,10 @@ pub(super) struct Data {
     pub summary: String,
     /// Whether the daemon reports transfers.
     pub reports_transfers: bool,
-    pub windows: Vec<Window>,
+    /// What was counted lately, with a title for each window.
+    pub windows: Vec<(String, WindowCounts)>,
     /// The rows of each panel.
     pub rows: [Vec<Row>; 4],
-    status: Option<(Instant, Status)>,
     known: HashMap<u64, KnownSession>,
 }
 
@@ -46,8 +43,7 @@ struct KnownSession {
 impl Data {
     /// Takes over what a look shows.
     pub fn take(&mut self, look: Look) {
-        let Look { at, status, rates, sessions, events, is_another, .. } = look;
-        let before = self.status.take().filter(|_| !is_another);
+        let Look { status, sessions, events, .. } = look;
         for event in &events {
             self.take_event(event);
         }
@@ -55,19 +51,11 @@ impl Data {
         for rows in [transfers, refusals] {
             rows.drain(..rows.len().saturating_sub(MAX_ROWS));
         }
-        self.reports_transfers = status.transfers.reported;
+        self.reports_transfers = status.rates.ten_seconds.transfers.is_some();
         self.summary = summary(&status);
-        self.windows = match (rates, before) {
-            (Some(rates), _) => rates.windows(),
-            (None, Some((then, before))) => {
-                let elapsed = at.saturating_duration_since(then).max(Duration::from_millis(1));
-                vec![Window::between(&before, &status, elapsed)]
-            }
-            (None, None) => Vec::new(),
-        };
+        self.windows = status::windows(&status.rates);
         self.rows[0] = self.session_rows(&sessions);
         self.rows[3] = findings(&status);
-        self.status = Some((at, status));
     }
 
     fn take_event(&mut self, event: &Event) {
@@ -127,7 +115,7 @@ fn findings(status: &Status) -> Vec<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::top::samples;
+    use crate::{cli::top::samples, daemon::snapshot::Rates};
 
     #[test]
     fn a_session_has_the_user_and_the_transfers_of_its_events() {
@@ -140,7 +128,8 @@ mod tests {
         assert_eq!(cells(&data, 1)[3..6], ["-", "login", "0"]);
         assert_eq!((data.rows[1].len(), data.rows[2].len(), data.rows[3].len()), (3, 1, 2));
         let mut look = samples::look();
-        (look.events, look.status.transfers.reported) = (Vec::new(), false);
+        look.events.clear();
+        look.status.rates = Rates::default();
         data.take(look);
         assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "-"]);
         let mut look = samples::look();
@@ -161,23 +150,5 @@ mod tests {
             data.take(look);
         }
         assert_eq!((data.rows[1].len(), data.known.len()), (MAX_ROWS, 0));
-    }
-
-    #[test]
-    fn without_rates_of_the_daemon_they_are_those_between_two_looks() {
-        let mut data = Data::default();
-        let mut look = samples::look();
-        look.rates = None;
-        data.take(look);
-        assert_eq!(data.windows, []);
-        let mut look = samples::look();
-        (look.rates, look.at) = (None, look.at + Duration::from_secs(2));
-        look.status.transfers.bytes_down += 4096;
-        data.take(look);
-        assert_eq!(data.windows[0].bytes_down, 4096);
-        let mut look = samples::look();
-        (look.rates, look.is_another) = (None, true);
-        data.take(look);
-        assert_eq!(data.windows, [], "counters of another daemon");
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{
     look::Event,
-    text::{self, Cut, escaped},
+    text::{Cut, escaped},
 };
 use crate::{
     cli::table,
@@ -44,10 +44,12 @@ pub(super) struct Column {
     pub cut: Option<(usize, Cut)>,
     /// The width of a terminal that has room for the column.
     pub from: u16,
+    /// Whether the filter searches it.
+    is_searched: bool,
 }
 
 const fn column(title: &'static str, usual: usize) -> Column {
-    Column { title, is_right: false, usual, cut: None, from: 0 }
+    Column { title, is_right: false, usual, cut: None, from: 0, is_searched: false }
 }
 
 impl Column {
@@ -60,33 +62,36 @@ impl Column {
     const fn from(self, from: u16) -> Self {
         Self { from, ..self }
     }
+    const fn searched(self) -> Self {
+        Self { is_searched: true, ..self }
+    }
 }
 
 pub(super) const SESSIONS: &[Column] = &[
     column("ID", 3).right(),
-    column("CLIENT", 20).cut(12, Cut::Middle),
-    column("SERVER", 18).cut(12, Cut::Middle),
-    column("USER", 8).cut(5, Cut::End),
+    column("CLIENT", 20).searched().cut(12, Cut::Middle),
+    column("SERVER", 18).searched().cut(12, Cut::Middle),
+    column("USER", 8).searched().cut(5, Cut::End),
     column("STATE", 9),
     column("XFERS", 5).right(),
     column("AGE", 6).right(),
     column("OPEN", 4).right().from(100),
     column("ADJ", 3).from(100),
-    column("CLIENT AS", 18).cut(12, Cut::Middle).from(120),
-    column("SERVER AS", 18).cut(12, Cut::Middle).from(140),
+    column("CLIENT AS", 18).searched().cut(12, Cut::Middle).from(120),
+    column("SERVER AS", 18).searched().cut(12, Cut::Middle).from(140),
 ];
 
 pub(super) const TRANSFERS: &[Column] = &[
     column("UTC", 8),
-    column("CLIENT", 13).cut(9, Cut::Middle),
-    column("USER", 6).cut(5, Cut::End),
+    column("CLIENT", 13).searched().cut(9, Cut::Middle),
+    column("USER", 6).searched().cut(5, Cut::End),
     column("VERB", 4),
-    column("PATH", 12).cut(8, Cut::Start),
+    column("PATH", 12).searched().cut(8, Cut::Start),
     column("BYTES", 9).right(),
     column("SECS", 5).right(),
     column("RESULT", 8),
     column("CODE", 4).right().from(100),
-    column("SERVER", 13).cut(9, Cut::Middle).from(100),
+    column("SERVER", 13).searched().cut(9, Cut::Middle).from(100),
     column("MODE", 7).from(130),
     column("REASON", 6).cut(12, Cut::End).from(130),
 ];
@@ -94,126 +99,99 @@ pub(super) const TRANSFERS: &[Column] = &[
 pub(super) const REFUSALS: &[Column] = &[
     column("UTC", 8),
     column("ID", 3).right(),
-    column("CLIENT", 13).cut(9, Cut::Middle),
-    column("SERVER", 13).cut(9, Cut::Middle).from(100),
-    column("REFUSED", 20).cut(20, Cut::End),
+    column("CLIENT", 13).searched().cut(9, Cut::Middle),
+    column("SERVER", 13).searched().cut(9, Cut::Middle).from(100),
+    column("REFUSED", 20).searched().cut(20, Cut::End),
 ];
 
 pub(super) const HEALTH: &[Column] =
     &[column("SEVERITY", 8), column("NAME", 10), column("TEXT", 20).cut(20, Cut::End)];
 
 impl Row {
+    /// A row with these cells for its panel's columns, and with `more` details.
+    fn new(
+        key: u64,
+        columns: &[Column],
+        cells: Vec<Cell>,
+        more: &[(&'static str, String)],
+    ) -> Self {
+        let known = || columns.iter().zip(&cells).filter(|(_, cell)| !cell.text.is_empty());
+        let searched = known().filter(|(column, _)| column.is_searched);
+        let searched: Vec<_> = searched.map(|(_, cell)| cell.text.to_lowercase()).collect();
+        let details = known().map(|(column, cell)| (column.title, cell.text.clone()));
+        let details = details.chain(more.iter().cloned()).collect();
+        Self { key, searched: searched.join("\n"), details, cells }
+    }
+
     /// The row of a session of `user`, which has ended so many `transfers`, if these are known.
     pub fn session(row: &SessionRow, user: Option<&str>, transfers: Option<u64>) -> Self {
         let external = |own: SocketAddr, external: SocketAddr| {
             if own == external { Cell::default() } else { Cell::endpoint(external) }
         };
-        let user = Cell::text(user.unwrap_or("-"));
         let cells = vec![
-            Cell::number(row.id as f64, row.id),
+            Cell::count(row.id),
             Cell::endpoint(row.client),
             Cell::endpoint(row.server),
-            user,
+            Cell::text(user.unwrap_or("-")),
             Cell::text(&row.state),
-            transfers.map_or_else(|| Cell::text("-"), |count| Cell::number(count as f64, count)),
+            transfers.map_or_else(|| Cell::text("-"), Cell::count),
             Cell::number(row.age_seconds as f64, table::span(row.age_seconds)),
-            Cell::number(row.pinholes as f64, row.pinholes),
+            Cell::count(row.pinholes),
             Cell::text(if row.adjusted { "yes" } else { "no" }),
             external(row.client, row.client_external),
             external(row.server, row.server_external),
         ];
-        let names = [
-            "session",
-            "client",
-            "server",
-            "user",
-            "state",
-            "transfers",
-            "age",
-            "pinholes",
-            "adjusted",
-            "client as",
-            "server as",
-        ];
-        let mut details: Vec<_> =
-            names.into_iter().zip(cells.iter().map(|cell| cell.text.clone())).collect();
-        details.retain(|(_, value)| !value.is_empty());
-        Self { key: row.id, searched: searched(&cells, &[1, 2, 3, 9, 10]), cells, details }
+        Self::new(row.id, SESSIONS, cells, &[])
     }
 
     /// The row of a transfer that has ended.
     pub fn transfer(event: &Event) -> Self {
-        let unknown = || "-".to_owned();
-        let bytes = event.bytes.map_or_else(unknown, |bytes| text::size(bytes as f64));
-        let seconds = event.seconds;
+        let unknown = || Cell::text("-");
+        let size = |bytes: u64| Cell::number(bytes as f64, table::bytes(bytes));
         let cells = vec![
             event.time_cell(),
             Cell::text(&event.client),
-            Cell::text(event.user.as_deref().unwrap_or("-")),
+            event.user.as_deref().map_or_else(unknown, Cell::text),
             Cell::text(&event.verb),
             Cell::text(&event.path),
-            Cell::number(event.bytes.map_or(-1.0, |bytes| bytes as f64), bytes),
-            Cell::number(seconds, format!("{seconds:.1}")),
+            event.bytes.map_or_else(unknown, size),
+            Cell::number(event.seconds, format!("{:.1}", event.seconds)),
             Cell::text(&event.result),
-            Cell::text(&event.code.map_or_else(unknown, |code| code.to_string())),
+            event.code.map_or_else(unknown, |code| Cell::count(code.into())),
             Cell::text(&event.server),
-            Cell::text(event.mode.as_deref().unwrap_or("-")),
+            event.mode.as_deref().map_or_else(unknown, Cell::text),
             Cell::text(event.reason.as_deref().unwrap_or_default()),
         ];
-        let shown = |at: usize| cells[at].text.clone();
-        let details = vec![
-            ("time", escaped(&event.time)),
-            ("session", event.session.to_string()),
-            ("client", shown(1)),
-            ("server", shown(9)),
-            ("user", shown(2)),
-            ("command", shown(3)),
-            ("path", shown(4)),
-            ("direction", escaped(&event.direction)),
-            ("mode", shown(10)),
-            ("bytes", event.bytes.map_or_else(unknown, |bytes| bytes.to_string())),
-            ("seconds", seconds.to_string()),
-            ("result", shown(7)),
-            ("reply code", shown(8)),
-            ("reason", shown(11)),
+        let exact = event.bytes.map_or_else(|| "not known".to_owned(), |bytes| bytes.to_string());
+        let more = [
+            ("EXACT BYTES", exact),
+            ("DIRECTION", escaped(&event.direction)),
+            ("SESSION", event.session.to_string()),
+            ("TIME", escaped(&event.time)),
         ];
-        let details = details.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        Self { key: event.id, searched: searched(&cells, &[1, 2, 4, 9]), cells, details }
+        Self::new(event.id, TRANSFERS, cells, &more)
     }
 
     /// The row of a refused announcement or command.
     pub fn refusal(event: &Event) -> Self {
         // Before it are the session and both ends.
         let what = event.text.split_once(": ").map_or(&*event.text, |(_, what)| what);
-        let what = what.strip_prefix("refuse ").unwrap_or(what);
         let cells = vec![
             event.time_cell(),
-            Cell::number(event.session as f64, event.session),
+            Cell::count(event.session),
             Cell::text(&event.client),
             Cell::text(&event.server),
-            Cell::text(what),
+            Cell::text(what.strip_prefix("refuse ").unwrap_or(what)),
         ];
-        let details = vec![
-            ("time", escaped(&event.time)),
-            ("session", cells[1].text.clone()),
-            ("client", cells[2].text.clone()),
-            ("server", cells[3].text.clone()),
-            ("refused", cells[4].text.clone()),
-        ];
-        Self { key: event.id, searched: searched(&cells, &[2, 3, 4]), cells, details }
+        Self::new(event.id, REFUSALS, cells, &[("TIME", escaped(&event.time))])
     }
 
     /// The row of a problem or warning, number `key` in their order.
     pub fn finding(key: u64, severity: CheckStatus, problem: &Problem) -> Self {
         let Problem { name, text, remedy } = problem;
-        let cells = vec![Cell::number(key as f64, severity), Cell::text(name), Cell::text(text)];
-        let details = vec![
-            ("severity", cells[0].text.clone()),
-            ("name", cells[1].text.clone()),
-            ("text", cells[2].text.clone()),
-            ("remedy", escaped(remedy)),
-        ];
-        Self { key, searched: searched(&cells, &[1, 2]), cells, details }
+        let severity = Cell::number(key as f64, severity);
+        let cells = vec![severity, Cell::text(name), Cell::text(text)];
+        Self::new(key, HEALTH, cells, &[("REMEDY", escaped(remedy))])
     }
 }
 
@@ -233,6 +211,10 @@ impl Cell {
         Self { text: text.to_string(), number: Some(number) }
     }
 
+    fn count(count: u64) -> Self {
+        Self::number(count as f64, count)
+    }
+
     /// Endpoints of IPv4 are ordered by address and port, and those of IPv6 behind them by text.
     fn endpoint(endpoint: SocketAddr) -> Self {
         let number = match endpoint {
@@ -243,9 +225,4 @@ impl Cell {
         };
         Self { text: endpoint.to_string(), number }
     }
-}
-
-fn searched(cells: &[Cell], columns: &[usize]) -> String {
-    let texts: Vec<_> = columns.iter().map(|at| cells[*at].text.to_lowercase()).collect();
-    texts.join("\n")
 }

@@ -1,9 +1,7 @@
 //! A look with something in each panel, for the tests of several files.
 
-use std::time::Instant;
-
-use super::look::{Event, Look, Rates, Window};
-use crate::daemon::snapshot::{Problem, SessionRow, Status};
+use super::look::{Event, Look};
+use crate::daemon::snapshot::{Problem, Rates, SessionRow, Status, WindowCounts};
 
 pub(super) fn session(id: u64, client: &str, state: &str) -> SessionRow {
     let client = client.parse().unwrap();
@@ -70,24 +68,22 @@ pub(super) fn look() -> Look {
         warnings: vec![Problem::new("encrypted", "10.0.0.8 uses TLS", "open the ports")],
         ..Status::default()
     };
-    status.transfers.reported = true;
-    let window = Window {
+    let window = WindowCounts {
         seconds: 10.0,
-        sessions: Some(12),
-        transfers: 40,
-        failed_transfers: 1,
-        bytes_up: 15_728_640,
-        ..Window::default()
+        sessions: 12,
+        transfers: Some(40),
+        failed_transfers: Some(1),
+        bytes_up: Some(15_728_640),
+        bytes_down: Some(0),
+        ..WindowCounts::default()
     };
-    let rates = Rates {
+    status.rates = Rates {
         ten_seconds: window,
-        minute: Window { seconds: 60.0, ..window },
-        hour: Window { seconds: 3600.0, drops: 7_654_321, ..window },
+        minute: WindowCounts { seconds: 60.0, ..window },
+        hour: WindowCounts { seconds: 3600.0, drops: 7_654_321, ..window },
     };
     Look {
-        at: Instant::now(),
         status,
-        rates: Some(rates),
         sessions: vec![
             session(1, "10.0.0.7:1035", "logged-in"),
             session(2, "[2001:db8:1:2:3:4:5:6]:50000", "login"),

@@ -121,10 +121,7 @@ impl State {
             Ok(look) => {
                 let mut notices = Vec::new();
                 if look.is_another {
-                    notices.push(format!(
-                        "{} the daemon was restarted: events may be missing",
-                        clock()
-                    ));
+                    notices.push(format!("{} the daemon was restarted", clock()));
                 }
                 if look.missed > 0 {
                     notices.push(format!("{} {} events were missed", clock(), look.missed));
@@ -376,11 +373,11 @@ mod tests {
         let mut state = state();
         press(&mut state, "j\n");
         let overlay = state.overlay.as_ref().unwrap();
-        assert_eq!(overlay.items[1], ("client", "10.0.0.7:1035".to_owned()));
+        assert_eq!(overlay.items[1], ("CLIENT", "10.0.0.7:1035".to_owned()));
         let mut look = samples::look();
         look.sessions[0].state = "closing".into();
         state.take(Ok(look));
-        assert!(state.overlay.as_ref().unwrap().items.contains(&("state", "closing".to_owned())));
+        assert!(state.overlay.as_ref().unwrap().items.contains(&("STATE", "closing".to_owned())));
         let mut look = samples::look();
         look.sessions.clear();
         state.take(Ok(look));

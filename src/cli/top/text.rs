@@ -1,4 +1,4 @@
-//! Text for a terminal: escaped, cut, wrapped, and sizes in units.
+//! Text for a terminal: escaped, cut, wrapped.
 
 use ratatui::text::Span;
 
@@ -83,24 +83,6 @@ pub(super) fn wrap(text: &str, limit: usize) -> Vec<String> {
     lines
 }
 
-/// A number of bytes in its largest unit, as in `1.5 MiB`.
-pub(super) fn size(bytes: f64) -> String {
-    let mut value = bytes.max(0.0);
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1023.95 {
-            let decimals = if unit == "B" { 0 } else { 1 };
-            return format!("{value:.decimals$} {unit}");
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
-}
-
-/// A count of up to six digits in full, and a greater one in millions.
-pub(super) fn count(count: u64) -> String {
-    if count < 1_000_000 { count.to_string() } else { format!("{:.1}M", count as f64 / 1e6) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,20 +127,5 @@ mod tests {
         ] {
             assert_eq!(wrap(text, limit), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn sizes_have_the_largest_unit() {
-        for (bytes, text) in [
-            (0.0, "0 B"),
-            (1023.0, "1023 B"),
-            (1024.0, "1.0 KiB"),
-            (1_572_864.0, "1.5 MiB"),
-            (1_048_570.0, "1.0 MiB"),
-            (5e15, "4547.5 TiB"),
-        ] {
-            assert_eq!(size(bytes), text);
-        }
-        assert_eq!([count(999_999), count(12_345_678)], ["999999", "12.3M"]);
     }
 }

@@ -9,13 +9,12 @@ use ratatui::{
 };
 
 use super::{
-    look::Window,
     rows::Row,
     select,
     state::{Overlay, PANELS, State, clock},
-    text::{self, Cut, cut, escaped, width, wrap},
+    text::{Cut, cut, escaped, width, wrap},
 };
-use crate::cli::table;
+use crate::{cli::table, daemon::snapshot::WindowCounts};
 
 /// The smallest terminal.
 const MIN_SIZE: (u16, u16) = (60, 14);
@@ -28,8 +27,8 @@ const RATES: [(&str, usize); 9] = [
     ("REFUSED", 7),
     ("DROPS", 6),
     ("DECIDED", 7),
-    ("UP/s", 11),
-    ("DOWN/s", 11),
+    ("UP/s", 9),
+    ("DOWN/s", 9),
 ];
 const TITLE: Style = Style::new().add_modifier(Modifier::BOLD);
 const SELECTED: Style = Style::new().add_modifier(Modifier::REVERSED);
@@ -123,37 +122,32 @@ fn health(state: &State, limit: usize, room: usize) -> Vec<Line<'static>> {
     lines
 }
 
-/// What happened in each window: counts, and bytes per second.
-fn rates(windows: &[Window]) -> Vec<Line<'static>> {
+/// What was counted in each window, and bytes per second.
+fn rates(windows: &[(String, WindowCounts)]) -> Vec<Line<'static>> {
     let line = |cells: [String; 9]| {
         let cells = cells.into_iter().zip(RATES);
         cells.map(|(cell, (_, width))| format!("{cell:>width$}")).collect::<Vec<_>>().join(" ")
     };
-    let row = |window: &Window| {
-        let seconds = window.seconds.max(0.001);
-        let speed = |bytes: u64| text::size(bytes as f64 / seconds);
-        let span = match seconds < 10.0 {
-            true => format!("{seconds:.1}s"),
-            false => match seconds.round() as u64 {
-                whole if whole % 3600 == 0 => format!("{}h", whole / 3600),
-                whole if whole % 60 == 0 => format!("{}m", whole / 60),
-                whole => table::span(whole),
-            },
-        };
+    let known = |count: Option<u64>, text: &dyn Fn(u64) -> String| {
+        count.map_or_else(|| "-".to_owned(), text)
+    };
+    let row = |(title, window): &(String, WindowCounts)| {
+        let speed = |bytes: u64| table::bytes((bytes as f64 / window.seconds) as u64);
         Line::from(line([
-            span,
-            window.sessions.map_or_else(|| "-".to_owned(), text::count),
-            text::count(window.transfers),
-            text::count(window.failed_transfers),
-            text::count(window.refusals),
-            text::count(window.drops),
-            text::count(window.decisions),
-            speed(window.bytes_up),
-            speed(window.bytes_down),
+            title.clone(),
+            table::count(window.sessions),
+            known(window.transfers, &table::count),
+            known(window.failed_transfers, &table::count),
+            table::count(window.refusals),
+            table::count(window.drops),
+            table::count(window.decisions),
+            known(window.bytes_up, &speed),
+            known(window.bytes_down, &speed),
         ]))
     };
-    let title = Line::styled(line(RATES.map(|(title, _)| title.to_owned())), TITLE);
-    [title].into_iter().chain(windows.iter().map(row)).collect()
+    let title = || Line::styled(line(RATES.map(|(title, _)| title.to_owned())), TITLE);
+    let title = (!windows.is_empty()).then(title);
+    title.into_iter().chain(windows.iter().map(row)).collect()
 }
 
 fn tab_line(state: &State) -> Line<'static> {
@@ -304,9 +298,9 @@ mod tests {
                 "ftp-alg 0.1.0, up 2h 0m, nftables, fast path off",
                 "PROBLEM table: the table is not loaded, because it is another's",
                 "WARNING encrypted: 10.0.0.8 uses TLS",
-                "   LAST SESSIONS TRANSFERS FAILED REFUSED  DROPS DECIDED        UP/s      DOWN/s",
-                "    10s       12        40      1       0      0       0     1.5 MiB         0 B",
-                "     1h       12        40      1       0   7.7M       0     4.3 KiB         0 B",
+                "   LAST SESSIONS TRANSFERS FAILED REFUSED  DROPS DECIDED      UP/s    DOWN/s",
+                "    10s       12        40      1       0      0       0   1.5 MiB       0 B",
+                "     1h       12        40      1       0   7.6M       0   4.2 KiB       0 B",
                 "[1 Sessions 2]  2 Transfers 3   3 Refusals 1   4 Health 2",
                 " ID▼ CLIENT                 SERVER             USER     STATE      XFERS    AGE",
                 ">  2 [2001:db8:1…5:6]:50000 203.0.113.9:21     -        login          0 2m 10s",
@@ -319,12 +313,12 @@ mod tests {
             &screen(&mut state, 80, 24),
             &[
                 " UTC▼     CLIENT     USER   VERB  PATH           BYTES  SECS RESULT",
-                ">10:46:04 10.0.0.7   bob    STOR  …eport.csv   4.8 MiB   0.2 complete",
+                ">10:46:04 10.0.0.7   bob    STOR  …eport.csv   4.7 MiB   0.2 complete",
                 " 10:46:03 10.0.0.7   bob    STOR  /pub/b             -   0.2 no-data-connection",
             ],
         );
         press(&mut state, "3");
-        let refusal = ">10:46:05    1 10.0.0.7      PORT 10.0.0.9:4000: not your own address";
+        let refusal = ">10:46:05   1 10.0.0.7      PORT 10.0.0.9:4000: not your own address";
         assert_shows(&screen(&mut state, 80, 24), &[refusal]);
         press(&mut state, "4");
         let problem = ">PROBLEM   table      the table is not loaded, because it is another's";
@@ -350,14 +344,18 @@ mod tests {
     fn details_and_help_cover_the_panel() {
         let mut state = state(samples::look());
         press(&mut state, "2\n");
-        let path = "path        /pub/2026/november/a-long-report.csv";
-        assert_shows(&screen(&mut state, 80, 24), &["Transfer  (Esc: close)", path]);
+        let path = "PATH         /pub/2026/november/a-long-report.csv";
+        let exact = "EXACT BYTES  5000000";
+        assert_shows(
+            &screen(&mut state, 80, 24),
+            &["Transfer  (Esc: close, arrows: more)", path, exact],
+        );
         let small = screen(&mut state, 60, 14);
-        assert_shows(&small, &["Esc: close, arrows: more", "time        2026-11-28T10:46:04"]);
+        assert_shows(&small, &["Esc: close, arrows: more", "CLIENT       10.0.0.7"]);
         press(&mut state, &"j".repeat(99));
-        assert_shows(&screen(&mut state, 60, 14), &["reply code  226"]);
+        assert_shows(&screen(&mut state, 60, 14), &["TIME         2026-11-28T10:46:04"]);
         press(&mut state, "\n4\n");
-        assert_shows(&screen(&mut state, 80, 24), &["remedy    remove the other"]);
+        assert_shows(&screen(&mut state, 80, 24), &["REMEDY    remove the other"]);
         press(&mut state, "?");
         assert_shows(&screen(&mut state, 80, 24), &["Ctrl-C", "pause, and continue"]);
     }
@@ -382,7 +380,7 @@ mod tests {
         let mut look = samples::look();
         (look.events, look.sessions) = (Vec::new(), Vec::new());
         (look.status.problems, look.status.warnings) = (Vec::new(), Vec::new());
-        look.status.transfers.reported = false;
+        look.status.rates.ten_seconds.transfers = None;
         let mut state = state(look);
         assert_shows(&screen(&mut state, 80, 24), &["OK healthy", "no sessions"]);
         for (panel, why) in

@@ -76,8 +76,7 @@ impl TransferReports {
 
     /// What was transferred since the start.
     pub(super) fn totals(&self) -> TransferTotals {
-        let lost = self.lost.load(Ordering::Relaxed);
-        TransferTotals { reported: self.is_on, lost, ..lock(&self.totals).clone() }
+        TransferTotals { lost: self.lost.load(Ordering::Relaxed), ..lock(&self.totals).clone() }
     }
 
     /// Reports transfers, and passes each to `publish`, until `stop` is set. Without a `data_log`, nothing is known of
