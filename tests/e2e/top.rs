@@ -159,11 +159,9 @@ fn a_session_and_its_transfers_are_shown_while_they_happen() {
     transfer.upload("later.csv", b"1").unwrap();
     let reported = || gateway.daemon.ask(&["events"]).unwrap().stdout_text().contains("later.csv");
     wait_for("the report", reported);
-    // The view goes on to look, as its clock shows.
-    for _ in 0..2 {
-        let before = view.text().lines().next().unwrap().to_owned();
-        view.wait_until("a later time", |text| text.lines().next() != Some(&before));
-    }
+    let other = View::start(&gateway);
+    other.press("2");
+    other.wait(&["later.csv"]);
     assert!(!view.text().contains("later.csv"), "{}", view.text());
     view.press("p");
     view.wait(&["[2 Transfers 2]", "later.csv"]);
@@ -226,6 +224,15 @@ fn without_reports_the_setting_is_named() {
     let view = View::start(&gateway);
     view.press("2");
     view.wait(&["Transfers are not reported", "log.transfers = true"]);
+}
+
+#[test]
+fn without_a_daemon_there_is_no_view() {
+    let mut gateway = gateway(Topology::Masquerade);
+    gateway.daemon.kill();
+    let mut view = View::start(&gateway);
+    assert_eq!(wait_for_end(&mut view.program).code(), Some(1));
+    view.wait(&["ftp-alg: no daemon answers on", "start one with `ftp-alg run`"]);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
+
 use super::{
     look::{Event, Look},
     rows::Row,
@@ -21,6 +23,8 @@ const MAX_ROWS: usize = 2000;
 /// What is known of the daemon.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Data {
+    /// The time of the last look.
+    pub time: String,
     /// Version, age, back end and fast path of the daemon.
     pub summary: String,
     /// Whether the daemon reports transfers.
@@ -52,7 +56,7 @@ impl Data {
             rows.drain(..rows.len().saturating_sub(MAX_ROWS));
         }
         self.reports_transfers = status.rates.ten_seconds.transfers.is_some();
-        self.summary = summary(&status);
+        (self.time, self.summary) = (clock(), summary(&status));
         self.windows = status::windows(&status.rates);
         self.rows[0] = self.session_rows(&sessions);
         self.rows[3] = findings(&status);
@@ -92,6 +96,11 @@ impl Data {
         };
         sessions.iter().map(row).collect()
     }
+}
+
+/// The time of day in UTC.
+pub(super) fn clock() -> String {
+    Timestamp::now().strftime("%H:%M:%S UTC").to_string()
 }
 
 fn summary(status: &Status) -> String {

@@ -63,7 +63,7 @@ pub(super) struct Watcher {
     socket: SocketOption,
     /// The ID of the last event that was shown.
     after: u64,
-    /// The file of the socket, which each daemon makes anew.
+    /// The file of the socket: each daemon makes its own.
     file: Option<(u64, SystemTime)>,
 }
 

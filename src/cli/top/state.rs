@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::{
-    data::Data,
+    data::{Data, clock},
     look::Look,
     rows::{self, Column, Row},
     select::Selection,
@@ -119,15 +118,12 @@ impl State {
     pub fn take(&mut self, look: Result<Look, ClientError>) {
         match look {
             Ok(look) => {
-                let mut notices = Vec::new();
-                if look.is_another {
-                    notices.push(format!("{} the daemon was restarted", clock()));
-                }
-                if look.missed > 0 {
-                    notices.push(format!("{} {} events were missed", clock(), look.missed));
-                }
+                let restart = look.is_another.then(|| "the daemon was restarted".to_owned());
+                let missed = Some(look.missed).filter(|missed| *missed > 0);
+                let missed = missed.map(|missed| format!("{missed} events were missed"));
+                let notices: Vec<_> = restart.into_iter().chain(missed).collect();
                 if !notices.is_empty() {
-                    self.notice = Some(notices.join("; "));
+                    self.notice = Some(format!("{}: {}", clock(), notices.join("; ")));
                 }
                 self.outage = None;
                 Arc::make_mut(&mut self.live).take(look);
@@ -262,11 +258,6 @@ impl State {
         let rows = &data.rows[self.panel];
         self.visible = self.selections[self.panel].apply(rows, &self.filter);
     }
-}
-
-/// The time of day in UTC.
-pub(super) fn clock() -> String {
-    Timestamp::now().strftime("%H:%M:%S UTC").to_string()
 }
 
 #[cfg(test)]

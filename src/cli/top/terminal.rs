@@ -5,7 +5,11 @@ use std::{
     panic, process,
 };
 
-use ratatui::{Terminal, backend::CrosstermBackend};
+use ratatui::{
+    Terminal,
+    backend::CrosstermBackend,
+    crossterm::{cursor, execute},
+};
 
 use crate::cli::Failure;
 
@@ -21,6 +25,7 @@ impl Screen {
         // A panic of any thread ends the program, after ratatui's hook has restored the terminal.
         let report = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
+            let _ = execute!(io::stdout(), cursor::Show);
             report(panic);
             process::exit(101);
         }));

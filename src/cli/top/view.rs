@@ -9,9 +9,10 @@ use ratatui::{
 };
 
 use super::{
+    data::Data,
     rows::Row,
     select,
-    state::{Overlay, PANELS, State, clock},
+    state::{Overlay, PANELS, State},
     text::{Cut, cut, escaped, width, wrap},
 };
 use crate::{cli::table, daemon::snapshot::WindowCounts};
@@ -78,8 +79,9 @@ fn both_ends(left: &str, right: &str, limit: usize) -> String {
 }
 
 fn headline(state: &State, limit: usize) -> Line<'static> {
+    let Data { summary, time, .. } = state.data();
     let pause = if state.is_paused() { "PAUSED  " } else { "" };
-    let line = both_ends(&state.data().summary, &format!("{pause}{}", clock()), limit);
+    let line = both_ends(summary, &format!("{pause}{time}"), limit);
     Line::styled(line, TITLE)
 }
 
