@@ -42,7 +42,7 @@ pub(super) struct Column {
     pub usual: usize,
     /// How much of the text stays, and where it is cut, if the terminal is narrow.
     pub cut: Option<(usize, Cut)>,
-    /// The width of a terminal that has room for the column.
+    /// The width of a terminal that has room for the column, and for those before it.
     pub from: u16,
     /// Whether the filter searches it.
     is_searched: bool,
@@ -100,8 +100,8 @@ pub(super) const REFUSALS: &[Column] = &[
     column("UTC", 8),
     column("ID", 3).right(),
     column("CLIENT", 13).searched().cut(9, Cut::Middle),
-    column("SERVER", 13).searched().cut(9, Cut::Middle).from(100),
     column("REFUSED", 20).searched().cut(20, Cut::End),
+    column("SERVER", 13).searched().cut(9, Cut::Middle).from(100),
 ];
 
 pub(super) const HEALTH: &[Column] =
@@ -180,8 +180,8 @@ impl Row {
             event.time_cell(),
             Cell::count(event.session),
             Cell::text(&event.client),
-            Cell::text(&event.server),
             Cell::text(what.strip_prefix("refuse ").unwrap_or(what)),
+            Cell::text(&event.server),
         ];
         Self::new(event.id, REFUSALS, cells, &[("TIME", escaped(&event.time))])
     }

@@ -73,8 +73,8 @@ fn compare(one: &Cell, other: &Cell) -> Ordering {
 
 /// The columns that a terminal has room for, with their widths for these rows, in `limit` columns of the terminal in
 /// all. Where there is no room for all text, the widest column is cut first.
-pub(super) fn widths(columns: &[Column], rows: &[&Row], limit: usize) -> Vec<(usize, usize)> {
-    let shown = columns.iter().enumerate().filter(|(_, column)| usize::from(column.from) <= limit);
+pub(super) fn widths(columns: &[Column], rows: &[&Row], limit: u16) -> Vec<(usize, usize)> {
+    let shown = columns.iter().take_while(|column| column.from <= limit).enumerate();
     let natural = |(at, column): (usize, &Column)| {
         let cells = rows.iter().filter_map(|row| row.cells.get(at)).map(|cell| width(&cell.text));
         // Behind the title is room for the mark of the order.
@@ -83,7 +83,7 @@ pub(super) fn widths(columns: &[Column], rows: &[&Row], limit: usize) -> Vec<(us
     let mut widths: Vec<_> = shown.map(natural).collect();
     let taken =
         |widths: &[(usize, usize)]| widths.iter().map(|(_, width)| width + 1).sum::<usize>();
-    while taken(&widths) > limit {
+    while taken(&widths) > limit.into() {
         let can_shrink = |(at, width): &&mut (usize, usize)| {
             columns[*at].cut.is_some_and(|(least, _)| *width > least)
         };

@@ -55,8 +55,8 @@ pub(super) struct State {
     pub outage: Option<(String, String)>,
     /// What happened to the daemon, until a key is pressed.
     pub notice: Option<String>,
-    /// Rows on the screen.
-    pub page: usize,
+    /// The size of the panel: columns of the terminal, and rows.
+    size: (u16, usize),
     pub has_colour: bool,
 }
 
@@ -84,7 +84,7 @@ impl State {
             overlay: None,
             outage: None,
             notice: None,
-            page: 1,
+            size: (0, 1),
             has_colour,
         }
     }
@@ -110,8 +110,23 @@ impl State {
         &self.selections[self.panel]
     }
 
-    pub fn selection_mut(&mut self) -> &mut Selection {
+    fn selection_mut(&mut self) -> &mut Selection {
         &mut self.selections[self.panel]
+    }
+
+    /// Adapts to a panel of this size. A column that is not shown orders nothing.
+    pub fn fit(&mut self, width: u16, rows: usize) {
+        self.size = (width, rows.max(1));
+        if self.selection().column >= self.shown_columns() {
+            self.selection_mut().column = 0;
+            self.refresh();
+        }
+        self.selection_mut().scroll(rows);
+    }
+
+    fn shown_columns(&self) -> usize {
+        let width = self.size.0;
+        self.columns().iter().take_while(|column| column.from <= width).count()
     }
 
     /// Takes over a look, or the reason why there is none.
@@ -156,7 +171,7 @@ impl State {
     }
 
     fn navigate(&mut self, code: KeyCode) {
-        let page = isize::try_from(self.page).unwrap_or(isize::MAX);
+        let page = isize::try_from(self.size.1).unwrap_or(isize::MAX);
         match code {
             KeyCode::Up | KeyCode::Char('k') => self.move_by(-1),
             KeyCode::Down | KeyCode::Char('j') => self.move_by(1),
@@ -176,9 +191,9 @@ impl State {
             KeyCode::Char(digit @ '1'..='4') => self.show_panel(digit as usize - '1' as usize),
             KeyCode::Char('/') => (self.is_typing, self.overlay) = (true, None),
             KeyCode::Char('s') => {
-                let columns = self.columns().len();
+                let columns = self.shown_columns();
                 let selection = self.selection_mut();
-                selection.column = (selection.column + 1) % columns;
+                selection.column = (selection.column + 1) % columns.max(1);
             }
             KeyCode::Char('r') => {
                 let selection = self.selection_mut();
@@ -268,6 +283,7 @@ mod tests {
     fn state() -> State {
         let mut state = State::new(false);
         state.take(Ok(samples::look()));
+        state.fit(200, 1);
         state
     }
 
@@ -316,6 +332,18 @@ mod tests {
         assert_eq!(state.panel, 3);
         press(&mut state, &"s".repeat(rows::HEALTH.len()));
         assert_eq!(state.selection().column, 0);
+        state.fit(80, 1);
+        press(&mut state, "2sssssssr");
+        assert_eq!(
+            (state.columns()[state.selection().column].title, keys(&state)[0]),
+            ("RESULT", 2)
+        );
+        press(&mut state, "s");
+        assert_eq!((state.selection().column, keys(&state)[0]), (0, 2), "no column that is hidden");
+        state.fit(200, 1);
+        press(&mut state, "ssssssssss");
+        state.fit(80, 1);
+        assert_eq!((state.selection().column, keys(&state)[0]), (0, 2), "as well");
     }
 
     #[test]

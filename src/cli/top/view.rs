@@ -1,5 +1,7 @@
 //! Draws the state. What has a colour has a word or a mark, too.
 
+use std::iter;
+
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
@@ -85,6 +87,15 @@ fn headline(state: &State, limit: usize) -> Line<'static> {
     Line::styled(line, TITLE)
 }
 
+/// A name, and behind it a text from column `indent` on, in as many lines as it needs.
+fn named(name: &str, text: &str, style: Style, indent: usize, limit: usize) -> Vec<Line<'static>> {
+    let names = iter::once(name).chain(iter::repeat(""));
+    let line = |(name, text): (&str, String)| {
+        Line::from(vec![Span::styled(format!("{name:<indent$}"), style), Span::raw(text)])
+    };
+    names.zip(wrap(text, limit.saturating_sub(indent))).map(line).collect()
+}
+
 /// Whether the daemon answers and is healthy, in at most `room` lines.
 fn health(state: &State, limit: usize, room: usize) -> Vec<Line<'static>> {
     let mut items = Vec::new();
@@ -105,12 +116,7 @@ fn health(state: &State, limit: usize, room: usize) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     for (mark, text, colour) in items {
         let style = if state.has_colour { TITLE.fg(colour) } else { TITLE };
-        let indent = width(mark) + 1;
-        for (at, line) in wrap(&text, limit.saturating_sub(indent)).into_iter().enumerate() {
-            let mark = if at == 0 { mark } else { "" };
-            let mark = Span::styled(format!("{mark:<indent$}"), style);
-            lines.push(Line::from(vec![mark, Span::raw(line)]));
-        }
+        lines.extend(named(mark, &text, style, width(mark) + 1, limit));
     }
     if lines.len() > room.max(1) {
         lines.truncate(room.max(1));
@@ -165,14 +171,14 @@ fn tab_line(state: &State) -> Line<'static> {
 
 fn draw_rows(state: &mut State, frame: &mut Frame, area: Rect) {
     let room = usize::from(area.height).saturating_sub(1);
-    state.page = room.max(1);
-    state.selection_mut().scroll(room);
+    // The first column of the terminal marks the selected row.
+    let limit = area.width - 1;
+    state.fit(limit, room);
     let selection = state.selection().clone();
     let on_screen = state.visible.iter().skip(selection.offset).take(room);
     let rows: Vec<&Row> = on_screen.filter_map(|at| state.rows().get(*at)).collect();
     let columns = state.columns();
-    // The first column of the terminal marks the selected row.
-    let widths = select::widths(columns, &rows, usize::from(area.width) - 1);
+    let widths = select::widths(columns, &rows, limit);
     let line = |mark: &str, cell: &dyn Fn(usize) -> String| {
         let cells = widths.iter().map(|(at, wide)| {
             let at_end = columns[*at].cut.map_or(Cut::End, |(_, at)| at);
@@ -196,14 +202,14 @@ fn draw_rows(state: &mut State, frame: &mut Frame, area: Rect) {
         lines.push(Line::styled(text, style));
     }
     if rows.is_empty() {
-        let text = wrap(&emptiness(state), usize::from(area.width) - 2);
+        let text = wrap(&why_empty(state), usize::from(limit) - 1);
         lines.extend(text.into_iter().map(|line| Line::from(format!("  {line}"))));
     }
     frame.render_widget(Paragraph::new(lines), area);
 }
 
 /// Why a panel has no rows.
-fn emptiness(state: &State) -> String {
+fn why_empty(state: &State) -> String {
     if !state.rows().is_empty() {
         return format!("nothing has \"{}\": Esc clears the filter", escaped(&state.filter));
     }
@@ -222,15 +228,10 @@ fn emptiness(state: &State) -> String {
 
 fn draw_overlay(overlay: &mut Overlay, frame: &mut Frame, area: Rect) {
     let names = overlay.items.iter().map(|(name, _)| width(name)).max().unwrap_or(0) + 2;
-    let limit = usize::from(area.width).saturating_sub(names);
-    let mut lines = Vec::new();
-    for (name, value) in &overlay.items {
-        for (at, value) in wrap(value, limit).into_iter().enumerate() {
-            let name = if at == 0 { name } else { "" };
-            let name = Span::styled(format!("{name:<names$}"), TITLE);
-            lines.push(Line::from(vec![name, Span::raw(value)]));
-        }
-    }
+    let limit = usize::from(area.width);
+    let items = overlay.items.iter();
+    let lines: Vec<_> =
+        items.flat_map(|(name, value)| named(name, value, TITLE, names, limit)).collect();
     let room = usize::from(area.height).saturating_sub(1);
     overlay.scroll = overlay.scroll.min(lines.len().saturating_sub(room));
     let more = if lines.len() > room { ", arrows: more" } else { "" };
