@@ -20,10 +20,8 @@ pub(super) struct Row {
     /// A number that it keeps from look to look.
     pub key: u64,
     pub cells: Vec<Cell>,
-    /// Names with values.
-    pub details: Vec<(&'static str, String)>,
-    /// The text that the filter searches, in lower case.
-    pub searched: String,
+    /// Names and values of further details.
+    pub more: Vec<(&'static str, String)>,
 }
 
 /// A cell, which is ordered by its number, or without one by its text.
@@ -48,7 +46,7 @@ pub(super) struct Column {
     is_searched: bool,
 }
 
-const fn column(title: &'static str, usual: usize) -> Column {
+pub(super) const fn column(title: &'static str, usual: usize) -> Column {
     Column { title, is_right: false, usual, cut: None, from: 0, is_searched: false }
 }
 
@@ -62,7 +60,7 @@ impl Column {
     const fn from(self, from: u16) -> Self {
         Self { from, ..self }
     }
-    const fn searched(self) -> Self {
+    pub const fn searched(self) -> Self {
         Self { is_searched: true, ..self }
     }
 }
@@ -108,19 +106,17 @@ pub(super) const HEALTH: &[Column] =
     &[column("SEVERITY", 8), column("NAME", 10), column("TEXT", 20).cut(20, Cut::End)];
 
 impl Row {
-    /// A row with these cells for its panel's columns, and with `more` details.
-    fn new(
-        key: u64,
-        columns: &[Column],
-        cells: Vec<Cell>,
-        more: &[(&'static str, String)],
-    ) -> Self {
-        let known = || columns.iter().zip(&cells).filter(|(_, cell)| !cell.text.is_empty());
-        let searched = known().filter(|(column, _)| column.is_searched);
-        let searched: Vec<_> = searched.map(|(_, cell)| cell.text.to_lowercase()).collect();
-        let details = known().map(|(column, cell)| (column.title, cell.text.clone()));
-        let details = details.chain(more.iter().cloned()).collect();
-        Self { key, searched: searched.join("\n"), details, cells }
+    /// The names and values of all that is known of this row of a panel with these `columns`.
+    pub fn details(&self, columns: &[Column]) -> Vec<(&'static str, String)> {
+        let known = columns.iter().zip(&self.cells).filter(|(_, cell)| !cell.text.is_empty());
+        let known = known.map(|(column, cell)| (column.title, cell.text.clone()));
+        known.chain(self.more.iter().cloned()).collect()
+    }
+
+    /// Whether a column that the filter searches has this text, which is in lower case.
+    pub fn has(&self, columns: &[Column], text: &str) -> bool {
+        let mut searched = columns.iter().zip(&self.cells).filter(|(column, _)| column.is_searched);
+        text.is_empty() || searched.any(|(_, cell)| cell.text.to_lowercase().contains(text))
     }
 
     /// The row of a session of `user`, which has ended so many `transfers`, if these are known.
@@ -141,7 +137,7 @@ impl Row {
             external(row.client, row.client_external),
             external(row.server, row.server_external),
         ];
-        Self::new(row.id, SESSIONS, cells, &[])
+        Self { key: row.id, cells, more: Vec::new() }
     }
 
     /// The row of a transfer that has ended.
@@ -163,13 +159,13 @@ impl Row {
             Cell::text(event.reason.as_deref().unwrap_or_default()),
         ];
         let exact = event.bytes.map_or_else(|| "not known".to_owned(), |bytes| bytes.to_string());
-        let more = [
+        let more = vec![
             ("EXACT BYTES", exact),
             ("DIRECTION", escaped(&event.direction)),
             ("SESSION", event.session.to_string()),
             ("TIME", escaped(&event.time)),
         ];
-        Self::new(event.id, TRANSFERS, cells, &more)
+        Self { key: event.id, cells, more }
     }
 
     /// The row of a refused announcement or command.
@@ -183,7 +179,7 @@ impl Row {
             Cell::text(what.strip_prefix("refuse ").unwrap_or(what)),
             Cell::text(&event.server),
         ];
-        Self::new(event.id, REFUSALS, cells, &[("TIME", escaped(&event.time))])
+        Self { key: event.id, cells, more: vec![("TIME", escaped(&event.time))] }
     }
 
     /// The row of a problem or warning, number `key` in their order.
@@ -191,7 +187,7 @@ impl Row {
         let Problem { name, text, remedy } = problem;
         let severity = Cell::number(key as f64, severity);
         let cells = vec![severity, Cell::text(name), Cell::text(text)];
-        Self::new(key, HEALTH, cells, &[("REMEDY", escaped(remedy))])
+        Self { key, cells, more: vec![("REMEDY", escaped(remedy))] }
     }
 }
 

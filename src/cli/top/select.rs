@@ -28,9 +28,9 @@ impl Selection {
 
     /// The places of the rows that match `filter`, in their order. If the selected row is gone, its neighbour is
     /// selected.
-    pub fn apply(&mut self, rows: &[Row], filter: &str) -> Vec<usize> {
+    pub fn apply(&mut self, columns: &[Column], rows: &[Row], filter: &str) -> Vec<usize> {
         let filter = filter.to_lowercase();
-        let matching = (0..rows.len()).filter(|at| rows[*at].searched.contains(&filter));
+        let matching = (0..rows.len()).filter(|at| rows[*at].has(columns, &filter));
         let mut shown: Vec<usize> = matching.collect();
         shown.sort_by(|one, other| {
             let (one, other) = (&rows[*one], &rows[*other]);
@@ -98,7 +98,13 @@ pub(super) fn widths(columns: &[Column], rows: &[&Row], limit: u16) -> Vec<(usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::top::{rows, text::Cut};
+    use crate::cli::top::{
+        rows::{self, column},
+        text::Cut,
+    };
+
+    /// The first is searched.
+    const COLUMNS: &[Column] = &[column("TEXT", 4).searched(), column("NUMBER", 6)];
 
     fn rows(texts: &[(u64, &str)]) -> Vec<Row> {
         let row = |(key, text): &(u64, &str)| Row {
@@ -107,8 +113,7 @@ mod tests {
                 Cell { text: (*text).to_owned(), number: None },
                 Cell { text: key.to_string(), number: Some(*key as f64) },
             ],
-            details: Vec::new(),
-            searched: text.to_lowercase(),
+            more: Vec::new(),
         };
         texts.iter().map(row).collect()
     }
@@ -117,31 +122,31 @@ mod tests {
     fn rows_are_ordered_by_number_or_text_and_then_by_key() {
         let rows = rows(&[(10, "b"), (9, "a"), (8, "b")]);
         let mut order = Selection::default();
-        assert_eq!(order.apply(&rows, ""), [1, 2, 0]);
+        assert_eq!(order.apply(COLUMNS, &rows, ""), [1, 2, 0]);
         order.column = 1;
-        assert_eq!(order.apply(&rows, ""), [2, 1, 0]);
+        assert_eq!(order.apply(COLUMNS, &rows, ""), [2, 1, 0]);
         order.is_descending = true;
-        assert_eq!(order.apply(&rows, ""), [0, 1, 2]);
-        assert_eq!(order.apply(&rows, "B"), [0, 2]);
+        assert_eq!(order.apply(COLUMNS, &rows, ""), [0, 1, 2]);
+        assert_eq!(order.apply(COLUMNS, &rows, "B"), [0, 2]);
     }
 
     #[test]
     fn the_selected_row_stays_selected_and_then_its_neighbour() {
         let mut order = Selection::new(true);
         let before = rows(&[(1, "a"), (2, "b"), (3, "c")]);
-        let shown = order.apply(&before, "");
+        let shown = order.apply(COLUMNS, &before, "");
         assert_eq!(order.at, 0);
-        order.apply(&rows(&[(1, "a"), (4, "d")]), "");
+        order.apply(COLUMNS, &rows(&[(1, "a"), (4, "d")]), "");
         assert_eq!(order.at, 0, "the newest");
-        order.apply(&before, "");
+        order.apply(COLUMNS, &before, "");
         order.choose(1, &before, &shown);
-        order.apply(&rows(&[(1, "a"), (2, "b"), (3, "c"), (4, "d")]), "");
+        order.apply(COLUMNS, &rows(&[(1, "a"), (2, "b"), (3, "c"), (4, "d")]), "");
         assert_eq!(order.at, 2, "one came above");
-        order.apply(&rows(&[(1, "a"), (3, "c"), (4, "d")]), "");
+        order.apply(COLUMNS, &rows(&[(1, "a"), (3, "c"), (4, "d")]), "");
         assert_eq!(order.at, 2, "it ended");
-        order.apply(&rows(&[(9, "z")]), "");
+        order.apply(COLUMNS, &rows(&[(9, "z")]), "");
         assert_eq!(order.at, 0);
-        order.apply(&[], "");
+        order.apply(COLUMNS, &[], "");
         assert_eq!(order.at, 0);
         order.choose(5, &[], &[]);
         assert_eq!(order.at, 0);

@@ -249,7 +249,7 @@ impl State {
     fn open_details(&mut self) {
         let title = PANELS[self.panel].0.trim_end_matches('s').to_owned();
         if let Some(row) = self.selected() {
-            let (of, items) = (Some(row.key), row.details.clone());
+            let (of, items) = (Some(row.key), row.details(self.columns()));
             self.overlay = Some(Overlay { title, items, scroll: 0, of });
         }
     }
@@ -257,7 +257,8 @@ impl State {
     /// Details of a session change until it ends, and then they stay.
     fn refresh_details(&mut self) {
         let Some(key) = self.overlay.as_ref().and_then(|overlay| overlay.of) else { return };
-        let row = self.rows().iter().find(|row| row.key == key).map(|row| row.details.clone());
+        let row =
+            self.rows().iter().find(|row| row.key == key).map(|row| row.details(self.columns()));
         let is_session = self.panel == 0;
         let Some(overlay) = &mut self.overlay else { return };
         match row {
@@ -271,7 +272,7 @@ impl State {
     fn refresh(&mut self) {
         let data = self.frozen.as_ref().unwrap_or(&self.live);
         let rows = &data.rows[self.panel];
-        self.visible = self.selections[self.panel].apply(rows, &self.filter);
+        self.visible = self.selections[self.panel].apply(PANELS[self.panel].1, rows, &self.filter);
     }
 }
 
