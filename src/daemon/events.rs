@@ -4,16 +4,16 @@
 use std::{
     collections::VecDeque,
     sync::Mutex,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ftp_alg_core::engine::{Event, EventKind};
+use ftp_alg_core::engine::{EndedSession, Event, EventKind};
 use jiff::Timestamp;
 
 use super::{
     shard::lock,
-    snapshot::{EventRow, RecentEvents, TransferRow},
-    transfers::FinishedTransfer,
+    snapshot::{EndedSessionRow, EventRow, RecentEvents, TransferRow},
+    transfers::{FinishedTransfer, Report, SessionReport},
 };
 
 /// Limit of stored events.
@@ -36,7 +36,7 @@ struct Ring {
 /// What is shown of an event.
 enum Recorded {
     Session(Event),
-    Transfer(FinishedTransfer),
+    Report(Report),
 }
 
 impl Default for EventRing {
@@ -48,20 +48,19 @@ impl Default for EventRing {
 }
 
 impl EventRing {
-    /// Records the events of sessions; transfers are recorded when all is known of them.
-    pub(super) fn record(&self, events: &[Event]) {
-        let is_transfer = |event: &&Event| matches!(event.kind, EventKind::Transfer(_));
+    /// Records the events of sessions, except those that are recorded later, when all is known of them.
+    pub(super) fn record(&self, events: &[Event], is_later: impl Fn(&EventKind) -> bool) {
         let mut ring = None;
-        for event in events.iter().filter(|event| !is_transfer(event)) {
+        for event in events.iter().filter(|event| !is_later(&event.kind)) {
             let ring = ring.get_or_insert_with(|| lock(&self.0));
             ring.push(SystemTime::now(), Recorded::Session(event.clone()));
         }
     }
 
-    /// Records a transfer. Returns what a reader gets.
-    pub(super) fn record_transfer(&self, finished: FinishedTransfer) -> EventRow {
-        let at = finished.at;
-        let recorded = Recorded::Transfer(finished);
+    /// Records what the reports of transfers say. Returns what a reader gets.
+    pub(super) fn record_report(&self, report: Report) -> EventRow {
+        let at = report.at();
+        let recorded = Recorded::Report(report);
         let mut ring = lock(&self.0);
         let row = recorded.row(ring.first + ring.events.len() as u64, at);
         ring.push(at, recorded);
@@ -100,7 +99,12 @@ impl Recorded {
         let time = Timestamp::try_from(at).map(|at| format!("{at:.6}")).unwrap_or_default();
         match self {
             Self::Session(event) => EventRow { id, time, ..session_row(event) },
-            Self::Transfer(finished) => EventRow { id, time, ..transfer_row(finished) },
+            Self::Report(Report::Transfer(finished)) => {
+                EventRow { id, time, ..transfer_row(finished) }
+            }
+            Self::Report(Report::SessionEnd(report)) => {
+                EventRow { id, time, ..ended_session_row(report) }
+            }
         }
     }
 }
@@ -117,6 +121,7 @@ fn session_row(event: &Event) -> EventRow {
         server: Some(event.server.ip()),
         user: match &event.kind {
             EventKind::LoggedIn(user) => user.as_deref().map(str::to_owned),
+            EventKind::SessionEnded(ended) => ended.user.as_deref().map(str::to_owned),
             _ => None,
         },
         kind: match &event.kind {
@@ -126,7 +131,10 @@ fn session_row(event: &Event) -> EventRow {
         action: decided.map(|decided| decided.action()),
         announced: decided.and_then(|decided| decided.announced).map(|end| end.to_string()),
         rewritten: decided.and_then(|decided| decided.rewritten()).map(|end| end.to_string()),
-        transfer: None,
+        ended_session: match &event.kind {
+            EventKind::SessionEnded(ended) => Some(session_end(ended, None)),
+            _ => None,
+        },
         text: event.to_string(),
         ..EventRow::default()
     }
@@ -136,7 +144,7 @@ fn transfer_row(finished: &FinishedTransfer) -> EventRow {
     let FinishedTransfer { session, transfer, result, bytes, duration, reason, .. } = finished;
     let mode = transfer.is_active().map(|is_active| if is_active { "active" } else { "passive" });
     EventRow {
-        event: "transfer",
+        event: finished.event(),
         session: session.id,
         client: Some(session.client.ip()),
         server: Some(session.server.ip()),
@@ -147,7 +155,7 @@ fn transfer_row(finished: &FinishedTransfer) -> EventRow {
             direction: if transfer.verb.is_upload() { "up" } else { "down" },
             mode,
             bytes: *bytes,
-            seconds: (duration.as_secs_f64() * 1e6).round() / 1e6,
+            seconds: seconds(*duration),
             result: result.into(),
             code: finished.code(),
             reason: reason.clone(),
@@ -155,6 +163,30 @@ fn transfer_row(finished: &FinishedTransfer) -> EventRow {
         text: finished.to_string(),
         ..EventRow::default()
     }
+}
+
+fn ended_session_row(report: &SessionReport) -> EventRow {
+    let SessionReport { session, ended, bytes, .. } = report;
+    EventRow {
+        event: "session-ended",
+        session: session.id,
+        client: Some(session.client.ip()),
+        server: Some(session.server.ip()),
+        user: ended.user.as_deref().map(str::to_owned),
+        ended_session: Some(session_end(ended, *bytes)),
+        text: report.to_string(),
+        ..EventRow::default()
+    }
+}
+
+fn session_end(ended: &EndedSession, bytes: Option<u64>) -> EndedSessionRow {
+    let EndedSession { end, transfers, duration, .. } = ended;
+    EndedSessionRow { end: end.name(), transfers: *transfers, bytes, seconds: seconds(*duration) }
+}
+
+/// To a microsecond.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e6
 }
 
 #[cfg(test)]
@@ -171,7 +203,7 @@ mod tests {
     fn a_slow_reader_learns_how_many_events_are_gone() {
         let ring = EventRing::default();
         let first = lock(&ring.0).base;
-        ring.record(&[event(1), event(2), event(3)]);
+        ring.record(&[event(1), event(2), event(3)], |_| false);
         let RecentEvents { events, lost } = ring.after(0);
         assert_eq!((events.len(), lost), (3, Some(0)));
         assert_eq!(
@@ -181,7 +213,7 @@ mod tests {
         assert_eq!(ring.after(first).events.len(), 2);
         assert_eq!(ring.after(first + 2).events.len(), 0);
         for number in 0..CAPACITY as u64 {
-            ring.record(&[event(number)]);
+            ring.record(&[event(number)], |_| false);
         }
         let RecentEvents { events, lost } = ring.after(first);
         assert_eq!((events.len(), lost), (MAX_ANSWERED, Some(2)));
@@ -196,7 +228,7 @@ mod tests {
     #[test]
     fn a_row_has_the_documented_fields() {
         let ring = EventRing::default();
-        ring.record(&[event(17)]);
+        ring.record(&[event(17)], |_| false);
         let row = serde_json::to_value(&ring.after(0).events[0]).unwrap();
         let fields: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(fields, ["client", "event", "id", "server", "session", "text", "time"]);

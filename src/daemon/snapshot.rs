@@ -94,18 +94,21 @@ pub struct ResultCounts {
     pub refused: u64,
     pub no_data_connection: u64,
     pub reset: u64,
+    #[serde(default)]
+    pub unseen: u64,
 }
 
 impl ResultCounts {
     /// The counts with the names that results have in events.
-    pub fn by_result(self) -> [(&'static str, u64); 5] {
-        let Self { complete, aborted, refused, no_data_connection, reset } = self;
+    pub fn by_result(self) -> [(&'static str, u64); 6] {
+        let Self { complete, aborted, refused, no_data_connection, reset, unseen } = self;
         [
             ("complete", complete),
             ("aborted", aborted),
             ("refused", refused),
             ("no-data-connection", no_data_connection),
             ("reset", reset),
+            ("unseen", unseen),
         ]
     }
 }
@@ -301,8 +304,21 @@ pub struct EventRow {
     pub rewritten: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<TransferRow>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub ended_session: Option<EndedSessionRow>,
     /// The line of the log.
     pub text: String,
+}
+
+/// The fields of a session that has ended.
+#[derive(Debug, Serialize)]
+pub struct EndedSessionRow {
+    /// How it ended.
+    pub end: &'static str,
+    pub transfers: u32,
+    /// The bytes of its transfers; `None` if they are not known of each.
+    pub bytes: Option<u64>,
+    pub seconds: f64,
 }
 
 /// The fields of a transfer.

@@ -117,16 +117,25 @@ impl StateDir {
             let restored = engine.sessions.restore_sessions(part, Instant::now(), self.epoch);
             all.sessions += restored.sessions;
             all.adjusted += restored.adjusted;
+            all.transferring += restored.transferring;
             engine.sessions.track_changes(self.epoch);
         }
-        if let RestoredCounts { sessions: 1.., adjusted } = all {
-            let sessions = all.sessions;
+        let RestoredCounts { sessions, adjusted, transferring } = all;
+        if sessions > 0 {
             tracing::info!(
                 event = "restored",
                 sessions,
                 adjusted,
                 "restored {sessions} sessions ({adjusted} with sequence adjustment) from {}",
                 self.path.display()
+            );
+        }
+        if transferring > 0 {
+            tracing::info!(
+                event = "transfers-interrupted",
+                sessions = transferring,
+                "{transferring} sessions had a transfer when the last daemon ended: those that have ended since are reported \
+                 as unseen, or not at all if their session is over"
             );
         }
         // Until each journal has its part, this file has all sessions. If there is no room for it, the journals are

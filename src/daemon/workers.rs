@@ -39,7 +39,7 @@ use super::{
     start_table,
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
-    transfers::{self, TransferFile, TransferReports},
+    transfers::{self, Report, TransferFile, TransferReports},
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -452,8 +452,12 @@ impl Workers {
     ) -> Result<(), ServiceError> {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
-            let publish = |finished| {
-                let row = shared.events.record_transfer(finished);
+            let publish = |report: Report| {
+                if let Report::Transfer(transfer) = &report {
+                    let client = transfer.session.client.ip();
+                    transfer.log(|| shared.log.admits_waiting_transfer(Instant::now(), client));
+                }
+                let row = shared.events.record_report(report);
                 shared.transfers.append(&row, &mut file);
             };
             shared.transfers.run(data_log, publish, &stop);

@@ -312,7 +312,10 @@ impl<W: Write> Player<W> {
     /// Ends a connection because of tuple reuse.
     fn end_connection(&mut self, flow: Flow) -> io::Result<()> {
         self.flush_queues(flow.connection())?;
-        self.gateway.engine.sessions.forget_between(flow.source, flow.destination);
+        let now = self.now();
+        self.gateway.run(now, |engine, effects| {
+            engine.sessions.forget_between(flow.source, flow.destination, effects);
+        });
         let connection = self.connection(flow);
         let last_frame = connection.last_frame;
         *connection = CapturedConnection::default();

@@ -136,6 +136,9 @@ impl Report {
             EventKind::Announcement(_) => {}
             // No data connection is played, so every pinhole expires.
             EventKind::PinholeClosed(..) | EventKind::PinholeExpired(..) => return,
+            EventKind::SessionStarted
+            | EventKind::SessionEnded(_)
+            | EventKind::TransferWaiting(_) => return,
             EventKind::Encrypted => self.summary.encrypted += 1,
             EventKind::CommandRefused(what) => self.summary.count_reason("refuse", what),
             _ => {}

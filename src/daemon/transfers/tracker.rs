@@ -15,7 +15,7 @@ use strum::IntoStaticStr;
 use crate::kernel::data_log::{DataFlags, DataPacket};
 
 /// How long a transfer waits for the packets of its data connection.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 /// Limit of data connections whose packets are stored; the oldest go first.
 const MAX_CONNECTIONS: usize = 16384;
 /// Limit of transfers that wait.
@@ -35,6 +35,10 @@ pub enum TransferResult {
     NoDataConnection,
     /// The data connection or the control connection was reset.
     Reset,
+    /// Its end was not seen.
+    Unseen,
+    /// It has not ended, and waits for its data connection.
+    Waiting,
 }
 
 /// The session of a transfer.
@@ -45,12 +49,12 @@ pub struct TransferSession {
     pub server: SocketAddr,
 }
 
-/// A transfer that has ended, with what is known of its data connection.
+/// A transfer that has ended, or waits, with what is known of its data connection.
 #[derive(Clone, Debug)]
 pub struct FinishedTransfer {
     pub session: TransferSession,
     pub transfer: Transfer,
-    /// When its end was seen.
+    /// When its end was seen, or when it was examined.
     pub at: SystemTime,
     pub result: TransferResult,
     /// The bytes that its receiver got, if the first and the last packets of their sender were seen.
@@ -175,6 +179,41 @@ impl TransferTracker {
         None
     }
 
+    /// A transfer has been pending for a while. Returns it if its data connection did not come about, as far as is known.
+    pub fn examine(
+        &self,
+        (now, at): (Instant, SystemTime),
+        session: TransferSession,
+        transfer: Transfer,
+    ) -> Option<FinishedTransfer> {
+        let announced = transfer.announcement.filter(|_| self.sees_packets);
+        let reason = match announced.map(|(_, pinhole)| ends_of(&pinhole)) {
+            // Only the server's silence says something about its data connection.
+            None if transfer.has_started => return None,
+            None => None,
+            Some(ends) => {
+                let requested = now.checked_sub(transfer.duration);
+                let is_earlier = |connection: &&DataConnection| {
+                    connection.is_over() && Some(connection.ended) <= requested
+                };
+                let known =
+                    self.connections.get(&ends).filter(|connection| !is_earlier(connection));
+                if known.is_some_and(DataConnection::is_answered) {
+                    return None;
+                }
+                Some(missing_reason(ends, known))
+            }
+        };
+        let duration = transfer.duration;
+        let (result, bytes) = (TransferResult::Waiting, None);
+        Some(FinishedTransfer { session, transfer, at, result, bytes, duration, reason })
+    }
+
+    /// Whether no transfer waits for the packets of its data connection.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// The transfers that need not wait any more.
     pub fn take_finished(&mut self, now: Instant) -> Vec<FinishedTransfer> {
         let mut finished = Vec::new();
@@ -203,7 +242,7 @@ impl TransferTracker {
         let Some(connection) = self.connections.get(&ends_of(&pinhole)) else {
             return refused && !transfer.has_started;
         };
-        connection.reset_by.is_some() || connection.last.iter().all(Option::is_some)
+        connection.is_over()
     }
 
     fn complete(&mut self, mut finished: FinishedTransfer) -> FinishedTransfer {
@@ -247,6 +286,10 @@ impl DataConnection {
         }
     }
 
+    fn is_over(&self) -> bool {
+        self.reset_by.is_some() || self.last.iter().all(Option::is_some)
+    }
+
     fn is_answered(&self) -> bool {
         self.first[End::Target as usize].is_some()
     }
@@ -267,6 +310,17 @@ fn is_success(end: TransferEnd) -> bool {
     matches!(end, TransferEnd::Replied(reply) if reply.is_success())
 }
 
+/// Why there was no data connection.
+fn missing_reason((initiator, target): Ends, connection: Option<&DataConnection>) -> String {
+    match connection {
+        Some(DataConnection { reset_by: Some(_), .. }) => {
+            format!("{target} refused the connection of {initiator}")
+        }
+        Some(_) => format!("SYN of {initiator} seen, no answer from {target}"),
+        None => format!("no SYN of {initiator} to {target} seen"),
+    }
+}
+
 /// How the transfer ended, and why there was no data connection.
 fn classify(
     transfer: &Transfer,
@@ -283,14 +337,17 @@ fn classify(
         TransferEnd::Replied(reply) => reply.code,
         TransferEnd::SessionReset => return (TransferResult::Reset, None),
         TransferEnd::SessionEnded => 0,
+        // A data connection that is not seen may be one from before a restart.
+        TransferEnd::Unseen | TransferEnd::Pending
+            if connection.is_none_or(DataConnection::is_answered) =>
+        {
+            return (TransferResult::Unseen, None);
+        }
+        TransferEnd::Unseen | TransferEnd::Pending => 0,
     };
     let is_missing = code == 425 || !is_answered && sees_packets && matches!(code, 0 | 421 | 426);
     if is_missing && !is_answered {
-        let reason = ends.filter(|_| sees_packets).map(|(initiator, target)| match connection {
-            Some(_) if was_reset => format!("{target} refused the connection of {initiator}"),
-            Some(_) => format!("SYN of {initiator} seen, no answer from {target}"),
-            None => format!("no SYN of {initiator} to {target} seen"),
-        });
+        let reason = ends.filter(|_| sees_packets).map(|ends| missing_reason(ends, connection));
         return (TransferResult::NoDataConnection, reason);
     }
     let result = match () {

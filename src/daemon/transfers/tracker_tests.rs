@@ -183,3 +183,42 @@ fn few_connections_and_transfers_are_stored() {
     assert_eq!(ended.count(), MAX_WAITING);
     assert_eq!(test.tracker.take_all().len(), MAX_WAITING);
 }
+
+/// What is reported of a transfer that has been pending for ten seconds, after these packets.
+fn examined(test: &Test, has_started: bool) -> Option<Option<String>> {
+    let mut pending = Transfer { has_started, ..transfer(TransferVerb::Stor, 0) };
+    (pending.end, pending.duration) = (TransferEnd::Pending, Duration::from_secs(10));
+    let waiting = test.tracker.examine((test.now, SystemTime::now()), session(), pending)?;
+    assert_eq!((waiting.result, waiting.code()), (TransferResult::Waiting, None));
+    Some(waiting.reason)
+}
+
+#[test]
+fn a_transfer_without_a_data_connection_waits() {
+    let answered = [(SERVER, CLIENT, "S", 10), (CLIENT, SERVER, "SA", 1000)];
+    let ended = [(SERVER, CLIENT, "FA", 11), (CLIENT, SERVER, "FA", 1001)];
+    let mut test = Test::new();
+    let absent = "no SYN of 203.0.113.9 to 10.0.0.7:50069 seen";
+    assert_eq!(examined(&test, true), Some(Some(absent.to_owned())));
+    test.observe(&answered[..1]);
+    let hanging = "SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069";
+    assert_eq!(examined(&test, false), Some(Some(hanging.to_owned())));
+    test.observe(&answered[1..]);
+    assert_eq!(examined(&test, true), None);
+    test.observe(&ended);
+    assert_eq!(examined(&test, true), None, "it may be that of this transfer");
+    test.now += Duration::from_secs(20);
+    assert_eq!(examined(&test, true), Some(Some(absent.to_owned())), "that of an earlier one");
+    // Nothing is known of data connections.
+    test.tracker.sees_packets = false;
+    assert_eq!([true, false].map(|started| examined(&test, started)), [None, Some(None)]);
+}
+
+#[test]
+fn a_transfer_whose_end_was_not_seen_is_not_called_failed() {
+    let unseen = || Transfer { end: TransferEnd::Unseen, ..transfer(TransferVerb::Stor, 0) };
+    let mut test = Test::new();
+    assert_eq!(test.end_after_waiting(unseen()).result, TransferResult::Unseen);
+    test.observe(&[(SERVER, CLIENT, "S", 10)]);
+    assert_eq!(test.end_after_waiting(unseen()).result, TransferResult::NoDataConnection);
+}

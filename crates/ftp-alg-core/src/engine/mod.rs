@@ -17,6 +17,7 @@ mod packets;
 mod pinholes;
 mod questions;
 mod records;
+mod requested_transfers;
 mod sessions;
 mod standalone;
 mod table;
@@ -25,7 +26,7 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-pub use activity::{ClientActivity, Transfer, TransferEnd};
+pub use activity::{ClientActivity, EndedSession, SessionEnd, Transfer, TransferEnd};
 pub use counters::{Counters, Drops, Limits, Refusals, Unread};
 use endpoints::ClientKey;
 pub use endpoints::{Pinhole, Translation};
@@ -202,7 +203,8 @@ impl Engine {
         self.sessions.expire_pinholes(now, effects);
         self.release_ordered(now, effects);
         self.expire_watches(now, effects);
-        self.sessions.sweep(now);
+        self.sessions.report_waiting_transfers(now, effects);
+        self.sessions.sweep(now, effects);
         self.sessions.enforce_memory_budget(effects);
         self.sessions.pinholes.close_due(now);
         self.sessions.pinholes.take_failed_closings(&mut effects.pinholes_to_close);

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::{
     engine::{
-        Checksums, Effects, Engine, QueueMode, QueuedPacket, Unread, Verdict,
+        Checksums, Effects, Engine, QueueMode, QueuedPacket, SessionEnd, Unread, Verdict,
         decision::connection::Connection,
         limits::is_counted,
         packets::forward::{acknowledge, forward_verdict},
@@ -241,8 +241,11 @@ impl Engine {
             connection.watched.add(now, index, connection.entry);
         }
         if connection.entry.session.is_over() {
+            let is_reset = connection.entry.session.is_reset();
+            connection.end_session(if is_reset { SessionEnd::Reset } else { SessionEnd::Closed });
             connection.close_all_pinholes("the control connection ended");
         } else if needs_none {
+            connection.end_session(SessionEnd::Forgotten);
             connection.close_all_pinholes("the connection is no longer inspected");
         }
         let decision = match outcome.action {
