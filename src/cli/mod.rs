@@ -15,6 +15,7 @@ mod run;
 mod setup;
 mod status;
 mod table;
+mod watch;
 
 use std::{
     ffi::OsString,
@@ -215,6 +216,7 @@ enum Command {
         socket: SocketOption,
     },
     Replay(replay::ReplayOptions),
+    Watch(watch::WatchOptions),
     #[cfg(feature = "demo")]
     Demo(demo::DemoOptions),
     /// Print completions for a shell
@@ -280,6 +282,7 @@ impl Command {
                 output::print_line(&answer.parse::<String>()?)
             }
             Self::Replay(options) => options.run(),
+            Self::Watch(options) => options.run(),
             #[cfg(feature = "demo")]
             Self::Demo(options) => options.run(),
             Self::Completions { shell } => generated::print_completions(*shell, &program()),

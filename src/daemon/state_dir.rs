@@ -134,8 +134,8 @@ impl StateDir {
             tracing::info!(
                 event = "transfers-interrupted",
                 sessions = transferring,
-                "{transferring} sessions had a transfer when the last daemon ended: those that have ended since are reported \
-                 as unseen, or not at all if their session is over"
+                "a transfer was under way in {transferring} sessions when the last daemon ended: one that has ended since \
+                 is reported as unseen, with the next command of its session or at its end"
             );
         }
         // Until each journal has its part, this file has all sessions. If there is no room for it, the journals are

@@ -1,4 +1,4 @@
-//! Runs the engine on captures instead of on packets of the kernel.
+//! Runs the engine on captures, or on copies of packets, instead of on packets of the kernel.
 //!
 //! - `capture` reads and writes records, and finds the IP packet in each record. `compression` decompresses what it
 //!   reads.
@@ -22,7 +22,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use capture::CaptureReader;
+pub use capture::{CaptureReader, LinkType, Record};
 pub use nat::SimulatedNat;
 pub use player::Player;
 #[cfg(test)]

@@ -83,6 +83,8 @@ pub struct Summary {
     pub encrypted: u64,
     /// Events beyond the engine's limit for one packet, which are not reported.
     pub omitted: u64,
+    /// Packets that were lost before they could be played.
+    pub dropped: u64,
     /// Frames without an IP packet.
     pub not_ip: u64,
     /// Inconsistent IP packets, and inconsistent segments of control connections.

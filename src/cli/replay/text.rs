@@ -104,6 +104,7 @@ pub(super) fn summary(summary: &Summary) -> String {
     items.extend(kinds.map(|(kind, counts)| (format!("  {kind}"), by_action(counts))));
     items.push(("malformed".to_owned(), summary.malformed.to_string()));
     for (name, number) in [
+        ("dropped by the kernel", summary.dropped),
         ("not IP", summary.not_ip),
         ("captured in part", summary.incomplete),
         ("gaps", summary.gaps),

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::{
     engine::{
         Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
-        QueuedPacket, RESEND_INTERVAL, Sessions,
+        QueuedPacket, RESEND_INTERVAL, SessionEnd, Sessions,
         activity::TransferEnd,
         limits::watched::WatchedConnections,
         pinholes::PinholeTable,
@@ -202,6 +202,13 @@ impl Connection<'_> {
         };
         *counter += 1;
         self.push_event(EventKind::LimitReached(text.into()));
+    }
+
+    /// Handles the end of the connection, which may have been handled before.
+    pub fn handle_end(&mut self) {
+        let is_reset = self.entry.session.is_reset();
+        self.report_end(if is_reset { SessionEnd::Reset } else { SessionEnd::Closed });
+        self.close_all_pinholes("the control connection ended");
     }
 
     /// Closes all pinholes of the connection.

@@ -45,7 +45,7 @@ impl Connection<'_> {
     }
 
     /// Reports the end of the session and of its transfers, once.
-    pub fn end_session(&mut self, end: SessionEnd) {
+    pub fn report_end(&mut self, end: SessionEnd) {
         self.entry.end_session(end, &mut self.effects.events);
     }
 }

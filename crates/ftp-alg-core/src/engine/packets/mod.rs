@@ -241,11 +241,9 @@ impl Engine {
             connection.watched.add(now, index, connection.entry);
         }
         if connection.entry.session.is_over() {
-            let is_reset = connection.entry.session.is_reset();
-            connection.end_session(if is_reset { SessionEnd::Reset } else { SessionEnd::Closed });
-            connection.close_all_pinholes("the control connection ended");
+            connection.handle_end();
         } else if needs_none {
-            connection.end_session(SessionEnd::Forgotten);
+            connection.report_end(SessionEnd::Forgotten);
             connection.close_all_pinholes("the connection is no longer inspected");
         }
         let decision = match outcome.action {
