@@ -34,8 +34,8 @@ const STDIN: &str = "-";
 ///
 /// Runs captures (pcap or pcapng, also compressed by gzip or zstd) through the
 /// engine. Prints one line for each announcement as soon as it is read: the
-/// announced endpoint, the action and the reason. Logins and encryption have
-/// lines, too. A summary ends the output. With --external, a simulated NAT hides
+/// announced endpoint, the action and the reason. Logins, transfers and encryption
+/// have lines, too. A summary ends the output. With --external, a simulated NAT hides
 /// the clients and servers in --inside.
 ///
 /// Several captures are played one after the other, as one stream of packets. Name
@@ -51,7 +51,7 @@ pub(super) struct ReplayOptions {
     /// The captures; - is standard input
     #[arg(required = true, value_name = "CAPTURE")]
     captures: Vec<PathBuf>,
-    /// Print one JSON object for each announcement
+    /// Print one JSON object for each announcement and transfer
     #[arg(long)]
     json: bool,
     /// Write the packets that the outer side would see (pcap, raw IP)

@@ -42,7 +42,7 @@ pub(super) struct WatchOptions {
     /// The interface
     #[arg(long, short, value_name = "IF")]
     interface: String,
-    /// Print one JSON object for each announcement
+    /// Print one JSON object for each announcement and transfer
     #[arg(long)]
     json: bool,
     /// End after this many packets of control connections

@@ -7,13 +7,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ftp_alg_core::engine::{EndedSession, Event, EventKind};
+use ftp_alg_core::engine::{EndedSession, Event, EventKind, FinishedTransfer};
 use jiff::Timestamp;
 
 use super::{
     shard::lock,
-    snapshot::{EndedSessionRow, EventRow, RecentEvents, TransferRow},
-    transfers::{FinishedTransfer, Report, SessionReport},
+    snapshot::{EndedSessionRow, EventRow, RecentEvents},
+    transfers::{Report, SessionReport, event_of},
 };
 
 /// Limit of stored events.
@@ -141,25 +141,14 @@ fn session_row(event: &Event) -> EventRow {
 }
 
 fn transfer_row(finished: &FinishedTransfer) -> EventRow {
-    let FinishedTransfer { session, transfer, result, bytes, duration, reason, .. } = finished;
-    let mode = transfer.is_active().map(|is_active| if is_active { "active" } else { "passive" });
+    let FinishedTransfer { session, transfer, .. } = finished;
     EventRow {
-        event: finished.event(),
+        event: event_of(finished),
         session: session.id,
         client: Some(session.client.ip()),
         server: Some(session.server.ip()),
         user: transfer.user.as_deref().map(str::to_owned),
-        transfer: Some(TransferRow {
-            verb: transfer.verb.name(),
-            path: transfer.path.to_string(),
-            direction: if transfer.verb.is_upload() { "up" } else { "down" },
-            mode,
-            bytes: *bytes,
-            seconds: seconds(*duration),
-            result: result.into(),
-            code: finished.code(),
-            reason: reason.clone(),
-        }),
+        transfer: Some(finished.fields()),
         text: finished.to_string(),
         ..EventRow::default()
     }

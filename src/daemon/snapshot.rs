@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use ftp_alg_core::{engine::Counters, ftp::AnnouncementKind};
+use ftp_alg_core::{
+    engine::{Counters, TransferFields},
+    ftp::AnnouncementKind,
+};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -303,7 +306,7 @@ pub struct EventRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rewritten: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub transfer: Option<TransferRow>,
+    pub transfer: Option<TransferFields>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub ended_session: Option<EndedSessionRow>,
     /// The line of the log.
@@ -319,24 +322,6 @@ pub struct EndedSessionRow {
     /// The bytes of its transfers; `None` if they are not known of each.
     pub bytes: Option<u64>,
     pub seconds: f64,
-}
-
-/// The fields of a transfer.
-#[derive(Debug, Serialize)]
-pub struct TransferRow {
-    pub verb: &'static str,
-    pub path: String,
-    /// `up` to the server, or `down`.
-    pub direction: &'static str,
-    /// `active` or `passive`; `None` if no announcement opened a pinhole.
-    pub mode: Option<&'static str>,
-    /// `None` if they are not known.
-    pub bytes: Option<u64>,
-    pub seconds: f64,
-    pub result: &'static str,
-    /// `None` if the control connection ended before a reply.
-    pub code: Option<u16>,
-    pub reason: Option<String>,
 }
 
 /// The source of the rows. Called from the control socket's thread, one call at a time.

@@ -455,7 +455,8 @@ impl Workers {
             let publish = |report: Report| {
                 if let Report::Transfer(transfer) = &report {
                     let client = transfer.session.client.ip();
-                    transfer.log(|| shared.log.admits_waiting_transfer(Instant::now(), client));
+                    let admits = || shared.log.admits_waiting_transfer(Instant::now(), client);
+                    transfers::log_transfer(transfer, admits);
                 }
                 let row = shared.events.record_report(report);
                 shared.transfers.append(&row, &mut file);

@@ -9,6 +9,7 @@ use std::{
 };
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+pub use ftp_alg_core::engine::{DataFlags, DataPacket};
 use rustix::{
     io::Errno,
     net::{RecvFlags, recv},
@@ -34,28 +35,6 @@ const FLUSH_TIMEOUT: u32 = 10;
 /// Limit of the copied bytes: IPv6 and TCP headers with options.
 const COPIED_BYTES: u32 = 128;
 const SOCKET_BUFFER: i32 = 4 << 20;
-
-/// A packet of a data connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataPacket {
-    /// Its sender, as the filter chains see it.
-    pub source: SocketAddr,
-    /// Its receiver, as the filter chains see it.
-    pub destination: SocketAddr,
-    /// Whether SYN, ACK, FIN and RST are set.
-    pub flags: DataFlags,
-    /// The sequence number behind its data: that of its FIN.
-    pub end: u32,
-}
-
-/// TCP flags.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DataFlags {
-    pub syn: bool,
-    pub ack: bool,
-    pub fin: bool,
-    pub rst: bool,
-}
 
 /// Reads what the rules log to one group.
 #[derive(Debug)]

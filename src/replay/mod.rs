@@ -4,6 +4,7 @@
 //!   reads.
 //! - `player` puts the segments of control connections in order (`captured_connection`) and passes them to the engine. The
 //!   engine's kernel is a simulated NAT gateway (`nat`).
+//! - `engine_events` runs the engine, and `played_transfers` joins transfers with their data connections.
 //! - `report` has what the player reports.
 //! - `outer_view` writes the packets that the outer side sees.
 //!
@@ -15,8 +16,10 @@ mod capture;
 mod captured_connection;
 mod compression;
 mod datagram;
+mod engine_events;
 mod nat;
 mod outer_view;
+mod played_transfers;
 mod player;
 mod report;
 #[cfg(test)]
@@ -27,4 +30,4 @@ pub use nat::SimulatedNat;
 pub use player::Player;
 #[cfg(test)]
 pub use report::FramePosition;
-pub use report::{AnnouncementRow, Note, SessionRow, Summary};
+pub use report::{AnnouncementRow, Note, SessionRow, Summary, TransferNote};

@@ -51,5 +51,6 @@ mod takeover;
 mod transfers;
 mod try_modes;
 mod uplinks;
+mod watch;
 mod wire;
 mod zones;

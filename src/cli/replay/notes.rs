@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
 };
 
+use ftp_alg_core::engine::{TransferFields, TransferSession};
 use serde::Serialize;
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     cli::{Failure, output::Lines},
-    replay::{AnnouncementRow, Note, Summary},
+    replay::{Note, Summary, TransferNote},
 };
 
 /// Prints a warning. The command goes on even if standard error is closed.
@@ -21,14 +22,42 @@ pub fn warn(about: &str, warning: &str) {
     let _ = writeln!(io::stderr(), "ftp-alg: {about}: {warning}");
 }
 
-/// The line of an announcement. [`AnnouncementRow`] has the fields of the contract.
+/// A line of the contract.
 #[derive(Serialize)]
-struct JsonLine<'a> {
+struct JsonLine<'a, R> {
+    /// `announcement` or `transfer`.
+    event: &'static str,
     #[serde(flatten)]
-    row: &'a AnnouncementRow,
+    row: &'a R,
     /// The capture, if there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<&'a str>,
+}
+
+/// The fields of a transfer: those of the daemon's event, and the frame with its last reply.
+#[derive(Serialize)]
+struct TransferLine<'a> {
+    frame: u64,
+    session: u64,
+    client: IpAddr,
+    server: IpAddr,
+    user: Option<&'a str>,
+    #[serde(flatten)]
+    fields: TransferFields,
+}
+
+impl<'a> TransferLine<'a> {
+    fn of(TransferNote { position, transfer }: &'a TransferNote) -> Self {
+        let TransferSession { id, client, server } = transfer.session;
+        Self {
+            frame: position.frame,
+            session: id,
+            client: client.ip(),
+            server: server.ip(),
+            user: transfer.transfer.user.as_deref(),
+            fields: transfer.fields(),
+        }
+    }
 }
 
 /// Where the notes go.
@@ -70,10 +99,16 @@ impl NotePrinter {
                     warn(&self.names[capture], &warning);
                     continue;
                 }
-                Note::Announcement(row) if self.json => self.json(&row)?,
+                Note::Announcement(row) if self.json => {
+                    self.json(row.capture, "announcement", &row)?
+                }
+                Note::Transfer(note) if self.json => {
+                    self.json(note.position.capture, "transfer", &TransferLine::of(&note))?
+                }
                 Note::Session(_) if self.json => continue,
                 Note::Announcement(row) => self.table.announcement(&row),
                 Note::Session(row) => self.table.session(&row),
+                Note::Transfer(note) => self.table.transfer(&note),
             };
             if self.lines.is_terminal {
                 self.progress.clear();
@@ -83,9 +118,15 @@ impl NotePrinter {
         Ok(())
     }
 
-    fn json(&self, row: &AnnouncementRow) -> Result<String, Failure> {
-        let file = (self.files.len() > 1).then(|| self.files[row.capture].as_str());
-        let line = serde_json::to_string(&JsonLine { row, file }).map_err(Failure::failed)?;
+    fn json<R: Serialize>(
+        &self,
+        capture: usize,
+        event: &'static str,
+        row: &R,
+    ) -> Result<String, Failure> {
+        let file = (self.files.len() > 1).then(|| self.files[capture].as_str());
+        let line =
+            serde_json::to_string(&JsonLine { event, row, file }).map_err(Failure::failed)?;
         Ok(line + "\n")
     }
 

@@ -5,7 +5,6 @@
 mod file;
 mod report;
 mod session_bytes;
-mod tracker;
 
 use std::{
     collections::VecDeque,
@@ -18,11 +17,13 @@ use std::{
 };
 
 pub use file::TransferFile;
-use ftp_alg_core::engine::{EndedSession, Event, EventKind};
+use ftp_alg_core::engine::{
+    EndedSession, Event, EventKind, FinishedTransfer, TRANSFER_PATIENCE, TransferResult,
+    TransferSession, TransferTracker,
+};
 use report::ENDED;
+pub(super) use report::{event_of, log_transfer};
 use session_bytes::SessionBytes;
-pub use tracker::{FinishedTransfer, TransferResult};
-use tracker::{TransferSession, TransferTracker};
 
 use super::{
     shard::lock,
@@ -191,7 +192,7 @@ impl TransferReports {
                 }
                 EventKind::SessionEnded(ended) => {
                     let report = SessionReport { session, ended, at: seen.1, bytes: None };
-                    known.ended_sessions.push_back((seen.0 + tracker::PATIENCE, report));
+                    known.ended_sessions.push_back((seen.0 + TRANSFER_PATIENCE, report));
                 }
                 _ => {}
             }

@@ -2,9 +2,9 @@
 
 use std::{fmt, time::SystemTime};
 
-use ftp_alg_core::engine::TransferEnd;
+use ftp_alg_core::engine::{FinishedTransfer, TransferResult};
 
-use super::{FinishedTransfer, Report, SessionReport, TransferResult};
+use super::{Report, SessionReport};
 
 /// The event of a transfer that has ended.
 pub(super) const ENDED: &str = "transfer";
@@ -48,86 +48,36 @@ impl fmt::Display for SessionReport {
     }
 }
 
-impl FinishedTransfer {
-    /// The name of its event.
-    pub fn event(&self) -> &'static str {
-        if self.result == TransferResult::Waiting { WAITING } else { ENDED }
-    }
-
-    /// Logs it. Lines of transfers that wait have a limit, which `admits` knows.
-    pub fn log(&self, admits: impl FnOnce() -> bool) {
-        let Self { session, transfer, result, bytes, duration, .. } = self;
-        let code = self.code();
-        macro_rules! log {
-            ($level:ident) => {
-                tracing::$level!(
-                    event = self.event(),
-                    session = session.id,
-                    client = %session.client,
-                    server = %session.server,
-                    user = transfer.user.as_deref(),
-                    verb = transfer.verb.name(),
-                    path = &*transfer.path,
-                    result = <&str>::from(result),
-                    code,
-                    bytes,
-                    seconds = duration.as_secs_f64(),
-                    "{self}"
-                )
-            };
-        }
-        match result {
-            TransferResult::Waiting if admits() => log!(warn),
-            TransferResult::Waiting => {}
-            _ => log!(info),
-        }
-    }
-
-    /// The code of the server's last reply.
-    pub fn code(&self) -> Option<u16> {
-        match self.transfer.end {
-            TransferEnd::Replied(reply) => Some(reply.code),
-            _ => None,
-        }
-    }
+/// The name of a transfer's event.
+pub(in crate::daemon) fn event_of(transfer: &FinishedTransfer) -> &'static str {
+    if transfer.result == TransferResult::Waiting { WAITING } else { ENDED }
 }
 
-/// The log line: `transfer #17 bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226`.
-impl fmt::Display for FinishedTransfer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { session, transfer, result, bytes, duration, reason, .. } = self;
-        write!(f, "transfer #{} ", session.id)?;
-        if let Some(user) = &transfer.user {
-            write!(f, "{user}@")?;
-        }
-        write!(f, "{} {}", session.client.ip(), transfer.verb.name())?;
-        if !transfer.path.is_empty() {
-            write!(f, " {}", transfer.path)?;
-        }
-        if let Some(bytes) = bytes {
-            write!(f, " {bytes} B")?;
-        }
-        let seconds = duration.as_secs_f64();
-        if *result == TransferResult::Waiting {
-            write!(f, " waits for its data connection since {seconds:.1} s")?;
-        } else {
-            write!(f, " in {seconds:.1} s: ")?;
-            match transfer.end {
-                TransferEnd::Replied(reply) => write!(f, "{}", reply.code)?,
-                TransferEnd::SessionEnded | TransferEnd::SessionReset => {
-                    f.write_str("the control connection ended")?;
-                }
-                TransferEnd::Unseen | TransferEnd::Pending => {
-                    f.write_str("its end was not seen")?
-                }
-            }
-            if !matches!(result, TransferResult::Complete | TransferResult::Unseen) {
-                write!(f, ", {}", <&str>::from(result).replace('-', " "))?;
-            }
-        }
-        match reason {
-            Some(reason) => write!(f, ": {reason}"),
-            None => Ok(()),
-        }
+/// Logs a transfer. Lines of transfers that wait have a limit, which `admits` knows.
+pub(in crate::daemon) fn log_transfer(finished: &FinishedTransfer, admits: impl FnOnce() -> bool) {
+    let FinishedTransfer { session, transfer, result, bytes, duration, .. } = finished;
+    let code = finished.code();
+    macro_rules! log {
+        ($level:ident) => {
+            tracing::$level!(
+                event = event_of(finished),
+                session = session.id,
+                client = %session.client,
+                server = %session.server,
+                user = transfer.user.as_deref(),
+                verb = transfer.verb.name(),
+                path = &*transfer.path,
+                result = result.name(),
+                code,
+                bytes,
+                seconds = duration.as_secs_f64(),
+                "{finished}"
+            )
+        };
+    }
+    match result {
+        TransferResult::Waiting if admits() => log!(warn),
+        TransferResult::Waiting => {}
+        _ => log!(info),
     }
 }

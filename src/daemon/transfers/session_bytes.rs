@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{FinishedTransfer, TransferResult};
+use ftp_alg_core::engine::{FinishedTransfer, TransferResult};
 
 /// Limit of sessions. The oldest go first, and their bytes are not known.
 const MAX_SESSIONS: usize = 65_536;

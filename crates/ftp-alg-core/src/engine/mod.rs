@@ -23,6 +23,7 @@ mod standalone;
 mod table;
 #[cfg(test)]
 mod tests;
+mod transfer_reports;
 
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,10 @@ pub use sessions::Sessions;
 pub use standalone::{PacketOutcome, Standalone};
 use table::entry::{Entry, Epoch};
 pub use table::listing::{PinholeInfo, SessionInfo};
+pub use transfer_reports::{
+    DataFlags, DataPacket, FinishedTransfer, TRANSFER_PATIENCE, TransferFields, TransferResult,
+    TransferSession, TransferTracker,
+};
 
 /// The end of a connection that sent a packet.
 pub use crate::session::{DropReason, Side};

@@ -1,11 +1,10 @@
 //! What the packets of data connections add to transfers.
 
-use ftp_alg_core::{
+use super::*;
+use crate::{
     ftp::{AnnouncementKind, Reply},
     session::TransferVerb,
 };
-
-use super::*;
 
 const SERVER: &str = "203.0.113.9:20";
 const CLIENT: &str = "10.0.0.7:50069";

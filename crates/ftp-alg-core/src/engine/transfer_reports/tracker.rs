@@ -9,60 +9,40 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ftp_alg_core::engine::{Pinhole, Transfer, TransferEnd};
-use strum::IntoStaticStr;
-
-use crate::kernel::data_log::{DataFlags, DataPacket};
+use super::finished_transfer::{FinishedTransfer, TransferResult, TransferSession};
+use crate::engine::{Pinhole, Transfer, TransferEnd};
 
 /// How long a transfer waits for the packets of its data connection.
-pub(super) const PATIENCE: Duration = Duration::from_millis(500);
+pub const PATIENCE: Duration = Duration::from_millis(500);
 /// Limit of data connections whose packets are stored; the oldest go first.
 const MAX_CONNECTIONS: usize = 16384;
 /// Limit of transfers that wait.
 const MAX_WAITING: usize = 8192;
 
-/// How a transfer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
-#[strum(serialize_all = "kebab-case")]
-pub enum TransferResult {
-    /// The server reported success.
-    Complete,
-    /// It ended after it had begun.
-    Aborted,
-    /// The server refused the command.
-    Refused,
-    /// The data connection did not come about.
-    NoDataConnection,
-    /// The data connection or the control connection was reset.
-    Reset,
-    /// Its end was not seen.
-    Unseen,
-    /// It has not ended, and waits for its data connection.
-    Waiting,
+/// A packet of a data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataPacket {
+    /// Its sender, as the filter chains see it.
+    pub source: SocketAddr,
+    /// Its receiver, as the filter chains see it.
+    pub destination: SocketAddr,
+    /// Whether SYN, ACK, FIN and RST are set.
+    pub flags: DataFlags,
+    /// The sequence number behind its data: that of its FIN.
+    pub end: u32,
 }
 
-/// The session of a transfer.
-#[derive(Clone, Copy, Debug)]
-pub struct TransferSession {
-    pub id: u64,
-    pub client: SocketAddr,
-    pub server: SocketAddr,
-}
-
-/// A transfer that has ended, or waits, with what is known of its data connection.
-#[derive(Clone, Debug)]
-pub struct FinishedTransfer {
-    pub session: TransferSession,
-    pub transfer: Transfer,
-    /// When its end was seen, or when it was examined.
-    pub at: SystemTime,
-    pub result: TransferResult,
-    /// The bytes that its receiver got, if the first and the last packets of their sender were seen.
-    pub bytes: Option<u64>,
-    /// From the SYN to the last FIN, or from the command to the last reply.
-    pub duration: Duration,
-    /// Why there was no data connection.
-    pub reason: Option<String>,
+/// TCP flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DataFlags {
+    /// SYN.
+    pub syn: bool,
+    /// ACK.
+    pub ack: bool,
+    /// FIN.
+    pub fin: bool,
+    /// RST.
+    pub rst: bool,
 }
 
 /// An end of a data connection.
