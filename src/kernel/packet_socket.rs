@@ -14,7 +14,7 @@ use socket2::{Domain, SockFilter, Socket, Type};
 
 /// How long [`PacketSocket::receive`] waits.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// The longest packet: several that the network card or the kernel has joined.
+/// The longest packet: a super-packet.
 const MAX_PACKET: usize = 1 << 18;
 const SOCKET_BUFFER: usize = 8 << 20;
 

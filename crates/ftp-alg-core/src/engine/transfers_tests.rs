@@ -168,7 +168,7 @@ fn a_session_without_a_login_is_not_reported() {
 }
 
 #[test]
-fn each_end_of_a_session_is_told_apart() {
+fn each_end_of_a_session_has_its_word() {
     let mut talk = Conversation::logged_in();
     talk.let_pass(5 * 86_400 + 1);
     let [_, expired] = &talk.session_events()[..] else { panic!() };

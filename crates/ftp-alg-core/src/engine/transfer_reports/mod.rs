@@ -1,4 +1,4 @@
-//! Reports of transfers: what the control connection says of a transfer, joined with the first and the last packets of its
+//! Reports of transfers: what the control connection says of a transfer, together with the first and the last packets of its
 //! data connection. The host has the packets and the clock.
 
 mod finished_transfer;
