@@ -19,6 +19,7 @@ mod status;
 mod table;
 #[cfg(feature = "top")]
 mod top;
+mod watch;
 
 use std::{
     ffi::OsString,
@@ -225,6 +226,7 @@ enum Command {
         socket: SocketOption,
     },
     Replay(replay::ReplayOptions),
+    Watch(watch::WatchOptions),
     #[cfg(feature = "demo")]
     Demo(demo::DemoOptions),
     /// Print completions for a shell
@@ -292,6 +294,7 @@ impl Command {
                 output::print_line(&answer.parse::<String>()?)
             }
             Self::Replay(options) => options.run(),
+            Self::Watch(options) => options.run(),
             #[cfg(feature = "demo")]
             Self::Demo(options) => options.run(),
             Self::Completions { shell } => generated::print_completions(*shell, &program()),

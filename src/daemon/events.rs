@@ -6,16 +6,16 @@ use std::{
     fs::File,
     os::unix::fs::FileExt as _,
     sync::{Arc, Mutex},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use ftp_alg_core::engine::{Event, EventKind};
+use ftp_alg_core::engine::{EndedSession, Event, EventKind, FinishedTransfer};
 use jiff::Timestamp;
 
 use super::{
     shard::lock,
-    snapshot::{EventRow, RecentEvents, TransferRow},
-    transfers::FinishedTransfer,
+    snapshot::{EndedSessionRow, EventRow, RecentEvents},
+    transfers::{Report, SessionReport},
 };
 
 /// Limit of stored events.
@@ -71,7 +71,7 @@ impl EventIds {
 #[derive(Clone)]
 enum Recorded {
     Session(Arc<(SystemTime, Event)>),
-    Transfer(Arc<FinishedTransfer>),
+    Report(Arc<Report>),
 }
 
 impl EventRing {
@@ -80,11 +80,10 @@ impl EventRing {
         Self(Mutex::new(Ring { events: VecDeque::new(), ids: EventIds::after(file) }))
     }
 
-    /// Records the events of sessions; transfers are recorded when all is known of them.
-    pub(super) fn record(&self, events: &[Event]) {
-        let is_transfer = |event: &&Event| matches!(event.kind, EventKind::Transfer(_));
-        let others = events.iter().filter(|event| !is_transfer(event));
-        let recorded: Vec<_> = others
+    /// Records the events of sessions, except those that are recorded later, when all is known of them.
+    pub(super) fn record(&self, events: &[Event], is_later: impl Fn(&EventKind) -> bool) {
+        let now = events.iter().filter(|event| !is_later(&event.kind));
+        let recorded: Vec<_> = now
             .map(|event| Recorded::Session(Arc::new((SystemTime::now(), event.clone()))))
             .collect();
         if !recorded.is_empty() {
@@ -92,13 +91,9 @@ impl EventRing {
         }
     }
 
-    /// Records a transfer. Returns what a reader gets, if it `is_wanted` now.
-    pub(super) fn record_transfer(
-        &self,
-        finished: Box<FinishedTransfer>,
-        is_wanted: bool,
-    ) -> Option<EventRow> {
-        let recorded = Recorded::Transfer(finished.into());
+    /// Records what the reports of transfers say. Returns what a reader gets, if it `is_wanted` now.
+    pub(super) fn record_report(&self, report: Report, is_wanted: bool) -> Option<EventRow> {
+        let recorded = Recorded::Report(Arc::new(report));
         let id = lock(&self.0).push([recorded.clone()]);
         is_wanted.then(|| recorded.row(id))
     }
@@ -159,14 +154,14 @@ impl Recorded {
     fn session(&self) -> u64 {
         match self {
             Self::Session(event) => event.1.session,
-            Self::Transfer(finished) => finished.session.id,
+            Self::Report(report) => report.session().id,
         }
     }
 
     fn row(&self, id: u64) -> EventRow {
         let (at, row) = match self {
             Self::Session(event) => (event.0, session_row(&event.1)),
-            Self::Transfer(finished) => (finished.at, transfer_row(finished)),
+            Self::Report(report) => (report.at(), report_row(report)),
         };
         let time = Timestamp::try_from(at).map(|at| format!("{at:.6}")).unwrap_or_default();
         EventRow { id, time, ..row }
@@ -185,6 +180,7 @@ fn session_row(event: &Event) -> EventRow {
         server: Some(event.server.ip()),
         user: match &event.kind {
             EventKind::LoggedIn(user) => user.as_deref().map(str::to_owned),
+            EventKind::SessionEnded(ended) => ended.user.as_deref().map(str::to_owned),
             _ => None,
         },
         kind: match &event.kind {
@@ -194,35 +190,58 @@ fn session_row(event: &Event) -> EventRow {
         action: decided.map(|decided| decided.action()),
         announced: decided.and_then(|decided| decided.announced).map(|end| end.to_string()),
         rewritten: decided.and_then(|decided| decided.rewritten()).map(|end| end.to_string()),
-        transfer: None,
+        ended_session: match &event.kind {
+            EventKind::SessionEnded(ended) => Some(session_end(ended, None)),
+            _ => None,
+        },
         text: event.to_string(),
         ..EventRow::default()
     }
 }
 
+fn report_row(report: &Report) -> EventRow {
+    match report {
+        Report::Transfer(finished) => transfer_row(finished),
+        Report::SessionEnd(report) => ended_session_row(report),
+    }
+}
+
 fn transfer_row(finished: &FinishedTransfer) -> EventRow {
-    let FinishedTransfer { session, transfer, result, bytes, duration, reason, .. } = finished;
-    let mode = transfer.is_active().map(|is_active| if is_active { "active" } else { "passive" });
+    let FinishedTransfer { session, transfer, .. } = finished;
     EventRow {
-        event: "transfer",
+        event: finished.event(),
         session: session.id,
         client: Some(session.client.ip()),
         server: Some(session.server.ip()),
         user: transfer.user.as_deref().map(str::to_owned),
-        transfer: Some(TransferRow {
-            verb: transfer.verb.name(),
-            path: transfer.path.to_string(),
-            direction: if transfer.verb.is_upload() { "up" } else { "down" },
-            mode,
-            bytes: *bytes,
-            seconds: (duration.as_secs_f64() * 1e6).round() / 1e6,
-            result: result.into(),
-            code: finished.code(),
-            reason: reason.clone(),
-        }),
+        transfer: Some(finished.fields()),
         text: finished.to_string(),
         ..EventRow::default()
     }
+}
+
+fn ended_session_row(report: &SessionReport) -> EventRow {
+    let SessionReport { session, ended, bytes, .. } = report;
+    EventRow {
+        event: "session-ended",
+        session: session.id,
+        client: Some(session.client.ip()),
+        server: Some(session.server.ip()),
+        user: ended.user.as_deref().map(str::to_owned),
+        ended_session: Some(session_end(ended, *bytes)),
+        text: report.to_string(),
+        ..EventRow::default()
+    }
+}
+
+fn session_end(ended: &EndedSession, bytes: Option<u64>) -> EndedSessionRow {
+    let EndedSession { end, transfers, duration, .. } = ended;
+    EndedSessionRow { end: end.name(), transfers: *transfers, bytes, seconds: seconds(*duration) }
+}
+
+/// To a microsecond.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e6
 }
 
 #[cfg(test)]
@@ -239,7 +258,7 @@ mod tests {
     fn a_slow_reader_learns_how_many_events_are_gone() {
         let ring = EventRing::new(None);
         let first = lock(&ring.0).ids.origin;
-        ring.record(&[event(1), event(2), event(3)]);
+        ring.record(&[event(1), event(2), event(3)], |_| false);
         let RecentEvents { events, lost } = ring.after(0);
         assert_eq!((events.len(), lost), (3, Some(0)));
         assert_eq!(
@@ -249,7 +268,7 @@ mod tests {
         assert_eq!(ring.after(first).events.len(), 2);
         assert_eq!(ring.after(first + 2).events.len(), 0);
         for number in 0..CAPACITY as u64 {
-            ring.record(&[event(number)]);
+            ring.record(&[event(number)], |_| false);
         }
         let RecentEvents { events, lost } = ring.after(first);
         assert_eq!((events.len(), lost), (MAX_ANSWERED, Some(2)));
@@ -266,12 +285,12 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let open = || EventRing::new(Some(file.try_clone().unwrap()));
         let killed = open();
-        killed.record(&[event(1), event(2), event(3)]);
+        killed.record(&[event(1), event(2), event(3)], |_| false);
         let first = killed.after(0).events[0].id;
         let ring = open();
         let answer = ring.after(first);
         assert_eq!((answer.events.len(), answer.lost), (0, Some(2)), "two were not read");
-        ring.record(&[event(4)]);
+        ring.record(&[event(4)], |_| false);
         let answer = ring.after(first);
         assert_eq!((answer.events[0].id, answer.lost), (first + 3, Some(2)));
         assert_eq!(ring.after(first + 2).lost, Some(0));
@@ -289,7 +308,7 @@ mod tests {
     fn the_last_events_of_a_session_are_found() {
         let ring = EventRing::new(None);
         for number in 0..10 {
-            ring.record(&[event(number % 2)]);
+            ring.record(&[event(number % 2)], |_| false);
         }
         let ids = |session, limit| {
             let first = ring.after(0).events[0].id;
@@ -304,7 +323,7 @@ mod tests {
     #[test]
     fn a_row_has_the_documented_fields() {
         let ring = EventRing::new(None);
-        ring.record(&[event(17)]);
+        ring.record(&[event(17)], |_| false);
         let row = serde_json::to_value(&ring.after(0).events[0]).unwrap();
         let fields: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(fields, ["client", "event", "id", "server", "session", "text", "time"]);

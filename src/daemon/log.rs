@@ -72,8 +72,15 @@ pub(super) struct EventLog {
 }
 
 impl EventLog {
-    /// Logs the events of a batch, a line each, and counts the `more` events that the engine left out.
-    pub fn log_events(&self, now: Instant, events: &[Event], more: u64) {
+    /// Logs the events of a batch, a line each, and counts the `more` events that the engine left out. Others log those
+    /// that are `is_reported_later`.
+    pub fn log_events(
+        &self,
+        now: Instant,
+        events: &[Event],
+        more: u64,
+        is_reported_later: impl Fn(&EventKind) -> bool,
+    ) {
         if events.is_empty() {
             return;
         }
@@ -84,7 +91,7 @@ impl EventLog {
         };
         let admitted: Vec<_> = events
             .iter()
-            .filter(|event| !matches!(event.kind, EventKind::Transfer(_))) // reported when all is known
+            .filter(|event| !is_reported_later(&event.kind))
             .map(|event| (topic_of(&event.kind), event))
             .filter(|(topic, event)| admits(*topic, event))
             .collect();
@@ -99,6 +106,11 @@ impl EventLog {
         if lock(&self.limiter).admits(now, Topic::Unused, Some(ends.0.ip())) {
             log_line(Some(Topic::Unused), &text, Some(ends), None);
         }
+    }
+
+    /// Whether the line of a `client`'s transfer that waits for its data connection is logged now.
+    pub fn admits_waiting_transfer(&self, now: Instant, client: IpAddr) -> bool {
+        lock(&self.limiter).admits(now, Topic::Waiting, Some(client))
     }
 
     /// Logs an error of the daemon, which needs a person.
@@ -210,6 +222,8 @@ enum Topic {
     Encrypted,
     #[strum(message = "unused pinholes")]
     Unused,
+    #[strum(serialize = "transfer-waiting", message = "transfers without a data connection")]
+    Waiting,
     #[strum(message = "sessions with packets from elsewhere")]
     Elsewhere,
     #[strum(message = "sessions with missed packets")]
@@ -224,7 +238,7 @@ impl Topic {
             Self::Error => Level::ERROR,
             Self::Healed | Self::Kernel => Level::WARN,
             Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
-            Self::Omitted | Self::Encrypted | Self::Unused => Level::WARN,
+            Self::Omitted | Self::Encrypted | Self::Unused | Self::Waiting => Level::WARN,
             Self::Announcement | Self::Elsewhere | Self::Missed | Self::NotFtp => Level::INFO,
         }
     }
@@ -261,7 +275,10 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         EventKind::Missed(_) => Some(Topic::Missed),
         EventKind::NotFtp(_) => Some(Topic::NotFtp),
         EventKind::LoggedIn(_)
+        | EventKind::SessionStarted
+        | EventKind::SessionEnded(_)
         | EventKind::Transfer(_)
+        | EventKind::TransferWaiting(_)
         | EventKind::PinholeClosed(..)
         | EventKind::PinholeExpired(..)
         | EventKind::StateChanged(_) => None,

@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Effects, Engine, Event, Kernel, KernelError, Pinhole};
+use ftp_alg_core::engine::{Effects, Engine, Event, EventKind, Kernel, KernelError, Pinhole};
 
 use super::{
     events::EventRing,
@@ -117,9 +117,10 @@ impl SharedState {
     /// Logs an engine's events, and hands them to the health checks. The engine left out `more` events.
     pub(super) fn record_events(&self, now: Instant, events: &[Event], more: u64) {
         self.health.record_events(now, events);
-        self.events.record(events);
+        let is_reported_later = |kind: &EventKind| self.transfers.reports(kind);
+        self.events.record(events, is_reported_later);
         self.transfers.record(now, events);
-        self.log.log_events(now, events, more);
+        self.log.log_events(now, events, more, is_reported_later);
     }
 
     /// Updates the sets of ports. Returns whether they have changed.

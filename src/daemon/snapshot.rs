@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use ftp_alg_core::{engine::Counters, ftp::AnnouncementKind};
+use ftp_alg_core::{
+    engine::{Counters, TransferFields},
+    ftp::AnnouncementKind,
+};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -97,18 +100,21 @@ pub struct ResultCounts {
     pub refused: u64,
     pub no_data_connection: u64,
     pub reset: u64,
+    #[serde(default)]
+    pub unseen: u64,
 }
 
 impl ResultCounts {
     /// The counts with the names that results have in events.
-    pub fn by_result(self) -> [(&'static str, u64); 5] {
-        let Self { complete, aborted, refused, no_data_connection, reset } = self;
+    pub fn by_result(self) -> [(&'static str, u64); 6] {
+        let Self { complete, aborted, refused, no_data_connection, reset, unseen } = self;
         [
             ("complete", complete),
             ("aborted", aborted),
             ("refused", refused),
             ("no-data-connection", no_data_connection),
             ("reset", reset),
+            ("unseen", unseen),
         ]
     }
 }
@@ -406,27 +412,22 @@ pub struct EventRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rewritten: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub transfer: Option<TransferRow>,
+    pub transfer: Option<TransferFields>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub ended_session: Option<EndedSessionRow>,
     /// The line of the log.
     pub text: String,
 }
 
-/// The fields of a transfer.
+/// The fields of a session that has ended.
 #[derive(Debug, Serialize)]
-pub struct TransferRow {
-    pub verb: &'static str,
-    pub path: String,
-    /// `up` to the server, or `down`.
-    pub direction: &'static str,
-    /// `active` or `passive`; `None` if no announcement opened a pinhole.
-    pub mode: Option<&'static str>,
-    /// `None` if they are not known.
+pub struct EndedSessionRow {
+    /// How it ended.
+    pub end: &'static str,
+    pub transfers: u32,
+    /// The bytes of its transfers; `None` if they are not known of each.
     pub bytes: Option<u64>,
     pub seconds: f64,
-    pub result: &'static str,
-    /// `None` if the control connection ended before a reply.
-    pub code: Option<u16>,
-    pub reason: Option<String>,
 }
 
 /// The source of the rows. Called from the control socket's thread, one call at a time.

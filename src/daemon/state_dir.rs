@@ -120,16 +120,25 @@ impl StateDir {
             let restored = engine.sessions.restore_sessions(part, Instant::now(), self.epoch);
             all.sessions += restored.sessions;
             all.adjusted += restored.adjusted;
+            all.transferring += restored.transferring;
             engine.sessions.track_changes(self.epoch);
         }
-        if let RestoredCounts { sessions: 1.., adjusted } = all {
-            let sessions = all.sessions;
+        let RestoredCounts { sessions, adjusted, transferring } = all;
+        if sessions > 0 {
             tracing::info!(
                 event = "restored",
                 sessions,
                 adjusted,
                 "restored {sessions} sessions ({adjusted} with sequence adjustment) from {}",
                 self.path.display()
+            );
+        }
+        if transferring > 0 {
+            tracing::info!(
+                event = "transfers-interrupted",
+                sessions = transferring,
+                "a transfer was under way in {transferring} sessions when the last daemon ended: one that has ended since \
+                 is reported as unseen, with the next command of its session or at its end"
             );
         }
         // Until each journal has its part, this file has all sessions. If there is no room for it, the journals are

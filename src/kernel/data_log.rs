@@ -9,6 +9,7 @@ use std::{
 };
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+pub use ftp_alg_core::engine::{DataFlags, DataPacket};
 use rustix::{
     io::Errno,
     net::{RecvFlags, recv},
@@ -42,37 +43,6 @@ const MESSAGES_A_CALL: usize = 1024;
 /// Limit of the copied bytes: IPv6 and TCP headers with options.
 const COPIED_BYTES: u32 = 128;
 const SOCKET_BUFFER: i32 = 4 << 20;
-
-/// A packet of a data connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataPacket {
-    /// Its sender, as the filter chains see it.
-    pub source: SocketAddr,
-    /// Its receiver, as the filter chains see it.
-    pub destination: SocketAddr,
-    /// Whether SYN, ACK, FIN and RST are set.
-    pub flags: DataFlags,
-    /// The sequence number behind its data: that of its FIN.
-    pub end: u32,
-    /// The acknowledgement number, if ACK is set.
-    pub acknowledged: u32,
-}
-
-impl DataPacket {
-    /// Whether it is the RST of an end that listens at no such port (RFC 9293, section 3.10.7.1).
-    pub fn refuses_a_syn(&self) -> bool {
-        self.flags.rst && self.flags.ack && self.end == 0
-    }
-}
-
-/// TCP flags.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DataFlags {
-    pub syn: bool,
-    pub ack: bool,
-    pub fin: bool,
-    pub rst: bool,
-}
 
 /// Reads what the rules log to one group.
 #[derive(Debug)]

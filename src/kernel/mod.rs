@@ -13,6 +13,7 @@
 //! | [`table`] | our rules and their table, the pinhole back ends, table ownership |
 //! | [`parameters`] | the ports, queues and marks that all of them share |
 //! | [`probe`] | what this kernel supports |
+//! | [`packet_socket`] | copies of the packets of an interface, for `watch` |
 //! | [`operator_firewall`] | reads the operator's rules, for `ftp_alg_firewall`; the packet path does not use it |
 //!
 //! Each of them says what it exports. Here is only what all have in common.
@@ -30,6 +31,7 @@ mod netfilter_error;
 mod netlink;
 pub mod offload;
 pub mod operator_firewall;
+pub mod packet_socket;
 pub mod parameters;
 pub mod probe;
 pub mod queue;

@@ -1,9 +1,10 @@
-//! Runs the engine on captures instead of on packets of the kernel.
+//! Runs the engine on captures, or on copies of packets, instead of on packets of the kernel.
 //!
 //! - `capture` reads and writes records, and finds the IP packet in each record. `compression` decompresses what it
 //!   reads.
 //! - `player` puts the segments of control connections in order (`captured_connection`) and passes them to the engine. The
 //!   engine's kernel is a simulated NAT gateway (`nat`).
+//! - `engine_events` runs the engine, and `played_transfers` joins transfers with their data connections.
 //! - `report` has what the player reports.
 //! - `outer_view` writes the packets that the outer side sees.
 //!
@@ -15,16 +16,18 @@ mod capture;
 mod captured_connection;
 mod compression;
 mod datagram;
+mod engine_events;
 mod nat;
 mod outer_view;
+mod played_transfers;
 mod player;
 mod report;
 #[cfg(test)]
 mod tests;
 
-pub use capture::CaptureReader;
+pub use capture::{CaptureReader, LinkType, Record};
 pub use nat::SimulatedNat;
 pub use player::Player;
 #[cfg(test)]
 pub use report::FramePosition;
-pub use report::{AnnouncementRow, Note, SessionRow, Summary};
+pub use report::{AnnouncementRow, Note, SessionRow, Summary, TransferNote};

@@ -31,13 +31,12 @@ use super::{
     },
     datagram::{self, DatagramLayout},
     nat::SimulatedNat,
+    played_transfers::PlayedTransfers,
     report::{FramePosition, Note, Report, Summary},
 };
 
 /// The maximum time after the first frame. The clock of a capture may jump.
 const MAX_ELAPSED: Duration = Duration::from_secs(100 * 365 * 86400);
-/// The interval, in the capture's time, at which the engine removes expired sessions and pinholes.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many control connections are followed at a time.
 const MAX_CONNECTIONS: usize = 1 << 16;
@@ -59,14 +58,17 @@ pub struct Player<W> {
     engine_start: Instant,
     /// The first and the latest time in the captures so far.
     time_span: Option<(Duration, Duration)>,
-    last_sweep: Duration,
+    pub(super) last_sweep: Duration,
     /// The number of the last frame of all captures.
-    last_frame: u64,
+    pub(super) last_frame: u64,
     /// The number of frames before each capture.
     starts: Vec<u64>,
     /// Whether the current capture, and any capture, has a packet whose link type is supported.
     is_capture_readable: bool,
     is_any_readable: bool,
+    /// Whether checksums are as they are on the wire.
+    has_checksums: bool,
+    pub(super) transfers: PlayedTransfers,
     pub(super) report: Report,
 }
 
@@ -86,6 +88,8 @@ impl<W: Write> Player<W> {
             starts: Vec::new(),
             is_capture_readable: false,
             is_any_readable: false,
+            has_checksums: true,
+            transfers: PlayedTransfers::default(),
             report: Report::default(),
         }
     }
@@ -95,6 +99,16 @@ impl<W: Write> Player<W> {
         self.writer = Some(PcapWriter::new(sink, nanoseconds)?);
         self.report.summary.written = Some(0);
         Ok(())
+    }
+
+    /// Says that the packets are copies from this machine, which computes checksums later or has verified them.
+    pub fn of_local_packets(self) -> Self {
+        Self { has_checksums: false, ..self }
+    }
+
+    /// Records that so many packets were lost before they could be played.
+    pub fn record_dropped(&mut self, packets: u64) {
+        self.report.summary.dropped = packets;
     }
 
     /// Whether packets are written.
@@ -153,6 +167,8 @@ impl<W: Write> Player<W> {
             && [layout.source, layout.destination].iter().any(|e| self.ports.contains(&e.port()))
             && layout.source != layout.destination;
         if !is_control {
+            self.transfers.observe(self.now(), &layout, &bytes);
+            self.report_transfers(false);
             return self.write(time, bytes, &layout);
         }
         self.report.summary.control_packets += 1;
@@ -160,7 +176,8 @@ impl<W: Write> Player<W> {
         let read = |packet: Packet<'_>| (SegmentHeader::read(&packet), packet.checksum_is_valid());
         match Packet::parse(&bytes).map(read) {
             Ok((header, is_valid)) => {
-                self.report.summary.wrong_checksums += u64::from(!is_valid);
+                let is_wrong = self.has_checksums && !is_valid;
+                self.report.summary.wrong_checksums += u64::from(is_wrong);
                 self.handle_segment(CapturedSegment { frame, time, bytes, header })?;
                 self.sweep();
                 Ok(())
@@ -184,6 +201,7 @@ impl<W: Write> Player<W> {
     /// Plays the queued segments at the end of the last capture, and writes the last packets.
     pub fn finish(&mut self) -> io::Result<()> {
         self.flush_all_queues()?;
+        self.report_transfers(true);
         let more = self.report.summary.gaps.saturating_sub(MAX_REPORTED_GAPS);
         if more > 0 {
             self.warn(format!("{more} more gaps are not listed"));
@@ -202,7 +220,7 @@ impl<W: Write> Player<W> {
     }
 
     /// Where a frame with this number in all captures together is.
-    fn position(&self, frame: u64) -> FramePosition {
+    pub(super) fn position(&self, frame: u64) -> FramePosition {
         let after = self.starts.partition_point(|start| *start < frame);
         let capture = after.saturating_sub(1);
         let start = self.starts.get(capture).copied().unwrap_or(0);
@@ -312,7 +330,11 @@ impl<W: Write> Player<W> {
     /// Ends a connection because of tuple reuse.
     fn end_connection(&mut self, flow: Flow) -> io::Result<()> {
         self.flush_queues(flow.connection())?;
-        self.gateway.engine.sessions.forget_between(flow.source, flow.destination);
+        let now = self.now();
+        self.gateway.run(now, |engine, effects| {
+            engine.sessions.forget_between(flow.source, flow.destination, effects);
+        });
+        self.report_events(self.position(self.last_frame));
         let connection = self.connection(flow);
         let last_frame = connection.last_frame;
         *connection = CapturedConnection::default();
@@ -520,30 +542,6 @@ impl<W: Write> Player<W> {
         bytes
     }
 
-    /// Passes `bytes` to the engine. Its decisions are reported for `frame`.
-    fn run_engine(&mut self, bytes: &[u8], frame: u64) -> PacketOutcome {
-        let now = self.now();
-        let verdict = self.gateway.packet(now, bytes);
-        let position = self.position(frame);
-        let (events, omitted) = self.gateway.take_events();
-        self.report.summary.omitted += omitted;
-        for event in events {
-            self.report.add(position, event);
-        }
-        verdict
-    }
-
-    /// Makes the engine remove expired sessions and pinholes.
-    fn sweep(&mut self) {
-        let latest = self.latest_time();
-        if latest.saturating_sub(self.last_sweep) >= SWEEP_INTERVAL {
-            self.last_sweep = latest;
-            let now = self.now();
-            self.gateway.expire(now);
-            self.gateway.take_events(); // no expiry decides about an announcement
-        }
-    }
-
     /// The engine's session of a connection, and the side that sends `flow`.
     pub(super) fn session(&mut self, flow: Flow) -> Option<(&Session, Side)> {
         self.gateway.engine.sessions.session_between(flow.source, flow.destination)
@@ -554,11 +552,11 @@ impl<W: Write> Player<W> {
     }
 
     /// The latest time in the capture so far. The time of the engine follows it.
-    fn latest_time(&self) -> Duration {
+    pub(super) fn latest_time(&self) -> Duration {
         self.time_span.map_or(Duration::ZERO, |(_, last)| last)
     }
 
-    fn now(&self) -> Instant {
+    pub(super) fn now(&self) -> Instant {
         let elapsed =
             self.time_span.map_or(Duration::ZERO, |(first, last)| last.saturating_sub(first));
         self.engine_start.checked_add(elapsed.min(MAX_ELAPSED)).unwrap_or(self.engine_start)

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, mem};
 
 use ftp_alg_core::{
-    engine::{DecidedAnnouncement, Event, EventKind},
+    engine::{DecidedAnnouncement, Event, EventKind, FinishedTransfer},
     ftp::AnnouncementKind,
 };
 use serde::Serialize;
@@ -55,11 +55,20 @@ pub struct SessionRow {
     pub text: String,
 }
 
+/// A transfer that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransferNote {
+    /// The frame with its last reply.
+    pub position: FramePosition,
+    pub transfer: FinishedTransfer,
+}
+
 /// What is reported while a capture is played.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     Announcement(AnnouncementRow),
     Session(SessionRow),
+    Transfer(Box<TransferNote>),
     /// The number of the capture, counted from 0, and what was not read in it.
     Warning(usize, String),
 }
@@ -79,10 +88,16 @@ pub struct Summary {
     pub reasons: BTreeMap<(&'static str, String), u64>,
     /// Those with further reasons.
     pub other_reasons: u64,
+    /// Transfers that have ended, by the name of their result.
+    pub transfers: BTreeMap<&'static str, u64>,
+    /// The bytes of transfers to servers and to clients, as far as they are known.
+    pub bytes: [u64; 2],
     /// Sessions that became encrypted.
     pub encrypted: u64,
     /// Events beyond the engine's limit for one packet, which are not reported.
     pub omitted: u64,
+    /// Packets that were lost before they could be played.
+    pub dropped: u64,
     /// Frames without an IP packet.
     pub not_ip: u64,
     /// Inconsistent IP packets, and inconsistent segments of control connections.
@@ -134,8 +149,11 @@ impl Report {
     pub fn add(&mut self, position: FramePosition, event: Event) {
         match &event.kind {
             EventKind::Announcement(_) => {}
-            // No data connection is played, so every pinhole expires.
+            // No data connection is played to the engine, so every pinhole expires.
             EventKind::PinholeClosed(..) | EventKind::PinholeExpired(..) => return,
+            EventKind::SessionStarted
+            | EventKind::SessionEnded(_)
+            | EventKind::TransferWaiting(_) => return,
             EventKind::Encrypted => self.summary.encrypted += 1,
             EventKind::CommandRefused(what) => self.summary.count_reason("refuse", what),
             _ => {}
@@ -152,6 +170,14 @@ impl Report {
             }
         };
         self.notes.push(note);
+    }
+
+    /// Adds a transfer whose last reply is at `position`.
+    pub fn add_transfer(&mut self, position: FramePosition, transfer: FinishedTransfer) {
+        *self.summary.transfers.entry(transfer.result.name()).or_default() += 1;
+        let is_download = !transfer.transfer.verb.is_upload();
+        self.summary.bytes[usize::from(is_download)] += transfer.bytes.unwrap_or(0);
+        self.notes.push(Note::Transfer(Box::new(TransferNote { position, transfer })));
     }
 
     fn announcement(

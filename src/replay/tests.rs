@@ -22,12 +22,14 @@ use super::{
 };
 
 mod streams;
+mod transfers;
 
 /// The notes and the summary of a replay.
 #[derive(Debug, Default)]
 struct Played {
     rows: Vec<AnnouncementRow>,
     session_rows: Vec<SessionRow>,
+    transfers: Vec<TransferNote>,
     warnings: Vec<String>,
     summary: Summary,
     error: Option<CaptureError>,
@@ -69,6 +71,7 @@ fn play_all(
         match note {
             Note::Announcement(row) => played.rows.push(row),
             Note::Session(row) => played.session_rows.push(row),
+            Note::Transfer(note) => played.transfers.push(*note),
             Note::Warning(_, warning) => played.warnings.push(warning),
         }
     }

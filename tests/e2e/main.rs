@@ -54,5 +54,6 @@ mod top;
 mod transfers;
 mod try_modes;
 mod uplinks;
+mod watch;
 mod wire;
 mod zones;

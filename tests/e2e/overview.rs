@@ -41,7 +41,7 @@ fn rates_count_transfers_sessions_and_refusals() {
 
 #[test]
 fn transfers_that_are_not_reported_have_no_rate() {
-    let gateway = gateway(Topology::Masquerade);
+    let gateway = gateway_with(Topology::Masquerade, "log.transfers = false");
     for field in ["transfers", "failed_transfers", "bytes_up", "bytes_down"] {
         assert_eq!(window(&gateway, "10s")[field], Value::Null, "{field}");
     }

@@ -14,8 +14,6 @@ use rustix::{
 
 use crate::common::*;
 
-const REPORTED: &str = "log.transfers = true";
-
 /// A terminal with `ftp-alg top` on it, which leads the terminal's session as a shell's command does.
 struct View {
     program: Child,
@@ -124,7 +122,7 @@ impl Drop for View {
 /// With keys for what else there is to see.
 #[test]
 fn a_session_and_its_transfers_are_shown_while_they_happen() {
-    let gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let (user, _) = server.login();
@@ -182,7 +180,7 @@ fn a_session_and_its_transfers_are_shown_while_they_happen() {
 
 #[test]
 fn a_restarted_daemon_is_noticed() {
-    let mut gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let mut view = View::start(&gateway);
     curl(&gateway.lab, &server, Mode::Passive).upload("before", b"12345").unwrap();
@@ -190,7 +188,7 @@ fn a_restarted_daemon_is_noticed() {
     view.wait(&["/before ", "complete"]);
     gateway.daemon.kill();
     view.wait(&["NO ANSWER since", "no daemon answers on", "/before "]);
-    gateway.start_again(REPORTED);
+    gateway.start_again("");
     view.wait(&["the daemon was restarted"]);
     assert!(!view.text().contains("NO ANSWER"), "{}", view.text());
     curl(&gateway.lab, &server, Mode::Passive).upload("after", b"12345").unwrap();
@@ -202,7 +200,7 @@ fn a_restarted_daemon_is_noticed() {
 /// Who chooses names of files and users cannot write to the terminal.
 #[test]
 fn text_of_peers_is_escaped() {
-    let gateway = gateway_with(Topology::Masquerade, REPORTED);
+    let gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let mut steps = login_as(server.login());
     steps.extend(ask("PORT 10,9,9,9,80,80"));
@@ -220,7 +218,7 @@ fn text_of_peers_is_escaped() {
 
 #[test]
 fn without_reports_the_setting_is_named() {
-    let gateway = gateway(Topology::Masquerade);
+    let gateway = gateway_with(Topology::Masquerade, "log.transfers = false");
     let view = View::start(&gateway);
     view.press("2");
     view.wait(&["Transfers are not reported", "log.transfers = true"]);

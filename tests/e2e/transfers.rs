@@ -245,3 +245,123 @@ fn transfers_are_written_to_a_file() {
     }
     assert_eq!(gateway.daemon.status().unwrap()["transfers"]["unwritten"], 0);
 }
+
+/// The events of these kinds that the daemon stores.
+fn events(gateway: &Gateway, kind: &str) -> Vec<Value> {
+    let shown = gateway.daemon.ask(&["events", "--json", "--kind", kind]).unwrap().stdout_text();
+    shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A client that opens no data connection, and one whose SYN is dropped behind the gateway.
+#[test]
+fn a_hanging_transfer_is_reported_before_its_end() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let port = "pasv_min_port=40000\npasv_max_port=40000\naccept_timeout=12\n";
+    let server = Server::start_with(ServerKind::Vsftpd, &lab.server, port).unwrap();
+    lab.server.nft("table inet f { chain i { type filter hook input priority 0; tcp dport 40000 drop; }; }").unwrap();
+    let (user, _) = server.login();
+    let address = lab.server_address(V4);
+    for (file, dials, why) in [
+        ("silent", false, format!("no connection of 192.168.150.80 to {address}:40000 seen")),
+        ("dropped", true, format!("SYN of 192.168.150.80 seen, no answer from {address}:40000")),
+    ] {
+        let steps = json!([
+            login_as(server.login()),
+            ask("PASV"),
+            say(&format!("STOR /pub/{file}")),
+            gate()
+        ]);
+        let held = hold(lab, steps);
+        let mut dialler = lab.client.command("bash");
+        dialler.args(["-c", &format!("exec 3<>/dev/tcp/{address}/40000")]);
+        let dialler = dials.then(|| lab.client.start(dialler, "dialler").unwrap());
+        let waits =
+            format!("{user}@192.168.150.80 STOR /pub/{file} waits for its data connection since 1");
+        let line = wait_for_line(&gateway, &[&waits]);
+        assert!(line.ends_with(&why), "{line}");
+        let reported = events(&gateway, "transfer-waiting");
+        let event = reported.iter().find(|event| event["path"] == format!("/pub/{file}")).unwrap();
+        for (field, expected) in [
+            ("user", json!(user)),
+            ("verb", json!("STOR")),
+            ("direction", json!("up")),
+            ("mode", json!("passive")),
+            ("bytes", Value::Null),
+            ("result", json!("waiting")),
+            ("code", Value::Null),
+            ("reason", json!(why)),
+        ] {
+            assert_eq!(event[field], expected, "{field}: {event}");
+        }
+        let ended = format!("STOR /pub/{file} in 1");
+        let line = wait_for_line(&gateway, &[&ended, ": 425, no data connection: "]);
+        drop(dialler);
+        assert_eq!(held.release().error, None);
+        assert!(line.ends_with(&why), "{line}");
+        let log = gateway.daemon.log();
+        assert_eq!(log.matches(&waits).count(), 1, "{log}");
+    }
+}
+
+/// From the first login to the end, with the bytes. A connection without a login leaves nothing.
+#[test]
+fn sessions_are_reported_from_login_to_end() {
+    for setup in ["", "log.transfers = false\n"] {
+        let gateway = gateway_with(Topology::Masquerade, setup);
+        let lab = &gateway.lab;
+        let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+        let (user, _) = server.login();
+        talk(
+            lab,
+            [reply(), say("USER nobody"), reply(), say("PASS no"), reply(), say("QUIT"), reply()],
+        )
+        .ok();
+        curl(lab, &server, Mode::Passive).upload("q3.csv", b"12345").unwrap();
+        wait_for("the end of the session", || !events(&gateway, "session-ended").is_empty());
+        let [ended] = &events(&gateway, "session-ended")[..] else { panic!() };
+        let [started] = &events(&gateway, "session-started")[..] else { panic!() };
+        assert_eq!(started["session"], ended["session"]);
+        let bytes = if setup.is_empty() { json!(5) } else { Value::Null };
+        for (field, expected) in [
+            ("user", json!(user)),
+            ("end", json!("closed")),
+            ("transfers", json!(1)),
+            ("bytes", bytes),
+            ("client", json!("192.168.150.80")),
+        ] {
+            assert_eq!(ended[field], expected, "{field}: {ended}");
+        }
+        assert!(!gateway.daemon.log().contains("session ended"), "only with the level debug");
+        let sessions = [ended, started].map(|event| event["id"].as_u64().unwrap());
+        let transfers = events(&gateway, "transfer");
+        let ids = transfers.iter().map(|transfer| transfer["id"].as_u64().unwrap());
+        assert!(ids.into_iter().all(|id| sessions[1] < id && id < sessions[0]), "{transfers:?}");
+    }
+}
+
+/// What a killed daemon leaves behind: the next one says how many sessions had a transfer.
+#[test]
+fn a_restart_says_how_many_transfers_were_interrupted() {
+    // A killed daemon may not have read the last lines of the fast path.
+    let setup = "queue.fast-path = \"off\"\n";
+    let mut gateway = gateway_with(Topology::Masquerade, setup);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let steps =
+        json!([login_as(server.login()), ask("PASV"), dial(), ask("STOR /pub/half"), gate(),]);
+    let held = hold(&gateway.lab, steps);
+    gateway.daemon.kill();
+    gateway.start_again(setup);
+    let line = "a transfer was under way in 1 sessions when the last daemon ended";
+    assert!(gateway.daemon.log().contains(line), "{}", gateway.daemon.log());
+    assert_eq!(held.release().error, None);
+    wait_for_line(&gateway, &["STOR /pub/half"]);
+    gateway.daemon.kill();
+    gateway.start_again(setup);
+    let log = gateway.daemon.log();
+    assert_eq!(
+        (log.matches("was under way").count(), log.matches("INFO ready").count()),
+        (1, 3),
+        "{log}"
+    );
+}

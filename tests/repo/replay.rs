@@ -30,7 +30,8 @@ pub fn printed(arguments: &[&str]) -> String {
 
 pub fn announcements(arguments: &[&str]) -> Vec<Value> {
     let text = printed(&[arguments, &["--json"]].concat());
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.filter(|row| row["event"] == "announcement").collect()
 }
 
 /// One line on standard error, and exit code 1.

@@ -11,7 +11,7 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const BAR_WIDTH: u64 = 30;
 
 /// A progress bar. It has neither colours nor other escape sequences.
-pub(super) struct Progress {
+pub(in crate::cli) struct Progress {
     /// Whether standard error is a terminal.
     is_possible: bool,
     /// The name and the size of the capture, if that is known.

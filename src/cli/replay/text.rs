@@ -7,7 +7,7 @@ use ftp_alg_core::engine::DecidedAnnouncement;
 use crate::{
     cli::table::{self, RowTable},
     config::escape_control_characters,
-    replay::{AnnouncementRow, SessionRow, Summary},
+    replay::{AnnouncementRow, SessionRow, Summary, TransferNote},
 };
 
 /// The width of the longest IPv4 endpoint.
@@ -72,6 +72,14 @@ impl NoteTable {
         self.row((row.position.capture, row.position.frame, row.session), &[], &row.text)
     }
 
+    /// The line of a transfer.
+    pub fn transfer(&mut self, TransferNote { position, transfer }: &TransferNote) -> String {
+        let text = transfer.to_string();
+        let number = format!("transfer #{} ", transfer.session.id);
+        let text = text.strip_prefix(&number).unwrap_or(&text);
+        self.row((position.capture, position.frame, transfer.session.id), &[], text)
+    }
+
     fn row(
         &mut self,
         (capture, frame, session): (usize, u64, u64),
@@ -102,8 +110,12 @@ pub(super) fn summary(summary: &Summary) -> String {
     ];
     let kinds = summary.announcements.iter();
     items.extend(kinds.map(|(kind, counts)| (format!("  {kind}"), by_action(counts))));
+    if !summary.transfers.is_empty() {
+        items.push(("transfers".to_owned(), by_result(summary)));
+    }
     items.push(("malformed".to_owned(), summary.malformed.to_string()));
     for (name, number) in [
+        ("dropped by the kernel", summary.dropped),
         ("not IP", summary.not_ip),
         ("captured in part", summary.incomplete),
         ("gaps", summary.gaps),
@@ -123,6 +135,13 @@ pub(super) fn summary(summary: &Summary) -> String {
         items.push(("written".to_owned(), written.to_string()));
     }
     table::list(&items) + &reasons(summary)
+}
+
+fn by_result(Summary { transfers, bytes: [up, down], .. }: &Summary) -> String {
+    let parts: Vec<String> =
+        transfers.iter().map(|(result, count)| format!("{result} {count}")).collect();
+    let all: u64 = transfers.values().sum();
+    format!("{all}: {}; {up} B up, {down} B down", parts.join(", "))
 }
 
 fn by_action(counts: &[u64; 4]) -> String {

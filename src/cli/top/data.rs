@@ -13,7 +13,7 @@ use crate::{
     cli::{status, table},
     daemon::{
         health::CheckStatus,
-        snapshot::{FastPathState, SessionRow, Status, WindowCounts},
+        snapshot::{FastPathState, SessionRow, SessionSummary, Status, WindowCounts},
     },
 };
 
@@ -40,7 +40,6 @@ pub(super) struct Data {
 #[derive(Clone, Debug, Default)]
 struct KnownSession {
     client: String,
-    user: Option<String>,
     transfers: u64,
 }
 
@@ -67,32 +66,25 @@ impl Data {
         match event.event.as_str() {
             "transfer" => transfers.push(Row::transfer(event)),
             "refusal" => return refusals.push(Row::refusal(event)),
-            "login" => {}
             _ => return,
         }
         let known = self.known.entry(event.session).or_default();
         if known.client != event.client {
             // Another daemon may give the number to another session.
-            *known = KnownSession { client: event.client.clone(), ..KnownSession::default() };
+            *known = KnownSession { client: event.client.clone(), transfers: 0 };
         }
-        known.transfers += u64::from(event.event == "transfer");
-        if event.user.is_some() {
-            known.user.clone_from(&event.user);
-        }
+        known.transfers += 1;
     }
 
     /// The rows of the sessions that are open. What was known of others is forgotten.
     fn session_rows(&mut self, sessions: &[SessionRow]) -> Vec<Row> {
         let mut known = std::mem::take(&mut self.known);
         let row = |session: &SessionRow| {
-            let found = known.remove(&session.id);
-            let found = found.filter(|found| found.client == session.client.ip().to_string());
-            let of = found.as_ref();
-            let transfers = of.map_or(0, |known| known.transfers);
-            let transfers = Some(transfers).filter(|_| self.reports_transfers);
-            let row = Row::session(session, of.and_then(|known| known.user.as_deref()), transfers);
-            self.known.extend(found.map(|found| (session.id, found)));
-            row
+            let SessionSummary { id, client, .. } = session.summary;
+            let found = known.remove(&id).filter(|found| found.client == client.ip().to_string());
+            let transfers = found.as_ref().map_or(0, |known| known.transfers);
+            self.known.extend(found.map(|found| (id, found)));
+            Row::session(session, Some(transfers).filter(|_| self.reports_transfers))
         };
         sessions.iter().map(row).collect()
     }
@@ -143,7 +135,7 @@ mod tests {
         assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "-"]);
         let mut look = samples::look();
         look.events.clear();
-        look.sessions[0].client = "10.9.9.9:1".parse().unwrap();
+        look.sessions[0].summary.client = "10.9.9.9:1".parse().unwrap();
         data.take(look);
         assert_eq!(cells(&data, 0)[3..6], ["-", "logged-in", "0"], "another client");
     }

@@ -119,25 +119,26 @@ impl Row {
         text.is_empty() || searched.any(|(_, cell)| cell.text.to_lowercase().contains(text))
     }
 
-    /// The row of a session of `user`, which has ended so many `transfers`, if these are known.
-    pub fn session(row: &SessionRow, user: Option<&str>, transfers: Option<u64>) -> Self {
+    /// The row of a session, which has ended so many `transfers`, if these are known.
+    pub fn session(row: &SessionRow, transfers: Option<u64>) -> Self {
+        let SessionRow { summary, pinholes } = row;
         let external = |own: SocketAddr, external: SocketAddr| {
             if own == external { Cell::default() } else { Cell::endpoint(external) }
         };
         let cells = vec![
-            Cell::count(row.id),
-            Cell::endpoint(row.client),
-            Cell::endpoint(row.server),
-            Cell::text(user.unwrap_or("-")),
-            Cell::text(&row.state),
+            Cell::count(summary.id),
+            Cell::endpoint(summary.client),
+            Cell::endpoint(summary.server),
+            Cell::text(summary.user.as_deref().unwrap_or("-")),
+            Cell::text(&summary.state),
             transfers.map_or_else(|| Cell::text("-"), Cell::count),
-            Cell::number(row.age_seconds as f64, table::span(row.age_seconds)),
-            Cell::count(row.pinholes),
-            Cell::text(if row.adjusted { "yes" } else { "no" }),
-            external(row.client, row.client_external),
-            external(row.server, row.server_external),
+            Cell::number(summary.age_seconds as f64, table::span(summary.age_seconds)),
+            Cell::count(*pinholes),
+            Cell::text(if summary.adjusted { "yes" } else { "no" }),
+            external(summary.client, summary.client_external),
+            external(summary.server, summary.server_external),
         ];
-        Self { key: row.id, cells, more: Vec::new() }
+        Self { key: summary.id, cells, more: Vec::new() }
     }
 
     /// The row of a transfer that has ended.

@@ -421,7 +421,7 @@ mod tests {
             }
         }
         for row in &mut look.sessions {
-            row.state = BAD.to_owned();
+            row.summary.state = BAD.to_owned();
         }
         let status = &mut look.status;
         (status.version, status.backend) = (BAD.to_owned(), BAD.to_owned());

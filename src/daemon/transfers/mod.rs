@@ -1,11 +1,13 @@
 //! Transfers: what the engines tell of them and what the kernel copies of their data connections becomes one log line
-//! for each, never sampled, and the totals of `status`. A thread of its own does it, and no packet waits for it.
+//! for each, never sampled, and the totals of `status`. Transfers that hang and the ends of sessions are reported here,
+//! too. A thread of its own does it, and no packet waits for it.
 
 mod file;
-mod tracker;
+mod report;
+mod session_bytes;
 
 use std::{
-    fmt,
+    collections::VecDeque,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,9 +17,12 @@ use std::{
 };
 
 pub use file::TransferFile;
-use ftp_alg_core::engine::{Event, EventKind, Transfer, TransferEnd};
-pub use tracker::{FinishedTransfer, TransferResult};
-use tracker::{TransferSession, TransferTracker};
+use ftp_alg_core::engine::{
+    EndedSession, Event, EventKind, FinishedTransfer, TRANSFER_PATIENCE, Transfer, TransferResult,
+    TransferSession, TransferTracker,
+};
+pub(super) use report::log_transfer;
+use session_bytes::SessionBytes;
 
 use super::{
     shard::lock,
@@ -30,17 +35,71 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Limit of transfers that the thread has not taken yet.
 const MAX_INBOX: usize = 8192;
 
-/// Transfers on their way to the thread that reports them.
+/// What the thread reports.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// A transfer that has ended, or waits for its data connection.
+    Transfer(Box<FinishedTransfer>),
+    SessionEnd(Box<SessionReport>),
+}
+
+/// A session that has ended, with what is known of its data connections.
+#[derive(Clone, Debug)]
+pub struct SessionReport {
+    pub session: TransferSession,
+    pub ended: EndedSession,
+    /// When its end was seen.
+    pub at: SystemTime,
+    /// The bytes of its transfers, if they are known of each.
+    pub bytes: Option<u64>,
+}
+
+/// Events on their way to the thread that reports them.
 #[derive(Default)]
 pub(super) struct TransferReports {
     /// Whether there is a thread that reports them.
     is_on: bool,
-    inbox: Mutex<Vec<(Instant, Box<FinishedTransfer>)>>,
+    inbox: Mutex<Vec<(Instant, Received)>>,
     /// Transfers for which the inbox had no room.
     lost: AtomicU64,
     totals: Mutex<TransferTotals>,
     /// Whether the file is to be opened again.
     reopens: AtomicBool,
+}
+
+/// An event of a session that the thread reports.
+enum Received {
+    Ended(Box<FinishedTransfer>),
+    Waiting(Box<FinishedTransfer>),
+    SessionEnd(Box<SessionReport>),
+}
+
+/// What the thread knows.
+#[derive(Default)]
+struct Known {
+    tracker: TransferTracker,
+    session_bytes: SessionBytes,
+    /// Sessions that have ended, until their last transfers are reported.
+    ended_sessions: VecDeque<(Instant, Box<SessionReport>)>,
+}
+
+impl Received {
+    /// What the thread gets of an event, if it reports such events.
+    fn of(Event { session, client, server, kind }: &Event) -> Option<Self> {
+        let (at, session) =
+            (SystemTime::now(), TransferSession { id: *session, client: *client, server: *server });
+        let of =
+            |transfer: &Transfer| Box::new(FinishedTransfer::new(at, session, transfer.clone()));
+        Some(match kind {
+            EventKind::Transfer(transfer) => Self::Ended(of(transfer)),
+            EventKind::TransferWaiting(transfer) => Self::Waiting(of(transfer)),
+            EventKind::SessionEnded(ended) => {
+                let ended = EndedSession::clone(ended);
+                Self::SessionEnd(Box::new(SessionReport { session, ended, at, bytes: None }))
+            }
+            _ => return None,
+        })
+    }
 }
 
 impl TransferReports {
@@ -54,23 +113,29 @@ impl TransferReports {
         self.is_on
     }
 
-    /// Takes over the transfers among `events`.
+    /// Whether an event is reported here, or not at all.
+    pub(super) fn reports(&self, kind: &EventKind) -> bool {
+        match kind {
+            EventKind::Transfer(_) | EventKind::TransferWaiting(_) => true,
+            EventKind::SessionEnded(_) => self.is_on,
+            _ => false,
+        }
+    }
+
+    /// Takes over the events that are reported here.
     pub(super) fn record(&self, now: Instant, events: &[Event]) {
         if !self.is_on {
             return;
         }
         let mut inbox = None;
-        for Event { session, client, server, kind } in events {
-            let EventKind::Transfer(transfer) = kind else { continue };
+        for received in events.iter().filter_map(Received::of) {
             let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
             if inbox.len() >= MAX_INBOX {
-                self.lost.fetch_add(1, Ordering::Relaxed);
+                let is_lost = matches!(received, Received::Ended(_));
+                self.lost.fetch_add(u64::from(is_lost), Ordering::Relaxed);
                 continue;
             }
-            let session = TransferSession { id: *session, client: *client, server: *server };
-            let transfer = Transfer::clone(transfer);
-            let finished = FinishedTransfer::new(SystemTime::now(), session, transfer);
-            inbox.push((now, Box::new(finished)));
+            inbox.push((now, received));
         }
     }
 
@@ -79,36 +144,39 @@ impl TransferReports {
         TransferTotals { lost: self.lost.load(Ordering::Relaxed), ..lock(&self.totals).clone() }
     }
 
-    /// Reports transfers, and passes each to `publish`, until `stop` is set. Without a `data_log`, nothing is known of
-    /// their data connections.
+    /// Reports transfers and the ends of sessions, and passes each to `publish`, until `stop` is set. Without a
+    /// `data_log`, nothing is known of their data connections.
     pub(super) fn run(
         &self,
         mut data_log: Option<DataLog>,
-        mut publish: impl FnMut(Box<FinishedTransfer>),
+        mut publish: impl FnMut(Report),
         stop: &AtomicBool,
     ) {
-        let mut tracker = TransferTracker::new(data_log.is_some());
+        let tracker = TransferTracker::new(data_log.is_some());
+        let mut known = Known { tracker, ..Known::default() };
         while !stop.load(Ordering::Acquire) {
             thread::sleep(INTERVAL);
             let now = Instant::now();
             let read =
-                data_log.as_mut().map(|log| log.read(|packet| tracker.observe(now, &packet)));
+                data_log.as_mut().map(|log| log.read(|packet| known.tracker.observe(now, &packet)));
             if let Some(Err(error)) = read {
                 tracing::warn!(
                     event = "data-log-ended",
                     "{error}: transfers are reported without their bytes"
                 );
-                (data_log, tracker.sees_packets) = (None, false);
+                (data_log, known.tracker.sees_packets) = (None, false);
             }
-            self.take_ended(&mut tracker, &mut publish);
-            for finished in tracker.take_finished(Instant::now()) {
-                self.report(finished, &mut publish);
+            self.handle_received(&mut known, &mut publish);
+            for finished in known.tracker.take_finished(Instant::now()) {
+                self.report(finished, &mut known, &mut publish);
             }
+            known.publish_ended_sessions(Some(Instant::now()), &mut publish);
         }
-        self.take_ended(&mut tracker, &mut publish);
-        for finished in tracker.take_all() {
-            self.report(finished, &mut publish);
+        self.handle_received(&mut known, &mut publish);
+        for finished in known.tracker.take_all() {
+            self.report(finished, &mut known, &mut publish);
         }
+        known.publish_ended_sessions(None, &mut publish);
     }
 
     /// Has the file opened again before the next transfer is written.
@@ -116,7 +184,7 @@ impl TransferReports {
         self.reopens.store(true, Ordering::Release);
     }
 
-    /// Appends `row` to `file`.
+    /// Appends the `row` of a transfer that has ended to `file`.
     pub(super) fn append(&self, file: &mut TransferFile, row: &EventRow) {
         if self.reopens.swap(false, Ordering::AcqRel) {
             file.reopen();
@@ -125,15 +193,22 @@ impl TransferReports {
         lock(&self.totals).unwritten = file.unwritten;
     }
 
-    fn take_ended(
-        &self,
-        tracker: &mut TransferTracker,
-        publish: &mut impl FnMut(Box<FinishedTransfer>),
-    ) {
-        let ended = std::mem::take(&mut *lock(&self.inbox));
-        for (seen, finished) in ended {
-            if let Some(finished) = tracker.end(seen, finished) {
-                self.report(finished, publish);
+    fn handle_received(&self, known: &mut Known, publish: &mut impl FnMut(Report)) {
+        let all = std::mem::take(&mut *lock(&self.inbox));
+        for (seen, received) in all {
+            match received {
+                Received::Ended(transfer) => {
+                    if let Some(finished) = known.tracker.end(seen, transfer) {
+                        self.report(finished, known, publish);
+                    }
+                }
+                Received::Waiting(transfer) => {
+                    let waiting = known.tracker.examine(seen, transfer);
+                    waiting.into_iter().map(Report::Transfer).for_each(&mut *publish);
+                }
+                Received::SessionEnd(report) => {
+                    known.ended_sessions.push_back((seen + TRANSFER_PATIENCE, report));
+                }
             }
         }
     }
@@ -141,26 +216,28 @@ impl TransferReports {
     fn report(
         &self,
         finished: Box<FinishedTransfer>,
-        publish: &mut impl FnMut(Box<FinishedTransfer>),
+        known: &mut Known,
+        publish: &mut impl FnMut(Report),
     ) {
         count(&mut lock(&self.totals), &finished);
-        let FinishedTransfer { session, transfer, result, bytes, duration, .. } = &*finished;
-        let code = finished.code();
-        tracing::info!(
-            event = "transfer",
-            session = session.id,
-            client = %session.client,
-            server = %session.server,
-            user = transfer.user.as_deref(),
-            verb = transfer.verb.name(),
-            path = &*transfer.path,
-            result = <&str>::from(result),
-            code,
-            bytes,
-            seconds = duration.as_secs_f64(),
-            "{finished}"
-        );
-        publish(finished);
+        known.session_bytes.add(&finished);
+        publish(Report::Transfer(finished));
+    }
+}
+
+impl Known {
+    /// Publishes the ends of sessions whose transfers are reported by `now`. `None` stands for the end of the daemon.
+    fn publish_ended_sessions(&mut self, now: Option<Instant>, publish: &mut impl FnMut(Report)) {
+        let is_idle = self.tracker.is_idle();
+        let is_due = |until: Instant| is_idle || now.is_none_or(|now| until <= now);
+        while self.ended_sessions.front().is_some_and(|(until, _)| is_due(*until))
+            && let Some((_, mut report)) = self.ended_sessions.pop_front()
+        {
+            let SessionReport { session, ended, .. } = &*report;
+            report.bytes = self.session_bytes.take(session.id, ended.transfers);
+            report.log();
+            publish(Report::SessionEnd(report));
+        }
     }
 }
 
@@ -182,60 +259,9 @@ fn count(totals: &mut TransferTotals, finished: &FinishedTransfer) {
         TransferResult::Refused => &mut counts.refused,
         TransferResult::NoDataConnection => &mut counts.no_data_connection,
         TransferResult::Reset => &mut counts.reset,
+        TransferResult::Unseen => &mut counts.unseen,
+        TransferResult::Waiting => return,
     } += 1;
-}
-
-impl FinishedTransfer {
-    /// A transfer of which nothing but the dialogue is known.
-    fn new(at: SystemTime, session: TransferSession, transfer: Transfer) -> Self {
-        Self {
-            session,
-            at,
-            result: TransferResult::Complete,
-            bytes: None,
-            duration: transfer.duration,
-            reason: None,
-            transfer,
-        }
-    }
-
-    /// The code of the server's last reply.
-    pub fn code(&self) -> Option<u16> {
-        match self.transfer.end {
-            TransferEnd::Replied(reply) => Some(reply.code),
-            TransferEnd::SessionEnded | TransferEnd::SessionReset => None,
-        }
-    }
-}
-
-/// The log line: `transfer #17 bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226`.
-impl fmt::Display for FinishedTransfer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { session, transfer, result, bytes, duration, reason, .. } = self;
-        write!(f, "transfer #{} ", session.id)?;
-        if let Some(user) = &transfer.user {
-            write!(f, "{user}@")?;
-        }
-        write!(f, "{} {}", session.client.ip(), transfer.verb.name())?;
-        if !transfer.path.is_empty() {
-            write!(f, " {}", transfer.path)?;
-        }
-        if let Some(bytes) = bytes {
-            write!(f, " {bytes} B")?;
-        }
-        write!(f, " in {:.1} s: ", duration.as_secs_f64())?;
-        match self.code() {
-            Some(code) => write!(f, "{code}")?,
-            None => f.write_str("the control connection ended")?,
-        }
-        if *result != TransferResult::Complete {
-            write!(f, ", {}", <&str>::from(result).replace('-', " "))?;
-        }
-        match reason {
-            Some(reason) => write!(f, ": {reason}"),
-            None => Ok(()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! Log lines of transfers, and the limit of those that wait for the thread.
 
-use ftp_alg_core::{ftp::Reply, session::TransferVerb};
+use ftp_alg_core::{
+    engine::{SessionEnd, Transfer, TransferEnd},
+    ftp::Reply,
+    session::TransferVerb,
+};
 
 use super::*;
 
@@ -48,6 +52,13 @@ fn a_transfer_is_one_line() {
     assert_eq!(failed.to_string(), line);
     let ended = FinishedTransfer { result: TransferResult::Aborted, ..finished(None, None) };
     assert!(ended.to_string().ends_with(": the control connection ended, aborted"));
+    let mut unseen = FinishedTransfer { result: TransferResult::Unseen, ..finished(None, None) };
+    unseen.transfer.end = TransferEnd::Unseen;
+    assert!(unseen.to_string().ends_with(" in 0.2 s: its end was not seen"), "{unseen}");
+    let waiting = FinishedTransfer { result: TransferResult::Waiting, bytes: None, ..failed };
+    let line = "transfer #17 10.0.0.7 STOR /pub/q3.csv waits for its data connection since 0.2 s: \
+                SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069";
+    assert_eq!(waiting.to_string(), line);
 }
 
 #[test]
@@ -62,4 +73,50 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     reports.run(None, |_| {}, &AtomicBool::new(true));
     let totals = reports.totals();
     assert_eq!((totals.unknown.complete, totals.bytes_up), (MAX_INBOX as u64, 0));
+}
+
+/// The bytes of a session that has ended after such transfers, and the text.
+fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, String) {
+    let reports = TransferReports::new(true);
+    let TransferSession { id, client, server } = finished(None, None).session;
+    let event = |kind| Event { session: id, client, server, kind };
+    let transfers = transfers.iter().cloned().map(Box::new).map(EventKind::Transfer).map(event);
+    let mut events: Vec<_> = transfers.collect();
+    let (end, user) = (SessionEnd::Closed, Some("bob".into()));
+    let duration = Duration::from_secs(3);
+    let ended = EndedSession { end, user, transfers: counted, duration };
+    events.push(event(EventKind::SessionEnded(ended)));
+    reports.record(Instant::now(), &events);
+    let mut published = Vec::new();
+    reports.run(None, |report| published.push(report), &AtomicBool::new(true));
+    assert_eq!(published.len(), events.len());
+    match published.pop() {
+        Some(Report::SessionEnd(report)) => (report.bytes, report.to_string()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_session_ends_after_its_transfers_with_their_bytes() {
+    let text =
+        "#17 10.0.0.7:1035 -> 198.51.100.9:21: session ended after 3.0 s: closed, user bob, ";
+    assert_eq!(reported_session(&[], 0), (Some(0), format!("{text}0 transfers, 0 B")));
+    let refused = finished(None, Some(550)).transfer;
+    let refused = Transfer { has_started: false, ..refused };
+    let one = format!("{text}1 transfer, 0 B");
+    assert_eq!(reported_session(std::slice::from_ref(&refused), 1), (Some(0), one));
+    // The bytes of the second one are not known, or another daemon reported it.
+    let complete = finished(None, Some(226)).transfer;
+    assert_eq!(reported_session(&[refused.clone(), complete], 2).0, None);
+    assert_eq!(reported_session(&[refused], 2), (None, format!("{text}2 transfers")));
+}
+
+#[test]
+fn only_reports_that_are_on_take_the_ends_of_sessions() {
+    let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
+    let ended = EventKind::SessionEnded(EndedSession { end, user: None, transfers: 0, duration });
+    assert_eq!(
+        [true, false].map(|is_on| TransferReports::new(is_on).reports(&ended)),
+        [true, false]
+    );
 }

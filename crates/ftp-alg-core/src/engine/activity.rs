@@ -26,6 +26,10 @@ pub struct ClientActivity {
     /// What the client wants to change to, if the server has not answered.
     wanted_directory: Option<Box<str>>,
     transfers: Vec<PendingTransfer>,
+    /// Number of transfers that were reported.
+    reported_transfers: u32,
+    /// Whether the start of the session was reported, and its end was not.
+    is_reported: bool,
 }
 
 /// A transfer without a last reply.
@@ -35,6 +39,8 @@ struct PendingTransfer {
     /// When it was requested, since the connection's first packet.
     requested: Duration,
     has_started: bool,
+    /// Whether it was examined because it was pending for a while.
+    is_examined: bool,
 }
 
 /// How a transfer ended on the control connection.
@@ -46,9 +52,63 @@ pub enum TransferEnd {
     SessionEnded,
     /// The control connection was reset before a reply.
     SessionReset,
+    /// Its end was not seen: packets were missed, or the session was forgotten.
+    Unseen,
+    /// It has not ended.
+    Pending,
 }
 
-/// A transfer that has ended.
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// Both ends have closed the control connection.
+    Closed,
+    /// One of the ends, or the gateway, has reset it.
+    Reset,
+    /// It had no packet until its timeout.
+    Expired,
+    /// Another connection uses its endpoints.
+    Replaced,
+    /// The gateway does not follow it any more.
+    Forgotten,
+}
+
+impl SessionEnd {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Reset => "reset",
+            Self::Expired => "expired",
+            Self::Replaced => "replaced",
+            Self::Forgotten => "forgotten",
+        }
+    }
+
+    /// How the session's transfers end with it.
+    pub fn of_transfers(self) -> TransferEnd {
+        match self {
+            Self::Closed => TransferEnd::SessionEnded,
+            Self::Reset => TransferEnd::SessionReset,
+            Self::Expired | Self::Replaced | Self::Forgotten => TransferEnd::Unseen,
+        }
+    }
+}
+
+/// A session that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndedSession {
+    /// How it ended.
+    pub end: SessionEnd,
+    /// The user, if the login named one.
+    pub user: Option<Box<str>>,
+    /// Number of its transfers, whatever their result.
+    pub transfers: u32,
+    /// From its first packet to its last one.
+    pub duration: Duration,
+}
+
+/// A transfer that has ended, or is pending.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transfer {
     /// The user, if the login was seen.
@@ -88,6 +148,8 @@ impl ClientActivity {
         directory: None,
         wanted_directory: None,
         transfers: Vec::new(),
+        reported_transfers: 0,
+        is_reported: false,
     };
 
     /// The user, if a login was seen.
@@ -102,7 +164,7 @@ impl ClientActivity {
 
     /// The oldest transfer that has not ended.
     pub fn running_transfer(&self) -> Option<RunningTransfer> {
-        let PendingTransfer { command, requested, has_started } = self.transfers.first()?;
+        let PendingTransfer { command, requested, has_started, .. } = self.transfers.first()?;
         let TransferCommand { verb, path } = command.clone();
         Some(RunningTransfer { verb, path, requested: *requested, has_started: *has_started })
     }
@@ -110,6 +172,18 @@ impl ClientActivity {
     /// Records `USER`.
     pub fn record_user(&mut self, name: Box<str>) {
         self.named_user = Some(name);
+    }
+
+    /// Records that the start of the session is reported. Returns whether it was not before.
+    pub fn begin_session(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_reported, true)
+    }
+
+    /// What is to be reported of the session's end, once, if its start was reported.
+    pub fn end_session(&mut self, end: SessionEnd, duration: Duration) -> Option<EndedSession> {
+        let is_reported = take(&mut self.is_reported);
+        let (user, transfers) = (&mut self.user, self.reported_transfers);
+        is_reported.then(|| EndedSession { end, user: user.take(), transfers, duration })
     }
 
     /// Records that the server has accepted the login. Returns the user.
@@ -138,22 +212,25 @@ impl ClientActivity {
             .filter(|directory| directory.starts_with('/') && directory.len() <= MAX_DIRECTORY);
     }
 
-    /// Records a transfer that the client requested at the time `requested` since the connection's first packet, if
-    /// `pending` transfers have no last reply, this one included.
-    pub fn record_transfer(
-        &mut self,
-        command: TransferCommand,
-        requested: Duration,
-        pending: usize,
-    ) {
+    /// The number of transfers whose ends were not seen, if `pending` transfers have no last reply, and one of these is
+    /// not recorded yet.
+    pub fn unseen_ends(&self, pending: usize) -> usize {
+        let known = self.transfers.len();
+        (known + 1).saturating_sub(pending.max(1)).min(known)
+    }
+
+    /// Records a transfer that the client requested at the time `requested` since the connection's first packet.
+    pub fn record_transfer(&mut self, command: TransferCommand, requested: Duration) {
         if self.wanted_directory.take().is_some() {
             self.directory = None; // its answer was not seen
         }
-        let surplus = (self.transfers.len() + 1).saturating_sub(pending.clamp(1, MAX_PENDING));
-        self.transfers.drain(..surplus.min(self.transfers.len()));
+        if self.transfers.len() >= MAX_PENDING {
+            self.transfers.remove(usize::from(self.transfers[0].has_started));
+        }
         let path = self.resolve(&command.path).unwrap_or(command.path);
         let command = TransferCommand { path, ..command };
-        self.transfers.push(PendingTransfer { command, requested, has_started: false });
+        let (has_started, is_examined) = (false, false);
+        self.transfers.push(PendingTransfer { command, requested, has_started, is_examined });
     }
 
     /// Records that the oldest transfer has started.
@@ -173,19 +250,38 @@ impl ClientActivity {
         if self.transfers.is_empty() {
             return None;
         }
-        let PendingTransfer { command, requested, has_started } = self.transfers.remove(0);
+        let pending = self.transfers.remove(0);
         if self.transfers.is_empty() {
             take(&mut self.transfers);
         }
-        Some(Transfer {
-            user: self.user.clone(),
-            verb: command.verb,
-            path: command.path,
-            announcement,
-            duration: now.saturating_sub(requested),
-            has_started,
-            end,
-        })
+        self.reported_transfers = self.reported_transfers.saturating_add(1);
+        Some(pending.into_transfer(self.user.clone(), now, end, announcement))
+    }
+
+    /// The oldest transfer as it is at the time `now` since the connection's first packet, once, if it was requested at
+    /// the time `requested`.
+    pub fn examine_transfer(
+        &mut self,
+        requested: Duration,
+        now: Duration,
+        announcement: Option<(AnnouncementKind, Pinhole)>,
+    ) -> Option<Transfer> {
+        let oldest = self.transfers.first_mut().filter(|oldest| oldest.requested == requested)?;
+        if std::mem::replace(&mut oldest.is_examined, true) {
+            return None;
+        }
+        let oldest = oldest.clone();
+        Some(oldest.into_transfer(self.user.clone(), now, TransferEnd::Pending, announcement))
+    }
+
+    /// Whether a transfer has no last reply.
+    pub fn has_transfer(&self) -> bool {
+        !self.transfers.is_empty()
+    }
+
+    /// Whether anything is known.
+    pub fn is_known(&self) -> bool {
+        self.is_reported || self.reported_transfers > 0 || self.heap_size() > 0
     }
 
     /// Heap memory in bytes.
@@ -204,6 +300,20 @@ impl ClientActivity {
     }
 }
 
+impl PendingTransfer {
+    fn into_transfer(
+        self,
+        user: Option<Box<str>>,
+        now: Duration,
+        end: TransferEnd,
+        announcement: Option<(AnnouncementKind, Pinhole)>,
+    ) -> Transfer {
+        let Self { command: TransferCommand { verb, path }, requested, has_started, .. } = self;
+        let duration = now.saturating_sub(requested);
+        Transfer { user, verb, path, announcement, duration, has_started, end }
+    }
+}
+
 impl Transfer {
     /// Whether the server opens the data connection; `None` if no announcement opened a pinhole.
     pub fn is_active(&self) -> Option<bool> {
@@ -218,6 +328,22 @@ impl fmt::Display for Transfer {
             TransferEnd::Replied(reply) => write!(f, ": {}", reply.code),
             TransferEnd::SessionEnded => f.write_str(": the control connection ended"),
             TransferEnd::SessionReset => f.write_str(": the control connection was reset"),
+            TransferEnd::Unseen => f.write_str(": its end was not seen"),
+            TransferEnd::Pending => f.write_str(": pending"),
+        }
+    }
+}
+
+impl fmt::Display for EndedSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { end, user, transfers, duration } = self;
+        write!(f, "session ended after {:.1} s: {}", duration.as_secs_f64(), end.name())?;
+        if let Some(user) = user {
+            write!(f, ", user {user}")?;
+        }
+        match transfers {
+            1 => f.write_str(", 1 transfer"),
+            count => write!(f, ", {count} transfers"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, net::SocketAddr};
 
 use crate::{
-    engine::{Pinhole, Transfer},
+    engine::{EndedSession, Pinhole, Transfer},
     ftp::AnnouncementKind,
     session::{Decision, Effect},
 };
@@ -68,8 +68,14 @@ pub enum EventKind {
     Reset(String),
     /// The server accepted the login of this user, whose name is escaped.
     LoggedIn(Option<Box<str>>),
+    /// The server has accepted the session's first login.
+    SessionStarted,
+    /// A session with a login has ended.
+    SessionEnded(EndedSession),
     /// A transfer has ended.
     Transfer(Box<Transfer>),
+    /// A transfer has been pending for a while. It may wait for its data connection.
+    TransferWaiting(Box<Transfer>),
     /// The inspection of the connection changed.
     StateChanged(&'static str),
     /// The connection is not FTP, or the client does not speak it.
@@ -86,7 +92,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// The names of all kinds, which scripts match.
-    pub const NAMES: [&str; 14] = [
+    pub const NAMES: [&str; 17] = [
         "announcement",
         "change",
         "elsewhere",
@@ -100,7 +106,10 @@ impl EventKind {
         "pinhole-closed",
         "pinhole-expired",
         "refusal",
+        "session-ended",
+        "session-started",
         "transfer",
+        "transfer-waiting",
     ];
 
     /// The name of the kind. Refused announcements and other refused commands have one name.
@@ -119,7 +128,10 @@ impl EventKind {
             Self::LimitReached(_) => "limit",
             Self::Reset(_) => "ended",
             Self::LoggedIn(_) => "login",
+            Self::SessionStarted => "session-started",
+            Self::SessionEnded(_) => "session-ended",
             Self::Transfer(_) => "transfer",
+            Self::TransferWaiting(_) => "transfer-waiting",
             Self::StateChanged(_) => "change",
             Self::NotFtp(_) => "not-ftp",
             Self::Missed(_) => "missed",
@@ -159,7 +171,9 @@ impl fmt::Display for Event {
             EventKind::CommandRefused(what) => write!(f, "refuse {what}"),
             EventKind::LoggedIn(Some(user)) => write!(f, "logged in: {user}"),
             EventKind::LoggedIn(None) => f.write_str("logged in"),
-            EventKind::Transfer(transfer) => transfer.fmt(f),
+            EventKind::SessionStarted => f.write_str("session started"),
+            EventKind::SessionEnded(session) => session.fmt(f),
+            EventKind::Transfer(transfer) | EventKind::TransferWaiting(transfer) => transfer.fmt(f),
             EventKind::LimitReached(what) => f.write_str(what),
             EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),
             EventKind::StateChanged(what)

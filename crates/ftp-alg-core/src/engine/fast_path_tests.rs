@@ -343,7 +343,8 @@ fn a_policy_change_or_removal_takes_the_connection_back() {
     assert!(matches!(talk.gateway.kernel.changes[..], [_, FlowChange::Withdraw(_)]));
     let mut talk = Conversation::handed_over();
     let (client, server) = (talk.client, talk.server);
-    talk.gateway.run(talk.now, |engine, _| engine.sessions.forget_between(client, server));
+    talk.gateway
+        .run(talk.now, |engine, effects| engine.sessions.forget_between(client, server, effects));
     assert!(matches!(talk.gateway.kernel.changes[..], [_, FlowChange::Withdraw(_)]));
 }
 

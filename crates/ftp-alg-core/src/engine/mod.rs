@@ -17,15 +17,19 @@ mod packets;
 mod pinholes;
 mod questions;
 mod records;
+mod requested_transfers;
 mod sessions;
 mod standalone;
 mod table;
 #[cfg(test)]
 mod tests;
+mod transfer_reports;
 
 use std::time::{Duration, Instant};
 
-pub use activity::{ClientActivity, RunningTransfer, Transfer, TransferEnd};
+pub use activity::{
+    ClientActivity, EndedSession, RunningTransfer, SessionEnd, Transfer, TransferEnd,
+};
 pub use counters::{Counters, Drops, Limits, Refusals, Unread};
 use endpoints::ClientKey;
 pub use endpoints::{Pinhole, Translation};
@@ -49,6 +53,10 @@ pub use sessions::Sessions;
 pub use standalone::{PacketOutcome, Standalone};
 use table::entry::{Entry, Epoch};
 pub use table::listing::{PinholeInfo, SessionDetails, SessionInfo};
+pub use transfer_reports::{
+    DataFlags, DataPacket, FinishedTransfer, TRANSFER_PATIENCE, TransferFields, TransferResult,
+    TransferSession, TransferTracker,
+};
 
 /// The end of a connection that sent a packet.
 pub use crate::session::{DropReason, Side};
@@ -202,7 +210,8 @@ impl Engine {
         self.sessions.expire_pinholes(now, effects);
         self.release_ordered(now, effects);
         self.expire_watches(now, effects);
-        self.sessions.sweep(now);
+        self.sessions.report_waiting_transfers(now, effects);
+        self.sessions.sweep(now, effects);
         self.sessions.enforce_memory_budget(effects);
         self.sessions.pinholes.close_due(now);
         self.sessions.pinholes.take_failed_closings(&mut effects.pinholes_to_close);

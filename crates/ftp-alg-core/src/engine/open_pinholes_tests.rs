@@ -201,7 +201,9 @@ fn an_unused_pinhole_ends_with_its_session_a_later_one_or_the_policy() {
         ("its end", &Conversation::end),
         ("a removal", &|talk| {
             let (client, server) = (talk.client, talk.server);
-            talk.gateway.run(talk.now, |engine, _| engine.sessions.forget_between(client, server));
+            talk.gateway.run(talk.now, |engine, effects| {
+                engine.sessions.forget_between(client, server, effects)
+            });
         }),
         ("a reload", &|talk| talk.set_policy(denies.clone())),
         ("the end of all", &|talk| {

@@ -31,7 +31,7 @@ use crate::{
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
-pub const RECORD_FORMAT: u32 = 16;
+pub const RECORD_FORMAT: u32 = 17;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -115,6 +115,8 @@ pub struct RestoredCounts {
     pub sessions: usize,
     /// Number of those with sequence adjustment.
     pub adjusted: usize,
+    /// Number of sessions, restored or not, with a transfer whose end was not seen.
+    pub transferring: usize,
 }
 
 /// Changes that are not written yet.
@@ -273,6 +275,7 @@ impl Sessions {
             sessions.into_values().partition(|record| record.session.is_adjusted());
         for record in adjusted_records.into_iter().chain(other_records) {
             self.last_id.fetch_max(record.id, Ordering::Relaxed);
+            restored.transferring += usize::from(record.activity.has_transfer());
             let SessionRecord { id, client, server, translation, pinholes, .. } = *record;
             let network = self.policy.network_of(client.ip(), server.ip());
             let adjusted = record.session.is_adjusted();
@@ -299,7 +302,7 @@ impl Sessions {
                 }
             }
             let activity = record.activity.into_owned();
-            if activity.heap_size() > 0 {
+            if activity.is_known() {
                 *entry.activity_mut() = activity;
             }
             if let Some(incarnation) = record.incarnation {

@@ -20,7 +20,10 @@ fn adjusted_sessions_are_restored_under_a_stricter_policy() {
             let restored =
                 next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
             let count = usize::from(adjusted);
-            assert_eq!(restored, RestoredCounts { sessions: count, adjusted: count });
+            assert_eq!(
+                restored,
+                RestoredCounts { sessions: count, adjusted: count, transferring: 0 }
+            );
         }
     }
 }
@@ -76,9 +79,9 @@ fn a_restored_pinhole_has_the_lifetime_of_its_network() {
 const RECORDED: &str = "\
     000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb007109150000\
     000100cb00710900c6336401b21d00c0a89650b21d00cb0071090001b0ea010000000000000001036a6f6500\
-    00000064950176000000027b157b00133139382c35312c3130302c312c31342c313738920103900100008004\
-    1c0000010345505200010000000000f403950495040000000080040e0000001f504f5254203139322c313638\
-    2c3135302c38302c31342c3137380d0a4550527602020000000103010000000000010000010001000a00";
+    000000000164950176000000027b157b00133139382c35312c3130302c312c31342c31373892010390010000\
+    80041c0000010345505200010000000000f403950495040000000080040e0000001f504f5254203139322c31\
+    36382c3135302c38302c31342c3137380d0a4550527602020000000103010000000000010000010001000a00";
 
 #[test]
 fn a_record_of_this_format_round_trips() {
@@ -95,7 +98,7 @@ fn a_record_of_this_format_round_trips() {
     let mut next = Engine::new(Policy::default(), Checksums::Verify);
     let records = written.iter().map(Vec::as_slice);
     let restored = next.sessions.restore(records, talk.now, talk.now).unwrap();
-    assert_eq!(restored, RestoredCounts { sessions: 1, adjusted: 1 });
+    assert_eq!(restored, RestoredCounts { sessions: 1, adjusted: 1, transferring: 0 });
     next.sessions.track_changes(talk.now);
     let mut rewritten = Vec::new();
     next.sessions.write_all_records(|record| rewritten.push(record.to_vec())).unwrap();

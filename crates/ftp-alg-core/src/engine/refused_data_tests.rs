@@ -89,7 +89,9 @@ fn what_was_closed_does_not_open_again() {
         }),
         ("forgotten", &|talk| {
             let (client, server) = (talk.client, talk.server);
-            talk.gateway.run(talk.now, |engine, _| engine.sessions.forget_between(client, server));
+            talk.gateway.run(talk.now, |engine, effects| {
+                engine.sessions.forget_between(client, server, effects)
+            });
             talk.gateway.expire(talk.now);
         }),
     ];

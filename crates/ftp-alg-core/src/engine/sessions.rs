@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     engine::{
-        Counters, Effects, Entry, Epoch, EventKind, Renewal,
+        Counters, Effects, Entry, Epoch, EventKind, Renewal, SessionEnd,
         limits::{client_shares::ClientShares, memory::MemoryBudget, watched::WatchedConnections},
         offload::handover::{FlowChange, FlowChanges},
         packets::routes::RouteAnswers,
@@ -17,6 +17,7 @@ use crate::{
             held_pinhole::{HeldPinhole, renewal_interval},
         },
         records::UnwrittenChanges,
+        requested_transfers::RequestedTransfers,
         table::{Key, Table},
     },
     policy::Policy,
@@ -33,6 +34,7 @@ pub struct Sessions {
     pub(crate) memory: MemoryBudget,
     pub(crate) client_shares: ClientShares,
     pub(crate) watched: WatchedConnections,
+    pub(crate) requested: RequestedTransfers,
     pub(crate) routes: RouteAnswers,
     /// The last session number; all shards share it.
     pub(crate) last_id: Arc<AtomicU64>,
@@ -66,6 +68,7 @@ impl Sessions {
             memory: MemoryBudget::default(),
             client_shares: ClientShares::default(),
             watched: WatchedConnections::default(),
+            requested: RequestedTransfers::default(),
             routes: RouteAnswers::default(),
             last_id: Arc::default(),
             swept: 0,
@@ -215,9 +218,9 @@ impl Sessions {
     }
 
     /// Removes the session between two endpoints, for tools that know that it is closed.
-    pub fn forget_between(&mut self, a: SocketAddr, b: SocketAddr) {
+    pub fn forget_between(&mut self, a: SocketAddr, b: SocketAddr, effects: &mut Effects) {
         if let Some(index) = self.table.find(&Key::between(a, b)) {
-            self.forget(index);
+            self.forget(index, SessionEnd::Replaced, effects);
         }
     }
 
@@ -228,8 +231,14 @@ impl Sessions {
         Some((&entry.session, entry.side_of(a.into())))
     }
 
-    /// Removes the session at `index` and closes its pinholes.
-    pub(crate) fn forget(&mut self, index: u32) -> Option<Entry> {
+    /// Removes the session at `index`, reports its `end`, and closes its pinholes.
+    pub(crate) fn forget(
+        &mut self,
+        index: u32,
+        end: SessionEnd,
+        effects: &mut Effects,
+    ) -> Option<Entry> {
+        self.table.get_mut(index)?.end_session(end, &mut effects.events);
         let mut entry = self.remove(index)?;
         for held in entry.take_pinholes() {
             self.pinholes.close(held);

@@ -124,3 +124,146 @@ fn few_pending_transfers_are_stored() {
     let memory = talk.gateway.engine.sessions.memory();
     assert!(memory < 16 * 1024, "{memory}");
 }
+
+impl Conversation {
+    /// Lets so many seconds pass without packets.
+    fn let_pass(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+        self.gateway.expire(self.now);
+    }
+
+    /// The ends and starts of sessions that were reported since the last call, as the log shows them.
+    fn session_events(&mut self) -> Vec<String> {
+        let (events, _) = self.gateway.take_events();
+        let is_meant = |event: &&Event| event.kind.name().starts_with("session-");
+        let text =
+            |event: &Event| event.to_string().split(": ").skip(1).collect::<Vec<_>>().join(": ");
+        events.iter().filter(is_meant).map(text).collect()
+    }
+}
+
+#[test]
+fn a_session_is_reported_from_its_login_to_its_end() {
+    let mut talk = Conversation::logged_in();
+    talk.now += Duration::from_millis(1500);
+    talk.play("> USER bob < 331 p > PASS y < 230 in > LIST < 150 x < 226 y > NOOP < 200 ok");
+    assert_eq!(talk.session_events(), ["session started"]);
+    talk.play(&format!("{PORT} > RETR a < 150 here"));
+    talk.end();
+    let ended = "session ended after 1.5 s: closed, user bob, 2 transfers";
+    assert_eq!(talk.session_events(), [ended]);
+    talk.end();
+    talk.let_pass(3600);
+    assert_eq!(talk.session_events(), [""; 0], "it is reported once");
+}
+
+/// Anybody can open connections.
+#[test]
+fn a_session_without_a_login_is_not_reported() {
+    let mut talk = Conversation::masqueraded();
+    talk.play("< 220 ready > USER joe < 331 go on > PASS x < 530 no");
+    talk.end();
+    talk.let_pass(3600);
+    assert_eq!(talk.session_events(), [""; 0]);
+}
+
+#[test]
+fn each_end_of_a_session_has_its_word() {
+    let mut talk = Conversation::logged_in();
+    talk.let_pass(5 * 86_400 + 1);
+    let [_, expired] = &talk.session_events()[..] else { panic!() };
+    assert!(expired.contains(" s: expired, user joe, 0 transfers"), "{expired}");
+
+    let mut talk = Conversation::logged_in();
+    let rst = talk.rst(Side::Client, [talk.client.port(), 21], talk.next[0], None);
+    talk.pass(&rst);
+    let [_, reset] = &talk.session_events()[..] else { panic!() };
+    assert!(reset.contains(" s: reset, user joe, 0 transfers"), "{reset}");
+
+    let mut talk = Conversation::logged_in();
+    let (client, server) = (talk.client, talk.server);
+    talk.gateway
+        .run(talk.now, |engine, effects| engine.sessions.forget_between(client, server, effects));
+    let [_, replaced] = &talk.session_events()[..] else { panic!() };
+    assert!(replaced.contains(" s: replaced"), "{replaced}");
+}
+
+#[test]
+fn the_start_of_a_session_is_reported_once_over_a_restart() {
+    let mut talk = Conversation::logged_in();
+    let record = talk.record();
+    assert_eq!(talk.session_events().len(), 1);
+    talk.gateway.engine = talk.restored(Policy::default(), [&record[..]].into_iter());
+    talk.play("> USER bob < 331 p > PASS y < 230 in");
+    assert_eq!(talk.session_events(), [""; 0]);
+    talk.end();
+    assert_eq!(talk.session_events().len(), 1);
+}
+
+#[test]
+fn a_transfer_of_a_forgotten_session_is_reported() {
+    for has_started in [false, true] {
+        let mut talk = Conversation::logged_in();
+        talk.play(&format!("{PORT} > RETR a {}", if has_started { "< 150 here" } else { "" }));
+        talk.let_pass(5 * 86_400 + 1);
+        let ended: Vec<_> = talk.transfers().iter().map(|transfer| transfer.end).collect();
+        assert_eq!(ended, [TransferEnd::Unseen]);
+    }
+}
+
+#[test]
+fn a_transfer_that_ended_unseen_is_reported() {
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > RETR a < 150 here"));
+    // The reply was not read, and the client acknowledges it.
+    let missed = 12;
+    talk.next[1] += missed;
+    talk.received[0] += missed;
+    talk.play("> NOOP");
+    let ended: Vec<_> = talk.transfers().iter().map(ToString::to_string).collect();
+    assert_eq!(ended, ["RETR a: its end was not seen"]);
+    // The session is reset at a limit.
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > RETR a < 150 here"));
+    talk.gateway.run(talk.now, |engine, effects| {
+        engine.sessions.reset_session(0, "a limit".to_owned(), effects);
+    });
+    let ended: Vec<_> = talk.transfers().iter().map(|transfer| transfer.end).collect();
+    assert_eq!(ended, [TransferEnd::SessionReset]);
+}
+
+#[test]
+fn a_restart_counts_the_transfers_that_may_end_unseen() {
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > RETR a < 150 here"));
+    let record = talk.record();
+    for policy in [Policy::default(), Policy { max_sessions: 0, ..Policy::default() }] {
+        let mut next = Engine::new(policy, Checksums::Verify);
+        let records = [&record[..]].into_iter();
+        let restored = next.sessions.restore(records, talk.now, talk.now).unwrap();
+        assert_eq!(restored.transferring, 1);
+    }
+    talk.play("< 226 done");
+    let record = talk.record();
+    let mut next = Engine::new(Policy::default(), Checksums::Verify);
+    let restored = next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+    assert_eq!(restored.transferring, 0);
+}
+
+#[test]
+fn a_pending_transfer_is_examined_once() {
+    let mut talk = Conversation::logged_in();
+    let waiting = |talk: &mut Conversation, seconds| {
+        talk.let_pass(seconds);
+        let (events, _) = talk.gateway.take_events();
+        let is_meant = |event: &&Event| matches!(event.kind, EventKind::TransferWaiting(_));
+        events.iter().filter(is_meant).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    talk.play(&format!("{PORT} > RETR a < 150 x < 226 y {PORT} > STOR b"));
+    assert_eq!(waiting(&mut talk, 9), [""; 0]);
+    let [one] = &waiting(&mut talk, 1)[..] else { panic!() };
+    assert!(one.ends_with("STOR b: pending"), "{one}");
+    assert_eq!(waiting(&mut talk, 100), [""; 0]);
+    talk.play("< 425 no data connection > STOR c < 425 no");
+    assert_eq!(waiting(&mut talk, 100), [""; 0]);
+}

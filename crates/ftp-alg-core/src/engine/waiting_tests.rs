@@ -116,7 +116,8 @@ fn a_packet_whose_session_was_removed_starts_another_session() {
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let effects = talk.take(1 << 30, &[&port]);
     assert!(effects.has_kernel_requests());
-    talk.gateway.engine.sessions.forget_between(talk.client, talk.server);
+    let (client, server) = (talk.client, talk.server);
+    talk.gateway.engine.sessions.forget_between(client, server, &mut Effects::default());
     talk.carry_out(effects);
     let given = talk.gateway.verdicts().iter().filter(|released| released.token.id == 1 << 30);
     assert!(given.map(|released| &released.verdict).eq([&Verdict::Accept]));

@@ -6,11 +6,12 @@ use std::time::Instant;
 use crate::{
     engine::{
         Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
-        QueuedPacket, RESEND_INTERVAL, Sessions,
+        QueuedPacket, RESEND_INTERVAL, SessionEnd, Sessions,
         activity::TransferEnd,
         limits::watched::WatchedConnections,
         pinholes::PinholeTable,
         questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
+        requested_transfers::RequestedTransfers,
         table::entry::Entry,
     },
     policy::Policy,
@@ -40,6 +41,7 @@ pub struct Connection<'a> {
     pub entry: &'a mut Entry,
     pub pinholes: &'a mut PinholeTable,
     pub watched: &'a mut WatchedConnections,
+    pub requested: &'a mut RequestedTransfers,
     pub counters: &'a mut Counters,
     pub effects: &'a mut Effects,
 }
@@ -53,10 +55,20 @@ impl Sessions {
         SessionRef { index, id }: SessionRef,
         effects: &'a mut Effects,
     ) -> Option<Connection<'a>> {
-        let Self { policy, table, pinholes, watched, counters, .. } = self;
+        let Self { policy, table, pinholes, watched, requested, counters, .. } = self;
         let entry = table.get_session(index, id)?;
         let policy = policy.for_network(entry.network());
-        Some(Connection { now, index, policy, entry, pinholes, watched, counters, effects })
+        Some(Connection {
+            now,
+            index,
+            policy,
+            entry,
+            pinholes,
+            watched,
+            requested,
+            counters,
+            effects,
+        })
     }
 }
 
@@ -105,6 +117,9 @@ impl Connection<'_> {
                 self.mark_answered_in_use();
             }
             DialogueEvent::LoggedIn => {
+                if self.entry.activity_mut().begin_session() {
+                    self.push_event(EventKind::SessionStarted);
+                }
                 let user = self.entry.activity_mut().record_login();
                 self.push_event(EventKind::LoggedIn(user));
             }
@@ -128,6 +143,7 @@ impl Connection<'_> {
             DialogueEvent::LineRefused(line) => self.record_refused_command(line),
             DialogueEvent::LimitReached(limit) => self.record_limit(limit),
             DialogueEvent::PacketsMissed => {
+                self.end_transfers_unseen();
                 self.counters.unread_sessions += 1;
                 self.push_event(EventKind::Missed(
                     "packets were missed: no pinhole is opened until the dialogue is in step again",
@@ -188,9 +204,16 @@ impl Connection<'_> {
         self.push_event(EventKind::LimitReached(text.into()));
     }
 
+    /// Handles the end of the connection, which may have been handled before.
+    pub fn handle_end(&mut self) {
+        let is_reset = self.entry.session.is_reset();
+        self.report_end(if is_reset { SessionEnd::Reset } else { SessionEnd::Closed });
+        self.close_all_pinholes("the control connection ended");
+    }
+
     /// Closes all pinholes of the connection.
     pub fn close_all_pinholes(&mut self, reason: &'static str) {
-        self.end_transfers();
+        self.end_transfers_unseen();
         for held in self.entry.take_pinholes() {
             if !held.in_use {
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));

@@ -1,16 +1,18 @@
 //! A connection's transfers, from the command to the last reply, and who requests them.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use crate::{
-    engine::{EventKind, activity::TransferEnd, decision::connection::Connection},
+    engine::{
+        Effects, EventKind, SessionEnd, Sessions, activity::TransferEnd,
+        decision::connection::Connection, requested_transfers::RequestedTransfer,
+    },
     session::Activity,
 };
 
 impl Connection<'_> {
     /// Records what a command says about the client's activity.
     pub(super) fn record_request(&mut self, activity: Activity) {
-        let now = self.since_first_packet();
         let dialogue = &self.entry.session.dialogue;
         let (pending, may_transfer) = (dialogue.pending_transfers(), dialogue.may_be_logged_in());
         let known = self.entry.activity_mut();
@@ -18,7 +20,12 @@ impl Connection<'_> {
             Activity::User(name) => known.record_user(name),
             Activity::ChangeDirectory(wanted) => known.record_wanted_directory(wanted),
             Activity::Transfer(command) if may_transfer => {
-                known.record_transfer(command, now, pending);
+                for _ in 0..known.unseen_ends(pending) {
+                    self.record_transfer_end(TransferEnd::Unseen);
+                }
+                let requested = self.entry.since_first_packet();
+                self.entry.activity_mut().record_transfer(command, requested);
+                self.requested.add(self.now, self.session_ref(), requested);
             }
             // The server refuses it. Otherwise a client that cannot log in could fill the log.
             Activity::Transfer(_) => {}
@@ -27,26 +34,33 @@ impl Connection<'_> {
 
     /// Records that the oldest transfer has ended.
     pub(super) fn record_transfer_end(&mut self, end: TransferEnd) -> bool {
-        let now = self.since_first_packet();
-        // The last announcement is that of the data connection.
-        let last = self.entry.extra().pinholes.iter().rev().find(|held| held.answered);
-        let announcement = last.map(|held| (held.kind, held.pinhole));
-        let Some(extra) = self.entry.existing_extra_mut() else { return false };
-        let Some(transfer) = extra.activity.take_transfer(now, end, announcement) else {
-            return false;
-        };
-        self.push_event(EventKind::Transfer(Box::new(transfer)));
+        let Some(event) = self.entry.end_transfer(end) else { return false };
+        self.effects.events.push(event);
         true
     }
 
-    /// Ends all transfers with the connection.
-    pub(super) fn end_transfers(&mut self) {
-        let is_reset = self.entry.session.is_reset();
-        let end = if is_reset { TransferEnd::SessionReset } else { TransferEnd::SessionEnded };
-        while self.record_transfer_end(end) {}
+    /// Ends all transfers, because their ends will not be seen.
+    pub(super) fn end_transfers_unseen(&mut self) {
+        while self.record_transfer_end(TransferEnd::Unseen) {}
     }
 
-    fn since_first_packet(&self) -> Duration {
-        self.entry.last_seen.duration_since(self.entry.first_seen)
+    /// Reports the end of the session and of its transfers, once.
+    pub fn report_end(&mut self, end: SessionEnd) {
+        self.entry.end_session(end, &mut self.effects.events);
+    }
+}
+
+impl Sessions {
+    /// Reports transfers that have been pending for a while, once each.
+    pub(crate) fn report_waiting_transfers(&mut self, now: Instant, effects: &mut Effects) {
+        while let Some(RequestedTransfer { session, requested, .. }) = self.requested.take_due(now)
+        {
+            let timestamp = self.epoch.timestamp(now);
+            let Some(entry) = self.table.get_session(session.index, session.id) else { continue };
+            if let Some(transfer) = entry.examine_transfer(requested, timestamp) {
+                let waiting = EventKind::TransferWaiting(Box::new(transfer));
+                effects.events.push(entry.event(waiting));
+            }
+        }
     }
 }

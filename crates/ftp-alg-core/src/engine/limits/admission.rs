@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     engine::{
-        Effects, Entry, EventKind, Lookup, QueueMode, QueueModeChange, Sessions,
+        Effects, Entry, EventKind, Lookup, QueueMode, QueueModeChange, SessionEnd, Sessions,
         questions::effects::{KernelRequest, Purpose, SessionRef},
     },
     session::{Phase, Session},
@@ -50,7 +50,7 @@ impl Sessions {
         let Some(index) = self.table.take_oldest(may_be_evicted) else {
             return self.evict_from_any_client(now, effects) || all < limit;
         };
-        if let Some(entry) = self.forget(index)
+        if let Some(entry) = self.forget(index, SessionEnd::Forgotten, effects)
             && !entry.session.is_over()
         {
             self.counters.limits.sessions += 1;
@@ -115,7 +115,7 @@ impl Sessions {
     }
 
     /// Removes sessions whose timeout has passed, in a part of the table at a time.
-    pub(crate) fn sweep(&mut self, now: Instant) {
+    pub(crate) fn sweep(&mut self, now: Instant, effects: &mut Effects) {
         let slots = self.table.slot_count();
         let is_nearly_full = self.is_nearly_full();
         let now = self.epoch.timestamp(now);
@@ -132,7 +132,7 @@ impl Sessions {
                     || entry.session.is_over());
             let since = if is_timed_from_start { entry.first_seen } else { entry.last_seen };
             if now.duration_since(since) >= idle_timeout(&entry.session, needs_login) {
-                self.forget(self.swept);
+                self.forget(self.swept, SessionEnd::Expired, effects);
             }
         }
     }

@@ -15,7 +15,7 @@ use ahash::AHashMap;
 
 use crate::{
     engine::{
-        ClientKey, Effects, Entry, Sessions,
+        ClientKey, Effects, Entry, SessionEnd, Sessions,
         limits::admission::{has_login, may_be_evicted},
     },
     session::{Phase, Session},
@@ -202,7 +202,7 @@ impl Sessions {
             && self
                 .table
                 .take_oldest(may_be_evicted)
-                .is_some_and(|index| self.forget(index).is_some())
+                .is_some_and(|index| self.forget(index, SessionEnd::Forgotten, effects).is_some())
     }
 
     /// Evicts a session of `client` other than the one at `except`: the first of the oldest that is closed or has no

@@ -20,7 +20,7 @@ use ahash::AHashMap;
 
 use crate::{
     engine::{
-        Effects, Entry, EventKind, Injection, QueueMode, Sessions, Verdict,
+        Effects, Entry, EventKind, Injection, QueueMode, SessionEnd, Sessions, Verdict,
         questions::effects::{Purpose, SessionRef},
     },
     packet::{self, Packet, PacketEdit, Seq, flags},
@@ -142,6 +142,7 @@ impl Sessions {
     /// Resets the session at `index` because of `reason`: both ends get a RST, and no later packet is forwarded.
     pub(crate) fn reset_session(&mut self, index: u32, reason: String, effects: &mut Effects) {
         let Some(entry) = self.table.get_mut(index) else { return };
+        entry.end_session(SessionEnd::Reset, &mut effects.events);
         for held in entry.take_pinholes() {
             self.pinholes.close(held);
         }

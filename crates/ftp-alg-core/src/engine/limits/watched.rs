@@ -10,7 +10,9 @@ use std::{
 };
 
 use crate::{
-    engine::{Effects, Engine, Entry, QueueMode, RESEND_INTERVAL, questions::effects::Purpose},
+    engine::{
+        Effects, Engine, Entry, QueueMode, RESEND_INTERVAL, SessionEnd, questions::effects::Purpose,
+    },
     packet::Packet,
     session::Session,
 };
@@ -93,7 +95,7 @@ impl Engine {
             packet.source() == client && incarnation.is_first_acknowledgement(packet)
         };
         let Some(session) = entry.take_incarnation_if(confirms) else { return Some(index) };
-        self.sessions.forget(index);
+        self.sessions.forget(index, SessionEnd::Replaced, effects);
         self.sessions.insert(now, (client, server), session, effects)
     }
 

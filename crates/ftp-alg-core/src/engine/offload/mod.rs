@@ -149,7 +149,7 @@ impl Engine {
         let is_over = entry.session.is_over();
         let is_counted = is_counted(entry);
         if is_over {
-            connection.close_all_pinholes("the control connection ended");
+            connection.handle_end();
         }
         self.sessions.mark_changed(index);
         if is_over {

@@ -2,7 +2,7 @@
 
 use crate::{
     engine::{
-        Effects, Engine, EventKind, QueueMode, Verdict,
+        Effects, Engine, EventKind, QueueMode, SessionEnd, Verdict,
         questions::effects::{Purpose, SessionRef},
     },
     packet::Packet,
@@ -35,7 +35,7 @@ impl Engine {
                 tracing::trace!("packet dropped: {}, session {id}", DropReason::Stale);
                 released.verdict = Verdict::Drop(DropReason::Stale);
             }
-            self.sessions.forget(index);
+            self.sessions.forget(index, SessionEnd::Forgotten, effects);
         }
         effects.verdicts = verdicts;
     }

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     engine::{
-        Effects, Engine, Entry, PacketMeta, QueuedPacket, Sessions, Verdict,
+        Effects, Engine, Entry, PacketMeta, QueuedPacket, SessionEnd, Sessions, Verdict,
         packets::{
             ACCEPT, Handling, PacketContext,
             routes::{Origin, SOME_UNREAD},
@@ -259,7 +259,7 @@ impl Engine {
             if !(entry.extra().syn_had_data && is_unknown) {
                 return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
             }
-            self.sessions.forget(index);
+            self.sessions.forget(index, SessionEnd::Replaced, effects);
             let session = Session::with_unread_syn_data(packet);
             return self.sessions.insert(now, (destination, source), session, effects);
         }

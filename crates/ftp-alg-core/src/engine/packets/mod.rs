@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::{
     engine::{
-        Checksums, Effects, Engine, QueueMode, QueuedPacket, Unread, Verdict,
+        Checksums, Effects, Engine, QueueMode, QueuedPacket, SessionEnd, Unread, Verdict,
         decision::connection::Connection,
         limits::is_counted,
         packets::forward::{acknowledge, forward_verdict},
@@ -241,8 +241,9 @@ impl Engine {
             connection.watched.add(now, index, connection.entry);
         }
         if connection.entry.session.is_over() {
-            connection.close_all_pinholes("the control connection ended");
+            connection.handle_end();
         } else if needs_none {
+            connection.report_end(SessionEnd::Forgotten);
             connection.close_all_pinholes("the connection is no longer inspected");
         }
         let decision = match outcome.action {

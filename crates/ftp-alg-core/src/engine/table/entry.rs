@@ -11,9 +11,11 @@ use std::{
 
 use crate::{
     engine::{
-        Event, EventKind, QueueMode, Translation, activity::ClientActivity,
-        offload::handover::FastPathProgress, pinholes::held_pinhole::HeldPinhole,
+        Event, EventKind, Pinhole, QueueMode, SessionEnd, Transfer, TransferEnd, Translation,
+        activity::ClientActivity, events::Events, offload::handover::FastPathProgress,
+        pinholes::held_pinhole::HeldPinhole,
     },
+    ftp::AnnouncementKind,
     packet::Endpoint,
     session::{Session, Side},
 };
@@ -208,6 +210,44 @@ impl Entry {
     /// What the client does, to record more of it.
     pub fn activity_mut(&mut self) -> &mut ClientActivity {
         &mut self.extra_mut().activity
+    }
+
+    /// Ends the oldest transfer. Returns the event of it.
+    pub fn end_transfer(&mut self, end: TransferEnd) -> Option<Event> {
+        let (now, announcement) = (self.since_first_packet(), self.last_announcement());
+        let activity = &mut self.existing_extra_mut()?.activity;
+        let transfer = activity.take_transfer(now, end, announcement)?;
+        Some(self.event(EventKind::Transfer(Box::new(transfer))))
+    }
+
+    /// Adds the events of the session's end to `events`, once: of its transfers, and of itself if its start was reported.
+    pub fn end_session(&mut self, end: SessionEnd, events: &mut Events) {
+        while let Some(event) = self.end_transfer(end.of_transfers()) {
+            events.push(event);
+        }
+        let duration = self.since_first_packet();
+        let extra = self.existing_extra_mut();
+        if let Some(ended) = extra.and_then(|extra| extra.activity.end_session(end, duration)) {
+            events.push(self.event(EventKind::SessionEnded(ended)));
+        }
+    }
+
+    /// The oldest transfer, once, if it was requested at the time `requested` since the first packet and has not ended
+    /// `now`.
+    pub fn examine_transfer(&mut self, requested: Duration, now: Timestamp) -> Option<Transfer> {
+        let (now, announcement) = (now.duration_since(self.first_seen), self.last_announcement());
+        self.existing_extra_mut()?.activity.examine_transfer(requested, now, announcement)
+    }
+
+    /// The time of the last packet since the first one.
+    pub fn since_first_packet(&self) -> Duration {
+        self.last_seen.duration_since(self.first_seen)
+    }
+
+    /// The last answered announcement, which is that of the data connection.
+    fn last_announcement(&self) -> Option<(AnnouncementKind, Pinhole)> {
+        let last = self.extra().pinholes.iter().rev().find(|held| held.answered);
+        last.map(|held| (held.kind, held.pinhole))
     }
 
     /// Heap memory in bytes of what peers can make large.

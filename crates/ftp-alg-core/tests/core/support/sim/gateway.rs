@@ -203,7 +203,11 @@ impl Sim {
     /// The engine forgets the connection.
     pub fn forget(&mut self) {
         let Translation { client, server, .. } = self.translation;
-        self.engine().sessions.forget_between(client, server);
+        self.engine().sessions.forget_between(
+            client,
+            server,
+            &mut ftp_alg_core::engine::Effects::default(),
+        );
     }
 
     /// The gateway crashes, having written what it knew.

@@ -1,11 +1,13 @@
 //! What the packets of data connections add to transfers.
 
-use ftp_alg_core::{
+use std::time::SystemTime;
+
+use super::*;
+use crate::{
+    engine::TransferSession,
     ftp::{AnnouncementKind, Reply},
     session::TransferVerb,
 };
-
-use super::*;
 
 const SERVER: &str = "203.0.113.9:20";
 const CLIENT: &str = "10.0.0.7:50069";
@@ -73,9 +75,8 @@ impl Test {
 
     fn only_finished(&mut self) -> Box<FinishedTransfer> {
         let mut finished = self.tracker.take_finished(self.now);
-        let one = finished.next().unwrap();
-        assert!(finished.next().is_none());
-        one
+        assert_eq!(finished.len(), 1);
+        finished.remove(0).unwrap()
     }
 }
 
@@ -109,7 +110,7 @@ fn a_transfer_waits_for_its_last_packets() {
     let mut test = Test::new();
     test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
     assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
-    assert_eq!(test.tracker.take_finished(test.now).count(), 0);
+    assert_eq!(test.tracker.take_finished(test.now).len(), 0);
     test.observe(&[(CLIENT, SERVER, "FA", 1006, 12), (SERVER, CLIENT, "FA", 11, 1007)]);
     let finished = test.only_finished();
     assert_eq!(finished.bytes, Some(5));
@@ -200,7 +201,7 @@ fn few_connections_and_transfers_are_stored() {
     let mut test = Test::new();
     let ended = (0..2 * MAX_WAITING).filter_map(|_| test.end(transfer(TransferVerb::Retr, 226)));
     assert_eq!(ended.count(), MAX_WAITING);
-    assert_eq!(test.tracker.take_all().count(), MAX_WAITING);
+    assert_eq!(test.tracker.take_all().len(), MAX_WAITING);
 }
 
 /// A passive port is announced again, and nothing is seen of the second connection.
@@ -214,4 +215,44 @@ fn a_connection_belongs_to_one_transfer() {
     let hung = test.end_after_waiting(transfer(TransferVerb::Stor, 425));
     assert_eq!(hung.result, TransferResult::NoDataConnection);
     assert!(test.tracker.connections.is_empty());
+}
+
+/// What is reported of a transfer that has been pending for ten seconds, after these packets.
+fn examined(test: &Test, has_started: bool) -> Option<Option<String>> {
+    let mut pending = Transfer { has_started, ..transfer(TransferVerb::Stor, 0) };
+    (pending.end, pending.duration) = (TransferEnd::Pending, Duration::from_secs(10));
+    let pending = FinishedTransfer::new(SystemTime::now(), session(), pending);
+    let waiting = test.tracker.examine(test.now, Box::new(pending))?;
+    assert_eq!((waiting.result, waiting.code()), (TransferResult::Waiting, None));
+    Some(waiting.reason)
+}
+
+#[test]
+fn a_transfer_without_a_data_connection_waits() {
+    let answered = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
+    let ended = [(SERVER, CLIENT, "FA", 11, 1001), (CLIENT, SERVER, "FA", 1001, 12)];
+    let mut test = Test::new();
+    let absent = "no connection of 203.0.113.9 to 10.0.0.7:50069 seen";
+    assert_eq!(examined(&test, true), Some(Some(absent.to_owned())));
+    test.observe(&answered[..1]);
+    let hanging = "SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069";
+    assert_eq!(examined(&test, false), Some(Some(hanging.to_owned())));
+    test.observe(&answered[1..]);
+    assert_eq!(examined(&test, true), None);
+    test.observe(&ended);
+    assert_eq!(examined(&test, true), None, "it may be that of this transfer");
+    test.now += Duration::from_secs(20);
+    assert_eq!(examined(&test, true), Some(Some(absent.to_owned())), "that of an earlier one");
+    // Nothing is known of data connections.
+    test.tracker.sees_packets = false;
+    assert_eq!([true, false].map(|started| examined(&test, started)), [None, Some(None)]);
+}
+
+#[test]
+fn a_transfer_whose_end_was_not_seen_is_not_called_failed() {
+    let unseen = || Transfer { end: TransferEnd::Unseen, ..transfer(TransferVerb::Stor, 0) };
+    let mut test = Test::new();
+    assert_eq!(test.end_after_waiting(unseen()).result, TransferResult::Unseen);
+    test.observe(&[(SERVER, CLIENT, "S", 10, 0)]);
+    assert_eq!(test.end_after_waiting(unseen()).result, TransferResult::NoDataConnection);
 }

@@ -6,60 +6,54 @@
 use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use ahash::AHashMap;
-use ftp_alg_core::engine::{Pinhole, Transfer, TransferEnd};
-use strum::IntoStaticStr;
 
-use crate::kernel::data_log::{DataFlags, DataPacket};
+use super::finished_transfer::{FinishedTransfer, TransferResult};
+use crate::engine::{Pinhole, Transfer, TransferEnd};
 
 /// How long a transfer waits for the packets of its data connection.
-const PATIENCE: Duration = Duration::from_millis(500);
+pub const PATIENCE: Duration = Duration::from_millis(500);
 /// Limit of data connections whose packets are stored; the oldest go first.
 const MAX_CONNECTIONS: usize = 16384;
 /// Limit of transfers that wait.
 const MAX_WAITING: usize = 8192;
 
-/// How a transfer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
-#[strum(serialize_all = "kebab-case")]
-pub enum TransferResult {
-    /// The server reported success.
-    Complete,
-    /// It ended after it had begun.
-    Aborted,
-    /// The server refused the command.
-    Refused,
-    /// The data connection did not come about.
-    NoDataConnection,
-    /// The data connection or the control connection was reset.
-    Reset,
+/// A packet of a data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataPacket {
+    /// Its sender, as the filter chains see it.
+    pub source: SocketAddr,
+    /// Its receiver, as the filter chains see it.
+    pub destination: SocketAddr,
+    /// Whether SYN, ACK, FIN and RST are set.
+    pub flags: DataFlags,
+    /// The sequence number behind its data: that of its FIN.
+    pub end: u32,
+    /// The acknowledgement number, if ACK is set.
+    pub acknowledged: u32,
 }
 
-/// The session of a transfer.
-#[derive(Clone, Copy, Debug)]
-pub struct TransferSession {
-    pub id: u64,
-    pub client: SocketAddr,
-    pub server: SocketAddr,
+impl DataPacket {
+    /// Whether it is the RST of an end that listens at no such port (RFC 9293, section 3.10.7.1).
+    fn refuses_a_syn(&self) -> bool {
+        self.flags.rst && self.flags.ack && self.end == 0
+    }
 }
 
-/// A transfer that has ended, with what is known of its data connection.
-#[derive(Clone, Debug)]
-pub struct FinishedTransfer {
-    pub session: TransferSession,
-    pub transfer: Transfer,
-    /// When its end was seen.
-    pub at: SystemTime,
-    pub result: TransferResult,
-    /// The bytes that its receiver got, if the first and the last packets of their sender were seen.
-    pub bytes: Option<u64>,
-    /// From the SYN to the last FIN, or from the command to the last reply.
-    pub duration: Duration,
-    /// Why there was no data connection.
-    pub reason: Option<String>,
+/// TCP flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DataFlags {
+    /// SYN.
+    pub syn: bool,
+    /// ACK.
+    pub ack: bool,
+    /// FIN.
+    pub fin: bool,
+    /// RST.
+    pub rst: bool,
 }
 
 /// An end of a data connection.
@@ -175,8 +169,42 @@ impl TransferTracker {
         None
     }
 
+    /// A transfer has been pending for a while. Returns it if its data connection did not come about, as far as is known.
+    pub fn examine(
+        &self,
+        now: Instant,
+        mut waiting: Box<FinishedTransfer>,
+    ) -> Option<Box<FinishedTransfer>> {
+        let transfer = &waiting.transfer;
+        let announced = transfer.announcement.filter(|_| self.sees_packets);
+        let reason = match announced.map(|(_, pinhole)| ends_of(&pinhole)) {
+            // Only the server's silence says something about its data connection.
+            None if transfer.has_started => return None,
+            None => None,
+            Some(ends) => {
+                let requested = now.checked_sub(transfer.duration);
+                let is_earlier = |connection: &&DataConnection| {
+                    connection.is_over() && Some(connection.ended) <= requested
+                };
+                let known =
+                    self.connections.get(&ends).filter(|connection| !is_earlier(connection));
+                if known.is_some_and(DataConnection::is_answered) {
+                    return None;
+                }
+                Some(missing_reason(ends, known))
+            }
+        };
+        (waiting.result, waiting.reason) = (TransferResult::Waiting, reason);
+        Some(waiting)
+    }
+
+    /// Whether no transfer waits for the packets of its data connection.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// The transfers that need not wait any more.
-    pub fn take_finished(&mut self, now: Instant) -> impl Iterator<Item = Box<FinishedTransfer>> {
+    pub fn take_finished(&mut self, now: Instant) -> VecDeque<Box<FinishedTransfer>> {
         let waiting = std::mem::take(&mut self.waiting);
         let (finished, waiting) = waiting.into_iter().partition(|waiting: &WaitingTransfer| {
             waiting.until <= now || self.is_decided(&waiting.finished)
@@ -186,7 +214,7 @@ impl TransferTracker {
     }
 
     /// All transfers, at the end.
-    pub fn take_all(&mut self) -> impl Iterator<Item = Box<FinishedTransfer>> {
+    pub fn take_all(&mut self) -> VecDeque<Box<FinishedTransfer>> {
         let waiting = std::mem::take(&mut self.waiting);
         self.complete_all(waiting)
     }
@@ -194,11 +222,11 @@ impl TransferTracker {
     fn complete_all(
         &mut self,
         waiting: VecDeque<WaitingTransfer>,
-    ) -> impl Iterator<Item = Box<FinishedTransfer>> {
-        waiting.into_iter().map(|WaitingTransfer { mut finished, .. }| {
-            self.complete(&mut finished);
-            finished
-        })
+    ) -> VecDeque<Box<FinishedTransfer>> {
+        let mut finished: VecDeque<_> =
+            waiting.into_iter().map(|waiting| waiting.finished).collect();
+        finished.iter_mut().for_each(|finished| self.complete(finished));
+        finished
     }
 
     /// Whether nothing more is to be known of the data connection.
@@ -210,7 +238,7 @@ impl TransferTracker {
         let Some(connection) = self.connections.get(&ends_of(&pinhole)) else {
             return refused && !transfer.has_started;
         };
-        connection.reset_by.is_some() || connection.last.iter().all(Option::is_some)
+        connection.is_over()
     }
 
     fn complete(&mut self, finished: &mut FinishedTransfer) {
@@ -258,6 +286,10 @@ impl DataConnection {
         }
     }
 
+    fn is_over(&self) -> bool {
+        self.reset_by.is_some() || self.last.iter().all(Option::is_some)
+    }
+
     fn is_answered(&self) -> bool {
         self.first[End::Target as usize].is_some()
     }
@@ -278,6 +310,17 @@ fn is_success(end: TransferEnd) -> bool {
     matches!(end, TransferEnd::Replied(reply) if reply.is_success())
 }
 
+/// Why there was no data connection.
+fn missing_reason((initiator, target): Ends, connection: Option<&DataConnection>) -> String {
+    match connection {
+        Some(DataConnection { reset_by: Some(_), .. }) => {
+            format!("{target} refused the connection of {initiator}")
+        }
+        Some(_) => format!("SYN of {initiator} seen, no answer from {target}"),
+        None => format!("no connection of {initiator} to {target} seen"),
+    }
+}
+
 /// How the transfer ended, and why there was no data connection.
 fn classify(
     transfer: &Transfer,
@@ -294,14 +337,17 @@ fn classify(
         TransferEnd::Replied(reply) => reply.code,
         TransferEnd::SessionReset => return (TransferResult::Reset, None),
         TransferEnd::SessionEnded => 0,
+        // A data connection that is not seen may be one from before a restart.
+        TransferEnd::Unseen | TransferEnd::Pending
+            if connection.is_none_or(DataConnection::is_answered) =>
+        {
+            return (TransferResult::Unseen, None);
+        }
+        TransferEnd::Unseen | TransferEnd::Pending => 0,
     };
     let is_missing = code == 425 || !is_answered && sees_packets && matches!(code, 0 | 421 | 426);
     if is_missing && !is_answered {
-        let reason = ends.filter(|_| sees_packets).map(|(initiator, target)| match connection {
-            Some(_) if was_reset => format!("{target} refused the connection of {initiator}"),
-            Some(_) => format!("SYN of {initiator} seen, no answer from {target}"),
-            None => format!("no connection of {initiator} to {target} seen"),
-        });
+        let reason = ends.filter(|_| sees_packets).map(|ends| missing_reason(ends, connection));
         return (TransferResult::NoDataConnection, reason);
     }
     let result = match () {

@@ -1,0 +1,146 @@
+//! Prints what a player finds: for people, or one JSON object a line.
+
+use std::{
+    io::{self, Write as _},
+    net::IpAddr,
+};
+
+use ftp_alg_core::engine::{TransferFields, TransferSession};
+use serde::Serialize;
+
+use super::{
+    progress::Progress,
+    text::{self, NoteTable},
+};
+use crate::{
+    cli::{Failure, output::Lines},
+    replay::{Note, Summary, TransferNote},
+};
+
+/// Prints a warning. The command goes on even if standard error is closed.
+pub fn warn(about: &str, warning: &str) {
+    let _ = writeln!(io::stderr(), "ftp-alg: {about}: {warning}");
+}
+
+/// A line of the contract.
+#[derive(Serialize)]
+struct JsonLine<'a, R> {
+    /// `announcement` or `transfer`.
+    event: &'static str,
+    #[serde(flatten)]
+    row: &'a R,
+    /// The capture, if there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a str>,
+}
+
+/// The fields of a transfer: those of the daemon's event, and the frame with its last reply.
+#[derive(Serialize)]
+struct TransferLine<'a> {
+    frame: u64,
+    session: u64,
+    client: IpAddr,
+    server: IpAddr,
+    user: Option<&'a str>,
+    #[serde(flatten)]
+    fields: TransferFields,
+}
+
+impl<'a> TransferLine<'a> {
+    fn of(TransferNote { position, transfer }: &'a TransferNote) -> Self {
+        let TransferSession { id, client, server } = transfer.session;
+        Self {
+            frame: position.frame,
+            session: id,
+            client: client.ip(),
+            server: server.ip(),
+            user: transfer.transfer.user.as_deref(),
+            fields: transfer.fields(),
+        }
+    }
+}
+
+/// Where the notes go.
+pub struct NotePrinter {
+    json: bool,
+    /// The captures in messages.
+    names: Vec<String>,
+    /// The captures as they were named.
+    files: Vec<String>,
+    lines: Lines,
+    table: NoteTable,
+    pub progress: Progress,
+}
+
+impl NotePrinter {
+    /// Prints the notes of captures with these `names` in messages, and these `files` in JSON, of a NAT with the address
+    /// `external`.
+    pub fn new(
+        json: bool,
+        (names, files): (Vec<String>, Vec<String>),
+        external: Option<IpAddr>,
+    ) -> Self {
+        let (lines, progress) = (Lines::new(), Progress::new());
+        let table = NoteTable::new(&names, external);
+        Self { json, names, files, lines, table, progress }
+    }
+
+    /// The name of a capture in messages.
+    pub fn name(&self, capture: usize) -> &str {
+        &self.names[capture]
+    }
+
+    /// Prints `notes`.
+    pub fn print(&mut self, notes: Vec<Note>) -> Result<(), Failure> {
+        for note in notes {
+            let line = match note {
+                Note::Warning(capture, warning) => {
+                    self.progress.clear();
+                    warn(&self.names[capture], &warning);
+                    continue;
+                }
+                Note::Announcement(row) if self.json => {
+                    self.json(row.capture, "announcement", &row)?
+                }
+                Note::Transfer(note) if self.json => {
+                    self.json(note.position.capture, "transfer", &TransferLine::of(&note))?
+                }
+                Note::Session(_) if self.json => continue,
+                Note::Announcement(row) => self.table.announcement(&row),
+                Note::Session(row) => self.table.session(&row),
+                Note::Transfer(note) => self.table.transfer(&note),
+            };
+            if self.lines.is_terminal {
+                self.progress.clear();
+            }
+            self.lines.print(&line)?;
+        }
+        Ok(())
+    }
+
+    fn json<R: Serialize>(
+        &self,
+        capture: usize,
+        event: &'static str,
+        row: &R,
+    ) -> Result<String, Failure> {
+        let file = (self.files.len() > 1).then(|| self.files[capture].as_str());
+        let line =
+            serde_json::to_string(&JsonLine { event, row, file }).map_err(Failure::failed)?;
+        Ok(line + "\n")
+    }
+
+    /// Writes what was not written yet.
+    pub fn flush(&mut self) -> Result<(), Failure> {
+        self.lines.finish()
+    }
+
+    /// Prints the summary, unless the output is JSON.
+    pub fn finish(&mut self, summary: &Summary) -> Result<(), Failure> {
+        if !self.json {
+            let none = if self.table.is_empty() { "no announcements\n" } else { "" };
+            self.lines.print(&format!("{none}\n{}", text::summary(summary)))?;
+        }
+        self.flush()
+    }
+}

@@ -1,0 +1,100 @@
+//! The transfers of the captures: their bytes come from the data connections, as far as these were captured.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use ftp_alg_core::{
+    engine::{
+        DataFlags, DataPacket, Event, EventKind, FinishedTransfer, TransferSession, TransferTracker,
+    },
+    packet::flags,
+};
+
+use super::{
+    datagram::{DatagramLayout, TCP},
+    report::FramePosition,
+};
+
+/// Joins the transfers of control connections with their data connections.
+#[derive(Default)]
+pub struct PlayedTransfers {
+    tracker: TransferTracker,
+    /// Where the ends of transfers that wait were seen, by the time that the tracker has of them.
+    positions: HashMap<SystemTime, FramePosition>,
+    ended: u64,
+}
+
+impl PlayedTransfers {
+    /// Records a packet of another connection than a control connection.
+    pub fn observe(&mut self, now: Instant, layout: &DatagramLayout, bytes: &[u8]) {
+        if let Some(packet) = data_packet(layout, bytes) {
+            // Without any SYN, the capture has only control connections.
+            self.tracker.sees_packets |= packet.flags.syn;
+            self.tracker.observe(now, &packet);
+        }
+    }
+
+    /// Records the end of a transfer. Returns it if nothing more is to be known of it.
+    pub fn end(
+        &mut self,
+        now: Instant,
+        position: FramePosition,
+        Event { session, client, server, kind }: Event,
+    ) -> Option<(FramePosition, FinishedTransfer)> {
+        let EventKind::Transfer(transfer) = kind else { return None };
+        // A time of its own, which the tracker passes on.
+        self.ended += 1;
+        let at = UNIX_EPOCH + Duration::from_nanos(self.ended);
+        let session = TransferSession { id: session, client, server };
+        self.positions.insert(at, position);
+        let finished = Box::new(FinishedTransfer::new(at, session, *transfer));
+        let finished = self.tracker.end(now, finished)?;
+        self.locate(*finished)
+    }
+
+    /// The transfers that need not wait any more; at the end of the captures, all.
+    pub fn take_finished(
+        &mut self,
+        now: Instant,
+        is_end: bool,
+    ) -> Vec<(FramePosition, FinishedTransfer)> {
+        if self.positions.is_empty() {
+            return Vec::new();
+        }
+        let finished =
+            if is_end { self.tracker.take_all() } else { self.tracker.take_finished(now) };
+        finished.into_iter().filter_map(|finished| self.locate(*finished)).collect()
+    }
+
+    fn locate(&mut self, finished: FinishedTransfer) -> Option<(FramePosition, FinishedTransfer)> {
+        Some((self.positions.remove(&finished.at)?, finished))
+    }
+}
+
+/// The packet, if it is a TCP segment with SYN, FIN or RST.
+fn data_packet(layout: &DatagramLayout, bytes: &[u8]) -> Option<DataPacket> {
+    if layout.protocol != TCP || layout.is_later_fragment {
+        return None;
+    }
+    let header = bytes.get(layout.transport..)?.first_chunk::<14>()?;
+    let has = |flag: u8| header[13] & flag != 0;
+    let flags = DataFlags {
+        syn: has(flags::SYN),
+        ack: has(flags::ACK),
+        fin: has(flags::FIN),
+        rst: has(flags::RST),
+    };
+    if !(flags.syn || flags.fin || flags.rst) {
+        return None;
+    }
+    let number = |at: usize| {
+        u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
+    let data_at = layout.transport + usize::from(header[12] >> 4) * 4;
+    let length = layout.length.checked_sub(data_at)? as u32; // an IP packet's
+    let (source, destination) = (layout.source, layout.destination);
+    let (end, acknowledged) = (number(4).wrapping_add(length), number(8));
+    Some(DataPacket { source, destination, flags, end, acknowledged })
+}
