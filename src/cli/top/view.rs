@@ -216,8 +216,8 @@ fn why_empty(state: &State) -> String {
     match state.panel {
         0 => "no sessions".to_owned(),
         1 if !state.data().reports_transfers => {
-            "Transfers are not reported. Set log.transfers = true in the daemon's configuration \
-             and restart it (sessions continue); metrics.listen turns reports on, too."
+            "Transfers are not reported: log.transfers = false in the daemon's configuration. \
+             Set it to true and restart the daemon; sessions continue."
                 .to_owned()
         }
         1 => "no transfer has ended yet".to_owned(),
@@ -387,7 +387,7 @@ mod tests {
         let mut state = state(look);
         assert_shows(&screen(&mut state, 80, 24), &["OK healthy", "no sessions"]);
         for (panel, why) in
-            [("2", "log.transfers = true"), ("3", "no refusals"), ("4", "no problems")]
+            [("2", "log.transfers = false"), ("3", "no refusals"), ("4", "no problems")]
         {
             press(&mut state, panel);
             assert_shows(&screen(&mut state, 80, 24), &[why]);
