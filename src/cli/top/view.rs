@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{cli::table, daemon::snapshot::WindowCounts};
 
-/// The smallest terminal.
-const MIN_SIZE: (u16, u16) = (60, 14);
+/// The smallest terminal: it has room for the rates.
+const MIN_SIZE: (u16, u16) = (76, 14);
 /// The columns of rates, with their widths.
 const RATES: [(&str, usize); 9] = [
     ("LAST", 7),
@@ -344,6 +344,17 @@ mod tests {
     }
 
     #[test]
+    fn no_width_hides_a_result_or_a_rate() {
+        let mut state = state(samples::look());
+        press(&mut state, "2");
+        for wide in MIN_SIZE.0..=200 {
+            let shown = screen(&mut state, wide, MIN_SIZE.1);
+            assert_shows(&shown, &["no-data-connection", "DOWN/s", "4 Health 2", "RESULT"]);
+        }
+        assert_shows(&screen(&mut state, MIN_SIZE.0 - 1, 24), &["too small: 76x14 is needed"]);
+    }
+
+    #[test]
     fn details_and_help_cover_the_panel() {
         let mut state = state(samples::look());
         press(&mut state, "2\n");
@@ -353,10 +364,10 @@ mod tests {
             &screen(&mut state, 80, 24),
             &["Transfer  (Esc: close, arrows: more)", path, exact],
         );
-        let small = screen(&mut state, 60, 14);
+        let small = screen(&mut state, 76, 14);
         assert_shows(&small, &["Esc: close, arrows: more", "CLIENT       10.0.0.7"]);
         press(&mut state, &"j".repeat(99));
-        assert_shows(&screen(&mut state, 60, 14), &["TIME         2026-11-28T10:46:04"]);
+        assert_shows(&screen(&mut state, 76, 14), &["TIME         2026-11-28T10:46:04"]);
         press(&mut state, "\n4\n");
         assert_shows(&screen(&mut state, 80, 24), &["REMEDY    remove the other"]);
         press(&mut state, "?");
@@ -432,7 +443,7 @@ mod tests {
         state.take(Err(ClientError::NoDaemon { path: BAD.into() }));
         for keys in ["1", "2", "3", "4", "?", "1/\u{1b}\u{202e}"] {
             press(&mut state, keys);
-            for (wide, high) in [(80, 24), (200, 50), (60, 14), (59, 14), (1, 1), (7, 3), (300, 14)]
+            for (wide, high) in [(80, 24), (200, 50), (76, 14), (75, 14), (1, 1), (7, 3), (300, 14)]
             {
                 for _ in 0..2 {
                     let shown = screen(&mut state, wide, high).concat();
