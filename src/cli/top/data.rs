@@ -13,7 +13,7 @@ use crate::{
     cli::{status, table},
     daemon::{
         health::CheckStatus,
-        snapshot::{FastPathState, SessionRow, Status, WindowCounts},
+        snapshot::{FastPathState, SessionRow, SessionSummary, Status, WindowCounts},
     },
 };
 
@@ -33,15 +33,9 @@ pub(super) struct Data {
     pub windows: Vec<(String, WindowCounts)>,
     /// The rows of each panel.
     pub rows: [Vec<Row>; 4],
-    known: HashMap<u64, KnownSession>,
-}
-
-/// What the events say of a session.
-#[derive(Clone, Debug, Default)]
-struct KnownSession {
-    client: String,
-    user: Option<String>,
-    transfers: u64,
+    /// How many transfers of a session have ended, by its number and client: a daemon that has lost its state begins with
+    /// the first number again.
+    ended: HashMap<(u64, String), u64>,
 }
 
 impl Data {
@@ -65,34 +59,24 @@ impl Data {
     fn take_event(&mut self, event: &Event) {
         let [_, transfers, refusals, _] = &mut self.rows;
         match event.event.as_str() {
-            "transfer" => transfers.push(Row::transfer(event)),
-            "refusal" => return refusals.push(Row::refusal(event)),
-            "login" => {}
-            _ => return,
-        }
-        let known = self.known.entry(event.session).or_default();
-        if known.client != event.client {
-            // Another daemon may give the number to another session.
-            *known = KnownSession { client: event.client.clone(), ..KnownSession::default() };
-        }
-        known.transfers += u64::from(event.event == "transfer");
-        if event.user.is_some() {
-            known.user.clone_from(&event.user);
+            "transfer" => {
+                transfers.push(Row::transfer(event));
+                *self.ended.entry((event.session, event.client.clone())).or_default() += 1;
+            }
+            "refusal" => refusals.push(Row::refusal(event)),
+            _ => {}
         }
     }
 
-    /// The rows of the sessions that are open. What was known of others is forgotten.
+    /// The rows of the sessions that are open. What was counted of others is forgotten.
     fn session_rows(&mut self, sessions: &[SessionRow]) -> Vec<Row> {
-        let mut known = std::mem::take(&mut self.known);
+        let mut ended = std::mem::take(&mut self.ended);
         let row = |session: &SessionRow| {
-            let found = known.remove(&session.id);
-            let found = found.filter(|found| found.client == session.client.ip().to_string());
-            let of = found.as_ref();
-            let transfers = of.map_or(0, |known| known.transfers);
-            let transfers = Some(transfers).filter(|_| self.reports_transfers);
-            let row = Row::session(session, of.and_then(|known| known.user.as_deref()), transfers);
-            self.known.extend(found.map(|found| (session.id, found)));
-            row
+            let SessionSummary { id, client, .. } = session.summary;
+            let found = ended.remove_entry(&(id, client.ip().to_string()));
+            let count = found.as_ref().map_or(0, |(_, count)| *count);
+            self.ended.extend(found);
+            Row::session(session, Some(count).filter(|_| self.reports_transfers))
         };
         sessions.iter().map(row).collect()
     }
@@ -127,7 +111,7 @@ mod tests {
     use crate::{cli::top::samples, daemon::snapshot::Rates};
 
     #[test]
-    fn a_session_has_the_user_and_the_transfers_of_its_events() {
+    fn a_session_has_the_transfers_of_its_events() {
         let mut data = Data::default();
         data.take(samples::look());
         let cells = |data: &Data, at: usize| -> Vec<String> {
@@ -143,9 +127,9 @@ mod tests {
         assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "-"]);
         let mut look = samples::look();
         look.events.clear();
-        look.sessions[0].client = "10.9.9.9:1".parse().unwrap();
+        look.sessions[0].summary.client = "10.9.9.9:1".parse().unwrap();
         data.take(look);
-        assert_eq!(cells(&data, 0)[3..6], ["-", "logged-in", "0"], "another client");
+        assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "0"], "another client");
     }
 
     #[test]
@@ -158,6 +142,6 @@ mod tests {
             look.sessions.clear();
             data.take(look);
         }
-        assert_eq!((data.rows[1].len(), data.known.len()), (MAX_ROWS, 0));
+        assert_eq!((data.rows[1].len(), data.ended.len()), (MAX_ROWS, 0));
     }
 }

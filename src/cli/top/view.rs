@@ -334,7 +334,13 @@ mod tests {
         let external = "198.51.100.1:35394";
         assert_shows(
             &screen(&mut state, 200, 50),
-            &["[2001:db8:1:2:3:4:5:6]:50000", external, "CLIENT AS", "ADJ"],
+            &[
+                "[2001:db8:1:2:3:4:5:6]:50000",
+                external,
+                "CLIENT AS",
+                "FAST",
+                "RETR /pub/now.iso 12s",
+            ],
         );
         press(&mut state, "2");
         let shown = screen(&mut state, 200, 50);
@@ -432,7 +438,10 @@ mod tests {
             }
         }
         for row in &mut look.sessions {
-            row.state = BAD.to_owned();
+            (row.summary.state, row.summary.user) = (BAD.to_owned(), Some(BAD.to_owned()));
+            if let Some(transfer) = &mut row.summary.transfer {
+                (transfer.verb, transfer.path) = (BAD.to_owned(), BAD.to_owned());
+            }
         }
         let status = &mut look.status;
         (status.version, status.backend) = (BAD.to_owned(), BAD.to_owned());
