@@ -33,14 +33,9 @@ pub(super) struct Data {
     pub windows: Vec<(String, WindowCounts)>,
     /// The rows of each panel.
     pub rows: [Vec<Row>; 4],
-    known: HashMap<u64, KnownSession>,
-}
-
-/// What the events say of a session.
-#[derive(Clone, Debug, Default)]
-struct KnownSession {
-    client: String,
-    transfers: u64,
+    /// How many transfers of a session have ended, by its number and client: a daemon that has lost its state begins with
+    /// the first number again.
+    ended: HashMap<(u64, String), u64>,
 }
 
 impl Data {
@@ -64,27 +59,24 @@ impl Data {
     fn take_event(&mut self, event: &Event) {
         let [_, transfers, refusals, _] = &mut self.rows;
         match event.event.as_str() {
-            "transfer" => transfers.push(Row::transfer(event)),
-            "refusal" => return refusals.push(Row::refusal(event)),
-            _ => return,
+            "transfer" => {
+                transfers.push(Row::transfer(event));
+                *self.ended.entry((event.session, event.client.clone())).or_default() += 1;
+            }
+            "refusal" => refusals.push(Row::refusal(event)),
+            _ => {}
         }
-        let known = self.known.entry(event.session).or_default();
-        if known.client != event.client {
-            // Another daemon may give the number to another session.
-            *known = KnownSession { client: event.client.clone(), transfers: 0 };
-        }
-        known.transfers += 1;
     }
 
-    /// The rows of the sessions that are open. What was known of others is forgotten.
+    /// The rows of the sessions that are open. What was counted of others is forgotten.
     fn session_rows(&mut self, sessions: &[SessionRow]) -> Vec<Row> {
-        let mut known = std::mem::take(&mut self.known);
+        let mut ended = std::mem::take(&mut self.ended);
         let row = |session: &SessionRow| {
             let SessionSummary { id, client, .. } = session.summary;
-            let found = known.remove(&id).filter(|found| found.client == client.ip().to_string());
-            let transfers = found.as_ref().map_or(0, |known| known.transfers);
-            self.known.extend(found.map(|found| (id, found)));
-            Row::session(session, Some(transfers).filter(|_| self.reports_transfers))
+            let found = ended.remove_entry(&(id, client.ip().to_string()));
+            let count = found.as_ref().map_or(0, |(_, count)| *count);
+            self.ended.extend(found);
+            Row::session(session, Some(count).filter(|_| self.reports_transfers))
         };
         sessions.iter().map(row).collect()
     }
@@ -119,7 +111,7 @@ mod tests {
     use crate::{cli::top::samples, daemon::snapshot::Rates};
 
     #[test]
-    fn a_session_has_the_user_and_the_transfers_of_its_events() {
+    fn a_session_has_the_transfers_of_its_events() {
         let mut data = Data::default();
         data.take(samples::look());
         let cells = |data: &Data, at: usize| -> Vec<String> {
@@ -137,7 +129,7 @@ mod tests {
         look.events.clear();
         look.sessions[0].summary.client = "10.9.9.9:1".parse().unwrap();
         data.take(look);
-        assert_eq!(cells(&data, 0)[3..6], ["-", "logged-in", "0"], "another client");
+        assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "0"], "another client");
     }
 
     #[test]
@@ -150,6 +142,6 @@ mod tests {
             look.sessions.clear();
             data.take(look);
         }
-        assert_eq!((data.rows[1].len(), data.known.len()), (MAX_ROWS, 0));
+        assert_eq!((data.rows[1].len(), data.ended.len()), (MAX_ROWS, 0));
     }
 }

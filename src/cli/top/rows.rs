@@ -10,7 +10,7 @@ use crate::{
     cli::table,
     daemon::{
         health::CheckStatus,
-        snapshot::{Problem, SessionRow},
+        snapshot::{Problem, SessionRow, TransferProgress},
     },
 };
 
@@ -73,10 +73,12 @@ pub(super) const SESSIONS: &[Column] = &[
     column("STATE", 9),
     column("XFERS", 5).right(),
     column("AGE", 6).right(),
+    column("FAST", 4).from(88),
     column("OPEN", 4).right().from(100),
     column("ADJ", 3).from(100),
-    column("CLIENT AS", 18).searched().cut(12, Cut::Middle).from(120),
-    column("SERVER AS", 18).searched().cut(12, Cut::Middle).from(140),
+    column("TRANSFER", 12).cut(8, Cut::Start).searched().from(110),
+    column("CLIENT AS", 18).searched().cut(12, Cut::Middle).from(130),
+    column("SERVER AS", 18).searched().cut(12, Cut::Middle).from(150),
 ];
 
 pub(super) const TRANSFERS: &[Column] = &[
@@ -119,26 +121,36 @@ impl Row {
         text.is_empty() || searched.any(|(_, cell)| cell.text.to_lowercase().contains(text))
     }
 
-    /// The row of a session, which has ended so many `transfers`, if these are known.
-    pub fn session(row: &SessionRow, transfers: Option<u64>) -> Self {
-        let SessionRow { summary, pinholes } = row;
+    /// The row of a session, of which so many transfers have `ended`, if these are known.
+    pub fn session(row: &SessionRow, ended: Option<u64>) -> Self {
+        let session = &row.summary;
         let external = |own: SocketAddr, external: SocketAddr| {
             if own == external { Cell::default() } else { Cell::endpoint(external) }
         };
+        let yes_or_no = |value| Cell::text(if value { "yes" } else { "no" });
+        let transfer = |one: &TransferProgress| {
+            let seconds = format!("{}s", one.seconds);
+            let words = [one.verb.as_str(), &one.path, &seconds];
+            Cell::text(
+                &words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "),
+            )
+        };
         let cells = vec![
-            Cell::count(summary.id),
-            Cell::endpoint(summary.client),
-            Cell::endpoint(summary.server),
-            Cell::text(summary.user.as_deref().unwrap_or("-")),
-            Cell::text(&summary.state),
-            transfers.map_or_else(|| Cell::text("-"), Cell::count),
-            Cell::number(summary.age_seconds as f64, table::span(summary.age_seconds)),
-            Cell::count(*pinholes),
-            Cell::text(if summary.adjusted { "yes" } else { "no" }),
-            external(summary.client, summary.client_external),
-            external(summary.server, summary.server_external),
+            Cell::count(session.id),
+            Cell::endpoint(session.client),
+            Cell::endpoint(session.server),
+            Cell::text(session.user.as_deref().unwrap_or("-")),
+            Cell::text(&session.state),
+            ended.map_or_else(|| Cell::text("-"), Cell::count),
+            Cell::number(session.age_seconds as f64, table::span(session.age_seconds)),
+            yes_or_no(session.fast_path),
+            Cell::count(row.pinholes),
+            yes_or_no(session.adjusted),
+            session.transfer.as_ref().map(transfer).unwrap_or_default(),
+            external(session.client, session.client_external),
+            external(session.server, session.server_external),
         ];
-        Self { key: summary.id, cells, more: Vec::new() }
+        Self { key: session.id, cells, more: Vec::new() }
     }
 
     /// The row of a transfer that has ended.

@@ -1,7 +1,9 @@
 //! A look with something in each panel, for the tests of several files.
 
 use super::look::{Event, Look};
-use crate::daemon::snapshot::{Problem, Rates, SessionRow, SessionSummary, Status, WindowCounts};
+use crate::daemon::snapshot::{
+    Problem, Rates, SessionRow, SessionSummary, Status, TransferProgress, WindowCounts,
+};
 
 pub(super) fn session(id: u64, client: &str, state: &str) -> SessionRow {
     let client = client.parse().unwrap();
@@ -12,12 +14,17 @@ pub(super) fn session(id: u64, client: &str, state: &str) -> SessionRow {
         server,
         client_external: "198.51.100.1:35394".parse().unwrap(),
         server_external: server,
-        user: None,
+        user: (id == 1).then(|| "bob".to_owned()),
         state: state.into(),
         age_seconds: 65 * id,
         adjusted: true,
-        fast_path: false,
-        transfer: None,
+        fast_path: true,
+        transfer: (id == 1).then(|| TransferProgress {
+            verb: "RETR".into(),
+            path: "/pub/now.iso".into(),
+            seconds: 12,
+            started: true,
+        }),
     };
     SessionRow { summary, pinholes: 1 }
 }
@@ -58,7 +65,6 @@ pub(super) fn look() -> Look {
             .into(),
         ..event(5, 1, "refusal")
     };
-    let login = Event { user: Some("bob".into()), ..event(1, 1, "login") };
     let mut status = Status {
         version: "0.1.0".into(),
         uptime_seconds: 7200,
@@ -92,7 +98,7 @@ pub(super) fn look() -> Look {
             session(2, "[2001:db8:1:2:3:4:5:6]:50000", "login"),
         ],
         events: vec![
-            login,
+            event(1, 1, "login"),
             transfer(2, "/pub/q3.csv", "complete"),
             failed,
             transfer(4, "/pub/2026/november/a-long-report.csv", "complete"),

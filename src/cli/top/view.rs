@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{cli::table, daemon::snapshot::WindowCounts};
 
-/// The smallest terminal.
-const MIN_SIZE: (u16, u16) = (60, 14);
+/// The smallest terminal: it has room for the rates.
+const MIN_SIZE: (u16, u16) = (76, 14);
 /// The columns of rates, with their widths.
 const RATES: [(&str, usize); 9] = [
     ("LAST", 7),
@@ -216,8 +216,8 @@ fn why_empty(state: &State) -> String {
     match state.panel {
         0 => "no sessions".to_owned(),
         1 if !state.data().reports_transfers => {
-            "Transfers are not reported. Set log.transfers = true in the daemon's configuration \
-             and restart it (sessions continue); metrics.listen turns reports on, too."
+            "Transfers are not reported: log.transfers = false in the daemon's configuration. \
+             Set it to true and restart the daemon; sessions continue."
                 .to_owned()
         }
         1 => "no transfer has ended yet".to_owned(),
@@ -334,13 +334,30 @@ mod tests {
         let external = "198.51.100.1:35394";
         assert_shows(
             &screen(&mut state, 200, 50),
-            &["[2001:db8:1:2:3:4:5:6]:50000", external, "CLIENT AS", "ADJ"],
+            &[
+                "[2001:db8:1:2:3:4:5:6]:50000",
+                external,
+                "CLIENT AS",
+                "FAST",
+                "RETR /pub/now.iso 12s",
+            ],
         );
         press(&mut state, "2");
         let shown = screen(&mut state, 200, 50);
         let reason = "SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069";
         assert_shows(&shown, &["/pub/2026/november/a-long-report.csv", reason, " 425 "]);
         assert!(shown.iter().all(|line| !line.contains('…')), "{shown:#?}");
+    }
+
+    #[test]
+    fn no_width_hides_a_result_or_a_rate() {
+        let mut state = state(samples::look());
+        press(&mut state, "2");
+        for wide in MIN_SIZE.0..=200 {
+            let shown = screen(&mut state, wide, MIN_SIZE.1);
+            assert_shows(&shown, &["no-data-connection", "DOWN/s", "4 Health 2", "RESULT"]);
+        }
+        assert_shows(&screen(&mut state, MIN_SIZE.0 - 1, 24), &["too small: 76x14 is needed"]);
     }
 
     #[test]
@@ -353,10 +370,10 @@ mod tests {
             &screen(&mut state, 80, 24),
             &["Transfer  (Esc: close, arrows: more)", path, exact],
         );
-        let small = screen(&mut state, 60, 14);
+        let small = screen(&mut state, 76, 14);
         assert_shows(&small, &["Esc: close, arrows: more", "CLIENT       10.0.0.7"]);
         press(&mut state, &"j".repeat(99));
-        assert_shows(&screen(&mut state, 60, 14), &["TIME         2026-11-28T10:46:04"]);
+        assert_shows(&screen(&mut state, 76, 14), &["TIME         2026-11-28T10:46:04"]);
         press(&mut state, "\n4\n");
         assert_shows(&screen(&mut state, 80, 24), &["REMEDY    remove the other"]);
         press(&mut state, "?");
@@ -387,7 +404,7 @@ mod tests {
         let mut state = state(look);
         assert_shows(&screen(&mut state, 80, 24), &["OK healthy", "no sessions"]);
         for (panel, why) in
-            [("2", "log.transfers = true"), ("3", "no refusals"), ("4", "no problems")]
+            [("2", "log.transfers = false"), ("3", "no refusals"), ("4", "no problems")]
         {
             press(&mut state, panel);
             assert_shows(&screen(&mut state, 80, 24), &[why]);
@@ -421,7 +438,10 @@ mod tests {
             }
         }
         for row in &mut look.sessions {
-            row.summary.state = BAD.to_owned();
+            (row.summary.state, row.summary.user) = (BAD.to_owned(), Some(BAD.to_owned()));
+            if let Some(transfer) = &mut row.summary.transfer {
+                (transfer.verb, transfer.path) = (BAD.to_owned(), BAD.to_owned());
+            }
         }
         let status = &mut look.status;
         (status.version, status.backend) = (BAD.to_owned(), BAD.to_owned());
@@ -432,7 +452,7 @@ mod tests {
         state.take(Err(ClientError::NoDaemon { path: BAD.into() }));
         for keys in ["1", "2", "3", "4", "?", "1/\u{1b}\u{202e}"] {
             press(&mut state, keys);
-            for (wide, high) in [(80, 24), (200, 50), (60, 14), (59, 14), (1, 1), (7, 3), (300, 14)]
+            for (wide, high) in [(80, 24), (200, 50), (76, 14), (75, 14), (1, 1), (7, 3), (300, 14)]
             {
                 for _ in 0..2 {
                     let shown = screen(&mut state, wide, high).concat();
