@@ -79,7 +79,7 @@ fn detail(gateway: &Gateway, id: &Value) -> Value {
 
 #[test]
 fn a_session_in_detail_off_the_fast_path() {
-    let (gateway, _server) = served(Topology::Masquerade, "log.transfers = true", json!({}));
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
     let steps = (login(), ask("PORT 192,168,150,80,14,178"), gate());
     let client = hold_listening(&gateway.lab, 3762, steps);
     let id = gateway.daemon.sessions().unwrap()[0]["id"].clone();
@@ -109,7 +109,9 @@ fn a_session_in_detail_off_the_fast_path() {
         gateway.daemon.ask(&words).unwrap().success().unwrap().stdout_text()
     };
     let text = ask(&format!("sessions --session {id}"));
-    for part in ["  user             lab\n", "open pinholes\n", "last events\n", "logged in: lab"] {
+    for part in
+        ["  user             lab\n", "open pinholes\n", "last events (UTC)\n", "logged in: lab"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
     // A port's session is found, and the options select and sort.
@@ -132,7 +134,7 @@ fn a_session_in_detail_with_a_running_transfer() {
     for (host, key) in [(&lab.client, "net.ipv4.tcp_rmem"), (&lab.server, "net.ipv4.tcp_wmem")] {
         host.run("sysctl", &["-qw", &format!("{key}=4096 4096 4096")]).unwrap();
     }
-    let gateway = Gateway::on(lab, "log.transfers = true");
+    let gateway = Gateway::on(lab, "");
     let _server = scripted_server(&gateway.lab.server, &json!({"body": "x".repeat(60_000)}));
     let start = ["PASV", "RETR half.csv"].map(ask).concat();
     let steps = (login(), start, gate(), [dial(), gate(), drain(), reply()]);
