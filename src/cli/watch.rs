@@ -107,17 +107,25 @@ impl WatchOptions {
             match socket.receive() {
                 Ok(Some(data)) => {
                     frame += 1;
-                    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                    let record = Record { frame, time, link: Some(LinkType::Raw), data };
+                    let record = Record { frame, time: now(), link: Some(LinkType::Raw), data };
                     player.handle_record(&record).map_err(Failure::failed)?;
                     printer.print(player.take_notes())?;
                 }
-                Ok(None) => printer.flush()?,
+                Ok(None) => {
+                    player.pass_time(now());
+                    printer.print(player.take_notes())?;
+                    printer.flush()?;
+                }
                 Err(error) => return Ok(Err(error)),
             }
         }
         Ok(Ok(()))
     }
+}
+
+/// The time since 1970.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 impl From<PacketSocketError> for Failure {
