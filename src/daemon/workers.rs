@@ -39,7 +39,7 @@ use super::{
     start_table,
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
-    transfers::{self, Report, TransferFile, TransferReports},
+    transfers::{self, TransferFile, TransferReports},
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -452,15 +452,7 @@ impl Workers {
     ) -> Result<(), ServiceError> {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
-            let publish = |report: Report| {
-                if let Report::Transfer(transfer) = &report {
-                    let client = transfer.session.client.ip();
-                    let admits = || shared.log.admits_waiting_transfer(Instant::now(), client);
-                    transfers::log_transfer(transfer, admits);
-                }
-                let row = shared.events.record_report(report);
-                shared.transfers.append(&row, &mut file);
-            };
+            let publish = |report| shared.publish_report(report, &mut file);
             shared.transfers.run(data_log, publish, &stop);
             Ok(())
         };

@@ -16,12 +16,12 @@ impl Watch {
         Self(process)
     }
 
-    /// The objects of `--json` of this event so far.
-    fn rows(&self, event: &str) -> Vec<Value> {
+    /// The announcements or the transfers so far.
+    fn rows(&self, are_transfers: bool) -> Vec<Value> {
         let log = self.0.log();
         let rows = log.lines().filter(|line| line.starts_with('{') && line.ends_with('}'));
         let rows = rows.map(|row| serde_json::from_str::<Value>(row).unwrap());
-        rows.filter(|row| row["event"] == event).collect()
+        rows.filter(|row| (row["event"] == "transfer") == are_transfers).collect()
     }
 
     /// Ends it as a service manager does. Returns what it printed.
@@ -55,8 +55,11 @@ fn a_watch_shows_each_announcement_and_changes_nothing() {
         let daemon = has_daemon.then(|| Daemon::start(&executable(), &lab.gateway, "").unwrap());
         let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
         let before = (lab.gateway.ruleset().unwrap(), lab.gateway.connections().unwrap());
-        let watch =
-            Watch::start(&lab, lab.client_side(), &["--json", "--external", "198.51.100.1"]);
+        let watch = Watch::start(
+            &lab,
+            lab.client_side(),
+            &["--json", "--transfers", "--external", "198.51.100.1"],
+        );
         assert_eq!((lab.gateway.ruleset().unwrap(), lab.gateway.connections().unwrap()), before);
         let link = lab.gateway.run("ip", &["-d", "link", "show", lab.client_side()]).unwrap();
         assert!(link.stdout_text().contains("promiscuity 0"), "{}", link.stdout_text());
@@ -68,8 +71,8 @@ fn a_watch_shows_each_announcement_and_changes_nothing() {
             }
         }
         if has_daemon {
-            wait_for("the transfers", || watch.rows("transfer").len() == MODES.len());
-            for (row, mode) in watch.rows("transfer").iter().zip(MODES) {
+            wait_for("the transfers", || watch.rows(true).len() == MODES.len());
+            for (row, mode) in watch.rows(true).iter().zip(MODES) {
                 let shown = [&row["verb"], &row["mode"], &row["bytes"], &row["user"]];
                 let expected =
                     [json!("STOR"), json!(mode.to_string()), json!(5), json!(server.login().0)];
@@ -86,11 +89,11 @@ fn a_watch_shows_each_announcement_and_changes_nothing() {
         assert!(expected.len() >= 4, "{expected:?}");
         let mut seen = Vec::new();
         wait_for(&format!("{expected:?}"), || {
-            let rows = watch.rows("announcement");
+            let rows = watch.rows(false);
             seen = rows.iter().map(|row| row["announced"].as_str().unwrap().to_owned()).collect();
             seen.len() >= expected.len()
         });
-        let active = watch.rows("announcement").into_iter().filter(|row| row["from"] == "client");
+        let active = watch.rows(false).into_iter().filter(|row| row["from"] == "client");
         for row in active {
             assert_eq!(row["action"], "rewrite", "{row}");
             assert!(row["rewritten"].as_str().unwrap().starts_with("198.51.100.1:"), "{row}");

@@ -108,7 +108,7 @@ fn the_page_of_commands_has_every_field_of_replay() {
     let capture = capture.to_str().unwrap();
     let mut printed = BTreeSet::new();
     // It begins before its end.
-    let output = replay(&[capture, capture, "--json"]);
+    let output = replay(&[capture, capture, "--json", "--transfers"]);
     for line in String::from_utf8(output.stdout).unwrap().lines() {
         fields(&serde_json::from_str(line).unwrap(), "", &mut printed);
     }
