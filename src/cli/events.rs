@@ -39,7 +39,7 @@ pub(super) struct EventOptions {
     /// Only events of servers in this network
     #[arg(long, value_name = "NETWORK")]
     server: Option<IpNetwork>,
-    /// Only logins and transfers of this user
+    /// Only logins, transfers and ends of sessions of this user
     #[arg(long)]
     user: Option<String>,
     /// Only events of this kind; may be given several times
