@@ -22,7 +22,7 @@ use signal_hook::{consts::SIGINT, flag};
 
 use super::Failure;
 use crate::replay::{CaptureReader, Player};
-use notes::NotePrinter;
+use notes::{NotePrinter, OutputOptions};
 use simulated_gateway::SimulatedGateway;
 
 /// The exit code of a program that SIGINT ended.
@@ -51,9 +51,8 @@ pub(super) struct ReplayOptions {
     /// The captures; - is standard input
     #[arg(required = true, value_name = "CAPTURE")]
     captures: Vec<PathBuf>,
-    /// Print one JSON object for each announcement and transfer
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputOptions,
     /// Write the packets that the outer side would see (pcap, raw IP)
     #[arg(long, value_name = "OUT")]
     write: Option<PathBuf>,
@@ -164,7 +163,7 @@ impl<'a> Replay<'a> {
         Self {
             options,
             player,
-            printer: NotePrinter::new(options.json, (names, files), external),
+            printer: NotePrinter::new(options.output, (names, files), external),
             errors: Vec::new(),
         }
     }

@@ -18,7 +18,7 @@ use signal_hook::{
 use super::{
     Failure,
     replay::{
-        notes::{NotePrinter, warn},
+        notes::{NotePrinter, OutputOptions, warn},
         simulated_gateway::SimulatedGateway,
     },
 };
@@ -42,9 +42,8 @@ pub(super) struct WatchOptions {
     /// The interface
     #[arg(long, short, value_name = "IF")]
     interface: String,
-    /// Print one JSON object for each announcement and transfer
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputOptions,
     /// End after this many packets of control connections
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -71,7 +70,7 @@ impl WatchOptions {
         let mut player = Player::<io::Sink>::new(policy, nat).of_local_packets();
         player.begin_capture();
         let names = vec![self.interface.clone()];
-        let mut printer = NotePrinter::new(self.json, (names.clone(), names), external);
+        let mut printer = NotePrinter::new(self.output, (names.clone(), names), external);
         warn(&self.interface, "packets are read; Ctrl-C ends this");
         let read = self.read(&mut socket, &mut player, &mut printer, &stop)?;
         player.finish().map_err(Failure::failed)?;
@@ -107,17 +106,25 @@ impl WatchOptions {
             match socket.receive() {
                 Ok(Some(data)) => {
                     frame += 1;
-                    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                    let record = Record { frame, time, link: Some(LinkType::Raw), data };
+                    let record = Record { frame, time: now(), link: Some(LinkType::Raw), data };
                     player.handle_record(&record).map_err(Failure::failed)?;
                     printer.print(player.take_notes())?;
                 }
-                Ok(None) => printer.flush()?,
+                Ok(None) => {
+                    player.pass_time(now());
+                    printer.print(player.take_notes())?;
+                    printer.flush()?;
+                }
                 Err(error) => return Ok(Err(error)),
             }
         }
         Ok(Ok(()))
     }
+}
+
+/// The time since 1970.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 impl From<PacketSocketError> for Failure {

@@ -26,7 +26,7 @@ use super::{
     rates::{CounterHistory, Counts},
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Problem, Status},
-    transfers::TransferReports,
+    transfers::{self, Report, TransferFile, TransferReports},
     worker_progress::WorkerProgress,
 };
 use crate::kernel::{LinuxKernel, RuleParameters, queue::QueueCounts};
@@ -121,6 +121,20 @@ impl SharedState {
         self.events.record(events, is_reported_later);
         self.transfers.record(now, events);
         self.log.log_events(now, events, more, is_reported_later);
+    }
+
+    /// Logs and records what the reports of transfers say, and writes it to their file, if there is one.
+    pub(super) fn publish_report(&self, report: Report, file: Option<&mut TransferFile>) {
+        if let Report::Transfer(transfer) = &report {
+            let client = transfer.session.client.ip();
+            let admits = || self.log.admits_waiting_transfer(Instant::now(), client);
+            transfers::log_transfer(transfer, admits);
+        }
+        let file = file.filter(|_| report.is_ended_transfer());
+        let row = self.events.record_report(report, file.is_some());
+        if let (Some(file), Some(row)) = (file, row) {
+            self.transfers.append(file, &row);
+        }
     }
 
     /// Updates the sets of ports. Returns whether they have changed.

@@ -137,8 +137,8 @@ impl StateDir {
             tracing::info!(
                 event = "transfers-interrupted",
                 sessions = transferring,
-                "a transfer was under way in {transferring} sessions when the last daemon ended: one that has ended since \
-                 is reported as unseen, with the next command of its session or at its end"
+                "a transfer was under way in {transferring} sessions when the last daemon ended: what has ended since was not \
+                 seen, and is reported as unseen with the next command or the end of its session"
             );
         }
         // Until each journal has its part, this file has all sessions. If there is no room for it, the journals are

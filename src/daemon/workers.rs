@@ -39,7 +39,7 @@ use super::{
     start_table,
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
-    transfers::{self, Report, TransferFile, TransferReports},
+    transfers::{TransferFile, TransferReports},
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -451,18 +451,7 @@ impl Workers {
     ) -> Result<(), ServiceError> {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
-            let publish = |report: Report| {
-                if let Report::Transfer(transfer) = &report {
-                    let client = transfer.session.client.ip();
-                    let admits = || shared.log.admits_waiting_transfer(Instant::now(), client);
-                    transfers::log_transfer(transfer, admits);
-                }
-                let file = file.as_mut().filter(|_| report.is_ended_transfer());
-                let row = shared.events.record_report(report, file.is_some());
-                if let (Some(file), Some(row)) = (file, row) {
-                    shared.transfers.append(file, &row);
-                }
-            };
+            let publish = |report| shared.publish_report(report, file.as_mut());
             shared.transfers.run(data_log, publish, &stop);
             Ok(())
         };

@@ -19,6 +19,14 @@ impl<W: Write> Player<W> {
         verdict
     }
 
+    /// Records that no packet came until `time` since 1970.
+    pub fn pass_time(&mut self, time: Duration) {
+        if let Some((_, last)) = &mut self.time_span {
+            *last = time.max(*last);
+        }
+        self.sweep();
+    }
+
     /// Makes the engine remove expired sessions and pinholes.
     pub(super) fn sweep(&mut self) {
         let latest = self.latest_time();

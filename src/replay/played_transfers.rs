@@ -17,6 +17,9 @@ use super::{
     report::FramePosition,
 };
 
+/// How often the tracker is asked, in the capture's time. A look at each packet would be slow if many transfers wait.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Joins the transfers of control connections with their data connections.
 #[derive(Default)]
 pub struct PlayedTransfers {
@@ -24,6 +27,8 @@ pub struct PlayedTransfers {
     /// Where the ends of transfers that wait were seen, by the time that the tracker has of them.
     positions: HashMap<SystemTime, FramePosition>,
     ended: u64,
+    /// When the tracker was last asked for transfers.
+    last_look: Option<Instant>,
 }
 
 impl PlayedTransfers {
@@ -60,9 +65,11 @@ impl PlayedTransfers {
         now: Instant,
         is_end: bool,
     ) -> Vec<(FramePosition, FinishedTransfer)> {
-        if self.positions.is_empty() {
+        let is_early = self.last_look.is_some_and(|last| now < last + LOOK_INTERVAL);
+        if self.positions.is_empty() || is_early && !is_end {
             return Vec::new();
         }
+        self.last_look = Some(now);
         let finished =
             if is_end { self.tracker.take_all() } else { self.tracker.take_finished(now) };
         finished.into_iter().filter_map(|finished| self.locate(*finished)).collect()

@@ -57,7 +57,7 @@ pub struct Player<W> {
     pub(super) writer: Option<PcapWriter<W>>,
     engine_start: Instant,
     /// The first and the latest time in the captures so far.
-    time_span: Option<(Duration, Duration)>,
+    pub(super) time_span: Option<(Duration, Duration)>,
     pub(super) last_sweep: Duration,
     /// The number of the last frame of all captures.
     pub(super) last_frame: u64,

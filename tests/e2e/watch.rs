@@ -1,6 +1,6 @@
 //! `ftp-alg watch`: what the gateway would do with the traffic of an interface, while nothing is changed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use crate::common::*;
 
@@ -16,12 +16,12 @@ impl Watch {
         Self(process)
     }
 
-    /// The objects of `--json` of this event so far.
-    fn rows(&self, event: &str) -> Vec<Value> {
+    /// The announcements or the transfers so far.
+    fn rows(&self, are_transfers: bool) -> Vec<Value> {
         let log = self.0.log();
         let rows = log.lines().filter(|line| line.starts_with('{') && line.ends_with('}'));
         let rows = rows.map(|row| serde_json::from_str::<Value>(row).unwrap());
-        rows.filter(|row| row["event"] == event).collect()
+        rows.filter(|row| (row["event"] == "transfer") == are_transfers).collect()
     }
 
     /// Ends it as a service manager does. Returns what it printed.
@@ -32,11 +32,11 @@ impl Watch {
     }
 }
 
-/// The endpoint that a line of the server at `server` or of its client announces.
-fn endpoint(line: &str, server: IpAddr) -> String {
+/// The endpoint that a line announces; of a 229, the port.
+fn endpoint(line: &str) -> String {
     let bars: Vec<&str> = line.split('|').collect();
     match bars[..] {
-        [_, "", "", port, _] => SocketAddr::new(server, port.parse().unwrap()).to_string(),
+        [_, "", "", port, _] => port.to_owned(),
         [_, _, address, port, _] => {
             SocketAddr::new(address.parse().unwrap(), port.parse().unwrap()).to_string()
         }
@@ -55,17 +55,28 @@ fn a_watch_shows_each_announcement_and_changes_nothing() {
         let daemon = has_daemon.then(|| Daemon::start(&executable(), &lab.gateway, "").unwrap());
         let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
         let before = (lab.gateway.ruleset().unwrap(), lab.gateway.connections().unwrap());
-        let external = lab.gateway.address(V4).to_string();
-        let watch =
-            Watch::start(&lab, lab.client_side(), &["--json", "--external", "198.51.100.1"]);
+        let watch = Watch::start(
+            &lab,
+            lab.client_side(),
+            &["--json", "--transfers", "--external", "198.51.100.1"],
+        );
         assert_eq!((lab.gateway.ruleset().unwrap(), lab.gateway.connections().unwrap()), before);
         let link = lab.gateway.run("ip", &["-d", "link", "show", lab.client_side()]).unwrap();
         assert!(link.stdout_text().contains("promiscuity 0"), "{}", link.stdout_text());
         let (capture, _) = captures(&lab);
-        let address = lab.server_address(V4);
+        let transfers = FAMILIES.map(|family| MODES.map(|mode| (family, mode))).concat();
+        for (family, mode) in transfers.iter().filter(|_| has_daemon) {
+            let address = lab.server_address(*family);
+            let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, *mode);
+            transfer.upload(&mode.to_string(), b"12345").unwrap();
+        }
         if has_daemon {
-            for mode in MODES {
-                curl(&lab, &server, mode).upload(&mode.to_string(), b"12345").unwrap();
+            wait_for("the transfers", || watch.rows(true).len() == transfers.len());
+            for (row, (_, mode)) in watch.rows(true).iter().zip(&transfers) {
+                let shown = [&row["verb"], &row["mode"], &row["bytes"], &row["user"]];
+                let expected =
+                    [json!("STOR"), json!(mode.to_string()), json!(5), json!(server.login().0)];
+                assert_eq!(shown, expected.each_ref(), "{row}");
             }
         }
         let announcing =
@@ -74,16 +85,21 @@ fn a_watch_shows_each_announcement_and_changes_nothing() {
         talk(&lab, json!([login_as(server.login()), steps, ask("QUIT")])).ok();
         let recorded = capture.finish().unwrap();
         let mut expected: Vec<String> =
-            recorded.announcements().unwrap().iter().map(|line| endpoint(line, address)).collect();
-        assert!(expected.len() >= 4, "{expected:?} {external}");
+            recorded.announcements().unwrap().iter().map(|line| endpoint(line)).collect();
+        assert!(expected.len() >= 4, "{expected:?}");
         let mut seen = Vec::new();
         wait_for(&format!("{expected:?}"), || {
-            let rows = watch.rows("announcement");
-            seen = rows.iter().map(|row| row["announced"].as_str().unwrap().to_owned()).collect();
+            let rows = watch.rows(false);
+            let shown = |row: &Value| {
+                let announced = row["announced"].as_str().unwrap();
+                let of_229 = announced.rsplit(':').next().filter(|_| row["kind"] == "EPSV");
+                of_229.unwrap_or(announced).to_owned()
+            };
+            seen = rows.iter().map(shown).collect();
             seen.len() >= expected.len()
         });
-        let active = watch.rows("announcement").into_iter().filter(|row| row["from"] == "client");
-        for row in active {
+        let active = watch.rows(false).into_iter().filter(|row| row["from"] == "client");
+        for row in active.filter(|row| !row["announced"].as_str().unwrap().starts_with('[')) {
             assert_eq!(row["action"], "rewrite", "{row}");
             assert!(row["rewritten"].as_str().unwrap().starts_with("198.51.100.1:"), "{row}");
         }
@@ -146,7 +162,9 @@ fn a_watch_says_why_it_cannot_read() {
     let arguments = [&options[..], &[program, "watch", "-i", "lo"]].concat();
     let done = lab.gateway.try_run(setpriv, &arguments).unwrap();
     assert_fails(&done, 1, "cannot watch lo: no right to read its packets (CAP_NET_RAW)");
-    lab.gateway.shell("ip link add brief type dummy\nip link set brief up\n").unwrap();
+    lab.gateway
+        .shell("ip link add brief type veth peer name other\nip link set brief up\n")
+        .unwrap();
     let mut watch = Watch::start(&lab, "brief", &[]);
     // One that is only down may come back.
     lab.gateway.shell("ip link set brief down\nip link set brief up\nip link del brief\n").unwrap();
@@ -154,4 +172,21 @@ fn a_watch_says_why_it_cannot_read() {
     assert_eq!(watch.0.exit_status().unwrap().code(), Some(1));
     assert!(watch.0.log().contains("brief has disappeared"), "{}", watch.0.log());
     assert!(watch.0.log().contains("of control connections"), "{}", watch.0.log());
+}
+
+/// Its packets wait in the kernel while it is stopped, as far as there is room.
+#[test]
+fn a_watch_that_reads_too_slowly_counts_what_it_missed() {
+    let lab = lab_for(Topology::Masquerade, "");
+    let watch = Watch::start(&lab, lab.client_side(), &[]);
+    let signal = |name: &str| {
+        lab.gateway.run("kill", &["-s", name, &watch.0.id().to_string()]).unwrap();
+    };
+    signal("STOP");
+    // Each of these connections is a SYN at least.
+    lab.client.scan(lab.server_address(V4), "10000-29999").unwrap();
+    signal("CONT");
+    let text = watch.end();
+    assert!(text.contains("packets, because they were read too slowly"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("dropped by the kernel")), "{text}");
 }

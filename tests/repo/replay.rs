@@ -30,8 +30,7 @@ pub fn printed(arguments: &[&str]) -> String {
 
 pub fn announcements(arguments: &[&str]) -> Vec<Value> {
     let text = printed(&[arguments, &["--json"]].concat());
-    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    rows.filter(|row| row["event"] == "announcement").collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// One line on standard error, and exit code 1.

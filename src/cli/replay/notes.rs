@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
 };
 
+use clap::Args;
 use ftp_alg_core::engine::{TransferFields, TransferSession};
 use serde::Serialize;
 
@@ -25,8 +26,6 @@ pub fn warn(about: &str, warning: &str) {
 /// A line of the contract.
 #[derive(Serialize)]
 struct JsonLine<'a, R> {
-    /// `announcement` or `transfer`.
-    event: &'static str,
     #[serde(flatten)]
     row: &'a R,
     /// The capture, if there are several.
@@ -37,6 +36,8 @@ struct JsonLine<'a, R> {
 /// The fields of a transfer: those of the daemon's event, and the frame with its last reply.
 #[derive(Serialize)]
 struct TransferLine<'a> {
+    /// `transfer`.
+    event: &'static str,
     frame: u64,
     session: u64,
     client: IpAddr,
@@ -50,6 +51,7 @@ impl<'a> TransferLine<'a> {
     fn of(TransferNote { position, transfer }: &'a TransferNote) -> Self {
         let TransferSession { id, client, server } = transfer.session;
         Self {
+            event: "transfer",
             frame: position.frame,
             session: id,
             client: client.ip(),
@@ -60,9 +62,22 @@ impl<'a> TransferLine<'a> {
     }
 }
 
+/// What the output has.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct OutputOptions {
+    /// Print one JSON object for each announcement
+    #[arg(long)]
+    json: bool,
+    /// With --json, print an object for each transfer, too
+    #[arg(long, requires = "json")]
+    transfers: bool,
+}
+
 /// Where the notes go.
 pub struct NotePrinter {
     json: bool,
+    /// Whether the objects of JSON include transfers.
+    has_transfers: bool,
     /// The captures in messages.
     names: Vec<String>,
     /// The captures as they were named.
@@ -76,13 +91,13 @@ impl NotePrinter {
     /// Prints the notes of captures with these `names` in messages, and these `files` in JSON, of a NAT with the address
     /// `external`.
     pub fn new(
-        json: bool,
+        OutputOptions { json, transfers }: OutputOptions,
         (names, files): (Vec<String>, Vec<String>),
         external: Option<IpAddr>,
     ) -> Self {
         let (lines, progress) = (Lines::new(), Progress::new());
         let table = NoteTable::new(&names, external);
-        Self { json, names, files, lines, table, progress }
+        Self { json, has_transfers: transfers, names, files, lines, table, progress }
     }
 
     /// The name of a capture in messages.
@@ -99,11 +114,10 @@ impl NotePrinter {
                     warn(&self.names[capture], &warning);
                     continue;
                 }
-                Note::Announcement(row) if self.json => {
-                    self.json(row.capture, "announcement", &row)?
-                }
+                Note::Announcement(row) if self.json => self.json(row.capture, &row)?,
+                Note::Transfer(_) if self.json && !self.has_transfers => continue,
                 Note::Transfer(note) if self.json => {
-                    self.json(note.position.capture, "transfer", &TransferLine::of(&note))?
+                    self.json(note.position.capture, &TransferLine::of(&note))?
                 }
                 Note::Session(_) if self.json => continue,
                 Note::Announcement(row) => self.table.announcement(&row),
@@ -118,15 +132,9 @@ impl NotePrinter {
         Ok(())
     }
 
-    fn json<R: Serialize>(
-        &self,
-        capture: usize,
-        event: &'static str,
-        row: &R,
-    ) -> Result<String, Failure> {
+    fn json<R: Serialize>(&self, capture: usize, row: &R) -> Result<String, Failure> {
         let file = (self.files.len() > 1).then(|| self.files[capture].as_str());
-        let line =
-            serde_json::to_string(&JsonLine { event, row, file }).map_err(Failure::failed)?;
+        let line = serde_json::to_string(&JsonLine { row, file }).map_err(Failure::failed)?;
         Ok(line + "\n")
     }
 

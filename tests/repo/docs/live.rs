@@ -215,7 +215,8 @@ fn printed(source: Source) -> Option<String> {
         Source::Setup => set_up(&dropping()),
         Source::Replay => {
             let port = (true, "PORT 192,168,150,80,14,178");
-            let lines = [&replay::LOGIN[..], &[port]].concat();
+            let transfer = [(true, "RETR /pub/q3.csv"), (false, "150 here"), (false, "226 done")];
+            let lines = [&replay::LOGIN[..], &[port], &transfer].concat();
             let place = tempfile::tempdir().unwrap();
             let capture = place.path().join("capture.pcap");
             let bytes = replay::slacksite([192, 168, 150, 80], [203, 0, 113, 9], &lines);

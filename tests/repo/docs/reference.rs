@@ -113,12 +113,13 @@ fn the_page_of_commands_has_every_field_of_sessions_and_pinholes() {
 fn the_page_of_commands_has_every_field_of_replay() {
     let place = tempfile::tempdir().unwrap();
     let capture = place.path().join("a.pcap");
-    let lines = [&LOGIN[..], &[(true, "PORT 10,0,0,1,14,178")]].concat();
+    let transfer = [(true, "RETR /f"), (false, "150 here"), (false, "226 done")];
+    let lines = [&LOGIN[..], &[(true, "PORT 10,0,0,1,14,178")], &transfer[..]].concat();
     fs::write(&capture, slacksite([10, 0, 0, 1], [192, 0, 2, 1], &lines)).unwrap();
     let capture = capture.to_str().unwrap();
     let mut printed = BTreeSet::new();
     // It begins before its end.
-    let output = replay(&[capture, capture, "--json"]);
+    let output = replay(&[capture, capture, "--json", "--transfers"]);
     for line in String::from_utf8(output.stdout).unwrap().lines() {
         fields(&serde_json::from_str(line).unwrap(), "", &mut printed);
     }
