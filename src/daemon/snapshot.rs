@@ -429,9 +429,11 @@ pub struct TransferRow {
     pub reason: Option<String>,
 }
 
-/// The source of the rows. Called from the control socket's thread, one call at a time.
+/// The source of the rows. Called from the threads of the control socket and of the metrics.
 pub trait StatusSource: Send + Sync {
     fn events(&self, after: u64) -> RecentEvents;
+    /// The ID of the first event of all, also of earlier daemons. Lower ones are unknown.
+    fn first_event_id(&self) -> u64;
     fn status(&self) -> Status;
     fn sessions(&self) -> Vec<SessionRow>;
     /// The open session with the number `id`.
