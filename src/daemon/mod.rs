@@ -448,7 +448,8 @@ fn serve_metrics(listener: MetricsListener, service: &Workers) -> Option<Metrics
                 tracing::info!(
                     event = "metrics-exposed",
                     %address,
-                    "metrics: other machines can read them at {address}, unless the firewall drops that"
+                    "metrics: other machines can read them and the page with users and files at {address}, unless the \
+                     firewall drops that"
                 );
             }
             Some(endpoint)

@@ -29,6 +29,7 @@ mod mishaps;
 mod names;
 mod overview;
 mod packet_marks;
+mod page;
 mod policy;
 mod privileges;
 mod queued;

@@ -96,7 +96,7 @@ class Table {
     const button = make("button", { type: "button" }, column.title);
     button.addEventListener("click", () => {
       const isSame = this.sort.column === index;
-      this.sort = { column: index, ascending: isSame ? !this.sort.ascending : !column.isNumber };
+      this.sort = { column: index, ascending: isSame ? !this.sort.ascending : !(column.isNumber || column.isDown) };
       this.show();
     });
     return make("th", { scope: "col", role: "columnheader", class: column.isNumber ? "number" : "" }, button);
@@ -190,10 +190,10 @@ const tables = {
     sort: { title: "Session", down: true },
     empty: "There is no session now.",
     columns: [
-      { title: "Session", value: (row) => row.id, text: (row) => `#${row.id}`, isNumber: true },
+      { title: "Session", value: (row) => row.id, text: (row) => `#${row.id}`, isFixed: true, isDown: true },
       { title: "User", value: userOf },
-      { title: "Client", value: (row) => row.client },
-      { title: "Server", value: (row) => row.server },
+      { title: "Client", value: (row) => row.client, class: "line" },
+      { title: "Server", value: (row) => row.server, class: "line" },
       { title: "State", value: (row) => row.state },
       { title: "Age", value: (row) => row.age_seconds, text: (row) => duration(row.age_seconds), isNumber: true },
       { title: "Pinholes", value: (row) => row.pinholes, text: (row) => number(row.pinholes), isNumber: true },
@@ -205,20 +205,20 @@ const tables = {
     empty: "No transfer has ended yet.",
     isBad: (row) => row.result !== "complete",
     columns: [
-      { title: "Ended", value: (row) => row.id, text: (row) => clock(row.time), isFixed: true, isNumber: true },
-      { title: "Session", value: (row) => row.session, text: (row) => `#${row.session}`, isNumber: true },
+      { title: "Ended", value: (row) => row.id, text: (row) => clock(row.time), isFixed: true, isDown: true },
+      { title: "Session", value: (row) => row.session, text: (row) => `#${row.session}`, isFixed: true, isDown: true },
       { title: "User", value: userOf },
       { title: "Client", value: (row) => row.client },
       { title: "Server", value: (row) => row.server },
       { title: "Command", value: (row) => row.verb },
-      { title: "File", value: (row) => row.path, class: "file" },
+      { title: "File", value: (row) => row.path, class: "line prose" },
       { title: "Bytes", value: (row) => row.bytes, text: (row) => number(row.bytes), isNumber: true },
       { title: "Seconds", value: (row) => row.seconds, text: (row) => row.seconds?.toFixed(1), isNumber: true },
       {
         title: "Result",
         value: (row) => row.result,
         text: (row) => [row.result?.replaceAll("-", " "), row.code, row.reason].filter(Boolean).join(", "),
-        class: "result",
+        class: "line prose result",
       },
     ],
   }),
@@ -227,12 +227,12 @@ const tables = {
     sort: { title: "At", down: true },
     empty: "Nothing was refused yet.",
     columns: [
-      { title: "At", value: (row) => row.id, text: (row) => clock(row.time), isFixed: true, isNumber: true },
-      { title: "Session", value: (row) => row.session, text: (row) => `#${row.session}`, isNumber: true },
+      { title: "At", value: (row) => row.id, text: (row) => clock(row.time), isFixed: true, isDown: true },
+      { title: "Session", value: (row) => row.session, text: (row) => `#${row.session}`, isFixed: true, isDown: true },
       { title: "User", value: userOf },
       { title: "Client", value: (row) => row.client },
       { title: "Server", value: (row) => row.server },
-      { title: "What and why", value: (row) => row.text },
+      { title: "What and why", value: (row) => row.text, class: "line prose" },
     ],
   }),
 };
@@ -308,7 +308,8 @@ class Chart {
     if (!rates || !this.inRates) return otherwise;
     const names = { "10s": "10 s", "1m": "1 min", "1h": "1 h" };
     const windows = Object.entries(names).filter(([key]) => rates[key]);
-    return windows.map(([key, name]) => `${name}: ${this.total(rates[key][this.inRates] ?? 0)}`).join(", ");
+    const count = ([key, name]) => `${name}: ${this.total(rates[key][this.inRates] ?? 0)}`.replaceAll(" ", "\u00a0");
+    return windows.map(count).join(", ");
   }
 }
 
