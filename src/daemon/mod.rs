@@ -269,6 +269,7 @@ fn reload(options: &DaemonOptions, config: &mut Config, service: &Workers) {
     let refused = match load_again(options, config) {
         Ok(new) => {
             service.reload(&new);
+            service.shared.transfers.set_servers(new.server_addresses());
             tracing::info!(event = "reloaded", "reload: the new configuration is in use");
             *config = new;
             None

@@ -87,6 +87,37 @@ pub struct TransferTotals {
     pub lost: u64,
     /// Transfers that are missing in the file of `log.transfers`.
     pub unwritten: u64,
+    /// Those of each `[[server]]`.
+    #[serde(default)]
+    pub servers: Vec<ServerTotals>,
+    /// The clients with the most bytes in the last hour, at most ten.
+    #[serde(default)]
+    pub top_clients: Vec<ClientBytes>,
+}
+
+/// Transfers with a server of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerTotals {
+    /// Its own address.
+    pub server: IpAddr,
+    #[serde(flatten)]
+    pub results: ResultCounts,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+}
+
+impl ServerTotals {
+    pub fn new(server: IpAddr) -> Self {
+        Self { server, results: ResultCounts::default(), bytes_up: 0, bytes_down: 0 }
+    }
+}
+
+/// The bytes that a client sent and received in transfers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientBytes {
+    /// An IPv4 address, or the /64 of an IPv6 address.
+    pub client: String,
+    pub bytes: u64,
 }
 
 /// Transfers by result.

@@ -21,7 +21,8 @@ use super::{
     *,
 };
 use crate::daemon::snapshot::{
-    EventRow, PinholeRow, Problem, RecentEvents, SessionDetail, SessionRow, Status, StatusSource,
+    ClientBytes, EventRow, PinholeRow, Problem, RecentEvents, ServerTotals, SessionDetail,
+    SessionRow, Status, StatusSource, TransferTotals,
 };
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
@@ -61,7 +62,16 @@ fn status() -> Status {
     let mut counters = Counters { packets: 12, rewrites: 3, ..Counters::default() };
     counters.limits.client_pinholes = 4;
     counters.unread.no_session = 5;
+    let server =
+        |text: &str| ServerTotals { bytes_up: 9, ..ServerTotals::new(text.parse().unwrap()) };
+    let client = |text: &str| ClientBytes { client: text.to_owned(), bytes: 8 };
+    let transfers = TransferTotals {
+        servers: ["10.0.0.5", "2001:db8::5"].map(server).into(),
+        top_clients: ["10.0.0.7", "2001:db8::/64"].map(client).into(),
+        ..TransferTotals::default()
+    };
     Status {
+        transfers,
         sessions: 7,
         counters,
         queue_waiting: Some(2),
@@ -96,6 +106,9 @@ fn the_text_has_the_values_of_the_status() {
         "ftp_alg_limits_reached_total{limit=\"client_pinholes\"} 4",
         "ftp_alg_packets_unread_total{reason=\"no_session\"} 5",
         "ftp_alg_queue_waiting_packets 2",
+        "ftp_alg_server_transfers_total{server=\"10.0.0.5\",result=\"no-data-connection\"} 0",
+        "ftp_alg_server_transfer_bytes_total{server=\"2001:db8::5\",direction=\"up\"} 9",
+        "ftp_alg_top_client_bytes{client=\"2001:db8::/64\"} 8",
         "# TYPE ftp_alg_decision_seconds histogram",
         "ftp_alg_decision_seconds_bucket{le=\"5e-06\"} 0",
         "ftp_alg_decision_seconds_bucket{le=\"1e-05\"} 1",
@@ -112,7 +125,7 @@ fn the_text_has_the_values_of_the_status() {
 #[test]
 fn each_sample_follows_the_help_and_the_type_of_its_metric() {
     let text = text(&reading()).unwrap();
-    let sample = r#"^(ftp_alg_[a-z_]+)(\{[a-z]+="[-A-Za-z0-9_.+]+"(,[a-z]+="[-a-z]+")?\})? [0-9]+(\.[0-9]+)?$"#;
+    let sample = r#"^(ftp_alg_[a-z_]+)(\{[a-z]+="[-A-Za-z0-9_.+:/]+"(,[a-z]+="[-a-z]+")?\})? [0-9]+(\.[0-9]+)?$"#;
     let sample = Regex::new(sample).unwrap();
     let mut name = String::new();
     let mut lines = text.lines();

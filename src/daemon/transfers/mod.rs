@@ -2,10 +2,12 @@
 //! for each, never sampled, and the totals of `status`. A thread of its own does it, and no packet waits for it.
 
 mod file;
+mod totals;
 mod tracker;
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,6 +18,7 @@ use std::{
 
 pub use file::TransferFile;
 use ftp_alg_core::engine::{Event, EventKind, Transfer, TransferEnd};
+use totals::Totals;
 pub use tracker::{FinishedTransfer, TransferResult};
 use tracker::{TransferSession, TransferTracker};
 
@@ -31,22 +34,29 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const MAX_INBOX: usize = 8192;
 
 /// Transfers on their way to the thread that reports them.
-#[derive(Default)]
 pub(super) struct TransferReports {
     /// Whether there is a thread that reports them.
     is_on: bool,
     inbox: Mutex<Vec<(Instant, Box<FinishedTransfer>)>>,
     /// Transfers for which the inbox had no room.
     lost: AtomicU64,
-    totals: Mutex<TransferTotals>,
+    totals: Mutex<Totals>,
     /// Whether the file is to be opened again.
     reopens: AtomicBool,
 }
 
 impl TransferReports {
-    /// Reports, or none.
-    pub(super) fn new(is_on: bool) -> Self {
-        Self { is_on, ..Self::default() }
+    /// Reports, or none, with totals of each of the `servers`.
+    pub(super) fn new(is_on: bool, servers: impl IntoIterator<Item = IpAddr>) -> Self {
+        let mut totals = Totals::new(Instant::now());
+        totals.set_servers(servers);
+        Self {
+            is_on,
+            inbox: Mutex::default(),
+            lost: AtomicU64::new(0),
+            totals: Mutex::new(totals),
+            reopens: AtomicBool::new(false),
+        }
     }
 
     /// Whether transfers are reported.
@@ -76,7 +86,13 @@ impl TransferReports {
 
     /// What was transferred since the start.
     pub(super) fn totals(&self) -> TransferTotals {
-        TransferTotals { lost: self.lost.load(Ordering::Relaxed), ..lock(&self.totals).clone() }
+        let lost = self.lost.load(Ordering::Relaxed);
+        TransferTotals { lost, ..lock(&self.totals).read(Instant::now()) }
+    }
+
+    /// Counts the transfers of each of these servers from now on.
+    pub(super) fn set_servers(&self, servers: impl IntoIterator<Item = IpAddr>) {
+        lock(&self.totals).set_servers(servers);
     }
 
     /// Reports transfers, and passes each to `publish`, until `stop` is set. Without a `data_log`, nothing is known of
@@ -122,7 +138,7 @@ impl TransferReports {
             file.reopen();
         }
         file.append(&serde_json::to_string(row).unwrap_or_default());
-        lock(&self.totals).unwritten = file.unwritten;
+        lock(&self.totals).set_unwritten(file.unwritten);
     }
 
     fn take_ended(
@@ -143,7 +159,7 @@ impl TransferReports {
         finished: Box<FinishedTransfer>,
         publish: &mut impl FnMut(Box<FinishedTransfer>),
     ) {
-        count(&mut lock(&self.totals), &finished);
+        lock(&self.totals).count(Instant::now(), &finished);
         let FinishedTransfer { session, transfer, result, bytes, duration, .. } = &*finished;
         let code = finished.code();
         tracing::info!(
@@ -162,27 +178,6 @@ impl TransferReports {
         );
         publish(finished);
     }
-}
-
-fn count(totals: &mut TransferTotals, finished: &FinishedTransfer) {
-    let transfer = &finished.transfer;
-    let bytes = match transfer.verb.is_upload() {
-        true => &mut totals.bytes_up,
-        false => &mut totals.bytes_down,
-    };
-    *bytes += finished.bytes.unwrap_or(0);
-    let counts = match transfer.is_active() {
-        Some(true) => &mut totals.active,
-        Some(false) => &mut totals.passive,
-        None => &mut totals.unknown,
-    };
-    *match finished.result {
-        TransferResult::Complete => &mut counts.complete,
-        TransferResult::Aborted => &mut counts.aborted,
-        TransferResult::Refused => &mut counts.refused,
-        TransferResult::NoDataConnection => &mut counts.no_data_connection,
-        TransferResult::Reset => &mut counts.reset,
-    } += 1;
 }
 
 impl FinishedTransfer {

@@ -4,7 +4,7 @@ use ftp_alg_core::{ftp::Reply, session::TransferVerb};
 
 use super::*;
 
-fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfer {
+pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfer {
     let end = match code {
         Some(code) => TransferEnd::Replied(Reply { code }),
         None => TransferEnd::SessionEnded,
@@ -52,7 +52,7 @@ fn a_transfer_is_one_line() {
 
 #[test]
 fn a_full_inbox_loses_transfers_and_counts_them() {
-    let reports = TransferReports::new(true);
+    let reports = TransferReports::new(true, []);
     let FinishedTransfer { session, transfer, .. } = finished(None, Some(226));
     let TransferSession { id, client, server } = session;
     let kind = EventKind::Transfer(Box::new(transfer));
