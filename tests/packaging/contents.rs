@@ -19,6 +19,7 @@ const FILES: [&str; 15] = [
     "/usr/share/man/man7/ftp-alg.7.gz",
     "/usr/share/man/man8/ftp-alg.8.gz",
     "/usr/share/zsh/vendor-completions/_ftp-alg",
+    "/usr/share/doc/ftp-alg/examples/ftp-alg.dashboard.json",
     "/usr/share/doc/ftp-alg/examples/ftp-alg.rules.yml",
     "/usr/share/doc/ftp-alg/examples/nftables-gateway.nft",
 ];

@@ -184,6 +184,9 @@ const users = new Map();
 
 const userOf = (row) => row.user ?? users.get(row.session ?? row.id) ?? "";
 
+/** The failed transfers with a server. */
+const failedOf = (row) => row.aborted + row.refused + row.no_data_connection + row.reset;
+
 const tables = {
   sessions: new Table("sessions", {
     key: (row) => row.id,
@@ -235,7 +238,36 @@ const tables = {
       { title: "What and why", value: (row) => row.text, class: "line prose" },
     ],
   }),
+  servers: new Table("servers", {
+    key: (row) => row.server,
+    sort: { title: "Server" },
+    empty: "",
+    columns: [
+      { title: "Server", value: (row) => row.server, class: "line" },
+      { title: "Complete", value: (row) => row.complete, text: (row) => number(row.complete), isNumber: true },
+      { title: "Failed", value: failedOf, text: (row) => number(failedOf(row)), isNumber: true },
+      { title: "Bytes up", value: (row) => row.bytes_up, text: (row) => number(row.bytes_up), isNumber: true },
+      { title: "Bytes down", value: (row) => row.bytes_down, text: (row) => number(row.bytes_down), isNumber: true },
+    ],
+  }),
+  clients: new Table("clients", {
+    key: (row) => row.client,
+    sort: { title: "Bytes", down: true },
+    empty: "",
+    columns: [
+      { title: "Client", value: (row) => row.client, class: "line" },
+      { title: "Bytes", value: (row) => row.bytes, text: (row) => number(row.bytes), isNumber: true },
+    ],
+  }),
 };
+
+/** Shows the totals of configured servers and of clients, if there are any. */
+function showTotals({ servers = [], top_clients: clients = [] }) {
+  $("servers").hidden = servers.length === 0;
+  $("clients").hidden = clients.length === 0;
+  tables.servers.set(servers);
+  tables.clients.set(clients);
+}
 
 // Charts.
 
@@ -438,6 +470,7 @@ function takeStatus(status) {
   before = { status, at };
   showHealth(status);
   showFacts(status);
+  showTotals(status.transfers ?? {});
 }
 
 /** One after the other, because the listener has few connections. */
