@@ -30,6 +30,7 @@ mod names;
 mod overview;
 mod packet_marks;
 mod page;
+mod pictures;
 mod policy;
 mod privileges;
 mod queued;

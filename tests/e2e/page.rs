@@ -2,14 +2,14 @@
 
 use crate::common::*;
 
-const LISTEN: &str = "[metrics]\nlisten = \"127.0.0.1:9821\"\n";
+pub const LISTEN: &str = "[metrics]\nlisten = \"127.0.0.1:9821\"\n";
 const URL: &str = "http://127.0.0.1:9821/";
 /// The name of a file that would be a script if the page took it for markup.
 const MARKUP: &str = "<img src=x onerror=alert(1)>.csv";
 
 /// The directory of the browser that packaging/provision unpacked. `None`, with the reason printed, where the
 /// distribution has none.
-fn browser() -> Option<PathBuf> {
+pub fn browser() -> Option<PathBuf> {
     let cache = std::env::var("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".to_owned());
     let directory = PathBuf::from(cache).join("browser");
     if let Ok(why) = fs::read_to_string(directory.join("absent")) {
@@ -22,7 +22,7 @@ fn browser() -> Option<PathBuf> {
 }
 
 /// What the `views` of the page in the browser of `directory` show (see `browser.py`).
-fn look(lab: &Lab, directory: &Path, views: &Value) -> Value {
+pub fn look(lab: &Lab, directory: &Path, views: &Value) -> Value {
     let script = lab.gateway.write("browser.py", include_bytes!("common/browser.py")).unwrap();
     let mut command = lab.gateway.command("/usr/bin/python3");
     command.arg(script).arg(directory);
@@ -130,4 +130,28 @@ fn the_page_shows_what_happens() {
     }
     client.release();
     gateway.assert_tidy();
+}
+
+#[test]
+fn the_page_says_what_it_misses() {
+    let Some(browser) = browser() else { return };
+    let gateway = gateway_with(Topology::Routed, LISTEN);
+    let looked = look(
+        &gateway.lab,
+        &browser,
+        &json!([
+            {"until": "document.querySelector('#state[data-state]')",
+             // What a slow reader gets.
+             "ask": {"missed": "(takeEvents({events: [], lost: 1234}), document.querySelector('#missed').innerText)"}},
+            {"stays": true, "ends": gateway.daemon.id(), "then": "!document.querySelector('#offline').hidden",
+             "ask": {"offline": "document.querySelector('#offline').innerText",
+                     "role": "document.querySelector('#offline').getAttribute('role')"}},
+        ]),
+    );
+    let [missed, offline] = &looked["views"].as_array().unwrap()[..] else { panic!("{looked}") };
+    let text = missed["missed"].as_str().unwrap();
+    assert!(text.starts_with("1,234 events were missed"), "{text}");
+    let text = offline["offline"].as_str().unwrap();
+    assert!(text.starts_with("The daemon does not answer since "), "{text}");
+    assert_eq!(offline["role"], "alert");
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use crate::{alone, deb, make, output, root, run, said};
 
 /// Every file but the recipes, whose list is the directory's.
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     "/etc/ftp-alg.toml",
     "/usr/lib/systemd/system/ftp-alg.service",
     "/usr/lib/sysusers.d/ftp-alg.conf",

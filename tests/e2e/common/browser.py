@@ -2,8 +2,10 @@
 
 PLAN is {"url": ..., "views": [...]}; each view is opened after the one before, in the same browser:
   {"width": 360, "height": 740, "scheme": "dark",     how large it is, and whether the user prefers dark
+   "stays": true,                                     does not open the page again
    "until": "EXPRESSION",                             waits until this is true, at most for "limit" seconds
    "keys": ["Tab", "Enter", "text:bob"],              presses keys
+   "ends": PID,                                       ends a process
    "then": "EXPRESSION",                              waits again
    "ask": {"name": "EXPRESSION"},                     what is answered
    "picture": "FILE.png"}                             a picture of what is visible
@@ -16,6 +18,7 @@ import json
 import os
 import pathlib
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,11 +144,14 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": view.get("scheme", "light")}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=url)
+        if not view.get("stays"):
+            self.call("Page.navigate", url=url)
         limit = view.get("limit", 60)
         self.wait(view.get("until", "document.readyState === 'complete'"), limit)
         for key in view.get("keys", []):
             self.press(key)
+        if "ends" in view:
+            os.kill(view["ends"], signal.SIGTERM)
         if "then" in view:
             self.wait(view["then"], limit)
         answers = {name: self.evaluate(expression) for name, expression in view.get("ask", {}).items()}

@@ -339,7 +339,9 @@ class Chart {
   noteText(rates, otherwise) {
     if (!rates || !this.inRates) return otherwise;
     const names = { "10s": "10 s", "1m": "1 min", "1h": "1 h" };
-    const windows = Object.entries(names).filter(([key]) => rates[key]);
+    // Those of a young daemon are equal.
+    const isMore = ([key], at, all) => at === 0 || rates[key].seconds > rates[all[at - 1][0]].seconds;
+    const windows = Object.entries(names).filter(([key]) => rates[key]).filter(isMore);
     const count = ([key, name]) => `${name}: ${this.total(rates[key][this.inRates] ?? 0)}`.replaceAll(" ", "\u00a0");
     return windows.map(count).join(", ");
   }
@@ -369,7 +371,7 @@ const charts = [
     inRates: "bytes_down",
     total: amount,
   }),
-  new Chart("Queued packets", { of: (status) => status.packets, inRates: "decisions" }),
+  new Chart("Decisions", { of: (status) => status.packets + (status.fast_path?.lines ?? 0), inRates: "decisions" }),
   new Chart("Dropped packets", { of: (status) => sum(status.drops), inRates: "drops" }),
 ];
 
