@@ -36,6 +36,9 @@ fn transfer_files(lab: &Lab, server: &Server, is_over: &AtomicBool) {
         if turn % 3 == 0 {
             transfer.download(name).unwrap();
         }
+        if turn % 9 == 7 {
+            transfer.download("missing.zip").unwrap_err();
+        }
         thread::sleep(Duration::from_millis(150 * (turn as u64 * 7 % 10)));
     }
 }
@@ -52,14 +55,14 @@ fn pictures_of_a_busy_gateway() {
     let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
     let foreign = "PORT 192,168,150,80,0,99";
     let steps = [login(), ask(foreign), ask("PASV"), ask("RETR archive.zip"), vec![gate()]];
-    let held = hold(lab, steps.concat());
+    let held = [hold(lab, steps.concat()), hold(lab, [login(), vec![gate()]].concat())];
     let is_over = AtomicBool::new(false);
     let pictures = || {
         let ready = "charts[0].points.length > 60";
         let file = |name: &str| directory().join(name).display().to_string();
         let views = json!([
-            {"width": 1200, "height": 1250, "until": ready, "limit": 400, "picture": file("page.png")},
-            {"width": 1200, "height": 1250, "scheme": "dark", "stays": true, "picture": file("page-dark.png")},
+            {"width": 1200, "height": 1000, "until": ready, "limit": 400, "picture": file("page.png")},
+            {"width": 1200, "height": 1000, "scheme": "dark", "stays": true, "picture": file("page-dark.png")},
             {"width": 390, "height": 1250, "stays": true, "picture": file("page-phone.png")},
         ]);
         page::look(lab, &browser, &views);
@@ -84,7 +87,7 @@ fn pictures_of_a_busy_gateway() {
         is_over.store(true, Relaxed);
         drawn.unwrap();
     });
-    held.release();
+    held.map(GatedClient::release);
 }
 
 /// What `doctor` says where the firewall has no rule for data connections.

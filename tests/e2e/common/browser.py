@@ -120,7 +120,9 @@ class Page:
 
     def wait(self, expression, limit):
         end = time.monotonic() + limit
-        while not self.evaluate(f"Boolean({expression})"):
+        # The scripts of the page may not have run.
+        attempt = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
+        while not self.evaluate(attempt):
             if time.monotonic() > end:
                 text = self.evaluate("document.body?.innerText")
                 said = "\n".join(console(self.browser.events))

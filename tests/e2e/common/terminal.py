@@ -194,6 +194,8 @@ def main():
     lines = screen.lines
     while lines and not any(character.strip() for character, _ in lines[-1]):
         lines.pop()
+    prompt = [(character, (FAINT, None, False)) for character in f"$ {options.title}"]
+    lines[:0] = [prompt, []] if options.title else []
     with open(options.out, "w") as out:
         out.write(drawn(lines, options.columns, options.title))
 

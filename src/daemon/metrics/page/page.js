@@ -8,8 +8,10 @@
 const POLL_MS = 2000;
 /** The time limit for one answer. */
 const ANSWER_LIMIT_MS = 6000;
-/** Points of a chart: five minutes. */
+/** Points of a chart at most: five minutes. */
 const POINTS = 150;
+/** Points for which a young chart has room. */
+const FIRST_POINTS = 30;
 /** Rows that the page stores of each kind, and that a table shows. */
 const MAX_ROWS = 500;
 /** Users of sessions that are remembered. */
@@ -279,7 +281,6 @@ class Chart {
     this.value = make("strong");
     this.note = make("p", { class: "note" });
     this.svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    this.svg.setAttribute("viewBox", `0 0 ${POINTS - 1} 40`);
     this.svg.setAttribute("preserveAspectRatio", "none");
     this.svg.setAttribute("role", "img");
     [this.area, this.curve] = ["area", "curve"].map((name) => {
@@ -317,7 +318,9 @@ class Chart {
     const said = last === null ? "not known yet" : `now ${this.text(last)}${unit}, at most ${this.text(most)}${unit}`;
     this.svg.setAttribute("aria-label", `${this.title}, last five minutes: ${said}`);
     const scale = most > 0 ? 36 / most : 0;
-    const start = POINTS - this.points.length;
+    const room = Math.max(this.points.length, FIRST_POINTS);
+    this.svg.setAttribute("viewBox", `0 0 ${room - 1} 40`);
+    const start = room - this.points.length;
     let [line, area, from] = ["", "", null];
     this.points.forEach((point, index) => {
       const [x, y] = [start + index, (39 - (point ?? 0) * scale).toFixed(2)];
@@ -330,7 +333,7 @@ class Chart {
       area += from === null ? `M${x} 40L${x} ${y}` : `L${x} ${y}`;
       from ??= x;
     });
-    if (from !== null) area += `L${POINTS - 1} 40Z`;
+    if (from !== null) area += `L${room - 1} 40Z`;
     this.curve.setAttribute("d", line);
     this.area.setAttribute("d", area);
   }
@@ -338,12 +341,14 @@ class Chart {
   /** The counts of the daemon's windows where it has them, as in `10 s: 3, 1 min: 12, 1 h: 340`. */
   noteText(rates, otherwise) {
     if (!rates || !this.inRates) return otherwise;
+    const lengths = { "10s": 10, "1m": 60, "1h": 3600 };
     const names = { "10s": "10 s", "1m": "1 min", "1h": "1 h" };
-    // Those of a young daemon are equal.
-    const isMore = ([key], at, all) => at === 0 || rates[key].seconds > rates[all[at - 1][0]].seconds;
-    const windows = Object.entries(names).filter(([key]) => rates[key]).filter(isMore);
-    const count = ([key, name]) => `${name}: ${this.total(rates[key][this.inRates] ?? 0)}`.replaceAll(" ", "\u00a0");
-    return windows.map(count).join(", ");
+    const windows = Object.keys(lengths).filter((key) => rates[key]);
+    // Those of a young daemon are shorter, and equal.
+    const isMore = (key, at) => at === 0 || rates[key].seconds > rates[windows[at - 1]].seconds;
+    const name = (key) => (rates[key].seconds < lengths[key] ? duration(rates[key].seconds) : names[key]);
+    const count = (key) => `${name(key)}: ${this.total(rates[key][this.inRates] ?? 0)}`.replaceAll(" ", "\u00a0");
+    return windows.filter(isMore).map(count).join(", ");
   }
 }
 
