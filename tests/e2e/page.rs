@@ -58,7 +58,7 @@ fn busy_gateway() -> (Gateway, Server, GatedClient) {
     server.put(MARKUP, b"12345").unwrap();
     let (user, password) = server.login();
     let steps = [
-        login_as((&user, &password)),
+        login_as((user, password)),
         ask("PORT 192,168,150,80,0,99"),
         ask("PASV"),
         vec![dial(), say(&format!("RETR pub/{MARKUP}")), reply(), drain(), reply()],

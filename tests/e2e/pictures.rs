@@ -36,9 +36,6 @@ fn transfer_files(lab: &Lab, server: &Server, is_over: &AtomicBool) {
         if turn % 3 == 0 {
             transfer.download(name).unwrap();
         }
-        if turn % 9 == 7 {
-            transfer.download("missing.zip").unwrap_err();
-        }
         thread::sleep(Duration::from_millis(150 * (turn as u64 * 7 % 10)));
     }
 }
@@ -66,14 +63,7 @@ fn pictures_of_a_busy_gateway() {
             {"width": 390, "height": 1250, "stays": true, "picture": file("page-phone.png")},
         ]);
         page::look(lab, &browser, &views);
-        draw(&gateway.daemon, &lab.gateway, "status", &["status"], &[]);
-        draw(
-            &gateway.daemon,
-            &lab.gateway,
-            "events",
-            &["events", "--kind", "transfer,refusal"],
-            &["--rows=12"],
-        );
+        // A command of a later version, until it is here.
         let has_top =
             gateway.daemon.ask(&["top", "--help"]).is_ok_and(|help| help.status.success());
         if has_top {
@@ -87,7 +77,7 @@ fn pictures_of_a_busy_gateway() {
         is_over.store(true, Relaxed);
         drawn.unwrap();
     });
-    held.map(GatedClient::release);
+    held.into_iter().for_each(|client| drop(client.release()));
 }
 
 /// What `doctor` says where the firewall has no rule for data connections.

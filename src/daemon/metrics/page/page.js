@@ -346,7 +346,7 @@ class Chart {
     const windows = Object.keys(lengths).filter((key) => rates[key]);
     // Those of a young daemon are shorter, and equal.
     const isMore = (key, at) => at === 0 || rates[key].seconds > rates[windows[at - 1]].seconds;
-    const name = (key) => (rates[key].seconds < lengths[key] ? duration(rates[key].seconds) : names[key]);
+    const name = (key) => (rates[key].seconds < 0.9 * lengths[key] ? duration(rates[key].seconds) : names[key]);
     const count = (key) => `${name(key)}: ${this.total(rates[key][this.inRates] ?? 0)}`.replaceAll(" ", "\u00a0");
     return windows.filter(isMore).map(count).join(", ");
   }
