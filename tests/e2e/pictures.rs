@@ -41,7 +41,7 @@ fn transfer_files(lab: &Lab, server: &Server, is_over: &AtomicBool) {
 }
 
 #[test]
-#[ignore = "writes docs/pictures: make pictures"]
+#[ignore = "make pictures: it writes docs/pictures"]
 fn pictures_of_a_busy_gateway() {
     let Some(browser) = page::browser() else { return };
     let lab = lab_for(Topology::PublishedServer, "");
@@ -82,7 +82,7 @@ fn pictures_of_a_busy_gateway() {
 
 /// What `doctor` says where the firewall has no rule for data connections.
 #[test]
-#[ignore = "writes docs/pictures: make pictures"]
+#[ignore = "make pictures: it writes docs/pictures"]
 fn picture_of_the_doctor() {
     let rules = "table inet filter {\n chain forward {\n  type filter hook forward priority 0; policy drop;\n  \
                  ct state established accept\n  tcp dport 21 accept\n }\n}\n";
