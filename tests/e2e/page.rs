@@ -140,7 +140,7 @@ fn the_page_says_what_it_misses() {
         &gateway.lab,
         &browser,
         &json!([
-            {"until": "document.querySelector('#state[data-state]')",
+            {"until": "lastAnswer !== null",
              // What a slow reader gets.
              "ask": {"missed": "(takeEvents({events: [], lost: 1234}), document.querySelector('#missed').innerText)"}},
             {"stays": true, "ends": gateway.daemon.id(), "then": "!document.querySelector('#offline').hidden",

@@ -186,6 +186,11 @@ const users = new Map();
 
 const userOf = (row) => row.user ?? users.get(row.session ?? row.id) ?? "";
 
+/** The transfer of a session that has not ended. */
+function transferOf({ transfer }) {
+  return transfer ? `${transfer.verb} ${transfer.path} for ${duration(transfer.seconds)}` : "";
+}
+
 /** The failed transfers with a server. */
 const failedOf = (row) => row.aborted + row.refused + row.no_data_connection + row.reset;
 
@@ -200,6 +205,7 @@ const tables = {
       { title: "Client", value: (row) => row.client, class: "line" },
       { title: "Server", value: (row) => row.server, class: "line" },
       { title: "State", value: (row) => row.state },
+      { title: "Transfer", value: transferOf, class: "line prose" },
       { title: "Age", value: (row) => row.age_seconds, text: (row) => duration(row.age_seconds), isNumber: true },
       { title: "Pinholes", value: (row) => row.pinholes, text: (row) => number(row.pinholes), isNumber: true },
     ],
