@@ -35,6 +35,7 @@ help:
 	@echo 'make bench     the benchmarks'
 	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
 	@echo 'make bench-compare  compared with the kernel helper, two proxies and a C loop, for 15 minutes (root)'
+	@echo 'make pictures  the pictures of the documentation, from real gateways (root)'
 	@echo 'make build     target/release/ftp-alg'
 	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
 	@echo 'make deb       target/debian/ftp-alg_*.deb'
@@ -57,7 +58,7 @@ test: provision rust
 test-nightly: export FTP_ALG_NIGHTLY := 1
 test-nightly: provision rust
 	@packaging/provision nightly
-	$(NIGHTLY) -E 'not test(/^downtime::a_connection_lives/)'
+	$(NIGHTLY) -E 'not test(/^(downtime::a_connection_lives|pictures::)/)'
 	$(NEXTEST) --run-ignored only -E 'test(/^downtime::a_connection_lives/)'
 	FTP_ALG_LAB_FAST_PATH=off $(NIGHTLY) -E 'test(/^(attacks|matrix|stream|wire)::/)'
 	FTP_ALG_DIALOGUES=$(or $(DIALOGUES),1000000) $(NIGHTLY) -E 'test(/^simulated_network::/)'
@@ -102,6 +103,12 @@ bench-instructions: provision rust
 bench-compare: provision rust
 	@packaging/provision bench
 	cargo bench --locked --bench compare -- $(WORDS)
+
+.PHONY: pictures
+# docs/pictures, and the demo's picture, which takes the release build.
+pictures: provision build
+	$(NEXTEST) --run-ignored only -E 'test(/^pictures::/)'
+	docs/demo/picture
 
 build:
 	@packaging/check-build

@@ -342,6 +342,11 @@ impl Config {
         Policy { networks, ..complete(&self.limits) }
     }
 
+    /// The own address of each `[[server]]`.
+    pub fn server_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.servers.iter().map(|server| server.address)
+    }
+
     /// Whether transfers are reported: in the log, the events, the totals, the metrics.
     pub fn reports_transfers(&self) -> bool {
         self.log.transfers || self.metrics.listen.is_some()

@@ -24,6 +24,9 @@ impl StatusSource for FixedSource {
     fn events(&self, _after: u64) -> RecentEvents {
         RecentEvents { events: Vec::new(), lost: Some(0) }
     }
+    fn first_event_id(&self) -> u64 {
+        0
+    }
     fn sessions(&self) -> Vec<SessionRow> {
         Vec::new()
     }

@@ -98,6 +98,11 @@ impl EventRing {
         is_wanted.then(|| recorded.row(id))
     }
 
+    /// The ID of the first event of all. Lower ones are not of this ring.
+    pub(super) fn origin(&self) -> u64 {
+        lock(&self.0).ids.origin
+    }
+
     /// The events behind the one with the ID `after`, as many as an answer may have; 0 for the first ones.
     pub(super) fn after(&self, after: u64) -> RecentEvents {
         let wanted = after.saturating_add(1);

@@ -269,6 +269,7 @@ fn reload(options: &DaemonOptions, config: &mut Config, service: &Workers) {
     let refused = match load_again(options, config) {
         Ok(new) => {
             service.reload(&new);
+            service.shared.transfers.set_servers(new.server_addresses());
             tracing::info!(event = "reloaded", "reload: the new configuration is in use");
             *config = new;
             None
@@ -448,7 +449,8 @@ fn serve_metrics(listener: MetricsListener, service: &Workers) -> Option<Metrics
                 tracing::info!(
                     event = "metrics-exposed",
                     %address,
-                    "metrics: other machines can read them at {address}, unless the firewall drops that"
+                    "metrics: other machines can read them and the page with users and files at {address}, unless the \
+                     firewall drops that"
                 );
             }
             Some(endpoint)

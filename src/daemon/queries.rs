@@ -76,6 +76,10 @@ impl StatusSource for SharedState {
         self.events.after(after)
     }
 
+    fn first_event_id(&self) -> u64 {
+        self.events.origin()
+    }
+
     fn status(&self) -> Status {
         self.read_fast_path();
         let now = Instant::now();

@@ -90,6 +90,37 @@ pub struct TransferTotals {
     pub lost: u64,
     /// Transfers that are missing in the file of `log.transfers`.
     pub unwritten: u64,
+    /// Those of each `[[server]]`.
+    #[serde(default)]
+    pub servers: Vec<ServerTotals>,
+    /// The clients with the most bytes in the last hour, at most ten.
+    #[serde(default)]
+    pub top_clients: Vec<ClientBytes>,
+}
+
+/// Transfers with a server of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerTotals {
+    /// Its own address.
+    pub server: IpAddr,
+    #[serde(flatten)]
+    pub results: ResultCounts,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+}
+
+impl ServerTotals {
+    pub fn new(server: IpAddr) -> Self {
+        Self { server, results: ResultCounts::default(), bytes_up: 0, bytes_down: 0 }
+    }
+}
+
+/// The bytes that a client sent and received in transfers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientBytes {
+    /// An IPv4 address, or the /64 of an IPv6 address.
+    pub client: String,
+    pub bytes: u64,
 }
 
 /// Transfers by result.
@@ -430,9 +461,11 @@ pub struct EndedSessionRow {
     pub seconds: f64,
 }
 
-/// The source of the rows. Called from the control socket's thread, one call at a time.
+/// The source of the rows. Called from the threads of the control socket and of the metrics.
 pub trait StatusSource: Send + Sync {
     fn events(&self, after: u64) -> RecentEvents;
+    /// The ID of the first event of all, also of earlier daemons. Lower ones are unknown.
+    fn first_event_id(&self) -> u64;
     fn status(&self) -> Status;
     fn sessions(&self) -> Vec<SessionRow>;
     /// The open session with the number `id`.

@@ -119,7 +119,7 @@ pub(super) fn start(
         unnoted_ends: AtomicU64::new(0),
         log: EventLog::default(),
         events: EventRing::new(state.event_ids().ok()),
-        transfers: TransferReports::new(config.reports_transfers()),
+        transfers: TransferReports::new(config.reports_transfers(), config.server_addresses()),
         health: Health::new(Instant::now()),
         refused_reload: Mutex::default(),
         external_names: names,

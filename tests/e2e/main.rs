@@ -29,6 +29,8 @@ mod mishaps;
 mod names;
 mod overview;
 mod packet_marks;
+mod page;
+mod pictures;
 mod policy;
 mod privileges;
 mod queued;

@@ -12,12 +12,17 @@ use crate::common::*;
 const LISTEN: &str = "[metrics]\nlisten = \"127.0.0.1:9821\"\n";
 const ADDRESS: &str = "127.0.0.1:9821";
 
+/// A program of Prometheus, as packaging/provision unpacked it.
+fn prometheus_program(name: &str) -> PathBuf {
+    let cache = std::env::var("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".to_owned());
+    let program = PathBuf::from(cache).join("prometheus/usr/bin").join(name);
+    assert!(program.exists(), "{} is missing: run packaging/provision", program.display());
+    program
+}
+
 /// What `promtool` says of `stdin`.
 fn promtool(lab: &Lab, arguments: &[&str], stdin: &[u8]) -> ProgramOutput {
-    let cache = std::env::var("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".to_owned());
-    let program = PathBuf::from(cache).join("prometheus/usr/bin/promtool");
-    assert!(program.exists(), "{} is missing: run packaging/provision", program.display());
-    let mut command = lab.gateway.command(&program);
+    let mut command = lab.gateway.command(prometheus_program("promtool"));
     command.args(arguments);
     lab.gateway.finish(command, stdin, Duration::from_secs(60)).unwrap()
 }
@@ -100,6 +105,76 @@ fn the_alert_rules_are_valid_and_name_metrics_that_exist() {
             |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
         assert!(text.lines().any(exists), "{name} is no metric");
     }
+}
+
+/// The metrics that `text` names, without the suffixes of a histogram's series.
+fn metric_names(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+    let names = words.filter(|word| word.starts_with("ftp_alg_"));
+    names.map(|name| name.strip_suffix("_bucket").unwrap_or(name)).collect()
+}
+
+#[test]
+fn the_dashboard_names_metrics_of_the_list() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = root.join("packaging/prometheus/ftp-alg.dashboard.json");
+    let dashboard: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let page = fs::read_to_string(root.join("docs/metrics.md")).unwrap();
+    let list = page.split("\n## List\n").nth(1).unwrap();
+    let listed = metric_names(list);
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.len() > 10);
+    for panel in panels {
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{panel}");
+        for target in targets {
+            let named = metric_names(target["expr"].as_str().unwrap());
+            assert!(!named.is_empty(), "{target}");
+            for name in named {
+                assert!(listed.contains(name), "{name} is no metric: {target}");
+            }
+        }
+    }
+}
+
+/// A real Prometheus scrapes the endpoint, and finds the metrics in its database.
+#[test]
+fn prometheus_scrapes_the_endpoint() {
+    let lab = lab_for(Topology::PublishedServer, "");
+    let own = lab.server.address(V4);
+    let gateway = Gateway::on(lab, &format!("[[server]]\naddress = \"{own}\"\n{LISTEN}"));
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    curl(lab, &server, Mode::Passive).upload("report", &[b'x'; 4321]).unwrap();
+    let home = lab.directory().join("prometheus");
+    fs::create_dir_all(&home).unwrap();
+    let scrapes = "scrape_configs:\n  - job_name: ftp-alg\n    scrape_interval: 1s\n    static_configs:\n      \
+                   - targets: [\"127.0.0.1:9821\"]\n";
+    let file = lab.gateway.write("prometheus.yml", scrapes.as_bytes()).unwrap();
+    let mut command = lab.gateway.command(prometheus_program("prometheus"));
+    command.arg("--config.file").arg(file).arg("--storage.tsdb.path").arg(home);
+    command.arg("--web.listen-address=127.0.0.1:9090");
+    let prometheus = lab.gateway.start(command, "prometheus").unwrap();
+    lab.gateway.wait_for_port(9090, Duration::from_secs(60)).unwrap();
+    let ask = |query: &str| {
+        let query = format!("query={query}");
+        let url = "http://127.0.0.1:9090/api/v1/query";
+        let asked = lab.gateway.try_run("curl", &["-sS", "-G", url, "--data-urlencode", &query]);
+        let answer: Value = serde_json::from_str(&asked.unwrap().stdout_text()).unwrap_or_default();
+        answer["data"]["result"][0]["value"][1].as_str().map(str::to_owned)
+    };
+    let of_server =
+        format!("ftp_alg_server_transfer_bytes_total{{server=\"{own}\",direction=\"up\"}}");
+    for (query, value) in [
+        ("up{job=\"ftp-alg\"}", "1"),
+        ("ftp_alg_sessions", "0"),
+        ("ftp_alg_transfer_bytes_total{direction=\"up\"}", "4321"),
+        (of_server.as_str(), "4321"),
+        ("ftp_alg_top_client_bytes", "4321"),
+    ] {
+        wait_for(query, || ask(query).as_deref() == Some(value));
+    }
+    assert!(!prometheus.log().contains("level=error"), "{}", prometheus.log());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use crate::{alone, deb, make, output, root, run, said};
 
 /// Every file but the recipes, whose list is the directory's.
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     "/etc/ftp-alg.toml",
     "/usr/lib/systemd/system/ftp-alg.service",
     "/usr/lib/sysusers.d/ftp-alg.conf",
@@ -19,6 +19,7 @@ const FILES: [&str; 15] = [
     "/usr/share/man/man7/ftp-alg.7.gz",
     "/usr/share/man/man8/ftp-alg.8.gz",
     "/usr/share/zsh/vendor-completions/_ftp-alg",
+    "/usr/share/doc/ftp-alg/examples/ftp-alg.dashboard.json",
     "/usr/share/doc/ftp-alg/examples/ftp-alg.rules.yml",
     "/usr/share/doc/ftp-alg/examples/nftables-gateway.nft",
 ];

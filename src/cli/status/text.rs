@@ -250,8 +250,9 @@ fn of_announcements(status: &Status) -> Group {
 
 /// The transfers, if the daemon reports them.
 fn of_transfers(status: &Status) -> Group {
-    let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost, unwritten } =
+    let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost, unwritten, .. } =
         status.transfers;
+    let of_all = TransferTotals { servers: Vec::new(), ..status.transfers.clone() };
     let group = Group::new("transfers");
     let results = |counts: ResultCounts| counts.by_result();
     let Rates { hour, .. } = status.rates;
@@ -260,7 +261,7 @@ fn of_transfers(status: &Status) -> Group {
             group.text("not reported", "log.transfers or metrics.listen turns that on".to_owned())
         }
         None => group,
-        Some(_) if status.transfers == TransferTotals::default() => group.always("ended", 0),
+        Some(_) if of_all == TransferTotals::default() => group.always("ended", 0),
         Some(_) => group
             .parts("active", results(active))
             .parts("passive", results(passive))

@@ -1,7 +1,6 @@
 //! The HTTP endpoint: a listener, and a thread that answers its clients.
 //!
-//! `GET /metrics` gets the metrics, any other path 404, any other method 405. A connection has one request, and
-//! [`EXCHANGE_LIMIT`] for it. If there are [`MAX_CONNECTIONS`], a new one ends the oldest, so that clients that are slow
+//! A connection has one request, and [`EXCHANGE_LIMIT`] for it. If there are [`MAX_CONNECTIONS`], a new one ends the oldest, so that clients that are slow
 //! on purpose do not keep a scrape waiting.
 
 use std::{
@@ -9,17 +8,13 @@ use std::{
     convert::Infallible,
     io,
     net::{SocketAddr, TcpListener as StdListener},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, header, http::HeaderValue,
-    server::conn::http1, service::service_fn,
-};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -29,24 +24,15 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    decision_times::DecisionTimes,
-    families::{self, Reading},
-};
+use super::{answers::Answers, decision_times::DecisionTimes, routes};
 use crate::daemon::snapshot::StatusSource;
 
-/// The path of the metrics.
-const PATH: &str = "/metrics";
-/// The type of other answers.
-const PLAIN: &str = "text/plain; charset=utf-8";
 /// The longest head of a request, in bytes.
 const MAX_HEAD: usize = 8192;
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 8;
 /// Time limit for one request and its answer.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
-/// How long a text is given again, so that many requests do not take the engines' locks often.
-const TEXT_LIFETIME: Duration = Duration::from_millis(100);
 /// The pause after accept failed, for example because there are no free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 64;
@@ -85,10 +71,13 @@ impl MetricsListener {
     ) -> io::Result<MetricsEndpoint> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let metrics = Arc::new(Metrics { source, decisions, started, last: Mutex::new(None) });
+        let site = Arc::new(Site {
+            answers: Answers::new(source, decisions, started),
+            is_local: self.address()?.ip().to_canonical().is_loopback(),
+        });
         let (stop, stopped) = oneshot::channel();
         let work = move || {
-            if let Err(error) = run(&runtime, self.listener, metrics, stopped) {
+            if let Err(error) = run(&runtime, self.listener, site, stopped) {
                 tracing::error!(
                     event = "metrics-failed",
                     "metrics: the endpoint ended: {error}; restart ftp-alg to have it again"
@@ -116,51 +105,29 @@ impl Drop for MetricsEndpoint {
     }
 }
 
-/// The source of the answers.
-struct Metrics {
-    source: Arc<dyn StatusSource>,
-    decisions: Arc<DecisionTimes>,
-    /// The start in seconds since 1970.
-    started: u64,
-    /// The last text, and when it was made.
-    last: Mutex<Option<(Instant, String)>>,
-}
-
-impl Metrics {
-    fn text(&self) -> Option<String> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((made, text)) = &*last
-            && made.elapsed() < TEXT_LIFETIME
-        {
-            return Some(text.clone());
-        }
-        let reading = Reading {
-            status: self.source.status(),
-            started: self.started,
-            decisions: self.decisions.read(),
-        };
-        let text = families::text(&reading).ok()?;
-        *last = Some((Instant::now(), text.clone()));
-        Some(text)
-    }
+/// What the clients get.
+struct Site {
+    answers: Answers,
+    /// Whether it is at a loopback address.
+    is_local: bool,
 }
 
 /// Answers until `stopped` ends.
 fn run(
     runtime: &Runtime,
     listener: StdListener,
-    metrics: Arc<Metrics>,
+    site: Arc<Site>,
     stopped: oneshot::Receiver<()>,
 ) -> io::Result<()> {
     runtime.block_on(async move {
         let listener = TcpListener::from_std(listener)?;
-        tokio::spawn(accept_clients(listener, metrics));
+        tokio::spawn(accept_clients(listener, site));
         let _ = stopped.await;
         Ok(())
     })
 }
 
-async fn accept_clients(listener: TcpListener, metrics: Arc<Metrics>) {
+async fn accept_clients(listener: TcpListener, site: Arc<Site>) {
     let mut connections: VecDeque<AbortHandle> = VecDeque::with_capacity(MAX_CONNECTIONS);
     loop {
         let stream = match listener.accept().await {
@@ -177,14 +144,14 @@ async fn accept_clients(listener: TcpListener, metrics: Arc<Metrics>) {
         {
             oldest.abort();
         }
-        let exchange = answer_client(stream, Arc::clone(&metrics));
+        let exchange = answer_client(stream, Arc::clone(&site));
         connections.push_back(tokio::spawn(exchange).abort_handle());
     }
 }
 
-async fn answer_client(stream: TcpStream, metrics: Arc<Metrics>) {
+async fn answer_client(stream: TcpStream, site: Arc<Site>) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = respond(request.method(), request.uri().path(), &metrics);
+        let response = routes::respond(&request, &site.answers, site.is_local);
         async { Ok::<_, Infallible>(response) }
     });
     let mut server = http1::Builder::new();
@@ -195,25 +162,4 @@ async fn answer_client(stream: TcpStream, metrics: Arc<Metrics>) {
         Ok(Err(error)) => tracing::debug!("metrics: a client's request failed: {error}"),
         Err(_) => tracing::debug!("metrics: a client took longer than {EXCHANGE_LIMIT:?}"),
     }
-}
-
-fn respond(method: &Method, path: &str, metrics: &Metrics) -> Response<String> {
-    let (status, kind, text) = match path {
-        PATH if *method != Method::GET && *method != Method::HEAD => {
-            (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "Use GET.\n".to_owned())
-        }
-        PATH => match metrics.text() {
-            Some(text) => (StatusCode::OK, CONTENT_TYPE, text),
-            None => (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, "No metrics.\n".to_owned()),
-        },
-        _ => (StatusCode::NOT_FOUND, PLAIN, format!("Only {PATH} is here.\n")),
-    };
-    let mut response = Response::new(text);
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-    }
-    response
 }

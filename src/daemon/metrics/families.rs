@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::decision_times::Histogram;
 use crate::daemon::snapshot::{
-    FastPathState, FastPathStatus, ResultCounts, Status, TransferTotals,
+    ClientBytes, FastPathState, FastPathStatus, ResultCounts, ServerTotals, Status, TransferTotals,
 };
 
 /// What the metrics are made of.
@@ -158,6 +158,8 @@ pub(super) fn families(reading: &Reading) -> Vec<Family> {
         of_sessions(status),
         of_pinholes(status),
         of_transfers(status),
+        of_servers(status),
+        of_clients(status),
         of_packets(status),
         of_queues(status),
         of_the_fast_path(&status.fast_path, &status.counters),
@@ -284,6 +286,52 @@ fn of_transfers(status: &Status) -> Vec<Family> {
             "Transfers that were not reported, because too many ended at once.",
         ),
     ]
+}
+
+fn of_servers(status: &Status) -> Vec<Family> {
+    let servers = &status.transfers.servers;
+    if servers.is_empty() {
+        return Vec::new();
+    }
+    let results = |total: &ServerTotals| {
+        let server = total.server.to_string();
+        let sample =
+            |(result, count): (&str, u64)| (vec![server.clone(), result.to_owned()], count);
+        total.results.by_result().map(sample)
+    };
+    let bytes = |total: &ServerTotals| {
+        [("up", total.bytes_up), ("down", total.bytes_down)]
+            .map(|(direction, bytes)| (vec![total.server.to_string(), direction.to_owned()], bytes))
+    };
+    vec![
+        Family {
+            base_name: "ftp_alg_server_transfers",
+            help: "Transfers with each [[server]] that have ended; absent without one.",
+            labels: vec!["server", "result"],
+            values: Values::Counters(servers.iter().flat_map(results).collect()),
+        },
+        Family {
+            base_name: "ftp_alg_server_transfer_bytes",
+            help: "Bytes to (up) and from (down) each [[server]] in transfers.",
+            labels: vec!["server", "direction"],
+            values: Values::Counters(servers.iter().flat_map(bytes).collect()),
+        },
+    ]
+}
+
+fn of_clients(status: &Status) -> Vec<Family> {
+    let clients = &status.transfers.top_clients;
+    if clients.is_empty() {
+        return Vec::new();
+    }
+    let sample = |row: &ClientBytes| (vec![row.client.clone()], row.bytes);
+    vec![Family {
+        base_name: "ftp_alg_top_client_bytes",
+        help: "Bytes of the ten clients with the most in the last hour, so at most ten label values at a time; of IPv6 \
+               a /64.",
+        labels: vec!["client"],
+        values: Values::Gauges(clients.iter().map(sample).collect()),
+    }]
 }
 
 fn of_packets(status: &Status) -> Vec<Family> {

@@ -21,7 +21,8 @@ use super::{
     *,
 };
 use crate::daemon::snapshot::{
-    EventRow, PinholeRow, Problem, RecentEvents, SessionDetail, SessionRow, Status, StatusSource,
+    ClientBytes, EventRow, PinholeRow, Problem, RecentEvents, ServerTotals, SessionDetail,
+    SessionRow, Status, StatusSource, TransferTotals,
 };
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
@@ -39,9 +40,14 @@ impl StatusSource for Source {
         status()
     }
     fn events(&self, _after: u64) -> RecentEvents {
+        self.asked.fetch_add(1, Relaxed);
         RecentEvents { events: Vec::new(), lost: Some(0) }
     }
+    fn first_event_id(&self) -> u64 {
+        0
+    }
     fn sessions(&self) -> Vec<SessionRow> {
+        self.asked.fetch_add(1, Relaxed);
         Vec::new()
     }
     fn session(&self, _id: u64) -> Option<SessionDetail<EventRow>> {
@@ -56,7 +62,16 @@ fn status() -> Status {
     let mut counters = Counters { packets: 12, rewrites: 3, ..Counters::default() };
     counters.limits.client_pinholes = 4;
     counters.unread.no_session = 5;
+    let server =
+        |text: &str| ServerTotals { bytes_up: 9, ..ServerTotals::new(text.parse().unwrap()) };
+    let client = |text: &str| ClientBytes { client: text.to_owned(), bytes: 8 };
+    let transfers = TransferTotals {
+        servers: ["10.0.0.5", "2001:db8::5"].map(server).into(),
+        top_clients: ["10.0.0.7", "2001:db8::/64"].map(client).into(),
+        ..TransferTotals::default()
+    };
     Status {
+        transfers,
         sessions: 7,
         counters,
         queue_waiting: Some(2),
@@ -91,6 +106,9 @@ fn the_text_has_the_values_of_the_status() {
         "ftp_alg_limits_reached_total{limit=\"client_pinholes\"} 4",
         "ftp_alg_packets_unread_total{reason=\"no_session\"} 5",
         "ftp_alg_queue_waiting_packets 2",
+        "ftp_alg_server_transfers_total{server=\"10.0.0.5\",result=\"no-data-connection\"} 0",
+        "ftp_alg_server_transfer_bytes_total{server=\"2001:db8::5\",direction=\"up\"} 9",
+        "ftp_alg_top_client_bytes{client=\"2001:db8::/64\"} 8",
         "# TYPE ftp_alg_decision_seconds histogram",
         "ftp_alg_decision_seconds_bucket{le=\"5e-06\"} 0",
         "ftp_alg_decision_seconds_bucket{le=\"1e-05\"} 1",
@@ -107,7 +125,7 @@ fn the_text_has_the_values_of_the_status() {
 #[test]
 fn each_sample_follows_the_help_and_the_type_of_its_metric() {
     let text = text(&reading()).unwrap();
-    let sample = r#"^(ftp_alg_[a-z_]+)(\{[a-z]+="[-A-Za-z0-9_.+]+"(,[a-z]+="[-a-z]+")?\})? [0-9]+(\.[0-9]+)?$"#;
+    let sample = r#"^(ftp_alg_[a-z_]+)(\{[a-z]+="[-A-Za-z0-9_.+:/]+"(,[a-z]+="[-a-z]+")?\})? [0-9]+(\.[0-9]+)?$"#;
     let sample = Regex::new(sample).unwrap();
     let mut name = String::new();
     let mut lines = text.lines();
@@ -186,6 +204,10 @@ impl Endpoint {
         }
     }
 
+    fn get(&self, path: &str, host: &str) -> String {
+        self.answer(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())
+    }
+
     fn scrape(&self) -> String {
         let answer = self.answer(b"GET /metrics HTTP/1.1\r\nHost: gateway\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
@@ -210,7 +232,9 @@ fn a_scrape_gets_the_text() {
 fn other_paths_and_methods_are_refused() {
     let endpoint = endpoint();
     for (request, status) in [
-        ("GET / HTTP/1.1", "404 Not Found"),
+        ("GET /page HTTP/1.1", "404 Not Found"),
+        ("POST / HTTP/1.1", "405 Method Not Allowed"),
+        ("PUT /status.json HTTP/1.1", "405 Method Not Allowed"),
         ("GET /metrics/ HTTP/1.1", "404 Not Found"),
         ("GET /../metrics HTTP/1.1", "404 Not Found"),
         ("POST /other HTTP/1.1", "404 Not Found"),
@@ -223,6 +247,76 @@ fn other_paths_and_methods_are_refused() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{request}: {answer}");
     }
     assert_eq!(endpoint.source.asked.load(Relaxed), 0);
+}
+
+/// Everything but the metrics.
+const OF_THE_PAGE: [&str; 7] =
+    ["/", "/page.css", "/page.js", "/icon.svg", "/status.json", "/sessions.json", "/events.json"];
+
+#[test]
+fn a_browser_gets_the_page_and_its_json() {
+    let endpoint = endpoint();
+    for (path, kind, text) in [
+        ("/", "text/html; charset=utf-8", "<!doctype html>"),
+        ("/page.css", "text/css; charset=utf-8", ":root"),
+        ("/page.js", "text/javascript; charset=utf-8", "\"use strict\""),
+        ("/icon.svg", "image/svg+xml", "<svg"),
+        ("/status.json", "application/json", "\"sessions\":7"),
+        ("/sessions.json", "application/json", "[]"),
+        ("/events.json?after=3", "application/json", "\"lost\":0"),
+    ] {
+        let answer = endpoint.get(path, "localhost:9821");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {head}");
+        assert!(head.contains(&format!("content-type: {kind}\r\n")), "{path}: {head}");
+        assert!(body.contains(text), "{path}: {body}");
+        for header in [
+            "cache-control: no-store",
+            "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; ",
+            "x-content-type-options: nosniff",
+            "referrer-policy: no-referrer",
+        ] {
+            assert!(head.contains(header), "{path}: {header} is missing in {head}");
+        }
+        assert!(!head.contains("unsafe"), "{head}");
+    }
+    let wrong = endpoint.get("/events.json?after=x", "localhost");
+    assert!(
+        wrong.starts_with("HTTP/1.1 400 ") && wrong.ends_with("no ID of an event.\n"),
+        "{wrong}"
+    );
+}
+
+#[test]
+fn a_name_that_was_bound_to_the_loopback_address_gets_no_page() {
+    let endpoint = endpoint();
+    for path in OF_THE_PAGE {
+        let answer = endpoint.get(path, "rebound.example:9821");
+        assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{path}: {answer}");
+        let (_, line) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(line.contains("use http://localhost") && line.lines().count() == 1, "{line}");
+        let old = endpoint.answer(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+        assert!(old.starts_with("HTTP/1.0 403 Forbidden\r\n"), "{path}: {old}");
+        assert!(endpoint.get(path, "127.0.0.1:9821").starts_with("HTTP/1.1 200 "), "{path}");
+    }
+    endpoint.scrape();
+}
+
+/// Clients choose names of files and users, and CSS and markup of the page have no place for them.
+#[test]
+fn the_page_makes_no_markup_of_texts() {
+    let script = include_str!("page/page.js");
+    for wrong in
+        ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", ".style"]
+    {
+        assert!(!script.contains(wrong), "{wrong}");
+    }
+    let page = include_str!("page/index.html");
+    for wrong in ["style=", "<style", "onclick", "onload", "http:", "https:", "<script>"] {
+        assert!(!page.contains(wrong), "{wrong}");
+    }
+    let files = [page, include_str!("page/page.css"), script];
+    assert!(files.iter().map(|file| file.len()).sum::<usize>() < 64 * 1024);
 }
 
 #[test]
@@ -283,13 +377,17 @@ fn a_client_that_does_not_end_its_request_is_disconnected() {
 }
 
 #[test]
-fn many_scrapes_read_the_status_a_few_times() {
+fn many_requests_read_the_state_a_few_times() {
     let endpoint = endpoint();
     let begin = std::time::Instant::now();
     for _ in 0..100 {
         endpoint.scrape();
+        endpoint.get("/status.json", "localhost");
+        endpoint.get("/sessions.json", "localhost");
+        endpoint.get("/events.json?after=1", "localhost");
     }
-    let most = begin.elapsed().as_millis() / 100 + 1;
+    // Of each of the four: `Source` counts what it is asked for.
+    let most = 4 * (begin.elapsed().as_millis() / 100 + 1);
     assert!(u128::from(endpoint.source.asked.load(Relaxed)) <= most);
 }
 

@@ -5,9 +5,11 @@
 mod file;
 mod report;
 mod session_bytes;
+mod totals;
 
 use std::{
     collections::VecDeque,
+    net::IpAddr,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,11 +20,12 @@ use std::{
 
 pub use file::TransferFile;
 use ftp_alg_core::engine::{
-    EndedSession, Event, EventKind, FinishedTransfer, TRANSFER_PATIENCE, Transfer, TransferResult,
-    TransferSession, TransferTracker,
+    EndedSession, Event, EventKind, FinishedTransfer, TRANSFER_PATIENCE, Transfer, TransferSession,
+    TransferTracker,
 };
 pub(super) use report::log_transfer;
 use session_bytes::SessionBytes;
+use totals::Totals;
 
 use super::{
     shard::lock,
@@ -55,14 +58,13 @@ pub struct SessionReport {
 }
 
 /// Events on their way to the thread that reports them.
-#[derive(Default)]
 pub(super) struct TransferReports {
     /// Whether there is a thread that reports them.
     is_on: bool,
     inbox: Mutex<Vec<(Instant, Received)>>,
     /// Transfers for which the inbox had no room.
     lost: AtomicU64,
-    totals: Mutex<TransferTotals>,
+    totals: Mutex<Totals>,
     /// Whether the file is to be opened again.
     reopens: AtomicBool,
 }
@@ -103,9 +105,17 @@ impl Received {
 }
 
 impl TransferReports {
-    /// Reports, or none.
-    pub(super) fn new(is_on: bool) -> Self {
-        Self { is_on, ..Self::default() }
+    /// Reports, or none, with totals of each of the `servers`.
+    pub(super) fn new(is_on: bool, servers: impl IntoIterator<Item = IpAddr>) -> Self {
+        let mut totals = Totals::new(Instant::now());
+        totals.set_servers(servers);
+        Self {
+            is_on,
+            inbox: Mutex::default(),
+            lost: AtomicU64::new(0),
+            totals: Mutex::new(totals),
+            reopens: AtomicBool::new(false),
+        }
     }
 
     /// Whether transfers are reported.
@@ -141,7 +151,13 @@ impl TransferReports {
 
     /// What was transferred since the start.
     pub(super) fn totals(&self) -> TransferTotals {
-        TransferTotals { lost: self.lost.load(Ordering::Relaxed), ..lock(&self.totals).clone() }
+        let lost = self.lost.load(Ordering::Relaxed);
+        TransferTotals { lost, ..lock(&self.totals).read(Instant::now()) }
+    }
+
+    /// Counts the transfers of each of these servers from now on.
+    pub(super) fn set_servers(&self, servers: impl IntoIterator<Item = IpAddr>) {
+        lock(&self.totals).set_servers(servers);
     }
 
     /// Reports transfers and the ends of sessions, and passes each to `publish`, until `stop` is set. Without a
@@ -190,7 +206,7 @@ impl TransferReports {
             file.reopen();
         }
         file.append(&serde_json::to_string(row).unwrap_or_default());
-        lock(&self.totals).unwritten = file.unwritten;
+        lock(&self.totals).set_unwritten(file.unwritten);
     }
 
     fn handle_received(&self, known: &mut Known, publish: &mut impl FnMut(Report)) {
@@ -219,7 +235,7 @@ impl TransferReports {
         known: &mut Known,
         publish: &mut impl FnMut(Report),
     ) {
-        count(&mut lock(&self.totals), &finished);
+        lock(&self.totals).count(Instant::now(), &finished);
         known.session_bytes.add(&finished);
         publish(Report::Transfer(finished));
     }
@@ -239,29 +255,6 @@ impl Known {
             publish(Report::SessionEnd(report));
         }
     }
-}
-
-fn count(totals: &mut TransferTotals, finished: &FinishedTransfer) {
-    let transfer = &finished.transfer;
-    let bytes = match transfer.verb.is_upload() {
-        true => &mut totals.bytes_up,
-        false => &mut totals.bytes_down,
-    };
-    *bytes += finished.bytes.unwrap_or(0);
-    let counts = match transfer.is_active() {
-        Some(true) => &mut totals.active,
-        Some(false) => &mut totals.passive,
-        None => &mut totals.unknown,
-    };
-    *match finished.result {
-        TransferResult::Complete => &mut counts.complete,
-        TransferResult::Aborted => &mut counts.aborted,
-        TransferResult::Refused => &mut counts.refused,
-        TransferResult::NoDataConnection => &mut counts.no_data_connection,
-        TransferResult::Reset => &mut counts.reset,
-        TransferResult::Unseen => &mut counts.unseen,
-        TransferResult::Waiting => return,
-    } += 1;
 }
 
 #[cfg(test)]

@@ -6,9 +6,11 @@ use ftp_alg_core::{
     session::TransferVerb,
 };
 
+use ftp_alg_core::engine::TransferResult;
+
 use super::*;
 
-fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfer {
+pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfer {
     let end = match code {
         Some(code) => TransferEnd::Replied(Reply { code }),
         None => TransferEnd::SessionEnded,
@@ -63,7 +65,7 @@ fn a_transfer_is_one_line() {
 
 #[test]
 fn a_full_inbox_loses_transfers_and_counts_them() {
-    let reports = TransferReports::new(true);
+    let reports = TransferReports::new(true, []);
     let FinishedTransfer { session, transfer, .. } = finished(None, Some(226));
     let TransferSession { id, client, server } = session;
     let kind = EventKind::Transfer(Box::new(transfer));
@@ -77,7 +79,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
 
 /// The bytes of a session that has ended after such transfers, and the text.
 fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, String) {
-    let reports = TransferReports::new(true);
+    let reports = TransferReports::new(true, []);
     let TransferSession { id, client, server } = finished(None, None).session;
     let event = |kind| Event { session: id, client, server, kind };
     let transfers = transfers.iter().cloned().map(Box::new).map(EventKind::Transfer).map(event);
@@ -116,7 +118,7 @@ fn only_reports_that_are_on_take_the_ends_of_sessions() {
     let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
     let ended = EventKind::SessionEnded(EndedSession { end, user: None, transfers: 0, duration });
     assert_eq!(
-        [true, false].map(|is_on| TransferReports::new(is_on).reports(&ended)),
+        [true, false].map(|is_on| TransferReports::new(is_on, []).reports(&ended)),
         [true, false]
     );
 }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use ftp_alg::daemon::snapshot::{NameRow, PinholeRow, Problem, SessionDetail, SessionRow, Status};
+use ftp_alg::daemon::snapshot::{
+    ClientBytes, NameRow, PinholeRow, Problem, ServerTotals, SessionDetail, SessionRow, Status,
+    TransferTotals,
+};
 use ftp_alg_core::{
     engine::{DropReason, EventKind},
     session::RefusalReason,
@@ -40,7 +43,13 @@ fn the_page_of_counters_has_every_field_of_status() {
         age_seconds: None,
         error: None,
     };
+    let transfers = TransferTotals {
+        servers: vec![ServerTotals::new("10.0.0.9".parse().unwrap())],
+        top_clients: vec![ClientBytes { client: "10.0.0.7".to_owned(), bytes: 5 }],
+        ..TransferTotals::default()
+    };
     let status = Status {
+        transfers,
         names: vec![name],
         unconfined: vec!["landlock".to_owned()],
         problems: vec![Problem::new("table", "text", "remedy")],

@@ -92,7 +92,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// The names of all kinds, which scripts match.
-    pub const NAMES: [&str; 17] = [
+    pub const NAMES: [&str; 18] = [
         "announcement",
         "change",
         "elsewhere",
@@ -109,6 +109,7 @@ impl EventKind {
         "session-ended",
         "session-started",
         "transfer",
+        "transfer-unseen",
         "transfer-waiting",
     ];
 

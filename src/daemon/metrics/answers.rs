@@ -1,0 +1,123 @@
+//! The texts that the endpoint gives: the metrics, and the JSON of the page.
+//!
+//! Invariant: a text is given again for [`TEXT_LIFETIME`], or for [`LIFETIME_FACTOR`] times what it took to make if that
+//! is longer. So requests, however many there are, do not take the engines' locks often.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use super::{
+    decision_times::DecisionTimes,
+    event_window::EventWindow,
+    families::{self, Reading},
+};
+use crate::daemon::snapshot::StatusSource;
+
+/// How long a text is given again.
+const TEXT_LIFETIME: Duration = Duration::from_millis(100);
+/// The lifetime of a text in terms of the time that it took to make.
+const LIFETIME_FACTOR: u32 = 10;
+/// Limit of sessions in an answer.
+const MAX_SESSIONS: usize = 1000;
+
+/// The source of the answers.
+pub(super) struct Answers {
+    source: Arc<dyn StatusSource>,
+    decisions: Arc<DecisionTimes>,
+    /// The start in seconds since 1970.
+    started: u64,
+    metrics: Mutex<Renewed<Option<String>>>,
+    status: Mutex<Renewed<String>>,
+    sessions: Mutex<Renewed<String>>,
+    events: Mutex<Renewed<EventWindow>>,
+}
+
+impl Answers {
+    /// Answers with what `source` and `decisions` have. The daemon `started` at that second since 1970.
+    pub(super) fn new(
+        source: Arc<dyn StatusSource>,
+        decisions: Arc<DecisionTimes>,
+        started: u64,
+    ) -> Self {
+        Self {
+            source,
+            decisions,
+            started,
+            metrics: Mutex::default(),
+            status: Mutex::default(),
+            sessions: Mutex::default(),
+            events: Mutex::default(),
+        }
+    }
+
+    /// The metrics for Prometheus.
+    pub(super) fn metrics(&self) -> Option<String> {
+        let mut metrics = lock(&self.metrics);
+        metrics.renew(|text| {
+            let (status, decisions) = (self.source.status(), self.decisions.read());
+            *text = families::text(&Reading { status, started: self.started, decisions }).ok();
+        });
+        metrics.value.clone()
+    }
+
+    /// The status as the control socket gives it.
+    pub(super) fn status(&self) -> String {
+        let mut status = lock(&self.status);
+        status.renew(|text| *text = json_line(&self.source.status()));
+        status.value.clone()
+    }
+
+    /// The newest sessions as the control socket gives them.
+    pub(super) fn sessions(&self) -> String {
+        let mut sessions = lock(&self.sessions);
+        sessions.renew(|text| {
+            let mut rows = self.source.sessions();
+            rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.summary.id));
+            rows.truncate(MAX_SESSIONS);
+            *text = json_line(&rows);
+        });
+        sessions.value.clone()
+    }
+
+    /// The newest events behind the one with the ID `after`; 0 for all of them.
+    pub(super) fn events(&self, after: u64) -> String {
+        let mut events = lock(&self.events);
+        events.renew(|window| window.update(|after| self.source.events(after).events));
+        events.value.answer(after, self.source.first_event_id())
+    }
+}
+
+/// A value that is made again when its time is over.
+#[derive(Default)]
+struct Renewed<T> {
+    value: T,
+    /// `None` before it was made.
+    until: Option<Instant>,
+}
+
+impl<T> Renewed<T> {
+    fn renew(&mut self, make: impl FnOnce(&mut T)) {
+        let begin = Instant::now();
+        if self.until.is_some_and(|until| begin < until) {
+            return;
+        }
+        make(&mut self.value);
+        let end = Instant::now();
+        let lifetime = (end - begin).saturating_mul(LIFETIME_FACTOR).max(TEXT_LIFETIME);
+        self.until = Some(end + lifetime);
+    }
+}
+
+fn json_line(value: &impl Serialize) -> String {
+    let mut line = serde_json::to_string(value).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

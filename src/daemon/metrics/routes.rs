@@ -1,0 +1,192 @@
+//! Which request gets which answer.
+//!
+//! Against DNS rebinding: on a loopback address, only a request to a name of the loopback address gets the page and its
+//! JSON. A page of another site whose name suddenly resolves to 127.0.0.1 still sends that name as the `Host`.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    header::{self, HeaderName, HeaderValue},
+    http::uri::Authority,
+};
+use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
+use super::answers::Answers;
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// The headers of every answer.
+const HEADERS: [(HeaderName, &str); 5] = [
+    (header::CACHE_CONTROL, "no-store"),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+/// A path that has an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Metrics,
+    /// A file of the page: its type and its text.
+    File(&'static str, &'static str),
+    Status,
+    Sessions,
+    Events,
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Self> {
+        Some(match path {
+            "/metrics" => Self::Metrics,
+            "/" => Self::File("text/html; charset=utf-8", include_str!("page/index.html")),
+            "/page.css" => Self::File("text/css; charset=utf-8", include_str!("page/page.css")),
+            "/page.js" => {
+                Self::File("text/javascript; charset=utf-8", include_str!("page/page.js"))
+            }
+            "/icon.svg" => Self::File("image/svg+xml", include_str!("page/icon.svg")),
+            "/status.json" => Self::Status,
+            "/sessions.json" => Self::Sessions,
+            "/events.json" => Self::Events,
+            _ => return None,
+        })
+    }
+}
+
+/// The status, type and text of an answer.
+type Answer = (StatusCode, &'static str, String);
+
+/// The answer to `request`. The listener `is_local` if its address is a loopback address.
+pub(super) fn respond<B>(
+    request: &Request<B>,
+    answers: &Answers,
+    is_local: bool,
+) -> Response<String> {
+    let (status, kind, text) = answer(request, answers, is_local);
+    let mut response = Response::new(text);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    for (name, value) in HEADERS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+fn answer<B>(request: &Request<B>, answers: &Answers, is_local: bool) -> Answer {
+    let Some(route) = Route::of(request.uri().path()) else {
+        return refused(StatusCode::NOT_FOUND, "Only / and /metrics are here.");
+    };
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return refused(StatusCode::METHOD_NOT_ALLOWED, "Use GET.");
+    }
+    if is_local && route != Route::Metrics && !names_loopback(request.uri(), request.headers()) {
+        return refused(
+            StatusCode::FORBIDDEN,
+            "This page is only at localhost and at loopback addresses: use http://localhost with this port.",
+        );
+    }
+    let ok = |kind, text| (StatusCode::OK, kind, text);
+    match route {
+        Route::Metrics => match answers.metrics() {
+            Some(text) => ok(CONTENT_TYPE, text),
+            None => refused(StatusCode::INTERNAL_SERVER_ERROR, "No metrics."),
+        },
+        Route::File(kind, text) => ok(kind, text.to_owned()),
+        Route::Status => ok(JSON, answers.status()),
+        Route::Sessions => ok(JSON, answers.sessions()),
+        Route::Events => match after(request.uri()) {
+            Some(after) => ok(JSON, answers.events(after)),
+            None => refused(StatusCode::BAD_REQUEST, "after is no ID of an event."),
+        },
+    }
+}
+
+fn refused(status: StatusCode, line: &str) -> Answer {
+    (status, PLAIN, format!("{line}\n"))
+}
+
+/// The ID in the query `after=ID`; 0 without one.
+fn after(uri: &Uri) -> Option<u64> {
+    let mut parts = uri.query().unwrap_or_default().split('&');
+    parts.find_map(|part| part.strip_prefix("after=")).map_or(Some(0), |id| id.parse().ok())
+}
+
+/// Whether the request names `localhost` or a loopback address, as its only host.
+fn names_loopback(uri: &Uri, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let named = Authority::try_from(host.as_bytes());
+    named.is_ok_and(|named| is_loopback(named.host())) && uri.host().is_none_or(is_loopback)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    match address {
+        Some(address) => address.parse().is_ok_and(|address: Ipv6Addr| address.is_loopback()),
+        None => {
+            host.eq_ignore_ascii_case("localhost")
+                || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_loopback_address_are_known() {
+        for (host, is_local) in [
+            ("localhost", true),
+            ("LOCALHOST:9821", true),
+            ("127.0.0.1:9821", true),
+            ("127.3.2.1", true),
+            ("[::1]:9821", true),
+            ("[::1]", true),
+            ("gateway", false),
+            ("localhost.example", false),
+            ("127.0.0.1.example:9821", false),
+            ("localhost@evil.example", false),
+            ("10.0.0.1:9821", false),
+            ("[::2]", false),
+            ("", false),
+            ("[", false),
+            ("a b", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
+            assert_eq!(names_loopback(&Uri::from_static("/"), &headers), is_local, "{host}");
+            headers.append(header::HOST, HeaderValue::from_static("localhost"));
+            assert!(!names_loopback(&Uri::from_static("/"), &headers), "{host} and another");
+        }
+        assert!(!names_loopback(&Uri::from_static("/"), &HeaderMap::new()));
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+        assert!(!names_loopback(&Uri::from_static("http://evil.example/"), &headers));
+        assert!(names_loopback(&Uri::from_static("http://localhost:9821/"), &headers));
+    }
+
+    #[test]
+    fn the_query_names_the_last_event() {
+        for (uri, wanted) in [
+            ("/events.json", Some(0)),
+            ("/events.json?after=17", Some(17)),
+            ("/events.json?x=1&after=18446744073709551615", Some(u64::MAX)),
+            ("/events.json?after=18446744073709551616", None),
+            ("/events.json?after=", None),
+            ("/events.json?after=x", None),
+        ] {
+            assert_eq!(after(&Uri::from_static(uri)), wanted, "{uri}");
+        }
+    }
+}
