@@ -16,7 +16,7 @@ fn data(from_initiator: bool, seq: u32, payload: &[u8], flags: &str) -> Vec<u8> 
         tcp = match flag {
             'S' => tcp.syn(),
             'F' => tcp.fin(),
-            _ => tcp.ack(1),
+            _ => tcp.ack(501),
         };
     }
     let mut bytes = Vec::new();
