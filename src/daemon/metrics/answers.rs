@@ -1,7 +1,7 @@
 //! The texts that the endpoint gives: the metrics, and the JSON of the page.
 //!
-//! Invariant: a text is given again for [`TEXT_LIFETIME`], or for [`LIFETIME_FACTOR`] times what it took to make if that
-//! is longer. So requests, however many there are, do not take the engines' locks often.
+//! Invariant: a text is given again for [`TEXT_LIFETIME`], or for [`LIFETIME_FACTOR`] times what it took to make if
+//! that is longer. So requests, however many there are, do not take the engines' locks often.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

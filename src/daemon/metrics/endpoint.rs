@@ -1,7 +1,7 @@
 //! The HTTP endpoint: a listener, and a thread that answers its clients.
 //!
-//! A connection has one request, and [`EXCHANGE_LIMIT`] for it. If there are [`MAX_CONNECTIONS`], a new one ends the oldest, so that clients that are slow
-//! on purpose do not keep a scrape waiting.
+//! A connection has one request, and [`EXCHANGE_LIMIT`] for it. If there are [`MAX_CONNECTIONS`], a new one ends the
+//! oldest, so that clients that are slow on purpose do not keep a scrape waiting.
 
 use std::{
     collections::VecDeque,

@@ -1,7 +1,7 @@
 //! The newest events as JSON, for all open pages: each is converted once, however many pages ask for it.
 //!
-//! Invariant: its size is bounded by [`MAX_EVENTS`] and [`MAX_BYTES`]. A page that is too slow learns how many events it
-//! missed.
+//! Invariant: its size is bounded by [`MAX_EVENTS`] and [`MAX_BYTES`]. A page that is too slow learns how many events
+//! it missed.
 
 use std::collections::VecDeque;
 
