@@ -85,13 +85,15 @@ impl Data {
     fn session_rows(&mut self, sessions: &[SessionRow]) -> Vec<Row> {
         let mut known = std::mem::take(&mut self.known);
         let row = |session: &SessionRow| {
-            let found = known.remove(&session.id);
-            let found = found.filter(|found| found.client == session.client.ip().to_string());
+            let summary = &session.summary;
+            let found = known.remove(&summary.id);
+            let found = found.filter(|found| found.client == summary.client.ip().to_string());
             let of = found.as_ref();
             let transfers = of.map_or(0, |known| known.transfers);
             let transfers = Some(transfers).filter(|_| self.reports_transfers);
-            let row = Row::session(session, of.and_then(|known| known.user.as_deref()), transfers);
-            self.known.extend(found.map(|found| (session.id, found)));
+            let user = summary.user.as_deref().or(of.and_then(|known| known.user.as_deref()));
+            let row = Row::session(session, user, transfers);
+            self.known.extend(found.map(|found| (summary.id, found)));
             row
         };
         sessions.iter().map(row).collect()
@@ -143,7 +145,7 @@ mod tests {
         assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "-"]);
         let mut look = samples::look();
         look.events.clear();
-        look.sessions[0].client = "10.9.9.9:1".parse().unwrap();
+        look.sessions[0].summary.client = "10.9.9.9:1".parse().unwrap();
         data.take(look);
         assert_eq!(cells(&data, 0)[3..6], ["-", "logged-in", "0"], "another client");
     }

@@ -121,23 +121,24 @@ impl Row {
 
     /// The row of a session of `user`, which has ended so many `transfers`, if these are known.
     pub fn session(row: &SessionRow, user: Option<&str>, transfers: Option<u64>) -> Self {
+        let session = &row.summary;
         let external = |own: SocketAddr, external: SocketAddr| {
             if own == external { Cell::default() } else { Cell::endpoint(external) }
         };
         let cells = vec![
-            Cell::count(row.id),
-            Cell::endpoint(row.client),
-            Cell::endpoint(row.server),
+            Cell::count(session.id),
+            Cell::endpoint(session.client),
+            Cell::endpoint(session.server),
             Cell::text(user.unwrap_or("-")),
-            Cell::text(&row.state),
+            Cell::text(&session.state),
             transfers.map_or_else(|| Cell::text("-"), Cell::count),
-            Cell::number(row.age_seconds as f64, table::span(row.age_seconds)),
+            Cell::number(session.age_seconds as f64, table::span(session.age_seconds)),
             Cell::count(row.pinholes),
-            Cell::text(if row.adjusted { "yes" } else { "no" }),
-            external(row.client, row.client_external),
-            external(row.server, row.server_external),
+            Cell::text(if session.adjusted { "yes" } else { "no" }),
+            external(session.client, session.client_external),
+            external(session.server, session.server_external),
         ];
-        Self { key: row.id, cells, more: Vec::new() }
+        Self { key: session.id, cells, more: Vec::new() }
     }
 
     /// The row of a transfer that has ended.

@@ -1,22 +1,25 @@
 //! A look with something in each panel, for the tests of several files.
 
 use super::look::{Event, Look};
-use crate::daemon::snapshot::{Problem, Rates, SessionRow, Status, WindowCounts};
+use crate::daemon::snapshot::{Problem, Rates, SessionRow, SessionSummary, Status, WindowCounts};
 
 pub(super) fn session(id: u64, client: &str, state: &str) -> SessionRow {
     let client = client.parse().unwrap();
     let server = "203.0.113.9:21".parse().unwrap();
-    SessionRow {
+    let summary = SessionSummary {
         id,
         client,
         server,
         client_external: "198.51.100.1:35394".parse().unwrap(),
         server_external: server,
+        user: None,
         state: state.into(),
         age_seconds: 65 * id,
         adjusted: true,
-        pinholes: 1,
-    }
+        fast_path: false,
+        transfer: None,
+    };
+    SessionRow { summary, pinholes: 1 }
 }
 
 pub(super) fn event(id: u64, session: u64, kind: &str) -> Event {

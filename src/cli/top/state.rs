@@ -395,7 +395,7 @@ mod tests {
         let overlay = state.overlay.as_ref().unwrap();
         assert_eq!(overlay.items[1], ("CLIENT", "10.0.0.7:1035".to_owned()));
         let mut look = samples::look();
-        look.sessions[0].state = "closing".into();
+        look.sessions[0].summary.state = "closing".into();
         state.take(Ok(look));
         assert!(state.overlay.as_ref().unwrap().items.contains(&("STATE", "closing".to_owned())));
         let mut look = samples::look();

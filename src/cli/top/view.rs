@@ -421,7 +421,8 @@ mod tests {
             }
         }
         for row in &mut look.sessions {
-            row.state = BAD.to_owned();
+            row.summary.state = BAD.to_owned();
+            row.summary.user = Some(BAD.to_owned());
         }
         let status = &mut look.status;
         (status.version, status.backend) = (BAD.to_owned(), BAD.to_owned());
