@@ -109,7 +109,9 @@ fn a_session_in_detail_off_the_fast_path() {
         gateway.daemon.ask(&words).unwrap().success().unwrap().stdout_text()
     };
     let text = ask(&format!("sessions --session {id}"));
-    for part in ["  user             lab\n", "open pinholes\n", "last events\n", "logged in: lab"] {
+    for part in
+        ["  user             lab\n", "open pinholes\n", "last events (UTC)\n", "logged in: lab"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
     // A port's session is found, and the options select and sort.

@@ -53,7 +53,7 @@ fn text(session: &SessionDetail<Value>, style: Style) -> String {
         text += &(heading("open pinholes") + &pinholes::text(pinholes, style));
     }
     if !events.is_empty() {
-        text += &heading("last events");
+        text += &heading("last events (UTC)");
         text.extend(events.iter().map(|event| event_text(event, summary.id)));
     }
     text
@@ -196,7 +196,7 @@ SESSION  KIND  LEFT  INITIATOR    ARRIVAL
       7  PORT   29s  203.0.113.9  198.51.100.1:3762
                                   to 192.168.150.80:3762
 
-last events
+last events (UTC)
   2026-11-28T10:00:00  logged in: bob
   2026-11-28T10:00:01  transfer #7 bob@192.168.150.80
 ";

@@ -45,11 +45,12 @@ fn problem(mark: &str, Problem { name, text, remedy }: &Problem) -> String {
 
 /// What the daemon is, and what it does now.
 fn state(status: &Status) -> String {
-    let waiting = status.queue_waiting.map(|waiting| format!(", {waiting} packets wait"));
+    let waiting =
+        status.queue_waiting.map(|count| format!(", {} waiting", counted(count, "packet")));
     let now = format!(
-        "{} sessions, {} pinholes open, {} held{}",
-        status.sessions,
-        status.pinholes,
+        "{}, {} open, {} held{}",
+        counted(status.sessions, "session"),
+        counted(status.pinholes, "pinhole"),
         table::bytes(status.memory),
         waiting.unwrap_or_default(),
     );
@@ -76,11 +77,17 @@ fn state(status: &Status) -> String {
     format!("\n{}", rows.iter().map(row).collect::<String>())
 }
 
+/// A count with its noun: `1 session`, `2 sessions`.
+fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Whether the fast path runs, and the interfaces whose connections stay inline.
 fn fast_path_state(status: &FastPathStatus) -> Vec<String> {
     match status.state {
         FastPathState::On => {
-            let on = format!("on: {}; {} connections", status.attached_to(), status.connections);
+            let connections = counted(status.connections, "connection");
+            let on = format!("on: {}; {connections}", status.attached_to());
             [on].into_iter().chain(status.inline_at()).collect()
         }
         FastPathState::Off => vec![format!("off: {}", status.why)],
