@@ -41,7 +41,7 @@ fn rates_count_transfers_sessions_and_refusals() {
 
 #[test]
 fn transfers_that_are_not_reported_have_no_rate() {
-    let gateway = gateway(Topology::Masquerade);
+    let gateway = gateway_with(Topology::Masquerade, "log.transfers = false");
     for field in ["transfers", "failed_transfers", "bytes_up", "bytes_down"] {
         assert_eq!(window(&gateway, "10s")[field], Value::Null, "{field}");
     }
@@ -79,7 +79,7 @@ fn detail(gateway: &Gateway, id: &Value) -> Value {
 
 #[test]
 fn a_session_in_detail_off_the_fast_path() {
-    let (gateway, _server) = served(Topology::Masquerade, "log.transfers = true", json!({}));
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
     let steps = (login(), ask("PORT 192,168,150,80,14,178"), gate());
     let client = hold_listening(&gateway.lab, 3762, steps);
     let id = gateway.daemon.sessions().unwrap()[0]["id"].clone();
@@ -134,7 +134,7 @@ fn a_session_in_detail_with_a_running_transfer() {
     for (host, key) in [(&lab.client, "net.ipv4.tcp_rmem"), (&lab.server, "net.ipv4.tcp_wmem")] {
         host.run("sysctl", &["-qw", &format!("{key}=4096 4096 4096")]).unwrap();
     }
-    let gateway = Gateway::on(lab, "log.transfers = true");
+    let gateway = Gateway::on(lab, "");
     let _server = scripted_server(&gateway.lab.server, &json!({"body": "x".repeat(60_000)}));
     let start = ["PASV", "RETR half.csv"].map(ask).concat();
     let steps = (login(), start, gate(), [dial(), gate(), drain(), reply()]);
