@@ -220,7 +220,7 @@ fn text_of_peers_is_escaped() {
 
 #[test]
 fn without_reports_the_setting_is_named() {
-    let gateway = gateway(Topology::Masquerade);
+    let gateway = gateway_with(Topology::Masquerade, "log.transfers = false");
     let view = View::start(&gateway);
     view.press("2");
     view.wait(&["Transfers are not reported", "log.transfers = true"]);
