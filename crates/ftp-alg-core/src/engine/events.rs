@@ -212,6 +212,8 @@ pub struct Events {
 
 /// Limit of stored events. One segment can contain hundreds of commands.
 const MAX_EVENTS: usize = 1024;
+/// Limit of the events of a session's end: of its transfers, and of itself.
+const MAX_OF_END: usize = 8;
 
 impl Events {
     /// Adds an event, or counts it as omitted.
@@ -221,6 +223,11 @@ impl Events {
         } else {
             self.omitted += 1;
         }
+    }
+
+    /// Whether there is room for the events of another session's end. If not, the session can end later.
+    pub fn has_room(&self) -> bool {
+        self.list.len() + MAX_OF_END <= MAX_EVENTS
     }
 
     /// Adds several events, and a number of omitted ones.

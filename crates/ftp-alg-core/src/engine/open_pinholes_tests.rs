@@ -12,7 +12,7 @@ impl Conversation {
     }
 
     /// The next control connection of the same client.
-    fn connect_again(mut self) -> Self {
+    pub(super) fn connect_again(mut self) -> Self {
         self.client.set_port(self.client.port() + 1);
         (self.next, self.received) = ([100, 500], [500, 100]);
         let syn_ack = self.build(Side::Server, 499, b"", true);

@@ -267,3 +267,24 @@ fn a_pending_transfer_is_examined_once() {
     talk.play("< 425 no data connection > STOR c < 425 no");
     assert_eq!(waiting(&mut talk, 100), [""; 0]);
 }
+
+/// One call of `expire` has no room for the events of all.
+#[test]
+fn no_end_is_left_out_if_many_sessions_expire_at_once() {
+    let mut talk = Conversation::logged_in();
+    for _ in 0..600 {
+        talk.play(&format!("{PORT} > RETR a < 150 here"));
+        talk = talk.connect_again();
+    }
+    let (_, before) = talk.gateway.take_events();
+    talk.now += Duration::from_secs(6 * 86_400);
+    let (mut transfers, mut sessions, mut omitted) = (0, 0, 0);
+    for _ in 0..4 {
+        talk.gateway.expire(talk.now);
+        let (events, more) = talk.gateway.take_events();
+        omitted += more;
+        transfers += events.iter().filter(|event| event.kind.name() == "transfer").count();
+        sessions += events.iter().filter(|event| event.kind.name() == "session-ended").count();
+    }
+    assert_eq!((transfers, sessions, omitted), (600, 601, 0), "{before}");
+}

@@ -53,8 +53,10 @@ impl Connection<'_> {
 impl Sessions {
     /// Reports transfers that have been pending for a while, once each.
     pub(crate) fn report_waiting_transfers(&mut self, now: Instant, effects: &mut Effects) {
-        while let Some(RequestedTransfer { session, requested, .. }) = self.requested.take_due(now)
+        while effects.events.has_room()
+            && let Some(due) = self.requested.take_due(now)
         {
+            let RequestedTransfer { session, requested, .. } = due;
             let timestamp = self.epoch.timestamp(now);
             let Some(entry) = self.table.get_session(session.index, session.id) else { continue };
             if let Some(transfer) = entry.examine_transfer(requested, timestamp) {

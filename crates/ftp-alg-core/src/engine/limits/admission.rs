@@ -120,6 +120,9 @@ impl Sessions {
         let is_nearly_full = self.is_nearly_full();
         let now = self.epoch.timestamp(now);
         for _ in 0..MIN_SWEEP.max(slots / 16).min(slots) {
+            if !effects.events.has_room() {
+                return; // the next call goes on
+            }
             self.swept = (self.swept + 1) % slots;
             let Some(entry) = self.table.get_mut(self.swept) else { continue };
             let needs_login = self.policy.for_network(entry.network()).require_login;
