@@ -452,7 +452,11 @@ impl Workers {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
             let publish = |report| shared.publish_report(report, file.as_mut());
-            shared.transfers.run(data_log, publish, &stop);
+            let kernel = Arc::clone(&shared);
+            let mut count_packets = move |initiator, dialled| {
+                lock(&kernel.kernel).counted_packets(initiator, dialled).ok().flatten()
+            };
+            shared.transfers.run(data_log, &mut count_packets, publish, &stop);
             Ok(())
         };
         let what = "the reports of transfers".to_owned();

@@ -14,7 +14,7 @@ use ftp_alg_core::engine::{KernelError, QueueMode, Translation};
 use super::{
     NetfilterError,
     netlink::{
-        Attributes, Socket, Writer, be32,
+        Attributes, Socket, Writer, be32, be64,
         ctnetlink::{
             self, CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE,
             IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, Tuple, change_in_zones, put_zone,
@@ -25,6 +25,10 @@ use super::{
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
+const CTA_COUNTERS_ORIG: u16 = 9;
+const CTA_COUNTERS_REPLY: u16 = 10;
+const CTA_COUNTERS_PACKETS: u16 = 1;
+const CTA_COUNTERS_BYTES: u16 = 2;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
@@ -40,6 +44,13 @@ const OVER: [u8; 3] = [6, 7, 8];
 pub struct Conntrack {
     socket: Socket,
     parameters: RuleParameters,
+}
+
+/// What was counted of one direction of a connection: whole IP packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountedPackets {
+    pub bytes: u64,
+    pub packets: u64,
 }
 
 /// Both directions of a connection in conntrack.
@@ -124,7 +135,7 @@ impl Conntrack {
     ) -> io::Result<Option<Translation>> {
         for (source, destination) in pairs {
             // Its reply tuple may equal another connection's visible pair, so this is checked.
-            let mut found = self.query(Tuple { source, destination })?;
+            let mut found = self.query(Tuple { source, destination }, parse)?;
             found.retain(|entry| entry.matches_packet(client, server));
             match &*found {
                 [] => {}
@@ -178,8 +189,22 @@ impl Conntrack {
             .ok_or(KernelError::Unknown)
     }
 
-    /// The connections with this tuple, at most one in each zone.
-    fn query(&mut self, tuple: Tuple) -> io::Result<Vec<ConntrackEntry>> {
+    /// What was counted of the TCP connection with this original tuple, in its direction and in the other. `None` if
+    /// conntrack counts nothing (nf_conntrack_acct), or knows no such connection.
+    pub fn counted(
+        &mut self,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> io::Result<Option<[CountedPackets; 2]>> {
+        Ok(self.query(Tuple { source, destination }, counters)?.pop())
+    }
+
+    /// What `parse` reads of the connections with this tuple, at most one in each zone.
+    fn query<T>(
+        &mut self,
+        tuple: Tuple,
+        parse: impl Fn(&Attributes<'_>) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
         let mut connections = Vec::new();
         for &zone in &self.parameters.learned.now().zones {
             let header = family_header(family_of(tuple.source.ip()), 0);
@@ -214,6 +239,16 @@ impl Conntrack {
         };
         Ok(data.as_deref().and_then(nft::endpoint_of))
     }
+}
+
+fn counters(attributes: &Attributes<'_>) -> Option<[CountedPackets; 2]> {
+    let read = |direction| {
+        let counters = attributes.nested(direction)?;
+        let read = |kind| counters.first(kind).and_then(be64);
+        let (bytes, packets) = (read(CTA_COUNTERS_BYTES)?, read(CTA_COUNTERS_PACKETS)?);
+        Some(CountedPackets { bytes, packets })
+    };
+    Some([read(CTA_COUNTERS_ORIG)?, read(CTA_COUNTERS_REPLY)?])
 }
 
 fn parse(attributes: &Attributes<'_>) -> Option<ConntrackEntry> {

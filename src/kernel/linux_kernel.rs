@@ -19,7 +19,7 @@ use super::{
     NetfilterError, RuleParameters,
     budget::{Budget, Stopwatch},
     claimed_ports::ClaimedPorts,
-    conntrack::Conntrack,
+    conntrack::{Conntrack, CountedPackets},
     inject::Injector,
     offload::Offload,
     parameters::Backend,
@@ -172,6 +172,15 @@ impl LinuxKernel {
     /// Whether conntrack knows this connection.
     pub fn has_connection(&mut self, connection: &Translation) -> Result<bool, KernelError> {
         self.conntrack.has_connection(connection)
+    }
+
+    /// What conntrack has counted of a connection: see [`Conntrack::counted`].
+    pub fn counted_packets(
+        &mut self,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> io::Result<Option<[CountedPackets; 2]>> {
+        self.conntrack.counted(source, destination)
     }
 }
 

@@ -246,6 +246,21 @@ fn transfers_are_written_to_a_file() {
     assert_eq!(gateway.daemon.status().unwrap()["transfers"]["unwritten"], 0);
 }
 
+/// Sequence numbers count modulo 4 GiB; conntrack, if it counts, says how often that was passed.
+#[test]
+fn bytes_above_4_gib_are_exact_where_conntrack_counts() {
+    let size: u64 = (4 << 30) + 5;
+    let lab = lab_for(Topology::Masquerade, "");
+    lab.gateway.shell("echo 1 > /proc/sys/net/netfilter/nf_conntrack_acct").unwrap();
+    let gateway = Gateway::on(lab, "");
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let url = format!("ftp://{}/big", lab.server_address(V4));
+    let upload = format!("head -c {size} /dev/zero | curl -sS --max-time 300 -T - {url}");
+    lab.client.shell(&upload).unwrap();
+    wait_for_line(&gateway, &["STOR big", &format!(" {size} B in ")]);
+}
+
 /// The events of these kinds that the daemon stores.
 fn events(gateway: &Gateway, kind: &str) -> Vec<Value> {
     let shown = gateway.daemon.ask(&["events", "--json", "--kind", kind]).unwrap().stdout_text();

@@ -2,6 +2,7 @@
 //! for each, never sampled, and the totals of `status`. Transfers that hang and the ends of sessions are reported here,
 //! too. A thread of its own does it, and no packet waits for it.
 
+mod accounting;
 mod file;
 mod report;
 mod session_bytes;
@@ -9,7 +10,7 @@ mod totals;
 
 use std::{
     collections::VecDeque,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -31,7 +32,7 @@ use super::{
     shard::lock,
     snapshot::{EventRow, TransferTotals},
 };
-use crate::kernel::data_log::DataLog;
+use crate::kernel::{conntrack::CountedPackets, data_log::DataLog};
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -76,10 +77,14 @@ enum Received {
     SessionEnd(Box<SessionReport>),
 }
 
+/// Asks what conntrack has counted of a data connection, by its initiator and the destination that this dialled: in the
+/// initiator's direction, and in the other.
+pub(super) type CountPackets = dyn FnMut(SocketAddr, SocketAddr) -> Option<[CountedPackets; 2]>;
+
 /// What the thread knows.
-#[derive(Default)]
-struct Known {
+struct Known<'a> {
     tracker: TransferTracker,
+    count_packets: &'a mut CountPackets,
     session_bytes: SessionBytes,
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(Instant, Box<SessionReport>)>,
@@ -165,11 +170,16 @@ impl TransferReports {
     pub(super) fn run(
         &self,
         mut data_log: Option<DataLog>,
+        count_packets: &mut CountPackets,
         mut publish: impl FnMut(Report),
         stop: &AtomicBool,
     ) {
-        let tracker = TransferTracker::new(data_log.is_some());
-        let mut known = Known { tracker, ..Known::default() };
+        let mut known = Known {
+            tracker: TransferTracker::new(data_log.is_some()),
+            count_packets,
+            session_bytes: SessionBytes::default(),
+            ended_sessions: VecDeque::new(),
+        };
         while !stop.load(Ordering::Acquire) {
             thread::sleep(INTERVAL);
             let now = Instant::now();
@@ -209,7 +219,7 @@ impl TransferReports {
         lock(&self.totals).set_unwritten(file.unwritten);
     }
 
-    fn handle_received(&self, known: &mut Known, publish: &mut impl FnMut(Report)) {
+    fn handle_received(&self, known: &mut Known<'_>, publish: &mut impl FnMut(Report)) {
         let all = std::mem::take(&mut *lock(&self.inbox));
         for (seen, received) in all {
             match received {
@@ -231,17 +241,18 @@ impl TransferReports {
 
     fn report(
         &self,
-        finished: Box<FinishedTransfer>,
-        known: &mut Known,
+        mut finished: Box<FinishedTransfer>,
+        known: &mut Known<'_>,
         publish: &mut impl FnMut(Report),
     ) {
+        accounting::complete_bytes(&mut finished, &mut *known.count_packets);
         lock(&self.totals).count(Instant::now(), &finished);
         known.session_bytes.add(&finished);
         publish(Report::Transfer(finished));
     }
 }
 
-impl Known {
+impl Known<'_> {
     /// Publishes the ends of sessions whose transfers are reported by `now`. `None` stands for the end of the daemon.
     fn publish_ended_sessions(&mut self, now: Option<Instant>, publish: &mut impl FnMut(Report)) {
         let is_idle = self.tracker.is_idle();

@@ -32,6 +32,7 @@ pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfe
         },
         at: SystemTime::now(),
         result: TransferResult::Complete,
+        connection: None,
         bytes: Some(5),
         duration: Duration::from_millis(200),
         reason: None,
@@ -72,7 +73,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     let events = vec![Event { session: id, client, server, kind }; MAX_INBOX + 3];
     reports.record(Instant::now(), &events);
     assert_eq!(reports.totals().lost, 3);
-    reports.run(None, |_| {}, &AtomicBool::new(true));
+    reports.run(None, &mut |_, _| None, |_| {}, &AtomicBool::new(true));
     let totals = reports.totals();
     assert_eq!((totals.unknown.complete, totals.bytes_up), (MAX_INBOX as u64, 0));
 }
@@ -90,7 +91,8 @@ fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, Strin
     events.push(event(EventKind::SessionEnded(ended)));
     reports.record(Instant::now(), &events);
     let mut published = Vec::new();
-    reports.run(None, |report| published.push(report), &AtomicBool::new(true));
+    let publish = |report| published.push(report);
+    reports.run(None, &mut |_, _| None, publish, &AtomicBool::new(true));
     assert_eq!(published.len(), events.len());
     match published.pop() {
         Some(Report::SessionEnd(report)) => (report.bytes, report.to_string()),

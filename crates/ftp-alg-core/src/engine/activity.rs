@@ -319,6 +319,11 @@ impl Transfer {
     pub fn is_active(&self) -> Option<bool> {
         self.announcement.map(|(kind, _)| kind.is_active())
     }
+
+    /// Whether the target of the data connection sends what is transferred, not its initiator.
+    pub fn target_sends(&self) -> bool {
+        Some(self.verb.is_upload()) == self.is_active()
+    }
 }
 
 impl fmt::Display for Transfer {

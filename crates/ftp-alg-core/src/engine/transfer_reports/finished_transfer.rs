@@ -51,8 +51,10 @@ pub struct FinishedTransfer {
     pub at: SystemTime,
     /// How it ended.
     pub result: TransferResult,
-    /// The bytes that its receiver got, if the first and the last packets of their sender were seen.
+    /// The bytes that its receiver got, if the first and the last packets of their sender were seen; modulo 4 GiB.
     pub bytes: Option<u64>,
+    /// The data connection: its initiator, and the destination that the initiator dials.
+    pub connection: Option<(SocketAddr, SocketAddr)>,
     /// From the SYN to the last FIN, or from the command to the last reply.
     pub duration: Duration,
     /// Why there was no data connection.
@@ -105,6 +107,7 @@ impl FinishedTransfer {
             at,
             result: TransferResult::Complete,
             bytes: None,
+            connection: None,
             duration: transfer.duration,
             reason: None,
             transfer,

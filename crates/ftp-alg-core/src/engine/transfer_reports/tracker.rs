@@ -250,11 +250,12 @@ impl TransferTracker {
             |connection: &&DataConnection| connection.is_answered() || !is_success(transfer.end);
         let connection = connection.filter(is_its);
         if let Some(connection) = connection {
-            let sender = match Some(transfer.verb.is_upload()) == transfer.is_active() {
-                true => End::Target,
-                false => End::Initiator,
-            };
+            let sender = if transfer.target_sends() { End::Target } else { End::Initiator };
             finished.bytes = connection.bytes_of(sender);
+            finished.connection =
+                transfer.announcement.map(|(_, Pinhole { initiator, arrival, .. })| {
+                    (SocketAddr::new(initiator, connection.initiator_port), arrival)
+                });
             if connection.is_answered() && connection.ended > connection.began {
                 finished.duration = connection.ended - connection.began;
             }
