@@ -103,7 +103,7 @@ fn a_session_in_detail_off_the_fast_path() {
     assert_eq!(pinholes[0]["target"], "192.168.150.80:3762", "{session}");
     let events = session["events"].as_array().unwrap();
     let kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["login", "announcement"], "{session}");
+    assert_eq!(kinds, ["session-started", "login", "announcement"], "{session}");
     let ask = |words: &str| {
         let words: Vec<_> = words.split(' ').collect();
         gateway.daemon.ask(&words).unwrap().success().unwrap().stdout_text()

@@ -102,7 +102,7 @@ announcements and commands
   rewritten               0
   pinholes refused        0
 transfers
-  not reported            log.transfers or metrics.listen turns that on
+  not reported            log.transfers is false
 pinholes
   opened                  0
   used                    0

@@ -258,7 +258,7 @@ fn of_transfers(status: &Status) -> Group {
     let Rates { hour, .. } = status.rates;
     match hour.transfers {
         None if hour.seconds > 0.0 => {
-            group.text("not reported", "log.transfers or metrics.listen turns that on".to_owned())
+            group.text("not reported", "log.transfers is false".to_owned())
         }
         None => group,
         Some(_) if of_all == TransferTotals::default() => group.always("ended", 0),

@@ -112,6 +112,38 @@ fn nothing_is_reported_before_a_login() {
     assert_eq!(talk.transfers_of(script), [""; 0]);
 }
 
+#[test]
+fn the_details_of_a_session_are_what_is_known_now() {
+    let mut talk = Conversation::logged_in();
+    let details = |talk: &Conversation| talk.gateway.engine.sessions.details(1).unwrap();
+    let before = details(&talk);
+    assert_eq!(
+        (before.directory, before.is_encrypted, before.offsets),
+        (None, Some(false), [0, 0])
+    );
+    assert_eq!((before.info.user.as_deref(), before.info.transfer), (Some("joe"), None));
+    talk.play(&format!("> CWD /pub < 250 ok {PORT} > RETR a"));
+    let requested = details(&talk);
+    assert_eq!(requested.directory.as_deref(), Some("/pub"));
+    assert_eq!(requested.offsets, [-2, 0], "198,51,100,1 instead of 192,168,150,80");
+    let transfer = requested.info.transfer.unwrap();
+    assert_eq!((&*transfer.path, transfer.has_started), ("/pub/a", false));
+    assert_eq!(requested.data_connection, None);
+    talk.play("< 150 here");
+    let (kind, pinhole) = details(&talk).data_connection.unwrap();
+    assert_eq!(kind, crate::ftp::AnnouncementKind::Port);
+    assert_eq!(pinhole.target, "192.168.150.80:3762".parse().unwrap());
+    talk.play("< 226 done");
+    assert_eq!(details(&talk).info.transfer, None);
+    assert_eq!(details(&talk).data_connection, None);
+    assert_eq!(talk.gateway.engine.counters().sessions_started, 1);
+    assert_eq!(talk.gateway.engine.sessions.count_open(), 1);
+    assert_eq!(talk.gateway.engine.sessions.details(2), None);
+    talk.end();
+    assert_eq!(talk.gateway.engine.sessions.details(1), None);
+    assert_eq!(talk.gateway.engine.sessions.count_open(), 0);
+}
+
 /// A client that pipelines thousands of them.
 #[test]
 fn few_pending_transfers_are_stored() {
