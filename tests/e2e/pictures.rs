@@ -40,6 +40,17 @@ fn transfer_files(lab: &Lab, server: &Server, is_over: &AtomicBool) {
     }
 }
 
+/// Does `work` while files are transferred.
+fn while_transferring(lab: &Lab, server: &Server, work: impl FnOnce()) {
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| transfer_files(lab, server, &is_over));
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        is_over.store(true, Relaxed);
+        done.unwrap();
+    });
+}
+
 #[test]
 #[ignore = "make pictures: it writes docs/pictures"]
 fn pictures_of_a_busy_gateway() {
@@ -53,7 +64,6 @@ fn pictures_of_a_busy_gateway() {
     let foreign = "PORT 192,168,150,80,0,99";
     let steps = [login(), ask(foreign), ask("PASV"), ask("RETR archive.zip"), vec![gate()]];
     let held = [hold(lab, steps.concat()), hold(lab, [login(), vec![gate()]].concat())];
-    let is_over = AtomicBool::new(false);
     let pictures = || {
         let ready = "charts[0].points.length > 60";
         let file = |name: &str| directory().join(name).display().to_string();
@@ -63,21 +73,30 @@ fn pictures_of_a_busy_gateway() {
             {"width": 390, "height": 1250, "stays": true, "picture": file("page-phone.png")},
         ]);
         page::look(lab, &browser, &views);
-        // A command of a later version, until it is here.
-        let has_top =
-            gateway.daemon.ask(&["top", "--help"]).is_ok_and(|help| help.status.success());
-        if has_top {
-            let options = ["--rows=30", "--until=ftp-alg", "--keys=q"];
-            draw(&gateway.daemon, &lab.gateway, "top", &["top"], &options);
-        }
     };
-    thread::scope(|scope| {
-        scope.spawn(|| transfer_files(lab, &server, &is_over));
-        let drawn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(pictures));
-        is_over.store(true, Relaxed);
-        drawn.unwrap();
-    });
+    while_transferring(lab, &server, pictures);
     held.into_iter().for_each(|client| drop(client.release()));
+}
+
+#[test]
+#[ignore = "make pictures: it writes docs/pictures"]
+fn picture_of_top() {
+    let gateway = gateway_with(Topology::Masquerade, "");
+    let has_top = gateway.daemon.ask(&["top", "--help"]).is_ok_and(|help| help.status.success());
+    if !has_top {
+        println!("not drawn: this version has no command `top`");
+        return;
+    }
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    let steps = [login(), ask("PORT 192,168,150,80,0,99"), vec![gate()]];
+    let held = hold(&gateway.lab, steps.concat());
+    while_transferring(&gateway.lab, &server, || {
+        // The second view has the transfers.
+        let steps = ["--until=Transfers", "--keys=2", "--until=stock.xml", "--keys=q"];
+        let options = [&["--rows=24"], &steps[..]].concat();
+        draw(&gateway.daemon, &gateway.lab.gateway, "top", &["top"], &options);
+    });
+    held.release();
 }
 
 /// What `doctor` says where the firewall has no rule for data connections.

@@ -1,7 +1,8 @@
-"""terminal.py [--columns N] [--rows N] [--until TEXT] [--keys KEYS] OUT -- COMMAND...: a picture of what COMMAND shows.
+"""terminal.py [--columns N] [--rows N] [--until TEXT --keys KEYS]... OUT -- COMMAND...: a picture of a terminal.
 
-COMMAND runs on a pseudo-terminal, so it prints its colours. OUT is an SVG of the screen when it has ended; or when it
-shows TEXT, and then KEYS are typed, which are to end it. Lines that scrolled away are part of the picture.
+COMMAND runs on a pseudo-terminal, so it prints its colours. OUT is an SVG of the screen when it has ended. When it
+shows TEXT and waits, KEYS are typed; the last ones are to end it, and the picture is of the moment before. Lines that
+scrolled away are part of the picture.
 """
 
 import argparse
@@ -60,6 +61,9 @@ class Screen:
             line[self.column] = (character, self.style)
             self.column += 1
 
+    def text(self):
+        return "\n".join("".join(character for character, _ in line) for line in self.lines)
+
     def act(self, parameters, final):
         numbers = [int(number or 0) for number in parameters.strip("?").split(";")]
         first = max(1, numbers[0])
@@ -104,8 +108,8 @@ class Screen:
         self.style = (ink, ground, bold)
 
 
-def run(command, screen, until, keys, limit):
-    """Runs `command` to its end; returns whether it showed `until`."""
+def run(command, screen, steps, limit):
+    """Runs `command` to its end. Each of `steps` is a text to wait for, and the keys that are typed then."""
     process, terminal = pty.fork()
     if process == 0:
         os.environ.update(TERM="xterm-256color", COLUMNS=str(screen.columns), LINES=str(screen.rows))
@@ -113,14 +117,15 @@ def run(command, screen, until, keys, limit):
         os.execvp(command[0], command)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", screen.rows, screen.columns, 0, 0))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    end, seen, pending = time.monotonic() + limit, "", until
+    end = time.monotonic() + limit
     while time.monotonic() < end:
         if not select.select([terminal], [], [], 0.2)[0]:
-            if pending and pending in seen:
-                # It shows everything, and waits.
-                os.write(terminal, keys.encode())
-                os.waitpid(process, 0)
-                return
+            # It shows everything, and waits.
+            if steps and steps[0][0] in screen.text():
+                os.write(terminal, steps.pop(0)[1].encode())
+                if not steps:
+                    os.waitpid(process, 0)
+                    return
             continue
         try:
             part = decoder.decode(os.read(terminal, 65536))
@@ -129,10 +134,9 @@ def run(command, screen, until, keys, limit):
         if not part:
             os.waitpid(process, 0)
             return
-        seen += part
         screen.feed(part)
     os.kill(process, 9)
-    sys.exit(f"{command} did not end within {limit} s:\n{seen}")
+    sys.exit(f"{command} did not end within {limit} s:\n{screen.text()}")
 
 
 def runs(line):
@@ -182,15 +186,15 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--columns", type=int, default=80)
     arguments.add_argument("--rows", type=int, default=40)
-    arguments.add_argument("--until", default="")
-    arguments.add_argument("--keys", default="")
+    arguments.add_argument("--until", action="append", default=[])
+    arguments.add_argument("--keys", action="append", default=[])
     arguments.add_argument("--title", default="")
-    arguments.add_argument("--limit", type=int, default=300)
+    arguments.add_argument("--limit", type=int, default=120)
     arguments.add_argument("out")
     arguments.add_argument("command", nargs="+")
     options = arguments.parse_args()
     screen = Screen(options.columns, options.rows)
-    run(options.command, screen, options.until, options.keys, options.limit)
+    run(options.command, screen, list(zip(options.until, options.keys)), options.limit)
     lines = screen.lines
     while lines and not any(character.strip() for character, _ in lines[-1]):
         lines.pop()
