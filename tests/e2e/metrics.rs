@@ -193,9 +193,9 @@ fn the_documented_configuration_of_prometheus_is_valid() {
     assert!(checked.stdout_text().contains("8 rules found"), "{}", checked.stdout_text());
 }
 
-/// Sends a byte a second on each of 20 connections, and connects again whenever one is ended.
+/// Sends a byte a second on each of 60 connections, and connects again whenever one is ended.
 fn trickle(is_over: &AtomicBool) {
-    let mut streams: Vec<Option<TcpStream>> = (0..20).map(|_| None).collect();
+    let mut streams: Vec<Option<TcpStream>> = (0..60).map(|_| None).collect();
     while !is_over.load(Relaxed) {
         for place in &mut streams {
             let is_open = place.as_mut().is_some_and(|stream| stream.write_all(b"G").is_ok());

@@ -29,8 +29,8 @@ use crate::daemon::snapshot::StatusSource;
 
 /// The longest head of a request, in bytes.
 const MAX_HEAD: usize = 8192;
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 8;
+/// Connections at a time: a browser opens six, and some in advance; a few browsers and Prometheus.
+const MAX_CONNECTIONS: usize = 32;
 /// Time limit for one request and its answer.
 const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// The pause after accept failed, for example because there are no free descriptors.
