@@ -33,36 +33,38 @@ struct Ring {
     ids: EventIds,
 }
 
-/// The IDs of events. They count by one, also over restarts, so a reader learns how many events of a daemon that was
-/// killed it has not read.
+/// What a file of the state directory has of the events. Their IDs count by one, also over restarts, so a reader learns
+/// how many events of a daemon that was killed it has not read.
 #[derive(Default)]
 struct EventIds {
     /// The first of all: the time of a start in microseconds, so that IDs also grow if the file is gone.
     origin: u64,
     /// The next one.
     next: u64,
-    /// Has both. A file that cannot be read or written costs the count of missed events at a restart.
+    /// Transfers that have ended, and are not reported yet.
+    unreported: u64,
+    /// Has these. A file that cannot be read or written costs the counts of what is missed at a restart.
     file: Option<File>,
 }
 
 impl EventIds {
     /// The IDs behind those in `file`.
     fn after(file: Option<File>) -> Self {
-        let mut bytes = [0; 16];
+        let mut bytes = [0; 24];
         let saved = file.as_ref().is_some_and(|file| file.read_exact_at(&mut bytes, 0).is_ok());
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
         match saved && (1..=word(8)).contains(&word(0)) && word(8) < MAX_SAVED_ID {
-            true => Self { origin: word(0), next: word(8), file },
-            false => Self { origin: now, next: now, file },
+            true => Self { origin: word(0), next: word(8), unreported: word(16), file },
+            false => Self { origin: now, next: now, unreported: 0, file },
         }
     }
 
     fn save(&self) {
         if let Some(file) = &self.file {
-            let [origin, next] = [self.origin, self.next].map(u64::to_le_bytes);
-            let _ = file.write_all_at(&[origin, next].concat(), 0);
+            let words = [self.origin, self.next, self.unreported].map(u64::to_le_bytes);
+            let _ = file.write_all_at(words.as_flattened(), 0);
         }
     }
 }
@@ -80,6 +82,23 @@ impl EventRing {
         Self(Mutex::new(Ring { events: VecDeque::new(), ids: EventIds::after(file) }))
     }
 
+    /// How many transfers an earlier daemon left unreported, because it was killed.
+    pub(super) fn take_unreported(&self) -> u64 {
+        let mut ring = lock(&self.0);
+        let unreported = std::mem::take(&mut ring.ids.unreported);
+        ring.ids.save();
+        unreported
+    }
+
+    /// Counts transfers that have ended, and are recorded later.
+    pub(super) fn count_ended(&self, transfers: u64) {
+        if transfers > 0 {
+            let mut ring = lock(&self.0);
+            ring.ids.unreported += transfers;
+            ring.ids.save();
+        }
+    }
+
     /// Records the events of sessions, except those that are recorded later, when all is known of them.
     pub(super) fn record(&self, events: &[Event], is_later: impl Fn(&EventKind) -> bool) {
         let now = events.iter().filter(|event| !is_later(&event.kind));
@@ -93,8 +112,12 @@ impl EventRing {
 
     /// Records what the reports of transfers say. Returns what a reader gets, if it `is_wanted` now.
     pub(super) fn record_report(&self, report: Report, is_wanted: bool) -> Option<EventRow> {
+        let is_ended_transfer = report.is_ended_transfer();
         let recorded = Recorded::Report(Arc::new(report));
-        let id = lock(&self.0).push([recorded.clone()]);
+        let mut ring = lock(&self.0);
+        ring.ids.unreported = ring.ids.unreported.saturating_sub(is_ended_transfer.into());
+        let id = ring.push([recorded.clone()]);
+        drop(ring);
         is_wanted.then(|| recorded.row(id))
     }
 
@@ -299,8 +322,11 @@ mod tests {
         let answer = ring.after(first);
         assert_eq!((answer.events[0].id, answer.lost), (first + 3, Some(2)));
         assert_eq!(ring.after(first + 2).lost, Some(0));
+        ring.count_ended(2);
+        assert_eq!(open().take_unreported(), 2);
+        assert_eq!(open().take_unreported(), 0, "once");
         // Garbage, as another program may leave it.
-        for bytes in [[0xff; 16], [0; 16]] {
+        for bytes in [[0xff; 24], [0; 24]] {
             file.write_all_at(&bytes, 0).unwrap();
             let ring = open();
             assert_eq!(ring.after(first).lost, None);

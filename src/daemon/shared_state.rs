@@ -119,8 +119,21 @@ impl SharedState {
         self.health.record_events(now, events);
         let is_reported_later = |kind: &EventKind| self.transfers.reports(kind);
         self.events.record(events, is_reported_later);
-        self.transfers.record(now, events);
+        self.events.count_ended(self.transfers.record(now, events));
         self.log.log_events(now, events, more, is_reported_later);
+    }
+
+    /// Logs and counts the transfers that an earlier daemon has not reported.
+    pub(super) fn count_unreported_transfers(&self) {
+        let transfers = self.events.take_unreported();
+        if transfers > 0 {
+            self.transfers.count_lost(transfers);
+            tracing::warn!(
+                event = "transfers-unreported",
+                transfers,
+                "{transfers} transfers had ended, and were not reported yet when the last daemon was killed"
+            );
+        }
     }
 
     /// Logs and records what the reports of transfers say, and writes it to their file, if there is one.

@@ -86,7 +86,7 @@ pub struct TransferTotals {
     pub bytes_up: u64,
     /// Bytes that clients received, as far as they are known.
     pub bytes_down: u64,
-    /// Transfers that were not reported, because too many ended at once.
+    /// Transfers that were not reported, because too many ended at once, or because the last daemon was killed.
     pub lost: u64,
     /// Transfers that are missing in the file of `log.transfers`.
     pub unwritten: u64,

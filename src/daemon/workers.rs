@@ -167,6 +167,7 @@ pub(super) fn start(
     workers.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
     let logs_data = workers.table.as_ref().is_some_and(Table::logs_data);
     let data_log = data_log.filter(|_| logs_data);
+    workers.shared.count_unreported_transfers();
     if config.reports_transfers() {
         workers.start_transfer_reports(data_log, transfer_file, events)?;
     }

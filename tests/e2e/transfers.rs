@@ -194,6 +194,31 @@ fn a_stuck_reader_learns_what_killed_daemons_took() {
     }
 }
 
+/// A daemon that is killed at once leaves transfers unreported, and the next one counts them.
+#[test]
+fn what_killed_daemons_have_not_reported_is_counted() {
+    const ROUNDS: usize = 8;
+    for setup in ["", "queue.fast-path = \"off\"\n"] {
+        let mut gateway = gateway_with(Topology::Masquerade, setup);
+        let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+        for round in 0..ROUNDS {
+            let transfer = curl(&gateway.lab, &server, Mode::Passive);
+            transfer.upload(&format!("round-{round}"), b"12345").unwrap();
+            gateway.daemon.kill();
+            gateway.start_again(setup);
+        }
+        wait_for("each transfer reported or counted", || {
+            let log = gateway.daemon.log();
+            let reported = log.lines().filter(|line| line.contains(" transfer #")).count();
+            let counted = log.lines().filter_map(|line| {
+                let (start, _) = line.split_once(" transfers had ended, and were not reported")?;
+                start.rsplit(' ').next()?.parse::<usize>().ok()
+            });
+            reported + counted.sum::<usize>() == ROUNDS
+        });
+    }
+}
+
 /// Another program reads the group: everything works, without bytes.
 #[test]
 fn a_taken_group_costs_the_bytes_alone() {

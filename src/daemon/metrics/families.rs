@@ -283,7 +283,7 @@ fn of_transfers(status: &Status) -> Vec<Family> {
         Family::counter(
             "ftp_alg_transfers_unreported",
             lost,
-            "Transfers that were not reported, because too many ended at once.",
+            "Transfers that were not reported: too many ended at once, or the last daemon was killed.",
         ),
     ]
 }

@@ -137,21 +137,28 @@ impl TransferReports {
         }
     }
 
-    /// Takes over the events that are reported here.
-    pub(super) fn record(&self, now: Instant, events: &[Event]) {
+    /// Takes over the events that are reported here. Returns how many of them are transfers that have ended.
+    pub(super) fn record(&self, now: Instant, events: &[Event]) -> u64 {
         if !self.is_on {
-            return;
+            return 0;
         }
-        let mut inbox = None;
+        let (mut inbox, mut ended) = (None, 0);
         for received in events.iter().filter_map(Received::of) {
             let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
+            let is_ended = u64::from(matches!(received, Received::Ended(_)));
             if inbox.len() >= MAX_INBOX {
-                let is_lost = matches!(received, Received::Ended(_));
-                self.lost.fetch_add(u64::from(is_lost), Ordering::Relaxed);
+                self.count_lost(is_ended);
                 continue;
             }
+            ended += is_ended;
             inbox.push((now, received));
         }
+        ended
+    }
+
+    /// Counts transfers that are not reported.
+    pub(super) fn count_lost(&self, transfers: u64) {
+        self.lost.fetch_add(transfers, Ordering::Relaxed);
     }
 
     /// What was transferred since the start.
