@@ -118,8 +118,9 @@ class Page:
             raise RuntimeError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
-    def wait(self, expression, limit):
+    def wait(self, expression, limit, reloads=False):
         end = time.monotonic() + limit
+        interrupted = sum(map(is_interruption, self.browser.events))
         # The scripts of the page may not have run.
         attempt = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
         while not self.evaluate(attempt):
@@ -127,6 +128,8 @@ class Page:
                 text = self.evaluate("document.body?.innerText")
                 said = "\n".join(console(self.browser.events))
                 raise TimeoutError(f"never true: {expression}; the console:\n{said}\nthe page:\n{text}")
+            if reloads and interrupted < (interrupted := sum(map(is_interruption, self.browser.events))):
+                self.call("Page.reload")
             time.sleep(0.05)
 
     def press(self, key):
@@ -149,7 +152,7 @@ class Page:
         if not view.get("stays"):
             self.call("Page.navigate", url=url)
         limit = view.get("limit", 60)
-        self.wait(view.get("until", "document.readyState === 'complete'"), limit)
+        self.wait(view.get("until", "document.readyState === 'complete'"), limit, reloads=not view.get("stays"))
         for key in view.get("keys", []):
             self.press(key)
         if "ends" in view:
@@ -163,6 +166,12 @@ class Page:
         return answers
 
 
+def is_interruption(event):
+    """Whether the browser ended a request itself, because an address or a link of this machine changed."""
+    text = event.get("params", {}).get("entry", {}).get("text", "")
+    return event.get("method") == "Log.entryAdded" and "net::ERR_NETWORK_CHANGED" in text
+
+
 def console(events):
     """What a developer would see in the console."""
     for event in events:
@@ -172,7 +181,7 @@ def console(events):
                 yield str(parameters["exceptionDetails"])
             case "Runtime.consoleAPICalled":
                 yield " ".join(str(part.get("value")) for part in parameters["args"])
-            case "Log.entryAdded":
+            case "Log.entryAdded" if not is_interruption(event):
                 yield f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}"
 
 
