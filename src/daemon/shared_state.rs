@@ -128,7 +128,7 @@ impl SharedState {
         let transfers = self.events.take_unreported();
         if transfers > 0 {
             self.transfers.count_lost(transfers);
-            tracing::warn!(
+            tracing::info!(
                 event = "transfers-unreported",
                 transfers,
                 "{transfers} transfers had ended, and were not reported yet when the last daemon was killed"
