@@ -33,7 +33,7 @@ const NFULNL_CFG_CMD_BIND: u8 = 1;
 const NFULNL_COPY_PACKET: u8 = 2;
 
 /// How long the kernel collects packets before it sends them, in hundredths of a second.
-const FLUSH_TIMEOUT: u32 = 10;
+const FLUSH_TIMEOUT: u32 = 5;
 /// The size of a message of collected packets, of some 200 bytes each.
 const MESSAGE_BYTES: u32 = 32 << 10;
 /// No limit of packets in a message but its size.

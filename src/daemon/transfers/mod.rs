@@ -35,7 +35,7 @@ use super::{
 use crate::kernel::{conntrack::CountedPackets, data_log::DataLog};
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
-const INTERVAL: Duration = Duration::from_millis(100);
+const INTERVAL: Duration = Duration::from_millis(50);
 /// Limit of transfers that the thread has not taken yet.
 const MAX_INBOX: usize = 8192;
 
