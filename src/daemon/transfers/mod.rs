@@ -143,7 +143,8 @@ impl TransferReports {
             return 0;
         }
         let (mut inbox, mut ended) = (None, 0);
-        for received in events.iter().filter_map(Received::of) {
+        let reported = events.iter().filter(|event| self.reports(&event.kind));
+        for received in reported.filter_map(Received::of) {
             let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
             let is_ended = u64::from(matches!(received, Received::Ended(_)));
             if inbox.len() >= MAX_INBOX {
