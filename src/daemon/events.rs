@@ -41,8 +41,9 @@ struct EventIds {
     origin: u64,
     /// The next one.
     next: u64,
-    /// Transfers that have ended, and are not reported yet.
-    unreported: u64,
+    /// Transfers that have ended, less those that are reported. Below zero for a moment if one is reported before it is
+    /// counted.
+    unreported: i64,
     /// Has these. A file that cannot be read or written costs the counts of what is missed at a restart.
     file: Option<File>,
 }
@@ -56,14 +57,17 @@ impl EventIds {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
         match saved && (1..=word(8)).contains(&word(0)) && word(8) < MAX_SAVED_ID {
-            true => Self { origin: word(0), next: word(8), unreported: word(16), file },
+            true => {
+                Self { origin: word(0), next: word(8), unreported: word(16).cast_signed(), file }
+            }
             false => Self { origin: now, next: now, unreported: 0, file },
         }
     }
 
     fn save(&self) {
         if let Some(file) = &self.file {
-            let words = [self.origin, self.next, self.unreported].map(u64::to_le_bytes);
+            let words =
+                [self.origin, self.next, self.unreported.cast_unsigned()].map(u64::to_le_bytes);
             let _ = file.write_all_at(words.as_flattened(), 0);
         }
     }
@@ -87,38 +91,39 @@ impl EventRing {
         let mut ring = lock(&self.0);
         let unreported = std::mem::take(&mut ring.ids.unreported);
         ring.ids.save();
-        unreported
+        u64::try_from(unreported).unwrap_or_default()
     }
 
-    /// Counts transfers that have ended, and are recorded later.
-    pub(super) fn count_ended(&self, transfers: u64) {
-        if transfers > 0 {
-            let mut ring = lock(&self.0);
-            ring.ids.unreported += transfers;
-            ring.ids.save();
-        }
-    }
-
-    /// Records the events of sessions, except those that are recorded later, when all is known of them.
-    pub(super) fn record(&self, events: &[Event], is_later: impl Fn(&EventKind) -> bool) {
+    /// Records the events of sessions, except those that are recorded later, when all is known of them. Counts those of
+    /// them that are ended transfers.
+    pub(super) fn record(
+        &self,
+        events: &[Event],
+        is_later: impl Fn(&EventKind) -> bool,
+        ended_transfers: u64,
+    ) {
         let now = events.iter().filter(|event| !is_later(&event.kind));
         let recorded: Vec<_> = now
             .map(|event| Recorded::Session(Arc::new((SystemTime::now(), event.clone()))))
             .collect();
-        if !recorded.is_empty() {
-            lock(&self.0).push(recorded);
+        if !recorded.is_empty() || ended_transfers > 0 {
+            let mut ring = lock(&self.0);
+            ring.ids.unreported += ended_transfers as i64;
+            ring.push(recorded);
         }
     }
 
-    /// Records what the reports of transfers say. Returns what a reader gets, if it `is_wanted` now.
-    pub(super) fn record_report(&self, report: Report, is_wanted: bool) -> Option<EventRow> {
-        let is_ended_transfer = report.is_ended_transfer();
-        let recorded = Recorded::Report(Arc::new(report));
+    /// Records reports of the transfers' thread at once. Returns the events of transfers that have ended.
+    pub(super) fn record_reports(&self, reports: Vec<Report>) -> impl Iterator<Item = EventRow> {
+        let reports: Vec<_> = reports.into_iter().map(Arc::new).collect();
+        let ended = reports.iter().filter(|report| report.is_ended_transfer()).count();
         let mut ring = lock(&self.0);
-        ring.ids.unreported = ring.ids.unreported.saturating_sub(is_ended_transfer.into());
-        let id = ring.push([recorded.clone()]);
+        ring.ids.unreported -= ended as i64;
+        let first = ring.push(reports.iter().cloned().map(Recorded::Report));
         drop(ring);
-        is_wanted.then(|| recorded.row(id))
+        let with_ids = (first..).zip(reports);
+        let ended = with_ids.filter(|(_, report)| report.is_ended_transfer());
+        ended.map(|(id, report)| Recorded::Report(report).row(id))
     }
 
     /// The ID of the first event of all. Lower ones are not of this ring.
@@ -286,7 +291,7 @@ mod tests {
     fn a_slow_reader_learns_how_many_events_are_gone() {
         let ring = EventRing::new(None);
         let first = lock(&ring.0).ids.origin;
-        ring.record(&[event(1), event(2), event(3)], |_| false);
+        ring.record(&[event(1), event(2), event(3)], |_| false, 0);
         let RecentEvents { events, lost } = ring.after(0);
         assert_eq!((events.len(), lost), (3, Some(0)));
         assert_eq!(
@@ -296,7 +301,7 @@ mod tests {
         assert_eq!(ring.after(first).events.len(), 2);
         assert_eq!(ring.after(first + 2).events.len(), 0);
         for number in 0..CAPACITY as u64 {
-            ring.record(&[event(number)], |_| false);
+            ring.record(&[event(number)], |_| false, 0);
         }
         let RecentEvents { events, lost } = ring.after(first);
         assert_eq!((events.len(), lost), (MAX_ANSWERED, Some(2)));
@@ -313,16 +318,16 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let open = || EventRing::new(Some(file.try_clone().unwrap()));
         let killed = open();
-        killed.record(&[event(1), event(2), event(3)], |_| false);
+        killed.record(&[event(1), event(2), event(3)], |_| false, 0);
         let first = killed.after(0).events[0].id;
         let ring = open();
         let answer = ring.after(first);
         assert_eq!((answer.events.len(), answer.lost), (0, Some(2)), "two were not read");
-        ring.record(&[event(4)], |_| false);
+        ring.record(&[event(4)], |_| false, 0);
         let answer = ring.after(first);
         assert_eq!((answer.events[0].id, answer.lost), (first + 3, Some(2)));
         assert_eq!(ring.after(first + 2).lost, Some(0));
-        ring.count_ended(2);
+        ring.record(&[], |_| false, 2);
         assert_eq!(open().take_unreported(), 2);
         assert_eq!(open().take_unreported(), 0, "once");
         // Garbage, as another program may leave it.
@@ -339,7 +344,7 @@ mod tests {
     fn the_last_events_of_a_session_are_found() {
         let ring = EventRing::new(None);
         for number in 0..10 {
-            ring.record(&[event(number % 2)], |_| false);
+            ring.record(&[event(number % 2)], |_| false, 0);
         }
         let ids = |session, limit| {
             let first = ring.after(0).events[0].id;
@@ -354,7 +359,7 @@ mod tests {
     #[test]
     fn a_row_has_the_documented_fields() {
         let ring = EventRing::new(None);
-        ring.record(&[event(17)], |_| false);
+        ring.record(&[event(17)], |_| false, 0);
         let row = serde_json::to_value(&ring.after(0).events[0]).unwrap();
         let fields: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(fields, ["client", "event", "id", "server", "session", "text", "time"]);

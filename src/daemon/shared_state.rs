@@ -26,7 +26,7 @@ use super::{
     rates::{CounterHistory, Counts},
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Problem, Status},
-    transfers::{self, Report, TransferFile, TransferReports},
+    transfers::{Report, TransferFile, TransferReports},
     worker_progress::WorkerProgress,
 };
 use crate::kernel::{LinuxKernel, RuleParameters, queue::QueueCounts};
@@ -118,8 +118,8 @@ impl SharedState {
     pub(super) fn record_events(&self, now: Instant, events: &[Event], more: u64) {
         self.health.record_events(now, events);
         let is_reported_later = |kind: &EventKind| self.transfers.reports(kind);
-        self.events.record(events, is_reported_later);
-        self.events.count_ended(self.transfers.record(now, events));
+        let ended_transfers = self.transfers.record(now, events);
+        self.events.record(events, is_reported_later, ended_transfers);
         self.log.log_events(now, events, more, is_reported_later);
     }
 
@@ -136,17 +136,14 @@ impl SharedState {
         }
     }
 
-    /// Logs and records what the reports of transfers say, and writes it to their file, if there is one.
-    pub(super) fn publish_report(&self, report: Report, file: Option<&mut TransferFile>) {
-        if let Report::Transfer(transfer) = &report {
-            let client = transfer.session.client.ip();
-            let admits = || self.log.admits_waiting_transfer(Instant::now(), client);
-            transfers::log_transfer(transfer, admits);
+    /// Logs and records reports of the transfers' thread, and writes the transfers to their file, if there is one.
+    pub(super) fn publish_reports(&self, reports: Vec<Report>, file: Option<&mut TransferFile>) {
+        for report in &reports {
+            report.log(|client| self.log.admits_waiting_transfer(Instant::now(), client));
         }
-        let file = file.filter(|_| report.is_ended_transfer());
-        let row = self.events.record_report(report, file.is_some());
-        if let (Some(file), Some(row)) = (file, row) {
-            self.transfers.append(file, &row);
+        let ended_transfers = self.events.record_reports(reports);
+        if let Some(file) = file {
+            self.transfers.append(file, ended_transfers);
         }
     }
 

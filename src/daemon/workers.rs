@@ -452,7 +452,7 @@ impl Workers {
     ) -> Result<(), ServiceError> {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
-            let publish = |report| shared.publish_report(report, file.as_mut());
+            let publish = |reports| shared.publish_reports(reports, file.as_mut());
             let kernel = Arc::clone(&shared);
             let mut count_packets = move |initiator, dialled| {
                 lock(&kernel.kernel).counted_packets(initiator, dialled).ok().flatten()

@@ -43,27 +43,34 @@ impl TransferFile {
         self.report_failure();
     }
 
-    /// Appends `line`, which has no line end.
-    pub fn append(&mut self, line: &str) {
-        let start = if self.is_torn { "\n" } else { "" };
-        let bytes = format!("{start}{line}\n");
-        let Ok(file) = &mut self.file else {
-            self.unwritten += 1;
+    /// Appends lines, each with its end.
+    pub fn append(&mut self, lines: &str) {
+        if lines.is_empty() {
             return;
-        };
-        match file.write(bytes.as_bytes()) {
-            Ok(written) if written == bytes.len() => {
-                (self.is_torn, self.is_reported) = (false, false)
-            }
-            Ok(written) => self.record_failure(written, io::ErrorKind::StorageFull.into()),
-            Err(error) => self.record_failure(0, error),
         }
-    }
-
-    fn record_failure(&mut self, written: usize, error: io::Error) {
-        self.unwritten += 1;
-        self.is_torn |= written > 0;
-        self.warn(&error);
+        let start = if self.is_torn { "\n" } else { "" };
+        let bytes = [start, lines].concat().into_bytes();
+        let written = match &mut self.file {
+            Ok(file) => match file.write(&bytes) {
+                Ok(written) if written == bytes.len() => {
+                    (self.is_torn, self.is_reported) = (false, false);
+                    return;
+                }
+                Ok(written) => {
+                    self.warn(&io::ErrorKind::StorageFull.into());
+                    written
+                }
+                Err(error) => {
+                    self.warn(&error);
+                    0
+                }
+            },
+            // The error was reported when the file was opened.
+            Err(_) => 0,
+        };
+        let (there, missing) = bytes.split_at(written);
+        self.is_torn = there.last().map_or(self.is_torn, |last| *last != b'\n');
+        self.unwritten += missing.iter().filter(|byte| **byte == b'\n').count() as u64;
     }
 
     fn report_failure(&mut self) {
@@ -101,14 +108,13 @@ mod tests {
         let path = directory.path().join("transfers.json");
         let mut file = TransferFile::open(&path);
         assert_eq!(file.directory(), directory.path());
-        file.append("{\"a\":1}");
-        file.append("{\"a\":2}");
+        file.append("{\"a\":1}\n{\"a\":2}\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
         let old = directory.path().join("transfers.json.1");
         fs::rename(&path, &old).unwrap();
-        file.append("{\"a\":3}");
+        file.append("{\"a\":3}\n");
         file.reopen();
-        file.append("{\"a\":4}");
+        file.append("{\"a\":4}\n");
         assert!(fs::read_to_string(&old).unwrap().ends_with("{\"a\":3}\n"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":4}\n");
         assert_eq!(file.unwritten, 0);
@@ -118,13 +124,13 @@ mod tests {
     fn what_cannot_be_written_is_counted() {
         // Each write to this device fails with ENOSPC.
         let mut full = TransferFile::open(Path::new("/dev/full"));
-        full.append("{}");
-        full.append("{}");
-        assert_eq!((full.unwritten, full.is_reported), (2, true));
+        full.append("{}\n");
+        full.append("{}\n{}\n");
+        assert_eq!((full.unwritten, full.is_reported), (3, true));
         let mut absent = TransferFile::open(Path::new("/proc/absent/transfers"));
-        absent.append("{}");
+        absent.append("{}\n");
         absent.reopen();
-        absent.append("{}");
+        absent.append("{}\n");
         assert_eq!(absent.unwritten, 2);
     }
 }

@@ -24,7 +24,6 @@ use ftp_alg_core::engine::{
     EndedSession, Event, EventKind, FinishedTransfer, TRANSFER_PATIENCE, Transfer, TransferSession,
     TransferTracker,
 };
-pub(super) use report::log_transfer;
 use session_bytes::SessionBytes;
 use totals::Totals;
 
@@ -88,6 +87,8 @@ struct Known<'a> {
     session_bytes: SessionBytes,
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(Instant, Box<SessionReport>)>,
+    /// Not published yet.
+    reports: Vec<Report>,
 }
 
 impl Received {
@@ -173,13 +174,13 @@ impl TransferReports {
         lock(&self.totals).set_servers(servers);
     }
 
-    /// Reports transfers and the ends of sessions, and passes each to `publish`, until `stop` is set. Without a
+    /// Reports transfers and the ends of sessions, and passes them to `publish`, until `stop` is set. Without a
     /// `data_log`, nothing is known of their data connections.
     pub(super) fn run(
         &self,
         mut data_log: Option<DataLog>,
         count_packets: &mut CountPackets,
-        mut publish: impl FnMut(Report),
+        mut publish: impl FnMut(Vec<Report>),
         stop: &AtomicBool,
     ) {
         let mut known = Known {
@@ -187,9 +188,10 @@ impl TransferReports {
             count_packets,
             session_bytes: SessionBytes::default(),
             ended_sessions: VecDeque::new(),
+            reports: Vec::new(),
         };
-        while !stop.load(Ordering::Acquire) {
-            thread::sleep(INTERVAL);
+        loop {
+            let is_last = stop.load(Ordering::Acquire);
             let now = Instant::now();
             let read =
                 data_log.as_mut().map(|log| log.read(|packet| known.tracker.observe(now, &packet)));
@@ -200,17 +202,21 @@ impl TransferReports {
                 );
                 (data_log, known.tracker.sees_packets) = (None, false);
             }
-            self.handle_received(&mut known, &mut publish);
-            for finished in known.tracker.take_finished(Instant::now()) {
-                self.report(finished, &mut known, &mut publish);
+            self.handle_received(&mut known);
+            let finished = match is_last {
+                true => known.tracker.take_all(),
+                false => known.tracker.take_finished(Instant::now()),
+            };
+            finished.into_iter().for_each(|finished| self.report(finished, &mut known));
+            known.report_ended_sessions((!is_last).then(Instant::now));
+            if !known.reports.is_empty() {
+                publish(std::mem::take(&mut known.reports));
             }
-            known.publish_ended_sessions(Some(Instant::now()), &mut publish);
+            if is_last {
+                return;
+            }
+            thread::sleep(INTERVAL);
         }
-        self.handle_received(&mut known, &mut publish);
-        for finished in known.tracker.take_all() {
-            self.report(finished, &mut known, &mut publish);
-        }
-        known.publish_ended_sessions(None, &mut publish);
     }
 
     /// Has the file opened again before the next transfer is written.
@@ -218,27 +224,32 @@ impl TransferReports {
         self.reopens.store(true, Ordering::Release);
     }
 
-    /// Appends the `row` of a transfer that has ended to `file`.
-    pub(super) fn append(&self, file: &mut TransferFile, row: &EventRow) {
+    /// Appends transfers that have ended to `file`, a line of JSON each.
+    pub(super) fn append(
+        &self,
+        file: &mut TransferFile,
+        transfers: impl Iterator<Item = EventRow>,
+    ) {
         if self.reopens.swap(false, Ordering::AcqRel) {
             file.reopen();
         }
-        file.append(&serde_json::to_string(row).unwrap_or_default());
+        let line = |row| serde_json::to_string(&row).unwrap_or_default() + "\n";
+        file.append(&transfers.map(line).collect::<String>());
         lock(&self.totals).set_unwritten(file.unwritten);
     }
 
-    fn handle_received(&self, known: &mut Known<'_>, publish: &mut impl FnMut(Report)) {
+    fn handle_received(&self, known: &mut Known<'_>) {
         let all = std::mem::take(&mut *lock(&self.inbox));
         for (seen, received) in all {
             match received {
                 Received::Ended(transfer) => {
                     if let Some(finished) = known.tracker.end(seen, transfer) {
-                        self.report(finished, known, publish);
+                        self.report(finished, known);
                     }
                 }
                 Received::Waiting(transfer) => {
                     let waiting = known.tracker.examine(seen, transfer);
-                    waiting.into_iter().map(Report::Transfer).for_each(&mut *publish);
+                    known.reports.extend(waiting.into_iter().map(Report::Transfer));
                 }
                 Received::SessionEnd(report) => {
                     known.ended_sessions.push_back((seen + TRANSFER_PATIENCE, report));
@@ -247,22 +258,17 @@ impl TransferReports {
         }
     }
 
-    fn report(
-        &self,
-        mut finished: Box<FinishedTransfer>,
-        known: &mut Known<'_>,
-        publish: &mut impl FnMut(Report),
-    ) {
+    fn report(&self, mut finished: Box<FinishedTransfer>, known: &mut Known<'_>) {
         accounting::complete_bytes(&mut finished, &mut *known.count_packets);
         lock(&self.totals).count(Instant::now(), &finished);
         known.session_bytes.add(&finished);
-        publish(Report::Transfer(finished));
+        known.reports.push(Report::Transfer(finished));
     }
 }
 
 impl Known<'_> {
-    /// Publishes the ends of sessions whose transfers are reported by `now`. `None` stands for the end of the daemon.
-    fn publish_ended_sessions(&mut self, now: Option<Instant>, publish: &mut impl FnMut(Report)) {
+    /// Reports the ends of sessions whose transfers are reported by `now`. `None` stands for the end of the daemon.
+    fn report_ended_sessions(&mut self, now: Option<Instant>) {
         let is_idle = self.tracker.is_idle();
         let is_due = |until: Instant| is_idle || now.is_none_or(|now| until <= now);
         while self.ended_sessions.front().is_some_and(|(until, _)| is_due(*until))
@@ -270,8 +276,7 @@ impl Known<'_> {
         {
             let SessionReport { session, ended, .. } = &*report;
             report.bytes = self.session_bytes.take(session.id, ended.transfers);
-            report.log();
-            publish(Report::SessionEnd(report));
+            self.reports.push(Report::SessionEnd(report));
         }
     }
 }

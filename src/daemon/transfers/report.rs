@@ -1,6 +1,6 @@
 //! The lines of transfers and of sessions that have ended.
 
-use std::{fmt, time::SystemTime};
+use std::{fmt, net::IpAddr, time::SystemTime};
 
 use ftp_alg_core::engine::{FinishedTransfer, TransferResult, TransferSession};
 
@@ -20,6 +20,19 @@ impl Report {
         matches!(self, Self::Transfer(transfer) if transfer.result != TransferResult::Waiting)
     }
 
+    /// Logs it. Lines of a client's transfers that wait have a limit, which `admits` knows.
+    pub fn log(&self, admits: impl FnOnce(IpAddr) -> bool) {
+        match self {
+            Self::SessionEnd(report) => report.log(),
+            Self::Transfer(finished) => {
+                let admits_waiting = || admits(finished.session.client.ip());
+                if finished.result != TransferResult::Waiting || admits_waiting() {
+                    log_transfer(finished);
+                }
+            }
+        }
+    }
+
     /// When it was seen.
     pub fn at(&self) -> SystemTime {
         match self {
@@ -30,7 +43,7 @@ impl Report {
 }
 
 impl SessionReport {
-    pub(super) fn log(&self) {
+    fn log(&self) {
         let Self { session, ended, bytes, .. } = self;
         tracing::debug!(
             event = "session-ended",
@@ -56,8 +69,7 @@ impl fmt::Display for SessionReport {
     }
 }
 
-/// Logs a transfer. Lines of transfers that wait have a limit, which `admits` knows.
-pub(in crate::daemon) fn log_transfer(finished: &FinishedTransfer, admits: impl FnOnce() -> bool) {
+fn log_transfer(finished: &FinishedTransfer) {
     let FinishedTransfer { session, transfer, result, bytes, duration, .. } = finished;
     let code = finished.code();
     macro_rules! log {
@@ -79,8 +91,7 @@ pub(in crate::daemon) fn log_transfer(finished: &FinishedTransfer, admits: impl 
         };
     }
     match result {
-        TransferResult::Waiting if admits() => log!(warn),
-        TransferResult::Waiting => {}
+        TransferResult::Waiting => log!(warn),
         _ => log!(info),
     }
 }

@@ -91,7 +91,7 @@ fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, Strin
     events.push(event(EventKind::SessionEnded(ended)));
     reports.record(Instant::now(), &events);
     let mut published = Vec::new();
-    let publish = |report| published.push(report);
+    let publish = |reports| published.extend(reports);
     reports.run(None, &mut |_, _| None, publish, &AtomicBool::new(true));
     assert_eq!(published.len(), events.len());
     match published.pop() {
