@@ -5,11 +5,12 @@ use std::{thread, time::Duration};
 use clap::Args;
 use ftp_alg_core::engine::EventKind;
 use jiff::{SignedDuration, Timestamp};
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Failure, SocketOption, output,
+    Failure, SocketOption,
+    event_reader::{EventReader, NewEvents},
+    output,
     selection::{Selection, Subject},
 };
 
@@ -44,20 +45,13 @@ pub(super) struct EventOptions {
     socket: SocketOption,
 }
 
-/// An answer of the daemon.
-#[derive(Deserialize)]
-struct Answer {
-    events: Vec<Value>,
-    lost: Option<u64>,
-}
-
 impl EventOptions {
     /// Prints events until there are none, or without end.
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let (mut after, mut has_begun) = (0, false);
+        let (mut reader, mut has_begun) = (EventReader::default(), false);
         loop {
-            let answer = match self.socket.request(&format!("events {after}")) {
-                Ok(answer) => answer.parse::<Answer>()?,
+            let NewEvents { events, missed } = match reader.read(&self.socket) {
+                Ok(new) => new,
                 // It is restarted: sessions survive, and so does this.
                 Err(_) if self.follow && has_begun => {
                     thread::sleep(INTERVAL);
@@ -65,26 +59,22 @@ impl EventOptions {
                 }
                 Err(error) => return Err(error.into()),
             };
-            match answer.lost {
+            has_begun = true;
+            match missed {
                 Some(0) => {}
-                Some(lost) => {
-                    eprintln!("ftp-alg: {lost} events were missed");
-                    after += lost;
-                }
+                Some(missed) => eprintln!("ftp-alg: {missed} events were missed"),
                 None => {
-                    eprintln!("ftp-alg: the daemon was restarted: events may be missing");
-                    after = 0;
+                    eprintln!(
+                        "ftp-alg: the IDs of events begin again, because the state directory was removed: some may be missing"
+                    );
                     continue;
                 }
             }
-            has_begun = true;
-            for event in &answer.events {
-                after = event["id"].as_u64().unwrap_or(after);
-                if self.selects(event) {
-                    self.print(event)?;
-                }
-            }
-            if answer.events.is_empty() {
+            events
+                .iter()
+                .filter(|event| self.selects(event))
+                .try_for_each(|event| self.print(event))?;
+            if events.is_empty() {
                 if !self.follow {
                     return Ok(());
                 }

@@ -7,6 +7,7 @@ mod columns;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
+mod event_reader;
 mod events;
 mod generated;
 mod listings;

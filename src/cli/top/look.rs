@@ -3,9 +3,10 @@
 use std::{fs, os::unix::fs::MetadataExt, time::SystemTime};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
-    cli::SocketOption,
+    cli::{SocketOption, event_reader::EventReader},
     daemon::{
         control_client::ClientError,
         snapshot::{SessionRow, Status},
@@ -51,25 +52,25 @@ pub(super) struct Event {
     pub text: String,
 }
 
-#[derive(Deserialize)]
-struct EventAnswer {
-    events: Vec<Event>,
-    lost: Option<u64>,
+impl Event {
+    /// The event, or one without fields if this version cannot read it.
+    fn from_json(event: Value) -> Self {
+        serde_json::from_value(event).unwrap_or_default()
+    }
 }
 
 /// Looks at the daemon on a socket again and again.
 #[derive(Debug)]
 pub(super) struct Watcher {
     socket: SocketOption,
-    /// The ID of the last event that was shown.
-    after: u64,
+    reader: EventReader,
     /// The file of the socket: each daemon makes its own.
     file: Option<(u64, SystemTime)>,
 }
 
 impl Watcher {
     pub fn new(socket: SocketOption) -> Self {
-        Self { socket, after: 0, file: None }
+        Self { socket, reader: EventReader::default(), file: None }
     }
 
     /// Asks for everything. Sessions come last, so a session of an event is listed or has ended.
@@ -78,26 +79,21 @@ impl Watcher {
         let file = file.and_then(|file| Some((file.ino(), file.modified().ok()?)));
         let status = self.socket.status()?;
         let mut is_another = self.file.is_some() && self.file != file;
-        let (mut events, mut missed, mut after) = (Vec::new(), 0, self.after);
+        let (mut events, mut missed, mut reader) = (Vec::new(), 0, self.reader);
         for _ in 0..MAX_REQUESTS {
-            let answer = self.socket.request(&format!("events {after}"))?;
-            let answer: EventAnswer = answer.parse()?;
-            match answer.lost {
-                Some(lost) => {
-                    missed += lost;
-                    after = after.saturating_add(lost);
-                }
-                None => {
-                    (after, is_another) = (0, true);
-                    continue;
-                }
+            let new = reader.read(&self.socket)?;
+            let Some(missed_now) = new.missed else {
+                is_another = true;
+                continue;
+            };
+            missed += missed_now;
+            if new.events.is_empty() {
+                break;
             }
-            let Some(last) = answer.events.last() else { break };
-            after = last.id;
-            events.extend(answer.events);
+            events.extend(new.events.into_iter().map(Event::from_json));
         }
         let sessions = self.socket.request("sessions")?.parse()?;
-        (self.after, self.file) = (after, file);
+        (self.reader, self.file) = (reader, file);
         Ok(Look { status, sessions, events, missed, is_another })
     }
 }
