@@ -6,6 +6,7 @@
 //!
 //! Every line of the levels info, warn and error has the field `event`, a stable name for scripts.
 
+mod batch;
 pub(super) mod journald;
 pub(super) mod level;
 
@@ -27,6 +28,8 @@ use tracing::Level;
 use tracing_subscriber::{fmt, prelude::*};
 
 use super::{DaemonError, shard::lock};
+use batch::BatchedStderr;
+pub(super) use batch::log_at_once;
 use journald::Journald;
 
 /// Starts the log. A second call in the same process changes nothing.
@@ -53,7 +56,7 @@ where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
     fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| BatchedStderr)
         .with_target(false)
         .with_ansi(wants_colours(&io::stderr()))
         .fmt_fields(fmt::format::debug_fn(|writer, field, value| match field.name() {

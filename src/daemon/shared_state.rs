@@ -21,7 +21,7 @@ use super::{
     fast_path_lines::FastPathReader,
     forwarded_verdicts::VerdictSender,
     health::{Findings, Health},
-    log::EventLog,
+    log::{EventLog, log_at_once},
     metrics::DecisionTimes,
     rates::{CounterHistory, Counts},
     shard::{Shard, lock},
@@ -138,9 +138,8 @@ impl SharedState {
 
     /// Logs and records reports of the transfers' thread, and writes the transfers to their file, if there is one.
     pub(super) fn publish_reports(&self, reports: Vec<Report>, file: Option<&mut TransferFile>) {
-        for report in &reports {
-            report.log(|client| self.log.admits_waiting_transfer(Instant::now(), client));
-        }
+        let admits = |client| self.log.admits_waiting_transfer(Instant::now(), client);
+        log_at_once(|| reports.iter().for_each(|report| report.log(admits)));
         let ended_transfers = self.events.record_reports(reports);
         if let Some(file) = file {
             self.transfers.append(file, ended_transfers);

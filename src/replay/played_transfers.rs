@@ -54,7 +54,7 @@ impl PlayedTransfers {
         let at = UNIX_EPOCH + Duration::from_nanos(self.ended);
         let session = TransferSession { id: session, client, server };
         self.positions.insert(at, position);
-        let finished = Box::new(FinishedTransfer::new(at, session, *transfer));
+        let finished = Box::new(FinishedTransfer::new(at, session, transfer));
         let finished = self.tracker.end(now, finished)?;
         self.locate(*finished)
     }

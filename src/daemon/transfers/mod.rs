@@ -12,7 +12,7 @@ use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -96,8 +96,9 @@ impl Received {
     fn of(Event { session, client, server, kind }: &Event) -> Option<Self> {
         let (at, session) =
             (SystemTime::now(), TransferSession { id: *session, client: *client, server: *server });
-        let of =
-            |transfer: &Transfer| Box::new(FinishedTransfer::new(at, session, transfer.clone()));
+        let of = |transfer: &Arc<Transfer>| {
+            Box::new(FinishedTransfer::new(at, session, Arc::clone(transfer)))
+        };
         Some(match kind {
             EventKind::Transfer(transfer) => Self::Ended(of(transfer)),
             EventKind::TransferWaiting(transfer) => Self::Waiting(of(transfer)),

@@ -21,7 +21,7 @@ pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfe
             client: "10.0.0.7:1035".parse().unwrap(),
             server: "198.51.100.9:21".parse().unwrap(),
         },
-        transfer: Transfer {
+        transfer: Arc::new(Transfer {
             user: user.map(Into::into),
             verb: TransferVerb::Stor,
             path: "/pub/q3.csv".into(),
@@ -29,7 +29,7 @@ pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfe
             duration: Duration::from_millis(200),
             has_started: true,
             end,
-        },
+        }),
         at: SystemTime::now(),
         result: TransferResult::Complete,
         connection: None,
@@ -55,8 +55,9 @@ fn a_transfer_is_one_line() {
     assert_eq!(failed.to_string(), line);
     let ended = FinishedTransfer { result: TransferResult::Aborted, ..finished(None, None) };
     assert!(ended.to_string().ends_with(": the control connection ended, aborted"));
-    let mut unseen = FinishedTransfer { result: TransferResult::Unseen, ..finished(None, None) };
-    unseen.transfer.end = TransferEnd::Unseen;
+    let unseen = FinishedTransfer { result: TransferResult::Unseen, ..finished(None, None) };
+    let transfer = Transfer { end: TransferEnd::Unseen, ..Transfer::clone(&unseen.transfer) };
+    let unseen = FinishedTransfer { transfer: Arc::new(transfer), ..unseen };
     assert!(unseen.to_string().ends_with(" in 0.2 s: its end was not seen"), "{unseen}");
     let waiting = FinishedTransfer { result: TransferResult::Waiting, bytes: None, ..failed };
     let line = "transfer #17 10.0.0.7 STOR /pub/q3.csv waits for its data connection since 0.2 s: \
@@ -69,7 +70,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     let reports = TransferReports::new(true, []);
     let FinishedTransfer { session, transfer, .. } = finished(None, Some(226));
     let TransferSession { id, client, server } = session;
-    let kind = EventKind::Transfer(Box::new(transfer));
+    let kind = EventKind::Transfer(transfer);
     let events = vec![Event { session: id, client, server, kind }; MAX_INBOX + 3];
     reports.record(Instant::now(), &events);
     assert_eq!(reports.totals().lost, 3);
@@ -79,11 +80,11 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
 }
 
 /// The bytes of a session that has ended after such transfers, and the text.
-fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, String) {
+fn reported_session(transfers: &[Arc<Transfer>], counted: u32) -> (Option<u64>, String) {
     let reports = TransferReports::new(true, []);
     let TransferSession { id, client, server } = finished(None, None).session;
     let event = |kind| Event { session: id, client, server, kind };
-    let transfers = transfers.iter().cloned().map(Box::new).map(EventKind::Transfer).map(event);
+    let transfers = transfers.iter().cloned().map(EventKind::Transfer).map(event);
     let mut events: Vec<_> = transfers.collect();
     let (end, user) = (SessionEnd::Closed, Some("bob".into()));
     let duration = Duration::from_secs(3);
@@ -106,7 +107,7 @@ fn a_session_ends_after_its_transfers_with_their_bytes() {
         "#17 10.0.0.7:1035 -> 198.51.100.9:21: session ended after 3.0 s: closed, user bob, ";
     assert_eq!(reported_session(&[], 0), (Some(0), format!("{text}0 transfers, 0 B")));
     let refused = finished(None, Some(550)).transfer;
-    let refused = Transfer { has_started: false, ..refused };
+    let refused = Arc::new(Transfer { has_started: false, ..Transfer::clone(&refused) });
     let one = format!("{text}1 transfer, 0 B");
     assert_eq!(reported_session(std::slice::from_ref(&refused), 1), (Some(0), one));
     // The bytes of the second one are not known, or another daemon reported it.

@@ -1,6 +1,6 @@
 //! Events: what the engine decided, and why. The log and `replay` print them.
 
-use std::{borrow::Cow, fmt, net::SocketAddr};
+use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc};
 
 use crate::{
     engine::{EndedSession, Pinhole, Transfer},
@@ -73,9 +73,9 @@ pub enum EventKind {
     /// A session with a login has ended.
     SessionEnded(EndedSession),
     /// A transfer has ended.
-    Transfer(Box<Transfer>),
+    Transfer(Arc<Transfer>),
     /// A transfer has been pending for a while. It may wait for its data connection.
-    TransferWaiting(Box<Transfer>),
+    TransferWaiting(Arc<Transfer>),
     /// The inspection of the connection changed.
     StateChanged(&'static str),
     /// The connection is not FTP, or the client does not speak it.

@@ -9,7 +9,7 @@ impl Conversation {
     fn transfers(&mut self) -> Vec<Transfer> {
         let (events, _) = self.gateway.take_events();
         let transfer = |event: Event| match event.kind {
-            EventKind::Transfer(transfer) => Some(*transfer),
+            EventKind::Transfer(transfer) => Some(Transfer::clone(&transfer)),
             _ => None,
         };
         events.into_iter().filter_map(transfer).collect()

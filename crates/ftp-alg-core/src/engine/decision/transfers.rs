@@ -1,6 +1,6 @@
 //! A connection's transfers, from the command to the last reply, and who requests them.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use crate::{
     engine::{
@@ -60,7 +60,7 @@ impl Sessions {
             let timestamp = self.epoch.timestamp(now);
             let Some(entry) = self.table.get_session(session.index, session.id) else { continue };
             if let Some(transfer) = entry.examine_transfer(requested, timestamp) {
-                let waiting = EventKind::TransferWaiting(Box::new(transfer));
+                let waiting = EventKind::TransferWaiting(Arc::new(transfer));
                 effects.events.push(entry.event(waiting));
             }
         }

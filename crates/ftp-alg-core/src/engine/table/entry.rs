@@ -6,6 +6,7 @@
 use std::{
     net::SocketAddr,
     num::NonZeroU16,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -217,7 +218,7 @@ impl Entry {
         let (now, announcement) = (self.since_first_packet(), self.last_announcement());
         let activity = &mut self.existing_extra_mut()?.activity;
         let transfer = activity.take_transfer(now, end, announcement)?;
-        Some(self.event(EventKind::Transfer(Box::new(transfer))))
+        Some(self.event(EventKind::Transfer(Arc::new(transfer))))
     }
 
     /// Adds the events of the session's end to `events`, once: of its transfers, and of itself if its start was reported.

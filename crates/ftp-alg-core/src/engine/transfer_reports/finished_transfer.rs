@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -46,7 +47,7 @@ pub struct FinishedTransfer {
     /// Its session.
     pub session: TransferSession,
     /// What the control connection says of it.
-    pub transfer: Transfer,
+    pub transfer: Arc<Transfer>,
     /// When its end was seen, or when it was examined.
     pub at: SystemTime,
     /// How it ended.
@@ -101,7 +102,7 @@ impl TransferResult {
 
 impl FinishedTransfer {
     /// A transfer of which nothing but the dialogue is known.
-    pub fn new(at: SystemTime, session: TransferSession, transfer: Transfer) -> Self {
+    pub fn new(at: SystemTime, session: TransferSession, transfer: Arc<Transfer>) -> Self {
         Self {
             session,
             at,

@@ -1,6 +1,6 @@
 //! What the packets of data connections add to transfers.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use super::*;
 use crate::{
@@ -63,7 +63,7 @@ impl Test {
     }
 
     fn end(&mut self, transfer: Transfer) -> Option<Box<FinishedTransfer>> {
-        let finished = FinishedTransfer::new(SystemTime::now(), session(), transfer);
+        let finished = FinishedTransfer::new(SystemTime::now(), session(), Arc::new(transfer));
         self.tracker.end(self.now, Box::new(finished))
     }
 
@@ -221,7 +221,7 @@ fn a_connection_belongs_to_one_transfer() {
 fn examined(test: &Test, has_started: bool) -> Option<Option<String>> {
     let mut pending = Transfer { has_started, ..transfer(TransferVerb::Stor, 0) };
     (pending.end, pending.duration) = (TransferEnd::Pending, Duration::from_secs(10));
-    let pending = FinishedTransfer::new(SystemTime::now(), session(), pending);
+    let pending = FinishedTransfer::new(SystemTime::now(), session(), Arc::new(pending));
     let waiting = test.tracker.examine(test.now, Box::new(pending))?;
     assert_eq!((waiting.result, waiting.code()), (TransferResult::Waiting, None));
     Some(waiting.reason)
