@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use super::{
     shard::lock,
     snapshot::{EndedSessionRow, EventRow, RecentEvents},
-    transfers::{Report, SessionReport},
+    transfers::{MissingConnection, Report, SessionReport},
 };
 
 /// Limit of stored events.
@@ -236,6 +236,7 @@ fn report_row(report: &Report) -> EventRow {
     match report {
         Report::Transfer(finished) => transfer_row(finished),
         Report::SessionEnd(report) => ended_session_row(report),
+        Report::NoDataConnection(missing) => missing_connection_row(missing),
     }
 }
 
@@ -249,6 +250,19 @@ fn transfer_row(finished: &FinishedTransfer) -> EventRow {
         user: transfer.user.as_deref().map(str::to_owned),
         transfer: Some(finished.fields()),
         text: finished.to_string(),
+        ..EventRow::default()
+    }
+}
+
+fn missing_connection_row(missing: &MissingConnection) -> EventRow {
+    let MissingConnection { session, reason, .. } = missing;
+    EventRow {
+        event: "no-data-connection",
+        session: session.id,
+        client: Some(session.client.ip()),
+        server: Some(session.server.ip()),
+        reason: Some(reason.clone()),
+        text: missing.to_string(),
         ..EventRow::default()
     }
 }

@@ -111,8 +111,8 @@ impl EventLog {
         }
     }
 
-    /// Whether the line of a `client`'s transfer that waits for its data connection is logged now.
-    pub fn admits_waiting_transfer(&self, now: Instant, client: IpAddr) -> bool {
+    /// Whether the line of a `client` that waits for a data connection is logged now.
+    pub fn admits_waiting_client(&self, now: Instant, client: IpAddr) -> bool {
         lock(&self.limiter).admits(now, Topic::Waiting, Some(client))
     }
 
@@ -282,6 +282,7 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         | EventKind::SessionEnded(_)
         | EventKind::Transfer(_)
         | EventKind::TransferWaiting(_)
+        | EventKind::PinholeWaiting(_)
         | EventKind::PinholeClosed(..)
         | EventKind::PinholeExpired(..)
         | EventKind::StateChanged(_) => None,

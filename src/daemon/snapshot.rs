@@ -442,6 +442,9 @@ pub struct EventRow {
     pub announced: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rewritten: Option<String>,
+    /// Of an event without a transfer: who does not answer whom.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<TransferFields>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]

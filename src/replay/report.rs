@@ -153,7 +153,8 @@ impl Report {
             EventKind::PinholeClosed(..) | EventKind::PinholeExpired(..) => return,
             EventKind::SessionStarted
             | EventKind::SessionEnded(_)
-            | EventKind::TransferWaiting(_) => return,
+            | EventKind::TransferWaiting(_)
+            | EventKind::PinholeWaiting(_) => return,
             EventKind::Encrypted => self.summary.encrypted += 1,
             EventKind::CommandRefused(what) => self.summary.count_reason("refuse", what),
             _ => {}

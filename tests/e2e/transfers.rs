@@ -344,6 +344,55 @@ fn a_hanging_transfer_is_reported_before_its_end() {
     }
 }
 
+/// curl connects before it sends the command, so there is no transfer that could say what hangs.
+#[test]
+fn a_data_connection_without_an_answer_is_reported_without_a_command() {
+    for setup in ["", "queue.fast-path = \"off\"\n"] {
+        let gateway = gateway_with(Topology::Masquerade, setup);
+        let lab = &gateway.lab;
+        let port = "pasv_min_port=40000\npasv_max_port=40000\n";
+        let server = Server::start_with(ServerKind::Vsftpd, &lab.server, port).unwrap();
+        let address = lab.server_address(V4);
+        let url = format!("ftp://{address}/file");
+        let chain = "table inet f { chain i { type filter hook input priority 0; }; }";
+        lab.server.nft(chain).unwrap();
+        let rule = |verdict: &str| {
+            let rule = format!("flush chain inet f i; add rule inet f i tcp dport 40000 {verdict}");
+            lab.server.nft(&rule).unwrap();
+        };
+        let missing = || events(&gateway, "no-data-connection");
+        rule("reject with tcp reset");
+        for session in 1..=3 {
+            assert!(lab.client.shell(&format!("curl -sS --disable-epsv {url}")).is_err());
+            wait_for("the report", || missing().len() == session);
+        }
+        let refused = format!("{address}:40000 refused the connection of 192.168.150.80");
+        assert!(missing().iter().all(|event| event["reason"] == refused.as_str()), "{setup}");
+        wait_for("the warning", || {
+            let status = gateway.daemon.status().unwrap();
+            let text = status["warnings"].to_string();
+            text.contains("no-data-connection") && text.contains(&refused)
+        });
+        assert_eq!(gateway.daemon.status().unwrap()["problems"], json!([]));
+        rule("drop");
+        let mut program = lab.client.command("curl");
+        program.args(["-sS", "--max-time", "60", "--disable-epsv", &url]);
+        let hanging = lab.client.start(program, "curl").unwrap();
+        wait_for("the report while it hangs", || missing().len() == 4);
+        let silent = format!("SYN of 192.168.150.80 seen, no answer from {address}:40000");
+        assert_eq!(missing()[3]["reason"], silent.as_str());
+        assert!(gateway.daemon.log().contains(&format!(": no data connection: {silent}")));
+        drop(hanging);
+        // It is not reported again with the session's end, and a client that cancels is not reported.
+        rule("accept");
+        let cancelled = hold(lab, json!([login_as(server.login()), ask("PASV"), gate()]));
+        assert_eq!(cancelled.release().error, None);
+        curl(lab, &server, Mode::Passive).upload("last", b"12345").unwrap();
+        wait_for_line(&gateway, &["/last 5 B in "]);
+        assert_eq!(missing().len(), 4, "{setup}");
+    }
+}
+
 /// From the first login to the end, with the bytes. A connection without a login leaves nothing.
 #[test]
 fn sessions_are_reported_from_login_to_end() {

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Event, Pinhole};
+use ftp_alg_core::engine::{Event, Pinhole, TransferResult};
 use ftp_alg_firewall::{Firewall, data_path_verdicts};
 
 pub use self::{
@@ -35,6 +35,7 @@ use super::{
     control_client::ClientError,
     shard::lock,
     snapshot::{NameRow, Problem, Status},
+    transfers::Report,
 };
 use crate::kernel::{
     RuleParameters,
@@ -115,6 +116,17 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
     checks
 }
 
+/// Why a data connection did not come about, if the report says so and is the last one of it.
+fn failed_data_connection(report: &Report) -> Option<&str> {
+    match report {
+        Report::Transfer(transfer) if transfer.result == TransferResult::NoDataConnection => {
+            transfer.reason.as_deref()
+        }
+        Report::NoDataConnection(missing) => Some(&missing.reason),
+        Report::Transfer(_) | Report::SessionEnd(_) => None,
+    }
+}
+
 /// The daemon's health.
 #[derive(Debug)]
 pub(super) struct Health {
@@ -185,6 +197,18 @@ impl Health {
         }
         let mut state = lock(&self.state);
         events.iter().for_each(|event| state.traffic.record(now, event));
+    }
+
+    /// Records reports of transfers, as far as they matter here.
+    pub(super) fn record_reports(&self, now: Instant, reports: &[Report]) {
+        let failed = |report| Some((report, failed_data_connection(report)?));
+        let failed: Vec<_> = reports.iter().filter_map(failed).collect();
+        if !failed.is_empty() {
+            let mut state = lock(&self.state);
+            failed.into_iter().for_each(|(report, reason)| {
+                state.traffic.record_no_data_connection(now, report.session(), reason);
+            });
+        }
     }
 
     /// How many pinholes expired without a connection.

@@ -71,6 +71,8 @@ pub enum ProblemName {
     Encrypted,
     /// All announcements of a server are refused.
     RefusedAnnouncements,
+    /// Data connections have passed here, and got no answer.
+    NoDataConnection,
     Overruns,
     MaxSessions,
 }
@@ -119,6 +121,7 @@ impl ProblemName {
             | Self::Helper
             | Self::Acknowledgements
             | Self::RefusedAnnouncements
+            | Self::NoDataConnection
             | Self::Overruns
             | Self::MaxSessions => Always(Severity::Warning),
             Self::UnusedPinholes | Self::NoRoute | Self::Encrypted => ByClients,

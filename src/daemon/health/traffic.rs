@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, time::Instant};
 
 use ftp_alg_core::{
-    engine::{Counters, Event, EventKind, Pinhole},
+    engine::{Counters, Event, EventKind, Pinhole, TransferSession},
     ftp::AnnouncementKind,
 };
 
@@ -22,6 +22,8 @@ use crate::daemon::snapshot::Status;
 const UNUSED_SHARE: u64 = 20;
 /// A single session may meet a change of routes, or a spoofed packet.
 const MIN_ROUTELESS: u64 = 2;
+/// A few data connections fail because their clients cancel them.
+const MIN_MISSING: u64 = 3;
 /// How many expired pinholes are stored until the next look at conntrack.
 const MAX_EXPIRED: usize = 1024;
 
@@ -87,6 +89,11 @@ pub(super) struct Traffic {
     unused_pinholes: Failure,
     encrypted: Failure,
     no_route: Failure,
+    /// How many data connections got no answer.
+    missing: u64,
+    /// The last one.
+    last_missing: Option<String>,
+    no_data_connection: Failure,
     servers: RecentServers,
 }
 
@@ -105,6 +112,9 @@ impl Traffic {
             unused_pinholes: Failure::new(now),
             encrypted: Failure::new(now),
             no_route: Failure::new(now),
+            missing: 0,
+            last_missing: None,
+            no_data_connection: Failure::new(now),
             servers: RecentServers::new(now, RECENT_WINDOW),
         }
     }
@@ -137,6 +147,19 @@ impl Traffic {
         }
     }
 
+    /// Records that a data connection of `session` did not come about for this reason.
+    pub(super) fn record_no_data_connection(
+        &mut self,
+        now: Instant,
+        session: TransferSession,
+        reason: &str,
+    ) {
+        let TransferSession { id, client, .. } = session;
+        self.missing += 1;
+        self.no_data_connection.clients.record(now, client);
+        self.last_missing = Some(format!("session #{id}: {reason}"));
+    }
+
     /// Adds what is wrong now. `unmarked_may_pass` says whether the firewall may let data connections pass that are not
     /// marked by ftp-alg.
     pub(super) fn add_findings(
@@ -153,6 +176,7 @@ impl Traffic {
         let used = self.used.record(now, pinholes_used);
         let (unused, unused_clients) = self.unused_pinholes.recent(now, self.unused);
         let (routeless, routeless_clients) = self.no_route.recent(now, self.routeless);
+        let (missing, missing_clients) = self.no_data_connection.recent(now, self.missing);
         let (encrypted, encrypted_clients) = self.encrypted.recent(now, encrypted);
         let within = format!("in the last {} minutes", RECENT_WINDOW.as_secs() / 60);
         if overruns > 0 {
@@ -180,6 +204,16 @@ impl Traffic {
                           connects, a provider, or a raw or ingress rule here; if clients are only late, raise \
                           [pinhole] timeout";
             findings.add_named(ProblemName::UnusedPinholes, unused_clients, text, remedy);
+        }
+        if missing >= MIN_MISSING && missing * UNUSED_SHARE > used {
+            let last = self.last_missing.as_deref().unwrap_or_default();
+            let of_clients = of_clients(missing_clients);
+            let text = format!(
+                "{missing} data connections {within}{of_clients} did not come about; the last: {last}"
+            );
+            let remedy = "if transfers fail: the firewall or the NAT of the end that does not answer, or of a router on \
+                          the way to it, does not let the announced port in; `ftp-alg doctor` looks at the rules here";
+            findings.add_named(ProblemName::NoDataConnection, 0, text, remedy);
         }
         if let Some((client, server)) = self.last_routeless.filter(|_| routeless >= MIN_ROUTELESS) {
             let of_clients = of_clients(routeless_clients);

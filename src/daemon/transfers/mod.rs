@@ -21,8 +21,8 @@ use std::{
 
 pub use file::TransferFile;
 use ftp_alg_core::engine::{
-    EndedSession, Event, EventKind, FinishedTransfer, TRANSFER_PATIENCE, Transfer, TransferSession,
-    TransferTracker,
+    EndedSession, Event, EventKind, FinishedTransfer, Pinhole, TRANSFER_PATIENCE, Transfer,
+    TransferSession, TransferTracker,
 };
 use session_bytes::SessionBytes;
 use totals::Totals;
@@ -44,6 +44,17 @@ pub enum Report {
     /// A transfer that has ended, or waits for its data connection.
     Transfer(Box<FinishedTransfer>),
     SessionEnd(Box<SessionReport>),
+    NoDataConnection(Box<MissingConnection>),
+}
+
+/// A data connection that did not come about, and for which there is no transfer: its client connects before it sends the
+/// command.
+#[derive(Clone, Debug)]
+pub struct MissingConnection {
+    pub session: TransferSession,
+    pub at: SystemTime,
+    /// Who does not answer whom.
+    pub reason: String,
 }
 
 /// A session that has ended, with what is known of its data connections.
@@ -74,6 +85,14 @@ enum Received {
     Ended(Box<FinishedTransfer>),
     Waiting(Box<FinishedTransfer>),
     SessionEnd(Box<SessionReport>),
+    PinholeWaiting(Box<WaitingPinhole>),
+}
+
+/// A pinhole without a transfer.
+struct WaitingPinhole {
+    at: SystemTime,
+    session: TransferSession,
+    pinhole: Pinhole,
 }
 
 /// Asks what conntrack has counted of a data connection, by its initiator and the destination that this dialled: in the
@@ -87,6 +106,8 @@ struct Known<'a> {
     session_bytes: SessionBytes,
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(Instant, Box<SessionReport>)>,
+    /// Pinholes without a transfer, until the packets of their data connections are known.
+    waiting_pinholes: VecDeque<(Instant, Box<WaitingPinhole>)>,
     /// Not published yet.
     reports: Vec<Report>,
 }
@@ -102,6 +123,9 @@ impl Received {
         Some(match kind {
             EventKind::Transfer(transfer) => Self::Ended(of(transfer)),
             EventKind::TransferWaiting(transfer) => Self::Waiting(of(transfer)),
+            EventKind::PinholeWaiting(pinhole) => {
+                Self::PinholeWaiting(Box::new(WaitingPinhole { at, session, pinhole: *pinhole }))
+            }
             EventKind::SessionEnded(ended) => {
                 let ended = EndedSession::clone(ended);
                 Self::SessionEnd(Box::new(SessionReport { session, ended, at, bytes: None }))
@@ -133,7 +157,9 @@ impl TransferReports {
     /// Whether an event is reported here, or not at all.
     pub(super) fn reports(&self, kind: &EventKind) -> bool {
         match kind {
-            EventKind::Transfer(_) | EventKind::TransferWaiting(_) => true,
+            EventKind::Transfer(_)
+            | EventKind::TransferWaiting(_)
+            | EventKind::PinholeWaiting(_) => true,
             EventKind::SessionEnded(_) => self.is_on,
             _ => false,
         }
@@ -189,6 +215,7 @@ impl TransferReports {
             count_packets,
             session_bytes: SessionBytes::default(),
             ended_sessions: VecDeque::new(),
+            waiting_pinholes: VecDeque::new(),
             reports: Vec::new(),
         };
         loop {
@@ -209,7 +236,9 @@ impl TransferReports {
                 false => known.tracker.take_finished(Instant::now()),
             };
             finished.into_iter().for_each(|finished| self.report(finished, &mut known));
-            known.report_ended_sessions((!is_last).then(Instant::now));
+            let now = (!is_last).then(Instant::now);
+            known.report_missing_connections(now);
+            known.report_ended_sessions(now);
             if !known.reports.is_empty() {
                 publish(std::mem::take(&mut known.reports));
             }
@@ -255,6 +284,9 @@ impl TransferReports {
                 Received::SessionEnd(report) => {
                     known.ended_sessions.push_back((seen + TRANSFER_PATIENCE, report));
                 }
+                Received::PinholeWaiting(waiting) => {
+                    known.waiting_pinholes.push_back((seen + TRANSFER_PATIENCE, waiting));
+                }
             }
         }
     }
@@ -268,6 +300,21 @@ impl TransferReports {
 }
 
 impl Known<'_> {
+    /// Reports the data connections that did not come about through the pinholes that wait until `now`. `None` stands for
+    /// the end of the daemon.
+    fn report_missing_connections(&mut self, now: Option<Instant>) {
+        let is_due = |until: Instant| now.is_none_or(|now| until <= now);
+        while self.waiting_pinholes.front().is_some_and(|(until, _)| is_due(*until))
+            && let Some((_, waiting)) = self.waiting_pinholes.pop_front()
+        {
+            let WaitingPinhole { at, session, pinhole } = *waiting;
+            if let Some(reason) = self.tracker.missing_connection(&pinhole) {
+                let missing = Box::new(MissingConnection { session, at, reason });
+                self.reports.push(Report::NoDataConnection(missing));
+            }
+        }
+    }
+
     /// Reports the ends of sessions whose transfers are reported by `now`. `None` stands for the end of the daemon.
     fn report_ended_sessions(&mut self, now: Option<Instant>) {
         let is_idle = self.tracker.is_idle();

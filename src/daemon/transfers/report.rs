@@ -1,10 +1,10 @@
 //! The lines of transfers and of sessions that have ended.
 
-use std::{fmt, net::IpAddr, time::SystemTime};
+use std::{fmt, net::SocketAddr, time::SystemTime};
 
 use ftp_alg_core::engine::{FinishedTransfer, TransferResult, TransferSession};
 
-use super::{Report, SessionReport};
+use super::{MissingConnection, Report, SessionReport};
 
 impl Report {
     /// Its session.
@@ -12,6 +12,7 @@ impl Report {
         match self {
             Self::Transfer(transfer) => transfer.session,
             Self::SessionEnd(report) => report.session,
+            Self::NoDataConnection(missing) => missing.session,
         }
     }
 
@@ -20,16 +21,22 @@ impl Report {
         matches!(self, Self::Transfer(transfer) if transfer.result != TransferResult::Waiting)
     }
 
-    /// Logs it. Lines of a client's transfers that wait have a limit, which `admits` knows.
-    pub fn log(&self, admits: impl FnOnce(IpAddr) -> bool) {
+    /// The client that waits for a data connection, if this says so. Lines of clients that wait have a limit.
+    pub fn waiting_client(&self) -> Option<SocketAddr> {
+        let waits = match self {
+            Self::Transfer(transfer) => transfer.result == TransferResult::Waiting,
+            Self::NoDataConnection(_) => true,
+            Self::SessionEnd(_) => false,
+        };
+        waits.then(|| self.session().client)
+    }
+
+    /// Logs it.
+    pub fn log(&self) {
         match self {
+            Self::Transfer(finished) => log_transfer(finished),
             Self::SessionEnd(report) => report.log(),
-            Self::Transfer(finished) => {
-                let admits_waiting = || admits(finished.session.client.ip());
-                if finished.result != TransferResult::Waiting || admits_waiting() {
-                    log_transfer(finished);
-                }
-            }
+            Self::NoDataConnection(missing) => missing.log(),
         }
     }
 
@@ -38,7 +45,30 @@ impl Report {
         match self {
             Self::Transfer(transfer) => transfer.at,
             Self::SessionEnd(report) => report.at,
+            Self::NoDataConnection(missing) => missing.at,
         }
+    }
+}
+
+impl MissingConnection {
+    fn log(&self) {
+        let Self { session, reason, .. } = self;
+        tracing::warn!(
+            event = "no-data-connection",
+            session = session.id,
+            client = %session.client,
+            server = %session.server,
+            reason,
+            "{self}"
+        );
+    }
+}
+
+impl fmt::Display for MissingConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { session, reason, .. } = self;
+        let TransferSession { id, client, server } = session;
+        write!(f, "#{id} {client} -> {server}: no data connection: {reason}")
     }
 }
 

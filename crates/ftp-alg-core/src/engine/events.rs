@@ -76,6 +76,9 @@ pub enum EventKind {
     Transfer(Arc<Transfer>),
     /// A transfer has been pending for a while. It may wait for its data connection.
     TransferWaiting(Arc<Transfer>),
+    /// An announcement had no transfer for a while, or until the session's end. The client may wait for the data
+    /// connection before it requests one.
+    PinholeWaiting(Pinhole),
     /// The inspection of the connection changed.
     StateChanged(&'static str),
     /// The connection is not FTP, or the client does not speak it.
@@ -92,7 +95,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// The names of all kinds, which scripts match.
-    pub const NAMES: [&str; 18] = [
+    pub const NAMES: [&str; 19] = [
         "announcement",
         "change",
         "elsewhere",
@@ -102,6 +105,7 @@ impl EventKind {
         "limit",
         "login",
         "missed",
+        "no-data-connection",
         "not-ftp",
         "pinhole-closed",
         "pinhole-expired",
@@ -133,6 +137,7 @@ impl EventKind {
             Self::SessionEnded(_) => "session-ended",
             Self::Transfer(_) => "transfer",
             Self::TransferWaiting(_) => "transfer-waiting",
+            Self::PinholeWaiting(_) => "no-data-connection",
             Self::StateChanged(_) => "change",
             Self::NotFtp(_) => "not-ftp",
             Self::Missed(_) => "missed",
@@ -163,7 +168,7 @@ impl fmt::Display for Event {
             EventKind::UnreadableReply(text) => write!(f, "pass \"{text}\": the reply names no endpoint"),
             EventKind::PinholeClosed(pinhole, reason) => write!(f, "pinhole closed: {pinhole}: {reason}"),
             EventKind::PinholeExpired(pinhole, kind) => {
-                write!(f, "pinhole expired: {pinhole} for {kind}: no data connection arrived in time")
+                write!(f, "pinhole expired before its transfer began: {pinhole} for {kind}")
             }
             EventKind::Encrypted => f.write_str(
                 "encrypted: the dialogue cannot be read, so no pinhole is opened and nothing is rewritten; open the server's \
@@ -174,6 +179,7 @@ impl fmt::Display for Event {
             EventKind::LoggedIn(None) => f.write_str("logged in"),
             EventKind::SessionStarted => f.write_str("session started"),
             EventKind::SessionEnded(session) => session.fmt(f),
+            EventKind::PinholeWaiting(pinhole) => write!(f, "no transfer through the pinhole {pinhole}"),
             EventKind::Transfer(transfer) | EventKind::TransferWaiting(transfer) => transfer.fmt(f),
             EventKind::LimitReached(what) => f.write_str(what),
             EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),

@@ -9,6 +9,7 @@ mod counters;
 mod decision;
 mod endpoints;
 mod events;
+mod examinations;
 #[cfg(any(test, feature = "fake-kernel"))]
 mod fake;
 mod limits;
@@ -17,7 +18,6 @@ mod packets;
 mod pinholes;
 mod questions;
 mod records;
-mod requested_transfers;
 mod sessions;
 mod standalone;
 mod table;
@@ -210,7 +210,7 @@ impl Engine {
         self.sessions.expire_pinholes(now, effects);
         self.release_ordered(now, effects);
         self.expire_watches(now, effects);
-        self.sessions.report_waiting_transfers(now, effects);
+        self.sessions.examine_due(now, effects);
         self.sessions.sweep(now, effects);
         self.sessions.enforce_memory_budget(effects);
         self.sessions.pinholes.close_due(now);

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     engine::{
         Counters, Effects, Entry, Epoch, EventKind, Renewal, SessionEnd,
+        examinations::Examinations,
         limits::{client_shares::ClientShares, memory::MemoryBudget, watched::WatchedConnections},
         offload::handover::{FlowChange, FlowChanges},
         packets::routes::RouteAnswers,
@@ -17,7 +18,6 @@ use crate::{
             held_pinhole::{HeldPinhole, renewal_interval},
         },
         records::UnwrittenChanges,
-        requested_transfers::RequestedTransfers,
         table::{Key, Table},
     },
     policy::Policy,
@@ -34,7 +34,7 @@ pub struct Sessions {
     pub(crate) memory: MemoryBudget,
     pub(crate) client_shares: ClientShares,
     pub(crate) watched: WatchedConnections,
-    pub(crate) requested: RequestedTransfers,
+    pub(crate) examinations: Examinations,
     pub(crate) routes: RouteAnswers,
     /// The last session number; all shards share it.
     pub(crate) last_id: Arc<AtomicU64>,
@@ -68,7 +68,7 @@ impl Sessions {
             memory: MemoryBudget::default(),
             client_shares: ClientShares::default(),
             watched: WatchedConnections::default(),
-            requested: RequestedTransfers::default(),
+            examinations: Examinations::default(),
             routes: RouteAnswers::default(),
             last_id: Arc::default(),
             swept: 0,

@@ -8,10 +8,10 @@ use crate::{
         Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
         QueuedPacket, RESEND_INTERVAL, SessionEnd, Sessions,
         activity::TransferEnd,
+        examinations::Examinations,
         limits::watched::WatchedConnections,
         pinholes::PinholeTable,
         questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
-        requested_transfers::RequestedTransfers,
         table::entry::Entry,
     },
     policy::Policy,
@@ -41,7 +41,7 @@ pub struct Connection<'a> {
     pub entry: &'a mut Entry,
     pub pinholes: &'a mut PinholeTable,
     pub watched: &'a mut WatchedConnections,
-    pub requested: &'a mut RequestedTransfers,
+    pub examinations: &'a mut Examinations,
     pub counters: &'a mut Counters,
     pub effects: &'a mut Effects,
 }
@@ -55,7 +55,7 @@ impl Sessions {
         SessionRef { index, id }: SessionRef,
         effects: &'a mut Effects,
     ) -> Option<Connection<'a>> {
-        let Self { policy, table, pinholes, watched, requested, counters, .. } = self;
+        let Self { policy, table, pinholes, watched, examinations, counters, .. } = self;
         let entry = table.get_session(index, id)?;
         let policy = policy.for_network(entry.network());
         Some(Connection {
@@ -65,7 +65,7 @@ impl Sessions {
             entry,
             pinholes,
             watched,
-            requested,
+            examinations,
             counters,
             effects,
         })

@@ -13,6 +13,7 @@ use crate::{
     engine::{
         DecidedAnnouncement, EventKind, KernelError, Pinhole, Translation,
         decision::connection::{Connection, Outcome},
+        examinations::Subject,
         offload::handover::FastPathPinhole,
         pinholes::{
             client_counts::OpenError,
@@ -246,9 +247,10 @@ impl Connection<'_> {
     fn hold_opened(&mut self, held: HeldPinhole, announced_address: IpAddr) -> SocketAddr {
         let endpoint = SocketAddr::new(announced_address, held.pinhole.arrival.port());
         self.counters.pinholes_opened += 1;
-        let answered = held.answered;
+        let (answered, serial) = (held.answered, held.serial);
         self.entry.add_pinhole(held);
         if answered {
+            self.examinations.add(self.now, self.session_ref(), Subject::Pinhole(serial));
             let before = self.entry.extra().pinholes.len() - 1;
             self.close_answered_before(before, Some("a later pinhole replaced it"));
         }

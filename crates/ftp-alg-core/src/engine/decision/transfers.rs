@@ -1,11 +1,14 @@
-//! A connection's transfers, from the command to the last reply, and who requests them.
+//! A connection's transfers, from the command to the last reply, and who requests them; and what waits for its data
+//! connection.
 
 use std::{sync::Arc, time::Instant};
 
 use crate::{
     engine::{
-        Effects, EventKind, SessionEnd, Sessions, activity::TransferEnd,
-        decision::connection::Connection, requested_transfers::RequestedTransfer,
+        Effects, EventKind, SessionEnd, Sessions,
+        activity::TransferEnd,
+        decision::connection::Connection,
+        examinations::{Examination, Subject},
     },
     session::Activity,
 };
@@ -25,7 +28,8 @@ impl Connection<'_> {
                 }
                 let requested = self.entry.since_first_packet();
                 self.entry.activity_mut().record_transfer(command, requested);
-                self.requested.add(self.now, self.session_ref(), requested);
+                let session = self.session_ref();
+                self.examinations.add(self.now, session, Subject::Transfer(requested));
             }
             // The server refuses it. Otherwise a client that cannot log in could fill the log.
             Activity::Transfer(_) => {}
@@ -51,17 +55,24 @@ impl Connection<'_> {
 }
 
 impl Sessions {
-    /// Reports transfers that have been pending for a while, once each.
-    pub(crate) fn report_waiting_transfers(&mut self, now: Instant, effects: &mut Effects) {
+    /// Reports transfers that have been pending for a while, and pinholes that have none, once each.
+    pub(crate) fn examine_due(&mut self, now: Instant, effects: &mut Effects) {
         while effects.events.has_room()
-            && let Some(due) = self.requested.take_due(now)
+            && let Some(Examination { session, subject, .. }) = self.examinations.take_due(now)
         {
-            let RequestedTransfer { session, requested, .. } = due;
             let timestamp = self.epoch.timestamp(now);
             let Some(entry) = self.table.get_session(session.index, session.id) else { continue };
-            if let Some(transfer) = entry.examine_transfer(requested, timestamp) {
-                let waiting = EventKind::TransferWaiting(Arc::new(transfer));
-                effects.events.push(entry.event(waiting));
+            let found = match subject {
+                Subject::Transfer(requested) => entry
+                    .examine_transfer(requested, timestamp)
+                    .map(|transfer| EventKind::TransferWaiting(Arc::new(transfer))),
+                Subject::Pinhole(serial) => entry
+                    .pinhole_without_transfer()
+                    .filter(|held| held.serial == serial)
+                    .map(|held| EventKind::PinholeWaiting(held.pinhole)),
+            };
+            if let Some(kind) = found {
+                effects.events.push(entry.event(kind));
             }
         }
     }

@@ -223,6 +223,9 @@ impl Entry {
 
     /// Adds the events of the session's end to `events`, once: of its transfers, and of itself if its start was reported.
     pub fn end_session(&mut self, end: SessionEnd, events: &mut Events) {
+        if let Some(held) = self.pinhole_without_transfer() {
+            events.push(self.event(EventKind::PinholeWaiting(held.pinhole)));
+        }
         while let Some(event) = self.end_transfer(end.of_transfers()) {
             events.push(event);
         }
@@ -243,6 +246,13 @@ impl Entry {
     /// The time of the last packet since the first one.
     pub fn since_first_packet(&self) -> Duration {
         self.last_seen.duration_since(self.first_seen)
+    }
+
+    /// The last answered announcement if no transfer uses it, and none is pending that could.
+    pub fn pinhole_without_transfer(&self) -> Option<&HeldPinhole> {
+        let Extra { pinholes, activity, .. } = self.extra();
+        let last = pinholes.iter().rev().find(|held| held.answered);
+        last.filter(|held| !held.in_use && !activity.has_transfer())
     }
 
     /// The last answered announcement, which is that of the data connection.

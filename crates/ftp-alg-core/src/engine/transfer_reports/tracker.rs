@@ -63,6 +63,15 @@ enum End {
     Target,
 }
 
+impl End {
+    fn other(self) -> Self {
+        match self {
+            Self::Initiator => Self::Target,
+            Self::Target => Self::Initiator,
+        }
+    }
+}
+
 /// What was seen of one data connection.
 #[derive(Clone, Debug)]
 struct DataConnection {
@@ -73,7 +82,12 @@ struct DataConnection {
     first: [Option<u32>; 2],
     /// The sequence numbers of their FINs.
     last: [Option<u32>; 2],
-    reset_by: Option<End>,
+    /// What each had acknowledged with its last FIN or RST.
+    acknowledged: [Option<u32>; 2],
+    /// Who reset it, and the sequence number of that RST.
+    reset: Option<(End, u32)>,
+    /// Whether it was reported that it did not come about.
+    is_reported: bool,
 }
 
 /// The initiator and the target of a data connection, as the filter chains see them.
@@ -103,19 +117,19 @@ impl TransferTracker {
 
     /// Records a packet of a data connection.
     pub fn observe(&mut self, now: Instant, packet: &DataPacket) {
-        let DataPacket { source, destination, flags, end, .. } = *packet;
+        let DataPacket { source, destination, flags, end, acknowledged } = *packet;
         let from_initiator = ((source.ip(), destination), source.port(), End::Initiator);
         let from_target = ((destination.ip(), source), destination.port(), End::Target);
         if flags.syn || packet.refuses_a_syn() {
             let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
-            let first = if flags.ack { packet.acknowledged.wrapping_sub(1) } else { end };
-            return self.begin(now, (ends, port), first).record(now, sender, flags, end);
+            let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
+            return self.begin(now, (ends, port), first).record(now, sender, packet);
         }
         for (ends, port, sender) in [from_initiator, from_target] {
             if let Some(connection) = self.connections.get_mut(&ends)
                 && connection.initiator_port == port
             {
-                return connection.record(now, sender, flags, end);
+                return connection.record(now, sender, packet);
             }
         }
     }
@@ -133,7 +147,9 @@ impl TransferTracker {
             ended: now,
             first: [Some(first), None],
             last: [None, None],
-            reset_by: None,
+            acknowledged: [None, None],
+            reset: None,
+            is_reported: false,
         };
         if !self.connections.get(&ends).is_some_and(|known| known.begins_like(&new)) {
             self.make_room();
@@ -198,6 +214,15 @@ impl TransferTracker {
         Some(waiting)
     }
 
+    /// Why the data connection through `pinhole`, which no transfer uses, did not come about, if its initiator tried: once
+    /// for each connection.
+    pub fn missing_connection(&mut self, pinhole: &Pinhole) -> Option<String> {
+        let ends = ends_of(pinhole);
+        let known = self.connections.get_mut(&ends).filter(|known| !known.is_answered())?;
+        let is_new = !std::mem::replace(&mut known.is_reported, true);
+        is_new.then(|| missing_reason(ends, Some(known)))
+    }
+
     /// Whether no transfer waits for the packets of its data connection.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty()
@@ -250,8 +275,7 @@ impl TransferTracker {
             |connection: &&DataConnection| connection.is_answered() || !is_success(transfer.end);
         let connection = connection.filter(is_its);
         if let Some(connection) = connection {
-            let sender = if transfer.target_sends() { End::Target } else { End::Initiator };
-            finished.bytes = connection.bytes_of(sender);
+            finished.bytes = connection.bytes_of(sender_of(transfer));
             finished.connection =
                 transfer.announcement.map(|(_, Pinhole { initiator, arrival, .. })| {
                     (SocketAddr::new(initiator, connection.initiator_port), arrival)
@@ -274,37 +298,63 @@ impl DataConnection {
         (self.initiator_port, self.first[0]) == (other.initiator_port, other.first[0])
     }
 
-    fn record(&mut self, now: Instant, sender: End, flags: DataFlags, end: u32) {
-        let place = sender as usize;
+    fn record(&mut self, now: Instant, sender: End, packet: &DataPacket) {
+        let (place, DataPacket { flags, end, acknowledged, .. }) = (sender as usize, *packet);
         if flags.syn && self.first[place].is_none() {
             self.first[place] = Some(end);
         }
         if flags.fin && self.last[place].is_none() {
             (self.last[place], self.ended) = (Some(end), now);
         }
-        if flags.rst && self.reset_by.is_none() {
-            (self.reset_by, self.ended) = (Some(sender), now);
+        if flags.ack && (flags.fin || flags.rst) {
+            self.acknowledged[place] = Some(acknowledged);
+        }
+        if flags.rst && self.reset.is_none() {
+            (self.reset, self.ended) = (Some((sender, end)), now);
         }
     }
 
     fn is_over(&self) -> bool {
-        self.reset_by.is_some() || self.last.iter().all(Option::is_some)
+        self.reset.is_some() || self.last.iter().all(Option::is_some)
     }
 
     fn is_answered(&self) -> bool {
         self.first[End::Target as usize].is_some()
     }
 
-    /// The bytes between the SYN and the FIN of `sender`, which count one each.
+    /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off.
     fn bytes_of(&self, sender: End) -> Option<u64> {
-        let (first, last) = (self.first[sender as usize]?, self.last[sender as usize]?);
-        Some(last.wrapping_sub(first).wrapping_sub(1).into())
+        let (first, last) = (self.first[sender as usize]?, self.last[sender as usize]);
+        let end = if self.is_cut(sender) { self.reset_place(sender) } else { last };
+        Some(end?.wrapping_sub(first).wrapping_sub(1).into())
+    }
+
+    /// Whether a reset came before all that `sender` sent was there.
+    fn is_cut(&self, sender: End) -> bool {
+        let is_before = |place: u32, last: u32| place.wrapping_sub(last).cast_signed() < 0;
+        match (self.last[sender as usize], self.reset_place(sender)) {
+            (Some(last), place) => place.is_some_and(|place| is_before(place, last)),
+            (None, _) => self.reset.is_some(),
+        }
+    }
+
+    /// The sequence number behind what was there of `sender` at a reset: what the other end had acknowledged, or the
+    /// place of the sender's own RST.
+    fn reset_place(&self, sender: End) -> Option<u32> {
+        let (reset_by, place) = self.reset?;
+        let own = Some(place).filter(|_| reset_by == sender);
+        self.acknowledged[sender.other() as usize].or(own)
     }
 }
 
 /// The ends by which the packets of the data connection are found.
 fn ends_of(pinhole: &Pinhole) -> Ends {
     (pinhole.initiator, pinhole.target)
+}
+
+/// The end that sends the file.
+fn sender_of(transfer: &Transfer) -> End {
+    if transfer.target_sends() { End::Target } else { End::Initiator }
 }
 
 fn is_success(end: TransferEnd) -> bool {
@@ -314,7 +364,7 @@ fn is_success(end: TransferEnd) -> bool {
 /// Why there was no data connection.
 fn missing_reason((initiator, target): Ends, connection: Option<&DataConnection>) -> String {
     match connection {
-        Some(DataConnection { reset_by: Some(_), .. }) => {
+        Some(DataConnection { reset: Some(_), .. }) => {
             format!("{target} refused the connection of {initiator}")
         }
         Some(_) => format!("SYN of {initiator} seen, no answer from {target}"),
@@ -329,9 +379,13 @@ fn classify(
     connection: Option<&DataConnection>,
     sees_packets: bool,
 ) -> (TransferResult, Option<String>) {
-    let was_reset = connection.is_some_and(|connection| connection.reset_by.is_some());
+    let was_reset = connection.is_some_and(|connection| connection.reset.is_some());
+    let was_cut = connection.is_some_and(|connection| connection.is_cut(sender_of(transfer)));
     let is_answered = connection.is_some_and(DataConnection::is_answered);
     let code = match transfer.end {
+        TransferEnd::Replied(reply) if reply.is_success() && was_cut => {
+            return (TransferResult::Reset, None);
+        }
         TransferEnd::Replied(reply) if reply.is_success() => {
             return (TransferResult::Complete, None);
         }
@@ -353,6 +407,7 @@ fn classify(
     }
     let result = match () {
         () if code == 425 => TransferResult::NoDataConnection,
+        () if code >= 500 && !transfer.has_started => TransferResult::Refused,
         () if was_reset => TransferResult::Reset,
         () if transfer.has_started || code == 0 => TransferResult::Aborted,
         () => TransferResult::Refused,

@@ -163,7 +163,7 @@ fn results_follow_the_reply_and_the_packets() {
         (&open[..], 451, true, TransferResult::Aborted),
         (&reset[..], 426, true, TransferResult::Reset),
         (&[][..], 426, true, TransferResult::NoDataConnection),
-        (&reset[..], 226, true, TransferResult::Complete),
+        (&reset[..], 226, true, TransferResult::Reset),
     ] {
         let mut test = Test::new();
         test.observe(packets);
@@ -255,4 +255,68 @@ fn a_transfer_whose_end_was_not_seen_is_not_called_failed() {
     assert_eq!(test.end_after_waiting(unseen()).result, TransferResult::Unseen);
     test.observe(&[(SERVER, CLIENT, "S", 10, 0)]);
     assert_eq!(test.end_after_waiting(unseen()).result, TransferResult::NoDataConnection);
+}
+
+#[test]
+fn a_reset_cuts_the_bytes_off() {
+    let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
+    let (fin, all) = ((CLIENT, SERVER, "FA", 6001, 11), (SERVER, CLIENT, "FA", 11, 6002));
+    for (packets, code, expected) in [
+        // The receiver resets, and has acknowledged 400 bytes.
+        (vec![(SERVER, CLIENT, "RA", 11, 1401)], 226, (TransferResult::Reset, Some(400))),
+        (vec![fin, (SERVER, CLIENT, "RA", 11, 1401)], 226, (TransferResult::Reset, Some(400))),
+        // It ends, and resets what comes then.
+        (
+            vec![(SERVER, CLIENT, "FA", 11, 1401), (SERVER, CLIENT, "R", 12, 0)],
+            426,
+            (TransferResult::Reset, Some(400)),
+        ),
+        // The sender resets.
+        (vec![(CLIENT, SERVER, "RA", 1301, 11)], 226, (TransferResult::Reset, Some(300))),
+        (vec![(SERVER, CLIENT, "R", 11, 0)], 426, (TransferResult::Reset, None)),
+        // A reset behind everything changes nothing.
+        (vec![fin, (SERVER, CLIENT, "R", 11, 0)], 226, (TransferResult::Complete, Some(5000))),
+        (vec![fin, (SERVER, CLIENT, "RA", 11, 6001)], 226, (TransferResult::Complete, Some(5000))),
+        (
+            vec![fin, all, (CLIENT, SERVER, "R", 6002, 0)],
+            226,
+            (TransferResult::Complete, Some(5000)),
+        ),
+    ] {
+        let mut test = Test::new();
+        test.observe(&begin);
+        test.observe(&packets);
+        let finished = test.end(transfer(TransferVerb::Stor, code)).unwrap();
+        assert_eq!((finished.result, finished.bytes), expected, "{packets:?}");
+    }
+}
+
+#[test]
+fn a_refused_transfer_is_refused_although_its_data_connection_is_reset() {
+    let mut test = Test::new();
+    let answered = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
+    test.observe(&answered);
+    test.observe(&[(SERVER, CLIENT, "RA", 11, 1001)]);
+    let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, 550) };
+    assert_eq!(test.end(refused).unwrap().result, TransferResult::Refused);
+}
+
+#[test]
+fn a_missing_connection_without_a_transfer_is_reported_once() {
+    let Some((_, pinhole)) = transfer(TransferVerb::Stor, 226).announcement else { panic!() };
+    let syn = (SERVER, CLIENT, "S", 10, 0);
+    let mut test = Test::new();
+    assert_eq!(test.tracker.missing_connection(&pinhole), None, "the client may have cancelled");
+    test.observe(&[syn]);
+    let hanging = "SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069";
+    assert_eq!(test.tracker.missing_connection(&pinhole).as_deref(), Some(hanging));
+    test.observe(&[syn]);
+    assert_eq!(test.tracker.missing_connection(&pinhole), None);
+    let mut test = Test::new();
+    test.observe(&[(CLIENT, SERVER, "RA", 0, 11)]);
+    let refused = "10.0.0.7:50069 refused the connection of 203.0.113.9";
+    assert_eq!(test.tracker.missing_connection(&pinhole).as_deref(), Some(refused));
+    let mut test = Test::new();
+    test.observe(&[syn, (CLIENT, SERVER, "SA", 1000, 11)]);
+    assert_eq!(test.tracker.missing_connection(&pinhole), None);
 }
