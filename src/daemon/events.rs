@@ -33,8 +33,8 @@ struct Ring {
     ids: EventIds,
 }
 
-/// What a file of the state directory has of the events. Their IDs count by one, also over restarts, so a reader learns
-/// how many events of a daemon that was killed it has not read.
+/// What a file of the state directory has of the events, so that a restart numbers nothing again. Their IDs count by one,
+/// so a reader learns how many events of a daemon that was killed it has not read.
 #[derive(Default)]
 struct EventIds {
     /// The first of all: the time of a start in microseconds, so that IDs also grow if the file is gone.
@@ -44,6 +44,8 @@ struct EventIds {
     /// Transfers that have ended, less those that are reported. Below zero for a moment if one is reported before it is
     /// counted.
     unreported: i64,
+    /// The last session with an event.
+    last_session: u64,
     /// Has these. A file that cannot be read or written costs the counts of what is missed at a restart.
     file: Option<File>,
 }
@@ -51,24 +53,26 @@ struct EventIds {
 impl EventIds {
     /// The IDs behind those in `file`.
     fn after(file: Option<File>) -> Self {
-        let mut bytes = [0; 24];
-        let saved = file.as_ref().is_some_and(|file| file.read_exact_at(&mut bytes, 0).is_ok());
-        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+        let mut words = [[0; 8]; 4];
+        let is_read = file
+            .as_ref()
+            .is_some_and(|file| file.read_exact_at(words.as_flattened_mut(), 0).is_ok());
+        let [origin, next, unreported, last_session] = words.map(u64::from_le_bytes);
+        let are_ids = (1..=next).contains(&origin) && next.max(last_session) < MAX_SAVED_ID;
+        if is_read && are_ids {
+            let unreported = unreported.cast_signed();
+            return Self { origin, next, unreported, last_session, file };
+        }
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
-        match saved && (1..=word(8)).contains(&word(0)) && word(8) < MAX_SAVED_ID {
-            true => {
-                Self { origin: word(0), next: word(8), unreported: word(16).cast_signed(), file }
-            }
-            false => Self { origin: now, next: now, unreported: 0, file },
-        }
+        Self { origin: now, next: now, unreported: 0, last_session: 0, file }
     }
 
     fn save(&self) {
         if let Some(file) = &self.file {
-            let words =
-                [self.origin, self.next, self.unreported.cast_unsigned()].map(u64::to_le_bytes);
-            let _ = file.write_all_at(words.as_flattened(), 0);
+            let unreported = self.unreported.cast_unsigned();
+            let words = [self.origin, self.next, unreported, self.last_session];
+            let _ = file.write_all_at(words.map(u64::to_le_bytes).as_flattened(), 0);
         }
     }
 }
@@ -126,6 +130,11 @@ impl EventRing {
         ended.map(|(id, report)| Recorded::Report(report).row(id))
     }
 
+    /// The last session with an event, also of earlier daemons.
+    pub(super) fn last_session(&self) -> u64 {
+        lock(&self.0).ids.last_session
+    }
+
     /// The ID of the first event of all. Lower ones are not of this ring.
     pub(super) fn origin(&self) -> u64 {
         lock(&self.0).ids.origin
@@ -175,8 +184,9 @@ impl Ring {
             if self.events.len() >= CAPACITY {
                 self.events.pop_front();
             }
-            self.events.push_back(event);
             self.ids.next += 1;
+            self.ids.last_session = self.ids.last_session.max(event.session());
+            self.events.push_back(event);
         }
         self.ids.save();
         id
@@ -341,11 +351,12 @@ mod tests {
         let answer = ring.after(first);
         assert_eq!((answer.events[0].id, answer.lost), (first + 3, Some(2)));
         assert_eq!(ring.after(first + 2).lost, Some(0));
+        assert_eq!(open().last_session(), 4);
         ring.record(&[], |_| false, 2);
         assert_eq!(open().take_unreported(), 2);
         assert_eq!(open().take_unreported(), 0, "once");
         // Garbage, as another program may leave it.
-        for bytes in [[0xff; 24], [0; 24]] {
+        for bytes in [[0xff; 32], [0; 32]] {
             file.write_all_at(&bytes, 0).unwrap();
             let ring = open();
             assert_eq!(ring.after(first).lost, None);

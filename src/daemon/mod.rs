@@ -207,7 +207,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         (fast_path, transfer_file),
     )?;
     let server = socket.serve(service.shared.clone())?;
-    let metrics = metrics.and_then(|listener| serve_metrics(listener, &service));
+    let metrics = metrics.and_then(|bound| serve_metrics(bound, &service));
     let (version, ports) = (env!("CARGO_PKG_VERSION"), &config.control_ports);
     let queues: Vec<_> = config.queue.numbers().collect();
     let path = options.socket.display();
@@ -367,8 +367,8 @@ struct ConfinedDaemon {
     /// The confinement that this machine lacks, a line each.
     unconfined: Vec<String>,
     socket: ControlSocket,
-    /// The endpoint of `[metrics]`. `None` if it is off or not available.
-    metrics: Option<MetricsListener>,
+    /// The endpoint of `[metrics]`, or why it cannot be bound. `None` if it is off.
+    metrics: Option<Result<MetricsListener, String>>,
     /// The file of `log.transfers`.
     transfer_file: Option<TransferFile>,
     /// The lock on the state directory. No other daemon uses the directory while it is open.
@@ -406,7 +406,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     confine::become_user(account.as_ref())?;
     let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
-    let metrics = config.metrics.listen.and_then(bind_metrics);
+    let metrics = config.metrics.listen.map(bind_metrics);
     let transfer_file = config.log.transfer_file.as_deref().map(TransferFile::open);
     if pins.is_err() {
         FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
@@ -423,28 +423,27 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     Ok(ConfinedDaemon { broker, unconfined, socket, metrics, transfer_file, state_dir, fast_path })
 }
 
-/// Binds the endpoint of `[metrics]`. If that fails, FTP works without it.
-fn bind_metrics(address: SocketAddr) -> Option<MetricsListener> {
-    match MetricsListener::bind(address) {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            tracing::error!(
-                event = "metrics-failed",
-                %address,
-                "metrics: cannot listen at {address}: {error}; the daemon runs without metrics. Free the port or change \
-                 [metrics] listen, then restart ftp-alg"
-            );
-            None
-        }
-    }
+/// Binds the endpoint of `[metrics]`.
+fn bind_metrics(address: SocketAddr) -> Result<MetricsListener, String> {
+    MetricsListener::bind(address)
+        .map_err(|error| format!("metrics: cannot listen at {address}: {error}"))
 }
 
-/// Has the endpoint of `[metrics]` answer.
-fn serve_metrics(listener: MetricsListener, service: &Workers) -> Option<MetricsEndpoint> {
+/// Has the endpoint of `[metrics]` answer, if it could be bound. If not, FTP works without it.
+fn serve_metrics(
+    bound: Result<MetricsListener, String>,
+    service: &Workers,
+) -> Option<MetricsEndpoint> {
     let decisions = service.shared.decision_times.clone()?;
-    let exposed = listener.address().ok().filter(|address| !address.ip().is_loopback());
-    match listener.serve(service.shared.clone(), decisions) {
-        Ok(endpoint) => {
+    let served = bound.and_then(|listener| {
+        let exposed = listener.address().ok().filter(|address| !address.ip().is_loopback());
+        let endpoint = listener
+            .serve(service.shared.clone(), decisions)
+            .map_err(|error| format!("metrics: cannot start the endpoint: {error}"))?;
+        Ok((endpoint, exposed))
+    });
+    match served {
+        Ok((endpoint, exposed)) => {
             if let Some(address) = exposed {
                 tracing::info!(
                     event = "metrics-exposed",
@@ -458,8 +457,9 @@ fn serve_metrics(listener: MetricsListener, service: &Workers) -> Option<Metrics
         Err(error) => {
             tracing::error!(
                 event = "metrics-failed",
-                "metrics: cannot start the endpoint: {error}; restart ftp-alg to have it"
+                "{error}; the daemon runs without metrics. Free the port or change [metrics] listen, then restart ftp-alg"
             );
+            service.shared.health.set_metrics_error(error);
             None
         }
     }

@@ -148,6 +148,7 @@ impl SharedState {
         let ended_transfers = self.events.record_reports(reports);
         if let Some(file) = file {
             self.transfers.append(file, ended_transfers);
+            self.health.set_transfer_file(file.failure());
         }
     }
 

@@ -101,8 +101,11 @@ pub(super) fn start(
         Ok(kernel.with_offload(offload.as_ref()))
     };
     let kernel = make_kernel()?;
+    let recent_events = EventRing::new(state.event_ids().ok());
     for shard in &shards {
-        lock(&shard.engine).sessions.set_capacity(kernel.pinhole_capacity());
+        let sessions = &mut lock(&shard.engine).sessions;
+        sessions.set_capacity(kernel.pinhole_capacity());
+        sessions.number_behind(recent_events.last_session());
     }
     let verdict_channels = queues.iter().map(VerdictSender::channel);
     let (verdict_senders, verdict_receivers): (Vec<_>, Vec<_>) =
@@ -118,7 +121,7 @@ pub(super) fn start(
         errors: AtomicU64::new(0),
         unnoted_ends: AtomicU64::new(0),
         log: EventLog::default(),
-        events: EventRing::new(state.event_ids().ok()),
+        events: recent_events,
         transfers: TransferReports::new(config.reports_transfers(), config.server_addresses()),
         health: Health::new(Instant::now()),
         refused_reload: Mutex::default(),

@@ -35,7 +35,7 @@ use super::{
     control_client::ClientError,
     shard::lock,
     snapshot::{NameRow, Problem, Status},
-    transfers::Report,
+    transfers::{FILE_REMEDY, Report},
 };
 use crate::kernel::{
     RuleParameters,
@@ -143,6 +143,10 @@ struct HealthState {
     unmarked_may_pass: bool,
     /// Why the table is not loaded or not intact.
     table_error: Option<String>,
+    /// Why the file of `log.transfers` is not written.
+    transfer_file_error: Option<String>,
+    /// Why there is no endpoint of `[metrics]`.
+    metrics_error: Option<String>,
     traffic: Traffic,
 }
 
@@ -152,6 +156,8 @@ impl Health {
             audit: Findings::default(),
             unmarked_may_pass: true,
             table_error: None,
+            transfer_file_error: None,
+            metrics_error: None,
             traffic: Traffic::new(now),
         };
         Self { state: Mutex::new(state), reports: Mutex::default() }
@@ -188,6 +194,16 @@ impl Health {
     /// Records that the table is intact, or why it is not.
     pub(super) fn set_table(&self, error: Option<String>) {
         lock(&self.state).table_error = error;
+    }
+
+    /// Records why the file of `log.transfers` is not written, if it is not.
+    pub(super) fn set_transfer_file(&self, error: Option<&str>) {
+        lock(&self.state).transfer_file_error = error.map(str::to_owned);
+    }
+
+    /// Records why there is no endpoint of `[metrics]`.
+    pub(super) fn set_metrics_error(&self, error: String) {
+        lock(&self.state).metrics_error = Some(error);
     }
 
     /// Records the events of an engine, as far as they matter here.
@@ -245,13 +261,26 @@ impl Health {
         status: &Status,
         unwritten: &[impl AsRef<Path>],
     ) -> Findings {
-        let HealthState { audit, unmarked_may_pass, table_error, traffic, .. } =
-            &mut *lock(&self.state);
+        let HealthState {
+            audit,
+            unmarked_may_pass,
+            table_error,
+            transfer_file_error,
+            metrics_error,
+            traffic,
+        } = &mut *lock(&self.state);
         let mut findings = audit.clone();
         findings.extend(name_checks(&status.names).iter().filter_map(Check::finding));
         if let Some(error) = table_error {
             let remedy = "`nft monitor` shows which program changes nf_tables; ftp-alg tries again by itself";
             findings.add_named(ProblemName::Table, 0, error.as_str(), remedy);
+        }
+        if let Some(error) = transfer_file_error {
+            findings.add_named(ProblemName::TransferFile, 0, error.as_str(), FILE_REMEDY);
+        }
+        if let Some(error) = metrics_error {
+            let remedy = "free the port or change [metrics] listen, then systemctl restart ftp-alg";
+            findings.add_named(ProblemName::Metrics, 0, error.as_str(), remedy);
         }
         if let Some(path) = unwritten.first() {
             let more = match unwritten.len() {

@@ -75,6 +75,8 @@ pub enum ProblemName {
     NoDataConnection,
     Overruns,
     MaxSessions,
+    TransferFile,
+    Metrics,
 }
 
 impl ProblemName {
@@ -123,7 +125,9 @@ impl ProblemName {
             | Self::RefusedAnnouncements
             | Self::NoDataConnection
             | Self::Overruns
-            | Self::MaxSessions => Always(Severity::Warning),
+            | Self::MaxSessions
+            | Self::TransferFile
+            | Self::Metrics => Always(Severity::Warning),
             Self::UnusedPinholes | Self::NoRoute | Self::Encrypted => ByClients,
         }
     }

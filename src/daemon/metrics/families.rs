@@ -258,7 +258,7 @@ fn of_pinholes(status: &Status) -> Vec<Family> {
 }
 
 fn of_transfers(status: &Status) -> Vec<Family> {
-    let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost, .. } =
+    let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost, unwritten, .. } =
         status.transfers;
     let modes = [("active", active), ("passive", passive), ("unknown", unknown)];
     let of_mode = |(mode, counts): (&str, ResultCounts)| {
@@ -284,6 +284,11 @@ fn of_transfers(status: &Status) -> Vec<Family> {
             "ftp_alg_transfers_unreported",
             lost,
             "Transfers that were not reported: too many ended at once, or the last daemon was killed.",
+        ),
+        Family::counter(
+            "ftp_alg_transfers_unwritten",
+            unwritten,
+            "Transfers that are missing in the file of log.transfers.",
         ),
     ]
 }

@@ -8,15 +8,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::OFlags;
+
+/// What to do if the file cannot be written.
+pub const REMEDY: &str = "make room, or let the daemon's user write there, then systemctl reload ftp-alg; if the directory \
+                          was missing at its start, systemctl restart ftp-alg";
+
 /// A file to which lines are appended.
 #[derive(Debug)]
 pub struct TransferFile {
     path: PathBuf,
-    file: io::Result<File>,
-    /// Whether the last line may be there in part.
+    file: Option<File>,
+    /// Whether a part of the last line is there.
     is_torn: bool,
-    /// Whether the failure was reported that lasts.
-    is_reported: bool,
+    /// Why lines are not written now. It is logged once.
+    failure: Option<String>,
     /// Lines that were not written.
     pub unwritten: u64,
 }
@@ -24,10 +30,9 @@ pub struct TransferFile {
 impl TransferFile {
     /// Opens `path`, or makes it, readable for its owner and group.
     pub fn open(path: &Path) -> Self {
-        let file = open(path);
-        let mut this =
-            Self { path: path.to_owned(), file, is_torn: false, is_reported: false, unwritten: 0 };
-        this.report_failure();
+        let path = path.to_owned();
+        let mut this = Self { path, file: None, is_torn: false, failure: None, unwritten: 0 };
+        this.reopen();
         this
     }
 
@@ -36,11 +41,18 @@ impl TransferFile {
         self.path.parent().unwrap_or(&self.path)
     }
 
+    /// Why lines are not written now.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
     /// Opens the path again, because logrotate has renamed the file, or because it could not be opened.
     pub fn reopen(&mut self) {
-        self.file = open(&self.path);
-        (self.is_torn, self.is_reported) = (false, false);
-        self.report_failure();
+        (self.file, self.is_torn, self.failure) = (None, false, None);
+        match open(&self.path) {
+            Ok(file) => self.file = Some(file),
+            Err(error) => self.fail(&error),
+        }
     }
 
     /// Appends lines, each with its end.
@@ -50,50 +62,49 @@ impl TransferFile {
         }
         let start = if self.is_torn { "\n" } else { "" };
         let bytes = [start, lines].concat().into_bytes();
-        let written = match &mut self.file {
-            Ok(file) => match file.write(&bytes) {
-                Ok(written) if written == bytes.len() => {
-                    (self.is_torn, self.is_reported) = (false, false);
-                    return;
-                }
-                Ok(written) => {
-                    self.warn(&io::ErrorKind::StorageFull.into());
-                    written
-                }
-                Err(error) => {
-                    self.warn(&error);
-                    0
-                }
-            },
-            // The error was reported when the file was opened.
-            Err(_) => 0,
+        let written = match self.file.as_mut().map(|file| file.write(&bytes)) {
+            Some(Ok(written)) if written == bytes.len() => {
+                (self.is_torn, self.failure) = (false, None);
+                return;
+            }
+            Some(Ok(written)) => {
+                self.fail(&io::ErrorKind::StorageFull.into());
+                written
+            }
+            Some(Err(error)) => {
+                self.fail(&error);
+                0
+            }
+            None => 0,
         };
         let (there, missing) = bytes.split_at(written);
-        self.is_torn = there.last().map_or(self.is_torn, |last| *last != b'\n');
+        let torn = there.iter().rev().take_while(|byte| **byte != b'\n').count() as u64;
+        self.is_torn = torn > 0 && !self.shorten_by(torn);
         self.unwritten += missing.iter().filter(|byte| **byte == b'\n').count() as u64;
     }
 
-    fn report_failure(&mut self) {
-        if let Err(error) = &self.file {
-            let error = io::Error::new(error.kind(), error.to_string());
-            self.warn(&error);
-        }
+    /// Removes the last `bytes`, which are a part of a line. Returns whether they are gone.
+    fn shorten_by(&mut self, bytes: u64) -> bool {
+        let shorten = |file: &File| file.set_len(file.metadata()?.len().saturating_sub(bytes));
+        self.file.as_ref().is_some_and(|file| shorten(file).is_ok())
     }
 
-    fn warn(&mut self, error: &io::Error) {
-        if !std::mem::replace(&mut self.is_reported, true) {
-            let path = self.path.display();
+    fn fail(&mut self, error: &io::Error) {
+        let failure = format!("log.transfers: {}: {error}", self.path.display());
+        if self.failure.is_none() {
             tracing::warn!(
                 event = "transfer-file-failed",
-                "log.transfers: {path}: {error}; transfers are missing there and counted, and the log has them. Make \
-                 room, or let the daemon's user write there; then systemctl reload ftp-alg"
+                "{failure}; transfers are missing there and counted, and the log has them. {REMEDY}"
             );
         }
+        self.failure = Some(failure);
     }
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    // A FIFO must not hold up the daemon.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }
 
 #[cfg(test)]
@@ -126,11 +137,42 @@ mod tests {
         let mut full = TransferFile::open(Path::new("/dev/full"));
         full.append("{}\n");
         full.append("{}\n{}\n");
-        assert_eq!((full.unwritten, full.is_reported), (3, true));
+        assert_eq!(full.unwritten, 3);
+        assert!(full.failure().unwrap().starts_with("log.transfers: /dev/full: "));
         let mut absent = TransferFile::open(Path::new("/proc/absent/transfers"));
         absent.append("{}\n");
         absent.reopen();
         absent.append("{}\n");
         assert_eq!(absent.unwritten, 2);
+    }
+    #[test]
+    fn a_fifo_holds_nothing_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        let mut file = TransferFile::open(&path);
+        file.append("{}\n");
+        assert!(file.failure().is_some());
+        assert_eq!(file.unwritten, 1);
+    }
+
+    #[test]
+    fn a_line_for_which_there_is_no_room_leaves_no_part() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("transfers.json");
+        let mut file = TransferFile::open(&path);
+        file.append("{\"a\":1}\n");
+        // As if the last write had been cut.
+        file.file.as_mut().unwrap().write_all(b"{\"a\":").unwrap();
+        assert!(file.shorten_by(5));
+        file.append("{\"a\":2}\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
     }
 }

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-pub use file::TransferFile;
+pub use file::{REMEDY as FILE_REMEDY, TransferFile};
 use ftp_alg_core::engine::{
     EndedSession, Event, EventKind, FinishedTransfer, Pinhole, TRANSFER_PATIENCE, Transfer,
     TransferSession, TransferTracker,
@@ -218,6 +218,8 @@ impl TransferReports {
             waiting_pinholes: VecDeque::new(),
             reports: Vec::new(),
         };
+        // For the state of the file.
+        publish(Vec::new());
         loop {
             let is_last = stop.load(Ordering::Acquire);
             let now = Instant::now();
@@ -239,7 +241,7 @@ impl TransferReports {
             let now = (!is_last).then(Instant::now);
             known.report_missing_connections(now);
             known.report_ended_sessions(now);
-            if !known.reports.is_empty() {
+            if !known.reports.is_empty() || self.reopens.load(Ordering::Acquire) {
                 publish(std::mem::take(&mut known.reports));
             }
             if is_last {
@@ -249,7 +251,7 @@ impl TransferReports {
         }
     }
 
-    /// Has the file opened again before the next transfer is written.
+    /// Has the file opened again.
     pub(super) fn reopen_file(&self) {
         self.reopens.store(true, Ordering::Release);
     }

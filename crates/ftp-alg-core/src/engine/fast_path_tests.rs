@@ -244,6 +244,28 @@ fn a_retransmitted_fast_path_line_is_forwarded_unchanged() {
     assert_eq!(talk.pass(&other).1, rewritten);
 }
 
+/// A rule of another program has removed the mark of a line that the fast path adjusted, so the line is queued.
+#[test]
+fn a_line_that_the_fast_path_has_adjusted_is_not_adjusted_again() {
+    let mut talk = Conversation::masqueraded().log_in();
+    talk.gateway.engine.sessions.set_uses_fast_path(true);
+    talk.play("> PORT 192,168,150,80,14,178 < 200 ok > RETR first < 150 here < 226 done");
+    assert!(talk.is_handed_over());
+    // The address became two digits shorter.
+    let (seq, adjusted_seq, line) = (talk.next[0], talk.next[0].wrapping_sub(2), b"NOOP\r\n");
+    talk.fast_path(1, "> NOOP");
+    let adjusted = talk.build(Side::Client, adjusted_seq, line, false);
+    assert_eq!(talk.pass(&adjusted).0, PacketOutcome::Drop);
+    assert_eq!(talk.gateway.engine.counters().drops.get(DropReason::Adjusted), 1);
+    assert!(!talk.is_handed_over());
+    // The client sends it again, and the program no longer adjusts it.
+    let again = talk.build(Side::Client, seq, line, false);
+    assert_eq!(talk.pass(&again), (PacketOutcome::Replace, "NOOP\r\n".to_owned()));
+    let delivered = Packet::parse(talk.gateway.replacement()).unwrap().seq();
+    assert_eq!(delivered, Seq(adjusted_seq));
+    assert_eq!(talk.say(Side::Server, "200 fine\r\n").1, "200 fine\r\n");
+}
+
 #[test]
 fn two_fast_path_fins_end_the_session_and_its_pinholes() {
     let mut talk = Conversation::handed_over();

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -93,6 +96,11 @@ impl Sessions {
             inline_interfaces: Arc::clone(&self.inline_interfaces),
             ..Self::new(self.policy.clone())
         }
+    }
+
+    /// Gives new sessions, of all shards, numbers behind `last`.
+    pub fn number_behind(&self, last: u64) {
+        self.last_id.fetch_max(last, Ordering::Relaxed);
     }
 
     /// Sets how many pinholes the kernel can hold.

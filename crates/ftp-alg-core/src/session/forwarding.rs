@@ -69,11 +69,13 @@ pub enum DropReason {
     Overflow,
     /// The packet has the client's address, but arrived where no route to the client leads.
     Elsewhere,
+    /// The fast path has adjusted it, and another program's rule removed its mark, so that it was queued.
+    Adjusted,
 }
 
 impl DropReason {
     /// Every drop reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::OutOfOrder,
         Self::OutOfWindow,
         Self::Overlap,
@@ -86,6 +88,7 @@ impl DropReason {
         Self::Stale,
         Self::Overflow,
         Self::Elsewhere,
+        Self::Adjusted,
     ];
 
     /// Name in `ftp-alg status`.
@@ -103,6 +106,7 @@ impl DropReason {
             Self::Stale => "stale",
             Self::Overflow => "overflow",
             Self::Elsewhere => "elsewhere",
+            Self::Adjusted => "adjusted",
         }
     }
 }

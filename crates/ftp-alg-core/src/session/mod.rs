@@ -313,6 +313,16 @@ impl Session {
         (space.map.to_delivered(space.next) - space.next, space.unacknowledged())
     }
 
+    /// Whether `packet` of `side` ends where its last line ends for the receiver, although that has another number for
+    /// the sender. On a connection that the fast path had until now, that is a line which it has adjusted. TCP sends such
+    /// a packet again if it is dropped, also if it was another one.
+    pub fn has_adjusted_numbers(&self, side: Side, packet: &Packet<'_>) -> bool {
+        let space = &self.direction(side).space;
+        let delivered = space.map.to_delivered(space.next);
+        let length = packet.payload().len() as u32;
+        length > 0 && delivered != space.next && packet.seq() + length == delivered
+    }
+
     /// Whether one end has sent a FIN.
     pub fn is_half_closed(&self) -> bool {
         self.client.space.finished || self.server.space.finished

@@ -123,6 +123,7 @@ impl Engine {
             let session = SessionRef { index, id: entry.id };
             let (is_busy, is_handed_over) =
                 (entry.is_busy(), entry.extra().fast_path.is_handed_over);
+            let is_adjusted = is_handed_over && entry.session.has_adjusted_numbers(from, packet);
             let is_certain = !packet.has(flags::SYN) && entry.incarnation().is_none();
             // A SYN changes nothing by itself. When the connection has ended, its ends may be elsewhere.
             let begins = packet.has(flags::SYN) && (!packet.has(flags::ACK) || is_over);
@@ -157,6 +158,9 @@ impl Engine {
             }
             if is_handed_over {
                 self.sessions.take_back(index);
+                if is_adjusted {
+                    return Err(Handling::Verdict(Verdict::Drop(DropReason::Adjusted)));
+                }
             }
             known = is_certain.then_some((index, from));
         }
