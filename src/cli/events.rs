@@ -2,7 +2,7 @@
 
 mod since;
 
-use std::{thread, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use clap::Args;
 use ftp_alg_core::engine::EventKind;
@@ -43,6 +43,9 @@ pub(super) struct EventOptions {
     /// Only events of this kind; may be given several times
     #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(EventKind::NAMES))]
     kind: Vec<String>,
+    /// Only events with an endpoint, announced or rewritten, of this port
+    #[arg(long)]
+    port: Option<u16>,
     #[command(flatten)]
     socket: SocketOption,
 }
@@ -61,6 +64,9 @@ impl EventOptions {
                 }
                 Err(error) => return Err(error.into()),
             };
+            if !has_begun && let Some(note) = self.note_on_start(&events) {
+                eprintln!("ftp-alg: {note}");
+            }
             has_begun = true;
             match missed {
                 Some(0) => {}
@@ -85,6 +91,13 @@ impl EventOptions {
         }
     }
 
+    /// That the `stored` events do not reach back to `--since`.
+    fn note_on_start(&self, stored: &[Value]) -> Option<String> {
+        let (since, first) = (self.since?, time_of(stored.first()?)?);
+        let note = format!("stored events begin at {first:.0}: see the log for earlier ones");
+        (first > since).then_some(note)
+    }
+
     fn selects(&self, event: &Value) -> bool {
         let text = |field: &str| event[field].as_str();
         let address = |field: &str| text(field)?.parse().ok();
@@ -94,12 +107,12 @@ impl EventOptions {
             user: text("user"),
             session: event["session"].as_u64(),
         };
-        let is_late = |since: Timestamp| {
-            text("time")
-                .and_then(|time| time.parse::<Timestamp>().ok())
-                .is_some_and(|at| at >= since)
+        let port = |field: &str| text(field)?.parse().ok().map(|end: SocketAddr| end.port());
+        let has_port = |wanted: u16| {
+            ["announced", "rewritten"].iter().any(|field| port(field) == Some(wanted))
         };
-        self.since.is_none_or(is_late)
+        self.since.is_none_or(|since| time_of(event).is_some_and(|at| at >= since))
+            && self.port.is_none_or(has_port)
             && self.selection.selects(subject)
             && (self.kind.is_empty()
                 || text("event").is_some_and(|kind| self.kind.iter().any(|wanted| wanted == kind)))
@@ -112,6 +125,10 @@ impl EventOptions {
             false => output::print_line(&format!("{} {}", text("time"), text("text"))),
         }
     }
+}
+
+fn time_of(event: &Value) -> Option<Timestamp> {
+    event["time"].as_str()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -127,14 +144,22 @@ mod tests {
         options: EventOptions,
     }
 
-    fn selected(arguments: &str) -> Vec<u64> {
+    fn options(arguments: &str) -> EventOptions {
         let words = ["events"].into_iter().chain(arguments.split_whitespace());
-        let Test { options } = Test::try_parse_from(words).unwrap();
+        Test::try_parse_from(words).unwrap().options
+    }
+
+    fn selected(arguments: &str) -> Vec<u64> {
+        let options = options(arguments);
         let events = [
             json!({"id": 1, "time": "2020-11-28T10:00:00.000000Z", "event": "login", "session": 1,
                 "client": "10.0.0.7", "server": "203.0.113.9", "user": "bob"}),
             json!({"id": 2, "time": "2020-11-28T11:00:00.000000Z", "event": "transfer", "session": 2,
                 "client": "2001:db8::7", "server": "2001:db8::9"}),
+            json!({"id": 3, "time": "2020-11-28T10:00:00.000000Z", "event": "announcement", "session": 3,
+                "announced": "10.0.0.7:2121", "rewritten": "198.51.100.1:50069"}),
+            json!({"id": 4, "time": "2020-11-28T10:00:00.000000Z", "event": "refusal", "session": 3,
+                "announced": "[2001:db8::7]:2121", "rewritten": null}),
         ];
         let ids = events.iter().filter(|event| options.selects(event));
         ids.map(|event| event["id"].as_u64().unwrap()).collect()
@@ -143,7 +168,7 @@ mod tests {
     #[test]
     fn each_option_selects() {
         for (arguments, expected) in [
-            ("", vec![1, 2]),
+            ("", vec![1, 2, 3, 4]),
             ("--client 10.0.0.0/8", vec![1]),
             ("--client 10.0.0.8", vec![]),
             ("--server 2001:db8::/32 --json", vec![2]),
@@ -151,9 +176,28 @@ mod tests {
             ("--kind login --kind transfer", vec![1, 2]),
             ("--kind transfer", vec![2]),
             ("--session 2", vec![2]),
+            ("--port 2121", vec![3, 4]),
+            ("--port 50069", vec![3]),
+            ("--port 21", vec![]),
             ("--since 2020-11-28T10:30:00Z", vec![2]),
         ] {
             assert_eq!(selected(arguments), expected, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_stored_any_more_is_noted() {
+        let stored = [json!({"time": "2020-11-28T10:00:00.123456Z"}), json!({"time": ""})];
+        let note = |arguments: &str, stored: &[Value]| options(arguments).note_on_start(stored);
+        let expected = "stored events begin at 2020-11-28T10:00:00Z: see the log for earlier ones";
+        assert_eq!(note("--since 2020-11-28T09:00:00Z", &stored).as_deref(), Some(expected));
+        for (arguments, stored) in [
+            ("", &stored[..]),
+            ("--since 1h", &stored),
+            ("--since 2020-11-28T09:00:00Z", &[]),
+            ("--since 2020-11-28T09:00:00Z", &stored[1..]),
+        ] {
+            assert_eq!(note(arguments, stored), None, "{arguments}");
         }
     }
 }
