@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     Failure, SocketOption,
-    event_reader::{EventReader, NewEvents},
+    event_reader::{EventReader, NewEvents, missed_text},
     output,
     selection::{Selection, Subject},
 };
@@ -70,7 +70,7 @@ impl EventOptions {
             has_begun = true;
             match missed {
                 Some(0) => {}
-                Some(missed) => eprintln!("ftp-alg: {missed} events were missed"),
+                Some(missed) => eprintln!("ftp-alg: {}", missed_text(missed)),
                 None => {
                     eprintln!(
                         "ftp-alg: the IDs of events begin again, because the state directory was removed: some may be missing"

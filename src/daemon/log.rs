@@ -27,7 +27,11 @@ use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
 use tracing::Level;
 use tracing_subscriber::{fmt, prelude::*};
 
-use super::{DaemonError, shard::lock};
+use super::{
+    DaemonError,
+    counted::{counted, was_or_were},
+    shard::lock,
+};
 use batch::BatchedStderr;
 pub(super) use batch::log_at_once;
 use journald::Journald;
@@ -146,7 +150,9 @@ impl EventLog {
         for (topic, SkippedLines { lines, last }) in skipped {
             let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
             let text = format!(
-                "{lines} more lines were not logged: {}{of}",
+                "{} {} not logged: {}{of}",
+                counted(lines, "more line"),
+                was_or_were(lines),
                 topic.get_message().unwrap_or_default()
             );
             log_line(Some(topic), &text, None, None);

@@ -12,6 +12,7 @@
 pub mod confine;
 pub(crate) mod control_client;
 mod control_socket;
+pub mod counted;
 mod daemon_host;
 mod deadline_stream;
 mod events;

@@ -16,6 +16,7 @@ use std::{
 use ftp_alg_core::engine::{Effects, Engine, Event, EventKind, Kernel, KernelError, Pinhole};
 
 use super::{
+    counted::{counted, was_or_were},
     events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
@@ -131,7 +132,9 @@ impl SharedState {
             tracing::info!(
                 event = "transfers-unreported",
                 transfers,
-                "{transfers} transfers had ended, and were not reported yet when the last daemon was killed"
+                "{} had ended, and {} not reported yet when the last daemon was killed",
+                counted(transfers, "transfer"),
+                was_or_were(transfers)
             );
         }
     }

@@ -137,7 +137,7 @@ fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
         let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
         assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
         let log = second.log();
-        assert!(log.contains("restored 1 sessions (1 with sequence adjustment)"), "{log}");
+        assert!(log.contains("restored 1 session (1 with sequence adjustment)"), "{log}");
         assert_eq!(answer(&gateway, "sessions", &socket)[0]["adjusted"], json!(true));
         assert_goes_on(&gateway, client, "taken over");
         assert!(second.terminate(Duration::from_secs(5)).unwrap().success());

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     cli::{status, table},
     daemon::{
+        counted::counted,
         health::CheckStatus,
         snapshot::{FastPathState, SessionRow, SessionSummary, Status, WindowCounts},
     },
@@ -89,7 +90,9 @@ pub(super) fn clock() -> String {
 
 fn summary(status: &Status) -> String {
     let fast_path = match status.fast_path.state {
-        FastPathState::On => format!("on, {} connections", status.fast_path.connections),
+        FastPathState::On => {
+            format!("on, {}", counted(status.fast_path.connections, "connection"))
+        }
         FastPathState::Off => "off".to_owned(),
     };
     let uptime = table::span(status.uptime_seconds);

@@ -16,7 +16,10 @@ use super::{
     recent::{RecentClients, RecentCount},
     servers::RecentServers,
 };
-use crate::daemon::snapshot::Status;
+use crate::daemon::{
+    counted::{counted, was_or_were},
+    snapshot::Status,
+};
 
 /// Unused pinholes count if there are more than one for so many used ones. A few data connections always fail.
 const UNUSED_SHARE: u64 = 20;
@@ -157,15 +160,17 @@ impl Traffic {
         let within = format!("in the last {} minutes", RECENT_WINDOW.as_secs() / 60);
         if overruns > 0 {
             let text = format!(
-                "a queue was full: the kernel dropped {overruns} packets {within}, and their senders retransmit them"
+                "a queue was full: the kernel dropped {} {within}, which the senders retransmit",
+                counted(overruns, "packet")
             );
             let remedy = "raise [queue] workers, or see what else uses the processors";
             findings.add_named(ProblemName::Overruns, 0, text, remedy);
         }
         if uninspected > 0 {
             let text = format!(
-                "max-sessions is reached: {uninspected} packets {within} belonged to connections that are not \
-                 inspected, and for which no pinhole is opened"
+                "max-sessions is reached: {} {within} belonged to connections that are not inspected, and for which no pinhole \
+                 is opened",
+                counted(uninspected, "packet")
             );
             let remedy = "raise [policy] max-sessions; `ftp-alg sessions` shows whose they are";
             findings.add_named(ProblemName::MaxSessions, 0, text, remedy);
@@ -174,7 +179,8 @@ impl Traffic {
             let last = self.last_unused.as_deref().unwrap_or_default();
             let of_clients = of_clients(unused_clients);
             let text = format!(
-                "{unused} announced data connections {within}{of_clients} did not arrive here in time; the last: {last}"
+                "{} {within}{of_clients} did not arrive here in time; the last: {last}",
+                counted(unused, "announced data connection")
             );
             let remedy = "if transfers fail, find what drops them before this gateway: the firewall of the end that \
                           connects, a provider, or a raw or ingress rule here; if clients are only late, raise \
@@ -194,8 +200,10 @@ impl Traffic {
         if encrypted > 0 && !unmarked_may_pass {
             let of_clients = of_clients(encrypted_clients);
             let text = format!(
-                "{encrypted} sessions {within}{of_clients} were encrypted: ftp-alg cannot read their announcements, and \
-                 the firewall drops their data connections"
+                "{} {within}{of_clients} {} encrypted: ftp-alg cannot read the announcements, and the firewall drops the data \
+                 connections",
+                counted(encrypted, "session"),
+                was_or_were(encrypted)
             );
             let remedy = "open the server's passive ports to its clients, or make clients use plain FTP with \
                           [policy] auth-tls = \"refuse\"";
