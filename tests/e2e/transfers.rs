@@ -212,8 +212,8 @@ fn what_killed_daemons_have_not_reported_is_counted() {
             let log = gateway.daemon.log();
             let reported = log.lines().filter(|line| line.contains(" transfer #")).count();
             let counted = log.lines().filter_map(|line| {
-                let (start, _) = line.split_once(" transfers had ended, and were not reported")?;
-                start.rsplit(' ').next()?.parse::<usize>().ok()
+                let (start, _) = line.split_once(" had ended, and ")?;
+                start.rsplit(' ').nth(1)?.parse::<usize>().ok()
             });
             reported + counted.sum::<usize>() == ROUNDS
         });
