@@ -165,8 +165,8 @@ impl SharedState {
     /// Updates the daemon's health and the history of its counters, and logs new and solved problems. Called each
     /// second.
     pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
-        for (ends, text) in self.health.take_unused_pinholes(now, parameters) {
-            self.log.log_unused_pinhole(now, ends, &text);
+        for pinhole in self.health.take_unused_pinholes(now, parameters) {
+            self.log.log_unused_pinhole(now, &pinhole);
         }
         let status = self.status_without_sessions(now);
         lock(&self.history).record(now, Counts::of(&status));

@@ -277,7 +277,7 @@ fn pinholes_that_nobody_uses() {
     assert_eq!(daemon.counter("pinholes_used").unwrap(), 0);
     is_warning(daemon, "unused-pinholes"); // of one client
     let log = daemon.log();
-    let lines = log.lines().filter(|line| line.contains("WARN 1")).count();
+    let lines = log.lines().filter(|line| line.contains("WARN #1 1")).count();
     assert_eq!(lines, 2, "one each: {log}");
     assert!(
         log.contains(

@@ -36,18 +36,27 @@ pub(in crate::daemon) type Ends = (SocketAddr, SocketAddr);
 pub(super) struct ExpiredPinhole {
     pub(super) pinhole: Pinhole,
     kind: AnnouncementKind,
+    session: u64,
     client: SocketAddr,
     server: SocketAddr,
 }
 
+/// A pinhole that expired without a connection.
+#[derive(Debug)]
+pub(in crate::daemon) struct UnusedPinhole {
+    pub session: u64,
+    pub ends: Ends,
+    pub log_line: String,
+}
+
 impl ExpiredPinhole {
-    pub(super) fn log_line(self) -> (Ends, String) {
-        let Self { pinhole, kind, client, server } = self;
-        let line = format!(
-            "{client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: the end that connects came late \
+    pub(super) fn into_unused(self) -> UnusedPinhole {
+        let Self { pinhole, kind, session, client, server } = self;
+        let log_line = format!(
+            "#{session} {client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: the end that connects came late \
              or not at all, or its data connection was dropped before this gateway"
         );
-        ((client, server), line)
+        UnusedPinhole { session, ends: (client, server), log_line }
     }
 }
 
@@ -114,11 +123,11 @@ impl Traffic {
 
     /// Records an event of an engine, as far as it matters here.
     pub(super) fn record(&mut self, now: Instant, event: &Event) {
-        let Event { client, server, .. } = *event;
+        let Event { session, client, server, .. } = *event;
         match &event.kind {
             EventKind::PinholeExpired(pinhole, kind) if self.expired.len() < MAX_EXPIRED => {
                 let (pinhole, kind) = (*pinhole, *kind);
-                self.expired.push(ExpiredPinhole { pinhole, kind, client, server });
+                self.expired.push(ExpiredPinhole { pinhole, kind, session, client, server });
             }
             EventKind::RouteMissing(_) => {
                 self.routeless += 1;
@@ -131,12 +140,12 @@ impl Traffic {
         }
     }
 
-    /// Records pinholes that expired without a connection: the ends of each session, and the log line.
-    pub(super) fn record_unused(&mut self, now: Instant, lines: &[(Ends, String)]) {
-        for ((client, _), line) in lines {
+    /// Records pinholes that expired without a connection.
+    pub(super) fn record_unused(&mut self, now: Instant, unused: &[UnusedPinhole]) {
+        for UnusedPinhole { ends: (client, _), log_line, .. } in unused {
             self.unused += 1;
             self.unused_pinholes.clients.record(now, *client);
-            self.last_unused = Some(line.clone());
+            self.last_unused = Some(log_line.clone());
         }
     }
 
