@@ -137,9 +137,9 @@ fn a_session_and_its_transfers_are_shown_while_they_happen() {
         "half.csv",
     );
     let held = held.unwrap();
-    view.wait(&["[1 Sessions 1]", "192.168.150.80:", &format!(" {user} "), "logged-in"]);
+    view.wait(&["[1 Sessions 1]", "192.168.150.80:", &format!(" {user} "), "logged-in RETR "]);
     view.press("\r");
-    view.wait(&["Session  (Esc: close)", "CLIENT AS  198.51.100.1:"]);
+    view.wait(&["Session  (Esc: close)", "CLIENT AS  198.51.100.1:", "TRANSFER   RETR "]);
     let transfer = curl(lab, &server, Mode::Active);
     transfer.upload("q3.csv", b"12345").unwrap();
     view.press("2");

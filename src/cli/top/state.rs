@@ -402,7 +402,7 @@ mod tests {
         look.sessions.clear();
         state.take(Ok(look));
         let overlay = state.overlay.as_ref().unwrap();
-        assert_eq!((overlay.title.as_str(), overlay.items.len()), ("Session (it has ended)", 12));
+        assert_eq!((overlay.title.as_str(), overlay.items.len()), ("Session (it has ended)", 13));
         assert!(!press(&mut state, "\n"));
         press(&mut state, "\n");
         assert!(state.overlay.is_none(), "no row has details");
