@@ -135,7 +135,7 @@ impl State {
             Ok(look) => {
                 let restart = look.is_another.then(|| "the daemon was restarted".to_owned());
                 let missed = Some(look.missed).filter(|missed| *missed > 0);
-                let missed = missed.map(|missed| missed_text(missed));
+                let missed = missed.map(missed_text);
                 let notices: Vec<_> = restart.into_iter().chain(missed).collect();
                 if !notices.is_empty() {
                     self.notice = Some(format!("{}: {}", clock(), notices.join("; ")));
