@@ -4,7 +4,7 @@ use jiff::{Span, Timestamp, Zoned, civil};
 
 /// What `--since` accepts, for its help and its errors.
 const EXAMPLES: &str =
-    "2026-11-28T10:00:00Z, a local 2026-11-28 or 2026-11-28T17:22, today, yesterday, 15m, 2h, 1d";
+    "15m, 2h, 1d, today, yesterday, 2026-11-28 or 2026-11-28T17:22 (local), 2026-11-28T10:00:00Z";
 
 /// The text of the help.
 pub(super) fn help() -> String {
