@@ -4,7 +4,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::SocketOption;
-use crate::daemon::control_client::ClientError;
+use crate::daemon::{
+    control_client::ClientError,
+    counted::{counted, was_or_were},
+};
 
 /// Where a reader of events is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,4 +38,9 @@ impl EventReader {
         };
         Ok(answer)
     }
+}
+
+/// What to say about events that were missed.
+pub(super) fn missed_text(missed: u64) -> String {
+    format!("{} {} missed", counted(missed, "event"), was_or_were(missed))
 }

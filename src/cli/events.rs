@@ -1,15 +1,17 @@
 //! `ftp-alg events`: what happened recently, and what happens now.
 
-use std::{thread, time::Duration};
+mod since;
+
+use std::{net::SocketAddr, thread, time::Duration};
 
 use clap::Args;
 use ftp_alg_core::engine::EventKind;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
     Failure, SocketOption,
-    event_reader::{EventReader, NewEvents},
+    event_reader::{EventReader, NewEvents, missed_text},
     output,
     selection::{Selection, Subject},
 };
@@ -33,14 +35,17 @@ pub(super) struct EventOptions {
     /// Wait for more events
     #[arg(long, short)]
     follow: bool,
-    /// Only events since this time, or in this span: 2026-11-28T10:00:00Z, 15m, 2h
-    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    // The hyphen is that of `-5m`.
+    #[arg(long, value_name = "TIME", help = since::help(), value_parser = since::parse, allow_hyphen_values = true)]
     since: Option<Timestamp>,
     #[command(flatten)]
     selection: Selection,
     /// Only events of this kind; may be given several times
     #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(EventKind::NAMES))]
     kind: Vec<String>,
+    /// Only events with an endpoint, announced or rewritten, of this port
+    #[arg(long)]
+    port: Option<u16>,
     #[command(flatten)]
     socket: SocketOption,
 }
@@ -59,10 +64,13 @@ impl EventOptions {
                 }
                 Err(error) => return Err(error.into()),
             };
+            if !has_begun && let Some(note) = self.note_on_start(&events) {
+                eprintln!("ftp-alg: {note}");
+            }
             has_begun = true;
             match missed {
                 Some(0) => {}
-                Some(missed) => eprintln!("ftp-alg: {missed} events were missed"),
+                Some(missed) => eprintln!("ftp-alg: {}", missed_text(missed)),
                 None => {
                     eprintln!(
                         "ftp-alg: the IDs of events begin again, because the state directory was removed: some may be missing"
@@ -83,6 +91,13 @@ impl EventOptions {
         }
     }
 
+    /// That the `stored` events do not reach back to `--since`.
+    fn note_on_start(&self, stored: &[Value]) -> Option<String> {
+        let (since, first) = (self.since?, time_of(stored.first()?)?);
+        let note = format!("stored events begin at {first:.0}: see the log for earlier ones");
+        (first > since).then_some(note)
+    }
+
     fn selects(&self, event: &Value) -> bool {
         let text = |field: &str| event[field].as_str();
         let address = |field: &str| text(field)?.parse().ok();
@@ -92,12 +107,12 @@ impl EventOptions {
             user: text("user"),
             session: event["session"].as_u64(),
         };
-        let is_late = |since: Timestamp| {
-            text("time")
-                .and_then(|time| time.parse::<Timestamp>().ok())
-                .is_some_and(|at| at >= since)
+        let port = |field: &str| text(field)?.parse().ok().map(|end: SocketAddr| end.port());
+        let has_port = |wanted: u16| {
+            ["announced", "rewritten"].iter().any(|field| port(field) == Some(wanted))
         };
-        self.since.is_none_or(is_late)
+        self.since.is_none_or(|since| time_of(event).is_some_and(|at| at >= since))
+            && self.port.is_none_or(has_port)
             && self.selection.selects(subject)
             && (self.kind.is_empty()
                 || text("event").is_some_and(|kind| self.kind.iter().any(|wanted| wanted == kind)))
@@ -112,15 +127,8 @@ impl EventOptions {
     }
 }
 
-/// A time, or a span before now.
-fn parse_since(text: &str) -> Result<Timestamp, String> {
-    let span = || -> Option<Timestamp> {
-        let span: SignedDuration = text.parse().ok()?;
-        Timestamp::now().checked_sub(span).ok()
-    };
-    text.parse::<Timestamp>().ok().or_else(span).ok_or_else(|| {
-        "neither a time such as 2026-11-28T10:00:00Z, nor a span such as 15m or 2h".to_owned()
-    })
+fn time_of(event: &Value) -> Option<Timestamp> {
+    event["time"].as_str()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -136,14 +144,22 @@ mod tests {
         options: EventOptions,
     }
 
-    fn selected(arguments: &str) -> Vec<u64> {
+    fn options(arguments: &str) -> EventOptions {
         let words = ["events"].into_iter().chain(arguments.split_whitespace());
-        let Test { options } = Test::try_parse_from(words).unwrap();
+        Test::try_parse_from(words).unwrap().options
+    }
+
+    fn selected(arguments: &str) -> Vec<u64> {
+        let options = options(arguments);
         let events = [
-            json!({"id": 1, "time": "2026-11-28T10:00:00.000000Z", "event": "login", "session": 1,
+            json!({"id": 1, "time": "2020-11-28T10:00:00.000000Z", "event": "login", "session": 1,
                 "client": "10.0.0.7", "server": "203.0.113.9", "user": "bob"}),
-            json!({"id": 2, "time": "2026-11-28T11:00:00.000000Z", "event": "transfer", "session": 2,
+            json!({"id": 2, "time": "2020-11-28T11:00:00.000000Z", "event": "transfer", "session": 2,
                 "client": "2001:db8::7", "server": "2001:db8::9"}),
+            json!({"id": 3, "time": "2020-11-28T10:00:00.000000Z", "event": "announcement", "session": 3,
+                "announced": "10.0.0.7:2121", "rewritten": "198.51.100.1:50069"}),
+            json!({"id": 4, "time": "2020-11-28T10:00:00.000000Z", "event": "refusal", "session": 3,
+                "announced": "[2001:db8::7]:2121", "rewritten": null}),
         ];
         let ids = events.iter().filter(|event| options.selects(event));
         ids.map(|event| event["id"].as_u64().unwrap()).collect()
@@ -152,7 +168,7 @@ mod tests {
     #[test]
     fn each_option_selects() {
         for (arguments, expected) in [
-            ("", vec![1, 2]),
+            ("", vec![1, 2, 3, 4]),
             ("--client 10.0.0.0/8", vec![1]),
             ("--client 10.0.0.8", vec![]),
             ("--server 2001:db8::/32 --json", vec![2]),
@@ -160,17 +176,28 @@ mod tests {
             ("--kind login --kind transfer", vec![1, 2]),
             ("--kind transfer", vec![2]),
             ("--session 2", vec![2]),
-            ("--since 2026-11-28T10:30:00Z", vec![2]),
+            ("--port 2121", vec![3, 4]),
+            ("--port 50069", vec![3]),
+            ("--port 21", vec![]),
+            ("--since 2020-11-28T10:30:00Z", vec![2]),
         ] {
             assert_eq!(selected(arguments), expected, "{arguments}");
         }
     }
 
     #[test]
-    fn a_time_is_a_date_or_a_span() {
-        let before = Timestamp::now();
-        let ago = parse_since("15m").unwrap().duration_until(before).as_secs();
-        assert!((895..=900).contains(&ago), "{ago}");
-        assert!(parse_since("yesterday").unwrap_err().contains("15m"));
+    fn what_is_not_stored_any_more_is_noted() {
+        let stored = [json!({"time": "2020-11-28T10:00:00.123456Z"}), json!({"time": ""})];
+        let note = |arguments: &str, stored: &[Value]| options(arguments).note_on_start(stored);
+        let expected = "stored events begin at 2020-11-28T10:00:00Z: see the log for earlier ones";
+        assert_eq!(note("--since 2020-11-28T09:00:00Z", &stored).as_deref(), Some(expected));
+        for (arguments, stored) in [
+            ("", &stored[..]),
+            ("--since 1h", &stored),
+            ("--since 2020-11-28T09:00:00Z", &[]),
+            ("--since 2020-11-28T09:00:00Z", &stored[1..]),
+        ] {
+            assert_eq!(note(arguments, stored), None, "{arguments}");
+        }
     }
 }

@@ -30,7 +30,8 @@ use std::{
 
 use clap::{
     Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
-    builder::PossibleValuesParser, error::ErrorKind,
+    builder::PossibleValuesParser,
+    error::{ContextKind, ContextValue, ErrorKind},
 };
 
 use crate::{
@@ -330,13 +331,31 @@ fn print_help_or_fail(error: &clap::Error, arguments: &[OsString]) -> Result<(),
             Err(Failure::Usage("no command given; `ftp-alg --help` lists the commands".to_owned()))
         }
         _ => {
+            let program = Arguments::command();
             let command = arguments.get(1).and_then(|word| word.to_str());
-            let command =
-                command.filter(|word| Arguments::command().find_subcommand(word).is_some());
-            let command = command.map_or(String::new(), |command| format!("{command} "));
+            let command = command.and_then(|word| program.find_subcommand(word));
+            let name = command.map_or(String::new(), |command| format!("{} ", command.get_name()));
+            let similar = command.map_or(String::new(), |command| similar_options(error, command));
             let problem = one_line(&text);
-            Err(Failure::Usage(format!("{problem}; see `ftp-alg {command}--help`")))
+            Err(Failure::Usage(format!("{problem}{similar}; see `ftp-alg {name}--help`")))
         }
+    }
+}
+
+/// A hint at the options of `command` with the letter of the unknown option in `error`: of `-c` at `--config`.
+fn similar_options(error: &clap::Error, command: &clap::Command) -> String {
+    let unknown = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(unknown)) => unknown.as_str(),
+        _ => return String::new(),
+    };
+    let letter = unknown.strip_prefix('-').filter(|letter| letter.chars().count() == 1);
+    let options = command.get_arguments().filter_map(|option| option.get_long());
+    let similar = options.filter(|option| letter.is_some_and(|letter| option.starts_with(letter)));
+    let similar: Vec<_> = similar.map(|option| format!("'--{option}'")).collect();
+    match similar.as_slice() {
+        [] => String::new(),
+        [one] => format!("; a similar argument exists: {one}"),
+        _ => format!("; some similar arguments exist: {}", similar.join(", ")),
     }
 }
 
@@ -412,7 +431,7 @@ mod tests {
 
     #[test]
     fn wrong_usage_is_one_line_with_a_hint_at_help() {
-        let cases: [(&[&str], &str); 5] = [
+        let cases: [(&[&str], &str); 7] = [
             (&[], "no command given; `ftp-alg --help` lists the commands"),
             (
                 &["doctr"],
@@ -424,6 +443,12 @@ mod tests {
                 "unexpected argument '--jsn' found; a similar argument exists: '--json'; \
                  see `ftp-alg status --help`",
             ),
+            (
+                &["run", "-c", "ftp-alg.toml"],
+                "unexpected argument '-c' found; a similar argument exists: '--config'; \
+                 see `ftp-alg run --help`",
+            ),
+            (&["status", "-x"], "unexpected argument '-x' found; see `ftp-alg status --help`"),
             (
                 &["replay"],
                 "the following required arguments were not provided: <CAPTURE>...; \
@@ -437,6 +462,18 @@ mod tests {
         ];
         for (arguments, expected) in cases {
             assert_eq!(usage(arguments), expected);
+        }
+    }
+
+    /// Its lines are printed as they are, unless they are too long.
+    #[test]
+    fn no_line_of_a_verbatim_help_is_broken() {
+        for command in program().get_subcommands() {
+            let text = command.get_long_about().map(ToString::to_string).unwrap_or_default();
+            let verbatim = text.split("\n\n").filter(|paragraph| paragraph.contains('\n'));
+            for line in verbatim.flat_map(str::lines) {
+                assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());
+            }
         }
     }
 

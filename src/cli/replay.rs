@@ -35,8 +35,8 @@ const STDIN: &str = "-";
 /// Runs captures (pcap or pcapng, also compressed by gzip or zstd) through the
 /// engine. Prints one line for each announcement as soon as it is read: the
 /// announced endpoint, the action and the reason. Logins, transfers and encryption
-/// have lines, too. A summary ends the output. With --external, a simulated NAT hides
-/// the clients and servers in --inside.
+/// have lines, too. A summary ends the output. With --external, a simulated NAT
+/// hides the clients and servers in --inside.
 ///
 /// Several captures are played one after the other, as one stream of packets. Name
 /// them in the order of time. To follow live traffic, until Ctrl-C:

@@ -2,7 +2,7 @@
 
 mod text;
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use clap::Args;
 #[cfg(feature = "top")]
@@ -38,13 +38,11 @@ impl StatusOptions {
             None => self.socket.request("status"),
         };
         let answer = match answer {
-            Err(error) if self.json => {
-                let problems = [health::daemon_problem(&error, true)];
-                let text = serde_json::json!({ "problems": problems, "warnings": [] }).to_string();
-                output::print_line(&text)?;
+            Err(error) => {
+                self.print_absence(&health::daemon_problem(&error, true))?;
                 return Err(error.into());
             }
-            answer => answer?,
+            Ok(answer) => answer,
         };
         let status: snapshot::Status = answer.parse()?;
         if self.json {
@@ -57,6 +55,15 @@ impl StatusOptions {
             (0, _) => Ok(()),
             (problems, warnings) => Err(Failure::from_counts(problems, warnings)),
         }
+    }
+
+    /// Prints the `problem` of a daemon that does not answer.
+    fn print_absence(&self, problem: &snapshot::Problem) -> Result<(), Failure> {
+        if self.json {
+            let report = serde_json::json!({ "problems": [problem], "warnings": [] });
+            return output::print_line(&report.to_string());
+        }
+        output::print(&text::problems(slice::from_ref(problem), Style::of_stdout()))
     }
 }
 

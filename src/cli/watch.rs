@@ -23,6 +23,7 @@ use super::{
     },
 };
 use crate::{
+    daemon::counted::counted,
     kernel::packet_socket::{PacketSocket, PacketSocketError},
     replay::{LinkType, Player, Record},
 };
@@ -79,7 +80,8 @@ impl WatchOptions {
         printer.print(player.take_notes())?;
         if dropped > 0 {
             let text = format!(
-                "the kernel dropped {dropped} packets, because they were read too slowly: announcements may be missing"
+                "the kernel dropped {}, because ftp-alg read too slowly: announcements may be missing",
+                counted(dropped, "packet")
             );
             warn(&self.interface, &text);
         }

@@ -110,6 +110,14 @@ impl ControlSocket {
         }
     }
 
+    /// The process that listens on `path`.
+    pub fn listener(path: &Path) -> Option<Pid> {
+        match socket_state(path, false) {
+            Ok(SocketState::Live(process)) => process,
+            _ => None,
+        }
+    }
+
     /// Starts to answer requests from `source`, on a thread of its own.
     pub fn serve(self, source: Arc<dyn StatusSource>) -> Result<ControlServer, ControlError> {
         let Self { listener, name } = self;

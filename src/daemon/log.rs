@@ -27,7 +27,12 @@ use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
 use tracing::Level;
 use tracing_subscriber::{fmt, prelude::*};
 
-use super::{DaemonError, shard::lock};
+use super::{
+    DaemonError,
+    counted::{counted, was_or_were},
+    health::UnusedPinhole,
+    shard::lock,
+};
 use batch::BatchedStderr;
 pub(super) use batch::log_at_once;
 use journald::Journald;
@@ -100,14 +105,16 @@ impl EventLog {
             .collect();
         drop(limiter);
         for (topic, event) in admitted {
-            log_line(topic, event, Some((event.client, event.server)), Some(event));
+            let session = (event.session, (event.client, event.server));
+            log_line(topic, event, Some(session), Some(event));
         }
     }
 
-    /// Logs that a pinhole of a session between `client` and `server` expired without a connection.
-    pub fn log_unused_pinhole(&self, now: Instant, ends: (SocketAddr, SocketAddr), text: &str) {
+    /// Logs that a pinhole expired without a connection.
+    pub fn log_unused_pinhole(&self, now: Instant, pinhole: &UnusedPinhole) {
+        let UnusedPinhole { session, ends, log_line: line } = pinhole;
         if lock(&self.limiter).admits(now, Topic::Unused, Some(ends.0.ip())) {
-            log_line(Some(Topic::Unused), &text, Some(ends), None);
+            log_line(Some(Topic::Unused), line, Some((*session, *ends)), None);
         }
     }
 
@@ -146,7 +153,9 @@ impl EventLog {
         for (topic, SkippedLines { lines, last }) in skipped {
             let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
             let text = format!(
-                "{lines} more lines were not logged: {}{of}",
+                "{} {} not logged: {}{of}",
+                counted(lines, "more line"),
+                was_or_were(lines),
                 topic.get_message().unwrap_or_default()
             );
             log_line(Some(topic), &text, None, None);
@@ -159,12 +168,12 @@ impl EventLog {
     }
 }
 
-/// Logs `text` with the name of its `topic`, the `ends` of its session, and what else is known of the `event`. A line
-/// without a topic has the level debug.
+/// Logs `text` with the name of its `topic`, the number and the ends of its `session`, and what else is known of the
+/// `event`. A line without a topic has the level debug.
 fn log_line(
     topic: Option<Topic>,
     text: &dyn Display,
-    ends: Option<(SocketAddr, SocketAddr)>,
+    session: Option<(u64, (SocketAddr, SocketAddr))>,
     event: Option<&Event>,
 ) {
     let decided = match event.map(|event| &event.kind) {
@@ -176,9 +185,9 @@ fn log_line(
             tracing::$level!(
                 event =
                     event.map_or_else(|| topic.map_or("", Topic::into), |event| event.kind.name()),
-                session = event.map(|event| event.session),
-                client = ends.map(|(client, _)| display(client)),
-                server = ends.map(|(_, server)| display(server)),
+                session = session.map(|(number, _)| number),
+                client = session.map(|(_, (client, _))| display(client)),
+                server = session.map(|(_, (_, server))| display(server)),
                 action = decided.map(|decided| display(decided.action())),
                 kind = decided.map(|decided| display(decided.kind)),
                 announced = decided.and_then(|decided| decided.announced).map(display),

@@ -12,6 +12,7 @@
 pub mod confine;
 pub(crate) mod control_client;
 mod control_socket;
+pub mod counted;
 mod daemon_host;
 mod deadline_stream;
 mod events;
@@ -386,10 +387,10 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     make_dir(socket_dir, account.as_ref())?;
     let mut others = None;
     if options.takeover {
-        let found = others.insert(OtherDaemons::find(&config.into())?);
+        let found = others.insert(OtherDaemons::find(&config.into(), &options.socket)?);
         found.check_start(options, account.as_ref(), &state_dir)?;
     } else {
-        takeover::check_alone(&config.into(), Instant::now() + CLAIM_LIMIT)?;
+        takeover::check_alone(&config.into(), &options.socket, Instant::now() + CLAIM_LIMIT)?;
     }
     let broker = start_broker(options)
         .map_err(|source| DaemonError::System { what: "the broker", source })?;

@@ -16,6 +16,7 @@ use std::{
 use ftp_alg_core::engine::{Effects, Engine, Event, EventKind, Kernel, KernelError, Pinhole};
 
 use super::{
+    counted::{counted, was_or_were},
     events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
@@ -131,7 +132,9 @@ impl SharedState {
             tracing::info!(
                 event = "transfers-unreported",
                 transfers,
-                "{transfers} transfers had ended, and were not reported yet when the last daemon was killed"
+                "{} had ended, and {} not reported yet when the last daemon was killed",
+                counted(transfers, "transfer"),
+                was_or_were(transfers)
             );
         }
     }
@@ -168,8 +171,8 @@ impl SharedState {
     /// Updates the daemon's health and the history of its counters, and logs new and solved problems. Called each
     /// second.
     pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
-        for (ends, text) in self.health.take_unused_pinholes(now, parameters) {
-            self.log.log_unused_pinhole(now, ends, &text);
+        for pinhole in self.health.take_unused_pinholes(now, parameters) {
+            self.log.log_unused_pinhole(now, &pinhole);
         }
         let status = self.status_without_sessions(now);
         lock(&self.history).record(now, Counts::of(&status));

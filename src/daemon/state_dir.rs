@@ -25,7 +25,7 @@ use std::{
 use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::shard_map::ShardMap;
+use super::{counted::counted, shard_map::ShardMap};
 use crate::kernel::{parameters::Backend, table::TableRecord};
 
 /// The file that says which rules are loaded.
@@ -129,7 +129,8 @@ impl StateDir {
                 event = "restored",
                 sessions,
                 adjusted,
-                "restored {sessions} sessions ({adjusted} with sequence adjustment) from {}",
+                "restored {} ({adjusted} with sequence adjustment) from {}",
+                counted(sessions as u64, "session"),
                 self.path.display()
             );
         }
@@ -137,8 +138,9 @@ impl StateDir {
             tracing::info!(
                 event = "transfers-interrupted",
                 sessions = transferring,
-                "a transfer was under way in {transferring} sessions when the last daemon ended: what has ended since was not \
-                 seen, and is reported as unseen with the next command or the end of its session"
+                "a transfer was under way in {} when the last daemon ended: what has ended since was not seen, and is \
+                 reported as unseen with the next command or the end of its session",
+                counted(transferring as u64, "session")
             );
         }
         // Until each journal has its part, this file has all sessions. If there is no room for it, the journals are

@@ -55,7 +55,7 @@ pub enum TakeoverError {
     Gateway(#[from] NetfilterError),
     #[error(
         "queue {} is read by {}, process {}, which is not ftp-alg: stop it, or set another number in \
-         [queue]",
+         [queue]; an ftp-alg of another name is known by its control socket: give --socket",
         .0.queue, .0.name, .0.process
     )]
     NotFtpAlg(QueueReader),
@@ -73,12 +73,13 @@ pub enum TakeoverError {
 /// `deadline`.
 pub(super) fn check_alone(
     parameters: &RuleParameters,
+    socket: &Path,
     deadline: Instant,
 ) -> Result<(), TakeoverError> {
     loop {
         // Without the right to see who reads the queues, the queues themselves are refused later.
         let readers = readers::readers(parameters).unwrap_or_default();
-        match readers.into_iter().find(|reader| reader.name.starts_with(PROGRAM)) {
+        match readers.into_iter().find(|reader| is_ftp_alg(reader, socket)) {
             None => return Ok(()),
             Some(_) if Instant::now() < deadline => thread::sleep(PAUSE),
             Some(reader) => return Err(TakeoverError::AlreadyRuns(reader)),
@@ -86,14 +87,19 @@ pub(super) fn check_alone(
     }
 }
 
+/// Whether the reader is an ftp-alg: it has its name, or any other and listens on the control socket.
+fn is_ftp_alg(reader: &QueueReader, socket: &Path) -> bool {
+    reader.name.starts_with(PROGRAM) || ControlSocket::listener(socket) == Some(reader.process)
+}
+
 /// The daemons that a takeover ends.
 pub(super) struct OtherDaemons(Vec<QueueReader>);
 
 impl OtherDaemons {
     /// Those that read the queues of `parameters`, or of the loaded table. An error if another program reads one.
-    pub(super) fn find(parameters: &RuleParameters) -> Result<Self, TakeoverError> {
+    pub(super) fn find(parameters: &RuleParameters, socket: &Path) -> Result<Self, TakeoverError> {
         let readers = readers::readers(parameters)?;
-        match readers.iter().find(|reader| !reader.name.starts_with(PROGRAM)) {
+        match readers.iter().find(|reader| !is_ftp_alg(reader, socket)) {
             Some(other) => Err(TakeoverError::NotFtpAlg(other.clone())),
             None => Ok(Self(readers)),
         }

@@ -19,6 +19,7 @@ use ftp_alg_core::engine::{Effects, PacketMeta, QueuedPacket, Token, carry_out};
 
 use super::{
     ServiceError,
+    counted::counted,
     daemon_host::{DaemonHost, OwnQueue},
     forwarded_verdicts::{ForwardedVerdict, give_forwarded},
     shard::lock,
@@ -181,7 +182,8 @@ impl Worker {
                 event = "stale-dropped",
                 queue = number,
                 packets = dropped,
-                "queue {number}: dropped {dropped} packets that had waited too long; their senders retransmit them"
+                "queue {number}: dropped {} that had waited too long; the senders retransmit",
+                counted(dropped, "packet")
             );
         }
         Ok(())
@@ -233,8 +235,9 @@ impl Worker {
                 event = "queue-full",
                 queue = number,
                 packets = more,
-                "queue {number} was full: the kernel dropped {more} packets, and their senders retransmit them. If \
-                 this repeats, raise [queue] workers"
+                "queue {number} was full: the kernel dropped {}, which the senders retransmit. If this repeats, raise [queue] \
+                 workers",
+                counted(more, "packet")
             );
         }
     }

@@ -67,6 +67,24 @@ fn refused(gateway: &Gateway) {
 }
 
 #[test]
+fn a_port_that_was_open_is_found_among_the_events() {
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
+    refused(&gateway);
+    let said = |words: &[&str]| gateway.daemon.ask(words).unwrap().success().unwrap();
+    let hint = "no pinholes\nused ones: ftp-alg events --port 3762\n";
+    assert_eq!(said(&["pinholes", "--port", "3762"]).stdout_text(), hint);
+    assert_eq!(said(&["pinholes", "--port", "3762", "--json"]).stdout_text(), "[]\n");
+    let found = said(&["events", "--port", "3762", "--since", "1 hour ago"]);
+    let (shown, note) = (found.stdout_text(), found.stderr_text());
+    assert!(shown.contains("10.9.8.7:3762") && shown.lines().count() == 1, "{shown}");
+    assert!(note.starts_with("ftp-alg: stored events begin at 20"), "{note}");
+    let others = said(&["events", "--port", "3763"]);
+    assert_eq!((others.stdout_text(), others.stderr_text()), (String::new(), String::new()));
+    let future = gateway.daemon.ask(&["events", "--since", "2999-01-01"]).unwrap();
+    assert_fails(&future, 2, "this is in the future; see `ftp-alg events --help`");
+}
+
+#[test]
 fn the_log_level_changes_while_the_daemon_runs() {
     let (gateway, _server) = served(Topology::Routed, "", json!({}));
     let ask = |arguments: &[&str]| {

@@ -42,6 +42,15 @@ pub fn warnings(daemon: &Daemon, command: &str) -> Vec<String> {
     names(&said(daemon, command).0, "warnings")
 }
 
+/// `status` for people names the problem of a daemon that does not answer, with its remedy, and ends with the error.
+fn is_named_for_people(daemon: &Daemon, name: &str, remedy: &str, error: &str) {
+    let done = daemon.ask(&["status"]).unwrap();
+    assert_fails(&done, 1, error);
+    let text = done.stdout_text();
+    assert!(text.starts_with(&format!("PROBLEM {name}\n  ")), "{text}");
+    assert!(text.contains(&format!("\n  {remedy}")), "{text}");
+}
+
 /// `name` is a warning alone: the gateway is not red.
 fn is_warning(daemon: &Daemon, name: &str) {
     for command in ["status", "doctor"] {
@@ -110,10 +119,13 @@ fn a_killed_daemon() {
     for command in ["status", "doctor"] {
         assert_eq!(problems(daemon, command), ["table-without-daemon"], "{command}");
     }
+    let (start, error) = ("systemctl start ftp-alg", "no daemon answers on ");
+    is_named_for_people(daemon, "table-without-daemon", start, error);
     lab.gateway.shell("nft delete table inet ftp_alg").unwrap();
     for command in ["status", "doctor"] {
         assert_eq!(problems(daemon, command), ["daemon-absent"], "{command}");
     }
+    is_named_for_people(daemon, "daemon-absent", start, error);
 }
 
 #[test]
@@ -124,6 +136,7 @@ fn a_hung_daemon() {
     for command in ["status", "doctor"] {
         assert_eq!(problems(daemon, command), ["daemon-hung"], "{command}");
     }
+    is_named_for_people(daemon, "daemon-hung", "systemctl restart ftp-alg", "does not answer");
     kill_process(id, Signal::CONT).unwrap();
     wait_for("the daemon", || problems(daemon, "status").is_empty());
 }
@@ -264,7 +277,7 @@ fn pinholes_that_nobody_uses() {
     assert_eq!(daemon.counter("pinholes_used").unwrap(), 0);
     is_warning(daemon, "unused-pinholes"); // of one client
     let log = daemon.log();
-    let lines = log.lines().filter(|line| line.contains("WARN 1")).count();
+    let lines = log.lines().filter(|line| line.contains("WARN #1 1")).count();
     assert_eq!(lines, 2, "one each: {log}");
     assert!(
         log.contains(

@@ -37,12 +37,8 @@ fn what_is_refused_thousands_of_times_is_counted_and_logged_at_a_bounded_rate() 
         let log = daemon.log();
         let logged = log.lines().filter(|line| line.contains("refuse PORT")).count() as u64;
         let more = |line: &str| -> Option<u64> {
-            line.split_once(" more lines were not logged: refusals")?
-                .0
-                .rsplit(' ')
-                .next()?
-                .parse()
-                .ok()
+            let (counted, _) = line.split_once(" not logged: refusals")?;
+            counted.split_once(" more line")?.0.rsplit(' ').next()?.parse().ok()
         };
         (logged, log.lines().filter_map(more).sum())
     };

@@ -55,7 +55,7 @@ fn adjusted_connections_go_on_after_a_crash_and_after_a_stop() {
             gateway.end(how);
             gateway.start_again(&configuration);
             let log = gateway.daemon.log();
-            assert!(log.contains("restored 1 sessions (1 with sequence adjustment)"), "{log}");
+            assert!(log.contains("restored 1 session (1 with sequence adjustment)"), "{log}");
             let session = client.release().ok_in(format!("{backend} {how:?}"));
             assert_eq!(session.got(16), "the body\r\n", "{backend} {how:?}");
             assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0, "{backend} {how:?}");

@@ -137,7 +137,7 @@ fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
         let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
         assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
         let log = second.log();
-        assert!(log.contains("restored 1 sessions (1 with sequence adjustment)"), "{log}");
+        assert!(log.contains("restored 1 session (1 with sequence adjustment)"), "{log}");
         assert_eq!(answer(&gateway, "sessions", &socket)[0]["adjusted"], json!(true));
         assert_goes_on(&gateway, client, "taken over");
         assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
@@ -233,6 +233,35 @@ fn a_takeover_ends_a_daemon_that_hangs_and_goes_on() {
     assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
 }
 
+/// Starts a copy of the program with this name.
+fn start_as(gateway: &Gateway, name: &str) -> Daemon {
+    let (host, copy) = (&gateway.lab.gateway, gateway.lab.directory().join(name));
+    let program = executable_for_everyone(&gateway.lab);
+    host.run("cp", &[&text(&program), &text(&copy)]).unwrap();
+    let lines = format!("exec {} \"$@\"", copy.display());
+    Daemon::start(&shell_program(host, "start-other", &lines), host, "").unwrap()
+}
+
+#[test]
+fn a_daemon_with_another_name_is_known_by_its_control_socket() {
+    let mut gateway = gateway(Topology::Routed);
+    gateway.daemon.stop().unwrap();
+    let mut first = start_as(&gateway, "alg-on");
+    let socket = text(&first.socket());
+    let state = text(&first.socket().with_file_name("state"));
+    let program = executable_for_everyone(&gateway.lab);
+    let words = ["--state-dir", &state, "--socket", &socket];
+    let done = run_another(&gateway.lab, &[], &program, &words, "");
+    assert_fails(
+        &done,
+        1,
+        &format!("runs in this network namespace already, process {}", first.id()),
+    );
+    let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
+    assert!(first.exit_status().unwrap().success(), "{}", first.log());
+    assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
+}
+
 #[test]
 fn another_program_is_not_ended() {
     let mut gateway = gateway(Topology::Routed);
@@ -240,12 +269,8 @@ fn another_program_is_not_ended() {
     let program = executable_for_everyone(&gateway.lab);
     let [state, socket] = elsewhere(&gateway);
     let words = ["--takeover", "--state-dir", &state, "--socket", &socket];
-    // The same program under another name.
-    let host = &gateway.lab.gateway;
-    host.run("cp", &[&text(&program), &text(&gateway.lab.directory().join("other"))]).unwrap();
-    let lines = format!("exec {}/other \"$@\"", gateway.lab.directory().display());
-    let other = shell_program(host, "start-other", &lines);
-    let mut other = Daemon::start(&other, host, "").unwrap();
+    // The same program under another name, and with another control socket.
+    let mut other = start_as(&gateway, "other");
     let done = run_another(&gateway.lab, &[], &program, &words, "");
     let expected = format!("is read by other, process {}, which is not ftp-alg", other.id());
     assert_fails(&done, 1, &expected);

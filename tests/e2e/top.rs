@@ -179,6 +179,19 @@ fn a_session_and_its_transfers_are_shown_while_they_happen() {
 }
 
 #[test]
+fn a_running_transfer_is_shown_on_a_small_terminal() {
+    let gateway = gateway(Topology::Masquerade);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let start = json!([login_as(server.login()), ask("PASV"), dial(), ask("STOR /pub/q3.csv")]);
+    let held = hold(&gateway.lab, (start, gate()));
+    let view = View::start(&gateway);
+    view.wait(&["STATE     TRANSFER", " logged-in STOR ", "q3.csv"]);
+    view.press("\r");
+    view.wait(&["TRANSFER   STOR /pub/q3.csv", "SECS       "]);
+    held.release().ok();
+}
+
+#[test]
 fn a_restarted_daemon_is_noticed() {
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();

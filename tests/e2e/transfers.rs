@@ -164,7 +164,8 @@ fn a_stuck_reader_learns_what_killed_daemons_took() {
         let rows = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let ids: Vec<_> = rows.map(|row| row["id"].as_u64().unwrap()).collect();
         let missed = log.lines().filter_map(|line| {
-            line.strip_prefix("ftp-alg: ")?.strip_suffix(" events were missed")?.parse::<u64>().ok()
+            let (count, text) = line.strip_prefix("ftp-alg: ")?.split_once(" event")?;
+            text.ends_with("missed").then(|| count.parse::<u64>().ok())?
         });
         (ids, missed.sum::<u64>())
     };
@@ -211,8 +212,8 @@ fn what_killed_daemons_have_not_reported_is_counted() {
             let log = gateway.daemon.log();
             let reported = log.lines().filter(|line| line.contains(" transfer #")).count();
             let counted = log.lines().filter_map(|line| {
-                let (start, _) = line.split_once(" transfers had ended, and were not reported")?;
-                start.rsplit(' ').next()?.parse::<usize>().ok()
+                let (start, _) = line.split_once(" had ended, and ")?;
+                start.rsplit(' ').nth(1)?.parse::<usize>().ok()
             });
             reported + counted.sum::<usize>() == ROUNDS
         });
@@ -441,7 +442,7 @@ fn a_restart_says_how_many_transfers_were_interrupted() {
     let held = hold(&gateway.lab, steps);
     gateway.daemon.kill();
     gateway.start_again(setup);
-    let line = "a transfer was under way in 1 sessions when the last daemon ended";
+    let line = "a transfer was under way in 1 session when the last daemon ended";
     assert!(gateway.daemon.log().contains(line), "{}", gateway.daemon.log());
     assert_eq!(held.release().error, None);
     wait_for_line(&gateway, &["STOR /pub/half"]);

@@ -187,6 +187,6 @@ fn a_watch_that_reads_too_slowly_counts_what_it_missed() {
     lab.client.scan(lab.server_address(V4), "10000-29999").unwrap();
     signal("CONT");
     let text = watch.end();
-    assert!(text.contains("packets, because they were read too slowly"), "{text}");
+    assert!(text.contains("packets, because ftp-alg read too slowly"), "{text}");
     assert!(text.lines().any(|line| line.starts_with("dropped by the kernel")), "{text}");
 }

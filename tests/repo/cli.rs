@@ -123,13 +123,16 @@ fn without_a_daemon_the_socket_is_named_and_how_to_start_one() {
     let place = Place::new();
     let socket = place.path("none.sock");
     let socket = socket.to_str().unwrap();
-    for command in ["status", "sessions", "pinholes"] {
-        let expected = format!(
-            "ftp-alg: no daemon answers on {socket}: start one with `ftp-alg run`, or name its \
-             socket with --socket\n"
-        );
-        assert_eq!(outcome(&[command, "--socket", socket]), (1, String::new(), expected));
+    let expected = format!(
+        "ftp-alg: no daemon answers on {socket}: start one with `ftp-alg run`, or name its socket \
+         with --socket\n"
+    );
+    for command in ["sessions", "pinholes", "events"] {
+        assert_eq!(outcome(&[command, "--socket", socket]), (1, String::new(), expected.clone()));
     }
+    let (code, stdout, stderr) = outcome(&["status", "--socket", socket]);
+    assert_eq!((code, stderr), (1, expected));
+    assert!(stdout.starts_with("PROBLEM ") && stdout.ends_with("\n"), "{stdout}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use ftp_alg_firewall::{MarkConflict, MarkConflictKind};
 use crate::{
     config::FastPathMode,
     daemon::{
+        counted::counted,
         health::Check,
         snapshot::{FastPathState, FastPathStatus},
     },
@@ -97,8 +98,8 @@ pub(super) fn check(
     let obstacles = machine.obstacles(backend);
     match (wanted, running) {
         (_, Some(status)) if status.state == FastPathState::On => {
-            let (interfaces, connections) = (status.attached_to(), status.connections);
-            Check::ok(KERNEL, NAME, format!("on: {interfaces}; {connections} connections"))
+            let connections = counted(status.connections, "connection");
+            Check::ok(KERNEL, NAME, format!("on: {}; {connections}", status.attached_to()))
                 .details(status.inline_at())
         }
         (FastPathMode::Off, _) => {

@@ -48,7 +48,14 @@ impl PinholeOptions {
     /// Prints the selected pinholes.
     pub fn run(&self) -> Result<(), Failure> {
         let order = (|row: &PinholeRow| row.session, key);
+        let text = |rows: &[PinholeRow], style: Style| text(rows, style) + &self.hint(rows);
         self.list.print("pinholes", |row| self.selects(row), order, text)
+    }
+
+    /// Where the pinhole of a port is if it is not open any more.
+    fn hint(&self, rows: &[PinholeRow]) -> String {
+        let port = self.port.filter(|_| rows.is_empty());
+        port.map_or_else(String::new, |port| format!("used ones: ftp-alg events --port {port}\n"))
     }
 
     fn selects(&self, row: &PinholeRow) -> bool {
@@ -164,13 +171,18 @@ SESSION  KIND  LEFT  INITIATOR    ARRIVAL
         );
     }
 
-    #[test]
-    fn a_pinhole_is_found_by_its_port_and_by_its_session() {
+    fn options(arguments: &str) -> PinholeOptions {
         #[derive(clap::Parser)]
         struct Test {
             #[command(flatten)]
             options: PinholeOptions,
         }
+        let words = ["pinholes"].into_iter().chain(arguments.split_whitespace());
+        Test::try_parse_from(words).unwrap().options
+    }
+
+    #[test]
+    fn a_pinhole_is_found_by_its_port_and_by_its_session() {
         let row = row("203.0.113.9", "192.168.150.80:1234");
         for (arguments, expected) in [
             ("", true),
@@ -181,9 +193,16 @@ SESSION  KIND  LEFT  INITIATOR    ARRIVAL
             ("--session 8", false),
             ("--user eve", false),
         ] {
-            let words = ["pinholes"].into_iter().chain(arguments.split_whitespace());
-            let Test { options } = Test::try_parse_from(words).unwrap();
-            assert_eq!(options.selects(&row), expected, "{arguments}");
+            assert_eq!(options(arguments).selects(&row), expected, "{arguments}");
         }
+    }
+
+    #[test]
+    fn a_port_without_a_pinhole_has_a_hint_at_its_events() {
+        let row = row("203.0.113.9", "192.168.150.80:1234");
+        let hint = "used ones: ftp-alg events --port 50069\n";
+        assert_eq!(options("--port 50069").hint(&[]), hint);
+        assert_eq!(options("--port 50069").hint(&[row]), "");
+        assert_eq!(options("").hint(&[]), "");
     }
 }

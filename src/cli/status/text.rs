@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     cli::{output::Style, table},
     daemon::{
+        counted::counted,
         health::CheckStatus,
         snapshot::{
             FastPathState, FastPathStatus, NameRow, Problem, Rates, ResultCounts, Status,
@@ -26,11 +27,9 @@ const NO_BREAK: &str = "\u{a0}";
 
 /// The whole text.
 pub(super) fn text(status: &Status, style: Style) -> String {
-    let list =
-        |mark: &str, all: &[Problem]| all.iter().map(|one| problem(mark, one)).collect::<String>();
     let parts = [
-        list(&style.red(&CheckStatus::Problem.to_string()), &status.problems),
-        list(&style.yellow(&CheckStatus::Warning.to_string()), &status.warnings),
+        findings(&style.red(&CheckStatus::Problem.to_string()), &status.problems),
+        findings(&style.yellow(&CheckStatus::Warning.to_string()), &status.warnings),
         state(status),
         rates(&status.rates),
         totals(status, style),
@@ -38,9 +37,18 @@ pub(super) fn text(status: &Status, style: Style) -> String {
     parts.join("").trim_start_matches('\n').to_owned()
 }
 
-fn problem(mark: &str, Problem { name, text, remedy }: &Problem) -> String {
-    let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2));
-    format!("\n{mark} {name}\n  {text}\n  {remedy}\n")
+/// The problems alone.
+pub(super) fn problems(all: &[Problem], style: Style) -> String {
+    let text = findings(&style.red(&CheckStatus::Problem.to_string()), all);
+    text.trim_start_matches('\n').to_owned()
+}
+
+fn findings(mark: &str, all: &[Problem]) -> String {
+    let finding = |Problem { name, text, remedy }: &Problem| {
+        let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2));
+        format!("\n{mark} {name}\n  {text}\n  {remedy}\n")
+    };
+    all.iter().map(finding).collect()
 }
 
 /// What the daemon is, and what it does now.
@@ -75,11 +83,6 @@ fn state(status: &Status) -> String {
         format!("{name:<width$}  {}\n", table::wrapped(value, width + 2))
     };
     format!("\n{}", rows.iter().map(row).collect::<String>())
-}
-
-/// A count with its noun: `1 session`, `2 sessions`.
-fn counted(count: u64, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Whether the fast path runs, and the interfaces whose connections stay inline.

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     cli::{status, table},
     daemon::{
+        counted::counted,
         health::CheckStatus,
         snapshot::{FastPathState, SessionRow, SessionSummary, Status, WindowCounts},
     },
@@ -89,7 +90,9 @@ pub(super) fn clock() -> String {
 
 fn summary(status: &Status) -> String {
     let fast_path = match status.fast_path.state {
-        FastPathState::On => format!("on, {} connections", status.fast_path.connections),
+        FastPathState::On => {
+            format!("on, {}", counted(status.fast_path.connections, "connection"))
+        }
         FastPathState::Off => "off".to_owned(),
     };
     let uptime = table::span(status.uptime_seconds);
@@ -117,19 +120,20 @@ mod tests {
         let cells = |data: &Data, at: usize| -> Vec<String> {
             data.rows[0][at].cells.iter().map(|cell| cell.text.clone()).collect()
         };
-        assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "2"]);
-        assert_eq!(cells(&data, 1)[3..6], ["-", "login", "0"]);
+        let running = "RETR /pub/now.iso";
+        assert_eq!(cells(&data, 0)[3..7], ["bob", "logged-in", running, "2"]);
+        assert_eq!(cells(&data, 1)[3..7], ["-", "login", "", "0"]);
         assert_eq!((data.rows[1].len(), data.rows[2].len(), data.rows[3].len()), (3, 1, 2));
         let mut look = samples::look();
         look.events.clear();
         look.status.rates = Rates::default();
         data.take(look);
-        assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "-"]);
+        assert_eq!(cells(&data, 0)[3..7], ["bob", "logged-in", running, "-"]);
         let mut look = samples::look();
         look.events.clear();
         look.sessions[0].summary.client = "10.9.9.9:1".parse().unwrap();
         data.take(look);
-        assert_eq!(cells(&data, 0)[3..6], ["bob", "logged-in", "0"], "another client");
+        assert_eq!(cells(&data, 0)[3..7], ["bob", "logged-in", running, "0"], "another client");
     }
 
     #[test]

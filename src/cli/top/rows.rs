@@ -71,14 +71,15 @@ pub(super) const SESSIONS: &[Column] = &[
     column("SERVER", 18).searched().cut(12, Cut::Middle),
     column("USER", 8).searched().cut(5, Cut::End),
     column("STATE", 9),
-    column("XFERS", 5).right(),
-    column("AGE", 6).right(),
-    column("FAST", 4).from(88),
-    column("OPEN", 4).right().from(100),
-    column("ADJ", 3).from(100),
-    column("TRANSFER", 12).cut(8, Cut::Start).searched().from(110),
-    column("CLIENT AS", 18).searched().cut(12, Cut::Middle).from(130),
-    column("SERVER AS", 18).searched().cut(12, Cut::Middle).from(150),
+    column("TRANSFER", 12).cut(8, Cut::AfterWord).searched(),
+    column("XFERS", 5).right().from(88),
+    column("AGE", 6).right().from(94),
+    column("FAST", 4).from(100),
+    column("OPEN", 4).right().from(110),
+    column("ADJ", 3).from(110),
+    column("SECS", 4).right().from(116),
+    column("CLIENT AS", 18).searched().cut(12, Cut::Middle).from(135),
+    column("SERVER AS", 18).searched().cut(12, Cut::Middle).from(155),
 ];
 
 pub(super) const TRANSFERS: &[Column] = &[
@@ -128,25 +129,22 @@ impl Row {
             if own == external { Cell::default() } else { Cell::endpoint(external) }
         };
         let yes_or_no = |value| Cell::text(if value { "yes" } else { "no" });
-        let transfer = |one: &TransferProgress| {
-            let seconds = format!("{}s", one.seconds);
-            let words = [one.verb.as_str(), &one.path, &seconds];
-            Cell::text(
-                &words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "),
-            )
-        };
+        let transfer = session.transfer.as_ref();
+        let command =
+            |one: &TransferProgress| Cell::text(format!("{} {}", one.verb, one.path).trim_end());
         let cells = vec![
             Cell::count(session.id),
             Cell::endpoint(session.client),
             Cell::endpoint(session.server),
             Cell::text(session.user.as_deref().unwrap_or("-")),
             Cell::text(&session.state),
+            transfer.map(command).unwrap_or_default(),
             ended.map_or_else(|| Cell::text("-"), Cell::count),
             Cell::number(session.age_seconds as f64, table::span(session.age_seconds)),
             yes_or_no(session.fast_path),
             Cell::count(row.pinholes),
             yes_or_no(session.adjusted),
-            session.transfer.as_ref().map(transfer).unwrap_or_default(),
+            transfer.map(|one| Cell::count(one.seconds)).unwrap_or_default(),
             external(session.client, session.client_external),
             external(session.server, session.server_external),
         ];

@@ -72,7 +72,7 @@ fn compare(one: &Cell, other: &Cell) -> Ordering {
 }
 
 /// The columns that a terminal has room for, with their widths for these rows, in `limit` columns of the terminal in
-/// all. Where there is no room for all text, the widest column is cut first.
+/// all. Where there is no room for all text, what is wider than usual is cut first, and then the widest column.
 pub(super) fn widths(columns: &[Column], rows: &[&Row], limit: u16) -> Vec<(usize, usize)> {
     let shown = columns.iter().take_while(|column| column.from <= limit).enumerate();
     let natural = |(at, column): (usize, &Column)| {
@@ -87,7 +87,11 @@ pub(super) fn widths(columns: &[Column], rows: &[&Row], limit: u16) -> Vec<(usiz
         let can_shrink = |(at, width): &&mut (usize, usize)| {
             columns[*at].cut.is_some_and(|(least, _)| *width > least)
         };
-        match widths.iter_mut().filter(can_shrink).max_by_key(|(_, width)| *width) {
+        let first_to_cut = |(at, width): &&mut (usize, usize)| {
+            let excess = width.saturating_sub(columns[*at].usual);
+            (excess, *width)
+        };
+        match widths.iter_mut().filter(can_shrink).max_by_key(first_to_cut) {
             Some((_, width)) => *width -= 1,
             None => break,
         }
@@ -171,19 +175,21 @@ mod tests {
     }
 
     #[test]
-    fn the_widest_column_is_cut_first() {
+    fn what_is_wider_than_usual_is_cut_first() {
         let long = "x".repeat(100);
         let mut row = rows(&[(1, &long)]).remove(0);
         row.cells = vec![Cell { text: long, number: None }; rows::SESSIONS.len()];
         (row.cells[0].text, row.cells[4].text) = ("123456".into(), "picked-up".into());
-        for at in [5, 6] {
-            row.cells[at].text = "7d 23h".into();
-        }
         let narrow = widths(rows::SESSIONS, &[&row], 80);
         assert_eq!(narrow.iter().map(|(_, width)| width + 1).sum::<usize>(), 80, "{narrow:?}");
         assert_eq!(narrow[0], (0, 6));
-        assert!(narrow[1..4].iter().all(|(_, width)| (15..=17).contains(width)), "{narrow:?}");
-        assert_eq!(narrow.len(), 7);
+        for (at, width) in &narrow[1..] {
+            let usual = rows::SESSIONS[*at].usual;
+            assert!((usual..=usual + 1).contains(width), "{narrow:?}");
+        }
+        assert_eq!(narrow.len(), 6);
+        let narrower = widths(rows::SESSIONS, &[&row], 75);
+        assert_eq!(narrower[1..4], [(1, 17), (2, 17), (3, 8)], "then the widest");
         assert_eq!(widths(rows::SESSIONS, &[], 200).len(), rows::SESSIONS.len());
         let least = rows::SESSIONS[1].cut;
         assert_eq!(least, Some((12, Cut::Middle)));

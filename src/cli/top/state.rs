@@ -11,7 +11,7 @@ use super::{
     select::Selection,
     text::escaped,
 };
-use crate::daemon::control_client::ClientError;
+use crate::{cli::event_reader::missed_text, daemon::control_client::ClientError};
 
 /// The panels, with their columns.
 pub(super) const PANELS: [(&str, &[Column]); 4] = [
@@ -135,7 +135,7 @@ impl State {
             Ok(look) => {
                 let restart = look.is_another.then(|| "the daemon was restarted".to_owned());
                 let missed = Some(look.missed).filter(|missed| *missed > 0);
-                let missed = missed.map(|missed| format!("{missed} events were missed"));
+                let missed = missed.map(missed_text);
                 let notices: Vec<_> = restart.into_iter().chain(missed).collect();
                 if !notices.is_empty() {
                     self.notice = Some(format!("{}: {}", clock(), notices.join("; ")));
@@ -402,7 +402,7 @@ mod tests {
         look.sessions.clear();
         state.take(Ok(look));
         let overlay = state.overlay.as_ref().unwrap();
-        assert_eq!((overlay.title.as_str(), overlay.items.len()), ("Session (it has ended)", 12));
+        assert_eq!((overlay.title.as_str(), overlay.items.len()), ("Session (it has ended)", 13));
         assert!(!press(&mut state, "\n"));
         press(&mut state, "\n");
         assert!(state.overlay.is_none(), "no row has details");

@@ -7,6 +7,8 @@ use ratatui::text::Span;
 pub(super) enum Cut {
     Start,
     Middle,
+    /// At the start, but behind the first word.
+    AfterWord,
     End,
 }
 
@@ -36,6 +38,10 @@ pub(super) fn cut(text: &str, limit: usize, at: Cut) -> String {
     let (head, tail) = match at {
         Cut::Start => (0, room),
         Cut::Middle => (room - room / 2, room / 2),
+        Cut::AfterWord => {
+            let word = text.split_inclusive(' ').next().map_or(0, width);
+            if word < room { (word, room - word) } else { (0, room) }
+        }
         Cut::End => (room, 0),
     };
     let tail: String = fitting(text.chars().rev(), tail).chars().rev().collect();
@@ -107,6 +113,9 @@ mod tests {
             (path, 8, Cut::Start, "…/q3.csv"),
             (path, 8, Cut::Middle, "/pub…csv"),
             (path, 1, Cut::Middle, "…"),
+            ("RETR /pub/q3.csv", 13, Cut::AfterWord, "RETR …/q3.csv"),
+            ("RETR /pub/q3.csv", 6, Cut::AfterWord, "…3.csv"),
+            (path, 8, Cut::AfterWord, "…/q3.csv"),
             (path, 0, Cut::End, ""),
             ("日本語です", 6, Cut::End, "日本…"),
             ("日本語です", 6, Cut::Start, "…です"),

@@ -22,6 +22,7 @@ use std::{
 use ftp_alg_core::engine::{Event, Pinhole, TransferResult};
 use ftp_alg_firewall::{Firewall, data_path_verdicts};
 
+pub(super) use self::traffic::UnusedPinhole;
 pub use self::{
     check::{Check, CheckStatus},
     host_audit::HostAudit,
@@ -29,7 +30,7 @@ pub use self::{
 };
 use self::{
     report::Reports,
-    traffic::{Ends, ExpiredPinhole, Traffic},
+    traffic::{ExpiredPinhole, Traffic},
 };
 use super::{
     control_client::ClientError,
@@ -233,12 +234,12 @@ impl Health {
     }
 
     /// Asks conntrack which expired pinholes had no connection. A pinhole also expires in its engine if its connection
-    /// transferred nothing. Returns a line for each unused pinhole, and the ends of its session.
+    /// transferred nothing.
     pub(super) fn take_unused_pinholes(
         &self,
         now: Instant,
         parameters: &RuleParameters,
-    ) -> Vec<(Ends, String)> {
+    ) -> Vec<UnusedPinhole> {
         let expired = std::mem::take(&mut lock(&self.state).traffic.expired);
         if expired.is_empty() {
             return Vec::new();
@@ -248,10 +249,10 @@ impl Health {
             let Pinhole { initiator, arrival, .. } = one.pinhole;
             !used.contains(&(initiator, arrival))
         };
-        let lines: Vec<_> =
-            expired.into_iter().filter(is_unused).map(ExpiredPinhole::log_line).collect();
-        lock(&self.state).traffic.record_unused(now, &lines);
-        lines
+        let unused: Vec<_> =
+            expired.into_iter().filter(is_unused).map(ExpiredPinhole::into_unused).collect();
+        lock(&self.state).traffic.record_unused(now, &unused);
+        unused
     }
 
     /// What is wrong with a daemon of this `status`. The journals at the paths `unwritten` cannot be written.

@@ -4,7 +4,7 @@
 
 use strum::IntoEnumIterator;
 
-use crate::daemon::snapshot::Problem;
+use crate::daemon::{counted::counted, snapshot::Problem};
 
 /// How many distinct clients must meet a failure of traffic within ten minutes until it is a problem of the gateway. One
 /// or two clients may cancel their transfers, or have a firewall of their own.
@@ -221,10 +221,7 @@ impl Findings {
 
     /// How many there are, in words, as in `1 problem, 2 warnings`.
     pub fn count_text(problems: usize, warnings: usize) -> String {
-        let count = |count: usize, what: &str| match count {
-            1 => format!("1 {what}"),
-            many => format!("{many} {what}s"),
-        };
+        let count = |count: usize, what: &str| counted(count as u64, what);
         match (problems, warnings) {
             (0, warnings) => count(warnings, "warning"),
             (problems, 0) => count(problems, "problem"),

@@ -17,6 +17,7 @@ use super::{
     names::{Findings, ProblemName},
     recent::Halves,
 };
+use crate::daemon::counted::counted;
 
 /// How many servers are stored. Those that announced nothing for the longest time are forgotten.
 pub(super) const MAX_SERVERS: usize = 64;
@@ -94,10 +95,9 @@ impl RecentServers {
         let Some(ServerRecord { server, refused, last: Some(last), .. }) = servers.first() else {
             return;
         };
-        let others = match servers.len() {
-            1 => String::new(),
-            2 => "; the same holds for 1 other server".to_owned(),
-            all => format!("; the same holds for {} other servers", all - 1),
+        let others = match servers.len() as u64 - 1 {
+            0 => String::new(),
+            others => format!("; the same holds for {}", counted(others, "other server")),
         };
         let text = format!(
             "all {refused} announcements of the server {server} {within} opened nothing; the last: {}{others}",

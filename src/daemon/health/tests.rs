@@ -39,9 +39,13 @@ fn record(health: &Health, number: u8, kind: EventKind) {
 /// Has clients with these numbers cancel a passive transfer each.
 fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>) {
     let server = SocketAddr::from(([198, 51, 100, 1], 21));
-    let line = |number| ((client(number), server), "pinhole expired unused".to_owned());
-    let lines: Vec<_> = clients.into_iter().map(line).collect();
-    lock(&health.state).traffic.record_unused(Instant::now(), &lines);
+    let pinhole = |number| UnusedPinhole {
+        session: 1,
+        ends: (client(number), server),
+        log_line: "pinhole expired unused".to_owned(),
+    };
+    let unused: Vec<_> = clients.into_iter().map(pinhole).collect();
+    lock(&health.state).traffic.record_unused(Instant::now(), &unused);
 }
 
 fn encrypted(count: u64) -> Status {

@@ -16,7 +16,10 @@ use super::{
     recent::{RecentClients, RecentCount},
     servers::RecentServers,
 };
-use crate::daemon::snapshot::Status;
+use crate::daemon::{
+    counted::{counted, was_or_were},
+    snapshot::Status,
+};
 
 /// Unused pinholes count if there are more than one for so many used ones. A few data connections always fail.
 const UNUSED_SHARE: u64 = 20;
@@ -35,18 +38,27 @@ pub(in crate::daemon) type Ends = (SocketAddr, SocketAddr);
 pub(super) struct ExpiredPinhole {
     pub(super) pinhole: Pinhole,
     kind: AnnouncementKind,
+    session: u64,
     client: SocketAddr,
     server: SocketAddr,
 }
 
+/// A pinhole that expired without a connection.
+#[derive(Debug)]
+pub(in crate::daemon) struct UnusedPinhole {
+    pub session: u64,
+    pub ends: Ends,
+    pub log_line: String,
+}
+
 impl ExpiredPinhole {
-    pub(super) fn log_line(self) -> (Ends, String) {
-        let Self { pinhole, kind, client, server } = self;
-        let line = format!(
-            "{client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: the end that connects came late \
+    pub(super) fn into_unused(self) -> UnusedPinhole {
+        let Self { pinhole, kind, session, client, server } = self;
+        let log_line = format!(
+            "#{session} {client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: the end that connects came late \
              or not at all, or its data connection was dropped before this gateway"
         );
-        ((client, server), line)
+        UnusedPinhole { session, ends: (client, server), log_line }
     }
 }
 
@@ -121,11 +133,11 @@ impl Traffic {
 
     /// Records an event of an engine, as far as it matters here.
     pub(super) fn record(&mut self, now: Instant, event: &Event) {
-        let Event { client, server, .. } = *event;
+        let Event { session, client, server, .. } = *event;
         match &event.kind {
             EventKind::PinholeExpired(pinhole, kind) if self.expired.len() < MAX_EXPIRED => {
                 let (pinhole, kind) = (*pinhole, *kind);
-                self.expired.push(ExpiredPinhole { pinhole, kind, client, server });
+                self.expired.push(ExpiredPinhole { pinhole, kind, session, client, server });
             }
             EventKind::RouteMissing(_) => {
                 self.routeless += 1;
@@ -138,12 +150,12 @@ impl Traffic {
         }
     }
 
-    /// Records pinholes that expired without a connection: the ends of each session, and the log line.
-    pub(super) fn record_unused(&mut self, now: Instant, lines: &[(Ends, String)]) {
-        for ((client, _), line) in lines {
+    /// Records pinholes that expired without a connection.
+    pub(super) fn record_unused(&mut self, now: Instant, unused: &[UnusedPinhole]) {
+        for UnusedPinhole { ends: (client, _), log_line, .. } in unused {
             self.unused += 1;
             self.unused_pinholes.clients.record(now, *client);
-            self.last_unused = Some(line.clone());
+            self.last_unused = Some(log_line.clone());
         }
     }
 
@@ -181,15 +193,17 @@ impl Traffic {
         let within = format!("in the last {} minutes", RECENT_WINDOW.as_secs() / 60);
         if overruns > 0 {
             let text = format!(
-                "a queue was full: the kernel dropped {overruns} packets {within}, and their senders retransmit them"
+                "a queue was full: the kernel dropped {} {within}, which the senders retransmit",
+                counted(overruns, "packet")
             );
             let remedy = "raise [queue] workers, or see what else uses the processors";
             findings.add_named(ProblemName::Overruns, 0, text, remedy);
         }
         if uninspected > 0 {
             let text = format!(
-                "max-sessions is reached: {uninspected} packets {within} belonged to connections that are not \
-                 inspected, and for which no pinhole is opened"
+                "max-sessions is reached: {} {within} belonged to connections that are not inspected, and for which no pinhole \
+                 is opened",
+                counted(uninspected, "packet")
             );
             let remedy = "raise [policy] max-sessions; `ftp-alg sessions` shows whose they are";
             findings.add_named(ProblemName::MaxSessions, 0, text, remedy);
@@ -198,7 +212,8 @@ impl Traffic {
             let last = self.last_unused.as_deref().unwrap_or_default();
             let of_clients = of_clients(unused_clients);
             let text = format!(
-                "{unused} announced data connections {within}{of_clients} did not arrive here in time; the last: {last}"
+                "{} {within}{of_clients} did not arrive here in time; the last: {last}",
+                counted(unused, "announced data connection")
             );
             let remedy = "if transfers fail, find what drops them before this gateway: the firewall of the end that \
                           connects, a provider, or a raw or ingress rule here; if clients are only late, raise \
@@ -228,8 +243,10 @@ impl Traffic {
         if encrypted > 0 && !unmarked_may_pass {
             let of_clients = of_clients(encrypted_clients);
             let text = format!(
-                "{encrypted} sessions {within}{of_clients} were encrypted: ftp-alg cannot read their announcements, and \
-                 the firewall drops their data connections"
+                "{} {within}{of_clients} {} encrypted: ftp-alg cannot read the announcements, and the firewall drops the data \
+                 connections",
+                counted(encrypted, "session"),
+                was_or_were(encrypted)
             );
             let remedy = "open the server's passive ports to its clients, or make clients use plain FTP with \
                           [policy] auth-tls = \"refuse\"";

@@ -24,7 +24,7 @@ const TESTED: [&str; 5] = [
 ];
 
 /// Programs, or how their commands begin, that do not run here, and why. Their lines are only read by bash.
-const NOT_RUN: [(&str, &str); 10] = [
+const NOT_RUN: [(&str, &str); 11] = [
     ("bpftool net", "not among the packages of packaging/provision"),
     (
         "bpftool map dump pinned /sys/fs/bpf/ftp-alg/",
@@ -34,6 +34,7 @@ const NOT_RUN: [(&str, &str); 10] = [
     ("fw4 check", "OpenWrt's; tests/e2e/recipes and setup load the rules where fw4 has them"),
     ("fw4 print", "as above"),
     ("fw4 reload", "as above"),
+    ("jq -c", "not among the packages of packaging/provision"),
     ("tcpdump -i lan0", "captures until it is interrupted"),
     ("uci commit firewall", "OpenWrt's, and not packaged for Debian"),
     ("uci set firewall.@defaults[0].", "as above"),
