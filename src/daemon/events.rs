@@ -30,6 +30,8 @@ pub(super) struct EventRing(Mutex<Ring>);
 
 struct Ring {
     events: VecDeque<Recorded>,
+    /// Transfers that an earlier daemon left unreported.
+    unreported_before: u64,
     ids: EventIds,
 }
 
@@ -87,15 +89,15 @@ enum Recorded {
 impl EventRing {
     /// An empty ring, whose IDs are behind those in `file`.
     pub(super) fn new(file: Option<File>) -> Self {
-        Self(Mutex::new(Ring { events: VecDeque::new(), ids: EventIds::after(file) }))
+        let mut ids = EventIds::after(file);
+        let unreported_before = u64::try_from(std::mem::take(&mut ids.unreported)).unwrap_or(0);
+        ids.save();
+        Self(Mutex::new(Ring { events: VecDeque::new(), unreported_before, ids }))
     }
 
     /// How many transfers an earlier daemon left unreported, because it was killed.
-    pub(super) fn take_unreported(&self) -> u64 {
-        let mut ring = lock(&self.0);
-        let unreported = std::mem::take(&mut ring.ids.unreported);
-        ring.ids.save();
-        u64::try_from(unreported).unwrap_or_default()
+    pub(super) fn unreported_before(&self) -> u64 {
+        lock(&self.0).unreported_before
     }
 
     /// Records the events of sessions, except those that are recorded later, when all is known of them. Counts those of
@@ -353,8 +355,8 @@ mod tests {
         assert_eq!(ring.after(first + 2).lost, Some(0));
         assert_eq!(open().last_session(), 4);
         ring.record(&[], |_| false, 2);
-        assert_eq!(open().take_unreported(), 2);
-        assert_eq!(open().take_unreported(), 0, "once");
+        assert_eq!(open().unreported_before(), 2);
+        assert_eq!(open().unreported_before(), 0, "once");
         // Garbage, as another program may leave it.
         for bytes in [[0xff; 32], [0; 32]] {
             file.write_all_at(&bytes, 0).unwrap();

@@ -30,7 +30,7 @@ use super::{
     transfers::{Report, TransferFile, TransferReports},
     worker_progress::WorkerProgress,
 };
-use crate::kernel::{LinuxKernel, RuleParameters, queue::QueueCounts};
+use crate::kernel::{LinuxKernel, RuleParameters, conntrack::CountedPackets, queue::QueueCounts};
 
 /// The state that the workers, the control socket and the main thread share.
 pub(super) struct SharedState {
@@ -126,7 +126,7 @@ impl SharedState {
 
     /// Logs and counts the transfers that an earlier daemon has not reported.
     pub(super) fn count_unreported_transfers(&self) {
-        let transfers = self.events.take_unreported();
+        let transfers = self.events.unreported_before();
         if transfers > 0 {
             self.transfers.count_lost(transfers);
             tracing::info!(
@@ -149,10 +149,16 @@ impl SharedState {
         log_at_once(|| reports.iter().filter(is_logged).for_each(Report::log));
         self.health.record_reports(now, &reports);
         let ended_transfers = self.events.record_reports(reports);
-        if let Some(file) = file {
-            self.transfers.append(file, ended_transfers);
-            self.health.set_transfer_file(file.failure());
-        }
+        self.health.set_transfer_file(self.transfers.append(file, ended_transfers));
+    }
+
+    /// What conntrack has counted of a data connection.
+    pub(super) fn counted(
+        &self,
+        initiator: SocketAddr,
+        dialled: SocketAddr,
+    ) -> Option<[CountedPackets; 2]> {
+        lock(&self.kernel).counted_packets(initiator, dialled).ok().flatten()
     }
 
     /// Updates the sets of ports. Returns whether they have changed.

@@ -166,10 +166,9 @@ pub(super) fn start(
         follower.follow(rules, &end);
         Ok(())
     };
-    let what = "the reader of the operator's rules".to_owned();
-    workers.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
-    let logs_data = workers.table.as_ref().is_some_and(Table::logs_data);
-    let data_log = data_log.filter(|_| logs_data);
+    let (name, what) = ("rules".to_owned(), "the reader of the operator's rules".to_owned());
+    workers.rules_thread = Some(start_thread(name, what, events.clone(), work)?);
+    let data_log = data_log.filter(|_| workers.table.as_ref().is_some_and(Table::logs_data));
     workers.shared.count_unreported_transfers();
     if config.reports_transfers() {
         workers.start_transfer_reports(data_log, transfer_file, events)?;
@@ -457,15 +456,12 @@ impl Workers {
         let work = move || {
             let publish = |reports| shared.publish_reports(reports, file.as_mut());
             let kernel = Arc::clone(&shared);
-            let mut count_packets = move |initiator, dialled| {
-                lock(&kernel.kernel).counted_packets(initiator, dialled).ok().flatten()
-            };
+            let mut count_packets = move |initiator, dialled| kernel.counted(initiator, dialled);
             shared.transfers.run(data_log, &mut count_packets, publish, &stop);
             Ok(())
         };
-        let what = "the reports of transfers".to_owned();
-        self.transfers_thread =
-            Some(start_thread("transfers".to_owned(), what, events.clone(), work)?);
+        let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());
+        self.transfers_thread = Some(start_thread(name, what, events.clone(), work)?);
         Ok(())
     }
 

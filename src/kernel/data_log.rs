@@ -6,6 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd as _, AsRawFd as _},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
@@ -23,6 +24,7 @@ use super::{
 const PACKET: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 0);
 const CONFIG: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 1);
 // From linux/netfilter/nfnetlink_log.h; libc lacks them.
+const NFULA_TIMESTAMP: u16 = 3;
 const NFULA_PAYLOAD: u16 = 9;
 const NFULA_CFG_CMD: u16 = 1;
 const NFULA_CFG_MODE: u16 = 2;
@@ -34,6 +36,9 @@ const NFULNL_COPY_PACKET: u8 = 2;
 
 /// How long the kernel collects packets before it sends them, in hundredths of a second.
 const FLUSH_TIMEOUT: u32 = 5;
+/// After so long, what the kernel has collected is read. Packets of output hooks, and of kernels before 5.18, have no
+/// time: they count as the oldest ones.
+const LONGEST_DELAY: Duration = Duration::from_millis(150);
 /// The size of a message of collected packets, of some 200 bytes each.
 const MESSAGE_BYTES: u32 = 32 << 10;
 /// No limit of packets in a message but its size.
@@ -75,8 +80,19 @@ impl DataLog {
         Ok(Self { socket, buffer: vec![0; 1 << 16] })
     }
 
-    /// Passes each packet that has arrived to `each`. What did not fit into the socket's buffer is lost.
-    pub fn read(&mut self, mut each: impl FnMut(DataPacket)) -> Result<(), NetfilterError> {
+    /// Passes each packet that has arrived to `each`, with the time at which it passed. What did not fit into the socket's
+    /// buffer is lost.
+    pub fn read(
+        &mut self,
+        mut each: impl FnMut(Instant, DataPacket),
+    ) -> Result<(), NetfilterError> {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let passed = |stamp: Option<&[u8]>| {
+            // One that passes while others are read has passed now.
+            let age_of = |time| clock.duration_since(time).unwrap_or_default();
+            let age = stamp.and_then(time_of).map_or(LONGEST_DELAY, age_of);
+            now.checked_sub(age).unwrap_or(now)
+        };
         for _ in 0..MESSAGES_A_CALL {
             let length = match recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                 Ok((length, _)) => length,
@@ -89,13 +105,23 @@ impl DataLog {
             };
             for message in Messages::new(self.buffer.get(..length).unwrap_or_default()) {
                 if message.kind == PACKET {
-                    let payload = message.attributes().first(NFULA_PAYLOAD);
-                    payload.and_then(parse).into_iter().for_each(&mut each);
+                    let attributes = message.attributes();
+                    if let Some(packet) = attributes.first(NFULA_PAYLOAD).and_then(parse) {
+                        each(passed(attributes.first(NFULA_TIMESTAMP)), packet);
+                    }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// The time in `struct nfulnl_msg_packet_timestamp`: seconds and microseconds in network byte order.
+fn time_of(stamp: &[u8]) -> Option<SystemTime> {
+    let (seconds, micros) = stamp.split_first_chunk::<8>()?;
+    let [seconds, micros] = [*seconds, *micros.first_chunk()?].map(u64::from_be_bytes);
+    let since_epoch = Duration::from_secs(seconds).checked_add(Duration::from_micros(micros))?;
+    UNIX_EPOCH.checked_add(since_epoch)
 }
 
 /// The packet whose first bytes these are.
@@ -154,6 +180,15 @@ mod tests {
             let fin = DataFlags { ack: true, fin: true, ..DataFlags::default() };
             assert_eq!(packet.flags, fin);
         }
+    }
+
+    #[test]
+    fn times_are_read() {
+        let stamp = [1_u64, 500_000].map(u64::to_be_bytes);
+        let expected = UNIX_EPOCH + Duration::from_millis(1500);
+        assert_eq!(time_of(stamp.as_flattened()), Some(expected));
+        assert_eq!(time_of(&[0xff; 16]), None);
+        assert_eq!(time_of(&[0; 15]), None);
     }
 
     #[test]

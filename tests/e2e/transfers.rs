@@ -272,6 +272,32 @@ fn transfers_are_written_to_a_file() {
     assert_eq!(gateway.daemon.status().unwrap()["transfers"]["unwritten"], 0);
 }
 
+/// A server with few ports uses each again at once, while the daemon reads packets some twenty times a second.
+#[test]
+fn transfers_over_the_same_ports_have_their_own_bytes() {
+    const FILES: usize = 60;
+    for setup in ["", "queue.fast-path = \"off\"\n"] {
+        let gateway = gateway_with(Topology::Masquerade, setup);
+        let lab = &gateway.lab;
+        let ports = "pasv_min_port=40000\npasv_max_port=40004\n";
+        let _server = Server::start_with(ServerKind::Vsftpd, &lab.server, ports).unwrap();
+        let directory = lab.client.directory().join("files");
+        let upload = format!(
+            "mkdir -p {0}; cd {0}; for n in $(seq {FILES}); do head -c $((37 * n)) /dev/zero > f$n; done; \
+             curl -sS --disable-epsv -T 'f[1-{FILES}]' ftp://{1}/pub/",
+            directory.display(),
+            lab.server_address(V4)
+        );
+        lab.client.shell(&upload).unwrap();
+        wait_for("all transfers", || events(&gateway, "transfer").len() == FILES);
+        for (number, event) in (1..).zip(events(&gateway, "transfer")) {
+            let expected = (format!("/pub/f{number}"), 37 * number);
+            assert_eq!((&event["path"], &event["bytes"]), (&json!(expected.0), &json!(expected.1)));
+            assert_eq!(event["result"], "complete", "{event}");
+        }
+    }
+}
+
 /// Sequence numbers count modulo 4 GiB; conntrack, if it counts, says how often that was passed.
 #[test]
 fn bytes_above_4_gib_are_exact_where_conntrack_counts() {

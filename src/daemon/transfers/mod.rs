@@ -35,6 +35,8 @@ use crate::kernel::{conntrack::CountedPackets, data_log::DataLog};
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
 const INTERVAL: Duration = Duration::from_millis(50);
+/// Two threads may record what happened to one session. So it is handled a little later, in the order of its time.
+const SORT_TIME: Duration = Duration::from_millis(25);
 /// Limit of transfers that the thread has not taken yet.
 const MAX_INBOX: usize = 8192;
 
@@ -108,6 +110,8 @@ struct Known<'a> {
     ended_sessions: VecDeque<(Instant, Box<SessionReport>)>,
     /// Pinholes without a transfer, until the packets of their data connections are known.
     waiting_pinholes: VecDeque<(Instant, Box<WaitingPinhole>)>,
+    /// Not handled yet.
+    received: Vec<(Instant, Received)>,
     /// Not published yet.
     reports: Vec<Report>,
 }
@@ -180,7 +184,11 @@ impl TransferReports {
                 continue;
             }
             ended += is_ended;
-            inbox.push((now, received));
+            let at = match &received {
+                Received::Ended(transfer) => transfer.transfer.ended.unwrap_or(now),
+                _ => now,
+            };
+            inbox.push((at, received));
         }
         ended
     }
@@ -216,15 +224,15 @@ impl TransferReports {
             session_bytes: SessionBytes::default(),
             ended_sessions: VecDeque::new(),
             waiting_pinholes: VecDeque::new(),
+            received: Vec::new(),
             reports: Vec::new(),
         };
         // For the state of the file.
         publish(Vec::new());
         loop {
             let is_last = stop.load(Ordering::Acquire);
-            let now = Instant::now();
-            let read =
-                data_log.as_mut().map(|log| log.read(|packet| known.tracker.observe(now, &packet)));
+            let observe = |at, packet| known.tracker.observe(at, &packet);
+            let read = data_log.as_mut().map(|log| log.read(observe));
             if let Some(Err(error)) = read {
                 tracing::warn!(
                     event = "data-log-ended",
@@ -232,13 +240,13 @@ impl TransferReports {
                 );
                 (data_log, known.tracker.sees_packets) = (None, false);
             }
-            self.handle_received(&mut known);
+            let now = (!is_last).then(Instant::now);
+            self.handle_received(&mut known, now);
             let finished = match is_last {
                 true => known.tracker.take_all(),
                 false => known.tracker.take_finished(Instant::now()),
             };
             finished.into_iter().for_each(|finished| self.report(finished, &mut known));
-            let now = (!is_last).then(Instant::now);
             known.report_missing_connections(now);
             known.report_ended_sessions(now);
             if !known.reports.is_empty() || self.reopens.load(Ordering::Acquire) {
@@ -256,23 +264,30 @@ impl TransferReports {
         self.reopens.store(true, Ordering::Release);
     }
 
-    /// Appends transfers that have ended to `file`, a line of JSON each.
-    pub(super) fn append(
+    /// Appends transfers that have ended to `file`, if there is one, a line of JSON each. Returns why it cannot be written.
+    pub(super) fn append<'f>(
         &self,
-        file: &mut TransferFile,
+        file: Option<&'f mut TransferFile>,
         transfers: impl Iterator<Item = EventRow>,
-    ) {
-        if self.reopens.swap(false, Ordering::AcqRel) {
+    ) -> Option<&'f str> {
+        let reopens = self.reopens.swap(false, Ordering::AcqRel);
+        let file = file?;
+        if reopens {
             file.reopen();
         }
         let line = |row| serde_json::to_string(&row).unwrap_or_default() + "\n";
         file.append(&transfers.map(line).collect::<String>());
         lock(&self.totals).set_unwritten(file.unwritten);
+        file.failure()
     }
 
-    fn handle_received(&self, known: &mut Known<'_>) {
-        let all = std::mem::take(&mut *lock(&self.inbox));
-        for (seen, received) in all {
+    /// Handles what happened until `now`, less [`SORT_TIME`], in its order. `None` stands for the end of the daemon.
+    fn handle_received(&self, known: &mut Known<'_>, now: Option<Instant>) {
+        known.received.append(&mut lock(&self.inbox));
+        known.received.sort_by_key(|(seen, _)| *seen);
+        let is_due = |seen: Instant| now.is_none_or(|now| seen + SORT_TIME <= now);
+        let due = known.received.partition_point(|(seen, _)| is_due(*seen));
+        for (seen, received) in known.received.drain(..due).collect::<Vec<_>>() {
             match received {
                 Received::Ended(transfer) => {
                     if let Some(finished) = known.tracker.end(seen, transfer) {

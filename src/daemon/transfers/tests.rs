@@ -28,6 +28,7 @@ pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfe
             announcement: None,
             duration: Duration::from_millis(200),
             has_started: true,
+            ended: None,
             end,
         }),
         at: SystemTime::now(),

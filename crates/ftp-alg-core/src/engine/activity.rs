@@ -1,6 +1,10 @@
 //! What the client of a connection does: its user, its directory, its pending transfers. Nothing is decided by it.
 
-use std::{fmt, mem::take, time::Duration};
+use std::{
+    fmt,
+    mem::take,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -125,6 +129,8 @@ pub struct Transfer {
     pub has_started: bool,
     /// How it ended.
     pub end: TransferEnd,
+    /// When its last reply was seen.
+    pub ended: Option<Instant>,
 }
 
 /// A transfer that has not ended.
@@ -310,7 +316,7 @@ impl PendingTransfer {
     ) -> Transfer {
         let Self { command: TransferCommand { verb, path }, requested, has_started, .. } = self;
         let duration = now.saturating_sub(requested);
-        Transfer { user, verb, path, announcement, duration, has_started, end }
+        Transfer { user, verb, path, announcement, duration, has_started, end, ended: None }
     }
 }
 

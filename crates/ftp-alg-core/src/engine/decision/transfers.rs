@@ -38,7 +38,7 @@ impl Connection<'_> {
 
     /// Records that the oldest transfer has ended.
     pub(super) fn record_transfer_end(&mut self, end: TransferEnd) -> bool {
-        let Some(event) = self.entry.end_transfer(end) else { return false };
+        let Some(event) = self.entry.end_transfer(end, Some(self.now)) else { return false };
         self.effects.events.push(event);
         true
     }

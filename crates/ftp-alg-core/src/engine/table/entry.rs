@@ -213,11 +213,12 @@ impl Entry {
         &mut self.extra_mut().activity
     }
 
-    /// Ends the oldest transfer. Returns the event of it.
-    pub fn end_transfer(&mut self, end: TransferEnd) -> Option<Event> {
+    /// Ends the oldest transfer, by a reply at the time `ended` if one was seen. Returns the event of it.
+    pub fn end_transfer(&mut self, end: TransferEnd, ended: Option<Instant>) -> Option<Event> {
         let (now, announcement) = (self.since_first_packet(), self.last_announcement());
         let activity = &mut self.existing_extra_mut()?.activity;
         let transfer = activity.take_transfer(now, end, announcement)?;
+        let transfer = Transfer { ended, ..transfer };
         Some(self.event(EventKind::Transfer(Arc::new(transfer))))
     }
 
@@ -226,7 +227,7 @@ impl Entry {
         if let Some(held) = self.pinhole_without_transfer() {
             events.push(self.event(EventKind::PinholeWaiting(held.pinhole)));
         }
-        while let Some(event) = self.end_transfer(end.of_transfers()) {
+        while let Some(event) = self.end_transfer(end.of_transfers(), None) {
             events.push(event);
         }
         let duration = self.since_first_packet();

@@ -5,95 +5,25 @@
 
 use std::{
     collections::VecDeque,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use ahash::AHashMap;
+use ahash::AHashSet;
 
-use super::finished_transfer::{FinishedTransfer, TransferResult};
+use super::{
+    data_connections::{DataConnection, DataConnections, DataPacket, End, Ends, Found, ends_of},
+    finished_transfer::{FinishedTransfer, TransferResult},
+};
 use crate::engine::{Pinhole, Transfer, TransferEnd};
 
 /// How long a transfer waits for the packets of its data connection.
 pub const PATIENCE: Duration = Duration::from_millis(500);
-/// Limit of data connections whose packets are stored; the oldest go first.
-const MAX_CONNECTIONS: usize = 16384;
 /// Limit of transfers that wait.
 const MAX_WAITING: usize = 8192;
 
-/// A packet of a data connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataPacket {
-    /// Its sender, as the filter chains see it.
-    pub source: SocketAddr,
-    /// Its receiver, as the filter chains see it.
-    pub destination: SocketAddr,
-    /// Whether SYN, ACK, FIN and RST are set.
-    pub flags: DataFlags,
-    /// The sequence number behind its data: that of its FIN.
-    pub end: u32,
-    /// The acknowledgement number, if ACK is set.
-    pub acknowledged: u32,
-}
-
-impl DataPacket {
-    /// Whether it is the RST of an end that listens at no such port (RFC 9293, section 3.10.7.1).
-    fn refuses_a_syn(&self) -> bool {
-        self.flags.rst && self.flags.ack && self.end == 0
-    }
-}
-
-/// TCP flags.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DataFlags {
-    /// SYN.
-    pub syn: bool,
-    /// ACK.
-    pub ack: bool,
-    /// FIN.
-    pub fin: bool,
-    /// RST.
-    pub rst: bool,
-}
-
-/// An end of a data connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Initiator,
-    Target,
-}
-
-impl End {
-    fn other(self) -> Self {
-        match self {
-            Self::Initiator => Self::Target,
-            Self::Target => Self::Initiator,
-        }
-    }
-}
-
-/// What was seen of one data connection.
-#[derive(Clone, Debug)]
-struct DataConnection {
-    initiator_port: u16,
-    began: Instant,
-    ended: Instant,
-    /// The initial sequence numbers of initiator and target.
-    first: [Option<u32>; 2],
-    /// The sequence numbers of their FINs.
-    last: [Option<u32>; 2],
-    /// What each had acknowledged with its last FIN or RST.
-    acknowledged: [Option<u32>; 2],
-    /// Who reset it, and the sequence number of that RST.
-    reset: Option<(End, u32)>,
-    /// Whether it was reported that it did not come about.
-    is_reported: bool,
-}
-
-/// The initiator and the target of a data connection, as the filter chains see them.
-type Ends = (IpAddr, SocketAddr);
-
 struct WaitingTransfer {
+    ended: Instant,
     until: Instant,
     finished: Box<FinishedTransfer>,
 }
@@ -101,9 +31,7 @@ struct WaitingTransfer {
 /// The data connections that were seen, and the transfers that wait for the end of theirs.
 #[derive(Default)]
 pub struct TransferTracker {
-    connections: AHashMap<Ends, DataConnection>,
-    /// Their ends, in the order in which they began.
-    order: VecDeque<(Ends, Instant)>,
+    connections: DataConnections,
     waiting: VecDeque<WaitingTransfer>,
     /// Whether the packets of data connections are seen at all.
     pub sees_packets: bool,
@@ -115,73 +43,25 @@ impl TransferTracker {
         Self { sees_packets, ..Self::default() }
     }
 
-    /// Records a packet of a data connection.
-    pub fn observe(&mut self, now: Instant, packet: &DataPacket) {
-        let DataPacket { source, destination, flags, end, acknowledged } = *packet;
-        let from_initiator = ((source.ip(), destination), source.port(), End::Initiator);
-        let from_target = ((destination.ip(), source), destination.port(), End::Target);
-        if flags.syn || packet.refuses_a_syn() {
-            let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
-            let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
-            return self.begin(now, (ends, port), first).record(now, sender, packet);
-        }
-        for (ends, port, sender) in [from_initiator, from_target] {
-            if let Some(connection) = self.connections.get_mut(&ends)
-                && connection.initiator_port == port
-            {
-                return connection.record(now, sender, packet);
-            }
-        }
+    /// Records a packet of a data connection that passed at the time `at`.
+    pub fn observe(&mut self, at: Instant, packet: &DataPacket) {
+        self.connections.observe(at, packet);
     }
 
-    /// The connection between these ends whose initiator begins with the sequence number `first`.
-    fn begin(
-        &mut self,
-        now: Instant,
-        (ends, port): (Ends, u16),
-        first: u32,
-    ) -> &mut DataConnection {
-        let new = DataConnection {
-            initiator_port: port,
-            began: now,
-            ended: now,
-            first: [Some(first), None],
-            last: [None, None],
-            acknowledged: [None, None],
-            reset: None,
-            is_reported: false,
-        };
-        if !self.connections.get(&ends).is_some_and(|known| known.begins_like(&new)) {
-            self.make_room();
-            self.order.push_back((ends, now));
-            self.connections.insert(ends, new.clone());
-        }
-        self.connections.entry(ends).or_insert(new)
-    }
-
-    fn make_room(&mut self) {
-        while self.order.len() >= MAX_CONNECTIONS
-            && let Some((ends, began)) = self.order.pop_front()
-        {
-            // Unless a later one has its ends.
-            if self.connections.get(&ends).is_some_and(|connection| connection.began == began) {
-                self.connections.remove(&ends);
-            }
-        }
-    }
-
-    /// A transfer has ended on the control connection. Returns it if nothing more is to be known of it, or if too many
-    /// wait.
+    /// A transfer has ended on the control connection. Returns it if none waits and nothing more is to be known of it, or if
+    /// too many wait.
     pub fn end(
         &mut self,
         now: Instant,
         mut finished: Box<FinishedTransfer>,
     ) -> Option<Box<FinishedTransfer>> {
-        if self.is_decided(&finished) || self.waiting.len() >= MAX_WAITING {
-            self.complete(&mut finished);
+        let ended = finished.transfer.ended.unwrap_or(now);
+        let may_be_first = self.waiting.is_empty() && self.is_decided(&finished, ended);
+        if may_be_first || self.waiting.len() >= MAX_WAITING {
+            self.complete(&mut finished, ended);
             return Some(finished);
         }
-        self.waiting.push_back(WaitingTransfer { until: now + PATIENCE, finished });
+        self.waiting.push_back(WaitingTransfer { ended, until: now + PATIENCE, finished });
         None
     }
 
@@ -202,8 +82,7 @@ impl TransferTracker {
                 let is_earlier = |connection: &&DataConnection| {
                     connection.is_over() && Some(connection.ended) <= requested
                 };
-                let known =
-                    self.connections.get(&ends).filter(|connection| !is_earlier(connection));
+                let known = self.connections.newest(ends).filter(|one| !is_earlier(one));
                 if known.is_some_and(DataConnection::is_answered) {
                     return None;
                 }
@@ -218,7 +97,7 @@ impl TransferTracker {
     /// for each connection.
     pub fn missing_connection(&mut self, pinhole: &Pinhole) -> Option<String> {
         let ends = ends_of(pinhole);
-        let known = self.connections.get_mut(&ends).filter(|known| !known.is_answered())?;
+        let known = self.connections.newest_mut(ends).filter(|known| !known.is_answered())?;
         let is_new = !std::mem::replace(&mut known.is_reported, true);
         is_new.then(|| missing_reason(ends, Some(known)))
     }
@@ -228,128 +107,77 @@ impl TransferTracker {
         self.waiting.is_empty()
     }
 
-    /// The transfers that need not wait any more.
+    /// The transfers that need not wait any more, those of a session in their order.
     pub fn take_finished(&mut self, now: Instant) -> VecDeque<Box<FinishedTransfer>> {
-        let waiting = std::mem::take(&mut self.waiting);
-        let (finished, waiting) = waiting.into_iter().partition(|waiting: &WaitingTransfer| {
-            waiting.until <= now || self.is_decided(&waiting.finished)
-        });
-        self.waiting = waiting;
-        self.complete_all(finished)
+        let (mut taken, mut held_up) = (VecDeque::new(), AHashSet::new());
+        // One after the other, because the connection of one is no candidate for the next.
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            let WaitingTransfer { ended, until, finished } = &mut waiting;
+            let is_next = !held_up.contains(&finished.session.id);
+            if is_next && (*until <= now || self.is_decided(finished, *ended)) {
+                self.complete(finished, *ended);
+                taken.push_back(waiting.finished);
+            } else {
+                held_up.insert(finished.session.id);
+                self.waiting.push_back(waiting);
+            }
+        }
+        taken
     }
 
     /// All transfers, at the end.
     pub fn take_all(&mut self) -> VecDeque<Box<FinishedTransfer>> {
         let waiting = std::mem::take(&mut self.waiting);
-        self.complete_all(waiting)
-    }
-
-    fn complete_all(
-        &mut self,
-        waiting: VecDeque<WaitingTransfer>,
-    ) -> VecDeque<Box<FinishedTransfer>> {
-        let mut finished: VecDeque<_> =
-            waiting.into_iter().map(|waiting| waiting.finished).collect();
-        finished.iter_mut().for_each(|finished| self.complete(finished));
-        finished
+        let complete = |WaitingTransfer { ended, mut finished, .. }| {
+            self.complete(&mut finished, ended);
+            finished
+        };
+        waiting.into_iter().map(complete).collect()
     }
 
     /// Whether nothing more is to be known of the data connection.
-    fn is_decided(&self, FinishedTransfer { transfer, .. }: &FinishedTransfer) -> bool {
+    fn is_decided(
+        &self,
+        FinishedTransfer { transfer, .. }: &FinishedTransfer,
+        ended: Instant,
+    ) -> bool {
         let Some((_, pinhole)) = transfer.announcement.filter(|_| self.sees_packets) else {
             return true;
         };
         let refused = matches!(transfer.end, TransferEnd::Replied(reply) if reply.code >= 500);
-        let Some(connection) = self.connections.get(&ends_of(&pinhole)) else {
-            return refused && !transfer.has_started;
-        };
-        connection.is_over()
+        let is_over =
+            self.connections.is_newest_over(ends_of(&pinhole), ended, |one| may_be(one, transfer));
+        is_over.unwrap_or(refused && !transfer.has_started)
     }
 
-    fn complete(&mut self, finished: &mut FinishedTransfer) {
+    fn complete(&mut self, finished: &mut FinishedTransfer, ended: Instant) {
         let transfer = &finished.transfer;
         let ends = transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole));
-        let connection = ends.and_then(|ends| self.connections.get(&ends));
-        // One that has neither ended nor an answer may still be that of the next transfer.
-        let is_its =
-            |connection: &&DataConnection| connection.is_answered() || !is_success(transfer.end);
-        let connection = connection.filter(is_its);
-        if let Some(connection) = connection {
-            finished.bytes = connection.bytes_of(sender_of(transfer));
-            finished.connection =
-                transfer.announcement.map(|(_, Pinhole { initiator, arrival, .. })| {
+        let found =
+            ends.and_then(|ends| self.connections.find(ends, ended, |one| may_be(one, transfer)));
+        let connection = found.map(|found| found.connection);
+        if let Some(Found { connection, is_certain }) = found {
+            finished.bytes = connection.bytes_of(sender_of(transfer)).filter(|_| is_certain);
+            finished.connection = transfer.announcement.filter(|_| is_certain).map(
+                |(_, Pinhole { initiator, arrival, .. })| {
                     (SocketAddr::new(initiator, connection.initiator_port), arrival)
-                });
+                },
+            );
             if connection.is_answered() && connection.ended > connection.began {
                 finished.duration = connection.ended - connection.began;
             }
         }
         let sees_packets = self.sees_packets;
         (finished.result, finished.reason) = classify(transfer, ends, connection, sees_packets);
-        if let Some(ends) = ends.filter(|_| connection.is_some()) {
-            self.connections.remove(&ends);
+        if let Some((ends, began)) = ends.zip(connection.map(|connection| connection.began)) {
+            self.connections.remove(ends, began);
         }
     }
 }
 
-impl DataConnection {
-    /// Whether `other` has the same initiator port and initial sequence number, so that its packet is one of this.
-    fn begins_like(&self, other: &Self) -> bool {
-        (self.initiator_port, self.first[0]) == (other.initiator_port, other.first[0])
-    }
-
-    fn record(&mut self, now: Instant, sender: End, packet: &DataPacket) {
-        let (place, DataPacket { flags, end, acknowledged, .. }) = (sender as usize, *packet);
-        if flags.syn && self.first[place].is_none() {
-            self.first[place] = Some(end);
-        }
-        if flags.fin && self.last[place].is_none() {
-            (self.last[place], self.ended) = (Some(end), now);
-        }
-        if flags.ack && (flags.fin || flags.rst) {
-            self.acknowledged[place] = Some(acknowledged);
-        }
-        if flags.rst && self.reset.is_none() {
-            (self.reset, self.ended) = (Some((sender, end)), now);
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.reset.is_some() || self.last.iter().all(Option::is_some)
-    }
-
-    fn is_answered(&self) -> bool {
-        self.first[End::Target as usize].is_some()
-    }
-
-    /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off.
-    fn bytes_of(&self, sender: End) -> Option<u64> {
-        let (first, last) = (self.first[sender as usize]?, self.last[sender as usize]);
-        let end = if self.is_cut(sender) { self.reset_place(sender) } else { last };
-        Some(end?.wrapping_sub(first).wrapping_sub(1).into())
-    }
-
-    /// Whether a reset came before all that `sender` sent was there.
-    fn is_cut(&self, sender: End) -> bool {
-        let is_before = |place: u32, last: u32| place.wrapping_sub(last).cast_signed() < 0;
-        match (self.last[sender as usize], self.reset_place(sender)) {
-            (Some(last), place) => place.is_some_and(|place| is_before(place, last)),
-            (None, _) => self.reset.is_some(),
-        }
-    }
-
-    /// The sequence number behind what was there of `sender` at a reset: what the other end had acknowledged, or the
-    /// place of the sender's own RST.
-    fn reset_place(&self, sender: End) -> Option<u32> {
-        let (reset_by, place) = self.reset?;
-        let own = Some(place).filter(|_| reset_by == sender);
-        self.acknowledged[sender.other() as usize].or(own)
-    }
-}
-
-/// The ends by which the packets of the data connection are found.
-fn ends_of(pinhole: &Pinhole) -> Ends {
-    (pinhole.initiator, pinhole.target)
+/// Whether the data connection may be that of `transfer`. One without an answer may be that of the next transfer.
+fn may_be(connection: &DataConnection, transfer: &Transfer) -> bool {
+    connection.is_answered() || !is_success(transfer.end)
 }
 
 /// The end that sends the file.
@@ -364,7 +192,7 @@ fn is_success(end: TransferEnd) -> bool {
 /// Why there was no data connection.
 fn missing_reason((initiator, target): Ends, connection: Option<&DataConnection>) -> String {
     match connection {
-        Some(DataConnection { reset: Some(_), .. }) => {
+        Some(connection) if connection.is_over() => {
             format!("{target} refused the connection of {initiator}")
         }
         Some(_) => format!("SYN of {initiator} seen, no answer from {target}"),
@@ -379,7 +207,7 @@ fn classify(
     connection: Option<&DataConnection>,
     sees_packets: bool,
 ) -> (TransferResult, Option<String>) {
-    let was_reset = connection.is_some_and(|connection| connection.reset.is_some());
+    let was_reset = connection.is_some_and(DataConnection::was_reset);
     let was_cut = connection.is_some_and(|connection| connection.is_cut(sender_of(transfer)));
     let is_answered = connection.is_some_and(DataConnection::is_answered);
     let code = match transfer.end {

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::*;
+use super::{
+    super::data_connections::{DataFlags, MAX_CONNECTIONS},
+    *,
+};
 use crate::{
     engine::TransferSession,
     ftp::{AnnouncementKind, Reply},
@@ -29,6 +32,7 @@ fn transfer(verb: TransferVerb, code: u16) -> Transfer {
         duration: Duration::from_secs(3),
         has_started: code == 226,
         end: TransferEnd::Replied(Reply { code }),
+        ended: None,
     }
 }
 
@@ -197,7 +201,7 @@ fn few_connections_and_transfers_are_stored() {
         let port = 1024 + (number >> 16);
         test.tracker.observe(test.now, &packet(&format!("203.0.113.9:{port}"), &target, "S", 1, 0));
     }
-    assert!(test.tracker.connections.len() <= MAX_CONNECTIONS);
+    assert!(test.tracker.connections.count() <= MAX_CONNECTIONS);
     let mut test = Test::new();
     let ended = (0..2 * MAX_WAITING).filter_map(|_| test.end(transfer(TransferVerb::Retr, 226)));
     assert_eq!(ended.count(), MAX_WAITING);
@@ -214,7 +218,7 @@ fn a_connection_belongs_to_one_transfer() {
     assert_eq!(aborted.result, TransferResult::Aborted);
     let hung = test.end_after_waiting(transfer(TransferVerb::Stor, 425));
     assert_eq!(hung.result, TransferResult::NoDataConnection);
-    assert!(test.tracker.connections.is_empty());
+    assert!(test.tracker.connections.count() == 0);
 }
 
 /// What is reported of a transfer that has been pending for ten seconds, after these packets.
@@ -319,4 +323,82 @@ fn a_missing_connection_without_a_transfer_is_reported_once() {
     let mut test = Test::new();
     test.observe(&[syn, (CLIENT, SERVER, "SA", 1000, 11)]);
     assert_eq!(test.tracker.missing_connection(&pinhole), None);
+}
+
+/// Sender, receiver, flags, end and acknowledgement number.
+type PacketRow = (&'static str, &'static str, &'static str, u32, u32);
+
+/// What is reported of transfers that ended at these times, in milliseconds, if all packets are read before.
+fn bytes_of_transfers(packets: &[(u64, PacketRow)], ends: &[u64]) -> Vec<Option<u64>> {
+    let mut test = Test::new();
+    let start = test.now;
+    let at = |millis| start + Duration::from_millis(millis);
+    for (millis, (source, destination, flags, end, acknowledged)) in packets {
+        let packet = packet(source, destination, flags, *end, *acknowledged);
+        test.tracker.observe(at(*millis), &packet);
+    }
+    let transfer = |ended| Transfer { ended: Some(at(ended)), ..transfer(TransferVerb::Stor, 226) };
+    let finished = ends.iter().filter_map(|ended| test.end(transfer(*ended)));
+    let mut bytes: Vec<_> = finished.map(|finished| finished.bytes).collect();
+    test.now += PATIENCE;
+    bytes.extend(test.tracker.take_finished(test.now).iter().map(|finished| finished.bytes));
+    bytes
+}
+
+/// A server's ports are used again at once, and packets are read ten times a second.
+#[test]
+fn transfers_over_the_same_port_have_their_own_bytes() {
+    let connection = |began, port: &'static str, bytes: u32| {
+        [
+            (began, (CLIENT, port, "SA", 1000, 11)),
+            (began + 1, (CLIENT, port, "FA", 1001 + bytes, 11)),
+            (began + 1, (port, CLIENT, "FA", 11, 1002 + bytes)),
+        ]
+    };
+    let other = "203.0.113.9:5001";
+    let one_after_another = [connection(10, SERVER, 5), connection(20, other, 7)].concat();
+    assert_eq!(bytes_of_transfers(&one_after_another, &[12, 22]), [Some(5), Some(7)]);
+    let third = [&one_after_another[..], &connection(30, "203.0.113.9:5002", 9)].concat();
+    assert_eq!(bytes_of_transfers(&third, &[12, 22, 32]), [Some(5), Some(7), Some(9)]);
+    // The connection of the first one was not seen, or that of the second one.
+    assert_eq!(bytes_of_transfers(&connection(20, other, 7), &[12, 22]), [None, Some(7)]);
+    assert_eq!(bytes_of_transfers(&connection(10, other, 7), &[12, 22]), [Some(7), None]);
+    // An earlier connection had no transfer.
+    let with_stray = [connection(10, SERVER, 0), connection(220, other, 7)].concat();
+    assert_eq!(bytes_of_transfers(&with_stray, &[222]), [Some(7)]);
+    // It may be either one.
+    let near = [connection(10, SERVER, 5), connection(15, other, 7)].concat();
+    assert_eq!(bytes_of_transfers(&near, &[17]), [None]);
+}
+
+/// The packets of the second one come later than the end of its transfer.
+#[test]
+fn a_connection_is_that_of_one_transfer_alone() {
+    let mut test = Test::new();
+    let first_packets = [
+        (CLIENT, SERVER, "SA", 1000, 11),
+        (CLIENT, SERVER, "FA", 1006, 11),
+        (SERVER, CLIENT, "FA", 11, 1007),
+    ];
+    let start = test.now;
+    let ended = |millis| {
+        let ended = Some(start + Duration::from_millis(millis));
+        Transfer { ended, ..transfer(TransferVerb::Stor, 226) }
+    };
+    assert!([350, 400].into_iter().all(|millis| test.end(ended(millis)).is_none()));
+    test.observe(&first_packets);
+    let finished = test.tracker.take_finished(test.now);
+    assert_eq!(finished.iter().map(|one| one.bytes).collect::<Vec<_>>(), [Some(5)]);
+}
+
+#[test]
+fn transfers_of_a_session_are_reported_in_their_order() {
+    let mut test = Test::new();
+    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none(), "its packets may come");
+    let without = Transfer { announcement: None, ..transfer(TransferVerb::Retr, 226) };
+    assert!(test.end(without).is_none());
+    test.now += PATIENCE;
+    let finished = test.tracker.take_finished(test.now);
+    let verbs: Vec<_> = finished.iter().map(|finished| finished.transfer.verb).collect();
+    assert_eq!(verbs, [TransferVerb::Stor, TransferVerb::Retr]);
 }

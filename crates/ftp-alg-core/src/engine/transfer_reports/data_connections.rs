@@ -1,0 +1,294 @@
+//! What was seen of data connections, and which of them is that of a transfer.
+//!
+//! Servers use a port again at once, so several connections have the same ends. That of a transfer began before the
+//! transfer's last reply; if there are more, it is the one that ended next to that reply, or none is certain.
+//!
+//! Invariant: memory is bounded by [`MAX_CONNECTIONS`].
+
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use ahash::AHashMap;
+
+use crate::engine::Pinhole;
+
+/// Limit of data connections that are stored; the oldest go first.
+pub(super) const MAX_CONNECTIONS: usize = 16384;
+/// Of connections that end so close together, the one of a transfer is not certain.
+const SAME_TIME: Duration = Duration::from_millis(50);
+
+/// A packet of a data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataPacket {
+    /// Its sender, as the filter chains see it.
+    pub source: SocketAddr,
+    /// Its receiver, as the filter chains see it.
+    pub destination: SocketAddr,
+    /// Whether SYN, ACK, FIN and RST are set.
+    pub flags: DataFlags,
+    /// The sequence number behind its data: that of its FIN.
+    pub end: u32,
+    /// The acknowledgement number, if ACK is set.
+    pub acknowledged: u32,
+}
+
+impl DataPacket {
+    /// Whether it is the RST of an end that listens at no such port (RFC 9293, section 3.10.7.1).
+    fn refuses_a_syn(&self) -> bool {
+        self.flags.rst && self.flags.ack && self.end == 0
+    }
+}
+
+/// TCP flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DataFlags {
+    /// SYN.
+    pub syn: bool,
+    /// ACK.
+    pub ack: bool,
+    /// FIN.
+    pub fin: bool,
+    /// RST.
+    pub rst: bool,
+}
+
+/// An end of a data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Initiator,
+    Target,
+}
+
+impl End {
+    fn other(self) -> Self {
+        match self {
+            Self::Initiator => Self::Target,
+            Self::Target => Self::Initiator,
+        }
+    }
+}
+
+/// The initiator and the target of a data connection, as the filter chains see them.
+pub(super) type Ends = (IpAddr, SocketAddr);
+
+/// The ends by which the packets of the data connection are found.
+pub(super) fn ends_of(pinhole: &Pinhole) -> Ends {
+    (pinhole.initiator, pinhole.target)
+}
+
+/// What was seen of one data connection.
+#[derive(Clone, Debug)]
+pub(super) struct DataConnection {
+    pub initiator_port: u16,
+    pub began: Instant,
+    pub ended: Instant,
+    /// The initial sequence numbers of initiator and target.
+    first: [Option<u32>; 2],
+    /// The sequence numbers of their FINs.
+    last: [Option<u32>; 2],
+    /// What each had acknowledged with its last FIN or RST.
+    acknowledged: [Option<u32>; 2],
+    /// Who reset it, and the sequence number of that RST.
+    reset: Option<(End, u32)>,
+    /// Whether it was reported that it did not come about.
+    pub is_reported: bool,
+}
+
+/// The data connection of a transfer, as far as is known.
+#[derive(Clone, Copy)]
+pub(super) struct Found<'c> {
+    pub connection: &'c DataConnection,
+    /// Whether it can be no other one.
+    pub is_certain: bool,
+}
+
+/// The data connections that were seen.
+#[derive(Default)]
+pub(super) struct DataConnections {
+    /// Those with the same ends, the oldest first.
+    by_ends: AHashMap<Ends, Vec<DataConnection>>,
+    /// Their ends, in the order in which they began.
+    order: VecDeque<(Ends, Instant)>,
+}
+
+impl DataConnections {
+    /// Records a packet that passed at the time `at`.
+    pub fn observe(&mut self, at: Instant, packet: &DataPacket) {
+        let DataPacket { source, destination, flags, end, acknowledged } = *packet;
+        let from_initiator = ((source.ip(), destination), source.port(), End::Initiator);
+        let from_target = ((destination.ip(), source), destination.port(), End::Target);
+        if flags.syn || packet.refuses_a_syn() {
+            let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
+            let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
+            return self.begin(at, (ends, port), first).record(at, sender, packet);
+        }
+        for (ends, port, sender) in [from_initiator, from_target] {
+            let same = self.by_ends.get_mut(&ends).map(Vec::as_mut_slice).unwrap_or_default();
+            let mut newest_first = same.iter_mut().rev();
+            if let Some(connection) = newest_first.find(|one| one.initiator_port == port) {
+                return connection.record(at, sender, packet);
+            }
+        }
+    }
+
+    /// The newest connection between these ends.
+    pub fn newest(&self, ends: Ends) -> Option<&DataConnection> {
+        self.by_ends.get(&ends)?.last()
+    }
+
+    /// The newest connection between these ends, to change it.
+    pub fn newest_mut(&mut self, ends: Ends) -> Option<&mut DataConnection> {
+        self.by_ends.get_mut(&ends)?.last_mut()
+    }
+
+    /// The connection between these ends of a transfer that ended at the time `ended`, of those that `may_be` it.
+    pub fn find(
+        &self,
+        ends: Ends,
+        ended: Instant,
+        may_be: impl Fn(&DataConnection) -> bool,
+    ) -> Option<Found<'_>> {
+        let same = self.by_ends.get(&ends)?;
+        let began_before = |one: &&DataConnection| one.began <= ended && may_be(one);
+        let mut candidates: Vec<_> = same.iter().filter(began_before).collect();
+        if candidates.len() > 1 && candidates.iter().any(|one| one.is_over()) {
+            candidates.retain(|one| one.is_over());
+            let distance = |one: &&DataConnection| match ended.checked_duration_since(one.ended) {
+                Some(before) => before,
+                None => one.ended - ended,
+            };
+            candidates.sort_by_key(distance);
+        } else {
+            candidates.reverse();
+        }
+        let connection = *candidates.first()?;
+        let other = candidates.get(1).map(|one| one.ended);
+        let is_near =
+            |other: Instant| other.max(connection.ended) - other.min(connection.ended) < SAME_TIME;
+        Some(Found { connection, is_certain: !other.is_some_and(is_near) })
+    }
+
+    /// Whether the newest connection of those that `find` looks at is over; `None` if there is none.
+    pub fn is_newest_over(
+        &self,
+        ends: Ends,
+        ended: Instant,
+        may_be: impl Fn(&DataConnection) -> bool,
+    ) -> Option<bool> {
+        let mut newest_first = self.by_ends.get(&ends)?.iter().rev();
+        let newest = newest_first.find(|one| one.began <= ended && may_be(one))?;
+        Some(newest.is_over())
+    }
+
+    /// Removes the connection that began at the time `began`.
+    pub fn remove(&mut self, ends: Ends, began: Instant) {
+        if let Some(same) = self.by_ends.get_mut(&ends) {
+            same.retain(|one| one.began != began);
+            if same.is_empty() {
+                self.by_ends.remove(&ends);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.by_ends.values().map(Vec::len).sum()
+    }
+
+    /// The connection between these ends whose initiator begins with the sequence number `first`.
+    fn begin(&mut self, at: Instant, (ends, port): (Ends, u16), first: u32) -> &mut DataConnection {
+        let same = self.by_ends.get(&ends).map(Vec::as_slice).unwrap_or_default();
+        let begins_so = |one: &DataConnection| {
+            (one.initiator_port, one.first[End::Initiator as usize]) == (port, Some(first))
+        };
+        let known = same.iter().rposition(begins_so);
+        if known.is_none() {
+            self.make_room();
+            self.order.push_back((ends, at));
+        }
+        let same = self.by_ends.entry(ends).or_insert_with(|| Vec::with_capacity(1));
+        let place = known.unwrap_or_else(|| {
+            same.push(DataConnection::new(at, port, first));
+            same.len() - 1
+        });
+        &mut same[place]
+    }
+
+    fn make_room(&mut self) {
+        while self.order.len() >= MAX_CONNECTIONS
+            && let Some((ends, began)) = self.order.pop_front()
+        {
+            self.remove(ends, began);
+        }
+    }
+}
+
+impl DataConnection {
+    fn new(at: Instant, initiator_port: u16, first: u32) -> Self {
+        Self {
+            initiator_port,
+            began: at,
+            ended: at,
+            first: [Some(first), None],
+            last: [None, None],
+            acknowledged: [None, None],
+            reset: None,
+            is_reported: false,
+        }
+    }
+
+    fn record(&mut self, now: Instant, sender: End, packet: &DataPacket) {
+        let (place, DataPacket { flags, end, acknowledged, .. }) = (sender as usize, *packet);
+        if flags.syn && self.first[place].is_none() {
+            self.first[place] = Some(end);
+        }
+        if flags.fin && self.last[place].is_none() {
+            (self.last[place], self.ended) = (Some(end), now);
+        }
+        if flags.ack && (flags.fin || flags.rst) {
+            self.acknowledged[place] = Some(acknowledged);
+        }
+        if flags.rst && self.reset.is_none() {
+            (self.reset, self.ended) = (Some((sender, end)), now);
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.reset.is_some() || self.last.iter().all(Option::is_some)
+    }
+
+    pub fn was_reset(&self) -> bool {
+        self.reset.is_some()
+    }
+
+    pub fn is_answered(&self) -> bool {
+        self.first[End::Target as usize].is_some()
+    }
+
+    /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off.
+    pub fn bytes_of(&self, sender: End) -> Option<u64> {
+        let (first, last) = (self.first[sender as usize]?, self.last[sender as usize]);
+        let end = if self.is_cut(sender) { self.reset_place(sender) } else { last };
+        Some(end?.wrapping_sub(first).wrapping_sub(1).into())
+    }
+
+    /// Whether a reset came before all that `sender` sent was there.
+    pub fn is_cut(&self, sender: End) -> bool {
+        let is_before = |place: u32, last: u32| place.wrapping_sub(last).cast_signed() < 0;
+        match (self.last[sender as usize], self.reset_place(sender)) {
+            (Some(last), place) => place.is_some_and(|place| is_before(place, last)),
+            (None, _) => self.reset.is_some(),
+        }
+    }
+
+    /// The sequence number behind what was there of `sender` at a reset: what the other end had acknowledged, or the
+    /// place of the sender's own RST.
+    fn reset_place(&self, sender: End) -> Option<u32> {
+        let (reset_by, place) = self.reset?;
+        let own = Some(place).filter(|_| reset_by == sender);
+        self.acknowledged[sender.other() as usize].or(own)
+    }
+}
