@@ -135,3 +135,34 @@ fn active_mode_goes_on_when_a_rule_overwrites_marks() {
         gateway.assert_tidy();
     }
 }
+
+/// Rules that remove the mark of a line that the fast path has adjusted, so that it is queued.
+const REMOVING: [&str; 2] = [
+    "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
+     iifname \"lan\" meta mark set 0x1; }; }'",
+    "iptables-nft -t mangle -A PREROUTING -i lan -j MARK --set-mark 1",
+];
+
+/// The rule comes while the session waits, and its next line comes before the fast path leaves.
+#[test]
+fn an_adjusted_line_whose_mark_is_removed_is_not_adjusted_again() {
+    for command in REMOVING {
+        let Some(gateway) = fast_path_gateway(Topology::Masquerade) else { return };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let active = active_transfer(lab.client.address(V4), PORT);
+        let noops = [ask("NOOP"), ask("NOOP"), ask("NOOP")].concat();
+        let client = hold(lab, (login(), active, ask("NOOP"), gate(), noops, transfers(lab)));
+        let sessions = daemon.ask(&["sessions", "--json"]).unwrap().stdout_text();
+        assert!(sessions.contains("\"adjusted\":true"), "{sessions}");
+        shell(lab, command);
+        assert_eq!(fast_path(daemon)["state"], "on", "{command}");
+        client.release().ok_in(command);
+        let lines = server.lines();
+        assert_ne!(daemon.status().unwrap()["drops"]["adjusted"], 0, "{command}");
+        assert_eq!(lines.iter().filter(|line| *line == "NOOP").count(), 4, "{lines:?}");
+        assert!(!lines.iter().any(|line| "NOOP".ends_with(line) && line != "NOOP"), "{lines:?}");
+        wait_for("the end of the fast path", || fast_path(daemon)["state"] == "off");
+        gateway.assert_tidy();
+    }
+}
