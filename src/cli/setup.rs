@@ -11,7 +11,7 @@ use clap::Args;
 use firewalls::{ManualStep, Plan};
 use ftp_alg_firewall::{AcceptedData, Firewall, Routing, accepted_data, data_path_verdicts};
 use needed_rule::NeededRule;
-pub(super) use saved_table::files_with_copy;
+pub(super) use saved_table::saved_table_checks;
 use serde::Serialize;
 use store::{ChangeSet, SetupJournal};
 use strum::EnumMessage as _;

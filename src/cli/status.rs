@@ -8,7 +8,7 @@ use clap::Args;
 #[cfg(feature = "top")]
 pub(super) use text::windows;
 
-use super::{Failure, SocketOption, output, output::Style};
+use super::{Failure, SocketOption, output, output::Style, setup};
 use crate::daemon::{control_client, health, snapshot};
 
 /// Show counters and health of the running daemon
@@ -44,11 +44,19 @@ impl StatusOptions {
             }
             Ok(answer) => answer,
         };
-        let status: snapshot::Status = answer.parse()?;
-        if self.json {
+        let mut status: snapshot::Status = answer.parse()?;
+        // The daemon cannot read the files of the firewall.
+        let known = status.problems.len();
+        let saved = setup::saved_table_checks().filter_map(|check| check.finding());
+        status.problems.extend(saved.map(|(_, problem)| problem));
+        if !self.json {
+            output::print(&text::text(&status, Style::of_stdout()))?;
+        } else if status.problems.len() == known {
             output::print_line(answer.json())?;
         } else {
-            output::print(&text::text(&status, Style::of_stdout()))?;
+            let mut all: serde_json::Value = answer.parse()?;
+            all["problems"] = serde_json::json!(status.problems);
+            output::print_line(&all.to_string())?;
         }
         match (status.problems.len(), status.warnings.len()) {
             _ if self.wait.is_some() => Ok(()),

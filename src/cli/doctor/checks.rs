@@ -2,7 +2,7 @@
 
 use super::fast_path::{self, KERNEL};
 use crate::{
-    cli::setup::files_with_copy,
+    cli::setup::saved_table_checks,
     config::FastPathMode,
     daemon::{
         confine,
@@ -17,7 +17,6 @@ use crate::{
 };
 
 const DAEMON: &str = "daemon";
-const FILES: &str = "files of the firewall";
 const HELPERS: &str = "other helpers";
 
 /// A feature of the kernel works, or the kernel's state is as it should be.
@@ -28,15 +27,6 @@ fn works(name: impl Into<String>, says: impl Into<String>) -> Check {
 /// A feature of the kernel that FTP needs does not work.
 fn broken(name: &str, says: impl Into<String>) -> Check {
     Check::problem(KERNEL, name, ProblemName::Kernel, says)
-}
-
-/// A file of the firewall has a copy of the daemon's table.
-fn saved_table(path: &str) -> Check {
-    let says = "has a copy of table inet ftp_alg, as `nft list ruleset` saves it: nft may refuse the whole file, and \
-                after the next boot nothing is filtered";
-    let advice = "delete this table from the file, because the daemon loads it; save your own tables only, for example \
-                  with `nft list table inet filter`";
-    Check::problem(FILES, path, ProblemName::SavedTable, says).advice([advice.to_owned()])
 }
 
 /// The input of all checks.
@@ -58,7 +48,7 @@ impl Checks<'_> {
             checks.extend(self.kernel());
             checks.extend(self.surroundings.checks());
             checks.extend(self.helper_connections());
-            checks.extend(files_with_copy().iter().map(|path| saved_table(path)));
+            checks.extend(saved_table_checks());
         }
         checks.extend(self.daemon());
         checks

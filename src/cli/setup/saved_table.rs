@@ -10,13 +10,29 @@ use super::{
     nft_file::NftFile,
     store,
 };
-use crate::kernel::parameters::TABLE;
+use crate::{
+    daemon::health::{Check, ProblemName},
+    kernel::parameters::TABLE,
+};
 
+const FILES: &str = "files of the firewall";
 /// Files that some distributions load in addition to the usual ones.
 const MORE: &str = "/etc/nftables.d/*";
 
+/// A problem for each file with a copy.
+pub(in crate::cli) fn saved_table_checks() -> impl Iterator<Item = Check> {
+    let says = "has a copy of table inet ftp_alg, as `nft list ruleset` saves it: nft may refuse the whole file, and \
+                after the next boot nothing is filtered";
+    let advice = "delete this table from the file, because the daemon loads it; save your own tables only, for example \
+                  with `nft list table inet filter`";
+    files_with_copy().into_iter().map(move |path| {
+        let check = Check::problem(FILES, path, ProblemName::SavedTable, says);
+        check.advice([advice.to_owned()])
+    })
+}
+
 /// The paths of the files with a copy. A file that cannot be read is left out.
-pub(in crate::cli) fn files_with_copy() -> BTreeSet<String> {
+fn files_with_copy() -> BTreeSet<String> {
     let ours = format!("inet {TABLE}");
     let text = |path: &str| store::read(Path::new(path)).ok().flatten().unwrap_or_default();
     let files = nftables_files().into_iter().chain(glob_files(MORE));

@@ -91,9 +91,14 @@ impl Machine {
 
     /// The problems that `ftp-alg doctor` finds while `daemon` runs.
     pub fn problems(&self, daemon: &Daemon) -> Vec<Value> {
+        let configuration = daemon.socket().with_file_name("ftp-alg.toml");
+        self.problems_of(daemon, &["doctor", "--config", configuration.to_str().unwrap()])
+    }
+
+    /// The problems that a command finds while `daemon` runs.
+    pub fn problems_of(&self, daemon: &Daemon, words: &[&str]) -> Vec<Value> {
         let mut command = self.command(executable().to_str().unwrap());
-        command.args(["doctor", "--json", "--socket"]).arg(daemon.socket());
-        command.arg("--config").arg(daemon.socket().with_file_name("ftp-alg.toml"));
+        command.args(words).args(["--json", "--socket"]).arg(daemon.socket());
         let done = self.host.finish(command, b"", Duration::from_secs(60)).unwrap();
         let report: Value = serde_json::from_str(&done.stdout_text())
             .unwrap_or_else(|error| panic!("{error}: {}", done.stderr_text()));

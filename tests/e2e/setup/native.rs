@@ -189,6 +189,7 @@ fn a_saved_copy_of_the_table_is_a_problem_until_it_is_deleted() {
     let text = found[0].to_string();
     assert!(text.contains("/etc/nftables.d/saved.nft: has a copy of table inet ftp_alg"), "{text}");
     assert!(text.contains("delete this table from the file"), "{text}");
+    assert!(machine.problems_of(&daemon, &["status"]).contains(&found[0]));
     machine.shell("nft list table inet ftp_alg > /etc/nftables.conf; rm /etc/nftables.d/saved.nft");
     assert!(of_files()[0]["text"].to_string().contains("/etc/nftables.conf: has a copy"));
     machine.write("/etc/nftables.conf", "delete table inet ftp_alg\n");
