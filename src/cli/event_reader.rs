@@ -1,7 +1,7 @@
 //! Reads the events of a daemon one answer after the other, also over its restarts.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::SocketOption;
 use crate::daemon::{
@@ -19,7 +19,8 @@ pub(super) struct EventReader {
 /// The events behind those that were read, as many as an answer has.
 #[derive(Debug, Deserialize)]
 pub(super) struct NewEvents {
-    pub events: Vec<Value>,
+    /// Each as the daemon wrote it.
+    pub events: Vec<Box<RawValue>>,
     /// How many the daemon no longer had before these. `None` if their IDs do not follow those that were read: the
     /// machine was booted, or the file of IDs was removed.
     #[serde(rename = "lost")]
@@ -30,7 +31,8 @@ impl EventReader {
     /// Reads on.
     pub fn read(&mut self, socket: &SocketOption) -> Result<NewEvents, ClientError> {
         let answer: NewEvents = socket.request(&format!("events {}", self.after))?.parse()?;
-        let last = answer.events.last().map(|event| event["id"].as_u64().unwrap_or(self.after));
+        let id_of = |event: &RawValue| fields_of(event)["id"].as_u64();
+        let last = answer.events.last().map(|event| id_of(event).unwrap_or(self.after));
         self.after = match (last, answer.missed) {
             (_, None) => 0,
             (Some(last), Some(_)) => last,
@@ -38,6 +40,11 @@ impl EventReader {
         };
         Ok(answer)
     }
+}
+
+/// The fields of an event.
+pub(super) fn fields_of(event: &RawValue) -> Value {
+    serde_json::from_str(event.get()).unwrap_or_default()
 }
 
 /// What to say about events that were missed.

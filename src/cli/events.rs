@@ -7,11 +7,11 @@ use std::{net::SocketAddr, thread, time::Duration};
 use clap::Args;
 use ftp_alg_core::engine::EventKind;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::{
     Failure, SocketOption,
-    event_reader::{EventReader, NewEvents, missed_text},
+    event_reader::{EventReader, NewEvents, fields_of, missed_text},
     output,
     selection::{Selection, Subject},
 };
@@ -64,7 +64,8 @@ impl EventOptions {
                 }
                 Err(error) => return Err(error.into()),
             };
-            if !has_begun && let Some(note) = self.note_on_start(&events) {
+            let first = events.first().map(|first| fields_of(first));
+            if !has_begun && let Some(note) = first.and_then(|first| self.note_on_start(&first)) {
                 eprintln!("ftp-alg: {note}");
             }
             has_begun = true;
@@ -78,10 +79,7 @@ impl EventOptions {
                     continue;
                 }
             }
-            events
-                .iter()
-                .filter(|event| self.selects(event))
-                .try_for_each(|event| self.print(event))?;
+            output::print(&events.iter().filter_map(|event| self.line(event)).collect::<String>())?;
             if events.is_empty() {
                 if !self.follow {
                     return Ok(());
@@ -91,9 +89,9 @@ impl EventOptions {
         }
     }
 
-    /// That the `stored` events do not reach back to `--since`.
-    fn note_on_start(&self, stored: &[Value]) -> Option<String> {
-        let (since, first) = (self.since?, time_of(stored.first()?)?);
+    /// That the stored events, of which this is the `first`, do not reach back to `--since`.
+    fn note_on_start(&self, first: &Value) -> Option<String> {
+        let (since, first) = (self.since?, time_of(first)?);
         let note = format!("stored events begin at {first:.0}: see the log for earlier ones");
         (first > since).then_some(note)
     }
@@ -118,12 +116,24 @@ impl EventOptions {
                 || text("event").is_some_and(|kind| self.kind.iter().any(|wanted| wanted == kind)))
     }
 
-    fn print(&self, event: &Value) -> Result<(), Failure> {
-        let text = |field: &str| event[field].as_str().unwrap_or_default();
-        match self.json {
-            true => output::print_line(&event.to_string()),
-            false => output::print_line(&format!("{} {}", text("time"), text("text"))),
+    /// Its line, if it is selected.
+    fn line(&self, event: &RawValue) -> Option<String> {
+        if self.json && self.selects_all() {
+            return Some(format!("{}\n", event.get()));
         }
+        let fields = fields_of(event);
+        let text = |field: &str| fields[field].as_str().unwrap_or_default();
+        self.selects(&fields).then(|| match self.json {
+            true => format!("{}\n", event.get()),
+            false => format!("{} {}\n", text("time"), text("text")),
+        })
+    }
+
+    fn selects_all(&self) -> bool {
+        self.since.is_none()
+            && self.port.is_none()
+            && self.kind.is_empty()
+            && self.selection.selects_all()
     }
 }
 
@@ -187,17 +197,13 @@ mod tests {
 
     #[test]
     fn what_is_not_stored_any_more_is_noted() {
-        let stored = [json!({"time": "2020-11-28T10:00:00.123456Z"}), json!({"time": ""})];
-        let note = |arguments: &str, stored: &[Value]| options(arguments).note_on_start(stored);
+        let first = |time: &str| json!({"time": time});
+        let note = |arguments: &str, time| options(arguments).note_on_start(&first(time));
+        let time = "2020-11-28T10:00:00.123456Z";
         let expected = "stored events begin at 2020-11-28T10:00:00Z: see the log for earlier ones";
-        assert_eq!(note("--since 2020-11-28T09:00:00Z", &stored).as_deref(), Some(expected));
-        for (arguments, stored) in [
-            ("", &stored[..]),
-            ("--since 1h", &stored),
-            ("--since 2020-11-28T09:00:00Z", &[]),
-            ("--since 2020-11-28T09:00:00Z", &stored[1..]),
-        ] {
-            assert_eq!(note(arguments, stored), None, "{arguments}");
+        assert_eq!(note("--since 2020-11-28T09:00:00Z", time).as_deref(), Some(expected));
+        for (arguments, time) in [("", time), ("--since 1h", time), ("--since 2020-11-28", "")] {
+            assert_eq!(note(arguments, time), None, "{arguments}");
         }
     }
 }

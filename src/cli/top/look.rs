@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::MetadataExt, time::SystemTime};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::{
     cli::{SocketOption, event_reader::EventReader},
@@ -54,8 +54,8 @@ pub(super) struct Event {
 
 impl Event {
     /// The event, or one without fields if this version cannot read it.
-    fn from_json(event: Value) -> Self {
-        serde_json::from_value(event).unwrap_or_default()
+    fn from_json(event: &RawValue) -> Self {
+        serde_json::from_str(event.get()).unwrap_or_default()
     }
 }
 
@@ -90,7 +90,7 @@ impl Watcher {
             if new.events.is_empty() {
                 break;
             }
-            events.extend(new.events.into_iter().map(Event::from_json));
+            events.extend(new.events.iter().map(|event| Event::from_json(event)));
         }
         let sessions = self.socket.request("sessions")?.parse()?;
         (self.reader, self.file) = (reader, file);
