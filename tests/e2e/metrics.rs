@@ -190,7 +190,7 @@ fn the_documented_configuration_of_prometheus_is_valid() {
     let file = lab.gateway.write("prometheus.yml", block.as_bytes()).unwrap();
     let checked = promtool(&lab, &["check", "config", file.to_str().unwrap()], b"");
     assert!(checked.status.success(), "{}", checked.stderr_text());
-    assert!(checked.stdout_text().contains("8 rules found"), "{}", checked.stdout_text());
+    assert!(checked.stdout_text().contains("10 rules found"), "{}", checked.stdout_text());
 }
 
 /// Sends a byte a second on each of 60 connections, and connects again whenever one is ended.

@@ -169,7 +169,7 @@ pub(super) fn families(reading: &Reading) -> Vec<Family> {
 }
 
 fn of_the_daemon(reading: &Reading) -> Vec<Family> {
-    let Status { version, counters, problems, log_lines_skipped, .. } = &reading.status;
+    let Status { version, counters, problems, warnings, log_lines_skipped, .. } = &reading.status;
     vec![
         Family {
             base_name: "ftp_alg_build_info",
@@ -186,6 +186,11 @@ fn of_the_daemon(reading: &Reading) -> Vec<Family> {
             "ftp_alg_problems",
             problems.len() as u64,
             "Problems that exist now, as ftp-alg status lists them.",
+        ),
+        Family::gauge(
+            "ftp_alg_warnings",
+            warnings.len() as u64,
+            "Warnings that exist now, as ftp-alg status lists them.",
         ),
         Family::counter(
             "ftp_alg_errors",
