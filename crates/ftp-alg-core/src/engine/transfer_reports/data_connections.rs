@@ -264,6 +264,10 @@ impl DataConnection {
         self.reset.is_some()
     }
 
+    pub fn is_reset_by(&self, end: End) -> bool {
+        self.reset.is_some_and(|(by, _)| by == end)
+    }
+
     pub fn is_answered(&self) -> bool {
         self.first[End::Target as usize].is_some()
     }

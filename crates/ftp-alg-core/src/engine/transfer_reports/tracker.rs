@@ -168,7 +168,7 @@ impl TransferTracker {
             }
         }
         let sees_packets = self.sees_packets;
-        (finished.result, finished.reason) = classify(transfer, ends, connection, sees_packets);
+        (finished.result, finished.reason) = classify(transfer, ends, found, sees_packets);
         if let Some((ends, began)) = ends.zip(connection.map(|connection| connection.began)) {
             self.connections.remove(ends, began);
         }
@@ -178,6 +178,13 @@ impl TransferTracker {
 /// Whether the data connection may be that of `transfer`. One without an answer may be that of the next transfer.
 fn may_be(connection: &DataConnection, transfer: &Transfer) -> bool {
     connection.is_answered() || !is_success(transfer.end)
+}
+
+/// Whether a reset came before all of the file was there. A server that resets what it has sent knows better.
+fn is_cut(connection: &DataConnection, transfer: &Transfer) -> bool {
+    let sender = sender_of(transfer);
+    let is_servers_own = !transfer.verb.is_upload() && connection.is_reset_by(sender);
+    connection.is_cut(sender) && !is_servers_own
 }
 
 /// The end that sends the file.
@@ -204,11 +211,12 @@ fn missing_reason((initiator, target): Ends, connection: Option<&DataConnection>
 fn classify(
     transfer: &Transfer,
     ends: Option<Ends>,
-    connection: Option<&DataConnection>,
+    found: Option<Found<'_>>,
     sees_packets: bool,
 ) -> (TransferResult, Option<String>) {
+    let connection = found.map(|found| found.connection);
     let was_reset = connection.is_some_and(DataConnection::was_reset);
-    let was_cut = connection.is_some_and(|connection| connection.is_cut(sender_of(transfer)));
+    let was_cut = found.is_some_and(|found| found.is_certain && is_cut(found.connection, transfer));
     let is_answered = connection.is_some_and(DataConnection::is_answered);
     let code = match transfer.end {
         TransferEnd::Replied(reply) if reply.is_success() && was_cut => {

@@ -161,6 +161,7 @@ fn a_missing_data_connection_has_a_reason() {
 fn results_follow_the_reply_and_the_packets() {
     let open = [(CLIENT, SERVER, "SA", 1000, 11)];
     let reset = [open[0], (CLIENT, SERVER, "R", 1100, 0)];
+    let servers_own = [open[0], (SERVER, CLIENT, "R", 1100, 0)];
     for (packets, code, has_started, result) in [
         (&[][..], 550, false, TransferResult::Refused),
         (&open[..], 426, true, TransferResult::Aborted),
@@ -168,6 +169,8 @@ fn results_follow_the_reply_and_the_packets() {
         (&reset[..], 426, true, TransferResult::Reset),
         (&[][..], 426, true, TransferResult::NoDataConnection),
         (&reset[..], 226, true, TransferResult::Reset),
+        (&servers_own[..], 226, true, TransferResult::Complete),
+        (&servers_own[..], 426, true, TransferResult::Reset),
     ] {
         let mut test = Test::new();
         test.observe(packets);
