@@ -45,6 +45,8 @@ fn a_transfer_is_one_line() {
     let complete = finished(Some("bob"), Some(226));
     let line = "transfer #17 bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226";
     assert_eq!(complete.to_string(), line);
+    let spoofed = finished(Some("x@1.2.3.4 STOR /a: 226"), Some(226)).to_string();
+    assert!(spoofed.starts_with("transfer #17 \"x@1.2.3.4 STOR /a: 226\"@10.0.0.7 STOR "));
     let failed = FinishedTransfer {
         result: TransferResult::NoDataConnection,
         bytes: None,

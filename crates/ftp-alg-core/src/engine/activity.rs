@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::Pinhole,
-    ftp::{AnnouncementKind, Reply, resolve_path},
+    ftp::{AnnouncementKind, NameInText, Reply, resolve_path},
     session::{TransferCommand, TransferVerb},
 };
 
@@ -334,7 +334,7 @@ impl Transfer {
 
 impl fmt::Display for Transfer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.verb.name(), self.path)?;
+        write!(f, "{} {}", self.verb.name(), NameInText::Path(&self.path))?;
         match self.end {
             TransferEnd::Replied(reply) => write!(f, ": {}", reply.code),
             TransferEnd::SessionEnded => f.write_str(": the control connection ended"),
@@ -350,7 +350,7 @@ impl fmt::Display for EndedSession {
         let Self { end, user, transfers, duration } = self;
         write!(f, "session ended after {:.1} s: {}", duration.as_secs_f64(), end.name())?;
         if let Some(user) = user {
-            write!(f, ", user {user}")?;
+            write!(f, ", user {}", NameInText::User(user))?;
         }
         match transfers {
             1 => f.write_str(", 1 transfer"),

@@ -26,7 +26,7 @@ impl Conversation {
 fn each_transfer_is_reported_once_with_its_reply() {
     for (script, expected) in [
         ("> RETR a < 150 here < 226 done", vec!["RETR a: 226"]),
-        ("> STOR a b.txt < 150 here < 451 disk full", vec!["STOR a b.txt: 451"]),
+        ("> STOR a b.txt < 150 here < 451 disk full", vec!["STOR \"a b.txt\": 451"]),
         ("> LIST < 150 here < 226 done > NLST *.c < 550 none", vec!["LIST : 226", "NLST *.c: 550"]),
         (
             "> RETR a < 425 cannot connect > RETR a < 150 x < 226 y",
