@@ -74,7 +74,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     let FinishedTransfer { session, transfer, .. } = finished(None, Some(226));
     let TransferSession { id, client, server } = session;
     let kind = EventKind::Transfer(transfer);
-    let events = vec![Event { session: id, client, server, kind }; MAX_INBOX + 3];
+    let events = vec![Event { session: id, client, server, user: None, kind }; MAX_INBOX + 3];
     reports.record(Instant::now(), &events);
     assert_eq!(reports.totals().lost, 3);
     reports.run(None, &mut |_, _| None, |_| {}, &AtomicBool::new(true));
@@ -86,7 +86,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
 fn reported_session(transfers: &[Arc<Transfer>], counted: u32) -> (Option<u64>, String) {
     let reports = TransferReports::new(true, []);
     let TransferSession { id, client, server } = finished(None, None).session;
-    let event = |kind| Event { session: id, client, server, kind };
+    let event = |kind| Event { session: id, client, server, user: None, kind };
     let transfers = transfers.iter().cloned().map(EventKind::Transfer).map(event);
     let mut events: Vec<_> = transfers.collect();
     let (end, user) = (SessionEnd::Closed, Some("bob".into()));

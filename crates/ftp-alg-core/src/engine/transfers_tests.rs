@@ -58,6 +58,18 @@ fn a_transfer_has_its_user_pinhole_and_time() {
 }
 
 #[test]
+fn each_event_after_a_login_has_its_user() {
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("> PORT 10,0,0,1,0,22 < 500 no {PORT} > RETR a < 150 x < 226 y"));
+    talk.end();
+    let (events, _) = talk.gateway.take_events();
+    let users = events.iter().map(|event| (event.kind.name(), event.user.as_deref()));
+    let users: Vec<_> = users.skip_while(|(name, _)| *name != "login").collect();
+    assert!(users.len() >= 5, "{users:?}");
+    assert!(users.iter().all(|(_, user)| *user == Some("joe")), "{users:?}");
+}
+
+#[test]
 fn a_transfer_ends_with_its_connection() {
     let mut talk = Conversation::logged_in();
     talk.play(&format!("{PORT} > RETR a < 150 here"));

@@ -120,8 +120,8 @@ impl Connection<'_> {
                 if self.entry.activity_mut().begin_session() {
                     self.push_event(EventKind::SessionStarted);
                 }
-                let user = self.entry.activity_mut().record_login();
-                self.push_event(EventKind::LoggedIn(user));
+                self.entry.activity_mut().record_login();
+                self.push_event(EventKind::LoggedIn);
             }
             DialogueEvent::NotFtp => {
                 self.close_all_pinholes("the connection is not FTP");
