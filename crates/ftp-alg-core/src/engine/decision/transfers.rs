@@ -26,6 +26,7 @@ impl Connection<'_> {
                 for _ in 0..known.unseen_ends(pending) {
                     self.record_transfer_end(TransferEnd::Unseen);
                 }
+                self.entry.pinholes_mut().iter_mut().for_each(|held| held.is_refused = false);
                 let requested = self.entry.since_first_packet();
                 self.entry.activity_mut().record_transfer(command, requested);
                 let session = self.session_ref();
