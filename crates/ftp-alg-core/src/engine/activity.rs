@@ -200,20 +200,21 @@ impl ClientActivity {
         }
     }
 
-    /// Records that the client wants to change to a directory.
+    /// Records that the client wants to change to a directory. If it wants to before it has the answer to an earlier
+    /// change, its directory becomes unknown: the answers of pipelined changes are not told apart.
     pub fn record_wanted_directory(&mut self, wanted: Box<str>) {
         if self.wanted_directory.replace(wanted).is_some() {
-            self.directory = None;
+            (self.directory, self.wanted_directory) = (None, Some("".into()));
         }
     }
 
     /// Records the answer to `CWD`, `CDUP` or `PWD`: whether it is a success, and the directory that it names.
     pub fn record_directory(&mut self, is_success: bool, named: Option<Box<str>>) {
-        let directory = match self.wanted_directory.take() {
-            _ if !is_success => return,
-            Some(wanted) => self.resolve(&wanted),
-            None => named,
-        };
+        let wanted = self.wanted_directory.take();
+        if !is_success {
+            return;
+        }
+        let directory = named.or_else(|| self.resolve(&wanted?));
         self.directory = directory
             .filter(|directory| directory.starts_with('/') && directory.len() <= MAX_DIRECTORY);
     }

@@ -89,6 +89,10 @@ fn paths_are_absolute_if_the_directory_is_known() {
         ("> CWD /pub/in < 250 ok > CDUP < 200 ok", "/pub/f"),
         ("> CWD pub < 250 ok", "f"),
         ("> CWD /pub < 250 ok > CWD a > CWD b < 250 ok < 250 ok", "f"),
+        ("> CWD a > CWD /pub < 250 ok < 550 no", "f"),
+        ("> CWD /pub < 250 ok > CWD a > CWD /x < 550 no < 550 no", "f"),
+        ("> CWD a > CWD /pub < 250 ok < 250 ok > PWD < 257 \"/pub\"", "/pub/f"),
+        ("> NOOP > CWD /x < 200 ok < 550 no > PWD < 257 \"/y\"", "/y/f"),
         // The directory of another user.
         ("> CWD /pub < 250 ok > USER x < 331 p > PASS y < 230 in", "f"),
     ] {
