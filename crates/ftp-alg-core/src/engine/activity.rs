@@ -201,7 +201,7 @@ impl ClientActivity {
     }
 
     /// Records that the client wants to change to a directory. If it wants to before it has the answer to an earlier
-    /// change, its directory becomes unknown: the answers of pipelined changes are not told apart.
+    /// change, its directory becomes unknown: nothing says which change an answer belongs to.
     pub fn record_wanted_directory(&mut self, wanted: Box<str>) {
         if self.wanted_directory.replace(wanted).is_some() {
             (self.directory, self.wanted_directory) = (None, Some("".into()));

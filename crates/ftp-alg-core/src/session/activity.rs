@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(activity("xcup\r\n"), Some(Activity::ChangeDirectory("..".into())));
         assert_eq!(activity("PASS secret\r\n"), None);
         for (word, verb) in TransferVerb::ALL {
-            assert_eq!(activity(&format!("{word} x\r\n")), transfer(verb, "x"));
+            assert_eq!(activity(format!("{word} x\r\n")), transfer(verb, "x"));
             assert_eq!(verb.name(), word);
         }
     }
