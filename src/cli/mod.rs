@@ -151,9 +151,9 @@ enum Command {
     /// Check whether a configuration is valid
     ///
     /// Each problem is one line on standard error: file, line, column, key, value
-    /// and the values that are allowed. The exit code is then 2. A `warning` is what
-    /// is valid and never applies. The command changes nothing and needs no
-    /// privileges.
+    /// and the values that are allowed. The exit code is then 2. A [[network]] that
+    /// never applies is a problem here, while `run` only warns of it. The command
+    /// changes nothing and needs no privileges.
     Check {
         /// The configuration file; same as --config
         #[arg(value_name = "FILE", conflicts_with = "config")]
@@ -316,8 +316,8 @@ fn check(named: Option<&PathBuf>) -> Result<(), Failure> {
     let path = named.map_or(default, PathBuf::as_path);
     let is_absent = named.is_none() && !default.exists();
     let why = if is_absent { ": the file does not exist, so the defaults apply" } else { "" };
-    for warning in &config.warnings {
-        output::print_line(&format!("warning: {warning}"))?;
+    if !config.warnings.is_empty() {
+        return Err(Failure::Usage(config.warnings.join("\n")));
     }
     output::print_line(&format!("{}: valid{why}", path.display()))
 }

@@ -329,11 +329,16 @@ impl Checker<'_> {
             networks.push(NetworkPolicy { clients, servers, inspect, policy });
         }
         for (earlier, later) in shadowed::shadowed(&networks) {
-            let line = error::line_number(self.text, files[earlier].span().start);
-            let message = format!(
-                "never applies, because the [[network]] of line {line} has all of its connections: move it before \
-                 that one, or remove it"
-            );
+            let message = match earlier {
+                Some(one) => format!(
+                    "never applies, because the [[network]] of line {} has all of its connections: move it before that \
+                     one, or remove it",
+                    error::line_number(self.text, files[one].span().start)
+                ),
+                None => "never applies, because the [[network]] tables before it together have all of its connections: \
+                         move it before them, or remove it"
+                    .to_owned(),
+            };
             let (offset, key) = (files[later].span().start, Some("network".to_owned()));
             self.without_effect.push(ConfigProblem { offset, key, message });
         }

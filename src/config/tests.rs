@@ -471,9 +471,9 @@ fn shadowed(text: &str) -> Vec<(usize, usize)> {
     let number = |text: &str| text.parse::<usize>().unwrap();
     let place = |warning: &String| {
         let later = warning.strip_prefix(&format!("{FILE}:")).unwrap().split(':').next().unwrap();
-        let (_, rest) =
-            warning.split_once("never applies, because the [[network]] of line ").unwrap();
-        (number(later), number(rest.split(' ').next().unwrap()))
+        let (_, rest) = warning.split_once("never applies, because the [[network]] ").unwrap();
+        let earlier = rest.strip_prefix("of line ").map(|rest| rest.split(' ').next().unwrap());
+        (number(later), earlier.map_or(0, number))
     };
     parse(text)
         .unwrap_or_else(|error| panic!("{text}: {error}"))
@@ -514,6 +514,76 @@ fn a_network_behind_one_that_has_all_of_its_connections_is_warned_of() {
     let all = table("servers = \"::/0\"") + &table("servers = \"0.0.0.0/0\"");
     let more = table("clients = \"10.0.0.1\"") + &table("clients = \"2001:db8::1\"");
     assert_eq!(shadowed(&(all + &more)), [(5, 3), (7, 1)]);
+}
+
+#[test]
+fn a_network_that_several_earlier_ones_have_together_is_warned_of() {
+    let table = |keys: &&str| format!("[[network]]\n{}\n", keys.replace("; ", "\n"));
+    for (tables, is_shadowed) in [
+        (
+            &["clients = \"10.0.0.0/9\"", "clients = \"10.128.0.0/9\"", "clients = \"10.0.0.0/8\""]
+                [..],
+            true,
+        ),
+        (
+            &[
+                "clients = \"10.0.0.0/9\"",
+                "clients = \"10.128.0.0/10\"",
+                "clients = \"10.0.0.0/8\"",
+            ],
+            false,
+        ),
+        (
+            &[
+                "clients = \"10.0.0.1\"",
+                "servers = \"10.0.0.2\"",
+                "clients = [\"10.0.0.1\", \"10.0.0.3\"]",
+            ],
+            false,
+        ),
+        (
+            &[
+                "clients = \"10.0.0.0/31\"; servers = \"192.0.2.0/25\"",
+                "servers = \"192.0.2.128/25\"",
+                "clients = [\"10.0.0.0\", \"10.0.0.1\"]; servers = \"192.0.2.0/24\"",
+            ],
+            true,
+        ),
+        (
+            &[
+                "clients = \"0.0.0.0/0\"",
+                "clients = \"::/1\"",
+                "clients = \"8000::/1\"",
+                "servers = [\"192.0.2.7\", \"2001:db8::7\"]",
+            ],
+            true,
+        ),
+        (
+            &[
+                "clients = \"::/1\"",
+                "clients = \"8000::/1\"",
+                "servers = [\"192.0.2.7\", \"2001:db8::7\"]",
+            ],
+            false,
+        ),
+    ] {
+        let text: String = tables.iter().map(table).collect();
+        let later: usize =
+            tables.iter().rev().skip(1).map(|keys| table(keys).lines().count()).sum();
+        let expected: &[(usize, usize)] = if is_shadowed { &[(1 + later, 0)] } else { &[] };
+        assert_eq!(shadowed(&text), expected, "{text}");
+    }
+    // It ends, whatever the tables are.
+    let many = |octet| {
+        (0..200).map(move |n| {
+            format!("[[network]]\nclients = \"10.{octet}.{n}.0/25\"\nservers = \"11.{n}.0.0/16\"\n")
+        })
+    };
+    let text: String = (0..5)
+        .flat_map(many)
+        .chain(["[[network]]\nclients = \"10.0.0.0/8\"\n".to_owned()])
+        .collect();
+    assert_eq!(shadowed(&text), []);
 }
 
 #[test]

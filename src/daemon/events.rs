@@ -223,11 +223,7 @@ fn session_row(event: &Event) -> EventRow {
         session: event.session,
         client: Some(event.client.ip()),
         server: Some(event.server.ip()),
-        user: match &event.kind {
-            EventKind::LoggedIn(user) => user.as_deref().map(str::to_owned),
-            EventKind::SessionEnded(ended) => ended.user.as_deref().map(str::to_owned),
-            _ => None,
-        },
+        user: event.user.as_deref().map(str::to_owned),
         kind: match &event.kind {
             EventKind::PinholeExpired(_, kind) => Some(*kind),
             _ => decided.map(|decided| decided.kind),
@@ -267,12 +263,13 @@ fn transfer_row(finished: &FinishedTransfer) -> EventRow {
 }
 
 fn missing_connection_row(missing: &MissingConnection) -> EventRow {
-    let MissingConnection { session, reason, .. } = missing;
+    let MissingConnection { session, user, reason, .. } = missing;
     EventRow {
         event: "no-data-connection",
         session: session.id,
         client: Some(session.client.ip()),
         server: Some(session.server.ip()),
+        user: user.as_deref().map(str::to_owned),
         reason: Some(reason.clone()),
         text: missing.to_string(),
         ..EventRow::default()
@@ -310,7 +307,7 @@ mod tests {
     fn event(session: u64) -> Event {
         let (client, server) =
             ("10.0.0.7:1035".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
-        Event { session, client, server, kind: EventKind::Encrypted }
+        Event { session, client, server, user: None, kind: EventKind::Encrypted }
     }
 
     #[test]
@@ -381,6 +378,13 @@ mod tests {
         assert_eq!(ids(1, 3), [5, 7, 9]);
         assert_eq!(ids(0, 20), [0, 2, 4, 6, 8]);
         assert_eq!(ids(2, 20), [0; 0]);
+    }
+
+    #[test]
+    fn each_event_of_a_session_with_a_login_has_its_user() {
+        let ring = EventRing::new(None);
+        ring.record(&[Event { user: Some("bob".into()), ..event(17) }], |_| false, 0);
+        assert_eq!(ring.after(0).events[0].user.as_deref(), Some("bob"));
     }
 
     #[test]

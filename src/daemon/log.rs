@@ -188,6 +188,7 @@ fn log_line(
                 session = session.map(|(number, _)| number),
                 client = session.map(|(_, (client, _))| display(client)),
                 server = session.map(|(_, (_, server))| display(server)),
+                user = event.and_then(|event| event.user.as_deref()),
                 action = decided.map(|decided| display(decided.action())),
                 kind = decided.map(|decided| display(decided.kind)),
                 announced = decided.and_then(|decided| decided.announced).map(display),
@@ -286,7 +287,7 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         EventKind::FromElsewhere(_) | EventKind::RouteMissing(_) => Some(Topic::Elsewhere),
         EventKind::Missed(_) => Some(Topic::Missed),
         EventKind::NotFtp(_) => Some(Topic::NotFtp),
-        EventKind::LoggedIn(_)
+        EventKind::LoggedIn
         | EventKind::SessionStarted
         | EventKind::SessionEnded(_)
         | EventKind::Transfer(_)

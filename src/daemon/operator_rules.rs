@@ -13,6 +13,7 @@ use std::{
 };
 
 use ftp_alg_firewall::{Firewall, accepted_data, data_path_verdicts};
+use jiff::Timestamp;
 
 use super::{DaemonEvent, shard::lock, shared_state::SharedState};
 use crate::kernel::{
@@ -124,7 +125,8 @@ fn learn(firewall: &Firewall) -> Learned {
 /// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they tell
 /// the ct mark of its data connections from that of others.
 fn mark_conflict(firewall: &Firewall) -> Option<String> {
-    Some(firewall.mark_conflicts().first()?.reason(&firewall.gateway))
+    let reason = firewall.mark_conflicts().first()?.reason(&firewall.gateway);
+    Some(format!("{reason}; then a restart turns it on again"))
 }
 
 /// The operator's rules while the daemon runs.
@@ -158,7 +160,8 @@ impl FollowedRules {
                     let _ = events.send(DaemonEvent::PolicyChanged);
                 }
                 if let (Ok(fast_path), Some(why)) = (&shared.fast_path, mark_conflict(&rules)) {
-                    fast_path.leave(why);
+                    let now = Timestamp::now().strftime("%H:%M UTC");
+                    fast_path.leave(format!("since {now}: {why}"));
                 }
                 shared.health.audit_rules(&rules, &parameters);
             }

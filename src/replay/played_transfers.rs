@@ -46,7 +46,7 @@ impl PlayedTransfers {
         &mut self,
         now: Instant,
         position: FramePosition,
-        Event { session, client, server, kind }: Event,
+        Event { session, client, server, kind, .. }: Event,
     ) -> Option<(FramePosition, FinishedTransfer)> {
         let EventKind::Transfer(transfer) = kind else { return None };
         // A time of its own, which the tracker passes on.

@@ -289,6 +289,19 @@ fn pinholes_that_nobody_uses() {
 }
 
 #[test]
+fn a_pinhole_whose_command_the_server_refused_is_no_problem() {
+    let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
+    let _server = scripted_server(&gateway.lab.server, &json!({"extra": {"RETR": "550 no"}}));
+    talk(&gateway.lab, (login(), ask("PASV"), ask("RETR missing"), json!({"sleep": 3}))).ok();
+    let daemon = &gateway.daemon;
+    let events = || daemon.ask(&["events", "--json", "--kind", "pinhole-closed"]).unwrap();
+    wait_for("its end", || events().stdout_text().contains("refused the command"));
+    assert!(events().stdout_text().contains("\"user\":"), "{}", events().stdout_text());
+    assert_eq!(daemon.counter("pinholes_expired").unwrap(), 0, "{}", daemon.log());
+    assert!(problems(daemon, "status").is_empty());
+}
+
+#[test]
 fn a_pinhole_that_a_connection_used_without_a_transfer_is_no_problem() {
     let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
     let _server = scripted_server(&gateway.lab.server, &json!({"passive_port": 50069}));

@@ -95,7 +95,9 @@ fn the_fast_path_leaves_when_a_rule_compares_marks() {
         shell(lab, command);
         wait_for("the end of the fast path", || fast_path(daemon)["state"] == "off");
         let off = fast_path(daemon);
-        assert!(off["why"].as_str().unwrap().contains(name), "{command}: {off}");
+        let why = off["why"].as_str().unwrap();
+        assert!(why.starts_with("since ") && why.contains(name), "{command}: {off}");
+        assert!(why.ends_with("; then a restart turns it on again"), "{command}: {off}");
         assert_eq!(off["opened"], 1, "its counts stay: {off}");
         assert!(daemon.log().contains("fast path off: "), "{}", daemon.log());
         assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{command}: {}", daemon.log());

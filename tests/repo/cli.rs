@@ -49,18 +49,18 @@ fn a_valid_configuration_is_said_to_be_valid() {
 }
 
 #[test]
-fn what_never_applies_is_a_warning_with_both_lines() {
+fn what_never_applies_is_wrong_and_named_with_both_lines() {
     let place = Place::new();
     let networks =
         ["10.0.0.0/8", "10.1.0.0/16"].map(|net| format!("[[network]]\nclients = \"{net}\"\n"));
     let file = place.config(&networks.concat());
     let (code, stdout, stderr) = outcome(&["check", &file]);
-    assert_eq!((code, stderr.as_str()), (0, ""));
-    let warning = format!(
-        "warning: {file}:3:1: network: never applies, because the [[network]] of line 1 has all"
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    let problem = format!(
+        "ftp-alg: {file}:3:1: network: never applies, because the [[network]] of line 1 has all"
     );
-    assert!(stdout.starts_with(&warning), "{stdout}");
-    assert!(stdout.ends_with(&format!("\n{file}: valid\n")), "{stdout}");
+    assert!(stderr.starts_with(&problem), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 /// With line and column, key, value, and what is allowed, or the nearest known key.

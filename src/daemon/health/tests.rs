@@ -29,7 +29,7 @@ fn client(number: u8) -> SocketAddr {
 /// An event in a session of the client `number`.
 fn event(number: u8, kind: EventKind) -> Event {
     let server = SocketAddr::from(([198, 51, 100, 1], 21));
-    Event { session: 1, client: client(number), server, kind }
+    Event { session: 1, client: client(number), server, user: None, kind }
 }
 
 fn record(health: &Health, number: u8, kind: EventKind) {

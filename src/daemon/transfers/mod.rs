@@ -54,6 +54,7 @@ pub enum Report {
 #[derive(Clone, Debug)]
 pub struct MissingConnection {
     pub session: TransferSession,
+    pub user: Option<Arc<str>>,
     pub at: SystemTime,
     /// Who does not answer whom.
     pub reason: String,
@@ -94,6 +95,7 @@ enum Received {
 struct WaitingPinhole {
     at: SystemTime,
     session: TransferSession,
+    user: Option<Arc<str>>,
     pinhole: Pinhole,
 }
 
@@ -118,7 +120,7 @@ struct Known<'a> {
 
 impl Received {
     /// What the thread gets of an event, if it reports such events.
-    fn of(Event { session, client, server, kind }: &Event) -> Option<Self> {
+    fn of(Event { session, client, server, user, kind }: &Event) -> Option<Self> {
         let (at, session) =
             (SystemTime::now(), TransferSession { id: *session, client: *client, server: *server });
         let of = |transfer: &Arc<Transfer>| {
@@ -128,7 +130,8 @@ impl Received {
             EventKind::Transfer(transfer) => Self::Ended(of(transfer)),
             EventKind::TransferWaiting(transfer) => Self::Waiting(of(transfer)),
             EventKind::PinholeWaiting(pinhole) => {
-                Self::PinholeWaiting(Box::new(WaitingPinhole { at, session, pinhole: *pinhole }))
+                let (user, pinhole) = (user.clone(), *pinhole);
+                Self::PinholeWaiting(Box::new(WaitingPinhole { at, session, user, pinhole }))
             }
             EventKind::SessionEnded(ended) => {
                 let ended = EndedSession::clone(ended);
@@ -324,9 +327,9 @@ impl Known<'_> {
         while self.waiting_pinholes.front().is_some_and(|(until, _)| is_due(*until))
             && let Some((_, waiting)) = self.waiting_pinholes.pop_front()
         {
-            let WaitingPinhole { at, session, pinhole } = *waiting;
+            let WaitingPinhole { at, session, user, pinhole } = *waiting;
             if let Some(reason) = self.tracker.missing_connection(&pinhole) {
-                let missing = Box::new(MissingConnection { session, at, reason });
+                let missing = Box::new(MissingConnection { session, user, at, reason });
                 self.reports.push(Report::NoDataConnection(missing));
             }
         }

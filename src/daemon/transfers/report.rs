@@ -52,12 +52,13 @@ impl Report {
 
 impl MissingConnection {
     fn log(&self) {
-        let Self { session, reason, .. } = self;
+        let Self { session, user, reason, .. } = self;
         tracing::warn!(
             event = "no-data-connection",
             session = session.id,
             client = %session.client,
             server = %session.server,
+            user = user.as_deref(),
             reason,
             "{self}"
         );

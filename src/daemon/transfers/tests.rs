@@ -45,6 +45,8 @@ fn a_transfer_is_one_line() {
     let complete = finished(Some("bob"), Some(226));
     let line = "transfer #17 bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226";
     assert_eq!(complete.to_string(), line);
+    let spoofed = finished(Some("x@1.2.3.4 STOR /a: 226"), Some(226)).to_string();
+    assert!(spoofed.starts_with("transfer #17 \"x@1.2.3.4 STOR /a: 226\"@10.0.0.7 STOR "));
     let failed = FinishedTransfer {
         result: TransferResult::NoDataConnection,
         bytes: None,
@@ -72,7 +74,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     let FinishedTransfer { session, transfer, .. } = finished(None, Some(226));
     let TransferSession { id, client, server } = session;
     let kind = EventKind::Transfer(transfer);
-    let events = vec![Event { session: id, client, server, kind }; MAX_INBOX + 3];
+    let events = vec![Event { session: id, client, server, user: None, kind }; MAX_INBOX + 3];
     reports.record(Instant::now(), &events);
     assert_eq!(reports.totals().lost, 3);
     reports.run(None, &mut |_, _| None, |_| {}, &AtomicBool::new(true));
@@ -84,7 +86,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
 fn reported_session(transfers: &[Arc<Transfer>], counted: u32) -> (Option<u64>, String) {
     let reports = TransferReports::new(true, []);
     let TransferSession { id, client, server } = finished(None, None).session;
-    let event = |kind| Event { session: id, client, server, kind };
+    let event = |kind| Event { session: id, client, server, user: None, kind };
     let transfers = transfers.iter().cloned().map(EventKind::Transfer).map(event);
     let mut events: Vec<_> = transfers.collect();
     let (end, user) = (SessionEnd::Closed, Some("bob".into()));

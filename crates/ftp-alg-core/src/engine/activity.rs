@@ -3,6 +3,7 @@
 use std::{
     fmt,
     mem::take,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::Pinhole,
-    ftp::{AnnouncementKind, Reply, resolve_path},
+    ftp::{AnnouncementKind, NameInText, Reply, resolve_path},
     session::{TransferCommand, TransferVerb},
 };
 
@@ -22,7 +23,7 @@ const MAX_DIRECTORY: usize = 1024;
 /// What the client of a connection does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ClientActivity {
-    user: Option<Box<str>>,
+    user: Option<Arc<str>>,
     /// The user whose login is pending.
     named_user: Option<Box<str>>,
     /// The directory, if it is known.
@@ -105,7 +106,7 @@ pub struct EndedSession {
     /// How it ended.
     pub end: SessionEnd,
     /// The user, if the login named one.
-    pub user: Option<Box<str>>,
+    pub user: Option<Arc<str>>,
     /// Number of its transfers, whatever their result.
     pub transfers: u32,
     /// From its first packet to its last one.
@@ -116,7 +117,7 @@ pub struct EndedSession {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transfer {
     /// The user, if the login was seen.
-    pub user: Option<Box<str>>,
+    pub user: Option<Arc<str>>,
     /// The command.
     pub verb: TransferVerb,
     /// The file or directory: absolute if the client's directory is known.
@@ -159,8 +160,8 @@ impl ClientActivity {
     };
 
     /// The user, if a login was seen.
-    pub fn user(&self) -> Option<&str> {
-        self.user.as_deref()
+    pub fn user(&self) -> Option<&Arc<str>> {
+        self.user.as_ref()
     }
 
     /// The directory, if it is known.
@@ -188,32 +189,32 @@ impl ClientActivity {
     /// What is to be reported of the session's end, once, if its start was reported.
     pub fn end_session(&mut self, end: SessionEnd, duration: Duration) -> Option<EndedSession> {
         let is_reported = take(&mut self.is_reported);
-        let (user, transfers) = (&mut self.user, self.reported_transfers);
-        is_reported.then(|| EndedSession { end, user: user.take(), transfers, duration })
+        let (user, transfers) = (self.user(), self.reported_transfers);
+        is_reported.then(|| EndedSession { end, user: user.cloned(), transfers, duration })
     }
 
-    /// Records that the server has accepted the login. Returns the user.
-    pub fn record_login(&mut self) -> Option<Box<str>> {
+    /// Records that the server has accepted the login.
+    pub fn record_login(&mut self) {
         if let Some(named) = self.named_user.take() {
-            (self.user, self.directory) = (Some(named), None);
+            (self.user, self.directory) = (Some(named.into()), None);
         }
-        self.user.clone()
     }
 
-    /// Records that the client wants to change to a directory.
+    /// Records that the client wants to change to a directory. If it wants to before it has the answer to an earlier
+    /// change, its directory becomes unknown: nothing says which change an answer belongs to.
     pub fn record_wanted_directory(&mut self, wanted: Box<str>) {
         if self.wanted_directory.replace(wanted).is_some() {
-            self.directory = None;
+            (self.directory, self.wanted_directory) = (None, Some("".into()));
         }
     }
 
     /// Records the answer to `CWD`, `CDUP` or `PWD`: whether it is a success, and the directory that it names.
     pub fn record_directory(&mut self, is_success: bool, named: Option<Box<str>>) {
-        let directory = match self.wanted_directory.take() {
-            _ if !is_success => return,
-            Some(wanted) => self.resolve(&wanted),
-            None => named,
-        };
+        let wanted = self.wanted_directory.take();
+        if !is_success {
+            return;
+        }
+        let directory = named.or_else(|| self.resolve(&wanted?));
         self.directory = directory
             .filter(|directory| directory.starts_with('/') && directory.len() <= MAX_DIRECTORY);
     }
@@ -292,8 +293,9 @@ impl ClientActivity {
 
     /// Heap memory in bytes.
     pub fn heap_size(&self) -> usize {
-        let names = [&self.user, &self.named_user, &self.directory, &self.wanted_directory];
-        let names: usize = names.into_iter().flatten().map(|name| name.len()).sum();
+        let user = self.user.as_ref().map_or(0, |user| user.len());
+        let names = [&self.named_user, &self.directory, &self.wanted_directory];
+        let names: usize = user + names.into_iter().flatten().map(|name| name.len()).sum::<usize>();
         let paths: usize = self.transfers.iter().map(|pending| pending.command.path.len()).sum();
         names + paths + self.transfers.capacity() * size_of::<PendingTransfer>()
     }
@@ -309,7 +311,7 @@ impl ClientActivity {
 impl PendingTransfer {
     fn into_transfer(
         self,
-        user: Option<Box<str>>,
+        user: Option<Arc<str>>,
         now: Duration,
         end: TransferEnd,
         announcement: Option<(AnnouncementKind, Pinhole)>,
@@ -334,7 +336,7 @@ impl Transfer {
 
 impl fmt::Display for Transfer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.verb.name(), self.path)?;
+        write!(f, "{} {}", self.verb.name(), NameInText::Path(&self.path))?;
         match self.end {
             TransferEnd::Replied(reply) => write!(f, ": {}", reply.code),
             TransferEnd::SessionEnded => f.write_str(": the control connection ended"),
@@ -350,7 +352,7 @@ impl fmt::Display for EndedSession {
         let Self { end, user, transfers, duration } = self;
         write!(f, "session ended after {:.1} s: {}", duration.as_secs_f64(), end.name())?;
         if let Some(user) = user {
-            write!(f, ", user {user}")?;
+            write!(f, ", user {}", NameInText::User(user))?;
         }
         match transfers {
             1 => f.write_str(", 1 transfer"),

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc};
 
 use crate::{
     engine::{EndedSession, Pinhole, Transfer},
-    ftp::AnnouncementKind,
+    ftp::{AnnouncementKind, NameInText},
     session::{Decision, Effect},
 };
 
@@ -66,8 +66,8 @@ pub enum EventKind {
     LimitReached(Cow<'static, str>),
     /// The session was reset because of a limit.
     Reset(String),
-    /// The server accepted the login of this user, whose name is escaped.
-    LoggedIn(Option<Box<str>>),
+    /// The server accepted the user's login.
+    LoggedIn,
     /// The server has accepted the session's first login.
     SessionStarted,
     /// A session with a login has ended.
@@ -132,7 +132,7 @@ impl EventKind {
             Self::CommandRefused(_) => "refusal",
             Self::LimitReached(_) => "limit",
             Self::Reset(_) => "ended",
-            Self::LoggedIn(_) => "login",
+            Self::LoggedIn => "login",
             Self::SessionStarted => "session-started",
             Self::SessionEnded(_) => "session-ended",
             Self::Transfer(_) => "transfer",
@@ -156,6 +156,8 @@ pub struct Event {
     pub client: SocketAddr,
     /// The server.
     pub server: SocketAddr,
+    /// The user, whose name is escaped, if a login was seen.
+    pub user: Option<Arc<str>>,
     /// The kind of event, with its data.
     pub kind: EventKind,
 }
@@ -175,8 +177,10 @@ impl fmt::Display for Event {
                  passive ports in the firewall, or set [policy] auth-tls = \"refuse\" so that clients use plain FTP",
             ),
             EventKind::CommandRefused(what) => write!(f, "refuse {what}"),
-            EventKind::LoggedIn(Some(user)) => write!(f, "logged in: {user}"),
-            EventKind::LoggedIn(None) => f.write_str("logged in"),
+            EventKind::LoggedIn => match &self.user {
+                Some(user) => write!(f, "logged in: {}", NameInText::User(user)),
+                None => f.write_str("logged in"),
+            },
             EventKind::SessionStarted => f.write_str("session started"),
             EventKind::SessionEnded(session) => session.fmt(f),
             EventKind::PinholeWaiting(pinhole) => write!(f, "no transfer through the pinhole {pinhole}"),

@@ -334,3 +334,33 @@ fn a_pinhole_with_a_short_lifetime_is_renewed() {
         assert_eq!(talk.listed(), 1);
     }
 }
+
+/// A pinhole that nobody was to use says nothing about firewalls.
+#[test]
+fn a_pinhole_whose_command_was_refused_does_not_count_as_unused() {
+    let pasv = "> PASV < 227 ok (203,0,113,9,195,80)";
+    let (refused, expired) = ("pinhole-closed", "pinhole-expired");
+    for (script, expected) in [
+        ("> RETR a < 550 no", refused),
+        ("> RETR a < 450 no > NOOP < 200 ok", refused),
+        ("> NOOP < 200 ok", expired),
+        // It did not arrive in time.
+        ("> RETR a < 425 no", expired),
+        ("> RETR a < 150 x < 426 y", expired),
+        // The client uses the same port again.
+        ("> RETR a < 550 no > RETR b < 425 no", expired),
+        ("> RETR a < 425 no > RETR b < 550 no", refused),
+    ] {
+        let mut talk = Conversation::logged_in();
+        talk.play(&format!("{pasv} {script}"));
+        talk.gateway.take_events();
+        let open = talk.gateway.engine.sessions.list_pinholes().count();
+        assert_eq!(open, 1, "{script}: it stays open");
+        talk.now += Duration::from_secs(60);
+        talk.gateway.expire(talk.now);
+        let (events, _) = talk.gateway.take_events();
+        let names = events.iter().map(|event| event.kind.name());
+        let names: Vec<_> = names.filter(|name| name.starts_with("pinhole-")).collect();
+        assert_eq!(names, [expected], "{script}");
+    }
+}

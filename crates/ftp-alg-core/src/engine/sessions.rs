@@ -198,7 +198,13 @@ impl Sessions {
         in_use.for_each(|held| self.pinholes.record_closed(held));
         let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
         while let Some(held) = entry.take_pinhole(is_over) {
-            effects.events.push(entry.event(EventKind::PinholeExpired(held.pinhole, held.kind)));
+            effects.events.push(entry.event(match held.is_refused {
+                true => EventKind::PinholeClosed(
+                    held.pinhole,
+                    "the server refused the command that was to use it",
+                ),
+                false => EventKind::PinholeExpired(held.pinhole, held.kind),
+            }));
             self.pinholes.close(held);
             has_changed = true;
         }

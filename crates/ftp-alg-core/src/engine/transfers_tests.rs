@@ -26,7 +26,7 @@ impl Conversation {
 fn each_transfer_is_reported_once_with_its_reply() {
     for (script, expected) in [
         ("> RETR a < 150 here < 226 done", vec!["RETR a: 226"]),
-        ("> STOR a b.txt < 150 here < 451 disk full", vec!["STOR a b.txt: 451"]),
+        ("> STOR a b.txt < 150 here < 451 disk full", vec!["STOR \"a b.txt\": 451"]),
         ("> LIST < 150 here < 226 done > NLST *.c < 550 none", vec!["LIST : 226", "NLST *.c: 550"]),
         (
             "> RETR a < 425 cannot connect > RETR a < 150 x < 226 y",
@@ -58,6 +58,18 @@ fn a_transfer_has_its_user_pinhole_and_time() {
 }
 
 #[test]
+fn each_event_after_a_login_has_its_user() {
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("> PORT 10,0,0,1,0,22 < 500 no {PORT} > RETR a < 150 x < 226 y"));
+    talk.end();
+    let (events, _) = talk.gateway.take_events();
+    let users = events.iter().map(|event| (event.kind.name(), event.user.as_deref()));
+    let users: Vec<_> = users.skip_while(|(name, _)| *name != "login").collect();
+    assert!(users.len() >= 5, "{users:?}");
+    assert!(users.iter().all(|(_, user)| *user == Some("joe")), "{users:?}");
+}
+
+#[test]
 fn a_transfer_ends_with_its_connection() {
     let mut talk = Conversation::logged_in();
     talk.play(&format!("{PORT} > RETR a < 150 here"));
@@ -77,6 +89,10 @@ fn paths_are_absolute_if_the_directory_is_known() {
         ("> CWD /pub/in < 250 ok > CDUP < 200 ok", "/pub/f"),
         ("> CWD pub < 250 ok", "f"),
         ("> CWD /pub < 250 ok > CWD a > CWD b < 250 ok < 250 ok", "f"),
+        ("> CWD a > CWD /pub < 250 ok < 550 no", "f"),
+        ("> CWD /pub < 250 ok > CWD a > CWD /x < 550 no < 550 no", "f"),
+        ("> CWD a > CWD /pub < 250 ok < 250 ok > PWD < 257 \"/pub\"", "/pub/f"),
+        ("> NOOP > CWD /x < 200 ok < 550 no > PWD < 257 \"/y\"", "/y/f"),
         // The directory of another user.
         ("> CWD /pub < 250 ok > USER x < 331 p > PASS y < 230 in", "f"),
     ] {

@@ -15,6 +15,6 @@ pub use ambiguity::{
 };
 pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding};
 pub use command::{Command, Verb};
-pub use names::{escape_name, resolve_path};
+pub use names::{NameInText, escape_name, resolve_path};
 pub use reply::{Reply, ReplyTracker};
 pub use text::{Text, has_lf};

@@ -1,6 +1,6 @@
 //! Names that peers choose, as text for people: of users, files and directories.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 /// Limit of a name in bytes, before escaping.
 const MAX_NAME: usize = 512;
@@ -27,6 +27,36 @@ pub fn escape_name(bytes: &[u8]) -> Box<str> {
         text.push_str("...");
     }
     text.into()
+}
+
+/// An [escaped](escape_name) name in a line of text: in quotes if it could be taken for other parts of the line.
+#[derive(Clone, Copy, Debug)]
+pub enum NameInText<'a> {
+    /// Of a user: plain if it has only letters, digits, `.`, `_`, `-`, `+` and one `@`.
+    User(&'a str),
+    /// Of a file or directory: plain if it has no blanks and no quotes.
+    Path(&'a str),
+}
+
+impl fmt::Display for NameInText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, is_plain) = match *self {
+            Self::User(name) => (name, is_plain_user(name)),
+            Self::Path(name) => {
+                (name, !name.contains(|char: char| char.is_whitespace() || char == '"'))
+            }
+        };
+        match is_plain {
+            true => f.write_str(name),
+            // Its backslashes are escaped already.
+            false => write!(f, "\"{}\"", name.replace('"', "\\\"")),
+        }
+    }
+}
+
+fn is_plain_user(name: &str) -> bool {
+    let is_plain = |char: char| char.is_alphanumeric() || "._-+@".contains(char);
+    !name.is_empty() && name.chars().all(is_plain) && name.matches('@').count() <= 1
 }
 
 /// The directory or file `path`, which is relative to `directory` unless it is absolute. `.` and `..` are resolved, as
@@ -67,6 +97,23 @@ mod tests {
         }
         assert_eq!(escape_name(&[b'x'; 513]).len(), 515);
         assert_eq!(escape_name(&[0xff; 600]).len(), 4 * 512 + 3);
+    }
+
+    #[test]
+    fn names_in_text_cannot_be_taken_for_other_parts_of_it() {
+        for (name, user, path) in [
+            ("bob", "bob", "bob"),
+            ("jörg.b_1-x+y@example.net", "jörg.b_1-x+y@example.net", "jörg.b_1-x+y@example.net"),
+            ("/pub/q3.csv", "\"/pub/q3.csv\"", "/pub/q3.csv"),
+            ("a@b@c", "\"a@b@c\"", "a@b@c"),
+            ("x STOR /y: 226", "\"x STOR /y: 226\"", "\"x STOR /y: 226\""),
+            ("a\"b", r#""a\"b""#, r#""a\"b""#),
+            (r"a\\b c", r#""a\\b c""#, r#""a\\b c""#),
+            ("", "\"\"", ""),
+        ] {
+            assert_eq!(NameInText::User(name).to_string(), user);
+            assert_eq!(NameInText::Path(name).to_string(), path);
+        }
     }
 
     #[test]

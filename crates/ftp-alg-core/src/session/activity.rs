@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ftp::{Command, Text, Verb, escape_name};
+use crate::ftp::{Command, Verb, escape_name};
 
 /// A command that uses a data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,11 @@ impl TransferVerb {
         Self::ALL.iter().find(|(_, verb)| *verb == self).map_or("", |(name, _)| name)
     }
 
+    /// Whether servers take words that begin with `-` for options.
+    fn takes_options(self) -> bool {
+        matches!(self, Self::List | Self::Nlst)
+    }
+
     /// Whether the client sends the data.
     pub fn is_upload(self) -> bool {
         matches!(self, Self::Appe | Self::Stor | Self::Stou)
@@ -72,14 +77,20 @@ pub enum Activity {
 }
 
 impl Activity {
-    /// The activity of `command`, if it is one.
-    pub fn of(command: &Command<'_>) -> Option<Self> {
-        let name = || escape_name(command.argument);
+    /// The activity of `command`, if it is one. Behind its verb the line has the bytes `rest`. Some servers take all of
+    /// them for the name: also blanks at its end, and Telnet commands.
+    pub fn of(command: &Command<'_>, rest: &[u8]) -> Option<Self> {
+        let name = || escape_name(raw_argument(rest));
         Some(match command.verb {
             Verb::User => Self::User(name()),
             Verb::Transfer => {
                 let verb = TransferVerb::of(command.word)?;
-                Self::Transfer(TransferCommand { verb, path: name() })
+                let path = if verb.takes_options() {
+                    escape_name(without_options(raw_argument(rest)))
+                } else {
+                    name()
+                };
+                Self::Transfer(TransferCommand { verb, path })
             }
             Verb::Directory => match command.word {
                 [b'X' | b'x', word @ ..] | word if word.eq_ignore_ascii_case(b"CWD") => {
@@ -93,14 +104,34 @@ impl Activity {
     }
 }
 
-/// The directory that a 257 names: what is between the first quotes, where quotes are doubled (RFC 959 appendix II).
-pub(super) fn named_directory(text: &Text<'_>) -> Option<Box<str>> {
-    let bytes = text.bytes();
-    let start = bytes.iter().position(|byte| *byte == b'"')? + 1;
-    let (mut name, mut rest) = (Vec::new(), bytes[start..].iter());
+/// The argument in `rest`, the bytes behind the verb: without one blank and the line's end.
+fn raw_argument(rest: &[u8]) -> &[u8] {
+    let rest = rest.strip_prefix(b" ").unwrap_or(rest);
+    let rest = rest.strip_suffix(b"\n").unwrap_or(rest);
+    rest.strip_suffix(b"\r").unwrap_or(rest)
+}
+
+/// The `argument` of a listing without its first words that begin with `-`, as in `LIST -la /pub`.
+fn without_options(mut argument: &[u8]) -> &[u8] {
+    while argument.trim_ascii_start().starts_with(b"-") {
+        let options = argument.trim_ascii_start();
+        let end = options.iter().position(|byte| *byte == b' ');
+        argument = end.map_or(&[], |end| &options[end + 1..]);
+    }
+    argument
+}
+
+/// The directory that a 257 names: what is between the first quotes, where quotes are doubled (RFC 959 appendix II), and
+/// by some servers 0xff as well, as for Telnet.
+pub(super) fn named_directory(line: &[u8]) -> Option<Box<str>> {
+    let start = line.iter().position(|byte| *byte == b'"')? + 1;
+    let (mut name, mut rest) = (Vec::new(), line[start..].iter());
     while let Some(byte) = rest.next() {
-        if *byte == b'"' && rest.next() != Some(&b'"') {
-            return Some(escape_name(&name));
+        let is_doubled = rest.as_slice().first() == Some(byte);
+        match byte {
+            b'"' if !is_doubled => return Some(escape_name(&name)),
+            b'"' | 0xff if is_doubled => _ = rest.next(),
+            _ => {}
         }
         name.push(*byte);
     }
@@ -110,9 +141,39 @@ pub(super) fn named_directory(text: &Text<'_>) -> Option<Box<str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ftp::Text;
 
-    fn activity(line: &str) -> Option<Activity> {
-        Activity::of(&Command::parse(&Text::new(line.as_bytes())).unwrap())
+    fn activity(line: impl AsRef<[u8]>) -> Option<Activity> {
+        let line = line.as_ref();
+        let text = Text::new(line);
+        let command = Command::parse(&text).unwrap();
+        Activity::of(&command, &line[text.line_range(0..command.word.len()).end..])
+    }
+
+    #[test]
+    fn a_name_is_as_in_the_line() {
+        let path = |line: &[u8]| match activity(line) {
+            Some(Activity::Transfer(command)) => command.path.to_string(),
+            other => panic!("{other:?}"),
+        };
+        for (line, expected) in [
+            (&b"STOR a\xffb\r\n"[..], "a\\xffb"),
+            (b"STOR c\xff\xffd\r\n", "c\\xff\\xffd"),
+            (b"RETR a  \r\n", "a  "),
+            (b"RETR  a\n", " a"),
+            (b" \xff\xf4\xff\xf2retr a\0\r\r\n", "a\\0\\r"),
+            (b"RETR", ""),
+            (b"RETR -la\r\n", "-la"),
+            (b"LIST -la\r\n", ""),
+            (b"LIST -l -a /pub -x\r\n", "/pub -x"),
+            (b"NLST -l  a b\r\n", " a b"),
+            (b"LIST a -l\r\n", "a -l"),
+            (b"LIST -\r\n", ""),
+            (b"LIST  \r\n", " "),
+            (b"MLSD -x\r\n", "-x"),
+        ] {
+            assert_eq!(path(line), expected, "{line:?}");
+        }
     }
 
     #[test]
@@ -126,13 +187,14 @@ mod tests {
         assert_eq!(activity("xcup\r\n"), Some(Activity::ChangeDirectory("..".into())));
         assert_eq!(activity("PASS secret\r\n"), None);
         for (word, verb) in TransferVerb::ALL {
-            assert_eq!(activity(&format!("{word} x\r\n")), transfer(verb, "x"));
+            assert_eq!(activity(format!("{word} x\r\n")), transfer(verb, "x"));
             assert_eq!(verb.name(), word);
         }
     }
 
     #[test]
     fn a_257_names_a_directory() {
+        assert_eq!(named_directory(b"257 \"/a\xffb\xff\xffc\"").as_deref(), Some("/a\\xffb\\xffc"));
         for (line, expected) in [
             ("257 \"/pub\" is the current directory", Some("/pub")),
             ("257 \"/a\"\"b\" created", Some("/a\"b")),
@@ -140,7 +202,7 @@ mod tests {
             ("257 \"/open", None),
             ("257 none", None),
         ] {
-            assert_eq!(named_directory(&Text::new(line.as_bytes())).as_deref(), expected, "{line}");
+            assert_eq!(named_directory(line.as_bytes()).as_deref(), expected, "{line}");
         }
     }
 }

@@ -241,7 +241,10 @@ fn read_command_line(
         delivered == 0 || text.bytes().is_empty() || text.line_range(0..1).start >= delivered;
     let is_partly_forwarded = !is_undelivered && phase != Phase::PickedUp;
     let effect = dialogue.read_command(command.as_ref());
-    let activity = command.as_ref().filter(|_| !is_ambiguous).and_then(Activity::of);
+    let activity = command.filter(|_| !is_ambiguous).and_then(|command| {
+        let verb = text.line_range(0..command.word.len());
+        Activity::of(&command, &line[verb.end..])
+    });
     inspection.events.extend(activity.map(DialogueEvent::Requested));
     if dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
         *line_effect = ReadEffect::NotFtpClient;
@@ -334,7 +337,7 @@ pub fn read_server_line(
         ReplyEffect::Event(DialogueEvent::DirectoryAnswered(true, _))
             if text.bytes().starts_with(b"257") =>
         {
-            let named = named_directory(text);
+            let named = named_directory(line);
             inspection.events.push(DialogueEvent::DirectoryAnswered(true, named));
         }
         ReplyEffect::Nothing => {}

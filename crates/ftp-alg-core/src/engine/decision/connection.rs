@@ -14,12 +14,16 @@ use crate::{
         questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
         table::entry::Entry,
     },
+    ftp::Reply,
     policy::Policy,
     session::{
         Answer, AnsweredLine, DecisionRequest, DialogueEvent, Effect, PendingLine, RefusedLine,
         SessionLimit,
     },
 };
+
+/// The reply if no data connection came about.
+const NO_DATA_CONNECTION: u16 = 425;
 
 /// A decision about a line, or what the kernel must answer before.
 pub enum Outcome {
@@ -103,7 +107,7 @@ impl Connection<'_> {
             DialogueEvent::TransferEnded(reply) => {
                 self.record_transfer_end(TransferEnd::Replied(reply));
                 if !reply.is_success() {
-                    return self.handle_failed_transfer();
+                    return self.handle_failed_transfer(reply);
                 }
                 // A success without a preliminary reply may be meant for another command.
                 let pinholes = &mut *self.pinholes;
@@ -120,8 +124,8 @@ impl Connection<'_> {
                 if self.entry.activity_mut().begin_session() {
                     self.push_event(EventKind::SessionStarted);
                 }
-                let user = self.entry.activity_mut().record_login();
-                self.push_event(EventKind::LoggedIn(user));
+                self.entry.activity_mut().record_login();
+                self.push_event(EventKind::LoggedIn);
             }
             DialogueEvent::NotFtp => {
                 self.close_all_pinholes("the connection is not FTP");
@@ -373,11 +377,14 @@ impl Connection<'_> {
 
     /// Handles a failed transfer. It may have failed before the data connection, so the pinhole stays open until its
     /// deadline.
-    fn handle_failed_transfer(&mut self) {
+    fn handle_failed_transfer(&mut self, reply: Reply) {
         let now = self.now;
         while let Some(held) = self.entry.take_pinhole(|held| held.in_use && held.deadline <= now) {
             self.pinholes.close(held);
         }
-        self.entry.pinholes_mut().iter_mut().for_each(|held| held.in_use = false);
+        for held in self.entry.pinholes_mut() {
+            held.is_refused = held.answered && !held.in_use && reply.code != NO_DATA_CONNECTION;
+            held.in_use = false;
+        }
     }
 }

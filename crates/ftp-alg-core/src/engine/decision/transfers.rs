@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 
 use crate::{
     engine::{
-        Effects, EventKind, SessionEnd, Sessions,
+        Effects, EventKind, SessionEnd, SessionRef, Sessions,
         activity::TransferEnd,
         decision::connection::Connection,
         examinations::{Examination, Subject},
@@ -26,6 +26,7 @@ impl Connection<'_> {
                 for _ in 0..known.unseen_ends(pending) {
                     self.record_transfer_end(TransferEnd::Unseen);
                 }
+                self.entry.pinholes_mut().iter_mut().for_each(|held| held.is_refused = false);
                 let requested = self.entry.since_first_packet();
                 self.entry.activity_mut().record_transfer(command, requested);
                 let session = self.session_ref();
@@ -55,6 +56,12 @@ impl Connection<'_> {
 }
 
 impl Sessions {
+    /// The user of `session`, if a login was seen.
+    pub(crate) fn user_of(&mut self, session: SessionRef) -> Option<Arc<str>> {
+        let entry = self.table.get_session(session.index, session.id)?;
+        entry.extra().activity.user().cloned()
+    }
+
     /// Reports transfers that have been pending for a while, and pinholes that have none, once each.
     pub(crate) fn examine_due(&mut self, now: Instant, effects: &mut Effects) {
         while effects.events.has_room()

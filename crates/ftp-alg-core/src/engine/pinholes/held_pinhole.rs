@@ -41,6 +41,8 @@ pub struct HeldPinhole {
     /// Whether a transfer uses it: the server has sent a preliminary reply or a success, but its data connection may
     /// still have to come.
     pub in_use: bool,
+    /// Whether the server refused the last command that was to use it.
+    pub is_refused: bool,
     /// The client it counts for.
     pub(crate) client: ClientKey,
     /// Distinguishes it from others with the same endpoints.
@@ -92,6 +94,7 @@ impl HeldPinhole {
             last_renewal,
             answered,
             in_use,
+            is_refused: false,
             client,
             serial,
             fast_path,

@@ -72,8 +72,9 @@ impl Engine {
             if let Err(error @ (KernelError::System { .. } | KernelError::Full { .. })) = &found {
                 let Lookup { client, server } = kernel_request.request;
                 let kind = EventKind::KernelRefused(error.to_string());
+                let user = self.sessions.user_of(session);
                 self.sessions.counters.errors += 1;
-                effects.events.push(Event { session: session.id, client, server, kind });
+                effects.events.push(Event { session: session.id, client, server, user, kind });
             }
             return;
         }
@@ -149,7 +150,7 @@ impl Engine {
             kernel_request.request;
         let timestamp = self.sessions.epoch.timestamp(now);
         let answer = kernel_request.answer.take().unwrap_or(Err(KernelError::Unknown));
-        let event = |kind| Event { session: session.id, client, server, kind };
+        let event = |kind| Event { session: session.id, client, server, user: None, kind };
         if purpose == Purpose::NotInspected {
             match answer {
                 Ok(_) => effects.events.push(event(EventKind::StateChanged(

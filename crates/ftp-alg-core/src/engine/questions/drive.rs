@@ -253,7 +253,13 @@ fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
         if let Err(error) = host.kernel().inject(packet, source, *ct_mark) {
             errors += 1;
             let (session, kind) = (session.id, EventKind::KernelRefused(error.to_string()));
-            effects.events.push(Event { session, client: *client, server: *server, kind });
+            effects.events.push(Event {
+                session,
+                client: *client,
+                server: *server,
+                user: None,
+                kind,
+            });
         }
     }
     if !effects.renewals.is_empty() {

@@ -150,7 +150,14 @@ impl Entry {
 
     /// An event of this session.
     pub fn event(&self, kind: EventKind) -> Event {
-        Event { session: self.id, client: self.client(), server: self.server(), kind }
+        let (client, server) = (self.client(), self.server());
+        Event {
+            session: self.id,
+            client,
+            server,
+            user: self.extra().activity.user().cloned(),
+            kind,
+        }
     }
 
     /// Counts an open kernel request.

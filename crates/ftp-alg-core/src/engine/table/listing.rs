@@ -1,6 +1,6 @@
 //! Lists of open sessions and pinholes, for `ftp-alg sessions` and `ftp-alg pinholes`.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use crate::{
     engine::{
@@ -26,7 +26,7 @@ pub struct SessionInfo {
     /// Whether its sequence numbers are adjusted.
     pub adjusted: bool,
     /// The user, if a login was seen.
-    pub user: Option<Box<str>>,
+    pub user: Option<Arc<str>>,
     /// Whether it is on the fast path.
     pub is_on_fast_path: bool,
     /// The transfer that has no last reply yet.
@@ -58,7 +58,7 @@ pub struct PinholeInfo {
     /// The session's server.
     pub server: SocketAddr,
     /// The session's user, if a login was seen.
-    pub user: Option<Box<str>>,
+    pub user: Option<Arc<str>>,
     /// The pinhole.
     pub pinhole: Pinhole,
     /// The kind of announcement that opened it.
@@ -106,7 +106,7 @@ impl Sessions {
             state: entry.session.state(),
             since: self.epoch.instant(entry.first_seen)?,
             adjusted: entry.session.needs_all_queued(),
-            user: extra.activity.user().map(Box::from),
+            user: extra.activity.user().cloned(),
             is_on_fast_path: extra.fast_path.is_handed_over,
             transfer: extra.activity.running_transfer(),
         })
@@ -132,7 +132,7 @@ fn pinhole_info(entry: &Entry, held: &HeldPinhole) -> PinholeInfo {
         session: entry.id,
         client: entry.client(),
         server: entry.server(),
-        user: entry.extra().activity.user().map(Box::from),
+        user: entry.extra().activity.user().cloned(),
         pinhole: held.pinhole,
         kind: held.kind,
     }

@@ -9,7 +9,10 @@ use std::{
 
 use serde::Serialize;
 
-use crate::engine::{Transfer, TransferEnd};
+use crate::{
+    engine::{Transfer, TransferEnd},
+    ftp::NameInText,
+};
 
 /// How a transfer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,11 +159,11 @@ impl fmt::Display for FinishedTransfer {
         let Self { session, transfer, result, bytes, duration, reason, .. } = self;
         write!(f, "transfer #{} ", session.id)?;
         if let Some(user) = &transfer.user {
-            write!(f, "{user}@")?;
+            write!(f, "{}@", NameInText::User(user))?;
         }
         write!(f, "{} {}", session.client.ip(), transfer.verb.name())?;
         if !transfer.path.is_empty() {
-            write!(f, " {}", transfer.path)?;
+            write!(f, " {}", NameInText::Path(&transfer.path))?;
         }
         if let Some(bytes) = bytes {
             write!(f, " {bytes} B")?;
