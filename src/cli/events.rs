@@ -64,8 +64,10 @@ impl EventOptions {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let first = events.first().map(|first| fields_of(first));
-            if !has_begun && let Some(note) = first.and_then(|first| self.note_on_start(&first)) {
+            if !has_begun
+                && let Some(first) = events.first()
+                && let Some(note) = self.note_on_start(&fields_of(first))
+            {
                 eprintln!("ftp-alg: {note}");
             }
             has_begun = true;

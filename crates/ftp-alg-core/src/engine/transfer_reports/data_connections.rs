@@ -79,6 +79,11 @@ pub(super) fn ends_of(pinhole: &Pinhole) -> Ends {
     (pinhole.initiator, pinhole.target)
 }
 
+/// The time between the two.
+fn distance(one: Instant, other: Instant) -> Duration {
+    one.max(other) - one.min(other)
+}
+
 /// What was seen of one data connection.
 #[derive(Clone, Debug)]
 pub(super) struct DataConnection {
@@ -151,24 +156,14 @@ impl DataConnections {
         ended: Instant,
         may_be: impl Fn(&DataConnection) -> bool,
     ) -> Option<Found<'_>> {
-        let same = self.by_ends.get(&ends)?;
-        let began_before = |one: &&DataConnection| one.began <= ended && may_be(one);
-        let mut candidates: Vec<_> = same.iter().filter(began_before).collect();
+        let mut candidates: Vec<_> = self.candidates(ends, ended, may_be).collect();
         if candidates.len() > 1 && candidates.iter().any(|one| one.is_over()) {
             candidates.retain(|one| one.is_over());
-            let distance = |one: &&DataConnection| match ended.checked_duration_since(one.ended) {
-                Some(before) => before,
-                None => one.ended - ended,
-            };
-            candidates.sort_by_key(distance);
-        } else {
-            candidates.reverse();
+            candidates.sort_by_key(|one| distance(one.ended, ended));
         }
         let connection = *candidates.first()?;
-        let other = candidates.get(1).map(|one| one.ended);
-        let is_near =
-            |other: Instant| other.max(connection.ended) - other.min(connection.ended) < SAME_TIME;
-        Some(Found { connection, is_certain: !other.is_some_and(is_near) })
+        let is_near = |other: &&DataConnection| distance(other.ended, connection.ended) < SAME_TIME;
+        Some(Found { connection, is_certain: !candidates.get(1).is_some_and(is_near) })
     }
 
     /// Whether the newest connection of those that `find` looks at is over; `None` if there is none.
@@ -178,9 +173,18 @@ impl DataConnections {
         ended: Instant,
         may_be: impl Fn(&DataConnection) -> bool,
     ) -> Option<bool> {
-        let mut newest_first = self.by_ends.get(&ends)?.iter().rev();
-        let newest = newest_first.find(|one| one.began <= ended && may_be(one))?;
-        Some(newest.is_over())
+        Some(self.candidates(ends, ended, may_be).next()?.is_over())
+    }
+
+    /// The connections that began before a transfer ended and `may_be` its, the newest first.
+    fn candidates(
+        &self,
+        ends: Ends,
+        ended: Instant,
+        may_be: impl Fn(&DataConnection) -> bool,
+    ) -> impl Iterator<Item = &DataConnection> {
+        let same = self.by_ends.get(&ends).map(Vec::as_slice).unwrap_or_default();
+        same.iter().rev().filter(move |one| one.began <= ended && may_be(one))
     }
 
     /// Removes the connection that began at the time `began`.
