@@ -18,9 +18,10 @@ pub(super) struct EventReader {
 
 /// The events behind those that were read, as many as an answer has.
 #[derive(Debug, Deserialize)]
-pub(super) struct NewEvents {
+pub(super) struct NewEvents<'a> {
     /// Each as the daemon wrote it.
-    pub events: Vec<Box<RawValue>>,
+    #[serde(borrow)]
+    pub events: Vec<&'a RawValue>,
     /// How many the daemon no longer had before these. `None` if their IDs do not follow those that were read: the
     /// machine was booted, or the file of IDs was removed.
     #[serde(rename = "lost")]
@@ -28,17 +29,22 @@ pub(super) struct NewEvents {
 }
 
 impl EventReader {
-    /// Reads on.
-    pub fn read(&mut self, socket: &SocketOption) -> Result<NewEvents, ClientError> {
-        let answer: NewEvents = socket.request(&format!("events {}", self.after))?.parse()?;
+    /// Reads on, and returns what `handle` makes of the events.
+    pub fn read<R>(
+        &mut self,
+        socket: &SocketOption,
+        handle: impl FnOnce(NewEvents<'_>) -> R,
+    ) -> Result<R, ClientError> {
+        let answer = socket.request(&format!("events {}", self.after))?;
+        let new: NewEvents<'_> = answer.parse()?;
         let id_of = |event: &RawValue| fields_of(event)["id"].as_u64();
-        let last = answer.events.last().map(|event| id_of(event).unwrap_or(self.after));
-        self.after = match (last, answer.missed) {
+        let last = new.events.last().map(|event| id_of(event).unwrap_or(self.after));
+        self.after = match (last, new.missed) {
             (_, None) => 0,
             (Some(last), Some(_)) => last,
             (None, Some(missed)) => self.after.saturating_add(missed),
         };
-        Ok(answer)
+        Ok(handle(new))
     }
 }
 

@@ -55,40 +55,46 @@ impl EventOptions {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let (mut reader, mut has_begun) = (EventReader::default(), false);
         loop {
-            let NewEvents { events, missed } = match reader.read(&self.socket) {
-                Ok(new) => new,
+            let has_more = match reader.read(&self.socket, |new| self.print(&new, !has_begun)) {
+                Ok(printed) => printed?,
                 // It is restarted: sessions survive, and so does this.
-                Err(_) if self.follow && has_begun => {
-                    thread::sleep(INTERVAL);
-                    continue;
-                }
+                Err(_) if self.follow && has_begun => false,
                 Err(error) => return Err(error.into()),
             };
-            if !has_begun
-                && let Some(first) = events.first()
-                && let Some(note) = self.note_on_start(&fields_of(first))
-            {
-                eprintln!("ftp-alg: {note}");
-            }
             has_begun = true;
-            match missed {
-                Some(0) => {}
-                Some(missed) => eprintln!("ftp-alg: {}", missed_text(missed)),
-                None => {
-                    eprintln!(
-                        "ftp-alg: the IDs of events begin again, because the state directory was removed: some may be missing"
-                    );
-                    continue;
-                }
-            }
-            output::print(&events.iter().filter_map(|event| self.line(event)).collect::<String>())?;
-            if events.is_empty() {
+            if !has_more {
                 if !self.follow {
                     return Ok(());
                 }
                 thread::sleep(INTERVAL);
             }
         }
+    }
+
+    /// Prints the events that are selected, and what is to be said before them. Returns whether there may be more.
+    fn print(
+        &self,
+        NewEvents { events, missed }: &NewEvents<'_>,
+        is_start: bool,
+    ) -> Result<bool, Failure> {
+        let first = events.first().filter(|_| is_start);
+        if let Some(note) = first.and_then(|first| self.note_on_start(&fields_of(first))) {
+            eprintln!("ftp-alg: {note}");
+        }
+        match missed {
+            Some(0) => {}
+            Some(missed) => eprintln!("ftp-alg: {}", missed_text(*missed)),
+            None => {
+                eprintln!(
+                    "ftp-alg: the IDs of events begin again, because the state directory was removed: some may be missing"
+                );
+                return Ok(true);
+            }
+        }
+        let mut lines = String::new();
+        events.iter().for_each(|event| self.add_line(event, &mut lines));
+        output::print(&lines)?;
+        Ok(!events.is_empty())
     }
 
     /// That the stored events, of which this is the `first`, do not reach back to `--since`.
@@ -118,17 +124,21 @@ impl EventOptions {
                 || text("event").is_some_and(|kind| self.kind.iter().any(|wanted| wanted == kind)))
     }
 
-    /// Its line, if it is selected.
-    fn line(&self, event: &RawValue) -> Option<String> {
-        if self.json && self.selects_all() {
-            return Some(format!("{}\n", event.get()));
+    /// Adds its line to `lines`, if it is selected.
+    fn add_line(&self, event: &RawValue, lines: &mut String) {
+        // One that is printed as it is need not be parsed.
+        let fields = (!self.json || !self.selects_all()).then(|| fields_of(event));
+        if fields.as_ref().is_some_and(|fields| !self.selects(fields)) {
+            return;
         }
-        let fields = fields_of(event);
-        let text = |field: &str| fields[field].as_str().unwrap_or_default();
-        self.selects(&fields).then(|| match self.json {
-            true => format!("{}\n", event.get()),
-            false => format!("{} {}\n", text("time"), text("text")),
-        })
+        match fields.filter(|_| !self.json) {
+            Some(fields) => {
+                let text = |field: &str| fields[field].as_str().unwrap_or_default();
+                *lines += &format!("{} {}", text("time"), text("text"));
+            }
+            None => lines.push_str(event.get()),
+        }
+        lines.push('\n');
     }
 
     fn selects_all(&self) -> bool {

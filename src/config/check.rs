@@ -51,8 +51,8 @@ const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1
                       port of 127.0.0.1, such as 9821";
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
 
-/// Checks `text`. A valid one may have problems as well: what it says and what has no effect.
-pub(super) fn check(text: &str) -> Result<(Config, Vec<ConfigProblem>), Vec<ConfigProblem>> {
+/// Checks `text`.
+pub(super) fn check(text: &str) -> Result<Config, Vec<ConfigProblem>> {
     let (mut document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         let problems = errors.iter().map(|error| error::syntax_problem(text, error));
@@ -65,15 +65,14 @@ pub(super) fn check(text: &str) -> Result<(Config, Vec<ConfigProblem>), Vec<Conf
     let problems = file::remove_invalid_keys(document.get_mut());
     let file = File::deserialize(toml::Deserializer::from(document))
         .map_err(|error| vec![error::syntax_problem(text, &error)])?;
-    let mut checker =
-        Checker { text, problems, unsupported: Vec::new(), without_effect: Vec::new() };
+    let mut checker = Checker { text, problems, of_valid_values: Vec::new() };
     let config = checker.file(&file);
-    let Checker { mut problems, unsupported, without_effect, .. } = checker;
+    let Checker { mut problems, of_valid_values, .. } = checker;
     if problems.is_empty() {
-        problems = unsupported;
+        problems = of_valid_values;
     }
     problems.sort_by_key(|problem| problem.offset);
-    if problems.is_empty() { Ok((config, without_effect)) } else { Err(problems) }
+    if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
 /// A key, and its value if the file has one.
@@ -103,10 +102,9 @@ impl<'a> Section<'a> {
 struct Checker<'a> {
     text: &'a str,
     problems: Vec<ConfigProblem>,
-    /// Valid values that this version does not support.
-    unsupported: Vec<ConfigProblem>,
-    /// Valid tables that never apply.
-    without_effect: Vec<ConfigProblem>,
+    /// Problems of valid values: this version does not support them, or they never apply. They count if there are no
+    /// others.
+    of_valid_values: Vec<ConfigProblem>,
 }
 
 impl Checker<'_> {
@@ -128,7 +126,6 @@ impl Checker<'_> {
             nat,
             limits,
             control_ports,
-            warnings: Vec::new(),
         }
     }
 
@@ -340,7 +337,7 @@ impl Checker<'_> {
                     .to_owned(),
             };
             let (offset, key) = (files[later].span().start, Some("network".to_owned()));
-            self.without_effect.push(ConfigProblem { offset, key, message });
+            self.of_valid_values.push(ConfigProblem { offset, key, message });
         }
         networks
     }
@@ -381,7 +378,7 @@ impl Checker<'_> {
         }
         let message = "is not supported by this version: encrypted sessions pass without inspection; remove the key";
         let problem = self.problem(entry, message);
-        self.unsupported.extend(problem);
+        self.of_valid_values.extend(problem);
     }
 
     fn metrics(&mut self, file: Section<'_>) -> MetricsSettings {

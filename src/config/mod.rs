@@ -60,8 +60,6 @@ pub struct Config {
     pub metrics: MetricsSettings,
     /// `[log]`.
     pub log: LogSettings,
-    /// What is valid and never applies, a line each, with its place in the file.
-    pub warnings: Vec<String>,
 }
 
 /// `[queue]`: our netfilter queues.
@@ -243,7 +241,6 @@ impl Default for Config {
             servers: Vec::new(),
             metrics: MetricsSettings::default(),
             log: LogSettings::default(),
-            warnings: Vec::new(),
         }
     }
 }
@@ -272,12 +269,10 @@ impl Config {
 
     /// Checks `text`, which errors call `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let lines = |problems: Vec<error::ConfigProblem>| -> Vec<String> {
-            problems.iter().map(|one| one.line(path, text)).collect()
-        };
-        let (config, without_effect) = check::check(text)
-            .map_err(|problems| ConfigError::Invalid(lines(problems).join("\n")))?;
-        Ok(Self { warnings: lines(without_effect), ..config })
+        check::check(text).map_err(|problems| {
+            let lines: Vec<_> = problems.iter().map(|one| one.line(path, text)).collect();
+            ConfigError::Invalid(lines.join("\n"))
+        })
     }
 
     /// The names whose addresses are needed.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 use socket2::{Domain, SockAddr, Type};
 
 use super::deadline_stream::DeadlineStream;
@@ -54,7 +54,7 @@ impl DaemonAnswer {
     }
 
     /// The parsed contents.
-    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
+    pub fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ClientError> {
         serde_json::from_str(&self.json).map_err(|error| ClientError::Answer {
             path: self.path.clone(),
             message: format!("an answer that this version does not understand: {error}"),

@@ -35,7 +35,7 @@ use rustix::{
 use serde::Serialize;
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::{deadline_stream::DeadlineStream, log::level, snapshot::StatusSource};
+use super::{deadline_stream::DeadlineStream, log::level, status_source::StatusSource};
 
 /// The longest request line, in bytes.
 const MAX_REQUEST: usize = 256;

@@ -7,7 +7,8 @@ use ftp_alg_core::engine::Counters;
 use super::*;
 use crate::daemon::{
     control_client::{self, ClientError},
-    snapshot::{EventRow, PinholeRow, RecentEvents, SessionDetail, SessionRow, Status},
+    events::{RecentEvents, StoredEvent},
+    snapshot::{PinholeRow, SessionDetail, SessionRow, Status},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,13 +25,13 @@ impl StatusSource for FixedSource {
     fn events(&self, _after: u64) -> RecentEvents {
         RecentEvents { events: Vec::new(), lost: Some(0) }
     }
-    fn first_event_id(&self) -> u64 {
-        0
+    fn newest_events(&self, after: u64) -> RecentEvents {
+        self.events(after)
     }
     fn sessions(&self) -> Vec<SessionRow> {
         Vec::new()
     }
-    fn session(&self, _id: u64) -> Option<SessionDetail<EventRow>> {
+    fn session(&self, _id: u64) -> Option<SessionDetail<StoredEvent>> {
         None
     }
     fn pinholes(&self) -> Vec<PinholeRow> {

@@ -34,6 +34,7 @@ mod shared_state;
 pub mod snapshot;
 mod start_table;
 mod state_dir;
+mod status_source;
 mod table_guard;
 mod takeover;
 mod transfers;
@@ -355,11 +356,7 @@ fn load_again(options: &DaemonOptions, old: &Config) -> Result<Config, ConfigErr
 }
 
 fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {
-    let config = Config::load_with(options.config.as_deref(), broker::read)?;
-    for warning in &config.warnings {
-        tracing::warn!(event = "config-warning", "configuration: {warning}");
-    }
-    Ok(config)
+    Config::load_with(options.config.as_deref(), broker::read)
 }
 
 /// What the daemon has when it has given up its rights.

@@ -10,13 +10,15 @@ use ftp_alg_core::engine::{
 };
 
 use super::{
+    events::{RecentEvents, StoredEvent},
     rates::Counts,
     shard::{Shard, lock},
     shared_state::SharedState,
     snapshot::{
-        DataConnection, EventRow, PinholeRow, RecentEvents, SessionDetail, SessionRow,
-        SessionSummary, Status, StatusSource, TransferProgress,
+        DataConnection, PinholeRow, SessionDetail, SessionRow, SessionSummary, Status,
+        TransferProgress,
     },
+    status_source::StatusSource,
 };
 use crate::kernel::LinuxKernel;
 
@@ -76,8 +78,8 @@ impl StatusSource for SharedState {
         self.events.after(after)
     }
 
-    fn first_event_id(&self) -> u64 {
-        self.events.origin()
+    fn newest_events(&self, after: u64) -> RecentEvents {
+        self.events.newest_after(after)
     }
 
     fn status(&self) -> Status {
@@ -117,7 +119,7 @@ impl StatusSource for SharedState {
         sessions.into_iter().map(row).collect()
     }
 
-    fn session(&self, id: u64) -> Option<SessionDetail<EventRow>> {
+    fn session(&self, id: u64) -> Option<SessionDetail<StoredEvent>> {
         let mut pinholes = self.pinholes();
         pinholes.retain(|pinhole| pinhole.session == id);
         let find = |shard: &Shard| lock(&shard.engine).sessions.details(id);

@@ -23,7 +23,8 @@ fn options_with(file: &Path) -> DaemonOptions {
 
 #[test]
 fn an_invalid_new_configuration_is_refused() {
-    for text in ["pinhole.timeout = 5", "metrics.listen = \"127.0.0.1:0\""] {
+    let twice = "[[network]]\nclients = \"10.0.0.0/8\"\n".repeat(2);
+    for text in ["pinhole.timeout = 5", "metrics.listen = \"127.0.0.1:0\"", &twice] {
         assert!(load_again_with(text).is_err(), "{text}");
     }
 }

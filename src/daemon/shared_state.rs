@@ -149,7 +149,9 @@ impl SharedState {
         log_at_once(|| reports.iter().filter(is_logged).for_each(Report::log));
         self.health.record_reports(now, &reports);
         let ended_transfers = self.events.record_reports(reports);
-        self.health.set_transfer_file(self.transfers.append(file, ended_transfers));
+        self.health.set_transfer_file(
+            self.transfers.append(file, ended_transfers.iter().map(|event| event.json().get())),
+        );
     }
 
     /// What conntrack has counted of a data connection.

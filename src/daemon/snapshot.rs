@@ -10,10 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use ftp_alg_core::{
-    engine::{Counters, TransferFields},
-    ftp::AnnouncementKind,
-};
+use ftp_alg_core::{engine::Counters, ftp::AnnouncementKind};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -409,71 +406,6 @@ pub struct PinholeRow {
     pub kind: AnnouncementKind,
     /// Whole seconds until it expires.
     pub remaining_seconds: u64,
-}
-
-/// The answer to a request for events.
-#[derive(Debug, Serialize)]
-pub struct RecentEvents {
-    pub events: Vec<EventRow>,
-    /// How many events behind the requested ID are gone; `None` if that is unknown, because the ID is older than the
-    /// file of IDs.
-    pub lost: Option<u64>,
-}
-
-/// One event. Fields that an event does not have are left out. docs/events.md lists the events and their fields.
-#[derive(Debug, Default, Serialize)]
-pub struct EventRow {
-    pub id: u64,
-    /// In UTC (RFC 3339).
-    pub time: String,
-    pub event: &'static str,
-    pub session: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub client: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub server: Option<IpAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kind: Option<AnnouncementKind>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub action: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub announced: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rewritten: Option<String>,
-    /// Of an event without a transfer: who does not answer whom.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub transfer: Option<TransferFields>,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub ended_session: Option<EndedSessionRow>,
-    /// The line of the log.
-    pub text: String,
-}
-
-/// The fields of a session that has ended.
-#[derive(Debug, Serialize)]
-pub struct EndedSessionRow {
-    /// How it ended.
-    pub end: &'static str,
-    pub transfers: u32,
-    /// The bytes of its transfers; `None` if they are not known of each.
-    pub bytes: Option<u64>,
-    pub seconds: f64,
-}
-
-/// The source of the rows. Called from the threads of the control socket and of the metrics.
-pub trait StatusSource: Send + Sync {
-    fn events(&self, after: u64) -> RecentEvents;
-    /// The ID of the first event of all, also of earlier daemons. Lower ones are unknown.
-    fn first_event_id(&self) -> u64;
-    fn status(&self) -> Status;
-    fn sessions(&self) -> Vec<SessionRow>;
-    /// The open session with the number `id`.
-    fn session(&self, id: u64) -> Option<SessionDetail<EventRow>>;
-    fn pinholes(&self) -> Vec<PinholeRow>;
 }
 
 #[cfg(test)]

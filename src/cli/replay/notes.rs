@@ -44,7 +44,7 @@ struct TransferLine<'a> {
     server: IpAddr,
     user: Option<&'a str>,
     #[serde(flatten)]
-    fields: TransferFields,
+    fields: TransferFields<'a>,
 }
 
 impl<'a> TransferLine<'a> {

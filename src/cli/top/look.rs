@@ -6,7 +6,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    cli::{SocketOption, event_reader::EventReader},
+    cli::{
+        SocketOption,
+        event_reader::{EventReader, NewEvents},
+    },
     daemon::{
         control_client::ClientError,
         snapshot::{SessionRow, Status},
@@ -81,16 +84,19 @@ impl Watcher {
         let mut is_another = self.file.is_some() && self.file != file;
         let (mut events, mut missed, mut reader) = (Vec::new(), 0, self.reader);
         for _ in 0..MAX_REQUESTS {
-            let new = reader.read(&self.socket)?;
-            let Some(missed_now) = new.missed else {
+            let read = |new: NewEvents<'_>| {
+                (new.missed, new.events.into_iter().map(Event::from_json).collect::<Vec<_>>())
+            };
+            let (missed_now, new) = reader.read(&self.socket, read)?;
+            let Some(missed_now) = missed_now else {
                 is_another = true;
                 continue;
             };
             missed += missed_now;
-            if new.events.is_empty() {
+            if new.is_empty() {
                 break;
             }
-            events.extend(new.events.iter().map(|event| Event::from_json(event)));
+            events.extend(new);
         }
         let sessions = self.socket.request("sessions")?.parse()?;
         (self.reader, self.file) = (reader, file);

@@ -12,10 +12,9 @@ use serde::Serialize;
 
 use super::{
     decision_times::DecisionTimes,
-    event_window::EventWindow,
     families::{self, Reading},
 };
-use crate::daemon::snapshot::StatusSource;
+use crate::daemon::status_source::StatusSource;
 
 /// How long a text is given again.
 const TEXT_LIFETIME: Duration = Duration::from_millis(100);
@@ -33,7 +32,6 @@ pub(super) struct Answers {
     metrics: Mutex<Renewed<Option<String>>>,
     status: Mutex<Renewed<String>>,
     sessions: Mutex<Renewed<String>>,
-    events: Mutex<Renewed<EventWindow>>,
 }
 
 impl Answers {
@@ -50,7 +48,6 @@ impl Answers {
             metrics: Mutex::default(),
             status: Mutex::default(),
             sessions: Mutex::default(),
-            events: Mutex::default(),
         }
     }
 
@@ -83,11 +80,9 @@ impl Answers {
         sessions.value.clone()
     }
 
-    /// The newest events behind the one with the ID `after`; 0 for all of them.
+    /// The newest events behind the one with the ID `after`; 0 for all of them. No engine is asked.
     pub(super) fn events(&self, after: u64) -> String {
-        let mut events = lock(&self.events);
-        events.renew(|window| window.update(|after| self.source.events(after).events));
-        events.value.answer(after, self.source.first_event_id())
+        json_line(&self.source.newest_events(after))
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{answers::Answers, decision_times::DecisionTimes, routes};
-use crate::daemon::snapshot::StatusSource;
+use crate::daemon::status_source::StatusSource;
 
 /// The longest head of a request, in bytes.
 const MAX_HEAD: usize = 8192;

@@ -27,10 +27,7 @@ use ftp_alg_core::engine::{
 use session_bytes::SessionBytes;
 use totals::Totals;
 
-use super::{
-    shard::lock,
-    snapshot::{EventRow, TransferTotals},
-};
+use super::{shard::lock, snapshot::TransferTotals};
 use crate::kernel::{conntrack::CountedPackets, data_log::DataLog};
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
@@ -267,19 +264,19 @@ impl TransferReports {
         self.reopens.store(true, Ordering::Release);
     }
 
-    /// Appends transfers that have ended to `file`, if there is one, a line of JSON each. Returns why it cannot be written.
-    pub(super) fn append<'f>(
+    /// Appends `transfers` that have ended, a text of JSON each, to `file`, if there is one. Returns why it cannot be
+    /// written.
+    pub(super) fn append<'f, 't>(
         &self,
         file: Option<&'f mut TransferFile>,
-        transfers: impl Iterator<Item = EventRow>,
+        transfers: impl Iterator<Item = &'t str>,
     ) -> Option<&'f str> {
         let reopens = self.reopens.swap(false, Ordering::AcqRel);
         let file = file?;
         if reopens {
             file.reopen();
         }
-        let line = |row| serde_json::to_string(&row).unwrap_or_default() + "\n";
-        file.append(&transfers.map(line).collect::<String>());
+        file.append(&transfers.flat_map(|transfer| [transfer, "\n"]).collect::<String>());
         lock(&self.totals).set_unwritten(file.unwritten);
         file.failure()
     }

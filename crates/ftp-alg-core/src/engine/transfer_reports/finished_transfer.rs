@@ -67,11 +67,11 @@ pub struct FinishedTransfer {
 
 /// The fields of a transfer. docs/events.md lists them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct TransferFields {
+pub struct TransferFields<'a> {
     /// The command.
     pub verb: &'static str,
     /// The file or directory.
-    pub path: String,
+    pub path: &'a str,
     /// `up` to the server, or `down`.
     pub direction: &'static str,
     /// `active` or `passive`; `None` if no announcement opened a pinhole.
@@ -85,7 +85,7 @@ pub struct TransferFields {
     /// `None` if the server's last reply was not seen.
     pub code: Option<u16>,
     /// Why there was no data connection.
-    pub reason: Option<String>,
+    pub reason: Option<&'a str>,
 }
 
 impl TransferResult {
@@ -136,19 +136,19 @@ impl FinishedTransfer {
     }
 
     /// Its fields.
-    pub fn fields(&self) -> TransferFields {
+    pub fn fields(&self) -> TransferFields<'_> {
         let Self { transfer, result, bytes, duration, reason, .. } = self;
         let mode = transfer.is_active().map(|active| if active { "active" } else { "passive" });
         TransferFields {
             verb: transfer.verb.name(),
-            path: transfer.path.to_string(),
+            path: &transfer.path,
             direction: if transfer.verb.is_upload() { "up" } else { "down" },
             mode,
             bytes: *bytes,
             seconds: (duration.as_secs_f64() * 1e6).round() / 1e6,
             result: result.name(),
             code: self.code(),
-            reason: reason.clone(),
+            reason: reason.as_deref(),
         }
     }
 }

@@ -1,22 +1,21 @@
 //! The recent events, for `ftp-alg events`: a ring in memory. A reader that is slow finds that the oldest are gone, and
 //! how many; nobody waits for it. The lock is held only to store events or to take handles of them, never to print them.
 
+mod row;
+
 use std::{
     collections::VecDeque,
     fs::File,
     os::unix::fs::FileExt as _,
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex, OnceLock},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use ftp_alg_core::engine::{EndedSession, Event, EventKind, FinishedTransfer};
-use jiff::Timestamp;
+use ftp_alg_core::engine::{Event, EventKind};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
-use super::{
-    shard::lock,
-    snapshot::{EndedSessionRow, EventRow, RecentEvents},
-    transfers::{MissingConnection, Report, SessionReport},
-};
+use super::{shard::lock, transfers::Report};
 
 /// Limit of stored events.
 const CAPACITY: usize = 4096;
@@ -29,7 +28,7 @@ const MAX_ANSWERED: usize = 1000;
 pub(super) struct EventRing(Mutex<Ring>);
 
 struct Ring {
-    events: VecDeque<Recorded>,
+    events: VecDeque<StoredEvent>,
     /// Transfers that an earlier daemon left unreported.
     unreported_before: u64,
     ids: EventIds,
@@ -79,11 +78,31 @@ impl EventIds {
     }
 }
 
-/// A handle of an event.
+/// A handle of a stored event. Its JSON is made for the first reader, if there is one, and then stored.
 #[derive(Clone)]
-enum Recorded {
-    Session(Arc<(SystemTime, Event)>),
-    Report(Arc<Report>),
+pub struct StoredEvent(Arc<Stored>);
+
+struct Stored {
+    id: u64,
+    /// When it was seen.
+    at: SystemTime,
+    what: What,
+    json: OnceLock<Box<RawValue>>,
+}
+
+/// The answer to a request for events.
+#[derive(Serialize)]
+pub struct RecentEvents {
+    pub events: Vec<StoredEvent>,
+    /// How many events behind the requested ID are gone; `None` if that is unknown, because the ID is older than the
+    /// file of IDs.
+    pub lost: Option<u64>,
+}
+
+/// What happened.
+enum What {
+    Session(Event),
+    Report(Report),
 }
 
 impl EventRing {
@@ -109,9 +128,8 @@ impl EventRing {
         ended_transfers: u64,
     ) {
         let now = events.iter().filter(|event| !is_later(&event.kind));
-        let recorded: Vec<_> = now
-            .map(|event| Recorded::Session(Arc::new((SystemTime::now(), event.clone()))))
-            .collect();
+        let recorded: Vec<_> =
+            now.map(|event| (SystemTime::now(), What::Session(event.clone()))).collect();
         if !recorded.is_empty() || ended_transfers > 0 {
             let mut ring = lock(&self.0);
             ring.ids.unreported += ended_transfers as i64;
@@ -120,16 +138,13 @@ impl EventRing {
     }
 
     /// Records reports of the transfers' thread at once. Returns the events of transfers that have ended.
-    pub(super) fn record_reports(&self, reports: Vec<Report>) -> impl Iterator<Item = EventRow> {
-        let reports: Vec<_> = reports.into_iter().map(Arc::new).collect();
+    pub(super) fn record_reports(&self, reports: Vec<Report>) -> Vec<StoredEvent> {
         let ended = reports.iter().filter(|report| report.is_ended_transfer()).count();
         let mut ring = lock(&self.0);
         ring.ids.unreported -= ended as i64;
-        let first = ring.push(reports.iter().cloned().map(Recorded::Report));
-        drop(ring);
-        let with_ids = (first..).zip(reports);
-        let ended = with_ids.filter(|(_, report)| report.is_ended_transfer());
-        ended.map(|(id, report)| Recorded::Report(report).row(id))
+        let events =
+            ring.push(reports.into_iter().map(|report| (report.at(), What::Report(report))));
+        events.into_iter().filter(StoredEvent::is_ended_transfer).collect()
     }
 
     /// The last session with an event, also of earlier daemons.
@@ -137,39 +152,39 @@ impl EventRing {
         lock(&self.0).ids.last_session
     }
 
-    /// The ID of the first event of all. Lower ones are not of this ring.
-    pub(super) fn origin(&self) -> u64 {
-        lock(&self.0).ids.origin
-    }
-
     /// The events behind the one with the ID `after`, as many as an answer may have; 0 for the first ones.
     pub(super) fn after(&self, after: u64) -> RecentEvents {
+        self.read(after, |first, _| first)
+    }
+
+    /// The newest events behind the one with the ID `after`, as many as an answer may have; 0 for all of them.
+    pub(super) fn newest_after(&self, after: u64) -> RecentEvents {
+        self.read(after, |first, next| first.max(next.saturating_sub(MAX_ANSWERED as u64)))
+    }
+
+    /// Events behind the one with the ID `after`, from the one on that `begin` tells from the first and the next ID.
+    fn read(&self, after: u64, begin: impl FnOnce(u64, u64) -> u64) -> RecentEvents {
         let wanted = after.saturating_add(1);
         let ring = lock(&self.0);
         let (origin, first) = (ring.ids.origin, ring.first());
-        let start = usize::try_from(wanted.saturating_sub(first)).unwrap_or(usize::MAX);
-        let chosen: Vec<_> = ring.events.iter().skip(start).take(MAX_ANSWERED).cloned().collect();
-        drop(ring);
-        let ids = first.max(wanted)..;
+        let begin = begin(first, ring.ids.next).max(wanted);
+        let start = usize::try_from(begin - first).unwrap_or(usize::MAX);
+        let events = ring.events.iter().skip(start).take(MAX_ANSWERED).cloned().collect();
         let lost = match after {
             0 => Some(0),
-            _ => (wanted >= origin).then(|| first.saturating_sub(wanted)),
+            _ => (wanted >= origin).then(|| begin - wanted),
         };
-        RecentEvents {
-            events: chosen.iter().zip(ids).map(|(recorded, id)| recorded.row(id)).collect(),
-            lost,
-        }
+        RecentEvents { events, lost }
     }
 
     /// The last events of a session, oldest first, but no more than `limit`.
-    pub(super) fn last_of(&self, session: u64, limit: usize) -> Vec<EventRow> {
+    pub(super) fn last_of(&self, session: u64, limit: usize) -> Vec<StoredEvent> {
         let ring = lock(&self.0);
-        let stored = (ring.first()..).zip(&ring.events);
-        let of_session = stored.filter(|(_, event)| event.session() == session);
-        let mut chosen: Vec<_> = of_session.map(|(id, event)| (id, event.clone())).collect();
+        let of_session = ring.events.iter().filter(|event| event.0.what.session() == session);
+        let mut chosen: Vec<_> = of_session.cloned().collect();
         drop(ring);
         chosen.drain(..chosen.len().saturating_sub(limit));
-        chosen.into_iter().map(|(id, event)| event.row(id)).collect()
+        chosen
     }
 }
 
@@ -179,125 +194,50 @@ impl Ring {
         self.ids.next.saturating_sub(self.events.len() as u64)
     }
 
-    /// Stores events, and returns the ID of the first of them.
-    fn push(&mut self, events: impl IntoIterator<Item = Recorded>) -> u64 {
-        let id = self.ids.next;
-        for event in events {
+    /// Stores events, and returns them.
+    fn push(&mut self, events: impl IntoIterator<Item = (SystemTime, What)>) -> Vec<StoredEvent> {
+        let mut stored = Vec::new();
+        for (at, what) in events {
             if self.events.len() >= CAPACITY {
                 self.events.pop_front();
             }
+            let id = self.ids.next;
             self.ids.next += 1;
-            self.ids.last_session = self.ids.last_session.max(event.session());
-            self.events.push_back(event);
+            self.ids.last_session = self.ids.last_session.max(what.session());
+            let event = StoredEvent(Arc::new(Stored { id, at, what, json: OnceLock::new() }));
+            self.events.push_back(event.clone());
+            stored.push(event);
         }
         self.ids.save();
-        id
+        stored
     }
 }
 
-impl Recorded {
+impl StoredEvent {
+    /// The object with its fields, which docs/events.md lists.
+    pub(super) fn json(&self) -> &RawValue {
+        let Stored { id, at, what, json } = &*self.0;
+        json.get_or_init(|| row::json_of(*id, *at, what))
+    }
+
+    fn is_ended_transfer(&self) -> bool {
+        matches!(&self.0.what, What::Report(report) if report.is_ended_transfer())
+    }
+}
+
+impl Serialize for StoredEvent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json().serialize(serializer)
+    }
+}
+
+impl What {
     fn session(&self) -> u64 {
         match self {
-            Self::Session(event) => event.1.session,
+            Self::Session(event) => event.session,
             Self::Report(report) => report.session().id,
         }
     }
-
-    fn row(&self, id: u64) -> EventRow {
-        let (at, row) = match self {
-            Self::Session(event) => (event.0, session_row(&event.1)),
-            Self::Report(report) => (report.at(), report_row(report)),
-        };
-        let time = Timestamp::try_from(at).map(|at| format!("{at:.6}")).unwrap_or_default();
-        EventRow { id, time, ..row }
-    }
-}
-
-fn session_row(event: &Event) -> EventRow {
-    let decided = match &event.kind {
-        EventKind::Announcement(decided) => Some(decided),
-        _ => None,
-    };
-    EventRow {
-        event: event.kind.name(),
-        session: event.session,
-        client: Some(event.client.ip()),
-        server: Some(event.server.ip()),
-        user: event.user.as_deref().map(str::to_owned),
-        kind: match &event.kind {
-            EventKind::PinholeExpired(_, kind) => Some(*kind),
-            _ => decided.map(|decided| decided.kind),
-        },
-        action: decided.map(|decided| decided.action()),
-        announced: decided.and_then(|decided| decided.announced).map(|end| end.to_string()),
-        rewritten: decided.and_then(|decided| decided.rewritten()).map(|end| end.to_string()),
-        ended_session: match &event.kind {
-            EventKind::SessionEnded(ended) => Some(session_end(ended, None)),
-            _ => None,
-        },
-        text: event.to_string(),
-        ..EventRow::default()
-    }
-}
-
-fn report_row(report: &Report) -> EventRow {
-    match report {
-        Report::Transfer(finished) => transfer_row(finished),
-        Report::SessionEnd(report) => ended_session_row(report),
-        Report::NoDataConnection(missing) => missing_connection_row(missing),
-    }
-}
-
-fn transfer_row(finished: &FinishedTransfer) -> EventRow {
-    let FinishedTransfer { session, transfer, .. } = finished;
-    EventRow {
-        event: finished.event(),
-        session: session.id,
-        client: Some(session.client.ip()),
-        server: Some(session.server.ip()),
-        user: transfer.user.as_deref().map(str::to_owned),
-        transfer: Some(finished.fields()),
-        text: finished.to_string(),
-        ..EventRow::default()
-    }
-}
-
-fn missing_connection_row(missing: &MissingConnection) -> EventRow {
-    let MissingConnection { session, user, reason, .. } = missing;
-    EventRow {
-        event: "no-data-connection",
-        session: session.id,
-        client: Some(session.client.ip()),
-        server: Some(session.server.ip()),
-        user: user.as_deref().map(str::to_owned),
-        reason: Some(reason.clone()),
-        text: missing.to_string(),
-        ..EventRow::default()
-    }
-}
-
-fn ended_session_row(report: &SessionReport) -> EventRow {
-    let SessionReport { session, ended, bytes, .. } = report;
-    EventRow {
-        event: "session-ended",
-        session: session.id,
-        client: Some(session.client.ip()),
-        server: Some(session.server.ip()),
-        user: ended.user.as_deref().map(str::to_owned),
-        ended_session: Some(session_end(ended, *bytes)),
-        text: report.to_string(),
-        ..EventRow::default()
-    }
-}
-
-fn session_end(ended: &EndedSession, bytes: Option<u64>) -> EndedSessionRow {
-    let EndedSession { end, transfers, duration, .. } = ended;
-    EndedSessionRow { end: end.name(), transfers: *transfers, bytes, seconds: seconds(*duration) }
-}
-
-/// To a microsecond.
-fn seconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e6
 }
 
 #[cfg(test)]
@@ -318,7 +258,7 @@ mod tests {
         let RecentEvents { events, lost } = ring.after(0);
         assert_eq!((events.len(), lost), (3, Some(0)));
         assert_eq!(
-            events.iter().map(|row| row.id).collect::<Vec<_>>(),
+            events.iter().map(|row| row.0.id).collect::<Vec<_>>(),
             [first, first + 1, first + 2]
         );
         assert_eq!(ring.after(first).events.len(), 2);
@@ -328,7 +268,7 @@ mod tests {
         }
         let RecentEvents { events, lost } = ring.after(first);
         assert_eq!((events.len(), lost), (MAX_ANSWERED, Some(2)));
-        assert_eq!(events[0].id, first + 3);
+        assert_eq!(events[0].0.id, first + 3);
         assert_eq!(lock(&ring.0).events.len(), CAPACITY);
         // The ID of an earlier daemon.
         assert_eq!(ring.after(first - 5_000_000).lost, None);
@@ -337,18 +277,40 @@ mod tests {
     }
 
     #[test]
+    fn a_page_gets_the_newest_events_that_it_does_not_have() {
+        let ring = EventRing::new(None);
+        let first = lock(&ring.0).ids.origin;
+        let newest = |after| {
+            let RecentEvents { events, lost } = ring.newest_after(after);
+            let id = |event: Option<&StoredEvent>| event.map_or(0, |event| event.0.id - first);
+            (id(events.first()), id(events.last()), events.len(), lost)
+        };
+        assert_eq!(newest(0), (0, 0, 0, Some(0)));
+        let events: Vec<_> = (0..2500).map(event).collect();
+        ring.record(&events[..5], |_| false, 0);
+        assert_eq!(newest(0), (0, 4, 5, Some(0)));
+        assert_eq!(newest(first), (1, 4, 4, Some(0)));
+        assert_eq!(newest(first + 4), (0, 0, 0, Some(0)));
+        assert_eq!(newest(u64::MAX), (0, 0, 0, Some(0)));
+        assert_eq!(newest(first - 2).3, None);
+        ring.record(&events[5..], |_| false, 0);
+        assert_eq!(newest(0), (1500, 2499, MAX_ANSWERED, Some(0)));
+        assert_eq!(newest(first + 9), (1500, 2499, MAX_ANSWERED, Some(1490)));
+    }
+
+    #[test]
     fn ids_continue_over_a_restart() {
         let file = tempfile::tempfile().unwrap();
         let open = || EventRing::new(Some(file.try_clone().unwrap()));
         let killed = open();
         killed.record(&[event(1), event(2), event(3)], |_| false, 0);
-        let first = killed.after(0).events[0].id;
+        let first = killed.after(0).events[0].0.id;
         let ring = open();
         let answer = ring.after(first);
         assert_eq!((answer.events.len(), answer.lost), (0, Some(2)), "two were not read");
         ring.record(&[event(4)], |_| false, 0);
         let answer = ring.after(first);
-        assert_eq!((answer.events[0].id, answer.lost), (first + 3, Some(2)));
+        assert_eq!((answer.events[0].0.id, answer.lost), (first + 3, Some(2)));
         assert_eq!(ring.after(first + 2).lost, Some(0));
         assert_eq!(open().last_session(), 4);
         ring.record(&[], |_| false, 2);
@@ -371,9 +333,9 @@ mod tests {
             ring.record(&[event(number % 2)], |_| false, 0);
         }
         let ids = |session, limit| {
-            let first = ring.after(0).events[0].id;
+            let first = ring.after(0).events[0].0.id;
             let rows = ring.last_of(session, limit);
-            rows.iter().map(|row| row.id - first).collect::<Vec<_>>()
+            rows.iter().map(|row| row.0.id - first).collect::<Vec<_>>()
         };
         assert_eq!(ids(1, 3), [5, 7, 9]);
         assert_eq!(ids(0, 20), [0, 2, 4, 6, 8]);
@@ -384,7 +346,7 @@ mod tests {
     fn each_event_of_a_session_with_a_login_has_its_user() {
         let ring = EventRing::new(None);
         ring.record(&[Event { user: Some("bob".into()), ..event(17) }], |_| false, 0);
-        assert_eq!(ring.after(0).events[0].user.as_deref(), Some("bob"));
+        assert!(ring.after(0).events[0].json().get().contains(r#""user":"bob""#));
     }
 
     #[test]
