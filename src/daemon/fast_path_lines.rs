@@ -162,19 +162,20 @@ fn sort_key((at, line): (usize, &LineRecord)) -> (u64, u32, usize) {
 }
 
 /// The kernel's monotonic clock and this process's, read at the same moment.
-struct KernelClock {
+pub(super) struct KernelClock {
     now: Instant,
     clock: Duration,
 }
 
 impl KernelClock {
-    fn now() -> Self {
+    pub(super) fn now() -> Self {
         let clock = clock_gettime(ClockId::Monotonic);
         let clock = Duration::new(clock.tv_sec as u64, clock.tv_nsec as u32); // both count up from 0
         Self { now: Instant::now(), clock }
     }
 
-    fn instant_of(&self, at_ns: u64) -> Instant {
+    /// The time that `bpf_ktime_get_ns` has returned as this number.
+    pub(super) fn instant_of(&self, at_ns: u64) -> Instant {
         let age = self.clock.saturating_sub(Duration::from_nanos(at_ns));
         self.now.checked_sub(age).unwrap_or(self.now)
     }

@@ -23,6 +23,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
     DaemonEvent, ServiceError, daemon_host,
+    data_packets::{self, DataPackets},
     events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
@@ -48,7 +49,6 @@ use crate::{
     kernel::{
         LinuxKernel, RuleParameters,
         claimed_ports::ClaimedPorts,
-        data_log::DataLog,
         operator_firewall,
         probe::ConntrackAbilities,
         queue::{Queue, QueueCounts},
@@ -79,7 +79,7 @@ pub(super) fn start(
         .map_err(|error| state_error(state_dir, &error))?;
     let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
     let group = parameters.data_log_group();
-    let data_log = config.reports_transfers().then(|| open_data_log(group)).flatten();
+    let data_log = config.reports_transfers().then(|| data_packets::open_log(group)).flatten();
     let parameters = parameters.with_data_log(data_log.is_some());
     let learned = learn(config, parameters, reading, &state, restored);
     let LearnedParameters { rules, parameters, port_sets, backend_reason } = learned;
@@ -169,9 +169,10 @@ pub(super) fn start(
     let (name, what) = ("rules".to_owned(), "the reader of the operator's rules".to_owned());
     workers.rules_thread = Some(start_thread(name, what, events.clone(), work)?);
     let data_log = data_log.filter(|_| workers.table.as_ref().is_some_and(Table::logs_data));
+    let data_packets = DataPackets::new(data_log, offload.clone())?;
     workers.shared.count_unreported_transfers();
     if config.reports_transfers() {
-        workers.start_transfer_reports(data_log, transfer_file, events)?;
+        workers.start_transfer_reports(data_packets, transfer_file, events)?;
     }
     let (backend, count) = (parameters.backend, queues.len());
     for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
@@ -214,19 +215,6 @@ fn restore_shards(
     let shard =
         |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
     Ok((state, engines.into_iter().zip(journals).map(shard).collect()))
-}
-
-/// Opens the group of nfnetlink_log, unless the kernel lacks that or another program reads it.
-fn open_data_log(group: u16) -> Option<DataLog> {
-    let opened = DataLog::open(group);
-    opened
-        .inspect_err(|error| {
-            tracing::info!(
-                event = "data-log-off",
-                "{error}: transfers are reported without their bytes"
-            );
-        })
-        .ok()
 }
 
 /// The parameters of the rules with what the operator's rules say.
@@ -445,10 +433,10 @@ impl Workers {
         daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
     }
 
-    /// Starts to report transfers, with their bytes if there is a `data_log`.
+    /// Starts to report transfers, with their bytes if there are `data_packets`.
     fn start_transfer_reports(
         &mut self,
-        data_log: Option<DataLog>,
+        data_packets: Option<DataPackets>,
         mut file: Option<TransferFile>,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
@@ -457,7 +445,7 @@ impl Workers {
             let publish = |reports| shared.publish_reports(reports, file.as_mut());
             let kernel = Arc::clone(&shared);
             let mut count_packets = move |initiator, dialled| kernel.counted(initiator, dialled);
-            shared.transfers.run(data_log, &mut count_packets, publish, &stop);
+            shared.transfers.run(data_packets, &mut count_packets, publish, &stop);
             Ok(())
         };
         let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());

@@ -4,7 +4,8 @@
 // its reply, and so on, at last the FIN of each side. Each line must be whole, alone in its segment, and the next one
 // by sequence number and by acknowledgement number. The program gives such a packet a packet mark, so that the rules
 // do not queue it, and reports the line to the daemon in a ring buffer. It opens the pinhole that a line announces,
-// and admits the SYN for which there is a pinhole.
+// and admits the SYN for which there is a pinhole. Of data connections that it admitted it reports the SYN-ACK and the
+// FINs.
 //
 // At anything else from either end the program hands the flow back and does not change the packet. So the rules queue
 // the packet, and the daemon inspects the connection inline again. The program refuses nothing.
@@ -21,6 +22,7 @@
 #include "lines.h"
 #include "rewrite.h"
 #include "adjust.h"
+#include "reports.h"
 #include "pinholes.h"
 #include "decide.h"
 
@@ -81,8 +83,6 @@ static __always_inline int open(struct flow *flow, struct line_record *line, __u
 				__u32 number, const struct rewrite *rewrite)
 {
 	int is_active = kind == COMMAND_PORT || kind == COMMAND_EPRT;
-	__u32 mark = is_active ? flow->active_mark : flow->passive_mark;
-	__u32 interface = flow->interface[is_active ? SERVER : CLIENT];
 	struct pinhole_key old = flow->pinhole;
 	__u64 id = line->flow, deadline = line->at_ns + flow->pinhole_timeout;
 	int is_advanced = 0;
@@ -90,7 +90,7 @@ static __always_inline int open(struct flow *flow, struct line_record *line, __u
 	if (flow->pinhole_line)
 		delete_pinhole_of(&old, id);
 	delete_pinhole_of(key, id);
-	if (insert_closed(key, id, number, mark, interface))
+	if (insert_closed(key, flow, id, number, is_active))
 		return 0;
 	bpf_spin_lock(&flow->lock);
 	if (flow->handed_over && flow->opening) {
@@ -140,7 +140,7 @@ static __always_inline __u32 read_line(struct __sk_buff *skb, const struct packe
 	return line->side == CLIENT ? read_command(line, length, announcement) : read_reply(line, announcement);
 }
 
-static __always_inline int inspect_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+static __noinline int inspect_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
 					struct line_record *line)
 {
 	struct announcement announcement = {};
@@ -271,7 +271,10 @@ int inspect(struct __sk_buff *skb)
 		return NEXT;
 	tuple = look_up_tuple(&packet);
 	if (!tuple) {
-		admit(skb, &packet);
+		if (packet.flags & FIN)
+			report_fin(skb, &packet);
+		else
+			admit(skb, &packet);
 		return NEXT;
 	}
 	id = tuple->flow;

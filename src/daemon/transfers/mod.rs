@@ -27,8 +27,8 @@ use ftp_alg_core::engine::{
 use session_bytes::SessionBytes;
 use totals::Totals;
 
-use super::{shard::lock, snapshot::TransferTotals};
-use crate::kernel::{conntrack::CountedPackets, data_log::DataLog};
+use super::{data_packets::DataPackets, shard::lock, snapshot::TransferTotals};
+use crate::kernel::conntrack::CountedPackets;
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -209,17 +209,17 @@ impl TransferReports {
         lock(&self.totals).set_servers(servers);
     }
 
-    /// Reports transfers and the ends of sessions, and passes them to `publish`, until `stop` is set. Without a
-    /// `data_log`, nothing is known of their data connections.
+    /// Reports transfers and the ends of sessions, and passes them to `publish`, until `stop` is set. Without
+    /// `data_packets`, nothing is known of their data connections.
     pub(super) fn run(
         &self,
-        mut data_log: Option<DataLog>,
+        mut data_packets: Option<DataPackets>,
         count_packets: &mut CountPackets,
         mut publish: impl FnMut(Vec<Report>),
         stop: &AtomicBool,
     ) {
         let mut known = Known {
-            tracker: TransferTracker::new(data_log.is_some()),
+            tracker: TransferTracker::new(data_packets.is_some()),
             count_packets,
             session_bytes: SessionBytes::default(),
             ended_sessions: VecDeque::new(),
@@ -232,13 +232,13 @@ impl TransferReports {
         loop {
             let is_last = stop.load(Ordering::Acquire);
             let observe = |at, packet| known.tracker.observe(at, &packet);
-            let read = data_log.as_mut().map(|log| log.read(observe));
+            let read = data_packets.as_mut().map(|packets| packets.read(observe));
             if let Some(Err(error)) = read {
                 tracing::warn!(
                     event = "data-log-ended",
                     "{error}: transfers are reported without their bytes"
                 );
-                (data_log, known.tracker.sees_packets) = (None, false);
+                (data_packets, known.tracker.sees_packets) = (None, false);
             }
             let now = (!is_last).then(Instant::now);
             self.handle_received(&mut known, now);

@@ -18,7 +18,7 @@ pub fn syn(key: PinholeKey) -> Frame {
 }
 
 pub fn pinhole(deadline: u64) -> Pinhole {
-    Pinhole { flow: ID, deadline, line: 3, mark: MARK, interface: LOOPBACK, elsewhere_port: 0 }
+    Pinhole { flow: ID, deadline, line: 3, mark: MARK, interface: LOOPBACK, ..Pinhole::default() }
 }
 
 /// Whether the program marks the packet. It must not change the packet otherwise.

@@ -126,7 +126,7 @@ pub fn exchange(path: &FastPath, count: u32) {
 
 pub fn read(path: &FastPath) -> Vec<LineRecord> {
     let mut lines = Vec::new();
-    assert!(path.ring().read(&mut lines));
+    assert!(path.read_lines(&mut lines));
     lines
 }
 
@@ -453,7 +453,7 @@ fn received_packets_are_inspected() {
         }
         let mut lines = Vec::new();
         wait_for("the line", || {
-            assert!(path.ring().read(&mut lines));
+            assert!(path.read_lines(&mut lines));
             !lines.is_empty()
         });
         let counts = path.counters().unwrap();

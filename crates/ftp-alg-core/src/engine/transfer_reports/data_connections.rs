@@ -1,6 +1,7 @@
 //! What was seen of data connections, and which of them is that of a transfer.
 //!
-//! Servers use a port again at once, so several connections have the same ends. That of a transfer began before the
+//! Packets come from two sources, so that of an older connection may come later. Servers use a port again at once, so
+//! several connections have the same ends. That of a transfer began before the
 //! transfer's last reply; if there are more, it is the one that ended next to that reply, or none is certain.
 //!
 //! Invariant: memory is bounded by [`MAX_CONNECTIONS`].
@@ -17,6 +18,8 @@ use crate::engine::Pinhole;
 
 /// Limit of data connections that are stored; the oldest go first.
 pub(super) const MAX_CONNECTIONS: usize = 16384;
+/// Limit of later FINs of an end.
+const MAX_OTHER_FINS: usize = 8;
 /// Of connections that end so close together, the one of a transfer is not certain.
 const SAME_TIME: Duration = Duration::from_millis(50);
 
@@ -98,6 +101,10 @@ pub(super) struct DataConnection {
     acknowledged: [Option<u32>; 2],
     /// Who reset it, and the sequence number of that RST.
     reset: Option<(End, u32)>,
+    /// The sequence numbers of their later FINs that have other ones: all of these, or the first, may be forged.
+    other_last: [Vec<u32>; 2],
+    /// Whether the other end's FIN acknowledges none of them.
+    is_contradicted: [bool; 2],
     /// Whether it was reported that it did not come about.
     pub is_reported: bool,
 }
@@ -132,9 +139,15 @@ impl DataConnections {
         }
         for (ends, port, sender) in [from_initiator, from_target] {
             let same = self.by_ends.get_mut(&ends).map(Vec::as_mut_slice).unwrap_or_default();
-            let mut newest_first = same.iter_mut().rev();
-            if let Some(connection) = newest_first.find(|one| one.initiator_port == port) {
-                return connection.record(at, sender, packet);
+            let newest = |until: Option<Instant>| {
+                let may_be = |one: &DataConnection| {
+                    one.initiator_port == port && until.is_none_or(|until| one.began <= until)
+                };
+                same.iter().rposition(may_be)
+            };
+            // The time of a packet may be less exact than that of the connection's first one.
+            if let Some(place) = newest(Some(at)).or_else(|| newest(None)) {
+                return same[place].record(at, sender, packet);
             }
         }
     }
@@ -240,6 +253,8 @@ impl DataConnection {
             last: [None, None],
             acknowledged: [None, None],
             reset: None,
+            other_last: [Vec::new(), Vec::new()],
+            is_contradicted: [false; 2],
             is_reported: false,
         }
     }
@@ -249,14 +264,35 @@ impl DataConnection {
         if flags.syn && self.first[place].is_none() {
             self.first[place] = Some(end);
         }
-        if flags.fin && self.last[place].is_none() {
-            (self.last[place], self.ended) = (Some(end), now);
+        match self.last[place] {
+            _ if !flags.fin => {}
+            None => (self.last[place], self.ended) = (Some(end), now),
+            Some(last) if last != end && self.other_last[place].len() < MAX_OTHER_FINS => {
+                self.other_last[place].push(end);
+            }
+            Some(_) => {}
         }
         if flags.ack && (flags.fin || flags.rst) {
             self.acknowledged[place] = Some(acknowledged);
         }
+        if flags.ack && flags.fin {
+            self.compare(sender.other() as usize, acknowledged);
+        }
         if flags.rst && self.reset.is_none() {
             (self.reset, self.ended) = (Some((sender, end)), now);
+        }
+    }
+
+    /// Compares the FINs of the end at `place` with what the other end's FIN has acknowledged.
+    fn compare(&mut self, place: usize, acknowledged: u32) {
+        let Some(last) = self.last[place] else { return };
+        if acknowledged.wrapping_sub(last) <= 1 {
+            return;
+        }
+        let acknowledged_last = acknowledged.wrapping_sub(1);
+        match self.other_last[place].contains(&acknowledged_last) {
+            true => self.last[place] = Some(acknowledged_last),
+            false => self.is_contradicted[place] = true,
         }
     }
 
@@ -274,6 +310,12 @@ impl DataConnection {
 
     pub fn is_answered(&self) -> bool {
         self.first[End::Target as usize].is_some()
+    }
+
+    /// Whether the receiver has got another FIN of `sender` than one that was seen. It discards a FIN that is out of its
+    /// window, and a client could hide with that how much it uploads.
+    pub fn is_contradicted(&self, sender: End) -> bool {
+        self.is_contradicted[sender as usize]
     }
 
     /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off.

@@ -92,8 +92,8 @@ fn bytes_are_those_of_the_sender() {
             (CLIENT, SERVER, "SA", 1000, u32::MAX - 4),
             (CLIENT, SERVER, "SA", 1000, u32::MAX - 4),
             (CLIENT, SERVER, "FA", 1006, 0),
-            (SERVER, CLIENT, "FA", 69_995, 0),
-            (SERVER, CLIENT, "FA", 69_995, 0),
+            (SERVER, CLIENT, "FA", 69_995, 1007),
+            (SERVER, CLIENT, "FA", 69_995, 1007),
         ];
         for syns in [&[][..], &[syn], &[syn, syn]] {
             let mut test = Test::new();
@@ -296,6 +296,63 @@ fn a_reset_cuts_the_bytes_off() {
         let finished = test.end(transfer(TransferVerb::Stor, code)).unwrap();
         assert_eq!((finished.result, finished.bytes), expected, "{packets:?}");
     }
+}
+
+/// The fast path's program does not know whether a FIN is in its receiver's window.
+#[test]
+fn forged_fins_hide_no_bytes() {
+    let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
+    let (forged, sent) = ((CLIENT, SERVER, "FA", 1006, 11), (CLIENT, SERVER, "FA", 6001, 11));
+    let received = (SERVER, CLIENT, "FA", 11, 6002);
+    for (packets, expected) in [
+        (vec![sent, received], Some(5000)),
+        (vec![sent, (SERVER, CLIENT, "FA", 11, 6001)], Some(5000)),
+        (vec![forged, sent, received], Some(5000)),
+        (vec![sent, forged, received], Some(5000)),
+        (vec![sent, received, forged], Some(5000)),
+        (vec![forged, received], None),
+        // More than are stored.
+        (
+            [
+                vec![forged],
+                (2000..2020).map(|end| (CLIENT, SERVER, "FA", end, 11)).collect(),
+                vec![sent, received],
+            ]
+            .concat(),
+            None,
+        ),
+    ] {
+        let mut test = Test::new();
+        test.observe(&begin);
+        test.observe(&packets);
+        let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
+        assert_eq!(finished.bytes, expected, "{packets:?}");
+        assert_eq!(finished.result, TransferResult::Complete);
+    }
+    // Nor those of a download.
+    let mut test = Test::new();
+    test.observe(&begin);
+    test.observe(&[(SERVER, CLIENT, "FA", 5011, 1001), (CLIENT, SERVER, "FA", 1001, 700)]);
+    test.observe(&[(CLIENT, SERVER, "FA", 9, 701)]);
+    let finished = test.end(transfer(TransferVerb::Retr, 226)).unwrap();
+    assert_eq!(finished.bytes, Some(5000));
+}
+
+/// The copies of resets come later than the reports of FINs.
+#[test]
+fn a_packet_that_comes_late_is_that_of_its_own_connection() {
+    let mut test = Test::new();
+    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+    let reset_at = test.now + Duration::from_millis(10);
+    test.observe(&[(SERVER, CLIENT, "S", 90, 0), (CLIENT, SERVER, "SA", 7000, 91)]);
+    test.tracker.observe(reset_at, &packet(SERVER, CLIENT, "RA", 11, 1401));
+    let aborted =
+        Transfer { has_started: true, ended: Some(reset_at), ..transfer(TransferVerb::Stor, 426) };
+    let aborted = test.end(aborted).unwrap();
+    assert_eq!((aborted.result, aborted.bytes), (TransferResult::Reset, Some(400)));
+    test.observe(&[(CLIENT, SERVER, "FA", 7008, 91), (SERVER, CLIENT, "FA", 91, 7009)]);
+    let next = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
+    assert_eq!((next.result, next.bytes), (TransferResult::Complete, Some(7)));
 }
 
 #[test]
