@@ -42,7 +42,7 @@ impl DataPackets {
         fast_path: Option<Arc<Offload>>,
     ) -> io::Result<Option<Self>> {
         if let Some(fast_path) = &fast_path {
-            fast_path.program().set_data_reports(log.is_some())?;
+            fast_path.set_data_reports(log.is_some())?;
         }
         Ok(log.map(|log| Self { log, fast_path }))
     }

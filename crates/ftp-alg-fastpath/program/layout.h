@@ -194,11 +194,11 @@ struct {
 	__type(value, struct admitted_syn);
 } admitted_syns SEC(".maps");
 
-// The data connections whose SYN-ACKs were reported, by the tuple of the packets of each end. If there is no room, the
-// kernel evicts entries that were not looked up for a long time.
+// The data connections whose SYN-ACKs were reported, by the tuple of the packets of each end, until its FIN. If there is
+// no room, the kernel evicts entries that were not looked up for a long time.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 32768);
+	__uint(max_entries, 16384);
 	__type(key, struct packet_tuple);
 	__type(value, struct data_connection);
 } data_connections SEC(".maps");
@@ -246,7 +246,7 @@ struct {
 	__type(value, __u64);
 } readmission_start SEC(".maps");
 
-// Not 0: the daemon reads the data ring.
+// The packet mark of a packet that was reported in the data ring; 0: the daemon does not read that.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

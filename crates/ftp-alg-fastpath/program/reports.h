@@ -1,20 +1,20 @@
-// Reports the SYN-ACK and the FINs of data connections that pinholes of the program admitted. The rules log those of
-// other connections, and each RST: the program does not know whether a reset is in its receiver's window.
+// Reports the SYN-ACK and the FINs of data connections that pinholes of the program admitted. A packet mark tells the
+// rules not to log what was reported. They log everything else: each RST, because the program does not know whether it is
+// in its receiver's window, and a FIN whose connection was evicted from the map.
 #pragma once
 
-static __always_inline int reports_data(void)
+// Reports the packet, if the daemon reads reports and there is room. Returns whether it did.
+static __always_inline int report(struct __sk_buff *skb, const struct packet *packet,
+				  const struct data_connection *connection)
 {
-	__u32 first = 0, *is_on = bpf_map_lookup_elem(&data_reports, &first);
+	__u32 first = 0, *mark = bpf_map_lookup_elem(&data_reports, &first);
+	struct data_record *record;
 
-	return is_on && *is_on;
-}
-
-static __always_inline void report(const struct packet *packet, const struct data_connection *connection)
-{
-	struct data_record *record = bpf_ringbuf_reserve(&data_ring, sizeof(*record), 0);
-
+	if (!mark || !*mark || skb->mark)
+		return 0;
+	record = bpf_ringbuf_reserve(&data_ring, sizeof(*record), 0);
 	if (!record)
-		return;
+		return 0;
 	record->at_ns = bpf_ktime_get_ns();
 	record->initiator = connection->initiator;
 	record->target = connection->target;
@@ -27,40 +27,44 @@ static __always_inline void report(const struct packet *packet, const struct dat
 	record->pad = 0;
 	// The daemon reads the ring often enough.
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	skb->mark = *mark;
+	return 1;
 }
 
 // Reports the SYN-ACK of a connection whose SYN was admitted, if it comes from the target, and remembers both ends for
 // their FINs. Returns whether it did.
 static __always_inline int report_answer(struct __sk_buff *skb, const struct packet *packet,
-					  const struct admitted_syn *syn)
+					 const struct admitted_syn *syn)
 {
-	struct packet_tuple from_initiator = syn->tuple, from_target = packet->tuple;
 	struct data_connection connection = {
 		.initiator = syn->tuple.source,
 		.initiator_port = syn->tuple.source_port,
 		.target = packet->tuple.source,
 		.target_port = packet->tuple.source_port,
-		.interface = syn->interface,
+		.from_target = 1,
+		.interface = skb->ifindex,
 	};
 
-	if (!reports_data() || packet->tuple.source != syn->target || skb->ifindex != syn->target_interface)
+	if (packet->tuple.source != syn->target || skb->ifindex != syn->target_interface)
 		return 0;
 	// Its receiver discards a SYN-ACK with a wrong checksum, and takes the next one.
-	if (!is_checksum_right(skb, packet, 0))
+	if (!is_checksum_right(skb, packet, 0) || !report(skb, packet, &connection))
 		return 0;
-	bpf_map_update_elem(&data_connections, &from_initiator, &connection, BPF_ANY);
-	connection.from_target = 1;
-	connection.interface = skb->ifindex;
-	bpf_map_update_elem(&data_connections, &from_target, &connection, BPF_ANY);
-	report(packet, &connection);
+	bpf_map_update_elem(&data_connections, &packet->tuple, &connection, BPF_ANY);
+	connection.from_target = 0;
+	connection.interface = syn->interface;
+	bpf_map_update_elem(&data_connections, &syn->tuple, &connection, BPF_ANY);
 	return 1;
 }
 
-// Reports a FIN, if it is one of a connection whose SYN-ACK was reported, and comes from where its sender is.
+// Reports a FIN, if its connection is known, and it comes from where its sender is. The rules log one that follows: the
+// first may have been forged.
 static __always_inline void report_fin(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct data_connection *connection = bpf_map_lookup_elem(&data_connections, &packet->tuple);
 
-	if (connection && connection->interface == skb->ifindex && (packet->flags & (SYN | RST)) == 0 && reports_data())
-		report(packet, connection);
+	if (!connection || connection->interface != skb->ifindex || packet->flags & (SYN | RST))
+		return;
+	if (report(skb, packet, connection))
+		bpf_map_delete_elem(&data_connections, &packet->tuple);
 }

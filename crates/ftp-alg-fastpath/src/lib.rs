@@ -504,9 +504,10 @@ impl FastPath {
         self.ring.read(|bytes| into.push(LineRecord::from_bytes(&bytes)))
     }
 
-    /// Has the program report packets of data connections in the data ring, or not.
-    pub fn set_data_reports(&self, enabled: bool) -> io::Result<()> {
-        self.data_reports.update(&[0; 4], &u32::from(enabled).to_ne_bytes(), ANY)
+    /// Has the program report packets of data connections in the data ring, and give them this packet mark; `None` ends
+    /// that.
+    pub fn set_data_reports(&self, mark: Option<u32>) -> io::Result<()> {
+        self.data_reports.update(&[0; 4], &mark.unwrap_or(0).to_ne_bytes(), ANY)
     }
 
     /// Passes to `each` the packets of data connections that the program has reported. No later call, also of another

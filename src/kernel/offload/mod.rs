@@ -101,6 +101,11 @@ impl Offload {
         }
     }
 
+    /// Has the program report packets of data connections, or not.
+    pub fn set_data_reports(&self, enabled: bool) -> io::Result<()> {
+        self.program.set_data_reports(enabled.then_some(self.inspected_mark))
+    }
+
     /// Has the program open pinholes for this time from now.
     pub fn set_heartbeat(&self, left: Duration) {
         self.record_outcome("cannot renew the heartbeat", self.program.set_heartbeat(left));
