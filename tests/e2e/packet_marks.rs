@@ -168,3 +168,53 @@ fn an_adjusted_line_whose_mark_is_removed_is_not_adjusted_again() {
         gateway.assert_tidy();
     }
 }
+
+/// The first and last packets of data connections that the fast path admits: their marks say that they are reported, and
+/// are gone behind the rules. The bytes are exact.
+#[test]
+fn a_reported_packet_has_a_mark_until_the_rules_alone() {
+    let Some(gateway) = fast_path_gateway(Topology::Masquerade) else { return };
+    gateway
+        .lab
+        .gateway
+        .nft(
+            "table inet probe {
+                counter reported { }
+                counter left { }
+                chain before {
+                    type filter hook forward priority mangle - 3; policy accept;
+                    ct mark & 0x40000000 != 0 meta mark 0x30000000 counter name reported
+                }
+                chain after {
+                    type filter hook forward priority mangle - 1; policy accept;
+                    meta mark != 0 counter name left
+                }
+            }",
+        )
+        .unwrap();
+    let body = "here it is\r\n";
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": body}));
+    talk(&gateway.lab, (login(), transfers(&gateway.lab))).ok_in("talk");
+    let count = |name: &str| {
+        let listed = gateway.lab.gateway.run("nft", &["list", "counter", "inet", "probe", name]);
+        let text = listed.unwrap().stdout_text();
+        let (_, rest) = text.split_once("packets ").unwrap();
+        rest.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let events = || -> Vec<Value> {
+        let asked = ["events", "--json", "--kind", "transfer"];
+        let shown = gateway.daemon.ask(&asked).unwrap().stdout_text();
+        shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    wait_for("the reports", || events().len() == 3);
+    for event in events() {
+        assert_eq!(
+            (&event["bytes"], &event["result"]),
+            (&json!(body.len()), &json!("complete")),
+            "{event}"
+        );
+    }
+    let admitted = fast_path(&gateway.daemon)["admitted"].as_u64().unwrap();
+    assert!(admitted > 0, "{}", fast_path(&gateway.daemon));
+    assert_eq!((count("reported"), count("left")), (3 * admitted, 0));
+}
