@@ -1,7 +1,7 @@
 //! The first and the last packets of data connections, from both of their sources: the fast path's program reports those
 //! of the connections that it admits, and the kernel copies those of others. Each source gives them in their order.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use ftp_alg_core::engine::{DataFlags, DataPacket};
 use ftp_alg_fastpath::layout::DataRecord;
@@ -37,17 +37,13 @@ pub(super) fn open_log(group: u16) -> Option<DataLog> {
 
 impl DataPackets {
     /// What the kernel copies to `log`, and what the program reports. Without a log the program reports nothing.
-    pub(super) fn new(
-        log: Option<DataLog>,
-        fast_path: Option<Arc<Offload>>,
-    ) -> io::Result<Option<Self>> {
-        if let Some(fast_path) = &fast_path {
-            fast_path.set_data_reports(log.is_some())?;
-        }
-        Ok(log.map(|log| Self { log, fast_path }))
+    pub(super) fn new(log: Option<DataLog>, fast_path: Option<Arc<Offload>>) -> Option<Self> {
+        fast_path.iter().for_each(|fast_path| fast_path.set_data_reports(log.is_some()));
+        log.map(|log| Self { log, fast_path })
     }
 
-    /// Passes each packet that has come to `each`, with the time at which it passed.
+    /// Passes each packet that has come to `each`, with the time at which it passed. After an error the program reports
+    /// nothing more.
     pub(super) fn read(
         &mut self,
         mut each: impl FnMut(Instant, DataPacket),
@@ -57,7 +53,9 @@ impl DataPackets {
             let report = |record: DataRecord| each(clock.instant_of(record.at_ns), packet(&record));
             fast_path.program().read_data_reports(report);
         }
-        self.log.read(each)
+        self.log.read(each).inspect_err(|_| {
+            self.fast_path.iter().for_each(|fast_path| fast_path.set_data_reports(false));
+        })
     }
 }
 

@@ -169,7 +169,7 @@ pub(super) fn start(
     let (name, what) = ("rules".to_owned(), "the reader of the operator's rules".to_owned());
     workers.rules_thread = Some(start_thread(name, what, events.clone(), work)?);
     let data_log = data_log.filter(|_| workers.table.as_ref().is_some_and(Table::logs_data));
-    let data_packets = DataPackets::new(data_log, offload.clone())?;
+    let data_packets = DataPackets::new(data_log, offload.clone());
     workers.shared.count_unreported_transfers();
     if config.reports_transfers() {
         workers.start_transfer_reports(data_packets, transfer_file, events)?;

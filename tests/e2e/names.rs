@@ -134,6 +134,11 @@ fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
     lab.gateway
         .shell("ip address del 198.51.100.1/24 dev wan; ip address add 198.51.100.77/24 dev wan")
         .unwrap();
+    // The kernel forgets masqueraded connections a moment later (masq_device_event).
+    let masqueraded = "conntrack -L -p tcp --reply-dst 198.51.100.1 2>/dev/null";
+    wait_for("the end of its connection", || {
+        lab.gateway.shell(masqueraded).unwrap().stdout_text().is_empty()
+    });
     let heard = server.lines().len();
     let session = client.release();
     assert!(session.error.is_some(), "its connection is gone with its address");

@@ -102,8 +102,9 @@ impl Offload {
     }
 
     /// Has the program report packets of data connections, or not.
-    pub fn set_data_reports(&self, enabled: bool) -> io::Result<()> {
-        self.program.set_data_reports(enabled.then_some(self.inspected_mark))
+    pub fn set_data_reports(&self, enabled: bool) {
+        let set = self.program.set_data_reports(enabled.then_some(self.inspected_mark));
+        self.record_outcome("cannot set whether data connections are reported", set);
     }
 
     /// Has the program open pinholes for this time from now.

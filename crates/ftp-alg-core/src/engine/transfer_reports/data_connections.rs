@@ -101,10 +101,12 @@ pub(super) struct DataConnection {
     acknowledged: [Option<u32>; 2],
     /// Who reset it, and the sequence number of that RST.
     reset: Option<(End, u32)>,
-    /// The sequence numbers of their later FINs that have other ones: all of these, or the first, may be forged.
+    /// Those of later FINs that differ: they, or the first, may be forged.
     other_last: [Vec<u32>; 2],
-    /// Whether the other end's FIN acknowledges none of them.
-    is_contradicted: [bool; 2],
+    /// When the first FIN of each came.
+    fin_seen: [Option<Instant>; 2],
+    /// What the last FIN of each acknowledged.
+    fin_acknowledged: [Option<u32>; 2],
     /// Whether it was reported that it did not come about.
     pub is_reported: bool,
 }
@@ -254,7 +256,8 @@ impl DataConnection {
             acknowledged: [None, None],
             reset: None,
             other_last: [Vec::new(), Vec::new()],
-            is_contradicted: [false; 2],
+            fin_seen: [None; 2],
+            fin_acknowledged: [None; 2],
             is_reported: false,
         }
     }
@@ -275,29 +278,19 @@ impl DataConnection {
         if flags.ack && (flags.fin || flags.rst) {
             self.acknowledged[place] = Some(acknowledged);
         }
-        if flags.ack && flags.fin {
-            self.compare(sender.other() as usize, acknowledged);
+        if flags.fin {
+            let seen = self.fin_seen[place].get_or_insert(now);
+            *seen = now.min(*seen);
+            self.fin_acknowledged[place] = flags.ack.then_some(acknowledged);
         }
         if flags.rst && self.reset.is_none() {
             (self.reset, self.ended) = (Some((sender, end)), now);
         }
     }
 
-    /// Compares the FINs of the end at `place` with what the other end's FIN has acknowledged.
-    fn compare(&mut self, place: usize, acknowledged: u32) {
-        let Some(last) = self.last[place] else { return };
-        if acknowledged.wrapping_sub(last) <= 1 {
-            return;
-        }
-        let acknowledged_last = acknowledged.wrapping_sub(1);
-        match self.other_last[place].contains(&acknowledged_last) {
-            true => self.last[place] = Some(acknowledged_last),
-            false => self.is_contradicted[place] = true,
-        }
-    }
-
     pub fn is_over(&self) -> bool {
-        self.reset.is_some() || self.last.iter().all(Option::is_some)
+        let has_ended = |sender| self.acknowledged_last(sender).is_some();
+        self.reset.is_some() || [End::Initiator, End::Target].into_iter().all(has_ended)
     }
 
     pub fn was_reset(&self) -> bool {
@@ -312,16 +305,29 @@ impl DataConnection {
         self.first[End::Target as usize].is_some()
     }
 
-    /// Whether the receiver has got another FIN of `sender` than one that was seen. It discards a FIN that is out of its
-    /// window, and a client could hide with that how much it uploads.
-    pub fn is_contradicted(&self, sender: End) -> bool {
-        self.is_contradicted[sender as usize]
+    /// The sequence number of the FIN of `sender` that the other end's later FIN acknowledges. A receiver discards a FIN
+    /// that is out of its window: with one, a client could hide how much it uploads.
+    pub fn acknowledged_last(&self, sender: End) -> Option<u32> {
+        let (place, other) = (sender as usize, sender.other() as usize);
+        let first = self.last[place]?;
+        match self.fin_acknowledged[other] {
+            Some(acknowledged) if self.fin_seen[other] >= self.fin_seen[place] => {
+                let last = acknowledged.wrapping_sub(1);
+                (first == last || self.other_last[place].contains(&last)).then_some(last)
+            }
+            _ => Some(first),
+        }
     }
 
     /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off.
-    pub fn bytes_of(&self, sender: End) -> Option<u64> {
-        let (first, last) = (self.first[sender as usize]?, self.last[sender as usize]);
-        let end = if self.is_cut(sender) { self.reset_place(sender) } else { last };
+    /// If it is no `trusted` end, only a FIN counts that the other end has not contradicted.
+    pub fn bytes_of(&self, sender: End, is_trusted: bool) -> Option<u64> {
+        let first = self.first[sender as usize]?;
+        let end = match is_trusted {
+            _ if self.is_cut(sender) => self.reset_place(sender),
+            true => self.last[sender as usize],
+            false => self.acknowledged_last(sender),
+        };
         Some(end?.wrapping_sub(first).wrapping_sub(1).into())
     }
 

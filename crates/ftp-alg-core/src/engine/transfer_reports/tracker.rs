@@ -157,9 +157,9 @@ impl TransferTracker {
             ends.and_then(|ends| self.connections.find(ends, ended, |one| may_be(one, transfer)));
         let connection = found.map(|found| found.connection);
         if let Some(Found { connection, is_certain }) = found {
-            let sender = sender_of(transfer);
-            let is_believed = !(transfer.verb.is_upload() && connection.is_contradicted(sender));
-            finished.bytes = connection.bytes_of(sender).filter(|_| is_certain && is_believed);
+            let is_server = !transfer.verb.is_upload();
+            let bytes = connection.bytes_of(sender_of(transfer), is_server);
+            finished.bytes = bytes.filter(|_| is_certain);
             finished.connection = transfer.announcement.filter(|_| is_certain).map(
                 |(_, Pinhole { initiator, arrival, .. })| {
                     (SocketAddr::new(initiator, connection.initiator_port), arrival)

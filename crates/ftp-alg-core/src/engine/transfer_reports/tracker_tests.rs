@@ -302,40 +302,65 @@ fn a_reset_cuts_the_bytes_off() {
 #[test]
 fn forged_fins_hide_no_bytes() {
     let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
-    let (forged, sent) = ((CLIENT, SERVER, "FA", 1006, 11), (CLIENT, SERVER, "FA", 6001, 11));
+    let sent = (CLIENT, SERVER, "FA", 6001, 11);
     let received = (SERVER, CLIENT, "FA", 11, 6002);
-    for (packets, expected) in [
-        (vec![sent, received], Some(5000)),
-        (vec![sent, (SERVER, CLIENT, "FA", 11, 6001)], Some(5000)),
-        (vec![forged, sent, received], Some(5000)),
-        (vec![sent, forged, received], Some(5000)),
-        (vec![sent, received, forged], Some(5000)),
-        (vec![forged, received], None),
-        // More than are stored.
-        (
-            [
-                vec![forged],
-                (2000..2020).map(|end| (CLIENT, SERVER, "FA", end, 11)).collect(),
-                vec![sent, received],
-            ]
-            .concat(),
-            None,
-        ),
-    ] {
-        let mut test = Test::new();
-        test.observe(&begin);
-        test.observe(&packets);
-        let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
-        assert_eq!(finished.bytes, expected, "{packets:?}");
-        assert_eq!(finished.result, TransferResult::Complete);
+    let none: Vec<(&str, &str, &str, u32, u32)> = Vec::new();
+    for forged in [1006, 6000, 6002, 900_000].map(|end| (CLIENT, SERVER, "FA", end, 11)) {
+        let without_ack = (CLIENT, SERVER, "F", forged.3, 0);
+        for (packets, expected) in [
+            (vec![sent, received], Some(5000)),
+            (vec![forged, sent, received], Some(5000)),
+            (vec![without_ack, sent, received], Some(5000)),
+            (vec![sent, forged, received], Some(5000)),
+            (vec![sent, received, forged], Some(5000)),
+            // Its copy comes late.
+            (vec![forged, received, sent], Some(5000)),
+            (none.clone(), None),
+        ] {
+            let mut test = Test::new();
+            test.observe(&begin);
+            test.observe(&packets);
+            let finished = match packets.is_empty() {
+                false => test.end(transfer(TransferVerb::Stor, 226)).unwrap(),
+                // More than are stored.
+                true => {
+                    test.observe(&[forged]);
+                    let more: Vec<_> =
+                        (2000..2020).map(|end| (CLIENT, SERVER, "FA", end, 11)).collect();
+                    test.observe(&more);
+                    test.observe(&[sent, received]);
+                    test.end_after_waiting(transfer(TransferVerb::Stor, 226))
+                }
+            };
+            assert_eq!(finished.bytes, expected, "{packets:?}");
+            assert_eq!(finished.result, TransferResult::Complete);
+        }
     }
-    // Nor those of a download.
+    // The server ends before its client does.
     let mut test = Test::new();
     test.observe(&begin);
-    test.observe(&[(SERVER, CLIENT, "FA", 5011, 1001), (CLIENT, SERVER, "FA", 1001, 700)]);
-    test.observe(&[(CLIENT, SERVER, "FA", 9, 701)]);
-    let finished = test.end(transfer(TransferVerb::Retr, 226)).unwrap();
+    test.observe(&[(SERVER, CLIENT, "FA", 11, 1001), (CLIENT, SERVER, "FA", 6001, 12)]);
+    let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
     assert_eq!(finished.bytes, Some(5000));
+    // Nor is a download hidden.
+    let begin = [(CLIENT, SERVER, "S", 10, 0), (SERVER, CLIENT, "SA", 1000, 11)];
+    let (sent, forged) = ((SERVER, CLIENT, "FA", 6001, 11), (CLIENT, SERVER, "FA", 11, 700));
+    for packets in [vec![forged, sent], vec![sent, forged]] {
+        let mut test = Test::new();
+        let passive = |code| {
+            let (initiator, target) = ("10.0.0.7".parse().unwrap(), SERVER.parse().unwrap());
+            let pinhole = Pinhole { initiator, arrival: target, target, source: initiator };
+            let announcement = Some((AnnouncementKind::Pasv, pinhole));
+            Transfer { announcement, ..transfer(TransferVerb::Retr, code) }
+        };
+        test.observe(&begin);
+        test.observe(&packets);
+        let finished = test.end(passive(226)).or_else(|| {
+            test.now += PATIENCE;
+            Some(test.only_finished())
+        });
+        assert_eq!(finished.unwrap().bytes, Some(5000), "{packets:?}");
+    }
 }
 
 /// The copies of resets come later than the reports of FINs.
