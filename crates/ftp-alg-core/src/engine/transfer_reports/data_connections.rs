@@ -1,8 +1,8 @@
 //! What was seen of data connections, and which of them is that of a transfer.
 //!
 //! Packets come from two sources, so that of an older connection may come later. Servers use a port again at once, so
-//! several connections have the same ends. That of a transfer began before the
-//! transfer's last reply; if there are more, it is the one that ended next to that reply, or none is certain.
+//! several connections have the same ends. That of a transfer began before the transfer's last reply; if there are more,
+//! it is the one that ended next to that reply, or none is certain.
 //!
 //! Invariant: memory is bounded by [`MAX_CONNECTIONS`].
 
