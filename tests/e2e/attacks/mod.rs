@@ -12,6 +12,7 @@ mod floods;
 mod forged_ends;
 mod forgotten_entries;
 mod full_sets;
+mod hidden_transfers;
 mod overlaps;
 mod pinhole_theft;
 mod port_conflicts;

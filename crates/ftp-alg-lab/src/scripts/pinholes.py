@@ -31,7 +31,7 @@ def element(command, map_fd, key, value):
 def list_pinholes(path):
     name = ctypes.create_string_buffer(path.encode())
     map_fd = bpf(OPEN, struct.pack("=QII", ctypes.addressof(name), 0, 0))
-    key, after, value = None, ctypes.create_string_buffer(12), ctypes.create_string_buffer(32)
+    key, after, value = None, ctypes.create_string_buffer(12), ctypes.create_string_buffer(64)
     while element(NEXT_KEY, map_fd, key, after):
         key = ctypes.create_string_buffer(after.raw, 12)
         if not element(LOOK_UP, map_fd, key, value):

@@ -4,6 +4,9 @@
 //! several connections have the same ends. That of a transfer began before the transfer's last reply; if there are more,
 //! it is the one that ended next to that reply, or none is certain.
 //!
+//! A client can forge packets that its server discards, and so could hide how much it moves. What the server's own FIN
+//! says decides then.
+//!
 //! Invariant: memory is bounded by [`MAX_CONNECTIONS`].
 
 use std::{
@@ -18,8 +21,6 @@ use crate::engine::Pinhole;
 
 /// Limit of data connections that are stored; the oldest go first.
 pub(super) const MAX_CONNECTIONS: usize = 16384;
-/// Limit of later FINs of an end.
-const MAX_OTHER_FINS: usize = 8;
 /// Of connections that end so close together, the one of a transfer is not certain.
 const SAME_TIME: Duration = Duration::from_millis(50);
 
@@ -66,7 +67,7 @@ pub(super) enum End {
 }
 
 impl End {
-    fn other(self) -> Self {
+    pub(super) fn other(self) -> Self {
         match self {
             Self::Initiator => Self::Target,
             Self::Target => Self::Initiator,
@@ -99,14 +100,10 @@ pub(super) struct DataConnection {
     last: [Option<u32>; 2],
     /// What each had acknowledged with its last FIN or RST.
     acknowledged: [Option<u32>; 2],
-    /// Who reset it, and the sequence number of that RST.
-    reset: Option<(End, u32)>,
-    /// Those of later FINs that differ: they, or the first, may be forged.
-    other_last: [Vec<u32>; 2],
-    /// When the first FIN of each came.
-    fin_seen: [Option<Instant>; 2],
-    /// What the last FIN of each acknowledged.
-    fin_acknowledged: [Option<u32>; 2],
+    /// Who reset it first, with which sequence number, and when.
+    reset: Option<(End, u32, Instant)>,
+    /// When the first FIN of each came, and what it acknowledged.
+    fins: [Option<(Instant, Option<u32>)>; 2],
     /// Whether it was reported that it did not come about.
     pub is_reported: bool,
 }
@@ -178,17 +175,27 @@ impl DataConnections {
         }
         let connection = *candidates.first()?;
         let is_near = |other: &&DataConnection| distance(other.ended, connection.ended) < SAME_TIME;
-        Some(Found { connection, is_certain: !candidates.get(1).is_some_and(is_near) })
+        // A SYN-ACK while another connection of the same ports runs may be forged.
+        let runs = |other: &&DataConnection| {
+            other.initiator_port == connection.initiator_port
+                && other.is_answered()
+                && other.began < connection.began
+                && !(other.is_over() && other.ended <= connection.began)
+        };
+        let same = self.by_ends.get(&ends).map(Vec::as_slice).unwrap_or_default();
+        let is_doubtful =
+            candidates.get(1).is_some_and(is_near) || same.iter().any(|one| runs(&one));
+        Some(Found { connection, is_certain: !is_doubtful })
     }
 
-    /// Whether the newest connection of those that `find` looks at is over; `None` if there is none.
-    pub fn is_newest_over(
+    /// The newest connection of those that `find` looks at.
+    pub fn newest_candidate(
         &self,
         ends: Ends,
         ended: Instant,
         may_be: impl Fn(&DataConnection) -> bool,
-    ) -> Option<bool> {
-        Some(self.candidates(ends, ended, may_be).next()?.is_over())
+    ) -> Option<&DataConnection> {
+        self.candidates(ends, ended, may_be).next()
     }
 
     /// The connections that began before a transfer ended and `may_be` its, the newest first.
@@ -255,9 +262,7 @@ impl DataConnection {
             last: [None, None],
             acknowledged: [None, None],
             reset: None,
-            other_last: [Vec::new(), Vec::new()],
-            fin_seen: [None; 2],
-            fin_acknowledged: [None; 2],
+            fins: [None; 2],
             is_reported: false,
         }
     }
@@ -267,83 +272,77 @@ impl DataConnection {
         if flags.syn && self.first[place].is_none() {
             self.first[place] = Some(end);
         }
-        match self.last[place] {
-            _ if !flags.fin => {}
-            None => (self.last[place], self.ended) = (Some(end), now),
-            Some(last) if last != end && self.other_last[place].len() < MAX_OTHER_FINS => {
-                self.other_last[place].push(end);
-            }
-            Some(_) => {}
+        if flags.fin && self.last[place].is_none() {
+            (self.last[place], self.ended) = (Some(end), now);
+            self.fins[place] = Some((now, flags.ack.then_some(acknowledged)));
         }
         if flags.ack && (flags.fin || flags.rst) {
             self.acknowledged[place] = Some(acknowledged);
         }
-        if flags.fin {
-            let seen = self.fin_seen[place].get_or_insert(now);
-            *seen = now.min(*seen);
-            self.fin_acknowledged[place] = flags.ack.then_some(acknowledged);
-        }
         if flags.rst && self.reset.is_none() {
-            (self.reset, self.ended) = (Some((sender, end)), now);
+            (self.reset, self.ended) = (Some((sender, end, now)), now);
         }
     }
 
     pub fn is_over(&self) -> bool {
-        let has_ended = |sender| self.acknowledged_last(sender).is_some();
-        self.reset.is_some() || [End::Initiator, End::Target].into_iter().all(has_ended)
+        self.reset.is_some() || self.last.iter().all(Option::is_some)
     }
 
-    pub fn was_reset(&self) -> bool {
-        self.reset.is_some()
+    /// Whether its client seems to have reset it, and nothing shows yet that the `server` went on.
+    pub fn may_go_on(&self, server: End) -> bool {
+        let is_reset = self.reset.is_some_and(|(by, ..)| by != server);
+        is_reset && self.fins[server as usize].is_none()
     }
 
-    pub fn is_reset_by(&self, end: End) -> bool {
-        self.reset.is_some_and(|(by, _)| by == end)
+    /// Who reset it, and with which sequence number, if the `server` did not go on and end it later.
+    fn reset_for(&self, server: End) -> Option<(End, u32)> {
+        let (by, place, at) = self.reset?;
+        let went_on = self.fins[server as usize].is_some_and(|(ended, _)| ended > at);
+        (by == server || !went_on).then_some((by, place))
+    }
+
+    pub fn was_reset(&self, server: End) -> bool {
+        self.reset_for(server).is_some()
+    }
+
+    pub fn is_reset_by(&self, server: End) -> bool {
+        self.reset_for(server).is_some_and(|(by, _)| by == server)
     }
 
     pub fn is_answered(&self) -> bool {
         self.first[End::Target as usize].is_some()
     }
 
-    /// The sequence number of the FIN of `sender` that the other end's later FIN acknowledges. A receiver discards a FIN
-    /// that is out of its window: with one, a client could hide how much it uploads.
-    pub fn acknowledged_last(&self, sender: End) -> Option<u32> {
-        let (place, other) = (sender as usize, sender.other() as usize);
-        let first = self.last[place]?;
-        match self.fin_acknowledged[other] {
-            Some(acknowledged) if self.fin_seen[other] >= self.fin_seen[place] => {
-                let last = acknowledged.wrapping_sub(1);
-                (first == last || self.other_last[place].contains(&last)).then_some(last)
-            }
-            _ => Some(first),
-        }
-    }
-
-    /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off.
-    /// If it is no `trusted` end, only a FIN counts that the other end has not contradicted.
-    pub fn bytes_of(&self, sender: End, is_trusted: bool) -> Option<u64> {
+    /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off. If
+    /// the transfer is a success, the server's FIN acknowledges that of its client.
+    pub fn bytes_of(&self, sender: End, server: End, is_success: bool) -> Option<u64> {
         let first = self.first[sender as usize]?;
-        let end = match is_trusted {
-            _ if self.is_cut(sender) => self.reset_place(sender),
-            true => self.last[sender as usize],
-            false => self.acknowledged_last(sender),
+        let last = self.last[sender as usize];
+        let end = match (self.fins[sender as usize], self.fins[server as usize]) {
+            _ if self.is_cut(sender, server) => self.reset_place(sender, server),
+            (Some((ended, _)), Some((later, Some(acknowledged))))
+                if sender != server && later >= ended =>
+            {
+                Some(acknowledged.wrapping_sub(1)).filter(|end| is_success || last == Some(*end))
+            }
+            _ => last,
         };
         Some(end?.wrapping_sub(first).wrapping_sub(1).into())
     }
 
     /// Whether a reset came before all that `sender` sent was there.
-    pub fn is_cut(&self, sender: End) -> bool {
+    pub fn is_cut(&self, sender: End, server: End) -> bool {
         let is_before = |place: u32, last: u32| place.wrapping_sub(last).cast_signed() < 0;
-        match (self.last[sender as usize], self.reset_place(sender)) {
+        match (self.last[sender as usize], self.reset_place(sender, server)) {
             (Some(last), place) => place.is_some_and(|place| is_before(place, last)),
-            (None, _) => self.reset.is_some(),
+            (None, _) => self.was_reset(server),
         }
     }
 
     /// The sequence number behind what was there of `sender` at a reset: what the other end had acknowledged, or the
     /// place of the sender's own RST.
-    fn reset_place(&self, sender: End) -> Option<u32> {
-        let (reset_by, place) = self.reset?;
+    fn reset_place(&self, sender: End, server: End) -> Option<u32> {
+        let (reset_by, place) = self.reset_for(server)?;
         let own = Some(place).filter(|_| reset_by == sender);
         self.acknowledged[sender.other() as usize].or(own)
     }

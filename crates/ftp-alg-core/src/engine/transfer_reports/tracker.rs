@@ -145,8 +145,10 @@ impl TransferTracker {
             return true;
         };
         let refused = matches!(transfer.end, TransferEnd::Replied(reply) if reply.code >= 500);
+        let (ends, server) = (ends_of(&pinhole), server_of(transfer));
+        let newest = self.connections.newest_candidate(ends, ended, |one| may_be(one, transfer));
         let is_over =
-            self.connections.is_newest_over(ends_of(&pinhole), ended, |one| may_be(one, transfer));
+            newest.map(|one| one.is_over() && !(is_success(transfer.end) && one.may_go_on(server)));
         is_over.unwrap_or(refused && !transfer.has_started)
     }
 
@@ -157,8 +159,8 @@ impl TransferTracker {
             ends.and_then(|ends| self.connections.find(ends, ended, |one| may_be(one, transfer)));
         let connection = found.map(|found| found.connection);
         if let Some(Found { connection, is_certain }) = found {
-            let is_server = !transfer.verb.is_upload();
-            let bytes = connection.bytes_of(sender_of(transfer), is_server);
+            let (sender, server) = (sender_of(transfer), server_of(transfer));
+            let bytes = connection.bytes_of(sender, server, is_success(transfer.end));
             finished.bytes = bytes.filter(|_| is_certain);
             finished.connection = transfer.announcement.filter(|_| is_certain).map(
                 |(_, Pinhole { initiator, arrival, .. })| {
@@ -184,14 +186,20 @@ fn may_be(connection: &DataConnection, transfer: &Transfer) -> bool {
 
 /// Whether a reset came before all of the file was there. A server that resets what it has sent knows better.
 fn is_cut(connection: &DataConnection, transfer: &Transfer) -> bool {
-    let sender = sender_of(transfer);
-    let is_servers_own = !transfer.verb.is_upload() && connection.is_reset_by(sender);
-    connection.is_cut(sender) && !is_servers_own
+    let (sender, server) = (sender_of(transfer), server_of(transfer));
+    let is_servers_own = sender == server && connection.is_reset_by(server);
+    connection.is_cut(sender, server) && !is_servers_own
 }
 
 /// The end that sends the file.
 fn sender_of(transfer: &Transfer) -> End {
     if transfer.target_sends() { End::Target } else { End::Initiator }
+}
+
+/// The end that is the server.
+fn server_of(transfer: &Transfer) -> End {
+    let sender = sender_of(transfer);
+    if transfer.verb.is_upload() { sender.other() } else { sender }
 }
 
 fn is_success(end: TransferEnd) -> bool {
@@ -217,7 +225,7 @@ fn classify(
     sees_packets: bool,
 ) -> (TransferResult, Option<String>) {
     let connection = found.map(|found| found.connection);
-    let was_reset = connection.is_some_and(DataConnection::was_reset);
+    let was_reset = connection.is_some_and(|one| one.was_reset(server_of(transfer)));
     let was_cut = found.is_some_and(|found| found.is_certain && is_cut(found.connection, transfer));
     let is_answered = connection.is_some_and(DataConnection::is_answered);
     let code = match transfer.end {
