@@ -313,27 +313,35 @@ impl DataConnection {
         self.first[End::Target as usize].is_some()
     }
 
-    /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off. If
-    /// the transfer is a success, the server's FIN acknowledges that of its client.
-    pub fn bytes_of(&self, sender: End, server: End, is_success: bool) -> Option<u64> {
-        let first = self.first[sender as usize]?;
+    /// The sequence number of the FIN of `sender`. If the transfer is a success, the server's later FIN acknowledges that
+    /// of its client.
+    fn last_of(&self, sender: End, server: End, is_success: bool) -> Option<u32> {
         let last = self.last[sender as usize];
-        let end = match (self.fins[sender as usize], self.fins[server as usize]) {
-            _ if self.is_cut(sender, server) => self.reset_place(sender, server),
+        match (self.fins[sender as usize], self.fins[server as usize]) {
             (Some((ended, _)), Some((later, Some(acknowledged))))
                 if sender != server && later >= ended =>
             {
                 Some(acknowledged.wrapping_sub(1)).filter(|end| is_success || last == Some(*end))
             }
             _ => last,
+        }
+    }
+
+    /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off.
+    pub fn bytes_of(&self, sender: End, server: End, is_success: bool) -> Option<u64> {
+        let first = self.first[sender as usize]?;
+        let end = match self.is_cut(sender, server, is_success) {
+            true => self.reset_place(sender, server),
+            false => self.last_of(sender, server, is_success),
         };
         Some(end?.wrapping_sub(first).wrapping_sub(1).into())
     }
 
     /// Whether a reset came before all that `sender` sent was there.
-    pub fn is_cut(&self, sender: End, server: End) -> bool {
+    pub fn is_cut(&self, sender: End, server: End, is_success: bool) -> bool {
         let is_before = |place: u32, last: u32| place.wrapping_sub(last).cast_signed() < 0;
-        match (self.last[sender as usize], self.reset_place(sender, server)) {
+        let last = self.last_of(sender, server, is_success);
+        match (last, self.reset_place(sender, server)) {
             (Some(last), place) => place.is_some_and(|place| is_before(place, last)),
             (None, _) => self.was_reset(server),
         }

@@ -188,7 +188,7 @@ fn may_be(connection: &DataConnection, transfer: &Transfer) -> bool {
 fn is_cut(connection: &DataConnection, transfer: &Transfer) -> bool {
     let (sender, server) = (sender_of(transfer), server_of(transfer));
     let is_servers_own = sender == server && connection.is_reset_by(server);
-    connection.is_cut(sender, server) && !is_servers_own
+    connection.is_cut(sender, server, is_success(transfer.end)) && !is_servers_own
 }
 
 /// The end that sends the file.

@@ -371,6 +371,14 @@ fn forged_resets_and_answers_hide_nothing() {
             assert_eq!(outcome, (TransferResult::Complete, Some(bytes)), "{reset:?}");
         }
     }
+    // A forged FIN, and a reset behind the end.
+    let mut test = Test::new();
+    test.observe(&begin);
+    test.observe(&[(CLIENT, SERVER, "FA", 900_000, 11)]);
+    test.observe(&ended);
+    test.observe(&[(CLIENT, SERVER, "R", 6002, 0)]);
+    let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
+    assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, Some(5000)));
     // Which one the server has taken is not certain.
     let mut test = Test::new();
     test.observe(&begin);
