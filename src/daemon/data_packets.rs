@@ -3,17 +3,14 @@
 
 use std::{sync::Arc, time::Instant};
 
-use ftp_alg_core::engine::{DataFlags, DataPacket};
+use ftp_alg_core::{
+    engine::{DataFlags, DataPacket},
+    packet::flags::{ACK, FIN, RST, SYN},
+};
 use ftp_alg_fastpath::layout::DataRecord;
 
 use super::fast_path_lines::KernelClock;
 use crate::kernel::{NetfilterError, data_log::DataLog, offload::Offload};
-
-// TCP flags.
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
 
 /// Both sources.
 pub(super) struct DataPackets {

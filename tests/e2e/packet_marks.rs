@@ -201,13 +201,8 @@ fn a_reported_packet_has_a_mark_until_the_rules_alone() {
         let (_, rest) = text.split_once("packets ").unwrap();
         rest.split(' ').next().unwrap().parse::<u64>().unwrap()
     };
-    let events = || -> Vec<Value> {
-        let asked = ["events", "--json", "--kind", "transfer"];
-        let shown = gateway.daemon.ask(&asked).unwrap().stdout_text();
-        shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    };
-    wait_for("the reports", || events().len() == 3);
-    for event in events() {
+    wait_for("the reports", || gateway.events("transfer").len() == 3);
+    for event in gateway.events("transfer") {
         assert_eq!(
             (&event["bytes"], &event["result"]),
             (&json!(body.len()), &json!("complete")),

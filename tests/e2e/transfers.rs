@@ -44,12 +44,7 @@ fn each_transfer_is_logged_with_its_file_and_exact_size() {
                     assert!(line.ends_with(": 226"), "{setup} {topology}: {line}");
                 }
             }
-            let shown = gateway.daemon.ask(&["events", "--json", "--kind", "transfer"]).unwrap();
-            let shown: Vec<Value> = shown
-                .stdout_text()
-                .lines()
-                .map(|line| serde_json::from_str(line).unwrap())
-                .collect();
+            let shown = gateway.events("transfer");
             let of =
                 |verb: &str| shown.iter().filter(|event| event["verb"] == verb).collect::<Vec<_>>();
             assert_eq!((of("STOR").len(), of("RETR").len(), shown.len()), (4, 4, 8));
@@ -289,8 +284,8 @@ fn transfers_over_the_same_ports_have_their_own_bytes() {
             lab.server_address(V4)
         );
         lab.client.shell(&upload).unwrap();
-        wait_for("all transfers", || events(&gateway, "transfer").len() == FILES);
-        for (number, event) in (1..).zip(events(&gateway, "transfer")) {
+        wait_for("all transfers", || gateway.events("transfer").len() == FILES);
+        for (number, event) in (1..).zip(gateway.events("transfer")) {
             let expected = (format!("/pub/f{number}"), 37 * number);
             assert_eq!((&event["path"], &event["bytes"]), (&json!(expected.0), &json!(expected.1)));
             assert_eq!(event["result"], "complete", "{event}");
@@ -314,11 +309,6 @@ fn bytes_above_4_gib_are_exact_where_conntrack_counts() {
 }
 
 /// The events of these kinds that the daemon stores.
-fn events(gateway: &Gateway, kind: &str) -> Vec<Value> {
-    let shown = gateway.daemon.ask(&["events", "--json", "--kind", kind]).unwrap().stdout_text();
-    shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 /// A client that opens no data connection, and one whose SYN is dropped behind the gateway.
 #[test]
 fn a_hanging_transfer_is_reported_before_its_end() {
@@ -347,7 +337,7 @@ fn a_hanging_transfer_is_reported_before_its_end() {
             format!("{user}@192.168.150.80 STOR /pub/{file} waits for its data connection since 1");
         let line = wait_for_line(&gateway, &[&waits]);
         assert!(line.ends_with(&why), "{line}");
-        let reported = events(&gateway, "transfer-waiting");
+        let reported = gateway.events("transfer-waiting");
         let event = reported.iter().find(|event| event["path"] == format!("/pub/{file}")).unwrap();
         for (field, expected) in [
             ("user", json!(user)),
@@ -387,7 +377,7 @@ fn a_data_connection_without_an_answer_is_reported_without_a_command() {
             let rule = format!("flush chain inet f i; add rule inet f i tcp dport 40000 {verdict}");
             lab.server.nft(&rule).unwrap();
         };
-        let missing = || events(&gateway, "no-data-connection");
+        let missing = || gateway.events("no-data-connection");
         rule("reject with tcp reset");
         for session in 1..=3 {
             assert!(lab.client.shell(&format!("curl -sS --disable-epsv {url}")).is_err());
@@ -434,9 +424,9 @@ fn sessions_are_reported_from_login_to_end() {
         )
         .ok();
         curl(lab, &server, Mode::Passive).upload("q3.csv", b"12345").unwrap();
-        wait_for("the end of the session", || !events(&gateway, "session-ended").is_empty());
-        let [ended] = &events(&gateway, "session-ended")[..] else { panic!() };
-        let [started] = &events(&gateway, "session-started")[..] else { panic!() };
+        wait_for("the end of the session", || !gateway.events("session-ended").is_empty());
+        let [ended] = &gateway.events("session-ended")[..] else { panic!() };
+        let [started] = &gateway.events("session-started")[..] else { panic!() };
         assert_eq!(started["session"], ended["session"]);
         let bytes = if setup.is_empty() { json!(5) } else { Value::Null };
         for (field, expected) in [
@@ -450,7 +440,7 @@ fn sessions_are_reported_from_login_to_end() {
         }
         assert!(!gateway.daemon.log().contains("session ended"), "only with the level debug");
         let sessions = [ended, started].map(|event| event["id"].as_u64().unwrap());
-        let transfers = events(&gateway, "transfer");
+        let transfers = gateway.events("transfer");
         let ids = transfers.iter().map(|transfer| transfer["id"].as_u64().unwrap());
         assert!(ids.into_iter().all(|id| sessions[1] < id && id < sessions[0]), "{transfers:?}");
     }

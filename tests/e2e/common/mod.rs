@@ -154,6 +154,12 @@ impl Gateway {
         self.daemon.counter(name).unwrap()
     }
 
+    /// The events of this kind that the daemon has.
+    pub fn events(&self, kind: &str) -> Vec<Value> {
+        let shown = self.daemon.ask(&["events", "--json", "--kind", kind]).unwrap().stdout_text();
+        shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     /// Asserts that nothing is left open, and that nothing failed in the daemon.
     pub fn assert_tidy(&self) {
         self.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();

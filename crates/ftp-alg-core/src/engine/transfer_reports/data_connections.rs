@@ -88,6 +88,14 @@ fn distance(one: Instant, other: Instant) -> Duration {
     one.max(other) - one.min(other)
 }
 
+/// A FIN.
+#[derive(Clone, Copy, Debug)]
+struct Fin {
+    seq: u32,
+    seen: Instant,
+    acknowledged: Option<u32>,
+}
+
 /// What was seen of one data connection.
 #[derive(Clone, Debug)]
 pub(super) struct DataConnection {
@@ -96,14 +104,12 @@ pub(super) struct DataConnection {
     pub ended: Instant,
     /// The initial sequence numbers of initiator and target.
     first: [Option<u32>; 2],
-    /// The sequence numbers of their FINs.
-    last: [Option<u32>; 2],
+    /// Their first FINs.
+    fins: [Option<Fin>; 2],
     /// What each had acknowledged with its last FIN or RST.
     acknowledged: [Option<u32>; 2],
     /// Who reset it first, with which sequence number, and when.
     reset: Option<(End, u32, Instant)>,
-    /// When the first FIN of each came, and what it acknowledged.
-    fins: [Option<(Instant, Option<u32>)>; 2],
     /// Whether it was reported that it did not come about.
     pub is_reported: bool,
 }
@@ -176,30 +182,19 @@ impl DataConnections {
         let connection = *candidates.first()?;
         let is_near = |other: &&DataConnection| distance(other.ended, connection.ended) < SAME_TIME;
         // A SYN-ACK while another connection of the same ports runs may be forged.
-        let runs = |other: &&DataConnection| {
+        let runs = |other: &DataConnection| {
             other.initiator_port == connection.initiator_port
                 && other.is_answered()
                 && other.began < connection.began
                 && !(other.is_over() && other.ended <= connection.began)
         };
-        let same = self.by_ends.get(&ends).map(Vec::as_slice).unwrap_or_default();
         let is_doubtful =
-            candidates.get(1).is_some_and(is_near) || same.iter().any(|one| runs(&one));
+            candidates.get(1).is_some_and(is_near) || self.by_ends.get(&ends)?.iter().any(runs);
         Some(Found { connection, is_certain: !is_doubtful })
     }
 
-    /// The newest connection of those that `find` looks at.
-    pub fn newest_candidate(
-        &self,
-        ends: Ends,
-        ended: Instant,
-        may_be: impl Fn(&DataConnection) -> bool,
-    ) -> Option<&DataConnection> {
-        self.candidates(ends, ended, may_be).next()
-    }
-
     /// The connections that began before a transfer ended and `may_be` its, the newest first.
-    fn candidates(
+    pub fn candidates(
         &self,
         ends: Ends,
         ended: Instant,
@@ -259,10 +254,9 @@ impl DataConnection {
             began: at,
             ended: at,
             first: [Some(first), None],
-            last: [None, None],
+            fins: [None; 2],
             acknowledged: [None, None],
             reset: None,
-            fins: [None; 2],
             is_reported: false,
         }
     }
@@ -272,9 +266,9 @@ impl DataConnection {
         if flags.syn && self.first[place].is_none() {
             self.first[place] = Some(end);
         }
-        if flags.fin && self.last[place].is_none() {
-            (self.last[place], self.ended) = (Some(end), now);
-            self.fins[place] = Some((now, flags.ack.then_some(acknowledged)));
+        if flags.fin && self.fins[place].is_none() {
+            let acknowledged = flags.ack.then_some(acknowledged);
+            (self.fins[place], self.ended) = (Some(Fin { seq: end, seen: now, acknowledged }), now);
         }
         if flags.ack && (flags.fin || flags.rst) {
             self.acknowledged[place] = Some(acknowledged);
@@ -285,7 +279,7 @@ impl DataConnection {
     }
 
     pub fn is_over(&self) -> bool {
-        self.reset.is_some() || self.last.iter().all(Option::is_some)
+        self.reset.is_some() || self.fins.iter().all(Option::is_some)
     }
 
     /// Whether its client seems to have reset it, and nothing shows yet that the `server` went on.
@@ -297,7 +291,7 @@ impl DataConnection {
     /// Who reset it, and with which sequence number, if the `server` did not go on and end it later.
     fn reset_for(&self, server: End) -> Option<(End, u32)> {
         let (by, place, at) = self.reset?;
-        let went_on = self.fins[server as usize].is_some_and(|(ended, _)| ended > at);
+        let went_on = self.fins[server as usize].is_some_and(|fin| fin.seen > at);
         (by == server || !went_on).then_some((by, place))
     }
 
@@ -316,14 +310,14 @@ impl DataConnection {
     /// The sequence number of the FIN of `sender`. If the transfer is a success, the server's later FIN acknowledges that
     /// of its client.
     fn last_of(&self, sender: End, server: End, is_success: bool) -> Option<u32> {
-        let last = self.last[sender as usize];
-        match (self.fins[sender as usize], self.fins[server as usize]) {
-            (Some((ended, _)), Some((later, Some(acknowledged))))
-                if sender != server && later >= ended =>
-            {
-                Some(acknowledged.wrapping_sub(1)).filter(|end| is_success || last == Some(*end))
+        let fin = self.fins[sender as usize]?;
+        let servers = self.fins[server as usize].filter(|one| one.seen >= fin.seen);
+        match servers.and_then(|one| one.acknowledged).filter(|_| sender != server) {
+            Some(acknowledged) => {
+                let seq = acknowledged.wrapping_sub(1);
+                (is_success || fin.seq == seq).then_some(seq)
             }
-            _ => last,
+            None => Some(fin.seq),
         }
     }
 

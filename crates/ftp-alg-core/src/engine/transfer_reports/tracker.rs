@@ -146,7 +146,7 @@ impl TransferTracker {
         };
         let refused = matches!(transfer.end, TransferEnd::Replied(reply) if reply.code >= 500);
         let (ends, server) = (ends_of(&pinhole), server_of(transfer));
-        let newest = self.connections.newest_candidate(ends, ended, |one| may_be(one, transfer));
+        let newest = self.connections.candidates(ends, ended, |one| may_be(one, transfer)).next();
         let is_over =
             newest.map(|one| one.is_over() && !(is_success(transfer.end) && one.may_go_on(server)));
         is_over.unwrap_or(refused && !transfer.has_started)
