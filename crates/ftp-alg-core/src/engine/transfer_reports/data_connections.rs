@@ -282,16 +282,19 @@ impl DataConnection {
         self.reset.is_some() || self.fins.iter().all(Option::is_some)
     }
 
-    /// Whether its client seems to have reset it, and nothing shows yet that the `server` went on.
+    /// Whether its client seems to have reset it, and may go on all the same.
     pub fn may_go_on(&self, server: End) -> bool {
         let is_reset = self.reset.is_some_and(|(by, ..)| by != server);
-        is_reset && self.fins[server as usize].is_none()
+        is_reset && self.fins.iter().any(Option::is_none)
     }
 
-    /// Who reset it, and with which sequence number, if the `server` did not go on and end it later.
+    /// Who reset it, and with which sequence number, if both ends, or the `server`, did not end it later.
     fn reset_for(&self, server: End) -> Option<(End, u32)> {
         let (by, place, at) = self.reset?;
-        let went_on = self.fins[server as usize].is_some_and(|fin| fin.seen > at);
+        let is_later = |fin: &Fin| fin.seen > at;
+        let went_on = self.fins[server as usize].is_some_and(|servers| {
+            is_later(&servers) || self.fins[server.other() as usize].as_ref().is_some_and(is_later)
+        });
         (by == server || !went_on).then_some((by, place))
     }
 

@@ -371,6 +371,12 @@ fn forged_resets_and_answers_hide_nothing() {
             assert_eq!(outcome, (TransferResult::Complete, Some(bytes)), "{reset:?}");
         }
     }
+    // The client seems to have got less than the server had sent.
+    let mut test = Test::new();
+    test.observe(&begin);
+    test.observe(&[ended[1], (CLIENT, SERVER, "RA", 900_000, 12), ended[0]]);
+    let finished = test.end(transfer(TransferVerb::Retr, 226)).unwrap();
+    assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, Some(8000)));
     // A forged FIN, and a reset behind the end.
     let mut test = Test::new();
     test.observe(&begin);
