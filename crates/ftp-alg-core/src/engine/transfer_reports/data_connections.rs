@@ -142,17 +142,18 @@ impl DataConnections {
             let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
             return self.begin(at, (ends, port), first).record(at, sender, packet);
         }
+        // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
         for (ends, port, sender) in [from_initiator, from_target] {
             let same = self.by_ends.get_mut(&ends).map(Vec::as_mut_slice).unwrap_or_default();
-            let newest = |until: Option<Instant>| {
-                let may_be = |one: &DataConnection| {
-                    one.initiator_port == port && until.is_none_or(|until| one.began <= until)
-                };
-                same.iter().rposition(may_be)
+            let newest = |may_be: &dyn Fn(&DataConnection) -> bool| {
+                same.iter().rposition(|one| one.initiator_port == port && may_be(one))
             };
             // The time of a packet may be less exact than that of the connection's first one.
-            if let Some(place) = newest(Some(at)).or_else(|| newest(None)) {
-                return same[place].record(at, sender, packet);
+            let place = newest(&|one| one.began <= at && one.is_open())
+                .or_else(|| newest(&|one| one.began <= at))
+                .or_else(|| newest(&|_| true));
+            if let Some(place) = place {
+                same[place].record(at, sender, packet);
             }
         }
     }
@@ -276,6 +277,11 @@ impl DataConnection {
         if flags.rst && self.reset.is_none() {
             (self.reset, self.ended) = (Some((sender, end, now)), now);
         }
+    }
+
+    /// Whether its ends may send FINs.
+    fn is_open(&self) -> bool {
+        self.is_answered() && self.fins.iter().any(Option::is_none)
     }
 
     pub fn is_over(&self) -> bool {

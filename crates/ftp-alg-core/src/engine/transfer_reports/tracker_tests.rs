@@ -385,6 +385,25 @@ fn forged_resets_and_answers_hide_nothing() {
     test.observe(&[(CLIENT, SERVER, "R", 6002, 0)]);
     let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
     assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, Some(5000)));
+    // Neither do answers of the end that asked, nor SYNs of either.
+    for forged in [
+        (SERVER, CLIENT, "SA", 900_000, 1001),
+        (SERVER, CLIENT, "SA", 10, 1001),
+        (SERVER, CLIENT, "SA", 11, 900_000),
+        (SERVER, CLIENT, "S", 900_000, 0),
+        (CLIENT, SERVER, "S", 900_000, 0),
+    ] {
+        for (verb, bytes) in [(TransferVerb::Stor, 5000), (TransferVerb::Retr, 8000)] {
+            for packets in [[begin[0], forged, begin[1]], [begin[0], begin[1], forged]] {
+                let mut test = Test::new();
+                test.observe(&packets);
+                test.observe(&ended);
+                let finished = test.end(transfer(verb, 226)).unwrap();
+                let outcome = (finished.result, finished.bytes);
+                assert_eq!(outcome, (TransferResult::Complete, Some(bytes)), "{packets:?}");
+            }
+        }
+    }
     // Which one the server has taken is not certain.
     let mut test = Test::new();
     test.observe(&begin);
