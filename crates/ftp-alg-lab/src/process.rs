@@ -292,23 +292,25 @@ pub struct BackgroundProcess {
     child: Child,
     program: String,
     log: PathBuf,
+    /// Where its output begins in the log, which has that of earlier programs of the same name.
+    begin: u64,
 }
 
 impl BackgroundProcess {
-    /// Starts `command` with its output in the file `log`.
+    /// Starts `command` with its output at the end of the file `log`.
     pub(super) fn start(mut command: Command, log: PathBuf) -> Result<Self> {
         let program = describe(&command);
         let file = |path: &Path| {
             let out = File::options().create(true).append(true).open(path)?;
-            Ok((out.try_clone()?, out))
+            Ok((out.metadata()?.len(), out.try_clone()?, out))
         };
-        let (out, err) = file(&log).map_err(LabError::file(&log))?;
+        let (begin, out, err) = file(&log).map_err(LabError::file(&log))?;
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
         let child = command
             .spawn()
             .map_err(|source| LabError::Start { program: program.clone(), source })?;
         registry(|all| all.groups.push(child.id()));
-        Ok(Self { child, program, log })
+        Ok(Self { child, program, log, begin })
     }
 
     /// The process id. Network namespaces do not change it.
@@ -324,7 +326,8 @@ impl BackgroundProcess {
     /// The output so far.
     pub fn log(&self) -> String {
         let bytes = fs::read(&self.log).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let own = bytes.get(self.begin as usize..).unwrap_or_default();
+        String::from_utf8_lossy(own).into_owned()
     }
 
     /// The exit status, if the program has ended.

@@ -317,6 +317,23 @@ fn a_mismatch_takes_the_connection_back() {
     }
 }
 
+/// What it says about itself is all that there is later to find the cause.
+#[test]
+fn a_mismatch_is_reported_once_with_its_difference() {
+    let mut talk = Conversation::handed_over();
+    talk.fast_path(1, "> NOOP");
+    talk.fast_path(3, "> NOOP");
+    talk.fast_path(4, "> NOOP");
+    let (events, _) = talk.gateway.take_events();
+    let refused = events.iter().filter_map(|event| match &event.kind {
+        EventKind::KernelRefused(why) => Some(why.as_str()),
+        _ => None,
+    });
+    let [why] = refused.collect::<Vec<_>>()[..] else { panic!("{events:?}") };
+    assert!(why.contains("(line 3 came after line 1)"), "{why}");
+    assert_eq!(talk.gateway.engine.counters().fast_path_mismatches, 2);
+}
+
 #[test]
 fn a_pinhole_of_a_session_that_is_gone_is_closed() {
     let mut talk = Conversation::handed_over();

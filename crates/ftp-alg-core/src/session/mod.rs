@@ -411,7 +411,7 @@ impl Session {
     }
 
     /// Whether the client's data is blocked for now.
-    fn is_client_blocked(&self) -> bool {
+    pub(crate) fn is_client_blocked(&self) -> bool {
         self.client.extra().is_blocked
     }
 

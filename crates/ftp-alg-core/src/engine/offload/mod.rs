@@ -60,7 +60,7 @@ impl Engine {
             if line.line <= entry.extra().fast_path.lines_inspected {
                 continue;
             }
-            let is_missing = line.line != entry.extra().fast_path.lines_inspected + 1;
+            let before = entry.extra().fast_path.lines_inspected;
             let state = &mut entry.extra_mut().fast_path;
             (state.lines_inspected, state.idle_handovers) = (line.line, 0);
             self.sessions.ungreeted_handovers -= state.clear_ungreeted();
@@ -82,8 +82,9 @@ impl Engine {
             // Lines of other connections that are read later may be older than this one.
             self.sessions.expire_pinholes_of(index, line.at, effects);
             self.read_fast_path_line(index, &line, &packet, effects);
-            if is_missing {
-                self.handle_fast_path_mismatch(index, effects);
+            if line.line != before + 1 {
+                let difference = format!("line {} came after line {before}", line.line);
+                self.handle_fast_path_mismatch(index, difference, effects);
             }
         }
     }
@@ -132,9 +133,11 @@ impl Engine {
             };
             Some((pending, answer))
         };
+        let expected = connection.entry.session.next_seq(line.from);
         let plan =
             inspect_and_decide(&mut connection, line.from, packet, inspection, changed, decide);
-        matches &= match plan.map_or(ForwardAction::AwaitDecision, |plan| plan.action) {
+        let action = plan.map_or(ForwardAction::AwaitDecision, |plan| plan.action);
+        matches &= match action {
             ForwardAction::Unchanged => true,
             // Also a packet that only follows an unacknowledged rewrite.
             ForwardAction::Changed { seq, ack, payload, .. } => {
@@ -157,7 +160,14 @@ impl Engine {
         }
         if !matches || opened.is_some() {
             effects.lost_fast_path_pinholes.extend(opened);
-            self.handle_fast_path_mismatch(index, effects);
+            let difference = format!(
+                "line {} of the {:?}, sequence number {} where {} was next: {action:?}",
+                line.line,
+                line.from,
+                packet.seq().0,
+                expected.0
+            );
+            self.handle_fast_path_mismatch(index, difference, effects);
         }
         if is_counted {
             self.sessions.update_counts(line.at, index, effects);
@@ -166,14 +176,18 @@ impl Engine {
 
     /// The BPF program passed a line that the engine would have decided differently, or a line is missing.
     #[cold]
-    fn handle_fast_path_mismatch(&mut self, index: u32, effects: &mut Effects) {
+    fn handle_fast_path_mismatch(&mut self, index: u32, difference: String, effects: &mut Effects) {
         self.sessions.counters.fast_path_mismatches += 1;
         self.sessions.take_back(index);
         if let Some(entry) = self.sessions.table.get_mut(index) {
+            // The lines behind the first one follow from it.
+            if !entry.session.is_client_blocked() {
+                effects.events.push(entry.event(EventKind::KernelRefused(format!(
+                    "the fast path passed a line that the engine would have decided differently ({difference}); \
+                     please report this"
+                ))));
+            }
             entry.session.record_downtime();
-            effects.events.push(entry.event(EventKind::KernelRefused(
-                "the fast path passed a line that the engine would have decided differently; please report this".into(),
-            )));
         }
     }
 
