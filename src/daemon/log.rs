@@ -288,6 +288,7 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         EventKind::Missed(_) => Some(Topic::Missed),
         EventKind::NotFtp(_) => Some(Topic::NotFtp),
         EventKind::LoggedIn
+        | EventKind::LoginRefused(_)
         | EventKind::SessionStarted
         | EventKind::SessionEnded(_)
         | EventKind::Transfer(_)

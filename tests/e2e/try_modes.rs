@@ -194,6 +194,8 @@ fn a_refused_login_is_reported_with_the_reply() {
     assert_eq!((tried.failed(), tried.skipped()), (vec!["login"], MODES.to_vec()));
     assert!(tried.says("login").starts_with("530 "), "{}", tried.text);
     assert!(!tried.text.contains("secret"), "{}", tried.text);
+    let [refused] = &gateway.events("login-refused")[..] else { panic!() };
+    assert_eq!((&refused["user"], &refused["code"]), (&json!("nobody"), &json!(530)), "{refused}");
 }
 
 #[test]

@@ -238,6 +238,7 @@ fn of_sessions(status: &Status) -> Group {
     let counters = &status.counters;
     Group::new("sessions")
         .always("started", counters.sessions_started)
+        .if_any("logins refused", counters.logins_refused)
         .if_any("became encrypted", counters.encrypted)
         .if_any("missed packets", counters.unread_sessions)
 }

@@ -52,6 +52,9 @@ enum Details<'a> {
     ExpiredPinhole {
         kind: AnnouncementKind,
     },
+    RefusedLogin {
+        code: u16,
+    },
     Transfer(TransferFields<'a>),
     /// Who does not answer whom.
     MissingConnection {
@@ -114,6 +117,7 @@ fn details_of(kind: &EventKind) -> Option<Details<'_>> {
             rewritten: decided.rewritten(),
         },
         EventKind::PinholeExpired(_, kind) => Details::ExpiredPinhole { kind: *kind },
+        EventKind::LoginRefused(code) => Details::RefusedLogin { code: *code },
         EventKind::SessionEnded(ended) => session_end(ended, None),
         _ => return None,
     })

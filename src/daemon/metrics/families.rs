@@ -220,6 +220,11 @@ fn of_sessions(status: &Status) -> Vec<Family> {
             "Sessions that became unreadable because they are encrypted.",
         ),
         Family::counter(
+            "ftp_alg_logins_refused",
+            counters.logins_refused,
+            "Logins that servers refused.",
+        ),
+        Family::counter(
             "ftp_alg_sessions_unread",
             counters.unread_sessions,
             "Sessions that missed packets: nothing is opened until they are in step again.",

@@ -24,7 +24,7 @@ const MAX_DIRECTORY: usize = 1024;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ClientActivity {
     user: Option<Arc<str>>,
-    /// The user whose login is pending.
+    /// The user whose login is pending, or was refused.
     named_user: Option<Box<str>>,
     /// The directory, if it is known.
     directory: Option<Box<str>>,
@@ -179,6 +179,11 @@ impl ClientActivity {
     /// Records `USER`.
     pub fn record_user(&mut self, name: Box<str>) {
         self.named_user = Some(name);
+    }
+
+    /// The user whose login is pending, or was refused.
+    pub fn named_user(&self) -> Option<Arc<str>> {
+        self.named_user.as_deref().map(Arc::from)
     }
 
     /// Records that the start of the session is reported. Returns whether it was not before.

@@ -45,6 +45,8 @@ counters! {
         commands_refused: u64,
         /// The announcements and commands of both, by reason.
         refusals: Refusals,
+        /// Logins that servers refused.
+        logins_refused: u64,
         /// Sessions that became encrypted, so they can no longer be read.
         encrypted: u64,
         /// Sessions that missed packets, so nothing is opened for them until they are in step again.

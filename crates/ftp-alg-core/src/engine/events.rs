@@ -68,6 +68,8 @@ pub enum EventKind {
     Reset(String),
     /// The server accepted the user's login.
     LoggedIn,
+    /// The server refused the user's login with this code.
+    LoginRefused(u16),
     /// The server has accepted the session's first login.
     SessionStarted,
     /// A session with a login has ended.
@@ -95,7 +97,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// The names of all kinds, which scripts match.
-    pub const NAMES: [&str; 19] = [
+    pub const NAMES: [&str; 20] = [
         "announcement",
         "change",
         "elsewhere",
@@ -104,6 +106,7 @@ impl EventKind {
         "kernel",
         "limit",
         "login",
+        "login-refused",
         "missed",
         "no-data-connection",
         "not-ftp",
@@ -133,6 +136,7 @@ impl EventKind {
             Self::LimitReached(_) => "limit",
             Self::Reset(_) => "ended",
             Self::LoggedIn => "login",
+            Self::LoginRefused(_) => "login-refused",
             Self::SessionStarted => "session-started",
             Self::SessionEnded(_) => "session-ended",
             Self::Transfer(_) => "transfer",
@@ -156,7 +160,7 @@ pub struct Event {
     pub client: SocketAddr,
     /// The server.
     pub server: SocketAddr,
-    /// The user, whose name is escaped, if a login was seen.
+    /// The user, whose name is escaped, if a login was seen; or the one that was refused.
     pub user: Option<Arc<str>>,
     /// The kind of event, with its data.
     pub kind: EventKind,
@@ -181,6 +185,11 @@ impl fmt::Display for Event {
                 Some(user) => write!(f, "logged in: {}", NameInText::User(user)),
                 None => f.write_str("logged in"),
             },
+            EventKind::LoginRefused(code) => {
+                f.write_str("login refused: ")?;
+                self.user.iter().try_for_each(|user| write!(f, "{}: ", NameInText::User(user)))?;
+                write!(f, "{code}")
+            }
             EventKind::SessionStarted => f.write_str("session started"),
             EventKind::SessionEnded(session) => session.fmt(f),
             EventKind::PinholeWaiting(pinhole) => write!(f, "no transfer through the pinhole {pinhole}"),

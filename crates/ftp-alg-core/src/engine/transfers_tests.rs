@@ -70,6 +70,33 @@ fn each_event_after_a_login_has_its_user() {
 }
 
 #[test]
+fn a_refused_login_has_its_user_and_code() {
+    for (script, expected) in [
+        ("> USER joe < 331 p > PASS x < 530 no", &["login refused: joe: 530"][..]),
+        ("> USER joe < 530 no", &["login refused: joe: 530"]),
+        ("> USER joe < 331 p > USER ann < 332 a > ACCT x < 532 no", &["login refused: ann: 532"]),
+        ("> PASS x < 503 first", &["login refused: 503"]),
+        ("> NOOP < 530 no", &[]),
+        (
+            "> USER joe < 331 p > PASS x < 230 in > USER ann < 331 p > PASS y < 530 no",
+            &["login refused: ann: 530"],
+        ),
+    ] {
+        let mut talk = Conversation::masqueraded();
+        talk.play(&format!("< 220 ready {script}"));
+        let (events, _) = talk.gateway.take_events();
+        let refused = events.iter().filter(|event| event.kind.name() == "login-refused");
+        let lines = refused.map(|event| event.to_string().split_once(": ").unwrap().1.to_owned());
+        assert_eq!(lines.collect::<Vec<_>>(), expected, "{script}");
+        assert_eq!(
+            talk.gateway.engine.counters().logins_refused,
+            expected.len() as u64,
+            "{script}"
+        );
+    }
+}
+
+#[test]
 fn a_transfer_ends_with_its_connection() {
     let mut talk = Conversation::logged_in();
     talk.play(&format!("{PORT} > RETR a < 150 here"));

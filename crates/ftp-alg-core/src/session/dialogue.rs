@@ -9,6 +9,7 @@
 
 use std::num::NonZeroU16;
 
+use login::Login;
 pub use phases::BegunEncryption;
 use phases::{Step, TlsStart, is_login_reply};
 use serde::{Deserialize, Serialize};
@@ -50,21 +51,6 @@ pub enum Phase {
     TextFirst,
     /// As [`Phase::TextFirst`], and the client has sent FTP commands. It may have read the text as a greeting.
     CommandAfterText,
-}
-
-/// Progress of the login.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-enum Login {
-    /// The server has accepted none yet.
-    #[default]
-    NotYet,
-    /// The server has accepted none that is known for certain, or has forgotten it.
-    None,
-    /// The server has accepted one.
-    Accepted,
-    /// As [`Login::Accepted`], but the client has sent `USER` or `REIN` since. If the server refuses that, the login
-    /// is as it was: vsftpd (530) and ProFTPD (501) continue it, and pyftpdlib refuses what needs one.
-    Restarted,
 }
 
 /// What a client's line does.
@@ -248,21 +234,6 @@ impl Dialogue {
             ReplyEffect::Event(event) => Some(event),
             _ => (self.phase != phase).then_some(DialogueEvent::NotFtpClient),
         }
-    }
-
-    /// Whether the server has accepted a login.
-    pub fn is_logged_in(&self) -> bool {
-        self.login == Login::Accepted
-    }
-
-    /// Whether the server may have accepted a login.
-    pub fn may_be_logged_in(&self) -> bool {
-        self.login != Login::NotYet
-    }
-
-    /// Whether the server has accepted no login, or has forgotten it.
-    fn is_logged_out(&self) -> bool {
-        matches!(self.login, Login::NotYet | Login::None)
     }
 
     /// Whether no command is pending, and nothing is ambiguous or special.
@@ -523,14 +494,9 @@ impl Dialogue {
                     }
                     self.accept_login()
                 }
-                Some(PendingKind::User | PendingKind::Login | PendingKind::Reinitialize)
-                    if reply.is_failure() =>
-                {
-                    if self.login == Login::Restarted {
-                        self.accept_login();
-                    }
-                    ReplyEffect::Nothing
-                }
+                Some(
+                    which @ (PendingKind::User | PendingKind::Login | PendingKind::Reinitialize),
+                ) if reply.is_failure() => self.refuse_login(which, reply),
                 Some(PendingKind::FirstUnknown) if !reply.is_failure() => {
                     self.phase = Phase::NotFtp;
                     ReplyEffect::Nothing
@@ -545,28 +511,10 @@ impl Dialogue {
         }
     }
 
-    /// The server has accepted a login, or has refused another one after it.
-    fn accept_login(&mut self) -> ReplyEffect {
-        let restarts = [PendingKind::User, PendingKind::Reinitialize];
-        if restarts.into_iter().any(|later| self.pending.contains(later)) {
-            self.login = Login::Restarted;
-            return ReplyEffect::Nothing;
-        }
-        self.login = Login::Accepted;
-        ReplyEffect::Event(DialogueEvent::LoggedIn)
-    }
-
     /// A client that begins TLS sends nothing behind `AUTH` before its reply.
     fn doubt_early_commands(&mut self) {
         if self.has_pending_commands() {
             self.ambiguities.record_extra_reply(ExtraReply::Any);
-        }
-    }
-
-    /// The server may have accepted a login.
-    fn doubt_login(&mut self) {
-        if self.login == Login::NotYet {
-            self.login = Login::None;
         }
     }
 
@@ -590,6 +538,8 @@ fn is_decisive(reply: Reply) -> bool {
     matches!(reply.code, 227 | 229 | 230 | 232 | 234 | 334)
 }
 
+#[path = "login.rs"]
+mod login;
 #[path = "phases.rs"]
 mod phases;
 

@@ -25,6 +25,8 @@ pub enum DialogueEvent {
     TransferEnded(Reply),
     /// The server accepted a login.
     LoggedIn,
+    /// The server refused a login with this reply.
+    LoginRefused(Reply),
     /// The server is not an FTP server; inspection ends.
     NotFtp,
     /// The client does not speak FTP. The server may, so refused commands are still refused.

@@ -127,6 +127,12 @@ impl Connection<'_> {
                 self.entry.activity_mut().record_login();
                 self.push_event(EventKind::LoggedIn);
             }
+            DialogueEvent::LoginRefused(reply) => {
+                self.counters.logins_refused += 1;
+                let mut refused = self.entry.event(EventKind::LoginRefused(reply.code));
+                refused.user = self.entry.extra().activity.named_user();
+                self.effects.events.push(refused);
+            }
             DialogueEvent::NotFtp => {
                 self.close_all_pinholes("the connection is not FTP");
                 self.push_event(EventKind::NotFtp("not FTP: no longer inspected"));
