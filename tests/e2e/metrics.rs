@@ -273,15 +273,14 @@ fn the_endpoint_is_where_the_configuration_says() {
     let mut gateway = gateway(Topology::Routed);
     assert!(!gateway.lab.gateway.listens(9821).unwrap(), "off by default");
     let exposed = "other machines can read them";
-    // The daemons write to the same log.
-    for (listen, times) in
-        [("0.0.0.0:9821", 1), ("192.0.2.77:9821", 2), ("[::1]:9821", 2), ("9821", 2)]
+    for (listen, is_exposed) in
+        [("0.0.0.0:9821", true), ("192.0.2.77:9821", true), ("[::1]:9821", false), ("9821", false)]
     {
         assert!(gateway.daemon.stop().unwrap().success(), "{}", gateway.daemon.log());
         gateway.start_again(&format!("metrics.listen = \"{listen}\"\n"));
         assert!(gateway.lab.gateway.listens(9821).unwrap(), "{listen}: {}", gateway.daemon.log());
         let log = gateway.daemon.log();
-        assert_eq!(log.matches(exposed).count(), times, "{listen}: {log}");
+        assert_eq!(log.contains(exposed), is_exposed, "{listen}: {log}");
         if listen.contains("::1") {
             scrape_at(&gateway.lab, listen);
         }

@@ -87,6 +87,11 @@ impl Daemon {
         self.process.log()
     }
 
+    /// The log so far, behind those of earlier daemons of the gateway.
+    pub fn log_of_all(&self) -> String {
+        self.process.log_of_all()
+    }
+
     /// Runs `ftp-alg ARGUMENTS --socket S` on the gateway. A failure of the command is no error.
     pub fn ask(&self, arguments: &[&str]) -> Result<ProgramOutput> {
         let mut command = self.gateway.command(&self.executable);

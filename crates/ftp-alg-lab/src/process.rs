@@ -325,9 +325,18 @@ impl BackgroundProcess {
 
     /// The output so far.
     pub fn log(&self) -> String {
+        self.log_from(self.begin)
+    }
+
+    /// The output so far, behind that of earlier programs of the same name.
+    pub fn log_of_all(&self) -> String {
+        self.log_from(0)
+    }
+
+    fn log_from(&self, begin: u64) -> String {
         let bytes = fs::read(&self.log).unwrap_or_default();
-        let own = bytes.get(self.begin as usize..).unwrap_or_default();
-        String::from_utf8_lossy(own).into_owned()
+        let part = bytes.get(begin as usize..).unwrap_or_default();
+        String::from_utf8_lossy(part).into_owned()
     }
 
     /// The exit status, if the program has ended.

@@ -219,7 +219,7 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         if thread::panicking() {
             // Shown by the test harness with the failure.
-            let log = self.daemon.log();
+            let log = self.daemon.log_of_all();
             let lines: Vec<_> = log.lines().collect();
             let name = thread::current().name().unwrap_or("test").replace("::", "-");
             let whole = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("log");
