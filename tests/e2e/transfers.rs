@@ -197,7 +197,7 @@ fn what_killed_daemons_have_not_reported_is_counted() {
     for setup in ["", "queue.fast-path = \"off\"\n"] {
         let mut gateway = gateway_with(Topology::Masquerade, setup);
         let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-        let told = |log: &str| {
+        let known = |log: &str| {
             let reported = log.lines().filter(|line| line.contains(" transfer #")).count();
             let counted = log.lines().filter_map(|line| {
                 let (start, _) = line.split_once(" had ended, and ")?;
@@ -205,16 +205,16 @@ fn what_killed_daemons_have_not_reported_is_counted() {
             });
             reported + counted.sum::<usize>()
         };
-        let mut told_before = 0;
+        let mut known_before = 0;
         for round in 0..ROUNDS {
             let transfer = curl(&gateway.lab, &server, Mode::Passive);
             transfer.upload(&format!("round-{round}"), b"12345").unwrap();
             gateway.daemon.kill();
-            told_before += told(&gateway.daemon.log());
+            known_before += known(&gateway.daemon.log());
             gateway.start_again(setup);
         }
         wait_for("each transfer reported or counted", || {
-            told_before + told(&gateway.daemon.log()) == ROUNDS
+            known_before + known(&gateway.daemon.log()) == ROUNDS
         });
     }
 }
