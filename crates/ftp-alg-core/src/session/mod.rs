@@ -439,6 +439,17 @@ impl Session {
         }
     }
 
+    /// Unblocks the client's data, because nothing passed unread before the packet that is read next. Returns whether it
+    /// was blocked.
+    pub(crate) fn unblock_client(&mut self) -> bool {
+        let is_blocked = self.is_client_blocked();
+        if is_blocked {
+            self.client.extra_mut().is_blocked = false;
+            self.client.space.end_gap();
+        }
+        is_blocked
+    }
+
     fn direction(&self, side: Side) -> &Direction {
         match side {
             Side::Client => &self.client,

@@ -134,6 +134,9 @@ impl Engine {
             Some((pending, answer))
         };
         let expected = connection.entry.session.next_seq(line.from);
+        // Since the handover nothing passed unread before this line. Behind it the program may have returned the connection,
+        // so downtime that was recorded since lasts.
+        let had_downtime = packet.seq() == expected && connection.entry.session.unblock_client();
         let plan =
             inspect_and_decide(&mut connection, line.from, packet, inspection, changed, decide);
         let action = plan.map_or(ForwardAction::AwaitDecision, |plan| plan.action);
@@ -148,6 +151,9 @@ impl Engine {
             }
             ForwardAction::Drop(_) | ForwardAction::AwaitDecision => false,
         };
+        if had_downtime {
+            connection.entry.session.record_downtime();
+        }
         let entry = &*connection.entry;
         let is_over = entry.session.is_over();
         let is_counted = is_counted(entry);
