@@ -258,7 +258,7 @@ fn transfers_are_written_to_a_file() {
         transfer.upload(name, b"12345").unwrap();
         wait_for(name, || fs::read_to_string(&file).is_ok_and(|text| text.ends_with("\n")));
         let text = fs::read_to_string(&file).unwrap();
-        let row: Value = serde_json::from_str(text.trim_end()).unwrap();
+        let row = event_of(text.trim_end());
         assert!(row["path"].as_str().unwrap().ends_with(&format!("/{name}")), "{row}");
         assert_eq!((&row["event"], &row["bytes"]), (&json!("transfer"), &json!(5)), "{row}");
         fs::rename(&file, file.with_extension(name)).unwrap();

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 pub mod dialogues;
+mod event_schema;
 mod fast_load;
 mod load;
 mod names;
@@ -30,6 +31,7 @@ pub use ftp_alg_lab::{
 use serde::Serialize;
 pub use serde_json::{Value, json};
 
+pub use event_schema::event_of;
 pub use fast_load::{DATA_TIMEOUT, Failure, FastLoad};
 pub use load::{Load, LoadReport, LoadSpec};
 pub use names::{NAME, NameServer, reload, row, shell_program, wait_for_address};
@@ -156,8 +158,15 @@ impl Gateway {
 
     /// The events of this kind that the daemon has.
     pub fn events(&self, kind: &str) -> Vec<Value> {
-        let shown = self.daemon.ask(&["events", "--json", "--kind", kind]).unwrap().stdout_text();
-        shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        let mut events = self.all_events();
+        events.retain(|event| event["event"] == kind);
+        events
+    }
+
+    /// The events that the daemon has. Each is as docs/events.schema.json says.
+    fn all_events(&self) -> Vec<Value> {
+        let shown = self.daemon.ask(&["events", "--json"]).unwrap().stdout_text();
+        shown.lines().map(event_of).collect()
     }
 
     /// Asserts that nothing is left open, and that nothing failed in the daemon.
@@ -165,6 +174,7 @@ impl Gateway {
         self.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         assert_eq!(self.daemon.open_pinholes().unwrap(), [""; 0]);
         assert_eq!(self.daemon.counter("errors").unwrap(), 0, "{}", self.daemon.log());
+        self.all_events();
     }
 }
 

@@ -173,6 +173,36 @@ fn the_page_of_events_has_every_event_and_refusal() {
     assert_eq!(unique(first_column("docs/events.md", "| reply |")), replies);
 }
 
+/// The end-to-end tests compare each event that they read with it.
+#[test]
+fn the_schema_of_events_has_each_kind_and_no_other_field() {
+    let schema: Value = serde_json::from_str(&text("docs/events.schema.json")).unwrap();
+    assert_eq!(schema["properties"]["event"]["enum"], json!(EventKind::NAMES));
+    let schema = jsonschema::validator_for(&schema).unwrap();
+    let page = text("docs/events.md");
+    let sample = page.lines().find(|line| line.starts_with("{\"id\"")).unwrap();
+    let sample: Value = serde_json::from_str(sample).unwrap();
+    assert!(schema.is_valid(&sample), "{:?}", schema.validate(&sample));
+    for (field, value) in [
+        ("secret", json!("x")),
+        ("end", json!("closed")),
+        ("event", json!("upload")),
+        ("bytes", json!("5")),
+        ("client", json!("10.0.0.7:4000")),
+        ("time", json!("yesterday")),
+        ("code", json!(7)),
+    ] {
+        let mut wrong = sample.clone();
+        wrong[field] = value;
+        assert!(!schema.is_valid(&wrong), "{wrong}");
+    }
+    for field in ["id", "text", "bytes", "reason"] {
+        let mut wrong = sample.clone();
+        wrong.as_object_mut().unwrap().remove(field);
+        assert!(!schema.is_valid(&wrong), "{wrong}");
+    }
+}
+
 #[test]
 fn tests_of_wire_cases_exist() {
     let tests =
