@@ -4,7 +4,10 @@ mod since;
 
 use std::{net::SocketAddr, thread, time::Duration};
 
-use clap::Args;
+use clap::{
+    Args,
+    builder::{PossibleValue, PossibleValuesParser},
+};
 use ftp_alg_core::engine::EventKind;
 use jiff::Timestamp;
 use serde_json::{Value, value::RawValue};
@@ -15,6 +18,16 @@ use super::{
     output,
     selection::{Selection, Subject},
 };
+use crate::daemon::catalogue;
+
+/// The kinds of the events that the daemon stores, with what they mean.
+fn kinds() -> impl Iterator<Item = PossibleValue> {
+    let meaning = |name| catalogue::OF_SESSIONS.iter().find(|kind| kind.names == [name]);
+    EventKind::NAMES.into_iter().map(move |name| {
+        let value = PossibleValue::new(name);
+        meaning(name).map_or(value.clone(), |kind| value.help(kind.plain_meaning()))
+    })
+}
 
 /// How often `--follow` asks for more.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -41,7 +54,7 @@ pub(super) struct EventOptions {
     #[command(flatten)]
     selection: Selection,
     /// Only events of this kind; may be given several times
-    #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(EventKind::NAMES))]
+    #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(kinds()))]
     kind: Vec<String>,
     /// Only events with an endpoint, announced or rewritten, of this port
     #[arg(long)]

@@ -9,6 +9,7 @@
 //! - The control socket answers, and the service manager is sent READY, only when the workers give verdicts.
 //! - The workers end last.
 
+pub mod catalogue;
 pub mod confine;
 pub(crate) mod control_client;
 mod control_socket;

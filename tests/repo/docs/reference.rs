@@ -1,10 +1,18 @@
 //! Tables of fields, states, problems, events and refusals are complete.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+};
 
-use ftp_alg::daemon::snapshot::{
-    ClientBytes, NameRow, PinholeRow, Problem, ServerTotals, SessionDetail, SessionRow, Status,
-    TransferTotals,
+use ftp_alg::daemon::{
+    catalogue::{self, Kind},
+    snapshot::{
+        ClientBytes, NameRow, PinholeRow, Problem, ServerTotals, SessionDetail, SessionRow, Status,
+        TransferTotals,
+    },
 };
 use ftp_alg_core::{
     engine::{DropReason, EventKind},
@@ -158,12 +166,20 @@ fn unique(listed: Vec<String>) -> BTreeSet<String> {
 #[test]
 fn the_page_of_events_has_every_event_and_refusal() {
     let names = Regex::new(r#"event = "([a-z-]+)""#).unwrap();
-    let text = sources(&root().join("src"));
-    let of_daemon = names.captures_iter(&text).map(|found| found[1].to_owned());
+    let code = sources(&root().join("src"));
+    let of_daemon = names.captures_iter(&code).map(|found| found[1].to_owned());
     let named = EventKind::NAMES.into_iter().chain(TOPICS).map(str::to_owned).chain(of_daemon);
     let named: BTreeSet<String> = named.collect();
     assert!(named.len() > 50, "{named:?}");
     assert_eq!(unique(first_column("docs/events.md", "| event |")), named);
+    let page = text("docs/events.md") + "\n";
+    for kinds in [&catalogue::OF_SESSIONS[..], &catalogue::OF_DAEMON] {
+        let table: String = kinds.iter().map(Kind::row).collect();
+        assert!(
+            page.contains(&format!("| --- | --- | --- | --- |\n{table}\n")),
+            "not in it:\n{table}"
+        );
+    }
     let reply = |reason: RefusalReason, passive| {
         let short = reason.reply(passive, None, 45);
         String::from_utf8_lossy(&short[4..]).trim_end().to_owned()
@@ -200,6 +216,25 @@ fn the_schema_of_events_has_each_kind_and_no_other_field() {
         let mut wrong = sample.clone();
         wrong.as_object_mut().unwrap().remove(field);
         assert!(!schema.is_valid(&wrong), "{wrong}");
+    }
+}
+
+#[test]
+fn the_catalogue_has_the_levels_of_the_daemons_events() {
+    let logged =
+        Regex::new(r#"tracing::(error|warn|info|debug)!\(\s*event = "([a-z-]+)""#).unwrap();
+    let text = sources(&root().join("src"));
+    let mut levels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for found in logged.captures_iter(&text) {
+        levels.entry(found[2].to_owned()).or_default().insert(found[1].to_owned());
+    }
+    assert!(levels.len() > 30, "{levels:?}");
+    for (name, levels) in levels {
+        let of_kind = |kind: &&Kind| kind.names.contains(&name.as_str());
+        let kinds = catalogue::OF_SESSIONS.iter().chain(&catalogue::OF_DAEMON);
+        let kind = kinds.into_iter().find(of_kind).unwrap();
+        let named: BTreeSet<_> = kind.levels.split(", ").map(str::to_owned).collect();
+        assert!(levels.is_subset(&named), "{name}: {levels:?}, not {named:?}");
     }
 }
 
