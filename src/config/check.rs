@@ -17,7 +17,7 @@ use toml::{Spanned, Value, de::DeTable};
 
 use super::{
     Backend, Config, ExternalSetting, Fanout, FastPathMode, LogSettings, MAX_WORKERS,
-    MetricsSettings, NatSettings, PinholeSettings, QueueSettings, ServerSettings,
+    MetricsSettings, NatSettings, PinholeSettings, QueueSettings, ServerSettings, TransferFormat,
     error::{self, ConfigProblem},
     file::{self, File, FileTable, Keys, TABLES},
     hint, shadowed, text,
@@ -389,13 +389,23 @@ impl Checker<'_> {
     fn log(&mut self, file: Section<'_>) -> LogSettings {
         let read = |value: &Value| {
             if let Some(transfers) = value.as_bool() {
-                return Some(LogSettings { transfers, transfer_file: None });
+                return Some((transfers, None));
             }
             let path = Path::new(value.as_str()?);
             let is_file = path.is_absolute() && path.file_name().is_some();
-            is_file.then(|| LogSettings { transfers: true, transfer_file: Some(path.to_owned()) })
+            is_file.then(|| (true, Some(path.to_owned())))
         };
-        self.optional(&file.entry("transfers"), LOG_FILE, read).unwrap_or_default()
+        let (transfers, transfer_file) =
+            self.optional(&file.entry("transfers"), LOG_FILE, read).unwrap_or((true, None));
+        let format = |value: &Value| match value.as_str()? {
+            "json" => Some(TransferFormat::Json),
+            "xferlog" => Some(TransferFormat::Xferlog),
+            _ => None,
+        };
+        let entry = file.entry("transfers-format");
+        let transfer_format =
+            self.optional(&entry, "\"json\" or \"xferlog\"", format).unwrap_or_default();
+        LogSettings { transfers, transfer_file, transfer_format }
     }
 
     fn external_address(&mut self, entry: &Entry<'_>) -> Option<ExternalSetting> {

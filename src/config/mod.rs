@@ -205,13 +205,25 @@ pub struct MetricsSettings {
 pub struct LogSettings {
     /// Whether transfers are reported.
     pub transfers: bool,
-    /// The file with a JSON object for each transfer.
+    /// The file with a line for each transfer.
     pub transfer_file: Option<PathBuf>,
+    /// The format of these lines.
+    pub transfer_format: TransferFormat,
+}
+
+/// The format of the lines of the file of transfers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransferFormat {
+    /// A JSON object: the event.
+    #[default]
+    Json,
+    /// That of wu-ftpd's xferlog(5), which many programs evaluate: files only.
+    Xferlog,
 }
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { transfers: true, transfer_file: None }
+        Self { transfers: true, transfer_file: None, transfer_format: TransferFormat::Json }
     }
 }
 
@@ -362,7 +374,12 @@ impl Config {
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),
             ("nat.port-range, for source ports,", self.nat.port_range != next.nat.port_range),
             ("metrics.listen", self.metrics != next.metrics),
-            ("log.transfers", self.log != next.log),
+            (
+                "log.transfers",
+                (self.log.transfers, &self.log.transfer_file)
+                    != (next.log.transfers, &next.log.transfer_file),
+            ),
+            ("log.transfers-format", self.log.transfer_format != next.log.transfer_format),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))

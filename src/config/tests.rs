@@ -313,6 +313,7 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
             "\"transfers.json\" is not true, false, or an absolute path of a file",
         ),
         ("log.transfers = 1", "log.transfers: 1 is not true, false, or an absolute path of a file"),
+        ("log.transfers-format = \"csv\"", "\"csv\" is not \"json\" or \"xferlog\""),
         ("metrics.listen = true", "metrics.listen: true is not an address"),
         ("[[server]]\naddress = \"ftp\"", "server.address: \"ftp\" is not the address of a host"),
         ("[[server]]\nexternal-address = \"auto\"", ":1:1: server.address: is missing"),

@@ -407,7 +407,9 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
     let metrics = config.metrics.listen.map(bind_metrics);
-    let transfer_file = config.log.transfer_file.as_deref().map(TransferFile::open);
+    let transfer_file = config.log.transfer_file.as_deref();
+    let transfer_file =
+        transfer_file.map(|path| TransferFile::open(path, config.log.transfer_format));
     if pins.is_err() {
         FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
     }

@@ -17,7 +17,7 @@ use ftp_alg_core::engine::{Effects, Engine, Event, EventKind, Kernel, KernelErro
 
 use super::{
     counted::{counted, was_or_were},
-    events::EventRing,
+    events::{EventRing, StoredEvent},
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
     forwarded_verdicts::VerdictSender,
@@ -27,9 +27,10 @@ use super::{
     rates::{CounterHistory, Counts},
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Problem, Status},
-    transfers::{Report, TransferFile, TransferReports},
+    transfers::{Report, TransferFile, TransferReports, xferlog},
     worker_progress::WorkerProgress,
 };
+use crate::config::TransferFormat;
 use crate::kernel::{LinuxKernel, RuleParameters, conntrack::CountedPackets, queue::QueueCounts};
 
 /// The state that the workers, the control socket and the main thread share.
@@ -149,9 +150,18 @@ impl SharedState {
         log_at_once(|| reports.iter().filter(is_logged).for_each(Report::log));
         self.health.record_reports(now, &reports);
         let ended_transfers = self.events.record_reports(reports);
-        self.health.set_transfer_file(
-            self.transfers.append(file, ended_transfers.iter().map(|event| event.json().get())),
-        );
+        let lines = file.as_ref().map(|file| match file.format {
+            TransferFormat::Json => {
+                let lines = ended_transfers.iter().flat_map(|event| [event.json().get(), "\n"]);
+                lines.collect::<String>()
+            }
+            TransferFormat::Xferlog => {
+                let ended = ended_transfers.iter().filter_map(StoredEvent::ended_transfer);
+                ended.filter_map(|transfer| xferlog::line(transfer, &file.zone)).collect()
+            }
+        });
+        let failure = self.transfers.append(file, lines.as_deref().unwrap_or_default());
+        self.health.set_transfer_file(failure);
     }
 
     /// What conntrack has counted of a data connection.

@@ -271,6 +271,27 @@ fn transfers_are_written_to_a_file() {
     assert_eq!(gateway.daemon.status().unwrap()["transfers"]["unwritten"], 0);
 }
 
+/// `log.transfers-format`: what programs that evaluate the logs of servers read.
+#[test]
+fn transfers_are_written_as_xferlog() {
+    let lab = lab_for(Topology::Masquerade, "");
+    let file = lab.directory().join("xferlog");
+    let log =
+        format!("log.transfers = \"{}\"\nlog.transfers-format = \"xferlog\"\n", file.display());
+    let gateway = Gateway::on(lab, &log);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    curl(&gateway.lab, &server, Mode::Passive).upload("report.csv", b"12345").unwrap();
+    wait_for("the line", || fs::read_to_string(&file).is_ok_and(|text| text.ends_with("\n")));
+    let line = fs::read_to_string(&file).unwrap();
+    let user = server.login().0;
+    let of_user = if user == "anonymous" { 'a' } else { 'r' };
+    let expected = format!(
+        "^[A-Z][a-z]{{2}} [A-Z][a-z]{{2}} [ 1-3][0-9] [0-9:]{{8}} [0-9]{{4}} [0-9]+ 192.168.150.80 5 \\S*report.csv b _ i \
+         {of_user} {user} ftp 0 \\* c\n$"
+    );
+    assert!(regex::Regex::new(&expected).unwrap().is_match(&line), "{line}");
+}
+
 /// A server with few ports uses each again at once, while the daemon reads packets some twenty times a second.
 #[test]
 fn transfers_over_the_same_ports_have_their_own_bytes() {

@@ -11,7 +11,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ftp_alg_core::engine::{Event, EventKind};
+use ftp_alg_core::engine::{Event, EventKind, FinishedTransfer};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -139,12 +139,12 @@ impl EventRing {
 
     /// Records reports of the transfers' thread at once. Returns the events of transfers that have ended.
     pub(super) fn record_reports(&self, reports: Vec<Report>) -> Vec<StoredEvent> {
-        let ended = reports.iter().filter(|report| report.is_ended_transfer()).count();
+        let ended = reports.iter().filter(|report| report.ended_transfer().is_some()).count();
         let mut ring = lock(&self.0);
         ring.ids.unreported -= ended as i64;
         let events =
             ring.push(reports.into_iter().map(|report| (report.at(), What::Report(report))));
-        events.into_iter().filter(StoredEvent::is_ended_transfer).collect()
+        events.into_iter().filter(|event| event.ended_transfer().is_some()).collect()
     }
 
     /// The last session with an event, also of earlier daemons.
@@ -220,8 +220,12 @@ impl StoredEvent {
         json.get_or_init(|| row::json_of(*id, *at, what))
     }
 
-    fn is_ended_transfer(&self) -> bool {
-        matches!(&self.0.what, What::Report(report) if report.is_ended_transfer())
+    /// The transfer, if it is one that has ended.
+    pub(super) fn ended_transfer(&self) -> Option<&FinishedTransfer> {
+        match &self.0.what {
+            What::Report(report) => report.ended_transfer(),
+            What::Session(_) => None,
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! The file of `log.transfers`: one JSON object a line. A file that cannot be written costs lines, which are counted, and
-//! nothing else.
+//! The file of `log.transfers`: a line for each transfer. A file that cannot be written costs lines, which are counted,
+//! and nothing else.
 
 use std::{
     fs::{File, OpenOptions},
@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::tz::TimeZone;
 use rustix::fs::OFlags;
+
+use crate::config::TransferFormat;
 
 /// What to do if the file cannot be written.
 pub const REMEDY: &str = "make room, or let the daemon's user write there, then systemctl reload ftp-alg; if the directory \
@@ -18,6 +21,9 @@ pub const REMEDY: &str = "make room, or let the daemon's user write there, then 
 #[derive(Debug)]
 pub struct TransferFile {
     path: PathBuf,
+    pub format: TransferFormat,
+    /// That of the machine, which a confined daemon could not read.
+    pub zone: TimeZone,
     file: Option<File>,
     /// Whether a part of the last line is there.
     is_torn: bool,
@@ -29,9 +35,10 @@ pub struct TransferFile {
 
 impl TransferFile {
     /// Opens `path`, or makes it, readable for its owner and group.
-    pub fn open(path: &Path) -> Self {
-        let path = path.to_owned();
-        let mut this = Self { path, file: None, is_torn: false, failure: None, unwritten: 0 };
+    pub fn open(path: &Path, format: TransferFormat) -> Self {
+        let (path, zone) = (path.to_owned(), TimeZone::system());
+        let mut this =
+            Self { path, format, zone, file: None, is_torn: false, failure: None, unwritten: 0 };
         this.reopen();
         this
     }
@@ -117,7 +124,7 @@ mod tests {
     fn lines_are_appended_and_a_renamed_file_is_made_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("transfers.json");
-        let mut file = TransferFile::open(&path);
+        let mut file = TransferFile::open(&path, TransferFormat::Json);
         assert_eq!(file.directory(), directory.path());
         file.append("{\"a\":1}\n{\"a\":2}\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
@@ -134,12 +141,13 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted() {
         // Each write to this device fails with ENOSPC.
-        let mut full = TransferFile::open(Path::new("/dev/full"));
+        let mut full = TransferFile::open(Path::new("/dev/full"), TransferFormat::Json);
         full.append("{}\n");
         full.append("{}\n{}\n");
         assert_eq!(full.unwritten, 3);
         assert!(full.failure().unwrap().starts_with("log.transfers: /dev/full: "));
-        let mut absent = TransferFile::open(Path::new("/proc/absent/transfers"));
+        let mut absent =
+            TransferFile::open(Path::new("/proc/absent/transfers"), TransferFormat::Json);
         absent.append("{}\n");
         absent.reopen();
         absent.append("{}\n");
@@ -157,7 +165,7 @@ mod tests {
             0,
         )
         .unwrap();
-        let mut file = TransferFile::open(&path);
+        let mut file = TransferFile::open(&path, TransferFormat::Json);
         file.append("{}\n");
         assert!(file.failure().is_some());
         assert_eq!(file.unwritten, 1);
@@ -167,7 +175,7 @@ mod tests {
     fn a_line_for_which_there_is_no_room_leaves_no_part() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("transfers.json");
-        let mut file = TransferFile::open(&path);
+        let mut file = TransferFile::open(&path, TransferFormat::Json);
         file.append("{\"a\":1}\n");
         // As if the last write had been cut.
         file.file.as_mut().unwrap().write_all(b"{\"a\":").unwrap();

@@ -7,6 +7,7 @@ mod file;
 mod report;
 mod session_bytes;
 mod totals;
+pub(super) mod xferlog;
 
 use std::{
     collections::VecDeque,
@@ -264,19 +265,18 @@ impl TransferReports {
         self.reopens.store(true, Ordering::Release);
     }
 
-    /// Appends `transfers` that have ended, a text of JSON each, to `file`, if there is one. Returns why it cannot be
-    /// written.
-    pub(super) fn append<'f, 't>(
+    /// Appends the `lines` of transfers that have ended to `file`, if there is one. Returns why it cannot be written.
+    pub(super) fn append<'f>(
         &self,
         file: Option<&'f mut TransferFile>,
-        transfers: impl Iterator<Item = &'t str>,
+        lines: &str,
     ) -> Option<&'f str> {
         let reopens = self.reopens.swap(false, Ordering::AcqRel);
         let file = file?;
         if reopens {
             file.reopen();
         }
-        file.append(&transfers.flat_map(|transfer| [transfer, "\n"]).collect::<String>());
+        file.append(lines);
         lock(&self.totals).set_unwritten(file.unwritten);
         file.failure()
     }

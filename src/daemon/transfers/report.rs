@@ -16,9 +16,14 @@ impl Report {
         }
     }
 
-    /// Whether it is a transfer of which nothing more comes.
-    pub fn is_ended_transfer(&self) -> bool {
-        matches!(self, Self::Transfer(transfer) if transfer.result != TransferResult::Waiting)
+    /// The transfer, if nothing more comes of it.
+    pub fn ended_transfer(&self) -> Option<&FinishedTransfer> {
+        match self {
+            Self::Transfer(transfer) => {
+                Some(&**transfer).filter(|transfer| transfer.result != TransferResult::Waiting)
+            }
+            _ => None,
+        }
     }
 
     /// The client that waits for a data connection, if this says so. Lines of clients that wait have a limit.

@@ -1,0 +1,99 @@
+//! Lines in the format of xferlog(5) of wu-ftpd, which vsftpd and ProFTPD write, too.
+
+use ftp_alg_core::{
+    engine::{FinishedTransfer, TransferResult},
+    session::TransferVerb,
+};
+use jiff::{Timestamp, tz::TimeZone};
+
+/// The line of a file that was moved, at least in part. There is none for a listing, and if nothing was moved.
+pub fn line(finished: &FinishedTransfer, zone: &TimeZone) -> Option<String> {
+    use TransferVerb::{List, Mlsd, Nlst};
+    let transfer = &finished.transfer;
+    let was_complete = match finished.result {
+        TransferResult::Complete => true,
+        TransferResult::Aborted | TransferResult::Reset | TransferResult::Unseen => false,
+        TransferResult::Refused | TransferResult::NoDataConnection | TransferResult::Waiting => {
+            return None;
+        }
+    };
+    if matches!(transfer.verb, List | Mlsd | Nlst) {
+        return None;
+    }
+    let ended = Timestamp::try_from(finished.at).ok()?.to_zoned(zone.clone());
+    let user = transfer.user.as_deref().unwrap_or("?");
+    Some(format!(
+        "{} {} {} {} {} b _ {} {} {} ftp 0 * {}\n",
+        ended.strftime("%a %b %e %H:%M:%S %Y"),
+        finished.duration.as_secs_f64().ceil().max(1.0),
+        finished.session.client.ip(),
+        finished.bytes.unwrap_or_default(),
+        without_blanks(&transfer.path),
+        if transfer.verb.is_upload() { 'i' } else { 'o' },
+        if matches!(user, "anonymous" | "ftp") { 'a' } else { 'r' },
+        without_blanks(user),
+        if was_complete { 'c' } else { 'i' },
+    ))
+}
+
+/// Blanks part the fields.
+fn without_blanks(text: &str) -> String {
+    match text {
+        "" => "?".to_owned(),
+        text => text.replace(' ', "_"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::Arc,
+        time::{Duration, SystemTime},
+    };
+
+    use ftp_alg_core::engine::Transfer;
+
+    use super::{super::tests::finished, *};
+
+    #[test]
+    fn a_line_has_the_fields_of_xferlog() {
+        let done = |user, result, verb, path: &str| {
+            let base = finished(user, Some(226));
+            let transfer = Transfer { verb, path: path.into(), ..(*base.transfer).clone() };
+            line(
+                &FinishedTransfer {
+                    at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_732_790_790),
+                    duration: Duration::from_millis(1200),
+                    bytes: Some(5),
+                    result,
+                    transfer: Arc::new(transfer),
+                    ..base
+                },
+                &TimeZone::fixed(jiff::tz::offset(1)),
+            )
+        };
+        let (complete, reset) = (TransferResult::Complete, TransferResult::Reset);
+        let client = finished(None, None).session.client.ip();
+        for (line, rest) in [
+            (
+                done(Some("bob"), complete, TransferVerb::Stor, "/pub/a b.csv"),
+                "5 /pub/a_b.csv b _ i r bob ftp 0 * c",
+            ),
+            (
+                done(Some("anonymous"), reset, TransferVerb::Retr, "/x"),
+                "5 /x b _ o a anonymous ftp 0 * i",
+            ),
+            (done(None, complete, TransferVerb::Stou, ""), "5 ? b _ i r ? ftp 0 * c"),
+        ] {
+            let expected = format!("Thu Nov 28 11:46:30 2024 2 {client} {rest}\n");
+            assert_eq!(line.as_deref(), Some(expected.as_str()));
+        }
+        for (result, verb) in [
+            (complete, TransferVerb::List),
+            (TransferResult::Refused, TransferVerb::Stor),
+            (TransferResult::NoDataConnection, TransferVerb::Retr),
+        ] {
+            assert_eq!(done(None, result, verb, "/x"), None);
+        }
+    }
+}
