@@ -405,6 +405,9 @@ impl Checker<'_> {
         let entry = file.entry("transfers-format");
         let transfer_format =
             self.optional(&entry, "\"json\" or \"xferlog\"", format).unwrap_or_default();
+        if transfer_format == TransferFormat::Xferlog && transfer_file.is_none() {
+            self.refuse(&entry, "needs log.transfers to be the path of a file");
+        }
         LogSettings { transfers, transfer_file, transfer_format }
     }
 

@@ -314,6 +314,7 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         ),
         ("log.transfers = 1", "log.transfers: 1 is not true, false, or an absolute path of a file"),
         ("log.transfers-format = \"csv\"", "\"csv\" is not \"json\" or \"xferlog\""),
+        ("log.transfers-format = \"xferlog\"", "\"xferlog\" needs log.transfers to be the path"),
         ("metrics.listen = true", "metrics.listen: true is not an address"),
         ("[[server]]\naddress = \"ftp\"", "server.address: \"ftp\" is not the address of a host"),
         ("[[server]]\nexternal-address = \"auto\"", ":1:1: server.address: is missing"),
