@@ -18,14 +18,14 @@ use super::{
     output,
     selection::{Selection, Subject},
 };
-use crate::daemon::catalogue;
+use crate::daemon::catalogue::{self, Kind};
 
 /// The kinds of the events that the daemon stores, with what they mean.
 fn kinds() -> impl Iterator<Item = PossibleValue> {
-    let meaning = |name| catalogue::OF_SESSIONS.iter().find(|kind| kind.names == [name]);
-    EventKind::NAMES.into_iter().map(move |name| {
-        let value = PossibleValue::new(name);
-        meaning(name).map_or(value.clone(), |kind| value.help(kind.plain_meaning()))
+    EventKind::NAMES.into_iter().map(|name| {
+        let kind = catalogue::OF_SESSIONS.iter().find(|kind| kind.names == [name]);
+        let meaning = kind.map(Kind::plain_meaning).unwrap_or_default();
+        PossibleValue::new(name).help(meaning)
     })
 }
 

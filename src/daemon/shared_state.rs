@@ -30,8 +30,10 @@ use super::{
     transfers::{Report, TransferFile, TransferReports, xferlog},
     worker_progress::WorkerProgress,
 };
-use crate::config::TransferFormat;
-use crate::kernel::{LinuxKernel, RuleParameters, conntrack::CountedPackets, queue::QueueCounts};
+use crate::{
+    config::TransferFormat,
+    kernel::{LinuxKernel, RuleParameters, conntrack::CountedPackets, queue::QueueCounts},
+};
 
 /// The state that the workers, the control socket and the main thread share.
 pub(super) struct SharedState {

@@ -21,23 +21,23 @@ pub fn line(finished: &FinishedTransfer, zone: &TimeZone) -> Option<String> {
         return None;
     }
     let ended = Timestamp::try_from(finished.at).ok()?.to_zoned(zone.clone());
-    let user = transfer.user.as_deref().unwrap_or("?");
+    let user = transfer.user.as_deref().unwrap_or_default();
     Some(format!(
         "{} {} {} {} {} b _ {} {} {} ftp 0 * {}\n",
         ended.strftime("%a %b %e %H:%M:%S %Y"),
         finished.duration.as_secs_f64().ceil().max(1.0),
         finished.session.client.ip(),
         finished.bytes.unwrap_or_default(),
-        without_blanks(&transfer.path),
+        as_field(&transfer.path),
         if transfer.verb.is_upload() { 'i' } else { 'o' },
         if matches!(user, "anonymous" | "ftp") { 'a' } else { 'r' },
-        without_blanks(user),
+        as_field(user),
         if was_complete { 'c' } else { 'i' },
     ))
 }
 
-/// Blanks part the fields.
-fn without_blanks(text: &str) -> String {
+/// The text as a field: blanks part the fields.
+fn as_field(text: &str) -> String {
     match text {
         "" => "?".to_owned(),
         text => text.replace(' ', "_"),
