@@ -33,12 +33,15 @@ pub struct Reading {
     pub dialogue: (bool, bool),
     /// The announcements for which the dialogue allows a pinhole.
     pub opened: Vec<Announcement>,
+    /// Whether a server's announcement must be a segment of its own.
+    pub is_ambiguous: bool,
 }
 
 impl fmt::Debug for Reading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { said, received, dialogue, opened } = self;
-        write!(f, "{dialogue:?} {said:?} {opened:?} {}", received.escape_ascii())
+        let Self { said, received, dialogue, opened, is_ambiguous } = self;
+        let received = received.escape_ascii();
+        write!(f, "{dialogue:?} {said:?} {opened:?} ambiguous: {is_ambiguous} {received}")
     }
 }
 
@@ -157,13 +160,15 @@ impl Talk {
             Side::Server => self.server,
         };
         let dialogue = self.session.dialogue;
+        let is_ambiguous = dialogue.is_ambiguous();
         let dialogue = (dialogue.has_pending_passive(), dialogue.is_logged_in());
         // The byte that shows that a client does not speak FTP may arrive before its line is complete, so the order and
         // the number of events depend on the boundaries of segments.
         let mut said = self.recorder.said;
         said.sort_by_key(|said| format!("{said:?}"));
         said.dedup_by_key(|said| format!("{said:?}"));
-        Reading { said, received: stream.received, dialogue, opened: self.recorder.opened }
+        let (received, opened) = (stream.received, self.recorder.opened);
+        Reading { said, received, dialogue, opened, is_ambiguous }
     }
 
     fn stream(&mut self, side: Side) -> &mut Stream {
