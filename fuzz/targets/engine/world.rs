@@ -99,7 +99,7 @@ impl World {
                     .session_between(translation.client, translation.server)
                     .is_some()
                 {
-                    self.connections[slot].give_up();
+                    self.give_up(slot);
                 }
             }
             // Someone says a line, or something else; what gets lost is not seen here.
@@ -276,8 +276,14 @@ impl World {
         self.hand(slot, Side::Server, &syn_ack);
         // The engine may go on with one that it does not take to be over: what it has seen differs.
         if before == Some(true) || began(self) == Some(false) {
-            self.connections[slot].give_up();
+            self.give_up(slot);
         }
+    }
+
+    /// From now on the engine may have read other bytes than the connection's ends know of, also those of a login.
+    fn give_up(&mut self, slot: usize) {
+        self.connections[slot].give_up();
+        self.standalone.kernel.logged_in[slot] = true;
     }
 
     fn say(&mut self, slot: usize, side: Side, bytes: &[u8], seen: bool) {
@@ -324,7 +330,7 @@ impl World {
         self.standalone.kernel.logged_in[slot] = true;
         self.may_be_over = true;
         if bits & flags::SYN != 0 {
-            self.connections[slot].give_up(); // it may begin another one, either way
+            self.give_up(slot); // it may begin another one, either way
         }
         let flags = bits & 0x3f;
         let segment =
