@@ -126,7 +126,7 @@ impl Flow {
 
     /// The receiver was given `segment`. What it has not acknowledged must not change.
     pub fn receive(&mut self, segment: &Segment) {
-        if segment.has(flags::SYN) || segment.has(flags::RST) {
+        if segment.has(flags::SYN) || segment.has(flags::RST) || !segment.has(flags::ACK) {
             return;
         }
         let fin = segment.has(flags::FIN).then_some(FIN);

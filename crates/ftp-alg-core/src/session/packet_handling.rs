@@ -28,7 +28,8 @@ impl Session {
         if packet.has(flags::SYN) {
             return ForwardAction::Unchanged.into();
         }
-        if inspection.is_from_elsewhere {
+        // Every receiver drops a segment with neither ACK nor RST (RFC 9293 section 3.10.7.4).
+        if inspection.is_from_elsewhere || packet.flags() & (flags::ACK | flags::RST) == 0 {
             return self.forward_unread(from, packet);
         }
         let window = self.window_to_offer(from, packet);

@@ -96,6 +96,21 @@ fn without_the_gateway_overlapping_segments_form_an_announcement() {
     }
 }
 
+/// A server drops a segment without ACK (RFC 9293 section 3.10.7.4), so the gateway does not read it either.
+#[test]
+fn a_segment_without_ack_is_not_read() {
+    for fin in [0, flags::FIN] {
+        let mut attack = Attack::new(ALL[0]);
+        let next = attack.segment(Client, attack.client, b"SITE x\r\n");
+        let ignored = Segment { flags: flags::PSH | fin, ack: 0, ..next };
+        assert_eq!(attack.sim.forge(Client, &ignored).as_ref(), Some(&ignored));
+        let passed = attack.send(0, b"NOOP\r\n");
+        assert_eq!(passed.map(|passed| passed.payload), Some(b"NOOP\r\n".to_vec()));
+        let refused = attack.send(6, BOUNCE.as_bytes()).expect("it is crossed out");
+        assert!(!refused.payload.starts_with(b"PORT"));
+    }
+}
+
 /// A line contains an announcement at the place where another line ends, at every offset and in both orders.
 #[test]
 fn a_line_overlapped_by_another_is_executed_as_inspected() {
