@@ -91,6 +91,30 @@ impl RecentClients {
     }
 }
 
+/// The servers of recent events: whether there is only one.
+#[derive(Debug)]
+pub(super) struct RecentServer(Halves<HashSet<IpAddr>>);
+
+impl RecentServer {
+    pub(super) fn new(now: Instant, window: Duration) -> Self {
+        Self(Halves::new(now, window))
+    }
+
+    pub(super) fn record(&mut self, now: Instant, server: SocketAddr) {
+        let servers = self.0.this_mut(now);
+        if servers.len() < 2 {
+            servers.insert(server.ip());
+        }
+    }
+
+    /// The server, if there is only one.
+    pub(super) fn only(&mut self, now: Instant) -> Option<IpAddr> {
+        let [previous, this] = self.0.both(now);
+        let mut servers = previous.union(this);
+        servers.next().filter(|_| servers.next().is_none()).copied()
+    }
+}
+
 /// The address by which a client counts. One IPv6 client may use any address of its /64.
 fn network_of(client: IpAddr) -> IpAddr {
     match client.to_canonical() {

@@ -4,7 +4,7 @@
 //! Invariant: at most [`MAX_SERVERS`] servers are stored for each half of the window.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -30,6 +30,8 @@ pub(super) const MIN_REFUSED: u32 = 3;
 struct ServerRecord {
     server: SocketAddr,
     opened: bool,
+    /// Whether an announcement of the server or of its clients opened a pinhole.
+    has_pinholes: bool,
     refused: u32,
     /// The last one that opened nothing.
     last: Option<RefusedAnnouncement>,
@@ -51,18 +53,21 @@ impl RecentServers {
         Self(Halves::new(now, window))
     }
 
-    /// Records a decision about an announcement of `server`. Those of clients do not count, nor what a client brought
-    /// about by its commands.
+    /// Records a decision about an announcement of `server` or its clients. A refused one of a client does not count, nor
+    /// what a client brought about by its commands.
     pub(super) fn record(
         &mut self,
         now: Instant,
         server: SocketAddr,
         decided: &DecidedAnnouncement,
     ) {
+        let opened = matches!(decided.decision.effect, Effect::Open { .. });
         if decided.kind.is_active() {
+            if opened {
+                record_of(self.0.this_mut(now), server, MAX_SERVERS).has_pinholes = true;
+            }
             return;
         }
-        let opened = matches!(decided.decision.effect, Effect::Open { .. });
         let objection = decided.decision.objection.filter(|why| *why != RefusalReason::EpsvOnly);
         let refused = objection.map(|objection| {
             let (kind, reason) = (decided.kind, &decided.decision.reason);
@@ -74,8 +79,15 @@ impl RecentServers {
         }
         let record = record_of(self.0.this_mut(now), server, MAX_SERVERS);
         record.opened |= opened;
+        record.has_pinholes |= opened;
         record.refused = record.refused.saturating_add(refused.is_some().into());
         record.last = refused.or(record.last.take());
+    }
+
+    /// Whether pinholes were opened for another server than this one.
+    pub(super) fn others_work(&mut self, now: Instant, server: IpAddr) -> bool {
+        let is_other = |one: &ServerRecord| one.has_pinholes && one.server.ip() != server;
+        self.0.both(now).into_iter().flatten().any(is_other)
     }
 
     /// Adds the warning about servers whose announcements all open nothing.
@@ -120,7 +132,7 @@ fn record_of(
             if servers.len() >= limit {
                 servers.remove(0);
             }
-            ServerRecord { server, opened: false, refused: 0, last: None }
+            ServerRecord { server, opened: false, has_pinholes: false, refused: 0, last: None }
         }
     };
     servers.push(record);

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use ftp_alg_core::{
     engine::{Counters, DecidedAnnouncement, EventKind},
-    ftp::AnnouncementKind,
-    session::{Decision, RefusalReason},
+    ftp::{AnnouncementKind, Padding},
+    session::{Decision, Effect, RefusalReason},
 };
 
 use super::*;
@@ -26,9 +26,13 @@ fn client(number: u8) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, number], 40_000))
 }
 
-/// An event in a session of the client `number`.
+fn server(number: u8) -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, number], 21))
+}
+
+/// An event in a session of the client `number` with the server 198.51.100.1.
 fn event(number: u8, kind: EventKind) -> Event {
-    let server = SocketAddr::from(([198, 51, 100, 1], 21));
+    let server = server(1);
     Event { session: 1, client: client(number), server, user: None, kind }
 }
 
@@ -38,10 +42,9 @@ fn record(health: &Health, number: u8, kind: EventKind) {
 
 /// Has clients with these numbers cancel a passive transfer each.
 fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>) {
-    let server = SocketAddr::from(([198, 51, 100, 1], 21));
     let pinhole = |number| UnusedPinhole {
         session: 1,
-        ends: (client(number), server),
+        ends: (client(number), server(1)),
         log_line: "pinhole expired unused".to_owned(),
     };
     let unused: Vec<_> = clients.into_iter().map(pinhole).collect();
@@ -106,6 +109,39 @@ fn encrypted_sessions_matter_if_the_firewall_drops_their_data() {
     }
     assert_eq!(names(&health, Duration::ZERO, &encrypted(4)), named(&["encrypted"], &[]));
     assert_eq!(names(&health, RECENT_WINDOW, &encrypted(4)), named(&[], &[]));
+}
+
+/// A server that no data connection reaches is no problem of a gateway through which others work.
+#[test]
+fn what_only_one_server_has_is_a_warning_if_others_work() {
+    let health = Health::new(Instant::now());
+    leave_pinholes_unused(&health, 1..=5);
+    let (now, status) = (Instant::now(), Status::default());
+    assert_eq!(names(&health, Duration::ZERO, &status), named(&["unused-pinholes"], &[]));
+    let endpoint = SocketAddr::from(([198, 51, 100, 2], 50_069));
+    let decided = DecidedAnnouncement {
+        kind: AnnouncementKind::Pasv,
+        announced: None,
+        unread_text: None,
+        decision: Decision {
+            effect: Effect::Open { endpoint, padding: Padding::Blanks },
+            ..Decision::pass("allowed")
+        },
+    };
+    let opened = Event { server: server(2), ..event(1, EventKind::Announcement(decided)) };
+    health.record_events(now, std::slice::from_ref(&opened));
+    assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["unused-pinholes"]));
+    let unwritten: [&Path; 0] = [];
+    let [warning] = &health.findings(now, &status, &unwritten).warnings[..] else { panic!() };
+    assert!(warning.text.contains("clients with the server 198.51.100.1 did"), "{warning:?}");
+    record(&health, 1, EventKind::RouteMissing("no route"));
+    for number in 1..=3 {
+        let missing = event(number, EventKind::RouteMissing("no route"));
+        let elsewhere = Event { server: server(number), ..missing };
+        health.record_events(now, &[elsewhere]);
+    }
+    let both = named(&["no-route"], &["unused-pinholes"]);
+    assert_eq!(names(&health, Duration::ZERO, &status), both, "several servers");
 }
 
 #[test]

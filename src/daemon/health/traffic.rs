@@ -3,7 +3,11 @@
 //!
 //! Invariant: memory is bounded, whatever peers do.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
 
 use ftp_alg_core::{
     engine::{Counters, Event, EventKind, Pinhole, TransferSession},
@@ -13,7 +17,7 @@ use ftp_alg_core::{
 use super::{
     RECENT_WINDOW,
     names::{Findings, MIN_CLIENTS, ProblemName},
-    recent::{RecentClients, RecentCount},
+    recent::{RecentClients, RecentCount, RecentServer},
     servers::RecentServers,
 };
 use crate::daemon::{
@@ -62,11 +66,21 @@ impl ExpiredPinhole {
     }
 }
 
-/// A failure of sessions: how often, and of which clients.
+/// A failure of sessions: how often, of which clients, and with which server.
 #[derive(Debug)]
 struct Failure {
     count: RecentCount,
     clients: RecentClients,
+    server: RecentServer,
+}
+
+/// Who has a recent failure.
+#[derive(Clone, Copy, Debug)]
+struct Concerned {
+    /// How many distinct clients, up to [`MIN_CLIENTS`].
+    clients: usize,
+    /// The server, if it is only this one, and others work.
+    server: Option<IpAddr>,
 }
 
 impl Failure {
@@ -74,12 +88,48 @@ impl Failure {
         Self {
             count: RecentCount::new(now, RECENT_WINDOW),
             clients: RecentClients::new(now, RECENT_WINDOW),
+            server: RecentServer::new(now, RECENT_WINDOW),
         }
     }
 
-    /// How many recent ones there are if there were `total` since the start, and how many distinct clients had them.
-    fn recent(&mut self, now: Instant, total: u64) -> (u64, usize) {
-        (self.count.record(now, total), self.clients.count(now))
+    fn record(&mut self, now: Instant, (client, server): Ends) {
+        self.clients.record(now, client);
+        self.server.record(now, server);
+    }
+
+    /// How many recent ones there are if there were `total` since the start, and who had them. The `servers` are all
+    /// that clients use.
+    fn recent(
+        &mut self,
+        now: Instant,
+        total: u64,
+        servers: &mut RecentServers,
+    ) -> (u64, Concerned) {
+        let server = self.server.only(now).filter(|server| servers.others_work(now, *server));
+        (self.count.record(now, total), Concerned { clients: self.clients.count(now), server })
+    }
+}
+
+impl Concerned {
+    /// How many clients count for the severity. What only one server has is no problem of the gateway.
+    fn counting_clients(self) -> usize {
+        if self.server.is_some() { 0 } else { self.clients }
+    }
+}
+
+/// Whose failures they are, behind another word; empty if that is not known.
+impl fmt::Display for Concerned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.clients {
+            0 => {}
+            1 => f.write_str(" of one client")?,
+            MIN_CLIENTS.. => write!(f, " of {MIN_CLIENTS} or more clients")?,
+            few => write!(f, " of {few} clients")?,
+        }
+        match self.server {
+            Some(server) => write!(f, " with the server {server}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -142,9 +192,9 @@ impl Traffic {
             EventKind::RouteMissing(_) => {
                 self.routeless += 1;
                 self.last_routeless = Some((client, server));
-                self.no_route.clients.record(now, client);
+                self.no_route.record(now, (client, server));
             }
-            EventKind::Encrypted => self.encrypted.clients.record(now, client),
+            EventKind::Encrypted => self.encrypted.record(now, (client, server)),
             EventKind::Announcement(decided) => self.servers.record(now, server, decided),
             _ => {}
         }
@@ -152,9 +202,9 @@ impl Traffic {
 
     /// Records pinholes that expired without a connection.
     pub(super) fn record_unused(&mut self, now: Instant, unused: &[UnusedPinhole]) {
-        for UnusedPinhole { ends: (client, _), log_line, .. } in unused {
+        for UnusedPinhole { ends, log_line, .. } in unused {
             self.unused += 1;
-            self.unused_pinholes.clients.record(now, *client);
+            self.unused_pinholes.record(now, *ends);
             self.last_unused = Some(log_line.clone());
         }
     }
@@ -166,9 +216,9 @@ impl Traffic {
         session: TransferSession,
         reason: &str,
     ) {
-        let TransferSession { id, client, .. } = session;
+        let TransferSession { id, client, server, .. } = session;
         self.missing += 1;
-        self.no_data_connection.clients.record(now, client);
+        self.no_data_connection.record(now, (client, server));
         self.last_missing = Some(format!("session #{id}: {reason}"));
     }
 
@@ -186,10 +236,12 @@ impl Traffic {
         let overruns = self.overruns.record(now, *overruns);
         let uninspected = self.uninspected.record(now, uninspected);
         let used = self.used.record(now, pinholes_used);
-        let (unused, unused_clients) = self.unused_pinholes.recent(now, self.unused);
-        let (routeless, routeless_clients) = self.no_route.recent(now, self.routeless);
-        let (missing, missing_clients) = self.no_data_connection.recent(now, self.missing);
-        let (encrypted, encrypted_clients) = self.encrypted.recent(now, encrypted);
+        let servers = &mut self.servers;
+        let (unused, unused_concerned) = self.unused_pinholes.recent(now, self.unused, servers);
+        let (routeless, routeless_concerned) = self.no_route.recent(now, self.routeless, servers);
+        let (missing, missing_concerned) =
+            self.no_data_connection.recent(now, self.missing, servers);
+        let (encrypted, encrypted_concerned) = self.encrypted.recent(now, encrypted, servers);
         let within = format!("in the last {} minutes", RECENT_WINDOW.as_secs() / 60);
         if overruns > 0 {
             let text = format!(
@@ -210,58 +262,59 @@ impl Traffic {
         }
         if unused * UNUSED_SHARE > used {
             let last = self.last_unused.as_deref().unwrap_or_default();
-            let of_clients = of_clients(unused_clients);
             let text = format!(
-                "{} {within}{of_clients} did not arrive here in time; the last: {last}",
+                "{} {within}{unused_concerned} did not arrive here in time; the last: {last}",
                 counted(unused, "announced data connection")
             );
             let remedy = "if transfers fail, find what drops them before this gateway: the firewall of the end that \
                           connects, a provider, or a raw or ingress rule here; if clients are only late, raise \
                           [pinhole] timeout";
-            findings.add_named(ProblemName::UnusedPinholes, unused_clients, text, remedy);
+            findings.add_named(
+                ProblemName::UnusedPinholes,
+                unused_concerned.counting_clients(),
+                text,
+                remedy,
+            );
         }
         if missing >= MIN_MISSING && missing * UNUSED_SHARE > used {
             let last = self.last_missing.as_deref().unwrap_or_default();
-            let of_clients = of_clients(missing_clients);
             let text = format!(
-                "{missing} data connections {within}{of_clients} did not come about; the last: {last}"
+                "{missing} data connections {within}{missing_concerned} did not come about; the last: {last}"
             );
             let remedy = "if transfers fail: the firewall or the NAT of the end that does not answer, or of a router on \
                           the way to it, does not let the announced port in; `ftp-alg doctor` looks at the rules here";
             findings.add_named(ProblemName::NoDataConnection, 0, text, remedy);
         }
         if let Some((client, server)) = self.last_routeless.filter(|_| routeless >= MIN_ROUTELESS) {
-            let of_clients = of_clients(routeless_clients);
             let text = format!(
-                "{routeless} sessions {within}{of_clients} open nothing, because the packets of an end arrive on an \
+                "{routeless} sessions {within}{routeless_concerned} open nothing, because the packets of an end arrive on an \
                  interface to which no route to that end leads; the last: {client} -> {server}"
             );
             let remedy = "give that end a route by that interface with a higher metric, for example a second default \
                           route: ip route add default via ROUTER dev INTERFACE metric 500";
-            findings.add_named(ProblemName::NoRoute, routeless_clients, text, remedy);
+            findings.add_named(
+                ProblemName::NoRoute,
+                routeless_concerned.counting_clients(),
+                text,
+                remedy,
+            );
         }
         if encrypted > 0 && !unmarked_may_pass {
-            let of_clients = of_clients(encrypted_clients);
             let text = format!(
-                "{} {within}{of_clients} {} encrypted: ftp-alg cannot read the announcements, and the firewall drops the data \
+                "{} {within}{encrypted_concerned} {} encrypted: ftp-alg cannot read the announcements, and the firewall drops the data \
                  connections",
                 counted(encrypted, "session"),
                 was_or_were(encrypted)
             );
             let remedy = "open the server's passive ports to its clients, or make clients use plain FTP with \
                           [policy] auth-tls = \"refuse\"";
-            findings.add_named(ProblemName::Encrypted, encrypted_clients, text, remedy);
+            findings.add_named(
+                ProblemName::Encrypted,
+                encrypted_concerned.counting_clients(),
+                text,
+                remedy,
+            );
         }
         self.servers.add_findings(now, &within, findings);
-    }
-}
-
-/// Whose events they are, behind another word; empty if that is not known.
-fn of_clients(count: usize) -> String {
-    match count {
-        0 => String::new(),
-        1 => " of one client".to_owned(),
-        MIN_CLIENTS.. => format!(" of {MIN_CLIENTS} or more clients"),
-        few => format!(" of {few} clients"),
     }
 }
