@@ -120,7 +120,7 @@ impl DoctorOptions {
                 let remedy = "run doctor in the daemon's network namespace and with its --config";
                 Err(ProblemName::DaemonAbsent.problem(text, remedy))
             }
-            Err(error) => Err(health::daemon_problem(&error, !has_readers)),
+            Err(error) => Err(health::daemon_problem(&error)),
         }
     }
 }

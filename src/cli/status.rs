@@ -39,7 +39,7 @@ impl StatusOptions {
         };
         let answer = match answer {
             Err(error) => {
-                self.print_absence(&health::daemon_problem(&error, true))?;
+                self.print_absence(&health::daemon_problem(&error))?;
                 return Err(error.into());
             }
             Ok(answer) => answer,

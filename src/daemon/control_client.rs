@@ -29,7 +29,12 @@ pub enum ClientError {
     )]
     NoDaemon { path: PathBuf },
     #[error("no daemon was ready on {} within {}s", path.display(), limit.as_secs_f64())]
-    NotReady { path: PathBuf, limit: Duration },
+    NotReady {
+        path: PathBuf,
+        limit: Duration,
+        /// Whether a daemon has the socket, and did not answer.
+        is_silent: bool,
+    },
     #[error("the daemon on {} does not answer within {}s", path.display(), limit.as_secs_f64())]
     Silent { path: PathBuf, limit: Duration },
     #[error("not permitted to ask the daemon on {}: run this as the daemon's user, or as root", path.display())]
@@ -95,9 +100,10 @@ pub fn request_until_ready(
             done => return done,
         };
         if left.is_zero() {
+            let is_silent = matches!(error, ClientError::Silent { .. });
             return Err(match error {
                 ClientError::NoDaemon { path } | ClientError::Silent { path, .. } => {
-                    ClientError::NotReady { path, limit }
+                    ClientError::NotReady { path, limit, is_silent }
                 }
                 other => other,
             });

@@ -126,6 +126,25 @@ fn a_killed_daemon() {
         assert_eq!(problems(daemon, command), ["daemon-absent"], "{command}");
     }
     is_named_for_people(daemon, "daemon-absent", start, error);
+    let waited = daemon.ask(&["status", "--json", "--wait", "0.1"]).unwrap();
+    let waited: Value = serde_json::from_str(&waited.stdout_text()).unwrap();
+    assert_eq!(names(&waited, "problems"), ["daemon-absent"], "nobody hangs");
+}
+
+/// Who asks on the wrong socket learns which daemon runs, and nothing about FTP.
+#[test]
+fn a_daemon_with_another_control_socket() {
+    let Gateway { daemon, lab } = &gateway_with(Topology::Masquerade, "");
+    let file = configuration_file(daemon);
+    for command in [vec!["status"], vec!["doctor", "--config", &file]] {
+        let elsewhere = ["--json", "--socket", "/nonexistent/ftp-alg.sock"];
+        let done = lab.gateway.try_run(executable(), &[&command[..], &elsewhere].concat()).unwrap();
+        let said: Value = serde_json::from_str(&done.stdout_text()).unwrap();
+        assert_eq!(names(&said, "problems"), ["other-socket"], "{said}");
+        let process = format!("process {}", daemon.id());
+        assert!(said["problems"][0]["text"].as_str().unwrap().contains(&process), "{said}");
+        assert!(!said.to_string().contains("FTP will not work"), "{said}");
+    }
 }
 
 #[test]

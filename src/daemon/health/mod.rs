@@ -44,7 +44,10 @@ use crate::kernel::{
     operator_firewall,
     parameters::Backend,
     probe::{ConntrackAbilities, HostSettings},
-    table::Table,
+    table::{
+        Table,
+        readers::{self, QueueReader},
+    },
 };
 
 /// How to select the back end `conntrack`.
@@ -53,23 +56,34 @@ const NAMES_SECTION: &str = "names";
 /// How long an event of traffic counts.
 const RECENT_WINDOW: Duration = Duration::from_secs(600);
 
-/// The problem of a daemon that did not answer, according to `error`. If a daemon's table is loaded, its absence is
-/// certain only if the queues are `unread`.
-pub fn daemon_problem(error: &ClientError, unread: bool) -> Problem {
+/// The problem of a daemon that did not answer, according to `error`.
+pub fn daemon_problem(error: &ClientError) -> Problem {
     let text = error.to_string();
     let restart = "systemctl restart ftp-alg: sessions survive";
     match error {
-        ClientError::Silent { .. } | ClientError::NotReady { .. } => {
-            return ProblemName::DaemonHung.problem(text, restart);
-        }
-        ClientError::Answer { .. } => return ProblemName::DaemonHung.problem(text, restart),
+        ClientError::Silent { .. }
+        | ClientError::NotReady { is_silent: true, .. }
+        | ClientError::Answer { .. } => return ProblemName::DaemonHung.problem(text, restart),
         ClientError::NotPermitted { .. } => {
             return ProblemName::Privileges.problem(text, "run this as root");
         }
-        ClientError::NoDaemon { .. } | ClientError::System { .. } => {}
+        ClientError::NoDaemon { .. }
+        | ClientError::NotReady { .. }
+        | ClientError::System { .. } => {}
+    }
+    let readers = readers::readers_of_table();
+    if let Ok([QueueReader { process, name, .. }, ..]) = readers.as_deref() {
+        let process = process.as_raw_nonzero();
+        let text = format!(
+            "{text}; {name}, process {process}, reads the queue of table inet ftp_alg, so it has another control socket"
+        );
+        let remedy = format!(
+            "name its control socket with --socket: `tr '\\0' ' ' < /proc/{process}/cmdline` shows its options"
+        );
+        return ProblemName::OtherSocket.problem(text, remedy);
     }
     match Table::is_loaded() {
-        Ok(true) if unread => {
+        Ok(true) if readers.is_ok() => {
             let text = format!(
                 "{text}; table inet ftp_alg is still loaded: connections with adjusted sequence numbers stall, and \
                  others pass unread"

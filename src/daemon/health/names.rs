@@ -37,6 +37,8 @@ pub enum ProblemName {
     DaemonAbsent,
     /// No daemon runs, but its table is loaded.
     TableWithoutDaemon,
+    /// A daemon runs, with another control socket.
+    OtherSocket,
     /// A daemon does not answer in time, or in words that this program does not understand.
     DaemonHung,
     /// The daemon is of another version than this program.
@@ -101,6 +103,7 @@ impl ProblemName {
         match self {
             Self::DaemonAbsent
             | Self::TableWithoutDaemon
+            | Self::OtherSocket
             | Self::DaemonHung
             | Self::QueueTaken
             | Self::Kernel

@@ -39,9 +39,18 @@ pub struct QueueReader {
 /// The processes that read the queues of `parameters`, or of the loaded table. Root sees all of them; others see those
 /// with their own user and capabilities.
 pub fn readers(parameters: &RuleParameters) -> Result<Vec<QueueReader>, NetfilterError> {
+    readers_with(parameters.queues().collect())
+}
+
+/// The processes that read the queues of the loaded table, as far as they can be seen.
+pub fn readers_of_table() -> Result<Vec<QueueReader>, NetfilterError> {
+    readers_with(BTreeSet::new())
+}
+
+/// The processes that read the queues with these `numbers`, or those of the loaded table.
+fn readers_with(mut numbers: BTreeSet<u16>) -> Result<Vec<QueueReader>, NetfilterError> {
     let failed = |source| NetfilterError::system("look for the readers of queues", source);
     let mut socket = Socket::open().map_err(failed)?;
-    let mut numbers: BTreeSet<u16> = parameters.queues().collect();
     numbers.extend(queues_of_table(&mut socket).map_err(failed)?);
     let ports =
         numbers.into_iter().filter_map(|number| Some((number, queue::reader_port(number)?)));
