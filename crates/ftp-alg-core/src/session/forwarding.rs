@@ -315,10 +315,12 @@ impl Session {
     /// Replaces an out-of-order segment by a probe: an empty segment with a sequence number that the receiver has
     /// acknowledged. The receiver must answer it (RFC 9293 section 3.10.7.4), so it shows which bytes it has. A number
     /// just before the next one may be past what it has. The probe acknowledges only what is known to be acknowledged,
-    /// because otherwise an off-path attacker's segment with that number would count.
+    /// because otherwise an off-path attacker's segment with that number would count. After a pickup, less may be
+    /// acknowledged than was sent before, and `packet` says how much.
     pub(super) fn probe_receiver(&self, from: Side, packet: &Packet<'_>) -> ForwardAction {
         let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
-        let (seq, ack) = (sender.space.acked - 1, receiver.space.unacknowledged());
+        let seq = sender.space.acked - 1;
+        let ack = receiver.space.unacknowledged().min(sent_ack(receiver, packet));
         let (flags, window) = (flags::ACK, packet.window());
         ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent: 0 }
     }

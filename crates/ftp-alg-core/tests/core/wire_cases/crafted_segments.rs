@@ -328,3 +328,18 @@ fn a_probe_after_downtime_uses_an_answerable_sequence_number() {
     assert!(attack.send_through(0, both));
     assert_eq!(attack.victim.lines(), ["NOOP", "SITE X"]);
 }
+
+/// A client whose lost bytes are acknowledged never sends them again.
+#[test]
+fn a_probe_acknowledges_no_bytes_that_were_lost_before_a_pickup() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    attack.sim.forget();
+    // Its first line was lost, and so was the server's.
+    assert!(attack.send(6, b"SYST\r\n").is_some());
+    let late = attack.segment(Server, attack.server.wrapping_add(6), b"215 U\r\n");
+    let passed: Vec<_> = (0..2).filter_map(|_| attack.sim.forge(Server, &late)).collect();
+    assert_eq!(passed.last().map(|probe| probe.payload.len()), Some(0), "it is probed: {passed:?}");
+    for segment in passed {
+        assert_eq!(segment.ack, attack.client, "{segment:?}");
+    }
+}
