@@ -281,8 +281,8 @@ impl Traffic {
             let text = format!(
                 "{missing} data connections {within}{missing_concerned} did not come about; the last: {last}"
             );
-            let remedy = "if transfers fail: the firewall or the NAT of the end that does not answer, or of a router on \
-                          the way to it, does not let the announced port in; `ftp-alg doctor` looks at the rules here";
+            let remedy = "if transfers fail: the firewall or the NAT of the end that does not answer or connect, or of \
+                          a router on the way, drops it; `ftp-alg doctor` looks at the rules here";
             findings.add_named(ProblemName::NoDataConnection, 0, text, remedy);
         }
         if let Some((client, server)) = self.last_routeless.filter(|_| routeless >= MIN_ROUTELESS) {

@@ -10,7 +10,7 @@ use std::{
 use crate::engine::questions::effects::SessionRef;
 
 /// The SYN of a data connection was sent four times by then: Linux repeats it after 1, 3 and 7 seconds (RFC 6298).
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Limit of what is to be examined. The rest is reported at its end only.
 const MAX_EXAMINATIONS: usize = 1 << 17;
 

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     engine::{
         Counters, Effects, Entry, Epoch, EventKind, Renewal, SessionEnd,
-        examinations::Examinations,
+        examinations::{Examinations, PATIENCE},
         limits::{client_shares::ClientShares, memory::MemoryBudget, watched::WatchedConnections},
         offload::handover::{FlowChange, FlowChanges},
         packets::routes::RouteAnswers,
@@ -197,6 +197,12 @@ impl Sessions {
             entry.extra().pinholes.iter().filter(|held| held.in_use && held.deadline <= now);
         in_use.for_each(|held| self.pinholes.record_closed(held));
         let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
+        // One with a longer lifetime was examined before.
+        if lifetime <= PATIENCE
+            && let Some(held) = entry.pinhole_without_transfer().filter(|held| is_over(held))
+        {
+            effects.events.push(entry.event(EventKind::PinholeWaiting(held.pinhole)));
+        }
         while let Some(held) = entry.take_pinhole(is_over) {
             effects.events.push(entry.event(match held.is_refused {
                 true => EventKind::PinholeClosed(
