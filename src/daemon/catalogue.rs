@@ -30,7 +30,7 @@ pub const OF_SESSIONS: [Kind; 22] = [
     Kind { names: &["login"], levels: "debug", means: "the server accepted a login", remedy: "" },
     Kind {
         names: &["login-refused"],
-        levels: "debug",
+        levels: "info",
         means: "the server refused a login; `code` is its reply's",
         remedy: "many of one client: somebody guesses passwords",
     },

@@ -243,6 +243,8 @@ enum Topic {
     Missed,
     #[strum(serialize = "not-ftp", message = "connections that are not FTP")]
     NotFtp,
+    #[strum(serialize = "login-refused", message = "refused logins")]
+    LoginRefused,
 }
 
 impl Topic {
@@ -252,7 +254,8 @@ impl Topic {
             Self::Healed | Self::Kernel => Level::WARN,
             Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
             Self::Omitted | Self::Encrypted | Self::Unused | Self::Waiting => Level::WARN,
-            Self::Announcement | Self::Elsewhere | Self::Missed | Self::NotFtp => Level::INFO,
+            Self::Announcement | Self::Elsewhere | Self::Missed => Level::INFO,
+            Self::NotFtp | Self::LoginRefused => Level::INFO,
         }
     }
 
@@ -287,8 +290,8 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         EventKind::FromElsewhere(_) | EventKind::RouteMissing(_) => Some(Topic::Elsewhere),
         EventKind::Missed(_) => Some(Topic::Missed),
         EventKind::NotFtp(_) => Some(Topic::NotFtp),
+        EventKind::LoginRefused(_) => Some(Topic::LoginRefused),
         EventKind::LoggedIn
-        | EventKind::LoginRefused(_)
         | EventKind::SessionStarted
         | EventKind::SessionEnded(_)
         | EventKind::Transfer(_)

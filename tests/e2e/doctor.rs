@@ -480,7 +480,8 @@ fn a_running_daemon_is_no_obstacle_and_another_reader_of_the_queue_is() {
         let words = ["doctor", "--socket", "/nonexistent"];
         let done = lab.gateway.try_run(executable(), &words).unwrap();
         assert_eq!(done.status.code(), Some(1));
-        assert!(done.stdout_text().contains("taken by another program"), "{}", done.stdout_text());
+        let said = done.stdout_text();
+        assert!(said.contains("read by an ftp-alg with another control socket"), "{said}");
         // The daemon saw nobody at its table.
         wait_for("the daemon's next look", || daemon.counter("errors").is_ok());
         assert_eq!(daemon.counter("errors").unwrap(), 0);

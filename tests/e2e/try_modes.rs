@@ -196,6 +196,7 @@ fn a_refused_login_is_reported_with_the_reply() {
     assert!(!tried.text.contains("secret"), "{}", tried.text);
     let [refused] = &gateway.events("login-refused")[..] else { panic!() };
     assert_eq!((&refused["user"], &refused["code"]), (&json!("nobody"), &json!(530)), "{refused}");
+    assert!(gateway.daemon.log().contains("login refused"), "{}", gateway.daemon.log());
 }
 
 #[test]

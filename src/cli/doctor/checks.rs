@@ -157,8 +157,8 @@ impl Checks<'_> {
             (Some(_), Err(problem)) if ProblemName::DaemonHung.is_of(problem) => {
                 works(name, "read by a running ftp-alg that does not answer")
             }
-            (Some((_, reader)), Err(problem)) if ProblemName::OtherSocket.is_of(problem) => {
-                works(name, format!("read by an ftp-alg with another control socket ({reader})"))
+            (Some(_), Err(problem)) if ProblemName::OtherSocket.is_of(problem) => {
+                works(name, "read by an ftp-alg with another control socket")
             }
             (Some((_, reader)), Err(_)) => {
                 let says = format!("taken by another program ({reader})");
