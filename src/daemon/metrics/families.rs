@@ -185,7 +185,7 @@ fn of_the_daemon(reading: &Reading) -> Vec<Family> {
         Family::gauge(
             "ftp_alg_problems",
             problems.len() as u64,
-            "Problems that exist now, as ftp-alg status lists them.",
+            "Problems that exist now. Only ftp-alg status finds saved-table as well.",
         ),
         Family::gauge(
             "ftp_alg_warnings",
