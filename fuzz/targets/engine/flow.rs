@@ -108,6 +108,12 @@ impl Flow {
         }
     }
 
+    /// Whether its sender accepts segments with this acknowledgement: of nothing that was not sent (RFC 9293 section
+    /// 3.10.7.4), and not too old (RFC 5961 section 5.2).
+    pub fn may_acknowledge(&self, ack: u32) -> bool {
+        (-FARTHEST..=self.sent.len() as i32).contains(&self.place(ack)) // bounded above
+    }
+
     /// The sender was given the acknowledgement `ack`, which covers nothing that it has not sent.
     pub fn settle(&mut self, ack: u32) {
         let covered = self.place(ack);

@@ -493,7 +493,9 @@ impl Connection {
         if self.is_honest && segment.has(flags::ACK) {
             self.flow(from.peer()).settle(segment.ack);
         }
-        self.flow(from).receive(segment);
+        if self.flow(from.peer()).may_acknowledge(segment.ack) {
+            self.flow(from).receive(segment);
+        }
     }
 }
 
