@@ -175,7 +175,12 @@ fn text(report: &DoctorReport) -> String {
             text += &format!("{}{section}\n", if text.is_empty() { "" } else { "\n" });
         }
         let mark = check.mark;
-        let says = table::wrapped(&escape_control_characters(&check.says), width + 13);
+        // The name by which `status`, the log and the metrics know it.
+        let says = match check.problem.as_deref().filter(|name| *name != check.name) {
+            Some(name) => format!("{name}: {}", check.says),
+            None => check.says.clone(),
+        };
+        let says = table::wrapped(&escape_control_characters(&says), width + 13);
         text += &format!("  {mark:<7}  {:<width$}  {says}\n", check.name);
         for line in &check.details {
             text += &format!("  {:<7}  {:<width$}  {}\n", "", "", escape_control_characters(line));
@@ -240,7 +245,7 @@ mod tests {
         assert_eq!(
             text(&report),
             "kernel\n  ok       nat        says\n  missing  ctnetlink  says\n\n\
-             firewall\n  PROBLEM  forward    says\n      nft insert rule\n\n\
+             firewall\n  PROBLEM  forward    data-connections: says\n      nft insert rule\n\n\
              back end\n  nftables: a reason\n\n\
              FTP will not work through this gateway until the problems above are solved\n"
         );
