@@ -149,6 +149,18 @@ decisions                    0           0           0
 }
 
 #[test]
+fn the_clients_with_the_most_bytes_are_listed() {
+    let mut status = Status::default();
+    let client = |number| ClientBytes { client: format!("10.0.0.{number}"), bytes: 5000 };
+    status.transfers.top_clients = (1..=7).map(client).collect();
+    let shown = text(&status, PLAIN);
+    let (_, listed) = shown.split_once("\nmost bytes in the last hour\n").unwrap();
+    let listed: Vec<_> = listed.lines().take_while(|line| !line.is_empty()).collect();
+    assert_eq!(listed.len(), 5, "{shown}");
+    assert!(listed[0].starts_with("  10.0.0.1  ") && listed[0].ends_with("B"), "{shown}");
+}
+
+#[test]
 fn problems_come_first_then_warnings() {
     let one = |name| vec![Problem::new(name, "text", "remedy")];
     let status = Status { problems: one("table"), warnings: one("state"), ..Status::default() };

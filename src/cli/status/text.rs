@@ -11,14 +11,16 @@ use crate::{
         counted::counted,
         health::CheckStatus,
         snapshot::{
-            FastPathState, FastPathStatus, NameRow, Problem, Rates, ResultCounts, Status,
-            TransferTotals, WindowCounts,
+            ClientBytes, FastPathState, FastPathStatus, NameRow, Problem, Rates, ResultCounts,
+            Status, TransferTotals, WindowCounts,
         },
     },
 };
 
 /// Width of the names in a group of totals.
 const NAME_WIDTH: usize = 24;
+/// How many clients are listed.
+const TOP_CLIENTS: usize = 5;
 /// Width of the names and of each window in the table of rates.
 const RATE_WIDTHS: [usize; 2] = [18, 12];
 
@@ -32,6 +34,7 @@ pub(super) fn text(status: &Status, style: Style) -> String {
         findings(&style.yellow(&CheckStatus::Warning.to_string()), &status.warnings),
         state(status),
         rates(&status.rates),
+        top_clients(&status.transfers.top_clients),
         totals(status, style),
     ];
     parts.join("").trim_start_matches('\n').to_owned()
@@ -153,6 +156,20 @@ fn rates(rates: &Rates) -> String {
     add("drops", |window| Some(table::count(window.drops)));
     add("decisions", |window| Some(table::count(window.decisions)));
     text
+}
+
+/// The clients that moved most in the last hour.
+fn top_clients(clients: &[ClientBytes]) -> String {
+    let row = |ClientBytes { client, bytes }: &ClientBytes| {
+        format!("  {client:<NAME_WIDTH$}  {}\n", table::bytes(*bytes))
+    };
+    match clients {
+        [] => String::new(),
+        clients => {
+            let rows: String = clients.iter().take(TOP_CLIENTS).map(row).collect();
+            format!("\nmost bytes in the last hour\n{rows}")
+        }
+    }
 }
 
 /// The title of a window of `nominal` seconds: what it covers, unless that is nearly all.
