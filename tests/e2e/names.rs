@@ -154,5 +154,4 @@ fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
     assert_eq!(host_port(announced[1]).0, "198.51.100.77");
     // What conntrack has forgotten may end unseen: then its pinhole does in time.
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(35)).unwrap();
-    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
 }

@@ -29,7 +29,6 @@ fn memory_is_flat_and_nothing_is_left_under_full_load() {
     assert!(most <= first + GROWTH, "it grows: {sizes:?}");
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
     wait_for("the last session's end", || gateway.daemon.status().unwrap()["sessions"] == 0);
-    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     let status = gateway.daemon.status().unwrap();
     for none in ["errors", "unread_sessions", "malformed", "uninspected", "overruns"] {
         assert_eq!(status[none], 0, "{none}: {status}");

@@ -128,12 +128,13 @@ impl Daemon {
         Ok(self.status()?.get(name).and_then(Value::as_u64).unwrap_or(0))
     }
 
-    /// Waits until no pinhole is open, at most for `limit`. Pinholes close shortly after the end of a control
-    /// connection.
+    /// Waits until no pinhole is open, neither for the daemon nor in the kernel, at most for `limit`. The daemon closes
+    /// them after the verdict on the packet that ended the control connection, and lists them no more before that.
     pub fn wait_for_no_pinholes(&self, limit: Duration) -> Result<()> {
         wait_for("closing all pinholes", limit, || {
-            let open = self.pinholes()?;
-            Ok((!open.is_empty()).then(|| format!("{open:?}")))
+            let listed = self.pinholes()?;
+            let open = self.open_pinholes()?;
+            Ok((!listed.is_empty() || !open.is_empty()).then(|| format!("{listed:?} {open:?}")))
         })
     }
 

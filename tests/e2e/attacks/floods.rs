@@ -79,9 +79,6 @@ fn flood_of_announcements(back_end: &str, connections: usize) {
         assert_eq!(client.release().error, None);
     }
     scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-    wait_for("the last pinhole to close", || {
-        scene.gateway.daemon.open_pinholes().unwrap().is_empty()
-    });
     scene.assert_transfer();
     assert_eq!(scene.gateway.count("errors"), 0);
 }
@@ -117,5 +114,4 @@ fn all_sessions_of_a_client_share_its_pinhole_limit() {
         assert_eq!(client.release().error, None);
     }
     scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
 }

@@ -33,7 +33,6 @@ fn a_close_is_detected_although_the_closing_set_is_full() {
     fill(&scene, "closing", |number| (number + 1).to_string());
     assert_eq!(client.release().error, None);
     scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert!(limit(&scene, "closing_set") > 0);
 }
 

@@ -60,7 +60,6 @@ fn a_pinhole_closes_with_its_control_connection() {
         for end in [ask("QUIT"), vec![json!({"abort": true})], vec![json!({"sleep": 0})]] {
             attack_active_pinhole(back_end, &end, |scene, address, port| {
                 scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-                assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
                 let lab = &scene.gateway.lab;
                 assert_silent(&[(&lab.server, address, port), (&lab.outsider, address, port)]);
             });

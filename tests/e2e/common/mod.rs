@@ -172,7 +172,6 @@ impl Gateway {
     /// Asserts that nothing is left open, and that nothing failed in the daemon.
     pub fn assert_tidy(&self) {
         self.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-        assert_eq!(self.daemon.open_pinholes().unwrap(), [""; 0]);
         assert_eq!(self.daemon.counter("errors").unwrap(), 0, "{}", self.daemon.log());
         self.all_events();
     }
