@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use ftp_alg_core::engine::{
-    DropReason, Effects, Engine, Event, Host, KernelError, Released, Verdict, carry_out,
+    DropReason, Effects, Engine, Event, Host, KernelError, OmittedEvents, Released, Verdict,
+    carry_out,
 };
 
 use super::{
@@ -72,7 +73,10 @@ impl Host for DaemonHost<'_> {
     }
 
     /// If a journal cannot be written, packets are forwarded all the same. FTP works, but a restart loses sessions.
+    ///
+    /// Transfers that have ended are counted before their clients learn that, so a kill leaves none uncounted.
     fn conclude(&mut self, effects: &mut Effects) {
+        self.shared.count_ended_transfers(effects.ended_transfers());
         let shard = &self.shared.shards[effects.shard];
         if let Err(error) = shard.conclude(effects) {
             self.shared.report_error(&shard.describe_write_failure(&error));
@@ -101,8 +105,8 @@ impl Host for DaemonHost<'_> {
         self.shared.report_error(error);
     }
 
-    fn report_events(&mut self, events: &mut Vec<Event>, more: u64) {
-        self.shared.record_events(self.now, events, more);
+    fn report_events(&mut self, events: &mut Vec<Event>, omitted: OmittedEvents) {
+        self.shared.record_events(self.now, events, omitted);
     }
 }
 

@@ -270,6 +270,7 @@ fn reload(options: &DaemonOptions, config: &mut Config, service: &Workers) {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),
     }
+    service.shared.transfers.reopen_file(); // as after a rotation, also with an invalid configuration
     let refused = match load_again(options, config) {
         Ok(new) => {
             service.reload(&new);
@@ -281,7 +282,6 @@ fn reload(options: &DaemonOptions, config: &mut Config, service: &Workers) {
         Err(error) => Some(refused_reload(options, &error)),
     };
     service.shared.set_refused_reload(refused);
-    service.shared.transfers.reopen_file(); // as after a rotation, also with an invalid configuration
     notify(&[NotifyState::Ready]);
 }
 

@@ -13,7 +13,9 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Effects, Engine, Event, EventKind, Kernel, KernelError, Pinhole};
+use ftp_alg_core::engine::{
+    Effects, Engine, Event, EventKind, Kernel, KernelError, OmittedEvents, Pinhole,
+};
 
 use super::{
     counted::{counted, was_or_were},
@@ -27,7 +29,7 @@ use super::{
     rates::{CounterHistory, Counts},
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Problem, Status},
-    transfers::{Report, TransferFile, TransferReports, xferlog},
+    transfers::{DataConntrack, Report, TransferFile, TransferReports, xferlog},
     worker_progress::WorkerProgress,
 };
 use crate::{
@@ -119,12 +121,19 @@ impl SharedState {
     }
 
     /// Logs an engine's events, and hands them to the health checks. The engine left out `more` events.
-    pub(super) fn record_events(&self, now: Instant, events: &[Event], more: u64) {
+    pub(super) fn record_events(&self, now: Instant, events: &[Event], omitted: OmittedEvents) {
         self.health.record_events(now, events);
         let is_reported_later = |kind: &EventKind| self.transfers.reports(kind);
-        let ended_transfers = self.transfers.record(now, events);
-        self.events.record(events, is_reported_later, ended_transfers);
-        self.log.log_events(now, events, more, is_reported_later);
+        let lost = self.transfers.record(now, events, omitted.ended_transfers);
+        self.events.record(events, is_reported_later, lost);
+        self.log.log_events(now, events, omitted.all, is_reported_later);
+    }
+
+    /// Counts transfers that have ended, until they are reported.
+    pub(super) fn count_ended_transfers(&self, transfers: u64) {
+        if transfers > 0 && self.transfers.is_on() {
+            self.events.count_ended_transfers(transfers);
+        }
     }
 
     /// Logs and counts the transfers that an earlier daemon has not reported.
@@ -164,15 +173,6 @@ impl SharedState {
         });
         let failure = self.transfers.append(file, lines.as_deref().unwrap_or_default());
         self.health.set_transfer_file(failure);
-    }
-
-    /// What conntrack has counted of a data connection.
-    pub(super) fn counted(
-        &self,
-        initiator: SocketAddr,
-        dialled: SocketAddr,
-    ) -> Option<[CountedPackets; 2]> {
-        lock(&self.kernel).counted_packets(initiator, dialled).ok().flatten()
     }
 
     /// Updates the sets of ports. Returns whether they have changed.
@@ -295,5 +295,15 @@ impl SharedState {
                 self.report_error(&shard.describe_write_failure(&error));
             }
         }
+    }
+}
+
+impl DataConntrack for SharedState {
+    fn counted(&self, initiator: SocketAddr, dialled: SocketAddr) -> Option<[CountedPackets; 2]> {
+        lock(&self.kernel).counted_packets(initiator, dialled).ok().flatten()
+    }
+
+    fn is_running(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool {
+        lock(&self.kernel).is_running(initiator, dialled).unwrap_or(false)
     }
 }

@@ -443,9 +443,7 @@ impl Workers {
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
             let publish = |reports| shared.publish_reports(reports, file.as_mut());
-            let kernel = Arc::clone(&shared);
-            let mut count_packets = move |initiator, dialled| kernel.counted(initiator, dialled);
-            shared.transfers.run(data_packets, &mut count_packets, publish, &stop);
+            shared.transfers.run(data_packets, &*shared, publish, &stop);
             Ok(())
         };
         let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());

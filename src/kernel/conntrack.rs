@@ -199,6 +199,12 @@ impl Conntrack {
         Ok(self.query(Tuple { source, destination }, counters)?.pop())
     }
 
+    /// Whether a TCP connection with this original tuple is not over.
+    pub fn is_running(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
+        let found = self.query(Tuple { source, destination }, |entry| Some(!is_over(entry)))?;
+        Ok(found.contains(&true))
+    }
+
     /// What `parse` reads of the connections with this tuple, at most one in each zone.
     fn query<T>(
         &mut self,

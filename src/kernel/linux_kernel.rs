@@ -182,6 +182,11 @@ impl LinuxKernel {
     ) -> io::Result<Option<[CountedPackets; 2]>> {
         self.conntrack.counted(source, destination)
     }
+
+    /// Whether a connection is not over: see [`Conntrack::is_running`].
+    pub fn is_running(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
+        self.conntrack.is_running(source, destination)
+    }
 }
 
 impl Kernel for LinuxKernel {

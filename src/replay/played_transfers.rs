@@ -70,8 +70,11 @@ impl PlayedTransfers {
             return Vec::new();
         }
         self.last_look = Some(now);
-        let finished =
-            if is_end { self.tracker.take_all() } else { self.tracker.take_finished(now) };
+        let finished = match is_end {
+            true => self.tracker.take_all(),
+            // A capture has the ends of data connections.
+            false => self.tracker.take_finished(now, |_, _| true),
+        };
         finished.into_iter().filter_map(|finished| self.locate(*finished)).collect()
     }
 

@@ -42,8 +42,7 @@ struct EventIds {
     origin: u64,
     /// The next one.
     next: u64,
-    /// Transfers that have ended, less those that are reported. Below zero for a moment if one is reported before it is
-    /// counted.
+    /// Transfers that have ended, less those that are reported.
     unreported: i64,
     /// The last session with an event.
     last_session: u64,
@@ -119,20 +118,27 @@ impl EventRing {
         lock(&self.0).unreported_before
     }
 
-    /// Records the events of sessions, except those that are recorded later, when all is known of them. Counts those of
-    /// them that are ended transfers.
+    /// Counts transfers that have ended, until they are recorded.
+    pub(super) fn count_ended_transfers(&self, transfers: u64) {
+        let mut ring = lock(&self.0);
+        ring.ids.unreported += transfers as i64;
+        ring.ids.save();
+    }
+
+    /// Records the events of sessions, except those that are recorded later, when all is known of them. Of ended transfers,
+    /// so many are `lost`: they are never recorded.
     pub(super) fn record(
         &self,
         events: &[Event],
         is_later: impl Fn(&EventKind) -> bool,
-        ended_transfers: u64,
+        lost: u64,
     ) {
         let now = events.iter().filter(|event| !is_later(&event.kind));
         let recorded: Vec<_> =
             now.map(|event| (SystemTime::now(), What::Session(event.clone()))).collect();
-        if !recorded.is_empty() || ended_transfers > 0 {
+        if !recorded.is_empty() || lost > 0 {
             let mut ring = lock(&self.0);
-            ring.ids.unreported += ended_transfers as i64;
+            ring.ids.unreported -= lost as i64;
             ring.push(recorded);
         }
     }
@@ -317,7 +323,8 @@ mod tests {
         assert_eq!((answer.events[0].0.id, answer.lost), (first + 3, Some(2)));
         assert_eq!(ring.after(first + 2).lost, Some(0));
         assert_eq!(open().last_session(), 4);
-        ring.record(&[], |_| false, 2);
+        ring.count_ended_transfers(3);
+        ring.record(&[], |_| false, 1);
         assert_eq!(open().unreported_before(), 2);
         assert_eq!(open().unreported_before(), 0, "once");
         // Garbage, as another program may leave it.

@@ -97,14 +97,19 @@ struct WaitingPinhole {
     pinhole: Pinhole,
 }
 
-/// Asks what conntrack has counted of a data connection, by its initiator and the destination that this dialled: in the
-/// initiator's direction, and in the other.
-pub(super) type CountPackets = dyn FnMut(SocketAddr, SocketAddr) -> Option<[CountedPackets; 2]>;
+/// What conntrack has of a data connection, by its initiator and the destination that this dialled.
+pub(super) trait DataConntrack {
+    /// What it has counted in the initiator's direction, and in the other.
+    fn counted(&self, initiator: SocketAddr, dialled: SocketAddr) -> Option<[CountedPackets; 2]>;
+
+    /// Whether the connection is not over.
+    fn is_running(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool;
+}
 
 /// What the thread knows.
 struct Known<'a> {
     tracker: TransferTracker,
-    count_packets: &'a mut CountPackets,
+    conntrack: &'a dyn DataConntrack,
     session_bytes: SessionBytes,
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(Instant, Box<SessionReport>)>,
@@ -170,28 +175,29 @@ impl TransferReports {
         }
     }
 
-    /// Takes over the events that are reported here. Returns how many of them are transfers that have ended.
-    pub(super) fn record(&self, now: Instant, events: &[Event]) -> u64 {
+    /// Takes over the events that are reported here. Returns how many transfers that have ended are not reported, with the
+    /// `omitted` ones.
+    pub(super) fn record(&self, now: Instant, events: &[Event], omitted: u64) -> u64 {
         if !self.is_on {
             return 0;
         }
-        let (mut inbox, mut ended) = (None, 0);
+        let (mut inbox, mut lost) = (None, omitted);
         let reported = events.iter().filter(|event| self.reports(&event.kind));
         for received in reported.filter_map(Received::of) {
             let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
-            let is_ended = u64::from(matches!(received, Received::Ended(_)));
             if inbox.len() >= MAX_INBOX {
-                self.count_lost(is_ended);
+                lost += u64::from(matches!(received, Received::Ended(_)));
                 continue;
             }
-            ended += is_ended;
             let at = match &received {
                 Received::Ended(transfer) => transfer.transfer.ended.unwrap_or(now),
                 _ => now,
             };
             inbox.push((at, received));
         }
-        ended
+        drop(inbox);
+        self.count_lost(lost);
+        lost
     }
 
     /// Counts transfers that are not reported.
@@ -215,13 +221,13 @@ impl TransferReports {
     pub(super) fn run(
         &self,
         mut data_packets: Option<DataPackets>,
-        count_packets: &mut CountPackets,
+        conntrack: &dyn DataConntrack,
         mut publish: impl FnMut(Vec<Report>),
         stop: &AtomicBool,
     ) {
         let mut known = Known {
             tracker: TransferTracker::new(data_packets.is_some()),
-            count_packets,
+            conntrack,
             session_bytes: SessionBytes::default(),
             ended_sessions: VecDeque::new(),
             waiting_pinholes: VecDeque::new(),
@@ -245,7 +251,9 @@ impl TransferReports {
             self.handle_received(&mut known, now);
             let finished = match is_last {
                 true => known.tracker.take_all(),
-                false => known.tracker.take_finished(Instant::now()),
+                false => known.tracker.take_finished(Instant::now(), |initiator, dialled| {
+                    conntrack.is_running(initiator, dialled)
+                }),
             };
             finished.into_iter().for_each(|finished| self.report(finished, &mut known));
             known.report_missing_connections(now);
@@ -309,7 +317,9 @@ impl TransferReports {
     }
 
     fn report(&self, mut finished: Box<FinishedTransfer>, known: &mut Known<'_>) {
-        accounting::complete_bytes(&mut finished, &mut *known.count_packets);
+        accounting::complete_bytes(&mut finished, |initiator, dialled| {
+            known.conntrack.counted(initiator, dialled)
+        });
         lock(&self.totals).count(Instant::now(), &finished);
         known.session_bytes.add(&finished);
         known.reports.push(Report::Transfer(finished));
@@ -334,12 +344,14 @@ impl Known<'_> {
 
     /// Reports the ends of sessions whose transfers are reported by `now`. `None` stands for the end of the daemon.
     fn report_ended_sessions(&mut self, now: Option<Instant>) {
-        let is_idle = self.tracker.is_idle();
-        let is_due = |until: Instant| is_idle || now.is_none_or(|now| until <= now);
-        while self.ended_sessions.front().is_some_and(|(until, _)| is_due(*until))
-            && let Some((_, mut report)) = self.ended_sessions.pop_front()
-        {
+        let waiting = self.tracker.waiting_sessions();
+        let is_due = |until: Instant| waiting.is_empty() || now.is_none_or(|now| until <= now);
+        for (until, mut report) in std::mem::take(&mut self.ended_sessions) {
             let SessionReport { session, ended, .. } = &*report;
+            if !is_due(until) || waiting.contains(&session.id) {
+                self.ended_sessions.push_back((until, report));
+                continue;
+            }
             report.bytes = self.session_bytes.take(session.id, ended.transfers);
             self.reports.push(Report::SessionEnd(report));
         }

@@ -10,6 +10,18 @@ use ftp_alg_core::engine::TransferResult;
 
 use super::*;
 
+struct NoConntrack;
+
+impl DataConntrack for NoConntrack {
+    fn counted(&self, _: SocketAddr, _: SocketAddr) -> Option<[CountedPackets; 2]> {
+        None
+    }
+
+    fn is_running(&self, _: SocketAddr, _: SocketAddr) -> bool {
+        false
+    }
+}
+
 pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfer {
     let end = match code {
         Some(code) => TransferEnd::Replied(Reply { code }),
@@ -75,9 +87,9 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     let TransferSession { id, client, server } = session;
     let kind = EventKind::Transfer(transfer);
     let events = vec![Event { session: id, client, server, user: None, kind }; MAX_INBOX + 3];
-    reports.record(Instant::now(), &events);
-    assert_eq!(reports.totals().lost, 3);
-    reports.run(None, &mut |_, _| None, |_| {}, &AtomicBool::new(true));
+    assert_eq!(reports.record(Instant::now(), &events, 2), 5);
+    assert_eq!(reports.totals().lost, 5);
+    reports.run(None, &NoConntrack, |_| {}, &AtomicBool::new(true));
     let totals = reports.totals();
     assert_eq!((totals.unknown.complete, totals.bytes_up), (MAX_INBOX as u64, 0));
 }
@@ -93,10 +105,10 @@ fn reported_session(transfers: &[Arc<Transfer>], counted: u32) -> (Option<u64>, 
     let duration = Duration::from_secs(3);
     let ended = EndedSession { end, user, transfers: counted, duration };
     events.push(event(EventKind::SessionEnded(ended)));
-    reports.record(Instant::now(), &events);
+    assert_eq!(reports.record(Instant::now(), &events, 0), 0);
     let mut published = Vec::new();
     let publish = |reports| published.extend(reports);
-    reports.run(None, &mut |_, _| None, publish, &AtomicBool::new(true));
+    reports.run(None, &NoConntrack, publish, &AtomicBool::new(true));
     assert_eq!(published.len(), events.len());
     match published.pop() {
         Some(Report::SessionEnd(report)) => (report.bytes, report.to_string()),

@@ -1,9 +1,11 @@
 //! What the end-to-end tests share, and what they all name: a gateway that runs, and scripted ends of a session.
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+mod captures;
 pub mod dialogues;
 mod event_schema;
 mod fast_load;
+mod fast_path;
 mod load;
 mod names;
 
@@ -31,8 +33,10 @@ pub use ftp_alg_lab::{
 use serde::Serialize;
 pub use serde_json::{Value, json};
 
+pub use captures::{captured, captures};
 pub use event_schema::event_of;
 pub use fast_load::{DATA_TIMEOUT, Failure, FastLoad};
+pub use fast_path::{fast_path, fast_path_gateway, has_tcx, until_on_fast_path};
 pub use load::{Load, LoadReport, LoadSpec};
 pub use names::{NAME, NameServer, reload, row, shell_program, wait_for_address};
 
@@ -391,6 +395,13 @@ impl GatedClient {
         std::fs::write(self.gates.remove(0), b"").unwrap();
     }
 
+    /// Opens the next gate, and waits until the client is at the one behind it.
+    pub fn reach_next_gate(&mut self) {
+        let reached = self.process.log().lines().count();
+        self.open_gate();
+        wait_for("the client's next gate", || self.process.log().lines().count() > reached);
+    }
+
     /// Opens all gates, and gives what became of the session.
     pub fn release(mut self) -> Session {
         while !self.gates.is_empty() {
@@ -506,12 +517,6 @@ pub fn pins(lab: &Lab) -> Vec<PathBuf> {
     all.map(|entry| entry.unwrap().path()).filter(is_own).collect()
 }
 
-/// Captures on both sides of the gateway: towards the client, towards the server.
-pub fn captures(lab: &Lab) -> (Capture, Capture) {
-    let start = |side| Capture::start(&lab.gateway, side, "tcp").unwrap();
-    (start(lab.client_side()), start(lab.server_side()))
-}
-
 /// What comes of a connection from `host` to `address` that something answers (`open`, `refused`).
 pub fn connect(host: &Host, address: &str, port: u16) -> String {
     connect_within(host, address, port, scaled_timeout(Duration::from_secs(8)))
@@ -559,28 +564,6 @@ pub fn configuration_file(daemon: &Daemon) -> String {
 /// `ftp-alg doctor` with the daemon's configuration.
 pub fn doctor(daemon: &Daemon) -> ProgramOutput {
     daemon.ask(&["doctor", "--config", &configuration_file(daemon)]).unwrap()
-}
-
-/// What `ftp-alg status` says of the fast path.
-pub fn fast_path(daemon: &Daemon) -> Value {
-    daemon.status().unwrap()["fast_path"].clone()
-}
-
-/// Whether the kernel has TCX, according to the [state](fast_path) of the fast path.
-pub fn has_tcx(state: &Value) -> bool {
-    !state["why"].as_str().unwrap_or_default().contains("TCX")
-}
-
-/// A gateway whose fast path is on; nothing where the kernel cannot have it, and then that is printed.
-pub fn fast_path_gateway(topology: Topology) -> Option<Gateway> {
-    let gateway = gateway_with(topology, FAST_PATH);
-    let state = fast_path(&gateway.daemon);
-    if !has_tcx(&state) {
-        println!("not tried: {}", state["why"]);
-        return None;
-    }
-    assert_eq!(state["state"], "on", "{state}");
-    Some(gateway)
 }
 
 /// The lines of a ruleset, without the elements of sets and maps.

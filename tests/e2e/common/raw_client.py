@@ -6,13 +6,14 @@ puts a router alert into each packet. IPv4 only. Nothing is retransmitted, so th
 the host must keep its own resets back.
 A STEP is {"send": TEXT}, or {"send": TEXT, "closed": SECONDS}: the window is closed for that long, and
 probes are answered; or {"send": TEXT, "reversed": true}: each line is a segment of its own, and the last line
-goes first; or {"send": TEXT, "edge": BYTES}: for a second and a half the server may send as many bytes, and replies are not
-expected; `TEXT` goes in two segments, if not "whole"; or {"ahead": BYTES, "edge": BYTES}, an acknowledgement with a
-later sequence number, and the same limit. Each other line is followed by a reply; so is the handshake.
+goes first; or {"send": TEXT, "edge": BYTES}: the server may send as many bytes, and the next step is when it has sent
+them or is silent; `TEXT` goes in two segments, if not "whole"; or {"ahead": BYTES, "edge": BYTES}, an acknowledgement
+with a later sequence number, and the same limit. Each other line is followed by a reply; so is the handshake.
 Prints one JSON object: {"replies": [TEXT, ...], "rest": TEXT that no step took, "probes": N, "error": TEXT or
 null}.
 """
 import json
+import os
 import random
 import socket
 import struct
@@ -21,6 +22,8 @@ import time
 
 FIN, SYN, PSH, ACK = 1, 2, 8, 16
 plan = json.loads(sys.argv[1])
+# The factor for busy and emulated machines, as in the rest of the lab.
+PATIENCE = float(os.environ.get("FTP_ALG_LAB_PATIENCE", "1"))
 source, host = (socket.inet_aton(plan[key]) for key in ("source", "host"))
 port = random.randrange(20000, 30000)
 wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
@@ -93,13 +96,22 @@ def take():
 
 def reply():
     global received
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 10 * PATIENCE
     while b"\n" not in received:
         if time.monotonic() > deadline:
             raise TimeoutError(f"no reply; {received!r}, {probes} probes")
         take()
     line, received = received.split(b"\n", 1)
     return line.decode("latin-1").rstrip("\r")
+
+
+def settle(limit):
+    """Takes what comes, until nothing has come for `limit` seconds, or for less after something has."""
+    heard, last = len(received), time.monotonic()
+    while time.monotonic() < last + (0.5 if len(received) >= edge else limit):
+        take()
+        if len(received) > heard:
+            heard, last, limit = len(received), time.monotonic(), 1.5 * PATIENCE
 
 
 replies, error = [], None
@@ -119,9 +131,7 @@ try:
             for part in [text] if step.get("whole") else [text[:1], text[1:]]:
                 if part:
                     send(ACK | PSH, part)
-            ends = time.monotonic() + 1.5
-            while time.monotonic() < ends:
-                take()
+            settle((1.5 if "ahead" in step else 10) * PATIENCE)
             continue
         if step.get("reversed"):
             send_reversed(text.splitlines(keepends=True))

@@ -181,9 +181,9 @@ impl ClientActivity {
         self.named_user = Some(name);
     }
 
-    /// The user whose login is pending, or was refused.
-    pub fn named_user(&self) -> Option<Arc<str>> {
-        self.named_user.as_deref().map(Arc::from)
+    /// Takes the user whose login was refused. A later 230 is that of an earlier login: vsftpd says `Already logged in`.
+    pub fn take_refused_user(&mut self) -> Option<Arc<str>> {
+        self.named_user.take().map(Arc::from)
     }
 
     /// Records that the start of the session is reported. Returns whether it was not before.
@@ -305,8 +305,11 @@ impl ClientActivity {
         names + paths + self.transfers.capacity() * size_of::<PendingTransfer>()
     }
 
-    /// The absolute form of `path`, if it is known.
+    /// The absolute form of `path`, if it is known. Many servers take `~` for a home directory.
     fn resolve(&self, path: &str) -> Option<Box<str>> {
+        if path.starts_with('~') {
+            return None;
+        }
         let is_absolute = path.starts_with('/');
         let base = if is_absolute { "/" } else { self.directory.as_deref()? };
         Some(resolve_path(base, path))

@@ -226,11 +226,23 @@ impl fmt::Display for DecidedAnnouncement {
 #[derive(Debug, Default)]
 pub struct Events {
     list: Vec<Event>,
-    omitted: u64,
+    omitted: OmittedEvents,
 }
 
-/// Limit of stored events. One segment can contain hundreds of commands.
-const MAX_EVENTS: usize = 1024;
+/// Events that were left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OmittedEvents {
+    /// All of them.
+    pub all: u64,
+    /// Those that are transfers that have ended.
+    pub ended_transfers: u64,
+}
+
+/// Limit of stored events. One segment can contain hundreds of commands. The ring buffer of the fast path can have 5461
+/// lines, for example after a restart.
+pub(super) const MAX_EVENTS: usize = 6144;
+/// Room for events that stays for the next ones.
+const RETAINED_EVENTS: usize = 1024;
 /// Limit of the events of a session's end: of its transfers, and of itself.
 const MAX_OF_END: usize = 8;
 
@@ -240,8 +252,15 @@ impl Events {
         if self.list.len() < MAX_EVENTS {
             self.list.push(event);
         } else {
-            self.omitted += 1;
+            self.omitted.all += 1;
+            self.omitted.ended_transfers += u64::from(matches!(event.kind, EventKind::Transfer(_)));
         }
+    }
+
+    /// The number of transfers that have ended, with those that are omitted.
+    pub fn ended_transfers(&self) -> u64 {
+        let is_one = |event: &&Event| matches!(event.kind, EventKind::Transfer(_));
+        self.list.iter().filter(is_one).count() as u64 + self.omitted.ended_transfers
     }
 
     /// Whether there is room for the events of another session's end. If not, the session can end later.
@@ -249,19 +268,26 @@ impl Events {
         self.list.len() + MAX_OF_END <= MAX_EVENTS
     }
 
-    /// Adds several events, and a number of omitted ones.
-    pub fn append(&mut self, events: &mut Vec<Event>, omitted: u64) {
-        events.drain(..).for_each(|event| self.push(event));
-        self.omitted += omitted;
+    /// Removes the events, and frees the room that is seldom needed.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.list.shrink_to(RETAINED_EVENTS);
     }
 
-    /// The stored events, to be drained, and the number of omitted ones.
-    pub fn pending_mut(&mut self) -> (&mut Vec<Event>, u64) {
+    /// Adds several events, and omitted ones.
+    pub fn append(&mut self, events: &mut Vec<Event>, omitted: OmittedEvents) {
+        events.drain(..).for_each(|event| self.push(event));
+        self.omitted.all += omitted.all;
+        self.omitted.ended_transfers += omitted.ended_transfers;
+    }
+
+    /// The stored events, to be drained, and the omitted ones.
+    pub fn pending_mut(&mut self) -> (&mut Vec<Event>, OmittedEvents) {
         (&mut self.list, std::mem::take(&mut self.omitted))
     }
 
-    /// Takes the stored events and the number of omitted ones.
-    pub fn take(&mut self) -> (Vec<Event>, u64) {
+    /// Takes the stored events and the omitted ones.
+    pub fn take(&mut self) -> (Vec<Event>, OmittedEvents) {
         (std::mem::take(&mut self.list), std::mem::take(&mut self.omitted))
     }
 }

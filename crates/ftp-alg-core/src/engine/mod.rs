@@ -33,7 +33,7 @@ pub use activity::{
 pub use counters::{Counters, Drops, Limits, Refusals, Unread};
 use endpoints::ClientKey;
 pub use endpoints::{Pinhole, Translation};
-pub use events::{DecidedAnnouncement, Event, EventKind};
+pub use events::{DecidedAnnouncement, Event, EventKind, OmittedEvents};
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;
 pub use offload::handover::{

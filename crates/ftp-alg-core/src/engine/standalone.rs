@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use crate::engine::{
-    Effects, Engine, Event, Host, Kernel, PacketMeta, QueuedPacket, Released, Token, Verdict,
-    carry_out, events::Events,
+    Effects, Engine, Event, Host, Kernel, OmittedEvents, PacketMeta, QueuedPacket, Released, Token,
+    Verdict, carry_out, events::Events,
 };
 
 /// What happened to a packet.
@@ -120,7 +120,8 @@ impl<K: Kernel> Standalone<K> {
 
     /// Events since the last call, and the number of omitted ones.
     pub fn take_events(&mut self) -> (Vec<Event>, u64) {
-        self.events.take()
+        let (events, omitted) = self.events.take();
+        (events, omitted.all)
     }
 }
 
@@ -153,7 +154,7 @@ impl<K: Kernel> Host for Standalone<K> {
         }
     }
 
-    fn report_events(&mut self, events: &mut Vec<Event>, omitted: u64) {
+    fn report_events(&mut self, events: &mut Vec<Event>, omitted: OmittedEvents) {
         self.events.append(events, omitted);
     }
 }

@@ -487,7 +487,7 @@ fn a_flood_of_ungreeted_connections_evicts_no_verified_session() {
     assert_eq!(counters.uninspected, 999, "after the tenth no session can be evicted");
     let (events, more) = gateway.take_events();
     assert_eq!(events.len() as u64 + more, 9900);
-    assert!(events.len() <= 1024);
+    assert!(events.len() <= super::events::MAX_EVENTS);
     assert!(events[0].to_string().ends_with("for a newer connection: max-sessions is reached"));
 }
 

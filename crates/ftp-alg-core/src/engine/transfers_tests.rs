@@ -1,6 +1,10 @@
 //! Which transfers are reported, and how they ended.
 
 use super::*;
+use crate::engine::{
+    OmittedEvents,
+    events::{Events, MAX_EVENTS},
+};
 
 const PORT: &str = "> PORT 192,168,150,80,14,178 < 200 ok";
 
@@ -96,6 +100,16 @@ fn a_refused_login_has_its_user_and_code() {
     }
 }
 
+/// vsftpd says so to any password, and the session stays that of the earlier user.
+#[test]
+fn a_refused_user_is_not_that_of_a_later_transfer() {
+    let mut talk = Conversation::logged_in();
+    talk.play("> USER ann < 530 no > PASS x < 230 Already logged in.");
+    talk.play(&format!("{PORT} > RETR a < 150 x < 226 y"));
+    let users: Vec<_> = talk.transfers().into_iter().map(|transfer| transfer.user).collect();
+    assert_eq!(users, [Some("joe".into())]);
+}
+
 #[test]
 fn a_transfer_ends_with_its_connection() {
     let mut talk = Conversation::logged_in();
@@ -120,6 +134,11 @@ fn paths_are_absolute_if_the_directory_is_known() {
         ("> CWD /pub < 250 ok > CWD a > CWD /x < 550 no < 550 no", "f"),
         ("> CWD a > CWD /pub < 250 ok < 250 ok > PWD < 257 \"/pub\"", "/pub/f"),
         ("> NOOP > CWD /x < 200 ok < 550 no > PWD < 257 \"/y\"", "/y/f"),
+        // A home directory, where servers take it for one.
+        ("> CWD /pub < 250 ok > CWD ~ < 250 ok", "f"),
+        ("> CWD /pub < 250 ok > CWD ~joe/x < 550 no", "/pub/f"),
+        // Pure-FTPd does not double quotes.
+        ("> CWD /pub < 250 ok > PWD < 257 \"/pub/a\"b\" is it", "f"),
         // The directory of another user.
         ("> CWD /pub < 250 ok > USER x < 331 p > PASS y < 230 in", "f"),
     ] {
@@ -347,7 +366,8 @@ fn a_pending_transfer_is_examined_once() {
 #[test]
 fn no_end_is_left_out_if_many_sessions_expire_at_once() {
     let mut talk = Conversation::logged_in();
-    for _ in 0..600 {
+    let count = crate::engine::events::MAX_EVENTS / 2;
+    for _ in 0..count {
         talk.play(&format!("{PORT} > RETR a < 150 here"));
         talk = talk.connect_again();
     }
@@ -361,5 +381,18 @@ fn no_end_is_left_out_if_many_sessions_expire_at_once() {
         transfers += events.iter().filter(|event| event.kind.name() == "transfer").count();
         sessions += events.iter().filter(|event| event.kind.name() == "session-ended").count();
     }
-    assert_eq!((transfers, sessions, omitted), (600, 601, 0), "{before}");
+    assert_eq!((transfers, sessions, omitted), (count, count + 1, 0), "{before}");
+}
+
+#[test]
+fn transfers_for_whose_events_there_is_no_room_are_counted() {
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > RETR a < 150 x < 226 y"));
+    let (known, _) = talk.gateway.take_events();
+    let transfer = known.iter().find(|event| event.kind.name() == "transfer").unwrap();
+    let mut events = Events::default();
+    (0..MAX_EVENTS + 3).for_each(|_| events.push(transfer.clone()));
+    assert_eq!(events.ended_transfers(), MAX_EVENTS as u64 + 3);
+    let (stored, omitted) = events.take();
+    assert_eq!((stored.len(), omitted), (MAX_EVENTS, OmittedEvents { all: 3, ended_transfers: 3 }));
 }

@@ -122,14 +122,17 @@ fn without_options(mut argument: &[u8]) -> &[u8] {
 }
 
 /// The directory that a 257 names: what is between the first quotes, where quotes are doubled (RFC 959 appendix II), and
-/// by some servers 0xff as well, as for Telnet.
+/// by some servers 0xff as well, as for Telnet. `None` if they may not be doubled, as in those of Pure-FTPd.
 pub(super) fn named_directory(line: &[u8]) -> Option<Box<str>> {
     let start = line.iter().position(|byte| *byte == b'"')? + 1;
     let (mut name, mut rest) = (Vec::new(), line[start..].iter());
     while let Some(byte) = rest.next() {
         let is_doubled = rest.as_slice().first() == Some(byte);
         match byte {
-            b'"' if !is_doubled => return Some(escape_name(&name)),
+            b'"' if !is_doubled => {
+                let ends = rest.as_slice().first().is_none_or(u8::is_ascii_whitespace);
+                return ends.then(|| escape_name(&name));
+            }
             b'"' | 0xff if is_doubled => _ = rest.next(),
             _ => {}
         }
@@ -198,6 +201,7 @@ mod tests {
         for (line, expected) in [
             ("257 \"/pub\" is the current directory", Some("/pub")),
             ("257 \"/a\"\"b\" created", Some("/a\"b")),
+            ("257 \"/a\"b\" is it", None),
             ("257 \"\"", Some("")),
             ("257 \"/open", None),
             ("257 none", None),

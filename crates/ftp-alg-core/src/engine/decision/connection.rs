@@ -130,7 +130,7 @@ impl Connection<'_> {
             DialogueEvent::LoginRefused(reply) => {
                 self.counters.logins_refused += 1;
                 let mut refused = self.entry.event(EventKind::LoginRefused(reply.code));
-                refused.user = self.entry.extra().activity.named_user();
+                refused.user = self.entry.activity_mut().take_refused_user();
                 self.effects.events.push(refused);
             }
             DialogueEvent::NotFtp => {

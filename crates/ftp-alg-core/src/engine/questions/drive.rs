@@ -14,8 +14,8 @@
 use std::{mem::take, time::Instant};
 
 use crate::engine::{
-    Effects, Engine, Event, EventKind, Injection, Kernel, KernelError, Lookup, Opening,
-    QueueModeChange, Side,
+    Effects, Engine, Event, EventKind, Injection, Kernel, KernelError, Lookup, OmittedEvents,
+    Opening, QueueModeChange, Side,
 };
 
 /// The environment of engines: the daemon, `replay`, the simulated network.
@@ -47,8 +47,8 @@ pub trait Host {
         self.with_engine(shard, |engine| engine.count_errors(1));
     }
 
-    /// Takes the events, and the number of omitted ones.
-    fn report_events(&mut self, _events: &mut Vec<Event>, _omitted: u64) {}
+    /// Takes the events, and the omitted ones.
+    fn report_events(&mut self, _events: &mut Vec<Event>, _omitted: OmittedEvents) {}
 }
 
 /// Carries out the effects of several engines, and empties them.
@@ -290,9 +290,8 @@ fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
         host.with_engine(effects.shard, |engine| engine.count_errors(errors));
     }
     let (events, omitted) = effects.events.pending_mut();
-    if !events.is_empty() || omitted > 0 {
+    if !events.is_empty() {
         host.report_events(events, omitted);
-        events.clear();
     }
     effects.clear();
 }

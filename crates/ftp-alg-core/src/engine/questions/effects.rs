@@ -267,6 +267,11 @@ impl Effects {
         starts.zip(&self.record_ends).map(|(start, end)| &self.records[start..*end])
     }
 
+    /// The number of transfers that have ended, with those whose events are omitted.
+    pub fn ended_transfers(&self) -> u64 {
+        self.events.ended_transfers()
+    }
+
     /// Clears everything that was carried out. Open requests stay.
     pub fn clear(&mut self) {
         for buffer in [&mut self.records, &mut self.replacements] {
@@ -283,5 +288,6 @@ impl Effects {
         self.flow_changes = None;
         self.fast_path_closings.clear();
         self.lost_fast_path_pinholes.clear();
+        self.events.clear();
     }
 }

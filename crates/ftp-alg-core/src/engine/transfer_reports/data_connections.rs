@@ -19,7 +19,7 @@ use ahash::AHashMap;
 
 use crate::engine::Pinhole;
 
-/// Limit of data connections that are stored; the oldest go first.
+/// Limit of data connections that are stored; of those that are over, the oldest go first.
 pub(super) const MAX_CONNECTIONS: usize = 16384;
 /// Of connections that end so close together, the one of a transfer is not certain.
 const SAME_TIME: Duration = Duration::from_millis(50);
@@ -239,11 +239,31 @@ impl DataConnections {
         &mut same[place]
     }
 
+    /// Makes room for a quarter of all connections, if there is none for one more.
     fn make_room(&mut self) {
-        while self.order.len() >= MAX_CONNECTIONS
-            && let Some((ends, began)) = self.order.pop_front()
-        {
-            self.remove(ends, began);
+        if self.order.len() < MAX_CONNECTIONS {
+            return;
+        }
+        let order = std::mem::take(&mut self.order);
+        self.order = order.into_iter().filter(|known| self.find_known(*known).is_some()).collect();
+        self.drop_oldest(DataConnection::is_over);
+        self.drop_oldest(|_| true);
+    }
+
+    fn find_known(&self, (ends, began): (Ends, Instant)) -> Option<&DataConnection> {
+        self.by_ends.get(&ends)?.iter().find(|one| one.began == began)
+    }
+
+    /// Drops the oldest of those that `may_go`, until three quarters of the limit are left.
+    fn drop_oldest(&mut self, may_go: impl Fn(&DataConnection) -> bool) {
+        let mut excess = self.order.len().saturating_sub(MAX_CONNECTIONS / 4 * 3);
+        for (ends, began) in std::mem::take(&mut self.order) {
+            if excess > 0 && self.find_known((ends, began)).is_none_or(&may_go) {
+                self.remove(ends, began);
+                excess -= 1;
+            } else {
+                self.order.push_back((ends, began));
+            }
         }
     }
 }
@@ -292,6 +312,13 @@ impl DataConnection {
     pub fn may_go_on(&self, server: End) -> bool {
         let is_reset = self.reset.is_some_and(|(by, ..)| by != server);
         is_reset && self.fins.iter().any(Option::is_none)
+    }
+
+    /// Whether `sender` may send more, as far as was seen.
+    pub fn may_go_on_from(&self, sender: End, server: End) -> bool {
+        self.is_answered()
+            && self.fins[sender as usize].is_none()
+            && (self.reset.is_none() || self.may_go_on(server))
     }
 
     /// Who reset it, and with which sequence number, if both ends, or the `server`, did not end it later.

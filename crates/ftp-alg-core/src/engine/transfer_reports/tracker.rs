@@ -1,7 +1,8 @@
 //! Joins a transfer, as the control connection tells it, with the first and the last packets of its data connection.
 //!
-//! The packets are copies that the kernel collects for a moment, so a transfer waits for them for a moment, too. What is
-//! never seen leaves its fields empty.
+//! The packets are copies that the kernel collects for a moment, so a transfer waits for them for a moment, too. Servers
+//! report success when they have handed a file to their kernel, while a slow client still reads it: while its data
+//! connection goes on, a transfer waits longer. What is never seen leaves its fields empty.
 
 use std::{
     collections::VecDeque,
@@ -19,13 +20,31 @@ use crate::engine::{Pinhole, Transfer, TransferEnd};
 
 /// How long a transfer waits for the packets of its data connection.
 pub const PATIENCE: Duration = Duration::from_millis(500);
+/// How long it waits at most for the end of a data connection that goes on.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(600);
+/// Longest time between two questions whether a data connection goes on. The first ones come sooner.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(8);
+/// Replies from this one on refuse a command, if no preliminary reply came before (RFC 959, section 4.2.2).
+const REFUSED: u16 = 450;
 /// Limit of transfers that wait.
 const MAX_WAITING: usize = 8192;
 
 struct WaitingTransfer {
     ended: Instant,
+    waits_for: WaitsFor,
     until: Instant,
     finished: Box<FinishedTransfer>,
+}
+
+/// What a transfer waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WaitsFor {
+    /// The packets that were seen until it ended.
+    Packets,
+    /// The end of a data connection that goes on. The next transfers of its session are reported meanwhile.
+    ConnectionEnd,
+    /// The last packets of a data connection that does not go on.
+    LastPackets,
 }
 
 /// The data connections that were seen, and the transfers that wait for the end of theirs.
@@ -48,21 +67,25 @@ impl TransferTracker {
         self.connections.observe(at, packet);
     }
 
-    /// A transfer has ended on the control connection. Returns it if none waits and nothing more is to be known of it, or if
-    /// too many wait.
+    /// A transfer has ended on the control connection. Returns it if none waits and nothing more is to be known of it; or
+    /// the one that has waited longest, if too many wait.
     pub fn end(
         &mut self,
         now: Instant,
         mut finished: Box<FinishedTransfer>,
     ) -> Option<Box<FinishedTransfer>> {
         let ended = finished.transfer.ended.unwrap_or(now);
-        let may_be_first = self.waiting.is_empty() && self.is_decided(&finished, ended);
-        if may_be_first || self.waiting.len() >= MAX_WAITING {
+        if self.waiting.is_empty() && self.is_decided(&finished, ended) {
             self.complete(&mut finished, ended);
             return Some(finished);
         }
-        self.waiting.push_back(WaitingTransfer { ended, until: now + PATIENCE, finished });
-        None
+        let oldest = match self.waiting.len() {
+            ..MAX_WAITING => None,
+            _ => self.waiting.pop_front().map(|oldest| self.completed(oldest)),
+        };
+        let (waits_for, until) = (WaitsFor::Packets, now + PATIENCE);
+        self.waiting.push_back(WaitingTransfer { ended, waits_for, until, finished });
+        oldest
     }
 
     /// A transfer has been pending for a while. Returns it if its data connection did not come about, as far as is known.
@@ -102,37 +125,80 @@ impl TransferTracker {
         is_new.then(|| missing_reason(ends, Some(known)))
     }
 
-    /// Whether no transfer waits for the packets of its data connection.
-    pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty()
+    /// The sessions with transfers that wait.
+    pub fn waiting_sessions(&self) -> AHashSet<u64> {
+        self.waiting.iter().map(|waiting| waiting.finished.session.id).collect()
     }
 
-    /// The transfers that need not wait any more, those of a session in their order.
-    pub fn take_finished(&mut self, now: Instant) -> VecDeque<Box<FinishedTransfer>> {
+    /// The transfers that need not wait any more, those of a session in their order. `is_running` says whether the kernel
+    /// still has the data connection between an initiator and what this dialled.
+    pub fn take_finished(
+        &mut self,
+        now: Instant,
+        mut is_running: impl FnMut(SocketAddr, SocketAddr) -> bool,
+    ) -> VecDeque<Box<FinishedTransfer>> {
         let (mut taken, mut held_up) = (VecDeque::new(), AHashSet::new());
         // One after the other, because the connection of one is no candidate for the next.
         for mut waiting in std::mem::take(&mut self.waiting) {
-            let WaitingTransfer { ended, until, finished } = &mut waiting;
-            let is_next = !held_up.contains(&finished.session.id);
-            if is_next && (*until <= now || self.is_decided(finished, *ended)) {
-                self.complete(finished, *ended);
-                taken.push_back(waiting.finished);
+            let WaitingTransfer { ended, until, finished, .. } = &waiting;
+            let (session, is_due) = (finished.session.id, *until <= now);
+            let is_next = !held_up.contains(&session);
+            let is_decided = is_next && self.is_decided(finished, *ended);
+            if is_decided || is_next && is_due && !self.waits_on(&mut waiting, now, &mut is_running)
+            {
+                taken.push_back(self.completed(waiting));
             } else {
-                held_up.insert(finished.session.id);
+                if waiting.waits_for == WaitsFor::Packets {
+                    held_up.insert(session);
+                }
                 self.waiting.push_back(waiting);
             }
         }
         taken
     }
 
+    /// Whether a transfer that has waited long enough waits on, because its data connection goes on or has just ended.
+    fn waits_on(
+        &self,
+        waiting: &mut WaitingTransfer,
+        now: Instant,
+        is_running: impl FnOnce(SocketAddr, SocketAddr) -> bool,
+    ) -> bool {
+        let WaitingTransfer { ended, waits_for, until, finished } = waiting;
+        let waited = now - *ended;
+        let Some((initiator, dialled)) = self.unended_connection(&finished.transfer, *ended) else {
+            return false;
+        };
+        if *waits_for == WaitsFor::LastPackets || waited >= LONGEST_PATIENCE {
+            return false;
+        }
+        (*waits_for, *until) = match is_running(initiator, dialled) {
+            true => (WaitsFor::ConnectionEnd, now + waited.clamp(PATIENCE, LONGEST_INTERVAL)),
+            false => (WaitsFor::LastPackets, now + PATIENCE),
+        };
+        true
+    }
+
+    /// The data connection of a transfer that has begun, if the sender of the file has not ended it as far as was seen: its
+    /// initiator, and what this dialled.
+    fn unended_connection(
+        &self,
+        transfer: &Transfer,
+        ended: Instant,
+    ) -> Option<(SocketAddr, SocketAddr)> {
+        let has_begun = transfer.has_started || is_success(transfer.end);
+        let (_, pinhole) = transfer.announcement.filter(|_| has_begun && self.sees_packets)?;
+        let may_be = |one: &DataConnection| may_be(one, transfer);
+        let newest = self.connections.candidates(ends_of(&pinhole), ended, may_be).next()?;
+        let may_go_on = newest.may_go_on_from(sender_of(transfer), server_of(transfer));
+        may_go_on
+            .then(|| (SocketAddr::new(pinhole.initiator, newest.initiator_port), pinhole.arrival))
+    }
+
     /// All transfers, at the end.
     pub fn take_all(&mut self) -> VecDeque<Box<FinishedTransfer>> {
         let waiting = std::mem::take(&mut self.waiting);
-        let complete = |WaitingTransfer { ended, mut finished, .. }| {
-            self.complete(&mut finished, ended);
-            finished
-        };
-        waiting.into_iter().map(complete).collect()
+        waiting.into_iter().map(|waiting| self.completed(waiting)).collect()
     }
 
     /// Whether nothing more is to be known of the data connection.
@@ -144,12 +210,20 @@ impl TransferTracker {
         let Some((_, pinhole)) = transfer.announcement.filter(|_| self.sees_packets) else {
             return true;
         };
-        let refused = matches!(transfer.end, TransferEnd::Replied(reply) if reply.code >= 500);
+        let refused = matches!(transfer.end, TransferEnd::Replied(reply) if reply.code >= REFUSED);
         let (ends, server) = (ends_of(&pinhole), server_of(transfer));
         let newest = self.connections.candidates(ends, ended, |one| may_be(one, transfer)).next();
         let is_over =
             newest.map(|one| one.is_over() && !(is_success(transfer.end) && one.may_go_on(server)));
         is_over.unwrap_or(refused && !transfer.has_started)
+    }
+
+    fn completed(
+        &mut self,
+        WaitingTransfer { ended, mut finished, .. }: WaitingTransfer,
+    ) -> Box<FinishedTransfer> {
+        self.complete(&mut finished, ended);
+        finished
     }
 
     fn complete(&mut self, finished: &mut FinishedTransfer, ended: Instant) {
@@ -171,8 +245,9 @@ impl TransferTracker {
                 finished.duration = connection.ended - connection.began;
             }
         }
-        let sees_packets = self.sees_packets;
-        (finished.result, finished.reason) = classify(transfer, ends, found, sees_packets);
+        let (sees_packets, has_bytes) = (self.sees_packets, finished.bytes.is_some_and(|n| n > 0));
+        (finished.result, finished.reason) =
+            classify(transfer, ends, found, sees_packets, has_bytes);
         if let Some((ends, began)) = ends.zip(connection.map(|connection| connection.began)) {
             self.connections.remove(ends, began);
         }
@@ -223,6 +298,7 @@ fn classify(
     ends: Option<Ends>,
     found: Option<Found<'_>>,
     sees_packets: bool,
+    has_bytes: bool,
 ) -> (TransferResult, Option<String>) {
     let connection = found.map(|found| found.connection);
     let was_reset = connection.is_some_and(|one| one.was_reset(server_of(transfer)));
@@ -252,10 +328,10 @@ fn classify(
         return (TransferResult::NoDataConnection, reason);
     }
     let result = match () {
-        () if code == 425 => TransferResult::NoDataConnection,
-        () if code >= 500 && !transfer.has_started => TransferResult::Refused,
+        () if code == 425 && !has_bytes => TransferResult::NoDataConnection,
+        () if code >= REFUSED && !transfer.has_started && !has_bytes => TransferResult::Refused,
         () if was_reset => TransferResult::Reset,
-        () if transfer.has_started || code == 0 => TransferResult::Aborted,
+        () if transfer.has_started || has_bytes || code == 0 => TransferResult::Aborted,
         () => TransferResult::Refused,
     };
     (result, None)
@@ -264,3 +340,7 @@ fn classify(
 #[cfg(test)]
 #[path = "tracker_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "patience_tests.rs"]
+mod patience_tests;

@@ -12,8 +12,8 @@ use crate::{
     session::TransferVerb,
 };
 
-const SERVER: &str = "203.0.113.9:20";
-const CLIENT: &str = "10.0.0.7:50069";
+pub(super) const SERVER: &str = "203.0.113.9:20";
+pub(super) const CLIENT: &str = "10.0.0.7:50069";
 
 fn session() -> TransferSession {
     let (client, server) = ("10.0.0.7:1035".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
@@ -21,7 +21,7 @@ fn session() -> TransferSession {
 }
 
 /// A transfer in active mode, with this reply.
-fn transfer(verb: TransferVerb, code: u16) -> Transfer {
+pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
     let (initiator, target) = ("203.0.113.9".parse().unwrap(), CLIENT.parse().unwrap());
     let pinhole = Pinhole { initiator, arrival: target, target, source: initiator };
     Transfer {
@@ -37,7 +37,13 @@ fn transfer(verb: TransferVerb, code: u16) -> Transfer {
 }
 
 /// A packet from one to the other: its flags, the sequence number behind its data, and the acknowledgement number.
-fn packet(source: &str, destination: &str, flags: &str, end: u32, acknowledged: u32) -> DataPacket {
+pub(super) fn packet(
+    source: &str,
+    destination: &str,
+    flags: &str,
+    end: u32,
+    acknowledged: u32,
+) -> DataPacket {
     let has = |flag| flags.contains(flag);
     DataPacket {
         source: source.parse().unwrap(),
@@ -48,44 +54,48 @@ fn packet(source: &str, destination: &str, flags: &str, end: u32, acknowledged: 
     }
 }
 
-struct Test {
-    tracker: TransferTracker,
-    now: Instant,
+pub(super) struct Test {
+    pub tracker: TransferTracker,
+    pub now: Instant,
 }
 
 impl Test {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let tracker = TransferTracker { sees_packets: true, ..TransferTracker::default() };
         Self { tracker, now: Instant::now() }
     }
 
-    fn observe(&mut self, packets: &[(&str, &str, &str, u32, u32)]) {
+    pub fn observe(&mut self, packets: &[(&str, &str, &str, u32, u32)]) {
         for &(source, destination, flags, end, acknowledged) in packets {
             self.now += Duration::from_millis(100);
             self.tracker.observe(self.now, &packet(source, destination, flags, end, acknowledged));
         }
     }
 
-    fn end(&mut self, transfer: Transfer) -> Option<Box<FinishedTransfer>> {
+    pub fn end(&mut self, transfer: Transfer) -> Option<Box<FinishedTransfer>> {
         let finished = FinishedTransfer::new(SystemTime::now(), session(), Arc::new(transfer));
         self.tracker.end(self.now, Box::new(finished))
     }
 
     fn end_after_waiting(&mut self, transfer: Transfer) -> Box<FinishedTransfer> {
         assert!(self.end(transfer).is_none(), "it waits");
-        self.now += PATIENCE;
-        self.only_finished()
+        self.finished_in_time()
     }
 
     fn end_sooner_or_later(&mut self, transfer: Transfer) -> Box<FinishedTransfer> {
-        self.end(transfer).unwrap_or_else(|| {
-            self.now += PATIENCE;
-            self.only_finished()
-        })
+        self.end(transfer).unwrap_or_else(|| self.finished_in_time())
     }
 
-    fn only_finished(&mut self) -> Box<FinishedTransfer> {
-        let mut finished = self.tracker.take_finished(self.now);
+    /// Of a transfer whose data connection the kernel does not have.
+    pub fn finished_in_time(&mut self) -> Box<FinishedTransfer> {
+        self.now += PATIENCE;
+        let mut finished = self.tracker.take_finished(self.now, |_, _| false);
+        self.now += PATIENCE;
+        finished.pop_front().unwrap_or_else(|| self.only_finished())
+    }
+
+    pub fn only_finished(&mut self) -> Box<FinishedTransfer> {
+        let mut finished = self.tracker.take_finished(self.now, |_, _| false);
         assert_eq!(finished.len(), 1);
         finished.remove(0).unwrap()
     }
@@ -121,7 +131,7 @@ fn a_transfer_waits_for_its_last_packets() {
     let mut test = Test::new();
     test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
     assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
-    assert_eq!(test.tracker.take_finished(test.now).len(), 0);
+    assert_eq!(test.tracker.take_finished(test.now, |_, _| false).len(), 0);
     test.observe(&[(CLIENT, SERVER, "FA", 1006, 12), (SERVER, CLIENT, "FA", 11, 1007)]);
     let finished = test.only_finished();
     assert_eq!(finished.bytes, Some(5));
@@ -432,12 +442,14 @@ fn a_packet_that_comes_late_is_that_of_its_own_connection() {
 
 #[test]
 fn a_refused_transfer_is_refused_although_its_data_connection_is_reset() {
-    let mut test = Test::new();
-    let answered = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
-    test.observe(&answered);
-    test.observe(&[(SERVER, CLIENT, "RA", 11, 1001)]);
-    let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, 550) };
-    assert_eq!(test.end(refused).unwrap().result, TransferResult::Refused);
+    for code in [450, 550] {
+        let mut test = Test::new();
+        let answered = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
+        test.observe(&answered);
+        test.observe(&[(SERVER, CLIENT, "RA", 11, 1001)]);
+        let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, code) };
+        assert_eq!(test.end(refused).unwrap().result, TransferResult::Refused);
+    }
 }
 
 #[test]
@@ -476,7 +488,9 @@ fn bytes_of_transfers(packets: &[(u64, PacketRow)], ends: &[u64]) -> Vec<Option<
     let finished = ends.iter().filter_map(|ended| test.end(transfer(*ended)));
     let mut bytes: Vec<_> = finished.map(|finished| finished.bytes).collect();
     test.now += PATIENCE;
-    bytes.extend(test.tracker.take_finished(test.now).iter().map(|finished| finished.bytes));
+    bytes.extend(
+        test.tracker.take_finished(test.now, |_, _| false).iter().map(|finished| finished.bytes),
+    );
     bytes
 }
 
@@ -522,7 +536,7 @@ fn a_connection_is_that_of_one_transfer_alone() {
     };
     assert!([350, 400].into_iter().all(|millis| test.end(ended(millis)).is_none()));
     test.observe(&first_packets);
-    let finished = test.tracker.take_finished(test.now);
+    let finished = test.tracker.take_finished(test.now, |_, _| false);
     assert_eq!(finished.iter().map(|one| one.bytes).collect::<Vec<_>>(), [Some(5)]);
 }
 
@@ -533,7 +547,22 @@ fn transfers_of_a_session_are_reported_in_their_order() {
     let without = Transfer { announcement: None, ..transfer(TransferVerb::Retr, 226) };
     assert!(test.end(without).is_none());
     test.now += PATIENCE;
-    let finished = test.tracker.take_finished(test.now);
+    let finished = test.tracker.take_finished(test.now, |_, _| false);
     let verbs: Vec<_> = finished.iter().map(|finished| finished.transfer.verb).collect();
     assert_eq!(verbs, [TransferVerb::Stor, TransferVerb::Retr]);
+}
+
+/// A server that cannot go on says so with 425, too.
+#[test]
+fn what_was_transferred_is_not_called_missing() {
+    let packets = [
+        (SERVER, CLIENT, "S", 10, 0),
+        (CLIENT, SERVER, "SA", 1000, 11),
+        (CLIENT, SERVER, "FA", 1006, 11),
+        (SERVER, CLIENT, "FA", 11, 1007),
+    ];
+    let mut test = Test::new();
+    test.observe(&packets);
+    let finished = test.end(transfer(TransferVerb::Stor, 425)).unwrap();
+    assert_eq!((finished.result, finished.bytes), (TransferResult::Aborted, Some(5)));
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Instant};
 
 use ftp_alg_core::{
     engine::{
-        Checksums, Effects, Engine, Event, FastPathPinhole, Host, Kernel as _, PacketMeta,
-        QueuedPacket, Sessions, Step, Token, Verdict,
+        Checksums, Effects, Engine, Event, FastPathPinhole, Host, Kernel as _, OmittedEvents,
+        PacketMeta, QueuedPacket, Sessions, Step, Token, Verdict,
     },
     policy::Policy,
     session::Side,
@@ -123,7 +123,7 @@ impl Host for Hands<'_> {
         }
     }
 
-    fn report_events(&mut self, events: &mut Vec<Event>, _: u64) {
+    fn report_events(&mut self, events: &mut Vec<Event>, _: OmittedEvents) {
         self.daemon.events.append(events);
     }
 }

@@ -1,0 +1,100 @@
+//! How long a transfer waits for the end of its data connection, and what is stored meanwhile.
+
+use super::{
+    super::data_connections::MAX_CONNECTIONS,
+    tests::{CLIENT, SERVER, Test, packet, transfer},
+    *,
+};
+use crate::session::TransferVerb;
+
+/// How many are reported, if data connections without an end go on.
+fn reported(test: &mut Test) -> usize {
+    test.tracker.take_finished(test.now, |_, _| true).len()
+}
+
+/// Pure-FTPd and pyftpdlib report success when they have handed a file to their kernel, which sends it for minutes.
+#[test]
+fn bytes_that_are_still_sent_are_waited_for() {
+    let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
+    let end = [(SERVER, CLIENT, "FA", 5_000_011, 1001), (CLIENT, SERVER, "FA", 1001, 5_000_012)];
+    let reset = [(CLIENT, SERVER, "RA", 1001, 3_000_011)];
+    for (end, result, bytes) in [
+        (&end[..], TransferResult::Complete, 5_000_000),
+        (&reset, TransferResult::Reset, 3_000_000),
+    ] {
+        let mut test = Test::new();
+        test.observe(&begin);
+        assert!(test.end(transfer(TransferVerb::Retr, 226)).is_none());
+        for _ in 0..50 {
+            test.now += PATIENCE;
+            assert_eq!(reported(&mut test), 0);
+        }
+        // Another one of the session does not wait for it.
+        test.now += PATIENCE;
+        let without = Transfer { announcement: None, ..transfer(TransferVerb::Retr, 226) };
+        assert!(test.end(without).is_none());
+        assert_eq!(reported(&mut test), 1);
+        assert_eq!(test.tracker.waiting_sessions().len(), 1);
+        test.observe(end);
+        // A client's reset may be forged: the kernel knows.
+        test.now += LONGEST_INTERVAL;
+        let finished = test.finished_in_time();
+        assert_eq!((finished.result, finished.bytes), (result, Some(bytes)));
+        assert!(finished.duration > PATIENCE * 50);
+    }
+}
+
+#[test]
+fn a_refused_transfer_does_not_wait_for_the_end_of_its_connection() {
+    let mut test = Test::new();
+    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+    let refused = Transfer { has_started: false, ..transfer(TransferVerb::Retr, 550) };
+    assert!(test.end(refused).is_none());
+    test.now += PATIENCE;
+    assert_eq!(reported(&mut test), 1);
+}
+
+#[test]
+fn an_end_that_never_comes_is_not_waited_for_without_limit() {
+    let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
+    let mut test = Test::new();
+    test.observe(&begin);
+    assert!(test.end(transfer(TransferVerb::Retr, 226)).is_none());
+    let (began, mut asked) = (test.now, 0);
+    while test.now < began + LONGEST_PATIENCE {
+        let is_running = |initiator: SocketAddr, dialled: SocketAddr| {
+            assert_eq!([initiator, dialled].map(|end| end.to_string()), [SERVER, CLIENT]);
+            asked += 1;
+            true
+        };
+        assert_eq!(test.tracker.take_finished(test.now, is_running).len(), 0);
+        test.now += PATIENCE / 10;
+    }
+    assert!(asked < 100, "the kernel was asked {asked} times");
+    test.now += LONGEST_INTERVAL;
+    assert_eq!(test.only_finished().bytes, None);
+    // The kernel has it no more, and its last packets come a moment later.
+    test.observe(&begin);
+    assert!(test.end(transfer(TransferVerb::Retr, 226)).is_none());
+    test.now += PATIENCE;
+    assert_eq!(test.tracker.take_finished(test.now, |_, _| false).len(), 0);
+    test.observe(&[(SERVER, CLIENT, "FA", 16, 1001), (CLIENT, SERVER, "FA", 1001, 17)]);
+    assert_eq!(test.only_finished().bytes, Some(5));
+}
+
+#[test]
+fn a_long_transfer_keeps_its_bytes_while_others_pass() {
+    let mut test = Test::new();
+    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+    let other = |number: u32, flags: &str, end| {
+        let target = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
+        packet("203.0.113.9:21", &target, flags, end, 0)
+    };
+    for number in 0..3 * MAX_CONNECTIONS as u32 {
+        for (flags, end) in [("S", 1), ("R", 2)] {
+            test.tracker.observe(test.now, &other(number, flags, end));
+        }
+    }
+    test.observe(&[(SERVER, CLIENT, "FA", 16, 1001), (CLIENT, SERVER, "FA", 1001, 17)]);
+    assert_eq!(test.end(transfer(TransferVerb::Retr, 226)).unwrap().bytes, Some(5));
+}
