@@ -15,7 +15,7 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     let expected = gateway.daemon.open_pinholes().unwrap();
     assert_eq!(expected.len(), 1, "{expected:?}");
     let seconds: u32 = expected[0].split_whitespace().next().unwrap().parse().unwrap();
-    assert!((25..=30).contains(&seconds), "{expected:?}");
+    assert!((1..=30).contains(&seconds), "{expected:?}");
     let ends = "proto=6 src=198.51.100.10 dst=198.51.100.1 sport=0 ";
     for part in [ends, &format!("dport={port} "), "mask-src=255.255.255.255 "] {
         assert!(expected[0].contains(part), "{part} in {expected:?}");

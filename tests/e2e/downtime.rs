@@ -19,11 +19,13 @@ fn moment(round: u64, limit: u64) -> Duration {
     Duration::from_millis((round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % limit)
 }
 
-/// Stops the daemon for `time`.
-fn pause(daemon: &Daemon, time: Duration) {
+/// Stops the daemon for `time`. Returns for how long it was stopped.
+fn pause(daemon: &Daemon, time: Duration) -> Duration {
+    let start = Instant::now();
     signal(daemon, "STOP");
     thread::sleep(time);
     signal(daemon, "CONT");
+    start.elapsed()
 }
 
 fn configuration(backend: &str) -> String {
@@ -96,21 +98,33 @@ fn no_transfer_is_lost_to_restarts() {
 #[test]
 fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
     for backend in ["nftables", "conntrack"] {
-        let gateway = gateway_with(Topology::Masquerade, &configuration(backend));
-        let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-        let load = Load::start(&gateway.lab, &server, LoadSpec::default());
-        let rounds = rounds(1);
-        for round in 0..rounds {
-            thread::sleep(scaled_timeout(moment(round, 700)));
-            pause(&gateway.daemon, Duration::from_millis(500) + moment(round + 7, 3200));
-        }
-        thread::sleep(scaled_timeout(Duration::from_millis(500)));
-        let report = load.end();
-        println!("{backend}: {rounds} rounds: {report}");
-        assert_eq!(report.bad(), [0; 3], "{report} {}", gateway.daemon.log());
-        assert_eq!(report.count("sessions"), 8);
-        gateway.assert_tidy();
+        let is_done = (0..3).any(|_| loses_nothing_to_stops(backend));
+        assert!(is_done, "{backend}: the machine made each stop too long");
     }
+}
+
+/// Gives false if a stop was not as short as it was to be.
+fn loses_nothing_to_stops(backend: &str) -> bool {
+    let gateway = gateway_with(Topology::Masquerade, &configuration(backend));
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    let load = Load::start(&gateway.lab, &server, LoadSpec::default());
+    let rounds = rounds(1);
+    for round in 0..rounds {
+        thread::sleep(scaled_timeout(moment(round, 700)));
+        let time = Duration::from_millis(500) + moment(round + 7, 3200);
+        let took = pause(&gateway.daemon, time);
+        if took > Duration::from_secs(4) {
+            println!("{backend}: a stop of {time:?} took {took:?}");
+            return false;
+        }
+    }
+    thread::sleep(scaled_timeout(Duration::from_millis(500)));
+    let report = load.end();
+    println!("{backend}: {rounds} rounds: {report}");
+    assert_eq!(report.bad(), [0; 3], "{report} {}", gateway.daemon.log());
+    assert_eq!(report.count("sessions"), 8);
+    gateway.assert_tidy();
+    true
 }
 
 /// A server that cannot connect to its client says so soon, and then goes on to read commands.
@@ -160,15 +174,20 @@ fn a_daemon_stopped_beyond_the_deadline_stops_no_ftp() {
     lives_through(|gateway, round| {
         let greeted =
             json!({"host": gateway.lab.server_address(V4).to_string(), "steps": [reply()]});
-        signal(&gateway.daemon, "STOP");
-        let stopped = Instant::now();
-        thread::sleep(DEADLINE + Duration::from_millis(500));
-        let client = scripted_client(&gateway.lab.client, &greeted);
-        assert_eq!(client.error, None, "not greeted");
-        assert!(stopped.elapsed() < 2 * DEADLINE, "{:?}", stopped.elapsed());
-        thread::sleep(moment(round + 3, 700));
-        signal(&gateway.daemon, "CONT");
-        wait_for("word of it", || gateway.daemon.log().contains("did not run for"));
+        // What comes too late each time is not late because the machine is busy.
+        let is_in_time = (0..3).any(|_| {
+            signal(&gateway.daemon, "STOP");
+            let stopped = Instant::now();
+            thread::sleep(DEADLINE + Duration::from_millis(500));
+            let client = scripted_client(&gateway.lab.client, &greeted);
+            let took = stopped.elapsed();
+            println!("greeted {took:?} after the stop: {:?}", client.error);
+            thread::sleep(moment(round + 3, 700));
+            signal(&gateway.daemon, "CONT");
+            wait_for("word of it", || gateway.daemon.log().contains("did not run for"));
+            client.error.is_none() && took < 2 * DEADLINE
+        });
+        assert!(is_in_time, "not greeted in time");
     });
 }
 
@@ -205,7 +224,8 @@ fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
         ];
         for (name, session) in said {
             assert_eq!(session.error, None, "{backend}: {name}: {session:?}");
-            let slow = session.steps.iter().filter(|(got, ms)| got != "gate" && *ms > 3000.0);
+            let limit = scaled_timeout(Duration::from_secs(3)).as_secs_f64() * 1000.0;
+            let slow = session.steps.iter().filter(|(got, ms)| got != "gate" && *ms > limit);
             assert!(slow.count() <= 1, "{name}: {session:?}");
         }
         drop(adjusted);

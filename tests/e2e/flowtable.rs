@@ -36,7 +36,10 @@ fn data_is_offloaded_and_control_is_not(flowtable: &str, configuration: &str) {
     server.put("body", &vec![b'x'; 4 << 20]).unwrap();
     let (user, password) = server.login();
     let address = lab.server_address(V4).to_string();
-    for mode in ["active", "passive"] {
+    let mut announced = 0;
+    // Whether an offloaded data connection was seen. Each lasts for milliseconds; conntrack lists those of a moment.
+    let mut is_seen = |mode| {
+        announced += 10;
         let arguments = [&address, user, password, mode, "10", "pub/body"];
         let (report, connections) = thread::scope(|scope| {
             let transfers = scope
@@ -49,10 +52,13 @@ fn data_is_offloaded_and_control_is_not(flowtable: &str, configuration: &str) {
         });
         assert!(report.contains("\"transfers\": 10, \"errors\": []"), "{mode}: {report}");
         let is_control = |line: &str| line.contains("dport=21 ");
-        assert!(is_offloaded(&connections, |line| !is_control(line)), "{mode}: {connections}");
         assert!(!is_offloaded(&connections, is_control), "{mode}: {connections}");
+        is_offloaded(&connections, |line| !is_control(line))
+    };
+    for mode in ["active", "passive"] {
+        assert!((0..5).any(|_| is_seen(mode)), "{mode}: {}", lab.gateway.connections().unwrap());
     }
-    assert_eq!(gateway.count("pinholes_opened"), 20);
+    assert_eq!(gateway.count("pinholes_opened"), announced);
     assert_eq!(gateway.count("errors"), 0);
 }
 

@@ -27,9 +27,8 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
             let session = talk(lab, (login(), passive_transfer("PASV"))).ok_in(&what);
             assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
             assert_eq!(session.got(10), "the body\r\n", "{what}");
-            let log = gateway.daemon.log();
             let replaced = format!("foreign address {announced} replaced: the server is {server}");
-            assert!(log.contains(&replaced), "{what}: {log}");
+            wait_for(&replaced, || gateway.daemon.log().contains(&replaced));
         }
     }
 }
@@ -44,12 +43,8 @@ fn without_the_key_a_foreign_address_gets_no_pinhole() {
     let client = hold(lab, (login(), ask("PASV"), gate()));
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(connect_in_vain(&lab.client, &dialled, PASSIVE), "silent");
-    assert!(
-        gateway
-            .daemon
-            .log()
-            .contains("no [[server]] with that address has replace-foreign-address = true")
-    );
+    let line = "no [[server]] with that address has replace-foreign-address = true";
+    wait_for("its line", || gateway.daemon.log().contains(line));
     let reply = client.release().got(6).trim_end().to_owned();
     assert_eq!(host_port(&reply), ("172.17.0.2".to_owned(), PASSIVE), "{reply}");
 }

@@ -280,24 +280,26 @@ fn an_external_address_whose_name_is_not_known() {
     wait_for("its line", || daemon.log().contains("WARN problem name: ftp.example.net: "));
 }
 
-/// A session in which the server announces, and nobody connects.
-fn unused(gateway: &Gateway, times: usize) {
+/// A session in which the server announces twice, and nobody connects.
+fn unused(gateway: &Gateway) {
     let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let announce = vec![(ask("PASV"), json!({"sleep": 1.5})); times];
-    talk(&gateway.lab, (login(), announce)).ok();
+    let mut client = hold(&gateway.lab, (login(), vec![(ask("PASV"), gate()); 2]));
+    for expired in 1..=2 {
+        wait_for("the end of the pinhole", || gateway.count("pinholes_expired") == expired);
+        client.open_gate();
+    }
+    client.release().ok();
 }
 
 #[test]
 fn pinholes_that_nobody_uses() {
     let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
-    unused(&gateway, 2);
+    unused(&gateway);
     let daemon = &gateway.daemon;
-    wait_for("both", || daemon.counter("pinholes_expired").unwrap() == 2);
+    wait_for("a line for each", || daemon.log().matches("WARN #1 1").count() == 2);
     assert_eq!(daemon.counter("pinholes_used").unwrap(), 0);
     is_warning(daemon, "unused-pinholes"); // of one client
     let log = daemon.log();
-    let lines = log.lines().filter(|line| line.contains("WARN #1 1")).count();
-    assert_eq!(lines, 2, "one each: {log}");
     assert!(
         log.contains(
             "the end that connects came late or not at all, or its data connection was dropped"
@@ -309,12 +311,13 @@ fn pinholes_that_nobody_uses() {
 
 #[test]
 fn a_pinhole_whose_command_the_server_refused_is_no_problem() {
-    let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
+    let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"4s\"\n");
     let _server = scripted_server(&gateway.lab.server, &json!({"extra": {"RETR": "550 no"}}));
-    talk(&gateway.lab, (login(), ask("PASV"), ask("RETR missing"), json!({"sleep": 3}))).ok();
+    let client = hold(&gateway.lab, (login(), ask("PASV"), ask("RETR missing"), gate()));
     let daemon = &gateway.daemon;
     let events = || daemon.ask(&["events", "--json", "--kind", "pinhole-closed"]).unwrap();
     wait_for("its end", || events().stdout_text().contains("refused the command"));
+    client.release().ok();
     assert!(events().stdout_text().contains("\"user\":"), "{}", events().stdout_text());
     assert_eq!(daemon.counter("pinholes_expired").unwrap(), 0, "{}", daemon.log());
     assert!(problems(daemon, "status").is_empty());
@@ -322,10 +325,10 @@ fn a_pinhole_whose_command_the_server_refused_is_no_problem() {
 
 #[test]
 fn a_pinhole_that_a_connection_used_without_a_transfer_is_no_problem() {
-    let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
+    let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"5s\"\n");
     let _server = scripted_server(&gateway.lab.server, &json!({"passive_port": 50069}));
     let host = gateway.lab.server_address(V4).to_string();
-    let client = hold(&gateway.lab, (login(), ask("PASV"), gate(), json!({"sleep": 3})));
+    let client = hold(&gateway.lab, (login(), ask("PASV"), gate(), json!({"sleep": 7})));
     assert_eq!(connect(&gateway.lab.client, &host, 50069), "open");
     assert_eq!(client.release().error, None);
     assert_eq!(gateway.count("pinholes_expired"), 0, "{}", gateway.daemon.log());
@@ -342,7 +345,9 @@ fn encrypted_sessions() {
     }
     let daemon = &gateway.daemon;
     wait_for("both", || daemon.counter("encrypted").unwrap() == 2);
+    wait_for("the warning", || warnings(daemon, "status") == ["encrypted"]);
     is_warning(daemon, "encrypted"); // of one client
+    wait_for("its line", || daemon.log().contains("WARN #"));
     let log = daemon.log();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("WARN #")).collect();
     assert_eq!(lines.len(), 1, "one of the client, not one each: {log}");

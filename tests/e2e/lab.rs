@@ -53,7 +53,7 @@ fn only_control_connections_pass(spec: LabSpec) {
         let program = "import socket, sys, time\n\
             held = [socket.create_server(('::', int(port)), family=socket.AF_INET6, \
                 dualstack_ipv6=True) for port in sys.argv[1:]]\n\
-            time.sleep(60)";
+            time.sleep(600)";
         command.args(["-c", program]).args(ports.split(' '));
         let process = host.start(command, "listeners").unwrap();
         host.wait_for_port(4000, Duration::from_secs(60)).unwrap();
@@ -93,9 +93,9 @@ fn captures_on_both_sides_show_the_rewrite() {
     lab.gateway.nft(KERNEL_HELPER).unwrap();
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"abc").unwrap();
-    let (inner, outer) = captures(&lab);
-    assert_eq!(curl(&lab, &server, Mode::Active).download("a").unwrap(), b"abc");
-    let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
+    let download = || curl(&lab, &server, Mode::Active).download("a").unwrap();
+    let (body, inner, outer) = captured(&lab, download);
+    assert_eq!(body, b"abc");
     let announced = |analysis: &CaptureAnalysis| analysis.announcements().unwrap().join("; ");
     assert!(announced(&inner).starts_with("PORT 192,168,150,80,"), "{}", announced(&inner));
     assert!(announced(&outer).starts_with("PORT 198,51,100,1,"), "{}", announced(&outer));

@@ -52,7 +52,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         // The connection, whose numbers are adjusted, goes on.
         let session = client.release().ok_in(rules);
         assert_eq!(session.got(16), "the body\r\n", "{rules}");
-        assert_eq!(daemon.log().matches("it is loaded again").count(), 1, "{rules}");
+        wait_for("one line", || daemon.log().matches("it is loaded again").count() == 1);
         assert_eq!(daemon.counter("errors").unwrap(), 0, "{rules}: {}", daemon.log());
         daemon.stop().unwrap();
         assert_eq!(lab.gateway.ruleset().unwrap(), firewall);

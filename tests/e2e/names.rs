@@ -64,12 +64,13 @@ fn a_name_server_that_is_silent_delays_no_packet_and_changes_nothing() {
     dns.set(&json!({ NAME: null }));
     let asked = dns.questions();
     wait_for("a question", || dns.questions() > asked + 1);
-    for _ in 0..3 {
+    let times = [(); 3].map(|()| {
         let (address, milliseconds) = announced_address(lab);
         assert_eq!(address, FIRST, "the last known address");
-        // A question that is not answered takes seconds.
-        assert!(milliseconds < 1500.0, "{milliseconds} ms");
-    }
+        milliseconds
+    });
+    // A question that is not answered takes seconds, each time; a delay on a busy machine does not come each time.
+    assert!(times.iter().any(|time| *time < 1500.0), "{times:?} ms");
     wait_for("the failure", || !row(&gateway.daemon, "ipv4")["error"].is_null());
     assert_eq!(row(&gateway.daemon, "ipv4")["address"], FIRST);
     dns.set(&is(SECOND));
@@ -89,8 +90,8 @@ fn nothing_is_opened_for_a_name_that_was_never_resolved() {
     assert_eq!(answered(lab).0.trim_end(), "425 Gateway: name not resolved yet.");
     assert_eq!(gateway.count("pinholes_opened"), 0);
     assert_eq!(gateway.count("pinholes_refused"), 1);
-    let log = gateway.daemon.log();
-    assert!(log.contains("the name of the external address is not resolved yet"), "{log}");
+    let line = "the name of the external address is not resolved yet";
+    wait_for("its line", || gateway.daemon.log().contains(line));
     assert!(!dns.log().contains("other.test"), "no search domain: {}", dns.log());
     dns.set(&is(FIRST));
     wait_for_address(&gateway.daemon, FIRST);
@@ -126,10 +127,7 @@ fn a_reload_adds_changes_and_removes_names() {
 fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
     let (gateway, server) = served(Topology::Masquerade, "", json!({}));
     let lab = &gateway.lab;
-    let host = lab.server_address(V4).to_string();
-    let plan = |steps: Vec<Value>| json!({"host": host, "timeout": 3, "steps": steps});
-    let steps = [login(), port_transfer(), vec![gate()], port_transfer()].concat();
-    let client = gated_client(&lab.client, plan(steps));
+    let client = hold(lab, (login(), port_transfer(), gate(), port_transfer()));
     // As a dial-up line does, which is given another address.
     lab.gateway
         .shell("ip address del 198.51.100.1/24 dev wan; ip address add 198.51.100.77/24 dev wan")
@@ -145,7 +143,7 @@ fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
     assert_eq!(session.got(9), "the body\r\n");
     assert_eq!(server.lines().len(), heard, "nothing of it reaches the server any more");
 
-    let session = scripted_client(&lab.client, &plan([login(), port_transfer()].concat())).ok();
+    let session = talk(lab, (login(), port_transfer())).ok();
     assert_eq!(session.got(9), "the body\r\n");
     let lines = server.lines();
     let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT")).collect();

@@ -53,9 +53,8 @@ fn all_totals_begin_with_the_daemon() {
     let Some(mut gateway) = fast_path_gateway(Topology::Routed) else { return };
     let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
     let transfers = vec![passive_transfer("PASV"); 3];
-    let client = hold(&gateway.lab, (login(), &transfers, gate(), &transfers, gate(), &transfers));
-    let before = fast_path(&gateway.daemon);
-    assert!(before["lines"].as_u64().unwrap() > 0, "{before}");
+    let steps = (login(), &transfers, gate(), &transfers, gate(), &transfers);
+    let client = until_on_fast_path(&gateway, ("lines", 1), || hold(&gateway.lab, &steps));
     gateway.daemon.kill();
     gateway.start_again(FAST_PATH);
     let status = gateway.daemon.status().unwrap();
@@ -160,9 +159,11 @@ fn a_session_in_detail_with_a_running_transfer() {
 fn a_session_on_the_fast_path_is_shown_as_such() {
     let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
     let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
-    let client = hold(&gateway.lab, (login(), vec![passive_transfer("PASV"); 3], gate()));
-    wait_for("its lines", || gateway.count("pinholes_opened") == 3);
-    let row = gateway.daemon.sessions().unwrap()[0].clone();
+    let steps = (login(), vec![passive_transfer("PASV"); 3], gate());
+    let client = until_on_fast_path(&gateway, ("connections", 1), || hold(&gateway.lab, &steps));
+    let row = || gateway.daemon.sessions().unwrap()[0].clone();
+    wait_for("its lines", || row()["user"] == "lab");
+    let row = row();
     assert_eq!((&row["fast_path"], &row["user"]), (&json!(true), &json!("lab")), "{row}");
     let session = detail(&gateway, &row["id"]);
     assert_eq!((&session["fast_path"], &session["adjusted"]), (&json!(true), &json!(false)));

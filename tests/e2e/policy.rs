@@ -120,11 +120,11 @@ fn a_reload_also_forbids_what_a_rule_has_dropped() {
 #[test]
 fn unused_pinhole_closes_in_time() {
     for configuration in [NFTABLES, CONNTRACK] {
-        let configuration = format!("{configuration}timeout = \"1s\"\n");
+        let configuration = format!("{configuration}timeout = \"4s\"\n");
         let (gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
         let client = hold(&gateway.lab, announced(&[]));
         assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
-        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(3)).unwrap();
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         client.release().ok();
     }
 }

@@ -12,15 +12,15 @@ const NONE: &str = "0000000000000000";
 const NOBODY: u32 = 65534;
 const OUTSIDE: &str = "198.51.100.1";
 
-/// The lines of `status` of every thread of a process, as `(key, value)`.
+/// The lines of `status` of every thread of a process, as `(key, value)`, without those that end meanwhile.
 fn threads(process: u32) -> Vec<Vec<(String, String)>> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let status = |task: io::Result<fs::DirEntry>| {
-        let text = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let text = fs::read_to_string(task.unwrap().path().join("status")).ok()?;
         let lines = text.lines().filter_map(|line| line.split_once(':'));
-        lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
+        Some(lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect())
     };
-    tasks.map(status).collect()
+    tasks.filter_map(status).collect()
 }
 
 /// Each of these keys has this value, in every thread of `process`.
@@ -181,7 +181,10 @@ fn pinned(process: u32) -> Vec<(PathBuf, u32)> {
     let mut open = vec![PathBuf::from(format!("/proc/{process}/root/sys/fs/bpf/ftp-alg"))];
     while let Some(directory) = open.pop() {
         for entry in fs::read_dir(directory).unwrap() {
-            let (path, about) = entry.map(|one| (one.path(), one.metadata().unwrap())).unwrap();
+            let entry = entry.unwrap();
+            let path = entry.path();
+            // It may be removed meanwhile.
+            let Ok(about) = entry.metadata() else { continue };
             if about.is_dir() {
                 open.push(path.clone());
             }
@@ -240,16 +243,23 @@ fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
         assert!(pins.iter().all(|(_, uid)| *uid == NOBODY), "{pins:?}");
         pins.iter().filter(|(path, _)| path.to_string_lossy().contains("/link-")).count()
     };
+    // The program stays attached while a session uses it.
+    let _server = scripted_server(&lab.server, &json!({}));
+    let session = || hold(&lab, (login(), gate()));
+    let first = session();
     assert_eq!(links(), 2);
     // Of an interface that comes later the user pins the link.
     lab.gateway.shell("ip link add later type veth peer name later2").unwrap();
     wait_for("the new interfaces", || links() == 4);
     daemon.kill();
     assert_eq!(pinned(keeper.id()).len(), 1 + 13 + 4, "it stays");
+    first.release().ok();
     let mut daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
+    let second = session();
     assert_eq!(links(), 4);
     lab.gateway.shell("ip link delete later").unwrap();
     wait_for("their end", || links() == 2);
+    second.release().ok();
     assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
     assert_eq!(pinned(keeper.id()), [], "{}", daemon.log());
     assert_eq!(daemon.log().matches("WARN").count(), 0, "{}", daemon.log());

@@ -53,6 +53,7 @@ fn every_server_answers_in_order_and_its_client_hears_the_reason() {
 /// before any of its time-outs.
 #[test]
 fn clients_end_at_once_and_show_the_reason() {
+    const LIMIT: Duration = Duration::from_secs(7);
     let gateway = gateway_with(Topology::Masquerade, REFUSING);
     let lab = &gateway.lab;
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
@@ -62,12 +63,19 @@ fn clients_end_at_once_and_show_the_reason() {
         for mode in [Mode::Passive, Mode::Active] {
             let address = lab.server_address(V4);
             let transfer = Transfer::new(client, &lab.client, &server, address, mode);
-            let start = Instant::now();
-            let outcome = transfer.download("file");
-            let took = start.elapsed();
+            let attempt = || {
+                let start = Instant::now();
+                let outcome = transfer.download("file");
+                (start.elapsed(), outcome)
+            };
+            let (mut took, mut outcome) = attempt();
+            if took >= LIMIT {
+                // A time-out comes each time, a delay on a busy machine does not.
+                (took, outcome) = attempt();
+            }
             let error = outcome.err().map(|error| error.to_string()).unwrap_or_default();
             println!("{client} {mode} {took:?}: {error}");
-            assert!(took < Duration::from_secs(7), "{client} {mode}: {took:?}");
+            assert!(took < LIMIT, "{client} {mode}: {took:?}");
             if error.contains("ateway") || error.contains("425") || error.contains("504") {
                 shown.push((client, mode));
             }

@@ -95,16 +95,17 @@ fn rules(rng: &mut Rng) -> String {
     format!("{program} <<'END'\n{text}COMMIT\nEND\n")
 }
 
-/// Whether a whole command and its reply pass, behind the greeting.
-fn passes(from: &Host, to: &Host) -> bool {
+/// Whether a whole command and its reply pass within `limit` each, behind the greeting.
+fn passes(from: &Host, to: &Host, limit: Duration) -> bool {
     let dialogue = "import socket, sys
-with socket.create_connection((sys.argv[1], 21), 0.6) as control:
+with socket.create_connection((sys.argv[1], 21), float(sys.argv[2])) as control:
     control.sendall(b'NOOP\\r\\n')
     heard = b''
     while heard.count(b'\\n') < 2:
         heard += control.recv(100) or sys.exit(1)";
     let mut command = from.command("python3");
-    command.args(["-c", dialogue, &to.address(V4).to_string()]);
+    let limit = limit.as_secs_f64().to_string();
+    command.args(["-c", dialogue, &to.address(V4).to_string(), &limit]);
     from.finish(command, b"", Duration::from_secs(60)).unwrap().status.success()
 }
 
@@ -130,7 +131,11 @@ fn random_rules_do_what_is_said_of_them() {
                 _ => (&lab.server, &lab.client),
             };
             let said = verdict.acceptance != Acceptance::Dropped;
-            assert_eq!(passes(from, to), said, "round {round}: {verdict:?}\n{rules}");
+            let limit = match said {
+                true => scaled_timeout(Duration::from_secs(8)),
+                false => Duration::from_millis(600),
+            };
+            assert_eq!(passes(from, to, limit), said, "round {round}: {verdict:?}\n{rules}");
         }
     }
 }

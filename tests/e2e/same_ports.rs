@@ -85,7 +85,10 @@ fn play(gateway: &Gateway, announcements: &Announcements, initiator: &Host, late
         }
         Later::AnnouncesAnotherPort => {
             second.open_gate();
-            wait_for("the other port", || arrivals(gateway) != both);
+            wait_for("the other port in place of the same one", || {
+                let now = arrivals(gateway);
+                now != both && now.len() == 2
+            });
         }
     }
     let now = arrivals(gateway);

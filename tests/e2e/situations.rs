@@ -487,12 +487,19 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
             format!("{set}queue.fast-path = \"{fast_path}\"\npinhole.backend = \"{backend}\"\n");
         let gateway = Gateway::on(lab, &configuration);
         let lab = &gateway.lab;
+        let has_logged = |part: &str| gateway.daemon.log().contains(part);
+        let uses_set = || has_logged("data connections use the ports 40960-41023");
+        if set.is_empty() {
+            // The table of the conntrack back end translates nothing.
+            let table = || lab.gateway.shell("nft list table inet ftp_alg").unwrap().stdout_text();
+            let has_set = || backend == "conntrack" || table().contains(":40960-41023");
+            wait_for("the set", || uses_set() && has_set());
+        }
         let _server = scripted_server(&lab.server, &json!({}));
         let round = [passive_transfer("PASV"), active_transfer(v4(&lab.client), 3762)];
         talk(lab, (login(), &round, &round, &round))
             .ok_in(format!("{set:?}, {fast_path}, {backend}"));
-        let has_logged = |part: &str| gateway.daemon.log().contains(part);
-        assert_eq!(has_logged("data connections use the ports 40960-41023"), set.is_empty());
+        assert_eq!(uses_set(), set.is_empty());
         lab.gateway.shell("nft flush chain ip source source").unwrap();
         if set.is_empty() {
             wait_for("the note", || has_logged("another range than at the start"));

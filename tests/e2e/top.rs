@@ -122,7 +122,8 @@ impl Drop for View {
 /// With keys for what else there is to see.
 #[test]
 fn a_session_and_its_transfers_are_shown_while_they_happen() {
-    let gateway = gateway(Topology::Masquerade);
+    // The pinhole of the transfer that is held waits until everything was looked at.
+    let gateway = gateway_with(Topology::Masquerade, "pinhole.timeout = \"300s\"\n");
     let lab = &gateway.lab;
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let (user, _) = server.login();

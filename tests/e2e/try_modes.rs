@@ -194,9 +194,11 @@ fn a_refused_login_is_reported_with_the_reply() {
     assert_eq!((tried.failed(), tried.skipped()), (vec!["login"], MODES.to_vec()));
     assert!(tried.says("login").starts_with("530 "), "{}", tried.text);
     assert!(!tried.text.contains("secret"), "{}", tried.text);
-    let [refused] = &gateway.events("login-refused")[..] else { panic!() };
+    let refused = || gateway.events("login-refused");
+    wait_for("the event", || !refused().is_empty());
+    let [refused] = &refused()[..] else { panic!() };
     assert_eq!((&refused["user"], &refused["code"]), (&json!("nobody"), &json!(530)), "{refused}");
-    assert!(gateway.daemon.log().contains("login refused"), "{}", gateway.daemon.log());
+    wait_for("its line", || gateway.daemon.log().contains("login refused"));
 }
 
 #[test]

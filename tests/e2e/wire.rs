@@ -164,8 +164,10 @@ fn shows_nothing(kind: ServerKind, more: &str, message: &str, steps: &[Value]) {
     assert_eq!(report["error"], Value::Null, "{report}");
     let opened = gateway.count("pinholes_opened");
     assert_eq!(opened, 0, "{report}{}", gateway.daemon.log());
-    let bounds = gateway.daemon.log().matches("may be part of another reply").count();
-    assert_eq!(bounds, 1, "{report}{}", gateway.daemon.log());
+    let bounds = || gateway.daemon.log().matches("may be part of another reply").count();
+    println!("{report}");
+    wait_for("its line", || bounds() > 0);
+    assert_eq!(bounds(), 1, "{report}{}", gateway.daemon.log());
 }
 
 /// Sends `line`, and lets the server say no more than `reply`.

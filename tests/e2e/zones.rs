@@ -19,7 +19,22 @@ fn gateway_with_zone(topology: Topology, rule: &str, backend: &str) -> Gateway {
     let lab = lab_for(topology, backend);
     lab.gateway.nft(&zone_rules(rule)).unwrap();
     let configuration = back_end(backend);
-    Gateway::on(lab, &configuration)
+    let gateway = Gateway::on(lab, &configuration);
+    wait_for_zone(&gateway, rule);
+    gateway
+}
+
+/// The daemon's table.
+fn table(gateway: &Gateway) -> String {
+    let list = ["list", "table", "inet", "ftp_alg"];
+    gateway.lab.gateway.run("nft", &list).unwrap().stdout_text()
+}
+
+/// Waits until the zone of the rule is inspected: if rules are read late, the table is loaded again.
+fn wait_for_zone(gateway: &Gateway, rule: &str) {
+    let (_, zone) = rule.rsplit_once(' ').unwrap();
+    let zones = format!("{{ 0, {zone} }}");
+    wait_for("the zone", || table(gateway).contains(&zones));
 }
 
 /// Asserts that an active transfer and a passive one work, twice in a session.
@@ -63,11 +78,7 @@ fn zones_of_rules_that_take_long_to_read_are_inspected() {
     lab.gateway.nft(&format!("table inet many {{ chain unused {{\n{many}}}\n}}")).unwrap();
     lab.gateway.nft(&zone_rules(IN_ZONE)).unwrap();
     let mut gateway = Gateway::on(lab, "");
-    let table = |gateway: &Gateway| {
-        let list = ["list", "table", "inet", "ftp_alg"];
-        gateway.lab.gateway.run("nft", &list).unwrap().stdout_text()
-    };
-    wait_for("the zone", || table(&gateway).contains("{ 0, 7 }"));
+    wait_for_zone(&gateway, IN_ZONE);
     assert_transfers(&gateway, "late rules");
     let _server = scripted_server(&gateway.lab.server, &json!({}));
     let transfer = active_transfer(gateway.lab.client.address(V4), PORT);
@@ -89,6 +100,7 @@ fn a_zone_that_is_newer_than_the_daemon_is_a_problem() {
     wait_for("the problem", || problems(&gateway.daemon).contains("\"zone\""));
     gateway.daemon.stop().unwrap();
     gateway.start_again("");
+    wait_for_zone(&gateway, IN_ZONE);
     assert_transfers(&gateway, "after a restart");
     assert!(!problems(&gateway.daemon).contains("\"zone\""));
 }

@@ -128,6 +128,10 @@ class Ftp(ftplib.FTP):
         assert at == len(LARGE), f"{at} bytes came of {len(LARGE)}"
         return missing
 
+    def wait_for_data(self, _, seconds):
+        """From now on, data connections have so much time."""
+        self.timeout = seconds
+
     def say(self, _, line):
         """Gives the reply, also if it is an error."""
         try:
@@ -136,11 +140,11 @@ class Ftp(ftplib.FTP):
             return str(error)
 
 
-def client(pipe, patience):
+def client(pipe):
     try:
         with open("/run/netns/client") as namespace:
             assert ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0
-        ftp = Ftp(timeout=patience)
+        ftp = Ftp(timeout=PATIENCE)
         ftp.connect(SERVER)
         ftp.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ftp.login()
@@ -157,9 +161,9 @@ def client(pipe, patience):
 class Session:
     """A control connection. Each errand is begun, and answered."""
 
-    def __init__(self, patience=PATIENCE):
+    def __init__(self):
         self.pipe, end = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=client, args=(end, patience), daemon=True)
+        self.process = multiprocessing.Process(target=client, args=(end,), daemon=True)
         self.process.start()
         end.close()
         self.port = self.answer()
@@ -323,7 +327,8 @@ def auth_is_refused():
 def without_the_package_no_data_connection_is_admitted():
     machine["listing"], machine["ruleset"] = listing(), run("nft list ruleset")
     for mode in "active", "passive":
-        session = Session(patience=3)
+        session = Session()
+        session.do("wait_for_data", 3)
         try:
             session.do("exchange", mode)
         except (TimeoutError, ftplib.error_perm) as error:

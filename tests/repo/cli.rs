@@ -144,7 +144,7 @@ fn waiting_for_a_daemon_ends_in_time() {
         outcome(&["status", "--wait", "0.3", "--socket", socket.to_str().unwrap()]);
     assert_eq!(code, 1);
     assert!(stderr.contains("no daemon was ready on /"), "{stderr}");
-    assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&started.elapsed()));
+    assert!((Duration::from_millis(300)..Duration::from_secs(20)).contains(&started.elapsed()));
 }
 
 #[test]

@@ -184,6 +184,6 @@ fn the_daemon_stops_quickly_if_conntrack_lost_its_sessions() {
     scene.gateway.daemon.stop().unwrap();
     let took = start.elapsed();
     println!("the daemon stopped within {took:?}");
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
     drop(client);
 }

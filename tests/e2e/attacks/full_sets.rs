@@ -12,7 +12,7 @@ fn fill(scene: &Scene, set: &str, element: impl Fn(u32) -> String) {
     for part in 0..32 {
         let mut rules = format!("add element inet ftp_alg {set} {{ ");
         for number in part * 2048..(part + 1) * 2048 {
-            write!(rules, "{} timeout 1m, ", element(number)).unwrap();
+            write!(rules, "{} timeout 10m, ", element(number)).unwrap();
         }
         rules.push_str("}\n");
         gateway.nft(&rules).unwrap();
@@ -65,7 +65,7 @@ fn closed_pinholes_leave_no_map_elements() {
     let ruleset =
         || scene.gateway.lab.gateway.run("nft", &["list", "map", "inet", "ftp_alg", "targets4"]);
     let elements = || ruleset().unwrap().stdout_text().matches(" expires ").count();
-    assert!(elements() <= 1, "{}", ruleset().unwrap().stdout_text());
+    wait_for("the end of all but one", || elements() <= 1);
     assert_eq!(client.release().error, None);
     scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
     assert_eq!(elements(), 0, "{}", ruleset().unwrap().stdout_text());

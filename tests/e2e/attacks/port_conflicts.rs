@@ -1,7 +1,7 @@
 //! External ports that are in use: the gateway never assigns a port that it translates or listens on to a data
 //! connection. Otherwise an initiator that wants the service would reach a client.
 
-use super::scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end};
+use super::scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, with_each_back_end};
 use crate::common::*;
 
 /// `serve PORT` sends its name to each connection. `get ADDRESS PORT` prints the name that it receives.
@@ -17,8 +17,8 @@ if sys.argv[1] == "serve":
         connection.sendall(b"the service")
         connection.close()
 try:
-    connection = socket.create_connection((sys.argv[2], int(sys.argv[3])), 2)
-    connection.settimeout(1)
+    connection = socket.create_connection((sys.argv[2], int(sys.argv[3])), 8)
+    connection.settimeout(8)
     print(connection.recv(100).decode())
 except OSError as error:
     print(error)
@@ -40,7 +40,7 @@ fn serve(host: &Host, port: u16) -> BackgroundProcess {
 
 fn service_at(from: &Host, address: &str, port: u16) -> String {
     let command = service(from, &["get", address, &port.to_string()]);
-    from.finish(command, b"", Duration::from_secs(10)).unwrap().stdout_text().trim().to_owned()
+    from.finish(command, b"", Duration::from_secs(30)).unwrap().stdout_text().trim().to_owned()
 }
 
 /// A lab in which `prepare` ran before the daemon started. Its firewall accepts ports 3762 and 8080.
@@ -58,13 +58,22 @@ fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
     Scene { server, gateway }
 }
 
+/// Waits until a client that announces port 3762 gets another one: the ports of rules are claimed when they are read.
+fn wait_for_claim(scene: &Scene) {
+    wait_for("another port", || {
+        assert_eq!(scene.logged_in(&[say(PORT), reply()]).release().error, None);
+        scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+        host_port(scene.server.lines().last().unwrap()).1 != ANNOUNCED
+    });
+}
+
 /// A client behind masquerade announces port 3762, which a service uses. The gateway must announce another port, and
 /// the service must stay reachable.
 fn assert_port_not_assigned(scene: &Scene) {
     let lab = &scene.gateway.lab;
     let outside = lab.gateway.address(V4).to_string();
     assert_eq!(service_at(&lab.server, &outside, ANNOUNCED), "the service");
-    let client = scene.logged_in(&[say("PORT 192,168,150,80,14,178"), reply()]);
+    let client = scene.logged_in(&[say(PORT), reply()]);
     let (address, port) = host_port(scene.server.lines().last().unwrap());
     assert_eq!(address, outside);
     assert_ne!(port, ANNOUNCED, "{:?}", scene.gateway.daemon.log());
@@ -117,6 +126,7 @@ fn a_published_port_is_not_assigned_to_a_client() {
                 let back_end = back_end(kind);
                 let scene = scene(Topology::Masquerade, &back_end, |lab| publish(lab, how));
                 let _service = serve(&scene.gateway.lab.client2, 8080);
+                wait_for_claim(&scene);
                 assert_port_not_assigned(&scene);
             });
         }
@@ -131,7 +141,7 @@ fn a_port_published_later_is_not_assigned_to_a_client() {
                 let scene = scene(Topology::Masquerade, "", |_| {});
                 let _service = serve(&scene.gateway.lab.client2, 8080);
                 publish(&scene.gateway.lab, how);
-                thread::sleep(Duration::from_secs(4));
+                wait_for_claim(&scene);
                 assert_port_not_assigned(&scene);
             });
         }

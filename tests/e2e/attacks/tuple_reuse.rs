@@ -35,7 +35,7 @@ if role == "server":
                 break
             connection.sendall((replies.get(line[:4], "200 fine") + "\r\n").encode())
             if line.startswith("PASV"):
-                data.settimeout(3)
+                data.settimeout(9)
                 data.accept()[0].sendall(b"whole")
     sys.exit()
 
@@ -65,7 +65,7 @@ while not os.path.exists(gone):
 vanish(connection, lines)
 connection, lines, say = dial()
 numbers = re.findall(r"\d+", say("PASV").split("(")[1])
-with socket.create_connection((".".join(numbers[:4]), int(numbers[4]) * 256 + int(numbers[5])), 3) as data:
+with socket.create_connection((".".join(numbers[:4]), int(numbers[4]) * 256 + int(numbers[5])), 9) as data:
     print(data.recv(9).decode())
 "#;
 

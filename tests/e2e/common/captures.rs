@@ -8,8 +8,8 @@ pub fn captures(lab: &Lab) -> (Capture, Capture) {
     (start(lab.client_side()), start(lab.server_side()))
 }
 
-/// What [`captures`] see of `play`, and its result. It is repeated at most twice while there are retransmission time-outs:
-/// one that the gateway causes comes each time, one of a busy machine does not.
+/// The result of `play`, and what [`captures`] saw of it. It is repeated at most twice while there are retransmission
+/// time-outs: one that the gateway causes comes each time, one of a busy machine does not.
 #[track_caller]
 pub fn captured<T>(
     lab: &Lab,

@@ -40,6 +40,7 @@ enum Mode {
 }
 
 /// One dialogue in one mode.
+#[derive(Clone)]
 struct Dialect {
     name: String,
     /// Why `ftp-alg` does not serve it, if it does not.
@@ -157,17 +158,29 @@ fn ftp_alg_serves_what_the_kernels_helper_serves_and_what_works_without_a_helper
     let kernels = Lab::new(Topology::Masquerade).unwrap();
     kernels.gateway.nft(KERNEL_HELPER).unwrap();
     let without = lab_with_rules(Topology::Masquerade, NO_HELPER);
-    let [by_kernel, by_none] = thread::scope(|scope| {
-        let both = [&kernels, &without].map(|lab| scope.spawn(|| served(lab, &all, Some(LIMIT)).0));
-        both.map(|one| one.join().unwrap())
-    });
-    let row = |(name, modes): (&String, &Vec<Mode>)| {
+    let play = |dialects: &[Dialect], limit| {
+        thread::scope(|scope| {
+            let both = [&kernels, &without]
+                .map(|lab| scope.spawn(move || served(lab, dialects, Some(limit)).0));
+            both.map(|one| one.join().unwrap())
+        })
+    };
+    let row = |name: &String, [by_kernel, by_none]: &[BTreeMap<String, Vec<Mode>>; 2]| {
         let [none, kernel, own] =
-            [&by_none[name], &by_kernel[name], modes].map(|modes| cell(modes));
+            [&by_none[name], &by_kernel[name], &ours[name]].map(|modes| cell(modes));
         let why = reasons.get(name).map(|reason| format!(": {reason}")).unwrap_or_default();
         format!("| {name} | {none} | {kernel} | {own}{why} |\n")
     };
-    let table: String = ours.iter().map(row).collect();
+    let mut others = play(&all, LIMIT);
+    // A busy machine may have been too slow for what is not as the page says.
+    let differing = all.iter().filter(|one| !rows.contains(&row(&one.name, &others)));
+    let differing: Vec<_> = differing.cloned().collect();
+    if !differing.is_empty() {
+        let [by_kernel, by_none] = play(&differing, 8 * LIMIT);
+        others[0].extend(by_kernel);
+        others[1].extend(by_none);
+    }
+    let table: String = ours.keys().map(|name| row(name, &others)).collect();
     if is_update {
         fs::write(&path, format!("{before}{HEAD}{table}")).unwrap();
     } else {

@@ -85,7 +85,9 @@ fn an_outsider_finds_no_open_port() {
     for &place in telling(&[Place::Published], &PLACES) {
         let site = Site::new(place);
         load_nftables(site.guard(), &nftables(place).text);
-        site.assert_outsider_finds_only_published_ports(&site.daemon(NFTABLES), "1-65535");
+        // The pinhole is to be open until all ports were tried.
+        let daemon = site.daemon(&format!("{NFTABLES}timeout = \"300s\"\n"));
+        site.assert_outsider_finds_only_published_ports(&daemon, "1-65535");
     }
 }
 

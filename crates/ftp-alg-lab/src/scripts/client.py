@@ -3,7 +3,8 @@
 JSON: {"host": H, "port": 21, "source": ADDRESS, "nodelay": true, "listen": [PORTS], "steps": [STEP, ...]}
 `source` is the address from which it connects and on which it listens. Without it, the system chooses the source
 address, and the client listens on all addresses: at the ports of "listen", and where it accepts. "buffer": BYTES
-limits the unacknowledged data.
+limits the unacknowledged data. "timeout": SECONDS is how long it waits for a data connection. For all else it waits as
+long, but not shorter than usual.
 A STEP is one of
   {"send": "TEXT", "cut": [OFFSETS], "pause": SECONDS, "urgent": false}
         sends TEXT (latin-1, with its line end) in segments cut at OFFSETS, with `pause` between them;
@@ -44,7 +45,8 @@ RECEIVE_QUEUE, SEND_QUEUE = 1, 2
 plan = json.loads(sys.argv[1])
 # The factor for busy and emulated machines, as in the rest of the lab.
 PATIENCE = 8 * float(os.environ.get("FTP_ALG_LAB_PATIENCE", "1"))
-TIMEOUT = plan.get("timeout", PATIENCE)
+DATA_TIMEOUT = plan.get("timeout", PATIENCE)
+CONTROL_TIMEOUT = max(DATA_TIMEOUT, PATIENCE)
 family = socket.AF_INET6 if ":" in plan["host"] else socket.AF_INET
 listeners = {}
 for port in {*plan.get("listen", []), *(step["accept"] for step in plan["steps"] if "accept" in step)}:
@@ -52,7 +54,7 @@ for port in {*plan.get("listen", []), *(step["accept"] for step in plan["steps"]
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((plan.get("source") or ("::" if family == socket.AF_INET6 else "0.0.0.0"), port))
     listener.listen(5)
-    listener.settimeout(TIMEOUT)
+    listener.settimeout(DATA_TIMEOUT)
     listeners[port] = listener
 
 source = (plan["source"], 0) if plan.get("source") else None
@@ -61,7 +63,7 @@ source = (plan["source"], 0) if plan.get("source") else None
 def dial():
     global control, pending
     control, pending = socket.create_connection((plan["host"], plan.get("port", 21)), PATIENCE, source), b""
-    control.settimeout(TIMEOUT)
+    control.settimeout(CONTROL_TIMEOUT)
     control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1 if plan.get("nodelay", True) else 0)
     if plan.get("buffer"):
         control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, plan["buffer"])
@@ -112,7 +114,7 @@ def send_and_read(text):
     global pending
     rest = memoryview(text)
     while rest:
-        readable, writable, _ = select.select([control], [control], [], TIMEOUT)
+        readable, writable, _ = select.select([control], [control], [], CONTROL_TIMEOUT)
         if not readable and not writable:
             raise TimeoutError("nothing can be sent")
         if readable:
@@ -204,7 +206,7 @@ def run(step):
             return peer[0]
         return drain(data)
     if "dial" in step:
-        waiting = socket.create_connection(announced, TIMEOUT)
+        waiting = socket.create_connection(announced, DATA_TIMEOUT)
         return "" if step.get("later") else drain(waiting)
     if "drain" in step:
         return drain(waiting)
