@@ -4,6 +4,7 @@
 //! - `table.json` says which rules are loaded.
 //! - `backend` says which back end has the pinholes.
 //! - `event-ids` has the IDs of the events that were recorded.
+//! - `data-connections.json` has the data connections that went on when a daemon ended, for the bytes of their transfers.
 //!
 //! Invariants:
 //! - Records are written before the verdicts that they belong to, so a restarted daemon knows every change that a
@@ -22,7 +23,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation};
+use ftp_alg_core::engine::{
+    Engine, OpenDataConnection, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation,
+};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{counted::counted, shard_map::ShardMap};
@@ -34,6 +37,8 @@ const TABLE_RECORD: &str = "table.json";
 const BACKEND: &str = "backend";
 /// The file with the IDs of the events.
 const EVENT_IDS: &str = "event-ids";
+/// The file with the data connections that go on.
+const DATA_CONNECTIONS: &str = "data-connections.json";
 /// The file with all sessions, which exists only while a daemon starts.
 const ALL_SESSIONS: &str = "all.sessions";
 /// The start of every journal, before the number of its format.
@@ -48,7 +53,7 @@ const MAX_JOURNAL: u64 = 1 << 30;
 const CHUNK: usize = 1 << 20;
 
 /// The state directory, for this boot and this network namespace.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StateDir {
     path: PathBuf,
     /// The first line of every journal: the format, the boot and the network namespace.
@@ -261,6 +266,27 @@ impl StateDir {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.open(self.path.join(EVENT_IDS))
+    }
+
+    /// The zero of the kernel's monotonic clock.
+    pub(super) fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
+    /// Takes the data connections that went on when an earlier daemon ended, and removes their file: their next packets may
+    /// pass unread.
+    pub(super) fn take_data_connections(&self) -> Vec<OpenDataConnection> {
+        let path = self.path.join(DATA_CONNECTIONS);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let _ = fs::remove_file(path);
+        let saved: Option<(String, Vec<_>)> = serde_json::from_str(&text).ok();
+        saved.filter(|(origin, _)| *origin == self.origin).map_or(Vec::new(), |(_, open)| open)
+    }
+
+    /// Saves the data connections that go on.
+    pub(super) fn save_data_connections(&self, open: &[OpenDataConnection]) -> Result<(), String> {
+        let text = serde_json::to_string(&(&self.origin, open)).unwrap_or_default();
+        self.save(DATA_CONNECTIONS, &text, "does not know the bytes of transfers that go on")
     }
 
     fn save(&self, file: &str, text: &str, otherwise: &str) -> Result<(), String> {

@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Checksums, Engine, Kernel};
+use ftp_alg_core::engine::{Checksums, Engine, Kernel, TransferTracker};
 use ftp_alg_firewall::Firewall;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -440,10 +440,14 @@ impl Workers {
         mut file: Option<TransferFile>,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
-        let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
+        let (shared, stop, state) =
+            (Arc::clone(&self.shared), Arc::clone(&self.stop), self.state.clone());
         let work = move || {
+            let mut tracker = TransferTracker::default();
+            tracker.restore_connections(state.epoch(), &state.take_data_connections());
             let publish = |reports| shared.publish_reports(reports, file.as_mut());
-            shared.transfers.run(data_packets, &*shared, publish, &stop);
+            let tracker = shared.transfers.run(tracker, data_packets, &*shared, publish, &stop);
+            shared.report(state.save_data_connections(&tracker.open_connections(state.epoch())));
             Ok(())
         };
         let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());

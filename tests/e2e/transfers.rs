@@ -246,6 +246,28 @@ fn a_slow_download_has_its_bytes() {
     }
 }
 
+/// As during an upgrade.
+#[test]
+fn a_transfer_that_goes_on_over_a_restart_has_its_bytes() {
+    const SIZE: usize = 1_000_000;
+    for setup in ["", "queue.fast-path = \"off\"\n"] {
+        let mut gateway = gateway_with(Topology::Masquerade, setup);
+        let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+        server.put("large", &vec![b'x'; SIZE]).unwrap();
+        let retrieve =
+            [say("TYPE I"), reply(), say("EPSV"), reply(), dial(), say("RETR pub/large")];
+        let end = [reply(), gate(), drain(), reply()];
+        let client =
+            hold(&gateway.lab, (login_as(server.login()), retrieve.to_vec(), end.to_vec()));
+        assert!(gateway.daemon.stop().unwrap().success());
+        gateway.start_again(setup);
+        assert_eq!(client.release().error, None);
+        wait_for("the transfer", || gateway.events("transfer").len() == 1);
+        let transfer = &gateway.events("transfer")[0];
+        assert_eq!((&transfer["bytes"], &transfer["result"]), (&json!(SIZE), &json!("complete")));
+    }
+}
+
 /// Another program reads the group: everything works, without bytes.
 #[test]
 fn a_taken_group_costs_the_bytes_alone() {

@@ -216,17 +216,19 @@ impl TransferReports {
         lock(&self.totals).set_servers(servers);
     }
 
-    /// Reports transfers and the ends of sessions, and passes them to `publish`, until `stop` is set. Without
-    /// `data_packets`, nothing is known of their data connections.
+    /// Reports transfers and the ends of sessions, and passes them to `publish`, until `stop` is set. `tracker` has what is
+    /// known of data connections, and is returned. Without `data_packets`, nothing more will be.
     pub(super) fn run(
         &self,
+        mut tracker: TransferTracker,
         mut data_packets: Option<DataPackets>,
         conntrack: &dyn DataConntrack,
         mut publish: impl FnMut(Vec<Report>),
         stop: &AtomicBool,
-    ) {
+    ) -> TransferTracker {
+        tracker.sees_packets = data_packets.is_some();
         let mut known = Known {
-            tracker: TransferTracker::new(data_packets.is_some()),
+            tracker,
             conntrack,
             session_bytes: SessionBytes::default(),
             ended_sessions: VecDeque::new(),
@@ -262,7 +264,7 @@ impl TransferReports {
                 publish(std::mem::take(&mut known.reports));
             }
             if is_last {
-                return;
+                return known.tracker;
             }
             thread::sleep(INTERVAL);
         }

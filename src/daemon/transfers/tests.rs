@@ -89,7 +89,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     let events = vec![Event { session: id, client, server, user: None, kind }; MAX_INBOX + 3];
     assert_eq!(reports.record(Instant::now(), &events, 2), 5);
     assert_eq!(reports.totals().lost, 5);
-    reports.run(None, &NoConntrack, |_| {}, &AtomicBool::new(true));
+    reports.run(TransferTracker::default(), None, &NoConntrack, |_| {}, &AtomicBool::new(true));
     let totals = reports.totals();
     assert_eq!((totals.unknown.complete, totals.bytes_up), (MAX_INBOX as u64, 0));
 }
@@ -108,7 +108,7 @@ fn reported_session(transfers: &[Arc<Transfer>], counted: u32) -> (Option<u64>, 
     assert_eq!(reports.record(Instant::now(), &events, 0), 0);
     let mut published = Vec::new();
     let publish = |reports| published.extend(reports);
-    reports.run(None, &NoConntrack, publish, &AtomicBool::new(true));
+    reports.run(TransferTracker::default(), None, &NoConntrack, publish, &AtomicBool::new(true));
     assert_eq!(published.len(), events.len());
     match published.pop() {
         Some(Report::SessionEnd(report)) => (report.bytes, report.to_string()),

@@ -54,8 +54,8 @@ pub use standalone::{PacketOutcome, Standalone};
 use table::entry::{Entry, Epoch};
 pub use table::listing::{PinholeInfo, SessionDetails, SessionInfo};
 pub use transfer_reports::{
-    DataFlags, DataPacket, FinishedTransfer, TRANSFER_PATIENCE, TransferFields, TransferResult,
-    TransferSession, TransferTracker,
+    DataFlags, DataPacket, FinishedTransfer, OpenDataConnection, TRANSFER_PATIENCE, TransferFields,
+    TransferResult, TransferSession, TransferTracker,
 };
 
 /// The end of a connection that sent a packet.

@@ -5,6 +5,6 @@ mod data_connections;
 mod finished_transfer;
 mod tracker;
 
-pub use data_connections::{DataFlags, DataPacket};
+pub use data_connections::{DataFlags, DataPacket, OpenDataConnection};
 pub use finished_transfer::{FinishedTransfer, TransferFields, TransferResult, TransferSession};
 pub use tracker::{PATIENCE as TRANSFER_PATIENCE, TransferTracker};

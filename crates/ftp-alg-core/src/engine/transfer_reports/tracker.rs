@@ -13,7 +13,9 @@ use std::{
 use ahash::AHashSet;
 
 use super::{
-    data_connections::{DataConnection, DataConnections, DataPacket, End, Ends, Found, ends_of},
+    data_connections::{
+        DataConnection, DataConnections, DataPacket, End, Ends, Found, OpenDataConnection, ends_of,
+    },
     finished_transfer::{FinishedTransfer, TransferResult},
 };
 use crate::engine::{Pinhole, Transfer, TransferEnd};
@@ -57,9 +59,14 @@ pub struct TransferTracker {
 }
 
 impl TransferTracker {
-    /// A tracker that sees the packets of data connections, or not.
-    pub fn new(sees_packets: bool) -> Self {
-        Self { sees_packets, ..Self::default() }
+    /// The data connections that go on, since `epoch`.
+    pub fn open_connections(&self, epoch: Instant) -> Vec<OpenDataConnection> {
+        self.connections.open(epoch).collect()
+    }
+
+    /// Records the data connections that went on when an earlier daemon ended.
+    pub fn restore_connections(&mut self, epoch: Instant, open: &[OpenDataConnection]) {
+        open.iter().for_each(|saved| self.connections.restore(epoch, saved));
     }
 
     /// Records a packet of a data connection that passed at the time `at`.
