@@ -74,9 +74,9 @@ impl Host for DaemonHost<'_> {
 
     /// If a journal cannot be written, packets are forwarded all the same. FTP works, but a restart loses sessions.
     ///
-    /// Transfers that have ended are counted before their clients learn that, so a kill leaves none uncounted.
+    /// Events are announced before anybody learns what they tell, so a kill leaves none uncounted.
     fn conclude(&mut self, effects: &mut Effects) {
-        self.shared.count_ended_transfers(effects.ended_transfers());
+        self.shared.announce_events(effects);
         let shard = &self.shared.shards[effects.shard];
         if let Err(error) = shard.conclude(effects) {
             self.shared.report_error(&shard.describe_write_failure(&error));

@@ -129,11 +129,11 @@ impl SharedState {
         self.log.log_events(now, events, omitted.all, is_reported_later);
     }
 
-    /// Counts transfers that have ended, until they are reported.
-    pub(super) fn count_ended_transfers(&self, transfers: u64) {
-        if transfers > 0 && self.transfers.is_on() {
-            self.events.count_ended_transfers(transfers);
-        }
+    /// Announces the events that will be recorded, and counts transfers that have ended until they are reported.
+    pub(super) fn announce_events(&self, effects: &Effects) {
+        let is_recorded = |event: &&Event| !self.transfers.reports(&event.kind);
+        let ended = if self.transfers.is_on() { effects.ended_transfers() } else { 0 };
+        self.events.announce(effects.events().iter().filter(is_recorded), ended);
     }
 
     /// Logs and counts the transfers that an earlier daemon has not reported.

@@ -257,6 +257,11 @@ impl Events {
         }
     }
 
+    /// The stored events.
+    pub fn stored(&self) -> &[Event] {
+        &self.list
+    }
+
     /// The number of transfers that have ended, with those that are omitted.
     pub fn ended_transfers(&self) -> u64 {
         let is_one = |event: &&Event| matches!(event.kind, EventKind::Transfer(_));

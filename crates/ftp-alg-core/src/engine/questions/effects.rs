@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::Range, time::Instant};
 
 use crate::{
     engine::{
-        Entry, FastPathPinholeClosing, KernelError, Opening, PacketMeta, QueueMode, Renewal,
+        Entry, Event, FastPathPinholeClosing, KernelError, Opening, PacketMeta, QueueMode, Renewal,
         Translation,
         events::Events,
         offload::handover::{FastPathPinhole, FlowChanges},
@@ -265,6 +265,11 @@ impl Effects {
     pub fn records(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.record_ends.iter().copied());
         starts.zip(&self.record_ends).map(|(start, end)| &self.records[start..*end])
+    }
+
+    /// The events that are to be reported.
+    pub fn events(&self) -> &[Event] {
+        self.events.stored()
     }
 
     /// The number of transfers that have ended, with those whose events are omitted.
