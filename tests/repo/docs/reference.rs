@@ -255,3 +255,35 @@ fn tests_of_wire_cases_exist() {
     }
     assert_eq!(rows.len(), 20);
 }
+
+/// Limits that have a number of their own, whose constants are private.
+#[test]
+fn limits_are_those_of_the_code() {
+    let limits = text("docs/limits.md");
+    for (row, constant, file) in [
+        ("events of one batch of packets", "MAX_EVENTS", "engine/events.rs"),
+        ("transfers and pinholes that are looked at", "MAX_EXAMINATIONS", "engine/examinations.rs"),
+        ("transfers that wait for the end", "MAX_WAITING", "engine/transfer_reports/tracker.rs"),
+        (
+            "data connections whose first packets are remembered",
+            "MAX_CONNECTIONS",
+            "engine/transfer_reports/data_connections.rs",
+        ),
+        ("other unfinished line", "MAX_LINE", "session/mod.rs"),
+    ] {
+        let source = fs::read_to_string(root().join("crates/ftp-alg-core/src").join(file)).unwrap();
+        let pattern = format!(r"const {constant}: usize = (?:1 << (\d+)|([\d_]+));");
+        let found = Regex::new(&pattern).unwrap().captures(&source).expect(constant);
+        let number = |at: usize| found.get(at).map(|text| text.as_str().replace('_', ""));
+        let value = match number(1) {
+            Some(shift) => (1_u64 << shift.parse::<u32>().unwrap()).to_string(),
+            None => number(2).unwrap(),
+        };
+        let line = limits.lines().find(|line| line.starts_with(&format!("| {row}"))).expect(row);
+        assert_eq!(
+            line.split(" | ").nth(1).unwrap().split([' ', ',']).next(),
+            Some(&*value),
+            "{row}"
+        );
+    }
+}
