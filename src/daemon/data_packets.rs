@@ -39,6 +39,11 @@ impl DataPackets {
         log.map(|log| Self { log, fast_path })
     }
 
+    /// Ends the copies. What has come can still be read.
+    pub(super) fn end(&mut self) -> Result<(), NetfilterError> {
+        self.log.unbind()
+    }
+
     /// Passes each packet that has come to `each`, with the time at which it passed. After an error the program reports
     /// nothing more.
     pub(super) fn read(

@@ -18,7 +18,7 @@ use rustix::{
 
 use super::{
     NetfilterError,
-    netlink::{Messages, Socket, Writer, family_header, kind_of},
+    netlink::{Messages, Socket, Writer, family_header, kind_of, put_message},
 };
 
 const PACKET: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 0);
@@ -32,6 +32,7 @@ const NFULA_CFG_NLBUFSIZ: u16 = 3;
 const NFULA_CFG_TIMEOUT: u16 = 4;
 const NFULA_CFG_QTHRESH: u16 = 5;
 const NFULNL_CFG_CMD_BIND: u8 = 1;
+const NFULNL_CFG_CMD_UNBIND: u8 = 2;
 const NFULNL_COPY_PACKET: u8 = 2;
 
 /// How long the kernel collects packets before it sends them, in hundredths of a second.
@@ -52,6 +53,7 @@ const SOCKET_BUFFER: i32 = 4 << 20;
 /// Reads what the rules log to one group.
 #[derive(Debug)]
 pub struct DataLog {
+    group: u16,
     socket: Socket,
     buffer: Vec<u8>,
 }
@@ -77,7 +79,20 @@ impl DataLog {
         })
         .map_err(failed)?;
         socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
-        Ok(Self { socket, buffer: vec![0; 1 << 16] })
+        Ok(Self { group, socket, buffer: vec![0; 1 << 16] })
+    }
+
+    /// Ends the copies. Then what the kernel has collected can be read at once (instance_destroy() of nfnetlink_log).
+    pub fn unbind(&mut self) -> Result<(), NetfilterError> {
+        let (sequence, mut request) = (self.socket.next_sequence(), Vec::new());
+        let header = family_header(libc::AF_UNSPEC, self.group);
+        put_message(&mut request, CONFIG, 0, sequence, &header, |message| {
+            message.put(NFULA_CFG_CMD, &[NFULNL_CFG_CMD_UNBIND]);
+        });
+        // An acknowledgement would be read in place of what the kernel has collected.
+        let failed =
+            |error| NetfilterError::system(format!("nfnetlink_log group {}", self.group), error);
+        self.socket.send(&request).map_err(failed)
     }
 
     /// Passes each packet that has arrived to `each`, with the time at which it passed. What did not fit into the socket's

@@ -241,7 +241,12 @@ impl TransferReports {
         loop {
             let is_last = stop.load(Ordering::Acquire);
             let observe = |at, packet| known.tracker.observe(at, &packet);
-            let read = data_packets.as_mut().map(|packets| packets.read(observe));
+            let read = data_packets.as_mut().map(|packets| {
+                if is_last {
+                    packets.end()?;
+                }
+                packets.read(observe)
+            });
             if let Some(Err(error)) = read {
                 tracing::warn!(
                     event = "data-log-ended",
