@@ -222,19 +222,29 @@ fn what_killed_daemons_have_not_reported_is_counted() {
     }
 }
 
+/// A client asks a server for a file of `size` bytes, and goes on with the steps `end`.
+fn start_download(
+    gateway: &Gateway,
+    kind: ServerKind,
+    size: usize,
+    end: &[Value],
+) -> (Server, GatedClient) {
+    let server = Server::start(kind, &gateway.lab.server).unwrap();
+    server.put("large", &vec![b'x'; size]).unwrap();
+    let retrieve = [say("TYPE I"), reply(), say("EPSV"), reply(), dial(), say("RETR pub/large")];
+    let steps = (login_as(server.login()), retrieve.to_vec(), end.to_vec());
+    let client = hold(&gateway.lab, steps);
+    (server, client)
+}
+
 /// Pure-FTPd reports success when its kernel has the file, and the client still reads.
 #[test]
 fn a_slow_download_has_its_bytes() {
     const SIZE: usize = 200_000;
     for setup in ["", "queue.fast-path = \"off\"\n"] {
         let gateway = gateway_with(Topology::Masquerade, setup);
-        let server = Server::start(ServerKind::PureFtpd, &gateway.lab.server).unwrap();
-        server.put("large", &vec![b'x'; SIZE]).unwrap();
-        let retrieve =
-            [say("TYPE I"), reply(), say("EPSV"), reply(), dial(), say("RETR pub/large")];
         let end = [reply(), reply(), gate(), drain()];
-        let client =
-            hold(&gateway.lab, (login_as(server.login()), retrieve.to_vec(), end.to_vec()));
+        let (_server, client) = start_download(&gateway, ServerKind::PureFtpd, SIZE, &end);
         // Longer than a transfer waits for its packets.
         thread::sleep(Duration::from_millis(1500));
         assert_eq!(gateway.events("transfer"), [json!(null); 0], "{setup}");
@@ -252,13 +262,8 @@ fn a_transfer_that_goes_on_over_a_restart_has_its_bytes() {
     const SIZE: usize = 1_000_000;
     for setup in ["", "queue.fast-path = \"off\"\n"] {
         let mut gateway = gateway_with(Topology::Masquerade, setup);
-        let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-        server.put("large", &vec![b'x'; SIZE]).unwrap();
-        let retrieve =
-            [say("TYPE I"), reply(), say("EPSV"), reply(), dial(), say("RETR pub/large")];
         let end = [reply(), gate(), drain(), reply()];
-        let client =
-            hold(&gateway.lab, (login_as(server.login()), retrieve.to_vec(), end.to_vec()));
+        let (_server, client) = start_download(&gateway, ServerKind::Vsftpd, SIZE, &end);
         assert!(gateway.daemon.stop().unwrap().success());
         gateway.start_again(setup);
         assert_eq!(client.release().error, None);

@@ -153,11 +153,11 @@ impl EventRing {
             now.map(|event| (SystemTime::now(), What::Session(event.clone()))).collect();
         if !recorded.is_empty() || lost > 0 {
             let mut ring = lock(&self.0);
-            let unannounced = (recorded.len() as u64).checked_sub(ring.ids.announced);
-            ring.ids.announced = ring.ids.announced.saturating_sub(recorded.len() as u64);
+            let announced = ring.ids.announced.checked_sub(recorded.len() as u64);
+            ring.ids.announced = announced.unwrap_or(0);
             ring.ids.unreported -= lost as i64;
             ring.push(recorded);
-            if lost > 0 || unannounced.is_some_and(|more| more > 0) {
+            if lost > 0 || announced.is_none() {
                 ring.ids.save();
             }
         }

@@ -351,6 +351,9 @@ impl Known<'_> {
 
     /// Reports the ends of sessions whose transfers are reported by `now`. `None` stands for the end of the daemon.
     fn report_ended_sessions(&mut self, now: Option<Instant>) {
+        if self.ended_sessions.is_empty() {
+            return;
+        }
         let waiting = self.tracker.waiting_sessions();
         let is_due = |until: Instant| waiting.is_empty() || now.is_none_or(|now| until <= now);
         for (until, mut report) in std::mem::take(&mut self.ended_sessions) {

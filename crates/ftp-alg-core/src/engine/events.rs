@@ -246,6 +246,10 @@ const RETAINED_EVENTS: usize = 1024;
 /// Limit of the events of a session's end: of its transfers, and of itself.
 const MAX_OF_END: usize = 8;
 
+fn is_ended_transfer(event: &Event) -> bool {
+    matches!(event.kind, EventKind::Transfer(_))
+}
+
 impl Events {
     /// Adds an event, or counts it as omitted.
     pub fn push(&mut self, event: Event) {
@@ -253,7 +257,7 @@ impl Events {
             self.list.push(event);
         } else {
             self.omitted.all += 1;
-            self.omitted.ended_transfers += u64::from(matches!(event.kind, EventKind::Transfer(_)));
+            self.omitted.ended_transfers += u64::from(is_ended_transfer(&event));
         }
     }
 
@@ -264,8 +268,8 @@ impl Events {
 
     /// The number of transfers that have ended, with those that are omitted.
     pub fn ended_transfers(&self) -> u64 {
-        let is_one = |event: &&Event| matches!(event.kind, EventKind::Transfer(_));
-        self.list.iter().filter(is_one).count() as u64 + self.omitted.ended_transfers
+        let stored = self.list.iter().filter(|event| is_ended_transfer(event)).count();
+        stored as u64 + self.omitted.ended_transfers
     }
 
     /// Whether there is room for the events of another session's end. If not, the session can end later.
