@@ -9,8 +9,7 @@ use ftp_alg_core::{
 };
 use ftp_alg_fastpath::layout::DataRecord;
 
-use super::fast_path_lines::KernelClock;
-use crate::kernel::{NetfilterError, data_log::DataLog, offload::Offload};
+use crate::kernel::{NetfilterError, clocks::instant_of, data_log::DataLog, offload::Offload};
 
 /// Both sources.
 pub(super) struct DataPackets {
@@ -51,8 +50,7 @@ impl DataPackets {
         mut each: impl FnMut(Instant, DataPacket),
     ) -> Result<(), NetfilterError> {
         if let Some(fast_path) = &self.fast_path {
-            let clock = KernelClock::now();
-            let report = |record: DataRecord| each(clock.instant_of(record.at_ns), packet(&record));
+            let report = |record: DataRecord| each(instant_of(record.at_ns), packet(&record));
             fast_path.program().read_data_reports(report);
         }
         self.log.read(each).inspect_err(|_| {

@@ -8,7 +8,6 @@
 use std::{
     error::Error,
     sync::{Arc, Mutex, OnceLock},
-    time::{Duration, Instant},
 };
 
 use ftp_alg_core::{
@@ -19,7 +18,6 @@ use ftp_alg_fastpath::{
     FastPathCounts, RingWaiter,
     layout::{LineRecord, side},
 };
-use rustix::time::{ClockId, clock_gettime};
 
 use super::{
     fast_path_pins::LoadedProgram,
@@ -30,6 +28,7 @@ use super::{
 use crate::kernel::{
     RuleParameters,
     claimed_ports::ClaimedPorts,
+    clocks::instant_of,
     offload::{Offload, Translations},
     table::Commits,
 };
@@ -117,9 +116,7 @@ impl FastPathReader {
         let Some(unread) = self.unread_lines.get(shard) else { return };
         let mut lines = std::mem::take(&mut *lock(unread));
         if !lines.is_empty() {
-            let clock = KernelClock::now();
-            engine
-                .read_fast_path_lines(lines.iter().map(|line| engine_line(line, &clock)), effects);
+            engine.read_fast_path_lines(lines.iter().map(engine_line), effects);
             lines.clear();
             // The next lines reuse the memory.
             let mut unread = lock(unread);
@@ -161,31 +158,11 @@ fn sort_key((at, line): (usize, &LineRecord)) -> (u64, u32, usize) {
     (line.flow, line.number, at)
 }
 
-/// The kernel's monotonic clock and this process's, read at the same moment.
-pub(super) struct KernelClock {
-    now: Instant,
-    clock: Duration,
-}
-
-impl KernelClock {
-    pub(super) fn now() -> Self {
-        let clock = clock_gettime(ClockId::Monotonic);
-        let clock = Duration::new(clock.tv_sec as u64, clock.tv_nsec as u32); // both count up from 0
-        Self { now: Instant::now(), clock }
-    }
-
-    /// The time that `bpf_ktime_get_ns` has returned as this number.
-    pub(super) fn instant_of(&self, at_ns: u64) -> Instant {
-        let age = self.clock.saturating_sub(Duration::from_nanos(at_ns));
-        self.now.checked_sub(age).unwrap_or(self.now)
-    }
-}
-
-fn engine_line<'s>(line: &'s LineRecord, clock: &KernelClock) -> FastPathLine<'s> {
+fn engine_line(line: &LineRecord) -> FastPathLine<'_> {
     FastPathLine {
         flow: line.flow,
         line: line.number,
-        at: clock.instant_of(line.at_ns),
+        at: instant_of(line.at_ns),
         from: if line.side == side::CLIENT { Side::Client } else { Side::Server },
         client: line.client(),
         server: line.server(),

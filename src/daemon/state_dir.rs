@@ -20,16 +20,15 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ftp_alg_core::engine::{
     Engine, OpenDataConnection, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 use super::{counted::counted, shard_map::ShardMap};
-use crate::kernel::{parameters::Backend, table::TableRecord};
+use crate::kernel::{clocks::monotonic_zero, parameters::Backend, table::TableRecord};
 
 /// The file that says which rules are loaded.
 const TABLE_RECORD: &str = "table.json";
@@ -58,8 +57,6 @@ pub(super) struct StateDir {
     path: PathBuf,
     /// The first line of every journal: the format, the boot and the network namespace.
     origin: String,
-    /// The zero of the kernel's monotonic clock.
-    epoch: Instant,
 }
 
 /// Why a journal is not used.
@@ -85,15 +82,12 @@ impl StateDir {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let namespace = fs::metadata("/proc/thread-self/ns/net")?;
         let (device, inode) = (namespace.dev(), namespace.ino());
-        let since_boot = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default();
-        let now = Instant::now();
         Ok(Self {
             path: path.to_owned(),
             origin: format!(
                 "{MAGIC}{RECORD_FORMAT}; boot {}, namespace {device}:{inode}\n",
                 boot.trim_end()
             ),
-            epoch: now.checked_sub(since_boot).unwrap_or(now),
         })
     }
 
@@ -122,11 +116,11 @@ impl StateDir {
         let parts = saved
             .divide(engines.len(), |client, server| shard_map.shard_of_connection(client, server));
         for (engine, part) in engines.iter_mut().zip(parts) {
-            let restored = engine.sessions.restore_sessions(part, Instant::now(), self.epoch);
+            let restored = engine.sessions.restore_sessions(part, Instant::now(), monotonic_zero());
             all.sessions += restored.sessions;
             all.adjusted += restored.adjusted;
             all.transferring += restored.transferring;
-            engine.sessions.track_changes(self.epoch);
+            engine.sessions.track_changes(monotonic_zero());
         }
         let RestoredCounts { sessions, adjusted, transferring } = all;
         if sessions > 0 {
@@ -266,11 +260,6 @@ impl StateDir {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.open(self.path.join(EVENT_IDS))
-    }
-
-    /// The zero of the kernel's monotonic clock.
-    pub(super) fn epoch(&self) -> Instant {
-        self.epoch
     }
 
     /// Takes the data connections that went on when an earlier daemon ended, and removes their file: their next packets may

@@ -49,6 +49,7 @@ use crate::{
     kernel::{
         LinuxKernel, RuleParameters,
         claimed_ports::ClaimedPorts,
+        clocks::monotonic_zero,
         operator_firewall,
         probe::ConntrackAbilities,
         queue::{Queue, QueueCounts},
@@ -444,10 +445,10 @@ impl Workers {
             (Arc::clone(&self.shared), Arc::clone(&self.stop), self.state.clone());
         let work = move || {
             let mut tracker = TransferTracker::default();
-            tracker.restore_connections(state.epoch(), &state.take_data_connections());
+            tracker.restore_connections(monotonic_zero(), &state.take_data_connections());
             let publish = |reports| shared.publish_reports(reports, file.as_mut());
             let tracker = shared.transfers.run(tracker, data_packets, &*shared, publish, &stop);
-            shared.report(state.save_data_connections(&tracker.open_connections(state.epoch())));
+            shared.report(state.save_data_connections(&tracker.open_connections(monotonic_zero())));
             Ok(())
         };
         let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());

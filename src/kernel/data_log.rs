@@ -17,7 +17,7 @@ use rustix::{
 };
 
 use super::{
-    NetfilterError,
+    NetfilterError, clocks,
     netlink::{Messages, Socket, Writer, family_header, kind_of, put_message},
 };
 
@@ -101,7 +101,7 @@ impl DataLog {
         &mut self,
         mut each: impl FnMut(Instant, DataPacket),
     ) -> Result<(), NetfilterError> {
-        let (now, clock) = (Instant::now(), SystemTime::now());
+        let (now, clock) = clocks::time_of_day();
         let passed = |stamp: Option<&[u8]>| {
             // One that passes while others are read has passed now.
             let age_of = |time| clock.duration_since(time).unwrap_or_default();

@@ -8,6 +8,7 @@
 //! | `netlink` | messages and sockets, nf_tables batches, conntrack requests |
 //! | [`offload`] | the fast path: what the BPF program of `ftp-alg-fastpath` is to do |
 //! | [`broker`] | programs and replaced files, for a confined daemon; capabilities |
+//! | [`clocks`] | the clocks by which the kernel dates packets |
 //! | [`conntrack`] | conntrack entries: translation, mark, be-liberal |
 //! | [`queue`] | NFQUEUE: packets and verdicts |
 //! | [`table`] | our rules and their table, the pinhole back ends, table ownership |
@@ -22,6 +23,7 @@ pub mod automatic;
 pub mod broker;
 mod budget;
 pub mod claimed_ports;
+pub mod clocks;
 pub mod conntrack;
 pub mod data_log;
 pub mod inject;

@@ -240,6 +240,8 @@ impl TransferReports {
         publish(Vec::new());
         loop {
             let is_last = stop.load(Ordering::Acquire);
+            // What passed until now is read before anything is decided, also if other threads run meanwhile.
+            let now = (!is_last).then(Instant::now);
             let observe = |at, packet| known.tracker.observe(at, &packet);
             let read = data_packets.as_mut().map(|packets| {
                 if is_last {
@@ -254,11 +256,10 @@ impl TransferReports {
                 );
                 (data_packets, known.tracker.sees_packets) = (None, false);
             }
-            let now = (!is_last).then(Instant::now);
             self.handle_received(&mut known, now);
-            let finished = match is_last {
-                true => known.tracker.take_all(),
-                false => known.tracker.take_finished(Instant::now(), |initiator, dialled| {
+            let finished = match now {
+                None => known.tracker.take_all(),
+                Some(now) => known.tracker.take_finished(now, |initiator, dialled| {
                     conntrack.is_running(initiator, dialled)
                 }),
             };
