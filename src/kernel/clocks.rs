@@ -70,7 +70,7 @@ mod tests {
     const EXACT: Duration = Duration::from_micros(500);
 
     #[test]
-    fn times_of_the_kernel_are_exact_beside_busy_threads() {
+    fn times_of_the_kernel_are_exact_while_other_threads_run() {
         let ends = AtomicBool::new(false);
         let be_busy = || {
             while !ends.load(Relaxed) {
