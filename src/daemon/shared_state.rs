@@ -163,8 +163,8 @@ impl SharedState {
         let ended_transfers = self.events.record_reports(reports);
         let lines = file.as_ref().map(|file| match file.format {
             TransferFormat::Json => {
-                let lines = ended_transfers.iter().flat_map(|event| [event.json().get(), "\n"]);
-                lines.collect::<String>()
+                let line = |event: &StoredEvent| format!("{}\n", event.json());
+                ended_transfers.iter().map(line).collect::<String>()
             }
             TransferFormat::Xferlog => {
                 let ended = ended_transfers.iter().filter_map(StoredEvent::ended_transfer);

@@ -4,6 +4,7 @@
 //! - `table.json` says which rules are loaded.
 //! - `backend` says which back end has the pinholes.
 //! - `event-ids` has the IDs of the events that were recorded.
+//! - `events.json` has the events that a daemon had when it ended.
 //! - `data-connections.json` has the data connections that went on when a daemon ended, for the bytes of their transfers.
 //!
 //! Invariants:
@@ -26,6 +27,8 @@ use std::{
 use ftp_alg_core::engine::{
     Engine, OpenDataConnection, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation,
 };
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 
 use super::{counted::counted, shard_map::ShardMap};
 use crate::kernel::{clocks::monotonic_zero, parameters::Backend, table::TableRecord};
@@ -36,6 +39,8 @@ const TABLE_RECORD: &str = "table.json";
 const BACKEND: &str = "backend";
 /// The file with the IDs of the events.
 const EVENT_IDS: &str = "event-ids";
+/// The file with the events of a daemon that has ended.
+const EVENTS: &str = "events.json";
 /// The file with the data connections that go on.
 const DATA_CONNECTIONS: &str = "data-connections.json";
 /// The file with all sessions, which exists only while a daemon starts.
@@ -265,17 +270,40 @@ impl StateDir {
     /// Takes the data connections that went on when an earlier daemon ended, and removes their file: their next packets may
     /// pass unread.
     pub(super) fn take_data_connections(&self) -> Vec<OpenDataConnection> {
-        let path = self.path.join(DATA_CONNECTIONS);
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let _ = fs::remove_file(path);
-        let saved: Option<(String, Vec<_>)> = serde_json::from_str(&text).ok();
-        saved.filter(|(origin, _)| *origin == self.origin).map_or(Vec::new(), |(_, open)| open)
+        self.take(DATA_CONNECTIONS)
     }
 
     /// Saves the data connections that go on.
     pub(super) fn save_data_connections(&self, open: &[OpenDataConnection]) -> Result<(), String> {
-        let text = serde_json::to_string(&(&self.origin, open)).unwrap_or_default();
-        self.save(DATA_CONNECTIONS, &text, "does not know the bytes of transfers that go on")
+        self.leave(DATA_CONNECTIONS, open, "does not know the bytes of transfers that go on")
+    }
+
+    /// Takes the events that an earlier daemon had when it ended, and removes their file.
+    pub(super) fn take_events(&self) -> Vec<Box<RawValue>> {
+        self.take(EVENTS)
+    }
+
+    /// Saves the events.
+    pub(super) fn save_events(&self, events: &[Box<RawValue>]) -> Result<(), String> {
+        self.leave(EVENTS, events, "does not have the events of before")
+    }
+
+    /// Takes what an earlier daemon has left in a file, which is removed.
+    fn take<T: DeserializeOwned>(&self, file: &str) -> Vec<T> {
+        let path = self.path.join(file);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let _ = fs::remove_file(path);
+        let saved: Option<(String, Vec<_>)> = serde_json::from_str(&text).ok();
+        saved.filter(|(origin, _)| *origin == self.origin).map_or(Vec::new(), |(_, left)| left)
+    }
+
+    /// Leaves these for the next daemon to take, if there are any.
+    fn leave<T: Serialize>(&self, file: &str, left: &[T], otherwise: &str) -> Result<(), String> {
+        if left.is_empty() {
+            return Ok(());
+        }
+        let text = serde_json::to_string(&(&self.origin, left)).unwrap_or_default();
+        self.save(file, &text, otherwise)
     }
 
     fn save(&self, file: &str, text: &str, otherwise: &str) -> Result<(), String> {

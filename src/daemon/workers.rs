@@ -102,7 +102,7 @@ pub(super) fn start(
         Ok(kernel.with_offload(offload.as_ref()))
     };
     let kernel = make_kernel()?;
-    let recent_events = EventRing::new(state.event_ids().ok());
+    let recent_events = EventRing::new(state.event_ids().ok(), state.take_events());
     for shard in &shards {
         let sessions = &mut lock(&shard.engine).sessions;
         sessions.set_capacity(kernel.pinhole_capacity());
@@ -586,5 +586,6 @@ impl Drop for Workers {
                 }
             });
         }
+        self.shared.report(self.state.save_events(&self.shared.events.to_leave()));
     }
 }

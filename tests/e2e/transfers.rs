@@ -145,6 +145,37 @@ fn events_are_followed() {
     assert!(!log.contains("missed"), "{log}");
 }
 
+/// A daemon that ends leaves its events to the next one.
+#[test]
+fn a_stuck_reader_misses_nothing_over_a_clean_restart() {
+    let mut gateway = gateway(Topology::Masquerade);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let mut command = gateway.lab.gateway.command(executable());
+    command.args(["events", "--follow", "--socket"]).arg(gateway.daemon.socket());
+    let stuck = gateway.lab.gateway.start(command, "stuck").unwrap();
+    let address = gateway.lab.server_address(V4);
+    let client = &gateway.lab.client.clone();
+    let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, Mode::Passive);
+    let is_read = |name: &str| stuck.log().contains(&format!("/{name} 5 B in "));
+    transfer.upload("first", b"12345").unwrap();
+    wait_for("first", || is_read("first"));
+    stuck.signal(Signal::STOP);
+    for name in ["second", "third"] {
+        transfer.upload(name, b"12345").unwrap();
+        gateway.daemon.stop().unwrap();
+        gateway.start_again("");
+    }
+    let stored = gateway.events("transfer");
+    let name_of =
+        |event: &Value| event["path"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    assert_eq!(stored.iter().map(name_of).collect::<Vec<_>>(), ["first", "second", "third"]);
+    stuck.signal(Signal::CONT);
+    transfer.upload("last", b"12345").unwrap();
+    wait_for("last", || is_read("last"));
+    assert!(is_read("second") && is_read("third"), "{}", stuck.log());
+    assert!(!stuck.log().contains("missed"), "{}", stuck.log());
+}
+
 /// A reader that does not read while daemons are killed learns exactly how many events it has missed.
 #[test]
 fn a_stuck_reader_learns_what_killed_daemons_took() {

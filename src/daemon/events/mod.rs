@@ -1,9 +1,11 @@
-//! The recent events, for `ftp-alg events`: a ring in memory. A reader that is slow finds that the oldest are gone, and
-//! how many; nobody waits for it. The lock is held only to store events or to take handles of them, never to print them.
+//! The recent events, for `ftp-alg events`: a ring in memory, which a daemon leaves to the next one when it ends. A reader
+//! that is slow finds that the oldest are gone, and how many; nobody waits for it. The lock is held only to store events or
+//! to take handles of them, never to print them.
 
 mod row;
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     fs::File,
     os::unix::fs::FileExt as _,
@@ -12,7 +14,7 @@ use std::{
 };
 
 use ftp_alg_core::engine::{Event, EventKind, FinishedTransfer};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::{shard::lock, transfers::Report};
@@ -21,6 +23,10 @@ use super::{shard::lock, transfers::Report};
 const CAPACITY: usize = 4096;
 /// Saved IDs are less: a reader of JSON may compute with floating-point numbers.
 const MAX_SAVED_ID: u64 = 1 << 53;
+/// Longer JSON is not stored, but made for each reader: names that a client chooses must not fill the memory.
+const MAX_STORED_JSON: usize = 1024;
+/// Limit of the JSON that a daemon leaves to the next one: that of all events, unless clients choose long names.
+const MAX_LEFT: usize = 4 << 20;
 /// Limit of events in one answer.
 const MAX_ANSWERED: usize = 1000;
 
@@ -80,16 +86,25 @@ impl EventIds {
     }
 }
 
-/// A handle of a stored event. Its JSON is made for the first reader, if there is one, and then stored.
+/// A handle of a stored event. Its JSON is made for the first reader, if there is one, and then stored if it is short.
 #[derive(Clone)]
 pub struct StoredEvent(Arc<Stored>);
 
 struct Stored {
     id: u64,
-    /// When it was seen.
-    at: SystemTime,
-    what: What,
-    json: OnceLock<Box<RawValue>>,
+    session: u64,
+    content: Content,
+}
+
+#[expect(clippy::large_enum_variant, reason = "nearly all were seen")]
+enum Content {
+    Seen {
+        at: SystemTime,
+        what: What,
+        json: OnceLock<Box<RawValue>>,
+    },
+    /// The JSON that an earlier daemon has left.
+    Left(Box<RawValue>),
 }
 
 /// The answer to a request for events.
@@ -108,12 +123,14 @@ enum What {
 }
 
 impl EventRing {
-    /// An empty ring, whose IDs are behind those in `file`.
-    pub(super) fn new(file: Option<File>) -> Self {
+    /// A ring whose IDs are behind those in `file`, with the events that an earlier daemon has `left`. There are none if it
+    /// was killed, or another one has recorded events since.
+    pub(super) fn new(file: Option<File>, left: Vec<Box<RawValue>>) -> Self {
         let mut ids = EventIds::after(file);
+        let events = restored(left, &ids).unwrap_or_default();
         let unreported_before = u64::try_from(std::mem::take(&mut ids.unreported)).unwrap_or(0);
         ids.save();
-        Self(Mutex::new(Ring { events: VecDeque::new(), unreported_before, ids }))
+        Self(Mutex::new(Ring { events, unreported_before, ids }))
     }
 
     /// How many transfers an earlier daemon left unreported, because it was killed.
@@ -204,10 +221,22 @@ impl EventRing {
         RecentEvents { events, lost }
     }
 
+    /// The JSON of the newest ones, to leave them to the next daemon.
+    pub(super) fn to_leave(&self) -> Vec<Box<RawValue>> {
+        let events = lock(&self.0).events.clone();
+        let (mut left, mut room) = (VecDeque::new(), MAX_LEFT);
+        for json in events.iter().rev().map(|event| event.json().into_owned()) {
+            let Some(less) = room.checked_sub(json.get().len()) else { break };
+            room = less;
+            left.push_front(json);
+        }
+        left.into()
+    }
+
     /// The last events of a session, oldest first, but no more than `limit`.
     pub(super) fn last_of(&self, session: u64, limit: usize) -> Vec<StoredEvent> {
         let ring = lock(&self.0);
-        let of_session = ring.events.iter().filter(|event| event.0.what.session() == session);
+        let of_session = ring.events.iter().filter(|event| event.0.session == session);
         let mut chosen: Vec<_> = of_session.cloned().collect();
         drop(ring);
         chosen.drain(..chosen.len().saturating_sub(limit));
@@ -230,8 +259,10 @@ impl Ring {
             }
             let id = self.ids.next;
             self.ids.next += 1;
-            self.ids.last_session = self.ids.last_session.max(what.session());
-            let event = StoredEvent(Arc::new(Stored { id, at, what, json: OnceLock::new() }));
+            let session = what.session();
+            self.ids.last_session = self.ids.last_session.max(session);
+            let content = Content::Seen { at, what, json: OnceLock::new() };
+            let event = StoredEvent(Arc::new(Stored { id, session, content }));
             self.events.push_back(event.clone());
             stored.push(event);
         }
@@ -241,18 +272,45 @@ impl Ring {
 
 impl StoredEvent {
     /// The object with its fields, which docs/events.md lists.
-    pub(super) fn json(&self) -> &RawValue {
-        let Stored { id, at, what, json } = &*self.0;
-        json.get_or_init(|| row::json_of(*id, *at, what))
+    pub(super) fn json(&self) -> Cow<'_, RawValue> {
+        let (at, what, json) = match &self.0.content {
+            Content::Left(json) => return Cow::Borrowed(json),
+            Content::Seen { at, what, json } => (*at, what, json),
+        };
+        if let Some(stored) = json.get() {
+            return Cow::Borrowed(stored);
+        }
+        let made = row::json_of(self.0.id, at, what);
+        match made.get().len() {
+            ..=MAX_STORED_JSON => Cow::Borrowed(json.get_or_init(|| made)),
+            _ => Cow::Owned(made),
+        }
     }
 
     /// The transfer, if it is one that has ended.
     pub(super) fn ended_transfer(&self) -> Option<&FinishedTransfer> {
-        match &self.0.what {
-            What::Report(report) => report.ended_transfer(),
-            What::Session(_) => None,
+        match &self.0.content {
+            Content::Seen { what: What::Report(report), .. } => report.ended_transfer(),
+            _ => None,
         }
     }
+}
+
+/// The events that an earlier daemon has `left`, if the next one is numbered `ids.next`.
+fn restored(left: Vec<Box<RawValue>>, ids: &EventIds) -> Option<VecDeque<StoredEvent>> {
+    #[derive(Deserialize)]
+    struct Numbers {
+        id: u64,
+        session: u64,
+    }
+    let first = ids.next.checked_sub(left.len() as u64)?;
+    let excess = left.len().saturating_sub(CAPACITY);
+    let numbered = (first..).zip(left).skip(excess).map(|(expected, json)| {
+        let Numbers { id, session } = serde_json::from_str(json.get()).ok()?;
+        let content = Content::Left(json);
+        (id == expected).then(|| StoredEvent(Arc::new(Stored { id, session, content })))
+    });
+    numbered.collect()
 }
 
 impl Serialize for StoredEvent {
@@ -282,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_slow_reader_learns_how_many_events_are_gone() {
-        let ring = EventRing::new(None);
+        let ring = EventRing::new(None, Vec::new());
         let first = lock(&ring.0).ids.origin;
         ring.record(&[event(1), event(2), event(3)], |_| false, 0);
         let RecentEvents { events, lost } = ring.after(0);
@@ -308,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_page_gets_the_newest_events_that_it_does_not_have() {
-        let ring = EventRing::new(None);
+        let ring = EventRing::new(None, Vec::new());
         let first = lock(&ring.0).ids.origin;
         let newest = |after| {
             let RecentEvents { events, lost } = ring.newest_after(after);
@@ -331,7 +389,7 @@ mod tests {
     #[test]
     fn ids_continue_over_a_restart() {
         let file = tempfile::tempfile().unwrap();
-        let open = || EventRing::new(Some(file.try_clone().unwrap()));
+        let open = || EventRing::new(Some(file.try_clone().unwrap()), Vec::new());
         let killed = open();
         killed.record(&[event(1), event(2), event(3)], |_| false, 0);
         let first = killed.after(0).events[0].0.id;
@@ -366,8 +424,57 @@ mod tests {
     }
 
     #[test]
+    fn a_daemon_that_ends_leaves_its_events_to_the_next_one() {
+        let file = tempfile::tempfile().unwrap();
+        let open = |left| EventRing::new(Some(file.try_clone().unwrap()), left);
+        let left_by = |ring: &EventRing| -> Vec<Box<RawValue>> {
+            serde_json::from_str(&serde_json::to_string(&ring.to_leave()).unwrap()).unwrap()
+        };
+        let shown = |ring: &EventRing| serde_json::to_string(&ring.after(0).events).unwrap();
+        let ring = open(Vec::new());
+        ring.record(&[event(1), event(2), event(1)], |_| false, 0);
+        let (left, before) = (left_by(&ring), shown(&ring));
+        let ring = open(left.clone());
+        assert_eq!(shown(&ring), before);
+        assert_eq!(ring.last_of(1, 9).len(), 2);
+        let first = ring.after(0).events[0].0.id;
+        ring.record(&[event(3)], |_| false, 0);
+        let answer = ring.after(first);
+        assert_eq!((answer.events.len(), answer.lost), (3, Some(0)));
+        // They are not those of the last daemon.
+        assert_eq!(open(left).after(first).lost, Some(3));
+        for garbage in [r#"{"id":1,"session":1}"#, r#"{"session":1}"#, "7"] {
+            let garbage = RawValue::from_string(garbage.to_owned()).unwrap();
+            assert_eq!(open(vec![garbage]).after(0).events.len(), 0);
+        }
+        let ring = open(left_by(&ring));
+        (0..CAPACITY as u64).for_each(|number| ring.record(&[event(number)], |_| false, 0));
+        let ring = open(left_by(&ring));
+        assert_eq!(ring.to_leave().len(), CAPACITY);
+        assert_eq!(ring.after(first).lost, Some(3));
+    }
+
+    #[test]
+    fn long_names_do_not_fill_the_memory() {
+        let file = tempfile::tempfile().unwrap();
+        let ring = EventRing::new(Some(file.try_clone().unwrap()), Vec::new());
+        let long = Event { user: Some("x".repeat(3000).into()), ..event(1) };
+        (0..CAPACITY).for_each(|_| ring.record(std::slice::from_ref(&long), |_| false, 0));
+        let left = ring.to_leave();
+        assert!((1000..MAX_LEFT / 3000).contains(&left.len()), "{}", left.len());
+        let is_stored = |event: &StoredEvent| match &event.0.content {
+            Content::Seen { json, .. } => json.get().is_some(),
+            Content::Left(_) => true,
+        };
+        assert!(!ring.after(0).events.iter().any(is_stored));
+        let count = left.len();
+        let next = EventRing::new(Some(file), left);
+        assert_eq!(next.to_leave().len(), count);
+    }
+
+    #[test]
     fn the_last_events_of_a_session_are_found() {
-        let ring = EventRing::new(None);
+        let ring = EventRing::new(None, Vec::new());
         for number in 0..10 {
             ring.record(&[event(number % 2)], |_| false, 0);
         }
@@ -383,14 +490,14 @@ mod tests {
 
     #[test]
     fn each_event_of_a_session_with_a_login_has_its_user() {
-        let ring = EventRing::new(None);
+        let ring = EventRing::new(None, Vec::new());
         ring.record(&[Event { user: Some("bob".into()), ..event(17) }], |_| false, 0);
         assert!(ring.after(0).events[0].json().get().contains(r#""user":"bob""#));
     }
 
     #[test]
     fn a_row_has_the_documented_fields() {
-        let ring = EventRing::new(None);
+        let ring = EventRing::new(None, Vec::new());
         ring.record(&[event(17)], |_| false, 0);
         let row = serde_json::to_value(&ring.after(0).events[0]).unwrap();
         let fields: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
