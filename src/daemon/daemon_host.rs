@@ -74,9 +74,10 @@ impl Host for DaemonHost<'_> {
 
     /// If a journal cannot be written, packets are forwarded all the same. FTP works, but a restart loses sessions.
     ///
-    /// Events are announced before anybody learns what they tell, so a kill leaves none uncounted.
+    /// Events are stored before anybody learns what they tell: a kill leaves none uncounted, and the peer that gets the
+    /// packet causes none that is stored before them.
     fn conclude(&mut self, effects: &mut Effects) {
-        self.shared.announce_events(effects);
+        self.shared.store_events(effects.events(), effects.ended_transfers());
         let shard = &self.shared.shards[effects.shard];
         if let Err(error) = shard.conclude(effects) {
             self.shared.report_error(&shard.describe_write_failure(&error));
@@ -105,8 +106,9 @@ impl Host for DaemonHost<'_> {
         self.shared.report_error(error);
     }
 
-    fn report_events(&mut self, events: &mut Vec<Event>, omitted: OmittedEvents) {
-        self.shared.record_events(self.now, events, omitted);
+    fn report_events(&mut self, events: &mut Vec<Event>, concluded: usize, omitted: OmittedEvents) {
+        self.shared.store_events(events.get(concluded..).unwrap_or_default(), 0);
+        self.shared.report_events(self.now, events, omitted);
     }
 }
 

@@ -102,10 +102,11 @@ impl FastPathControl<'_> {
 
     /// Turns the fast path off, because of `why`: takes all connections back and removes the program.
     pub(super) fn turn_off(&mut self, why: String) -> Result<(), ServiceError> {
-        let _ = self.reader.off_reason.set(why);
         self.resynchronise(false)?;
         move_pinholes_to_rules(None, self.shared, self.kernel);
-        Ok(self.reader.offload.program().remove()?)
+        self.reader.offload.program().remove()?;
+        let _ = self.reader.off_reason.set(why);
+        Ok(())
     }
 
     /// Takes all connections back, and closes pinholes of the program that no session holds. From then on the engines

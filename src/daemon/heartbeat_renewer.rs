@@ -50,7 +50,7 @@ impl HeartbeatRenewer {
             shared.record_downtime();
             renewer.heartbeat.start(HEARTBEAT_TIMEOUT)?;
         }
-        set_deadline(shared, now, now + HEARTBEAT_TIMEOUT);
+        set_deadline(shared, now + HEARTBEAT_TIMEOUT);
         Ok(renewer)
     }
 
@@ -74,7 +74,7 @@ impl HeartbeatRenewer {
             );
         }
         self.renewed = now;
-        set_deadline(shared, now, now + HEARTBEAT_TIMEOUT);
+        set_deadline(shared, now + HEARTBEAT_TIMEOUT);
         Ok(())
     }
 
@@ -82,16 +82,16 @@ impl HeartbeatRenewer {
     /// the queue.
     pub(super) fn stop(&mut self, shared: &SharedState) -> Result<(), NetfilterError> {
         let now = Instant::now();
-        set_deadline(shared, now, now + RESTART_GRACE);
+        set_deadline(shared, now + RESTART_GRACE);
         self.heartbeat.renew(RESTART_GRACE).map(drop)
     }
 }
 
 /// Sets the deadline for the engines, and for the fast path's program.
-fn set_deadline(shared: &SharedState, now: Instant, deadline: Instant) {
+fn set_deadline(shared: &SharedState, deadline: Instant) {
     shared.progress.set_deadline(deadline);
     if let Ok(reader) = &shared.fast_path {
-        reader.offload.set_heartbeat(deadline.saturating_duration_since(now));
+        reader.offload.set_heartbeat(deadline);
     }
 }
 

@@ -120,20 +120,19 @@ impl SharedState {
         (0..self.shards.len()).map(Effects::for_shard).collect()
     }
 
-    /// Logs an engine's events, and hands them to the health checks. The engine left out `more` events.
-    pub(super) fn record_events(&self, now: Instant, events: &[Event], omitted: OmittedEvents) {
-        self.health.record_events(now, events);
-        let is_reported_later = |kind: &EventKind| self.transfers.reports(kind);
-        let lost = self.transfers.record(now, events, omitted.ended_transfers);
-        self.events.record(events, is_reported_later, lost);
-        self.log.log_events(now, events, omitted.all, is_reported_later);
+    /// Stores an engine's events, except those that are reported later. So many transfers have ended.
+    pub(super) fn store_events(&self, events: &[Event], ended_transfers: u64) {
+        let ended = if self.transfers.is_on() { ended_transfers } else { 0 };
+        self.events.record(events, |kind| self.transfers.reports(kind), ended);
     }
 
-    /// Announces the events that will be recorded, and counts transfers that have ended until they are reported.
-    pub(super) fn announce_events(&self, effects: &Effects) {
-        let is_recorded = |event: &&Event| !self.transfers.reports(&event.kind);
-        let ended = if self.transfers.is_on() { effects.ended_transfers() } else { 0 };
-        self.events.announce(effects.events().iter().filter(is_recorded), ended);
+    /// Logs an engine's events, and hands them to the health checks and the reports of transfers. The engine left out the
+    /// `omitted` ones.
+    pub(super) fn report_events(&self, now: Instant, events: &[Event], omitted: OmittedEvents) {
+        self.health.record_events(now, events);
+        self.events.count_lost(self.transfers.record(now, events, omitted.ended_transfers));
+        let is_reported_later = |kind: &EventKind| self.transfers.reports(kind);
+        self.log.log_events(now, events, omitted.all, is_reported_later);
     }
 
     /// Logs and counts the transfers that an earlier daemon has not reported.
@@ -203,7 +202,8 @@ impl SharedState {
     /// Counters and health, without the values that need a look at each session or at the kernel.
     pub(super) fn status_without_sessions(&self, now: Instant) -> Status {
         let mut unwritten = Vec::new();
-        let mut status = Status::new(self.backend, lock(&self.history).started.elapsed());
+        let mut status =
+            Status::new(self.backend, now.saturating_duration_since(lock(&self.history).started));
         status.backend_reason = self.backend_reason.to_owned();
         status.counters.errors = self.errors.load(Ordering::Relaxed);
         for queue in lock(&self.queue_counts).iter() {

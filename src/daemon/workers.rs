@@ -6,18 +6,17 @@
 use std::{
     io,
     ops::RangeInclusive,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, Sender},
     },
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Checksums, Engine, Kernel, TransferTracker};
+use ftp_alg_core::engine::{Checksums, Engine, Kernel};
 use ftp_alg_firewall::Firewall;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -40,7 +39,9 @@ use super::{
     start_table,
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
+    threads::start_thread,
     transfers::{TransferFile, TransferReports},
+    transfers_thread::TransfersThread,
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -49,7 +50,6 @@ use crate::{
     kernel::{
         LinuxKernel, RuleParameters,
         claimed_ports::ClaimedPorts,
-        clocks::monotonic_zero,
         operator_firewall,
         probe::ConntrackAbilities,
         queue::{Queue, QueueCounts},
@@ -173,7 +173,9 @@ pub(super) fn start(
     let data_packets = DataPackets::new(data_log, offload.clone());
     workers.shared.count_unreported_transfers();
     if config.reports_transfers() {
-        workers.start_transfer_reports(data_packets, transfer_file, events)?;
+        let shared = (Arc::clone(&workers.shared), workers.state.clone());
+        let thread = TransfersThread::start(shared, data_packets, transfer_file, events)?;
+        workers.transfers_thread = Some(thread);
     }
     let (backend, count) = (parameters.backend, queues.len());
     for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
@@ -283,7 +285,7 @@ pub(super) struct Workers {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     rules_thread: Option<JoinHandle<()>>,
-    transfers_thread: Option<JoinHandle<()>>,
+    transfers_thread: Option<TransfersThread>,
     /// The thread that reads the fast path's lines.
     fast_path_thread: Option<JoinHandle<()>>,
     /// The table: loaded when the queues are open, removed before the workers end.
@@ -434,28 +436,6 @@ impl Workers {
         daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
     }
 
-    /// Starts to report transfers, with their bytes if there are `data_packets`.
-    fn start_transfer_reports(
-        &mut self,
-        data_packets: Option<DataPackets>,
-        mut file: Option<TransferFile>,
-        events: &Sender<DaemonEvent>,
-    ) -> Result<(), ServiceError> {
-        let (shared, stop, state) =
-            (Arc::clone(&self.shared), Arc::clone(&self.stop), self.state.clone());
-        let work = move || {
-            let mut tracker = TransferTracker::default();
-            tracker.restore_connections(monotonic_zero(), &state.take_data_connections());
-            let publish = |reports| shared.publish_reports(reports, file.as_mut());
-            let tracker = shared.transfers.run(tracker, data_packets, &*shared, publish, &stop);
-            shared.report(state.save_data_connections(&tracker.open_connections(monotonic_zero())));
-            Ok(())
-        };
-        let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());
-        self.transfers_thread = Some(start_thread(name, what, events.clone(), work)?);
-        Ok(())
-    }
-
     /// Whether every worker made progress recently.
     pub(super) fn makes_progress(&self) -> bool {
         self.shared.progress.oldest_pass().elapsed() < HEARTBEAT_TIMEOUT
@@ -482,23 +462,6 @@ impl Workers {
             self.shared.report(self.state.set_table_record(table.record().as_ref()));
         }
     }
-}
-
-/// Starts a thread. If it fails or panics, the main thread gets an event with `what` ended, and why.
-pub(super) fn start_thread(
-    name: String,
-    what: String,
-    events: Sender<DaemonEvent>,
-    work: impl FnOnce() -> Result<(), ServiceError> + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(name).spawn(move || {
-        let why = match catch_unwind(AssertUnwindSafe(work)) {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "a defect in ftp-alg; please report the lines above".to_owned(),
-        };
-        let _ = events.send(DaemonEvent::Failed(format!("{what} ended: {why}")));
-    })
 }
 
 /// Pins this thread to the processors whose packets reach its queue: the kernel puts packets of processor `c` into
@@ -570,10 +533,10 @@ impl Drop for Workers {
                 self.shared.report(reader.offload.program().remove());
             }
         }
-        // This thread may be reading a large rule set, so the end does not wait for it.
         if let Some(thread) = self.transfers_thread.take() {
-            let _ = thread.join();
+            thread.end();
         }
+        // This thread may be reading a large rule set, so the end does not wait for it.
         if let Some(thread) = self.rules_thread.take() {
             thread.thread().unpark();
         }

@@ -37,9 +37,8 @@ const NFULNL_COPY_PACKET: u8 = 2;
 
 /// How long the kernel collects packets before it sends them, in hundredths of a second.
 const FLUSH_TIMEOUT: u32 = 5;
-/// After so long, what the kernel has collected is read. Packets of output hooks, and of kernels before 5.18, have no
-/// time: they count as the oldest ones.
-const LONGEST_DELAY: Duration = Duration::from_millis(150);
+/// After so long, what the kernel has collected can be read.
+const LONGEST_DELAY: Duration = Duration::from_millis(100);
 /// The size of a message of collected packets, of some 200 bytes each.
 const MESSAGE_BYTES: u32 = 32 << 10;
 /// No limit of packets in a message but its size.
@@ -56,6 +55,8 @@ pub struct DataLog {
     group: u16,
     socket: Socket,
     buffer: Vec<u8>,
+    /// When everything was read that could be.
+    read_until: Instant,
 }
 
 impl DataLog {
@@ -79,7 +80,7 @@ impl DataLog {
         })
         .map_err(failed)?;
         socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
-        Ok(Self { group, socket, buffer: vec![0; 1 << 16] })
+        Ok(Self { group, socket, buffer: vec![0; 1 << 16], read_until: Instant::now() })
     }
 
     /// Ends the copies. Then what the kernel has collected can be read at once (instance_destroy() of nfnetlink_log).
@@ -95,23 +96,27 @@ impl DataLog {
         self.socket.send(&request).map_err(failed)
     }
 
-    /// Passes each packet that has arrived to `each`, with the time at which it passed. What did not fit into the socket's
-    /// buffer is lost.
+    /// Passes each packet that has arrived to `each`, with the time at which it passed. Packets of output hooks, and of kernels
+    /// before 5.18, have none: theirs is the earliest that is possible. What did not fit into the socket's buffer is lost.
     pub fn read(
         &mut self,
         mut each: impl FnMut(Instant, DataPacket),
     ) -> Result<(), NetfilterError> {
         let (now, clock) = clocks::time_of_day();
+        let earliest = self.read_until.checked_sub(LONGEST_DELAY).unwrap_or(self.read_until);
         let passed = |stamp: Option<&[u8]>| {
             // One that passes while others are read has passed now.
             let age_of = |time| clock.duration_since(time).unwrap_or_default();
-            let age = stamp.and_then(time_of).map_or(LONGEST_DELAY, age_of);
-            now.checked_sub(age).unwrap_or(now)
+            let age = stamp.and_then(time_of).map(age_of);
+            age.map_or(earliest, |age| now.checked_sub(age).unwrap_or(now))
         };
         for _ in 0..MESSAGES_A_CALL {
             let length = match recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                 Ok((length, _)) => length,
-                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::AGAIN) => {
+                    self.read_until = now;
+                    return Ok(());
+                }
                 Err(Errno::INTR | Errno::NOBUFS) => continue,
                 Err(error) => {
                     let what = format!("nfnetlink_log socket {}", self.socket.as_fd().as_raw_fd());

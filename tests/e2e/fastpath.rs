@@ -37,14 +37,15 @@ fn transfer(gateway: &Gateway, transfers: &[Vec<Value>]) -> Session {
     session
 }
 
-/// Asserts that most of so many transfers used the fast path. On a busy machine a retransmission hands a connection
-/// back, and its next lines are queued.
+/// Asserts that most of so many transfers used the fast path: all but a first few, and those behind a retransmission, as a
+/// busy machine makes it. That hands the connection back, and the next lines are queued.
 fn assert_most_admitted(daemon: &Daemon, transfers: u64) {
-    let admitted = count(daemon, "admitted");
-    assert!(admitted <= transfers && admitted * 4 >= transfers * 3, "{}", fast_path(daemon));
-    let queued = daemon.counter("packets").unwrap();
+    let (admitted, handed_back) = (count(daemon, "admitted"), count(daemon, "handed_back"));
+    let others = transfers.checked_sub(admitted).unwrap();
+    assert!(others <= 2 + 3 * handed_back && others <= transfers / 2, "{}", fast_path(daemon));
     // All packets with data of a transfer are about ten.
-    assert!(queued < 20 + transfers * 3, "{queued} packets were queued");
+    let queued = daemon.counter("packets").unwrap();
+    assert!(queued < 20 + 12 * others, "{queued} packets were queued: {}", fast_path(daemon));
 }
 
 /// A transfer in active mode, to a port below 2560 that is written with few digits.
@@ -193,7 +194,7 @@ fn transfers_through_masquerade_use_the_fast_path() {
     let announced = announced(&server, "PORT");
     assert_eq!(announced.len(), 8);
     assert!(announced.iter().all(|line| line.starts_with("PORT 198,51,100,1,")), "{announced:?}");
-    assert!(count(daemon, "lines") > 100, "{}", fast_path(daemon));
+    assert!(count(daemon, "lines") > 50, "{}", fast_path(daemon));
     assert_most_admitted(daemon, 24);
     let logged = || daemon.log().matches("PORT 192.168.150.80:").count();
     wait_for("the log", || logged() >= 8);
@@ -267,7 +268,7 @@ fn announcements_use_the_fast_path_from_the_third_on() {
     let expected = (50001..50016).map(|port| line("198,51,100,1", port));
     assert_eq!(announced[0].len(), "PORT 192,168,1,8,195,80".len(), "{announced:?}");
     assert_eq!(announced[1..], expected.collect::<Vec<_>>());
-    assert!(count(&gateway.daemon, "admitted") >= 11, "{}", fast_path(&gateway.daemon));
+    assert_most_admitted(&gateway.daemon, 16);
     gateway.assert_tidy();
 }
 

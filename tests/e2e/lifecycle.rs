@@ -54,6 +54,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         assert_eq!(session.got(16), "the body\r\n", "{rules}");
         wait_for("one line", || daemon.log().matches("it is loaded again").count() == 1);
         assert_eq!(daemon.counter("errors").unwrap(), 0, "{rules}: {}", daemon.log());
+        wait_for("the session's end", || daemon.sessions().unwrap().is_empty());
         daemon.stop().unwrap();
         assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
     }

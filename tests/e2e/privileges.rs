@@ -105,6 +105,7 @@ fn assert_works_confined(start: &str, uid: u32) {
     let journal = home.join("state/queue-2100.sessions");
     assert_eq!(fs::metadata(journal).unwrap().uid(), uid);
 
+    wait_for("the sessions' end", || daemon.sessions().unwrap().is_empty());
     let broker = child(daemon.id());
     assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
     assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
@@ -260,6 +261,7 @@ fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
     lab.gateway.shell("ip link delete later").unwrap();
     wait_for("their end", || links() == 2);
     second.release().ok();
+    wait_for("the session's end", || daemon.sessions().unwrap().is_empty());
     assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
     assert_eq!(pinned(keeper.id()), [], "{}", daemon.log());
     assert_eq!(daemon.log().matches("WARN").count(), 0, "{}", daemon.log());

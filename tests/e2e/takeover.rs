@@ -140,7 +140,7 @@ fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
         assert!(log.contains("restored 1 session (1 with sequence adjustment)"), "{log}");
         assert_eq!(answer(&gateway, "sessions", &socket)[0]["adjusted"], json!(true));
         assert_goes_on(&gateway, client, "taken over");
-        assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
+        assert!(second.terminate(Duration::from_secs(30)).unwrap().success());
     }
 }
 
@@ -154,7 +154,7 @@ fn a_takeover_from_another_place_ends_the_first_and_serves_new_sessions() {
         assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
         talk(&gateway.lab, (login(), ask("PORT 192,168,150,80,14,178"))).ok();
         assert_eq!(answer(&gateway, "status", &socket)["rewrites"], json!(1), "{}", second.log());
-        second.terminate(Duration::from_secs(5)).unwrap();
+        second.terminate(Duration::from_secs(30)).unwrap();
     }
 }
 
@@ -165,7 +165,7 @@ fn without_another_a_takeover_is_a_start() {
     let [state, socket] = elsewhere(&gateway);
     let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
     assert!(!second.log().contains("takeover"), "{}", second.log());
-    second.terminate(Duration::from_secs(5)).unwrap();
+    second.terminate(Duration::from_secs(30)).unwrap();
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn a_takeover_by_another_user_has_the_fast_path_as_well() {
     let mut second = takeover_with(&gateway, &words, &socket, FAST_PATH);
     let after = &answer(&gateway, "status", &socket)["fast_path"];
     assert_eq!(after["state"], before, "{after}");
-    second.terminate(Duration::from_secs(5)).unwrap();
+    second.terminate(Duration::from_secs(30)).unwrap();
 }
 
 /// It does not react to SIGTERM.
@@ -230,7 +230,7 @@ fn a_takeover_ends_a_daemon_that_hangs_and_goes_on() {
     assert_eq!(gateway.daemon.exit_status().unwrap().signal(), Some(libc::SIGKILL));
     assert!(second.log().contains("gets SIGKILL"), "{}", second.log());
     assert_goes_on(&gateway, client, "taken over");
-    assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
+    assert!(second.terminate(Duration::from_secs(30)).unwrap().success());
 }
 
 /// Starts a copy of the program with this name.
@@ -259,7 +259,7 @@ fn a_daemon_with_another_name_is_known_by_its_control_socket() {
     );
     let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
     assert!(first.exit_status().unwrap().success(), "{}", first.log());
-    assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
+    assert!(second.terminate(Duration::from_secs(30)).unwrap().success());
 }
 
 #[test]

@@ -21,7 +21,11 @@ fn wait_for_line(gateway: &Gateway, parts: &[&str]) -> String {
 fn each_transfer_is_logged_with_its_file_and_exact_size() {
     let setups = ["", "queue.fast-path = \"off\"\n", "pinhole.backend = \"conntrack\"\n"];
     for setup in setups {
-        for topology in [Topology::Masquerade, Topology::PublishedServer] {
+        // Packets that leave by the output hook have no time.
+        let of_host =
+            [Topology::OnServer, Topology::OnClient].into_iter().filter(|_| setup.is_empty());
+        for topology in [Topology::Masquerade, Topology::PublishedServer].into_iter().chain(of_host)
+        {
             let gateway = gateway_with(topology, setup);
             let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
             let (user, _) = server.login();
@@ -224,7 +228,8 @@ fn a_stuck_reader_learns_what_killed_daemons_took() {
     }
 }
 
-/// A daemon that is killed at once leaves transfers unreported, and the next one counts them.
+/// A daemon that is killed at once leaves transfers unreported, and the next one counts them. It may count one that the log
+/// has, but leaves none out.
 #[test]
 fn what_killed_daemons_have_not_reported_is_counted() {
     const ROUNDS: usize = 8;
@@ -248,7 +253,7 @@ fn what_killed_daemons_have_not_reported_is_counted() {
             gateway.start_again(setup);
         }
         wait_for("each transfer reported or counted", || {
-            known_before + known(&gateway.daemon.log()) == ROUNDS
+            known_before + known(&gateway.daemon.log()) >= ROUNDS
         });
     }
 }

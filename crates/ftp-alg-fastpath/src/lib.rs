@@ -464,9 +464,10 @@ impl FastPath {
         Ok(is_deleted)
     }
 
-    /// Has the program open pinholes for this time from now, as long as a daemon is expected to read its lines.
-    pub fn set_heartbeat(&self, left: Duration) -> io::Result<()> {
-        self.heartbeat.update(&[0; 4], &deadline_after(left).to_ne_bytes(), ANY)
+    /// Has the program open pinholes until the kernel's monotonic clock shows this: as long as a daemon is expected to read
+    /// its lines.
+    pub fn set_heartbeat(&self, deadline: Duration) -> io::Result<()> {
+        self.heartbeat.update(&[0; 4], &nanoseconds(deadline).to_ne_bytes(), ANY)
     }
 
     /// Has the program admit no SYN again that it admitted before. It does so if a SYN has no answer, because the rules
@@ -498,7 +499,7 @@ impl FastPath {
     }
 
     /// Appends all lines whose records are reserved by now, in the order of their reservation. Returns `false` if a record
-    /// was not committed within 200 ms; the lines before it were read.
+    /// was not committed within a second; the lines before it were read.
     #[must_use]
     pub fn read_lines(&self, into: &mut Vec<LineRecord>) -> bool {
         self.ring.read(|bytes| into.push(LineRecord::from_bytes(&bytes)))
@@ -522,7 +523,7 @@ impl FastPath {
     pub fn remove(&self) -> io::Result<()> {
         // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
         let removed = lock(&self.attachments).detach_all(self.program.as_fd());
-        self.pin_directory.remove_with_root()?;
+        self.pin_directory.remove()?;
         removed
     }
 }
@@ -548,7 +549,11 @@ pub fn remove_leftovers(root: &Path, list_interfaces: ListInterfaces) -> io::Res
 
 /// What `bpf_ktime_get_ns` will return after this time.
 fn deadline_after(time: Duration) -> u64 {
-    u64::try_from((monotonic_now() + time).as_nanos()).unwrap_or(u64::MAX)
+    nanoseconds(monotonic_now() + time)
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What `bpf_ktime_get_ns` returns.

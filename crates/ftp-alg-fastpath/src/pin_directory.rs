@@ -94,12 +94,6 @@ impl Root {
         };
         repeat_while(is_gone, create).or_unavailable(format_args!("create {}", path.display()))
     }
-
-    /// Removes the directory, if it is empty.
-    fn remove_if_empty(&self) {
-        // This fails if other namespaces have directories there, or another user owns it.
-        let _ = fs::remove_dir(&self.path);
-    }
 }
 
 impl PinDirectory {
@@ -136,15 +130,13 @@ impl PinDirectory {
     }
 
     /// Removes the directories of all versions for this thread's namespace below `root`. An error if a daemon uses one,
-    /// or if another user may change `root`.
+    /// or if another user may change `root`. The root stays: a daemon of another namespace may be about to use it.
     pub(crate) fn remove_all(root: &Path) -> io::Result<()> {
         let root = match Root::open(root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,
         };
-        Self::remove_other_versions(&root, syscall::namespace_cookie()?, "")?;
-        root.remove_if_empty();
-        Ok(())
+        Self::remove_other_versions(&root, syscall::namespace_cookie()?, "")
     }
 
     fn remove_other_versions(root: &Arc<Root>, namespace: u64, own: &str) -> io::Result<()> {
@@ -243,13 +235,6 @@ impl PinDirectory {
         for name in ignore_not_found(names(&self.directory, ""))? {
             self.unpin(&name)?;
         }
-        Ok(())
-    }
-
-    /// Removes the directory, and then its parent directory if that is empty.
-    pub(crate) fn remove_with_root(&self) -> io::Result<()> {
-        self.remove()?;
-        self.root.remove_if_empty();
         Ok(())
     }
 

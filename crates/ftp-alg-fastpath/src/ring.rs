@@ -44,7 +44,7 @@ const RECORD_HEADER: usize = 8;
 /// How often to look at a record before yielding to other threads, and how long to wait for its commit. The program
 /// commits within microseconds, unless a hypervisor stops its virtual processor meanwhile.
 const SPINS: u32 = 1000;
-const COMMIT_TIMEOUT: Duration = Duration::from_millis(200);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The ring. Threads may share it, and one reads at a time.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Ring {
 
     /// Passes to `each` the bytes of all records of this size that are reserved by now, in the order of their
     /// reservation, and waits for records that another processor is about to commit. Returns `false` if a record was not
-    /// committed within 200 ms; the records before it were read.
+    /// committed within a second; the records before it were read.
     #[must_use]
     pub(crate) fn read<const SIZE: usize>(&self, mut each: impl FnMut([u8; SIZE])) -> bool {
         // After a panic the position is that of the last record that was read.

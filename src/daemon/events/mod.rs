@@ -48,8 +48,6 @@ struct EventIds {
     origin: u64,
     /// The next one.
     next: u64,
-    /// Events that are about to be recorded. Those of the file are behind them.
-    announced: u64,
     /// Transfers that have ended, less those that are reported.
     unreported: i64,
     /// The last session with an event.
@@ -69,18 +67,17 @@ impl EventIds {
         let are_ids = (1..=next).contains(&origin) && next.max(last_session) < MAX_SAVED_ID;
         if is_read && are_ids {
             let unreported = unreported.cast_signed();
-            return Self { origin, next, announced: 0, unreported, last_session, file };
+            return Self { origin, next, unreported, last_session, file };
         }
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
-        Self { origin: now, next: now, announced: 0, unreported: 0, last_session: 0, file }
+        Self { origin: now, next: now, unreported: 0, last_session: 0, file }
     }
 
     fn save(&self) {
         if let Some(file) = &self.file {
             let unreported = self.unreported.cast_unsigned();
-            let next = self.next + self.announced;
-            let words = [self.origin, next, unreported, self.last_session];
+            let words = [self.origin, self.next, unreported, self.last_session];
             let _ = file.write_all_at(words.map(u64::to_le_bytes).as_flattened(), 0);
         }
     }
@@ -138,45 +135,33 @@ impl EventRing {
         lock(&self.0).unreported_before
     }
 
-    /// Announces the events that will be recorded at once, and that so many transfers have ended, which are recorded later.
-    pub(super) fn announce<'e>(
-        &self,
-        events: impl Iterator<Item = &'e Event>,
-        ended_transfers: u64,
-    ) {
-        let (mut announced, mut last_session) = (0, 0);
-        for event in events {
-            (announced, last_session) = (announced + 1, event.session.max(last_session));
-        }
-        if announced > 0 || ended_transfers > 0 {
-            let mut ring = lock(&self.0);
-            ring.ids.announced += announced;
-            ring.ids.last_session = ring.ids.last_session.max(last_session);
-            ring.ids.unreported += ended_transfers as i64;
-            ring.ids.save();
-        }
-    }
-
-    /// Records the events of sessions, except those that are recorded later, when all is known of them. Of ended transfers,
-    /// so many are `lost`: they are never recorded.
+    /// Records the events of sessions, except those that are recorded later, when all is known of them; and that so many
+    /// transfers have ended, which are reported later.
     pub(super) fn record(
         &self,
         events: &[Event],
         is_later: impl Fn(&EventKind) -> bool,
-        lost: u64,
+        ended_transfers: u64,
     ) {
+        let last_session = events.iter().map(|event| event.session).max();
         let now = events.iter().filter(|event| !is_later(&event.kind));
         let recorded: Vec<_> =
             now.map(|event| (SystemTime::now(), What::Session(event.clone()))).collect();
-        if !recorded.is_empty() || lost > 0 {
+        if !recorded.is_empty() || ended_transfers > 0 {
             let mut ring = lock(&self.0);
-            let announced = ring.ids.announced.checked_sub(recorded.len() as u64);
-            ring.ids.announced = announced.unwrap_or(0);
-            ring.ids.unreported -= lost as i64;
+            ring.ids.last_session = ring.ids.last_session.max(last_session.unwrap_or(0));
+            ring.ids.unreported += ended_transfers as i64;
             ring.push(recorded);
-            if lost > 0 || announced.is_none() {
-                ring.ids.save();
-            }
+            ring.ids.save();
+        }
+    }
+
+    /// Of the transfers that have ended, so many are never reported.
+    pub(super) fn count_lost(&self, transfers: u64) {
+        if transfers > 0 {
+            let mut ring = lock(&self.0);
+            ring.ids.unreported -= transfers as i64;
+            ring.ids.save();
         }
     }
 
@@ -401,18 +386,10 @@ mod tests {
         assert_eq!((answer.events[0].0.id, answer.lost), (first + 3, Some(2)));
         assert_eq!(ring.after(first + 2).lost, Some(0));
         assert_eq!(open().last_session(), 4);
-        ring.announce([].iter(), 3);
-        ring.record(&[], |_| false, 1);
+        ring.record(&[], |_| false, 3);
+        ring.count_lost(1);
         assert_eq!(open().unreported_before(), 2);
         assert_eq!(open().unreported_before(), 0, "once");
-        // One of two announced events is recorded before a kill.
-        let killed = open();
-        let last = killed.after(0).events.len();
-        killed.announce([event(8), event(9)].iter(), 0);
-        killed.record(&[event(8)], |_| false, 0);
-        let read = killed.after(0).events[last].0.id;
-        assert_eq!(open().after(read).lost, Some(1));
-        assert_eq!(open().last_session(), 9);
         // Garbage, as another program may leave it.
         for bytes in [[0xff; 32], [0; 32]] {
             file.write_all_at(&bytes, 0).unwrap();

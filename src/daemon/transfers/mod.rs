@@ -356,10 +356,12 @@ impl Known<'_> {
             return;
         }
         let waiting = self.tracker.waiting_sessions();
-        let is_due = |until: Instant| waiting.is_empty() || now.is_none_or(|now| until <= now);
         for (until, mut report) in std::mem::take(&mut self.ended_sessions) {
             let SessionReport { session, ended, .. } = &*report;
-            if !is_due(until) || waiting.contains(&session.id) {
+            // Another thread may not have recorded the last transfers yet.
+            let is_due = self.session_bytes.has_all(session.id, ended.transfers)
+                || now.is_none_or(|now| until <= now);
+            if !is_due || waiting.contains(&session.id) {
                 self.ended_sessions.push_back((until, report));
                 continue;
             }

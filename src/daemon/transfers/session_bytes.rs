@@ -36,6 +36,11 @@ impl SessionBytes {
         }
     }
 
+    /// Whether so many transfers of a session were recorded.
+    pub(super) fn has_all(&self, session: u64, transfers: u32) -> bool {
+        self.0.get(&session).map_or(0, |known| known.transfers) >= transfers
+    }
+
     /// The bytes of a session that has ended with so many transfers; `None` if they are not known of each.
     pub(super) fn take(&mut self, session: u64, transfers: u32) -> Option<u64> {
         let known = self.0.remove(&session).unwrap_or_default();

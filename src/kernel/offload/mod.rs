@@ -13,7 +13,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr, SocketAddrV4},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ftp_alg_core::engine::{
@@ -25,7 +25,7 @@ use ftp_alg_fastpath::{
     layout::{self, Flow, LineRecord, PacketTuple, PinholeKey, dialogue},
 };
 
-use super::{NetfilterError, RuleParameters, claimed_ports::ClaimedPorts};
+use super::{NetfilterError, RuleParameters, claimed_ports::ClaimedPorts, clocks::monotonic_zero};
 
 pub use interfaces::list_interfaces;
 pub use translations::{TranslationLease, Translations};
@@ -107,9 +107,10 @@ impl Offload {
         self.record_outcome("cannot set whether data connections are reported", set);
     }
 
-    /// Has the program open pinholes for this time from now.
-    pub fn set_heartbeat(&self, left: Duration) {
-        self.record_outcome("cannot renew the heartbeat", self.program.set_heartbeat(left));
+    /// Has the program open pinholes until this time.
+    pub fn set_heartbeat(&self, deadline: Instant) {
+        let set = self.program.set_heartbeat(deadline.saturating_duration_since(monotonic_zero()));
+        self.record_outcome("cannot renew the heartbeat", set);
     }
 
     /// Has the program open no pinholes at barred ports and at `claimed` ports.

@@ -36,7 +36,7 @@ fn a_run_of_accepts_covers_no_other_packet() {
     lab.on_gateway(|| {
         let mut queue = Queue::open(2100).unwrap();
         let receiver = UdpSocket::bind("127.0.0.1:7").unwrap();
-        receiver.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let arrived = || {
             let mut numbers = Vec::new();
             let mut datagram = [0; 9];

@@ -192,8 +192,15 @@ fn printed(source: Source) -> Option<String> {
         }
         Source::FastPath => {
             let gateway = fast_path_gateway(Topology::Routed)?;
-            let steps = vec![passive_transfer("PASV"); 8];
-            during(&gateway, &json!({"body": "here it is\r\n"}), &steps, &["status"], &[])
+            let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
+            let steps = (login(), vec![passive_transfer("PASV"); 8], gate());
+            let start = || hold(&gateway.lab, &steps);
+            let _client = until_on_fast_path(&gateway, ("opened", 2), start);
+            // Not if a retransmission has just handed it back.
+            wait_for("the connection on the fast path", || {
+                fast_path(&gateway.daemon)["connections"] == 1
+            });
+            asked(&gateway.daemon, &["status"])
         }
         Source::Name => {
             let lab = Lab::new(Topology::PublishedServer).unwrap();

@@ -154,7 +154,7 @@ impl<K: Kernel> Host for Standalone<K> {
         }
     }
 
-    fn report_events(&mut self, events: &mut Vec<Event>, omitted: OmittedEvents) {
+    fn report_events(&mut self, events: &mut Vec<Event>, _: usize, omitted: OmittedEvents) {
         self.events.append(events, omitted);
     }
 }

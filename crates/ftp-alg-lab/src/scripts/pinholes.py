@@ -44,7 +44,11 @@ def list_pinholes(path):
 
 namespace = socket.socket(socket.AF_UNIX).getsockopt(socket.SOL_SOCKET, 71, 8)
 own = "%x-" % int.from_bytes(namespace, "little")
-for pins in os.listdir(PINS) if os.path.isdir(PINS) else []:
+try:
+    all_pins = os.listdir(PINS)
+except FileNotFoundError:
+    all_pins = []
+for pins in all_pins:
     path = f"{PINS}/{pins}/pinholes"
     if pins.startswith(own) and os.path.exists(path):
         list_pinholes(path)

@@ -34,7 +34,8 @@ pub trait Host {
         false
     }
 
-    /// [Concludes](Engine::conclude) a batch, and writes its records in the order in which engines concluded.
+    /// [Concludes](Engine::conclude) a batch, and writes its records in the order in which engines concluded. The batch has
+    /// its events now.
     fn conclude(&mut self, effects: &mut Effects) {
         self.with_engine(effects.shard, |engine| engine.conclude(effects));
     }
@@ -47,8 +48,14 @@ pub trait Host {
         self.with_engine(shard, |engine| engine.count_errors(1));
     }
 
-    /// Takes the events, and the omitted ones.
-    fn report_events(&mut self, _events: &mut Vec<Event>, _omitted: OmittedEvents) {}
+    /// Takes the events, and the omitted ones. Behind those that were `concluded` are failed injections.
+    fn report_events(
+        &mut self,
+        _events: &mut Vec<Event>,
+        _concluded: usize,
+        _omitted: OmittedEvents,
+    ) {
+    }
 }
 
 /// Carries out the effects of several engines, and empties them.
@@ -244,7 +251,7 @@ fn set_queue_modes(kernel: &mut impl Kernel, all: &mut [Effects]) {
 
 /// Injects packets, closes pinholes, reports events.
 fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
-    let mut errors = 0;
+    let (mut errors, concluded) = (0, effects.events.stored().len());
     for Injection { session, recipient, client, server, ct_mark, packet } in &effects.injections {
         let source = match recipient {
             Side::Client => server.ip(),
@@ -291,7 +298,7 @@ fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
     }
     let (events, omitted) = effects.events.pending_mut();
     if !events.is_empty() {
-        host.report_events(events, omitted);
+        host.report_events(events, concluded, omitted);
     }
     effects.clear();
 }

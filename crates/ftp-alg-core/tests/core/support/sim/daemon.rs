@@ -123,7 +123,7 @@ impl Host for Hands<'_> {
         }
     }
 
-    fn report_events(&mut self, events: &mut Vec<Event>, _: OmittedEvents) {
+    fn report_events(&mut self, events: &mut Vec<Event>, _: usize, _: OmittedEvents) {
         self.daemon.events.append(events);
     }
 }
