@@ -261,16 +261,13 @@ impl Config {
     /// Reads and checks the file at `path`, or the one at [`DEFAULT_PATH`] when none is named.
     /// Only the default file may be absent; that means the defaults.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::load_with(path, read_text)
+        Self::from_read(path, read_text(path.unwrap_or(Path::new(DEFAULT_PATH))))
     }
 
-    /// As [`Config::load`], with a text that `read` gives.
-    pub fn load_with(
-        path: Option<&Path>,
-        read: impl Fn(&Path) -> io::Result<String>,
-    ) -> Result<Self, ConfigError> {
+    /// As [`Config::load`], from what the file has.
+    pub fn from_read(path: Option<&Path>, read: io::Result<String>) -> Result<Self, ConfigError> {
         let file = path.unwrap_or(Path::new(DEFAULT_PATH));
-        match read(file) {
+        match read {
             Ok(text) => Self::parse(&text, file),
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => {
                 Ok(Self::default())

@@ -10,6 +10,7 @@
 //! - The workers end last.
 
 pub mod catalogue;
+mod config_file;
 pub mod confine;
 pub(crate) mod control_client;
 mod control_socket;
@@ -78,12 +79,11 @@ use signal_hook::{
 
 pub use self::log::{journald::stderr_is_journal as logs_to_journal, level::LEVELS, wants_colours};
 use self::{
+    config_file::ConfigFile,
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
-    health::ProblemName,
     metrics::{MetricsEndpoint, MetricsListener},
-    snapshot::Problem,
     takeover::{OtherDaemons, TakeoverError},
     transfers::TransferFile,
     workers::Workers,
@@ -198,7 +198,7 @@ pub enum DaemonEvent {
 /// Runs the daemon in the foreground until a signal ends it.
 pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     log::init(options.log_level.as_deref())?;
-    let mut config = load(options)?;
+    let mut config = ConfigFile::load(options.config.as_deref())?;
     let confined = confine(options, &config)?;
     let ConfinedDaemon { broker, unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
     let (fast_path, transfer_file) = (confined.fast_path, confined.transfer_file);
@@ -211,6 +211,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         &sender,
         unconfined,
         (fast_path, transfer_file),
+        ConfigFile::new(options.config.clone(), config.clone()),
     )?;
     let server = socket.serve(service.shared.clone())?;
     let metrics = metrics.and_then(|bound| serve_metrics(bound, &service));
@@ -234,7 +235,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         }
         Some(DaemonEvent::NfTablesChanged) => service.maintain(),
         Some(DaemonEvent::PolicyChanged) => service.update_policy(&config),
-        Some(DaemonEvent::Reload) => reload(options, &mut config, &service),
+        Some(DaemonEvent::Reload) => reload(&mut config, &service),
         Some(DaemonEvent::Terminate | DaemonEvent::Failed(_)) => {} // not passed on
     });
     notify(&[NotifyState::Stopping]);
@@ -267,44 +268,19 @@ fn handle_events(
 }
 
 /// Reads the configuration again, and continues with it if it is valid.
-fn reload(options: &DaemonOptions, config: &mut Config, service: &Workers) {
+fn reload(config: &mut Config, service: &Workers) {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),
     }
     service.shared.transfers.reopen_file(); // as after a rotation, also with an invalid configuration
-    let refused = match load_again(options, config) {
-        Ok(new) => {
-            service.reload(&new);
-            service.shared.transfers.set_servers(new.server_addresses());
-            tracing::info!(event = "reloaded", "reload: the new configuration is in use");
-            *config = new;
-            None
-        }
-        Err(error) => Some(refused_reload(options, &error)),
-    };
-    service.shared.set_refused_reload(refused);
+    if let Ok(new) = service.shared.config_file.load_again() {
+        service.reload(&new);
+        service.shared.transfers.set_servers(new.server_addresses());
+        tracing::info!(event = "reloaded", "reload: the new configuration is in use");
+        *config = new;
+    }
     notify(&[NotifyState::Ready]);
-}
-
-/// The problem that a reload was refused because of `error`. It stands until a reload succeeds.
-fn refused_reload(options: &DaemonOptions, error: &ConfigError) -> Problem {
-    let error = error.to_string();
-    let mut lines = error.lines();
-    let first = lines.next().unwrap_or_default();
-    let more = match lines.count() {
-        0 => String::new(),
-        more => format!(" (and {more} more)"),
-    };
-    let text = format!(
-        "a reload was refused, and a restart would fail; the configuration from before stays in use: {first}{more}"
-    );
-    let check = match &options.config {
-        Some(file) => format!("ftp-alg check {}", file.display()),
-        None => "ftp-alg check".to_owned(),
-    };
-    let remedy = format!("correct the file, see {check}; then reload again");
-    ProblemName::Config.problem(text, remedy)
 }
 
 /// The service manager's watchdog. It restarts a daemon that hangs.
@@ -329,38 +305,6 @@ impl Watchdog {
             self.next = now + every;
         }
     }
-}
-
-/// Reads the configuration again. The fixed keys keep their `old` values.
-fn load_again(options: &DaemonOptions, old: &Config) -> Result<Config, ConfigError> {
-    match load(options) {
-        Ok(new) => {
-            for key in old.fixed_keys_changed(&new) {
-                tracing::warn!(
-                    event = "reload-key-fixed",
-                    key,
-                    "reload: {key} keeps its old value, because it changes only at a restart: \
-                     systemctl restart ftp-alg"
-                );
-            }
-            Ok(new.with_fixed_keys_of(old))
-        }
-        Err(error) => {
-            for line in error.to_string().lines() {
-                tracing::error!(event = "reload-refused", "reload: {line}");
-            }
-            tracing::error!(
-                event = "reload-refused",
-                "reload: the new configuration is refused, and the old one stays in use: correct the file, \
-                 then reload"
-            );
-            Err(error)
-        }
-    }
-}
-
-fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {
-    Config::load_with(options.config.as_deref(), broker::read)
 }
 
 /// What the daemon has when it has given up its rights.
@@ -588,5 +532,5 @@ fn notify(state: &[NotifyState<'_>]) {
 }
 
 #[cfg(test)]
-#[path = "reload_tests.rs"]
+#[path = "tests.rs"]
 mod tests;

@@ -165,6 +165,7 @@ impl FollowedRules {
                 }
                 shared.health.audit_rules(&rules, &parameters);
             }
+            shared.config_file.examine();
             shared.update_health(Instant::now(), &parameters);
             thread::park_timeout(INTERVAL);
         }

@@ -18,6 +18,7 @@ use ftp_alg_core::engine::{
 };
 
 use super::{
+    config_file::ConfigFile,
     counted::{counted, was_or_were},
     events::{EventRing, StoredEvent},
     external_names::ExternalNames,
@@ -28,7 +29,7 @@ use super::{
     metrics::DecisionTimes,
     rates::{CounterHistory, Counts},
     shard::{Shard, lock},
-    snapshot::{FastPathStatus, Problem, Status},
+    snapshot::{FastPathStatus, Status},
     transfers::{DataConntrack, Report, TransferFile, TransferReports, xferlog},
     worker_progress::WorkerProgress,
 };
@@ -58,8 +59,7 @@ pub(super) struct SharedState {
     pub(super) health: Health,
     /// Samples of the counters, since the start.
     pub(super) history: Mutex<CounterHistory>,
-    /// The problem of the last reload, if it was refused.
-    pub(super) refused_reload: Mutex<Option<Problem>>,
+    pub(super) config_file: ConfigFile,
     pub(super) external_names: ExternalNames,
     /// The sets of ports to which the operator's rules translate source ports.
     pub(super) port_sets: Mutex<Arc<[RangeInclusive<u16>]>>,
@@ -182,11 +182,6 @@ impl SharedState {
         has_changed
     }
 
-    /// Records that the last reload was refused, or with `None` that it succeeded.
-    pub(super) fn set_refused_reload(&self, problem: Option<Problem>) {
-        *lock(&self.refused_reload) = problem;
-    }
-
     /// Updates the daemon's health and the history of its counters, and logs new and solved problems. Called each
     /// second.
     pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
@@ -233,9 +228,11 @@ impl SharedState {
             Err(why) => FastPathStatus::off(why),
         };
         status.names = self.external_names.rows();
-        let Findings { problems, warnings } = self.health.findings(now, &status, &unwritten);
-        (status.problems, status.warnings) = (problems, warnings);
-        status.problems.extend(lock(&self.refused_reload).clone());
+        let mut findings = self.health.findings(now, &status, &unwritten);
+        if let Some((name, problem)) = self.config_file.difference() {
+            findings.add(name.severity(0), problem);
+        }
+        (status.problems, status.warnings) = (findings.problems, findings.warnings);
         status.unconfined = self.unconfined.clone();
         status
     }

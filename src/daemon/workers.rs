@@ -21,7 +21,9 @@ use ftp_alg_firewall::Firewall;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
-    DaemonEvent, ServiceError, daemon_host,
+    DaemonEvent, ServiceError,
+    config_file::ConfigFile,
+    daemon_host,
     data_packets::{self, DataPackets},
     events::EventRing,
     external_names::ExternalNames,
@@ -67,6 +69,7 @@ pub(super) fn start(
     events: &Sender<DaemonEvent>,
     unconfined: Vec<String>,
     (fast_path, transfer_file): (Result<LoadedProgram, String>, Option<TransferFile>),
+    config_file: ConfigFile,
 ) -> Result<Workers, ServiceError> {
     let parameters = RuleParameters::from(config);
     let reading = operator_firewall::read_in_background(parameters.gateway.clone());
@@ -125,7 +128,7 @@ pub(super) fn start(
         events: recent_events,
         transfers: TransferReports::new(config.reports_transfers(), config.server_addresses()),
         health: Health::new(Instant::now()),
-        refused_reload: Mutex::default(),
+        config_file,
         external_names: names,
         port_sets: Mutex::new(Arc::clone(&port_sets)),
         decision_times: config.metrics.listen.map(|_| Arc::default()),

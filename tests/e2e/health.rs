@@ -244,7 +244,7 @@ fn a_journal_that_cannot_be_written() {
 }
 
 #[test]
-fn a_reload_that_is_refused() {
+fn a_configuration_file_that_is_not_in_use() {
     let Gateway { daemon, .. } = &gateway_with(Topology::Masquerade, "");
     let file = configuration_file(daemon);
     let valid = fs::read_to_string(&file).unwrap();
@@ -254,12 +254,22 @@ fn a_reload_that_is_refused() {
     let text = daemon.status().unwrap()["problems"][0].to_string();
     assert!(text.contains(&format!("{file}:1:")) && text.contains("ftp-alg check"), "{text}");
     wait_for("a line in the log", || daemon.log().contains("WARN problem config: "));
-    // What is in use is not the corrected file yet.
-    fs::write(&file, valid).unwrap();
-    assert_eq!(problems(daemon, "doctor"), ["config"]);
-    signal(daemon, "HUP");
+    // Nothing is reloaded.
+    fs::write(&file, &valid).unwrap();
     wait_for("the solution", || problems(daemon, "status").is_empty());
     wait_for("its line in the log", || daemon.log().contains("INFO problem config is solved"));
+    let warnings = || {
+        let status = daemon.status().unwrap();
+        let warnings = status["warnings"].as_array().unwrap().iter();
+        warnings.map(|one| format!("{}: {}", one["name"], one["remedy"])).collect::<Vec<_>>()
+    };
+    for (text, verb) in [("", "reload"), ("queue.workers = 3\n", "restart")] {
+        fs::write(&file, format!("pinhole.timeout = \"9s\"\n{text}{valid}")).unwrap();
+        let expected = format!("\"config-pending\": \"systemctl {verb} ftp-alg\"");
+        wait_for(&expected, || warnings() == [&*expected]);
+        signal(daemon, "HUP");
+        wait_for("the reload", || (verb == "restart") != warnings().is_empty());
+    }
 }
 
 #[test]

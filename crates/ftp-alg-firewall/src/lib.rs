@@ -286,8 +286,14 @@ impl Firewall {
         }
     }
 
+    /// Whether `ip rule` compares bits that rules set in packet marks from the ct mark.
+    pub fn routes_by_restored_marks(&self) -> bool {
+        let restored = self.ruleset.changed_mark_bits.restored;
+        self.routing_rules.iter().any(|rule| rule.comparison().mask & restored != 0)
+    }
+
     /// Whether rules set packet marks from the ct mark, as with several uplinks.
-    pub fn restores_marks(&self) -> bool {
+    fn restores_marks(&self) -> bool {
         self.ruleset.changed_mark_bits.restored != 0
     }
 

@@ -391,13 +391,13 @@ mod tests {
             let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{rules}COMMIT\n");
             let routing_rules = routing.to_vec();
             let firewall = Firewall { routing_rules, ..Firewall::from_iptables(&text) };
-            (firewall.ct_mark_use(), firewall.restores_marks())
+            (firewall.ct_mark_use(), firewall.routes_by_restored_marks())
         };
         let restore = |packet: &str, ct: &str| {
             format!("-A PREROUTING -j CONNMARK --restore-mark --nfmask {packet} --ctmask {ct}\n")
         };
         let (all, one) = ("0xffffffff", [routing_rule(1, u32::MAX, false)]);
-        let byte = [routing_rule(1, 0xff, false)];
+        let (byte, other) = ([routing_rule(1, 0xff, false)], [routing_rule(1 << 8, 0xff00, false)]);
         for (rules, routing, expected) in [
             ("-A PREROUTING -j MARK --set-xmark 0x1/0xff\n", &one, (CtMarkUse::None, false)),
             (
@@ -411,6 +411,7 @@ mod tests {
                 (CtMarkUse::Restored, false),
             ),
             (&restore("0xff", "0xff"), &one, (CtMarkUse::Restored, true)),
+            (&restore("0xff", "0xff"), &other, (CtMarkUse::Restored, false)),
             (&restore(all, all), &byte, (CtMarkUse::Restored, true)),
             (&restore(all, all), &one, (CtMarkUse::Compared, true)),
             (&restore("0xff", all), &one, (CtMarkUse::Compared, true)),

@@ -241,12 +241,12 @@ impl HostAudit<'_> {
             let says = "rules set the whole packet mark from the ct mark, and `ip rule` compares it: with the \
                             bits of ftp-alg in it, FTP packets leave by another uplink";
             (says, Some("or give `ip rule` a mask, as in `ip rule add fwmark 1/0xff`".to_owned()))
-        } else if firewall.restores_marks()
+        } else if firewall.routes_by_restored_marks()
             && needed.inherits_marks_early()
             && !parameters.inherits_marks_early()
         {
-            let says = "rules set the packet mark from the ct mark: the first packet of a data connection has \
-                            none there, and leaves by another uplink";
+            let says = "rules set the packet mark from the ct mark, and `ip rule` compares it: the first packet of a \
+                            data connection has none there, and leaves by another uplink";
             (says, None)
         } else {
             return None;

@@ -51,8 +51,10 @@ pub enum ProblemName {
     State,
     /// The name of an external address is not resolved.
     Name,
-    /// A reload was refused, so the file differs from what is in use.
+    /// The file is invalid.
     Config,
+    /// The file differs from what is in use.
+    ConfigPending,
     /// Our table is not loaded, or not intact.
     Table,
     DataConnections,
@@ -122,6 +124,7 @@ impl ProblemName {
             // FTP works: a restart may lose sessions, a helper next to ours changes no verdict of the audit, and
             // without acknowledgements an announcement in two segments waits for a retransmission.
             Self::DaemonVersion
+            | Self::ConfigPending
             | Self::State
             | Self::Helper
             | Self::Acknowledgements

@@ -1,0 +1,208 @@
+//! The configuration file, and whether the daemon uses what it says.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use super::{health::ProblemName, shard::lock, snapshot::Problem};
+use crate::{
+    config::{Config, ConfigError, DEFAULT_PATH},
+    kernel::broker,
+};
+
+/// The file, and what of it is in use.
+#[derive(Debug)]
+pub(super) struct ConfigFile {
+    /// `None` stands for the default file, which may be absent.
+    path: Option<PathBuf>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    in_use: Config,
+    /// The text that was seen last, or why there was none.
+    seen: Option<Result<String, String>>,
+    is_compared: bool,
+    difference: Option<(ProblemName, Problem)>,
+}
+
+impl ConfigFile {
+    /// Reads the file at `path`, as [`Config::load`] does.
+    pub(super) fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
+        Config::from_read(path, broker::read(path.unwrap_or(Path::new(DEFAULT_PATH))))
+    }
+
+    /// The file at `path`, of which this is in use.
+    pub(super) fn new(path: Option<PathBuf>, in_use: Config) -> Self {
+        let known = Known { in_use, seen: None, is_compared: false, difference: None };
+        Self { path, known: Mutex::new(known) }
+    }
+
+    /// Reads the file again. Its configuration is in use then, with the fixed keys of before. Logs why it is not.
+    pub(super) fn load_again(&self) -> Result<Config, ConfigError> {
+        let loaded = Self::load(self.path.as_deref());
+        let mut known = lock(&self.known);
+        match &loaded {
+            Ok(new) => {
+                for key in known.in_use.fixed_keys_changed(new) {
+                    tracing::warn!(
+                        event = "reload-key-fixed",
+                        key,
+                        "reload: {key} keeps its old value, because it changes only at a restart: \
+                         systemctl restart ftp-alg"
+                    );
+                }
+                known.in_use = new.clone().with_fixed_keys_of(&known.in_use);
+            }
+            Err(error) => {
+                for line in error.to_string().lines() {
+                    tracing::error!(event = "reload-refused", "reload: {line}");
+                }
+                tracing::error!(
+                    event = "reload-refused",
+                    "reload: the new configuration is refused, and the old one stays in use: correct the file, \
+                     then reload"
+                );
+            }
+        }
+        known.difference = self.compare(loaded.as_ref(), &known.in_use);
+        loaded.map(|_| known.in_use.clone())
+    }
+
+    /// Compares the file with what is in use, if it has changed. Called each second: a file that is being written is
+    /// compared when it stays as it is.
+    pub(super) fn examine(&self) {
+        let read = broker::read(self.path());
+        let seen = read.as_ref().map_err(io::Error::to_string).cloned();
+        let mut known = lock(&self.known);
+        if known.seen.as_ref() != Some(&seen) {
+            (known.seen, known.is_compared) = (Some(seen), false);
+        } else if !known.is_compared {
+            let loaded = Config::from_read(self.path.as_deref(), read);
+            known.difference = self.compare(loaded.as_ref(), &known.in_use);
+            known.is_compared = true;
+        }
+    }
+
+    /// How the file differs from what is in use.
+    pub(super) fn difference(&self) -> Option<(ProblemName, Problem)> {
+        lock(&self.known).difference.clone()
+    }
+
+    fn path(&self) -> &Path {
+        self.path.as_deref().unwrap_or(Path::new(DEFAULT_PATH))
+    }
+
+    fn compare(
+        &self,
+        loaded: Result<&Config, &ConfigError>,
+        in_use: &Config,
+    ) -> Option<(ProblemName, Problem)> {
+        let path = self.path().display();
+        let (name, text, remedy) = match loaded {
+            Err(error) => {
+                let error = error.to_string();
+                let mut lines = error.lines();
+                let first = lines.next().unwrap_or_default();
+                let more = match lines.count() {
+                    0 => String::new(),
+                    more => format!(" (and {more} more)"),
+                };
+                let text = format!(
+                    "the file is invalid: a reload is refused, and a restart would fail; the configuration from before \
+                     stays in use: {first}{more}"
+                );
+                let remedy = format!("correct the file, see ftp-alg check {path}; then reload");
+                (ProblemName::Config, text, remedy)
+            }
+            Ok(new) => {
+                let fixed = in_use.fixed_keys_changed(new);
+                if new.clone().with_fixed_keys_of(in_use) != *in_use {
+                    let text = format!("{path} was changed, and is not in use yet");
+                    (ProblemName::ConfigPending, text, "systemctl reload ftp-alg".to_owned())
+                } else if fixed.is_empty() {
+                    return None;
+                } else {
+                    let text = format!("{} of {path} changes only at a restart", fixed.join(", "));
+                    (ProblemName::ConfigPending, text, "systemctl restart ftp-alg".to_owned())
+                }
+            }
+        };
+        Some((name, name.problem(text, remedy)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A file with the default configuration, in a directory that is removed with the first value.
+    fn default_file() -> (tempfile::TempDir, PathBuf, ConfigFile) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ftp-alg.toml");
+        fs::write(&path, "").unwrap();
+        let file = ConfigFile::new(Some(path.clone()), Config::default());
+        (directory, path, file)
+    }
+
+    fn examined(file: &ConfigFile) -> Option<(String, String, String)> {
+        file.examine();
+        file.examine();
+        let found = file.difference();
+        found.map(|(_, Problem { name, text, remedy })| (name, text, remedy))
+    }
+
+    #[test]
+    fn an_invalid_new_configuration_is_refused() {
+        let (_directory, path, file) = default_file();
+        let twice = "[[network]]\nclients = \"10.0.0.0/8\"\n".repeat(2);
+        for text in ["pinhole.timeout = 5", "metrics.listen = \"127.0.0.1:0\"", &twice] {
+            fs::write(&path, text).unwrap();
+            assert!(file.load_again().is_err(), "{text}");
+            assert!(matches!(file.difference(), Some((ProblemName::Config, _))), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reload_changes_all_but_the_fixed_keys() {
+        let (_directory, path, file) = default_file();
+        let text = "pinhole.timeout = \"5s\"\nqueue.workers = 8\nmetrics.listen = 9821";
+        fs::write(&path, text).unwrap();
+        let config = file.load_again().unwrap();
+        assert_eq!(config.metrics, Config::default().metrics);
+        assert_eq!(config.queue, Config::default().queue);
+        assert_eq!(config.pinhole.timeout, std::time::Duration::from_secs(5));
+        let (name, text, remedy) = examined(&file).unwrap();
+        assert_eq!((&*name, &*remedy), ("config-pending", "systemctl restart ftp-alg"));
+        assert!(text.starts_with("queue.workers, metrics.listen of "), "{text}");
+    }
+
+    /// Also without a reload.
+    #[test]
+    fn a_file_that_differs_from_what_is_in_use_is_found() {
+        let (_directory, path, file) = default_file();
+        assert_eq!(examined(&file), None);
+        fs::write(&path, "control-ports = []\npinhole.timeout = 5").unwrap();
+        file.examine();
+        assert!(file.difference().is_none(), "it may be being written");
+        let (name, text, remedy) = examined(&file).unwrap();
+        assert_eq!(name, "config");
+        assert!(text.contains("ftp-alg.toml:1:") && text.ends_with(" (and 1 more)"), "{text}");
+        assert!(!text.contains('\n') && remedy.contains("ftp-alg check /"), "{remedy}");
+        fs::write(&path, "# nothing is set\n").unwrap();
+        assert_eq!(examined(&file), None);
+        fs::write(&path, "pinhole.timeout = \"5s\"\nqueue.workers = 8").unwrap();
+        let (name, text, remedy) = examined(&file).unwrap();
+        assert_eq!((&*name, &*remedy), ("config-pending", "systemctl reload ftp-alg"));
+        assert!(text.ends_with(" was changed, and is not in use yet"), "{text}");
+        file.load_again().unwrap();
+        assert_eq!(examined(&file).unwrap().2, "systemctl restart ftp-alg");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(examined(&file).unwrap().0, "config");
+    }
+}
