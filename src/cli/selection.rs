@@ -3,16 +3,16 @@
 use std::net::IpAddr;
 
 use clap::Args;
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, IpNetworkError, Ipv4Network};
 
 /// The selection. Without an option it has all rows.
 #[derive(Args, Debug, Default)]
 pub(super) struct Selection {
     /// Only those of clients in this network
-    #[arg(long, value_name = "NETWORK")]
+    #[arg(long, value_name = "NETWORK", value_parser = network)]
     client: Option<IpNetwork>,
     /// Only those of servers in this network
-    #[arg(long, value_name = "NETWORK")]
+    #[arg(long, value_name = "NETWORK", value_parser = network)]
     server: Option<IpNetwork>,
     /// Only those of this user, as far as the login was seen
     #[arg(long)]
@@ -29,6 +29,17 @@ pub(super) struct Subject<'a> {
     pub server: Option<IpAddr>,
     pub user: Option<&'a str>,
     pub session: Option<u64>,
+}
+
+/// A network. One of mapped addresses (RFC 4291, section 2.5.5.2), as programs with IPv6 sockets show them, is that of the
+/// IPv4 addresses.
+fn network(text: &str) -> Result<IpNetwork, IpNetworkError> {
+    let network = text.parse()?;
+    let IpNetwork::V6(wide) = network else { return Ok(network) };
+    match (wide.ip().to_ipv4_mapped(), wide.prefix().checked_sub(96)) {
+        (Some(mapped), Some(prefix)) => Ipv4Network::new(mapped, prefix).map(IpNetwork::V4),
+        _ => Ok(network),
+    }
 }
 
 impl Selection {
@@ -53,6 +64,19 @@ impl Selection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mapped_addresses_are_those_of_ipv4() {
+        for (text, expected) in [
+            ("::ffff:10.0.0.7", "10.0.0.7"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::/0", "::/0"),
+            ("2001:db8::7", "2001:db8::7"),
+        ] {
+            assert_eq!(network(text), expected.parse(), "{text}");
+        }
+        assert!(network("10.0.0.0/33").is_err());
+    }
 
     #[test]
     fn a_row_without_the_value_is_not_selected() {

@@ -245,10 +245,14 @@ impl ClientActivity {
         self.transfers.push(PendingTransfer { command, requested, has_started, is_examined });
     }
 
-    /// Records that the oldest transfer has started.
-    pub fn record_start(&mut self) {
+    /// Records that the oldest transfer has started. The file of a `STOU` is the one that the server has `named`.
+    pub fn record_start(&mut self, named: Option<Box<str>>) {
+        let path = named.map(|named| self.resolve(&named).unwrap_or(named));
         if let Some(oldest) = self.transfers.first_mut() {
             oldest.has_started = true;
+            if let (TransferVerb::Stou, Some(path)) = (oldest.command.verb, path) {
+                oldest.command.path = path;
+            }
         }
     }
 

@@ -152,6 +152,22 @@ fn paths_are_absolute_if_the_directory_is_known() {
     assert_eq!(transfers, ["STOR /x: 550"]);
 }
 
+/// RFC 1123, section 4.1.2.9; also if it has a proposal for the name.
+#[test]
+fn the_server_names_the_file_of_a_stou() {
+    for (command, reply, expected) in [
+        ("STOU", "FILE: stou.8XnLbw", "STOU /pub/stou.8XnLbw: 226"),
+        ("STOU q3", "FILE: q3.1", "STOU /pub/q3.1: 226"),
+        ("STOU q3", "FILE: /in/q3.1", "STOU /in/q3.1: 226"),
+        ("STOU", "Ok to send data.", "STOU /pub: 226"),
+        ("STOR q3", "FILE: other", "STOR /pub/q3: 226"),
+    ] {
+        let mut talk = Conversation::logged_in();
+        let script = format!("> CWD /pub < 250 ok {PORT} > {command} < 150 {reply} < 226 y");
+        assert_eq!(talk.transfers_of(&script), [expected]);
+    }
+}
+
 #[test]
 fn activity_survives_a_restart() {
     let mut talk = Conversation::logged_in();

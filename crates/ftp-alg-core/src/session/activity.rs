@@ -121,6 +121,12 @@ fn without_options(mut argument: &[u8]) -> &[u8] {
     argument
 }
 
+/// The file that a 150 or 125 names (RFC 1123, section 4.1.2.9).
+pub(super) fn named_file(line: &[u8]) -> Option<Box<str>> {
+    let name = line.get(4..)?.strip_prefix(b"FILE: ")?.trim_ascii_end();
+    (!name.is_empty()).then(|| escape_name(name))
+}
+
 /// The directory that a 257 names: what is between the first quotes, where quotes are doubled (RFC 959 appendix II), and
 /// by some servers 0xff as well, as for Telnet. `None` if they may not be doubled, as in those of Pure-FTPd.
 pub(super) fn named_directory(line: &[u8]) -> Option<Box<str>> {
@@ -192,6 +198,19 @@ mod tests {
         for (word, verb) in TransferVerb::ALL {
             assert_eq!(activity(format!("{word} x\r\n")), transfer(verb, "x"));
             assert_eq!(verb.name(), word);
+        }
+    }
+
+    #[test]
+    fn a_150_names_a_file() {
+        for (line, expected) in [
+            ("150 FILE: stou.8XnLbw\r\n", Some("stou.8XnLbw")),
+            ("125 FILE: a b \r\n", Some("a b")),
+            ("150 FILE: \r\n", None),
+            ("150 Ok to send data.\r\n", None),
+            ("150\r\n", None),
+        ] {
+            assert_eq!(named_file(line.as_bytes()).as_deref(), expected, "{line}");
         }
     }
 

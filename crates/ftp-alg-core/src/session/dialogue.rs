@@ -443,7 +443,7 @@ impl Dialogue {
             }
             _ if reply.is_preliminary() => {
                 if self.pending.drop_before(PendingKind::Transfer) {
-                    ReplyEffect::Event(DialogueEvent::TransferStarted)
+                    ReplyEffect::Event(DialogueEvent::TransferStarted(None))
                 } else {
                     ReplyEffect::Nothing
                 }

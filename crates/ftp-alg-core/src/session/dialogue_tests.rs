@@ -336,7 +336,7 @@ fn a_refused_announcement_is_recognised_in_a_pipeline() {
     for (reply, effect) in [
         ("200 ok", ReplyEffect::Nothing),
         ("500 no", ReplyEffect::Event(DialogueEvent::AnnouncementRefused)),
-        ("150 here", ReplyEffect::Event(DialogueEvent::TransferStarted)),
+        ("150 here", ReplyEffect::Event(DialogueEvent::TransferStarted(None))),
         ("226 done", ReplyEffect::Event(DialogueEvent::TransferEnded(Reply { code: 226 }))),
     ] {
         assert_eq!(answered(&mut dialogue, reply), effect, "{reply}");

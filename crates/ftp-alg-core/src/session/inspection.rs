@@ -19,8 +19,8 @@ pub enum DialogueEvent {
     Requested(Activity),
     /// The server answered the client's `CWD`, `CDUP` or `PWD`: whether it succeeded, and the directory that it named.
     DirectoryAnswered(bool, Option<Box<str>>),
-    /// The oldest transfer has started.
-    TransferStarted,
+    /// The oldest transfer has started, and the server named the file, as it does for `STOU`.
+    TransferStarted(Option<Box<str>>),
     /// The server's last reply to the oldest transfer.
     TransferEnded(Reply),
     /// The server accepted a login.

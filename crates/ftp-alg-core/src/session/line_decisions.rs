@@ -6,7 +6,7 @@ use super::{
     Activity, AnnouncedLine, Answer, Continuation, DecisionRequest, Dialogue, DialogueEvent,
     Effect, Inspection, MAX_HELD, Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits,
     SessionLimit, Side,
-    activity::named_directory,
+    activity::{named_directory, named_file},
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
     sequence::CROSS_OUT_BYTE,
@@ -339,6 +339,9 @@ pub fn read_server_line(
         {
             let named = named_directory(line);
             inspection.events.push(DialogueEvent::DirectoryAnswered(true, named));
+        }
+        ReplyEffect::Event(DialogueEvent::TransferStarted(_)) => {
+            inspection.events.push(DialogueEvent::TransferStarted(named_file(line)));
         }
         ReplyEffect::Nothing => {}
         ReplyEffect::NotFtp => *line_effect = ReadEffect::NotFtp,

@@ -100,8 +100,8 @@ impl Connection<'_> {
             DialogueEvent::DirectoryAnswered(is_success, named) => {
                 self.entry.activity_mut().record_directory(is_success, named);
             }
-            DialogueEvent::TransferStarted => {
-                self.entry.activity_mut().record_start();
+            DialogueEvent::TransferStarted(named) => {
+                self.entry.activity_mut().record_start(named);
                 self.mark_answered_in_use();
             }
             DialogueEvent::TransferEnded(reply) => {
