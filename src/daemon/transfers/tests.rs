@@ -131,6 +131,40 @@ fn a_session_ends_after_its_transfers_with_their_bytes() {
     assert_eq!(reported_session(&[refused], 2), (None, format!("{text}2 transfers")));
 }
 
+/// Its last transfer may be on another thread's way.
+#[test]
+fn a_session_end_waits_for_its_transfers() {
+    let now = Instant::now();
+    let transfer = finished(None, Some(226));
+    let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
+    let ended = EndedSession { end, user: None, transfers: 1, duration };
+    let session = SessionReport { session: transfer.session, ended, at: transfer.at, bytes: None };
+    let ended_sessions = || VecDeque::from([(now + TRANSFER_PATIENCE, Box::new(session.clone()))]);
+    let known = || Known {
+        tracker: TransferTracker::default(),
+        conntrack: &NoConntrack,
+        session_bytes: SessionBytes::default(),
+        ended_sessions: ended_sessions(),
+        waiting_pinholes: VecDeque::new(),
+        received: Vec::new(),
+        reports: Vec::new(),
+    };
+    let bytes_of_last = |known: &Known<'_>| match known.reports.last() {
+        Some(Report::SessionEnd(report)) => Some(report.bytes),
+        _ => None,
+    };
+    let mut in_time = known();
+    in_time.report_ended_sessions(Some(now));
+    assert_eq!(bytes_of_last(&in_time), None);
+    TransferReports::new(true, []).report(Box::new(transfer), &mut in_time);
+    in_time.report_ended_sessions(Some(now));
+    assert_eq!(bytes_of_last(&in_time), Some(Some(5)));
+    // It does not come.
+    let mut late = known();
+    late.report_ended_sessions(Some(now + TRANSFER_PATIENCE));
+    assert_eq!(bytes_of_last(&late), Some(None));
+}
+
 #[test]
 fn only_reports_that_are_on_take_the_ends_of_sessions() {
     let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
