@@ -106,9 +106,9 @@ impl WatchOptions {
         };
         while !is_over(player) {
             match socket.receive() {
-                Ok(Some(data)) => {
+                Ok(Some((data, time))) => {
                     frame += 1;
-                    let record = Record { frame, time: now(), link: Some(LinkType::Raw), data };
+                    let record = Record { frame, time, link: Some(LinkType::Raw), data };
                     player.handle_record(&record).map_err(Failure::failed)?;
                     printer.print(player.take_notes())?;
                 }

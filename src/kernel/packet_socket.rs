@@ -6,10 +6,11 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, IntoRawFd as _},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use pnet::datalink::{self, Channel, ChannelType, Config, DataLinkReceiver, NetworkInterface};
+use rustix::ioctl::{Getter, ioctl};
 use socket2::{Domain, SockFilter, Socket, Type};
 
 /// How long [`PacketSocket::receive`] waits.
@@ -82,10 +83,10 @@ impl PacketSocket {
         }
     }
 
-    /// The next packet. `None` if there is none for a moment.
-    pub fn receive(&mut self) -> Result<Option<&[u8]>, PacketSocketError> {
+    /// The next packet, and when it passed, since 1970. `None` if there is none for a moment.
+    pub fn receive(&mut self) -> Result<Option<(&[u8], Duration)>, PacketSocketError> {
         match self.receiver.next() {
-            Ok(packet) => return Ok(Some(packet)),
+            Ok(packet) => return Ok(Some((packet, time_of_last(&self.socket)))),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
             // The socket has an error: most likely the interface is down.
@@ -105,6 +106,21 @@ impl PacketSocket {
         self.dropped += u64::from(take_statistics(&self.socket).dropped);
         self.dropped
     }
+}
+
+/// When the packet passed that was read last. Of the first one, the kernel has no time.
+#[allow(unsafe_code)]
+fn time_of_last(socket: &Socket) -> Duration {
+    // From linux/sockios.h.
+    const SIOCGSTAMPNS: rustix::ioctl::Opcode = 0x8907;
+    // SAFETY: with this opcode the kernel writes a `struct timespec`.
+    let time = unsafe { ioctl(socket, Getter::<SIOCGSTAMPNS, libc::timespec>::new()) };
+    let known = time.ok().and_then(|time| {
+        let (seconds, nanos) = (time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?);
+        Some(Duration::new(seconds, nanos))
+    });
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    known.unwrap_or_else(now)
 }
 
 /// `struct tpacket_stats` of linux/if_packet.h.

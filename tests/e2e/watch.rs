@@ -174,6 +174,35 @@ fn a_watch_says_why_it_cannot_read() {
     assert!(watch.0.log().contains("of control connections"), "{}", watch.0.log());
 }
 
+/// A watch that is stopped for a while reads later what passed.
+#[test]
+fn packets_have_the_time_at_which_they_passed() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("file", b"12345").unwrap();
+    let watch = Watch::start(lab, lab.client_side(), &["--json", "--transfers"]);
+    let signal = |name: &str| {
+        lab.gateway.run("kill", &["-s", name, &watch.0.id().to_string()]).unwrap();
+    };
+    let retrieve = [say("TYPE I"), reply(), say("EPSV"), reply(), dial(), say("RETR pub/file")];
+    let end = [reply(), gate(), drain(), reply()];
+    let transfer = [&retrieve[..], &end].concat();
+    let download = || hold(lab, (login_as(server.login()), &transfer));
+    // The kernel has the times from the first packet on.
+    assert_eq!(download().release().error, None);
+    wait_for("a transfer", || watch.rows(true).len() == 1);
+    signal("STOP");
+    let client = download();
+    thread::sleep(Duration::from_millis(1100));
+    assert_eq!(client.release().error, None);
+    signal("CONT");
+    wait_for("the other transfer", || watch.rows(true).len() == 2);
+    let row = &watch.rows(true)[1];
+    assert_eq!(row["bytes"], 5, "{row}");
+    assert!(row["seconds"].as_f64().unwrap() >= 1.1, "{row}");
+}
+
 /// Its packets wait in the kernel while it is stopped, as far as there is room.
 #[test]
 fn a_watch_that_reads_too_slowly_counts_what_it_missed() {
