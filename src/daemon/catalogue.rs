@@ -175,7 +175,7 @@ pub const OF_DAEMON: [Kind; 30] = [
     Kind {
         names: &["transfers-unreported"],
         levels: "info",
-        means: "how many transfers had ended and were not reported yet when the last daemon was killed: at most so many, of its last moments",
+        means: "so many transfers, or less, had ended and were not reported yet when the last daemon was killed",
         remedy: "",
     },
     Kind {

@@ -1,7 +1,7 @@
 //! The configuration file, and whether the daemon uses what it says.
 
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -69,12 +69,17 @@ impl ConfigFile {
             }
         }
         known.difference = self.compare(loaded.as_ref(), &known.in_use);
+        // What was seen before was compared with what was in use before.
+        known.seen = None;
         loaded.map(|_| known.in_use.clone())
     }
 
     /// Compares the file with what is in use, if it has changed. Called each second: a file that is being written is
-    /// compared when it stays as it is.
+    /// compared when it stays as it is. A pipe has its text once, so it is not read again.
     pub(super) fn examine(&self) {
+        if fs::metadata(self.path()).is_ok_and(|found| !found.is_file()) {
+            return;
+        }
         let read = broker::read(self.path());
         let seen = read.as_ref().map_err(io::Error::to_string).cloned();
         let mut known = lock(&self.known);
@@ -112,8 +117,8 @@ impl ConfigFile {
                     more => format!(" (and {more} more)"),
                 };
                 let text = format!(
-                    "the file is invalid: a reload is refused, and a restart would fail; the configuration from before \
-                     stays in use: {first}{more}"
+                    "the configuration from before stays in use, because a reload is refused, and a restart would fail: \
+                     {first}{more}"
                 );
                 let remedy = format!("correct the file, see ftp-alg check {path}; then reload");
                 (ProblemName::Config, text, remedy)
@@ -126,7 +131,10 @@ impl ConfigFile {
                 } else if fixed.is_empty() {
                     return None;
                 } else {
-                    let text = format!("{} of {path} changes only at a restart", fixed.join(", "));
+                    let text = format!(
+                        "{path} has other values than are in use, of keys that a reload does not change: {}",
+                        fixed.join(", ")
+                    );
                     (ProblemName::ConfigPending, text, "systemctl restart ftp-alg".to_owned())
                 }
             }
@@ -137,8 +145,6 @@ impl ConfigFile {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     /// A file with the default configuration, in a directory that is removed with the first value.
@@ -179,7 +185,7 @@ mod tests {
         assert_eq!(config.pinhole.timeout, std::time::Duration::from_secs(5));
         let (name, text, remedy) = examined(&file).unwrap();
         assert_eq!((&*name, &*remedy), ("config-pending", "systemctl restart ftp-alg"));
-        assert!(text.starts_with("queue.workers, metrics.listen of "), "{text}");
+        assert!(text.ends_with(": queue.workers, metrics.listen"), "{text}");
     }
 
     /// Also without a reload.
@@ -202,6 +208,15 @@ mod tests {
         assert!(text.ends_with(" was changed, and is not in use yet"), "{text}");
         file.load_again().unwrap();
         assert_eq!(examined(&file).unwrap().2, "systemctl restart ftp-alg");
+        // The old text is back within a second after a reload.
+        fs::write(&path, "control-ports = []").unwrap();
+        file.load_again().unwrap_err();
+        fs::write(&path, "pinhole.timeout = \"5s\"").unwrap();
+        assert_eq!(examined(&file), None);
+        fs::write(&path, "").unwrap();
+        file.load_again().unwrap();
+        fs::write(&path, "pinhole.timeout = \"5s\"").unwrap();
+        assert_eq!(examined(&file).unwrap().0, "config-pending");
         fs::remove_file(&path).unwrap();
         assert_eq!(examined(&file).unwrap().0, "config");
     }

@@ -82,7 +82,7 @@ impl FastPathPins {
         if path == root || !path.starts_with(root) {
             return open_directory(&open_parent(path)?, path, account).map(Self);
         }
-        // The last daemon of another namespace removes the outer directory.
+        // The unit of another namespace removes the outer directory when it has ended.
         for _ in 0..ATTEMPTS {
             let parent = open_directory(&open_parent(root)?, root, None)?;
             let opened = open_directory(&parent, path, account);

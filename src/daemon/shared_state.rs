@@ -143,7 +143,7 @@ impl SharedState {
             tracing::info!(
                 event = "transfers-unreported",
                 transfers,
-                "{} had ended, and {} not reported yet when the last daemon was killed",
+                "up to {} had ended, and {} not reported yet when the last daemon was killed",
                 counted(transfers, "transfer"),
                 was_or_were(transfers)
             );

@@ -17,7 +17,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read as _, Write},
     net::SocketAddr,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -53,6 +53,8 @@ const FRAME_HEADER: usize = 8;
 const SLACK: u64 = 4 << 20;
 /// Longer files are refused. No journal is as long, and reading one would take too much memory.
 const MAX_JOURNAL: u64 = 1 << 30;
+/// Of longer files that a daemon has left, nothing is used.
+const MAX_LEFT: u64 = 16 << 20;
 /// How many bytes of a checkpoint are collected before they are written.
 const CHUNK: usize = 1 << 20;
 
@@ -290,8 +292,12 @@ impl StateDir {
 
     /// Takes what an earlier daemon has left in a file, which is removed.
     fn take<T: DeserializeOwned>(&self, file: &str) -> Vec<T> {
-        let path = self.path.join(file);
-        let text = fs::read_to_string(&path).unwrap_or_default();
+        let (path, mut text) = (self.path.join(file), String::new());
+        if let Ok(file) = File::open(&path)
+            && file.take(MAX_LEFT).read_to_string(&mut text).is_err()
+        {
+            text.clear();
+        }
         let _ = fs::remove_file(path);
         let saved: Option<(String, Vec<_>)> = serde_json::from_str(&text).ok();
         saved.filter(|(origin, _)| *origin == self.origin).map_or(Vec::new(), |(_, left)| left)

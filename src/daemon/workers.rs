@@ -536,6 +536,8 @@ impl Drop for Workers {
                 self.shared.report(reader.offload.program().remove());
             }
         }
+        // Its last reports look into conntrack.
+        drop(kernel);
         if let Some(thread) = self.transfers_thread.take() {
             thread.end();
         }
@@ -546,6 +548,7 @@ impl Drop for Workers {
         self.shared.log.log_skipped(now);
         if !needed {
             // Pinholes of the table are gone with it, but expectations are not.
+            let mut kernel = lock(&self.shared.kernel);
             daemon_host::carry_out_effects(&self.shared, &mut kernel, |_, effects| {
                 for (shard, effects) in self.shared.shards.iter().zip(effects) {
                     lock(&shard.engine).sessions.close_all_pinholes(effects);

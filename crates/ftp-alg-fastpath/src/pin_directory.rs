@@ -88,7 +88,7 @@ impl Root {
             DirBuilder::new().recursive(true).mode(0o700).create(path)?;
             Self::open(path)
         };
-        // A daemon of another namespace may remove the directory meanwhile, if it was the last one there.
+        // The unit of another namespace removes the directory when it has ended, if it is empty.
         let is_gone = |error: &io::Error| {
             matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
         };

@@ -108,8 +108,8 @@ enum Content {
 #[derive(Serialize)]
 pub struct RecentEvents {
     pub events: Vec<StoredEvent>,
-    /// How many events behind the requested ID are gone; `None` if that is unknown, because the ID is older than the
-    /// file of IDs.
+    /// How many events behind the requested ID are gone; `None` if that is unknown, because the ID is not of this file of
+    /// IDs: it is older, or was not given yet.
     pub lost: Option<u64>,
 }
 
@@ -195,13 +195,13 @@ impl EventRing {
     fn read(&self, after: u64, begin: impl FnOnce(u64, u64) -> u64) -> RecentEvents {
         let wanted = after.saturating_add(1);
         let ring = lock(&self.0);
-        let (origin, first) = (ring.ids.origin, ring.first());
-        let begin = begin(first, ring.ids.next).max(wanted);
+        let (origin, first, next) = (ring.ids.origin, ring.first(), ring.ids.next);
+        let begin = begin(first, next).max(wanted);
         let start = usize::try_from(begin - first).unwrap_or(usize::MAX);
         let events = ring.events.iter().skip(start).take(MAX_ANSWERED).cloned().collect();
         let lost = match after {
             0 => Some(0),
-            _ => (wanted >= origin).then(|| begin - wanted),
+            _ => (origin..=next).contains(&wanted).then(|| begin - wanted),
         };
         RecentEvents { events, lost }
     }
@@ -364,7 +364,7 @@ mod tests {
         assert_eq!(newest(0), (0, 4, 5, Some(0)));
         assert_eq!(newest(first), (1, 4, 4, Some(0)));
         assert_eq!(newest(first + 4), (0, 0, 0, Some(0)));
-        assert_eq!(newest(u64::MAX), (0, 0, 0, Some(0)));
+        assert_eq!(newest(u64::MAX), (0, 0, 0, None), "the ID of another state directory");
         assert_eq!(newest(first - 2).3, None);
         ring.record(&events[5..], |_| false, 0);
         assert_eq!(newest(0), (1500, 2499, MAX_ANSWERED, Some(0)));
