@@ -178,7 +178,7 @@ fn a_daemon_that_ends_reports_what_has_just_ended() {
         thread::sleep(Duration::from_millis(500));
         assert_eq!(client.release().error, None);
         assert!(gateway.daemon.stop().unwrap().success(), "{}", gateway.daemon.log());
-        let line = wait_for_line(&gateway, &["RETR", "/large 5 B in 0."]);
+        let line = wait_for_line(&gateway, &["RETR", "/large 5 B in "]);
         assert!(line.ends_with(": 226"), "{line}");
         gateway.start_again(setup);
         assert_eq!(gateway.events("transfer").len(), 1, "{setup}");
