@@ -4,14 +4,17 @@ mod checks;
 mod fast_path;
 mod try_modes;
 
+use std::{fs, path::PathBuf};
+
 use clap::Args;
 use ftp_alg_firewall::{accepted_data, data_path_verdicts};
 use serde::Serialize;
 
 use super::{ConfigOption, Failure, SocketOption, output, table};
 use crate::{
-    config::escape_control_characters,
+    config::{Config, escape_control_characters},
     daemon::{
+        config_file::ConfigTexts,
         health::{self, Check, CheckStatus, Findings, HostAudit, ProblemName},
         snapshot::{self, Problem},
     },
@@ -51,7 +54,7 @@ pub(super) struct DoctorOptions {
 
 impl DoctorOptions {
     pub fn run(&self) -> Result<(), Failure> {
-        let config = self.config.load()?;
+        let config = self.config_in_use().map_or_else(|| self.config.load(), Ok)?;
         let parameters = RuleParameters::from(&config);
         if let Some(done) = self.try_options.run_if_asked(&parameters, &self.socket, self.json) {
             return done;
@@ -104,6 +107,15 @@ impl DoctorOptions {
             }
             problems => Err(Failure::from_counts(problems, report.warnings.len())),
         }
+    }
+
+    /// The configuration that the daemon uses, if the file is its file: the file may say something else by now.
+    fn config_in_use(&self) -> Option<Config> {
+        let texts: ConfigTexts = self.socket.request("config").ok()?.parse().ok()?;
+        let is_its =
+            |file: &PathBuf| fs::canonicalize(file).ok() == fs::canonicalize(&texts.file).ok();
+        let file = self.config.config.as_ref();
+        file.is_none_or(|file| *file == texts.file || is_its(file)).then(|| texts.in_use().ok())?
     }
 
     /// The status of the daemon that serves this network namespace, or the problem that there is none.

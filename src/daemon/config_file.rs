@@ -6,6 +6,8 @@ use std::{
     sync::Mutex,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{health::ProblemName, shard::lock, snapshot::Problem};
 use crate::{
     config::{Config, ConfigError, DEFAULT_PATH},
@@ -17,11 +19,15 @@ use crate::{
 pub(super) struct ConfigFile {
     /// `None` stands for the default file, which may be absent.
     path: Option<PathBuf>,
+    /// The text at the start, which has the fixed keys, and its configuration.
+    started: (String, Config),
     known: Mutex<Known>,
 }
 
 #[derive(Debug)]
 struct Known {
+    /// The text that was loaded last.
+    loaded: String,
     in_use: Config,
     /// The text that was seen last, or why there was none.
     seen: Option<Result<String, String>>,
@@ -29,25 +35,58 @@ struct Known {
     difference: Option<(ProblemName, Problem)>,
 }
 
+/// The texts that have the configuration in use.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConfigTexts {
+    /// The file.
+    pub file: PathBuf,
+    /// What it had when the daemon started: the fixed keys.
+    pub started: String,
+    /// What it had at the last reload: all others.
+    pub loaded: String,
+}
+
+impl ConfigTexts {
+    /// The configuration.
+    pub fn in_use(&self) -> Result<Config, ConfigError> {
+        let started = Config::parse(&self.started, &self.file)?;
+        Ok(Config::parse(&self.loaded, &self.file)?.with_fixed_keys_of(&started))
+    }
+}
+
 impl ConfigFile {
-    /// Reads the file at `path`, as [`Config::load`] does.
-    pub(super) fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
-        Config::from_read(path, broker::read(path.unwrap_or(Path::new(DEFAULT_PATH))))
+    /// Reads the file at `path`, as [`Config::load`] does, to use it.
+    pub(super) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let read = broker::read(path.unwrap_or(Path::new(DEFAULT_PATH)));
+        let text = read.as_ref().cloned().unwrap_or_default();
+        let config = Config::from_read(path, read)?;
+        let (loaded, in_use) = (text.clone(), config.clone());
+        let known = Known { loaded, in_use, seen: None, is_compared: false, difference: None };
+        let path = path.map(Path::to_owned);
+        Ok(Self { path, started: (text, config), known: Mutex::new(known) })
     }
 
-    /// The file at `path`, of which this is in use.
-    pub(super) fn new(path: Option<PathBuf>, in_use: Config) -> Self {
-        let known = Known { in_use, seen: None, is_compared: false, difference: None };
-        Self { path, known: Mutex::new(known) }
+    /// The configuration in use.
+    pub(super) fn in_use(&self) -> Config {
+        lock(&self.known).in_use.clone()
+    }
+
+    /// The texts of which it is.
+    pub(super) fn texts_in_use(&self) -> ConfigTexts {
+        let (started, loaded) = (self.started.0.clone(), lock(&self.known).loaded.clone());
+        ConfigTexts { file: self.path().to_owned(), started, loaded }
     }
 
     /// Reads the file again. Its configuration is in use then, with the fixed keys of before. Logs why it is not.
     pub(super) fn load_again(&self) -> Result<Config, ConfigError> {
-        let loaded = Self::load(self.path.as_deref());
+        let read = broker::read(self.path());
+        let text = read.as_ref().cloned().unwrap_or_default();
+        let loaded = Config::from_read(self.path.as_deref(), read);
         let mut known = lock(&self.known);
         match &loaded {
             Ok(new) => {
-                for key in known.in_use.fixed_keys_changed(new) {
+                known.loaded = text;
+                for key in self.started.1.fixed_keys_changed(new) {
                     tracing::warn!(
                         event = "reload-key-fixed",
                         key,
@@ -124,7 +163,7 @@ impl ConfigFile {
                 (ProblemName::Config, text, remedy)
             }
             Ok(new) => {
-                let fixed = in_use.fixed_keys_changed(new);
+                let fixed = self.started.1.fixed_keys_changed(new);
                 if new.clone().with_fixed_keys_of(in_use) != *in_use {
                     let text = format!("{path} was changed, and is not in use yet");
                     (ProblemName::ConfigPending, text, "systemctl reload ftp-alg".to_owned())
@@ -152,7 +191,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ftp-alg.toml");
         fs::write(&path, "").unwrap();
-        let file = ConfigFile::new(Some(path.clone()), Config::default());
+        let file = ConfigFile::load(Some(&path)).unwrap();
         (directory, path, file)
     }
 
@@ -186,6 +225,13 @@ mod tests {
         let (name, text, remedy) = examined(&file).unwrap();
         assert_eq!((&*name, &*remedy), ("config-pending", "systemctl restart ftp-alg"));
         assert!(text.ends_with(": queue.workers, metrics.listen"), "{text}");
+        // Its ports change now, and its rules at a restart.
+        fs::write(&path, "nat.port-range = \"40000-50000\"").unwrap();
+        file.load_again().unwrap();
+        let (_, text, remedy) = examined(&file).unwrap();
+        assert!(text.contains(": nat.port-range,"), "{text}");
+        assert_eq!(remedy, "systemctl restart ftp-alg");
+        assert_eq!(file.texts_in_use().in_use().unwrap(), file.in_use());
     }
 
     /// Also without a reload.

@@ -221,6 +221,7 @@ fn answer_request(
             Ok(after) => json_line(&source.events(after)),
             Err(error) => error_answer(&format!("events: `{after}` is no ID of an event: {error}")),
         },
+        (b"config", "") => json_line(&source.config_texts()),
         (b"log-level", "") => json_line(&level::current_level()),
         (b"log-level", _) if !may_change() => {
             error_answer("only root and the daemon's own user may change the log level")
@@ -230,7 +231,7 @@ fn answer_request(
             Err(why) => error_answer(&why),
         },
         _ => error_answer(&format!(
-            "unknown request `{}`: status, sessions, pinholes, events and log-level are known",
+            "unknown request `{}`: status, sessions, pinholes, events, config and log-level are known",
             request.escape_ascii()
         )),
     }

@@ -6,6 +6,7 @@ use ftp_alg_core::engine::Counters;
 
 use super::*;
 use crate::daemon::{
+    config_file::ConfigTexts,
     control_client::{self, ClientError},
     events::{RecentEvents, StoredEvent},
     snapshot::{PinholeRow, SessionDetail, SessionRow, Status},
@@ -24,6 +25,9 @@ impl StatusSource for FixedSource {
     }
     fn events(&self, _after: u64) -> RecentEvents {
         RecentEvents { events: Vec::new(), lost: Some(0) }
+    }
+    fn config_texts(&self) -> ConfigTexts {
+        unimplemented!("nobody asks")
     }
     fn newest_events(&self, after: u64) -> RecentEvents {
         self.events(after)

@@ -10,7 +10,7 @@
 //! - The workers end last.
 
 pub mod catalogue;
-mod config_file;
+pub mod config_file;
 pub mod confine;
 pub(crate) mod control_client;
 mod control_socket;
@@ -198,7 +198,8 @@ pub enum DaemonEvent {
 /// Runs the daemon in the foreground until a signal ends it.
 pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     log::init(options.log_level.as_deref())?;
-    let mut config = ConfigFile::load(options.config.as_deref())?;
+    let config_file = ConfigFile::load(options.config.as_deref())?;
+    let mut config = config_file.in_use();
     let confined = confine(options, &config)?;
     let ConfinedDaemon { broker, unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
     let (fast_path, transfer_file) = (confined.fast_path, confined.transfer_file);
@@ -211,7 +212,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         &sender,
         unconfined,
         (fast_path, transfer_file),
-        ConfigFile::new(options.config.clone(), config.clone()),
+        config_file,
     )?;
     let server = socket.serve(service.shared.clone())?;
     let metrics = metrics.and_then(|bound| serve_metrics(bound, &service));

@@ -10,6 +10,7 @@ use ftp_alg_core::engine::{
 };
 
 use super::{
+    config_file::ConfigTexts,
     events::{RecentEvents, StoredEvent},
     rates::Counts,
     shard::{Shard, lock},
@@ -74,6 +75,10 @@ impl SharedState {
 }
 
 impl StatusSource for SharedState {
+    fn config_texts(&self) -> ConfigTexts {
+        self.config_file.texts_in_use()
+    }
+
     fn events(&self, after: u64) -> RecentEvents {
         self.events.after(after)
     }

@@ -241,6 +241,10 @@ fn serve_request(
     let answer = match serde_json::from_slice(&request)? {
         Request::Run { words, input } => encode_answer(run_listed(&words, &input, confine)),
         Request::Read(number) => encode_answer(match files.get(number) {
+            // The open of a pipe may wait for ever.
+            Some(file) if fs::metadata(file).is_ok_and(|found| !found.is_file()) => {
+                Err(io::Error::other("it is no regular file"))
+            }
             Some(file) => config::read_text(file),
             None => Err(io::ErrorKind::InvalidInput.into()),
         }),

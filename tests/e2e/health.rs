@@ -254,6 +254,7 @@ fn a_configuration_file_that_is_not_in_use() {
     let text = daemon.status().unwrap()["problems"][0].to_string();
     assert!(text.contains(&format!("{file}:1:")) && text.contains("ftp-alg check"), "{text}");
     wait_for("a line in the log", || daemon.log().contains("WARN problem config: "));
+    assert_eq!(problems(daemon, "doctor"), ["config"]);
     // Nothing is reloaded.
     fs::write(&file, &valid).unwrap();
     wait_for("the solution", || problems(daemon, "status").is_empty());
@@ -263,10 +264,14 @@ fn a_configuration_file_that_is_not_in_use() {
         let warnings = status["warnings"].as_array().unwrap().iter();
         warnings.map(|one| format!("{}: {}", one["name"], one["remedy"])).collect::<Vec<_>>()
     };
-    for (text, verb) in [("", "reload"), ("queue.workers = 3\n", "restart")] {
+    for (text, verb) in [("", "reload"), ("queue.number = 2300\n", "restart")] {
         fs::write(&file, format!("pinhole.timeout = \"9s\"\n{text}{valid}")).unwrap();
         let expected = format!("\"config-pending\": \"systemctl {verb} ftp-alg\"");
         wait_for(&expected, || warnings() == [&*expected]);
+        // It judges what runs.
+        let (doctor, _) = said(daemon, "doctor");
+        assert!(names(&doctor, "problems").is_empty(), "{doctor}");
+        assert!(names(&doctor, "warnings").contains(&"config-pending".to_owned()), "{doctor}");
         let reloads = || daemon.log().matches("the new configuration is in use").count();
         let before = reloads();
         signal(daemon, "HUP");
