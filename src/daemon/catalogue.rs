@@ -91,7 +91,7 @@ pub const OF_SESSIONS: [Kind; 22] = [
     Kind {
         names: &["encrypted"],
         levels: "warn",
-        means: "the dialogue cannot be read any more: nothing is opened. One line a client and day",
+        means: "the dialogue cannot be read any more: nothing is opened. One line of the log a client and day",
         remedy: "[encrypted connections](troubleshooting.md#encrypted-connections)",
     },
     Kind {

@@ -209,7 +209,7 @@ fn answer_request(
                 Some(session) => json_line(&session),
                 None => error_answer(&format!(
                     "no session {id} is open; if it has ended, see `ftp-alg events --session {id}`, or the log: \
-                     `journalctl -u ftp-alg FTP_ALG_SESSION={id}`"
+                     `journalctl -b -u ftp-alg FTP_ALG_SESSION={id}`"
                 )),
             },
             Err(error) => {

@@ -361,6 +361,8 @@ fn a_data_connection_without_an_answer_is_reported_without_a_command() {
         assert_eq!(missing()[3]["reason"], silent.as_str());
         assert!(gateway.daemon.log().contains(&format!(": no data connection: {silent}")));
         drop(hanging);
+        let totals = &gateway.daemon.status().unwrap()["transfers"];
+        assert_eq!(totals["passive"]["no_data_connection"], 4, "{totals}");
         // It is not reported again with the session's end, and a client that cancels is not reported.
         rule("accept");
         let cancelled = hold(lab, json!([login_as(server.login()), ask("PASV"), gate()]));

@@ -56,9 +56,10 @@ impl Selection {
         self.key = row.filter(|_| self.at > 0).map(|row| row.key);
     }
 
-    /// Moves the screen, with room for so many rows, to the selected row.
-    pub fn scroll(&mut self, room: usize) {
-        self.offset = self.offset.clamp((self.at + 1).saturating_sub(room.max(1)), self.at);
+    /// Moves the screen, with room for so many of all rows, to the selected row, and over the end of none.
+    pub fn scroll(&mut self, room: usize, all: usize) {
+        let last = all.saturating_sub(room).min(self.at);
+        self.offset = self.offset.min(last).max((self.at + 1).saturating_sub(room.max(1)));
     }
 }
 
@@ -167,9 +168,13 @@ mod tests {
             (0, 10, 0),
             (5, 0, 5),
             (6, 1, 6),
+            (39, 10, 30),
+            // The terminal grows.
+            (39, 25, 15),
+            (39, 50, 0),
         ] {
             order.at = at;
-            order.scroll(room);
+            order.scroll(room, 40);
             assert_eq!(order.offset, offset, "{at}");
         }
     }

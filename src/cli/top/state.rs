@@ -121,7 +121,8 @@ impl State {
             self.selection_mut().column = 0;
             self.refresh();
         }
-        self.selection_mut().scroll(rows);
+        let all = self.visible.len();
+        self.selection_mut().scroll(rows, all);
     }
 
     fn shown_columns(&self) -> usize {

@@ -280,7 +280,7 @@ fn of_transfers(status: &Status) -> Vec<Family> {
     vec![
         Family {
             base_name: "ftp_alg_transfers",
-            help: "Transfers that have ended. The mode is unknown if no announcement opened a pinhole.",
+            help: "Transfers that have ended, with data connections that did not come about before a command. The mode is unknown if no announcement opened a pinhole.",
             labels: vec!["mode", "result"],
             values: Values::Counters(modes.into_iter().flat_map(of_mode).collect()),
         },

@@ -264,7 +264,7 @@ impl TransferReports {
                 }),
             };
             finished.into_iter().for_each(|finished| self.report(finished, &mut known));
-            known.report_missing_connections(now);
+            self.report_missing_connections(&mut known, now);
             known.report_ended_sessions(now);
             if !known.reports.is_empty() || self.reopens.load(Ordering::Acquire) {
                 publish(std::mem::take(&mut known.reports));
@@ -332,24 +332,26 @@ impl TransferReports {
         known.session_bytes.add(&finished);
         known.reports.push(Report::Transfer(finished));
     }
-}
 
-impl Known<'_> {
     /// Reports the data connections that did not come about through the pinholes that wait until `now`. `None` stands for
     /// the end of the daemon.
-    fn report_missing_connections(&mut self, now: Option<Instant>) {
+    fn report_missing_connections(&self, known: &mut Known<'_>, now: Option<Instant>) {
         let is_due = |until: Instant| now.is_none_or(|now| until <= now);
-        while self.waiting_pinholes.front().is_some_and(|(until, _)| is_due(*until))
-            && let Some((_, waiting)) = self.waiting_pinholes.pop_front()
+        while known.waiting_pinholes.front().is_some_and(|(until, _)| is_due(*until))
+            && let Some((_, waiting)) = known.waiting_pinholes.pop_front()
         {
             let WaitingPinhole { at, session, user, pinhole } = *waiting;
-            if let Some(reason) = self.tracker.missing_connection(&pinhole) {
+            if let Some(reason) = known.tracker.missing_connection(&pinhole) {
+                let is_active = pinhole.initiator != session.client.ip();
+                lock(&self.totals).count_missing(session, is_active);
                 let missing = Box::new(MissingConnection { session, user, at, reason });
-                self.reports.push(Report::NoDataConnection(missing));
+                known.reports.push(Report::NoDataConnection(missing));
             }
         }
     }
+}
 
+impl Known<'_> {
     /// Reports the ends of sessions whose transfers are reported by `now`. `None` stands for the end of the daemon.
     fn report_ended_sessions(&mut self, now: Option<Instant>) {
         if self.ended_sessions.is_empty() {

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{FinishedTransfer, TransferResult};
+use ftp_alg_core::engine::{FinishedTransfer, TransferResult, TransferSession};
 
 use crate::daemon::snapshot::{ClientBytes, ResultCounts, ServerTotals, TransferTotals};
 
@@ -59,21 +59,28 @@ impl Totals {
         let (is_upload, bytes) = (transfer.verb.is_upload(), finished.bytes.unwrap_or(0));
         let all = &mut self.all;
         *if is_upload { &mut all.bytes_up } else { &mut all.bytes_down } += bytes;
-        let counts = match transfer.is_active() {
-            Some(true) => &mut all.active,
-            Some(false) => &mut all.passive,
-            None => &mut all.unknown,
-        };
-        count_result(counts, result);
-        let server = session.server.ip().to_canonical();
-        if let Ok(at) = self.servers.binary_search_by_key(&server, |total| total.server) {
-            let total = &mut self.servers[at];
+        count_result(of_mode(all, transfer.is_active()), result);
+        if let Some(total) = self.of_server(session) {
             count_result(&mut total.results, result);
             *if is_upload { &mut total.bytes_up } else { &mut total.bytes_down } += bytes;
         }
         if bytes > 0 {
             self.count_client(now, subscriber(session.client.ip()), bytes);
         }
+    }
+
+    /// Counts a data connection that did not come about, and for which there is no transfer.
+    pub(super) fn count_missing(&mut self, session: TransferSession, is_active: bool) {
+        of_mode(&mut self.all, Some(is_active)).no_data_connection += 1;
+        if let Some(total) = self.of_server(&session) {
+            total.results.no_data_connection += 1;
+        }
+    }
+
+    fn of_server(&mut self, session: &TransferSession) -> Option<&mut ServerTotals> {
+        let server = session.server.ip().to_canonical();
+        let at = self.servers.binary_search_by_key(&server, |total| total.server).ok()?;
+        self.servers.get_mut(at)
     }
 
     /// Everything, with the clients of the hour before `now`.
@@ -106,6 +113,14 @@ impl Totals {
     /// The number of the part of an hour at `now`, from 1.
     fn part(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.begin).as_secs() / PART_SECONDS + 1
+    }
+}
+
+fn of_mode(totals: &mut TransferTotals, is_active: Option<bool>) -> &mut ResultCounts {
+    match is_active {
+        Some(true) => &mut totals.active,
+        Some(false) => &mut totals.passive,
+        None => &mut totals.unknown,
     }
 }
 
