@@ -268,7 +268,7 @@ fn a_configuration_file_that_is_not_in_use() {
         fs::write(&file, format!("pinhole.timeout = \"9s\"\n{text}{valid}")).unwrap();
         let expected = format!("\"config-pending\": \"systemctl {verb} ftp-alg\"");
         wait_for(&expected, || warnings() == [&*expected]);
-        // It judges what runs.
+        // Its checks are of what runs.
         let (doctor, _) = said(daemon, "doctor");
         assert!(names(&doctor, "problems").is_empty(), "{doctor}");
         assert!(names(&doctor, "warnings").contains(&"config-pending".to_owned()), "{doctor}");
