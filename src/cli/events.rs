@@ -15,7 +15,7 @@ use serde_json::{Value, value::RawValue};
 use super::{
     Failure, SocketOption,
     event_reader::{EventReader, NewEvents, fields_of, missed_text},
-    output,
+    output::{self, Style},
     selection::{Selection, Subject},
 };
 use crate::daemon::catalogue::{self, Kind};
@@ -99,13 +99,14 @@ impl EventOptions {
             Some(missed) => eprintln!("ftp-alg: {}", missed_text(*missed)),
             None => {
                 eprintln!(
-                    "ftp-alg: the IDs of events begin again, because the state directory was removed: some may be missing"
+                    "ftp-alg: the IDs of events begin again, because the state directory was removed or is another one: some may \
+                     be missing"
                 );
                 return Ok(true);
             }
         }
-        let mut lines = String::new();
-        events.iter().for_each(|event| self.add_line(event, &mut lines));
+        let (mut lines, style) = (String::new(), Style::of_stdout());
+        events.iter().for_each(|event| self.add_line(event, style, &mut lines));
         output::print(&lines)?;
         Ok(!events.is_empty())
     }
@@ -137,8 +138,8 @@ impl EventOptions {
                 || text("event").is_some_and(|kind| self.kind.iter().any(|wanted| wanted == kind)))
     }
 
-    /// Adds its line to `lines`, if it is selected.
-    fn add_line(&self, event: &RawValue, lines: &mut String) {
+    /// Adds its line to `lines`, if it is selected. A warning has a colour, where there are colours.
+    fn add_line(&self, event: &RawValue, style: Style, lines: &mut String) {
         // One that is printed as it is need not be parsed.
         let fields = (!self.json || !self.selects_all()).then(|| fields_of(event));
         if fields.as_ref().is_some_and(|fields| !self.selects(fields)) {
@@ -147,7 +148,11 @@ impl EventOptions {
         match fields.filter(|_| !self.json) {
             Some(fields) => {
                 let text = |field: &str| fields[field].as_str().unwrap_or_default();
-                *lines += &format!("{} {}", text("time"), text("text"));
+                let says = match is_warning(&fields) {
+                    true => style.yellow(text("text")),
+                    false => text("text").to_owned(),
+                };
+                *lines += &format!("{} {says}", text("time"));
             }
             None => lines.push_str(event.get()),
         }
@@ -160,6 +165,15 @@ impl EventOptions {
             && self.kind.is_empty()
             && self.selection.selects_all()
     }
+}
+
+/// Whether it is a warning of the log, or a transfer that failed.
+fn is_warning(event: &Value) -> bool {
+    let is_of = |kind: &Kind| {
+        kind.levels == "warn" && kind.names.iter().any(|name| event["event"] == *name)
+    };
+    catalogue::OF_SESSIONS.iter().any(is_of)
+        || event["result"].as_str().is_some_and(|result| result != "complete")
 }
 
 fn time_of(event: &Value) -> Option<Timestamp> {
@@ -217,6 +231,31 @@ mod tests {
             ("--since 2020-11-28T10:30:00Z", vec![2]),
         ] {
             assert_eq!(selected(arguments), expected, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn what_is_warning_has_a_colour() {
+        let event = |kind: &str, result: Option<&str>| {
+            let fields = json!({"time": "T", "event": kind, "result": result, "text": "says"});
+            RawValue::from_string(fields.to_string()).unwrap()
+        };
+        for (kind, result, is_coloured) in [
+            ("refusal", None, true),
+            ("login", None, false),
+            ("transfer", Some("aborted"), true),
+            ("transfer", Some("complete"), false),
+        ] {
+            for has_colours in [false, true] {
+                let mut lines = String::new();
+                let style = Style { has_colours, width: None };
+                options("").add_line(&event(kind, result), style, &mut lines);
+                let expected = match is_coloured && has_colours {
+                    true => "T \x1b[1;33msays\x1b[0m\n",
+                    false => "T says\n",
+                };
+                assert_eq!(lines, expected, "{kind} {result:?}");
+            }
         }
     }
 
