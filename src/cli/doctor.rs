@@ -4,7 +4,10 @@ mod checks;
 mod fast_path;
 mod try_modes;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{self, PathBuf},
+};
 
 use clap::Args;
 use ftp_alg_firewall::{accepted_data, data_path_verdicts};
@@ -29,7 +32,8 @@ const CONFIGURED: &str = "the configuration says so";
 
 /// Check whether FTP works here, and what to do if it does not
 ///
-/// Only reads: it loads, changes and sends nothing. Exit code 0: there is no
+/// Only reads: it loads, changes and sends nothing. Of the daemon's own file it
+/// checks what is in use; `ftp-alg check` checks the file. Exit code 0: there is no
 /// problem, though there may be warnings. Exit code 1: there is a problem, see
 /// ftp-alg(8), "Problems". In JSON:
 /// {ok, backend, reason, problems: [{name, text, remedy}], warnings: [the same], checks: [
@@ -54,7 +58,10 @@ pub(super) struct DoctorOptions {
 
 impl DoctorOptions {
     pub fn run(&self) -> Result<(), Failure> {
-        let config = self.config_in_use().map_or_else(|| self.config.load(), Ok)?;
+        let config = match self.config_in_use() {
+            Some(in_use) if self.is_in_use_here(&in_use) => in_use,
+            _ => self.config.load()?,
+        };
         let parameters = RuleParameters::from(&config);
         if let Some(done) = self.try_options.run_if_asked(&parameters, &self.socket, self.json) {
             return done;
@@ -112,10 +119,18 @@ impl DoctorOptions {
     /// The configuration that the daemon uses, if the file is its file: the file may say something else by now.
     fn config_in_use(&self) -> Option<Config> {
         let texts: ConfigTexts = self.socket.request("config").ok()?.parse().ok()?;
-        let is_its =
-            |file: &PathBuf| fs::canonicalize(file).ok() == fs::canonicalize(&texts.file).ok();
-        let file = self.config.config.as_ref();
-        file.is_none_or(|file| *file == texts.file || is_its(file)).then(|| texts.in_use().ok())?
+        let its = fs::canonicalize(&texts.file).ok();
+        let is_its = |file: &PathBuf| {
+            path::absolute(file).is_ok_and(|file| file == texts.file)
+                || its.is_some() && fs::canonicalize(file).ok() == its
+        };
+        self.config.config.as_ref().is_none_or(is_its).then(|| texts.in_use().ok())?
+    }
+
+    /// Whether a program reads the queues of this configuration in this network namespace, as far as may be known.
+    fn is_in_use_here(&self, config: &Config) -> bool {
+        let features = KernelFeatures::probe(&RuleParameters::from(config));
+        !features.net_admin || !features.readers.is_empty()
     }
 
     /// The status of the daemon that serves this network namespace, or the problem that there is none.

@@ -369,7 +369,7 @@ impl Config {
             ("pinhole.backend", old.backend != new.backend),
             ("pinhole.mark", old.mark != new.mark),
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),
-            ("nat.port-range, for source ports,", self.nat.port_range != next.nat.port_range),
+            ("nat.port-range (for source ports)", self.nat.port_range != next.nat.port_range),
             ("metrics.listen", self.metrics != next.metrics),
             (
                 "log.transfers",

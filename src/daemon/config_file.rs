@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     sync::Mutex,
 };
 
@@ -74,7 +74,8 @@ impl ConfigFile {
     /// The texts of which it is.
     pub(super) fn texts_in_use(&self) -> ConfigTexts {
         let (started, loaded) = (self.started.0.clone(), lock(&self.known).loaded.clone());
-        ConfigTexts { file: self.path().to_owned(), started, loaded }
+        let file = path::absolute(self.path()).unwrap_or_else(|_| self.path().to_owned());
+        ConfigTexts { file, started, loaded }
     }
 
     /// Reads the file again. Its configuration is in use then, with the fixed keys of before. Logs why it is not.
@@ -107,16 +108,18 @@ impl ConfigFile {
                 );
             }
         }
-        known.difference = self.compare(loaded.as_ref(), &known.in_use);
-        // What was seen before was compared with what was in use before.
-        known.seen = None;
+        if self.has_stored_text() {
+            known.difference = self.compare(loaded.as_ref(), &known.in_use);
+            // What was seen before was compared with what was in use before.
+            known.seen = None;
+        }
         loaded.map(|_| known.in_use.clone())
     }
 
     /// Compares the file with what is in use, if it has changed. Called each second: a file that is being written is
     /// compared when it stays as it is. A pipe has its text once, so it is not read again.
     pub(super) fn examine(&self) {
-        if fs::metadata(self.path()).is_ok_and(|found| !found.is_file()) {
+        if !self.has_stored_text() {
             return;
         }
         let read = broker::read(self.path());
@@ -134,6 +137,11 @@ impl ConfigFile {
     /// How the file differs from what is in use.
     pub(super) fn difference(&self) -> Option<(ProblemName, Problem)> {
         lock(&self.known).difference.clone()
+    }
+
+    /// Whether it is a regular file, or absent.
+    fn has_stored_text(&self) -> bool {
+        fs::metadata(self.path()).map_or(true, |found| found.is_file())
     }
 
     fn path(&self) -> &Path {
@@ -229,7 +237,7 @@ mod tests {
         fs::write(&path, "nat.port-range = \"40000-50000\"").unwrap();
         file.load_again().unwrap();
         let (_, text, remedy) = examined(&file).unwrap();
-        assert!(text.contains(": nat.port-range,"), "{text}");
+        assert!(text.ends_with(": nat.port-range (for source ports)"), "{text}");
         assert_eq!(remedy, "systemctl restart ftp-alg");
         assert_eq!(file.texts_in_use().in_use().unwrap(), file.in_use());
     }

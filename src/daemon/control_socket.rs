@@ -1,8 +1,8 @@
-//! The control socket, where the commands `status`, `sessions`, `pinholes`, `events` and `log-level` reach the running
-//! daemon.
+//! The control socket, where the commands `status`, `sessions`, `pinholes`, `events`, `doctor` and `log-level` reach the
+//! running daemon.
 //!
-//! A client sends one request line (`status`, `sessions [ID]`, `pinholes`, `events AFTER`, `log-level [LEVEL]`), gets
-//! one line of JSON, and the connection ends.
+//! A client sends one request line (`status`, `sessions [ID]`, `pinholes`, `events AFTER`, `config`, `log-level [LEVEL]`),
+//! gets one line of JSON, and the connection ends.
 //!
 //! Invariants:
 //! - Only its owner can use the socket, from the moment it exists.
@@ -184,7 +184,7 @@ fn accept_clients(listener: &UnixListener, source: &dyn StatusSource, stopping: 
 fn answer_client(stream: &UnixStream, source: &dyn StatusSource) -> io::Result<()> {
     let mut client = DeadlineStream { stream, deadline: Instant::now() + EXCHANGE_LIMIT };
     let answer = match client.read_line(MAX_REQUEST) {
-        Ok(request) => answer_request(&request, source, || may_change(stream))?,
+        Ok(request) => answer_request(&request, source, || is_trusted(stream))?,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             error_answer(&error.to_string())?
         }
@@ -196,7 +196,7 @@ fn answer_client(stream: &UnixStream, source: &dyn StatusSource) -> io::Result<(
 fn answer_request(
     request: &[u8],
     source: &dyn StatusSource,
-    may_change: impl FnOnce() -> bool,
+    is_trusted: impl Fn() -> bool,
 ) -> io::Result<Vec<u8>> {
     let request = request.trim_ascii();
     let end = request.iter().position(u8::is_ascii_whitespace).unwrap_or(request.len());
@@ -221,9 +221,13 @@ fn answer_request(
             Ok(after) => json_line(&source.events(after)),
             Err(error) => error_answer(&format!("events: `{after}` is no ID of an event: {error}")),
         },
+        // The file may be one that others may not read.
+        (b"config", "") if !is_trusted() => {
+            error_answer("only root and the daemon's own user may read the configuration")
+        }
         (b"config", "") => json_line(&source.config_texts()),
         (b"log-level", "") => json_line(&level::current_level()),
-        (b"log-level", _) if !may_change() => {
+        (b"log-level", _) if !is_trusted() => {
             error_answer("only root and the daemon's own user may change the log level")
         }
         (b"log-level", wanted) => match level::set_level(wanted) {
@@ -239,7 +243,7 @@ fn answer_request(
 
 /// Whether the client is root or the daemon's own user. An operator may open the socket to other users, who may only
 /// read.
-fn may_change(stream: &UnixStream) -> bool {
+fn is_trusted(stream: &UnixStream) -> bool {
     socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
 }
 

@@ -27,7 +27,8 @@ impl StatusSource for FixedSource {
         RecentEvents { events: Vec::new(), lost: Some(0) }
     }
     fn config_texts(&self) -> ConfigTexts {
-        unimplemented!("nobody asks")
+        let (started, loaded) = ("queue.number = 7".to_owned(), String::new());
+        ConfigTexts { file: "/etc/ftp-alg.toml".into(), started, loaded }
     }
     fn newest_events(&self, after: u64) -> RecentEvents {
         self.events(after)
@@ -89,6 +90,20 @@ fn an_unknown_log_level_is_refused() {
     let error = control_client::request(&path, "log-level loud", TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("the level is one of error, warn, info, debug, trace"), "{error}");
     assert!(control_client::request(&path, "log-level", TIMEOUT).unwrap().json().starts_with('"'));
+}
+
+/// An operator may open the socket to users who may not read the file.
+#[test]
+fn others_neither_read_the_configuration_nor_change_the_log_level() {
+    let answer = |request: &[u8], is_trusted: bool| {
+        let answer = answer_request(request, &FixedSource, || is_trusted).unwrap();
+        String::from_utf8(answer).unwrap()
+    };
+    for request in [&b"config"[..], b"log-level info"] {
+        assert!(answer(request, false).contains("only root and the daemon's own user"));
+    }
+    let texts: ConfigTexts = serde_json::from_str(&answer(b"config", true)).unwrap();
+    assert_eq!(texts.in_use().unwrap().queue.number, 7);
 }
 
 #[test]

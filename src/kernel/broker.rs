@@ -15,7 +15,10 @@ use std::{
     net::Shutdown,
     os::{
         fd::AsFd,
-        unix::{fs::PermissionsExt as _, net::UnixStream},
+        unix::{
+            fs::{FileTypeExt as _, PermissionsExt as _},
+            net::UnixStream,
+        },
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -242,8 +245,8 @@ fn serve_request(
         Request::Run { words, input } => encode_answer(run_listed(&words, &input, confine)),
         Request::Read(number) => encode_answer(match files.get(number) {
             // The open of a pipe may wait for ever.
-            Some(file) if fs::metadata(file).is_ok_and(|found| !found.is_file()) => {
-                Err(io::Error::other("it is no regular file"))
+            Some(file) if fs::metadata(file).is_ok_and(|found| found.file_type().is_fifo()) => {
+                Err(io::Error::other("it is a pipe, which cannot be read again"))
             }
             Some(file) => config::read_text(file),
             None => Err(io::ErrorKind::InvalidInput.into()),
