@@ -142,9 +142,15 @@ impl Announced {
     }
 
     pub(super) fn connect_from(&self, source: u16, how: &str, limit: &str) -> String {
-        let done = self.connecting(source, how, limit);
-        let done = self.initiator().finish(done, b"", Duration::from_secs(30)).unwrap();
-        done.success().unwrap().stdout_text().trim().to_owned()
+        let mut outcome = String::new();
+        // The last acknowledgement of an earlier connection with these ports may not have come yet (EADDRNOTAVAIL).
+        wait_for("the end of the earlier connection", || {
+            let command = self.connecting(source, how, limit);
+            let done = self.initiator().finish(command, b"", Duration::from_secs(30)).unwrap();
+            outcome = done.success().unwrap().stdout_text().trim().to_owned();
+            !outcome.starts_with("[Errno 99]")
+        });
+        outcome
     }
 
     /// The command that connects from a source port.
@@ -158,6 +164,9 @@ impl Announced {
     fn announce_again(&mut self) {
         assert_eq!(self.client.take().unwrap().release().error, None);
         let scene = &self.scene;
+        let daemon = &scene.gateway.daemon;
+        // Another worker may read its last packets later than those of the new session.
+        wait_for("the session's end", || daemon.sessions().unwrap().is_empty());
         let steps = [&login()[..], &[say("PORT 192,168,150,80,14,178"), reply()]].concat();
         self.client = Some(scene.client_of(&scene.gateway.lab.client, &json!({}), &steps));
     }
