@@ -31,21 +31,25 @@ def plain(address):
     return address[7:] if address.startswith("::ffff:") else address
 
 
-def listen(port):
-    """Waits until a session that has ended frees a `passive_port`."""
-    listener = socket.socket(socket.AF_INET6)
-    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def when_free(act):
+    """Waits until an earlier connection has freed the port that `act` takes: until its last packets have come."""
     deadline = time.monotonic() + 10
     while True:
         try:
-            listener.bind(("::", port))
-            listener.listen(64)
-            return listener
+            return act()
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
+
+
+def listen(port):
+    listener = socket.socket(socket.AF_INET6)
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    when_free(lambda: listener.bind(("::", port)))
+    listener.listen(64)
+    return listener
 
 
 class Session:
@@ -90,7 +94,7 @@ class Session:
             if plan.get("active_source"):
                 here = "::" if family == socket.AF_INET6 else "0.0.0.0"
                 data.bind((here, plan["active_source"]))
-            data.connect(self.target)
+            when_free(lambda: data.connect(self.target))
             peer = self.target
         say(data=plain(peer[0]))
         return data
