@@ -58,15 +58,15 @@ pub(super) struct DoctorOptions {
 
 impl DoctorOptions {
     pub fn run(&self) -> Result<(), Failure> {
-        let config = match self.config_in_use() {
-            Some(in_use) if self.is_in_use_here(&in_use) => in_use,
-            _ => self.config.load()?,
+        let (config, probed) = match self.config_in_use() {
+            Some((in_use, features)) => (in_use, Some(features)),
+            None => (self.config.load()?, None),
         };
         let parameters = RuleParameters::from(&config);
         if let Some(done) = self.try_options.run_if_asked(&parameters, &self.socket, self.json) {
             return done;
         }
-        let features = KernelFeatures::probe(&parameters);
+        let features = probed.unwrap_or_else(|| KernelFeatures::probe(&parameters));
         let running = self.running(&features);
         let firewall = operator_firewall::read(parameters.gateway.clone());
         // Those that the daemon finds when it starts.
@@ -116,21 +116,19 @@ impl DoctorOptions {
         }
     }
 
-    /// The configuration that the daemon uses, if the file is its file: the file may say something else by now.
-    fn config_in_use(&self) -> Option<Config> {
+    /// The configuration that the daemon uses, if the file is its file: the file may say something else by now. `None`
+    /// without a reader of its queues in this network namespace, as far as that may be known.
+    fn config_in_use(&self) -> Option<(Config, KernelFeatures)> {
         let texts: ConfigTexts = self.socket.request("config").ok()?.parse().ok()?;
         let its = fs::canonicalize(&texts.file).ok();
         let is_its = |file: &PathBuf| {
             path::absolute(file).is_ok_and(|file| file == texts.file)
                 || its.is_some() && fs::canonicalize(file).ok() == its
         };
-        self.config.config.as_ref().is_none_or(is_its).then(|| texts.in_use().ok())?
-    }
-
-    /// Whether a program reads the queues of this configuration in this network namespace, as far as may be known.
-    fn is_in_use_here(&self, config: &Config) -> bool {
-        let features = KernelFeatures::probe(&RuleParameters::from(config));
-        !features.net_admin || !features.readers.is_empty()
+        let in_use =
+            self.config.config.as_ref().is_none_or(is_its).then(|| texts.in_use().ok())??;
+        let features = KernelFeatures::probe(&RuleParameters::from(&in_use));
+        (!features.net_admin || !features.readers.is_empty()).then_some((in_use, features))
     }
 
     /// The status of the daemon that serves this network namespace, or the problem that there is none.

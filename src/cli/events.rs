@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_warning_has_a_colour() {
+    fn warnings_have_a_colour() {
         let event = |kind: &str, result: Option<&str>| {
             let fields = json!({"time": "T", "event": kind, "result": result, "text": "says"});
             RawValue::from_string(fields.to_string()).unwrap()

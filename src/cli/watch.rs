@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use clap::Args;
@@ -24,7 +24,10 @@ use super::{
 };
 use crate::{
     daemon::counted::counted,
-    kernel::packet_socket::{PacketSocket, PacketSocketError},
+    kernel::{
+        clocks::since_1970,
+        packet_socket::{PacketSocket, PacketSocketError},
+    },
     replay::{LinkType, Player, Record},
 };
 
@@ -113,7 +116,7 @@ impl WatchOptions {
                     printer.print(player.take_notes())?;
                 }
                 Ok(None) => {
-                    player.pass_time(now());
+                    player.pass_time(since_1970());
                     printer.print(player.take_notes())?;
                     printer.flush()?;
                 }
@@ -122,11 +125,6 @@ impl WatchOptions {
         }
         Ok(Ok(()))
     }
-}
-
-/// The time since 1970.
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 impl From<PacketSocketError> for Failure {

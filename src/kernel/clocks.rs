@@ -5,7 +5,7 @@
 
 use std::{
     sync::LazyLock,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::time::{ClockId, clock_gettime};
@@ -31,7 +31,12 @@ pub fn instant_of(ns: u64) -> Instant {
     zero.checked_add(Duration::from_nanos(ns)).unwrap_or(zero)
 }
 
-/// The time of day now.
+/// The time of day now, since 1970.
+pub fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The time of day now, and the same moment on the other clock.
 pub fn time_of_day() -> (Instant, SystemTime) {
     at_once(SystemTime::now)
 }

@@ -6,12 +6,14 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, IntoRawFd as _},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use pnet::datalink::{self, Channel, ChannelType, Config, DataLinkReceiver, NetworkInterface};
 use rustix::ioctl::{Getter, ioctl};
 use socket2::{Domain, SockFilter, Socket, Type};
+
+use super::clocks::since_1970;
 
 /// How long [`PacketSocket::receive`] waits.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -119,8 +121,7 @@ fn time_of_last(socket: &Socket) -> Duration {
         let (seconds, nanos) = (time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?);
         Some(Duration::new(seconds, nanos))
     });
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    known.unwrap_or_else(now)
+    known.unwrap_or_else(since_1970)
 }
 
 /// `struct tpacket_stats` of linux/if_packet.h.

@@ -10,7 +10,7 @@ use std::{
     fs::File,
     os::unix::fs::FileExt as _,
     sync::{Arc, Mutex, OnceLock},
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use ftp_alg_core::engine::{Event, EventKind, FinishedTransfer};
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::{shard::lock, transfers::Report};
+use crate::kernel::clocks::since_1970;
 
 /// Limit of stored events.
 const CAPACITY: usize = 4096;
@@ -69,8 +70,7 @@ impl EventIds {
             let unreported = unreported.cast_signed();
             return Self { origin, next, unreported, last_session, file };
         }
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
+        let now = u64::try_from(since_1970().as_micros()).unwrap_or_default();
         Self { origin: now, next: now, unreported: 0, last_session: 0, file }
     }
 

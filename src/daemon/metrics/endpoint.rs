@@ -10,7 +10,7 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::{answers::Answers, decision_times::DecisionTimes, routes};
-use crate::daemon::status_source::StatusSource;
+use crate::{daemon::status_source::StatusSource, kernel::clocks::since_1970};
 
 /// The longest head of a request, in bytes.
 const MAX_HEAD: usize = 8192;
@@ -70,7 +70,7 @@ impl MetricsListener {
         decisions: Arc<DecisionTimes>,
     ) -> io::Result<MetricsEndpoint> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let started = since_1970().as_secs();
         let site = Arc::new(Site {
             answers: Answers::new(source, decisions, started),
             is_local: self.address()?.ip().to_canonical().is_loopback(),

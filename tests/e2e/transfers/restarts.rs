@@ -5,6 +5,13 @@ use rustix::process::Signal;
 use super::{start_download, wait_for_line};
 use crate::common::*;
 
+/// Starts a follower of the gateway's events.
+fn follow(gateway: &Gateway, name: &str, options: &[&str]) -> BackgroundProcess {
+    let mut command = gateway.lab.gateway.command(executable());
+    command.args(["events", "--follow", "--socket"]).arg(gateway.daemon.socket()).args(options);
+    gateway.lab.gateway.start(command, name).unwrap()
+}
+
 /// The next daemon knows the user, and sees the data connection.
 #[test]
 fn the_user_survives_a_killed_daemon() {
@@ -29,9 +36,7 @@ fn the_user_survives_a_killed_daemon() {
 fn events_are_followed() {
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let mut command = gateway.lab.gateway.command(executable());
-    command.args(["events", "--follow", "--socket"]).arg(gateway.daemon.socket());
-    let follower = gateway.lab.gateway.start(command, "events").unwrap();
+    let follower = follow(&gateway, "events", &[]);
     let address = gateway.lab.server_address(V4);
     let client = &gateway.lab.client.clone();
     let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, Mode::Passive);
@@ -54,9 +59,7 @@ fn events_are_followed() {
 fn a_stuck_reader_misses_nothing_over_a_clean_restart() {
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let mut command = gateway.lab.gateway.command(executable());
-    command.args(["events", "--follow", "--socket"]).arg(gateway.daemon.socket());
-    let stuck = gateway.lab.gateway.start(command, "stuck").unwrap();
+    let stuck = follow(&gateway, "stuck", &[]);
     let address = gateway.lab.server_address(V4);
     let client = &gateway.lab.client.clone();
     let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, Mode::Passive);
@@ -85,12 +88,7 @@ fn a_stuck_reader_misses_nothing_over_a_clean_restart() {
 fn a_stuck_reader_learns_what_killed_daemons_took() {
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let follow = |name: &str| {
-        let mut command = gateway.lab.gateway.command(executable());
-        command.args(["events", "--follow", "--json", "--socket"]).arg(gateway.daemon.socket());
-        gateway.lab.gateway.start(command, name).unwrap()
-    };
-    let (reading, stuck) = (follow("reading"), follow("stuck"));
+    let [reading, stuck] = ["reading", "stuck"].map(|name| follow(&gateway, name, &["--json"]));
     // The IDs that it printed, and how many it says it has missed.
     let account = |follower: &BackgroundProcess| {
         let log = follower.log();
