@@ -185,17 +185,17 @@ impl Announcement {
         }
         let fields: Vec<&[u8]> = rest.split(|b| *b == delimiter).collect();
         let [family, address, port, b""] = fields[..] else { return Err(form()) };
-        let port = number(port).ok_or_else(form)?;
+        let port = number(port).filter(|_| !is_other_in_octal(port)).ok_or_else(form)?;
         let port = checked_port(AnnouncementKind::Eprt, port)?;
         let text = std::str::from_utf8(address).map_err(|_| form())?;
-        let address: IpAddr = match family {
-            b"1" => parse_ipv4(address).ok_or_else(form)?.into(),
+        let address: IpAddr = match family_number(family) {
+            Some(1) => parse_ipv4(address).ok_or_else(form)?.into(),
             // RFC 2428: the delimiter must not occur in an address. The rewritten address could contain it.
-            b"2" if is_in_ipv6(delimiter) => return Err(form()),
-            b"2" if text.contains('%') => return Err(MalformedAnnouncement::Scope),
-            b"2" => text.parse::<Ipv6Addr>().map_err(|_| form())?.into(),
-            other if number(other).is_some() => return Err(MalformedAnnouncement::Family),
-            _ => return Err(form()),
+            Some(2) if is_in_ipv6(delimiter) => return Err(form()),
+            Some(2) if text.contains('%') => return Err(MalformedAnnouncement::Scope),
+            Some(2) => text.parse::<Ipv6Addr>().map_err(|_| form())?.into(),
+            Some(_) => return Err(MalformedAnnouncement::Family),
+            None => return Err(form()),
         };
         let first = start + 1 + family.len() + 1;
         let endpoint = first..start + argument.len() - 1;
@@ -427,6 +427,23 @@ fn checked_port(kind: AnnouncementKind, number: u32) -> Result<u16, MalformedAnn
     }
 }
 
+/// The family of an `EPRT` as the most tolerant server reads it: behind blanks, a plus sign and zeros. 0 for what no
+/// server can read as a number, `None` for what servers read differently.
+fn family_number(field: &[u8]) -> Option<u32> {
+    if !field.iter().any(u8::is_ascii_digit) {
+        return Some(0);
+    }
+    let field = field.trim_ascii();
+    let digits = field.strip_prefix(b"+").unwrap_or(field);
+    number(digits).filter(|_| !is_other_in_octal(digits))
+}
+
+/// Whether a server that takes numbers with a leading zero for octal (`inet_aton`) reads another one than others.
+fn is_other_in_octal(digits: &[u8]) -> bool {
+    let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
+    zeros > 0 && digits.len() - zeros > 1 && digits.iter().all(|digit| *digit < b'8')
+}
+
 /// The IPv4 address in decimal. Devices write numbers with leading zeros. Some servers read those as octal
 /// (`inet_aton`), so such a number counts only if it is none in octal, or the same.
 fn parse_ipv4(text: &[u8]) -> Option<Ipv4Addr> {
@@ -434,11 +451,7 @@ fn parse_ipv4(text: &[u8]) -> Option<Ipv4Addr> {
     let mut numbers = text.split(|byte| *byte == b'.');
     for octet in &mut octets {
         let digits = numbers.next().filter(|digits| digits.len() <= 3)?;
-        *octet = u8::try_from(number(digits)?).ok()?;
-        let is_octal = digits.starts_with(b"0") && digits.iter().all(|digit| *digit < b'8');
-        if is_octal && *octet > 7 {
-            return None;
-        }
+        *octet = u8::try_from(number(digits).filter(|_| !is_other_in_octal(digits))?).ok()?;
     }
     numbers.next().is_none().then_some(octets.into())
 }

@@ -125,6 +125,40 @@ fn eprt_is_parsed_in_both_families() {
     }
 }
 
+#[test]
+fn the_family_of_an_eprt_is_read_as_the_most_tolerant_server_reads_it() {
+    let family = |said: &str, address: &str| {
+        Announcement::parse_eprt(format!("|{said}|{address}|5000|").as_bytes(), 0)
+            .map(|read| read.address.unwrap().to_string())
+    };
+    for one in ["1", "01", "001", " 1", "1 ", "\t1", "+1", " +01"] {
+        assert_eq!(family(one, "10.99.99.99"), Ok("10.99.99.99".into()), "{one:?}");
+    }
+    for two in ["2", "02", "002", " +2"] {
+        assert_eq!(family(two, "fd99::9"), Ok("fd99::9".into()), "{two:?}");
+    }
+    for none in ["", "3", "+3", "03", "10", "x", "inet", "-", "++"] {
+        assert_eq!(family(none, "10.99.99.99"), Err(MalformedAnnouncement::Family), "{none:?}");
+    }
+    let form = Err(MalformedAnnouncement::Form(AnnouncementKind::Eprt));
+    for unclear in
+        ["1x", "x1", "1.0", "-1", "0x1", "1 2", "++1", "0000000001", "4294967297", "\"1\"", "012"]
+    {
+        assert_eq!(family(unclear, "10.99.99.99"), form, "{unclear:?}");
+    }
+}
+
+#[test]
+fn a_port_that_is_another_in_octal_is_no_port_of_an_eprt() {
+    for (port, read) in
+        [("02000", None), ("01750", None), ("00009", Some(9)), ("08080", Some(8080))]
+    {
+        let said = format!("|1|10.0.0.2|{port}|");
+        let parsed = Announcement::parse_eprt(said.as_bytes(), 0);
+        assert_eq!(parsed.ok().map(|parsed| parsed.port), read, "{said}");
+    }
+}
+
 /// Devices pad numbers to three digits. What `inet_aton` takes for another address is refused.
 #[test]
 fn zeros_before_a_number_of_an_eprt_are_decimal_unless_octal_differs() {
