@@ -72,8 +72,8 @@ impl<'t> Command<'t> {
         Some(Self { verb: classify(verb, argument), word: verb, argument, argument_start })
     }
 
-    /// Whether `text`, the start of an unfinished line, may become an announcement or, with `auth`, a request for
-    /// encryption.
+    /// Whether `text`, the start of an unfinished line, may become an announcement (of RFC 1639, too) or, with `auth`, a
+    /// request for encryption.
     pub fn may_announce(text: &Text<'_>, auth: bool) -> bool {
         let start = text.bytes();
         let verb = &start[..start.len().min(4)];
@@ -81,7 +81,8 @@ impl<'t> Command<'t> {
             |name: &[u8]| name.len() >= verb.len() && name[..verb.len()].eq_ignore_ascii_case(verb);
         // A fifth byte other than a blank makes it another verb.
         let other_verb = start.get(4).is_some_and(|b| !is_blank(*b));
-        !other_verb && (could_be(b"PORT") || could_be(b"EPRT") || (auth && could_be(b"AUTH")))
+        let announces = could_be(b"PORT") || could_be(b"EPRT") || could_be(b"LPRT");
+        !other_verb && (announces || auth && could_be(b"AUTH"))
     }
 }
 

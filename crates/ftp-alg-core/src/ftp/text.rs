@@ -154,9 +154,9 @@ pub(super) const fn is_control(byte: u8) -> bool {
     byte >= LOWEST_TELNET || matches!(byte, 0 | b'\r' | b'\n')
 }
 
-/// Whether `line` has a [control byte](is_control) before its end.
+/// Whether `line` has a byte before its end that some server may skip, or end the line at.
 #[inline]
-pub(super) fn has_control_bytes(line: &[u8]) -> bool {
+pub fn has_control_bytes(line: &[u8]) -> bool {
     let text = match line {
         [text @ .., b'\r', b'\n'] | [text @ .., b'\r' | b'\n'] => text,
         text => text,

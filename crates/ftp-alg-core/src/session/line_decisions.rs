@@ -13,7 +13,7 @@ use super::{
 };
 use crate::ftp::{
     Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Padding, Text, Verb,
-    VerbScanner, line_end, reply_line_end,
+    VerbScanner, has_control_bytes, line_end, reply_line_end,
 };
 
 /// Length of the verbs of announcements.
@@ -44,8 +44,8 @@ pub fn read_client_line(
     if !(end == LineEnd::Lf && text.bytes().is_empty()) {
         dialogue.record_client_line_end(end);
     }
-    let verb_end = if text.has_control_bytes() {
-        ambiguous_verb_end(dialogue, line, inspection)
+    let verb_end = if text.has_control_bytes() || VerbScanner::may_begin(line) {
+        ambiguous_verb_end(dialogue, (line, text), inspection)
     } else {
         None
     };
@@ -75,7 +75,7 @@ fn refuse_ambiguous_announcement(
 ) -> LineRead {
     let text = Text::new(&line[verb_start(line, end)..]);
     // No other verb is hidden after it.
-    let command = Command::parse(&text).filter(|_| !VerbScanner::is_needed(&line[end..]));
+    let command = Command::parse(&text).filter(|_| !has_control_bytes(&line[end..]));
     let Some((kind, parsed)) = command.and_then(|command| announcement(&command)) else {
         inspection.push_refused(RefusedLine::Ambiguous);
         return LineRead::Done(cross_out_from(line, delivered, end));
@@ -161,7 +161,7 @@ pub fn may_need_decision(dialogue: &Dialogue, from: Side, (line, is_plain): (&[u
             let verb = &line[..line.len().min(VERB_LENGTH)];
             verb.eq_ignore_ascii_case(b"PORT")
                 || verb.eq_ignore_ascii_case(b"EPRT")
-                || !is_plain && VerbScanner::is_needed(line)
+                || !is_plain && has_control_bytes(line)
         }
         (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
             matches!(line, [b'2', b'2', b'7' | b'9', ..]) || dialogue.expects_crossed_out_reply()
@@ -175,34 +175,40 @@ fn verb_start(line: &[u8], end: usize) -> usize {
     line[..end].iter().rposition(|byte| !byte.is_ascii_alphabetic()).map_or(0, |at| at + 1)
 }
 
-/// End of the verb that some server sees as an announcement, unless every server is known to see the same.
-#[cold]
-fn ambiguous_verb_end(dialogue: &Dialogue, line: &[u8], inspection: &Inspection) -> Option<usize> {
+/// End of the verb that some server sees in the client's `line`, unless the line is that command in its plain form, or
+/// has no such verb.
+fn ambiguous_verb_end(
+    dialogue: &Dialogue,
+    (line, text): (&[u8], &Text<'_>),
+    inspection: &Inspection,
+) -> Option<usize> {
     if dialogue.phase == Phase::PickedUp {
         return None;
     }
     let end = VerbScanner::find_verb_end(line, inspection.refuses_auth)?;
-    let text = Text::new(line);
-    let command = Command::parse(&text).filter(|command| {
-        matches!(command.verb, Verb::Port | Verb::Eprt) && !command.argument.is_empty()
-    });
-    // This announcement is the one that the engine decides about, if no byte inside it may be skipped.
-    let is_announced = command.is_some_and(|command| {
-        let start = text.line_range(0..1).start;
+    let is_plain = Command::parse(text).is_some_and(|command| {
+        // No byte behind what precedes the verb may be skipped.
         let all = text.line_range(0..command.argument_start + command.argument.len());
-        all.len() == text.bytes().len()
-            && start + command.word.len() == end
-            && !VerbScanner::is_needed(&line[all])
+        let is_contiguous = all.start + VERB_LENGTH == end
+            && all.len() == text.bytes().len()
+            && !(text.has_control_bytes()
+                && (command.argument.is_empty() || has_control_bytes(&line[all])));
+        command.word.len() == VERB_LENGTH && is_contiguous
     });
-    (!is_announced || cannot_begin_ftp(dialogue, line)).then_some(end)
+    (!is_plain || cannot_begin_ftp(dialogue, line)).then_some(end)
 }
 
 /// Crosses out `line` from the verb that ends at `end`, as far as it was not `delivered`.
 fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
-    // Includes bytes inside the verb that a server may skip.
-    let is_word = |byte: &u8| byte.is_ascii_alphabetic() || *byte == 0 || *byte >= 0xf0;
-    let word = line[..end].iter().rev().take_while(|byte| is_word(byte)).count();
-    let start = (end - word).max(delivered);
+    // The letters of the verb, and what a server may skip between them.
+    let mut letters = 0;
+    let is_verb = |byte: &&u8| {
+        let is_more = letters < VERB_LENGTH && !matches!(byte, b'\r' | b'\n');
+        letters += usize::from(byte.is_ascii_alphabetic());
+        is_more
+    };
+    let verb = line[..end].iter().rev().take_while(is_verb).count();
+    let start = (end - verb).max(delivered);
     let stop = line.len() - line.iter().rev().take_while(|b| matches!(b, b'\r' | b'\n')).count();
     if start < end || line[..delivered] == *CROSSED_OUT_START {
         return (start < stop).then(|| (start..stop, crossed_out(&line[start..stop])));

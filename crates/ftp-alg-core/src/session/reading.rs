@@ -18,7 +18,7 @@ use super::{
     urgent::UrgentPointer,
 };
 use crate::{
-    ftp::{Command, LineEnd, Text, VerbScanner, may_end_or_skip, without_nuls},
+    ftp::{Command, LineEnd, Text, VerbScanner, has_control_bytes, may_end_or_skip, without_nuls},
     packet::Seq,
 };
 
@@ -384,7 +384,7 @@ impl DirectionReader<'_> {
             }
         }
         let before = self.direction.line().len();
-        let mut hold = is_urgent;
+        let (mut hold, mut may_be_plain) = (is_urgent, false);
         let is_start = self.direction.is_holding() || before == 0;
         if !hold && is_start && self.dialogue.phase != Phase::PickedUp {
             let line = [self.direction.line(), chunk].concat();
@@ -392,6 +392,11 @@ impl DirectionReader<'_> {
             hold = match self.from {
                 Side::Client => Command::may_announce(&text, self.inspection.refuses_auth),
                 Side::Server => self.dialogue.may_announce(&text),
+            };
+            // At most a whole verb, without what follows it.
+            may_be_plain = hold && !text.bytes().is_empty() && {
+                let verb = &line[text.line_range(0..1).start..];
+                verb.len() <= VERB_LENGTH && !has_control_bytes(verb)
             };
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
             // of another protocol may wait for it. The rest of a refused command is crossed out later, so the outcome
@@ -408,7 +413,8 @@ impl DirectionReader<'_> {
             }
             hold = false;
         }
-        if !hold && is_client && self.cross_out_ambiguous_tail(seq, chunk, chunk.len()).is_some() {
+        let scans = is_client && !hold && !may_be_plain;
+        if scans && self.cross_out_ambiguous_tail(seq, chunk, chunk.len()).is_some() {
             return;
         }
         if is_client {
@@ -459,7 +465,7 @@ impl DirectionReader<'_> {
         if self.direction.is_holding() {
             self.direction.cross_out_held_line(seq, chunk);
         } else {
-            let unchanged = verb_end.min(chunk.len() - 1);
+            let unchanged = verb_end.saturating_sub(1); // its last letter changes
             let (unchanged, rest) = chunk.split_at(unchanged);
             self.direction.space.map.replace(
                 seq + unchanged.len() as u32,

@@ -28,6 +28,37 @@ pub enum Telnet {
     TakesSubnegotiations,
 }
 
+/// How a server compares the start of a line with a verb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verbs {
+    /// A blank must follow.
+    Words,
+    /// Anything may follow, as with bftpd.
+    Prefixes,
+    /// As `Prefixes`, without what is no letter: bftpd removes control bytes, ftp-srv quotes, others bytes that are no
+    /// text. Such servers read lines to their LF.
+    Letters,
+}
+
+impl Verbs {
+    /// What follows `verb` in `line`, if the line begins with it.
+    fn argument<'l>(self, line: &'l [u8], verb: &[u8]) -> Option<&'l [u8]> {
+        match self {
+            Self::Words => line
+                .strip_prefix(verb)
+                .filter(|rest| rest.first().is_some_and(u8::is_ascii_whitespace)),
+            Self::Prefixes => line.strip_prefix(verb),
+            Self::Letters => {
+                let letters =
+                    || line.iter().enumerate().filter(|(_, byte)| byte.is_ascii_alphabetic());
+                let begins = letters().map(|(_, byte)| byte).take(verb.len()).eq(verb);
+                let (last, _) = letters().nth(verb.len() - 1).filter(|_| begins)?;
+                Some(&line[last + 1..])
+            }
+        }
+    }
+}
+
 /// The lines that such a server reads.
 fn lines(bytes: &[u8], ends: Ends, telnet: Telnet) -> Vec<Vec<u8>> {
     let mut said: Vec<u8> = Vec::new();
@@ -93,12 +124,20 @@ pub fn command(
         ] {
             let commands = |line: &Vec<u8>| {
                 let line = line.trim_ascii_start().to_ascii_uppercase();
-                let verb = verbs.iter().find(|verb| line.starts_with(verb));
-                let argument = verb.and_then(|verb| line.get(verb.len()..)).unwrap_or_default();
-                // What else stands before the argument makes it none.
-                let start = argument.iter().position(|b| !b.is_ascii_whitespace() && *b < 0xf0);
-                argument.first().is_some_and(u8::is_ascii_whitespace)
-                    && start.is_some_and(|at| is(&argument[at..]))
+                let read = |how: Verbs| {
+                    let argument = verbs.iter().find_map(|verb| how.argument(&line, verb))?;
+                    // What else stands before the argument makes it none.
+                    let is_skipped = |b: &u8| match how {
+                        Verbs::Letters => !b.is_ascii_alphanumeric(),
+                        _ => b.is_ascii_whitespace() || *b >= 0xf0,
+                    };
+                    let start = argument.iter().position(|b| !is_skipped(b))?;
+                    is(&argument[start..]).then_some(())
+                };
+                let all = [Verbs::Words, Verbs::Prefixes, Verbs::Letters];
+                let mut all =
+                    all.iter().filter(|how| **how != Verbs::Letters || ends != Ends::CrLf);
+                all.any(|how| read(*how).is_some())
             };
             if let Some(line) = lines(bytes, ends, telnet).into_iter().find(commands) {
                 return Some((ends, telnet, line));

@@ -115,7 +115,7 @@ fn connections_of_other_protocols_are_never_rewritten() {
     everywhere(|scenario| {
         for first in [
             &b"POST / HTTP/1.1\r\n"[..],
-            b"\x16\x03\x01\x00\x05PORT \n",
+            b"\x16\x03\x01\x00\x05xPORT \n",
             b"\x00\x01\x00\x08\x21\x12\xa4\x42abcdefghijkl\n",
             b"GET /PORT 10,0,0,2,4,1\r\n",
             b"POST /\nUSER x\r\n",
