@@ -8,6 +8,7 @@ mod conntrack_lookups;
 mod consumed_pinholes;
 mod dialogue;
 mod dropped_syns;
+mod fast_open;
 mod floods;
 mod forged_ends;
 mod forgotten_entries;

@@ -31,7 +31,7 @@ use crate::{
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
-pub const RECORD_FORMAT: u32 = 17;
+pub const RECORD_FORMAT: u32 = 18;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -48,7 +48,6 @@ struct SessionRecord<'a> {
     first_seen: u64,
     last_seen: u64,
     pinholes: Vec<PinholeRecord>,
-    syn_had_data: bool,
     fast_path: FastPathProgress,
     activity: Cow<'a, ClientActivity>,
     session: Cow<'a, Session>,
@@ -152,7 +151,6 @@ fn write_session(
             .iter()
             .map(|held| table.record(held, millis_since(epoch, held.deadline)))
             .collect(),
-        syn_had_data: entry.extra().syn_had_data,
         fast_path: entry.extra().fast_path,
         activity: Cow::Borrowed(&entry.extra().activity),
         session: Cow::Borrowed(&entry.session),
@@ -293,7 +291,6 @@ impl Sessions {
             entry.set_network(network);
             // Retransmissions write no record, and an adjusted session must not time out because of that.
             entry.last_seen = if adjusted { self.epoch.timestamp(now) } else { last_seen };
-            entry.set_syn_had_data(record.syn_had_data);
             entry.set_translation(translation);
             if record.fast_path.lines_inspected > 0 || record.fast_path.is_handed_over {
                 entry.extra_mut().fast_path = record.fast_path;

@@ -134,11 +134,6 @@ impl Dialogue {
         Self { phase: Phase::PickedUp, login: Login::None, ..Self::default() }
     }
 
-    /// A dialogue whose client sent data before the greeting, which was not read.
-    pub fn client_first() -> Self {
-        Self { phase: Phase::ClientFirst, login: Login::None, ..Self::default() }
-    }
-
     /// Why no announcement may open a pinhole now, by the client if `is_active`, else by the server.
     pub fn blocked_because(&self, is_active: bool) -> Option<&'static str> {
         Some(match self.phase {

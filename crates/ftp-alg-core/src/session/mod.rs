@@ -102,16 +102,7 @@ pub struct Session {
 impl Session {
     /// A connection that starts with `syn_ack`, which carries both initial sequence numbers.
     pub fn from_syn_ack(syn_ack: &Packet<'_>) -> Self {
-        Self::from_syn_ack_with(syn_ack, Dialogue::default())
-    }
-
-    /// A connection that starts with `syn_ack` and whose SYN carried data that was not read.
-    pub fn with_unread_syn_data(syn_ack: &Packet<'_>) -> Self {
-        Self::from_syn_ack_with(syn_ack, Dialogue::client_first())
-    }
-
-    fn from_syn_ack_with(syn_ack: &Packet<'_>, dialogue: Dialogue) -> Self {
-        let mut session = Self::new(syn_ack.ack(), syn_ack.seq() + 1, dialogue);
+        let mut session = Self::new(syn_ack.ack(), syn_ack.seq() + 1, Dialogue::default());
         session.server.space.observe(syn_ack);
         session.client.space.has_plain_window = !syn_ack.scales_window();
         session

@@ -61,12 +61,7 @@ impl Engine {
         {
             entry.refresh_incarnation(timestamp);
         } else {
-            let incarnation = if entry.extra().syn_had_data {
-                Session::with_unread_syn_data(syn_ack)
-            } else {
-                Session::from_syn_ack(syn_ack)
-            };
-            entry.set_incarnation(incarnation, timestamp);
+            entry.set_incarnation(Session::from_syn_ack(syn_ack), timestamp);
         }
         let mode = if entry.session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
         if queues_all {

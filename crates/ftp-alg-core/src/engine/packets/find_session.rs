@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     engine::{
-        Effects, Engine, Entry, PacketMeta, QueuedPacket, SessionEnd, Sessions, Verdict,
+        Effects, Engine, Entry, PacketMeta, QueuedPacket, Sessions, Verdict,
         packets::{
             ACCEPT, Handling, PacketContext,
             routes::{Origin, SOME_UNREAD},
@@ -257,22 +257,10 @@ impl Engine {
             {
                 return found;
             }
-            // The session is known only by data in an earlier SYN.
-            let is_unknown =
-                entry.session.dialogue.phase == Phase::PickedUp && !entry.session.is_adjusted();
-            if !(entry.extra().syn_had_data && is_unknown) {
-                return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
-            }
-            self.sessions.forget(index, SessionEnd::Replaced, effects);
-            let session = Session::with_unread_syn_data(packet);
-            return self.sessions.insert(now, (destination, source), session, effects);
+            return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
         }
-        if packet.payload().is_empty() {
+        if packet.has(flags::SYN) || packet.payload().is_empty() {
             self.sessions.counters.unread.no_session += u64::from(found.is_none());
-            return found;
-        }
-        if let Some(index) = found {
-            self.sessions.table.get_mut(index)?.set_syn_had_data(true);
             return found;
         }
         // Picked up mid-stream. If the rules do not tell which end sent the packet, the port does, if at all. Conntrack
@@ -282,12 +270,11 @@ impl Engine {
             return None;
         };
         let session = Session::picked_up(side, packet);
-        let index = match side {
-            Side::Client => self.sessions.insert(now, (source, destination), session, effects),
-            Side::Server => self.sessions.insert(now, (destination, source), session, effects),
-        }?;
-        self.sessions.table.get_mut(index)?.set_syn_had_data(packet.has(flags::SYN));
-        Some(index)
+        let (client, server) = match side {
+            Side::Client => (source, destination),
+            Side::Server => (destination, source),
+        };
+        self.sessions.insert(now, (client, server), session, effects)
     }
 
     fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {

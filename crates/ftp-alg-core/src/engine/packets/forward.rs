@@ -2,7 +2,7 @@
 
 use crate::{
     engine::{
-        Engine, Injection, Lookup, Verdict,
+        Effects, Engine, Injection, Lookup, Verdict,
         decision::connection::Connection,
         packets::Handling,
         questions::effects::{KernelRequest, SessionRef},
@@ -74,6 +74,24 @@ pub(super) fn forward_verdict(
             Verdict::Replace(replacement)
         }
     })
+}
+
+/// The verdict that forwards a SYN or SYN-ACK without its payload (TCP Fast Open, RFC 7413), so that its receiver gets only
+/// what is read: its sender sends the payload again in an ordinary segment. The flags that concern the payload go, too.
+#[cold]
+pub(super) fn without_payload(syn: &Packet<'_>, effects: &mut Effects) -> Verdict {
+    let edit = PacketEdit {
+        seq: syn.seq(),
+        ack: syn.ack(),
+        payload: Some(&[]),
+        flags: syn.flags() & !(flags::FIN | flags::PSH | flags::URG),
+        window: syn.window(),
+        urgent: 0,
+    };
+    let out = &mut effects.replacements;
+    let start = out.len();
+    syn.append_rebuilt(&edit, Some, out);
+    Verdict::Replace(start as u32..out.len() as u32) // of one batch
 }
 
 /// The segments of `packet` with the changes of `edit`, each with at most `limit` bytes. Flags are divided as in the

@@ -13,7 +13,7 @@ use crate::{
         Checksums, Effects, Engine, QueueMode, QueuedPacket, SessionEnd, Unread, Verdict,
         decision::connection::Connection,
         limits::is_counted,
-        packets::forward::{acknowledge, forward_verdict},
+        packets::forward::{acknowledge, forward_verdict, without_payload},
         questions::effects::{Released, SessionRef},
     },
     packet::{Packet, flags},
@@ -193,9 +193,17 @@ impl Engine {
         if meta.is_late && !self.may_decide_late(&packet) {
             return Handling::Verdict(Verdict::Drop(DropReason::Stale));
         }
-        match self.find_session(now, queued, &packet, context, effects) {
+        let handling = match self.find_session(now, queued, &packet, context, effects) {
             Ok(from) => self.inspect_packet(now, (queued, &packet, from), context, effects),
             Err(decision) => decision,
+        };
+        match handling {
+            Handling::Verdict(Verdict::Accept)
+                if packet.has(flags::SYN) && !packet.payload().is_empty() =>
+            {
+                Handling::Verdict(without_payload(&packet, effects))
+            }
+            _ => handling,
         }
     }
 

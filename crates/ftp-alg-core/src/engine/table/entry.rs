@@ -59,8 +59,6 @@ pub struct Extra {
     pub translation: Option<Translation>,
     /// The pinholes that the session holds, oldest first.
     pub pinholes: Vec<HeldPinhole>,
-    /// Whether the client's SYN carried data (RFC 7413), which is not read.
-    pub syn_had_data: bool,
     /// The state on the fast path.
     pub fast_path: FastPathProgress,
     incarnation: Option<NewIncarnation>,
@@ -76,7 +74,6 @@ impl Extra {
     const NOTHING: Self = Self {
         translation: None,
         pinholes: Vec::new(),
-        syn_had_data: false,
         fast_path: FastPathProgress::NONE,
         incarnation: None,
         is_watched: false,
@@ -189,13 +186,6 @@ impl Entry {
     /// Which end `source` is.
     pub fn side_of(&self, source: Endpoint) -> Side {
         if source == self.endpoints.client() { Side::Client } else { Side::Server }
-    }
-
-    /// Sets whether the client's SYN carried data.
-    pub fn set_syn_had_data(&mut self, had_data: bool) {
-        if self.extra.is_some() || had_data {
-            self.extra_mut().syn_had_data = had_data;
-        }
     }
 
     /// The state that few connections have.

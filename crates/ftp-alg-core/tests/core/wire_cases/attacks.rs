@@ -396,27 +396,64 @@ fn a_connection_that_reuses_a_live_tuple_is_inspected() {
     });
 }
 
-/// Another connection on the same tuple: its SYN carries the start of an HTTP request.
+/// TCP Fast Open (RFC 7413): what a SYN and a SYN-ACK carry is not forwarded, so the receiver acknowledges none of it, and
+/// it is read when it is retransmitted.
 #[test]
-fn data_in_a_syn_counts_as_the_first_client_bytes() {
-    for is_reset in [false, true] {
-        let mut sim = if is_reset { Sim::new(with(Nat::Masquerade)) } else { masqueraded() };
-        if is_reset {
-            sim.reset(Client);
-            sim.settle();
+fn data_in_a_syn_is_read_when_it_is_retransmitted() {
+    let without_data = |sim: &mut Sim, side, segment: Segment| {
+        let meaningless = flags::FIN | flags::PSH | flags::URG;
+        let passed = sim.forge(side, &segment);
+        let flags = segment.flags & !meaningless;
+        let expected = Segment { flags, urgent: 0, payload: Vec::new(), ..segment };
+        assert_eq!(passed, Some(expected), "{}", sim.summary());
+    };
+    everywhere(|scenario| {
+        let third = if scenario.v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" };
+        let third = active(third.parse().unwrap());
+        let hidden = format!("USER x\r\nPASS x\r\n{third}");
+        for (more_flags, data) in [
+            (0, &*hidden),
+            (0, "USER x\r\n"),
+            (0, "POST / HTTP/1.1\r\n"),
+            (flags::PSH | flags::URG, &*hidden),
+            (flags::FIN, &*hidden),
+            (flags::RST, &*hidden),
+        ] {
+            for is_live in [false, true] {
+                let mut sim = Sim::logged_in(scenario.clone());
+                if !is_live {
+                    sim.forget();
+                }
+                sim.kernel.queue_mode = None;
+                let count = sim.engine().sessions.count();
+                let (client, server) = (5_000_000, 9_000_001);
+                let syn = Segment {
+                    seq: client - 1,
+                    flags: flags::SYN | more_flags,
+                    urgent: if more_flags & flags::URG != 0 { 3 } else { 0 },
+                    window_scale: Some(7),
+                    ip_options: true,
+                    payload: data.into(),
+                    ..Segment::default()
+                };
+                without_data(&mut sim, Client, syn);
+                assert_eq!(sim.engine().sessions.count(), count, "a SYN begins no session");
+                let syn_ack = handshake(Server, client, server);
+                without_data(&mut sim, Server, Segment { payload: b"220 x\r\n".into(), ..syn_ack });
+                let acknowledgement = handshake(Client, client, server);
+                assert_eq!(sim.forge(Client, &acknowledgement), Some(acknowledgement));
+                let (client, server) = exchange_login(&mut sim, (client, server), "TYPE I\r\n");
+                let [line, seen] = sim.active(2200);
+                let lines = [(&*line, &*seen), (&*third, &*crossed_out(&third))];
+                lines.into_iter().fold(client, |seq, (said, expected)| {
+                    let said = Segment { payload: said.into(), ..handshake(Client, seq, server) };
+                    let passed = sim.forge(Client, &said).map(|segment| text(segment.payload));
+                    assert_eq!(passed.as_deref(), Some(expected), "{}", sim.summary());
+                    seq + said.payload.len() as u32
+                });
+            }
         }
-        sim.advance(Duration::from_secs(100));
-        let payload = b"POST / HTTP/1.1\r\n".into();
-        let syn = Segment { seq: 4_999_999, flags: flags::SYN, payload, ..Segment::default() };
-        sim.forge(Client, &syn);
-        let (client, server) = (5_000_017, 9_000_001);
-        sim.forge(Server, &handshake(Server, client, server));
-        if !is_reset {
-            sim.forge(Client, &handshake(Client, client, server));
-        }
-        exchange_login(&mut sim, (client, server), OWN);
-        assert_eq!(sim.kernel.opened, []);
-    }
+    });
 }
 
 /// What the BPF program passes is a command for the engine, too, however the words are separated.
