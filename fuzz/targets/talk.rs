@@ -56,7 +56,7 @@ pub struct Recorder {
 
 impl Recorder {
     fn decide(&mut self, announced: &AnnouncedLine) -> Effect {
-        // It has no effect, and a line that was cut does not ask. After a pickup the engine forwards announcements unchanged.
+        // It has no effect, and a line that was cut does not ask. After a pickup the engine opens nothing.
         if !announced.was_requested || announced.phase == Phase::PickedUp {
             return Effect::Pass;
         }

@@ -122,17 +122,29 @@ pub(super) fn forge_acknowledgement(
     ends: [SocketAddr; 2],
     numbers: [u32; 2],
 ) {
-    forge_segment(lab, forger, ends, numbers, Some(""));
+    forge_segment(lab, forger, ends, numbers, Forged::Line(""));
 }
 
 /// Sends a line of one end to the other from `forger`.
 fn forge(lab: &Lab, forger: &Host, ends: [SocketAddr; 2], numbers: [u32; 2], line: &str) {
-    forge_segment(lab, forger, ends, numbers, Some(line));
+    forge_segment(lab, forger, ends, numbers, Forged::Line(line));
 }
 
 /// Sends a SYN of one end to the other from `forger`.
 pub(super) fn forge_syn(lab: &Lab, forger: &Host, ends: [SocketAddr; 2]) {
-    forge_segment(lab, forger, ends, [1, 0], None);
+    forge_segment(lab, forger, ends, [1, 0], Forged::Syn);
+}
+
+/// Sends a RST of one end to the other from `forger`.
+pub(super) fn forge_reset(lab: &Lab, forger: &Host, ends: [SocketAddr; 2], numbers: [u32; 2]) {
+    forge_segment(lab, forger, ends, numbers, Forged::Reset);
+}
+
+/// What a forged segment is.
+enum Forged<'a> {
+    Syn,
+    Reset,
+    Line(&'a str),
 }
 
 fn forge_segment(
@@ -140,7 +152,7 @@ fn forge_segment(
     forger: &Host,
     ends: [SocketAddr; 2],
     numbers: [u32; 2],
-    line: Option<&str>,
+    forged: Forged<'_>,
 ) {
     let is_at_client =
         [&lab.client, &lab.client2].iter().any(|host| host.namespace() == forger.namespace());
@@ -149,8 +161,13 @@ fn forge_segment(
     let router = shown.split_whitespace().find(|word| word.matches(':').count() == 5).unwrap();
     let [from, to] = ends.map(|end| json!([end.ip(), end.port()]));
     let [seq, ack] = numbers;
+    let (line, reset) = match forged {
+        Forged::Line(line) => (Some(line), false),
+        Forged::Syn => (None, false),
+        Forged::Reset => (None, true),
+    };
     let plan = json!({"router": router, "from": from, "to": to, "seq": seq, "ack": ack, "ttl": TTL,
-                      "line": line});
+                      "line": line, "reset": reset});
     let script = forger.write("forge.py", include_bytes!("forge.py")).unwrap();
     let arguments = [script.to_str().unwrap(), &plan.to_string()];
     forger.run("/usr/bin/python3", &arguments).unwrap();

@@ -3,7 +3,7 @@
 //! The server ignores both. The next packet of either end begins a new entry, without the queue mode.
 
 use super::{
-    forged_ends::{Case, Connection, forge_acknowledgement, mute, unmute},
+    forged_ends::{Case, Connection, forge_acknowledgement, forge_reset, mute, unmute},
     scene::Scene,
 };
 use crate::common::*;
@@ -62,6 +62,36 @@ fn a_connection_whose_packets_are_invalid_for_conntrack_is_inspected() {
         assert!(!lines.iter().any(|line| line.starts_with("PORT")), "{case:?}: {lines:?}");
         assert!(lab.gateway.invalid_packets().unwrap() > 0);
     }
+}
+
+/// A server discards a RST that conntrack and the gateway obey, as one without the signature of TCP MD5. Both forget the
+/// connection after a while, and the client goes on.
+#[test]
+fn a_connection_is_inspected_whose_server_discards_a_reset() {
+    let attack = |fast_path| {
+        let case = Case { fast_path, rp_filter: false, family: V4 };
+        let scene = case.scene(Topology::Routed);
+        let lab = &scene.gateway.lab;
+        let steps = [say("PORT 192,168,150,81,0,22"), reply(), say("PWD"), reply()];
+        let (client, connection) = case.log_in(&scene, &[], &steps);
+        let chain = "chain input { type filter hook input priority 0; tcp flags rst drop; }";
+        lab.server.nft(&format!("table inet deaf {{ {chain}; }}")).unwrap();
+        // The gateway forgets the session before: after ten seconds.
+        lab.gateway.shell("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=16").unwrap();
+        let Connection { client: own, server, next } = connection;
+        forge_reset(lab, &lab.client, [own, server], next);
+        wait_for("the end of the entry", || entries(&scene, "--orig-port-dst 21").is_empty());
+        let session = client.release().ok_in(format!("{case:?}"));
+        assert!(!session.got(7).starts_with('2'), "{case:?}: {session:?}");
+        let lines = scene.server.lines();
+        assert!(!lines.iter().any(|line| line.starts_with("PORT")), "{case:?}: {lines:?}");
+        assert!(lines.iter().any(|line| line == "PWD"), "{case:?}: {lines:?}");
+    };
+    thread::scope(|scope| {
+        for fast_path in [false, true] {
+            scope.spawn(move || attack(fast_path));
+        }
+    });
 }
 
 #[test]

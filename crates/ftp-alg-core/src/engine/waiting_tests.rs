@@ -113,7 +113,7 @@ fn a_policy_that_changes_while_a_pinhole_opens_counts_for_it() {
 #[test]
 fn a_packet_whose_session_was_removed_starts_another_session() {
     let mut talk = Conversation::logged_in();
-    let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
+    let port = talk.build(Side::Client, talk.next[0], PORT.as_bytes(), false);
     let effects = talk.take(1 << 30, &[&port]);
     assert!(effects.has_kernel_requests());
     let (client, server) = (talk.client, talk.server);
@@ -213,4 +213,18 @@ fn data_beyond_the_limit_of_unacknowledged_bytes_waits_for_acknowledgements() {
         assert_eq!(verdicts.len(), has_passed + 1, "after {acknowledged}");
     }
     assert_eq!(counts(&talk), before);
+}
+
+/// An off-path attacker needs one packet for each, and the gateway has changed or held back what it says.
+#[test]
+fn a_flood_of_picked_up_connections_leaves_room_for_others() {
+    for payload in ["x", "PORT 10,99,99,99,9,9\r\n", "PORT 1"] {
+        let mut gateway = gateway_with_limit(4);
+        for number in 0..8 {
+            gateway.packet(Instant::now(), &flood_packet(number, Side::Client, (0, 0), payload));
+        }
+        assert_eq!(gateway.engine.sessions.count(), 4, "{payload:?}");
+        start_connection(&mut gateway, 100, true);
+        assert!(clients(&gateway).contains(&100), "{payload:?}");
+    }
 }

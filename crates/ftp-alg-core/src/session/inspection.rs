@@ -75,11 +75,8 @@ pub enum DecisionRequest {
 /// How reading a line continues after the decision.
 #[derive(Clone, Debug)]
 pub enum Continuation {
-    /// A client's announcement. If it is refused and `is_undelivered`, it is crossed out.
-    ClientAnnouncement {
-        /// Whether no byte of it has been forwarded.
-        is_undelivered: bool,
-    },
+    /// A client's announcement, of which no byte has been forwarded. If it is refused, it is crossed out.
+    ClientAnnouncement,
     /// A client's announcement that only some servers see.
     AmbiguousAnnouncement {
         /// Offset of the end of its verb.

@@ -111,19 +111,18 @@ pub fn finish_line(
         (Continuation::ServerAnnouncement(Some(refusal)), Effect::Refuse(reason)) => {
             return refuse_reply(&text(), (reason, true), refusal);
         }
-        (Continuation::ClientAnnouncement { is_undelivered }, Effect::Refuse(reason)) => {
-            cross_out_command(dialogue, &text(), line, reason, is_undelivered)
+        (Continuation::ClientAnnouncement, Effect::Refuse(reason)) => {
+            cross_out_command(dialogue, &text(), line, reason)
         }
-        (Continuation::ClientAnnouncement { .. }, Effect::Pass) => {
+        (Continuation::ClientAnnouncement, Effect::Pass) => {
             dialogue.record_announcement(false);
             None
         }
         (
-            continuation @ (Continuation::ClientAnnouncement { .. }
-            | Continuation::ServerAnnouncement(_)),
+            continuation @ (Continuation::ClientAnnouncement | Continuation::ServerAnnouncement(_)),
             Effect::Open { endpoint, padding },
         ) => {
-            if let Continuation::ClientAnnouncement { .. } = continuation {
+            if let Continuation::ClientAnnouncement = continuation {
                 dialogue.record_announcement(true);
             }
             match request {
@@ -245,7 +244,6 @@ fn read_command_line(
     // The start of a possible announcement was held back, unless it could not be.
     let is_undelivered =
         delivered == 0 || text.bytes().is_empty() || text.line_range(0..1).start >= delivered;
-    let is_partly_forwarded = !is_undelivered && phase != Phase::PickedUp;
     let effect = dialogue.read_command(command.as_ref());
     let activity = command.filter(|_| !is_ambiguous).and_then(|command| {
         let verb = text.line_range(0..command.word.len());
@@ -260,13 +258,11 @@ fn read_command_line(
             dialogue.record_announcement(false);
             None
         }
-        (CommandEffect::Auth, _) if !inspection.refuses_auth || phase == Phase::PickedUp => {
+        (CommandEffect::Auth, _) if !inspection.refuses_auth => {
             dialogue.record_auth();
             None
         }
-        (CommandEffect::Announcement | CommandEffect::Auth, Some(command))
-            if is_partly_forwarded =>
-        {
+        (CommandEffect::Announcement | CommandEffect::Auth, Some(command)) if !is_undelivered => {
             dialogue.record_announcement(false);
             if line[..delivered] != *CROSSED_OUT_START {
                 inspection.push_refused(RefusedLine::Ambiguous);
@@ -277,14 +273,11 @@ fn read_command_line(
             let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
             let announced = AnnouncedLine::new(kind, parsed, true, dialogue, text);
             let request = DecisionRequest::Announcement(announced);
-            return LineRead::NeedsDecision(
-                request,
-                Continuation::ClientAnnouncement { is_undelivered },
-            );
+            return LineRead::NeedsDecision(request, Continuation::ClientAnnouncement);
         }
         (CommandEffect::Auth, _) => {
             inspection.push_refused(RefusedLine::Auth);
-            cross_out_command(dialogue, text, line, RefusalReason::AuthTls, is_undelivered)
+            cross_out_command(dialogue, text, line, RefusalReason::AuthTls)
         }
         _ => None,
     })
@@ -361,7 +354,7 @@ pub fn read_server_line(
             if parsed.is_err() && !was_requested {
                 return LineRead::Done(None); // `227 Logout.`
             }
-            if !is_undelivered && dialogue.phase != Phase::PickedUp {
+            if !is_undelivered {
                 inspection.push_limit(SessionLimit::HeldReply);
                 return LineRead::Done(None);
             }
@@ -423,18 +416,13 @@ fn refuse_reply(
     }
 }
 
-/// Crosses out the client's line, if none of it was forwarded, and gives the client the `reason`.
+/// Crosses out the client's line, of which nothing was forwarded, and gives the client the `reason`.
 fn cross_out_command(
     dialogue: &mut Dialogue,
     text: &Text<'_>,
     line: &[u8],
     reason: RefusalReason,
-    is_undelivered: bool,
 ) -> LineEdit {
-    if !is_undelivered {
-        dialogue.record_announcement(false);
-        return None;
-    }
     dialogue.record_crossed_out(reason);
     Some(refused_command_text(text, line))
 }

@@ -386,7 +386,7 @@ impl DirectionReader<'_> {
         let before = self.direction.line().len();
         let (mut hold, mut may_be_plain) = (is_urgent, false);
         let is_start = self.direction.is_holding() || before == 0;
-        if !hold && is_start && self.dialogue.phase != Phase::PickedUp {
+        if !hold && is_start {
             let line = [self.direction.line(), chunk].concat();
             let text = Text::new(&line);
             hold = match self.from {
@@ -400,10 +400,11 @@ impl DirectionReader<'_> {
             };
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
             // of another protocol may wait for it. The rest of a refused command is crossed out later, so the outcome
-            // does not depend on how the line is cut. The same if the client is not FTP: the server may not be either.
+            // does not depend on how the line is cut. The same if the client is not FTP, or nothing is known of either
+            // end: the server may not be FTP.
             let phase = self.dialogue.phase;
-            hold &=
-                phase.has_greeted() && phase != Phase::NotFtp || text.bytes().len() > VERB_LENGTH;
+            let is_ftp = phase.has_greeted() && !matches!(phase, Phase::NotFtp | Phase::PickedUp);
+            hold &= is_ftp || text.bytes().len() > VERB_LENGTH;
         }
         if hold && before + chunk.len() > MAX_HELD {
             if is_client {
@@ -438,7 +439,7 @@ impl DirectionReader<'_> {
     /// behind `chunk`.
     fn scan_for_verb(&self, chunk: &[u8]) -> (Option<usize>, VerbScanner) {
         if self.dialogue.phase == Phase::PickedUp {
-            return (None, VerbScanner::default());
+            return (self.find_plain_verb_end(chunk), VerbScanner::default());
         }
         let mut scanner = self.direction.extra().scanner.unwrap_or_default();
         let before = match self.direction.extra().scanner {
@@ -448,6 +449,17 @@ impl DirectionReader<'_> {
         let line = [before, chunk].concat();
         let end = scanner.continue_to_verb_end(&line, self.inspection.refuses_auth);
         (end.map(|end| end.saturating_sub(before.len())), scanner)
+    }
+
+    /// Where in `chunk`, which continues the line, the verb ends with which the line begins, if it is to be inspected. Of a
+    /// connection that may be no FTP only such a command is refused.
+    fn find_plain_verb_end(&self, chunk: &[u8]) -> Option<usize> {
+        let before = self.direction.line();
+        let line = [before, chunk].concat();
+        let text = Text::new(&line);
+        let is_verb = text.bytes().len() > VERB_LENGTH
+            && Command::may_announce(&text, self.inspection.refuses_auth);
+        is_verb.then(|| text.line_range(0..VERB_LENGTH).end.saturating_sub(before.len()))
     }
 
     /// Crosses out the line that `chunk` at `seq` continues from the point at which some server may see an announcement,

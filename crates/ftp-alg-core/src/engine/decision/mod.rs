@@ -72,13 +72,9 @@ impl Connection<'_> {
             self.push_event(EventKind::UnreadableReply(text.clone()));
             return Outcome::Decided(Effect::Pass);
         }
-        // Without a request to the kernel, because an attacker can send such an announcement at will. The reply may
-        // work without us.
-        let is_unknown = match announced.phase {
-            Phase::PickedUp => true,
-            Phase::PickedUpFtp => !kind.is_active(),
-            _ => false,
-        };
+        // Without a request to the kernel, because an attacker can send such a reply at will, and it may work without us.
+        let is_unknown =
+            matches!(announced.phase, Phase::PickedUp | Phase::PickedUpFtp) && !kind.is_active();
         let plan = match (&announced.parsed, self.announced_endpoint(announced)) {
             _ if is_unknown => Err(Decision::pass(announced.blocked_because.unwrap_or_default())),
             (Ok(_), Some(endpoint)) => match self.plan_pinhole(announced, endpoint) {
@@ -115,13 +111,22 @@ impl Connection<'_> {
         announced: &AnnouncedLine,
         error: &KernelError,
     ) -> Effect {
-        self.record_kernel_error(error);
+        let blocked = announced.blocked_because;
+        // Conntrack does not know a connection that was picked up mid-stream before its first packet has left.
+        if blocked.is_none() || !matches!(error, KernelError::Unknown) {
+            self.record_kernel_error(error);
+        }
         let decision = match (error, self.announced_endpoint(announced)) {
-            // A client's data connection may pass without us. A client's own address may need a translation.
-            (KernelError::Unknown, Some(endpoint)) if !announced.kind.is_active() => {
+            // A client's data connection may pass without us. A client's own address may need a translation, unless it
+            // opens nothing anyway.
+            (KernelError::Unknown, Some(endpoint))
+                if !announced.kind.is_active() || blocked.is_some() =>
+            {
                 let untranslated = self.entry.translation_or_identity();
                 match permitted_pinhole(announced.kind, endpoint, &untranslated, self.policy) {
-                    Ok(_) => Decision::pass(error.to_string()),
+                    Ok(_) => Decision::pass(
+                        blocked.map_or_else(|| error.to_string().into(), Cow::Borrowed),
+                    ),
                     Err(not_opened) => not_opened,
                 }
             }

@@ -145,8 +145,8 @@ impl Sessions {
 /// same state.
 pub(crate) fn may_be_evicted(entry: &Entry) -> bool {
     let phase = entry.session.dialogue.phase;
-    let unknown = !phase.has_greeted() || phase == Phase::PickedUp;
-    !entry.session.is_adjusted() && (unknown || entry.session.is_over())
+    let is_unneeded = !phase.has_greeted() || entry.session.is_over();
+    phase == Phase::PickedUp || is_unneeded && !entry.session.is_adjusted()
 }
 
 /// Timeout of a session without packets.
@@ -158,9 +158,8 @@ fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
         | Phase::ClientFirst
         | Phase::CommandFirst
         | Phase::TextFirst
-        | Phase::CommandAfterText => GREETING_TIMEOUT,
-        // Its next packet restores the same state.
-        Phase::PickedUp if !session.is_adjusted() => GREETING_TIMEOUT,
+        | Phase::CommandAfterText
+        | Phase::PickedUp => GREETING_TIMEOUT, // its next packet restores the same state
         _ if session.is_half_closed() => HALF_CLOSED_TIMEOUT,
         Phase::Greeted => LOGIN_TIMEOUT,
         Phase::Verified | Phase::NotFtp | Phase::PickedUpFtp
@@ -169,8 +168,7 @@ fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
             LOGIN_TIMEOUT
         }
         _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED_TIMEOUT,
-        Phase::PickedUp
-        | Phase::PickedUpFtp
+        Phase::PickedUpFtp
         | Phase::Verified
         | Phase::PacketsMissed
         | Phase::OutOfStep

@@ -17,6 +17,7 @@ mod line_ends;
 mod long_lines;
 mod missed;
 mod network_conditions;
+mod picked_up;
 mod pinholes;
 mod policies;
 mod queue_modes;

@@ -1,0 +1,93 @@
+//! Connections that were picked up mid-stream. A client can cause that: its server discards a RST that conntrack and the
+//! gateway take for the connection's end. Nothing is opened, and whatever may be no FTP passes unchanged.
+
+use super::*;
+
+/// A connection whose session was forgotten.
+fn picked_up(scenario: &Scenario) -> Sim {
+    let mut sim = Sim::logged_in(scenario.clone());
+    sim.forget();
+    sim
+}
+
+#[test]
+fn a_command_that_the_policy_refuses_is_refused_on_a_picked_up_connection() {
+    everywhere(|mut scenario| {
+        scenario.client.nagle = false;
+        scenario.policy.auth_tls = AuthTls::Refuse;
+        let third = if scenario.v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" };
+        let client = scenario.translation().client;
+        for line in [
+            active(third.parse().unwrap()),
+            active(third.parse().unwrap()).to_lowercase(),
+            active(third.parse().unwrap()).replacen(' ', "  ", 1),
+            format!(" {}", active(third.parse().unwrap())),
+            active(at(client, 22)),
+            active(at(client, scenario.policy.min_data_port - 1)),
+            "PORT 10,0,x\r\n".into(),
+            "AUTH TLS\r\n".into(),
+        ] {
+            let refused = crossed_out(&line);
+            for before in ["", "NOOP\r\n"] {
+                let heard = picked_up(&scenario).tell(Client, &format!("{before}{line}"));
+                assert_eq!(heard, format!("{before}{refused}"));
+            }
+            // What may be a verb is not held back, and its argument is crossed out.
+            let argument = line.len() - line[5..].trim_start().len();
+            for cut in 1..line.len() {
+                let mut sim = picked_up(&scenario);
+                let heard = sim.tell_cut(Client, &line, cut);
+                if cut > argument {
+                    assert_eq!(heard, refused, "split at {cut}");
+                }
+                assert_eq!(heard[argument..], refused[argument..], "{heard:?}, split at {cut}");
+                assert_eq!(sim.kernel.opened, []);
+            }
+        }
+    });
+}
+
+#[test]
+fn the_own_address_passes_on_a_picked_up_connection() {
+    everywhere(|mut scenario| {
+        scenario.client.nagle = false;
+        let translation = scenario.translation();
+        for address in [translation.client, translation.client_external] {
+            let line = active(at(address, 2200));
+            let argument = line.find(' ').unwrap() + 1;
+            for cut in (0..1).chain(argument + 1..line.len()) {
+                let mut sim = picked_up(&scenario);
+                assert_eq!(sim.tell_cut(Client, &line, cut), line, "split at {cut}");
+                assert_eq!(sim.kernel.opened, [], "split at {cut}");
+                sim.play("< 200 fine > NOOP < 200 ok");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_may_be_no_ftp_passes_unchanged_on_a_picked_up_connection() {
+    let records: Vec<u8> =
+        (0..999_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+    for said in [
+        &b"\x17\x03\x03\0\x09PORT 10\n1"[..],
+        b"\nEPRT",
+        b"NOOP\rPORT 10,99,99,99,8,152\r\n",
+        b"x\nP",
+        b"P",
+        b"RT 10,99,99,99,8,152\r\n",
+        b"PORTAL 10,99,99,99,8,152\r\n",
+        b"GET /PORT 10,99,99,99,8,152 HTTP/1.1\r\n",
+        &records,
+    ] {
+        for scenario in [with(Nat::Masquerade), without_nagle(Nat::Routed)] {
+            let mut sim = picked_up(&scenario);
+            assert_eq!(sim.say(Client, said), said);
+            assert_eq!(sim.timeouts(), 0, "nothing is held back");
+            let answer = [b"\x17\x03\x03\0\x01", said].concat();
+            assert_eq!(sim.say(Server, &answer), answer);
+            assert_eq!(sim.say(Client, b"x\r\n"), b"x\r\n");
+            assert_eq!(sim.kernel.opened, []);
+        }
+    }
+}
