@@ -238,7 +238,7 @@ fn a_refusal_of_the_gateway_is_reported_with_its_setting() {
     ] {
         let configuration = format!("[policy]\n{setting}\n");
         let (gateway, _server) =
-            served(Topology::Masquerade, &configuration, json!({"passive_port": 20050}));
+            served(Topology::PublishedServer, &configuration, json!({"passive_port": 20050}));
         let tried = attempt(&gateway.lab.client, &url(&gateway.lab, None, V4), &[]);
         assert_eq!(tried.failed(), MODES, "{}", tried.text);
         for (at, mode) in MODES.into_iter().enumerate() {

@@ -238,7 +238,8 @@ mod tests {
     #[test]
     fn a_foreign_address_counts_although_the_reply_passes() {
         let passed = || {
-            let decision = Decision::pass_despite(RefusalReason::ForeignAddress, "not its address");
+            let refused = Decision::refuse(RefusalReason::ForeignAddress, "not its address");
+            let decision = Decision { effect: Effect::Pass, ..refused };
             (server(1), decided(AnnouncementKind::Pasv, decision))
         };
         let found = warnings(&[passed(), passed(), passed()]);

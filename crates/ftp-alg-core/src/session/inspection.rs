@@ -152,11 +152,6 @@ impl Decision {
         Self { effect: Effect::Pass, reason: reason.into(), objection: None }
     }
 
-    /// To forward the line unchanged, although policy has this objection.
-    pub fn pass_despite(objection: RefusalReason, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { objection: Some(objection), ..Self::pass(reason) }
-    }
-
     /// To refuse the announcement.
     pub fn refuse(why: RefusalReason, reason: impl Into<Cow<'static, str>>) -> Self {
         Self { effect: Effect::Refuse(why), reason: reason.into(), objection: Some(why) }

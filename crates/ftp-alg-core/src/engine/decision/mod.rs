@@ -4,10 +4,7 @@
 pub(crate) mod connection;
 mod transfers;
 
-use std::{
-    borrow::Cow,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::{
     engine::{
@@ -30,17 +27,23 @@ use crate::{
 /// Limit of pinholes of one session; pipelined announcements need several.
 const MAX_PER_SESSION: usize = 8;
 
-/// What to do about a foreign address for which no pinhole can be opened.
-fn about_foreign_address(
-    policy: &Policy,
+/// Whether an announcement passes for which this `objection` opens nothing. A command does not, because the server would
+/// obey it, unless the policy allows foreign addresses. A server's reply does: its client may be allowed to go there
+/// without us, or connect to the address that it dialled. Not if this gateway `hides_server`, because the client cannot
+/// use the reply as it is, nor if the policy refuses foreign addresses.
+fn passes_despite(
+    objection: RefusalReason,
     kind: AnnouncementKind,
-    why: RefusalReason,
-    reason: Cow<'static, str>,
-) -> Decision {
-    match policy.foreign_address {
-        ForeignAddress::Refuse => Decision::refuse(why, reason),
-        ForeignAddress::Pass if kind.is_active() => Decision::refuse(why, reason),
-        ForeignAddress::Pass | ForeignAddress::Allow => Decision::pass_despite(why, reason),
+    foreign: ForeignAddress,
+    hides_server: bool,
+) -> bool {
+    match objection {
+        RefusalReason::ForeignAddress | RefusalReason::OtherFamily => match foreign {
+            ForeignAddress::Refuse => false,
+            ForeignAddress::Pass => !kind.is_active(),
+            ForeignAddress::Allow => true,
+        },
+        _ => !kind.is_active() && !hides_server,
     }
 }
 
@@ -83,16 +86,13 @@ impl Connection<'_> {
                 Err(not_opened) => Err(not_opened),
             },
             (Err(malformed), _) => {
-                let reason = malformed.to_string().into();
+                let reason = malformed.to_string();
                 Err(match malformed {
                     // It cannot make a server connect to anything.
                     MalformedAnnouncement::Family => Decision::pass(reason),
-                    MalformedAnnouncement::Scope => about_foreign_address(
-                        self.policy,
-                        kind,
-                        RefusalReason::ForeignAddress,
-                        reason,
-                    ),
+                    MalformedAnnouncement::Scope => {
+                        Decision::refuse(RefusalReason::ForeignAddress, reason)
+                    }
                     _ if kind.is_active() => Decision::refuse(RefusalReason::Malformed, reason),
                     _ => Decision::pass(reason),
                 })
@@ -101,7 +101,7 @@ impl Connection<'_> {
         };
         match plan.and_then(|plan| self.reserve_pinhole(announced, plan)) {
             Ok(needs) => needs,
-            Err(not_opened) => Outcome::Decided(self.record_decision(announced, not_opened)),
+            Err(not_opened) => Outcome::Decided(self.record_not_opened(announced, not_opened)),
         }
     }
 
@@ -116,23 +116,17 @@ impl Connection<'_> {
         if blocked.is_none() || !matches!(error, KernelError::Unknown) {
             self.record_kernel_error(error);
         }
-        let decision = match (error, self.announced_endpoint(announced)) {
-            // A client's data connection may pass without us. A client's own address may need a translation, unless it
-            // opens nothing anyway.
-            (KernelError::Unknown, Some(endpoint))
-                if !announced.kind.is_active() || blocked.is_some() =>
-            {
+        let refused = Decision::refuse(RefusalReason::KernelRefused, error.to_string());
+        let decision = match (error, self.announced_endpoint(announced), blocked) {
+            // It opens nothing, so the client's own address passes.
+            (KernelError::Unknown, Some(endpoint), Some(reason)) => {
                 let untranslated = self.entry.translation_or_identity();
-                match permitted_pinhole(announced.kind, endpoint, &untranslated, self.policy) {
-                    Ok(_) => Decision::pass(
-                        blocked.map_or_else(|| error.to_string().into(), Cow::Borrowed),
-                    ),
-                    Err(not_opened) => not_opened,
-                }
+                permitted_pinhole(announced.kind, endpoint, &untranslated, self.policy)
+                    .map_or_else(|not_opened| not_opened, |_| Decision::pass(reason))
             }
-            _ => Decision::refuse(RefusalReason::KernelRefused, error.to_string()),
+            _ => refused,
         };
-        self.record_decision(announced, decision)
+        self.record_not_opened(announced, decision)
     }
 
     /// Decides about `announced` after the kernel's answer to the pinhole request.
@@ -185,7 +179,7 @@ impl Connection<'_> {
                 }
             }
         };
-        Outcome::Decided(self.record_decision(announced, not_opened))
+        Outcome::Decided(self.record_not_opened(announced, not_opened))
     }
 
     /// Whether the policy, which may have changed since the kernel was asked, permits the announced endpoint.
@@ -289,6 +283,25 @@ impl Connection<'_> {
         };
         let padding = self.allowed_padding(announced);
         Decision { effect: Effect::Open { endpoint, padding }, reason, objection: None }
+    }
+
+    /// Records that nothing is opened for `announced`. Returns whether it passes or is refused.
+    fn record_not_opened(&mut self, announced: &AnnouncedLine, mut decision: Decision) -> Effect {
+        let (kind, foreign) = (announced.kind, self.policy.foreign_address);
+        if let Some(objection) = decision.objection
+            && passes_despite(objection, kind, foreign, self.hides_server())
+        {
+            decision.effect = Effect::Pass;
+        }
+        self.record_decision(announced, decision)
+    }
+
+    /// Whether clients know the server by another address than its own, as far as the translation is known.
+    fn hides_server(&self) -> bool {
+        self.entry.extra().translation.is_some_and(|translation| {
+            let external = external(AnnouncementKind::Pasv, &translation, self.policy);
+            external != Ok(translation.server.ip())
+        })
     }
 
     /// Records a decision: event, counters. Returns its effect.
@@ -447,7 +460,7 @@ fn permitted_pinhole(
     if announced.is_ipv4() != own.is_ipv4() {
         // A dual-stack server could be made to connect to any host of the other family.
         let reason = "its address is of another family than the control connection";
-        return Err(about_foreign_address(policy, kind, RefusalReason::OtherFamily, reason.into()));
+        return Err(Decision::refuse(RefusalReason::OtherFamily, reason));
     }
     let announced_address = external(kind, translation, policy)?;
     let is_own = [own, seen, announced_address].contains(&announced.ip());
@@ -462,8 +475,8 @@ fn permitted_pinhole(
         } else {
             ", and no [[server]] with that address has replace-foreign-address = true"
         };
-        let reason = format!("{ip} is not the sender's address {own}{hint}").into();
-        return Err(about_foreign_address(policy, kind, RefusalReason::ForeignAddress, reason));
+        let reason = format!("{ip} is not the sender's address {own}{hint}");
+        return Err(Decision::refuse(RefusalReason::ForeignAddress, reason));
     }
     if announced.port() < policy.min_data_port {
         let (port, minimum) = (announced.port(), policy.min_data_port);

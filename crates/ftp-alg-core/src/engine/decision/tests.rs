@@ -44,31 +44,24 @@ fn a_public_address_is_announced_if_the_control_address_is_internal() {
     }
 }
 
-/// The server of a container, behind another NAT or a load balancer, or vsftpd over IPv6. Clients connect to the address
-/// that they dialled, or to the other one, and the firewall may allow it.
 #[test]
-fn a_foreign_address_of_a_server_passes_unless_the_policy_refuses_it() {
-    let end = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 5000);
-    for (server, announced) in [
-        ("192.168.150.90", "172.17.0.2"),
-        ("192.168.150.90", "0.0.0.0"),
-        ("192.168.150.90", "203.0.113.77"),
-        ("198.51.100.9", "10.0.0.5"),
-        ("198.51.100.9", "203.0.113.77"),
-        ("2001:db8::9", "0.0.0.0"),
-    ] {
-        let translation = Translation::identity(end(server), end(server));
-        for (kind, foreign, passes) in [
-            (AnnouncementKind::Pasv, ForeignAddress::Pass, true),
-            (AnnouncementKind::Pasv, ForeignAddress::Refuse, false),
-            (AnnouncementKind::Port, ForeignAddress::Pass, false),
-            (AnnouncementKind::Port, ForeignAddress::Refuse, false),
-        ] {
-            let policy = Policy { foreign_address: foreign, ..Policy::default() };
-            let planned =
-                permitted_pinhole(kind, end(announced), &translation, &policy).map(|_| ());
-            let is_passed = planned.unwrap_err().effect == Effect::Pass;
-            assert_eq!(is_passed, passes, "{server} {announced} {kind} {foreign:?}");
+fn only_a_reply_that_its_client_may_use_passes_despite_an_objection() {
+    use AnnouncementKind::{Eprt, Epsv, Pasv, Port};
+    for foreign in [ForeignAddress::Refuse, ForeignAddress::Pass, ForeignAddress::Allow] {
+        for (kind, hides_server) in
+            [Port, Eprt, Pasv, Epsv].map(|kind| [(kind, false), (kind, true)]).concat()
+        {
+            let passes = |why| passes_despite(why, kind, foreign, hides_server);
+            for why in [RefusalReason::ForeignAddress, RefusalReason::OtherFamily] {
+                let is_passed = foreign == ForeignAddress::Pass && !kind.is_active();
+                let expected = is_passed || foreign == ForeignAddress::Allow;
+                assert_eq!(passes(why), expected, "{kind} {foreign:?} {why:?}");
+            }
+            for why in
+                [RefusalReason::LowPort, RefusalReason::PinholeLimit, RefusalReason::EpsvOnly]
+            {
+                assert_eq!(passes(why), !kind.is_active() && !hides_server, "{kind} {why:?}");
+            }
         }
     }
 }

@@ -161,14 +161,16 @@ fn a_denied_port_is_refused_and_never_chosen() {
     everywhere(|mut scenario| {
         scenario.policy.deny_ports = [3306..=3306, 61000..=61002].into();
         scenario.policy.port_range = 61000..=61003;
+        let hides_server = scenario.nat.hides_server();
         let mut sim = Sim::logged_in(scenario);
         let [line, _] = sim.active(3306);
         assert_eq!(sim.exchange(&line, "500 what?\r\n").0, crossed_out(&line));
-        let heard = sim.exchange(sim.passive_command(), &sim.passive(3306)[0]).1;
-        assert_eq!(heard.trim_end(), "425 Gateway: port is in deny-ports.");
+        let [said, _] = sim.passive(3306);
+        let heard = sim.exchange(sim.passive_command(), &said).1;
+        let refusal = "425 Gateway: port is in deny-ports.";
+        assert_eq!(heard.trim_end(), if hides_server { refusal } else { said.trim_end() });
         assert_eq!(sim.kernel.opened, []);
         for decision in sim.decisions() {
-            assert!(decision.starts_with("refuse "), "{decision}");
             assert!(decision.ends_with("is in deny-ports"), "{decision}");
         }
         sim.kernel.taken.insert(3307);

@@ -11,9 +11,18 @@ fn without_nagle(nat: Nat) -> Scenario {
     scenario
 }
 
+/// The scenarios in which a passive reply is refused if nothing can be opened.
+fn where_nat_hides_the_server(test: impl Fn(Scenario)) {
+    everywhere(|scenario| {
+        if scenario.nat.hides_server() {
+            test(scenario);
+        }
+    });
+}
+
 #[test]
 fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
-    everywhere(|mut scenario| {
+    where_nat_hides_the_server(|mut scenario| {
         (scenario.client.nagle, scenario.server.nagle) = (false, false);
         let [low, _] = Sim::new(scenario.clone()).passive(22);
         for cut in 0..low.len() {
@@ -32,6 +41,56 @@ fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
             assert_eq!(sim.exchange(command, &said), (command.to_owned(), seen));
             assert_eq!(sim.kernel.opened.len(), 1);
             sim.play("> NOOP < 200 ok");
+        }
+    });
+}
+
+/// If nothing can be opened for a reply, its client may be allowed to go there without us. A client of a server that
+/// NAT hides could not use the address.
+#[test]
+fn a_passive_reply_that_opens_nothing_passes_unless_nat_hides_the_server() {
+    let denied = || Policy { deny_ports: [3306..=3306].into(), ..Policy::default() };
+    let limited = || Policy { max_pinholes_per_client: 1, ..Policy::default() };
+    let known = |sim: &mut Sim| {
+        let [said, seen] = sim.passive(2100);
+        assert_eq!(sim.exchange(sim.passive_command(), &said).1, seen);
+    };
+    // What the event says, the policy, the announced port, and what stands in the way.
+    type Case<'a> = (&'a str, Policy, u16, &'a dyn Fn(&mut Sim));
+    let cases: [Case<'_>; 7] = [
+        ("is below min-data-port 1024", Policy::default(), 900, &|_| ()),
+        ("is in deny-ports", denied(), 3306, &|_| ()),
+        ("the client has 1 pinholes already", limited(), 2200, &known),
+        ("no external port is free", Policy::default(), 2200, &|sim| {
+            sim.kernel.taken.extend(1024..=u16::MAX);
+        }),
+        ("open: ", Policy::default(), 2200, &|sim| {
+            known(sim);
+            sim.kernel.failing = true;
+        }),
+        ("conntrack does not know the connection", Policy::default(), 2200, &|sim| {
+            sim.kernel.forgot = true;
+        }),
+        ("translation: ", Policy::default(), 2200, &|sim| sim.kernel.failing = true),
+    ];
+    everywhere(|scenario| {
+        for (reason, policy, port, break_it) in cases.clone() {
+            let mut sim = Sim::logged_in(Scenario { policy, ..scenario.clone() });
+            break_it(&mut sim);
+            let (command, [said, _]) = (sim.passive_command(), sim.passive(port));
+            let refused = sim.engine().counters().pinholes_refused;
+            let heard = sim.exchange(command, &said).1;
+            let is_translation_known =
+                !reason.starts_with("conntrack") && reason != "translation: ";
+            let hides = scenario.nat.hides_server() && is_translation_known;
+            let case = format!("{reason}: {:?} {}", scenario.nat, scenario.v6);
+            assert_eq!(heard.starts_with("425 Gateway: "), hides, "{case}: {heard}");
+            assert!(hides || heard == said, "{case}: {heard}");
+            let decision = sim.decisions().pop().unwrap();
+            let action = if hides { "refuse" } else { "ignore" };
+            assert!(decision.starts_with(action) && decision.contains(reason), "{decision}");
+            let refused = sim.engine().counters().pinholes_refused - refused;
+            assert_eq!(refused, u64::from(hides), "{case}");
         }
     });
 }
@@ -70,7 +129,7 @@ fn the_425_states_the_reason_of_the_refusal() {
             "below min-data-port.",
         ),
     ] {
-        let mut sim = Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) });
+        let mut sim = Sim::logged_in(Scenario { policy, ..with(Nat::PortForward) });
         let verb = if line.starts_with("229") { "EPSV\r\n" } else { "PASV\r\n" };
         let heard = sim.exchange(verb, line).1;
         assert_eq!(heard.trim_end(), format!("425 Gateway: {reason}"));
@@ -78,21 +137,11 @@ fn the_425_states_the_reason_of_the_refusal() {
     }
 }
 
-#[test]
-fn the_425_states_that_the_pinhole_limit_is_reached() {
-    let policy = Policy { max_pinholes_per_client: 1, ..Policy::default() };
-    let mut sim = Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) });
-    let [[first, _], [second, _]] = [2200, 2201].map(|port| sim.passive(port));
-    assert_eq!(sim.exchange("PASV\r\n", &first).1, first);
-    let heard = sim.exchange("PASV\r\n", &second).1;
-    assert_eq!(heard.trim_end(), "425 Gateway: too many data ports.");
-}
-
 /// RFC 959 section 4.2: the last line has the code of the first line, which the client has received already.
 #[test]
 fn a_refused_multi_line_227_retains_its_reply_code() {
-    everywhere_v4(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
+    where_nat_hides_the_server(|scenario| {
+        let mut sim = Sim::logged_in(Scenario { v6: false, ..scenario });
         let [last, _] = sim.passive(22);
         let heard = sim.exchange("PASV\r\n", &format!("227-Hello\r\n there\r\n{last}")).1;
         let lines: Vec<_> = heard.lines().map(str::trim_end).collect();
