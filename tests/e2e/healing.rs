@@ -12,7 +12,7 @@ fn replacing(server: &str) -> String {
 #[test]
 fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
     for topology in [Topology::PublishedServer, Topology::Masquerade, Topology::Routed] {
-        for announced in ["0.0.0.0", "127.0.0.1", "172.17.0.2"] {
+        for announced in ["127.0.0.1", "172.17.0.2"] {
             let server = ftp_alg_lab::LabSpec::new(topology).plan.server.address(V4);
             let configuration = format!(
                 "[policy]\nforeign-address = \"allow\"\n{}",
@@ -30,6 +30,20 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
             let replaced = format!("foreign address {announced} replaced: the server is {server}");
             wait_for(&replaced, || gateway.daemon.log().contains(&replaced));
         }
+    }
+}
+
+/// As AWS Transfer does, and aioftp behind a port mapping.
+#[test]
+fn zeros_mean_their_sender() {
+    for topology in [Topology::PublishedServer, Topology::Masquerade, Topology::Routed] {
+        let plan = json!({"address": "0.0.0.0", "passive_port": PASSIVE});
+        let (gateway, _server) = served(topology, "", plan);
+        let lab = &gateway.lab;
+        let active = active_transfer([0, 0, 0, 0].into(), 3762);
+        let session = talk(lab, (login(), passive_transfer("PASV"), active)).ok_in(topology);
+        let dialled = lab.server_address(V4).to_string();
+        assert_eq!(host_port(session.got(6)), (dialled, PASSIVE), "{topology}");
     }
 }
 

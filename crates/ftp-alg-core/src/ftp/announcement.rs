@@ -279,13 +279,18 @@ impl Announcement {
     }
 
     /// The replacement of the endpoint if `new` is announced instead; as long as the endpoint if `padding` makes that
-    /// possible. `None` if the kind cannot express it: an IPv6 address in a host-port.
+    /// possible. `None` if the kind cannot express it: an IPv6 address in a host-port. But a 227 that names 0.0.0.0 goes
+    /// on doing so.
     pub fn replacement_text(&self, new: SocketAddr, padding: Padding) -> Option<EndpointText> {
-        Some(match (self.kind, new.ip()) {
+        let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let keeps_address = new.is_ipv6() && self.address == Some(unspecified);
+        let is_passive = self.kind == AnnouncementKind::Pasv;
+        let address = if keeps_address && is_passive { unspecified } else { new.ip() };
+        Some(match (self.kind, address) {
             (AnnouncementKind::Port | AnnouncementKind::Pasv, IpAddr::V4(ip)) => {
                 let ([a, b, c, d], [high, low]) = (ip.octets(), new.port().to_be_bytes());
                 let room =
-                    self.room_for_port(new.ip(), padding).filter(|_| padding != Padding::None);
+                    self.room_for_port(address, padding).filter(|_| padding != Padding::None);
                 let room = room.filter(|room| self.kind.fits_port(new.port(), *room, padding));
                 host_port([a, b, c, d, high, low], room.unwrap_or_default(), padding.digits())
             }

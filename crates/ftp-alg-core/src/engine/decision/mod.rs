@@ -457,13 +457,17 @@ fn permitted_pinhole(
     } else {
         (server.ip(), server_external.ip(), client.ip(), client_external.ip())
     };
-    if announced.is_ipv4() != own.is_ipv4() {
+    // A client that reads 0.0.0.0 connects to the server, over IPv6 as well: vsftpd announces that there. A server that
+    // reads it connects to itself.
+    let is_of_family = announced.is_ipv4() == own.is_ipv4();
+    let names_nobody = announced.ip().is_unspecified() && (is_of_family || !kind.is_active());
+    if !is_of_family && !names_nobody {
         // A dual-stack server could be made to connect to any host of the other family.
         let reason = "its address is of another family than the control connection";
         return Err(Decision::refuse(RefusalReason::OtherFamily, reason));
     }
     let announced_address = external(kind, translation, policy)?;
-    let is_own = [own, seen, announced_address].contains(&announced.ip());
+    let is_own = names_nobody || [own, seen, announced_address].contains(&announced.ip());
     let replaced_foreign = !is_own
         && !kind.is_active()
         && policy.server(own).is_some_and(|s| s.replace_foreign_address);

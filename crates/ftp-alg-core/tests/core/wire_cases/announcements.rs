@@ -64,20 +64,17 @@ fn replies_that_announce_nothing_pass_unchanged() {
         let text = r"< 211-Status\r\n227 Entering Passive Mode (203,0,113,9,4,22)\r\n211 End";
         assert_passes(&scenario, &format!("text inside a multi-line reply > STAT {text}"));
         assert_passes(&scenario, &format!("text inside a multi-line reply > PASV {text}"));
-        for numbers in ["0,0,0,0,156,64", "127,0,0,1,156,64", "10,99,99,99,156,64", "0,0,0,0,0,0"] {
+        for numbers in ["127,0,0,1,156,64", "10,99,99,99,156,64", "0,0,0,0,0,0"] {
             let foreign = format!(
                 "a 227 with a foreign address > PASV < 227 Entering Passive Mode ({numbers})"
             );
             assert_passes(&scenario, &foreign);
         }
     });
-    // vsftpd answers PASV like this over IPv6. Clients connect to the address that they dialled.
+    // Clients connect to the address that they dialled.
     let v6 = Scenario { v6: true, ..Scenario::default() };
-    for numbers in ["0,0,0,0", "203,0,113,9"] {
-        let over_v6 =
-            format!("a 227 over IPv6 > PASV < 227 Entering Passive Mode ({numbers},156,64)");
-        assert_passes(&v6, &over_v6);
-    }
+    let over_v6 = "a 227 over IPv6 > PASV < 227 Entering Passive Mode (203,0,113,9,156,64)";
+    assert_passes(&v6, over_v6);
 }
 
 #[test]
@@ -253,4 +250,69 @@ fn a_refused_epsv_all_has_no_effect() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.play("> EPSV ALL < 504 no");
     sim.assert_inspected();
+}
+
+/// AWS Transfer, and vsftpd over IPv6, announce 0.0.0.0 for themselves.
+#[test]
+fn an_unspecified_address_means_its_sender() {
+    everywhere(|mut scenario| {
+        for foreign in [ForeignAddress::Refuse, ForeignAddress::Pass, ForeignAddress::Allow] {
+            scenario.policy.foreign_address = foreign;
+            let zero: SocketAddr =
+                if scenario.v6 { "[::]:5000" } else { "0.0.0.0:5000" }.parse().unwrap();
+            let mut sim = Sim::logged_in(scenario.clone());
+            let t = sim.translation;
+            let seen = eprt(at(t.client_external, 5000));
+            assert_eq!(sim.exchange(&eprt(zero), "200 ok\r\n").0, seen, "{foreign:?}");
+            assert_eq!(sim.kernel.opened.last().unwrap().target, at(t.client, 5000));
+            let said = passive("0.0.0.0:5000".parse().unwrap());
+            // A 227 cannot name an IPv6 address.
+            let seen =
+                if scenario.v6 { said.clone() } else { passive(at(t.server_external, 5000)) };
+            for reply in [said.clone(), format!("227-a\r\n{said}")] {
+                let heard = sim.exchange("PASV\r\n", &reply).1;
+                assert_eq!(heard, reply.replace(&said, &seen), "{foreign:?}");
+                let opened = sim.kernel.opened.last().unwrap();
+                let arrival = at(t.server_external, 5000);
+                assert_eq!((opened.arrival, opened.target), (arrival, at(t.server, 5000)));
+            }
+            if !scenario.v6 {
+                let line = active(zero);
+                assert_eq!(
+                    sim.exchange(&line, "200 ok\r\n").0,
+                    active(at(t.client_external, 5000))
+                );
+            }
+        }
+    });
+}
+
+/// Another port of the server is announced if the first one is taken, although the address stays.
+#[test]
+fn an_unspecified_address_over_ipv6_keeps_its_form() {
+    let mut sim =
+        Sim::logged_in(Scenario { nat: Nat::PortForward, v6: true, ..Scenario::default() });
+    sim.kernel.taken.insert(5000);
+    let heard = sim.exchange("PASV\r\n", "227 ok (0,0,0,0,19,136)\r\n").1;
+    let port = sim.kernel.opened[0].arrival.port();
+    assert!(port != 5000);
+    assert_eq!(heard, format!("227 ok (0,0,0,0,{},{})\r\n", port >> 8, port & 255));
+}
+
+/// Of another family, or nearly unspecified, it is another host: a server would connect to itself.
+#[test]
+fn only_the_unspecified_address_of_its_family_means_a_client() {
+    for (v6, line) in [
+        (true, "EPRT |1|0.0.0.0|5000|\r\n"),
+        (true, "PORT 0,0,0,0,19,136\r\n"),
+        (true, "EPRT |2|::ffff:0.0.0.0|5000|\r\n"),
+        (true, "EPRT |2|::1|5000|\r\n"),
+        (false, "EPRT |2|::|5000|\r\n"),
+        (false, "PORT 0,0,0,1,19,136\r\n"),
+        (false, "PORT 127,0,0,1,19,136\r\n"),
+    ] {
+        let mut sim = Sim::logged_in(Scenario { v6, ..Scenario::default() });
+        assert_eq!(sim.tell(Client, line), crossed_out(line));
+        assert_eq!(sim.kernel.opened, []);
+    }
 }
