@@ -62,7 +62,7 @@ fn documented_defaults_are_the_defaults() {
         max-sessions = 65536
         max-sessions-per-client = 4096
         memory = "64MiB"
-        max-pinholes-per-client = 64
+        max-pinholes-per-client = 1024
     "#;
     assert_eq!(parse(text).unwrap(), Config::default());
 }

@@ -142,7 +142,7 @@ impl Default for Policy {
             max_sessions: 65536,
             max_sessions_per_client: 4096,
             memory: 64 << 20,
-            max_pinholes_per_client: 64,
+            max_pinholes_per_client: 1024,
             networks: Vec::new(),
         }
     }

@@ -44,7 +44,8 @@ fn a_flood_of_control_connections_leaves_room_for_one_more() {
 
 /// Announces thousands of ports at once, spread over `connections` sessions, and reads all replies.
 fn flood_of_announcements(back_end: &str, connections: usize) {
-    let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
+    let configuration = format!("policy.max-pinholes-per-client = 64\n{back_end}");
+    let scene = Scene::with(Topology::Masquerade, &configuration, &json!({}));
     let lab = &scene.gateway.lab;
     let count = telling(&[2_000], &[10_000])[0] / connections;
     let flood = |at: usize| {

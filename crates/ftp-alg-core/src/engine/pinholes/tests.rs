@@ -80,12 +80,24 @@ fn refusal(result: Result<HeldPinhole, OpenError>) -> String {
 fn addresses_of_one_ipv6_network_share_a_limit() {
     let mut table = table_with(60_000);
     let address = |host: u16| format!("2001:db8:1:2:{host:x}::1");
-    let mut held: Vec<_> = (1..=64).map(|n| open(&mut table, &address(n), 4000).unwrap()).collect();
-    assert_eq!(refusal(open(&mut table, &address(65), 4000)), "Limit(64)");
+    let mut held: Vec<_> =
+        (1..=1024).map(|n| open(&mut table, &address(n), 4000).unwrap()).collect();
+    assert_eq!(refusal(open(&mut table, &address(1025), 4000)), "Limit(1024)");
     held.push(open(&mut table, "2001:db8:1:3::1", 4000).unwrap());
     held.push(open(&mut table, "192.0.2.1", 4000).unwrap());
     held.drain(..1).for_each(|held| table.close(held));
-    open(&mut table, &address(65), 4000).unwrap();
+    open(&mut table, &address(1025), 4000).unwrap();
+}
+
+/// Each of them waits for a data connection or two.
+#[test]
+fn an_office_of_500_behind_one_address_has_room() {
+    for per_user in [1, 2] {
+        let mut table = table_with(61_440);
+        for port in 0..500 * per_user {
+            open(&mut table, "192.0.2.1", 20_000 + port).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -125,8 +137,8 @@ fn a_pinhole_of_the_fast_path_counts_once() {
 
 #[test]
 fn pinholes_in_use_count_for_the_clients_fraction() {
-    let mut table = table_with(1024);
-    let mut held: Vec<_> = (4000..4128)
+    let mut table = table_with(16_384);
+    let mut held: Vec<_> = (2000..4048)
         .map(|port| {
             let mut held = open(&mut table, "192.0.2.1", port).unwrap();
             table.mark_in_use(&mut held);
