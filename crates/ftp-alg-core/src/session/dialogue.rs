@@ -11,7 +11,7 @@ use std::num::NonZeroU16;
 
 use login::Login;
 pub use phases::BegunEncryption;
-use phases::{Step, TlsStart, is_login_reply};
+use phases::{Step, TlsStart, is_announcement, is_login_reply};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -190,12 +190,20 @@ impl Dialogue {
     /// Records how a server's line ends, before the line is read.
     pub fn record_server_line_end(&mut self, end: LineEnd, text: &Text<'_>) {
         let is_greeting = self.phase.expects_greeting() || self.phase == Phase::CommandFirst;
-        let answers_login = end == LineEnd::Lf
-            && is_login_reply(text)
+        let is_reply_to = |kinds: &[PendingKind]| {
+            end == LineEnd::Lf
+                && self.replies.open_code().is_none()
+                && self.has_pending_commands()
+                && self.pending.are_all_of(kinds)
+        };
+        let answers_login = is_login_reply(text)
             && self.is_logged_out()
-            && self.replies.open_code().is_none()
-            && self.has_pending_commands()
-            && self.pending.are_all_of(&[PendingKind::User, PendingKind::Login]);
+            && is_reply_to(&[PendingKind::User, PendingKind::Login]);
+        // A name in an earlier reply could as well end this line with CR LF.
+        let answers_passive = is_announcement(text)
+            && self.ambiguities.is_clear()
+            && is_reply_to(&[PendingKind::Passive]);
+        let end = if answers_passive { LineEnd::Plain } else { end };
         self.ambiguities.record_server_line_end(end, is_greeting, answers_login);
     }
 

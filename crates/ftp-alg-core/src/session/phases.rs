@@ -215,6 +215,11 @@ pub(super) fn is_login_reply(text: &Text<'_>) -> bool {
     matches!(text.bytes(), [b'2' | b'3', _, _, rest @ ..] if rest.first() != Some(&b'-'))
 }
 
+/// Whether `text` is a whole 227 or 229.
+pub(super) fn is_announcement(text: &Text<'_>) -> bool {
+    matches!(text.bytes(), [b'2', b'2', b'7' | b'9', rest @ ..] if rest.first() != Some(&b'-'))
+}
+
 /// Whether encryption may begin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum TlsStart {

@@ -110,3 +110,38 @@ fn a_lone_pasv_with_lf_opens_what_the_server_announces() {
         assert_eq!(sim.kernel.opened.len(), opens, "{before:?} {reply:?} {:?}", sim.decisions());
     }
 }
+
+/// A server that ends only these replies with LF alone. Before the reply to `PASV` nothing is pending that might repeat
+/// a name.
+#[test]
+fn a_single_announcement_may_end_with_lf_alone() {
+    logged_in_everywhere(|mut sim| {
+        for port in 5000..5003 {
+            let opened = sim.kernel.opened.len();
+            let [said, _] = sim.passive(port);
+            sim.exchange(sim.passive_command(), &said.replace("\r\n", "\n"));
+            assert_eq!(sim.kernel.opened.len(), opened + 1, "{:?}", sim.decisions());
+            sim.exchange("EPSV\r\n", &format!("229 ok (|||{}|)\n", port + 100));
+            assert_eq!(sim.kernel.opened.len(), opened + 2, "{:?}", sim.decisions());
+            sim.play("> LIST < 150 here < 226 done");
+        }
+    });
+}
+
+/// Behind another pending command, or a line that ended so before, it may be in a name.
+#[test]
+fn an_announcement_that_ends_with_lf_opens_nothing_behind_what_may_hold_names() {
+    for case in [
+        r#"> PWD\r\nPASV < 257 "x < 229 ok (|||5000|)\n"#,
+        r"> PWD\r\nPASV < 229 ok (|||5000|)\n < 257 x",
+        r"> PASV < 550 a\n229 ok (|||5000|)\n",
+        r"> PASV < a\n < 229 ok (|||5000|)\n",
+        r"> STAT x\r\nPASV < 211 a\n < 229 ok (|||5000|)\n",
+        r"> PASV\r\nNOOP < 229 ok (|||5000|)\n < 200 ok",
+        r"> NOOP < 200 ok\n229 ok (|||5000|)\n",
+    ] {
+        let mut sim = Sim::logged_in(with(Nat::Masquerade));
+        sim.play(case);
+        assert_eq!(sim.kernel.opened, [], "{case}");
+    }
+}
