@@ -53,7 +53,7 @@ fn open_loaded_sessions(lab: &Lab, count: usize) -> BackgroundProcess {
         "host": lab.server.address(V4),
         "port": PORT,
         "connections": count,
-        "say": ["PORT 10,99,99,99,9,9\r\n", "PORT\r\n", long],
+        "say": ["PORT 10,99,99,99,9,9\r\n", "PORT 1\r\n", long],
         "times": 11_000,
     });
     crowd(&lab.client2, "crowd", &plan)

@@ -269,6 +269,13 @@ fn read_command_line(
             }
             cross_out_from(line, delivered, text.line_range(0..command.word.len()).end)
         }
+        // The server refuses it, for its own reason.
+        (CommandEffect::Announcement, Some(command))
+            if command.argument.is_empty() && line_end(line, text) == LineEnd::Plain =>
+        {
+            dialogue.record_announcement(false);
+            None
+        }
         (CommandEffect::Announcement, Some(command)) => {
             let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
             let announced = AnnouncedLine::new(kind, parsed, true, dialogue, text);

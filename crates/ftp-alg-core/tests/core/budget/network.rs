@@ -50,7 +50,7 @@ impl Hostile {
     /// Its segments, in order.
     pub fn segments(self) -> Vec<Vec<u8>> {
         match self {
-            Self::Refused => vec![repeated("PORT\r\n")],
+            Self::Refused => vec![repeated("PORT 1\r\n")],
             Self::Unacknowledged => vec![repeated(LONG_NAME), repeated(LONG_NAME)],
             Self::LongLine => vec![[b"PORT ", &[b'1'; LARGEST][..], b"\r\n"].concat()],
             Self::HeldLine => vec![b"PORT ".to_vec(), vec![b'1'; LARGEST]],

@@ -30,13 +30,11 @@ fn an_invalid_announcement_gets_an_error_and_opens_no_pinhole() {
             "PORT 1,2,3\r\n",
             "PORT 192,168,150,80,0,22\r\n",
             "PORT 192,168,150,80,0,0\r\n",
-            "PORT\r\n",
             "PORT 192,168,150,80,4,1,7\r\n",
             "port 192,168,150,80,3,255\n",
             "EPRT |1|192.168.150.80|65558|\r\n",
             "EPRT |1|192.168.150.80|22|\r\n",
             "EPRT |1|192.168.150.80|\r\n",
-            "EPRT\r\n",
         ] {
             let (codes, heard, sim) = replies(scenario.clone(), line);
             assert!(matches!(&*codes[0], "501" | "504"), "{line}: {codes:?}");
@@ -198,4 +196,26 @@ fn after_any_refusal_the_client_gets_an_error_and_continues() {
             }
         }
     }
+}
+
+/// The server's own answer counts.
+#[test]
+fn an_announcement_without_an_argument_goes_to_the_server() {
+    everywhere(|scenario| {
+        for line in ["PORT", "EPRT", "port ", "EPRT  "] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            sim.play(&format!("> {line} < 501 Syntax error"));
+            sim.play(&format!("> {line}\\r\\n < 530 no"));
+            assert_untouched(&sim);
+            assert_eq!(sim.kernel.opened, []);
+            sim.assert_inspected();
+        }
+        // Some server reads an argument behind the line end.
+        for line in ["PORT\n", "PORT\r\r\n", "PORT\0\r\n", "\u{1}PORT\r\n"] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            let heard = sim.tell(Client, &format!("{line}10,99,99,99,19,136\r\n"));
+            let runs = heard.to_ascii_uppercase().contains("PORT\n");
+            assert!(!runs, "{line:?}: {heard:?}");
+        }
+    });
 }

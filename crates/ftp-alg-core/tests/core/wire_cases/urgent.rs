@@ -42,11 +42,12 @@ fn executes_bounce(reading: &[u8]) -> bool {
     })
 }
 
-/// Whether a server that skips Telnet commands would execute any `PORT`.
+/// Whether a server that skips Telnet commands would execute any `PORT` that names something.
 fn executes_port(reading: &[u8]) -> bool {
     reading.split(|byte| *byte == b'\n').any(|line| {
         let text = Text::new(line);
-        Command::parse(&text).is_some_and(|command| command.verb == Verb::Port)
+        Command::parse(&text)
+            .is_some_and(|command| command.verb == Verb::Port && !command.argument.is_empty())
     })
 }
 
