@@ -241,10 +241,12 @@ impl Dialogue {
 
     /// Whether no command is pending, and nothing is ambiguous or special.
     pub fn is_quiescent(&self) -> bool {
-        matches!(self.phase, Phase::NotGreeted | Phase::Greeted | Phase::Verified)
-            && !self.epsv_all
-            && !self.ambiguities.is_any()
-            && self.is_between_replies()
+        let is_known = match self.phase {
+            Phase::NotGreeted | Phase::Verified => true,
+            Phase::Greeted => !self.is_logged_in(),
+            _ => false,
+        };
+        is_known && !self.epsv_all && !self.ambiguities.is_any() && self.is_between_replies()
     }
 
     /// Whether a transfer command waits for its completion reply.

@@ -128,6 +128,10 @@ impl Dialogue {
         let open_code = self.replies.open_code();
         self.phase = match (self.phase, reply) {
             (phase, Some(reply)) if reply.is_preliminary() => phase, // 120: ready in a while
+            (Phase::NotGreeted | Phase::TextFirst, Some(Reply { code: 230 })) => {
+                self.phase = Phase::Greeted;
+                return self.accept_login();
+            }
             (Phase::NotGreeted | Phase::TextFirst, Some(_)) => Phase::Greeted,
             (Phase::CommandFirst | Phase::CommandAfterText, Some(Reply { code: 220 })) => {
                 self.ambiguities.record_extra_reply(ExtraReply::Greeting);

@@ -185,3 +185,21 @@ fn a_greeting_is_no_login() {
         assert_eq!(sim.kernel.opened.len(), opened, "{case}");
     }
 }
+
+#[test]
+fn a_greeting_of_230_is_a_login() {
+    assert_served(
+        "",
+        r"
+        at once         < 230 Welcome
+        in lines        < 230-a\r\n230 Welcome
+        a first command < 230 Welcome > PWD < 257 x
+        then USER       < 230 Welcome > USER joe < 331 password > PASS x < 230 in
+        then USER, 230  < 230 Welcome > USER joe < 230 already
+        then USER, 530  < 230 Welcome > USER joe < 530 already
+        then 220        < 230 Welcome < 220 ready
+        after 120       < 120 wait < 230 Welcome
+        ",
+        "",
+    );
+}
