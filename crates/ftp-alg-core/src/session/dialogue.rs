@@ -507,10 +507,15 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
                 // It asks for a password, so the success before it was of something else.
-                None if matches!(reply.code, 331 | 332) => {
+                None | Some(PendingKind::Login) if reply.code == 331 => {
+                    self.login = Login::Asked;
+                    ReplyEffect::Nothing
+                }
+                None if reply.code == 332 => {
                     self.login = Login::None;
                     ReplyEffect::Nothing
                 }
+                None if reply.code == 230 && self.login == Login::Asked => self.accept_login(),
                 _ => ReplyEffect::Nothing,
             },
         }

@@ -15,6 +15,9 @@ pub(super) enum Login {
     None,
     /// The server has accepted one.
     Accepted,
+    /// As [`Login::None`], and the server has asked for a password although none of its replies was due: those before were
+    /// of its greeting, not of the login.
+    Asked,
     /// As [`Login::Accepted`], but the client has sent `USER` or `REIN` since. If the server refuses that, the login
     /// is as it was: vsftpd (530) and ProFTPD (501) continue it, and pyftpdlib refuses what needs one.
     Restarted,
@@ -33,7 +36,7 @@ impl Dialogue {
 
     /// Whether the server has accepted no login, or has forgotten it.
     pub(super) fn is_logged_out(&self) -> bool {
-        matches!(self.login, Login::NotYet | Login::None)
+        matches!(self.login, Login::NotYet | Login::None | Login::Asked)
     }
 
     /// The server has accepted a login, or has refused another one after it.

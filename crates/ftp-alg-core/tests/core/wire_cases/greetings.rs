@@ -187,6 +187,25 @@ fn a_greeting_is_no_login() {
 }
 
 #[test]
+fn user_may_be_sent_between_several_greetings() {
+    assert_served(
+        "",
+        r"
+        after the first   < 220 a > USER joe < 220 b < 220 c < 331 password > PASS x < 230 in
+        after the second  < 220 a < 220 b > USER joe < 220 c < 331 password > PASS x < 230 in
+        two at once       < 220 a > USER joe < 220 b\r\n220 c < 331 password > PASS x < 230 in
+        all at once       < 220 a > USER joe < 220 b\r\n220 c\r\n331 password > PASS x < 230 in
+        PASS between      < 220 a > USER joe < 220 b > PASS x < 220 c < 331 password < 230 in
+        PASS behind USER  < 220 a > USER joe\r\nPASS x < 220 b < 220 c < 331 password < 230 in
+        two greetings     < 220 a > USER joe\r\nPASS x < 220 b < 331 password < 230 in
+        no password       < 220 a > USER joe < 220 b < 220 c < 230 in
+        HOST first        < 220 a > HOST x < 220 b < 220 c < 220 ok > USER joe < 331 password > PASS x < 230 in
+        ",
+        "",
+    );
+}
+
+#[test]
 fn a_greeting_of_230_is_a_login() {
     assert_served(
         "",
