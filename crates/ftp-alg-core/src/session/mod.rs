@@ -25,6 +25,7 @@ mod inspection;
 mod interfaces;
 mod line_decisions;
 mod packet_handling;
+mod proxy_header;
 mod push_state;
 mod reading;
 mod reason;

@@ -98,6 +98,13 @@ impl Dialogue {
         self.ambiguities.record_extra_reply(ExtraReply::Any);
     }
 
+    /// Records that the client's first bytes were a PROXY header. A server that does not know it sends another reply with
+    /// its greeting, and later replies may answer earlier commands than it seems.
+    pub fn record_proxy_header(&mut self) {
+        self.ambiguities.record_extra_reply(ExtraReply::Greeting);
+        self.ambiguities.require_complete_replies();
+    }
+
     /// Reads a command of a client that is not yet known to speak FTP.
     pub(super) fn read_early_command(&mut self, command: &Command<'_>) {
         match self.phase {

@@ -12,6 +12,7 @@ use super::{
         CROSSED_OUT_START, LineRead, ReplyContext, VERB_LENGTH, cannot_begin_ftp, finish_line,
         may_need_decision, read_client_line, read_server_line, refuse_ambiguous_line,
     },
+    proxy_header,
     push_state::PushState,
     sequence::CROSS_OUT_BYTE,
     tls::is_binary_start,
@@ -87,6 +88,10 @@ impl DirectionReader<'_> {
     /// limit or needs a decision; that line and the rest are not forwarded yet.
     #[inline(always)]
     fn read_new_bytes(&mut self, mut seq: Seq, mut new: &[u8], fin: bool) {
+        if self.from == Side::Client && self.dialogue.expects_first_command() {
+            let skipped = self.skip_proxy_header(seq, new);
+            (seq, new) = (seq + skipped as u32, &new[skipped..]);
+        }
         while !new.is_empty() {
             let is_text =
                 self.inspection_state.reads_text(self.direction) && !self.begins_encryption(new[0]);
@@ -125,6 +130,22 @@ impl DirectionReader<'_> {
             (seq, new) = (seq + read as u32, &new[read..]);
             self.direction.space.next = seq;
         }
+    }
+
+    /// Length of the PROXY header at the start of `new`, the client's bytes at `seq`, if they are its first ones. The
+    /// session goes on behind it as if the client had sent nothing.
+    #[cold]
+    fn skip_proxy_header(&mut self, seq: Seq, new: &[u8]) -> usize {
+        let is_first = seq == self.direction.space.first && self.direction.line().is_empty();
+        let Some(length) = proxy_header::header_len(new).filter(|_| is_first) else { return 0 };
+        let header = &new[..length];
+        if VerbScanner::find_verb_end(header, self.inspection.refuses_auth).is_some() {
+            return 0;
+        }
+        self.dialogue.record_proxy_header();
+        self.unacknowledged.push(seq, header);
+        self.direction.space.next = seq + length as u32;
+        length
     }
 
     /// The limit that does not allow `more` bytes now. If `stores` is set, they are stored until they are

@@ -222,3 +222,65 @@ fn a_greeting_of_230_is_a_login() {
         "",
     );
 }
+
+const PROXY_V1: &str = r"PROXY TCP4 203.0.113.7 198.51.100.9 40000 21\r\n";
+const PROXY_V2: &str =
+    r"\r\n\r\n\0\r\nQUIT\n!\u{11}\0\u{c}\u{a}\0\0\u{d}d\u{b}d\u{9}\u{9}@\0\u{15}\c";
+
+/// A load balancer sends it before the client's first byte, and the server does not greet before.
+#[test]
+fn a_session_goes_on_behind_a_proxy_header() {
+    for header in [PROXY_V1, PROXY_V2, "PROXY UNKNOWN"] {
+        let table = format!(
+            r"
+            before the greeting  > {header} < 220 ready > USER joe < 331 password > PASS x < 230 in
+            behind it            < 220 ready > {header} > USER joe < 331 password > PASS x < 230 in
+            a long greeting      > {header} < 120 wait < 220-a < 220 b > USER joe < 331 password > PASS x < 230 in
+            "
+        );
+        assert_served("", &table, "");
+    }
+    // With the first command behind it.
+    let header = PROXY_V1.replace(r"\r\n", "");
+    let early =
+        format!(r"early USER > {header}\r\nUSER joe < 220 ready < 331 password > PASS x < 230 in");
+    assert_served("", &early, "");
+    // A server that does not know it refuses it.
+    let refused = format!("refused > {header} < 220 ready < 500 what?");
+    assert_served("", &refused, USER_PASS);
+}
+
+/// Nothing opens, or passes, that would not without it.
+#[test]
+fn a_proxy_header_gives_its_sender_nothing() {
+    let named = "PORT 203,0,113,7,19,136\r\n";
+    for header in [PROXY_V1, PROXY_V2] {
+        let mut sim = Sim::after(with(Nat::Masquerade), &format!("> {header}"));
+        sim.play(LOGIN);
+        assert_eq!(sim.tell(Client, named), crossed_out(named));
+        assert_eq!(sim.kernel.opened, []);
+        // What follows it is no FTP.
+        for rest in ["> GET / HTTP/1.1", r"> \0\0x\r\n", "> NOOP"] {
+            let mut sim = Sim::after(with(Nat::Masquerade), &format!("> {header} {rest} {LOGIN}"));
+            sim.tell(Client, "PORT 192,168,150,80,19,136\r\n");
+            assert_eq!(sim.kernel.opened, [], "{header} {rest}");
+        }
+    }
+    let third = active("10.99.99.99:2200".parse().unwrap());
+    let long = format!("\r\n\r\n\0\r\nQUIT\n!\u{11}\0\u{40}\r\n{third}");
+    let telnet = format!("\r\n\r\n\0\r\nQUIT\n!\u{11}\0\u{1b}\n{third}");
+    for first in [long, telnet, format!("PROXY TCP4 \r{third}"), format!("PROXY TCP4\n{third}")] {
+        let mut sim = Sim::new(with(Nat::Masquerade));
+        let got = sim.say(Client, first.as_bytes());
+        assert_eq!(executed_bounce(&got), None, "{first:?}: {got:?}");
+    }
+    // A server that answers the header late: its next reply is that to STAT, not to PASV.
+    let late = format!("> {PROXY_V1} {LOGIN} > STAT f < 500 what? > PASV");
+    let mut sim = Sim::after(with(Nat::Masquerade), &late);
+    sim.play(r"< 211-f\r\n211 end\r\n229 ok (|||5000|)");
+    assert_eq!(sim.kernel.opened, []);
+    // A header is the first thing that a client sends.
+    let mut sim = Sim::after(with(Nat::Masquerade), &format!("> {PROXY_V1} > {PROXY_V2} {LOGIN}"));
+    sim.tell(Client, "PORT 192,168,150,80,19,136\r\n");
+    assert_eq!(sim.kernel.opened, []);
+}
