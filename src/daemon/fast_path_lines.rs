@@ -7,6 +7,7 @@
 
 use std::{
     error::Error,
+    os::fd::AsFd as _,
     sync::{Arc, Mutex, OnceLock},
 };
 
@@ -29,7 +30,7 @@ use crate::kernel::{
     RuleParameters,
     claimed_ports::ClaimedPorts,
     clocks::instant_of,
-    offload::{Offload, Translations},
+    offload::{LinkChanges, Offload, Translations},
     table::Commits,
 };
 
@@ -51,6 +52,8 @@ pub(super) struct FastPathReader {
     pub(super) leave_reason: OnceLock<String>,
     /// Where the fast path's thread waits for the ring buffer.
     pub(super) ring_waiter: RingWaiter,
+    /// Ends that wait as well.
+    pub(super) link_changes: LinkChanges,
     /// Holds the pin directory open while something may be pinned there.
     _loaded: LoadedProgram,
 }
@@ -67,6 +70,8 @@ impl FastPathReader {
         let translations = Translations::new(parameters, commits)?;
         let program = loaded.take_program().ok_or("the program is in use")?;
         let waiter = RingWaiter::new(program.ring())?;
+        let link_changes = LinkChanges::subscribe()?;
+        waiter.watch(link_changes.as_fd())?;
         let counts_before = program.counters()?;
         let offload = Arc::new(Offload::new(program, translations, parameters));
         Ok(Self {
@@ -79,6 +84,7 @@ impl FastPathReader {
             off_reason: OnceLock::new(),
             leave_reason: OnceLock::new(),
             ring_waiter: waiter,
+            link_changes,
             _loaded: loaded,
         })
     }

@@ -18,7 +18,7 @@ use ftp_alg_core::{
     engine::{FastPathPinhole, Opening},
     policy::Policy,
 };
-use ftp_alg_fastpath::OtherInterfaces;
+use ftp_alg_fastpath::UsableInterfaces;
 
 use super::{
     ServiceError, daemon_host,
@@ -197,6 +197,8 @@ impl FastPathControl<'_> {
             if now >= next_update {
                 self.update_program();
                 next_update = now + UPDATE_INTERVAL;
+            } else if self.reader.link_changes.take() {
+                self.update_interfaces();
             }
             if self.shared.report(self.reader.ring_waiter.wait(pause)).is_none() {
                 thread::sleep(pause);
@@ -205,18 +207,10 @@ impl FastPathControl<'_> {
         Ok(())
     }
 
-    /// Has the engines know the interfaces that cannot have the program, attaches it to the others while it has
-    /// connections, and bars the ports at which no pinhole may be opened.
+    /// Attaches the program where it can be while it has connections, and bars the ports at which no pinhole may be opened.
     pub(super) fn update_program(&mut self) {
-        let offload = &self.reader.offload;
-        let program = offload.program();
-        let updated = program.find_other_interfaces().and_then(|others| {
-            // The program is detached when its pinholes have moved.
-            self.set_other_interfaces(others);
-            program.update_attachments(Instant::now())
-        });
-        self.shared.report(updated);
-        if let Some(Failures { count, last }) = offload.take_failures() {
+        self.update_interfaces();
+        if let Some(Failures { count, last }) = self.reader.offload.take_failures() {
             self.shared.report_errors(
                 count,
                 &format_args!("fast path: {last} ({count} errors since the last report)"),
@@ -225,17 +219,26 @@ impl FastPathControl<'_> {
         self.bar_ports(None);
     }
 
-    /// Has the engines hand over no connection of these interfaces. The connections of those that had the program
-    /// before are taken back, and their pinholes move to the rules: the program may not see their SYNs in time.
-    fn set_other_interfaces(&mut self, others: OtherInterfaces) {
-        let OtherInterfaces { indices, ineligible, .. } = others;
+    fn update_interfaces(&mut self) {
+        let program = self.reader.offload.program();
+        let updated = program.find_usable_interfaces().and_then(|usable| {
+            // The program is detached when its pinholes have moved.
+            self.set_usable_interfaces(usable);
+            program.update_attachments(Instant::now())
+        });
+        self.shared.report(updated);
+    }
+
+    /// Has the engines hand over only connections of these interfaces. The connections of those that are lost are taken
+    /// back, and their pinholes move to the rules: the program may not see their SYNs in time.
+    fn set_usable_interfaces(&mut self, UsableInterfaces { indices, lost }: UsableInterfaces) {
         let indices: Arc<[u32]> = indices.into();
         for shard in &self.shared.shards {
-            lock(&shard.engine).sessions.set_inline_interfaces(Arc::clone(&indices));
+            lock(&shard.engine).sessions.set_fast_path_interfaces(Arc::clone(&indices));
         }
-        if !ineligible.is_empty() {
-            self.take_back(Some(&ineligible));
-            move_pinholes_to_rules(Some(&ineligible), self.shared, self.kernel);
+        if !lost.is_empty() {
+            self.take_back(Some(&lost));
+            move_pinholes_to_rules(Some(&lost), self.shared, self.kernel);
         }
     }
 

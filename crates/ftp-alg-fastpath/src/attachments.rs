@@ -29,15 +29,13 @@ pub struct EthernetInterface {
     pub name: String,
 }
 
-/// All interfaces of a network namespace.
+/// The interfaces of a network namespace that receive Ethernet frames, except for ports of a bridge or a bond. The bridge
+/// or bond receives the packets of its ports, and the program is attached there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Interfaces {
-    /// The interfaces that receive Ethernet frames, except for ports of a bridge or a bond. The bridge or bond receives
-    /// the packets of its ports, and the program is attached there.
-    pub ethernet: Vec<EthernetInterface>,
-    /// The indices of all others, in order. The program is not attached there.
-    pub others: Vec<u32>,
-    /// Those among the others that would have the program if the rules did not run before it.
+    /// Those that can have the program.
+    pub usable: Vec<EthernetInterface>,
+    /// Those for whose packets the rules run before the program.
     pub filtered_early: Vec<EthernetInterface>,
 }
 
@@ -47,7 +45,7 @@ pub type ListInterfaces = fn() -> io::Result<Interfaces>;
 impl Interfaces {
     /// Those at which an earlier daemon may have attached the program.
     pub(crate) fn into_candidates(self) -> impl Iterator<Item = EthernetInterface> {
-        self.ethernet.into_iter().chain(self.filtered_early)
+        self.usable.into_iter().chain(self.filtered_early)
     }
 }
 
@@ -60,24 +58,22 @@ pub(crate) struct Attachments {
     pub(crate) attached: BTreeMap<u32, Attachment>,
     /// Names of the interfaces with an attachment.
     pub(crate) interface_names: Vec<String>,
-    /// The interfaces of the last reading that can have it.
-    ethernet: Vec<EthernetInterface>,
-    pub(crate) other_interfaces: OtherInterfaces,
+    /// The interfaces of the last reading.
+    pub(crate) interfaces: Interfaces,
+    usable: UsableInterfaces,
     /// Whether the program is to be attached.
     pub(crate) is_needed: bool,
     unused_since: Option<Instant>,
 }
 
-/// The interfaces at which the program sees no packets, or too late.
+/// The interfaces that can have the program.
 #[derive(Clone, Debug, Default)]
-pub struct OtherInterfaces {
+pub struct UsableInterfaces {
     /// Their indices, in order.
     pub indices: Vec<u32>,
-    /// The names of bridges, and of interfaces upon them, for whose packets the rules run before the program.
-    pub filtered_early: Vec<String>,
-    /// The indices of those that became such interfaces since they were last taken. A connection or a pinhole may be
-    /// there.
-    pub ineligible: Vec<u32>,
+    /// The indices of those that were such interfaces when this was last taken, and are none now. A connection or a
+    /// pinhole may be there.
+    pub lost: Vec<u32>,
 }
 
 /// What holds the program at an interface.
@@ -142,34 +138,33 @@ impl Attachments {
                 interface => drop(attached.insert(interface, Attachment::Link(link))),
             }
         }
-        let mut interfaces = list_interfaces()?;
-        let mut others = std::mem::take(&mut interfaces.others);
-        for EthernetInterface { index, .. } in interfaces.into_candidates() {
+        for EthernetInterface { index, .. } in list_interfaces()?.into_candidates() {
             if let Entry::Vacant(free) = attached.entry(index)
                 && syscall::is_attached(program, index)?
             {
                 free.insert(Attachment::WithoutLink);
             }
         }
-        others.retain(|index| !attached.contains_key(index));
+        let indices = attached.keys().copied().collect();
         Ok(Self {
             list_interfaces,
             uses_links,
             interface_names: Vec::new(),
-            ethernet: Vec::new(),
-            other_interfaces: OtherInterfaces { indices: others, ..OtherInterfaces::default() },
+            interfaces: Interfaces::default(),
+            usable: UsableInterfaces { indices, lost: Vec::new() },
             attached,
             is_needed: true,
             unused_since: None,
         })
     }
 
-    /// Reads which interfaces there are. Returns those without the program.
-    pub(crate) fn find_other_interfaces(&mut self) -> Result<OtherInterfaces, FastPathUnavailable> {
+    /// Reads which interfaces there are.
+    pub(crate) fn find_usable_interfaces(
+        &mut self,
+    ) -> Result<UsableInterfaces, FastPathUnavailable> {
         self.read_interfaces()?;
-        let others = self.other_interfaces.clone();
-        self.other_interfaces.ineligible.clear();
-        Ok(others)
+        let lost = std::mem::take(&mut self.usable.lost);
+        Ok(UsableInterfaces { lost, ..self.usable.clone() })
     }
 
     /// Records whether the program is in use `now`. After [`DETACH_AFTER`] without use it is not needed any more.
@@ -195,18 +190,12 @@ impl Attachments {
     }
 
     fn read_interfaces(&mut self) -> Result<(), FastPathUnavailable> {
-        let Interfaces { ethernet, others, filtered_early } =
-            (self.list_interfaces)().or_unavailable("list the interfaces")?;
-        let OtherInterfaces { indices: before, mut ineligible, .. } =
-            std::mem::take(&mut self.other_interfaces);
-        // Also of a new interface: a connection may have been handed over there since the last reading.
-        ineligible.extend(others.iter().filter(|index| before.binary_search(index).is_err()));
-        self.other_interfaces = OtherInterfaces {
-            ineligible,
-            indices: others,
-            filtered_early: filtered_early.into_iter().map(|interface| interface.name).collect(),
-        };
-        self.ethernet = ethernet;
+        self.interfaces = (self.list_interfaces)().or_unavailable("list the interfaces")?;
+        let mut indices: Vec<_> = self.interfaces.usable.iter().map(|one| one.index).collect();
+        indices.sort_unstable();
+        let before = std::mem::replace(&mut self.usable.indices, indices);
+        let is_lost = |index: &u32| self.usable.indices.binary_search(index).is_err();
+        self.usable.lost.extend(before.into_iter().filter(is_lost));
         Ok(())
     }
 
@@ -216,7 +205,7 @@ impl Attachments {
         program: BorrowedFd<'_>,
         pins: &PinDirectory,
     ) -> Result<(), FastPathUnavailable> {
-        let interfaces = if self.is_needed { self.ethernet.clone() } else { Vec::new() };
+        let interfaces = if self.is_needed { self.interfaces.usable.clone() } else { Vec::new() };
         self.attached.retain(|index, attachment| {
             let stays = interfaces.iter().any(|interface| interface.index == *index)
                 && attachment.is_at(program, *index);

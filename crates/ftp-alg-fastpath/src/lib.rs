@@ -39,7 +39,7 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 
 use attachments::Attachments;
-pub use attachments::{EthernetInterface, Interfaces, ListInterfaces, OtherInterfaces};
+pub use attachments::{EthernetInterface, Interfaces, ListInterfaces, UsableInterfaces};
 use layout::{
     DataRecord, Flow, LineRecord, PacketTuple, Pinhole, PinholeKey, TupleValue, counter, side,
 };
@@ -232,13 +232,14 @@ impl FastPath {
 
     /// The names of the bridges, and of the interfaces upon them, for whose packets the rules run before the program.
     pub fn filtered_early(&self) -> Vec<String> {
-        lock(&self.attachments).other_interfaces.filtered_early.clone()
+        let attachments = lock(&self.attachments);
+        attachments.interfaces.filtered_early.iter().map(|one| one.name.clone()).collect()
     }
 
-    /// Reads which interfaces there are. Returns those that cannot have the program; they keep it until the next
+    /// Reads which interfaces there are. Returns those that can have the program; others keep it until the next
     /// [`FastPath::update_attachments`], because it may have a pinhole there.
-    pub fn find_other_interfaces(&self) -> Result<OtherInterfaces, FastPathUnavailable> {
-        lock(&self.attachments).find_other_interfaces()
+    pub fn find_usable_interfaces(&self) -> Result<UsableInterfaces, FastPathUnavailable> {
+        lock(&self.attachments).find_usable_interfaces()
     }
 
     /// Attaches the program to each new Ethernet interface that was found, and detaches it from those that became ports

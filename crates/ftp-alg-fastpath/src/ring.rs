@@ -167,10 +167,16 @@ impl RingWaiter {
         Ok(Self { epoll, wake_event: waking })
     }
 
+    /// Has a wait end when this descriptor becomes readable.
+    pub fn watch(&self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(&self.epoll, descriptor, epoll::EventData::new_u64(2), flags)?)
+    }
+
     /// Waits for `at_most`, or until a quarter of the ring is full, or until [`wake`](Self::wake) is called.
     pub fn wait(&self, at_most: Duration) -> io::Result<()> {
         let at_most = Timespec::try_from(at_most).map_err(io::Error::other)?;
-        let mut events = Vec::with_capacity(2);
+        let mut events = Vec::with_capacity(3);
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&at_most))
         {
             Ok(_) | Err(Errno::INTR) => Ok(()),

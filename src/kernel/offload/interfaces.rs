@@ -6,9 +6,19 @@
 //! not a second time when the bridge receives them. There the program would set its packet mark after the rules that
 //! read it.
 
-use std::{fs, io};
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use ftp_alg_fastpath::{EthernetInterface, Interfaces};
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv,
+        socket_with,
+    },
+};
 
 use crate::kernel::netlink::{Attributes, Socket, repeat_interrupted};
 
@@ -52,6 +62,36 @@ enum LinkKind {
     Other,
 }
 
+/// Tells when interfaces of a network namespace were made, changed or removed.
+#[derive(Debug)]
+pub struct LinkChanges(OwnedFd);
+
+impl LinkChanges {
+    /// Watches the network namespace of this thread.
+    pub fn subscribe() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+        bind(&socket, &SocketAddrNetlink::new(0, libc::RTMGRP_LINK as u32))?;
+        Ok(Self(socket))
+    }
+
+    /// Whether there were changes since the last call.
+    pub fn take(&self) -> bool {
+        let mut has_changed = false;
+        // An error is a change as well: the socket's buffer was full.
+        while !matches!(recv(&self.0, &mut [0; 1], RecvFlags::empty()), Err(Errno::AGAIN)) {
+            has_changed = true;
+        }
+        has_changed
+    }
+}
+
+impl AsFd for LinkChanges {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// Lists the interfaces in the network namespace of this thread.
 pub fn list_interfaces() -> io::Result<Interfaces> {
     let mut socket = Socket::open_route()?;
@@ -84,13 +124,9 @@ fn classify(links: Vec<Link>, setting: Option<bool>) -> Interfaces {
         let candidate = (link.is_ethernet && !link.has_master)
             .then(|| EthernetInterface { index: link.index, name: link.name.clone() });
         let is_early = is_filtered_early(link);
-        if candidate.is_none() || is_early {
-            interfaces.others.push(link.index);
-        }
-        let list = if is_early { &mut interfaces.filtered_early } else { &mut interfaces.ethernet };
+        let list = if is_early { &mut interfaces.filtered_early } else { &mut interfaces.usable };
         list.extend(candidate);
     }
-    interfaces.others.sort_unstable();
     interfaces
 }
 
@@ -186,7 +222,7 @@ mod tests {
             parse_link(&lo).unwrap(),
         ];
         let found = classify(links, Some(true));
-        assert_eq!((names(&found.ethernet), found.others), (vec!["wan"], vec![1, 9]));
+        assert_eq!(names(&found.usable), ["wan"]);
     }
 
     #[test]
@@ -218,7 +254,7 @@ mod tests {
             let case = format!("{setting:?} {own_setting}");
             assert_eq!(names(&found.filtered_early) == early, is_early, "{case}");
             assert_eq!(found.filtered_early.is_empty(), !is_early, "{case}");
-            let is_here = |name| names(&found.ethernet).contains(&name);
+            let is_here = |name| names(&found.usable).contains(&name);
             assert!(early.iter().all(|name| is_here(*name) != is_early), "{case}");
             assert!(["wan", "wan.7", "veth", "loop"].into_iter().all(is_here), "{case}");
         }

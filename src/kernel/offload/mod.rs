@@ -27,7 +27,7 @@ use ftp_alg_fastpath::{
 
 use super::{NetfilterError, RuleParameters, claimed_ports::ClaimedPorts, clocks::monotonic_zero};
 
-pub use interfaces::list_interfaces;
+pub use interfaces::{LinkChanges, list_interfaces};
 pub use translations::{TranslationLease, Translations};
 
 /// The fast path's program, and the translations that its connections use.

@@ -3,10 +3,7 @@
 #[path = "fast_path_pinholes_tests.rs"]
 mod pinholes;
 
-use std::{
-    net::{Ipv4Addr, SocketAddrV4},
-    sync::Arc,
-};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::*;
 use crate::{engine::offload::MAX_UNGREETED, script::Message};
@@ -118,18 +115,18 @@ fn an_idle_connection_is_handed_over_with_its_state() {
 }
 
 #[test]
-fn a_connection_with_an_end_at_an_inline_interface_stays_inline() {
+fn a_connection_stays_inline_unless_both_ends_are_at_usable_interfaces() {
     for interfaces in [[1, 2], [2, 1], [2, 3]] {
         let is_inline = interfaces.contains(&1);
         let engine = Engine::new(Policy::default(), Checksums::Verify);
         let mut talk = Conversation::at(engine, "192.168.150.80", interfaces).log_in();
         let sessions = &mut talk.gateway.engine.sessions;
-        sessions.set_inline_interfaces([1, 7].into());
+        sessions.set_fast_path_interfaces([2, 3].into());
         sessions.set_uses_fast_path(true);
         talk.play(&"> NOOP < 200 ok ".repeat(if is_inline { 5 } else { 1 }));
         assert_eq!(talk.is_handed_over(), !is_inline, "{interfaces:?}");
         // It is handed over as soon as it may be.
-        talk.gateway.engine.sessions.set_inline_interfaces(Arc::default());
+        talk.gateway.engine.sessions.set_fast_path_interfaces([1, 2, 3].into());
         talk.play("> NOOP < 200 ok");
         assert!(talk.is_handed_over(), "{interfaces:?}");
     }

@@ -49,8 +49,8 @@ pub struct Sessions {
     pub(crate) record_buffer: Vec<u8>,
     /// Whether connections are handed over to the BPF program.
     pub(crate) uses_fast_path: bool,
-    /// Indices of the interfaces at which the BPF program sees no packets, or too late, in order.
-    pub(crate) inline_interfaces: Arc<[u32]>,
+    /// Indices of the interfaces that can have the BPF program, in order; `None`: all can.
+    pub(crate) fast_path_interfaces: Option<Arc<[u32]>>,
     /// Number of connections that were handed over before the greeting.
     pub(crate) ungreeted_handovers: u32,
     /// Changes for the BPF program in the current batch.
@@ -78,7 +78,7 @@ impl Sessions {
             unwritten: None,
             record_buffer: Vec::new(),
             uses_fast_path: false,
-            inline_interfaces: Arc::default(),
+            fast_path_interfaces: None,
             ungreeted_handovers: 0,
             flow_changes: Vec::new(),
             pending_flow_changes: FlowChanges::default(),
@@ -93,7 +93,7 @@ impl Sessions {
             memory: self.memory.new_shard(),
             last_id: Arc::clone(&self.last_id),
             uses_fast_path: self.uses_fast_path,
-            inline_interfaces: Arc::clone(&self.inline_interfaces),
+            fast_path_interfaces: self.fast_path_interfaces.clone(),
             ..Self::new(self.policy.clone())
         }
     }

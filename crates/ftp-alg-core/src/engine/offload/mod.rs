@@ -215,10 +215,10 @@ impl Sessions {
         }
     }
 
-    /// Sets the interfaces at which the BPF program sees no packets, or too late: their indices, in order. A connection
-    /// with an end there is not handed over.
-    pub fn set_inline_interfaces(&mut self, indices: Arc<[u32]>) {
-        self.inline_interfaces = indices;
+    /// Sets the interfaces that can have the BPF program: their indices, in order. Only a connection with both ends there
+    /// is handed over. So one at an interface that has just been made waits until the program can be there as well.
+    pub fn set_fast_path_interfaces(&mut self, indices: Arc<[u32]>) {
+        self.fast_path_interfaces = Some(indices);
     }
 
     fn hand_over(&mut self, index: u32, effects: &mut Effects) {
@@ -252,7 +252,9 @@ impl Sessions {
         else {
             return;
         };
-        if interfaces.iter().any(|index| self.inline_interfaces.binary_search(index).is_ok()) {
+        if let Some(usable) = &self.fast_path_interfaces
+            && !interfaces.iter().all(|index| usable.binary_search(index).is_ok())
+        {
             return;
         }
         // The rules that admit its data connections know no ct marks.
