@@ -71,6 +71,24 @@ fn a_preliminary_reply_leaves_its_command_pending() {
     assert_eq!(talk.before.dialogue, READY);
 }
 
+/// The end of the data connection follows it, and must not arrive before it. Servers send one to three replies.
+#[test]
+fn abor_passes_also_during_a_transfer_and_any_reply_to_it_is_handed_back() {
+    for (before, line) in
+        [(&[][..], "abor"), (&["RETR a"], "ABOR"), (&["STOR a", "150 go on"], "ABOR")]
+    {
+        let mut talk = Talk::new(routed());
+        for (said, side) in before.iter().zip([Side::Client, Side::Server]) {
+            talk.says(side, said);
+        }
+        talk.says(Side::Client, line);
+        assert_eq!(talk.before.dialogue, ABOR_PENDING, "{before:?}");
+        for reply in ["426 Aborted.", "226 Done.", "225 ABOR", "150 here", "500 no"] {
+            talk.line_hands_back(Side::Server, format!("{reply}\r\n"));
+        }
+    }
+}
+
 #[test]
 fn announcing_commands_wait_for_their_own_reply() {
     let mut talk = Talk::new(routed());

@@ -43,6 +43,9 @@ static __always_inline int is_expected(__u32 dialogue, __u32 kind)
 	case COMMAND_EPRT:
 	case COMMAND_QUIT:
 		return dialogue == READY;
+	// The end of the data connection follows. It must not arrive first, so the command does not wait in the queue.
+	case COMMAND_ABOR:
+		return dialogue == READY || dialogue == COMMAND_PENDING;
 	case REPLY_PRELIMINARY:
 		return dialogue == COMMAND_PENDING;
 	case REPLY_OTHER:
@@ -144,6 +147,8 @@ static __always_inline void advance(struct flow *flow, struct line_record *line,
 		flow->dialogue = LOGIN_PENDING;
 	else if (kind == COMMAND_QUIT)
 		flow->dialogue = QUIT_PENDING;
+	else if (kind == COMMAND_ABOR)
+		flow->dialogue = ABOR_PENDING;
 	else if (kind == REPLY_331 || kind == REPLY_220 || kind == REPLY_220_KNOWN_SERVER)
 		flow->dialogue = LOGIN_DUE;
 	else if (kind != REPLY_PRELIMINARY && kind != FIN_ALONE)

@@ -31,6 +31,7 @@ enum dialogue {
 	GREETING_DUE,    // the server's greeting
 	QUIT_PENDING,    // the reply to QUIT
 	FIN_DUE,         // a FIN, after the reply to QUIT
+	ABOR_PENDING,    // nothing: the engine reads the replies to ABOR, of which servers send one to three
 };
 
 // Indices of the map `counters`.

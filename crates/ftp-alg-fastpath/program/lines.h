@@ -13,6 +13,7 @@ enum kind {
 	COMMAND_EPRT,
 	COMMAND_LOGIN,          // USER or PASS
 	COMMAND_QUIT,
+	COMMAND_ABOR,
 	REPLY_PRELIMINARY,      // 1xx
 	REPLY_COMPLETION,       // 2xx
 	REPLY_OTHER,            // 3xx to 5xx
@@ -283,6 +284,8 @@ __noinline __u32 read_command(const struct line_record *line, __u32 length, stru
 		return length == 6 ? COMMAND_EPSV : NOT_BYPASSABLE;
 	if (word == WORD('Q', 'U', 'I', 'T'))
 		return length == 6 ? COMMAND_QUIT : NOT_BYPASSABLE;
+	if (word == WORD('A', 'B', 'O', 'R'))
+		return length == 6 ? COMMAND_ABOR : NOT_BYPASSABLE;
 	if (line->bytes[4] != ' ')
 		return NOT_BYPASSABLE;
 	if (word == WORD('U', 'S', 'E', 'R') || word == WORD('P', 'A', 'S', 'S'))

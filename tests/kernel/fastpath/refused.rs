@@ -55,6 +55,7 @@ fn a_line_of_the_wrong_side_is_handed_back() {
         GREETING_DUE,
         QUIT_PENDING,
         FIN_DUE,
+        ABOR_PENDING,
     ] {
         let mut talk = in_state(dialogue);
         // Pipelined commands, or commands before the login.
@@ -129,7 +130,7 @@ fn commands_that_are_not_bypassable_are_handed_back() {
     for (start, table) in [
         (
             "",
-            "USER a  PASS a  ACCT a  REIN  ABOR  AUTH TLS  PBSZ 0  PROT P  CCC  SITE x  FEAT  OPTS UTF8 ON
+            "USER a  PASS a  ACCT a  REIN  ABOR a  ABOR~  AUTH TLS  PBSZ 0  PROT P  CCC  SITE x  FEAT  OPTS UTF8 ON
              HELP  QUIT now  QUIT~  STAT  STOU  ALLO 1  MODE Z  STRU F  SMNT x  LPRT 1  LPSV  SPSV  CPSV
              HOST a  LANG  CLNT a  XPWD  XCWD a  MFMT a
 

@@ -396,7 +396,8 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
             (*rng.pick(&["331 password for a", "331 ", "230 in", "530 no"])).to_owned()
         }
         (Side::Client, _) if rng.chance(0.04) => random_request(|bound| rng.below(bound)),
-        (Side::Client, _) if rng.chance(0.02) => "QUIT".to_owned(),
+        (Side::Client, COMMAND_PENDING) if rng.chance(0.5) => "ABOR".to_owned(),
+        (Side::Client, _) if rng.chance(0.02) => (*rng.pick(&["QUIT", "abor"])).to_owned(),
         (Side::Client, _) => rng.pick(&commands).clone(),
         (Side::Server, PASV_PENDING) => passive,
         (Side::Server, EPSV_PENDING) => extended,

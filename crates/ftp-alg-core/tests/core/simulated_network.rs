@@ -365,7 +365,7 @@ fn recurring(rng: &mut Rng, own: SocketAddr, seen: SocketAddr) -> (String, Strin
         3 | 4 => unchanged("PASV\r\n"),
         5 => unchanged("EPSV\r\n"),
         6 => unchanged("LIST\r\n"),
-        _ => unchanged(rng.pick::<&str>(&["NOOP\r\n", "RETR one\r\n", "type i\r\n"])),
+        _ => unchanged(rng.pick::<&str>(&["NOOP\r\n", "RETR one\r\n", "type i\r\n", "ABOR\r\n"])),
     }
 }
 

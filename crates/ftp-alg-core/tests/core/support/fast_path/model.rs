@@ -8,9 +8,9 @@ use std::{
 };
 
 use super::layout::{
-    COMMAND_PENDING, EPSV_PENDING, FIN_DUE, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING,
-    LONGEST_LINE, PASV_PENDING, PORT_PENDING, Pinhole, PinholeKey, QUIT_PENDING, READY, Side,
-    last_pinhole, saved_line,
+    ABOR_PENDING, COMMAND_PENDING, EPSV_PENDING, FIN_DUE, Flow, GREETING_DUE, LOGIN_DUE,
+    LOGIN_PENDING, LONGEST_LINE, PASV_PENDING, PORT_PENDING, Pinhole, PinholeKey, QUIT_PENDING,
+    READY, Side, last_pinhole, saved_line,
 };
 
 /// A packet of the flow, with a plain IP header.
@@ -51,7 +51,7 @@ pub struct Passed {
 
 /// The kind of a line.
 enum Meaning {
-    /// A bypassable command, `PASV`, `EPSV` or `QUIT`, and the state of the dialogue after it.
+    /// A bypassable command, `PASV`, `EPSV`, `QUIT` or `ABOR`, and the state of the dialogue after it.
     Command(u32),
     /// `PORT` or `EPRT`: the announced port, and the line after the rewrite.
     Announcing(u16, String),
@@ -146,6 +146,7 @@ fn try_decide(
     }
     let dialogue = match (&meaning, flow.dialogue) {
         (Meaning::Command(dialogue), READY) => *dialogue,
+        (Meaning::Command(ABOR_PENDING), COMMAND_PENDING) => ABOR_PENDING,
         (Meaning::Announcing(..), READY) => PORT_PENDING,
         (Meaning::Preliminary, COMMAND_PENDING) => COMMAND_PENDING,
         (Meaning::Completion, COMMAND_PENDING | PORT_PENDING) => READY,
@@ -270,6 +271,7 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
         "PASV" if argument.is_none() => Some(Meaning::Command(PASV_PENDING)),
         "EPSV" if argument.is_none() => Some(Meaning::Command(EPSV_PENDING)),
         "QUIT" if argument.is_none() => Some(Meaning::Command(QUIT_PENDING)),
+        "ABOR" if argument.is_none() => Some(Meaning::Command(ABOR_PENDING)),
         "PORT" => {
             let (address, high, low) = host_port(argument?)?;
             if address != flow.client {
