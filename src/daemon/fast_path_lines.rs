@@ -142,6 +142,7 @@ impl FastPathReader {
                 why: String::new(),
                 interfaces: program.interfaces(),
                 filtered_early: program.filtered_early(),
+                mark_writers: program.mark_writers(),
                 connections: connections as u64,
                 ..FastPathStatus::default()
             },

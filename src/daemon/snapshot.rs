@@ -190,6 +190,9 @@ pub struct FastPathStatus {
     /// The bridges, and the interfaces upon them, for whose packets the rules run before the program.
     #[serde(default)]
     pub filtered_early: Vec<String>,
+    /// The interfaces behind whose program something may change packet marks, and what that is.
+    #[serde(default)]
+    pub mark_writers: Vec<String>,
     /// Control connections that are on the fast path now.
     pub connections: u64,
     /// Fast-path lines: the program inspected them, and they were not queued.
@@ -225,12 +228,13 @@ impl FastPathStatus {
         }
     }
 
-    /// The text for the interfaces whose connections stay inline, if there are any.
-    pub fn inline_at(&self) -> Option<String> {
-        (!self.filtered_early.is_empty()).then(|| {
-            let names = self.filtered_early.join(", ");
-            format!("not at {names}: bridge-nf-call-iptables; connections there are queued")
-        })
+    /// The texts for the interfaces whose connections stay inline.
+    pub fn inline_at(&self) -> Vec<String> {
+        let early = (!self.filtered_early.is_empty())
+            .then(|| format!("{}: bridge-nf-call-iptables", self.filtered_early.join(", ")));
+        let writers = self.mark_writers.iter().map(|one| format!("{one} may change packet marks"));
+        let all = early.into_iter().chain(writers);
+        all.map(|one| format!("not at {one}; connections there are queued")).collect()
     }
 
     /// The status of a fast path that is off because of `why`.
@@ -246,6 +250,7 @@ impl Default for FastPathStatus {
             why: Self::OFF_BY_CONFIGURATION.to_owned(),
             interfaces: Vec::new(),
             filtered_early: Vec::new(),
+            mark_writers: Vec::new(),
             connections: 0,
             lines: 0,
             handed_back: 0,
@@ -414,7 +419,7 @@ mod tests {
 
     #[test]
     fn the_fast_path_has_the_documented_fields() {
-        let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"filtered_early":[],"connections":0,"lines":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
+        let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"filtered_early":[],"mark_writers":[],"connections":0,"lines":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
         let default = FastPathStatus::default();
         assert_eq!(serde_json::to_string(&default).unwrap(), json);
         assert_eq!(serde_json::from_str::<FastPathStatus>(json).unwrap(), default);

@@ -139,6 +139,148 @@ fn active_mode_goes_on_when_a_rule_overwrites_marks() {
     }
 }
 
+/// Pins a BPF program at the path in its argument that sets the packet mark of every packet, and lets it pass.
+const MARKING_PROGRAM: &str = r#"
+import ctypes, os, platform, struct, sys
+bpf = ctypes.CDLL(None, use_errno=True).syscall
+number = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+# r0 = 5; *(u32 *)(r1 + 8) = r0, the field `mark`; r0 = -1 (TCX_NEXT, TC_ACT_UNSPEC); exit
+code = struct.pack("<BBhiBBhiBBhiBBhi", 0xb7, 0, 0, 5, 0x63, 1, 8, 0, 0xb7, 0, 0, -1, 0x95, 0, 0, 0)
+keep = [ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL"), ctypes.create_string_buffer(sys.argv[1].encode())]
+code, license, path = map(ctypes.addressof, keep)
+def call(command, fields):
+    value = ctypes.create_string_buffer(fields.ljust(128, b"\0"))
+    result = bpf(number, command, value, 128)
+    assert result >= 0, os.strerror(ctypes.get_errno())
+    return result
+program = call(5, struct.pack("<IIQQ", 3, 4, code, license)) # BPF_PROG_LOAD
+call(6, struct.pack("<QI", path, program)) # BPF_OBJ_PIN
+if len(sys.argv) > 2: # BPF_PROG_ATTACH to BPF_TCX_INGRESS of this interface
+    call(8, struct.pack("<III", int(sys.argv[2]), program, 46))
+"#;
+
+/// Loads [`MARKING_PROGRAM`], and attaches it to TCX at `interface` if there is one. Returns the path of its pin, which
+/// is removed when this is dropped.
+struct MarkingProgram(PathBuf);
+
+impl MarkingProgram {
+    fn load(lab: &Lab, interface: Option<&str>) -> Self {
+        let pin = Self(Path::new("/sys/fs/bpf").join(lab.gateway.namespace()));
+        let index = interface.map(|name| {
+            let line = format!("ip -o link show {name} | cut -d: -f1");
+            lab.gateway.shell(&line).unwrap().stdout_text().trim().to_owned()
+        });
+        let mut arguments = vec!["-c", MARKING_PROGRAM, pin.0.to_str().unwrap()];
+        arguments.extend(index.as_deref());
+        lab.gateway.run("python3", &arguments).unwrap().success().unwrap();
+        pin
+    }
+}
+
+impl Drop for MarkingProgram {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Commands that add a filter behind the program, and what names it; nothing for those that write no packet mark.
+const FILTERS: [(&str, &str); 10] = [
+    ("clsact; ingress bpf direct-action object-pinned PIN", "tc filter bpf"),
+    ("ingress; parent ffff: bpf direct-action object-pinned PIN", "tc filter bpf"),
+    ("clsact; ingress matchall action skbedit mark 5", "tc filter matchall, action skbedit"),
+    (
+        "ingress; parent ffff: protocol ip u32 match u32 0 0 action connmark",
+        "tc filter u32, action connmark",
+    ),
+    (
+        "ingress_block 7 clsact; block 7 protocol ip flower ip_proto tcp action connmark",
+        "tc filter flower, action connmark",
+    ),
+    ("clsact; egress bpf direct-action object-pinned PIN", ""),
+    ("clsact; ingress bpf bytecode 1,6;0;0;0;", ""),
+    ("clsact; ingress protocol ip u32 match u32 0 0 action mirred egress mirror dev lo", ""),
+    ("clsact; ingress matchall action skbedit priority 3", ""),
+    ("clsact; ingress protocol ip u32 match ip dport 9 0xffff action drop", ""),
+];
+
+/// Each is added before the start, and while a session is on the fast path. Its data SYNs arrive at the interface.
+#[test]
+fn an_interface_with_a_filter_that_writes_marks_has_no_program() {
+    for (filter, name) in FILTERS {
+        for is_late in [true, false] {
+            let lab = Lab::new(Topology::Routed).unwrap();
+            // So that a SYN is not dropped and retransmitted.
+            lab.gateway.nft("add rule inet gateway forward reject with tcp reset").unwrap();
+            let pin = MarkingProgram::load(&lab, None);
+            let (qdisc, filter) = filter.split_once("; ").unwrap();
+            let filter = filter
+                .replace("PIN", pin.0.to_str().unwrap())
+                .replace("1,6", "'1,6 ")
+                .replace(";0;0;0;", " 0 0 0'");
+            let device = if filter.starts_with("block") { "" } else { "dev wan" };
+            let add = format!("tc qdisc add dev wan {qdisc} && tc filter add {device} {filter}");
+            let has_it = |lab: &Lab| match lab.gateway.shell(&add) {
+                Ok(_) => true,
+                Err(error) => {
+                    println!("not tried: {add}: {error}");
+                    false
+                }
+            };
+            if !is_late && !has_it(&lab) {
+                break;
+            }
+            let gateway = Gateway::on(lab, NFTABLES);
+            let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+            if !has_tcx(&fast_path(daemon)) {
+                println!("not tried: {}", fast_path(daemon)["why"]);
+                return;
+            }
+            let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+            let steps = (login(), transfers(lab), gate(), transfers(lab), transfers(lab));
+            let client = match is_late || name.is_empty() {
+                true => until_on_fast_path(&gateway, ("opened", 1), || hold(lab, &steps)),
+                false => hold(lab, &steps),
+            };
+            if is_late && !has_it(lab) {
+                break;
+            }
+            let expected =
+                if name.is_empty() { json!([]) } else { json!([format!("wan: {name}")]) };
+            wait_for(&add, || {
+                let now = fast_path(daemon);
+                now["mark_writers"] == expected && (name.is_empty() || now["connections"] == 0)
+            });
+            client.release().ok_in(format!("{add}, late {is_late}"));
+            let has_program =
+                fast_path(daemon)["interfaces"].as_array().unwrap().contains(&json!("wan"));
+            assert_eq!(has_program, name.is_empty(), "{add}: {}", fast_path(daemon));
+            if !name.is_empty() {
+                let status = daemon.ask(&["status"]).unwrap().stdout_text();
+                let line = format!("not at wan: {name} may change packet marks");
+                assert!(status.contains(&line), "{status}");
+                shell(lab, "tc qdisc del dev wan clsact || tc qdisc del dev wan ingress");
+                wait_for("the program", || fast_path(daemon)["mark_writers"] == json!([]));
+            }
+            gateway.assert_tidy();
+        }
+    }
+}
+
+/// It runs after ours, which is attached anew behind it.
+#[test]
+fn the_program_is_the_last_one_at_its_interface() {
+    let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    lab.gateway.nft("add rule inet gateway forward reject with tcp reset").unwrap();
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let steps = (login(), transfers(lab), gate(), transfers(lab), transfers(lab));
+    let client = until_on_fast_path(&gateway, ("opened", 1), || hold(lab, &steps));
+    let _pin = MarkingProgram::load(lab, Some("wan"));
+    wait_for("the connection in the queue", || fast_path(daemon)["connections"] == 0);
+    client.release().ok();
+    gateway.assert_tidy();
+}
+
 /// Rules that remove the mark of a line that the fast path has adjusted, so that it is queued.
 const REMOVING: [&str; 2] = [
     "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \

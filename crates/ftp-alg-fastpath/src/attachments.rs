@@ -37,6 +37,8 @@ pub struct Interfaces {
     pub usable: Vec<EthernetInterface>,
     /// Those for whose packets the rules run before the program.
     pub filtered_early: Vec<EthernetInterface>,
+    /// Those behind whose program something may change packet marks, and what that is.
+    pub mark_writers: Vec<(EthernetInterface, String)>,
 }
 
 /// Lists the interfaces in the network namespace of this thread.
@@ -45,7 +47,8 @@ pub type ListInterfaces = fn() -> io::Result<Interfaces>;
 impl Interfaces {
     /// Those at which an earlier daemon may have attached the program.
     pub(crate) fn into_candidates(self) -> impl Iterator<Item = EthernetInterface> {
-        self.usable.into_iter().chain(self.filtered_early)
+        let mark_writers = self.mark_writers.into_iter().map(|(interface, _)| interface);
+        self.usable.into_iter().chain(self.filtered_early).chain(mark_writers)
     }
 }
 
@@ -161,8 +164,9 @@ impl Attachments {
     /// Reads which interfaces there are.
     pub(crate) fn find_usable_interfaces(
         &mut self,
+        program: BorrowedFd<'_>,
     ) -> Result<UsableInterfaces, FastPathUnavailable> {
-        self.read_interfaces()?;
+        self.read_interfaces(program)?;
         let lost = std::mem::take(&mut self.usable.lost);
         Ok(UsableInterfaces { lost, ..self.usable.clone() })
     }
@@ -185,12 +189,26 @@ impl Attachments {
             return Ok(());
         }
         (self.is_needed, self.unused_since) = (true, None);
-        self.read_interfaces()?;
+        self.read_interfaces(program)?;
         self.sync_with_interfaces(program, pins)
     }
 
-    fn read_interfaces(&mut self) -> Result<(), FastPathUnavailable> {
-        self.interfaces = (self.list_interfaces)().or_unavailable("list the interfaces")?;
+    fn read_interfaces(&mut self, program: BorrowedFd<'_>) -> Result<(), FastPathUnavailable> {
+        let mut interfaces = (self.list_interfaces)().or_unavailable("list the interfaces")?;
+        // A program that was attached later may change packet marks as well. After the next reading this one is the last
+        // one again.
+        interfaces.usable.retain(|EthernetInterface { index, .. }| {
+            !self.attached.contains_key(index)
+                || !syscall::has_later_program(program, *index).unwrap_or(false)
+        });
+        for (interface, what) in &interfaces.mark_writers {
+            let is_it = |(known, _): &(EthernetInterface, String)| known == interface;
+            if !self.interfaces.mark_writers.iter().any(is_it) {
+                let name = &interface.name;
+                tracing::info!("no fast path at {name}: {what} may change packet marks");
+            }
+        }
+        self.interfaces = interfaces;
         let mut indices: Vec<_> = self.interfaces.usable.iter().map(|one| one.index).collect();
         indices.sort_unstable();
         let before = std::mem::replace(&mut self.usable.indices, indices);

@@ -236,10 +236,17 @@ impl FastPath {
         attachments.interfaces.filtered_early.iter().map(|one| one.name.clone()).collect()
     }
 
+    /// The interfaces behind whose program something may change packet marks, and what that is.
+    pub fn mark_writers(&self) -> Vec<String> {
+        let attachments = lock(&self.attachments);
+        let writers = attachments.interfaces.mark_writers.iter();
+        writers.map(|(interface, what)| format!("{}: {what}", interface.name)).collect()
+    }
+
     /// Reads which interfaces there are. Returns those that can have the program; others keep it until the next
     /// [`FastPath::update_attachments`], because it may have a pinhole there.
     pub fn find_usable_interfaces(&self) -> Result<UsableInterfaces, FastPathUnavailable> {
-        lock(&self.attachments).find_usable_interfaces()
+        lock(&self.attachments).find_usable_interfaces(self.program.as_fd())
     }
 
     /// Attaches the program to each new Ethernet interface that was found, and detaches it from those that became ports

@@ -335,6 +335,17 @@ fn attach_or_detach(command: u32, program: BorrowedFd<'_>, interface: u32) -> io
 
 /// Whether a program is attached to TCX ingress of an interface, with a link or without.
 pub(crate) fn is_attached(program: BorrowedFd<'_>, interface: u32) -> io::Result<bool> {
+    Ok(attached_programs(interface)?.contains(&object_info(program)?.id))
+}
+
+/// Whether an attached program is not the last one there.
+pub(crate) fn has_later_program(program: BorrowedFd<'_>, interface: u32) -> io::Result<bool> {
+    let (all, id) = (attached_programs(interface)?, object_info(program)?.id);
+    Ok(all.contains(&id) && all.last() != Some(&id))
+}
+
+/// The IDs of the programs at TCX ingress of an interface, in their order.
+fn attached_programs(interface: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; MAX_ATTACHED];
     let mut attr = QueryAttr {
         interface,
@@ -345,8 +356,7 @@ pub(crate) fn is_attached(program: BorrowedFd<'_>, interface: u32) -> io::Result
     };
     // SAFETY: the kernel writes at most `count` IDs to the array that `program_ids` refers to.
     unsafe { bpf(BPF_PROG_QUERY, &mut attr) }?;
-    let id = object_info(program)?.id;
-    Ok(ids.iter().take(attr.count as usize).any(|attached| *attached == id))
+    Ok(ids.into_iter().take(attr.count as usize).collect())
 }
 
 /// The index of the interface that a link is attached to; 0 if the interface is gone or the link was detached.

@@ -194,6 +194,9 @@ fast path
     fast_path.filtered_early = vec!["br0".into(), "br0.7".into()];
     let inline = "not at br0, br0.7: bridge-nf-call-iptables; connections there are queued";
     assert_eq!(fast_path_state(&fast_path), [on, inline]);
+    fast_path.mark_writers = vec!["wan0: tc filter bpf".into()];
+    let writer = "not at wan0: tc filter bpf may change packet marks; connections there are queued";
+    assert_eq!(fast_path_state(&fast_path), [on, inline, writer]);
 }
 
 #[test]

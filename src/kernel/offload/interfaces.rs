@@ -4,7 +4,7 @@
 //! The program is attached to none on which the rules run before it. If br_netfilter is loaded, the kernel runs the
 //! prerouting rules for IP packets of a bridge at the bridge's port (br_nf_pre_routing() in br_netfilter_hooks.c), and
 //! not a second time when the bridge receives them. There the program would set its packet mark after the rules that
-//! read it.
+//! read it. Nor is it where a tc filter behind it may change that mark.
 
 use std::{
     fs, io,
@@ -20,6 +20,7 @@ use rustix::{
     },
 };
 
+use super::{tc_filters::find_mark_writer, without_zero};
 use crate::kernel::netlink::{Attributes, Socket, repeat_interrupted};
 
 // From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; libc lacks some of them.
@@ -62,7 +63,7 @@ enum LinkKind {
     Other,
 }
 
-/// Tells when interfaces of a network namespace were made, changed or removed.
+/// Tells when interfaces of a network namespace, or their tc filters, were made, changed or removed.
 #[derive(Debug)]
 pub struct LinkChanges(OwnedFd);
 
@@ -71,7 +72,7 @@ impl LinkChanges {
     pub fn subscribe() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-        bind(&socket, &SocketAddrNetlink::new(0, libc::RTMGRP_LINK as u32))?;
+        bind(&socket, &SocketAddrNetlink::new(0, (libc::RTMGRP_LINK | libc::RTMGRP_TC) as u32))?;
         Ok(Self(socket))
     }
 
@@ -96,7 +97,14 @@ impl AsFd for LinkChanges {
 pub fn list_interfaces() -> io::Result<Interfaces> {
     let mut socket = Socket::open_route()?;
     let links = repeat_interrupted(|| dump_links(&mut socket))?;
-    Ok(classify(links, bridge_setting()))
+    let mut interfaces = classify(links, bridge_setting());
+    for interface in std::mem::take(&mut interfaces.usable) {
+        match find_mark_writer(&mut socket, interface.index)? {
+            Some(filter) => interfaces.mark_writers.push((interface, filter)),
+            None => interfaces.usable.push(interface),
+        }
+    }
+    Ok(interfaces)
 }
 
 /// Whether the setting for all bridges runs the rules at their ports; `None` if br_netfilter is not loaded.
@@ -167,10 +175,6 @@ fn link_kind(attributes: &Attributes<'_>) -> Option<LinkKind> {
         }
         _ => None,
     }
-}
-
-fn without_zero(text: &[u8]) -> &[u8] {
-    text.strip_suffix(b"\0").unwrap_or(text)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! and the rules.
 
 mod interfaces;
+mod tc_filters;
 mod translations;
 
 use std::{
@@ -413,6 +414,11 @@ fn translated_key(pinhole: &Pinhole) -> Option<PinholeKey> {
 /// has.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A string of netlink without the zero at its end.
+fn without_zero(text: &[u8]) -> &[u8] {
+    text.strip_suffix(b"\0").unwrap_or(text)
 }
 
 impl Ipv4Endpoints {
