@@ -108,7 +108,9 @@ fn the_fast_path_leaves_when_a_rule_compares_marks() {
 }
 
 /// Rules that overwrite the mark of an active data connection's first packet, which comes from the server.
-const OVERWRITING: [&str; 4] = [
+const OVERWRITING: [&str; 5] = [
+    "nft 'table netdev own { chain marks { type filter hook ingress device wan priority 0; \
+     meta mark set 0x2; }; }'",
     "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
      iifname \"wan\" meta mark set 0x2; }; }'",
     "iptables-nft -t mangle -A PREROUTING -i wan -j MARK --set-mark 2",
