@@ -283,6 +283,23 @@ fn the_program_is_the_last_one_at_its_interface() {
     gateway.assert_tidy();
 }
 
+/// As a tc filter does at the port of a bridge, or below a VLAN's interface: it runs before the program.
+#[test]
+fn a_syn_that_has_a_mark_before_the_program_is_admitted() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    lab.gateway.nft("add rule inet gateway forward reject with tcp reset").unwrap();
+    let _pin = MarkingProgram::load(&lab, Some("wan"));
+    let gateway = Gateway::on(lab, NFTABLES);
+    if !has_tcx(&fast_path(&gateway.daemon)) {
+        println!("not tried: {}", fast_path(&gateway.daemon)["why"]);
+        return;
+    }
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
+    let steps = (login(), transfers(&gateway.lab), transfers(&gateway.lab));
+    talk(&gateway.lab, steps).ok_in(fast_path(&gateway.daemon));
+    gateway.assert_tidy();
+}
+
 /// Rules that remove the mark of a line that the fast path has adjusted, so that it is queued.
 const REMOVING: [&str; 2] = [
     "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \

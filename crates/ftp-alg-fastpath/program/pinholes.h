@@ -1,6 +1,9 @@
 // Pinholes: which line may open one, and the SYN that consumes it.
 #pragma once
 
+// Bits of the packet mark that the daemon may use. A SYN keeps a mark of others that has none of them.
+#define OWN_MARK_BITS 0xfffe0000U
+
 // Whether the pinhole admits a SYN that did not arrive where its initiator is. The SYN may be forged, and the kernel
 // may drop it (rp_filter). So it does not consume the pinhole, but only one source port is admitted in this way.
 static __always_inline int admits_from_elsewhere(struct pinhole *pinhole, __be16 source_port)
@@ -90,7 +93,7 @@ static __always_inline void admit_again(struct __sk_buff *skb, const struct pack
 		return;
 	// The next daemon's policy may forbid the port.
 	if (!has_port(&barred_ports, bpf_ntohs(packet->tuple.destination_port)) && is_checksum_right(skb, packet, 0))
-		skb->mark = known->mark;
+		skb->mark |= known->mark;
 }
 
 // Gets each SYN-ACK.
@@ -121,7 +124,8 @@ static __noinline int admit(struct __sk_buff *skb, const struct packet *packet)
 
 	if ((packet->flags & (SYN | ACK)) == (SYN | ACK))
 		note_answer(skb, packet);
-	if (!packet->is_plain || skb->mark || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
+	if (!packet->is_plain || skb->mark & OWN_MARK_BITS ||
+	    (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
 		return 0;
 	pinhole = bpf_map_lookup_elem(&pinholes, &key);
 	if (!pinhole || !pinhole->flow) {
@@ -141,7 +145,7 @@ static __noinline int admit(struct __sk_buff *skb, const struct packet *packet)
 		return 0;
 	}
 	remember_syn(skb, packet, &consumed);
-	skb->mark = consumed.mark;
+	skb->mark |= consumed.mark;
 	count(ADMITTED);
 	return 1;
 }

@@ -113,11 +113,17 @@ fn a_reserved_pinhole_admits_nothing() {
 }
 
 #[test]
-fn a_syn_with_a_packet_mark_is_not_admitted() {
+fn a_syn_keeps_a_packet_mark_of_others_and_is_not_admitted_with_one_of_ours() {
     let mut scene = Scene::new();
     scene.set_pinhole(KEY, pinhole(u64::MAX));
-    assert!(!is_admitted(&scene, &Frame { mark: 1, ..syn(KEY) }));
+    for mark in [1 << 17, 1 << 31, u32::MAX, 5 | 1 << 30] {
+        assert!(!is_admitted(&scene, &Frame { mark, ..syn(KEY) }), "{mark:#x}");
+    }
     assert!(scene.pinhole(KEY).is_some());
+    for moment in ["first", "retransmitted"] {
+        let frame = Frame { mark: 5, ..syn(KEY) };
+        assert!(is_admitted_with(&scene, &frame, MARK | 5), "{moment}");
+    }
 }
 
 #[test]
