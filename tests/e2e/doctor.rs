@@ -129,7 +129,8 @@ fn cured_by_its_own_lines(case: &str, rules: &str, lines: &[&str]) {
     assert_eq!(transfer(), "open", "{case}: doctor said that it passes");
 }
 
-const NFT_LINE: &str = "nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept";
+const NFT_LINE: &str =
+    "nft add rule inet filter forward index 0 ct mark and 0x40000000 != 0 accept";
 const DROPPING: &str = "nft -f - <<END
 table inet filter {
     chain forward {
@@ -149,7 +150,7 @@ fn iptables(variant: &str) -> (String, [String; 2]) {
              {program} -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
              {program} -A FORWARD -p tcp --dport 21 -j ACCEPT\n"
         );
-        format!("{program} -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT")
+        format!("{program} -I FORWARD 2 -m connmark --mark 0x40000000/0x40000000 -j ACCEPT")
     });
     (rules, lines)
 }
@@ -208,19 +209,22 @@ fn firewalls_are_cured_by_the_lines_that_doctor_prints() {
     let firewalld = nft(&firewalld.replace(helper, ""))
         + "nft add rule inet firewalld filter_FWD_public_allow tcp dport 21 accept\n";
     let mark = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
-    let at = |chain: &str| format!("nft insert rule {chain} ct mark and 0x40000000 != 0 accept");
+    let at = |place: &str| {
+        let verb = if place.contains("index") { "add" } else { "insert" };
+        format!("nft {verb} rule {place} ct mark and 0x40000000 != 0 accept")
+    };
     let cases: [(&str, &str, &[&str]); 11] = [
         ("nftables", DROPPING, &[NFT_LINE]),
-        ("a reject at the end", &trailing_reject, &[&at("ip mine f")]),
+        ("a reject at the end", &trailing_reject, &[&at("ip mine outside index 0")]),
         ("iptables-nft", &nft_rules, &nft_lines.each_ref().map(String::as_str)),
         ("iptables-legacy", &legacy_rules, &legacy_lines.each_ref().map(String::as_str)),
         ("two firewalls", &two_firewalls, &of_two),
-        ("postrouting", &at_postrouting, &[&at("inet other c")]),
+        ("postrouting", &at_postrouting, &[&at("inet other c index 0")]),
         ("new connections from outside", &from_outside, &[&at("inet other c")]),
-        ("Docker", &docker, &[&format!("iptables-nft -I DOCKER-USER {mark}")]),
-        ("ufw", &ufw, &[&format!("iptables-legacy -I FORWARD {mark}")]),
-        ("fw4", &fw4, &[&at("inet fw4 forward")]),
-        ("firewalld", &firewalld, &[&at("inet firewalld filter_FORWARD")]),
+        ("Docker", &docker, &[&format!("iptables-nft -I DOCKER-USER 2 {mark}")]),
+        ("ufw", &ufw, &[&format!("iptables-legacy -I ufw-before-forward 2 {mark}")]),
+        ("fw4", &fw4, &[&at("inet fw4 forward index 0")]),
+        ("firewalld", &firewalld, &[&at("inet firewalld filter_FORWARD index 0")]),
     ];
     for some in cases.chunks(4) {
         thread::scope(|scope| {
@@ -313,7 +317,7 @@ END",
     );
     let opinion = Opinion::of(&daemon);
     assert_eq!((opinion.warnings(), opinion.well), (vec!["our own packets"], true));
-    let line = "nft insert rule inet filter out meta mark 0x70000000 accept";
+    let line = "nft add rule inet filter out meta mark 0x70000000 accept";
     assert_eq!(opinion.remedies(), [line]);
     lab.gateway.shell(line).unwrap();
     assert_eq!(Opinion::of(&daemon).warnings(), [""; 0]);

@@ -168,7 +168,7 @@ fn a_firewall_that_admits_nothing() {
         lab.gateway.shell(line).unwrap();
     });
     let log = daemon.log();
-    assert!(line_of(&log, "problem data-connections").contains("nft insert rule"), "{log}");
+    assert!(line_of(&log, "problem data-connections").contains("nft add rule"), "{log}");
 }
 
 const ADMITTING: &str = "ct mark and 0x40000000 != 0 accept";

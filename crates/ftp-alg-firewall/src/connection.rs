@@ -435,7 +435,7 @@ mod tests {
         assert!(stop.advice_without_rule(marked, &firewall.gateway).is_some());
         assert_eq!(stop.advice_without_rule(related, &firewall.gateway), None);
         let firewall = Firewall::from_iptables_tables(&[("mangle", &late)]);
-        let accept = |condition| format!("iptables-legacy -t mangle -I POSTROUTING {condition}");
+        let accept = |condition| format!("iptables-legacy -t mangle -I POSTROUTING 2 {condition}");
         assert_eq!(remedies(&firewall, Hook::Postrouting, marked), [accept(MARK)]);
         let injected = remedies(&firewall, Hook::Postrouting, PacketClass::Injected);
         assert_eq!(injected, [accept("-m mark --mark 0x70000000 -j ACCEPT")]);

@@ -38,7 +38,7 @@ pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind, RoutingRule};
 use model::{ChangedMarkBits, FieldValue, LocatedChain, LocatedRule, Table, chain_name};
 pub use model::{Hook, IpVersion, Origin, RulesetManager, TableFamily};
 pub use networks::Links;
-pub use remedy::condition;
+pub use remedy::{RulePlace, condition};
 pub use sample_packets::PacketClass;
 pub use translated_ports::{PortClaim, TranslatedPorts};
 pub use traversal::VerdictSource;
@@ -143,6 +143,8 @@ pub struct ChainVerdict {
     pub exceptions: Vec<VerdictSource>,
     /// Rules that accept some of the packets, and for which only their hosts are not known.
     pub accepted_by_address: Vec<VerdictSource>,
+    /// Where a rule that accepts the packets belongs.
+    pub place: RulePlace,
     /// The rule before this chain because of which no rule here can recognise the packets.
     pub hidden_by: Option<HidingRule>,
 }

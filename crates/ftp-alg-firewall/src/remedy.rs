@@ -39,7 +39,7 @@ impl ChainLocation {
             RulesetManager::Fw4 => {
                 format!(
                     "a reload of fw4 removes it: to make it permanent, write `{condition} accept` to \
-                     /usr/share/nftables.d/chain-pre/{hook}/ftp-alg.nft"
+                     /usr/share/nftables.d/chain-pre/{hook}/zz-ftp-alg.nft"
                 )
             }
         })
@@ -49,7 +49,130 @@ impl ChainLocation {
 /// The chain that Docker jumps to first. It never changes the rules in it.
 const DOCKER_USER: &str = "DOCKER-USER";
 
+/// The place of a rule that accepts data connections: behind the rule that accepts established connections, so that
+/// whatever drops packets before that rule drops data connections, too. Without such a rule it is at the end. If a rule
+/// before that place drops all data connections, it is before that rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RulePlace {
+    /// The chain: usually the base chain, or one that it jumps to for all packets.
+    pub chain: String,
+    /// The number of rules before it.
+    pub index: usize,
+    /// The number of rules in the chain.
+    length: usize,
+    /// Whether the base chain jumps to this chain.
+    is_jump_target: bool,
+    anchor: Anchor,
+}
+
+/// The rule by which a place is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Anchor {
+    /// It is behind the rule that accepts established connections.
+    Established,
+    /// It is before the rule with this text.
+    Before(String),
+    /// It is at the end of the chain, or before the rule that returns from it.
+    End,
+}
+
+impl RulePlace {
+    /// The place in a chain with `rules`, of which the one at `drop` drops all data connections.
+    pub fn new(chain: &str, rules: &[&str], drop: Option<usize>) -> Self {
+        let established = behind_established(rules.iter().copied());
+        let (index, anchor) = match (established, drop) {
+            (Some(behind), drop) if drop.is_none_or(|drop| drop >= behind) => {
+                (behind, Anchor::Established)
+            }
+            (_, Some(drop)) => (drop, Anchor::Before(rules[drop].to_owned())),
+            _ => (end_of(rules), Anchor::End),
+        };
+        let (chain, length) = (chain.to_owned(), rules.len());
+        Self { chain, index, length, is_jump_target: false, anchor }
+    }
+
+    /// The number of rules before the place in a file, in which the chain has `rules`. If it is not found there, it is
+    /// the top of the chain.
+    pub fn index_in(&self, rules: &[&str]) -> usize {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let established = behind_established(rules.iter().copied());
+        let found = match &self.anchor {
+            Anchor::Established => established,
+            Anchor::Before(text) => rules.iter().position(|rule| words(rule) == words(text)),
+            // The rule may be in the file, and not loaded yet.
+            Anchor::End => established.or(Some(end_of(rules))),
+        };
+        // A file may have the same rules in other words.
+        let same = || (rules.len() == self.length).then_some(self.index);
+        found.or_else(same).unwrap_or(0)
+    }
+
+    /// Whether a rule that drops all data connections would come before the usual place.
+    pub fn is_before_a_drop(&self) -> bool {
+        matches!(self.anchor, Anchor::Before(_))
+    }
+
+    /// Whether this place comes before `other`, if both are for the same base chain. No rule of the base chain drops
+    /// what reaches the place in another chain.
+    pub fn precedes(&self, other: &Self) -> bool {
+        (self.is_jump_target, self.index) < (other.is_jump_target, other.index)
+    }
+}
+
+/// The index of the rule that returns for all packets, or the number of `rules`.
+fn end_of(rules: &[&str]) -> usize {
+    let returns = |rule: &&str| {
+        let words: Vec<&str> = rule.split_whitespace().collect();
+        matches!(words[..], ["return"] | ["-A", _, "-j", "RETURN"])
+    };
+    rules.iter().position(returns).unwrap_or(rules.len())
+}
+
+/// The index behind the rule that accepts established connections: the first one for all packets, or else the last one
+/// for some interfaces.
+fn behind_established<'a>(rules: impl Iterator<Item = &'a str>) -> Option<usize> {
+    let (mut all, mut some) = (None, None);
+    for (index, rule) in rules.enumerate() {
+        let rule = format!(" {} ", rule.to_ascii_lowercase());
+        let has = |words: &[&str]| words.iter().any(|word| rule.contains(word));
+        if !(rule.contains("established") && rule.contains("accept"))
+            || has(&["port", "addr", "udp", "icmp", "@", "-set ", " -s ", " -d ", " --source "])
+        {
+            continue;
+        }
+        match has(&["iif", "oif", " -i ", " -o "]) {
+            true => some = Some(index + 1),
+            false => all = all.or(Some(index + 1)),
+        }
+    }
+    all.or(some)
+}
+
 impl LocatedChain<'_> {
+    /// The place of a rule that accepts data connections. `drop_path` are the rules that lead to their drop, each with
+    /// its chain; empty for the policy.
+    pub(crate) fn place_of_accept_rule(&self, drop_path: &[(String, usize)]) -> RulePlace {
+        let rules = |chain: &str| self.table.chains.get(chain).map_or(&[][..], |one| &one.rules);
+        let established = |chain: &str| {
+            behind_established(rules(chain).iter().map(|rule| rule.text.as_str())).is_some()
+        };
+        let dropped_at =
+            |chain: &str| drop_path.iter().find(|(one, _)| one == chain).map(|(_, index)| *index);
+        let mut chain = self.location().insert_into;
+        let reached = dropped_at(&chain).map_or(usize::MAX, |at| at + 1);
+        let target = rules(&chain).iter().take(reached).find_map(|rule| match &rule.action {
+            RuleVerdict::Jump(to) if rule.conditions.is_empty() => {
+                Some(to).filter(|to| established(to))
+            }
+            _ => None,
+        });
+        let target = target.filter(|_| !established(&chain));
+        let is_jump_target = target.is_some();
+        chain = target.cloned().unwrap_or(chain);
+        let own: Vec<&str> = rules(&chain).iter().map(|rule| rule.text.as_str()).collect();
+        RulePlace { is_jump_target, ..RulePlace::new(&chain, &own, dropped_at(&chain)) }
+    }
+
     pub(crate) fn location(&self) -> ChainLocation {
         let Self { table, name, base: BaseChain { hook, priority, .. } } = *self;
         let jumps = |rule: &Rule| {
@@ -99,17 +222,27 @@ impl ChainVerdict {
         if self.hidden_by.is_some() || !self.can_recognise(class) {
             return None;
         }
-        let ChainLocation { origin, family, table, insert_into: chain, .. } = &self.location;
+        let ChainLocation { origin, family, table, .. } = &self.location;
+        let RulePlace { chain, index, length, .. } = &self.place;
         let condition = condition(*origin, class, gateway);
         let program = origin.program(*family);
-        Some(match (origin, table.as_str()) {
-            (Origin::Nftables, _) => {
-                format!("nft insert rule {family} {table} {chain} {condition} accept")
-            }
-            // The default, so the shorter command is the usual one.
-            (_, "filter") => format!("{program} -I {chain} {condition} -j ACCEPT"),
-            _ => format!("{program} -t {table} -I {chain} {condition} -j ACCEPT"),
-        })
+        if *origin == Origin::Nftables {
+            let at = format!("{family} {table} {chain}");
+            return Some(match index {
+                0 => format!("nft insert rule {at} {condition} accept"),
+                _ if index == length => format!("nft add rule {at} {condition} accept"),
+                // It goes behind the rule with this index, which the first rule has as 0.
+                _ => format!("nft add rule {at} index {} {condition} accept", index - 1),
+            });
+        }
+        let at = match index {
+            0 => format!("-I {chain}"),
+            _ if index == length => format!("-A {chain}"),
+            _ => format!("-I {chain} {}", index + 1),
+        };
+        // The default, so the shorter command is the usual one.
+        let table = if table == "filter" { String::new() } else { format!("-t {table} ") };
+        Some(format!("{program} {table}{at} {condition} -j ACCEPT"))
     }
 
     /// What to do about a chain that drops packets of `class`, if no rule can recognise them here.
@@ -164,5 +297,110 @@ pub fn condition(origin: Origin, class: PacketClass, gateway: &Gateway) -> Strin
         (_, PacketClass::MarkedData) => format!("-m connmark --mark {data:#010x}/{data:#010x}"),
         (_, PacketClass::RelatedData) => "-m conntrack --ctstate ESTABLISHED,RELATED".to_owned(),
         (_, PacketClass::Injected) => format!("-m mark --mark {mask:#010x}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Firewall;
+
+    /// The rules before the place in a chain in which the rule that ends with ` #` drops all data connections.
+    fn before(rules: &[&str]) -> usize {
+        let drop = rules.iter().position(|rule| rule.ends_with(" #"));
+        RulePlace::new("forward", rules, drop).index
+    }
+
+    #[test]
+    fn place_is_behind_the_rule_that_accepts_established_connections() {
+        const BLOCKED: &str = "ip saddr @blocked drop";
+        for rule in [
+            "ct state established accept",
+            "ct state established,related accept",
+            "ct state { established, related } counter packets 1 bytes 2 accept comment \"x\"",
+            "ct state vmap { established : accept, related : accept, invalid : drop }",
+            "meta l4proto tcp ct state established accept",
+            "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "-A FORWARD -m state --state ESTABLISHED -j ACCEPT",
+            "iifname \"wan0\" ct state established accept",
+            "-A FORWARD -i wan0 -m state --state ESTABLISHED -j ACCEPT",
+        ] {
+            assert_eq!(before(&[BLOCKED, rule, "ip saddr @late drop", "drop #"]), 2, "{rule}");
+            assert_eq!(before(&[BLOCKED, rule]), 2, "{rule}");
+            // A rule that drops what that rule would not accept.
+            assert_eq!(before(&[BLOCKED, "iifname wan0 ct state new drop #", rule]), 1, "{rule}");
+        }
+        for rule in [
+            "tcp dport 22 ct state new,established accept",
+            "ip saddr 10.0.0.0/8 ct state established accept",
+            "-A FORWARD -s 10.0.0.0/8 -m state --state ESTABLISHED -j ACCEPT",
+            "-A FORWARD -p udp -m state --state ESTABLISHED -j ACCEPT",
+            "-A FORWARD -m set --match-set x src -m state --state ESTABLISHED -j ACCEPT",
+            "ct state established drop",
+        ] {
+            assert_eq!(before(&[rule, BLOCKED]), 2, "{rule}");
+            assert_eq!(before(&[rule, BLOCKED, "drop #"]), 2, "{rule}");
+        }
+        let [wan, lan] =
+            ["wan", "lan"].map(|name| format!("iifname {name} ct state established accept"));
+        assert_eq!(before(&[&wan, BLOCKED, &lan, "drop #"]), 3);
+        assert_eq!(before(&[&wan, "iifname wan drop #", &lan]), 1);
+        assert_eq!(before(&[&wan, "ct state established accept", BLOCKED, &lan]), 2);
+        assert_eq!(before(&[]), 0);
+        assert_eq!(before(&[BLOCKED, "-A DOCKER-USER -j RETURN"]), 1);
+    }
+
+    #[test]
+    fn place_in_a_file_is_found_by_its_rule_or_by_the_number_of_rules() {
+        let in_file = |loaded: &[&str], drop, file: &[&str]| {
+            RulePlace::new("forward", loaded, drop).index_in(file)
+        };
+        let loaded = ["ip saddr @a drop", "ct state established accept", "tcp dport 22 accept"];
+        assert_eq!(in_file(&loaded, None, &["a", "b", "ct state established accept"]), 3);
+        assert_eq!(in_file(&loaded, None, &["$a drop", "$old accept", "$ssh accept"]), 2);
+        assert_eq!(in_file(&loaded, None, &["a", "b"]), 0);
+        let loaded = ["a accept", "b  drop"];
+        assert_eq!(in_file(&loaded, Some(1), &["x", "y", "b drop", "z"]), 2);
+        assert_eq!(in_file(&loaded, Some(1), &["x", "y"]), 1);
+        assert_eq!(in_file(&loaded, Some(1), &["x", "y", "z"]), 0);
+        assert_eq!(in_file(&loaded, None, &["x", "y", "z"]), 3);
+        assert_eq!(in_file(&loaded, None, &["x", "ct state established accept", "z"]), 2);
+    }
+
+    #[test]
+    fn command_names_the_place_of_the_rule() {
+        const OLD: &str = "-m state --state ESTABLISHED -j ACCEPT";
+        const BAD: &str = "-s 10.0.0.9/32 -j DROP";
+        let command = |lines: &[String]| {
+            let text = format!("*filter\n:FORWARD DROP\n{}\nCOMMIT\n", lines.join("\n"));
+            let firewall = Firewall::from_iptables(&text);
+            let verdict = firewall.forward(PacketClass::MarkedData);
+            let commands = firewall.remedies(&verdict, PacketClass::MarkedData);
+            let command = commands[0].strip_prefix("iptables-legacy ").unwrap();
+            command.split_once(" -m").unwrap().0.to_owned()
+        };
+        let forward = |rule: &str| format!("-A FORWARD {rule}");
+        let [old, bad, all] = [OLD, BAD, "-j DROP"].map(forward);
+        let chain =
+            |name: &str, rule: &str| [format!(":{name} - [0:0]"), format!("-A {name} {rule}")];
+        let own = chain("own", OLD);
+        let to_own = || own.iter().cloned();
+        let lines =
+            |rules: &[&String]| rules.iter().map(|rule| (*rule).clone()).collect::<Vec<_>>();
+        assert_eq!(command(&[]), "-I FORWARD");
+        assert_eq!(command(&lines(&[&bad])), "-A FORWARD");
+        assert_eq!(command(&lines(&[&bad, &old])), "-A FORWARD");
+        assert_eq!(command(&lines(&[&bad, &old, &bad])), "-I FORWARD 3");
+        assert_eq!(command(&lines(&[&bad, &all])), "-I FORWARD 2");
+        let jump = forward("-j own");
+        let with = |rules: &[&String]| to_own().chain(lines(rules)).collect::<Vec<_>>();
+        assert_eq!(command(&with(&[&bad, &jump, &all])), "-A own");
+        // The jump is not reached, or not by all packets.
+        assert_eq!(command(&with(&[&all, &jump])), "-I FORWARD");
+        assert_eq!(command(&with(&[&bad, &forward("-i wan -j own"), &all])), "-I FORWARD 3");
+        // A rule that drops from another chain.
+        let refuse: Vec<String> = chain("refuse", "-j DROP").into_iter().collect();
+        let rules = [refuse, lines(&[&bad, &forward("-j refuse")])].concat();
+        assert_eq!(command(&rules), "-I FORWARD 2");
     }
 }

@@ -50,7 +50,10 @@ impl ChainVerdict {
         match (self.passes, next.passes) {
             (true, false) => *self = next,
             (false, true) => {}
-            _ => {
+            (passes, _) => {
+                if !passes && next.place.precedes(&self.place) {
+                    self.place = next.place;
+                }
                 if next.accepted_by_address.is_empty() {
                     self.accepted_by_address.clear();
                 }
@@ -98,6 +101,8 @@ struct PossibleVerdicts {
     /// The default verdict: whether the packet passes, and what decides it. `None` means that the packet returns to
     /// the calling chain.
     default: Option<(bool, VerdictSource)>,
+    /// The rules that lead to the default verdict: each with its chain, from the base chain on.
+    default_path: Vec<(String, usize)>,
 }
 
 impl PossibleVerdicts {
@@ -168,8 +173,10 @@ impl<'a, 'p> Traversal<'a, 'p> {
             verdicts.add_possible(&PossibleVerdicts::ending(accepts, policy.clone()));
         }
         let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
+        let drop_path = if passes { &[][..] } else { &verdicts.default_path };
         ChainVerdict {
             location: chain.location(),
+            place: chain.place_of_accept_rule(drop_path),
             passes,
             decided_by,
             exceptions: if passes { verdicts.drops } else { verdicts.accepts },
@@ -203,7 +210,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
     fn rules(&mut self, name: &'a str, chain: &'a Chain, depth: usize) -> PossibleVerdicts {
         let by_default = self.by_default;
         let mut verdicts = PossibleVerdicts::default();
-        for rule in &chain.rules {
+        for (index, rule) in chain.rules.iter().enumerate() {
             let located = LocatedRule { table: self.table, chain: name, rule };
             if self.other.is_some_and(|other| rule.tells_apart(&self.packet, &other)) {
                 self.dependent_rules.push(located);
@@ -230,7 +237,11 @@ impl<'a, 'p> Traversal<'a, 'p> {
             verdicts.may_return |= ends && step.may_return;
             if applies == Certainty::Yes {
                 let returns = !ends && step.may_return;
-                verdicts.default = verdicts.default.or(step.default);
+                if verdicts.default.is_none() && step.default.is_some() {
+                    verdicts.default = step.default;
+                    verdicts.default_path = vec![(name.to_owned(), index)];
+                    verdicts.default_path.append(&mut step.default_path);
+                }
                 if !returns {
                     return verdicts;
                 }

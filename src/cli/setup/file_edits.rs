@@ -3,6 +3,7 @@
 //! Every added line has [`MARKER`] in a comment of the rule itself. `iptables-save` and `nft list ruleset` preserve
 //! this comment, so setup recognises its lines even if somebody edited the file or saved the rules again.
 
+use ftp_alg_firewall::RulePlace;
 use similar::TextDiff;
 
 /// The comment of each rule that setup adds.
@@ -57,13 +58,14 @@ pub(super) fn newline(text: &str) -> &'static str {
     if text.contains("\r\n") { "\r\n" } else { "\n" }
 }
 
-/// Adds `rule` to a file of `iptables-restore`, before the other rules in `chain` of `table`.
+/// Adds `rule` to a file of `iptables-restore`, at `place` in `chain` of `table`.
 ///
 /// Returns the text unchanged if it has an equivalent rule, and `None` if it does not declare the chain.
 pub(super) fn with_iptables_rule(
     text: &str,
     table: &str,
     chain: &str,
+    place: &RulePlace,
     rule: &AcceptRule,
 ) -> Option<String> {
     let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
@@ -78,15 +80,22 @@ pub(super) fn with_iptables_rule(
         let mut words = rest.split_whitespace();
         matches!(words.next(), Some("-A" | "-I")) && words.next() == Some(chain)
     };
-    if lines[start..end].iter().filter(|line| is_rule(line)).any(|line| rule.is_equivalent(line)) {
+    let rules: Vec<usize> = (start..end).filter(|at| is_rule(&lines[*at])).collect();
+    let texts: Vec<&str> = rules.iter().map(|at| lines[*at]).collect();
+    if texts.iter().any(|line| rule.is_equivalent(line)) {
         return Some(text.to_owned());
     }
-    let first = lines[start..end].iter().position(is_rule);
-    let mut at = first.map_or(end, |first| start + first);
-    // A comment belongs to the line after it.
-    while at > start && lines[at - 1].trim_start().starts_with('#') {
-        at -= 1;
-    }
+    let at = match place.index_in(&texts) {
+        0 => {
+            let mut at = rules.first().copied().unwrap_or(end);
+            // A comment belongs to the line after it.
+            while at > start && lines[at - 1].trim_start().starts_with('#') {
+                at -= 1;
+            }
+            at
+        }
+        index => rules[index - 1] + 1,
+    };
     let new = rule.iptables_line(chain) + newline(text);
     lines.insert(at, &new);
     Some(lines.concat())
@@ -154,12 +163,46 @@ mod tests {
                          :FORWARD DROP [0:0]\n-A INPUT -j ACCEPT\n# SSH\n-A FORWARD -j A\nCOMMIT\n";
 
     fn edited(text: &str) -> Option<String> {
-        with_iptables_rule(text, "filter", "FORWARD", &mark())
+        with_iptables_rule(
+            text,
+            "filter",
+            "FORWARD",
+            &RulePlace::new("FORWARD", &[], None),
+            &mark(),
+        )
     }
 
     #[test]
-    fn rule_is_added_before_the_first_rule_of_its_chain() {
+    fn rule_is_added_at_its_place_in_the_chain() {
+        const OLD: &str = "-A FORWARD -m state --state RELATED,ESTABLISHED -j ACCEPT";
+        const BAD: &str = "-A FORWARD -s 10.0.0.9/32 -j DROP";
+        for (rules, drop, expected) in [
+            (&[BAD, OLD][..], None, &[BAD, OLD, LINE][..]),
+            (&[BAD, OLD, "-A FORWARD -j DROP"], Some(2), &[BAD, OLD, LINE, "-A FORWARD -j DROP"]),
+            (&[BAD, "-A FORWARD -j DROP"], Some(1), &[BAD, LINE, "-A FORWARD -j DROP"]),
+            (&["-A FORWARD -j DROP", OLD], Some(0), &[LINE, "-A FORWARD -j DROP", OLD]),
+            (&[BAD], None, &[BAD, LINE]),
+        ] {
+            let file = |rules: &[&str]| {
+                let rules = rules.join("\n# next\n");
+                format!("*filter\n:FORWARD DROP\n-A INPUT -j A\n# first\n{rules}\n\nCOMMIT\n")
+            };
+            let place = RulePlace::new("FORWARD", rules, drop);
+            let text = file(rules);
+            let new = with_iptables_rule(&text, "filter", "FORWARD", &place, &mark()).unwrap();
+            let without_comments = |text: &str| {
+                text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")
+            };
+            assert_eq!(without_comments(&new), without_comments(&file(expected)));
+            assert_eq!(without_setup_lines(&new), text);
+        }
+    }
+
+    #[test]
+    fn rule_is_added_before_the_first_rule_if_its_place_is_not_found() {
         let expected = SAVED.replace("# SSH", &format!("{LINE}\n# SSH"));
+        let place = RulePlace::new("FORWARD", &["-A FORWARD -j B", "-A FORWARD -j DROP"], Some(1));
+        let edited = |text: &str| with_iptables_rule(text, "filter", "FORWARD", &place, &mark());
         let text = edited(SAVED).unwrap();
         assert_eq!(text, expected);
         assert_eq!(without_setup_lines(&text), SAVED);
@@ -207,7 +250,7 @@ mod tests {
     fn counters_before_a_rule_are_skipped() {
         let text = "*filter\n:FORWARD DROP [1:2]\n[3:4] -A FORWARD -j A\nCOMMIT\n";
         let text = edited(text).unwrap();
-        assert!(text.contains(&format!("{LINE}\n[3:4] -A FORWARD")));
+        assert!(text.contains(&format!("[3:4] -A FORWARD -j A\n{LINE}\nCOMMIT")));
     }
 
     #[test]

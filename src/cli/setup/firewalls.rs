@@ -73,6 +73,11 @@ const DOCKER_UNITS: [&str; 3] = [
     "/lib/systemd/system/docker.service",
 ];
 const DOCKER_USER: &str = "DOCKER-USER";
+/// Prints the number of the accept rule in DOCKER-USER: behind the rule that accepts established connections, or
+/// before the one that returns. The input has the chain in its first line. No `$`, which systemd would replace.
+const DOCKER_USER_PLACE: &str = "!/-A DOCKER-USER -j RETURN/ { end++ } \
+                                 /ESTABLISHED.*ACCEPT/ { behind = NR } \
+                                 END { print behind ? behind : end }";
 const FW4: &str = "/usr/share/nftables.d/chain-pre";
 const SYSUPGRADE: &str = "/etc/sysupgrade.conf";
 const FILES_NOT_LOADED: Option<&str> =
@@ -173,7 +178,8 @@ impl Plan {
 
     /// Adds the rule of `need` to the file of its chain. Returns why the operator has to add it, if setup cannot.
     fn add(&mut self, need: &NeededRule) -> Result<Option<String>, Failure> {
-        let ChainLocation { table, chain, insert_into, .. } = &need.location;
+        let ChainLocation { table, chain, .. } = &need.location;
+        let own = &need.place.chain;
         match self.kind {
             FirewallProgram::Nftables => self.nftables(need),
             FirewallProgram::Iptables => {
@@ -181,8 +187,8 @@ impl Plan {
                     let usual = IPTABLES[usize::from(need.ip == IpVersion::V6)][0];
                     return Ok(Some(format!("{usual} does not exist")));
                 };
-                let what = format!("chain {insert_into} of table {table}");
-                self.iptables_restore(need, path, (table, insert_into), &what, &[])
+                let what = format!("chain {own} of table {table}");
+                self.iptables_restore(need, path, (table, own), &what, &[])
             }
             FirewallProgram::Ufw => {
                 let (path, prefix) = match need.ip {
@@ -206,12 +212,13 @@ impl Plan {
         let Some(main) = first_existing(&NFTABLES) else {
             return Ok(Some(format!("{} does not exist", NFTABLES[0])));
         };
-        let ChainLocation { family, table, insert_into, .. } = &need.location;
-        let chain = format!("{family} {table} {insert_into}");
+        let ChainLocation { family, table, .. } = &need.location;
+        let chain = format!("{family} {table} {}", need.place.chain);
         self.check(&["nft", "--check", "--file", main]);
         for path in included_files(main)? {
             let file = self.file(&path)?;
-            if let Some(text) = nft_file::with_rule(&file.written, &chain, &need.rule) {
+            if let Some(text) = nft_file::with_rule(&file.written, &chain, &need.place, &need.rule)
+            {
                 file.written = text;
                 return Ok(None);
             }
@@ -230,7 +237,8 @@ impl Plan {
         options: &[&str],
     ) -> Result<Option<String>, Failure> {
         let file = self.file(path)?;
-        let text = file_edits::with_iptables_rule(&file.written, table, chain, &need.rule);
+        let (place, rule) = (&need.place, &need.rule);
+        let text = file_edits::with_iptables_rule(&file.written, table, chain, place, rule);
         let Some(text) = text else {
             return Ok(Some(format!("{path} does not declare {what}")));
         };
@@ -270,9 +278,14 @@ impl Plan {
         }
         let program = need.command.split(' ').next().unwrap_or_default();
         let rule = need.rule.iptables_arguments();
+        // The operator's rules may be loaded in the meantime, so the place is looked up when the unit starts.
+        let number = match need.place.is_before_a_drop() {
+            true => String::new(),
+            false => format!("`{program} -S {DOCKER_USER} | awk \"{DOCKER_USER_PLACE}\"` "),
+        };
         let line = format!(
             "ExecStartPost=-/bin/sh -c '{program} -C {DOCKER_USER} {rule} 2>/dev/null || \
-             {program} -I {DOCKER_USER} {rule}'"
+             {program} -I {DOCKER_USER} {number}{rule}'"
         );
         let file = self.file(DOCKER)?;
         if file.written.is_empty() {
@@ -280,7 +293,8 @@ impl Plan {
                             [Service]\n"
                 .to_owned();
         }
-        if !file.written.contains(&line) {
+        let known = format!("{program} -C {DOCKER_USER} {rule} ");
+        if !file.written.contains(&known) {
             file.written = file_edits::with_last_line(&file.written, &line);
         }
         Ok(None)
@@ -289,7 +303,8 @@ impl Plan {
     fn fw4(&mut self, need: &NeededRule) -> Result<Option<String>, Failure> {
         let hook = need.hook;
         let directory = format!("{FW4}/{hook}");
-        let path = format!("{directory}/{}.nft", file_edits::MARKER);
+        // The last name, so that the operator's files come first.
+        let path = format!("{directory}/zz-{}.nft", file_edits::MARKER);
         for other in glob_files(&format!("{directory}/*.nft")).filter(|other| *other != path) {
             let text = store::read(Path::new(&other))?.unwrap_or_default();
             if need.rule.has_equivalent_in(&text) {

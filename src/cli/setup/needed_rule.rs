@@ -2,7 +2,7 @@
 
 use ftp_alg_firewall::{
     ChainLocation, ChainVerdict, DataPathVerdict, Gateway, Hook, IpVersion, ModeVerdict, Origin,
-    PacketClass, condition,
+    PacketClass, RulePlace, condition,
 };
 
 use super::file_edits::{AcceptRule, MARKER};
@@ -14,6 +14,8 @@ pub(super) struct NeededRule {
     pub(super) ip: IpVersion,
     pub(super) class: PacketClass,
     pub(super) location: ChainLocation,
+    /// Where the rule belongs.
+    pub(super) place: RulePlace,
     /// Whether a loaded rule accepts the packets already. That rule may be in no file.
     pub(super) passes: bool,
     /// Whether that loaded rule was added by setup.
@@ -66,7 +68,12 @@ pub(super) fn needed_rules(
 fn add(needs: &mut Vec<NeededRule>, need: Option<NeededRule>) {
     let Some(need) = need else { return };
     match needs.iter_mut().find(|known| known.is_same_rule(&need)) {
-        Some(known) if known.passes && !need.passes => *known = need,
+        Some(known)
+            if known.passes && !need.passes
+                || known.passes == need.passes && need.place.precedes(&known.place) =>
+        {
+            *known = need;
+        }
         Some(_) => {}
         None => needs.push(need),
     }
@@ -107,6 +114,7 @@ fn needed_rule(
         ip,
         class,
         location,
+        place: chain.place.clone(),
         passes,
         has_setup_rule,
         description,

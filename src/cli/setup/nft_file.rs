@@ -1,24 +1,37 @@
-//! Reads files that `nft -f` loads: finds base chains and includes, and adds a rule at the start of a chain.
+//! Reads files that `nft -f` loads: finds chains with their rules, and includes, and adds a rule to a chain.
 //!
-//! The parser knows only the blocks and statements that are needed to find base chains. It does not check the file,
-//! because nft does that.
+//! The parser knows only the blocks and statements that are needed to find rules. It does not check the file, because
+//! nft does that.
 
 use std::ops::Range;
 
+use ftp_alg_firewall::RulePlace;
+
 use super::file_edits::AcceptRule;
 
-/// A base chain in a file.
+/// A chain in a file.
 #[derive(Debug, PartialEq, Eq)]
 struct ChainInFile {
     /// Family, table and chain, as in `inet filter forward`.
     name: String,
     /// The range between the braces.
     body: Range<usize>,
-    /// The position after the statement with the hook.
+    /// The position after the statement with the hook, or after the opening brace.
     after_hook: usize,
+    rules: Vec<RuleInFile>,
 }
 
-/// The base chains and includes of a file.
+/// A rule in a file.
+#[derive(Debug, PartialEq, Eq)]
+struct RuleInFile {
+    text: Range<usize>,
+    /// The position after the semicolon or the line end.
+    end: usize,
+    /// Whether it is in the block of its chain, and not in a command (`add rule`).
+    is_in_block: bool,
+}
+
+/// The chains and includes of a file.
 #[derive(Debug, Default)]
 pub(super) struct NftFile {
     chains: Vec<ChainInFile>,
@@ -38,8 +51,8 @@ enum Token<'a> {
     End,
 }
 
-/// The tokens of `text` with their end positions, without comments.
-fn tokens(text: &str) -> Vec<(Token<'_>, usize)> {
+/// The tokens of `text` with their positions, without comments.
+fn tokens(text: &str) -> Vec<(Token<'_>, Range<usize>)> {
     let bytes = text.as_bytes();
     let mut tokens = Vec::new();
     let mut at = 0;
@@ -47,20 +60,20 @@ fn tokens(text: &str) -> Vec<(Token<'_>, usize)> {
         let start = at;
         at += 1;
         match byte {
-            b'{' => tokens.push((Token::Open, at)),
-            b'}' => tokens.push((Token::Close, at)),
-            b';' | b'\n' => tokens.push((Token::End, at)),
+            b'{' => tokens.push((Token::Open, start..at)),
+            b'}' => tokens.push((Token::Close, start..at)),
+            b';' | b'\n' => tokens.push((Token::End, start..at)),
             b'#' => at = text[at..].find('\n').map_or(bytes.len(), |end| at + end),
             b'"' => {
                 at = text[at..].find('"').map_or(bytes.len(), |end| at + end + 1);
-                tokens.push((Token::Word(text[start + 1..at].trim_end_matches('"')), at));
+                tokens.push((Token::Word(text[start + 1..at].trim_end_matches('"')), start..at));
             }
             b'\\' if bytes.get(at) == Some(&b'\n') => at += 1,
             _ if byte.is_ascii_whitespace() => {}
             _ => {
                 let ends = |c: char| c.is_ascii_whitespace() || "{};#\"".contains(c);
                 at = text[start..].find(ends).map_or(bytes.len(), |end| start + end);
-                tokens.push((Token::Word(&text[start..at]), at));
+                tokens.push((Token::Word(&text[start..at]), start..at));
             }
         }
     }
@@ -77,10 +90,20 @@ fn full_name(words: &[&str]) -> String {
     }
 }
 
+/// The name of the chain to which a command adds a rule at the end.
+fn chain_of_command(words: &[&str]) -> Option<String> {
+    let name = match words {
+        ["add", "rule", name @ ..] | ["rule", name @ ..] => name,
+        _ => return None,
+    };
+    let length = if FAMILIES.contains(name.first()?) { 3 } else { 2 };
+    Some(full_name(name.get(..length)?))
+}
+
 /// An open block.
 enum Block {
     Table(String),
-    Chain { name: String, start: usize, after_hook: Option<usize> },
+    Chain { name: String, start: usize, after_hook: Option<usize>, rules: Vec<RuleInFile> },
     Other,
 }
 
@@ -90,14 +113,11 @@ fn block(open: &[Block], words: &[&str], start: usize) -> Block {
         ["add" | "create", rest @ ..] => rest,
         all => all,
     };
+    let chain = |name| Block::Chain { name, start, after_hook: None, rules: Vec::new() };
     match (open.last(), plain) {
         (None, ["table", name @ ..]) => Block::Table(full_name(name)),
-        (None, ["chain", name @ ..]) => {
-            Block::Chain { name: full_name(name), start, after_hook: None }
-        }
-        (Some(Block::Table(table)), ["chain", name]) => {
-            Block::Chain { name: format!("{table} {name}"), start, after_hook: None }
-        }
+        (None, ["chain", name @ ..]) => chain(full_name(name)),
+        (Some(Block::Table(table)), ["chain", name]) => chain(format!("{table} {name}")),
         _ => Block::Other,
     }
 }
@@ -107,62 +127,117 @@ impl NftFile {
         let mut script = Self::default();
         let mut open: Vec<Block> = Vec::new();
         let mut words: Vec<&str> = Vec::new();
-        for (token, end) in tokens(text) {
+        // The statement's range without its end.
+        let mut range: Option<Range<usize>> = None;
+        for (token, at) in tokens(text) {
+            let end = at.end;
+            let so_far = range.clone().unwrap_or(at.clone());
             match token {
                 Token::Word(word) => {
                     words.push(word);
+                    range = Some(so_far.start..end);
                     continue;
                 }
                 Token::Open => {
                     let block = block(&open, &words, end);
+                    range = Some(so_far.start..end);
                     if let Block::Table(name) = &block {
                         script.tables.push(name.clone());
                     }
                     open.push(block);
                 }
-                Token::Close => script.statement(&mut open, &words, end - 1),
-                Token::End => script.statement(&mut open, &words, end),
+                Token::Close => script.statement(&mut open, &words, so_far, end - 1),
+                Token::End => script.statement(&mut open, &words, so_far, end),
             }
             let is_set = matches!(open.last(), Some(Block::Other));
             // A statement continues after a set of values in braces.
             if !is_set {
                 words.clear();
+                range = None;
             }
-            if token == Token::Close
-                && let Some(Block::Chain { name, start, after_hook: Some(after_hook) }) = open.pop()
-            {
-                script.chains.push(ChainInFile { name, body: start..end - 1, after_hook });
+            if token != Token::Close {
+                continue;
+            }
+            match open.pop() {
+                Some(Block::Chain { name, start, after_hook, rules }) => {
+                    script.add_chain(name, start..end - 1, after_hook, rules);
+                }
+                Some(Block::Other) => range = range.map(|range| range.start..end),
+                _ => {}
             }
         }
-        script.statement(&mut open, &words, text.len());
+        let rest = range.unwrap_or(text.len()..text.len());
+        script.statement(&mut open, &words, rest, text.len());
         script
     }
 
-    /// Reads the statement that ends at `end`.
-    fn statement(&mut self, open: &mut [Block], words: &[&str], end: usize) {
+    /// Adds a block of a chain, which may have more than one.
+    fn add_chain(
+        &mut self,
+        name: String,
+        body: Range<usize>,
+        after_hook: Option<usize>,
+        rules: Vec<RuleInFile>,
+    ) {
+        let (start, has_hook) = (after_hook.unwrap_or(body.start), after_hook.is_some());
+        match self.chains.iter_mut().find(|chain| chain.name == name) {
+            Some(chain) => {
+                chain.rules.extend(rules);
+                if has_hook {
+                    (chain.body, chain.after_hook) = (body, start);
+                }
+            }
+            None => self.chains.push(ChainInFile { name, body, after_hook: start, rules }),
+        }
+    }
+
+    /// Reads the statement at `range`, behind which the next one starts at `end`.
+    fn statement(&mut self, open: &mut [Block], words: &[&str], range: Range<usize>, end: usize) {
+        let rule = |is_in_block| RuleInFile { text: range, end, is_in_block };
         match (open.last_mut(), words) {
             (Some(Block::Chain { after_hook, .. }), ["type", _, "hook", ..]) => {
                 *after_hook = Some(end);
             }
+            (
+                Some(Block::Chain { .. }),
+                [] | ["type" | "policy" | "comment" | "flags" | "device" | "devices", ..],
+            ) => {}
+            (Some(Block::Chain { rules, .. }), _) => rules.push(rule(true)),
             (None, ["include", pattern]) => self.includes.push((*pattern).to_owned()),
+            (None, words) => {
+                let name = chain_of_command(words);
+                let chain = self.chains.iter_mut().find(|chain| Some(&chain.name) == name.as_ref());
+                if let Some(chain) = chain {
+                    chain.rules.push(rule(false));
+                }
+            }
             _ => {}
         }
     }
 }
 
-/// Adds `rule` at the start of the base chain `name`, as in `inet filter forward`.
+/// Adds `rule` to the chain `name`, as in `inet filter forward`.
 ///
 /// Returns the text unchanged if the chain has an equivalent rule, and `None` if there is no such chain.
-pub(super) fn with_rule(text: &str, name: &str, rule: &AcceptRule) -> Option<String> {
+pub(super) fn with_rule(
+    text: &str,
+    name: &str,
+    place: &RulePlace,
+    rule: &AcceptRule,
+) -> Option<String> {
     let script = NftFile::parse(text);
     let chain = script.chains.into_iter().find(|chain| chain.name == name)?;
-    if rule.has_equivalent_in(&text[chain.body.clone()]) {
+    let rules: Vec<&str> = chain.rules.iter().map(|one| &text[one.text.clone()]).collect();
+    if rules.iter().any(|one| rule.has_equivalent_in(one)) {
         return Some(text.to_owned());
     }
-    let mut at = chain.after_hook;
+    let previous = place.index_in(&rules).checked_sub(1).map(|index| &chain.rules[index]);
+    let in_block = previous.is_none_or(|previous| previous.is_in_block);
+    let mut at = previous.map_or(chain.after_hook, |previous| previous.end);
+    let limit = if previous.is_some() { text.len() } else { chain.body.end };
     // The policy is usually in the same line.
-    let line_end = text[at..chain.body.end].find('\n').map_or(chain.body.end, |end| at + end + 1);
-    while !text[..at].ends_with('\n') {
+    let line_end = text[at..limit].find('\n').map_or(limit, |end| at + end + 1);
+    while previous.is_none() && !text[..at].ends_with('\n') {
         let rest = &text[at..line_end];
         match rest.find(';').filter(|_| rest.trim_start().starts_with("policy")) {
             Some(end) => at += end + 1,
@@ -172,10 +247,14 @@ pub(super) fn with_rule(text: &str, name: &str, rule: &AcceptRule) -> Option<Str
     let rest = text[at..line_end].trim();
     let ends_the_line = text[..at].ends_with('\n')
         || text[at..line_end].ends_with('\n') && (rest.is_empty() || rest.starts_with('#'));
-    let hook_line = text[..chain.after_hook.min(at)].trim_end_matches('\n');
-    let hook_line = hook_line.rsplit('\n').next().unwrap_or_default();
-    let indent = &hook_line[..hook_line.len() - hook_line.trim_start().len()];
-    let line = format!("{indent}{}\n", rule.nft_statement());
+    let before = match previous {
+        Some(previous) => &text[..previous.text.start],
+        None => text[..chain.after_hook.min(at)].trim_end_matches('\n'),
+    };
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let indent = &line[..line.len() - line.trim_start().len()];
+    let command = if in_block { String::new() } else { format!("add rule {name} ") };
+    let line = format!("{indent}{command}{}\n", rule.nft_statement());
     let (at, line) = match ends_the_line {
         true if text[..at].ends_with('\n') => (at, line),
         true => (line_end, line),
@@ -196,6 +275,11 @@ mod tests {
         }
     }
 
+    /// A place at the top of a chain.
+    fn top() -> RulePlace {
+        RulePlace::new("c", &["drop", "nothing"], Some(0))
+    }
+
     const LINE: &str = "ct mark & 0x40000000 != 0 accept comment \"ftp-alg-setup\"\n";
 
     #[test]
@@ -204,10 +288,10 @@ mod tests {
                     \tchain forward {\n\t\ttype filter hook forward priority 0; policy drop;\n\
                     \t\ttcp dport { 21, 22 } accept\n\t}\n}\n";
         let expected = text.replace("drop;\n", &format!("drop;\n\t\t{LINE}"));
-        let edited = with_rule(text, "inet filter forward", &rule()).unwrap();
+        let edited = with_rule(text, "inet filter forward", &top(), &rule()).unwrap();
         assert_eq!(edited, expected);
         assert_eq!(without_setup_lines(&edited), text);
-        assert_eq!(with_rule(&edited, "inet filter forward", &rule()).unwrap(), edited);
+        assert_eq!(with_rule(&edited, "inet filter forward", &top(), &rule()).unwrap(), edited);
     }
 
     #[test]
@@ -243,7 +327,7 @@ mod tests {
             ),
         ];
         for (text, name) in cases {
-            let edited = with_rule(text, name, &rule()).unwrap_or_else(|| panic!("{text}"));
+            let edited = with_rule(text, name, &top(), &rule()).unwrap_or_else(|| panic!("{text}"));
             let own: Vec<&str> = edited.lines().filter(|l| l.contains("ftp-alg-setup")).collect();
             assert_eq!(own.len(), 1, "{edited}");
             assert_eq!(own[0].trim(), LINE.trim(), "{edited}");
@@ -253,21 +337,80 @@ mod tests {
     }
 
     #[test]
-    fn chain_without_hook_or_with_another_name_is_not_found() {
-        let text = "table inet t {\n chain c {\n accept\n }\n chain d { type filter hook input priority 0; }\n}";
-        for name in ["inet t c", "ip t d", "inet t e"] {
-            assert_eq!(with_rule(text, name, &rule()), None, "{name}");
+    fn rule_is_added_at_its_place_in_the_chain() {
+        // The place is `>`.
+        let hook = "type filter hook forward priority 0; policy drop;";
+        for (chain, end) in [
+            (
+                "HOOK\n\t\tip saddr @b drop\n\t\tct state established accept # old\n>\t\ttcp dport { 1, 2 } accept\n\t",
+                "",
+            ),
+            (
+                "HOOK\n\t\tct state {\n\t\t\testablished,\n\t\t\trelated\n\t\t} counter accept\n>\t\tdrop\n\t",
+                "",
+            ),
+            (
+                "HOOK\n\t\tct state vmap { established : accept, invalid : drop };\n>\t\tdrop\n\t",
+                "",
+            ),
+            ("HOOK\n\t\tct state established accept comment \"a; b\"\n>\t\tdrop\n\t", ""),
+            (
+                "HOOK\n\t\tip saddr @b \\\n\t\tdrop\n\t\tct state established \\\n\t\taccept\n>\t",
+                "",
+            ),
+            (
+                "comment \"x\"\n\t\tHOOK\n\t\tip saddr @b drop\n\t\tct state established accept\n>\t",
+                "",
+            ),
+            // A chain to which others jump.
+            ("\n\t\tct state established accept\n>\t\tct state invalid drop\n\t", ""),
+            // A chain in several blocks, and commands.
+            (
+                "HOOK\n\t",
+                "\ntable inet t {\n\tchain c {\n\t\tct state established accept\n>\t}\n}\n",
+            ),
+            (
+                "HOOK\n\t",
+                "\nadd rule inet t c ip saddr @b drop\nadd rule inet t c ct state established accept\n>add rule inet t c drop\n",
+            ),
+        ] {
+            let marked =
+                format!("table inet t {{\n\tchain c {{ {}}}\n}}{end}", chain.replace("HOOK", hook));
+            let text = marked.replace('>', "");
+            let place = RulePlace::new("c", &["ct state established accept"], None);
+            let edited = with_rule(&text, "inet t c", &place, &rule()).unwrap();
+            let command = if end.contains("add rule") { "add rule inet t c " } else { "\t\t" };
+            assert_eq!(edited, marked.replace('>', &format!("{command}{LINE}")));
+            assert_eq!(without_setup_lines(&edited), text);
         }
-        assert!(with_rule(text, "inet t d", &rule()).is_some());
+        // The line is broken behind the rule.
+        let text =
+            format!("table inet t {{ chain c {{ {hook} ct state established accept; drop; }} }}");
+        let place = RulePlace::new("c", &["ct state established accept"], None);
+        let edited = with_rule(&text, "inet t c", &place, &rule()).unwrap();
+        assert_eq!(
+            edited,
+            text.replace("accept;", &format!("accept;\n{}", LINE.trim_end()))
+                .replace("\" drop", "\"\n drop")
+        );
+    }
+
+    #[test]
+    fn chain_with_another_name_is_not_found() {
+        let text = "table inet t {\n chain c {\n accept\n }\n chain d { type filter hook input priority 0; }\n}";
+        for name in ["ip t c", "ip t d", "inet t e"] {
+            assert_eq!(with_rule(text, name, &top(), &rule()), None, "{name}");
+        }
+        assert!(with_rule(text, "inet t d", &top(), &rule()).is_some());
     }
 
     #[test]
     fn equivalent_line_of_the_operator_is_enough() {
         let text = "table inet t {\n chain c {\n type filter hook input priority 0;\n \
                     ct mark and 0x40000000 != 0 accept\n }\n}";
-        assert_eq!(with_rule(text, "inet t c", &rule()).unwrap(), text);
+        assert_eq!(with_rule(text, "inet t c", &top(), &rule()).unwrap(), text);
         let other = text.replace("ct mark", "# ct mark");
-        assert_ne!(with_rule(&other, "inet t c", &rule()).unwrap(), other);
+        assert_ne!(with_rule(&other, "inet t c", &top(), &rule()).unwrap(), other);
     }
 
     #[test]
@@ -284,7 +427,7 @@ mod tests {
             NftFile::parse("include \"/etc/nftables.d/*.nft\"\n include \"x\"; flush table t");
         assert_eq!(script.includes, ["/etc/nftables.d/*.nft", "x"]);
         for text in ["}}}}", "{{{{", "\"", "table {", "chain é {\n type x hook y\n", "\\", "#"] {
-            let _ = with_rule(text, "ip t c", &rule());
+            let _ = with_rule(text, "ip t c", &top(), &rule());
             let _ = NftFile::parse(text);
         }
     }

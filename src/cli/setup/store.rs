@@ -313,14 +313,25 @@ impl UndoCommand {
             Self::Run(words) => run_command(words).map(drop),
             Self::Remove(words) if words[0] == "nft" => remove_from_nft(&words[3..6]),
             Self::Remove(words) => {
-                let remove = words.iter().map(|word| if word == "-I" { "-D" } else { word });
-                let remove: Vec<String> = remove.map(str::to_owned).collect();
+                let remove = delete_command(words);
                 // Repeat until no such rule is left. It is no failure if there was none.
                 while run_command(&remove).is_ok() {}
                 Ok(())
             }
         }
     }
+}
+
+/// The command that deletes the rule that `words` add with iptables: `-I CHAIN [NUMBER] RULE` or `-A CHAIN RULE`.
+fn delete_command(words: &[String]) -> Vec<String> {
+    let mut words = words.to_vec();
+    if let Some(at) = words.iter().position(|word| word == "-I" || word == "-A") {
+        words[at] = "-D".to_owned();
+        if words.get(at + 2).is_some_and(|word| word.parse::<u32>().is_ok()) {
+            words.remove(at + 2);
+        }
+    }
+    words
 }
 
 /// Removes the rules of setup from `chain` (family, table, name).
@@ -367,6 +378,16 @@ mod tests {
         assert_eq!(known, change(Some("a\n"), second));
         let known = finished(&mut journal, change(Some("b\n1 ftp-alg-setup\n"), "b\n3\n"));
         assert_eq!(known, change(Some("b\n"), "b\n3\n"));
+    }
+
+    #[test]
+    fn added_rule_is_deleted_without_its_number() {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for added in ["-I FORWARD 3", "-I FORWARD", "-A FORWARD"] {
+            let add = words(&format!("iptables -t mangle {added} -m mark --mark 0x1 -j ACCEPT"));
+            let delete = words("iptables -t mangle -D FORWARD -m mark --mark 0x1 -j ACCEPT");
+            assert_eq!(delete_command(&add), delete);
+        }
     }
 
     #[test]

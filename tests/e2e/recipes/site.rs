@@ -23,6 +23,18 @@ pub const FEW_PORTS: &str = "1-1024,20000-20200,60000-60200";
 
 const BODY: &[u8] = b"moved through a recipe";
 
+/// Uploads without end: the host, `passive` or `active`, user and password.
+const UPLOAD: &str = r#"
+import ftplib, sys, time
+host, mode, user, password = sys.argv[1:]
+session = ftplib.FTP(host, user, password)
+session.set_pasv(mode == "passive")
+data = session.transfercmd("STOR pub/upload-" + mode)
+while True:
+    data.sendall(bytes(1000))
+    time.sleep(0.02)
+"#;
+
 /// The host on which the recipe and `ftp-alg` run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -96,6 +108,39 @@ impl Site {
         let daemon = self.daemon(configuration);
         self.carries(&daemon, families);
         self.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
+    }
+
+    /// Asserts that a running upload stops in both modes when `block` has blocked the client, and goes on after
+    /// `unblock`. `dropped` is the number of packets that were dropped because of it.
+    pub fn stops_uploads(&self, block: impl Fn(), unblock: impl Fn(), dropped: impl Fn() -> u64) {
+        for mode in MODES {
+            let name = format!("upload-{mode}");
+            let size = || self.server.stored(&name).map_or(0, |bytes| bytes.len());
+            let (user, password) = self.server.login();
+            let mut command = self.lab.client.command("python3");
+            let address = self.lab.server_address(V4).to_string();
+            command.args(["-c", UPLOAD, &address, &mode.to_string(), user, password]);
+            let mut upload = self.lab.client.start(command, &name).unwrap();
+            let grows = |upload: &mut BackgroundProcess, from: usize| {
+                wait_for("the upload", || {
+                    assert!(upload.exit_status().is_none(), "{mode}: {}", upload.log());
+                    size() > from + 5000
+                });
+            };
+            grows(&mut upload, 0);
+            let before = dropped();
+            block();
+            wait_for("a dropped packet", || dropped() > before);
+            // What was on the way has arrived when the next retransmission is dropped.
+            wait_for("the end of the upload", || {
+                let (packets, bytes) = (dropped(), size());
+                wait_for("a retransmission", || dropped() > packets);
+                size() == bytes
+            });
+            let bytes = size();
+            unblock();
+            grows(&mut upload, bytes);
+        }
     }
 
     /// Asserts that an announcement gets its reply and its pinhole, but that the firewall drops the data connection.

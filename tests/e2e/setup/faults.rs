@@ -69,7 +69,7 @@ fn an_invalid_file_is_left_alone() {
 #[test]
 fn rules_in_no_file_are_reported_with_a_command() {
     let (_site, machine, daemon) = gateway(|text| text);
-    let line = "nft insert rule inet gateway forward ct mark and 0x40000000 != 0 accept";
+    let line = "nft add rule inet gateway forward index 0 ct mark and 0x40000000 != 0 accept";
     for (lines, why) in [
         ("echo 'flush ruleset' > /etc/nftables.conf", "the chain was loaded by hand"),
         ("rm /etc/nftables.conf", "/etc/nftables.conf does not exist"),

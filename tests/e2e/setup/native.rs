@@ -63,6 +63,65 @@ fn setup_edits_an_included_nftables_file() {
     assert_eq!(loads, ["nft --file /etc/nftables.conf"]);
 }
 
+/// The number of packets in the first line of `listing` that names `what` (`counter packets 3`, or `[3:180] -A`).
+fn counted(listing: &str, what: &str) -> u64 {
+    let line = listing.lines().find(|line| line.contains(what)).unwrap();
+    let number = line.split(['[', ':']).nth(1).filter(|_| line.starts_with('['));
+    let number = number.or(line.split("packets ").nth(1)).unwrap();
+    number.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn nftables_rules_before_the_established_rule_stop_uploads() {
+    let forward = "chain forward {\n\t\ttype filter hook forward priority filter; policy drop;\n";
+    let blocked = "\t\tip saddr @blocked counter drop\n";
+    let set = "\tset blocked { type ipv4_addr; }\n\t";
+    let text = nftables(Place::Masquerade);
+    let text = text.replacen(forward, &format!("{set}{forward}{blocked}"), 1);
+    let (site, machine) = machine(Place::Masquerade, &text);
+    let daemon = site.daemon(NFTABLES);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    let client = site.lab.client.address(V4);
+    let element = |verb: &str| {
+        machine.shell(&format!("nft {verb} element inet gateway blocked '{{ {client} }}'"))
+    };
+    site.stops_uploads(
+        || drop(element("add")),
+        || drop(element("delete")),
+        || counted(&machine.shell("nft list chain inet gateway forward"), "@blocked"),
+    );
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.read("/etc/nftables.conf"), text);
+}
+
+/// As fail2ban drops.
+#[test]
+fn iptables_rules_before_the_established_rule_stop_uploads() {
+    for &variant in telling(&["nft"], &["nft", "legacy"]) {
+        let (site, machine) = iptables_machine(Place::Masquerade, variant);
+        machine.shell(&format!(
+            "iptables-{variant} -N blocked; iptables-{variant} -I FORWARD -j blocked
+            iptables-{variant}-save > /etc/iptables/rules.v4"
+        ));
+        let daemon = site.daemon(NFTABLES);
+        machine.setup(&daemon, &["--apply"]).says("applied");
+        let client = site.lab.client.address(V4);
+        let rule = |verb: &str| {
+            machine.shell(&format!("iptables-{variant} {verb} blocked -s {client} -j DROP"))
+        };
+        site.stops_uploads(
+            || drop(rule("-A")),
+            || drop(rule("-D")),
+            || {
+                let saved = machine.shell(&format!("iptables-{variant}-save -c"));
+                if saved.contains("-A blocked") { counted(&saved, "-A blocked") } else { 0 }
+            },
+        );
+        machine.setup(&daemon, &["--undo"]).says("undone");
+        assert!(!machine.shell(&format!("iptables-{variant}-save")).contains("ftp-alg-setup"));
+    }
+}
+
 /// The rule that accepts data connections exists, but not for active mode.
 #[test]
 fn setup_adds_the_rule_before_one_that_drops_a_mode() {
@@ -89,7 +148,7 @@ fn setup_inserts_a_rule_if_the_file_cannot_be_reloaded() {
         let boot = format!("nft delete table inet gateway; {NFT}; nft '{other}'");
         let loads =
             assert_apply_reload_and_undo(&site, &machine, "nftables", &boot, &FAMILIES, &MODES);
-        assert!(loads[0].starts_with("nft insert rule inet gateway forward "), "{loads:?}");
+        assert!(loads[0].starts_with("nft add rule inet gateway forward index 0 "), "{loads:?}");
         assert_eq!(other.is_empty(), !machine.shell("nft list tables").contains("ip other"));
     }
 }
@@ -144,7 +203,7 @@ fn setup_preserves_an_iptables_chain_that_is_in_no_file() {
     let loads =
         assert_apply_reload_and_undo(&site, &machine, "iptables", restart, &FAMILIES, &MODES);
     assert_eq!(loads[0], "ip6tables-nft-restore /etc/iptables/rules.v6");
-    assert!(loads[1].starts_with("iptables-nft -I FORWARD "), "{loads:?}");
+    assert!(loads[1].starts_with("iptables-nft -I FORWARD 2 "), "{loads:?}");
 }
 
 #[test]

@@ -31,4 +31,14 @@ fn setup_adds_files_that_fw4_includes() {
     let name = "OpenWrt (fw4)";
     assert_apply_reload_and_undo(&site, &machine, name, "fw4 reload", &FAMILIES, &[Mode::Active]);
     machine.shell("[ ! -e /usr/share/nftables.d/chain-pre ]");
+    // What the operator's files drop stays dropped.
+    let own = "/usr/share/nftables.d/chain-pre/forward/own.nft";
+    machine.write(own, "ip saddr 192.0.2.9 drop\n");
+    machine.shell("fw4 reload");
+    let daemon = site.daemon(NFTABLES);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    let chain = machine.shell("nft list chain inet fw4 forward");
+    assert!(chain.find("192.0.2.9") < chain.find("ftp-alg-setup"), "{chain}");
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    machine.shell(&format!("[ -e {own} ]"));
 }

@@ -50,7 +50,10 @@ fn setup_adds_the_rule_to_both_ufw_and_docker() {
     machine.write("/etc/systemd/system/docker.service", "[Service]\nExecStart=/bin/true\n");
     machine.shell(
         "iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN
-        iptables -I FORWARD -j DOCKER-USER",
+        iptables -I FORWARD -j DOCKER-USER
+        sed -i '/^# quickly process/a -A ufw-before-forward -s 192.0.2.9 -j DROP' \
+            /etc/ufw/before.rules
+        ufw reload",
     );
     let daemon = site.daemon(NFTABLES);
     let before = machine.files();
@@ -61,6 +64,14 @@ fn setup_adds_the_rule_to_both_ufw_and_docker() {
     }
     assert!(machine.shell("iptables -S DOCKER-USER").contains("ftp-alg-setup"));
     machine.shell("ufw reload");
+    // Behind an operator's drop in before.rules, as a set of blocked addresses.
+    for chain in ["ufw-before-forward", "DOCKER-USER"] {
+        let rules = machine.shell(&format!("iptables -S {chain}"));
+        let place = rules.lines().skip(1).position(|line| line.contains("ftp-alg-setup"));
+        let drop = rules.lines().skip(1).position(|line| line.contains("192.0.2.9"));
+        let expected = if drop.is_some() { 2 } else { 0 };
+        assert_eq!(place, Some(expected), "{rules}");
+    }
     site.carries(&daemon, &FAMILIES);
     machine.setup(&daemon, &["--apply"]).says("nothing to do");
     machine.setup(&daemon, &["--undo"]).says("undone");

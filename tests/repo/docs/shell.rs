@@ -264,8 +264,12 @@ fn run(command: &str, block: &Block) -> Option<&'static str> {
         ("sh" | "nft", Some(recipe)) => has_test(recipe, &what),
         ("nft", None) => in_namespace(&format!("{}\n{command}", table(rest)), "", &what),
         ("iptables" | "ip6tables", None) => {
-            let chain = format!("{program} -N {} 2>/dev/null || true", rest[1]);
-            in_namespace(&format!("{chain}\n{command}"), "", &what);
+            let chain = rest[1];
+            let before = format!(
+                "{program} -N {chain} 2>/dev/null || true
+                {program} -A {chain} -m conntrack --ctstate ESTABLISHED -j ACCEPT || true"
+            );
+            in_namespace(&format!("{before}\n{command}"), "", &what);
         }
         ("conntrack" | "ip" | "ss", None) => in_namespace(command, "", &what),
         ("ufw" | "firewall-cmd", None) => {
@@ -371,7 +375,7 @@ fn on_openwrt(block: &Block) {
     succeeds(&format!("{}\n{lines}", block.text), &block.name());
 }
 
-/// Commands that make the table and the chain that a command of nft names.
+/// Commands that make the table and the chain that a command of nft names, with a rule.
 fn table(words: &[&str]) -> String {
     let words: Vec<_> = words.iter().filter(|word| !word.starts_with('>')).collect();
     let position = words.iter().position(|word| matches!(**word, "inet" | "ip" | "ip6"));
@@ -381,6 +385,7 @@ fn table(words: &[&str]) -> String {
     let mut text = format!("nft add table {family} {name}\n");
     if let Some(chain) = chain {
         text += &format!("nft add chain {family} {name} {chain}\n");
+        text += &format!("nft add rule {family} {name} {chain} ct state established accept\n");
     }
     text
 }
