@@ -1,7 +1,7 @@
-//! Servers whose announcements open nothing: a few of the last minutes, with the reason and the setting that would
-//! change it.
+//! Servers whose announcements of one mode open nothing: a few of the last minutes, with the reason and the setting that
+//! would change it. Clients use another mode if one fails, but not all of them do.
 //!
-//! Invariant: at most [`MAX_SERVERS`] servers are stored for each half of the window.
+//! Invariant: at most [`MAX_RECORDS`] modes of servers are stored for each half of the window.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,6 +10,7 @@ use std::{
 
 use ftp_alg_core::{
     engine::DecidedAnnouncement,
+    ftp::AnnouncementKind,
     session::{Effect, RefusalReason},
 };
 
@@ -17,21 +18,20 @@ use super::{
     names::{Findings, ProblemName},
     recent::Halves,
 };
-use crate::daemon::counted::counted;
 
-/// How many servers are stored. Those that announced nothing for the longest time are forgotten.
-pub(super) const MAX_SERVERS: usize = 64;
-/// How many announcements of a server must open nothing, and no other may open a pinhole. A single one may be a
-/// client's mistake.
+/// How many modes of servers are stored. Those without an announcement for the longest time are forgotten.
+pub(super) const MAX_RECORDS: usize = 128;
+/// How many announcements of a server must open nothing, and no other of this mode may open a pinhole. A single one may
+/// be a client's mistake.
 pub(super) const MIN_REFUSED: u32 = 3;
 
-/// The announcements of a server.
+/// The announcements of one mode, of a server or its clients.
 #[derive(Clone, Debug)]
-struct ServerRecord {
+struct ModeRecord {
     server: SocketAddr,
+    kind: AnnouncementKind,
+    /// Whether one opened a pinhole.
     opened: bool,
-    /// Whether an announcement of the server or of its clients opened a pinhole.
-    has_pinholes: bool,
     refused: u32,
     /// The last one that opened nothing.
     last: Option<RefusedAnnouncement>,
@@ -46,7 +46,7 @@ struct RefusedAnnouncement {
 
 /// The servers that announced something in the last minutes.
 #[derive(Debug)]
-pub(super) struct RecentServers(Halves<Vec<ServerRecord>>);
+pub(super) struct RecentServers(Halves<Vec<ModeRecord>>);
 
 impl RecentServers {
     pub(super) fn new(now: Instant, window: Duration) -> Self {
@@ -62,13 +62,9 @@ impl RecentServers {
         decided: &DecidedAnnouncement,
     ) {
         let opened = matches!(decided.decision.effect, Effect::Open { .. });
-        if decided.kind.is_active() {
-            if opened {
-                record_of(self.0.this_mut(now), server, MAX_SERVERS).has_pinholes = true;
-            }
-            return;
-        }
-        let objection = decided.decision.objection.filter(|why| *why != RefusalReason::EpsvOnly);
+        let counts =
+            |why: &RefusalReason| *why != RefusalReason::EpsvOnly && !decided.kind.is_active();
+        let objection = decided.decision.objection.filter(counts);
         let refused = objection.map(|objection| {
             let (kind, reason) = (decided.kind, &decided.decision.reason);
             let announced = decided.announced.map(|one| format!(" {one}")).unwrap_or_default();
@@ -77,42 +73,43 @@ impl RecentServers {
         if !opened && refused.is_none() {
             return;
         }
-        let record = record_of(self.0.this_mut(now), server, MAX_SERVERS);
+        let mode = (server, decided.kind);
+        let record = record_of(self.0.this_mut(now), mode, MAX_RECORDS);
         record.opened |= opened;
-        record.has_pinholes |= opened;
         record.refused = record.refused.saturating_add(refused.is_some().into());
         record.last = refused.or(record.last.take());
     }
 
     /// Whether pinholes were opened for another server than this one.
     pub(super) fn others_work(&mut self, now: Instant, server: IpAddr) -> bool {
-        let is_other = |one: &ServerRecord| one.has_pinholes && one.server.ip() != server;
+        let is_other = |one: &ModeRecord| one.opened && one.server.ip() != server;
         self.0.both(now).into_iter().flatten().any(is_other)
     }
 
-    /// Adds the warning about servers whose announcements all open nothing.
+    /// Adds the warning about servers whose announcements of a mode all open nothing.
     pub(super) fn add_findings(&mut self, now: Instant, within: &str, findings: &mut Findings) {
-        let mut servers: Vec<ServerRecord> = Vec::new();
+        let mut modes: Vec<ModeRecord> = Vec::new();
         for half in self.0.both(now) {
             for one in half {
-                let record = record_of(&mut servers, one.server, 2 * MAX_SERVERS);
+                let record = record_of(&mut modes, (one.server, one.kind), 2 * MAX_RECORDS);
                 record.opened |= one.opened;
                 record.refused = record.refused.saturating_add(one.refused);
                 record.last = one.last.clone().or(record.last.take());
             }
         }
-        servers.retain(|one| !one.opened && one.refused >= MIN_REFUSED);
+        modes.retain(|one| !one.opened && one.refused >= MIN_REFUSED);
         // The worst one is named, and for the same counts always the same one.
-        servers.sort_by_key(|one| (std::cmp::Reverse(one.refused), one.server));
-        let Some(ServerRecord { server, refused, last: Some(last), .. }) = servers.first() else {
+        modes.sort_by_key(|one| (std::cmp::Reverse(one.refused), one.server, one.kind.to_string()));
+        let Some(ModeRecord { server, kind, refused, last: Some(last), .. }) = modes.first() else {
             return;
         };
-        let others = match servers.len() as u64 - 1 {
-            0 => String::new(),
-            others => format!("; the same holds for {}", counted(others, "other server")),
+        let others = match &modes[1..] {
+            [] => String::new(),
+            [other] => format!("; the same holds for {} of {}", other.kind, other.server),
+            others => format!("; the same holds for {} other modes and servers", others.len()),
         };
         let text = format!(
-            "all {refused} announcements of the server {server} {within} opened nothing; the last: {}{others}",
+            "all {refused} {kind} announcements of the server {server} {within} opened nothing; the last: {}{others}",
             last.text
         );
         let remedy = remedy(last.objection, *server);
@@ -120,24 +117,24 @@ impl RecentServers {
     }
 }
 
-/// The record of `server`, which is then the last one of at most `limit`.
+/// The record of a server's mode, which is then the last one of at most `limit`.
 fn record_of(
-    servers: &mut Vec<ServerRecord>,
-    server: SocketAddr,
+    records: &mut Vec<ModeRecord>,
+    (server, kind): (SocketAddr, AnnouncementKind),
     limit: usize,
-) -> &mut ServerRecord {
-    let record = match servers.iter().position(|one| one.server == server) {
-        Some(at) => servers.remove(at),
+) -> &mut ModeRecord {
+    let record = match records.iter().position(|one| (one.server, one.kind) == (server, kind)) {
+        Some(at) => records.remove(at),
         None => {
-            if servers.len() >= limit {
-                servers.remove(0);
+            if records.len() >= limit {
+                records.remove(0);
             }
-            ServerRecord { server, opened: false, has_pinholes: false, refused: 0, last: None }
+            ModeRecord { server, kind, opened: false, refused: 0, last: None }
         }
     };
-    servers.push(record);
-    let at = servers.len() - 1;
-    &mut servers[at]
+    records.push(record);
+    let at = records.len() - 1;
+    &mut records[at]
 }
 
 /// The setting that would change the decision.
@@ -174,10 +171,7 @@ fn remedy(objection: RefusalReason, server: SocketAddr) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ftp_alg_core::{
-        ftp::{AnnouncementKind, Padding},
-        session::Decision,
-    };
+    use ftp_alg_core::{ftp::Padding, session::Decision};
 
     use super::*;
 
@@ -194,16 +188,19 @@ mod tests {
         DecidedAnnouncement { kind, announced, unread_text: None, decision }
     }
 
-    fn low_port() -> DecidedAnnouncement {
-        let refused = Decision::refuse(RefusalReason::LowPort, "port 1000 is below 1024");
-        decided(AnnouncementKind::Pasv, refused)
+    fn low_port_by(kind: AnnouncementKind) -> DecidedAnnouncement {
+        decided(kind, Decision::refuse(RefusalReason::LowPort, "port 1000 is below 1024"))
     }
 
-    fn opened() -> DecidedAnnouncement {
+    fn low_port() -> DecidedAnnouncement {
+        low_port_by(AnnouncementKind::Pasv)
+    }
+
+    fn opened(kind: AnnouncementKind) -> DecidedAnnouncement {
         let endpoint = "192.0.0.1:5000".parse().unwrap();
         let effect = Effect::Open { endpoint, padding: Padding::None };
         let decision = Decision { effect, ..Decision::pass("both ends see the same endpoint") };
-        decided(AnnouncementKind::Epsv, decision)
+        decided(kind, decision)
     }
 
     /// The texts and remedies after `announcements`, all of the present moment.
@@ -226,13 +223,35 @@ mod tests {
         for part in ["192.0.0.1:21", "PASV 10.0.0.5:5000: port 1000", "[policy] min-data-port"] {
             assert!(found[0].contains(part), "{part}: {found:?}");
         }
-        let mut one_opened = refused(MIN_REFUSED);
-        one_opened.push((server(1), opened()));
-        assert_eq!(warnings(&one_opened), [""; 0]);
         let mut others = refused(MIN_REFUSED + 1);
         others.extend((0..MIN_REFUSED).map(|_| (server(2), low_port())));
         let found = warnings(&others);
-        assert!(found[0].contains("192.0.0.1:21") && found[0].contains("1 other server"));
+        assert!(found[0].starts_with("all 4 PASV announcements of the server 192.0.0.1:21 in"));
+        assert!(found[0].contains("; the same holds for PASV of 192.0.0.2:21:"), "{found:?}");
+        others.extend((0..MIN_REFUSED).map(|_| (server(2), low_port_by(AnnouncementKind::Epsv))));
+        let found = warnings(&others);
+        assert!(found[0].contains("; the same holds for 2 other modes and servers:"), "{found:?}");
+    }
+
+    #[test]
+    fn a_mode_that_works_hides_no_other_mode() {
+        use AnnouncementKind::*;
+        for (refused, works, is_named) in [
+            (Pasv, Epsv, true),
+            (Pasv, Port, true),
+            (Pasv, Pasv, false),
+            (Epsv, Pasv, true),
+            (Epsv, Eprt, true),
+            (Epsv, Epsv, false),
+        ] {
+            let mut all: Vec<_> =
+                (0..MIN_REFUSED).map(|_| (server(1), low_port_by(refused))).collect();
+            all.extend([(server(1), opened(works)), (server(2), opened(refused))]);
+            let found = warnings(&all);
+            let text = format!("all 3 {refused} announcements of the server 192.0.0.1:21 ");
+            let named = found.iter().any(|warning| warning.starts_with(&text));
+            assert_eq!((found.len(), named), (is_named.into(), is_named), "{refused} {works}");
+        }
     }
 
     #[test]
@@ -267,7 +286,7 @@ mod tests {
             (0..MIN_REFUSED).for_each(|_| servers.record(start, server(number), &low_port()));
         }
         let [_, this] = servers.0.both(start);
-        assert_eq!(this.len(), MAX_SERVERS);
+        assert_eq!(this.len(), MAX_RECORDS);
         let mut later = Findings::default();
         servers.add_findings(start + WINDOW, WITHIN, &mut later);
         assert!(later.is_empty(), "{later:?}");
