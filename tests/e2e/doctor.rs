@@ -451,7 +451,7 @@ fn auto_selects_the_back_end_that_the_firewall_accepts() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let has_helpers = ConntrackAbilities::read().cthelper;
     let choice = |expected: &str| {
-        let words = ["doctor", "--json", "--socket", "/nonexistent"];
+        let words = ["doctor", "--json", "--socket", "/nonexistent", "--config", "/dev/null"];
         let done = lab.gateway.try_run(executable(), &words).unwrap();
         let report: Value = serde_json::from_str(&done.stdout_text()).unwrap();
         assert_eq!(report["backend"], expected);
@@ -481,7 +481,7 @@ fn a_running_daemon_is_no_obstacle_and_another_reader_of_the_queue_is() {
         assert!(done.status.success(), "{firewall:?}: {said}{}", done.stderr_text());
         assert!(said.contains("read by the running ftp-alg"), "{said}");
         assert_eq!(lab.gateway.ruleset().unwrap(), running);
-        let words = ["doctor", "--socket", "/nonexistent"];
+        let words = ["doctor", "--socket", "/nonexistent", "--config", "/dev/null"];
         let done = lab.gateway.try_run(executable(), &words).unwrap();
         assert_eq!(done.status.code(), Some(1));
         let said = done.stdout_text();
@@ -497,7 +497,8 @@ fn without_rights_it_says_so_and_guesses_nothing() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let program = executable().display().to_string();
     let rights = ["--bounding-set=-all", "--inh-caps=-all", &program];
-    let words = [&rights[..], &["doctor", "--socket", "/nonexistent"]].concat();
+    let words = ["doctor", "--socket", "/nonexistent", "--config", "/dev/null"];
+    let words = [&rights[..], &words].concat();
     let done = lab.gateway.try_run("setpriv", &words).unwrap();
     let said = done.stdout_text();
     assert_eq!(done.status.code(), Some(1), "{said}");

@@ -200,7 +200,7 @@ fn a_state_directory_is_for_one_daemon() {
     let state = gateway.daemon.socket().with_file_name("state");
     // Where neither queue nor rules are in the way.
     let paths = [&state, &state.with_file_name("other")].map(|path| path.display().to_string());
-    let words = ["run", "--state-dir", &paths[0], "--socket", &paths[1]];
+    let words = ["run", "--state-dir", &paths[0], "--socket", &paths[1], "--config", "/dev/null"];
     let done = gateway.lab.server.try_run(executable(), &words).unwrap();
     assert_fails(&done, 1, "is in use by another ftp-alg");
     assert!(!state.join("queue-2100.refused").exists());

@@ -8,10 +8,12 @@ struct Try {
     text: String,
 }
 
+/// Instead of the configuration and the daemon of the machine.
+const NO_DAEMON: [&str; 4] = ["--config", "/dev/null", "--socket", "/nonexistent"];
+
 /// `doctor --try` on `host`, with more arguments.
 fn attempt(host: &Host, url: &str, more: &[&str]) -> Try {
-    let none: &[&str] =
-        if more.contains(&"--socket") { &[] } else { &["--socket", "/nonexistent"] };
+    let none = if more.contains(&"--socket") { &NO_DAEMON[..2] } else { &NO_DAEMON };
     let words = [&["doctor", "--json", "--try", url], more, none].concat();
     let done = host.try_run(executable(), &words).unwrap();
     let text = done.stdout_text();
@@ -292,7 +294,7 @@ fn without_capabilities_everything_but_the_rules_is_reported() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let program = executable_for_everyone(&lab);
     let (program, url) = (program.to_str().unwrap(), url(&lab, None, V4));
-    let words = [&AS_NOBODY[..], &[program, "doctor", "--try", &url]].concat();
+    let words = [&AS_NOBODY[..], &[program, "doctor", "--try", &url], &NO_DAEMON].concat();
     let said = lab.client.try_run("env", &words).unwrap().stdout_text();
     assert!(said.contains("connection refused by"), "{said}");
     assert!(said.contains("      run this as root "), "{said}");
@@ -313,7 +315,8 @@ fn what_is_printed_fits_a_terminal() {
     let extra = json!({"EPRT": "500 ".to_owned() + &"no and never ".repeat(50)});
     let plan = json!({"pasv_reply": "227 (198,51,100,66,200,10)", "extra": extra});
     let _server = scripted_server(&lab.server, &plan);
-    let words = ["doctor", "--try", &url(&lab, None, V4)];
+    let url = url(&lab, None, V4);
+    let words = [&["doctor", "--try", &url], &NO_DAEMON[..]].concat();
     let done = lab.client.try_run(executable(), &words).unwrap();
     let text = done.stdout_text();
     assert_eq!(done.status.code(), Some(1), "{text}");

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs a package next to this machine, uses it, and purges it: in a copy of the machine that only this process
-# sees (an overlay in a mount namespace), with a network namespace of its own, and without init.
+# sees (an overlay in a mount namespace), with a network namespace of its own, and without init. What the machine has of
+# ftp-alg is first taken out of that copy.
 #
 #   unshare --mount --net --pid --fork chroot.sh PACKAGE DIRECTORY     (an empty directory)
 set -eu
@@ -10,8 +11,22 @@ cd "$2"
 mount --make-rprivate /
 mount -t tmpfs tmpfs .
 cd "$2"
-mkdir upper work root
-mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
+mkdir clean clean-work before upper work root
+mount -t overlay overlay -o lowerdir=/,upperdir=clean,workdir=clean-work root
+dpkg-deb --fsys-tarfile "$package" | tar -t | sort -r | while read -r file; do
+    case $file in
+    */) rmdir "root/$file" 2>/dev/null || : ;;
+    *) rm -f "root/$file" ;;
+    esac
+done
+find root/etc/systemd root/var/lib/systemd -name '*ftp-alg.service*' -delete
+rm -rf root/var/lib/ftp-alg root/etc/ftp-alg.toml* root/var/lib/dpkg/info/ftp-alg.*
+# The paragraph of the package, if it is installed.
+sed -i '/^Package: ftp-alg$/,/^$/d' root/var/lib/dpkg/status
+sed -i '/^ftp-alg:/d' root/etc/passwd root/etc/group root/etc/shadow root/etc/gshadow
+umount root
+mount -t overlay overlay -o lowerdir=clean:/ before
+mount -t overlay overlay -o lowerdir=clean:/,upperdir=upper,workdir=work root
 mount -t proc proc root/proc
 mount --rbind /dev root/dev
 mount --rbind /sys root/sys
@@ -26,7 +41,6 @@ inside() { chroot root env LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@"; }
 fail() { echo "chroot.sh: $*" >&2; exit 1; }
 install="apt-get -qq install -y --no-install-recommends"
 
-! inside dpkg -s ftp-alg >/dev/null 2>&1 || fail 'ftp-alg is installed on this machine: purge it first'
 inside $install /tmp/ftp-alg.deb
 inside id ftp-alg
 inside ftp-alg check
@@ -64,12 +78,12 @@ inside apt-get -qq purge -y ftp-alg
 [ ! -e root/run/ftp-alg ] || fail 'the state is left'
 [ "$(ls root/sys/fs/bpf/ftp-alg)" = "${used##*/}" ] || fail 'of the pins, those in use must be left, and only those'
 
-# What differs from the machine, but for records and caches of the tools.
+# What differs from before, but for records and caches of the tools.
 (cd upper && find . -type f -o -type l -o -type c) | sort | while read -r file; do
     case $file in
     ./var/lib/dpkg/* | ./var/lib/apt/* | ./var/cache/* | ./var/log/* | ./var/backups/*) ;;
     ./etc/passwd- | ./etc/group- | ./etc/shadow- | ./etc/gshadow- | ./etc/*.lock | ./etc/.pwd.lock) ;;
-    *) cmp -s "upper/$file" "/$file" || echo "left: $file" ;;
+    *) cmp -s "upper/$file" "before/$file" || echo "left: $file" ;;
     esac
 done >left
 [ ! -s left ] || { cat left; fail 'the purge leaves files'; }

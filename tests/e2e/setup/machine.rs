@@ -6,7 +6,8 @@ use super::site::*;
 use crate::common::*;
 
 /// Mounts writable layers over the system's directories, together with the packages that `packaging/provision`
-/// unpacked. The changes are visible only in this mount namespace.
+/// unpacked, and takes out what the system has of `ftp-alg` and of firewalls. The changes are visible only in this mount
+/// namespace.
 const ENTER: &str = r#"
 home=$1 cache=$2
 for at in etc usr var/lib; do
@@ -16,6 +17,9 @@ for at in etc usr var/lib; do
     [ -d "$cache/$at" ] && lower=$lower:$cache/$at
     mount -t overlay overlay -o "lowerdir=$lower,upperdir=$layer/upper,workdir=$layer/work" "/$at"
 done
+rm -rf /var/lib/ftp-alg /etc/ftp-alg.toml /etc/nftables.* /etc/sysconfig/nftables.conf /etc/iptables \
+    /etc/sysconfig/ip*tables /etc/firewalld/direct.xml /etc/systemd/system/docker.service* /etc/sysupgrade.conf \
+    /usr/share/nftables.d
 touch "$home/entered"
 exec sleep 1000
 "#;

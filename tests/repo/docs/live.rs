@@ -148,11 +148,11 @@ fn dropping() -> Gateway {
 fn tried(gateway: &Gateway) -> String {
     let _server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let url = format!("ftp://{}", gateway.lab.server_endpoint(V4));
-    let words = ["doctor", "--try", &url, "--socket", "/nonexistent"];
+    let words = ["doctor", "--try", &url, "--socket", "/nonexistent", "--config", "/dev/null"];
     gateway.lab.client.try_run(executable(), &words).unwrap().stdout_text()
 }
 
-/// What `setup` prints where `/etc/nftables.conf` has the rules.
+/// What `setup` prints where `/etc/nftables.conf` has the rules, and the machine's own journal of `setup` is hidden.
 fn set_up(gateway: &Gateway) -> String {
     let Gateway { daemon, lab } = gateway;
     let rules = DROPPING.replace("\"lan0\"", "\"lan\"");
@@ -160,6 +160,7 @@ fn set_up(gateway: &Gateway) -> String {
     let file = lab.gateway.write("nftables.conf", text.as_bytes()).unwrap();
     let lines = format!(
         "exec unshare --mount sh -ec 'mount --bind {} /etc/nftables.conf
+        mount -t tmpfs tmpfs /var/lib
         exec {} setup --socket {} --config {}'",
         file.display(),
         executable().display(),

@@ -44,7 +44,8 @@ const NOT_RUN: [(&str, &str); 11] = [
     ),
 ];
 
-/// Layers over the system's directories, with the packages that `packaging/provision` unpacked, and an empty /run.
+/// Layers over the system's directories, with the packages that `packaging/provision` unpacked, without what the system
+/// has of `ftp-alg`, and an empty /run.
 const ENTER: &str = r#"
 cache=${FTP_ALG_LAB_CACHE:-/var/cache/ftp-alg-lab}/root
 mount -t tmpfs layers "$1"
@@ -54,6 +55,7 @@ for at in etc usr var/lib; do
     [ -d "$cache/$at" ] && lower=$lower:$cache/$at
     mount -t overlay overlay -o "lowerdir=$lower,upperdir=$1/$at/upper,workdir=$1/$at/work" "/$at"
 done
+rm -rf /etc/ftp-alg.toml /var/lib/ftp-alg
 mount -t tmpfs run /run
 for name in lan0 wan0; do ip link add $name type veth peer name peer-$name; done
 fw4() { :; }
