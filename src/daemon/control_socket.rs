@@ -159,6 +159,7 @@ impl Drop for ControlServer {
 }
 
 fn accept_clients(listener: &UnixListener, source: &dyn StatusSource, stopping: &AtomicBool) {
+    let mut has_failed = false;
     loop {
         let accepted = listener.accept();
         if stopping.load(Ordering::Acquire) {
@@ -166,15 +167,18 @@ fn accept_clients(listener: &UnixListener, source: &dyn StatusSource, stopping: 
         }
         match accepted {
             Ok((stream, _)) => {
+                has_failed = false;
                 if let Err(error) = answer_client(&stream, source) {
                     tracing::debug!("control socket: a client's request failed: {error}");
                 }
             }
             Err(error) => {
-                tracing::warn!(
-                    event = "control-accept-failed",
-                    "control socket: cannot accept a client: {error}; ftp-alg tries again"
-                );
+                if !std::mem::replace(&mut has_failed, true) {
+                    tracing::warn!(
+                        event = "control-accept-failed",
+                        "control socket: cannot accept a client: {error}; ftp-alg tries again"
+                    );
+                }
                 thread::sleep(ACCEPT_PAUSE);
             }
         }

@@ -161,6 +161,29 @@ fn a_hung_daemon() {
 }
 
 #[test]
+fn a_daemon_without_a_free_descriptor_is_not_restarted() {
+    let Gateway { daemon, lab } = &gateway_with(Topology::Masquerade, "");
+    let id = daemon.id().to_string();
+    let limit_to = |soft: u32| {
+        lab.gateway.run("prlimit", &["--pid", &id, &format!("--nofile={soft}:")]).unwrap();
+    };
+    limit_to(3);
+    // accept has its descriptor before it waits, so one more client is served.
+    daemon.ask(&["log-level"]).unwrap();
+    for command in ["status", "doctor"] {
+        let (said, _) = said(daemon, command);
+        assert_eq!(names(&said, "problems"), ["file-descriptors"], "{said}");
+        let problem = said["problems"][0].to_string();
+        assert!(problem.contains(&format!("prlimit --pid {id} ")), "{problem}");
+        assert!(!problem.contains("restart"), "{problem}");
+    }
+    let log = daemon.log();
+    assert_eq!(log.matches("cannot accept a client").count(), 1, "{log}");
+    limit_to(1024);
+    wait_for("the daemon", || problems(daemon, "status").is_empty());
+}
+
+#[test]
 fn a_firewall_that_admits_nothing() {
     let (lab, daemon) = filtered("tcp dport 21 accept", "");
     is_reported_until_solved(&daemon, "data-connections", || {

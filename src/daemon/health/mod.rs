@@ -61,9 +61,20 @@ pub fn daemon_problem(error: &ClientError) -> Problem {
     let text = error.to_string();
     let restart = "systemctl restart ftp-alg: sessions survive";
     match error {
-        ClientError::Silent { .. }
-        | ClientError::NotReady { is_silent: true, .. }
-        | ClientError::Answer { .. } => return ProblemName::DaemonHung.problem(text, restart),
+        ClientError::Silent { .. } | ClientError::NotReady { is_silent: true, .. } => {
+            return match readers::readers_of_table().ok().and_then(|all| all.into_iter().next()) {
+                Some(reader) if reader.has_no_free_descriptor() => {
+                    let process = reader.process.as_raw_nonzero();
+                    let text = format!("{text}: process {process} has no free file descriptor");
+                    let remedy = format!(
+                        "prlimit --pid {process} --nofile=65536; and LimitNOFILE=65536 in a drop-in of the unit"
+                    );
+                    ProblemName::FileDescriptors.problem(text, remedy)
+                }
+                _ => ProblemName::DaemonHung.problem(text, restart),
+            };
+        }
+        ClientError::Answer { .. } => return ProblemName::DaemonHung.problem(text, restart),
         ClientError::NotPermitted { .. } => {
             return ProblemName::Privileges.problem(text, "run this as root");
         }

@@ -41,6 +41,8 @@ pub enum ProblemName {
     OtherSocket,
     /// A daemon does not answer in time, or in words that this program does not understand.
     DaemonHung,
+    /// The daemon takes no client, because all its file descriptors are in use.
+    FileDescriptors,
     /// The daemon is of another version than this program.
     DaemonVersion,
     QueueTaken,
@@ -107,6 +109,7 @@ impl ProblemName {
             | Self::TableWithoutDaemon
             | Self::OtherSocket
             | Self::DaemonHung
+            | Self::FileDescriptors
             | Self::QueueTaken
             | Self::Kernel
             | Self::Privileges

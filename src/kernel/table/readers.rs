@@ -36,6 +36,23 @@ pub struct QueueReader {
     pub queue: u16,
 }
 
+impl QueueReader {
+    /// Whether all its file descriptors below its limit are in use, as far as that can be seen.
+    pub fn has_no_free_descriptor(&self) -> bool {
+        let directory = format!("/proc/{}", self.process.as_raw_nonzero());
+        // Columns: `Max open files`, soft limit, hard limit, `files`.
+        let limit = fs::read_to_string(format!("{directory}/limits")).ok().and_then(|limits| {
+            let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+            line.split_whitespace().next()?.parse::<usize>().ok()
+        });
+        let (Some(limit), Ok(open)) = (limit, fs::read_dir(format!("{directory}/fd"))) else {
+            return false;
+        };
+        let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        numbers.filter(|number: &usize| *number < limit).count() >= limit
+    }
+}
+
 /// The processes that read the queues of `parameters`, or of the loaded table. Root sees all of them; others see those
 /// with their own user and capabilities.
 pub fn readers(parameters: &RuleParameters) -> Result<Vec<QueueReader>, NetfilterError> {
