@@ -18,7 +18,10 @@ use super::{
     output::{self, Style},
     selection::{Selection, Subject},
 };
-use crate::daemon::catalogue::{self, Kind};
+use crate::daemon::{
+    MAX_ANSWERED,
+    catalogue::{self, Kind},
+};
 
 /// The kinds of the events that the daemon stores, with what they mean.
 fn kinds() -> impl Iterator<Item = PossibleValue> {
@@ -66,30 +69,35 @@ pub(super) struct EventOptions {
 impl EventOptions {
     /// Prints events until there are none, or without end.
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let (mut reader, mut has_begun) = (EventReader::default(), false);
+        let (mut reader, mut has_begun, mut lines) = (EventReader::default(), false, Vec::new());
         loop {
-            let has_more = match reader.read(&self.socket, |new| self.print(&new, !has_begun)) {
-                Ok(printed) => printed?,
+            let add = |new: NewEvents<'_>| self.add_lines(&new, !has_begun, &mut lines);
+            let has_more = match reader.read(&self.socket, add) {
+                Ok(has_more) => has_more,
                 // It is restarted: sessions survive, and so does this.
                 Err(_) if self.follow && has_begun => false,
                 Err(error) => return Err(error.into()),
             };
             has_begun = true;
-            if !has_more {
-                if !self.follow {
-                    return Ok(());
-                }
-                thread::sleep(INTERVAL);
+            if has_more {
+                continue;
             }
+            output::print(&oldest_first(&mut lines))?;
+            if !self.follow {
+                return Ok(());
+            }
+            thread::sleep(INTERVAL);
         }
     }
 
-    /// Prints the events that are selected, and what is to be said before them. Returns whether there may be more.
-    fn print(
+    /// Adds the lines of the events that are selected, each with its time. Says what is to be said before them. Returns
+    /// whether more are stored.
+    fn add_lines(
         &self,
         NewEvents { events, missed }: &NewEvents<'_>,
         is_start: bool,
-    ) -> Result<bool, Failure> {
+        lines: &mut Vec<(String, String)>,
+    ) -> bool {
         let first = events.first().filter(|_| is_start);
         if let Some(note) = first.and_then(|first| self.note_on_start(&fields_of(first))) {
             eprintln!("ftp-alg: {note}");
@@ -102,13 +110,12 @@ impl EventOptions {
                     "ftp-alg: the IDs of events begin again, because the state directory was removed or is another one: some may \
                      be missing"
                 );
-                return Ok(true);
+                return true;
             }
         }
-        let (mut lines, style) = (String::new(), Style::of_stdout());
-        events.iter().for_each(|event| self.add_line(event, style, &mut lines));
-        output::print(&lines)?;
-        Ok(!events.is_empty())
+        let style = Style::of_stdout();
+        lines.extend(events.iter().filter_map(|event| self.line(event, style)));
+        events.len() == MAX_ANSWERED
     }
 
     /// That the stored events, of which this is the `first`, do not reach back to `--since`.
@@ -138,33 +145,28 @@ impl EventOptions {
                 || text("event").is_some_and(|kind| self.kind.iter().any(|wanted| wanted == kind)))
     }
 
-    /// Adds its line to `lines`, if it is selected. A warning has a colour, where there are colours.
-    fn add_line(&self, event: &RawValue, style: Style, lines: &mut String) {
-        // One that is printed as it is need not be parsed.
-        let fields = (!self.json || !self.selects_all()).then(|| fields_of(event));
-        if fields.as_ref().is_some_and(|fields| !self.selects(fields)) {
-            return;
+    /// Its time and its line, if it is selected. A warning has a colour, where there are colours.
+    fn line(&self, event: &RawValue, style: Style) -> Option<(String, String)> {
+        let fields = fields_of(event);
+        if !self.selects(&fields) {
+            return None;
         }
-        match fields.filter(|_| !self.json) {
-            Some(fields) => {
-                let text = |field: &str| fields[field].as_str().unwrap_or_default();
-                let says = match is_warning(&fields) {
-                    true => style.yellow(text("text")),
-                    false => text("text").to_owned(),
-                };
-                *lines += &format!("{} {says}", text("time"));
-            }
-            None => lines.push_str(event.get()),
-        }
-        lines.push('\n');
+        let text = |field: &str| fields[field].as_str().unwrap_or_default();
+        let (time, says) = (text("time"), text("text"));
+        let line = match is_warning(&fields) {
+            _ if self.json => event.get().to_owned(),
+            true => format!("{time} {}", style.yellow(says)),
+            false => format!("{time} {says}"),
+        };
+        Some((time.to_owned(), line))
     }
+}
 
-    fn selects_all(&self) -> bool {
-        self.since.is_none()
-            && self.port.is_none()
-            && self.kind.is_empty()
-            && self.selection.selects_all()
-    }
+/// The text of these lines, which are taken. Transfers are stored when all is known of them, so behind later events. Each
+/// time has as many digits, so that of an earlier event is the lesser text.
+fn oldest_first(lines: &mut Vec<(String, String)>) -> String {
+    lines.sort_by(|(one, _), (other, _)| one.cmp(other));
+    lines.drain(..).map(|(_, line)| line + "\n").collect()
 }
 
 /// Whether it is a warning of the log, or a transfer that failed.
@@ -247,14 +249,13 @@ mod tests {
             ("transfer", Some("complete"), false),
         ] {
             for has_colours in [false, true] {
-                let mut lines = String::new();
                 let style = Style { has_colours, width: None };
-                options("").add_line(&event(kind, result), style, &mut lines);
+                let (_, line) = options("").line(&event(kind, result), style).unwrap();
                 let expected = match is_coloured && has_colours {
-                    true => "T \x1b[1;33msays\x1b[0m\n",
-                    false => "T says\n",
+                    true => "T \x1b[1;33msays\x1b[0m",
+                    false => "T says",
                 };
-                assert_eq!(lines, expected, "{kind} {result:?}");
+                assert_eq!(line, expected, "{kind} {result:?}");
             }
         }
     }

@@ -43,12 +43,6 @@ fn network(text: &str) -> Result<IpNetwork, IpNetworkError> {
 }
 
 impl Selection {
-    /// Whether no option is given.
-    pub fn selects_all(&self) -> bool {
-        let Self { client, server, user, session } = self;
-        client.is_none() && server.is_none() && user.is_none() && session.is_none()
-    }
-
     /// Whether each option that is given fits. A row without the value does not.
     pub fn selects(&self, of: Subject<'_>) -> bool {
         let is_in = |network: Option<IpNetwork>, address: Option<IpAddr>| {

@@ -77,7 +77,6 @@ use signal_hook::{
     iterator::Signals,
 };
 
-pub use self::log::{journald::stderr_is_journal as logs_to_journal, level::LEVELS, wants_colours};
 use self::{
     config_file::ConfigFile,
     confine::{Account, AccountError, ConfineError},
@@ -87,6 +86,10 @@ use self::{
     takeover::{OtherDaemons, TakeoverError},
     transfers::TransferFile,
     workers::Workers,
+};
+pub use self::{
+    events::MAX_ANSWERED,
+    log::{journald::stderr_is_journal as logs_to_journal, level::LEVELS, wants_colours},
 };
 use crate::{
     config::{self, Config, ConfigError},

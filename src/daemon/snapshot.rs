@@ -372,7 +372,7 @@ pub struct SessionDetail<Event> {
     pub data_connection: Option<DataConnection>,
     /// Its pinholes that are open now.
     pub pinholes: Vec<PinholeRow>,
-    /// Its last events, oldest first.
+    /// Its last events, in the order in which they were stored.
     pub events: Vec<Event>,
 }
 

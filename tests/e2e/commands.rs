@@ -84,6 +84,34 @@ fn a_port_that_was_open_is_found_among_the_events() {
     assert_fails(&future, 2, "this is in the future; see `ftp-alg events --help`");
 }
 
+/// A transfer is stored when all is known of it, so behind events that came after its end.
+#[test]
+fn events_are_shown_oldest_first() {
+    // By the queue, which records an announcement at once.
+    let setup = "queue.fast-path = \"off\"\n";
+    let (mut gateway, _server) = served(Topology::Masquerade, setup, json!({"body": "1"}));
+    talk(&gateway.lab, (login(), vec![passive_transfer("PASV"); 5])).ok();
+    wait_for("the transfers", || gateway.events("transfer").len() == 5);
+    wait_for("the end", || gateway.events("session-ended").len() == 1);
+    let is_in_order = |gateway: &Gateway| {
+        let mut ids = Vec::new();
+        for options in [&["events"][..], &["events", "--json"], &["events", "--user", "lab"]] {
+            let shown = gateway.daemon.ask(options).unwrap().success().unwrap().stdout_text();
+            let time = |line: &str| json!({"time": line.split_once(' ').unwrap().0});
+            let event = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| time(line));
+            let events: Vec<Value> = shown.lines().map(event).collect();
+            assert!(events.len() > 11, "{options:?}: {shown}");
+            assert!(events.is_sorted_by_key(|event| event["time"].to_string()), "{shown}");
+            ids.extend(events.iter().filter_map(|event| event["id"].as_u64()));
+        }
+        assert!(!ids.is_sorted(), "none was stored behind a later one");
+    };
+    is_in_order(&gateway);
+    gateway.daemon.stop().unwrap();
+    gateway.start_again(setup);
+    is_in_order(&gateway);
+}
+
 #[test]
 fn the_log_level_changes_while_the_daemon_runs() {
     let (gateway, _server) = served(Topology::Routed, "", json!({}));

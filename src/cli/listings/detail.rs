@@ -54,6 +54,8 @@ fn text(session: &SessionDetail<Value>, style: Style) -> String {
     }
     if !events.is_empty() {
         text += &heading("last events (UTC)");
+        let mut events: Vec<_> = events.iter().collect();
+        events.sort_by_key(|event| event["time"].as_str());
         text.extend(events.iter().map(|event| event_text(event, summary.id)));
     }
     text
@@ -173,9 +175,9 @@ mod tests {
         });
         session.pinholes.push(pinhole);
         session.events = vec![
+            json!({"time": "2026-11-28T10:00:01.123456Z", "text": "transfer #7 bob@192.168.150.80"}),
             json!({"time": "2026-11-28T10:00:00.123456Z",
                 "text": "#7 192.168.150.80:1026 -> 203.0.113.9:21: logged in: bob"}),
-            json!({"time": "2026-11-28T10:00:01.123456Z", "text": "transfer #7 bob@192.168.150.80"}),
         ];
         let expected = "\
 session 7: logged-in, 1m 5s old

@@ -29,7 +29,7 @@ const MAX_STORED_JSON: usize = 1024;
 /// Limit of the JSON that a daemon leaves to the next one: that of all events, unless clients choose long names.
 const MAX_LEFT: usize = 4 << 20;
 /// Limit of events in one answer.
-const MAX_ANSWERED: usize = 1000;
+pub const MAX_ANSWERED: usize = 1000;
 
 /// The ring.
 pub(super) struct EventRing(Mutex<Ring>);
@@ -218,7 +218,7 @@ impl EventRing {
         left.into()
     }
 
-    /// The last events of a session, oldest first, but no more than `limit`.
+    /// The last events of a session, in the order in which they were stored, but no more than `limit`.
     pub(super) fn last_of(&self, session: u64, limit: usize) -> Vec<StoredEvent> {
         let ring = lock(&self.0);
         let of_session = ring.events.iter().filter(|event| event.0.session == session);
