@@ -2,7 +2,7 @@
 
 mod since;
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use clap::{
     Args,
@@ -16,7 +16,7 @@ use super::{
     Failure, SocketOption,
     event_reader::{EventReader, NewEvents, fields_of, missed_text},
     output::{self, Style},
-    selection::{Selection, Subject},
+    selection::{Endpoints, Selection, Subject},
 };
 use crate::daemon::{
     MAX_ANSWERED,
@@ -60,8 +60,8 @@ pub(super) struct EventOptions {
     #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(kinds()))]
     kind: Vec<String>,
     /// Only events with an endpoint, announced or rewritten, of this port
-    #[arg(long)]
-    port: Option<u16>,
+    #[arg(long, value_name = Endpoints::FORM, value_parser = Endpoints::parse)]
+    port: Option<Endpoints>,
     #[command(flatten)]
     socket: SocketOption,
 }
@@ -134,10 +134,9 @@ impl EventOptions {
             user: text("user"),
             session: event["session"].as_u64(),
         };
-        let port = |field: &str| text(field)?.parse().ok().map(|end: SocketAddr| end.port());
-        let has_port = |wanted: u16| {
-            ["announced", "rewritten"].iter().any(|field| port(field) == Some(wanted))
-        };
+        let endpoints = ["announced", "rewritten"].map(|field| text(field)?.parse().ok());
+        let has_port =
+            |wanted: Endpoints| endpoints.iter().flatten().any(|end| wanted.contains(*end));
         self.since.is_none_or(|since| time_of(event).is_some_and(|at| at >= since))
             && self.port.is_none_or(has_port)
             && self.selection.selects(subject)
@@ -230,6 +229,11 @@ mod tests {
             ("--port 2121", vec![3, 4]),
             ("--port 50069", vec![3]),
             ("--port 21", vec![]),
+            ("--port 10.0.0.7:2121", vec![3]),
+            ("--port [::ffff:10.0.0.7]:2121", vec![3]),
+            ("--port [2001:db8::7]:2121", vec![4]),
+            ("--port 198.51.100.1:50069", vec![3]),
+            ("--port 198.51.100.1:2121", vec![]),
             ("--since 2020-11-28T10:30:00Z", vec![2]),
         ] {
             assert_eq!(selected(arguments), expected, "{arguments}");

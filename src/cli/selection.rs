@@ -1,6 +1,9 @@
 //! The options with which `events`, `sessions` and `pinholes` select rows.
 
-use std::net::IpAddr;
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use clap::Args;
 use ipnetwork::{IpNetwork, IpNetworkError, Ipv4Network};
@@ -20,6 +23,41 @@ pub(super) struct Selection {
     /// Only those of this session
     #[arg(long, value_name = "ID")]
     pub session: Option<u64>,
+}
+
+/// The endpoints that `--port` selects: those with a port, of any address unless one is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Endpoints {
+    address: Option<IpAddr>,
+    port: u16,
+}
+
+impl Endpoints {
+    /// What `--port` accepts.
+    pub const FORM: &str = "[ADDRESS:]PORT";
+
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(port) = text.parse() {
+            return Ok(Self { address: None, port });
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(end) => Ok(Self { address: Some(end.ip().to_canonical()), port: end.port() }),
+            Err(_) => Err("give a port, or as in 192.0.2.1:2121 and [2001:db8::1]:2121".to_owned()),
+        }
+    }
+
+    pub fn contains(self, end: SocketAddr) -> bool {
+        end.port() == self.port && self.address.is_none_or(|address| address == end.ip())
+    }
+}
+
+impl fmt::Display for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => SocketAddr::new(address, self.port).fmt(f),
+            None => self.port.fmt(f),
+        }
+    }
 }
 
 /// What a row has of that by which it is selected.
@@ -70,6 +108,18 @@ mod tests {
             assert_eq!(network(text), expected.parse(), "{text}");
         }
         assert!(network("10.0.0.0/33").is_err());
+    }
+
+    #[test]
+    fn an_endpoint_is_a_port_with_or_without_an_address() {
+        for text in ["2121", "192.0.2.1:2121", "[2001:db8::1]:2121"] {
+            assert_eq!(Endpoints::parse(text).unwrap().to_string(), text);
+        }
+        for text in ["", ":21", "192.0.2.1", "2001:db8::1:21", "[2001:db8::1]", "host:21", "65536"]
+        {
+            let error = Endpoints::parse(text).unwrap_err();
+            assert!(error.contains("[2001:db8::1]:2121"), "{text}: {error}");
+        }
     }
 
     #[test]

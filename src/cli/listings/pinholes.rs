@@ -10,7 +10,7 @@ use crate::{
         Failure,
         columns::{self, Column},
         output::Style,
-        selection::{Selection, Subject},
+        selection::{Endpoints, Selection, Subject},
         table,
     },
     daemon::snapshot::PinholeRow,
@@ -23,8 +23,8 @@ pub(in crate::cli) struct PinholeOptions {
     #[command(flatten)]
     selection: Selection,
     /// Only pinholes at this port, of ARRIVAL or of its translation
-    #[arg(long)]
-    port: Option<u16>,
+    #[arg(long, value_name = Endpoints::FORM, value_parser = Endpoints::parse)]
+    port: Option<Endpoints>,
 }
 
 /// The columns by which pinholes can be sorted.
@@ -59,14 +59,14 @@ impl PinholeOptions {
     }
 
     fn selects(&self, row: &PinholeRow) -> bool {
-        let ports = [row.arrival.port(), row.target.port()];
         let subject = Subject {
             client: row.client.map(|client| client.ip()),
             server: row.server.map(|server| server.ip()),
             user: row.user.as_deref(),
             session: Some(row.session),
         };
-        self.port.is_none_or(|port| ports.contains(&port)) && self.selection.selects(subject)
+        let is_at = |wanted: Endpoints| wanted.contains(row.arrival) || wanted.contains(row.target);
+        self.port.is_none_or(is_at) && self.selection.selects(subject)
     }
 }
 
@@ -189,6 +189,9 @@ SESSION  KIND  LEFT  INITIATOR    ARRIVAL
             ("--port 3762", true),
             ("--port 1234", true),
             ("--port 21", false),
+            ("--port 198.51.100.1:3762", true),
+            ("--port 192.168.150.80:1234", true),
+            ("--port 192.0.2.99:3762", false),
             ("--session 7 --client 192.168.0.0/16 --server 203.0.113.9 --user bob", true),
             ("--session 8", false),
             ("--user eve", false),
