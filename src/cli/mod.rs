@@ -48,6 +48,14 @@ const EXIT_STATUS: &str = "EXIT STATUS:
   0  done
   1  failed: standard error says why, and what to do
   2  wrong usage or configuration";
+/// The commands, by what they are for.
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("Set up", &["doctor", "setup", "check", "rules"]),
+    ("Run", &["run", "log-level"]),
+    ("Look at the daemon", &["status", "sessions", "pinholes", "events", "top"]),
+    ("Try", &["demo", "replay", "watch"]),
+    ("Other", &["completions", "version", "help"]),
+];
 /// The version, with the commit that it was built from.
 const VERSION: &str = env!("FTP_ALG_VERSION");
 
@@ -124,9 +132,32 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
     }
 }
 
-/// The command line with all commands. Each help text ends with the exit codes.
+/// The command line with all commands. Each help text ends with the exit codes, and the program's has the commands in
+/// groups, which clap cannot do.
 fn program() -> clap::Command {
-    Arguments::command().mut_subcommands(|part| part.after_help(EXIT_STATUS))
+    let program = Arguments::command().mut_subcommands(|part| part.after_help(EXIT_STATUS));
+    let groups = grouped_commands(program.clone());
+    program.help_template(format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}Options:\n{{options}}{{after-help}}"
+    ))
+}
+
+/// The commands of `program` with what they do, in their groups.
+fn grouped_commands(mut program: clap::Command) -> String {
+    // Adds `help`.
+    program.build();
+    let width = GROUPS.iter().flat_map(|(_, names)| *names).map(|name| name.len()).max();
+    let (width, mut text) = (width.unwrap_or(0), String::new());
+    for (group, names) in GROUPS {
+        text += &format!("{group}:\n");
+        for command in names.iter().filter_map(|name| program.find_subcommand(name)) {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            let about = table::wrapped(&about, width + 4);
+            text += &format!("  {:width$}  {about}\n", command.get_name());
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// FTP through NAT and default drop: reads control connections, rewrites
@@ -410,6 +441,8 @@ impl SocketOption {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn usage(arguments: &[&str]) -> String {
@@ -458,6 +491,22 @@ mod tests {
         ];
         for (arguments, expected) in cases {
             assert_eq!(usage(arguments), expected);
+        }
+    }
+
+    #[test]
+    fn each_command_is_in_one_group() {
+        let mut program = program();
+        program.build();
+        let shown = program.get_subcommands().filter(|command| !command.is_hide_set());
+        let shown: BTreeSet<_> = shown.map(clap::Command::get_name).collect();
+        let grouped: Vec<_> = GROUPS.iter().flat_map(|(_, names)| *names).copied().collect();
+        let without_features = ["demo", "top"];
+        for name in &grouped {
+            assert!(shown.contains(name) || without_features.contains(name), "{name}");
+        }
+        for name in shown {
+            assert_eq!(grouped.iter().filter(|one| **one == name).count(), 1, "{name}");
         }
     }
 

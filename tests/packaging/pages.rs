@@ -43,8 +43,8 @@ fn the_page_of_the_commands_has_them_all() {
     let (_directory, [page, ..]) = pages();
     let text = fs::read_to_string(page).unwrap();
     let help = output(PROGRAM, &["--help"]);
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let commands = commands.take_while(|line| !line.is_empty());
+    let commands = help.lines().skip_while(|line| *line != "Set up:");
+    let commands = commands.take_while(|line| *line != "Options:");
     let names: Vec<_> =
         commands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
     assert!(names.len() > 9, "{names:?}");

@@ -170,8 +170,8 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
 #[test]
 fn every_command_explains_itself() {
     let (_, stdout, _) = outcome(&["--help"]);
-    let commands = stdout.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let commands = commands.take_while(|line| !line.is_empty());
+    let commands = stdout.lines().skip_while(|line| *line != "Set up:");
+    let commands = commands.take_while(|line| *line != "Options:");
     let commands = commands.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     let commands: Vec<&str> = commands.filter_map(|line| line.split_whitespace().next()).collect();
     assert!(commands.len() >= 9, "{stdout}");
