@@ -223,7 +223,7 @@ impl FastPathStatus {
     /// The text for the program's interfaces in `status` and `doctor`.
     pub fn attached_to(&self) -> String {
         match self.interfaces.as_slice() {
-            [] => "no interface while no connection is on the fast path".to_owned(),
+            [] => "idle, attached to no interface".to_owned(),
             names => names.join(", "),
         }
     }

@@ -6,6 +6,9 @@ use ftp_alg_firewall::AcceptedData;
 
 use super::{parameters::Backend, probe::ConntrackAbilities};
 
+/// Why the back end stays that of the run before.
+const OF_RESTORED: &str = "sessions that were restored at the start had it";
+
 /// The back end that `auto` selects here, and why. `before` is the back end of the run before, which restored sessions
 /// keep, if there are any. `accepted` says which data connections the firewall accepts; `None` if that is not known.
 pub fn automatic_backend(
@@ -32,25 +35,23 @@ fn choose_backend(
     accepted: impl FnOnce() -> Option<AcceptedData>,
 ) -> (Backend, &'static str) {
     match before {
-        Some(Backend::Nftables) if has_sessions => {
-            (Backend::Nftables, "sessions go on that began with it")
-        }
+        Some(Backend::Nftables) if has_sessions => (Backend::Nftables, OF_RESTORED),
         Some(Backend::Conntrack) if has_sessions && is_possible() => {
-            (Backend::Conntrack, "sessions go on that began with it")
+            (Backend::Conntrack, OF_RESTORED)
         }
-        _ if !is_good() => (Backend::Nftables, "this kernel has no nfnetlink_cthelper"),
         _ => match accepted() {
             Some(AcceptedData::Marked) => {
                 (Backend::Nftables, "no rule drops data connections that have the mark")
             }
+            Some(AcceptedData::Nothing) => (
+                Backend::Nftables,
+                "the firewall accepts no data connections: it lacks the accept rule",
+            ),
+            _ if !is_good() => (Backend::Nftables, "this kernel has no nfnetlink_cthelper"),
             Some(AcceptedData::Related) => (
                 Backend::Conntrack,
                 "a rule may drop data connections that are not related: with the accept rule at the start of its chain, \
                  and a restart, nftables and its fast path are possible",
-            ),
-            Some(AcceptedData::Nothing) => (
-                Backend::Nftables,
-                "the firewall accepts no data connections: it lacks the accept rule",
             ),
             None => match before {
                 Some(before) => (before, "as before: the firewall's rules could not be read"),
@@ -91,6 +92,21 @@ mod tests {
         ] {
             let chosen = choose_backend(before, false, || true, || true, || accepted).0;
             assert_eq!(chosen, backend, "{before:?} {accepted:?}");
+        }
+    }
+
+    /// What the firewall accepts, unless that leaves conntrack alone.
+    #[test]
+    fn a_kernel_without_helpers_is_the_reason_only_where_they_would_be_used() {
+        for (accepted, reason) in [
+            (Some(AcceptedData::Marked), "no rule drops data connections that have the mark"),
+            (Some(AcceptedData::Nothing), "the firewall accepts no data connections"),
+            (Some(AcceptedData::Related), "this kernel has no nfnetlink_cthelper"),
+            (None, "this kernel has no nfnetlink_cthelper"),
+        ] {
+            let (backend, why) = choose_backend(None, false, || true, || false, || accepted);
+            assert_eq!(backend, Backend::Nftables);
+            assert!(why.starts_with(reason), "{accepted:?}: {why}");
         }
     }
 

@@ -285,8 +285,7 @@ fn a_hanging_transfer_is_reported_before_its_end() {
         let mut dialler = lab.client.command("bash");
         dialler.args(["-c", &format!("exec 3<>/dev/tcp/{address}/40000")]);
         let dialler = dials.then(|| lab.client.start(dialler, "dialler").unwrap());
-        let waits =
-            format!("{user}@192.168.150.80 STOR /pub/{file} waits for its data connection since 1");
+        let waits = format!("{user}@192.168.150.80 STOR /pub/{file} has waited 1");
         let line = wait_for_line(&gateway, &[&waits]);
         assert!(line.ends_with(&why), "{line}");
         let mut event = Value::Null;

@@ -15,7 +15,7 @@ use super::{
     nft_file::{self, NftFile},
     store::{self, ChangeSet, FileChange, UndoCommand, run_command},
 };
-use crate::{cli::Failure, kernel::parameters::TABLE};
+use crate::{cli::Failure, daemon::health::SELECT_CONNTRACK, kernel::parameters::TABLE};
 
 /// The program that generates the rules, and how setup recognises it (`message`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
@@ -249,9 +249,10 @@ impl Plan {
 
     fn firewalld(&mut self, need: &NeededRule, chain: &str) -> Result<Option<String>, Failure> {
         if need.location.origin == Origin::Nftables {
-            let why = "firewalld with nftables cannot match a mark, and removes rules of other programs: set \
-                       backend = \"conntrack\" in [pinhole], because firewalld accepts related connections";
-            return Ok(Some(why.to_owned()));
+            return Ok(Some(format!(
+                "firewalld with nftables cannot match a mark, and removes rules of other programs, but accepts related \
+                 connections: {SELECT_CONNTRACK}"
+            )));
         }
         let file = self.file(DIRECT)?;
         // As firewalld writes it.

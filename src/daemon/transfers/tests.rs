@@ -75,7 +75,7 @@ fn a_transfer_is_one_line() {
     let unseen = FinishedTransfer { transfer: Arc::new(transfer), ..unseen };
     assert!(unseen.to_string().ends_with(" in 0.2 s: its end was not seen"), "{unseen}");
     let waiting = FinishedTransfer { result: TransferResult::Waiting, bytes: None, ..failed };
-    let line = "transfer #17 10.0.0.7 STOR /pub/q3.csv waits for its data connection since 0.2 s: \
+    let line = "transfer #17 10.0.0.7 STOR /pub/q3.csv has waited 0.2 s for its data connection: \
                 SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069";
     assert_eq!(waiting.to_string(), line);
 }

@@ -170,7 +170,7 @@ impl fmt::Display for FinishedTransfer {
         }
         let seconds = duration.as_secs_f64();
         if *result == TransferResult::Waiting {
-            write!(f, " waits for its data connection since {seconds:.1} s")?;
+            write!(f, " has waited {seconds:.1} s for its data connection")?;
         } else {
             write!(f, " in {seconds:.1} s: ")?;
             match transfer.end {
