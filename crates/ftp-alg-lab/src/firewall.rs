@@ -42,18 +42,18 @@ pub enum Admission {
 ///
 /// The rules set the mark of `ftp-alg` on the connections that the helper expects, so that the same firewall admits
 /// them.
-pub const KERNEL_HELPER: &str = "
-table inet ftp_alg {
+pub const KERNEL_HELPER: &str = r#"
+table inet ftp_helper {
     ct helper ftp {
-        type \"ftp\" protocol tcp;
+        type "ftp" protocol tcp;
     }
     chain assign {
         type filter hook prerouting priority filter;
-        tcp dport 21 ct helper set \"ftp\"
+        tcp dport 21 ct helper set "ftp"
         ct state related ct mark set ct mark or 0x40000000
     }
 }
-";
+"#;
 
 /// Loads the firewall of `host` if it is a gateway.
 pub(super) fn install(host: &Host, spec: &LabSpec) -> Result<()> {
