@@ -48,9 +48,9 @@ const SHARE: u32 = 10;
 
 /// Watch sessions, transfers and refusals in the terminal
 ///
-/// Shows health, rates, sessions, and transfers and refusals as they come. Press
-/// `?` for the keys, and `q` to quit. It changes nothing, and it waits for a
-/// daemon that is restarted.
+/// Shows health, rates, sessions, and transfers and refusals (of logins, too) as
+/// they come. Press `?` for the keys, and `q` to quit. It changes nothing, and it
+/// waits for a daemon that is restarted.
 ///
 /// Transfers are shown if the daemon reports them (log.transfers). For scripts:
 /// `ftp-alg status --json` and `ftp-alg events --follow --json`.

@@ -231,6 +231,17 @@ fn text_of_peers_is_escaped() {
 }
 
 #[test]
+fn refused_logins_are_among_the_refusals() {
+    let gateway = gateway(Topology::Masquerade);
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    let (user, _) = server.login();
+    let view = View::start(&gateway);
+    talk(&gateway.lab, login_as((user, "guessed"))).ok();
+    view.press("3");
+    view.wait(&["[3 Refusals 1]", &format!("login refused: {user}: 530")]);
+}
+
+#[test]
 fn without_reports_the_setting_is_named() {
     let gateway = gateway_with(Topology::Masquerade, "log.transfers = false");
     let view = View::start(&gateway);

@@ -64,7 +64,7 @@ impl Data {
                 transfers.push(Row::transfer(event));
                 *self.ended.entry((event.session, event.client.clone())).or_default() += 1;
             }
-            "refusal" => refusals.push(Row::refusal(event)),
+            "refusal" | "login-refused" => refusals.push(Row::refusal(event)),
             _ => {}
         }
     }

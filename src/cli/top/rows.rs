@@ -179,7 +179,7 @@ impl Row {
         Self { key: event.id, cells, more }
     }
 
-    /// The row of a refused announcement or command.
+    /// The row of a refused announcement, command or login.
     pub fn refusal(event: &Event) -> Self {
         // Before it are the session and both ends.
         let what = event.text.split_once(": ").map_or(&*event.text, |(_, what)| what);
