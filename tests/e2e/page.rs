@@ -58,7 +58,8 @@ fn busy_gateway() -> (Gateway, Server, GatedClient) {
     server.put(MARKUP, b"12345").unwrap();
     let (user, password) = server.login();
     let steps = [
-        login_as((user, password)),
+        login_as(("eve", "guessed")),
+        login_as((user, password))[1..].to_vec(),
         ask("PORT 192,168,150,80,0,99"),
         ask("PASV"),
         vec![dial(), say(&format!("RETR pub/{MARKUP}")), reply(), drain(), reply()],
@@ -77,6 +78,7 @@ fn the_page_shows_what_happens() {
         has("transfers", "Bytes", "123,456"),
         has("transfers", "File", MARKUP),
         has("refusals", "What and why", "min-data-port"),
+        has("refusals", "What and why", "login refused: "),
         "document.querySelector('#state[data-state]')".to_owned(),
         // The second poll.
         "document.querySelector('figure .curve').getAttribute('d').includes('L')".to_owned(),
@@ -92,6 +94,8 @@ fn the_page_shows_what_happens() {
         "rows": "document.querySelectorAll('#transfers tbody tr').length",
         "focus": "document.activeElement.id || document.activeElement.textContent",
         "outline": "getComputedStyle(document.activeElement).outlineStyle",
+        "refused": cells("refusals", "What and why"),
+        "state class": "document.querySelector('#sessions td[data-label=State]')?.className",
         "sort": "document.querySelector('#sessions th').getAttribute('aria-sort')",
     });
     let filtered = "document.querySelectorAll('#transfers tbody tr').length === 1";
@@ -115,6 +119,8 @@ fn the_page_shows_what_happens() {
     for view in [light, dark] {
         assert!(view["width"].as_i64().unwrap() <= 0, "it scrolls sideways: {view}");
         assert_eq!(view["images"], 0, "a file's name became markup: {view}");
+        assert_eq!(view["state class"], "fixed", "a state has one line: {view}");
+        assert!(!view["refused"].to_string().contains("->"), "the ends have columns: {view}");
     }
     let problems = gateway.daemon.status().unwrap()["problems"].as_array().unwrap().len();
     assert_eq!(problems, 0);
@@ -130,6 +136,41 @@ fn the_page_shows_what_happens() {
     }
     client.release();
     gateway.assert_tidy();
+}
+
+/// While it is loaded, no part says something else than another one.
+#[test]
+fn the_page_shows_each_answer_whole() {
+    let Some(browser) = browser() else { return };
+    let gateway = gateway_with(Topology::Routed, LISTEN);
+    let before_the_first = "(() => {
+        document.body.append(make('div', {id: 'new'}));
+        const columns = [{title: 'A', value: (row) => row}];
+        const table = new Table('new', {columns, key: (row) => row, sort: {title: 'A'}, empty: 'none'});
+        const first = table.note.textContent;
+        table.set([]);
+        return [first, table.note.textContent];
+    })()";
+    let while_reading = "(async () => {
+        const [real, shown] = [get, () => $('facts').textContent.includes('1,234')];
+        let early;
+        get = async (path) => {
+            if (path === 'sessions.json') early = shown();
+            const answer = await real(path);
+            return path === 'status.json' ? {...answer, sessions: 1234} : answer;
+        };
+        await readAll();
+        get = real;
+        return [early, shown()];
+    })()";
+    let view = json!({
+        "until": "lastAnswer !== null",
+        "ask": {"first": before_the_first, "reading": while_reading},
+    });
+    let looked = look(&gateway.lab, &browser, &json!([view]));
+    let view = &looked["views"][0];
+    assert_eq!(view["first"], json!(["", "none"]), "{looked}");
+    assert_eq!(view["reading"], json!([false, true]), "{looked}");
 }
 
 #[test]

@@ -79,7 +79,8 @@ const sum = (counts) => Object.values(counts ?? {}).reduce((total, count) => tot
 class Table {
   constructor(id, { columns, key, sort, empty, isBad = () => false }) {
     Object.assign(this, { columns, key, empty, isBad });
-    [this.rows, this.total] = [[], 0];
+    // Before the first answer there are none, and nothing is said about them.
+    [this.rows, this.total] = [null, 0];
     this.filter = "";
     this.sort = { column: columns.findIndex((column) => column.title === sort.title), ascending: !sort.down };
     this.elements = new Map();
@@ -140,7 +141,7 @@ class Table {
   }
 
   show() {
-    const found = this.rows.filter((row) => this.matches(row));
+    const found = (this.rows ?? []).filter((row) => this.matches(row));
     const shown = this.sorted(found).slice(0, MAX_ROWS);
     this.heads.forEach((head, index) => {
       const order = this.sort.ascending ? "ascending" : "descending";
@@ -161,6 +162,7 @@ class Table {
   }
 
   noteText(found, shown) {
+    if (this.rows === null) return "";
     if (this.rows.length === 0) return this.empty;
     if (found === 0) return "Nothing matches the filter.";
     const all = Math.max(this.rows.length, this.total);
@@ -191,6 +193,9 @@ function transferOf({ transfer }) {
   return transfer ? `${transfer.verb} ${transfer.path} for ${duration(transfer.seconds)}` : "";
 }
 
+/** What an event says behind its session and ends, which have columns. */
+const whatOf = (row) => row.text.replace(/^#\d+ \S+ -> \S+: /, "");
+
 /** The failed transfers with a server. */
 const failedOf = (row) => row.aborted + row.refused + row.no_data_connection + row.reset;
 
@@ -204,7 +209,7 @@ const tables = {
       { title: "User", value: userOf },
       { title: "Client", value: (row) => row.client, class: "line" },
       { title: "Server", value: (row) => row.server, class: "line" },
-      { title: "State", value: (row) => row.state },
+      { title: "State", value: (row) => row.state, isFixed: true },
       { title: "Transfer", value: transferOf, class: "line prose" },
       { title: "Age", value: (row) => row.age_seconds, text: (row) => duration(row.age_seconds), isNumber: true },
       { title: "Pinholes", value: (row) => row.pinholes, text: (row) => number(row.pinholes), isNumber: true },
@@ -243,7 +248,7 @@ const tables = {
       { title: "User", value: userOf },
       { title: "Client", value: (row) => row.client },
       { title: "Server", value: (row) => row.server },
-      { title: "What and why", value: (row) => row.text, class: "line prose" },
+      { title: "What and why", value: whatOf, class: "line prose" },
     ],
   }),
   servers: new Table("servers", {
@@ -447,12 +452,12 @@ function takeEvents({ events, lost }) {
     store.last = event.id;
     if (event.user) users.set(event.session, event.user);
     if (event.event === "transfer") store.transfers.push(event);
-    if (event.event === "refusal") store.refusals.push(event);
+    if (event.event === "refusal" || event.event === "login-refused") store.refusals.push(event);
   }
   while (users.size > MAX_USERS) users.delete(users.keys().next().value);
   for (const kind of ["transfers", "refusals"]) {
     store[kind] = store[kind].slice(-MAX_ROWS);
-    if (events.length > 0 || lost === null) tables[kind].set(store[kind]);
+    if (events.length > 0 || lost === null || tables[kind].rows === null) tables[kind].set(store[kind]);
   }
   $("missed").hidden = store.missed === 0;
   const missed = counted(store.missed, "event was", "events were");
@@ -486,14 +491,16 @@ function takeStatus(status) {
   showTotals(status.transfers ?? {});
 }
 
-/** One after the other, because the listener has few connections. */
+/** Reads one after the other, because the listener has few connections, and then shows all of it at once. */
 async function readAll() {
-  takeStatus(await get("status.json"));
-  // The users come first.
-  const recent = await get(`events.json?after=${store.last}`);
-  takeEvents(recent);
-  if (recent.lost === null) takeEvents(await get("events.json?after=0"));
-  tables.sessions.set(await get("sessions.json"), before.status.sessions);
+  const status = await get("status.json");
+  const recent = [await get(`events.json?after=${store.last}`)];
+  if (recent[0].lost === null) recent.push(await get("events.json?after=0"));
+  const sessions = await get("sessions.json");
+  takeStatus(status);
+  // The users come before the sessions.
+  recent.forEach(takeEvents);
+  tables.sessions.set(sessions, status.sessions);
 }
 
 async function poll() {
