@@ -13,7 +13,11 @@ use clap::Args;
 use ftp_alg_firewall::{accepted_data, data_path_verdicts};
 use serde::Serialize;
 
-use super::{ConfigOption, Failure, SocketOption, output, table};
+use super::{
+    ConfigOption, Failure, SocketOption,
+    output::{self, Style},
+    table,
+};
 use crate::{
     config::{Config, escape_control_characters},
     daemon::{
@@ -106,7 +110,7 @@ impl DoctorOptions {
         let fast_path = config.queue.fast_path;
         let checks = checks::Checks { running, features: &features, fast_path, surroundings }.all();
         let report = DoctorReport::new(features.net_admin.then_some(backend), reason, checks);
-        output::print_report(self.json, &report, text)?;
+        output::print_report(self.json, &report, |report| text(report, Style::of_stdout()))?;
         match report.problems.len() {
             0 => Ok(()),
             _ if report.backend.is_none() => {
@@ -190,7 +194,8 @@ impl DoctorReport {
 }
 
 /// The report as aligned lines in sections. Each command has a line of its own, so that it can be copied.
-fn text(report: &DoctorReport) -> String {
+fn text(report: &DoctorReport, style: Style) -> String {
+    let end = style.text_width();
     let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     let mut section = "";
@@ -205,7 +210,7 @@ fn text(report: &DoctorReport) -> String {
             Some(name) => format!("{name}: {}", check.says),
             None => check.says.clone(),
         };
-        let says = table::wrapped(&escape_control_characters(&says), width + 13);
+        let says = table::wrapped(&escape_control_characters(&says), width + 13, end);
         text += &format!("  {mark:<7}  {:<width$}  {says}\n", check.name);
         for line in &check.details {
             text += &format!("  {:<7}  {:<width$}  {}\n", "", "", escape_control_characters(line));
@@ -214,12 +219,12 @@ fn text(report: &DoctorReport) -> String {
             text += &format!("      {}\n", escape_control_characters(line));
         }
         for line in &check.advice {
-            text += &format!("    {}\n", table::wrapped(&escape_control_characters(line), 4));
+            text += &format!("    {}\n", table::wrapped(&escape_control_characters(line), 4, end));
         }
     }
     if let Some(backend) = report.backend {
         let backend = format!("{backend}: {}", report.reason);
-        text += &format!("\nback end\n  {}\n", table::wrapped(&backend, 2));
+        text += &format!("\nback end\n  {}\n", table::wrapped(&backend, 2, end));
     }
     text + &format!("\n{}\n", report.verdict())
 }
@@ -242,6 +247,7 @@ fn most_severe_first(checks: &[Check]) -> Vec<&Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::output::PLAIN;
 
     fn check(
         section: &'static str,
@@ -268,13 +274,28 @@ mod tests {
         ];
         let report = DoctorReport::new(Some(Backend::Nftables), "a reason".into(), checks);
         assert_eq!(
-            text(&report),
+            text(&report, PLAIN),
             "kernel\n  ok       nat        says\n  missing  ctnetlink  says\n\n\
              firewall\n  PROBLEM  forward    data-connections: says\n      nft insert rule\n\n\
              back end\n  nftables: a reason\n\n\
              FTP will not work through this gateway until the problems above are solved\n"
         );
         assert!(!report.ok);
+    }
+
+    #[test]
+    fn text_has_the_width_of_the_terminal() {
+        let mut one = check("firewall", "forward", CheckStatus::Ok, &[]);
+        one.says = "a rule that says much ".repeat(12);
+        one.advice = vec![one.says.clone()];
+        let report = DoctorReport::new(Some(Backend::Nftables), one.says.clone(), vec![one]);
+        let widest = |width| {
+            let shown = text(&report, Style { width, ..PLAIN });
+            shown.lines().map(|line| line.chars().count()).max().unwrap()
+        };
+        for (width, expected) in [(None, 72..=80), (Some(80), 72..=80), (Some(200), 190..=200)] {
+            assert!(expected.contains(&widest(width)), "{width:?}: {}", widest(width));
+        }
     }
 
     #[test]
@@ -321,7 +342,7 @@ mod tests {
         let mut one = check("firewall", "input", CheckStatus::Problem, &[&hostile]);
         one.says.clone_from(&hostile);
         (one.details, one.advice) = (vec![hostile.clone()], vec![hostile]);
-        let text = text(&DoctorReport::new(None, "x".into(), vec![one]));
+        let text = text(&DoctorReport::new(None, "x".into(), vec![one]), PLAIN);
         assert_eq!(text.matches("\\u{1b}[2J\\u{7}\\r\\u{9b}é").count(), 4, "{text}");
         assert!(text.lines().all(|line| !line.contains(char::is_control)), "{text}");
     }
@@ -331,9 +352,10 @@ mod tests {
         let checks = || vec![check("kernel", "x", CheckStatus::Missing, &[])];
         let report = DoctorReport::new(Some(Backend::Nftables), "x".into(), checks());
         assert!(report.ok);
-        assert!(text(&report).contains("\nFTP will work through this gateway"));
+        assert!(text(&report, PLAIN).contains("\nFTP will work through this gateway"));
         assert!(
-            text(&DoctorReport::new(None, "x".into(), checks())).contains("\ncannot tell whether")
+            text(&DoctorReport::new(None, "x".into(), checks()), PLAIN)
+                .contains("\ncannot tell whether")
         );
     }
 }

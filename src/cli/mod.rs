@@ -48,6 +48,8 @@ const EXIT_STATUS: &str = "EXIT STATUS:
   0  done
   1  failed: standard error says why, and what to do
   2  wrong usage or configuration";
+/// Width of help texts.
+const HELP_WIDTH: usize = 80;
 /// The commands, by what they are for.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Set up", &["doctor", "setup", "check", "rules"]),
@@ -152,7 +154,7 @@ fn grouped_commands(mut program: clap::Command) -> String {
         text += &format!("{group}:\n");
         for command in names.iter().filter_map(|name| program.find_subcommand(name)) {
             let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-            let about = table::wrapped(&about, width + 4);
+            let about = table::wrapped(&about, width + 4, HELP_WIDTH);
             text += &format!("  {:width$}  {about}\n", command.get_name());
         }
         text.push('\n');
@@ -168,7 +170,7 @@ fn grouped_commands(mut program: clap::Command) -> String {
 #[command(
     name = "ftp-alg",
     version = VERSION,
-    max_term_width = 80,
+    max_term_width = HELP_WIDTH,
     after_help = EXIT_STATUS
 )]
 struct Arguments {

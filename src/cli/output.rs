@@ -25,6 +25,11 @@ pub(super) struct Style {
 pub(super) const PLAIN: Style = Style { width: None, has_colours: false };
 
 impl Style {
+    /// The width of running text: that of the terminal, or 80 without one.
+    pub fn text_width(&self) -> usize {
+        self.width.unwrap_or(80)
+    }
+
     /// The style of standard output.
     pub fn of_stdout() -> Self {
         let stdout = io::stdout();

@@ -77,13 +77,13 @@ pub(super) fn list(items: &[(impl AsRef<str>, String)]) -> String {
     items.iter().map(row).collect()
 }
 
-/// `text` wrapped at column 80. The first line starts at column `indent`, and further lines are indented to it.
-pub(super) fn wrapped(text: &str, indent: usize) -> String {
+/// `text` wrapped at column `end`. The first line starts at column `indent`, and further lines are indented to it.
+pub(super) fn wrapped(text: &str, indent: usize, end: usize) -> String {
     let mut lines = String::new();
     let mut column = indent;
     for word in text.split(' ') {
         let width = word.chars().count();
-        if column > indent && column + 1 + width > 80 {
+        if column > indent && column + 1 + width > end {
             lines += &format!("\n{:indent$}{word}", "");
             column = indent + width;
         } else {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_wrapped_at_column_80_between_words() {
+    fn text_is_wrapped_between_words() {
         let long = "x".repeat(90);
         for (text, expected) in [
             ("", ""),
@@ -171,8 +171,10 @@ mod tests {
             (&format!("{} b", "a".repeat(69)), &format!("{}\n          b", "a".repeat(69))),
             (&format!("a {long} b"), &format!("a\n          {long}\n          b")),
         ] {
-            assert_eq!(wrapped(text, 10), expected);
+            assert_eq!(wrapped(text, 10, 80), expected);
         }
+        assert_eq!(wrapped("a b c", 10, 13), "a b\n          c");
+        assert_eq!(wrapped("a b", 10, 0), "a\n          b");
     }
 
     #[test]

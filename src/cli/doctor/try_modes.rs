@@ -24,7 +24,11 @@ use local_machine::LocalMachine;
 use serde::Serialize;
 use target::TryTarget;
 
-use super::{Failure, SocketOption, output, table};
+use super::{
+    Failure, SocketOption,
+    output::{self, Style},
+    table,
+};
 use crate::{config::escape_control_characters, kernel::RuleParameters};
 
 /// The time limit for resolving a name.
@@ -88,7 +92,10 @@ impl TryStep {
         };
         let mut text = String::new();
         let start = format!("  {mark:<7}  {:<8}  ", self.step);
-        text += &format!("{start}{}\n", table::wrapped(&self.says, start.len()));
+        text += &format!(
+            "{start}{}\n",
+            table::wrapped(&self.says, start.len(), Style::of_stdout().text_width())
+        );
         for line in &self.remedy {
             text += &format!("      {line}\n");
         }

@@ -44,7 +44,7 @@ fn text(session: &SessionDetail<Value>, style: Style) -> String {
     let values = values(session);
     let row = |(name, value): &(&str, String)| {
         let width = INDENT - 2;
-        format!("  {name:<width$}{}\n", table::wrapped(value, INDENT))
+        format!("  {name:<width$}{}\n", table::wrapped(value, INDENT, style.text_width()))
     };
     let values: String = values.iter().map(row).collect();
     let heading = |text: &str| format!("\n{}\n", style.bold(text));
@@ -56,7 +56,7 @@ fn text(session: &SessionDetail<Value>, style: Style) -> String {
         text += &heading("last events (UTC)");
         let mut events: Vec<_> = events.iter().collect();
         events.sort_by_key(|event| event["time"].as_str());
-        text.extend(events.iter().map(|event| event_text(event, summary.id)));
+        text.extend(events.iter().map(|event| event_text(event, summary.id, style)));
     }
     text
 }
@@ -119,7 +119,7 @@ fn connection_text(connection: &DataConnection) -> String {
 }
 
 /// The line of an event, without what the title says.
-fn event_text(event: &Value, id: u64) -> String {
+fn event_text(event: &Value, id: u64, style: Style) -> String {
     let field = |name: &str| event[name].as_str().unwrap_or_default();
     // As in `#17 10.0.0.7:35394 -> 198.51.100.9:21: ...`.
     let of_session = field("text").strip_prefix(&format!("#{id} "));
@@ -127,7 +127,8 @@ fn event_text(event: &Value, id: u64) -> String {
     // Without the fraction of a second.
     let time = field("time").split('.').next().unwrap_or_default();
     let start = format!("  {time}  ");
-    format!("{start}{}\n", table::wrapped(said.unwrap_or(field("text")), start.chars().count()))
+    let said = said.unwrap_or(field("text"));
+    format!("{start}{}\n", table::wrapped(said, start.chars().count(), style.text_width()))
 }
 
 #[cfg(test)]

@@ -30,9 +30,9 @@ const NO_BREAK: &str = "\u{a0}";
 /// The whole text.
 pub(super) fn text(status: &Status, style: Style) -> String {
     let parts = [
-        findings(&style.red(&CheckStatus::Problem.to_string()), &status.problems),
-        findings(&style.yellow(&CheckStatus::Warning.to_string()), &status.warnings),
-        state(status),
+        findings(&style.red(&CheckStatus::Problem.to_string()), &status.problems, style),
+        findings(&style.yellow(&CheckStatus::Warning.to_string()), &status.warnings, style),
+        state(status, style),
         rates(&status.rates),
         top_clients(&status.transfers.top_clients),
         totals(status, style),
@@ -42,20 +42,20 @@ pub(super) fn text(status: &Status, style: Style) -> String {
 
 /// The problems alone.
 pub(super) fn problems(all: &[Problem], style: Style) -> String {
-    let text = findings(&style.red(&CheckStatus::Problem.to_string()), all);
+    let text = findings(&style.red(&CheckStatus::Problem.to_string()), all, style);
     text.trim_start_matches('\n').to_owned()
 }
 
-fn findings(mark: &str, all: &[Problem]) -> String {
+fn findings(mark: &str, all: &[Problem], style: Style) -> String {
     let finding = |Problem { name, text, remedy }: &Problem| {
-        let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2));
+        let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2, style.text_width()));
         format!("\n{mark} {name}\n  {text}\n  {remedy}\n")
     };
     all.iter().map(finding).collect()
 }
 
 /// What the daemon is, and what it does now.
-fn state(status: &Status) -> String {
+fn state(status: &Status, style: Style) -> String {
     let waiting =
         status.queue_waiting.map(|count| format!(", {} waiting", counted(count, "packet")));
     let now = format!(
@@ -83,7 +83,7 @@ fn state(status: &Status) -> String {
         .collect();
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
     let row = |(name, value): &(String, String)| {
-        format!("{name:<width$}  {}\n", table::wrapped(value, width + 2))
+        format!("{name:<width$}  {}\n", table::wrapped(value, width + 2, style.text_width()))
     };
     format!("\n{}", rows.iter().map(row).collect::<String>())
 }
@@ -229,7 +229,8 @@ impl Group {
             return String::new();
         }
         let row = |(name, text): &(&str, String)| {
-            let text = table::wrapped(text, NAME_WIDTH + 2).replace(NO_BREAK, " ");
+            let text =
+                table::wrapped(text, NAME_WIDTH + 2, style.text_width()).replace(NO_BREAK, " ");
             format!("  {name:<NAME_WIDTH$}{text}\n")
         };
         format!("{}\n{}", style.bold(self.heading), self.rows.iter().map(row).collect::<String>())
