@@ -183,3 +183,49 @@ fn the_soft_limit_of_open_files_is_raised() {
     let numbers: Vec<_> = limit.split_whitespace().skip(3).take(2).collect();
     assert_eq!(numbers[0], numbers[1], "{limit}");
 }
+
+/// Removes the link between the gateway and the host `outside`, and makes it again with the same addresses and routes, as
+/// one that is dialled again.
+fn make_link_again(gateway: &Host, outside: &Host) {
+    let ends = [(gateway, "wan"), (outside, "eth0")];
+    let restore = ends.map(|(host, name)| {
+        let lines = format!(
+            "ip -4 -o address show dev {name} | awk '{{print \"address add\", $4, \"dev {name}\"}}'\n\
+             ip -4 route show dev {name} | sed '/proto kernel/d; s/.*/route add & dev {name}/'"
+        );
+        host.shell(&lines).unwrap().stdout_text()
+    });
+    // They are ends of one cable if this is not the first time.
+    for (host, name) in ends {
+        host.shell(&format!("ip link delete {name} || true")).unwrap();
+    }
+    let add = "ip link add wan type veth peer name eth0 netns";
+    gateway.shell(&format!("{add} {}", outside.namespace())).unwrap();
+    for ((host, name), lines) in ends.into_iter().zip(restore) {
+        host.shell(&format!("ip -batch - << EOF\nlink set {name} up\n{lines}\nEOF")).unwrap();
+    }
+}
+
+/// SYNs arrive by the new link, in active mode or, at a published server, in passive mode.
+#[test]
+fn a_link_that_is_made_again_costs_no_data_connection() {
+    for topology in [Topology::Routed, Topology::Masquerade, Topology::PublishedServer] {
+        let Some(gateway) = fast_path_gateway(topology) else { return };
+        let lab = &gateway.lab;
+        let outside = if topology == Topology::PublishedServer { &lab.client } else { &lab.server };
+        // So that a SYN is not dropped and retransmitted.
+        lab.gateway.nft("add rule inet gateway forward reject with tcp reset").unwrap();
+        // A server that takes zeros, so that the program opens for PORT.
+        let plan = json!({"body": "here it is\r\n", "greeting": "220 (vsFTPd 3.0.3)"});
+        let _server = scripted_server(&lab.server, &plan);
+        let address = lab.client.address(V4);
+        let both = |port| [active_transfer(address, port), passive_transfer("PASV")];
+        let steps = (login(), both(1025), gate(), both(2050), both(2051), ask("QUIT"));
+        let old = until_on_fast_path(&gateway, ("admitted", 2), || hold(lab, &steps));
+        make_link_again(&lab.gateway, outside);
+        talk(lab, (login(), both(2052), both(2053))).ok_in(format!("{topology}, new session"));
+        make_link_again(&lab.gateway, outside);
+        old.release().ok_in(format!("{topology}, old session"));
+        gateway.assert_tidy();
+    }
+}

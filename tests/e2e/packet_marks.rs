@@ -268,7 +268,7 @@ fn an_interface_with_a_filter_that_writes_marks_has_no_program() {
     }
 }
 
-/// It runs after ours, which is attached anew behind it.
+/// It runs after ours, which is then attached again, behind it.
 #[test]
 fn the_program_is_the_last_one_at_its_interface() {
     let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
