@@ -179,8 +179,7 @@ fn update_table(table: &mut Table, shared: &SharedState) -> Result<TableChange, 
     }
     tracing::info!(
         event = "table-updated",
-        "the operator's rules, which took long to read, demand more of table inet ftp_alg than it had: it was loaded \
-         again"
+        "the operator's rules demand more of table inet ftp_alg than it had: it was loaded again"
     );
     let is_lossless = table.has_retained_elements();
     Ok(if is_lossless { TableChange::Updated } else { TableChange::Restored })
