@@ -118,8 +118,10 @@ fn learn(firewall: &Firewall) -> Learned {
         [range] => Some(range.clone().into_inner()),
         _ => None,
     };
-    let ct_mark_use = firewall.ct_mark_use();
-    Learned { source_ports, ct_mark_use, ..Learned::default() }.with_zones(firewall.zones())
+    let (ct_mark_use, overwrites_data_mark) =
+        (firewall.ct_mark_use(), firewall.overwrites_data_mark());
+    Learned { source_ports, ct_mark_use, overwrites_data_mark, ..Learned::default() }
+        .with_zones(firewall.zones())
 }
 
 /// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they tell
@@ -162,6 +164,11 @@ impl FollowedRules {
                 if let (Ok(fast_path), Some(why)) = (&shared.fast_path, mark_conflict(&rules)) {
                     let now = Timestamp::now().strftime("%H:%M UTC");
                     fast_path.leave(format!("since {now}: {why}"));
+                }
+                if rules.overwrites_data_mark() {
+                    // The main thread then loads the table again.
+                    let learned = Learned::clone(&parameters.learned.now());
+                    parameters.learned.set(Learned { overwrites_data_mark: true, ..learned });
                 }
                 shared.health.audit_rules(&rules, &parameters);
             }

@@ -56,11 +56,18 @@ pub struct Learned {
     pub source_ports: Option<(u16, u16)>,
     /// What they do with the ct mark.
     pub ct_mark_use: CtMarkUse,
+    /// Whether they may overwrite the ct mark bit of data connections.
+    pub overwrites_data_mark: bool,
 }
 
 impl Default for Learned {
     fn default() -> Self {
-        Self { zones: vec![0], source_ports: None, ct_mark_use: CtMarkUse::None }
+        Self {
+            zones: vec![0],
+            source_ports: None,
+            ct_mark_use: CtMarkUse::None,
+            overwrites_data_mark: false,
+        }
     }
 }
 
@@ -189,7 +196,8 @@ impl RuleParameters {
 
     /// Whether our bits are cleared in packet marks that rules of others set from the ct mark.
     pub fn clears_restored_marks(&self) -> bool {
-        self.learned.now().ct_mark_use == CtMarkUse::Compared
+        let learned = self.learned.now();
+        learned.ct_mark_use == CtMarkUse::Compared || learned.overwrites_data_mark
     }
 
     /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue

@@ -288,7 +288,7 @@ fn default_drop_before_the_admission_gets_advice() {
 
 #[test]
 fn a_rule_that_overwrites_the_ct_mark_before_the_filter_gets_advice() {
-    let chain = "type filter hook forward priority -10
+    let chain = "type filter hook forward priority -1
         ct state new ct mark set 5";
     let mask = "ct mark set ct mark & 0x70000000 | ";
     let cure = format!("nft 'flush chain inet other c; add rule inet other c {mask}5'");

@@ -57,5 +57,6 @@ mod transfers;
 mod try_modes;
 mod uplinks;
 mod watch;
+mod whole_marks;
 mod wire;
 mod zones;

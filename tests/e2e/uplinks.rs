@@ -72,7 +72,7 @@ impl TwoLinks {
 
 /// Rules as in the usual instructions for two uplinks: whole marks, restored from the ct mark and saved there. All
 /// connections of the LAN use the second uplink.
-const WHOLE_MARKS: [&str; 2] = [
+const WHOLE_MARKS: [&str; 3] = [
     "printf '%s\n' '*mangle' '-A PREROUTING -j CONNMARK --restore-mark' \
      '-A PREROUTING -m mark ! --mark 0 -j ACCEPT' '-A PREROUTING -i lan -j MARK --set-mark 2' \
      '-A PREROUTING -i wan -j MARK --set-mark 1' '-A PREROUTING -i wan2 -j MARK --set-mark 2' \
@@ -80,6 +80,12 @@ const WHOLE_MARKS: [&str; 2] = [
     "nft 'table ip marks { chain pre { type filter hook prerouting priority mangle; \
      ct mark 0 iifname { \"lan\", \"wan2\" } ct mark set 2; ct mark 0 iifname \"wan\" ct mark set 1; \
      meta mark set ct mark; }; }'",
+    // They also save whole marks when packets leave.
+    "printf '%s\n' '*mangle' '-A PREROUTING -j CONNMARK --restore-mark' \
+     '-A PREROUTING -m mark ! --mark 0 -j ACCEPT' '-A PREROUTING -i lan -j MARK --set-mark 2' \
+     '-A PREROUTING -i wan -j MARK --set-mark 1' '-A PREROUTING -i wan2 -j MARK --set-mark 2' \
+     '-A FORWARD -j CONNMARK --save-mark' '-A POSTROUTING -j CONNMARK --save-mark' COMMIT \
+     | iptables-nft-restore --noflush",
 ];
 
 /// What our table has if rules that set ct marks demand it, with the nftables back end.

@@ -2,7 +2,8 @@
 //!
 //! What a rule can see of the first packet of a data connection depends on its place. Before conntrack (priority -200)
 //! the packet has no connection. Until our table admits it, the connection has no ct mark of ours. Rules of others may
-//! overwrite the marks on the way, for all packets that follow.
+//! overwrite the marks on the way, for all packets that follow. Our table then sets its bit again, at one place of each
+//! hook.
 //!
 //! A control connection exists already when rules of others could do that, so its marks are not known at any chain.
 
@@ -57,6 +58,15 @@ const CONNTRACK_PRIORITY: i32 = -200;
 /// The priority of destination NAT at prerouting (NF_IP_PRI_NAT_DST). The kernel runs all destination NAT chains at
 /// this priority, whatever their own priority is.
 pub(crate) const DESTINATION_NAT_PRIORITY: i32 = -100;
+
+/// The priority at which our table sets the bits again that others took from an admitted connection.
+const fn marking_priority(hook: Hook) -> i32 {
+    match hook {
+        Hook::Prerouting | Hook::Output => DESTINATION_NAT_PRIORITY + 1,
+        Hook::Forward | Hook::Input => -1,
+        Hook::Postrouting => 99,
+    }
+}
 
 impl PacketClass {
     /// The priority behind which our table has admitted the first packet of such a data connection at `hook`;
@@ -298,6 +308,15 @@ impl<'a> Way<'a> {
         packet.ct_mark = FieldValue::Bits { bits: others | admitted, known: known | mask };
     }
 
+    /// Our table sets the bits again that an admitted connection had.
+    fn mark_again(&self, packet: &mut SamplePacket<'_>, is_admitted: bool) {
+        if let (ConnectionKind::Data { admitted, .. }, true, FieldValue::Bits { bits, known }) =
+            (self.connection.kind, is_admitted, packet.ct_mark)
+        {
+            packet.ct_mark = FieldValue::Bits { bits: bits | admitted, known: known | admitted };
+        }
+    }
+
     /// Evaluates all chains at `hooks` for `packet`. Returns the packet as it leaves.
     fn pass(&mut self, mut packet: SamplePacket<'a>, hooks: &[Hook]) -> SamplePacket<'a> {
         // Only the first packet of a data connection waits for its admission.
@@ -308,12 +327,17 @@ impl<'a> Way<'a> {
             _ => None,
         };
         for &hook in hooks {
+            let mut marking = Some(marking_priority(hook));
             for chain in self.chains_at(hook) {
                 let priority = chain.base.priority;
                 if let Some((_, admitted)) =
                     waits.take_if(|(class, _)| class.is_admitted_at(hook, priority))
                 {
                     self.admit(&mut packet, admitted);
+                }
+                // Of chains of the same priority the one that was added last comes first.
+                if marking.take_if(|marking| priority >= *marking).is_some() {
+                    self.mark_again(&mut packet, waits.is_none());
                 }
                 let seen = self.connection.seen_at(hook, priority, packet);
                 let left = self.evaluate(chain, seen, waits.is_none());
@@ -325,6 +349,9 @@ impl<'a> Way<'a> {
                         packet.ct_mark = left.ct_mark;
                     }
                 }
+            }
+            if marking.is_some() {
+                self.mark_again(&mut packet, waits.is_none());
             }
         }
         if let Some((_, admitted)) = waits {
@@ -464,16 +491,17 @@ mod tests {
     #[test]
     fn the_rule_that_overwrites_the_ct_mark_is_named() {
         let save = "-A FORWARD -j CONNMARK --save-mark";
-        let filter = format!(":FORWARD DROP\n-A FORWARD {MARK}");
-        let mangle = format!(":FORWARD ACCEPT\n{save}");
-        let firewall = Firewall::from_iptables_tables(&[("mangle", &mangle), ("filter", &filter)]);
+        let filter = format!(":FORWARD ACCEPT\n{save}");
+        let security = format!(":FORWARD DROP\n-A FORWARD {MARK}");
+        let firewall =
+            Firewall::from_iptables_tables(&[("filter", &filter), ("security", &security)]);
         let class = PacketClass::MarkedData;
         let verdict = firewall.verdict(Hook::Forward, IpVersion::V4, class);
         let stop = verdict.dropping_chains().next().unwrap();
         let hiding = stop.hidden_by.as_ref().unwrap();
         assert_eq!(
             (hiding.chain.as_str(), hiding.rule.as_str(), hiding.untracks),
-            ("iptables-legacy mangle FORWARD", save, false)
+            ("iptables-legacy filter FORWARD", save, false)
         );
         // Another accept rule does not help.
         assert_eq!(remedies(&firewall, Hook::Forward, class), [""; 0]);
@@ -481,21 +509,24 @@ mod tests {
     }
 
     /// Whether marked data connections pass a filter at forward that accepts only them, with `rules` in the table
-    /// mangle.
-    fn passes_behind(rules: &str) -> bool {
+    /// mangle, and with the same rules in front of the accept rule.
+    fn pass_behind(rules: &str, established: &str) -> [bool; 2] {
         let chains = ":PREROUTING ACCEPT\n:FORWARD ACCEPT\n:POSTROUTING ACCEPT";
-        let filter = format!(
-            ":FORWARD DROP\n-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n-A FORWARD {MARK}"
-        );
-        let firewall = Firewall::from_iptables_tables(&[
-            ("mangle", &format!("{chains}\n{rules}")),
-            ("filter", &filter),
-        ]);
-        pass(&firewall, Hook::Forward)[0]
+        let filter = |rules| format!(":FORWARD DROP\n{rules}\n{established}-A FORWARD {MARK}");
+        ["", rules].map(|in_filter| {
+            let firewall = Firewall::from_iptables_tables(&[
+                ("mangle", &format!("{chains}\n{rules}")),
+                ("filter", &filter(in_filter)),
+            ]);
+            pass(&firewall, Hook::Forward)[0]
+        })
     }
 
+    const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
+
+    /// Our table sets the bit again in front of the filter, but not within.
     #[test]
-    fn a_rule_that_overwrites_the_ct_mark_before_the_filter_is_followed() {
+    fn a_rule_that_overwrites_the_ct_mark_matters_in_the_filter_alone() {
         for rules in [
             "-A FORWARD -j CONNMARK --save-mark",
             "-A FORWARD -j CONNMARK --set-xmark 0x7/0xffffffff",
@@ -504,39 +535,44 @@ mod tests {
             ":X - [0:0]\n-A FORWARD -j X\n-A X -j CONNMARK --save-mark",
             "-A FORWARD -j MARK --set-xmark 0x1/0xff\n-A FORWARD -j CONNMARK --save-mark",
         ] {
-            assert!(!passes_behind(rules), "{rules}");
+            for established in ["", ESTABLISHED] {
+                assert_eq!(pass_behind(rules, established), [true, false], "{rules}");
+            }
         }
         for rules in [
             "-A FORWARD -j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff",
             "-A FORWARD -j CONNMARK --set-xmark 0x7/0xff",
             "-A FORWARD -m connmark --mark 0x0 -j CONNMARK --set-xmark 0x7/0xffffffff",
             "-A FORWARD -j CONNMARK --restore-mark\n-A FORWARD -j CONNMARK --save-mark",
-            "-A FORWARD -m connmark ! --mark 0x0 -j ACCEPT\n-A FORWARD -j CONNMARK --save-mark",
-            // Before the admission, which sets the mark, and after the filter.
-            "-A PREROUTING -m conntrack --ctstate NEW -j CONNMARK --save-mark",
-            "-A POSTROUTING -j CONNMARK --save-mark",
-            // As with several uplinks. Only new connections get the mark of an interface.
-            "-A PREROUTING -j CONNMARK --restore-mark\n-A PREROUTING -m mark ! --mark 0 -j ACCEPT\n\
-             -A PREROUTING -i wan -j MARK --set-xmark 0x1/0xffffffff\n-A PREROUTING -j CONNMARK --save-mark",
             // Only some connections.
             "-A FORWARD -s 10.0.0.0/8 -j CONNMARK --save-mark",
         ] {
-            assert!(passes_behind(rules), "{rules}");
+            assert_eq!(pass_behind(rules, ESTABLISHED), [true; 2], "{rules}");
         }
     }
 
     #[test]
-    fn later_packets_have_the_mark_that_the_first_one_left() {
-        let filter = format!(":FORWARD DROP\n-A FORWARD {MARK}");
-        let passes = |rules: &str| {
-            let mangle = format!(":FORWARD ACCEPT\n:POSTROUTING ACCEPT\n{rules}");
-            pass(
-                &Firewall::from_iptables_tables(&[("mangle", &mangle), ("filter", &filter)]),
-                Hook::Forward,
-            )[0]
-        };
-        assert!(passes(""));
-        assert!(!passes("-A POSTROUTING -j CONNMARK --save-mark"));
+    fn each_hook_has_a_place_behind_which_the_mark_is_there_again() {
+        let set = format!(r#"{{"mangle": {{"key": {CT_MARK}, "value": 5}}}}"#);
+        let accepts = accepts_mark();
+        for (hook, priority, passes) in [
+            ("prerouting", -150, true),
+            ("prerouting", -99, true),
+            ("prerouting", 0, true),
+            ("forward", -150, true),
+            ("forward", -2, true),
+            ("forward", -1, false),
+            ("forward", 0, false),
+            ("postrouting", -150, true),
+            ("postrouting", 300, true),
+        ] {
+            let filter = Firewall::from_nft_chain("inet filter forward 0 drop", &[&accepts]);
+            let mut firewall =
+                Firewall::from_nft_chain(&format!("inet filter {hook} {priority} accept"), &[&set]);
+            firewall.ruleset.add(filter.ruleset.tables);
+            // At priority 0 the chain that was found first is followed first.
+            assert_eq!(pass(&firewall, Hook::Forward)[0], passes, "{hook} {priority}");
+        }
     }
 
     #[test]

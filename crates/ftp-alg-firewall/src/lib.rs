@@ -288,6 +288,11 @@ impl Firewall {
         }
     }
 
+    /// Whether rules may overwrite the ct mark bit of data connections.
+    pub fn overwrites_data_mark(&self) -> bool {
+        self.ruleset.changed_mark_bits.ct_mark & self.gateway.data_mark != 0
+    }
+
     /// Whether `ip rule` compares bits that rules set in packet marks from the ct mark.
     pub fn routes_by_restored_marks(&self) -> bool {
         let restored = self.ruleset.changed_mark_bits.restored;

@@ -216,8 +216,8 @@ impl HostAudit<'_> {
                     let says = format!("{} {says}", concern.chain);
                     Check::note(HELPERS, "ct mark", says).details([
                         format!("`{}`", concern.rule),
-                        "if it applies to FTP connections, restrict it to other bits, or set other bits in \
-                         [pinhole] mark and mark-mask"
+                        "ftp-alg sets the bit of data connections again; better restrict the rule to other bits, or \
+                         set other bits in [pinhole] mark and mark-mask"
                             .to_owned(),
                     ])
                 }

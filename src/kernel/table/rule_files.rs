@@ -12,7 +12,7 @@ use crate::kernel::{
 };
 
 /// Lines between `#if BACKEND` and the next such line, or `#end`, belong to that back end. Those after [`LATE_MARKS`],
-/// [`EARLY_MARKS`] and [`RESTORED`] depend on what rules of others do with the ct mark.
+/// [`EARLY_MARKS`], [`RESTORED`] and [`OVERWRITTEN`] depend on what rules of others do with the ct mark.
 const NFTABLES: &str = include_str!("../../../rules/ftp-alg.nft.in");
 const IPTABLES: &str = include_str!("../../../rules/ftp-alg.iptables");
 const IP6TABLES: &str = include_str!("../../../rules/ftp-alg.ip6tables");
@@ -22,6 +22,9 @@ const LATE_MARKS: &str = "late-marks";
 const EARLY_MARKS: &str = "early-marks";
 /// The section with the chains that clear restored marks.
 const RESTORED: &str = "restored";
+/// The section with the chains that set our bits of the ct mark again. With a hyphen and a back end behind it, its part
+/// for that back end.
+const OVERWRITTEN: &str = "overwritten";
 
 /// The nftables rules, for `nft -f`.
 pub fn render(parameters: &RuleParameters) -> String {
@@ -80,6 +83,7 @@ fn is_source_map(line: &str) -> bool {
 fn lines_for(parameters: &RuleParameters) -> impl Iterator<Item = &'static str> + use<> {
     let (backend, clears) = (parameters.backend, parameters.clears_restored_marks());
     let inherits_early = parameters.inherits_marks_early();
+    let marks_again = parameters.learned.now().overwrites_data_mark;
     let mut is_for = true;
     NFTABLES.split_inclusive('\n').filter(move |line| {
         let line = line.trim_end();
@@ -87,7 +91,11 @@ fn lines_for(parameters: &RuleParameters) -> impl Iterator<Item = &'static str> 
             LATE_MARKS => backend == Backend::Nftables && !inherits_early,
             EARLY_MARKS => inherits_early,
             RESTORED => clears,
-            name => name.parse() == Ok(backend),
+            OVERWRITTEN => marks_again,
+            name => match name.split_once('-') {
+                Some((OVERWRITTEN, name)) => marks_again && name.parse() == Ok(backend),
+                _ => name.parse() == Ok(backend),
+            },
         });
         let section = section.or((line == "#end").then_some(true));
         is_for = section.unwrap_or(is_for);
@@ -175,7 +183,7 @@ fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::parameters::CtMarkUse;
+    use crate::kernel::parameters::{CtMarkUse, Learned};
 
     fn others() -> RuleParameters {
         RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011)
@@ -216,7 +224,9 @@ mod tests {
         let sections = NFTABLES.lines().filter_map(|line| line.strip_prefix("#if "));
         assert!(sections.clone().count() > 10);
         let is_known = |name: &str| {
-            [LATE_MARKS, EARLY_MARKS, RESTORED].contains(&name) || name.parse::<Backend>().is_ok()
+            let backend = name.strip_prefix("overwritten-").unwrap_or(name);
+            [LATE_MARKS, EARLY_MARKS, RESTORED, OVERWRITTEN].contains(&name)
+                || backend.parse::<Backend>().is_ok()
         };
         assert!(sections.into_iter().all(is_known));
     }
@@ -290,6 +300,22 @@ mod tests {
         ] {
             assert_eq!(parts(Backend::Nftables, ct_mark_use), nftables);
             assert_eq!(parts(Backend::Conntrack, ct_mark_use), conntrack);
+        }
+    }
+
+    #[test]
+    fn marks_that_are_overwritten_are_set_again() {
+        for backend in [Backend::Nftables, Backend::Conntrack] {
+            let parameters = RuleParameters::default().with_backend(backend);
+            let learned = Learned { overwrites_data_mark: true, ..Learned::default() };
+            let text = render(&parameters.clone().with_learned(learned));
+            assert_eq!(text.matches('{').count(), text.matches('}').count());
+            assert_eq!(text.matches("chain mark_again {").count(), 1);
+            assert_eq!(text.matches("jump mark_again").count(), 5);
+            let is_nftables = backend == Backend::Nftables;
+            assert_eq!(text.matches("jump forget_marked").count(), if is_nftables { 2 } else { 0 });
+            assert!(text.contains("chain clear_restored_prerouting"), "{text}");
+            assert!(!render(&parameters).contains("mark_again"));
         }
     }
 

@@ -2,10 +2,14 @@
 
 use std::{cell::Cell, fs, net::SocketAddr, time::Duration};
 
-use ftp_alg::kernel::{RuleParameters, parameters::CtMarkUse, queue::Queue};
+use ftp_alg::kernel::{
+    RuleParameters,
+    parameters::{CtMarkUse, Learned},
+    queue::Queue,
+};
 use ftp_alg_core::engine::Pinhole;
 use ftp_alg_lab::wait_for;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{
     changes::Place,
@@ -114,5 +118,39 @@ fn a_connection_that_lost_its_ct_mark_consumes_its_pinhole() {
         assert_eq!(place.ct_mark_of(&client), 0);
         assert_eq!(writer.list_open().unwrap().unwrap(), []);
         assert!(is_silent(&place.lab.client, from, hole.arrival));
+    }
+}
+
+/// Rules of others overwrite the mark of each packet. Once conntrack has forgotten a connection, another one may have its
+/// place, and so its ID.
+#[test]
+fn a_mark_that_is_set_again_is_set_on_no_other_connection() {
+    let learned = Learned { overwrites_data_mark: true, ..Learned::default() };
+    let mut place = Place::with(&RuleParameters::default().with_learned(learned));
+    place.lab.drop_by_default();
+    place.lab.gateway_sh(
+        "nft 'table inet operator { \
+           chain before { type filter hook prerouting priority mangle; ct mark set 5; }; \
+           chain qos { type filter hook forward priority mangle; ct mark set 5; }; }'",
+    );
+    let [mut writer, _] = place.writers();
+    for (from, to) in [(CLIENT, SERVER), (CLIENT6, SERVER6)] {
+        let hole = pinhole(from, at(to, 4000));
+        for round in 0..3 {
+            place.change(&mut writer, &[], &[hole]);
+            let listener = listen(&place.lab.server, hole.target);
+            let connect =
+                |limit| connect_within(&place.lab.client, at(from, 2020), hole.arrival, limit);
+            let mut client = connect(Duration::from_secs(8)).unwrap();
+            exchange(&mut client, &listener);
+            assert_eq!(place.ct_mark_of(&client), 0x4000_0005);
+            SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(client);
+            for forget in ["true", "conntrack -F"] {
+                place.lab.gateway_sh(forget);
+                let second = connect(Duration::from_millis(700));
+                assert!(second.is_err(), "{from} {round} {forget}");
+            }
+        }
     }
 }
