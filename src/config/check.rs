@@ -322,7 +322,8 @@ impl Checker<'_> {
                 let message = "has no effect with inspect = false: remove one of the two keys";
                 self.refuse(&file.entry(key), message);
             }
-            let policy = self.policy_keys(file, default, nat);
+            let any_interface = self.flag(&file.entry("any-interface"), false);
+            let policy = Policy { any_interface, ..self.policy_keys(file, default, nat) };
             networks.push(NetworkPolicy { clients, servers, inspect, policy });
         }
         for (earlier, later) in shadowed::shadowed(&networks) {

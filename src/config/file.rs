@@ -68,7 +68,7 @@ pub(super) const TABLES: [FileTable; 8] = [
     FileTable::new(
         "network",
         true,
-        "clients servers inspect foreign-address min-data-port deny-ports require-login auth-tls \
+        "clients servers inspect any-interface foreign-address min-data-port deny-ports require-login auth-tls \
          max-pinholes-per-client",
     ),
     FileTable::new(

@@ -76,6 +76,10 @@ fn a_key_in_the_wrong_table_gets_the_right_one() {
             "[queue]\nauth-tls = \"pass\"",
             "f:2:1: queue.auth-tls: unknown key; it belongs in [policy] or [[network]]",
         ),
+        (
+            "[policy]\nany-interface = true",
+            "f:2:1: policy.any-interface: unknown key; it belongs in [[network]]",
+        ),
     ]);
 }
 

@@ -102,6 +102,7 @@ fn every_key_reaches_the_policy() {
         auth-tls = "pass"
         [[network]]
         clients = "10.0.0.0/8"
+        any-interface = true
         min-data-port = 1
         deny-ports = []
         require-login = true
@@ -112,7 +113,7 @@ fn every_key_reaches_the_policy() {
     "#;
     let config = parse(text).unwrap();
     assert_eq!(config.queue.numbers().collect::<Vec<_>>(), [7, 8, 9, 10]);
-    let mut expected = Policy {
+    let base = Policy {
         control_ports: vec![21, 2121],
         pinhole_timeout: Duration::from_millis(1500),
         preserves_length: true,
@@ -141,7 +142,7 @@ fn every_key_reaches_the_policy() {
         max_sessions_per_client: 3,
         memory: 512 << 20,
         max_pinholes_per_client: 2,
-        networks: vec![],
+        ..Policy::default()
     };
     let of = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     let network = |clients, servers, inspect, policy| NetworkPolicy {
@@ -150,22 +151,22 @@ fn every_key_reaches_the_policy() {
         inspect,
         policy,
     };
-    let base = expected.clone();
     let first =
         Policy { foreign_address: ForeignAddress::Refuse, auth_tls: AuthTls::Pass, ..base.clone() };
     let second = Policy {
+        any_interface: true,
         min_data_port: 1,
         deny_ports: [].into(),
         require_login: true,
         max_pinholes_per_client: 3,
         ..base.clone()
     };
-    expected.networks = vec![
+    let networks = vec![
         network(&["192.168.150.0/24"], &["203.0.113.9/32", "2001:db8::/32"], true, first),
         network(&["10.0.0.0/8"], &[], true, second),
-        network(&[], &["10.0.0.0/8"], false, base),
+        network(&[], &["10.0.0.0/8"], false, base.clone()),
     ];
-    assert_eq!(policy(&config), expected);
+    assert_eq!(policy(&config), Policy { networks, ..base });
 }
 
 fn ip(text: &str) -> IpAddr {

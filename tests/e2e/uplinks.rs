@@ -16,7 +16,12 @@ struct TwoLinks {
 
 impl TwoLinks {
     fn new(fast_path: &str) -> Self {
-        let configuration = format!("[queue]\nfast-path = \"{fast_path}\"\n");
+        Self::with(fast_path, "")
+    }
+
+    /// The same with more of a configuration.
+    fn with(fast_path: &str, more: &str) -> Self {
+        let configuration = format!("[queue]\nfast-path = \"{fast_path}\"\n{more}");
         let gateway = gateway_with(Topology::Routed, &configuration);
         let lab = &gateway.lab;
         let connect = format!(
@@ -302,6 +307,30 @@ fn replies_from_where_no_route_leads_pass_and_open_nothing() {
     assert_eq!(warnings(daemon, "status"), [""; 0]);
     assert_eq!(links.client(&[say("NOOP"), reply()]).release().error, None);
     wait_for("the problem", || warnings(daemon, "status") == ["no-route"]);
+}
+
+/// No route leads there, and the session is as any other, but for the fast path.
+#[test]
+fn replies_count_wherever_they_arrive_if_the_configuration_says_so() {
+    for fast_path in FAST_PATH {
+        let network = "[[network]]\nservers = \"198.51.100.0/24\"\nany-interface = true\n";
+        let links = TwoLinks::with(fast_path, network);
+        links.reply_by_other_link();
+        let steps = [links.transfers(), vec![gate()], links.transfers()].concat();
+        let mut client = links.client(&steps);
+        links.assert_opened(2);
+        // From now on the server replies by the first link again.
+        let lab = &links.gateway.lab;
+        let route = format!("ip route del {}/32", lab.client.address(V4));
+        lab.server.shell(&route).unwrap();
+        client.open_gate();
+        client.release().ok_in(fast_path);
+        links.assert_opened(4);
+        let daemon = &links.gateway.daemon;
+        assert_eq!(daemon.log().matches("no route to it leads").count(), 0, "{}", daemon.log());
+        assert_eq!(crate::common::fast_path(daemon)["lines"].as_u64().unwrap_or(0), 0);
+        assert_eq!(warnings(daemon, "status"), [""; 0]);
+    }
 }
 
 #[test]

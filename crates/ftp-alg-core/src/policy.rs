@@ -50,6 +50,8 @@ pub struct Policy {
     pub memory: usize,
     /// Limit of open pinholes of one client.
     pub max_pinholes_per_client: usize,
+    /// Whether packets count on whatever interface they arrive (asymmetric and one-way links).
+    pub any_interface: bool,
     /// Policies for certain connections, at most 65535. The first match counts.
     pub networks: Vec<NetworkPolicy>,
 }
@@ -143,6 +145,7 @@ impl Default for Policy {
             max_sessions_per_client: 4096,
             memory: 64 << 20,
             max_pinholes_per_client: 1024,
+            any_interface: false,
             networks: Vec::new(),
         }
     }

@@ -1,6 +1,7 @@
 //! Packets that arrive on another interface than the one on which their sender is.
 
 use super::*;
+use crate::policy::NetworkPolicy;
 
 const LAN: u32 = 2;
 const WAN: u32 = 3;
@@ -292,6 +293,86 @@ fn a_flood_asks_the_kernel_ten_times_a_second() {
         matches!(event.kind, EventKind::FromElsewhere(_) | EventKind::RouteMissing(_))
     };
     assert_eq!(events.iter().filter(is_report).count(), 1);
+}
+
+/// A policy that lets the packets of the server count on any interface.
+fn any_interface() -> Policy {
+    let policy = Policy { any_interface: true, ..Policy::default() };
+    let servers = vec!["203.0.113.9/32".parse().unwrap()];
+    let networks = vec![NetworkPolicy { clients: Vec::new(), servers, inspect: true, policy }];
+    Policy { networks, ..Policy::default() }
+}
+
+impl Conversation {
+    /// A session in both modes, in which the packets of the server arrive by each of these ways in turn.
+    fn opens_by(&mut self, upwards: (u32, u32), downwards: [(u32, u32); 2]) {
+        let mut downwards = downwards.into_iter().cycle();
+        self.passes_by(Side::Server, "220 ready\r\n", downwards.next().unwrap());
+        for (command, seen, reply) in [
+            ("USER joe\r\n", "USER joe\r\n", "230 in\r\n"),
+            ("EPSV\r\n", "EPSV\r\n", REPLY),
+            ("PORT 192,168,150,80,14,178\r\n", "PORT 198,51,100,1,", "200 ok\r\n"),
+        ] {
+            let line = self.passes_by(Side::Client, command, upwards);
+            assert!(line.starts_with(seen), "{line}");
+            let line = self.passes_by(Side::Server, reply, downwards.next().unwrap());
+            assert_eq!(line, reply);
+        }
+        assert_eq!(self.gateway.kernel.opened, 2);
+    }
+
+    /// The next line of `side` between these interfaces, as it passes.
+    fn passes_by(&mut self, side: Side, line: &str, (input, output): (u32, u32)) -> String {
+        let me = usize::from(side == Side::Server);
+        let packet = self.build(side, self.next[me], line.as_bytes(), false);
+        self.next[me] += line.len() as u32;
+        let (outcome, line) = self.pass_between(&packet, input, output);
+        assert_ne!(outcome, PacketOutcome::Drop, "{line}");
+        line
+    }
+}
+
+/// What the routing tables do not show: links of one direction, and several links in turn.
+#[test]
+fn lines_count_wherever_they_arrive_if_the_policy_says_so() {
+    for (upwards, downwards) in [
+        ((LAN, UPLINK), [(WAN, LAN); 2]),
+        ((LAN, UPLINK), [(GUESTS, LAN); 2]),
+        ((LAN, UPLINK), [(UPLINK, LAN), (WAN, LAN)]),
+        ((LAN, UPLINK), [(WAN, LAN), (GUESTS, LAN)]),
+        ((GUESTS, UPLINK), [(WAN, LAN), (WAN, LAN)]),
+        ((LAN, UPLINK), [(1 << 16, LAN), (1 << 17, LAN)]),
+    ] {
+        let engine = Engine::new(any_interface(), Checksums::Verify);
+        let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
+        talk.gateway.kernel.routes = Some(Vec::new());
+        // The BPF program compares interfaces.
+        talk.gateway.engine.sessions.set_uses_fast_path(true);
+        talk.opens_by(upwards, downwards);
+        assert!(talk.gateway.kernel.changes.is_empty(), "{upwards:?} {downwards:?}");
+        let (events, _) = talk.gateway.take_events();
+        let is_report = |event: &Event| {
+            matches!(event.kind, EventKind::FromElsewhere(_) | EventKind::RouteMissing(_))
+        };
+        assert!(!events.iter().any(is_report), "{events:?}");
+    }
+}
+
+#[test]
+fn a_reload_that_lets_packets_count_anywhere_holds_for_open_sessions() {
+    let engine = Engine::new(Policy::default(), Checksums::Verify);
+    let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
+    talk.gateway.kernel.routes = Some(Vec::new());
+    let (upwards, downwards) = ((LAN, UPLINK), (WAN, LAN));
+    talk.pass_line(Side::Server, "220 ready\r\n", downwards);
+    talk.pass_line(Side::Client, "USER joe\r\n", upwards);
+    talk.pass_line(Side::Server, "230 in\r\n", downwards);
+    for (policy, opened) in [(Policy::default(), 0), (any_interface(), 1)] {
+        talk.set_policy(policy);
+        talk.pass_line(Side::Client, "EPSV\r\n", upwards);
+        talk.pass_line(Side::Server, REPLY, downwards);
+        assert_eq!(talk.gateway.kernel.opened, opened);
+    }
 }
 
 #[test]

@@ -262,6 +262,10 @@ impl Sessions {
             return;
         }
         let policy = self.policy.for_network(entry.network());
+        // The BPF program compares interfaces.
+        if policy.any_interface {
+            return;
+        }
         let announced_address = |kind| match external(kind, &translation, policy) {
             Ok(IpAddr::V4(address)) => Some(address),
             _ => None,

@@ -167,7 +167,8 @@ impl Engine {
 }
 
 impl Sessions {
-    /// The answer to a question of the session at `index`, which then knows it; an error with what to ask the kernel.
+    /// The answer to a question of the session at `index`, which then knows it; an error with what to ask the kernel. If
+    /// the policy lets its packets count [anywhere](crate::policy::Policy::any_interface), the answer is yes.
     pub(crate) fn answer_route(
         &mut self,
         index: u32,
@@ -175,6 +176,10 @@ impl Sessions {
         mark: u32,
     ) -> Result<bool, RouteLookup> {
         let Some(entry) = self.table.get_mut(index) else { return Ok(false) };
+        if self.policy.for_network(entry.network()).any_interface {
+            entry.session.confirm_interface(question);
+            return Ok(true);
+        }
         let address = match question.end {
             Side::Client => entry.client().ip(),
             Side::Server => entry.server().ip(),
