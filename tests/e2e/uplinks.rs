@@ -307,6 +307,8 @@ fn replies_from_where_no_route_leads_pass_and_open_nothing() {
     assert_eq!(warnings(daemon, "status"), [""; 0]);
     assert_eq!(links.client(&[say("NOOP"), reply()]).release().error, None);
     wait_for("the problem", || warnings(daemon, "status") == ["no-route"]);
+    let warnings = daemon.status().unwrap()["warnings"].to_string();
+    assert!(warnings.contains("any-interface = true in a [[network]]"), "{warnings}");
 }
 
 /// No route leads there, and the session is as any other, but for the fast path.

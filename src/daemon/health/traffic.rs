@@ -291,7 +291,8 @@ impl Traffic {
                  interface to which no route to that end leads; the last: {client} -> {server}"
             );
             let remedy = "give that end a route by that interface with a higher metric, for example a second default \
-                          route: ip route add default via ROUTER dev INTERFACE metric 500";
+                          route: ip route add default via ROUTER dev INTERFACE metric 500; or, for asymmetric and \
+                          one-way links, any-interface = true in a [[network]] with these connections";
             findings.add_named(
                 ProblemName::NoRoute,
                 routeless_concerned.counting_clients(),
