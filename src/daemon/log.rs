@@ -20,7 +20,7 @@ use std::{
 
 use ahash::AHashMap;
 use ftp_alg_core::{
-    engine::{DecidedAnnouncement, Event, EventKind},
+    engine::{ClientKey, DecidedAnnouncement, Event, EventKind},
     session::Effect,
 };
 use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
@@ -319,7 +319,7 @@ const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 /// The rate limits of all topics.
 #[derive(Default)]
 struct LineLimiter {
-    clients: AHashMap<(Topic, IpAddr), LeakyBucket>,
+    clients: AHashMap<(Topic, ClientKey), LeakyBucket>,
     all: [LeakyBucket; Topic::COUNT],
     since_summary: [SkippedLines; Topic::COUNT],
     summary: Option<Instant>,
@@ -331,17 +331,18 @@ impl LineLimiter {
     /// Whether a line may be logged now. Counts it as suppressed if not.
     fn admits(&mut self, now: Instant, topic: Topic, client: Option<IpAddr>) -> bool {
         let [of_one, of_all] = topic.rates();
-        let admitted = client.is_none_or(|client| match self.client_bucket(now, (topic, client)) {
-            Some(bucket) => bucket.admits(now, of_one),
-            None => true,
-        }) && self.all[topic as usize].admits(now, of_all);
+        let admitted =
+            client.is_none_or(|client| match self.client_bucket(now, (topic, client.into())) {
+                Some(bucket) => bucket.admits(now, of_one),
+                None => true,
+            }) && self.all[topic as usize].admits(now, of_all);
         if !admitted {
             self.skip(topic, 1, client);
         }
         admitted
     }
 
-    fn client_bucket(&mut self, now: Instant, key: (Topic, IpAddr)) -> Option<&mut LeakyBucket> {
+    fn client_bucket(&mut self, now: Instant, key: (Topic, ClientKey)) -> Option<&mut LeakyBucket> {
         if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&key) {
             // Buckets of encrypted sessions last a day, and would leave no room for other topics.
             let is_long = |topic| topic == Topic::Encrypted;
@@ -441,6 +442,19 @@ mod tests {
         assert_eq!(refused(&mut limiter, now + Duration::from_secs(1)), 20);
         assert!(limiter.clients.len() <= MAX_CLIENTS, "{}", limiter.clients.len());
         assert!(limiter.admits(now, Topic::Error, None), "errors are still logged");
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_share_a_limit() {
+        let (mut limiter, now) = (LineLimiter::default(), Instant::now());
+        let mut of = |network: u16, host: u16| {
+            let address = IpAddr::from([0x2001, 0xdb8, 0, network, 0, 0, 0, host]);
+            (0..20).filter(|_| limiter.admits(now, Topic::Refusal, Some(address))).count()
+        };
+        assert_eq!((0..150).map(|host| of(0, host)).sum::<usize>(), 20);
+        assert_eq!([of(1, 0), of(2, 7)], [20, 20], "other networks");
+        assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 1, 9), 9, "other clients");
+        assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 2, 9), 9, "an IPv4 neighbour");
     }
 
     #[test]

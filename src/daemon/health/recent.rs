@@ -5,9 +5,11 @@
 use std::{
     collections::HashSet,
     mem,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
+
+use ftp_alg_core::engine::ClientKey;
 
 use super::names::MIN_CLIENTS;
 
@@ -70,7 +72,7 @@ impl RecentCount {
 
 /// The distinct clients of recent events. Counts to [`MIN_CLIENTS`], and stores no more.
 #[derive(Debug)]
-pub(super) struct RecentClients(Halves<HashSet<IpAddr>>);
+pub(super) struct RecentClients(Halves<HashSet<ClientKey>>);
 
 impl RecentClients {
     pub(super) fn new(now: Instant, window: Duration) -> Self {
@@ -80,7 +82,7 @@ impl RecentClients {
     pub(super) fn record(&mut self, now: Instant, client: SocketAddr) {
         let clients = self.0.this_mut(now);
         if clients.len() < MIN_CLIENTS {
-            clients.insert(network_of(client.ip()));
+            clients.insert(client.ip().into());
         }
     }
 
@@ -112,16 +114,6 @@ impl RecentServer {
         let [previous, this] = self.0.both(now);
         let mut servers = previous.union(this);
         servers.next().filter(|_| servers.next().is_none()).copied()
-    }
-}
-
-/// The address by which a client counts. One IPv6 client may use any address of its /64.
-fn network_of(client: IpAddr) -> IpAddr {
-    match client.to_canonical() {
-        IpAddr::V6(address) => {
-            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-        }
-        v4 => v4,
     }
 }
 

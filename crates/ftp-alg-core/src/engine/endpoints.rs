@@ -78,8 +78,10 @@ impl fmt::Display for Pinhole {
 
 /// A client, as limits count it: an IPv4 address, or the /64 of an IPv6 address, because one host has all of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum ClientKey {
+pub enum ClientKey {
+    /// The address.
     V4(u32),
+    /// The upper half of the address.
     V6(u64),
 }
 

@@ -31,8 +31,7 @@ pub use activity::{
     ClientActivity, EndedSession, RunningTransfer, SessionEnd, Transfer, TransferEnd,
 };
 pub use counters::{Counters, Drops, Limits, Refusals, Unread};
-use endpoints::ClientKey;
-pub use endpoints::{Pinhole, Translation};
+pub use endpoints::{ClientKey, Pinhole, Translation};
 pub use events::{DecidedAnnouncement, Event, EventKind, OmittedEvents};
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;
