@@ -81,6 +81,21 @@ fn a_name_server_that_is_silent_delays_no_packet_and_changes_nothing() {
     assert_eq!(warnings.count(), 1, "one line for one failure\n{log}");
 }
 
+/// As of somebody who guesses the numbers of questions.
+#[test]
+fn wrong_answers_of_a_name_server_fill_no_log() {
+    let wrong = json!({ NAME: {"A": [FIRST], "ttl": 1, "wrong": 20} });
+    let (dns, gateway) = named(&wrong);
+    wait_for_address(&gateway.daemon, FIRST);
+    let lines = || gateway.daemon.log().lines().filter(|line| line.contains("WARN")).count();
+    for level in ["info", "warn", "debug"] {
+        gateway.daemon.ask(&["log-level", level]).unwrap().success().unwrap();
+        let asked = dns.questions();
+        wait_for("more questions", || dns.questions() > asked + 3);
+        assert!(lines() < 10, "{level}: {}", gateway.daemon.log());
+    }
+}
+
 #[test]
 fn nothing_is_opened_for_a_name_that_was_never_resolved() {
     let (dns, mut gateway) = named(&json!({}));

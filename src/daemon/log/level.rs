@@ -32,12 +32,19 @@ pub(super) fn filter(
         return Err(DaemonError::Log { value, reason: "not a level".to_owned() });
     }
     let filter = EnvFilter::builder()
-        .parse(&value)
+        .parse(without_resolver(&value))
         .map_err(|error| DaemonError::Log { value: value.clone(), reason: error.to_string() })?;
     let (filter, handle) = reload::Layer::new(filter);
     // A second filter in the same process changes nothing.
     let _ = ACTIVE_FILTER.set(ActiveFilter { handle, text: Mutex::new(value) });
     Ok(filter)
+}
+
+/// The filter `text` without the resolver, whose lines have no limit: a peer that sends wrong answers would fill the log. Only
+/// `trace`, or a filter that names it, has them.
+fn without_resolver(text: &str) -> String {
+    let first = if text == "trace" { "" } else { "hickory=off," };
+    format!("{first}{text}")
 }
 
 /// The level in use, or the filter from the environment.
@@ -51,7 +58,10 @@ pub(in crate::daemon) fn set_level(level: &str) -> Result<(), String> {
     let level = level.ok_or_else(|| format!("the level is one of {}", LEVELS.join(", ")))?;
     let current = ACTIVE_FILTER.get().ok_or("the daemon has no log")?;
     let mut text = lock(&current.text);
-    current.handle.reload(EnvFilter::new(level)).map_err(|error| error.to_string())?;
+    current
+        .handle
+        .reload(EnvFilter::new(without_resolver(level)))
+        .map_err(|error| error.to_string())?;
     let old = std::mem::replace(&mut *text, level.to_owned());
     tracing::info!(event = "log-level", level, old, "log level changed: {level}, {old} before");
     Ok(())

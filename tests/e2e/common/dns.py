@@ -1,7 +1,8 @@
 """dns.py FILE: a name server on 127.0.0.1 that answers what FILE says now.
 
 FILE is JSON, {"NAME": {"A": ["198.51.100.7"], "AAAA": [], "ttl": 1}, ...}: a name that is absent does not exist, and
-one that is null gets no answer. Each question is written to standard output as `NAME TYPE`.
+one that is null gets no answer. `"wrong": 5` sends five of each kind of wrong answer first: of another question's
+number, too short, to another question. Each question is written to standard output as `NAME TYPE`.
 """
 import ipaddress
 import json
@@ -34,4 +35,8 @@ while True:
     for address in addresses:
         data = ipaddress.ip_address(address).packed
         answer += b"\xc0\x0c" + struct.pack("!HHIH", number, 1, entry.get("ttl", 1), len(data)) + data
+    for _ in range(entry.get("wrong", 0)):
+        other = query[:2] + answer[2:].replace(labels[0].encode(), b"x" * len(labels[0]))
+        for wrong in (bytes([query[0] ^ 1]) + answer[1:], b"?", other):
+            server.sendto(wrong, peer)
     server.sendto(answer, peer)
