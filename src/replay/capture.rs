@@ -31,6 +31,8 @@ use super::compression::{self, CompressionError, Decompressor};
 /// The maximum length of a record. A longer one means that the capture is damaged. Wireshark's limit is 256 KiB, and
 /// 128 MiB for link types that do not occur here.
 const MAX_RECORD: usize = 1 << 24;
+/// The maximum number of interfaces of a pcapng section.
+const MAX_INTERFACES: usize = 1 << 16;
 /// The pcapng block type of the obsolete packet block. Its layout differs from the enhanced packet block only in the
 /// interface field.
 const OBSOLETE_PACKET: u32 = 2;
@@ -227,6 +229,12 @@ impl<R: Read> CaptureReader<R> {
                     self.big_endian = section.big_endian();
                     self.interfaces.clear();
                     continue;
+                }
+                Ok((_, Block::InterfaceDescription(_)))
+                    if self.interfaces.len() >= MAX_INTERFACES =>
+                {
+                    let what = format!("a section has more than {MAX_INTERFACES} interfaces");
+                    return Err(self.damaged(what));
                 }
                 Ok((_, Block::InterfaceDescription(block))) => {
                     self.interfaces.push(Interface::of(&block, big_endian));

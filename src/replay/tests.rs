@@ -500,6 +500,34 @@ fn blocks(big: bool, blocks: &[(u32, &[u32], &[u8])]) -> Vec<u8> {
     capture
 }
 
+/// A reader that returns the same bytes again and again.
+struct Again<'a>(io::Cursor<&'a [u8]>);
+
+impl Read for Again<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.0.position() == self.0.get_ref().len() as u64 {
+            self.0.set_position(0);
+        }
+        self.0.read(buffer)
+    }
+}
+
+#[test]
+fn a_section_with_endless_interfaces_is_refused_at_a_limit() {
+    let start = blocks(false, &[]);
+    let interface: Vec<u8> =
+        [1_u32, 20, 101, 0, 20].into_iter().flat_map(u32::to_le_bytes).collect();
+    let capture = start.chain(Again(io::Cursor::new(&interface)).take(20 * 10_000_000));
+    let mut reader = CaptureReader::open(capture).unwrap();
+    let error = reader.next_record().map(|record| record.is_some()).unwrap_err().to_string();
+    assert_eq!(error, "damaged after frame 0: a section has more than 65536 interfaces");
+    // Each section has its own.
+    let many = interface.repeat(40_000);
+    let section = [&start[..], &many].concat();
+    let mut reader = CaptureReader::open(Cursor::new(section.repeat(3))).unwrap();
+    assert!(reader.next_record().unwrap().is_none());
+}
+
 #[test]
 fn all_block_types_are_read_from_a_pipe() {
     for big in [false, true] {
