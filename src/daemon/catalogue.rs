@@ -49,7 +49,7 @@ pub const OF_SESSIONS: [Kind; 22] = [
     Kind {
         names: &["transfer"],
         levels: "info",
-        means: "a transfer has ended. Always logged, if [turned on](#transfers)",
+        means: "a transfer has ended, if [turned on](#transfers)",
         remedy: "",
     },
     Kind {

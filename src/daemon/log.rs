@@ -32,6 +32,7 @@ use super::{
     counted::{counted, was_or_were},
     health::UnusedPinhole,
     shard::lock,
+    transfers::Report,
 };
 use batch::BatchedStderr;
 pub(super) use batch::log_at_once;
@@ -118,9 +119,14 @@ impl EventLog {
         }
     }
 
-    /// Whether the line of a `client` that waits for a data connection is logged now.
-    pub fn admits_waiting_client(&self, now: Instant, client: IpAddr) -> bool {
-        lock(&self.limiter).admits(now, Topic::Waiting, Some(client))
+    /// Whether the line of a report is logged now.
+    pub fn admits_report(&self, now: Instant, report: &Report) -> bool {
+        let topic = match report {
+            Report::SessionEnd(_) => return true, // of the level debug
+            _ if report.ended_transfer().is_some() => Topic::Transfer,
+            _ => Topic::Waiting,
+        };
+        lock(&self.limiter).admits(now, topic, Some(report.session().client.ip()))
     }
 
     /// Logs an error of the daemon, which needs a person.
@@ -235,6 +241,8 @@ enum Topic {
     Encrypted,
     #[strum(message = "unused pinholes")]
     Unused,
+    #[strum(message = "transfers")]
+    Transfer,
     #[strum(serialize = "transfer-waiting", message = "transfers without a data connection")]
     Waiting,
     #[strum(message = "sessions with packets from elsewhere")]
@@ -254,17 +262,19 @@ impl Topic {
             Self::Healed | Self::Kernel => Level::WARN,
             Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
             Self::Omitted | Self::Encrypted | Self::Unused | Self::Waiting => Level::WARN,
-            Self::Announcement | Self::Elsewhere | Self::Missed => Level::INFO,
-            Self::NotFtp | Self::LoginRefused => Level::INFO,
+            Self::Announcement | Self::Transfer | Self::Elsewhere => Level::INFO,
+            Self::Missed | Self::NotFtp | Self::LoginRefused => Level::INFO,
         }
     }
 
     /// The rate limits for one client, and for all clients together: the size of a burst, and the interval of the lines
-    /// after it. Announcements have higher limits, because operators look for them.
+    /// after it. Announcements and transfers have higher limits, because operators look for them.
     fn rates(self) -> [(u32, Duration); 2] {
         let (of_one, of_all) = ((20, Duration::from_secs(1)), (200, Duration::from_millis(50)));
         match self {
-            Self::Announcement => [of_one, of_all].map(|(burst, each)| (5 * burst, each / 5)),
+            Self::Announcement | Self::Transfer => {
+                [of_one, of_all].map(|(burst, each)| (5 * burst, each / 5))
+            }
             // A client that encrypts does so each time, and one line a day says what that means.
             Self::Encrypted => [(1, Duration::from_secs(86400)), of_all],
             _ => [of_one, of_all],
@@ -433,18 +443,6 @@ mod tests {
     }
 
     #[test]
-    fn all_clients_together_have_a_limit() {
-        let (mut limiter, now) = (LineLimiter::default(), Instant::now());
-        let refused = |limiter: &mut LineLimiter, now| -> u64 {
-            (0..3000).map(|who| admitted(limiter, now, Topic::Refusal, who, 1)).sum()
-        };
-        assert_eq!(refused(&mut limiter, now), 200);
-        assert_eq!(refused(&mut limiter, now + Duration::from_secs(1)), 20);
-        assert!(limiter.clients.len() <= MAX_CLIENTS, "{}", limiter.clients.len());
-        assert!(limiter.admits(now, Topic::Error, None), "errors are still logged");
-    }
-
-    #[test]
     fn addresses_of_one_ipv6_network_share_a_limit() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         let mut of = |network: u16, host: u16| {
@@ -455,6 +453,18 @@ mod tests {
         assert_eq!([of(1, 0), of(2, 7)], [20, 20], "other networks");
         assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 1, 9), 9, "other clients");
         assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 2, 9), 9, "an IPv4 neighbour");
+    }
+
+    #[test]
+    fn all_clients_together_have_a_limit() {
+        let (mut limiter, now) = (LineLimiter::default(), Instant::now());
+        let refused = |limiter: &mut LineLimiter, now| -> u64 {
+            (0..3000).map(|who| admitted(limiter, now, Topic::Refusal, who, 1)).sum()
+        };
+        assert_eq!(refused(&mut limiter, now), 200);
+        assert_eq!(refused(&mut limiter, now + Duration::from_secs(1)), 20);
+        assert!(limiter.clients.len() <= MAX_CLIENTS, "{}", limiter.clients.len());
+        assert!(limiter.admits(now, Topic::Error, None), "errors are still logged");
     }
 
     #[test]

@@ -153,10 +153,7 @@ impl SharedState {
     /// Logs and records reports of the transfers' thread, and writes the transfers to their file, if there is one.
     pub(super) fn publish_reports(&self, reports: Vec<Report>, file: Option<&mut TransferFile>) {
         let now = Instant::now();
-        let is_logged = |report: &&Report| {
-            let client = report.waiting_client();
-            client.is_none_or(|client| self.log.admits_waiting_client(now, client.ip()))
-        };
+        let is_logged = |report: &&Report| self.log.admits_report(now, report);
         log_at_once(|| reports.iter().filter(is_logged).for_each(Report::log));
         self.health.record_reports(now, &reports);
         let ended_transfers = self.events.record_reports(reports);

@@ -105,6 +105,28 @@ fn a_failed_transfer_is_logged_with_its_reason() {
     assert_eq!(totals["active"]["no_data_connection"], 2, "{totals}");
 }
 
+#[test]
+fn a_flood_of_refused_transfers_fills_no_log_and_loses_no_event() {
+    const REFUSED: usize = 400;
+    let plan = json!({"extra": {"RETR": "550 No such file."}});
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let file = lab.directory().join("transfers.json");
+    let gateway = Gateway::on(lab, &format!("log.transfers = {file:?}\n"));
+    let _server = scripted_server(&gateway.lab.server, &plan);
+    let flood = (0..REFUSED).flat_map(|number| ask(&format!("RETR {number}.csv")));
+    talk(&gateway.lab, [login(), flood.collect()].concat()).ok();
+    let written = || fs::read_to_string(&file).unwrap().lines().count();
+    wait_for("all lines of the file", || written() == REFUSED);
+    wait_for("all events", || gateway.events("transfer").len() == REFUSED);
+    wait_for("the summary", || gateway.daemon.log().contains("not logged: transfers, the last of"));
+    let log = gateway.daemon.log();
+    let logged = log.lines().filter(|line| line.contains(" transfer #")).count();
+    assert!((100..REFUSED).contains(&logged), "{logged}");
+    // The session gets its other lines.
+    talk(&gateway.lab, [login(), ask("PORT 9,9,9,9,80,80")].concat()).ok();
+    wait_for("a refusal", || gateway.daemon.log().contains("refuse PORT"));
+}
+
 /// A client asks a server for a file of `size` bytes, and goes on with the steps `end`.
 fn start_download(
     gateway: &Gateway,

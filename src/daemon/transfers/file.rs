@@ -101,7 +101,7 @@ impl TransferFile {
         if self.failure.is_none() {
             tracing::warn!(
                 event = "transfer-file-failed",
-                "{failure}; transfers are missing there and counted, and the log has them. {REMEDY}"
+                "{failure}; transfers are missing there and counted; the log and the events have them. {REMEDY}"
             );
         }
         self.failure = Some(failure);

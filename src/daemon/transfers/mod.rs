@@ -1,6 +1,6 @@
-//! Transfers: what the engines tell of them and what the kernel copies of their data connections becomes one log line
-//! for each, never sampled, and the totals of `status`. Transfers that hang and the ends of sessions are reported here,
-//! too. A thread of its own does it, and no packet waits for it.
+//! Transfers: what the engines tell of them and what the kernel copies of their data connections becomes one event for
+//! each, never sampled, a log line, and the totals of `status`. Transfers that hang and the ends of sessions are reported
+//! here, too. A thread of its own does it, and no packet waits for it.
 
 mod accounting;
 mod file;

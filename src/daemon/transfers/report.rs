@@ -1,6 +1,6 @@
 //! The lines of transfers and of sessions that have ended.
 
-use std::{fmt, net::SocketAddr, time::SystemTime};
+use std::{fmt, time::SystemTime};
 
 use ftp_alg_core::engine::{FinishedTransfer, TransferResult, TransferSession};
 
@@ -24,16 +24,6 @@ impl Report {
             }
             _ => None,
         }
-    }
-
-    /// The client that waits for a data connection, if this says so. Lines of clients that wait have a limit.
-    pub fn waiting_client(&self) -> Option<SocketAddr> {
-        let waits = match self {
-            Self::Transfer(transfer) => transfer.result == TransferResult::Waiting,
-            Self::NoDataConnection(_) => true,
-            Self::SessionEnd(_) => false,
-        };
-        waits.then(|| self.session().client)
     }
 
     /// Logs it.
