@@ -145,7 +145,7 @@ pub const OF_SESSIONS: [Kind; 22] = [
 ];
 
 /// Events of the daemon, in the log only.
-pub const OF_DAEMON: [Kind; 30] = [
+pub const OF_DAEMON: [Kind; 31] = [
     Kind {
         names: &["problem", "warning", "solved"],
         levels: "warn, info",
@@ -207,6 +207,12 @@ pub const OF_DAEMON: [Kind; 30] = [
         levels: "warn",
         means: "the state is damaged or of another version: it starts without sessions",
         remedy: "clients log in again",
+    },
+    Kind {
+        names: &["state-file-refused"],
+        levels: "warn",
+        means: "what stands in place of a state file is none, or cannot be read: it is renamed",
+        remedy: "",
     },
     Kind {
         names: &["journal-recovered"],

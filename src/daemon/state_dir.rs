@@ -14,8 +14,10 @@
 //! - The sessions of all journals are restored together, so a daemon with more or fewer workers can continue with them.
 //! - All files are valid for one boot of one network namespace. A journal of another one, or a damaged one, is renamed,
 //!   and no record of it is used.
+//! - No file is a link, a pipe or a device: what is, is renamed at the start.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write},
     net::SocketAddr,
@@ -45,6 +47,12 @@ const EVENTS: &str = "events.json";
 const DATA_CONNECTIONS: &str = "data-connections.json";
 /// The file with all sessions, which exists only while a daemon starts.
 const ALL_SESSIONS: &str = "all.sessions";
+/// The files of the state directory, except for the journals.
+const FILES: [&str; 6] = [TABLE_RECORD, BACKEND, EVENT_IDS, EVENTS, DATA_CONNECTIONS, ALL_SESSIONS];
+/// The extension of a file that takes the place of another one when it is complete.
+const NEW: &str = "new";
+/// The extension of a journal.
+const SESSIONS: &str = "sessions";
 /// The start of every journal, before the number of its format.
 const MAGIC: &str = "ftp-alg sessions, format ";
 /// The bytes before a record: its length and its checksum, both 32 bits in little-endian order.
@@ -81,6 +89,69 @@ enum JournalError {
     Damaged(usize),
     #[error("it is damaged: {0}")]
     Record(#[from] ftp_alg_core::engine::RecordError),
+}
+
+/// Renames what stands in the place of a state file at `directory` and is none, or cannot be read. Called before the
+/// daemon gives up its rights, because landlock allows it to rename files only.
+pub(super) fn put_others_aside(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if !is_state_file(&path) {
+            continue;
+        }
+        let why = match fs::symlink_metadata(&path) {
+            Ok(found) if !found.is_file() => "it is not a regular file".to_owned(),
+            Ok(_) => match File::open(&path) {
+                Ok(_) => continue,
+                Err(error) => error.to_string(),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => error.to_string(),
+        };
+        let aside = rename_aside(&path)?;
+        tracing::warn!(
+            event = "state-file-refused",
+            path = %path.display(),
+            renamed = %aside.display(),
+            "{} is not used, and is renamed {}: {why}",
+            path.display(),
+            aside.display()
+        );
+    }
+    Ok(())
+}
+
+/// Whether a daemon makes a file of this name.
+fn is_state_file(path: &Path) -> bool {
+    let is_new = path.extension().is_some_and(|extension| extension == NEW);
+    is_journal(path)
+        || is_new && is_journal(&path.with_extension(SESSIONS))
+        || FILES
+            .iter()
+            .map(|name| path.with_file_name(name))
+            .any(|file| path == file || path == file.with_extension(NEW))
+}
+
+/// Whether a path is that of a queue's journal.
+fn is_journal(path: &Path) -> bool {
+    let name =
+        path.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_prefix("queue-"));
+    let number = name.and_then(|name| name.strip_suffix(".sessions"));
+    number.is_some_and(|number| number.parse::<u16>().is_ok())
+}
+
+/// Renames a file that is not used. Returns its new name. Earlier ones have their places, if they are directories.
+fn rename_aside(path: &Path) -> io::Result<PathBuf> {
+    let mut outcome = Err(io::ErrorKind::AlreadyExists.into());
+    for number in 1..10 {
+        let end = if number == 1 { "refused".to_owned() } else { format!("refused-{number}") };
+        let aside = path.with_extension(end);
+        outcome = fs::rename(path, &aside).map(|()| aside);
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
 }
 
 impl StateDir {
@@ -189,18 +260,8 @@ impl StateDir {
 
     /// The paths of all journals, also those of queues that this daemon does not have.
     fn find_journals(&self) -> io::Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("queue-"));
-            let number =
-                number.and_then(|name| name.strip_suffix(".sessions")?.parse::<u16>().ok());
-            if number.is_some() {
-                found.push(entry.path());
-            }
-        }
-        Ok(found)
+        let all = fs::read_dir(&self.path)?.map(|entry| entry.map(|entry| entry.path()));
+        all.filter(|path| path.as_ref().map_or(true, |path| is_journal(path))).collect()
     }
 
     /// Reads the sessions of a journal.
@@ -340,7 +401,7 @@ fn remove_journal(path: &Path) -> io::Result<()> {
 
 /// Renames a journal that is not used.
 fn put_aside(journal: &Path, why: &JournalError) -> io::Result<()> {
-    let aside = journal.with_extension("refused");
+    let aside = rename_aside(journal)?;
     tracing::warn!(
         event = "journal-refused",
         path = %journal.display(),
@@ -350,13 +411,13 @@ fn put_aside(journal: &Path, why: &JournalError) -> io::Result<()> {
         journal.display(),
         aside.display()
     );
-    fs::rename(journal, aside)
+    Ok(())
 }
 
 /// Replaces the file at `path`, atomically, by a file with the contents that `write` writes. Returns it, positioned at
 /// its end.
 fn replace_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
-    let new = path.with_extension("new");
+    let new = path.with_extension(NEW);
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     if let Err(error) = write(&mut file).and_then(|()| fs::rename(&new, path)) {

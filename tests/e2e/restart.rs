@@ -295,6 +295,53 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
 }
 
 #[test]
+fn what_is_no_file_in_place_of_a_state_file_is_put_aside() {
+    const FILES: [&str; 10] = [
+        "queue-2100.sessions",
+        "queue-2100.new",
+        "all.sessions",
+        "all.new",
+        "table.json",
+        "table.new",
+        "backend",
+        "event-ids",
+        "events.json",
+        "data-connections.json",
+    ];
+    let makers = [
+        ("a FIFO", "mkfifo"),
+        ("a directory", "mkdir"),
+        ("a directory with files", "make() { mkdir $1; touch $1/x; }; make"),
+        ("a socket", "python3 -c 'import socket, sys; socket.socket(1).bind(sys.argv[1])'"),
+        ("a dangling link", "ln -s /absent/file"),
+        ("a link to a device", "ln -s /dev/zero"),
+        ("a device", "make() { mknod $1 c 1 5; }; make"),
+        ("an unreadable file", "make() { touch $1; chmod 0 $1; }; make"),
+    ];
+    let (mut gateway, _server) = served(Topology::Masquerade, ONE, json!({}));
+    for (what, make) in makers {
+        gateway.end(End::Stop);
+        for name in FILES {
+            let path = gateway.state(name);
+            let _ = fs::remove_file(&path);
+            let made = gateway.lab.gateway.shell(&format!("{make} {}", path.display()));
+            made.unwrap().success().unwrap();
+        }
+        gateway.start_again(ONE);
+        let log = gateway.daemon.log();
+        for name in FILES {
+            let named = format!("{} is not used", gateway.state(name).display());
+            assert!(log.contains(&named), "{what}: {name}: {log}");
+        }
+        let session = gateway.client(&[vec![gate()], port_transfer()]).release();
+        assert_eq!(session.error, None, "{what}");
+        gateway.end(End::Kill);
+        gateway.start_again(ONE);
+        assert!(!gateway.daemon.log().contains("is not used"), "{what}: {}", gateway.daemon.log());
+    }
+}
+
+#[test]
 fn a_journal_that_a_crash_cut_off_is_believed_up_to_there() {
     let (mut gateway, _server) = served(Topology::Masquerade, ONE, json!({}));
     let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
