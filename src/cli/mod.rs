@@ -286,7 +286,16 @@ enum Command {
         /// The user to become
         #[arg(long)]
         user: Option<String>,
+        /// Whether it has a keeper
+        #[arg(long)]
+        again: bool,
         /// The files that it may read for the daemon
+        files: Vec<PathBuf>,
+    },
+    /// The broker's keeper; only the broker starts it
+    #[command(name = daemon::KEEPER_COMMAND, hide = true)]
+    Keeper {
+        /// The files that the broker may read for the daemon
         files: Vec<PathBuf>,
     },
 }
@@ -334,9 +343,10 @@ impl Command {
             Self::Completions { shell } => generated::print_completions(*shell, &program()),
             Self::Version => output::print_line(&format!("ftp-alg {VERSION}")),
             Self::Manual => generated::print_manual(program()),
-            Self::Broker { user, files } => {
-                Ok(daemon::serve_as_broker(user.as_deref(), files.clone())?)
+            Self::Broker { user, again, files } => {
+                Ok(daemon::serve_as_broker(user.as_deref(), *again, files.clone())?)
             }
+            Self::Keeper { files } => Ok(daemon::keep_broker(files)?),
         }
     }
 }

@@ -145,7 +145,7 @@ pub const OF_SESSIONS: [Kind; 22] = [
 ];
 
 /// Events of the daemon, in the log only.
-pub const OF_DAEMON: [Kind; 31] = [
+pub const OF_DAEMON: [Kind; 32] = [
     Kind {
         names: &["problem", "warning", "solved"],
         levels: "warn, info",
@@ -207,6 +207,12 @@ pub const OF_DAEMON: [Kind; 31] = [
         levels: "warn",
         means: "the state is damaged or of another version: it starts without sessions",
         remedy: "clients log in again",
+    },
+    Kind {
+        names: &["broker-ended", "broker-started"],
+        levels: "warn, info",
+        means: "the [broker](security.md#the-broker) has ended, and is started again within a minute",
+        remedy: "the kernel's log, if it happens again",
     },
     Kind {
         names: &["state-file-refused"],

@@ -119,7 +119,7 @@ impl ConfigFile {
     /// Compares the file with what is in use, if it has changed. Called each second: a file that is being written is
     /// compared when it stays as it is. A pipe has its text once, so it is not read again.
     pub(super) fn examine(&self) {
-        if !self.has_stored_text() {
+        if !self.has_stored_text() || broker::has_ended() {
             return;
         }
         let read = broker::read(self.path());

@@ -125,8 +125,10 @@ impl DaemonOptions {
     }
 }
 
-/// The hidden command with which the daemon starts its broker.
+/// The hidden command with which the daemon and the keeper start the broker.
 pub const BROKER_COMMAND: &str = "broker";
+/// The hidden command with which the first broker starts its keeper.
+pub const KEEPER_COMMAND: &str = "keeper";
 
 /// Why the daemon did not start, or why it ended.
 #[derive(Debug, thiserror::Error)]
@@ -433,36 +435,82 @@ fn start_broker(options: &DaemonOptions) -> io::Result<Child> {
     let files = [config, Path::new(external_names::RESOLVER), Path::new(external_names::HOSTS)]
         .map(Path::to_owned);
     let (ours, theirs) = UnixStream::pair()?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("ftp-alg").arg(BROKER_COMMAND);
+    let mut command = command_of_ours(BROKER_COMMAND);
     command.args(options.user.iter().flat_map(|user| ["--user", user])).arg("--").args(&files);
-    // Only the daemon handles a terminal's keys, the service manager and the environment.
-    command.process_group(0).env_clear();
     let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn()?;
     broker::use_broker(ours, files.into());
     Ok(child)
 }
 
-/// Ends the daemon if its broker ends, because without the broker it cannot load its table again. A restarted daemon
-/// can.
+/// Logs that the broker has ended. Ends the daemon if nobody starts it again, because without it the daemon cannot load
+/// its table again. A restarted daemon can.
 fn watch_broker(mut broker: Child, events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let watch = move || {
-        let how = broker.wait().map_or_else(|error| error.to_string(), |how| how.to_string());
-        let _ = events.send(DaemonEvent::Failed(format!("the daemon's broker ended ({how})")));
+        broker::watch(|has_ended| match has_ended {
+            true => {
+                // Until then it is a zombie, if this process started it.
+                let _ = broker.try_wait();
+                tracing::warn!(
+                    event = "broker-ended",
+                    "the broker has ended: {}",
+                    health::BROKER_REMEDY
+                );
+            }
+            false => tracing::info!(event = "broker-started", "the broker is started again"),
+        });
+        let _ = events.send(DaemonEvent::Failed("the daemon's broker and its keeper ended".into()));
     };
     let spawned = thread::Builder::new().name("broker".into()).spawn(watch);
     spawned.map(drop).map_err(|source| DaemonError::System { what: "the broker", source })
 }
 
-/// Runs the broker for the daemon at the other end of standard input, until that daemon ends.
-pub fn serve_as_broker(user: Option<&str>, files: Vec<PathBuf>) -> Result<(), DaemonError> {
+/// Runs the broker for the daemon at the other end of standard input, until that daemon ends. The first one starts its
+/// keeper, which starts the others (`is_started_again`).
+pub fn serve_as_broker(
+    user: Option<&str>,
+    is_started_again: bool,
+    files: Vec<PathBuf>,
+) -> Result<(), DaemonError> {
     let system = |source| DaemonError::System { what: "the broker", source };
-    // The daemon starts it as /proc/self/exe, which would be its name.
-    let _ = rustix::thread::set_name(c"ftp-alg");
+    name_process();
     let account = user.map(Account::named).transpose()?;
     confine::confine_broker(account.as_ref())?;
     let daemon = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(system)?);
+    let start_keeper = || -> io::Result<Child> {
+        let mut command = command_of_ours(KEEPER_COMMAND);
+        command.arg("--").args(&files).stdin(Stdio::piped());
+        command.stdout(OwnedFd::from(daemon.try_clone()?)).spawn()
+    };
+    // Its standard input is at its end when this process has ended. Without a keeper the daemon then ends, too.
+    let _keeper = if is_started_again { None } else { start_keeper().ok() };
     broker::serve(&daemon, files, confine::confine_program).map_err(system)
+}
+
+/// Runs the broker's keeper, for the daemon at the other end of standard output, until that daemon ends. The broker that
+/// started it has given up rights before, so it has no others.
+pub fn keep_broker(files: &[PathBuf]) -> Result<(), DaemonError> {
+    let system = |source| DaemonError::System { what: "the broker's keeper", source };
+    name_process();
+    let daemon = UnixStream::from(io::stdout().as_fd().try_clone_to_owned().map_err(system)?);
+    let start = || {
+        let mut command = command_of_ours(BROKER_COMMAND);
+        command.arg("--again").arg("--").args(files).stdin(OwnedFd::from(daemon.try_clone()?));
+        command.stdout(Stdio::piped()).spawn()
+    };
+    broker::keep(&daemon, io::stdin(), start).map_err(system)
+}
+
+/// The command that runs a hidden command of this program.
+fn command_of_ours(name: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    // Only the daemon handles a terminal's keys, the service manager and the environment.
+    command.arg0("ftp-alg").arg(name).process_group(0).env_clear();
+    command
+}
+
+/// Gives this process the program's name. It was started as /proc/self/exe, which would be its name.
+fn name_process() {
+    let _ = rustix::thread::set_name(c"ftp-alg");
 }
 
 /// Turns signals into events, on a thread of its own, until the process ends.

@@ -5,6 +5,10 @@
 //! with it. It does not trust the daemon: it runs only the command lines in [`COMMANDS`], and reads only the files that
 //! it was started for.
 //!
+//! Another process, the keeper, starts the broker again if it ends. It has the same rights, and until then it refuses
+//! the daemon's requests, so that none of them waits, and none is carried out late. Both report to the daemon by a
+//! byte whether there is a broker.
+//!
 //! Each request has its own connection, because a request may take long: the daemon creates a socket pair and passes
 //! one socket to the broker. Request and answer are JSON values up to the end of the stream.
 
@@ -21,14 +25,21 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{Arc, OnceLock},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
+    time::{Duration, Instant},
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -66,6 +77,12 @@ const DIRECTORIES: [&str; 6] = [
 pub(super) const CAP_NET_ADMIN: u32 = 12;
 pub(super) const CAP_NET_RAW: u32 = 13;
 
+/// The least time between two starts of the broker.
+const START_INTERVAL: Duration = Duration::from_secs(60);
+/// What is reported to the daemon: the broker has ended, or serves.
+const ENDED: u8 = 0;
+const SERVES: u8 = 1;
+
 /// Output and exit status of a program.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ChildOutput {
@@ -79,6 +96,8 @@ pub(super) struct ChildOutput {
 pub struct Broker {
     connection: UnixStream,
     files: Vec<PathBuf>,
+    /// Whether it has ended, and does not serve yet again.
+    has_ended: AtomicBool,
 }
 
 static BROKER: OnceLock<Broker> = OnceLock::new();
@@ -86,8 +105,25 @@ static BROKER: OnceLock<Broker> = OnceLock::new();
 /// From now on this process uses the broker at the other end of `connection` for programs and `files`. May be called
 /// once, because the process gives up these rights for good.
 pub fn use_broker(connection: UnixStream, files: Vec<PathBuf>) {
-    let set = BROKER.set(Broker { connection, files });
+    let set = BROKER.set(Broker { connection, files, has_ended: AtomicBool::new(false) });
     debug_assert!(set.is_ok(), "a process has one broker");
+}
+
+/// Whether this process has a broker that has ended, and does not serve yet again.
+pub fn has_ended() -> bool {
+    BROKER.get().is_some_and(|broker| broker.has_ended.load(Ordering::Relaxed))
+}
+
+/// Calls `report` each time the broker has ended (`true`) or serves again, until nobody starts it any more.
+pub fn watch(mut report: impl FnMut(bool)) {
+    let Some(Broker { connection, has_ended, .. }) = BROKER.get() else { return };
+    let mut state = [SERVES];
+    while (&*connection).read_exact(&mut state).is_ok() {
+        let ended = state == [ENDED];
+        if has_ended.swap(ended, Ordering::Relaxed) != ended {
+            report(ended);
+        }
+    }
 }
 
 /// The text of a file. If there is a broker, it must have been started for this file.
@@ -178,11 +214,15 @@ impl Broker {
         control.push(SendAncillaryMessage::ScmRights(&passed));
         sendmsg(&self.connection, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
         drop(theirs);
-        mine.write_all(&serde_json::to_vec(request)?)?;
-        mine.shutdown(Shutdown::Write)?;
-        let mut answer = Vec::new();
-        mine.read_to_end(&mut answer)?;
-        if answer.is_empty() {
+        let (request, mut answer) = (serde_json::to_vec(request)?, Vec::new());
+        let asked = mine.write_all(&request).and_then(|()| mine.shutdown(Shutdown::Write));
+        let answered = asked.and_then(|()| mine.read_to_end(&mut answer)).or_else(|error| {
+            // It ended, or refused before it read the request.
+            let has_ended =
+                matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+            if has_ended { Ok(0) } else { Err(error) }
+        });
+        if answered? == 0 {
             return Err(io::Error::other("the daemon's broker has ended"));
         }
         Ok(serde_json::from_slice::<Result<T, Refusal>>(&answer)??)
@@ -197,6 +237,7 @@ pub fn serve(
     confine: fn() -> io::Result<()>,
 ) -> io::Result<()> {
     let files = Arc::new(files);
+    report(connection, SERVES);
     while let Some(stream) = next_request(connection)? {
         let files = Arc::clone(&files);
         // Not waited for: without a daemon nobody needs the answer.
@@ -206,6 +247,54 @@ pub fn serve(
         })?;
     }
     Ok(())
+}
+
+/// Keeps a broker for the daemon at the other end of `connection` until that daemon ends. `life` is at its end when the
+/// present broker has ended. `start` starts another one, whose standard output is its life.
+pub fn keep(
+    connection: &UnixStream,
+    life: impl io::Read + 'static,
+    start: impl Fn() -> io::Result<Child>,
+) -> io::Result<()> {
+    let (mut life, mut broker): (Box<dyn io::Read>, Option<Child>) = (Box::new(life), None);
+    let mut started = Instant::now();
+    loop {
+        let _ = life.read_to_end(&mut Vec::new());
+        if let Some(mut ended) = broker.take() {
+            let _ = ended.wait();
+        }
+        report(connection, ENDED);
+        if !refuse_requests(connection, started + START_INTERVAL)? {
+            return Ok(());
+        }
+        started = Instant::now();
+        // If it cannot be started, it has ended at once.
+        broker = start().ok();
+        match broker.as_mut().and_then(|broker| broker.stdout.take()) {
+            Some(stdout) => life = Box::new(stdout),
+            None => life = Box::new(io::empty()),
+        }
+    }
+}
+
+/// Refuses requests until `end`. Returns `false` if the daemon has ended.
+fn refuse_requests(connection: &UnixStream, end: Instant) -> io::Result<bool> {
+    loop {
+        let left = Timespec::try_from(end.saturating_duration_since(Instant::now()));
+        match poll(&mut [PollFd::new(connection, PollFlags::IN)], left.as_ref().ok()) {
+            Ok(0) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            // The end of its connection is the refusal.
+            Ok(_) if next_request(connection)?.is_none() => return Ok(false),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Reports to the daemon whether there is a broker. A daemon that is gone need not know.
+fn report(mut connection: &UnixStream, state: u8) {
+    let _ = connection.write_all(&[state]);
 }
 
 /// The connection of the next request; `None` when the daemon has ended.
@@ -222,6 +311,8 @@ fn next_request(connection: &UnixStream) -> io::Result<Option<UnixStream>> {
             }
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
+            // It has ended before it read the last report.
+            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
         let passed = control.drain().find_map(|message| match message {
@@ -330,7 +421,7 @@ mod tests {
         let files: Vec<PathBuf> = files.iter().map(|&file| file.to_owned()).collect();
         let served = files.clone();
         let thread = thread::spawn(move || serve(&theirs, served, || Ok(())));
-        (Broker { connection, files }, thread)
+        (Broker { connection, files, has_ended: AtomicBool::new(false) }, thread)
     }
 
     #[test]
@@ -375,7 +466,8 @@ mod tests {
         assert!(broker.run("id", &[], "").unwrap_err().to_string().contains("does not run"));
         let (gone, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
-        let alone = Broker { connection: gone, files: Vec::new() };
+        let (files, has_ended) = (Vec::new(), AtomicBool::new(false));
+        let alone = Broker { connection: gone, files, has_ended };
         assert_eq!(alone.run("id", &[], "").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 

@@ -301,15 +301,81 @@ fn the_environment_chooses_no_program_and_reaches_none() {
     assert_eq!(String::from_utf8_lossy(&environment), "");
 }
 
+fn end_process(process: u32) {
+    let process = rustix::process::Pid::from_raw(process as i32).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+}
+
+/// A daemon that `start` starts, see [`starter`], goes on without its broker, which is started again with the same rights.
+fn assert_broker_starts_again(start: &str, uid: u32) {
+    let lab = Lab::new(Topology::PublishedServer).unwrap();
+    let program = starter(&lab, &format!("export FTP_ALG_TABLE_OWNER=no\n{start}"));
+    let mut daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
+    let (broker, keeper) = (child(daemon.id()), child(child(daemon.id())));
+    // As an upgrade does: what they run is not there any more.
+    let file = fs::read_link(format!("/proc/{broker}/exe")).unwrap();
+    let part = file.with_extension("part");
+    fs::copy(&file, &part).unwrap();
+    fs::rename(&part, &file).unwrap();
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let problems = || daemon.status().unwrap()["problems"].to_string();
+    let exchange = |name: &str| {
+        curl(&lab, &server, Mode::Active).exchange(&server, name, b"the body").unwrap();
+    };
+    end_process(broker);
+    wait_for("the problem", || problems().contains("\"broker\""));
+    wait_for("its line", || daemon.log().contains("problem broker: the broker has ended"));
+    exchange("without");
+    // What it is asked meanwhile fails at once.
+    reload(&daemon, "log.transfers = false\n");
+    wait_for("the error", || daemon.log().contains("the daemon's broker has ended"));
+    lab.gateway.nft("delete table inet ftp_alg").unwrap();
+    assert!(problems().contains("\"broker\""));
+    wait_at_most(90, "another broker", || !problems().contains("\"broker\""));
+    assert!(!daemon.log().contains("configuration is in use"), "{}", daemon.log());
+    reload(&daemon, "");
+    wait_for("the reload", || daemon.log().contains("configuration is in use"));
+    wait_for("the table", || lab.gateway.ruleset().unwrap().contains("table inet ftp_alg"));
+    exchange("again");
+
+    let id = format!("{uid}\t{uid}\t{uid}\t{uid}");
+    let rights = [("CapEff", TWO), ("CapPrm", TWO), ("CapBnd", TWO), ("NoNewPrivs", "1")];
+    for process in [keeper, child(keeper)] {
+        assert_status(process, &[&rights[..], &[("Uid", &*id)]].concat());
+    }
+    // No sooner than a minute after its start.
+    let again = child(keeper);
+    end_process(again);
+    wait_for("the problem", || problems().contains("\"broker\""));
+    exchange("without-again");
+    assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
+    wait_for("the keeper's end", || !Path::new(&format!("/proc/{keeper}")).exists());
+}
+
 #[test]
-fn a_daemon_whose_broker_ends_ends_too_and_says_so() {
+fn a_broker_that_ends_is_started_again() {
+    assert_broker_starts_again("exec \"$@\"", 0);
+}
+
+#[test]
+fn a_broker_of_another_user_is_started_again() {
+    let start = "rmdir $home/state; chown 65534 $home; exec \"$@\" --user nobody";
+    assert_broker_starts_again(start, NOBODY);
+}
+
+#[test]
+fn a_daemon_whose_keeper_and_broker_end_ends_too_and_says_so() {
     let mut gateway = gateway(Topology::Routed);
-    let broker = rustix::process::Pid::from_raw(child(gateway.daemon.id()) as i32).unwrap();
-    rustix::process::kill_process(broker, rustix::process::Signal::KILL).unwrap();
+    let broker = child(gateway.daemon.id());
+    end_process(child(broker));
+    gateway.daemon.status().unwrap();
+    reload(&gateway.daemon, "");
+    wait_for("the reload", || gateway.daemon.log().contains("configuration is in use"));
+    end_process(broker);
     wait_for("the daemon's end", || gateway.daemon.exit_status().is_some());
     assert_eq!(gateway.daemon.exit_status().and_then(|status| status.code()), Some(1));
     let log = gateway.daemon.log();
-    assert!(log.contains("broker ended (signal: 9 (SIGKILL))"), "{log}");
+    assert!(log.contains("the daemon's broker and its keeper ended"), "{log}");
 }
 
 /// Every program that the daemon asks for the firewall is one that the broker runs.

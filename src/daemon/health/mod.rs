@@ -39,7 +39,7 @@ use super::{
     transfers::{FILE_REMEDY, Report},
 };
 use crate::kernel::{
-    RuleParameters,
+    RuleParameters, broker,
     conntrack::admitted_connections,
     operator_firewall,
     parameters::Backend,
@@ -53,6 +53,9 @@ use crate::kernel::{
 /// How to select the back end `conntrack`, and what it costs.
 pub const SELECT_CONNTRACK: &str = "set backend = \"conntrack\" in [pinhole] (no fast path: small files at 0.5 to 0.8 \
                                     of the rate of the kernel's helper)";
+/// What happens when the broker has ended.
+pub(super) const BROKER_REMEDY: &str = "it is started again within a minute; until then no table is loaded again, and \
+                                        no configuration is read; if it ends again, the kernel's log may say why";
 const NAMES_SECTION: &str = "names";
 /// How long an event of traffic counts.
 const RECENT_WINDOW: Duration = Duration::from_secs(600);
@@ -298,6 +301,9 @@ impl Health {
         } = &mut *lock(&self.state);
         let mut findings = audit.clone();
         findings.extend(name_checks(&status.names).iter().filter_map(Check::finding));
+        if broker::has_ended() {
+            findings.add_named(ProblemName::Broker, 0, "the broker has ended", BROKER_REMEDY);
+        }
         if let Some(error) = table_error {
             let remedy = "`nft monitor` shows which program changes nf_tables; ftp-alg tries again by itself";
             findings.add_named(ProblemName::Table, 0, error.as_str(), remedy);

@@ -49,6 +49,8 @@ pub enum ProblemName {
     /// The kernel, or `nft`, lacks something.
     Kernel,
     Privileges,
+    /// The broker has ended, and is not started again yet.
+    Broker,
     /// A journal cannot be written.
     State,
     /// The name of an external address is not resolved.
@@ -113,6 +115,7 @@ impl ProblemName {
             | Self::QueueTaken
             | Self::Kernel
             | Self::Privileges
+            | Self::Broker
             | Self::Name
             | Self::Config
             | Self::Table
