@@ -157,7 +157,7 @@ fn open_directory(parent: &File, path: &Path, account: Option<&Account>) -> Resu
     if has_bpf(fstatfs(&directory)) { Ok(directory) } else { Err(missing_bpf_fs(path)) }
 }
 
-/// The program, loaded and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached:
+/// The program, loaded or being loaded, and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached:
 /// then the next daemon may take it over.
 #[derive(Debug)]
 pub(super) struct LoadedProgram {
@@ -166,9 +166,9 @@ pub(super) struct LoadedProgram {
 }
 
 impl LoadedProgram {
-    /// Loads the program, or takes over the one that an earlier daemon left.
-    pub(super) fn load(pins: FastPathPins) -> Result<Self, FastPathUnavailable> {
-        let program = FastPath::load(&pins.path(), list_interfaces)?;
+    /// Begins to load the program, or takes over the one that an earlier daemon left. Only for a process with one thread.
+    pub(super) fn begin_loading(pins: FastPathPins) -> Result<Self, FastPathUnavailable> {
+        let program = FastPath::begin_loading(&pins.path(), list_interfaces)?;
         Ok(Self { program: Some(program), pins })
     }
 

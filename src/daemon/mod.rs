@@ -329,8 +329,8 @@ struct ConfinedDaemon {
     fast_path: Result<LoadedProgram, String>,
 }
 
-/// Makes the directories, starts the broker, ends another daemon for `--takeover`, loads the fast path, and gives up
-/// all other rights.
+/// Makes the directories, starts the broker, ends another daemon for `--takeover`, begins to load the fast path, and
+/// gives up all other rights.
 fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
     let socket_dir = options.socket_dir();
@@ -367,8 +367,8 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     if pins.is_err() {
         FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
     }
-    let fast_path =
-        pins.and_then(|pins| LoadedProgram::load(pins).map_err(|missing| missing.to_string()));
+    let fast_path = pins
+        .and_then(|pins| LoadedProgram::begin_loading(pins).map_err(|missing| missing.to_string()));
     let path = fast_path.as_ref().ok().map(|loaded| loaded.pins().path());
     let log_dir = transfer_file.as_ref().map(TransferFile::directory);
     let unconfined =

@@ -33,10 +33,17 @@ fn assert_status(process: u32, expected: &[(&str, &str)]) {
     }
 }
 
-/// The only child of a process.
+/// The only child of a process that is no copy of it.
 fn child(process: u32) -> u32 {
-    let path = format!("/proc/{process}/task/{process}/children");
-    fs::read_to_string(path).unwrap().trim().parse().unwrap()
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
+    let command_line = |process: &str| fs::read(format!("/proc/{process}/cmdline"));
+    let own = command_line(&process.to_string()).unwrap();
+    // One that has ended has none.
+    let is_other = |child: &&str| command_line(child).is_ok_and(|of| !of.is_empty() && of != own);
+    let mut others = children.split_whitespace().filter(is_other);
+    let child = others.next().unwrap();
+    assert_eq!(others.next(), None);
+    child.parse().unwrap()
 }
 
 /// A program that starts the daemon as `start` does, with its command line as `"$@"` and its

@@ -15,7 +15,8 @@
 //! | `pin_directory` | the directory with the pinned program, maps and links |
 //! | `attachments` | the interfaces that the program is attached to |
 //! | `ring` | the ring buffers with the inspected lines, and with packets of data connections; waits until one fills |
-//! | `syscall` | bpf(2) |
+//! | `syscall` | bpf(2), and the process that loads the program |
+//! | `unavailable` | why the fast path cannot run |
 
 mod attachments;
 pub mod layout;
@@ -24,15 +25,15 @@ mod pin_directory;
 mod program;
 mod ring;
 mod syscall;
+mod unavailable;
 
 use std::{
     collections::BTreeSet,
-    fmt::Display,
     fs::File,
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -48,42 +49,12 @@ use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
 pub use ring::{Ring, RingWaiter};
 pub use syscall::BPF_COMMANDS;
-use syscall::{ANY, BpfMap, EXIST, LOCK, NOEXIST};
+use syscall::{ANY, BpfMap, ChildProcess, EXIST, LOCK, NOEXIST};
+pub use unavailable::FastPathUnavailable;
+use unavailable::OrUnavailable;
 
 /// Whether this build has the program.
 pub const HAS_PROGRAM: bool = cfg!(feature = "program");
-
-/// Why the fast path cannot run here.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct FastPathUnavailable(String);
-
-impl FastPathUnavailable {
-    /// The reason in a build without the program.
-    pub const NOT_BUILT: &str = "this build has no fast path";
-
-    const REQUIRED_RIGHTS: &str = "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN";
-}
-
-/// An outcome that decides whether the fast path can run.
-trait OrUnavailable<T> {
-    /// The error says what failed.
-    fn or_unavailable(self, what: impl Display) -> Result<T, FastPathUnavailable>;
-}
-
-impl<T> OrUnavailable<T> for io::Result<T> {
-    fn or_unavailable(self, what: impl Display) -> Result<T, FastPathUnavailable> {
-        self.map_err(|error| {
-            FastPathUnavailable(match error.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => {
-                    format!("{what}: not permitted{}", FastPathUnavailable::REQUIRED_RIGHTS)
-                }
-                Some(libc::ENOSYS) => format!("{what}: the kernel has no bpf(2)"),
-                _ => format!("{what}: {error}"),
-            })
-        })
-    }
-}
 
 /// The loaded program of one network namespace, with its maps. Threads may share it.
 ///
@@ -91,7 +62,9 @@ impl<T> OrUnavailable<T> for io::Result<T> {
 #[derive(Debug)]
 pub struct FastPath {
     pin_directory: PinDirectory,
-    program: OwnedFd,
+    program: OnceLock<OwnedFd>,
+    /// What loads the program, until somebody waits for it.
+    loading: Mutex<Option<ChildProcess>>,
     tuples: BpfMap,
     flows: BpfMap,
     pinholes: BpfMap,
@@ -142,6 +115,23 @@ impl FastPath {
     /// `root` is a directory in a BPF file system. Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; all other
     /// methods need CAP_NET_ADMIN at most.
     pub fn load(root: &Path, list_interfaces: ListInterfaces) -> Result<Self, FastPathUnavailable> {
+        Self::load_or_begin(root, list_interfaces, false)
+    }
+
+    /// As [`FastPath::load`], but a child process loads the program, if no earlier daemon left one: see
+    /// [`FastPath::wait_until_loaded`]. Only for a process with one thread.
+    pub fn begin_loading(
+        root: &Path,
+        list_interfaces: ListInterfaces,
+    ) -> Result<Self, FastPathUnavailable> {
+        Self::load_or_begin(root, list_interfaces, true)
+    }
+
+    fn load_or_begin(
+        root: &Path,
+        list_interfaces: ListInterfaces,
+        in_background: bool,
+    ) -> Result<Self, FastPathUnavailable> {
         let processors = program::check_kernel()?;
         let namespace_lock = lock_namespace().or_unavailable("lock the network namespace")?;
         let pins = PinDirectory::open(root, program::program_version())?;
@@ -155,7 +145,17 @@ impl FastPath {
             return Ok(Self { was_taken_over: true, ..taken_over });
         }
         pins.empty().or_unavailable(format_args!("empty {}", pins.path().display()))?;
-        let loaded = program::load(&pins).and_then(|()| {
+        let loaded = program::prepare(&pins).and_then(|prepared| {
+            // What is attached may be the same program, and is compared with it.
+            if in_background && !program::is_any_attached(list_interfaces) {
+                let loading = ChildProcess::start(|| prepared.load())
+                    .or_unavailable("start a process that loads the program")?;
+                return Ok(Self {
+                    loading: Mutex::new(Some(loading)),
+                    ..open(Ok(namespace_lock))?
+                });
+            }
+            prepared.load()?;
             let was_taken_over = program::adopt_attached(&pins, list_interfaces)
                 .or_unavailable("take over the attached program")?;
             Ok(Self { was_taken_over, ..open(Ok(namespace_lock))? })
@@ -168,7 +168,7 @@ impl FastPath {
         loaded
     }
 
-    /// Opens the pinned program and maps, under the locks of this daemon.
+    /// Opens the pinned program, if it is pinned, and the maps, under the locks of this daemon.
     fn open(
         pins: &PinDirectory,
         processors: usize,
@@ -181,15 +181,19 @@ impl FastPath {
             let size = ring.max_entries();
             Ring::open(ring.into(), size)
         };
-        let program = syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?;
+        let program = OnceLock::new();
+        if pins.has_program() {
+            let _ = program.set(syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?);
+        }
         Ok(Self {
             attachments: Mutex::new(Attachments::open(
-                program.as_fd(),
+                program.get().map(OwnedFd::as_fd),
                 pins.links()?,
                 pins.is_lasting()? || !program::can_be_found(pins),
                 list_interfaces,
             )?),
             program,
+            loading: Mutex::default(),
             tuples: map("tuples")?,
             flows: map("flows")?,
             pinholes: map("pinholes")?,
@@ -208,6 +212,27 @@ impl FastPath {
             _namespace_lock: namespace_lock?,
             pin_directory: pins.clone(),
         })
+    }
+
+    /// Whether the program is loaded. Until then no connection can be handed over.
+    pub fn is_loaded(&self) -> bool {
+        self.program.get().is_some()
+    }
+
+    /// Waits until the program is loaded. The error says why it cannot be.
+    pub fn wait_until_loaded(&self) -> Result<(), FastPathUnavailable> {
+        let mut loading = lock(&self.loading);
+        if let Some(child) = loading.take() {
+            child.wait().map_err(FastPathUnavailable)?;
+            let opened = syscall::open_pinned(&self.pin_directory.pin_path(PROGRAM_NAME));
+            let _ = self.program.set(opened.or_unavailable("open the pinned program")?);
+        }
+        Ok(())
+    }
+
+    fn program(&self) -> io::Result<BorrowedFd<'_>> {
+        let program = self.program.get().map(OwnedFd::as_fd);
+        program.ok_or_else(|| io::Error::other("the program is not loaded"))
     }
 
     /// Whether the program is attached to any interface.
@@ -246,7 +271,8 @@ impl FastPath {
     /// Reads which interfaces there are. Returns those that can have the program; others keep it until the next
     /// [`FastPath::update_attachments`], because it may have a pinhole there.
     pub fn find_usable_interfaces(&self) -> Result<UsableInterfaces, FastPathUnavailable> {
-        lock(&self.attachments).find_usable_interfaces(self.program.as_fd())
+        let program = self.program().or_unavailable("read what is attached")?;
+        lock(&self.attachments).find_usable_interfaces(program)
     }
 
     /// Attaches the program to each new Ethernet interface that was found, and detaches it from those that became ports
@@ -259,7 +285,8 @@ impl FastPath {
             let is_in_use = self.is_in_use().or_unavailable("read the map of connections")?;
             attachments.record_use(is_in_use, now);
         }
-        attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)
+        let program = self.program().or_unavailable("attach the program")?;
+        attachments.sync_with_interfaces(program, &self.pin_directory)
     }
 
     /// Whether a connection is handed over, or the program has an open pinhole.
@@ -280,7 +307,7 @@ impl FastPath {
         // and detach it.
         let mut attachments = lock(&self.attachments);
         attachments
-            .ensure_attached(self.program.as_fd(), &self.pin_directory)
+            .ensure_attached(self.program()?, &self.pin_directory)
             .map_err(io::Error::other)?;
         let [from_client, from_server] = tuples;
         self.add_control_port(from_client.destination_port)?;
@@ -529,8 +556,11 @@ impl FastPath {
 
     /// Detaches the program, and removes it with its maps and pins.
     pub fn remove(&self) -> io::Result<()> {
+        // If it cannot be loaded, it is attached nowhere.
+        let _ = self.wait_until_loaded();
         // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
-        let removed = lock(&self.attachments).detach_all(self.program.as_fd());
+        let detach_all = |program| lock(&self.attachments).detach_all(program);
+        let removed = self.program().map_or(Ok(()), detach_all);
         self.pin_directory.remove()?;
         removed
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::MapInfo,
     programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType},
     sys::SyscallError,
@@ -59,29 +59,44 @@ pub(crate) fn check_kernel() -> Result<usize, FastPathUnavailable> {
     }
 }
 
-/// Loads program and maps, and pins them in an empty directory. The program is pinned last, so if it is pinned, all
-/// maps are as well.
-pub(crate) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
-    let failed = |error: &dyn Error| {
-        let reasons = error_chain(error);
-        // The verifier refuses the program without these rights.
-        let is_refused = ["(os error 1)", "(os error 13)"].iter().any(|end| reasons.ends_with(end));
-        let needs = if is_refused { FastPathUnavailable::REQUIRED_RIGHTS } else { "" };
-        FastPathUnavailable(format!("cannot load the program: {reasons}{needs}"))
-    };
+/// The program whose maps are pinned, and that is not loaded yet.
+pub(crate) struct PreparedProgram<'p> {
+    program: Ebpf,
+    pins: &'p PinDirectory,
+}
+
+/// Makes the maps, and pins them in an empty directory.
+pub(crate) fn prepare(pins: &PinDirectory) -> Result<PreparedProgram<'_>, FastPathUnavailable> {
     let mut loader = EbpfLoader::new();
     // The program uses no structures of the running kernel, so aya need not read its BTF.
     loader.btf(None);
     for map in MAPS {
         loader.map_pin_path(map, pins.pin_path(map));
     }
-    let mut loaded = loader.load(PROGRAM).map_err(|error| failed(&error))?;
-    let program = loaded.program_mut(PROGRAM_NAME);
-    let program =
-        program.ok_or_else(|| FastPathUnavailable(format!("no program named {PROGRAM_NAME}")))?;
-    let program: &mut SchedClassifier = program.try_into().map_err(|error| failed(&error))?;
-    program.load().map_err(|error| failed(&error))?;
-    program.pin(pins.pin_path(PROGRAM_NAME)).map_err(|error| failed(&error))
+    let program = loader.load(PROGRAM).map_err(|error| cannot_load(&error))?;
+    Ok(PreparedProgram { program, pins })
+}
+
+impl PreparedProgram<'_> {
+    /// Loads the program, and pins it. It is pinned last, so if it is pinned, all maps are as well. The kernel verifies it
+    /// meanwhile, which takes a tenth of a second.
+    pub(crate) fn load(mut self) -> Result<(), FastPathUnavailable> {
+        let program = self.program.program_mut(PROGRAM_NAME);
+        let program = program
+            .ok_or_else(|| FastPathUnavailable(format!("no program named {PROGRAM_NAME}")))?;
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(|error| cannot_load(&error))?;
+        program.load().map_err(|error| cannot_load(&error))?;
+        program.pin(self.pins.pin_path(PROGRAM_NAME)).map_err(|error| cannot_load(&error))
+    }
+}
+
+fn cannot_load(error: &dyn Error) -> FastPathUnavailable {
+    let reasons = error_chain(error);
+    // The verifier refuses the program without these rights.
+    let is_refused = ["(os error 1)", "(os error 13)"].iter().any(|end| reasons.ends_with(end));
+    let needs = if is_refused { FastPathUnavailable::REQUIRED_RIGHTS } else { "" };
+    FastPathUnavailable(format!("cannot load the program: {reasons}{needs}"))
 }
 
 /// An attached program of an earlier daemon.

@@ -1,5 +1,5 @@
 //! The system call bpf(2), for what aya does not offer: access to map elements with flags and by shared reference,
-//! and links by an interface's index.
+//! and links by an interface's index. And fork(2), because a call that loads a program takes long.
 //!
 //! This module does not know what the elements mean.
 
@@ -8,13 +8,16 @@
 use std::{
     collections::BTreeSet,
     ffi::CString,
-    io,
+    io::{self, PipeReader, Read as _, Write as _},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
+
+use rustix::process::{Pid, Signal, WaitOptions, set_parent_process_death_signal, waitpid};
 
 // From linux/bpf.h; libc lacks them.
 const BPF_MAP_LOOKUP_ELEM: u32 = 1;
@@ -393,4 +396,52 @@ pub(crate) fn namespace_cookie() -> io::Result<u64> {
         )
     };
     if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A process that does some work.
+#[derive(Debug)]
+pub(crate) struct ChildProcess {
+    id: Pid,
+    /// Has the reason, if it fails.
+    failure: PipeReader,
+}
+
+impl ChildProcess {
+    /// Starts a copy of this process, which ends when it has done this `work`, or with this one. This process must have
+    /// one thread: the copy has no other.
+    pub(crate) fn start<E: ToString>(work: impl FnOnce() -> Result<(), E>) -> io::Result<Self> {
+        let (failure, mut writer) = io::pipe()?;
+        // SAFETY: with one thread, memory and locks of the copy are as here.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                let _ = set_parent_process_death_signal(Some(Signal::KILL));
+                let done =
+                    catch_unwind(AssertUnwindSafe(|| work().map_err(|error| error.to_string())));
+                let done = done.unwrap_or_else(|_| Err("a defect in ftp-alg".to_owned()));
+                let code = i32::from(done.is_err());
+                let _ = writer.write_all(done.err().unwrap_or_default().as_bytes());
+                // SAFETY: it has no conditions. What the other process would do at its end is not done here.
+                unsafe { libc::_exit(code) }
+            }
+            child => {
+                let id = Pid::from_raw(child).ok_or(io::ErrorKind::NotFound)?;
+                Ok(Self { id, failure })
+            }
+        }
+    }
+
+    /// Waits until its work is done. The error says why it failed.
+    pub(crate) fn wait(mut self) -> Result<(), String> {
+        let mut failure = String::new();
+        let read = self.failure.read_to_string(&mut failure);
+        let ended = waitpid(Some(self.id), WaitOptions::empty());
+        match (read, ended) {
+            (Ok(_), Ok(Some((_, status)))) if status.exit_status() == Some(0) => Ok(()),
+            (Ok(1..), _) => Err(failure),
+            (Err(error), _) => Err(error.to_string()),
+            (_, Err(error)) => Err(error.to_string()),
+            _ => Err("the process that loads it was killed".to_owned()),
+        }
+    }
 }

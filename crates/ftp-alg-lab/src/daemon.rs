@@ -4,6 +4,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::ExitStatus,
+    thread,
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the daemon with `configuration` (TOML), and waits until it gives verdicts.
+    /// Starts the daemon with `configuration` (TOML), and waits until it gives verdicts, and has loaded the fast path.
     pub fn start(executable: &Path, gateway: &Host, configuration: &str) -> Result<Self> {
         let daemon = Self::launch(executable, gateway, configuration)?;
         daemon.wait_ready()
@@ -47,7 +48,12 @@ impl Daemon {
 
     fn wait_ready(mut self) -> Result<Self> {
         let limit = scaled_timeout(Duration::from_secs(20));
-        let ready = self.ask(&["status", "--wait", &limit.as_secs().to_string()])?;
+        let ask = || self.ask(&["status", "--json", "--wait", &limit.as_secs().to_string()]);
+        let mut ready = ask()?;
+        while ready.stdout_text().contains("is being loaded") {
+            thread::sleep(Duration::from_millis(5));
+            ready = ask()?;
+        }
         if ready.status.success() {
             return Ok(self);
         }

@@ -537,6 +537,42 @@ fn loading_needs_rights_and_a_bpf_file_system() {
     assert_eq!(attached_interfaces(&lab), name_set(&[]));
 }
 
+#[test]
+fn a_program_that_is_being_loaded_has_no_connection_yet() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    let begin = || FastPath::begin_loading(&pins.0, list_interfaces).unwrap();
+    lab.on_gateway(|| {
+        let path = begin();
+        assert!(!path.is_loaded() && !path.was_taken_over());
+        path.hand_over(1, tuples(), &flow()).unwrap_err();
+        path.update_attachments(Instant::now()).unwrap_err();
+        path.wait_until_loaded().unwrap();
+        path.set_heartbeat(Duration::MAX).unwrap();
+        update_attachments(&path);
+        path.hand_over(1, tuples(), &flow()).unwrap();
+        exchange(&path, 0);
+        assert_eq!(path.counters().unwrap().inspected, 2);
+        drop(path);
+        let next = begin();
+        assert!(next.is_loaded() && next.was_taken_over());
+        next.remove().unwrap();
+        drop(next);
+        // One that is not wanted any more before it is loaded.
+        begin().remove().unwrap();
+        assert!(pins.is_empty());
+    });
+    let refused = lab.on_gateway(|| {
+        with_rights("cap_bpf,cap_net_admin", || {
+            let path = begin();
+            let refused = path.wait_until_loaded().unwrap_err().to_string();
+            path.remove().unwrap();
+            refused
+        })
+    });
+    assert!(refused.ends_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"), "{refused}");
+    assert!(pins.is_empty());
+}
+
 /// Runs `work` on this thread with these capabilities and no others. It can be called once in a thread.
 fn with_rights<T>(rights: &str, work: impl FnOnce() -> T) -> T {
     let mut state = capctl::CapState::get_current().unwrap();
