@@ -160,7 +160,7 @@ fn set_up(gateway: &Gateway) -> String {
     let file = lab.gateway.write("nftables.conf", text.as_bytes()).unwrap();
     let lines = format!(
         "exec unshare --mount sh -ec 'mount --bind {} /etc/nftables.conf
-        mount -t tmpfs tmpfs /var/lib
+        mount -t tmpfs -o mode=755 tmpfs /var/lib
         exec {} setup --socket {} --config {}'",
         file.display(),
         executable().display(),
