@@ -68,7 +68,7 @@ fn a_client_cannot_bounce_to_a_third_host() {
         [format!("PORT {},14,180", comma(host)), format!("EPRT |1|{}|3764|", host.address(V4))]
     };
     let mut lines = hosts.map(of_host).concat();
-    lines.extend(["PORT 127,0,0,1,14,180", "PORT 0,0,0,0,14,180"].map(str::to_owned));
+    lines.extend(["PORT 127,0,0,1,14,180", "PORT 0,0,0,1,14,180"].map(str::to_owned));
     assert_refused(&scene, &lines);
 }
 

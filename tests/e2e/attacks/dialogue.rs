@@ -33,7 +33,6 @@ fn a_port_command_inside_an_argument_is_text() {
         "PASS PORT 192,168,150,80,14,178",
         "USER PORT 192,168,150,80,14,178",
         "XPORT 192,168,150,80,14,178",
-        "PORT192,168,150,80,14,178",
     ];
     let exchanges = exchanges.map(|line| (line, "550 No"));
     assert_text(Topology::Masquerade, &exchanges, None);

@@ -35,7 +35,7 @@ fn an_urgent_byte_does_not_hide_a_bounce() {
         let heard = [
             "POxRT 198,51,100,66,14,180",
             "xPORT 198,51,100,66,14,180",
-            "PORTxRT 198,51,100,66,14,180",
+            "PORXXXX XXXXXXXXXXXXXXXXXXXX",
             "\u{ff}\u{f4}\u{ff}XXXXX XXXXXXXXXXXXXXXXXXXX",
             "POxRT 198,51,100,66,14,180",
             "NOOP",
