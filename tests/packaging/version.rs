@@ -9,7 +9,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[test]
 fn every_version_is_the_same() {
     let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
-    let latest = changelog.lines().find(|line| line.starts_with("## [")).unwrap();
+    let mut releases = changelog.lines().filter(|line| line.starts_with("## ["));
+    let latest = releases.find(|line| *line != "## [Unreleased]").unwrap();
     assert!(latest.starts_with(&format!("## [{VERSION}]")), "{latest}");
     let changelog = fs::read_to_string(packaging("deb/changelog")).unwrap();
     assert!(changelog.starts_with(&format!("ftp-alg ({VERSION}-1) ")), "{changelog}");
