@@ -67,7 +67,7 @@ pub const OF_SESSIONS: [Kind; 22] = [
     Kind {
         names: &["no-data-connection"],
         levels: "warn",
-        means: "a data connection got no answer for ten seconds, or till the session's end, and there is no transfer: curl and lftp connect before they send the command (if [turned on](#transfers))",
+        means: "a data connection got no answer for ten seconds, or till the session's end, and there is no transfer: curl and lftp connect before they send the command; or the kernel has forgotten it (if [turned on](#transfers))",
         remedy: "`reason` says who does not answer whom",
     },
     Kind {

@@ -10,7 +10,7 @@ mod totals;
 pub(super) mod xferlog;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
@@ -35,7 +35,9 @@ use crate::kernel::conntrack::CountedPackets;
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Two threads may record what happened to one session. So it is handled a little later, in the order of its time.
 const SORT_TIME: Duration = Duration::from_millis(25);
-/// Limit of transfers that the thread has not taken yet.
+/// How often conntrack is asked whether it still has the data connections of long transfers.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// Limit of transfers that the thread has not taken yet, and of long ones that it looks after.
 const MAX_INBOX: usize = 8192;
 
 /// What the thread reports.
@@ -47,8 +49,8 @@ pub enum Report {
     NoDataConnection(Box<MissingConnection>),
 }
 
-/// A data connection that did not come about, and for which there is no transfer: its client connects before it sends the
-/// command.
+/// A data connection that did not come about, and for which there is no transfer, because its client connects before it
+/// sends the command; or one that the kernel has forgotten.
 #[derive(Clone, Debug)]
 pub struct MissingConnection {
     pub session: TransferSession,
@@ -115,6 +117,10 @@ struct Known<'a> {
     ended_sessions: VecDeque<(Instant, Box<SessionReport>)>,
     /// Pinholes without a transfer, until the packets of their data connections are known.
     waiting_pinholes: VecDeque<(Instant, Box<WaitingPinhole>)>,
+    /// Long transfers whose data connections go on, one of a session, by its ID.
+    running: HashMap<u64, Box<FinishedTransfer>>,
+    /// When conntrack is asked about them next.
+    next_look: Instant,
     /// Not handled yet.
     received: Vec<(Instant, Received)>,
     /// Not published yet.
@@ -233,6 +239,8 @@ impl TransferReports {
             session_bytes: SessionBytes::default(),
             ended_sessions: VecDeque::new(),
             waiting_pinholes: VecDeque::new(),
+            running: HashMap::new(),
+            next_look: Instant::now(),
             received: Vec::new(),
             reports: Vec::new(),
         };
@@ -265,6 +273,10 @@ impl TransferReports {
             };
             finished.into_iter().for_each(|finished| self.report(finished, &mut known));
             self.report_missing_connections(&mut known, now);
+            if let Some(now) = now.filter(|now| *now >= known.next_look) {
+                known.next_look = now + LOOK_INTERVAL;
+                self.report_forgotten_connections(&mut known, now);
+            }
             known.report_ended_sessions(now);
             if !known.reports.is_empty() || self.reopens.load(Ordering::Acquire) {
                 publish(std::mem::take(&mut known.reports));
@@ -306,15 +318,22 @@ impl TransferReports {
         for (seen, received) in known.received.drain(..due).collect::<Vec<_>>() {
             match received {
                 Received::Ended(transfer) => {
+                    known.running.remove(&transfer.session.id);
                     if let Some(finished) = known.tracker.end(seen, transfer) {
                         self.report(finished, known);
                     }
                 }
                 Received::Waiting(transfer) => {
+                    if known.running.len() < MAX_INBOX
+                        && known.tracker.running_connection(seen, &transfer).is_some()
+                    {
+                        known.running.insert(transfer.session.id, transfer.clone());
+                    }
                     let waiting = known.tracker.examine(seen, transfer);
                     known.reports.extend(waiting.into_iter().map(Report::Transfer));
                 }
                 Received::SessionEnd(report) => {
+                    known.running.remove(&report.session.id);
                     known.ended_sessions.push_back((seen + TRANSFER_PATIENCE, report));
                 }
                 Received::PinholeWaiting(waiting) => {
@@ -348,6 +367,30 @@ impl TransferReports {
                 known.reports.push(Report::NoDataConnection(missing));
             }
         }
+    }
+}
+
+impl TransferReports {
+    /// Reports the data connections of long transfers that conntrack has forgotten (`conntrack -F`): their packets are
+    /// taken for new ones, so they hang.
+    fn report_forgotten_connections(&self, known: &mut Known<'_>, now: Instant) {
+        let Known { tracker, conntrack, running, reports, .. } = known;
+        running.retain(|_, transfer| {
+            let Some((initiator, dialled)) = tracker.running_connection(now, transfer) else {
+                return false;
+            };
+            if conntrack.is_running(initiator, dialled) {
+                return true;
+            }
+            let (session, user) = (transfer.session, transfer.transfer.user.clone());
+            lock(&self.totals).count_missing(session, initiator.ip() != session.client.ip());
+            let reason =
+                format!("the kernel has forgotten the connection of {initiator} to {dialled}");
+            let at = SystemTime::now();
+            let missing = MissingConnection { session, user, at, reason };
+            reports.push(Report::NoDataConnection(Box::new(missing)));
+            false
+        });
     }
 }
 

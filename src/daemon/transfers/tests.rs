@@ -146,6 +146,8 @@ fn a_session_end_waits_for_its_transfers() {
         session_bytes: SessionBytes::default(),
         ended_sessions: ended_sessions(),
         waiting_pinholes: VecDeque::new(),
+        running: HashMap::new(),
+        next_look: Instant::now(),
         received: Vec::new(),
         reports: Vec::new(),
     };

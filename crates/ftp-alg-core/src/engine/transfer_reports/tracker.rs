@@ -186,6 +186,16 @@ impl TransferTracker {
         true
     }
 
+    /// The data connection of a pending transfer that has begun and goes on `now`, as far as was seen: its initiator, and
+    /// what this dialled.
+    pub fn running_connection(
+        &self,
+        now: Instant,
+        pending: &FinishedTransfer,
+    ) -> Option<(SocketAddr, SocketAddr)> {
+        self.unended_connection(&pending.transfer, now)
+    }
+
     /// The data connection of a transfer that has begun, if the sender of the file has not ended it as far as was seen: its
     /// initiator, and what this dialled.
     fn unended_connection(
