@@ -63,6 +63,11 @@ fn text_end(line: &[u8]) -> usize {
     line.len() - if line.ends_with(b"\r\n") { 2 } else { usize::from(line.ends_with(b"\n")) }
 }
 
+/// What follows the blanks and Telnet commands at the start of `line`, parsed as `text`.
+fn from_verb<'l>(line: &'l [u8], text: &Text<'_>) -> &'l [u8] {
+    if text.bytes().is_empty() { &[] } else { &line[text.line_range(0..1).start..] }
+}
+
 /// The state before a line was read, to restore it if the line needs a decision.
 struct StateBefore {
     dialogue: Dialogue,
@@ -414,18 +419,16 @@ impl DirectionReader<'_> {
                 Side::Client => Command::may_announce(&text, self.inspection.refuses_auth),
                 Side::Server => self.dialogue.may_announce(&text),
             };
-            // At most a whole verb, without what follows it.
-            may_be_plain = hold && !text.bytes().is_empty() && {
-                let verb = &line[text.line_range(0..1).start..];
-                verb.len() <= VERB_LENGTH && !has_control_bytes(verb)
-            };
+            let verb = from_verb(&line, &text);
+            let is_longer = verb.len() > VERB_LENGTH && text.bytes().len() >= VERB_LENGTH;
+            may_be_plain = hold && !is_longer && !has_control_bytes(verb);
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
             // of another protocol may wait for it. The rest of a refused command is crossed out later, so the outcome
             // does not depend on how the line is cut. The same if the client is not FTP, or nothing is known of either
             // end: the server may not be FTP.
             let phase = self.dialogue.phase;
             let is_ftp = phase.has_greeted() && !matches!(phase, Phase::NotFtp | Phase::PickedUp);
-            hold &= is_ftp || text.bytes().len() > VERB_LENGTH;
+            hold &= is_ftp || is_longer;
         }
         if hold && before + chunk.len() > MAX_HELD {
             if is_client {
@@ -478,7 +481,8 @@ impl DirectionReader<'_> {
         let before = self.direction.line();
         let line = [before, chunk].concat();
         let text = Text::new(&line);
-        let is_verb = text.bytes().len() > VERB_LENGTH
+        let is_verb = from_verb(&line, &text).len() > VERB_LENGTH
+            && text.bytes().len() >= VERB_LENGTH
             && Command::may_announce(&text, self.inspection.refuses_auth);
         is_verb.then(|| text.line_range(0..VERB_LENGTH).end.saturating_sub(before.len()))
     }
