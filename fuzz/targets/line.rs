@@ -9,7 +9,7 @@ mod readings;
 mod talk;
 
 use ftp_alg_core::{
-    ftp::{Command, Text},
+    ftp::{Command, Text, VerbScanner},
     session::{RefusedLine, Side},
 };
 use libfuzzer_sys::fuzz_target;
@@ -47,9 +47,15 @@ fuzz_target!(|data: &[u8]| {
             matches!(pair, [0 | 0xf0.., _] | [_, 0 | 0xf0..])
                 || pair[0] == b'\r' && pair[1] != b'\n'
         };
+        // Some server sees a verb elsewhere than at the start of the line.
+        let hides_verb = |line: &[u8]| {
+            let blanks = line.len() - line.trim_ascii_start().len();
+            VerbScanner::find_verb_end(line, true).is_some_and(|end| end != blanks + 4)
+        };
         let refuses_ambiguous =
             |reading: &Reading| reading.said.contains(&Said::Refused(RefusedLine::Ambiguous));
         if !stream.windows(2).any(is_ambiguous)
+            && !stream.split_inclusive(|b| *b == b'\n').any(hides_verb)
             && !refuses_ambiguous(&cut)
             && !refuses_ambiguous(&whole)
         {

@@ -66,6 +66,11 @@ impl Flow {
         said.contains(&0xff) || said.windows(2).any(|w| w[0] == b'2' && w[1].is_ascii_digit())
     }
 
+    /// Whether it says 230, which is a login as a greeting as well.
+    pub fn says_230(&self) -> bool {
+        self.sent_bytes().windows(3).any(|w| w == b"230")
+    }
+
     fn sent_bytes(&self) -> Vec<u8> {
         self.sent.iter().filter_map(|b| u8::try_from(*b).ok()).filter(|b| *b != 0).collect()
     }

@@ -300,8 +300,8 @@ impl World {
     /// Sends what `side` has said from `from` up to `to`.
     fn send(&mut self, slot: usize, side: Side, from: usize, to: usize) {
         let connection = &mut self.connections[slot];
-        self.standalone.kernel.logged_in[slot] |=
-            connection.client.says_login() && connection.server.says_success();
+        self.standalone.kernel.logged_in[slot] |= connection.server.says_230()
+            || connection.client.says_login() && connection.server.says_success();
         let ack = connection.flow(side.peer()).ack;
         let timestamps = connection.timestamps.then_some((from as u32, 1)); // a clock of a kind
         let segment = connection.flow(side).segment(from.min(to), to);
