@@ -188,7 +188,14 @@ impl Announcement {
         let port = number(port).filter(|_| !is_other_in_octal(port)).ok_or_else(form)?;
         let port = checked_port(AnnouncementKind::Eprt, port)?;
         let text = std::str::from_utf8(address).map_err(|_| form())?;
-        let address: IpAddr = match family_number(family) {
+        // Some servers ignore the family, or look it up as a name, and take the address as it is.
+        let family_number = match family_number(family) {
+            Some(number @ (1 | 2)) => Some(number),
+            Some(_) if parse_ipv4(address).is_some() => Some(1),
+            Some(_) if address.iter().any(|byte| matches!(byte, b'.' | b':')) => Some(2),
+            other => other,
+        };
+        let address: IpAddr = match family_number {
             Some(1) => parse_ipv4(address).ok_or_else(form)?.into(),
             // RFC 2428: the delimiter must not occur in an address. The rewritten address could contain it.
             Some(2) if is_in_ipv6(delimiter) => return Err(form()),

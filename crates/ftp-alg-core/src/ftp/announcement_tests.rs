@@ -137,8 +137,13 @@ fn the_family_of_an_eprt_is_read_as_the_most_tolerant_server_reads_it() {
     for two in ["2", "02", "002", " +2"] {
         assert_eq!(family(two, "fd99::9"), Ok("fd99::9".into()), "{two:?}");
     }
-    for none in ["", "3", "+3", "03", "10", "x", "inet", "-", "++"] {
-        assert_eq!(family(none, "10.99.99.99"), Err(MalformedAnnouncement::Family), "{none:?}");
+    // Apache's server takes any address, and ftp-srv families such as `constructor`.
+    for other in ["", "3", "+3", "03", "10", "257", "x", "constructor", "-", "++"] {
+        assert_eq!(family(other, "10.99.99.99"), Ok("10.99.99.99".into()), "{other:?}");
+        assert_eq!(family(other, "fd99::9"), Ok("fd99::9".into()), "{other:?}");
+        assert_eq!(family(other, "x"), Err(MalformedAnnouncement::Family), "{other:?}");
+        let host = family(other, "third.example.net");
+        assert_eq!(host, Err(MalformedAnnouncement::Form(AnnouncementKind::Eprt)), "{other:?}");
     }
     let form = Err(MalformedAnnouncement::Form(AnnouncementKind::Eprt));
     for unclear in
