@@ -293,6 +293,13 @@ impl Connection<'_> {
         {
             decision.effect = Effect::Pass;
         }
+        let names_nobody =
+            self.announced_endpoint(announced).is_some_and(|end| end.ip().is_unspecified());
+        if kind.is_active() && names_nobody && decision.effect == Effect::Pass {
+            // As it is, the server would connect to itself.
+            let reason = format!("{}, and it names the server itself", decision.reason);
+            decision = Decision::refuse(RefusalReason::ForeignAddress, reason);
+        }
         self.record_decision(announced, decision)
     }
 

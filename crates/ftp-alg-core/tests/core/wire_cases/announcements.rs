@@ -287,6 +287,31 @@ fn an_unspecified_address_means_its_sender() {
     });
 }
 
+/// A server connects to itself if it reads such a command.
+#[test]
+fn a_command_with_an_unspecified_address_never_passes_as_it_is() {
+    everywhere(|scenario| {
+        let zero = if scenario.v6 { "[::]:5000" } else { "0.0.0.0:5000" }.parse().unwrap();
+        for before in ["", "< 220 ready", "< 220 ready > USER x", "< 220 ready > GET / HTTP/1.1"] {
+            for line in [eprt(zero), format!("NOOP\r{}", eprt(zero))] {
+                let mut sim = Sim::after(scenario.clone(), before);
+                let heard = sim.tell(Client, &line);
+                assert!(heard.contains("XXXX"), "{before}: {heard}");
+            }
+        }
+        for picked_up in [false, true] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            match picked_up {
+                true => sim.forget(),
+                false => sim.write(Client, b"NOOP\n"),
+            }
+            let heard = sim.tell(Client, &eprt(zero));
+            assert!(heard.ends_with(&crossed_out(&eprt(zero))), "{heard}");
+            assert_eq!(sim.kernel.opened, []);
+        }
+    });
+}
+
 /// Another port of the server is announced if the first one is taken, although the address stays.
 #[test]
 fn an_unspecified_address_over_ipv6_keeps_its_form() {
