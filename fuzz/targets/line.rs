@@ -9,7 +9,7 @@ mod readings;
 mod talk;
 
 use ftp_alg_core::{
-    ftp::{Command, Text, VerbScanner},
+    ftp::{Command, Text, VerbScanner, VerbSearch},
     session::{RefusedLine, Side},
 };
 use libfuzzer_sys::fuzz_target;
@@ -23,6 +23,8 @@ const NO_GREETING: u8 = 16;
 const PICKED_UP: u8 = 32;
 /// The greeting arrives after the first segment.
 const LATE_GREETING: u8 = 64 | NO_GREETING;
+
+const ALL_VERBS: VerbSearch = VerbSearch { auth: true, subnegotiates: true };
 
 fuzz_target!(|data: &[u8]| {
     let Some((&[how, ref cuts @ ..], stream)) = data.split_first_chunk::<5>() else { return };
@@ -50,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
         // Some server sees a verb elsewhere than at the start of the line.
         let hides_verb = |line: &[u8]| {
             let blanks = line.len() - line.trim_ascii_start().len();
-            VerbScanner::find_verb_end(line, true).is_some_and(|end| end != blanks + 4)
+            VerbScanner::find_verb_end(line, ALL_VERBS).is_some_and(|end| end != blanks + 4)
         };
         let refuses_ambiguous =
             |reading: &Reading| reading.said.contains(&Said::Refused(RefusedLine::Ambiguous));

@@ -79,20 +79,32 @@ fn may_end(bytes: &[u8]) -> bool {
 
 /// Whether some server may end a line within `bytes`, or skip more of them than others (`IAC SB`).
 pub fn may_end_or_skip(bytes: &[u8]) -> bool {
-    may_end(bytes) || bytes.windows(2).any(|two| two == [IAC, SB])
+    may_end(bytes) || begins_subnegotiation(bytes)
 }
 
 /// The verbs to find.
 const WORDS: [&[u8; 4]; 4] = [b"PORT", b"EPRT", b"LPRT", b"AUTH"];
 /// Some server is between two lines.
 const START: u16 = 1;
-/// Some server may be between two lines, because a subnegotiation has ended. It skips no byte from 128 to 239: two letters
-/// of a name in another character set may look like `IAC SE`.
-const AFTER_SUBNEGOTIATION: u16 = 2;
 
 /// The bit for `letters` letters of the verb with index `word`, one to three.
 const fn bit(word: usize, letters: usize) -> u16 {
-    START << (1 + word * 3 + letters)
+    START << (word * 3 + letters)
+}
+
+/// What a [`VerbScanner`] looks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VerbSearch {
+    /// Whether `AUTH` is one of the verbs.
+    pub auth: bool,
+    /// Whether the client has begun a subnegotiation. Otherwise two letters of a name in another character set that look
+    /// like `IAC SE` end none.
+    pub subnegotiates: bool,
+}
+
+/// Whether a subnegotiation begins within `bytes`.
+pub fn begins_subnegotiation(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|two| two == [IAC, SB])
 }
 
 /// The positions in a line at which servers may be. Each set has a bit for the start of a line, and one for each prefix
@@ -113,15 +125,15 @@ impl Default for VerbScanner {
 }
 
 impl VerbScanner {
-    /// End of the verb `PORT`, `EPRT`, `LPRT`, or with `auth` `AUTH`, with which the letters of some server's `line`
+    /// End of the verb `PORT`, `EPRT`, `LPRT`, or if it is searched `AUTH`, with which the letters of some server's `line`
     /// begin, whatever follows; `line` may be incomplete. A verb that may continue in the next line counts as well: if a
     /// Telnet command takes the LF as its option, or a subnegotiation starts inside the verb.
-    pub fn find_verb_end(line: &[u8], auth: bool) -> Option<usize> {
-        Self::default().continue_to_verb_end(line, auth)
+    pub fn find_verb_end(line: &[u8], search: VerbSearch) -> Option<usize> {
+        Self::default().continue_to_verb_end(line, search)
     }
 
     /// As [`find_verb_end`](Self::find_verb_end), for the `bytes` that continue a line.
-    pub fn continue_to_verb_end(&mut self, bytes: &[u8], auth: bool) -> Option<usize> {
+    pub fn continue_to_verb_end(&mut self, bytes: &[u8], search: VerbSearch) -> Option<usize> {
         let (mut at, mut interrupted) = (0, 0);
         while let Some(&byte) = bytes.get(at) {
             let begins_subnegotiation = self.last_byte == IAC && byte == SB;
@@ -132,7 +144,7 @@ impl VerbScanner {
                 interrupted = at;
             }
             at += 1;
-            if self.step(byte, auth) {
+            if self.step(byte, search) {
                 return Some(at);
             }
             if self.states | self.states_after_skip == 0 {
@@ -147,7 +159,12 @@ impl VerbScanner {
 
     /// Whether a verb continues for a server that takes the next byte as part of a Telnet command.
     fn is_interrupted(&self) -> bool {
-        self.states_after_skip & !(START | AFTER_SUBNEGOTIATION) != 0
+        self.states_after_skip & !START != 0
+    }
+
+    /// Whether what the next line says depends on what precedes it: some server may be inside a verb, or skip a byte.
+    pub fn is_inside_verb(&self) -> bool {
+        self.states & !START | self.states_after_skip != 0
     }
 
     /// Whether a `line` without control bytes may begin with one of the verbs.
@@ -158,28 +175,26 @@ impl VerbScanner {
     }
 
     /// Reads one byte. Returns whether it ends a verb.
-    fn step(&mut self, byte: u8, auth: bool) -> bool {
+    fn step(&mut self, byte: u8, search: VerbSearch) -> bool {
         let before = self.states;
         let last = std::mem::replace(&mut self.last_byte, byte);
         // A server that takes this byte as part of a Telnet command stays at its position.
         self.states = std::mem::take(&mut self.states_after_skip);
         if !byte.is_ascii_alphabetic() {
             self.states |= before;
-            match byte {
-                0 | b'\r' | b'\n' => self.states |= START,
-                SE if last == IAC => self.states |= AFTER_SUBNEGOTIATION,
-                0x80..SE => self.states &= !AFTER_SUBNEGOTIATION,
-                _ => {}
+            let ends_subnegotiation = search.subnegotiates && last == IAC && byte == SE;
+            if matches!(byte, 0 | b'\r' | b'\n') || ends_subnegotiation {
+                self.states |= START;
             }
             if byte == IAC || last == IAC && byte >= SE {
                 self.states_after_skip = before;
             }
             return false;
         }
-        let words = if auth { &WORDS[..] } else { &WORDS[..3] };
+        let words = if search.auth { &WORDS[..] } else { &WORDS[..3] };
         for (word, verb) in words.iter().enumerate() {
             for (at, letter) in verb.iter().enumerate() {
-                let from = if at == 0 { START | AFTER_SUBNEGOTIATION } else { bit(word, at) };
+                let from = if at == 0 { START } else { bit(word, at) };
                 if before & from != 0 && byte.eq_ignore_ascii_case(letter) {
                     if at == 3 {
                         return true;
@@ -195,6 +210,11 @@ impl VerbScanner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn find(line: &[u8], auth: bool) -> Option<usize> {
+        let subnegotiates = begins_subnegotiation(line);
+        VerbScanner::find_verb_end(line, VerbSearch { auth, subnegotiates })
+    }
 
     #[test]
     fn an_unambiguous_line_is_plain() {
@@ -280,14 +300,14 @@ mod tests {
                 let line = [lead, verb].concat();
                 for end in [&b""[..], b" ", b"10,0,0,5,0,22\r\n", b"\r", b"\xff\xff\0\n", b"X"] {
                     let line = [&line[..], end].concat();
-                    let found = VerbScanner::find_verb_end(&line, false);
+                    let found = find(&line, false);
                     assert_eq!(found, Some(line.len() - end.len()), "{line:?}");
                 }
             }
             for verb in [&b"AUTH "[..], b"AUTHTLS", b"AU\"TH TLS"] {
                 let line = [lead, verb].concat();
-                assert!(VerbScanner::find_verb_end(&line, false).is_none());
-                assert!(VerbScanner::find_verb_end(&line, true).is_some());
+                assert!(find(&line, false).is_none());
+                assert!(find(&line, true).is_some());
             }
         }
     }
@@ -303,7 +323,7 @@ mod tests {
             b"PO 1",
             b"STOR \xff PORT 1",
             b"STOR \xf0\x9f\x9a\xa2 Portugal.pdf",
-            b"STOR \xff\xf0\xec\xe0\xf0\xea\xe0 Port.doc", // in Windows-1251
+            b"STOR \xd8\xea\xee\xeb\xff\xf0 Portfolio.doc", // in Windows-1251
             b"PO\r\n",
             b"PO\n",
             b"STOR P\xff",
@@ -313,7 +333,7 @@ mod tests {
             b"LIST port",
             b"ALLO 1",
         ] {
-            assert_eq!(VerbScanner::find_verb_end(line, true), None, "{line:?}");
+            assert_eq!(find(line, true), None, "{line:?}");
         }
     }
 
@@ -339,12 +359,7 @@ mod tests {
             let name: Vec<u8> = (0..length).map(byte).collect();
             for lead in [&b""[..], b"\xff\xf4\xff\xf2", b" "] {
                 let line = [lead, verb.as_bytes(), b" ", &name, b"\r\n"].concat();
-                assert_eq!(
-                    VerbScanner::find_verb_end(&line, true),
-                    None,
-                    "{}",
-                    line.escape_ascii()
-                );
+                assert_eq!(find(&line, true), None, "{}", line.escape_ascii());
             }
         }
     }
@@ -354,8 +369,8 @@ mod tests {
         for line in
             [&b"PO\xff\xfb\nRT 1"[..], b"P\xff", b"eprt\xff\xfb\n", b"P\xff\xfax\n", b"NOOP\rP\xff"]
         {
-            assert!(VerbScanner::find_verb_end(line, false).is_some(), "{line:?}");
-            assert!(VerbScanner::find_verb_end(&line[..1], false).is_none(), "{line:?}");
+            assert!(find(line, false).is_some(), "{line:?}");
+            assert!(find(&line[..1], false).is_none(), "{line:?}");
         }
     }
 
@@ -369,7 +384,7 @@ mod tests {
         };
         let looks_like_a_verb = |record: &[u8]| {
             let mut lines = record.split_inclusive(|byte| *byte == b'\n');
-            lines.any(|line| VerbScanner::find_verb_end(line, false).is_some())
+            lines.any(|line| find(line, false).is_some())
         };
         let records = (0..200_000).map(|_| std::array::from_fn::<u8, 100, _>(|_| random_byte()));
         let count = records.filter(|record| looks_like_a_verb(record)).count();

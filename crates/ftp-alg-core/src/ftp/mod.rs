@@ -11,7 +11,8 @@ mod reply;
 mod text;
 
 pub use ambiguity::{
-    LineEnd, VerbScanner, line_end, may_end_or_skip, reply_line_end, without_nuls,
+    LineEnd, VerbScanner, VerbSearch, begins_subnegotiation, line_end, may_end_or_skip,
+    reply_line_end, without_nuls,
 };
 pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding};
 pub use command::{Command, Verb};

@@ -40,6 +40,8 @@ pub struct Extra {
     line: Vec<u8>,
     /// The state of the scan behind the client's unfinished line, if more of it was forwarded than is stored.
     pub scanner: Option<VerbScanner>,
+    /// Whether the client has begun a Telnet subnegotiation, on any line.
+    pub has_subnegotiation: bool,
     /// Whether the whole unfinished line is held back.
     is_held_back: bool,
     /// Whether bytes were missed, according to the receiver's acknowledgements. A receiver may lie, so the bytes may
@@ -66,6 +68,7 @@ impl Extra {
         Self {
             line: Vec::new(),
             scanner: None,
+            has_subnegotiation: false,
             is_held_back: false,
             has_missed_bytes: false,
             tls_records: None,
@@ -82,7 +85,9 @@ impl Extra {
             && !(self.is_held_back
                 || self.has_missed_bytes
                 || self.has_much_unacknowledged
-                || self.is_blocked)
+                || self.is_blocked
+                || self.has_subnegotiation)
+            && self.scanner.is_none()
             && self.tls_records.is_none()
             && self.urgent.is_none()
             && self.window_end.is_none()

@@ -4,7 +4,9 @@ use std::{borrow::Cow, net::SocketAddr, ops::Range};
 
 use super::{Activity, Dialogue, Phase, RefusalReason, compact::SmallBytes};
 use crate::{
-    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Reply, Text},
+    ftp::{
+        Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Reply, Text, VerbSearch,
+    },
     packet::Seq,
 };
 
@@ -224,6 +226,8 @@ pub type AnsweredLine = (Box<PendingLine>, Answer);
 pub struct Inspection {
     /// Whether `AUTH` is refused.
     pub refuses_auth: bool,
+    /// Whether the client has begun a Telnet subnegotiation.
+    pub subnegotiates: bool,
     /// Whether the packet arrived where its sender is not. Then it is not read.
     pub is_from_elsewhere: bool,
     /// The pending line and the answer to its request.
@@ -235,6 +239,11 @@ pub struct Inspection {
 }
 
 impl Inspection {
+    /// What a scan of the client's bytes looks for.
+    pub(super) fn verb_search(&self) -> VerbSearch {
+        VerbSearch { auth: self.refuses_auth, subnegotiates: self.subnegotiates }
+    }
+
     /// Whether there are events or a pending line.
     #[inline]
     pub fn has_findings(&self) -> bool {

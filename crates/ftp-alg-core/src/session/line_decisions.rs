@@ -184,7 +184,7 @@ fn ambiguous_verb_end(
     if dialogue.phase == Phase::PickedUp {
         return None;
     }
-    let end = VerbScanner::find_verb_end(line, inspection.refuses_auth)?;
+    let end = VerbScanner::find_verb_end(line, inspection.verb_search())?;
     let is_plain = Command::parse(text).is_some_and(|command| {
         // No byte behind what precedes the verb may be skipped.
         let all = text.line_range(0..command.argument_start + command.argument.len());

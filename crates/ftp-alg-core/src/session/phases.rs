@@ -98,10 +98,10 @@ impl Dialogue {
         self.ambiguities.record_extra_reply(ExtraReply::Any);
     }
 
-    /// Records that the client's first bytes were a PROXY header. A server that does not know it sends another reply with
+    /// Records that the client's first bytes were a PROXY header. A server that does not know it sends other replies with
     /// its greeting, and later replies may answer earlier commands than it seems.
     pub fn record_proxy_header(&mut self) {
-        self.ambiguities.record_extra_reply(ExtraReply::Greeting);
+        self.ambiguities.record_extra_reply(ExtraReply::Any);
         self.ambiguities.require_complete_replies();
     }
 

@@ -19,7 +19,10 @@ use super::{
     urgent::UrgentPointer,
 };
 use crate::{
-    ftp::{Command, LineEnd, Text, VerbScanner, has_control_bytes, may_end_or_skip, without_nuls},
+    ftp::{
+        Command, LineEnd, Text, VerbScanner, begins_subnegotiation, has_control_bytes,
+        may_end_or_skip, without_nuls,
+    },
     packet::Seq,
 };
 
@@ -143,9 +146,15 @@ impl DirectionReader<'_> {
     fn skip_proxy_header(&mut self, seq: Seq, new: &[u8]) -> usize {
         let is_first = seq == self.direction.space.first && self.direction.line().is_empty();
         let Some(length) = proxy_header::header_len(new).filter(|_| is_first) else { return 0 };
-        let header = &new[..length];
-        if VerbScanner::find_verb_end(header, self.inspection.refuses_auth).is_some() {
+        self.record_subnegotiation(&new[..length]);
+        let (header, mut scanner) = (&new[..length], VerbScanner::default());
+        let search = self.inspection.verb_search();
+        if scanner.continue_to_verb_end(header, search).is_some() {
             return 0;
+        }
+        if scanner.is_inside_verb() {
+            // For a server that does not know the protocol, the client's first line goes on behind it.
+            self.direction.extra_mut().scanner = Some(scanner);
         }
         self.dialogue.record_proxy_header();
         self.unacknowledged.push(seq, header);
@@ -278,8 +287,16 @@ impl DirectionReader<'_> {
     /// Reads `chunk` at `seq`, which completes a line. A `text` says that it is the whole line, and plain.
     fn end_line(&mut self, mut seq: Seq, mut chunk: &[u8], mut text: Option<&Text<'_>>) {
         let is_client = self.from == Side::Client;
-        if is_client && self.direction.line().len() + chunk.len() > MAX_LINE {
-            // The stored part of the line may be truncated.
+        let is_long = self.direction.line().len() + chunk.len() > MAX_LINE;
+        let stored = self.direction.line();
+        let is_lf_alone = chunk == b"\n"
+            && !matches!(stored, [] | [.., b'\r'])
+            && !stored.starts_with(CROSSED_OUT_START);
+        if is_client {
+            self.record_subnegotiation(chunk);
+        }
+        if is_client && (is_long || is_lf_alone || self.direction.extra().scanner.is_some()) {
+            // The stored part of the line may be truncated, a PROXY header may precede it, or its argument may follow it.
             let end = text_end(chunk);
             if !self.direction.is_holding()
                 && let Some(end) = self.cross_out_ambiguous_tail(seq, chunk, end)
@@ -396,6 +413,9 @@ impl DirectionReader<'_> {
     /// Reads `chunk` at `seq`, which belongs to an incomplete line; a FIN follows it if `fin`.
     fn continue_line(&mut self, mut seq: Seq, mut chunk: &[u8], fin: bool) {
         let is_client = self.from == Side::Client;
+        if is_client {
+            self.record_subnegotiation(chunk);
+        }
         let extra = self.direction.existing_extra_mut().filter(|_| is_client);
         let pointer = extra.and_then(|extra| extra.urgent.as_mut());
         let is_urgent = pointer.is_some_and(|pointer| pointer.continues(seq, chunk));
@@ -424,11 +444,12 @@ impl DirectionReader<'_> {
             may_be_plain = hold && !is_longer && !has_control_bytes(verb);
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
             // of another protocol may wait for it. The rest of a refused command is crossed out later, so the outcome
-            // does not depend on how the line is cut. The same if the client is not FTP, or nothing is known of either
-            // end: the server may not be FTP.
+            // does not depend on how the line is cut. The same if the client is not FTP: the server may not be either.
+            // Nothing is held back of a connection that was picked up: what is held back is acknowledged, and earlier
+            // bytes may be missing.
             let phase = self.dialogue.phase;
-            let is_ftp = phase.has_greeted() && !matches!(phase, Phase::NotFtp | Phase::PickedUp);
-            hold &= is_ftp || is_longer;
+            let is_ftp = phase.has_greeted() && phase != Phase::NotFtp;
+            hold &= (is_ftp || is_longer) && phase != Phase::PickedUp;
         }
         if hold && before + chunk.len() > MAX_HELD {
             if is_client {
@@ -439,7 +460,8 @@ impl DirectionReader<'_> {
             hold = false;
         }
         let scans = is_client && !hold && !may_be_plain;
-        if scans && self.cross_out_ambiguous_tail(seq, chunk, chunk.len()).is_some() {
+        let end = chunk.len() - usize::from(chunk.ends_with(b"\r"));
+        if scans && self.cross_out_ambiguous_tail(seq, chunk, end).is_some() {
             return;
         }
         if is_client {
@@ -452,11 +474,23 @@ impl DirectionReader<'_> {
     /// Forwards the client's `chunk` at `seq`, which belongs to an incomplete line, or holds it back.
     fn continue_client_line(&mut self, seq: Seq, chunk: &[u8], hold: bool) {
         let is_long = self.direction.line().len() + chunk.len() > MAX_LINE;
-        let scanner = is_long.then(|| self.scan_for_verb(chunk).1);
+        let keeps_state = is_long || self.direction.extra().scanner.is_some();
+        let scanner = keeps_state.then(|| self.scan_for_verb(chunk).1);
         self.direction.continue_line(seq, chunk, hold);
         if scanner.is_some() {
             self.direction.extra_mut().scanner = scanner;
         }
+    }
+
+    /// Notes whether the client has begun a Telnet subnegotiation, perhaps with `chunk`, which continues its line.
+    fn record_subnegotiation(&mut self, chunk: &[u8]) {
+        if chunk.iter().any(|byte| *byte >= 0xf0) {
+            let line = [self.direction.line(), chunk].concat();
+            if begins_subnegotiation(&line) {
+                self.direction.extra_mut().has_subnegotiation = true;
+            }
+        }
+        self.inspection.subnegotiates = self.direction.extra().has_subnegotiation;
     }
 
     /// Where in `chunk`, which continues the line, a verb ends that some server may see, and the state of the scan
@@ -471,7 +505,7 @@ impl DirectionReader<'_> {
             None => self.direction.line(),
         };
         let line = [before, chunk].concat();
-        let end = scanner.continue_to_verb_end(&line, self.inspection.refuses_auth);
+        let end = scanner.continue_to_verb_end(&line, self.inspection.verb_search());
         (end.map(|end| end.saturating_sub(before.len())), scanner)
     }
 
@@ -555,6 +589,7 @@ impl DirectionReader<'_> {
     /// announcement.
     #[cold]
     fn forward_possible_tls(&mut self, mut seq: Seq, mut bytes: &[u8]) {
+        self.record_subnegotiation(bytes);
         if let Some(end) = self.cross_out_ambiguous_tail(seq, bytes, text_end(bytes)) {
             (seq, bytes) = (seq + end as u32, &bytes[end..]);
         }

@@ -450,6 +450,23 @@ fn a_command_that_only_some_servers_understand_is_refused() {
     }
 }
 
+/// The verb was forwarded, and the gateway must not make another form of the command out of it.
+#[test]
+fn an_argument_behind_a_bare_lf_is_crossed_out_with_it() {
+    for before in ["", "< 220 ready > GET / HTTP/1.1"] {
+        for argument in ["10,99,99,99,21,179", "|1|10.99.99.99|5555|"] {
+            let verb = if argument.starts_with('|') { "EPRT" } else { "PORT" };
+            let mut scenario = without_nagle(Nat::Masquerade);
+            scenario.client.nagle = false;
+            let sim = Sim::after(scenario, before);
+            let rest = format!("\n{argument}\r\n");
+            let (got, _) = received_in_pieces(sim, [verb.as_bytes(), rest.as_bytes()]);
+            assert!(!got.ends_with(format!("{argument}\r\n").as_bytes()), "{got:?}");
+            assert_eq!(executed_bounce(&got), None, "{got:?}");
+        }
+    }
+}
+
 #[test]
 fn refusals_apply_after_a_picked_up_sessions_first_reply() {
     let third = format!("PORT {THIRD}\r\n");

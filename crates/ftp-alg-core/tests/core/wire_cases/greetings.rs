@@ -245,6 +245,13 @@ fn a_session_goes_on_behind_a_proxy_header() {
     let early =
         format!(r"early USER > {header}\r\nUSER joe < 220 ready < 331 password > PASS x < 230 in");
     assert_served("", &early, "");
+    // Its addresses may be line ends.
+    let mut sim = Sim::after(with(Nat::Masquerade), "< 220 ready");
+    let bytes = b"\r\n\r\n\0\r\nQUIT\n!\x11\0\x0c\x0a\x0d\x0a\x01\xc63d\x09\x0d\x0a\0\x15";
+    assert_eq!(sim.say(Client, bytes), bytes);
+    sim.play(USER_PASS);
+    let [line, seen] = sim.active(2200);
+    assert_eq!(sim.exchange(&line, "200 ok\r\n").0, seen);
     // A server that does not know it refuses it.
     let refused = format!("refused > {header} < 220 ready < 500 what?");
     assert_served("", &refused, USER_PASS);
@@ -273,6 +280,25 @@ fn a_proxy_header_gives_its_sender_nothing() {
         let mut sim = Sim::new(with(Nat::Masquerade));
         let got = sim.say(Client, first.as_bytes());
         assert_eq!(executed_bounce(&got), None, "{first:?}: {got:?}");
+    }
+    // A server that does not know it: the client's first line goes on behind its last one.
+    let v2 = |behind: &[u8]| {
+        [&b"\r\n\r\n\0\r\nQUIT\n!\x11\0"[..], &[behind.len() as u8], behind].concat()
+    };
+    for (behind, line) in [
+        (&b"\xcb\0q\x07\xc63d\x09\x9c@\0\x15\rPO"[..], "RT 10,99,99,99,9,9\r\n"),
+        (b"\xcb\0q\x07\xc63d\x09\x9c@\0\x15\0P", "ORT 10,99,99,99,9,9\r\n"),
+        (b"\xcb\0q\x07\xc63d\x09\x9c@\0\x15\n\xff", "xPORT 10,99,99,99,9,9\r\n"),
+        (b"\r\nPO", "RT 10,99,99,99,9,9\r\n"),
+    ] {
+        for cut in 0..line.len() {
+            let mut sim = Sim::after(with(Nat::Masquerade), "< 220 ready");
+            let header = v2(behind);
+            let mut got = sim.say(Client, &header);
+            let (start, rest) = line.as_bytes().split_at(cut);
+            got.extend(sim.say_in_pieces(Client, [start, rest]));
+            assert_eq!(executed_bounce(&got), None, "{got:?} split at {cut}");
+        }
     }
     // A server that answers the header late: its next reply is that to STAT, not to PASV.
     let late = format!("> {PROXY_V1} {LOGIN} > STAT f < 500 what? > PASV");
