@@ -272,6 +272,14 @@ pub fn put_attribute(out: &mut Vec<u8>, kind: u16, content: &[u8]) {
     out.resize(out.len() + align(content.len()) - content.len(), 0);
 }
 
+/// An attribute, for tests.
+#[cfg(test)]
+pub fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    put_attribute(&mut bytes, kind, content);
+    bytes
+}
+
 /// `None` if the kernel answers that the object does not exist.
 pub fn or_absent<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     match answer {

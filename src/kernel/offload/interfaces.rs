@@ -182,13 +182,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernel::netlink::put_attribute;
-
-    fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        put_attribute(&mut bytes, kind, content);
-        bytes
-    }
+    use crate::kernel::netlink::attribute;
 
     fn message(kind: u16, index: u32, attributes: &[Vec<u8>]) -> Vec<u8> {
         let mut body = vec![0, 0];

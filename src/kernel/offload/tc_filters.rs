@@ -72,13 +72,7 @@ fn mark_writer(filter: &Attributes<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::netlink::put_attribute;
-
-    fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        put_attribute(&mut bytes, kind, content);
-        bytes
-    }
+    use crate::kernel::netlink::attribute;
 
     fn action(kind: &str, options: &[u8]) -> Vec<u8> {
         let kind = attribute(TCA_ACT_KIND, format!("{kind}\0").as_bytes());

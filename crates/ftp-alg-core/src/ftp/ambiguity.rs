@@ -6,7 +6,9 @@
 //! command, every reading counts, so [`VerbScanner`] follows all of them at once, as a set of positions in a verb.
 //! Some servers compare the start of a line only (`PORT10,0,0,5,0,22`), some remove control bytes or quotes first
 //! (`PO"RT`). So the letters alone count: a line is that command if its first letters are, and plain if it has the form
-//! of RFC 959. ProFTPD takes the byte after `IAC WILL` as an option even if it is an LF. A verb may then continue in the next line,
+//! of RFC 959.
+//!
+//! ProFTPD takes the byte after `IAC WILL` as an option even if it is an LF. A verb may then continue in the next line,
 //! so a verb that is interrupted there counts as a verb. So does one that a subnegotiation (`IAC SB`) interrupts: it may
 //! end lines later. Where one ends (`IAC SE`), a server that skipped it may be at the start of a line.
 
