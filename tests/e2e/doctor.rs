@@ -192,6 +192,14 @@ fn firewalls_are_cured_by_the_lines_that_doctor_prints() {
         "type filter hook forward priority 10; policy accept
          iifname wan ct state new drop",
     );
+    let writes_mark = accepting_and(
+        "type filter hook forward priority 10; policy drop
+         ct mark set 5
+         ct state established accept
+         tcp dport 21 accept",
+    );
+    let first_packets =
+        "nft insert rule inet other c ct state new,related ct mark and 0x40000000 != 0 accept";
     let docker = format!(
         "iptables-nft-restore <<END\n{}END\n\
          iptables-nft -A DOCKER-USER -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
@@ -213,14 +221,15 @@ fn firewalls_are_cured_by_the_lines_that_doctor_prints() {
         let verb = if place.contains("index") { "add" } else { "insert" };
         format!("nft {verb} rule {place} ct mark and 0x40000000 != 0 accept")
     };
-    let cases: [(&str, &str, &[&str]); 11] = [
+    let cases: [(&str, &str, &[&str]); 12] = [
         ("nftables", DROPPING, &[NFT_LINE]),
         ("a reject at the end", &trailing_reject, &[&at("ip mine outside index 0")]),
         ("iptables-nft", &nft_rules, &nft_lines.each_ref().map(String::as_str)),
         ("iptables-legacy", &legacy_rules, &legacy_lines.each_ref().map(String::as_str)),
         ("two firewalls", &two_firewalls, &of_two),
         ("postrouting", &at_postrouting, &[&at("inet other c index 0")]),
-        ("new connections from outside", &from_outside, &[&at("inet other c")]),
+        ("new connections from outside", &from_outside, &[first_packets]),
+        ("a rule that writes the whole ct mark", &writes_mark, &[first_packets]),
         ("Docker", &docker, &[&format!("iptables-nft -I DOCKER-USER 2 {mark}")]),
         ("ufw", &ufw, &[&format!("iptables-legacy -I ufw-before-forward 2 {mark}")]),
         ("fw4", &fw4, &[&at("inet fw4 forward index 0")]),

@@ -380,7 +380,8 @@ impl<'a> Way<'a> {
                 untracks: left.state == state::UNTRACKED,
             });
         }
-        let verdict = ChainVerdict { hidden_by, ..traversal.verdict(chain) };
+        let hides = !is_hidden && self.connection.is_hidden(&left, is_admitted);
+        let verdict = ChainVerdict { hidden_by, ..traversal.verdict(chain, hides) };
         match self.verdicts.iter_mut().find(|known| known.location == verdict.location) {
             Some(known) => known.add(verdict),
             None => self.verdicts.push(verdict),

@@ -38,7 +38,7 @@ pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind, RoutingRule};
 use model::{ChangedMarkBits, FieldValue, LocatedChain, LocatedRule, Table, chain_name};
 pub use model::{Hook, IpVersion, Origin, RulesetManager, TableFamily};
 pub use networks::Links;
-pub use remedy::{RulePlace, condition};
+pub use remedy::RulePlace;
 pub use sample_packets::PacketClass;
 pub use translated_ports::{PortClaim, TranslatedPorts};
 pub use traversal::VerdictSource;

@@ -3,7 +3,10 @@
 
 use super::{
     ChainLocation, ChainVerdict, Gateway, HidingRule, Hook, Origin, PacketClass, TableFamily,
-    model::{BaseChain, LocatedChain, LocatedRule, Rule, RuleVerdict, RulesetManager, Table},
+    model::{
+        BaseChain, LocatedChain, LocatedRule, Rule, RuleVerdict, RulesetManager, SamplePacket,
+        Table, state,
+    },
     xtables::{shell_quoted, split_words},
 };
 
@@ -50,8 +53,11 @@ impl ChainLocation {
 const DOCKER_USER: &str = "DOCKER-USER";
 
 /// The place of a rule that accepts data connections: behind the rule that accepts established connections, so that
-/// whatever drops packets before that rule drops data connections, too. Without such a rule it is at the end. If a rule
-/// before that place drops all data connections, it is before that rule.
+/// whatever drops packets before that rule drops data connections, too. Without such a rule it is at the end.
+///
+/// If a rule before that place drops all data connections, or hides their marks, it is before that rule. If later
+/// packets pass nevertheless, the rule there accepts only the first one of each connection, so that whatever drops
+/// packets before the rule for established connections still drops data connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RulePlace {
     /// The chain: usually the base chain, or one that it jumps to for all packets.
@@ -62,6 +68,8 @@ pub struct RulePlace {
     length: usize,
     /// Whether the base chain jumps to this chain.
     is_jump_target: bool,
+    /// Whether only the first packet of a data connection is dropped.
+    is_for_first_packet: bool,
     anchor: Anchor,
 }
 
@@ -77,18 +85,16 @@ enum Anchor {
 }
 
 impl RulePlace {
-    /// The place in a chain with `rules`, of which the one at `drop` drops all data connections.
-    pub fn new(chain: &str, rules: &[&str], drop: Option<usize>) -> Self {
+    /// The place in a chain with `rules`, of which the one at `obstacle` drops all data connections, or hides them.
+    pub fn new(chain: &str, rules: &[&str], obstacle: Option<usize>) -> Self {
         let established = behind_established(rules.iter().copied());
-        let (index, anchor) = match (established, drop) {
-            (Some(behind), drop) if drop.is_none_or(|drop| drop >= behind) => {
-                (behind, Anchor::Established)
-            }
-            (_, Some(drop)) => (drop, Anchor::Before(rules[drop].to_owned())),
+        let (index, anchor) = match (established, obstacle) {
+            (Some(behind), at) if at.is_none_or(|at| at >= behind) => (behind, Anchor::Established),
+            (_, Some(at)) => (at, Anchor::Before(rules[at].to_owned())),
             _ => (end_of(rules), Anchor::End),
         };
         let (chain, length) = (chain.to_owned(), rules.len());
-        Self { chain, index, length, is_jump_target: false, anchor }
+        Self { chain, index, length, is_jump_target: false, is_for_first_packet: false, anchor }
     }
 
     /// The number of rules before the place in a file, in which the chain has `rules`. If it is not found there, it is
@@ -107,15 +113,33 @@ impl RulePlace {
         found.or_else(same).unwrap_or(0)
     }
 
-    /// Whether a rule that drops all data connections would come before the usual place.
-    pub fn is_before_a_drop(&self) -> bool {
+    /// Whether a rule that drops or hides all data connections would come before the usual place.
+    pub fn is_before_an_obstacle(&self) -> bool {
         matches!(self.anchor, Anchor::Before(_))
     }
 
-    /// Whether this place comes before `other`, if both are for the same base chain. No rule of the base chain drops
-    /// what reaches the place in another chain.
-    pub fn precedes(&self, other: &Self) -> bool {
-        (self.is_jump_target, self.index) < (other.is_jump_target, other.index)
+    /// The condition of a rule here that matches packets of `class`, in the language of `origin`.
+    pub fn condition(&self, origin: Origin, class: PacketClass, gateway: &Gateway) -> String {
+        let all = condition(origin, class, gateway);
+        let nft = origin == Origin::Nftables;
+        match class {
+            PacketClass::Injected => all,
+            _ if !(self.is_before_an_obstacle() && self.is_for_first_packet) => all,
+            PacketClass::MarkedData if nft => format!("ct state new,related {all}"),
+            PacketClass::MarkedData => format!("-m conntrack --ctstate NEW,RELATED {all}"),
+            PacketClass::RelatedData if nft => "ct state related".to_owned(),
+            PacketClass::RelatedData => "-m conntrack --ctstate RELATED".to_owned(),
+        }
+    }
+
+    /// Makes this the place of a rule that serves `other` as well. Both are for the same base chain. No rule of the base
+    /// chain drops what reaches the place in another chain.
+    pub fn merge(&mut self, other: &Self) {
+        let is_for_first_packet = self.is_for_first_packet && other.is_for_first_packet;
+        if (other.is_jump_target, other.index) < (self.is_jump_target, self.index) {
+            *self = other.clone();
+        }
+        self.is_for_first_packet = is_for_first_packet;
     }
 }
 
@@ -149,17 +173,22 @@ fn behind_established<'a>(rules: impl Iterator<Item = &'a str>) -> Option<usize>
 }
 
 impl LocatedChain<'_> {
-    /// The place of a rule that accepts data connections. `drop_path` are the rules that lead to their drop, each with
-    /// its chain; empty for the policy.
-    pub(crate) fn place_of_accept_rule(&self, drop_path: &[(String, usize)]) -> RulePlace {
+    /// The place of a rule that accepts data connections, of which `packet` is one. `obstacles` are the rules that lead to
+    /// its drop, or to what hides it, each with its chain.
+    pub(crate) fn place_of_accept_rule(
+        &self,
+        obstacles: &[(String, usize)],
+        packet: &SamplePacket<'_>,
+    ) -> RulePlace {
         let rules = |chain: &str| self.table.chains.get(chain).map_or(&[][..], |one| &one.rules);
         let established = |chain: &str| {
             behind_established(rules(chain).iter().map(|rule| rule.text.as_str())).is_some()
         };
-        let dropped_at =
-            |chain: &str| drop_path.iter().find(|(one, _)| one == chain).map(|(_, index)| *index);
+        let obstacle = |chain: &str| {
+            obstacles.iter().filter(|(one, _)| one == chain).map(|(_, index)| *index).min()
+        };
         let mut chain = self.location().insert_into;
-        let reached = dropped_at(&chain).map_or(usize::MAX, |at| at + 1);
+        let reached = obstacle(&chain).map_or(usize::MAX, |at| at + 1);
         let target = rules(&chain).iter().take(reached).find_map(|rule| match &rule.action {
             RuleVerdict::Jump(to) if rule.conditions.is_empty() => {
                 Some(to).filter(|to| established(to))
@@ -170,7 +199,9 @@ impl LocatedChain<'_> {
         let is_jump_target = target.is_some();
         chain = target.cloned().unwrap_or(chain);
         let own: Vec<&str> = rules(&chain).iter().map(|rule| rule.text.as_str()).collect();
-        RulePlace { is_jump_target, ..RulePlace::new(&chain, &own, dropped_at(&chain)) }
+        let is_for_first_packet = matches!(packet.state, state::NEW | state::RELATED);
+        let place = RulePlace::new(&chain, &own, obstacle(&chain));
+        RulePlace { is_jump_target, is_for_first_packet, ..place }
     }
 
     pub(crate) fn location(&self) -> ChainLocation {
@@ -224,7 +255,7 @@ impl ChainVerdict {
         }
         let ChainLocation { origin, family, table, .. } = &self.location;
         let RulePlace { chain, index, length, .. } = &self.place;
-        let condition = condition(*origin, class, gateway);
+        let condition = self.place.condition(*origin, class, gateway);
         let program = origin.program(*family);
         if *origin == Origin::Nftables {
             let at = format!("{family} {table} {chain}");
@@ -287,8 +318,8 @@ impl HidingRule {
     }
 }
 
-/// The condition that matches packets of `class`, in the language of `origin`.
-pub fn condition(origin: Origin, class: PacketClass, gateway: &Gateway) -> String {
+/// The condition that matches all packets of `class`, in the language of `origin`.
+fn condition(origin: Origin, class: PacketClass, gateway: &Gateway) -> String {
     let (data, mask) = (gateway.data_mark, gateway.mask());
     match (origin, class) {
         (Origin::Nftables, PacketClass::MarkedData) => format!("ct mark and {data:#010x} != 0"),
@@ -367,10 +398,11 @@ mod tests {
         assert_eq!(in_file(&loaded, None, &["x", "ct state established accept", "z"]), 2);
     }
 
+    const OLD: &str = "-m state --state ESTABLISHED -j ACCEPT";
+    const BAD: &str = "-s 10.0.0.9/32 -j DROP";
+
     #[test]
     fn command_names_the_place_of_the_rule() {
-        const OLD: &str = "-m state --state ESTABLISHED -j ACCEPT";
-        const BAD: &str = "-s 10.0.0.9/32 -j DROP";
         let command = |lines: &[String]| {
             let text = format!("*filter\n:FORWARD DROP\n{}\nCOMMIT\n", lines.join("\n"));
             let firewall = Firewall::from_iptables(&text);
@@ -402,5 +434,43 @@ mod tests {
         let refuse: Vec<String> = chain("refuse", "-j DROP").into_iter().collect();
         let rules = [refuse, lines(&[&bad, &forward("-j refuse")])].concat();
         assert_eq!(command(&rules), "-I FORWARD 2");
+    }
+
+    /// What is inserted at the number in the list, or added.
+    #[test]
+    fn rule_before_one_that_drops_or_hides_accepts_the_first_packet_alone() {
+        const NEW: &str = "-m conntrack --ctstate NEW -j DROP";
+        const SET: &str = "-j CONNMARK --set-xmark 0x5/0xffffffff";
+        const ALL: &str = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
+        let first = format!("-m conntrack --ctstate NEW,RELATED {ALL}");
+        let command = |class, chains: &str, rules: &[&str]| {
+            let rules: String = rules.iter().map(|rule| format!("\n-A FORWARD {rule}")).collect();
+            let firewall = Firewall::from_iptables(&format!(
+                "*filter\n:FORWARD DROP{chains}{rules}\nCOMMIT\n"
+            ));
+            let commands = firewall.remedies(&firewall.forward(class), class);
+            commands[0].strip_prefix("iptables-legacy ").unwrap().to_owned()
+        };
+        let marked = |chains, rules: &[&str]| command(PacketClass::MarkedData, chains, rules);
+        assert_eq!(marked("", &[NEW, BAD, OLD]), format!("-I FORWARD {first}"));
+        assert_eq!(marked("", &[BAD, SET, OLD]), format!("-I FORWARD 2 {first}"));
+        assert_eq!(marked("", &[BAD, OLD, SET]), format!("-I FORWARD 3 {ALL}"));
+        // Later packets are dropped, too.
+        assert_eq!(marked("", &[BAD, NEW]), format!("-I FORWARD 2 {ALL}"));
+        assert_eq!(marked("", &[BAD, SET]), format!("-I FORWARD 2 {ALL}"));
+        assert_eq!(marked("", &["-j DROP", OLD]), format!("-I FORWARD {ALL}"));
+        // The mark is written in another chain, or spares the bit.
+        let other = format!("\n:x - [0:0]\n-A x {SET}");
+        assert_eq!(marked(&other, &[BAD, "-j x", OLD]), format!("-I FORWARD 2 {first}"));
+        let spared = SET.replace("0xffffffff", "0xff");
+        assert_eq!(marked("", &[BAD, &spared, OLD]), format!("-A FORWARD {ALL}"));
+        let related = |rules: &[&str]| command(PacketClass::RelatedData, "", rules);
+        let no_related = "-m conntrack --ctstate NEW,RELATED -j DROP";
+        let accepts = |states| format!("-m conntrack --ctstate {states} -j ACCEPT");
+        let established = accepts("ESTABLISHED");
+        let expected = format!("-I FORWARD {}", accepts("RELATED"));
+        assert_eq!(related(&[no_related, BAD, &established]), expected);
+        let expected = format!("-A FORWARD {}", accepts("ESTABLISHED,RELATED"));
+        assert_eq!(related(&[BAD, &established]), expected);
     }
 }

@@ -51,8 +51,8 @@ impl ChainVerdict {
             (true, false) => *self = next,
             (false, true) => {}
             (passes, _) => {
-                if !passes && next.place.precedes(&self.place) {
-                    self.place = next.place;
+                if !passes {
+                    self.place.merge(&next.place);
                 }
                 if next.accepted_by_address.is_empty() {
                     self.accepted_by_address.clear();
@@ -82,6 +82,8 @@ pub(crate) fn follow<'a, 'p>(
         other,
         dependent_rules: Vec::new(),
         changed_by: None,
+        path: Vec::new(),
+        changed_at: Vec::new(),
         by_default: true,
         verdicts: PossibleVerdicts::default(),
     };
@@ -157,6 +159,10 @@ pub(crate) struct Traversal<'a, 'p> {
     pub(crate) dependent_rules: Vec<LocatedRule<'a>>,
     /// The last rule that changed the ct mark, or took the packet out of connection tracking.
     pub(crate) changed_by: Option<LocatedRule<'a>>,
+    /// The rules that lead to the present one, each with its chain, from the base chain on.
+    path: Vec<(String, usize)>,
+    /// The rules that lead to the first one that changed the ct mark, or took the packet out of connection tracking.
+    changed_at: Vec<(String, usize)>,
     /// Whether the packet reaches this point by default.
     by_default: bool,
     /// Those of the base chain, at the end of the way.
@@ -164,19 +170,21 @@ pub(crate) struct Traversal<'a, 'p> {
 }
 
 impl<'a, 'p> Traversal<'a, 'p> {
-    /// The verdict of the base chain.
-    pub(crate) fn verdict(self, chain: LocatedChain<'_>) -> ChainVerdict {
-        let Self { mut verdicts, .. } = self;
+    /// The verdict of the base chain. `is_hidden` tells whether its rules hide the packet from an accept rule behind
+    /// them.
+    pub(crate) fn verdict(self, chain: LocatedChain<'_>, is_hidden: bool) -> ChainVerdict {
+        let mut verdicts = self.verdicts;
         let accepts = !chain.base.policy_drops;
         let policy = VerdictSource { chain: chain.name.to_owned(), rule: None };
         if verdicts.may_return {
             verdicts.add_possible(&PossibleVerdicts::ending(accepts, policy.clone()));
         }
         let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
-        let drop_path = if passes { &[][..] } else { &verdicts.default_path };
+        let hiding = if is_hidden { self.changed_at } else { Vec::new() };
+        let obstacles = if passes { hiding } else { [verdicts.default_path, hiding].concat() };
         ChainVerdict {
             location: chain.location(),
-            place: chain.place_of_accept_rule(drop_path),
+            place: chain.place_of_accept_rule(&obstacles, &self.packet),
             passes,
             decided_by,
             exceptions: if passes { verdicts.drops } else { verdicts.accepts },
@@ -223,11 +231,13 @@ impl<'a, 'p> Traversal<'a, 'p> {
                 self.reached.push(located);
             }
             self.by_default = by_default && applies == Certainty::Yes && verdicts.default.is_none();
+            self.path.push((name.to_owned(), index));
             if self.by_default {
                 self.change_packet(located);
             }
             let by_address = rule.applies_to_some_hosts(&self.packet);
             let action = self.action(name, rule, &rule.action, depth);
+            self.path.pop();
             let Some((mut step, ends)) = action else { continue };
             if !by_address {
                 step.accepts_by_address.clear();
@@ -262,8 +272,9 @@ impl<'a, 'p> Traversal<'a, 'p> {
                 packet.state = state::UNTRACKED;
             }
         }
-        if (ct_mark, before) != (self.packet.ct_mark, self.packet.state) {
-            self.changed_by = Some(located);
+        let changed = (ct_mark, before) != (self.packet.ct_mark, self.packet.state);
+        if changed && self.changed_by.replace(located).is_none() {
+            self.changed_at.clone_from(&self.path);
         }
     }
 

@@ -33,7 +33,7 @@ fn table(chains: Vec<(&str, Vec<Rule>)>, drops: bool) -> Table {
 fn verdict(table: &Table) -> ChainVerdict {
     let chain = table.base_chains().next().unwrap();
     let packet = first_packet(Hook::Forward, IpVersion::V4);
-    follow(chain, &packet, None).verdict(chain)
+    follow(chain, &packet, None).verdict(chain, false)
 }
 
 #[test]

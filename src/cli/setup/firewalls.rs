@@ -280,7 +280,7 @@ impl Plan {
         let program = need.command.split(' ').next().unwrap_or_default();
         let rule = need.rule.iptables_arguments();
         // The operator's rules may be loaded in the meantime, so the place is looked up when the unit starts.
-        let number = match need.place.is_before_a_drop() {
+        let number = match need.place.is_before_an_obstacle() {
             true => String::new(),
             false => format!("`{program} -S {DOCKER_USER} | awk \"{DOCKER_USER_PLACE}\"` "),
         };

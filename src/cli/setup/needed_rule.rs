@@ -2,7 +2,7 @@
 
 use ftp_alg_firewall::{
     ChainLocation, ChainVerdict, DataPathVerdict, Gateway, Hook, IpVersion, ModeVerdict, Origin,
-    PacketClass, RulePlace, condition,
+    PacketClass, RulePlace,
 };
 
 use super::file_edits::{AcceptRule, MARKER};
@@ -38,7 +38,7 @@ pub(super) fn needed_rules(
     data: PacketClass,
     gateway: &Gateway,
 ) -> Vec<NeededRule> {
-    let mut needs: Vec<NeededRule> = Vec::new();
+    let mut wanted: Vec<Wanted<'_>> = Vec::new();
     for verdict in verdicts {
         for class in [data, PacketClass::Injected] {
             let Some(hook_verdict) = verdict.verdict_for(class) else { continue };
@@ -50,78 +50,45 @@ pub(super) fn needed_rules(
                         || verdict.is_problem(chain, modes))
             };
             for chain in hook_verdict.chains.iter().filter(is_needed) {
-                add(&mut needs, needed_rule(verdict, chain, class, gateway));
+                add(&mut wanted, (verdict, chain.clone(), class), gateway);
             }
         }
     }
     for (mode, chain) in modes.iter().flat_map(|m| m.dropping_chains.iter().map(move |c| (m, c))) {
         let hook = (chain.location.hook, mode.ip);
-        let verdict = verdicts.iter().find(|verdict| (verdict.hook, verdict.ip) == hook);
-        let need = verdict.and_then(|verdict| needed_rule(verdict, chain, data, gateway));
-        add(&mut needs, need);
-    }
-    needs
-}
-
-/// Adds `need`, unless the chain needs the same rule already. Instead of a loaded rule that accepts only some of the
-/// packets, the chain needs another one.
-fn add(needs: &mut Vec<NeededRule>, need: Option<NeededRule>) {
-    let Some(need) = need else { return };
-    match needs.iter_mut().find(|known| known.is_same_rule(&need)) {
-        Some(known)
-            if known.passes && !need.passes
-                || known.passes == need.passes && need.place.precedes(&known.place) =>
-        {
-            *known = need;
+        if let Some(verdict) = verdicts.iter().find(|one| (one.hook, one.ip) == hook) {
+            add(&mut wanted, (verdict, chain.clone(), data), gateway);
         }
-        Some(_) => {}
-        None => needs.push(need),
     }
+    let needs = wanted
+        .iter()
+        .map(|(verdict, chain, class)| NeededRule::new(verdict, chain, *class, gateway));
+    needs.collect()
 }
 
-fn needed_rule(
-    verdict: &DataPathVerdict,
-    chain: &ChainVerdict,
-    class: PacketClass,
-    gateway: &Gateway,
-) -> Option<NeededRule> {
-    let recognised_by = recognising_words(chain.location.origin, class, gateway);
+/// A chain that needs a rule for packets of a class.
+type Wanted<'a> = (&'a DataPathVerdict, ChainVerdict, PacketClass);
+
+/// Adds `new`, unless a rule of the operator accepts the packets, or the chain needs the same rule already. Instead of
+/// a loaded rule that accepts only some of the packets, the chain needs another one.
+fn add<'a>(wanted: &mut Vec<Wanted<'a>>, new: Wanted<'a>, gateway: &Gateway) {
+    let (_, chain, class) = &new;
+    let recognised_by = recognising_words(chain.location.origin, *class, gateway);
     let is_by_setup = |rule: &String| recognised_by.iter().all(|words| rule.contains(words));
     if chain.passes
-        && (class == PacketClass::RelatedData
+        && (*class == PacketClass::RelatedData
             || !chain.decided_by.rule.as_ref().is_some_and(is_by_setup))
     {
-        return None;
+        return;
     }
-    let location = chain.location.clone();
-    let command = chain.accept_command(class, gateway).unwrap_or_default();
-    // nft lists `and` as `&`.
-    let condition = condition(location.origin, class, gateway).replace(" and ", " & ");
-    let packets = class.description();
-    let description = match chain.passes {
-        true => format!("{location} accepts {packets}"),
-        false => format!("{location} drops {packets}: {}", chain.decided_by),
-    };
-    let (hook, ip, passes) = (verdict.hook, verdict.ip, chain.passes);
-    let has_setup_rule = chain.decided_by.rule.as_ref().is_some_and(|rule| rule.contains(MARKER));
-    // If the packets are dropped, an equivalent line of the operator does not help: it comes too late, or the packets
-    // do not reach its chain.
-    let [words, value] = recognised_by;
-    let recognised_by = [if passes { words } else { MARKER.to_owned() }, value];
-    let advice = chain.advice_without_rule(class, gateway).filter(|_| !passes);
-    Some(NeededRule {
-        hook,
-        ip,
-        class,
-        location,
-        place: chain.place.clone(),
-        passes,
-        has_setup_rule,
-        description,
-        command,
-        advice,
-        rule: AcceptRule { condition, recognised_by },
-    })
+    let is_same =
+        |known: &&mut Wanted<'_>| (&known.1.location, known.2) == (&chain.location, *class);
+    match wanted.iter_mut().find(is_same) {
+        Some(known) if known.1.passes && !chain.passes => *known = new,
+        Some((_, known, _)) if known.passes == chain.passes => known.place.merge(&chain.place),
+        Some(_) => {}
+        None => wanted.push(new),
+    }
 }
 
 /// The words by which a line with this effect is recognised.
@@ -141,6 +108,45 @@ fn recognising_words(origin: Origin, class: PacketClass, gateway: &Gateway) -> [
 }
 
 impl NeededRule {
+    fn new(
+        verdict: &DataPathVerdict,
+        chain: &ChainVerdict,
+        class: PacketClass,
+        gateway: &Gateway,
+    ) -> Self {
+        let location = chain.location.clone();
+        let command = chain.accept_command(class, gateway).unwrap_or_default();
+        // nft lists `and` as `&`.
+        let condition =
+            chain.place.condition(location.origin, class, gateway).replace(" and ", " & ");
+        let packets = class.description();
+        let description = match chain.passes {
+            true => format!("{location} accepts {packets}"),
+            false => format!("{location} drops {packets}: {}", chain.decided_by),
+        };
+        let (hook, ip, passes) = (verdict.hook, verdict.ip, chain.passes);
+        let has_setup_rule =
+            chain.decided_by.rule.as_ref().is_some_and(|rule| rule.contains(MARKER));
+        // If the packets are dropped, an equivalent line of the operator does not help: it comes too late, or the
+        // packets do not reach its chain.
+        let [words, value] = recognising_words(location.origin, class, gateway);
+        let recognised_by = [if passes { words } else { MARKER.to_owned() }, value];
+        let advice = chain.advice_without_rule(class, gateway).filter(|_| !passes);
+        Self {
+            hook,
+            ip,
+            class,
+            location,
+            place: chain.place.clone(),
+            passes,
+            has_setup_rule,
+            description,
+            command,
+            advice,
+            rule: AcceptRule { condition, recognised_by },
+        }
+    }
+
     fn is_same_rule(&self, other: &Self) -> bool {
         self.location == other.location && self.class == other.class
     }

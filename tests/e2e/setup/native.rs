@@ -71,36 +71,44 @@ fn counted(listing: &str, what: &str) -> u64 {
     number.split(' ').next().unwrap().parse().unwrap()
 }
 
+/// Also if the accept rule has to stand above them, because an earlier rule drops new connections or hides the mark.
 #[test]
 fn nftables_rules_before_the_established_rule_stop_uploads() {
     let forward = "chain forward {\n\t\ttype filter hook forward priority filter; policy drop;\n";
-    let blocked = "\t\tip saddr @blocked counter drop\n";
     let set = "\tset blocked { type ipv4_addr; }\n\t";
-    let text = nftables(Place::Masquerade);
-    let text = text.replacen(forward, &format!("{set}{forward}{blocked}"), 1);
-    let (site, machine) = machine(Place::Masquerade, &text);
-    let daemon = site.daemon(NFTABLES);
-    machine.setup(&daemon, &["--apply"]).says("applied");
-    let client = site.lab.client.address(V4);
-    let element = |verb: &str| {
-        machine.shell(&format!("nft {verb} element inet gateway blocked '{{ {client} }}'"))
-    };
-    site.stops_uploads(
-        || drop(element("add")),
-        || drop(element("delete")),
-        || counted(&machine.shell("nft list chain inet gateway forward"), "@blocked"),
-    );
-    machine.setup(&daemon, &["--undo"]).says("undone");
-    assert_eq!(machine.read("/etc/nftables.conf"), text);
+    let (drops, hides) = ("iifname $wan ct state new drop", "ct mark set 5");
+    for first in ["", drops, hides] {
+        let rules = format!("\t\t{first}\n\t\tip saddr @blocked counter drop\n");
+        let text = nftables(Place::Masquerade);
+        let text = text.replacen(forward, &format!("{set}{forward}{rules}"), 1);
+        let (site, machine) = machine(Place::Masquerade, &text);
+        let daemon = site.daemon(NFTABLES);
+        machine.setup(&daemon, &["--apply"]).says("applied");
+        let client = site.lab.client.address(V4);
+        let element = |verb: &str| {
+            machine.shell(&format!("nft {verb} element inet gateway blocked '{{ {client} }}'"))
+        };
+        site.stops_uploads(
+            || drop(element("add")),
+            || drop(element("delete")),
+            || counted(&machine.shell("nft list chain inet gateway forward"), "@blocked"),
+        );
+        machine.setup(&daemon, &["--undo"]).says("undone");
+        assert_eq!(machine.read("/etc/nftables.conf"), text);
+    }
 }
 
 /// As fail2ban drops.
 #[test]
 fn iptables_rules_before_the_established_rule_stop_uploads() {
-    for &variant in telling(&["nft"], &["nft", "legacy"]) {
+    let (drops, hides) = ("-i wan -m conntrack --ctstate NEW -j DROP", "-j CONNMARK --set-mark 5");
+    let all = [("nft", ""), ("nft", drops), ("nft", hides), ("legacy", ""), ("legacy", drops)];
+    for &(variant, first) in telling(&[("nft", drops)], &all) {
         let (site, machine) = iptables_machine(Place::Masquerade, variant);
+        let insert = format!("iptables-{variant} -I FORWARD");
+        let first = if first.is_empty() { String::new() } else { format!("{insert} {first}") };
         machine.shell(&format!(
-            "iptables-{variant} -N blocked; iptables-{variant} -I FORWARD -j blocked
+            "iptables-{variant} -N blocked; {insert} -j blocked; {first}
             iptables-{variant}-save > /etc/iptables/rules.v4"
         ));
         let daemon = site.daemon(NFTABLES);
