@@ -319,13 +319,14 @@ pub enum RulesetManager {
 impl RulesetManager {
     pub(crate) fn of_table(
         origin: Origin,
+        family: TableFamily,
         name: &str,
         chains: &BTreeMap<String, Chain>,
     ) -> Option<Self> {
         let has = |start: &str| chains.keys().any(|name| name.starts_with(start));
         match (origin, name) {
             (Origin::Nftables, "firewalld") => Some(Self::Firewalld),
-            (Origin::Nftables, "fw4") => Some(Self::Fw4),
+            (Origin::Nftables, "fw4") if family == TableFamily::Inet => Some(Self::Fw4),
             (Origin::Nftables, _) => None,
             _ if has("ufw-") || has("ufw6-") => Some(Self::Ufw),
             _ if has("FORWARD_direct") => Some(Self::Firewalld),
@@ -374,7 +375,7 @@ impl Table {
         name: String,
         chains: BTreeMap<String, Chain>,
     ) -> Self {
-        let manager = RulesetManager::of_table(origin, &name, &chains);
+        let manager = RulesetManager::of_table(origin, family, &name, &chains);
         Self { origin, family, name, has_owner: false, manager, chains }
     }
 

@@ -80,6 +80,18 @@ fn usual_rule_sets_are_understood() {
     assert_eq!(found, include_str!("samples/verdicts.txt"));
 }
 
+/// An operator may call a table `fw4`, too.
+#[test]
+fn only_openwrts_own_table_is_fw4s() {
+    let of_family = |family: &str| {
+        let renamed = FW4.0.replace(r#""inet""#, &format!(r#""{family}""#));
+        let verdict = Firewall::from_nft(&renamed, FW4.1).unwrap().forward(MarkedData);
+        verdict.dropping_chains().next().unwrap().location.manager
+    };
+    assert_eq!(of_family("inet"), Some(RulesetManager::Fw4));
+    assert_eq!(of_family("ip"), None);
+}
+
 #[test]
 fn rule_in_docker_user_is_enough() {
     let line = "-A DOCKER-USER -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
