@@ -48,7 +48,9 @@ impl Counts {
             failed_transfers: ended - complete,
             bytes_up: transfers.bytes_up,
             bytes_down: transfers.bytes_down,
-            refusals: counters.pinholes_refused + counters.commands_refused,
+            refusals: counters.pinholes_refused
+                + counters.commands_refused
+                + counters.logins_refused,
             drops: lost.map(|(_, count)| count).sum::<u64>() + status.overruns + status.queue_drops,
             decisions: counters.packets + counters.fast_path_lines,
         }
@@ -242,7 +244,8 @@ mod tests {
         let mut status = Status::default();
         let counters = &mut status.counters;
         (counters.packets, counters.fast_path_lines, counters.sessions_started) = (10, 5, 3);
-        (counters.pinholes_refused, counters.commands_refused) = (2, 1);
+        (counters.pinholes_refused, counters.commands_refused, counters.logins_refused) =
+            (2, 1, 40);
         counters.refusals.count(RefusalReason::LowPort);
         counters.drops.count(DropReason::Overlap);
         counters.drops.count(DropReason::Resegmented);
@@ -259,6 +262,6 @@ mod tests {
         assert_eq!((sessions, transfers, failed_transfers), (3, 7, 3));
         assert_eq!((bytes_up, bytes_down), (7, 8));
         let Counts { refusals, drops, decisions, .. } = Counts::of(&status);
-        assert_eq!((refusals, drops, decisions), (3, 321, 15));
+        assert_eq!((refusals, drops, decisions), (43, 321, 15));
     }
 }

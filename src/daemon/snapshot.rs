@@ -171,7 +171,7 @@ pub struct WindowCounts {
     pub failed_transfers: Option<u64>,
     pub bytes_up: Option<u64>,
     pub bytes_down: Option<u64>,
-    /// Announcements and other commands refused.
+    /// Announcements, other commands and logins refused.
     pub refusals: u64,
     /// Packets dropped, by the engines or unread.
     pub drops: u64,

@@ -374,7 +374,7 @@ const charts = [
   new Chart("Sessions", { of: (status) => status.sessions, isRate: false, text: number }),
   new Chart("Transfers", { of: ended, inRates: "transfers" }),
   new Chart("Failed transfers", { of: (status) => ended(status) - complete(status), inRates: "failed_transfers" }),
-  new Chart("Refusals", { of: (status) => sum(status.refusals), inRates: "refusals" }),
+  new Chart("Refusals", { of: (status) => sum(status.refusals) + status.logins_refused, inRates: "refusals" }),
   new Chart("To servers", {
     of: (status) => status.transfers?.bytes_up ?? 0,
     text: amount,
