@@ -31,6 +31,8 @@ use crate::{
     },
 };
 
+/// The least room for text behind the names of checks.
+const MIN_ROOM: usize = 24;
 /// The reason for a back end that the configuration names.
 const CONFIGURED: &str = "the configuration says so";
 
@@ -197,6 +199,11 @@ impl DoctorReport {
 fn text(report: &DoctorReport, style: Style) -> String {
     let end = style.text_width();
     let width = report.checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0);
+    // On a narrow terminal the text is below the name.
+    let (width, gap, indent) = match width + 13 + MIN_ROOM <= end {
+        true => (width, "  ", width + 13),
+        false => (0, "\n    ", 4),
+    };
     let mut text = String::new();
     let mut section = "";
     for check in most_severe_first(&report.checks) {
@@ -210,10 +217,10 @@ fn text(report: &DoctorReport, style: Style) -> String {
             Some(name) => format!("{name}: {}", check.says),
             None => check.says.clone(),
         };
-        let says = table::wrapped(&escape_control_characters(&says), width + 13, end);
-        text += &format!("  {mark:<7}  {:<width$}  {says}\n", check.name);
+        let wrapped = |text: &str| table::wrapped(&escape_control_characters(text), indent, end);
+        text += &format!("  {mark:<7}  {:<width$}{gap}{}\n", check.name, wrapped(&says));
         for line in &check.details {
-            text += &format!("  {:<7}  {:<width$}  {}\n", "", "", escape_control_characters(line));
+            text += &format!("{:indent$}{}\n", "", wrapped(line));
         }
         for line in &check.remedy {
             text += &format!("      {}\n", escape_control_characters(line));
@@ -226,7 +233,7 @@ fn text(report: &DoctorReport, style: Style) -> String {
         let backend = format!("{backend}: {}", report.reason);
         text += &format!("\nback end\n  {}\n", table::wrapped(&backend, 2, end));
     }
-    text + &format!("\n{}\n", report.verdict())
+    text + &format!("\n{}\n", table::wrapped(&report.verdict(), 0, end))
 }
 
 /// In each section the problems, then the warnings, then all other checks.
@@ -295,6 +302,19 @@ mod tests {
         };
         for (width, expected) in [(None, 72..=80), (Some(80), 72..=80), (Some(200), 190..=200)] {
             assert!(expected.contains(&widest(width)), "{width:?}: {}", widest(width));
+        }
+    }
+
+    #[test]
+    fn no_sentence_is_wider_than_a_narrow_terminal() {
+        let mut one = check("firewall", "our own packets IPv6", CheckStatus::Problem, &[]);
+        one.says = "words ".repeat(30).trim_end().to_owned();
+        (one.details, one.advice) = (vec![one.says.clone()], vec![one.says.clone()]);
+        let report = DoctorReport::new(Some(Backend::Nftables), one.says.clone(), vec![one]);
+        for width in [40, 60] {
+            let shown = text(&report, Style { width: Some(width), ..PLAIN });
+            let widest = shown.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(widest <= width, "{width}: {shown}");
         }
     }
 
