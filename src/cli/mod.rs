@@ -280,21 +280,18 @@ enum Command {
     /// Print the manual page
     #[command(hide = true)]
     Manual,
-    /// The daemon's broker; only the daemon starts it
+    /// The daemon's broker; only its keeper starts it
     #[command(name = daemon::BROKER_COMMAND, hide = true)]
     Broker {
-        /// The user to become
-        #[arg(long)]
-        user: Option<String>,
-        /// Whether it has a keeper
-        #[arg(long)]
-        again: bool,
         /// The files that it may read for the daemon
         files: Vec<PathBuf>,
     },
-    /// The broker's keeper; only the broker starts it
+    /// The broker's keeper; only the daemon starts it
     #[command(name = daemon::KEEPER_COMMAND, hide = true)]
     Keeper {
+        /// The user to become
+        #[arg(long)]
+        user: Option<String>,
         /// The files that the broker may read for the daemon
         files: Vec<PathBuf>,
     },
@@ -343,10 +340,8 @@ impl Command {
             Self::Completions { shell } => generated::print_completions(*shell, &program()),
             Self::Version => output::print_line(&format!("ftp-alg {VERSION}")),
             Self::Manual => generated::print_manual(program()),
-            Self::Broker { user, again, files } => {
-                Ok(daemon::serve_as_broker(user.as_deref(), *again, files.clone())?)
-            }
-            Self::Keeper { files } => Ok(daemon::keep_broker(files)?),
+            Self::Broker { files } => Ok(daemon::serve_as_broker(files.clone())?),
+            Self::Keeper { user, files } => Ok(daemon::keep_broker(user.as_deref(), files)?),
         }
     }
 }

@@ -60,8 +60,11 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -69,7 +72,7 @@ use std::{
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
-    process::{Resource, Rlimit, getrlimit, setrlimit},
+    process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit},
 };
 use sd_notify::NotifyState;
 use signal_hook::{
@@ -125,9 +128,9 @@ impl DaemonOptions {
     }
 }
 
-/// The hidden command with which the daemon and the keeper start the broker.
+/// The hidden command with which the keeper starts the broker.
 pub const BROKER_COMMAND: &str = "broker";
-/// The hidden command with which the first broker starts its keeper.
+/// The hidden command with which the daemon starts the broker's keeper.
 pub const KEEPER_COMMAND: &str = "keeper";
 
 /// Why the daemon did not start, or why it ended.
@@ -184,6 +187,9 @@ pub type ServiceError = Box<dyn std::error::Error + Send + Sync>;
 /// unadjusted. A check takes microseconds, unless another program has changed nf_tables.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The signals that the daemon handles.
+const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
+
 /// Time for a daemon that is ending to close its queues and to release the state directory.
 const CLAIM_LIMIT: Duration = Duration::from_secs(1);
 
@@ -206,11 +212,11 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let config_file = ConfigFile::load(options.config.as_deref())?;
     let mut config = config_file.in_use();
     let confined = confine(options, &config)?;
-    let ConfinedDaemon { broker, unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
+    let ConfinedDaemon { unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
     let (fast_path, transfer_file) = (confined.fast_path, confined.transfer_file);
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
-    watch_broker(broker, sender.clone())?;
+    watch_broker(sender.clone())?;
     let mut service = workers::start(
         &config,
         &options.state_dir,
@@ -315,7 +321,6 @@ impl Watchdog {
 
 /// What the daemon has when it has given up its rights.
 struct ConfinedDaemon {
-    broker: Child,
     /// The confinement that this machine lacks, a line each.
     unconfined: Vec<String>,
     socket: ControlSocket,
@@ -343,8 +348,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     } else {
         takeover::check_alone(&config.into(), &options.socket, Instant::now() + CLAIM_LIMIT)?;
     }
-    let broker = start_broker(options)
-        .map_err(|source| DaemonError::System { what: "the broker", source })?;
+    start_broker(options).map_err(|source| DaemonError::System { what: "the broker", source })?;
     raise_limit_of_descriptors();
     others.map(OtherDaemons::end).transpose()?;
     // Only now, because another user's daemon may have had the program until then.
@@ -376,7 +380,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     for missing in &unconfined {
         tracing::warn!(event = "unconfined", "not confined: {missing}");
     }
-    Ok(ConfinedDaemon { broker, unconfined, socket, metrics, transfer_file, state_dir, fast_path })
+    Ok(ConfinedDaemon { unconfined, socket, metrics, transfer_file, state_dir, fast_path })
 }
 
 /// Binds the endpoint of `[metrics]`.
@@ -429,75 +433,69 @@ fn raise_limit_of_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Starts the broker, which does what this process soon has no right to do. It ends with this process.
-fn start_broker(options: &DaemonOptions) -> io::Result<Child> {
+/// Starts the keeper of the broker, which does what this process soon has no right to do. Both end with this process.
+fn start_broker(options: &DaemonOptions) -> io::Result<()> {
     let config = options.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH));
     let files = [config, Path::new(external_names::RESOLVER), Path::new(external_names::HOSTS)]
         .map(Path::to_owned);
     let (ours, theirs) = UnixStream::pair()?;
-    let mut command = command_of_ours(BROKER_COMMAND);
+    let mut command = command_of_ours(KEEPER_COMMAND);
     command.args(options.user.iter().flat_map(|user| ["--user", user])).arg("--").args(&files);
-    let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn()?;
+    command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).spawn()?;
     broker::use_broker(ours, files.into());
-    Ok(child)
+    Ok(())
 }
 
-/// Logs that the broker has ended. Ends the daemon if nobody starts it again, because without it the daemon cannot load
+/// Logs that the broker has ended. Ends the daemon if its keeper ends, because without a broker the daemon cannot load
 /// its table again. A restarted daemon can.
-fn watch_broker(mut broker: Child, events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
+fn watch_broker(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let watch = move || {
         broker::watch(|has_ended| match has_ended {
-            true => {
-                // Until then it is a zombie, if this process started it.
-                let _ = broker.try_wait();
-                tracing::warn!(
-                    event = "broker-ended",
-                    "the broker has ended: {}",
-                    health::BROKER_REMEDY
-                );
-            }
+            true => tracing::warn!(
+                event = "broker-ended",
+                "the broker has ended: {}",
+                health::BROKER_REMEDY
+            ),
             false => tracing::info!(event = "broker-started", "the broker is started again"),
         });
-        let _ = events.send(DaemonEvent::Failed("the daemon's broker and its keeper ended".into()));
+        let why = "the keeper of the daemon's broker has ended";
+        let _ = events.send(DaemonEvent::Failed(why.into()));
     };
     let spawned = thread::Builder::new().name("broker".into()).spawn(watch);
     spawned.map(drop).map_err(|source| DaemonError::System { what: "the broker", source })
 }
 
-/// Runs the broker for the daemon at the other end of standard input, until that daemon ends. The first one starts its
-/// keeper, which starts the others (`is_started_again`).
-pub fn serve_as_broker(
-    user: Option<&str>,
-    is_started_again: bool,
-    files: Vec<PathBuf>,
-) -> Result<(), DaemonError> {
-    let system = |source| DaemonError::System { what: "the broker", source };
-    name_process();
+/// Runs the broker's keeper for the daemon at the other end of standard input, until that daemon ends. The brokers that
+/// it starts have the rights that it has left.
+pub fn keep_broker(user: Option<&str>, files: &[PathBuf]) -> Result<(), DaemonError> {
     let account = user.map(Account::named).transpose()?;
-    confine::confine_broker(account.as_ref())?;
-    let daemon = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(system)?);
-    let start_keeper = || -> io::Result<Child> {
-        let mut command = command_of_ours(KEEPER_COMMAND);
-        command.arg("--").args(&files).stdin(Stdio::piped());
-        command.stdout(OwnedFd::from(daemon.try_clone()?)).spawn()
+    let daemon = begin_helper(account.as_ref())?;
+    let start = || {
+        let mut command = command_of_ours(BROKER_COMMAND);
+        command.arg("--").args(files).stdin(OwnedFd::from(daemon.try_clone()?)).spawn()
     };
-    // Its standard input is at its end when this process has ended. Without a keeper the daemon then ends, too.
-    let _keeper = if is_started_again { None } else { start_keeper().ok() };
+    let system = |source| DaemonError::System { what: "the broker's keeper", source };
+    broker::keep(&daemon, start).map_err(system)
+}
+
+/// Runs the broker for the daemon at the other end of standard input, until that daemon or the keeper ends.
+pub fn serve_as_broker(files: Vec<PathBuf>) -> Result<(), DaemonError> {
+    let daemon = begin_helper(None)?;
+    let system = |source| DaemonError::System { what: "the broker", source };
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|errno| system(errno.into()))?;
     broker::serve(&daemon, files, confine::confine_program).map_err(system)
 }
 
-/// Runs the broker's keeper, for the daemon at the other end of standard output, until that daemon ends. The broker that
-/// started it has given up rights before, so it has no others.
-pub fn keep_broker(files: &[PathBuf]) -> Result<(), DaemonError> {
-    let system = |source| DaemonError::System { what: "the broker's keeper", source };
+/// Confines this process, the broker or its keeper, and returns its connection to the daemon. The daemon's signals,
+/// which `killall` sends to all three, do not end it. Handlers, because programs would inherit that they are ignored.
+fn begin_helper(account: Option<&Account>) -> Result<UnixStream, DaemonError> {
     name_process();
-    let daemon = UnixStream::from(io::stdout().as_fd().try_clone_to_owned().map_err(system)?);
-    let start = || {
-        let mut command = command_of_ours(BROKER_COMMAND);
-        command.arg("--again").arg("--").args(files).stdin(OwnedFd::from(daemon.try_clone()?));
-        command.stdout(Stdio::piped()).spawn()
-    };
-    broker::keep(&daemon, io::stdin(), start).map_err(system)
+    let system = |source| DaemonError::System { what: "the broker", source };
+    for signal in SIGNALS {
+        signal_hook::flag::register(signal, Arc::default()).map_err(system)?;
+    }
+    confine::confine_broker(account)?;
+    Ok(UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(system)?))
 }
 
 /// The command that runs a hidden command of this program.
@@ -516,7 +514,7 @@ fn name_process() {
 /// Turns signals into events, on a thread of its own, until the process ends.
 fn watch_signals(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let system = |source| DaemonError::System { what: "signals", source };
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system)?;
+    let mut signals = Signals::new(SIGNALS).map_err(system)?;
     let watch = move || {
         for signal in signals.forever() {
             let event = if signal == SIGHUP { DaemonEvent::Reload } else { DaemonEvent::Terminate };

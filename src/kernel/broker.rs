@@ -5,9 +5,10 @@
 //! with it. It does not trust the daemon: it runs only the command lines in [`COMMANDS`], and reads only the files that
 //! it was started for.
 //!
-//! Another process, the keeper, starts the broker again if it ends. It has the same rights, and until then it refuses
-//! the daemon's requests, so that none of them waits, and none is carried out late. Both report to the daemon by a
-//! byte whether there is a broker.
+//! Another process, the keeper, starts the broker, and starts it again if it ends. It has the same rights, and until
+//! then it refuses the daemon's requests, so that none of them waits, and none is carried out late. Both report to the
+//! daemon by a byte whether there is a broker. If the keeper ends, so does the broker, and the daemon sees the end of
+//! its connection.
 //!
 //! Each request has its own connection, because a request may take long: the daemon creates a socket pair and passes
 //! one socket to the broker. Request and answer are JSON values up to the end of the stream.
@@ -114,7 +115,7 @@ pub fn has_ended() -> bool {
     BROKER.get().is_some_and(|broker| broker.has_ended.load(Ordering::Relaxed))
 }
 
-/// Calls `report` each time the broker has ended (`true`) or serves again, until nobody starts it any more.
+/// Calls `report` each time the broker has ended (`true`) or serves again, until its keeper ends.
 pub fn watch(mut report: impl FnMut(bool)) {
     let Some(Broker { connection, has_ended, .. }) = BROKER.get() else { return };
     let mut state = [SERVES];
@@ -249,30 +250,17 @@ pub fn serve(
     Ok(())
 }
 
-/// Keeps a broker for the daemon at the other end of `connection` until that daemon ends. `life` is at its end when the
-/// present broker has ended. `start` starts another one, whose standard output is its life.
-pub fn keep(
-    connection: &UnixStream,
-    life: impl io::Read + 'static,
-    start: impl Fn() -> io::Result<Child>,
-) -> io::Result<()> {
-    let (mut life, mut broker): (Box<dyn io::Read>, Option<Child>) = (Box::new(life), None);
-    let mut started = Instant::now();
+/// Keeps a broker, which `start` starts, for the daemon at the other end of `connection` until that daemon ends.
+pub fn keep(connection: &UnixStream, start: impl Fn() -> io::Result<Child>) -> io::Result<()> {
     loop {
-        let _ = life.read_to_end(&mut Vec::new());
-        if let Some(mut ended) = broker.take() {
-            let _ = ended.wait();
+        let started = Instant::now();
+        // If it cannot be started, it has ended at once.
+        if let Ok(mut broker) = start() {
+            let _ = broker.wait();
         }
         report(connection, ENDED);
         if !refuse_requests(connection, started + START_INTERVAL)? {
             return Ok(());
-        }
-        started = Instant::now();
-        // If it cannot be started, it has ended at once.
-        broker = start().ok();
-        match broker.as_mut().and_then(|broker| broker.stdout.take()) {
-            Some(stdout) => life = Box::new(stdout),
-            None => life = Box::new(io::empty()),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{io, os::unix::fs::MetadataExt};
 
+use rustix::process::{Pid, Signal};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
 use crate::common::*;
@@ -80,7 +81,10 @@ fn assert_works_confined(start: &str, uid: u32) {
     let alone = [("CapInh", NONE), ("CapAmb", NONE), ("Seccomp", "2")];
     assert!(threads(daemon.id()).len() >= 6, "main, signals, broker, names, queue, control");
     assert_status(daemon.id(), &[&both[..], &alone, groups].concat());
-    assert_status(child(daemon.id()), &[&both[..], groups].concat());
+    let keeper = child(daemon.id());
+    for process in [keeper, child(keeper)] {
+        assert_status(process, &[&both[..], groups].concat());
+    }
     assert_eq!(daemon.status().unwrap()["unconfined"], json!([]), "{}", daemon.log());
     let state = fs::metadata(home.join("state")).unwrap();
     assert_eq!((state.uid(), state.mode() & 0o022), (uid, 0));
@@ -113,11 +117,11 @@ fn assert_works_confined(start: &str, uid: u32) {
     assert_eq!(fs::metadata(journal).unwrap().uid(), uid);
 
     wait_for("the sessions' end", || daemon.sessions().unwrap().is_empty());
-    let broker = child(daemon.id());
+    let helpers = [keeper, child(keeper)];
     assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
     assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
     assert!(!home.join("socket").exists());
-    wait_for("the broker's end", || !Path::new(&format!("/proc/{broker}")).exists());
+    wait_for("their end", || helpers.iter().all(|&process| has_ended(process)));
 }
 
 #[test]
@@ -304,13 +308,16 @@ fn the_environment_chooses_no_program_and_reaches_none() {
     let daemon = Daemon::start(&starter(&lab, &start), &lab.gateway, "").unwrap();
     assert!(lab.gateway.ruleset().unwrap().contains("table inet ftp_alg"));
     assert!(!daemon.log().contains("chosen by PATH"), "{}", daemon.log());
-    let environment = fs::read(format!("/proc/{}/environ", child(daemon.id()))).unwrap();
+    let environment = fs::read(format!("/proc/{}/environ", child(child(daemon.id())))).unwrap();
     assert_eq!(String::from_utf8_lossy(&environment), "");
 }
 
-fn end_process(process: u32) {
-    let process = rustix::process::Pid::from_raw(process as i32).unwrap();
-    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+fn send(process: u32, signal: Signal) {
+    rustix::process::kill_process(Pid::from_raw(process as i32).unwrap(), signal).unwrap();
+}
+
+fn has_ended(process: u32) -> bool {
+    !Path::new(&format!("/proc/{process}")).exists()
 }
 
 /// A daemon that `start` starts, see [`starter`], goes on without its broker, which is started again with the same rights.
@@ -318,7 +325,8 @@ fn assert_broker_starts_again(start: &str, uid: u32) {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
     let program = starter(&lab, &format!("export FTP_ALG_TABLE_OWNER=no\n{start}"));
     let mut daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
-    let (broker, keeper) = (child(daemon.id()), child(child(daemon.id())));
+    let keeper = child(daemon.id());
+    let broker = child(keeper);
     // As an upgrade does: what they run is not there any more.
     let file = fs::read_link(format!("/proc/{broker}/exe")).unwrap();
     let part = file.with_extension("part");
@@ -329,7 +337,7 @@ fn assert_broker_starts_again(start: &str, uid: u32) {
     let exchange = |name: &str| {
         curl(&lab, &server, Mode::Active).exchange(&server, name, b"the body").unwrap();
     };
-    end_process(broker);
+    send(broker, Signal::KILL);
     wait_for("the problem", || problems().contains("\"broker\""));
     wait_for("its line", || daemon.log().contains("problem broker: the broker has ended"));
     exchange("without");
@@ -352,11 +360,11 @@ fn assert_broker_starts_again(start: &str, uid: u32) {
     }
     // No sooner than a minute after its start.
     let again = child(keeper);
-    end_process(again);
+    send(again, Signal::KILL);
     wait_for("the problem", || problems().contains("\"broker\""));
     exchange("without-again");
     assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
-    wait_for("the keeper's end", || !Path::new(&format!("/proc/{keeper}")).exists());
+    wait_for("the keeper's end", || has_ended(keeper));
 }
 
 #[test]
@@ -371,18 +379,31 @@ fn a_broker_of_another_user_is_started_again() {
 }
 
 #[test]
-fn a_daemon_whose_keeper_and_broker_end_ends_too_and_says_so() {
+fn a_daemon_whose_keeper_ends_ends_too_and_says_so() {
     let mut gateway = gateway(Topology::Routed);
-    let broker = child(gateway.daemon.id());
-    end_process(child(broker));
-    gateway.daemon.status().unwrap();
-    reload(&gateway.daemon, "");
-    wait_for("the reload", || gateway.daemon.log().contains("configuration is in use"));
-    end_process(broker);
+    let keeper = child(gateway.daemon.id());
+    let broker = child(keeper);
+    send(keeper, Signal::KILL);
     wait_for("the daemon's end", || gateway.daemon.exit_status().is_some());
     assert_eq!(gateway.daemon.exit_status().and_then(|status| status.code()), Some(1));
     let log = gateway.daemon.log();
-    assert!(log.contains("the daemon's broker and its keeper ended"), "{log}");
+    assert!(log.contains("the keeper of the daemon's broker has ended"), "{log}");
+    wait_for("the broker's end", || has_ended(broker));
+}
+
+/// As of `killall ftp-alg`, which sends them to all of its processes.
+#[test]
+fn signals_to_its_helpers_end_nothing() {
+    let mut gateway = gateway(Topology::Routed);
+    let keeper = child(gateway.daemon.id());
+    for process in [keeper, child(keeper)] {
+        for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
+            send(process, signal);
+        }
+    }
+    reload(&gateway.daemon, "");
+    wait_for("the reload", || gateway.daemon.log().contains("configuration is in use"));
+    assert!(gateway.daemon.stop().unwrap().success(), "{}", gateway.daemon.log());
 }
 
 /// Every program that the daemon asks for the firewall is one that the broker runs.
