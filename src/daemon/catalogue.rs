@@ -259,8 +259,8 @@ pub const OF_DAEMON: [Kind; 32] = [
     Kind {
         names: &["reload-refused"],
         levels: "error",
-        means: "the file is invalid, and the old configuration stays",
-        remedy: "`ftp-alg check`",
+        means: "the file is invalid, or cannot be read now; the old configuration stays",
+        remedy: "`ftp-alg check`, `ftp-alg status`",
     },
     Kind {
         names: &["reload-key-fixed"],

@@ -101,14 +101,17 @@ impl ConfigFile {
                 for line in error.to_string().lines() {
                     tracing::error!(event = "reload-refused", "reload: {line}");
                 }
+                let (what, remedy) = match is_of_file(error) {
+                    true => ("the new configuration is refused", "correct the file"),
+                    false => ("the file was not read", "see ftp-alg status"),
+                };
                 tracing::error!(
                     event = "reload-refused",
-                    "reload: the new configuration is refused, and the old one stays in use: correct the file, \
-                     then reload"
+                    "reload: {what}, and the old one stays in use: {remedy}, then reload"
                 );
             }
         }
-        if self.has_stored_text() {
+        if self.has_stored_text() && loaded.as_ref().err().is_none_or(is_of_file) {
             known.difference = self.compare(loaded.as_ref(), &known.in_use);
             // What was seen before was compared with what was in use before.
             known.seen = None;
@@ -119,10 +122,13 @@ impl ConfigFile {
     /// Compares the file with what is in use, if it has changed. Called each second: a file that is being written is
     /// compared when it stays as it is. A pipe has its text once, so it is not read again.
     pub(super) fn examine(&self) {
-        if !self.has_stored_text() || broker::has_ended() {
+        if !self.has_stored_text() {
             return;
         }
         let read = broker::read(self.path());
+        if read.as_ref().err().is_some_and(broker::gave_no_answer) {
+            return;
+        }
         let seen = read.as_ref().map_err(io::Error::to_string).cloned();
         let mut known = lock(&self.known);
         if known.seen.as_ref() != Some(&seen) {
@@ -188,6 +194,11 @@ impl ConfigFile {
         };
         Some((name, name.problem(text, remedy)))
     }
+}
+
+/// Whether it is the file's fault. Otherwise nobody could read it, which is a problem of its own.
+fn is_of_file(error: &ConfigError) -> bool {
+    !matches!(error, ConfigError::Read { source, .. } if broker::gave_no_answer(source))
 }
 
 #[cfg(test)]

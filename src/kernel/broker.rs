@@ -135,6 +135,11 @@ pub fn read(path: &Path) -> io::Result<String> {
     }
 }
 
+/// Whether the broker gave no answer: it has ended, or this process has no free file descriptor to ask with.
+pub fn gave_no_answer(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotConnected
+}
+
 /// Runs `program` (`nft`, `iptables-save` and its variants) to its end, with `input` on its standard input: here, or by
 /// the broker if this process may not start programs.
 pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<ChildOutput> {
@@ -208,6 +213,13 @@ impl Broker {
     }
 
     fn request<T: DeserializeOwned>(&self, request: &Request) -> io::Result<T> {
+        let answer = self
+            .ask(&serde_json::to_vec(request)?)
+            .map_err(|error| io::Error::new(io::ErrorKind::NotConnected, error))?;
+        Ok(serde_json::from_slice::<Result<T, Refusal>>(&answer)??)
+    }
+
+    fn ask(&self, request: &[u8]) -> io::Result<Vec<u8>> {
         let (mut mine, theirs) = UnixStream::pair()?;
         let passed = [theirs.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -215,8 +227,8 @@ impl Broker {
         control.push(SendAncillaryMessage::ScmRights(&passed));
         sendmsg(&self.connection, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
         drop(theirs);
-        let (request, mut answer) = (serde_json::to_vec(request)?, Vec::new());
-        let asked = mine.write_all(&request).and_then(|()| mine.shutdown(Shutdown::Write));
+        let mut answer = Vec::new();
+        let asked = mine.write_all(request).and_then(|()| mine.shutdown(Shutdown::Write));
         let answered = asked.and_then(|()| mine.read_to_end(&mut answer)).or_else(|error| {
             // It ended, or refused before it read the request.
             let has_ended =
@@ -226,7 +238,7 @@ impl Broker {
         if answered? == 0 {
             return Err(io::Error::other("the daemon's broker has ended"));
         }
-        Ok(serde_json::from_slice::<Result<T, Refusal>>(&answer)??)
+        Ok(answer)
     }
 }
 
@@ -435,7 +447,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (file, other) = (directory.path().join("a"), directory.path().join("b"));
         let (broker, _thread) = broker(&[&file]);
-        assert_eq!(broker.read(&file).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let absent = broker.read(&file).unwrap_err();
+        assert!(absent.kind() == io::ErrorKind::NotFound && !gave_no_answer(&absent));
         for text in ["one", "two"] {
             fs::write(&other, text).unwrap();
             fs::rename(&other, &file).unwrap();
@@ -456,7 +469,7 @@ mod tests {
         drop(theirs);
         let (files, has_ended) = (Vec::new(), AtomicBool::new(false));
         let alone = Broker { connection: gone, files, has_ended };
-        assert_eq!(alone.run("id", &[], "").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert!(gave_no_answer(&alone.run("id", &[], "").unwrap_err()));
     }
 
     #[test]

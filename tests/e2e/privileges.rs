@@ -344,6 +344,8 @@ fn assert_broker_starts_again(start: &str, uid: u32) {
     // What it is asked meanwhile fails at once.
     reload(&daemon, "log.transfers = false\n");
     wait_for("the error", || daemon.log().contains("the daemon's broker has ended"));
+    assert!(!problems().contains("\"config\""), "nobody blames the file: {}", problems());
+    assert!(!daemon.log().contains("correct the file"), "{}", daemon.log());
     lab.gateway.nft("delete table inet ftp_alg").unwrap();
     assert!(problems().contains("\"broker\""));
     wait_at_most(90, "another broker", || !problems().contains("\"broker\""));
