@@ -161,24 +161,39 @@ fn a_hung_daemon() {
 }
 
 #[test]
-fn a_daemon_without_a_free_descriptor_is_not_restarted() {
+fn a_daemon_without_a_free_descriptor_says_so_at_once() {
     let Gateway { daemon, lab } = &gateway_with(Topology::Masquerade, "");
-    let id = daemon.id().to_string();
-    let limit_to = |soft: u32| {
-        lab.gateway.run("prlimit", &["--pid", &id, &format!("--nofile={soft}:")]).unwrap();
+    let (id, name) = (daemon.id(), "file-descriptors");
+    let limit_to = |soft: usize| {
+        let arguments = ["--pid", &id.to_string(), &format!("--nofile={soft}:")];
+        lab.gateway.run("prlimit", &arguments).unwrap();
     };
+    // The only free one is the next client's: accept takes it before it waits.
+    let is_open = |number: &usize| fs::symlink_metadata(format!("/proc/{id}/fd/{number}")).is_ok();
+    wait_for("the problem", || {
+        limit_to((0..).find(|number| !is_open(number)).unwrap() + 1);
+        problems(daemon, "status") == [name]
+    });
+    let problem = daemon.status().unwrap()["problems"][0].to_string();
+    assert!(problem.contains(&format!("prlimit --pid {id} ")), "{problem}");
+    assert!(!problem.contains("restart"), "{problem}");
+    // Another user who may ask gets the same answer.
+    let [program, socket] = [executable_for_everyone(lab), daemon.socket()];
+    lab.gateway.run("chmod", &["666", socket.to_str().unwrap()]).unwrap();
+    let ask = ["status", "--json", "--socket", socket.to_str().unwrap()];
+    let words = [&AS_NOBODY[..], &[program.to_str().unwrap()], &ask].concat();
+    let done = lab.gateway.try_run("env", &words).unwrap();
+    assert!(done.stdout_text().contains(name), "{}{}", done.stdout_text(), done.stderr_text());
+    // The configuration cannot be read, and nobody blames the file.
+    signal(daemon, "HUP");
+    wait_for("the reload", || daemon.log().contains("reload: cannot read the configuration"));
+    assert!(!daemon.log().contains("correct the file"), "{}", daemon.log());
+    is_reported_until_solved(daemon, name, || limit_to(1024));
+    // With a limit below all of them it cannot answer. Root sees why.
     limit_to(3);
-    // accept has its descriptor before it waits, so one more client is served.
-    daemon.ask(&["log-level"]).unwrap();
-    for command in ["status", "doctor"] {
-        let (said, _) = said(daemon, command);
-        assert_eq!(names(&said, "problems"), ["file-descriptors"], "{said}");
-        let problem = said["problems"][0].to_string();
-        assert!(problem.contains(&format!("prlimit --pid {id} ")), "{problem}");
-        assert!(!problem.contains("restart"), "{problem}");
-    }
-    let log = daemon.log();
-    assert_eq!(log.matches("cannot accept a client").count(), 1, "{log}");
+    wait_for("its silence", || !daemon.ask(&["log-level"]).unwrap().status.success());
+    let done = daemon.ask(&["status", "--json"]).unwrap();
+    assert!(done.stdout_text().contains(name), "{}", done.stdout_text());
     limit_to(1024);
     wait_for("the daemon", || problems(daemon, "status").is_empty());
 }

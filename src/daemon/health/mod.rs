@@ -14,6 +14,8 @@ mod servers;
 mod traffic;
 
 use std::{
+    io,
+    os::fd::AsFd as _,
     path::Path,
     sync::Mutex,
     time::{Duration, Instant},
@@ -21,6 +23,7 @@ use std::{
 
 use ftp_alg_core::engine::{Event, Pinhole, TransferResult};
 use ftp_alg_firewall::{Firewall, data_path_verdicts};
+use rustix::process::{Pid, getpid};
 
 pub(super) use self::traffic::UnusedPinhole;
 pub use self::{
@@ -68,12 +71,8 @@ pub fn daemon_problem(error: &ClientError) -> Problem {
         ClientError::Silent { .. } | ClientError::NotReady { is_silent: true, .. } => {
             return match readers::readers_of_table().ok().and_then(|all| all.into_iter().next()) {
                 Some(reader) if reader.has_no_free_descriptor() => {
-                    let process = reader.process.as_raw_nonzero();
-                    let text = format!("{text}: process {process} has no free file descriptor");
-                    let remedy = format!(
-                        "prlimit --pid {process} --nofile=65536; and LimitNOFILE=65536 in a drop-in of the unit"
-                    );
-                    ProblemName::FileDescriptors.problem(text, remedy)
+                    let text = format!("{text}: it has no free file descriptor");
+                    descriptor_problem(text, reader.process)
                 }
                 _ => ProblemName::DaemonHung.problem(text, restart),
             };
@@ -108,6 +107,15 @@ pub fn daemon_problem(error: &ClientError) -> Problem {
         }
         _ => ProblemName::DaemonAbsent.problem(text, "systemctl start ftp-alg"),
     }
+}
+
+/// The problem of the daemon `process`, whose descriptors are in use.
+fn descriptor_problem(text: String, process: Pid) -> Problem {
+    let process = process.as_raw_nonzero();
+    let remedy = format!(
+        "prlimit --pid {process} --nofile=65536; and LimitNOFILE=65536 in a drop-in of the unit"
+    );
+    ProblemName::FileDescriptors.problem(text, remedy)
 }
 
 /// The check that the daemon is of the same version as this program, if it is not.
@@ -301,6 +309,12 @@ impl Health {
         } = &mut *lock(&self.state);
         let mut findings = audit.clone();
         findings.extend(name_checks(&status.names).iter().filter_map(Check::finding));
+        // A copy needs a free descriptor, and nothing else.
+        if io::stderr().as_fd().try_clone_to_owned().is_err() {
+            let text = "all file descriptors are in use: the daemon can open no file and no socket";
+            let problem = descriptor_problem(text.to_owned(), getpid());
+            findings.add(ProblemName::FileDescriptors.severity(0), problem);
+        }
         if broker::has_ended() {
             findings.add_named(ProblemName::Broker, 0, "the broker has ended", BROKER_REMEDY);
         }

@@ -41,7 +41,7 @@ pub enum ProblemName {
     OtherSocket,
     /// A daemon does not answer in time, or in words that this program does not understand.
     DaemonHung,
-    /// The daemon takes no client, because all its file descriptors are in use.
+    /// All file descriptors of the daemon are in use.
     FileDescriptors,
     /// The daemon is of another version than this program.
     DaemonVersion,
