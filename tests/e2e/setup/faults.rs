@@ -53,6 +53,17 @@ fn symbolic_link_mode_owner_and_missing_newline_are_preserved() {
 }
 
 #[test]
+fn other_hard_links_keep_the_old_text_and_setup_says_so() {
+    let (_site, machine, daemon) = gateway(|text| text);
+    machine.shell("ln /etc/nftables.conf /etc/linked");
+    let note = "/etc/nftables.conf has 2 hard links";
+    machine.setup(&daemon, &[]).says(note);
+    machine.setup(&daemon, &["--apply"]).says(note);
+    assert!(machine.read(CONF).contains("ftp-alg-setup"));
+    assert!(!machine.read("/etc/linked").contains("ftp-alg-setup"));
+}
+
+#[test]
 fn an_invalid_file_is_left_alone() {
     let (_site, machine, daemon) = gateway(|text| text);
     let right = machine.read(CONF);
