@@ -120,10 +120,7 @@ impl Worker {
         } = self;
         let (packets, verdicts) = queue.batch();
         packet_shards.clear();
-        let mut has_refusal = false;
         for packet in packets.clone() {
-            // An RST that refuses a data connection.
-            has_refusal |= packet.mark & parameters.mask() == 0;
             packet_shards.push(shard_map.shard_of_packet(packet.payload));
             if parameters.is_unrecorded_end(packet.mark) {
                 shared.unnoted_ends.fetch_add(1, Ordering::Relaxed);
@@ -131,12 +128,6 @@ impl Worker {
         }
         let queue_index = *index as u16; // as many as there are queues
         shared.fetch_lines();
-        if has_refusal && shared.fast_path.is_ok() {
-            // The line that opened its pinhole may be another shard's.
-            for (shard, effects) in effects.iter_mut().enumerate() {
-                drop(shared.engine_in_step(shard, effects));
-            }
-        }
         for (shard, effects) in effects.iter_mut().enumerate() {
             if packet_shards.contains(&shard) {
                 let own = packets.clone().zip(packet_shards.iter()).filter(|(_, of)| **of == shard);

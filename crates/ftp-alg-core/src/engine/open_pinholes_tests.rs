@@ -32,12 +32,6 @@ impl Conversation {
         is_open
     }
 
-    /// The client refuses a data connection to this port.
-    fn refuse_data(&mut self, port: u16) {
-        let bytes = self.rst(Side::Client, [port, 20], 0, Some(1));
-        self.gateway.queued(self.now, &bytes, PacketMeta::default());
-    }
-
     fn listed(&self) -> usize {
         self.gateway.engine.sessions.list_pinholes().count()
     }
@@ -119,21 +113,6 @@ fn a_pinhole_in_use_does_not_count_after_its_deadline_and_keeps_its_port() {
     assert_eq!(talk.listed(), 0);
     talk = talk.connect_again();
     assert!(talk.start_transfer(40_003));
-}
-
-#[test]
-fn a_pinhole_that_opened_again_counts_again() {
-    let mut talk = Conversation::with_limit(1);
-    assert!(talk.start_transfer(40_001));
-    talk.gateway.kernel.open.clear();
-    let mut other = talk.connect_again();
-    assert!(other.start_transfer(40_002));
-    assert_eq!(other.listed(), 1);
-    other.refuse_data(40_001);
-    assert_eq!((other.gateway.kernel.open.len(), other.listed()), (2, 2));
-    other.now += Duration::from_secs(1);
-    other = other.connect_again();
-    assert!(!other.start_transfer(40_003));
 }
 
 impl Conversation {
@@ -241,24 +220,6 @@ fn few_pinholes_of_ended_transfers_stay_open() {
     }
     assert!((16..100).contains(&talk.gateway.kernel.open.len()));
     assert!(talk.has_open(40_999));
-}
-
-/// A server that says 226 although the data connection was refused.
-#[test]
-fn a_pinhole_that_opened_again_is_closed_with_the_last_reply() {
-    for is_refused in [false, true] {
-        let mut talk = Conversation::with_limit(1);
-        assert!(talk.start_transfer(40_001));
-        if is_refused {
-            talk.gateway.kernel.open.clear();
-            talk.refuse_data(40_001);
-            assert_eq!(talk.gateway.kernel.open.len(), 1);
-        }
-        talk.play("< 226 done");
-        // One that its connection has most likely consumed can wait for the next opening.
-        assert_eq!(talk.gateway.kernel.open.is_empty(), is_refused);
-        assert_eq!(talk.listed(), 0);
-    }
 }
 
 /// An earlier session announces the port that a later one has used.

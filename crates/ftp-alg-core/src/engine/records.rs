@@ -314,17 +314,11 @@ impl Sessions {
             if entry.incarnation().is_some() {
                 self.watched.add(now, owner, entry);
             }
-            let control = entry.extra().translation;
             let lifetime = self.policy.for_network(network).pinhole_timeout;
             for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {
                 let deadline = at(pinhole.deadline).min(now + lifetime);
-                let held = self.pinholes.restore(
-                    owner,
-                    (client.ip(), lifetime),
-                    control.as_ref(),
-                    &pinhole,
-                    deadline,
-                );
+                let client = (client.ip(), lifetime);
+                let held = self.pinholes.restore(owner, client, &pinhole, deadline);
                 entry.add_pinhole(held);
             }
         }

@@ -8,8 +8,6 @@ mod open_pinholes;
 mod policy;
 #[path = "records_tests.rs"]
 mod records;
-#[path = "refused_data_tests.rs"]
-mod refused_data;
 #[path = "routes_tests.rs"]
 mod routes;
 #[path = "super_packet_tests.rs"]

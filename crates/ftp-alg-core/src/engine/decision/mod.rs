@@ -160,7 +160,7 @@ impl Connection<'_> {
                 let mut attempt = attempt.clone();
                 let proposed = self.pinholes.propose_next_port(
                     self.policy,
-                    (self.now, &*self.entry.extra().pinholes),
+                    &self.entry.extra().pinholes,
                     &mut attempt.proposal,
                     &mut self.effects.closed_before_opening,
                 );
@@ -215,14 +215,14 @@ impl Connection<'_> {
             Ok(Some((id, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
                 *fast_path = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_timeout);
-                let control = self.entry.translation_or_identity();
+                let client = self.entry.client().ip();
                 let (opened, is_granted) =
                     ((id, self.now), self.entry.extra().fast_path.is_handed_over);
                 self.close_replaced(&pinhole);
                 let held = self.pinholes.hold_fast_path_pinhole(
                     opened,
                     (self.index, is_granted),
-                    &control,
+                    client,
                     (kind, lifetime),
                     pinhole,
                 );

@@ -110,9 +110,6 @@ impl Engine {
         let QueuedPacket { bytes, meta, .. } = queued;
         let timestamp = self.sessions.epoch.timestamp(now);
         let source = packet.endpoints().0;
-        if found.is_none() && packet.has(flags::RST) && packet.payload().is_empty() {
-            return Err(self.reopen_refused(now, queued, packet, effects));
-        }
         let mut known = None;
         if let Some(index) = found
             && let Some(entry) = self.sessions.table.get_mut(index)

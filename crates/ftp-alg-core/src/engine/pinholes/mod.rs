@@ -10,7 +10,6 @@ pub(crate) mod client_counts;
 mod ended_pinholes;
 pub(crate) mod held_pinhole;
 pub(crate) mod proposal;
-mod refused_data;
 pub(crate) mod registry;
 pub(crate) mod registry_entry;
 
@@ -23,7 +22,7 @@ use ahash::RandomState;
 
 use crate::{
     engine::{
-        FastPathPinholeClosing, Opening, Pinhole, Translation,
+        FastPathPinholeClosing, Opening, Pinhole,
         offload::handover::FastPathPinhole,
         pinholes::{
             client_counts::{OpenError, max_open},
@@ -31,7 +30,6 @@ use crate::{
             held_pinhole::{Deadlines, HeldPinhole, PinholeRecord},
             proposal::{Proposal, reserve},
             registry::{PinholeClosing, PinholeRegistry, RegistryState},
-            registry_entry::Reopening,
         },
     },
     ftp::AnnouncementKind,
@@ -108,21 +106,21 @@ impl PinholeTable {
         state.check(client, limit, self.capacity)?;
         proposal.candidates.is_displaced = state.is_displaced(&proposal.opening.pinhole);
         let closings = (closed, &mut self.fast_path_closings);
-        reserve(&mut state, proposal, policy, (now, own), &self.random, closings)
+        reserve(&mut state, proposal, policy, own, &self.random, closings)
     }
 
     /// Reserves the next port, because the kernel has another pinhole at this one.
     pub fn propose_next_port(
         &mut self,
         policy: &Policy,
-        session: (Instant, &[HeldPinhole]),
+        own: &[HeldPinhole],
         proposal: &mut Proposal,
         closed: &mut Vec<PinholeClosing>,
     ) -> Result<(), OpenError> {
         let mut state = self.registry.lock();
         proposal.withdraw(&mut state, closed);
         let closings = (closed, &mut self.fast_path_closings);
-        reserve(&mut state, proposal, policy, session, &self.random, closings)
+        reserve(&mut state, proposal, policy, own, &self.random, closings)
     }
 
     /// Withdraws a reservation, because the kernel did not open the pinhole. If the entry that it replaced must be
@@ -152,17 +150,16 @@ impl PinholeTable {
         &mut self,
         (fast_path, at): (FastPathPinhole, Instant),
         (owner, is_granted): (u32, bool),
-        control: &Translation,
+        client: IpAddr,
         (kind, lifetime): (AnnouncementKind, Duration),
         pinhole: Pinhole,
     ) -> HeldPinhole {
-        let (client, deadline) = (control.client.ip().into(), at + lifetime);
-        let reopening = Some(Reopening::new(control, !kind.is_active(), deadline));
+        let (client, deadline) = (client.into(), at + lifetime);
         let mut state = self.registry.lock();
         self.ended.close_replaced(owner, &pinhole, &mut self.to_close);
         settle(&mut self.to_close, &mut state, &mut self.closings, &mut self.fast_path_closings);
         let (serial, replaced) =
-            state.insert_from_fast_path((pinhole, fast_path), (client, is_granted), reopening);
+            state.insert_from_fast_path((pinhole, fast_path), (client, is_granted));
         drop(state);
         self.closings.extend(replaced);
         let held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path));
@@ -240,24 +237,21 @@ impl PinholeTable {
         &mut self,
         owner: u32,
         (client, lifetime): (IpAddr, Duration),
-        control: Option<&Translation>,
         record: &PinholeRecord,
         deadline: Instant,
     ) -> HeldPinhole {
         let PinholeRecord { pinhole, kind, serial, answered, in_use, fast_path, .. } = *record;
         let client = client.into();
-        let reopening = control.map(|control| Reopening::new(control, !kind.is_active(), deadline));
         let mut state = self.registry.lock();
         let serial = match fast_path {
             Some(fast_path) => {
                 let opened = (pinhole, fast_path);
-                let (serial, replaced) =
-                    state.insert_from_fast_path(opened, (client, false), reopening);
+                let (serial, replaced) = state.insert_from_fast_path(opened, (client, false));
                 self.closings.extend(replaced);
                 serial
             }
             None => {
-                state.restore(pinhole, serial, client, reopening);
+                state.restore(pinhole, serial, client);
                 serial
             }
         };
@@ -309,15 +303,13 @@ impl PinholeTable {
         self.to_close.push(held);
     }
 
-    /// Closes `held` of the session `owner` after its transfer, later in the kernel. It no longer counts. One whose
-    /// connection was refused is open again, and so is closed immediately.
+    /// Closes `held` of the session `owner` after its transfer, later in the kernel. It no longer counts.
     pub fn close_ended(&mut self, now: Instant, owner: u32, held: HeldPinhole) {
         let mut state = self.registry.lock();
         let may_be_open = state.is_open(&held.pinhole, held.serial);
         state.record_closed(&held.pinhole, held.serial);
-        let has_reopened = state.has_reopened(&held.pinhole, held.serial);
         drop(state);
-        self.to_close.extend(if held.in_use && !held.is_consumed && !has_reopened {
+        self.to_close.extend(if held.in_use && !held.is_consumed {
             self.ended.push(now, held, owner, may_be_open)
         } else {
             Some(held)

@@ -1,9 +1,6 @@
 //! A pinhole before it is open: its external port, and the ports to try.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Instant,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use ahash::RandomState;
 
@@ -14,7 +11,7 @@ use crate::{
             client_counts::OpenError,
             held_pinhole::HeldPinhole,
             registry::{PinholeClosing, RegistryState},
-            registry_entry::{EndpointUse, RegistryEntry, Reopening, ReplacedEntry},
+            registry_entry::{EndpointUse, RegistryEntry, ReplacedEntry},
         },
     },
     ftp::{AnnouncementKind, Padding},
@@ -157,11 +154,11 @@ pub(super) fn reserve(
     state: &mut RegistryState,
     proposal: &mut Proposal,
     policy: &Policy,
-    (now, own): (Instant, &[HeldPinhole]),
+    own: &[HeldPinhole],
     random: &RandomState,
     (closed, fast_path_closings): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
 ) -> Result<(), OpenError> {
-    let Opening { ref mut pinhole, ref control, from_client, lifetime } = proposal.opening;
+    let Opening { ref mut pinhole, .. } = proposal.opening;
     let ends = (pinhole.initiator, pinhole.target);
     let mut waited_for = None;
     let mut free = None;
@@ -192,8 +189,7 @@ pub(super) fn reserve(
     } else if proposal.candidates.prefers_own() && waited_for.is_none() {
         state.set_displaced(pinhole, true);
     }
-    let reopening = Reopening::new(control, from_client, now + lifetime);
-    let (serial, replaced) = state.insert(*pinhole, proposal.client, Some(reopening));
+    let (serial, replaced) = state.insert(*pinhole, proposal.client);
     proposal.serial = serial;
     proposal.replaced = replaced.as_ref().map(ReplacedEntry::new);
     if let Some(RegistryEntry { pinhole, fast_path, .. }) = replaced {

@@ -8,7 +8,7 @@
 
 use std::{
     collections::hash_map::Entry,
-    fmt, iter,
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -21,7 +21,7 @@ use crate::engine::{
     offload::handover::FastPathPinhole,
     pinholes::{
         client_counts::{ClientCounts, OpenError},
-        registry_entry::{EndpointUse, RegistryEntry, Reopening, ReplacedEntry},
+        registry_entry::{EndpointUse, RegistryEntry, ReplacedEntry},
     },
 };
 
@@ -87,14 +87,6 @@ impl PinholeClosing {
     }
 }
 
-/// The pinholes with one initiator and one target.
-#[derive(Clone, Copy, Debug, Default)]
-struct SameTarget {
-    count: u32,
-    /// The arrival of the last one.
-    arrival: Option<SocketAddr>,
-}
-
 /// The state that all shards share.
 #[derive(Default)]
 pub(crate) struct RegistryState {
@@ -104,8 +96,8 @@ pub(crate) struct RegistryState {
     released: usize,
     /// Closings that failed. Their entries are released.
     failed_closings: Vec<PinholeClosing>,
-    /// By initiator and target, which select the source translation.
-    by_target: AHashMap<(IpAddr, SocketAddr), SameTarget>,
+    /// Number of pinholes by initiator and target, which select the source translation.
+    by_target: AHashMap<(IpAddr, SocketAddr), u32>,
     pub(crate) clients: ClientCounts,
     /// When the kernel was last asked which pinholes are consumed.
     last_look: Option<Instant>,
@@ -123,17 +115,6 @@ impl PinholeRegistry {
         closings: impl Iterator<Item = PinholeClosing>,
         update: impl FnOnce(&[Pinhole]) -> Result<T, E>,
     ) -> Result<T, E> {
-        self.reopen_in_kernel(closings, iter::empty(), |due, _| update(due))
-    }
-
-    /// As [`update_kernel`](Self::update_kernel), with those of `refused` that are still held, too. From then on the
-    /// rules have them, also if the BPF program opened them.
-    pub fn reopen_in_kernel<T, E>(
-        &self,
-        closings: impl Iterator<Item = PinholeClosing>,
-        refused: impl Iterator<Item = Opening>,
-        update: impl FnOnce(&[Pinhole], &[Opening]) -> Result<T, E>,
-    ) -> Result<T, E> {
         let mut updating = lock(&self.0.updating);
         let due = &mut *updating;
         due.clear();
@@ -144,16 +125,8 @@ impl PinholeRegistry {
                 due.pinholes.push(pinhole);
             }
         }
-        let mut move_to_rules = |Opening { pinhole, .. }: &Opening| {
-            let is_held = |entry: &RegistryEntry| entry.is_held(pinhole);
-            state.change_entry(pinhole, is_held, |entry| {
-                entry.move_to_rules();
-                entry.is_open = true;
-            })
-        };
-        let reopened: Vec<_> = refused.filter(&mut move_to_rules).collect();
         drop(state);
-        let updated = update(&due.pinholes, &reopened);
+        let updated = update(&due.pinholes);
         if updated.is_err() {
             let mut state = self.lock();
             due.closings.iter().for_each(|closing| state.retry(*closing));
@@ -165,20 +138,16 @@ impl PinholeRegistry {
     /// is closed, and its endpoints used by another one.
     pub fn renew_in_kernel(
         &self,
-        now: Instant,
         renewals: &mut Vec<Renewal>,
         renew: impl FnOnce(&[Renewal]) -> Vec<Result<bool, KernelError>>,
     ) -> Vec<KernelError> {
         let _updating = lock(&self.0.updating);
-        let mut state = self.lock();
-        renewals.retain_mut(|Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path }| {
-            let entry = state.entries.get_mut(&pinhole.ends());
+        let state = self.lock();
+        renewals.retain_mut(|Renewal { opening: Opening { pinhole, .. }, fast_path }| {
+            let entry = state.entries.get(&pinhole.ends());
             let open = entry.filter(|entry| entry.is_held(pinhole) && entry.is_open);
             let Some(entry) = open else { return false };
             *fast_path = entry.fast_path;
-            if let Some(reopening) = &mut entry.reopening {
-                reopening.renew(now + *lifetime);
-            }
             true
         });
         drop(state);
@@ -212,29 +181,6 @@ impl PinholeRegistry {
         let mut state = self.lock();
         consumed.iter().for_each(|pinhole| state.record_gone(pinhole));
         Ok(())
-    }
-
-    /// The pinhole between `initiator` and `target` whose data connection was refused, to be opened again for the rest
-    /// of its time.
-    pub(crate) fn take_refused(
-        &self,
-        initiator: IpAddr,
-        target: SocketAddr,
-        now: Instant,
-    ) -> Option<Opening> {
-        let mut state = self.lock();
-        let arrival = state.by_target.get(&(initiator, target))?.arrival?;
-        let entry = state.entries.get_mut(&(initiator, arrival))?;
-        if entry.is_released {
-            return None;
-        }
-        let (control, from_client, lifetime) = entry.reopening.as_mut()?.take(now)?;
-        Some(Opening { pinhole: entry.pinhole, control, from_client, lifetime })
-    }
-
-    /// Whether a session holds a pinhole between `initiator` and `target`.
-    pub(crate) fn has_target(&self, initiator: IpAddr, target: SocketAddr) -> bool {
-        self.lock().by_target.contains_key(&(initiator, target))
     }
 
     /// Shares the registry of `others`.
@@ -310,16 +256,15 @@ impl RegistryState {
         &mut self,
         pinhole: Pinhole,
         client: ClientKey,
-        reopening: Option<Reopening>,
     ) -> (u64, Option<RegistryEntry>) {
         self.serial += 1;
         let serial = self.serial;
-        let entry = || RegistryEntry { reopening, ..RegistryEntry::new(pinhole, serial, client) };
+        let entry = || RegistryEntry::new(pinhole, serial, client);
         let before = match self.entries.entry(pinhole.ends()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(entry());
                 self.clients.add(client);
-                self.record_target(&pinhole, true);
+                *self.by_target.entry((pinhole.initiator, pinhole.target)).or_default() += 1;
                 None
             }
             Entry::Occupied(_) => {
@@ -332,18 +277,11 @@ impl RegistryState {
 
     /// Inserts a pinhole of the rules that an earlier daemon gave this serial number. A later one with its endpoints
     /// stays.
-    pub(crate) fn restore(
-        &mut self,
-        pinhole: Pinhole,
-        serial: u64,
-        client: ClientKey,
-        reopening: Option<Reopening>,
-    ) {
+    pub(crate) fn restore(&mut self, pinhole: Pinhole, serial: u64, client: ClientKey) {
         self.serial = self.serial.max(serial);
         self.clients.add_held(client);
         if self.entries.get(&pinhole.ends()).is_none_or(|present| present.serial < serial) {
-            let entry = RegistryEntry::new(pinhole, serial, client);
-            self.insert_entry(RegistryEntry { reopening, ..entry });
+            self.insert_entry(RegistryEntry::new(pinhole, serial, client));
         }
     }
 
@@ -353,7 +291,6 @@ impl RegistryState {
         &mut self,
         (pinhole, fast_path): (Pinhole, FastPathPinhole),
         (client, is_granted): (ClientKey, bool),
-        reopening: Option<Reopening>,
     ) -> (u64, Option<PinholeClosing>) {
         self.serial += 1;
         let serial = self.serial;
@@ -365,7 +302,7 @@ impl RegistryState {
             return (serial, None);
         }
         let (entry, fast_path) = (RegistryEntry::new(pinhole, serial, client), Some(fast_path));
-        let before = self.insert_entry(RegistryEntry { is_granted, fast_path, reopening, ..entry });
+        let before = self.insert_entry(RegistryEntry { is_granted, fast_path, ..entry });
         let of_rules = before.filter(|before| before.fast_path.is_none());
         (serial, of_rules.map(|of_rules| PinholeClosing::replaced_by_fast_path(of_rules.pinhole)))
     }
@@ -447,11 +384,6 @@ impl RegistryState {
         self.last_look.is_none_or(|last| now >= last + interval)
     }
 
-    /// Whether the pinhole with `serial` has opened again, because its data connection was refused.
-    pub(crate) fn has_reopened(&self, pinhole: &Pinhole, serial: u64) -> bool {
-        self.own_entry(pinhole, serial).is_some_and(RegistryEntry::has_reopened)
-    }
-
     fn insert_entry(&mut self, entry: RegistryEntry) -> Option<RegistryEntry> {
         let before = self.entries.insert(entry.pinhole.ends(), entry);
         self.recount(before.as_ref(), Some(&entry));
@@ -491,21 +423,14 @@ impl RegistryState {
             && let Some(was) = was
             && let Entry::Occupied(mut same) = self.by_target.entry(was)
         {
-            same.get_mut().count -= 1;
-            if same.get().count == 0 {
+            *same.get_mut() -= 1;
+            if *same.get() == 0 {
                 same.remove();
             }
         }
-        if let Some(entry) = after {
-            self.record_target(&entry.pinhole, was != is);
+        if let Some(is) = is.filter(|is| was != Some(*is)) {
+            *self.by_target.entry(is).or_default() += 1;
         }
-    }
-
-    /// Records the last pinhole between its initiator and its target, and counts it if it `is_new` there.
-    fn record_target(&mut self, pinhole: &Pinhole, is_new: bool) {
-        let same = self.by_target.entry((pinhole.initiator, pinhole.target)).or_default();
-        same.count += u32::from(is_new);
-        same.arrival = Some(pinhole.arrival);
     }
 
     /// Withdraws the pinhole with `serial`, which was not opened: the `replaced` entry returns. It must be closed if it
@@ -558,7 +483,7 @@ impl RegistryState {
         }
         let same = self.by_target.get(&(initiator, target));
         let own = entry.filter(|entry| entry.pinhole.target == target);
-        let is_shared = same.is_some_and(|same| same.count > u32::from(own.is_some()));
+        let is_shared = same.is_some_and(|same| *same > u32::from(own.is_some()));
         if let Some(serial) = entry.filter(|entry| entry.is_released).map(|entry| entry.serial) {
             self.remove(pinhole, serial);
         }

@@ -1,14 +1,8 @@
-//! An entry of the registry: a pinhole, who has it, and how it opens again.
+//! An entry of the registry: a pinhole, and who has it.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::net::IpAddr;
 
-use crate::engine::{ClientKey, Pinhole, Translation, offload::handover::FastPathPinhole};
-
-/// How often a pinhole opens again because its data connection was refused.
-const MAX_REOPENINGS: u8 = 8;
+use crate::engine::{ClientKey, Pinhole, offload::handover::FastPathPinhole};
 
 /// An entry of the registry.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +21,6 @@ pub(crate) struct RegistryEntry {
     pub(crate) is_granted: bool,
     /// Identity in the BPF program, if that has it; the rules do not know it then.
     pub(crate) fast_path: Option<FastPathPinhole>,
-    /// `None` if it never opens again.
-    pub(crate) reopening: Option<Reopening>,
 }
 
 impl RegistryEntry {
@@ -42,7 +34,6 @@ impl RegistryEntry {
             has_started: false,
             is_granted: false,
             fast_path: None,
-            reopening: None,
         }
     }
 
@@ -69,11 +60,6 @@ impl RegistryEntry {
     /// Whether a session waits for its data connection, as far as is known.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.is_open && !self.is_released && !self.has_started
-    }
-
-    /// Whether it has opened again, because its data connection was refused.
-    pub(crate) fn has_reopened(&self) -> bool {
-        self.reopening.is_some_and(|reopening| reopening.left < MAX_REOPENINGS)
     }
 }
 
@@ -111,37 +97,5 @@ impl ReplacedEntry {
             }
             Self::Held(ref entry) => **entry,
         }
-    }
-}
-
-/// How a pinhole opens again.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Reopening {
-    control: Translation,
-    from_client: bool,
-    deadline: Instant,
-    left: u8,
-}
-
-impl Reopening {
-    /// For a pinhole of this control connection, until its deadline.
-    pub(crate) fn new(control: &Translation, from_client: bool, deadline: Instant) -> Self {
-        Self { control: *control, from_client, deadline, left: MAX_REOPENINGS }
-    }
-
-    /// Takes one of the reopenings: the control connection, whether the initiator is its client, and the time that is
-    /// left. `None` if there is none.
-    pub(crate) fn take(&mut self, now: Instant) -> Option<(Translation, bool, Duration)> {
-        let lifetime = self.deadline.saturating_duration_since(now);
-        if lifetime.is_zero() {
-            return None;
-        }
-        self.left = self.left.checked_sub(1)?;
-        Some((self.control, self.from_client, lifetime))
-    }
-
-    /// The pinhole stays until this deadline.
-    pub(crate) fn renew(&mut self, deadline: Instant) {
-        self.deadline = deadline;
     }
 }

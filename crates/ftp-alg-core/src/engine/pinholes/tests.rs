@@ -1,7 +1,7 @@
 //! Limits of pinholes: of one client, of one IPv6 network, of all; and closings that meet other pinholes.
 
 use super::{proposal::*, *};
-use crate::ftp::Padding;
+use crate::{engine::Translation, ftp::Padding};
 
 fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<HeldPinhole, OpenError> {
     let (proposal, closed) = propose(table, client, port, &[])?;
@@ -50,7 +50,7 @@ fn hold_fast_path(table: &mut PinholeTable, port: u16) -> HeldPinhole {
     let (control, pinhole) = announced("192.0.2.1", port);
     let opened = (FastPathPinhole { flow: u64::from(port), line: 1 }, Instant::now());
     let announced = (AnnouncementKind::Port, Duration::from_secs(30));
-    table.hold_fast_path_pinhole(opened, (1, true), &control, announced, pinhole)
+    table.hold_fast_path_pinhole(opened, (1, true), control.client.ip(), announced, pinhole)
 }
 
 /// Has the kernel carry out `closings`. Returns how many pinholes it closes.

@@ -6,8 +6,7 @@
 //! 2. Records of sessions are written. A packet whose record is not written has not been forwarded either, and is
 //!    retransmitted. Records come after pinholes: the next daemon closes a pinhole that is in no record, but a pinhole
 //!    that is only in a record would be missing.
-//! 3. The BPF program takes over connections or returns them, and pinholes open again whose data connections were
-//!    refused. Then verdicts are given.
+//! 3. The BPF program takes over connections or returns them. Then verdicts are given.
 //! 4. Packets are injected, after those that they follow.
 //! 5. Pinholes that are waited for are renewed, and those that are no longer needed closed.
 
@@ -140,13 +139,12 @@ impl Step {
                         changes.send_pending(|changes| host.kernel().apply_flow_changes(changes));
                     }
                 }
-                reopen_pinholes(host, all);
                 host.give_verdicts(all);
                 Self::Finish
             }
             Self::Finish => {
                 for effects in all.iter_mut().filter(|effects| effects.is_active) {
-                    finish(host, now, effects);
+                    finish(host, effects);
                 }
                 return None;
             }
@@ -212,28 +210,6 @@ fn open_pinholes(kernel: &mut impl Kernel, all: &mut [Effects]) {
     }
 }
 
-/// Opens pinholes again whose data connections were refused. One that is open again already stays. What is to be closed
-/// is closed before: it may have the same endpoints.
-fn reopen_pinholes<H: Host>(host: &mut H, all: &mut [Effects]) {
-    if all.iter().all(|effects| effects.reopenings.is_empty()) {
-        return;
-    }
-    let closings = all.iter_mut().flat_map(|effects| effects.pinholes_to_close.drain(..));
-    let mut closings: Vec<_> = closings.collect();
-    for effects in all.iter_mut().filter(|effects| !effects.reopenings.is_empty()) {
-        let Effects { registry, reopenings, shard, .. } = effects;
-        let mut outcomes = Vec::new();
-        let reopened =
-            registry.reopen_in_kernel(closings.drain(..), reopenings.drain(..), |closed, due| {
-                host.kernel().update_pinholes(closed, due, &mut outcomes)
-            });
-        let failed = outcomes.into_iter().chain([reopened]).filter_map(Result::err);
-        for error in failed.filter(|error| !matches!(error, KernelError::Taken)) {
-            host.report_error(*shard, &error);
-        }
-    }
-}
-
 fn set_queue_modes(kernel: &mut impl Kernel, all: &mut [Effects]) {
     for change in all.iter_mut().flat_map(|effects| &mut effects.mode_changes) {
         let QueueModeChange { connection: Lookup { client, server }, translation, mode, .. } =
@@ -250,7 +226,7 @@ fn set_queue_modes(kernel: &mut impl Kernel, all: &mut [Effects]) {
 }
 
 /// Injects packets, closes pinholes, reports events.
-fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
+fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
     let (mut errors, concluded) = (0, effects.events.stored().len());
     for Injection { session, recipient, client, server, ct_mark, packet } in &effects.injections {
         let source = match recipient {
@@ -271,7 +247,7 @@ fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
     }
     if !effects.renewals.is_empty() {
         let renew = |due: &[_]| host.kernel().renew_pinholes(due);
-        for error in effects.registry.renew_in_kernel(now, &mut effects.renewals, renew) {
+        for error in effects.registry.renew_in_kernel(&mut effects.renewals, renew) {
             host.report_error(effects.shard, &error);
         }
     }

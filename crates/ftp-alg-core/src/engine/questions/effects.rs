@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::Range, time::Instant};
 
 use crate::{
     engine::{
-        Entry, Event, FastPathPinholeClosing, KernelError, Opening, PacketMeta, QueueMode, Renewal,
+        Entry, Event, FastPathPinholeClosing, KernelError, PacketMeta, QueueMode, Renewal,
         Translation,
         events::Events,
         offload::handover::{FastPathPinhole, FlowChanges},
@@ -195,8 +195,6 @@ pub struct Effects {
     /// Records of changed sessions, and the end of each.
     pub(crate) records: Vec<u8>,
     pub(crate) record_ends: Vec<usize>,
-    /// Pinholes to open again before the verdicts, because their data connections were refused.
-    pub reopenings: Vec<Opening>,
     /// Verdicts, in the order in which packets are forwarded.
     pub verdicts: Vec<Released>,
     /// Replacements of packets.
@@ -285,7 +283,6 @@ impl Effects {
         }
         (self.is_active, self.downtime_recorded) = (false, false);
         self.record_ends.clear();
-        self.reopenings.clear();
         self.verdicts.clear();
         self.injections.clear();
         self.renewals.clear();
