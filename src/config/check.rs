@@ -16,8 +16,8 @@ use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalSetting, Fanout, FastPathMode, LogSettings, MAX_WORKERS,
-    MetricsSettings, NatSettings, PinholeSettings, QueueSettings, ServerSettings, TransferFormat,
+    Backend, Config, ExternalSetting, FastPathMode, LogSettings, MAX_WORKERS, MetricsSettings,
+    NatSettings, PinholeSettings, QueueSettings, ServerSettings, TransferFormat,
     error::{self, ConfigProblem},
     file::{self, File, FileTable, Keys, TABLES},
     hint, shadowed, text,
@@ -175,11 +175,11 @@ impl Checker<'_> {
             let value = first.value.or(queues.value);
             self.refuse(&Entry { value, ..first }, &message);
         }
-        let fanouts = [("connection", Fanout::Connection), ("cpu", Fanout::Cpu)];
-        let fanout = self.choice(&file.entry("fanout"), default.fanout, &fanouts);
+        // Of earlier versions.
+        self.choice(&file.entry("fanout"), (), &[("connection", ()), ("cpu", ())]);
         let fast_paths = [("auto", FastPathMode::Auto), ("off", FastPathMode::Off)];
         let fast_path = self.choice(&file.entry("fast-path"), default.fast_path, &fast_paths);
-        QueueSettings { number, workers, fanout, fast_path }
+        QueueSettings { number, workers, fast_path }
     }
 
     fn pinhole(&mut self, file: Section<'_>, default: PinholeSettings) -> PinholeSettings {

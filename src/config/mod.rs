@@ -69,20 +69,8 @@ pub struct QueueSettings {
     pub number: u16,
     /// Number of queues, one for each worker; `None` is one for each processor.
     pub workers: Option<u16>,
-    /// How packets are distributed.
-    pub fanout: Fanout,
     /// Whether the fast path is used.
     pub fast_path: FastPathMode,
-}
-
-/// How packets are distributed over several queues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
-#[strum(serialize_all = "lowercase")]
-pub enum Fanout {
-    /// By connection.
-    Connection,
-    /// By the packet's processor, where the queue's worker runs.
-    Cpu,
 }
 
 /// Whether lines of control connections are inspected in the kernel (docs/fastpath.md).
@@ -232,12 +220,7 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            queue: QueueSettings {
-                number: 2100,
-                workers: None,
-                fanout: Fanout::Connection,
-                fast_path: DEFAULT_FAST_PATH,
-            },
+            queue: QueueSettings { number: 2100, workers: None, fast_path: DEFAULT_FAST_PATH },
             pinhole: PinholeSettings {
                 backend: None,
                 timeout: policy.pinhole_timeout,
@@ -364,7 +347,6 @@ impl Config {
             ("control-ports", self.control_ports != next.control_ports),
             ("queue.number", self.queue.number != next.queue.number),
             ("queue.workers", self.queue.workers != next.queue.workers),
-            ("queue.fanout", self.queue.fanout != next.queue.fanout),
             ("queue.fast-path", self.queue.fast_path != next.queue.fast_path),
             ("pinhole.backend", old.backend != new.backend),
             ("pinhole.mark", old.mark != new.mark),

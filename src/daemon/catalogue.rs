@@ -145,7 +145,7 @@ pub const OF_SESSIONS: [Kind; 22] = [
 ];
 
 /// Events of the daemon, in the log only.
-pub const OF_DAEMON: [Kind; 32] = [
+pub const OF_DAEMON: [Kind; 31] = [
     Kind {
         names: &["problem", "warning", "solved"],
         levels: "warn, info",
@@ -281,7 +281,6 @@ pub const OF_DAEMON: [Kind; 32] = [
         means: "the kernel dropped packets, and their senders retransmit them",
         remedy: "`queue.workers`; the processors",
     },
-    Kind { names: &["worker-not-pinned"], levels: "warn", means: "more latency", remedy: "" },
     Kind {
         names: &["name-resolved", "name-absent", "name-failed"],
         levels: "info, warn",

@@ -18,7 +18,6 @@ use std::{
 
 use ftp_alg_core::engine::{Checksums, Engine, Kernel};
 use ftp_alg_firewall::Firewall;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
     DaemonEvent, ServiceError,
@@ -195,8 +194,7 @@ pub(super) fn start(
             packet_shards: Vec::new(),
             effects,
         };
-        let processors = parameters.fans_out_by_cpu.then_some((index, count));
-        workers.spawn(worker, processors, events.clone())?;
+        workers.spawn(worker, events.clone())?;
     }
     tracing::info!(event = "back-end", backend = %backend, "back end {backend}: {backend_reason}");
     Ok(workers)
@@ -355,20 +353,10 @@ impl Workers {
         Ok(())
     }
 
-    fn spawn(
-        &mut self,
-        worker: Worker,
-        processors: Option<(usize, usize)>,
-        events: Sender<DaemonEvent>,
-    ) -> Result<(), ServiceError> {
+    fn spawn(&mut self, worker: Worker, events: Sender<DaemonEvent>) -> Result<(), ServiceError> {
         let number = worker.queue.number();
         let end = Arc::clone(&self.stop);
-        let work = move || {
-            if let Some((index, count)) = processors {
-                pin_to_processors(number, index, count);
-            }
-            worker.run(&end)
-        };
+        let work = move || worker.run(&end);
         let what = format!("the worker of queue {number}");
         self.threads.push(start_thread(format!("queue-{number}"), what, events, work)?);
         Ok(())
@@ -466,25 +454,6 @@ impl Workers {
         if change.is_some() {
             self.shared.report(self.state.set_table_record(table.record().as_ref()));
         }
-    }
-}
-
-/// Pins this thread to the processors whose packets reach its queue: the kernel puts packets of processor `c` into
-/// queue `c % count`. A thread on another processor works too, but later.
-fn pin_to_processors(number: u16, index: usize, count: usize) {
-    let pinned = sched_getaffinity(None).and_then(|allowed| {
-        let mut wanted = CpuSet::new();
-        let of_queue = (index..CpuSet::MAX_CPU).step_by(count);
-        of_queue.filter(|cpu| allowed.is_set(*cpu)).for_each(|cpu| wanted.set(cpu));
-        // A queue has no processor, and gets no packets, if there are more workers than processors.
-        if wanted.count() == 0 { Ok(()) } else { sched_setaffinity(None, &wanted) }
-    });
-    if let Err(error) = pinned {
-        tracing::warn!(
-            event = "worker-not-pinned",
-            queue = number,
-            "the worker of queue {number} is not pinned to its processors: {error}; it works, with more latency"
-        );
     }
 }
 

@@ -17,7 +17,7 @@ use ftp_alg_firewall::Gateway;
 use serde::{Deserialize, Serialize};
 
 pub use crate::config::Backend;
-use crate::config::{Config, Fanout};
+use crate::config::Config;
 
 /// Name of our table, of family `inet`.
 pub const TABLE: &str = "ftp_alg";
@@ -37,8 +37,6 @@ pub struct RuleParameters {
     pub backend: Backend,
     /// What was learned from the operator's rules.
     pub learned: SharedLearned,
-    /// Whether the queue is selected by the packet's processor.
-    pub fans_out_by_cpu: bool,
     /// Whether the rules copy the first and the last packets of data connections.
     pub logs_data: bool,
     queue_first: u16,
@@ -116,7 +114,6 @@ impl From<&Config> for RuleParameters {
         let (queue, pinhole) = (&config.queue, &config.pinhole);
         let ports = &config.control_ports;
         Self::new(ports, queue.number, queue.workers(), pinhole.mark, pinhole.mark_mask)
-            .with_fanout_by_cpu(queue.fanout == Fanout::Cpu)
             .with_source_ports(config.restricts_ports().then(|| config.nat.port_range.clone()))
             .with_backend(pinhole.backend.unwrap_or_default())
             .with_data_log(config.reports_transfers())
@@ -148,7 +145,6 @@ impl RuleParameters {
             gateway,
             backend: Backend::Nftables,
             learned: SharedLearned::default(),
-            fans_out_by_cpu: false,
             logs_data: true,
             queue_first,
             queue_count,
@@ -198,12 +194,6 @@ impl RuleParameters {
     pub fn clears_restored_marks(&self) -> bool {
         let learned = self.learned.now();
         learned.ct_mark_use == CtMarkUse::Compared || learned.overwrites_data_mark
-    }
-
-    /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue
-    /// there is no difference.
-    pub fn with_fanout_by_cpu(self, by_processor: bool) -> Self {
-        Self { fans_out_by_cpu: by_processor && self.queue_count > 1, ..self }
     }
 
     /// The same parameters, and whether the rules copy the first and the last packets of data connections to the group

@@ -124,15 +124,9 @@ fn all_ways_of_queueing_load() {
             table.remove().unwrap();
             assert!(!HostSettings::read(&parameters).table_queues);
             let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000);
-            let _table = Table::install_with(
-                &two.with_fanout_by_cpu(true),
-                *way,
-                &Commits::default(),
-                false,
-            )
-            .unwrap();
+            let _table = Table::install_with(&two, *way, &Commits::default(), false).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
-            assert!(text.contains("fanout") && !text.contains("bypass"), "{text}");
+            assert!(text.contains("2100") && !text.contains("bypass"), "{text}");
             let _table = Table::install_with(
                 &parameters,
                 QueueStatement::Operator,

@@ -176,8 +176,6 @@ fn allow_listed(fast_path: bool) -> Result<BpfProgram, BackendError> {
     rules.insert(libc::SYS_mprotect, vec![not_executable]);
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![argument(0, Is::MaskedEq(thread), thread)?]);
-    // Only for the calling thread.
-    rules.insert(libc::SYS_sched_setaffinity, one_of(0, &[0])?);
     // Only to the process itself, for abort(3).
     rules.insert(libc::SYS_tgkill, one_of(0, &[process::id().into()])?);
     filter(rules, FORBIDDEN, SeccompAction::Allow)

@@ -92,15 +92,14 @@ fn target_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a
     let (first, last) = parameters.queues().into_inner();
     let [a, b] = first.to_ne_bytes();
     let [c, d] = (last - first + 1).to_ne_bytes();
-    let [e, f] = (u16::from(parameters.fans_out_by_cpu) << 1).to_ne_bytes();
     let mut rule = Rule::new(chain);
-    rule.add_expr(&NfQueue { info: [a, b, c, d, e, f, 0, 0] });
+    rule.add_expr(&NfQueue { info: [a, b, c, d, 0, 0, 0, 0] });
     rule
 }
 
 /// The target as an expression of libnftnl.
 struct NfQueue {
-    /// struct xt_NFQ_info_v3: first number, count, flags (2: by processor); padded to 8 bytes as XT_ALIGN does.
+    /// struct xt_NFQ_info_v3: first number, count, flags; padded to 8 bytes as XT_ALIGN does.
     info: [u8; 8],
 }
 

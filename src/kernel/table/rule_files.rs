@@ -64,9 +64,6 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             _ => match (line.trim(), statement) {
                 ("queue to $queues", QueueStatement::Operator) => {}
                 ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
-                ("queue to $queues", _) if parameters.fans_out_by_cpu => {
-                    text.push_str(&line.replace("queue to", "queue flags fanout to"));
-                }
                 _ => text.push_str(line),
             },
         }
@@ -121,9 +118,6 @@ pub fn render_ip6tables(parameters: &RuleParameters) -> String {
 fn render_xtables(template: &str, parameters: &RuleParameters) -> String {
     let queue = match parameters.queues().count() {
         1 => format!("--queue-num {}", parameters.queues().start()),
-        _ if parameters.fans_out_by_cpu => {
-            format!("--queue-balance {} --queue-cpu-fanout", queue_range(parameters, ':'))
-        }
         _ => format!("--queue-balance {}", queue_range(parameters, ':')),
     };
     let mut text = String::with_capacity(template.len() + 64);
@@ -317,16 +311,6 @@ mod tests {
             assert!(text.contains("chain clear_restored_prerouting"), "{text}");
             assert!(!render(&parameters).contains("mark_again"));
         }
-    }
-
-    #[test]
-    fn packets_are_spread_by_processor_over_several_queues_only() {
-        let spread = others().with_fanout_by_cpu(true);
-        let text = render(&spread);
-        assert!(text.contains("\tqueue flags fanout to $queues"), "{text}");
-        let text = render_iptables(&spread);
-        assert_eq!(text.matches("--queue-balance 7:10 --queue-cpu-fanout").count(), 8);
-        assert_eq!(RuleParameters::default().with_fanout_by_cpu(true), RuleParameters::default());
     }
 
     #[test]

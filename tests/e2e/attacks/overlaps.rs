@@ -44,7 +44,7 @@ fn a_waiting_packet_is_not_overlapped_by_a_later_line() {
         [at, cut],
         [behind, BOUNCE],
     ]);
-    for configuration in ["", "[queue]\nworkers = 2\nfanout = \"cpu\"\n", CONNTRACK] {
+    for configuration in ["", "queue.workers = 2\n", CONNTRACK] {
         let taken = format!("{first}{long}");
         assert_not_executed(&executed_lines(V4, configuration, &taken, &segments));
     }

@@ -22,10 +22,7 @@ use crate::support::{
     ftp::{ServerModel, active, at, crossed_out, eprt, filled, with_blanks},
     link::Link,
     scenario::{NATS, Scenario, hands_over},
-    sim::{
-        Sim,
-        queues::{Fanout, Queueing},
-    },
+    sim::{Sim, queues::Queueing},
     tcp::{Probe, Settings},
 };
 use ftp_alg_core::{
@@ -325,7 +322,6 @@ fn queueing(rng: &mut Rng) -> Queueing {
     }
     Queueing {
         workers: 1 + rng.below(4),
-        fanout: *rng.pick(&[Fanout::Connection, Fanout::Cpu]),
         batch: *rng.pick(&[1, 2, 4, 16]),
         wake: *rng.pick(&[10, 300, 10_000]),
         stage: *rng.pick(&[10, 300, 10_000]),

@@ -13,10 +13,7 @@ use super::{
     link::Link,
     scenario::{NATS, Scenario, hands_over},
     segment::Segment,
-    sim::{
-        Sim,
-        queues::{Fanout, Queueing},
-    },
+    sim::{Sim, queues::Queueing},
     victim::{ALL, Victim},
 };
 
@@ -107,7 +104,6 @@ fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
         is_patient: true,
         queueing: Queueing {
             workers: 1 + rng.below(4),
-            fanout: *rng.pick(&[Fanout::Connection, Fanout::Cpu]),
             batch: *rng.pick(&[1, 2, 8]),
             wake: pace,
             stage: pace,

@@ -10,21 +10,11 @@ use super::{
     daemon::{Given, Packet},
 };
 
-/// By what the kernel chooses a packet's queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fanout {
-    /// Its connection.
-    Connection,
-    /// The processor that it comes by: any.
-    Cpu,
-}
-
 /// How packets get to the daemon and back. Times are in microseconds, and at most as long as this.
 #[derive(Clone, Debug)]
 pub struct Queueing {
     /// Queues, workers and shards.
     pub workers: usize,
-    pub fanout: Fanout,
     /// How many packets a worker takes at a time, at most.
     pub batch: usize,
     /// How long a worker takes to wake up.
@@ -38,8 +28,7 @@ pub struct Queueing {
 
 impl Queueing {
     /// A verdict for each packet before anything else happens.
-    pub const AT_ONCE: Self =
-        Self { workers: 1, fanout: Fanout::Connection, batch: 1, wake: 0, stage: 0, away: 0 };
+    pub const AT_ONCE: Self = Self { workers: 1, batch: 1, wake: 0, stage: 0, away: 0 };
 
     pub fn is_at_once(&self) -> bool {
         self.stage == 0
@@ -143,10 +132,7 @@ impl Queues {
         if self.is_away {
             return false;
         }
-        let queue = match self.settings.fanout {
-            Fanout::Connection => self.home,
-            Fanout::Cpu => self.rng.below(self.settings.workers),
-        };
+        let queue = self.home;
         self.waiting[queue].push_back(packet);
         if self.stages[queue] == Stage::Idle {
             let wake = self.some(self.settings.wake);
