@@ -187,7 +187,7 @@ impl FastPathControl<'_> {
 
     /// Waits until the program is loaded. Then has the engines hand connections over.
     fn wait_until_loaded(&mut self) {
-        if let Err(why) = self.reader.offload.program().wait_until_loaded() {
+        if let Err(why) = self.reader.offload.program().finish_loading() {
             return self.reader.leave(why.to_string());
         }
         self.update_program();

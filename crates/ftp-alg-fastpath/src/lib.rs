@@ -63,7 +63,7 @@ pub const HAS_PROGRAM: bool = cfg!(feature = "program");
 pub struct FastPath {
     pin_directory: PinDirectory,
     program: OnceLock<OwnedFd>,
-    /// What loads the program, until somebody waits for it.
+    /// The process that loads the program in [`FastPath::finish_loading`].
     loading: Mutex<Option<ChildProcess>>,
     tuples: BpfMap,
     flows: BpfMap,
@@ -118,8 +118,8 @@ impl FastPath {
         Self::load_or_begin(root, list_interfaces, false)
     }
 
-    /// As [`FastPath::load`], but a child process loads the program, if no earlier daemon left one: see
-    /// [`FastPath::wait_until_loaded`]. Only for a process with one thread.
+    /// As [`FastPath::load`], but if no earlier daemon left the program, a child process loads it in
+    /// [`FastPath::finish_loading`]. Only for a process with one thread.
     pub fn begin_loading(
         root: &Path,
         list_interfaces: ListInterfaces,
@@ -219,11 +219,12 @@ impl FastPath {
         self.program.get().is_some()
     }
 
-    /// Waits until the program is loaded. The error says why it cannot be.
-    pub fn wait_until_loaded(&self) -> Result<(), FastPathUnavailable> {
+    /// Has the child process load the program, and waits for that. The error says why it cannot. The kernel verifies the
+    /// program for a tenth of a second, and transactions of nf_tables may have to wait meanwhile.
+    pub fn finish_loading(&self) -> Result<(), FastPathUnavailable> {
         let mut loading = lock(&self.loading);
         if let Some(child) = loading.take() {
-            child.wait().map_err(FastPathUnavailable)?;
+            child.finish().map_err(FastPathUnavailable)?;
             let opened = syscall::open_pinned(&self.pin_directory.pin_path(PROGRAM_NAME));
             let _ = self.program.set(opened.or_unavailable("open the pinned program")?);
         }
@@ -556,8 +557,7 @@ impl FastPath {
 
     /// Detaches the program, and removes it with its maps and pins.
     pub fn remove(&self) -> io::Result<()> {
-        // If it cannot be loaded, it is attached nowhere.
-        let _ = self.wait_until_loaded();
+        drop(lock(&self.loading).take());
         // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
         let detach_all = |program| lock(&self.attachments).detach_all(program);
         let removed = self.program().map_or(Ok(()), detach_all);

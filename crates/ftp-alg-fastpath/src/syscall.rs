@@ -8,10 +8,11 @@
 use std::{
     collections::BTreeSet,
     ffi::CString,
-    io::{self, PipeReader, Read as _, Write as _},
+    io::{self, Read as _, Write as _},
+    net::Shutdown,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        unix::{ffi::OsStrExt as _, net::UnixStream},
     },
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -398,43 +399,47 @@ pub(crate) fn namespace_cookie() -> io::Result<u64> {
     if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A process that does some work.
+/// A process that does some work on request. Dropping it ends the process.
 #[derive(Debug)]
 pub(crate) struct ChildProcess {
     id: Pid,
-    /// Has the reason, if it fails.
-    failure: PipeReader,
+    /// Takes the request, and has the reason if it fails.
+    channel: UnixStream,
 }
 
 impl ChildProcess {
-    /// Starts a copy of this process, which ends when it has done this `work`, or with this one. This process must have
-    /// one thread: the copy has no other.
+    /// Starts a copy of this process. It does the `work` in [`ChildProcess::finish`], and ends with this process. This
+    /// process must have one thread: the copy has no other.
     pub(crate) fn start<E: ToString>(work: impl FnOnce() -> Result<(), E>) -> io::Result<Self> {
-        let (failure, mut writer) = io::pipe()?;
+        let (ours, mut theirs) = UnixStream::pair()?;
         // SAFETY: with one thread, memory and locks of the copy are as here.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
-                let done =
-                    catch_unwind(AssertUnwindSafe(|| work().map_err(|error| error.to_string())));
+                // The copy's own end would keep the channel open.
+                drop(ours);
+                let request = theirs.read_exact(&mut [0]).map_err(|error| error.to_string());
+                let work = || request.and_then(|()| work().map_err(|error| error.to_string()));
+                let done = catch_unwind(AssertUnwindSafe(work));
                 let done = done.unwrap_or_else(|_| Err("a defect in ftp-alg".to_owned()));
                 let code = i32::from(done.is_err());
-                let _ = writer.write_all(done.err().unwrap_or_default().as_bytes());
+                let _ = theirs.write_all(done.err().unwrap_or_default().as_bytes());
                 // SAFETY: it has no conditions. What the other process would do at its end is not done here.
                 unsafe { libc::_exit(code) }
             }
             child => {
                 let id = Pid::from_raw(child).ok_or(io::ErrorKind::NotFound)?;
-                Ok(Self { id, failure })
+                Ok(Self { id, channel: ours })
             }
         }
     }
 
-    /// Waits until its work is done. The error says why it failed.
-    pub(crate) fn wait(mut self) -> Result<(), String> {
+    /// Has it do its work, and waits until it is done. The error says why it failed.
+    pub(crate) fn finish(mut self) -> Result<(), String> {
         let mut failure = String::new();
-        let read = self.failure.read_to_string(&mut failure);
+        let sent = self.channel.write_all(&[0]);
+        let read = sent.and_then(|()| self.channel.read_to_string(&mut failure));
         let ended = waitpid(Some(self.id), WaitOptions::empty());
         match (read, ended) {
             (Ok(_), Ok(Some((_, status)))) if status.exit_status() == Some(0) => Ok(()),
@@ -443,5 +448,12 @@ impl ChildProcess {
             (_, Err(error)) => Err(error.to_string()),
             _ => Err("the process that loads it was killed".to_owned()),
         }
+    }
+}
+
+impl Drop for ChildProcess {
+    fn drop(&mut self) {
+        let _ = self.channel.shutdown(Shutdown::Both);
+        let _ = waitpid(Some(self.id), WaitOptions::empty());
     }
 }

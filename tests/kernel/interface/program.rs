@@ -546,7 +546,7 @@ fn a_program_that_is_being_loaded_has_no_connection_yet() {
         assert!(!path.is_loaded() && !path.was_taken_over());
         path.hand_over(1, tuples(), &flow()).unwrap_err();
         path.update_attachments(Instant::now()).unwrap_err();
-        path.wait_until_loaded().unwrap();
+        path.finish_loading().unwrap();
         path.set_heartbeat(Duration::MAX).unwrap();
         update_attachments(&path);
         path.hand_over(1, tuples(), &flow()).unwrap();
@@ -564,7 +564,7 @@ fn a_program_that_is_being_loaded_has_no_connection_yet() {
     let refused = lab.on_gateway(|| {
         with_rights("cap_bpf,cap_net_admin", || {
             let path = begin();
-            let refused = path.wait_until_loaded().unwrap_err().to_string();
+            let refused = path.finish_loading().unwrap_err().to_string();
             path.remove().unwrap();
             refused
         })
