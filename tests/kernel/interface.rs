@@ -106,9 +106,13 @@ fn the_table_replaces_itself_and_leaves_nothing() {
 #[test]
 fn all_ways_of_queueing_load() {
     let lab = Lab::new();
-    let detected = lab.on_gateway(|| {
-        Table::install(&RuleParameters::default(), &Commits::default()).unwrap().statement()
-    });
+    let detect = |commits: &Commits| {
+        Table::install(&RuleParameters::default(), commits).unwrap().statement()
+    };
+    let detected = lab.on_gateway(|| detect(&Commits::default()));
+    // By a probe instead of a run of nft, where that is possible.
+    let probed = lab.on_gateway(|| detect(&Commits::through_one_socket().unwrap()));
+    assert_eq!(probed, detected);
     eprintln!("this kernel queues by {detected:?}");
     let ways = match detected {
         QueueStatement::Native => &[QueueStatement::Native, QueueStatement::Xtables][..],

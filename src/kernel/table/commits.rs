@@ -22,13 +22,14 @@ use rustix::{
 };
 use socket2::{SockFilter, SockRef};
 
-use super::compiled;
+use super::compiled::{self, Abilities};
 use crate::kernel::{
     NetfilterError,
     netlink::{
         Socket, kind_of,
         nft::{self, Batch, BatchOutcome},
     },
+    parameters::QueueStatement,
 };
 
 /// The group of all notices.
@@ -47,6 +48,8 @@ pub struct Commits {
     counts: Arc<CommitCounts>,
     /// The socket for all transactions, if it is to own our table.
     shared_socket: Option<Arc<Mutex<Socket>>>,
+    /// Whether the kernel is known to support no `queue` statements.
+    lacks_queue: bool,
 }
 
 /// The counts wrap, as the generation does.
@@ -63,9 +66,9 @@ impl Commits {
     pub fn through_one_socket() -> Result<Self, NetfilterError> {
         let failed = |error| NetfilterError::system("netlink socket", error);
         let mut socket = Self::open_socket().map_err(failed)?;
-        let has_owners = compiled::can_own(&mut socket).map_err(failed)?;
-        let writer = has_owners.then(|| Arc::new(Mutex::new(socket)));
-        Ok(Self { shared_socket: writer, ..Self::default() })
+        let Abilities { owners, queue } = compiled::probe(&mut socket).map_err(failed)?;
+        let writer = owners.then(|| Arc::new(Mutex::new(socket)));
+        Ok(Self { shared_socket: writer, lacks_queue: !queue, ..Self::default() })
     }
 
     /// Opens a socket for transactions.
@@ -78,6 +81,11 @@ impl Commits {
     /// Whether there is a socket that can own our table.
     pub(super) fn can_own(&self) -> bool {
         self.shared_socket.is_some()
+    }
+
+    /// The ways to queue that are worth trying, best first.
+    pub(super) fn queue_statements(&self) -> &'static [QueueStatement] {
+        if self.lacks_queue { &[QueueStatement::Xtables] } else { &QueueStatement::BY_PREFERENCE }
     }
 
     /// Sends a batch that is not counted, with acknowledgement; through `socket` if there is no common one.

@@ -7,6 +7,7 @@
 
 use std::{ffi::CStr, io};
 
+use super::queue_rules::put_queue_rule;
 use crate::kernel::{
     netlink::{
         Attributes, Socket,
@@ -85,13 +86,24 @@ pub(super) fn configure_socket(socket: &Socket) {
     }
 }
 
-/// Whether this kernel supports tables with an owner that stay after it. Probed in a transaction whose last message
-/// must fail, so that nothing is committed.
-pub(super) fn can_own(socket: &mut Socket) -> io::Result<bool> {
+/// What this kernel supports.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Abilities {
+    /// Tables with an owner that stay after it.
+    pub(super) owners: bool,
+    /// `queue` statements. Not known without table owners; then it is true.
+    pub(super) queue: bool,
+}
+
+/// Probes what this kernel supports, in a transaction whose last message must fail, so that nothing is committed.
+pub(super) fn probe(socket: &mut Socket) -> io::Result<Abilities> {
     let mut batch = Batch::new();
     let table = put_table(&mut batch, PROBE, true);
+    let queue = put_queue_rule(&mut batch, PROBE);
     delete_table(&mut batch, ABSENT);
-    Ok(batch.send(socket)?.error_of(table).is_none())
+    let outcome = batch.send(socket)?;
+    let owners = outcome.error_of(table).is_none();
+    Ok(Abilities { owners, queue: !owners || outcome.error_of(queue) != Some(libc::ENOENT) })
 }
 
 /// Adds the creation of a table, or the take-over of one whose owner has gone. Returns the message index: a kernel

@@ -128,7 +128,7 @@ impl Table {
     ) -> Result<Self, NetfilterError> {
         let statements: &[_] = match operator_queues() {
             true => &[QueueStatement::Operator],
-            false => &QueueStatement::BY_PREFERENCE,
+            false => commits.queue_statements(),
         };
         let mut refusal = String::new();
         for statement in statements {

@@ -87,6 +87,30 @@ pub(in crate::kernel) fn try_queue_rule(
     Err(no_queue(refused.unwrap_or(libc::ENOENT)))
 }
 
+/// Adds a chain with a `queue` statement to a table that has none. Returns the index of the rule's message.
+pub(super) fn put_queue_rule(batch: &mut Batch, table: &CStr) -> usize {
+    let table = Table::new(table, ProtoFamily::Inet);
+    let chain = Chain::new(QUEUEING, &table);
+    batch.object(&chain, MsgType::Add);
+    let mut rule = Rule::new(&chain);
+    rule.add_expr(&QueueNumber(0));
+    batch.object(&rule, MsgType::Add)
+}
+
+/// The `queue` statement as an expression of libnftnl.
+struct QueueNumber(u16);
+
+impl Expression for QueueNumber {
+    fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
+        // SAFETY: the string is copied, and the number is set in an expression that was just made.
+        unsafe {
+            let expression = allocated(sys::nftnl_expr_alloc(c"queue".as_ptr()));
+            sys::nftnl_expr_set_u16(expression.as_ptr(), sys::NFTNL_EXPR_QUEUE_NUM as u16, self.0);
+            expression
+        }
+    }
+}
+
 /// The rule with the target.
 fn target_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a> {
     let (first, last) = parameters.queues().into_inner();
