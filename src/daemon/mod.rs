@@ -211,11 +211,13 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     log::init(options.log_level.as_deref())?;
     let config_file = ConfigFile::load(options.config.as_deref())?;
     let mut config = config_file.in_use();
+    // From here on a signal ends the daemon in order, which leaves nothing behind.
+    let signals = catch_signals()?;
     let confined = confine(options, &config)?;
     let ConfinedDaemon { unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
     let (fast_path, transfer_file) = (confined.fast_path, confined.transfer_file);
     let (sender, events) = mpsc::channel();
-    watch_signals(sender.clone())?;
+    watch_signals(signals, sender.clone())?;
     watch_broker(sender.clone())?;
     let mut service = workers::start(
         &config,
@@ -511,10 +513,17 @@ fn name_process() {
     let _ = rustix::thread::set_name(c"ftp-alg");
 }
 
+/// Catches the signals that become events.
+fn catch_signals() -> Result<Signals, DaemonError> {
+    Signals::new(SIGNALS).map_err(signals_failed)
+}
+
+fn signals_failed(source: io::Error) -> DaemonError {
+    DaemonError::System { what: "signals", source }
+}
+
 /// Turns signals into events, on a thread of its own, until the process ends.
-fn watch_signals(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
-    let system = |source| DaemonError::System { what: "signals", source };
-    let mut signals = Signals::new(SIGNALS).map_err(system)?;
+fn watch_signals(mut signals: Signals, events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let watch = move || {
         for signal in signals.forever() {
             let event = if signal == SIGHUP { DaemonEvent::Reload } else { DaemonEvent::Terminate };
@@ -523,7 +532,7 @@ fn watch_signals(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
             }
         }
     };
-    thread::Builder::new().name("signals".into()).spawn(watch).map_err(system)?;
+    thread::Builder::new().name("signals".into()).spawn(watch).map_err(signals_failed)?;
     Ok(())
 }
 

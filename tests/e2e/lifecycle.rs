@@ -27,6 +27,18 @@ fn starting_again_after_a_crash_replaces_what_was_left() {
 }
 
 #[test]
+fn a_stop_during_the_start_is_clean_as_well() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let before = lab.gateway.ruleset().unwrap();
+    let mut daemon = Daemon::launch(&executable(), &lab.gateway, "").unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", daemon.id());
+    wait_for("the broker", || fs::read_to_string(&children).is_ok_and(|list| !list.is_empty()));
+    let status = daemon.stop().unwrap();
+    assert!(status.success(), "{status}: {}", daemon.log());
+    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
 fn a_table_that_others_remove_or_change_is_loaded_again() {
     for rules in [
         "flush ruleset",
