@@ -217,7 +217,7 @@ pub const OF_DAEMON: [Kind; 31] = [
     Kind {
         names: &["state-file-refused"],
         levels: "warn",
-        means: "what stands in place of a state file is none, or cannot be read: it is renamed",
+        means: "what stands in place of a state file is none, is too long, or cannot be read: it is renamed",
         remedy: "",
     },
     Kind {

@@ -19,7 +19,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write},
+    io::{self, Write},
     net::SocketAddr,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -61,8 +61,8 @@ const FRAME_HEADER: usize = 8;
 const SLACK: u64 = 4 << 20;
 /// Longer files are refused. No journal is as long, and reading one would take too much memory.
 const MAX_JOURNAL: u64 = 1 << 30;
-/// Of longer files that a daemon has left, nothing is used.
-const MAX_LEFT: u64 = 16 << 20;
+/// Longer files of other kinds are refused.
+const MAX_OTHER: u64 = 16 << 20;
 /// How many bytes of a checkpoint are collected before they are written.
 const CHUNK: usize = 1 << 20;
 
@@ -101,6 +101,9 @@ pub(super) fn put_others_aside(directory: &Path) -> io::Result<()> {
         }
         let why = match fs::symlink_metadata(&path) {
             Ok(found) if !found.is_file() => "it is not a regular file".to_owned(),
+            Ok(found) if found.len() > max_length(&path) => {
+                io::Error::from(io::ErrorKind::FileTooLarge).to_string()
+            }
             Ok(_) => match File::open(&path) {
                 Ok(_) => continue,
                 Err(error) => error.to_string(),
@@ -130,6 +133,12 @@ fn is_state_file(path: &Path) -> bool {
             .iter()
             .map(|name| path.with_file_name(name))
             .any(|file| path == file || path == file.with_extension(NEW))
+}
+
+/// The length of a state file beyond which it is not read.
+fn max_length(path: &Path) -> u64 {
+    let has_sessions = path.extension().is_some_and(|extension| extension == SESSIONS);
+    if has_sessions { MAX_JOURNAL } else { MAX_OTHER }
 }
 
 /// Whether a path is that of a queue's journal.
@@ -353,12 +362,8 @@ impl StateDir {
 
     /// Takes what an earlier daemon has left in a file, which is removed.
     fn take<T: DeserializeOwned>(&self, file: &str) -> Vec<T> {
-        let (path, mut text) = (self.path.join(file), String::new());
-        if let Ok(file) = File::open(&path)
-            && file.take(MAX_LEFT).read_to_string(&mut text).is_err()
-        {
-            text.clear();
-        }
+        let path = self.path.join(file);
+        let text = fs::read_to_string(&path).unwrap_or_default();
         let _ = fs::remove_file(path);
         let saved: Option<(String, Vec<_>)> = serde_json::from_str(&text).ok();
         saved.filter(|(origin, _)| *origin == self.origin).map_or(Vec::new(), |(_, left)| left)

@@ -316,6 +316,7 @@ fn what_is_no_file_in_place_of_a_state_file_is_put_aside() {
         ("a dangling link", "ln -s /absent/file"),
         ("a link to a device", "ln -s /dev/zero"),
         ("a device", "make() { mknod $1 c 1 5; }; make"),
+        ("a file that is too long", "truncate -s 3G"),
         ("an unreadable file", "make() { touch $1; chmod 0 $1; }; make"),
     ];
     let (mut gateway, _server) = served(Topology::Masquerade, ONE, json!({}));
