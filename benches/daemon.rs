@@ -1,12 +1,15 @@
-//! Measures the time from the start to ready, and the memory of an idle daemon: `cargo bench --bench daemon`, as root.
+//! Measures the time from the start to the first verdict, and the memory of an idle daemon: `cargo bench --bench daemon`,
+//! as root.
 //!
-//! Starts and stops the daemon in a namespace of its own, in turn with `nft -f` for the same rules. No daemon can start
+//! The daemon logs `ready` when its workers give verdicts; the fast path's program is loaded after that. Starts and stops the daemon in a namespace of its own, in turn with `nft -f` for the same rules. No daemon can start
 //! faster than its rules are loaded.
 
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    fs,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -31,30 +34,46 @@ fn main() {
     let program = Path::new(env!("CARGO_BIN_EXE_ftp-alg"));
     let rules = rule_files::render_nftables(&RuleParameters::default(), QueueStatement::Operator);
     let rules = lab.gateway.write("rules.nft", rules.as_bytes()).unwrap();
-    let (mut ready, mut loading, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+    let state = lab.gateway.directory().join("gateway-ftp-alg/state");
+    let cases = [
+        ("with a state directory, fast path off", "queue.fast-path = \"off\"\n", false),
+        ("with a state directory", "", false),
+        ("with an empty state directory", "", true),
+    ];
+    let mut ready = cases.map(|_| Vec::new());
+    let (mut loading, mut memory) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let start = Instant::now();
-        let mut daemon = Daemon::start(program, &lab.gateway, "").unwrap();
-        ready.push(start.elapsed());
-        memory.push(daemon.resident_kib().unwrap());
-        daemon.stop().unwrap();
-
+        for ((_, configuration, is_empty), ready) in cases.iter().zip(&mut ready) {
+            if *is_empty {
+                fs::remove_dir_all(&state).unwrap();
+            }
+            let start = Instant::now();
+            let mut daemon = Daemon::launch(program, &lab.gateway, configuration).unwrap();
+            while !daemon.log().contains("ready: version") {
+                assert_eq!(daemon.exit_status(), None, "{}", daemon.log());
+                thread::sleep(Duration::from_millis(1));
+            }
+            ready.push(start.elapsed());
+            daemon = daemon.wait_ready().unwrap();
+            memory.push(daemon.resident_kib().unwrap());
+            daemon.stop().unwrap();
+        }
         let start = Instant::now();
         lab.gateway.run("nft", &["-f", rules.to_str().unwrap()]).unwrap().success().unwrap();
         loading.push(start.elapsed());
         lab.gateway.run("nft", &["delete", "table", "inet", "ftp_alg"]).unwrap().success().unwrap();
     }
-    let (ready, loading, memory) = (median(ready), median(loading), median(memory));
+    let (loading, memory) = (median(loading), median(memory));
     let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
     println!("median of {ROUNDS}, interleaved");
-    println!(
-        "start to ready     {ready:>9.1?}   {:.2} of the goal of {READY_GOAL:?}",
-        ratio(ready, READY_GOAL)
-    );
-    println!(
-        "  nft -f alone     {loading:>9.1?}   ready takes {:.1} times as long",
-        ratio(ready, loading)
-    );
+    for ((case, ..), ready) in cases.iter().zip(ready) {
+        let ready = median(ready);
+        println!(
+            "start to ready     {ready:>9.1?}   {:.2} of the goal of {READY_GOAL:?}, {case}",
+            ratio(ready, READY_GOAL)
+        );
+    }
+    println!("  nft -f alone     {loading:>9.1?}");
     println!(
         "resident when idle {memory:>5} KiB   {:.2} of the goal of {MEMORY_GOAL_KIB} KiB",
         memory as f64 / MEMORY_GOAL_KIB as f64

@@ -46,7 +46,8 @@ impl Daemon {
         Ok(Self { executable: executable.to_owned(), gateway: gateway.clone(), home, process })
     }
 
-    fn wait_ready(mut self) -> Result<Self> {
+    /// Waits until it gives verdicts, and has loaded the fast path.
+    pub fn wait_ready(mut self) -> Result<Self> {
         let limit = scaled_timeout(Duration::from_secs(20));
         let ask = || self.ask(&["status", "--json", "--wait", &limit.as_secs().to_string()]);
         let mut ready = ask()?;
