@@ -1,8 +1,9 @@
 //! Measures the time from the start to the first verdict, and the memory of an idle daemon: `cargo bench --bench daemon`,
 //! as root.
 //!
-//! The daemon logs `ready` when its workers give verdicts; the fast path's program is loaded after that. Starts and stops the daemon in a namespace of its own, in turn with `nft -f` for the same rules. No daemon can start
-//! faster than its rules are loaded.
+//! The daemon logs `ready` when its workers give verdicts; the fast path's program is loaded after that. It is started
+//! and stopped in a namespace of its own, in turn with `nft -f` for the same rules. No daemon can start faster than its
+//! rules are loaded.
 
 #![allow(clippy::unwrap_used)]
 
