@@ -15,6 +15,9 @@ use crate::{
     session::{TransferCommand, TransferVerb},
 };
 
+/// After this time what waits for its data connection is examined. A SYN was sent four times by then: Linux repeats it
+/// after 1, 3 and 7 seconds (RFC 6298).
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Limit of pending transfers of a connection. Clients request one after the other.
 const MAX_PENDING: usize = 4;
 /// Limit of a directory in bytes.
@@ -274,20 +277,25 @@ impl ClientActivity {
         Some(pending.into_transfer(self.user.clone(), now, end, announcement))
     }
 
-    /// The oldest transfer as it is at the time `now` since the connection's first packet, once, if it was requested at
-    /// the time `requested`.
-    pub fn examine_transfer(
+    /// The oldest transfer as it is at the time `now` since the connection's first packet, once, if it has been pending
+    /// for a while. One that has waited behind it is not reported later.
+    pub fn examine_transfers(
         &mut self,
-        requested: Duration,
         now: Duration,
         announcement: Option<(AnnouncementKind, Pinhole)>,
     ) -> Option<Transfer> {
-        let oldest = self.transfers.first_mut().filter(|oldest| oldest.requested == requested)?;
-        if std::mem::replace(&mut oldest.is_examined, true) {
-            return None;
+        let was_examined = self.transfers.first()?.is_examined;
+        for pending in &mut self.transfers {
+            pending.is_examined |= now.saturating_sub(pending.requested) >= PATIENCE;
         }
-        let oldest = oldest.clone();
+        let oldest = self.transfers.first().filter(|one| one.is_examined && !was_examined)?.clone();
         Some(oldest.into_transfer(self.user.clone(), now, TransferEnd::Pending, announcement))
+    }
+
+    /// When a transfer is to be examined, since the connection's first packet.
+    pub fn next_examination(&self) -> Option<Duration> {
+        let pending = self.transfers.iter().find(|pending| !pending.is_examined)?;
+        Some(pending.requested.saturating_add(PATIENCE))
     }
 
     /// Whether a transfer has no last reply.

@@ -9,7 +9,6 @@ mod counters;
 mod decision;
 mod endpoints;
 mod events;
-mod examinations;
 #[cfg(any(test, feature = "fake-kernel"))]
 mod fake;
 mod limits;
@@ -23,6 +22,7 @@ mod standalone;
 mod table;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod transfer_reports;
 
 use std::time::{Duration, Instant};
@@ -180,7 +180,7 @@ impl Engine {
         self.sessions.routes.forget_old(now);
         self.sessions.prefetch(packets.clone().map(|packet| packet.bytes));
         // The thread that calls `expire` may sleep while packets of these sessions arrive through other queues.
-        self.sessions.expire_pinholes(now, effects);
+        self.sessions.look_at_due(now, effects);
         for packet in packets {
             self.sessions.counters.packets += 1;
             self.handle_packet(now, &packet, effects);
@@ -206,13 +206,10 @@ impl Engine {
     /// [next deadline](Sessions::next_deadline), or [an interval](Sessions::expiry_interval) later.
     pub fn expire(&mut self, now: Instant, effects: &mut Effects) {
         effects.activate(self.sessions.pinholes.registry());
-        self.sessions.expire_pinholes(now, effects);
+        self.sessions.look_at_due(now, effects);
         self.release_ordered(now, effects);
-        self.expire_watches(now, effects);
-        self.sessions.examine_due(now, effects);
         self.sessions.sweep(now, effects);
         self.sessions.enforce_memory_budget(effects);
-        self.sessions.pinholes.close_due(now);
         self.sessions.pinholes.take_failed_closings(&mut effects.pinholes_to_close);
     }
 

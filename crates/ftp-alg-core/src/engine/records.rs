@@ -312,15 +312,15 @@ impl Sessions {
             self.count_for_client(owner);
             let Some(entry) = self.table.get_mut(owner) else { continue };
             if entry.incarnation().is_some() {
-                self.watched.add(now, owner, entry);
+                entry.watch(now);
             }
             let lifetime = self.policy.for_network(network).pinhole_timeout;
             for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {
                 let deadline = at(pinhole.deadline).min(now + lifetime);
-                let client = (client.ip(), lifetime);
-                let held = self.pinholes.restore(owner, client, &pinhole, deadline);
+                let held = self.pinholes.restore(client.ip(), &pinhole, deadline);
                 entry.add_pinhole(held);
             }
+            self.add_timer(owner, now);
         }
         restored
     }

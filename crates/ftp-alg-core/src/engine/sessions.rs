@@ -12,8 +12,8 @@ use std::{
 use crate::{
     engine::{
         Counters, Effects, Entry, Epoch, EventKind, Renewal, SessionEnd,
-        examinations::{Examinations, PATIENCE},
-        limits::{client_shares::ClientShares, memory::MemoryBudget, watched::WatchedConnections},
+        activity::PATIENCE,
+        limits::{client_shares::ClientShares, memory::MemoryBudget},
         offload::handover::{FlowChange, FlowChanges},
         packets::routes::RouteAnswers,
         pinholes::{
@@ -22,6 +22,7 @@ use crate::{
         },
         records::UnwrittenChanges,
         table::{Key, Table},
+        timers::Timers,
     },
     policy::Policy,
     session::{Session, Side},
@@ -36,8 +37,7 @@ pub struct Sessions {
     pub(crate) pinholes: PinholeTable,
     pub(crate) memory: MemoryBudget,
     pub(crate) client_shares: ClientShares,
-    pub(crate) watched: WatchedConnections,
-    pub(crate) examinations: Examinations,
+    pub(crate) timers: Timers,
     pub(crate) routes: RouteAnswers,
     /// The last session number; all shards share it.
     pub(crate) last_id: Arc<AtomicU64>,
@@ -70,8 +70,7 @@ impl Sessions {
             pinholes: PinholeTable::default(),
             memory: MemoryBudget::default(),
             client_shares: ClientShares::default(),
-            watched: WatchedConnections::default(),
-            examinations: Examinations::default(),
+            timers: Timers::default(),
             routes: RouteAnswers::default(),
             last_id: Arc::default(),
             swept: 0,
@@ -167,14 +166,27 @@ impl Sessions {
         self.pinholes.close_all_ended();
     }
 
-    /// Closes expired pinholes.
-    pub(crate) fn expire_pinholes(&mut self, now: Instant, effects: &mut Effects) {
-        while let Some(owner) = self.pinholes.take_expired_owner(now) {
-            self.expire_pinholes_of(owner, now, effects);
-            let Some(entry) = self.table.get_mut(owner) else { continue };
-            let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
-            self.pinholes.schedule_deadlines((owner, lifetime), now, &entry.extra().pinholes);
+    /// Looks at the sessions whose deadlines have passed: closes and renews pinholes, ends watches, reports what waits
+    /// for its data connection.
+    pub(crate) fn look_at_due(&mut self, now: Instant, effects: &mut Effects) {
+        while effects.events.has_room()
+            && let Some(index) = self.timers.take_due(now)
+        {
+            self.pinholes.close_ended_before(now);
+            self.expire_pinholes_of(index, now, effects);
+            self.report_waiting(index, now, effects);
+            self.end_watch(index, now, effects);
+            self.add_timer(index, now);
         }
+    }
+
+    /// Adds the next deadline of the session at `index`.
+    pub(crate) fn add_timer(&mut self, index: u32, now: Instant) {
+        let Some(entry) = self.table.get_mut(index) else { return };
+        let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
+        let ended = self.pinholes.next_ended_of(index);
+        let due = entry.next_due(now, lifetime, &self.epoch).into_iter().chain(ended);
+        due.filter(|at| *at > now).for_each(|at| self.timers.add(at, index));
     }
 
     /// Closes expired pinholes of the session at `index`. Renews those that a transfer waits for.
@@ -227,9 +239,9 @@ impl Sessions {
         renewal_interval(lifetimes.min().unwrap_or_default())
     }
 
-    /// When the next unused pinhole expires.
+    /// When a session is looked at next.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.pinholes.next_deadline()
+        self.timers.next()
     }
 
     /// Number of sessions, including closed ones that linger.

@@ -8,11 +8,10 @@ use crate::{
         Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
         QueuedPacket, RESEND_INTERVAL, SessionEnd, Sessions,
         activity::TransferEnd,
-        examinations::Examinations,
-        limits::watched::WatchedConnections,
         pinholes::PinholeTable,
         questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
         table::entry::Entry,
+        timers::Timers,
     },
     ftp::Reply,
     policy::Policy,
@@ -44,8 +43,7 @@ pub struct Connection<'a> {
     pub policy: &'a Policy,
     pub entry: &'a mut Entry,
     pub pinholes: &'a mut PinholeTable,
-    pub watched: &'a mut WatchedConnections,
-    pub examinations: &'a mut Examinations,
+    pub timers: &'a mut Timers,
     pub counters: &'a mut Counters,
     pub effects: &'a mut Effects,
 }
@@ -59,20 +57,10 @@ impl Sessions {
         SessionRef { index, id }: SessionRef,
         effects: &'a mut Effects,
     ) -> Option<Connection<'a>> {
-        let Self { policy, table, pinholes, watched, examinations, counters, .. } = self;
+        let Self { policy, table, pinholes, timers, counters, .. } = self;
         let entry = table.get_session(index, id)?;
         let policy = policy.for_network(entry.network());
-        Some(Connection {
-            now,
-            index,
-            policy,
-            entry,
-            pinholes,
-            watched,
-            examinations,
-            counters,
-            effects,
-        })
+        Some(Connection { now, index, policy, entry, pinholes, timers, counters, effects })
     }
 }
 
@@ -118,6 +106,8 @@ impl Connection<'_> {
                     self.counters.pinholes_used += u64::from(!held.in_use);
                     pinholes.close_ended(self.now, self.index, held);
                 }
+                let ended = pinholes.next_ended_of(self.index);
+                ended.into_iter().for_each(|at| self.timers.add(at, self.index));
                 self.mark_answered_in_use();
             }
             DialogueEvent::LoggedIn => {

@@ -9,8 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use crate::{
     engine::{
         DecidedAnnouncement, EventKind, KernelError, Pinhole, Translation,
+        activity::PATIENCE,
         decision::connection::{Connection, Outcome},
-        examinations::Subject,
         offload::handover::FastPathPinhole,
         pinholes::{
             client_counts::OpenError,
@@ -139,7 +139,7 @@ impl Connection<'_> {
         let not_opened = match answer {
             Ok(()) => {
                 let Err(not_opened) = self.check_policy(announced, attempt) else {
-                    let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
+                    let held = self.pinholes.hold_opened(self.now, &attempt.proposal);
                     let opened = OpenedPinhole {
                         endpoint: self.hold_opened(held, attempt.announced_address),
                         replaced_foreign: attempt.replaced_foreign,
@@ -243,13 +243,16 @@ impl Connection<'_> {
     }
 
     /// Adds an opened pinhole to the session. Returns the endpoint to announce.
-    fn hold_opened(&mut self, held: HeldPinhole, announced_address: IpAddr) -> SocketAddr {
+    fn hold_opened(&mut self, mut held: HeldPinhole, announced_address: IpAddr) -> SocketAddr {
         let endpoint = SocketAddr::new(announced_address, held.pinhole.arrival.port());
         self.counters.pinholes_opened += 1;
-        let (answered, serial) = (held.answered, held.serial);
+        // Some clients connect before they request a transfer.
+        held.examination = held.answered.then(|| self.now + PATIENCE);
+        let due = held.next_due(self.now, self.policy.pinhole_timeout);
+        due.into_iter().for_each(|at| self.timers.add(at, self.index));
+        let answered = held.answered;
         self.entry.add_pinhole(held);
         if answered {
-            self.examinations.add(self.now, self.session_ref(), Subject::Pinhole(serial));
             let before = self.entry.extra().pinholes.len() - 1;
             self.close_answered_before(before, Some("a later pinhole replaced it"));
         }

@@ -6,9 +6,8 @@ use std::{sync::Arc, time::Instant};
 use crate::{
     engine::{
         Effects, EventKind, SessionEnd, SessionRef, Sessions,
-        activity::TransferEnd,
+        activity::{PATIENCE, TransferEnd},
         decision::connection::Connection,
-        examinations::{Examination, Subject},
     },
     session::Activity,
 };
@@ -29,8 +28,7 @@ impl Connection<'_> {
                 self.entry.pinholes_mut().iter_mut().for_each(|held| held.is_refused = false);
                 let requested = self.entry.since_first_packet();
                 self.entry.activity_mut().record_transfer(command, requested);
-                let session = self.session_ref();
-                self.examinations.add(self.now, session, Subject::Transfer(requested));
+                self.timers.add(self.now + PATIENCE, self.index);
             }
             // The server refuses it. Otherwise a client that cannot log in could fill the log.
             Activity::Transfer(_) => {}
@@ -62,25 +60,22 @@ impl Sessions {
         entry.extra().activity.user().cloned()
     }
 
-    /// Reports transfers that have been pending for a while, and pinholes that have none, once each.
-    pub(crate) fn examine_due(&mut self, now: Instant, effects: &mut Effects) {
-        while effects.events.has_room()
-            && let Some(Examination { session, subject, .. }) = self.examinations.take_due(now)
-        {
-            let timestamp = self.epoch.timestamp(now);
-            let Some(entry) = self.table.get_session(session.index, session.id) else { continue };
-            let found = match subject {
-                Subject::Transfer(requested) => entry
-                    .examine_transfer(requested, timestamp)
-                    .map(|transfer| EventKind::TransferWaiting(Arc::new(transfer))),
-                Subject::Pinhole(serial) => entry
-                    .pinhole_without_transfer()
-                    .filter(|held| held.serial == serial)
-                    .map(|held| EventKind::PinholeWaiting(held.pinhole)),
-            };
-            if let Some(kind) = found {
-                effects.events.push(entry.event(kind));
+    /// Reports the oldest transfer if it has been pending for a while, and a pinhole that has none, once each.
+    pub(crate) fn report_waiting(&mut self, index: u32, now: Instant, effects: &mut Effects) {
+        let timestamp = self.epoch.timestamp(now);
+        let Some(entry) = self.table.get_mut(index) else { return };
+        if let Some(transfer) = entry.examine_transfers(timestamp) {
+            effects.events.push(entry.event(EventKind::TransferWaiting(Arc::new(transfer))));
+        }
+        let mut last = None;
+        for held in entry.pinholes_mut() {
+            if held.examination.take_if(|at| *at <= now).is_some() {
+                last = Some(held.serial);
             }
+        }
+        let unused = entry.pinhole_without_transfer().filter(|held| Some(held.serial) == last);
+        if let Some(pinhole) = unused.map(|held| held.pinhole) {
+            effects.events.push(entry.event(EventKind::PinholeWaiting(pinhole)));
         }
     }
 }

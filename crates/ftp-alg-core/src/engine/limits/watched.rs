@@ -4,14 +4,12 @@
 //! of an open connection was genuine, and whether bytes before a gap are missing. An off-path attacker can simulate
 //! either with one packet. So watching ends by itself, and the queue mode returns to what the session needs.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crate::{
     engine::{
-        Effects, Engine, Entry, QueueMode, RESEND_INTERVAL, SessionEnd, questions::effects::Purpose,
+        Effects, Engine, Entry, QueueMode, RESEND_INTERVAL, SessionEnd, Sessions,
+        questions::effects::Purpose,
     },
     packet::Packet,
     session::Session,
@@ -21,23 +19,10 @@ use crate::{
 /// after three (RFC 6298), which restarts the time.
 const WATCH_TIME: Duration = Duration::from_secs(5);
 
-/// The watched connections in the order of their deadlines, each once.
-#[derive(Default)]
-pub(crate) struct WatchedConnections {
-    deadlines: VecDeque<(Instant, u32, u64)>,
-}
-
-impl WatchedConnections {
-    /// Watches the connection at `index` from `now` on, unless it is watched already.
-    pub(crate) fn add(&mut self, now: Instant, index: u32, entry: &mut Entry) {
-        if !entry.set_watched(true) {
-            self.deadlines.push_back((now + WATCH_TIME, index, entry.id));
-        }
-    }
-
-    fn next_due(&mut self, now: Instant) -> Option<(u32, u64)> {
-        let is_due = self.deadlines.front().is_some_and(|(at, ..)| *at <= now);
-        is_due.then(|| self.deadlines.pop_front()).flatten().map(|(_, index, id)| (index, id))
+impl Entry {
+    /// Has every packet queued for a while. Returns until when.
+    pub(crate) fn watch(&mut self, now: Instant) -> Instant {
+        *self.extra_mut().watched_until.get_or_insert(now + WATCH_TIME)
     }
 }
 
@@ -71,7 +56,8 @@ impl Engine {
             // Without the old translation: a new connection may be translated differently.
             effects.renew_queue_mode(index, entry, mode, Purpose::TupleReuse);
         }
-        self.sessions.watched.add(now, index, entry);
+        let until = entry.watch(now);
+        self.sessions.timers.add(until, index);
         Some(index)
     }
 
@@ -93,35 +79,32 @@ impl Engine {
         self.sessions.forget(index, SessionEnd::Replaced, effects);
         self.sessions.insert(now, (client, server), session, effects)
     }
+}
 
-    /// Ends expired watches. A later SYN-ACK or segment past a gap prolongs them.
-    pub(crate) fn expire_watches(&mut self, now: Instant, effects: &mut Effects) {
-        let timestamp = self.sessions.epoch.timestamp(now);
-        while let Some((index, id)) = self.sessions.watched.next_due(now) {
-            let Some(entry) = self.sessions.table.get_session(index, id) else {
-                continue;
-            };
-            entry.set_watched(false);
-            if entry.drop_old_incarnation(timestamp, WATCH_TIME) {
-                self.sessions.watched.add(now, index, entry);
-                continue;
-            }
-            entry.session.stop_probing();
-            let mode = match entry.queue_mode() {
-                // The BPF program may already adjust it.
-                _ if entry.extra().fast_path.is_handed_over => continue,
-                _ if entry.session.needs_all_queued() || entry.session.needs_none_queued() => {
-                    continue;
-                }
-                Some(QueueMode::Watch | QueueMode::All)
-                    if entry.session.needs_acknowledgements() =>
-                {
-                    QueueMode::WithAcknowledgements
-                }
-                Some(QueueMode::Watch | QueueMode::All) => QueueMode::Selected,
-                _ => continue,
-            };
-            effects.renew_queue_mode(index, entry, mode, Purpose::Session);
+impl Sessions {
+    /// Ends the watch of the session at `index` if its time is over. A later SYN-ACK or segment past a gap prolongs it.
+    pub(crate) fn end_watch(&mut self, index: u32, now: Instant, effects: &mut Effects) {
+        let timestamp = self.epoch.timestamp(now);
+        let Some(entry) = self.table.get_mut(index) else { return };
+        if entry.extra().watched_until.is_none_or(|until| until > now) {
+            return;
         }
+        entry.extra_mut().watched_until = None;
+        if entry.drop_old_incarnation(timestamp, WATCH_TIME) {
+            entry.watch(now);
+            return;
+        }
+        entry.session.stop_probing();
+        let mode = match entry.queue_mode() {
+            // The BPF program may already adjust it.
+            _ if entry.extra().fast_path.is_handed_over => return,
+            _ if entry.session.needs_all_queued() || entry.session.needs_none_queued() => return,
+            Some(QueueMode::Watch | QueueMode::All) if entry.session.needs_acknowledgements() => {
+                QueueMode::WithAcknowledgements
+            }
+            Some(QueueMode::Watch | QueueMode::All) => QueueMode::Selected,
+            _ => return,
+        };
+        effects.renew_queue_mode(index, entry, mode, Purpose::Session);
     }
 }

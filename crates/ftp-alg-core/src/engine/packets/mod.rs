@@ -246,7 +246,8 @@ impl Engine {
         let is_watched =
             matches!(mode, Some(QueueMode::Watch | QueueMode::All)) || context.needs_all_queued;
         if is_watched && !connection.entry.session.changes_packets() {
-            connection.watched.add(now, index, connection.entry);
+            let until = connection.entry.watch(now);
+            connection.timers.add(until, index);
         }
         if connection.entry.session.is_over() {
             connection.handle_end();

@@ -16,6 +16,9 @@ use crate::engine::{ClientKey, Pinhole, pinholes::held_pinhole::HeldPinhole};
 /// How long a pinhole outlives the final reply of its transfer. A SYN is retransmitted after 1, 3 and 7 seconds.
 const GRACE: Duration = Duration::from_secs(8);
 
+/// How long the closing of one waits for an opening, if it is not open.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Limit of pinholes that stay after an opening.
 const MAX_AFTER_OPENING: usize = 32;
 /// Limit of pinholes.
@@ -29,6 +32,7 @@ struct EndedPinhole {
     held: HeldPinhole,
     /// The session that announced it.
     owner: u32,
+    may_be_open: bool,
     /// When it is to be closed.
     until: Instant,
 }
@@ -42,14 +46,19 @@ impl EndedPinholes {
         owner: u32,
         may_be_open: bool,
     ) -> Option<HeldPinhole> {
-        let until = if may_be_open { held.deadline.min(now + GRACE) } else { now };
-        self.0.push_back(EndedPinhole { held, owner, until });
+        let until = if may_be_open { held.deadline.min(now + GRACE) } else { now + LINGER };
+        self.0.push_back(EndedPinhole { held, owner, may_be_open, until });
         (self.0.len() > MAX).then(|| self.0.pop_front()).flatten().map(|ended| ended.held)
     }
 
     /// Moves those to `to_close` whose time has passed.
-    pub(crate) fn close_due(&mut self, now: Instant, to_close: &mut Vec<HeldPinhole>) {
+    pub(crate) fn close_before(&mut self, now: Instant, to_close: &mut Vec<HeldPinhole>) {
         self.close_if(to_close, |ended| ended.until <= now);
+    }
+
+    /// When the next of the session `owner` is to be closed.
+    pub(crate) fn next_of(&self, owner: u32) -> Option<Instant> {
+        self.0.iter().filter(|ended| ended.owner == owner).map(|ended| ended.until).min()
     }
 
     /// Moves those to `to_close` whose time has passed, those of the session `owner`, and the oldest if there are many,
@@ -98,7 +107,8 @@ impl EndedPinholes {
 
     /// Those that may be open, with the sessions that announced them.
     pub(crate) fn open_at(&self, now: Instant) -> impl Iterator<Item = (u32, &HeldPinhole)> {
-        self.0.iter().filter(move |ended| ended.until > now).map(|ended| (ended.owner, &ended.held))
+        let may_be_open = move |ended: &&EndedPinhole| ended.may_be_open && ended.until > now;
+        self.0.iter().filter(may_be_open).map(|ended| (ended.owner, &ended.held))
     }
 
     fn close_if(

@@ -1,14 +1,9 @@
-//! A pinhole that a session holds: its deadline and renewals, and its form in a record. The deadlines of all.
+//! A pinhole that a session holds: its deadline and renewals, and its form in a record.
 //!
 //! Which part of the kernel has it, the [registry](super::registry) knows: that can change without its session.
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use ahash::RandomState;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -51,6 +46,8 @@ pub struct HeldPinhole {
     pub(crate) fast_path: Option<FastPathPinhole>,
     /// Whether the BPF program no longer has it.
     pub is_consumed: bool,
+    /// When to report it if no transfer uses it, once.
+    pub examination: Option<Instant>,
 }
 
 /// A [`HeldPinhole`] in a record.
@@ -99,6 +96,7 @@ impl HeldPinhole {
             serial,
             fast_path,
             is_consumed,
+            examination: None,
         }
     }
 
@@ -115,83 +113,11 @@ impl HeldPinhole {
             && now < self.last_renewal
     }
 
-    /// When it would be renewed for this lifetime, shortly before its deadline.
-    pub(crate) fn renewal_due(&self, lifetime: Duration) -> Instant {
-        self.deadline.checked_sub(renewal_lead(lifetime)).unwrap_or(self.deadline)
-    }
-
-    /// When it must be looked at after `now`.
-    pub(crate) fn next_due(&self, now: Instant, lifetime: Duration) -> Instant {
-        Some(self.renewal_due(lifetime)).filter(|at| *at > now).unwrap_or(self.deadline)
-    }
-}
-
-/// The earliest deadline of each session that holds pinholes. So there are at most as many as sessions, however often
-/// these open and close pinholes.
-#[derive(Default)]
-pub struct Deadlines {
-    /// All deadlines that have not passed.
-    queue: BinaryHeap<Reverse<(Instant, u32)>>,
-    /// By owner.
-    earliest: HashMap<u32, Instant, RandomState>,
-}
-
-impl Deadlines {
-    /// Adds a deadline, unless the owner has an earlier one.
-    pub fn add(&mut self, at: Instant, owner: u32) {
-        if self.earliest.get(&owner).is_none_or(|first| at < *first) {
-            self.earliest.insert(owner, at);
-            self.queue.push(Reverse((at, owner)));
-        }
-    }
-
-    /// Removes a deadline that is due at `now`. Returns its owner.
-    pub fn take_due(&mut self, now: Instant) -> Option<u32> {
-        let Reverse((at, owner)) = *self.queue.peek().filter(|Reverse((at, _))| *at <= now)?;
-        self.queue.pop();
-        if self.earliest.get(&owner) == Some(&at) {
-            self.earliest.remove(&owner);
-        }
-        Some(owner)
-    }
-
-    /// The next deadline.
-    pub fn next(&self) -> Option<Instant> {
-        self.queue.peek().map(|Reverse((at, _))| *at)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn each_owner_has_one_deadline_however_many_are_added() {
-        let (start, mut deadlines) = (Instant::now(), Deadlines::default());
-        let after = |seconds| start + Duration::from_secs(seconds);
-        for second in 0..10_000 {
-            deadlines.add(after(30 + second), (second % 4) as u32);
-        }
-        assert_eq!((deadlines.queue.len(), deadlines.earliest.len()), (4, 4));
-        assert_eq!(deadlines.next(), Some(after(30)));
-        assert_eq!(deadlines.take_due(after(29)), None);
-        let due = [31, 31, 40, 40].map(|second| deadlines.take_due(after(second)));
-        assert_eq!(due, [Some(0), Some(1), Some(2), Some(3)]);
-        assert_eq!((deadlines.next(), deadlines.earliest.len()), (None, 0));
-    }
-
-    #[test]
-    fn a_later_deadline_remains_after_an_earlier_one() {
-        let (start, mut deadlines) = (Instant::now(), Deadlines::default());
-        let after = |seconds| start + Duration::from_secs(seconds);
-        deadlines.add(after(30), 7);
-        deadlines.add(after(10), 7); // lifetimes were shortened
-        assert_eq!(deadlines.take_due(after(10)), Some(7));
-        deadlines.add(after(40), 7);
-        assert_eq!(deadlines.take_due(after(35)), Some(7));
-        assert_eq!(deadlines.take_due(after(40)), Some(7));
-        assert_eq!(deadlines.take_due(after(100)), None);
+    /// When it must be looked at after `now`: shortly before its deadline, because it may be renewed for this lifetime,
+    /// at its deadline, and to report it.
+    pub(crate) fn next_due(&self, now: Instant, lifetime: Duration) -> Option<Instant> {
+        let renewal = self.deadline.checked_sub(renewal_lead(lifetime));
+        let due = [renewal, Some(self.deadline), self.examination];
+        due.into_iter().flatten().filter(|at| *at > now).min()
     }
 }

@@ -27,7 +27,7 @@ use crate::{
         pinholes::{
             client_counts::{OpenError, max_open},
             ended_pinholes::EndedPinholes,
-            held_pinhole::{Deadlines, HeldPinhole, PinholeRecord},
+            held_pinhole::{HeldPinhole, PinholeRecord},
             proposal::{Proposal, reserve},
             registry::{PinholeClosing, PinholeRegistry, RegistryState},
         },
@@ -43,7 +43,6 @@ pub struct PinholeTable {
     capacity: usize,
     /// How often the policy changed. What was proposed before a change may be forbidden after it.
     pub policy_changes: u32,
-    deadlines: Deadlines,
     /// Pinholes that are closed here, but not yet in the kernel.
     to_close: Vec<HeldPinhole>,
     /// Pinholes whose transfers have ended, so closing them can wait.
@@ -61,7 +60,6 @@ impl Default for PinholeTable {
             registry: PinholeRegistry::default(),
             capacity: usize::from(u16::MAX),
             policy_changes: 0,
-            deadlines: Deadlines::default(),
             to_close: Vec::new(),
             ended: EndedPinholes::default(),
             closings: Vec::new(),
@@ -135,13 +133,11 @@ impl PinholeTable {
         closed.extend(self.registry.lock().release(pinhole, serial, client));
     }
 
-    /// Holds an opened pinhole for the session `owner`.
-    pub fn hold_opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> HeldPinhole {
+    /// Holds an opened pinhole for its session.
+    pub fn hold_opened(&mut self, now: Instant, proposal: &Proposal) -> HeldPinhole {
         let Proposal { opening, kind, client, serial, .. } = *proposal;
         let Opening { pinhole, lifetime, .. } = opening;
-        let held = HeldPinhole::new(pinhole, kind, now + lifetime, (client, serial), None);
-        self.deadlines.add(held.renewal_due(lifetime), owner);
-        held
+        HeldPinhole::new(pinhole, kind, now + lifetime, (client, serial), None)
     }
 
     /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner`. It `is_granted` if the
@@ -162,9 +158,7 @@ impl PinholeTable {
             state.insert_from_fast_path((pinhole, fast_path), (client, is_granted));
         drop(state);
         self.closings.extend(replaced);
-        let held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path));
-        self.deadlines.add(held.renewal_due(lifetime), owner);
-        held
+        HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path))
     }
 
     /// Whether the BPF program may open another pinhole for `client`; if so, it is counted. Half of the client's limit
@@ -232,11 +226,10 @@ impl PinholeTable {
         self.capacity = capacity.max(1);
     }
 
-    /// Restores a pinhole of `client` from a record, for the session `owner` whose pinholes have this lifetime.
+    /// Restores a pinhole of `client` from a record.
     pub fn restore(
         &mut self,
-        owner: u32,
-        (client, lifetime): (IpAddr, Duration),
+        client: IpAddr,
         record: &PinholeRecord,
         deadline: Instant,
     ) -> HeldPinhole {
@@ -261,7 +254,6 @@ impl PinholeTable {
         drop(state);
         let mut held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
         (held.answered, held.in_use) = (answered, in_use);
-        self.deadlines.add(held.renewal_due(lifetime), owner);
         held
     }
 
@@ -341,8 +333,13 @@ impl PinholeTable {
     }
 
     /// Closes pinholes that have outlived their transfers for long enough.
-    pub fn close_due(&mut self, now: Instant) {
-        self.ended.close_due(now, &mut self.to_close);
+    pub fn close_ended_before(&mut self, now: Instant) {
+        self.ended.close_before(now, &mut self.to_close);
+    }
+
+    /// When the next pinhole is to be closed that has outlived its transfer, of those of the session `owner`.
+    pub fn next_ended_of(&self, owner: u32) -> Option<Instant> {
+        self.ended.next_of(owner)
     }
 
     /// Closes the pinholes of the session `owner` that have outlived their transfers.
@@ -353,29 +350,6 @@ impl PinholeTable {
     /// Closes all pinholes that have outlived their transfers.
     pub fn close_all_ended(&mut self) {
         self.ended.close_all(&mut self.to_close);
-    }
-
-    /// Takes an owner that may have an expired pinhole. The caller then calls
-    /// [`schedule_deadlines`](Self::schedule_deadlines).
-    pub fn take_expired_owner(&mut self, now: Instant) -> Option<u32> {
-        self.deadlines.take_due(now)
-    }
-
-    /// Schedules the deadlines of the pinholes that this owner still holds, which have this lifetime.
-    pub fn schedule_deadlines(
-        &mut self,
-        (owner, lifetime): (u32, Duration),
-        now: Instant,
-        held: &[HeldPinhole],
-    ) {
-        let due = |held: &HeldPinhole| held.next_due(now, lifetime);
-        let next = held.iter().map(due).filter(|at| *at > now).min();
-        next.into_iter().for_each(|at| self.deadlines.add(at, owner));
-    }
-
-    /// The next deadline.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.next()
     }
 }
 

@@ -186,7 +186,8 @@ impl Engine {
                     entry.record_unknown(mode, timestamp);
                 }
                 Err(_) if mode == QueueMode::Selected => {
-                    self.sessions.watched.add(now, session.index, entry);
+                    let until = entry.watch(now);
+                    self.sessions.timers.add(until, session.index);
                 }
                 Err(_) => {}
             }

@@ -62,8 +62,8 @@ pub struct Extra {
     /// The state on the fast path.
     pub fast_path: FastPathProgress,
     incarnation: Option<NewIncarnation>,
-    /// Whether every packet is queued for a while.
-    is_watched: bool,
+    /// Until when every packet is queued, if it is for a while.
+    pub watched_until: Option<Instant>,
     /// How many times in a row conntrack did not know the connection.
     unknown_to_conntrack: u8,
     /// What the client does.
@@ -76,7 +76,7 @@ impl Extra {
         pinholes: Vec::new(),
         fast_path: FastPathProgress::NONE,
         incarnation: None,
-        is_watched: false,
+        watched_until: None,
         unknown_to_conntrack: 0,
         activity: ClientActivity::NOTHING,
     };
@@ -234,11 +234,20 @@ impl Entry {
         }
     }
 
-    /// The oldest transfer, once, if it was requested at the time `requested` since the first packet and has not ended
-    /// `now`.
-    pub fn examine_transfer(&mut self, requested: Duration, now: Timestamp) -> Option<Transfer> {
+    /// The oldest transfer, once, if it has been pending for a while `now`.
+    pub fn examine_transfers(&mut self, now: Timestamp) -> Option<Transfer> {
         let (now, announcement) = (now.duration_since(self.first_seen), self.last_announcement());
-        self.existing_extra_mut()?.activity.examine_transfer(requested, now, announcement)
+        self.existing_extra_mut()?.activity.examine_transfers(now, announcement)
+    }
+
+    /// When the session must be looked at after `now`. Its pinholes have this lifetime.
+    pub fn next_due(&self, now: Instant, lifetime: Duration, epoch: &Epoch) -> Option<Instant> {
+        let extra = self.extra.as_ref()?;
+        let pinholes = extra.pinholes.iter().filter_map(|held| held.next_due(now, lifetime));
+        let examination = extra.activity.next_examination();
+        let examination =
+            examination.and_then(|after| epoch.instant(self.first_seen)?.checked_add(after));
+        pinholes.chain(extra.watched_until).chain(examination).filter(|at| *at > now).min()
     }
 
     /// The time of the last packet since the first one.
@@ -365,15 +374,6 @@ impl Entry {
         if let Some(extra) = &mut self.extra {
             extra.unknown_to_conntrack = 0;
         }
-    }
-
-    /// Sets whether every packet is queued for a while. Returns the previous value.
-    pub fn set_watched(&mut self, is_watched: bool) -> bool {
-        let was_watched = self.extra().is_watched;
-        if was_watched != is_watched {
-            self.extra_mut().is_watched = is_watched;
-        }
-        was_watched
     }
 
     /// Whether conntrack did not know the connection so often that the next request can wait.
