@@ -246,6 +246,48 @@ fn a_restored_pinhole_replaces_earlier_ones_with_its_endpoints() {
     assert!(talk.has_open(40_001));
 }
 
+impl Conversation {
+    /// The daemon restarts, and is back after some seconds.
+    fn restart(&mut self, seconds: u64) {
+        let (record, epoch) = (self.record(), self.now);
+        self.now += Duration::from_secs(seconds);
+        let policy = self.gateway.engine.sessions.policy().clone();
+        self.gateway.engine = Engine::new(policy, Checksums::Verify);
+        let records = [&record[..]].into_iter();
+        self.gateway.engine.sessions.restore(records, self.now, epoch).unwrap();
+        self.gateway.expire(self.now);
+    }
+}
+
+#[test]
+fn a_pinhole_that_expires_while_no_daemon_runs_counts_no_more() {
+    let mut talk = Conversation::with_limit(1);
+    talk.play("> PORT 192,168,150,80,156,65 < 200 ok");
+    talk.restart(31);
+    assert_eq!(talk.listed(), 0);
+    assert!(talk.connect_again().start_transfer(40_002));
+}
+
+#[test]
+fn a_pinhole_is_renewed_that_no_daemon_could_renew_in_time() {
+    let mut talk = Conversation::with_limit(1);
+    talk.play("> PORT 192,168,150,80,156,65 < 200 ok > RETR x");
+    talk.restart(28);
+    assert_eq!(talk.gateway.kernel.renewals.len(), 1);
+}
+
+#[test]
+fn a_transfer_that_is_requested_late_renews_its_pinhole() {
+    let mut talk = Conversation::with_limit(1);
+    talk.play("> PORT 192,168,150,80,156,65 < 200 ok");
+    talk.wait(28);
+    assert_eq!(talk.gateway.kernel.renewals.len(), 0);
+    talk.play("> RETR x");
+    assert_eq!(talk.gateway.kernel.renewals.len(), 1);
+    talk.wait(20);
+    assert_eq!(talk.listed(), 1);
+}
+
 /// It expires once, also if the daemon is restarted later.
 #[test]
 fn an_expired_pinhole_is_in_no_record() {

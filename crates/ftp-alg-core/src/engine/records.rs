@@ -298,7 +298,8 @@ impl Sessions {
                     self.pinholes.recount_fast_path_grant(client.ip());
                 }
             }
-            let activity = record.activity.into_owned();
+            let mut activity = record.activity.into_owned();
+            activity.skip_examinations();
             if activity.is_known() {
                 *entry.activity_mut() = activity;
             }
@@ -320,7 +321,8 @@ impl Sessions {
                 let held = self.pinholes.restore(client.ip(), &pinhole, deadline);
                 entry.add_pinhole(held);
             }
-            self.add_timer(owner, now);
+            // Some may have passed while no daemon was there.
+            self.add_timer(owner, epoch);
         }
         restored
     }

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     engine::{
-        Counters, Effects, Entry, Epoch, EventKind, Renewal, SessionEnd,
+        Counters, Effects, Entry, Epoch, EventKind, SessionEnd,
         activity::PATIENCE,
         limits::{client_shares::ClientShares, memory::MemoryBudget},
         offload::handover::{FlowChange, FlowChanges},
@@ -180,30 +180,20 @@ impl Sessions {
         }
     }
 
-    /// Adds the next deadline of the session at `index`.
-    pub(crate) fn add_timer(&mut self, index: u32, now: Instant) {
+    /// Adds the next deadline `after` this time of the session at `index`.
+    pub(crate) fn add_timer(&mut self, index: u32, after: Instant) {
         let Some(entry) = self.table.get_mut(index) else { return };
         let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
         let ended = self.pinholes.next_ended_of(index);
-        let due = entry.next_due(now, lifetime, &self.epoch).into_iter().chain(ended);
-        due.filter(|at| *at > now).for_each(|at| self.timers.add(at, index));
+        let due = entry.next_due(after, lifetime, &self.epoch).into_iter().chain(ended);
+        due.filter(|at| *at > after).for_each(|at| self.timers.add(at, index));
     }
 
     /// Closes expired pinholes of the session at `index`. Renews those that a transfer waits for.
     pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
         let Some(entry) = self.table.get_mut(index) else { return };
         let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
-        let mut has_changed = false;
-        if entry.session.dialogue.has_pending_transfer()
-            && let Some(translation) = entry.extra().translation
-        {
-            let held = entry.pinholes_mut().iter_mut();
-            for held in held.filter(|held| held.is_renewable(now, lifetime)) {
-                held.deadline = now + lifetime;
-                has_changed = true;
-                effects.renewals.push(Renewal::new(held.opening(&translation, lifetime)));
-            }
-        }
+        let mut has_changed = entry.renew_pinholes(now, lifetime, &mut effects.renewals);
         // The port of one in use stays reserved.
         let in_use =
             entry.extra().pinholes.iter().filter(|held| held.in_use && held.deadline <= now);

@@ -4,8 +4,7 @@
 //! next deadline added. So there are at most as many deadlines as sessions, whatever peers do.
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BTreeSet, HashMap},
     time::Instant,
 };
 
@@ -14,34 +13,33 @@ use ahash::RandomState;
 /// The earliest deadline of each table slot. The session there may be another one by then.
 #[derive(Default)]
 pub struct Timers {
-    /// All deadlines that have not passed.
-    queue: BinaryHeap<Reverse<(Instant, u32)>>,
-    /// By slot.
-    earliest: HashMap<u32, Instant, RandomState>,
+    queue: BTreeSet<(Instant, u32)>,
+    by_slot: HashMap<u32, Instant, RandomState>,
 }
 
 impl Timers {
-    /// Adds a deadline, unless the slot has an earlier one.
+    /// Adds a deadline, unless the slot has an earlier one. It replaces a later one.
     pub fn add(&mut self, at: Instant, slot: u32) {
-        if self.earliest.get(&slot).is_none_or(|first| at < *first) {
-            self.earliest.insert(slot, at);
-            self.queue.push(Reverse((at, slot)));
+        let known = self.by_slot.get(&slot).copied();
+        if known.is_some_and(|known| known <= at) {
+            return;
         }
+        known.map(|known| self.queue.remove(&(known, slot)));
+        self.by_slot.insert(slot, at);
+        self.queue.insert((at, slot));
     }
 
     /// Removes a deadline that is due at `now`. Returns its slot.
     pub fn take_due(&mut self, now: Instant) -> Option<u32> {
-        let Reverse((at, slot)) = *self.queue.peek().filter(|Reverse((at, _))| *at <= now)?;
-        self.queue.pop();
-        if self.earliest.get(&slot) == Some(&at) {
-            self.earliest.remove(&slot);
-        }
+        self.queue.first().filter(|(at, _)| *at <= now)?;
+        let (_, slot) = self.queue.pop_first()?;
+        self.by_slot.remove(&slot);
         Some(slot)
     }
 
     /// The next deadline.
     pub fn next(&self) -> Option<Instant> {
-        self.queue.peek().map(|Reverse((at, _))| *at)
+        self.queue.first().map(|(at, _)| *at)
     }
 }
 
@@ -53,29 +51,28 @@ mod tests {
 
     #[test]
     fn each_slot_has_one_deadline_however_many_are_added() {
-        let (start, mut deadlines) = (Instant::now(), Timers::default());
+        let (start, mut timers) = (Instant::now(), Timers::default());
         let after = |seconds| start + Duration::from_secs(seconds);
-        for second in 0..10_000 {
-            deadlines.add(after(30 + second), (second % 4) as u32);
+        for second in (0..10_000).chain((0..5).rev()) {
+            timers.add(after(30 + second), (second % 4) as u32);
         }
-        assert_eq!((deadlines.queue.len(), deadlines.earliest.len()), (4, 4));
-        assert_eq!(deadlines.next(), Some(after(30)));
-        assert_eq!(deadlines.take_due(after(29)), None);
-        let due = [31, 31, 40, 40].map(|second| deadlines.take_due(after(second)));
+        assert_eq!((timers.queue.len(), timers.by_slot.len()), (4, 4));
+        assert_eq!(timers.next(), Some(after(30)));
+        assert_eq!(timers.take_due(after(29)), None);
+        let due = [31, 31, 40, 40].map(|second| timers.take_due(after(second)));
         assert_eq!(due, [Some(0), Some(1), Some(2), Some(3)]);
-        assert_eq!((deadlines.next(), deadlines.earliest.len()), (None, 0));
+        assert_eq!((timers.next(), timers.by_slot.len()), (None, 0));
     }
 
     #[test]
-    fn a_later_deadline_remains_after_an_earlier_one() {
-        let (start, mut deadlines) = (Instant::now(), Timers::default());
+    fn an_earlier_deadline_replaces_a_later_one() {
+        let (start, mut timers) = (Instant::now(), Timers::default());
         let after = |seconds| start + Duration::from_secs(seconds);
-        deadlines.add(after(30), 7);
-        deadlines.add(after(10), 7); // lifetimes were shortened
-        assert_eq!(deadlines.take_due(after(10)), Some(7));
-        deadlines.add(after(40), 7);
-        assert_eq!(deadlines.take_due(after(35)), Some(7));
-        assert_eq!(deadlines.take_due(after(40)), Some(7));
-        assert_eq!(deadlines.take_due(after(100)), None);
+        for _ in 0..1000 {
+            timers.add(after(3600), 7);
+            timers.add(after(10), 7);
+            assert_eq!(timers.take_due(after(10)), Some(7));
+        }
+        assert_eq!((timers.queue.len(), timers.take_due(after(5000))), (0, None));
     }
 }

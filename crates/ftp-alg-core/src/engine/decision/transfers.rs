@@ -28,6 +28,9 @@ impl Connection<'_> {
                 self.entry.pinholes_mut().iter_mut().for_each(|held| held.is_refused = false);
                 let requested = self.entry.since_first_packet();
                 self.entry.activity_mut().record_transfer(command, requested);
+                let (lifetime, renewals) =
+                    (self.policy.pinhole_timeout, &mut self.effects.renewals);
+                self.entry.renew_pinholes(self.now, lifetime, renewals);
                 self.timers.add(self.now + PATIENCE, self.index);
             }
             // The server refuses it. Otherwise a client that cannot log in could fill the log.

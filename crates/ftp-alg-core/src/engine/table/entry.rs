@@ -12,8 +12,8 @@ use std::{
 
 use crate::{
     engine::{
-        Event, EventKind, Pinhole, QueueMode, SessionEnd, Transfer, TransferEnd, Translation,
-        activity::ClientActivity, events::Events, offload::handover::FastPathProgress,
+        Event, EventKind, Pinhole, QueueMode, Renewal, SessionEnd, Transfer, TransferEnd,
+        Translation, activity::ClientActivity, events::Events, offload::handover::FastPathProgress,
         pinholes::held_pinhole::HeldPinhole,
     },
     ftp::AnnouncementKind,
@@ -238,6 +238,26 @@ impl Entry {
     pub fn examine_transfers(&mut self, now: Timestamp) -> Option<Transfer> {
         let (now, announcement) = (now.duration_since(self.first_seen), self.last_announcement());
         self.existing_extra_mut()?.activity.examine_transfers(now, announcement)
+    }
+
+    /// Renews pinholes that a pending transfer waits for, and that would expire soon. Returns whether there were any.
+    pub fn renew_pinholes(
+        &mut self,
+        now: Instant,
+        lifetime: Duration,
+        renewals: &mut Vec<Renewal>,
+    ) -> bool {
+        let before = renewals.len();
+        if self.session.dialogue.has_pending_transfer()
+            && let Some(translation) = self.extra().translation
+        {
+            let held = self.pinholes_mut().iter_mut();
+            for held in held.filter(|held| held.is_renewable(now, lifetime)) {
+                held.deadline = now + lifetime;
+                renewals.push(Renewal::new(held.opening(&translation, lifetime)));
+            }
+        }
+        renewals.len() > before
     }
 
     /// When the session must be looked at after `now`. Its pinholes have this lifetime.
