@@ -200,6 +200,27 @@ fn firewalls_are_cured_by_the_lines_that_doctor_prints() {
     );
     let first_packets =
         "nft insert rule inet other c ct state new,related ct mark and 0x40000000 != 0 accept";
+    let of_forward = |chains: &str, rules: &str| {
+        let hook = "type filter hook forward priority filter; policy drop;";
+        nft(&format!("table inet filter {{ {chains}\nchain forward {{ {hook}\n{rules}\n}}\n}}"))
+    };
+    let established = "ct state established accept";
+    let drops_first = of_forward(
+        "",
+        &format!("iifname wan ct state new drop\n{established}\ntcp dport 21 accept"),
+    );
+    let returns = of_forward(
+        &format!("chain pre {{ ct state new return\n{established}\ndrop\n}}"),
+        "jump pre\ntcp dport 21 accept",
+    );
+    let by_interface = of_forward(
+        &format!(
+            "chain of_lan {{ {established}\ntcp dport 21 accept\ndrop\n}}
+            chain of_wan {{ {established}\ndrop\n}}"
+        ),
+        "iifname lan goto of_lan\niifname wan goto of_wan",
+    );
+    let first_in = |chain: &str| first_packets.replace("other c", &format!("filter {chain}"));
     let docker = format!(
         "iptables-nft-restore <<END\n{}END\n\
          iptables-nft -A DOCKER-USER -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
@@ -221,7 +242,7 @@ fn firewalls_are_cured_by_the_lines_that_doctor_prints() {
         let verb = if place.contains("index") { "add" } else { "insert" };
         format!("nft {verb} rule {place} ct mark and 0x40000000 != 0 accept")
     };
-    let cases: [(&str, &str, &[&str]); 12] = [
+    let cases: [(&str, &str, &[&str]); 15] = [
         ("nftables", DROPPING, &[NFT_LINE]),
         ("a reject at the end", &trailing_reject, &[&at("ip mine outside index 0")]),
         ("iptables-nft", &nft_rules, &nft_lines.each_ref().map(String::as_str)),
@@ -230,6 +251,9 @@ fn firewalls_are_cured_by_the_lines_that_doctor_prints() {
         ("postrouting", &at_postrouting, &[&at("inet other c index 0")]),
         ("new connections from outside", &from_outside, &[first_packets]),
         ("a rule that writes the whole ct mark", &writes_mark, &[first_packets]),
+        ("a drop before established", &drops_first, &[&first_in("forward")]),
+        ("a chain that new connections leave", &returns, &[&first_in("pre")]),
+        ("a chain for each interface", &by_interface, &[&first_in("forward")]),
         ("Docker", &docker, &[&format!("iptables-nft -I DOCKER-USER 2 {mark}")]),
         ("ufw", &ufw, &[&format!("iptables-legacy -I ufw-before-forward 2 {mark}")]),
         ("fw4", &fw4, &[&at("inet fw4 forward index 0")]),

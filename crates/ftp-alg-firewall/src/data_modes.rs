@@ -46,6 +46,20 @@ pub struct ModeVerdict {
     pub dropping_chains: Vec<ChainVerdict>,
 }
 
+impl ChainVerdict {
+    /// The same verdict with the place of a rule that serves all `modes` of this IP version. Their interfaces are known,
+    /// so they tell more than the verdict on packets of any interface.
+    pub fn placed_for(&self, modes: &[ModeVerdict], ip: IpVersion) -> Self {
+        let of_modes = modes.iter().filter(|mode| mode.ip == ip).flat_map(|m| &m.dropping_chains);
+        let places = of_modes.filter(|chain| chain.location == self.location);
+        let place = places.map(|chain| chain.place.clone()).reduce(|mut all, one| {
+            all.merge(&one);
+            all
+        });
+        Self { place: place.unwrap_or_else(|| self.place.clone()), ..self.clone() }
+    }
+}
+
 impl DataPathVerdict {
     /// Whether `chain` drops data connections that should pass: those of a mode between interfaces whose control
     /// connections pass. If there are no such interfaces, all that it drops should pass.

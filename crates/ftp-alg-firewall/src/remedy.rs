@@ -97,8 +97,8 @@ impl RulePlace {
         Self { chain, index, length, is_jump_target: false, is_for_first_packet: false, anchor }
     }
 
-    /// The number of rules before the place in a file, in which the chain has `rules`. If it is not found there, it is
-    /// the top of the chain.
+    /// The number of rules before the place in a file, in which the chain has `rules`. What is not found there may be in
+    /// a file that is included among them. Otherwise it is the top of the chain.
     pub fn index_in(&self, rules: &[&str]) -> usize {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let established = behind_established(rules.iter().copied());
@@ -108,9 +108,14 @@ impl RulePlace {
             // The rule may be in the file, and not loaded yet.
             Anchor::End => established.or(Some(end_of(rules))),
         };
+        let is_include = |rule: &str| rule.starts_with("include ");
+        let in_included = || match self.anchor {
+            Anchor::Before(_) => rules.iter().position(|rule| is_include(rule)),
+            _ => rules.iter().rposition(|rule| is_include(rule)).map(|index| index + 1),
+        };
         // A file may have the same rules in other words.
         let same = || (rules.len() == self.length).then_some(self.index);
-        found.or_else(same).unwrap_or(0)
+        found.or_else(in_included).or_else(same).unwrap_or(0)
     }
 
     /// Whether a rule that drops or hides all data connections would come before the usual place.
@@ -174,7 +179,7 @@ fn behind_established<'a>(rules: impl Iterator<Item = &'a str>) -> Option<usize>
 
 impl LocatedChain<'_> {
     /// The place of a rule that accepts data connections, of which `packet` is one. `obstacles` are the rules that lead to
-    /// its drop, or to what hides it, each with its chain.
+    /// its drop, to what hides it, or back from its chain, each with its chain.
     pub(crate) fn place_of_accept_rule(
         &self,
         obstacles: &[(String, usize)],
@@ -393,6 +398,10 @@ mod tests {
         let loaded = ["a accept", "b  drop"];
         assert_eq!(in_file(&loaded, Some(1), &["x", "y", "b drop", "z"]), 2);
         assert_eq!(in_file(&loaded, Some(1), &["x", "y"]), 1);
+        // What is not found is in an included file.
+        let with_include = ["x", "include \"y\"", "z"];
+        assert_eq!(in_file(&["a accept", "ct state established accept"], None, &with_include), 2);
+        assert_eq!(in_file(&loaded, Some(1), &with_include), 1);
         assert_eq!(in_file(&loaded, Some(1), &["x", "y", "z"]), 0);
         assert_eq!(in_file(&loaded, None, &["x", "y", "z"]), 3);
         assert_eq!(in_file(&loaded, None, &["x", "ct state established accept", "z"]), 2);

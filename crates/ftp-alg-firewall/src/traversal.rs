@@ -84,6 +84,7 @@ pub(crate) fn follow<'a, 'p>(
         changed_by: None,
         path: Vec::new(),
         changed_at: Vec::new(),
+        returned_at: Vec::new(),
         by_default: true,
         verdicts: PossibleVerdicts::default(),
     };
@@ -163,6 +164,8 @@ pub(crate) struct Traversal<'a, 'p> {
     path: Vec<(String, usize)>,
     /// The rules that lead to the first one that changed the ct mark, or took the packet out of connection tracking.
     changed_at: Vec<(String, usize)>,
+    /// The rules with conditions by which it returned from chains, each with its chain.
+    returned_at: Vec<(String, usize)>,
     /// Whether the packet reaches this point by default.
     by_default: bool,
     /// Those of the base chain, at the end of the way.
@@ -181,10 +184,17 @@ impl<'a, 'p> Traversal<'a, 'p> {
         }
         let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
         let hiding = if is_hidden { self.changed_at } else { Vec::new() };
-        let obstacles = if passes { hiding } else { [verdicts.default_path, hiding].concat() };
+        let obstacles = match passes {
+            true => hiding,
+            false => [verdicts.default_path, hiding, self.returned_at].concat(),
+        };
+        let mut place = chain.place_of_accept_rule(&obstacles, &self.packet);
+        if passes && decided_by.rule.is_some() {
+            place.chain.clone_from(&decided_by.chain);
+        }
         ChainVerdict {
             location: chain.location(),
-            place: chain.place_of_accept_rule(&obstacles, &self.packet),
+            place,
             passes,
             decided_by,
             exceptions: if passes { verdicts.drops } else { verdicts.accepts },
@@ -234,6 +244,9 @@ impl<'a, 'p> Traversal<'a, 'p> {
             self.path.push((name.to_owned(), index));
             if self.by_default {
                 self.change_packet(located);
+                if matches!(rule.action, RuleVerdict::Return) && !rule.conditions.is_empty() {
+                    self.returned_at.push((name.to_owned(), index));
+                }
             }
             let by_address = rule.applies_to_some_hosts(&self.packet);
             let action = self.action(name, rule, &rule.action, depth);

@@ -50,14 +50,18 @@ pub(super) fn needed_rules(
                         || verdict.is_problem(chain, modes))
             };
             for chain in hook_verdict.chains.iter().filter(is_needed) {
-                add(&mut wanted, (verdict, chain.clone(), class), gateway);
+                let chain = match class {
+                    PacketClass::Injected => chain.clone(),
+                    _ => chain.placed_for(modes, verdict.ip),
+                };
+                add(&mut wanted, (verdict, chain, class), gateway);
             }
         }
     }
     for (mode, chain) in modes.iter().flat_map(|m| m.dropping_chains.iter().map(move |c| (m, c))) {
         let hook = (chain.location.hook, mode.ip);
         if let Some(verdict) = verdicts.iter().find(|one| (one.hook, one.ip) == hook) {
-            add(&mut wanted, (verdict, chain.clone(), data), gateway);
+            add(&mut wanted, (verdict, chain.placed_for(modes, mode.ip), data), gateway);
         }
     }
     let needs = wanted

@@ -103,8 +103,9 @@ impl HostAudit<'_> {
         };
         let mut checks: Vec<Check> = Vec::new();
         for (at, verdict) in modes.iter().enumerate() {
-            let stops = &verdict.dropping_chains;
-            if stops.is_empty() || stops.iter().any(known) {
+            let stops = verdict.dropping_chains.iter().filter(|stop| !known(stop));
+            let stops: Vec<_> = stops.map(|stop| stop.placed_for(modes, verdict.ip)).collect();
+            if stops.is_empty() {
                 continue;
             }
             let name = format!("{} mode", verdict.mode);
@@ -365,9 +366,13 @@ impl HostAudit<'_> {
         if matters && certain.iter().all(|stop| path.is_restricted_by(stop)) {
             return some_pass(&certain);
         }
-        let commands = certain
-            .iter()
-            .filter_map(|stop| Some((stop.accept_command(class, &self.firewall.gateway)?, stop)));
+        let commands = certain.iter().filter_map(|stop| {
+            let placed = match class {
+                PacketClass::Injected => (*stop).clone(),
+                _ => stop.placed_for(modes, path.ip),
+            };
+            Some((placed.accept_command(class, &self.firewall.gateway)?, stop))
+        });
         let advice = commands.clone().filter_map(|(_, stop)| {
             stop.location.persistence_advice(class, &self.firewall.gateway)
         });

@@ -84,6 +84,7 @@ fn nftables_rules_before_the_established_rule_stop_uploads() {
         let (site, machine) = machine(Place::Masquerade, &text);
         let daemon = site.daemon(NFTABLES);
         machine.setup(&daemon, &["--apply"]).says("applied");
+        machine.setup(&daemon, &["--check"]).says("nothing to do");
         let client = site.lab.client.address(V4);
         let element = |verb: &str| {
             machine.shell(&format!("nft {verb} element inet gateway blocked '{{ {client} }}'"))
@@ -113,6 +114,7 @@ fn iptables_rules_before_the_established_rule_stop_uploads() {
         ));
         let daemon = site.daemon(NFTABLES);
         machine.setup(&daemon, &["--apply"]).says("applied");
+        machine.setup(&daemon, &["--check"]).says("nothing to do");
         let client = site.lab.client.address(V4);
         let rule = |verb: &str| {
             machine.shell(&format!("iptables-{variant} {verb} blocked -s {client} -j DROP"))
