@@ -32,7 +32,13 @@ fn a_stop_during_the_start_is_clean_as_well() {
     let before = lab.gateway.ruleset().unwrap();
     let mut daemon = Daemon::launch(&executable(), &lab.gateway, "").unwrap();
     let children = format!("/proc/{0}/task/{0}/children", daemon.id());
-    wait_for("the broker", || fs::read_to_string(&children).is_ok_and(|list| !list.is_empty()));
+    let is_keeper = |id: &str| {
+        fs::read_to_string(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.contains("keeper"))
+    };
+    // Before that it is in the daemon's process group, which gets the signal.
+    wait_for("the keeper", || {
+        fs::read_to_string(&children).is_ok_and(|list| list.split_whitespace().any(is_keeper))
+    });
     let status = daemon.stop().unwrap();
     assert!(status.success(), "{status}: {}", daemon.log());
     assert_eq!(lab.gateway.ruleset().unwrap(), before);

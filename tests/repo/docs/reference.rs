@@ -262,7 +262,6 @@ fn limits_are_those_of_the_code() {
     let limits = text("docs/limits.md");
     for (row, constant, file) in [
         ("events of one batch of packets", "MAX_EVENTS", "engine/events.rs"),
-        ("transfers and pinholes that are looked at", "MAX_EXAMINATIONS", "engine/examinations.rs"),
         ("transfers that wait for the end", "MAX_WAITING", "engine/transfer_reports/tracker.rs"),
         (
             "data connections whose first packets are remembered",
