@@ -173,8 +173,8 @@ impl Conversation {
         engine
     }
 
-    /// An RST of `side` from `port` to `peer_port`, with an acknowledgement if there is one.
-    fn rst(&self, side: Side, [port, peer_port]: [u16; 2], seq: u32, ack: Option<u32>) -> Vec<u8> {
+    /// An RST of `side` from `port` to `peer_port`.
+    fn rst(&self, side: Side, [port, peer_port]: [u16; 2], seq: u32) -> Vec<u8> {
         let (IpAddr::V4(client), IpAddr::V4(server)) = (self.client.ip(), self.server.ip()) else {
             panic!()
         };
@@ -182,7 +182,6 @@ impl Conversation {
         let [source, destination] = ends.map(|ip| ip.octets());
         let packet =
             PacketBuilder::ipv4(source, destination, 64).tcp(port, peer_port, seq, 0).rst();
-        let packet = ack.into_iter().fold(packet, |packet, ack| packet.ack(ack));
         let mut bytes = Vec::new();
         packet.write(&mut bytes, b"").unwrap();
         bytes

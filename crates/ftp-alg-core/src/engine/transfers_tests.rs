@@ -285,7 +285,7 @@ fn each_end_of_a_session_has_its_word() {
     assert!(expired.contains(" s: expired, user joe, 0 transfers"), "{expired}");
 
     let mut talk = Conversation::logged_in();
-    let rst = talk.rst(Side::Client, [talk.client.port(), 21], talk.next[0], None);
+    let rst = talk.rst(Side::Client, [talk.client.port(), 21], talk.next[0]);
     talk.pass(&rst);
     let [_, reset] = &talk.session_events()[..] else { panic!() };
     assert!(reset.contains(" s: reset, user joe, 0 transfers"), "{reset}");

@@ -139,7 +139,7 @@ impl Connection<'_> {
         let not_opened = match answer {
             Ok(()) => {
                 let Err(not_opened) = self.check_policy(announced, attempt) else {
-                    let held = self.pinholes.hold_opened(self.now, &attempt.proposal);
+                    let held = attempt.proposal.opened(self.now);
                     let opened = OpenedPinhole {
                         endpoint: self.hold_opened(held, attempt.announced_address),
                         replaced_foreign: attempt.replaced_foreign,

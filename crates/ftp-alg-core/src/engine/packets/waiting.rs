@@ -21,7 +21,7 @@ use crate::{
     session::AnsweredLine,
 };
 
-/// Limit of parked packets. With `fanout = "cpu"`, other workers continue to read while one waits.
+/// Limit of parked packets: other packets of the batch, and of other workers, arrive while one waits.
 pub(crate) const MAX_PARKED: usize = 1024;
 /// Limit of their bytes.
 const MAX_PARKED_BYTES: usize = 4 << 20;

@@ -133,13 +133,6 @@ impl PinholeTable {
         closed.extend(self.registry.lock().release(pinhole, serial, client));
     }
 
-    /// Holds an opened pinhole for its session.
-    pub fn hold_opened(&mut self, now: Instant, proposal: &Proposal) -> HeldPinhole {
-        let Proposal { opening, kind, client, serial, .. } = *proposal;
-        let Opening { pinhole, lifetime, .. } = opening;
-        HeldPinhole::new(pinhole, kind, now + lifetime, (client, serial), None)
-    }
-
     /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner`. It `is_granted` if the
     /// session is on the fast path. The session has closed its earlier one with these endpoints.
     pub fn hold_fast_path_pinhole(

@@ -1,6 +1,9 @@
 //! A pinhole before it is open: its external port, and the ports to try.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
 
 use ahash::RandomState;
 
@@ -75,6 +78,12 @@ impl Proposal {
             replaced: None,
             other_session: None,
         }
+    }
+
+    /// The pinhole, which was opened `now`.
+    pub fn opened(&self, now: Instant) -> HeldPinhole {
+        let Opening { pinhole, lifetime, .. } = self.opening;
+        HeldPinhole::new(pinhole, self.kind, now + lifetime, (self.client, self.serial), None)
     }
 
     pub(super) fn withdraw(&self, state: &mut RegistryState, closed: &mut Vec<PinholeClosing>) {

@@ -6,7 +6,7 @@ use crate::{engine::Translation, ftp::Padding};
 fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<HeldPinhole, OpenError> {
     let (proposal, closed) = propose(table, client, port, &[])?;
     table.registry.update_kernel(closed.into_iter(), |_| Ok::<_, ()>(())).unwrap();
-    Ok(table.hold_opened(Instant::now(), &proposal))
+    Ok(proposal.opened(Instant::now()))
 }
 
 fn propose(
@@ -180,7 +180,7 @@ fn an_end_keeps_to_the_external_port_that_it_had_last() {
             let proposed = propose_for(shard, &policy, &[], &control, pinhole, room);
             let (proposal, mut closed) = proposed.unwrap();
             update(&shard.registry, &mut closed);
-            shard.hold_opened(Instant::now(), &proposal)
+            proposal.opened(Instant::now())
         };
         let port = |held: &HeldPinhole| held.pinhole.arrival.port();
         let of_first = open(&mut shards[0], "192.0.2.1");
@@ -238,7 +238,7 @@ fn a_port_at_which_another_session_waits_is_used_if_there_is_no_other() {
             let (control, pinhole) = announced("192.0.2.1", 4000);
             let (proposal, _) =
                 propose_for(&mut table, &policy, &[], &control, pinhole, None).unwrap();
-            table.hold_opened(Instant::now(), &proposal).pinhole.arrival.port()
+            proposal.opened(Instant::now()).pinhole.arrival.port()
         })
         .collect();
     assert_eq!(ports, [4000, 4000]);
@@ -254,7 +254,7 @@ fn a_source_translation_stays_while_another_pinhole_uses_it() {
         pinhole.source = "10.0.0.1".parse().unwrap();
         let policy = Policy::default();
         let (proposal, _) = propose_for(&mut table, &policy, &[], &control, pinhole, None).unwrap();
-        table.hold_opened(Instant::now(), &proposal)
+        proposal.opened(Instant::now())
     };
     let (one, other) = (open(6000), open(6001));
     for (held, is_shared) in [(one, true), (other, false)] {
@@ -291,7 +291,7 @@ fn a_closing_spares_a_pinhole_that_replaced_the_entry() {
                 assert_eq!(update(&mut closings), 0);
             }
             assert_eq!(update(&mut closed_first), usize::from(after_reserving));
-            let held = second.hold_opened(Instant::now(), &proposal);
+            let held = proposal.opened(Instant::now());
             assert_eq!(update(&mut closings), 0, "the new one stays");
             assert_eq!(update(&mut closings_of(&mut second, held)), 1);
             assert!(registry.lock().is_empty());
@@ -349,7 +349,7 @@ fn a_failed_closing_is_tried_again_but_not_for_ever() {
                 let (proposal, mut closed_first) =
                     propose(&mut table, "192.0.2.1", 4000, &[]).unwrap();
                 assert_eq!((update(&mut closed_first), update(&mut closings)), (1, 0));
-                let held = table.hold_opened(Instant::now(), &proposal);
+                let held = proposal.opened(Instant::now());
                 closings.extend(closings_of(&mut table, held));
                 assert_eq!(update(&mut closings), 1);
             }
