@@ -47,9 +47,11 @@ pub struct ModeVerdict {
 }
 
 impl ChainVerdict {
-    /// The same verdict with the place of a rule that serves all `modes` of this IP version. Their interfaces are known,
-    /// so they tell more than the verdict on packets of any interface.
-    pub fn placed_for(&self, modes: &[ModeVerdict], ip: IpVersion) -> Self {
+    /// The same verdict on packets of `class`, with the place of a rule that serves all `modes` of this IP version, if
+    /// these are data connections. The interfaces of modes are known, so they tell more than the verdict on packets of
+    /// any interface.
+    pub fn placed_for(&self, class: PacketClass, modes: &[ModeVerdict], ip: IpVersion) -> Self {
+        let modes = if class == PacketClass::Injected { &[] } else { modes };
         let of_modes = modes.iter().filter(|mode| mode.ip == ip).flat_map(|m| &m.dropping_chains);
         let places = of_modes.filter(|chain| chain.location == self.location);
         let place = places.map(|chain| chain.place.clone()).reduce(|mut all, one| {

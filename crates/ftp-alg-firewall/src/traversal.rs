@@ -161,7 +161,7 @@ pub(crate) struct Traversal<'a, 'p> {
     /// The last rule that changed the ct mark, or took the packet out of connection tracking.
     pub(crate) changed_by: Option<LocatedRule<'a>>,
     /// The rules that lead to the present one, each with its chain, from the base chain on.
-    path: Vec<(String, usize)>,
+    path: Vec<(&'a str, usize)>,
     /// The rules that lead to the first one that changed the ct mark, or took the packet out of connection tracking.
     changed_at: Vec<(String, usize)>,
     /// The rules with conditions by which it returned from chains, each with its chain.
@@ -241,7 +241,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
                 self.reached.push(located);
             }
             self.by_default = by_default && applies == Certainty::Yes && verdicts.default.is_none();
-            self.path.push((name.to_owned(), index));
+            self.path.push((name, index));
             if self.by_default {
                 self.change_packet(located);
                 if matches!(rule.action, RuleVerdict::Return) && !rule.conditions.is_empty() {
@@ -287,7 +287,8 @@ impl<'a, 'p> Traversal<'a, 'p> {
         }
         let changed = (ct_mark, before) != (self.packet.ct_mark, self.packet.state);
         if changed && self.changed_by.replace(located).is_none() {
-            self.changed_at.clone_from(&self.path);
+            let path = self.path.iter().map(|(chain, index)| ((*chain).to_owned(), *index));
+            self.changed_at = path.collect();
         }
     }
 

@@ -50,10 +50,7 @@ pub(super) fn needed_rules(
                         || verdict.is_problem(chain, modes))
             };
             for chain in hook_verdict.chains.iter().filter(is_needed) {
-                let chain = match class {
-                    PacketClass::Injected => chain.clone(),
-                    _ => chain.placed_for(modes, verdict.ip),
-                };
+                let chain = chain.placed_for(class, modes, verdict.ip);
                 add(&mut wanted, (verdict, chain, class), gateway);
             }
         }
@@ -61,7 +58,7 @@ pub(super) fn needed_rules(
     for (mode, chain) in modes.iter().flat_map(|m| m.dropping_chains.iter().map(move |c| (m, c))) {
         let hook = (chain.location.hook, mode.ip);
         if let Some(verdict) = verdicts.iter().find(|one| (one.hook, one.ip) == hook) {
-            add(&mut wanted, (verdict, chain.placed_for(modes, mode.ip), data), gateway);
+            add(&mut wanted, (verdict, chain.placed_for(data, modes, mode.ip), data), gateway);
         }
     }
     let needs = wanted

@@ -104,7 +104,8 @@ impl HostAudit<'_> {
         let mut checks: Vec<Check> = Vec::new();
         for (at, verdict) in modes.iter().enumerate() {
             let stops = verdict.dropping_chains.iter().filter(|stop| !known(stop));
-            let stops: Vec<_> = stops.map(|stop| stop.placed_for(modes, verdict.ip)).collect();
+            let stops: Vec<_> =
+                stops.map(|stop| stop.placed_for(class, modes, verdict.ip)).collect();
             if stops.is_empty() {
                 continue;
             }
@@ -367,10 +368,7 @@ impl HostAudit<'_> {
             return some_pass(&certain);
         }
         let commands = certain.iter().filter_map(|stop| {
-            let placed = match class {
-                PacketClass::Injected => (*stop).clone(),
-                _ => stop.placed_for(modes, path.ip),
-            };
+            let placed = stop.placed_for(class, modes, path.ip);
             Some((placed.accept_command(class, &self.firewall.gateway)?, stop))
         });
         let advice = commands.clone().filter_map(|(_, stop)| {
