@@ -277,26 +277,11 @@ impl Events {
         self.list.len() + MAX_OF_END <= MAX_EVENTS
     }
 
-    /// Removes the events, and frees the room that is seldom needed.
-    pub fn clear(&mut self) {
-        self.list.clear();
-        self.list.shrink_to(RETAINED_EVENTS);
-    }
-
-    /// Adds several events, and omitted ones.
-    pub fn append(&mut self, events: &mut Vec<Event>, omitted: OmittedEvents) {
-        events.drain(..).for_each(|event| self.push(event));
-        self.omitted.all += omitted.all;
-        self.omitted.ended_transfers += omitted.ended_transfers;
-    }
-
-    /// The stored events, to be drained, and the omitted ones.
-    pub fn pending_mut(&mut self) -> (&mut Vec<Event>, OmittedEvents) {
-        (&mut self.list, std::mem::take(&mut self.omitted))
-    }
-
-    /// Takes the stored events and the omitted ones.
-    pub fn take(&mut self) -> (Vec<Event>, OmittedEvents) {
-        (std::mem::take(&mut self.list), std::mem::take(&mut self.omitted))
+    /// Takes the stored events and the omitted ones. The next ones are stored in the memory of `emptied`, but for the room
+    /// that is seldom needed.
+    pub fn replace(&mut self, mut emptied: Vec<Event>) -> (Vec<Event>, OmittedEvents) {
+        emptied.clear();
+        emptied.shrink_to(RETAINED_EVENTS);
+        (std::mem::replace(&mut self.list, emptied), std::mem::take(&mut self.omitted))
     }
 }

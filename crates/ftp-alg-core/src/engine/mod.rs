@@ -1,21 +1,22 @@
-//! The engine: a batch of packets in, effects out; the table of sessions.
+//! The engine: a batch of packets in, verdicts out; the table of sessions.
 //!
-//! Sans-I/O: the engine takes packets and the time, and returns [`Effects`]. It never uses a socket, a clock or the
-//! kernel; the host that [carries the effects out](carry_out) does. So the daemon, `replay`, the benchmarks and the
-//! tests run the same code.
+//! Sans-I/O: the engine takes packets and the time. It uses no socket and no clock, and of the kernel what the trait
+//! [`Kernel`] says. So the daemon, `replay`, the benchmarks and the tests run the same code. [`Engine::take`] decides about
+//! the packets, and [`Engine::finish`] carries that out.
 
 mod activity;
+mod batch;
 mod counters;
 mod decision;
 mod endpoints;
 mod events;
 #[cfg(any(test, feature = "fake-kernel"))]
 mod fake;
+mod kernel;
 mod limits;
 mod offload;
 mod packets;
 mod pinholes;
-mod questions;
 mod records;
 mod sessions;
 mod standalone;
@@ -30,23 +31,19 @@ use std::time::{Duration, Instant};
 pub use activity::{
     ClientActivity, EndedSession, RunningTransfer, SessionEnd, Transfer, TransferEnd,
 };
+pub use batch::{Batch, Host, Released, Token, Verdict};
 pub use counters::{Counters, Drops, Limits, Refusals, Unread};
 pub use endpoints::{ClientKey, Pinhole, Translation};
 pub use events::{DecidedAnnouncement, Event, EventKind, OmittedEvents};
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;
+pub use kernel::{Kernel, KernelError, Opening, QueueMode, Renewal, RouteLookup};
 pub use offload::handover::{
-    FastPathLine, FastPathPinhole, FastPathPinholeClosing, FlowChange, FlowChanges, Handover,
-    LoginStage, SequenceOffset, Withdrawal,
+    FastPathLine, FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage,
+    SequenceOffset, Withdrawal,
 };
-use packets::waiting::{self, ParkedPacket, ReorderQueue};
+use packets::reorder::{self, ReorderQueue};
 pub use pinholes::registry::PinholeRegistry;
-use questions::effects::SessionRef;
-pub use questions::{
-    drive::{Host, Step, carry_out},
-    effects::{Effects, Injection, Lookup, QueueModeChange, Released, Token, Verdict},
-    kernel::{Kernel, KernelError, Opening, QueueMode, Renewal, RouteLookup},
-};
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;
 pub use standalone::{PacketOutcome, Standalone};
@@ -59,7 +56,7 @@ pub use transfer_reports::{
 
 /// The end of a connection that sent a packet.
 pub use crate::session::{DropReason, Side};
-use crate::{packet::Offload, policy::Policy, session::Inspection};
+use crate::{packet::Offload, policy::Policy};
 
 /// A packet in a kernel queue.
 #[derive(Clone, Copy, Debug)]
@@ -135,9 +132,6 @@ pub struct Engine {
     pub sessions: Sessions,
     checksums: Checksums,
     changed_payload: Vec<u8>,
-    inspection: Inspection,
-    /// Packets whose session waits for the kernel, in order of arrival.
-    parked_packets: Vec<ParkedPacket>,
     reorder_queue: ReorderQueue,
 }
 
@@ -158,64 +152,43 @@ impl Engine {
             sessions,
             checksums,
             changed_payload: Vec::new(),
-            inspection: Inspection::default(),
-            parked_packets: Vec::new(),
             reorder_queue: ReorderQueue::default(),
         }
     }
 
-    /// Decides about a batch of packets, as far as possible without the kernel. The caller [carries out](carry_out) the
-    /// effects.
+    /// Decides about a batch of packets. The caller [finishes](Self::finish) it.
     ///
-    /// A packet that needs the kernel's answer stays here until [`handle_answers`](Self::handle_answers), with later
-    /// packets of its session. An out-of-order packet stays until its predecessors have arrived. Their verdicts come
-    /// later.
+    /// An out-of-order packet stays until its predecessors have arrived. Its verdict comes later.
     pub fn take<'p>(
         &mut self,
         now: Instant,
         packets: impl Iterator<Item = QueuedPacket<'p>> + Clone,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) {
-        effects.activate(self.sessions.pinholes.registry());
         self.sessions.routes.forget_old(now);
         self.sessions.prefetch(packets.clone().map(|packet| packet.bytes));
-        // The thread that calls `expire` may sleep while packets of these sessions arrive through other queues.
-        self.sessions.look_at_due(now, effects);
+        // The thread that calls `expire` may sleep while packets of these sessions arrive.
+        self.sessions.look_at_due(now, kernel);
         for packet in packets {
             self.sessions.counters.packets += 1;
-            self.handle_packet(now, &packet, effects);
+            self.handle_packet(now, &packet, kernel);
         }
-        self.release_ordered(now, effects);
-    }
-
-    /// Finishes a batch when no request is open: adds records and closings.
-    pub fn conclude(&mut self, effects: &mut Effects) {
-        self.finish_injections(&mut effects.injections);
-        effects.pinholes_to_close.append(&mut effects.closed_before_opening);
-        self.sessions.pinholes.take_closings(&mut effects.pinholes_to_close);
-        self.sessions.pinholes.take_fast_path_closings(&mut effects.fast_path_closings);
-        if self.sessions.uses_fast_path || !self.sessions.flow_changes.is_empty() {
-            self.sessions.pending_flow_changes.add(&mut self.sessions.flow_changes);
-            effects.flow_changes = Some(self.sessions.pending_flow_changes.clone());
-        }
-        self.sessions.take_records(effects);
-        effects.reorder_deadline = self.reorder_deadline();
+        self.release_ordered(now, kernel);
     }
 
     /// Removes expired pinholes, watches and sessions. The caller calls it again at the
     /// [next deadline](Sessions::next_deadline), or [an interval](Sessions::expiry_interval) later.
-    pub fn expire(&mut self, now: Instant, effects: &mut Effects) {
-        effects.activate(self.sessions.pinholes.registry());
-        self.sessions.look_at_due(now, effects);
-        self.release_ordered(now, effects);
-        self.sessions.sweep(now, effects);
-        self.sessions.enforce_memory_budget(effects);
-        self.sessions.pinholes.take_failed_closings(&mut effects.pinholes_to_close);
+    pub fn expire(&mut self, now: Instant, kernel: &mut dyn Kernel) {
+        self.sessions.look_at_due(now, kernel);
+        self.release_ordered(now, kernel);
+        self.sessions.sweep(now);
+        self.sessions.enforce_memory_budget(now, kernel);
+        self.sessions.pinholes.take_failed_closings(&mut self.sessions.batch.closings);
     }
 
     /// The next deadline of the reorder queue.
     pub fn reorder_deadline(&self) -> Option<Instant> {
-        waiting::next_deadline(&self.reorder_queue)
+        reorder::next_deadline(&self.reorder_queue)
     }
 
     /// The counters since the start.

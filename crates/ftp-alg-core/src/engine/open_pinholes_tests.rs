@@ -180,15 +180,11 @@ fn an_unused_pinhole_ends_with_its_session_a_later_one_or_the_policy() {
         ("its end", &Conversation::end),
         ("a removal", &|talk| {
             let (client, server) = (talk.client, talk.server);
-            talk.gateway.run(talk.now, |engine, effects| {
-                engine.sessions.forget_between(client, server, effects)
-            });
+            talk.gateway.run(talk.now, |engine, _| engine.sessions.forget_between(client, server));
         }),
         ("a reload", &|talk| talk.set_policy(denies.clone())),
         ("the end of all", &|talk| {
-            talk.gateway.run(talk.now, |engine, effects| {
-                engine.sessions.close_all_pinholes(effects);
-            });
+            talk.gateway.run(talk.now, |engine, _| engine.sessions.close_all_pinholes());
         }),
     ];
     for (why, end) in ends {
@@ -295,11 +291,9 @@ fn an_expired_pinhole_is_in_no_record() {
     talk.play("> PORT 192,168,150,80,156,65 < 200 ok");
     talk.gateway.engine.sessions.track_changes(talk.now);
     talk.now += Duration::from_secs(31);
-    let mut effects = Effects::default();
-    talk.gateway.engine.expire(talk.now, &mut effects);
-    talk.gateway.engine.conclude(&mut effects);
-    let record = effects.records().next().expect("a record");
-    let next = talk.restored(Policy::default(), [record].into_iter());
+    talk.gateway.expire(talk.now);
+    let record = talk.gateway.journal.pop().expect("a record");
+    let next = talk.restored(Policy::default(), [&record[..]].into_iter());
     assert_eq!(next.sessions.missing_pinholes(talk.now, |_| true).count(), 0);
     assert_eq!(next.sessions.next_deadline(), None);
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        ClientActivity, Effects, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions,
+        ClientActivity, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions,
         Translation,
         offload::handover::FastPathProgress,
         pinholes::{
@@ -139,22 +139,23 @@ fn write_session(
 ) -> Result<(), postcard::Error> {
     let millis = |timestamp| own.instant(timestamp).map_or(0, |at| millis_since(epoch, at));
     let record = SessionRecord {
-        id: entry.id,
-        client: entry.client(),
-        server: entry.server(),
-        translation: entry.extra().translation,
-        first_seen: millis(entry.first_seen),
-        last_seen: millis(entry.last_seen),
+        id: entry.head.id,
+        client: entry.head.client(),
+        server: entry.head.server(),
+        translation: entry.head.extra().translation,
+        first_seen: millis(entry.head.first_seen),
+        last_seen: millis(entry.head.last_seen),
         pinholes: entry
+            .head
             .extra()
             .pinholes
             .iter()
             .map(|held| table.record(held, millis_since(epoch, held.deadline)))
             .collect(),
-        fast_path: entry.extra().fast_path,
-        activity: Cow::Borrowed(&entry.extra().activity),
+        fast_path: entry.head.extra().fast_path,
+        activity: Cow::Borrowed(&entry.head.extra().activity),
         session: Cow::Borrowed(&entry.session),
-        incarnation: entry.incarnation().map(Cow::Borrowed),
+        incarnation: entry.head.incarnation().map(Cow::Borrowed),
         is_unqueued: false,
     };
     encode_record(&Record::Session(Box::new(record)), buffer)
@@ -171,7 +172,7 @@ impl Sessions {
     pub(crate) fn mark_changed(&mut self, index: u32) {
         if let Some(changes) = &mut self.unwritten
             && let Some(entry) = self.table.get_mut(index)
-            && !std::mem::replace(&mut entry.changed, true)
+            && !std::mem::replace(&mut entry.head.changed, true)
         {
             changes.changed.push(index);
         }
@@ -189,19 +190,14 @@ impl Sessions {
         self.unwritten = Some(UnwrittenChanges { epoch, changed: Vec::new(), gone: Vec::new() });
     }
 
-    /// Adds a record of each changed session to `effects`.
-    pub fn take_records(&mut self, effects: &mut Effects) {
-        let Effects { records, record_ends, .. } = effects;
-        let failed = self.encode_changes(|record| {
-            records.extend_from_slice(record);
-            record_ends.push(records.len());
-        });
-        if failed.is_err() {
+    /// Adds a record of each changed session to the batch.
+    pub(crate) fn take_records(&mut self) {
+        if self.encode_changes().is_err() {
             self.counters.errors += 1;
         }
     }
 
-    fn encode_changes(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), RecordError> {
+    fn encode_changes(&mut self) -> Result<(), RecordError> {
         let Some(UnwrittenChanges { epoch, changed, gone }) = &mut self.unwritten else {
             return Ok(());
         };
@@ -209,13 +205,13 @@ impl Sessions {
         // Removals come first. Otherwise truncated records could describe two sessions on the same endpoints.
         for id in gone.drain(..) {
             encode_record(&Record::Gone(id), buffer)?;
-            each(buffer);
+            self.batch.push_record(buffer);
         }
         for index in changed.drain(..) {
             let Some(entry) = self.table.get_mut(index) else { continue };
-            if std::mem::take(&mut entry.changed) {
+            if std::mem::take(&mut entry.head.changed) {
                 write_session(entry, &self.pinholes, self.epoch, *epoch, buffer)?;
-                each(buffer);
+                self.batch.push_record(buffer);
             }
         }
         Ok(())
@@ -244,7 +240,7 @@ impl Sessions {
         gone.clear();
         for index in changed.drain(..) {
             if let Some(entry) = self.table.get_mut(index) {
-                entry.changed = false;
+                entry.head.changed = false;
             }
         }
     }
@@ -288,12 +284,12 @@ impl Sessions {
                 session.record_downtime();
             }
             let mut entry = Entry::new(id, client, server, session, first_seen);
-            entry.set_network(network);
+            entry.head.set_network(network);
             // Retransmissions write no record, and an adjusted session must not time out because of that.
-            entry.last_seen = if adjusted { self.epoch.timestamp(now) } else { last_seen };
-            entry.set_translation(translation);
+            entry.head.last_seen = if adjusted { self.epoch.timestamp(now) } else { last_seen };
+            entry.head.set_translation(translation);
             if record.fast_path.lines_inspected > 0 || record.fast_path.is_handed_over {
-                entry.extra_mut().fast_path = record.fast_path;
+                entry.head.extra_mut().fast_path = record.fast_path;
                 if record.fast_path.is_handed_over {
                     self.pinholes.recount_fast_path_grant(client.ip());
                 }
@@ -301,10 +297,10 @@ impl Sessions {
             let mut activity = record.activity.into_owned();
             activity.skip_examinations();
             if activity.is_known() {
-                *entry.activity_mut() = activity;
+                *entry.head.activity_mut() = activity;
             }
             if let Some(incarnation) = record.incarnation {
-                entry.set_incarnation(incarnation.into_owned(), self.epoch.timestamp(now));
+                entry.head.set_incarnation(incarnation.into_owned(), self.epoch.timestamp(now));
             }
             restored.sessions += 1;
             restored.adjusted += usize::from(adjusted);
@@ -312,14 +308,14 @@ impl Sessions {
             self.record_memory(owner);
             self.count_for_client(owner);
             let Some(entry) = self.table.get_mut(owner) else { continue };
-            if entry.incarnation().is_some() {
-                entry.watch(now);
+            if entry.head.incarnation().is_some() {
+                entry.head.watch(now);
             }
             let lifetime = self.policy.for_network(network).pinhole_timeout;
             for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {
                 let deadline = at(pinhole.deadline).min(now + lifetime);
                 let held = self.pinholes.restore(client.ip(), &pinhole, deadline);
-                entry.add_pinhole(held);
+                entry.head.add_pinhole(held);
             }
             // Some may have passed while no daemon was there.
             self.add_timer(owner, epoch);
@@ -340,14 +336,14 @@ impl Sessions {
         is_missing: impl Fn(&Pinhole) -> bool,
     ) -> impl Iterator<Item = Opening> {
         self.table.iter().flat_map(move |entry| {
-            let missing = entry.extra().pinholes.iter().filter(|p| {
+            let missing = entry.head.extra().pinholes.iter().filter(|p| {
                 !self.pinholes.has_fast_path(p)
                     && self.pinholes.is_open(p)
                     && is_missing(&p.pinhole)
             });
             missing
                 .filter_map(move |held| {
-                    opening_again(held, entry.extra().translation.as_ref(), now)
+                    opening_again(held, entry.head.extra().translation.as_ref(), now)
                 })
                 .collect::<Vec<_>>()
         })
@@ -366,7 +362,7 @@ impl Sessions {
             let is_known = matches!(entry.session.dialogue.phase, Phase::Greeted | Phase::Verified);
             is_known
                 && !entry.session.is_half_closed()
-                && timestamp.duration_since(entry.last_seen) < RECENT_USE
+                && timestamp.duration_since(entry.head.last_seen) < RECENT_USE
         })
     }
 
@@ -374,8 +370,8 @@ impl Sessions {
     pub fn adjusted_connections(&self) -> impl Iterator<Item = Translation> {
         let adjusted = |entry: &&Entry| entry.session.is_adjusted() && !entry.session.is_over();
         self.table.iter().filter(adjusted).map(|entry| {
-            let untranslated = || Translation::identity(entry.client(), entry.server());
-            entry.extra().translation.unwrap_or_else(untranslated)
+            let untranslated = || Translation::identity(entry.head.client(), entry.head.server());
+            entry.head.extra().translation.unwrap_or_else(untranslated)
         })
     }
 }

@@ -11,10 +11,9 @@ use std::{
 
 use crate::{
     engine::{
-        Counters, Effects, Entry, Epoch, EventKind, SessionEnd,
+        Batch, Counters, Entry, Epoch, EventKind, Kernel, SessionEnd,
         activity::PATIENCE,
         limits::{client_shares::ClientShares, memory::MemoryBudget},
-        offload::handover::{FlowChange, FlowChanges},
         packets::routes::RouteAnswers,
         pinholes::{
             PinholeTable,
@@ -53,10 +52,8 @@ pub struct Sessions {
     pub(crate) fast_path_interfaces: Option<Arc<[u32]>>,
     /// Number of connections that were handed over before the greeting.
     pub(crate) ungreeted_handovers: u32,
-    /// Changes for the BPF program in the current batch.
-    pub(crate) flow_changes: Vec<FlowChange>,
-    /// Changes of concluded batches that are not sent yet.
-    pub(crate) pending_flow_changes: FlowChanges,
+    /// What is to be done by what was decided.
+    pub(crate) batch: Batch,
 }
 
 impl Sessions {
@@ -79,8 +76,7 @@ impl Sessions {
             uses_fast_path: false,
             fast_path_interfaces: None,
             ungreeted_handovers: 0,
-            flow_changes: Vec::new(),
-            pending_flow_changes: FlowChanges::default(),
+            batch: Batch::default(),
         }
     }
 
@@ -118,48 +114,44 @@ impl Sessions {
         self.take_all_back();
         if !policy.has_same_networks_as(&self.policy) {
             for entry in self.table.iter_mut() {
-                let (client, server) = (entry.client().ip(), entry.server().ip());
-                entry.set_network(policy.network_of(client, server));
+                let (client, server) = (entry.head.client().ip(), entry.head.server().ip());
+                entry.head.set_network(policy.network_of(client, server));
             }
         }
         self.policy = policy;
-        self.pinholes.policy_changes = self.pinholes.policy_changes.wrapping_add(1);
         self.recompute_shares();
     }
 
     /// Closes all pinholes, used or not; sessions stay.
-    pub fn close_all_pinholes(&mut self, effects: &mut Effects) {
-        effects.activate(self.pinholes.registry());
+    pub fn close_all_pinholes(&mut self) {
         self.take_all_back();
         for entry in self.table.iter_mut() {
-            for held in entry.take_pinholes() {
+            for held in entry.head.take_pinholes() {
                 self.pinholes.close(held);
             }
         }
         self.pinholes.close_all_ended();
-        self.pinholes.take_closings(&mut effects.pinholes_to_close);
     }
 
     /// Closes the pinholes that the policy forbids, after it was set, or after sessions were restored.
-    pub fn close_forbidden_pinholes(&mut self, effects: &mut Effects) {
-        effects.activate(self.pinholes.registry());
+    pub fn close_forbidden_pinholes(&mut self) {
         for index in 0..self.table.slot_count() {
             let Some(entry) = self.table.get_mut(index) else { continue };
-            let Some(translation) = entry.extra().translation else { continue };
-            let policy = self.policy.for_network(entry.network());
-            let before = entry.extra().pinholes.len();
+            let Some(translation) = entry.head.extra().translation else { continue };
+            let policy = self.policy.for_network(entry.head.network());
+            let before = entry.head.extra().pinholes.len();
             let lacks_login = policy.require_login && !entry.session.dialogue.is_logged_in();
             let is_forbidden = |held: &HeldPinhole| {
                 let from_client = held.kind.is_active();
                 let own = if from_client { translation.client } else { translation.server };
                 lacks_login || policy.forbids(held.pinhole.target, own.ip())
             };
-            while let Some(held) = entry.take_pinhole(is_forbidden) {
+            while let Some(held) = entry.head.take_pinhole(is_forbidden) {
                 let closed = EventKind::PinholeClosed(held.pinhole, "the configuration forbids it");
-                effects.events.push(entry.event(closed));
+                self.batch.events.push(entry.head.event(closed));
                 self.pinholes.close(held);
             }
-            if entry.extra().pinholes.len() != before {
+            if entry.head.extra().pinholes.len() != before {
                 self.mark_changed(index);
             }
         }
@@ -168,14 +160,14 @@ impl Sessions {
 
     /// Looks at the sessions whose deadlines have passed: closes and renews pinholes, ends watches, reports what waits
     /// for its data connection.
-    pub(crate) fn look_at_due(&mut self, now: Instant, effects: &mut Effects) {
-        while effects.events.has_room()
+    pub(crate) fn look_at_due(&mut self, now: Instant, kernel: &mut dyn Kernel) {
+        while self.batch.events.has_room()
             && let Some(index) = self.timers.take_due(now)
         {
             self.pinholes.close_ended_before(now);
-            self.expire_pinholes_of(index, now, effects);
-            self.report_waiting(index, now, effects);
-            self.end_watch(index, now, effects);
+            self.expire_pinholes_of(index, now);
+            self.report_waiting(index, now);
+            self.end_watch(index, now, kernel);
             self.add_timer(index, now);
         }
     }
@@ -183,30 +175,31 @@ impl Sessions {
     /// Adds the next deadline `after` this time of the session at `index`.
     pub(crate) fn add_timer(&mut self, index: u32, after: Instant) {
         let Some(entry) = self.table.get_mut(index) else { return };
-        let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
+        let lifetime = self.policy.for_network(entry.head.network()).pinhole_timeout;
         let ended = self.pinholes.next_ended_of(index);
-        let due = entry.next_due(after, lifetime, &self.epoch).into_iter().chain(ended);
+        let due = entry.head.next_due(after, lifetime, &self.epoch).into_iter().chain(ended);
         due.filter(|at| *at > after).for_each(|at| self.timers.add(at, index));
     }
 
     /// Closes expired pinholes of the session at `index`. Renews those that a transfer waits for.
-    pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
+    pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant) {
         let Some(entry) = self.table.get_mut(index) else { return };
-        let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
-        let mut has_changed = entry.renew_pinholes(now, lifetime, &mut effects.renewals);
+        let lifetime = self.policy.for_network(entry.head.network()).pinhole_timeout;
+        let mut has_changed = entry.session.dialogue.has_pending_transfer()
+            && entry.head.renew_pinholes(now, lifetime, &mut self.batch.renewals);
         // The port of one in use stays reserved.
         let in_use =
-            entry.extra().pinholes.iter().filter(|held| held.in_use && held.deadline <= now);
+            entry.head.extra().pinholes.iter().filter(|held| held.in_use && held.deadline <= now);
         in_use.for_each(|held| self.pinholes.record_closed(held));
         let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
         // One with a longer lifetime was examined before.
         if lifetime <= PATIENCE
-            && let Some(held) = entry.pinhole_without_transfer().filter(|held| is_over(held))
+            && let Some(held) = entry.head.pinhole_without_transfer().filter(|held| is_over(held))
         {
-            effects.events.push(entry.event(EventKind::PinholeWaiting(held.pinhole)));
+            self.batch.events.push(entry.head.event(EventKind::PinholeWaiting(held.pinhole)));
         }
-        while let Some(held) = entry.take_pinhole(is_over) {
-            effects.events.push(entry.event(match held.is_refused {
+        while let Some(held) = entry.head.take_pinhole(is_over) {
+            self.batch.events.push(entry.head.event(match held.is_refused {
                 true => EventKind::PinholeClosed(
                     held.pinhole,
                     "the server refused the command that was to use it",
@@ -240,9 +233,9 @@ impl Sessions {
     }
 
     /// Removes the session between two endpoints, for tools that know that it is closed.
-    pub fn forget_between(&mut self, a: SocketAddr, b: SocketAddr, effects: &mut Effects) {
+    pub fn forget_between(&mut self, a: SocketAddr, b: SocketAddr) {
         if let Some(index) = self.table.find(&Key::between(a, b)) {
-            self.forget(index, SessionEnd::Replaced, effects);
+            self.forget(index, SessionEnd::Replaced);
         }
     }
 
@@ -250,19 +243,14 @@ impl Sessions {
     pub fn session_between(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
         let index = self.table.find(&Key::between(a, b))?;
         let entry = self.table.get_mut(index)?;
-        Some((&entry.session, entry.side_of(a.into())))
+        Some((&entry.session, entry.head.side_of(a.into())))
     }
 
     /// Removes the session at `index`, reports its `end`, and closes its pinholes.
-    pub(crate) fn forget(
-        &mut self,
-        index: u32,
-        end: SessionEnd,
-        effects: &mut Effects,
-    ) -> Option<Entry> {
-        self.table.get_mut(index)?.end_session(end, &mut effects.events);
+    pub(crate) fn forget(&mut self, index: u32, end: SessionEnd) -> Option<Entry> {
+        self.table.get_mut(index)?.head.end_session(end, &mut self.batch.events);
         let mut entry = self.remove(index)?;
-        for held in entry.take_pinholes() {
+        for held in entry.head.take_pinholes() {
             self.pinholes.close(held);
         }
         Some(entry)
@@ -273,13 +261,13 @@ impl Sessions {
         let mut entry = self.table.remove(index)?;
         self.pinholes.close_ended_of(index);
         self.withdraw_removed(&mut entry);
-        if entry.is_in_memory_budget {
+        if entry.head.is_in_memory_budget {
             self.release_memory(index);
         }
-        if entry.counts_for_client {
-            self.uncount(entry.client(), index);
+        if entry.head.counts_for_client {
+            self.uncount(entry.head.client(), index);
         }
-        self.mark_removed(entry.id);
+        self.mark_removed(entry.head.id);
         Some(entry)
     }
 }

@@ -14,7 +14,7 @@ mod routes;
 mod super_packets;
 #[path = "transfers_tests.rs"]
 mod transfers;
-#[path = "waiting_tests.rs"]
+#[path = "reorder_tests.rs"]
 mod waiting;
 
 use std::net::{IpAddr, SocketAddr};
@@ -122,9 +122,9 @@ impl Conversation {
 
     /// Sets the policy, as at a reload.
     fn set_policy(&mut self, policy: Policy) {
-        self.gateway.run(self.now, |engine, effects| {
+        self.gateway.run(self.now, |engine, _| {
             engine.sessions.set_policy(policy);
-            engine.sessions.close_forbidden_pinholes(effects);
+            engine.sessions.close_forbidden_pinholes();
         });
     }
 

@@ -292,8 +292,7 @@ fn each_end_of_a_session_has_its_word() {
 
     let mut talk = Conversation::logged_in();
     let (client, server) = (talk.client, talk.server);
-    talk.gateway
-        .run(talk.now, |engine, effects| engine.sessions.forget_between(client, server, effects));
+    talk.gateway.run(talk.now, |engine, _| engine.sessions.forget_between(client, server));
     let [_, replaced] = &talk.session_events()[..] else { panic!() };
     assert!(replaced.contains(" s: replaced"), "{replaced}");
 }
@@ -335,8 +334,9 @@ fn a_transfer_that_ended_unseen_is_reported() {
     // The session is reset at a limit.
     let mut talk = Conversation::logged_in();
     talk.play(&format!("{PORT} > RETR a < 150 here"));
-    talk.gateway.run(talk.now, |engine, effects| {
-        engine.sessions.reset_session(0, "a limit".to_owned(), effects);
+    let now = talk.now;
+    talk.gateway.run(now, |engine, kernel| {
+        engine.sessions.reset_session(now, 0, "a limit".to_owned(), kernel);
     });
     let ended: Vec<_> = talk.transfers().iter().map(|transfer| transfer.end).collect();
     assert_eq!(ended, [TransferEnd::SessionReset]);
@@ -409,6 +409,6 @@ fn transfers_for_whose_events_there_is_no_room_are_counted() {
     let mut events = Events::default();
     (0..MAX_EVENTS + 3).for_each(|_| events.push(transfer.clone()));
     assert_eq!(events.ended_transfers(), MAX_EVENTS as u64 + 3);
-    let (stored, omitted) = events.take();
+    let (stored, omitted) = events.replace(Vec::new());
     assert_eq!((stored.len(), omitted), (MAX_EVENTS, OmittedEvents { all: 3, ended_transfers: 3 }));
 }

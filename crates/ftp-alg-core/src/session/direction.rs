@@ -295,14 +295,6 @@ impl Direction {
         (self.line(), if self.is_holding() { 0 } else { length })
     }
 
-    /// Restores the unfinished line of `length` bytes and the urgent pointer before a line that is read again later.
-    pub fn restore(&mut self, length: usize, urgent: Option<UrgentPointer>) {
-        if let Some(extra) = &mut self.extra {
-            extra.line.truncate(length);
-        }
-        self.set_urgent(urgent);
-    }
-
     /// `chunk` at `seq` completes the line. The line is delivered unchanged except for `edit`, a range of the whole
     /// line and its replacement. `delivered` bytes of the line have been delivered.
     pub fn end_line(&mut self, seq: Seq, chunk: &[u8], delivered: usize, edit: LineEdit) {

@@ -36,8 +36,6 @@ pub enum ForwardAction {
     },
     /// Not at all: its sender retransmits it.
     Drop(DropReason),
-    /// Not yet: the session first needs the answer to its [pending line](super::PendingLine).
-    AwaitDecision,
 }
 
 /// Why a packet was dropped; docs/counters.md uses the same names. Its sender retransmits it if the receiver still

@@ -1,14 +1,9 @@
-//! The interface between a session and its caller: events that the session finds, and decisions that it needs.
+//! The interface between a session and its caller: what the session finds, and who decides about it.
 
-use std::{borrow::Cow, net::SocketAddr, ops::Range};
+use std::{borrow::Cow, net::SocketAddr};
 
-use super::{Activity, Dialogue, Phase, RefusalReason, compact::SmallBytes};
-use crate::{
-    ftp::{
-        Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Reply, Text, VerbSearch,
-    },
-    packet::Seq,
-};
+use super::{Activity, Dialogue, Phase, RefusalReason};
+use crate::ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Reply, Text};
 
 /// An event in the dialogue that concerns pinholes or the session's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,56 +42,26 @@ pub enum DialogueEvent {
     LimitReached(SessionLimit),
 }
 
-/// A line whose reading stopped because a decision is needed. The session is as it was before the line.
-#[derive(Clone, Debug)]
-pub struct PendingLine {
-    /// The decision that is needed.
-    pub request: DecisionRequest,
-    /// Sequence number of the bytes that completed the line.
-    pub(super) seq: Seq,
-    /// How reading continues.
-    pub(super) continuation: Continuation,
-    /// The dialogue with the changes that the line has made so far.
-    pub(super) dialogue: Dialogue,
-    /// The line's effect on the connection so far.
-    pub(super) effect: ReadEffect,
-    /// The events found in the line.
-    pub(super) events: Vec<DialogueEvent>,
+/// Who decides about the lines of a connection, and hears what is found in them: the engine, or a test.
+pub trait Decide {
+    /// What to do about this announcement. If it is [`Effect::Open`], a pinhole is open now.
+    fn announcement(&mut self, line: &AnnouncedLine) -> Effect;
+
+    /// Whether the sequence numbers may differ from now on, because the kernel queues every packet of the connection. Not
+    /// if the kernel cannot be informed.
+    fn may_renumber(&mut self) -> bool;
+
+    /// Hears of an event, in the order of the stream; `dialogue` has read its line.
+    fn found(&mut self, event: DialogueEvent, dialogue: &Dialogue);
 }
 
-/// A decision that a session needs from its caller.
-#[derive(Clone, Debug)]
-pub enum DecisionRequest {
-    /// What to do about this announcement.
-    Announcement(AnnouncedLine),
-    /// Whether the sequence numbers may be adjusted for a longer error reply. Not if the kernel cannot be informed,
-    /// because the reply would wait for that.
-    AdjustSequence,
-}
-
-/// How reading a line continues after the decision.
-#[derive(Clone, Debug)]
-pub enum Continuation {
-    /// A client's announcement, of which no byte has been forwarded. If it is refused, it is crossed out.
-    ClientAnnouncement,
-    /// A client's announcement that only some servers see.
-    AmbiguousAnnouncement {
-        /// Offset of the end of its verb.
-        verb_end: usize,
-    },
-    /// A server's announcement. An error reply may replace it within these limits, if any.
-    ServerAnnouncement(Option<ReplyLimits>),
-    /// An error reply that is longer than the reply it replaces.
-    LongerReply(Range<usize>, SmallBytes),
-}
-
-/// Limits of an error reply that replaces a server's reply.
-#[derive(Clone, Copy, Debug)]
-pub struct ReplyLimits {
-    /// Whether it may be longer.
-    pub may_grow: bool,
-    /// Reply code, as in [`RefusalReason::reply`].
-    pub reply_code: Option<u16>,
+/// What a packet is inspected by, besides its session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Conditions {
+    /// Whether `AUTH` is refused.
+    pub refuses_auth: bool,
+    /// Whether the packet arrived where its sender is not. Then it is not read.
+    pub is_from_elsewhere: bool,
 }
 
 /// The effect of a line on the connection.
@@ -110,15 +75,6 @@ pub enum ReadEffect {
     NotFtpClient,
     /// Encryption begins.
     Encrypted,
-}
-
-/// The answer to a [`DecisionRequest`].
-#[derive(Clone, Copy, Debug)]
-pub enum Answer {
-    /// What is done about the announcement.
-    Effect(Effect),
-    /// Whether the sequence numbers may be adjusted.
-    AdjustSequence(bool),
 }
 
 /// A decision about an announcement.
@@ -216,49 +172,6 @@ fn escape_and_cut(text: &[u8]) -> String {
     const LIMIT: usize = 80;
     let cut = if text.len() > LIMIT { "..." } else { "" };
     format!("{}{cut}", text[..text.len().min(LIMIT)].escape_ascii())
-}
-
-/// A pending line and the answer to its request.
-pub type AnsweredLine = (Box<PendingLine>, Answer);
-
-/// One pass over a packet's payload: the session's input, and what it finds.
-#[derive(Debug, Default)]
-pub struct Inspection {
-    /// Whether `AUTH` is refused.
-    pub refuses_auth: bool,
-    /// Whether the client has begun a Telnet subnegotiation.
-    pub subnegotiates: bool,
-    /// Whether the packet arrived where its sender is not. Then it is not read.
-    pub is_from_elsewhere: bool,
-    /// The pending line and the answer to its request.
-    pub answer: Option<AnsweredLine>,
-    /// The events found, in order.
-    pub events: Vec<DialogueEvent>,
-    /// The line that needs a decision. Nothing after it is read before the decision.
-    pub pending: Option<Box<PendingLine>>,
-}
-
-impl Inspection {
-    /// What a scan of the client's bytes looks for.
-    pub(super) fn verb_search(&self) -> VerbSearch {
-        VerbSearch { auth: self.refuses_auth, subnegotiates: self.subnegotiates }
-    }
-
-    /// Whether there are events or a pending line.
-    #[inline]
-    pub fn has_findings(&self) -> bool {
-        !self.events.is_empty() || self.pending.is_some()
-    }
-
-    /// Adds the event that a line was refused.
-    pub(super) fn push_refused(&mut self, line: RefusedLine) {
-        self.events.push(DialogueEvent::LineRefused(line));
-    }
-
-    /// Adds the event that a limit was reached.
-    pub(super) fn push_limit(&mut self, limit: SessionLimit) {
-        self.events.push(DialogueEvent::LimitReached(limit));
-    }
 }
 
 /// A limit of one connection.

@@ -3,17 +3,17 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    Activity, AnnouncedLine, Answer, Continuation, DecisionRequest, Dialogue, DialogueEvent,
-    Effect, Inspection, MAX_HELD, Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits,
-    SessionLimit, Side,
+    Activity, AnnouncedLine, Decide, Dialogue, DialogueEvent, Effect, MAX_HELD, Phase, ReadEffect,
+    RefusalReason, RefusedLine, SessionLimit,
     activity::{named_directory, named_file},
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
+    interfaces::DOUBTFUL_INTERFACE,
     sequence::CROSS_OUT_BYTE,
 };
 use crate::ftp::{
     Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Padding, Text, Verb,
-    VerbScanner, has_control_bytes, line_end, reply_line_end,
+    VerbScanner, VerbSearch, has_control_bytes, line_end, reply_line_end,
 };
 
 /// Length of the verbs of announcements.
@@ -22,118 +22,278 @@ pub const VERB_LENGTH: usize = 4;
 /// A range of the line and its replacement.
 pub type LineEdit = Option<(Range<usize>, SmallBytes)>;
 
-/// The result of reading a line.
-pub enum LineRead {
-    /// The line was read and is delivered with this edit.
-    Done(LineEdit),
-    /// Reading continues after a decision.
-    NeedsDecision(DecisionRequest, Continuation),
+/// A complete line while it is read, with what that needs and changes. Each method returns how the line is delivered.
+pub struct LineReader<'a> {
+    pub line: &'a [u8],
+    pub text: &'a Text<'a>,
+    /// How many bytes of it have been forwarded.
+    pub delivered: usize,
+    pub dialogue: &'a mut Dialogue,
+    /// What a scan of the client's bytes looks for.
+    pub search: VerbSearch,
+    /// Whether packets of an end arrive where no route to it leads, so that nothing is opened.
+    pub has_doubtful_interface: bool,
+    pub decide: &'a mut dyn Decide,
+    /// The line's effect on the connection.
+    pub effect: ReadEffect,
 }
 
-/// Reads a complete line of the client. `delivered` bytes of it have been forwarded.
-pub fn read_client_line(
-    dialogue: &mut Dialogue,
-    (line, text): (&[u8], &Text<'_>),
-    delivered: usize,
-    inspection: &mut Inspection,
-    line_effect: &mut ReadEffect,
-) -> LineRead {
-    inspection.events.extend(dialogue.end_open_reply());
-    let end = line_end(line, text);
-    // An empty line is no command for anybody, and the next one is whole for those who ignore it.
-    if !(end == LineEnd::Lf && text.bytes().is_empty()) {
-        dialogue.record_client_line_end(end);
+/// Limits of an error reply that replaces a server's reply.
+#[derive(Clone, Copy)]
+struct ReplyLimits {
+    /// Whether it may be longer.
+    may_grow: bool,
+    /// Reply code, as in [`RefusalReason::reply`].
+    reply_code: Option<u16>,
+}
+
+impl LineReader<'_> {
+    fn found(&mut self, event: DialogueEvent) {
+        self.decide.found(event, self.dialogue);
     }
-    let verb_end = if text.has_control_bytes() || VerbScanner::may_begin(line) {
-        ambiguous_verb_end(dialogue, (line, text), inspection)
-    } else {
-        None
-    };
-    if verb_end.is_none()
-        && is_crossed_out_start(line, delivered)
-        && dialogue.phase == Phase::Verified
-    {
-        dialogue.record_crossed_out(RefusalReason::TooLong);
-        return LineRead::Done(None);
+
+    fn found_refused(&mut self, line: RefusedLine) {
+        self.found(DialogueEvent::LineRefused(line));
     }
-    let Some(end) = verb_end else {
-        let line = (line, text);
-        return read_command_line(dialogue, line, delivered, false, inspection, line_effect);
-    };
-    read_command_line(dialogue, (line, text), delivered, true, inspection, line_effect);
-    refuse_ambiguous_announcement(dialogue, line, (delivered, end), inspection)
-}
 
-/// Reads a line in which some server sees an announcement whose verb ends at `end`. It is refused, unless the
-/// announcement would be allowed for every reader.
-#[cold]
-fn refuse_ambiguous_announcement(
-    dialogue: &Dialogue,
-    line: &[u8],
-    (delivered, end): (usize, usize),
-    inspection: &mut Inspection,
-) -> LineRead {
-    let text = Text::new(&line[verb_start(line, end)..]);
-    // No other verb is hidden after it.
-    let command = Command::parse(&text).filter(|_| !has_control_bytes(&line[end..]));
-    let Some((kind, parsed)) = command.and_then(|command| announcement(&command)) else {
-        inspection.push_refused(RefusedLine::Ambiguous);
-        return LineRead::Done(cross_out_from(line, delivered, end));
-    };
-    let announced = AnnouncedLine::new(kind, parsed, true, dialogue, &text);
-    LineRead::NeedsDecision(
-        DecisionRequest::Announcement(announced),
-        Continuation::AmbiguousAnnouncement { verb_end: end },
-    )
-}
+    /// Has the caller decide about an announcement.
+    fn ask(&mut self, mut announced: AnnouncedLine) -> Effect {
+        if self.has_doubtful_interface {
+            announced.blocked_because.get_or_insert(DOUBTFUL_INTERFACE);
+        }
+        self.decide.announcement(&announced)
+    }
 
-/// Continues with a line after the `answer` to its `request`.
-pub fn finish_line(
-    dialogue: &mut Dialogue,
-    (line, delivered): (&[u8], usize),
-    (request, continuation): (&DecisionRequest, Continuation),
-    answer: Answer,
-) -> LineRead {
-    let text = || Text::new(line);
-    let effect = match answer {
-        Answer::Effect(effect) => effect,
-        Answer::AdjustSequence(may) => {
-            return LineRead::Done(match continuation {
-                Continuation::LongerReply(range, new) if may => Some((range, new)),
-                _ => None,
-            });
+    /// Reads a line of the client.
+    pub fn read_client_line(&mut self) -> LineEdit {
+        if let Some(event) = self.dialogue.end_open_reply() {
+            self.found(event);
         }
-    };
-    LineRead::Done(match (continuation, effect) {
-        (Continuation::AmbiguousAnnouncement { verb_end }, Effect::Refuse(_)) => {
-            cross_out_from(line, delivered, verb_end)
+        let (line, text) = (self.line, self.text);
+        let end = line_end(line, text);
+        // An empty line is no command for anybody, and the next one is whole for those who ignore it.
+        if !(end == LineEnd::Lf && text.bytes().is_empty()) {
+            self.dialogue.record_client_line_end(end);
         }
-        (Continuation::ServerAnnouncement(Some(refusal)), Effect::Refuse(reason)) => {
-            return refuse_reply(&text(), (reason, true), refusal);
-        }
-        (Continuation::ClientAnnouncement, Effect::Refuse(reason)) => {
-            cross_out_command(dialogue, &text(), line, reason)
-        }
-        (Continuation::ClientAnnouncement, Effect::Pass) => {
-            dialogue.record_announcement(false);
+        let verb_end = if text.has_control_bytes() || VerbScanner::may_begin(line) {
+            ambiguous_verb_end(self.dialogue, (line, text), self.search)
+        } else {
             None
+        };
+        if verb_end.is_none()
+            && is_crossed_out_start(line, self.delivered)
+            && self.dialogue.phase == Phase::Verified
+        {
+            self.dialogue.record_crossed_out(RefusalReason::TooLong);
+            return None;
         }
-        (
-            continuation @ (Continuation::ClientAnnouncement | Continuation::ServerAnnouncement(_)),
-            Effect::Open { endpoint, padding },
-        ) => {
-            if let Continuation::ClientAnnouncement = continuation {
-                dialogue.record_announcement(true);
+        let Some(end) = verb_end else { return self.read_command_line(false) };
+        self.read_command_line(true);
+        self.refuse_ambiguous_announcement(end)
+    }
+
+    /// Reads a line in which some server sees an announcement whose verb ends at `end`. It is refused, unless the
+    /// announcement would be allowed for every reader.
+    #[cold]
+    fn refuse_ambiguous_announcement(&mut self, end: usize) -> LineEdit {
+        let line = self.line;
+        let text = Text::new(&line[verb_start(line, end)..]);
+        // No other verb is hidden after it.
+        let command = Command::parse(&text).filter(|_| !has_control_bytes(&line[end..]));
+        let is_refused = match command.and_then(|command| announcement(&command)) {
+            None => {
+                self.found_refused(RefusedLine::Ambiguous);
+                true
             }
-            match request {
-                DecisionRequest::Announcement(AnnouncedLine { parsed: Ok(read), .. }) => {
-                    rewrite(read, endpoint, padding)
+            Some((kind, parsed)) => {
+                let announced = AnnouncedLine::new(kind, parsed, true, self.dialogue, &text);
+                matches!(self.ask(announced), Effect::Refuse(_))
+            }
+        };
+        if is_refused { cross_out_from(line, self.delivered, end) } else { None }
+    }
+
+    /// Reads a line as one command. If it `is_ambiguous`, the caller refuses the whole line.
+    fn read_command_line(&mut self, is_ambiguous: bool) -> LineEdit {
+        let Self { line, text, delivered, .. } = *self;
+        let phase = self.dialogue.phase;
+        let is_binary = cannot_begin_ftp(self.dialogue, line);
+        if is_binary {
+            self.dialogue.mark_client_not_ftp();
+        }
+        let command = if is_binary { None } else { Command::parse(text) };
+        // The start of a possible announcement was held back, unless it could not be.
+        let is_undelivered = delivered == 0
+            || text.bytes().is_empty()
+            || text.line_range(0..1).start >= delivered;
+        let effect = self.dialogue.read_command(command.as_ref());
+        let activity = command.filter(|_| !is_ambiguous).and_then(|command| {
+            let verb = text.line_range(0..command.word.len());
+            Activity::of(&command, &line[verb.end..])
+        });
+        if let Some(activity) = activity {
+            self.found(DialogueEvent::Requested(activity));
+        }
+        if self.dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
+            self.effect = ReadEffect::NotFtpClient;
+        }
+        match (effect, command) {
+            (CommandEffect::Announcement | CommandEffect::Auth, _) if is_ambiguous => {
+                self.dialogue.record_announcement(false);
+                None
+            }
+            (CommandEffect::Auth, _) if !self.search.auth => {
+                self.dialogue.record_auth();
+                None
+            }
+            (CommandEffect::Announcement | CommandEffect::Auth, Some(command))
+                if !is_undelivered =>
+            {
+                self.dialogue.record_announcement(false);
+                if line[..delivered] != *CROSSED_OUT_START {
+                    self.found_refused(RefusedLine::Ambiguous);
                 }
-                _ => None,
+                cross_out_from(line, delivered, text.line_range(0..command.word.len()).end)
+            }
+            // The server refuses it, for its own reason.
+            (CommandEffect::Announcement, Some(command))
+                if command.argument.is_empty() && line_end(line, text) == LineEnd::Plain =>
+            {
+                self.dialogue.record_announcement(false);
+                None
+            }
+            (CommandEffect::Announcement, Some(command)) => {
+                let (kind, parsed) = announcement(&command)?;
+                self.decide_command(AnnouncedLine::new(kind, parsed, true, self.dialogue, text))
+            }
+            (CommandEffect::Auth, _) => {
+                self.found_refused(RefusedLine::Auth);
+                cross_out_command(self.dialogue, text, line, RefusalReason::AuthTls)
+            }
+            _ => None,
+        }
+    }
+
+    /// The edit of a client's announcement, of which no byte has been forwarded. If it is refused, it is crossed out.
+    fn decide_command(&mut self, announced: AnnouncedLine) -> LineEdit {
+        let parsed = announced.parsed.clone();
+        match self.ask(announced) {
+            Effect::Refuse(reason) => {
+                cross_out_command(self.dialogue, self.text, self.line, reason)
+            }
+            Effect::Pass => {
+                self.dialogue.record_announcement(false);
+                None
+            }
+            Effect::Open { endpoint, padding } => {
+                self.dialogue.record_announcement(true);
+                rewrite(&parsed.ok()?, endpoint, padding)
             }
         }
-        _ => None,
-    })
+    }
+
+    /// Reads a line of the server.
+    pub fn read_server_line(&mut self, context: ReplyContext) -> LineEdit {
+        let (line, text) = (self.line, self.text);
+        let phase = self.dialogue.phase;
+        // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
+        // 4.2).
+        let code = self.dialogue.replies.open_code();
+        let ReplyContext { may_replace, may_grow, is_complete_reply } = context;
+        // NULs that some servers send behind a line were delivered with it.
+        let is_undelivered = self.delivered <= text.line_range(0..1).start;
+        let refusal = |dialogue: &Dialogue| {
+            (may_replace && is_undelivered).then(|| ReplyLimits {
+                may_grow: may_grow && !dialogue.has_many_pending(),
+                reply_code: code,
+            })
+        };
+        self.dialogue.record_server_line_end(reply_line_end(line, text), text);
+        let effect = self.dialogue.read_reply_line(text);
+        if self.dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
+            self.effect = ReadEffect::NotFtpClient;
+        }
+        match effect {
+            ReplyEffect::Event(DialogueEvent::DirectoryAnswered(true, _))
+                if text.bytes().starts_with(b"257") =>
+            {
+                self.found(DialogueEvent::DirectoryAnswered(true, named_directory(line)));
+            }
+            ReplyEffect::Event(DialogueEvent::TransferStarted(_)) => {
+                self.found(DialogueEvent::TransferStarted(named_file(line)));
+            }
+            ReplyEffect::Nothing => {}
+            ReplyEffect::NotFtp => self.effect = ReadEffect::NotFtp,
+            ReplyEffect::Passive { was_requested } => {
+                let extended = text.bytes().starts_with(b"229");
+                let (kind, parsed) = if extended {
+                    (AnnouncementKind::Epsv, Announcement::parse_229(text))
+                } else {
+                    (AnnouncementKind::Pasv, Announcement::parse_227(text))
+                };
+                if parsed.is_err() && !was_requested {
+                    return None; // `227 Logout.`
+                }
+                if !is_undelivered {
+                    self.found(DialogueEvent::LimitReached(SessionLimit::HeldReply));
+                    return None;
+                }
+                if !(is_complete_reply
+                    && parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(text, parsed)))
+                {
+                    self.dialogue.record_partial_reply();
+                }
+                let limits = refusal(self.dialogue);
+                let announced =
+                    AnnouncedLine::new(kind, parsed, was_requested, self.dialogue, text);
+                return self.decide_reply(announced, limits);
+            }
+            ReplyEffect::ReplyToCrossedOut(reason) => {
+                if let Some(limits) = refusal(self.dialogue) {
+                    return self.refuse_reply((reason, false), limits);
+                }
+            }
+            ReplyEffect::Event(event) => self.found(event),
+            ReplyEffect::Encrypted => self.effect = ReadEffect::Encrypted,
+        }
+        None
+    }
+
+    /// The edit of a server's announcement. If it is refused, an error reply replaces it within `limits`, if any.
+    fn decide_reply(&mut self, announced: AnnouncedLine, limits: Option<ReplyLimits>) -> LineEdit {
+        let parsed = announced.parsed.clone();
+        match self.ask(announced) {
+            Effect::Refuse(reason) => self.refuse_reply((reason, true), limits?),
+            Effect::Pass => None,
+            Effect::Open { endpoint, padding } => rewrite(&parsed.ok()?, endpoint, padding),
+        }
+    }
+
+    /// Replaces a reply by an error reply with `reason`; `passive` is set for a 227 or 229. If the error reply is longer
+    /// and the connection must not be adjusted, the original reply stays.
+    fn refuse_reply(
+        &mut self,
+        (reason, passive): (RefusalReason, bool),
+        limits: ReplyLimits,
+    ) -> LineEdit {
+        let range = self.text.line_range(0..self.text.bytes().len());
+        let new = reason.reply(passive, limits.reply_code, range.len());
+        let may_replace =
+            new.len() == range.len() || limits.may_grow && self.decide.may_renumber();
+        may_replace.then_some((range, new))
+    }
+
+    /// Refuses the client's line, which is another command for some servers.
+    pub fn refuse_ambiguous_line(&mut self) -> LineEdit {
+        self.found_refused(RefusedLine::Urgent);
+        self.dialogue.record_crossed_out(RefusedLine::Urgent.reason());
+        if self.text.bytes().is_empty() {
+            return None;
+        }
+        let (range, new) = refused_command_text(self.text, self.line);
+        let skipped = self.delivered.saturating_sub(range.start).min(range.len());
+        (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].into()))
+    }
 }
 
 /// The announcement in a `PORT` or `EPRT`.
@@ -152,23 +312,6 @@ fn announcement(
     }
 }
 
-/// Whether `line` may need a [decision](super::PendingLine): an announcement, or the reply to a crossed out command.
-/// `is_plain` says that it is known to have no control bytes.
-pub fn may_need_decision(dialogue: &Dialogue, from: Side, (line, is_plain): (&[u8], bool)) -> bool {
-    match (from, line) {
-        (Side::Client, [b'A'..=b'Z' | b'a'..=b'z', ..]) => {
-            let verb = &line[..line.len().min(VERB_LENGTH)];
-            verb.eq_ignore_ascii_case(b"PORT")
-                || verb.eq_ignore_ascii_case(b"EPRT")
-                || !is_plain && has_control_bytes(line)
-        }
-        (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
-            matches!(line, [b'2', b'2', b'7' | b'9', ..]) || dialogue.expects_crossed_out_reply()
-        }
-        _ => true,
-    }
-}
-
 /// Start of the verb that ends at `end` of `line`.
 fn verb_start(line: &[u8], end: usize) -> usize {
     line[..end].iter().rposition(|byte| !byte.is_ascii_alphabetic()).map_or(0, |at| at + 1)
@@ -179,12 +322,12 @@ fn verb_start(line: &[u8], end: usize) -> usize {
 fn ambiguous_verb_end(
     dialogue: &Dialogue,
     (line, text): (&[u8], &Text<'_>),
-    inspection: &Inspection,
+    search: VerbSearch,
 ) -> Option<usize> {
     if dialogue.phase == Phase::PickedUp {
         return None;
     }
-    let end = VerbScanner::find_verb_end(line, inspection.verb_search())?;
+    let end = VerbScanner::find_verb_end(line, search)?;
     let is_plain = Command::parse(text).is_some_and(|command| {
         // No byte behind what precedes the verb may be skipped.
         let all = text.line_range(0..command.argument_start + command.argument.len());
@@ -226,70 +369,6 @@ pub fn crossed_out(bytes: &[u8]) -> SmallBytes {
     bytes.iter().map(|b| if matches!(b, b' ' | b'\t') { *b } else { b'X' }).collect()
 }
 
-/// Reads a line as one command. If it `is_ambiguous`, the caller refuses the whole line.
-fn read_command_line(
-    dialogue: &mut Dialogue,
-    (line, text): (&[u8], &Text<'_>),
-    delivered: usize,
-    is_ambiguous: bool,
-    inspection: &mut Inspection,
-    line_effect: &mut ReadEffect,
-) -> LineRead {
-    let phase = dialogue.phase;
-    let is_binary = cannot_begin_ftp(dialogue, line);
-    if is_binary {
-        dialogue.mark_client_not_ftp();
-    }
-    let command = if is_binary { None } else { Command::parse(text) };
-    // The start of a possible announcement was held back, unless it could not be.
-    let is_undelivered =
-        delivered == 0 || text.bytes().is_empty() || text.line_range(0..1).start >= delivered;
-    let effect = dialogue.read_command(command.as_ref());
-    let activity = command.filter(|_| !is_ambiguous).and_then(|command| {
-        let verb = text.line_range(0..command.word.len());
-        Activity::of(&command, &line[verb.end..])
-    });
-    inspection.events.extend(activity.map(DialogueEvent::Requested));
-    if dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
-        *line_effect = ReadEffect::NotFtpClient;
-    }
-    LineRead::Done(match (effect, command) {
-        (CommandEffect::Announcement | CommandEffect::Auth, _) if is_ambiguous => {
-            dialogue.record_announcement(false);
-            None
-        }
-        (CommandEffect::Auth, _) if !inspection.refuses_auth => {
-            dialogue.record_auth();
-            None
-        }
-        (CommandEffect::Announcement | CommandEffect::Auth, Some(command)) if !is_undelivered => {
-            dialogue.record_announcement(false);
-            if line[..delivered] != *CROSSED_OUT_START {
-                inspection.push_refused(RefusedLine::Ambiguous);
-            }
-            cross_out_from(line, delivered, text.line_range(0..command.word.len()).end)
-        }
-        // The server refuses it, for its own reason.
-        (CommandEffect::Announcement, Some(command))
-            if command.argument.is_empty() && line_end(line, text) == LineEnd::Plain =>
-        {
-            dialogue.record_announcement(false);
-            None
-        }
-        (CommandEffect::Announcement, Some(command)) => {
-            let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
-            let announced = AnnouncedLine::new(kind, parsed, true, dialogue, text);
-            let request = DecisionRequest::Announcement(announced);
-            return LineRead::NeedsDecision(request, Continuation::ClientAnnouncement);
-        }
-        (CommandEffect::Auth, _) => {
-            inspection.push_refused(RefusedLine::Auth);
-            cross_out_command(dialogue, text, line, RefusalReason::AuthTls)
-        }
-        _ => None,
-    })
-}
-
 /// Whether the start of the line was crossed out because it was too long to be held back. A client that sends that many
 /// X itself gets the same reply.
 fn is_crossed_out_start(line: &[u8], delivered: usize) -> bool {
@@ -312,79 +391,6 @@ pub struct ReplyContext {
     pub is_complete_reply: bool,
 }
 
-/// Reads a complete line of the server. `delivered` bytes of it have been forwarded.
-pub fn read_server_line(
-    dialogue: &mut Dialogue,
-    (line, text): (&[u8], &Text<'_>),
-    delivered: usize,
-    context: ReplyContext,
-    inspection: &mut Inspection,
-    line_effect: &mut ReadEffect,
-) -> LineRead {
-    let phase = dialogue.phase;
-    // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
-    // 4.2).
-    let code = dialogue.replies.open_code();
-    let ReplyContext { may_replace, may_grow, is_complete_reply } = context;
-    // NULs that some servers send behind a line were delivered with it.
-    let is_undelivered = delivered <= text.line_range(0..1).start;
-    let refusal = |dialogue: &Dialogue| {
-        (may_replace && is_undelivered).then(|| ReplyLimits {
-            may_grow: may_grow && !dialogue.has_many_pending(),
-            reply_code: code,
-        })
-    };
-    dialogue.record_server_line_end(reply_line_end(line, text), text);
-    let effect = dialogue.read_reply_line(text);
-    if dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
-        *line_effect = ReadEffect::NotFtpClient;
-    }
-    match effect {
-        ReplyEffect::Event(DialogueEvent::DirectoryAnswered(true, _))
-            if text.bytes().starts_with(b"257") =>
-        {
-            let named = named_directory(line);
-            inspection.events.push(DialogueEvent::DirectoryAnswered(true, named));
-        }
-        ReplyEffect::Event(DialogueEvent::TransferStarted(_)) => {
-            inspection.events.push(DialogueEvent::TransferStarted(named_file(line)));
-        }
-        ReplyEffect::Nothing => {}
-        ReplyEffect::NotFtp => *line_effect = ReadEffect::NotFtp,
-        ReplyEffect::Passive { was_requested } => {
-            let extended = text.bytes().starts_with(b"229");
-            let (kind, parsed) = if extended {
-                (AnnouncementKind::Epsv, Announcement::parse_229(text))
-            } else {
-                (AnnouncementKind::Pasv, Announcement::parse_227(text))
-            };
-            if parsed.is_err() && !was_requested {
-                return LineRead::Done(None); // `227 Logout.`
-            }
-            if !is_undelivered {
-                inspection.push_limit(SessionLimit::HeldReply);
-                return LineRead::Done(None);
-            }
-            if !(is_complete_reply
-                && parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(text, parsed)))
-            {
-                dialogue.record_partial_reply();
-            }
-            let announced = AnnouncedLine::new(kind, parsed, was_requested, dialogue, text);
-            let continuation = Continuation::ServerAnnouncement(refusal(dialogue));
-            return LineRead::NeedsDecision(DecisionRequest::Announcement(announced), continuation);
-        }
-        ReplyEffect::ReplyToCrossedOut(reason) => {
-            if let Some(refusal) = refusal(dialogue) {
-                return refuse_reply(text, (reason, false), refusal);
-            }
-        }
-        ReplyEffect::Event(note) => inspection.events.push(note),
-        ReplyEffect::Encrypted => *line_effect = ReadEffect::Encrypted,
-    }
-    LineRead::Done(None)
-}
-
 /// Whether only punctuation follows the announced endpoint. The tail of another reply ends differently, for example
 /// with `" is the current directory`.
 fn is_end_of_reply(text: &Text<'_>, announcement: &Announcement) -> bool {
@@ -400,27 +406,6 @@ fn rewrite(announcement: &Announcement, endpoint: SocketAddr, padding: Padding) 
         return None;
     }
     announcement.edit(endpoint, padding)
-}
-
-/// Replaces a reply by an error reply with `reason`; `passive` is set for a 227 or 229. If the error reply is longer
-/// and the connection must not be adjusted, the original reply stays.
-fn refuse_reply(
-    text: &Text<'_>,
-    (reason, passive): (RefusalReason, bool),
-    refusal: ReplyLimits,
-) -> LineRead {
-    let range = text.line_range(0..text.bytes().len());
-    let new = reason.reply(passive, refusal.reply_code, range.len());
-    if new.len() == range.len() {
-        LineRead::Done(Some((range, new)))
-    } else if refusal.may_grow {
-        LineRead::NeedsDecision(
-            DecisionRequest::AdjustSequence,
-            Continuation::LongerReply(range, new),
-        )
-    } else {
-        LineRead::Done(None)
-    }
 }
 
 /// Crosses out the client's line, of which nothing was forwarded, and gives the client the `reason`.
@@ -442,20 +427,3 @@ pub fn refused_command_text(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Smal
     (range, new)
 }
 
-/// Refuses the client's line, which is another command for some servers. `delivered` bytes of it were forwarded.
-pub fn refuse_ambiguous_line(
-    dialogue: &mut Dialogue,
-    line: &[u8],
-    delivered: usize,
-    inspection: &mut Inspection,
-) -> LineEdit {
-    inspection.push_refused(RefusedLine::Urgent);
-    dialogue.record_crossed_out(RefusedLine::Urgent.reason());
-    let text = Text::new(line);
-    if text.bytes().is_empty() {
-        return None;
-    }
-    let (range, new) = refused_command_text(&text, line);
-    let skipped = delivered.saturating_sub(range.start).min(range.len());
-    (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].into()))
-}

@@ -1,8 +1,8 @@
 //! One control connection: stream assembly, dialogue, sequence adjustment.
 //!
 //! [`Session::inspect`] takes each packet of the connection and returns how it is forwarded. The session does not
-//! decide about announcements; it asks its caller through [`Inspection`]. It knows nothing of other sessions, the
-//! kernel, or time.
+//! decide about announcements; it asks its caller through [`Decide`]. It knows nothing of other sessions, the kernel, or
+//! time.
 //!
 //! A [`Session`] consists of two [directions](direction), a [`Dialogue`] and an `InspectionState`.
 //! [`packet_handling`] connects them: it gives a packet's acknowledgement to the opposite direction, and its payload
@@ -39,10 +39,9 @@ pub use dialogue::{Dialogue, Phase};
 use direction::{Direction, UnacknowledgedData};
 pub use forwarding::{Acknowledgement, DropReason, ForwardAction, ForwardPlan, TrailingSegment};
 pub use inspection::{
-    AnnouncedLine, Answer, AnsweredLine, Decision, DecisionRequest, DialogueEvent, Effect,
-    Inspection, PendingLine, RefusedLine, SessionLimit,
+    AnnouncedLine, Conditions, Decide, Decision, DialogueEvent, Effect, RefusedLine, SessionLimit,
 };
-use inspection::{Continuation, ReadEffect, ReplyLimits};
+use inspection::ReadEffect;
 pub use interfaces::{Interfaces, RouteQuestion, Side};
 pub use reason::RefusalReason;
 pub use sequence::SequenceMap;

@@ -4,10 +4,9 @@
 use std::borrow::Cow;
 
 use super::{
-    DecisionRequest, DialogueEvent, DropReason, ForwardAction, ForwardPlan, Inspection,
-    InspectionState, Session, Side,
+    Conditions, Decide, DialogueEvent, DropReason, ForwardAction, ForwardPlan, InspectionState,
+    Session, Side,
     direction::Direction,
-    interfaces::DOUBTFUL_INTERFACE,
     push_state::{PushState, record_offered_window},
     reading::DirectionReader,
     urgent::UrgentPointer,
@@ -16,34 +15,29 @@ use crate::packet::{Packet, Seq, flags};
 
 impl Session {
     /// Handles a packet of `from`. A changed payload is written to `out`. A packet that [comes from
-    /// elsewhere](Inspection::is_from_elsewhere) is not read.
+    /// elsewhere](Conditions::is_from_elsewhere) is not read.
     #[inline(never)]
     pub fn inspect(
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        inspection: &mut Inspection,
+        conditions: Conditions,
         out: &mut Vec<u8>,
+        decide: &mut dyn Decide,
     ) -> ForwardPlan {
         if packet.has(flags::SYN) {
             return ForwardAction::Unchanged.into();
         }
         // Every receiver drops a segment with neither ACK nor RST (RFC 9293 section 3.10.7.4).
-        if inspection.is_from_elsewhere || packet.flags() & (flags::ACK | flags::RST) == 0 {
+        if conditions.is_from_elsewhere || packet.flags() & (flags::ACK | flags::RST) == 0 {
             return self.forward_unread(from, packet);
         }
         let window = self.window_to_offer(from, packet);
         let mut outcome = if packet.has(flags::URG) {
-            self.handle_urgent_packet(from, packet, window, inspection, out)
+            self.handle_urgent_packet(from, packet, (window, conditions), out, decide)
         } else {
-            self.inspect_packet(from, packet, window, inspection, out)
+            self.inspect_packet(from, packet, (window, conditions), out, decide)
         };
-        if let Some(line) = &mut inspection.pending
-            && let DecisionRequest::Announcement(announced) = &mut line.request
-            && self.interfaces.are_doubtful()
-        {
-            announced.blocked_because.get_or_insert(DOUBTFUL_INTERFACE);
-        }
         if let Some(window) = window.filter(|window| *window != packet.window()) {
             outcome.action = outcome.action.with_window(packet, window);
         }
@@ -81,9 +75,9 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        window: Option<u16>,
-        inspection: &mut Inspection,
+        (window, conditions): (Option<u16>, Conditions),
         out: &mut Vec<u8>,
+        decide: &mut dyn Decide,
     ) -> ForwardPlan {
         let end = packet.seq() + u32::from(packet.urgent().unwrap_or(0));
         let mut urg_stays = !self.inspection_state.reads_text(self.direction(from));
@@ -95,10 +89,7 @@ impl Session {
                 urg_stays = true;
             }
         }
-        let mut outcome = self.inspect_packet(from, packet, window, inspection, out);
-        if inspection.pending.is_some() {
-            return outcome; // its urgent pointer stays stored until the packet is handled after the decision
-        }
+        let mut outcome = self.inspect_packet(from, packet, (window, conditions), out, decide);
         let is_stored = urg_stays && from == Side::Client && self.client.extra().urgent.is_some();
         if is_stored && !(self.client.space.next + 1).is_after(end) {
             // The segment was not forwarded, so its urgent pointer was not either.
@@ -136,9 +127,9 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        window: Option<u16>,
-        inspection: &mut Inspection,
+        (window, conditions): (Option<u16>, Conditions),
         out: &mut Vec<u8>,
+        decide: &mut dyn Decide,
     ) -> ForwardPlan {
         if !self.is_confirmed() && !self.confirm_restored(from, packet) {
             return ForwardAction::Unchanged.into();
@@ -156,9 +147,7 @@ impl Session {
         if self.would_disable_windows(from, packet) {
             return self.handle_out_of_order(from, packet).into();
         }
-        if inspection.answer.is_none() {
-            self.observe(from, packet, window, inspection);
-        }
+        self.observe(from, packet, window, decide);
         let payload = packet.payload();
         let fin = packet.has(flags::FIN);
         if payload.is_empty() && !fin {
@@ -193,7 +182,7 @@ impl Session {
                 }
                 _ => PushState::from_packet(packet),
             };
-            self.reader(from, push_state, inspection).read_segment(seq, &payload, fin);
+            self.reader(from, push_state, conditions, decide).read_segment(seq, &payload, fin);
             match from {
                 Side::Client => self.request_acknowledgements(),
                 Side::Server => {
@@ -206,9 +195,6 @@ impl Session {
                         self.client.set_window_end(None);
                     }
                 }
-            }
-            if inspection.pending.is_some() {
-                return ForwardAction::AwaitDecision.into();
             }
             let read = (self.direction(from).space.next - seq) as usize;
             is_retransmission = read == new;
@@ -259,13 +245,13 @@ impl Session {
         from: Side,
         packet: &Packet<'_>,
         window: Option<u16>,
-        inspection: &mut Inspection,
+        decide: &mut dyn Decide,
     ) {
         let direction = self.direction_mut(from);
         if direction.space.is_acceptable(packet.seq()) {
             direction.space.observe(packet);
             if packet.has(flags::ACK) {
-                self.handle_acknowledgement(from, packet.ack(), inspection);
+                self.handle_acknowledgement(from, packet.ack(), decide);
             }
         }
         if let Some(window) = window {
@@ -275,14 +261,14 @@ impl Session {
 
     /// `by` has acknowledged the other end's data up to the delivered number `ack`.
     #[inline(always)]
-    fn handle_acknowledgement(&mut self, by: Side, ack: Seq, inspection: &mut Inspection) {
+    fn handle_acknowledgement(&mut self, by: Side, ack: Seq, decide: &mut dyn Decide) {
         let side = by.peer();
         let Some(is_received) = self.direction(side).space.is_all_seen(ack) else { return };
         if by == Side::Server {
             self.client.unblock();
         }
         if !is_received {
-            return self.handle_unseen_acknowledgement(side, ack, inspection);
+            return self.handle_unseen_acknowledgement(side, ack, decide);
         }
         self.direction_mut(side).record_acknowledgement(ack);
         if by == Side::Server {
@@ -292,7 +278,7 @@ impl Session {
 
     /// The data of `side` is acknowledged up to the delivered number `ack`, although not all of it was seen.
     #[cold]
-    fn handle_unseen_acknowledgement(&mut self, side: Side, ack: Seq, inspection: &mut Inspection) {
+    fn handle_unseen_acknowledgement(&mut self, side: Side, ack: Seq, decide: &mut dyn Decide) {
         let direction = self.direction_mut(side);
         // The receiver has bytes that never passed through the queue. So the held bytes, which were retransmitted, have
         // arrived too.
@@ -308,7 +294,7 @@ impl Session {
         let phase = self.dialogue.phase;
         self.dialogue.record_missed(side == Side::Server);
         if phase != self.dialogue.phase {
-            inspection.events.push(DialogueEvent::PacketsMissed);
+            decide.found(DialogueEvent::PacketsMissed, &self.dialogue);
         }
     }
 
@@ -340,8 +326,10 @@ impl Session {
         &'a mut self,
         from: Side,
         push_state: PushState,
-        inspection: &'a mut Inspection,
+        conditions: Conditions,
+        decide: &'a mut dyn Decide,
     ) -> DirectionReader<'a> {
+        let has_doubtful_interface = self.interfaces.are_doubtful();
         let Self { client, server, unacknowledged, dialogue, inspection_state, .. } = self;
         let (direction, opposite) = match from {
             Side::Client => (client, server),
@@ -354,7 +342,9 @@ impl Session {
             unacknowledged,
             dialogue,
             inspection_state,
-            inspection,
+            decide,
+            refuses_auth: conditions.refuses_auth,
+            has_doubtful_interface,
             push_state,
         }
     }

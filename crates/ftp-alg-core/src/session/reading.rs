@@ -4,23 +4,20 @@
 //! `line_decisions` decides about whole lines; `direction` stores and delivers their bytes.
 
 use super::{
-    BegunEncryption, Continuation, DecisionRequest, Dialogue, DialogueEvent, Inspection,
-    InspectionState, MAX_HELD, MAX_LINE, PendingLine, Phase, ReadEffect, RefusedLine, SessionLimit,
-    Side,
+    BegunEncryption, Decide, Dialogue, DialogueEvent, InspectionState, MAX_HELD, MAX_LINE, Phase,
+    ReadEffect, RefusedLine, SessionLimit, Side,
     direction::{Direction, UnacknowledgedData},
     line_decisions::{
-        CROSSED_OUT_START, LineRead, ReplyContext, VERB_LENGTH, cannot_begin_ftp, finish_line,
-        may_need_decision, read_client_line, read_server_line, refuse_ambiguous_line,
+        CROSSED_OUT_START, LineReader, ReplyContext, VERB_LENGTH, cannot_begin_ftp,
     },
     proxy_header,
     push_state::PushState,
     sequence::CROSS_OUT_BYTE,
     tls::is_binary_start,
-    urgent::UrgentPointer,
 };
 use crate::{
     ftp::{
-        Command, LineEnd, Text, VerbScanner, begins_subnegotiation, has_control_bytes,
+        Command, LineEnd, Text, VerbScanner, VerbSearch, begins_subnegotiation, has_control_bytes,
         may_end_or_skip, without_nuls,
     },
     packet::Seq,
@@ -47,7 +44,11 @@ pub(super) struct DirectionReader<'a> {
     pub(super) unacknowledged: &'a mut UnacknowledgedData,
     pub(super) dialogue: &'a mut Dialogue,
     pub(super) inspection_state: &'a mut InspectionState,
-    pub(super) inspection: &'a mut Inspection,
+    pub(super) decide: &'a mut dyn Decide,
+    /// Whether `AUTH` is refused.
+    pub(super) refuses_auth: bool,
+    /// Whether packets of an end arrive where no route to it leads.
+    pub(super) has_doubtful_interface: bool,
     /// The PSH state of the packet.
     pub(super) push_state: PushState,
 }
@@ -71,15 +72,17 @@ fn from_verb<'l>(line: &'l [u8], text: &Text<'_>) -> &'l [u8] {
     if text.bytes().is_empty() { &[] } else { &line[text.line_range(0..1).start..] }
 }
 
-/// The state before a line was read, to restore it if the line needs a decision.
-struct StateBefore {
-    dialogue: Dialogue,
-    pointer: Option<UrgentPointer>,
-    line: usize,
-    event_count: usize,
-}
-
 impl DirectionReader<'_> {
+    fn found(&mut self, event: DialogueEvent) {
+        self.decide.found(event, self.dialogue);
+    }
+
+    /// What a scan of the client's bytes looks for.
+    fn verb_search(&self) -> VerbSearch {
+        let subnegotiates = self.direction.extra().has_subnegotiation;
+        VerbSearch { auth: self.refuses_auth, subnegotiates }
+    }
+
     /// Reads the new part of `payload` at `seq`, as far as limits allow; a FIN follows it if `fin`.
     #[inline(always)]
     pub(super) fn read_segment(&mut self, seq: Seq, payload: &[u8], fin: bool) {
@@ -93,7 +96,7 @@ impl DirectionReader<'_> {
     }
 
     /// Reads `new`, the next bytes, which start at `seq`; a FIN follows if `fin`. Stops before a line that exceeds a
-    /// limit or needs a decision; that line and the rest are not forwarded yet.
+    /// limit; that line and the rest are not forwarded.
     #[inline(always)]
     fn read_new_bytes(&mut self, mut seq: Seq, mut new: &[u8], fin: bool) {
         if self.from == Side::Client && self.dialogue.expects_first_command() {
@@ -103,18 +106,16 @@ impl DirectionReader<'_> {
         while !new.is_empty() {
             let is_text =
                 self.inspection_state.reads_text(self.direction) && !self.begins_encryption(new[0]);
-            // Most segments are one line, and then scanned once. One whose decision has arrived was parsed before.
-            let may_be_line = is_text
-                && new.ends_with(b"\n")
-                && self.direction.line().is_empty()
-                && self.inspection.answer.is_none();
+            // Most segments are one line, and then scanned once.
+            let may_be_line =
+                is_text && new.ends_with(b"\n") && self.direction.line().is_empty();
             let text = if may_be_line { Text::of_plain(new) } else { None };
             let is_line = !is_text || text.is_some();
             let end = if is_line { None } else { memchr::memchr(b'\n', new) };
             let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
             let stores = self.from == Side::Client && is_text;
             if let Some(limit) = self.reached_limit(stores, line.len()) {
-                return self.inspection.push_limit(limit);
+                return self.found(DialogueEvent::LimitReached(limit));
             }
             let read = if is_text {
                 self.read_line_part(
@@ -125,9 +126,6 @@ impl DirectionReader<'_> {
                         ends_stream: fin && rest.is_empty(),
                     },
                 );
-                if self.inspection.pending.is_some() {
-                    return;
-                }
                 line.len()
             } else {
                 self.find_text_start(seq, new).unwrap_or(new.len())
@@ -148,7 +146,7 @@ impl DirectionReader<'_> {
         let Some(length) = proxy_header::header_len(new).filter(|_| is_first) else { return 0 };
         self.record_subnegotiation(&new[..length]);
         let (header, mut scanner) = (&new[..length], VerbScanner::default());
-        let search = self.inspection.verb_search();
+        let search = self.verb_search();
         if scanner.continue_to_verb_end(header, search).is_some() {
             return 0;
         }
@@ -199,7 +197,7 @@ impl DirectionReader<'_> {
         match &self.opposite.extra().tls_records {
             Some(opposite_records) => {
                 self.dialogue.resume_plaintext(is_complete && opposite_records.is_complete());
-                self.inspection.events.push(DialogueEvent::PlaintextResumed);
+                self.found(DialogueEvent::PlaintextResumed);
             }
             None => *self.inspection_state = InspectionState::Inline,
         }
@@ -230,7 +228,7 @@ impl DirectionReader<'_> {
     #[cold]
     fn stop_at_binary(&mut self) {
         self.end_inspection();
-        self.inspection.events.push(DialogueEvent::Encrypted);
+        self.found(DialogueEvent::Encrypted);
     }
 
     /// Both directions are encrypted from here on.
@@ -239,7 +237,7 @@ impl DirectionReader<'_> {
         *self.inspection_state = InspectionState::Encrypted;
         self.direction.start_tls();
         self.opposite.start_tls();
-        self.inspection.events.push(DialogueEvent::Encrypted);
+        self.found(DialogueEvent::Encrypted);
     }
 
     /// Reads `line` at `seq`, which is new: a whole line, with its `text` if that is known, or a part of one.
@@ -271,14 +269,14 @@ impl DirectionReader<'_> {
                 && boundary.ends_segment
                 && self.dialogue.record_pause(self.push_state == PushState::CompleteReply)
             {
-                self.inspection.events.push(DialogueEvent::InStep);
+                self.found(DialogueEvent::InStep);
             }
             return;
         }
         if self.from == Side::Client && cannot_begin_ftp(self.dialogue, line) {
             self.dialogue.mark_client_not_ftp();
             if self.dialogue.phase == Phase::NotFtp {
-                self.inspection.events.push(DialogueEvent::NotFtpClient);
+                self.found(DialogueEvent::NotFtpClient);
             }
         }
         self.continue_line(seq, line, boundary.ends_stream);
@@ -307,94 +305,48 @@ impl DirectionReader<'_> {
                 }
             }
         }
-        let answer = &mut self.inspection.answer;
-        let answered = match answer {
-            None => None, // without copying what is not there
-            Some(_) => answer.take().filter(|(line, _)| line.seq == seq),
-        };
-        let (event_count, read) = (self.inspection.events.len(), self.direction.line().len());
-        let mut effect = ReadEffect::Nothing;
-        let (dialogue_before, answered) = match answered {
-            Some((line, answer)) => {
-                effect = line.effect;
-                self.inspection.events.extend(line.events);
-                let before = std::mem::replace(self.dialogue, line.dialogue);
-                (Some(before), Some((line.request, line.continuation, answer)))
-            }
-            None => {
-                let may_need = read > 0
-                    || may_need_decision(self.dialogue, self.from, (chunk, text.is_some()));
-                (may_need.then(|| self.dialogue.clone()), None)
-            }
-        };
-        let before = dialogue_before.map(|dialogue| StateBefore {
-            dialogue,
-            pointer: self.direction.extra().urgent.clone(),
-            line: read,
-            event_count,
-        });
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
         let may_replace = !self.direction.space.map.is_half_full();
+        let search = self.verb_search();
         let (line, delivered) = self.direction.assemble_line(chunk);
-        let (dialogue, inspection) = (&mut *self.dialogue, &mut *self.inspection);
-        let outcome = if let Some((request, continuation, answer)) = answered {
-            finish_line(dialogue, (line, delivered), (&request, continuation), answer)
-        } else if is_ambiguous {
-            LineRead::Done(refuse_ambiguous_line(dialogue, line, delivered, inspection))
+        let parsed;
+        let text = match text {
+            Some(text) => text,
+            None => {
+                parsed = Text::new(line);
+                &parsed
+            }
+        };
+        let mut reader = LineReader {
+            line,
+            text,
+            delivered,
+            dialogue: self.dialogue,
+            search,
+            has_doubtful_interface: self.has_doubtful_interface,
+            decide: self.decide,
+            effect: ReadEffect::Nothing,
+        };
+        let edit = if is_ambiguous {
+            reader.refuse_ambiguous_line()
+        } else if is_client {
+            reader.read_client_line()
         } else {
-            let parsed;
-            let text = match text {
-                Some(text) => text,
-                None => {
-                    parsed = Text::new(line);
-                    &parsed
-                }
-            };
-            let line = (line, text);
-            if is_client {
-                read_client_line(dialogue, line, delivered, inspection, &mut effect)
-            } else {
-                let (may_grow, is_complete_reply) =
-                    (self.opposite.space.window > 0, self.push_state == PushState::CompleteReply);
-                let context = ReplyContext { may_replace, may_grow, is_complete_reply };
-                read_server_line(dialogue, line, delivered, context, inspection, &mut effect)
-            }
+            let (may_grow, is_complete_reply) =
+                (self.opposite.space.window > 0, self.push_state == PushState::CompleteReply);
+            reader.read_server_line(ReplyContext { may_replace, may_grow, is_complete_reply })
         };
-        let edit = match outcome {
-            LineRead::Done(edit) => edit,
-            LineRead::NeedsDecision(request, continuation) => {
-                if let Some(before) = before {
-                    let line = (request, continuation, effect);
-                    return self.suspend_line(seq, line, before);
-                }
-                debug_assert!(false, "needs a decision: {}", chunk.escape_ascii());
-                None
-            }
-        };
+        let effect = reader.effect;
         self.direction.end_line(seq, chunk, delivered, edit);
         if std::mem::take(&mut self.dialogue.has_forgotten) {
-            self.inspection.push_limit(SessionLimit::PendingCommands);
+            self.found(DialogueEvent::LimitReached(SessionLimit::PendingCommands));
         }
         match effect {
             ReadEffect::Nothing => {}
             ReadEffect::NotFtp => self.stop_reading(),
-            ReadEffect::NotFtpClient => self.inspection.events.push(DialogueEvent::NotFtpClient),
+            ReadEffect::NotFtpClient => self.found(DialogueEvent::NotFtpClient),
             ReadEffect::Encrypted => self.begin_tls(),
         }
-    }
-
-    /// A line at `seq` needs a decision: restores the state before it and stores the line as pending.
-    fn suspend_line(
-        &mut self,
-        seq: Seq,
-        (request, continuation, effect): (DecisionRequest, Continuation, ReadEffect),
-        before: StateBefore,
-    ) {
-        let dialogue = std::mem::replace(self.dialogue, before.dialogue);
-        self.direction.restore(before.line, before.pointer);
-        let events = self.inspection.events.split_off(before.event_count);
-        let line = PendingLine { request, seq, continuation, dialogue, effect, events };
-        self.inspection.pending = Some(Box::new(line));
     }
 
     /// Whether an urgent byte in the client's line, which `chunk` at `seq` completes, makes it another command for some
@@ -436,7 +388,7 @@ impl DirectionReader<'_> {
             let line = [self.direction.line(), chunk].concat();
             let text = Text::new(&line);
             hold = match self.from {
-                Side::Client => Command::may_announce(&text, self.inspection.refuses_auth),
+                Side::Client => Command::may_announce(&text, self.refuses_auth),
                 Side::Server => self.dialogue.may_announce(&text),
             };
             let verb = from_verb(&line, &text);
@@ -453,7 +405,7 @@ impl DirectionReader<'_> {
         }
         if hold && before + chunk.len() > MAX_HELD {
             if is_client {
-                self.inspection.push_refused(RefusedLine::Overlong);
+                self.found(DialogueEvent::LineRefused(RefusedLine::Overlong));
                 self.direction.cross_out_held_line(seq, chunk);
                 return;
             }
@@ -482,7 +434,7 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// Notes whether the client has begun a Telnet subnegotiation, perhaps with `chunk`, which continues its line.
+    /// Notes whether the client begins a Telnet subnegotiation with `chunk`, which continues its line.
     fn record_subnegotiation(&mut self, chunk: &[u8]) {
         if chunk.iter().any(|byte| *byte >= 0xf0) {
             let line = [self.direction.line(), chunk].concat();
@@ -490,7 +442,6 @@ impl DirectionReader<'_> {
                 self.direction.extra_mut().has_subnegotiation = true;
             }
         }
-        self.inspection.subnegotiates = self.direction.extra().has_subnegotiation;
     }
 
     /// Where in `chunk`, which continues the line, a verb ends that some server may see, and the state of the scan
@@ -505,7 +456,7 @@ impl DirectionReader<'_> {
             None => self.direction.line(),
         };
         let line = [before, chunk].concat();
-        let end = scanner.continue_to_verb_end(&line, self.inspection.verb_search());
+        let end = scanner.continue_to_verb_end(&line, self.verb_search());
         (end.map(|end| end.saturating_sub(before.len())), scanner)
     }
 
@@ -517,7 +468,7 @@ impl DirectionReader<'_> {
         let text = Text::new(&line);
         let is_verb = from_verb(&line, &text).len() > VERB_LENGTH
             && text.bytes().len() >= VERB_LENGTH
-            && Command::may_announce(&text, self.inspection.refuses_auth);
+            && Command::may_announce(&text, self.refuses_auth);
         is_verb.then(|| text.line_range(0..VERB_LENGTH).end.saturating_sub(before.len()))
     }
 
@@ -531,7 +482,7 @@ impl DirectionReader<'_> {
         // The complete line might have shown that the client does not speak FTP; that is now unknown.
         self.dialogue.record_client_line_end(LineEnd::Ambiguous);
         if !self.direction.line().starts_with(CROSSED_OUT_START) {
-            self.inspection.push_refused(RefusedLine::Ambiguous);
+            self.found(DialogueEvent::LineRefused(RefusedLine::Ambiguous));
         }
         if self.direction.is_holding() {
             self.direction.cross_out_held_line(seq, chunk);
@@ -580,7 +531,7 @@ impl DirectionReader<'_> {
     /// byte as part of a Telnet command and may see a verb after that byte.
     fn begins_alike_for_all(&self, lead: &[u8], text: &Text<'_>) -> bool {
         let may_announce =
-            |text: &Text<'_>| Command::may_announce(text, self.inspection.refuses_auth);
+            |text: &Text<'_>| Command::may_announce(text, self.refuses_auth);
         let is_option = lead.last().is_some_and(|byte| *byte >= 0xf0);
         may_announce(text) && !(is_option && may_announce(&Text::new(&text.bytes()[1..])))
     }
@@ -599,7 +550,7 @@ impl DirectionReader<'_> {
     /// Ends inspection: the connection is not FTP.
     pub(super) fn stop_reading(&mut self) {
         self.end_inspection();
-        self.inspection.events.push(DialogueEvent::NotFtp);
+        self.found(DialogueEvent::NotFtp);
     }
 
     pub(super) fn end_inspection(&mut self) {

@@ -321,7 +321,6 @@ fn queueing(rng: &mut Rng) -> Queueing {
         return Queueing::AT_ONCE;
     }
     Queueing {
-        workers: 1 + rng.below(4),
         batch: *rng.pick(&[1, 2, 4, 16]),
         wake: *rng.pick(&[10, 300, 10_000]),
         stage: *rng.pick(&[10, 300, 10_000]),

@@ -1,23 +1,25 @@
-//! Decides about announcements: by policy, by the dialogue, by the connection's translation, and by the kernel's answer
-//! to the pinhole request.
+//! Decides about announcements: by policy, by the dialogue, by the connection's translation, and by whether the kernel
+//! opens the pinhole.
 
-pub(crate) mod connection;
+pub(crate) mod decider;
 mod transfers;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::{
     engine::{
         DecidedAnnouncement, EventKind, KernelError, Pinhole, Translation,
         activity::PATIENCE,
-        decision::connection::{Connection, Outcome},
+        decision::decider::Decider,
         offload::handover::FastPathPinhole,
         pinholes::{
             client_counts::OpenError,
             held_pinhole::HeldPinhole,
-            proposal::{Attempt, PortFormat, Proposal},
+            proposal::{PortFormat, Proposal},
         },
-        questions::effects::KernelRequest,
     },
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
@@ -47,6 +49,13 @@ fn passes_despite(
     }
 }
 
+/// Of a reply that nobody has asked for.
+const NOT_REQUESTED: Decision = Decision {
+    effect: Effect::Pass,
+    reason: Cow::Borrowed("the reply answers no PASV or EPSV"),
+    objection: None,
+};
+
 /// The pinhole to open, and the address to announce.
 struct PinholePlan {
     pinhole: Pinhole,
@@ -65,26 +74,22 @@ struct OpenedPinhole {
     other_session: Option<&'static str>,
 }
 
-impl Connection<'_> {
-    /// Decides about `announced`, as far as possible without the kernel.
-    pub fn decide_announcement(&mut self, announced: &AnnouncedLine) -> Outcome {
+impl Decider<'_> {
+    /// Decides about `announced`. If that is to open a pinhole, it is open when this returns.
+    pub fn decide_announcement(&mut self, announced: &AnnouncedLine) -> Effect {
         let kind = announced.kind;
         if let (false, Err(MalformedAnnouncement::Form(_)), Some(text)) =
             (kind.is_active(), &announced.parsed, &announced.unread_text)
         {
             self.push_event(EventKind::UnreadableReply(text.clone()));
-            return Outcome::Decided(Effect::Pass);
+            return Effect::Pass;
         }
-        // Without a request to the kernel, because an attacker can send such a reply at will, and it may work without us.
+        // Without a call of the kernel, because an attacker can send such a reply at will, and it may work without us.
         let is_unknown =
             matches!(announced.phase, Phase::PickedUp | Phase::PickedUpFtp) && !kind.is_active();
-        let plan = match (&announced.parsed, self.announced_endpoint(announced)) {
+        let opened = match (&announced.parsed, self.announced_endpoint(announced)) {
             _ if is_unknown => Err(Decision::pass(announced.blocked_because.unwrap_or_default())),
-            (Ok(_), Some(endpoint)) => match self.plan_pinhole(announced, endpoint) {
-                Ok(None) => return Outcome::NeedsTranslation,
-                Ok(Some(plan)) => Ok(plan),
-                Err(not_opened) => Err(not_opened),
-            },
+            (Ok(_), Some(endpoint)) => self.open_announced(announced, endpoint),
             (Err(malformed), _) => {
                 let reason = malformed.to_string();
                 Err(match malformed {
@@ -99,102 +104,126 @@ impl Connection<'_> {
             }
             (Ok(_), None) => Err(Decision::pass("nothing was announced")),
         };
-        match plan.and_then(|plan| self.reserve_pinhole(announced, plan)) {
-            Ok(needs) => needs,
-            Err(not_opened) => Outcome::Decided(self.record_not_opened(announced, not_opened)),
+        match opened {
+            Ok(opened) => {
+                self.record_decision(announced, self.opened_decision(announced, opened))
+            }
+            Err(not_opened) => self.record_not_opened(announced, not_opened),
         }
     }
 
-    /// Decides about `announced` if the kernel could not look up the connection's translation.
-    pub fn decide_untranslated(
+    /// Opens the pinhole for `endpoint`, if it is permitted.
+    fn open_announced(
         &mut self,
         announced: &AnnouncedLine,
+        endpoint: SocketAddr,
+    ) -> Result<OpenedPinhole, Decision> {
+        if !announced.was_requested {
+            return Err(NOT_REQUESTED);
+        }
+        let translation = self
+            .translation()
+            .map_err(|error| self.decide_untranslated(announced, endpoint, &error))?;
+        let plan = self.plan_pinhole(announced, endpoint, &translation)?;
+        self.open_planned(announced, &translation, plan)
+    }
+
+    /// Decides about `announced` if the kernel could not look up the connection's translation.
+    fn decide_untranslated(
+        &mut self,
+        announced: &AnnouncedLine,
+        endpoint: SocketAddr,
         error: &KernelError,
-    ) -> Effect {
+    ) -> Decision {
         let blocked = announced.blocked_because;
         // Conntrack does not know a connection that was picked up mid-stream before its first packet has left.
         if blocked.is_none() || !matches!(error, KernelError::Unknown) {
             self.record_kernel_error(error);
         }
-        let refused = Decision::refuse(RefusalReason::KernelRefused, error.to_string());
-        let decision = match (error, self.announced_endpoint(announced), blocked) {
+        match (error, blocked) {
             // It opens nothing, so the client's own address passes.
-            (KernelError::Unknown, Some(endpoint), Some(reason)) => {
-                let untranslated = self.entry.translation_or_identity();
+            (KernelError::Unknown, Some(reason)) => {
+                let untranslated = self.head.translation_or_identity();
                 permitted_pinhole(announced.kind, endpoint, &untranslated, self.policy)
                     .map_or_else(|not_opened| not_opened, |_| Decision::pass(reason))
             }
-            _ => refused,
-        };
-        self.record_not_opened(announced, decision)
+            _ => Decision::refuse(RefusalReason::KernelRefused, error.to_string()),
+        }
     }
 
-    /// Decides about `announced` after the kernel's answer to the pinhole request.
-    pub fn decide_after_opening(
+    /// Opens the pinhole of `plan`, at the first external port that is free.
+    fn open_planned(
         &mut self,
         announced: &AnnouncedLine,
-        attempt: &Attempt,
-        answer: Result<(), KernelError>,
-    ) -> Outcome {
-        let not_opened = match answer {
-            Ok(()) => {
-                let Err(not_opened) = self.check_policy(announced, attempt) else {
-                    let held = attempt.proposal.opened(self.now);
-                    let opened = OpenedPinhole {
-                        endpoint: self.hold_opened(held, attempt.announced_address),
-                        replaced_foreign: attempt.replaced_foreign,
-                        other_session: attempt.proposal.other_session,
-                    };
-                    let decision = self.opened_decision(announced, opened);
-                    return Outcome::Decided(self.record_decision(announced, decision));
-                };
-                let closings = &mut self.effects.pinholes_to_close;
-                self.pinholes.release_unwanted(&attempt.proposal, closings);
-                not_opened
-            }
-            Err(KernelError::Taken) if self.entry.extra().translation.is_none() => {
-                self.pinholes.withdraw(&attempt.proposal, &mut self.effects.pinholes_to_close);
-                return Outcome::NeedsTranslation;
-            }
-            Err(KernelError::Taken) => {
-                let mut attempt = attempt.clone();
-                let proposed = self.pinholes.propose_next_port(
-                    self.policy,
-                    &self.entry.extra().pinholes,
-                    &mut attempt.proposal,
-                    &mut self.effects.closed_before_opening,
-                );
-                match proposed {
-                    Ok(()) => return self.request_opening(attempt),
-                    Err(error) => self.refusal(&error),
+        translation: &Translation,
+        plan: PinholePlan,
+    ) -> Result<OpenedPinhole, Decision> {
+        let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
+        let room = self.room_for_port(announced, announced_address);
+        let format =
+            PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
+        let mut proposal = Proposal::new(pinhole, translation, format, self.policy);
+        let mut proposed = self.propose(&mut proposal);
+        if let Err(OpenError::Limit(_)) = proposed
+            && self.pinholes.may_look_for_consumed(self.now)
+        {
+            self.look_for_consumed();
+            proposed = self.propose(&mut proposal);
+        }
+        loop {
+            proposed.map_err(|error| self.refusal(&error))?;
+            match self.open_in_kernel(&proposal) {
+                Ok(()) => break,
+                Err(KernelError::Taken) => {
+                    proposed = self.pinholes.propose_next_port(
+                        self.policy,
+                        &self.head.extra().pinholes,
+                        &mut proposal,
+                        &mut self.batch.closings,
+                    );
+                }
+                Err(error) => {
+                    self.pinholes.withdraw(&proposal, &mut self.batch.closings);
+                    return Err(match error {
+                        KernelError::Full { what } => self.refusal(&OpenError::Full(what)),
+                        error => {
+                            self.record_kernel_error(&error);
+                            Decision::refuse(RefusalReason::KernelRefused, error.to_string())
+                        }
+                    });
                 }
             }
-            Err(error) => {
-                self.pinholes.withdraw(&attempt.proposal, &mut self.effects.pinholes_to_close);
-                if let KernelError::Full { what } = error {
-                    self.refusal(&OpenError::Full(what))
-                } else {
-                    self.record_kernel_error(&error);
-                    Decision::refuse(RefusalReason::KernelRefused, error.to_string())
-                }
-            }
-        };
-        Outcome::Decided(self.record_not_opened(announced, not_opened))
+        }
+        let endpoint = self.hold(proposal.opened(self.now), announced_address);
+        Ok(OpenedPinhole { endpoint, replaced_foreign, other_session: proposal.other_session })
     }
 
-    /// Whether the policy, which may have changed since the kernel was asked, permits the announced endpoint.
-    fn check_policy(
-        &mut self,
-        announced: &AnnouncedLine,
-        attempt: &Attempt,
-    ) -> Result<(), Decision> {
-        if attempt.policy_changes == self.pinholes.policy_changes {
-            return Ok(());
+    fn propose(&mut self, proposal: &mut Proposal) -> Result<(), OpenError> {
+        let session = (self.now, self.index, &*self.head.extra().pinholes);
+        self.pinholes.propose(session, self.policy, proposal, &mut self.batch.closings)
+    }
+
+    /// Looks which pinholes are consumed, because the client is at its limit.
+    fn look_for_consumed(&mut self) {
+        let find = |started: &[_]| self.kernel.find_consumed(started);
+        if let Err(error) = self.pinholes.registry().look_for_consumed(self.now, find) {
+            self.record_kernel_error(&error);
         }
-        match self.announced_endpoint(announced) {
-            Some(endpoint) => self.plan_pinhole(announced, endpoint).map(|_| ()),
-            None => Ok(()),
+    }
+
+    /// Opens the proposed pinhole. What waits for being closed is closed in the same transaction.
+    fn open_in_kernel(&mut self, proposal: &Proposal) -> Result<(), KernelError> {
+        // Otherwise the BPF program would still use the port.
+        self.pinholes.take_fast_path_closings(&mut self.batch.fast_path_closings);
+        if !self.batch.fast_path_closings.is_empty() {
+            self.kernel.close_fast_path_pinholes(&self.batch.fast_path_closings);
+            self.batch.fast_path_closings.clear();
         }
+        let mut outcomes = Vec::with_capacity(1);
+        self.pinholes.registry().update_kernel(self.batch.closings.drain(..), |closed| {
+            self.kernel.update_pinholes(closed, &[proposal.opening], &mut outcomes)
+        })?;
+        outcomes.pop().unwrap_or(Err(KernelError::Unknown))
     }
 
     /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `fast_path`.
@@ -204,20 +233,25 @@ impl Connection<'_> {
         announced: &AnnouncedLine,
         fast_path: &mut Option<FastPathPinhole>,
     ) -> Effect {
-        let endpoint = self.announced_endpoint(announced);
-        let plan = match (*fast_path, endpoint) {
-            (Some(fast_path), Some(endpoint)) => self
-                .plan_pinhole(announced, endpoint)
-                .map(|plan| plan.map(|plan| (fast_path, plan))),
+        let plan = match (*fast_path, self.announced_endpoint(announced)) {
+            (Some(fast_path), Some(endpoint)) => {
+                match (announced.was_requested, self.head.extra().translation) {
+                    (false, _) => Err(NOT_REQUESTED),
+                    (true, None) => Err(Decision::pass("the connection's translation is unknown")),
+                    (true, Some(translation)) => self
+                        .plan_pinhole(announced, endpoint, &translation)
+                        .map(|plan| (fast_path, plan)),
+                }
+            }
             _ => Err(Decision::pass("the fast path opened no pinhole for it")),
         };
         match plan {
-            Ok(Some((id, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
+            Ok((id, PinholePlan { pinhole, announced_address, replaced_foreign })) => {
                 *fast_path = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_timeout);
-                let client = self.entry.client().ip();
+                let client = self.head.client().ip();
                 let (opened, is_granted) =
-                    ((id, self.now), self.entry.extra().fast_path.is_handed_over);
+                    ((id, self.now), self.head.extra().fast_path.is_handed_over);
                 self.close_replaced(&pinhole);
                 let held = self.pinholes.hold_fast_path_pinhole(
                     opened,
@@ -226,7 +260,7 @@ impl Connection<'_> {
                     (kind, lifetime),
                     pinhole,
                 );
-                let endpoint = self.hold_opened(held, announced_address);
+                let endpoint = self.hold(held, announced_address);
                 let opened = OpenedPinhole { endpoint, replaced_foreign, other_session: None };
                 self.record_decision(announced, self.opened_decision(announced, opened))
             }
@@ -235,15 +269,11 @@ impl Connection<'_> {
                 let passed = Decision { effect: Effect::Pass, ..not_opened };
                 self.record_decision(announced, passed)
             }
-            Ok(None) => {
-                let reason = "the connection's translation is unknown";
-                self.record_decision(announced, Decision::pass(reason))
-            }
         }
     }
 
     /// Adds an opened pinhole to the session. Returns the endpoint to announce.
-    fn hold_opened(&mut self, mut held: HeldPinhole, announced_address: IpAddr) -> SocketAddr {
+    fn hold(&mut self, mut held: HeldPinhole, announced_address: IpAddr) -> SocketAddr {
         let endpoint = SocketAddr::new(announced_address, held.pinhole.arrival.port());
         self.counters.pinholes_opened += 1;
         // Some clients connect before they request a transfer.
@@ -251,9 +281,9 @@ impl Connection<'_> {
         let due = held.next_due(self.now, self.policy.pinhole_timeout);
         due.into_iter().for_each(|at| self.timers.add(at, self.index));
         let answered = held.answered;
-        self.entry.add_pinhole(held);
+        self.head.add_pinhole(held);
         if answered {
-            let before = self.entry.extra().pinholes.len() - 1;
+            let before = self.head.extra().pinholes.len() - 1;
             self.close_answered_before(before, Some("a later pinhole replaced it"));
         }
         endpoint
@@ -262,7 +292,7 @@ impl Connection<'_> {
     /// The announced endpoint.
     fn announced_endpoint(&self, announced: &AnnouncedLine) -> Option<SocketAddr> {
         let read = announced.parsed.as_ref().ok()?;
-        let address = read.address.unwrap_or(self.entry.server().ip());
+        let address = read.address.unwrap_or(self.head.server().ip());
         Some(SocketAddr::new(address, read.port))
     }
 
@@ -277,7 +307,7 @@ impl Connection<'_> {
         let read = self.announced_endpoint(announced);
         let reason = match (read.filter(|_| replaced_foreign), other_session) {
             (Some(read), _) => {
-                let (own, ip) = (self.entry.server().ip(), read.ip());
+                let (own, ip) = (self.head.server().ip(), read.ip());
                 format!("foreign address {ip} replaced: the server is {own}").into()
             }
             (None, Some(reason)) => reason.into(),
@@ -308,7 +338,7 @@ impl Connection<'_> {
 
     /// Whether clients know the server by another address than its own, as far as the translation is known.
     fn hides_server(&self) -> bool {
-        self.entry.extra().translation.is_some_and(|translation| {
+        self.head.extra().translation.is_some_and(|translation| {
             let external = external(AnnouncementKind::Pasv, &translation, self.policy);
             external != Ok(translation.server.ip())
         })
@@ -335,17 +365,14 @@ impl Connection<'_> {
         effect
     }
 
-    /// The pinhole to open for `endpoint`; `None` if the connection's translation must be looked up first.
+    /// The pinhole to open for `endpoint`.
     fn plan_pinhole(
         &mut self,
         announced: &AnnouncedLine,
         endpoint: SocketAddr,
-    ) -> Result<Option<PinholePlan>, Decision> {
+        translation: &Translation,
+    ) -> Result<PinholePlan, Decision> {
         let AnnouncedLine { kind, blocked_because: reason, .. } = *announced;
-        if !announced.was_requested {
-            return Err(Decision::pass("the reply answers no PASV or EPSV"));
-        }
-        let Some(translation) = &self.entry.extra().translation else { return Ok(None) };
         let plan = permitted_pinhole(kind, endpoint, translation, self.policy)?;
         if let Some(reason) = reason {
             return Err(Decision::pass(reason));
@@ -357,54 +384,12 @@ impl Connection<'_> {
             let reason = "the client has sent EPSV ALL, so only EPSV is allowed";
             return Err(Decision::refuse(RefusalReason::EpsvOnly, reason));
         }
-        if self.entry.extra().pinholes.len() >= MAX_PER_SESSION {
+        if self.head.extra().pinholes.len() >= MAX_PER_SESSION {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(Decision::refuse(RefusalReason::PinholeLimit, reason));
         }
-        Ok(Some(plan))
-    }
-
-    /// Reserves the pinhole of `plan`. Returns what to ask the kernel: to open it, or first which of the client's are
-    /// consumed.
-    fn reserve_pinhole(
-        &mut self,
-        announced: &AnnouncedLine,
-        plan: PinholePlan,
-    ) -> Result<Outcome, Decision> {
-        let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
-        let room = self.room_for_port(announced, announced_address);
-        let Some(translation) = &self.entry.extra().translation else {
-            return Err(Decision::pass("the connection's translation is unknown"));
-        };
-        let format =
-            PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
-        let mut attempt = Attempt {
-            proposal: Proposal::new(pinhole, translation, format, self.policy),
-            announced_address,
-            replaced_foreign,
-            policy_changes: self.pinholes.policy_changes,
-        };
-        let closed = &mut self.effects.closed_before_opening;
-        let session = (self.now, self.index, &*self.entry.extra().pinholes);
-        match self.pinholes.propose(session, self.policy, &mut attempt.proposal, closed) {
-            Ok(()) => Ok(self.request_opening(attempt)),
-            Err(OpenError::Limit(_)) if self.pinholes.may_look_for_consumed(self.now) => {
-                self.effects.looks_for_consumed = true;
-                Ok(Outcome::NeedsTranslation)
-            }
-            Err(error) => Err(self.refusal(&error)),
-        }
-    }
-
-    /// Requests the kernel to open the pinhole of `attempt`.
-    #[inline(always)] // `attempt` is large
-    fn request_opening(&mut self, attempt: Attempt) -> Outcome {
-        // Otherwise the BPF program would still use the port.
-        self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
-        let session = self.session_ref();
-        self.effects.openings.push(KernelRequest::new(session, attempt, None));
-        Outcome::NeedsOpening
+        Ok(plan)
     }
 
     /// Number of bytes that an external port must take so that the line keeps its length; `None` if any port will do.
@@ -421,14 +406,14 @@ impl Connection<'_> {
         }
         let padding = self.allowed_padding(announced);
         let room = announced.parsed.as_ref().ok()?.room_for_port(announced_address, padding)?;
-        let fast_path = self.entry.extra().fast_path;
+        let fast_path = self.head.extra().fast_path;
         if fast_path.is_worthwhile() && !kind.fits_port(endpoint.port(), room, padding) {
             // On an adjusted connection the BPF program changes lengths, but never ports. Otherwise each announcement
             // would be queued.
             if fast_path.used_fitting_port {
                 return None;
             }
-            self.entry.extra_mut().fast_path.used_fitting_port = true;
+            self.head.extra_mut().fast_path.used_fitting_port = true;
         }
         Some(room)
     }

@@ -5,19 +5,18 @@ use std::{sync::Arc, time::Instant};
 
 use crate::{
     engine::{
-        Effects, EventKind, SessionEnd, SessionRef, Sessions,
+        EventKind, SessionEnd, Sessions,
         activity::{PATIENCE, TransferEnd},
-        decision::connection::Connection,
+        decision::decider::Decider,
     },
-    session::Activity,
+    session::{Activity, Dialogue},
 };
 
-impl Connection<'_> {
+impl Decider<'_> {
     /// Records what a command says about the client's activity.
-    pub(super) fn record_request(&mut self, activity: Activity) {
-        let dialogue = &self.entry.session.dialogue;
+    pub(super) fn record_request(&mut self, activity: Activity, dialogue: &Dialogue) {
         let (pending, may_transfer) = (dialogue.pending_transfers(), dialogue.may_be_logged_in());
-        let known = self.entry.activity_mut();
+        let known = self.head.activity_mut();
         match activity {
             Activity::User(name) => known.record_user(name),
             Activity::ChangeDirectory(wanted) => known.record_wanted_directory(wanted),
@@ -25,12 +24,14 @@ impl Connection<'_> {
                 for _ in 0..known.unseen_ends(pending) {
                     self.record_transfer_end(TransferEnd::Unseen);
                 }
-                self.entry.pinholes_mut().iter_mut().for_each(|held| held.is_refused = false);
-                let requested = self.entry.since_first_packet();
-                self.entry.activity_mut().record_transfer(command, requested);
-                let (lifetime, renewals) =
-                    (self.policy.pinhole_timeout, &mut self.effects.renewals);
-                self.entry.renew_pinholes(self.now, lifetime, renewals);
+                self.head.pinholes_mut().iter_mut().for_each(|held| held.is_refused = false);
+                let requested = self.head.since_first_packet();
+                self.head.activity_mut().record_transfer(command, requested);
+                if dialogue.has_pending_transfer() {
+                    let (lifetime, renewals) =
+                        (self.policy.pinhole_timeout, &mut self.batch.renewals);
+                    self.head.renew_pinholes(self.now, lifetime, renewals);
+                }
                 self.timers.add(self.now + PATIENCE, self.index);
             }
             // The server refuses it. Otherwise a client that cannot log in could fill the log.
@@ -40,8 +41,8 @@ impl Connection<'_> {
 
     /// Records that the oldest transfer has ended.
     pub(super) fn record_transfer_end(&mut self, end: TransferEnd) -> bool {
-        let Some(event) = self.entry.end_transfer(end, Some(self.now)) else { return false };
-        self.effects.events.push(event);
+        let Some(event) = self.head.end_transfer(end, Some(self.now)) else { return false };
+        self.batch.events.push(event);
         true
     }
 
@@ -52,33 +53,27 @@ impl Connection<'_> {
 
     /// Reports the end of the session and of its transfers, once.
     pub fn report_end(&mut self, end: SessionEnd) {
-        self.entry.end_session(end, &mut self.effects.events);
+        self.head.end_session(end, &mut self.batch.events);
     }
 }
 
 impl Sessions {
-    /// The user of `session`, if a login was seen.
-    pub(crate) fn user_of(&mut self, session: SessionRef) -> Option<Arc<str>> {
-        let entry = self.table.get_session(session.index, session.id)?;
-        entry.extra().activity.user().cloned()
-    }
-
     /// Reports the oldest transfer if it has been pending for a while, and a pinhole that has none, once each.
-    pub(crate) fn report_waiting(&mut self, index: u32, now: Instant, effects: &mut Effects) {
+    pub(crate) fn report_waiting(&mut self, index: u32, now: Instant) {
         let timestamp = self.epoch.timestamp(now);
         let Some(entry) = self.table.get_mut(index) else { return };
-        if let Some(transfer) = entry.examine_transfers(timestamp) {
-            effects.events.push(entry.event(EventKind::TransferWaiting(Arc::new(transfer))));
+        if let Some(transfer) = entry.head.examine_transfers(timestamp) {
+            self.batch.events.push(entry.head.event(EventKind::TransferWaiting(Arc::new(transfer))));
         }
         let mut last = None;
-        for held in entry.pinholes_mut() {
+        for held in entry.head.pinholes_mut() {
             if held.examination.take_if(|at| *at <= now).is_some() {
                 last = Some(held.serial);
             }
         }
-        let unused = entry.pinhole_without_transfer().filter(|held| Some(held.serial) == last);
+        let unused = entry.head.pinhole_without_transfer().filter(|held| Some(held.serial) == last);
         if let Some(pinhole) = unused.map(|held| held.pinhole) {
-            effects.events.push(entry.event(EventKind::PinholeWaiting(pinhole)));
+            self.batch.events.push(entry.head.event(EventKind::PinholeWaiting(pinhole)));
         }
     }
 }

@@ -8,8 +8,7 @@ use std::{
 
 use crate::{
     engine::{
-        Effects, Entry, EventKind, Lookup, QueueMode, QueueModeChange, SessionEnd, Sessions,
-        questions::effects::{KernelRequest, Purpose, SessionRef},
+        Entry, Event, EventKind, Kernel, KernelError, QueueMode, SessionEnd, Sessions,
     },
     session::{Phase, Session},
 };
@@ -41,23 +40,23 @@ impl Sessions {
     /// Whether another session may be inserted, after an eviction if necessary. At the limit, the oldest session
     /// without a verified dialogue is evicted, or one of a client that has more than its share. In the last quarter of
     /// the limit, no engine gets more than its share, so a flood of one engine leaves room for the others.
-    fn make_room(&mut self, now: Instant, effects: &mut Effects) -> bool {
+    fn make_room(&mut self, now: Instant, kernel: &mut dyn Kernel) -> bool {
         let limit = self.policy.max_sessions;
         let (all, share) = (self.table.total_len(), limit / self.table.table_count().max(1));
         if all < limit && (all < limit - limit / 4 || self.table.len() <= share) {
             return true;
         }
         let Some(index) = self.table.take_oldest(may_be_evicted) else {
-            return self.evict_from_any_client(now, effects) || all < limit;
+            return self.evict_from_any_client(now, kernel) || all < limit;
         };
-        if let Some(entry) = self.forget(index, SessionEnd::Forgotten, effects)
+        if let Some(entry) = self.forget(index, SessionEnd::Forgotten)
             && !entry.session.is_over()
         {
             self.counters.limits.sessions += 1;
-            let age = self.epoch.timestamp(now).duration_since(entry.first_seen).as_secs();
+            let age = self.epoch.timestamp(now).duration_since(entry.head.first_seen).as_secs();
             let text =
                 format!("evicted after {age} s for a newer connection: max-sessions is reached");
-            effects.events.push(entry.event(EventKind::LimitReached(text.into())));
+            self.batch.events.push(entry.head.event(EventKind::LimitReached(text.into())));
         }
         true
     }
@@ -68,25 +67,25 @@ impl Sessions {
         now: Instant,
         (client, server): (SocketAddr, SocketAddr),
         session: Session,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) -> Option<u32> {
         let network = self.policy.network_of(client.ip(), server.ip());
         if !self.policy.inspects(network) {
             self.counters.unread.not_followed += 1;
-            self.bypass_connection(client, server, effects);
+            self.bypass_connection(client, server, kernel);
             return None;
         }
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let timestamp = self.epoch.timestamp(now);
         let mut entry = Entry::new(id, client, server, session, timestamp);
-        entry.set_network(network);
+        entry.head.set_network(network);
         // A session picked up mid-stream evicts no other.
         let is_picked_up = entry.session.dialogue.phase == Phase::PickedUp;
-        if !(if is_picked_up { self.has_room() } else { self.make_room(now, effects) }) {
+        if !(if is_picked_up { self.has_room() } else { self.make_room(now, kernel) }) {
             self.counters.uninspected += 1;
             self.counters.unread.not_followed += 1;
-            effects.events.push(
-                entry.event(EventKind::LimitReached(
+            self.batch.events.push(
+                entry.head.event(EventKind::LimitReached(
                     "not inspected: max-sessions is reached".into(),
                 )),
             );
@@ -98,34 +97,40 @@ impl Sessions {
         Some(index)
     }
 
-    /// Sets the queue mode so that no packet of the connection is queued any more.
-    fn bypass_connection(&mut self, client: SocketAddr, server: SocketAddr, effects: &mut Effects) {
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let mode_change = QueueModeChange {
-            connection: Lookup { client, server },
-            translation: None,
-            mode: QueueMode::None,
-            purpose: Purpose::NotInspected,
+    /// Has the kernel queue no packet of the connection any more.
+    fn bypass_connection(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+        kernel: &mut dyn Kernel,
+    ) {
+        let found = kernel.lookup_translation(client, server);
+        let found = found.and_then(|found| found.ok_or(KernelError::Unknown));
+        let kind = match found.and_then(|found| kernel.set_queue_mode(&found, QueueMode::None)) {
+            Ok(()) => EventKind::StateChanged("not inspected: its [[network]] has inspect = false"),
+            // The queue mode is set with its next packet.
+            Err(KernelError::Unknown) => return,
+            Err(error) => {
+                self.counters.errors += 1;
+                EventKind::KernelRefused(error.to_string())
+            }
         };
-        effects.mode_changes.push(KernelRequest::new(
-            SessionRef { id, ..SessionRef::NONE },
-            mode_change,
-            None,
-        ));
+        let session = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        self.batch.events.push(Event { session, client, server, user: None, kind });
     }
 
     /// Removes sessions whose timeout has passed, in a part of the table at a time.
-    pub(crate) fn sweep(&mut self, now: Instant, effects: &mut Effects) {
+    pub(crate) fn sweep(&mut self, now: Instant) {
         let slots = self.table.slot_count();
         let is_nearly_full = self.is_nearly_full();
         let now = self.epoch.timestamp(now);
         for _ in 0..MIN_SWEEP.max(slots / 16).min(slots) {
-            if !effects.events.has_room() {
+            if !self.batch.events.has_room() {
                 return; // the next call goes on
             }
             self.swept = (self.swept + 1) % slots;
             let Some(entry) = self.table.get_mut(self.swept) else { continue };
-            let needs_login = self.policy.for_network(entry.network()).require_login;
+            let needs_login = self.policy.for_network(entry.head.network()).require_login;
             // If the table is nearly full, a client without a login cannot stay by sending a line now and then.
             let is_timed_from_start = is_nearly_full
                 && needs_login
@@ -133,9 +138,9 @@ impl Sessions {
                 && !(has_login(&entry.session)
                     || entry.session.is_adjusted()
                     || entry.session.is_over());
-            let since = if is_timed_from_start { entry.first_seen } else { entry.last_seen };
+            let since = if is_timed_from_start { entry.head.first_seen } else { entry.head.last_seen };
             if now.duration_since(since) >= idle_timeout(&entry.session, needs_login) {
-                self.forget(self.swept, SessionEnd::Expired, effects);
+                self.forget(self.swept, SessionEnd::Expired);
             }
         }
     }

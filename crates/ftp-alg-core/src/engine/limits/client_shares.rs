@@ -15,8 +15,9 @@ use ahash::AHashMap;
 
 use crate::{
     engine::{
-        ClientKey, Effects, Entry, SessionEnd, Sessions,
+        ClientKey, Kernel, SessionEnd, Sessions,
         limits::admission::{has_login, may_be_evicted},
+        table::entry::Head,
     },
     session::{Phase, Session},
 };
@@ -141,8 +142,8 @@ fn is_countable(session: &Session) -> bool {
 
 /// Whether a session has to be counted for its client.
 #[inline]
-pub(super) fn should_count(entry: &Entry) -> bool {
-    !entry.counts_for_client && is_countable(&entry.session)
+pub(super) fn should_count(head: &Head, session: &Session) -> bool {
+    !head.counts_for_client && is_countable(session)
 }
 
 impl Sessions {
@@ -155,12 +156,12 @@ impl Sessions {
     /// Counts the session at `index` for its client if it starts to count. Near the limit, the oldest session of a
     /// client with more than its share is evicted.
     #[inline]
-    pub(crate) fn count_session(&mut self, now: Instant, index: u32, effects: &mut Effects) {
+    pub(crate) fn count_session(&mut self, now: Instant, index: u32, kernel: &mut dyn Kernel) {
         if let Some(client) = self.count_for_client(index)
             && self.is_nearly_full()
             && self.client_shares.over_share.contains(&client)
         {
-            self.evict_from_client(now, (client, index), effects);
+            self.evict_from_client(now, (client, index), kernel);
         }
     }
 
@@ -168,11 +169,11 @@ impl Sessions {
     #[inline]
     pub(crate) fn count_for_client(&mut self, index: u32) -> Option<ClientKey> {
         let entry = self.table.get_mut(index)?;
-        if !should_count(entry) {
+        if !should_count(&entry.head, &entry.session) {
             return None;
         }
-        entry.counts_for_client = true;
-        let client = entry.client().ip().into();
+        entry.head.counts_for_client = true;
+        let client = entry.head.client().ip().into();
         let share = self.share();
         self.client_shares.add(client, index, share);
         Some(client)
@@ -196,13 +197,13 @@ impl Sessions {
     }
 
     /// Evicts a session of a client that has more than its share. Returns whether there was one.
-    pub(crate) fn evict_from_any_client(&mut self, now: Instant, effects: &mut Effects) -> bool {
+    pub(crate) fn evict_from_any_client(&mut self, now: Instant, kernel: &mut dyn Kernel) -> bool {
         let Some(client) = self.client_shares.over_share.first().copied() else { return false };
-        self.evict_from_client(now, (client, NONE), effects)
+        self.evict_from_client(now, (client, NONE), kernel)
             && self
                 .table
                 .take_oldest(may_be_evicted)
-                .is_some_and(|index| self.forget(index, SessionEnd::Forgotten, effects).is_some())
+                .is_some_and(|index| self.forget(index, SessionEnd::Forgotten).is_some())
     }
 
     /// Evicts a session of `client` other than the one at `except`: the first of the oldest that is closed or has no
@@ -211,14 +212,14 @@ impl Sessions {
         &mut self,
         now: Instant,
         (client, except): (ClientKey, u32),
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) -> bool {
         let timestamp = self.epoch.timestamp(now);
         // Whether commands are pending, how long it was idle, and its slot.
         let mut found: Option<(bool, Duration, u32)> = None;
         for slot in self.client_shares.oldest(client).filter(|slot| *slot != except) {
             let Some(entry) = self.table.get_mut(slot) else { continue };
-            let idle = timestamp.duration_since(entry.last_seen);
+            let idle = timestamp.duration_since(entry.head.last_seen);
             if entry.session.is_over() || !has_login(&entry.session) {
                 found = Some((false, idle, slot));
                 break;
@@ -236,7 +237,7 @@ impl Sessions {
             "its client has more than its share of max-sessions, and this session was idle for {} s",
             idle.as_secs()
         );
-        self.reset_session(slot, reason, effects);
+        self.reset_session(now, slot, reason, kernel);
         self.mark_changed(slot);
         true
     }

@@ -14,17 +14,18 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use ahash::AHashMap;
 
 use crate::{
     engine::{
-        Effects, Entry, EventKind, Injection, QueueMode, SessionEnd, Sessions, Verdict,
-        questions::effects::{Purpose, SessionRef},
+        EventKind, Kernel, QueueMode, SessionEnd, Sessions, Verdict, batch::Injection,
+        decision::decider::ConnectionOf, packets::forward::injection, table::entry::Head,
     },
     packet::{self, Packet, PacketEdit, Seq, flags},
-    session::{DropReason, Side},
+    session::{DropReason, Session, Side},
 };
 
 /// Sessions that hold at most this many bytes are not counted.
@@ -93,8 +94,14 @@ impl MemoryBudget {
 
 /// Whether a session's memory must be recorded.
 #[inline]
-pub(super) fn should_count(entry: &Entry) -> bool {
-    entry.is_in_memory_budget || entry.heap_size() > UNCOUNTED_BYTES
+pub(super) fn should_count(head: &Head, session: &Session) -> bool {
+    head.is_in_memory_budget || heap_size(head, session) > UNCOUNTED_BYTES
+}
+
+/// Heap memory in bytes of what peers can make large.
+#[inline]
+fn heap_size(head: &Head, session: &Session) -> usize {
+    session.heap_size() + head.names_size()
 }
 
 impl Sessions {
@@ -107,11 +114,11 @@ impl Sessions {
     #[inline]
     pub(crate) fn record_memory(&mut self, index: u32) -> bool {
         let Some(entry) = self.table.get_mut(index) else { return false };
-        if !should_count(entry) {
+        if !should_count(&entry.head, &entry.session) {
             return false;
         }
-        let bytes = entry.heap_size();
-        entry.is_in_memory_budget = bytes > UNCOUNTED_BYTES;
+        let bytes = heap_size(&entry.head, &entry.session);
+        entry.head.is_in_memory_budget = bytes > UNCOUNTED_BYTES;
         self.memory.set(index, if bytes > UNCOUNTED_BYTES { bytes } else { 0 })
     }
 
@@ -122,46 +129,50 @@ impl Sessions {
 
     /// Resets sessions until the budget is met.
     #[cold]
-    pub(crate) fn enforce_memory_budget(&mut self, effects: &mut Effects) {
+    pub(crate) fn enforce_memory_budget(&mut self, now: Instant, kernel: &mut dyn Kernel) {
         let budget = self.policy.memory;
         while self.memory.exceeds(budget, self.table.table_count())
             && let Some((index, bytes)) = self.memory.oldest()
         {
             self.counters.limits.memory += 1;
-            self.reset_session(
-                index,
-                format!(
-                    "policy.memory is exceeded, and this session has held its {bytes} bytes longest"
-                ),
-                effects,
+            let reason = format!(
+                "policy.memory is exceeded, and this session has held its {bytes} bytes longest"
             );
+            self.reset_session(now, index, reason, kernel);
             self.mark_changed(index);
         }
     }
 
     /// Resets the session at `index` because of `reason`: both ends get a RST, and no later packet is forwarded.
-    pub(crate) fn reset_session(&mut self, index: u32, reason: String, effects: &mut Effects) {
-        let Some(entry) = self.table.get_mut(index) else { return };
-        entry.end_session(SessionEnd::Reset, &mut effects.events);
-        for held in entry.take_pinholes() {
-            self.pinholes.close(held);
+    pub(crate) fn reset_session(
+        &mut self,
+        now: Instant,
+        index: u32,
+        reason: String,
+        kernel: &mut dyn Kernel,
+    ) {
+        let Some((mut decider, session)) = self.decider_at(now, index, kernel) else { return };
+        decider.report_end(SessionEnd::Reset);
+        for held in decider.head.take_pinholes() {
+            decider.pinholes.close(held);
         }
-        self.pinholes.close_ended_of(index);
-        effects.events.push(entry.event(EventKind::Reset(reason)));
+        decider.pinholes.close_ended_of(index);
+        decider.push_event(EventKind::Reset(reason));
         // Its later packets are dropped here, and answered.
-        effects.renew_queue_mode(index, entry, QueueMode::All, Purpose::Session);
+        let _ = decider.set_queue_mode(QueueMode::All, ConnectionOf::Session);
+        let head = &mut *decider.head;
         for to in [Side::Client, Side::Server] {
-            let [expected, other] = entry.session.reset_numbers(to);
-            let ack = entry.session.next_seq(to);
-            effects.injections.push(reset(index, entry, to, expected, ack));
+            let [expected, other] = session.reset_numbers(to);
+            let ack = session.next_seq(to);
+            decider.batch.injections.extend(reset(head, to, expected, ack));
             if other != expected {
-                effects.injections.push(reset(index, entry, to, other, ack));
+                decider.batch.injections.extend(reset(head, to, other, ack));
             }
         }
-        entry.session.reset();
-        entry.is_in_memory_budget = false;
-        let id = entry.id as u32;
-        let counted = std::mem::take(&mut entry.counts_for_client).then(|| entry.client());
+        session.reset();
+        head.is_in_memory_budget = false;
+        let id = head.id as u32;
+        let counted = std::mem::take(&mut head.counts_for_client).then(|| head.client());
         // It may be evicted for any other session.
         self.table.by_age.push_back((index, id));
         self.memory.set(index, 0);
@@ -177,7 +188,6 @@ impl Sessions {
         index: u32,
         from: Side,
         packet: &Packet<'_>,
-        effects: &mut Effects,
     ) -> Verdict {
         const DROP: Verdict = Verdict::Drop(DropReason::SessionEnded);
         let Some(entry) = self.table.get_mut(index) else { return DROP };
@@ -186,26 +196,24 @@ impl Sessions {
         }
         if packet.has(flags::ACK) && !packet.has(flags::RST) {
             let ack = packet.seq() + packet.payload().len() as u32; // at most a packet's length
-            effects.injections.push(reset(index, entry, from, packet.ack(), ack));
+            self.batch.injections.extend(reset(&entry.head, from, packet.ack(), ack));
         }
         DROP
     }
 }
 
 /// A reset for `to`, which expects `seq` and has sent everything before `ack`.
-fn reset(index: u32, entry: &Entry, to: Side, seq: Seq, ack: Seq) -> Injection {
-    let (client, server) = (entry.client(), entry.server());
+fn reset(head: &Head, to: Side, seq: Seq, ack: Seq) -> Option<Injection> {
+    let (client, server) = (head.client(), head.server());
     let (source, destination) = match to {
         Side::Client => (server, client),
         Side::Server => (client, server),
     };
     let (mut acknowledgement, mut packet) = (Vec::new(), Vec::new());
     packet::build_acknowledgement(source, destination, seq, ack, 0, None, &mut acknowledgement);
-    if let Ok(acknowledgement) = Packet::parse(&acknowledgement) {
-        let flags = flags::RST | flags::ACK;
-        let edit = PacketEdit { seq, ack, payload: None, flags, window: 0, urgent: 0 };
-        acknowledgement.rebuild(&edit, |_| None, &mut packet);
-    }
-    let session = SessionRef { index, id: entry.id };
-    Injection { session, recipient: to, client, server, ct_mark: 0, packet }
+    let acknowledgement = Packet::parse(&acknowledgement).ok()?;
+    let flags = flags::RST | flags::ACK;
+    let edit = PacketEdit { seq, ack, payload: None, flags, window: 0, urgent: 0 };
+    acknowledgement.rebuild(&edit, |_| None, &mut packet);
+    injection(head, to, packet)
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::{
     engine::{
-        Effects, Engine, Entry, QueueMode, RESEND_INTERVAL, SessionEnd, Sessions,
-        questions::effects::Purpose,
+        Engine, Kernel, QueueMode, RESEND_INTERVAL, SessionEnd, Sessions,
+        decision::decider::ConnectionOf, table::entry::Head,
     },
     packet::Packet,
     session::Session,
@@ -19,7 +19,7 @@ use crate::{
 /// after three (RFC 6298), which restarts the time.
 const WATCH_TIME: Duration = Duration::from_secs(5);
 
-impl Entry {
+impl Head {
     /// Has every packet queued for a while. Returns until when.
     pub(crate) fn watch(&mut self, now: Instant) -> Instant {
         *self.extra_mut().watched_until.get_or_insert(now + WATCH_TIME)
@@ -36,28 +36,28 @@ impl Engine {
         index: u32,
         syn_ack: &Packet<'_>,
         queues_all: bool,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) -> Option<u32> {
         let timestamp = self.sessions.epoch.timestamp(now);
-        let entry = self.sessions.table.get_mut(index)?;
-        if entry
+        let (mut decider, session) = self.sessions.decider_at(now, index, kernel)?;
+        let head = &mut *decider.head;
+        if head
             .incarnation()
             .is_some_and(|incarnation| incarnation.is_syn_ack_retransmission(syn_ack))
         {
-            entry.refresh_incarnation(timestamp);
+            head.refresh_incarnation(timestamp);
         } else {
-            entry.set_incarnation(Session::from_syn_ack(syn_ack), timestamp);
+            head.set_incarnation(Session::from_syn_ack(syn_ack), timestamp);
         }
-        let mode = if entry.session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
+        let mode = if session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
         if queues_all {
             // The mode was set for this connection, not for an earlier one.
-            entry.record_mode(mode, timestamp);
-        } else if !entry.is_unknown_to_conntrack(timestamp, RESEND_INTERVAL) {
-            // Without the old translation: a new connection may be translated differently.
-            effects.renew_queue_mode(index, entry, mode, Purpose::TupleReuse);
+            head.record_mode(mode, timestamp);
+        } else if !head.is_unknown_to_conntrack(timestamp, RESEND_INTERVAL) {
+            // A new connection may be translated differently. If the kernel refuses, the next SYN-ACK tries again.
+            let _ = decider.set_queue_mode(mode, ConnectionOf::Endpoints);
         }
-        let until = entry.watch(now);
-        self.sessions.timers.add(until, index);
+        decider.watch();
         Some(index)
     }
 
@@ -68,43 +68,45 @@ impl Engine {
         now: Instant,
         index: u32,
         packet: &Packet<'_>,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) -> Option<u32> {
         let entry = self.sessions.table.get_mut(index)?;
-        let (client, server) = (entry.client(), entry.server());
+        let (client, server) = (entry.head.client(), entry.head.server());
         let confirms = |incarnation: &Session| {
             packet.source() == client && incarnation.is_first_acknowledgement(packet)
         };
-        let Some(session) = entry.take_incarnation_if(confirms) else { return Some(index) };
-        self.sessions.forget(index, SessionEnd::Replaced, effects);
-        self.sessions.insert(now, (client, server), session, effects)
+        let Some(session) = entry.head.take_incarnation_if(confirms) else { return Some(index) };
+        self.sessions.forget(index, SessionEnd::Replaced);
+        self.sessions.insert(now, (client, server), session, kernel)
     }
 }
 
 impl Sessions {
     /// Ends the watch of the session at `index` if its time is over. A later SYN-ACK or segment past a gap prolongs it.
-    pub(crate) fn end_watch(&mut self, index: u32, now: Instant, effects: &mut Effects) {
+    pub(crate) fn end_watch(&mut self, index: u32, now: Instant, kernel: &mut dyn Kernel) {
         let timestamp = self.epoch.timestamp(now);
-        let Some(entry) = self.table.get_mut(index) else { return };
-        if entry.extra().watched_until.is_none_or(|until| until > now) {
+        let Some((mut decider, session)) = self.decider_at(now, index, kernel) else { return };
+        let head = &mut *decider.head;
+        if head.extra().watched_until.is_none_or(|until| until > now) {
             return;
         }
-        entry.extra_mut().watched_until = None;
-        if entry.drop_old_incarnation(timestamp, WATCH_TIME) {
-            entry.watch(now);
+        head.extra_mut().watched_until = None;
+        if head.drop_old_incarnation(timestamp, WATCH_TIME) {
+            head.watch(now);
             return;
         }
-        entry.session.stop_probing();
-        let mode = match entry.queue_mode() {
+        session.stop_probing();
+        let mode = match head.queue_mode() {
             // The BPF program may already adjust it.
-            _ if entry.extra().fast_path.is_handed_over => return,
-            _ if entry.session.needs_all_queued() || entry.session.needs_none_queued() => return,
-            Some(QueueMode::Watch | QueueMode::All) if entry.session.needs_acknowledgements() => {
+            _ if head.extra().fast_path.is_handed_over => return,
+            _ if session.needs_all_queued() || session.needs_none_queued() => return,
+            Some(QueueMode::Watch | QueueMode::All) if session.needs_acknowledgements() => {
                 QueueMode::WithAcknowledgements
             }
             Some(QueueMode::Watch | QueueMode::All) => QueueMode::Selected,
             _ => return,
         };
-        effects.renew_queue_mode(index, entry, mode, Purpose::Session);
+        // If the kernel refuses, the connection is watched again.
+        let _ = decider.set_queue_mode(mode, ConnectionOf::Endpoints);
     }
 }

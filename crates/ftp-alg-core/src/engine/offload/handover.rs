@@ -2,7 +2,6 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,9 +26,6 @@ pub struct FastPathProgress {
     pub(crate) is_handed_over: bool,
     /// Number of consecutive handovers without a passed line.
     pub(crate) idle_handovers: u8,
-    /// Whether to hand the connection over as soon as its translation is known.
-    #[serde(skip)]
-    pub(crate) wants_translation: bool,
     /// Whether it was handed over before the greeting, and no line was passed since.
     #[serde(skip)]
     pub(crate) is_ungreeted: bool,
@@ -43,7 +39,6 @@ impl FastPathProgress {
         lines_inspected: 0,
         is_handed_over: false,
         idle_handovers: 0,
-        wants_translation: false,
         is_ungreeted: false,
         used_fitting_port: false,
     };
@@ -141,41 +136,6 @@ pub enum FlowChange {
     Handover(Handover),
     /// It returns this connection.
     Withdraw(Withdrawal),
-}
-
-/// Changes of one engine's connections that the BPF program does not have yet. Threads may conclude batches in another
-/// order than they carry them out. So each sends all changes so far, in the order of the decisions.
-#[derive(Clone, Debug, Default)]
-pub struct FlowChanges(Arc<PendingChanges>);
-
-#[derive(Debug, Default)]
-struct PendingChanges {
-    changes: Mutex<Vec<FlowChange>>,
-    /// Held while changes are sent. Locked before `changes`.
-    sending: Mutex<()>,
-}
-
-impl FlowChanges {
-    pub(crate) fn add(&self, changes: &mut Vec<FlowChange>) {
-        if !changes.is_empty() {
-            lock(&self.0.changes).append(changes);
-        }
-    }
-
-    /// Calls `send` with all changes that were not sent yet. After the return, all earlier changes have been sent, by
-    /// this thread or another.
-    pub fn send_pending(&self, send: impl FnOnce(&[FlowChange])) {
-        let _sending = lock(&self.0.sending);
-        let changes = std::mem::take(&mut *lock(&self.0.changes));
-        if !changes.is_empty() {
-            send(&changes);
-        }
-    }
-}
-
-/// A poisoned lock is still consistent, because changes are added and taken in one step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FastPathLine<'_> {

@@ -15,36 +15,36 @@ use std::{
 
 use crate::{
     engine::{
-        Effects, Engine, Entry, EventKind, Lookup, Opening, Pinhole, QueueMode, Sessions,
-        decision::{connection::Connection, external},
+        Engine, Entry, EventKind, Kernel, KernelError, Opening, Pinhole, QueueMode, Sessions,
+        batch::SessionRef,
+        decision::{decider::Decider, external},
         limits::is_counted,
         offload::handover::{
             FastPathLine, FastPathPinhole, FlowChange, Handover, LoginStage, SequenceOffset,
             Withdrawal,
         },
-        packets::inspect_and_decide,
         pinholes::held_pinhole::HeldPinhole,
-        questions::effects::{KernelRequest, SessionRef},
         records::opening_again,
         table::Key,
     },
     ftp::{AnnouncementKind, Padding},
     packet::{self, Packet, Seq, flags},
-    session::{Answer, DecisionRequest, Effect, ForwardAction, PendingLine, Phase, Session, Side},
+    session::{
+        AnnouncedLine, Conditions, Decide, Dialogue, DialogueEvent, Effect, ForwardAction, Phase,
+        Session, Side,
+    },
 };
 
 /// Limit of connections that are handed over before the server's greeting, because any SYN-ACK creates one.
 pub(crate) const MAX_UNGREETED: u32 = 256;
 
 impl Engine {
-    /// Reads lines from the fast path, in order for each connection. The caller [carries out](super::carry_out) the
-    /// effects.
+    /// Reads lines from the fast path, in order for each connection. The caller [finishes](Self::finish) the batch.
     pub fn read_fast_path_lines<'l>(
         &mut self,
         lines: impl Iterator<Item = FastPathLine<'l>>,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) {
-        effects.activate(self.sessions.pinholes.registry());
         let mut bytes = Vec::new();
         for line in lines {
             let endpoints: [SocketAddr; 2] = [line.client.into(), line.server.into()];
@@ -53,15 +53,15 @@ impl Engine {
                 Some((index, self.sessions.table.get_session(index, line.flow)?))
             }) else {
                 // The session is gone.
-                effects.lost_fast_path_pinholes.extend(line.pinhole());
+                self.sessions.batch.lost_fast_path_pinholes.extend(line.pinhole());
                 continue;
             };
             // It was read before a crash.
-            if line.line <= entry.extra().fast_path.lines_inspected {
+            if line.line <= entry.head.extra().fast_path.lines_inspected {
                 continue;
             }
-            let before = entry.extra().fast_path.lines_inspected;
-            let state = &mut entry.extra_mut().fast_path;
+            let before = entry.head.extra().fast_path.lines_inspected;
+            let state = &mut entry.head.extra_mut().fast_path;
             (state.lines_inspected, state.idle_handovers) = (line.line, 0);
             self.sessions.ungreeted_handovers -= state.clear_ungreeted();
             let [source, destination] = match line.from {
@@ -80,11 +80,11 @@ impl Engine {
             );
             let Ok(packet) = Packet::parse(&bytes) else { continue };
             // Lines of other connections that are read later may be older than this one.
-            self.sessions.expire_pinholes_of(index, line.at, effects);
-            self.read_fast_path_line(index, &line, &packet, effects);
+            self.sessions.expire_pinholes_of(index, line.at);
+            self.read_fast_path_line(index, &line, &packet, kernel);
             if line.line != before + 1 {
                 let difference = format!("line {} came after line {before}", line.line);
-                self.handle_fast_path_mismatch(index, difference, effects);
+                self.handle_fast_path_mismatch(index, difference);
             }
         }
     }
@@ -94,78 +94,69 @@ impl Engine {
         index: u32,
         line: &FastPathLine<'_>,
         packet: &Packet<'_>,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) {
         self.sessions.counters.fast_path_lines += 1;
         let seen = self.sessions.epoch.timestamp(line.at);
         let session = SessionRef { index, id: line.flow };
-        let Some(mut connection) = self.sessions.connection(line.at, session, effects) else {
+        let Some((decider, session)) = self.sessions.decider(line.at, session, kernel) else {
             return;
         };
-        connection.entry.last_seen = seen;
+        decider.head.last_seen = seen;
         if let Some(opening_line) = line.consumed_pinhole {
             let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
-            for held in connection.entry.pinholes_mut().iter_mut() {
-                if connection.pinholes.fast_path_id(held) == consumed {
+            for held in decider.head.pinholes_mut().iter_mut() {
+                if decider.pinholes.fast_path_id(held) == consumed {
                     held.is_consumed = true;
-                    connection.pinholes.record_closed(held);
+                    decider.pinholes.record_closed(held);
                 }
             }
         }
-        let (inspection, changed) = (&mut self.inspection, &mut self.changed_payload);
-        inspection.is_from_elsewhere = false;
-        let mut opened = line.pinhole();
-        let mut matches = true;
-        let is_adjusted = connection.entry.session.is_adjusted();
-        let decide = |connection: &mut Connection<'_>, pending: Box<PendingLine>| {
-            let answer = match &pending.request {
-                DecisionRequest::Announcement(announced) => {
-                    matches &= opened.is_some();
-                    let effect = connection.decide_fast_path_announcement(announced, &mut opened);
-                    Answer::Effect(match effect {
-                        Effect::Open { endpoint, .. } => {
-                            Effect::Open { endpoint, padding: line.padding }
-                        }
-                        other => other,
-                    })
-                }
-                DecisionRequest::AdjustSequence => Answer::AdjustSequence(false),
-            };
-            Some((pending, answer))
-        };
-        let expected = connection.entry.session.next_seq(line.from);
+        let is_adjusted = session.is_adjusted();
+        let expected = session.next_seq(line.from);
         // Since the handover nothing passed unread before this line. Behind it the program may have returned the connection,
         // so downtime that was recorded since lasts.
-        let had_downtime = packet.seq() == expected && connection.entry.session.unblock_client();
-        let plan =
-            inspect_and_decide(&mut connection, line.from, packet, inspection, changed, decide);
-        let action = plan.map_or(ForwardAction::AwaitDecision, |plan| plan.action);
-        matches &= match action {
-            ForwardAction::Unchanged => true,
-            // Also a packet that only follows an unacknowledged rewrite.
-            ForwardAction::Changed { seq, ack, payload, .. } => {
-                let keeps_numbers = (seq, ack) == (packet.seq(), packet.ack())
-                    && (!payload || changed.len() == line.bytes.len());
-                (is_adjusted || keeps_numbers)
-                    && (line.opened_pinhole || !payload || changed == line.bytes)
-            }
-            ForwardAction::Drop(_) | ForwardAction::AwaitDecision => false,
+        let had_downtime = packet.seq() == expected && session.unblock_client();
+        let conditions = Conditions {
+            refuses_auth: decider.policy.refuses_auth(),
+            is_from_elsewhere: false,
         };
+        let changed = &mut self.changed_payload;
+        let mut decider = LineDecider {
+            decider,
+            opened: line.pinhole(),
+            padding: line.padding,
+            opened_rightly: true,
+        };
+        let action = session.inspect(line.from, packet, conditions, changed, &mut decider).action;
+        let LineDecider { mut decider, opened, opened_rightly, .. } = decider;
+        let matches = opened_rightly
+            && opened.is_none()
+            && match action {
+                ForwardAction::Unchanged => true,
+                // Also a packet that only follows an unacknowledged rewrite.
+                ForwardAction::Changed { seq, ack, payload, .. } => {
+                    let keeps_numbers = (seq, ack) == (packet.seq(), packet.ack())
+                        && (!payload || changed.len() == line.bytes.len());
+                    (is_adjusted || keeps_numbers)
+                        && (line.opened_pinhole || !payload || changed == line.bytes)
+                }
+                ForwardAction::Drop(_) => false,
+            };
         if had_downtime {
-            connection.entry.session.record_downtime();
+            session.record_downtime();
         }
-        let entry = &*connection.entry;
-        let is_over = entry.session.is_over();
-        let is_counted = is_counted(entry);
+        let is_over = session.is_over();
+        let is_counted = is_counted(decider.head, session);
         if is_over {
-            connection.handle_end();
+            decider.handle_end(session.is_reset());
         }
         self.sessions.mark_changed(index);
         if is_over {
             self.sessions.take_back(index);
         }
-        if !matches || opened.is_some() {
-            effects.lost_fast_path_pinholes.extend(opened);
+        if !matches {
+            self.sessions.batch.lost_fast_path_pinholes.extend(opened);
             let difference = format!(
                 "line {} of the {:?}, sequence number {} where {} was next: {action:?}",
                 line.line,
@@ -173,22 +164,22 @@ impl Engine {
                 packet.seq().0,
                 expected.0
             );
-            self.handle_fast_path_mismatch(index, difference, effects);
+            self.handle_fast_path_mismatch(index, difference);
         }
         if is_counted {
-            self.sessions.update_counts(line.at, index, effects);
+            self.sessions.update_counts(line.at, index, kernel);
         }
     }
 
     /// The BPF program passed a line that the engine would have decided differently, or a line is missing.
     #[cold]
-    fn handle_fast_path_mismatch(&mut self, index: u32, difference: String, effects: &mut Effects) {
+    fn handle_fast_path_mismatch(&mut self, index: u32, difference: String) {
         self.sessions.counters.fast_path_mismatches += 1;
         self.sessions.take_back(index);
         if let Some(entry) = self.sessions.table.get_mut(index) {
             // The lines behind the first one follow from it.
             if !entry.session.is_client_blocked() {
-                effects.events.push(entry.event(EventKind::KernelRefused(format!(
+                self.sessions.batch.events.push(entry.head.event(EventKind::KernelRefused(format!(
                     "the fast path passed a line that the engine would have decided differently ({difference}); \
                      please report this"
                 ))));
@@ -197,16 +188,50 @@ impl Engine {
         }
     }
 
-    /// Hands the connection at `index` over if it is idle and eligible. Looks up its translation first if necessary.
-    #[inline]
-    pub(crate) fn offer_to_fast_path(&mut self, index: u32, effects: &mut Effects) {
-        if self.sessions.uses_fast_path {
-            self.sessions.hand_over(index, effects);
+}
+
+/// Decides about a line that the BPF program has let pass: nothing is opened but what the program has opened for it.
+struct LineDecider<'a> {
+    decider: Decider<'a>,
+    /// The pinhole that the program opened, until the session has it.
+    opened: Option<FastPathPinhole>,
+    padding: Padding,
+    /// Whether the program had opened one for each announcement.
+    opened_rightly: bool,
+}
+
+impl Decide for LineDecider<'_> {
+    fn announcement(&mut self, line: &AnnouncedLine) -> Effect {
+        self.opened_rightly &= self.opened.is_some();
+        match self.decider.decide_fast_path_announcement(line, &mut self.opened) {
+            Effect::Open { endpoint, .. } => Effect::Open { endpoint, padding: self.padding },
+            other => other,
         }
+    }
+
+    fn may_renumber(&mut self) -> bool {
+        false
+    }
+
+    fn found(&mut self, event: DialogueEvent, dialogue: &Dialogue) {
+        self.decider.found(event, dialogue);
     }
 }
 
 impl Sessions {
+    /// Hands the connection at `index` over if it is idle and eligible.
+    #[inline]
+    pub(crate) fn offer_to_fast_path(
+        &mut self,
+        now: Instant,
+        index: u32,
+        kernel: &mut dyn Kernel,
+    ) {
+        if self.uses_fast_path {
+            self.hand_over(now, index, kernel);
+        }
+    }
+
     /// Sets whether connections are handed over. If not, all are taken back.
     pub fn set_uses_fast_path(&mut self, enabled: bool) {
         self.uses_fast_path = enabled;
@@ -221,37 +246,41 @@ impl Sessions {
         self.fast_path_interfaces = Some(indices);
     }
 
-    fn hand_over(&mut self, index: u32, effects: &mut Effects) {
+    fn hand_over(&mut self, now: Instant, index: u32, kernel: &mut dyn Kernel) {
         let Some(entry) = self.table.get_mut(index) else { return };
-        let state = entry.extra().fast_path;
+        let state = entry.head.extra().fast_path;
         if state.is_handed_over || !state.may_be_handed_over() || !entry.session.is_idle() {
             return;
         }
-        if entry.incarnation().is_some() || entry.is_busy() {
-            return;
-        }
-        if entry.client().is_ipv6() {
+        if entry.head.incarnation().is_some() || entry.head.client().is_ipv6() {
             return;
         }
         // A pinhole of the rules that waits for its transfer.
         let waits_in_rules =
             |held: &HeldPinhole| !held.in_use && !self.pinholes.has_fast_path(held);
-        if entry.extra().pinholes.iter().any(waits_in_rules) {
+        if entry.head.extra().pinholes.iter().any(waits_in_rules) {
             return;
         }
         let is_ungreeted = entry.session.dialogue.phase == Phase::NotGreeted;
         if is_ungreeted && self.ungreeted_handovers >= MAX_UNGREETED {
             return;
         }
-        if !self.ask_before_handover(index, effects) {
-            return;
+        if let Some(question) = entry.session.interfaces.question() {
+            self.has_route(now, index, question, 0, kernel);
         }
-        let Some(entry) = self.table.get_mut(index) else { return };
-        let (Some(translation), Some(interfaces)) =
-            (entry.extra().translation, entry.session.interfaces.indices())
-        else {
-            return;
+        let Some((mut decider, session)) = self.decider_at(now, index, kernel) else { return };
+        let translation = match decider.translation() {
+            Ok(translation) => translation,
+            Err(error) => {
+                decider.head.extra_mut().fast_path.count_idle_handover();
+                if !matches!(error, KernelError::Unknown) {
+                    decider.record_kernel_error(&error);
+                }
+                return;
+            }
         };
+        let Some(interfaces) = session.interfaces.indices() else { return };
+        let Some(entry) = self.table.get_mut(index) else { return };
         if let Some(usable) = &self.fast_path_interfaces
             && !interfaces.iter().all(|index| usable.binary_search(index).is_ok())
         {
@@ -261,7 +290,7 @@ impl Sessions {
         if translation.ct_mark != 0 {
             return;
         }
-        let policy = self.policy.for_network(entry.network());
+        let policy = self.policy.for_network(entry.head.network());
         // The BPF program compares interfaces.
         if policy.any_interface {
             return;
@@ -282,7 +311,7 @@ impl Sessions {
             return;
         }
         // The connection stays inline until the kernel has set its queue mode.
-        let has_mode = match entry.queue_mode() {
+        let has_mode = match entry.head.queue_mode() {
             Some(QueueMode::All) => true,
             Some(QueueMode::WithAcknowledgements) => false,
             _ => !entry.session.is_adjusted(),
@@ -295,13 +324,13 @@ impl Sessions {
         }
         let next_seq =
             [entry.session.next_seq(Side::Client).0, entry.session.next_seq(Side::Server).0];
-        let state = &mut entry.extra_mut().fast_path;
+        let state = &mut entry.head.extra_mut().fast_path;
         (state.is_handed_over, state.is_ungreeted) = (true, is_ungreeted);
         self.ungreeted_handovers += u32::from(is_ungreeted);
         state.count_idle_handover();
-        self.flow_changes.push(FlowChange::Handover(Handover {
-            flow: entry.id,
-            lines: entry.extra().fast_path.lines_inspected,
+        self.batch.flow_changes.push(FlowChange::Handover(Handover {
+            flow: entry.head.id,
+            lines: entry.head.extra().fast_path.lines_inspected,
             next_seq,
             login: match entry.session.dialogue.is_logged_in() {
                 true => LoginStage::LoggedIn,
@@ -332,31 +361,13 @@ impl Sessions {
         self.mark_changed(index);
     }
 
-    /// Asks the kernel for what the handover of the connection at `index` needs. Returns whether nothing is missing.
-    fn ask_before_handover(&mut self, index: u32, effects: &mut Effects) -> bool {
-        let Some(entry) = self.table.get_mut(index) else { return false };
-        let session_ref = SessionRef { index, id: entry.id };
-        let question = entry.session.interfaces.question();
-        let needs_translation = entry.extra().translation.is_none();
-        if needs_translation {
-            let request = Lookup { client: entry.client(), server: entry.server() };
-            entry.extra_mut().fast_path.wants_translation = true;
-            effects.lookups.push(KernelRequest::new(session_ref, request, None));
-        }
-        let missing = question.and_then(|question| self.answer_route(index, question, 0).err());
-        if let Some(request) = missing {
-            effects.route_lookups.push(KernelRequest::new(session_ref, request, None));
-        }
-        !needs_translation && missing.is_none()
-    }
-
     /// Takes the connection at `index` back from the BPF program.
     pub(crate) fn take_back(&mut self, index: u32) {
         let Some(entry) = self.table.get_mut(index) else { return };
         if let Some(withdrawn) = withdrawal(entry, &mut self.ungreeted_handovers) {
             let client = withdrawn.translation.client.ip();
-            self.pinholes.revoke_fast_path_grant(client, &entry.extra().pinholes);
-            self.flow_changes.push(FlowChange::Withdraw(withdrawn));
+            self.pinholes.revoke_fast_path_grant(client, &entry.head.extra().pinholes);
+            self.batch.flow_changes.push(FlowChange::Withdraw(withdrawn));
             self.mark_changed(index);
         }
     }
@@ -365,8 +376,8 @@ impl Sessions {
     pub(crate) fn withdraw_removed(&mut self, entry: &mut Entry) {
         if let Some(withdrawn) = withdrawal(entry, &mut self.ungreeted_handovers) {
             let client = withdrawn.translation.client.ip();
-            self.pinholes.revoke_fast_path_grant(client, &entry.extra().pinholes);
-            self.flow_changes.push(FlowChange::Withdraw(withdrawn));
+            self.pinholes.revoke_fast_path_grant(client, &entry.head.extra().pinholes);
+            self.batch.flow_changes.push(FlowChange::Withdraw(withdrawn));
         }
     }
 
@@ -386,7 +397,7 @@ impl Sessions {
 
     /// The held pinholes that the BPF program opened.
     pub fn fast_path_pinholes(&self) -> impl Iterator<Item = FastPathPinhole> {
-        let held = self.table.iter().flat_map(|entry| &entry.extra().pinholes);
+        let held = self.table.iter().flat_map(|entry| &entry.head.extra().pinholes);
         held.filter_map(|held| self.pinholes.fast_path_id(held))
     }
 
@@ -394,7 +405,7 @@ impl Sessions {
     /// the BPF program has one, if that opened again after the data connection was refused.
     pub fn record_rule_pinholes(&mut self, are_in_rules: impl Fn(IpAddr, SocketAddr) -> bool) {
         for entry in self.table.iter_mut() {
-            let held = entry.pinholes_mut().iter_mut();
+            let held = entry.head.pinholes_mut().iter_mut();
             held.filter(|held| are_in_rules(held.pinhole.initiator, held.pinhole.arrival))
                 .for_each(|held| _ = self.pinholes.move_to_rules(held));
         }
@@ -413,9 +424,9 @@ impl Sessions {
             if !is_at(&entry.session, interfaces) {
                 continue;
             }
-            let translation = entry.extra().translation;
+            let translation = entry.head.extra().translation;
             let mut has_changed = false;
-            for held in entry.pinholes_mut().iter_mut() {
+            for held in entry.head.pinholes_mut().iter_mut() {
                 has_changed |= self.pinholes.has_fast_path(held);
                 let id = self.pinholes.move_to_rules(held);
                 moved.extend(id.zip(opening_again(held, translation.as_ref(), now)));
@@ -429,14 +440,14 @@ impl Sessions {
 
     /// The held pinholes of the rules.
     pub fn rule_pinholes(&self) -> impl Iterator<Item = Pinhole> {
-        let held = self.table.iter().flat_map(|entry| &entry.extra().pinholes);
+        let held = self.table.iter().flat_map(|entry| &entry.head.extra().pinholes);
         held.filter(|held| !self.pinholes.has_fast_path(held)).map(|held| held.pinhole)
     }
 
     /// Numbers of the sessions on the fast path.
     pub fn fast_path_sessions(&self) -> impl Iterator<Item = u64> {
-        let handed_over = self.table.iter().filter(|entry| entry.extra().fast_path.is_handed_over);
-        handed_over.map(|entry| entry.id)
+        let handed_over = self.table.iter().filter(|entry| entry.head.extra().fast_path.is_handed_over);
+        handed_over.map(|entry| entry.head.id)
     }
 }
 
@@ -447,12 +458,12 @@ fn is_at(session: &Session, interfaces: Option<&[u32]>) -> bool {
 }
 
 fn withdrawal(entry: &mut Entry, ungreeted: &mut u32) -> Option<Withdrawal> {
-    if !entry.extra().fast_path.is_handed_over {
+    if !entry.head.extra().fast_path.is_handed_over {
         return None;
     }
-    let state = &mut entry.extra_mut().fast_path;
+    let state = &mut entry.head.extra_mut().fast_path;
     state.is_handed_over = false;
     *ungreeted -= state.clear_ungreeted();
-    let translation = entry.extra().translation?;
-    Some(Withdrawal { flow: entry.id, translation })
+    let translation = entry.head.extra().translation?;
+    Some(Withdrawal { flow: entry.head.id, translation })
 }

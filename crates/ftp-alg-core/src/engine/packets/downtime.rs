@@ -1,9 +1,11 @@
 //! Downtime: packets may have passed unread, because the daemon did not renew its heartbeat in time.
 
+use std::time::Instant;
+
 use crate::{
     engine::{
-        Effects, Engine, EventKind, QueueMode, SessionEnd, Verdict,
-        questions::effects::{Purpose, SessionRef},
+        Engine, EventKind, Kernel, QueueMode, SessionEnd, Verdict, batch::SessionRef,
+        decision::decider::ConnectionOf,
     },
     packet::Packet,
     session::DropReason,
@@ -14,30 +16,31 @@ impl Engine {
     /// the change is undone, because other packets may have passed before the kernel set the queue mode. The session is
     /// forgotten, and the connection continues as one picked up mid-stream.
     #[cold]
-    pub fn undo_changes_after_downtime(&mut self, effects: &mut Effects) {
-        let mut verdicts = std::mem::take(&mut effects.verdicts);
+    pub(crate) fn undo_changes_after_downtime(&mut self, now: Instant, kernel: &mut dyn Kernel) {
+        let mut verdicts = std::mem::take(&mut self.sessions.batch.verdicts);
         for released in verdicts.iter_mut().filter(|released| !released.all_were_queued) {
-            let SessionRef { index, id } = released.session();
-            let Some(entry) = self.sessions.table.get_session(index, id) else {
+            let session = released.session();
+            let Some((mut decider, state)) = self.sessions.decider(now, session, kernel) else {
                 continue;
             };
-            if !entry.session.changes_packets() {
+            if !state.changes_packets() {
                 continue;
             }
-            effects.injections.retain(|injection| injection.session.id != id);
-            self.sessions.counters.unread_sessions += 1;
-            effects.events.push(entry.event(EventKind::StateChanged(
+            decider.batch.injections.retain(|injection| injection.session != session.id);
+            decider.counters.unread_sessions += 1;
+            decider.push_event(EventKind::StateChanged(
                 "downtime: packets may have passed unread, so no pinhole is opened any more",
-            )));
-            effects.renew_queue_mode(index, entry, QueueMode::Selected, Purpose::Session);
+            ));
+            // If the kernel refuses, the session's next packet is late, too.
+            let _ = decider.set_queue_mode(QueueMode::Selected, ConnectionOf::Endpoints);
             if !matches!(released.verdict, Verdict::Drop(_)) {
                 self.sessions.counters.drops.count(DropReason::Stale);
-                tracing::trace!("packet dropped: {}, session {id}", DropReason::Stale);
+                tracing::trace!("packet dropped: {}, session {}", DropReason::Stale, session.id);
                 released.verdict = Verdict::Drop(DropReason::Stale);
             }
-            self.sessions.forget(index, SessionEnd::Forgotten, effects);
+            self.sessions.forget(session.index, SessionEnd::Forgotten);
         }
-        effects.verdicts = verdicts;
+        self.sessions.batch.verdicts = verdicts;
     }
 
     /// Records that packets of any connection may have passed unread, except connections of which all packets are
@@ -59,7 +62,7 @@ impl Engine {
         if let Some(entry) = self.sessions.table.get_mut(index)
             && !entry.session.needs_all_queued()
         {
-            entry.forget_queue_mode();
+            entry.head.forget_queue_mode();
             entry.session.record_downtime();
             self.sessions.mark_changed(index);
             self.sessions.take_back(index);
@@ -73,7 +76,7 @@ impl Engine {
         let Some(entry) = self.sessions.table.find_packet(packet) else {
             return true;
         };
-        let from = entry.side_of(packet.endpoints().0);
+        let from = entry.head.side_of(packet.endpoints().0);
         entry.session.needs_all_queued()
             || entry.session.awaits_probe_answer(from, packet)
             || !entry.session.is_in_window(from, packet)

@@ -7,13 +7,9 @@ use std::{
 
 use crate::{
     engine::{
-        Effects, Engine, Entry, PacketMeta, QueuedPacket, Sessions, Verdict,
-        packets::{
-            ACCEPT, Handling, PacketContext,
-            routes::{Origin, SOME_UNREAD},
-            trace_unread,
-        },
-        questions::effects::SessionRef,
+        Engine, Entry, Kernel, PacketMeta, QueuedPacket, Sessions, Verdict,
+        batch::SessionRef,
+        packets::{ACCEPT, Handling, PacketContext, routes::SOME_UNREAD, trace_unread},
         table::{Key, PREFETCHED, entry::Timestamp},
     },
     packet::{Packet, flags},
@@ -66,7 +62,7 @@ impl Engine {
         queued: &QueuedPacket<'_>,
         packet: &Packet<'_>,
         context: &mut PacketContext,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) -> Result<Side, Handling> {
         let (source, destination) = packet.endpoints();
         let timestamp = self.sessions.epoch.timestamp(now);
@@ -74,12 +70,12 @@ impl Engine {
         if let Some(index) = found
             && let Some(entry) = self.sessions.table.get_mut(index)
         {
-            let (from, meta) = (entry.side_of(source), &queued.meta);
+            let (from, meta) = (entry.head.side_of(source), &queued.meta);
             let is_usual = !packet.has(flags::SYN)
-                && entry.is_settled()
+                && entry.head.is_settled()
                 && entry.session.interfaces.are_settled(from, meta.input, meta.output);
             if is_usual {
-                let session = SessionRef { index, id: entry.id };
+                let session = SessionRef { index, id: entry.head.id };
                 return match obstacle(entry, timestamp, from, queued, packet) {
                     None => {
                         context.session = session;
@@ -87,12 +83,12 @@ impl Engine {
                     }
                     Some(obstacle) => {
                         let (session, found) = ((session, from), obstacle);
-                        Err(self.handle_obstacle(found, queued, packet, session, context, effects))
+                        Err(self.handle_obstacle(found, queued, packet, session, context))
                     }
                 };
             }
         }
-        self.find_unusual_session(now, queued, packet, found, context, effects)
+        self.find_unusual_session(now, queued, packet, found, context, kernel)
     }
 
     /// As [`find_session`](Self::find_session), for a packet that may begin a session, wait for one, or come from
@@ -105,7 +101,7 @@ impl Engine {
         packet: &Packet<'_>,
         found: Option<u32>,
         context: &mut PacketContext,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) -> Result<Side, Handling> {
         let QueuedPacket { bytes, meta, .. } = queued;
         let timestamp = self.sessions.epoch.timestamp(now);
@@ -114,44 +110,28 @@ impl Engine {
         if let Some(index) = found
             && let Some(entry) = self.sessions.table.get_mut(index)
         {
-            let from = entry.side_of(source);
+            let from = entry.head.side_of(source);
             let is_settled = entry.session.interfaces.are_settled(from, meta.input, meta.output);
             let is_over = entry.session.is_over();
-            let session = SessionRef { index, id: entry.id };
-            let (is_busy, is_handed_over) =
-                (entry.is_busy(), entry.extra().fast_path.is_handed_over);
+            let session = SessionRef { index, id: entry.head.id };
+            let is_handed_over = entry.head.extra().fast_path.is_handed_over;
             let is_adjusted = is_handed_over && entry.session.has_adjusted_numbers(from, packet);
-            let is_certain = !packet.has(flags::SYN) && entry.incarnation().is_none();
+            let is_certain = !packet.has(flags::SYN) && entry.head.incarnation().is_none();
             // A SYN changes nothing by itself. When the connection has ended, its ends may be elsewhere.
             let begins = packet.has(flags::SYN) && (!packet.has(flags::ACK) || is_over);
-            let origin = match is_settled || is_busy || begins {
-                true => Origin::Sender,
-                false => self.find_origin(index, from, meta, effects),
-            };
-            match origin {
-                Origin::Sender => {}
-                Origin::Elsewhere => {
-                    self.report_elsewhere(index, SOME_UNREAD, effects);
-                    let has_payload = !packet.payload().is_empty();
-                    if has_payload && !self.accepts_from_elsewhere(index, from, packet, effects) {
-                        return Err(Handling::Verdict(Verdict::Drop(DropReason::Elsewhere)));
-                    }
-                    if from == Side::Server || !has_payload {
-                        self.record_packet(now, index);
-                        let reason = "it arrived where no route to its sender leads";
-                        self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
-                        (context.session, context.is_elsewhere) = (session, true);
-                        return Ok(from);
-                    }
+            if !is_settled && !begins && !self.comes_from_sender(now, index, from, meta, kernel) {
+                self.report_elsewhere(index, SOME_UNREAD);
+                let has_payload = !packet.payload().is_empty();
+                if has_payload && !self.accepts_from_elsewhere(index, from, packet) {
+                    return Err(Handling::Verdict(Verdict::Drop(DropReason::Elsewhere)));
                 }
-                Origin::Unknown(lookup) => {
-                    self.ask_for_route(queued, session, lookup, effects);
-                    return Err(Handling::AwaitKernel);
+                if from == Side::Server || !has_payload {
+                    self.record_packet(now, index);
+                    let reason = "it arrived where no route to its sender leads";
+                    self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
+                    (context.session, context.is_elsewhere) = (session, true);
+                    return Ok(from);
                 }
-            }
-            if is_busy {
-                context.session = session;
-                return Err(Handling::Park);
             }
             if is_handed_over {
                 self.sessions.take_back(index);
@@ -162,13 +142,13 @@ impl Engine {
             known = is_certain.then_some((index, from));
         }
         let known = known.or_else(|| {
-            let before = found.and_then(|index| Some(self.sessions.table.get_mut(index)?.id));
-            let index = self.find_or_insert(now, packet, found, *meta, effects)?;
+            let before = found.and_then(|index| Some(self.sessions.table.get_mut(index)?.head.id));
+            let index = self.find_or_insert(now, packet, found, *meta, kernel)?;
             let entry = &self.sessions.table.get_mut(index)?;
-            let (from, is_new) = (entry.side_of(source), before != Some(entry.id));
+            let (from, is_new) = (entry.head.side_of(source), before != Some(entry.head.id));
             if is_new {
                 // It knows no interfaces, so there is no question.
-                self.find_origin(index, from, meta, effects);
+                self.comes_from_sender(now, index, from, meta, kernel);
             }
             Some((index, from))
         });
@@ -180,10 +160,10 @@ impl Engine {
         let Some(entry) = self.sessions.table.get_mut(index) else {
             return Err(ACCEPT);
         };
-        let session = SessionRef { index, id: entry.id };
+        let session = SessionRef { index, id: entry.head.id };
         if let Some(obstacle) = obstacle(entry, timestamp, from, queued, packet) {
             let session = (session, from);
-            return Err(self.handle_obstacle(obstacle, queued, packet, session, context, effects));
+            return Err(self.handle_obstacle(obstacle, queued, packet, session, context));
         }
         context.session = session;
         Ok(from)
@@ -194,7 +174,7 @@ impl Engine {
     fn record_packet(&mut self, now: Instant, index: u32) {
         let timestamp = self.sessions.epoch.timestamp(now);
         if let Some(entry) = self.sessions.table.get_mut(index) {
-            entry.last_seen = timestamp;
+            entry.head.last_seen = timestamp;
         }
     }
 
@@ -207,15 +187,11 @@ impl Engine {
         packet: &Packet<'_>,
         (session, from): (SessionRef, Side),
         context: &mut PacketContext,
-        effects: &mut Effects,
     ) -> Handling {
         match obstacle {
-            Obstacle::Reset => Handling::Verdict(self.sessions.answer_reset_session(
-                session.index,
-                from,
-                packet,
-                effects,
-            )),
+            Obstacle::Reset => {
+                Handling::Verdict(self.sessions.answer_reset_session(session.index, from, packet))
+            }
             Obstacle::OtherConnection => {
                 let reason = "it belongs to another connection on the endpoints of a session";
                 self.pass_unread(queued.bytes, |unread| &mut unread.other_connection, reason);
@@ -235,18 +211,18 @@ impl Engine {
         packet: &Packet<'_>,
         found: Option<u32>,
         meta: PacketMeta,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) -> Option<u32> {
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
-            return self.resolve_tuple_reuse(now, index, packet, effects);
+            return self.resolve_tuple_reuse(now, index, packet, kernel);
         }
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {
             let Some(index) = found else {
                 let session = Session::from_syn_ack(packet);
-                return self.sessions.insert(now, (destination, source), session, effects);
+                return self.sessions.insert(now, (destination, source), session, kernel);
             };
             let entry = self.sessions.table.get_mut(index)?;
             if entry.session.is_syn_ack_retransmission(packet)
@@ -254,7 +230,7 @@ impl Engine {
             {
                 return found;
             }
-            return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
+            return self.handle_tuple_reuse(now, index, packet, meta.queues_all, kernel);
         }
         if packet.has(flags::SYN) || packet.payload().is_empty() {
             self.sessions.counters.unread.no_session += u64::from(found.is_none());
@@ -271,7 +247,7 @@ impl Engine {
             Side::Client => (source, destination),
             Side::Server => (destination, source),
         };
-        self.sessions.insert(now, (client, server), session, effects)
+        self.sessions.insert(now, (client, server), session, kernel)
     }
 
     fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {
@@ -294,15 +270,15 @@ fn obstacle(
     queued: &QueuedPacket<'_>,
     packet: &Packet<'_>,
 ) -> Option<Obstacle> {
-    if timestamp.is_later_by(SILENCE, entry.last_seen) {
+    if timestamp.is_later_by(SILENCE, entry.head.last_seen) {
         entry.session.dialogue.record_silence();
     }
-    entry.last_seen = timestamp;
+    entry.head.last_seen = timestamp;
     if entry.session.was_reset() && !packet.has(flags::SYN) {
         return Some(Obstacle::Reset);
     }
     let is_ungreeted =
-        entry.session.dialogue.phase == Phase::NotGreeted && entry.incarnation().is_none();
+        entry.session.dialogue.phase == Phase::NotGreeted && entry.head.incarnation().is_none();
     if is_ungreeted && !packet.has(flags::SYN) && !entry.session.is_in_window(from, packet) {
         return Some(Obstacle::OtherConnection); // the session started with a spoofed SYN-ACK
     }

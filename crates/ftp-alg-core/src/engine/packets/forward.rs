@@ -2,25 +2,26 @@
 
 use crate::{
     engine::{
-        Effects, Engine, Injection, Lookup, Verdict,
-        decision::connection::Connection,
-        packets::Handling,
-        questions::effects::{KernelRequest, SessionRef},
+        Batch, KernelError, Verdict, batch::Injection, decision::decider::Decider,
+        packets::Handling, table::entry::Head,
     },
     packet::{self, Packet, PacketEdit, Seq, flags},
-    session::{Acknowledgement, DropReason, ForwardAction, ForwardPlan, Side, TrailingSegment},
+    session::{
+        Acknowledgement, DropReason, ForwardAction, ForwardPlan, Session, Side, TrailingSegment,
+    },
 };
 
-/// The verdict on `packet` for a session's `outcome`.
-#[inline(never)] // the outcome is then read in the parts in which it was written
+/// The verdict on `packet` by a session's `plan`.
+#[inline(never)] // the plan is then read in the parts in which it was written
 pub(super) fn forward_verdict(
-    connection: &mut Connection<'_>,
+    decider: &mut Decider<'_>,
+    session: &Session,
     (from, awaits_probe): (Side, bool),
     packet: &Packet<'_>,
-    outcome: &ForwardPlan,
+    plan: &ForwardPlan,
     changed: &[u8],
 ) -> Handling {
-    let sent = connection.entry.session.map(from.peer());
+    let sent = session.map(from.peer());
     let acknowledged = |[left, right]: [Seq; 2]| {
         let (left, right) = (sent.to_sent_left_edge(left), sent.to_sent(right));
         left.is_before(right).then_some([left, right])
@@ -30,15 +31,13 @@ pub(super) fn forward_verdict(
         packet.append_rebuilt(edit, acknowledged, &mut segment);
         segment
     };
-    Handling::Verdict(match outcome.action {
+    Handling::Verdict(match plan.action {
         ForwardAction::Unchanged => Verdict::Accept,
         ForwardAction::Drop(reason) => Verdict::Drop(reason),
-        // Unreachable: a packet that awaits a decision was parked.
-        ForwardAction::AwaitDecision => Verdict::Drop(DropReason::KernelRefused),
         ForwardAction::Changed { seq, ack, flags, window, .. } if awaits_probe => {
             let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, window, urgent: 0 };
             let segment = rebuilt(&edit);
-            inject(connection, from.peer(), segment);
+            inject(decider, from.peer(), segment);
             return Handling::Reorder;
         }
         // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
@@ -47,15 +46,15 @@ pub(super) fn forward_verdict(
             if packet.offload.is_super_packet && changed.len() < packet.payload().len() =>
         {
             let edit = PacketEdit { seq, ack, payload: Some(changed), flags, window, urgent };
-            let limit = connection.entry.session.mss(from);
+            let limit = session.mss(from);
             for segment in resegment(packet, &edit, limit, acknowledged) {
-                inject(connection, from.peer(), segment);
+                inject(decider, from.peer(), segment);
             }
             Verdict::Drop(DropReason::Resegmented)
         }
         ForwardAction::Changed { seq, ack, payload, flags, window, urgent } => {
             let mut body = changed;
-            let trailing = outcome.trailing.map(|TrailingSegment { start, flags }| {
+            let trailing = plan.trailing.map(|TrailingSegment { start, flags }| {
                 let (first, trailing) = body.split_at(start);
                 body = first;
                 let seq = seq + start as u32; // within a packet
@@ -64,12 +63,12 @@ pub(super) fn forward_verdict(
             });
             let payload = payload.then_some(body);
             let edit = PacketEdit { seq, ack, payload, flags, window, urgent };
-            let out = &mut connection.effects.replacements;
+            let out = &mut decider.batch.replacements;
             let start = out.len();
             packet.append_rebuilt(&edit, acknowledged, out);
             let replacement = start as u32..out.len() as u32; // of one batch
             if let Some(segment) = trailing {
-                inject(connection, from.peer(), segment);
+                inject(decider, from.peer(), segment);
             }
             Verdict::Replace(replacement)
         }
@@ -79,7 +78,7 @@ pub(super) fn forward_verdict(
 /// The verdict that forwards a SYN or SYN-ACK without its payload (TCP Fast Open, RFC 7413), so that its receiver gets only
 /// what is read: its sender sends the payload again in an ordinary segment. The flags that concern the payload go, too.
 #[cold]
-pub(super) fn without_payload(syn: &Packet<'_>, effects: &mut Effects) -> Verdict {
+pub(super) fn without_payload(syn: &Packet<'_>, batch: &mut Batch) -> Verdict {
     let edit = PacketEdit {
         seq: syn.seq(),
         ack: syn.ack(),
@@ -88,7 +87,7 @@ pub(super) fn without_payload(syn: &Packet<'_>, effects: &mut Effects) -> Verdic
         window: syn.window(),
         urgent: 0,
     };
-    let out = &mut effects.replacements;
+    let out = &mut batch.replacements;
     let start = out.len();
     syn.append_rebuilt(&edit, Some, out);
     Verdict::Replace(start as u32..out.len() as u32) // of one batch
@@ -125,48 +124,47 @@ pub(crate) fn resegment(
 }
 
 /// Injects an acknowledgement.
-pub(super) fn acknowledge(connection: &mut Connection<'_>, acknowledgement: Acknowledgement) {
+pub(super) fn acknowledge(decider: &mut Decider<'_>, acknowledgement: Acknowledgement) {
     let Acknowledgement { recipient, seq, ack, window, timestamps } = acknowledgement;
-    let Lookup { client, server } = connection.endpoints();
+    let (client, server) = (decider.head.client(), decider.head.server());
     let (source, destination) = match recipient {
         Side::Client => (server, client),
         Side::Server => (client, server),
     };
     let mut packet = Vec::new();
     packet::build_acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
-    inject(connection, recipient, packet);
+    inject(decider, recipient, packet);
 }
 
 /// Injects a packet that has the endpoints of packets at our hooks.
-fn inject(connection: &mut Connection<'_>, recipient: Side, packet: Vec<u8>) {
-    let (session, Lookup { client, server }) = (connection.session_ref(), connection.endpoints());
-    if connection.entry.extra().translation.is_none() && !connection.entry.is_busy() {
-        connection.effects.lookups.push(KernelRequest::new(session, connection.endpoints(), None));
+fn inject(decider: &mut Decider<'_>, recipient: Side, packet: Vec<u8>) {
+    match decider.translation() {
+        Ok(_) => decider.batch.injections.extend(injection(decider.head, recipient, packet)),
+        Err(KernelError::Unknown) => {}
+        Err(error) => decider.record_kernel_error(&error),
     }
-    let injection = Injection { session, recipient, client, server, ct_mark: 0, packet };
-    connection.effects.injections.push(injection);
 }
 
-impl Engine {
-    /// Gives injected packets the addresses that their recipients know, because NAT does not translate them any more,
-    /// and the ct mark, by which they are routed. If conntrack does not know the connection, nothing is injected.
-    pub(crate) fn finish_injections(&mut self, injections: &mut Vec<Injection>) {
-        injections.retain_mut(|injection| {
-            let SessionRef { index, id } = injection.session;
-            let entry = self.sessions.table.get_session(index, id);
-            let Some(translation) = entry.and_then(|entry| entry.extra().translation) else {
-                return false;
-            };
-            injection.ct_mark = translation.ct_mark;
-            let (source, destination) = translation.seen_by(injection.recipient);
-            let Ok(parsed) = Packet::parse(&injection.packet) else { return false };
-            if parsed.source() == source && parsed.destination() == destination {
-                return true;
-            }
-            let mut packet = Vec::new();
-            packet::build_with_endpoints(&parsed, source, destination, &mut packet);
-            injection.packet = packet;
-            true
-        });
-    }
+/// The injection of a packet that has the endpoints of packets at our hooks. It gets the addresses that its recipient
+/// knows, because NAT does not translate it any more, and the ct mark, by which it is routed. Nothing is injected into a
+/// connection whose translation is unknown.
+pub(crate) fn injection(head: &Head, recipient: Side, packet: Vec<u8>) -> Option<Injection> {
+    let translation = head.extra().translation?;
+    let (client, server) = (head.client(), head.server());
+    let (source, destination) = translation.seen_by(recipient);
+    let parsed = Packet::parse(&packet).ok()?;
+    let has_endpoints = parsed.source() == source && parsed.destination() == destination;
+    let packet = if has_endpoints {
+        packet
+    } else {
+        let mut translated = Vec::new();
+        packet::build_with_endpoints(&parsed, source, destination, &mut translated);
+        translated
+    };
+    let source = match recipient {
+        Side::Client => server.ip(),
+        Side::Server => client.ip(),
+    };
+    let (session, ct_mark) = (head.id, translation.ct_mark);
+    Some(Injection { session, client, server, source, ct_mark, packet })
 }

@@ -3,23 +3,21 @@
 mod downtime;
 mod find_session;
 pub(crate) mod forward;
+pub(crate) mod reorder;
 pub(crate) mod routes;
-pub(crate) mod waiting;
 
 use std::time::Instant;
 
 use crate::{
     engine::{
-        Checksums, Effects, Engine, QueueMode, QueuedPacket, SessionEnd, Unread, Verdict,
-        decision::connection::Connection,
+        Checksums, Engine, Kernel, KernelError, QueueMode, QueuedPacket, SessionEnd, Unread, Verdict,
+        batch::{Released, SessionRef},
+        decision::decider::{ConnectionOf, wanted_queue_mode},
         limits::is_counted,
         packets::forward::{acknowledge, forward_verdict, without_payload},
-        questions::effects::{Released, SessionRef},
     },
     packet::{Packet, flags},
-    session::{
-        AnsweredLine, DropReason, ForwardAction, ForwardPlan, Inspection, PendingLine, Side,
-    },
+    session::{Conditions, DropReason, ForwardAction, Side},
 };
 
 /// What to do with a packet now.
@@ -28,10 +26,6 @@ pub(crate) enum Handling {
     Verdict(Verdict),
     /// It arrived out of order, or waits for the answer to a probe, and may wait in the reorder queue.
     Reorder,
-    /// It waits behind earlier packets of its session.
-    Park,
-    /// It waits for the kernel.
-    AwaitKernel,
 }
 
 pub(crate) const ACCEPT: Handling = Handling::Verdict(Verdict::Accept);
@@ -41,7 +35,6 @@ pub(crate) const ACCEPT: Handling = Handling::Verdict(Verdict::Accept);
 pub(crate) struct PacketContext {
     pub(crate) session: SessionRef,
     pub(crate) all_were_queued: bool,
-    needs_all_queued: bool,
     /// Whether the packet is not read.
     pub(crate) is_elsewhere: bool,
 }
@@ -51,7 +44,6 @@ impl PacketContext {
     pub(crate) const UNKNOWN: Self = Self {
         session: SessionRef::NONE,
         all_were_queued: false,
-        needs_all_queued: false,
         is_elsewhere: false,
     };
 }
@@ -63,53 +55,12 @@ impl Engine {
         &mut self,
         now: Instant,
         packet: &QueuedPacket<'_>,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) {
         let mut context = PacketContext::UNKNOWN;
-        let decision = self.decide(now, packet, &mut context, effects);
-        self.apply_decision(now, packet, decision, context, effects);
-    }
-
-    /// Continues with a packet whose session waited for `answer`. If the session was removed meanwhile, the packet is
-    /// handled as a new one.
-    pub(crate) fn handle_answered_packet(
-        &mut self,
-        now: Instant,
-        packet: &QueuedPacket<'_>,
-        session: SessionRef,
-        answer: AnsweredLine,
-        effects: &mut Effects,
-    ) {
-        let mut context = PacketContext { session, ..PacketContext::UNKNOWN };
-        let parsed =
-            Packet::parse(packet.bytes).map(|parsed| parsed.with_offload(packet.meta.offload));
-        let entry = self.sessions.table.get_session(session.index, session.id);
-        let (Ok(parsed), Some(entry)) = (parsed, entry) else {
-            return self.handle_packet(now, packet, effects);
-        };
-        entry.last_seen = self.sessions.epoch.timestamp(now);
-        let from = entry.side_of(parsed.endpoints().0);
-        self.inspection.answer = Some(answer);
-        let decision = self.inspect_packet(now, (packet, &parsed, from), &mut context, effects);
-        self.inspection.answer = None; // if the line was not read again
-        self.apply_decision(now, packet, decision, context, effects);
-    }
-
-    /// Carries out the decision.
-    #[inline]
-    fn apply_decision(
-        &mut self,
-        now: Instant,
-        packet: &QueuedPacket<'_>,
-        decision: Handling,
-        context: PacketContext,
-        effects: &mut Effects,
-    ) {
-        match decision {
-            Handling::Verdict(verdict) => self.release(packet, verdict, context, effects),
-            Handling::Reorder => self.queue_out_of_order(now, packet, effects),
-            Handling::Park => self.park(packet, context.session, effects),
-            Handling::AwaitKernel => {}
+        match self.decide(now, packet, &mut context, kernel) {
+            Handling::Verdict(verdict) => self.release(packet, verdict, context),
+            Handling::Reorder => self.queue_out_of_order(now, packet, kernel),
         }
     }
 
@@ -120,9 +71,8 @@ impl Engine {
         packet: &QueuedPacket<'_>,
         verdict: Verdict,
         context: PacketContext,
-        effects: &mut Effects,
     ) {
-        let PacketContext { session, all_were_queued, needs_all_queued, .. } = context;
+        let PacketContext { session, all_were_queued, .. } = context;
         if let Verdict::Drop(reason) = verdict {
             self.count_drop(packet.bytes, reason);
         }
@@ -133,8 +83,8 @@ impl Engine {
         // Packets that passed meanwhile may have changed anything.
         let session = if is_late { SessionRef::NONE } else { session };
         let (token, SessionRef { index, id }) = (packet.token, session);
-        let released = Released { token, verdict, index, id, all_were_queued, needs_all_queued };
-        effects.verdicts.push(released);
+        let released = Released { token, verdict, index, id, all_were_queued };
+        self.sessions.batch.verdicts.push(released);
     }
 
     #[cold]
@@ -146,8 +96,8 @@ impl Engine {
         let Ok(packet) = Packet::parse(bytes) else { return };
         let seq = packet.seq().0;
         if let Some(entry) = self.sessions.table.find_packet(&packet) {
-            let from = entry.side_of(packet.endpoints().0);
-            let (id, expected) = (entry.id, entry.session.next_seq(from).0);
+            let from = entry.head.side_of(packet.endpoints().0);
+            let (id, expected) = (entry.head.id, entry.session.next_seq(from).0);
             tracing::trace!(
                 "packet dropped: {reason}, session {id}, sequence number {seq} of the {from:?}, expected {expected}"
             );
@@ -174,7 +124,7 @@ impl Engine {
         now: Instant,
         queued: &QueuedPacket<'_>,
         context: &mut PacketContext,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) -> Handling {
         // By reference, because a copy right after the write would stall.
         let QueuedPacket { bytes, meta, .. } = queued;
@@ -193,15 +143,15 @@ impl Engine {
         if meta.is_late && !self.may_decide_late(&packet) {
             return Handling::Verdict(Verdict::Drop(DropReason::Stale));
         }
-        let handling = match self.find_session(now, queued, &packet, context, effects) {
-            Ok(from) => self.inspect_packet(now, (queued, &packet, from), context, effects),
+        let handling = match self.find_session(now, queued, &packet, context, kernel) {
+            Ok(from) => self.inspect_packet(now, (queued, &packet, from), context, kernel),
             Err(decision) => decision,
         };
         match handling {
             Handling::Verdict(Verdict::Accept)
                 if packet.has(flags::SYN) && !packet.payload().is_empty() =>
             {
-                Handling::Verdict(without_payload(&packet, effects))
+                Handling::Verdict(without_payload(&packet, &mut self.sessions.batch))
             }
             _ => handling,
         }
@@ -214,60 +164,59 @@ impl Engine {
         now: Instant,
         (queued, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
         context: &mut PacketContext,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) -> Handling {
         let (meta, index) = (&queued.meta, context.session.index);
-        let Some(mut connection) = self.sessions.connection(now, context.session, effects) else {
+        let Some((mut decider, session)) = self.sessions.decider(now, context.session, kernel)
+        else {
             trace_unread(queued.bytes, "no session for it");
             return ACCEPT;
         };
-        let (inspection, changed) = (&mut self.inspection, &mut self.changed_payload);
-        context.all_were_queued = connection.entry.session.needs_all_queued();
-        inspection.is_from_elsewhere = context.is_elsewhere;
-        let positions = connection.entry.session.read_positions();
-        let decide = |connection: &mut Connection<'_>, line| connection.decide_or_ask(queued, line);
-        let Some(outcome) =
-            inspect_and_decide(&mut connection, from, packet, inspection, changed, decide)
-        else {
-            return Handling::AwaitKernel;
+        let changed = &mut self.changed_payload;
+        context.all_were_queued = session.needs_all_queued();
+        let conditions = Conditions {
+            refuses_auth: decider.policy.refuses_auth(),
+            is_from_elsewhere: context.is_elsewhere,
         };
-        let session = &connection.entry.session;
+        let positions = session.read_positions();
+        let plan = session.inspect(from, packet, conditions, changed, &mut decider);
         let is_new = positions != session.read_positions();
         let needs_none = session.needs_none_queued();
-        let wanted = connection.wanted_queue_mode(meta.queues_all);
-        if let Some(wanted) = wanted {
-            connection.request_mode_change(wanted);
+        let wanted = wanted_queue_mode(decider.head, session, meta.queues_all);
+        // Sequence numbers may change only after the kernel has set the queue mode. The sender retransmits the packet.
+        let is_refused = wanted.is_some_and(|mode| {
+            let set = decider.set_queue_mode(mode, ConnectionOf::Session);
+            set.is_err_and(|error| !matches!(error, KernelError::Unknown))
+        });
+        if let Some(acknowledgement) = plan.acknowledge.filter(|_| !is_refused) {
+            acknowledge(&mut decider, acknowledgement);
         }
-        context.needs_all_queued = wanted == Some(QueueMode::All);
-        if let Some(acknowledgement) = outcome.acknowledge {
-            acknowledge(&mut connection, acknowledgement);
+        let is_watched = matches!(decider.head.queue_mode(), Some(QueueMode::Watch | QueueMode::All))
+            || wanted == Some(QueueMode::All);
+        if is_watched && !session.changes_packets() {
+            decider.watch();
         }
-        let mode = connection.entry.queue_mode();
-        let is_watched =
-            matches!(mode, Some(QueueMode::Watch | QueueMode::All)) || context.needs_all_queued;
-        if is_watched && !connection.entry.session.changes_packets() {
-            let until = connection.entry.watch(now);
-            connection.timers.add(until, index);
-        }
-        if connection.entry.session.is_over() {
-            connection.handle_end();
+        if session.is_over() {
+            decider.handle_end(session.is_reset());
         } else if needs_none {
-            connection.report_end(SessionEnd::Forgotten);
-            connection.close_all_pinholes("the connection is no longer inspected");
+            decider.report_end(SessionEnd::Forgotten);
+            decider.close_all_pinholes("the connection is no longer inspected");
         }
-        let decision = match outcome.action {
+        let handling = match plan.action {
             ForwardAction::Unchanged => ACCEPT,
+            ForwardAction::Changed { .. } if is_refused => {
+                Handling::Verdict(Verdict::Drop(DropReason::KernelRefused))
+            }
             _ => {
-                let session = &connection.entry.session;
                 let side = (from, meta.may_wait && session.awaits_probe_answer(from, packet));
-                forward_verdict(&mut connection, side, packet, &outcome, changed)
+                forward_verdict(&mut decider, session, side, packet, &plan, changed)
             }
         };
         let connection_flags = flags::FIN | flags::RST | flags::SYN;
         let may_change_session =
             is_new || packet.flags() & connection_flags != 0 && !context.is_elsewhere;
-        let is_dropped = matches!(outcome.action, ForwardAction::Drop(_));
-        let is_counted = is_counted(connection.entry);
+        let is_dropped = matches!(plan.action, ForwardAction::Drop(_));
+        let is_counted = is_counted(decider.head, session);
         if needs_none {
             self.sessions.remove(index);
         } else if may_change_session && !is_dropped {
@@ -275,16 +224,16 @@ impl Engine {
             self.sessions.mark_changed(index);
         }
         if is_counted {
-            self.sessions.update_counts(now, index, effects);
+            self.sessions.update_counts(now, index, kernel);
         }
         let is_forwarded =
-            matches!(decision, Handling::Verdict(Verdict::Accept | Verdict::Replace(_)));
+            matches!(handling, Handling::Verdict(Verdict::Accept | Verdict::Replace(_)));
         // If this machine is an end of the connection, the BPF program sees only half of it, and no SYN from here.
         let may_be_idle = is_new || packet.has(flags::SYN);
         if from == Side::Server && may_be_idle && is_forwarded && !meta.is_local() {
-            self.offer_to_fast_path(index, effects);
+            self.sessions.offer_to_fast_path(now, index, kernel);
         }
-        decision
+        handling
     }
 }
 
@@ -303,45 +252,5 @@ pub(crate) fn trace_unread(bytes: &[u8], reason: &str) {
             );
         }
         Err(error) => tracing::trace!("packet passes unread: {reason}, {error}"),
-    }
-}
-
-/// Passes a packet of `from` to its session, and handles what that finds: events, and lines that need a decision, which
-/// `decide` makes. Returns how to forward the packet; `None` if a decision must wait for the kernel.
-#[inline]
-pub(crate) fn inspect_and_decide(
-    connection: &mut Connection<'_>,
-    from: Side,
-    packet: &Packet<'_>,
-    inspection: &mut Inspection,
-    changed: &mut Vec<u8>,
-    decide: impl FnMut(&mut Connection<'_>, Box<PendingLine>) -> Option<AnsweredLine>,
-) -> Option<ForwardPlan> {
-    inspection.refuses_auth = connection.policy.refuses_auth();
-    let plan = connection.entry.session.inspect(from, packet, inspection, changed);
-    if !inspection.has_findings() {
-        return Some(plan);
-    }
-    handle_findings(connection, (from, packet), inspection, changed, plan, decide)
-}
-
-/// The rest of [`inspect_and_decide`], which most packets do not need.
-#[inline(never)]
-fn handle_findings(
-    connection: &mut Connection<'_>,
-    (from, packet): (Side, &Packet<'_>),
-    inspection: &mut Inspection,
-    changed: &mut Vec<u8>,
-    mut plan: ForwardPlan,
-    mut decide: impl FnMut(&mut Connection<'_>, Box<PendingLine>) -> Option<AnsweredLine>,
-) -> Option<ForwardPlan> {
-    loop {
-        for event in inspection.events.drain(..) {
-            connection.handle_dialogue_event(event);
-        }
-        inspection.answer = None; // if the line was not read again
-        let Some(line) = inspection.pending.take() else { return Some(plan) };
-        inspection.answer = Some(decide(connection, line)?);
-        plan = connection.entry.session.inspect(from, packet, inspection, changed);
     }
 }

@@ -16,11 +16,7 @@ use ahash::RandomState;
 
 use crate::{
     engine::{
-        Effects, Engine, EventKind, PacketMeta, QueuedPacket, Sessions,
-        questions::{
-            effects::{KernelRequest, SessionRef, WaitingPacket},
-            kernel::RouteLookup,
-        },
+        Engine, EventKind, Kernel, PacketMeta, RouteLookup, Sessions,
     },
     packet::Packet,
     session::{RouteQuestion, Side},
@@ -34,66 +30,47 @@ pub(crate) const SOME_UNREAD: EventKind = EventKind::FromElsewhere(
     "some packets are not read: they have an end's address, but arrive where no route to it leads",
 );
 
-/// What the interfaces of a packet say about it.
-pub(crate) enum Origin {
-    /// It comes from where its sender is.
-    Sender,
-    /// It comes from elsewhere.
-    Elsewhere,
-    /// The kernel must be asked.
-    Unknown(RouteLookup),
-}
-
 impl Engine {
-    /// Finds out whether a packet of the session at `index` comes from where its sender is. Not needed while the
-    /// interfaces are [settled](crate::session::Interfaces::are_settled).
+    /// Whether a packet of the session at `index` comes from where its sender is. It is asked while the interfaces are
+    /// not [settled](crate::session::Interfaces::are_settled).
     #[inline(never)] // most packets do not need it
-    pub(crate) fn find_origin(
+    pub(crate) fn comes_from_sender(
         &mut self,
+        now: Instant,
         index: u32,
         from: Side,
         meta: &PacketMeta,
-        effects: &mut Effects,
-    ) -> Origin {
-        let Some(entry) = self.sessions.table.get_mut(index) else {
-            return Origin::Sender;
-        };
+        kernel: &mut dyn Kernel,
+    ) -> bool {
+        let Some(entry) = self.sessions.table.get_mut(index) else { return true };
         if let Some(question) = entry.session.interfaces.take_input(from, meta.input) {
             // The interface of earlier packets may be right as well.
             let earlier = entry.session.interfaces.question_of(from);
-            if let Some(earlier) =
-                earlier.filter(|_| entry.session.interfaces.contradicts(question))
-                && let Err(lookup) = self.sessions.answer_route(index, earlier, meta.mark)
-            {
-                return Origin::Unknown(lookup);
+            let earlier = earlier.filter(|_| entry.session.interfaces.contradicts(question));
+            if let Some(earlier) = earlier {
+                self.sessions.has_route(now, index, earlier, meta.mark, kernel);
             }
-            match self.sessions.answer_route(index, question, meta.mark) {
-                Ok(true) => {}
-                Ok(false) => return Origin::Elsewhere,
-                Err(lookup) => return Origin::Unknown(lookup),
+            if !self.sessions.has_route(now, index, question, meta.mark, kernel) {
+                return false;
             }
         }
-        let Some(entry) = self.sessions.table.get_mut(index) else {
-            return Origin::Sender;
-        };
-        if let Some(question) = entry.session.interfaces.take_output(from.peer(), meta.output) {
-            match self.sessions.answer_route(index, question, meta.mark) {
-                Ok(true) => {}
-                // The interface stays doubtful, so nothing is opened.
-                Ok(false) => self.report_elsewhere(index, OPENS_NOTHING, effects),
-                Err(lookup) => return Origin::Unknown(lookup),
-            }
+        let Some(entry) = self.sessions.table.get_mut(index) else { return true };
+        if let Some(question) = entry.session.interfaces.take_output(from.peer(), meta.output)
+            && !self.sessions.has_route(now, index, question, meta.mark, kernel)
+        {
+            // The interface stays doubtful, so nothing is opened.
+            self.report_elsewhere(index, OPENS_NOTHING);
         }
-        Origin::Sender
+        true
     }
 
     /// Reports packets from elsewhere, once for each session.
     #[cold]
-    pub(crate) fn report_elsewhere(&mut self, index: u32, what: EventKind, effects: &mut Effects) {
+    pub(crate) fn report_elsewhere(&mut self, index: u32, what: EventKind) {
         if let Some(entry) = self.sessions.table.get_mut(index)
             && entry.session.interfaces.report_once()
         {
-            effects.events.push(entry.event(what));
+            self.sessions.batch.events.push(entry.head.event(what));
         }
     }
 
@@ -104,7 +81,6 @@ impl Engine {
         index: u32,
         from: Side,
         packet: &Packet<'_>,
-        effects: &mut Effects,
     ) -> bool {
         let Some(entry) = self.sessions.table.get_mut(index) else {
             return false;
@@ -112,85 +88,48 @@ impl Engine {
         let phase = entry.session.dialogue.phase;
         let is_accepted = entry.session.accepts_from_elsewhere(from, packet);
         if phase != entry.session.dialogue.phase {
-            effects.events.push(entry.event(OPENS_NOTHING));
+            self.sessions.batch.events.push(entry.head.event(OPENS_NOTHING));
         }
         is_accepted
-    }
-
-    /// Has the kernel asked for `packet`, which waits.
-    #[cold]
-    pub(crate) fn ask_for_route(
-        &mut self,
-        packet: &QueuedPacket<'_>,
-        session: SessionRef,
-        lookup: RouteLookup,
-        effects: &mut Effects,
-    ) {
-        let QueuedPacket { token, meta, bytes } = *packet;
-        if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
-            entry.begin_request();
-        }
-        let bytes = effects.store_waiting(bytes);
-        let waiting = WaitingPacket { token, meta, bytes, line: None };
-        effects.route_lookups.push(KernelRequest::new(session, lookup, Some(waiting)));
-    }
-
-    /// Takes the kernel's answer to a route lookup.
-    pub(crate) fn handle_route_lookup(
-        &mut self,
-        now: Instant,
-        kernel_request: &mut KernelRequest<RouteLookup, bool>,
-        packets: &[u8],
-        effects: &mut Effects,
-    ) {
-        let session = kernel_request.session;
-        let answer = kernel_request.answer.take().unwrap_or(Ok(false)).unwrap_or_else(|error| {
-            self.sessions.counters.errors += 1;
-            if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
-                effects.events.push(entry.event(EventKind::KernelRefused(error.to_string())));
-            }
-            false
-        });
-        self.sessions.routes.insert(now, kernel_request.request, answer);
-        let Some(waiting) = kernel_request.waiting.take() else {
-            let entry = self.sessions.table.get_session(session.index, session.id);
-            // Otherwise the answer to that lookup follows.
-            if entry.is_some_and(|entry| !entry.extra().fast_path.wants_translation) {
-                self.offer_to_fast_path(session.index, effects);
-            }
-            return;
-        };
-        let WaitingPacket { token, meta, bytes, .. } = waiting;
-        let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
-        self.resume(now, session, Some((packet, None)), effects);
     }
 }
 
 impl Sessions {
-    /// The answer to a question of the session at `index`, which then knows it; an error with what to ask the kernel. If
-    /// the policy lets its packets count [anywhere](crate::policy::Policy::any_interface), the answer is yes.
-    pub(crate) fn answer_route(
+    /// The answer to a question of the session at `index`, which then knows it. If the policy lets its packets count
+    /// [anywhere](crate::policy::Policy::any_interface), the answer is yes.
+    pub(crate) fn has_route(
         &mut self,
+        now: Instant,
         index: u32,
         question: RouteQuestion,
         mark: u32,
-    ) -> Result<bool, RouteLookup> {
-        let Some(entry) = self.table.get_mut(index) else { return Ok(false) };
-        if self.policy.for_network(entry.network()).any_interface {
+        kernel: &mut dyn Kernel,
+    ) -> bool {
+        let Some(entry) = self.table.get_mut(index) else { return false };
+        if self.policy.for_network(entry.head.network()).any_interface {
             entry.session.confirm_interface(question);
-            return Ok(true);
+            return true;
         }
         let address = match question.end {
-            Side::Client => entry.client().ip(),
-            Side::Server => entry.server().ip(),
+            Side::Client => entry.head.client().ip(),
+            Side::Server => entry.head.server().ip(),
         };
         let RouteQuestion { interface, used, .. } = question;
         let lookup = RouteLookup { address, interface, used, mark };
-        let answer = self.routes.get(&lookup).ok_or(lookup)?;
-        if answer {
+        let has_route = self.routes.get(&lookup).unwrap_or_else(|| {
+            let answer = kernel.has_route(lookup).unwrap_or_else(|error| {
+                self.counters.errors += 1;
+                let refused = EventKind::KernelRefused(error.to_string());
+                self.batch.events.push(entry.head.event(refused));
+                false
+            });
+            self.routes.insert(now, lookup, answer);
+            answer
+        });
+        if has_route {
             entry.session.confirm_interface(question);
         }
-        Ok(answer)
+        has_route
     }
 }
 

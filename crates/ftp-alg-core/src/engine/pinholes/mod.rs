@@ -22,7 +22,7 @@ use ahash::RandomState;
 
 use crate::{
     engine::{
-        FastPathPinholeClosing, Opening, Pinhole,
+        FastPathPinholeClosing, Pinhole,
         offload::handover::FastPathPinhole,
         pinholes::{
             client_counts::{OpenError, max_open},
@@ -41,8 +41,6 @@ pub struct PinholeTable {
     registry: PinholeRegistry,
     /// Limit of open pinholes.
     capacity: usize,
-    /// How often the policy changed. What was proposed before a change may be forbidden after it.
-    pub policy_changes: u32,
     /// Pinholes that are closed here, but not yet in the kernel.
     to_close: Vec<HeldPinhole>,
     /// Pinholes whose transfers have ended, so closing them can wait.
@@ -59,7 +57,6 @@ impl Default for PinholeTable {
         Self {
             registry: PinholeRegistry::default(),
             capacity: usize::from(u16::MAX),
-            policy_changes: 0,
             to_close: Vec::new(),
             ended: EndedPinholes::default(),
             closings: Vec::new(),
@@ -125,12 +122,6 @@ impl PinholeTable {
     /// closed, it is added to `closed`.
     pub fn withdraw(&mut self, proposal: &Proposal, closed: &mut Vec<PinholeClosing>) {
         proposal.withdraw(&mut self.registry.lock(), closed);
-    }
-
-    /// Releases a pinhole that the kernel has opened but that is no longer needed.
-    pub fn release_unwanted(&mut self, proposal: &Proposal, closed: &mut Vec<PinholeClosing>) {
-        let Proposal { opening: Opening { pinhole, .. }, client, serial, .. } = *proposal;
-        closed.extend(self.registry.lock().release(pinhole, serial, client));
     }
 
     /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner`. It `is_granted` if the

@@ -37,18 +37,6 @@ pub struct Proposal {
     pub other_session: Option<&'static str>,
 }
 
-/// A pinhole that the kernel was requested to open.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    pub proposal: Proposal,
-    /// The address to announce.
-    pub announced_address: IpAddr,
-    /// Whether the server's foreign address was replaced.
-    pub replaced_foreign: bool,
-    /// How often the [policy had changed](PinholeTable::policy_changes) before.
-    pub policy_changes: u32,
-}
-
 impl Proposal {
     /// For `wanted`, which has the announced port.
     pub fn new(

@@ -183,13 +183,6 @@ impl PinholeRegistry {
         Ok(())
     }
 
-    /// Shares the registry of `others`.
-    pub(crate) fn share_with(&mut self, others: &Self) {
-        if !Arc::ptr_eq(&self.0, &others.0) {
-            self.clone_from(others);
-        }
-    }
-
     pub(crate) fn lock(&self) -> MutexGuard<'_, RegistryState> {
         lock(&self.0.state)
     }

@@ -21,10 +21,19 @@ use crate::{
     session::{Session, Side},
 };
 
-/// A control connection in the table: its session, and what the engine knows of it besides.
+/// A control connection in the table.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Entry {
+    /// What the engine knows of it besides its session. Decisions about its lines need only this.
+    pub head: Head,
+    /// The session.
+    pub session: Session,
+}
+
+/// What the engine knows of a control connection besides its session.
+#[derive(Debug)]
+pub struct Head {
     /// Session number, from 1.
     pub id: u64,
     /// Client and server endpoint, as packets show them.
@@ -44,12 +53,7 @@ pub struct Entry {
     pub is_in_memory_budget: bool,
     /// Whether the session counts for its client's share.
     pub counts_for_client: bool,
-    /// Number of open kernel requests that its packets wait for. A queue mode change may be requested in addition to a
-    /// pinhole.
-    open_requests: u8,
     extra: Option<Box<Extra>>,
-    /// The session.
-    pub session: Session,
 }
 
 /// State that a connection has only after its first announcement, or in rare cases.
@@ -93,9 +97,9 @@ struct NewIncarnation {
 impl Entry {
     /// Reads one word of each cache line, so that they are cached afterwards.
     pub fn touch_cache_lines(&self) -> u64 {
-        self.id
-            ^ u64::from(self.mode_set_at)
-            ^ u64::from(self.endpoints.server_port[0])
+        self.head.id
+            ^ u64::from(self.head.mode_set_at)
+            ^ u64::from(self.head.endpoints.server_port[0])
             ^ u64::from(self.session.touch_cache_lines())
     }
 
@@ -107,7 +111,7 @@ impl Entry {
         session: Session,
         now: Timestamp,
     ) -> Self {
-        Self {
+        let head = Head {
             id,
             endpoints: EndpointPair::new(client.into(), server.into()),
             network: None,
@@ -118,12 +122,13 @@ impl Entry {
             changed: false,
             is_in_memory_budget: false,
             counts_for_client: false,
-            open_requests: 0,
             extra: None,
-            session,
-        }
+        };
+        Self { head, session }
     }
+}
 
+impl Head {
     /// The client as packets show it.
     pub fn client(&self) -> SocketAddr {
         self.endpoints.client().socket()
@@ -157,30 +162,12 @@ impl Entry {
         }
     }
 
-    /// Counts an open kernel request.
-    pub fn begin_request(&mut self) {
-        self.open_requests = self.open_requests.saturating_add(1);
-    }
-
-    /// Counts an answered kernel request.
-    pub fn end_request(&mut self) {
-        self.open_requests = self.open_requests.saturating_sub(1);
-    }
-
-    /// Whether packets of the session wait for the kernel.
-    pub fn is_busy(&self) -> bool {
-        self.open_requests > 0
-    }
-
-    /// Whether no request is open, no other connection may have begun on these endpoints, and no packet may have passed
-    /// on the fast path.
+    /// Whether no other connection may have begun on these endpoints, and no packet may have passed on the fast path.
     #[inline]
     pub fn is_settled(&self) -> bool {
-        !self.is_busy()
-            && self
-                .extra
-                .as_ref()
-                .is_none_or(|extra| extra.incarnation.is_none() && !extra.fast_path.is_handed_over)
+        self.extra
+            .as_ref()
+            .is_none_or(|extra| extra.incarnation.is_none() && !extra.fast_path.is_handed_over)
     }
 
     /// Which end `source` is.
@@ -240,7 +227,7 @@ impl Entry {
         self.existing_extra_mut()?.activity.examine_transfers(now, announcement)
     }
 
-    /// Renews pinholes that a pending transfer waits for, and that would expire soon. Returns whether there were any.
+    /// Renews pinholes that would expire soon, because a pending transfer waits for them. Returns whether there were any.
     pub fn renew_pinholes(
         &mut self,
         now: Instant,
@@ -248,8 +235,7 @@ impl Entry {
         renewals: &mut Vec<Renewal>,
     ) -> bool {
         let before = renewals.len();
-        if self.session.dialogue.has_pending_transfer()
-            && let Some(translation) = self.extra().translation
+        if let Some(translation) = self.extra().translation
         {
             let held = self.pinholes_mut().iter_mut();
             for held in held.filter(|held| held.is_renewable(now, lifetime)) {
@@ -288,11 +274,10 @@ impl Entry {
         last.map(|held| (held.kind, held.pinhole))
     }
 
-    /// Heap memory in bytes of what peers can make large.
+    /// Heap memory in bytes of the names of what the client does.
     #[inline]
-    pub fn heap_size(&self) -> usize {
-        let names = self.extra.as_ref().map_or(0, |extra| extra.activity.heap_size());
-        self.session.heap_size() + names
+    pub fn names_size(&self) -> usize {
+        self.extra.as_ref().map_or(0, |extra| extra.activity.heap_size())
     }
 
     /// The translation; that of a connection without NAT while it is unknown.
@@ -548,10 +533,10 @@ mod tests {
             packet::build_segment((client, server), numbers, (512, 0), b"", &mut bytes);
             let session = Session::picked_up(Side::Client, &packet::Packet::parse(&bytes).unwrap());
             let entry = Entry::new(1, client, server, session, epoch.timestamp(now));
-            assert_eq!((entry.client(), entry.server()), (client, server));
+            assert_eq!((entry.head.client(), entry.head.server()), (client, server));
             for distance in [0, 1, 1_500_000_000].map(Duration::from_nanos) {
                 let (earlier, later) = (now - distance, now + distance);
-                assert_eq!(epoch.instant(entry.first_seen), Some(now));
+                assert_eq!(epoch.instant(entry.head.first_seen), Some(now));
                 let (before, after) = (epoch.timestamp(earlier), epoch.timestamp(later));
                 assert_eq!(epoch.instant(before), Some(earlier));
                 assert_eq!(after.duration_since(before), 2 * distance);

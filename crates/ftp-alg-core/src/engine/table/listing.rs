@@ -78,13 +78,13 @@ impl Sessions {
 
     /// What is known of the open control connection with the number `id`.
     pub fn details(&self, id: u64) -> Option<SessionDetails> {
-        let entry = self.open_entries().find(|entry| entry.id == id)?;
+        let entry = self.open_entries().find(|entry| entry.head.id == id)?;
         let info = self.info(entry)?;
         let is_running = info.transfer.as_ref().is_some_and(|transfer| transfer.has_started);
         // As for a transfer that ends, the last announcement is that of the data connection.
-        let last = entry.extra().pinholes.iter().rev().find(|held| held.answered);
+        let last = entry.head.extra().pinholes.iter().rev().find(|held| held.answered);
         Some(SessionDetails {
-            directory: entry.extra().activity.directory().map(Box::from),
+            directory: entry.head.extra().activity.directory().map(Box::from),
             is_encrypted: entry.session.encryption(),
             offsets: entry.session.sequence_offsets(),
             data_connection: last.filter(|_| is_running).map(|held| (held.kind, held.pinhole)),
@@ -97,14 +97,14 @@ impl Sessions {
     }
 
     fn info(&self, entry: &Entry) -> Option<SessionInfo> {
-        let untranslated = Translation::identity(entry.client(), entry.server());
-        let extra = entry.extra();
+        let untranslated = Translation::identity(entry.head.client(), entry.head.server());
+        let extra = entry.head.extra();
         Some(SessionInfo {
-            id: entry.id,
+            id: entry.head.id,
             translation: extra.translation.unwrap_or(untranslated),
             is_looked_up: extra.translation.is_some(),
             state: entry.session.state(),
-            since: self.epoch.instant(entry.first_seen)?,
+            since: self.epoch.instant(entry.head.first_seen)?,
             adjusted: entry.session.needs_all_queued(),
             user: extra.activity.user().cloned(),
             is_on_fast_path: extra.fast_path.is_handed_over,
@@ -115,7 +115,7 @@ impl Sessions {
     /// The pinholes that are open, as far as is known. The kernel closes a consumed one by itself.
     pub fn list_pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
         self.table.iter().flat_map(|entry| {
-            let open = entry.extra().pinholes.iter().filter(|held| self.pinholes.is_open(held));
+            let open = entry.head.extra().pinholes.iter().filter(|held| self.pinholes.is_open(held));
             open.map(|held| pinhole_info(entry, held))
         })
     }
@@ -129,10 +129,10 @@ impl Sessions {
 
 fn pinhole_info(entry: &Entry, held: &HeldPinhole) -> PinholeInfo {
     PinholeInfo {
-        session: entry.id,
-        client: entry.client(),
-        server: entry.server(),
-        user: entry.extra().activity.user().cloned(),
+        session: entry.head.id,
+        client: entry.head.client(),
+        server: entry.head.server(),
+        user: entry.head.extra().activity.user().cloned(),
         pinhole: held.pinhole,
         kind: held.kind,
     }

@@ -32,7 +32,7 @@ impl Key {
     }
 
     fn of(entry: &Entry) -> Self {
-        Self(entry.endpoints.client(), entry.endpoints.server())
+        Self(entry.head.endpoints.client(), entry.head.endpoints.server())
     }
 }
 
@@ -95,7 +95,7 @@ impl Table {
     pub fn take_oldest(&mut self, is_evictable: impl Fn(&Entry) -> bool) -> Option<u32> {
         while let Some((index, id)) = self.by_age.pop_front() {
             let entry = self.entries.get(index);
-            if entry.is_some_and(|entry| entry.id as u32 == id && is_evictable(entry)) {
+            if entry.is_some_and(|entry| entry.head.id as u32 == id && is_evictable(entry)) {
                 return Some(index);
             }
         }
@@ -146,7 +146,7 @@ impl Table {
 
     /// The entry in slot `index`, if it is still session `id`.
     pub fn get_session(&mut self, index: u32, id: u64) -> Option<&mut Entry> {
-        self.get_mut(index).filter(|entry| entry.id == id)
+        self.get_mut(index).filter(|entry| entry.head.id == id)
     }
 
     /// The entry of the connection of `packet`.
@@ -159,7 +159,7 @@ impl Table {
     /// Inserts an entry. Returns its slot.
     pub fn insert(&mut self, entry: Entry) -> u32 {
         let hash = self.random.hash_one(Key::of(&entry));
-        let id = entry.id as u32;
+        let id = entry.head.id as u32;
         let free = self.free.pop();
         let index = match free.and_then(|index| Some((index, self.entries.get_mut(index)?))) {
             Some((index, slot)) => {
@@ -174,7 +174,7 @@ impl Table {
         if self.by_age.len() > 2 * self.entries.len() {
             let entries = &self.entries;
             self.by_age.retain(|(index, id)| {
-                entries.get(*index).is_some_and(|entry| entry.id as u32 == *id)
+                entries.get(*index).is_some_and(|entry| entry.head.id as u32 == *id)
             });
         }
         index

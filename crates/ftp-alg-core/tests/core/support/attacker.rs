@@ -103,7 +103,6 @@ fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
         crashes,
         is_patient: true,
         queueing: Queueing {
-            workers: 1 + rng.below(4),
             batch: *rng.pick(&[1, 2, 8]),
             wake: pace,
             stage: pace,

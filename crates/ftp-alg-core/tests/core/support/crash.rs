@@ -6,10 +6,8 @@ use super::Rng;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     GoesOn,
-    /// It is killed before it writes what it knows;
-    Crashes,
-    /// or after that.
-    WritesAndCrashes,
+    /// It is killed after so many calls of its kernel and its host: the first writes what it knows.
+    CrashesAfter(u32),
 }
 
 /// When crashes come.
@@ -28,16 +26,20 @@ impl Crashes {
 
     /// To be asked between decision and verdict.
     pub fn fate(&mut self) -> Fate {
-        let (crashes, writes) = (self.rng.chance(self.chance), self.rng.chance(0.5));
-        match (crashes, writes) {
-            _ if self.next.is_some() => self.next.take().unwrap_or(Fate::GoesOn),
-            (false, _) => Fate::GoesOn,
-            (true, false) => Fate::Crashes,
-            (true, true) => Fate::WritesAndCrashes,
+        let crashes = self.rng.chance(self.chance);
+        match self.next.take() {
+            Some(next) => next,
+            None if crashes => Fate::CrashesAfter(self.calls()),
+            None => Fate::GoesOn,
         }
     }
 
-    /// Whether it crashes between one effect and the next, of which there are some for each packet.
+    /// After how many calls it crashes.
+    pub fn calls(&mut self) -> u32 {
+        self.rng.below(5) as u32
+    }
+
+    /// Whether it crashes at one stage, of which there are some for each packet.
     pub fn strikes(&mut self) -> bool {
         self.rng.chance(self.chance / 5.0)
     }

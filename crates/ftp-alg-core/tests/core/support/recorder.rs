@@ -11,7 +11,7 @@ use ftp_alg_core::engine::{
     QueueMode, Renewal, Translation,
 };
 
-use super::fast_path::program::Program;
+use super::{fast_path::program::Program, sim::daemon::Life};
 
 /// The kernel of the simulated gateway.
 pub struct Recorder {
@@ -45,10 +45,12 @@ pub struct Recorder {
     pub now: Duration,
     /// The program of the fast path.
     pub program: Program,
+    /// Whether calls still have an effect.
+    life: Life,
 }
 
 impl Recorder {
-    pub fn new(translation: Translation) -> Self {
+    pub fn new(translation: Translation, life: Life) -> Self {
         Self {
             translation: Some(translation),
             open: Vec::new(),
@@ -66,6 +68,7 @@ impl Recorder {
             failing: false,
             now: Duration::ZERO,
             program: Program::default(),
+            life,
         }
     }
 
@@ -141,6 +144,9 @@ impl Kernel for Recorder {
         a: SocketAddr,
         b: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
+        if !self.life.call() {
+            return Ok(None);
+        }
         self.check("translation")?;
         self.asked += 1;
         let known = self
@@ -156,6 +162,10 @@ impl Kernel for Recorder {
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
+        if !self.life.call() {
+            outcomes.extend(openings.iter().map(|_| Ok(())));
+            return Ok(());
+        }
         if !openings.is_empty() {
             self.transactions += 1;
         }
@@ -170,6 +180,9 @@ impl Kernel for Recorder {
     }
 
     fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
+        if !self.life.call() {
+            return Vec::new();
+        }
         self.forget_expired();
         if self.failing {
             return renewals.iter().map(|_| self.check("renew").map(|()| false)).collect();
@@ -205,6 +218,9 @@ impl Kernel for Recorder {
         control: &Translation,
         queue_mode: QueueMode,
     ) -> Result<(), KernelError> {
+        if !self.life.call() {
+            return Ok(());
+        }
         self.check("attend")?;
         self.mode_changes += 1;
         if self.forgot {
@@ -216,18 +232,27 @@ impl Kernel for Recorder {
     }
 
     fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
-        self.program.apply_changes(changes);
+        if self.life.call() {
+            self.program.apply_changes(changes);
+        }
     }
 
     fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
-        self.program.close_pinholes(shut);
+        if self.life.call() {
+            self.program.close_pinholes(shut);
+        }
     }
 
     fn close_lost_fast_path_pinholes(&mut self, lost: &[FastPathPinhole]) {
-        self.program.close_lost_pinholes(lost);
+        if self.life.call() {
+            self.program.close_lost_pinholes(lost);
+        }
     }
 
     fn inject(&mut self, packet: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
+        if !self.life.call() {
+            return Ok(());
+        }
         self.check("inject")?;
         self.injected.push(packet.to_vec());
         Ok(())

@@ -34,13 +34,15 @@ mod fast_path_lines;
 mod gateway;
 pub mod queues;
 
-use daemon::Daemon;
+use daemon::{Daemon, Life};
 use queues::{Queues, Stage};
 
 /// The network.
 pub struct Sim {
     /// The gateway: this, what `kernel` holds, and what is queued.
     pub daemon: Daemon,
+    /// When the daemon is killed.
+    life: Life,
     queues: Queues,
     pub kernel: Recorder,
     pub crashes: Crashes,
@@ -90,11 +92,12 @@ impl Sim {
         let Scenario { queues_acks, strays, crashes, is_patient, hands_over, seed, .. } = scenario;
         let queues = Queues::new(scenario.queueing, Rng::new(seed ^ 6));
         let base = Instant::now();
-        let mut kernel = Recorder::new(translation);
+        let life = Life::default();
+        let mut kernel = Recorder::new(translation, life.clone());
         kernel.program.ring_capacity = hands_over.unwrap_or(0);
-        let shards = (queues.settings.workers, queues.home);
         let mut sim = Self {
-            daemon: Daemon::new(policy, base, shards, hands_over.is_some()),
+            daemon: Daemon::new(policy, base, life.clone(), hands_over.is_some()),
+            life,
             queues,
             kernel,
             crashes: Crashes::new(crashes, Rng::new(seed ^ 4)),
@@ -380,25 +383,25 @@ impl Sim {
         ends.into_iter().chain(others).flatten().min()
     }
 
-    /// Whether the daemon is away, or a worker has something to do.
+    /// Whether the daemon is away, or its worker has something to do.
     fn is_working(&self) -> bool {
-        self.queues.is_away || self.queues.stages.iter().any(|stage| *stage != Stage::Idle)
+        self.queues.is_away || self.queues.stage != Stage::Idle
     }
 
     fn sweep(&mut self) {
-        if !self.is_timer_busy() {
+        if !self.is_daemon_busy() {
             self.swept = self.now;
             self.expire();
         }
     }
 
-    fn is_timer_busy(&self) -> bool {
-        self.queues.is_away || self.daemon.next_step(self.daemon.timer()).is_some()
+    fn is_daemon_busy(&self) -> bool {
+        self.queues.is_away || self.daemon.is_busy()
     }
 
     /// When something in the reorder queue has waited for long enough.
     fn late_at(&self) -> Option<u64> {
-        let at = self.daemon.waits_until().filter(|_| !self.is_timer_busy())?;
+        let at = self.daemon.waits_until().filter(|_| !self.is_daemon_busy())?;
         Some(at.saturating_duration_since(self.base).as_micros() as u64 + 1)
     }
 

@@ -144,9 +144,9 @@ fn after_downtime_a_command_can_wait_in_the_queue() {
 fn rolling_back_a_late_rewrite_leaves_the_connection_usable() {
     let mut gateway = Restarted::of(Nat::Masquerade);
     let line = b"EPRT |1|192.168.150.80|3762|\r\n";
-    gateway.sim.daemon.lapses = true;
+    gateway.sim.daemon.set_lapses(true);
     assert_eq!(gateway.queue(Client, 0, 0, line), PacketOutcome::Drop);
-    gateway.sim.daemon.lapses = false;
+    gateway.sim.daemon.set_lapses(false);
     let kernel = &mut gateway.sim.kernel;
     assert!(kernel.pinholes().is_empty());
     assert_eq!(kernel.queue_mode, Some(QueueMode::Selected));

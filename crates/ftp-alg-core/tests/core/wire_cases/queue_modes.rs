@@ -195,11 +195,7 @@ fn the_client_side_is_never_looked_up_in_conntrack() {
             if let Some((_, side)) = sim.engine().sessions.session_between(client, server) {
                 assert_eq!(side, Client);
             }
-            sim.engine().sessions.forget_between(
-                client,
-                server,
-                &mut ftp_alg_core::engine::Effects::default(),
-            );
+            sim.engine().sessions.forget_between(client, server);
         }
         assert_eq!(sim.kernel.asked, lookups);
     }

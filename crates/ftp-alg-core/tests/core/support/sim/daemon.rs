@@ -1,12 +1,12 @@
-//! The daemon of the simulated network: shards and workers, and every call into the engine. It carries out what comes of
-//! a batch as the real one does, one step at a time.
+//! The daemon of the simulated network, and every call into its engine. As in the real one, nothing else uses the engine
+//! from the decision about a batch until all of that is carried out.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Instant};
 
 use ftp_alg_core::{
     engine::{
-        Checksums, Effects, Engine, Event, FastPathPinhole, Host, Kernel as _, OmittedEvents,
-        PacketMeta, QueuedPacket, Sessions, Step, Token, Verdict,
+        Batch, Checksums, Engine, Event, FastPathPinhole, Host, Kernel as _, PacketMeta,
+        QueuedPacket, Token, Verdict,
     },
     policy::Policy,
     session::Side,
@@ -45,150 +45,120 @@ pub struct Given {
     pub decision: Decision,
 }
 
-/// What is to be done of a batch.
-#[derive(Default)]
-struct Work {
-    effects: Vec<Effects>,
-    next: Option<Step>,
-    now: Option<Instant>,
+/// How many calls of its kernel and its host the daemon still makes, if it is killed then. Those behind have no effect.
+#[derive(Clone, Default)]
+pub struct Life(Rc<Cell<Option<u32>>>);
+
+impl Life {
+    /// It is killed after so many calls.
+    pub fn ends_after(&self, calls: u32) {
+        self.0.set(Some(calls));
+    }
+
+    /// Counts a call. Whether it has an effect.
+    pub fn call(&self) -> bool {
+        let left = self.0.get();
+        self.0.set(left.map(|left| left.saturating_sub(1)));
+        left != Some(0)
+    }
+
+    fn begin(&self) {
+        self.0.set(None);
+    }
 }
 
-/// An engine, and what it wrote.
-struct Shard {
-    engine: Engine,
-    journal: Vec<Vec<u8>>,
-}
-
-/// The daemon: its journals outlive a crash, and nothing else does.
+/// The daemon: its journal outlives a crash, and nothing else does.
 pub struct Daemon {
     pub policy: Policy,
     epoch: Instant,
-    shards: Vec<Shard>,
-    /// One for each worker, one for the timer, and one for who reads what was inspected.
-    work: Vec<Work>,
+    engine: Engine,
+    /// When the batch arrived that is decided, but not carried out.
+    decided: Option<Instant>,
     /// What was inspected, if connections are handed over.
     fast_path: Option<FastPathLines>,
-    /// Packets that the engines have.
-    packets: BTreeMap<u32, Packet>,
     last: u32,
-    /// Verdicts and events since they were last taken.
+    out: Out,
+}
+
+/// What came out of the engine.
+struct Out {
+    life: Life,
+    journal: Vec<Vec<u8>>,
+    /// Packets that the engine has.
+    packets: BTreeMap<u32, Packet>,
+    /// Verdicts since they were last taken.
     given: Vec<Given>,
-    events: Vec<Event>,
-    /// The shard of the connection.
-    home: usize,
     /// Whether packets pass unread while a batch is decided.
-    pub lapses: bool,
+    lapses: bool,
 }
 
-/// The daemon at work, with its kernel.
-struct Hands<'a> {
-    daemon: &'a mut Daemon,
-    kernel: &'a mut Recorder,
-}
-
-impl Host for Hands<'_> {
-    type Kernel = Recorder;
-
-    fn kernel(&mut self) -> &mut Recorder {
-        self.kernel
-    }
-
-    fn with_engine<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
-        work(&mut self.daemon.shards[shard].engine)
-    }
-
+impl Host for Out {
     fn had_downtime(&mut self) -> bool {
-        self.daemon.lapses
+        self.lapses
     }
 
-    fn conclude(&mut self, effects: &mut Effects) {
-        let Shard { engine, journal } = &mut self.daemon.shards[effects.shard];
-        engine.conclude(effects);
-        journal.extend(effects.records().map(<[u8]>::to_vec));
-    }
-
-    fn give_verdicts(&mut self, all: &[Effects]) {
-        for effects in all {
-            for released in &effects.verdicts {
-                let packet = self.daemon.packets.remove(&released.token.id).expect("one verdict");
-                let decision = match &released.verdict {
-                    Verdict::Accept => Decision::Accept,
-                    Verdict::Drop(_) => Decision::Drop,
-                    verdict @ Verdict::Replace(_) => {
-                        Decision::Replace(verdict.replacement(&effects.replacements).to_vec())
-                    }
-                };
-                self.daemon.given.push(Given { packet, decision });
-            }
+    fn record(&mut self, batch: &Batch) {
+        if self.life.call() {
+            self.journal.extend(batch.records().map(<[u8]>::to_vec));
         }
     }
 
-    fn report_events(&mut self, events: &mut Vec<Event>, _: usize, _: OmittedEvents) {
-        self.daemon.events.append(events);
+    fn give(&mut self, batch: &Batch) {
+        if !self.life.call() {
+            return;
+        }
+        for released in &batch.verdicts {
+            let packet = self.packets.remove(&released.token.id).expect("one verdict");
+            let decision = match &released.verdict {
+                Verdict::Accept => Decision::Accept,
+                Verdict::Drop(_) => Decision::Drop,
+                verdict @ Verdict::Replace(_) => {
+                    Decision::Replace(verdict.replacement(&batch.replacements).to_vec())
+                }
+            };
+            self.given.push(Given { packet, decision });
+        }
     }
 }
 
 impl Daemon {
-    /// One of `workers` that has seen nothing. The one connection that there is is of the shard `home`.
-    pub fn new(
-        policy: Policy,
-        epoch: Instant,
-        (workers, home): (usize, usize),
-        hands_over: bool,
-    ) -> Self {
-        let first = Engine::new(policy.clone(), Checksums::Verify);
-        let shard = |_| {
-            let mut engine = first.new_shard();
-            engine.sessions.track_changes(epoch);
-            engine.sessions.set_uses_fast_path(hands_over);
-            Shard { engine, journal: Vec::new() }
-        };
-        let shards = (0..workers).map(shard).collect();
-        let mut daemon = Self {
-            policy,
-            epoch,
-            shards,
-            work: Vec::new(),
-            fast_path: hands_over.then(|| FastPathLines::new(epoch)),
+    /// One that has seen nothing, and ends with this `life`.
+    pub fn new(policy: Policy, epoch: Instant, life: Life, hands_over: bool) -> Self {
+        let mut engine = Engine::new(policy.clone(), Checksums::Verify);
+        engine.sessions.track_changes(epoch);
+        engine.sessions.set_uses_fast_path(hands_over);
+        let out = Out {
+            life,
+            journal: Vec::new(),
             packets: BTreeMap::new(),
-            last: 0,
             given: Vec::new(),
-            events: Vec::new(),
-            home,
             lapses: false,
         };
-        daemon.crash();
-        daemon
+        let fast_path = hands_over.then(|| FastPathLines::new(epoch));
+        Self { policy, epoch, engine, decided: None, fast_path, last: 0, out }
     }
 
-    /// The engine of the connection.
     pub fn engine(&mut self) -> &mut Engine {
-        &mut self.shards[self.home].engine
+        &mut self.engine
     }
 
-    /// How many sessions all engines follow.
+    /// How many sessions the engine follows.
     pub fn sessions(&self) -> usize {
-        self.shards.iter().map(|shard| shard.engine.sessions.count()).sum()
+        self.engine.sessions.count()
     }
 
-    /// The worker that looks at what has expired.
-    pub fn timer(&self) -> usize {
-        self.shards.len()
+    /// Whether packets pass unread while a batch is decided.
+    pub fn set_lapses(&mut self, lapses: bool) {
+        self.out.lapses = lapses;
     }
 
-    /// Who reads what was inspected.
-    pub fn reader(&self) -> usize {
-        self.shards.len() + 1
+    /// Whether a batch is decided, but not carried out.
+    pub fn is_busy(&self) -> bool {
+        self.decided.is_some()
     }
 
-    /// `worker` decides about `packets`.
-    pub fn take_batch(
-        &mut self,
-        worker: usize,
-        now: Instant,
-        packets: Vec<Packet>,
-        kernel: &Recorder,
-    ) {
+    /// Decides about `packets`.
+    pub fn take_batch(&mut self, now: Instant, packets: Vec<Packet>, kernel: &mut Recorder) {
         let with = |packet: Packet| {
             let how = PacketMeta {
                 may_wait: packet.may_wait,
@@ -198,138 +168,94 @@ impl Daemon {
             };
             (packet, how)
         };
-        self.take(worker, now, packets.into_iter().map(with).collect(), kernel);
+        self.take(now, packets.into_iter().map(with).collect(), kernel);
     }
 
-    /// `worker` decides about packets of which the packet selection says this.
+    /// Decides about packets of which the packet selection says this.
     pub fn take(
         &mut self,
-        worker: usize,
         now: Instant,
         packets: Vec<(Packet, PacketMeta)>,
-        kernel: &Recorder,
+        kernel: &mut Recorder,
     ) {
+        self.feed(kernel);
         let first = self.last + 1;
         let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
-            let token = Token { queue: worker as u16, id, mark: 0 };
+            let token = Token { queue: 0, id, mark: 0 };
             QueuedPacket { token, bytes: &packet.bytes, meta: *how }
         });
-        let Work { effects, next, now: at } = &mut self.work[worker];
-        (*next, *at) = (Some(Step::CheckRequests), Some(now));
-        let (engine, effects) = (&mut self.shards[self.home].engine, &mut effects[self.home]);
-        if let Some(fast_path) = &mut self.fast_path {
-            fast_path.fetch(kernel);
-            fast_path.feed(engine, effects);
-        }
-        engine.take(now, arrivals, effects);
+        self.engine.take(now, arrivals, kernel);
         for (packet, _) in packets {
             self.last += 1;
-            self.packets.insert(self.last, packet);
+            self.out.packets.insert(self.last, packet);
+        }
+        self.decided = Some(now);
+    }
+
+    /// Has the engine read what was inspected by now.
+    fn feed(&mut self, kernel: &mut Recorder) {
+        if let Some(fast_path) = &mut self.fast_path {
+            fast_path.fetch(kernel);
+            fast_path.feed(&mut self.engine, kernel);
         }
     }
 
     /// Drops what is over, and goes on with what has waited for long enough.
-    pub fn expire(&mut self, now: Instant, kernel: &Recorder) {
-        let timer = self.timer();
-        let Work { effects, next, now: at } = &mut self.work[timer];
-        (*next, *at) = (Some(Step::CheckRequests), Some(now));
-        if let Some(fast_path) = &mut self.fast_path {
-            fast_path.fetch(kernel);
-            fast_path.feed(&mut self.shards[self.home].engine, &mut effects[self.home]);
-        }
-        for (shard, effects) in self.shards.iter_mut().zip(effects) {
-            shard.engine.expire(now, effects);
-        }
+    pub fn expire(&mut self, now: Instant, kernel: &mut Recorder) {
+        self.feed(kernel);
+        self.engine.expire(now, kernel);
+        self.decided = Some(now);
     }
 
-    /// Reads what was inspected. Its room is released after the last step of what comes of it.
-    pub fn read(&mut self, now: Instant, kernel: &Recorder) {
-        let reader = self.reader();
+    /// Reads what was inspected, carries out what comes of it, and releases its room.
+    pub fn read(&mut self, now: Instant, kernel: &mut Recorder) {
         let Some(fast_path) = &mut self.fast_path else { return };
-        let Work { effects, next, now: at } = &mut self.work[reader];
-        (*next, *at) = (Some(Step::CheckRequests), Some(now));
         fast_path.begin_read(kernel);
-        for (index, (shard, effects)) in self.shards.iter_mut().zip(effects).enumerate() {
-            // Also what another worker had it read, and has not written yet.
-            shard.engine.read_fast_path_lines(std::iter::empty(), effects);
-            if index == self.home {
-                fast_path.feed(&mut shard.engine, effects);
-            }
+        fast_path.feed(&mut self.engine, kernel);
+        self.engine.finish(now, kernel, &mut self.out);
+        if self.out.life.call()
+            && let Some(fast_path) = &mut self.fast_path
+        {
+            fast_path.end_read(kernel);
         }
     }
 
     /// When something in the reorder queue has waited for long enough.
     pub fn waits_until(&self) -> Option<Instant> {
-        self.shards.iter().filter_map(|shard| shard.engine.reorder_deadline()).min()
+        self.engine.reorder_deadline()
     }
 
-    /// The next step of what comes of a batch of `worker`. Whether there was one.
-    pub fn step(&mut self, worker: usize, kernel: &mut Recorder) -> bool {
-        let mut work = std::mem::take(&mut self.work[worker]);
-        let step = work.next.take();
-        if let (Some(step), Some(now)) = (step, work.now) {
-            let hands = &mut Hands { daemon: self, kernel };
-            work.next = step.run(hands, now, &mut work.effects);
+    /// Carries out what was decided, if anything was.
+    pub fn finish(&mut self, kernel: &mut Recorder) {
+        if let Some(now) = self.decided.take() {
+            self.engine.finish(now, kernel, &mut self.out);
         }
-        if work.next.is_none()
-            && worker == self.reader()
-            && let Some(fast_path) = &mut self.fast_path
-        {
-            fast_path.end_read(kernel);
-        }
-        self.work[worker] = work;
-        step.is_some()
-    }
-
-    /// Whether nothing is asked for the batch of `worker`, so that it is concluded next.
-    pub fn is_decided(&self, worker: usize) -> bool {
-        !self.work[worker].effects.iter().any(Effects::has_kernel_requests)
-    }
-
-    /// What `worker` does next.
-    pub fn next_step(&self, worker: usize) -> Option<Step> {
-        self.work[worker].next
     }
 
     /// The verdicts that were given, in the order of the packets, and what was decided.
     pub fn take_given(&mut self) -> (Vec<Given>, Vec<Event>) {
-        (std::mem::take(&mut self.given), std::mem::take(&mut self.events))
+        (std::mem::take(&mut self.out.given), self.engine.take_events(Vec::new()).0)
     }
 
     /// It is killed: what it wrote is left.
     pub fn crash(&mut self) {
         self.assert_no_fast_path_mismatch();
-        let shards = self.shards.len();
-        let effects = || (0..shards).map(Effects::for_shard).collect();
-        let work = |_| Work { effects: effects(), ..Work::default() };
-        self.work = (0..shards + 2).map(work).collect();
-        self.packets.clear();
+        self.out.life.begin();
+        self.decided = None;
+        self.out.packets.clear();
     }
 
     /// It is started again, and has the kernel know the same pinholes as its sessions.
     pub fn restart(&mut self, now: Instant, kernel: &mut Recorder) {
-        let first = Engine::new(self.policy.clone(), Checksums::Verify);
-        for shard in &mut self.shards {
-            let mut engine = first.new_shard();
-            engine
-                .sessions
-                .restore(shard.journal.iter().map(Vec::as_slice), now, self.epoch)
-                .unwrap();
-            engine.sessions.track_changes(self.epoch);
-            shard.journal.clear();
-            engine
-                .sessions
-                .write_all_records(|record| shard.journal.push(record.to_vec()))
-                .unwrap();
-            shard.engine = engine;
-        }
+        let mut engine = Engine::new(self.policy.clone(), Checksums::Verify);
+        let journal = &mut self.out.journal;
+        engine.sessions.restore(journal.iter().map(Vec::as_slice), now, self.epoch).unwrap();
+        engine.sessions.track_changes(self.epoch);
+        journal.clear();
+        engine.sessions.write_all_records(|record| journal.push(record.to_vec())).unwrap();
+        self.engine = engine;
         for pinhole in kernel.pinholes() {
-            let (initiator, arrival) = (pinhole.initiator, pinhole.arrival);
-            if !self
-                .shards
-                .iter()
-                .any(|shard| shard.engine.sessions.holds_pinhole(initiator, arrival))
-            {
+            if !self.engine.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
                 kernel.update_pinholes(&[pinhole], &[], &mut Vec::new()).unwrap();
             }
         }
@@ -338,37 +264,27 @@ impl Daemon {
         }
     }
 
-    /// Has the engines and the program know the same connections, as the real one does when it is started.
+    /// Has the engine and the program know the same connections, as the real one does when it is started.
     fn reconcile(&mut self, now: Instant, kernel: &mut Recorder) {
         self.fast_path = Some(FastPathLines::new(self.epoch).after(kernel));
-        self.read_all(now, kernel);
-        for shard in &mut self.shards {
-            shard.engine.sessions.set_uses_fast_path(false);
-            shard.engine.sessions.set_uses_fast_path(true);
-        }
-        self.read_all(now, kernel);
+        self.read(now, kernel);
+        self.engine.sessions.set_uses_fast_path(false);
+        self.engine.sessions.set_uses_fast_path(true);
+        self.read(now, kernel);
         for flow in kernel.program.flow_ids() {
             kernel.program.take_back_any(flow);
         }
-        self.read_all(now, kernel);
-        let engines = || self.shards.iter().map(|shard| &shard.engine.sessions);
+        self.read(now, kernel);
+        let sessions = &self.engine.sessions;
         kernel.program.retain_pinholes(|initiator, arrival, flow, line| match flow {
-            0 => engines().any(|sessions| sessions.holds_pinhole(initiator, arrival)),
-            _ => engines()
-                .flat_map(Sessions::fast_path_pinholes)
-                .any(|hole| hole == FastPathPinhole { flow, line }),
+            0 => sessions.holds_pinhole(initiator, arrival),
+            _ => sessions.fast_path_pinholes().any(|hole| hole == FastPathPinhole { flow, line }),
         });
     }
 
-    fn read_all(&mut self, now: Instant, kernel: &mut Recorder) {
-        self.read(now, kernel);
-        let reader = self.reader();
-        while self.step(reader, kernel) {}
-    }
-
-    /// No line was inspected that the engines would have decided otherwise.
+    /// No line was inspected that the engine would have decided otherwise.
     pub fn assert_no_fast_path_mismatch(&self) {
-        let otherwise = self.shards.iter().map(|s| s.engine.counters().fast_path_mismatches).sum();
-        assert_eq!(0_u64, otherwise, "decided differently than the engine");
+        let otherwise = self.engine.counters().fast_path_mismatches;
+        assert_eq!(0, otherwise, "decided differently than the engine");
     }
 }

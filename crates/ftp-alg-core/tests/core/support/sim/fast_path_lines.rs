@@ -6,7 +6,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Effects, Engine, FastPathLine, Pinhole},
+    engine::{Engine, FastPathLine, Pinhole},
     ftp::Padding,
     session,
 };
@@ -23,7 +23,6 @@ use super::{
         segment::{Fault, Segment},
     },
     Sim,
-    queues::Stage,
 };
 
 /// Where the daemon is in the ring.
@@ -54,10 +53,10 @@ impl FastPathLines {
     }
 
     /// Has the engine read what was fetched.
-    pub fn feed(&mut self, engine: &mut Engine, effects: &mut Effects) {
+    pub fn feed(&mut self, engine: &mut Engine, kernel: &mut Recorder) {
         let lines = std::mem::take(&mut self.inbox);
         if !lines.is_empty() {
-            engine.read_fast_path_lines(lines.iter().map(|line| read(line, self.epoch)), effects);
+            engine.read_fast_path_lines(lines.iter().map(|line| read(line, self.epoch)), kernel);
         }
     }
 
@@ -143,17 +142,22 @@ impl Sim {
 
     /// The daemon reads what was inspected, where no packet has it do so.
     pub(super) fn read_fast_path_lines(&mut self) {
-        let reader = self.daemon.reader();
         self.queues.reads();
-        if self.daemon.next_step(reader).is_some() {
-            return; // and again afterwards
+        if self.daemon.is_busy() {
+            return self.queues.read_later(self.now);
         }
         let now = self.instant();
-        self.daemon.read(now, &self.kernel);
-        if self.queues.settings.is_at_once() {
-            self.forward_at_once(reader, true);
-        } else {
-            self.queues.go_on(self.now, reader, Stage::Step);
+        let is_killed = self.crashes.strikes();
+        if is_killed {
+            self.life.ends_after(self.crashes.calls());
+        }
+        self.daemon.read(now, &mut self.kernel);
+        if is_killed {
+            return self.kill();
+        }
+        self.settle_daemon();
+        if self.kernel.program.has_lines() {
+            self.queues.read_later(self.now);
         }
     }
 

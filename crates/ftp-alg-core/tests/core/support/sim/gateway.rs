@@ -1,5 +1,5 @@
 //! The gateway of the simulated network: its kernel decides about what arrives, queues it, and does what verdicts say; its
-//! daemon's workers go from stage to stage.
+//! daemon's worker goes from stage to stage.
 
 use std::{
     net::SocketAddr,
@@ -7,7 +7,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{self, Event, PacketMeta, Step, Translation},
+    engine::{self, Event, PacketMeta, Translation},
     packet::{Seq, flags},
     session::Side,
 };
@@ -93,10 +93,10 @@ impl Sim {
 
     /// Has the first worker decide about one packet, and gives what goes on. A crash drops it.
     fn decide_at_once(&mut self, packet: Packet) -> Option<Vec<u8>> {
-        let (now, worker, number) = (self.instant(), self.queues.home, packet.number);
-        self.daemon.take_batch(worker, now, vec![packet], &self.kernel);
+        let (now, number) = (self.instant(), packet.number);
+        self.daemon.take_batch(now, vec![packet], &mut self.kernel);
         let mut own = None;
-        for (number_of, from, origin, bytes) in self.steps_at_once(worker, true) {
+        for (number_of, from, origin, bytes) in self.finish_at_once(true) {
             if number_of == number {
                 own = Some(bytes);
             } else {
@@ -106,55 +106,49 @@ impl Sim {
         own
     }
 
-    /// Has `worker` do all that comes of its batch, and gives what goes on. If it `may_crash`, that comes before records are
-    /// written, or after.
-    fn steps_at_once(
-        &mut self,
-        worker: usize,
-        may_crash: bool,
-    ) -> Vec<(u64, Side, Origin, Vec<u8>)> {
-        let mut passed = Vec::new();
-        while let Some(step) = self.daemon.next_step(worker) {
-            let fate = match step {
-                Step::CheckRequests if may_crash && self.daemon.is_decided(worker) => {
-                    self.crashes.fate()
-                }
-                _ => Fate::GoesOn,
-            };
-            if fate == Fate::Crashes {
-                self.dropped += 1;
-                self.end_daemon();
-                self.start_daemon();
-                return passed;
-            }
-            self.daemon.step(worker, &mut self.kernel);
-            if fate == Fate::WritesAndCrashes {
-                self.dropped += 1;
-                self.end_daemon();
-                self.start_daemon();
-                return passed;
-            }
-            let (given, events) = self.daemon.take_given();
-            for given in given {
-                let number = given.packet.number;
-                passed.extend(
-                    self.give(given).map(|(from, origin, bytes)| (number, from, origin, bytes)),
-                );
-            }
-            self.settled(events);
+    /// Has the daemon carry out what it has decided, and gives what goes on. It may crash meanwhile.
+    fn finish_at_once(&mut self, may_crash: bool) -> Vec<(u64, Side, Origin, Vec<u8>)> {
+        let fate = if may_crash { self.crashes.fate() } else { Fate::GoesOn };
+        if let Fate::CrashesAfter(calls) = fate {
+            self.life.ends_after(calls);
+        }
+        self.daemon.finish(&mut self.kernel);
+        let passed = self.settle_daemon();
+        if fate != Fate::GoesOn {
+            self.dropped += u64::from(passed.is_empty());
+            self.end_daemon();
+            self.start_daemon();
         }
         passed
     }
 
-    /// Does all that comes of what `worker` did where no packet is decided.
-    pub(super) fn forward_at_once(&mut self, worker: usize, may_crash: bool) {
-        for (_, from, origin, bytes) in self.steps_at_once(worker, may_crash) {
-            self.forward(from, origin, bytes);
+    /// What goes on by the verdicts that were given, and what the daemon has sent.
+    pub(super) fn settle_daemon(&mut self) -> Vec<(u64, Side, Origin, Vec<u8>)> {
+        let (given, events) = self.daemon.take_given();
+        let mut passed = Vec::new();
+        for given in given {
+            let number = given.packet.number;
+            passed.extend(
+                self.give(given).map(|(from, origin, bytes)| (number, from, origin, bytes)),
+            );
+        }
+        self.settled(events);
+        let injected = std::mem::take(&mut self.kernel.injected);
+        injected.into_iter().for_each(|packet| self.deliver_injected(packet));
+        passed
+    }
+
+    /// The daemon is killed, and started again some time later.
+    pub(super) fn kill(&mut self) {
+        self.end_daemon();
+        if self.queues.settings.is_at_once() {
+            self.start_daemon();
         }
     }
 
     fn end_daemon(&mut self) {
         self.daemon.crash();
+        self.kernel.injected.clear();
         self.has_crashed = true;
         self.dropped += self.queues.crash(self.now) as u64;
         self.trace_daemon("crashes");
@@ -182,9 +176,9 @@ impl Sim {
         let (origin, bytes, mark) = (Origin::Genuine, bytes.to_vec(), Mark::From(from));
         let packet =
             self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait: false });
-        let (number, worker) = (packet.number, self.queues.home);
-        self.daemon.take(worker, now, vec![(packet, how)], &self.kernel);
-        while self.daemon.step(worker, &mut self.kernel) {}
+        let number = packet.number;
+        self.daemon.take(now, vec![(packet, how)], &mut self.kernel);
+        self.daemon.finish(&mut self.kernel);
         let (given, events) = self.daemon.take_given();
         self.events.extend(events);
         let (own, others) = given.into_iter().partition(|given| given.packet.number == number);
@@ -203,11 +197,7 @@ impl Sim {
     /// The engine forgets the connection.
     pub fn forget(&mut self) {
         let Translation { client, server, .. } = self.translation;
-        self.engine().sessions.forget_between(
-            client,
-            server,
-            &mut ftp_alg_core::engine::Effects::default(),
-        );
+        self.engine().sessions.forget_between(client, server);
     }
 
     /// The gateway crashes, having written what it knew.
@@ -219,66 +209,72 @@ impl Sim {
 
     /// About once a second, and when something in the reorder queue has waited for long enough.
     pub fn expire(&mut self) {
-        let (now, timer) = (self.instant(), self.daemon.timer());
-        self.daemon.expire(now, &self.kernel);
+        let now = self.instant();
+        self.daemon.expire(now, &mut self.kernel);
         if self.queues.settings.is_at_once() {
-            self.forward_at_once(timer, false);
+            for (_, from, origin, bytes) in self.finish_at_once(false) {
+                self.forward(from, origin, bytes);
+            }
         } else {
-            self.queues.go_on(self.now, timer, Stage::Step);
+            self.finish();
         }
+    }
+
+    /// Has the daemon carry out what it has decided. Gives when all has come of it.
+    fn finish(&mut self) -> u64 {
+        self.daemon.finish(&mut self.kernel);
+        let (given, events) = self.daemon.take_given();
+        self.settled(events);
+        let injected = std::mem::take(&mut self.kernel.injected);
+        self.queues.give(self.now, given, injected)
     }
 
     /// Does what is due next in the daemon.
     pub(super) fn work(&mut self) {
         self.kernel.now = self.now();
         let Some(due) = self.queues.pop() else { return };
-        if matches!(due, Due::Worker(_)) && self.crashes.strikes() {
-            self.end_daemon();
-            return;
-        }
         match due {
-            Due::Worker(worker) => self.work_on(worker),
+            Due::Worker => {
+                let is_killed = self.crashes.strikes();
+                if is_killed {
+                    self.life.ends_after(self.crashes.calls());
+                }
+                self.work_on();
+                if is_killed {
+                    self.kill();
+                }
+            }
             Due::Verdict(given) => {
                 if let Some((from, origin, bytes)) = self.give(given) {
                     self.forward(from, origin, bytes);
                 }
+            }
+            Due::Injected(packets) => {
+                packets.into_iter().for_each(|packet| self.deliver_injected(packet));
             }
             Due::Start => self.start_daemon(),
             Due::Read => self.read_fast_path_lines(),
         }
     }
 
-    /// The next stage of `worker`.
-    fn work_on(&mut self, worker: usize) {
-        let now = self.now;
+    /// The next stage of the worker.
+    fn work_on(&mut self) {
         if self.traces {
-            let step = self.daemon.next_step(worker);
-            self.trace_daemon(&format!(
-                "worker {worker}: {:?} {step:?}",
-                self.queues.stages[worker]
-            ));
+            self.trace_daemon(&format!("{:?}", self.queues.stage));
         }
-        match self.queues.stages[worker] {
+        match self.queues.stage {
             Stage::Idle => {}
             Stage::Receive => {
-                let (at, packets) = (self.instant(), self.queues.receive(worker));
-                self.daemon.take_batch(worker, at, packets, &self.kernel);
-                self.queues.go_on(now, worker, Stage::Step);
+                let (at, packets) = (self.instant(), self.queues.receive());
+                self.daemon.take_batch(at, packets, &mut self.kernel);
+                self.queues.go_on(self.now, Stage::Finish);
             }
-            Stage::Step => {
-                self.daemon.step(worker, &mut self.kernel);
-                let (given, events) = self.daemon.take_given();
-                self.settled(events);
-                let last = self.queues.give(now, given);
-                if self.daemon.next_step(worker).is_some() {
-                    self.queues.go_on(last, worker, Stage::Step);
-                } else if !self.queues.is_empty(worker) {
-                    self.queues.go_on(last, worker, Stage::Receive);
+            Stage::Finish => {
+                let last = self.finish();
+                if self.queues.is_empty() {
+                    self.queues.stage = Stage::Idle;
                 } else {
-                    self.queues.stages[worker] = Stage::Idle;
-                    if worker == self.daemon.reader() && self.kernel.program.has_lines() {
-                        self.queues.read_later(now);
-                    }
+                    self.queues.go_on(last, Stage::Receive);
                 }
             }
         }
@@ -287,9 +283,6 @@ impl Sim {
     /// What the daemon did that may wait for verdicts.
     fn settled(&mut self, events: Vec<Event>) {
         self.events.extend(events);
-        for injected in std::mem::take(&mut self.kernel.injected) {
-            self.deliver_injected(injected);
-        }
         self.check_pinholes();
     }
 

@@ -1,7 +1,7 @@
-//! The queues of the simulated kernel, and when the daemon's workers do what.
+//! The queue of the simulated kernel, and when the daemon's worker does what: packets between two addresses have one.
 //!
-//! A worker goes from stage to stage, and takes a random time for each. Meanwhile packets arrive, other workers go on, and
-//! the daemon may crash.
+//! The worker goes from stage to stage, and takes a random time for each. Meanwhile packets arrive, and the daemon may
+//! crash.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,8 +13,6 @@ use super::{
 /// How packets get to the daemon and back. Times are in microseconds, and at most as long as this.
 #[derive(Clone, Debug)]
 pub struct Queueing {
-    /// Queues, workers and shards.
-    pub workers: usize,
     /// How many packets a worker takes at a time, at most.
     pub batch: usize,
     /// How long a worker takes to wake up.
@@ -28,29 +26,31 @@ pub struct Queueing {
 
 impl Queueing {
     /// A verdict for each packet before anything else happens.
-    pub const AT_ONCE: Self = Self { workers: 1, batch: 1, wake: 0, stage: 0, away: 0 };
+    pub const AT_ONCE: Self = Self { batch: 1, wake: 0, stage: 0, away: 0 };
 
     pub fn is_at_once(&self) -> bool {
         self.stage == 0
     }
 }
 
-/// What a worker does next.
+/// What the worker does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// It waits for packets.
     Idle,
     /// It wakes up, and receives a batch.
     Receive,
-    /// It takes the next step of what comes of its batch.
-    Step,
+    /// It carries out what it has decided.
+    Finish,
 }
 
 /// What is due.
 pub enum Due {
-    /// The next stage of this worker.
-    Worker(usize),
+    /// The next stage of the worker.
+    Worker,
     Verdict(Given),
+    /// Packets that the daemon sends.
+    Injected(Vec<Vec<u8>>),
     /// The daemon is started again.
     Start,
     /// It reads what was inspected.
@@ -63,10 +63,8 @@ pub struct Queues {
     rng: Rng,
     due: BTreeMap<(u64, u64), Due>,
     number: u64,
-    waiting: Vec<VecDeque<Packet>>,
-    pub stages: Vec<Stage>,
-    /// The queue of the connection, if that chooses it.
-    pub home: usize,
+    waiting: VecDeque<Packet>,
+    pub stage: Stage,
     pub is_away: bool,
     /// Whether it is due to read what was inspected.
     reads: bool,
@@ -76,17 +74,13 @@ pub struct Queues {
 const UNREAD: usize = 64_000;
 
 impl Queues {
-    pub fn new(settings: Queueing, mut rng: Rng) -> Self {
-        let workers = settings.workers;
-        let home = if workers > 1 { rng.below(workers) } else { 0 };
+    pub fn new(settings: Queueing, rng: Rng) -> Self {
         Self {
             rng,
             due: BTreeMap::new(),
             number: 0,
-            waiting: vec![VecDeque::new(); workers],
-            // The timer is one more, and who reads what was inspected.
-            stages: vec![Stage::Idle; workers + 2],
-            home,
+            waiting: VecDeque::new(),
+            stage: Stage::Idle,
             is_away: false,
             reads: false,
             settings,
@@ -132,55 +126,56 @@ impl Queues {
         if self.is_away {
             return false;
         }
-        let queue = self.home;
-        self.waiting[queue].push_back(packet);
-        if self.stages[queue] == Stage::Idle {
+        self.waiting.push_back(packet);
+        if self.stage == Stage::Idle {
             let wake = self.some(self.settings.wake);
-            self.next_stage(now + wake, queue, Stage::Receive);
+            self.next_stage(now + wake, Stage::Receive);
         }
         true
     }
 
-    /// A batch of the queue of `worker`.
-    pub fn receive(&mut self, worker: usize) -> Vec<Packet> {
-        let Some(queue) = self.waiting.get_mut(worker) else { return Vec::new() };
-        let count = queue.len().min(1 + self.rng.below(self.settings.batch));
-        queue.drain(..count).collect()
+    /// A batch.
+    pub fn receive(&mut self) -> Vec<Packet> {
+        let count = self.waiting.len().min(1 + self.rng.below(self.settings.batch));
+        self.waiting.drain(..count).collect()
     }
 
-    pub fn is_empty(&self, worker: usize) -> bool {
-        self.waiting.get(worker).is_none_or(VecDeque::is_empty)
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
     }
 
-    /// `worker` goes on with `stage` some time after `now`.
-    pub fn go_on(&mut self, now: u64, worker: usize, stage: Stage) {
+    /// The worker goes on with `stage` some time after `now`.
+    pub fn go_on(&mut self, now: u64, stage: Stage) {
         let time = self.some(self.settings.stage);
-        self.next_stage(now + time, worker, stage);
+        self.next_stage(now + time, stage);
     }
 
     /// It does so at `at`.
-    pub fn next_stage(&mut self, at: u64, worker: usize, stage: Stage) {
-        self.stages[worker] = stage;
-        self.add(at, Due::Worker(worker));
+    fn next_stage(&mut self, at: u64, stage: Stage) {
+        self.stage = stage;
+        self.add(at, Due::Worker);
     }
 
-    /// The verdicts are given one after another. Gives the time of the last.
-    pub fn give(&mut self, now: u64, verdicts: Vec<Given>) -> u64 {
+    /// The verdicts are given one after another, and then packets are sent. Gives the time of that.
+    pub fn give(&mut self, now: u64, verdicts: Vec<Given>, injected: Vec<Vec<u8>>) -> u64 {
         let mut at = now;
         for verdict in verdicts {
             at += self.some(self.settings.stage);
             self.add(at, Due::Verdict(verdict));
+        }
+        if !injected.is_empty() {
+            self.add(at, Due::Injected(injected));
         }
         at
     }
 
     /// The daemon is killed: what waits, and what has no verdict, is dropped. Gives how many packets are.
     pub fn crash(&mut self, now: u64) -> usize {
-        let waiting: usize = self.waiting.iter().map(VecDeque::len).sum();
+        let waiting = self.waiting.len();
         let ungiven = self.due.values().filter(|due| matches!(due, Due::Verdict(_))).count();
         self.due.clear();
-        self.waiting.iter_mut().for_each(VecDeque::clear);
-        self.stages.fill(Stage::Idle);
+        self.waiting.clear();
+        self.stage = Stage::Idle;
         self.is_away = true;
         self.reads = false;
         let away = if self.rng.chance(0.5) { self.some(self.settings.away) } else { 0 };

@@ -1,28 +1,12 @@
 //! Which segments may wait: for their predecessors, and for the answer to a probe.
 
-use super::{super::packets::waiting::MAX_PARKED, *};
+use super::*;
 
 impl Conversation {
     /// Passes `packet` with `may_wait`.
     fn pass_early(&mut self, packet: &[u8]) -> PacketOutcome {
         let how = PacketMeta { may_wait: true, ..PacketMeta::default() };
         self.gateway.queued(self.now, packet, how)
-    }
-
-    /// Has the engine take these packets, whose ids count from `first`. Nothing is carried out yet.
-    fn take(&mut self, first: u32, packets: &[&[u8]]) -> Effects {
-        let packets = packets.iter().zip(first..).map(|(bytes, id)| {
-            let token = Token { id, ..Token::default() };
-            QueuedPacket { token, bytes, meta: PacketMeta::default() }
-        });
-        let mut effects = Effects::default();
-        self.gateway.engine.take(self.now, packets, &mut effects);
-        effects
-    }
-
-    /// Carries out what comes of that.
-    fn carry_out(&mut self, mut effects: Effects) {
-        carry_out(&mut self.gateway, self.now, std::slice::from_mut(&mut effects));
     }
 
     /// A segment of `side`, `past` its next sequence number.
@@ -76,78 +60,6 @@ fn a_segment_outside_the_window_does_not_wait() {
 }
 
 #[test]
-fn packets_behind_a_kernel_request_are_parked_up_to_a_limit() {
-    let mut talk = Conversation::logged_in();
-    let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
-    let later = talk.ahead(Side::Client, 22);
-    let mut packets = vec![&port[..]];
-    packets.resize(MAX_PARKED + 2, &later);
-    let effects = talk.take(0, &packets);
-    assert!(effects.has_kernel_requests());
-    let dropped = effects.verdicts.iter().map(|released| (released.token.id, &released.verdict));
-    let last = (MAX_PARKED as u32 + 1, &Verdict::Drop(DropReason::Overflow));
-    assert!(dropped.eq([last]), "{:?}", effects.verdicts);
-    assert_eq!(talk.gateway.engine.counters().drops.get(DropReason::Overflow), 1);
-}
-
-/// The kernel answers after the policy was set, and after the pinholes that it forbids were closed.
-#[test]
-fn a_policy_that_changes_while_a_pinhole_opens_counts_for_it() {
-    for (min_data_port, is_opened) in [(1024, true), (51210, true), (51211, false)] {
-        let mut talk = Conversation::logged_in();
-        talk.say(Side::Client, "PORT 192,168,150,80,200,9\r\n"); // its translation is known from now on
-        let port = talk.build(Side::Client, talk.next[0], b"PORT 192,168,150,80,200,10\r\n", false);
-        let effects = talk.take(1 << 30, &[&port]);
-        assert_eq!(effects.openings.len(), 1);
-        talk.set_policy(Policy { min_data_port, ..Policy::default() });
-        talk.carry_out(effects);
-        let is_port = |open: &Pinhole| open.target.port() == 51210;
-        assert_eq!(talk.gateway.kernel.open.iter().any(is_port), is_opened);
-        let mut listed = talk.gateway.engine.sessions.list_pinholes();
-        assert_eq!(listed.any(|listed| is_port(&listed.pinhole)), is_opened);
-        let is_refused = talk.gateway.engine.counters().pinholes_refused == 1;
-        assert_eq!(is_refused, !is_opened);
-    }
-}
-
-#[test]
-fn a_packet_whose_session_was_removed_starts_another_session() {
-    let mut talk = Conversation::logged_in();
-    let port = talk.build(Side::Client, talk.next[0], PORT.as_bytes(), false);
-    let effects = talk.take(1 << 30, &[&port]);
-    assert!(effects.has_kernel_requests());
-    let (client, server) = (talk.client, talk.server);
-    talk.gateway.engine.sessions.forget_between(client, server, &mut Effects::default());
-    talk.carry_out(effects);
-    let given = talk.gateway.verdicts().iter().filter(|released| released.token.id == 1 << 30);
-    assert!(given.map(|released| &released.verdict).eq([&Verdict::Accept]));
-    assert!(talk.gateway.kernel.open.is_empty());
-    // It is the first packet of another session.
-    let (session, _) =
-        talk.gateway.engine.sessions.session_between(talk.client, talk.server).unwrap();
-    assert_eq!(session.state(), "picked-up");
-}
-
-#[test]
-fn parked_packets_stay_in_order_after_an_unrelated_answer() {
-    let mut talk = Conversation::logged_in();
-    let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
-    let later = talk.build(Side::Client, talk.next[0] + 22, b"NOOP\r\n", false);
-    let first = talk.take(1000, &[&port, &later]);
-    let (mut other, engine) = (Effects::default(), &mut talk.gateway.engine);
-    let key = table::Key::between(talk.client, talk.server);
-    let index = engine.sessions.table.find(&key).unwrap();
-    let entry = engine.sessions.table.get_mut(index).unwrap();
-    let (mode, purpose) = (QueueMode::Selected, questions::effects::Purpose::Session);
-    other.renew_queue_mode(index, entry, mode, purpose);
-    for (effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
-        talk.carry_out(effects);
-        let given = talk.gateway.verdicts().iter().map(|released| released.token.id);
-        assert_eq!(given.filter(|id| *id >= 1000).collect::<Vec<_>>(), decided);
-    }
-}
-
-#[test]
 fn a_dropped_packet_changes_no_session() {
     let mut talk = Conversation::logged_in();
     talk.gateway.engine.sessions.track_changes(talk.now);
@@ -168,17 +80,22 @@ fn a_late_closing_spares_a_new_pinhole_of_another_shard() {
     let mut second = Conversation::through(shard, "192.168.150.80").log_in();
     first.play("> PORT 192,168,150,80,14,178");
     let refusal = first.build(Side::Server, first.next[1], b"500 no\r\n", false);
-    let (now, mut effects) = (first.now, first.take(0, &[&refusal]));
-    let mut step = Step::CheckRequests;
-    while step != Step::Finish {
-        step = step.run(&mut first.gateway, now, std::slice::from_mut(&mut effects)).unwrap();
-    }
+    let now = first.now;
+    let packet = QueuedPacket {
+        token: Token::default(),
+        bytes: &refusal,
+        meta: PacketMeta::default(),
+    };
+    let Standalone { engine, kernel, .. } = &mut first.gateway;
+    engine.take(now, std::iter::once(packet), kernel);
+    let Sessions { pinholes, batch, .. } = &mut engine.sessions;
+    pinholes.take_closings(&mut batch.closings);
     let open = |talk: &mut Conversation| std::mem::take(&mut talk.gateway.kernel.open);
     second.gateway.kernel.open = open(&mut first);
     second.play("> PORT 192,168,150,80,14,178");
     first.gateway.kernel.open = open(&mut second);
     assert_eq!(first.gateway.kernel.open.len(), 1);
-    assert_eq!(step.run(&mut first.gateway, now, std::slice::from_mut(&mut effects)), None);
+    first.gateway.run(now, |_, _| ());
     assert_eq!(first.gateway.kernel.open.len(), 1, "the second's is open");
     second.gateway.kernel.open = open(&mut first);
     second.play("< 500 no");

@@ -1,82 +1,186 @@
-//! One control connection while its packets are decided: how its dialogue changes its pinholes, and the events and
-//! requests that it produces.
+//! Decides for one session: how its dialogue changes its pinholes, and what the kernel must do or know before its lines go
+//! on. The session calls it in the middle of a line, so it has everything of the connection but the session.
 
 use std::time::Instant;
 
 use crate::{
     engine::{
-        Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
-        QueuedPacket, RESEND_INTERVAL, SessionEnd, Sessions,
+        Batch, Counters, EventKind, Kernel, KernelError, Pinhole, QueueMode, RESEND_INTERVAL,
+        SessionEnd, Sessions, Translation,
         activity::TransferEnd,
+        batch::SessionRef,
         pinholes::PinholeTable,
-        questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
-        table::entry::Entry,
+        table::entry::{Epoch, Head},
         timers::Timers,
     },
     ftp::Reply,
     policy::Policy,
     session::{
-        Answer, AnsweredLine, DecisionRequest, DialogueEvent, Effect, PendingLine, RefusedLine,
-        SessionLimit,
+        AnnouncedLine, Decide, Dialogue, DialogueEvent, Effect, RefusedLine, Session, SessionLimit,
     },
 };
 
 /// The reply if no data connection came about.
 const NO_DATA_CONNECTION: u16 = 425;
 
-/// A decision about a line, or what the kernel must answer before.
-pub enum Outcome {
-    /// It is decided.
-    Decided(Effect),
-    /// The kernel must set the queue mode `all`, because sequence numbers are about to differ.
-    NeedsQueueMode,
-    /// The translation of the connection must be looked up, and which pinholes are consumed if the client has too many.
-    NeedsTranslation,
-    /// The kernel must open the pinhole of the last of [`Effects::openings`].
-    NeedsOpening,
-}
-
-/// A connection, with the shared state that decisions need.
-pub struct Connection<'a> {
+/// A connection without its session, and what its decisions need and change.
+pub struct Decider<'a> {
     pub now: Instant,
     pub index: u32,
     pub policy: &'a Policy,
-    pub entry: &'a mut Entry,
+    pub head: &'a mut Head,
     pub pinholes: &'a mut PinholeTable,
     pub timers: &'a mut Timers,
     pub counters: &'a mut Counters,
-    pub effects: &'a mut Effects,
+    pub batch: &'a mut Batch,
+    pub kernel: &'a mut dyn Kernel,
+    epoch: &'a mut Epoch,
+}
+
+/// Which translation tells the kernel the connection whose queue mode is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionOf {
+    /// The known one of the session. If none is known, it is looked up.
+    Session,
+    /// That of the connection which is on these endpoints now, perhaps another one: it is looked up.
+    Endpoints,
 }
 
 impl Sessions {
-    /// The connection of `session`, if it still exists.
+    /// The session, and who decides for it, if it still exists.
     #[inline]
-    pub(crate) fn connection<'a>(
+    pub(crate) fn decider<'a>(
         &'a mut self,
         now: Instant,
         SessionRef { index, id }: SessionRef,
-        effects: &'a mut Effects,
-    ) -> Option<Connection<'a>> {
-        let Self { policy, table, pinholes, timers, counters, .. } = self;
+        kernel: &'a mut dyn Kernel,
+    ) -> Option<(Decider<'a>, &'a mut Session)> {
+        let Self { policy, table, pinholes, timers, counters, batch, epoch, .. } = self;
         let entry = table.get_session(index, id)?;
-        let policy = policy.for_network(entry.network());
-        Some(Connection { now, index, policy, entry, pinholes, timers, counters, effects })
+        let (head, session) = (&mut entry.head, &mut entry.session);
+        let policy = policy.for_network(head.network());
+        let decider = Decider {
+            now,
+            index,
+            policy,
+            head,
+            pinholes,
+            timers,
+            counters,
+            batch,
+            kernel,
+            epoch,
+        };
+        Some((decider, session))
+    }
+
+    /// As [`decider`](Self::decider), for the session in this table slot.
+    pub(crate) fn decider_at<'a>(
+        &'a mut self,
+        now: Instant,
+        index: u32,
+        kernel: &'a mut dyn Kernel,
+    ) -> Option<(Decider<'a>, &'a mut Session)> {
+        let id = self.table.get(index)?.head.id;
+        self.decider(now, SessionRef { index, id }, kernel)
     }
 }
 
-impl Connection<'_> {
+impl Decide for Decider<'_> {
+    fn announcement(&mut self, line: &AnnouncedLine) -> Effect {
+        self.decide_announcement(line)
+    }
+
+    fn may_renumber(&mut self) -> bool {
+        self.set_queue_mode(QueueMode::All, ConnectionOf::Session).is_ok()
+    }
+
+    fn found(&mut self, event: DialogueEvent, dialogue: &Dialogue) {
+        self.handle_dialogue_event(event, dialogue);
+    }
+}
+
+impl Decider<'_> {
+    /// The translation, looked up if it is not known.
+    pub fn translation(&mut self) -> Result<Translation, KernelError> {
+        if let Some(known) = self.head.extra().translation {
+            return Ok(known);
+        }
+        let found = self.look_up_translation()?;
+        self.head.set_translation(Some(found));
+        Ok(found)
+    }
+
+    fn look_up_translation(&mut self) -> Result<Translation, KernelError> {
+        let found = self.kernel.lookup_translation(self.head.client(), self.head.server())?;
+        found.ok_or(KernelError::Unknown)
+    }
+
+    /// Has the kernel queue later packets of the connection like this. An error says that it does not. That conntrack does
+    /// not know the connection is none of the kernel's: it will once this packet has passed, perhaps with another
+    /// translation, and has no mark until then.
+    pub fn set_queue_mode(
+        &mut self,
+        mode: QueueMode,
+        connection: ConnectionOf,
+    ) -> Result<(), KernelError> {
+        let timestamp = self.epoch.timestamp(self.now);
+        let known = match connection {
+            ConnectionOf::Session => self.head.extra().translation,
+            ConnectionOf::Endpoints => None,
+        };
+        let found = known.map_or_else(|| self.look_up_translation(), Ok);
+        let set = found.and_then(|found| {
+            self.kernel.set_queue_mode(&found, mode)?;
+            Ok(found)
+        });
+        match set {
+            Ok(found) => {
+                self.head.record_mode(mode, timestamp);
+                if connection == ConnectionOf::Session {
+                    self.head.set_translation(Some(found));
+                }
+                Ok(())
+            }
+            Err(KernelError::Unknown) => {
+                if mode == QueueMode::Selected {
+                    self.head.record_mode(mode, timestamp);
+                } else {
+                    if known.is_some() {
+                        self.head.set_translation(None);
+                    }
+                    self.head.record_unknown(mode, timestamp);
+                }
+                Err(KernelError::Unknown)
+            }
+            Err(error) => {
+                self.record_kernel_error(&error);
+                if mode == QueueMode::Selected {
+                    self.watch();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Has every packet queued for a while.
+    pub fn watch(&mut self) {
+        let until = self.head.watch(self.now);
+        self.timers.add(until, self.index);
+    }
+
     /// Handles an event that the session found in the dialogue.
-    pub fn handle_dialogue_event(&mut self, event: DialogueEvent) {
+    fn handle_dialogue_event(&mut self, event: DialogueEvent, dialogue: &Dialogue) {
         match event {
             DialogueEvent::AnnouncementAccepted => {
-                let mut pinholes = self.entry.pinholes_mut().iter_mut().enumerate();
+                let mut pinholes = self.head.pinholes_mut().iter_mut().enumerate();
                 if let Some((at, held)) = pinholes.find(|(_, p)| !p.answered) {
                     held.answered = true;
                     self.close_answered_before(at, None);
                 }
             }
             DialogueEvent::AnnouncementRefused => {
-                if let Some(held) = self.entry.take_pinhole(|held| !held.answered) {
+                if let Some(held) = self.head.take_pinhole(|held| !held.answered) {
                     self.push_event(EventKind::PinholeClosed(
                         held.pinhole,
                         "the server refused the announcement",
@@ -84,12 +188,12 @@ impl Connection<'_> {
                     self.pinholes.close(held);
                 }
             }
-            DialogueEvent::Requested(activity) => self.record_request(activity),
+            DialogueEvent::Requested(activity) => self.record_request(activity, dialogue),
             DialogueEvent::DirectoryAnswered(is_success, named) => {
-                self.entry.activity_mut().record_directory(is_success, named);
+                self.head.activity_mut().record_directory(is_success, named);
             }
             DialogueEvent::TransferStarted(named) => {
-                self.entry.activity_mut().record_start(named);
+                self.head.activity_mut().record_start(named);
                 self.mark_answered_in_use();
             }
             DialogueEvent::TransferEnded(reply) => {
@@ -100,7 +204,7 @@ impl Connection<'_> {
                 // A success without a preliminary reply may be meant for another command.
                 let pinholes = &mut *self.pinholes;
                 while let Some(held) = self
-                    .entry
+                    .head
                     .take_pinhole(|held| held.answered && (held.in_use || !pinholes.is_open(held)))
                 {
                     self.counters.pinholes_used += u64::from(!held.in_use);
@@ -111,17 +215,17 @@ impl Connection<'_> {
                 self.mark_answered_in_use();
             }
             DialogueEvent::LoggedIn => {
-                if self.entry.activity_mut().begin_session() {
+                if self.head.activity_mut().begin_session() {
                     self.push_event(EventKind::SessionStarted);
                 }
-                self.entry.activity_mut().record_login();
+                self.head.activity_mut().record_login();
                 self.push_event(EventKind::LoggedIn);
             }
             DialogueEvent::LoginRefused(reply) => {
                 self.counters.logins_refused += 1;
-                let mut refused = self.entry.event(EventKind::LoginRefused(reply.code));
-                refused.user = self.entry.activity_mut().take_refused_user();
-                self.effects.events.push(refused);
+                let mut refused = self.head.event(EventKind::LoginRefused(reply.code));
+                refused.user = self.head.activity_mut().take_refused_user();
+                self.batch.events.push(refused);
             }
             DialogueEvent::NotFtp => {
                 self.close_all_pinholes("the connection is not FTP");
@@ -157,7 +261,7 @@ impl Connection<'_> {
 
     /// Records that a transfer uses the answered pinholes. The kernel closes them at their deadlines.
     fn mark_answered_in_use(&mut self) {
-        let pinholes = self.entry.pinholes_mut().iter_mut();
+        let pinholes = self.head.pinholes_mut().iter_mut();
         for held in pinholes.filter(|held| held.answered) {
             self.counters.pinholes_used += u64::from(!held.in_use);
             self.pinholes.mark_in_use(held);
@@ -205,8 +309,7 @@ impl Connection<'_> {
     }
 
     /// Handles the end of the connection, which may have been handled before.
-    pub fn handle_end(&mut self) {
-        let is_reset = self.entry.session.is_reset();
+    pub fn handle_end(&mut self, is_reset: bool) {
         self.report_end(if is_reset { SessionEnd::Reset } else { SessionEnd::Closed });
         self.close_all_pinholes("the control connection ended");
     }
@@ -214,7 +317,7 @@ impl Connection<'_> {
     /// Closes all pinholes of the connection.
     pub fn close_all_pinholes(&mut self, reason: &'static str) {
         self.end_transfers_unseen();
-        for held in self.entry.take_pinholes() {
+        for held in self.head.take_pinholes() {
             if !held.in_use {
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }
@@ -223,117 +326,8 @@ impl Connection<'_> {
         self.pinholes.close_ended_of(self.index);
     }
 
-    /// The reference to this session.
-    pub fn session_ref(&self) -> SessionRef {
-        SessionRef { index: self.index, id: self.entry.id }
-    }
-
-    /// The endpoints as packets show them.
-    pub fn endpoints(&self) -> Lookup {
-        Lookup { client: self.entry.client(), server: self.entry.server() }
-    }
-
-    /// The queue mode that the kernel must set, unless it has set the same one recently. `queues_all` says that the rules
-    /// queued the packet because they queue every packet of its connection. If this session did not request that mode, an
-    /// earlier daemon or a session that was removed did.
-    #[inline]
-    pub(crate) fn wanted_queue_mode(&self, queues_all: bool) -> Option<QueueMode> {
-        let entry = &*self.entry;
-        let (session, timestamp) = (&entry.session, entry.last_seen);
-        let is_settled = entry.incarnation().is_none();
-        // Conntrack must not check sequence numbers past a gap either: it has seen numbers that were not forwarded.
-        let wanted = if session.needs_all_queued() {
-            QueueMode::All
-        } else if session.needs_none_queued() {
-            QueueMode::None
-        } else if is_settled && session.needs_acknowledgements() {
-            QueueMode::WithAcknowledgements
-        } else {
-            let is_outdated = match entry.queue_mode() {
-                Some(QueueMode::All | QueueMode::Watch | QueueMode::WithAcknowledgements) => {
-                    is_settled
-                }
-                // The mode may have been set after this packet was queued.
-                Some(QueueMode::Selected) => {
-                    queues_all && is_settled && entry.mode_set_since(timestamp) >= RESEND_INTERVAL
-                }
-                // A session that has just replaced another on its endpoints must be written first, because after a crash
-                // the packet is decided again.
-                None => queues_all && is_settled && entry.first_seen < timestamp,
-                Some(QueueMode::None) => false,
-            };
-            is_outdated.then_some(QueueMode::Selected)?
-        };
-        entry.needs_mode_change(wanted, timestamp, RESEND_INTERVAL).then_some(wanted)
-    }
-
-    /// Requests a queue mode change. The session is busy until it is set, because two threads could set two modes in
-    /// the wrong order.
-    pub fn request_mode_change(&mut self, mode: QueueMode) {
-        self.entry.begin_request();
-        let kernel_request = KernelRequest::new(self.session_ref(), self.mode_change(mode), None);
-        self.effects.mode_changes.push(kernel_request);
-    }
-
-    /// Decides about the `line` of `packet`, or asks the kernel what that needs.
-    pub fn decide_or_ask(
-        &mut self,
-        packet: &QueuedPacket<'_>,
-        line: Box<PendingLine>,
-    ) -> Option<AnsweredLine> {
-        let outcome = match &line.request {
-            DecisionRequest::Announcement(announced) => self.decide_announcement(announced),
-            DecisionRequest::AdjustSequence => Outcome::NeedsQueueMode,
-        };
-        self.answer_or_ask(packet, line, outcome)
-    }
-
-    /// The answer to the `line` of `packet` if its `outcome` is decided. Otherwise the kernel is asked, and `packet`
-    /// waits.
-    pub fn answer_or_ask(
-        &mut self,
-        packet: &QueuedPacket<'_>,
-        line: Box<PendingLine>,
-        outcome: Outcome,
-    ) -> Option<AnsweredLine> {
-        if let Outcome::Decided(effect) = outcome {
-            return Some((line, Answer::Effect(effect)));
-        }
-        self.entry.begin_request();
-        let session = self.session_ref();
-        let bytes = self.effects.store_waiting(packet.bytes);
-        let QueuedPacket { token, meta, .. } = *packet;
-        let waiting = Some(WaitingPacket { token, meta, bytes, line: Some(line) });
-        match outcome {
-            Outcome::NeedsQueueMode => {
-                let request = self.mode_change(QueueMode::All);
-                self.effects.mode_changes.push(KernelRequest::new(session, request, waiting));
-            }
-            Outcome::NeedsOpening => {
-                if let Some(opening) = self.effects.openings.last_mut() {
-                    opening.waiting = waiting;
-                }
-            }
-            _ => {
-                let request = self.endpoints();
-                self.effects.lookups.push(KernelRequest::new(session, request, waiting));
-            }
-        }
-        None
-    }
-
-    fn mode_change(&self, mode: QueueMode) -> QueueModeChange {
-        let translation = self.entry.extra().translation;
-        QueueModeChange {
-            connection: self.endpoints(),
-            translation,
-            mode,
-            purpose: Purpose::Session,
-        }
-    }
-
-    pub fn push_event(&mut self, kind: EventKind) {
-        self.effects.events.push(self.entry.event(kind));
+    pub(crate) fn push_event(&mut self, kind: EventKind) {
+        self.batch.events.push(self.head.event(kind));
     }
 
     pub fn record_kernel_error(&mut self, error: &KernelError) {
@@ -344,12 +338,12 @@ impl Connection<'_> {
     /// Closes the answered pinholes before index `end`.
     pub(crate) fn close_answered_before(&mut self, end: usize, reason: Option<&'static str>) {
         let mut skipped = 0;
-        for _ in 0..end.min(self.entry.extra().pinholes.len()) {
-            if self.entry.extra().pinholes.get(skipped).is_some_and(|held| !held.answered) {
+        for _ in 0..end.min(self.head.extra().pinholes.len()) {
+            if self.head.extra().pinholes.get(skipped).is_some_and(|held| !held.answered) {
                 skipped += 1;
                 continue;
             }
-            let held = self.entry.extra_mut().pinholes.remove(skipped);
+            let held = self.head.extra_mut().pinholes.remove(skipped);
             if let Some(reason) = reason.filter(|_| !held.in_use) {
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }
@@ -360,7 +354,7 @@ impl Connection<'_> {
     /// Closes the pinholes that this one of the BPF program replaces: those that the program has, because it holds one
     /// for each connection at a time, and one of the rules with the same endpoints.
     pub(crate) fn close_replaced(&mut self, by: &Pinhole) {
-        while let Some(held) = self.entry.take_pinhole(|held| {
+        while let Some(held) = self.head.take_pinhole(|held| {
             self.pinholes.has_fast_path(held) || held.pinhole.ends() == by.ends()
         }) {
             if !held.in_use {
@@ -375,12 +369,43 @@ impl Connection<'_> {
     /// deadline.
     fn handle_failed_transfer(&mut self, reply: Reply) {
         let now = self.now;
-        while let Some(held) = self.entry.take_pinhole(|held| held.in_use && held.deadline <= now) {
+        while let Some(held) = self.head.take_pinhole(|held| held.in_use && held.deadline <= now) {
             self.pinholes.close(held);
         }
-        for held in self.entry.pinholes_mut() {
+        for held in self.head.pinholes_mut() {
             held.is_refused = held.answered && !held.in_use && reply.code != NO_DATA_CONNECTION;
             held.in_use = false;
         }
     }
+}
+
+/// The queue mode that the kernel must set, unless it has set the same one recently. `queues_all` says that the rules
+/// queued the packet because they queue every packet of its connection. If this session did not request that mode, an
+/// earlier daemon or a session that was removed did.
+#[inline]
+pub fn wanted_queue_mode(head: &Head, session: &Session, queues_all: bool) -> Option<QueueMode> {
+    let timestamp = head.last_seen;
+    let is_settled = head.incarnation().is_none();
+    // Conntrack must not check sequence numbers past a gap either: it has seen numbers that were not forwarded.
+    let wanted = if session.needs_all_queued() {
+        QueueMode::All
+    } else if session.needs_none_queued() {
+        QueueMode::None
+    } else if is_settled && session.needs_acknowledgements() {
+        QueueMode::WithAcknowledgements
+    } else {
+        let is_outdated = match head.queue_mode() {
+            Some(QueueMode::All | QueueMode::Watch | QueueMode::WithAcknowledgements) => is_settled,
+            // The mode may have been set after this packet was queued.
+            Some(QueueMode::Selected) => {
+                queues_all && is_settled && head.mode_set_since(timestamp) >= RESEND_INTERVAL
+            }
+            // A session that has just replaced another on its endpoints must be written first, because after a crash
+            // the packet is decided again.
+            None => queues_all && is_settled && head.first_seen < timestamp,
+            Some(QueueMode::None) => false,
+        };
+        is_outdated.then_some(QueueMode::Selected)?
+    };
+    head.needs_mode_change(wanted, timestamp, RESEND_INTERVAL).then_some(wanted)
 }

@@ -1,7 +1,7 @@
 //! The interface to the kernel.
 //!
-//! The engine never makes a system call. Its requests are part of its `Effects`, and the host that
-//! carries them out calls a [`Kernel`]: the daemon `kernel::LinuxKernel`, `replay` a simulated NAT, tests a recorder.
+//! The engine never makes a system call. It asks a [`Kernel`] where it needs the answer, and goes on with it: of the daemon
+//! that is `kernel::LinuxKernel`, of `replay` a simulated NAT, of tests a recorder.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -114,7 +114,7 @@ pub struct RouteLookup {
     pub mark: u32,
 }
 
-/// The kernel, as [`carry_out`](super::super::carry_out) uses it. Each call has taken effect when it returns.
+/// The kernel, as the engine uses it. Each call has taken effect when it returns.
 pub trait Kernel {
     /// The translation of the TCP connection whose packets show these two ends, or `None` if conntrack does not know
     /// it. Costs a few lookups, however many connections there are.

@@ -1,5 +1,4 @@
-//! Packets that wait: parked ones for the kernel's answer to an earlier packet of their session, and those in the
-//! reorder queue for packets before them.
+//! Packets that wait for packets before them.
 //!
 //! A segment past a gap is not forwarded, because every byte that reaches a peer must have been read. If a host sends
 //! from two processors, or the gateway receives on two, packets arrive out of order although none is missing. Dropping
@@ -14,31 +13,18 @@ use std::time::{Duration, Instant};
 
 use crate::{
     engine::{
-        DropReason, Effects, Engine, PacketMeta, QueuedPacket, Released, SessionRef, Token,
-        Verdict, packets::PacketContext,
+        DropReason, Engine, Kernel, PacketMeta, QueuedPacket, Released, Token, Verdict,
+        packets::PacketContext,
     },
     packet::{self, Endpoint, Packet, Readiness, ReorderResult, Seq},
-    session::AnsweredLine,
 };
 
-/// Limit of parked packets: other packets of the batch, and of other workers, arrive while one waits.
-pub(crate) const MAX_PARKED: usize = 1024;
-/// Limit of their bytes.
-const MAX_PARKED_BYTES: usize = 4 << 20;
 /// Limit of packets in the reorder queue. At the limit, packets are handled as if none could wait.
 const MAX_PACKETS: usize = 256;
 /// Limit of their bytes.
 const MAX_BYTES: usize = 4 << 20;
 /// After this time a missing predecessor is lost: TCP retransmits after 200 ms (Linux) to a second (RFC 6298).
 const MAX_WAIT: Duration = Duration::from_millis(500);
-
-/// A parked packet.
-pub(crate) struct ParkedPacket {
-    session: SessionRef,
-    bytes: Vec<u8>,
-    token: Token,
-    meta: PacketMeta,
-}
 
 /// A packet in the queue.
 #[derive(Clone, Debug)]
@@ -109,93 +95,38 @@ pub(crate) fn next_deadline(queue: &ReorderQueue) -> Option<Instant> {
 }
 
 impl Engine {
-    /// Parks a packet behind earlier ones of its session, if there is room.
-    #[cold]
-    pub(crate) fn park(
-        &mut self,
-        packet: &QueuedPacket<'_>,
-        session: SessionRef,
-        effects: &mut Effects,
-    ) {
-        let QueuedPacket { token, bytes, meta } = *packet;
-        if !self.has_room_to_park(bytes) {
-            let verdict = Verdict::Drop(DropReason::Overflow);
-            return self.release(packet, verdict, PacketContext::UNKNOWN, effects);
-        }
-        self.parked_packets.push(ParkedPacket { session, bytes: bytes.to_vec(), token, meta });
-    }
-
-    fn has_room_to_park(&self, bytes: &[u8]) -> bool {
-        let waiting: usize = self.parked_packets.iter().map(|parked| parked.bytes.len()).sum();
-        self.parked_packets.len() < MAX_PARKED && waiting + bytes.len() <= MAX_PARKED_BYTES
-    }
-
-    /// Continues with the packet of `session` whose request was answered, and with the parked ones behind it, until one
-    /// makes another request.
-    pub(crate) fn resume(
-        &mut self,
-        now: Instant,
-        session: SessionRef,
-        answered: Option<(QueuedPacket<'_>, Option<AnsweredLine>)>,
-        effects: &mut Effects,
-    ) {
-        if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
-            entry.end_request();
-        }
-        match answered {
-            Some((packet, Some(answer))) => {
-                self.handle_answered_packet(now, &packet, session, answer, effects)
-            }
-            Some((packet, None)) => self.handle_packet(now, &packet, effects),
-            None => {}
-        }
-        while !self.parked_packets.is_empty()
-            && !self.awaits_kernel(session)
-            && let Some(index) =
-                self.parked_packets.iter().position(|parked| parked.session == session)
-        {
-            let ParkedPacket { bytes, token, meta, .. } = self.parked_packets.remove(index);
-            self.handle_packet(now, &QueuedPacket { token, bytes: &bytes, meta }, effects);
-        }
-    }
-
-    fn awaits_kernel(&mut self, session: SessionRef) -> bool {
-        let entry = self.sessions.table.get_session(session.index, session.id);
-        entry.is_some_and(|entry| entry.is_busy())
-    }
-
     /// Puts an out-of-order packet into the queue.
     #[cold]
     pub(crate) fn queue_out_of_order(
         &mut self,
         now: Instant,
         packet: &QueuedPacket<'_>,
-        effects: &mut Effects,
+        kernel: &mut dyn Kernel,
     ) {
         let without_wait =
             QueuedPacket { meta: PacketMeta { may_wait: false, ..packet.meta }, ..*packet };
         let without_wait = &without_wait;
         match enqueue(&mut self.reorder_queue, now, packet) {
             Insertion::Queued => {}
-            Insertion::Full => self.handle_packet(now, without_wait, effects),
+            Insertion::Full => self.handle_packet(now, without_wait, kernel),
             Insertion::Retransmission => {
                 // The same outcome as for the first copy.
-                self.handle_packet(now, without_wait, effects);
+                self.handle_packet(now, without_wait, kernel);
                 let is_drop = |released: &mut Released| {
                     released.token == packet.token && matches!(released.verdict, Verdict::Drop(_))
                 };
                 if let Some(Released { verdict: Verdict::Drop(reason), .. }) =
-                    effects.verdicts.pop_if(is_drop)
+                    self.sessions.batch.verdicts.pop_if(is_drop)
                 {
                     self.sessions.counters.drops.uncount(reason);
-                    self.handle_packet(now, without_wait, effects);
+                    self.handle_packet(now, without_wait, kernel);
                 }
             }
         }
     }
 
     /// Continues with queued packets whose predecessors have arrived, or that have waited too long.
-    pub(crate) fn release_ordered(&mut self, now: Instant, effects: &mut Effects) {
+    pub(crate) fn release_ordered(&mut self, now: Instant, kernel: &mut dyn Kernel) {
         while !self.reorder_queue.is_empty() {
             let mut queue = std::mem::take(&mut self.reorder_queue);
             let ReorderResult { due, late, over } = queue.take(
@@ -205,15 +136,15 @@ impl Engine {
             self.reorder_queue = queue;
             for ReorderItem { item, .. } in over {
                 let verdict = Verdict::Drop(DropReason::Overlap);
-                self.release(&item.queued_packet(), verdict, PacketContext::UNKNOWN, effects);
+                self.release(&item.queued_packet(), verdict, PacketContext::UNKNOWN);
             }
             let has_more = !due.is_empty();
             for ReorderItem { item, .. } in due {
-                self.handle_packet(now, &item.queued_packet(), effects);
+                self.handle_packet(now, &item.queued_packet(), kernel);
             }
             for ReorderItem { mut item, .. } in late {
                 item.meta.may_wait = false;
-                self.handle_packet(now, &item.queued_packet(), effects);
+                self.handle_packet(now, &item.queued_packet(), kernel);
             }
             if !has_more {
                 return;
@@ -227,9 +158,8 @@ impl Engine {
         let Some(entry) = self.sessions.table.find_packet(&packet) else {
             return Readiness::Overlaps;
         };
-        let from = entry.side_of(packet.endpoints().0);
-        if entry.is_busy()
-            || entry.session.awaits_probe_answer(from, &packet)
+        let from = entry.head.side_of(packet.endpoints().0);
+        if entry.session.awaits_probe_answer(from, &packet)
             || entry.session.lacks_room(from, waiting.end)
         {
             return Readiness::NotYet;

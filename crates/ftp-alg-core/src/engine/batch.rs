@@ -1,0 +1,269 @@
+//! What a batch leaves to do, and the one order in which that is done.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    time::Instant,
+};
+
+use crate::{
+    engine::{
+        Engine, Event, EventKind, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Renewal,
+        events::{Events, OmittedEvents},
+        offload::handover::FastPathPinhole,
+        pinholes::registry::PinholeClosing,
+    },
+    session::DropReason,
+};
+
+/// A packet in a kernel queue, as its host identifies it. The engine passes it through.
+// Aligned so that it is copied as a whole: writing and reading it in different parts would stall once a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(align(8))]
+pub struct Token {
+    /// Index of the host's queue.
+    pub queue: u16,
+    /// Packet number in the queue.
+    pub id: u32,
+    /// The packet mark on arrival.
+    pub mark: u32,
+}
+
+/// What happens to a queued packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is forwarded unchanged.
+    Accept,
+    /// These bytes of [`Batch::replacements`] are forwarded in its place.
+    Replace(Range<u32>),
+    /// It is dropped.
+    Drop(DropReason),
+}
+
+impl Verdict {
+    /// The replacement, from [`Batch::replacements`].
+    pub fn replacement<'a>(&self, replacements: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Replace(range) => {
+                replacements.get(range.start as usize..range.end as usize).unwrap_or_default()
+            }
+            Self::Accept | Self::Drop(_) => &[],
+        }
+    }
+}
+
+/// A reference to a session: its table slot and its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionRef {
+    pub(crate) index: u32,
+    pub(crate) id: u64,
+}
+
+impl SessionRef {
+    /// A reference to no session.
+    pub(crate) const NONE: Self = Self { index: u32::MAX, id: 0 };
+}
+
+/// A verdict that can be given.
+#[derive(Clone, Debug)]
+pub struct Released {
+    /// The packet.
+    pub token: Token,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The session reference in two fields: its padding would be copied with the next field, which stalls.
+    pub(crate) index: u32,
+    pub(crate) id: u64,
+    /// Whether all packets of the session were already queued before this decision.
+    pub(crate) all_were_queued: bool,
+}
+
+impl Released {
+    /// The packet's session.
+    pub(crate) fn session(&self) -> SessionRef {
+        SessionRef { index: self.index, id: self.id }
+    }
+}
+
+/// A packet to send from this machine, with the addresses that its recipient knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Injection {
+    /// The number of its session, and the session's endpoints.
+    pub(crate) session: u64,
+    pub(crate) client: SocketAddr,
+    pub(crate) server: SocketAddr,
+    /// The source address that the packets of its connection have at our hooks.
+    pub(crate) source: IpAddr,
+    /// The operator's bits of the connection's ct mark.
+    pub(crate) ct_mark: u32,
+    /// The IP packet.
+    pub(crate) packet: Vec<u8>,
+}
+
+/// What a batch leaves to do, in the order in which it is done. Pinholes are open and queue modes are set before. It is
+/// reused for the next batch, so that packets need no allocation.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Records of changed sessions, and the end of each.
+    records: Vec<u8>,
+    record_ends: Vec<usize>,
+    /// Connections that the BPF program takes over or returns.
+    pub(crate) flow_changes: Vec<FlowChange>,
+    /// Verdicts, in the order in which packets are forwarded.
+    pub verdicts: Vec<Released>,
+    /// Replacements of packets.
+    pub replacements: Vec<u8>,
+    /// Packets to send.
+    pub(crate) injections: Vec<Injection>,
+    /// Pinholes to renew.
+    pub(crate) renewals: Vec<Renewal>,
+    /// Pinholes to close, if no opening closes them before.
+    pub(crate) closings: Vec<PinholeClosing>,
+    /// Pinholes of the BPF program to close.
+    pub(crate) fast_path_closings: Vec<FastPathPinholeClosing>,
+    /// Pinholes of the BPF program that no session holds, to close.
+    pub(crate) lost_fast_path_pinholes: Vec<FastPathPinhole>,
+    pub(crate) events: Events,
+}
+
+/// Allocation in bytes that is reused for the next batch; a larger one is freed.
+const RETAINED_CAPACITY: usize = 256 << 10;
+
+impl Batch {
+    /// Adds a record.
+    pub(crate) fn push_record(&mut self, record: &[u8]) {
+        self.records.extend_from_slice(record);
+        self.record_ends.push(self.records.len());
+    }
+
+    /// Records of changed sessions.
+    pub fn records(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.record_ends.iter().copied());
+        starts.zip(&self.record_ends).map(|(start, end)| &self.records[start..*end])
+    }
+
+    /// The events.
+    pub fn events(&self) -> &[Event] {
+        self.events.stored()
+    }
+
+    /// The number of transfers that have ended, with those whose events are omitted.
+    pub fn ended_transfers(&self) -> u64 {
+        self.events.ended_transfers()
+    }
+
+    /// Clears everything but the events.
+    fn clear(&mut self) {
+        for buffer in [&mut self.records, &mut self.replacements] {
+            buffer.clear();
+            buffer.shrink_to(RETAINED_CAPACITY);
+        }
+        self.record_ends.clear();
+        self.flow_changes.clear();
+        self.verdicts.clear();
+        self.injections.clear();
+        self.renewals.clear();
+        self.closings.clear();
+        self.fast_path_closings.clear();
+        self.lost_fast_path_pinholes.clear();
+    }
+}
+
+/// Who carries out what an engine decides, besides the kernel: the daemon, `replay`, the simulated network.
+pub trait Host {
+    /// Whether packets may have passed unread since the batch started.
+    fn had_downtime(&mut self) -> bool {
+        false
+    }
+
+    /// Stores the events, and writes the records. From now on a crash loses nothing of the batch.
+    fn record(&mut self, batch: &Batch);
+
+    /// Gives the verdicts.
+    fn give(&mut self, batch: &Batch);
+
+    /// Reports an error of the kernel that concerns no session.
+    fn report_error(&mut self, _error: &KernelError) {}
+
+    /// Stores the events of injections that failed.
+    fn store_late_events(&mut self, _events: &[Event]) {}
+}
+
+impl Engine {
+    /// Carries out what was decided, in the only safe order. The engine is locked meanwhile. The [events](Self::take_events)
+    /// stay.
+    ///
+    /// 1. Pinholes are open, and queue modes set, since the decision. If packets may have passed unread meanwhile, changes
+    ///    are undone that must not be late.
+    /// 2. Records are written. A packet whose record is not written has not been forwarded either, and is retransmitted.
+    ///    Records come after pinholes: the next daemon closes a pinhole that is in no record, but a pinhole that is only in
+    ///    a record would be missing.
+    /// 3. The BPF program takes over connections or returns them. Then verdicts are given: no peer has a packet before.
+    /// 4. Packets are injected, after those that they follow.
+    /// 5. Pinholes that are waited for are renewed, and those that are no longer needed closed.
+    pub fn finish(&mut self, now: Instant, kernel: &mut dyn Kernel, host: &mut dyn Host) {
+        if host.had_downtime() {
+            self.undo_changes_after_downtime(now, kernel);
+        }
+        self.sessions.take_records();
+        let batch = &mut self.sessions.batch;
+        host.record(batch);
+        if !batch.flow_changes.is_empty() {
+            kernel.apply_flow_changes(&batch.flow_changes);
+        }
+        host.give(batch);
+        self.inject(kernel, host);
+        self.renew_and_close(kernel, host);
+        self.sessions.batch.clear();
+    }
+
+    /// Takes the events of all batches since the last call, with the number of omitted ones, and leaves `empty` ones.
+    pub fn take_events(&mut self, empty: Vec<Event>) -> (Vec<Event>, OmittedEvents) {
+        self.sessions.batch.events.replace(empty)
+    }
+
+    fn inject(&mut self, kernel: &mut dyn Kernel, host: &mut dyn Host) {
+        let batch = &mut self.sessions.batch;
+        let stored = batch.events.stored().len();
+        for Injection { session, client, server, source, ct_mark, packet } in &batch.injections {
+            if let Err(error) = kernel.inject(packet, *source, *ct_mark) {
+                self.sessions.counters.errors += 1;
+                let (session, client, server) = (*session, *client, *server);
+                let kind = EventKind::KernelRefused(error.to_string());
+                batch.events.push(Event { session, client, server, user: None, kind });
+            }
+        }
+        let late = batch.events.stored().get(stored..).unwrap_or_default();
+        if !late.is_empty() {
+            host.store_late_events(late);
+        }
+    }
+
+    fn renew_and_close(&mut self, kernel: &mut dyn Kernel, host: &mut dyn Host) {
+        let sessions = &mut self.sessions;
+        let (pinholes, batch) = (&mut sessions.pinholes, &mut sessions.batch);
+        pinholes.take_closings(&mut batch.closings);
+        pinholes.take_fast_path_closings(&mut batch.fast_path_closings);
+        let mut errors = Vec::new();
+        if !batch.renewals.is_empty() {
+            let renew = |due: &[_]| kernel.renew_pinholes(due);
+            errors = pinholes.registry().renew_in_kernel(&mut batch.renewals, renew);
+        }
+        if !batch.fast_path_closings.is_empty() {
+            kernel.close_fast_path_pinholes(&batch.fast_path_closings);
+        }
+        if !batch.lost_fast_path_pinholes.is_empty() {
+            kernel.close_lost_fast_path_pinholes(&batch.lost_fast_path_pinholes);
+        }
+        if !batch.closings.is_empty() {
+            let closings = batch.closings.drain(..);
+            let closed = pinholes.registry().update_kernel(closings, |due| match due {
+                [] => Ok(()),
+                due => kernel.update_pinholes(due, &[], &mut Vec::new()),
+            });
+            errors.extend(closed.err());
+        }
+        sessions.counters.errors += errors.len() as u64;
+        errors.iter().for_each(|error| host.report_error(error));
+    }
+}
