@@ -7,15 +7,15 @@ use ftp_alg_core::{
     ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding},
     packet::{Packet, Seq, flags},
     session::{
-        AnnouncedLine, Answer, DecisionRequest, DialogueEvent, Effect, ForwardAction, ForwardPlan,
-        Inspection, Phase, RefusalReason, RefusedLine, Session, Side,
+        AnnouncedLine, Conditions, Decide, Dialogue, DialogueEvent, Effect, ForwardAction,
+        ForwardPlan, Phase, RefusalReason, RefusedLine, Session, Side,
     },
 };
 
 /// The limit of held lines. The boundaries of segments may matter for longer ones.
 pub const LONGEST: usize = 512;
 
-/// A request or an event of a session.
+/// A question or an event of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     Announcement(AnnouncementKind, Result<Announcement, MalformedAnnouncement>),
@@ -45,7 +45,7 @@ impl fmt::Debug for Reading {
     }
 }
 
-/// Records requests and events. Accepts every announcement that can be parsed, or refuses all.
+/// Records questions and events. Accepts every announcement that can be parsed, or refuses all.
 pub struct Recorder {
     pub said: Vec<Said>,
     pub opened: Vec<Announcement>,
@@ -54,8 +54,8 @@ pub struct Recorder {
     pub refuses_auth: bool,
 }
 
-impl Recorder {
-    fn decide(&mut self, announced: &AnnouncedLine) -> Effect {
+impl Decide for Recorder {
+    fn announcement(&mut self, announced: &AnnouncedLine) -> Effect {
         // It has no effect, and a line that was cut does not ask. After a pickup the engine opens nothing.
         if !announced.was_requested || announced.phase == Phase::PickedUp {
             return Effect::Pass;
@@ -80,7 +80,11 @@ impl Recorder {
         }
     }
 
-    fn record_event(&mut self, event: DialogueEvent) {
+    fn may_renumber(&mut self) -> bool {
+        true
+    }
+
+    fn found(&mut self, event: DialogueEvent, _: &Dialogue) {
         match event {
             DialogueEvent::LineRefused(line) => self.said.push(Said::Refused(line)),
             DialogueEvent::LimitReached(_) => {}
@@ -186,7 +190,7 @@ impl Talk {
         let payload = stream.sent[from..].to_vec();
         let outcome = self.hand(side, seq, ack, &payload);
         let (seq, payload) = match outcome.action {
-            ForwardAction::Drop(_) | ForwardAction::AwaitDecision => return,
+            ForwardAction::Drop(_) => return,
             ForwardAction::Changed { seq, payload: true, .. } => (seq, &self.out[..]),
             ForwardAction::Changed { seq, .. } => (seq, &payload[..]),
             ForwardAction::Unchanged => (Seq(seq), &payload[..]),
@@ -213,7 +217,7 @@ impl Talk {
         let seq = self.stream(side.peer()).next_sent();
         let outcome = self.hand(side.peer(), seq, ack, b"");
         let ack = match outcome.action {
-            ForwardAction::Drop(_) | ForwardAction::AwaitDecision => return,
+            ForwardAction::Drop(_) => return,
             ForwardAction::Changed { ack, .. } => ack,
             ForwardAction::Unchanged => Seq(ack),
         };
@@ -230,24 +234,9 @@ impl Talk {
         let bits = if payload.is_empty() { flags::ACK } else { flags::ACK | flags::PSH };
         fill(&mut self.packet, seq, ack, bits, payload);
         let packet = Packet::parse(&self.packet).expect("a packet");
-        let mut inspection =
-            Inspection { refuses_auth: self.recorder.refuses_auth, ..Inspection::default() };
-        loop {
-            let outcome = self.session.inspect(side, &packet, &mut inspection, &mut self.out);
-            inspection.events.drain(..).for_each(|event| self.recorder.record_event(event));
-            match inspection.pending.take() {
-                None => return outcome,
-                Some(pending) => {
-                    let answer = match &pending.request {
-                        DecisionRequest::Announcement(announced) => {
-                            Answer::Effect(self.recorder.decide(announced))
-                        }
-                        DecisionRequest::AdjustSequence => Answer::AdjustSequence(true),
-                    };
-                    inspection.answer = Some((pending, answer));
-                }
-            }
-        }
+        let refuses_auth = self.recorder.refuses_auth;
+        let conditions = Conditions { refuses_auth, ..Conditions::default() };
+        self.session.inspect(side, &packet, conditions, &mut self.out, &mut self.recorder)
     }
 }
 

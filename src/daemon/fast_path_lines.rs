@@ -1,8 +1,8 @@
 //! Fast-path lines on their way from the ring buffer to the engines.
 //!
 //! Invariants:
-//! - A thread that decides about packets first fetches the lines of all shards, and then has the engine of its shard
-//!   read them. So an engine has read every earlier line when it decides about a packet.
+//! - A worker that decides about packets first fetches the lines of all sessions, and then has its engine read those of its
+//!   own. So an engine has read every earlier line when it decides about a packet.
 //! - The room in the ring buffer is released when all its lines are in the journals, so a crash loses none.
 
 use std::{
@@ -15,7 +15,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Effects, Engine, FastPathLine, Side},
+    engine::{Engine, FastPathLine, Side},
     ftp::Padding,
 };
 use ftp_alg_fastpath::{
@@ -26,11 +26,10 @@ use ftp_alg_fastpath::{
 use super::{
     fast_path_pins::LoadedProgram,
     shard::lock,
-    shard_map::ShardMap,
     snapshot::{FastPathState, FastPathStatus},
 };
 use crate::kernel::{
-    RuleParameters,
+    LinuxKernel, RuleParameters,
     claimed_ports::ClaimedPorts,
     clocks::instant_of,
     offload::{LinkChanges, Offload, Translations},
@@ -43,10 +42,7 @@ pub(super) struct FastPathReader {
     pub(super) offload: Arc<Offload>,
     /// The program's counters at the start, of an earlier daemon's run.
     counts_before: FastPathCounts,
-    shard_map: ShardMap,
-    fetched_lines: Mutex<Vec<LineRecord>>,
-    /// For each shard, the lines that its engine has not read yet.
-    pub(super) unread_lines: Vec<Mutex<Vec<LineRecord>>>,
+    unread: Mutex<UnreadLines>,
     /// The ports of this machine at which the program opens no pinhole.
     pub(super) claimed: ClaimedPorts,
     /// Why the fast path was turned off, if it was.
@@ -65,6 +61,16 @@ pub(super) struct FastPathReader {
     _loaded: LoadedProgram,
 }
 
+/// Lines that no engine has read yet, those of a flow in their order.
+#[derive(Default)]
+struct UnreadLines {
+    /// With the pass of the fast path's thread over all shards in which they were fetched.
+    lines: Vec<(u64, LineRecord)>,
+    pass: u64,
+    /// Memory for the lines that are being fetched.
+    fetched: Vec<LineRecord>,
+}
+
 impl FastPathReader {
     /// Uses the program in `loaded`.
     pub(super) fn new(
@@ -72,7 +78,6 @@ impl FastPathReader {
         parameters: &RuleParameters,
         commits: &Commits,
         claimed: &ClaimedPorts,
-        shards: usize,
     ) -> Result<Self, Box<dyn Error>> {
         let translations = Translations::new(parameters, commits)?;
         let program = loaded.take_program().ok_or("the program is in use")?;
@@ -85,9 +90,7 @@ impl FastPathReader {
         Ok(Self {
             offload,
             counts_before,
-            shard_map: ShardMap(shards),
-            fetched_lines: Mutex::default(),
-            unread_lines: (0..shards).map(|_| Mutex::default()).collect(),
+            unread: Mutex::default(),
             claimed: claimed.clone(),
             off_reason: OnceLock::new(),
             leave_reason: OnceLock::new(),
@@ -108,38 +111,57 @@ impl FastPathReader {
     /// Fetches the lines that are in the ring buffer now. Returns the position behind the last one.
     pub(super) fn fetch_lines(&self) -> u64 {
         let ring = self.offload.program().ring();
-        let mut fetched = lock(&self.fetched_lines);
+        let mut unread = lock(&self.unread);
         if ring.has_unread() {
-            self.offload.read_lines(&mut fetched);
+            let UnreadLines { lines, pass, fetched } = &mut *unread;
+            self.offload.read_lines(fetched);
             // The program may reserve room for a later line first. The records are large, so their positions are
             // sorted.
             let mut order: Vec<_> = (0..).zip(&*fetched).map(sort_key).collect();
             order.sort_unstable();
-            for line in order.into_iter().filter_map(|(.., at)| fetched.get(at)) {
-                let shard =
-                    self.shard_map.shard_of_connection(line.client().into(), line.server().into());
-                if let Some(unread) = self.unread_lines.get(shard) {
-                    lock(unread).push(*line);
-                }
-            }
+            let in_order = order.into_iter().filter_map(|(.., at)| fetched.get(at));
+            lines.extend(in_order.map(|line| (*pass, *line)));
             fetched.clear();
         }
         ring.position()
     }
 
-    /// Has the engine of `shard` read the lines that were fetched.
-    pub(super) fn feed_engine(&self, shard: usize, engine: &mut Engine, effects: &mut Effects) {
-        let Some(unread) = self.unread_lines.get(shard) else { return };
-        let mut lines = std::mem::take(&mut *lock(unread));
-        if !lines.is_empty() {
-            engine.read_fast_path_lines(lines.iter().map(engine_line), effects);
-            lines.clear();
-            // The next lines reuse the memory.
-            let mut unread = lock(unread);
-            if unread.capacity() == 0 {
-                *unread = lines;
-            }
+    /// Has the engine of a locked shard read the lines of its sessions that were fetched.
+    pub(super) fn feed_engine(&self, engine: &mut Engine, kernel: &mut LinuxKernel) {
+        let mut unread = lock(&self.unread);
+        if unread.lines.is_empty() {
+            return;
         }
+        let is_own = |(_, line): &mut (u64, LineRecord)| {
+            engine.sessions.has_session(line.client().into(), line.server().into(), line.flow)
+        };
+        let own: Vec<_> = unread.lines.extract_if(.., is_own).collect();
+        drop(unread);
+        if !own.is_empty() {
+            engine.read_fast_path_lines(own.iter().map(|(_, line)| engine_line(line)), kernel);
+        }
+    }
+
+    /// Begins a pass over all shards, each of which is fed. Returns the position behind the last line that is fetched.
+    pub(super) fn begin_pass(&self) -> u64 {
+        let position = self.fetch_lines();
+        lock(&self.unread).pass += 1;
+        position
+    }
+
+    /// Ends a pass: the lines from before it belong to sessions that are gone. Some engine closes what was opened for
+    /// them.
+    pub(super) fn end_pass(&self, engine: &mut Engine, kernel: &mut LinuxKernel) {
+        let mut unread = lock(&self.unread);
+        let pass = unread.pass;
+        let lost: Vec<_> = unread.lines.extract_if(.., |(fetched, _)| *fetched < pass).collect();
+        drop(unread);
+        engine.read_fast_path_lines(lost.iter().map(|(_, line)| engine_line(line)), kernel);
+    }
+
+    /// Whether lines wait to be read.
+    pub(super) fn has_unread(&self) -> bool {
+        !lock(&self.unread).lines.is_empty()
     }
 
     /// The fast path's part of `status`.

@@ -14,17 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::{
-    engine::{FastPathPinhole, Opening},
-    policy::Policy,
-};
+use ftp_alg_core::{engine::FastPathPinhole, policy::Policy};
 use ftp_alg_fastpath::UsableInterfaces;
 
 use super::{
-    ServiceError, daemon_host,
-    fast_path_lines::FastPathReader,
-    shard::{Shard, lock},
-    shared_state::SharedState,
+    ServiceError, fast_path_lines::FastPathReader, shard::lock, shared_state::SharedState,
 };
 use crate::kernel::{
     LinuxKernel, NetfilterError, RuleParameters,
@@ -63,17 +57,14 @@ impl FastPathControl<'_> {
     /// Returns whether there were any.
     pub(super) fn read_lines(&mut self) -> bool {
         let (reader, shared) = (self.reader, self.shared);
-        let position = reader.fetch_lines();
-        let mut has_read = false;
-        daemon_host::carry_out_effects(shared, self.kernel, |_, all| {
-            for (shard, effects) in all.iter_mut().enumerate() {
-                let mut engine = lock(&shared.shards[shard].engine);
-                has_read |= !lock(&reader.unread_lines[shard]).is_empty();
-                // Includes the records of lines that another thread had it read, and has not written yet.
-                engine.read_fast_path_lines(iter::empty(), effects);
-                reader.feed_engine(shard, &mut engine, effects);
-            }
-        });
+        let position = reader.begin_pass();
+        let has_read = reader.has_unread();
+        // Includes the records of lines that a worker had its engine read in a batch which is not finished: it waits for
+        // the shard.
+        shared.finish_each(self.kernel, |engine, kernel| reader.feed_engine(engine, kernel));
+        if reader.has_unread() {
+            shared.finish_first(self.kernel, |engine, kernel| reader.end_pass(engine, kernel));
+        }
         reader.offload.program().ring().release(position);
         has_read
     }
@@ -117,9 +108,9 @@ impl FastPathControl<'_> {
         self.read_lines();
         // The engines hand each connection over again when it is eligible.
         for shard in &shared.shards {
-            let mut engine = lock(&shard.engine);
-            engine.sessions.set_uses_fast_path(false);
-            engine.sessions.set_uses_fast_path(hands_over);
+            let sessions = &mut lock(shard).engine.sessions;
+            sessions.set_uses_fast_path(false);
+            sessions.set_uses_fast_path(hands_over);
         }
         self.read_lines();
         let program = offload.program();
@@ -129,19 +120,18 @@ impl FastPathControl<'_> {
         // A daemon that crashed may have left pinholes open that it had already dropped.
         let mut held: HashSet<FastPathPinhole> = HashSet::new();
         for shard in &shared.shards {
-            held.extend(lock(&shard.engine).sessions.fast_path_pinholes());
+            held.extend(lock(shard).engine.sessions.fast_path_pinholes());
         }
         let holds = |initiator: IpAddr, arrival: SocketAddr| {
             let first = shared.shards.first();
-            first
-                .is_some_and(|shard| lock(&shard.engine).sessions.holds_pinhole(initiator, arrival))
+            first.is_some_and(|shard| lock(shard).engine.sessions.holds_pinhole(initiator, arrival))
         };
         program.retain_pinholes(|key, pinhole| match pinhole.flow {
             0 => holds(key.initiator.into(), key.arrival().into()),
             _ => held.contains(&pinhole_id(pinhole)),
         })?;
         for shard in &shared.shards {
-            let sessions = &lock(&shard.engine).sessions;
+            let sessions = &lock(shard).engine.sessions;
             // The program may already have the same pinhole open. It is then the same session's.
             sessions.rule_pinholes().for_each(|pinhole| _ = offload.reserve_pinhole(&pinhole));
             let open = sessions.missing_pinholes(Instant::now(), |_| true);
@@ -160,7 +150,7 @@ impl FastPathControl<'_> {
     /// lines.
     pub(super) fn take_back(&mut self, interfaces: Option<&[u32]>) {
         for shard in &self.shared.shards {
-            lock(&shard.engine).sessions.take_back_at(interfaces);
+            lock(shard).engine.sessions.take_back_at(interfaces);
         }
         self.read_lines();
         // The lines that the program inspected before it got the change.
@@ -180,7 +170,7 @@ impl FastPathControl<'_> {
     pub(super) fn stop(&mut self) {
         self.reader.has_stopped.store(true, Ordering::Release);
         for shard in &self.shared.shards {
-            lock(&shard.engine).sessions.set_uses_fast_path(false);
+            lock(shard).engine.sessions.set_uses_fast_path(false);
         }
         self.take_back(None);
     }
@@ -192,10 +182,10 @@ impl FastPathControl<'_> {
         }
         self.update_program();
         for shard in &self.shared.shards {
-            let mut engine = lock(&shard.engine);
+            let mut shard = lock(shard);
             // Read with the lock that the end takes after it has set it.
             if !self.reader.has_stopped.load(Ordering::Acquire) {
-                engine.sessions.set_uses_fast_path(true);
+                shard.engine.sessions.set_uses_fast_path(true);
             }
         }
         self.reader.is_starting.store(false, Ordering::Release);
@@ -260,7 +250,7 @@ impl FastPathControl<'_> {
     fn set_usable_interfaces(&mut self, UsableInterfaces { indices, lost }: UsableInterfaces) {
         let indices: Arc<[u32]> = indices.into();
         for shard in &self.shared.shards {
-            lock(&shard.engine).sessions.set_fast_path_interfaces(Arc::clone(&indices));
+            lock(shard).engine.sessions.set_fast_path_interfaces(Arc::clone(&indices));
         }
         if !lost.is_empty() {
             self.take_back(Some(&lost));
@@ -271,7 +261,7 @@ impl FastPathControl<'_> {
     /// Has the program open no pinhole at ports that the policy forbids, or the `next` one.
     pub(super) fn bar_ports(&self, next: Option<&Policy>) {
         let first = self.shared.shards.first();
-        let policy = first.map(|shard| lock(&shard.engine).sessions.policy().clone());
+        let policy = first.map(|shard| lock(shard).engine.sessions.policy().clone());
         self.reader.offload.bar_ports(&self.reader.claimed, |port| {
             policy.iter().chain(next).any(|policy| {
                 let mut networks = policy.networks.iter().map(|network| &network.policy);
@@ -293,37 +283,16 @@ fn move_pinholes_to_rules(
     shared: &SharedState,
     kernel: &mut LinuxKernel,
 ) {
-    let Some(first) = shared.shards.first() else { return };
-    let registry = lock(&first.engine).sessions.registry().clone();
-    // While this lock is held, no other thread closes a pinhole that the rules do not have yet.
-    let Ok(()) = registry.update_kernel(iter::empty(), |_| {
-        let moved = assign_pinholes_to_rules(interfaces, shared);
-        let mut errors = Vec::new();
-        kernel.move_pinholes_to_rules(&moved, &mut errors);
-        errors.iter().for_each(|error| shared.report_error(error));
-        Ok::<_, Infallible>(())
+    let mut errors = Vec::new();
+    shared.finish_each(kernel, |engine, kernel| {
+        let moved = engine.sessions.move_pinholes_to_rules(Instant::now(), interfaces);
+        // While this lock is held, no other thread closes a pinhole that the rules do not have yet.
+        let Ok(()) = engine.sessions.registry().update_kernel(iter::empty(), |_| {
+            kernel.move_pinholes_to_rules(&moved, &mut errors);
+            Ok::<_, Infallible>(())
+        });
     });
-    write_records(shared, kernel);
-}
-
-/// Has the engines regard the program's pinholes as pinholes of the rules. Returns those that may be open.
-fn assign_pinholes_to_rules(
-    interfaces: Option<&[u32]>,
-    shared: &SharedState,
-) -> Vec<(FastPathPinhole, Opening)> {
-    let now = Instant::now();
-    let of_shard =
-        |shard: &Shard| lock(&shard.engine).sessions.move_pinholes_to_rules(now, interfaces);
-    shared.shards.iter().flat_map(of_shard).collect()
-}
-
-/// Writes the records of sessions that have changed.
-fn write_records(shared: &SharedState, kernel: &mut LinuxKernel) {
-    daemon_host::carry_out_effects(shared, kernel, |_, all| {
-        for (shard, effects) in shared.shards.iter().zip(all) {
-            lock(&shard.engine).read_fast_path_lines(iter::empty(), effects);
-        }
-    });
+    errors.iter().for_each(|error| shared.report_error(error));
 }
 
 /// Opens in the table the unused pinholes of a program that is gone.
@@ -332,11 +301,11 @@ pub(super) fn reopen_program_pinholes(
     shared: &SharedState,
     kernel: &mut LinuxKernel,
 ) -> Result<(), NetfilterError> {
-    let left: Vec<_> = assign_pinholes_to_rules(None, shared)
-        .into_iter()
-        .map(|(_, opening)| opening.pinhole)
-        .collect();
-    write_records(shared, kernel);
+    let mut left = Vec::new();
+    shared.finish_each(kernel, |engine, _| {
+        let moved = engine.sessions.move_pinholes_to_rules(Instant::now(), None);
+        left.extend(moved.into_iter().map(|(_, opening)| opening.pinhole));
+    });
     if left.is_empty() || parameters.backend != Backend::Nftables {
         return Ok(());
     }

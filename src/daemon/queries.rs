@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -65,8 +66,9 @@ impl SharedState {
             })
         };
         let now = Instant::now();
-        let rows = |shard: &Shard| {
-            let sessions = &lock(&shard.engine).sessions;
+        let rows = |shard: &Mutex<Shard>| {
+            let shard = lock(shard);
+            let sessions = &shard.engine.sessions;
             let listed = sessions.list_pinholes().chain(sessions.list_ended_pinholes(now));
             listed.filter_map(row).collect::<Vec<_>>()
         };
@@ -93,7 +95,7 @@ impl StatusSource for SharedState {
         let mut status = self.status_without_sessions(now);
         let counts = Counts::of(&status);
         status.rates = lock(&self.history).rates(now, counts, self.transfers.is_on());
-        let sessions = |shard: &Shard| lock(&shard.engine).sessions.count_open() as u64;
+        let sessions = |shard: &Mutex<Shard>| lock(shard).engine.sessions.count_open() as u64;
         status.sessions = self.shards.iter().map(sessions).sum();
         status.pinholes = self.pinhole_rows().len() as u64;
         status
@@ -108,7 +110,7 @@ impl StatusSource for SharedState {
             *open.entry(pinhole.session).or_default() += 1;
         }
         let mut kernel = lock(&self.kernel);
-        let list = |shard: &Shard| lock(&shard.engine).sessions.list().collect::<Vec<_>>();
+        let list = |shard: &Mutex<Shard>| lock(shard).engine.sessions.list().collect::<Vec<_>>();
         let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
         // Without the lock of an engine, because lookups take time.
         for session in &mut sessions {
@@ -127,7 +129,7 @@ impl StatusSource for SharedState {
     fn session(&self, id: u64) -> Option<SessionDetail<StoredEvent>> {
         let mut pinholes = self.pinholes();
         pinholes.retain(|pinhole| pinhole.session == id);
-        let find = |shard: &Shard| lock(&shard.engine).sessions.details(id);
+        let find = |shard: &Mutex<Shard>| lock(shard).engine.sessions.details(id);
         let SessionDetails { mut info, directory, is_encrypted, offsets, data_connection } =
             self.shards.iter().find_map(find)?;
         look_up(&mut info, &mut lock(&self.kernel));

@@ -1,58 +1,60 @@
-//! A shard: an engine with its journal, for a part of the connections. [`shard_map`](super::shard_map) finds the shard
-//! of a connection.
+//! A shard: an engine with its journal, for the connections of one worker. The last one has the sessions of an earlier
+//! daemon until a worker gets their packets and [adopts](SharedState::adopt) them: which worker that is, only the kernel
+//! knows.
 //!
 //! Invariants:
-//! - A thread locks one engine at a time, and asks the kernel nothing meanwhile, because a worker may wait for the
-//!   lock.
-//! - A thread locks the engine before the journal, so that two threads cannot wait for each other.
+//! - A thread holds a shard from the decision about a batch until all of that is carried out. So nobody decides by a state
+//!   that is not written, and nobody else changes the pinholes of its sessions in the kernel.
+//! - A thread locks one worker's shard at a time, and behind it at most that of the restored sessions, so that two threads
+//!   cannot wait for each other.
 
 use std::{
     io,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
-use ftp_alg_core::engine::{Effects, Engine};
+use ftp_alg_core::engine::Engine;
 
-use super::state_dir::Journal;
+use super::{
+    daemon_host::{DaemonHost, OwnQueue},
+    shared_state::SharedState,
+    state_dir::Journal,
+};
+use crate::kernel::LinuxKernel;
 
 /// An engine, and the journal with its sessions.
 pub(super) struct Shard {
-    pub(super) engine: Mutex<Engine>,
-    pub(super) journal: Mutex<Journal>,
+    pub(super) engine: Engine,
+    pub(super) journal: Journal,
 }
 
 impl Shard {
-    /// Concludes a batch, and writes its records. Locks the journal before it releases the engine, so the records are
-    /// in the order of the batches.
-    pub(super) fn conclude(&self, effects: &mut Effects) -> io::Result<()> {
-        let mut engine = lock(&self.engine);
-        engine.conclude(effects);
-        let mut journal = lock(&self.journal);
-        drop(engine);
-        journal.write(effects.records())?;
-        if !journal.needs_checkpoint() {
-            return Ok(());
+    /// Carries out what the engine has decided, and writes a checkpoint if one is due. The packets are of `queue`, if there
+    /// are any. Returns how many were dropped because other packets may have passed unread.
+    pub(super) fn finish(
+        &mut self,
+        now: Instant,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+        queue: Option<OwnQueue<'_>>,
+    ) -> u64 {
+        let Self { engine, journal } = self;
+        let mut host = DaemonHost { shared, journal, queue, stale_drops: 0 };
+        engine.finish(now, kernel, &mut host);
+        let stale_drops = host.stale_drops;
+        if journal.needs_checkpoint()
+            && let Err(error) = journal.maintain(engine)
+        {
+            shared.report_error(&journal.describe_write_failure(&error));
         }
-        drop(journal);
-        let mut engine = lock(&self.engine);
-        lock(&self.journal).maintain(&mut engine)
+        stale_drops
     }
 
-    /// Records that packets of any of its connections may have passed unread. Does not use `carry_out`: there are no
-    /// lookups and no verdicts, and the record must be written before the heartbeat is renewed.
-    pub(super) fn record_downtime(&self) -> io::Result<()> {
-        let mut effects = Effects::default();
-        let mut engine = lock(&self.engine);
-        engine.record_downtime();
-        engine.sessions.take_records(&mut effects);
-        let mut journal = lock(&self.journal);
-        drop(engine);
-        journal.write(effects.records())
-    }
-
-    /// The text for a journal that cannot be written.
-    pub(super) fn describe_write_failure(&self, error: &io::Error) -> String {
-        lock(&self.journal).describe_write_failure(error)
+    /// Writes the records of changed sessions, outside a batch.
+    pub(super) fn write_records(&mut self) -> io::Result<()> {
+        let Self { engine, journal } = self;
+        engine.sessions.write_records(|batch| journal.write(batch.records()))
     }
 }
 

@@ -1,21 +1,18 @@
 //! The state that the threads of the daemon share. [`queries`](super::queries) answers the control socket from it.
 
 use std::{
-    convert::Infallible,
     fmt::Display,
     iter,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
-use ftp_alg_core::engine::{
-    Effects, Engine, Event, EventKind, Kernel, KernelError, OmittedEvents, Pinhole,
-};
+use ftp_alg_core::engine::{Engine, Event, EventKind, Kernel, KernelError, OmittedEvents, Pinhole};
 
 use super::{
     config_file::ConfigFile,
@@ -23,7 +20,6 @@ use super::{
     events::{EventRing, StoredEvent},
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
-    forwarded_verdicts::VerdictSender,
     health::{Findings, Health},
     log::{EventLog, log_at_once},
     metrics::DecisionTimes,
@@ -42,9 +38,10 @@ use crate::{
 pub(super) struct SharedState {
     pub(super) backend: &'static str,
     pub(super) backend_reason: &'static str,
-    pub(super) shards: Vec<Shard>,
-    /// For each queue, where other workers send the verdicts that they reached on its packets.
-    pub(super) verdict_senders: Vec<VerdictSender>,
+    /// A shard for each worker, and the last one with the restored sessions.
+    pub(super) shards: Vec<Mutex<Shard>>,
+    /// How many restored sessions no worker has adopted yet, at most.
+    pub(super) restored_left: AtomicUsize,
     /// When each worker last finished a pass of its loop.
     pub(super) progress: WorkerProgress,
     /// Errors outside the engines, which count their own.
@@ -95,29 +92,90 @@ impl SharedState {
         self.log.log_repair(Instant::now(), what);
     }
 
-    /// Has the fast path's lines ready for the engines.
-    pub(super) fn fetch_lines(&self) {
+    /// Has a worker's engine read the lines of its sessions that the fast path has inspected by now. It decides about no
+    /// packet before.
+    pub(super) fn read_lines_of(&self, engine: &mut Engine, kernel: &mut LinuxKernel) {
         if let Ok(reader) = &self.fast_path {
             reader.fetch_lines();
+            reader.feed_engine(engine, kernel);
         }
     }
 
-    /// Locks the engine of `shard`, which reads the lines that were fetched before it decides about a packet.
-    pub(super) fn engine_in_step(
+    /// The shard with the restored sessions.
+    pub(super) fn restored(&self) -> &Mutex<Shard> {
+        &self.shards[self.shards.len() - 1]
+    }
+
+    /// Has a worker's shard adopt the restored sessions whose packets it has got. The records are written at once: first
+    /// the worker's, so that a crash in between loses none. A start prefers it to the one of the restored sessions.
+    pub(super) fn adopt<'p>(&self, shard: &mut Shard, packets: impl Iterator<Item = &'p [u8]>) {
+        if self.restored_left.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut restored = lock(self.restored());
+        let mut adopted = 0;
+        for packet in packets {
+            let from = &mut restored.engine.sessions;
+            adopted += usize::from(shard.engine.sessions.adopt(from, packet));
+        }
+        if adopted > 0 {
+            for shard in [shard, &mut *restored] {
+                if let Err(error) = shard.write_records() {
+                    self.report_error(&shard.journal.describe_write_failure(&error));
+                }
+            }
+        }
+        self.restored_left.store(restored.engine.sessions.count(), Ordering::Relaxed);
+    }
+
+    /// Expires restored sessions and their pinholes.
+    pub(super) fn expire_restored(&self, now: Instant, kernel: &mut LinuxKernel) {
+        if self.restored_left.load(Ordering::Relaxed) > 0 {
+            self.finish_shard(self.restored(), kernel, |engine, kernel| {
+                engine.expire(now, kernel);
+            });
+        }
+    }
+
+    /// Has `work` done with the engine of each shard, one after another, and carries out what comes of it.
+    pub(super) fn finish_each(
         &self,
-        shard: usize,
-        effects: &mut Effects,
-    ) -> MutexGuard<'_, Engine> {
-        let mut engine = lock(&self.shards[shard].engine);
-        if let Ok(reader) = &self.fast_path {
-            reader.feed_engine(shard, &mut engine, effects);
+        kernel: &mut LinuxKernel,
+        mut work: impl FnMut(&mut Engine, &mut LinuxKernel),
+    ) {
+        for shard in &self.shards {
+            self.finish_shard(shard, kernel, &mut work);
         }
-        engine
     }
 
-    /// Empty effects for each shard.
-    pub(super) fn new_effects(&self) -> Vec<Effects> {
-        (0..self.shards.len()).map(Effects::for_shard).collect()
+    /// As [`finish_each`](Self::finish_each), with the first shard.
+    pub(super) fn finish_first(
+        &self,
+        kernel: &mut LinuxKernel,
+        work: impl FnOnce(&mut Engine, &mut LinuxKernel),
+    ) {
+        self.finish_shard(&self.shards[0], kernel, work);
+    }
+
+    /// As [`finish_each`](Self::finish_each), with one shard.
+    fn finish_shard(
+        &self,
+        shard: &Mutex<Shard>,
+        kernel: &mut LinuxKernel,
+        work: impl FnOnce(&mut Engine, &mut LinuxKernel),
+    ) {
+        let now = Instant::now();
+        let mut shard = lock(shard);
+        work(&mut shard.engine, kernel);
+        shard.finish(now, self, kernel, None);
+        let (events, omitted) = shard.engine.take_events(Vec::new());
+        drop(shard);
+        self.report_events(now, &events, omitted);
+    }
+
+    /// Closes the pinholes that the policy forbids, after it was set, or after sessions were restored.
+    pub(super) fn close_forbidden_pinholes(&self, kernel: &mut LinuxKernel) {
+        self.finish_each(kernel, |engine, _| engine.sessions.close_forbidden_pinholes());
     }
 
     /// Stores an engine's events, except those that are reported later. So many transfers have ended.
@@ -129,6 +187,9 @@ impl SharedState {
     /// Logs an engine's events, and hands them to the health checks and the reports of transfers. The engine left out the
     /// `omitted` ones.
     pub(super) fn report_events(&self, now: Instant, events: &[Event], omitted: OmittedEvents) {
+        if events.is_empty() && omitted.all == 0 {
+            return;
+        }
         self.health.record_events(now, events);
         self.events.count_lost(self.transfers.record(now, events, omitted.ended_transfers));
         let is_reported_later = |kind: &EventKind| self.transfers.reports(kind);
@@ -208,7 +269,7 @@ impl SharedState {
         }
         status.counters.limits.closing_set = self.unnoted_ends.load(Ordering::Relaxed);
         for shard in &self.shards {
-            let (engine, journal) = (lock(&shard.engine), lock(&shard.journal));
+            let Shard { engine, journal } = &*lock(shard);
             status.memory = engine.sessions.memory() as u64; // of all shards
             status.counters += engine.counters();
             if !journal.is_writable() {
@@ -218,7 +279,8 @@ impl SharedState {
         status.log_lines_skipped = self.log.skipped_lines();
         status.transfers = self.transfers.totals();
         status.pinholes_expired = self.health.unused_pinholes();
-        let handed_over = |shard: &Shard| lock(&shard.engine).sessions.fast_path_sessions().count();
+        let handed_over =
+            |shard: &Mutex<Shard>| lock(shard).engine.sessions.fast_path_sessions().count();
         let connections = self.shards.iter().map(handed_over).sum();
         status.fast_path = match &self.fast_path {
             Ok(reader) => reader.status(connections),
@@ -235,34 +297,29 @@ impl SharedState {
     }
 
     /// Opens the pinholes of sessions that are missing in the kernel according to `is_missing`, for the rest of their
-    /// time. Does not use `carry_out`, because no packet waits for them and no session changes.
+    /// time.
     pub(super) fn reopen_pinholes(
         &self,
         kernel: &mut LinuxKernel,
         is_missing: impl Fn(&Pinhole) -> bool,
     ) {
-        let Some(first) = self.shards.first() else { return };
-        let places = lock(&first.engine).sessions.registry().clone();
-        // While this lock is held, no other thread closes a pinhole.
-        let Ok(()) = places.update_kernel(iter::empty(), |_| {
-            for shard in &self.shards {
-                let missing: Vec<_> = lock(&shard.engine)
-                    .sessions
-                    .missing_pinholes(Instant::now(), &is_missing)
-                    .collect();
-                if missing.is_empty() {
-                    continue;
-                }
-                let mut outcomes = Vec::new();
-                self.report(kernel.update_pinholes(&[], &missing, &mut outcomes));
-                // A session may have opened one itself meanwhile.
-                let is_failure =
-                    |outcome: &&Result<_, _>| !matches!(outcome, Ok(_) | Err(KernelError::Taken));
-                let failed = outcomes.iter().filter(is_failure).count();
-                lock(&shard.engine).count_errors(failed as u64);
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let sessions = &shard.engine.sessions;
+            let missing: Vec<_> = sessions.missing_pinholes(Instant::now(), &is_missing).collect();
+            if missing.is_empty() {
+                continue;
             }
-            Ok::<_, Infallible>(())
-        });
+            let mut outcomes = Vec::new();
+            self.report(sessions.registry().update_kernel(iter::empty(), |_| {
+                kernel.update_pinholes(&[], &missing, &mut outcomes)
+            }));
+            // Another program's rules may have it.
+            let is_failure =
+                |outcome: &&Result<_, _>| !matches!(outcome, Ok(_) | Err(KernelError::Taken));
+            let failed = outcomes.iter().filter(is_failure).count();
+            shard.engine.count_errors(failed as u64);
+        }
     }
 
     /// Closes pinholes of the table of which only initiator and arrival are known.
@@ -285,8 +342,10 @@ impl SharedState {
     /// daemon would find a current heartbeat, and could not know of the downtime.
     pub(super) fn record_downtime(&self) {
         for shard in &self.shards {
-            if let Err(error) = shard.record_downtime() {
-                self.report_error(&shard.describe_write_failure(&error));
+            let mut shard = lock(shard);
+            shard.engine.record_downtime();
+            if let Err(error) = shard.write_records() {
+                self.report_error(&shard.journal.describe_write_failure(&error));
             }
         }
     }

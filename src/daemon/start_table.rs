@@ -90,7 +90,7 @@ fn update_pinholes(
     // A record may be older than the refusal of a data connection, after which the rules have its pinhole.
     let in_rules = &before | &now;
     for shard in &shared.shards {
-        let sessions = &mut lock(&shard.engine).sessions;
+        let sessions = &mut lock(shard).engine.sessions;
         sessions
             .record_rule_pinholes(|initiator, arrival| in_rules.contains(&(initiator, arrival)));
     }
@@ -105,7 +105,7 @@ fn update_pinholes(
         return Ok(());
     }
     let is_left = |ends: &(IpAddr, SocketAddr)| {
-        !lock(&first.engine).sessions.holds_pinhole(ends.0, ends.1) || is_consumed(ends)
+        !lock(first).engine.sessions.holds_pinhole(ends.0, ends.1) || is_consumed(ends)
     };
     shared.close_pinholes_of_table(kernel, now.into_iter().filter(is_left));
     Ok(())

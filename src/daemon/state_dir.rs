@@ -1,6 +1,7 @@
 //! The state directory: what a restarted daemon needs to continue, after a crash too.
 //!
-//! - `queue-N.sessions` is the journal of an engine: its records, each with length and checksum.
+//! - `queue-N.sessions` is the journal of a worker's engine: its records, each with length and checksum.
+//! - `restored.sessions` is the journal of the sessions that were restored, until a worker adopts them.
 //! - `table.json` says which rules are loaded.
 //! - `backend` says which back end has the pinholes.
 //! - `event-ids` has the IDs of the events that were recorded.
@@ -11,7 +12,8 @@
 //! - Records are written before the verdicts that they belong to, so a restarted daemon knows every change that a
 //!   packet has shown to a peer.
 //! - When most records are superseded, the journal is replaced by a checkpoint.
-//! - The sessions of all journals are restored together, so a daemon with more or fewer workers can continue with them.
+//! - The sessions of all journals are restored together, so a daemon with more or fewer workers can continue with them. If
+//!   a session is in two, a worker has adopted it, and the worker's journal is newer.
 //! - All files are valid for one boot of one network namespace. A journal of another one, or a damaged one, is renamed,
 //!   and no record of it is used.
 //! - No file is a link, a pipe or a device: what is, is renamed at the start.
@@ -32,7 +34,7 @@ use ftp_alg_core::engine::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use super::{counted::counted, shard_map::ShardMap};
+use super::counted::counted;
 use crate::kernel::{clocks::monotonic_zero, parameters::Backend, table::TableRecord};
 
 /// The file that says which rules are loaded.
@@ -45,10 +47,10 @@ const EVENT_IDS: &str = "event-ids";
 const EVENTS: &str = "events.json";
 /// The file with the data connections that go on.
 const DATA_CONNECTIONS: &str = "data-connections.json";
-/// The file with all sessions, which exists only while a daemon starts.
-const ALL_SESSIONS: &str = "all.sessions";
-/// The files of the state directory, except for the journals.
-const FILES: [&str; 6] = [TABLE_RECORD, BACKEND, EVENT_IDS, EVENTS, DATA_CONNECTIONS, ALL_SESSIONS];
+/// The journal of the sessions that were restored.
+const RESTORED: &str = "restored.sessions";
+/// The files of the state directory, except for the journals of workers.
+const FILES: [&str; 6] = [TABLE_RECORD, BACKEND, EVENT_IDS, EVENTS, DATA_CONNECTIONS, RESTORED];
 /// The extension of a file that takes the place of another one when it is complete.
 const NEW: &str = "new";
 /// The extension of a journal.
@@ -178,20 +180,19 @@ impl StateDir {
         })
     }
 
-    /// Restores the sessions of all journals at these control ports into `engines`, each session into the engine of its
-    /// shard. Then starts a new journal for each of `queues`, which belong to the engines in the same order.
+    /// Restores the sessions of all journals at these control ports into the last of `engines`. Then starts a new journal
+    /// for each of them: those of `queues`, and the one of the restored sessions.
     pub(super) fn open_journals(
         &self,
         control_ports: &[u16],
         queues: &[u16],
         engines: &mut [Engine],
     ) -> io::Result<Vec<Journal>> {
-        let (all_sessions, found) = (self.path.join(ALL_SESSIONS), self.find_journals()?);
+        let (restored_path, found) = (self.path.join(RESTORED), self.find_journals()?);
         let mut saved = SessionRecords::default();
-        // A start that was interrupted left a file with all sessions.
-        let trusted =
-            if all_sessions.exists() { std::slice::from_ref(&all_sessions) } else { &found[..] };
-        for journal in trusted {
+        // What a worker has adopted is in its journal as it was later.
+        let left = restored_path.exists().then_some(&restored_path);
+        for journal in left.into_iter().chain(&found) {
             match self.read_journal(journal) {
                 Ok(sessions) => saved.add(sessions),
                 Err(why) => put_aside(journal, &why)?,
@@ -199,16 +200,10 @@ impl StateDir {
         }
         saved.set_queued(|server, translation| is_queued(control_ports, server, translation));
         let mut all = RestoredCounts::default();
-        let shard_map = ShardMap(engines.len());
-        let parts = saved
-            .divide(engines.len(), |client, server| shard_map.shard_of_connection(client, server));
-        for (engine, part) in engines.iter_mut().zip(parts) {
-            let restored = engine.sessions.restore_sessions(part, Instant::now(), monotonic_zero());
-            all.sessions += restored.sessions;
-            all.adjusted += restored.adjusted;
-            all.transferring += restored.transferring;
-            engine.sessions.track_changes(monotonic_zero());
+        if let [.., restored] = engines {
+            all = restored.sessions.restore_sessions(saved, Instant::now(), monotonic_zero());
         }
+        engines.iter_mut().for_each(|engine| engine.sessions.track_changes(monotonic_zero()));
         let RestoredCounts { sessions, adjusted, transferring } = all;
         if sessions > 0 {
             tracing::info!(
@@ -229,16 +224,15 @@ impl StateDir {
                 counted(transferring as u64, "session")
             );
         }
-        // Until each journal has its part, this file has all sessions. If there is no room for it, the journals are
-        // written all the same.
-        let _ = write_checkpoint(&all_sessions, &self.origin, engines, &mut Vec::new());
+        let paths = queues.iter().map(|number| self.path.join(format!("queue-{number}.sessions")));
+        let paths: Vec<_> = paths.chain([restored_path]).collect();
+        // The restored sessions first: a start that is interrupted then has each in one journal at least.
         let mut journals = Vec::new();
-        for (number, engine) in queues.iter().zip(engines) {
-            let path = self.path.join(format!("queue-{number}.sessions"));
-            journals.push(self.create_journal(path, engine)?);
+        for (path, engine) in paths.iter().zip(engines).rev() {
+            journals.push(self.create_journal(path.clone(), engine)?);
         }
-        let is_ours = |path: &PathBuf| journals.iter().any(|journal| journal.path == *path);
-        for old in found.iter().filter(|path| !is_ours(path)).chain([&all_sessions]) {
+        journals.reverse();
+        for old in found.iter().filter(|path| !paths.contains(path)) {
             remove_journal(old)?;
         }
         Ok(journals)
@@ -433,12 +427,12 @@ fn replace_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) ->
     Ok(file)
 }
 
-/// Replaces the file at `path` by a checkpoint: all sessions of `engines`. Returns the file, positioned at its end, and
+/// Replaces the file at `path` by a checkpoint: all sessions of `engine`. Returns the file, positioned at its end, and
 /// its length.
 fn write_checkpoint(
     path: &Path,
     origin: &str,
-    engines: &mut [Engine],
+    engine: &mut Engine,
     buffer: &mut Vec<u8>,
 ) -> io::Result<(File, u64)> {
     buffer.clear();
@@ -446,17 +440,15 @@ fn write_checkpoint(
     let mut length = 0;
     let file = replace_file(path, |file| {
         let mut written = Ok(());
-        for engine in engines {
-            let read = engine.sessions.write_all_records(|record| {
-                append_frame(record, buffer);
-                if buffer.len() >= CHUNK && written.is_ok() {
-                    length += buffer.len() as u64;
-                    written = file.write_all(buffer);
-                    buffer.clear();
-                }
-            });
-            read.map_err(io::Error::other)?;
-        }
+        let read = engine.sessions.write_all_records(|record| {
+            append_frame(record, buffer);
+            if buffer.len() >= CHUNK && written.is_ok() {
+                length += buffer.len() as u64;
+                written = file.write_all(buffer);
+                buffer.clear();
+            }
+        });
+        read.map_err(io::Error::other)?;
         written?;
         length += buffer.len() as u64;
         file.write_all(buffer)
@@ -527,9 +519,8 @@ impl Journal {
 
     /// Replaces the journal by a checkpoint.
     fn checkpoint(&mut self, engine: &mut Engine) -> io::Result<()> {
-        let engines = std::slice::from_mut(engine);
-        let (file, length) = write_checkpoint(&self.path, &self.origin, engines, &mut self.buffer)?;
-        // Not before: a batch that another thread decided appends its changes to the present file if this fails.
+        let (file, length) = write_checkpoint(&self.path, &self.origin, engine, &mut self.buffer)?;
+        // Not before: if this fails, they are appended to the present file.
         engine.sessions.forget_changes();
         self.file = Some(file);
         self.length = length;

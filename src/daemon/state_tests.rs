@@ -1,9 +1,7 @@
 //! Tests of journals that cannot be written, vanish, grow or are damaged.
 
 use ftp_alg_core::{
-    engine::{
-        Checksums, Effects, FakeKernel, PacketMeta, QueuedPacket, Standalone, Token, Translation,
-    },
+    engine::{Checksums, FakeKernel, PacketMeta, QueuedPacket, Standalone, Token, Translation},
     policy::Policy,
 };
 
@@ -24,15 +22,22 @@ impl Journal {
     }
 }
 
-/// Restores an engine from the state directory. Returns it with the journal of queue 7.
+/// Restores an engine from the state directory. Returns it with its journal.
 fn restore(state: &StateDir) -> (Engine, Journal) {
-    let mut engines = [engine()];
-    let journal = state.open_journals(&[21], &[7], &mut engines).unwrap().remove(0);
-    let [engine] = engines;
-    (engine, journal)
+    let [_, restored] = restore_shards(state);
+    restored
 }
 
-/// A gateway whose sessions are written to the journal of queue 7.
+/// The engine of queue 7 and the one with the restored sessions, with their journals.
+fn restore_shards(state: &StateDir) -> [(Engine, Journal); 2] {
+    let worker = engine();
+    let mut engines = [worker.new_shard(), worker.new_restored_shard()];
+    let journals = state.open_journals(&[21], &[7], &mut engines).unwrap();
+    let mut shards = engines.into_iter().zip(journals);
+    std::array::from_fn(|_| shards.next().unwrap())
+}
+
+/// A gateway whose sessions are written to the journal of restored sessions.
 fn set_up() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::new(directory.path()).unwrap();
@@ -46,6 +51,16 @@ fn syn_ack(client_port: u16) -> Vec<u8> {
         .tcp(21, client_port, 7000, 1000)
         .syn()
         .ack(5001);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, &[]).unwrap();
+    packet
+}
+
+/// The server resets that connection.
+fn rst(client_port: u16) -> Vec<u8> {
+    let builder = etherparse::PacketBuilder::ipv4([203, 0, 113, 9], [192, 168, 150, 80], 64)
+        .tcp(21, client_port, 7001, 1000)
+        .rst();
     let mut packet = Vec::new();
     builder.write(&mut packet, &[]).unwrap();
     packet
@@ -122,23 +137,24 @@ fn a_journal_that_cannot_be_written_is_removed() {
     assert_eq!(restored_sessions(&state), 3);
 }
 
-/// Another worker has decided a batch, and has not written its records yet.
+/// A batch is decided, and its records are not written yet.
 #[test]
 fn a_checkpoint_that_fails_loses_no_change_of_a_batch() {
     let (directory, state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
     journal.append(&mut gateway).unwrap();
-    let (packet, mut effects) = (syn_ack(1036), Effects::for_shard(0));
+    let packet = syn_ack(1036);
     let packet =
         QueuedPacket { token: Token::default(), meta: PacketMeta::default(), bytes: &packet };
-    gateway.engine.take(Instant::now(), std::iter::once(packet), &mut effects);
-    let in_the_way = directory.path().join("queue-7.new");
+    let now = Instant::now();
+    gateway.engine.take(now, std::iter::once(packet), &mut gateway.kernel);
+    let in_the_way = directory.path().join("restored.new");
     fs::create_dir(&in_the_way).unwrap();
     journal.checkpoint_at = 0;
     assert!(journal.maintain(&mut gateway.engine).is_err());
     fs::remove_dir(in_the_way).unwrap();
-    gateway.engine.conclude(&mut effects);
-    journal.write(effects.records()).unwrap();
+    gateway.run(now, |_, _| ());
+    journal.append(&mut gateway).unwrap();
     assert_eq!(restored_sessions(&state), 2);
 }
 
@@ -204,7 +220,7 @@ fn no_connection_makes_a_journal_longer_than_its_limit() {
 fn a_journal_without_room_leaves_no_file() {
     let (directory, _state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
-    let new = directory.path().join("queue-7.new");
+    let new = directory.path().join("restored.new");
     std::os::unix::fs::symlink("/dev/full", &new).unwrap();
     assert!(journal.checkpoint(&mut gateway.engine).is_err());
     assert!(!new.exists() && fs::symlink_metadata(&new).is_err());
@@ -219,48 +235,70 @@ fn set_up_with_hundred_sessions() -> (tempfile::TempDir, StateDir, Gateway, Jour
     (directory, state, gateway, journal)
 }
 
-/// Restarts with other queues and other numbers of workers: every session is restored in its shard.
+/// Restarts with other queues and other numbers of workers.
 #[test]
 fn a_daemon_with_more_or_fewer_workers_restores_all_sessions() {
     let (directory, state, ..) = set_up_with_hundred_sessions();
     for queues in [&[7, 8][..], &[7, 8, 9, 10], &[9], &[20, 21, 22], &[7]] {
         let first = engine();
         let mut engines: Vec<_> = queues.iter().map(|_| first.new_shard()).collect();
-        drop(state.open_journals(&[21], queues, &mut engines).unwrap());
-        let mut known = 0;
-        for (index, engine) in engines.iter().enumerate() {
-            for session in engine.sessions.list() {
-                let Translation { client, server, .. } = session.translation;
-                assert_eq!(ShardMap(queues.len()).shard_of_connection(client, server), index);
-                known += 1;
+        engines.push(first.new_restored_shard());
+        let mut journals = state.open_journals(&[21], queues, &mut engines).unwrap();
+        let (restored, workers) = engines.split_last_mut().unwrap();
+        assert_eq!(restored.sessions.count(), 100, "{queues:?}");
+        // Each worker adopts some, and writes it.
+        let mut port = 1000;
+        for (worker, journal) in workers.iter_mut().zip(&mut journals) {
+            for _ in 0..10 {
+                assert!(worker.sessions.adopt(&mut restored.sessions, &syn_ack(port)));
+                port += 1;
             }
+            worker.sessions.write_records(|batch| journal.write(batch.records())).unwrap();
         }
-        assert_eq!(known, 100, "{queues:?}");
+        let journal = journals.last_mut().unwrap();
+        restored.sessions.write_records(|batch| journal.write(batch.records())).unwrap();
         let name =
             |file: io::Result<fs::DirEntry>| file.unwrap().file_name().into_string().unwrap();
         let mut files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(name).collect();
         files.sort();
         let mut names: Vec<_> = queues.iter().map(|n| format!("queue-{n}.sessions")).collect();
+        names.push(RESTORED.to_owned());
         names.sort();
         assert_eq!(files, names);
     }
 }
 
-/// A start that ends before each journal has its part: the file with all sessions is used, and no other file.
+/// A start that ends before the workers' journals are new: they have the same sessions as the one of restored sessions.
 #[test]
 fn an_interrupted_start_loses_no_session() {
-    let (directory, state, gateway, journal) = set_up_with_hundred_sessions();
+    let (directory, state, _, journal) = set_up_with_hundred_sessions();
     let all = fs::read(journal.path()).unwrap();
-    let mut engines = [gateway.engine.new_shard(), gateway.engine.new_shard()];
-    drop(state.open_journals(&[21], &[7, 8], &mut engines).unwrap());
-    let half = directory.path().join("queue-8.sessions");
-    for others in [&b"damaged"[..], &fs::read(&half).unwrap()] {
-        fs::write(directory.path().join(ALL_SESSIONS), &all).unwrap();
-        fs::write(journal.path(), others).unwrap();
-        fs::write(&half, others).unwrap();
+    for old in [&all[..], b"damaged"] {
+        for queue in [7, 8] {
+            fs::write(directory.path().join(format!("queue-{queue}.sessions")), old).unwrap();
+        }
         assert_eq!(restored_sessions(&state), 100);
-        assert!(!directory.path().join(ALL_SESSIONS).exists() && !half.exists());
+        assert!(!directory.path().join("queue-8.sessions").exists());
     }
+}
+
+/// A worker has written a session that it has adopted, and a crash comes before its end is written elsewhere.
+#[test]
+fn an_adopted_session_is_restored_from_its_workers_journal() {
+    let (_directory, state, ..) = set_up_with_hundred_sessions();
+    let [(worker, mut journal), (mut restored, _)] = restore_shards(&state);
+    let mut gateway = Gateway::new(worker, FakeKernel::default());
+    let sessions = &mut gateway.engine.sessions;
+    assert!(!sessions.adopt(&mut restored.sessions, &syn_ack(999)));
+    assert!(sessions.adopt(&mut restored.sessions, &syn_ack(1000)));
+    assert!(!sessions.adopt(&mut restored.sessions, &syn_ack(1000)), "it has it");
+    assert_eq!((sessions.count(), restored.sessions.count()), (1, 99));
+    let reset = rst(1000);
+    gateway.packet(Instant::now(), &reset);
+    journal.append(&mut gateway).unwrap();
+    let (next, _) = restore(&state);
+    assert_eq!(next.sessions.count(), 100);
+    assert_eq!(next.sessions.list().count(), 99, "one is over");
 }
 
 #[test]
@@ -268,7 +306,7 @@ fn no_bytes_make_reading_a_journal_panic() {
     use proptest::prelude::*;
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::new(directory.path()).unwrap();
-    let path = directory.path().join("queue-7.sessions");
+    let path = directory.path().join("restored.sessions");
     proptest!(ProptestConfig::with_cases(200), |(bytes: Vec<u8>, sums: bool)| {
         let mut content = state.origin.clone().into_bytes();
         if sums { append_frame(&bytes, &mut content) } else { content.extend(bytes) }
@@ -282,7 +320,7 @@ fn a_start_without_room_continues_and_leaves_no_old_journal() {
     let (directory, state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
     journal.checkpoint(&mut gateway.engine).unwrap();
-    let in_the_way = directory.path().join("queue-7.new");
+    let in_the_way = directory.path().join("restored.new");
     fs::create_dir(&in_the_way).unwrap();
     let (mut next, mut journal) = restore(&state);
     assert_eq!(next.sessions.count(), 1);
@@ -305,6 +343,6 @@ fn a_journal_with_zeros_or_too_long_is_renamed() {
             Err(JournalError::Damaged(_) | JournalError::Io(_))
         ));
         assert_eq!(restored_sessions(&state), 0);
-        assert!(directory.path().join("queue-7.refused").exists());
+        assert!(directory.path().join("restored.refused").exists());
     }
 }

@@ -1,29 +1,26 @@
 //! The worker: a thread that reads the packets of one netfilter queue and gives their verdicts.
 //!
 //! Invariants:
-//! - The engine of a shard reads the fast path's lines before it decides about a packet of that shard, so it knows
-//!   every earlier line.
+//! - Its engine reads the fast path's lines before it decides about a packet, so it knows every earlier line.
 //! - After the heartbeat has lapsed, the worker decides about the waiting packets before it records progress. The
 //!   heartbeat is not renewed before that, so no other packet is queued meanwhile.
 
 use std::{
+    mem::take,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::Receiver,
     },
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Effects, PacketMeta, QueuedPacket, Token, carry_out};
+use ftp_alg_core::engine::{Event, PacketMeta, QueuedPacket, Token};
 
 use super::{
     ServiceError,
     counted::counted,
-    daemon_host::{DaemonHost, OwnQueue},
-    forwarded_verdicts::{ForwardedVerdict, give_forwarded},
-    shard::lock,
-    shard_map::ShardMap,
+    daemon_host::OwnQueue,
+    shard::{Shard, lock},
     shared_state::SharedState,
 };
 use crate::kernel::{
@@ -38,21 +35,18 @@ const TICK: Duration = Duration::from_secs(1);
 /// The shortest wait, if a packet in a reorder queue is about to reach its time limit.
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
-/// The reader of one queue, with access to all shards.
+/// The reader of one queue, with its shard.
 pub(super) struct Worker {
     pub(super) queue: Queue,
-    /// The verdicts that other workers reached on packets of this queue.
-    pub(super) forwarded: Receiver<ForwardedVerdict>,
-    pub(super) shard_map: ShardMap,
-    /// The position of its queue, and of the shard whose sessions this worker expires.
+    /// The position of its queue, and of its shard.
     pub(super) index: usize,
     pub(super) kernel: LinuxKernel,
     pub(super) parameters: RuleParameters,
     pub(super) shared: Arc<SharedState>,
-    /// The shard of each packet of a batch. The memory is reused, so a packet allocates nothing.
-    pub(super) packet_shards: Vec<usize>,
-    /// The effects of a batch, by shard.
-    pub(super) effects: Vec<Effects>,
+    /// When a packet in the reorder queue has waited for long enough.
+    pub(super) reorder_deadline: Option<Instant>,
+    /// Memory for the events of the next batch.
+    pub(super) events: Vec<Event>,
 }
 
 impl Worker {
@@ -84,9 +78,7 @@ impl Worker {
                     times.record(now.elapsed());
                 }
             }
-            let report = |error: &NetfilterError| self.shared.report_error(error);
-            give_forwarded(&self.forwarded, self.queue.verdicts(), &self.parameters, report);
-            let due = self.effects.iter().filter_map(|effects| effects.reorder_deadline).min();
+            let due = self.reorder_deadline;
             if now >= next_expiry || due.is_some_and(|due| now >= due) {
                 next_expiry = now + self.expire(now);
             }
@@ -94,7 +86,7 @@ impl Worker {
                 self.tick(now);
                 next_tick = now + TICK;
             }
-            let due = due.map_or(next_expiry, |due| due.min(next_expiry));
+            let due = self.reorder_deadline.map_or(next_expiry, |due| due.min(next_expiry));
             let left = due.saturating_duration_since(now).max(MIN_WAIT);
             if left.min(TICK) != timeout {
                 timeout = left.min(TICK);
@@ -107,48 +99,36 @@ impl Worker {
     /// Decides about the packets that were read. If they are `late`, other packets of their connections may have passed
     /// unread. Returns how many packets were dropped as stale because of that.
     fn decide_batch(&mut self, now: Instant, late: bool) -> u64 {
-        let Self {
-            queue,
-            shard_map,
-            index,
-            kernel,
-            parameters,
-            shared,
-            packet_shards,
-            effects,
-            ..
-        } = self;
+        let Self { queue, index, kernel, parameters, shared, reorder_deadline, events } = self;
         let (packets, verdicts) = queue.batch();
-        packet_shards.clear();
         for packet in packets.clone() {
-            packet_shards.push(shard_map.shard_of_packet(packet.payload));
             if parameters.is_unrecorded_end(packet.mark) {
                 shared.unnoted_ends.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let queue_index = *index as u16; // as many as there are queues
-        shared.fetch_lines();
-        for (shard, effects) in effects.iter_mut().enumerate() {
-            if packet_shards.contains(&shard) {
-                let own = packets.clone().zip(packet_shards.iter()).filter(|(_, of)| **of == shard);
-                let arrivals = own.map(|(packet, _)| QueuedPacket {
-                    token: Token { queue: queue_index, id: packet.id, mark: packet.mark },
-                    bytes: packet.payload,
-                    meta: PacketMeta {
-                        input: packet.indev,
-                        output: if packet.outdev == LOOPBACK { 0 } else { packet.outdev },
-                        mark: packet.mark & !parameters.mask(),
-                        ..parameters.packet_meta(packet.mark, packet.offload, late)
-                    },
-                });
-                shared.engine_in_step(shard, effects).take(now, arrivals, effects);
-            }
-        }
-        let own =
-            OwnQueue { checks_downtime: !late, ..OwnQueue::new(*index, verdicts, parameters) };
-        let mut host = DaemonHost { shared, kernel, own_queue: Some(own), now };
-        carry_out(&mut host, now, effects);
-        host.own_queue.map_or(0, |own| own.stale_drops)
+        let arrivals = packets.map(|packet| QueuedPacket {
+            token: Token { queue: *index as u16, id: packet.id, mark: packet.mark }, // as many as there are queues
+            bytes: packet.payload,
+            meta: PacketMeta {
+                input: packet.indev,
+                output: if packet.outdev == LOOPBACK { 0 } else { packet.outdev },
+                mark: packet.mark & !parameters.mask(),
+                ..parameters.packet_meta(packet.mark, packet.offload, late)
+            },
+        });
+        let mut guard = lock(&shared.shards[*index]);
+        let shard = &mut *guard;
+        shared.read_lines_of(&mut shard.engine, kernel);
+        shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes));
+        shard.engine.take(now, arrivals, kernel);
+        let own = OwnQueue { verdicts, parameters, checks_downtime: !late };
+        let stale_drops = shard.finish(now, shared, kernel, Some(own));
+        *reorder_deadline = shard.engine.reorder_deadline();
+        let (found, omitted) = shard.engine.take_events(take(events));
+        drop(guard);
+        shared.report_events(now, &found, omitted);
+        *events = found;
+        stale_drops
     }
 
     /// Decides about the packets that waited while the heartbeat lapsed. Other packets of their connections may have
@@ -180,31 +160,32 @@ impl Worker {
         Ok(())
     }
 
-    /// Expires sessions and pinholes, and decides about packets whose time in a reorder queue is over. Returns when to
-    /// do that again.
+    /// Expires sessions and pinholes, and decides about packets whose time in the reorder queue is over. Returns when to do
+    /// that again.
     fn expire(&mut self, now: Instant) -> Duration {
-        let Self { queue, index, kernel, parameters, shared, effects, .. } = self;
-        shared.fetch_lines();
-        let mut interval = TICK;
-        for (shard, effects) in effects.iter_mut().enumerate() {
-            if shard == *index || effects.reorder_deadline.is_some_and(|until| now >= until) {
-                let mut engine = shared.engine_in_step(shard, effects);
-                engine.expire(now, effects);
-                interval = interval.min(engine.sessions.expiry_interval());
-            }
+        let Self { queue, index, kernel, parameters, shared, reorder_deadline, events } = self;
+        let mut guard = lock(&shared.shards[*index]);
+        let shard = &mut *guard;
+        shared.read_lines_of(&mut shard.engine, kernel);
+        shard.engine.expire(now, kernel);
+        let verdicts = queue.verdicts();
+        let own = OwnQueue { verdicts, parameters, checks_downtime: false };
+        shard.finish(now, shared, kernel, Some(own));
+        *reorder_deadline = shard.engine.reorder_deadline();
+        let interval = shard.engine.sessions.expiry_interval();
+        let (found, omitted) = shard.engine.take_events(take(events));
+        drop(guard);
+        shared.report_events(now, &found, omitted);
+        *events = found;
+        if *index == 0 {
+            shared.expire_restored(now, kernel);
         }
-        let own = OwnQueue::new(*index, queue.verdicts(), parameters);
-        carry_out(&mut DaemonHost { shared, kernel, own_queue: Some(own), now }, now, effects);
-        interval
+        interval.min(TICK)
     }
 
-    /// Does the work of each second: the journal, and the counts for the log.
-    fn tick(&mut self, now: Instant) {
-        let Some(shard) = self.shared.shards.get(self.index) else { return };
-        let mut engine = lock(&shard.engine);
-        let mut journal = lock(&shard.journal);
+    fn maintain_journal(&self, Shard { engine, journal }: &mut Shard) {
         let was_written = journal.is_writable();
-        match journal.maintain(&mut engine) {
+        match journal.maintain(engine) {
             Ok(()) if was_written => {}
             Ok(()) => tracing::info!(
                 event = "journal-recovered",
@@ -216,7 +197,14 @@ impl Worker {
             Err(_) if !was_written => {}
             Err(error) => self.shared.report_error(&journal.describe_write_failure(&error)),
         }
-        drop((engine, journal));
+    }
+
+    /// Does the work of each second: the journal, and the counts for the log.
+    fn tick(&mut self, now: Instant) {
+        self.maintain_journal(&mut lock(&self.shared.shards[self.index]));
+        if self.index == 0 {
+            self.maintain_journal(&mut lock(self.shared.restored()));
+        }
         self.shared.log.log_skipped_if_due(now);
         let (number, counts) = (self.queue.number(), self.queue.counts());
         let before = std::mem::replace(&mut lock(&self.shared.queue_counts)[self.index], counts);

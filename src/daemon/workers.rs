@@ -9,7 +9,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{Receiver, Sender},
     },
     thread::JoinHandle,
@@ -22,20 +22,17 @@ use ftp_alg_firewall::Firewall;
 use super::{
     DaemonEvent, ServiceError,
     config_file::ConfigFile,
-    daemon_host,
     data_packets::{self, DataPackets},
     events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
     fast_path_pins::{self, LoadedProgram},
     fast_path_thread,
-    forwarded_verdicts::VerdictSender,
     health::Health,
     heartbeat_renewer::{self, HeartbeatRenewer},
     log::EventLog,
     operator_rules::{self, FollowedRules, OperatorRules},
     shard::{Shard, lock},
-    shard_map::ShardMap,
     shared_state::SharedState,
     start_table,
     state_dir::StateDir,
@@ -53,7 +50,7 @@ use crate::{
         claimed_ports::ClaimedPorts,
         operator_firewall,
         probe::ConntrackAbilities,
-        queue::{Queue, QueueCounts},
+        queue::{Queue, QueueCounts, Waker},
         table::{Commits, HEARTBEAT_TIMEOUT, Table, TableRecord},
     },
 };
@@ -80,7 +77,8 @@ pub(super) fn start(
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
     let (state, shards) = restore_shards(config, state_dir, &parameters, &names)
         .map_err(|error| state_error(state_dir, &error))?;
-    let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
+    let left: usize = shards.iter().map(|shard| lock(shard).engine.sessions.count()).sum();
+    let restored = left > 0;
     let group = parameters.data_log_group();
     let data_log = config.reports_transfers().then(|| data_packets::open_log(group)).flatten();
     let parameters = parameters.with_data_log(data_log.is_some());
@@ -90,7 +88,7 @@ pub(super) fn start(
     let claimed = ClaimedPorts::default();
     let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend));
     let reader = fast_path.and_then(|loaded| {
-        let reader = FastPathReader::new(loaded, &parameters, &commits, &claimed, shards.len());
+        let reader = FastPathReader::new(loaded, &parameters, &commits, &claimed);
         let reader = reader.map_err(|error| error.to_string())?;
         if why_off.is_some() {
             // Before the table is loaded: its rules would queue packets that the program has adjusted.
@@ -106,21 +104,19 @@ pub(super) fn start(
     let kernel = make_kernel()?;
     let recent_events = EventRing::new(state.event_ids().ok(), state.take_events());
     for shard in &shards {
-        let sessions = &mut lock(&shard.engine).sessions;
+        let sessions = &mut lock(shard).engine.sessions;
         sessions.set_capacity(kernel.pinhole_capacity());
         sessions.number_behind(recent_events.last_session());
     }
-    let verdict_channels = queues.iter().map(VerdictSender::channel);
-    let (verdict_senders, verdict_receivers): (Vec<_>, Vec<_>) =
-        verdict_channels.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    let wakers = queues.iter().map(Queue::waker).collect::<Result<Vec<_>, _>>()?;
     let shared = Arc::new(SharedState {
-        progress: WorkerProgress::new(shards.len()),
+        progress: WorkerProgress::new(queues.len()),
         history: Mutex::default(),
         backend: parameters.backend.into(),
         backend_reason,
-        queue_counts: Mutex::new(vec![QueueCounts::default(); shards.len()]),
-        verdict_senders,
+        queue_counts: Mutex::new(vec![QueueCounts::default(); queues.len()]),
         shards,
+        restored_left: AtomicUsize::new(left),
         errors: AtomicU64::new(0),
         unnoted_ends: AtomicU64::new(0),
         log: EventLog::default(),
@@ -139,6 +135,7 @@ pub(super) fn start(
         shared,
         state,
         stop: Arc::default(),
+        wakers,
         threads: Vec::new(),
         rules_thread: None,
         fast_path_thread: None,
@@ -179,20 +176,16 @@ pub(super) fn start(
         let thread = TransfersThread::start(shared, data_packets, transfer_file, events)?;
         workers.transfers_thread = Some(thread);
     }
-    let (backend, count) = (parameters.backend, queues.len());
-    for (index, (queue, forwarded)) in queues.into_iter().zip(verdict_receivers).enumerate() {
-        let kernel = make_kernel()?;
-        let effects = workers.shared.new_effects();
+    let backend = parameters.backend;
+    for (index, queue) in queues.into_iter().enumerate() {
         let worker = Worker {
             queue,
-            forwarded,
-            shard_map: ShardMap(count),
             index,
-            kernel,
+            kernel: make_kernel()?,
             parameters: parameters.clone(),
             shared: Arc::clone(&workers.shared),
-            packet_shards: Vec::new(),
-            effects,
+            reorder_deadline: None,
+            events: Vec::new(),
         };
         workers.spawn(worker, events.clone())?;
     }
@@ -200,24 +193,24 @@ pub(super) fn start(
     Ok(workers)
 }
 
-/// A shard for each queue, with the sessions that the state directory has.
+/// A shard for each queue, and one more with the sessions that the state directory has.
 fn restore_shards(
     config: &Config,
     state_dir: &Path,
     parameters: &RuleParameters,
     names: &ExternalNames,
-) -> io::Result<(StateDir, Vec<Shard>)> {
+) -> io::Result<(StateDir, Vec<Mutex<Shard>>)> {
     let addresses = names.addresses();
     let policy = config.policy(|name| addresses.of(name), &Arc::default());
     names.record_announced(addresses);
     let engine = Engine::new(policy, Checksums::Verify);
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
+    engines.push(engine.new_restored_shard());
     let state = StateDir::new(state_dir)?;
     let journals =
         state.open_journals(&parameters.gateway.control_ports, &numbers, &mut engines)?;
-    let shard =
-        |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
+    let shard = |(engine, journal)| Mutex::new(Shard { engine, journal });
     Ok((state, engines.into_iter().zip(journals).map(shard).collect()))
 }
 
@@ -284,6 +277,8 @@ pub(super) struct Workers {
     state: StateDir,
     /// Whether the workers are to end. They are woken after it is set.
     stop: Arc<AtomicBool>,
+    /// Wake the workers, in their order.
+    wakers: Vec<Waker>,
     threads: Vec<JoinHandle<()>>,
     rules_thread: Option<JoinHandle<()>>,
     transfers_thread: Option<TransfersThread>,
@@ -326,7 +321,7 @@ impl Workers {
         }
         if restored {
             // The configuration may have changed.
-            daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
+            self.shared.close_forbidden_pinholes(&mut kernel);
         }
         Ok(have_waited)
     }
@@ -387,8 +382,9 @@ impl Workers {
     /// Whether an adjusted connection is still open according to the kernel. After [`MAX_QUERIED`] lookups the answer
     /// is yes, because the end of the daemon must not take long.
     fn has_adjusted_connection(&self, kernel: &mut LinuxKernel) -> bool {
-        let of_shard = |shard: &Shard| {
-            lock(&shard.engine)
+        let of_shard = |shard: &Mutex<Shard>| {
+            lock(shard)
+                .engine
                 .sessions
                 .adjusted_connections()
                 .take(MAX_QUERIED + 1)
@@ -420,13 +416,13 @@ impl Workers {
             fast_path.bar_ports(Some(&policy));
         }
         for shard in &self.shared.shards {
-            lock(&shard.engine).sessions.set_policy(policy.clone());
+            lock(shard).engine.sessions.set_policy(policy.clone());
         }
         self.shared.external_names.record_announced(addresses);
         if let Some(mut fast_path) = self.shared.fast_path_control(&mut kernel) {
             fast_path.apply_policy();
         }
-        daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
+        self.shared.close_forbidden_pinholes(&mut kernel);
     }
 
     /// Whether every worker made progress recently.
@@ -466,7 +462,7 @@ impl Drop for Workers {
         let adjusted = self.has_adjusted_connection(&mut kernel);
         // Their announcements wait in the queue for the restarted daemon.
         let now = Instant::now();
-        let in_use = |shard: &Shard| lock(&shard.engine).sessions.is_in_use(now);
+        let in_use = |shard: &Mutex<Shard>| lock(shard).engine.sessions.is_in_use(now);
         let needed = adjusted || self.shared.shards.iter().any(in_use);
         // Without the table's rules no more packets are queued. Those in the queues still get their verdicts.
         match self.table.take() {
@@ -494,8 +490,8 @@ impl Drop for Workers {
             table => drop(table),
         }
         self.stop.store(true, Ordering::Release);
-        for (thread, sender) in self.threads.drain(..).zip(&self.shared.verdict_senders) {
-            sender.wake();
+        for (thread, waker) in self.threads.drain(..).zip(&mut self.wakers) {
+            waker.wake();
             let _ = thread.join();
         }
         if let Ok(reader) = &self.shared.fast_path {
@@ -520,11 +516,7 @@ impl Drop for Workers {
         if !needed {
             // Pinholes of the table are gone with it, but expectations are not.
             let mut kernel = lock(&self.shared.kernel);
-            daemon_host::carry_out_effects(&self.shared, &mut kernel, |_, effects| {
-                for (shard, effects) in self.shared.shards.iter().zip(effects) {
-                    lock(&shard.engine).sessions.close_all_pinholes(effects);
-                }
-            });
+            self.shared.finish_each(&mut kernel, |engine, _| engine.sessions.close_all_pinholes());
         }
         self.shared.report(self.state.save_events(&self.shared.events.to_leave()));
     }

@@ -331,8 +331,8 @@ impl<W: Write> Player<W> {
     fn end_connection(&mut self, flow: Flow) -> io::Result<()> {
         self.flush_queues(flow.connection())?;
         let now = self.now();
-        self.gateway.run(now, |engine, effects| {
-            engine.sessions.forget_between(flow.source, flow.destination, effects);
+        self.gateway.run(now, |engine, _| {
+            engine.sessions.forget_between(flow.source, flow.destination);
         });
         self.report_events(self.position(self.last_frame));
         let connection = self.connection(flow);

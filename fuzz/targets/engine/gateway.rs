@@ -7,7 +7,7 @@ use ftp_alg_core::{
     policy::{ForeignAddress, Policy},
 };
 
-use super::recorder::Recorder;
+use super::recorder::{Life, Recorder};
 
 /// The kernel, for any number of connections.
 pub struct Gateway {
@@ -26,7 +26,7 @@ pub struct Gateway {
 impl Gateway {
     pub fn new(translations: Vec<Translation>, policy: Policy) -> Self {
         let logged_in = vec![false; translations.len()];
-        let recorder = Recorder::new(translations[0]);
+        let recorder = Recorder::new(translations[0], Life::default());
         Self { recorder, translations, logged_in, policy, knows_none: false }
     }
 

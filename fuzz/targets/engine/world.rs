@@ -238,7 +238,7 @@ impl World {
 
     fn close_all(&mut self) {
         let now = self.now();
-        self.standalone.run(now, |engine, effects| engine.sessions.close_all_pinholes(effects));
+        self.standalone.run(now, |engine, _| engine.sessions.close_all_pinholes());
     }
 
     fn expire(&mut self) {

@@ -152,13 +152,18 @@ impl Batch {
         self.events.ended_transfers()
     }
 
+    /// Clears the records, which are written.
+    pub(crate) fn clear_records(&mut self) {
+        self.records.clear();
+        self.record_ends.clear();
+    }
+
     /// Clears everything but the events.
     fn clear(&mut self) {
-        for buffer in [&mut self.records, &mut self.replacements] {
-            buffer.clear();
-            buffer.shrink_to(RETAINED_CAPACITY);
-        }
-        self.record_ends.clear();
+        self.clear_records();
+        self.records.shrink_to(RETAINED_CAPACITY);
+        self.replacements.clear();
+        self.replacements.shrink_to(RETAINED_CAPACITY);
         self.flow_changes.clear();
         self.verdicts.clear();
         self.injections.clear();

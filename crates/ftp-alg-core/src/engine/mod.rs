@@ -144,7 +144,13 @@ impl Engine {
     /// The engine of another shard of the same gateway. Shards share the session numbers, the registry of external
     /// ports, and the limits.
     pub fn new_shard(&self) -> Self {
-        Self::from_sessions(self.sessions.new_shard(), self.checksums)
+        Self::from_sessions(self.sessions.new_shard(false), self.checksums)
+    }
+
+    /// As [`new_shard`](Self::new_shard), for the sessions of an earlier daemon. It gets no packets; the shards that do
+    /// [adopt](Sessions::adopt) these sessions.
+    pub fn new_restored_shard(&self) -> Self {
+        Self::from_sessions(self.sessions.new_shard(true), self.checksums)
     }
 
     fn from_sessions(sessions: Sessions, checksums: Checksums) -> Self {

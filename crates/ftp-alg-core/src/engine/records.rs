@@ -18,14 +18,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        ClientActivity, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions,
+        Batch, ClientActivity, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions,
         Translation,
         offload::handover::FastPathProgress,
         pinholes::{
             PinholeTable,
             held_pinhole::{HeldPinhole, PinholeRecord},
         },
+        table::Key,
     },
+    packet::Packet,
     session::{Phase, Session},
 };
 
@@ -82,7 +84,7 @@ impl SessionRecords {
         Ok(Self(sessions))
     }
 
-    /// Adds other records. Sessions of different [shards](crate::engine::Engine::new_shard) have different numbers.
+    /// Adds other records, which are newer.
     pub fn add(&mut self, Self(others): Self) {
         self.0.extend(others);
     }
@@ -93,17 +95,6 @@ impl SessionRecords {
         for record in self.0.values_mut() {
             record.is_unqueued = !is_queued(record.server, record.translation.as_ref());
         }
-    }
-
-    /// Divides the records into `parts`; `home` selects the part by client and server.
-    pub fn divide(self, parts: usize, home: impl Fn(SocketAddr, SocketAddr) -> usize) -> Vec<Self> {
-        let mut divided: Vec<Self> = (0..parts).map(|_| Self::default()).collect();
-        for (id, record) in self.0 {
-            if let Some(Self(part)) = divided.get_mut(home(record.client, record.server)) {
-                part.insert(id, record);
-            }
-        }
-        divided
     }
 }
 
@@ -188,6 +179,14 @@ impl Sessions {
     /// Tracks changes from now on; times count from `epoch`.
     pub fn track_changes(&mut self, epoch: Instant) {
         self.unwritten = Some(UnwrittenChanges { epoch, changed: Vec::new(), gone: Vec::new() });
+    }
+
+    /// Has `write` write a record of each changed session, outside a batch.
+    pub fn write_records<R>(&mut self, write: impl FnOnce(&Batch) -> R) -> R {
+        self.take_records();
+        let written = write(&self.batch);
+        self.batch.clear_records();
+        written
     }
 
     /// Adds a record of each changed session to the batch.
@@ -321,6 +320,37 @@ impl Sessions {
             self.add_timer(owner, epoch);
         }
         restored
+    }
+
+    /// Adopts the session of `restored` whose packet this is, unless this shard has a session with these endpoints.
+    /// Returns whether there was one. Its record is [written](Self::write_records) here before its end is written there.
+    pub fn adopt(&mut self, restored: &mut Self, packet: &[u8]) -> bool {
+        let Ok(packet) = Packet::parse(packet) else { return false };
+        let (source, destination) = packet.endpoints();
+        let key = Key::between(source, destination);
+        if self.table.find(&key).is_some() {
+            return false;
+        }
+        let Some(mut entry) = restored.table.find(&key).and_then(|index| restored.take_out(index))
+        else {
+            return false;
+        };
+        let head = &mut entry.head;
+        let began = restored.epoch.instant(head.first_seen);
+        for seen in [&mut head.first_seen, &mut head.last_seen] {
+            if let Some(at) = restored.epoch.instant(*seen) {
+                *seen = self.epoch.timestamp(at);
+            }
+        }
+        head.set_network(self.policy.network_of(head.client().ip(), head.server().ip()));
+        let index = self.table.insert(entry);
+        self.record_memory(index);
+        self.count_for_client(index);
+        self.mark_changed(index);
+        if let Some(began) = began {
+            self.add_timer(index, began);
+        }
+        true
     }
 
     /// The registry of pinholes.

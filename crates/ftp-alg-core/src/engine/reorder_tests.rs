@@ -81,11 +81,8 @@ fn a_late_closing_spares_a_new_pinhole_of_another_shard() {
     first.play("> PORT 192,168,150,80,14,178");
     let refusal = first.build(Side::Server, first.next[1], b"500 no\r\n", false);
     let now = first.now;
-    let packet = QueuedPacket {
-        token: Token::default(),
-        bytes: &refusal,
-        meta: PacketMeta::default(),
-    };
+    let packet =
+        QueuedPacket { token: Token::default(), bytes: &refusal, meta: PacketMeta::default() };
     let Standalone { engine, kernel, .. } = &mut first.gateway;
     engine.take(now, std::iter::once(packet), kernel);
     let Sessions { pinholes, batch, .. } = &mut engine.sessions;

@@ -80,10 +80,11 @@ impl Sessions {
         }
     }
 
-    /// The sessions of another shard.
-    pub(crate) fn new_shard(&self) -> Self {
+    /// The sessions of another shard. It gets packets, or it `is_restored`: then it has sessions of an earlier daemon until
+    /// the shards that get their packets [adopt](Self::adopt) them.
+    pub(crate) fn new_shard(&self, is_restored: bool) -> Self {
         Self {
-            table: self.table.new_shard(),
+            table: self.table.new_shard(is_restored),
             pinholes: self.pinholes.new_shard(),
             memory: self.memory.new_shard(),
             last_id: Arc::clone(&self.last_id),
@@ -239,6 +240,12 @@ impl Sessions {
         }
     }
 
+    /// Whether the session between these ends is the one with the number `id`.
+    pub fn has_session(&mut self, client: SocketAddr, server: SocketAddr, id: u64) -> bool {
+        let index = self.table.find(&Key::between(client, server));
+        index.is_some_and(|index| self.table.get_session(index, id).is_some())
+    }
+
     /// The session between two endpoints, for tools that look at both directions.
     pub fn session_between(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
         let index = self.table.find(&Key::between(a, b))?;
@@ -258,16 +265,23 @@ impl Sessions {
 
     /// Removes the session at `index`, whose pinholes were taken.
     pub(crate) fn remove(&mut self, index: u32) -> Option<Entry> {
-        let mut entry = self.table.remove(index)?;
+        self.take_back(index);
         self.pinholes.close_ended_of(index);
-        self.withdraw_removed(&mut entry);
-        if entry.head.is_in_memory_budget {
+        self.take_out(index)
+    }
+
+    /// Takes the session at `index` out of this shard, with everything that it holds.
+    pub(crate) fn take_out(&mut self, index: u32) -> Option<Entry> {
+        let mut entry = self.table.remove(index)?;
+        let head = &mut entry.head;
+        if std::mem::take(&mut head.is_in_memory_budget) {
             self.release_memory(index);
         }
-        if entry.head.counts_for_client {
-            self.uncount(entry.head.client(), index);
+        if std::mem::take(&mut head.counts_for_client) {
+            self.uncount(head.client(), index);
         }
-        self.mark_removed(entry.head.id);
+        head.changed = false;
+        self.mark_removed(head.id);
         Some(entry)
     }
 }

@@ -123,9 +123,8 @@ impl LineReader<'_> {
         }
         let command = if is_binary { None } else { Command::parse(text) };
         // The start of a possible announcement was held back, unless it could not be.
-        let is_undelivered = delivered == 0
-            || text.bytes().is_empty()
-            || text.line_range(0..1).start >= delivered;
+        let is_undelivered =
+            delivered == 0 || text.bytes().is_empty() || text.line_range(0..1).start >= delivered;
         let effect = self.dialogue.read_command(command.as_ref());
         let activity = command.filter(|_| !is_ambiguous).and_then(|command| {
             let verb = text.line_range(0..command.word.len());
@@ -278,8 +277,7 @@ impl LineReader<'_> {
     ) -> LineEdit {
         let range = self.text.line_range(0..self.text.bytes().len());
         let new = reason.reply(passive, limits.reply_code, range.len());
-        let may_replace =
-            new.len() == range.len() || limits.may_grow && self.decide.may_renumber();
+        let may_replace = new.len() == range.len() || limits.may_grow && self.decide.may_renumber();
         may_replace.then_some((range, new))
     }
 
@@ -426,4 +424,3 @@ pub fn refused_command_text(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Smal
     let new = crossed_out(&line[range.clone()]);
     (range, new)
 }
-

@@ -38,10 +38,10 @@ use dialogue::BegunEncryption;
 pub use dialogue::{Dialogue, Phase};
 use direction::{Direction, UnacknowledgedData};
 pub use forwarding::{Acknowledgement, DropReason, ForwardAction, ForwardPlan, TrailingSegment};
+use inspection::ReadEffect;
 pub use inspection::{
     AnnouncedLine, Conditions, Decide, Decision, DialogueEvent, Effect, RefusedLine, SessionLimit,
 };
-use inspection::ReadEffect;
 pub use interfaces::{Interfaces, RouteQuestion, Side};
 pub use reason::RefusalReason;
 pub use sequence::SequenceMap;

@@ -7,9 +7,7 @@ use super::{
     BegunEncryption, Decide, Dialogue, DialogueEvent, InspectionState, MAX_HELD, MAX_LINE, Phase,
     ReadEffect, RefusedLine, SessionLimit, Side,
     direction::{Direction, UnacknowledgedData},
-    line_decisions::{
-        CROSSED_OUT_START, LineReader, ReplyContext, VERB_LENGTH, cannot_begin_ftp,
-    },
+    line_decisions::{CROSSED_OUT_START, LineReader, ReplyContext, VERB_LENGTH, cannot_begin_ftp},
     proxy_header,
     push_state::PushState,
     sequence::CROSS_OUT_BYTE,
@@ -107,8 +105,7 @@ impl DirectionReader<'_> {
             let is_text =
                 self.inspection_state.reads_text(self.direction) && !self.begins_encryption(new[0]);
             // Most segments are one line, and then scanned once.
-            let may_be_line =
-                is_text && new.ends_with(b"\n") && self.direction.line().is_empty();
+            let may_be_line = is_text && new.ends_with(b"\n") && self.direction.line().is_empty();
             let text = if may_be_line { Text::of_plain(new) } else { None };
             let is_line = !is_text || text.is_some();
             let end = if is_line { None } else { memchr::memchr(b'\n', new) };
@@ -530,8 +527,7 @@ impl DirectionReader<'_> {
     /// Whether every server sees `text`, a possible announcement, start right after `lead`. Some servers count one more
     /// byte as part of a Telnet command and may see a verb after that byte.
     fn begins_alike_for_all(&self, lead: &[u8], text: &Text<'_>) -> bool {
-        let may_announce =
-            |text: &Text<'_>| Command::may_announce(text, self.refuses_auth);
+        let may_announce = |text: &Text<'_>| Command::may_announce(text, self.refuses_auth);
         let is_option = lead.last().is_some_and(|byte| *byte >= 0xf0);
         may_announce(text) && !(is_option && may_announce(&Text::new(&text.bytes()[1..])))
     }

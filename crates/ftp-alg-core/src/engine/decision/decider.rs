@@ -59,18 +59,8 @@ impl Sessions {
         let entry = table.get_session(index, id)?;
         let (head, session) = (&mut entry.head, &mut entry.session);
         let policy = policy.for_network(head.network());
-        let decider = Decider {
-            now,
-            index,
-            policy,
-            head,
-            pinholes,
-            timers,
-            counters,
-            batch,
-            kernel,
-            epoch,
-        };
+        let decider =
+            Decider { now, index, policy, head, pinholes, timers, counters, batch, kernel, epoch };
         Some((decider, session))
     }
 

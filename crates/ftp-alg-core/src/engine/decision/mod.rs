@@ -105,9 +105,7 @@ impl Decider<'_> {
             (Ok(_), None) => Err(Decision::pass("nothing was announced")),
         };
         match opened {
-            Ok(opened) => {
-                self.record_decision(announced, self.opened_decision(announced, opened))
-            }
+            Ok(opened) => self.record_decision(announced, self.opened_decision(announced, opened)),
             Err(not_opened) => self.record_not_opened(announced, not_opened),
         }
     }

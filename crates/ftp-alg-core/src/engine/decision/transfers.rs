@@ -63,7 +63,9 @@ impl Sessions {
         let timestamp = self.epoch.timestamp(now);
         let Some(entry) = self.table.get_mut(index) else { return };
         if let Some(transfer) = entry.head.examine_transfers(timestamp) {
-            self.batch.events.push(entry.head.event(EventKind::TransferWaiting(Arc::new(transfer))));
+            self.batch
+                .events
+                .push(entry.head.event(EventKind::TransferWaiting(Arc::new(transfer))));
         }
         let mut last = None;
         for held in entry.head.pinholes_mut() {

@@ -7,9 +7,7 @@ use std::{
 };
 
 use crate::{
-    engine::{
-        Entry, Event, EventKind, Kernel, KernelError, QueueMode, SessionEnd, Sessions,
-    },
+    engine::{Entry, Event, EventKind, Kernel, KernelError, QueueMode, SessionEnd, Sessions},
     session::{Phase, Session},
 };
 
@@ -138,7 +136,8 @@ impl Sessions {
                 && !(has_login(&entry.session)
                     || entry.session.is_adjusted()
                     || entry.session.is_over());
-            let since = if is_timed_from_start { entry.head.first_seen } else { entry.head.last_seen };
+            let since =
+                if is_timed_from_start { entry.head.first_seen } else { entry.head.last_seen };
             if now.duration_since(since) >= idle_timeout(&entry.session, needs_login) {
                 self.forget(self.swept, SessionEnd::Expired);
             }

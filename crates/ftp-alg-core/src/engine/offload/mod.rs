@@ -117,10 +117,8 @@ impl Engine {
         // Since the handover nothing passed unread before this line. Behind it the program may have returned the connection,
         // so downtime that was recorded since lasts.
         let had_downtime = packet.seq() == expected && session.unblock_client();
-        let conditions = Conditions {
-            refuses_auth: decider.policy.refuses_auth(),
-            is_from_elsewhere: false,
-        };
+        let conditions =
+            Conditions { refuses_auth: decider.policy.refuses_auth(), is_from_elsewhere: false };
         let changed = &mut self.changed_payload;
         let mut decider = LineDecider {
             decider,
@@ -187,7 +185,6 @@ impl Engine {
             entry.session.record_downtime();
         }
     }
-
 }
 
 /// Decides about a line that the BPF program has let pass: nothing is opened but what the program has opened for it.
@@ -221,12 +218,7 @@ impl Decide for LineDecider<'_> {
 impl Sessions {
     /// Hands the connection at `index` over if it is idle and eligible.
     #[inline]
-    pub(crate) fn offer_to_fast_path(
-        &mut self,
-        now: Instant,
-        index: u32,
-        kernel: &mut dyn Kernel,
-    ) {
+    pub(crate) fn offer_to_fast_path(&mut self, now: Instant, index: u32, kernel: &mut dyn Kernel) {
         if self.uses_fast_path {
             self.hand_over(now, index, kernel);
         }
@@ -372,15 +364,6 @@ impl Sessions {
         }
     }
 
-    /// Takes back a connection that was just removed from the table.
-    pub(crate) fn withdraw_removed(&mut self, entry: &mut Entry) {
-        if let Some(withdrawn) = withdrawal(entry, &mut self.ungreeted_handovers) {
-            let client = withdrawn.translation.client.ip();
-            self.pinholes.revoke_fast_path_grant(client, &entry.head.extra().pinholes);
-            self.batch.flow_changes.push(FlowChange::Withdraw(withdrawn));
-        }
-    }
-
     /// Takes all connections back.
     pub fn take_all_back(&mut self) {
         self.take_back_at(None);
@@ -446,7 +429,8 @@ impl Sessions {
 
     /// Numbers of the sessions on the fast path.
     pub fn fast_path_sessions(&self) -> impl Iterator<Item = u64> {
-        let handed_over = self.table.iter().filter(|entry| entry.head.extra().fast_path.is_handed_over);
+        let handed_over =
+            self.table.iter().filter(|entry| entry.head.extra().fast_path.is_handed_over);
         handed_over.map(|entry| entry.head.id)
     }
 }

@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use crate::{
     engine::{
-        Checksums, Engine, Kernel, KernelError, QueueMode, QueuedPacket, SessionEnd, Unread, Verdict,
+        Checksums, Engine, Kernel, KernelError, QueueMode, QueuedPacket, SessionEnd, Unread,
+        Verdict,
         batch::{Released, SessionRef},
         decision::decider::{ConnectionOf, wanted_queue_mode},
         limits::is_counted,
@@ -41,11 +42,8 @@ pub(crate) struct PacketContext {
 
 impl PacketContext {
     /// The context of a packet without a session.
-    pub(crate) const UNKNOWN: Self = Self {
-        session: SessionRef::NONE,
-        all_were_queued: false,
-        is_elsewhere: false,
-    };
+    pub(crate) const UNKNOWN: Self =
+        Self { session: SessionRef::NONE, all_were_queued: false, is_elsewhere: false };
 }
 
 impl Engine {
@@ -191,8 +189,9 @@ impl Engine {
         if let Some(acknowledgement) = plan.acknowledge.filter(|_| !is_refused) {
             acknowledge(&mut decider, acknowledgement);
         }
-        let is_watched = matches!(decider.head.queue_mode(), Some(QueueMode::Watch | QueueMode::All))
-            || wanted == Some(QueueMode::All);
+        let is_watched =
+            matches!(decider.head.queue_mode(), Some(QueueMode::Watch | QueueMode::All))
+                || wanted == Some(QueueMode::All);
         if is_watched && !session.changes_packets() {
             decider.watch();
         }

@@ -15,9 +15,7 @@ use std::{
 use ahash::RandomState;
 
 use crate::{
-    engine::{
-        Engine, EventKind, Kernel, PacketMeta, RouteLookup, Sessions,
-    },
+    engine::{Engine, EventKind, Kernel, PacketMeta, RouteLookup, Sessions},
     packet::Packet,
     session::{RouteQuestion, Side},
 };

@@ -235,8 +235,7 @@ impl Head {
         renewals: &mut Vec<Renewal>,
     ) -> bool {
         let before = renewals.len();
-        if let Some(translation) = self.extra().translation
-        {
+        if let Some(translation) = self.extra().translation {
             let held = self.pinholes_mut().iter_mut();
             for held in held.filter(|held| held.is_renewable(now, lifetime)) {
                 held.deadline = now + lifetime;

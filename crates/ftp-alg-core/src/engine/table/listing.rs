@@ -115,7 +115,8 @@ impl Sessions {
     /// The pinholes that are open, as far as is known. The kernel closes a consumed one by itself.
     pub fn list_pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
         self.table.iter().flat_map(|entry| {
-            let open = entry.head.extra().pinholes.iter().filter(|held| self.pinholes.is_open(held));
+            let open =
+                entry.head.extra().pinholes.iter().filter(|held| self.pinholes.is_open(held));
             open.map(|held| pinhole_info(entry, held))
         })
     }

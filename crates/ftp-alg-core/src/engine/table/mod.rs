@@ -73,12 +73,15 @@ pub struct Table {
     pub(crate) by_age: VecDeque<(u32, u32)>,
     /// Number of entries in the tables of all shards.
     total: Arc<AtomicUsize>,
+    /// Held by all shards that get packets.
+    sharers: Arc<()>,
 }
 
 impl Table {
-    /// An empty table for another shard.
-    pub fn new_shard(&self) -> Self {
-        Self { total: Arc::clone(&self.total), ..Self::default() }
+    /// An empty table for another shard. One of restored sessions counts as no shard.
+    pub fn new_shard(&self, is_restored: bool) -> Self {
+        let sharers = if is_restored { Arc::default() } else { Arc::clone(&self.sharers) };
+        Self { total: Arc::clone(&self.total), sharers, ..Self::default() }
     }
 
     /// Number of entries in the tables of all shards.
@@ -86,9 +89,9 @@ impl Table {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Number of shards.
+    /// Number of shards that get packets.
     pub fn table_count(&self) -> usize {
-        Arc::strong_count(&self.total)
+        Arc::strong_count(&self.sharers)
     }
 
     /// The oldest entry for which `is_evictable` returns true. Entries before it are not examined again.

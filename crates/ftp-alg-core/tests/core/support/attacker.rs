@@ -102,12 +102,7 @@ fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
         link: Link { delay: 50, ..Link::default() },
         crashes,
         is_patient: true,
-        queueing: Queueing {
-            batch: *rng.pick(&[1, 2, 8]),
-            wake: pace,
-            stage: pace,
-            away: 100_000,
-        },
+        queueing: Queueing { batch: *rng.pick(&[1, 2, 8]), wake: pace, stage: pace, away: 100_000 },
         hands_over: hands_over(seed),
         seed,
         ..Scenario::default()

@@ -1,8 +1,10 @@
 //! A kernel that records what it is asked for, and holds pinholes as the real one does.
 
 use std::{
+    cell::Cell,
     collections::HashSet,
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     time::Duration,
 };
 
@@ -11,7 +13,30 @@ use ftp_alg_core::engine::{
     QueueMode, Renewal, Translation,
 };
 
-use super::{fast_path::program::Program, sim::daemon::Life};
+use super::fast_path::program::Program;
+
+/// How many calls of its kernel and its host a daemon still makes, if it is killed then. Those behind have no effect.
+#[derive(Clone, Default)]
+pub struct Life(Rc<Cell<Option<u32>>>);
+
+impl Life {
+    /// It is killed after so many calls.
+    pub fn ends_after(&self, calls: u32) {
+        self.0.set(Some(calls));
+    }
+
+    /// Counts a call. Whether it has an effect.
+    pub fn call(&self) -> bool {
+        let left = self.0.get();
+        self.0.set(left.map(|left| left.saturating_sub(1)));
+        left != Some(0)
+    }
+
+    /// It begins another one.
+    pub fn begin(&self) {
+        self.0.set(None);
+    }
+}
 
 /// The kernel of the simulated gateway.
 pub struct Recorder {

@@ -22,7 +22,7 @@ use super::{
     crash::Crashes,
     link::{Air, Flight, Origin, Place},
     off_path::OffPathAttacker,
-    recorder::Recorder,
+    recorder::{Life, Recorder},
     scenario::Scenario,
     segment::Segment,
     selection::Selection,
@@ -34,7 +34,7 @@ mod fast_path_lines;
 mod gateway;
 pub mod queues;
 
-use daemon::{Daemon, Life};
+use daemon::Daemon;
 use queues::{Queues, Stage};
 
 /// The network.

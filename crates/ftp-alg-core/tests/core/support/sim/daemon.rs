@@ -1,19 +1,23 @@
 //! The daemon of the simulated network, and every call into its engine. As in the real one, nothing else uses the engine
 //! from the decision about a batch until all of that is carried out.
 
-use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 
 use ftp_alg_core::{
     engine::{
         Batch, Checksums, Engine, Event, FastPathPinhole, Host, Kernel as _, PacketMeta,
-        QueuedPacket, Token, Verdict,
+        QueuedPacket, SessionRecords, Token, Verdict,
     },
     policy::Policy,
     session::Side,
 };
 
 use super::{
-    super::{link::Origin, recorder::Recorder, selection::Mark},
+    super::{
+        link::Origin,
+        recorder::{Life, Recorder},
+        selection::Mark,
+    },
     fast_path_lines::FastPathLines,
 };
 
@@ -45,33 +49,13 @@ pub struct Given {
     pub decision: Decision,
 }
 
-/// How many calls of its kernel and its host the daemon still makes, if it is killed then. Those behind have no effect.
-#[derive(Clone, Default)]
-pub struct Life(Rc<Cell<Option<u32>>>);
-
-impl Life {
-    /// It is killed after so many calls.
-    pub fn ends_after(&self, calls: u32) {
-        self.0.set(Some(calls));
-    }
-
-    /// Counts a call. Whether it has an effect.
-    pub fn call(&self) -> bool {
-        let left = self.0.get();
-        self.0.set(left.map(|left| left.saturating_sub(1)));
-        left != Some(0)
-    }
-
-    fn begin(&self) {
-        self.0.set(None);
-    }
-}
-
 /// The daemon: its journal outlives a crash, and nothing else does.
 pub struct Daemon {
     pub policy: Policy,
     epoch: Instant,
     engine: Engine,
+    /// The sessions from before the last restart whose packets did not come since.
+    restored: Engine,
     /// When the batch arrived that is decided, but not carried out.
     decided: Option<Instant>,
     /// What was inspected, if connections are handed over.
@@ -83,7 +67,8 @@ pub struct Daemon {
 /// What came out of the engine.
 struct Out {
     life: Life,
-    journal: Vec<Vec<u8>>,
+    /// The journals of the engine, and of restored sessions.
+    journals: [Vec<Vec<u8>>; 2],
     /// Packets that the engine has.
     packets: BTreeMap<u32, Packet>,
     /// Verdicts since they were last taken.
@@ -92,15 +77,21 @@ struct Out {
     lapses: bool,
 }
 
+impl Out {
+    fn write(&mut self, journal: usize, batch: &Batch) {
+        if self.life.call() {
+            self.journals[journal].extend(batch.records().map(<[u8]>::to_vec));
+        }
+    }
+}
+
 impl Host for Out {
     fn had_downtime(&mut self) -> bool {
         self.lapses
     }
 
     fn record(&mut self, batch: &Batch) {
-        if self.life.call() {
-            self.journal.extend(batch.records().map(<[u8]>::to_vec));
-        }
+        self.write(0, batch);
     }
 
     fn give(&mut self, batch: &Batch) {
@@ -121,6 +112,19 @@ impl Host for Out {
     }
 }
 
+/// What comes out of the engine that has the restored sessions.
+struct RestoredOut<'a>(&'a mut Out);
+
+impl Host for RestoredOut<'_> {
+    fn record(&mut self, batch: &Batch) {
+        self.0.write(1, batch);
+    }
+
+    fn give(&mut self, batch: &Batch) {
+        assert!(batch.verdicts.is_empty());
+    }
+}
+
 impl Daemon {
     /// One that has seen nothing, and ends with this `life`.
     pub fn new(policy: Policy, epoch: Instant, life: Life, hands_over: bool) -> Self {
@@ -129,22 +133,24 @@ impl Daemon {
         engine.sessions.set_uses_fast_path(hands_over);
         let out = Out {
             life,
-            journal: Vec::new(),
+            journals: [Vec::new(), Vec::new()],
             packets: BTreeMap::new(),
             given: Vec::new(),
             lapses: false,
         };
         let fast_path = hands_over.then(|| FastPathLines::new(epoch));
-        Self { policy, epoch, engine, decided: None, fast_path, last: 0, out }
+        let restored = engine.new_restored_shard();
+        Self { policy, epoch, engine, restored, decided: None, fast_path, last: 0, out }
     }
 
+    /// The engine that has the session.
     pub fn engine(&mut self) -> &mut Engine {
-        &mut self.engine
+        if self.restored.sessions.count() > 0 { &mut self.restored } else { &mut self.engine }
     }
 
-    /// How many sessions the engine follows.
+    /// How many sessions there are.
     pub fn sessions(&self) -> usize {
-        self.engine.sessions.count()
+        self.engine.sessions.count() + self.restored.sessions.count()
     }
 
     /// Whether packets pass unread while a batch is decided.
@@ -179,6 +185,9 @@ impl Daemon {
         kernel: &mut Recorder,
     ) {
         self.feed(kernel);
+        for (packet, _) in &packets {
+            self.adopt(&packet.bytes);
+        }
         let first = self.last + 1;
         let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
             let token = Token { queue: 0, id, mark: 0 };
@@ -192,6 +201,14 @@ impl Daemon {
         self.decided = Some(now);
     }
 
+    /// Has the engine adopt the session of a packet.
+    fn adopt(&mut self, packet: &[u8]) {
+        if self.engine.sessions.adopt(&mut self.restored.sessions, packet) {
+            self.engine.sessions.write_records(|batch| self.out.write(0, batch));
+            self.restored.sessions.write_records(|batch| self.out.write(1, batch));
+        }
+    }
+
     /// Has the engine read what was inspected by now.
     fn feed(&mut self, kernel: &mut Recorder) {
         if let Some(fast_path) = &mut self.fast_path {
@@ -203,6 +220,8 @@ impl Daemon {
     /// Drops what is over, and goes on with what has waited for long enough.
     pub fn expire(&mut self, now: Instant, kernel: &mut Recorder) {
         self.feed(kernel);
+        self.restored.expire(now, kernel);
+        self.restored.finish(now, kernel, &mut RestoredOut(&mut self.out));
         self.engine.expire(now, kernel);
         self.decided = Some(now);
     }
@@ -234,7 +253,9 @@ impl Daemon {
 
     /// The verdicts that were given, in the order of the packets, and what was decided.
     pub fn take_given(&mut self) -> (Vec<Given>, Vec<Event>) {
-        (std::mem::take(&mut self.out.given), self.engine.take_events(Vec::new()).0)
+        let mut events = self.restored.take_events(Vec::new()).0;
+        events.extend(self.engine.take_events(Vec::new()).0);
+        (std::mem::take(&mut self.out.given), events)
     }
 
     /// It is killed: what it wrote is left.
@@ -247,15 +268,21 @@ impl Daemon {
 
     /// It is started again, and has the kernel know the same pinholes as its sessions.
     pub fn restart(&mut self, now: Instant, kernel: &mut Recorder) {
-        let mut engine = Engine::new(self.policy.clone(), Checksums::Verify);
-        let journal = &mut self.out.journal;
-        engine.sessions.restore(journal.iter().map(Vec::as_slice), now, self.epoch).unwrap();
-        engine.sessions.track_changes(self.epoch);
-        journal.clear();
-        engine.sessions.write_all_records(|record| journal.push(record.to_vec())).unwrap();
-        self.engine = engine;
+        self.engine = Engine::new(self.policy.clone(), Checksums::Verify);
+        self.engine.sessions.track_changes(self.epoch);
+        self.restored = self.engine.new_restored_shard();
+        let [own, old] = &mut self.out.journals;
+        let read =
+            |journal: &[Vec<u8>]| SessionRecords::read(journal.iter().map(Vec::as_slice)).unwrap();
+        let mut records = read(old);
+        records.add(read(own));
+        let sessions = &mut self.restored.sessions;
+        sessions.restore_sessions(records, now, self.epoch);
+        sessions.track_changes(self.epoch);
+        (own.clear(), old.clear());
+        sessions.write_all_records(|record| old.push(record.to_vec())).unwrap();
         for pinhole in kernel.pinholes() {
-            if !self.engine.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
+            if !self.restored.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
                 kernel.update_pinholes(&[pinhole], &[], &mut Vec::new()).unwrap();
             }
         }
@@ -267,24 +294,35 @@ impl Daemon {
     /// Has the engine and the program know the same connections, as the real one does when it is started.
     fn reconcile(&mut self, now: Instant, kernel: &mut Recorder) {
         self.fast_path = Some(FastPathLines::new(self.epoch).after(kernel));
-        self.read(now, kernel);
-        self.engine.sessions.set_uses_fast_path(false);
+        self.read_restored(now, kernel);
+        self.restored.sessions.set_uses_fast_path(false);
         self.engine.sessions.set_uses_fast_path(true);
-        self.read(now, kernel);
+        self.read_restored(now, kernel);
         for flow in kernel.program.flow_ids() {
             kernel.program.take_back_any(flow);
         }
-        self.read(now, kernel);
-        let sessions = &self.engine.sessions;
+        self.read_restored(now, kernel);
+        let sessions = &self.restored.sessions;
         kernel.program.retain_pinholes(|initiator, arrival, flow, line| match flow {
             0 => sessions.holds_pinhole(initiator, arrival),
             _ => sessions.fast_path_pinholes().any(|hole| hole == FastPathPinhole { flow, line }),
         });
     }
 
+    /// As [`read`](Self::read), for the sessions that were restored.
+    fn read_restored(&mut self, now: Instant, kernel: &mut Recorder) {
+        let Some(fast_path) = &mut self.fast_path else { return };
+        fast_path.begin_read(kernel);
+        fast_path.feed(&mut self.restored, kernel);
+        self.restored.finish(now, kernel, &mut RestoredOut(&mut self.out));
+        fast_path.end_read(kernel);
+    }
+
     /// No line was inspected that the engine would have decided otherwise.
     pub fn assert_no_fast_path_mismatch(&self) {
-        let otherwise = self.engine.counters().fast_path_mismatches;
+        let engines = [&self.engine, &self.restored];
+        let otherwise: u64 =
+            engines.map(|engine| engine.counters().fast_path_mismatches).iter().sum();
         assert_eq!(0, otherwise, "decided differently than the engine");
     }
 }
