@@ -19,7 +19,7 @@ use ftp_alg::kernel::{
     LinuxKernel, RuleParameters,
     table::{Commits, Table},
 };
-use ftp_alg_core::engine::{Kernel as _, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{Opening, PinholeEnds, Translation};
 use ftp_alg_lab::{Host, Lab, Topology};
 
 const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 168, 150, 80)), 1025);
@@ -96,7 +96,7 @@ struct BenchNamespace {
     kernel: LinuxKernel,
     _table: Table,
     count: u32,
-    last: Option<Pinhole>,
+    last: Option<PinholeEnds>,
     times: [Vec<Duration>; MEASUREMENTS.len()],
     /// The times to open the pinholes that stay open.
     growth: Vec<Duration>,
@@ -129,7 +129,7 @@ impl BenchNamespace {
             // The conntrack entry of a refused connection has expired before its port is used again.
             let host: IpAddr = Ipv4Addr::LOCALHOST.into();
             let arrival = SocketAddr::new(host, 20_000 + (self.count % 40_000) as u16);
-            let pinhole = Pinhole { initiator: host, arrival, target: arrival, source: host };
+            let pinhole = PinholeEnds { initiator: host, arrival, target: arrival, source: host };
             let last = self.last.replace(pinhole);
             self.timed(0, last.as_slice(), &[pinhole]);
             // Nobody listens. The first packet consumes the pinhole.
@@ -157,33 +157,33 @@ impl BenchNamespace {
         self.change(&burst, &[], LIFETIME);
     }
 
-    fn timed(&mut self, index: usize, closed: &[Pinhole], opened: &[Pinhole]) {
+    fn timed(&mut self, index: usize, closed: &[PinholeEnds], opened: &[PinholeEnds]) {
         let start = Instant::now();
         self.change(closed, opened, LIFETIME);
         self.times[index].push(start.elapsed());
     }
 
-    fn change(&mut self, closed: &[Pinhole], opened: &[Pinhole], lifetime: Duration) {
+    fn change(&mut self, closed: &[PinholeEnds], opened: &[PinholeEnds], lifetime: Duration) {
         let control = Translation::identity(CLIENT, SERVER);
-        let opening = |pinhole: &Pinhole| Opening {
-            pinhole: *pinhole,
+        let opening = |pinhole: &PinholeEnds| Opening {
+            ends: *pinhole,
             control,
             from_client: false,
             lifetime,
         };
         let openings: Vec<_> = opened.iter().map(opening).collect();
         let mut outcomes = Vec::new();
-        self.kernel.update_pinholes(closed, &openings, &mut outcomes).unwrap();
+        self.kernel.change_pinholes(closed, &openings, &mut outcomes).unwrap();
         outcomes.into_iter().for_each(Result::unwrap);
     }
 }
 
 /// A pinhole to a masqueraded client, so that there is a translation.
-fn masqueraded(initiator: u32, port: u16) -> Pinhole {
+fn masqueraded(initiator: u32, port: u16) -> PinholeEnds {
     let initiator = Ipv4Addr::from(initiator).into();
     let arrival = SocketAddr::from(([198, 51, 100, 1], port));
     let target = SocketAddr::from(([192, 168, 150, 80], port));
-    Pinhole { initiator, arrival, target, source: initiator }
+    PinholeEnds { initiator, arrival, target, source: initiator }
 }
 
 /// Moves this thread to a namespace.

@@ -8,7 +8,7 @@ use std::{
 use etherparse::PacketBuilder;
 use ftp_alg_core::{
     engine::{
-        Checksums, Engine, Kernel, KernelError, Opening, PacketMeta, PacketOutcome, Pinhole,
+        Checksums, Closing, Engine, Kernel, KernelError, Opening, PacketMeta, PacketOutcome,
         QueueMode, QueuedPacket, Standalone, Token, Translation,
     },
     policy::Policy,
@@ -120,13 +120,11 @@ impl Kernel for GrantingKernel {
         Ok(Some(Translation { client_external, ..Translation::identity(client, server) }))
     }
 
-    fn update_pinholes(
-        &mut self,
-        _: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        outcomes.extend(openings.iter().map(|_| Ok(())));
+    fn open(&mut self, _: &Opening, _: &[Closing]) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn close(&mut self, _: &[Closing]) -> Result<(), KernelError> {
         Ok(())
     }
 

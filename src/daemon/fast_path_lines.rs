@@ -64,7 +64,7 @@ pub(super) struct FastPathReader {
 /// Lines that no engine has read yet, those of a flow in their order.
 #[derive(Default)]
 struct UnreadLines {
-    /// With the pass of the fast path's thread over all shards in which they were fetched.
+    /// With the number of the last pass over all shards that had begun when they were fetched.
     lines: Vec<(u64, LineRecord)>,
     pass: u64,
     /// Memory for the lines that are being fetched.
@@ -142,20 +142,20 @@ impl FastPathReader {
         }
     }
 
-    /// Begins a pass over all shards, each of which is fed. Returns the position behind the last line that is fetched.
-    pub(super) fn begin_pass(&self) -> u64 {
+    /// Begins a pass over all shards, each of which is fed. Returns its number, and the position behind the last line that
+    /// is fetched. Several threads may make one at a time.
+    pub(super) fn begin_pass(&self) -> (u64, u64) {
         let position = self.fetch_lines();
-        lock(&self.unread).pass += 1;
-        position
+        let mut unread = lock(&self.unread);
+        unread.pass += 1;
+        (unread.pass, position)
     }
 
     /// Ends a pass: the lines from before it belong to sessions that are gone. Some engine closes what was opened for
     /// them.
-    pub(super) fn end_pass(&self, engine: &mut Engine, kernel: &mut LinuxKernel) {
-        let mut unread = lock(&self.unread);
-        let pass = unread.pass;
-        let lost: Vec<_> = unread.lines.extract_if(.., |(fetched, _)| *fetched < pass).collect();
-        drop(unread);
+    pub(super) fn end_pass(&self, pass: u64, engine: &mut Engine, kernel: &mut LinuxKernel) {
+        let is_before = |(fetched, _): &mut (u64, LineRecord)| *fetched < pass;
+        let lost: Vec<_> = lock(&self.unread).lines.extract_if(.., is_before).collect();
         engine.read_fast_path_lines(lost.iter().map(|(_, line)| engine_line(line)), kernel);
     }
 

@@ -3,8 +3,7 @@
 
 use std::{
     collections::HashSet,
-    convert::Infallible,
-    io, iter,
+    io,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -14,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::{engine::FastPathPinhole, policy::Policy};
+use ftp_alg_core::{engine::PinholeId, policy::Policy};
 use ftp_alg_fastpath::UsableInterfaces;
 
 use super::{
@@ -57,13 +56,15 @@ impl FastPathControl<'_> {
     /// Returns whether there were any.
     pub(super) fn read_lines(&mut self) -> bool {
         let (reader, shared) = (self.reader, self.shared);
-        let position = reader.begin_pass();
+        let (pass, position) = reader.begin_pass();
         let has_read = reader.has_unread();
         // Includes the records of lines that a worker had its engine read in a batch which is not finished: it waits for
         // the shard.
         shared.finish_each(self.kernel, |engine, kernel| reader.feed_engine(engine, kernel));
         if reader.has_unread() {
-            shared.finish_first(self.kernel, |engine, kernel| reader.end_pass(engine, kernel));
+            shared.finish_first(self.kernel, |engine, kernel| {
+                reader.end_pass(pass, engine, kernel);
+            });
         }
         reader.offload.program().ring().release(position);
         has_read
@@ -118,7 +119,7 @@ impl FastPathControl<'_> {
         // The lines that the program inspected until then: their pinholes belong to sessions.
         self.read_lines();
         // A daemon that crashed may have left pinholes open that it had already dropped.
-        let mut held: HashSet<FastPathPinhole> = HashSet::new();
+        let mut held: HashSet<PinholeId> = HashSet::new();
         for shard in &shared.shards {
             held.extend(lock(shard).engine.sessions.fast_path_pinholes());
         }
@@ -286,11 +287,7 @@ fn move_pinholes_to_rules(
     let mut errors = Vec::new();
     shared.finish_each(kernel, |engine, kernel| {
         let moved = engine.sessions.move_pinholes_to_rules(Instant::now(), interfaces);
-        // While this lock is held, no other thread closes a pinhole that the rules do not have yet.
-        let Ok(()) = engine.sessions.registry().update_kernel(iter::empty(), |_| {
-            kernel.move_pinholes_to_rules(&moved, &mut errors);
-            Ok::<_, Infallible>(())
-        });
+        kernel.move_pinholes_to_rules(&moved, &mut errors);
     });
     errors.iter().for_each(|error| shared.report_error(error));
 }
@@ -304,7 +301,7 @@ pub(super) fn reopen_program_pinholes(
     let mut left = Vec::new();
     shared.finish_each(kernel, |engine, _| {
         let moved = engine.sessions.move_pinholes_to_rules(Instant::now(), None);
-        left.extend(moved.into_iter().map(|(_, opening)| opening.pinhole));
+        left.extend(moved.into_iter().map(|(_, opening)| opening.ends));
     });
     if left.is_empty() || parameters.backend != Backend::Nftables {
         return Ok(());

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    Kernel, Pinhole, PinholeInfo, SessionDetails, SessionInfo, Translation,
+    Kernel, PinholeEnds, PinholeInfo, SessionDetails, SessionInfo, Translation,
 };
 
 use super::{
@@ -135,7 +135,7 @@ impl StatusSource for SharedState {
         look_up(&mut info, &mut lock(&self.kernel));
         let [offset_to_server, offset_to_client] = offsets;
         let data_connection = data_connection.map(|(kind, pinhole)| {
-            let Pinhole { initiator, arrival, target, source } = pinhole;
+            let PinholeEnds { initiator, arrival, target, source } = pinhole;
             let is_open = |row: &PinholeRow| (row.initiator, row.arrival) == (initiator, arrival);
             let pending = pinholes.iter().any(is_open);
             DataConnection { kind, initiator, arrival, target, source, pending }

@@ -2,7 +2,6 @@
 
 use std::{
     fmt::Display,
-    iter,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::{
@@ -12,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Engine, Event, EventKind, Kernel, KernelError, OmittedEvents, Pinhole};
+use ftp_alg_core::engine::{Engine, Event, EventKind, KernelError, OmittedEvents, PinholeEnds};
 
 use super::{
     config_file::ConfigFile,
@@ -301,7 +300,7 @@ impl SharedState {
     pub(super) fn reopen_pinholes(
         &self,
         kernel: &mut LinuxKernel,
-        is_missing: impl Fn(&Pinhole) -> bool,
+        is_missing: impl Fn(&PinholeEnds) -> bool,
     ) {
         for shard in &self.shards {
             let mut shard = lock(shard);
@@ -311,9 +310,7 @@ impl SharedState {
                 continue;
             }
             let mut outcomes = Vec::new();
-            self.report(sessions.registry().update_kernel(iter::empty(), |_| {
-                kernel.update_pinholes(&[], &missing, &mut outcomes)
-            }));
+            self.report(kernel.change_pinholes(&[], &missing, &mut outcomes));
             // Another program's rules may have it.
             let is_failure =
                 |outcome: &&Result<_, _>| !matches!(outcome, Ok(_) | Err(KernelError::Taken));
@@ -328,14 +325,14 @@ impl SharedState {
         kernel: &mut LinuxKernel,
         ends: impl Iterator<Item = (IpAddr, SocketAddr)>,
     ) {
-        let pinhole = |(initiator, arrival)| Pinhole {
+        let pinhole = |(initiator, arrival)| PinholeEnds {
             initiator,
             arrival,
             target: arrival,
             source: initiator,
         };
         let closed: Vec<_> = ends.map(pinhole).collect();
-        self.report(kernel.update_pinholes(&closed, &[], &mut Vec::new()));
+        self.report(kernel.change_pinholes(&closed, &[], &mut Vec::new()));
     }
 
     /// Records that packets of any connection may have passed unread. The journals are written at once: a restarted

@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use ftp_alg_core::engine::Pinhole;
+use ftp_alg_core::engine::PinholeEnds;
 
 use super::{ServiceError, shard::lock, shared_state::SharedState, state_dir::StateDir};
 use crate::kernel::{
@@ -94,7 +94,7 @@ fn update_pinholes(
         sessions
             .record_rule_pinholes(|initiator, arrival| in_rules.contains(&(initiator, arrival)));
     }
-    let is_missing = |pinhole: &Pinhole| {
+    let is_missing = |pinhole: &PinholeEnds| {
         let ends = pinhole.ends();
         before.contains(&ends) && !now.contains(&ends) && !is_consumed(&ends)
     };

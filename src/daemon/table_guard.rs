@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::Pinhole;
+use ftp_alg_core::engine::PinholeEnds;
 
 use super::{DaemonEvent, ServiceError, shard::lock, shared_state::SharedState};
 use crate::kernel::{
@@ -201,7 +201,7 @@ pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
     let Some(open) = shared.report(kernel.list_open()) else { return };
     let open: HashSet<_> = open.iter().map(OpenPinhole::ends).collect();
     let is_missing =
-        |pinhole: &Pinhole| !used.contains(&pinhole.ends()) && !open.contains(&pinhole.ends());
+        |pinhole: &PinholeEnds| !used.contains(&pinhole.ends()) && !open.contains(&pinhole.ends());
     shared.reopen_pinholes(&mut kernel, is_missing);
 }
 

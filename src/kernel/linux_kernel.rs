@@ -10,8 +10,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
-    QueueMode, Renewal, RouteLookup, Translation,
+    Closing, FlowChange, Kernel, KernelError, Opening, PinholeEnds, PinholeId, Place, QueueMode,
+    RouteLookup, Translation,
 };
 use ftp_alg_fastpath::layout::PinholeKey;
 
@@ -80,8 +80,8 @@ impl LinuxKernel {
     }
 
     /// [`KernelError::Taken`] if the pinhole is translated and its arrival port is in use.
-    fn check_arrival(&self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        let Pinhole { arrival, target, .. } = *pinhole;
+    fn check_arrival(&self, pinhole: &PinholeEnds) -> Result<(), KernelError> {
+        let PinholeEnds { arrival, target, .. } = *pinhole;
         if arrival == target {
             return Ok(());
         }
@@ -120,7 +120,7 @@ impl LinuxKernel {
     /// program admitted the SYN, the rules lose it, too. Until then they admit one more SYN of the same initiator.
     pub fn move_pinholes_to_rules(
         &mut self,
-        moved: &[(FastPathPinhole, Opening)],
+        moved: &[(PinholeId, Opening)],
         errors: &mut Vec<KernelError>,
     ) {
         let (mut outcomes, mut consumed) = (Vec::new(), Vec::new());
@@ -132,13 +132,13 @@ impl LinuxKernel {
             PinholeBackend::Conntrack(_) => Ok(()),
         };
         let mut outcomes = outcomes.into_iter();
-        for (id, Opening { pinhole, .. }) in moved {
+        for (id, Opening { ends: pinhole, .. }) in moved {
             let was_open =
                 self.offload.as_ref().is_some_and(|offload| offload.move_pinhole(pinhole, *id));
             match outcomes.next() {
                 // Another pinhole may use the same source translation.
                 Some(Ok(())) if !was_open => {
-                    consumed.push(Pinhole { source: pinhole.initiator, ..*pinhole });
+                    consumed.push(PinholeEnds { source: pinhole.initiator, ..*pinhole });
                 }
                 // The rules have it since its data connection was refused.
                 Some(Ok(()) | Err(KernelError::Taken)) | None => {}
@@ -189,22 +189,32 @@ impl LinuxKernel {
     }
 }
 
-impl Kernel for LinuxKernel {
-    fn lookup_translation(
-        &mut self,
-        client: SocketAddr,
-        server: SocketAddr,
-    ) -> Result<Option<Translation>, KernelError> {
-        self.conntrack.translation(client, server)
+impl LinuxKernel {
+    /// Has the BPF program close those of `closings` that it has. Returns those of the rules.
+    fn close_in_program(&self, closings: &[Closing]) -> Vec<PinholeEnds> {
+        let (mut of_rules, mut lost) = (Vec::new(), Vec::new());
+        for closing in closings {
+            match (*closing, &self.offload) {
+                (Closing::Rules(ends), _) => of_rules.push(ends),
+                (Closing::Program(ends, id), Some(offload)) => {
+                    offload.close_pinhole(&ends, id);
+                }
+                (Closing::Lost(id), _) => lost.push(id),
+                (Closing::Program(..), None) => {}
+            }
+        }
+        if let Some(offload) = self.offload.as_ref().filter(|_| !lost.is_empty()) {
+            offload.close_lost_pinholes(&lost);
+        }
+        of_rules
     }
 
-    fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
-        self.routes.has_route(lookup)
-    }
-
-    fn update_pinholes(
+    /// Closes pinholes of the rules, open or not, with their translations. Then opens others. All of it is one transaction if
+    /// the kernel can, except openings that are refused. Sets one outcome for each opening, in order. Fails if closing
+    /// fails.
+    pub fn change_pinholes(
         &mut self,
-        closed: &[Pinhole],
+        closed: &[PinholeEnds],
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
@@ -212,7 +222,7 @@ impl Kernel for LinuxKernel {
             closed.iter().for_each(|pinhole| offload.release_pinhole(pinhole));
         }
         let checked: Vec<_> =
-            openings.iter().map(|opening| self.check_arrival(&opening.pinhole)).collect();
+            openings.iter().map(|opening| self.check_arrival(&opening.ends)).collect();
         let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
         self.record_rules_pinholes(&passed);
@@ -226,7 +236,7 @@ impl Kernel for LinuxKernel {
         if let Some(offload) = &self.offload {
             let is_open = |at| changed.is_ok() && !matches!(answers.get(at), Some(Err(_)));
             let failed = passed.iter().enumerate().filter(|(at, _)| !is_open(*at));
-            failed.for_each(|(_, opening)| offload.release_pinhole(&opening.pinhole));
+            failed.for_each(|(_, opening)| offload.release_pinhole(&opening.ends));
         }
         changed?;
         let mut answers = answers.into_iter();
@@ -238,28 +248,54 @@ impl Kernel for LinuxKernel {
         );
         Ok(())
     }
+}
 
-    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
-        let mut renew = |Renewal { opening, fast_path }: &Renewal| match (
-            fast_path,
-            &mut self.backend,
-            &self.offload,
-        ) {
-            (Some(id), _, Some(offload)) => Ok(offload.renew_pinhole(opening, *id)),
-            (Some(_), _, None) => Ok(false),
-            (None, PinholeBackend::Nftables(pinholes), offload) => {
+impl Kernel for LinuxKernel {
+    fn lookup_translation(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        self.conntrack.translation(client, server)
+    }
+
+    fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
+        self.routes.has_route(lookup)
+    }
+
+    fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
+        let closed = self.close_in_program(closings);
+        let mut outcomes = Vec::with_capacity(1);
+        self.change_pinholes(&closed, &[*opening], &mut outcomes)
+            .map_err(|error| KernelError::NotClosed(Box::new(error)))?;
+        outcomes.pop().unwrap_or(Ok(()))
+    }
+
+    fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError> {
+        match &self.close_in_program(closings)[..] {
+            [] => Ok(()),
+            closed => self.change_pinholes(closed, &[], &mut Vec::new()),
+        }
+    }
+
+    fn renew(&mut self, opening: &Opening, place: Place) -> Result<bool, KernelError> {
+        match (place, &mut self.backend, &self.offload) {
+            (Place::Program(id), _, Some(offload)) => Ok(offload.renew_pinhole(opening, id)),
+            (Place::Program(_), _, None) => Ok(false),
+            (Place::Rules, PinholeBackend::Nftables(pinholes), offload) => {
                 let renewed = pinholes.renew(opening);
                 if let (Ok(true), Some(offload)) = (&renewed, offload) {
                     offload.record_rules_pinhole(opening);
                 }
                 renewed
             }
-            (None, PinholeBackend::Conntrack(expectations), _) => expectations.renew(opening),
-        };
-        renewals.iter().map(&mut renew).collect()
+            (Place::Rules, PinholeBackend::Conntrack(expectations), _) => {
+                expectations.renew(opening)
+            }
+        }
     }
 
-    fn find_consumed(&mut self, pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+    fn find_consumed(&mut self, pinholes: &[PinholeEnds]) -> Result<Vec<PinholeEnds>, KernelError> {
         if !self.list_budget.allows(Instant::now()) {
             return Ok(Vec::new());
         }
@@ -273,7 +309,7 @@ impl Kernel for LinuxKernel {
         // A table that is loaded again gets its pinholes back.
         let Some(open) = listed.map_err(failed)? else { return Ok(Vec::new()) };
         let open: HashSet<_> = open.iter().map(OpenPinhole::ends).collect();
-        let is_consumed = |pinhole: &&Pinhole| !open.contains(&pinhole.ends());
+        let is_consumed = |pinhole: &&PinholeEnds| !open.contains(&pinhole.ends());
         Ok(pinholes.iter().filter(is_consumed).copied().collect())
     }
 
@@ -295,18 +331,6 @@ impl Kernel for LinuxKernel {
     fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
         if let Some(offload) = &self.offload {
             offload.apply_changes(changes);
-        }
-    }
-
-    fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
-        if let Some(offload) = &self.offload {
-            offload.close_pinholes(shut);
-        }
-    }
-
-    fn close_lost_fast_path_pinholes(&mut self, lost: &[FastPathPinhole]) {
-        if let Some(offload) = &self.offload {
-            offload.close_lost_pinholes(lost);
         }
     }
 

@@ -11,7 +11,9 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use ftp_alg_core::engine::{Kernel, KernelError, Opening, Pinhole, QueueMode, Translation};
+use ftp_alg_core::engine::{
+    Closing, Kernel, KernelError, Opening, PinholeEnds, QueueMode, Translation,
+};
 
 /// How many connections are translated at a time. Older ones are forgotten, as by conntrack.
 const MAX_TRANSLATIONS: usize = 1 << 17;
@@ -108,18 +110,16 @@ impl Kernel for SimulatedNat {
         }))
     }
 
-    fn update_pinholes(
-        &mut self,
-        closed: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        for Pinhole { initiator, target, .. } in closed {
-            self.pinholes.remove(&(*initiator, *target));
-        }
-        for Opening { pinhole: Pinhole { initiator, target, arrival, .. }, .. } in openings {
-            self.pinholes.insert((*initiator, *target), *arrival);
-            outcomes.push(Ok(()));
+    fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
+        self.close(closings)?;
+        let PinholeEnds { initiator, target, arrival, .. } = opening.ends;
+        self.pinholes.insert((initiator, target), arrival);
+        Ok(())
+    }
+
+    fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError> {
+        for PinholeEnds { initiator, target, .. } in closings.iter().filter_map(Closing::ends) {
+            self.pinholes.remove(&(initiator, target));
         }
         Ok(())
     }
@@ -192,19 +192,19 @@ mod tests {
     #[test]
     fn pinhole_target_has_the_announced_endpoint() {
         let mut nat = nat();
-        let pinhole = Pinhole {
+        let pinhole = PinholeEnds {
             initiator: [203, 0, 113, 9].into(),
             arrival: end("198.51.100.1:50000"),
             target: end("10.0.0.1:3762"),
             source: [203, 0, 113, 9].into(),
         };
         let opening = Opening {
-            pinhole,
+            ends: pinhole,
             control: Translation::identity(end("10.0.0.1:4000"), end("203.0.113.9:21")),
             from_client: false,
             lifetime: Duration::ZERO,
         };
-        nat.update_pinholes(&[], &[opening], &mut Vec::new()).unwrap();
+        nat.open(&opening, &[]).unwrap();
         let initiator = end("203.0.113.9:20");
         assert_eq!(nat.seen_endpoint(6, pinhole.target, initiator), pinhole.arrival);
     }

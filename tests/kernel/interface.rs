@@ -41,7 +41,9 @@ use ftp_alg::kernel::{
     queue::{Queue, QueueCounts},
     table::{Commits, Table, rule_files},
 };
-use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, QueueMode, Translation};
+use ftp_alg_core::engine::{
+    Kernel as _, KernelError, Opening, PinholeEnds, QueueMode, Translation,
+};
 use ftp_alg_lab::wait_for;
 use packets::{PacketAction, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -70,9 +72,9 @@ impl Ready {
         Self { lab, kernel, _table: table }
     }
 
-    fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
+    fn open(&mut self, pinhole: &PinholeEnds, lifetime: Duration) -> Result<(), KernelError> {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        self.kernel.open(&Opening { pinhole: *pinhole, control, from_client: false, lifetime })
+        self.kernel.open_one(&Opening { ends: *pinhole, control, from_client: false, lifetime })
     }
 }
 
@@ -284,7 +286,7 @@ fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
     let mut ready = Ready::new();
     ready.lab.masquerade();
     ready.lab.drop_by_default();
-    let hole = Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
+    let hole = PinholeEnds { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
     ready.open(&hole, LIFETIME).unwrap();
     let listener = listen(&ready.lab.client, hole.target);
     let server = &ready.lab.server.clone();
@@ -295,10 +297,10 @@ fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
     assert_eq!(exchange(&mut first, &listener).1.ip(), hole.source);
     assert!(is_silent(server, SERVER, hole.arrival), "a second connection came in");
     // Used pinholes close without complaint, and established connections stay.
-    ready.kernel.close(&hole).unwrap();
+    ready.kernel.close_one(&hole).unwrap();
     first.write_all(b"on").unwrap();
     // What is left of the first does not translate the second.
-    let other = Pinhole { target: at(CLIENT, 4001), ..hole };
+    let other = PinholeEnds { target: at(CLIENT, 4001), ..hole };
     ready.open(&other, LIFETIME).unwrap();
     let listener = listen(&ready.lab.client, other.target);
     let mut second = connect(server, SERVER, other.arrival);
@@ -309,8 +311,10 @@ fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
 fn consumed_pinholes_are_found_while_the_table_is_loaded() {
     let mut ready = Ready::new();
     ready.lab.masquerade();
-    let hole =
-        |port| Pinhole { target: at(CLIENT, port), ..pinhole(SERVER, at(EXTERNAL, 46_000 + port)) };
+    let hole = |port| PinholeEnds {
+        target: at(CLIENT, port),
+        ..pinhole(SERVER, at(EXTERNAL, 46_000 + port))
+    };
     let holes = [hole(4000), hole(4001)];
     holes.iter().for_each(|hole| ready.open(hole, LIFETIME).unwrap());
     assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), []);
@@ -359,7 +363,7 @@ fn a_pinhole_s_ends_are_as_it_says_whatever_the_operator_translates() {
     ready.lab.drop_by_default();
     for (port, source) in [(5000, EXTERNAL2), (5001, CLIENT)] {
         let arrival = at(SERVER, port);
-        let hole = Pinhole { source: ip(source), ..pinhole(CLIENT, arrival) };
+        let hole = PinholeEnds { source: ip(source), ..pinhole(CLIENT, arrival) };
         ready.open(&hole, LIFETIME).unwrap();
         let listener = listen(&ready.lab.server, arrival);
         let mut stream = connect(&ready.lab.client, CLIENT, arrival);
@@ -373,7 +377,7 @@ fn a_pinhole_s_ends_are_as_it_says_whatever_the_operator_translates() {
 fn pinholes_work_over_ipv6_and_from_the_gateway_itself() {
     let mut ready = Ready::new();
     ready.lab.drop_by_default();
-    let hole = Pinhole { target: at(CLIENT6, 4000), ..pinhole(SERVER6, at(EXTERNAL6, 50_000)) };
+    let hole = PinholeEnds { target: at(CLIENT6, 4000), ..pinhole(SERVER6, at(EXTERNAL6, 50_000)) };
     ready.open(&hole, LIFETIME).unwrap();
     assert_eq!(ready.kernel.list_open().unwrap()[0].arrival, hole.arrival);
     let listener = listen(&ready.lab.client, hole.target);
@@ -382,7 +386,7 @@ fn pinholes_work_over_ipv6_and_from_the_gateway_itself() {
     assert!(is_silent(&ready.lab.server, SERVER6, hole.arrival));
 
     let arrival = at(SERVER, 5000);
-    let hole = Pinhole { source: ip(EXTERNAL2), ..pinhole(EXTERNAL, arrival) };
+    let hole = PinholeEnds { source: ip(EXTERNAL2), ..pinhole(EXTERNAL, arrival) };
     ready.open(&hole, LIFETIME).unwrap();
     let listener = listen(&ready.lab.server, arrival);
     let mut stream = connect(&ready.lab.gateway, EXTERNAL, arrival);
@@ -407,12 +411,12 @@ fn an_unused_pinhole_expires_or_is_closed() {
     // The kernel counts in jiffies.
     assert!(before.elapsed() + Duration::from_millis(10) >= lifetime);
     assert!(is_silent(&ready.lab.client, CLIENT, hole.arrival));
-    ready.kernel.close(&hole).unwrap();
+    ready.kernel.close_one(&hole).unwrap();
     ready.open(&hole, LIFETIME).unwrap();
-    ready.kernel.close(&hole).unwrap();
+    ready.kernel.close_one(&hole).unwrap();
     assert!(is_silent(&ready.lab.client, CLIENT, hole.arrival));
-    ready.kernel.close(&hole).unwrap();
-    ready.kernel.close(&pinhole(CLIENT6, at(SERVER6, 1))).unwrap();
+    ready.kernel.close_one(&hole).unwrap();
+    ready.kernel.close_one(&pinhole(CLIENT6, at(SERVER6, 1))).unwrap();
     let mixed = pinhole(CLIENT6, at(SERVER, 1));
     assert!(ready.open(&mixed, LIFETIME).is_err());
     ready.lab.gateway_sh("nft delete table inet ftp_alg");

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ftp_alg_core::{
-    engine::{Kernel, KernelError, Opening, Pinhole, QueueMode, Translation},
+    engine::{Closing, Kernel, KernelError, Opening, PinholeEnds, QueueMode, Translation},
     policy::{ForeignAddress, Policy},
 };
 
@@ -33,8 +33,8 @@ impl Gateway {
     /// Checks a pinhole: it is for the two ends of its control connection, unless policy allows foreign addresses. Its
     /// port is not below the lowest one. A port that was not announced is in the configured range.
     fn check(&self, opening: &Opening) {
-        let Opening { pinhole, control, from_client, lifetime } = opening;
-        let Pinhole { initiator, arrival, target, source } = *pinhole;
+        let Opening { ends: pinhole, control, from_client, lifetime } = opening;
+        let PinholeEnds { initiator, arrival, target, source } = *pinhole;
         let Translation { client, client_external, server, server_external, .. } = *control;
         let network = self.policy.network_of(client.ip(), server.ip());
         let policy = self.policy.for_network(network);
@@ -73,21 +73,15 @@ impl Kernel for Gateway {
         self.recorder.lookup_translation(a, b)
     }
 
-    fn update_pinholes(
-        &mut self,
-        closed: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        self.recorder.update_pinholes(closed, &[], outcomes)?;
-        for opening in openings {
-            self.recorder.translation = Some(opening.control);
-            self.recorder.update_pinholes(&[], &[*opening], outcomes)?;
-            if outcomes.last().is_some_and(Result::is_ok) {
-                self.check(opening);
-            }
-        }
+    fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
+        self.recorder.translation = Some(opening.control);
+        self.recorder.open(opening, closings)?;
+        self.check(opening);
         Ok(())
+    }
+
+    fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError> {
+        self.recorder.close(closings)
     }
 
     fn set_queue_mode(

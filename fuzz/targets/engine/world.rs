@@ -7,7 +7,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Checksums, Engine, Kernel, PacketOutcome, Standalone, Translation},
+    engine::{Checksums, Closing, Engine, PacketOutcome, Standalone, Translation},
     packet::{Packet, flags},
     policy::{AuthTls, ExternalAddresses, ForeignAddress, KnownServer, NetworkPolicy, Policy},
     session::Side,
@@ -199,8 +199,7 @@ impl World {
         next.sessions.restore(records, now, self.base).expect("records of our own");
         for pinhole in self.standalone.kernel.recorder.pinholes() {
             if !next.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
-                let closed =
-                    self.standalone.kernel.update_pinholes(&[pinhole], &[], &mut Vec::new());
+                let closed = self.standalone.kernel.recorder.remove(&Closing::Rules(pinhole));
                 self.has_failed |= closed.is_err();
             }
         }

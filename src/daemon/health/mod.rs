@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Event, Pinhole, TransferResult};
+use ftp_alg_core::engine::{Event, PinholeEnds, TransferResult};
 use ftp_alg_firewall::{Firewall, data_path_verdicts};
 use rustix::process::{Pid, getpid};
 
@@ -283,7 +283,7 @@ impl Health {
         }
         let used = admitted_connections(parameters).unwrap_or_default();
         let is_unused = |one: &ExpiredPinhole| {
-            let Pinhole { initiator, arrival, .. } = one.pinhole;
+            let PinholeEnds { initiator, arrival, .. } = one.pinhole;
             !used.contains(&(initiator, arrival))
         };
         let unused: Vec<_> =

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Counters, Event, EventKind, Pinhole, TransferSession},
+    engine::{Counters, Event, EventKind, PinholeEnds, TransferSession},
     ftp::AnnouncementKind,
 };
 
@@ -40,7 +40,7 @@ pub(in crate::daemon) type Ends = (SocketAddr, SocketAddr);
 /// A pinhole that expired in its engine.
 #[derive(Clone, Debug)]
 pub(super) struct ExpiredPinhole {
-    pub(super) pinhole: Pinhole,
+    pub(super) pinhole: PinholeEnds,
     kind: AnnouncementKind,
     session: u64,
     client: SocketAddr,

@@ -22,7 +22,7 @@ use std::{
 
 pub use file::{REMEDY as FILE_REMEDY, TransferFile};
 use ftp_alg_core::engine::{
-    EndedSession, Event, EventKind, FinishedTransfer, Pinhole, TRANSFER_PATIENCE, Transfer,
+    EndedSession, Event, EventKind, FinishedTransfer, PinholeEnds, TRANSFER_PATIENCE, Transfer,
     TransferSession, TransferTracker,
 };
 use session_bytes::SessionBytes;
@@ -96,7 +96,7 @@ struct WaitingPinhole {
     at: SystemTime,
     session: TransferSession,
     user: Option<Arc<str>>,
-    pinhole: Pinhole,
+    pinhole: PinholeEnds,
 }
 
 /// What conntrack has of a data connection, by its initiator and the destination that this dialled.

@@ -18,8 +18,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage, Opening, Pinhole,
-    SequenceOffset, Translation, Withdrawal,
+    FlowChange, Handover, LoginStage, Opening, PinholeEnds, PinholeId, SequenceOffset, Translation,
+    Withdrawal,
 };
 use ftp_alg_fastpath::{
     FastPath,
@@ -299,7 +299,7 @@ impl Offload {
 
     /// Reserves the key of a translated pinhole, so that the program does not open it. Returns `false` if the program
     /// has it open.
-    pub fn reserve_pinhole(&self, pinhole: &Pinhole) -> bool {
+    pub fn reserve_pinhole(&self, pinhole: &PinholeEnds) -> bool {
         let Some(key) = translated_key(pinhole) else { return true };
         self.value_or(false, "cannot reserve a pinhole", self.program.reserve_pinhole(&key))
     }
@@ -307,7 +307,7 @@ impl Offload {
     /// Has the program remember the SYN that a pinhole of the rules admits, as long as that one is open. Called before
     /// the rules have the pinhole.
     pub fn record_rules_pinhole(&self, opening: &Opening) {
-        let Opening { pinhole, lifetime, .. } = opening;
+        let Opening { ends: pinhole, lifetime, .. } = opening;
         if let Some(key) = pinhole_key(pinhole)
             && let Err(error) = self.program.record_rules_pinhole(&key, *lifetime + OPENING_TIME)
         {
@@ -316,21 +316,14 @@ impl Offload {
     }
 
     /// Ends the reservation of a pinhole.
-    pub(super) fn release_pinhole(&self, pinhole: &Pinhole) {
+    pub(super) fn release_pinhole(&self, pinhole: &PinholeEnds) {
         if let Some(key) = translated_key(pinhole) {
             self.record_outcome("cannot release a pinhole", self.program.release_pinhole(&key));
         }
     }
 
-    /// Closes pinholes that the program opened.
-    pub(super) fn close_pinholes(&self, closings: &[FastPathPinholeClosing]) {
-        for FastPathPinholeClosing { pinhole, id } in closings {
-            self.close_pinhole(pinhole, *id);
-        }
-    }
-
     /// Closes a pinhole that the program opened. Returns whether it was still open there.
-    fn close_pinhole(&self, pinhole: &Pinhole, id: FastPathPinhole) -> bool {
+    pub(super) fn close_pinhole(&self, pinhole: &PinholeEnds, id: PinholeId) -> bool {
         let Some(key) = pinhole_key(pinhole) else { return false };
         let closed = self.program.close_pinhole(&key, id.flow, id.line);
         self.value_or(false, "cannot close a pinhole", closed)
@@ -338,19 +331,19 @@ impl Offload {
 
     /// Closes a pinhole in the program, and reserves its key, because the rules have it now. Returns whether it was
     /// still open there.
-    pub(super) fn move_pinhole(&self, pinhole: &Pinhole, id: FastPathPinhole) -> bool {
+    pub(super) fn move_pinhole(&self, pinhole: &PinholeEnds, id: PinholeId) -> bool {
         self.close_pinhole(pinhole, id) && self.reserve_pinhole(pinhole)
     }
 
     /// Keeps a pinhole of the program open for its lifetime from now, if it is open. Returns whether it is.
-    pub(super) fn renew_pinhole(&self, opening: &Opening, id: FastPathPinhole) -> bool {
-        let Some(key) = pinhole_key(&opening.pinhole) else { return false };
+    pub(super) fn renew_pinhole(&self, opening: &Opening, id: PinholeId) -> bool {
+        let Some(key) = pinhole_key(&opening.ends) else { return false };
         let renewed = self.program.renew_pinhole(&key, (id.flow, id.line), opening.lifetime);
         self.value_or(true, "cannot renew a pinhole", renewed)
     }
 
     /// Closes pinholes that the program opened and no session holds. Their endpoints are not known, so it looks at all.
-    pub(super) fn close_lost_pinholes(&self, lost: &[FastPathPinhole]) {
+    pub(super) fn close_lost_pinholes(&self, lost: &[PinholeId]) {
         let closed = self.program.retain_pinholes(|_, open| !lost.contains(&pinhole_id(open)));
         self.record_outcome("cannot close a pinhole", closed);
     }
@@ -391,12 +384,12 @@ impl std::fmt::Debug for Offload {
 }
 
 /// The flow and the line that opened a pinhole of the program.
-pub fn pinhole_id(open: &layout::Pinhole) -> FastPathPinhole {
-    FastPathPinhole { flow: open.flow, line: open.line }
+pub fn pinhole_id(open: &layout::Pinhole) -> PinholeId {
+    PinholeId { flow: open.flow, line: open.line }
 }
 
 /// The key of an IPv4 pinhole; `None` for others.
-fn pinhole_key(pinhole: &Pinhole) -> Option<PinholeKey> {
+fn pinhole_key(pinhole: &PinholeEnds) -> Option<PinholeKey> {
     match (pinhole.initiator, pinhole.arrival) {
         (IpAddr::V4(initiator), SocketAddr::V4(arrival)) => {
             Some(PinholeKey::new(initiator, arrival))
@@ -406,7 +399,7 @@ fn pinhole_key(pinhole: &Pinhole) -> Option<PinholeKey> {
 }
 
 /// The key of an IPv4 pinhole with a translation; `None` for others.
-fn translated_key(pinhole: &Pinhole) -> Option<PinholeKey> {
+fn translated_key(pinhole: &PinholeEnds) -> Option<PinholeKey> {
     pinhole_key(pinhole).filter(|_| pinhole.arrival != pinhole.target)
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::Pinhole;
+use ftp_alg_core::engine::PinholeEnds;
 
 use crate::kernel::netlink::{
     address_of,
@@ -145,8 +145,8 @@ pub(super) struct PinholeElements {
 
 impl PinholeElements {
     /// For a pinhole whose connection inherits `mark`, unless that is 0. `None` if it may have any mark.
-    pub(super) fn new(pinhole: &Pinhole, mark: Option<u32>) -> io::Result<Self> {
-        let Pinhole { initiator, arrival, target, source } = *pinhole;
+    pub(super) fn new(pinhole: &PinholeEnds, mark: Option<u32>) -> io::Result<Self> {
+        let PinholeEnds { initiator, arrival, target, source } = *pinhole;
         let sets = if is_ipv6(pinhole)? { &V6 } else { &V4 };
         let FamilySets { pinholes, targets, sources, marks } = *sets;
         if mark.is_some_and(|mark| mark != 0) {
@@ -175,8 +175,8 @@ impl PinholeElements {
 }
 
 /// The family of the pinhole's addresses, which must all have one.
-pub(super) fn is_ipv6(pinhole: &Pinhole) -> io::Result<bool> {
-    let Pinhole { initiator, arrival, target, source } = *pinhole;
+pub(super) fn is_ipv6(pinhole: &PinholeEnds) -> io::Result<bool> {
+    let PinholeEnds { initiator, arrival, target, source } = *pinhole;
     let v6 = initiator.is_ipv6();
     if [arrival.ip(), target.ip(), source].iter().all(|address| address.is_ipv6() == v6) {
         return Ok(v6);
@@ -201,9 +201,9 @@ mod tests {
 
     use super::*;
 
-    fn pinhole(initiator: &str, arrival: &str) -> Pinhole {
+    fn pinhole(initiator: &str, arrival: &str) -> PinholeEnds {
         let (initiator, arrival) = (initiator.parse().unwrap(), arrival.parse().unwrap());
-        Pinhole { initiator, arrival, target: arrival, source: initiator }
+        PinholeEnds { initiator, arrival, target: arrival, source: initiator }
     }
 
     #[test]

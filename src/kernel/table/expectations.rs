@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{KernelError, Opening, PinholeEnds, Translation};
 
 use super::{elements::is_ipv6, pinhole_sets::OpenPinhole};
 use crate::kernel::{
@@ -68,7 +68,7 @@ impl Expectations {
     /// this fails, any of `closed` may still be open.
     pub fn change(
         &mut self,
-        closed: &[Pinhole],
+        closed: &[PinholeEnds],
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
@@ -81,7 +81,7 @@ impl Expectations {
     /// Opens a pinhole for one connection, for its lifetime in whole seconds. [`KernelError::Taken`] if an expectation
     /// has the same initiator and arrival.
     fn open(&mut self, opening: &Opening) -> Result<(), KernelError> {
-        let Opening { pinhole, control, from_client, lifetime } = *opening;
+        let Opening { ends: pinhole, control, from_client, lifetime } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let family = family_of(pinhole.initiator);
@@ -140,7 +140,7 @@ impl Expectations {
 
     /// Sets the timeout of an expectation to its lifetime from now. One that is consumed stays so.
     pub fn renew(&mut self, opening: &Opening) -> Result<bool, KernelError> {
-        let Opening { pinhole, control, lifetime, .. } = *opening;
+        let Opening { ends: pinhole, control, lifetime, .. } = *opening;
         let failed =
             |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
         let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
@@ -151,7 +151,7 @@ impl Expectations {
     }
 
     /// Closes `pinhole` if it is open. An established connection stays.
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
+    fn close(&mut self, pinhole: &PinholeEnds) -> Result<(), KernelError> {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
         let tuple = ExpectedPacket::for_pinhole(pinhole).map_err(failed)?.tuple;
@@ -185,8 +185,8 @@ struct ExpectedPacket {
 }
 
 impl ExpectedPacket {
-    fn for_pinhole(pinhole: &Pinhole) -> io::Result<Self> {
-        let Pinhole { initiator, arrival, .. } = *pinhole;
+    fn for_pinhole(pinhole: &PinholeEnds) -> io::Result<Self> {
+        let PinholeEnds { initiator, arrival, .. } = *pinhole;
         let [none, all]: [IpAddr; 2] = match is_ipv6(pinhole)? {
             false => [Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()],
             true => [Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from(u128::MAX).into()],

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
+use ftp_alg_core::engine::{KernelError, Opening, PinholeEnds};
 
 use super::{
     commits::Commits,
@@ -59,7 +59,7 @@ pub struct OpenPinhole {
 }
 
 impl OpenPinhole {
-    /// Initiator and arrival, as [`Pinhole::ends`].
+    /// Initiator and arrival, as [`PinholeEnds::ends`].
     pub fn ends(&self) -> (IpAddr, SocketAddr) {
         (self.initiator, self.arrival)
     }
@@ -92,7 +92,7 @@ impl PinholeSets {
     /// stay.
     pub fn change(
         &mut self,
-        closed: &[Pinhole],
+        closed: &[PinholeEnds],
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
@@ -104,7 +104,7 @@ impl PinholeSets {
     /// One transaction of [`PinholeSets::change`], repeated until the kernel accepts it.
     fn transact(
         &mut self,
-        closed: &[Pinhole],
+        closed: &[PinholeEnds],
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
@@ -115,7 +115,7 @@ impl PinholeSets {
         for opening in openings {
             let change = PinholeChange::open(opening, outcomes.len());
             outcomes.push(change.map(|change| changes.push(change)).map_err(|source| {
-                KernelError::System { what: format!("open pinhole {}", opening.pinhole), source }
+                KernelError::System { what: format!("open pinhole {}", opening.ends), source }
             }));
         }
         for _ in 0..ATTEMPTS {
@@ -168,7 +168,7 @@ impl PinholeSets {
     /// Keeps a pinhole open for its lifetime from now, unless it is consumed or expired. Returns whether it is open.
     pub fn renew(&mut self, opening: &Opening) -> Result<bool, KernelError> {
         let failed = |source| KernelError::System {
-            what: format!("renew pinhole {}", opening.pinhole),
+            what: format!("renew pinhole {}", opening.ends),
             source,
         };
         let mut change = PinholeChange::open(opening, 0).map_err(failed)?;
@@ -223,11 +223,11 @@ impl PinholeSets {
 
 /// Calls `transact` for parts that fit a transaction: first closings, then openings.
 fn change_in_parts(
-    closed: &[Pinhole],
+    closed: &[PinholeEnds],
     openings: &[Opening],
     outcomes: &mut Vec<Result<(), KernelError>>,
     mut transact: impl FnMut(
-        &[Pinhole],
+        &[PinholeEnds],
         &[Opening],
         &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError>,
@@ -276,7 +276,7 @@ impl<'a> PinholeChange<'a> {
     }
 
     fn open(opening: &'a Opening, index: usize) -> io::Result<Self> {
-        let elements = PinholeElements::new(&opening.pinhole, Some(opening.control.ct_mark))?;
+        let elements = PinholeElements::new(&opening.ends, Some(opening.control.ct_mark))?;
         Ok(Self::new(elements, Some((opening, index))))
     }
 
@@ -322,7 +322,7 @@ impl<'a> PinholeChange<'a> {
         grants.iter_mut().for_each(|grant| learned |= grant.learn_from(outcome));
         match outcome.error_in(self.messages.clone()) {
             Some(errno) if !learned => {
-                let what = format!("open pinhole {}", opening.pinhole);
+                let what = format!("open pinhole {}", opening.ends);
                 Err((index, KernelError::System { what, source: table_error(errno) }))
             }
             _ => Ok(learned),
@@ -339,11 +339,12 @@ mod tests {
     /// The outcomes of 300 openings, and of closing `closed` pinholes first, if the transaction with this index fails.
     fn change(closed: usize, failing: usize) -> Option<Vec<bool>> {
         let at: SocketAddr = "192.0.2.1:21".parse().unwrap();
-        let pinhole = Pinhole { initiator: at.ip(), arrival: at, target: at, source: at.ip() };
+        let pinhole = PinholeEnds { initiator: at.ip(), arrival: at, target: at, source: at.ip() };
         let control = Translation::identity(at, at);
-        let opening = Opening { pinhole, control, from_client: true, lifetime: Duration::ZERO };
+        let opening =
+            Opening { ends: pinhole, control, from_client: true, lifetime: Duration::ZERO };
         let (mut outcomes, mut transactions) = (Vec::new(), 0);
-        let transact = |_: &[Pinhole], now: &[Opening], outcomes: &mut Vec<_>| {
+        let transact = |_: &[PinholeEnds], now: &[Opening], outcomes: &mut Vec<_>| {
             assert!(now.len() <= MAX_PER_TRANSACTION);
             outcomes.extend(now.iter().map(|_| Ok(())));
             transactions += 1;

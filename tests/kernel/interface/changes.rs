@@ -12,7 +12,7 @@ use ftp_alg::kernel::{
     parameters::CtMarkUse,
     table::{Commits, PinholeSets, Table},
 };
-use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{KernelError, Opening, PinholeEnds, Translation};
 use ftp_alg_lab::wait_for;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -51,13 +51,13 @@ impl Place {
     pub fn change(
         &mut self,
         writer: &mut PinholeSets,
-        closed: &[Pinhole],
-        opened: &[Pinhole],
+        closed: &[PinholeEnds],
+        opened: &[PinholeEnds],
     ) -> u32 {
         let before = self.generation();
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening = |pinhole: &Pinhole| Opening {
-            pinhole: *pinhole,
+        let opening = |pinhole: &PinholeEnds| Opening {
+            ends: *pinhole,
             control,
             from_client: true,
             lifetime: LIFETIME,
@@ -69,10 +69,10 @@ impl Place {
     }
 
     /// Opens a pinhole of a control connection with this ct mark.
-    pub fn open_with_mark(&mut self, writer: &mut PinholeSets, pinhole: Pinhole, ct_mark: u32) {
+    pub fn open_with_mark(&mut self, writer: &mut PinholeSets, pinhole: PinholeEnds, ct_mark: u32) {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         let control = Translation { ct_mark, ..control };
-        let opening = Opening { pinhole, control, from_client: true, lifetime: LIFETIME };
+        let opening = Opening { ends: pinhole, control, from_client: true, lifetime: LIFETIME };
         writer.change(&[pinhole], &[opening], &mut self.outcomes).unwrap();
         assert!(self.outcomes[0].is_ok());
     }
@@ -126,9 +126,9 @@ impl Place {
 }
 
 /// Translated both ways, and all others different.
-fn translated(number: u16) -> Pinhole {
+fn translated(number: u16) -> PinholeEnds {
     let target = at(SERVER, 4000 + number);
-    Pinhole { target, source: ip(EXTERNAL), ..pinhole(CLIENT, at(SERVER2, 50_000 + number)) }
+    PinholeEnds { target, source: ip(EXTERNAL), ..pinhole(CLIENT, at(SERVER2, 50_000 + number)) }
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn what_earlier_pinholes_left_is_replaced_in_one_transaction() {
                 let target = at(SERVER, 4000 + (number + round) % 3);
                 let source = if (number + round) % 2 == 0 { EXTERNAL } else { EXTERNAL2 };
                 let arrival = at(SERVER2, 50_000 + number);
-                Pinhole { target, source: ip(source), ..pinhole(CLIENT, arrival) }
+                PinholeEnds { target, source: ip(source), ..pinhole(CLIENT, arrival) }
             })
             .collect();
         let writer = if round % 3 == 0 { &mut this } else { &mut older };
@@ -227,9 +227,9 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
     .take(20)
     .enumerate()
     {
-        let hole = Pinhole { target, source: ip(source), ..pinhole(CLIENT, arrival) };
+        let hole = PinholeEnds { target, source: ip(source), ..pinhole(CLIENT, arrival) };
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening = Opening { pinhole: hole, control, from_client: true, lifetime: LIFETIME };
+        let opening = Opening { ends: hole, control, from_client: true, lifetime: LIFETIME };
         let writer = &mut writers[count % 3];
         writer.change(last.as_slice(), &[opening], &mut outcomes).unwrap();
         assert!(matches!(outcomes[..], [Ok(())]), "{outcomes:?}");
@@ -297,15 +297,20 @@ fn a_port_in_use_is_refused_among_others() {
     let mut kernel = place
         .lab
         .on_gateway(|| LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap());
-    let to = |arrival: SocketAddr| Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, arrival) };
+    let to =
+        |arrival: SocketAddr| PinholeEnds { target: at(CLIENT, 4000), ..pinhole(SERVER, arrival) };
     let holes = [1, 2, 3].map(|number| to(at(EXTERNAL, 50_000 + number)));
     let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-    let openings =
-        holes.map(|pinhole| Opening { pinhole, control, from_client: false, lifetime: LIFETIME });
+    let openings = holes.map(|pinhole| Opening {
+        ends: pinhole,
+        control,
+        from_client: false,
+        lifetime: LIFETIME,
+    });
     let mut outcomes = Vec::new();
     place.lab.on_gateway(|| {
         let _listener = std::net::TcpListener::bind(holes[1].arrival).unwrap();
-        kernel.update_pinholes(&[], &openings, &mut outcomes).unwrap();
+        kernel.change_pinholes(&[], &openings, &mut outcomes).unwrap();
     });
     assert!(matches!(outcomes[..], [Ok(()), Err(KernelError::Taken), Ok(())]), "{outcomes:?}");
     assert_eq!(kernel.list_open().unwrap().len(), 2);
@@ -364,7 +369,8 @@ fn an_accepted_syn_may_not_be_repeated() {
     place.lab.masquerade();
     place.lab.drop_by_default();
     let [mut writer, _] = place.writers();
-    let translated = Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
+    let translated =
+        PinholeEnds { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
     for hole in [translated, pinhole(SERVER, at(CLIENT, 4001))] {
         place.change(&mut writer, &[], &[hole]);
         let listener = listen(&place.lab.client, hole.target);
@@ -386,9 +392,9 @@ fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
     place.lab.drop_by_default();
     for (port, mut writer) in (4000..).zip(place.writers()) {
         let target = at(CLIENT, port);
-        let hole = Pinhole { target, ..pinhole(SERVER, at(EXTERNAL, 46_000 + port)) };
+        let hole = PinholeEnds { target, ..pinhole(SERVER, at(EXTERNAL, 46_000 + port)) };
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening = |lifetime| Opening { pinhole: hole, control, from_client: false, lifetime };
+        let opening = |lifetime| Opening { ends: hole, control, from_client: false, lifetime };
         let short = opening(Duration::from_secs(60));
         writer.change(&[], &[short], &mut place.outcomes).unwrap();
         assert!(writer.renew(&opening(LIFETIME)).unwrap());

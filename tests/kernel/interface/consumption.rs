@@ -7,7 +7,7 @@ use ftp_alg::kernel::{
     parameters::{CtMarkUse, Learned},
     queue::Queue,
 };
-use ftp_alg_core::engine::Pinhole;
+use ftp_alg_core::engine::PinholeEnds;
 use ftp_alg_lab::wait_for;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -30,7 +30,8 @@ fn syns_that_are_held_together_share_no_pinhole() {
     }
     place.lab.drop_by_default();
     let [mut writer, _] = place.writers();
-    let translated = Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
+    let translated =
+        PinholeEnds { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
     for hole in [translated, pinhole(SERVER6, at(CLIENT6, 4000))] {
         place.change(&mut writer, &[], &[hole]);
         let _listener = listen(&place.lab.client, hole.target);

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{Kernel, KernelError, Opening, Pinhole};
+use ftp_alg_core::engine::{Closing, Kernel, KernelError, Opening, PinholeEnds};
 use ftp_alg_lab::{
     AddressPlan, DualAddress, FirewallKind, Host, LabSpec, Topology, scaled_timeout,
 };
@@ -166,25 +166,28 @@ pub fn ip(address: &str) -> IpAddr {
     address.parse().unwrap()
 }
 
-pub fn pinhole(initiator: &str, arrival: SocketAddr) -> Pinhole {
+pub fn pinhole(initiator: &str, arrival: SocketAddr) -> PinholeEnds {
     let initiator = ip(initiator);
-    Pinhole { initiator, arrival, target: arrival, source: initiator }
+    PinholeEnds { initiator, arrival, target: arrival, source: initiator }
 }
 
 /// A kernel that is asked for one thing at a time.
 pub trait OneAtATime: Kernel {
-    fn close_and_open(&mut self, closed: &[Pinhole], opening: &Opening) -> Result<(), KernelError> {
-        let mut outcomes = Vec::new();
-        self.update_pinholes(closed, &[*opening], &mut outcomes)?;
-        outcomes.remove(0)
+    fn close_and_open(
+        &mut self,
+        closed: &[PinholeEnds],
+        opening: &Opening,
+    ) -> Result<(), KernelError> {
+        let closings: Vec<_> = closed.iter().copied().map(Closing::Rules).collect();
+        self.open(opening, &closings)
     }
 
-    fn open(&mut self, opening: &Opening) -> Result<(), KernelError> {
+    fn open_one(&mut self, opening: &Opening) -> Result<(), KernelError> {
         self.close_and_open(&[], opening)
     }
 
-    fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.update_pinholes(&[*pinhole], &[], &mut Vec::new())
+    fn close_one(&mut self, pinhole: &PinholeEnds) -> Result<(), KernelError> {
+        self.close(&[Closing::Rules(*pinhole)])
     }
 }
 

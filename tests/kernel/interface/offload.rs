@@ -18,7 +18,7 @@ use ftp_alg::kernel::{
 };
 use ftp_alg_core::{
     engine::{
-        FastPathPinhole, FlowChange, Handover, Kernel as _, LoginStage, Opening, Pinhole, Renewal,
+        FlowChange, Handover, Kernel as _, LoginStage, Opening, PinholeEnds, PinholeId, Place,
         Translation, Withdrawal,
     },
     ftp::Padding,
@@ -166,18 +166,17 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
         }
         let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
         let moved = |last: u8| {
-            let id = FastPathPinhole { flow: last.into(), line: 2 };
+            let id = PinholeId { flow: last.into(), line: 2 };
             let (initiator, target) = (client(last).ip().to_owned().into(), arrival.into());
-            let pinhole = Pinhole { initiator, arrival: target, target, source: initiator };
+            let pinhole = PinholeEnds { initiator, arrival: target, target, source: initiator };
             let control = Translation::identity(client(last).into(), SERVER.into());
             let lifetime = Duration::from_secs(30);
-            (id, Opening { pinhole, control, from_client: true, lifetime })
+            (id, Opening { ends: pinhole, control, from_client: true, lifetime })
         };
         let moved: Vec<_> = (1..=MOVED).map(moved).collect();
         // The first one was consumed before, which the daemon does not know yet.
         receive(offload.program(), &syn(client(1), arrival));
-        let expected: BTreeSet<_> =
-            moved[1..].iter().map(|(_, one)| one.pinhole.initiator).collect();
+        let expected: BTreeSet<_> = moved[1..].iter().map(|(_, one)| one.ends.initiator).collect();
         let (is_over, count) = (AtomicBool::new(false), usize::from(MOVED) - 1);
         let open = |kernel: &mut LinuxKernel| {
             // The program first: what has left it must be in the rules.
@@ -219,13 +218,13 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
         let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
         let key = PinholeKey::new(*CLIENT.ip(), arrival);
         let initiator = (*CLIENT.ip()).into();
-        let pinhole = Pinhole {
+        let pinhole = PinholeEnds {
             initiator,
             arrival: arrival.into(),
             target: arrival.into(),
             source: initiator,
         };
-        let opening = |lifetime| Opening { pinhole, control, from_client: true, lifetime };
+        let opening = |lifetime| Opening { ends: pinhole, control, from_client: true, lifetime };
         let (short, long) = (Duration::ZERO, Duration::from_secs(30));
         let open_in_program = |kernel: &mut LinuxKernel, flow: u32| {
             kernel.apply_flow_changes(&[handover(flow, LoginStage::LoggedIn, control)]);
@@ -234,17 +233,16 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
             receive(offload.program(), &frame(SERVER, CLIENT, 2000, 1006, reply));
             let withdrawal = Withdrawal { flow: flow.into(), translation: control };
             kernel.apply_flow_changes(&[FlowChange::Withdraw(withdrawal)]);
-            FastPathPinhole { flow: flow.into(), line: 2 }
+            PinholeId { flow: flow.into(), line: 2 }
         };
         let count = || offload.program().list_open_pinholes().unwrap().len();
         for (at, how) in (0..).zip(["opened", "renewed", "moved"]) {
             match how {
-                "opened" => kernel.open(&opening(long)).unwrap(),
+                "opened" => kernel.open_one(&opening(long)).unwrap(),
                 "renewed" => {
-                    kernel.open(&opening(long)).unwrap();
+                    kernel.open_one(&opening(long)).unwrap();
                     offload.program().record_rules_pinhole(&key, short).unwrap();
-                    let renewal = Renewal { opening: opening(long), fast_path: None };
-                    assert!(matches!(kernel.renew_pinholes(&[renewal])[..], [Ok(true)]));
+                    assert!(kernel.renew(&opening(long), Place::Rules).unwrap());
                 }
                 _ => {
                     let id = open_in_program(&mut kernel, 1);
@@ -256,7 +254,7 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
             let source = |port| SocketAddrV4::new(*CLIENT.ip(), port);
             let (old, new) = (syn(source(2000 + at), arrival), syn(source(3000 + at), arrival));
             receive(offload.program(), &old);
-            kernel.close(&pinhole).unwrap();
+            kernel.close_one(&pinhole).unwrap();
             open_in_program(&mut kernel, 2);
             receive(offload.program(), &old);
             assert_eq!(count(), 1, "{how}");

@@ -6,7 +6,7 @@ use ftp_alg::kernel::{
     LinuxKernel, RuleParameters,
     table::{Commits, Table, TableCondition},
 };
-use ftp_alg_core::engine::{Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{Opening, PinholeEnds, Translation};
 
 use super::lab::{CLIENT, Lab, OneAtATime as _, SERVER, at, ip};
 
@@ -20,17 +20,17 @@ fn a_change_of_others_is_seen_among_ours() {
         (kernel, Table::install(&parameters, &commits).unwrap())
     });
     let arrival = at(SERVER, 4000);
-    let hole = Pinhole { initiator: ip(CLIENT), arrival, target: arrival, source: ip(CLIENT) };
+    let hole = PinholeEnds { initiator: ip(CLIENT), arrival, target: arrival, source: ip(CLIENT) };
     let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
     let lifetime = Duration::from_secs(20);
-    let opening = Opening { pinhole: hole, control, from_client: true, lifetime };
+    let opening = Opening { ends: hole, control, from_client: true, lifetime };
     for round in 0..4 {
         let mut ours = || {
-            kernel.open(&opening).unwrap();
-            kernel.open(&opening).unwrap_err(); // taken
+            kernel.open_one(&opening).unwrap();
+            kernel.open_one(&opening).unwrap_err(); // taken
             kernel.close_and_open(&[hole], &opening).unwrap();
             for _ in 0..=round {
-                kernel.close(&hole).unwrap(); // but for the first they change nothing
+                kernel.close_one(&hole).unwrap(); // but for the first they change nothing
             }
         };
         assert_eq!(table.condition().unwrap(), TableCondition::Intact);

@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::Pinhole,
+    engine::PinholeEnds,
     ftp::{AnnouncementKind, NameInText, Reply, resolve_path},
     session::{TransferCommand, TransferVerb},
 };
@@ -126,7 +126,7 @@ pub struct Transfer {
     /// The file or directory: absolute if the client's directory is known.
     pub path: Box<str>,
     /// The announcement of its data connection, if that opened a pinhole.
-    pub announcement: Option<(AnnouncementKind, Pinhole)>,
+    pub announcement: Option<(AnnouncementKind, PinholeEnds)>,
     /// From the command to the end.
     pub duration: Duration,
     /// Whether the server sent a preliminary reply.
@@ -264,7 +264,7 @@ impl ClientActivity {
         &mut self,
         now: Duration,
         end: TransferEnd,
-        announcement: Option<(AnnouncementKind, Pinhole)>,
+        announcement: Option<(AnnouncementKind, PinholeEnds)>,
     ) -> Option<Transfer> {
         if self.transfers.is_empty() {
             return None;
@@ -282,7 +282,7 @@ impl ClientActivity {
     pub fn examine_transfers(
         &mut self,
         now: Duration,
-        announcement: Option<(AnnouncementKind, Pinhole)>,
+        announcement: Option<(AnnouncementKind, PinholeEnds)>,
     ) -> Option<Transfer> {
         let was_examined = self.transfers.first()?.is_examined;
         for pending in &mut self.transfers {
@@ -339,7 +339,7 @@ impl PendingTransfer {
         user: Option<Arc<str>>,
         now: Duration,
         end: TransferEnd,
-        announcement: Option<(AnnouncementKind, Pinhole)>,
+        announcement: Option<(AnnouncementKind, PinholeEnds)>,
     ) -> Transfer {
         let Self { command: TransferCommand { verb, path }, requested, has_started, .. } = self;
         let duration = now.saturating_sub(requested);

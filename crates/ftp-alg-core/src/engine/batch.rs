@@ -8,10 +8,8 @@ use std::{
 
 use crate::{
     engine::{
-        Engine, Event, EventKind, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Renewal,
+        Engine, Event, EventKind, FlowChange, Kernel, KernelError,
         events::{Events, OmittedEvents},
-        offload::handover::FastPathPinhole,
-        pinholes::registry::PinholeClosing,
     },
     session::DropReason,
 };
@@ -100,8 +98,8 @@ pub(crate) struct Injection {
     pub(crate) packet: Vec<u8>,
 }
 
-/// What a batch leaves to do, in the order in which it is done. Pinholes are open and queue modes are set before. It is
-/// reused for the next batch, so that packets need no allocation.
+/// What a batch leaves to do, in the order in which it is done. Pinholes are open and queue modes are set before, and what
+/// is to be closed, the [table of pinholes](crate::engine::pinholes::PinholeTable) knows. It is reused for the next batch, so that packets need no allocation.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// Records of changed sessions, and the end of each.
@@ -115,14 +113,8 @@ pub struct Batch {
     pub replacements: Vec<u8>,
     /// Packets to send.
     pub(crate) injections: Vec<Injection>,
-    /// Pinholes to renew.
-    pub(crate) renewals: Vec<Renewal>,
-    /// Pinholes to close, if no opening closes them before.
-    pub(crate) closings: Vec<PinholeClosing>,
-    /// Pinholes of the BPF program to close.
-    pub(crate) fast_path_closings: Vec<FastPathPinholeClosing>,
-    /// Pinholes of the BPF program that no session holds, to close.
-    pub(crate) lost_fast_path_pinholes: Vec<FastPathPinhole>,
+    /// Errors of the kernel that concern no session.
+    pub(crate) errors: Vec<KernelError>,
     pub(crate) events: Events,
 }
 
@@ -167,10 +159,6 @@ impl Batch {
         self.flow_changes.clear();
         self.verdicts.clear();
         self.injections.clear();
-        self.renewals.clear();
-        self.closings.clear();
-        self.fast_path_closings.clear();
-        self.lost_fast_path_pinholes.clear();
     }
 }
 
@@ -205,7 +193,7 @@ impl Engine {
     ///    a record would be missing.
     /// 3. The BPF program takes over connections or returns them. Then verdicts are given: no peer has a packet before.
     /// 4. Packets are injected, after those that they follow.
-    /// 5. Pinholes that are waited for are renewed, and those that are no longer needed closed.
+    /// 5. Pinholes that are no longer needed are closed.
     pub fn finish(&mut self, now: Instant, kernel: &mut dyn Kernel, host: &mut dyn Host) {
         if host.had_downtime() {
             self.undo_changes_after_downtime(now, kernel);
@@ -218,8 +206,12 @@ impl Engine {
         }
         host.give(batch);
         self.inject(kernel, host);
-        self.renew_and_close(kernel, host);
-        self.sessions.batch.clear();
+        let closed = self.sessions.pinholes.send_closings(kernel);
+        let batch = &mut self.sessions.batch;
+        batch.errors.extend(closed.err());
+        self.sessions.counters.errors += batch.errors.len() as u64;
+        batch.errors.drain(..).for_each(|error| host.report_error(&error));
+        batch.clear();
     }
 
     /// Takes the events of all batches since the last call, with the number of omitted ones, and leaves `empty` ones.
@@ -242,33 +234,5 @@ impl Engine {
         if !late.is_empty() {
             host.store_late_events(late);
         }
-    }
-
-    fn renew_and_close(&mut self, kernel: &mut dyn Kernel, host: &mut dyn Host) {
-        let sessions = &mut self.sessions;
-        let (pinholes, batch) = (&mut sessions.pinholes, &mut sessions.batch);
-        pinholes.take_closings(&mut batch.closings);
-        pinholes.take_fast_path_closings(&mut batch.fast_path_closings);
-        let mut errors = Vec::new();
-        if !batch.renewals.is_empty() {
-            let renew = |due: &[_]| kernel.renew_pinholes(due);
-            errors = pinholes.registry().renew_in_kernel(&mut batch.renewals, renew);
-        }
-        if !batch.fast_path_closings.is_empty() {
-            kernel.close_fast_path_pinholes(&batch.fast_path_closings);
-        }
-        if !batch.lost_fast_path_pinholes.is_empty() {
-            kernel.close_lost_fast_path_pinholes(&batch.lost_fast_path_pinholes);
-        }
-        if !batch.closings.is_empty() {
-            let closings = batch.closings.drain(..);
-            let closed = pinholes.registry().update_kernel(closings, |due| match due {
-                [] => Ok(()),
-                due => kernel.update_pinholes(due, &[], &mut Vec::new()),
-            });
-            errors.extend(closed.err());
-        }
-        sessions.counters.errors += errors.len() as u64;
-        errors.iter().for_each(|error| host.report_error(error));
     }
 }

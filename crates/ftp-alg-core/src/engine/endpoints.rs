@@ -44,7 +44,7 @@ impl Translation {
 
 /// Permission for exactly one data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Pinhole {
+pub struct PinholeEnds {
     /// Source address of the connection's first packet, as it arrives at this machine. Its source
     /// port is free.
     pub initiator: IpAddr,
@@ -56,14 +56,14 @@ pub struct Pinhole {
     pub source: IpAddr,
 }
 
-impl Pinhole {
+impl PinholeEnds {
     /// Initiator and arrival, by which the kernel identifies it.
     pub fn ends(&self) -> (IpAddr, SocketAddr) {
         (self.initiator, self.arrival)
     }
 }
 
-impl fmt::Display for Pinhole {
+impl fmt::Display for PinholeEnds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} -> {}", self.initiator, self.arrival)?;
         if self.target != self.arrival {

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc};
 
 use crate::{
-    engine::{EndedSession, Pinhole, Transfer},
+    engine::{EndedSession, PinholeEnds, Transfer},
     ftp::{AnnouncementKind, NameInText},
     session::{Decision, Effect},
 };
@@ -55,9 +55,9 @@ pub enum EventKind {
     /// A 227 or 229 without an endpoint was forwarded; its text is escaped and cut.
     UnreadableReply(String),
     /// An unused pinhole was closed for this reason.
-    PinholeClosed(Pinhole, &'static str),
+    PinholeClosed(PinholeEnds, &'static str),
     /// A pinhole expired before a transfer started.
-    PinholeExpired(Pinhole, AnnouncementKind),
+    PinholeExpired(PinholeEnds, AnnouncementKind),
     /// The connection is encrypted from here on.
     Encrypted,
     /// A command other than an announcement was refused.
@@ -80,7 +80,7 @@ pub enum EventKind {
     TransferWaiting(Arc<Transfer>),
     /// An announcement had no transfer for a while, or until the session's end. The client may wait for the data
     /// connection before it requests one.
-    PinholeWaiting(Pinhole),
+    PinholeWaiting(PinholeEnds),
     /// The inspection of the connection changed.
     StateChanged(&'static str),
     /// The connection is not FTP, or the client does not speak it.

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::engine::{
-    FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
-    QueueMode, Renewal, RouteLookup, Translation,
+    Closing, FlowChange, Kernel, KernelError, Opening, PinholeEnds, Place, QueueMode, RouteLookup,
+    Translation,
 };
 
 /// See the module.
@@ -21,23 +21,23 @@ pub struct FakeKernel {
     /// Whether conntrack was flushed, and no packet has passed since.
     pub was_flushed: bool,
     /// The open pinholes.
-    pub open: Vec<Pinhole>,
+    pub open: Vec<PinholeEnds>,
     /// The number of pinholes that were ever opened.
     pub opened: usize,
     /// The number of lookups of consumed pinholes.
     pub consumed_lookups: usize,
     /// The renewals.
-    pub renewals: Vec<Renewal>,
+    pub renewals: Vec<(Opening, Place)>,
     /// The injected packets.
     pub injected: Vec<Vec<u8>>,
     /// The last queue mode that was set.
     pub mode: Option<QueueMode>,
     /// The changes of connections on the fast path.
     pub changes: Vec<FlowChange>,
-    /// The pinholes of the fast path that were closed.
-    pub fast_path_closings: Vec<FastPathPinholeClosing>,
-    /// The same, of no session.
-    pub lost_fast_path_pinholes: Vec<FastPathPinhole>,
+    /// The closings of the fast path's pinholes.
+    pub program_closings: Vec<Closing>,
+    /// Whether nothing can be closed.
+    pub closes_nothing: bool,
 }
 
 impl Kernel for FakeKernel {
@@ -64,31 +64,35 @@ impl Kernel for FakeKernel {
             .is_none_or(|routes| routes.contains(&(lookup.address, lookup.interface))))
     }
 
-    fn update_pinholes(
-        &mut self,
-        closed: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        self.open.retain(|pinhole| !closed.contains(pinhole));
-        for Opening { pinhole, .. } in openings {
-            let ends = |open: &Pinhole| (open.initiator, open.arrival);
-            let is_taken = self.open.iter().any(|open| ends(open) == ends(pinhole));
-            if !is_taken {
-                self.open.push(*pinhole);
-                self.opened += 1;
+    fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
+        self.close(closings).map_err(|error| KernelError::NotClosed(Box::new(error)))?;
+        if self.open.iter().any(|open| open.ends() == opening.ends.ends()) {
+            return Err(KernelError::Taken);
+        }
+        self.open.push(opening.ends);
+        self.opened += 1;
+        Ok(())
+    }
+
+    fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError> {
+        if self.closes_nothing {
+            return Err(KernelError::Full { what: "nothing can be closed" });
+        }
+        for closing in closings {
+            match closing {
+                Closing::Rules(ends) => self.open.retain(|open| open.ends() != ends.ends()),
+                closing => self.program_closings.push(*closing),
             }
-            outcomes.push(if is_taken { Err(KernelError::Taken) } else { Ok(()) });
         }
         Ok(())
     }
 
-    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
-        self.renewals.extend(renewals);
-        renewals.iter().map(|renewal| Ok(self.open.contains(&renewal.opening.pinhole))).collect()
+    fn renew(&mut self, opening: &Opening, place: Place) -> Result<bool, KernelError> {
+        self.renewals.push((*opening, place));
+        Ok(self.open.contains(&opening.ends))
     }
 
-    fn find_consumed(&mut self, pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+    fn find_consumed(&mut self, pinholes: &[PinholeEnds]) -> Result<Vec<PinholeEnds>, KernelError> {
         self.consumed_lookups += 1;
         Ok(pinholes.iter().filter(|pinhole| !self.open.contains(pinhole)).copied().collect())
     }
@@ -103,14 +107,6 @@ impl Kernel for FakeKernel {
 
     fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
         self.changes.extend(changes);
-    }
-
-    fn close_fast_path_pinholes(&mut self, closings: &[FastPathPinholeClosing]) {
-        self.fast_path_closings.extend(closings);
-    }
-
-    fn close_lost_fast_path_pinholes(&mut self, lost: &[FastPathPinhole]) {
-        self.lost_fast_path_pinholes.extend(lost);
     }
 
     fn inject(&mut self, packet: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {

@@ -83,7 +83,22 @@ impl Conversation {
 
     /// The lines whose pinholes of the BPF program were closed.
     fn closed_lines(&self) -> Vec<u32> {
-        self.gateway.kernel.fast_path_closings.iter().map(|closing| closing.id.line).collect()
+        let closings = self.gateway.kernel.program_closings.iter();
+        let line = |closing: &Closing| match closing {
+            Closing::Program(_, id) => Some(id.line),
+            Closing::Rules(_) | Closing::Lost(_) => None,
+        };
+        closings.filter_map(line).collect()
+    }
+
+    /// The pinholes of no session that were closed.
+    fn closed_lost(&self) -> Vec<PinholeId> {
+        let closings = self.gateway.kernel.program_closings.iter();
+        let lost = |closing: &Closing| match closing {
+            Closing::Lost(id) => Some(*id),
+            Closing::Rules(_) | Closing::Program(..) => None,
+        };
+        closings.filter_map(lost).collect()
     }
 
     fn pinholes(&self) -> Vec<String> {
@@ -308,8 +323,8 @@ fn a_mismatch_takes_the_connection_back() {
         assert!(!talk.is_handed_over(), "{line}");
         assert_eq!(talk.gateway.engine.counters().fast_path_mismatches, 1, "{line}");
         // What the program opened for it is closed.
-        let lost = line.contains("@opened").then_some(FastPathPinhole { flow: 1, line: 1 });
-        let closed = &talk.gateway.kernel.lost_fast_path_pinholes;
+        let lost = line.contains("@opened").then_some(PinholeId { flow: 1, line: 1 });
+        let closed = talk.closed_lost();
         assert!(closed.iter().copied().eq(lost), "{line}: {closed:?}");
     }
 }
@@ -337,7 +352,7 @@ fn lines_are_read_although_downtime_was_recorded_before() {
             }
             let counters = talk.gateway.engine.counters();
             assert_eq!(counters.fast_path_mismatches, 0, "{before}");
-            assert_eq!(talk.gateway.kernel.lost_fast_path_pinholes, [], "{before}");
+            assert_eq!(talk.closed_lost(), [], "{before}");
             // Others may have passed unread behind them.
             let mut sessions = talk.gateway.engine.sessions.table.iter_mut();
             assert!(sessions.all(|entry| entry.session.is_client_blocked()), "{before}");
@@ -367,8 +382,8 @@ fn a_pinhole_of_a_session_that_is_gone_is_closed() {
     let mut talk = Conversation::handed_over();
     talk.gateway.engine = Engine::new(Policy::default(), Checksums::Verify);
     talk.fast_path(1, PORT_OPENED);
-    let hole = FastPathPinhole { flow: 1, line: 1 };
-    assert_eq!(talk.gateway.kernel.lost_fast_path_pinholes, [hole]);
+    let hole = PinholeId { flow: 1, line: 1 };
+    assert_eq!(talk.closed_lost(), [hole]);
 }
 
 #[test]
@@ -441,7 +456,7 @@ fn the_next_fast_path_pinhole_replaces_the_previous_one() {
 fn a_fast_path_pinhole_is_closed_before_the_rules_reuse_its_port() {
     let mut talk = Conversation::handed_over();
     talk.fast_path(1, "> PORT 192,168,150,80,4,1 @opened < 200 fine");
-    let hole = FastPathPinhole { flow: 1, line: 1 };
+    let hole = PinholeId { flow: 1, line: 1 };
     assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().collect::<Vec<_>>(), [hole]);
     let packet = talk.build(Side::Client, talk.next[0], b"PORT 192,168,150,80,4,1\r\n", false);
     assert!(!talk.closed_lines().contains(&1));
@@ -464,7 +479,7 @@ fn pinholes_move_to_the_rules_with_their_interface() {
             let moved = sessions.move_pinholes_to_rules(now, interfaces);
             let moved: Vec<_> =
                 moved.iter().map(|(id, opening)| (*id, opening.from_client)).collect();
-            let own = (FastPathPinhole { flow: 1, line: 1 }, false);
+            let own = (PinholeId { flow: 1, line: 1 }, false);
             assert_eq!(moved == [own], moves && consumed.is_empty(), "{case}: {moved:?}");
             assert_eq!(sessions.fast_path_pinholes().count(), usize::from(!moves), "{case}");
             assert!(sessions.move_pinholes_to_rules(now, interfaces).is_empty(), "{case}: once");

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::engine::{FastPathPinhole, FastPathPinholeClosing, FlowChange, Pinhole, Translation};
+use crate::engine::{FlowChange, PinholeEnds, PinholeId, Translation};
 
 /// Which later packets of a control connection are queued. The ct mark stores it for the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,9 @@ pub enum KernelError {
     /// next packet has its verdict.
     #[error("conntrack does not know the connection")]
     Unknown,
+    /// What was to be closed was not, so nothing was opened either.
+    #[error("{0}")]
+    NotClosed(Box<KernelError>),
     /// A system call failed.
     #[error("{what}: {source}")]
     System {
@@ -61,6 +64,7 @@ impl KernelError {
             Self::Taken => Self::Taken,
             Self::Full { what } => Self::Full { what },
             Self::Unknown => Self::Unknown,
+            Self::NotClosed(error) => Self::NotClosed(Box::new(error.again())),
             Self::System { what, source } => {
                 let source = match source.raw_os_error() {
                     Some(number) => std::io::Error::from_raw_os_error(number),
@@ -75,8 +79,8 @@ impl KernelError {
 /// A request to open a pinhole.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening {
-    /// The pinhole.
-    pub pinhole: Pinhole,
+    /// The pinhole's ends.
+    pub ends: PinholeEnds,
     /// Its control connection.
     pub control: Translation,
     /// Whether the client opens the data connection, not the server.
@@ -85,18 +89,41 @@ pub struct Opening {
     pub lifetime: Duration,
 }
 
-/// A pinhole whose transfer command has no reply yet.
-#[derive(Clone, Copy, Debug)]
-pub struct Renewal {
-    /// The pinhole, as it was opened.
-    pub opening: Opening,
-    /// Its identity in the BPF program, if that has it, as the registry knows when it is renewed.
-    pub fast_path: Option<FastPathPinhole>,
+/// Who has a pinhole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The rules.
+    Rules,
+    /// The fast path's BPF program, with this identity.
+    Program(PinholeId),
 }
 
-impl Renewal {
-    pub(crate) fn new(opening: Opening) -> Self {
-        Self { opening, fast_path: None }
+/// A pinhole to close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// Of the rules, with its translations. If its source is its initiator, another pinhole has the same source
+    /// translation, which stays.
+    Rules(PinholeEnds),
+    /// Of the BPF program, if that still has it.
+    Program(PinholeEnds, PinholeId),
+    /// Of the BPF program, if that still has it. No session has it, so nobody knows its ends.
+    Lost(PinholeId),
+}
+
+impl Closing {
+    pub(crate) fn new(ends: PinholeEnds, place: Place) -> Self {
+        match place {
+            Place::Rules => Self::Rules(ends),
+            Place::Program(id) => Self::Program(ends, id),
+        }
+    }
+
+    /// The pinhole's ends, if they are known.
+    pub fn ends(&self) -> Option<PinholeEnds> {
+        match *self {
+            Self::Rules(ends) | Self::Program(ends, _) => Some(ends),
+            Self::Lost(_) => None,
+        }
     }
 }
 
@@ -130,30 +157,30 @@ pub trait Kernel {
         Ok(true)
     }
 
-    /// Closes the pinholes `closed`, open or not, with their translations; established data connections stay. Then
-    /// opens `openings`, each for one connection or until its lifetime ends. All of it is one transaction if the kernel
-    /// can, except openings that are refused: [`KernelError::Taken`] if an open pinhole has the same initiator and
-    /// arrival. Adds one outcome for each opening, in order. Fails if closing fails.
-    fn update_pinholes(
-        &mut self,
-        closed: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError>;
+    /// Closes the pinholes of `closings`, open or not; established data connections stay. Then opens a pinhole, for one
+    /// connection or until its lifetime ends. All of it is one transaction if the kernel can. The pinholes are closed also
+    /// if the opening is refused, but not if the error is [`KernelError::NotClosed`]. [`KernelError::Taken`] says that an
+    /// open pinhole has the same initiator and arrival.
+    fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError>;
+
+    /// Closes pinholes, open or not; established data connections stay.
+    fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError>;
 
     /// Maximum number of open pinholes; at least 1.
     fn pinhole_capacity(&self) -> usize {
         usize::from(u16::MAX)
     }
 
-    /// Has each pinhole that is still open, and not consumed, stay open for its lifetime from now. Returns whether it
-    /// is, for each as far as that is known. One that it cannot renew expires.
-    fn renew_pinholes(&mut self, _renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
-        Vec::new()
+    /// Has a pinhole that is still open, and not consumed, stay open for its lifetime from now. Returns whether it is open.
+    fn renew(&mut self, _opening: &Opening, _place: Place) -> Result<bool, KernelError> {
+        Ok(true)
     }
 
     /// Those of `pinholes` that are not open any more, as far as the kernel can say within a bounded part of the time.
-    fn find_consumed(&mut self, _pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+    fn find_consumed(
+        &mut self,
+        _pinholes: &[PinholeEnds],
+    ) -> Result<Vec<PinholeEnds>, KernelError> {
         Ok(Vec::new())
     }
 
@@ -165,12 +192,6 @@ pub trait Kernel {
     /// Hands connections over to the fast path's BPF program and takes others back. Without a fast path it does
     /// nothing.
     fn apply_flow_changes(&mut self, _changes: &[FlowChange]) {}
-
-    /// Closes pinholes that the BPF program opened, if they are still open.
-    fn close_fast_path_pinholes(&mut self, _closings: &[FastPathPinholeClosing]) {}
-
-    /// Closes pinholes that the BPF program opened and no session holds, if they are still open.
-    fn close_lost_fast_path_pinholes(&mut self, _lost: &[FastPathPinhole]) {}
 
     /// Sends an IP packet from this machine, without connection tracking. It is routed as the packets of its connection
     /// are, which have the source address `source` and the operator's bits `ct_mark` in the ct mark.

@@ -33,17 +33,15 @@ pub use activity::{
 };
 pub use batch::{Batch, Host, Released, Token, Verdict};
 pub use counters::{Counters, Drops, Limits, Refusals, Unread};
-pub use endpoints::{ClientKey, Pinhole, Translation};
+pub use endpoints::{ClientKey, PinholeEnds, Translation};
 pub use events::{DecidedAnnouncement, Event, EventKind, OmittedEvents};
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;
-pub use kernel::{Kernel, KernelError, Opening, QueueMode, Renewal, RouteLookup};
+pub use kernel::{Closing, Kernel, KernelError, Opening, Place, QueueMode, RouteLookup};
 pub use offload::handover::{
-    FastPathLine, FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage,
-    SequenceOffset, Withdrawal,
+    FastPathLine, FlowChange, Handover, LoginStage, PinholeId, SequenceOffset, Withdrawal,
 };
 use packets::reorder::{self, ReorderQueue};
-pub use pinholes::registry::PinholeRegistry;
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;
 pub use standalone::{PacketOutcome, Standalone};
@@ -189,7 +187,7 @@ impl Engine {
         self.release_ordered(now, kernel);
         self.sessions.sweep(now);
         self.sessions.enforce_memory_budget(now, kernel);
-        self.sessions.pinholes.take_failed_closings(&mut self.sessions.batch.closings);
+        self.sessions.pinholes.retry_closings();
     }
 
     /// The next deadline of the reorder queue.

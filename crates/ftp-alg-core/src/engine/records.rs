@@ -18,13 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        Batch, ClientActivity, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions,
-        Translation,
+        Batch, ClientActivity, Entry, Epoch, Opening, PinholeEnds, Sessions, Translation,
         offload::handover::FastPathProgress,
-        pinholes::{
-            PinholeTable,
-            held_pinhole::{HeldPinhole, PinholeRecord},
-        },
+        pinholes::pinhole::{Pinhole, PinholeRecord},
         table::Key,
     },
     packet::Packet,
@@ -121,9 +117,9 @@ fn millis_since(epoch: Instant, at: Instant) -> u64 {
     at.saturating_duration_since(epoch).as_millis() as u64 // of an uptime
 }
 
-fn write_session(
+fn write_session<'p>(
     entry: &Entry,
-    table: &PinholeTable,
+    pinholes: impl Iterator<Item = &'p Pinhole>,
     own: Epoch,
     epoch: Instant,
     buffer: &mut Vec<u8>,
@@ -136,12 +132,8 @@ fn write_session(
         translation: entry.head.extra().translation,
         first_seen: millis(entry.head.first_seen),
         last_seen: millis(entry.head.last_seen),
-        pinholes: entry
-            .head
-            .extra()
-            .pinholes
-            .iter()
-            .map(|held| table.record(held, millis_since(epoch, held.deadline)))
+        pinholes: pinholes
+            .map(|pinhole| pinhole.record(millis_since(epoch, pinhole.deadline)))
             .collect(),
         fast_path: entry.head.extra().fast_path,
         activity: Cow::Borrowed(&entry.head.extra().activity),
@@ -209,7 +201,8 @@ impl Sessions {
         for index in changed.drain(..) {
             let Some(entry) = self.table.get_mut(index) else { continue };
             if std::mem::take(&mut entry.head.changed) {
-                write_session(entry, &self.pinholes, self.epoch, *epoch, buffer)?;
+                let pinholes = self.pinholes.of(index);
+                write_session(entry, pinholes, self.epoch, *epoch, buffer)?;
                 self.batch.push_record(buffer);
             }
         }
@@ -220,14 +213,9 @@ impl Sessions {
     /// changes](Self::forget_changes), which are in them.
     pub fn write_all_records(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), RecordError> {
         let Some(changes) = &self.unwritten else { return Ok(()) };
-        for entry in self.table.iter_mut() {
-            write_session(
-                entry,
-                &self.pinholes,
-                self.epoch,
-                changes.epoch,
-                &mut self.record_buffer,
-            )?;
+        for (index, entry) in self.table.slots() {
+            let (pinholes, buffer) = (self.pinholes.of(index), &mut self.record_buffer);
+            write_session(entry, pinholes, self.epoch, changes.epoch, buffer)?;
             each(&self.record_buffer);
         }
         Ok(())
@@ -313,8 +301,7 @@ impl Sessions {
             let lifetime = self.policy.for_network(network).pinhole_timeout;
             for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {
                 let deadline = at(pinhole.deadline).min(now + lifetime);
-                let held = self.pinholes.restore(client.ip(), &pinhole, deadline);
-                entry.head.add_pinhole(held);
+                self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
             }
             // Some may have passed while no daemon was there.
             self.add_timer(owner, epoch);
@@ -331,10 +318,8 @@ impl Sessions {
         if self.table.find(&key).is_some() {
             return false;
         }
-        let Some(mut entry) = restored.table.find(&key).and_then(|index| restored.take_out(index))
-        else {
-            return false;
-        };
+        let Some(from) = restored.table.find(&key) else { return false };
+        let Some(mut entry) = restored.take_out(from) else { return false };
         let head = &mut entry.head;
         let began = restored.epoch.instant(head.first_seen);
         for seen in [&mut head.first_seen, &mut head.last_seen] {
@@ -344,6 +329,7 @@ impl Sessions {
         }
         head.set_network(self.policy.network_of(head.client().ip(), head.server().ip()));
         let index = self.table.insert(entry);
+        self.pinholes.adopt(index, &mut restored.pinholes, from);
         self.record_memory(index);
         self.count_for_client(index);
         self.mark_changed(index);
@@ -353,29 +339,19 @@ impl Sessions {
         true
     }
 
-    /// The registry of pinholes.
-    pub fn registry(&self) -> &PinholeRegistry {
-        self.pinholes.registry()
-    }
-
     /// Open pinholes of the rules for which `is_missing` returns true, to be opened again for the rest of their
     /// lifetime.
     pub fn missing_pinholes(
         &self,
         now: Instant,
-        is_missing: impl Fn(&Pinhole) -> bool,
+        is_missing: impl Fn(&PinholeEnds) -> bool,
     ) -> impl Iterator<Item = Opening> {
-        self.table.iter().flat_map(move |entry| {
-            let missing = entry.head.extra().pinholes.iter().filter(|p| {
-                !self.pinholes.has_fast_path(p)
-                    && self.pinholes.is_open(p)
-                    && is_missing(&p.pinhole)
-            });
-            missing
-                .filter_map(move |held| {
-                    opening_again(held, entry.head.extra().translation.as_ref(), now)
-                })
-                .collect::<Vec<_>>()
+        let missing = self.pinholes.iter().filter(move |(_, pinhole)| {
+            pinhole.in_program().is_none() && pinhole.is_open() && is_missing(&pinhole.ends)
+        });
+        missing.filter_map(move |(owner, pinhole)| {
+            let translation = self.table.get(owner)?.head.extra().translation;
+            opening_again(pinhole, translation.as_ref(), now)
         })
     }
 
@@ -408,7 +384,7 @@ impl Sessions {
 
 /// The request to open `held` again for the rest of its time, if any is left, on behalf of this control connection.
 pub(crate) fn opening_again(
-    held: &HeldPinhole,
+    held: &Pinhole,
     control: Option<&Translation>,
     now: Instant,
 ) -> Option<Opening> {

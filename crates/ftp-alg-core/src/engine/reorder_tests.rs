@@ -71,34 +71,6 @@ fn a_dropped_packet_changes_no_session() {
     assert_eq!(std::mem::take(&mut talk.gateway.journal).len(), 1);
 }
 
-/// A client announces a port again, on another connection in another shard, before the kernel has closed the first
-/// pinhole there.
-#[test]
-fn a_late_closing_spares_a_new_pinhole_of_another_shard() {
-    let mut first = Conversation::logged_in();
-    let shard = first.gateway.engine.new_shard();
-    let mut second = Conversation::through(shard, "192.168.150.80").log_in();
-    first.play("> PORT 192,168,150,80,14,178");
-    let refusal = first.build(Side::Server, first.next[1], b"500 no\r\n", false);
-    let now = first.now;
-    let packet =
-        QueuedPacket { token: Token::default(), bytes: &refusal, meta: PacketMeta::default() };
-    let Standalone { engine, kernel, .. } = &mut first.gateway;
-    engine.take(now, std::iter::once(packet), kernel);
-    let Sessions { pinholes, batch, .. } = &mut engine.sessions;
-    pinholes.take_closings(&mut batch.closings);
-    let open = |talk: &mut Conversation| std::mem::take(&mut talk.gateway.kernel.open);
-    second.gateway.kernel.open = open(&mut first);
-    second.play("> PORT 192,168,150,80,14,178");
-    first.gateway.kernel.open = open(&mut second);
-    assert_eq!(first.gateway.kernel.open.len(), 1);
-    first.gateway.run(now, |_, _| ());
-    assert_eq!(first.gateway.kernel.open.len(), 1, "the second's is open");
-    second.gateway.kernel.open = open(&mut first);
-    second.play("< 500 no");
-    assert_eq!(second.gateway.kernel.open, []);
-}
-
 /// A client sends lines without a reply, faster than its server acknowledges them.
 #[test]
 fn data_beyond_the_limit_of_unacknowledged_bytes_waits_for_acknowledgements() {

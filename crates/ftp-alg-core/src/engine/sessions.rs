@@ -17,7 +17,7 @@ use crate::{
         packets::routes::RouteAnswers,
         pinholes::{
             PinholeTable,
-            held_pinhole::{HeldPinhole, renewal_interval},
+            pinhole::{Pinhole, renewal_interval},
         },
         records::UnwrittenChanges,
         table::{Key, Table},
@@ -126,12 +126,7 @@ impl Sessions {
     /// Closes all pinholes, used or not; sessions stay.
     pub fn close_all_pinholes(&mut self) {
         self.take_all_back();
-        for entry in self.table.iter_mut() {
-            for held in entry.head.take_pinholes() {
-                self.pinholes.close(held);
-            }
-        }
-        self.pinholes.close_all_ended();
+        (0..self.table.slot_count()).for_each(|index| self.pinholes.close_all_of(index));
     }
 
     /// Closes the pinholes that the policy forbids, after it was set, or after sessions were restored.
@@ -140,19 +135,19 @@ impl Sessions {
             let Some(entry) = self.table.get_mut(index) else { continue };
             let Some(translation) = entry.head.extra().translation else { continue };
             let policy = self.policy.for_network(entry.head.network());
-            let before = entry.head.extra().pinholes.len();
             let lacks_login = policy.require_login && !entry.session.dialogue.is_logged_in();
-            let is_forbidden = |held: &HeldPinhole| {
-                let from_client = held.kind.is_active();
+            let is_forbidden = |pinhole: &Pinhole| {
+                let from_client = pinhole.kind.is_active();
                 let own = if from_client { translation.client } else { translation.server };
-                lacks_login || policy.forbids(held.pinhole.target, own.ip())
+                lacks_login || policy.forbids(pinhole.ends.target, own.ip())
             };
-            while let Some(held) = entry.head.take_pinhole(is_forbidden) {
-                let closed = EventKind::PinholeClosed(held.pinhole, "the configuration forbids it");
+            let mut has_changed = false;
+            while let Some(closed) = self.pinholes.close_first(index, is_forbidden) {
+                let closed = EventKind::PinholeClosed(closed.ends, "the configuration forbids it");
                 self.batch.events.push(entry.head.event(closed));
-                self.pinholes.close(held);
+                has_changed = true;
             }
-            if entry.head.extra().pinholes.len() != before {
+            if has_changed {
                 self.mark_changed(index);
             }
         }
@@ -166,7 +161,7 @@ impl Sessions {
             && let Some(index) = self.timers.take_due(now)
         {
             self.pinholes.close_ended_before(now);
-            self.expire_pinholes_of(index, now);
+            self.expire_pinholes_of(index, now, kernel);
             self.report_waiting(index, now);
             self.end_watch(index, now, kernel);
             self.add_timer(index, now);
@@ -177,37 +172,44 @@ impl Sessions {
     pub(crate) fn add_timer(&mut self, index: u32, after: Instant) {
         let Some(entry) = self.table.get_mut(index) else { return };
         let lifetime = self.policy.for_network(entry.head.network()).pinhole_timeout;
-        let ended = self.pinholes.next_ended_of(index);
-        let due = entry.head.next_due(after, lifetime, &self.epoch).into_iter().chain(ended);
-        due.filter(|at| *at > after).for_each(|at| self.timers.add(at, index));
+        let due = [
+            entry.head.next_due(after, &self.epoch),
+            self.pinholes.next_due(index, after, lifetime),
+        ];
+        due.into_iter().flatten().for_each(|at| self.timers.add(at, index));
     }
 
     /// Closes expired pinholes of the session at `index`. Renews those that a transfer waits for.
-    pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant) {
-        let Some(entry) = self.table.get_mut(index) else { return };
-        let lifetime = self.policy.for_network(entry.head.network()).pinhole_timeout;
-        let mut has_changed = entry.session.dialogue.has_pending_transfer()
-            && entry.head.renew_pinholes(now, lifetime, &mut self.batch.renewals);
-        // The port of one in use stays reserved.
-        let in_use =
-            entry.head.extra().pinholes.iter().filter(|held| held.in_use && held.deadline <= now);
-        in_use.for_each(|held| self.pinholes.record_closed(held));
-        let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
-        // One with a longer lifetime was examined before.
-        if lifetime <= PATIENCE
-            && let Some(held) = entry.head.pinhole_without_transfer().filter(|held| is_over(held))
+    pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant, kernel: &mut dyn Kernel) {
+        let Some(Entry { head, session }) = self.table.get_mut(index) else { return };
+        let lifetime = self.policy.for_network(head.network()).pinhole_timeout;
+        let mut has_changed = false;
+        if let Some(translation) = head.extra().translation
+            && session.dialogue.has_pending_transfer()
         {
-            self.batch.events.push(entry.head.event(EventKind::PinholeWaiting(held.pinhole)));
+            let errors;
+            (has_changed, errors) =
+                self.pinholes.renew(now, (index, &translation), lifetime, kernel);
+            self.batch.errors.extend(errors);
         }
-        while let Some(held) = entry.head.take_pinhole(is_over) {
-            self.batch.events.push(entry.head.event(match held.is_refused {
+        // The port of one in use stays reserved.
+        self.pinholes.record_expired(index, now);
+        let is_over = |pinhole: &Pinhole| !pinhole.is_used() && pinhole.deadline <= now;
+        // One with a longer lifetime was examined before.
+        let announcement = self.pinholes.last_announcement(index);
+        if lifetime <= PATIENCE
+            && let Some(unused) = head.without_transfer(announcement).filter(|one| is_over(one))
+        {
+            self.batch.events.push(head.event(EventKind::PinholeWaiting(unused.ends)));
+        }
+        while let Some(expired) = self.pinholes.close_first(index, is_over) {
+            self.batch.events.push(head.event(match expired.is_refused() {
                 true => EventKind::PinholeClosed(
-                    held.pinhole,
+                    expired.ends,
                     "the server refused the command that was to use it",
                 ),
-                false => EventKind::PinholeExpired(held.pinhole, held.kind),
+                false => EventKind::PinholeExpired(expired.ends, expired.kind),
             }));
-            self.pinholes.close(held);
             has_changed = true;
         }
         if has_changed {
@@ -255,18 +257,16 @@ impl Sessions {
 
     /// Removes the session at `index`, reports its `end`, and closes its pinholes.
     pub(crate) fn forget(&mut self, index: u32, end: SessionEnd) -> Option<Entry> {
-        self.table.get_mut(index)?.head.end_session(end, &mut self.batch.events);
-        let mut entry = self.remove(index)?;
-        for held in entry.head.take_pinholes() {
-            self.pinholes.close(held);
-        }
-        Some(entry)
+        let announcement = self.pinholes.last_announcement(index);
+        let head = &mut self.table.get_mut(index)?.head;
+        head.end_session(end, announcement, &mut self.batch.events);
+        self.remove(index)
     }
 
-    /// Removes the session at `index`, whose pinholes were taken.
+    /// Removes the session at `index`, and closes its pinholes.
     pub(crate) fn remove(&mut self, index: u32) -> Option<Entry> {
         self.take_back(index);
-        self.pinholes.close_ended_of(index);
+        self.pinholes.close_all_of(index);
         self.take_out(index)
     }
 

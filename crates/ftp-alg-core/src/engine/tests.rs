@@ -210,7 +210,7 @@ fn a_port_behind_masquerade_is_rewritten_and_opened() {
     assert_eq!(talk.say(Side::Client, PORT), (PacketOutcome::Replace, REWRITTEN.to_owned()));
     assert_eq!(
         talk.gateway.kernel.open,
-        [Pinhole {
+        [PinholeEnds {
             initiator: "203.0.113.9".parse().unwrap(),
             arrival: "198.51.100.1:3762".parse().unwrap(),
             target: "192.168.150.80:3762".parse().unwrap(),

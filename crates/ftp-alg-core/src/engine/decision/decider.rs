@@ -5,23 +5,19 @@ use std::time::Instant;
 
 use crate::{
     engine::{
-        Batch, Counters, EventKind, Kernel, KernelError, Pinhole, QueueMode, RESEND_INTERVAL,
+        Batch, Counters, EventKind, Kernel, KernelError, PinholeEnds, QueueMode, RESEND_INTERVAL,
         SessionEnd, Sessions, Translation,
         activity::TransferEnd,
         batch::SessionRef,
-        pinholes::PinholeTable,
+        pinholes::{PinholeTable, pinhole::Pinhole},
         table::entry::{Epoch, Head},
         timers::Timers,
     },
-    ftp::Reply,
     policy::Policy,
     session::{
         AnnouncedLine, Decide, Dialogue, DialogueEvent, Effect, RefusedLine, Session, SessionLimit,
     },
 };
-
-/// The reply if no data connection came about.
-const NO_DATA_CONNECTION: u16 = 425;
 
 /// A connection without its session, and what its decisions need and change.
 pub struct Decider<'a> {
@@ -163,19 +159,17 @@ impl Decider<'_> {
     fn handle_dialogue_event(&mut self, event: DialogueEvent, dialogue: &Dialogue) {
         match event {
             DialogueEvent::AnnouncementAccepted => {
-                let mut pinholes = self.head.pinholes_mut().iter_mut().enumerate();
-                if let Some((at, held)) = pinholes.find(|(_, p)| !p.answered) {
-                    held.answered = true;
-                    self.close_answered_before(at, None);
+                if let Some(accepted) = self.pinholes.answer(self.index) {
+                    self.close_answered_before(accepted, None);
                 }
             }
             DialogueEvent::AnnouncementRefused => {
-                if let Some(held) = self.head.take_pinhole(|held| !held.answered) {
+                let refused = self.pinholes.close_first(self.index, |one| !one.is_answered());
+                if let Some(refused) = refused {
                     self.push_event(EventKind::PinholeClosed(
-                        held.pinhole,
+                        refused.ends,
                         "the server refused the announcement",
                     ));
-                    self.pinholes.close(held);
                 }
             }
             DialogueEvent::Requested(activity) => self.record_request(activity, dialogue),
@@ -184,25 +178,16 @@ impl Decider<'_> {
             }
             DialogueEvent::TransferStarted(named) => {
                 self.head.activity_mut().record_start(named);
-                self.mark_answered_in_use();
+                self.counters.pinholes_used += self.pinholes.start(self.index);
             }
             DialogueEvent::TransferEnded(reply) => {
                 self.record_transfer_end(TransferEnd::Replied(reply));
                 if !reply.is_success() {
-                    return self.handle_failed_transfer(reply);
+                    return self.pinholes.fail(self.now, self.index, reply);
                 }
-                // A success without a preliminary reply may be meant for another command.
-                let pinholes = &mut *self.pinholes;
-                while let Some(held) = self
-                    .head
-                    .take_pinhole(|held| held.answered && (held.in_use || !pinholes.is_open(held)))
-                {
-                    self.counters.pinholes_used += u64::from(!held.in_use);
-                    pinholes.close_ended(self.now, self.index, held);
-                }
-                let ended = pinholes.next_ended_of(self.index);
-                ended.into_iter().for_each(|at| self.timers.add(at, self.index));
-                self.mark_answered_in_use();
+                self.counters.pinholes_used += self.pinholes.end(self.now, self.index);
+                self.counters.pinholes_used += self.pinholes.start(self.index);
+                self.add_timer();
             }
             DialogueEvent::LoggedIn => {
                 if self.head.activity_mut().begin_session() {
@@ -246,15 +231,6 @@ impl Decider<'_> {
             DialogueEvent::InStep => self.push_event(EventKind::Missed(
                 "the dialogue is in step again: pinholes are opened",
             )),
-        }
-    }
-
-    /// Records that a transfer uses the answered pinholes. The kernel closes them at their deadlines.
-    fn mark_answered_in_use(&mut self) {
-        let pinholes = self.head.pinholes_mut().iter_mut();
-        for held in pinholes.filter(|held| held.answered) {
-            self.counters.pinholes_used += u64::from(!held.in_use);
-            self.pinholes.mark_in_use(held);
         }
     }
 
@@ -307,13 +283,23 @@ impl Decider<'_> {
     /// Closes all pinholes of the connection.
     pub fn close_all_pinholes(&mut self, reason: &'static str) {
         self.end_transfers_unseen();
-        for held in self.head.take_pinholes() {
-            if !held.in_use {
-                self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
-            }
-            self.pinholes.close(held);
+        while let Some(closed) = self.pinholes.close_first(self.index, |_| true) {
+            self.report_closed(&closed, reason);
         }
         self.pinholes.close_ended_of(self.index);
+    }
+
+    /// Reports that an unused pinhole was closed.
+    fn report_closed(&mut self, closed: &Pinhole, reason: &'static str) {
+        if !closed.is_used() {
+            self.push_event(EventKind::PinholeClosed(closed.ends, reason));
+        }
+    }
+
+    /// Adds the next time at which a pinhole must be looked at.
+    pub(super) fn add_timer(&mut self) {
+        let due = self.pinholes.next_due(self.index, self.now, self.policy.pinhole_timeout);
+        due.into_iter().for_each(|at| self.timers.add(at, self.index));
     }
 
     pub(crate) fn push_event(&mut self, kind: EventKind) {
@@ -325,46 +311,23 @@ impl Decider<'_> {
         self.push_event(EventKind::KernelRefused(error.to_string()));
     }
 
-    /// Closes the answered pinholes before index `end`.
-    pub(crate) fn close_answered_before(&mut self, end: usize, reason: Option<&'static str>) {
-        let mut skipped = 0;
-        for _ in 0..end.min(self.head.extra().pinholes.len()) {
-            if self.head.extra().pinholes.get(skipped).is_some_and(|held| !held.answered) {
-                skipped += 1;
-                continue;
+    /// Closes the answered pinholes before the one with this serial number.
+    pub(super) fn close_answered_before(&mut self, serial: u64, reason: Option<&'static str>) {
+        let is_before = |one: &Pinhole| one.serial < serial && one.is_answered();
+        while let Some(closed) = self.pinholes.close_first(self.index, is_before) {
+            if let Some(reason) = reason {
+                self.report_closed(&closed, reason);
             }
-            let held = self.head.extra_mut().pinholes.remove(skipped);
-            if let Some(reason) = reason.filter(|_| !held.in_use) {
-                self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
-            }
-            self.pinholes.close(held);
         }
     }
 
-    /// Closes the pinholes that this one of the BPF program replaces: those that the program has, because it holds one
-    /// for each connection at a time, and one of the rules with the same endpoints.
-    pub(crate) fn close_replaced(&mut self, by: &Pinhole) {
-        while let Some(held) = self.head.take_pinhole(|held| {
-            self.pinholes.has_fast_path(held) || held.pinhole.ends() == by.ends()
-        }) {
-            if !held.in_use {
-                let reason = "a later pinhole replaced it";
-                self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
-            }
-            self.pinholes.close(held);
-        }
-    }
-
-    /// Handles a failed transfer. It may have failed before the data connection, so the pinhole stays open until its
-    /// deadline.
-    fn handle_failed_transfer(&mut self, reply: Reply) {
-        let now = self.now;
-        while let Some(held) = self.head.take_pinhole(|held| held.in_use && held.deadline <= now) {
-            self.pinholes.close(held);
-        }
-        for held in self.head.pinholes_mut() {
-            held.is_refused = held.answered && !held.in_use && reply.code != NO_DATA_CONNECTION;
-            held.in_use = false;
+    /// Closes the pinholes that one with these ends of the BPF program replaces: those that the program has, because it
+    /// holds one for each connection at a time, and one of the rules with the same ends.
+    pub(super) fn close_replaced(&mut self, by: &PinholeEnds) {
+        let is_replaced =
+            |one: &Pinhole| one.in_program().is_some() || one.ends.ends() == by.ends();
+        while let Some(closed) = self.pinholes.close_first(self.index, is_replaced) {
+            self.report_closed(&closed, "a later pinhole replaced it");
         }
     }
 }

@@ -11,15 +11,11 @@ use std::{
 
 use crate::{
     engine::{
-        DecidedAnnouncement, EventKind, KernelError, Pinhole, Translation,
+        DecidedAnnouncement, EventKind, KernelError, PinholeEnds, Translation,
         activity::PATIENCE,
         decision::decider::Decider,
-        offload::handover::FastPathPinhole,
-        pinholes::{
-            client_counts::OpenError,
-            held_pinhole::HeldPinhole,
-            proposal::{PortFormat, Proposal},
-        },
+        offload::handover::PinholeId,
+        pinholes::{Opened, Wanted, candidates::PortFormat, client_counts::NotOpened},
     },
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
@@ -58,7 +54,7 @@ const NOT_REQUESTED: Decision = Decision {
 
 /// The pinhole to open, and the address to announce.
 struct PinholePlan {
-    pinhole: Pinhole,
+    ends: PinholeEnds,
     announced_address: IpAddr,
     /// Whether the server's foreign address was replaced.
     replaced_foreign: bool,
@@ -156,72 +152,16 @@ impl Decider<'_> {
         translation: &Translation,
         plan: PinholePlan,
     ) -> Result<OpenedPinhole, Decision> {
-        let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
+        let PinholePlan { ends, announced_address, replaced_foreign } = plan;
         let room = self.room_for_port(announced, announced_address);
         let format =
             PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
-        let mut proposal = Proposal::new(pinhole, translation, format, self.policy);
-        let mut proposed = self.propose(&mut proposal);
-        if let Err(OpenError::Limit(_)) = proposed
-            && self.pinholes.may_look_for_consumed(self.now)
-        {
-            self.look_for_consumed();
-            proposed = self.propose(&mut proposal);
-        }
-        loop {
-            proposed.map_err(|error| self.refusal(&error))?;
-            match self.open_in_kernel(&proposal) {
-                Ok(()) => break,
-                Err(KernelError::Taken) => {
-                    proposed = self.pinholes.propose_next_port(
-                        self.policy,
-                        &self.head.extra().pinholes,
-                        &mut proposal,
-                        &mut self.batch.closings,
-                    );
-                }
-                Err(error) => {
-                    self.pinholes.withdraw(&proposal, &mut self.batch.closings);
-                    return Err(match error {
-                        KernelError::Full { what } => self.refusal(&OpenError::Full(what)),
-                        error => {
-                            self.record_kernel_error(&error);
-                            Decision::refuse(RefusalReason::KernelRefused, error.to_string())
-                        }
-                    });
-                }
-            }
-        }
-        let endpoint = self.hold(proposal.opened(self.now), announced_address);
-        Ok(OpenedPinhole { endpoint, replaced_foreign, other_session: proposal.other_session })
-    }
-
-    fn propose(&mut self, proposal: &mut Proposal) -> Result<(), OpenError> {
-        let session = (self.now, self.index, &*self.head.extra().pinholes);
-        self.pinholes.propose(session, self.policy, proposal, &mut self.batch.closings)
-    }
-
-    /// Looks which pinholes are consumed, because the client is at its limit.
-    fn look_for_consumed(&mut self) {
-        let find = |started: &[_]| self.kernel.find_consumed(started);
-        if let Err(error) = self.pinholes.registry().look_for_consumed(self.now, find) {
-            self.record_kernel_error(&error);
-        }
-    }
-
-    /// Opens the proposed pinhole. What waits for being closed is closed in the same transaction.
-    fn open_in_kernel(&mut self, proposal: &Proposal) -> Result<(), KernelError> {
-        // Otherwise the BPF program would still use the port.
-        self.pinholes.take_fast_path_closings(&mut self.batch.fast_path_closings);
-        if !self.batch.fast_path_closings.is_empty() {
-            self.kernel.close_fast_path_pinholes(&self.batch.fast_path_closings);
-            self.batch.fast_path_closings.clear();
-        }
-        let mut outcomes = Vec::with_capacity(1);
-        self.pinholes.registry().update_kernel(self.batch.closings.drain(..), |closed| {
-            self.kernel.update_pinholes(closed, &[proposal.opening], &mut outcomes)
-        })?;
-        outcomes.pop().unwrap_or(Err(KernelError::Unknown))
+        let wanted = Wanted { ends, control: translation, format };
+        let opened = self.pinholes.open(self.now, self.index, &wanted, self.policy, self.kernel);
+        let Opened { serial, port, other_session } = opened.map_err(|why| self.refusal(why))?;
+        self.hold(announced.kind, serial);
+        let endpoint = SocketAddr::new(announced_address, port);
+        Ok(OpenedPinhole { endpoint, replaced_foreign, other_session })
     }
 
     /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `fast_path`.
@@ -229,7 +169,7 @@ impl Decider<'_> {
     pub fn decide_fast_path_announcement(
         &mut self,
         announced: &AnnouncedLine,
-        fast_path: &mut Option<FastPathPinhole>,
+        fast_path: &mut Option<PinholeId>,
     ) -> Effect {
         let plan = match (*fast_path, self.announced_endpoint(announced)) {
             (Some(fast_path), Some(endpoint)) => {
@@ -244,21 +184,20 @@ impl Decider<'_> {
             _ => Err(Decision::pass("the fast path opened no pinhole for it")),
         };
         match plan {
-            Ok((id, PinholePlan { pinhole, announced_address, replaced_foreign })) => {
+            Ok((id, PinholePlan { ends, announced_address, replaced_foreign })) => {
                 *fast_path = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_timeout);
-                let client = self.head.client().ip();
-                let (opened, is_granted) =
-                    ((id, self.now), self.head.extra().fast_path.is_handed_over);
-                self.close_replaced(&pinhole);
-                let held = self.pinholes.hold_fast_path_pinhole(
-                    opened,
+                let is_granted = self.head.extra().fast_path.is_handed_over;
+                self.close_replaced(&ends);
+                let serial = self.pinholes.hold_program_pinhole(
+                    (id, self.now),
                     (self.index, is_granted),
-                    client,
+                    self.head.client().ip(),
                     (kind, lifetime),
-                    pinhole,
+                    ends,
                 );
-                let endpoint = self.hold(held, announced_address);
+                self.hold(kind, serial);
+                let endpoint = SocketAddr::new(announced_address, ends.arrival.port());
                 let opened = OpenedPinhole { endpoint, replaced_foreign, other_session: None };
                 self.record_decision(announced, self.opened_decision(announced, opened))
             }
@@ -270,21 +209,15 @@ impl Decider<'_> {
         }
     }
 
-    /// Adds an opened pinhole to the session. Returns the endpoint to announce.
-    fn hold(&mut self, mut held: HeldPinhole, announced_address: IpAddr) -> SocketAddr {
-        let endpoint = SocketAddr::new(announced_address, held.pinhole.arrival.port());
+    /// Counts a pinhole that was opened for the session, and has it looked at.
+    fn hold(&mut self, kind: AnnouncementKind, serial: u64) {
         self.counters.pinholes_opened += 1;
-        // Some clients connect before they request a transfer.
-        held.examination = held.answered.then(|| self.now + PATIENCE);
-        let due = held.next_due(self.now, self.policy.pinhole_timeout);
-        due.into_iter().for_each(|at| self.timers.add(at, self.index));
-        let answered = held.answered;
-        self.head.add_pinhole(held);
-        if answered {
-            let before = self.head.extra().pinholes.len() - 1;
-            self.close_answered_before(before, Some("a later pinhole replaced it"));
+        if !kind.is_active() {
+            // Some clients connect before they request a transfer.
+            self.pinholes.examine_at(self.index, serial, self.now + PATIENCE);
+            self.close_answered_before(serial, Some("a later pinhole replaced it"));
         }
-        endpoint
+        self.add_timer();
     }
 
     /// The announced endpoint.
@@ -382,7 +315,7 @@ impl Decider<'_> {
             let reason = "the client has sent EPSV ALL, so only EPSV is allowed";
             return Err(Decision::refuse(RefusalReason::EpsvOnly, reason));
         }
-        if self.head.extra().pinholes.len() >= MAX_PER_SESSION {
+        if self.pinholes.of(self.index).count() >= MAX_PER_SESSION {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(Decision::refuse(RefusalReason::PinholeLimit, reason));
@@ -416,22 +349,26 @@ impl Decider<'_> {
         Some(room)
     }
 
-    fn refusal(&mut self, error: &OpenError) -> Decision {
+    fn refusal(&mut self, why: NotOpened) -> Decision {
         let limits = &mut self.counters.limits;
-        match error {
-            OpenError::Limit(limit) => {
+        match why {
+            NotOpened::Limit(limit) => {
                 limits.client_pinholes += 1;
                 let reason = format!("the client has {limit} pinholes already");
                 Decision::refuse(RefusalReason::PinholeLimit, reason)
             }
-            OpenError::Full(what) => {
+            NotOpened::Full(what) => {
                 limits.pinholes += 1;
                 let reason = format!("there is no room for another pinhole: {what}");
                 Decision::refuse(RefusalReason::PinholeLimit, reason)
             }
-            OpenError::NoPort => {
+            NotOpened::NoPort => {
                 limits.ports += 1;
                 Decision::refuse(RefusalReason::NoFreePort, "no external port is free")
+            }
+            NotOpened::Kernel(error) => {
+                self.record_kernel_error(&error);
+                Decision::refuse(RefusalReason::KernelRefused, error.to_string())
             }
         }
     }
@@ -494,13 +431,13 @@ fn permitted_pinhole(
             // A third host that policy allows: it is reached at the announced address.
             (announced.ip(), announced.ip(), announced.ip())
         };
-    let pinhole = Pinhole {
+    let ends = PinholeEnds {
         initiator,
         arrival: SocketAddr::new(arrival, announced.port()),
         target: SocketAddr::new(target, announced.port()),
         source,
     };
-    Ok(PinholePlan { pinhole, announced_address, replaced_foreign })
+    Ok(PinholePlan { ends, announced_address, replaced_foreign })
 }
 
 /// The address by which the other end knows the announcing end. A configured address replaces one that NAT hides, and

@@ -19,8 +19,8 @@ fn replaced_foreign(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
     else {
         panic!()
     };
-    assert_eq!(plan.pinhole.target, SocketAddr::new(server.ip(), 5000));
-    (plan.pinhole.arrival.ip(), plan.announced_address)
+    assert_eq!(plan.ends.target, SocketAddr::new(server.ip(), 5000));
+    (plan.ends.arrival.ip(), plan.announced_address)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 
 use crate::{
     engine::{
-        EventKind, SessionEnd, Sessions,
+        Entry, EventKind, SessionEnd, Sessions,
         activity::{PATIENCE, TransferEnd},
         decision::decider::Decider,
     },
@@ -24,13 +24,16 @@ impl Decider<'_> {
                 for _ in 0..known.unseen_ends(pending) {
                     self.record_transfer_end(TransferEnd::Unseen);
                 }
-                self.head.pinholes_mut().iter_mut().for_each(|held| held.is_refused = false);
+                self.pinholes.retry(self.index);
                 let requested = self.head.since_first_packet();
                 self.head.activity_mut().record_transfer(command, requested);
-                if dialogue.has_pending_transfer() {
-                    let (lifetime, renewals) =
-                        (self.policy.pinhole_timeout, &mut self.batch.renewals);
-                    self.head.renew_pinholes(self.now, lifetime, renewals);
+                if let Some(translation) = self.head.extra().translation
+                    && dialogue.has_pending_transfer()
+                {
+                    let (owner, lifetime) =
+                        ((self.index, &translation), self.policy.pinhole_timeout);
+                    let (_, errors) = self.pinholes.renew(self.now, owner, lifetime, self.kernel);
+                    self.batch.errors.extend(errors);
                 }
                 self.timers.add(self.now + PATIENCE, self.index);
             }
@@ -41,7 +44,10 @@ impl Decider<'_> {
 
     /// Records that the oldest transfer has ended.
     pub(super) fn record_transfer_end(&mut self, end: TransferEnd) -> bool {
-        let Some(event) = self.head.end_transfer(end, Some(self.now)) else { return false };
+        let announcement = self.pinholes.last_announcement(self.index);
+        let Some(event) = self.head.end_transfer(end, Some(self.now), announcement) else {
+            return false;
+        };
         self.batch.events.push(event);
         true
     }
@@ -53,7 +59,8 @@ impl Decider<'_> {
 
     /// Reports the end of the session and of its transfers, once.
     pub fn report_end(&mut self, end: SessionEnd) {
-        self.head.end_session(end, &mut self.batch.events);
+        let announcement = self.pinholes.last_announcement(self.index);
+        self.head.end_session(end, announcement, &mut self.batch.events);
     }
 }
 
@@ -61,21 +68,15 @@ impl Sessions {
     /// Reports the oldest transfer if it has been pending for a while, and a pinhole that has none, once each.
     pub(crate) fn report_waiting(&mut self, index: u32, now: Instant) {
         let timestamp = self.epoch.timestamp(now);
-        let Some(entry) = self.table.get_mut(index) else { return };
-        if let Some(transfer) = entry.head.examine_transfers(timestamp) {
-            self.batch
-                .events
-                .push(entry.head.event(EventKind::TransferWaiting(Arc::new(transfer))));
+        let examined = self.pinholes.take_examinations(index, now);
+        let Some(Entry { head, .. }) = self.table.get_mut(index) else { return };
+        let announcement = self.pinholes.last_announcement(index);
+        if let Some(transfer) = head.examine_transfers(timestamp, announcement) {
+            self.batch.events.push(head.event(EventKind::TransferWaiting(Arc::new(transfer))));
         }
-        let mut last = None;
-        for held in entry.head.pinholes_mut() {
-            if held.examination.take_if(|at| *at <= now).is_some() {
-                last = Some(held.serial);
-            }
-        }
-        let unused = entry.head.pinhole_without_transfer().filter(|held| Some(held.serial) == last);
-        if let Some(pinhole) = unused.map(|held| held.pinhole) {
-            self.batch.events.push(entry.head.event(EventKind::PinholeWaiting(pinhole)));
+        let unused = head.without_transfer(announcement);
+        if let Some(pinhole) = unused.filter(|pinhole| Some(pinhole.serial) == examined) {
+            self.batch.events.push(head.event(EventKind::PinholeWaiting(pinhole.ends)));
         }
     }
 }

@@ -153,10 +153,7 @@ impl Sessions {
     ) {
         let Some((mut decider, session)) = self.decider_at(now, index, kernel) else { return };
         decider.report_end(SessionEnd::Reset);
-        for held in decider.head.take_pinholes() {
-            decider.pinholes.close(held);
-        }
-        decider.pinholes.close_ended_of(index);
+        decider.pinholes.close_all_of(index);
         decider.push_event(EventKind::Reset(reason));
         // Its later packets are dropped here, and answered.
         let _ = decider.set_queue_mode(QueueMode::All, ConnectionOf::Session);

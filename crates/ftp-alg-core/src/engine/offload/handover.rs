@@ -7,11 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    engine::{Pinhole, Translation},
-    ftp::Padding,
-    session::Side,
-};
+use crate::{engine::Translation, ftp::Padding, session::Side};
 
 /// Limit of consecutive handovers during which the BPF program passed no line. After that the connection is not handed
 /// over again.
@@ -65,7 +61,7 @@ impl FastPathProgress {
 
 /// A pinhole of the BPF program, identified by the session and the line that opened it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct FastPathPinhole {
+pub struct PinholeId {
     /// Session number.
     pub flow: u64,
     /// Line number in the session, from 1.
@@ -140,8 +136,8 @@ pub enum FlowChange {
 
 impl FastPathLine<'_> {
     /// The pinhole that was opened for it.
-    pub(crate) fn pinhole(&self) -> Option<FastPathPinhole> {
-        self.opened_pinhole.then_some(FastPathPinhole { flow: self.flow, line: self.line })
+    pub(crate) fn pinhole(&self) -> Option<PinholeId> {
+        self.opened_pinhole.then_some(PinholeId { flow: self.flow, line: self.line })
     }
 }
 
@@ -176,13 +172,4 @@ pub struct FastPathLine<'l> {
     pub padding: Padding,
     /// The line, including its line end.
     pub bytes: &'l [u8],
-}
-
-/// A pinhole of the BPF program that is to be closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FastPathPinholeClosing {
-    /// The pinhole.
-    pub pinhole: Pinhole,
-    /// Its identity in the BPF program.
-    pub id: FastPathPinhole,
 }

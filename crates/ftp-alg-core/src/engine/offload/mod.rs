@@ -15,15 +15,14 @@ use std::{
 
 use crate::{
     engine::{
-        Engine, Entry, EventKind, Kernel, KernelError, Opening, Pinhole, QueueMode, Sessions,
+        Engine, Entry, EventKind, Kernel, KernelError, Opening, PinholeEnds, QueueMode, Sessions,
         batch::SessionRef,
         decision::{decider::Decider, external},
         limits::is_counted,
         offload::handover::{
-            FastPathLine, FastPathPinhole, FlowChange, Handover, LoginStage, SequenceOffset,
-            Withdrawal,
+            FastPathLine, FlowChange, Handover, LoginStage, PinholeId, SequenceOffset, Withdrawal,
         },
-        pinholes::held_pinhole::HeldPinhole,
+        pinholes::pinhole::Pinhole,
         records::opening_again,
         table::Key,
     },
@@ -53,7 +52,7 @@ impl Engine {
                 Some((index, self.sessions.table.get_session(index, line.flow)?))
             }) else {
                 // The session is gone.
-                self.sessions.batch.lost_fast_path_pinholes.extend(line.pinhole());
+                line.pinhole().into_iter().for_each(|id| self.sessions.pinholes.close_lost(id));
                 continue;
             };
             // It was read before a crash.
@@ -80,7 +79,7 @@ impl Engine {
             );
             let Ok(packet) = Packet::parse(&bytes) else { continue };
             // Lines of other connections that are read later may be older than this one.
-            self.sessions.expire_pinholes_of(index, line.at);
+            self.sessions.expire_pinholes_of(index, line.at, kernel);
             self.read_fast_path_line(index, &line, &packet, kernel);
             if line.line != before + 1 {
                 let difference = format!("line {} came after line {before}", line.line);
@@ -104,13 +103,8 @@ impl Engine {
         };
         decider.head.last_seen = seen;
         if let Some(opening_line) = line.consumed_pinhole {
-            let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
-            for held in decider.head.pinholes_mut().iter_mut() {
-                if decider.pinholes.fast_path_id(held) == consumed {
-                    held.is_consumed = true;
-                    decider.pinholes.record_closed(held);
-                }
-            }
+            let consumed = PinholeId { flow: line.flow, line: opening_line };
+            decider.pinholes.record_consumed(index, consumed);
         }
         let is_adjusted = session.is_adjusted();
         let expected = session.next_seq(line.from);
@@ -154,7 +148,7 @@ impl Engine {
             self.sessions.take_back(index);
         }
         if !matches {
-            self.sessions.batch.lost_fast_path_pinholes.extend(opened);
+            opened.into_iter().for_each(|id| self.sessions.pinholes.close_lost(id));
             let difference = format!(
                 "line {} of the {:?}, sequence number {} where {} was next: {action:?}",
                 line.line,
@@ -191,7 +185,7 @@ impl Engine {
 struct LineDecider<'a> {
     decider: Decider<'a>,
     /// The pinhole that the program opened, until the session has it.
-    opened: Option<FastPathPinhole>,
+    opened: Option<PinholeId>,
     padding: Padding,
     /// Whether the program had opened one for each announcement.
     opened_rightly: bool,
@@ -248,9 +242,8 @@ impl Sessions {
             return;
         }
         // A pinhole of the rules that waits for its transfer.
-        let waits_in_rules =
-            |held: &HeldPinhole| !held.in_use && !self.pinholes.has_fast_path(held);
-        if entry.head.extra().pinholes.iter().any(waits_in_rules) {
+        let waits_in_rules = |one: &Pinhole| !one.is_used() && one.in_program().is_none();
+        if self.pinholes.of(index).any(waits_in_rules) {
             return;
         }
         let is_ungreeted = entry.session.dialogue.phase == Phase::NotGreeted;
@@ -358,7 +351,7 @@ impl Sessions {
         let Some(entry) = self.table.get_mut(index) else { return };
         if let Some(withdrawn) = withdrawal(entry, &mut self.ungreeted_handovers) {
             let client = withdrawn.translation.client.ip();
-            self.pinholes.revoke_fast_path_grant(client, &entry.head.extra().pinholes);
+            self.pinholes.revoke_fast_path_grant(index, client);
             self.batch.flow_changes.push(FlowChange::Withdraw(withdrawn));
             self.mark_changed(index);
         }
@@ -378,19 +371,17 @@ impl Sessions {
         }
     }
 
-    /// The held pinholes that the BPF program opened.
-    pub fn fast_path_pinholes(&self) -> impl Iterator<Item = FastPathPinhole> {
-        let held = self.table.iter().flat_map(|entry| &entry.head.extra().pinholes);
-        held.filter_map(|held| self.pinholes.fast_path_id(held))
+    /// The held pinholes that the BPF program has.
+    pub fn fast_path_pinholes(&self) -> impl Iterator<Item = PinholeId> {
+        self.held_pinholes().filter_map(Pinhole::in_program)
     }
 
     /// Records that the rules have the pinholes for which `are_in_rules` is true. The record of a session may say that
     /// the BPF program has one, if that opened again after the data connection was refused.
     pub fn record_rule_pinholes(&mut self, are_in_rules: impl Fn(IpAddr, SocketAddr) -> bool) {
-        for entry in self.table.iter_mut() {
-            let held = entry.head.pinholes_mut().iter_mut();
-            held.filter(|held| are_in_rules(held.pinhole.initiator, held.pinhole.arrival))
-                .for_each(|held| _ = self.pinholes.move_to_rules(held));
+        for index in 0..self.table.slot_count() {
+            let is_meant = |one: &Pinhole| are_in_rules(one.ends.initiator, one.ends.arrival);
+            self.pinholes.move_to_rules(index, is_meant);
         }
     }
 
@@ -400,21 +391,20 @@ impl Sessions {
         &mut self,
         now: Instant,
         interfaces: Option<&[u32]>,
-    ) -> Vec<(FastPathPinhole, Opening)> {
+    ) -> Vec<(PinholeId, Opening)> {
         let mut moved = Vec::new();
         for index in 0..self.table.slot_count() {
-            let Some(entry) = self.table.get_mut(index) else { continue };
+            let Some(entry) = self.table.get(index) else { continue };
             if !is_at(&entry.session, interfaces) {
                 continue;
             }
             let translation = entry.head.extra().translation;
-            let mut has_changed = false;
-            for held in entry.head.pinholes_mut().iter_mut() {
-                has_changed |= self.pinholes.has_fast_path(held);
-                let id = self.pinholes.move_to_rules(held);
-                moved.extend(id.zip(opening_again(held, translation.as_ref(), now)));
+            let has_any = self.pinholes.of(index).any(|one| one.in_program().is_some());
+            for (id, pinhole) in self.pinholes.move_to_rules(index, |_| true) {
+                let opening = opening_again(&pinhole, translation.as_ref(), now);
+                moved.extend(opening.map(|opening| (id, opening)));
             }
-            if has_changed {
+            if has_any {
                 self.mark_changed(index);
             }
         }
@@ -422,9 +412,13 @@ impl Sessions {
     }
 
     /// The held pinholes of the rules.
-    pub fn rule_pinholes(&self) -> impl Iterator<Item = Pinhole> {
-        let held = self.table.iter().flat_map(|entry| &entry.head.extra().pinholes);
-        held.filter(|held| !self.pinholes.has_fast_path(held)).map(|held| held.pinhole)
+    pub fn rule_pinholes(&self) -> impl Iterator<Item = PinholeEnds> {
+        self.held_pinholes().filter(|one| one.in_program().is_none()).map(|one| one.ends)
+    }
+
+    /// The pinholes whose transfers have not ended.
+    fn held_pinholes(&self) -> impl Iterator<Item = &Pinhole> {
+        self.pinholes.iter().map(|(_, pinhole)| pinhole).filter(|pinhole| !pinhole.has_ended())
     }
 
     /// Numbers of the sessions on the fast path.

@@ -2,7 +2,7 @@
 
 use ahash::AHashMap;
 
-use crate::engine::ClientKey;
+use crate::engine::{ClientKey, KernelError};
 
 /// Fraction of all pinholes that one client may have open, and fraction of the ports that it may hold.
 const OPEN_FRACTION: usize = 4;
@@ -10,13 +10,15 @@ const HELD_FRACTION: usize = 8;
 
 /// Why no pinhole can be opened.
 #[derive(Debug)]
-pub enum OpenError {
+pub enum NotOpened {
     /// The client's limit of open pinholes is reached.
     Limit(usize),
     /// The limit of all pinholes is reached, or the client's fraction of it.
     Full(&'static str),
     /// No external port is free.
     NoPort,
+    /// The kernel refused.
+    Kernel(KernelError),
 }
 
 /// The pinholes of all clients.
@@ -44,45 +46,39 @@ impl ClientCounts {
         client: ClientKey,
         limit: usize,
         capacity: usize,
-    ) -> Result<(), OpenError> {
+    ) -> Result<(), NotOpened> {
         let Some(ClientCount { open, held }) = self.0.get(&client) else {
             return Ok(());
         };
         let limit = max_open(limit, capacity);
         if *open >= limit {
-            return Err(OpenError::Limit(limit));
+            return Err(NotOpened::Limit(limit));
         }
         if *held >= (capacity / HELD_FRACTION).max(limit) {
-            return Err(OpenError::Full("the client has its share"));
+            return Err(NotOpened::Full("the client has its share"));
         }
         Ok(())
     }
 
-    /// Counts an open pinhole of `client`, or one that the BPF program may open for it.
-    pub(crate) fn add(&mut self, client: ClientKey) {
+    /// Counts a pinhole that `client` holds, or a grant for one that the BPF program may open for it.
+    pub(crate) fn add(&mut self, client: ClientKey, is_open: bool) {
         let count = self.0.entry(client).or_default();
-        (count.open, count.held) = (count.open + 1, count.held + 1);
+        (count.open, count.held) = (count.open + usize::from(is_open), count.held + 1);
     }
 
-    pub(crate) fn remove_grant(&mut self, client: ClientKey) {
-        self.remove_open(client);
-        self.remove_held(client);
+    /// Counts one less.
+    pub(crate) fn remove(&mut self, client: ClientKey, is_open: bool) {
+        self.change(client, |count| {
+            count.open = count.open.saturating_sub(is_open.into());
+            count.held = count.held.saturating_sub(1);
+        });
     }
 
-    pub(crate) fn add_open(&mut self, client: ClientKey) {
-        self.0.entry(client).or_default().open += 1;
-    }
-
-    pub(crate) fn remove_open(&mut self, client: ClientKey) {
-        self.change(client, |count| count.open = count.open.saturating_sub(1));
-    }
-
-    pub(crate) fn add_held(&mut self, client: ClientKey) {
-        self.0.entry(client).or_default().held += 1;
-    }
-
-    pub(crate) fn remove_held(&mut self, client: ClientKey) {
-        self.change(client, |count| count.held = count.held.saturating_sub(1));
+    /// A pinhole that `client` holds counts for its limit now, or no more.
+    pub(crate) fn set_open(&mut self, client: ClientKey, is_open: bool) {
+        self.change(client, |count| {
+            count.open = if is_open { count.open + 1 } else { count.open.saturating_sub(1) };
+        });
     }
 
     fn change(&mut self, client: ClientKey, change: impl FnOnce(&mut ClientCount)) {

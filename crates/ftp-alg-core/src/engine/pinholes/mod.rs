@@ -1,208 +1,138 @@
-//! The pinholes of one shard: reservation of external ports, limits of clients, and deadlines of pinholes.
+//! The pinholes of one shard: which session has them, and what the kernel is to close.
 //!
-//! A port stays reserved while a transfer uses it. Otherwise a server that connects from port 20 would reuse the tuple
-//! of its earlier connection. An end's port that had to get another external port gets the same one again: while
-//! conntrack remembers the first data connection, a second one to this end by another external port has the same reply
-//! tuple, and the kernel drops it. But the port at which another session waits is left to that session. All shards share
-//! one [registry](registry) of ports.
+//! | file | is |
+//! | --- | --- |
+//! | `pinhole` | one pinhole, its states and transitions |
+//! | `ports` | the external ports, and the counts of clients, of all shards |
+//! | `candidates` | the ports to try for a pinhole |
+//!
+//! An end's port that had to get another external port gets the same one again: while conntrack remembers the first data
+//! connection, a second one to this end by another external port has the same reply tuple, and the kernel drops it. But
+//! the port at which another session waits is left to that session.
 
+pub(crate) mod candidates;
 pub(crate) mod client_counts;
-mod ended_pinholes;
-pub(crate) mod held_pinhole;
-pub(crate) mod proposal;
-pub(crate) mod registry;
-pub(crate) mod registry_entry;
+pub(crate) mod pinhole;
+mod ports;
 
 use std::{
+    collections::{BTreeMap, VecDeque},
+    mem::take,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use ahash::RandomState;
+use ahash::{AHashMap, RandomState};
 
 use crate::{
     engine::{
-        FastPathPinholeClosing, Pinhole,
-        offload::handover::FastPathPinhole,
+        ClientKey, Closing, Kernel, KernelError, Opening, PinholeEnds, Place, Translation,
+        offload::handover::PinholeId,
         pinholes::{
-            client_counts::{OpenError, max_open},
-            ended_pinholes::EndedPinholes,
-            held_pinhole::{HeldPinhole, PinholeRecord},
-            proposal::{Proposal, reserve},
-            registry::{PinholeClosing, PinholeRegistry, RegistryState},
+            candidates::{Candidates, PortFormat},
+            client_counts::{NotOpened, max_open},
+            pinhole::{Pinhole, PinholeRecord},
+            ports::{Port, Ports},
         },
     },
-    ftp::AnnouncementKind,
+    ftp::{AnnouncementKind, Reply},
     policy::Policy,
 };
 
+/// Limit of pinholes that outlive their transfers, and that stay when another is opened.
+const MAX_ENDED: usize = 64;
+const MAX_ENDED_AFTER_OPENING: usize = 32;
+/// Time between two looks for consumed pinholes, for each pinhole that there is. So they take a small part of the time.
+const LOOK_INTERVAL: Duration = Duration::from_micros(1);
+/// How often a closing that failed is tried again, once a second. Then the pinhole stays until it expires.
+const CLOSING_RETRIES: u32 = 10;
+
+/// The table slot of a session, and the serial number of its pinhole: later ones have higher numbers.
+type Key = (u32, u64);
+
 /// The pinholes of one shard.
 pub struct PinholeTable {
-    registry: PinholeRegistry,
-    /// Limit of open pinholes.
+    all: BTreeMap<Key, Pinhole>,
+    /// Those whose transfers have ended, oldest first; some may be closed.
+    ended: VecDeque<Key>,
+    ports: Ports,
+    /// The number of this shard.
+    shard: u16,
+    /// Limit of open pinholes of all shards.
     capacity: usize,
-    /// Pinholes that are closed here, but not yet in the kernel.
-    to_close: Vec<HeldPinhole>,
-    /// Pinholes whose transfers have ended, so closing them can wait.
-    ended: EndedPinholes,
-    /// Pinholes to close in the kernel.
-    closings: Vec<PinholeClosing>,
-    /// Pinholes that the BPF program is to close.
-    fast_path_closings: Vec<FastPathPinholeClosing>,
+    /// What the kernel is to close.
+    closings: Vec<WaitingClosing>,
+    /// The same, later, because it failed.
+    failed: Vec<WaitingClosing>,
+    /// When the kernel was last asked which pinholes are consumed.
+    last_look: Option<Instant>,
     random: RandomState,
+}
+
+/// A closing that the kernel has not carried out.
+#[derive(Clone, Copy, Debug)]
+struct WaitingClosing {
+    closing: Closing,
+    condition: Condition,
+    /// How often the kernel failed to close it.
+    failures: u32,
+}
+
+/// When a closing is still due.
+#[derive(Clone, Copy, Debug)]
+enum Condition {
+    /// Always.
+    Always,
+    /// While its port is reserved for this serial number, which no session holds. Then the port is free.
+    PortOf(u64),
+    /// While the rules have no pinhole with its ends.
+    NotInRules,
+}
+
+/// A pinhole to open.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its ends, with the announced port.
+    pub ends: PinholeEnds,
+    /// The control connection.
+    pub control: &'a Translation,
+    pub format: PortFormat,
+}
+
+/// A pinhole that the kernel has opened.
+pub struct Opened {
+    pub serial: u64,
+    /// Its external port.
+    pub port: u16,
+    /// What another session has to do with the port, if it has.
+    pub other_session: Option<&'static str>,
 }
 
 impl Default for PinholeTable {
     fn default() -> Self {
-        Self {
-            registry: PinholeRegistry::default(),
-            capacity: usize::from(u16::MAX),
-            to_close: Vec::new(),
-            ended: EndedPinholes::default(),
-            closings: Vec::new(),
-            fast_path_closings: Vec::new(),
-            random: RandomState::new(),
-        }
+        Self::sharing(Ports::default(), usize::from(u16::MAX), RandomState::new())
     }
 }
 
 impl PinholeTable {
+    fn sharing(ports: Ports, capacity: usize, random: RandomState) -> Self {
+        let shard = ports.lock().add_shard();
+        Self {
+            all: BTreeMap::new(),
+            ended: VecDeque::new(),
+            shard,
+            ports,
+            capacity,
+            closings: Vec::new(),
+            failed: Vec::new(),
+            last_look: None,
+            random,
+        }
+    }
+
     /// An empty table for another shard.
     pub fn new_shard(&self) -> Self {
-        Self {
-            registry: self.registry.clone(),
-            capacity: self.capacity,
-            random: self.random.clone(),
-            ..Self::default()
-        }
-    }
-
-    /// Reserves an external port for `proposal` of the session `owner`, which holds `own`. It differs from the announced
-    /// port if that is taken, or does not fill the room of its format: an announcement that keeps its length changes no
-    /// sequence numbers. Pinholes that must be closed before this one opens, or may be closed with it, are added to
-    /// `closed` or to the [closings of the BPF program](Self::take_fast_path_closings).
-    pub fn propose(
-        &mut self,
-        (now, owner, own): (Instant, u32, &[HeldPinhole]),
-        policy: &Policy,
-        proposal: &mut Proposal,
-        closed: &mut Vec<PinholeClosing>,
-    ) -> Result<(), OpenError> {
-        let client = proposal.client;
-        let mut state = self.registry.lock();
-        let limit = policy.max_pinholes_per_client;
-        let ended = self.ended.close_for_opening(now, (owner, client), &mut self.to_close);
-        let is_scarce =
-            ended > 0 && state.check(client, limit.saturating_sub(ended), self.capacity).is_err();
-        if proposal.candidates.set.is_some() || is_scarce {
-            self.ended.close_all(&mut self.to_close);
-        }
-        settle(&mut self.to_close, &mut state, closed, &mut self.fast_path_closings);
-        state.check(client, limit, self.capacity)?;
-        proposal.candidates.is_displaced = state.is_displaced(&proposal.opening.pinhole);
-        let closings = (closed, &mut self.fast_path_closings);
-        reserve(&mut state, proposal, policy, own, &self.random, closings)
-    }
-
-    /// Reserves the next port, because the kernel has another pinhole at this one.
-    pub fn propose_next_port(
-        &mut self,
-        policy: &Policy,
-        own: &[HeldPinhole],
-        proposal: &mut Proposal,
-        closed: &mut Vec<PinholeClosing>,
-    ) -> Result<(), OpenError> {
-        let mut state = self.registry.lock();
-        proposal.withdraw(&mut state, closed);
-        let closings = (closed, &mut self.fast_path_closings);
-        reserve(&mut state, proposal, policy, own, &self.random, closings)
-    }
-
-    /// Withdraws a reservation, because the kernel did not open the pinhole. If the entry that it replaced must be
-    /// closed, it is added to `closed`.
-    pub fn withdraw(&mut self, proposal: &Proposal, closed: &mut Vec<PinholeClosing>) {
-        proposal.withdraw(&mut self.registry.lock(), closed);
-    }
-
-    /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner`. It `is_granted` if the
-    /// session is on the fast path. The session has closed its earlier one with these endpoints.
-    pub fn hold_fast_path_pinhole(
-        &mut self,
-        (fast_path, at): (FastPathPinhole, Instant),
-        (owner, is_granted): (u32, bool),
-        client: IpAddr,
-        (kind, lifetime): (AnnouncementKind, Duration),
-        pinhole: Pinhole,
-    ) -> HeldPinhole {
-        let (client, deadline) = (client.into(), at + lifetime);
-        let mut state = self.registry.lock();
-        self.ended.close_replaced(owner, &pinhole, &mut self.to_close);
-        settle(&mut self.to_close, &mut state, &mut self.closings, &mut self.fast_path_closings);
-        let (serial, replaced) =
-            state.insert_from_fast_path((pinhole, fast_path), (client, is_granted));
-        drop(state);
-        self.closings.extend(replaced);
-        HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path))
-    }
-
-    /// Whether the BPF program may open another pinhole for `client`; if so, it is counted. Half of the client's limit
-    /// is reserved for its connections that are inspected inline.
-    pub fn grant_fast_path(&mut self, policy: &Policy, client: IpAddr) -> bool {
-        let (client, mut state) = (client.into(), self.registry.lock());
-        let limit = max_open(policy.max_pinholes_per_client, self.capacity) / 2;
-        let is_granted = limit > 0 && state.check(client, limit, self.capacity).is_ok();
-        if is_granted {
-            state.clients.add(client);
-        }
-        is_granted
-    }
-
-    /// The identity of `held` in the BPF program, if that has it and not the rules.
-    pub fn fast_path_id(&self, held: &HeldPinhole) -> Option<FastPathPinhole> {
-        held.fast_path.filter(|_| !self.registry.lock().is_in_rules(&held.pinhole, held.serial))
-    }
-
-    /// Whether the BPF program has `held`, not the rules.
-    pub fn has_fast_path(&self, held: &HeldPinhole) -> bool {
-        self.fast_path_id(held).is_some()
-    }
-
-    /// The record of `held`, with this deadline.
-    pub fn record(&self, held: &HeldPinhole, deadline: u64) -> PinholeRecord {
-        let HeldPinhole { pinhole, kind, serial, answered, in_use, .. } = *held;
-        let fast_path = self.fast_path_id(held);
-        PinholeRecord { pinhole, kind, serial, deadline, answered, in_use, fast_path }
-    }
-
-    /// Moves `held` from the BPF program to the rules. Returns its identity in the program if the rules must have it.
-    pub fn move_to_rules(&mut self, held: &mut HeldPinhole) -> Option<FastPathPinhole> {
-        let id = self.fast_path_id(held)?;
-        held.fast_path = None;
-        if self.registry.lock().move_to_rules(held.pinhole, held.serial) && !held.is_consumed {
-            return Some(id);
-        }
-        self.fast_path_closings.push(FastPathPinholeClosing { pinhole: held.pinhole, id });
-        None
-    }
-
-    /// Counts a grant that was made before a restart.
-    pub fn recount_fast_path_grant(&mut self, client: IpAddr) {
-        self.registry.lock().clients.add(client.into());
-    }
-
-    /// Takes back the grant of one pinhole for `client`. If one of `held` is open by it, that counts itself now.
-    pub fn revoke_fast_path_grant(&mut self, client: IpAddr, held: &[HeldPinhole]) {
-        let mut state = self.registry.lock();
-        state.clients.remove_grant(client.into());
-        held.iter().for_each(|held| state.end_grant(&held.pinhole, held.serial));
-    }
-
-    /// Takes the pinholes that the BPF program is to close.
-    pub fn take_fast_path_closings(
-        &mut self,
-        fast_path_closings: &mut Vec<FastPathPinholeClosing>,
-    ) {
-        fast_path_closings.append(&mut self.fast_path_closings);
+        Self::sharing(self.ports.clone(), self.capacity, self.random.clone())
     }
 
     /// Sets the limit of open pinholes.
@@ -210,150 +140,649 @@ impl PinholeTable {
         self.capacity = capacity.max(1);
     }
 
-    /// Restores a pinhole of `client` from a record.
-    pub fn restore(
-        &mut self,
-        client: IpAddr,
-        record: &PinholeRecord,
-        deadline: Instant,
-    ) -> HeldPinhole {
-        let PinholeRecord { pinhole, kind, serial, answered, in_use, fast_path, .. } = *record;
-        let client = client.into();
-        let mut state = self.registry.lock();
-        let serial = match fast_path {
-            Some(fast_path) => {
-                let opened = (pinhole, fast_path);
-                let (serial, replaced) = state.insert_from_fast_path(opened, (client, false));
-                self.closings.extend(replaced);
-                serial
-            }
-            None => {
-                state.restore(pinhole, serial, client);
-                serial
-            }
-        };
-        if in_use {
-            state.record_start(&pinhole, serial);
-        }
-        drop(state);
-        let mut held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
-        (held.answered, held.in_use) = (answered, in_use);
-        held
+    /// The pinholes of the session `owner` whose transfers have not ended, oldest first.
+    pub fn of(&self, owner: u32) -> impl DoubleEndedIterator<Item = &Pinhole> {
+        self.all_of(owner).filter(|pinhole| !pinhole.has_ended())
+    }
+
+    fn all_of(&self, owner: u32) -> impl DoubleEndedIterator<Item = &Pinhole> {
+        self.all.range((owner, 0)..=(owner, u64::MAX)).map(|(_, pinhole)| pinhole)
+    }
+
+    /// All pinholes, with the table slots of their sessions.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Pinhole)> {
+        self.all.iter().map(|((owner, _), pinhole)| (*owner, pinhole))
+    }
+
+    /// The last answered announcement of the session `owner`, which is that of its data connection.
+    pub fn last_announcement(&self, owner: u32) -> Option<&Pinhole> {
+        self.of(owner).rev().find(|pinhole| pinhole.is_answered())
+    }
+
+    /// When a pinhole of the session `owner` must be looked at after `now`, if they have this lifetime.
+    pub fn next_due(&self, owner: u32, now: Instant, lifetime: Duration) -> Option<Instant> {
+        self.all_of(owner).filter_map(|pinhole| pinhole.next_due(now, lifetime)).min()
     }
 
     /// Whether a session of any shard holds a pinhole of the rules with these endpoints.
     pub fn is_held(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
-        self.registry.lock().is_held(initiator, arrival)
+        self.ports.lock().is_held(initiator, arrival)
     }
 
-    /// The registry of all shards.
-    pub fn registry(&self) -> &PinholeRegistry {
-        &self.registry
+    /// Changes a pinhole, and with it what counts for its client.
+    fn change<R>(&mut self, key: Key, change: impl FnOnce(&mut Pinhole) -> R) -> Option<R> {
+        let pinhole = self.all.get_mut(&key)?;
+        let counted = pinhole.counts();
+        let changed = change(pinhole);
+        if pinhole.counts() != counted {
+            self.ports.lock().clients.set_open(pinhole.client, !counted);
+        }
+        Some(changed)
     }
 
-    /// Records that a transfer uses `held`. Its data connection may still have to come, so it stays open.
-    pub fn mark_in_use(&mut self, held: &mut HeldPinhole) {
-        if !std::mem::replace(&mut held.in_use, true) {
-            self.registry.lock().record_start(&held.pinhole, held.serial);
+    /// Changes the pinholes of the session `owner` for which `is_meant` holds. Returns for how many `change` did.
+    fn change_each(
+        &mut self,
+        owner: u32,
+        is_meant: impl Fn(&Pinhole) -> bool,
+        change: impl Fn(&mut Pinhole) -> bool,
+    ) -> u64 {
+        let meant =
+            self.of(owner).filter(|pinhole| is_meant(pinhole)).map(|pinhole| pinhole.serial);
+        let meant: Vec<_> = meant.collect();
+        let changed = meant.into_iter().filter_map(|serial| self.change((owner, serial), &change));
+        changed.filter(|has_changed| *has_changed).count() as u64
+    }
+
+    /// Opens a pinhole for the session `owner`, at the first external port that is free. What waits for being closed is
+    /// closed in the same transaction.
+    pub fn open(
+        &mut self,
+        now: Instant,
+        owner: u32,
+        wanted: &Wanted<'_>,
+        policy: &Policy,
+        kernel: &mut dyn Kernel,
+    ) -> Result<Opened, NotOpened> {
+        let Wanted { mut ends, control, format } = *wanted;
+        let client: ClientKey = control.client.ip().into();
+        let candidates = Candidates::new(&ends, control, format, policy);
+        let limit = policy.max_pinholes_per_client;
+        self.close_ended_for(now, (owner, client), limit, candidates.set.is_some());
+        self.make_room(now, client, limit, kernel)?;
+        let is_displaced = self.ports.lock().is_displaced(&ends);
+        let (target, random) = ((ends.initiator, ends.target), self.random.clone());
+        let mut ports = candidates.ports(policy, &target, is_displaced, &random);
+        let mut waited_for = None;
+        loop {
+            let free = ports.by_ref().find(|port| {
+                ends.arrival.set_port(*port);
+                let is_waited_for = self.is_waited_for(owner, &ends);
+                if is_waited_for == Some(true) {
+                    waited_for = waited_for.or(Some(*port));
+                }
+                is_waited_for == Some(false)
+            });
+            let other_session = waited_for.map(|_| match free {
+                Some(_) => "another session waits at that port",
+                None => "another session waits at that port, and no other is free",
+            });
+            let port = free.or(waited_for.take()).ok_or(NotOpened::NoPort)?;
+            ends.arrival.set_port(port);
+            if candidates.is_announced(port) {
+                self.ports.lock().set_displaced(&ends, false);
+            } else if candidates.prefers_own() && !is_displaced && other_session.is_none() {
+                self.ports.lock().set_displaced(&ends, true);
+            }
+            let from_client = !format.kind.is_active();
+            let lifetime = policy.pinhole_timeout;
+            let opening = Opening { ends, control: *control, from_client, lifetime };
+            match self.open_at_port(owner, &opening, kernel) {
+                Ok(serial) => {
+                    let deadline = now + lifetime;
+                    let identity = (client, serial);
+                    let opened = Pinhole::new(ends, format.kind, deadline, identity, Place::Rules);
+                    self.insert(owner, opened);
+                    return Ok(Opened { serial, port, other_session });
+                }
+                Err(KernelError::Taken) => {}
+                Err(KernelError::Full { what }) => return Err(NotOpened::Full(what)),
+                Err(error) => return Err(NotOpened::Kernel(error)),
+            }
         }
     }
 
-    /// Whether the kernel may have `held` open, as far as is known.
-    pub fn is_open(&self, held: &HeldPinhole) -> bool {
-        self.registry.lock().is_open(&held.pinhole, held.serial)
+    /// Whether another session waits at the port with these ends. `None` if it cannot be used at all.
+    fn is_waited_for(&self, owner: u32, ends: &PinholeEnds) -> Option<bool> {
+        let ports = self.ports.lock();
+        if ports.is_taken(ends, self.shard) {
+            return None;
+        }
+        let held = ports.get(ends).filter(|port| port.is_held && port.owner != owner);
+        let other = held.and_then(|port| self.all.get(&(port.owner, port.serial)));
+        Some(other.is_some_and(Pinhole::is_waited_for))
     }
 
-    /// Records that `held` is consumed or expired, so that it no longer counts for its client.
-    pub fn record_closed(&mut self, held: &HeldPinhole) {
-        self.registry.lock().record_closed(&held.pinhole, held.serial);
+    /// Checks the limits of `client`. If it is at its limit, looks which pinholes are consumed.
+    fn make_room(
+        &mut self,
+        now: Instant,
+        client: ClientKey,
+        limit: usize,
+        kernel: &mut dyn Kernel,
+    ) -> Result<(), NotOpened> {
+        let ports = self.ports.lock();
+        let checked = ports.check(client, limit, self.capacity);
+        let interval = LOOK_INTERVAL.saturating_mul(ports.len() as u32 + 1); // at most one a port
+        drop(ports);
+        let may_look = self.last_look.is_none_or(|last| now >= last + interval);
+        if !matches!(checked, Err(NotOpened::Limit(_))) || !may_look {
+            return checked;
+        }
+        self.last_look = Some(now);
+        let started = self.all.iter().filter(|(_, pinhole)| pinhole.may_be_consumed());
+        let (keys, ends): (Vec<_>, Vec<_>) =
+            started.map(|(key, pinhole)| (*key, pinhole.ends)).unzip();
+        if !ends.is_empty() {
+            let gone = kernel.find_consumed(&ends).map_err(NotOpened::Kernel)?;
+            for (key, _) in keys.into_iter().zip(ends).filter(|(_, ends)| gone.contains(ends)) {
+                self.change(key, Pinhole::record_gone);
+            }
+        }
+        self.ports.lock().check(client, limit, self.capacity)
     }
 
-    /// Whether the kernel may be asked `now` which pinholes are consumed.
-    pub fn may_look_for_consumed(&self, now: Instant) -> bool {
-        self.registry.lock().may_look(now)
-    }
-
-    /// Closes `held`. The next call of [`take_closings`](Self::take_closings) returns it for the kernel, and its port
-    /// is free again.
-    pub fn close(&mut self, held: HeldPinhole) {
-        self.to_close.push(held);
-    }
-
-    /// Closes `held` of the session `owner` after its transfer, later in the kernel. It no longer counts.
-    pub fn close_ended(&mut self, now: Instant, owner: u32, held: HeldPinhole) {
-        let mut state = self.registry.lock();
-        let may_be_open = state.is_open(&held.pinhole, held.serial);
-        state.record_closed(&held.pinhole, held.serial);
-        drop(state);
-        self.to_close.extend(if held.in_use && !held.is_consumed {
-            self.ended.push(now, held, owner, may_be_open)
+    /// Opens a pinhole of the session `owner` at the port in `opening`. Returns its serial number.
+    fn open_at_port(
+        &mut self,
+        owner: u32,
+        opening: &Opening,
+        kernel: &mut dyn Kernel,
+    ) -> Result<u64, KernelError> {
+        let ends = opening.ends;
+        let mut ports = self.ports.lock();
+        let serial = ports.next_serial();
+        let before = ports.reserve(ends, (self.shard, owner, serial), Place::Rules);
+        drop(ports);
+        if let Some(Port { ends, place, .. }) = before {
+            // Announced again, or not closed yet.
+            self.push_closing(Closing::new(ends, place), Condition::Always);
+        }
+        let opened = self.update_kernel(Some(opening), kernel);
+        if opened.is_ok() {
+            self.displace(before);
         } else {
-            Some(held)
+            self.ports.lock().cancel(&ends, serial, before);
+            // Its owner may have left that to this pinhole.
+            if let Some(before) = before.filter(|before| !before.is_held) {
+                let closing = Closing::new(before.ends, before.place);
+                self.push_closing(closing, Condition::PortOf(before.serial));
+            }
+        }
+        opened.map(|()| serial)
+    }
+
+    /// Another pinhole has the port of the one that was there before.
+    fn displace(&mut self, before: Option<Port>) {
+        if let Some(Port { owner, serial, .. }) = before {
+            self.change((owner, serial), Pinhole::record_gone);
+        }
+    }
+
+    fn insert(&mut self, owner: u32, pinhole: Pinhole) {
+        self.ports.lock().clients.add(pinhole.client, pinhole.counts());
+        self.all.insert((owner, pinhole.serial), pinhole);
+    }
+
+    /// Holds the pinhole `id` of the session `owner`, which the BPF program opened at the time `at`. It `is_granted` if the
+    /// session is on the fast path. The session has closed its earlier ones with these ends. A pinhole of the rules that may
+    /// be open keeps its port, because it may be newer. Returns the serial number.
+    pub fn hold_program_pinhole(
+        &mut self,
+        (id, at): (PinholeId, Instant),
+        (owner, is_granted): (u32, bool),
+        client: IpAddr,
+        (kind, lifetime): (AnnouncementKind, Duration),
+        ends: PinholeEnds,
+    ) -> u64 {
+        self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.ends() == ends.ends());
+        let (place, deadline) = (Place::Program(id), at + lifetime);
+        let serial = self.reserve_in_program(owner, ends, place);
+        let mut opened = Pinhole::new(ends, kind, deadline, (client.into(), serial), place);
+        opened.set_granted(is_granted);
+        self.insert(owner, opened);
+        serial
+    }
+
+    /// Reserves the port of a pinhole that the BPF program has, unless one of the rules that may be open has it.
+    fn reserve_in_program(&mut self, owner: u32, ends: PinholeEnds, place: Place) -> u64 {
+        let mut ports = self.ports.lock();
+        let serial = ports.next_serial();
+        let is_newer = |port: &Port| {
+            port.place == Place::Rules
+                && port.is_held
+                && self.all.get(&(port.owner, port.serial)).is_none_or(Pinhole::is_open)
+        };
+        if ports.get(&ends).is_some_and(is_newer) {
+            return serial;
+        }
+        let before = ports.reserve(ends, (self.shard, owner, serial), place);
+        drop(ports);
+        self.displace(before);
+        if let Some(Port { ends, .. }) = before.filter(|before| before.place == Place::Rules) {
+            self.push_closing(Closing::Rules(ends), Condition::NotInRules);
+        }
+        serial
+    }
+
+    /// Restores a pinhole of the session `owner` and this client from a record. A later one with its ends keeps its port.
+    pub fn restore(
+        &mut self,
+        owner: u32,
+        client: IpAddr,
+        record: &PinholeRecord,
+        deadline: Instant,
+    ) {
+        let (ends, client) = (record.ends, client.into());
+        let new = |serial, place| Pinhole::restored(record, deadline, (client, serial), place);
+        if let Some(id) = record.in_program {
+            let place = Place::Program(id);
+            let serial = self.reserve_in_program(owner, ends, place);
+            return self.insert(owner, new(serial, place));
+        }
+        let (serial, mut restored) = (record.serial, new(record.serial, Place::Rules));
+        let mut ports = self.ports.lock();
+        ports.record_serial(serial);
+        let is_latest = ports.get(&ends).is_none_or(|port| port.serial < serial);
+        let identity = (self.shard, owner, serial);
+        let before = is_latest.then(|| ports.reserve(ends, identity, Place::Rules)).flatten();
+        drop(ports);
+        if !is_latest {
+            restored.record_gone();
+        }
+        self.displace(before);
+        self.insert(owner, restored);
+    }
+
+    /// Takes the pinholes of the session `from` of another shard for the session `owner` of this one.
+    pub fn adopt(&mut self, owner: u32, other: &mut Self, from: u32) {
+        let serials: Vec<_> = other.all_of(from).map(|pinhole| pinhole.serial).collect();
+        for serial in serials {
+            let Some(pinhole) = other.all.remove(&(from, serial)) else { continue };
+            self.ports.lock().set_owner(&pinhole.ends, serial, self.shard, owner);
+            if pinhole.has_ended() {
+                self.ended.push_back((owner, serial));
+            }
+            self.all.insert((owner, serial), pinhole);
+        }
+    }
+
+    /// The server accepted the oldest announcement of the session `owner` that it had not answered. Returns its serial
+    /// number.
+    pub fn answer(&mut self, owner: u32) -> Option<u64> {
+        let serial = self.of(owner).find(|pinhole| !pinhole.is_answered())?.serial;
+        self.change((owner, serial), Pinhole::answer);
+        Some(serial)
+    }
+
+    /// A transfer uses the answered pinholes of the session `owner`. Returns how many were not used before.
+    pub fn start(&mut self, owner: u32) -> u64 {
+        self.change_each(owner, Pinhole::is_answered, Pinhole::start)
+    }
+
+    /// The transfer of the session `owner` ended well: the pinholes that it used stay open for a while. Returns how many
+    /// were not known to be used.
+    pub fn end(&mut self, now: Instant, owner: u32) -> u64 {
+        // A success without a preliminary reply may be meant for another command.
+        let is_over = |pinhole: &&Pinhole| {
+            pinhole.is_answered() && (pinhole.is_used() || !pinhole.may_be_open(now))
+        };
+        let over: Vec<_> = self
+            .of(owner)
+            .filter(is_over)
+            .map(|pinhole| (pinhole.serial, pinhole.is_used()))
+            .collect();
+        let unused = over.iter().filter(|(_, was_used)| !was_used).count();
+        for (serial, was_used) in over {
+            let key = (owner, serial);
+            let is_in_place = self.all.get(&key).is_some_and(Pinhole::is_in_place);
+            if !(was_used && is_in_place) {
+                self.close(key);
+                continue;
+            }
+            self.change(key, |pinhole| pinhole.end(now));
+            self.ended.push_back(key);
+            if self.ended.len() > MAX_ENDED
+                && let Some(oldest) = self.ended.pop_front()
+            {
+                self.close_if_ended(oldest);
+            }
+        }
+        unused as u64
+    }
+
+    /// A transfer of the session `owner` failed with `reply`. It may have failed before its data connection, so its
+    /// pinhole stays open until its deadline.
+    pub fn fail(&mut self, now: Instant, owner: u32, reply: Reply) {
+        while self
+            .close_first(owner, |pinhole| pinhole.is_used() && pinhole.deadline <= now)
+            .is_some()
+        {}
+        self.change_each(
+            owner,
+            |_| true,
+            |pinhole| {
+                pinhole.fail(reply);
+                true
+            },
+        );
+    }
+
+    /// A command of the session `owner` is to use its pinholes.
+    pub fn retry(&mut self, owner: u32) {
+        self.change_each(owner, Pinhole::is_refused, |pinhole| {
+            pinhole.retry();
+            true
         });
     }
 
-    /// Adds pinholes to `closed` that are to be closed in the kernel.
-    pub fn take_closings(&mut self, closed: &mut Vec<PinholeClosing>) {
-        closed.append(&mut self.closings);
-        if !self.to_close.is_empty() {
-            settle(
-                &mut self.to_close,
-                &mut self.registry.lock(),
-                closed,
-                &mut self.fast_path_closings,
-            );
+    /// The used pinholes of the session `owner` whose deadlines have passed are open no more. Their ports stay reserved.
+    pub fn record_expired(&mut self, owner: u32, now: Instant) {
+        let is_over = |pinhole: &Pinhole| pinhole.is_used() && pinhole.deadline <= now;
+        self.change_each(owner, is_over, |pinhole| {
+            pinhole.record_gone();
+            true
+        });
+    }
+
+    /// The BPF program found the pinhole `id` of the session `owner` consumed.
+    pub fn record_consumed(&mut self, owner: u32, id: PinholeId) {
+        let is_meant = |pinhole: &Pinhole| pinhole.in_program() == Some(id);
+        self.change_each(owner, is_meant, |pinhole| {
+            pinhole.record_consumed();
+            true
+        });
+    }
+
+    /// Has the kernel renew the pinholes of the session `owner` that would expire soon, because a transfer waits for
+    /// them. Returns whether there were any, and the errors.
+    pub fn renew(
+        &mut self,
+        now: Instant,
+        (owner, control): (u32, &Translation),
+        lifetime: Duration,
+        kernel: &mut dyn Kernel,
+    ) -> (bool, Vec<KernelError>) {
+        let due = self.of(owner).filter(|pinhole| pinhole.is_renewable(now, lifetime));
+        let due: Vec<_> = due.map(|pinhole| pinhole.serial).collect();
+        let mut errors = Vec::new();
+        for serial in &due {
+            let key = (owner, *serial);
+            let Some(pinhole) = self.all.get_mut(&key) else { continue };
+            pinhole.deadline = now + lifetime;
+            if !pinhole.may_be_open(now) {
+                continue;
+            }
+            match kernel.renew(&pinhole.opening(control, lifetime), pinhole.place) {
+                Ok(true) => {}
+                Ok(false) => drop(self.change(key, Pinhole::record_gone)),
+                Err(error) => errors.push(error),
+            }
+        }
+        (!due.is_empty(), errors)
+    }
+
+    /// Sets when the pinhole `serial` of the session `owner` is to be reported, if no transfer uses it.
+    pub fn examine_at(&mut self, owner: u32, serial: u64, at: Instant) {
+        if let Some(pinhole) = self.all.get_mut(&(owner, serial)) {
+            pinhole.examination = Some(at);
         }
     }
 
-    /// Adds closings that failed to `closed`.
-    pub fn take_failed_closings(&mut self, closed: &mut Vec<PinholeClosing>) {
-        closed.append(&mut self.registry.lock().take_failed_closings());
+    /// Takes the examinations of the session `owner` that are due. Returns the serial number of the last pinhole.
+    pub fn take_examinations(&mut self, owner: u32, now: Instant) -> Option<u64> {
+        let mut last = None;
+        for (_, pinhole) in self.all.range_mut((owner, 0)..=(owner, u64::MAX)) {
+            if pinhole.examination.take_if(|at| *at <= now).is_some() {
+                last = Some(pinhole.serial);
+            }
+        }
+        last
     }
 
-    /// The pinholes that have outlived their transfers and may be open, with the sessions that announced them.
-    pub fn ended(&self, now: Instant) -> impl Iterator<Item = (u32, &HeldPinhole)> {
-        let is_own = |held: &HeldPinhole| self.registry.lock().has(&held.pinhole, held.serial);
-        self.ended.open_at(now).filter(move |(_, held)| is_own(held))
+    /// Closes the oldest pinhole of the session `owner` for which `is_meant` holds. Its port is free when the kernel has
+    /// done that.
+    pub fn close_first(
+        &mut self,
+        owner: u32,
+        is_meant: impl Fn(&Pinhole) -> bool,
+    ) -> Option<Pinhole> {
+        let serial = self.of(owner).find(|pinhole| is_meant(pinhole))?.serial;
+        self.close((owner, serial))
     }
 
-    /// Closes pinholes that have outlived their transfers for long enough.
+    /// Closes all pinholes of the session `owner`.
+    pub fn close_all_of(&mut self, owner: u32) {
+        let serials: Vec<_> = self.all_of(owner).map(|pinhole| pinhole.serial).collect();
+        serials.into_iter().for_each(|serial| drop(self.close((owner, serial))));
+    }
+
+    fn close(&mut self, key: Key) -> Option<Pinhole> {
+        let pinhole = self.all.remove(&key)?;
+        let Pinhole { ends, client, serial, place, .. } = pinhole;
+        let mut ports = self.ports.lock();
+        ports.clients.remove(client, pinhole.counts());
+        let had_port = ports.release(&ends, serial);
+        drop(ports);
+        match place {
+            Place::Rules if had_port => {
+                self.push_closing(Closing::Rules(ends), Condition::PortOf(serial));
+            }
+            Place::Program(_) if pinhole.is_in_place() => {
+                self.push_closing(Closing::new(ends, place), Condition::Always);
+            }
+            _ => {}
+        }
+        Some(pinhole)
+    }
+
+    fn close_if_ended(&mut self, key: Key) {
+        if self.all.get(&key).is_some_and(Pinhole::has_ended) {
+            self.close(key);
+        }
+    }
+
+    /// Closes those that have outlived their transfers for which `is_due` holds.
+    fn close_ended_if(&mut self, is_due: impl Fn(&Key, &Pinhole) -> bool) {
+        let all = &self.all;
+        let is_due = |key: &mut Key| all.get(key).is_none_or(|ended| is_due(key, ended));
+        let mut due = VecDeque::new();
+        let mut left = VecDeque::new();
+        for mut key in self.ended.drain(..) {
+            if is_due(&mut key) { due.push_back(key) } else { left.push_back(key) }
+        }
+        self.ended = left;
+        due.into_iter().for_each(|key| self.close_if_ended(key));
+    }
+
+    /// Closes those that have outlived their transfers for long enough.
     pub fn close_ended_before(&mut self, now: Instant) {
-        self.ended.close_before(now, &mut self.to_close);
+        self.close_ended_if(|_, pinhole| pinhole.ended_until().is_none_or(|until| until <= now));
     }
 
-    /// When the next pinhole is to be closed that has outlived its transfer, of those of the session `owner`.
-    pub fn next_ended_of(&self, owner: u32) -> Option<Instant> {
-        self.ended.next_of(owner)
-    }
-
-    /// Closes the pinholes of the session `owner` that have outlived their transfers.
+    /// Closes those of the session `owner` that have outlived their transfers.
     pub fn close_ended_of(&mut self, owner: u32) {
-        self.ended.close_of(owner, &mut self.to_close);
+        self.close_ended_if(|key, _| key.0 == owner);
     }
 
-    /// Closes all pinholes that have outlived their transfers.
+    /// Closes all that have outlived their transfers.
     pub fn close_all_ended(&mut self) {
-        self.ended.close_all(&mut self.to_close);
+        self.close_ended_if(|_, _| true);
     }
-}
 
-/// Moves `to_close` to `closed` and `fast_path_closings`, except pinholes whose endpoints were opened again: the new
-/// pinhole has replaced the old one.
-fn settle(
-    to_close: &mut Vec<HeldPinhole>,
-    state: &mut RegistryState,
-    closed: &mut Vec<PinholeClosing>,
-    fast_path_closings: &mut Vec<FastPathPinholeClosing>,
-) {
-    for held in to_close.drain(..) {
-        let of_program = held.fast_path.filter(|_| !held.is_consumed);
-        if let Some(fast_path) =
-            of_program.filter(|_| !state.is_in_rules(&held.pinhole, held.serial))
-        {
-            fast_path_closings
-                .push(FastPathPinholeClosing { pinhole: held.pinhole, id: fast_path });
+    /// Closes what has outlived its transfer because another pinhole of the session `owner` and this client is opened: what
+    /// is due, what the session has, the oldest if there are many, and all if the client may be short of pinholes, or
+    /// `is_limited` to some ports.
+    fn close_ended_for(
+        &mut self,
+        now: Instant,
+        (owner, client): (u32, ClientKey),
+        limit: usize,
+        is_limited: bool,
+    ) {
+        if self.ended.is_empty() {
+            return;
         }
-        closed.extend(state.release(held.pinhole, held.serial, held.client));
+        self.close_ended_if(|key, pinhole| {
+            key.0 == owner || pinhole.ended_until().is_none_or(|until| until <= now)
+        });
+        let surplus = self.ended.len().saturating_sub(MAX_ENDED_AFTER_OPENING);
+        let oldest: Vec<_> = self.ended.drain(..surplus).collect();
+        oldest.into_iter().for_each(|key| self.close_if_ended(key));
+        let is_of_client =
+            |key: &&Key| self.all.get(key).is_some_and(|ended| ended.client == client);
+        let of_client = self.ended.iter().filter(is_of_client).count();
+        let is_scarce = of_client > 0
+            && self
+                .ports
+                .lock()
+                .check(client, limit.saturating_sub(of_client), self.capacity)
+                .is_err();
+        if is_limited || is_scarce {
+            self.close_all_ended();
+        }
+    }
+
+    fn push_closing(&mut self, closing: Closing, condition: Condition) {
+        self.closings.push(WaitingClosing { closing, condition, failures: 0 });
+    }
+
+    /// Has the kernel close the pinhole of the BPF program that no session has.
+    pub fn close_lost(&mut self, id: PinholeId) {
+        self.push_closing(Closing::Lost(id), Condition::Always);
+    }
+
+    /// Has the kernel close what waits for that.
+    pub fn send_closings(&mut self, kernel: &mut dyn Kernel) -> Result<(), KernelError> {
+        if self.closings.is_empty() { Ok(()) } else { self.update_kernel(None, kernel) }
+    }
+
+    /// Has the closings that failed tried again with the next ones.
+    pub fn retry_closings(&mut self) {
+        self.closings.append(&mut self.failed);
+    }
+
+    /// Has the kernel close what waits for that, and then open a pinhole.
+    fn update_kernel(
+        &mut self,
+        opening: Option<&Opening>,
+        kernel: &mut dyn Kernel,
+    ) -> Result<(), KernelError> {
+        let mut waiting = take(&mut self.closings);
+        let due = self.take_due(&mut waiting);
+        let updated = match opening {
+            Some(opening) => kernel.open(opening, &due),
+            None if due.is_empty() => Ok(()),
+            None => kernel.close(&due).map_err(|error| KernelError::NotClosed(Box::new(error))),
+        };
+        let has_failed = matches!(updated, Err(KernelError::NotClosed(_)));
+        let mut ports = self.ports.lock();
+        for one in waiting.drain(..) {
+            let is_last = one.failures >= CLOSING_RETRIES;
+            match (one.condition, one.closing.ends()) {
+                (Condition::PortOf(serial), Some(ends)) if !has_failed || is_last => {
+                    ports.remove(&ends, serial);
+                }
+                (Condition::PortOf(_) | Condition::NotInRules, _) if has_failed && !is_last => {
+                    self.failed.push(WaitingClosing { failures: one.failures + 1, ..one });
+                }
+                _ => {}
+            }
+        }
+        self.closings = waiting;
+        drop(ports);
+        updated
+    }
+
+    /// Those of `waiting` that are still due, for the kernel; the others are removed. The source translation is omitted of
+    /// those that share it with another open pinhole.
+    fn take_due(&self, waiting: &mut Vec<WaitingClosing>) -> Vec<Closing> {
+        let ports = self.ports.lock();
+        waiting.retain(|one| match (one.condition, one.closing.ends()) {
+            (Condition::PortOf(serial), Some(ends)) => {
+                ports.get(&ends).is_some_and(|port| port.serial == serial && !port.is_held)
+            }
+            (Condition::NotInRules, Some(ends)) => {
+                ports.get(&ends).is_none_or(|port| port.place != Place::Rules)
+            }
+            _ => true,
+        });
+        // How many with this initiator and target are closed.
+        let mut closed = AHashMap::<_, u32>::new();
+        let of_kernel = |one: &WaitingClosing| {
+            let Closing::Rules(ends) = one.closing else { return one.closing };
+            let is_own = ports.get(&ends).is_some_and(|port| port.ends.target == ends.target);
+            let closed = closed.entry((ends.initiator, ends.target)).or_default();
+            let is_shared = ports.sharing_source(&ends) > *closed + u32::from(is_own);
+            *closed += u32::from(matches!(one.condition, Condition::PortOf(_)));
+            let source = if is_shared { ends.initiator } else { ends.source };
+            Closing::Rules(PinholeEnds { source, ..ends })
+        };
+        waiting.iter().map(of_kernel).collect()
+    }
+
+    /// Whether the BPF program may open another pinhole for `client`; if so, it is counted. Half of the client's limit
+    /// is reserved for its connections that are inspected inline.
+    pub fn grant_fast_path(&mut self, policy: &Policy, client: IpAddr) -> bool {
+        let (client, mut ports) = (client.into(), self.ports.lock());
+        let limit = max_open(policy.max_pinholes_per_client, self.capacity) / 2;
+        let is_granted = limit > 0 && ports.check(client, limit, self.capacity).is_ok();
+        if is_granted {
+            ports.clients.add(client, true);
+        }
+        is_granted
+    }
+
+    /// Counts a grant that was made before a restart.
+    pub fn recount_fast_path_grant(&mut self, client: IpAddr) {
+        self.ports.lock().clients.add(client.into(), true);
+    }
+
+    /// Takes back the grant of one pinhole for `client` and the session `owner`. If one of the session's is open by it, that
+    /// counts itself now.
+    pub fn revoke_fast_path_grant(&mut self, owner: u32, client: IpAddr) {
+        self.ports.lock().clients.remove(client.into(), true);
+        self.change_each(
+            owner,
+            |_| true,
+            |pinhole| {
+                pinhole.set_granted(false);
+                true
+            },
+        );
+    }
+
+    /// Moves the pinholes of the session `owner` from the BPF program to the rules, those for which `is_meant` holds.
+    /// Returns which of them the program may have open, with the time until their deadlines. The rules must have them.
+    pub fn move_to_rules(
+        &mut self,
+        owner: u32,
+        is_meant: impl Fn(&Pinhole) -> bool,
+    ) -> Vec<(PinholeId, Pinhole)> {
+        let is_moved = |pinhole: &&Pinhole| pinhole.in_program().is_some() && is_meant(pinhole);
+        let moved: Vec<_> = self.of(owner).filter(is_moved).cloned().collect();
+        let mut open = Vec::new();
+        for pinhole in moved {
+            let Some(id) = pinhole.in_program() else { continue };
+            self.change((owner, pinhole.serial), Pinhole::move_to_rules);
+            let has_port = self.ports.lock().move_to_rules(&pinhole.ends, pinhole.serial);
+            if has_port && pinhole.is_in_place() {
+                open.push((id, pinhole));
+            } else {
+                self.push_closing(Closing::Program(pinhole.ends, id), Condition::Always);
+            }
+        }
+        open
     }
 }
 

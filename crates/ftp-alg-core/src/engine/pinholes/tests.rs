@@ -1,365 +1,402 @@
 //! Limits of pinholes: of one client, of one IPv6 network, of all; and closings that meet other pinholes.
 
-use super::{proposal::*, *};
-use crate::{engine::Translation, ftp::Padding};
+use super::*;
+use crate::{
+    engine::{FakeKernel, QueueMode, RouteLookup},
+    ftp::Padding,
+};
 
-fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<HeldPinhole, OpenError> {
-    let (proposal, closed) = propose(table, client, port, &[])?;
-    table.registry.update_kernel(closed.into_iter(), |_| Ok::<_, ()>(())).unwrap();
-    Ok(proposal.opened(Instant::now()))
-}
-
-fn propose(
-    table: &mut PinholeTable,
-    client: &str,
-    port: u16,
-    own: &[HeldPinhole],
-) -> Result<(Proposal, Vec<PinholeClosing>), OpenError> {
-    let (control, pinhole) = announced(client, port);
-    propose_for(table, &Policy::default(), own, &control, pinhole, None)
+/// Tables of shards that share their ports, and the kernel.
+struct Shards {
+    tables: Vec<PinholeTable>,
+    kernel: FakeKernel,
+    now: Instant,
+    policy: Policy,
+    room: Option<usize>,
 }
 
 /// The control connection of a client, and the pinhole for this port of the client.
-fn announced(client: &str, port: u16) -> (Translation, Pinhole) {
+fn announced(client: &str, port: u16) -> (Translation, PinholeEnds) {
     let client: IpAddr = client.parse().unwrap();
     let server: IpAddr =
         if client.is_ipv4() { "203.0.113.9" } else { "2001:db8:9::9" }.parse().unwrap();
     let arrival = SocketAddr::new(client, port);
     let control = Translation::identity((client, 4000).into(), (server, 21).into());
-    (control, Pinhole { initiator: server, arrival, target: arrival, source: server })
+    (control, PinholeEnds { initiator: server, arrival, target: arrival, source: server })
 }
 
-fn propose_for(
-    table: &mut PinholeTable,
-    policy: &Policy,
-    own: &[HeldPinhole],
-    control: &Translation,
-    pinhole: Pinhole,
-    room: Option<usize>,
-) -> Result<(Proposal, Vec<PinholeClosing>), OpenError> {
-    let format = PortFormat { kind: AnnouncementKind::Port, room, padding: Padding::None };
-    let mut closed = Vec::new();
-    let place = (Instant::now(), 0, own);
-    let mut proposal = Proposal::new(pinhole, control, format, policy);
-    table.propose(place, policy, &mut proposal, &mut closed)?;
-    Ok((proposal, closed))
+impl Shards {
+    fn new(count: usize, capacity: usize) -> Self {
+        let mut first = PinholeTable::default();
+        first.set_capacity(capacity);
+        let mut tables: Vec<_> = (1..count).map(|_| first.new_shard()).collect();
+        tables.insert(0, first);
+        let (kernel, now) = (FakeKernel::default(), Instant::now());
+        Self { tables, kernel, now, policy: Policy::default(), room: None }
+    }
+
+    fn first(&mut self) -> &mut PinholeTable {
+        &mut self.tables[0]
+    }
+
+    /// A session of a shard opens a pinhole. Returns its serial number and external port.
+    fn open_for(
+        &mut self,
+        shard: usize,
+        owner: u32,
+        (control, ends): (Translation, PinholeEnds),
+    ) -> Result<(u64, u16), NotOpened> {
+        let kind = AnnouncementKind::Port;
+        let format = PortFormat { kind, room: self.room, padding: Padding::None };
+        let wanted = Wanted { ends, control: &control, format };
+        let table = &mut self.tables[shard];
+        let opened = table.open(self.now, owner, &wanted, &self.policy, &mut self.kernel)?;
+        Ok((opened.serial, opened.port))
+    }
+
+    fn open(&mut self, client: &str, port: u16) -> Result<(u64, u16), NotOpened> {
+        self.open_for(0, 1, announced(client, port))
+    }
+
+    fn refusal(&mut self, client: &str, port: u16) -> String {
+        format!("{:?}", self.open(client, port).unwrap_err())
+    }
+
+    /// Closes all pinholes of a session, and has the kernel do that.
+    fn close(&mut self, shard: usize, owner: u32) {
+        self.tables[shard].close_all_of(owner);
+        self.tables[shard].send_closings(&mut self.kernel).unwrap();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tables[0].ports.lock().is_empty()
+    }
 }
 
-/// Holds a pinhole of the BPF program with the endpoints of one that [`open`] opens for 192.0.2.1.
-fn hold_fast_path(table: &mut PinholeTable, port: u16) -> HeldPinhole {
-    let (control, pinhole) = announced("192.0.2.1", port);
-    let opened = (FastPathPinhole { flow: u64::from(port), line: 1 }, Instant::now());
+/// Holds a pinhole of the BPF program with the ends of one of 192.0.2.1, for the session 7.
+fn hold_program(table: &mut PinholeTable, port: u16) -> u64 {
+    let (control, ends) = announced("192.0.2.1", port);
+    let opened = (PinholeId { flow: u64::from(port), line: 1 }, Instant::now());
     let announced = (AnnouncementKind::Port, Duration::from_secs(30));
-    table.hold_fast_path_pinhole(opened, (1, true), control.client.ip(), announced, pinhole)
-}
-
-/// Has the kernel carry out `closings`. Returns how many pinholes it closes.
-fn update(registry: &PinholeRegistry, closings: &mut Vec<PinholeClosing>) -> usize {
-    registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
-}
-
-/// Closes a pinhole. Returns what the kernel is to close.
-fn closings_of(table: &mut PinholeTable, held: HeldPinhole) -> Vec<PinholeClosing> {
-    let mut closings = Vec::new();
-    table.close(held);
-    table.take_closings(&mut closings);
-    closings
-}
-
-fn table_with(capacity: usize) -> PinholeTable {
-    let mut table = PinholeTable::default();
-    table.set_capacity(capacity);
-    table
-}
-
-fn refusal(result: Result<HeldPinhole, OpenError>) -> String {
-    format!("{:?}", result.map(drop).unwrap_err())
+    table.hold_program_pinhole(opened, (7, true), control.client.ip(), announced, ends)
 }
 
 #[test]
 fn addresses_of_one_ipv6_network_share_a_limit() {
-    let mut table = table_with(60_000);
+    let mut shards = Shards::new(1, 60_000);
     let address = |host: u16| format!("2001:db8:1:2:{host:x}::1");
-    let mut held: Vec<_> =
-        (1..=1024).map(|n| open(&mut table, &address(n), 4000).unwrap()).collect();
-    assert_eq!(refusal(open(&mut table, &address(1025), 4000)), "Limit(1024)");
-    held.push(open(&mut table, "2001:db8:1:3::1", 4000).unwrap());
-    held.push(open(&mut table, "192.0.2.1", 4000).unwrap());
-    held.drain(..1).for_each(|held| table.close(held));
-    open(&mut table, &address(1025), 4000).unwrap();
+    for host in 1..=1024 {
+        shards.open_for(0, host.into(), announced(&address(host), 4000)).unwrap();
+    }
+    assert_eq!(shards.refusal(&address(1025), 4000), "Limit(1024)");
+    shards.open("2001:db8:1:3::1", 4000).unwrap();
+    shards.open("192.0.2.1", 4000).unwrap();
+    shards.close(0, 2);
+    shards.open(&address(1025), 4000).unwrap();
 }
 
 /// Each of them waits for a data connection or two.
 #[test]
 fn an_office_of_500_behind_one_address_has_room() {
     for per_user in [1, 2] {
-        let mut table = table_with(61_440);
+        let mut shards = Shards::new(1, 61_440);
         for port in 0..500 * per_user {
-            open(&mut table, "192.0.2.1", 20_000 + port).unwrap();
+            shards.open("192.0.2.1", 20_000 + port).unwrap();
         }
     }
 }
 
 #[test]
 fn a_client_may_hold_a_quarter_of_a_small_capacity() {
-    let mut table = table_with(128);
+    let mut shards = Shards::new(1, 128);
     for port in 4000..4032 {
-        open(&mut table, "192.0.2.1", port).unwrap();
+        shards.open("192.0.2.1", port).unwrap();
     }
-    assert_eq!(refusal(open(&mut table, "192.0.2.1", 5000)), "Limit(32)");
-    open(&mut table, "192.0.2.2", 4000).unwrap();
+    assert_eq!(shards.refusal("192.0.2.1", 5000), "Limit(32)");
+    shards.open("192.0.2.2", 4000).unwrap();
 }
 
 /// A connection on the fast path counts, with its pinhole or without.
 #[test]
 fn a_pinhole_of_the_fast_path_counts_once() {
-    let mut table = table_with(60_000);
+    let mut shards = Shards::new(1, 60_000);
     let policy = Policy { max_pinholes_per_client: 4, ..Policy::default() };
     let client: IpAddr = "192.0.2.1".parse().unwrap();
+    let table = shards.first();
     let open_count = |table: &mut PinholeTable| {
-        let check = |limit| table.registry.lock().check(client.into(), limit, 60_000).is_err();
+        let check = |limit| table.ports.lock().check(client.into(), limit, 60_000).is_err();
         (1..9).take_while(|limit| check(*limit)).count()
     };
     assert!((0..2).all(|_| table.grant_fast_path(&policy, client)));
     assert!(!table.grant_fast_path(&policy, client), "half of the limit is left to others");
-    let held = [5000, 5001].map(|port| hold_fast_path(&mut table, port));
-    assert_eq!(open_count(&mut table), 2);
+    hold_program(table, 5000);
+    assert_eq!(open_count(table), 2);
     // Back in the queue, a pinhole that is open counts itself.
-    table.revoke_fast_path_grant(client, &held[..1]);
-    assert_eq!(open_count(&mut table), 2);
-    table.record_closed(&held[0]);
-    assert_eq!(open_count(&mut table), 1);
-    table.record_closed(&held[1]);
-    assert_eq!(open_count(&mut table), 1, "the grant");
-    table.revoke_fast_path_grant(client, &held[1..]);
-    assert_eq!(open_count(&mut table), 0);
+    table.revoke_fast_path_grant(7, client);
+    assert_eq!(open_count(table), 2);
+    table.record_consumed(7, PinholeId { flow: 5000, line: 1 });
+    assert_eq!(open_count(table), 1, "the other grant");
+    table.revoke_fast_path_grant(8, client);
+    assert_eq!(open_count(table), 0);
 }
 
 #[test]
 fn pinholes_in_use_count_for_the_clients_fraction() {
-    let mut table = table_with(16_384);
-    let mut held: Vec<_> = (2000..4048)
-        .map(|port| {
-            let mut held = open(&mut table, "192.0.2.1", port).unwrap();
-            table.mark_in_use(&mut held);
-            table.record_closed(&held);
-            held
-        })
-        .collect();
-    assert!(refusal(open(&mut table, "192.0.2.1", 5000)).contains("share"));
-    open(&mut table, "192.0.2.2", 5000).unwrap();
-    table.close(held.remove(0));
-    table.close_ended(Instant::now(), 1, held.remove(0));
-    open(&mut table, "192.0.2.1", 5000).unwrap();
-    open(&mut table, "192.0.2.1", 5001).unwrap();
-    assert!(refusal(open(&mut table, "192.0.2.1", 5002)).contains("share"));
+    let mut shards = Shards::new(1, 16_384);
+    for port in 2000..4048 {
+        let owner = u32::from(port);
+        shards.open_for(0, owner, announced("192.0.2.1", port)).unwrap();
+        let table = shards.first();
+        table.answer(owner);
+        table.start(owner);
+        let later = Instant::now() + Duration::from_secs(60);
+        table.record_expired(owner, later);
+    }
+    assert!(shards.refusal("192.0.2.1", 5000).contains("share"));
+    shards.open("192.0.2.2", 5000).unwrap();
+    let now = shards.now;
+    shards.close(0, 2000);
+    shards.first().end(now, 2001);
+    shards.open("192.0.2.1", 5000).unwrap();
+    shards.open("192.0.2.1", 5001).unwrap();
+    assert!(shards.refusal("192.0.2.1", 5002).contains("share"));
 }
 
 #[test]
 fn the_capacity_limits_open_pinholes() {
-    let mut table = table_with(8);
+    let mut shards = Shards::new(1, 8);
     for host in 1..=8 {
-        open(&mut table, &format!("192.0.2.{host}"), 4000).unwrap();
+        shards.open(&format!("192.0.2.{host}"), 4000).unwrap();
     }
-    assert!(refusal(open(&mut table, "192.0.2.9", 4000)).starts_with("Full"));
-    table.set_capacity(9);
-    open(&mut table, "192.0.2.9", 4000).unwrap();
+    assert!(shards.refusal("192.0.2.9", 4000).starts_with("Full"));
+    shards.first().set_capacity(9);
+    shards.open("192.0.2.9", 4000).unwrap();
 }
 
 /// Two clients behind one address that use the same port, in turn.
 #[test]
 fn an_end_keeps_to_the_external_port_that_it_had_last() {
     for room in [None, Some(6)] {
-        let first = table_with(1024);
-        // Their sessions are in different shards.
-        let mut shards = [first.new_shard(), first.new_shard()];
-        let open = |shard: &mut PinholeTable, client: &str| {
-            let (control, mut pinhole) = announced(client, 50_000);
-            pinhole.arrival = "198.51.100.1:50000".parse().unwrap();
-            let policy = Policy::default();
-            let proposed = propose_for(shard, &policy, &[], &control, pinhole, room);
-            let (proposal, mut closed) = proposed.unwrap();
-            update(&shard.registry, &mut closed);
-            proposal.opened(Instant::now())
+        let mut shards = Shards { room, ..Shards::new(2, 1024) };
+        let open = |shards: &mut Shards, shard: usize, host: u32| {
+            let (control, mut ends) = announced(&format!("192.0.2.{host}"), 50_000);
+            ends.arrival = "198.51.100.1:50000".parse().unwrap();
+            shards.open_for(shard, host, (control, ends)).unwrap().1
         };
-        let port = |held: &HeldPinhole| held.pinhole.arrival.port();
-        let of_first = open(&mut shards[0], "192.0.2.1");
-        let of_second = open(&mut shards[0], "192.0.2.2");
-        assert_eq!(port(&of_first), 50_000);
-        assert_ne!(port(&of_second), 50_000);
-        let last = port(&of_second);
-        closings_of(&mut shards[0], of_second);
+        assert_eq!(open(&mut shards, 0, 1), 50_000);
+        let last = open(&mut shards, 0, 2);
+        assert_ne!(last, 50_000);
+        shards.close(0, 2);
         for shard in [0, 1, 0] {
-            let again = open(&mut shards[shard], "192.0.2.2");
-            assert_eq!(port(&again), last, "{room:?}");
-            closings_of(&mut shards[shard], again);
+            assert_eq!(open(&mut shards, shard, 2), last, "{room:?}");
+            shards.close(shard, 2);
         }
         // Also when the announced port is free.
-        closings_of(&mut shards[0], of_first);
+        shards.close(0, 1);
         for shard in [0, 0, 1] {
-            let again = open(&mut shards[shard], "192.0.2.2");
-            assert_eq!(port(&again), last, "{room:?}");
-            closings_of(&mut shards[shard], again);
+            assert_eq!(open(&mut shards, shard, 2), last, "{room:?}");
+            shards.close(shard, 2);
         }
+        assert!(shards.is_empty());
     }
 }
 
 /// A server with one passive port, or a client that always announces the same.
 #[test]
 fn a_port_at_which_another_session_waits_is_left_to_it() {
-    let mut first = table_with(64);
-    let mut second = first.new_shard();
-    let port = |held: &HeldPinhole| held.pinhole.arrival.port();
-    let mut of_first = open(&mut first, "192.0.2.1", 4000).unwrap();
-    let of_second = open(&mut second, "192.0.2.1", 4000).unwrap();
-    assert_ne!(port(&of_second), 4000);
-    assert_eq!(of_second.pinhole.target, of_first.pinhole.target);
+    let mut shards = Shards::new(1, 64);
+    let open = |shards: &mut Shards, owner: u32| {
+        shards.open_for(0, owner, announced("192.0.2.1", 4000)).unwrap().1
+    };
+    assert_eq!(open(&mut shards, 1), 4000);
+    assert_ne!(open(&mut shards, 2), 4000);
     // The session itself announces it again.
-    let (again, closed) =
-        propose(&mut first, "192.0.2.1", 4000, std::slice::from_ref(&of_first)).unwrap();
-    assert_eq!((again.opening.pinhole.arrival.port(), closed.len()), (4000, 1));
-    first.withdraw(&again, &mut Vec::new());
+    assert_eq!(open(&mut shards, 1), 4000);
+    assert_eq!(shards.kernel.open.len(), 2);
     // The transfer has started, so the port may be announced for the next one.
-    first.mark_in_use(&mut of_first);
-    let (third, _) = propose(&mut second, "192.0.2.1", 4000, &[]).unwrap();
-    assert_eq!(
-        third.opening.pinhole.arrival.port(),
-        4000,
-        "as before, not that of the second session"
-    );
+    shards.first().answer(1);
+    shards.first().answer(1);
+    shards.first().start(1);
+    assert_eq!(open(&mut shards, 2), 4000, "as before, not that of the second session");
+    // Who has lost it closes nothing.
+    shards.close(0, 1);
+    assert!(shards.kernel.open.iter().any(|open| open.arrival.port() == 4000));
+    shards.close(0, 2);
+    assert!(shards.is_empty() && shards.kernel.open.is_empty());
 }
 
 #[test]
 fn a_port_at_which_another_session_waits_is_used_if_there_is_no_other() {
-    let mut table = table_with(64);
-    let policy = Policy { port_range: 4000..=4000, ..Policy::default() };
-    let ports: Vec<_> = (0..2)
-        .map(|_| {
-            let (control, pinhole) = announced("192.0.2.1", 4000);
-            let (proposal, _) =
-                propose_for(&mut table, &policy, &[], &control, pinhole, None).unwrap();
-            proposal.opened(Instant::now()).pinhole.arrival.port()
-        })
-        .collect();
-    assert_eq!(ports, [4000, 4000]);
+    let mut shards = Shards::new(2, 64);
+    shards.policy = Policy { port_range: 4000..=4000, ..Policy::default() };
+    for owner in [1, 2] {
+        let opened = shards.open_for(0, owner, announced("192.0.2.1", 4000));
+        assert_eq!(opened.unwrap().1, 4000);
+    }
+    // But not if it is in another shard.
+    let opened = shards.open_for(1, 1, announced("192.0.2.1", 4000));
+    assert!(matches!(opened, Err(NotOpened::NoPort)));
 }
 
 /// Two external ports of one target: one element translates the source of both.
 #[test]
 fn a_source_translation_stays_while_another_pinhole_uses_it() {
-    let mut table = table_with(1024);
-    let mut open = |port: u16| {
-        let (control, mut pinhole) = announced("192.0.2.1", 5000);
-        pinhole.arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), port);
-        pinhole.source = "10.0.0.1".parse().unwrap();
-        let policy = Policy::default();
-        let (proposal, _) = propose_for(&mut table, &policy, &[], &control, pinhole, None).unwrap();
-        proposal.opened(Instant::now())
+    let mut shards = Shards::new(1, 1024);
+    for (owner, port) in [(1, 6000), (2, 6001)] {
+        let (control, mut ends) = announced("192.0.2.1", 5000);
+        ends.arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), port);
+        ends.source = "10.0.0.1".parse().unwrap();
+        shards.open_for(0, owner, (control, ends)).unwrap();
+    }
+    let due = |shards: &mut Shards| {
+        let table = shards.first();
+        let mut waiting = table.closings.clone();
+        table.take_due(&mut waiting).iter().filter_map(Closing::ends).collect::<Vec<_>>()
     };
-    let (one, other) = (open(6000), open(6001));
-    for (held, is_shared) in [(one, true), (other, false)] {
-        let Pinhole { initiator, source, .. } = held.pinhole;
-        let closed = closings_of(&mut table, held);
-        let due = table.registry.update_kernel(closed.into_iter(), |due| Ok::<_, ()>(due.to_vec()));
-        let due = due.unwrap();
-        let [due] = due[..] else { panic!("{due:?}") };
-        assert_eq!(due.source, if is_shared { initiator } else { source });
+    for (owner, is_shared) in [(1, true), (2, false)] {
+        shards.first().close_all_of(owner);
+        let [ends] = due(&mut shards)[..] else { panic!() };
+        assert_eq!(ends.source == ends.initiator, is_shared);
+        shards.close(0, owner);
     }
-    assert!(table.registry.lock().is_empty());
+    assert!(shards.is_empty());
 }
 
-/// A client announces a port again, on another connection in another shard. The closing of the first pinhole may come
-/// before, between and after.
+/// If both are closed at once, the last one takes the translation along.
 #[test]
-fn a_closing_spares_a_pinhole_that_replaced_the_entry() {
-    for after_reserving in [false, true] {
-        for after_opening in [false, true] {
-            let mut first = table_with(8);
-            let mut second = first.new_shard();
-            let registry = first.registry.clone();
-            let update = |closings: &mut Vec<_>| update(&registry, closings);
-            let held = open(&mut first, "192.0.2.1", 4000).unwrap();
-            let mut closings = closings_of(&mut first, held);
-            if !after_reserving {
-                assert_eq!(update(&mut closings), 1);
-            }
-            let (proposal, mut closed_first) =
-                propose(&mut second, "192.0.2.1", 4000, &[]).unwrap();
-            assert_eq!(proposal.opening.pinhole.arrival.port(), 4000);
-            if !after_opening {
-                // Before the new one opens: not necessary, and without effect.
-                assert_eq!(update(&mut closings), 0);
-            }
-            assert_eq!(update(&mut closed_first), usize::from(after_reserving));
-            let held = proposal.opened(Instant::now());
-            assert_eq!(update(&mut closings), 0, "the new one stays");
-            assert_eq!(update(&mut closings_of(&mut second, held)), 1);
-            assert!(registry.lock().is_empty());
-        }
+fn the_last_of_several_closings_ends_their_source_translation() {
+    let mut shards = Shards::new(1, 1024);
+    for port in [6000, 6001, 6002] {
+        let (control, mut ends) = announced("192.0.2.1", 5000);
+        ends.arrival.set_port(port);
+        ends.source = "10.0.0.1".parse().unwrap();
+        shards.open_for(0, 1, (control, ends)).unwrap();
+    }
+    let table = shards.first();
+    table.close_all_of(1);
+    let mut waiting = table.closings.clone();
+    let due = table.take_due(&mut waiting);
+    let shared = due.iter().filter_map(Closing::ends).map(|ends| ends.source == ends.initiator);
+    assert_eq!(shared.collect::<Vec<_>>(), [true, true, false]);
+}
+
+/// A client announces a port again before the kernel has closed the first pinhole there.
+#[test]
+fn a_port_that_is_being_closed_is_opened_again_in_one_transaction() {
+    for shard in [0, 1] {
+        let mut shards = Shards::new(2, 8);
+        shards.open("192.0.2.1", 4000).unwrap();
+        shards.first().close_all_of(1);
+        // Another shard's opening could come before that closing.
+        let port = shards.open_for(shard, 2, announced("192.0.2.1", 4000)).unwrap().1;
+        assert_eq!((port == 4000, shards.kernel.open.len()), (shard == 0, 1 + shard));
+        assert_eq!(shards.first().closings.len(), shard);
+        shards.close(shard, 2);
+        shards.close(0, 1);
+        assert!(shards.is_empty() && shards.kernel.open.is_empty());
     }
 }
 
-#[test]
-fn the_entry_of_a_refused_pinhole_is_free() {
-    let mut table = table_with(8);
-    let (proposal, _) = propose(&mut table, "192.0.2.1", 4000, &[]).unwrap();
-    let mut closings = Vec::new();
-    table.withdraw(&proposal, &mut closings);
-    assert!(closings.is_empty() && table.registry.lock().is_empty());
+/// A kernel in which other pinholes have some ports, or nothing works.
+struct Refusing {
+    error: fn() -> KernelError,
+    closed: usize,
 }
 
-/// The kernel refuses the second pinhole. The first is still to be closed, and then its entry is free.
+impl Kernel for Refusing {
+    fn open(&mut self, _: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
+        self.closed += closings.len();
+        Err((self.error)())
+    }
+
+    fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError> {
+        self.closed += closings.len();
+        Err((self.error)())
+    }
+
+    fn lookup_translation(
+        &mut self,
+        _: SocketAddr,
+        _: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        unreachable!()
+    }
+
+    fn has_route(&mut self, _: RouteLookup) -> Result<bool, KernelError> {
+        unreachable!()
+    }
+
+    fn set_queue_mode(&mut self, _: &Translation, _: QueueMode) -> Result<(), KernelError> {
+        unreachable!()
+    }
+
+    fn inject(&mut self, _: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
+        unreachable!()
+    }
+}
+
+fn open_refused(shards: &mut Shards, error: fn() -> KernelError) -> usize {
+    let (control, ends) = announced("192.0.2.1", 4000);
+    let format = PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::None };
+    let wanted = Wanted { ends, control: &control, format };
+    let mut kernel = Refusing { error, closed: 0 };
+    let opened = shards.tables[0].open(shards.now, 2, &wanted, &shards.policy, &mut kernel);
+    assert!(opened.is_err());
+    kernel.closed
+}
+
+const FULL: fn() -> KernelError = || KernelError::Full { what: "x" };
+
 #[test]
-fn a_withdrawn_replacement_leaves_the_old_pinhole_to_close() {
-    for updated_meanwhile in [false, true] {
-        let mut first = table_with(8);
-        let mut second = first.new_shard();
-        let registry = first.registry.clone();
-        let held = open(&mut first, "192.0.2.1", 4000).unwrap();
-        let mut closings = closings_of(&mut first, held);
-        let (proposal, _) = propose(&mut second, "192.0.2.1", 4000, &[]).unwrap();
-        let update = |closings: &mut Vec<_>| update(&registry, closings);
-        let before = if updated_meanwhile { update(&mut closings) } else { 0 };
-        let mut left = Vec::new();
-        second.withdraw(&proposal, &mut left);
-        assert_eq!((before, update(&mut left), update(&mut closings)), (0, 1, 0));
-        assert!(registry.lock().is_empty());
+fn the_port_of_a_refused_pinhole_is_free() {
+    let mut shards = Shards::new(1, 8);
+    for error in [FULL, || KernelError::Taken, || KernelError::NotClosed(Box::new(FULL()))] {
+        open_refused(&mut shards, error);
+        assert!(shards.is_empty());
+    }
+}
+
+/// The kernel refuses the second pinhole at the same port. If it has not closed the first one, that is still to be
+/// closed.
+#[test]
+fn a_refused_replacement_leaves_the_old_pinhole_to_close() {
+    let not_closed: fn() -> KernelError = || KernelError::NotClosed(Box::new(FULL()));
+    for error in [FULL, not_closed] {
+        let mut shards = Shards::new(1, 8);
+        shards.open("192.0.2.1", 4000).unwrap();
+        shards.first().close_all_of(1);
+        assert_eq!(open_refused(&mut shards, error), 1);
+        assert!(!shards.is_empty());
+        shards.close(0, 1);
+        assert!(shards.is_empty() && shards.kernel.open.is_empty());
     }
 }
 
 #[test]
 fn a_failed_closing_is_tried_again_but_not_for_ever() {
-    for replaced in [false, true] {
-        let mut table = table_with(8);
-        let held = open(&mut table, "192.0.2.1", 4000).unwrap();
-        let (pinhole, registry) = (held.pinhole, table.registry.clone());
-        let update = |closings: &mut Vec<_>| update(&registry, closings);
-        let mut closings = closings_of(&mut table, held);
-        let mut attempts = 0;
-        while !closings.is_empty() {
-            let failing = |due: &[Pinhole]| {
-                assert_eq!(due, [pinhole]);
-                Err::<(), _>(())
-            };
-            registry.update_kernel(closings.drain(..), failing).unwrap_err();
-            attempts += 1;
-            table.take_failed_closings(&mut closings);
-            if replaced && attempts == 2 {
-                // Announced again meanwhile: the new pinhole closes the old one, and stays.
-                let (proposal, mut closed_first) =
-                    propose(&mut table, "192.0.2.1", 4000, &[]).unwrap();
-                assert_eq!((update(&mut closed_first), update(&mut closings)), (1, 0));
-                let held = proposal.opened(Instant::now());
-                closings.extend(closings_of(&mut table, held));
-                assert_eq!(update(&mut closings), 1);
-            }
+    for is_replaced in [false, true] {
+        let mut shards = Shards::new(1, 8);
+        shards.open("192.0.2.1", 4000).unwrap();
+        let table = &mut shards.tables[0];
+        table.close_all_of(1);
+        let mut failing = Refusing { error: FULL, closed: 0 };
+        while !table.closings.is_empty() && !(is_replaced && failing.closed == 2) {
+            table.send_closings(&mut failing).unwrap_err();
+            table.retry_closings();
         }
-        assert_eq!(attempts, if replaced { 2 } else { 11 });
-        assert!(table.registry.lock().is_empty());
+        assert_eq!(failing.closed, if is_replaced { 2 } else { 11 });
+        if is_replaced {
+            // Announced again meanwhile: the new pinhole closes the old one, and stays.
+            shards.open_for(0, 2, announced("192.0.2.1", 4000)).unwrap();
+            assert!(shards.first().closings.is_empty());
+            assert_eq!(shards.kernel.open.len(), 1);
+            shards.close(0, 2);
+        }
+        assert!(shards.is_empty());
     }
 }
 
-/// The earlier one is another session's, in another shard.
+/// The earlier one is another session's.
 #[test]
 fn a_pinhole_of_the_program_replaces_one_that_the_rules_need_no_more() {
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -376,61 +413,54 @@ fn a_pinhole_of_the_program_replaces_one_that_the_rules_need_no_more() {
     }
     for earlier in [Earlier::Open, Earlier::Consumed, Earlier::Closed] {
         for later in [Later::Open, Later::Closed, Later::InRules] {
-            let mut first = table_with(8);
-            let mut second = first.new_shard();
-            let registry = first.registry.clone();
-            let mut closings = Vec::new();
-            let mut held = open(&mut first, "192.0.2.1", 4000).unwrap();
-            let (initiator, arrival) = held.pinhole.ends();
+            let mut shards = Shards::new(1, 8);
+            shards.open("192.0.2.1", 4000).unwrap();
+            let now = shards.now;
+            let table = shards.first();
+            let (_, ends) = announced("192.0.2.1", 4000);
             match earlier {
                 Earlier::Open => {}
                 Earlier::Consumed => {
-                    first.mark_in_use(&mut held);
-                    first.close_ended(Instant::now(), 1, held);
+                    table.answer(1);
+                    table.start(1);
+                    table.end(now, 1);
                 }
-                Earlier::Closed => {
-                    first.close(held);
-                    first.take_closings(&mut closings);
-                }
+                Earlier::Closed => table.close_all_of(1),
             }
-            let mut held = hold_fast_path(&mut second, 4000);
-            assert!(second.has_fast_path(&held));
-            let mut replaced = Vec::new();
-            second.take_closings(&mut replaced);
+            hold_program(table, 4000);
             let is_replaced = earlier != Earlier::Open;
-            assert_eq!(registry.lock().is_held(initiator, arrival), !is_replaced);
-            assert_eq!(replaced.len(), usize::from(is_replaced), "{earlier:?} {later:?}");
+            assert_eq!(table.is_held(ends.initiator, ends.arrival), !is_replaced);
             match later {
                 Later::Open => {}
-                Later::Closed => second.close(held),
-                Later::InRules => drop(second.move_to_rules(&mut held)),
+                Later::Closed => table.close_all_of(7),
+                Later::InRules => {
+                    let moved = table.move_to_rules(7, |_| true).len();
+                    assert_eq!(moved, usize::from(is_replaced), "{earlier:?}");
+                }
             }
-            second.take_closings(&mut replaced);
-            first.close_all_ended();
-            first.take_closings(&mut closings);
-            // The rules have only one with these endpoints; if it is the later one, it stays.
+            let mut waiting = table.closings.clone();
+            let due = table.take_due(&mut waiting);
+            // The rules have only one with these ends; if it is the later one, it stays.
             let is_due = is_replaced && later != Later::InRules;
-            let closed = [&mut closings, &mut replaced].map(|all| update(&registry, all));
-            assert_eq!(closed, [0, usize::from(is_due)], "{earlier:?} {later:?}");
+            let of_rules = due.iter().filter(|one| matches!(one, Closing::Rules(_)));
+            assert_eq!(of_rules.count(), usize::from(is_due), "{earlier:?} {later:?}");
         }
     }
 }
 
 #[test]
 fn the_closing_of_a_replaced_pinhole_is_tried_again() {
-    let mut table = table_with(8);
-    let held = open(&mut table, "192.0.2.1", 4000).unwrap();
-    table.close(held);
-    let held = hold_fast_path(&mut table, 4000);
-    let (mut closings, mut attempts) = (Vec::new(), 0);
-    table.take_closings(&mut closings);
-    while !closings.is_empty() {
-        let failing = |due: &[Pinhole]| if due.is_empty() { Ok(()) } else { Err(()) };
-        attempts += usize::from(table.registry.update_kernel(closings.drain(..), failing).is_err());
-        table.take_failed_closings(&mut closings);
+    let mut shards = Shards::new(1, 8);
+    shards.open("192.0.2.1", 4000).unwrap();
+    let table = &mut shards.tables[0];
+    table.close_all_of(1);
+    hold_program(table, 4000);
+    let mut failing = Refusing { error: FULL, closed: 0 };
+    while !table.closings.is_empty() {
+        let _ = table.send_closings(&mut failing);
+        table.retry_closings();
     }
-    assert_eq!(attempts, 11);
-    table.close(held);
-    table.take_closings(&mut closings);
-    assert!(closings.is_empty() && table.registry.lock().is_empty());
+    assert_eq!(failing.closed, 11);
+    shards.close(0, 7);
+    assert!(shards.is_empty());
 }

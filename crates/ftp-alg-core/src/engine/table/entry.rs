@@ -12,9 +12,9 @@ use std::{
 
 use crate::{
     engine::{
-        Event, EventKind, Pinhole, QueueMode, Renewal, SessionEnd, Transfer, TransferEnd,
-        Translation, activity::ClientActivity, events::Events, offload::handover::FastPathProgress,
-        pinholes::held_pinhole::HeldPinhole,
+        Event, EventKind, PinholeEnds, QueueMode, SessionEnd, Transfer, TransferEnd, Translation,
+        activity::ClientActivity, events::Events, offload::handover::FastPathProgress,
+        pinholes::pinhole::Pinhole,
     },
     ftp::AnnouncementKind,
     packet::Endpoint,
@@ -61,8 +61,6 @@ pub struct Head {
 pub struct Extra {
     /// The translation, if it was looked up.
     pub translation: Option<Translation>,
-    /// The pinholes that the session holds, oldest first.
-    pub pinholes: Vec<HeldPinhole>,
     /// The state on the fast path.
     pub fast_path: FastPathProgress,
     incarnation: Option<NewIncarnation>,
@@ -77,7 +75,6 @@ pub struct Extra {
 impl Extra {
     const NOTHING: Self = Self {
         translation: None,
-        pinholes: Vec::new(),
         fast_path: FastPathProgress::NONE,
         incarnation: None,
         watched_until: None,
@@ -197,21 +194,33 @@ impl Head {
         &mut self.extra_mut().activity
     }
 
-    /// Ends the oldest transfer, by a reply at the time `ended` if one was seen. Returns the event of it.
-    pub fn end_transfer(&mut self, end: TransferEnd, ended: Option<Instant>) -> Option<Event> {
-        let (now, announcement) = (self.since_first_packet(), self.last_announcement());
+    /// Ends the oldest transfer, which used this announcement, by a reply at the time `ended` if one was seen. Returns the
+    /// event of it.
+    pub fn end_transfer(
+        &mut self,
+        end: TransferEnd,
+        ended: Option<Instant>,
+        announcement: Option<&Pinhole>,
+    ) -> Option<Event> {
+        let now = self.since_first_packet();
         let activity = &mut self.existing_extra_mut()?.activity;
-        let transfer = activity.take_transfer(now, end, announcement)?;
+        let transfer = activity.take_transfer(now, end, announced_by(announcement))?;
         let transfer = Transfer { ended, ..transfer };
         Some(self.event(EventKind::Transfer(Arc::new(transfer))))
     }
 
     /// Adds the events of the session's end to `events`, once: of its transfers, and of itself if its start was reported.
-    pub fn end_session(&mut self, end: SessionEnd, events: &mut Events) {
-        if let Some(held) = self.pinhole_without_transfer() {
-            events.push(self.event(EventKind::PinholeWaiting(held.pinhole)));
+    /// Its last answered announcement is this.
+    pub fn end_session(
+        &mut self,
+        end: SessionEnd,
+        announcement: Option<&Pinhole>,
+        events: &mut Events,
+    ) {
+        if let Some(unused) = self.without_transfer(announcement) {
+            events.push(self.event(EventKind::PinholeWaiting(unused.ends)));
         }
-        while let Some(event) = self.end_transfer(end.of_transfers(), None) {
+        while let Some(event) = self.end_transfer(end.of_transfers(), None, announcement) {
             events.push(event);
         }
         let duration = self.since_first_packet();
@@ -221,38 +230,23 @@ impl Head {
         }
     }
 
-    /// The oldest transfer, once, if it has been pending for a while `now`.
-    pub fn examine_transfers(&mut self, now: Timestamp) -> Option<Transfer> {
-        let (now, announcement) = (now.duration_since(self.first_seen), self.last_announcement());
-        self.existing_extra_mut()?.activity.examine_transfers(now, announcement)
-    }
-
-    /// Renews pinholes that would expire soon, because a pending transfer waits for them. Returns whether there were any.
-    pub fn renew_pinholes(
+    /// The oldest transfer, once, if it has been pending for a while `now`. It uses this announcement.
+    pub fn examine_transfers(
         &mut self,
-        now: Instant,
-        lifetime: Duration,
-        renewals: &mut Vec<Renewal>,
-    ) -> bool {
-        let before = renewals.len();
-        if let Some(translation) = self.extra().translation {
-            let held = self.pinholes_mut().iter_mut();
-            for held in held.filter(|held| held.is_renewable(now, lifetime)) {
-                held.deadline = now + lifetime;
-                renewals.push(Renewal::new(held.opening(&translation, lifetime)));
-            }
-        }
-        renewals.len() > before
+        now: Timestamp,
+        announcement: Option<&Pinhole>,
+    ) -> Option<Transfer> {
+        let now = now.duration_since(self.first_seen);
+        self.existing_extra_mut()?.activity.examine_transfers(now, announced_by(announcement))
     }
 
-    /// When the session must be looked at after `now`. Its pinholes have this lifetime.
-    pub fn next_due(&self, now: Instant, lifetime: Duration, epoch: &Epoch) -> Option<Instant> {
+    /// When the session must be looked at after `now`, but for its pinholes.
+    pub fn next_due(&self, now: Instant, epoch: &Epoch) -> Option<Instant> {
         let extra = self.extra.as_ref()?;
-        let pinholes = extra.pinholes.iter().filter_map(|held| held.next_due(now, lifetime));
         let examination = extra.activity.next_examination();
         let examination =
             examination.and_then(|after| epoch.instant(self.first_seen)?.checked_add(after));
-        pinholes.chain(extra.watched_until).chain(examination).filter(|at| *at > now).min()
+        extra.watched_until.into_iter().chain(examination).filter(|at| *at > now).min()
     }
 
     /// The time of the last packet since the first one.
@@ -261,16 +255,8 @@ impl Head {
     }
 
     /// The last answered announcement if no transfer uses it, and none is pending that could.
-    pub fn pinhole_without_transfer(&self) -> Option<&HeldPinhole> {
-        let Extra { pinholes, activity, .. } = self.extra();
-        let last = pinholes.iter().rev().find(|held| held.answered);
-        last.filter(|held| !held.in_use && !activity.has_transfer())
-    }
-
-    /// The last answered announcement, which is that of the data connection.
-    fn last_announcement(&self) -> Option<(AnnouncementKind, Pinhole)> {
-        let last = self.extra().pinholes.iter().rev().find(|held| held.answered);
-        last.map(|held| (held.kind, held.pinhole))
+    pub fn without_transfer<'p>(&self, announcement: Option<&'p Pinhole>) -> Option<&'p Pinhole> {
+        announcement.filter(|last| !last.is_used() && !self.extra().activity.has_transfer())
     }
 
     /// Heap memory in bytes of the names of what the client does.
@@ -290,32 +276,6 @@ impl Head {
         if self.extra.is_some() || translation.is_some() {
             self.extra_mut().translation = translation;
         }
-    }
-
-    /// The pinholes, mutable.
-    pub fn pinholes_mut(&mut self) -> &mut [HeldPinhole] {
-        self.extra.as_mut().map_or(&mut [], |extra| &mut extra.pinholes)
-    }
-
-    /// Adds a pinhole.
-    pub fn add_pinhole(&mut self, held: HeldPinhole) {
-        let pinholes = &mut self.extra_mut().pinholes;
-        pinholes.reserve_exact(1); // there are hardly ever more, and each is large
-        pinholes.push(held);
-    }
-
-    /// Removes the first held pinhole for which `is_meant` holds.
-    pub fn take_pinhole(
-        &mut self,
-        is_meant: impl FnMut(&HeldPinhole) -> bool,
-    ) -> Option<HeldPinhole> {
-        let at = self.extra().pinholes.iter().position(is_meant)?;
-        Some(self.extra_mut().pinholes.remove(at))
-    }
-
-    /// Removes all pinholes.
-    pub fn take_pinholes(&mut self) -> Vec<HeldPinhole> {
-        self.extra.as_mut().map_or_else(Vec::new, |extra| std::mem::take(&mut extra.pinholes))
     }
 
     /// The other connection on the same endpoints, unless it was spoofed.
@@ -400,6 +360,11 @@ impl Head {
     pub fn forget_queue_mode(&mut self) {
         self.queue_mode = None;
     }
+}
+
+/// What reports say of the announcement of a transfer.
+fn announced_by(announcement: Option<&Pinhole>) -> Option<(AnnouncementKind, PinholeEnds)> {
+    announcement.map(|pinhole| (pinhole.kind, pinhole.ends))
 }
 
 /// Number of immediate requests for a connection that conntrack does not know.

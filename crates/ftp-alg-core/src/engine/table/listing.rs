@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use crate::{
     engine::{
-        Pinhole, Sessions, Translation, activity::RunningTransfer,
-        pinholes::held_pinhole::HeldPinhole, table::entry::Entry,
+        PinholeEnds, Sessions, Translation, activity::RunningTransfer, pinholes::pinhole::Pinhole,
+        table::entry::Entry,
     },
     ftp::AnnouncementKind,
 };
@@ -45,7 +45,7 @@ pub struct SessionDetails {
     /// By how much the server, and the client, get other sequence numbers than were sent.
     pub offsets: [i32; 2],
     /// The pinhole of the running transfer.
-    pub data_connection: Option<(AnnouncementKind, Pinhole)>,
+    pub data_connection: Option<(AnnouncementKind, PinholeEnds)>,
 }
 
 /// A row of `ftp-alg pinholes`.
@@ -60,7 +60,7 @@ pub struct PinholeInfo {
     /// The session's user, if a login was seen.
     pub user: Option<Arc<str>>,
     /// The pinhole.
-    pub pinhole: Pinhole,
+    pub pinhole: PinholeEnds,
     /// The kind of announcement that opened it.
     pub kind: AnnouncementKind,
 }
@@ -78,16 +78,17 @@ impl Sessions {
 
     /// What is known of the open control connection with the number `id`.
     pub fn details(&self, id: u64) -> Option<SessionDetails> {
-        let entry = self.open_entries().find(|entry| entry.head.id == id)?;
+        let mut open = self.table.slots().filter(|(_, entry)| !entry.session.is_over());
+        let (index, entry) = open.find(|(_, entry)| entry.head.id == id)?;
         let info = self.info(entry)?;
         let is_running = info.transfer.as_ref().is_some_and(|transfer| transfer.has_started);
         // As for a transfer that ends, the last announcement is that of the data connection.
-        let last = entry.head.extra().pinholes.iter().rev().find(|held| held.answered);
+        let last = self.pinholes.last_announcement(index);
         Some(SessionDetails {
             directory: entry.head.extra().activity.directory().map(Box::from),
             is_encrypted: entry.session.encryption(),
             offsets: entry.session.sequence_offsets(),
-            data_connection: last.filter(|_| is_running).map(|held| (held.kind, held.pinhole)),
+            data_connection: last.filter(|_| is_running).map(|held| (held.kind, held.ends)),
             info,
         })
     }
@@ -114,27 +115,26 @@ impl Sessions {
 
     /// The pinholes that are open, as far as is known. The kernel closes a consumed one by itself.
     pub fn list_pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
-        self.table.iter().flat_map(|entry| {
-            let open =
-                entry.head.extra().pinholes.iter().filter(|held| self.pinholes.is_open(held));
-            open.map(|held| pinhole_info(entry, held))
-        })
+        let open = self.pinholes.iter().filter(|(_, pinhole)| pinhole.is_open());
+        open.filter_map(|(owner, pinhole)| self.pinhole_info(owner, pinhole))
     }
 
-    /// The pinholes whose transfers have ended, and that may be open: for these, only the kernel knows.
+    /// The pinholes whose transfers have ended, and that may be open `now`: for these, only the kernel knows.
     pub fn list_ended_pinholes(&self, now: Instant) -> impl Iterator<Item = PinholeInfo> {
-        let ended = self.pinholes.ended(now);
-        ended.filter_map(|(owner, held)| Some(pinhole_info(self.table.get(owner)?, held)))
+        let is_left = move |pinhole: &Pinhole| pinhole.has_ended() && pinhole.may_be_open(now);
+        let ended = self.pinholes.iter().filter(move |(_, pinhole)| is_left(pinhole));
+        ended.filter_map(|(owner, pinhole)| self.pinhole_info(owner, pinhole))
     }
-}
 
-fn pinhole_info(entry: &Entry, held: &HeldPinhole) -> PinholeInfo {
-    PinholeInfo {
-        session: entry.head.id,
-        client: entry.head.client(),
-        server: entry.head.server(),
-        user: entry.head.extra().activity.user().cloned(),
-        pinhole: held.pinhole,
-        kind: held.kind,
+    fn pinhole_info(&self, owner: u32, pinhole: &Pinhole) -> Option<PinholeInfo> {
+        let head = &self.table.get(owner)?.head;
+        Some(PinholeInfo {
+            session: head.id,
+            client: head.client(),
+            server: head.server(),
+            user: head.extra().activity.user().cloned(),
+            pinhole: pinhole.ends,
+            kind: pinhole.kind,
+        })
     }
 }

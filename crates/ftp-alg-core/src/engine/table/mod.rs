@@ -197,6 +197,11 @@ impl Table {
         self.entries.chunks.iter().flatten().flatten()
     }
 
+    /// All entries with their slots.
+    pub fn slots(&self) -> impl Iterator<Item = (u32, &Entry)> {
+        (0..self.slot_count()).filter_map(|index| Some((index, self.get(index)?)))
+    }
+
     /// All entries, mutable.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
         self.entries.chunks.iter_mut().flatten().flatten()

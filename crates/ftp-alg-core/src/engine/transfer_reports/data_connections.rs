@@ -18,7 +18,7 @@ use std::{
 use ahash::AHashMap;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Pinhole;
+use crate::engine::PinholeEnds;
 
 /// Limit of data connections that are stored; of those that are over, the oldest go first.
 pub(super) const MAX_CONNECTIONS: usize = 16384;
@@ -93,7 +93,7 @@ impl End {
 pub(super) type Ends = (IpAddr, SocketAddr);
 
 /// The ends by which the packets of the data connection are found.
-pub(super) fn ends_of(pinhole: &Pinhole) -> Ends {
+pub(super) fn ends_of(pinhole: &PinholeEnds) -> Ends {
     (pinhole.initiator, pinhole.target)
 }
 

@@ -18,7 +18,7 @@ use super::{
     },
     finished_transfer::{FinishedTransfer, TransferResult},
 };
-use crate::engine::{Pinhole, Transfer, TransferEnd};
+use crate::engine::{PinholeEnds, Transfer, TransferEnd};
 
 /// How long a transfer waits for the packets of its data connection.
 pub const PATIENCE: Duration = Duration::from_millis(500);
@@ -125,7 +125,7 @@ impl TransferTracker {
 
     /// Why the data connection through `pinhole`, which no transfer uses, did not come about, if its initiator tried: once
     /// for each connection.
-    pub fn missing_connection(&mut self, pinhole: &Pinhole) -> Option<String> {
+    pub fn missing_connection(&mut self, pinhole: &PinholeEnds) -> Option<String> {
         let ends = ends_of(pinhole);
         let known = self.connections.newest_mut(ends).filter(|known| !known.is_answered())?;
         let is_new = !std::mem::replace(&mut known.is_reported, true);
@@ -254,7 +254,7 @@ impl TransferTracker {
             let bytes = connection.bytes_of(sender, server, is_success(transfer.end));
             finished.bytes = bytes.filter(|_| is_certain);
             finished.connection = transfer.announcement.filter(|_| is_certain).map(
-                |(_, Pinhole { initiator, arrival, .. })| {
+                |(_, PinholeEnds { initiator, arrival, .. })| {
                     (SocketAddr::new(initiator, connection.initiator_port), arrival)
                 },
             );

@@ -23,7 +23,7 @@ fn session() -> TransferSession {
 /// A transfer in active mode, with this reply.
 pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
     let (initiator, target) = ("203.0.113.9".parse().unwrap(), CLIENT.parse().unwrap());
-    let pinhole = Pinhole { initiator, arrival: target, target, source: initiator };
+    let pinhole = PinholeEnds { initiator, arrival: target, target, source: initiator };
     Transfer {
         user: Some("bob".into()),
         verb,

@@ -9,8 +9,7 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
-    QueueMode, Renewal, Translation,
+    Closing, FlowChange, Kernel, KernelError, Opening, PinholeEnds, Place, QueueMode, Translation,
 };
 
 use super::fast_path::program::Program;
@@ -42,11 +41,11 @@ impl Life {
 pub struct Recorder {
     pub translation: Option<Translation>,
     /// Open now, with their deadlines in simulated time.
-    pub open: Vec<(Pinhole, Duration)>,
+    pub open: Vec<(PinholeEnds, Duration)>,
     /// All that were ever opened.
-    pub opened: Vec<Pinhole>,
+    pub opened: Vec<PinholeEnds>,
     /// All that were asked to be closed.
-    pub closed: Vec<Pinhole>,
+    pub closed: Vec<PinholeEnds>,
     /// How many transactions opened something.
     pub transactions: usize,
     /// Data connections that were admitted: source, destination and first sequence number.
@@ -117,7 +116,7 @@ impl Recorder {
         }
         let target = in_program.or_else(|| {
             self.forget_expired();
-            let admits = |p: &Pinhole| p.initiator == source.ip() && p.arrival == arrival;
+            let admits = |p: &PinholeEnds| p.initiator == source.ip() && p.arrival == arrival;
             let at = self.open.iter().position(|(pinhole, _)| admits(pinhole))?;
             Some(self.open.remove(at).0.target)
         })?;
@@ -126,7 +125,7 @@ impl Recorder {
     }
 
     /// What is open.
-    pub fn pinholes(&mut self) -> Vec<Pinhole> {
+    pub fn pinholes(&mut self) -> Vec<PinholeEnds> {
         self.forget_expired();
         self.open.iter().map(|(pinhole, _)| *pinhole).collect()
     }
@@ -136,14 +135,14 @@ impl Recorder {
         self.open.retain(|(_, deadline)| *deadline > now);
     }
 
-    fn open(&mut self, opening: &Opening) -> Result<(), KernelError> {
-        let Opening { pinhole, control, from_client, lifetime } = *opening;
+    fn add(&mut self, opening: &Opening) -> Result<(), KernelError> {
+        let Opening { ends: pinhole, control, from_client, lifetime } = *opening;
         self.check("open")?;
         assert_eq!(Some(control), self.translation, "the connection that asked");
         let initiator = if from_client { control.client } else { control.server };
         assert_eq!(pinhole.initiator, initiator.ip(), "the initiator");
         self.forget_expired();
-        let same = |p: &Pinhole| ends(p) == ends(&pinhole);
+        let same = |p: &PinholeEnds| p.ends() == pinhole.ends();
         if self.taken.contains(&pinhole.arrival.port())
             || self.open.iter().any(|(p, _)| same(p))
             || !self.program.reserve_pinhole(&pinhole)
@@ -153,6 +152,21 @@ impl Recorder {
         self.program.record_rules_pinhole(&pinhole, self.now + lifetime);
         self.open.push((pinhole, self.now + lifetime));
         self.opened.push(pinhole);
+        Ok(())
+    }
+
+    /// Closes a pinhole.
+    pub fn remove(&mut self, closing: &Closing) -> Result<(), KernelError> {
+        match closing {
+            Closing::Rules(ends) => {
+                self.check("close")?;
+                self.open.retain(|(open, _)| open.ends() != ends.ends());
+                self.program.release_pinhole(ends);
+                self.closed.push(*ends);
+            }
+            Closing::Program(ends, id) => self.program.close_pinhole(ends, *id),
+            Closing::Lost(id) => self.program.close_lost_pinhole(*id),
+        }
         Ok(())
     }
 
@@ -181,60 +195,49 @@ impl Kernel for Recorder {
         Ok(known)
     }
 
-    fn update_pinholes(
-        &mut self,
-        closed: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
+    fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
         if !self.life.call() {
-            outcomes.extend(openings.iter().map(|_| Ok(())));
             return Ok(());
         }
-        if !openings.is_empty() {
-            self.transactions += 1;
-        }
-        for pinhole in closed {
-            self.check("close")?;
-            self.open.retain(|(p, _)| ends(p) != ends(pinhole));
-            self.program.release_pinhole(pinhole);
-            self.closed.push(*pinhole);
-        }
-        outcomes.extend(openings.iter().map(|opening| self.open(opening)));
-        Ok(())
+        self.transactions += 1;
+        let closed = closings.iter().try_for_each(|closing| self.remove(closing));
+        closed.map_err(|error| KernelError::NotClosed(Box::new(error)))?;
+        self.add(opening)
     }
 
-    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
+    fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError> {
         if !self.life.call() {
-            return Vec::new();
+            return Ok(());
+        }
+        closings.iter().try_for_each(|closing| self.remove(closing))
+    }
+
+    fn renew(&mut self, opening: &Opening, place: Place) -> Result<bool, KernelError> {
+        if !self.life.call() {
+            return Ok(true);
         }
         self.forget_expired();
-        if self.failing {
-            return renewals.iter().map(|_| self.check("renew").map(|()| false)).collect();
-        }
-        let renew =
-            |Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path }: &Renewal| {
-                let deadline = self.now + *lifetime;
-                Ok(match fast_path {
-                    Some(id) => self.program.renew_pinhole(pinhole, *id, deadline),
-                    None => match self.open.iter_mut().find(|(open, _)| open == pinhole) {
-                        Some((_, until)) => {
-                            *until = deadline;
-                            self.program.record_rules_pinhole(pinhole, deadline);
-                            true
-                        }
-                        None => false,
-                    },
-                })
-            };
-        renewals.iter().map(renew).collect()
+        self.check("renew")?;
+        let Opening { ends, lifetime, .. } = opening;
+        let deadline = self.now + *lifetime;
+        Ok(match place {
+            Place::Program(id) => self.program.renew_pinhole(ends, id, deadline),
+            Place::Rules => match self.open.iter_mut().find(|(open, _)| open == ends) {
+                Some((_, until)) => {
+                    *until = deadline;
+                    self.program.record_rules_pinhole(ends, deadline);
+                    true
+                }
+                None => false,
+            },
+        })
     }
 
-    fn find_consumed(&mut self, pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+    fn find_consumed(&mut self, pinholes: &[PinholeEnds]) -> Result<Vec<PinholeEnds>, KernelError> {
         self.check("list")?;
-        let mut open: Vec<_> = self.pinholes().iter().map(ends).collect();
+        let mut open: Vec<_> = self.pinholes().iter().map(PinholeEnds::ends).collect();
         open.extend(self.program.open_pinholes().iter().map(|(_, ends)| *ends));
-        let closed = pinholes.iter().filter(|pinhole| !open.contains(&ends(pinhole)));
+        let closed = pinholes.iter().filter(|pinhole| !open.contains(&pinhole.ends()));
         Ok(closed.copied().collect())
     }
 
@@ -262,18 +265,6 @@ impl Kernel for Recorder {
         }
     }
 
-    fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
-        if self.life.call() {
-            self.program.close_pinholes(shut);
-        }
-    }
-
-    fn close_lost_fast_path_pinholes(&mut self, lost: &[FastPathPinhole]) {
-        if self.life.call() {
-            self.program.close_lost_pinholes(lost);
-        }
-    }
-
     fn inject(&mut self, packet: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
         if !self.life.call() {
             return Ok(());
@@ -282,8 +273,4 @@ impl Kernel for Recorder {
         self.injected.push(packet.to_vec());
         Ok(())
     }
-}
-
-fn ends(pinhole: &Pinhole) -> (IpAddr, SocketAddr) {
-    (pinhole.initiator, pinhole.arrival)
 }

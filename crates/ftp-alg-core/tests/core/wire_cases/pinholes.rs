@@ -1,6 +1,6 @@
 //! When a pinhole opens and closes, and that none is left over.
 
-use ftp_alg_core::engine::Pinhole;
+use ftp_alg_core::engine::PinholeEnds;
 
 use super::*;
 
@@ -13,13 +13,13 @@ fn a_pinhole_is_open_before_its_announcement_is_forwarded() {
         while sim.server.received() == before && sim.step() {}
         let (arrival, target) = (at(t.client_external, 2200), at(t.client, 2200));
         let (initiator, source) = (t.server.ip(), t.server_external.ip());
-        assert_eq!(sim.kernel.pinholes(), [Pinhole { initiator, arrival, target, source }]);
+        assert_eq!(sim.kernel.pinholes(), [PinholeEnds { initiator, arrival, target, source }]);
         sim.settle();
         sim.play("< 200 ok");
         sim.exchange(sim.passive_command(), &sim.passive(3300)[0]);
         let (arrival, target) = (at(t.server_external, 3300), at(t.server, 3300));
         let (initiator, source) = (t.client.ip(), t.client_external.ip());
-        let later = Pinhole { initiator, arrival, target, source };
+        let later = PinholeEnds { initiator, arrival, target, source };
         assert_eq!(sim.kernel.pinholes(), [later], "the later pinhole must replace the first");
     });
 }
@@ -153,7 +153,7 @@ fn a_pinhole_lives_as_long_as_its_transfer_command_is_pending_but_not_for_ever()
                 let mut sim = Sim::logged_in(scenario.clone());
                 sim.exchange(&sim.active(2200)[0], "200 ok\r\n");
                 sim.play(&format!("> RETR x {reply}"));
-                let Pinhole { initiator, arrival, .. } = sim.kernel.opened[0];
+                let PinholeEnds { initiator, arrival, .. } = sim.kernel.opened[0];
                 if is_used {
                     assert!(sim.kernel.connect(initiator, arrival).is_some());
                 }

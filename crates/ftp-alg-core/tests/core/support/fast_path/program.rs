@@ -7,8 +7,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage, Pinhole,
-    SequenceOffset, Translation, Withdrawal,
+    FlowChange, Handover, LoginStage, PinholeEnds, PinholeId, SequenceOffset, Translation,
+    Withdrawal,
 };
 
 use super::{
@@ -307,24 +307,22 @@ impl Program {
     }
 
     /// The pinhole that this line opened, if it is open.
-    fn open_pinhole(&mut self, pinhole: &Pinhole, id: FastPathPinhole) -> Option<PinholeKey> {
+    fn open_pinhole(&mut self, pinhole: &PinholeEnds, id: PinholeId) -> Option<PinholeKey> {
         let key = key(pinhole)?;
         self.pinholes.get(&key).filter(|open| pinhole_id(open) == id).map(|_| key)
     }
 
-    /// Closes pinholes, unless they were consumed or replaced.
-    pub fn close_pinholes(&mut self, closings: &[FastPathPinholeClosing]) {
-        for FastPathPinholeClosing { pinhole, id } in closings {
-            let open = self.open_pinhole(pinhole, *id);
-            open.map(|key| self.pinholes.remove(&key));
-        }
+    /// Closes a pinhole, unless it was consumed or replaced.
+    pub fn close_pinhole(&mut self, pinhole: &PinholeEnds, id: PinholeId) {
+        let open = self.open_pinhole(pinhole, id);
+        open.map(|key| self.pinholes.remove(&key));
     }
 
     /// Sets the deadline of an open pinhole. Returns whether it is open.
     pub fn renew_pinhole(
         &mut self,
-        pinhole: &Pinhole,
-        id: FastPathPinhole,
+        pinhole: &PinholeEnds,
+        id: PinholeId,
         deadline: Duration,
     ) -> bool {
         let open = self.open_pinhole(pinhole, id);
@@ -332,13 +330,13 @@ impl Program {
         open.map(|open| open.deadline = nanoseconds(deadline)).is_some()
     }
 
-    /// Closes pinholes that no session holds.
-    pub fn close_lost_pinholes(&mut self, lost: &[FastPathPinhole]) {
-        self.pinholes.retain(|_, open| !lost.contains(&pinhole_id(open)));
+    /// Closes a pinhole that no session has.
+    pub fn close_lost_pinhole(&mut self, lost: PinholeId) {
+        self.pinholes.retain(|_, open| lost != pinhole_id(open));
     }
 
     /// Reserves the key of a translated pinhole. Returns `false` if the program has it open.
-    pub fn reserve_pinhole(&mut self, pinhole: &Pinhole) -> bool {
+    pub fn reserve_pinhole(&mut self, pinhole: &PinholeEnds) -> bool {
         let Some(key) = translated_key(pinhole).filter(|_| self.ring_capacity > 0) else {
             return true;
         };
@@ -346,14 +344,14 @@ impl Program {
     }
 
     /// The rules have a pinhole until then.
-    pub fn record_rules_pinhole(&mut self, pinhole: &Pinhole, until: Duration) {
+    pub fn record_rules_pinhole(&mut self, pinhole: &PinholeEnds, until: Duration) {
         if let Some(key) = key(pinhole) {
             self.admitted_syns.insert_rules_pinhole(key, until);
         }
     }
 
     /// Ends the reservation of a pinhole.
-    pub fn release_pinhole(&mut self, pinhole: &Pinhole) {
+    pub fn release_pinhole(&mut self, pinhole: &PinholeEnds) {
         if let Some(key) = translated_key(pinhole)
             && self.pinholes.get(&key).is_some_and(|pinhole| pinhole.flow == 0)
         {
@@ -371,7 +369,7 @@ impl Program {
     }
 
     /// The open pinholes, each with its initiator and arrival.
-    pub fn open_pinholes(&self) -> Vec<(FastPathPinhole, (IpAddr, SocketAddr))> {
+    pub fn open_pinholes(&self) -> Vec<(PinholeId, (IpAddr, SocketAddr))> {
         let open = self.pinholes.iter().filter(|(_, pinhole)| pinhole.flow != 0);
         let ends = |key: &PinholeKey| (key.initiator.into(), key.arrival().into());
         open.map(|(key, pinhole)| (pinhole_id(pinhole), ends(key))).collect()
@@ -412,11 +410,11 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap()
 }
 
-fn pinhole_id(open: &layout::Pinhole) -> FastPathPinhole {
-    FastPathPinhole { flow: open.flow, line: open.line }
+fn pinhole_id(open: &layout::Pinhole) -> PinholeId {
+    PinholeId { flow: open.flow, line: open.line }
 }
 
-fn key(pinhole: &Pinhole) -> Option<PinholeKey> {
+fn key(pinhole: &PinholeEnds) -> Option<PinholeKey> {
     match (pinhole.initiator, pinhole.arrival) {
         (IpAddr::V4(initiator), SocketAddr::V4(arrival)) => {
             Some(PinholeKey::new(initiator, arrival))
@@ -426,7 +424,7 @@ fn key(pinhole: &Pinhole) -> Option<PinholeKey> {
 }
 
 /// The key of a translated pinhole; `None` for others.
-fn translated_key(pinhole: &Pinhole) -> Option<PinholeKey> {
+fn translated_key(pinhole: &PinholeEnds) -> Option<PinholeKey> {
     key(pinhole).filter(|_| pinhole.arrival != pinhole.target)
 }
 

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Instant};
 
 use ftp_alg_core::{
     engine::{
-        Batch, Checksums, Engine, Event, FastPathPinhole, Host, Kernel as _, PacketMeta,
-        QueuedPacket, SessionRecords, Token, Verdict,
+        Batch, Checksums, Closing, Engine, Event, Host, PacketMeta, PinholeId, QueuedPacket,
+        SessionRecords, Token, Verdict,
     },
     policy::Policy,
     session::Side,
@@ -283,7 +283,7 @@ impl Daemon {
         sessions.write_all_records(|record| old.push(record.to_vec())).unwrap();
         for pinhole in kernel.pinholes() {
             if !self.restored.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
-                kernel.update_pinholes(&[pinhole], &[], &mut Vec::new()).unwrap();
+                kernel.remove(&Closing::Rules(pinhole)).unwrap();
             }
         }
         if self.fast_path.is_some() {
@@ -305,7 +305,7 @@ impl Daemon {
         let sessions = &self.restored.sessions;
         kernel.program.retain_pinholes(|initiator, arrival, flow, line| match flow {
             0 => sessions.holds_pinhole(initiator, arrival),
-            _ => sessions.fast_path_pinholes().any(|hole| hole == FastPathPinhole { flow, line }),
+            _ => sessions.fast_path_pinholes().any(|hole| hole == PinholeId { flow, line }),
         });
     }
 

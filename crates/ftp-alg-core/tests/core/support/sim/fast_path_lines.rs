@@ -6,7 +6,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Engine, FastPathLine, Pinhole},
+    engine::{Engine, FastPathLine, PinholeEnds},
     ftp::Padding,
     session,
 };
@@ -164,7 +164,7 @@ impl Sim {
     /// Whether somebody holds what the kernel has open, and the kernel has open what is held. To be called when the daemon
     /// has nothing to do.
     pub fn assert_pinholes_agree(&mut self, used: &[(IpAddr, SocketAddr)]) {
-        let ends = |pinhole: &Pinhole| (pinhole.initiator, pinhole.arrival);
+        let ends = |pinhole: &PinholeEnds| (pinhole.initiator, pinhole.arrival);
         let mut open: Vec<_> = self.kernel.pinholes().iter().map(ends).collect();
         let sessions = &mut self.daemon.engine().sessions;
         let unheld = open.iter().copied().find(|(from, to)| !sessions.holds_pinhole(*from, *to));

@@ -1,0 +1,320 @@
+//! A pinhole: its ends, where the kernel has it, until when, and its state. Only this file changes the state.
+//!
+//! | from | by | to |
+//! | --- | --- | --- |
+//! | | it was opened for a command; for a reply | announced; answered |
+//! | announced | [`answer`](Pinhole::answer): the server accepted the command | answered |
+//! | answered | [`start`](Pinhole::start): a preliminary reply, or a success | used: its connection may still have to come |
+//! | used | [`fail`](Pinhole::fail): the transfer failed, perhaps before its connection | answered |
+//! | answered | `fail`: the server refused the command, but not with 425 | answered and refused, until [the next command](Pinhole::retry) |
+//! | answered, used | [`end`](Pinhole::end): the transfer ended well | ended, for a [while](GRACE): its connection may still have to come |
+//! | open | [`record_gone`](Pinhole::record_gone): consumed, expired, or replaced by another with its ends | not open |
+//! | of the program | [`move_to_rules`](Pinhole::move_to_rules) | of the rules |
+//!
+//! When it is closed, it leaves the [table](super::PinholeTable), and its port is reserved until the kernel has done that.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    engine::{ClientKey, Opening, PinholeEnds, Place, Translation, offload::handover::PinholeId},
+    ftp::{AnnouncementKind, Reply},
+};
+
+/// How long before its deadline a pinhole is renewed, if its lifetime is long enough. The kernel must do it before it
+/// expires.
+const MAX_RENEWAL_LEAD: Duration = Duration::from_secs(3);
+/// How often the host looks for pinholes to renew, at least, and as a part of their lifetime.
+const MAX_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
+const RENEWAL_INTERVAL_PART: u32 = 8;
+/// How long a pinhole may be renewed: some servers recall files from tapes.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(600);
+/// How long a pinhole outlives the final reply of its transfer. That may come before the data connection: a server sends it
+/// together with the preliminary reply, and the client connects when it has read both. Or it is the late reply of an
+/// earlier transfer. A SYN is retransmitted after 1, 3 and 7 seconds.
+const GRACE: Duration = Duration::from_secs(8);
+/// How long the closing of one waits for an opening, if it is not open.
+const LINGER: Duration = Duration::from_secs(1);
+/// The reply if no data connection came about.
+const NO_DATA_CONNECTION: u16 = 425;
+
+/// A pinhole of a session.
+#[derive(Clone, Debug)]
+pub struct Pinhole {
+    /// Its ends.
+    pub ends: PinholeEnds,
+    /// The kind of announcement that opened it.
+    pub kind: AnnouncementKind,
+    /// When it expires.
+    pub deadline: Instant,
+    /// After this it is not renewed any more.
+    last_renewal: Instant,
+    /// The client it counts for.
+    pub(crate) client: ClientKey,
+    /// Distinguishes it from others with the same ends.
+    pub(crate) serial: u64,
+    /// Who has it.
+    pub(crate) place: Place,
+    state: State,
+    /// Whether the kernel may have it open, as far as is known. A preliminary reply does not say that it is consumed: the
+    /// server may be about to connect.
+    is_open: bool,
+    /// Whether its transfer has ever started, so that it may be consumed.
+    has_started: bool,
+    /// Whether the BPF program found it consumed, and has it no more.
+    is_consumed: bool,
+    /// Whether its connection is on the fast path, so that the grant counts for the client.
+    is_granted: bool,
+    /// When to report it if no transfer uses it, once.
+    pub examination: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The server has not answered the command that announced it.
+    Announced,
+    /// It waits for a transfer. Whether the server refused the last command that was to use it.
+    Answered { is_refused: bool },
+    /// A transfer uses it.
+    Used,
+    /// Its transfer has ended.
+    Ended { until: Instant, may_be_open: bool },
+}
+
+/// A [`Pinhole`] in a record.
+#[derive(Serialize, Deserialize)]
+pub struct PinholeRecord {
+    pub(crate) ends: PinholeEnds,
+    pub(crate) kind: AnnouncementKind,
+    pub(crate) serial: u64,
+    /// Milliseconds since the records' epoch.
+    pub deadline: u64,
+    pub(crate) answered: bool,
+    pub(crate) in_use: bool,
+    /// Identity in the BPF program, if that has it and not the rules.
+    pub(crate) in_program: Option<PinholeId>,
+}
+
+/// How long before its deadline a pinhole with this lifetime is renewed.
+fn renewal_lead(lifetime: Duration) -> Duration {
+    MAX_RENEWAL_LEAD.min(lifetime / 2)
+}
+
+/// How often to look for pinholes with this lifetime that are to be renewed.
+pub(crate) fn renewal_interval(lifetime: Duration) -> Duration {
+    MAX_RENEWAL_INTERVAL.min(lifetime / RENEWAL_INTERVAL_PART)
+}
+
+impl Pinhole {
+    pub(super) fn new(
+        ends: PinholeEnds,
+        kind: AnnouncementKind,
+        deadline: Instant,
+        (client, serial): (ClientKey, u64),
+        place: Place,
+    ) -> Self {
+        let state = match kind.is_active() {
+            true => State::Announced,
+            false => State::Answered { is_refused: false },
+        };
+        Self {
+            ends,
+            kind,
+            deadline,
+            last_renewal: deadline + RENEWAL_LIMIT,
+            client,
+            serial,
+            place,
+            state,
+            is_open: true,
+            has_started: false,
+            is_consumed: false,
+            is_granted: false,
+            examination: None,
+        }
+    }
+
+    /// One that an earlier daemon has recorded.
+    pub(super) fn restored(
+        record: &PinholeRecord,
+        deadline: Instant,
+        owner: (ClientKey, u64),
+        place: Place,
+    ) -> Self {
+        let state = match (record.in_use, record.answered) {
+            (true, _) => State::Used,
+            (false, true) => State::Answered { is_refused: false },
+            (false, false) => State::Announced,
+        };
+        let new = Self::new(record.ends, record.kind, deadline, owner, place);
+        Self { state, has_started: record.in_use, ..new }
+    }
+
+    /// Its record, with this deadline.
+    pub fn record(&self, deadline: u64) -> PinholeRecord {
+        let Self { ends, kind, serial, .. } = *self;
+        let (answered, in_use) = (self.is_answered(), self.is_used());
+        PinholeRecord {
+            ends,
+            kind,
+            serial,
+            deadline,
+            answered,
+            in_use,
+            in_program: self.in_program(),
+        }
+    }
+
+    /// Its identity in the BPF program, if that has it and not the rules.
+    pub fn in_program(&self) -> Option<PinholeId> {
+        match self.place {
+            Place::Program(id) => Some(id),
+            Place::Rules => None,
+        }
+    }
+
+    /// The request to open it or to renew it, on behalf of this control connection.
+    pub fn opening(&self, control: &Translation, lifetime: Duration) -> Opening {
+        let (ends, from_client) = (self.ends, !self.kind.is_active());
+        Opening { ends, control: *control, from_client, lifetime }
+    }
+
+    /// Whether the server has answered the announcement; a server's own announcement counts as answered.
+    pub fn is_answered(&self) -> bool {
+        self.state != State::Announced
+    }
+
+    /// Whether a transfer uses it: the server has sent a preliminary reply or a success, but its data connection may
+    /// still have to come.
+    pub fn is_used(&self) -> bool {
+        self.state == State::Used
+    }
+
+    /// Whether the server refused the last command that was to use it.
+    pub fn is_refused(&self) -> bool {
+        self.state == State::Answered { is_refused: true }
+    }
+
+    /// Whether its transfer has ended.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ended { .. })
+    }
+
+    /// Whether the kernel may have it open `now`, as far as is known.
+    pub fn may_be_open(&self, now: Instant) -> bool {
+        match self.state {
+            State::Ended { until, may_be_open } => may_be_open && until > now,
+            _ => self.is_open,
+        }
+    }
+
+    /// Whether the kernel may have it open, as far as is known, and its transfer has not ended.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Whether it counts for its client's limit.
+    pub(super) fn counts(&self) -> bool {
+        self.is_open && !self.is_granted
+    }
+
+    /// Whether its session waits for its data connection, as far as is known.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.is_open && !self.has_started
+    }
+
+    /// Whether it may be consumed, so that looking for it may make room for its client.
+    pub(super) fn may_be_consumed(&self) -> bool {
+        self.has_started && self.counts()
+    }
+
+    /// Whether the kernel still has it in its place, or may have.
+    pub(super) fn is_in_place(&self) -> bool {
+        !self.is_consumed
+    }
+
+    pub(super) fn answer(&mut self) {
+        self.state = State::Answered { is_refused: false };
+    }
+
+    /// Returns whether no transfer used it before.
+    pub(super) fn start(&mut self) -> bool {
+        let is_new = !self.is_used();
+        (self.state, self.has_started) = (State::Used, true);
+        is_new
+    }
+
+    /// A transfer failed with `reply`.
+    pub(super) fn fail(&mut self, reply: Reply) {
+        match self.state {
+            State::Used => self.state = State::Answered { is_refused: false },
+            State::Answered { .. } => {
+                self.state = State::Answered { is_refused: reply.code != NO_DATA_CONNECTION };
+            }
+            State::Announced | State::Ended { .. } => {}
+        }
+    }
+
+    /// Another command is to use it.
+    pub(super) fn retry(&mut self) {
+        if self.is_refused() {
+            self.state = State::Answered { is_refused: false };
+        }
+    }
+
+    /// Its transfer has ended well.
+    pub(super) fn end(&mut self, now: Instant) {
+        let may_be_open = self.is_open;
+        let until = if may_be_open { self.deadline.min(now + GRACE) } else { now + LINGER };
+        self.state = State::Ended { until, may_be_open };
+        self.is_open = false;
+    }
+
+    /// When to close it, if its transfer has ended.
+    pub(super) fn ended_until(&self) -> Option<Instant> {
+        match self.state {
+            State::Ended { until, .. } => Some(until),
+            _ => None,
+        }
+    }
+
+    pub(super) fn record_gone(&mut self) {
+        self.is_open = false;
+    }
+
+    /// The BPF program found it consumed.
+    pub(super) fn record_consumed(&mut self) {
+        (self.is_open, self.is_consumed) = (false, true);
+    }
+
+    /// From now on the rules have it, not the BPF program.
+    pub(super) fn move_to_rules(&mut self) {
+        (self.place, self.is_granted) = (Place::Rules, false);
+    }
+
+    /// Whether its connection is on the fast path.
+    pub(super) fn set_granted(&mut self, is_granted: bool) {
+        self.is_granted = is_granted;
+    }
+
+    /// Whether it is to be renewed `now` for this lifetime, if it is waited for.
+    pub(super) fn is_renewable(&self, now: Instant, lifetime: Duration) -> bool {
+        self.deadline > now
+            && now + renewal_lead(lifetime) >= self.deadline
+            && now < self.last_renewal
+    }
+
+    /// When it must be looked at after `now`: shortly before its deadline, because it may be renewed for this lifetime,
+    /// at its deadline, to report it, and to close it after its transfer.
+    pub(crate) fn next_due(&self, now: Instant, lifetime: Duration) -> Option<Instant> {
+        let ended = self.ended_until();
+        let live = [
+            self.deadline.checked_sub(renewal_lead(lifetime)),
+            Some(self.deadline),
+            self.examination,
+        ];
+        let due = live.into_iter().filter(|_| ended.is_none()).chain([ended]);
+        due.flatten().filter(|at| *at > now).min()
+    }
+}

@@ -1,0 +1,240 @@
+//! The external ports of all shards, and how many pinholes each client has: what shards share, in one small locked table.
+//!
+//! The kernel identifies a pinhole of the rules by initiator and arrival. A port stays reserved while a transfer uses it:
+//! otherwise a server that connects from port 20 would reuse the tuple of its earlier connection. And it stays reserved
+//! until the kernel has closed the pinhole. Until then only the shard that has it may use it again, and closes the old
+//! pinhole with the new opening. So no closing can meet a pinhole of another shard, and the lock is held for one look,
+//! never over a call of the kernel.
+
+use std::{
+    collections::hash_map::Entry,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ahash::{AHashMap, AHashSet};
+
+use crate::engine::{
+    ClientKey, PinholeEnds, Place,
+    pinholes::client_counts::{ClientCounts, NotOpened},
+};
+
+/// How many targets with another external port are remembered.
+const MAX_DISPLACED: usize = 4096;
+
+/// The ports of all shards.
+#[derive(Clone, Default)]
+pub struct Ports(Arc<Mutex<PortTable>>);
+
+impl Ports {
+    /// A poisoned lock is still consistent, because an entry is written in one step.
+    pub(super) fn lock(&self) -> MutexGuard<'_, PortTable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reserved port.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Port {
+    pub(super) ends: PinholeEnds,
+    /// The shard, the table slot of the session, and the serial number of its pinhole.
+    shard: u16,
+    pub(super) owner: u32,
+    pub(super) serial: u64,
+    pub(super) place: Place,
+    /// Whether a session holds it. Otherwise it is being closed.
+    pub(super) is_held: bool,
+}
+
+/// See [`Ports`].
+#[derive(Default)]
+pub(super) struct PortTable {
+    /// By initiator and arrival.
+    ports: AHashMap<(IpAddr, SocketAddr), Port>,
+    /// Number of those that sessions hold.
+    held: usize,
+    /// Number of pinholes by initiator and target, which select the source translation.
+    by_target: AHashMap<(IpAddr, SocketAddr), u32>,
+    pub(super) clients: ClientCounts,
+    /// Initiators and targets whose last pinhole could not have the target's port as its external port.
+    displaced: AHashSet<(IpAddr, SocketAddr)>,
+    /// Serial number of the last pinhole.
+    serial: u64,
+    /// Number of shards.
+    shards: u16,
+}
+
+impl PortTable {
+    /// The number of another shard.
+    pub(super) fn add_shard(&mut self) -> u16 {
+        self.shards += 1;
+        self.shards
+    }
+
+    /// The next serial number.
+    pub(super) fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
+    /// Number of reserved ports.
+    pub(super) fn len(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` open ones of the
+    /// client.
+    pub(super) fn check(
+        &self,
+        client: ClientKey,
+        limit: usize,
+        capacity: usize,
+    ) -> Result<(), NotOpened> {
+        if self.held >= capacity {
+            return Err(NotOpened::Full("all are in use"));
+        }
+        self.clients.check(client, limit, capacity)
+    }
+
+    /// The port with these ends that this shard may not use: another one's, or for another target.
+    pub(super) fn is_taken(&self, ends: &PinholeEnds, shard: u16) -> bool {
+        self.ports
+            .get(&ends.ends())
+            .is_some_and(|port| port.shard != shard || port.ends.target != ends.target)
+    }
+
+    /// The port with these ends.
+    pub(super) fn get(&self, ends: &PinholeEnds) -> Option<&Port> {
+        self.ports.get(&ends.ends())
+    }
+
+    /// The port of the pinhole with this serial number, unless another pinhole has it.
+    fn own(&mut self, ends: &PinholeEnds, serial: u64) -> Option<&mut Port> {
+        self.ports.get_mut(&ends.ends()).filter(|port| port.serial == serial)
+    }
+
+    /// Whether a session holds a pinhole of the rules with these ends.
+    pub(super) fn is_held(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
+        let port = self.ports.get(&(initiator, arrival));
+        port.is_some_and(|port| port.is_held && port.place == Place::Rules)
+    }
+
+    /// Reserves a port for a pinhole of this shard and session. Returns who had it.
+    pub(super) fn reserve(
+        &mut self,
+        ends: PinholeEnds,
+        (shard, owner, serial): (u16, u32, u64),
+        place: Place,
+    ) -> Option<Port> {
+        let port = Port { ends, shard, owner, serial, place, is_held: true };
+        let before = self.ports.insert(ends.ends(), port);
+        self.recount(before.as_ref(), Some(&port));
+        before
+    }
+
+    /// Takes a reservation back, because the pinhole was not opened: the port is `before` again.
+    pub(super) fn cancel(&mut self, ends: &PinholeEnds, serial: u64, before: Option<Port>) {
+        let Some(port) = self.own(ends, serial).copied() else { return };
+        match before {
+            Some(before) => self.ports.insert(ends.ends(), before),
+            None => self.ports.remove(&ends.ends()),
+        };
+        self.recount(Some(&port), before.as_ref());
+    }
+
+    /// Its session holds the pinhole with this serial number no more. Returns whether the port is still its own; it is
+    /// free if the BPF program had the pinhole, and otherwise when the kernel has closed it.
+    pub(super) fn release(&mut self, ends: &PinholeEnds, serial: u64) -> bool {
+        let Some(port) = self.own(ends, serial) else { return false };
+        if port.place != Place::Rules {
+            self.remove(ends, serial);
+        } else if std::mem::take(&mut port.is_held) {
+            self.held -= 1;
+        }
+        true
+    }
+
+    /// Frees a port.
+    pub(super) fn remove(&mut self, ends: &PinholeEnds, serial: u64) {
+        if let Entry::Occupied(port) = self.ports.entry(ends.ends())
+            && port.get().serial == serial
+        {
+            let port = port.remove();
+            self.recount(Some(&port), None);
+        }
+    }
+
+    /// The rules have the pinhole with this serial number now. Returns whether its port is its own.
+    pub(super) fn move_to_rules(&mut self, ends: &PinholeEnds, serial: u64) -> bool {
+        self.own(ends, serial).map(|port| port.place = Place::Rules).is_some()
+    }
+
+    /// Another shard and session have the pinhole with this serial number now.
+    pub(super) fn set_owner(&mut self, ends: &PinholeEnds, serial: u64, shard: u16, owner: u32) {
+        if let Some(port) = self.own(ends, serial) {
+            (port.shard, port.owner) = (shard, owner);
+        }
+    }
+
+    /// A pinhole of an earlier daemon had this serial number.
+    pub(super) fn record_serial(&mut self, serial: u64) {
+        self.serial = self.serial.max(serial);
+    }
+
+    /// How many pinholes have the same source translation as one with these ends.
+    pub(super) fn sharing_source(&self, ends: &PinholeEnds) -> u32 {
+        self.by_target.get(&(ends.initiator, ends.target)).copied().unwrap_or_default()
+    }
+
+    /// Counts a pinhole out of its source translation while it is being closed, or in again.
+    pub(super) fn count_target(&mut self, ends: &PinholeEnds, is_in: bool) {
+        let key = (ends.initiator, ends.target);
+        if is_in {
+            *self.by_target.entry(key).or_default() += 1;
+        } else if let Entry::Occupied(mut same) = self.by_target.entry(key) {
+            *same.get_mut() -= 1;
+            if *same.get() == 0 {
+                same.remove();
+            }
+        }
+    }
+
+    fn recount(&mut self, before: Option<&Port>, after: Option<&Port>) {
+        if let Some(before) = before {
+            self.held -= usize::from(before.is_held);
+            self.count_target(&before.ends, false);
+        }
+        if let Some(after) = after {
+            self.held += usize::from(after.is_held);
+            self.count_target(&after.ends, true);
+        }
+    }
+
+    /// Whether the last pinhole of this initiator and target could not have the target's port as its external port.
+    pub(super) fn is_displaced(&self, ends: &PinholeEnds) -> bool {
+        self.displaced.contains(&(ends.initiator, ends.target))
+    }
+
+    /// Records whether it could not.
+    pub(super) fn set_displaced(&mut self, ends: &PinholeEnds, is_displaced: bool) {
+        let ends = (ends.initiator, ends.target);
+        if !is_displaced {
+            if !self.displaced.is_empty() {
+                self.displaced.remove(&ends);
+            }
+            return;
+        }
+        if self.displaced.len() >= MAX_DISPLACED {
+            self.displaced.clear();
+        }
+        self.displaced.insert(ends);
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.ports.is_empty()
+            && self.by_target.is_empty()
+            && self.clients.is_empty()
+            && self.held == 0
+    }
+}
