@@ -1,12 +1,22 @@
-//! The daemon as an engine's host: its journal, its queue, and who wants to hear of events.
+//! The daemon as the host of its engines: how a batch is carried out with a shard's journal and queue, and how other threads
+//! have engines do something.
 
-use std::time::Instant;
+use std::{
+    sync::{Mutex, atomic::Ordering},
+    time::Instant,
+};
 
-use ftp_alg_core::engine::{Batch, DropReason, Event, Host, KernelError, Released, Verdict};
+use ftp_alg_core::engine::{
+    Batch, DropReason, Engine, Event, Host, KernelError, Released, Verdict,
+};
 
-use super::{shared_state::SharedState, state_dir::Journal};
+use super::{
+    shard::{Shard, lock},
+    shared_state::SharedState,
+    state_dir::Journal,
+};
 use crate::kernel::{
-    RuleParameters,
+    LinuxKernel, RuleParameters,
     queue::{QueueVerdict, Verdicts},
 };
 
@@ -73,5 +83,111 @@ impl Host for DaemonHost<'_> {
 
     fn store_late_events(&mut self, events: &[Event]) {
         self.shared.store_events(events, 0);
+    }
+}
+
+impl Shard {
+    /// Carries out what the engine has decided, and writes a checkpoint if one is due. The packets are of `queue`, if there
+    /// are any. Returns how many were dropped because other packets may have passed unread.
+    pub(super) fn finish(
+        &mut self,
+        now: Instant,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+        queue: Option<OwnQueue<'_>>,
+    ) -> u64 {
+        let Self { engine, journal } = self;
+        let mut host = DaemonHost { shared, journal, queue, stale_drops: 0 };
+        engine.finish(now, kernel, &mut host);
+        let stale_drops = host.stale_drops;
+        if journal.needs_checkpoint()
+            && let Err(error) = journal.maintain(engine)
+        {
+            shared.report_error(&journal.describe_write_failure(&error));
+        }
+        stale_drops
+    }
+}
+
+impl SharedState {
+    /// Has a worker's engine read the lines of its sessions that the fast path has inspected by now. It decides about no
+    /// packet before.
+    pub(super) fn read_lines_of(&self, engine: &mut Engine, kernel: &mut LinuxKernel) {
+        if let Ok(reader) = &self.fast_path {
+            reader.fetch_lines();
+            reader.feed_engine(engine, kernel);
+        }
+    }
+
+    /// Has a worker's shard adopt the restored sessions whose packets it has got. The records are written at once: first
+    /// the worker's, so that a crash in between loses none. A start prefers it to the one of the restored sessions.
+    pub(super) fn adopt<'p>(&self, shard: &mut Shard, packets: impl Iterator<Item = &'p [u8]>) {
+        if self.restored_left.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut restored = lock(self.restored());
+        let mut adopted = 0;
+        for packet in packets {
+            let from = &mut restored.engine.sessions;
+            adopted += usize::from(shard.engine.sessions.adopt(from, packet));
+        }
+        if adopted > 0 {
+            for shard in [shard, &mut *restored] {
+                if let Err(error) = shard.write_records() {
+                    self.report_error(&shard.journal.describe_write_failure(&error));
+                }
+            }
+        }
+        self.restored_left.store(restored.engine.sessions.count(), Ordering::Relaxed);
+    }
+
+    /// Expires restored sessions and their pinholes.
+    pub(super) fn expire_restored(&self, now: Instant, kernel: &mut LinuxKernel) {
+        if self.restored_left.load(Ordering::Relaxed) > 0 {
+            self.finish_shard(self.restored(), kernel, |engine, kernel| {
+                engine.expire(now, kernel);
+            });
+        }
+    }
+
+    /// Has `work` done with the engine of each shard, one after another, and carries out what comes of it.
+    pub(super) fn finish_each(
+        &self,
+        kernel: &mut LinuxKernel,
+        mut work: impl FnMut(&mut Engine, &mut LinuxKernel),
+    ) {
+        for shard in &self.shards {
+            self.finish_shard(shard, kernel, &mut work);
+        }
+    }
+
+    /// As [`finish_each`](Self::finish_each), with the first shard.
+    pub(super) fn finish_first(
+        &self,
+        kernel: &mut LinuxKernel,
+        work: impl FnOnce(&mut Engine, &mut LinuxKernel),
+    ) {
+        self.finish_shard(&self.shards[0], kernel, work);
+    }
+
+    /// As [`finish_each`](Self::finish_each), with one shard.
+    fn finish_shard(
+        &self,
+        shard: &Mutex<Shard>,
+        kernel: &mut LinuxKernel,
+        work: impl FnOnce(&mut Engine, &mut LinuxKernel),
+    ) {
+        let now = Instant::now();
+        let mut shard = lock(shard);
+        work(&mut shard.engine, kernel);
+        shard.finish(now, self, kernel, None);
+        let (events, omitted) = shard.engine.take_events(Vec::new());
+        drop(shard);
+        self.report_events(now, &events, omitted);
+    }
+
+    /// Closes the pinholes that the policy forbids, after it was set, or after sessions were restored.
+    pub(super) fn close_forbidden_pinholes(&self, kernel: &mut LinuxKernel) {
+        self.finish_each(kernel, |engine, _| engine.sessions.close_forbidden_pinholes());
     }
 }

@@ -1,5 +1,5 @@
 //! A shard: an engine with its journal, for the connections of one worker. The last one has the sessions of an earlier
-//! daemon until a worker gets their packets and [adopts](SharedState::adopt) them: which worker that is, only the kernel
+//! daemon until a worker gets their packets and adopts them: which worker that is, only the kernel
 //! knows.
 //!
 //! Invariants:
@@ -11,17 +11,11 @@
 use std::{
     io,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
 };
 
 use ftp_alg_core::engine::Engine;
 
-use super::{
-    daemon_host::{DaemonHost, OwnQueue},
-    shared_state::SharedState,
-    state_dir::Journal,
-};
-use crate::kernel::LinuxKernel;
+use super::state_dir::Journal;
 
 /// An engine, and the journal with its sessions.
 pub(super) struct Shard {
@@ -30,27 +24,6 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// Carries out what the engine has decided, and writes a checkpoint if one is due. The packets are of `queue`, if there
-    /// are any. Returns how many were dropped because other packets may have passed unread.
-    pub(super) fn finish(
-        &mut self,
-        now: Instant,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
-        queue: Option<OwnQueue<'_>>,
-    ) -> u64 {
-        let Self { engine, journal } = self;
-        let mut host = DaemonHost { shared, journal, queue, stale_drops: 0 };
-        engine.finish(now, kernel, &mut host);
-        let stale_drops = host.stale_drops;
-        if journal.needs_checkpoint()
-            && let Err(error) = journal.maintain(engine)
-        {
-            shared.report_error(&journal.describe_write_failure(&error));
-        }
-        stale_drops
-    }
-
     /// Writes the records of changed sessions, outside a batch.
     pub(super) fn write_records(&mut self) -> io::Result<()> {
         let Self { engine, journal } = self;

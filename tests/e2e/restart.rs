@@ -299,8 +299,8 @@ fn what_is_no_file_in_place_of_a_state_file_is_put_aside() {
     const FILES: [&str; 10] = [
         "queue-2100.sessions",
         "queue-2100.new",
-        "all.sessions",
-        "all.new",
+        "restored.sessions",
+        "restored.new",
         "table.json",
         "table.new",
         "backend",

@@ -564,7 +564,9 @@ impl PinholeTable {
     /// Closes all pinholes of the session `owner`.
     pub fn close_all_of(&mut self, owner: u32) {
         let serials: Vec<_> = self.all_of(owner).map(|pinhole| pinhole.serial).collect();
-        serials.into_iter().for_each(|serial| drop(self.close((owner, serial))));
+        for serial in serials {
+            self.close((owner, serial));
+        }
     }
 
     fn close(&mut self, key: Key) -> Option<Pinhole> {

@@ -279,7 +279,8 @@ impl Daemon {
         let sessions = &mut self.restored.sessions;
         sessions.restore_sessions(records, now, self.epoch);
         sessions.track_changes(self.epoch);
-        (own.clear(), old.clear());
+        own.clear();
+        old.clear();
         sessions.write_all_records(|record| old.push(record.to_vec())).unwrap();
         for pinhole in kernel.pinholes() {
             if !self.restored.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
