@@ -163,7 +163,7 @@ impl<'a> Replay<'a> {
         Self {
             options,
             player,
-            printer: NotePrinter::new(options.output, (names, files), external),
+            printer: NotePrinter::new(options.output, names, files, external),
             errors: Vec::new(),
         }
     }

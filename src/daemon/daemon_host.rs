@@ -125,13 +125,18 @@ impl SharedState {
         if self.restored_left.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let mut restored = lock(self.restored());
-        let mut adopted = 0;
-        for packet in packets {
-            let from = &mut restored.engine.sessions;
-            adopted += usize::from(shard.engine.sessions.adopt(from, packet));
+        let mut is_unknown = |packet: &&[u8]| !shard.engine.sessions.knows(packet);
+        let unknown: Vec<_> = packets.filter(|packet| is_unknown(packet)).collect();
+        if unknown.is_empty() {
+            return;
         }
-        if adopted > 0 {
+        let mut restored = lock(self.restored());
+        let mut has_adopted = false;
+        for packet in unknown {
+            let from = &mut restored.engine.sessions;
+            has_adopted |= shard.engine.sessions.adopt(from, packet);
+        }
+        if has_adopted {
             for shard in [shard, &mut *restored] {
                 if let Err(error) = shard.write_records() {
                     self.report_error(&shard.journal.describe_write_failure(&error));

@@ -222,7 +222,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         &options.state_dir,
         &sender,
         unconfined,
-        (fast_path, transfer_file),
+        fast_path,
+        transfer_file,
         config_file,
     )?;
     let server = socket.serve(service.shared.clone())?;

@@ -27,7 +27,8 @@ pub(super) struct TransfersThread {
 impl TransfersThread {
     /// Starts to report transfers, with their bytes if there are `data_packets`.
     pub(super) fn start(
-        (shared, state): (Arc<SharedState>, StateDir),
+        shared: Arc<SharedState>,
+        state: StateDir,
         data_packets: Option<DataPackets>,
         mut file: Option<TransferFile>,
         events: &Sender<DaemonEvent>,

@@ -64,7 +64,8 @@ pub(super) fn start(
     state_dir: &Path,
     events: &Sender<DaemonEvent>,
     unconfined: Vec<String>,
-    (fast_path, transfer_file): (Result<LoadedProgram, String>, Option<TransferFile>),
+    fast_path: Result<LoadedProgram, String>,
+    transfer_file: Option<TransferFile>,
     config_file: ConfigFile,
 ) -> Result<Workers, ServiceError> {
     let parameters = RuleParameters::from(config);
@@ -144,7 +145,7 @@ pub(super) fn start(
         table_guard: TableGuard::default(),
         heartbeat: None,
     };
-    let have_waited = workers.load_table(&parameters, &commits, (restored, why_off), events)?;
+    let have_waited = workers.load_table(&parameters, &commits, restored, why_off, events)?;
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let obstacle = rules.fast_path_obstacle();
     let rules_reader = rules.reader(&claimed, &commits, &parameters)?;
@@ -152,7 +153,7 @@ pub(super) fn start(
         workers.update_policy(config);
     }
     if config.queue.fast_path != FastPathMode::Off {
-        workers.start_fast_path((why_off, obstacle), &make_kernel, events)?;
+        workers.start_fast_path(why_off, obstacle, &make_kernel, events)?;
     }
     let follower = FollowedRules {
         reader: rules_reader,
@@ -172,8 +173,8 @@ pub(super) fn start(
     let data_packets = DataPackets::new(data_log, offload.clone());
     workers.shared.count_unreported_transfers();
     if config.reports_transfers() {
-        let shared = (Arc::clone(&workers.shared), workers.state.clone());
-        let thread = TransfersThread::start(shared, data_packets, transfer_file, events)?;
+        let (shared, state) = (Arc::clone(&workers.shared), workers.state.clone());
+        let thread = TransfersThread::start(shared, state, data_packets, transfer_file, events)?;
         workers.transfers_thread = Some(thread);
     }
     let backend = parameters.backend;
@@ -297,7 +298,8 @@ impl Workers {
         &mut self,
         parameters: &RuleParameters,
         commits: &Commits,
-        (restored, why_off): (bool, Option<&str>),
+        restored: bool,
+        why_off: Option<&str>,
         events: &Sender<DaemonEvent>,
     ) -> Result<bool, ServiceError> {
         let (table, is_new) =
@@ -330,7 +332,8 @@ impl Workers {
     /// obstacle.
     fn start_fast_path(
         &mut self,
-        (why_off, obstacle): (Option<&str>, Option<String>),
+        why_off: Option<&str>,
+        obstacle: Option<String>,
         make_kernel: &dyn Fn() -> Result<LinuxKernel, crate::kernel::NetfilterError>,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {

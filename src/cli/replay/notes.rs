@@ -92,7 +92,8 @@ impl NotePrinter {
     /// `external`.
     pub fn new(
         OutputOptions { json, transfers }: OutputOptions,
-        (names, files): (Vec<String>, Vec<String>),
+        names: Vec<String>,
+        files: Vec<String>,
         external: Option<IpAddr>,
     ) -> Self {
         let (lines, progress) = (Lines::new(), Progress::new());

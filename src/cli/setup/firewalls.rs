@@ -188,7 +188,7 @@ impl Plan {
                     return Ok(Some(format!("{usual} does not exist")));
                 };
                 let what = format!("chain {own} of table {table}");
-                self.iptables_restore(need, path, (table, own), &what, &[])
+                self.iptables_restore(need, path, table, own, &what, &[])
             }
             FirewallProgram::Ufw => {
                 let (path, prefix) = match need.ip {
@@ -200,7 +200,7 @@ impl Plan {
                 if table != "filter" {
                     return Ok(Some(format!("{path} does not declare {what}")));
                 }
-                self.iptables_restore(need, path, (table, &user), &what, &["--noflush"])
+                self.iptables_restore(need, path, table, &user, &what, &["--noflush"])
             }
             FirewallProgram::Firewalld => self.firewalld(need, chain),
             FirewallProgram::Docker => self.docker(need),
@@ -232,7 +232,8 @@ impl Plan {
         &mut self,
         need: &NeededRule,
         path: &str,
-        (table, chain): (&str, &str),
+        table: &str,
+        chain: &str,
         what: &str,
         options: &[&str],
     ) -> Result<Option<String>, Failure> {

@@ -73,8 +73,7 @@ impl RecentServers {
         if !opened && refused.is_none() {
             return;
         }
-        let mode = (server, decided.kind);
-        let record = record_of(self.0.this_mut(now), mode, MAX_RECORDS);
+        let record = record_of(self.0.this_mut(now), server, decided.kind, MAX_RECORDS);
         record.opened |= opened;
         record.refused = record.refused.saturating_add(refused.is_some().into());
         record.last = refused.or(record.last.take());
@@ -91,7 +90,7 @@ impl RecentServers {
         let mut modes: Vec<ModeRecord> = Vec::new();
         for half in self.0.both(now) {
             for one in half {
-                let record = record_of(&mut modes, (one.server, one.kind), 2 * MAX_RECORDS);
+                let record = record_of(&mut modes, one.server, one.kind, 2 * MAX_RECORDS);
                 record.opened |= one.opened;
                 record.refused = record.refused.saturating_add(one.refused);
                 record.last = one.last.clone().or(record.last.take());
@@ -120,7 +119,8 @@ impl RecentServers {
 /// The record of a server's mode, which is then the last one of at most `limit`.
 fn record_of(
     records: &mut Vec<ModeRecord>,
-    (server, kind): (SocketAddr, AnnouncementKind),
+    server: SocketAddr,
+    kind: AnnouncementKind,
     limit: usize,
 ) -> &mut ModeRecord {
     let record = match records.iter().position(|one| (one.server, one.kind) == (server, kind)) {

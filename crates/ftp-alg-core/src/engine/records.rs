@@ -23,7 +23,6 @@ use crate::{
         pinholes::pinhole::{Pinhole, PinholeRecord},
         table::Key,
     },
-    packet::Packet,
     session::{Phase, Session},
 };
 
@@ -309,15 +308,17 @@ impl Sessions {
         restored
     }
 
+    /// Whether a session has the endpoints of this packet.
+    pub fn knows(&mut self, packet: &[u8]) -> bool {
+        Key::of_packet(packet).is_some_and(|key| self.table.find(&key).is_some())
+    }
+
     /// Adopts the session of `restored` whose packet this is, unless this shard has a session with these endpoints.
     /// Returns whether there was one. Its record is [written](Self::write_records) here before its end is written there.
     pub fn adopt(&mut self, restored: &mut Self, packet: &[u8]) -> bool {
-        let Ok(packet) = Packet::parse(packet) else { return false };
-        let (source, destination) = packet.endpoints();
-        let key = Key::between(source, destination);
-        if self.table.find(&key).is_some() {
+        let Some(key) = Key::of_packet(packet).filter(|_| !self.knows(packet)) else {
             return false;
-        }
+        };
         let Some(from) = restored.table.find(&key) else { return false };
         let Some(mut entry) = restored.take_out(from) else { return false };
         let head = &mut entry.head;

@@ -13,7 +13,7 @@ use crate::{
     engine::{
         Batch, Counters, Entry, Epoch, EventKind, Kernel, SessionEnd,
         activity::PATIENCE,
-        limits::{client_shares::ClientShares, memory::MemoryBudget},
+        limits::{ClientShares, MemoryBudget},
         packets::routes::RouteAnswers,
         pinholes::{
             PinholeTable,
@@ -188,8 +188,7 @@ impl Sessions {
             && session.dialogue.has_pending_transfer()
         {
             let errors;
-            (has_changed, errors) =
-                self.pinholes.renew(now, (index, &translation), lifetime, kernel);
+            (has_changed, errors) = self.pinholes.renew(now, index, &translation, lifetime, kernel);
             self.batch.errors.extend(errors);
         }
         // The port of one in use stays reserved.
@@ -278,7 +277,7 @@ impl Sessions {
             self.release_memory(index);
         }
         if std::mem::take(&mut head.counts_for_client) {
-            self.uncount(head.client(), index);
+            self.uncount(head.client(), head.id, index);
         }
         head.changed = false;
         self.mark_removed(head.id);

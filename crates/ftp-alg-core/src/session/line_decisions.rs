@@ -76,7 +76,7 @@ impl LineReader<'_> {
             self.dialogue.record_client_line_end(end);
         }
         let verb_end = if text.has_control_bytes() || VerbScanner::may_begin(line) {
-            ambiguous_verb_end(self.dialogue, (line, text), self.search)
+            ambiguous_verb_end(self.dialogue, line, text, self.search)
         } else {
             None
         };
@@ -249,7 +249,7 @@ impl LineReader<'_> {
             }
             ReplyEffect::ReplyToCrossedOut(reason) => {
                 if let Some(limits) = refusal(self.dialogue) {
-                    return self.refuse_reply((reason, false), limits);
+                    return self.refuse_reply(reason, false, limits);
                 }
             }
             ReplyEffect::Event(event) => self.found(event),
@@ -262,7 +262,7 @@ impl LineReader<'_> {
     fn decide_reply(&mut self, announced: AnnouncedLine, limits: Option<ReplyLimits>) -> LineEdit {
         let parsed = announced.parsed.clone();
         match self.ask(announced) {
-            Effect::Refuse(reason) => self.refuse_reply((reason, true), limits?),
+            Effect::Refuse(reason) => self.refuse_reply(reason, true, limits?),
             Effect::Pass => None,
             Effect::Open { endpoint, padding } => rewrite(&parsed.ok()?, endpoint, padding),
         }
@@ -272,7 +272,8 @@ impl LineReader<'_> {
     /// and the connection must not be adjusted, the original reply stays.
     fn refuse_reply(
         &mut self,
-        (reason, passive): (RefusalReason, bool),
+        reason: RefusalReason,
+        passive: bool,
         limits: ReplyLimits,
     ) -> LineEdit {
         let range = self.text.line_range(0..self.text.bytes().len());
@@ -319,7 +320,8 @@ fn verb_start(line: &[u8], end: usize) -> usize {
 /// has no such verb.
 fn ambiguous_verb_end(
     dialogue: &Dialogue,
-    (line, text): (&[u8], &Text<'_>),
+    line: &[u8],
+    text: &Text<'_>,
     search: VerbSearch,
 ) -> Option<usize> {
     if dialogue.phase == Phase::PickedUp {

@@ -34,9 +34,9 @@ impl Session {
         }
         let window = self.window_to_offer(from, packet);
         let mut outcome = if packet.has(flags::URG) {
-            self.handle_urgent_packet(from, packet, (window, conditions), out, decide)
+            self.handle_urgent_packet(from, packet, window, conditions, out, decide)
         } else {
-            self.inspect_packet(from, packet, (window, conditions), out, decide)
+            self.inspect_packet(from, packet, window, conditions, out, decide)
         };
         if let Some(window) = window.filter(|window| *window != packet.window()) {
             outcome.action = outcome.action.with_window(packet, window);
@@ -75,7 +75,8 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        (window, conditions): (Option<u16>, Conditions),
+        window: Option<u16>,
+        conditions: Conditions,
         out: &mut Vec<u8>,
         decide: &mut dyn Decide,
     ) -> ForwardPlan {
@@ -89,7 +90,7 @@ impl Session {
                 urg_stays = true;
             }
         }
-        let mut outcome = self.inspect_packet(from, packet, (window, conditions), out, decide);
+        let mut outcome = self.inspect_packet(from, packet, window, conditions, out, decide);
         let is_stored = urg_stays && from == Side::Client && self.client.extra().urgent.is_some();
         if is_stored && !(self.client.space.next + 1).is_after(end) {
             // The segment was not forwarded, so its urgent pointer was not either.
@@ -127,7 +128,8 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        (window, conditions): (Option<u16>, Conditions),
+        window: Option<u16>,
+        conditions: Conditions,
         out: &mut Vec<u8>,
         decide: &mut dyn Decide,
     ) -> ForwardPlan {

@@ -15,7 +15,9 @@ use crate::{
         activity::PATIENCE,
         decision::decider::Decider,
         offload::handover::PinholeId,
-        pinholes::{Opened, Wanted, candidates::PortFormat, client_counts::NotOpened},
+        pinholes::{
+            Opened, OpenedByProgram, Wanted, candidates::PortFormat, client_counts::NotOpened,
+        },
     },
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
@@ -186,16 +188,17 @@ impl Decider<'_> {
         match plan {
             Ok((id, PinholePlan { ends, announced_address, replaced_foreign })) => {
                 *fast_path = None;
-                let (kind, lifetime) = (announced.kind, self.policy.pinhole_timeout);
-                let is_granted = self.head.extra().fast_path.is_handed_over;
-                self.close_replaced(&ends);
-                let serial = self.pinholes.hold_program_pinhole(
-                    (id, self.now),
-                    (self.index, is_granted),
-                    self.head.client().ip(),
-                    (kind, lifetime),
+                let kind = announced.kind;
+                let opened = OpenedByProgram {
+                    id,
                     ends,
-                );
+                    kind,
+                    deadline: self.now + self.policy.pinhole_timeout,
+                    is_granted: self.head.extra().fast_path.is_handed_over,
+                };
+                self.close_replaced(&ends);
+                let client = self.head.client().ip();
+                let serial = self.pinholes.hold_of_program(self.index, client, &opened);
                 self.hold(kind, serial);
                 let endpoint = SocketAddr::new(announced_address, ends.arrival.port());
                 let opened = OpenedPinhole { endpoint, replaced_foreign, other_session: None };

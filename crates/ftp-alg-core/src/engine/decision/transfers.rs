@@ -30,9 +30,14 @@ impl Decider<'_> {
                 if let Some(translation) = self.head.extra().translation
                     && dialogue.has_pending_transfer()
                 {
-                    let (owner, lifetime) =
-                        ((self.index, &translation), self.policy.pinhole_timeout);
-                    let (_, errors) = self.pinholes.renew(self.now, owner, lifetime, self.kernel);
+                    let lifetime = self.policy.pinhole_timeout;
+                    let (_, errors) = self.pinholes.renew(
+                        self.now,
+                        self.index,
+                        &translation,
+                        lifetime,
+                        self.kernel,
+                    );
                     self.batch.errors.extend(errors);
                 }
                 self.timers.add(self.now + PATIENCE, self.index);

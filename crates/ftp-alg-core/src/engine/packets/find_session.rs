@@ -82,8 +82,7 @@ impl Engine {
                         Ok(from)
                     }
                     Some(obstacle) => {
-                        let (session, found) = ((session, from), obstacle);
-                        Err(self.handle_obstacle(found, queued, packet, session, context))
+                        Err(self.handle_obstacle(obstacle, queued, packet, session, from, context))
                     }
                 };
             }
@@ -162,8 +161,7 @@ impl Engine {
         };
         let session = SessionRef { index, id: entry.head.id };
         if let Some(obstacle) = obstacle(entry, timestamp, from, queued, packet) {
-            let session = (session, from);
-            return Err(self.handle_obstacle(obstacle, queued, packet, session, context));
+            return Err(self.handle_obstacle(obstacle, queued, packet, session, from, context));
         }
         context.session = session;
         Ok(from)
@@ -185,7 +183,8 @@ impl Engine {
         obstacle: Obstacle,
         queued: &QueuedPacket<'_>,
         packet: &Packet<'_>,
-        (session, from): (SessionRef, Side),
+        session: SessionRef,
+        from: Side,
         context: &mut PacketContext,
     ) -> Handling {
         match obstacle {
@@ -222,7 +221,7 @@ impl Engine {
         if packet.has(flags::SYN | flags::ACK) {
             let Some(index) = found else {
                 let session = Session::from_syn_ack(packet);
-                return self.sessions.insert(now, (destination, source), session, kernel);
+                return self.sessions.insert(now, destination, source, session, kernel);
             };
             let entry = self.sessions.table.get_mut(index)?;
             if entry.session.is_syn_ack_retransmission(packet)
@@ -247,7 +246,7 @@ impl Engine {
             Side::Client => (source, destination),
             Side::Server => (destination, source),
         };
-        self.sessions.insert(now, (client, server), session, kernel)
+        self.sessions.insert(now, client, server, session, kernel)
     }
 
     fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {

@@ -16,7 +16,8 @@ use crate::{
 pub(super) fn forward_verdict(
     decider: &mut Decider<'_>,
     session: &Session,
-    (from, awaits_probe): (Side, bool),
+    from: Side,
+    awaits_probe: bool,
     packet: &Packet<'_>,
     plan: &ForwardPlan,
     changed: &[u8],

@@ -5,6 +5,7 @@ mod find_session;
 pub(crate) mod forward;
 pub(crate) mod reorder;
 pub(crate) mod routes;
+mod tuple_reuse;
 
 use std::time::Instant;
 
@@ -142,7 +143,7 @@ impl Engine {
             return Handling::Verdict(Verdict::Drop(DropReason::Stale));
         }
         let handling = match self.find_session(now, queued, &packet, context, kernel) {
-            Ok(from) => self.inspect_packet(now, (queued, &packet, from), context, kernel),
+            Ok(from) => self.inspect_packet(now, queued, &packet, from, context, kernel),
             Err(decision) => decision,
         };
         match handling {
@@ -160,7 +161,9 @@ impl Engine {
     fn inspect_packet(
         &mut self,
         now: Instant,
-        (queued, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
+        queued: &QueuedPacket<'_>,
+        packet: &Packet<'_>,
+        from: Side,
         context: &mut PacketContext,
         kernel: &mut dyn Kernel,
     ) -> Handling {
@@ -207,8 +210,8 @@ impl Engine {
                 Handling::Verdict(Verdict::Drop(DropReason::KernelRefused))
             }
             _ => {
-                let side = (from, meta.may_wait && session.awaits_probe_answer(from, packet));
-                forward_verdict(&mut decider, session, side, packet, &plan, changed)
+                let awaits_probe = meta.may_wait && session.awaits_probe_answer(from, packet);
+                forward_verdict(&mut decider, session, from, awaits_probe, packet, &plan, changed)
             }
         };
         let connection_flags = flags::FIN | flags::RST | flags::SYN;

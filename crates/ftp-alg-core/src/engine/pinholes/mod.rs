@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ahash::{AHashMap, RandomState};
+use ahash::{AHashMap, AHashSet, RandomState};
 
 use crate::{
     engine::{
@@ -97,6 +97,16 @@ pub struct Wanted<'a> {
     /// The control connection.
     pub control: &'a Translation,
     pub format: PortFormat,
+}
+
+/// A pinhole that the BPF program has opened.
+pub struct OpenedByProgram {
+    pub id: PinholeId,
+    pub ends: PinholeEnds,
+    pub kind: AnnouncementKind,
+    pub deadline: Instant,
+    /// Whether its session is on the fast path, so that the grant counts for the client.
+    pub is_granted: bool,
 }
 
 /// A pinhole that the kernel has opened.
@@ -208,7 +218,7 @@ impl PinholeTable {
         let client: ClientKey = control.client.ip().into();
         let candidates = Candidates::new(&ends, control, format, policy);
         let limit = policy.max_pinholes_per_client;
-        self.close_ended_for(now, (owner, client), limit, candidates.set.is_some());
+        self.close_ended_for(now, owner, client, limit, candidates.set.is_some());
         self.make_room(now, client, limit, kernel)?;
         let is_displaced = self.ports.lock().is_displaced(&ends);
         let (target, random) = ((ends.initiator, ends.target), self.random.clone());
@@ -239,9 +249,8 @@ impl PinholeTable {
             let opening = Opening { ends, control: *control, from_client, lifetime };
             match self.open_at_port(owner, &opening, kernel) {
                 Ok(serial) => {
-                    let deadline = now + lifetime;
-                    let identity = (client, serial);
-                    let opened = Pinhole::new(ends, format.kind, deadline, identity, Place::Rules);
+                    let (kind, deadline) = (format.kind, now + lifetime);
+                    let opened = Pinhole::new(ends, kind, deadline, client, serial, Place::Rules);
                     self.insert(owner, opened);
                     return Ok(Opened { serial, port, other_session });
                 }
@@ -255,10 +264,8 @@ impl PinholeTable {
     /// Whether another session waits at the port with these ends. `None` if it cannot be used at all.
     fn is_waited_for(&self, owner: u32, ends: &PinholeEnds) -> Option<bool> {
         let ports = self.ports.lock();
-        if ports.is_taken(ends, self.shard) {
-            return None;
-        }
-        let held = ports.get(ends).filter(|port| port.is_held && port.owner != owner);
+        let port = ports.usable(ends, self.shard).ok()?;
+        let held = port.filter(|port| port.is_held && port.owner != owner);
         let other = held.and_then(|port| self.all.get(&(port.owner, port.serial)));
         Some(other.is_some_and(Pinhole::is_waited_for))
     }
@@ -285,6 +292,7 @@ impl PinholeTable {
             started.map(|(key, pinhole)| (*key, pinhole.ends)).unzip();
         if !ends.is_empty() {
             let gone = kernel.find_consumed(&ends).map_err(NotOpened::Kernel)?;
+            let gone: AHashSet<_> = gone.into_iter().collect();
             for (key, _) in keys.into_iter().zip(ends).filter(|(_, ends)| gone.contains(ends)) {
                 self.change(key, Pinhole::record_gone);
             }
@@ -301,8 +309,11 @@ impl PinholeTable {
     ) -> Result<u64, KernelError> {
         let ends = opening.ends;
         let mut ports = self.ports.lock();
+        if ports.usable(&ends, self.shard).is_err() {
+            return Err(KernelError::Taken); // since a moment ago, by another shard
+        }
         let serial = ports.next_serial();
-        let before = ports.reserve(ends, (self.shard, owner, serial), Place::Rules);
+        let before = ports.reserve(ends, self.shard, owner, serial, Place::Rules);
         drop(ports);
         if let Some(Port { ends, place, .. }) = before {
             // Announced again, or not closed yet.
@@ -334,23 +345,17 @@ impl PinholeTable {
         self.all.insert((owner, pinhole.serial), pinhole);
     }
 
-    /// Holds the pinhole `id` of the session `owner`, which the BPF program opened at the time `at`. It `is_granted` if the
-    /// session is on the fast path. The session has closed its earlier ones with these ends. A pinhole of the rules that may
-    /// be open keeps its port, because it may be newer. Returns the serial number.
-    pub fn hold_program_pinhole(
-        &mut self,
-        (id, at): (PinholeId, Instant),
-        (owner, is_granted): (u32, bool),
-        client: IpAddr,
-        (kind, lifetime): (AnnouncementKind, Duration),
-        ends: PinholeEnds,
-    ) -> u64 {
+    /// Holds what the BPF program opened for the session `owner` and this client. The session has closed its earlier ones with
+    /// these ends. A pinhole of the rules that may be open keeps its port, because it may be newer. Returns the serial
+    /// number.
+    pub fn hold_of_program(&mut self, owner: u32, client: IpAddr, opened: &OpenedByProgram) -> u64 {
+        let OpenedByProgram { id, ends, kind, deadline, is_granted } = *opened;
         self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.ends() == ends.ends());
-        let (place, deadline) = (Place::Program(id), at + lifetime);
+        let place = Place::Program(id);
         let serial = self.reserve_in_program(owner, ends, place);
-        let mut opened = Pinhole::new(ends, kind, deadline, (client.into(), serial), place);
-        opened.set_granted(is_granted);
-        self.insert(owner, opened);
+        let mut held = Pinhole::new(ends, kind, deadline, client.into(), serial, place);
+        held.set_granted(is_granted);
+        self.insert(owner, held);
         serial
     }
 
@@ -366,7 +371,7 @@ impl PinholeTable {
         if ports.get(&ends).is_some_and(is_newer) {
             return serial;
         }
-        let before = ports.reserve(ends, (self.shard, owner, serial), place);
+        let before = ports.reserve(ends, self.shard, owner, serial, place);
         drop(ports);
         self.displace(before);
         if let Some(Port { ends, .. }) = before.filter(|before| before.place == Place::Rules) {
@@ -384,7 +389,7 @@ impl PinholeTable {
         deadline: Instant,
     ) {
         let (ends, client) = (record.ends, client.into());
-        let new = |serial, place| Pinhole::restored(record, deadline, (client, serial), place);
+        let new = |serial, place| Pinhole::restored(record, deadline, client, serial, place);
         if let Some(id) = record.in_program {
             let place = Place::Program(id);
             let serial = self.reserve_in_program(owner, ends, place);
@@ -394,8 +399,8 @@ impl PinholeTable {
         let mut ports = self.ports.lock();
         ports.record_serial(serial);
         let is_latest = ports.get(&ends).is_none_or(|port| port.serial < serial);
-        let identity = (self.shard, owner, serial);
-        let before = is_latest.then(|| ports.reserve(ends, identity, Place::Rules)).flatten();
+        let reserve = || ports.reserve(ends, self.shard, owner, serial, Place::Rules);
+        let before = is_latest.then(reserve).flatten();
         drop(ports);
         if !is_latest {
             restored.record_gone();
@@ -509,7 +514,8 @@ impl PinholeTable {
     pub fn renew(
         &mut self,
         now: Instant,
-        (owner, control): (u32, &Translation),
+        owner: u32,
+        control: &Translation,
         lifetime: Duration,
         kernel: &mut dyn Kernel,
     ) -> (bool, Vec<KernelError>) {
@@ -628,7 +634,8 @@ impl PinholeTable {
     fn close_ended_for(
         &mut self,
         now: Instant,
-        (owner, client): (u32, ClientKey),
+        owner: u32,
+        client: ClientKey,
         limit: usize,
         is_limited: bool,
     ) {

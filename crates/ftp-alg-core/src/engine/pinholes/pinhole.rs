@@ -111,7 +111,8 @@ impl Pinhole {
         ends: PinholeEnds,
         kind: AnnouncementKind,
         deadline: Instant,
-        (client, serial): (ClientKey, u64),
+        client: ClientKey,
+        serial: u64,
         place: Place,
     ) -> Self {
         let state = match kind.is_active() {
@@ -139,7 +140,8 @@ impl Pinhole {
     pub(super) fn restored(
         record: &PinholeRecord,
         deadline: Instant,
-        owner: (ClientKey, u64),
+        client: ClientKey,
+        serial: u64,
         place: Place,
     ) -> Self {
         let state = match (record.in_use, record.answered) {
@@ -147,7 +149,7 @@ impl Pinhole {
             (false, true) => State::Answered { is_refused: false },
             (false, false) => State::Announced,
         };
-        let new = Self::new(record.ends, record.kind, deadline, owner, place);
+        let new = Self::new(record.ends, record.kind, deadline, client, serial, place);
         Self { state, has_started: record.in_use, ..new }
     }
 

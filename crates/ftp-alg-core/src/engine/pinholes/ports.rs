@@ -46,6 +46,9 @@ pub(super) struct Port {
     pub(super) is_held: bool,
 }
 
+/// A shard may not use a port.
+pub(super) struct Taken;
+
 /// See [`Ports`].
 #[derive(Default)]
 pub(super) struct PortTable {
@@ -96,11 +99,13 @@ impl PortTable {
         self.clients.check(client, limit, capacity)
     }
 
-    /// The port with these ends that this shard may not use: another one's, or for another target.
-    pub(super) fn is_taken(&self, ends: &PinholeEnds, shard: u16) -> bool {
-        self.ports
-            .get(&ends.ends())
-            .is_some_and(|port| port.shard != shard || port.ends.target != ends.target)
+    /// The port with these ends, if there is one. An error if this shard may not use it: it is another one's, or for another
+    /// target.
+    pub(super) fn usable(&self, ends: &PinholeEnds, shard: u16) -> Result<Option<&Port>, Taken> {
+        match self.get(ends) {
+            Some(port) if port.shard != shard || port.ends.target != ends.target => Err(Taken),
+            port => Ok(port),
+        }
     }
 
     /// The port with these ends.
@@ -123,7 +128,9 @@ impl PortTable {
     pub(super) fn reserve(
         &mut self,
         ends: PinholeEnds,
-        (shard, owner, serial): (u16, u32, u64),
+        shard: u16,
+        owner: u32,
+        serial: u64,
         place: Place,
     ) -> Option<Port> {
         let port = Port { ends, shard, owner, serial, place, is_held: true };

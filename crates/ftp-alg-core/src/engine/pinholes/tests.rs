@@ -76,9 +76,14 @@ impl Shards {
 /// Holds a pinhole of the BPF program with the ends of one of 192.0.2.1, for the session 7.
 fn hold_program(table: &mut PinholeTable, port: u16) -> u64 {
     let (control, ends) = announced("192.0.2.1", port);
-    let opened = (PinholeId { flow: u64::from(port), line: 1 }, Instant::now());
-    let announced = (AnnouncementKind::Port, Duration::from_secs(30));
-    table.hold_program_pinhole(opened, (7, true), control.client.ip(), announced, ends)
+    let opened = OpenedByProgram {
+        id: PinholeId { flow: u64::from(port), line: 1 },
+        ends,
+        kind: AnnouncementKind::Port,
+        deadline: Instant::now() + Duration::from_secs(30),
+        is_granted: true,
+    };
+    table.hold_of_program(7, control.client.ip(), &opened)
 }
 
 #[test]

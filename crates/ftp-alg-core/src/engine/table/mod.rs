@@ -31,6 +31,12 @@ impl Key {
         Self(a.into(), b.into())
     }
 
+    /// The key of the connection of a packet, if that can be parsed.
+    pub fn of_packet(bytes: &[u8]) -> Option<Self> {
+        let (source, destination) = Packet::parse(bytes).ok()?.endpoints();
+        Some(Self(source, destination))
+    }
+
     fn of(entry: &Entry) -> Self {
         Self(entry.head.endpoints.client(), entry.head.endpoints.server())
     }

@@ -154,7 +154,7 @@ impl DataConnections {
         if flags.syn || packet.refuses_a_syn() {
             let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
             let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
-            return self.begin(at, (ends, port), first).record(at, sender, packet);
+            return self.begin(at, ends, port, first).record(at, sender, packet);
         }
         // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
         for (ends, port, sender) in [from_initiator, from_target] {
@@ -191,7 +191,7 @@ impl DataConnections {
     pub fn restore(&mut self, epoch: Instant, saved: &OpenDataConnection) {
         let OpenDataConnection { initiator, target, began, first: [first, targets] } = *saved;
         let Some(began) = epoch.checked_add(began) else { return };
-        let restored = self.begin(began, ((initiator.ip(), target), initiator.port()), first);
+        let restored = self.begin(began, (initiator.ip(), target), initiator.port(), first);
         restored.first[End::Target as usize] = Some(targets);
     }
 
@@ -258,7 +258,7 @@ impl DataConnections {
     }
 
     /// The connection between these ends whose initiator begins with the sequence number `first`.
-    fn begin(&mut self, at: Instant, (ends, port): (Ends, u16), first: u32) -> &mut DataConnection {
+    fn begin(&mut self, at: Instant, ends: Ends, port: u16, first: u32) -> &mut DataConnection {
         let same = self.by_ends.get(&ends).map(Vec::as_slice).unwrap_or_default();
         let begins_so = |one: &DataConnection| {
             (one.initiator_port, one.first[End::Initiator as usize]) == (port, Some(first))
@@ -282,12 +282,15 @@ impl DataConnections {
             return;
         }
         let order = std::mem::take(&mut self.order);
-        self.order = order.into_iter().filter(|known| self.find_known(*known).is_some()).collect();
+        self.order = order
+            .into_iter()
+            .filter(|(ends, began)| self.find_known(*ends, *began).is_some())
+            .collect();
         self.drop_oldest(DataConnection::is_over);
         self.drop_oldest(|_| true);
     }
 
-    fn find_known(&self, (ends, began): (Ends, Instant)) -> Option<&DataConnection> {
+    fn find_known(&self, ends: Ends, began: Instant) -> Option<&DataConnection> {
         self.by_ends.get(&ends)?.iter().find(|one| one.began == began)
     }
 
@@ -295,7 +298,7 @@ impl DataConnections {
     fn drop_oldest(&mut self, may_go: impl Fn(&DataConnection) -> bool) {
         let mut excess = self.order.len().saturating_sub(MAX_CONNECTIONS / 4 * 3);
         for (ends, began) in std::mem::take(&mut self.order) {
-            if excess > 0 && self.find_known((ends, began)).is_none_or(&may_go) {
+            if excess > 0 && self.find_known(ends, began).is_none_or(&may_go) {
                 self.remove(ends, began);
                 excess -= 1;
             } else {

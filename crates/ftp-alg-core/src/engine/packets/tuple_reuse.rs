@@ -1,4 +1,4 @@
-//! Connections of which every packet is queued for a while.
+//! Another connection on the endpoints of a session, and connections of which every packet is queued for a while.
 //!
 //! Only acknowledgements show two things, and they are queued for no other reason: whether a SYN-ACK on the endpoints
 //! of an open connection was genuine, and whether bytes before a gap are missing. An off-path attacker can simulate
@@ -77,7 +77,7 @@ impl Engine {
         };
         let Some(session) = entry.head.take_incarnation_if(confirms) else { return Some(index) };
         self.sessions.forget(index, SessionEnd::Replaced);
-        self.sessions.insert(now, (client, server), session, kernel)
+        self.sessions.insert(now, client, server, session, kernel)
     }
 }
 

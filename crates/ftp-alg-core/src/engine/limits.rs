@@ -1,0 +1,571 @@
+//! What bounds the sessions: how many there are, the share of each client, their memory, and how long one stays.
+//!
+//! - `max-sessions`: at the limit, the oldest session goes that [is not needed](may_be_evicted): its dialogue is not
+//!   verified, or its next packet would restore the same state. Else one of a client that has more than its share.
+//! - A client is an IPv4 address, or the /64 of an IPv6 address, because one host has all of that. A session counts for its
+//!   client once its server has sent a greeting, because an attacker with a spoofed address cannot get that far.
+//! - `policy.memory` bounds the bytes of unacknowledged and incomplete data. Hardly any session holds more than
+//!   [`UNCOUNTED_BYTES`], and none for long unless an end does not acknowledge. Sessions above that are counted, in the order
+//!   in which they exceeded it. If all together exceed the budget, the first of them is reset at both ends. Forgetting its
+//!   data would not do, because its packets are adjusted by it and compared with it.
+//!
+//! All shards share these limits. In the last quarter no shard takes more than an even share, so a flood of one shard leaves
+//! room for the others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ahash::AHashMap;
+
+use crate::{
+    engine::{
+        ClientKey, Entry, Event, EventKind, Kernel, KernelError, QueueMode, SessionEnd, Sessions,
+        Verdict, batch::Injection, decision::decider::ConnectionOf, packets::forward::injection,
+        table::entry::Head,
+    },
+    packet::{self, Packet, PacketEdit, Seq, flags},
+    session::{DropReason, Phase, Session, Side},
+};
+
+/// Number of a client's oldest sessions that are examined for an eviction.
+const MAX_EXAMINED: usize = 16;
+/// Sessions that hold at most this many bytes are not counted.
+const UNCOUNTED_BYTES: usize = 512;
+/// Closed sessions stay this long for retransmissions: adjusted ones because only they can adjust the retransmission,
+/// the others so that it is not taken for a new connection.
+const LINGER_ADJUSTED: Duration = Duration::from_secs(60);
+const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
+/// Timeout of a connection without a greeting.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(120);
+/// Timeout without an accepted login: longer than servers wait for one.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(900);
+/// Timeout after one end has sent a FIN: as in the kernel (nf_conntrack_tcp_timeout_fin_wait).
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(120);
+/// Timeout of a session that was restored, or whose packets may have passed unread, and that had no packet since. It
+/// may be closed already.
+const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Timeout of other sessions: as for established connections in the kernel (nf_conntrack_tcp_timeout_established).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(432_000);
+/// Minimum number of table slots that one call of `Engine::expire` examines; in a larger table a sixteenth of them.
+const MIN_SWEEP: u32 = 1024;
+
+/// Whether a session counts for the memory budget or for its client's share, or must.
+#[inline]
+pub(crate) fn is_counted(head: &Head, session: &Session) -> bool {
+    should_count_memory(head, session) || should_count_for_client(head, session)
+}
+
+impl Sessions {
+    /// Counts the session at `index`, and enforces the limits.
+    pub(crate) fn update_counts(&mut self, now: Instant, index: u32, kernel: &mut dyn Kernel) {
+        if self.record_memory(index) {
+            self.enforce_memory_budget(now, kernel);
+        }
+        self.count_session(now, index, kernel);
+    }
+}
+
+impl Sessions {
+    /// Whether another session may be inserted.
+    pub(crate) fn has_room(&self) -> bool {
+        self.table.total_len() < self.policy.max_sessions
+    }
+
+    /// Whether another session may be inserted, after an eviction if necessary. At the limit, the oldest session
+    /// without a verified dialogue is evicted, or one of a client that has more than its share. In the last quarter of
+    /// the limit, no engine gets more than its share, so a flood of one engine leaves room for the others.
+    fn make_room(&mut self, now: Instant, kernel: &mut dyn Kernel) -> bool {
+        let limit = self.policy.max_sessions;
+        let (all, share) = (self.table.total_len(), limit / self.table.table_count().max(1));
+        if all < limit && (all < limit - limit / 4 || self.table.len() <= share) {
+            return true;
+        }
+        let Some(index) = self.table.take_oldest(may_be_evicted) else {
+            return self.evict_from_any_client(now, kernel) || all < limit;
+        };
+        if let Some(entry) = self.forget(index, SessionEnd::Forgotten)
+            && !entry.session.is_over()
+        {
+            self.counters.limits.sessions += 1;
+            let age = self.epoch.timestamp(now).duration_since(entry.head.first_seen).as_secs();
+            let text =
+                format!("evicted after {age} s for a newer connection: max-sessions is reached");
+            self.batch.events.push(entry.head.event(EventKind::LimitReached(text.into())));
+        }
+        true
+    }
+
+    /// Starts a session between these endpoints, if policy inspects the connection and there is room.
+    pub(crate) fn insert(
+        &mut self,
+        now: Instant,
+        client: SocketAddr,
+        server: SocketAddr,
+        session: Session,
+        kernel: &mut dyn Kernel,
+    ) -> Option<u32> {
+        let network = self.policy.network_of(client.ip(), server.ip());
+        if !self.policy.inspects(network) {
+            self.counters.unread.not_followed += 1;
+            self.bypass_connection(client, server, kernel);
+            return None;
+        }
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let timestamp = self.epoch.timestamp(now);
+        let mut entry = Entry::new(id, client, server, session, timestamp);
+        entry.head.set_network(network);
+        // A session picked up mid-stream evicts no other.
+        let is_picked_up = entry.session.dialogue.phase == Phase::PickedUp;
+        if !(if is_picked_up { self.has_room() } else { self.make_room(now, kernel) }) {
+            self.counters.uninspected += 1;
+            self.counters.unread.not_followed += 1;
+            self.batch.events.push(
+                entry.head.event(EventKind::LimitReached(
+                    "not inspected: max-sessions is reached".into(),
+                )),
+            );
+            return None;
+        }
+        let index = self.table.insert(entry);
+        self.counters.sessions_started += 1;
+        self.mark_changed(index);
+        Some(index)
+    }
+
+    /// Has the kernel queue no packet of the connection any more.
+    fn bypass_connection(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+        kernel: &mut dyn Kernel,
+    ) {
+        let found = kernel.lookup_translation(client, server);
+        let found = found.and_then(|found| found.ok_or(KernelError::Unknown));
+        let kind = match found.and_then(|found| kernel.set_queue_mode(&found, QueueMode::None)) {
+            Ok(()) => EventKind::StateChanged("not inspected: its [[network]] has inspect = false"),
+            // The queue mode is set with its next packet.
+            Err(KernelError::Unknown) => return,
+            Err(error) => {
+                self.counters.errors += 1;
+                EventKind::KernelRefused(error.to_string())
+            }
+        };
+        let session = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        self.batch.events.push(Event { session, client, server, user: None, kind });
+    }
+
+    /// Removes sessions whose timeout has passed, in a part of the table at a time.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        let slots = self.table.slot_count();
+        let is_nearly_full = self.is_nearly_full();
+        let now = self.epoch.timestamp(now);
+        for _ in 0..MIN_SWEEP.max(slots / 16).min(slots) {
+            if !self.batch.events.has_room() {
+                return; // the next call goes on
+            }
+            self.swept = (self.swept + 1) % slots;
+            let Some(entry) = self.table.get_mut(self.swept) else { continue };
+            let needs_login = self.policy.for_network(entry.head.network()).require_login;
+            // If the table is nearly full, a client without a login cannot stay by sending a line now and then.
+            let is_timed_from_start = is_nearly_full
+                && needs_login
+                && matches!(entry.session.dialogue.phase, Phase::Greeted | Phase::Verified)
+                && !(has_login(&entry.session)
+                    || entry.session.is_adjusted()
+                    || entry.session.is_over());
+            let since =
+                if is_timed_from_start { entry.head.first_seen } else { entry.head.last_seen };
+            if now.duration_since(since) >= idle_timeout(&entry.session, needs_login) {
+                self.forget(self.swept, SessionEnd::Expired);
+            }
+        }
+    }
+}
+
+/// Whether a session may be evicted for a newer one: its dialogue is not verified, or its next packet would restore the
+/// same state.
+pub(crate) fn may_be_evicted(entry: &Entry) -> bool {
+    let phase = entry.session.dialogue.phase;
+    let is_unneeded = !phase.has_greeted() || entry.session.is_over();
+    phase == Phase::PickedUp || is_unneeded && !entry.session.is_adjusted()
+}
+
+/// Timeout of a session without packets.
+fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
+    match session.dialogue.phase {
+        _ if session.is_over() && (session.is_adjusted() || session.was_reset()) => LINGER_ADJUSTED,
+        _ if session.is_over() => LINGER_UNADJUSTED,
+        Phase::NotGreeted
+        | Phase::ClientFirst
+        | Phase::CommandFirst
+        | Phase::TextFirst
+        | Phase::CommandAfterText
+        | Phase::PickedUp => GREETING_TIMEOUT, // its next packet restores the same state
+        _ if session.is_half_closed() => HALF_CLOSED_TIMEOUT,
+        Phase::Greeted => LOGIN_TIMEOUT,
+        Phase::Verified | Phase::NotFtp | Phase::PickedUpFtp
+            if needs_login && !has_login(session) && !session.is_adjusted() =>
+        {
+            LOGIN_TIMEOUT
+        }
+        _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED_TIMEOUT,
+        Phase::PickedUpFtp
+        | Phase::Verified
+        | Phase::PacketsMissed
+        | Phase::OutOfStep
+        | Phase::NotFtp => IDLE_TIMEOUT,
+    }
+}
+
+/// Whether a login was accepted, as far as is known.
+pub(crate) fn has_login(session: &Session) -> bool {
+    session.dialogue.is_logged_in() || session.is_encrypted()
+}
+
+/// The sessions of each client of one shard.
+#[derive(Default)]
+pub(crate) struct ClientShares {
+    /// Clients, session numbers and table slots: those of a client from the oldest on. No packet waits for it to grow.
+    sessions: BTreeSet<(ClientKey, u64, u32)>,
+    counts: BTreeMap<ClientKey, usize>,
+    /// Clients that have more than their share.
+    over_share: BTreeSet<ClientKey>,
+}
+
+impl ClientShares {
+    /// Sets how many sessions a client may have before its own are evicted first.
+    fn set_share(&mut self, share: usize) {
+        let over = self.counts.iter().filter(|(_, count)| **count > share);
+        self.over_share = over.map(|(client, _)| *client).collect();
+    }
+
+    /// Adds a session of `client`, whose share is `share`.
+    fn add(&mut self, client: ClientKey, id: u64, slot: u32, share: usize) {
+        self.sessions.insert((client, id, slot));
+        let count = self.counts.entry(client).or_default();
+        *count += 1;
+        if *count > share {
+            self.over_share.insert(client);
+        }
+    }
+
+    fn remove(&mut self, client: ClientKey, id: u64, slot: u32, share: usize) {
+        let Some(count) = self.counts.get_mut(&client) else { return };
+        if !self.sessions.remove(&(client, id, slot)) {
+            return;
+        }
+        *count -= 1;
+        if *count <= share {
+            self.over_share.remove(&client);
+        }
+        if *count == 0 {
+            self.counts.remove(&client);
+        }
+    }
+
+    /// The oldest sessions of `client`.
+    fn oldest(&self, client: ClientKey) -> impl Iterator<Item = u32> {
+        let of_client = self.sessions.range((client, 0, 0)..=(client, u64::MAX, u32::MAX));
+        of_client.map(|(.., slot)| *slot).take(MAX_EXAMINED)
+    }
+}
+
+/// Whether a session counts for its client.
+fn is_countable(session: &Session) -> bool {
+    !matches!(session.dialogue.phase, Phase::NotGreeted | Phase::PickedUp) && !session.is_over()
+}
+
+/// Whether a session has to be counted for its client.
+#[inline]
+fn should_count_for_client(head: &Head, session: &Session) -> bool {
+    !head.counts_for_client && is_countable(session)
+}
+
+impl Sessions {
+    /// Whether the number of sessions is so near the limit that shares apply.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        let limit = self.policy.max_sessions;
+        self.table.total_len() > limit - limit / 4
+    }
+
+    /// Counts the session at `index` for its client if it starts to count. Near the limit, the oldest session of a
+    /// client with more than its share is evicted.
+    #[inline]
+    pub(crate) fn count_session(&mut self, now: Instant, index: u32, kernel: &mut dyn Kernel) {
+        if let Some(client) = self.count_for_client(index)
+            && self.is_nearly_full()
+            && self.client_shares.over_share.contains(&client)
+        {
+            self.evict_from_client(now, client, Some(index), kernel);
+        }
+    }
+
+    /// Counts the session at `index` for its client if it starts to count.
+    #[inline]
+    pub(crate) fn count_for_client(&mut self, index: u32) -> Option<ClientKey> {
+        let entry = self.table.get_mut(index)?;
+        if !should_count_for_client(&entry.head, &entry.session) {
+            return None;
+        }
+        entry.head.counts_for_client = true;
+        let (client, id) = (entry.head.client().ip().into(), entry.head.id);
+        let share = self.share();
+        self.client_shares.add(client, id, index, share);
+        Some(client)
+    }
+
+    /// Counts the session `id` at `index` out of those of `client`.
+    pub(crate) fn uncount(&mut self, client: SocketAddr, id: u64, index: u32) {
+        let share = self.share();
+        self.client_shares.remove(client.ip().into(), id, index, share);
+    }
+
+    /// The share of a client in this shard: an even part of its share in all shards.
+    fn share(&self) -> usize {
+        (self.policy.max_sessions_per_client / self.table.table_count().max(1)).max(1)
+    }
+
+    /// Recomputes shares after a policy change.
+    pub(crate) fn recompute_shares(&mut self) {
+        let share = self.share();
+        self.client_shares.set_share(share);
+    }
+
+    /// Evicts a session of a client that has more than its share. Returns whether there was one.
+    pub(crate) fn evict_from_any_client(&mut self, now: Instant, kernel: &mut dyn Kernel) -> bool {
+        let Some(client) = self.client_shares.over_share.first().copied() else { return false };
+        self.evict_from_client(now, client, None, kernel)
+            && self
+                .table
+                .take_oldest(may_be_evicted)
+                .is_some_and(|index| self.forget(index, SessionEnd::Forgotten).is_some())
+    }
+
+    /// Evicts a session of `client` other than the one at `except`: the first of the oldest that is closed or has no
+    /// login. If all have a login, the one that was idle longest, preferably without pending commands.
+    fn evict_from_client(
+        &mut self,
+        now: Instant,
+        client: ClientKey,
+        except: Option<u32>,
+        kernel: &mut dyn Kernel,
+    ) -> bool {
+        let timestamp = self.epoch.timestamp(now);
+        // Whether commands are pending, how long it was idle, and its slot.
+        let mut found: Option<(bool, Duration, u32)> = None;
+        for slot in self.client_shares.oldest(client).filter(|slot| Some(*slot) != except) {
+            let Some(entry) = self.table.get_mut(slot) else { continue };
+            let idle = timestamp.duration_since(entry.head.last_seen);
+            if entry.session.is_over() || !has_login(&entry.session) {
+                found = Some((false, idle, slot));
+                break;
+            }
+            let is_busy = entry.session.dialogue.has_pending_commands();
+            if found.is_none_or(|(other_busy, other_idle, _)| {
+                (other_busy, idle) > (is_busy, other_idle)
+            }) {
+                found = Some((is_busy, idle, slot));
+            }
+        }
+        let Some((_, idle, slot)) = found else { return false };
+        self.counters.limits.client_sessions += 1;
+        let reason = format!(
+            "its client has more than its share of max-sessions, and this session was idle for {} s",
+            idle.as_secs()
+        );
+        self.reset_session(now, slot, reason, kernel);
+        self.mark_changed(slot);
+        true
+    }
+}
+
+/// The counted sessions of one shard.
+#[derive(Default)]
+pub(crate) struct MemoryBudget {
+    /// Bytes held in all shards.
+    total: Arc<AtomicUsize>,
+    own: usize,
+    /// Serial number and bytes, by table slot.
+    held: AHashMap<u32, (u64, usize)>,
+    /// Table slots by serial number.
+    by_age: BTreeMap<u64, u32>,
+    serial: u64,
+}
+
+impl MemoryBudget {
+    /// The budget of another shard.
+    pub(crate) fn new_shard(&self) -> Self {
+        Self { total: Arc::clone(&self.total), ..Self::default() }
+    }
+
+    /// Bytes held in all shards.
+    pub(crate) fn total(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Sets the bytes of the session in table slot `slot`. Returns whether it holds more than before.
+    fn set(&mut self, slot: u32, bytes: usize) -> bool {
+        let before = self.held.get(&slot).copied();
+        if bytes == 0 {
+            if let Some((serial, _)) = self.held.remove(&slot) {
+                self.by_age.remove(&serial);
+            }
+        } else if let Some((_, held)) = self.held.get_mut(&slot) {
+            *held = bytes;
+        } else {
+            self.serial += 1;
+            self.held.insert(slot, (self.serial, bytes));
+            self.by_age.insert(self.serial, slot);
+        }
+        let before = before.map_or(0, |(_, held)| held);
+        if bytes >= before {
+            self.total.fetch_add(bytes - before, Ordering::Relaxed);
+        } else {
+            self.total.fetch_sub(before - bytes, Ordering::Relaxed);
+        }
+        self.own = self.own - before + bytes;
+        bytes > before
+    }
+
+    /// Whether this shard must free memory, if `engines` shards share `budget`.
+    fn exceeds(&self, budget: usize, engines: usize) -> bool {
+        let total = self.total();
+        total > budget || (total > budget - budget / 4 && self.own > budget / engines.max(1))
+    }
+
+    /// The session that has been counted longest, and its bytes.
+    fn oldest(&self) -> Option<(u32, usize)> {
+        let slot = *self.by_age.first_key_value()?.1;
+        Some((slot, self.held.get(&slot)?.1))
+    }
+}
+
+/// Whether a session's memory must be recorded.
+#[inline]
+fn should_count_memory(head: &Head, session: &Session) -> bool {
+    head.is_in_memory_budget || heap_size(head, session) > UNCOUNTED_BYTES
+}
+
+/// Heap memory in bytes of what peers can make large.
+#[inline]
+fn heap_size(head: &Head, session: &Session) -> usize {
+    session.heap_size() + head.names_size()
+}
+
+impl Sessions {
+    /// Bytes that the counted sessions of all shards hold.
+    pub fn memory(&self) -> usize {
+        self.memory.total()
+    }
+
+    /// Records the memory of the session at `index`. Returns whether it holds more than before.
+    #[inline]
+    pub(crate) fn record_memory(&mut self, index: u32) -> bool {
+        let Some(entry) = self.table.get_mut(index) else { return false };
+        if !should_count_memory(&entry.head, &entry.session) {
+            return false;
+        }
+        let bytes = heap_size(&entry.head, &entry.session);
+        entry.head.is_in_memory_budget = bytes > UNCOUNTED_BYTES;
+        self.memory.set(index, if bytes > UNCOUNTED_BYTES { bytes } else { 0 })
+    }
+
+    /// Removes the session at `index` from the budget.
+    pub(crate) fn release_memory(&mut self, index: u32) {
+        self.memory.set(index, 0);
+    }
+
+    /// Resets sessions until the budget is met.
+    #[cold]
+    pub(crate) fn enforce_memory_budget(&mut self, now: Instant, kernel: &mut dyn Kernel) {
+        let budget = self.policy.memory;
+        while self.memory.exceeds(budget, self.table.table_count())
+            && let Some((index, bytes)) = self.memory.oldest()
+        {
+            self.counters.limits.memory += 1;
+            let reason = format!(
+                "policy.memory is exceeded, and this session has held its {bytes} bytes longest"
+            );
+            self.reset_session(now, index, reason, kernel);
+            self.mark_changed(index);
+        }
+    }
+
+    /// Resets the session at `index` because of `reason`: both ends get a RST, and no later packet is forwarded.
+    pub(crate) fn reset_session(
+        &mut self,
+        now: Instant,
+        index: u32,
+        reason: String,
+        kernel: &mut dyn Kernel,
+    ) {
+        let Some((mut decider, session)) = self.decider_at(now, index, kernel) else { return };
+        decider.report_end(SessionEnd::Reset);
+        decider.pinholes.close_all_of(index);
+        decider.push_event(EventKind::Reset(reason));
+        // Its later packets are dropped here, and answered.
+        let _ = decider.set_queue_mode(QueueMode::All, ConnectionOf::Session);
+        let head = &mut *decider.head;
+        for to in [Side::Client, Side::Server] {
+            let [expected, other] = session.reset_numbers(to);
+            let ack = session.next_seq(to);
+            decider.batch.injections.extend(reset(head, to, expected, ack));
+            if other != expected {
+                decider.batch.injections.extend(reset(head, to, other, ack));
+            }
+        }
+        session.reset();
+        head.is_in_memory_budget = false;
+        let id = head.id;
+        let counted = std::mem::take(&mut head.counts_for_client).then(|| head.client());
+        // It may be evicted for any other session.
+        self.table.by_age.push_back((index, id as u32));
+        self.memory.set(index, 0);
+        if let Some(client) = counted {
+            self.uncount(client, id, index);
+        }
+    }
+
+    /// The verdict on a packet of `from` that belongs to a session which was reset.
+    #[cold]
+    pub(crate) fn answer_reset_session(
+        &mut self,
+        index: u32,
+        from: Side,
+        packet: &Packet<'_>,
+    ) -> Verdict {
+        const DROP: Verdict = Verdict::Drop(DropReason::SessionEnded);
+        let Some(entry) = self.table.get_mut(index) else { return DROP };
+        if !entry.session.is_in_window(from, packet) {
+            return Verdict::Accept;
+        }
+        if packet.has(flags::ACK) && !packet.has(flags::RST) {
+            let ack = packet.seq() + packet.payload().len() as u32; // at most a packet's length
+            self.batch.injections.extend(reset(&entry.head, from, packet.ack(), ack));
+        }
+        DROP
+    }
+}
+
+/// A reset for `to`, which expects `seq` and has sent everything before `ack`.
+fn reset(head: &Head, to: Side, seq: Seq, ack: Seq) -> Option<Injection> {
+    let (client, server) = (head.client(), head.server());
+    let (source, destination) = match to {
+        Side::Client => (server, client),
+        Side::Server => (client, server),
+    };
+    let (mut acknowledgement, mut packet) = (Vec::new(), Vec::new());
+    packet::build_acknowledgement(source, destination, seq, ack, 0, None, &mut acknowledgement);
+    let acknowledgement = Packet::parse(&acknowledgement).ok()?;
+    let flags = flags::RST | flags::ACK;
+    let edit = PacketEdit { seq, ack, payload: None, flags, window: 0, urgent: 0 };
+    acknowledgement.rebuild(&edit, |_| None, &mut packet);
+    injection(head, to, packet)
+}
