@@ -120,8 +120,15 @@ impl SharedState {
     }
 
     /// Has a worker's shard adopt the restored sessions whose packets it has got. The records are written at once: first
-    /// the worker's, so that a crash in between loses none. A start prefers it to the one of the restored sessions.
-    pub(super) fn adopt<'p>(&self, shard: &mut Shard, packets: impl Iterator<Item = &'p [u8]>) {
+    /// the worker's, so that a crash in between loses none. A start prefers it to the one of the restored sessions. At
+    /// `max-sessions` restored ones make room for those that begin.
+    pub(super) fn adopt<'p>(
+        &self,
+        shard: &mut Shard,
+        packets: impl Iterator<Item = &'p [u8]>,
+        now: Instant,
+        kernel: &mut LinuxKernel,
+    ) {
         if self.restored_left.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -130,9 +137,10 @@ impl SharedState {
         if unknown.is_empty() {
             return;
         }
-        let mut restored = lock(self.restored());
+        let mut guard = lock(self.restored());
+        let restored = &mut *guard;
         let mut has_adopted = false;
-        for packet in unknown {
+        for packet in &unknown {
             let from = &mut restored.engine.sessions;
             has_adopted |= shard.engine.sessions.adopt(from, packet);
         }
@@ -143,16 +151,16 @@ impl SharedState {
                 }
             }
         }
+        let unknown = unknown.into_iter();
+        if restored.engine.sessions.make_room_for(now, unknown, kernel) {
+            restored.finish(now, self, kernel, None);
+        }
         self.restored_left.store(restored.engine.sessions.count(), Ordering::Relaxed);
     }
 
     /// Expires restored sessions and their pinholes.
     pub(super) fn expire_restored(&self, now: Instant, kernel: &mut LinuxKernel) {
-        if self.restored_left.load(Ordering::Relaxed) > 0 {
-            self.finish_shard(self.restored(), kernel, |engine, kernel| {
-                engine.expire(now, kernel);
-            });
-        }
+        self.finish_shard(self.restored(), kernel, |engine, kernel| engine.expire(now, kernel));
     }
 
     /// Has `work` done with the engine of each shard, one after another, and carries out what comes of it.

@@ -1,10 +1,10 @@
-//! A shard: an engine with its journal, for the connections of one worker. The last one has the sessions of an earlier
+//! A shard: an engine with its journal, for the connections of one worker. One more has the sessions of an earlier
 //! daemon until a worker gets their packets and adopts them: which worker that is, only the kernel
 //! knows.
 //!
 //! Invariants:
 //! - A thread holds a shard from the decision about a batch until all of that is carried out. So nobody decides by a state
-//!   that is not written, and nobody else changes the pinholes of its sessions in the kernel.
+//!   that is not written.
 //! - A thread locks one worker's shard at a time, and behind it at most that of the restored sessions, so that two threads
 //!   cannot wait for each other.
 
@@ -31,8 +31,8 @@ impl Shard {
     }
 }
 
-/// Locks a mutex, even if a thread panicked while it held the lock. A worker that panics ends the daemon, and until
-/// then its engine may be read. No other data can be left half changed.
+/// Locks a mutex, even if a thread panicked while it held the lock. A worker that panics ends the daemon; no other data than
+/// its engine can be left half changed.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

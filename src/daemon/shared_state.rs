@@ -37,7 +37,8 @@ use crate::{
 pub(super) struct SharedState {
     pub(super) backend: &'static str,
     pub(super) backend_reason: &'static str,
-    /// A shard for each worker, and the last one with the restored sessions.
+    /// The shard of restored sessions, and one for each worker. Who visits all of them in this order misses no session that is
+    /// adopted meanwhile.
     pub(super) shards: Vec<Mutex<Shard>>,
     /// How many restored sessions no worker has adopted yet, at most.
     pub(super) restored_left: AtomicUsize,
@@ -91,9 +92,14 @@ impl SharedState {
         self.log.log_repair(Instant::now(), what);
     }
 
+    /// The shard of the worker with this index.
+    pub(super) fn shard_of(&self, worker: usize) -> &Mutex<Shard> {
+        &self.shards[worker + 1]
+    }
+
     /// The shard with the restored sessions.
     pub(super) fn restored(&self) -> &Mutex<Shard> {
-        &self.shards[self.shards.len() - 1]
+        &self.shards[0]
     }
 
     /// Stores an engine's events, except those that are reported later. So many transfers have ended.

@@ -180,8 +180,8 @@ impl StateDir {
         })
     }
 
-    /// Restores the sessions of all journals at these control ports into the last of `engines`. Then starts a new journal
-    /// for each of them: those of `queues`, and the one of the restored sessions.
+    /// Restores the sessions of all journals at these control ports into the first of `engines`. Then starts a new journal
+    /// for each of them: the one of the restored sessions, and those of `queues`.
     pub(super) fn open_journals(
         &self,
         control_ports: &[u16],
@@ -200,7 +200,7 @@ impl StateDir {
         }
         saved.set_queued(|server, translation| is_queued(control_ports, server, translation));
         let mut all = RestoredCounts::default();
-        if let [.., restored] = engines {
+        if let [restored, ..] = engines {
             all = restored.sessions.restore_sessions(saved, Instant::now(), monotonic_zero());
         }
         engines.iter_mut().for_each(|engine| engine.sessions.track_changes(monotonic_zero()));
@@ -224,14 +224,14 @@ impl StateDir {
                 counted(transferring as u64, "session")
             );
         }
-        let paths = queues.iter().map(|number| self.path.join(format!("queue-{number}.sessions")));
-        let paths: Vec<_> = paths.chain([restored_path]).collect();
+        let of_queue = |number: &u16| self.path.join(format!("queue-{number}.sessions"));
+        let paths: Vec<_> =
+            [restored_path].into_iter().chain(queues.iter().map(of_queue)).collect();
         // The restored sessions first: a start that is interrupted then has each in one journal at least.
         let mut journals = Vec::new();
-        for (path, engine) in paths.iter().zip(engines).rev() {
+        for (path, engine) in paths.iter().zip(engines) {
             journals.push(self.create_journal(path.clone(), engine)?);
         }
-        journals.reverse();
         for old in found.iter().filter(|path| !paths.contains(path)) {
             remove_journal(old)?;
         }

@@ -24,14 +24,14 @@ impl Journal {
 
 /// Restores an engine from the state directory. Returns it with its journal.
 fn restore(state: &StateDir) -> (Engine, Journal) {
-    let [_, restored] = restore_shards(state);
+    let [restored, _] = restore_shards(state);
     restored
 }
 
-/// The engine of queue 7 and the one with the restored sessions, with their journals.
+/// The engine with the restored sessions and the one of queue 7, with their journals.
 fn restore_shards(state: &StateDir) -> [(Engine, Journal); 2] {
     let worker = engine();
-    let mut engines = [worker.new_shard(), worker.new_restored_shard()];
+    let mut engines = [worker.new_restored_shard(), worker.new_shard()];
     let journals = state.open_journals(&[21], &[7], &mut engines).unwrap();
     let mut shards = engines.into_iter().zip(journals);
     std::array::from_fn(|_| shards.next().unwrap())
@@ -241,21 +241,21 @@ fn a_daemon_with_more_or_fewer_workers_restores_all_sessions() {
     let (directory, state, ..) = set_up_with_hundred_sessions();
     for queues in [&[7, 8][..], &[7, 8, 9, 10], &[9], &[20, 21, 22], &[7]] {
         let first = engine();
-        let mut engines: Vec<_> = queues.iter().map(|_| first.new_shard()).collect();
-        engines.push(first.new_restored_shard());
+        let mut engines = vec![first.new_restored_shard()];
+        engines.extend(queues.iter().map(|_| first.new_shard()));
         let mut journals = state.open_journals(&[21], queues, &mut engines).unwrap();
-        let (restored, workers) = engines.split_last_mut().unwrap();
+        let (restored, workers) = engines.split_first_mut().unwrap();
         assert_eq!(restored.sessions.count(), 100, "{queues:?}");
         // Each worker adopts some, and writes it.
         let mut port = 1000;
-        for (worker, journal) in workers.iter_mut().zip(&mut journals) {
+        for (worker, journal) in workers.iter_mut().zip(&mut journals[1..]) {
             for _ in 0..10 {
                 assert!(worker.sessions.adopt(&mut restored.sessions, &syn_ack(port)));
                 port += 1;
             }
             worker.sessions.write_records(|batch| journal.write(batch.records())).unwrap();
         }
-        let journal = journals.last_mut().unwrap();
+        let journal = &mut journals[0];
         restored.sessions.write_records(|batch| journal.write(batch.records())).unwrap();
         let name =
             |file: io::Result<fs::DirEntry>| file.unwrap().file_name().into_string().unwrap();
@@ -286,7 +286,7 @@ fn an_interrupted_start_loses_no_session() {
 #[test]
 fn an_adopted_session_is_restored_from_its_workers_journal() {
     let (_directory, state, ..) = set_up_with_hundred_sessions();
-    let [(worker, mut journal), (mut restored, _)] = restore_shards(&state);
+    let [(mut restored, _), (worker, mut journal)] = restore_shards(&state);
     let mut gateway = Gateway::new(worker, FakeKernel::default());
     let sessions = &mut gateway.engine.sessions;
     assert!(!sessions.adopt(&mut restored.sessions, &syn_ack(999)));

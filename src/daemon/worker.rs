@@ -116,10 +116,10 @@ impl Worker {
                 ..parameters.packet_meta(packet.mark, packet.offload, late)
             },
         });
-        let mut guard = lock(&shared.shards[*index]);
+        let mut guard = lock(shared.shard_of(*index));
         let shard = &mut *guard;
         shared.read_lines_of(&mut shard.engine, kernel);
-        shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes));
+        shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes), now, kernel);
         shard.engine.take(now, arrivals, kernel);
         let own = OwnQueue { verdicts, parameters, checks_downtime: !late };
         let stale_drops = shard.finish(now, shared, kernel, Some(own));
@@ -164,7 +164,7 @@ impl Worker {
     /// that again.
     fn expire(&mut self, now: Instant) -> Duration {
         let Self { queue, index, kernel, parameters, shared, reorder_deadline, events } = self;
-        let mut guard = lock(&shared.shards[*index]);
+        let mut guard = lock(shared.shard_of(*index));
         let shard = &mut *guard;
         shared.read_lines_of(&mut shard.engine, kernel);
         shard.engine.expire(now, kernel);
@@ -201,7 +201,7 @@ impl Worker {
 
     /// Does the work of each second: the journal, and the counts for the log.
     fn tick(&mut self, now: Instant) {
-        self.maintain_journal(&mut lock(&self.shared.shards[self.index]));
+        self.maintain_journal(&mut lock(self.shared.shard_of(self.index)));
         if self.index == 0 {
             self.maintain_journal(&mut lock(self.shared.restored()));
         }

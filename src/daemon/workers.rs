@@ -194,7 +194,7 @@ pub(super) fn start(
     Ok(workers)
 }
 
-/// A shard for each queue, and one more with the sessions that the state directory has.
+/// The shard with the sessions that the state directory has, and one for each queue.
 fn restore_shards(
     config: &Config,
     state_dir: &Path,
@@ -206,8 +206,8 @@ fn restore_shards(
     names.record_announced(addresses);
     let engine = Engine::new(policy, Checksums::Verify);
     let numbers: Vec<u16> = config.queue.numbers().collect();
-    let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
-    engines.push(engine.new_restored_shard());
+    let mut engines = vec![engine.new_restored_shard()];
+    engines.extend(numbers.iter().map(|_| engine.new_shard()));
     let state = StateDir::new(state_dir)?;
     let journals =
         state.open_journals(&parameters.gateway.control_ports, &numbers, &mut engines)?;

@@ -113,8 +113,6 @@ pub struct Batch {
     pub replacements: Vec<u8>,
     /// Packets to send.
     pub(crate) injections: Vec<Injection>,
-    /// Errors of the kernel that concern no session.
-    pub(crate) errors: Vec<KernelError>,
     pub(crate) events: Events,
 }
 
@@ -206,12 +204,11 @@ impl Engine {
         }
         host.give(batch);
         self.inject(kernel, host);
-        let closed = self.sessions.pinholes.send_closings(kernel);
-        let batch = &mut self.sessions.batch;
-        batch.errors.extend(closed.err());
-        self.sessions.counters.errors += batch.errors.len() as u64;
-        batch.errors.drain(..).for_each(|error| host.report_error(&error));
-        batch.clear();
+        self.sessions.pinholes.send_closings(kernel);
+        let errors = self.sessions.pinholes.take_errors();
+        self.sessions.counters.errors += errors.len() as u64;
+        errors.iter().for_each(|error| host.report_error(error));
+        self.sessions.batch.clear();
     }
 
     /// Takes the events of all batches since the last call, with the number of omitted ones, and leaves `empty` ones.

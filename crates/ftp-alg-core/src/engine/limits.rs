@@ -87,8 +87,35 @@ impl Sessions {
         if all < limit && (all < limit - limit / 4 || self.table.len() <= share) {
             return true;
         }
+        self.evict(now, kernel) || all < limit
+    }
+
+    /// Evicts sessions of an earlier daemon, so that other shards have room for those that begin with one of `packets`.
+    /// Returns whether there were any.
+    pub fn make_room_for<'p>(
+        &mut self,
+        now: Instant,
+        packets: impl Iterator<Item = &'p [u8]>,
+        kernel: &mut dyn Kernel,
+    ) -> bool {
+        let begins = |packet: &&[u8]| {
+            Packet::parse(packet).is_ok_and(|packet| packet.has(flags::SYN | flags::ACK))
+        };
+        let count = packets.filter(begins).count();
+        let mut has_evicted = false;
+        while count > 0
+            && self.table.total_len() + count > self.policy.max_sessions
+            && self.evict(now, kernel)
+        {
+            has_evicted = true;
+        }
+        has_evicted
+    }
+
+    /// Evicts a session. Returns whether there was one.
+    fn evict(&mut self, now: Instant, kernel: &mut dyn Kernel) -> bool {
         let Some(index) = self.table.take_oldest(may_be_evicted) else {
-            return self.evict_from_any_client(now, kernel) || all < limit;
+            return self.evict_from_any_client(now, kernel);
         };
         if let Some(entry) = self.forget(index, SessionEnd::Forgotten)
             && !entry.session.is_over()
@@ -510,8 +537,9 @@ impl Sessions {
         decider.report_end(SessionEnd::Reset);
         decider.pinholes.close_all_of(index);
         decider.push_event(EventKind::Reset(reason));
-        // Its later packets are dropped here, and answered.
-        let _ = decider.set_queue_mode(QueueMode::All, ConnectionOf::Session);
+        // Its later packets are dropped here, and answered. The resets go out also if conntrack has just forgotten it.
+        let _ = decider.translation();
+        let _ = decider.set_queue_mode(QueueMode::All, ConnectionOf::Endpoints);
         let head = &mut *decider.head;
         for to in [Side::Client, Side::Server] {
             let [expected, other] = session.reset_numbers(to);

@@ -2,9 +2,9 @@
 //!
 //! A record describes a session after all packets decided so far, or says that the session was removed. The last record
 //! of a session counts. The host writes records before it gives the verdicts of those packets. So a packet whose record
-//! was not written has not been forwarded either, and is retransmitted. Records may be ahead of verdicts, because the
-//! batch of one worker also writes decisions of another. Then the retransmission was read before, and is forwarded as
-//! it was read. Times are milliseconds since an epoch that both daemons know.
+//! was not written has not been forwarded either, and is retransmitted. A record may be ahead of the verdicts, if a crash
+//! comes in between. Then the retransmission was read before, and is forwarded as it was read. Times are milliseconds
+//! since an epoch that both daemons know.
 
 use std::{
     borrow::Cow,
@@ -253,6 +253,9 @@ impl Sessions {
         let mut restored = RestoredCounts::default();
         let (adjusted_records, other_records): (Vec<_>, Vec<_>) =
             sessions.into_values().partition(|record| record.session.is_adjusted());
+        let records = adjusted_records.iter().chain(&other_records);
+        let serials = records.flat_map(|record| &record.pinholes).map(|pinhole| pinhole.serial);
+        self.pinholes.number_behind(serials.max().unwrap_or_default());
         for record in adjusted_records.into_iter().chain(other_records) {
             self.last_id.fetch_max(record.id, Ordering::Relaxed);
             restored.transferring += usize::from(record.activity.has_transfer());
@@ -321,13 +324,11 @@ impl Sessions {
         };
         let Some(from) = restored.table.find(&key) else { return false };
         let Some(mut entry) = restored.take_out(from) else { return false };
-        let head = &mut entry.head;
-        let began = restored.epoch.instant(head.first_seen);
-        for seen in [&mut head.first_seen, &mut head.last_seen] {
-            if let Some(at) = restored.epoch.instant(*seen) {
-                *seen = self.epoch.timestamp(at);
-            }
-        }
+        let (head, theirs) = (&mut entry.head, restored.epoch);
+        let began = theirs.instant(head.first_seen);
+        let own = &mut self.epoch;
+        let mut convert = |at| theirs.instant(at).map_or(at, |at| own.timestamp(at));
+        head.convert_times(&mut convert);
         head.set_network(self.policy.network_of(head.client().ip(), head.server().ip()));
         let index = self.table.insert(entry);
         self.pinholes.adopt(index, &mut restored.pinholes, from);

@@ -187,9 +187,7 @@ impl Sessions {
         if let Some(translation) = head.extra().translation
             && session.dialogue.has_pending_transfer()
         {
-            let errors;
-            (has_changed, errors) = self.pinholes.renew(now, index, &translation, lifetime, kernel);
-            self.batch.errors.extend(errors);
+            has_changed = self.pinholes.renew(now, index, &translation, lifetime, kernel);
         }
         // The port of one in use stays reserved.
         self.pinholes.record_expired(index, now);

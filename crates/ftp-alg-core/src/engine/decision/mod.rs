@@ -161,7 +161,7 @@ impl Decider<'_> {
         let wanted = Wanted { ends, control: translation, format };
         let opened = self.pinholes.open(self.now, self.index, &wanted, self.policy, self.kernel);
         let Opened { serial, port, other_session } = opened.map_err(|why| self.refusal(why))?;
-        self.hold(announced.kind, serial);
+        self.record_opening(announced.kind, serial);
         let endpoint = SocketAddr::new(announced_address, port);
         Ok(OpenedPinhole { endpoint, replaced_foreign, other_session })
     }
@@ -199,7 +199,7 @@ impl Decider<'_> {
                 self.close_replaced(&ends);
                 let client = self.head.client().ip();
                 let serial = self.pinholes.hold_of_program(self.index, client, &opened);
-                self.hold(kind, serial);
+                self.record_opening(kind, serial);
                 let endpoint = SocketAddr::new(announced_address, ends.arrival.port());
                 let opened = OpenedPinhole { endpoint, replaced_foreign, other_session: None };
                 self.record_decision(announced, self.opened_decision(announced, opened))
@@ -213,7 +213,7 @@ impl Decider<'_> {
     }
 
     /// Counts a pinhole that was opened for the session, and has it looked at.
-    fn hold(&mut self, kind: AnnouncementKind, serial: u64) {
+    fn record_opening(&mut self, kind: AnnouncementKind, serial: u64) {
         self.counters.pinholes_opened += 1;
         if !kind.is_active() {
             // Some clients connect before they request a transfer.

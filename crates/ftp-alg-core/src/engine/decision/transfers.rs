@@ -30,15 +30,8 @@ impl Decider<'_> {
                 if let Some(translation) = self.head.extra().translation
                     && dialogue.has_pending_transfer()
                 {
-                    let lifetime = self.policy.pinhole_timeout;
-                    let (_, errors) = self.pinholes.renew(
-                        self.now,
-                        self.index,
-                        &translation,
-                        lifetime,
-                        self.kernel,
-                    );
-                    self.batch.errors.extend(errors);
+                    let (owner, lifetime) = (self.index, self.policy.pinhole_timeout);
+                    self.pinholes.renew(self.now, owner, &translation, lifetime, self.kernel);
                 }
                 self.timers.add(self.now + PATIENCE, self.index);
             }

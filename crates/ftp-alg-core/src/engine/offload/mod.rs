@@ -348,13 +348,19 @@ impl Sessions {
 
     /// Takes the connection at `index` back from the BPF program.
     pub(crate) fn take_back(&mut self, index: u32) {
-        let Some(entry) = self.table.get_mut(index) else { return };
-        if let Some(withdrawn) = withdrawal(entry, &mut self.ungreeted_handovers) {
-            let client = withdrawn.translation.client.ip();
-            self.pinholes.revoke_fast_path_grant(index, client);
-            self.batch.flow_changes.push(FlowChange::Withdraw(withdrawn));
-            self.mark_changed(index);
+        let Some(Entry { head, .. }) = self.table.get_mut(index) else { return };
+        if !head.extra().fast_path.is_handed_over {
+            return;
         }
+        let state = &mut head.extra_mut().fast_path;
+        state.is_handed_over = false;
+        self.ungreeted_handovers -= state.clear_ungreeted();
+        self.pinholes.revoke_fast_path_grant(index, head.client().ip());
+        if let Some(translation) = head.extra().translation {
+            let withdrawal = Withdrawal { flow: head.id, translation };
+            self.batch.flow_changes.push(FlowChange::Withdraw(withdrawal));
+        }
+        self.mark_changed(index);
     }
 
     /// Takes all connections back.
@@ -433,15 +439,4 @@ impl Sessions {
 fn is_at(session: &Session, interfaces: Option<&[u32]>) -> bool {
     let (Some(these), Some(own)) = (interfaces, session.interfaces.indices()) else { return true };
     own.iter().any(|one| these.contains(one))
-}
-
-fn withdrawal(entry: &mut Entry, ungreeted: &mut u32) -> Option<Withdrawal> {
-    if !entry.head.extra().fast_path.is_handed_over {
-        return None;
-    }
-    let state = &mut entry.head.extra_mut().fast_path;
-    state.is_handed_over = false;
-    *ungreeted -= state.clear_ungreeted();
-    let translation = entry.head.extra().translation?;
-    Some(Withdrawal { flow: entry.head.id, translation })
 }

@@ -18,29 +18,44 @@ impl Engine {
     #[cold]
     pub(crate) fn undo_changes_after_downtime(&mut self, now: Instant, kernel: &mut dyn Kernel) {
         let mut verdicts = std::mem::take(&mut self.sessions.batch.verdicts);
-        for released in verdicts.iter_mut().filter(|released| !released.all_were_queued) {
+        let mut undone = Vec::new();
+        for released in &mut verdicts {
             let session = released.session();
-            let Some((mut decider, state)) = self.sessions.decider(now, session, kernel) else {
-                continue;
-            };
-            if !state.changes_packets() {
-                continue;
+            if !released.all_were_queued && self.undo_changes_of(now, session, kernel) {
+                undone.push(session.id);
             }
-            decider.batch.injections.retain(|injection| injection.session != session.id);
-            decider.counters.unread_sessions += 1;
-            decider.push_event(EventKind::StateChanged(
-                "downtime: packets may have passed unread, so no pinhole is opened any more",
-            ));
-            // If the kernel refuses, the session's next packet is late, too.
-            let _ = decider.set_queue_mode(QueueMode::Selected, ConnectionOf::Endpoints);
-            if !matches!(released.verdict, Verdict::Drop(_)) {
+            // Those behind the first change follow from it.
+            if undone.contains(&session.id) && !matches!(released.verdict, Verdict::Drop(_)) {
                 self.sessions.counters.drops.count(DropReason::Stale);
                 tracing::trace!("packet dropped: {}, session {}", DropReason::Stale, session.id);
                 released.verdict = Verdict::Drop(DropReason::Stale);
             }
-            self.sessions.forget(session.index, SessionEnd::Forgotten);
         }
         self.sessions.batch.verdicts = verdicts;
+    }
+
+    /// Forgets a session, if it changes packets. Returns whether it does.
+    fn undo_changes_of(
+        &mut self,
+        now: Instant,
+        session: SessionRef,
+        kernel: &mut dyn Kernel,
+    ) -> bool {
+        let Some((mut decider, state)) = self.sessions.decider(now, session, kernel) else {
+            return false;
+        };
+        if !state.changes_packets() {
+            return false;
+        }
+        decider.batch.injections.retain(|injection| injection.session != session.id);
+        decider.counters.unread_sessions += 1;
+        decider.push_event(EventKind::StateChanged(
+            "downtime: packets may have passed unread, so no pinhole is opened any more",
+        ));
+        // If the kernel refuses, the session's next packet is late, too.
+        let _ = decider.set_queue_mode(QueueMode::Selected, ConnectionOf::Endpoints);
+        self.sessions.forget(session.index, SessionEnd::Forgotten);
+        true
     }
 
     /// Records that packets of any connection may have passed unread, except connections of which all packets are

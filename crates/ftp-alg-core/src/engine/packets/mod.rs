@@ -184,11 +184,12 @@ impl Engine {
         let is_new = positions != session.read_positions();
         let needs_none = session.needs_none_queued();
         let wanted = wanted_queue_mode(decider.head, session, meta.queues_all);
-        // Sequence numbers may change only after the kernel has set the queue mode. The sender retransmits the packet.
         let is_refused = wanted.is_some_and(|mode| {
             let set = decider.set_queue_mode(mode, ConnectionOf::Session);
             set.is_err_and(|error| !matches!(error, KernelError::Unknown))
         });
+        // Sequence numbers may change only after the kernel has set the queue mode. The sender retransmits the packet.
+        let must_wait = is_refused && wanted == Some(QueueMode::All);
         if let Some(acknowledgement) = plan.acknowledge.filter(|_| !is_refused) {
             acknowledge(&mut decider, acknowledgement);
         }
@@ -206,7 +207,7 @@ impl Engine {
         }
         let handling = match plan.action {
             ForwardAction::Unchanged => ACCEPT,
-            ForwardAction::Changed { .. } if is_refused => {
+            ForwardAction::Changed { .. } if must_wait => {
                 Handling::Verdict(Verdict::Drop(DropReason::KernelRefused))
             }
             _ => {

@@ -3,7 +3,7 @@
 //! | file | is |
 //! | --- | --- |
 //! | `pinhole` | one pinhole, its states and transitions |
-//! | `ports` | the external ports, and the counts of clients, of all shards |
+//! | `ports`, `client_counts` | the external ports, and the pinholes of each client, of all shards |
 //! | `candidates` | the ports to try for a pinhole |
 //!
 //! An end's port that had to get another external port gets the same one again: while conntrack remembers the first data
@@ -66,6 +66,8 @@ pub struct PinholeTable {
     failed: Vec<WaitingClosing>,
     /// When the kernel was last asked which pinholes are consumed.
     last_look: Option<Instant>,
+    /// Errors of the kernel that refuse no announcement.
+    errors: Vec<KernelError>,
     random: RandomState,
 }
 
@@ -136,6 +138,7 @@ impl PinholeTable {
             closings: Vec::new(),
             failed: Vec::new(),
             last_look: None,
+            errors: Vec::new(),
             random,
         }
     }
@@ -143,6 +146,11 @@ impl PinholeTable {
     /// An empty table for another shard.
     pub fn new_shard(&self) -> Self {
         Self::sharing(self.ports.clone(), self.capacity, self.random.clone())
+    }
+
+    /// Gives new pinholes, of all shards, serial numbers behind `last`.
+    pub fn number_behind(&mut self, last: u64) {
+        self.ports.lock().record_serial(last);
     }
 
     /// Sets the limit of open pinholes.
@@ -227,11 +235,11 @@ impl PinholeTable {
         loop {
             let free = ports.by_ref().find(|port| {
                 ends.arrival.set_port(*port);
-                let is_waited_for = self.is_waited_for(owner, &ends);
-                if is_waited_for == Some(true) {
+                let another_waits = self.another_waits_at(owner, &ends);
+                if another_waits == Some(true) {
                     waited_for = waited_for.or(Some(*port));
                 }
-                is_waited_for == Some(false)
+                another_waits == Some(false)
             });
             let other_session = waited_for.map(|_| match free {
                 Some(_) => "another session waits at that port",
@@ -262,7 +270,7 @@ impl PinholeTable {
     }
 
     /// Whether another session waits at the port with these ends. `None` if it cannot be used at all.
-    fn is_waited_for(&self, owner: u32, ends: &PinholeEnds) -> Option<bool> {
+    fn another_waits_at(&self, owner: u32, ends: &PinholeEnds) -> Option<bool> {
         let ports = self.ports.lock();
         let port = ports.usable(ends, self.shard).ok()?;
         let held = port.filter(|port| port.is_held && port.owner != owner);
@@ -291,7 +299,10 @@ impl PinholeTable {
         let (keys, ends): (Vec<_>, Vec<_>) =
             started.map(|(key, pinhole)| (*key, pinhole.ends)).unzip();
         if !ends.is_empty() {
-            let gone = kernel.find_consumed(&ends).map_err(NotOpened::Kernel)?;
+            let gone = kernel.find_consumed(&ends).unwrap_or_else(|error| {
+                self.errors.push(error);
+                Vec::new()
+            });
             let gone: AHashSet<_> = gone.into_iter().collect();
             for (key, _) in keys.into_iter().zip(ends).filter(|(_, ends)| gone.contains(ends)) {
                 self.change(key, Pinhole::record_gone);
@@ -321,9 +332,13 @@ impl PinholeTable {
         }
         let opened = self.update_kernel(Some(opening), kernel);
         if opened.is_ok() {
-            self.displace(before);
+            self.record_replaced(before);
         } else {
             self.ports.lock().cancel(&ends, serial, before);
+            if !matches!(opened, Err(KernelError::NotClosed(_))) {
+                // It is closed all the same.
+                self.record_replaced(before);
+            }
             // Its owner may have left that to this pinhole.
             if let Some(before) = before.filter(|before| !before.is_held) {
                 let closing = Closing::new(before.ends, before.place);
@@ -333,8 +348,8 @@ impl PinholeTable {
         opened.map(|()| serial)
     }
 
-    /// Another pinhole has the port of the one that was there before.
-    fn displace(&mut self, before: Option<Port>) {
+    /// The pinhole that had a port before is closed, because another one has its ends.
+    fn record_replaced(&mut self, before: Option<Port>) {
         if let Some(Port { owner, serial, .. }) = before {
             self.change((owner, serial), Pinhole::record_gone);
         }
@@ -352,7 +367,8 @@ impl PinholeTable {
         let OpenedByProgram { id, ends, kind, deadline, is_granted } = *opened;
         self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.ends() == ends.ends());
         let place = Place::Program(id);
-        let serial = self.reserve_in_program(owner, ends, place);
+        let serial = self.ports.lock().next_serial();
+        self.reserve_in_program(owner, serial, ends, place);
         let mut held = Pinhole::new(ends, kind, deadline, client.into(), serial, place);
         held.set_granted(is_granted);
         self.insert(owner, held);
@@ -360,24 +376,22 @@ impl PinholeTable {
     }
 
     /// Reserves the port of a pinhole that the BPF program has, unless one of the rules that may be open has it.
-    fn reserve_in_program(&mut self, owner: u32, ends: PinholeEnds, place: Place) -> u64 {
+    fn reserve_in_program(&mut self, owner: u32, serial: u64, ends: PinholeEnds, place: Place) {
         let mut ports = self.ports.lock();
-        let serial = ports.next_serial();
         let is_newer = |port: &Port| {
             port.place == Place::Rules
                 && port.is_held
                 && self.all.get(&(port.owner, port.serial)).is_none_or(Pinhole::is_open)
         };
         if ports.get(&ends).is_some_and(is_newer) {
-            return serial;
+            return;
         }
         let before = ports.reserve(ends, self.shard, owner, serial, place);
         drop(ports);
-        self.displace(before);
+        self.record_replaced(before);
         if let Some(Port { ends, .. }) = before.filter(|before| before.place == Place::Rules) {
             self.push_closing(Closing::Rules(ends), Condition::NotInRules);
         }
-        serial
     }
 
     /// Restores a pinhole of the session `owner` and this client from a record. A later one with its ends keeps its port.
@@ -388,16 +402,15 @@ impl PinholeTable {
         record: &PinholeRecord,
         deadline: Instant,
     ) {
-        let (ends, client) = (record.ends, client.into());
-        let new = |serial, place| Pinhole::restored(record, deadline, client, serial, place);
+        let (ends, client, serial) = (record.ends, client.into(), record.serial);
+        let new = |place| Pinhole::restored(record, deadline, client, serial, place);
         if let Some(id) = record.in_program {
             let place = Place::Program(id);
-            let serial = self.reserve_in_program(owner, ends, place);
-            return self.insert(owner, new(serial, place));
+            self.reserve_in_program(owner, serial, ends, place);
+            return self.insert(owner, new(place));
         }
-        let (serial, mut restored) = (record.serial, new(record.serial, Place::Rules));
+        let mut restored = new(Place::Rules);
         let mut ports = self.ports.lock();
-        ports.record_serial(serial);
         let is_latest = ports.get(&ends).is_none_or(|port| port.serial < serial);
         let reserve = || ports.reserve(ends, self.shard, owner, serial, Place::Rules);
         let before = is_latest.then(reserve).flatten();
@@ -405,7 +418,7 @@ impl PinholeTable {
         if !is_latest {
             restored.record_gone();
         }
-        self.displace(before);
+        self.record_replaced(before);
         self.insert(owner, restored);
     }
 
@@ -510,7 +523,7 @@ impl PinholeTable {
     }
 
     /// Has the kernel renew the pinholes of the session `owner` that would expire soon, because a transfer waits for
-    /// them. Returns whether there were any, and the errors.
+    /// them. Returns whether there were any.
     pub fn renew(
         &mut self,
         now: Instant,
@@ -518,10 +531,9 @@ impl PinholeTable {
         control: &Translation,
         lifetime: Duration,
         kernel: &mut dyn Kernel,
-    ) -> (bool, Vec<KernelError>) {
+    ) -> bool {
         let due = self.of(owner).filter(|pinhole| pinhole.is_renewable(now, lifetime));
         let due: Vec<_> = due.map(|pinhole| pinhole.serial).collect();
-        let mut errors = Vec::new();
         for serial in &due {
             let key = (owner, *serial);
             let Some(pinhole) = self.all.get_mut(&key) else { continue };
@@ -532,10 +544,10 @@ impl PinholeTable {
             match kernel.renew(&pinhole.opening(control, lifetime), pinhole.place) {
                 Ok(true) => {}
                 Ok(false) => drop(self.change(key, Pinhole::record_gone)),
-                Err(error) => errors.push(error),
+                Err(error) => self.errors.push(error),
             }
         }
-        (!due.is_empty(), errors)
+        !due.is_empty()
     }
 
     /// Sets when the pinhole `serial` of the session `owner` is to be reported, if no transfer uses it.
@@ -582,14 +594,15 @@ impl PinholeTable {
         ports.clients.remove(client, pinhole.counts());
         let had_port = ports.release(&ends, serial);
         drop(ports);
-        match place {
-            Place::Rules if had_port => {
-                self.push_closing(Closing::Rules(ends), Condition::PortOf(serial));
+        let closing = Closing::new(ends, place);
+        match (pinhole.is_in_place(), had_port) {
+            (true, true) => self.push_closing(closing, Condition::PortOf(serial)),
+            (true, false) if place != Place::Rules => {
+                self.push_closing(closing, Condition::Always);
             }
-            Place::Program(_) if pinhole.is_in_place() => {
-                self.push_closing(Closing::new(ends, place), Condition::Always);
-            }
-            _ => {}
+            // Another pinhole of the rules has its ends.
+            (true, false) => {}
+            (false, _) => self.ports.lock().remove(&ends, serial),
         }
         Some(pinhole)
     }
@@ -672,8 +685,17 @@ impl PinholeTable {
     }
 
     /// Has the kernel close what waits for that.
-    pub fn send_closings(&mut self, kernel: &mut dyn Kernel) -> Result<(), KernelError> {
-        if self.closings.is_empty() { Ok(()) } else { self.update_kernel(None, kernel) }
+    pub fn send_closings(&mut self, kernel: &mut dyn Kernel) {
+        if !self.closings.is_empty()
+            && let Err(error) = self.update_kernel(None, kernel)
+        {
+            self.errors.push(error);
+        }
+    }
+
+    /// Takes the errors of the kernel that refused no announcement.
+    pub fn take_errors(&mut self) -> Vec<KernelError> {
+        take(&mut self.errors)
     }
 
     /// Has the closings that failed tried again with the next ones.

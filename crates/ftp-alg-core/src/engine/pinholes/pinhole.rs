@@ -283,6 +283,9 @@ impl Pinhole {
 
     pub(super) fn record_gone(&mut self) {
         self.is_open = false;
+        if let State::Ended { may_be_open, .. } = &mut self.state {
+            *may_be_open = false;
+        }
     }
 
     /// The BPF program found it consumed.

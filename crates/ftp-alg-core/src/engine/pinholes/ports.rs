@@ -3,7 +3,7 @@
 //! The kernel identifies a pinhole of the rules by initiator and arrival. A port stays reserved while a transfer uses it:
 //! otherwise a server that connects from port 20 would reuse the tuple of its earlier connection. And it stays reserved
 //! until the kernel has closed the pinhole. Until then only the shard that has it may use it again, and closes the old
-//! pinhole with the new opening. So no closing can meet a pinhole of another shard, and the lock is held for one look,
+//! pinhole with the new opening. So a closing meets no pinhole of another shard, and the lock is held for one look,
 //! never over a call of the kernel.
 
 use std::{
@@ -149,15 +149,12 @@ impl PortTable {
         self.recount(Some(&port), before.as_ref());
     }
 
-    /// Its session holds the pinhole with this serial number no more. Returns whether the port is still its own; it is
-    /// free if the BPF program had the pinhole, and otherwise when the kernel has closed it.
+    /// Its session holds the pinhole with this serial number no more. Returns whether the port is still its own; it is free
+    /// when the kernel has closed the pinhole.
     pub(super) fn release(&mut self, ends: &PinholeEnds, serial: u64) -> bool {
         let Some(port) = self.own(ends, serial) else { return false };
-        if port.place != Place::Rules {
-            self.remove(ends, serial);
-        } else if std::mem::take(&mut port.is_held) {
-            self.held -= 1;
-        }
+        let was_held = std::mem::take(&mut port.is_held);
+        self.held -= usize::from(was_held);
         true
     }
 
@@ -193,8 +190,8 @@ impl PortTable {
         self.by_target.get(&(ends.initiator, ends.target)).copied().unwrap_or_default()
     }
 
-    /// Counts a pinhole out of its source translation while it is being closed, or in again.
-    pub(super) fn count_target(&mut self, ends: &PinholeEnds, is_in: bool) {
+    /// Counts a pinhole for its source translation, or no more.
+    fn count_target(&mut self, ends: &PinholeEnds, is_in: bool) {
         let key = (ends.initiator, ends.target);
         if is_in {
             *self.by_target.entry(key).or_default() += 1;

@@ -289,6 +289,17 @@ impl Head {
             Some(NewIncarnation { session: Box::new(session), last_syn_ack: now });
     }
 
+    /// Converts all times to those of another engine. The queue mode counts as unknown, because its time is.
+    pub fn convert_times(&mut self, mut convert: impl FnMut(Timestamp) -> Timestamp) {
+        self.first_seen = convert(self.first_seen);
+        self.last_seen = convert(self.last_seen);
+        if let Some(incarnation) = self.extra.as_mut().and_then(|extra| extra.incarnation.as_mut())
+        {
+            incarnation.last_syn_ack = convert(incarnation.last_syn_ack);
+        }
+        self.forget_queue_mode();
+    }
+
     /// Records a retransmission of the other connection's SYN-ACK.
     pub fn refresh_incarnation(&mut self, now: Timestamp) {
         if let Some(incarnation) = self.extra.as_mut().and_then(|extra| extra.incarnation.as_mut())
