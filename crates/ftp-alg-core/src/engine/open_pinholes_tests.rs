@@ -361,3 +361,17 @@ fn a_pinhole_whose_command_was_refused_does_not_count_as_unused() {
         assert_eq!(names, [expected], "{script}");
     }
 }
+
+/// Another session of the same client announces a port whose transfer is over.
+#[test]
+fn a_port_that_another_session_takes_over_is_listed_once() {
+    let mut talk = Conversation::with_limit(2);
+    assert!(talk.start_transfer(3762));
+    talk.play("< 226 done");
+    let ended =
+        |talk: &Conversation| talk.gateway.engine.sessions.list_ended_pinholes(talk.now).count();
+    assert_eq!((talk.listed(), ended(&talk)), (0, 1));
+    talk = talk.connect_again();
+    assert!(talk.start_transfer(3762));
+    assert_eq!((talk.listed(), ended(&talk), talk.gateway.kernel.open.len()), (1, 0, 1));
+}

@@ -108,3 +108,76 @@ fn a_record_of_this_format_round_trips() {
     let expected = "EPRT |1|198.51.100.1|3763|\r\n".to_owned();
     assert_eq!(forwarded, (PacketOutcome::Replace, expected));
 }
+
+/// The engines of a new daemon: of a worker whose clock has run for a while, and of an earlier daemon's sessions.
+fn next_daemon(talk: &Conversation, policy: Policy, record: &[u8]) -> [Engine; 2] {
+    let mut worker = Standalone::new(Engine::new(policy, Checksums::Verify), FakeKernel::default());
+    let earlier = talk.now.checked_sub(Duration::from_secs(300)).unwrap();
+    let syn_ack = flood_packet(1, Side::Server, (0, u32::MAX), "SYN");
+    worker.packet(earlier, &syn_ack);
+    let mut restored = worker.engine.new_restored_shard();
+    restored.sessions.restore([record].into_iter(), talk.now, talk.now).unwrap();
+    [worker.engine, restored]
+}
+
+#[test]
+fn an_adopted_session_keeps_its_times_and_its_pinhole() {
+    let mut talk = Conversation::logged_in();
+    talk.play("> PORT 192,168,150,80,14,178");
+    let record = talk.record();
+    let [mut worker, mut restored] = next_daemon(&talk, Policy::default(), &record);
+    let before: Vec<_> = restored.sessions.list().collect();
+    let pinholes: Vec<_> = restored.sessions.list_pinholes().collect();
+    let packet = talk.build(Side::Server, talk.next[1], b"200 ok\r\n", false);
+    assert!(worker.sessions.adopt(&mut restored.sessions, &packet));
+    assert!(!worker.sessions.adopt(&mut restored.sessions, &packet), "it has it already");
+    assert_eq!((restored.sessions.count(), restored.sessions.list_pinholes().count()), (0, 0));
+    let adopted: Vec<_> = worker.sessions.list().filter(|session| session.adjusted).collect();
+    assert_eq!(adopted, before);
+    assert_eq!(worker.sessions.list_pinholes().collect::<Vec<_>>(), pinholes);
+    talk.gateway.engine = worker;
+    assert_eq!(talk.pass(&packet), (PacketOutcome::Replace, "200 ok\r\n".to_owned()));
+}
+
+/// Both ends have perhaps begun another connection.
+#[test]
+fn an_adopted_session_still_waits_for_the_other_connection_on_its_tuple() {
+    let mut talk = Conversation::logged_in();
+    talk.play("> PORT 192,168,150,80,14,178");
+    talk.renumber();
+    let syn_ack = talk.build(Side::Server, 9_000_499, b"", true);
+    talk.pass(&syn_ack);
+    let record = talk.record();
+    let [mut worker, mut restored] = next_daemon(&talk, Policy::default(), &record);
+    assert!(worker.sessions.adopt(&mut restored.sessions, &syn_ack));
+    talk.gateway.engine = worker;
+    let has_both = |talk: &Conversation| {
+        talk.gateway.engine.sessions.table.iter().any(|entry| entry.head.incarnation().is_some())
+    };
+    assert!(has_both(&talk));
+    talk.shake_hands();
+    assert!(!has_both(&talk));
+    talk.say(Side::Server, "220 ready\r\n");
+    assert_eq!(talk.gateway.engine.sessions.list_pinholes().count(), 0, "its own has ended");
+}
+
+#[test]
+fn sessions_of_an_earlier_daemon_make_room_for_those_that_begin() {
+    let mut talk = Conversation::masqueraded();
+    let record = talk.record();
+    let limit = |max_sessions| Policy { max_sessions, ..Policy::default() };
+    let begins = flood_packet(2, Side::Server, (0, u32::MAX), "SYN");
+    let goes_on = flood_packet(2, Side::Server, (0, 0), "220 ready\r\n");
+    for (max_sessions, packet, is_evicted) in
+        [(3, &begins, false), (2, &begins, true), (2, &goes_on, false)]
+    {
+        let [_, mut restored] = next_daemon(&talk, limit(max_sessions), &record);
+        let packets = std::iter::once(&packet[..]);
+        let mut kernel = FakeKernel::default();
+        let has_evicted = restored.sessions.make_room_for(talk.now, packets, &mut kernel);
+        assert_eq!(
+            (has_evicted, restored.sessions.count()),
+            (is_evicted, usize::from(!is_evicted))
+        );
+    }
+}

@@ -591,3 +591,45 @@ fn a_client_that_feigns_missed_packets_is_still_refused() {
     assert_eq!(talk.say(Side::Client, PORT).1, PORT, "nothing is opened for it");
     assert!(talk.gateway.kernel.open.is_empty());
 }
+
+/// The conntrack table was flushed just before.
+#[test]
+fn both_ends_of_a_reset_session_learn_it_although_conntrack_has_forgotten_it() {
+    let mut talk = Conversation::logged_in();
+    talk.play("> PORT 192,168,150,80,14,178 < 200 ok");
+    talk.gateway.kernel.was_flushed = true;
+    let now = talk.now;
+    talk.gateway.run(now, |engine, kernel| {
+        engine.sessions.reset_session(now, 0, "a test".to_owned(), kernel);
+    });
+    for end in [talk.client, talk.server] {
+        let learns = |packet: &Vec<u8>| {
+            let packet = Packet::parse(packet).unwrap();
+            packet.has(flags::RST) && packet.destination() == end
+        };
+        assert!(talk.gateway.kernel.injected.iter().any(learns), "{end}");
+    }
+}
+
+/// The client sends its next command at once.
+#[test]
+fn all_packets_behind_an_undone_change_are_dropped() {
+    let mut talk = Conversation::logged_in();
+    let after = talk.next[0] + PORT.len() as u32;
+    let packets = [(talk.next[0], PORT), (after, "NOOP\r\n")]
+        .map(|(seq, line)| talk.build(Side::Client, seq, line.as_bytes(), false));
+    let now = talk.now;
+    talk.gateway.run(now, |engine, kernel| {
+        let queued = packets.iter().zip(1..).map(|(bytes, id)| QueuedPacket {
+            token: Token { id, ..Token::default() },
+            bytes,
+            meta: PacketMeta::default(),
+        });
+        engine.take(now, queued, kernel);
+        engine.undo_changes_after_downtime(now, kernel);
+    });
+    let dropped = Verdict::Drop(DropReason::Stale);
+    let verdicts: Vec<_> = talk.gateway.verdicts().iter().map(|given| &given.verdict).collect();
+    assert_eq!(verdicts, [&dropped, &dropped]);
+    assert_eq!(talk.gateway.engine.sessions.count(), 0);
+}

@@ -471,3 +471,34 @@ fn the_closing_of_a_replaced_pinhole_is_tried_again() {
     shards.close(0, 7);
     assert!(shards.is_empty());
 }
+
+/// The later pinhole was recorded before the other; one of them is the BPF program's.
+#[test]
+fn restored_pinholes_keep_their_serial_numbers() {
+    for serials in [[3, 5], [5, 3]] {
+        let mut shards = Shards::new(1, 64);
+        let deadline = shards.now + Duration::from_secs(30);
+        let table = shards.first();
+        table.number_behind(5);
+        for (serial, in_program) in
+            serials.into_iter().zip([Some(PinholeId { flow: 1, line: 1 }), None])
+        {
+            let (control, ends) = announced("192.0.2.1", 4000 + serial as u16);
+            let kind = AnnouncementKind::Port;
+            let record = PinholeRecord {
+                ends,
+                kind,
+                serial,
+                deadline: 0,
+                answered: false,
+                in_use: false,
+                in_program,
+            };
+            table.restore(7, control.client.ip(), &record, deadline);
+        }
+        let order: Vec<_> = table.of(7).map(|pinhole| pinhole.serial).collect();
+        assert_eq!(order, [3, 5], "in the order of their announcements");
+        let (next, _) = shards.open("192.0.2.1", 5000).unwrap();
+        assert_eq!(next, 6);
+    }
+}
