@@ -2,8 +2,7 @@
 //!
 //! Two network namespaces take turns, one with 10 open pinholes and one with 50,000. The pinhole of a transfer is
 //! consumed by a connection, and closed in the transaction that opens the next one, on the next port. A revoked pinhole
-//! is closed unused, and the next one is for another client and server. A burst is what several workers, or a pipelining
-//! client, may ask for at once.
+//! is closed unused, and the next one is for another client and server.
 
 #![allow(unsafe_code, clippy::unwrap_used)]
 
@@ -19,7 +18,7 @@ use ftp_alg::kernel::{
     LinuxKernel, RuleParameters,
     table::{Commits, Table},
 };
-use ftp_alg_core::engine::{Opening, PinholeEnds, Translation};
+use ftp_alg_core::engine::{Closing, Kernel as _, Opening, PinholeEnds, Translation};
 use ftp_alg_lab::{Host, Lab, Topology};
 
 const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 168, 150, 80)), 1025);
@@ -31,17 +30,10 @@ const RATIO_GOAL: f64 = 2.0;
 const LIFETIME: Duration = Duration::from_secs(30);
 const LONG_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// Number of openings in a burst.
-const BURST: u32 = 32;
-/// A burst is measured in one of so many repetitions.
-const BURST_INTERVAL: usize = 10;
-
-const MEASUREMENTS: [&str; 5] = [
+const MEASUREMENTS: [&str; 3] = [
     "transfer: the last closed, the next opened",
     "open, another client, one translation",
     "close, unused",
-    "burst of 32, in one transaction",
-    "burst of 32, in a transaction each",
 ];
 
 fn main() {
@@ -61,7 +53,7 @@ fn main() {
             }
         }
     }
-    println!("{} of each, a tenth of the bursts, interleaved; microseconds", ROUNDS * REPETITIONS);
+    println!("{} of each, interleaved; microseconds", ROUNDS * REPETITIONS);
     println!("{:62} {:>8} {:>8} {:>8} {:>8}", "", "p50", "p90", "p99", "max");
     for (index, name) in MEASUREMENTS.into_iter().enumerate() {
         let p99 = |bench: &mut BenchNamespace| {
@@ -69,11 +61,6 @@ fn main() {
         };
         let [few, many] = [p99(&mut namespaces[0]), p99(&mut namespaces[1])];
         println!("  p99 with {} / with {}: {:.2}, goal {RATIO_GOAL}", LIVE[1], LIVE[0], many / few);
-    }
-    for bench in &namespaces {
-        let [together, each] = [3, 4].map(|index| bench.times[index].iter().sum::<Duration>());
-        let ratio = each.as_secs_f64() / together.as_secs_f64();
-        println!("bursts, {} live: a transaction each takes {ratio:.2} times as long", bench.live);
     }
     let grown = &mut namespaces[1];
     print(&format!("open, while they grow to {}", grown.live), &mut grown.growth);
@@ -124,7 +111,7 @@ impl BenchNamespace {
 
     fn measure(&mut self) {
         enter(&self.namespace);
-        for repetition in 0..REPETITIONS {
+        for _ in 0..REPETITIONS {
             self.count += 1;
             // The conntrack entry of a refused connection has expired before its port is used again.
             let host: IpAddr = Ipv4Addr::LOCALHOST.into();
@@ -137,24 +124,7 @@ impl BenchNamespace {
             let pinhole = masqueraded(0xac10_0000 + self.count, 40_000);
             self.timed(1, &[], &[pinhole]);
             self.timed(2, &[pinhole], &[]);
-            if repetition % BURST_INTERVAL == 0 {
-                self.measure_bursts();
-            }
         }
-    }
-
-    fn measure_bursts(&mut self) {
-        let burst: Vec<_> = (0..BURST)
-            .map(|number| masqueraded(0xac10_0000 + self.count, 41_000 + number as u16))
-            .collect();
-        self.timed(3, &[], &burst);
-        self.change(&burst, &[], LIFETIME);
-        let start = Instant::now();
-        for pinhole in &burst {
-            self.change(&[], &[*pinhole], LIFETIME);
-        }
-        self.times[4].push(start.elapsed());
-        self.change(&burst, &[], LIFETIME);
     }
 
     fn timed(&mut self, index: usize, closed: &[PinholeEnds], opened: &[PinholeEnds]) {
@@ -165,16 +135,10 @@ impl BenchNamespace {
 
     fn change(&mut self, closed: &[PinholeEnds], opened: &[PinholeEnds], lifetime: Duration) {
         let control = Translation::identity(CLIENT, SERVER);
-        let opening = |pinhole: &PinholeEnds| Opening {
-            ends: *pinhole,
-            control,
-            from_client: false,
-            lifetime,
-        };
-        let openings: Vec<_> = opened.iter().map(opening).collect();
-        let mut outcomes = Vec::new();
-        self.kernel.change_pinholes(closed, &openings, &mut outcomes).unwrap();
-        outcomes.into_iter().for_each(Result::unwrap);
+        let closings: Vec<_> = closed.iter().copied().map(Closing::Rules).collect();
+        let [opened] = opened else { return self.kernel.close(&closings).unwrap() };
+        let opening = Opening { ends: *opened, control, from_client: false, lifetime };
+        self.kernel.open(&opening, &closings).unwrap();
     }
 }
 

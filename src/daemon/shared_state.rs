@@ -11,7 +11,9 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Event, EventKind, KernelError, OmittedEvents, PinholeEnds};
+use ftp_alg_core::engine::{
+    Closing, Event, EventKind, Kernel as _, KernelError, OmittedEvents, PinholeEnds,
+};
 
 use super::{
     config_file::ConfigFile,
@@ -228,19 +230,17 @@ impl SharedState {
         is_missing: impl Fn(&PinholeEnds) -> bool,
     ) {
         for shard in &self.shards {
-            let mut shard = lock(shard);
-            let sessions = &shard.engine.sessions;
+            let sessions = &lock(shard).engine.sessions;
             let missing: Vec<_> = sessions.missing_pinholes(Instant::now(), &is_missing).collect();
-            if missing.is_empty() {
-                continue;
+            let failed: Vec<_> = missing
+                .iter()
+                .filter_map(|opening| kernel.open(opening, &[]).err())
+                // Another program's rules may have it.
+                .filter(|error| !matches!(error, KernelError::Taken))
+                .collect();
+            if let Some(error) = failed.first() {
+                self.report_errors(failed.len() as u64, error);
             }
-            let mut outcomes = Vec::new();
-            self.report(kernel.change_pinholes(&[], &missing, &mut outcomes));
-            // Another program's rules may have it.
-            let is_failure =
-                |outcome: &&Result<_, _>| !matches!(outcome, Ok(_) | Err(KernelError::Taken));
-            let failed = outcomes.iter().filter(is_failure).count();
-            shard.engine.count_errors(failed as u64);
         }
     }
 
@@ -250,14 +250,11 @@ impl SharedState {
         kernel: &mut LinuxKernel,
         ends: impl Iterator<Item = (IpAddr, SocketAddr)>,
     ) {
-        let pinhole = |(initiator, arrival)| PinholeEnds {
-            initiator,
-            arrival,
-            target: arrival,
-            source: initiator,
+        let closing = |(initiator, arrival)| {
+            Closing::Rules(PinholeEnds { initiator, arrival, target: arrival, source: initiator })
         };
-        let closed: Vec<_> = ends.map(pinhole).collect();
-        self.report(kernel.change_pinholes(&closed, &[], &mut Vec::new()));
+        let closings: Vec<_> = ends.map(closing).collect();
+        self.report(kernel.close(&closings));
     }
 
     /// Records that packets of any connection may have passed unread. The journals are written at once: a restarted

@@ -94,13 +94,6 @@ impl LinuxKernel {
         if is_taken { Err(KernelError::Taken) } else { Ok(()) }
     }
 
-    /// Has the BPF program remember the SYNs that the rules admit by these pinholes.
-    fn record_rules_pinholes(&self, openings: &[Opening]) {
-        if let Some(offload) = &self.offload {
-            openings.iter().for_each(|opening| offload.record_rules_pinhole(opening));
-        }
-    }
-
     /// The open pinholes of the BPF program.
     pub fn list_fast_path_pinholes(&self) -> Result<Vec<OpenPinhole>, NetfilterError> {
         let Some(offload) = &self.offload else { return Ok(Vec::new()) };
@@ -123,31 +116,33 @@ impl LinuxKernel {
         moved: &[(PinholeId, Opening)],
         errors: &mut Vec<KernelError>,
     ) {
-        let (mut outcomes, mut consumed) = (Vec::new(), Vec::new());
-        let openings: Vec<_> = moved.iter().map(|(_, opening)| *opening).collect();
-        self.record_rules_pinholes(&openings);
-        let opened = match &mut self.backend {
-            PinholeBackend::Nftables(pinholes) => pinholes.change(&[], &openings, &mut outcomes),
-            // Expectations need a helper, which the connection may not have.
-            PinholeBackend::Conntrack(_) => Ok(()),
-        };
-        let mut outcomes = outcomes.into_iter();
-        for (id, Opening { ends: pinhole, .. }) in moved {
+        let mut consumed = Vec::new();
+        for (id, opening) in moved {
+            let pinhole = &opening.ends;
+            let opened = match &mut self.backend {
+                PinholeBackend::Nftables(pinholes) => {
+                    if let Some(offload) = &self.offload {
+                        offload.record_rules_pinhole(opening);
+                    }
+                    pinholes.open(opening, &[])
+                }
+                // Expectations need a helper, which the connection may not have.
+                PinholeBackend::Conntrack(_) => Ok(()),
+            };
             let was_open =
                 self.offload.as_ref().is_some_and(|offload| offload.move_pinhole(pinhole, *id));
-            match outcomes.next() {
+            match opened {
                 // Another pinhole may use the same source translation.
-                Some(Ok(())) if !was_open => {
+                Ok(()) if !was_open => {
                     consumed.push(PinholeEnds { source: pinhole.initiator, ..*pinhole });
                 }
                 // The rules have it since its data connection was refused.
-                Some(Ok(()) | Err(KernelError::Taken)) | None => {}
-                Some(Err(error)) => errors.push(error),
+                Ok(()) | Err(KernelError::Taken) => {}
+                Err(error) => errors.push(error),
             }
         }
-        errors.extend(opened.err());
         let PinholeBackend::Nftables(pinholes) = &mut self.backend else { return };
-        errors.extend(pinholes.change(&consumed, &[], &mut Vec::new()).err());
+        errors.extend(pinholes.close(&consumed).err());
     }
 
     /// The open pinholes of the rules, or the expectations, according to the kernel. With [`Backend::Conntrack`] this
@@ -190,12 +185,18 @@ impl LinuxKernel {
 }
 
 impl LinuxKernel {
-    /// Has the BPF program close those of `closings` that it has. Returns those of the rules.
+    /// Has the BPF program close those of `closings` that it has, and forget the others. Returns these, which are of the
+    /// rules.
     fn close_in_program(&self, closings: &[Closing]) -> Vec<PinholeEnds> {
         let (mut of_rules, mut lost) = (Vec::new(), Vec::new());
         for closing in closings {
             match (*closing, &self.offload) {
-                (Closing::Rules(ends), _) => of_rules.push(ends),
+                (Closing::Rules(ends), offload) => {
+                    of_rules.push(ends);
+                    if let Some(offload) = offload {
+                        offload.release_pinhole(&ends);
+                    }
+                }
                 (Closing::Program(ends, id), Some(offload)) => {
                     offload.close_pinhole(&ends, id);
                 }
@@ -209,44 +210,11 @@ impl LinuxKernel {
         of_rules
     }
 
-    /// Closes pinholes of the rules, open or not, with their translations. Then opens others. All of it is one transaction if
-    /// the kernel can, except openings that are refused. Sets one outcome for each opening, in order. Fails if closing
-    /// fails.
-    pub fn change_pinholes(
-        &mut self,
-        closed: &[PinholeEnds],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        if let Some(offload) = &self.offload {
-            closed.iter().for_each(|pinhole| offload.release_pinhole(pinhole));
+    fn close_in_rules(&mut self, closed: &[PinholeEnds]) -> Result<(), KernelError> {
+        match &mut self.backend {
+            PinholeBackend::Nftables(pinholes) => pinholes.close(closed),
+            PinholeBackend::Conntrack(expectations) => expectations.close(closed),
         }
-        let checked: Vec<_> =
-            openings.iter().map(|opening| self.check_arrival(&opening.ends)).collect();
-        let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
-        let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
-        self.record_rules_pinholes(&passed);
-        let mut answers = Vec::with_capacity(passed.len());
-        let changed = match &mut self.backend {
-            PinholeBackend::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers),
-            PinholeBackend::Conntrack(expectations) => {
-                expectations.change(closed, &passed, &mut answers)
-            }
-        };
-        if let Some(offload) = &self.offload {
-            let is_open = |at| changed.is_ok() && !matches!(answers.get(at), Some(Err(_)));
-            let failed = passed.iter().enumerate().filter(|(at, _)| !is_open(*at));
-            failed.for_each(|(_, opening)| offload.release_pinhole(&opening.ends));
-        }
-        changed?;
-        let mut answers = answers.into_iter();
-        outcomes.clear();
-        outcomes.extend(
-            checked
-                .into_iter()
-                .map(|checked| checked.and_then(|()| answers.next().unwrap_or(Ok(())))),
-        );
-        Ok(())
     }
 }
 
@@ -265,17 +233,27 @@ impl Kernel for LinuxKernel {
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
         let closed = self.close_in_program(closings);
-        let mut outcomes = Vec::with_capacity(1);
-        self.change_pinholes(&closed, &[*opening], &mut outcomes)
-            .map_err(|error| KernelError::NotClosed(Box::new(error)))?;
-        outcomes.pop().unwrap_or(Ok(()))
+        if let Err(error) = self.check_arrival(&opening.ends) {
+            self.close_in_rules(&closed)
+                .map_err(|error| KernelError::NotClosed(Box::new(error)))?;
+            return Err(error);
+        }
+        if let Some(offload) = &self.offload {
+            offload.record_rules_pinhole(opening);
+        }
+        let opened = match &mut self.backend {
+            PinholeBackend::Nftables(pinholes) => pinholes.open(opening, &closed),
+            PinholeBackend::Conntrack(expectations) => expectations.open(opening, &closed),
+        };
+        if let (Err(_), Some(offload)) = (&opened, &self.offload) {
+            offload.release_pinhole(&opening.ends);
+        }
+        opened
     }
 
     fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError> {
-        match &self.close_in_program(closings)[..] {
-            [] => Ok(()),
-            closed => self.change_pinholes(closed, &[], &mut Vec::new()),
-        }
+        let closed = self.close_in_program(closings);
+        self.close_in_rules(&closed)
     }
 
     fn renew(&mut self, opening: &Opening, place: Place) -> Result<bool, KernelError> {

@@ -64,23 +64,11 @@ impl Expectations {
         self.capacity
     }
 
-    /// Closes `closed`, then opens `openings`, one after the other. `outcomes` receives the outcome of each opening. If
-    /// this fails, any of `closed` may still be open.
-    pub fn change(
-        &mut self,
-        closed: &[PinholeEnds],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        closed.iter().try_for_each(|pinhole| self.close(pinhole))?;
-        outcomes.clear();
-        outcomes.extend(openings.iter().map(|opening| self.open(opening)));
-        Ok(())
-    }
-
-    /// Opens a pinhole for one connection, for its lifetime in whole seconds. [`KernelError::Taken`] if an expectation
-    /// has the same initiator and arrival.
-    fn open(&mut self, opening: &Opening) -> Result<(), KernelError> {
+    /// Opens a pinhole for one connection, for its lifetime in whole seconds, after closing `closed`.
+    /// [`KernelError::Taken`] if an expectation has the same initiator and arrival, [`KernelError::NotClosed`] if any of
+    /// `closed` may still be open.
+    pub fn open(&mut self, opening: &Opening, closed: &[PinholeEnds]) -> Result<(), KernelError> {
+        self.close(closed).map_err(|error| KernelError::NotClosed(Box::new(error)))?;
         let Opening { ends: pinhole, control, from_client, lifetime } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
@@ -133,7 +121,7 @@ impl Expectations {
         // nf_ct_expect_insert() sets the helper's timeout; ours applies only to an expectation that already exists.
         let limited = ask(0, zone);
         limited.or_else(|error| {
-            self.close(&pinhole)?;
+            self.close_one(&pinhole)?;
             Err(failed(error))
         })
     }
@@ -150,8 +138,13 @@ impl Expectations {
         renewed.map(|renewed| renewed.is_some()).map_err(failed)
     }
 
-    /// Closes `pinhole` if it is open. An established connection stays.
-    fn close(&mut self, pinhole: &PinholeEnds) -> Result<(), KernelError> {
+    /// Closes those of these pinholes that are open. Their established connections stay. After an error any of them may
+    /// still be open.
+    pub fn close(&mut self, closed: &[PinholeEnds]) -> Result<(), KernelError> {
+        closed.iter().try_for_each(|pinhole| self.close_one(pinhole))
+    }
+
+    fn close_one(&mut self, pinhole: &PinholeEnds) -> Result<(), KernelError> {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
         let tuple = ExpectedPacket::for_pinhole(pinhole).map_err(failed)?.tuple;

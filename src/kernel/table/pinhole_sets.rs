@@ -35,8 +35,8 @@ use crate::kernel::{
 /// attempts.
 const ATTEMPTS: usize = 8;
 
-/// Maximum number of pinholes opened, and of pinholes closed, in one transaction: it fits the default send buffer.
-const MAX_PER_TRANSACTION: usize = 128;
+/// Maximum number of pinholes closed in one transaction: it fits the default send buffer.
+const MAX_CLOSINGS: usize = 128;
 
 /// Opens and closes pinholes. One for each thread.
 #[derive(Debug)]
@@ -81,46 +81,47 @@ impl PinholeSets {
         Self { has_destroy: false, ..self }
     }
 
-    /// Closes `closed`, whether they are open, consumed or expired, and opens each of `openings` for one connection or
-    /// for its lifetime; all in one transaction, unless there are very many. An established connection stays when its
-    /// pinhole is closed.
+    /// Opens a pinhole for one connection or for its lifetime, after closing `closed`; all in one transaction, unless
+    /// there are very many. [`KernelError::Taken`] if an open pinhole has the same initiator and arrival. If any of
+    /// `closed` may still be open, the pinhole is not, and the error is [`KernelError::NotClosed`].
     ///
-    /// `outcomes` receives the outcome of each opening, [`KernelError::Taken`] if an open pinhole has the same
-    /// initiator and arrival. The kernel reports every message that it refuses, and then does nothing. So the
-    /// transaction is sent once more without the refused openings. If this fails, any of `closed` may still be open,
-    /// and none of `openings` is. If only a later transaction fails, its openings have the error, and the earlier ones
-    /// stay.
-    pub fn change(
-        &mut self,
-        closed: &[PinholeEnds],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        change_in_parts(closed, openings, outcomes, |closed, openings, outcomes| {
-            self.transact(closed, openings, outcomes)
-        })
+    /// The kernel reports every message that it refuses, and then does nothing. So the transaction is sent once more
+    /// without a refused opening.
+    pub fn open(&mut self, opening: &Opening, closed: &[PinholeEnds]) -> Result<(), KernelError> {
+        let (before, last) = closed.split_at(closed.len().saturating_sub(MAX_CLOSINGS));
+        let transacted = self.close(before).and_then(|()| self.transact(last, Some(opening)));
+        match transacted {
+            Ok(None) => Ok(()),
+            Ok(Some(refusal)) => Err(refusal),
+            Err(error) if closed.is_empty() => Err(error),
+            Err(error) => Err(KernelError::NotClosed(Box::new(error))),
+        }
     }
 
-    /// One transaction of [`PinholeSets::change`], repeated until the kernel accepts it.
+    /// Closes pinholes, whether they are open, consumed or expired. An established connection stays. After an error any
+    /// of them may still be open.
+    pub fn close(&mut self, closed: &[PinholeEnds]) -> Result<(), KernelError> {
+        closed.chunks(MAX_CLOSINGS).try_for_each(|part| self.transact(part, None).map(drop))
+    }
+
+    /// One transaction, repeated until the kernel accepts it. Returns why it refuses the opening.
     fn transact(
         &mut self,
         closed: &[PinholeEnds],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
+        opening: Option<&Opening>,
+    ) -> Result<Option<KernelError>, KernelError> {
         let failed = |source| KernelError::System { what: "change pinholes".into(), source };
         // A pinhole that has no elements is not open.
         let elements = closed.iter().filter_map(|pinhole| PinholeElements::new(pinhole, None).ok());
-        let mut changes: Vec<_> = elements.map(|one| PinholeChange::new(one, None)).collect();
-        for opening in openings {
-            let change = PinholeChange::open(opening, outcomes.len());
-            outcomes.push(change.map(|change| changes.push(change)).map_err(|source| {
-                KernelError::System { what: format!("open pinhole {}", opening.ends), source }
-            }));
+        let mut changes: Vec<_> = elements.map(PinholeChange::close).collect();
+        let mut refusal = None;
+        match opening.map(PinholeChange::open).transpose() {
+            Ok(change) => changes.extend(change),
+            Err(error) => refusal = Some(error),
         }
         for _ in 0..ATTEMPTS {
             if changes.is_empty() {
-                return Ok(());
+                return Ok(refusal);
             }
             self.batch.clear();
             if changes.iter().all(|change| change.opening.is_none()) {
@@ -128,7 +129,7 @@ impl PinholeSets {
             }
             changes.iter_mut().for_each(|change| change.put(&mut self.batch, self.has_destroy));
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
-            let Some(error) = outcome.first_error() else { return Ok(()) };
+            let Some(error) = outcome.first_error() else { return Ok(refusal) };
             if self.learns_to_delete(&outcome, &changes) {
                 continue;
             }
@@ -139,10 +140,8 @@ impl PinholeSets {
                     // Without our table there are no pinholes to close.
                     !change.elements.permission.is_absent()
                 }
-                Err((index, error)) => {
-                    if let Some(outcome) = outcomes.get_mut(index) {
-                        *outcome = Err(error);
-                    }
+                Err(error) => {
+                    refusal = Some(error);
                     false
                 }
             });
@@ -171,7 +170,7 @@ impl PinholeSets {
             what: format!("renew pinhole {}", opening.ends),
             source,
         };
-        let mut change = PinholeChange::open(opening, 0).map_err(failed)?;
+        let mut change = PinholeChange::open(opening)?;
         for _ in 0..ATTEMPTS {
             self.batch.clear();
             // The timeout of an element cannot be changed before Linux 6.12. The kernel deletes only what is there:
@@ -184,9 +183,7 @@ impl PinholeSets {
                 // Without our table, which is loaded again, everything is absent.
                 return Ok(outcome.failed_with(change.elements.permission.addition, libc::ENOENT));
             }
-            if !self.learns_to_delete(&outcome, [&change])
-                && !change.learn_from(&outcome).map_err(|(_, error)| error)?
-            {
+            if !self.learns_to_delete(&outcome, [&change]) && !change.learn_from(&outcome)? {
                 return Err(failed(table_error(error)));
             }
         }
@@ -221,36 +218,6 @@ impl PinholeSets {
     }
 }
 
-/// Calls `transact` for parts that fit a transaction: first closings, then openings.
-fn change_in_parts(
-    closed: &[PinholeEnds],
-    openings: &[Opening],
-    outcomes: &mut Vec<Result<(), KernelError>>,
-    mut transact: impl FnMut(
-        &[PinholeEnds],
-        &[Opening],
-        &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError>,
-) -> Result<(), KernelError> {
-    outcomes.clear();
-    let (mut closed, mut openings) = (closed, openings);
-    while !closed.is_empty() || !openings.is_empty() {
-        let (closed_now, closed_later) = closed.split_at(closed.len().min(MAX_PER_TRANSACTION));
-        let room = if closed_later.is_empty() { MAX_PER_TRANSACTION } else { 0 };
-        let (openings_now, openings_later) = openings.split_at(openings.len().min(room));
-        let done = outcomes.len();
-        match transact(closed_now, openings_now, outcomes) {
-            Err(error) if closed_now.is_empty() => {
-                outcomes.truncate(done);
-                outcomes.extend(openings_now.iter().map(|_| Err(error.again())));
-            }
-            transacted => transacted?,
-        }
-        (closed, openings) = (closed_later, openings_later);
-    }
-    Ok(())
-}
-
 /// ENOENT means nothing to an operator.
 fn table_error(errno: i32) -> io::Error {
     match errno {
@@ -262,28 +229,29 @@ fn table_error(errno: i32) -> io::Error {
     }
 }
 
-/// A pinhole to open, with the index of its outcome, or to close.
+/// A pinhole to open or to close.
 struct PinholeChange<'a> {
     elements: PinholeElements,
-    opening: Option<(&'a Opening, usize)>,
+    opening: Option<&'a Opening>,
     /// Its messages in the last transaction.
     messages: Range<usize>,
 }
 
 impl<'a> PinholeChange<'a> {
-    fn new(elements: PinholeElements, opening: Option<(&'a Opening, usize)>) -> Self {
-        Self { elements, opening, messages: 0..0 }
+    fn close(elements: PinholeElements) -> Self {
+        Self { elements, opening: None, messages: 0..0 }
     }
 
-    fn open(opening: &'a Opening, index: usize) -> io::Result<Self> {
-        let elements = PinholeElements::new(&opening.ends, Some(opening.control.ct_mark))?;
-        Ok(Self::new(elements, Some((opening, index))))
+    fn open(opening: &'a Opening) -> Result<Self, KernelError> {
+        let elements = PinholeElements::new(&opening.ends, Some(opening.control.ct_mark))
+            .map_err(|source| not_opened(opening, source))?;
+        Ok(Self { opening: Some(opening), ..Self::close(elements) })
     }
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
         let PinholeElements { permission, grants } = &mut self.elements;
         let first = batch.len();
-        let Some((Opening { lifetime, .. }, _)) = self.opening else {
+        let Some(Opening { lifetime, .. }) = self.opening else {
             // Translations are deleted as well, so that a client that opens many leaves none behind. On an older kernel
             // they stay until they expire.
             for grant in grants.iter().filter(|grant| destroys && grant.is_needed) {
@@ -303,68 +271,28 @@ impl<'a> PinholeChange<'a> {
         self.messages = first..batch.len();
     }
 
-    /// Whether the next transaction will differ, unless the pinhole cannot be opened. Then the error, and the index of
-    /// its outcome.
-    fn learn_from(&mut self, outcome: &BatchOutcome) -> Result<bool, (usize, KernelError)> {
+    /// Whether the next transaction will differ. An error if the pinhole cannot be opened.
+    fn learn_from(&mut self, outcome: &BatchOutcome) -> Result<bool, KernelError> {
         let PinholeElements { permission, grants } = &mut self.elements;
-        let Some((opening, index)) = self.opening else {
+        let Some(opening) = self.opening else {
             return Ok(permission.learn_from(outcome));
         };
         if exists_already(outcome, permission.addition) {
-            return Err((index, KernelError::Taken));
+            return Err(KernelError::Taken);
         }
         let mut added = grants.iter().map(|grant| grant.addition).chain([permission.addition]);
         if added.any(|at| outcome.failed_with(at, libc::ENFILE)) {
-            let what = "a set of pinholes in table ftp_alg";
-            return Err((index, KernelError::Full { what }));
+            return Err(KernelError::Full { what: "a set of pinholes in table ftp_alg" });
         }
         let mut learned = false;
         grants.iter_mut().for_each(|grant| learned |= grant.learn_from(outcome));
         match outcome.error_in(self.messages.clone()) {
-            Some(errno) if !learned => {
-                let what = format!("open pinhole {}", opening.ends);
-                Err((index, KernelError::System { what, source: table_error(errno) }))
-            }
+            Some(errno) if !learned => Err(not_opened(opening, table_error(errno))),
             _ => Ok(learned),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use ftp_alg_core::engine::Translation;
-
-    use super::*;
-
-    /// The outcomes of 300 openings, and of closing `closed` pinholes first, if the transaction with this index fails.
-    fn change(closed: usize, failing: usize) -> Option<Vec<bool>> {
-        let at: SocketAddr = "192.0.2.1:21".parse().unwrap();
-        let pinhole = PinholeEnds { initiator: at.ip(), arrival: at, target: at, source: at.ip() };
-        let control = Translation::identity(at, at);
-        let opening =
-            Opening { ends: pinhole, control, from_client: true, lifetime: Duration::ZERO };
-        let (mut outcomes, mut transactions) = (Vec::new(), 0);
-        let transact = |_: &[PinholeEnds], now: &[Opening], outcomes: &mut Vec<_>| {
-            assert!(now.len() <= MAX_PER_TRANSACTION);
-            outcomes.extend(now.iter().map(|_| Ok(())));
-            transactions += 1;
-            if transactions == failing + 1 { Err(KernelError::Unknown) } else { Ok(()) }
-        };
-        change_in_parts(&vec![pinhole; closed], &[opening; 300], &mut outcomes, transact).ok()?;
-        assert_eq!(transactions, 3 + closed.saturating_sub(1) / MAX_PER_TRANSACTION);
-        Some(outcomes.iter().map(Result::is_ok).collect())
-    }
-
-    #[test]
-    fn a_transaction_that_fails_spares_the_openings_of_others() {
-        let all_but =
-            |failed: Range<usize>| Some((0..300).map(|at| !failed.contains(&at)).collect());
-        assert_eq!(change(0, 9), all_but(0..0));
-        assert_eq!(change(0, 0), all_but(0..128));
-        assert_eq!(change(0, 1), all_but(128..256));
-        assert_eq!(change(200, 2), all_but(128..256));
-        assert_eq!(change(200, 3), all_but(256..300));
-        // Nothing is opened while something that must be closed first may be open.
-        assert_eq!((change(200, 0), change(200, 1)), (None, None));
-    }
+fn not_opened(opening: &Opening, source: io::Error) -> KernelError {
+    KernelError::System { what: format!("open pinhole {}", opening.ends), source }
 }

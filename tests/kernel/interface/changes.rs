@@ -1,4 +1,4 @@
-//! A batch of pinholes is one transaction, and what is refused in it hinders nothing else.
+//! A pinhole is opened, and others are closed, in one transaction; what is refused hinders nothing else.
 
 use std::{
     io::Read as _,
@@ -12,7 +12,7 @@ use ftp_alg::kernel::{
     parameters::CtMarkUse,
     table::{Commits, PinholeSets, Table},
 };
-use ftp_alg_core::engine::{KernelError, Opening, PinholeEnds, Translation};
+use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, PinholeEnds, Translation};
 use ftp_alg_lab::wait_for;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -47,7 +47,7 @@ impl Place {
         })
     }
 
-    /// Changes pinholes, and tells in how many transactions the kernel did it.
+    /// Opens pinholes, and closes others with the first of them. Tells in how many transactions the kernel did it.
     pub fn change(
         &mut self,
         writer: &mut PinholeSets,
@@ -55,16 +55,16 @@ impl Place {
         opened: &[PinholeEnds],
     ) -> u32 {
         let before = self.generation();
+        if opened.is_empty() {
+            writer.close(closed).unwrap();
+        }
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening = |pinhole: &PinholeEnds| Opening {
-            ends: *pinhole,
-            control,
-            from_client: true,
-            lifetime: LIFETIME,
-        };
-        let openings: Vec<_> = opened.iter().map(opening).collect();
-        writer.change(closed, &openings, &mut self.outcomes).unwrap();
-        assert_eq!(self.outcomes.len(), openings.len());
+        self.outcomes.clear();
+        for (index, ends) in opened.iter().enumerate() {
+            let closed = if index == 0 { closed } else { &[] };
+            let opening = Opening { ends: *ends, control, from_client: true, lifetime: LIFETIME };
+            self.outcomes.push(writer.open(&opening, closed));
+        }
         self.generation() - before
     }
 
@@ -73,8 +73,7 @@ impl Place {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         let control = Translation { ct_mark, ..control };
         let opening = Opening { ends: pinhole, control, from_client: true, lifetime: LIFETIME };
-        writer.change(&[pinhole], &[opening], &mut self.outcomes).unwrap();
-        assert!(self.outcomes[0].is_ok());
+        writer.open(&opening, &[pinhole]).unwrap();
     }
 
     /// The ct mark of the connection that `client` initiated.
@@ -132,12 +131,12 @@ fn translated(number: u16) -> PinholeEnds {
 }
 
 #[test]
-fn many_pinholes_open_and_close_in_one_transaction() {
+fn one_pinhole_opens_and_many_close_in_one_transaction() {
     let mut place = Place::new();
     for mut writer in place.writers() {
         let mut holes: Vec<_> = (0..30).map(translated).collect();
         holes.extend((0..10).map(|number| pinhole(CLIENT6, at(SERVER6, 4000 + number))));
-        assert_eq!(place.change(&mut writer, &[], &holes), 1);
+        assert_eq!(place.change(&mut writer, &[], &holes), 40);
         assert_eq!(place.refused(), []);
         assert_eq!(writer.list_open().unwrap().unwrap().len(), 40);
         // The same ones, and others in place of some.
@@ -148,7 +147,7 @@ fn many_pinholes_open_and_close_in_one_transaction() {
         let closed_too: Vec<_> =
             (5..10).map(|number| pinhole(CLIENT6, at(SERVER6, 4000 + number))).collect();
         let all = [closed, closed_too].concat();
-        assert_eq!(place.change(&mut writer, &all, &holes), 1);
+        assert_eq!(place.change(&mut writer, &all, &holes), 45);
         assert_eq!(place.refused(), []);
         assert_eq!(writer.list_open().unwrap().unwrap().len(), 45);
         assert_eq!(place.change(&mut writer, &holes, &[]), 1);
@@ -164,7 +163,7 @@ fn refused_openings_do_not_hinder_the_others() {
     for mut writer in place.writers() {
         let holes: Vec<_> = (0..20).map(translated).collect();
         assert_eq!(place.change(&mut writer, &[], &holes[7..8]), 1);
-        assert_eq!(place.change(&mut writer, &[], &holes), 1);
+        assert_eq!(place.change(&mut writer, &[], &holes), 19);
         let taken = KernelError::Taken.to_string();
         assert_eq!(place.refused(), [(7, taken.clone())]);
         assert_eq!(writer.list_open().unwrap().unwrap().len(), 20);
@@ -172,7 +171,7 @@ fn refused_openings_do_not_hinder_the_others() {
         let [mut others, last] = [200, 300].map(|number| [translated(number); 2]);
         others[1].initiator = ip(CLIENT6);
         let tried = [others, last].concat();
-        assert_eq!(place.change(&mut writer, &holes, &tried), 1);
+        assert_eq!(place.change(&mut writer, &holes, &tried), 2);
         let refused = place.refused();
         assert_eq!((refused.len(), refused[0].0, &refused[1]), (2, 1, &(3, taken)));
         assert!(refused[0].1.contains("IPv4 and IPv6"), "{refused:?}");
@@ -182,7 +181,7 @@ fn refused_openings_do_not_hinder_the_others() {
 }
 
 #[test]
-fn what_earlier_pinholes_left_is_replaced_in_one_transaction() {
+fn what_earlier_pinholes_left_is_replaced_in_the_same_transaction() {
     let mut place = Place::new();
     let [mut this, mut older] = place.writers();
     for round in 0..6 {
@@ -195,7 +194,7 @@ fn what_earlier_pinholes_left_is_replaced_in_one_transaction() {
             })
             .collect();
         let writer = if round % 3 == 0 { &mut this } else { &mut older };
-        assert_eq!(place.change(writer, &[], &holes), 1);
+        assert_eq!(place.change(writer, &[], &holes), 10);
         assert_eq!((round, place.refused()), (round, vec![]));
         // Their translations stay behind.
         place.lab.gateway_sh("nft flush set inet ftp_alg pinholes4");
@@ -211,7 +210,7 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
         let new = || PinholeSets::new(&Commits::default()).unwrap();
         [new(), new().for_older_kernels(), new().for_older_kernels()]
     });
-    let (mut last, mut outcomes) = (None, Vec::new());
+    let mut last = None;
     let arrival = at(SERVER2, 50_000);
     for (count, (target, source)) in [
         (at(SERVER, 4000), EXTERNAL),
@@ -231,10 +230,8 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         let opening = Opening { ends: hole, control, from_client: true, lifetime: LIFETIME };
         let writer = &mut writers[count % 3];
-        writer.change(last.as_slice(), &[opening], &mut outcomes).unwrap();
-        assert!(matches!(outcomes[..], [Ok(())]), "{outcomes:?}");
-        writer.change(&[], &[opening], &mut outcomes).unwrap();
-        assert!(matches!(outcomes[..], [Err(KernelError::Taken)]));
+        writer.open(&opening, last.as_slice()).unwrap();
+        assert!(matches!(writer.open(&opening, &[]), Err(KernelError::Taken)));
         // It may be used, or still be open, when it is closed.
         if count % 5 != 4 {
             let listener = listen(&place.lab.server, hole.target);
@@ -244,7 +241,7 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
         last = Some(hole);
     }
     for writer in &mut writers {
-        writer.change(last.as_slice(), &[], &mut outcomes).unwrap();
+        writer.close(last.as_slice()).unwrap();
     }
     assert!(writers[0].list_open().unwrap().unwrap().is_empty());
 }
@@ -258,20 +255,19 @@ fn a_full_set_refuses_what_has_no_room() {
         pinhole(&initiator, at(SERVER, 4000))
     };
     let many: Vec<_> = (0..65_530).map(hole).collect();
-    // No transaction is longer than the kernel takes.
-    let transactions = place.change(&mut this, &[], &many);
-    assert!((100..1000).contains(&transactions), "{transactions}");
+    assert_eq!(place.change(&mut this, &[], &many), 65_530);
     assert_eq!(place.refused(), []);
     for writer in [&mut this, &mut older] {
         let more: Vec<_> = (70_000..70_010).map(hole).collect();
-        assert_eq!(place.change(writer, &[], &more), 1);
+        assert_eq!(place.change(writer, &[], &more), 6);
         let refused: Vec<_> = place.refused().iter().map(|(index, _)| *index).collect();
         assert_eq!(refused, [6, 7, 8, 9]);
         assert!(matches!(place.outcomes[6], Err(KernelError::Full { .. })));
         // What is closed in a transaction makes no room in it.
         assert_eq!(place.change(writer, &more, &[]), 1);
     }
-    place.change(&mut older, &many[..1000], &[]);
+    // No transaction is longer than the kernel takes.
+    assert_eq!(place.change(&mut older, &many[..1000], &[]), 8);
     assert_eq!(place.elements("pinholes4"), 64_530);
 }
 
@@ -307,12 +303,11 @@ fn a_port_in_use_is_refused_among_others() {
         from_client: false,
         lifetime: LIFETIME,
     });
-    let mut outcomes = Vec::new();
-    place.lab.on_gateway(|| {
+    let outcomes = place.lab.on_gateway(|| {
         let _listener = std::net::TcpListener::bind(holes[1].arrival).unwrap();
-        kernel.change_pinholes(&[], &openings, &mut outcomes).unwrap();
+        openings.map(|opening| kernel.open(&opening, &[]))
     });
-    assert!(matches!(outcomes[..], [Ok(()), Err(KernelError::Taken), Ok(())]), "{outcomes:?}");
+    assert!(matches!(outcomes, [Ok(()), Err(KernelError::Taken), Ok(())]), "{outcomes:?}");
     assert_eq!(kernel.list_open().unwrap().len(), 2);
 }
 
@@ -354,7 +349,7 @@ fn a_data_connection_inherits_the_operators_bits_of_the_ct_mark() {
                 exchange(&mut second, &listener);
                 assert_eq!(place.ct_mark_of(&second), 0, "{ct_mark_use:?}");
                 place.open_with_mark(&mut writer, hole, mark);
-                writer.change(&[hole], &[], &mut place.outcomes).unwrap();
+                writer.close(&[hole]).unwrap();
                 let mut third = connect(&place.lab.client, from, hole.arrival);
                 exchange(&mut third, &listener);
                 assert_eq!(place.ct_mark_of(&third), 0, "{ct_mark_use:?}");
@@ -387,7 +382,7 @@ fn an_accepted_syn_may_not_be_repeated() {
 
 #[test]
 fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
-    let mut place = Place::new();
+    let place = Place::new();
     place.lab.masquerade();
     place.lab.drop_by_default();
     for (port, mut writer) in (4000..).zip(place.writers()) {
@@ -396,7 +391,7 @@ fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         let opening = |lifetime| Opening { ends: hole, control, from_client: false, lifetime };
         let short = opening(Duration::from_secs(60));
-        writer.change(&[], &[short], &mut place.outcomes).unwrap();
+        writer.open(&short, &[]).unwrap();
         assert!(writer.renew(&opening(LIFETIME)).unwrap());
         let open = writer.list_open().unwrap().unwrap();
         assert!(open.len() == 1 && open[0].remaining > Duration::from_secs(500), "{open:?}");

@@ -199,9 +199,4 @@ impl Engine {
     pub fn counters(&self) -> Counters {
         self.sessions.counters
     }
-
-    /// Counts requests that failed when the host carried the effects out.
-    pub fn count_errors(&mut self, errors: u64) {
-        self.sessions.counters.errors += errors;
-    }
 }
