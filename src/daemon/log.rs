@@ -20,7 +20,7 @@ use std::{
 
 use ahash::AHashMap;
 use ftp_alg_core::{
-    engine::{ClientKey, DecidedAnnouncement, Event, EventKind},
+    engine::{ClientKey, DecidedAnnouncement, Event, EventKind, PinholeInfo},
     session::Effect,
 };
 use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
@@ -30,7 +30,7 @@ use tracing_subscriber::{fmt, prelude::*};
 use super::{
     DaemonError,
     counted::{counted, was_or_were},
-    health::UnusedPinhole,
+    health::describe_unused,
     shard::lock,
     transfers::Report,
 };
@@ -112,10 +112,11 @@ impl EventLog {
     }
 
     /// Logs that a pinhole expired without a connection.
-    pub fn log_unused_pinhole(&self, now: Instant, pinhole: &UnusedPinhole) {
-        let UnusedPinhole { session, ends, log_line: line } = pinhole;
-        if lock(&self.limiter).admits(now, Topic::Unused, Some(ends.0.ip())) {
-            log_line(Some(Topic::Unused), line, Some((*session, *ends)), None);
+    pub fn log_unused_pinhole(&self, now: Instant, pinhole: &PinholeInfo) {
+        let PinholeInfo { session, client, server, .. } = *pinhole;
+        if lock(&self.limiter).admits(now, Topic::Unused, Some(client.ip())) {
+            let line = describe_unused(pinhole);
+            log_line(Some(Topic::Unused), &line, Some((session, (client, server))), None);
         }
     }
 

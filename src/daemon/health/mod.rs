@@ -21,20 +21,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Event, PinholeEnds, TransferResult};
+use ftp_alg_core::engine::{Event, PinholeEnds, PinholeInfo, TransferResult};
 use ftp_alg_firewall::{Firewall, data_path_verdicts};
 use rustix::process::{Pid, getpid};
 
-pub(super) use self::traffic::UnusedPinhole;
+pub(super) use self::traffic::describe_unused;
 pub use self::{
     check::{Check, CheckStatus},
     host_audit::HostAudit,
     names::{Findings, ProblemName, Severity, is_audit_problem},
 };
-use self::{
-    report::Reports,
-    traffic::{ExpiredPinhole, Traffic},
-};
+use self::{report::Reports, traffic::Traffic};
 use super::{
     control_client::ClientError,
     shard::lock,
@@ -276,18 +273,17 @@ impl Health {
         &self,
         now: Instant,
         parameters: &RuleParameters,
-    ) -> Vec<UnusedPinhole> {
+    ) -> Vec<PinholeInfo> {
         let expired = std::mem::take(&mut lock(&self.state).traffic.expired);
         if expired.is_empty() {
             return Vec::new();
         }
         let used = admitted_connections(parameters).unwrap_or_default();
-        let is_unused = |one: &ExpiredPinhole| {
+        let is_unused = |one: &PinholeInfo| {
             let PinholeEnds { initiator, arrival, .. } = one.pinhole;
             !used.contains(&(initiator, arrival))
         };
-        let unused: Vec<_> =
-            expired.into_iter().filter(is_unused).map(ExpiredPinhole::into_unused).collect();
+        let unused: Vec<_> = expired.into_iter().filter(is_unused).collect();
         lock(&self.state).traffic.record_unused(now, &unused);
         unused
     }

@@ -42,10 +42,16 @@ fn record(health: &Health, number: u8, kind: EventKind) {
 
 /// Has clients with these numbers cancel a passive transfer each.
 fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>) {
-    let pinhole = |number| UnusedPinhole {
-        session: 1,
-        ends: (client(number), server(1)),
-        log_line: "pinhole expired unused".to_owned(),
+    let pinhole = |number| {
+        let (client, server) = (client(number), server(1));
+        let ends = PinholeEnds {
+            initiator: client.ip(),
+            arrival: server,
+            target: server,
+            source: client.ip(),
+        };
+        let kind = AnnouncementKind::Pasv;
+        PinholeInfo { session: 1, client, server, user: None, pinhole: ends, kind }
     };
     let unused: Vec<_> = clients.into_iter().map(pinhole).collect();
     lock(&health.state).traffic.record_unused(Instant::now(), &unused);

@@ -9,10 +9,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::{
-    engine::{Counters, Event, EventKind, PinholeEnds, TransferSession},
-    ftp::AnnouncementKind,
-};
+use ftp_alg_core::engine::{Counters, Event, EventKind, PinholeInfo, TransferSession};
 
 use super::{
     RECENT_WINDOW,
@@ -37,33 +34,13 @@ const MAX_EXPIRED: usize = 1024;
 /// The client and the server of a session.
 pub(in crate::daemon) type Ends = (SocketAddr, SocketAddr);
 
-/// A pinhole that expired in its engine.
-#[derive(Clone, Debug)]
-pub(super) struct ExpiredPinhole {
-    pub(super) pinhole: PinholeEnds,
-    kind: AnnouncementKind,
-    session: u64,
-    client: SocketAddr,
-    server: SocketAddr,
-}
-
-/// A pinhole that expired without a connection.
-#[derive(Debug)]
-pub(in crate::daemon) struct UnusedPinhole {
-    pub session: u64,
-    pub ends: Ends,
-    pub log_line: String,
-}
-
-impl ExpiredPinhole {
-    pub(super) fn into_unused(self) -> UnusedPinhole {
-        let Self { pinhole, kind, session, client, server } = self;
-        let log_line = format!(
-            "#{session} {client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: the end that connects came late \
-             or not at all, or its data connection was dropped before this gateway"
-        );
-        UnusedPinhole { session, ends: (client, server), log_line }
-    }
+/// Says that this pinhole expired without a connection.
+pub(in crate::daemon) fn describe_unused(expired: &PinholeInfo) -> String {
+    let PinholeInfo { session, client, server, pinhole, kind, .. } = expired;
+    format!(
+        "#{session} {client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: the end that connects came late \
+         or not at all, or its data connection was dropped before this gateway"
+    )
 }
 
 /// A failure of sessions: how often, of which clients, and with which server.
@@ -136,7 +113,7 @@ impl fmt::Display for Concerned {
 /// The traffic of the last minutes.
 #[derive(Debug)]
 pub(super) struct Traffic {
-    pub(super) expired: Vec<ExpiredPinhole>,
+    pub(super) expired: Vec<PinholeInfo>,
     /// How many pinholes expired without a connection.
     pub(super) unused: u64,
     /// The log line of the last one.
@@ -186,8 +163,8 @@ impl Traffic {
         let Event { session, client, server, .. } = *event;
         match &event.kind {
             EventKind::PinholeExpired(pinhole, kind) if self.expired.len() < MAX_EXPIRED => {
-                let (pinhole, kind) = (*pinhole, *kind);
-                self.expired.push(ExpiredPinhole { pinhole, kind, session, client, server });
+                let (pinhole, kind, user) = (*pinhole, *kind, event.user.clone());
+                self.expired.push(PinholeInfo { session, client, server, user, pinhole, kind });
             }
             EventKind::RouteMissing(_) => {
                 self.routeless += 1;
@@ -201,11 +178,13 @@ impl Traffic {
     }
 
     /// Records pinholes that expired without a connection.
-    pub(super) fn record_unused(&mut self, now: Instant, unused: &[UnusedPinhole]) {
-        for UnusedPinhole { ends, log_line, .. } in unused {
-            self.unused += 1;
-            self.unused_pinholes.record(now, *ends);
-            self.last_unused = Some(log_line.clone());
+    pub(super) fn record_unused(&mut self, now: Instant, unused: &[PinholeInfo]) {
+        self.unused += unused.len() as u64;
+        for one in unused {
+            self.unused_pinholes.record(now, (one.client, one.server));
+        }
+        if let Some(last) = unused.last() {
+            self.last_unused = Some(describe_unused(last));
         }
     }
 

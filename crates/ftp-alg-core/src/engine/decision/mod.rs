@@ -54,22 +54,12 @@ const NOT_REQUESTED: Decision = Decision {
     objection: None,
 };
 
-/// The pinhole to open, and the address to announce.
-struct PinholePlan {
+/// The pinhole that may be opened, and the address to announce.
+struct Permitted {
     ends: PinholeEnds,
     announced_address: IpAddr,
     /// Whether the server's foreign address was replaced.
     replaced_foreign: bool,
-}
-
-/// A pinhole that was opened.
-struct OpenedPinhole {
-    /// The endpoint to announce.
-    endpoint: SocketAddr,
-    /// Whether the server's foreign address was replaced.
-    replaced_foreign: bool,
-    /// What another session has to do with the port, if it has.
-    other_session: Option<&'static str>,
 }
 
 impl Decider<'_> {
@@ -103,25 +93,33 @@ impl Decider<'_> {
             (Ok(_), None) => Err(Decision::pass("nothing was announced")),
         };
         match opened {
-            Ok(opened) => self.record_decision(announced, self.opened_decision(announced, opened)),
+            Ok(opened) => self.record_decision(announced, opened),
             Err(not_opened) => self.record_not_opened(announced, not_opened),
         }
     }
 
-    /// Opens the pinhole for `endpoint`, if it is permitted.
+    /// Opens the pinhole for `endpoint`, if it is permitted, at the first external port that is free. An error if nothing is
+    /// opened.
     fn open_announced(
         &mut self,
         announced: &AnnouncedLine,
         endpoint: SocketAddr,
-    ) -> Result<OpenedPinhole, Decision> {
+    ) -> Result<Decision, Decision> {
         if !announced.was_requested {
             return Err(NOT_REQUESTED);
         }
         let translation = self
             .translation()
             .map_err(|error| self.decide_untranslated(announced, endpoint, &error))?;
-        let plan = self.plan_pinhole(announced, endpoint, &translation)?;
-        self.open_planned(announced, &translation, plan)
+        let permitted = self.permit(announced, endpoint, &translation)?;
+        let room = self.room_for_port(announced, permitted.announced_address);
+        let format =
+            PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
+        let wanted = Wanted { ends: permitted.ends, control: &translation, format };
+        let opened = self.pinholes.open(self.now, self.index, &wanted, self.policy, self.kernel);
+        let Opened { serial, port, other_session } = opened.map_err(|why| self.refusal(why))?;
+        self.record_opening(announced.kind, serial);
+        Ok(self.opened_decision(announced, &permitted, port, other_session))
     }
 
     /// Decides about `announced` if the kernel could not look up the connection's translation.
@@ -147,25 +145,6 @@ impl Decider<'_> {
         }
     }
 
-    /// Opens the pinhole of `plan`, at the first external port that is free.
-    fn open_planned(
-        &mut self,
-        announced: &AnnouncedLine,
-        translation: &Translation,
-        plan: PinholePlan,
-    ) -> Result<OpenedPinhole, Decision> {
-        let PinholePlan { ends, announced_address, replaced_foreign } = plan;
-        let room = self.room_for_port(announced, announced_address);
-        let format =
-            PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
-        let wanted = Wanted { ends, control: translation, format };
-        let opened = self.pinholes.open(self.now, self.index, &wanted, self.policy, self.kernel);
-        let Opened { serial, port, other_session } = opened.map_err(|why| self.refusal(why))?;
-        self.record_opening(announced.kind, serial);
-        let endpoint = SocketAddr::new(announced_address, port);
-        Ok(OpenedPinhole { endpoint, replaced_foreign, other_session })
-    }
-
     /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `fast_path`.
     /// The session takes that over if it was opened rightly.
     pub fn decide_fast_path_announcement(
@@ -173,22 +152,22 @@ impl Decider<'_> {
         announced: &AnnouncedLine,
         fast_path: &mut Option<PinholeId>,
     ) -> Effect {
-        let plan = match (*fast_path, self.announced_endpoint(announced)) {
-            (Some(fast_path), Some(endpoint)) => {
+        let permitted = match (*fast_path, self.announced_endpoint(announced)) {
+            (Some(id), Some(endpoint)) => {
                 match (announced.was_requested, self.head.extra().translation) {
                     (false, _) => Err(NOT_REQUESTED),
                     (true, None) => Err(Decision::pass("the connection's translation is unknown")),
-                    (true, Some(translation)) => self
-                        .plan_pinhole(announced, endpoint, &translation)
-                        .map(|plan| (fast_path, plan)),
+                    (true, Some(translation)) => {
+                        self.permit(announced, endpoint, &translation).map(|this| (id, this))
+                    }
                 }
             }
             _ => Err(Decision::pass("the fast path opened no pinhole for it")),
         };
-        match plan {
-            Ok((id, PinholePlan { ends, announced_address, replaced_foreign })) => {
+        let decision = match permitted {
+            Ok((id, permitted)) => {
                 *fast_path = None;
-                let kind = announced.kind;
+                let (kind, ends) = (announced.kind, permitted.ends);
                 let opened = OpenedByProgram {
                     id,
                     ends,
@@ -200,16 +179,12 @@ impl Decider<'_> {
                 let client = self.head.client().ip();
                 let serial = self.pinholes.hold_of_program(self.index, client, &opened);
                 self.record_opening(kind, serial);
-                let endpoint = SocketAddr::new(announced_address, ends.arrival.port());
-                let opened = OpenedPinhole { endpoint, replaced_foreign, other_session: None };
-                self.record_decision(announced, self.opened_decision(announced, opened))
+                self.opened_decision(announced, &permitted, ends.arrival.port(), None)
             }
             // The line has passed.
-            Err(not_opened) => {
-                let passed = Decision { effect: Effect::Pass, ..not_opened };
-                self.record_decision(announced, passed)
-            }
-        }
+            Err(not_opened) => Decision { effect: Effect::Pass, ..not_opened },
+        };
+        self.record_decision(announced, decision)
     }
 
     /// Counts a pinhole that was opened for the session, and has it looked at.
@@ -235,11 +210,18 @@ impl Decider<'_> {
         if self.policy.preserves_length { announced.padding } else { Padding::None }
     }
 
-    /// The decision about `announced` after a pinhole was opened for it.
-    fn opened_decision(&self, announced: &AnnouncedLine, opened: OpenedPinhole) -> Decision {
-        let OpenedPinhole { endpoint, replaced_foreign, other_session } = opened;
+    /// The decision about `announced` after its pinhole was opened at this external port. Another session may have to do
+    /// something with the port.
+    fn opened_decision(
+        &self,
+        announced: &AnnouncedLine,
+        permitted: &Permitted,
+        port: u16,
+        other_session: Option<&'static str>,
+    ) -> Decision {
+        let endpoint = SocketAddr::new(permitted.announced_address, port);
         let read = self.announced_endpoint(announced);
-        let reason = match (read.filter(|_| replaced_foreign), other_session) {
+        let reason = match (read.filter(|_| permitted.replaced_foreign), other_session) {
             (Some(read), _) => {
                 let (own, ip) = (self.head.server().ip(), read.ip());
                 format!("foreign address {ip} replaced: the server is {own}").into()
@@ -299,15 +281,15 @@ impl Decider<'_> {
         effect
     }
 
-    /// The pinhole to open for `endpoint`.
-    fn plan_pinhole(
+    /// The pinhole for `endpoint`, if it may be opened.
+    fn permit(
         &mut self,
         announced: &AnnouncedLine,
         endpoint: SocketAddr,
         translation: &Translation,
-    ) -> Result<PinholePlan, Decision> {
+    ) -> Result<Permitted, Decision> {
         let AnnouncedLine { kind, blocked_because: reason, .. } = *announced;
-        let plan = permitted_pinhole(kind, endpoint, translation, self.policy)?;
+        let permitted = permitted_pinhole(kind, endpoint, translation, self.policy)?;
         if let Some(reason) = reason {
             return Err(Decision::pass(reason));
         }
@@ -323,7 +305,7 @@ impl Decider<'_> {
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(Decision::refuse(RefusalReason::PinholeLimit, reason));
         }
-        Ok(plan)
+        Ok(permitted)
     }
 
     /// Number of bytes that an external port must take so that the line keeps its length; `None` if any port will do.
@@ -383,7 +365,7 @@ fn permitted_pinhole(
     announced: SocketAddr,
     translation: &Translation,
     policy: &Policy,
-) -> Result<PinholePlan, Decision> {
+) -> Result<Permitted, Decision> {
     let Translation { client, client_external, server, server_external, .. } = *translation;
     let (own, seen, initiator, source) = if kind.is_active() {
         (client.ip(), client_external.ip(), server.ip(), server_external.ip())
@@ -440,7 +422,7 @@ fn permitted_pinhole(
         target: SocketAddr::new(target, announced.port()),
         source,
     };
-    Ok(PinholePlan { ends, announced_address, replaced_foreign })
+    Ok(Permitted { ends, announced_address, replaced_foreign })
 }
 
 /// The address by which the other end knows the announcing end. A configured address replaces one that NAT hides, and
