@@ -25,13 +25,13 @@ pub(super) struct DaemonHost<'a> {
     pub(super) shared: &'a SharedState,
     pub(super) journal: &'a mut Journal,
     /// The queue with the packets of the batch, if it has any.
-    pub(super) queue: Option<OwnQueue<'a>>,
+    pub(super) queue: Option<WorkerQueue<'a>>,
     /// How many packets were dropped because other packets may have passed unread.
     pub(super) stale_drops: u64,
 }
 
 /// The queue of a worker.
-pub(super) struct OwnQueue<'a> {
+pub(super) struct WorkerQueue<'a> {
     pub(super) verdicts: Verdicts<'a>,
     pub(super) parameters: &'a RuleParameters,
     /// Whether to check, before the verdicts are given, whether the heartbeat lapsed.
@@ -56,7 +56,7 @@ impl Host for DaemonHost<'_> {
     }
 
     fn give(&mut self, batch: &Batch) {
-        let Some(OwnQueue { verdicts, parameters, .. }) = &mut self.queue else { return };
+        let Some(WorkerQueue { verdicts, parameters, .. }) = &mut self.queue else { return };
         for Released { token, verdict, .. } in &batch.verdicts {
             let decision = match verdict {
                 Verdict::Accept => QueueVerdict::Accept,
@@ -94,7 +94,7 @@ impl Shard {
         now: Instant,
         shared: &SharedState,
         kernel: &mut LinuxKernel,
-        queue: Option<OwnQueue<'_>>,
+        queue: Option<WorkerQueue<'_>>,
     ) -> u64 {
         let Self { engine, journal } = self;
         let mut host = DaemonHost { shared, journal, queue, stale_drops: 0 };
@@ -129,9 +129,6 @@ impl SharedState {
         now: Instant,
         kernel: &mut LinuxKernel,
     ) {
-        if self.restored_left.load(Ordering::Relaxed) == 0 {
-            return;
-        }
         let mut is_unknown = |packet: &&[u8]| !shard.engine.sessions.knows(packet);
         let unknown: Vec<_> = packets.filter(|packet| is_unknown(packet)).collect();
         if unknown.is_empty() {
@@ -158,11 +155,6 @@ impl SharedState {
         self.restored_left.store(restored.engine.sessions.count(), Ordering::Relaxed);
     }
 
-    /// Expires restored sessions and their pinholes.
-    pub(super) fn expire_restored(&self, now: Instant, kernel: &mut LinuxKernel) {
-        self.finish_shard(self.restored(), kernel, |engine, kernel| engine.expire(now, kernel));
-    }
-
     /// Has `work` done with the engine of each shard, one after another, and carries out what comes of it.
     pub(super) fn finish_each(
         &self,
@@ -174,17 +166,8 @@ impl SharedState {
         }
     }
 
-    /// As [`finish_each`](Self::finish_each), with the first shard.
-    pub(super) fn finish_first(
-        &self,
-        kernel: &mut LinuxKernel,
-        work: impl FnOnce(&mut Engine, &mut LinuxKernel),
-    ) {
-        self.finish_shard(&self.shards[0], kernel, work);
-    }
-
     /// As [`finish_each`](Self::finish_each), with one shard.
-    fn finish_shard(
+    pub(super) fn finish_shard(
         &self,
         shard: &Mutex<Shard>,
         kernel: &mut LinuxKernel,

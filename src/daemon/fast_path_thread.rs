@@ -62,7 +62,7 @@ impl FastPathControl<'_> {
         // the shard.
         shared.finish_each(self.kernel, |engine, kernel| reader.feed_engine(engine, kernel));
         if reader.has_unread() {
-            shared.finish_first(self.kernel, |engine, kernel| {
+            shared.finish_shard(shared.restored(), self.kernel, |engine, kernel| {
                 reader.end_pass(pass, engine, kernel);
             });
         }

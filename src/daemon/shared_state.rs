@@ -51,7 +51,7 @@ pub(super) struct SharedState {
     /// The counts of each worker's queue.
     pub(super) queue_counts: Mutex<Vec<QueueCounts>>,
     /// Ends of connections that the packet selection had no room to record.
-    pub(super) unnoted_ends: AtomicU64,
+    pub(super) closing_set_overflows: AtomicU64,
     pub(super) log: EventLog,
     pub(super) events: EventRing,
     pub(super) transfers: TransferReports,
@@ -193,7 +193,7 @@ impl SharedState {
                 *status.queue_waiting.get_or_insert(0) += waiting;
             }
         }
-        status.counters.limits.closing_set = self.unnoted_ends.load(Ordering::Relaxed);
+        status.counters.limits.closing_set = self.closing_set_overflows.load(Ordering::Relaxed);
         for shard in &self.shards {
             let Shard { engine, journal } = &*lock(shard);
             status.memory = engine.sessions.memory() as u64; // of all shards

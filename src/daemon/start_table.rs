@@ -87,7 +87,7 @@ fn update_pinholes(
 ) -> Result<(), ServiceError> {
     let ends_of = |open: &[OpenPinhole]| open.iter().map(OpenPinhole::ends).collect::<HashSet<_>>();
     let (before, now) = (ends_of(open_before), ends_of(&kernel.list_open()?));
-    // A record may be older than the refusal of a data connection, after which the rules have its pinhole.
+    // A crash may have come after a move to the rules, and before its record.
     let in_rules = &before | &now;
     for shard in &shared.shards {
         let sessions = &mut lock(shard).engine.sessions;

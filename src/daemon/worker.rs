@@ -19,7 +19,7 @@ use ftp_alg_core::engine::{Event, PacketMeta, QueuedPacket, Token};
 use super::{
     ServiceError,
     counted::counted,
-    daemon_host::OwnQueue,
+    daemon_host::WorkerQueue,
     shard::{Shard, lock},
     shared_state::SharedState,
 };
@@ -102,12 +102,12 @@ impl Worker {
         let Self { queue, index, kernel, parameters, shared, reorder_deadline, events } = self;
         let (packets, verdicts) = queue.batch();
         for packet in packets.clone() {
-            if parameters.is_unrecorded_end(packet.mark) {
-                shared.unnoted_ends.fetch_add(1, Ordering::Relaxed);
+            if parameters.overflowed_closing_set(packet.mark) {
+                shared.closing_set_overflows.fetch_add(1, Ordering::Relaxed);
             }
         }
         let arrivals = packets.map(|packet| QueuedPacket {
-            token: Token { queue: *index as u16, id: packet.id, mark: packet.mark }, // as many as there are queues
+            token: Token { id: packet.id, mark: packet.mark },
             bytes: packet.payload,
             meta: PacketMeta {
                 input: packet.indev,
@@ -119,10 +119,12 @@ impl Worker {
         let mut guard = lock(shared.shard_of(*index));
         let shard = &mut *guard;
         shared.read_lines_of(&mut shard.engine, kernel);
-        shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes), now, kernel);
+        if shared.restored_left.load(Ordering::Relaxed) > 0 {
+            shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes), now, kernel);
+        }
         shard.engine.take(now, arrivals, kernel);
-        let own = OwnQueue { verdicts, parameters, checks_downtime: !late };
-        let stale_drops = shard.finish(now, shared, kernel, Some(own));
+        let queue = WorkerQueue { verdicts, parameters, checks_downtime: !late };
+        let stale_drops = shard.finish(now, shared, kernel, Some(queue));
         *reorder_deadline = shard.engine.reorder_deadline();
         let (found, omitted) = shard.engine.take_events(take(events));
         drop(guard);
@@ -169,8 +171,8 @@ impl Worker {
         shared.read_lines_of(&mut shard.engine, kernel);
         shard.engine.expire(now, kernel);
         let verdicts = queue.verdicts();
-        let own = OwnQueue { verdicts, parameters, checks_downtime: false };
-        shard.finish(now, shared, kernel, Some(own));
+        let queue = WorkerQueue { verdicts, parameters, checks_downtime: false };
+        shard.finish(now, shared, kernel, Some(queue));
         *reorder_deadline = shard.engine.reorder_deadline();
         let interval = shard.engine.sessions.expiry_interval();
         let (found, omitted) = shard.engine.take_events(take(events));
@@ -178,7 +180,9 @@ impl Worker {
         shared.report_events(now, &found, omitted);
         *events = found;
         if *index == 0 {
-            shared.expire_restored(now, kernel);
+            shared.finish_shard(shared.restored(), kernel, |engine, kernel| {
+                engine.expire(now, kernel);
+            });
         }
         interval.min(TICK)
     }

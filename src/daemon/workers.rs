@@ -119,7 +119,7 @@ pub(super) fn start(
         shards,
         restored_left: AtomicUsize::new(left),
         errors: AtomicU64::new(0),
-        unnoted_ends: AtomicU64::new(0),
+        closing_set_overflows: AtomicU64::new(0),
         log: EventLog::default(),
         events: recent_events,
         transfers: TransferReports::new(config.reports_transfers(), config.server_addresses()),

@@ -136,7 +136,7 @@ impl LinuxKernel {
                 Ok(()) if !was_open => {
                     consumed.push(PinholeEnds { source: pinhole.initiator, ..*pinhole });
                 }
-                // The rules have it since its data connection was refused.
+                // A crash may have come after the move to the rules, and before its record.
                 Ok(()) | Err(KernelError::Taken) => {}
                 Err(error) => errors.push(error),
             }
@@ -182,9 +182,7 @@ impl LinuxKernel {
     pub fn is_running(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
         self.conntrack.is_running(source, destination)
     }
-}
 
-impl LinuxKernel {
     /// Has the BPF program close those of `closings` that it has, and forget the others. Returns these, which are of the
     /// rules.
     fn close_in_program(&self, closings: &[Closing]) -> Vec<PinholeEnds> {

@@ -231,7 +231,7 @@ impl RuleParameters {
     }
 
     /// Whether this packet mark belongs to the FIN of a connection that did not fit into the set `closing`.
-    pub fn is_unrecorded_end(&self, mark: u32) -> bool {
+    pub fn overflowed_closing_set(&self, mark: u32) -> bool {
         mark & self.mask() == self.gateway.data_mark | self.gateway.queue_all_mark
     }
 
@@ -309,7 +309,7 @@ mod tests {
             let read = |mark| {
                 let mark = mark | 0x8000; // the operator's
                 let queued = parameters.packet_meta(mark, Offload::default(), false);
-                (queued.from, parameters.is_unrecorded_end(mark), queued.queues_all)
+                (queued.from, parameters.overflowed_closing_set(mark), queued.queues_all)
             };
             assert_eq!(read(0), (None, false, false), "an operator's rules say nothing");
             assert_eq!(read(every), (Some(Side::Client), false, false));

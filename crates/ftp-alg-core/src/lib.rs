@@ -1,4 +1,4 @@
-//! The engine of `ftp-alg`: a batch of packets in, effects out. Sans-I/O: no socket, no clock, no unsafe code.
+//! The engine of `ftp-alg`: a batch of packets in, verdicts out. Sans-I/O: no socket, no clock, no unsafe code.
 //!
 //! Each module may import only modules above it in this list; `tests/repo/architecture.rs` checks that.
 //!
@@ -8,7 +8,7 @@
 //! | [`packet`] | IPv4, IPv6 and TCP views, checksums, payload replacement | FTP |
 //! | [`session`] | one control connection: stream assembly, dialogue, sequence adjustment | other sessions, the kernel |
 //! | [`policy`] | what the operator allows | packets, connections |
-//! | [`engine`] | a batch in, its effects out; the table of sessions | sockets, the clock |
+//! | [`engine`] | a batch of packets in, verdicts out; the table of sessions | sockets, the clock |
 
 #![forbid(unsafe_code)]
 

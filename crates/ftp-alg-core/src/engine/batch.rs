@@ -19,8 +19,6 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(align(8))]
 pub struct Token {
-    /// Index of the host's queue.
-    pub queue: u16,
     /// Packet number in the queue.
     pub id: u32,
     /// The packet mark on arrival.
@@ -98,8 +96,9 @@ pub(crate) struct Injection {
     pub(crate) packet: Vec<u8>,
 }
 
-/// What a batch leaves to do, in the order in which it is done. Pinholes are open and queue modes are set before, and what
-/// is to be closed, the [table of pinholes](crate::engine::pinholes::PinholeTable) knows. It is reused for the next batch, so that packets need no allocation.
+/// What a batch leaves to do, in order. Pinholes are already open and queue modes set, and the
+/// [table of pinholes](crate::engine::pinholes::PinholeTable) knows the closings. Reused, so that packets need no
+/// allocation.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// Records of changed sessions, and the end of each.

@@ -1,7 +1,7 @@
 //! The interface to the kernel.
 //!
-//! The engine never makes a system call. It asks a [`Kernel`] where it needs the answer, and goes on with it: of the daemon
-//! that is `kernel::LinuxKernel`, of `replay` a simulated NAT, of tests a recorder.
+//! The engine makes no system call. It calls a [`Kernel`] where it needs an answer: `kernel::LinuxKernel` in the daemon, a
+//! simulated NAT in `replay`, a recorder in tests.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -55,25 +55,6 @@ pub enum KernelError {
         /// The kernel's error.
         source: std::io::Error,
     },
-}
-
-impl KernelError {
-    /// The same error for another request of the same transaction.
-    pub fn again(&self) -> Self {
-        match self {
-            Self::Taken => Self::Taken,
-            Self::Full { what } => Self::Full { what },
-            Self::Unknown => Self::Unknown,
-            Self::NotClosed(error) => Self::NotClosed(Box::new(error.again())),
-            Self::System { what, source } => {
-                let source = match source.raw_os_error() {
-                    Some(number) => std::io::Error::from_raw_os_error(number),
-                    None => std::io::Error::new(source.kind(), source.to_string()),
-                };
-                Self::System { what: what.clone(), source }
-            }
-        }
-    }
 }
 
 /// A request to open a pinhole.

@@ -63,24 +63,26 @@ pub(crate) fn is_counted(head: &Head, session: &Session) -> bool {
 }
 
 impl Sessions {
-    /// Counts the session at `index`, and enforces the limits.
+    /// Counts the session at `index`, and enforces the limits. Near `max-sessions`, the oldest session of a client with more
+    /// than its share is evicted if this one starts to count.
     pub(crate) fn update_counts(&mut self, now: Instant, index: u32, kernel: &mut dyn Kernel) {
         if self.record_memory(index) {
             self.enforce_memory_budget(now, kernel);
         }
-        self.count_session(now, index, kernel);
+        if let Some(client) = self.count_for_client(index)
+            && self.is_nearly_full()
+            && self.client_shares.over_share.contains(&client)
+        {
+            self.evict_from_client(now, client, Some(index), kernel);
+        }
     }
-}
 
-impl Sessions {
     /// Whether another session may be inserted.
     pub(crate) fn has_room(&self) -> bool {
         self.table.total_len() < self.policy.max_sessions
     }
 
-    /// Whether another session may be inserted, after an eviction if necessary. At the limit, the oldest session
-    /// without a verified dialogue is evicted, or one of a client that has more than its share. In the last quarter of
-    /// the limit, no engine gets more than its share, so a flood of one engine leaves room for the others.
+    /// Whether another session may be inserted, after an eviction if necessary.
     fn make_room(&mut self, now: Instant, kernel: &mut dyn Kernel) -> bool {
         let limit = self.policy.max_sessions;
         let (all, share) = (self.table.total_len(), limit / self.table.table_count().max(1));
@@ -322,18 +324,6 @@ impl Sessions {
         self.table.total_len() > limit - limit / 4
     }
 
-    /// Counts the session at `index` for its client if it starts to count. Near the limit, the oldest session of a
-    /// client with more than its share is evicted.
-    #[inline]
-    pub(crate) fn count_session(&mut self, now: Instant, index: u32, kernel: &mut dyn Kernel) {
-        if let Some(client) = self.count_for_client(index)
-            && self.is_nearly_full()
-            && self.client_shares.over_share.contains(&client)
-        {
-            self.evict_from_client(now, client, Some(index), kernel);
-        }
-    }
-
     /// Counts the session at `index` for its client if it starts to count.
     #[inline]
     pub(crate) fn count_for_client(&mut self, index: u32) -> Option<ClientKey> {
@@ -461,10 +451,10 @@ impl MemoryBudget {
         bytes > before
     }
 
-    /// Whether this shard must free memory, if `engines` shards share `budget`.
-    fn exceeds(&self, budget: usize, engines: usize) -> bool {
+    /// Whether this shard must free memory, if so many `shards` share `budget`.
+    fn exceeds(&self, budget: usize, shards: usize) -> bool {
         let total = self.total();
-        total > budget || (total > budget - budget / 4 && self.own > budget / engines.max(1))
+        total > budget || (total > budget - budget / 4 && self.own > budget / shards.max(1))
     }
 
     /// The session that has been counted longest, and its bytes.

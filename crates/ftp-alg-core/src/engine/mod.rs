@@ -139,8 +139,8 @@ impl Engine {
         Self::from_sessions(Sessions::new(policy), checksums)
     }
 
-    /// The engine of another shard of the same gateway. Shards share the session numbers, the registry of external
-    /// ports, and the limits.
+    /// The engine of another shard of the same gateway. Shards share the session numbers, the external ports, and the
+    /// limits.
     pub fn new_shard(&self) -> Self {
         Self::from_sessions(self.sessions.new_shard(false), self.checksums)
     }

@@ -377,10 +377,7 @@ impl Sessions {
     /// The open connections with sequence adjustment, with their translation as far as it is known.
     pub fn adjusted_connections(&self) -> impl Iterator<Item = Translation> {
         let adjusted = |entry: &&Entry| entry.session.is_adjusted() && !entry.session.is_over();
-        self.table.iter().filter(adjusted).map(|entry| {
-            let untranslated = || Translation::identity(entry.head.client(), entry.head.server());
-            entry.head.extra().translation.unwrap_or_else(untranslated)
-        })
+        self.table.iter().filter(adjusted).map(|entry| entry.head.translation_or_identity())
     }
 }
 

@@ -1,4 +1,4 @@
-//! An engine with a kernel that answers at once, for hosts without queues: `replay`, benchmarks, tests.
+//! An engine with its kernel, for hosts without queues: `replay`, benchmarks, tests.
 
 use std::time::Instant;
 

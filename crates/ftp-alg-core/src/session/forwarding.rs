@@ -63,7 +63,7 @@ pub enum DropReason {
     KernelRefused,
     /// Other packets of the connection may have passed unread while this one was queued.
     Stale,
-    /// The session waits for the kernel, and too many packets wait behind it.
+    /// Of earlier versions, for those who read `status`: nothing is dropped for it any more.
     Overflow,
     /// The packet has the client's address, but arrived where no route to the client leads.
     Elsewhere,

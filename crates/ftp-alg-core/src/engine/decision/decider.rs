@@ -1,5 +1,5 @@
-//! Decides for one session: how its dialogue changes its pinholes, and what the kernel must do or know before its lines go
-//! on. The session calls it in the middle of a line, so it has everything of the connection but the session.
+//! Decides for one session: how its dialogue changes its pinholes, and what it asks of the kernel. The session calls it in
+//! the middle of a line, so it has everything of the connection but the session.
 
 use std::time::Instant;
 
@@ -102,9 +102,9 @@ impl Decider<'_> {
         found.ok_or(KernelError::Unknown)
     }
 
-    /// Has the kernel queue later packets of the connection like this. An error says that it does not. That conntrack does
-    /// not know the connection is none of the kernel's: it will once this packet has passed, perhaps with another
-    /// translation, and has no mark until then.
+    /// Has the kernel queue later packets of the connection like this. An error says that it does not. `Unknown` is no
+    /// error of the kernel: conntrack knows the connection once this packet has passed, perhaps with another translation.
+    /// Until then it has no mark.
     pub fn set_queue_mode(
         &mut self,
         mode: QueueMode,

@@ -383,7 +383,7 @@ impl Sessions {
     }
 
     /// Records that the rules have the pinholes for which `are_in_rules` is true. The record of a session may say that
-    /// the BPF program has one, if that opened again after the data connection was refused.
+    /// the BPF program has one, if a crash came after the move to the rules and before its record.
     pub fn record_rule_pinholes(&mut self, are_in_rules: impl Fn(IpAddr, SocketAddr) -> bool) {
         for index in 0..self.table.slot_count() {
             let is_meant = |one: &Pinhole| are_in_rules(one.ends.initiator, one.ends.arrival);

@@ -85,7 +85,7 @@ struct WaitingClosing {
 enum Condition {
     /// Always.
     Always,
-    /// While its port is reserved for this serial number, which no session holds. Then the port is free.
+    /// While its port is reserved for this serial number, and no session holds it. Closing it frees the port.
     PortOf(u64),
     /// While the rules have no pinhole with its ends.
     NotInRules,
@@ -198,18 +198,18 @@ impl PinholeTable {
         Some(changed)
     }
 
-    /// Changes the pinholes of the session `owner` for which `is_meant` holds. Returns for how many `change` did.
+    /// Changes the pinholes of the session `owner` for which `is_meant` holds.
     fn change_each(
         &mut self,
         owner: u32,
         is_meant: impl Fn(&Pinhole) -> bool,
-        change: impl Fn(&mut Pinhole) -> bool,
-    ) -> u64 {
+        change: impl Fn(&mut Pinhole),
+    ) {
         let meant =
             self.of(owner).filter(|pinhole| is_meant(pinhole)).map(|pinhole| pinhole.serial);
-        let meant: Vec<_> = meant.collect();
-        let changed = meant.into_iter().filter_map(|serial| self.change((owner, serial), &change));
-        changed.filter(|has_changed| *has_changed).count() as u64
+        for serial in meant.collect::<Vec<_>>() {
+            self.change((owner, serial), &change);
+        }
     }
 
     /// Opens a pinhole for the session `owner`, at the first external port that is free. What waits for being closed is
@@ -226,7 +226,9 @@ impl PinholeTable {
         let client: ClientKey = control.client.ip().into();
         let candidates = Candidates::new(&ends, control, format, policy);
         let limit = policy.max_pinholes_per_client;
-        self.close_ended_for(now, owner, client, limit, candidates.set.is_some());
+        if !self.ended.is_empty() {
+            self.close_ended_for(now, owner, client, limit, candidates.set.is_some());
+        }
         self.make_room(now, client, limit, kernel)?;
         let is_displaced = self.ports.lock().is_displaced(&ends);
         let (target, random) = ((ends.initiator, ends.target), self.random.clone());
@@ -402,14 +404,12 @@ impl PinholeTable {
         record: &PinholeRecord,
         deadline: Instant,
     ) {
-        let (ends, client, serial) = (record.ends, client.into(), record.serial);
-        let new = |place| Pinhole::restored(record, deadline, client, serial, place);
-        if let Some(id) = record.in_program {
-            let place = Place::Program(id);
+        let mut restored = Pinhole::restored(record, deadline, client.into());
+        let Pinhole { ends, serial, place, .. } = restored;
+        if place != Place::Rules {
             self.reserve_in_program(owner, serial, ends, place);
-            return self.insert(owner, new(place));
+            return self.insert(owner, restored);
         }
-        let mut restored = new(Place::Rules);
         let mut ports = self.ports.lock();
         let is_latest = ports.get(&ends).is_none_or(|port| port.serial < serial);
         let reserve = || ports.reserve(ends, self.shard, owner, serial, Place::Rules);
@@ -445,7 +445,10 @@ impl PinholeTable {
 
     /// A transfer uses the answered pinholes of the session `owner`. Returns how many were not used before.
     pub fn start(&mut self, owner: u32) -> u64 {
-        self.change_each(owner, Pinhole::is_answered, Pinhole::start)
+        let is_new = |pinhole: &&Pinhole| pinhole.is_answered() && !pinhole.is_used();
+        let count = self.of(owner).filter(is_new).count();
+        self.change_each(owner, Pinhole::is_answered, Pinhole::start);
+        count as u64
     }
 
     /// The transfer of the session `owner` ended well: the pinholes that it used stay open for a while. Returns how many
@@ -486,40 +489,24 @@ impl PinholeTable {
             .close_first(owner, |pinhole| pinhole.is_used() && pinhole.deadline <= now)
             .is_some()
         {}
-        self.change_each(
-            owner,
-            |_| true,
-            |pinhole| {
-                pinhole.fail(reply);
-                true
-            },
-        );
+        self.change_each(owner, |_| true, |pinhole| pinhole.fail(reply));
     }
 
     /// A command of the session `owner` is to use its pinholes.
     pub fn retry(&mut self, owner: u32) {
-        self.change_each(owner, Pinhole::is_refused, |pinhole| {
-            pinhole.retry();
-            true
-        });
+        self.change_each(owner, Pinhole::is_refused, Pinhole::answer);
     }
 
     /// The used pinholes of the session `owner` whose deadlines have passed are open no more. Their ports stay reserved.
     pub fn record_expired(&mut self, owner: u32, now: Instant) {
         let is_over = |pinhole: &Pinhole| pinhole.is_used() && pinhole.deadline <= now;
-        self.change_each(owner, is_over, |pinhole| {
-            pinhole.record_gone();
-            true
-        });
+        self.change_each(owner, is_over, Pinhole::record_gone);
     }
 
     /// The BPF program found the pinhole `id` of the session `owner` consumed.
     pub fn record_consumed(&mut self, owner: u32, id: PinholeId) {
         let is_meant = |pinhole: &Pinhole| pinhole.in_program() == Some(id);
-        self.change_each(owner, is_meant, |pinhole| {
-            pinhole.record_consumed();
-            true
-        });
+        self.change_each(owner, is_meant, Pinhole::record_consumed);
     }
 
     /// Has the kernel renew the pinholes of the session `owner` that would expire soon, because a transfer waits for
@@ -652,9 +639,6 @@ impl PinholeTable {
         limit: usize,
         is_limited: bool,
     ) {
-        if self.ended.is_empty() {
-            return;
-        }
         self.close_ended_if(|key, pinhole| {
             key.0 == owner || pinhole.ended_until().is_none_or(|until| until <= now)
         });
@@ -783,14 +767,7 @@ impl PinholeTable {
     /// counts itself now.
     pub fn revoke_fast_path_grant(&mut self, owner: u32, client: IpAddr) {
         self.ports.lock().clients.remove(client.into(), true);
-        self.change_each(
-            owner,
-            |_| true,
-            |pinhole| {
-                pinhole.set_granted(false);
-                true
-            },
-        );
+        self.change_each(owner, |_| true, |pinhole| pinhole.set_granted(false));
     }
 
     /// Moves the pinholes of the session `owner` from the BPF program to the rules, those for which `is_meant` holds.

@@ -6,7 +6,7 @@
 //! | announced | [`answer`](Pinhole::answer): the server accepted the command | answered |
 //! | answered | [`start`](Pinhole::start): a preliminary reply, or a success | used: its connection may still have to come |
 //! | used | [`fail`](Pinhole::fail): the transfer failed, perhaps before its connection | answered |
-//! | answered | `fail`: the server refused the command, but not with 425 | answered and refused, until [the next command](Pinhole::retry) |
+//! | answered | `fail`: the server refused the command, but not with 425 | answered and refused, until the next command |
 //! | answered, used | [`end`](Pinhole::end): the transfer ended well | ended, for a [while](GRACE): its connection may still have to come |
 //! | open | [`record_gone`](Pinhole::record_gone): consumed, expired, or replaced by another with its ends | not open |
 //! | of the program | [`move_to_rules`](Pinhole::move_to_rules) | of the rules |
@@ -57,9 +57,9 @@ pub struct Pinhole {
     /// Who has it.
     pub(crate) place: Place,
     state: State,
-    /// Whether the kernel may have it open, as far as is known. A preliminary reply does not say that it is consumed: the
-    /// server may be about to connect.
-    is_open: bool,
+    /// Whether the kernel has it open no more, as far as is known. A preliminary reply does not say so: the server may be
+    /// about to connect.
+    is_gone: bool,
     /// Whether its transfer has ever started, so that it may be consumed.
     has_started: bool,
     /// Whether the BPF program found it consumed, and has it no more.
@@ -79,7 +79,7 @@ enum State {
     /// A transfer uses it.
     Used,
     /// Its transfer has ended.
-    Ended { until: Instant, may_be_open: bool },
+    Ended { until: Instant },
 }
 
 /// A [`Pinhole`] in a record.
@@ -128,7 +128,7 @@ impl Pinhole {
             serial,
             place,
             state,
-            is_open: true,
+            is_gone: false,
             has_started: false,
             is_consumed: false,
             is_granted: false,
@@ -137,19 +137,14 @@ impl Pinhole {
     }
 
     /// One that an earlier daemon has recorded.
-    pub(super) fn restored(
-        record: &PinholeRecord,
-        deadline: Instant,
-        client: ClientKey,
-        serial: u64,
-        place: Place,
-    ) -> Self {
+    pub(super) fn restored(record: &PinholeRecord, deadline: Instant, client: ClientKey) -> Self {
         let state = match (record.in_use, record.answered) {
             (true, _) => State::Used,
             (false, true) => State::Answered { is_refused: false },
             (false, false) => State::Announced,
         };
-        let new = Self::new(record.ends, record.kind, deadline, client, serial, place);
+        let place = record.in_program.map_or(Place::Rules, Place::Program);
+        let new = Self::new(record.ends, record.kind, deadline, client, record.serial, place);
         Self { state, has_started: record.in_use, ..new }
     }
 
@@ -205,25 +200,22 @@ impl Pinhole {
 
     /// Whether the kernel may have it open `now`, as far as is known.
     pub fn may_be_open(&self, now: Instant) -> bool {
-        match self.state {
-            State::Ended { until, may_be_open } => may_be_open && until > now,
-            _ => self.is_open,
-        }
+        !self.is_gone && self.ended_until().is_none_or(|until| until > now)
     }
 
     /// Whether the kernel may have it open, as far as is known, and its transfer has not ended.
     pub(crate) fn is_open(&self) -> bool {
-        self.is_open
+        !self.is_gone && !self.has_ended()
     }
 
     /// Whether it counts for its client's limit.
     pub(super) fn counts(&self) -> bool {
-        self.is_open && !self.is_granted
+        self.is_open() && !self.is_granted
     }
 
     /// Whether its session waits for its data connection, as far as is known.
     pub(super) fn is_waited_for(&self) -> bool {
-        self.is_open && !self.has_started
+        self.is_open() && !self.has_started
     }
 
     /// Whether it may be consumed, so that looking for it may make room for its client.
@@ -240,11 +232,8 @@ impl Pinhole {
         self.state = State::Answered { is_refused: false };
     }
 
-    /// Returns whether no transfer used it before.
-    pub(super) fn start(&mut self) -> bool {
-        let is_new = !self.is_used();
+    pub(super) fn start(&mut self) {
         (self.state, self.has_started) = (State::Used, true);
-        is_new
     }
 
     /// A transfer failed with `reply`.
@@ -258,39 +247,27 @@ impl Pinhole {
         }
     }
 
-    /// Another command is to use it.
-    pub(super) fn retry(&mut self) {
-        if self.is_refused() {
-            self.state = State::Answered { is_refused: false };
-        }
-    }
-
     /// Its transfer has ended well.
     pub(super) fn end(&mut self, now: Instant) {
-        let may_be_open = self.is_open;
-        let until = if may_be_open { self.deadline.min(now + GRACE) } else { now + LINGER };
-        self.state = State::Ended { until, may_be_open };
-        self.is_open = false;
+        let until = if self.is_gone { now + LINGER } else { self.deadline.min(now + GRACE) };
+        self.state = State::Ended { until };
     }
 
     /// When to close it, if its transfer has ended.
     pub(super) fn ended_until(&self) -> Option<Instant> {
         match self.state {
-            State::Ended { until, .. } => Some(until),
+            State::Ended { until } => Some(until),
             _ => None,
         }
     }
 
     pub(super) fn record_gone(&mut self) {
-        self.is_open = false;
-        if let State::Ended { may_be_open, .. } = &mut self.state {
-            *may_be_open = false;
-        }
+        self.is_gone = true;
     }
 
     /// The BPF program found it consumed.
     pub(super) fn record_consumed(&mut self) {
-        (self.is_open, self.is_consumed) = (false, true);
+        (self.is_gone, self.is_consumed) = (true, true);
     }
 
     /// From now on the rules have it, not the BPF program.

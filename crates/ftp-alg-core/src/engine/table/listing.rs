@@ -98,11 +98,10 @@ impl Sessions {
     }
 
     fn info(&self, entry: &Entry) -> Option<SessionInfo> {
-        let untranslated = Translation::identity(entry.head.client(), entry.head.server());
         let extra = entry.head.extra();
         Some(SessionInfo {
             id: entry.head.id,
-            translation: extra.translation.unwrap_or(untranslated),
+            translation: entry.head.translation_or_identity(),
             is_looked_up: extra.translation.is_some(),
             state: entry.session.state(),
             since: self.epoch.instant(entry.head.first_seen)?,

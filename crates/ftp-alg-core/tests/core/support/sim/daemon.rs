@@ -190,7 +190,7 @@ impl Daemon {
         }
         let first = self.last + 1;
         let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
-            let token = Token { queue: 0, id, mark: 0 };
+            let token = Token { id, mark: 0 };
             QueuedPacket { token, bytes: &packet.bytes, meta: *how }
         });
         self.engine.take(now, arrivals, kernel);
