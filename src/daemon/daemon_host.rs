@@ -127,7 +127,6 @@ impl SharedState {
         shard: &mut Shard,
         packets: impl Iterator<Item = &'p [u8]>,
         now: Instant,
-        kernel: &mut LinuxKernel,
     ) {
         let mut is_unknown = |packet: &&[u8]| !shard.engine.sessions.knows(packet);
         let unknown: Vec<_> = packets.filter(|packet| is_unknown(packet)).collect();
@@ -148,10 +147,8 @@ impl SharedState {
                 }
             }
         }
-        let unknown = unknown.into_iter();
-        if restored.engine.sessions.make_room_for(now, unknown, kernel) {
-            restored.finish(now, self, kernel, None);
-        }
+        // Their ends are carried out with the next look at the restored sessions.
+        restored.engine.sessions.make_room_for(now, unknown.into_iter());
         self.restored_left.store(restored.engine.sessions.count(), Ordering::Relaxed);
     }
 

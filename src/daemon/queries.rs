@@ -1,7 +1,7 @@
 //! The answers to the control socket's requests.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -72,7 +72,10 @@ impl SharedState {
             let listed = sessions.list_pinholes().chain(sessions.list_ended_pinholes(now));
             listed.filter_map(row).collect::<Vec<_>>()
         };
-        self.shards.iter().flat_map(rows).collect()
+        let mut rows: Vec<_> = self.shards.iter().flat_map(rows).collect();
+        let mut listed = HashSet::new();
+        rows.retain(|row| listed.insert((row.initiator, row.arrival)));
+        rows
     }
 }
 
@@ -112,6 +115,9 @@ impl StatusSource for SharedState {
         let mut kernel = lock(&self.kernel);
         let list = |shard: &Mutex<Shard>| lock(shard).engine.sessions.list().collect::<Vec<_>>();
         let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
+        // A worker may adopt one between the looks at two shards.
+        let mut listed = HashSet::new();
+        sessions.retain(|session| listed.insert(session.id));
         // Without the lock of an engine, because lookups take time.
         for session in &mut sessions {
             if now.elapsed() > LOOK_UP_LIMIT {

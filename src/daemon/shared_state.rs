@@ -1,6 +1,7 @@
 //! The state that the threads of the daemon share. [`queries`](super::queries) answers the control socket from it.
 
 use std::{
+    collections::HashSet,
     fmt::Display,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -229,9 +230,13 @@ impl SharedState {
         kernel: &mut LinuxKernel,
         is_missing: impl Fn(&PinholeEnds) -> bool,
     ) {
+        // A worker may adopt a session between the looks at two shards.
+        let mut tried = HashSet::new();
         for shard in &self.shards {
             let sessions = &lock(shard).engine.sessions;
-            let missing: Vec<_> = sessions.missing_pinholes(Instant::now(), &is_missing).collect();
+            let mut missing: Vec<_> =
+                sessions.missing_pinholes(Instant::now(), &is_missing).collect();
+            missing.retain(|opening| tried.insert(opening.ends.ends()));
             let failed: Vec<_> = missing
                 .iter()
                 .filter_map(|opening| kernel.open(opening, &[]).err())

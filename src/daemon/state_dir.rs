@@ -229,8 +229,14 @@ impl StateDir {
             [restored_path].into_iter().chain(queues.iter().map(of_queue)).collect();
         // The restored sessions first: a start that is interrupted then has each in one journal at least.
         let mut journals = Vec::new();
-        for (path, engine) in paths.iter().zip(engines) {
+        for (path, engine) in paths.iter().zip(engines.iter_mut()) {
             journals.push(self.create_journal(path.clone(), engine)?);
+        }
+        // There may be room now that the old journals are replaced.
+        if let ([restored, ..], [engine, ..]) = (&mut journals[..], engines)
+            && !restored.is_writable()
+        {
+            let _ = restored.maintain(engine); // the first failure is in the log
         }
         for old in found.iter().filter(|path| !paths.contains(path)) {
             remove_journal(old)?;

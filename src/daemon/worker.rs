@@ -118,10 +118,11 @@ impl Worker {
         });
         let mut guard = lock(shared.shard_of(*index));
         let shard = &mut *guard;
-        shared.read_lines_of(&mut shard.engine, kernel);
+        // This writes records, and lines that are read afterwards have events before them.
         if shared.restored_left.load(Ordering::Relaxed) > 0 {
-            shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes), now, kernel);
+            shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes), now);
         }
+        shared.read_lines_of(&mut shard.engine, kernel);
         shard.engine.take(now, arrivals, kernel);
         let queue = WorkerQueue { verdicts, parameters, checks_downtime: !late };
         let stale_drops = shard.finish(now, shared, kernel, Some(queue));

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 
 use crate::{
     engine::{
@@ -89,36 +89,26 @@ impl Sessions {
         if all < limit && (all < limit - limit / 4 || self.table.len() <= share) {
             return true;
         }
-        self.evict(now, kernel) || all < limit
+        self.evict_unverified(now) || self.evict_from_any_client(now, kernel) || all < limit
     }
 
-    /// Evicts sessions of an earlier daemon, so that other shards have room for those that begin with one of `packets`.
-    /// Returns whether there were any.
-    pub fn make_room_for<'p>(
-        &mut self,
-        now: Instant,
-        packets: impl Iterator<Item = &'p [u8]>,
-        kernel: &mut dyn Kernel,
-    ) -> bool {
-        let begins = |packet: &&[u8]| {
-            Packet::parse(packet).is_ok_and(|packet| packet.has(flags::SYN | flags::ACK))
-        };
-        let count = packets.filter(begins).count();
-        let mut has_evicted = false;
-        while count > 0
-            && self.table.total_len() + count > self.policy.max_sessions
-            && self.evict(now, kernel)
-        {
-            has_evicted = true;
-        }
-        has_evicted
+    /// Evicts sessions of an earlier daemon without a verified dialogue, so that other shards have room for those that begin
+    /// with one of `packets`.
+    pub fn make_room_for<'p>(&mut self, now: Instant, packets: impl Iterator<Item = &'p [u8]>) {
+        let begun: AHashSet<_> = packets
+            .filter_map(|packet| Packet::parse(packet).ok())
+            .filter(|packet| packet.has(flags::SYN | flags::ACK))
+            .map(|packet| (packet.source(), packet.destination()))
+            .collect();
+        while !begun.is_empty()
+            && self.table.total_len() + begun.len() > self.policy.max_sessions
+            && self.evict_unverified(now)
+        {}
     }
 
-    /// Evicts a session. Returns whether there was one.
-    fn evict(&mut self, now: Instant, kernel: &mut dyn Kernel) -> bool {
-        let Some(index) = self.table.take_oldest(may_be_evicted) else {
-            return self.evict_from_any_client(now, kernel);
-        };
+    /// Evicts the oldest session without a verified dialogue. Returns whether there was one.
+    fn evict_unverified(&mut self, now: Instant) -> bool {
+        let Some(index) = self.table.take_oldest(may_be_evicted) else { return false };
         if let Some(entry) = self.forget(index, SessionEnd::Forgotten)
             && !entry.session.is_over()
         {

@@ -349,7 +349,10 @@ impl Sessions {
         is_missing: impl Fn(&PinholeEnds) -> bool,
     ) -> impl Iterator<Item = Opening> {
         let missing = self.pinholes.iter().filter(move |(_, pinhole)| {
-            pinhole.in_program().is_none() && pinhole.is_open() && is_missing(&pinhole.ends)
+            pinhole.in_program().is_none()
+                && pinhole.is_open()
+                && is_missing(&pinhole.ends)
+                && self.pinholes.has_port(pinhole)
         });
         missing.filter_map(move |(owner, pinhole)| {
             let translation = self.table.get(owner)?.head.extra().translation;

@@ -85,7 +85,7 @@ impl Sessions {
     pub(crate) fn new_shard(&self, is_restored: bool) -> Self {
         Self {
             table: self.table.new_shard(is_restored),
-            pinholes: self.pinholes.new_shard(),
+            pinholes: self.pinholes.new_shard(is_restored),
             memory: self.memory.new_shard(),
             last_id: Arc::clone(&self.last_id),
             uses_fast_path: self.uses_fast_path,

@@ -32,7 +32,7 @@ use crate::{
             candidates::{Candidates, PortFormat},
             client_counts::{NotOpened, max_open},
             pinhole::{Pinhole, PinholeRecord},
-            ports::{Port, Ports},
+            ports::{ANY_SHARD, Port, Ports},
         },
     },
     ftp::{AnnouncementKind, Reply},
@@ -57,6 +57,8 @@ pub struct PinholeTable {
     ended: VecDeque<Key>,
     ports: Ports,
     /// The number of this shard.
+    /// Whether it is of the restored sessions.
+    is_restored: bool,
     shard: u16,
     /// Limit of open pinholes of all shards.
     capacity: usize,
@@ -130,6 +132,7 @@ impl PinholeTable {
     fn sharing(ports: Ports, capacity: usize, random: RandomState) -> Self {
         let shard = ports.lock().add_shard();
         Self {
+            is_restored: false,
             all: BTreeMap::new(),
             ended: VecDeque::new(),
             shard,
@@ -143,9 +146,15 @@ impl PinholeTable {
         }
     }
 
-    /// An empty table for another shard.
-    pub fn new_shard(&self) -> Self {
-        Self::sharing(self.ports.clone(), self.capacity, self.random.clone())
+    /// An empty table for another shard, or for the one of the restored sessions.
+    pub fn new_shard(&self, is_restored: bool) -> Self {
+        let new = Self::sharing(self.ports.clone(), self.capacity, self.random.clone());
+        Self { is_restored, ..new }
+    }
+
+    /// Whether no other pinhole has the port of this one.
+    pub fn has_port(&self, pinhole: &Pinhole) -> bool {
+        self.ports.lock().is_own(&pinhole.ends, pinhole.serial)
     }
 
     /// Gives new pinholes, of all shards, serial numbers behind `last`.
@@ -412,7 +421,8 @@ impl PinholeTable {
         }
         let mut ports = self.ports.lock();
         let is_latest = ports.get(&ends).is_none_or(|port| port.serial < serial);
-        let reserve = || ports.reserve(ends, self.shard, owner, serial, Place::Rules);
+        let shard = if restored.is_used() { ANY_SHARD } else { self.shard };
+        let reserve = || ports.reserve(ends, shard, owner, serial, Place::Rules);
         let before = is_latest.then(reserve).flatten();
         drop(ports);
         if !is_latest {
@@ -525,7 +535,8 @@ impl PinholeTable {
             let key = (owner, *serial);
             let Some(pinhole) = self.all.get_mut(&key) else { continue };
             pinhole.deadline = now + lifetime;
-            if !pinhole.may_be_open(now) {
+            let has_port = self.ports.lock().is_own(&pinhole.ends, *serial);
+            if !has_port || !pinhole.may_be_open(now) {
                 continue;
             }
             match kernel.renew(&pinhole.opening(control, lifetime), pinhole.place) {
@@ -738,7 +749,9 @@ impl PinholeTable {
             let Closing::Rules(ends) = one.closing else { return one.closing };
             let is_own = ports.get(&ends).is_some_and(|port| port.ends.target == ends.target);
             let closed = closed.entry((ends.initiator, ends.target)).or_default();
-            let is_shared = ports.sharing_source(&ends) > *closed + u32::from(is_own);
+            // Another shard may be about to share that of a restored one.
+            let is_shared =
+                self.is_restored || ports.sharing_source(&ends) > *closed + u32::from(is_own);
             *closed += u32::from(matches!(one.condition, Condition::PortOf(_)));
             let source = if is_shared { ends.initiator } else { ends.source };
             Closing::Rules(PinholeEnds { source, ..ends })

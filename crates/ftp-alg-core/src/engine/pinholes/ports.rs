@@ -4,7 +4,8 @@
 //! otherwise a server that connects from port 20 would reuse the tuple of its earlier connection. And it stays reserved
 //! until the kernel has closed the pinhole. Until then only the shard that has it may use it again, and closes the old
 //! pinhole with the new opening. So a closing meets no pinhole of another shard, and the lock is held for one look,
-//! never over a call of the kernel.
+//! never over a call of the kernel. One exception: each shard may use the port of a restored session whose transfer has
+//! started. Which one adopts that session is unknown, and it may be silent for hours.
 
 use std::{
     collections::hash_map::Entry,
@@ -32,6 +33,9 @@ impl Ports {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Stands for each shard.
+pub(super) const ANY_SHARD: u16 = u16::MAX;
 
 /// A reserved port.
 #[derive(Clone, Copy, Debug)]
@@ -102,10 +106,9 @@ impl PortTable {
     /// The port with these ends, if there is one. An error if this shard may not use it: it is another one's, or for another
     /// target.
     pub(super) fn usable(&self, ends: &PinholeEnds, shard: u16) -> Result<Option<&Port>, Taken> {
-        match self.get(ends) {
-            Some(port) if port.shard != shard || port.ends.target != ends.target => Err(Taken),
-            port => Ok(port),
-        }
+        let Some(port) = self.get(ends) else { return Ok(None) };
+        let is_own = port.shard == shard || port.shard == ANY_SHARD && port.is_held;
+        if is_own && port.ends.target == ends.target { Ok(Some(port)) } else { Err(Taken) }
     }
 
     /// The port with these ends.
@@ -116,6 +119,11 @@ impl PortTable {
     /// The port of the pinhole with this serial number, unless another pinhole has it.
     fn own(&mut self, ends: &PinholeEnds, serial: u64) -> Option<&mut Port> {
         self.ports.get_mut(&ends.ends()).filter(|port| port.serial == serial)
+    }
+
+    /// Whether the pinhole with this serial number has its port, and no other.
+    pub(super) fn is_own(&self, ends: &PinholeEnds, serial: u64) -> bool {
+        self.get(ends).is_some_and(|port| port.serial == serial)
     }
 
     /// Whether a session holds a pinhole of the rules with these ends.

@@ -29,7 +29,7 @@ impl Shards {
     fn new(count: usize, capacity: usize) -> Self {
         let mut first = PinholeTable::default();
         first.set_capacity(capacity);
-        let mut tables: Vec<_> = (1..count).map(|_| first.new_shard()).collect();
+        let mut tables: Vec<_> = (1..count).map(|_| first.new_shard(false)).collect();
         tables.insert(0, first);
         let (kernel, now) = (FakeKernel::default(), Instant::now());
         Self { tables, kernel, now, policy: Policy::default(), room: None }
@@ -472,6 +472,44 @@ fn the_closing_of_a_replaced_pinhole_is_tried_again() {
     assert!(shards.is_empty());
 }
 
+fn restored_record(serial: u64, ends: PinholeEnds) -> PinholeRecord {
+    let kind = AnnouncementKind::Port;
+    PinholeRecord {
+        ends,
+        kind,
+        serial,
+        deadline: 0,
+        answered: false,
+        in_use: false,
+        in_program: None,
+    }
+}
+
+/// Which shard will adopt its session is unknown, and the session may be silent for hours.
+#[test]
+fn each_shard_may_use_the_port_of_a_restored_transfer() {
+    for in_use in [true, false] {
+        let mut shards = Shards::new(2, 64);
+        let deadline = shards.now + Duration::from_secs(30);
+        let (control, ends) = announced("192.0.2.1", 4000);
+        let record = PinholeRecord { in_use, answered: true, ..restored_record(1, ends) };
+        let mut restored = shards.tables[0].new_shard(true);
+        restored.number_behind(1);
+        restored.restore(7, control.client.ip(), &record, deadline);
+        shards.kernel.open.push(ends);
+        let (_, port) = shards.open_for(1, 2, announced("192.0.2.1", 4000)).unwrap();
+        assert_eq!(port == 4000, in_use, "{port}");
+        let has_port = restored.of(7).next().is_some_and(|pinhole| restored.has_port(pinhole));
+        assert_eq!(has_port, !in_use);
+        // The end of the restored session closes nothing of the other.
+        restored.close_all_of(7);
+        restored.send_closings(&mut shards.kernel);
+        assert_eq!(shards.kernel.open.len(), 1);
+        shards.close(1, 2);
+        assert!(shards.is_empty());
+    }
+}
+
 /// The later pinhole was recorded before the other; one of them is the BPF program's.
 #[test]
 fn restored_pinholes_keep_their_serial_numbers() {
@@ -484,16 +522,7 @@ fn restored_pinholes_keep_their_serial_numbers() {
             serials.into_iter().zip([Some(PinholeId { flow: 1, line: 1 }), None])
         {
             let (control, ends) = announced("192.0.2.1", 4000 + serial as u16);
-            let kind = AnnouncementKind::Port;
-            let record = PinholeRecord {
-                ends,
-                kind,
-                serial,
-                deadline: 0,
-                answered: false,
-                in_use: false,
-                in_program,
-            };
+            let record = PinholeRecord { in_program, ..restored_record(serial, ends) };
             table.restore(7, control.client.ip(), &record, deadline);
         }
         let order: Vec<_> = table.of(7).map(|pinhole| pinhole.serial).collect();
