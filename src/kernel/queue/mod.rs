@@ -247,7 +247,11 @@ impl Queue {
                         self.packets
                             .push(ReceivedPacket { packet: packet.with_payload(&[]), bytes });
                     }
-                    netlink::ERROR if message.errno() != 0 => self.counts.refused += 1,
+                    netlink::ERROR if message.errno() != 0 => {
+                        self.counts.refused += 1;
+                        let error = io::Error::from_raw_os_error(message.errno());
+                        tracing::debug!("queue {}: a verdict was refused: {error}", self.number);
+                    }
                     _ => {}
                 }
             }
