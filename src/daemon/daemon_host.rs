@@ -21,13 +21,13 @@ use crate::kernel::{
 };
 
 /// The host for one batch.
-pub(super) struct DaemonHost<'a> {
-    pub(super) shared: &'a SharedState,
-    pub(super) journal: &'a mut Journal,
+struct DaemonHost<'a> {
+    shared: &'a SharedState,
+    journal: &'a mut Journal,
     /// The queue with the packets of the batch, if it has any.
-    pub(super) queue: Option<WorkerQueue<'a>>,
+    queue: Option<WorkerQueue<'a>>,
     /// How many packets were dropped because other packets may have passed unread.
-    pub(super) stale_drops: u64,
+    stale_drops: u64,
 }
 
 /// The queue of a worker.
@@ -50,9 +50,8 @@ impl Host for DaemonHost<'_> {
     /// packet causes none that is stored before them.
     fn record(&mut self, batch: &Batch) {
         self.shared.store_events(batch.events(), batch.ended_transfers());
-        if let Err(error) = self.journal.write(batch.records()) {
-            self.shared.report_error(&self.journal.describe_write_failure(&error));
-        }
+        let written = self.journal.write(batch.records());
+        self.shared.report_written(self.journal, written);
     }
 
     fn give(&mut self, batch: &Batch) {
@@ -100,10 +99,9 @@ impl Shard {
         let mut host = DaemonHost { shared, journal, queue, stale_drops: 0 };
         engine.finish(now, kernel, &mut host);
         let stale_drops = host.stale_drops;
-        if journal.needs_checkpoint()
-            && let Err(error) = journal.maintain(engine)
-        {
-            shared.report_error(&journal.describe_write_failure(&error));
+        if journal.needs_checkpoint() {
+            let written = journal.maintain(engine);
+            shared.report_written(journal, written);
         }
         stale_drops
     }
@@ -142,9 +140,8 @@ impl SharedState {
         }
         if has_adopted {
             for shard in [shard, &mut *restored] {
-                if let Err(error) = shard.write_records() {
-                    self.report_error(&shard.journal.describe_write_failure(&error));
-                }
+                let written = shard.write_records();
+                self.report_written(&shard.journal, written);
             }
         }
         // Their ends are carried out with the next look at the restored sessions.

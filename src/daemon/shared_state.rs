@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     fmt::Display,
+    io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::{
@@ -28,6 +29,7 @@ use super::{
     rates::{CounterHistory, Counts},
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Status},
+    state_dir::Journal,
     transfers::{DataConntrack, Report, TransferFile, TransferReports, xferlog},
     worker_progress::WorkerProgress,
 };
@@ -82,6 +84,13 @@ impl SharedState {
     /// Counts and logs an error of the daemon.
     pub(super) fn report_error(&self, error: &dyn Display) {
         self.report_errors(1, error);
+    }
+
+    /// Counts and logs that a journal was not written, if it was not.
+    pub(super) fn report_written(&self, journal: &Journal, written: io::Result<()>) {
+        if let Err(error) = written {
+            self.report_error(&journal.describe_write_failure(&error));
+        }
     }
 
     /// Counts `count` errors, and logs one line for them.
@@ -268,9 +277,8 @@ impl SharedState {
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.engine.record_downtime();
-            if let Err(error) = shard.write_records() {
-                self.report_error(&shard.journal.describe_write_failure(&error));
-            }
+            let written = shard.write_records();
+            self.report_written(&shard.journal, written);
         }
     }
 }
