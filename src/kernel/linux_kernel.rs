@@ -232,8 +232,7 @@ impl Kernel for LinuxKernel {
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
         let closed = self.close_in_program(closings);
         if let Err(error) = self.check_arrival(&opening.ends) {
-            self.close_in_rules(&closed)
-                .map_err(|error| KernelError::NotClosed(Box::new(error)))?;
+            self.close_in_rules(&closed).map_err(KernelError::not_closed)?;
             return Err(error);
         }
         if let Some(offload) = &self.offload {

@@ -68,7 +68,7 @@ impl Expectations {
     /// [`KernelError::Taken`] if an expectation has the same initiator and arrival, [`KernelError::NotClosed`] if any of
     /// `closed` may still be open.
     pub fn open(&mut self, opening: &Opening, closed: &[PinholeEnds]) -> Result<(), KernelError> {
-        self.close(closed).map_err(|error| KernelError::NotClosed(Box::new(error)))?;
+        self.close(closed).map_err(KernelError::not_closed)?;
         let Opening { ends: pinhole, control, from_client, lifetime } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };

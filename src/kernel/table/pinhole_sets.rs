@@ -94,7 +94,7 @@ impl PinholeSets {
             Ok(None) => Ok(()),
             Ok(Some(refusal)) => Err(refusal),
             Err(error) if closed.is_empty() => Err(error),
-            Err(error) => Err(KernelError::NotClosed(Box::new(error))),
+            Err(error) => Err(error.not_closed()),
         }
     }
 

@@ -65,7 +65,7 @@ impl Kernel for FakeKernel {
     }
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
-        self.close(closings).map_err(|error| KernelError::NotClosed(Box::new(error)))?;
+        self.close(closings).map_err(KernelError::not_closed)?;
         if self.open.iter().any(|open| open.ends() == opening.ends.ends()) {
             return Err(KernelError::Taken);
         }

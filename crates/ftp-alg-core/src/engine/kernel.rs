@@ -57,6 +57,13 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// This error, as one of a closing.
+    pub fn not_closed(self) -> Self {
+        Self::NotClosed(Box::new(self))
+    }
+}
+
 /// A request to open a pinhole.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening {

@@ -57,9 +57,9 @@ pub struct PinholeTable {
     ended: VecDeque<Key>,
     ports: Ports,
     /// The number of this shard.
-    /// Whether it is of the restored sessions.
-    is_restored: bool,
     shard: u16,
+    /// Whether it is that of the restored sessions.
+    is_restored: bool,
     /// Limit of open pinholes of all shards.
     capacity: usize,
     /// What the kernel is to close.
@@ -132,10 +132,10 @@ impl PinholeTable {
     fn sharing(ports: Ports, capacity: usize, random: RandomState) -> Self {
         let shard = ports.lock().add_shard();
         Self {
-            is_restored: false,
             all: BTreeMap::new(),
             ended: VecDeque::new(),
             shard,
+            is_restored: false,
             ports,
             capacity,
             closings: Vec::new(),
@@ -535,10 +535,8 @@ impl PinholeTable {
             let key = (owner, *serial);
             let Some(pinhole) = self.all.get_mut(&key) else { continue };
             pinhole.deadline = now + lifetime;
-            let has_port = self.ports.lock().is_own(&pinhole.ends, *serial);
-            if !has_port || !pinhole.may_be_open(now) {
-                continue;
-            }
+            let is_meant = |one: &&Pinhole| one.may_be_open(now) && self.has_port(one);
+            let Some(pinhole) = self.all.get(&key).filter(is_meant) else { continue };
             match kernel.renew(&pinhole.opening(control, lifetime), pinhole.place) {
                 Ok(true) => {}
                 Ok(false) => drop(self.change(key, Pinhole::record_gone)),
@@ -614,12 +612,8 @@ impl PinholeTable {
     /// Closes those that have outlived their transfers for which `is_due` holds.
     fn close_ended_if(&mut self, is_due: impl Fn(&Key, &Pinhole) -> bool) {
         let all = &self.all;
-        let is_due = |key: &mut Key| all.get(key).is_none_or(|ended| is_due(key, ended));
-        let mut due = VecDeque::new();
-        let mut left = VecDeque::new();
-        for mut key in self.ended.drain(..) {
-            if is_due(&mut key) { due.push_back(key) } else { left.push_back(key) }
-        }
+        let is_due = |key: &Key| all.get(key).is_none_or(|ended| is_due(key, ended));
+        let (due, left): (VecDeque<_>, _) = take(&mut self.ended).into_iter().partition(is_due);
         self.ended = left;
         due.into_iter().for_each(|key| self.close_if_ended(key));
     }
@@ -709,7 +703,7 @@ impl PinholeTable {
         let updated = match opening {
             Some(opening) => kernel.open(opening, &due),
             None if due.is_empty() => Ok(()),
-            None => kernel.close(&due).map_err(|error| KernelError::NotClosed(Box::new(error))),
+            None => kernel.close(&due).map_err(KernelError::not_closed),
         };
         let has_failed = matches!(updated, Err(KernelError::NotClosed(_)));
         let mut ports = self.ports.lock();

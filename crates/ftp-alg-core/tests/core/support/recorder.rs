@@ -201,7 +201,7 @@ impl Kernel for Recorder {
         }
         self.transactions += 1;
         let closed = closings.iter().try_for_each(|closing| self.remove(closing));
-        closed.map_err(|error| KernelError::NotClosed(Box::new(error)))?;
+        closed.map_err(KernelError::not_closed)?;
         self.add(opening)
     }
 
