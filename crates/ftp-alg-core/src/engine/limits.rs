@@ -348,11 +348,7 @@ impl Sessions {
     /// Evicts a session of a client that has more than its share. Returns whether there was one.
     pub(crate) fn evict_from_any_client(&mut self, now: Instant, kernel: &mut dyn Kernel) -> bool {
         let Some(client) = self.client_shares.over_share.first().copied() else { return false };
-        self.evict_from_client(now, client, None, kernel)
-            && self
-                .table
-                .take_oldest(may_be_evicted)
-                .is_some_and(|index| self.forget(index, SessionEnd::Forgotten).is_some())
+        self.evict_from_client(now, client, None, kernel) && self.evict_unverified(now)
     }
 
     /// Evicts a session of `client` other than the one at `except`: the first of the oldest that is closed or has no

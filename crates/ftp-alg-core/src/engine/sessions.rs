@@ -241,8 +241,18 @@ impl Sessions {
 
     /// Whether the session between these ends is the one with the number `id`.
     pub fn has_session(&mut self, client: SocketAddr, server: SocketAddr, id: u64) -> bool {
-        let index = self.table.find(&Key::between(client, server));
-        index.is_some_and(|index| self.table.get_session(index, id).is_some())
+        self.index_of(client, server, id).is_some()
+    }
+
+    /// The table slot of the session between these ends, if it is the one with the number `id`.
+    pub(crate) fn index_of(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+        id: u64,
+    ) -> Option<u32> {
+        let index = self.table.find(&Key::between(client, server))?;
+        self.table.get_session(index, id).map(|_| index)
     }
 
     /// The session between two endpoints, for tools that look at both directions.

@@ -24,7 +24,6 @@ use crate::{
         },
         pinholes::pinhole::Pinhole,
         records::opening_again,
-        table::Key,
     },
     ftp::{AnnouncementKind, Padding},
     packet::{self, Packet, Seq, flags},
@@ -47,10 +46,10 @@ impl Engine {
         let mut bytes = Vec::new();
         for line in lines {
             let endpoints: [SocketAddr; 2] = [line.client.into(), line.server.into()];
-            let found = self.sessions.table.find(&Key::between(endpoints[0], endpoints[1]));
-            let Some((index, entry)) = found.and_then(|index| {
-                Some((index, self.sessions.table.get_session(index, line.flow)?))
-            }) else {
+            let found = self.sessions.index_of(endpoints[0], endpoints[1], line.flow);
+            let Some((index, entry)) =
+                found.and_then(|index| Some((index, self.sessions.table.get_mut(index)?)))
+            else {
                 // The session is gone.
                 line.pinhole().into_iter().for_each(|id| self.sessions.pinholes.close_lost(id));
                 continue;
