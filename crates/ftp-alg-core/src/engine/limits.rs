@@ -141,7 +141,7 @@ impl Sessions {
         let mut entry = Entry::new(id, client, server, session, timestamp);
         entry.head.set_network(network);
         // A session picked up mid-stream evicts no other.
-        let is_picked_up = entry.session.dialogue.phase == Phase::PickedUp;
+        let is_picked_up = entry.session.dialogue.phase() == Phase::PickedUp;
         if !(if is_picked_up { self.has_room() } else { self.make_room(now, kernel) }) {
             self.counters.uninspected += 1;
             self.counters.unread.not_followed += 1;
@@ -195,7 +195,7 @@ impl Sessions {
             // If the table is nearly full, a client without a login cannot stay by sending a line now and then.
             let is_timed_from_start = is_nearly_full
                 && needs_login
-                && matches!(entry.session.dialogue.phase, Phase::Greeted | Phase::Verified)
+                && matches!(entry.session.dialogue.phase(), Phase::Greeted | Phase::Verified)
                 && !(has_login(&entry.session)
                     || entry.session.is_adjusted()
                     || entry.session.is_over());
@@ -211,14 +211,14 @@ impl Sessions {
 /// Whether a session may be evicted for a newer one: its dialogue is not verified, or its next packet would restore the
 /// same state.
 pub(crate) fn may_be_evicted(entry: &Entry) -> bool {
-    let phase = entry.session.dialogue.phase;
+    let phase = entry.session.dialogue.phase();
     let is_unneeded = !phase.has_greeted() || entry.session.is_over();
     phase == Phase::PickedUp || is_unneeded && !entry.session.is_adjusted()
 }
 
 /// Timeout of a session without packets.
 fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
-    match session.dialogue.phase {
+    match session.dialogue.phase() {
         _ if session.is_over() && (session.is_adjusted() || session.was_reset()) => LINGER_ADJUSTED,
         _ if session.is_over() => LINGER_UNADJUSTED,
         Phase::NotGreeted
@@ -298,7 +298,7 @@ impl ClientShares {
 
 /// Whether a session counts for its client.
 fn is_countable(session: &Session) -> bool {
-    !matches!(session.dialogue.phase, Phase::NotGreeted | Phase::PickedUp) && !session.is_over()
+    !matches!(session.dialogue.phase(), Phase::NotGreeted | Phase::PickedUp) && !session.is_over()
 }
 
 /// Whether a session has to be counted for its client.

@@ -28,7 +28,7 @@ use crate::{
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
-pub const RECORD_FORMAT: u32 = 18;
+pub const RECORD_FORMAT: u32 = 19;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -370,7 +370,8 @@ impl Sessions {
     pub fn is_in_use(&mut self, now: Instant) -> bool {
         let timestamp = self.epoch.timestamp(now);
         self.table.iter().any(|entry| {
-            let is_known = matches!(entry.session.dialogue.phase, Phase::Greeted | Phase::Verified);
+            let is_known =
+                matches!(entry.session.dialogue.phase(), Phase::Greeted | Phase::Verified);
             is_known
                 && !entry.session.is_half_closed()
                 && timestamp.duration_since(entry.head.last_seen) < RECENT_USE

@@ -9,49 +9,20 @@
 
 use std::num::NonZeroU16;
 
-use login::Login;
-pub use phases::BegunEncryption;
-use phases::{Step, TlsStart, is_announcement, is_login_reply};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DialogueEvent, RefusalReason,
+    DialogueEvent, RefusalReason, Side,
     ambiguities::{Ambiguities, ExtraReply, MAX_RUNS, PendingCommands, PendingKind, may_answer},
+    in_step::Step,
+    protocol,
+    state::{Login, Phase, Read, State, Tls},
+    tls::{is_binary_start, is_record_start},
 };
 use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
 
 /// With more pending commands than this, the client does not wait for replies.
 const MAX_PENDING: u32 = 16;
-
-/// How much of the dialogue has shown that the connection is FTP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Phase {
-    /// No data yet.
-    NotGreeted,
-    /// The server has sent its greeting.
-    Greeted,
-    /// The client has answered the greeting with FTP commands.
-    Verified,
-    /// Picked up mid-stream: the earlier dialogue is unknown.
-    PickedUp,
-    /// Packets were missed: the earlier dialogue is unknown.
-    PacketsMissed,
-    /// The client sent data before the server's greeting.
-    ClientFirst,
-    /// The server may speak FTP, but the client does not. Nothing is opened any more. Refused commands are still
-    /// refused, because the server obeys whatever it receives.
-    NotFtp,
-    /// Picked up mid-stream, and the server has replied as an FTP server. Refused commands are refused.
-    PickedUpFtp,
-    /// The client sent FTP commands before the server's greeting, because it does not wait for replies.
-    CommandFirst,
-    /// As [`Phase::PacketsMissed`], after [`Phase::Verified`]: the dialogue may [get in step](phases) again.
-    OutOfStep,
-    /// The server has sent text, which may precede its greeting.
-    TextFirst,
-    /// As [`Phase::TextFirst`], and the client has sent FTP commands. It may have read the text as a greeting.
-    CommandAfterText,
-}
 
 /// What a client's line does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +40,6 @@ pub enum CommandEffect {
 pub enum ReplyEffect {
     /// Nothing that concerns a gateway.
     Nothing,
-    /// The server is not an FTP server: inspection ends.
-    NotFtp,
     /// A 227 or 229.
     Passive {
         /// Whether a `PASV` or `EPSV` was pending.
@@ -80,17 +49,12 @@ pub enum ReplyEffect {
     ReplyToCrossedOut(RefusalReason),
     /// An event that concerns pinholes or the session's state.
     Event(DialogueEvent),
-    /// Encryption begins with the next byte.
-    Encrypted,
 }
 
 /// The state of one dialogue.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Dialogue {
-    /// How much of the dialogue has shown that the connection is FTP.
-    pub phase: Phase,
-    login: Login,
-    tls: TlsStart,
+    pub(super) state: State,
     /// Whether the client has restricted itself to EPSV (RFC 2428 section 4).
     pub epsv_all: bool,
     pub(super) replies: ReplyTracker,
@@ -113,9 +77,7 @@ impl Default for Dialogue {
     /// A dialogue at its start.
     fn default() -> Self {
         Self {
-            phase: Phase::NotGreeted,
-            login: Login::NotYet,
-            tls: TlsStart::No,
+            state: State::NEW,
             epsv_all: false,
             replies: ReplyTracker::default(),
             pending: PendingCommands::default(),
@@ -131,12 +93,38 @@ impl Default for Dialogue {
 impl Dialogue {
     /// A dialogue that was picked up mid-stream.
     pub fn picked_up() -> Self {
-        Self { phase: Phase::PickedUp, login: Login::None, ..Self::default() }
+        Self { state: State::PICKED_UP, ..Self::default() }
+    }
+
+    /// How much of the dialogue has shown that the connection is FTP.
+    #[inline]
+    pub fn phase(&self) -> Phase {
+        self.state.phase
+    }
+
+    /// Whether the server has accepted a login.
+    pub fn is_logged_in(&self) -> bool {
+        self.state.login() == Login::Accepted
+    }
+
+    /// Whether the server may have accepted a login.
+    pub fn may_be_logged_in(&self) -> bool {
+        self.state.login() != Login::NotYet
+    }
+
+    /// Whether the server has accepted no login, or has forgotten it.
+    fn is_logged_out(&self) -> bool {
+        matches!(self.state.login(), Login::NotYet | Login::None | Login::Asked)
+    }
+
+    /// Goes on to the state after `read`.
+    pub(super) fn read(&mut self, read: Read) {
+        self.state = self.state.next(read);
     }
 
     /// Why no announcement may open a pinhole now, by the client if `is_active`, else by the server.
     pub fn blocked_because(&self, is_active: bool) -> Option<&'static str> {
-        Some(match self.phase {
+        Some(match self.phase() {
             Phase::NotFtp => "the client does not speak FTP",
             Phase::ClientFirst | Phase::CommandFirst => {
                 "the client sent data before the server's greeting"
@@ -165,7 +153,7 @@ impl Dialogue {
     pub fn needs_windows(&self) -> bool {
         (self.is_ambiguous() || self.pending.has_behind_another(PendingKind::Passive))
             && !matches!(
-                self.phase,
+                self.phase(),
                 Phase::PickedUp
                     | Phase::PickedUpFtp
                     | Phase::PacketsMissed
@@ -189,7 +177,7 @@ impl Dialogue {
 
     /// Records how a server's line ends, before the line is read.
     pub fn record_server_line_end(&mut self, end: LineEnd, text: &Text<'_>) {
-        let is_greeting = self.phase.expects_greeting() || self.phase == Phase::CommandFirst;
+        let is_greeting = self.phase().expects_greeting() || self.phase() == Phase::CommandFirst;
         let is_reply_to = |kinds: &[PendingKind]| {
             end == LineEnd::Lf
                 && self.replies.open_code().is_none()
@@ -207,19 +195,26 @@ impl Dialogue {
         self.ambiguities.record_server_line_end(end, is_greeting, answers_login);
     }
 
-    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity. Returns
-    /// whether the dialogue is in step again, as it may be after a [complete reply](super::push_state).
-    pub fn record_pause(&mut self, is_complete_reply: bool) -> bool {
+    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity. After a
+    /// [complete reply](super::push_state) the dialogue may be in step again.
+    pub fn record_pause(&mut self, is_complete_reply: bool) {
         self.step.record_pause();
-        let is_end = self.ambiguities.resolve(&self.pending);
-        is_end && self.is_between_replies() && self.record_rest(is_complete_reply)
+        if !(self.ambiguities.resolve(&self.pending) && self.is_between_replies()) {
+            return;
+        }
+        if self.step.is_answered() && is_complete_reply {
+            self.read(Read::InStep);
+        }
+        if self.phase() == Phase::Verified && self.ambiguities.is_clear() {
+            self.step = Step::idle();
+        }
     }
 
     /// The client sends a line while a multi-line reply is unfinished. Some servers end one with a line of another code
     /// (glftpd: `553-`, then `150 `). If the server's last line may be one, and nothing came after it, the client has
     /// taken it for the end. Returns the event of that reply.
     pub fn end_open_reply(&mut self) -> Option<DialogueEvent> {
-        if !self.phase.has_greeted() {
+        if !self.phase().has_greeted() {
             return None;
         }
         let reply = Reply { code: self.other_end.filter(|_| self.step.has_paused())?.get() };
@@ -229,19 +224,18 @@ impl Dialogue {
             return None;
         }
         (self.replies, self.other_end) = (ReplyTracker::default(), None);
-        let phase = self.phase;
         let effect = self.handle_reply(reply);
         self.ambiguities.record_other_end();
         self.ambiguities.resolve(&self.pending);
         match effect {
             ReplyEffect::Event(event) => Some(event),
-            _ => (self.phase != phase).then_some(DialogueEvent::NotFtpClient),
+            _ => None,
         }
     }
 
     /// Whether no command is pending, and nothing is ambiguous or special.
     pub fn is_quiescent(&self) -> bool {
-        let is_known = match self.phase {
+        let is_known = match self.phase() {
             Phase::NotGreeted | Phase::Verified => true,
             Phase::Greeted => !self.is_logged_in(),
             _ => false,
@@ -276,25 +270,73 @@ impl Dialogue {
         matches!(self.pending.oldest(), Some(PendingKind::CrossedOut(_)))
     }
 
+    /// Whether the client's next line shows which protocol it speaks.
+    pub fn expects_first_command(&self) -> bool {
+        self.phase() == Phase::Greeted || self.phase().expects_greeting()
+    }
+
+    /// Whether a CR that comes now belongs to the end of the greeting, LF CR.
+    pub fn may_end_greeting_with_cr(&self) -> bool {
+        self.phase() == Phase::Greeted && self.pending.is_empty() && self.ambiguities.has_server_lf
+    }
+
+    /// Records that the client does not speak FTP, although the server may.
+    pub fn mark_client_not_ftp(&mut self) {
+        self.read(Read::OtherClient);
+        // After text it is unknown which reply is the greeting.
+        self.ambiguities.record_extra_reply(ExtraReply::Any);
+    }
+
+    /// Records that the client's first bytes were a PROXY header. A server that does not know it sends other replies with
+    /// its greeting, and later replies may answer earlier commands than it seems.
+    pub fn record_proxy_header(&mut self) {
+        self.ambiguities.record_extra_reply(ExtraReply::Any);
+        self.ambiguities.require_complete_replies();
+    }
+
+    /// Packets were missed, or what was read is in doubt: the earlier dialogue no longer counts, except that the
+    /// connection is FTP. Either end can cause this at any time, so it must not lift a refusal. `client_is_whole` says
+    /// that the packets were none of the client.
+    pub fn record_missed(&mut self, read: Read, client_is_whole: bool) {
+        let missed = Self { state: self.state.next(read), ..Self::default() };
+        let before = std::mem::replace(self, missed);
+        if self.phase() == Phase::OutOfStep {
+            (self.epsv_all, self.padding) = (before.epsv_all, before.padding);
+            self.ambiguities = before.ambiguities.after_missed(client_is_whole);
+            if client_is_whole {
+                self.step = before.step.after_missed();
+            }
+        }
+        self.ambiguities.record_extra_reply(ExtraReply::Any);
+    }
+
+    /// Records that neither end has sent anything for so long that the server is not inside a reply.
+    pub fn record_silence(&mut self) {
+        if self.phase() == Phase::OutOfStep && self.replies.open_code().is_none() {
+            self.pending = Default::default();
+            self.step = Step::after_silence();
+        }
+    }
+
     /// Reads a complete line of the client.
     pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandEffect {
         self.step.record_command(command, self.is_between_replies());
-        match (self.phase, command) {
-            (Phase::Verified, Some(c)) if c.is_not_ftp_after(self.is_logged_in()) => {
-                self.phase = Phase::NotFtp;
-            }
-            (Phase::Verified, _) => {}
-            (_, Some(c)) => self.read_early_command(c),
-            // An empty line says nothing about the client.
-            (_, None) => {}
-        }
+        // An empty line says nothing about the client.
         let Some(command) = command else {
             self.ambiguities.record_extra_reply(ExtraReply::Any);
             return CommandEffect::Nothing;
         };
-        if matches!(command.verb, Verb::User | Verb::Reinitialize) && self.is_logged_in() {
+        let follows_unknown = self.pending.contains(PendingKind::FirstUnknown);
+        match protocol::read_command(self.phase(), command, follows_unknown, self.is_logged_in()) {
+            Some(Read::OtherClient) if self.phase() != Phase::Verified => {
+                self.mark_client_not_ftp()
+            }
+            Some(read) => self.read(read),
+            None => {}
+        }
+        if matches!(command.verb, Verb::User | Verb::Reinitialize) {
             // Many servers forget the login when they read this command (RFC 959 section 4.1.1).
-            self.login = Login::Restarted;
+            self.read(Read::LoginRestarted);
         }
         self.ambiguities.record_command(command.verb, &self.pending);
         let kind = match command.verb {
@@ -306,7 +348,7 @@ impl Dialogue {
             Verb::Login => PendingKind::Login,
             Verb::Reinitialize => PendingKind::Reinitialize,
             Verb::Transfer => PendingKind::Transfer,
-            Verb::Unknown if self.phase == Phase::Greeted => PendingKind::FirstUnknown,
+            Verb::Unknown if self.phase() == Phase::Greeted => PendingKind::FirstUnknown,
             Verb::Listing => PendingKind::Listing,
             // Only a client that waits for each reply can be followed.
             Verb::Directory if !self.has_pending_commands() => PendingKind::Directory,
@@ -329,7 +371,7 @@ impl Dialogue {
     /// matched, the client gets the server's own reply.
     pub fn record_crossed_out(&mut self, reason: RefusalReason) {
         self.step.record_command(None, false);
-        let is_known = self.phase == Phase::Verified && self.pending.len() < MAX_RUNS / 2;
+        let is_known = self.phase() == Phase::Verified && self.pending.len() < MAX_RUNS / 2;
         self.push_pending(if is_known {
             PendingKind::CrossedOut(reason)
         } else {
@@ -351,13 +393,13 @@ impl Dialogue {
         if text.bytes().is_empty() && !was_open {
             // Some servers send one after a reply, or before the greeting. What comes next may also be in the middle
             // of a name with line ends.
-            if self.phase.has_greeted() {
+            if self.phase().has_greeted() {
                 self.ambiguities.require_complete_replies();
             }
             return ReplyEffect::Nothing;
         }
         // Nothing that an indented greeting could be the text of precedes it.
-        let is_greeting = self.phase.expects_greeting() && !was_open;
+        let is_greeting = self.phase().expects_greeting() && !was_open;
         let reply = match is_greeting && text.is_indented() {
             true => self.replies.read_line(&Text::new(text.bytes())),
             false => self.replies.read_line(text),
@@ -366,7 +408,7 @@ impl Dialogue {
         self.step.record_reply(reply.filter(|_| !was_open && self.pending.count() == 1));
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
         self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
-        let has_greeted = self.phase.has_greeted();
+        let has_greeted = self.phase().has_greeted();
         if (!has_greeted || self.pending.contains(PendingKind::Greeting))
             && Padding::accepts_zeros(text.bytes())
         {
@@ -374,7 +416,7 @@ impl Dialogue {
         }
         if !has_greeted {
             return match reply.filter(|reply| reply.code != 220) {
-                Some(reply) if self.phase == Phase::CommandAfterText => {
+                Some(reply) if self.phase() == Phase::CommandAfterText => {
                     let is_ftp = self.is_answered_as_ftp(reply);
                     let effect = self.handle_reply(reply);
                     self.record_reply_after_text(reply, is_ftp, effect)
@@ -382,13 +424,67 @@ impl Dialogue {
                 _ => self.read_greeting_line(text, reply),
             };
         }
-        if self.phase == Phase::PickedUp && reply.is_some() {
-            self.phase = Phase::PickedUpFtp;
+        if reply.is_some() {
+            self.read(Read::Reply);
         }
         let begun = self.replies.open_code().filter(|_| !was_open);
         let is_stray = !was_open && reply.is_none() && begun.is_none();
         self.ambiguities.record_reply_line(text, reply, begun, is_stray, &self.pending);
         reply.map_or(ReplyEffect::Nothing, |reply| self.handle_reply(reply))
+    }
+
+    /// Reads a line of the server before its greeting has ended. If the line ends a reply, that is `reply`.
+    fn read_greeting_line(&mut self, text: &Text<'_>, reply: Option<Reply>) -> ReplyEffect {
+        let (phase, open_code) = (self.phase(), self.replies.open_code());
+        let may_be_logged_in = self.may_be_logged_in();
+        let read = protocol::read_greeting_line(phase, text, reply, open_code, may_be_logged_in);
+        let Some(read) = read else { return ReplyEffect::Nothing };
+        self.read(read);
+        match (read, self.phase()) {
+            // Some clients do not wait for the last line.
+            (Read::GreetingStart, _) => drop(self.pending.push(PendingKind::Greeting)),
+            (Read::Reply220, Phase::Verified) => {
+                self.ambiguities.record_extra_reply(ExtraReply::Greeting);
+            }
+            (Read::Reply, Phase::Greeted) if reply == Some(Reply { code: 230 }) => {
+                return self.accept_login();
+            }
+            _ => {}
+        }
+        ReplyEffect::Nothing
+    }
+
+    /// Whether `reply` answers the only pending command as no other protocol does. Asked before it is handled, of a
+    /// server that sent text in place of a greeting.
+    fn is_answered_as_ftp(&self, reply: Reply) -> bool {
+        self.pending.count() == 1
+            && match self.pending.oldest() {
+                Some(PendingKind::User) => matches!(reply.code, 230 | 232 | 331 | 332),
+                Some(PendingKind::Login) => matches!(reply.code, 230 | 232 | 332),
+                Some(PendingKind::Auth) => matches!(reply.code, 234 | 334),
+                _ => false,
+            }
+    }
+
+    /// Records that `reply` of a server that sent text in place of a greeting had this `effect`. The server speaks FTP
+    /// if `is_ftp`, or in a pipeline with a login, when all of it is answered.
+    fn record_reply_after_text(
+        &mut self,
+        reply: Reply,
+        is_ftp: bool,
+        effect: ReplyEffect,
+    ) -> ReplyEffect {
+        if effect == ReplyEffect::Event(DialogueEvent::LoggedIn) && reply.code / 10 != 23 {
+            // Other protocols have such codes, too.
+            self.read(Read::LoginForgotten);
+            return ReplyEffect::Nothing;
+        }
+        if is_ftp || self.is_logged_in() && self.pending.is_empty() {
+            self.read(Read::FtpReply);
+            // Nobody knows where the text would have ended.
+            self.ambiguities.require_complete_replies();
+        }
+        effect
     }
 
     /// Whether so many commands are pending that no reply may be held or made longer. The server sends as much as its
@@ -403,14 +499,78 @@ impl Dialogue {
         !self.pending.is_empty()
     }
 
-    /// The dialogue is plain text again after encryption. If `session` is set, both ends sent encrypted data, so the
-    /// login happened there: RFC 4217 allows `CCC` only after a login, and the server still refuses commands that need
-    /// one.
-    pub fn resume_plaintext(&mut self, session: bool) {
-        (self.pending, self.replies, self.step) = Default::default();
-        // The server may still owe a reply to what it read encrypted.
-        self.ambiguities.require_complete_replies();
-        self.login = if session { Login::Accepted } else { Login::None };
+    /// `side` sends plain text again after encryption. If both ends `sent_data` encrypted, the login happened there: RFC
+    /// 4217 allows `CCC` only after a login, and the server still refuses commands that need one.
+    pub fn end_tls(&mut self, side: Side, sent_data: bool) {
+        if !self.state.reads_lines(side.peer()) {
+            (self.pending, self.replies, self.step) = Default::default();
+            // The server may still owe a reply to what it read encrypted.
+            self.ambiguities.require_complete_replies();
+        }
+        let login = if sent_data { Login::Accepted } else { Login::None };
+        self.read(Read::TlsEnd(side, login));
+    }
+
+    /// Whether the next bytes may be TLS.
+    #[inline]
+    pub fn expects_tls(&self) -> bool {
+        matches!(self.state.tls(), Tls::Allowed | Tls::ByClient | Tls::OtherByClient)
+    }
+
+    /// Whether the client may have begun encryption with its last line, so that its bytes are no commands.
+    pub fn may_be_tls(&self) -> bool {
+        matches!(self.state.tls(), Tls::ByClient | Tls::OtherByClient)
+    }
+
+    /// Whether the reply to an `AUTH` that the client sends now is known for certain. After a login it may be a line of
+    /// a file that the server shows.
+    fn matches_auth(&self) -> bool {
+        !self.may_be_logged_in() && self.pending.is_empty() && self.ambiguities.matches_next_reply()
+    }
+
+    /// Whether another reply may be taken for that to `AUTH`.
+    fn doubts_replies(&self) -> bool {
+        self.ambiguities.extra_reply == ExtraReply::Any
+    }
+
+    /// Reads `first`, the first byte of a line of `from`, after the server has accepted `AUTH`. If it may not have
+    /// accepted it, its bytes do not show anything, and those of the client pass, but not unread.
+    #[cold]
+    pub fn read_first_byte(&mut self, from: Side, first: u8) {
+        if from == Side::Server && self.doubts_replies() {
+            return;
+        }
+        self.read(match first {
+            _ if is_record_start(first) => Read::TlsByte(from),
+            _ if is_binary_start(first) => Read::BinaryByte(from),
+            _ => Read::TextByte(from),
+        });
+    }
+
+    /// The server has accepted a login.
+    fn accept_login(&mut self) -> ReplyEffect {
+        if self.restarts_login() {
+            self.read(Read::LoginOutdated);
+            return ReplyEffect::Nothing;
+        }
+        self.read(Read::LoginAccepted);
+        ReplyEffect::Event(DialogueEvent::LoggedIn)
+    }
+
+    /// The server has answered `which` with this failure. A login before it goes on.
+    fn refuse_login(&mut self, which: PendingKind, reply: Reply) -> ReplyEffect {
+        if !self.restarts_login() {
+            self.read(Read::LoginRefused);
+        }
+        match which {
+            PendingKind::Reinitialize => ReplyEffect::Nothing,
+            _ => ReplyEffect::Event(DialogueEvent::LoginRefused(reply)),
+        }
+    }
+
+    /// Whether a `USER` or `REIN` is pending, which ends the login that the server accepts now.
+    fn restarts_login(&self) -> bool {
+        self.pending.contains(PendingKind::User) || self.pending.contains(PendingKind::Reinitialize)
     }
 
     /// Whether no command is pending, and no reply is unfinished.
@@ -422,7 +582,7 @@ impl Dialogue {
         // Nothing is transferred before a login, so 225 or 226 ends no transfer.
         let before_transfers = self.is_logged_out();
         if matches!(reply.code, 230 | 232) {
-            self.doubt_login();
+            self.read(Read::LoginDoubted);
         }
         match reply.code {
             227 | 229 => {
@@ -432,14 +592,10 @@ impl Dialogue {
                 }
                 ReplyEffect::Passive { was_requested }
             }
-            // The client's earlier identity no longer counts (RFC 2228 section 3, RFC 4217 section 4).
             234 | 334 if self.pop_answered(PendingKind::Auth) => {
-                self.login = Login::None;
                 self.doubt_early_commands();
-                if reply.code == 234 && !self.doubts_replies() {
-                    return ReplyEffect::Encrypted;
-                }
-                self.tls = TlsStart::Allowed;
+                let is_certain = reply.code == 234 && !self.doubts_replies();
+                self.read(if is_certain { Read::AuthAccepted } else { Read::AuthContinued });
                 ReplyEffect::Nothing
             }
             230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
@@ -472,7 +628,7 @@ impl Dialogue {
                 }
                 Some(PendingKind::Auth) if !reply.is_failure() => {
                     self.doubt_early_commands();
-                    self.tls = TlsStart::Allowed;
+                    self.read(Read::AuthAnswered);
                     ReplyEffect::Nothing
                 }
                 Some(PendingKind::Transfer) => {
@@ -486,7 +642,8 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
                 Some(PendingKind::Reinitialize) if reply.is_success() => {
-                    (self.epsv_all, self.login) = (false, Login::None);
+                    self.epsv_all = false;
+                    self.read(Read::LoginForgotten);
                     ReplyEffect::Nothing
                 }
                 // Servers differ in the code, so the reply must be the only one that is due.
@@ -494,7 +651,7 @@ impl Dialogue {
                     if self.has_pending_commands()
                         || self.ambiguities.extra_reply != ExtraReply::None
                     {
-                        self.doubt_login();
+                        self.read(Read::LoginDoubted);
                         return ReplyEffect::Nothing;
                     }
                     self.accept_login()
@@ -503,19 +660,21 @@ impl Dialogue {
                     which @ (PendingKind::User | PendingKind::Login | PendingKind::Reinitialize),
                 ) if reply.is_failure() => self.refuse_login(which, reply),
                 Some(PendingKind::FirstUnknown) if !reply.is_failure() => {
-                    self.phase = Phase::NotFtp;
+                    self.read(Read::OtherClient);
                     ReplyEffect::Nothing
                 }
                 // It asks for a password, so the success before it was of something else.
                 None | Some(PendingKind::Login) if reply.code == 331 => {
-                    self.login = Login::Asked;
+                    self.read(Read::PasswordAsked);
                     ReplyEffect::Nothing
                 }
                 None if reply.code == 332 => {
-                    self.login = Login::None;
+                    self.read(Read::LoginForgotten);
                     ReplyEffect::Nothing
                 }
-                None if reply.code == 230 && self.login == Login::Asked => self.accept_login(),
+                None if reply.code == 230 && self.state.login() == Login::Asked => {
+                    self.accept_login()
+                }
                 _ => ReplyEffect::Nothing,
             },
         }
@@ -534,7 +693,7 @@ impl Dialogue {
         }
         if self.pending.push(kind) {
             self.has_forgotten = true;
-            self.doubt_login();
+            self.read(Read::LoginDoubted);
         }
     }
 
@@ -548,10 +707,15 @@ fn is_decisive(reply: Reply) -> bool {
     matches!(reply.code, 227 | 229 | 230 | 232 | 234 | 334)
 }
 
-#[path = "login.rs"]
-mod login;
-#[path = "phases.rs"]
-mod phases;
+/// Whether `text` is a whole reply that a server gives to a login.
+fn is_login_reply(text: &Text<'_>) -> bool {
+    matches!(text.bytes(), [b'2' | b'3', _, _, rest @ ..] if rest.first() != Some(&b'-'))
+}
+
+/// Whether `text` is a whole 227 or 229.
+fn is_announcement(text: &Text<'_>) -> bool {
+    matches!(text.bytes(), [b'2', b'2', b'7' | b'9', rest @ ..] if rest.first() != Some(&b'-'))
+}
 
 #[cfg(test)]
 #[path = "dialogue_tests.rs"]

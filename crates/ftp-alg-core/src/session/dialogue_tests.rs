@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::script::{Message, messages};
+use crate::session::state::Inspection;
 
 fn said(dialogue: &mut Dialogue, line: &str) -> CommandEffect {
     let text = Text::new(line.as_bytes());
@@ -10,6 +11,13 @@ fn said(dialogue: &mut Dialogue, line: &str) -> CommandEffect {
 
 fn answered(dialogue: &mut Dialogue, line: &str) -> ReplyEffect {
     dialogue.read_reply_line(&Text::new(line.as_bytes()))
+}
+
+/// Whether inspection ends with this line of the server.
+fn ends_inspection(dialogue: &Dialogue, line: &str) -> bool {
+    let mut dialogue = dialogue.clone();
+    answered(&mut dialogue, line);
+    dialogue.state.inspection == Inspection::Off
 }
 
 /// Reads the lines of a script, and records what they are. Returns the effect of the last reply.
@@ -51,31 +59,31 @@ fn answered_plainly(dialogue: &mut Dialogue, line: &str) {
 #[test]
 fn the_server_greets_first_and_the_client_answers_in_ftp() {
     let mut early = after("> WHAT x");
-    assert_eq!(early.phase, Phase::ClientFirst);
-    assert_eq!(answered(&mut early.clone(), "HTTP/1.1 200 OK"), ReplyEffect::NotFtp);
-    assert_eq!(answered(&mut early.clone(), "331 x"), ReplyEffect::NotFtp);
+    assert_eq!(early.phase(), Phase::ClientFirst);
+    assert!(ends_inspection(&early, "HTTP/1.1 200 OK"));
+    assert!(ends_inspection(&early, "331 x"));
     assert_eq!(answered(&mut early, "220 ready"), ReplyEffect::Nothing);
-    assert_eq!(early.phase, Phase::NotFtp);
-    assert_eq!(answered(&mut Dialogue::default(), "SSH-2.0-x"), ReplyEffect::NotFtp);
+    assert_eq!(early.phase(), Phase::NotFtp);
+    assert!(ends_inspection(&Dialogue::default(), "SSH-2.0-x"));
     let mut dialogue = Dialogue::default();
     for line in ["120 soon", "220-hello", "any text", "220 ready"] {
         assert_eq!(answered(&mut dialogue, line), ReplyEffect::Nothing);
     }
-    assert_eq!(dialogue.phase, Phase::Greeted);
+    assert_eq!(dialogue.phase(), Phase::Greeted);
     for line in ["POST / HTTP/1.1", "USER / HTTP/1.1", "PASS / HTTP/1.1", "Host: x"] {
         let mut other = dialogue.clone();
         for line in ["", " ", line] {
-            assert_eq!(other.phase, Phase::Greeted);
+            assert_eq!(other.phase(), Phase::Greeted);
             said(&mut other, line);
         }
-        assert_eq!(other.phase, Phase::NotFtp, "{line}");
+        assert_eq!(other.phase(), Phase::NotFtp, "{line}");
     }
     for line in ["", "USER x", "WHAT", "PASS a: b HTTP/1.1"] {
         assert_eq!(said(&mut dialogue, line), CommandEffect::Nothing);
     }
-    assert_eq!(dialogue.phase, Phase::Verified);
+    assert_eq!(dialogue.phase(), Phase::Verified);
     said(&mut dialogue, "Host: x");
-    assert_eq!(dialogue.phase, Phase::NotFtp);
+    assert_eq!(dialogue.phase(), Phase::NotFtp);
 }
 
 /// Lines that are no greeting, and not of another protocol.
@@ -107,10 +115,10 @@ fn text_may_precede_the_greeting_but_no_other_protocol() {
     ] {
         for early in ["", "USER x"] {
             let mut dialogue = Dialogue::default();
-            assert_eq!(answered(&mut dialogue.clone(), other), ReplyEffect::NotFtp, "{other}");
+            assert!(ends_inspection(&dialogue, other), "{other}");
             assert_eq!(answered(&mut dialogue, "ld.so: warning"), ReplyEffect::Nothing);
             said(&mut dialogue, early);
-            assert_eq!(answered(&mut dialogue, other), ReplyEffect::NotFtp, "{other}");
+            assert!(ends_inspection(&dialogue, other), "{other}");
         }
     }
     let mut dialogue = Dialogue::default();
@@ -122,12 +130,12 @@ fn text_may_precede_the_greeting_but_no_other_protocol() {
     let mut other = dialogue.clone();
     said(&mut other, "x");
     assert_eq!(answered(&mut other, "and so on"), ReplyEffect::Nothing);
-    assert_eq!(other.phase, Phase::NotFtp);
+    assert_eq!(other.phase(), Phase::NotFtp);
     let mut coded = dialogue.clone();
     answered(&mut coded, "999 x");
-    assert_eq!(coded.phase, Phase::Greeted);
+    assert_eq!(coded.phase(), Phase::Greeted);
     answered(&mut dialogue, "220 ready");
-    assert_eq!(dialogue.phase, Phase::Greeted);
+    assert_eq!(dialogue.phase(), Phase::Greeted);
 }
 
 /// Some clients read more as a greeting than others do. The reply to their login shows that the server speaks FTP.
@@ -152,7 +160,7 @@ fn the_reply_to_a_login_shows_ftp_after_text() {
                 }
             }
             assert!(dialogue.is_logged_in(), "{text}: {script}");
-            assert_eq!(dialogue.phase, Phase::Verified, "{text}: {script}");
+            assert_eq!(dialogue.phase(), Phase::Verified, "{text}: {script}");
         }
     }
 }
@@ -171,7 +179,7 @@ fn after_text_only_the_reply_to_a_login_shows_ftp() {
         "> USER x < 227 (10,0,0,2,4,1)",
     ] {
         let dialogue = after(&format!("< hello {script}"));
-        assert_eq!(dialogue.phase, Phase::CommandAfterText, "{script}");
+        assert_eq!(dialogue.phase(), Phase::CommandAfterText, "{script}");
         assert!(dialogue.blocked_because(true).is_some());
     }
     for script in [
@@ -182,7 +190,7 @@ fn after_text_only_the_reply_to_a_login_shows_ftp() {
         "> PORT 1,2,3,4,5,6",
         "> USER x > Host: x",
     ] {
-        assert_eq!(after(&format!("< hello {script}")).phase, Phase::NotFtp, "{script}");
+        assert_eq!(after(&format!("< hello {script}")).phase(), Phase::NotFtp, "{script}");
     }
 }
 
@@ -267,21 +275,21 @@ fn commands_may_precede_the_greeting() {
         assert!(dialogue.blocked_because(true).is_some());
         assert!(dialogue.blocked_because(false).is_some());
         for reply in ["200 OK", "331 x"] {
-            assert_eq!(answered(&mut dialogue.clone(), reply), ReplyEffect::NotFtp);
+            assert!(ends_inspection(&dialogue, reply));
         }
         let mut other = dialogue.clone();
         read(&mut other, "> Host: x < 220 ready");
-        assert_eq!(other.phase, Phase::NotFtp, "{first}");
+        assert_eq!(other.phase(), Phase::NotFtp, "{first}");
         for line in ["120 soon", "220-hello", "220 ready"] {
             assert_eq!(answered(&mut dialogue, line), ReplyEffect::Nothing);
         }
-        assert_eq!(dialogue.phase, Phase::Verified);
+        assert_eq!(dialogue.phase(), Phase::Verified);
         assert_eq!(dialogue.pending.count(), 3, "{first}");
     }
     for line in
         ["FEATURE", "FEAT / HTTP/1.1", "USER / HTTP/1.1", "PASS x", "NOOP", "PORT 1,2,3,4,5,6"]
     {
-        assert_eq!(after(&format!("> {line}")).phase, Phase::ClientFirst, "{line}");
+        assert_eq!(after(&format!("> {line}")).phase(), Phase::ClientFirst, "{line}");
     }
 }
 
@@ -380,14 +388,15 @@ fn encryption_needs_a_234_to_an_auth() {
     dialogue.record_auth();
     let mut refused = dialogue.clone();
     assert_eq!(answered(&mut refused, "534 no"), ReplyEffect::Nothing);
-    assert_eq!(answered(&mut dialogue, "234 go"), ReplyEffect::Encrypted);
+    answered(&mut dialogue, "234 go");
+    assert_eq!(dialogue.state.inspection, Inspection::Records);
     let mut later = logged_in();
     let effect = read(&mut later, "> AUTH TLS < 234 go");
     assert_eq!(effect, ReplyEffect::Nothing, "it may be in a file");
     assert!(!later.is_logged_in() && later.expects_tls());
     for session in [false, true] {
         let mut plain = dialogue.clone();
-        plain.resume_plaintext(session);
+        plain.end_tls(Side::Client, session);
         assert_eq!(plain.is_logged_in(), session);
     }
     assert_eq!(read(&mut refused, "> AUTH GSSAPI < 334 go on"), ReplyEffect::Nothing);

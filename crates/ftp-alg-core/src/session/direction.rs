@@ -48,7 +48,7 @@ pub struct Extra {
     /// never have been sent.
     has_missed_bytes: bool,
     /// TLS records, while the direction is encrypted.
-    pub tls_records: Option<TlsRecords>,
+    pub tls_records: TlsRecords,
     /// Whether so much data is unacknowledged that pure acknowledgements must be queued.
     pub has_much_unacknowledged: bool,
     /// Whether the client's data is blocked until the server's acknowledgement shows which bytes it has.
@@ -71,7 +71,7 @@ impl Extra {
             has_subnegotiation: false,
             is_held_back: false,
             has_missed_bytes: false,
-            tls_records: None,
+            tls_records: TlsRecords::NONE,
             has_much_unacknowledged: false,
             is_blocked: false,
             urgent: None,
@@ -88,7 +88,7 @@ impl Extra {
                 || self.is_blocked
                 || self.has_subnegotiation)
             && self.scanner.is_none()
-            && self.tls_records.is_none()
+            && self.tls_records.is_fresh()
             && self.urgent.is_none()
             && self.window_end.is_none()
     }
@@ -152,16 +152,10 @@ impl Direction {
         }
     }
 
-    /// Starts to follow TLS records: the direction is encrypted from here on.
-    pub fn start_tls(&mut self) {
-        self.stop_reading();
-        self.extra_mut().tls_records = Some(TlsRecords::default());
-    }
-
-    /// Returns to plain text.
-    pub fn end_tls(&mut self) {
+    /// Forgets the TLS records: plain text follows, or the first one.
+    pub fn forget_records(&mut self) {
         if let Some(extra) = &mut self.extra {
-            extra.tls_records = None;
+            extra.tls_records = TlsRecords::NONE;
         }
         self.release_unused();
     }

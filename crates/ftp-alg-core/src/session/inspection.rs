@@ -64,19 +64,6 @@ pub struct Conditions {
     pub is_from_elsewhere: bool,
 }
 
-/// The effect of a line on the connection.
-#[derive(Clone, Copy, Debug)]
-pub enum ReadEffect {
-    /// No effect.
-    Nothing,
-    /// The server is not an FTP server.
-    NotFtp,
-    /// The client does not speak FTP.
-    NotFtpClient,
-    /// Encryption begins.
-    Encrypted,
-}
-
 /// A decision about an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -159,7 +146,7 @@ impl AnnouncedLine {
             unread_text: parsed.is_err().then(|| escape_and_cut(text.bytes())),
             parsed,
             blocked_because: dialogue.blocked_because(kind.is_active()),
-            phase: dialogue.phase,
+            phase: dialogue.phase(),
             is_logged_in: dialogue.is_logged_in(),
             is_epsv_only: dialogue.epsv_all,
             padding: dialogue.padding,

@@ -13,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 /// One end of a control connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Side {
     /// The end that sends commands.
     Client,

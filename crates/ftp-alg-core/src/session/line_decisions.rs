@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    Activity, AnnouncedLine, Decide, Dialogue, DialogueEvent, Effect, MAX_HELD, Phase, ReadEffect,
+    Activity, AnnouncedLine, Decide, Dialogue, DialogueEvent, Effect, MAX_HELD, Phase,
     RefusalReason, RefusedLine, SessionLimit,
     activity::{named_directory, named_file},
     compact::SmallBytes,
@@ -34,8 +34,6 @@ pub struct LineReader<'a> {
     /// Whether packets of an end arrive where no route to it leads, so that nothing is opened.
     pub has_doubtful_interface: bool,
     pub decide: &'a mut dyn Decide,
-    /// The line's effect on the connection.
-    pub effect: ReadEffect,
 }
 
 /// Limits of an error reply that replaces a server's reply.
@@ -82,7 +80,7 @@ impl LineReader<'_> {
         };
         if verb_end.is_none()
             && is_crossed_out_start(line, self.delivered)
-            && self.dialogue.phase == Phase::Verified
+            && self.dialogue.phase() == Phase::Verified
         {
             self.dialogue.record_crossed_out(RefusalReason::TooLong);
             return None;
@@ -116,7 +114,6 @@ impl LineReader<'_> {
     /// Reads a line as one command. If it `is_ambiguous`, the caller refuses the whole line.
     fn read_command_line(&mut self, is_ambiguous: bool) -> LineEdit {
         let Self { line, text, delivered, .. } = *self;
-        let phase = self.dialogue.phase;
         let is_binary = cannot_begin_ftp(self.dialogue, line);
         if is_binary {
             self.dialogue.mark_client_not_ftp();
@@ -132,9 +129,6 @@ impl LineReader<'_> {
         });
         if let Some(activity) = activity {
             self.found(DialogueEvent::Requested(activity));
-        }
-        if self.dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
-            self.effect = ReadEffect::NotFtpClient;
         }
         match (effect, command) {
             (CommandEffect::Announcement | CommandEffect::Auth, _) if is_ambiguous => {
@@ -194,7 +188,6 @@ impl LineReader<'_> {
     /// Reads a line of the server.
     pub fn read_server_line(&mut self, context: ReplyContext) -> LineEdit {
         let (line, text) = (self.line, self.text);
-        let phase = self.dialogue.phase;
         // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
         // 4.2).
         let code = self.dialogue.replies.open_code();
@@ -209,9 +202,6 @@ impl LineReader<'_> {
         };
         self.dialogue.record_server_line_end(reply_line_end(line, text), text);
         let effect = self.dialogue.read_reply_line(text);
-        if self.dialogue.phase == Phase::NotFtp && phase != Phase::NotFtp {
-            self.effect = ReadEffect::NotFtpClient;
-        }
         match effect {
             ReplyEffect::Event(DialogueEvent::DirectoryAnswered(true, _))
                 if text.bytes().starts_with(b"257") =>
@@ -222,7 +212,6 @@ impl LineReader<'_> {
                 self.found(DialogueEvent::TransferStarted(named_file(line)));
             }
             ReplyEffect::Nothing => {}
-            ReplyEffect::NotFtp => self.effect = ReadEffect::NotFtp,
             ReplyEffect::Passive { was_requested } => {
                 let extended = text.bytes().starts_with(b"229");
                 let (kind, parsed) = if extended {
@@ -253,7 +242,6 @@ impl LineReader<'_> {
                 }
             }
             ReplyEffect::Event(event) => self.found(event),
-            ReplyEffect::Encrypted => self.effect = ReadEffect::Encrypted,
         }
         None
     }
@@ -324,7 +312,7 @@ fn ambiguous_verb_end(
     text: &Text<'_>,
     search: VerbSearch,
 ) -> Option<usize> {
-    if dialogue.phase == Phase::PickedUp {
+    if dialogue.phase() == Phase::PickedUp {
         return None;
     }
     let end = VerbScanner::find_verb_end(line, search)?;

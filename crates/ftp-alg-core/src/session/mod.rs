@@ -4,7 +4,7 @@
 //! decide about announcements; it asks its caller through [`Decide`]. It knows nothing of other sessions, the kernel, or
 //! time.
 //!
-//! A [`Session`] consists of two [directions](direction), a [`Dialogue`] and an `InspectionState`.
+//! A [`Session`] consists of two [directions](direction), and a [`Dialogue`] with the [state](state).
 //! [`packet_handling`] connects them: it gives a packet's acknowledgement to the opposite direction, and its payload
 //! through [`reading`] to the dialogue. [`forwarding`] builds the forwarded packet. `docs/session.md`
 //! has a picture.
@@ -21,24 +21,25 @@ mod compact;
 mod dialogue;
 mod direction;
 mod forwarding;
+mod in_step;
 mod inspection;
 mod interfaces;
 mod line_decisions;
 mod packet_handling;
+mod protocol;
 mod proxy_header;
 mod push_state;
 mod reading;
 mod reason;
 mod sequence;
+mod state;
 mod tls;
 mod urgent;
 
 pub use activity::{Activity, TransferCommand, TransferVerb};
-use dialogue::BegunEncryption;
-pub use dialogue::{Dialogue, Phase};
+pub use dialogue::Dialogue;
 use direction::{Direction, UnacknowledgedData};
 pub use forwarding::{Acknowledgement, DropReason, ForwardAction, ForwardPlan, TrailingSegment};
-use inspection::ReadEffect;
 pub use inspection::{
     AnnouncedLine, Conditions, Decide, Decision, DialogueEvent, Effect, RefusedLine, SessionLimit,
 };
@@ -46,6 +47,8 @@ pub use interfaces::{Interfaces, RouteQuestion, Side};
 pub use reason::RefusalReason;
 pub use sequence::SequenceMap;
 use serde::{Deserialize, Serialize};
+pub use state::Phase;
+use state::{Inspection, Read};
 
 use crate::packet::{Packet, Seq, flags};
 
@@ -54,30 +57,6 @@ const MAX_HELD: usize = 512;
 
 /// Limit of the stored part of an unfinished line that was forwarded. A longer line is read as truncated.
 const MAX_LINE: usize = 1024;
-
-/// How a connection is inspected. `docs/session.md` has a state diagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum InspectionState {
-    /// Lines are read in both directions.
-    Inline,
-    /// At least one direction is TLS.
-    Encrypted,
-    /// Not inspected: the connection is not FTP, or packets were missed while it was encrypted.
-    Off,
-    /// The gateway has reset the connection.
-    Reset,
-}
-
-impl InspectionState {
-    /// Whether the next bytes of `direction` are read as text.
-    fn reads_text(self, direction: &Direction) -> bool {
-        match self {
-            Self::Inline => true,
-            Self::Encrypted => direction.extra().tls_records.is_none(),
-            Self::Off | Self::Reset => false,
-        }
-    }
-}
 
 /// One control connection.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -88,7 +67,6 @@ pub struct Session {
     unacknowledged: UnacknowledgedData,
     /// The state of the dialogue.
     pub dialogue: Dialogue,
-    inspection_state: InspectionState,
     /// Whether all packets were read. Unknown since a restore or downtime: any may have passed unread, unless the
     /// connection is adjusted.
     #[serde(skip)]
@@ -122,7 +100,6 @@ impl Session {
             server: Direction::new(server),
             unacknowledged: UnacknowledgedData::new(client),
             dialogue,
-            inspection_state: InspectionState::Inline,
             has_read_all: true,
             is_reset_by_peer: false,
             interfaces: Interfaces::default(),
@@ -136,8 +113,7 @@ impl Session {
             let is_ordinary = direction.is_idle() && direction.has_no_extra();
             is_ordinary && !direction.space.has_gap() && direction.space.map.is_constant_offset()
         };
-        self.inspection_state == InspectionState::Inline
-            && self.has_read_all
+        self.has_read_all
             && !self.is_reset_by_peer
             && self.dialogue.is_quiescent()
             && is_still(&self.client)
@@ -153,12 +129,12 @@ impl Session {
         self.server.reset();
         self.unacknowledged = UnacknowledgedData::new(self.client.space.next);
         self.dialogue = Dialogue::picked_up();
-        self.inspection_state = InspectionState::Reset;
+        self.dialogue.read(Read::Reset);
     }
 
     /// Whether the gateway has reset the session.
     pub fn was_reset(&self) -> bool {
-        self.inspection_state == InspectionState::Reset
+        self.dialogue.state.inspection == Inspection::Reset
     }
 
     /// Sequence numbers for resets to `to`, taken before the session is reset. `to` expects one of the two, or a number
@@ -209,7 +185,7 @@ impl Session {
     /// [a complete reply](push_state), or a `PASV` waits behind a command whose reply may be ambiguous.
     #[inline]
     pub fn needs_acknowledgements(&self) -> bool {
-        self.inspection_state == InspectionState::Inline && self.dialogue.needs_windows()
+        self.dialogue.state.reads_all_lines() && self.dialogue.needs_windows()
     }
 
     /// Whether sequence numbers differ, or bytes are held back. A packet that passed unread would break the connection.
@@ -236,17 +212,13 @@ impl Session {
 
     /// Whether it is encrypted. `None` if it is not inspected any more, so that nobody knows.
     pub fn encryption(&self) -> Option<bool> {
-        match self.inspection_state {
-            InspectionState::Inline => Some(false),
-            InspectionState::Encrypted => Some(true),
-            InspectionState::Off | InspectionState::Reset => None,
-        }
+        self.dialogue.state.encryption()
     }
 
     /// Records that a route leads to the interface of an end. What was read from another interface counts for nothing.
     pub fn confirm_interface(&mut self, question: RouteQuestion) {
         if self.interfaces.contradicts(question) {
-            self.dialogue.record_missed(false);
+            self.dialogue.record_missed(Read::Doubted, false);
         }
         self.interfaces.set_has_route(question);
     }
@@ -265,7 +237,7 @@ impl Session {
             Side::Server => self.interfaces.are_copies_enough(),
         };
         if is_there && from == Side::Client {
-            self.dialogue.record_missed(false);
+            self.dialogue.record_missed(Read::Doubted, false);
         }
         is_there
     }
@@ -273,7 +245,7 @@ impl Session {
     /// Whether no packet of the connection needs to be queued any more.
     #[inline]
     pub fn needs_none_queued(&self) -> bool {
-        self.inspection_state == InspectionState::Off && !self.needs_all_queued()
+        self.dialogue.state.inspection == Inspection::Off && !self.needs_all_queued()
     }
 
     /// Whether the connection was reset, or finished by both ends.
@@ -321,15 +293,15 @@ impl Session {
 
     /// Whether the connection is encrypted, so that a login cannot be seen.
     pub fn is_encrypted(&self) -> bool {
-        self.inspection_state == InspectionState::Encrypted
+        self.encryption() == Some(true)
     }
 
     /// The state as one word for `ftp-alg sessions`.
     pub fn state(&self) -> &'static str {
-        match (self.inspection_state, self.dialogue.phase) {
+        match (self.encryption(), self.dialogue.phase()) {
             _ if self.is_over() => "closing",
-            (InspectionState::Off | InspectionState::Reset, _) => "opaque",
-            (InspectionState::Encrypted, _) => "encrypted",
+            (None, _) => "opaque",
+            (Some(true), _) => "encrypted",
             (_, Phase::NotGreeted | Phase::ClientFirst | Phase::CommandFirst) => "new",
             (_, Phase::TextFirst | Phase::CommandAfterText) => "new",
             (_, Phase::NotFtp) => "not-ftp",
@@ -397,7 +369,7 @@ impl Session {
         from == Side::Client
             && self.unacknowledged.is_large()
             && end.is_after(self.client.space.next)
-            && self.inspection_state.reads_text(&self.client)
+            && self.dialogue.state.reads_lines(Side::Client)
             && !self.unacknowledged.has_room((end - self.client.space.next) as usize)
     }
 
@@ -424,7 +396,7 @@ impl Session {
     /// server has already received, so the server is probed first.
     pub fn record_downtime(&mut self) {
         self.has_read_all = false;
-        if self.inspection_state == InspectionState::Inline {
+        if self.dialogue.state.reads_all_lines() {
             self.client.extra_mut().is_blocked = true;
             self.client.space.probe_at_next_gap();
         }

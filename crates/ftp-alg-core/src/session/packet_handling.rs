@@ -4,11 +4,11 @@
 use std::borrow::Cow;
 
 use super::{
-    Conditions, Decide, DialogueEvent, DropReason, ForwardAction, ForwardPlan, InspectionState,
-    Session, Side,
+    Conditions, Decide, DropReason, ForwardAction, ForwardPlan, Session, Side,
     direction::Direction,
     push_state::{PushState, record_offered_window},
     reading::DirectionReader,
+    state::Read,
     urgent::UrgentPointer,
 };
 use crate::packet::{Packet, Seq, flags};
@@ -81,7 +81,7 @@ impl Session {
         decide: &mut dyn Decide,
     ) -> ForwardPlan {
         let end = packet.seq() + u32::from(packet.urgent().unwrap_or(0));
-        let mut urg_stays = !self.inspection_state.reads_text(self.direction(from));
+        let mut urg_stays = !self.dialogue.state.reads_lines(from);
         let before = self.client.extra().urgent.clone();
         if !urg_stays && from == Side::Client {
             urg_stays = before.as_ref().is_some_and(|pointer| pointer.end() == end);
@@ -164,7 +164,7 @@ impl Session {
         }
         let may_be_read = from == Side::Client
             && seq != self.client.space.next
-            && self.inspection_state.reads_text(&self.client);
+            && self.dialogue.state.reads_lines(from);
         let mut payload = if may_be_read {
             self.unacknowledged.with_read_bytes(seq, payload)
         } else {
@@ -290,13 +290,10 @@ impl Session {
         // unknown.
         direction.skip_missed(end.max(direction.space.next));
         direction.record_acknowledgement(ack);
-        if self.inspection_state != InspectionState::Inline {
-            self.inspection_state = InspectionState::Off;
-        }
-        let phase = self.dialogue.phase;
-        self.dialogue.record_missed(side == Side::Server);
-        if phase != self.dialogue.phase {
-            decide.found(DialogueEvent::PacketsMissed, &self.dialogue);
+        let before = self.dialogue.state;
+        self.dialogue.record_missed(Read::Missed, side == Side::Server);
+        if let Some(event) = before.effect(self.dialogue.state) {
+            decide.found(event, &self.dialogue);
         }
     }
 
@@ -332,7 +329,7 @@ impl Session {
         decide: &'a mut dyn Decide,
     ) -> DirectionReader<'a> {
         let has_doubtful_interface = self.interfaces.are_doubtful();
-        let Self { client, server, unacknowledged, dialogue, inspection_state, .. } = self;
+        let Self { client, server, unacknowledged, dialogue, .. } = self;
         let (direction, opposite) = match from {
             Side::Client => (client, server),
             Side::Server => (server, client),
@@ -343,7 +340,6 @@ impl Session {
             opposite,
             unacknowledged,
             dialogue,
-            inspection_state,
             decide,
             refuses_auth: conditions.refuses_auth,
             has_doubtful_interface,

@@ -4,13 +4,13 @@
 //! `line_decisions` decides about whole lines; `direction` stores and delivers their bytes.
 
 use super::{
-    BegunEncryption, Decide, Dialogue, DialogueEvent, InspectionState, MAX_HELD, MAX_LINE, Phase,
-    ReadEffect, RefusedLine, SessionLimit, Side,
+    Decide, Dialogue, DialogueEvent, MAX_HELD, MAX_LINE, Phase, RefusedLine, SessionLimit, Side,
     direction::{Direction, UnacknowledgedData},
     line_decisions::{CROSSED_OUT_START, LineReader, ReplyContext, VERB_LENGTH, cannot_begin_ftp},
     proxy_header,
     push_state::PushState,
     sequence::CROSS_OUT_BYTE,
+    state::{Inspection, Read, State},
     tls::is_binary_start,
 };
 use crate::{
@@ -41,7 +41,6 @@ pub(super) struct DirectionReader<'a> {
     /// The client's unacknowledged data.
     pub(super) unacknowledged: &'a mut UnacknowledgedData,
     pub(super) dialogue: &'a mut Dialogue,
-    pub(super) inspection_state: &'a mut InspectionState,
     pub(super) decide: &'a mut dyn Decide,
     /// Whether `AUTH` is refused.
     pub(super) refuses_auth: bool,
@@ -102,8 +101,11 @@ impl DirectionReader<'_> {
             (seq, new) = (seq + skipped as u32, &new[skipped..]);
         }
         while !new.is_empty() {
-            let is_text =
-                self.inspection_state.reads_text(self.direction) && !self.begins_encryption(new[0]);
+            let mut is_text = self.dialogue.state.reads_lines(self.from);
+            if is_text && self.dialogue.expects_tls() && self.direction.line().is_empty() {
+                self.read_first_byte(new[0]);
+                is_text = self.dialogue.state.reads_lines(self.from);
+            }
             // Most segments are one line, and then scanned once.
             let may_be_line = is_text && new.ends_with(b"\n") && self.direction.line().is_empty();
             let text = if may_be_line { Text::of_plain(new) } else { None };
@@ -175,66 +177,51 @@ impl DirectionReader<'_> {
         if was_holding {
             self.direction.release_before(seq, *new.first()?);
         }
-        if *self.inspection_state == InspectionState::Off {
+        if self.dialogue.state.encryption() != Some(true) {
             return None;
         }
-        let records = self.direction.existing_extra_mut()?.tls_records.as_mut()?;
+        let records = &mut self.direction.extra_mut().tls_records;
         let start = records.follow(new)?;
-        if records.is_fresh() && is_binary_start(new[start]) {
-            // The server has accepted `AUTH`, and this is neither TLS nor text.
-            self.end_inspection();
-            return None;
+        let before = self.dialogue.state;
+        // After an accepted `AUTH` this may be neither TLS nor text, or continue a line whose start was delivered with its
+        // first byte.
+        if records.is_fresh() && is_binary_start(new[start]) || was_holding && start == 0 {
+            self.dialogue.read(Read::NoRecords);
+        } else {
+            let is_complete =
+                records.is_complete() && self.opposite.extra().tls_records.is_complete();
+            self.dialogue.end_tls(self.from, is_complete);
+            self.direction.forget_records();
         }
-        let is_complete = records.is_complete();
-        if was_holding && start == 0 {
-            // It continues a line whose start was delivered with its first byte.
-            self.stop_reading();
-            return None;
+        self.follow(before);
+        self.dialogue.state.reads_lines(self.from).then_some(start)
+    }
+
+    /// Reads `first`, the first byte of a line, which may begin encryption.
+    #[cold]
+    fn read_first_byte(&mut self, first: u8) {
+        let before = self.dialogue.state;
+        self.dialogue.read_first_byte(self.from, first);
+        self.follow(before);
+    }
+
+    /// Does what the change of the state since `before` requires.
+    fn follow(&mut self, before: State) {
+        let state = self.dialogue.state;
+        if state == before {
+            return;
         }
-        match &self.opposite.extra().tls_records {
-            Some(opposite_records) => {
-                self.dialogue.resume_plaintext(is_complete && opposite_records.is_complete());
-                self.found(DialogueEvent::PlaintextResumed);
+        if state.inspection != before.inspection {
+            for direction in [&mut *self.direction, &mut *self.opposite] {
+                if !matches!(state.inspection, Inspection::Lines { .. }) {
+                    direction.stop_reading();
+                    direction.forget_records();
+                }
             }
-            None => *self.inspection_state = InspectionState::Inline,
         }
-        self.direction.end_tls();
-        Some(start)
-    }
-
-    /// Whether encryption begins with `first`, the next byte.
-    #[inline(always)]
-    fn begins_encryption(&mut self, first: u8) -> bool {
-        self.dialogue.expects_tls()
-            && self.direction.line().is_empty()
-            && self.begin_encryption(first)
-    }
-
-    /// Begins encryption if both ends do, the second one with `first`. Returns whether they do.
-    #[cold]
-    fn begin_encryption(&mut self, first: u8) -> bool {
-        match self.dialogue.begins_encryption(self.from, first) {
-            Some(BegunEncryption::Tls) => self.begin_tls(),
-            Some(BegunEncryption::Other) => self.stop_at_binary(),
-            None => return false,
+        if let Some(event) = before.effect(state) {
+            self.found(event);
         }
-        true
-    }
-
-    /// Ends inspection, because both ends have begun an encryption that cannot be followed.
-    #[cold]
-    fn stop_at_binary(&mut self) {
-        self.end_inspection();
-        self.found(DialogueEvent::Encrypted);
-    }
-
-    /// Both directions are encrypted from here on.
-    #[cold]
-    fn begin_tls(&mut self) {
-        *self.inspection_state = InspectionState::Encrypted;
-        self.direction.start_tls();
-        self.opposite.start_tls();
-        self.found(DialogueEvent::Encrypted);
     }
 
     /// Reads `line` at `seq`, which is new: a whole line, with its `text` if that is known, or a part of one.
@@ -244,6 +231,7 @@ impl DirectionReader<'_> {
         (mut line, mut text): (&[u8], Option<&Text<'_>>),
         boundary: LineBoundary,
     ) {
+        let before = self.dialogue.state;
         if self.from == Side::Client && self.dialogue.may_be_tls() {
             return self.forward_possible_tls(seq, line);
         }
@@ -264,17 +252,14 @@ impl DirectionReader<'_> {
             if self.from == Side::Server
                 && self.push_state != PushState::NotPushed
                 && boundary.ends_segment
-                && self.dialogue.record_pause(self.push_state == PushState::CompleteReply)
             {
-                self.found(DialogueEvent::InStep);
+                self.dialogue.record_pause(self.push_state == PushState::CompleteReply);
             }
-            return;
+            return self.follow(before);
         }
         if self.from == Side::Client && cannot_begin_ftp(self.dialogue, line) {
             self.dialogue.mark_client_not_ftp();
-            if self.dialogue.phase == Phase::NotFtp {
-                self.found(DialogueEvent::NotFtpClient);
-            }
+            self.follow(before);
         }
         self.continue_line(seq, line, boundary.ends_stream);
     }
@@ -322,7 +307,6 @@ impl DirectionReader<'_> {
             search,
             has_doubtful_interface: self.has_doubtful_interface,
             decide: self.decide,
-            effect: ReadEffect::Nothing,
         };
         let edit = if is_ambiguous {
             reader.refuse_ambiguous_line()
@@ -333,16 +317,9 @@ impl DirectionReader<'_> {
                 (self.opposite.space.window > 0, self.push_state == PushState::CompleteReply);
             reader.read_server_line(ReplyContext { may_replace, may_grow, is_complete_reply })
         };
-        let effect = reader.effect;
         self.direction.end_line(seq, chunk, delivered, edit);
         if std::mem::take(&mut self.dialogue.has_forgotten) {
             self.found(DialogueEvent::LimitReached(SessionLimit::PendingCommands));
-        }
-        match effect {
-            ReadEffect::Nothing => {}
-            ReadEffect::NotFtp => self.stop_reading(),
-            ReadEffect::NotFtpClient => self.found(DialogueEvent::NotFtpClient),
-            ReadEffect::Encrypted => self.begin_tls(),
         }
     }
 
@@ -396,7 +373,7 @@ impl DirectionReader<'_> {
             // does not depend on how the line is cut. The same if the client is not FTP: the server may not be either.
             // Nothing is held back of a connection that was picked up: what is held back is acknowledged, and earlier
             // bytes may be missing.
-            let phase = self.dialogue.phase;
+            let phase = self.dialogue.phase();
             let is_ftp = phase.has_greeted() && phase != Phase::NotFtp;
             hold &= (is_ftp || is_longer) && phase != Phase::PickedUp;
         }
@@ -444,7 +421,7 @@ impl DirectionReader<'_> {
     /// Where in `chunk`, which continues the line, a verb ends that some server may see, and the state of the scan
     /// behind `chunk`.
     fn scan_for_verb(&self, chunk: &[u8]) -> (Option<usize>, VerbScanner) {
-        if self.dialogue.phase == Phase::PickedUp {
+        if self.dialogue.phase() == Phase::PickedUp {
             return (self.find_plain_verb_end(chunk), VerbScanner::default());
         }
         let mut scanner = self.direction.extra().scanner.unwrap_or_default();
@@ -541,17 +518,5 @@ impl DirectionReader<'_> {
             (seq, bytes) = (seq + end as u32, &bytes[end..]);
         }
         self.continue_client_line(seq, bytes, false);
-    }
-
-    /// Ends inspection: the connection is not FTP.
-    pub(super) fn stop_reading(&mut self) {
-        self.end_inspection();
-        self.found(DialogueEvent::NotFtp);
-    }
-
-    pub(super) fn end_inspection(&mut self) {
-        *self.inspection_state = InspectionState::Off;
-        self.direction.stop_reading();
-        self.opposite.stop_reading();
     }
 }

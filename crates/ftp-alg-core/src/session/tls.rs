@@ -30,7 +30,7 @@ pub fn is_tls_start(bytes: &[u8]) -> bool {
 }
 
 /// The TLS records of one direction.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsRecords {
     header: [u8; HEADER_LEN],
     header_len: u8,
@@ -41,6 +41,10 @@ pub struct TlsRecords {
 }
 
 impl TlsRecords {
+    /// No record so far.
+    pub const NONE: Self =
+        Self { header: [0; HEADER_LEN], header_len: 0, remaining: 0, has_application_data: false };
+
     /// Reads the next bytes of the stream. Returns the index at which plain text starts, if it does.
     pub fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
@@ -71,7 +75,7 @@ impl TlsRecords {
 
     /// Whether no record was seen.
     pub fn is_fresh(&self) -> bool {
-        self.header == [0; HEADER_LEN]
+        *self == Self::NONE
     }
 
     /// Whether the handshake was completed, as far as this direction shows, and the last record is complete.
@@ -88,7 +92,7 @@ mod tests {
     fn plain_text_is_found_at_a_record_boundary_with_any_segments() {
         let stream = b"\x16\x03\x01\x00\x04PORT\x15\x03\x03\x00\x02\x01\x00PORT 1";
         for cut in 0..stream.len() {
-            let mut records = TlsRecords::default();
+            let mut records = TlsRecords::NONE;
             let (first, second) = stream.split_at(cut);
             let found = records
                 .follow(first)

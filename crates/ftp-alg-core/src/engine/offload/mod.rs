@@ -245,7 +245,7 @@ impl Sessions {
         if self.pinholes.of(index).any(waits_in_rules) {
             return;
         }
-        let is_ungreeted = entry.session.dialogue.phase == Phase::NotGreeted;
+        let is_ungreeted = entry.session.dialogue.phase() == Phase::NotGreeted;
         if is_ungreeted && self.ungreeted_handovers >= MAX_UNGREETED {
             return;
         }

@@ -277,7 +277,7 @@ fn obstacle(
         return Some(Obstacle::Reset);
     }
     let is_ungreeted =
-        entry.session.dialogue.phase == Phase::NotGreeted && entry.head.incarnation().is_none();
+        entry.session.dialogue.phase() == Phase::NotGreeted && entry.head.incarnation().is_none();
     if is_ungreeted && !packet.has(flags::SYN) && !entry.session.is_in_window(from, packet) {
         return Some(Obstacle::OtherConnection); // the session started with a spoofed SYN-ACK
     }

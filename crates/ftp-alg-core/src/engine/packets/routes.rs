@@ -83,9 +83,9 @@ impl Engine {
         let Some(entry) = self.sessions.table.get_mut(index) else {
             return false;
         };
-        let phase = entry.session.dialogue.phase;
+        let phase = entry.session.dialogue.phase();
         let is_accepted = entry.session.accepts_from_elsewhere(from, packet);
-        if phase != entry.session.dialogue.phase {
+        if phase != entry.session.dialogue.phase() {
             self.sessions.batch.events.push(entry.head.event(OPENS_NOTHING));
         }
         is_accepted
