@@ -278,25 +278,34 @@ impl Direction {
         self.set_line(line);
     }
 
-    /// Returns the unfinished line including `chunk`, which continues or completes it, and how many of its bytes have
-    /// been delivered.
-    pub fn assemble_line<'a>(&'a mut self, chunk: &'a [u8]) -> (&'a [u8], usize) {
-        let length = self.line().len();
-        if length == 0 {
-            return (chunk, 0);
+    /// The whole line that `chunk` completes, as far as it is stored, and how many of its bytes have been delivered.
+    pub fn whole_line<'a>(&self, chunk: &'a [u8]) -> (Cow<'a, [u8]>, usize) {
+        let stored = self.line();
+        match (stored.len(), self.is_holding()) {
+            (0, _) => (Cow::Borrowed(chunk), 0),
+            (_, true) => ([stored, chunk].concat().into(), 0),
+            (delivered, false) => {
+                let room = MAX_LINE.saturating_sub(delivered).min(chunk.len());
+                ([stored, &chunk[..room]].concat().into(), delivered)
+            }
         }
-        self.append_to_line(chunk);
-        (self.line(), if self.is_holding() { 0 } else { length })
     }
 
-    /// `chunk` at `seq` completes the line. The line is delivered unchanged except for `edit`, a range of the whole
-    /// line and its replacement. `delivered` bytes of the line have been delivered.
-    pub fn end_line(&mut self, seq: Seq, chunk: &[u8], delivered: usize, edit: LineEdit) {
+    /// `chunk` at `seq` completes the line `whole`. That is delivered unchanged except for `edit`, a range of it and its
+    /// replacement. `delivered` bytes of it have been delivered.
+    pub fn end_line(
+        &mut self,
+        seq: Seq,
+        chunk: &[u8],
+        whole: &[u8],
+        delivered: usize,
+        edit: LineEdit,
+    ) {
         // A refused line may be longer than the limit of held bytes. All of it is crossed out, spaces too, because a
         // replacement of that length is not stored.
         let is_long = |new: &[u8]| new.len() > MAX_HELD;
         if self.is_holding() {
-            let mut line = self.take_line();
+            let mut line = whole.to_vec();
             match edit {
                 Some((range, new)) if is_long(&new) => line[..range.end].fill(CROSS_OUT_BYTE),
                 Some((range, new)) => drop(line.splice(range, new)),

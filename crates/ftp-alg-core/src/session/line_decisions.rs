@@ -3,12 +3,13 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    Activity, AnnouncedLine, Decide, Dialogue, DialogueEvent, Effect, MAX_HELD, Phase,
-    RefusalReason, RefusedLine, SessionLimit,
+    Activity, AnnouncedLine, Decide, Dialogue, DialogueEvent, Direction, Effect, MAX_HELD, Phase,
+    RefusalReason, RefusedLine, SessionLimit, Side, UnacknowledgedData,
     activity::{named_directory, named_file},
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
     interfaces::DOUBTFUL_INTERFACE,
+    push_state::PushState,
     sequence::CROSS_OUT_BYTE,
 };
 use crate::ftp::{
@@ -22,32 +23,50 @@ pub const VERB_LENGTH: usize = 4;
 /// A range of the line and its replacement.
 pub type LineEdit = Option<(Range<usize>, SmallBytes)>;
 
-/// A complete line while it is read, with what that needs and changes. Each method returns how the line is delivered.
-pub struct LineReader<'a> {
-    pub line: &'a [u8],
+/// A complete line.
+pub struct Line<'a> {
+    pub bytes: &'a [u8],
+    /// The same, parsed.
     pub text: &'a Text<'a>,
-    /// How many bytes of it have been forwarded.
+    /// How many of the bytes have been forwarded.
     pub delivered: usize,
+}
+
+impl Line<'_> {
+    /// Whether no byte of what its reader sees has been forwarded. NULs that some send behind a line were delivered with
+    /// it.
+    fn is_undelivered(&self) -> bool {
+        self.delivered <= self.text.line_range(0..1).start
+    }
+}
+
+/// One direction while it is read, with everything that a line may change.
+pub struct DirectionReader<'a> {
+    /// The end that sends this direction.
+    pub from: Side,
+    pub direction: &'a mut Direction,
+    pub opposite: &'a mut Direction,
+    /// The client's unacknowledged data.
+    pub unacknowledged: &'a mut UnacknowledgedData,
     pub dialogue: &'a mut Dialogue,
-    /// What a scan of the client's bytes looks for.
-    pub search: VerbSearch,
-    /// Whether packets of an end arrive where no route to it leads, so that nothing is opened.
-    pub has_doubtful_interface: bool,
     pub decide: &'a mut dyn Decide,
+    /// Whether `AUTH` is refused.
+    pub refuses_auth: bool,
+    /// Whether packets of an end arrive where no route to it leads.
+    pub has_doubtful_interface: bool,
+    /// The PSH state of the packet.
+    pub push_state: PushState,
 }
 
-/// Limits of an error reply that replaces a server's reply.
-#[derive(Clone, Copy)]
-struct ReplyLimits {
-    /// Whether it may be longer.
-    may_grow: bool,
-    /// Reply code, as in [`RefusalReason::reply`].
-    reply_code: Option<u16>,
-}
-
-impl LineReader<'_> {
-    fn found(&mut self, event: DialogueEvent) {
+impl DirectionReader<'_> {
+    pub fn found(&mut self, event: DialogueEvent) {
         self.decide.found(event, self.dialogue);
+    }
+
+    /// What a scan of the client's bytes looks for.
+    pub fn verb_search(&self) -> VerbSearch {
+        let subnegotiates = self.direction.extra().has_subnegotiation;
+        VerbSearch { auth: self.refuses_auth, subnegotiates }
     }
 
     fn found_refused(&mut self, line: RefusedLine) {
@@ -63,38 +82,42 @@ impl LineReader<'_> {
     }
 
     /// Reads a line of the client.
-    pub fn read_client_line(&mut self) -> LineEdit {
+    pub fn read_client_line(&mut self, line: &Line<'_>) -> LineEdit {
         if let Some(event) = self.dialogue.end_open_reply() {
             self.found(event);
         }
-        let (line, text) = (self.line, self.text);
-        let end = line_end(line, text);
+        let &Line { bytes, text, delivered } = line;
+        let end = line_end(bytes, text);
         // An empty line is no command for anybody, and the next one is whole for those who ignore it.
         if !(end == LineEnd::Lf && text.bytes().is_empty()) {
             self.dialogue.record_client_line_end(end);
         }
-        let verb_end = if text.has_control_bytes() || VerbScanner::may_begin(line) {
-            ambiguous_verb_end(self.dialogue, line, text, self.search)
+        let verb_end = if text.has_control_bytes() || VerbScanner::may_begin(bytes) {
+            ambiguous_verb_end(self.dialogue, bytes, text, self.verb_search())
         } else {
             None
         };
         if verb_end.is_none()
-            && is_crossed_out_start(line, self.delivered)
+            && is_crossed_out_start(bytes, delivered)
             && self.dialogue.phase() == Phase::Verified
         {
             self.dialogue.record_crossed_out(RefusalReason::TooLong);
             return None;
         }
-        let Some(end) = verb_end else { return self.read_command_line(false) };
-        self.read_command_line(true);
-        self.refuse_ambiguous_announcement(end)
+        let Some(end) = verb_end else { return self.read_command_line(line, false) };
+        self.read_command_line(line, true);
+        self.refuse_ambiguous_announcement(bytes, delivered, end)
     }
 
     /// Reads a line in which some server sees an announcement whose verb ends at `end`. It is refused, unless the
     /// announcement would be allowed for every reader.
     #[cold]
-    fn refuse_ambiguous_announcement(&mut self, end: usize) -> LineEdit {
-        let line = self.line;
+    fn refuse_ambiguous_announcement(
+        &mut self,
+        line: &[u8],
+        delivered: usize,
+        end: usize,
+    ) -> LineEdit {
         let text = Text::new(&line[verb_start(line, end)..]);
         // No other verb is hidden after it.
         let command = Command::parse(&text).filter(|_| !has_control_bytes(&line[end..]));
@@ -108,12 +131,12 @@ impl LineReader<'_> {
                 matches!(self.ask(announced), Effect::Refuse(_))
             }
         };
-        if is_refused { cross_out_from(line, self.delivered, end) } else { None }
+        if is_refused { cross_out_from(line, delivered, end) } else { None }
     }
 
     /// Reads a line as one command. If it `is_ambiguous`, the caller refuses the whole line.
-    fn read_command_line(&mut self, is_ambiguous: bool) -> LineEdit {
-        let Self { line, text, delivered, .. } = *self;
+    fn read_command_line(&mut self, line: &Line<'_>, is_ambiguous: bool) -> LineEdit {
+        let &Line { bytes: line, text, delivered } = line;
         let is_binary = cannot_begin_ftp(self.dialogue, line);
         if is_binary {
             self.dialogue.mark_client_not_ftp();
@@ -135,7 +158,7 @@ impl LineReader<'_> {
                 self.dialogue.record_announcement(false);
                 None
             }
-            (CommandEffect::Auth, _) if !self.search.auth => {
+            (CommandEffect::Auth, _) if !self.refuses_auth => {
                 self.dialogue.record_auth();
                 None
             }
@@ -157,7 +180,8 @@ impl LineReader<'_> {
             }
             (CommandEffect::Announcement, Some(command)) => {
                 let (kind, parsed) = announcement(&command)?;
-                self.decide_command(AnnouncedLine::new(kind, parsed, true, self.dialogue, text))
+                let announced = AnnouncedLine::new(kind, parsed, true, self.dialogue, text);
+                self.decide_command(announced, text, line)
             }
             (CommandEffect::Auth, _) => {
                 self.found_refused(RefusedLine::Auth);
@@ -168,12 +192,15 @@ impl LineReader<'_> {
     }
 
     /// The edit of a client's announcement, of which no byte has been forwarded. If it is refused, it is crossed out.
-    fn decide_command(&mut self, announced: AnnouncedLine) -> LineEdit {
+    fn decide_command(
+        &mut self,
+        announced: AnnouncedLine,
+        text: &Text<'_>,
+        line: &[u8],
+    ) -> LineEdit {
         let parsed = announced.parsed.clone();
         match self.ask(announced) {
-            Effect::Refuse(reason) => {
-                cross_out_command(self.dialogue, self.text, self.line, reason)
-            }
+            Effect::Refuse(reason) => cross_out_command(self.dialogue, text, line, reason),
             Effect::Pass => {
                 self.dialogue.record_announcement(false);
                 None
@@ -186,71 +213,61 @@ impl LineReader<'_> {
     }
 
     /// Reads a line of the server.
-    pub fn read_server_line(&mut self, context: ReplyContext) -> LineEdit {
-        let (line, text) = (self.line, self.text);
+    pub fn read_server_line(&mut self, line: &Line<'_>) -> LineEdit {
+        let &Line { bytes, text, .. } = line;
         // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
         // 4.2).
         let code = self.dialogue.replies.open_code();
-        let ReplyContext { may_replace, may_grow, is_complete_reply } = context;
-        // NULs that some servers send behind a line were delivered with it.
-        let is_undelivered = self.delivered <= text.line_range(0..1).start;
-        let refusal = |dialogue: &Dialogue| {
-            (may_replace && is_undelivered).then(|| ReplyLimits {
-                may_grow: may_grow && !dialogue.has_many_pending(),
-                reply_code: code,
-            })
-        };
-        self.dialogue.record_server_line_end(reply_line_end(line, text), text);
-        let effect = self.dialogue.read_reply_line(text);
-        match effect {
+        self.dialogue.record_server_line_end(reply_line_end(bytes, text), text);
+        match self.dialogue.read_reply_line(text) {
             ReplyEffect::Event(DialogueEvent::DirectoryAnswered(true, _))
                 if text.bytes().starts_with(b"257") =>
             {
-                self.found(DialogueEvent::DirectoryAnswered(true, named_directory(line)));
+                self.found(DialogueEvent::DirectoryAnswered(true, named_directory(bytes)));
             }
             ReplyEffect::Event(DialogueEvent::TransferStarted(_)) => {
-                self.found(DialogueEvent::TransferStarted(named_file(line)));
-            }
-            ReplyEffect::Nothing => {}
-            ReplyEffect::Passive { was_requested } => {
-                let extended = text.bytes().starts_with(b"229");
-                let (kind, parsed) = if extended {
-                    (AnnouncementKind::Epsv, Announcement::parse_229(text))
-                } else {
-                    (AnnouncementKind::Pasv, Announcement::parse_227(text))
-                };
-                if parsed.is_err() && !was_requested {
-                    return None; // `227 Logout.`
-                }
-                if !is_undelivered {
-                    self.found(DialogueEvent::LimitReached(SessionLimit::HeldReply));
-                    return None;
-                }
-                if !(is_complete_reply
-                    && parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(text, parsed)))
-                {
-                    self.dialogue.record_partial_reply();
-                }
-                let limits = refusal(self.dialogue);
-                let announced =
-                    AnnouncedLine::new(kind, parsed, was_requested, self.dialogue, text);
-                return self.decide_reply(announced, limits);
-            }
-            ReplyEffect::ReplyToCrossedOut(reason) => {
-                if let Some(limits) = refusal(self.dialogue) {
-                    return self.refuse_reply(reason, false, limits);
-                }
+                self.found(DialogueEvent::TransferStarted(named_file(bytes)));
             }
             ReplyEffect::Event(event) => self.found(event),
+            ReplyEffect::Nothing => {}
+            ReplyEffect::Passive { was_requested } => {
+                return self.read_passive_reply(line, was_requested, code);
+            }
+            ReplyEffect::ReplyToCrossedOut(reason) => {
+                return self.refuse_reply(line, reason, false, code);
+            }
         }
         None
     }
 
-    /// The edit of a server's announcement. If it is refused, an error reply replaces it within `limits`, if any.
-    fn decide_reply(&mut self, announced: AnnouncedLine, limits: Option<ReplyLimits>) -> LineEdit {
-        let parsed = announced.parsed.clone();
+    /// Reads a 227 or 229. If it is refused, an error reply with this `code` replaces it.
+    fn read_passive_reply(
+        &mut self,
+        line: &Line<'_>,
+        was_requested: bool,
+        code: Option<u16>,
+    ) -> LineEdit {
+        let text = line.text;
+        let (kind, parsed) = if text.bytes().starts_with(b"229") {
+            (AnnouncementKind::Epsv, Announcement::parse_229(text))
+        } else {
+            (AnnouncementKind::Pasv, Announcement::parse_227(text))
+        };
+        if parsed.is_err() && !was_requested {
+            return None; // `227 Logout.`
+        }
+        if !line.is_undelivered() {
+            self.found(DialogueEvent::LimitReached(SessionLimit::HeldReply));
+            return None;
+        }
+        let is_end = parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(text, parsed));
+        if self.push_state != PushState::CompleteReply || !is_end {
+            self.dialogue.record_partial_reply();
+        }
+        let announced =
+            AnnouncedLine::new(kind, parsed.clone(), was_requested, self.dialogue, text);
         match self.ask(announced) {
-            Effect::Refuse(reason) => self.refuse_reply(reason, true, limits?),
+            Effect::Refuse(reason) => self.refuse_reply(line, reason, true, code),
             Effect::Pass => None,
             Effect::Open { endpoint, padding } => rewrite(&parsed.ok()?, endpoint, padding),
         }
@@ -260,25 +277,30 @@ impl LineReader<'_> {
     /// and the connection must not be adjusted, the original reply stays.
     fn refuse_reply(
         &mut self,
+        line: &Line<'_>,
         reason: RefusalReason,
         passive: bool,
-        limits: ReplyLimits,
+        code: Option<u16>,
     ) -> LineEdit {
-        let range = self.text.line_range(0..self.text.bytes().len());
-        let new = reason.reply(passive, limits.reply_code, range.len());
-        let may_replace = new.len() == range.len() || limits.may_grow && self.decide.may_renumber();
+        if !line.is_undelivered() || self.direction.space.map.is_half_full() {
+            return None;
+        }
+        let range = line.text.line_range(0..line.text.bytes().len());
+        let new = reason.reply(passive, code, range.len());
+        let may_grow = self.opposite.space.window > 0 && !self.dialogue.has_many_pending();
+        let may_replace = new.len() == range.len() || may_grow && self.decide.may_renumber();
         may_replace.then_some((range, new))
     }
 
     /// Refuses the client's line, which is another command for some servers.
-    pub fn refuse_ambiguous_line(&mut self) -> LineEdit {
+    pub fn refuse_ambiguous_line(&mut self, line: &Line<'_>) -> LineEdit {
         self.found_refused(RefusedLine::Urgent);
         self.dialogue.record_crossed_out(RefusedLine::Urgent.reason());
-        if self.text.bytes().is_empty() {
+        if line.text.bytes().is_empty() {
             return None;
         }
-        let (range, new) = refused_command_text(self.text, self.line);
-        let skipped = self.delivered.saturating_sub(range.start).min(range.len());
+        let (range, new) = refused_command_text(line.text, line.bytes);
+        let skipped = line.delivered.saturating_sub(range.start).min(range.len());
         (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].into()))
     }
 }
@@ -366,17 +388,6 @@ fn is_crossed_out_start(line: &[u8], delivered: usize) -> bool {
 /// Whether no FTP client starts with `bytes`. A binary message with a length prefix may continue like FTP.
 pub fn cannot_begin_ftp(dialogue: &Dialogue, bytes: &[u8]) -> bool {
     dialogue.expects_first_command() && bytes.contains(&0)
-}
-
-/// What may happen to a line of the server.
-#[derive(Clone, Copy)]
-pub struct ReplyContext {
-    /// Whether another reply may replace it.
-    pub may_replace: bool,
-    /// Whether the replacement may be longer.
-    pub may_grow: bool,
-    /// Whether the line is everything that the server had to send.
-    pub is_complete_reply: bool,
 }
 
 /// Whether only punctuation follows the announced endpoint. The tail of another reply ends differently, for example

@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use super::{
     Conditions, Decide, DropReason, ForwardAction, ForwardPlan, Session, Side,
     direction::Direction,
+    line_decisions::DirectionReader,
     push_state::{PushState, record_offered_window},
-    reading::DirectionReader,
     state::Read,
     urgent::UrgentPointer,
 };

@@ -4,9 +4,8 @@
 //! `line_decisions` decides about whole lines; `direction` stores and delivers their bytes.
 
 use super::{
-    Decide, Dialogue, DialogueEvent, MAX_HELD, MAX_LINE, Phase, RefusedLine, SessionLimit, Side,
-    direction::{Direction, UnacknowledgedData},
-    line_decisions::{CROSSED_OUT_START, LineReader, ReplyContext, VERB_LENGTH, cannot_begin_ftp},
+    DialogueEvent, MAX_HELD, MAX_LINE, Phase, RefusedLine, SessionLimit, Side,
+    line_decisions::{CROSSED_OUT_START, DirectionReader, Line, VERB_LENGTH, cannot_begin_ftp},
     proxy_header,
     push_state::PushState,
     sequence::CROSS_OUT_BYTE,
@@ -15,7 +14,7 @@ use super::{
 };
 use crate::{
     ftp::{
-        Command, LineEnd, Text, VerbScanner, VerbSearch, begins_subnegotiation, has_control_bytes,
+        Command, LineEnd, Text, VerbScanner, begins_subnegotiation, has_control_bytes,
         may_end_or_skip, without_nuls,
     },
     packet::Seq,
@@ -30,24 +29,6 @@ fn affecting_tail_len(lead: &[u8]) -> usize {
         [.., 0xff | b'\r'] => 1,
         _ => 0,
     }
-}
-
-/// One direction while it is read, with everything that a line may change.
-pub(super) struct DirectionReader<'a> {
-    /// The end that sends this direction.
-    pub(super) from: Side,
-    pub(super) direction: &'a mut Direction,
-    pub(super) opposite: &'a mut Direction,
-    /// The client's unacknowledged data.
-    pub(super) unacknowledged: &'a mut UnacknowledgedData,
-    pub(super) dialogue: &'a mut Dialogue,
-    pub(super) decide: &'a mut dyn Decide,
-    /// Whether `AUTH` is refused.
-    pub(super) refuses_auth: bool,
-    /// Whether packets of an end arrive where no route to it leads.
-    pub(super) has_doubtful_interface: bool,
-    /// The PSH state of the packet.
-    pub(super) push_state: PushState,
 }
 
 /// What else ends at the end of a line or of its start.
@@ -70,16 +51,6 @@ fn from_verb<'l>(line: &'l [u8], text: &Text<'_>) -> &'l [u8] {
 }
 
 impl DirectionReader<'_> {
-    fn found(&mut self, event: DialogueEvent) {
-        self.decide.found(event, self.dialogue);
-    }
-
-    /// What a scan of the client's bytes looks for.
-    fn verb_search(&self) -> VerbSearch {
-        let subnegotiates = self.direction.extra().has_subnegotiation;
-        VerbSearch { auth: self.refuses_auth, subnegotiates }
-    }
-
     /// Reads the new part of `payload` at `seq`, as far as limits allow; a FIN follows it if `fin`.
     #[inline(always)]
     pub(super) fn read_segment(&mut self, seq: Seq, payload: &[u8], fin: bool) {
@@ -288,36 +259,24 @@ impl DirectionReader<'_> {
             }
         }
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
-        let may_replace = !self.direction.space.map.is_half_full();
-        let search = self.verb_search();
-        let (line, delivered) = self.direction.assemble_line(chunk);
+        let (bytes, delivered) = self.direction.whole_line(chunk);
         let parsed;
         let text = match text {
             Some(text) => text,
             None => {
-                parsed = Text::new(line);
+                parsed = Text::new(&bytes);
                 &parsed
             }
         };
-        let mut reader = LineReader {
-            line,
-            text,
-            delivered,
-            dialogue: self.dialogue,
-            search,
-            has_doubtful_interface: self.has_doubtful_interface,
-            decide: self.decide,
-        };
+        let line = Line { bytes: &bytes, text, delivered };
         let edit = if is_ambiguous {
-            reader.refuse_ambiguous_line()
+            self.refuse_ambiguous_line(&line)
         } else if is_client {
-            reader.read_client_line()
+            self.read_client_line(&line)
         } else {
-            let (may_grow, is_complete_reply) =
-                (self.opposite.space.window > 0, self.push_state == PushState::CompleteReply);
-            reader.read_server_line(ReplyContext { may_replace, may_grow, is_complete_reply })
+            self.read_server_line(&line)
         };
-        self.direction.end_line(seq, chunk, delivered, edit);
+        self.direction.end_line(seq, chunk, &bytes, delivered, edit);
         if std::mem::take(&mut self.dialogue.has_forgotten) {
             self.found(DialogueEvent::LimitReached(SessionLimit::PendingCommands));
         }
