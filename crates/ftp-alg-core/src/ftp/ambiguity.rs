@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::text::Text;
+use super::text::{Text, is_blank};
 
 const IAC: u8 = 0xff;
 const SB: u8 = 0xfa;
@@ -167,6 +167,12 @@ impl VerbScanner {
     /// Whether what the next line says depends on what precedes it: some server may be inside a verb, or skip a byte.
     pub fn is_inside_verb(&self) -> bool {
         self.states & !START | self.states_after_skip != 0
+    }
+
+    /// Whether the first word of `text`, in which is no control byte, is one of the verbs, for everybody.
+    pub fn is_first_word(text: &[u8]) -> bool {
+        let is_verb = |word: &[u8]| WORDS.iter().any(|verb| verb.eq_ignore_ascii_case(word));
+        text.split(|byte| is_blank(*byte)).next().is_some_and(is_verb)
     }
 
     /// Whether a `line` without control bytes may begin with one of the verbs.

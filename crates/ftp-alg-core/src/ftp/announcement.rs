@@ -168,12 +168,26 @@ impl AnnouncementKind {
 impl Announcement {
     /// Parses the argument of `PORT`, which starts at `start` of the text.
     pub fn parse_port(argument: &[u8], start: usize) -> Result<Self, MalformedAnnouncement> {
-        let numbers = HostPort::parse_at(argument, 0)
-            .ok_or(MalformedAnnouncement::Form(AnnouncementKind::Port))?;
-        if numbers.span != (0..argument.len()) {
-            return Err(MalformedAnnouncement::Form(AnnouncementKind::Port));
-        }
-        numbers.announcement(AnnouncementKind::Port, start)
+        let kind = AnnouncementKind::Port;
+        let read = six_numbers(argument, 0).filter(|(_, end)| *end == argument.len());
+        let (numbers, end) = read.ok_or(MalformedAnnouncement::Form(kind))?;
+        Self::of_numbers(kind, numbers, start..start + end)
+    }
+
+    /// The announcement of these six numbers at `endpoint` of the text.
+    fn of_numbers(
+        kind: AnnouncementKind,
+        numbers: [u32; 6],
+        endpoint: Range<usize>,
+    ) -> Result<Self, MalformedAnnouncement> {
+        let octet = |number: u32| {
+            u8::try_from(number).map_err(|_| MalformedAnnouncement::Octet { kind, number })
+        };
+        let [a, b, c, d, high, low] = numbers;
+        let address = Ipv4Addr::new(octet(a)?, octet(b)?, octet(c)?, octet(d)?);
+        let port = checked_port(kind, u16::from_be_bytes([octet(high)?, octet(low)?]).into())?;
+        let (address, has_parenthesis) = (Some(address.into()), false);
+        Ok(Self { kind, address, port, endpoint, delimiter: b',', has_parenthesis })
     }
 
     /// Parses the argument of `EPRT`, which starts at `start` of the text.
@@ -217,9 +231,9 @@ impl Announcement {
         while let Some(digit) = bytes.get(at..).and_then(|b| b.iter().position(u8::is_ascii_digit))
         {
             at += digit;
-            if let Some(numbers) = HostPort::parse_at(bytes, at) {
+            if let Some((numbers, end)) = six_numbers(bytes, at) {
                 let has_parenthesis = at.checked_sub(1).and_then(|at| bytes.get(at)) == Some(&b'(');
-                let read = numbers.announcement(AnnouncementKind::Pasv, 0)?;
+                let read = Self::of_numbers(AnnouncementKind::Pasv, numbers, at..end)?;
                 return Ok(Self { has_parenthesis, ..read });
             }
             at += bytes[at..].iter().take_while(|b| matches!(b, b'0'..=b'9' | b',' | b' ')).count();
@@ -269,9 +283,13 @@ impl Announcement {
         self.endpoint.len().checked_sub(address + 1).filter(|room| lengths.contains(room))
     }
 
-    /// The range to replace and its replacement if `new` is announced instead. If `padding` requires that a 227 keeps its
-    /// length, a shorter one is padded with blanks before the parenthesis (docs/studies/lengths.md).
+    /// The range to replace and its replacement if `new` is announced instead; `None` if that is the same, or cannot be
+    /// expressed. If `padding` requires that a 227 keeps its length, a shorter one is padded with blanks before the
+    /// parenthesis (docs/studies/lengths.md).
     pub fn edit(&self, new: SocketAddr, padding: Padding) -> Option<(Range<usize>, EndpointText)> {
+        if self.port == new.port() && self.address.is_none_or(|address| address == new.ip()) {
+            return None;
+        }
         let text = self.replacement_text(new, padding)?;
         let Range { start, end } = self.endpoint;
         let missing = self.endpoint.len().saturating_sub(text.len());
@@ -348,68 +366,25 @@ fn host_port(numbers: [u8; 6], room: usize, most: usize) -> EndpointText {
     text[..length - 1].into()
 }
 
-/// Six numbers with commas, and their position.
-struct HostPort {
-    values: [u32; 6],
-    span: Range<usize>,
-}
-
-impl HostPort {
-    /// Parses exactly six numbers, the first of which starts at `at`. With a seventh number the result is `None`,
-    /// because it is unclear which six are meant.
-    fn parse_at(bytes: &[u8], at: usize) -> Option<Self> {
-        let mut values = [0; 6];
-        let mut position = at;
-        let mut end = at;
-        for (i, value) in values.iter_mut().enumerate() {
-            if i > 0 {
-                position = skip_comma(bytes, position)?;
-            }
-            let (number, digits) = leading_number(bytes.get(position..)?)?;
-            *value = number;
-            position += digits;
-            end = position;
-        }
-        match skip_comma(bytes, position) {
-            Some(next) if bytes.get(next).is_some_and(u8::is_ascii_digit) => None,
-            _ => Some(Self { values, span: at..end }),
-        }
+/// The six numbers with commas in `bytes` that start at `at`, and where they end. With a seventh number the result is
+/// `None`, because it is unclear which six are meant.
+fn six_numbers(bytes: &[u8], at: usize) -> Option<([u32; 6], usize)> {
+    let (mut numbers, mut end) = ([0; 6], at);
+    for (i, number) in numbers.iter_mut().enumerate() {
+        let start = if i == 0 { at } else { skip_comma(bytes, end)? };
+        let digits;
+        (*number, digits) = leading_number(bytes.get(start..)?)?;
+        end = start + digits;
     }
-
-    fn announcement(
-        self,
-        kind: AnnouncementKind,
-        start: usize,
-    ) -> Result<Announcement, MalformedAnnouncement> {
-        let mut octets = [0; 6];
-        for (octet, number) in octets.iter_mut().zip(self.values) {
-            *octet =
-                u8::try_from(number).map_err(|_| MalformedAnnouncement::Octet { kind, number })?;
-        }
-        let [a, b, c, d, high, low] = octets;
-        let port = checked_port(kind, u32::from(u16::from_be_bytes([high, low])))?;
-        Ok(Announcement {
-            kind,
-            address: Some(Ipv4Addr::new(a, b, c, d).into()),
-            port,
-            endpoint: start + self.span.start..start + self.span.end,
-            delimiter: b',',
-            has_parenthesis: false,
-        })
-    }
+    let next = skip_comma(bytes, end).and_then(|next| bytes.get(next));
+    (!next.is_some_and(u8::is_ascii_digit)).then_some((numbers, end))
 }
 
 /// Skips a comma and the blanks around it.
 fn skip_comma(bytes: &[u8], at: usize) -> Option<usize> {
-    if let Some([b',', b'0'..=b'9']) = bytes.get(at..at + 2) {
-        return Some(at + 1);
-    }
-    let blanks = |from: usize| {
-        let rest = bytes.get(from..).unwrap_or_default();
-        from + rest.iter().take_while(|b| **b == b' ').count()
-    };
-    let at = blanks(at);
-    (bytes.get(at) == Some(&b',')).then(|| blanks(at + 1))
+    let blanks = |from: usize| bytes[from..].iter().take_while(|byte| **byte == b' ').count();
+    let comma = at + blanks(at);
+    (bytes.get(comma) == Some(&b',')).then(|| comma + 1 + blanks(comma + 1))
 }
 
 /// One to nine digits.
@@ -420,16 +395,9 @@ fn number(digits: &[u8]) -> Option<u32> {
 
 /// The number of one to nine digits at the start of `bytes`, and its number of digits.
 fn leading_number(bytes: &[u8]) -> Option<(u32, usize)> {
-    let mut number = 0;
-    let mut length = 0;
-    while let Some(digit) = bytes.get(length).filter(|b| b.is_ascii_digit()) {
-        if length == 9 {
-            return None;
-        }
-        number = number * 10 + u32::from(digit - b'0');
-        length += 1;
-    }
-    (length > 0).then_some((number, length))
+    let length = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let value = |number: u32, digit: &u8| number * 10 + u32::from(digit - b'0');
+    (1..=9).contains(&length).then(|| (bytes[..length].iter().fold(0, value), length))
 }
 
 fn checked_port(kind: AnnouncementKind, number: u32) -> Result<u16, MalformedAnnouncement> {

@@ -142,7 +142,7 @@ impl Command<'_> {
     /// Whether no FTP client sends this line; `first` is set for the client's first line.
     pub fn is_not_ftp(&self, first: bool) -> bool {
         self.verb == Verb::Unknown && !is_verb(self.word)
-            || self.is_request_line(first)
+            || self.has_words() && self.is_request_line(first)
             || first && self.verb == Verb::Unknown && is_target(self.argument)
     }
 
@@ -153,13 +153,15 @@ impl Command<'_> {
             && (!is_logged_in || self.is_request_line(false) || is_of_other_protocol(self.word))
     }
 
+    /// Whether the argument has several words. Most have one or none.
+    fn has_words(&self) -> bool {
+        memchr::memchr(b' ', self.argument).is_some()
+    }
+
     /// Whether the line is `METHOD target NAME/1.1` of a protocol whose requests look like that: three words, the
     /// second of which is a path, an asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches
     /// if it is absolute. The second word of a `USER` has any form.
     fn is_request_line(&self, first: bool) -> bool {
-        if memchr::memchr(b' ', self.argument).is_none() {
-            return false; // most have one word or none
-        }
         let mut words = self.argument.split(|byte| *byte == b' ');
         let (Some(target), Some(version), None) = (words.next(), words.next(), words.next()) else {
             return false;

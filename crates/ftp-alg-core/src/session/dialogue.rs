@@ -136,6 +136,7 @@ impl Dialogue {
             Phase::PacketsMissed | Phase::OutOfStep => {
                 "packets were missed: the earlier dialogue is unknown"
             }
+            _ if self.ambiguities.is_clear() => return None,
             Phase::NotGreeted | Phase::TextFirst | Phase::Greeted | Phase::Verified => {
                 return self.ambiguities.blocked_because(is_active);
             }
@@ -152,14 +153,7 @@ impl Dialogue {
     #[inline]
     pub fn needs_windows(&self) -> bool {
         (self.is_ambiguous() || self.pending.has_behind_another(PendingKind::Passive))
-            && !matches!(
-                self.phase(),
-                Phase::PickedUp
-                    | Phase::PickedUpFtp
-                    | Phase::PacketsMissed
-                    | Phase::ClientFirst
-                    | Phase::NotFtp
-            )
+            && !self.phase().opens_nothing_more()
     }
 
     /// Records that the announcement just read is not a complete reply of its own.
@@ -208,6 +202,12 @@ impl Dialogue {
         if self.phase() == Phase::Verified && self.ambiguities.is_clear() {
             self.step = Step::idle();
         }
+    }
+
+    /// Whether the server's last line may have ended its multi-line reply with another code.
+    #[inline]
+    pub fn may_have_ended_reply(&self) -> bool {
+        self.other_end.is_some()
     }
 
     /// The client sends a line while a multi-line reply is unfinished. Some servers end one with a line of another code

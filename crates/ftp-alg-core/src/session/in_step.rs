@@ -36,13 +36,10 @@ pub struct Step(u8);
 impl Step {
     /// Records a line of the client. If it `is_only`, nothing else is pending.
     pub fn record_command(&mut self, command: Option<&Command<'_>>, is_only: bool) {
-        if !command.is_some_and(is_plain) {
-            self.0 &= !(PLAIN | AFTER_SILENCE);
-        }
-        self.0 &= !(ASKED | ANSWERED);
-        if is_only && self.has_any_of(PLAIN | AFTER_SILENCE) {
-            self.0 |= ASKED;
-        }
+        let doubted = if command.is_some_and(is_plain) { 0 } else { PLAIN | AFTER_SILENCE };
+        self.0 &= !(doubted | ASKED | ANSWERED);
+        let is_asked = is_only && self.has_any_of(PLAIN | AFTER_SILENCE);
+        self.0 |= if is_asked { ASKED } else { 0 };
     }
 
     /// Records a line of the server. `reply` is the reply that it is, if it is one in a single line to the only pending

@@ -214,12 +214,9 @@ impl Interfaces {
     }
 
     fn known(&self, end: Side) -> Knowledge {
-        match self.flags >> (2 * end as u8) & 3 {
-            0 => Knowledge::Nothing,
-            1 => Knowledge::Seen,
-            2 => Knowledge::Used,
-            _ => Knowledge::HasRoute,
-        }
+        const ALL: [Knowledge; 4] =
+            [Knowledge::Nothing, Knowledge::Seen, Knowledge::Used, Knowledge::HasRoute];
+        ALL[usize::from(self.flags >> (2 * end as u8) & 3)]
     }
 
     fn set(&mut self, end: Side, index: u32, known: Knowledge) {

@@ -1,6 +1,6 @@
 //! Decisions about whole lines: what a line says, and how it is changed.
 
-use std::{net::SocketAddr, ops::Range};
+use std::ops::Range;
 
 use super::{
     Activity, AnnouncedLine, Decide, Dialogue, DialogueEvent, Direction, Effect, MAX_HELD, Phase,
@@ -13,7 +13,7 @@ use super::{
     sequence::CROSS_OUT_BYTE,
 };
 use crate::ftp::{
-    Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Padding, Text, Verb,
+    Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Text, Verb,
     VerbScanner, VerbSearch, has_control_bytes, line_end, reply_line_end,
 };
 
@@ -83,7 +83,9 @@ impl DirectionReader<'_> {
 
     /// Reads a line of the client.
     pub fn read_client_line(&mut self, line: &Line<'_>) -> LineEdit {
-        if let Some(event) = self.dialogue.end_open_reply() {
+        if self.dialogue.may_have_ended_reply()
+            && let Some(event) = self.dialogue.end_open_reply()
+        {
             self.found(event);
         }
         let &Line { bytes, text, delivered } = line;
@@ -92,7 +94,9 @@ impl DirectionReader<'_> {
         if !(end == LineEnd::Lf && text.bytes().is_empty()) {
             self.dialogue.record_client_line_end(end);
         }
-        let verb_end = if text.has_control_bytes() || VerbScanner::may_begin(bytes) {
+        let verb_end = if text.has_control_bytes()
+            || VerbScanner::may_begin(bytes) && !VerbScanner::is_first_word(text.bytes())
+        {
             ambiguous_verb_end(self.dialogue, bytes, text, self.verb_search())
         } else {
             None
@@ -142,52 +146,48 @@ impl DirectionReader<'_> {
             self.dialogue.mark_client_not_ftp();
         }
         let command = if is_binary { None } else { Command::parse(text) };
-        // The start of a possible announcement was held back, unless it could not be.
-        let is_undelivered =
-            delivered == 0 || text.bytes().is_empty() || text.line_range(0..1).start >= delivered;
         let effect = self.dialogue.read_command(command.as_ref());
-        let activity = command.filter(|_| !is_ambiguous).and_then(|command| {
-            let verb = text.line_range(0..command.word.len());
-            Activity::of(&command, &line[verb.end..])
-        });
-        if let Some(activity) = activity {
-            self.found(DialogueEvent::Requested(activity));
-        }
-        match (effect, command) {
-            (CommandEffect::Announcement | CommandEffect::Auth, _) if is_ambiguous => {
+        let verb = text.line_range(0..command?.word.len());
+        // The start of a possible announcement was held back, unless it could not be.
+        let is_undelivered = delivered == 0 || verb.start >= delivered;
+        match effect {
+            CommandEffect::Nothing if is_ambiguous => None,
+            CommandEffect::Nothing => {
+                let activity = Activity::of(&command?, &line[verb.end..])?;
+                self.found(DialogueEvent::Requested(activity));
+                None
+            }
+            _ if is_ambiguous => {
                 self.dialogue.record_announcement(false);
                 None
             }
-            (CommandEffect::Auth, _) if !self.refuses_auth => {
+            CommandEffect::Auth if !self.refuses_auth => {
                 self.dialogue.record_auth();
                 None
             }
-            (CommandEffect::Announcement | CommandEffect::Auth, Some(command))
-                if !is_undelivered =>
-            {
+            _ if !is_undelivered => {
                 self.dialogue.record_announcement(false);
                 if line[..delivered] != *CROSSED_OUT_START {
                     self.found_refused(RefusedLine::Ambiguous);
                 }
-                cross_out_from(line, delivered, text.line_range(0..command.word.len()).end)
+                cross_out_from(line, delivered, verb.end)
             }
             // The server refuses it, for its own reason.
-            (CommandEffect::Announcement, Some(command))
-                if command.argument.is_empty() && line_end(line, text) == LineEnd::Plain =>
+            CommandEffect::Announcement
+                if command?.argument.is_empty() && line_end(line, text) == LineEnd::Plain =>
             {
                 self.dialogue.record_announcement(false);
                 None
             }
-            (CommandEffect::Announcement, Some(command)) => {
-                let (kind, parsed) = announcement(&command)?;
+            CommandEffect::Announcement => {
+                let (kind, parsed) = announcement(&command?)?;
                 let announced = AnnouncedLine::new(kind, parsed, true, self.dialogue, text);
                 self.decide_command(announced, text, line)
             }
-            (CommandEffect::Auth, _) => {
+            CommandEffect::Auth => {
                 self.found_refused(RefusedLine::Auth);
                 cross_out_command(self.dialogue, text, line, RefusalReason::AuthTls)
             }
-            _ => None,
         }
     }
 
@@ -207,7 +207,7 @@ impl DirectionReader<'_> {
             }
             Effect::Open { endpoint, padding } => {
                 self.dialogue.record_announcement(true);
-                rewrite(&parsed.ok()?, endpoint, padding)
+                parsed.ok()?.edit(endpoint, padding)
             }
         }
     }
@@ -269,7 +269,7 @@ impl DirectionReader<'_> {
         match self.ask(announced) {
             Effect::Refuse(reason) => self.refuse_reply(line, reason, true, code),
             Effect::Pass => None,
-            Effect::Open { endpoint, padding } => rewrite(&parsed.ok()?, endpoint, padding),
+            Effect::Open { endpoint, padding } => parsed.ok()?.edit(endpoint, padding),
         }
     }
 
@@ -395,16 +395,6 @@ pub fn cannot_begin_ftp(dialogue: &Dialogue, bytes: &[u8]) -> bool {
 fn is_end_of_reply(text: &Text<'_>, announcement: &Announcement) -> bool {
     let behind = text.bytes().get(announcement.endpoint.end..).unwrap_or_default();
     !behind.iter().any(|byte| byte.is_ascii_alphanumeric() || *byte == b'"')
-}
-
-/// Replaces only the endpoint, and only if it changes.
-fn rewrite(announcement: &Announcement, endpoint: SocketAddr, padding: Padding) -> LineEdit {
-    let same = announcement.port == endpoint.port()
-        && announcement.address.is_none_or(|address| address == endpoint.ip());
-    if same {
-        return None;
-    }
-    announcement.edit(endpoint, padding)
 }
 
 /// Crosses out the client's line, of which nothing was forwarded, and gives the client the `reason`.

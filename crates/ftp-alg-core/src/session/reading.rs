@@ -258,7 +258,8 @@ impl DirectionReader<'_> {
                 }
             }
         }
-        let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
+        let has_urgent = is_client && self.direction.extra().urgent.is_some();
+        let is_ambiguous = has_urgent && self.ends_ambiguously(seq, chunk);
         let (bytes, delivered) = self.direction.whole_line(chunk);
         let parsed;
         let text = match text {
@@ -369,11 +370,9 @@ impl DirectionReader<'_> {
 
     /// Notes whether the client begins a Telnet subnegotiation with `chunk`, which continues its line.
     fn record_subnegotiation(&mut self, chunk: &[u8]) {
-        if chunk.iter().any(|byte| *byte >= 0xf0) {
-            let line = [self.direction.line(), chunk].concat();
-            if begins_subnegotiation(&line) {
-                self.direction.extra_mut().has_subnegotiation = true;
-            }
+        let has_command = chunk.iter().any(|byte| *byte >= 0xf0);
+        if has_command && begins_subnegotiation(&[self.direction.line(), chunk].concat()) {
+            self.direction.extra_mut().has_subnegotiation = true;
         }
     }
 

@@ -48,6 +48,16 @@ impl Replacement {
         }
     }
 
+    /// The bytes that are stored.
+    fn stored(&self) -> &[u8] {
+        if let Self::Bytes(bytes) = self { bytes } else { &[] }
+    }
+
+    /// Heap memory in bytes.
+    fn heap_size(&self) -> usize {
+        if let Self::Bytes(bytes) = self { compact::bytes_heap_size(bytes) } else { 0 }
+    }
+
     /// Appends the replacement's bytes from `first` up to `last` to `out`.
     fn render(&self, first: usize, last: usize, out: &mut Vec<u8>) {
         match self {
@@ -118,12 +128,8 @@ impl SequenceMap {
 
     /// Whether one of the two limits of unacknowledged rewrites is reached.
     pub fn is_full(&self) -> bool {
-        let stored = |rewrite: &Rewrite| match &rewrite.new {
-            Replacement::Bytes(bytes) => bytes.len(),
-            Replacement::CrossedOut(_) => 0,
-        };
-        self.rewrites.len() >= MAX_REWRITES
-            || self.rewrites.iter().map(stored).sum::<usize>() >= MAX_REWRITTEN_BYTES
+        let stored = self.rewrites.iter().map(|rewrite| rewrite.new.stored().len());
+        self.rewrites.len() >= MAX_REWRITES || stored.sum::<usize>() >= MAX_REWRITTEN_BYTES
     }
 
     /// Heap memory in bytes.
@@ -132,11 +138,8 @@ impl SequenceMap {
         if self.rewrites.is_empty() {
             return 0;
         }
-        let of_bytes = |rewrite: &Rewrite| match &rewrite.new {
-            Replacement::Bytes(bytes) => compact::bytes_heap_size(bytes),
-            Replacement::CrossedOut(_) => 0,
-        };
-        compact::heap_size(&self.rewrites) + self.rewrites.iter().map(of_bytes).sum::<usize>()
+        let stored = self.rewrites.iter().map(|rewrite| rewrite.new.heap_size());
+        compact::heap_size(&self.rewrites) + stored.sum::<usize>()
     }
 
     /// Whether half of [`MAX_REWRITES`] are in the list. Optional rewrites are then not made.

@@ -21,33 +21,33 @@ pub struct State {
 }
 
 /// How much of the dialogue has shown that the connection is FTP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Phase {
     /// No data yet.
     NotGreeted,
+    /// The server has sent text, which may precede its greeting.
+    TextFirst,
+    /// The client sent FTP commands before the server's greeting, because it does not wait for replies.
+    CommandFirst,
+    /// As [`Phase::TextFirst`], and the client has sent FTP commands. It may have read the text as a greeting.
+    CommandAfterText,
+    /// The client sent data before the server's greeting.
+    ClientFirst,
     /// The server has sent its greeting.
     Greeted,
     /// The client has answered the greeting with FTP commands.
     Verified,
-    /// Picked up mid-stream: the earlier dialogue is unknown.
-    PickedUp,
+    /// As [`Phase::PacketsMissed`], after [`Phase::Verified`]: the dialogue may [get in step](super::in_step) again.
+    OutOfStep,
     /// Packets were missed: the earlier dialogue is unknown.
     PacketsMissed,
-    /// The client sent data before the server's greeting.
-    ClientFirst,
+    /// Picked up mid-stream: the earlier dialogue is unknown.
+    PickedUp,
+    /// Picked up mid-stream, and the server has replied as an FTP server. Refused commands are refused.
+    PickedUpFtp,
     /// The server may speak FTP, but the client does not. Nothing is opened any more. Refused commands are still
     /// refused, because the server obeys whatever it receives.
     NotFtp,
-    /// Picked up mid-stream, and the server has replied as an FTP server. Refused commands are refused.
-    PickedUpFtp,
-    /// The client sent FTP commands before the server's greeting, because it does not wait for replies.
-    CommandFirst,
-    /// As [`Phase::PacketsMissed`], after [`Phase::Verified`]: the dialogue may [get in step](super::in_step) again.
-    OutOfStep,
-    /// The server has sent text, which may precede its greeting.
-    TextFirst,
-    /// As [`Phase::TextFirst`], and the client has sent FTP commands. It may have read the text as a greeting.
-    CommandAfterText,
 }
 
 /// How the bytes of a connection are read.
@@ -164,14 +164,12 @@ pub enum Read {
 impl Phase {
     /// Whether the server has sent its greeting, as far as is known.
     pub fn has_greeted(self) -> bool {
-        !matches!(
-            self,
-            Self::NotGreeted
-                | Self::TextFirst
-                | Self::CommandFirst
-                | Self::CommandAfterText
-                | Self::ClientFirst
-        )
+        self >= Self::Greeted
+    }
+
+    /// Whether no pinhole is opened any more, whatever is read.
+    pub fn opens_nothing_more(self) -> bool {
+        self >= Self::PacketsMissed || self == Self::ClientFirst
     }
 
     /// Whether the next reply is the server's greeting, with any code.
