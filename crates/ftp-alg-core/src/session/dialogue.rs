@@ -326,13 +326,10 @@ impl Dialogue {
             self.ambiguities.record_extra_reply(ExtraReply::Any);
             return CommandEffect::Nothing;
         };
-        let follows_unknown = self.pending.contains(PendingKind::FirstUnknown);
-        match protocol::read_command(self.phase(), command, follows_unknown, self.is_logged_in()) {
-            Some(Read::OtherClient) if self.phase() != Phase::Verified => {
-                self.mark_client_not_ftp()
-            }
-            Some(read) => self.read(read),
-            None => {}
+        if self.phase() != Phase::Verified {
+            self.read_early_command(command);
+        } else if command.is_not_ftp_after(self.is_logged_in()) {
+            self.read(Read::OtherClient);
         }
         if matches!(command.verb, Verb::User | Verb::Reinitialize) {
             // Many servers forget the login when they read this command (RFC 959 section 4.1.1).
@@ -431,6 +428,16 @@ impl Dialogue {
         let is_stray = !was_open && reply.is_none() && begun.is_none();
         self.ambiguities.record_reply_line(text, reply, begun, is_stray, &self.pending);
         reply.map_or(ReplyEffect::Nothing, |reply| self.handle_reply(reply))
+    }
+
+    /// Reads a command of a client that is not yet known to speak FTP.
+    fn read_early_command(&mut self, command: &Command<'_>) {
+        let follows_unknown = self.pending.contains(PendingKind::FirstUnknown);
+        match protocol::read_command(self.phase(), command, follows_unknown) {
+            Some(Read::OtherClient) => self.mark_client_not_ftp(),
+            Some(read) => self.read(read),
+            None => {}
+        }
     }
 
     /// Reads a line of the server before its greeting has ended. If the line ends a reply, that is `reply`.

@@ -73,6 +73,10 @@ pub struct Interfaces {
 pub(super) const DOUBTFUL_INTERFACE: &str =
     "lines of an end arrive on an interface to which no route to it leads";
 
+/// The bits that say what is known of the interfaces of both ends.
+const KNOWLEDGE: u8 = 0xf;
+/// Both are [used](Knowledge::Used).
+const BOTH_USED: u8 = Knowledge::Used as u8 | (Knowledge::Used as u8) << 2;
 /// The bit that says that packets from elsewhere were reported.
 const REPORTED: u8 = 1 << 4;
 /// How many copies of an end's next bytes came from elsewhere, and whether the last one was the server's.
@@ -99,16 +103,11 @@ impl Interfaces {
     /// goes as the last ones of both ends did. Most do, so this is quick.
     #[inline]
     pub fn are_settled(&self, from: Side, input: u32, output: u32) -> bool {
-        const BOTH_USED: u8 = Knowledge::Used as u8 | (Knowledge::Used as u8) << 2;
-        const KNOWLEDGE: u8 = 0xf;
-        let [client, server] = match from {
-            Side::Client => [input, output],
-            Side::Server => [output, input],
-        };
+        let ends = if from == Side::Client { [input, output] } else { [output, input] };
         let indices = self.indices.map(|bytes| u32::from(u16::from_ne_bytes(bytes)));
         self.flags & (KNOWLEDGE | COPIES) == BOTH_USED
-            && indices == [client, server]
-            && (client | server) < Interface::HIGH.0.into()
+            && indices == ends
+            && (input | output) < Interface::HIGH.0.into()
     }
 
     /// Takes a packet of `from` that arrived on the interface `input`. A question, if it arrived on another one before.

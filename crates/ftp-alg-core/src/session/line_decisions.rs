@@ -73,12 +73,31 @@ impl DirectionReader<'_> {
         self.found(DialogueEvent::LineRefused(line));
     }
 
-    /// Has the caller decide about an announcement.
-    fn ask(&mut self, mut announced: AnnouncedLine) -> Effect {
-        if self.has_doubtful_interface {
-            announced.blocked_because.get_or_insert(DOUBTFUL_INTERFACE);
+    /// The announcement in `text`, which the dialogue has read.
+    fn announced(
+        &self,
+        kind: AnnouncementKind,
+        mut parsed: Result<Announcement, MalformedAnnouncement>,
+        was_requested: bool,
+        text: &Text<'_>,
+    ) -> AnnouncedLine {
+        if let Ok(Announcement { endpoint, has_parenthesis, .. }) = &mut parsed {
+            let with_parenthesis = text.line_range(endpoint.start.saturating_sub(1)..endpoint.end);
+            *endpoint = text.line_range(endpoint.clone());
+            *has_parenthesis &= with_parenthesis.len() == endpoint.len() + 1;
         }
-        self.decide.announcement(&announced)
+        let doubt = self.has_doubtful_interface.then_some(DOUBTFUL_INTERFACE);
+        AnnouncedLine {
+            kind,
+            was_requested,
+            unread_text: parsed.is_err().then(|| escape_and_cut(text.bytes())),
+            parsed,
+            blocked_because: self.dialogue.blocked_because(kind.is_active()).or(doubt),
+            phase: self.dialogue.phase(),
+            is_logged_in: self.dialogue.is_logged_in(),
+            is_epsv_only: self.dialogue.epsv_all,
+            padding: self.dialogue.padding,
+        }
     }
 
     /// Reads a line of the client.
@@ -131,8 +150,8 @@ impl DirectionReader<'_> {
                 true
             }
             Some((kind, parsed)) => {
-                let announced = AnnouncedLine::new(kind, parsed, true, self.dialogue, &text);
-                matches!(self.ask(announced), Effect::Refuse(_))
+                let announced = self.announced(kind, parsed, true, &text);
+                matches!(self.decide.announcement(&announced), Effect::Refuse(_))
             }
         };
         if is_refused { cross_out_from(line, delivered, end) } else { None }
@@ -181,7 +200,7 @@ impl DirectionReader<'_> {
             }
             CommandEffect::Announcement => {
                 let (kind, parsed) = announcement(&command?)?;
-                let announced = AnnouncedLine::new(kind, parsed, true, self.dialogue, text);
+                let announced = self.announced(kind, parsed, true, text);
                 self.decide_command(announced, text, line)
             }
             CommandEffect::Auth => {
@@ -198,8 +217,7 @@ impl DirectionReader<'_> {
         text: &Text<'_>,
         line: &[u8],
     ) -> LineEdit {
-        let parsed = announced.parsed.clone();
-        match self.ask(announced) {
+        match self.decide.announcement(&announced) {
             Effect::Refuse(reason) => cross_out_command(self.dialogue, text, line, reason),
             Effect::Pass => {
                 self.dialogue.record_announcement(false);
@@ -207,7 +225,7 @@ impl DirectionReader<'_> {
             }
             Effect::Open { endpoint, padding } => {
                 self.dialogue.record_announcement(true);
-                parsed.ok()?.edit(endpoint, padding)
+                announced.parsed.ok()?.edit(endpoint, padding)
             }
         }
     }
@@ -264,12 +282,11 @@ impl DirectionReader<'_> {
         if self.push_state != PushState::CompleteReply || !is_end {
             self.dialogue.record_partial_reply();
         }
-        let announced =
-            AnnouncedLine::new(kind, parsed.clone(), was_requested, self.dialogue, text);
-        match self.ask(announced) {
+        let announced = self.announced(kind, parsed, was_requested, text);
+        match self.decide.announcement(&announced) {
             Effect::Refuse(reason) => self.refuse_reply(line, reason, true, code),
             Effect::Pass => None,
-            Effect::Open { endpoint, padding } => parsed.ok()?.edit(endpoint, padding),
+            Effect::Open { endpoint, padding } => announced.parsed.ok()?.edit(endpoint, padding),
         }
     }
 
@@ -303,6 +320,13 @@ impl DirectionReader<'_> {
         let skipped = line.delivered.saturating_sub(range.start).min(range.len());
         (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].into()))
     }
+}
+
+/// A peer's bytes for a log line: escaped, and cut to 80 bytes.
+fn escape_and_cut(text: &[u8]) -> String {
+    const LIMIT: usize = 80;
+    let cut = if text.len() > LIMIT { "..." } else { "" };
+    format!("{}{cut}", text[..text.len().min(LIMIT)].escape_ascii())
 }
 
 /// The announcement in a `PORT` or `EPRT`.

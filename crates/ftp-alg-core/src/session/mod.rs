@@ -18,11 +18,11 @@
 mod activity;
 mod ambiguities;
 mod compact;
+mod decide;
 mod dialogue;
 mod direction;
 mod forwarding;
 mod in_step;
-mod inspection;
 mod interfaces;
 mod line_decisions;
 mod packet_handling;
@@ -37,12 +37,12 @@ mod tls;
 mod urgent;
 
 pub use activity::{Activity, TransferCommand, TransferVerb};
+pub use decide::{
+    AnnouncedLine, Conditions, Decide, Decision, DialogueEvent, Effect, RefusedLine, SessionLimit,
+};
 pub use dialogue::Dialogue;
 use direction::{Direction, UnacknowledgedData};
 pub use forwarding::{Acknowledgement, DropReason, ForwardAction, ForwardPlan, TrailingSegment};
-pub use inspection::{
-    AnnouncedLine, Conditions, Decide, Decision, DialogueEvent, Effect, RefusedLine, SessionLimit,
-};
 pub use interfaces::{Interfaces, RouteQuestion, Side};
 pub use reason::RefusalReason;
 pub use sequence::SequenceMap;
@@ -347,12 +347,15 @@ impl Session {
     /// [has room](Self::lacks_room). Not if an earlier segment past the same gap did not wait. Its acknowledgement must
     /// be acceptable: otherwise an off-path attacker who guesses any number in the window could have bytes read later.
     pub fn may_reorder(&self, from: Side, packet: &Packet<'_>) -> bool {
-        let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
-        let (seq, next) = (packet.seq(), sender.space.next);
+        let (seq, next) = (packet.seq(), self.next_seq(from));
         let lacks_room = || self.lacks_room(from, seq + packet.payload().len() as u32);
-        if seq.is_before(next) || seq == next && !lacks_room() {
-            return false;
-        }
+        (seq.is_after(next) || seq == next && lacks_room()) && self.may_wait(from, packet)
+    }
+
+    /// Whether `packet` of `from`, which is not the next to be read, may be read later.
+    #[cold]
+    fn may_wait(&self, from: Side, packet: &Packet<'_>) -> bool {
+        let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
         let has_data_or_fin = !packet.payload().is_empty() || packet.has(flags::FIN);
         has_data_or_fin
             && packet.flags() & (flags::SYN | flags::RST | flags::ACK) == flags::ACK

@@ -27,14 +27,9 @@ const OTHER_PROTOCOLS: [&[u8]; 10] = [
     b"RTSP",
 ];
 
-/// What the client's `command` is read as in this `phase`. Behind one that FTP does not know, a client that speaks FTP sends
-/// one that it knows.
-pub fn read_command(
-    phase: Phase,
-    command: &Command<'_>,
-    follows_unknown: bool,
-    is_logged_in: bool,
-) -> Option<Read> {
+/// What the client's `command` is read as in this `phase`, before it is known to speak FTP. Behind a command that FTP does
+/// not know, such a client sends one that it knows.
+pub fn read_command(phase: Phase, command: &Command<'_>, follows_unknown: bool) -> Option<Read> {
     let is_other = match phase {
         Phase::NotGreeted | Phase::TextFirst if may_precede_replies(command) => {
             return Some(Read::FirstCommand);
@@ -42,7 +37,6 @@ pub fn read_command(
         Phase::NotGreeted | Phase::TextFirst => true,
         Phase::CommandFirst | Phase::CommandAfterText => command.is_not_ftp(false),
         Phase::Greeted => follows_unknown || command.is_not_ftp(true),
-        Phase::Verified => command.is_not_ftp_after(is_logged_in),
         _ => return None,
     };
     match is_other {

@@ -176,12 +176,16 @@ impl DirectionReader<'_> {
         self.follow(before);
     }
 
-    /// Does what the change of the state since `before` requires.
+    /// Does what a change of the state since `before` requires, if there was one.
     fn follow(&mut self, before: State) {
-        let state = self.dialogue.state;
-        if state == before {
-            return;
+        if self.dialogue.state != before {
+            self.handle_change(before);
         }
+    }
+
+    #[cold]
+    fn handle_change(&mut self, before: State) {
+        let state = self.dialogue.state;
         if state.inspection != before.inspection {
             for direction in [&mut *self.direction, &mut *self.opposite] {
                 if !matches!(state.inspection, Inspection::Lines { .. }) {

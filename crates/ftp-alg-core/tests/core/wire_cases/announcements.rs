@@ -47,6 +47,19 @@ fn a_227_with_blanks_in_its_host_port_is_rewritten() {
 }
 
 #[test]
+fn a_227_is_rewritten_where_it_stands_behind_bytes_that_its_reader_skips() {
+    let line = |skipped: &[u8], address: &[u8]| {
+        [b"227 ", skipped, b"Ok (", address, b",143,225).\r\n"].concat()
+    };
+    for skipped in [&b""[..], b"\xff\xf1", b"\xff\xff", b"\xff\xfb\x01"] {
+        let mut sim = Sim::logged_in(with(Nat::PortForward));
+        sim.tell(Client, "PASV\r\n");
+        let heard = sim.say(Server, &line(skipped, b"203,0,113,9"));
+        assert_eq!(heard, line(skipped, b"198,51,100,2"), "{}", heard.escape_ascii());
+    }
+}
+
+#[test]
 fn replies_that_announce_nothing_pass_unchanged() {
     everywhere(|scenario| {
         for script in [

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, net::SocketAddr};
 
 use super::{Activity, Dialogue, Phase, RefusalReason};
-use crate::ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Reply, Text};
+use crate::ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Reply};
 
 /// An event in the dialogue that concerns pinholes or the session's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,41 +124,6 @@ pub struct AnnouncedLine {
     pub is_epsv_only: bool,
     /// By what announcements keep their length.
     pub padding: Padding,
-}
-
-impl AnnouncedLine {
-    /// Describes the announcement in `text`, which `dialogue` has read.
-    pub(super) fn new(
-        kind: AnnouncementKind,
-        mut parsed: Result<Announcement, MalformedAnnouncement>,
-        was_requested: bool,
-        dialogue: &Dialogue,
-        text: &Text<'_>,
-    ) -> Self {
-        if let Ok(Announcement { endpoint, has_parenthesis, .. }) = &mut parsed {
-            let with_parenthesis = text.line_range(endpoint.start.saturating_sub(1)..endpoint.end);
-            *endpoint = text.line_range(endpoint.clone());
-            *has_parenthesis &= with_parenthesis.len() == endpoint.len() + 1;
-        }
-        Self {
-            kind,
-            was_requested,
-            unread_text: parsed.is_err().then(|| escape_and_cut(text.bytes())),
-            parsed,
-            blocked_because: dialogue.blocked_because(kind.is_active()),
-            phase: dialogue.phase(),
-            is_logged_in: dialogue.is_logged_in(),
-            is_epsv_only: dialogue.epsv_all,
-            padding: dialogue.padding,
-        }
-    }
-}
-
-/// A peer's bytes for a log line: escaped, and cut to 80 bytes.
-fn escape_and_cut(text: &[u8]) -> String {
-    const LIMIT: usize = 80;
-    let cut = if text.len() > LIMIT { "..." } else { "" };
-    format!("{}{cut}", text[..text.len().min(LIMIT)].escape_ascii())
 }
 
 /// A limit of one connection.
