@@ -268,19 +268,27 @@ impl Topic {
         }
     }
 
-    /// The rate limits for one client, and for all clients together: the size of a burst, and the interval of the lines
-    /// after it. Announcements and transfers have higher limits, because operators look for them.
-    fn rates(self) -> [(u32, Duration); 2] {
-        let (of_one, of_all) = ((20, Duration::from_secs(1)), (200, Duration::from_millis(50)));
+    /// The rate limits for one client, and for all clients together. Announcements and transfers have higher ones, because
+    /// operators look for them.
+    fn rates(self) -> [RateLimit; 2] {
+        let limit =
+            |burst, milliseconds| RateLimit { burst, each: Duration::from_millis(milliseconds) };
         match self {
-            Self::Announcement | Self::Transfer => {
-                [of_one, of_all].map(|(burst, each)| (5 * burst, each / 5))
-            }
+            Self::Announcement | Self::Transfer => [limit(100, 200), limit(1000, 10)],
             // A client that encrypts does so each time, and one line a day says what that means.
-            Self::Encrypted => [(1, Duration::from_secs(86400)), of_all],
-            _ => [of_one, of_all],
+            Self::Encrypted => [limit(1, 86_400_000), limit(200, 50)],
+            _ => [limit(20, 1000), limit(200, 50)],
         }
     }
+}
+
+/// How many lines may be logged.
+#[derive(Clone, Copy)]
+struct RateLimit {
+    /// At once.
+    burst: u32,
+    /// After that, one in this time.
+    each: Duration,
 }
 
 /// The topic of an event. `None` for lines of the level debug, which have no rate limit because somebody asked for
@@ -393,12 +401,12 @@ impl LineLimiter {
 struct LeakyBucket(Option<Instant>);
 
 impl LeakyBucket {
-    /// Whether another line fits into a bucket for `burst` lines, which drain at one line in the time `each`.
-    fn admits(&mut self, now: Instant, (burst, each): (u32, Duration)) -> bool {
+    /// Whether another line fits into the bucket.
+    fn admits(&mut self, now: Instant, limit: RateLimit) -> bool {
         let empty = self.0.filter(|at| *at > now).unwrap_or(now);
-        let fits = empty - now <= each * (burst - 1);
+        let fits = empty - now <= limit.each * (limit.burst - 1);
         if fits {
-            self.0 = Some(empty + each);
+            self.0 = Some(empty + limit.each);
         }
         fits
     }

@@ -90,7 +90,8 @@ impl DirectionReader<'_> {
             let read = if is_text {
                 self.read_line_part(
                     seq,
-                    (line, text.as_ref()),
+                    line,
+                    text.as_ref(),
                     LineBoundary {
                         ends_segment: without_nuls(rest).is_empty(),
                         ends_stream: fin && rest.is_empty(),
@@ -203,7 +204,8 @@ impl DirectionReader<'_> {
     fn read_line_part(
         &mut self,
         mut seq: Seq,
-        (mut line, mut text): (&[u8], Option<&Text<'_>>),
+        mut line: &[u8],
+        mut text: Option<&Text<'_>>,
         boundary: LineBoundary,
     ) {
         let before = self.dialogue.state;
