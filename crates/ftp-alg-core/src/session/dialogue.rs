@@ -421,7 +421,7 @@ impl Dialogue {
                 _ => self.read_greeting_line(text, reply),
             };
         }
-        if reply.is_some() {
+        if self.phase() == Phase::PickedUp && reply.is_some() {
             self.read(Read::Reply);
         }
         let begun = self.replies.open_code().filter(|_| !was_open);

@@ -278,17 +278,12 @@ impl Direction {
         self.set_line(line);
     }
 
-    /// The whole line that `chunk` completes, as far as it is stored, and how many of its bytes have been delivered.
-    pub fn whole_line<'a>(&self, chunk: &'a [u8]) -> (Cow<'a, [u8]>, usize) {
+    /// The line that `chunk` completes, as far as it is stored.
+    pub fn joined(&self, chunk: &[u8]) -> Vec<u8> {
         let stored = self.line();
-        match (stored.len(), self.is_holding()) {
-            (0, _) => (Cow::Borrowed(chunk), 0),
-            (_, true) => ([stored, chunk].concat().into(), 0),
-            (delivered, false) => {
-                let room = MAX_LINE.saturating_sub(delivered).min(chunk.len());
-                ([stored, &chunk[..room]].concat().into(), delivered)
-            }
-        }
+        let room =
+            if self.is_holding() { usize::MAX } else { MAX_LINE.saturating_sub(stored.len()) };
+        [stored, &chunk[..chunk.len().min(room)]].concat()
     }
 
     /// `chunk` at `seq` completes the line `whole`. That is delivered unchanged except for `edit`, a range of it and its

@@ -266,16 +266,23 @@ impl DirectionReader<'_> {
         }
         let has_urgent = is_client && self.direction.extra().urgent.is_some();
         let is_ambiguous = has_urgent && self.ends_ambiguously(seq, chunk);
-        let (bytes, delivered) = self.direction.whole_line(chunk);
-        let parsed;
+        let stored = self.direction.line().len();
+        let delivered = if self.direction.is_holding() { 0 } else { stored };
+        let (joined, parsed);
+        let bytes = if stored == 0 {
+            chunk
+        } else {
+            joined = self.direction.joined(chunk);
+            &joined
+        };
         let text = match text {
             Some(text) => text,
             None => {
-                parsed = Text::new(&bytes);
+                parsed = Text::new(bytes);
                 &parsed
             }
         };
-        let line = Line { bytes: &bytes, text, delivered };
+        let line = Line { bytes, text, delivered };
         let edit = if is_ambiguous {
             self.refuse_ambiguous_line(&line)
         } else if is_client {
@@ -283,7 +290,7 @@ impl DirectionReader<'_> {
         } else {
             self.read_server_line(&line)
         };
-        self.direction.end_line(seq, chunk, &bytes, delivered, edit);
+        self.direction.end_line(seq, chunk, bytes, delivered, edit);
         if std::mem::take(&mut self.dialogue.has_forgotten) {
             self.found(DialogueEvent::LimitReached(SessionLimit::PendingCommands));
         }
