@@ -5,13 +5,14 @@
 
 #![allow(unsafe_code)]
 
-mod receive;
-mod verdicts;
+#[cfg(test)]
+mod tests;
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
-    io,
-    ops::RangeInclusive,
+    io, mem,
+    ops::{Range, RangeInclusive},
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd},
         unix::fs::FileExt,
@@ -24,11 +25,8 @@ use ftp_alg_core::packet::Offload;
 use super::{
     NetfilterError,
     broker::{CAP_NET_ADMIN, has_capability},
-    netlink::{self, Messages, Socket, Writer, family_header, kind_of, put_message},
+    netlink::{self, Message, Messages, Socket, Writer, be32, family_header, kind_of, put_message},
 };
-use receive::{BATCH_SIZE, ReceivedPacket, Receiver, SLOT_SIZE, offset_in, parse};
-use verdicts::PendingVerdicts;
-pub use verdicts::Verdicts;
 
 const PACKET: u16 = kind_of(libc::NFNL_SUBSYS_QUEUE, libc::NFQNL_MSG_PACKET);
 const CONFIG: u16 = kind_of(libc::NFNL_SUBSYS_QUEUE, libc::NFQNL_MSG_CONFIG);
@@ -39,8 +37,15 @@ pub(super) const STATISTICS: &str = "/proc/thread-self/net/netfilter/nfnetlink_q
 /// Limit of packets in a queue; the kernel drops further ones.
 pub const MAXIMUM_WAITING: u32 = 8192;
 const SOCKET_BUFFER: i32 = 8 << 20;
+/// Maximum number of datagrams in one call.
+const BATCH_SIZE: usize = 64;
+/// The largest queued packet with its attributes. Slots start at different cache sets: with a power of two between
+/// them, sixty headers would evict each other.
+const SLOT_SIZE: usize = (1 << 16) + 1024 + 320;
 /// Maximum length of a netlink attribute.
 const MAXIMUM_REPLACEMENT: usize = u16::MAX as usize - 4;
+/// Number of bytes at which verdicts are sent.
+const FLUSH_AT: usize = 256 << 10;
 
 /// A packet that waits for its verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,7 +164,7 @@ impl Queue {
         Ok(Self {
             socket,
             number,
-            receiver: Receiver::new(SLOT_SIZE),
+            receiver: Receiver::new(),
             packets: Vec::with_capacity(BATCH_SIZE),
             pending: PendingVerdicts::new(number),
             takes_super_packets,
@@ -239,7 +244,7 @@ impl Queue {
                         if is_cut || packet.payload.is_empty() {
                             // Nothing to decide by; TCP retransmits it.
                             self.counts.dropped += 1;
-                            self.pending.decide(packet.id, QueueVerdict::Drop, None);
+                            self.pending.decide(packet.id, QueueVerdict::Drop, None)?;
                             continue;
                         }
                         let at = start + offset_in(datagram, packet.payload);
@@ -336,6 +341,287 @@ impl AsFd for Queue {
     }
 }
 
+/// A packet in the receive buffer.
+#[derive(Clone, Debug)]
+struct ReceivedPacket {
+    /// The packet without its bytes.
+    packet: QueuePacket<'static>,
+    bytes: Range<usize>,
+}
+
+/// Preallocated buffers for one batch.
+struct Receiver {
+    bytes: Vec<u8>,
+    lengths: Vec<usize>,
+    calls: Box<ReceiveCall>,
+}
+
+/// The arguments of recvmmsg(); their pointers are valid only during a call.
+struct ReceiveCall {
+    vectors: [libc::iovec; BATCH_SIZE],
+    headers: [libc::mmsghdr; BATCH_SIZE],
+}
+
+// SAFETY: only recvmmsg() dereferences its pointers, and all of them are set before each call.
+unsafe impl Send for ReceiveCall {}
+
+impl std::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Receiver").field("lengths", &self.lengths).finish_non_exhaustive()
+    }
+}
+
+impl Receiver {
+    fn new() -> Self {
+        // Zeroed pages that are never touched take no memory.
+        let bytes = vec![0; BATCH_SIZE * SLOT_SIZE];
+        // SAFETY: plain data for which zero is a valid value.
+        let calls = Box::new(unsafe { mem::zeroed() });
+        Self { bytes, lengths: Vec::with_capacity(BATCH_SIZE), calls }
+    }
+
+    /// Receives datagrams, at most a batch.
+    fn receive(&mut self, fd: i32, flags: libc::c_int) -> io::Result<usize> {
+        self.lengths.clear();
+        let (vectors, headers) = (&mut self.calls.vectors, &mut self.calls.headers);
+        for ((vector, header), slot) in
+            vectors.iter_mut().zip(headers.iter_mut()).zip(self.bytes.chunks_exact_mut(SLOT_SIZE))
+        {
+            vector.iov_base = slot.as_mut_ptr().cast();
+            vector.iov_len = slot.len();
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+        }
+        // SAFETY: each header points at one vector, and that at its own slot of `bytes`; all live
+        // beyond the call, and nothing else refers to them during it.
+        let received = unsafe {
+            libc::recvmmsg(
+                fd,
+                headers.as_mut_ptr(),
+                BATCH_SIZE as libc::c_uint,
+                flags as _, // unsigned in musl
+                std::ptr::null_mut(),
+            )
+        };
+        let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+        self.lengths
+            .extend(headers.iter().take(received).map(|h| (h.msg_len as usize).min(SLOT_SIZE)));
+        Ok(received)
+    }
+
+    /// A datagram and its offset.
+    fn datagram(&self, slot: usize) -> Option<(usize, &[u8])> {
+        let start = slot.checked_mul(SLOT_SIZE)?;
+        let length = *self.lengths.get(slot)?;
+        Some((start, self.bytes.get(start..start.checked_add(length)?)?))
+    }
+
+    fn packet(&self, found: &ReceivedPacket) -> Option<QueuePacket<'_>> {
+        Some(found.packet.with_payload(self.bytes.get(found.bytes.clone())?))
+    }
+}
+
+/// The packet of a message, and whether it is truncated. Its payload is empty if the message has none.
+fn parse<'a>(message: &Message<'a>) -> Option<(QueuePacket<'a>, bool)> {
+    let (mut has_header, mut is_cut) = (false, false);
+    let mut packet = QueuePacket::default();
+    for (kind, content) in message.attributes() {
+        match i32::from(kind) {
+            libc::NFQA_PACKET_HDR => {
+                // struct nfqnl_msg_packet_hdr: number, protocol, hook.
+                (packet.id, packet.hook) = (be32(content)?, *content.get(6)?);
+                has_header = true;
+            }
+            libc::NFQA_MARK => packet.mark = be32(content)?,
+            libc::NFQA_IFINDEX_INDEV => packet.indev = be32(content)?,
+            libc::NFQA_IFINDEX_OUTDEV => packet.outdev = be32(content)?,
+            libc::NFQA_SKB_INFO => {
+                let flags = be32(content)?.cast_signed();
+                packet.offload.is_super_packet = flags & libc::NFQA_SKB_GSO != 0;
+                packet.offload.lacks_checksum = flags & libc::NFQA_SKB_CSUMNOTREADY != 0;
+            }
+            libc::NFQA_CAP_LEN => is_cut = true,
+            libc::NFQA_PAYLOAD => packet.payload = content,
+            _ => {}
+        }
+    }
+    has_header.then_some((packet, is_cut))
+}
+
+/// Offset of `part` in `whole`.
+fn offset_in(whole: &[u8], part: &[u8]) -> usize {
+    (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize)
+}
+
+/// Verdicts that were not sent yet, and packets without a verdict. Several verdicts are sent at once, and a run of
+/// accepts with the same packet mark in one message.
+///
+/// `NFQNL_MSG_VERDICT_BATCH` applies to every waiting packet up to a number, so it must not be sent while one of those
+/// is undecided. The kernel counts packets upwards and delivers them in that order (`__nfqnl_enqueue_packet`, under the
+/// queue's lock), so undecided packets are a sequence of rising numbers. A run is continued only by the first of them.
+/// All others, and all packets that are read later, have numbers above the end of the run. A packet with an unknown
+/// number, or out of order, would break this, so runs end for good then.
+#[derive(Debug)]
+struct PendingVerdicts {
+    number: u16,
+    /// Packets that were read and not decided, in the order of their numbers.
+    undecided: VecDeque<u32>,
+    /// Whether `undecided` may be incomplete.
+    may_lack_packets: bool,
+    /// Number of the last packet read.
+    last_id: Option<u32>,
+    /// Accepted packets with the same packet mark that are not in `out` yet.
+    run: Vec<u32>,
+    run_mark: Option<u32>,
+    /// Messages to send.
+    out: Vec<u8>,
+}
+
+impl PendingVerdicts {
+    fn new(number: u16) -> Self {
+        Self {
+            number,
+            undecided: VecDeque::new(),
+            may_lack_packets: false,
+            last_id: None,
+            run: Vec::new(),
+            run_mark: None,
+            out: Vec::with_capacity(4096),
+        }
+    }
+
+    /// Records a packet that was read.
+    fn record_read(&mut self, id: u32) {
+        // As nfq_id_after() compares: numbers wrap.
+        self.may_lack_packets |=
+            self.last_id.is_some_and(|last| id.wrapping_sub(last).cast_signed() <= 0);
+        self.last_id = Some(id);
+        self.undecided.push_back(id);
+    }
+
+    /// Records that a packet's number could not be read. It never gets a verdict.
+    fn record_unreadable(&mut self) {
+        self.may_lack_packets = true;
+    }
+
+    /// As [`Verdicts::verdict`].
+    fn decide(
+        &mut self,
+        id: u32,
+        decision: QueueVerdict<'_>,
+        mark: Option<u32>,
+    ) -> Result<(), NetfilterError> {
+        let is_first = self.undecided.front() == Some(&id);
+        if is_first {
+            self.undecided.pop_front();
+            if decision == QueueVerdict::Accept {
+                if mark != self.run_mark {
+                    self.close_run();
+                    self.run_mark = mark;
+                }
+                self.run.push(id);
+                return Ok(());
+            }
+        } else if let Some(at) = self.undecided.iter().position(|undecided| *undecided == id) {
+            self.undecided.remove(at);
+        }
+        self.close_run();
+        let (verdict, payload) = match decision {
+            QueueVerdict::Accept => (libc::NF_ACCEPT, None),
+            QueueVerdict::Replace(payload) if payload.len() > MAXIMUM_REPLACEMENT => {
+                self.put(libc::NFQNL_MSG_VERDICT, libc::NF_DROP, id, None, None);
+                let length = payload.len();
+                return Err(NetfilterError::Parameters(format!(
+                    "a packet of {length} bytes is above what a verdict can carry, \
+                     {MAXIMUM_REPLACEMENT}; it was dropped"
+                )));
+            }
+            QueueVerdict::Replace(payload) => (libc::NF_ACCEPT, Some(payload)),
+            QueueVerdict::Drop => (libc::NF_DROP, None),
+        };
+        self.put(libc::NFQNL_MSG_VERDICT, verdict, id, payload, mark);
+        Ok(())
+    }
+
+    fn close_run(&mut self) {
+        let mut run = mem::take(&mut self.run);
+        match run.as_slice() {
+            [_, .., last] if !self.may_lack_packets => {
+                let mark = self.run_mark;
+                self.put(libc::NFQNL_MSG_VERDICT_BATCH, libc::NF_ACCEPT, *last, None, mark);
+            }
+            each => each.iter().for_each(|id| {
+                self.put(libc::NFQNL_MSG_VERDICT, libc::NF_ACCEPT, *id, None, self.run_mark);
+            }),
+        }
+        run.clear();
+        self.run = run;
+    }
+
+    fn put(
+        &mut self,
+        kind: libc::c_int,
+        verdict: libc::c_int,
+        id: u32,
+        payload: Option<&[u8]>,
+        mark: Option<u32>,
+    ) {
+        let header = [(verdict as u32).to_be_bytes(), id.to_be_bytes()];
+        let kind = kind_of(libc::NFNL_SUBSYS_QUEUE, kind);
+        let queue = family_header(libc::AF_UNSPEC, self.number);
+        put_message(&mut self.out, kind, 0, 0, &queue, |message| {
+            message.put(libc::NFQA_VERDICT_HDR as u16, header.as_flattened());
+            if let Some(payload) = payload {
+                message.put(libc::NFQA_PAYLOAD as u16, payload);
+            }
+            if let Some(mark) = mark {
+                message.put(libc::NFQA_MARK as u16, &mark.to_be_bytes());
+            }
+        });
+    }
+}
+
+/// Takes verdicts while the packets of the batch are still borrowed.
+#[derive(Debug)]
+pub struct Verdicts<'a> {
+    socket: &'a Socket,
+    pending: &'a mut PendingVerdicts,
+}
+
+impl Verdicts<'_> {
+    /// Decides on a packet of this or an earlier batch, and sets its packet mark to `mark` if given. Takes effect with
+    /// [`Verdicts::flush`].
+    pub fn verdict(
+        &mut self,
+        id: u32,
+        decision: QueueVerdict<'_>,
+        mark: Option<u32>,
+    ) -> Result<(), NetfilterError> {
+        self.pending.decide(id, decision, mark)
+    }
+
+    /// Whether verdicts should be flushed before more are given.
+    pub fn is_full(&self) -> bool {
+        self.pending.out.len() >= FLUSH_AT
+    }
+
+    /// Sends the verdicts given so far.
+    pub fn flush(&mut self) -> Result<(), NetfilterError> {
+        self.pending.close_run();
+        let out = &mut self.pending.out;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let sent = self.socket.send(out);
+        out.clear();
+        out.shrink_to(FLUSH_AT);
+        // The packets still wait in the kernel.
+        self.pending.may_lack_packets |= sent.is_err();
+        let number = self.pending.number;
+        sent.map_err(|e| NetfilterError::system(format!("verdicts of queue {number}"), e))
+    }
+}
+
 /// Sets whether the kernel passes super-packets.
 fn put_super_packet_flag(message: &mut Writer<'_>, yes: bool) {
     let mask = libc::NFQA_CFG_F_GSO as u32;
@@ -349,11 +635,8 @@ fn put_super_packet_flag(message: &mut Writer<'_>, yes: bool) {
 /// read before it, and every packet that is read must get a verdict.
 fn start_delivery(socket: &Socket, number: u16) -> io::Result<()> {
     // struct nfqnl_msg_config_params: copy range (big-endian), mode.
-    let mut parameters = [0; 5];
-    if let Some((range, mode)) = parameters.split_first_chunk_mut() {
-        *range = 0xffff_u32.to_be_bytes();
-        mode.fill(libc::NFQNL_COPY_PACKET as u8);
-    }
+    let [a, b, c, d] = 0xffff_u32.to_be_bytes();
+    let parameters = [a, b, c, d, libc::NFQNL_COPY_PACKET as u8];
     configure_unacknowledged(socket, number, |message| {
         message.put(libc::NFQA_CFG_PARAMS as u16, &parameters);
     })
@@ -458,24 +741,4 @@ fn find_row(table: &str, number: u16) -> Option<QueueStatistics> {
 /// Number of packets between two consecutive ones.
 fn count_between(last: u32, id: u32) -> u64 {
     u64::from(id.wrapping_sub(last).wrapping_sub(1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn packets_that_are_missing_are_counted_by_their_numbers() {
-        assert_eq!([count_between(0, 1), count_between(1, 2), count_between(2, 5)], [0, 0, 2]);
-        assert_eq!(count_between(u32::MAX, 0), 0);
-    }
-
-    #[test]
-    fn the_row_of_a_queue_is_read() {
-        let table = " 2100  27402     9 2 65531     3     4       58  1\n  210   1 0 2 0 0 0 0 1\n";
-        let row = find_row(table, 2100).unwrap();
-        assert_eq!((row.port, row.waiting, row.dropped), (27402, 9, 7));
-        assert!(find_row(table, 2101).is_none());
-        assert!(find_row("2100 x", 2100).is_none());
-    }
 }

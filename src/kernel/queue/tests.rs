@@ -1,11 +1,63 @@
-//! What the kernel does with the verdicts that are sent.
+//! What is read of a packet, and what the kernel does with the verdicts that are sent.
 
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::kernel::netlink::Messages;
+
+#[test]
+fn packets_that_are_missing_are_counted_by_their_numbers() {
+    assert_eq!([count_between(0, 1), count_between(1, 2), count_between(2, 5)], [0, 0, 2]);
+    assert_eq!(count_between(u32::MAX, 0), 0);
+}
+
+#[test]
+fn the_row_of_a_queue_is_read() {
+    let table = " 2100  27402     9 2 65531     3     4       58  1\n  210   1 0 2 0 0 0 0 1\n";
+    let row = find_row(table, 2100).unwrap();
+    assert_eq!((row.port, row.waiting, row.dropped), (27402, 9, 7));
+    assert!(find_row(table, 2101).is_none());
+    assert!(find_row("2100 x", 2100).is_none());
+}
+
+/// A message of Linux 6.18 with a forwarded packet of 53 bytes, the last of them an `x`.
+const RECORDED: &str = "\
+    79000000000300000000000000000000020008340b00010000000002080002000800050000000002\
+    080006000000000310000900000600003e0f9080bf7a000039000a0045000035310d40003f063eab\
+    0a000002c0000209b1010015d19332784262f1ef8018003ff72f00000101080aa7eac0e31476d480\
+    78";
+
+fn packet_message() -> Vec<u8> {
+    let hex = RECORDED;
+    let digits = |at| hex.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
+    (0..hex.len()).step_by(2).filter_map(digits).collect()
+}
+
+fn parse_all(bytes: &[u8]) -> Vec<QueuePacket<'_>> {
+    let parsed = Messages::new(bytes).filter_map(|message| parse(&message));
+    parsed.map(|(packet, _)| packet).collect()
+}
+
+#[test]
+fn a_packet_message_is_read() {
+    let message = packet_message();
+    let all = parse_all(&message);
+    let [packet] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!((packet.id, packet.hook, packet.indev, packet.outdev), (2, 2, 2, 3));
+    let payload = packet.payload;
+    assert_eq!((payload.len(), payload[0], payload.last()), (53, 0x45, Some(&b'x')));
+}
+
+proptest! {
+    #[test]
+    fn damaged_packet_messages_do_not_panic(at in 0usize..121, value: u8, cut in 0usize..122) {
+        let mut bytes = packet_message();
+        if let Some(byte) = bytes.get_mut(at) { *byte = value; }
+        bytes.truncate(cut);
+        parse_all(&bytes);
+    }
+}
 
 /// The fate of packets, by a model of nfqnl_recv_verdict() and nfqnl_recv_verdict_batch().
 #[derive(Default)]
@@ -76,7 +128,7 @@ fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
     for (id, name) in (7..).zip("aaadaaraa".chars()) {
         kernel.waiting.push_back(id);
         pending.record_read(id);
-        pending.decide(id, decision(name), None);
+        pending.decide(id, decision(name), None).unwrap();
     }
     pending.close_run();
     assert_eq!(Messages::new(&pending.out).count(), 5);
@@ -92,7 +144,7 @@ fn a_run_has_one_mark() {
     for (id, mark) in (1..).zip(marks) {
         kernel.waiting.push_back(id);
         pending.record_read(id);
-        pending.decide(id, QueueVerdict::Accept, mark);
+        pending.decide(id, QueueVerdict::Accept, mark).unwrap();
     }
     kernel.take(&mut pending);
     assert_eq!((kernel.marks(1..9), kernel.batches, kernel.refused), (marks.to_vec(), 3, 0));
@@ -102,7 +154,7 @@ fn a_run_has_one_mark() {
 fn a_replacement_is_carried() {
     let mut pending = PendingVerdicts::new(2100);
     pending.record_read(8);
-    pending.decide(8, QueueVerdict::Replace(b"new"), None);
+    pending.decide(8, QueueVerdict::Replace(b"new"), None).unwrap();
     let message = Messages::new(&pending.out).next().unwrap();
     assert_eq!(message.attributes().first(2), Some(&[0, 0, 0, 1, 0, 0, 0, 8][..]));
     assert_eq!(message.attributes().first(10), Some(&b"new"[..]));
@@ -115,15 +167,15 @@ fn what_waits_from_an_earlier_batch_is_not_covered() {
         kernel.waiting.push_back(id);
         pending.record_read(id);
     }
-    pending.decide(1, QueueVerdict::Accept, None);
+    pending.decide(1, QueueVerdict::Accept, None).unwrap();
     // 2 is decided later.
     for id in 3..=5 {
-        pending.decide(id, QueueVerdict::Accept, None);
+        pending.decide(id, QueueVerdict::Accept, None).unwrap();
     }
     kernel.take(&mut pending);
     assert_eq!(kernel.waiting, [2, 6]);
-    pending.decide(2, QueueVerdict::Drop, None);
-    pending.decide(6, QueueVerdict::Accept, None);
+    pending.decide(2, QueueVerdict::Drop, None).unwrap();
+    pending.decide(6, QueueVerdict::Accept, None).unwrap();
     kernel.take(&mut pending);
     assert_eq!((kernel.was(2), kernel.was(6), kernel.refused), (Some('d'), Some('a'), 0));
 }
@@ -139,7 +191,7 @@ fn after_a_packet_without_a_number_each_verdict_is_its_own() {
         }
     }
     for id in [1, 2, 4, 5, 6, 7, 8, 9] {
-        pending.decide(id, QueueVerdict::Accept, None);
+        pending.decide(id, QueueVerdict::Accept, None).unwrap();
     }
     kernel.take(&mut pending);
     assert_eq!((kernel.waiting, kernel.batches), (VecDeque::from([3]), 0));
@@ -151,7 +203,9 @@ fn a_number_that_does_not_rise_ends_the_runs() {
     for id in [5, 6, 4, 7] {
         kernel.waiting.push_back(id);
         pending.record_read(id);
-        pending.decide(id, if id == 4 { QueueVerdict::Drop } else { QueueVerdict::Accept }, None);
+        pending
+            .decide(id, if id == 4 { QueueVerdict::Drop } else { QueueVerdict::Accept }, None)
+            .unwrap();
     }
     kernel.take(&mut pending);
     assert_eq!((kernel.was(4), kernel.was(6), kernel.batches), (Some('d'), Some('a'), 0));
@@ -183,7 +237,7 @@ proptest! {
                 name => {
                     let id = open.remove(place.saturating_sub(2).min(open.len() - 1));
                     let name = if gap == 2 { 'r' } else { name };
-                    pending.decide(id, decision(name), None);
+                    pending.decide(id, decision(name), None).unwrap();
                     wanted.insert(id, name);
                 }
             }
