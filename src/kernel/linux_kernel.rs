@@ -31,7 +31,7 @@ use super::{
 /// loaded [`Table`], which all threads share.
 #[derive(Debug)]
 pub struct LinuxKernel {
-    backend: PinholeBackend,
+    backend: RunningBackend,
     conntrack: Conntrack,
     routes: Routes,
     injector: Injector,
@@ -46,7 +46,7 @@ pub struct LinuxKernel {
 
 /// The back end that implements pinholes.
 #[derive(Debug)]
-enum PinholeBackend {
+enum RunningBackend {
     Nftables(PinholeSets),
     Conntrack(Expectations),
 }
@@ -56,8 +56,8 @@ impl LinuxKernel {
     pub fn new(parameters: &RuleParameters, commits: &Commits) -> Result<Self, NetfilterError> {
         Ok(Self {
             backend: match parameters.backend {
-                Backend::Nftables => PinholeBackend::Nftables(PinholeSets::new(commits)?),
-                Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new(parameters)?),
+                Backend::Nftables => RunningBackend::Nftables(PinholeSets::new(commits)?),
+                Backend::Conntrack => RunningBackend::Conntrack(Expectations::new(parameters)?),
             },
             conntrack: Conntrack::new(parameters)?,
             routes: Routes::new().map_err(|e| NetfilterError::system("rtnetlink", e))?,
@@ -120,14 +120,14 @@ impl LinuxKernel {
         for (id, opening) in moved {
             let pinhole = &opening.ends;
             let opened = match &mut self.backend {
-                PinholeBackend::Nftables(pinholes) => {
+                RunningBackend::Nftables(pinholes) => {
                     if let Some(offload) = &self.offload {
                         offload.record_rules_pinhole(opening);
                     }
                     pinholes.open(opening, &[])
                 }
                 // Expectations need a helper, which the connection may not have.
-                PinholeBackend::Conntrack(_) => Ok(()),
+                RunningBackend::Conntrack(_) => Ok(()),
             };
             let was_open =
                 self.offload.as_ref().is_some_and(|offload| offload.move_pinhole(pinhole, *id));
@@ -141,7 +141,7 @@ impl LinuxKernel {
                 Err(error) => errors.push(error),
             }
         }
-        let PinholeBackend::Nftables(pinholes) = &mut self.backend else { return };
+        let RunningBackend::Nftables(pinholes) = &mut self.backend else { return };
         errors.extend(pinholes.close(&consumed).err());
     }
 
@@ -153,8 +153,8 @@ impl LinuxKernel {
 
     fn list_in_table(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
         match &mut self.backend {
-            PinholeBackend::Nftables(pinholes) => pinholes.list_open(),
-            PinholeBackend::Conntrack(expectations) => expectations.list_open().map(Some),
+            RunningBackend::Nftables(pinholes) => pinholes.list_open(),
+            RunningBackend::Conntrack(expectations) => expectations.list_open().map(Some),
         }
     }
 
@@ -210,8 +210,8 @@ impl LinuxKernel {
 
     fn close_in_rules(&mut self, closed: &[PinholeEnds]) -> Result<(), KernelError> {
         match &mut self.backend {
-            PinholeBackend::Nftables(pinholes) => pinholes.close(closed),
-            PinholeBackend::Conntrack(expectations) => expectations.close(closed),
+            RunningBackend::Nftables(pinholes) => pinholes.close(closed),
+            RunningBackend::Conntrack(expectations) => expectations.close(closed),
         }
     }
 }
@@ -239,8 +239,8 @@ impl Kernel for LinuxKernel {
             offload.record_rules_pinhole(opening);
         }
         let opened = match &mut self.backend {
-            PinholeBackend::Nftables(pinholes) => pinholes.open(opening, &closed),
-            PinholeBackend::Conntrack(expectations) => expectations.open(opening, &closed),
+            RunningBackend::Nftables(pinholes) => pinholes.open(opening, &closed),
+            RunningBackend::Conntrack(expectations) => expectations.open(opening, &closed),
         };
         if let (Err(_), Some(offload)) = (&opened, &self.offload) {
             offload.release_pinhole(&opening.ends);
@@ -257,14 +257,14 @@ impl Kernel for LinuxKernel {
         match (place, &mut self.backend, &self.offload) {
             (Place::Program(id), _, Some(offload)) => Ok(offload.renew_pinhole(opening, id)),
             (Place::Program(_), _, None) => Ok(false),
-            (Place::Rules, PinholeBackend::Nftables(pinholes), offload) => {
+            (Place::Rules, RunningBackend::Nftables(pinholes), offload) => {
                 let renewed = pinholes.renew(opening);
                 if let (Ok(true), Some(offload)) = (&renewed, offload) {
                     offload.record_rules_pinhole(opening);
                 }
                 renewed
             }
-            (Place::Rules, PinholeBackend::Conntrack(expectations), _) => {
+            (Place::Rules, RunningBackend::Conntrack(expectations), _) => {
                 expectations.renew(opening)
             }
         }
@@ -290,8 +290,8 @@ impl Kernel for LinuxKernel {
 
     fn pinhole_capacity(&self) -> usize {
         match &self.backend {
-            PinholeBackend::Nftables(_) => PinholeSets::CAPACITY,
-            PinholeBackend::Conntrack(expectations) => expectations.capacity(),
+            RunningBackend::Nftables(_) => PinholeSets::CAPACITY,
+            RunningBackend::Conntrack(expectations) => expectations.capacity(),
         }
     }
 

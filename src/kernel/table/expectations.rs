@@ -12,7 +12,7 @@ use std::{
 
 use ftp_alg_core::engine::{KernelError, Opening, PinholeEnds, Translation};
 
-use super::{elements::is_ipv6, pinhole_sets::OpenPinhole};
+use super::pinholes::{OpenPinhole, is_ipv6};
 use crate::kernel::{
     NetfilterError, RuleParameters,
     netlink::{

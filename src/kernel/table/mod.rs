@@ -2,12 +2,11 @@
 
 mod commits;
 pub(super) mod compiled;
-mod elements;
 mod expectations;
 mod heartbeat;
 mod helper;
 pub(super) mod loading;
-mod pinhole_sets;
+mod pinholes;
 pub(super) mod queue_rules;
 pub mod readers;
 pub mod rule_files;
@@ -15,7 +14,7 @@ pub mod rule_files;
 pub use commits::{ChangeNotices, Commits};
 pub use expectations::Expectations;
 pub use heartbeat::{HEARTBEAT_TIMEOUT, Heartbeat};
-pub use pinhole_sets::{OpenPinhole, PinholeSets};
+pub use pinholes::{OpenPinhole, PinholeSets};
 
 use std::{io, sync::Arc, thread, time::Duration};
 

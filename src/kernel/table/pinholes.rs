@@ -10,24 +10,23 @@
 //! absent: each deletion ends with work for the kernel that waits for a grace period.
 
 use std::{
-    io,
+    ffi::CStr,
+    io, mem,
     net::{IpAddr, SocketAddr},
     ops::Range,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
 
 use ftp_alg_core::engine::{KernelError, Opening, PinholeEnds};
 
-use super::{
-    commits::Commits,
-    elements::{PinholeElements, TRANSLATION_GRACE, V4, V6, exists_already, read_key},
-};
+use super::commits::Commits;
 use crate::kernel::{
     NetfilterError,
     netlink::{
-        Socket,
-        nft::{self, Batch, BatchOutcome},
-        repeat_interrupted,
+        Socket, address_of,
+        nft::{self, Batch, BatchOutcome, Element, endpoint_key, endpoint_of},
+        octets_of, repeat_interrupted,
     },
 };
 
@@ -37,6 +36,33 @@ const ATTEMPTS: usize = 8;
 
 /// Maximum number of pinholes closed in one transaction: it fits the default send buffer.
 const MAX_CLOSINGS: usize = 128;
+
+/// Translations outlive the permission, so that a connection admitted at the last moment finds them.
+const TRANSLATION_GRACE: Duration = Duration::from_secs(5);
+
+/// Whether any pinhole of this process had a ct mark, so that there may be such an element. Few gateways have any.
+static USES_MARKS: AtomicBool = AtomicBool::new(false);
+
+/// The sets of one address family.
+struct FamilySets {
+    pinholes: &'static CStr,
+    targets: &'static CStr,
+    sources: &'static CStr,
+    marks: &'static CStr,
+}
+
+const V4: FamilySets = FamilySets {
+    pinholes: c"pinholes4",
+    targets: c"targets4",
+    sources: c"sources4",
+    marks: c"marks4",
+};
+const V6: FamilySets = FamilySets {
+    pinholes: c"pinholes6",
+    targets: c"targets6",
+    sources: c"sources6",
+    marks: c"marks6",
+};
 
 /// Opens and closes pinholes. One for each thread.
 #[derive(Debug)]
@@ -90,12 +116,9 @@ impl PinholeSets {
     pub fn open(&mut self, opening: &Opening, closed: &[PinholeEnds]) -> Result<(), KernelError> {
         let (before, last) = closed.split_at(closed.len().saturating_sub(MAX_CLOSINGS));
         let transacted = self.close(before).and_then(|()| self.transact(last, Some(opening)));
-        match transacted {
-            Ok(None) => Ok(()),
-            Ok(Some(refusal)) => Err(refusal),
-            Err(error) if closed.is_empty() => Err(error),
-            Err(error) => Err(error.not_closed()),
-        }
+        let failed =
+            |error: KernelError| if closed.is_empty() { error } else { error.not_closed() };
+        transacted.map_err(failed)?.map_or(Ok(()), Err)
     }
 
     /// Closes pinholes, whether they are open, consumed or expired. An established connection stays. After an error any
@@ -112,10 +135,9 @@ impl PinholeSets {
     ) -> Result<Option<KernelError>, KernelError> {
         let failed = |source| KernelError::System { what: "change pinholes".into(), source };
         // A pinhole that has no elements is not open.
-        let elements = closed.iter().filter_map(|pinhole| PinholeElements::new(pinhole, None).ok());
-        let mut changes: Vec<_> = elements.map(PinholeChange::close).collect();
-        let mut refusal = None;
-        match opening.map(PinholeChange::open).transpose() {
+        let closings = closed.iter().filter_map(|pinhole| Change::new(pinhole, None).ok());
+        let (mut changes, mut refusal) = (closings.collect::<Vec<_>>(), None);
+        match opening.map(Change::open).transpose() {
             Ok(change) => changes.extend(change),
             Err(error) => refusal = Some(error),
         }
@@ -138,7 +160,7 @@ impl PinholeSets {
                 Ok(more) => {
                     learned |= more;
                     // Without our table there are no pinholes to close.
-                    !change.elements.permission.is_absent()
+                    change.opening.is_some() || change.permission().existing != Existing::Absent
                 }
                 Err(error) => {
                     refusal = Some(error);
@@ -156,10 +178,11 @@ impl PinholeSets {
     fn learns_to_delete<'a>(
         &mut self,
         outcome: &BatchOutcome,
-        changes: impl IntoIterator<Item = &'a PinholeChange<'a>>,
+        changes: impl IntoIterator<Item = &'a Change<'a>>,
     ) -> bool {
-        let mut elements = changes.into_iter().flat_map(|change| change.elements.iter());
-        let learns = self.has_destroy && elements.any(|element| element.needs_deletion(outcome));
+        let mut elements = changes.into_iter().flat_map(|change| &change.elements);
+        let learns = self.has_destroy
+            && elements.any(|element| outcome.failed_with(element.removal, libc::EINVAL));
         self.has_destroy &= !learns;
         learns
     }
@@ -170,18 +193,19 @@ impl PinholeSets {
             what: format!("renew pinhole {}", opening.ends),
             source,
         };
-        let mut change = PinholeChange::open(opening)?;
+        let mut change = Change::open(opening)?;
         for _ in 0..ATTEMPTS {
             self.batch.clear();
             // The timeout of an element cannot be changed before Linux 6.12. The kernel deletes only what is there:
             // the rule that admits a connection has deleted a consumed one.
-            let deletion = change.elements.permission.delete(&mut self.batch);
+            let SetElement { set, key, .. } = change.permission();
+            let deletion = self.batch.delete_element(set, key);
             change.put(&mut self.batch, self.has_destroy);
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
             let Some(error) = outcome.first_error() else { return Ok(true) };
             if outcome.failed_with(deletion, libc::ENOENT) {
                 // Without our table, which is loaded again, everything is absent.
-                return Ok(outcome.failed_with(change.elements.permission.addition, libc::ENOENT));
+                return Ok(outcome.failed_with(change.permission().addition, libc::ENOENT));
             }
             if !self.learns_to_delete(&outcome, [&change]) && !change.learn_from(&outcome)? {
                 return Err(failed(table_error(error)));
@@ -230,42 +254,109 @@ fn table_error(errno: i32) -> io::Error {
 }
 
 /// A pinhole to open or to close.
-struct PinholeChange<'a> {
-    elements: PinholeElements,
+struct Change<'a> {
     opening: Option<&'a Opening>,
+    /// Its permission, and what an admitted connection gets from maps: target, source and ct mark.
+    elements: [SetElement; 4],
     /// Its messages in the last transaction.
     messages: Range<usize>,
 }
 
-impl<'a> PinholeChange<'a> {
-    fn close(elements: PinholeElements) -> Self {
-        Self { elements, opening: None, messages: 0..0 }
-    }
+/// An element of a pinhole.
+struct SetElement {
+    set: &'static CStr,
+    key: Vec<u8>,
+    data: Option<Vec<u8>>,
+    existing: Existing,
+    /// The timeout with which it is added, if it is.
+    timeout: Option<Duration>,
+    /// The messages of the last transaction that remove and add it.
+    removal: usize,
+    addition: usize,
+}
 
+/// What may be in the set under an element's key, and must be removed first. The data is guessed, for a kernel without
+/// destroy messages, then learned from errors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    /// Nothing.
+    Absent,
+    /// At most an element with the guessed data.
+    AsGuessed,
+    /// An element with other data, or one in a full set.
+    Different,
+    /// At most one that has no effect. It is removed by a destroy message only.
+    Ineffective,
+}
+
+impl<'a> Change<'a> {
     fn open(opening: &'a Opening) -> Result<Self, KernelError> {
-        let elements = PinholeElements::new(&opening.ends, Some(opening.control.ct_mark))
-            .map_err(|source| not_opened(opening, source))?;
-        Ok(Self { opening: Some(opening), ..Self::close(elements) })
+        Self::new(&opening.ends, Some(opening)).map_err(|source| not_opened(opening, source))
     }
 
-    fn put(&mut self, batch: &mut Batch, destroys: bool) {
-        let PinholeElements { permission, grants } = &mut self.elements;
-        let first = batch.len();
-        let Some(Opening { lifetime, .. }) = self.opening else {
-            // Translations are deleted as well, so that a client that opens many leaves none behind. On an older kernel
-            // they stay until they expire.
-            for grant in grants.iter().filter(|grant| destroys && grant.is_needed) {
-                grant.destroy(batch);
-            }
-            return permission.remove(batch, destroys);
+    /// Opens the pinhole of `opening`, or closes `pinhole`.
+    fn new(pinhole: &PinholeEnds, opening: Option<&'a Opening>) -> io::Result<Self> {
+        let PinholeEnds { initiator, arrival, target, source } = *pinhole;
+        let sets = if is_ipv6(pinhole)? { V6 } else { V4 };
+        // The connection inherits the mark, unless that is 0. A pinhole to close may have any.
+        let mark = opening.map(|opening| opening.control.ct_mark);
+        if mark.is_some_and(|mark| mark != 0) {
+            USES_MARKS.store(true, Relaxed);
+        }
+        let uses_marks = USES_MARKS.load(Relaxed);
+        // What may exist, and the timeout of the new element.
+        let permission = match opening {
+            Some(opening) => (Existing::Absent, Some(opening.lifetime)),
+            None => (Existing::AsGuessed, None),
         };
-        permission.add(batch, *lifetime);
-        for grant in grants {
-            if grant.may_be_left {
-                grant.remove(batch, destroys);
+        let grant = |is_needed: bool| match opening {
+            Some(Opening { lifetime, .. }) => {
+                let timeout = lifetime.saturating_add(TRANSLATION_GRACE);
+                (Existing::AsGuessed, is_needed.then_some(timeout))
             }
-            if grant.is_needed {
-                grant.add(batch, lifetime.saturating_add(TRANSLATION_GRACE));
+            // So that a client that opens many leaves none behind. On an older kernel they stay until they expire.
+            None if is_needed => (Existing::Ineffective, None),
+            None => (Existing::Absent, None),
+        };
+        let marking = match uses_marks {
+            true => grant(mark != Some(0)),
+            false => (Existing::Absent, None),
+        };
+        let key = [octets_of(initiator), endpoint_key(arrival)].concat();
+        let source_key = [octets_of(initiator), endpoint_key(target)].concat();
+        let mark_data = mark.unwrap_or(0).to_ne_bytes().to_vec();
+        let elements = [
+            (sets.pinholes, key.clone(), None, permission),
+            (sets.targets, key.clone(), Some(endpoint_key(target)), grant(target != arrival)),
+            (sets.sources, source_key, Some(octets_of(source)), grant(source != initiator)),
+            (sets.marks, key, Some(mark_data), marking),
+        ];
+        let elements = elements.map(|(set, key, data, (existing, timeout))| {
+            let (removal, addition) = (usize::MAX, usize::MAX);
+            SetElement { set, key, data, existing, timeout, removal, addition }
+        });
+        Ok(Self { opening, elements, messages: 0..0 })
+    }
+
+    fn permission(&self) -> &SetElement {
+        let [permission, ..] = &self.elements;
+        permission
+    }
+
+    /// Appends its messages: removes what may exist, as far as is known, and adds what the pinhole needs.
+    fn put(&mut self, batch: &mut Batch, destroys: bool) {
+        let first = batch.len();
+        for element in &mut self.elements {
+            element.removal = match element.existing {
+                Existing::Absent => usize::MAX,
+                _ if destroys => batch.destroy_element(element.set, &element.key),
+                Existing::Ineffective => usize::MAX,
+                // The timeout is that of an element that is never visible.
+                Existing::AsGuessed => batch.clear_element(&element.with(TRANSLATION_GRACE)),
+                Existing::Different => batch.delete_element(element.set, &element.key),
+            };
+            if let Some(timeout) = element.timeout {
+                element.addition = batch.add_element(&element.with(timeout));
             }
         }
         self.messages = first..batch.len();
@@ -273,7 +364,7 @@ impl<'a> PinholeChange<'a> {
 
     /// Whether the next transaction will differ. An error if the pinhole cannot be opened.
     fn learn_from(&mut self, outcome: &BatchOutcome) -> Result<bool, KernelError> {
-        let PinholeElements { permission, grants } = &mut self.elements;
+        let [permission, grants @ ..] = &mut self.elements;
         let Some(opening) = self.opening else {
             return Ok(permission.learn_from(outcome));
         };
@@ -293,6 +384,98 @@ impl<'a> PinholeChange<'a> {
     }
 }
 
+impl SetElement {
+    fn with(&self, timeout: Duration) -> Element<'_> {
+        let data = self.data.as_deref();
+        Element { set: self.set, key: &self.key, data, timeout: Some(timeout) }
+    }
+
+    /// Whether the next transaction will differ.
+    fn learn_from(&mut self, outcome: &BatchOutcome) -> bool {
+        let now = if outcome.failed_with(self.removal, libc::ENOENT) {
+            Existing::Absent
+        } else if exists_already(outcome, self.removal)
+            || outcome.failed_with(self.removal, libc::ENFILE)
+            || exists_already(outcome, self.addition)
+        {
+            Existing::Different
+        } else {
+            self.existing
+        };
+        mem::replace(&mut self.existing, now) != now
+    }
+}
+
+/// Whether a message failed because such an element exists.
+fn exists_already(outcome: &BatchOutcome, at: usize) -> bool {
+    outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY)
+}
+
 fn not_opened(opening: &Opening, source: io::Error) -> KernelError {
     KernelError::System { what: format!("open pinhole {}", opening.ends), source }
+}
+
+/// The family of the pinhole's addresses, which must all have one.
+pub(super) fn is_ipv6(pinhole: &PinholeEnds) -> io::Result<bool> {
+    let PinholeEnds { initiator, arrival, target, source } = *pinhole;
+    let is_v6 = initiator.is_ipv6();
+    let is_mixed = [arrival.ip(), target.ip(), source].iter().any(|ip| ip.is_ipv6() != is_v6);
+    let text = "IPv4 and IPv6 addresses in one pinhole; all must be of one family";
+    if is_mixed { Err(io::Error::new(io::ErrorKind::InvalidInput, text)) } else { Ok(is_v6) }
+}
+
+/// Initiator and arrival of the pinhole with this permission key.
+fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
+    let (initiator, arrival) = match key.len() {
+        12 => key.split_at(4),
+        36 => key.split_at(16),
+        _ => return None,
+    };
+    Some((address_of(initiator)?, endpoint_of(arrival)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pinhole(initiator: &str, arrival: &str) -> PinholeEnds {
+        let (initiator, arrival) = (initiator.parse().unwrap(), arrival.parse().unwrap());
+        PinholeEnds { initiator, arrival, target: arrival, source: initiator }
+    }
+
+    #[test]
+    fn keys_are_read_as_written() {
+        for (initiator, arrival) in
+            [("10.0.0.1", "192.0.2.7:4000"), ("2001:db8::1", "[2001:db8::2]:65535")]
+        {
+            let pinhole = pinhole(initiator, arrival);
+            let change = Change::new(&pinhole, None).unwrap();
+            assert_eq!(
+                read_key(&change.permission().key),
+                Some((pinhole.initiator, pinhole.arrival))
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_has_whole_words() {
+        let pinhole = pinhole("10.0.0.1", "192.0.2.7:258");
+        let [permission, target, ..] = Change::new(&pinhole, None).unwrap().elements;
+        assert_eq!(permission.key, [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
+        assert_eq!(target.data.as_deref(), Some(&[192, 0, 2, 7, 1, 2, 0, 0][..]));
+    }
+
+    #[test]
+    fn families_are_not_mixed() {
+        assert!(Change::new(&pinhole("10.0.0.1", "[2001:db8::2]:1"), None).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_key_panics(key in proptest::collection::vec(any::<u8>(), 0..60)) {
+            read_key(&key);
+        }
+    }
 }
