@@ -1,4 +1,5 @@
-//! Conntrack entries: the translation of a connection, its ct mark, and be-liberal.
+//! Conntrack entries: the translation of a connection, its ct mark, and be-liberal; and the messages of ctnetlink, by
+//! which helpers and expectations are changed, too.
 //!
 //! Identifies a connection by its addresses. Those of one zone may equal those of another; then the connection is
 //! unknown.
@@ -14,17 +15,33 @@ use ftp_alg_core::engine::{KernelError, QueueMode, Translation};
 use super::{
     NetfilterError,
     netlink::{
-        Attributes, Socket, Writer, be32, be64,
-        ctnetlink::{
-            self, CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE,
-            IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, Tuple, change_in_zones, put_zone,
-        },
-        family_header, family_of, nft, or_absent,
+        Attributes, Message, Socket, Writer, address_of, be16, be32, be64, family_header,
+        family_of, kind_of, nft, octets_of, or_absent,
     },
     parameters::RuleParameters,
 };
 
-// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
+// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them. First the types of messages.
+pub(super) const IPCTNL_MSG_CT_NEW: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK, 0);
+pub(super) const IPCTNL_MSG_CT_GET: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK, 1);
+pub(super) const IPCTNL_MSG_EXP_GET: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK_EXP, 1);
+pub(super) const CTA_TUPLE_ORIG: u16 = 1;
+pub(super) const CTA_TUPLE_REPLY: u16 = 2;
+pub(super) const CTA_HELP: u16 = 5;
+pub(super) const CTA_HELP_NAME: u16 = 1;
+pub(super) const CTA_ZONE: u16 = 18;
+const CTA_MARK: u16 = 8;
+const CTA_MARK_MASK: u16 = 21;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const TCP: u8 = libc::IPPROTO_TCP as u8;
 const CTA_COUNTERS_ORIG: u16 = 9;
 const CTA_COUNTERS_REPLY: u16 = 10;
 const CTA_COUNTERS_PACKETS: u16 = 1;
@@ -51,31 +68,6 @@ pub struct Conntrack {
 pub struct CountedPackets {
     pub bytes: u64,
     pub packets: u64,
-}
-
-/// Both directions of a connection in conntrack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ConntrackEntry {
-    original: Tuple,
-    reply: Tuple,
-    mark: u32,
-}
-
-impl ConntrackEntry {
-    fn translation(&self, our_bits: u32) -> Translation {
-        Translation {
-            client: self.original.source,
-            client_external: self.reply.destination,
-            server: self.reply.source,
-            server_external: self.original.destination,
-            ct_mark: self.mark & !our_bits,
-        }
-    }
-
-    /// Whether packets of this connection show these addresses at our hooks.
-    fn matches_packet(&self, client: SocketAddr, server: SocketAddr) -> bool {
-        (self.original.source, self.reply.source) == (client, server)
-    }
 }
 
 impl Conntrack {
@@ -108,9 +100,9 @@ impl Conntrack {
     /// may be unknown.
     pub fn has_connection(&mut self, connection: &Translation) -> Result<bool, KernelError> {
         let Translation { client, server, server_external, .. } = *connection;
-        match self.find_by_pairs(client, server, [(client, server_external)]) {
-            Ok(None) | Err(_) => Ok(self.translation(client, server)?.is_some()),
-            Ok(Some(_)) => Ok(true),
+        match self.with_tuple(client, server, (client, server_external)) {
+            Ok(found) if found.len() == 1 => Ok(true),
+            _ => Ok(self.translation(client, server)?.is_some()),
         }
     }
 
@@ -118,32 +110,30 @@ impl Conntrack {
         if client.is_ipv4() != server.is_ipv4() {
             return Ok(None);
         }
-        let pair = [(client, server), (server, client)];
-        if let Some(found) = self.find_by_pairs(client, server, pair)? {
-            return Ok(Some(found));
+        let mut found = self.with_tuple(client, server, (client, server))?;
+        if found.is_empty() {
+            found = self.with_tuple(client, server, (server, client))?;
         }
-        let dialled = self.dialled(client, server)?;
-        self.find_by_pairs(client, server, dialled.map(|dialled| (client, dialled)))
+        if found.len() != 1
+            && let Some(dialled) = self.dialled(client, server)?
+        {
+            found = self.with_tuple(client, server, (client, dialled))?;
+        }
+        Ok(found.pop().filter(|_| found.is_empty()))
     }
 
-    /// The first connection with one of these tuples whose packets show `client` and `server`.
-    fn find_by_pairs(
+    /// The connections with this tuple whose packets show `client` and `server`.
+    fn with_tuple(
         &mut self,
         client: SocketAddr,
         server: SocketAddr,
-        pairs: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
-    ) -> io::Result<Option<Translation>> {
-        for (source, destination) in pairs {
-            // Its reply tuple may equal another connection's visible pair, so this is checked.
-            let mut found = self.query(Tuple { source, destination }, parse)?;
-            found.retain(|entry| entry.matches_packet(client, server));
-            match &*found {
-                [] => {}
-                [entry] => return Ok(Some(entry.translation(self.parameters.mask()))),
-                _ => return Ok(None),
-            }
-        }
-        Ok(None)
+        tuple: (SocketAddr, SocketAddr),
+    ) -> io::Result<Vec<Translation>> {
+        let our_bits = self.parameters.mask();
+        self.query(tuple, |entry| {
+            // Its reply tuple may equal another connection's visible pair.
+            parse(entry, our_bits).filter(|found| (found.client, found.server) == (client, server))
+        })
     }
 
     /// Sets our bits of a control connection's ct mark, and be-liberal.
@@ -196,24 +186,25 @@ impl Conntrack {
         source: SocketAddr,
         destination: SocketAddr,
     ) -> io::Result<Option<[CountedPackets; 2]>> {
-        Ok(self.query(Tuple { source, destination }, counters)?.pop())
+        Ok(self.query((source, destination), counters)?.pop())
     }
 
     /// Whether a TCP connection with this original tuple is not over.
     pub fn is_running(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
-        let found = self.query(Tuple { source, destination }, |entry| Some(!is_over(entry)))?;
+        let found = self.query((source, destination), |entry| Some(!is_over(entry)))?;
         Ok(found.contains(&true))
     }
 
     /// What `parse` reads of the connections with this tuple, at most one in each zone.
     fn query<T>(
         &mut self,
-        tuple: Tuple,
+        (source, destination): (SocketAddr, SocketAddr),
         parse: impl Fn(&Attributes<'_>) -> Option<T>,
     ) -> io::Result<Vec<T>> {
+        let tuple = Tuple { source, destination };
         let mut connections = Vec::new();
         for &zone in &self.parameters.learned.now().zones {
-            let header = family_header(family_of(tuple.source.ip()), 0);
+            let header = family_header(family_of(source.ip()), 0);
             let fill = |message: &mut Writer<'_>| {
                 tuple.put(message, CTA_TUPLE_ORIG);
                 put_zone(message, CTA_ZONE, zone);
@@ -257,11 +248,17 @@ fn counters(attributes: &Attributes<'_>) -> Option<[CountedPackets; 2]> {
     Some([read(CTA_COUNTERS_ORIG)?, read(CTA_COUNTERS_REPLY)?])
 }
 
-fn parse(attributes: &Attributes<'_>) -> Option<ConntrackEntry> {
-    Some(ConntrackEntry {
-        original: Tuple::read(attributes, CTA_TUPLE_ORIG)?,
-        reply: Tuple::read(attributes, CTA_TUPLE_REPLY)?,
-        mark: attributes.first(CTA_MARK).and_then(be32).unwrap_or(0),
+/// The translation of a connection in conntrack, with its ct mark without `our_bits`.
+fn parse(attributes: &Attributes<'_>, our_bits: u32) -> Option<Translation> {
+    let original = Tuple::read(attributes, CTA_TUPLE_ORIG)?;
+    let reply = Tuple::read(attributes, CTA_TUPLE_REPLY)?;
+    let mark = attributes.first(CTA_MARK).and_then(be32).unwrap_or(0);
+    Some(Translation {
+        client: original.source,
+        client_external: reply.destination,
+        server: reply.source,
+        server_external: original.destination,
+        ct_mark: mark & !our_bits,
     })
 }
 
@@ -317,12 +314,104 @@ fn list(
     let marked = |message: &mut Writer<'_>| {
         message.put(CTA_MARK, &mark).put(CTA_MARK_MASK, &mark);
     };
-    let dumped = ctnetlink::dump(&mut socket, IPCTNL_MSG_CT_GET, marked, |connection| {
+    let dumped = dump(&mut socket, IPCTNL_MSG_CT_GET, marked, |connection| {
         let tuple = Tuple::read(connection, CTA_TUPLE_ORIG).filter(|_| counts(connection));
         found.extend(tuple.map(|tuple| (tuple.source.ip(), tuple.destination)));
     });
     dumped.map_err(failed)?;
     Ok(found)
+}
+
+/// One direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tuple {
+    pub(super) source: SocketAddr,
+    pub(super) destination: SocketAddr,
+}
+
+impl Tuple {
+    /// Appends the tuple as an attribute.
+    pub(super) fn put(&self, message: &mut Writer<'_>, kind: u16) {
+        message.nest(kind, |inner| {
+            inner.nest(CTA_TUPLE_IP, |ip| {
+                put_address(ip, self.source.ip(), CTA_IP_V4_SRC, CTA_IP_V6_SRC);
+                put_address(ip, self.destination.ip(), CTA_IP_V4_DST, CTA_IP_V6_DST);
+            });
+            inner.nest(CTA_TUPLE_PROTO, |proto| {
+                proto
+                    .put(CTA_PROTO_NUM, &[TCP])
+                    .put(CTA_PROTO_SRC_PORT, &self.source.port().to_be_bytes())
+                    .put(CTA_PROTO_DST_PORT, &self.destination.port().to_be_bytes());
+            });
+        });
+    }
+
+    /// The first attribute of type `kind`, if it is a TCP tuple.
+    pub(super) fn read(attributes: &Attributes<'_>, kind: u16) -> Option<Self> {
+        let tuple = attributes.nested(kind)?;
+        let ip = tuple.nested(CTA_TUPLE_IP)?;
+        let address = |v4, v6| ip.first(v4).or_else(|| ip.first(v6)).and_then(address_of);
+        let proto = tuple.nested(CTA_TUPLE_PROTO)?;
+        if proto.first(CTA_PROTO_NUM)?.first() != Some(&TCP) {
+            return None;
+        }
+        let port = |kind| proto.first(kind).and_then(be16);
+        Some(Self {
+            source: (address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?, port(CTA_PROTO_SRC_PORT)?).into(),
+            destination: (address(CTA_IP_V4_DST, CTA_IP_V6_DST)?, port(CTA_PROTO_DST_PORT)?).into(),
+        })
+    }
+}
+
+/// Appends a conntrack zone. The kernel takes none for zone 0, and refuses one if it was built without zones.
+pub(super) fn put_zone(message: &mut Writer<'_>, kind: u16, zone: u16) {
+    if zone != 0 {
+        message.put(kind, &zone.to_be_bytes());
+    }
+}
+
+fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
+    message.put(if address.is_ipv4() { v4 } else { v6 }, &octets_of(address));
+}
+
+/// Sends a change that the kernel acknowledges.
+pub(super) fn change(
+    socket: &mut Socket,
+    kind: u16,
+    flags: i32,
+    family: i32,
+    fill: impl FnOnce(&mut Writer<'_>),
+) -> io::Result<()> {
+    let header = family_header(family, 0);
+    socket.request(kind, libc::NLM_F_ACK | flags, &header, fill, |_| {}).map(drop)
+}
+
+/// Changes what exists, in each of the conntrack zones. `None` if it exists in none of them.
+pub(super) fn change_in_zones(
+    socket: &mut Socket,
+    zones: &[u16],
+    kind: u16,
+    family: i32,
+    fill: impl Fn(&mut Writer<'_>, u16),
+) -> io::Result<Option<()>> {
+    let mut changed = None;
+    for &zone in zones {
+        let done = change(socket, kind, 0, family, |message| fill(message, zone));
+        changed = or_absent(done)?.or(changed);
+    }
+    Ok(changed)
+}
+
+/// Passes all objects that match the request of `fill` to `each`.
+pub(super) fn dump(
+    socket: &mut Socket,
+    kind: u16,
+    fill: impl FnOnce(&mut Writer<'_>),
+    mut each: impl FnMut(&Attributes<'_>),
+) -> io::Result<()> {
+    let header = family_header(libc::AF_UNSPEC, 0);
+    let each = |message: &Message<'_>| each(&message.attributes());
+    socket.request(kind, libc::NLM_F_DUMP, &header, fill, each).map(drop)
 }
 
 #[cfg(test)]
@@ -332,22 +421,26 @@ mod tests {
     use super::*;
     use crate::kernel::netlink::{Messages, put_message};
 
-    fn connection(addresses: [&str; 4]) -> ConntrackEntry {
-        let [a, b, c, d] = addresses.map(|text| text.parse().unwrap());
-        ConntrackEntry {
-            original: Tuple { source: a, destination: b },
-            reply: Tuple { source: c, destination: d },
-            mark: 0,
-        }
+    /// With this original tuple and this reply tuple.
+    fn connection(addresses: [&str; 4]) -> Translation {
+        let [client, server_external, server, client_external] =
+            addresses.map(|text| text.parse().unwrap());
+        Translation { client, client_external, server, server_external, ct_mark: 0 }
     }
 
-    fn message(connection: &ConntrackEntry) -> Vec<u8> {
+    fn message(connection: &Translation, mark: u32) -> Vec<u8> {
+        let Translation { client, client_external, server, server_external, .. } = *connection;
         let mut bytes = Vec::new();
         put_message(&mut bytes, IPCTNL_MSG_CT_NEW, 0, 1, &family_header(2, 0), |message| {
-            connection.original.put(message, CTA_TUPLE_ORIG);
-            connection.reply.put(message, CTA_TUPLE_REPLY);
+            Tuple { source: client, destination: server_external }.put(message, CTA_TUPLE_ORIG);
+            Tuple { source: server, destination: client_external }.put(message, CTA_TUPLE_REPLY);
+            message.put(CTA_MARK, &mark.to_be_bytes());
         });
         bytes
+    }
+
+    fn read(bytes: &[u8]) -> Option<Translation> {
+        Messages::new(bytes).find_map(|message| parse(&message.attributes(), 0x7000_0000))
     }
 
     /// The answer of Linux 6.18 for a connection with source translation.
@@ -366,40 +459,20 @@ mod tests {
 
     #[test]
     fn a_recorded_answer_is_read() {
-        let bytes = bytes(RECORDED);
-        let found = Messages::new(&bytes).find_map(|m| parse(&m.attributes()));
         let expected =
             connection(["10.0.0.2:57199", "192.0.2.9:21", "192.0.2.9:21", "192.0.2.77:57199"]);
-        assert_eq!(found, Some(expected));
+        assert_eq!(read(&bytes(RECORDED)), Some(expected));
     }
 
     #[test]
-    fn connections_are_read() {
+    fn connections_are_read_without_our_bits_of_the_mark() {
         for connection in [
             connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]),
             connection(["[2001:db8::1]:1025", "[2001:db8::2]:21", "[::1]:21", "[::2]:4"]),
         ] {
-            let bytes = message(&connection);
-            assert_eq!(
-                Messages::new(&bytes).find_map(|m| parse(&m.attributes())),
-                Some(connection)
-            );
+            let found = read(&message(&connection, 0x4000_0012));
+            assert_eq!(found, Some(Translation { ct_mark: 0x12, ..connection }));
         }
-    }
-
-    #[test]
-    fn the_visible_pair_is_the_real_ends() {
-        let connection =
-            connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]);
-        let marked = ConntrackEntry { mark: 0x4000_0012, ..connection };
-        let Translation { client, client_external, server, server_external, ct_mark } =
-            marked.translation(0x7000_0000);
-        assert_eq!(ct_mark, 0x12);
-        assert!(
-            connection.matches_packet(client, server) && !connection.matches_packet(server, client)
-        );
-        assert!(!connection.matches_packet(client, server_external));
-        assert!(!connection.matches_packet(client_external, server));
     }
 
     #[test]
@@ -418,7 +491,7 @@ mod tests {
             let mut bytes = bytes(RECORDED);
             if let Some(byte) = bytes.get_mut(at) { *byte = value; }
             bytes.truncate(cut);
-            Messages::new(&bytes).for_each(|message| { parse(&message.attributes()); });
+            Messages::new(&bytes).for_each(|message| { parse(&message.attributes(), 0); });
         }
     }
 }

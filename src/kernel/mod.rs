@@ -5,11 +5,11 @@
 //!
 //! | submodule | is |
 //! | --- | --- |
-//! | `netlink` | messages and sockets, nf_tables batches, conntrack requests |
+//! | `netlink` | messages and sockets, nf_tables batches |
 //! | [`offload`] | the fast path: what the BPF program of `ftp-alg-fastpath` is to do |
 //! | [`broker`] | programs and replaced files, for a confined daemon; capabilities |
 //! | [`clocks`] | the clocks by which the kernel dates packets |
-//! | [`conntrack`] | conntrack entries: translation, mark, be-liberal |
+//! | [`conntrack`] | conntrack entries: translation, mark, be-liberal; messages of ctnetlink |
 //! | [`queue`] | NFQUEUE: packets and verdicts |
 //! | [`table`] | our rules and their table, the pinhole back ends, table ownership |
 //! | [`parameters`] | the ports, queues and marks that all of them share |

@@ -14,14 +14,10 @@ use ftp_alg_firewall::Routing;
 use super::{
     NetfilterError, RuleParameters,
     broker::{CAP_NET_ADMIN, CAP_NET_RAW, has_capability, run_for_output},
-    netlink::{
-        Attributes, Socket,
-        ctnetlink::{
-            self, CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET,
-            Tuple,
-        },
-        family_header, kind_of,
+    conntrack::{
+        CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET, Tuple, dump,
     },
+    netlink::{Attributes, Socket, family_header, kind_of},
     parameters::QueueStatement,
     queue,
     table::{
@@ -254,7 +250,7 @@ fn count_helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
     let each = |connection: &Attributes<'_>| {
         found += usize::from(is_helped(connection) == Some(true));
     };
-    ctnetlink::dump(&mut Socket::open()?, IPCTNL_MSG_CT_GET, |_| {}, each)?;
+    dump(&mut Socket::open()?, IPCTNL_MSG_CT_GET, |_| {}, each)?;
     Ok(found)
 }
 

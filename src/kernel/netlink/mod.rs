@@ -5,7 +5,6 @@
 
 #![allow(unsafe_code)]
 
-pub mod ctnetlink;
 pub mod nft;
 
 use std::{

@@ -15,11 +15,8 @@ use ftp_alg_core::engine::{KernelError, Opening, PinholeEnds, Translation};
 use super::pinholes::{OpenPinhole, is_ipv6};
 use crate::kernel::{
     NetfilterError, RuleParameters,
-    netlink::{
-        Attributes, Socket, Writer, be32,
-        ctnetlink::{self, IPCTNL_MSG_EXP_GET, Tuple, change_in_zones, put_zone},
-        family_of, kind_of,
-    },
+    conntrack::{IPCTNL_MSG_EXP_GET, Tuple, change, change_in_zones, dump, put_zone},
+    netlink::{Attributes, Socket, Writer, be32, family_of, kind_of},
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
@@ -103,7 +100,7 @@ impl Expectations {
                     nat.put(inner, CTA_EXPECT_NAT_TUPLE);
                 });
             };
-            ctnetlink::change(&mut self.socket, IPCTNL_MSG_EXP_NEW, flags, family, fill)
+            change(&mut self.socket, IPCTNL_MSG_EXP_NEW, flags, family, fill)
         };
         let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let learned = self.parameters.learned.now();
@@ -161,7 +158,7 @@ impl Expectations {
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, NetfilterError> {
         let mut open = Vec::new();
         let each = |expectation: &Attributes<'_>| open.extend(parse(expectation));
-        let dumped = ctnetlink::dump(&mut self.socket, IPCTNL_MSG_EXP_GET, |_| {}, each);
+        let dumped = dump(&mut self.socket, IPCTNL_MSG_EXP_GET, |_| {}, each);
         dumped.map_err(|error| NetfilterError::system("list of expectations", error))?;
         Ok(open)
     }

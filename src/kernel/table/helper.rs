@@ -5,13 +5,12 @@
 
 use std::{io, thread, time::Duration};
 
-use crate::kernel::netlink::{
-    Attributes, Socket, Writer, be16,
-    ctnetlink::{
-        self, CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE,
-        IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_NEW, Tuple, change, put_zone,
+use crate::kernel::{
+    conntrack::{
+        CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
+        IPCTNL_MSG_CT_NEW, Tuple, change, dump, put_zone,
     },
-    family_of, kind_of, or_absent,
+    netlink::{Attributes, Socket, Writer, be16, family_of, kind_of, or_absent},
 };
 
 /// Name of the helper.
@@ -133,7 +132,7 @@ pub(super) fn remove_scanner_helper(ports: &[u16]) -> io::Result<()> {
     let mut carriers = Vec::new();
     let each =
         |connection: &Attributes<'_>| carriers.extend(scanner_helper_carrier(connection, ports));
-    ctnetlink::dump(&mut socket, IPCTNL_MSG_CT_GET, |_| {}, each)?;
+    dump(&mut socket, IPCTNL_MSG_CT_GET, |_| {}, each)?;
     for (original, zone) in carriers {
         let fill = |message: &mut Writer<'_>| {
             original.put(message, CTA_TUPLE_ORIG);
