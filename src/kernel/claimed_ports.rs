@@ -3,14 +3,14 @@
 //! target instead of that service.
 
 use std::{
-    io,
-    net::{SocketAddr, SocketAddrV6},
+    net::SocketAddr,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use ftp_alg_core::engine::KernelError;
 use ftp_alg_firewall::PortClaim;
 use rustix::{
     io::Errno,
@@ -26,14 +26,27 @@ pub struct ClaimedPorts {
 }
 
 impl ClaimedPorts {
-    /// Whether a rule or a program other than a pinhole to `target` handles a connection to `arrival`.
-    pub(super) fn is_claimed(&self, arrival: SocketAddr, target: SocketAddr) -> io::Result<bool> {
+    /// [`KernelError::Taken`] if a rule or a program other than a pinhole to `target` handles a connection to `arrival`.
+    /// A port that cannot be bound is a program's. Where nothing is translated, nothing is checked.
+    pub(super) fn check_free(
+        &self,
+        arrival: SocketAddr,
+        target: SocketAddr,
+    ) -> Result<(), KernelError> {
+        if arrival == target {
+            return Ok(());
+        }
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
         if claims.iter().any(|claim| claim.diverts(arrival, target)) {
-            return Ok(true);
+            return Err(KernelError::Taken);
         }
         drop(claims);
-        match is_bound(arrival) {
+        let failed = |error: Errno| KernelError::System {
+            what: format!("look whether {arrival} is free"),
+            source: error.into(),
+        };
+        let family = if arrival.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = match socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None) {
             // As the kernel's own helper, which never looks.
             Err(error @ (Errno::MFILE | Errno::NFILE)) => {
                 if !self.lacks_descriptors.swap(true, Ordering::Relaxed) {
@@ -42,9 +55,16 @@ impl ClaimedPorts {
                          descriptors are free, pinholes are opened without this look"
                     );
                 }
-                Ok(false)
+                return Ok(());
             }
-            outcome => Ok(outcome?),
+            opened => opened.map_err(failed)?,
+        };
+        match bind(&socket, &SocketAddr::new(arrival.ip(), arrival.port())) {
+            // The address is not local, so nothing here listens on it.
+            Ok(()) | Err(Errno::ADDRNOTAVAIL) => Ok(()),
+            // Ports below ip_unprivileged_port_start are reserved for services.
+            Err(Errno::ADDRINUSE | Errno::ACCESS) => Err(KernelError::Taken),
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -60,40 +80,31 @@ impl ClaimedPorts {
     }
 }
 
-/// Whether a program on this machine has bound `address`, according to an attempt to bind it.
-fn is_bound(address: SocketAddr) -> Result<bool, Errno> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    let bound = match address {
-        SocketAddr::V4(address) => bind(&socket, &address),
-        SocketAddr::V6(address) => {
-            bind(&socket, &SocketAddrV6::new(*address.ip(), address.port(), 0, 0))
-        }
-    };
-    match bound {
-        // The address is not local, so nothing here listens on it.
-        Ok(()) | Err(Errno::ADDRNOTAVAIL) => Ok(false),
-        // Ports below ip_unprivileged_port_start are reserved for services.
-        Err(Errno::ADDRINUSE | Errno::ACCESS) => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
 
     use super::*;
 
+    fn is_taken(arrival: SocketAddr) -> bool {
+        match ClaimedPorts::default().check_free(arrival, "[::]:0".parse().unwrap()) {
+            Err(KernelError::Taken) => true,
+            outcome => {
+                outcome.unwrap();
+                false
+            }
+        }
+    }
+
     #[test]
     fn a_port_that_a_program_has_bound_is_taken() {
         for (address, other) in [("127.0.0.1:0", "127.0.0.2"), ("[::1]:0", "::2")] {
             let Ok(listener) = TcpListener::bind(address) else { continue };
             let bound = listener.local_addr().unwrap();
-            assert!(is_bound(bound).unwrap());
-            assert!(!is_bound(SocketAddr::new(other.parse().unwrap(), bound.port())).unwrap());
+            assert!(is_taken(bound));
+            assert!(!is_taken(SocketAddr::new(other.parse().unwrap(), bound.port())));
             drop(listener);
-            assert!(!is_bound(bound).unwrap());
+            assert!(!is_taken(bound));
         }
     }
 
@@ -101,8 +112,8 @@ mod tests {
     fn a_port_that_a_program_has_bound_for_all_addresses_is_taken() {
         let listener = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert!(is_bound(SocketAddr::new("127.0.0.1".parse().unwrap(), port)).unwrap());
+        assert!(is_taken(SocketAddr::new("127.0.0.1".parse().unwrap(), port)));
         // Not a local address.
-        assert!(!is_bound(SocketAddr::new("192.0.2.1".parse().unwrap(), port)).unwrap());
+        assert!(!is_taken(SocketAddr::new("192.0.2.1".parse().unwrap(), port)));
     }
 }

@@ -79,21 +79,6 @@ impl LinuxKernel {
         Self { offload: offload.cloned(), ..self }
     }
 
-    /// [`KernelError::Taken`] if the pinhole is translated and its arrival port is in use.
-    fn check_arrival(&self, pinhole: &PinholeEnds) -> Result<(), KernelError> {
-        let PinholeEnds { arrival, target, .. } = *pinhole;
-        if arrival == target {
-            return Ok(());
-        }
-        let is_claimed = self.claimed_ports.is_claimed(arrival, target).map_err(|source| {
-            KernelError::System { what: format!("look whether {arrival} is free"), source }
-        })?;
-        // The BPF program would admit its own connection there.
-        let is_taken = is_claimed
-            || self.offload.as_ref().is_some_and(|offload| !offload.reserve_pinhole(pinhole));
-        if is_taken { Err(KernelError::Taken) } else { Ok(()) }
-    }
-
     /// The open pinholes of the BPF program.
     pub fn list_fast_path_pinholes(&self) -> Result<Vec<OpenPinhole>, NetfilterError> {
         let Some(offload) = &self.offload else { return Ok(Vec::new()) };
@@ -230,8 +215,15 @@ impl Kernel for LinuxKernel {
     }
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
-        let closed = self.close_in_program(closings);
-        if let Err(error) = self.check_arrival(&opening.ends) {
+        let PinholeEnds { arrival, target, .. } = opening.ends;
+        let closed = if closings.is_empty() { Vec::new() } else { self.close_in_program(closings) };
+        let checked = self.claimed_ports.check_free(arrival, target).and_then(|()| {
+            // The BPF program would admit its own connection there.
+            let is_reserved =
+                self.offload.as_ref().is_none_or(|offload| offload.reserve_pinhole(&opening.ends));
+            if is_reserved { Ok(()) } else { Err(KernelError::Taken) }
+        });
+        if let Err(error) = checked {
             self.close_in_rules(&closed).map_err(KernelError::not_closed)?;
             return Err(error);
         }
