@@ -110,10 +110,14 @@ impl Worker {
             token: Token { id: packet.id, mark: packet.mark },
             bytes: packet.payload,
             meta: PacketMeta {
+                offload: packet.offload,
+                may_wait: true,
+                from: parameters.sender(packet.mark),
+                queues_all: parameters.queues_all(packet.mark),
+                is_late: late,
                 input: packet.indev,
                 output: if packet.outdev == LOOPBACK { 0 } else { packet.outdev },
                 mark: packet.mark & !parameters.mask(),
-                ..parameters.packet_meta(packet.mark, packet.offload, late)
             },
         });
         let mut guard = lock(shared.shard_of(*index));

@@ -8,10 +8,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use ftp_alg_core::{
-    engine::{PacketMeta, Side},
-    packet::Offload,
-};
+use ftp_alg_core::engine::Side;
 pub use ftp_alg_firewall::CtMarkUse;
 use ftp_alg_firewall::Gateway;
 use serde::{Deserialize, Serialize};
@@ -212,22 +209,18 @@ impl RuleParameters {
         self.queue_first..=self.queue_first.saturating_add(self.queue_count.saturating_sub(1))
     }
 
-    /// The metadata of a packet with this packet mark. `is_late` says that other packets of its connection may have
-    /// passed before it.
-    pub fn packet_meta(&self, mark: u32, offload: Offload, is_late: bool) -> PacketMeta {
-        let bits = mark & self.mask();
-        PacketMeta {
-            offload,
-            may_wait: true,
-            from: match bits {
-                _ if bits == self.gateway.queue_all_mark => Some(Side::Client),
-                _ if bits == self.gateway.data_mark => Some(Side::Server),
-                _ => None,
-            },
-            queues_all: bits == self.gateway.queue_none_mark,
-            is_late,
-            ..PacketMeta::default()
+    /// The end that sent a packet with this packet mark, if the rules say so.
+    pub fn sender(&self, mark: u32) -> Option<Side> {
+        match mark & self.mask() {
+            bits if bits == self.gateway.queue_all_mark => Some(Side::Client),
+            bits if bits == self.gateway.data_mark => Some(Side::Server),
+            _ => None,
         }
+    }
+
+    /// Whether a packet with this packet mark was queued because every packet of its connection is.
+    pub fn queues_all(&self, mark: u32) -> bool {
+        mark & self.mask() == self.gateway.queue_none_mark
     }
 
     /// Whether this packet mark belongs to the FIN of a connection that did not fit into the set `closing`.
@@ -308,8 +301,8 @@ mod tests {
                 parameters.gateway;
             let read = |mark| {
                 let mark = mark | 0x8000; // the operator's
-                let queued = parameters.packet_meta(mark, Offload::default(), false);
-                (queued.from, parameters.overflowed_closing_set(mark), queued.queues_all)
+                let overflowed = parameters.overflowed_closing_set(mark);
+                (parameters.sender(mark), overflowed, parameters.queues_all(mark))
             };
             assert_eq!(read(0), (None, false, false), "an operator's rules say nothing");
             assert_eq!(read(every), (Some(Side::Client), false, false));
