@@ -78,9 +78,11 @@ impl Place {
 
     /// The ct mark of the connection that `client` initiated.
     pub fn ct_mark_of(&self, client: &TcpStream) -> u32 {
-        let from = client.local_addr().unwrap();
+        let (from, to) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
         let family = if from.is_ipv4() { "ipv4" } else { "ipv6" };
-        let list = format!("conntrack -L -f {family} -p tcp --sport {}", from.port());
+        // An earlier connection to another port may have had the same source port.
+        let ports = format!("--sport {} --dport {}", from.port(), to.port());
+        let list = format!("conntrack -L -f {family} -p tcp {ports}");
         let known = self.lab.gateway_sh(&list);
         let mark = known.split_once("mark=").unwrap().1.split_whitespace().next();
         mark.unwrap().parse().unwrap()
