@@ -10,8 +10,10 @@ use crate::{
     engine::{
         Engine, Event, EventKind, FlowChange, Kernel, KernelError,
         events::{Events, OmittedEvents},
+        table::entry::Head,
     },
-    session::DropReason,
+    packet::{self, Packet},
+    session::{DropReason, Side},
 };
 
 /// A packet in a kernel queue, as its host identifies it. The engine passes it through.
@@ -94,6 +96,32 @@ pub(crate) struct Injection {
     pub(crate) ct_mark: u32,
     /// The IP packet.
     pub(crate) packet: Vec<u8>,
+}
+
+impl Injection {
+    /// The injection of a packet that has the endpoints of packets at our hooks. It gets the addresses that its recipient
+    /// knows, because NAT does not translate it any more, and the ct mark, by which it is routed. Nothing is injected into a
+    /// connection whose translation is unknown.
+    pub(crate) fn new(head: &Head, recipient: Side, packet: Vec<u8>) -> Option<Self> {
+        let translation = head.extra().translation?;
+        let (client, server) = (head.client(), head.server());
+        let (source, destination) = translation.seen_by(recipient);
+        let parsed = Packet::parse(&packet).ok()?;
+        let has_endpoints = parsed.source() == source && parsed.destination() == destination;
+        let packet = if has_endpoints {
+            packet
+        } else {
+            let mut translated = Vec::new();
+            packet::build_with_endpoints(&parsed, source, destination, &mut translated);
+            translated
+        };
+        let source = match recipient {
+            Side::Client => server.ip(),
+            Side::Server => client.ip(),
+        };
+        let (session, ct_mark) = (head.id, translation.ct_mark);
+        Some(Self { session, client, server, source, ct_mark, packet })
+    }
 }
 
 /// What a batch leaves to do, in order. Pinholes are already open and queue modes set, and the

@@ -27,8 +27,7 @@ use ahash::{AHashMap, AHashSet};
 use crate::{
     engine::{
         ClientKey, Entry, Event, EventKind, Kernel, KernelError, QueueMode, SessionEnd, Sessions,
-        Verdict, batch::Injection, decision::decider::ConnectionOf, packets::forward::injection,
-        table::entry::Head,
+        Verdict, batch::Injection, decision::ConnectionOf, table::entry::Head,
     },
     packet::{self, Packet, PacketEdit, Seq, flags},
     session::{DropReason, Phase, Session, Side},
@@ -571,5 +570,5 @@ fn reset(head: &Head, to: Side, seq: Seq, ack: Seq) -> Option<Injection> {
     let flags = flags::RST | flags::ACK;
     let edit = PacketEdit { seq, ack, payload: None, flags, window: 0, urgent: 0 };
     acknowledgement.rebuild(&edit, |_| None, &mut packet);
-    injection(head, to, packet)
+    Injection::new(head, to, packet)
 }

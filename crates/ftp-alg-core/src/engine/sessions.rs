@@ -14,7 +14,7 @@ use crate::{
         Batch, Counters, Entry, Epoch, EventKind, Kernel, SessionEnd,
         activity::PATIENCE,
         limits::{ClientShares, MemoryBudget},
-        packets::routes::RouteAnswers,
+        packets::find::RouteAnswers,
         pinholes::{
             PinholeTable,
             pinhole::{Pinhole, renewal_interval},

@@ -100,7 +100,7 @@ fn segments_carry_the_flags_of_the_super_packet() {
         window: 9,
         urgent: 3,
     };
-    let parts = packets::forward::resegment(&packet, &edit, 536, Some);
+    let parts = packets::resegment(&packet, &edit, 536, Some);
     let seen: Vec<_> = parts
         .iter()
         .map(|part| {
@@ -119,5 +119,5 @@ fn segments_carry_the_flags_of_the_super_packet() {
         ]
     );
     let nothing = PacketEdit { payload: Some(&[]), ..edit };
-    assert_eq!(packets::forward::resegment(&packet, &nothing, 536, Some).len(), 1);
+    assert_eq!(packets::resegment(&packet, &nothing, 536, Some).len(), 1);
 }

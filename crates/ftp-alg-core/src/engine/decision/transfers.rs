@@ -7,7 +7,7 @@ use crate::{
     engine::{
         Entry, EventKind, SessionEnd, Sessions,
         activity::{PATIENCE, TransferEnd},
-        decision::decider::Decider,
+        decision::Decider,
     },
     session::{Activity, Dialogue},
 };

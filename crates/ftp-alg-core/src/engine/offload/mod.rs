@@ -17,7 +17,7 @@ use crate::{
     engine::{
         Engine, Entry, EventKind, Kernel, KernelError, Opening, PinholeEnds, QueueMode, Sessions,
         batch::SessionRef,
-        decision::{decider::Decider, external},
+        decision::{Decider, external},
         limits::is_counted,
         offload::handover::{
             FastPathLine, FlowChange, Handover, LoginStage, PinholeId, SequenceOffset, Withdrawal,

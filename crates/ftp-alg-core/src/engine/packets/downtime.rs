@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::{
     engine::{
         Engine, EventKind, Kernel, QueueMode, SessionEnd, Verdict, batch::SessionRef,
-        decision::decider::ConnectionOf,
+        decision::ConnectionOf,
     },
     packet::Packet,
     session::DropReason,

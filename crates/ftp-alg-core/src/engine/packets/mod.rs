@@ -1,25 +1,26 @@
-//! Decides about one packet: which session it belongs to, what the session does with it, and its verdict.
+//! Decides about one packet: which session it belongs to, what the session does with it, and its verdict. Builds the packet
+//! that is forwarded in its place, and those that are injected.
 
 mod downtime;
-mod find_session;
-pub(crate) mod forward;
+pub(crate) mod find;
 pub(crate) mod reorder;
-pub(crate) mod routes;
 mod tuple_reuse;
 
 use std::time::Instant;
 
 use crate::{
     engine::{
-        Checksums, Engine, Kernel, KernelError, QueueMode, QueuedPacket, SessionEnd, Unread,
+        Batch, Checksums, Engine, Kernel, KernelError, QueueMode, QueuedPacket, SessionEnd, Unread,
         Verdict,
-        batch::{Released, SessionRef},
-        decision::decider::{ConnectionOf, wanted_queue_mode},
+        batch::{Injection, Released, SessionRef},
+        decision::{ConnectionOf, Decider, wanted_queue_mode},
         limits::is_counted,
-        packets::forward::{acknowledge, forward_verdict, without_payload},
     },
-    packet::{Packet, flags},
-    session::{Conditions, DropReason, ForwardAction, Side},
+    packet::{self, Packet, PacketEdit, Seq, flags},
+    session::{
+        Acknowledgement, Conditions, DropReason, ForwardAction, ForwardPlan, Session, Side,
+        TrailingSegment,
+    },
 };
 
 /// What to do with a packet now.
@@ -237,6 +238,141 @@ impl Engine {
             self.sessions.offer_to_fast_path(now, index, kernel);
         }
         handling
+    }
+}
+
+/// The verdict on `packet` by a session's `plan`.
+#[inline(never)] // the plan is then read in the parts in which it was written
+fn forward_verdict(
+    decider: &mut Decider<'_>,
+    session: &Session,
+    from: Side,
+    awaits_probe: bool,
+    packet: &Packet<'_>,
+    plan: &ForwardPlan,
+    changed: &[u8],
+) -> Handling {
+    let sent = session.map(from.peer());
+    let acknowledged = |[left, right]: [Seq; 2]| {
+        let (left, right) = (sent.to_sent_left_edge(left), sent.to_sent(right));
+        left.is_before(right).then_some([left, right])
+    };
+    let rebuilt = |edit: &PacketEdit<'_>| {
+        let mut segment = Vec::new();
+        packet.append_rebuilt(edit, acknowledged, &mut segment);
+        segment
+    };
+    Handling::Verdict(match plan.action {
+        ForwardAction::Unchanged => Verdict::Accept,
+        ForwardAction::Drop(reason) => Verdict::Drop(reason),
+        ForwardAction::Changed { seq, ack, flags, window, .. } if awaits_probe => {
+            let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, window, urgent: 0 };
+            let segment = rebuilt(&edit);
+            inject(decider, from.peer(), segment);
+            return Handling::Reorder;
+        }
+        // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
+        // length.
+        ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent }
+            if packet.offload.is_super_packet && changed.len() < packet.payload().len() =>
+        {
+            let edit = PacketEdit { seq, ack, payload: Some(changed), flags, window, urgent };
+            let limit = session.mss(from);
+            for segment in resegment(packet, &edit, limit, acknowledged) {
+                inject(decider, from.peer(), segment);
+            }
+            Verdict::Drop(DropReason::Resegmented)
+        }
+        ForwardAction::Changed { seq, ack, payload, flags, window, urgent } => {
+            let mut body = changed;
+            let trailing = plan.trailing.map(|TrailingSegment { start, flags }| {
+                let (first, trailing) = body.split_at(start);
+                body = first;
+                let seq = seq + start as u32; // within a packet
+                let payload = Some(trailing);
+                rebuilt(&PacketEdit { seq, ack, payload, flags, window, urgent: 0 })
+            });
+            let payload = payload.then_some(body);
+            let edit = PacketEdit { seq, ack, payload, flags, window, urgent };
+            let out = &mut decider.batch.replacements;
+            let start = out.len();
+            packet.append_rebuilt(&edit, acknowledged, out);
+            let replacement = start as u32..out.len() as u32; // of one batch
+            if let Some(segment) = trailing {
+                inject(decider, from.peer(), segment);
+            }
+            Verdict::Replace(replacement)
+        }
+    })
+}
+
+/// The verdict that forwards a SYN or SYN-ACK without its payload (TCP Fast Open, RFC 7413), so that its receiver gets only
+/// what is read: its sender sends the payload again in an ordinary segment. The flags that concern the payload go, too.
+#[cold]
+fn without_payload(syn: &Packet<'_>, batch: &mut Batch) -> Verdict {
+    let edit = PacketEdit {
+        seq: syn.seq(),
+        ack: syn.ack(),
+        payload: Some(&[]),
+        flags: syn.flags() & !(flags::FIN | flags::PSH | flags::URG),
+        window: syn.window(),
+        urgent: 0,
+    };
+    let out = &mut batch.replacements;
+    let start = out.len();
+    syn.append_rebuilt(&edit, Some, out);
+    Verdict::Replace(start as u32..out.len() as u32) // of one batch
+}
+
+/// The segments of `packet` with the changes of `edit`, each with at most `limit` bytes. Flags are divided as in the
+/// kernel (`tcp_gso_segment`): FIN and PSH go to the last segment, CWR to the first.
+pub(crate) fn resegment(
+    packet: &Packet<'_>,
+    edit: &PacketEdit<'_>,
+    limit: usize,
+    sack: impl Fn([Seq; 2]) -> Option<[Seq; 2]>,
+) -> Vec<Vec<u8>> {
+    let payload = edit.payload.unwrap_or_default();
+    let count = payload.len().div_ceil(limit).max(1);
+    let segment = |index: usize| {
+        let start = index * limit;
+        let end = payload.len().min(start + limit);
+        let (is_first, is_last) = (index == 0, index + 1 == count);
+        let ends = if is_last { 0 } else { flags::FIN | flags::PSH };
+        let begins = if is_first { 0 } else { flags::URG | flags::CWR };
+        let edit = PacketEdit {
+            seq: edit.seq + start as u32, // within a packet
+            payload: Some(&payload[start..end]),
+            flags: edit.flags & !ends & !begins,
+            urgent: if is_first { edit.urgent } else { 0 },
+            ..*edit
+        };
+        let mut out = Vec::new();
+        packet.rebuild(&edit, &sack, &mut out);
+        out
+    };
+    (0..count).map(segment).collect()
+}
+
+/// Injects an acknowledgement.
+fn acknowledge(decider: &mut Decider<'_>, acknowledgement: Acknowledgement) {
+    let Acknowledgement { recipient, seq, ack, window, timestamps } = acknowledgement;
+    let (client, server) = (decider.head.client(), decider.head.server());
+    let (source, destination) = match recipient {
+        Side::Client => (server, client),
+        Side::Server => (client, server),
+    };
+    let mut packet = Vec::new();
+    packet::build_acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
+    inject(decider, recipient, packet);
+}
+
+/// Injects a packet that has the endpoints of packets at our hooks.
+fn inject(decider: &mut Decider<'_>, recipient: Side, packet: Vec<u8>) {
+    match decider.translation() {
+        Ok(_) => decider.batch.injections.extend(Injection::new(decider.head, recipient, packet)),
+        Err(KernelError::Unknown) => {}
+        Err(error) => decider.record_kernel_error(&error),
     }
 }
 

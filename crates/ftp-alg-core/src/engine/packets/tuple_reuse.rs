@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::{
     engine::{
-        Engine, Kernel, QueueMode, RESEND_INTERVAL, SessionEnd, Sessions,
-        decision::decider::ConnectionOf, table::entry::Head,
+        Engine, Kernel, QueueMode, RESEND_INTERVAL, SessionEnd, Sessions, decision::ConnectionOf,
+        table::entry::Head,
     },
     packet::Packet,
     session::Session,

@@ -3,17 +3,14 @@
 //! | file | is |
 //! | --- | --- |
 //! | `pinhole` | one pinhole, its states and transitions |
-//! | `ports`, `client_counts` | the external ports, and the pinholes of each client, of all shards |
-//! | `candidates` | the ports to try for a pinhole |
+//! | `ports` | the external ports of all shards, the pinholes of each client, and the ports to try for a pinhole |
 //!
 //! An end's port that had to get another external port gets the same one again: while conntrack remembers the first data
 //! connection, a second one to this end by another external port has the same reply tuple, and the kernel drops it. But
 //! the port at which another session waits is left to that session.
 
-pub(crate) mod candidates;
-pub(crate) mod client_counts;
 pub(crate) mod pinhole;
-mod ports;
+pub(crate) mod ports;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,10 +26,8 @@ use crate::{
         ClientKey, Closing, Kernel, KernelError, Opening, PinholeEnds, Place, Translation,
         offload::handover::PinholeId,
         pinholes::{
-            candidates::{Candidates, PortFormat},
-            client_counts::{NotOpened, max_open},
             pinhole::{Pinhole, PinholeRecord},
-            ports::{ANY_SHARD, Port, Ports},
+            ports::{ANY_SHARD, Candidates, NotOpened, Port, PortFormat, Ports, max_open},
         },
     },
     ftp::{AnnouncementKind, Reply},

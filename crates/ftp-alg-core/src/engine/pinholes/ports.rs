@@ -1,4 +1,5 @@
-//! The external ports of all shards, and how many pinholes each client has: what shards share, in one small locked table.
+//! The external ports of all shards, how many pinholes each client has, and how a port is chosen. The first two are what
+//! shards share, in one small locked table.
 //!
 //! The kernel identifies a pinhole of the rules by initiator and arrival. A port stays reserved while a transfer uses it:
 //! otherwise a server that connects from port 20 would reuse the tuple of its earlier connection. And it stays reserved
@@ -13,15 +14,26 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ahash::{AHashMap, AHashSet};
+use ahash::{AHashMap, AHashSet, RandomState};
 
-use crate::engine::{
-    ClientKey, PinholeEnds, Place,
-    pinholes::client_counts::{ClientCounts, NotOpened},
+use crate::{
+    engine::{ClientKey, KernelError, PinholeEnds, Place, Translation},
+    ftp::{AnnouncementKind, Padding},
+    policy::Policy,
 };
 
 /// How many targets with another external port are remembered.
 const MAX_DISPLACED: usize = 4096;
+/// Fraction of all pinholes that one client may have open, and fraction of the ports that it may hold.
+const OPEN_FRACTION: usize = 4;
+const HELD_FRACTION: usize = 8;
+/// Number of random ports to try if the announced one is taken.
+const PORT_TRIES: usize = 32;
+/// Number of ports of the right length to try before those.
+const FITTING_TRIES: usize = 4;
+/// Number of random draws to find ports of the right length. Of the ports below 10000, which have one digit less, one
+/// in fifty takes four characters in a `PORT`.
+const FITTING_DRAWS: usize = 256;
 
 /// The ports of all shards.
 #[derive(Clone, Default)]
@@ -248,5 +260,169 @@ impl PortTable {
             && self.by_target.is_empty()
             && self.clients.is_empty()
             && self.held == 0
+    }
+}
+
+/// Why no pinhole can be opened.
+#[derive(Debug)]
+pub enum NotOpened {
+    /// The client's limit of open pinholes is reached.
+    Limit(usize),
+    /// The limit of all pinholes is reached, or the client's fraction of it.
+    Full(&'static str),
+    /// No external port is free.
+    NoPort,
+    /// The kernel refused.
+    Kernel(KernelError),
+}
+
+/// The pinholes of all clients.
+#[derive(Default)]
+pub(super) struct ClientCounts(AHashMap<ClientKey, ClientCount>);
+
+#[derive(Default)]
+struct ClientCount {
+    /// Those that count for the client's limit: open ones, and one for each connection on the fast path.
+    open: usize,
+    /// Includes those whose port a transfer uses.
+    held: usize,
+}
+
+/// Limit of open pinholes of a client with this `limit`, if there may be `capacity` in all.
+pub(super) fn max_open(limit: usize, capacity: usize) -> usize {
+    limit.min((capacity / OPEN_FRACTION).max(1))
+}
+
+impl ClientCounts {
+    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` open ones of the
+    /// client.
+    pub(super) fn check(
+        &self,
+        client: ClientKey,
+        limit: usize,
+        capacity: usize,
+    ) -> Result<(), NotOpened> {
+        let Some(ClientCount { open, held }) = self.0.get(&client) else {
+            return Ok(());
+        };
+        let limit = max_open(limit, capacity);
+        if *open >= limit {
+            return Err(NotOpened::Limit(limit));
+        }
+        if *held >= (capacity / HELD_FRACTION).max(limit) {
+            return Err(NotOpened::Full("the client has its share"));
+        }
+        Ok(())
+    }
+
+    /// Counts a pinhole that `client` holds, or a grant for one that the BPF program may open for it.
+    pub(super) fn add(&mut self, client: ClientKey, is_open: bool) {
+        let count = self.0.entry(client).or_default();
+        (count.open, count.held) = (count.open + usize::from(is_open), count.held + 1);
+    }
+
+    /// Counts one less.
+    pub(super) fn remove(&mut self, client: ClientKey, is_open: bool) {
+        self.change(client, |count| {
+            count.open = count.open.saturating_sub(is_open.into());
+            count.held = count.held.saturating_sub(1);
+        });
+    }
+
+    /// A pinhole that `client` holds counts for its limit now, or no more.
+    pub(super) fn set_open(&mut self, client: ClientKey, is_open: bool) {
+        self.change(client, |count| {
+            count.open = if is_open { count.open + 1 } else { count.open.saturating_sub(1) };
+        });
+    }
+
+    fn change(&mut self, client: ClientKey, change: impl FnOnce(&mut ClientCount)) {
+        if let Some(count) = self.0.get_mut(&client) {
+            change(count);
+            if (count.open, count.held) == (0, 0) {
+                self.0.remove(&client);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// How a port is written into an announcement.
+#[derive(Clone, Copy, Debug)]
+pub struct PortFormat {
+    pub kind: AnnouncementKind,
+    /// Number of bytes to fill, if the line is to keep its length.
+    pub room: Option<usize>,
+    pub padding: Padding,
+}
+
+impl PortFormat {
+    /// Whether the announcement with this external port keeps its length, if it is to.
+    fn fits(&self, port: u16) -> bool {
+        self.room.is_none_or(|room| self.kind.fits_port(port, room, self.padding))
+    }
+}
+
+/// The ports to choose from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidates {
+    announced: u16,
+    /// The first and the last port, if only some are allowed.
+    pub(super) set: Option<(u16, u16)>,
+    format: PortFormat,
+}
+
+impl Candidates {
+    /// Those for `wanted`, which has the announced port.
+    pub(super) fn new(
+        wanted: &PinholeEnds,
+        control: &Translation,
+        format: PortFormat,
+        policy: &Policy,
+    ) -> Self {
+        let Translation { client, client_external, .. } = *control;
+        let is_translated = format.kind.is_active() && client != client_external;
+        let set = if is_translated { policy.port_set(client_external.port()) } else { None };
+        Self { announced: wanted.arrival.port(), set, format }
+    }
+
+    /// Whether this is the announced port.
+    pub(super) fn is_announced(&self, port: u16) -> bool {
+        port == self.announced
+    }
+
+    /// The announced port, if it may be an external port.
+    fn own(&self) -> Option<u16> {
+        let is_allowed = |(first, last)| (first..=last).contains(&self.announced);
+        self.set.is_none_or(is_allowed).then_some(self.announced)
+    }
+
+    /// Whether the announced port would be the best one if it were free.
+    pub(super) fn prefers_own(&self) -> bool {
+        self.own().is_some_and(|port| self.format.fits(port))
+    }
+
+    /// The ports, best first: the same for all announcements of a target to the same initiator. It differs from the
+    /// announced port if that does not fill the room of its format: an announcement that keeps its length changes no
+    /// sequence numbers; or if the last announcement could not have it, as `is_displaced` says.
+    pub(super) fn ports<'a>(
+        &'a self,
+        policy: &'a Policy,
+        ends: &'a (IpAddr, SocketAddr),
+        is_displaced: bool,
+        random: &'a RandomState,
+    ) -> impl Iterator<Item = u16> + 'a {
+        let (own, is_first) = (self.own(), self.prefers_own() && !is_displaced);
+        let draw =
+            move |number: usize| policy.external_port(self.set, random.hash_one((ends, number)));
+        let fitting = (0..FITTING_DRAWS).map_while(draw);
+        let fitting = fitting.filter(move |port| self.format.fits(*port)).take(FITTING_TRIES);
+        let any = (FITTING_DRAWS..FITTING_DRAWS + PORT_TRIES).map_while(draw);
+        let [first, then] = [is_first, !is_first].map(|is_here| own.filter(|_| is_here));
+        first.into_iter().chain(fitting).chain(then).chain(any)
     }
 }
