@@ -49,8 +49,8 @@ const NOT_REQUESTED: Decision = Decision {
 struct Permitted {
     ends: PinholeEnds,
     announced_address: IpAddr,
-    /// Whether the server's foreign address was replaced.
-    replaced_foreign: bool,
+    /// The server's foreign address, if it was replaced.
+    replaced_foreign: Option<IpAddr>,
 }
 
 /// A connection without its session, and what its decisions need and change.
@@ -108,7 +108,10 @@ impl Sessions {
 
 impl Decide for Decider<'_> {
     fn announcement(&mut self, line: &AnnouncedLine) -> Effect {
-        self.decide_announcement(line)
+        match self.open_announced(line) {
+            Ok(opened) => self.record_decision(line, opened),
+            Err(not_opened) => self.record_not_opened(line, not_opened),
+        }
     }
 
     fn may_renumber(&mut self) -> bool {
@@ -121,48 +124,17 @@ impl Decide for Decider<'_> {
 }
 
 impl Decider<'_> {
-    /// Decides about `announced`. If that is to open a pinhole, it is open when this returns.
-    pub fn decide_announcement(&mut self, announced: &AnnouncedLine) -> Effect {
-        let kind = announced.kind;
-        if let (false, Err(MalformedAnnouncement::Form(_)), Some(text)) =
-            (kind.is_active(), &announced.parsed, &announced.unread_text)
-        {
-            self.push_event(EventKind::UnreadableReply(text.clone()));
-            return Effect::Pass;
-        }
-        // Without a call of the kernel, because an attacker can send such a reply at will, and it may work without us.
-        let is_unknown =
-            matches!(announced.phase, Phase::PickedUp | Phase::PickedUpFtp) && !kind.is_active();
-        let opened = match (&announced.parsed, self.announced_endpoint(announced)) {
-            _ if is_unknown => Err(Decision::pass(announced.blocked_because.unwrap_or_default())),
-            (Ok(_), Some(endpoint)) => self.open_announced(announced, endpoint),
-            (Err(malformed), _) => {
-                let reason = malformed.to_string();
-                Err(match malformed {
-                    // It cannot make a server connect to anything.
-                    MalformedAnnouncement::Family => Decision::pass(reason),
-                    MalformedAnnouncement::Scope => {
-                        Decision::refuse(RefusalReason::ForeignAddress, reason)
-                    }
-                    _ if kind.is_active() => Decision::refuse(RefusalReason::Malformed, reason),
-                    _ => Decision::pass(reason),
-                })
-            }
-            (Ok(_), None) => Err(Decision::pass("nothing was announced")),
-        };
-        match opened {
-            Ok(opened) => self.record_decision(announced, opened),
-            Err(not_opened) => self.record_not_opened(announced, not_opened),
-        }
-    }
-
-    /// Opens the pinhole for `endpoint`, if it is permitted, at the first external port that is free. An error if nothing is
+    /// Opens the pinhole for `announced`, if it is permitted, at the first external port that is free. An error if nothing is
     /// opened.
-    fn open_announced(
-        &mut self,
-        announced: &AnnouncedLine,
-        endpoint: SocketAddr,
-    ) -> Result<Decision, Decision> {
+    fn open_announced(&mut self, announced: &AnnouncedLine) -> Result<Decision, Decision> {
+        let kind = announced.kind;
+        // Without a call of the kernel, because an attacker can send such a reply at will, and it may work without us.
+        if matches!(announced.phase, Phase::PickedUp | Phase::PickedUpFtp) && !kind.is_active() {
+            return Err(Decision::pass(announced.blocked_because.unwrap_or_default()));
+        }
+        let endpoint = self
+            .announced_endpoint(announced)
+            .map_err(|malformed| decide_malformed(kind, malformed))?;
         if !announced.was_requested {
             return Err(NOT_REQUESTED);
         }
@@ -171,13 +143,11 @@ impl Decider<'_> {
             .map_err(|error| self.decide_untranslated(announced, endpoint, &error))?;
         let permitted = self.permit(announced, endpoint, &translation)?;
         let room = self.room_for_port(announced, permitted.announced_address);
-        let format =
-            PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
+        let format = PortFormat { kind, room, padding: self.allowed_padding(announced) };
         let wanted = Wanted { ends: permitted.ends, control: &translation, format };
         let opened = self.pinholes.open(self.now, self.index, &wanted, self.policy, self.kernel);
-        let Opened { serial, port, other_session } = opened.map_err(|why| self.refusal(why))?;
-        self.record_opening(announced.kind, serial);
-        Ok(self.opened_decision(announced, &permitted, port, other_session))
+        let opened = opened.map_err(|why| self.refusal(why))?;
+        Ok(self.record_opening(announced, &permitted, opened))
     }
 
     /// Decides about `announced` if the kernel could not look up the connection's translation.
@@ -210,57 +180,82 @@ impl Decider<'_> {
         announced: &AnnouncedLine,
         fast_path: &mut Option<PinholeId>,
     ) -> Effect {
-        let permitted = match (*fast_path, self.announced_endpoint(announced)) {
-            (Some(id), Some(endpoint)) => {
-                match (announced.was_requested, self.head.extra().translation) {
-                    (false, _) => Err(NOT_REQUESTED),
-                    (true, None) => Err(Decision::pass("the connection's translation is unknown")),
-                    (true, Some(translation)) => {
-                        self.permit(announced, endpoint, &translation).map(|this| (id, this))
-                    }
-                }
-            }
-            _ => Err(Decision::pass("the fast path opened no pinhole for it")),
-        };
-        let decision = match permitted {
-            Ok((id, permitted)) => {
-                *fast_path = None;
-                let (kind, ends) = (announced.kind, permitted.ends);
-                let opened = OpenedByProgram {
-                    id,
-                    ends,
-                    kind,
-                    deadline: self.now + self.policy.pinhole_timeout,
-                    is_granted: self.head.extra().fast_path.is_handed_over,
-                };
-                self.close_replaced(&ends);
-                let client = self.head.client().ip();
-                let serial = self.pinholes.hold_of_program(self.index, client, &opened);
-                self.record_opening(kind, serial);
-                self.opened_decision(announced, &permitted, ends.arrival.port(), None)
-            }
-            // The line has passed.
-            Err(not_opened) => Decision { effect: Effect::Pass, ..not_opened },
-        };
-        self.record_decision(announced, decision)
+        let taken = self.take_fast_path_pinhole(announced, fast_path);
+        // If it is not taken over, the line has passed all the same.
+        let passed = |not_opened| Decision { effect: Effect::Pass, ..not_opened };
+        self.record_decision(announced, taken.unwrap_or_else(passed))
     }
 
-    /// Counts a pinhole that was opened for the session, and has it looked at.
-    fn record_opening(&mut self, kind: AnnouncementKind, serial: u64) {
+    fn take_fast_path_pinhole(
+        &mut self,
+        announced: &AnnouncedLine,
+        fast_path: &mut Option<PinholeId>,
+    ) -> Result<Decision, Decision> {
+        let (Some(id), Ok(endpoint)) = (*fast_path, self.announced_endpoint(announced)) else {
+            return Err(Decision::pass("the fast path opened no pinhole for it"));
+        };
+        if !announced.was_requested {
+            return Err(NOT_REQUESTED);
+        }
+        let Some(translation) = self.head.extra().translation else {
+            return Err(Decision::pass("the connection's translation is unknown"));
+        };
+        let permitted = self.permit(announced, endpoint, &translation)?;
+        *fast_path = None;
+        let ends = permitted.ends;
+        let opened = OpenedByProgram {
+            id,
+            ends,
+            kind: announced.kind,
+            deadline: self.now + self.policy.pinhole_timeout,
+            is_granted: self.head.extra().fast_path.is_handed_over,
+        };
+        self.close_replaced(&ends);
+        let client = self.head.client().ip();
+        let serial = self.pinholes.hold_of_program(self.index, client, &opened);
+        let opened = Opened { serial, port: ends.arrival.port(), other_session: None };
+        Ok(self.record_opening(announced, &permitted, opened))
+    }
+
+    /// Counts the pinhole that was opened for `announced`, and has it looked at. Returns the decision.
+    fn record_opening(
+        &mut self,
+        announced: &AnnouncedLine,
+        permitted: &Permitted,
+        opened: Opened,
+    ) -> Decision {
+        let Opened { serial, port, other_session } = opened;
         self.counters.pinholes_opened += 1;
-        if !kind.is_active() {
+        if !announced.kind.is_active() {
             // Some clients connect before they request a transfer.
             self.pinholes.examine_at(self.index, serial, self.now + PATIENCE);
             self.close_answered_before(serial, Some("a later pinhole replaced it"));
         }
         self.add_timer();
+        let endpoint = SocketAddr::new(permitted.announced_address, port);
+        let is_rewritten = self.announced_endpoint(announced).is_ok_and(|read| read != endpoint);
+        self.counters.rewrites += u64::from(is_rewritten);
+        let reason = match (permitted.replaced_foreign, other_session) {
+            (Some(foreign), _) => {
+                let own = self.head.server().ip();
+                format!("foreign address {foreign} replaced: the server is {own}").into()
+            }
+            (None, Some(reason)) => reason.into(),
+            (None, None) if is_rewritten => "the other end sees another endpoint".into(),
+            (None, None) => "both ends see the same endpoint".into(),
+        };
+        let padding = self.allowed_padding(announced);
+        Decision { effect: Effect::Open { endpoint, padding }, reason, objection: None }
     }
 
     /// The announced endpoint.
-    fn announced_endpoint(&self, announced: &AnnouncedLine) -> Option<SocketAddr> {
-        let read = announced.parsed.as_ref().ok()?;
+    fn announced_endpoint<'a>(
+        &self,
+        announced: &'a AnnouncedLine,
+    ) -> Result<SocketAddr, &'a MalformedAnnouncement> {
+        let read = announced.parsed.as_ref()?;
         let address = read.address.unwrap_or(self.head.server().ip());
-        Some(SocketAddr::new(address, read.port))
+        Ok(SocketAddr::new(address, read.port))
     }
 
     /// By what an announcement may keep its length.
@@ -268,44 +263,30 @@ impl Decider<'_> {
         if self.policy.preserves_length { announced.padding } else { Padding::None }
     }
 
-    /// The decision about `announced` after its pinhole was opened at this external port. Another session may have to do
-    /// something with the port.
-    fn opened_decision(
-        &self,
-        announced: &AnnouncedLine,
-        permitted: &Permitted,
-        port: u16,
-        other_session: Option<&'static str>,
-    ) -> Decision {
-        let endpoint = SocketAddr::new(permitted.announced_address, port);
-        let read = self.announced_endpoint(announced);
-        let reason = match (read.filter(|_| permitted.replaced_foreign), other_session) {
-            (Some(read), _) => {
-                let (own, ip) = (self.head.server().ip(), read.ip());
-                format!("foreign address {ip} replaced: the server is {own}").into()
-            }
-            (None, Some(reason)) => reason.into(),
-            (None, None) if Some(endpoint) == read => "both ends see the same endpoint".into(),
-            (None, None) => "the other end sees another endpoint".into(),
-        };
-        let padding = self.allowed_padding(announced);
-        Decision { effect: Effect::Open { endpoint, padding }, reason, objection: None }
-    }
-
     /// Records that nothing is opened for `announced`. Returns whether it passes or is refused.
     fn record_not_opened(&mut self, announced: &AnnouncedLine, mut decision: Decision) -> Effect {
         let (kind, foreign) = (announced.kind, self.policy.foreign_address);
+        if let (false, Err(MalformedAnnouncement::Form(_)), Some(text)) =
+            (kind.is_active(), &announced.parsed, &announced.unread_text)
+        {
+            self.push_event(EventKind::UnreadableReply(text.clone()));
+            return Effect::Pass;
+        }
         if let Some(objection) = decision.objection
             && passes_despite(objection, kind, foreign, self.hides_server())
         {
             decision.effect = Effect::Pass;
         }
         let names_nobody =
-            self.announced_endpoint(announced).is_some_and(|end| end.ip().is_unspecified());
+            self.announced_endpoint(announced).is_ok_and(|end| end.ip().is_unspecified());
         if kind.is_active() && names_nobody && decision.effect == Effect::Pass {
             // As it is, the server would connect to itself.
             let reason = format!("{}, and it names the server itself", decision.reason);
             decision = Decision::refuse(RefusalReason::ForeignAddress, reason);
+        }
+        if let Effect::Refuse(reason) = decision.effect {
+            self.counters.pinholes_refused += 1;
+            self.counters.refusals.count(reason);
         }
         self.record_decision(announced, decision)
     }
@@ -318,23 +299,12 @@ impl Decider<'_> {
         })
     }
 
-    /// Records a decision: event, counters. Returns its effect.
+    /// Records a decision. Returns its effect.
     fn record_decision(&mut self, announced: &AnnouncedLine, decision: Decision) -> Effect {
-        let effect = decision.effect;
-        let decided = DecidedAnnouncement {
-            kind: announced.kind,
-            announced: self.announced_endpoint(announced),
-            unread_text: announced.unread_text.clone(),
-            decision,
-        };
-        match effect {
-            Effect::Open { .. } if decided.rewritten().is_some() => self.counters.rewrites += 1,
-            Effect::Refuse(reason) => {
-                self.counters.pinholes_refused += 1;
-                self.counters.refusals.count(reason);
-            }
-            Effect::Open { .. } | Effect::Pass => {}
-        }
+        let (kind, effect) = (announced.kind, decision.effect);
+        let unread_text = announced.unread_text.clone();
+        let announced = self.announced_endpoint(announced).ok();
+        let decided = DecidedAnnouncement { kind, announced, unread_text, decision };
         self.push_event(EventKind::Announcement(decided));
         effect
     }
@@ -372,7 +342,7 @@ impl Decider<'_> {
         announced: &AnnouncedLine,
         announced_address: IpAddr,
     ) -> Option<usize> {
-        let (kind, endpoint) = (announced.kind, self.announced_endpoint(announced)?);
+        let (kind, endpoint) = (announced.kind, self.announced_endpoint(announced).ok()?);
         // A server's port may be the only one that is forwarded to it.
         if !self.policy.preserves_length || !kind.is_active() || announced_address == endpoint.ip()
         {
@@ -683,6 +653,18 @@ fn passes_despite(
     }
 }
 
+/// The decision about an announcement that cannot be read.
+fn decide_malformed(kind: AnnouncementKind, malformed: &MalformedAnnouncement) -> Decision {
+    let reason = malformed.to_string();
+    match malformed {
+        // It cannot make a server connect to anything.
+        MalformedAnnouncement::Family => Decision::pass(reason),
+        MalformedAnnouncement::Scope => Decision::refuse(RefusalReason::ForeignAddress, reason),
+        _ if kind.is_active() => Decision::refuse(RefusalReason::Malformed, reason),
+        _ => Decision::pass(reason),
+    }
+}
+
 /// The pinhole that an announcement requests, if policy allows it.
 fn permitted_pinhole(
     kind: AnnouncementKind,
@@ -746,6 +728,7 @@ fn permitted_pinhole(
         target: SocketAddr::new(target, announced.port()),
         source,
     };
+    let replaced_foreign = replaced_foreign.then_some(announced.ip());
     Ok(Permitted { ends, announced_address, replaced_foreign })
 }
 
