@@ -123,6 +123,8 @@ pub enum Checksums {
 
 /// Interval after which an unchanged queue mode is set again, because conntrack may have been flushed.
 const RESEND_INTERVAL: Duration = Duration::from_secs(1);
+/// Fewer sessions are cached anyway.
+const FEW_SESSIONS: usize = 4096;
 
 /// The engine of one shard.
 pub struct Engine {
@@ -169,8 +171,9 @@ impl Engine {
         packets: impl Iterator<Item = QueuedPacket<'p>> + Clone,
         kernel: &mut dyn Kernel,
     ) {
-        self.sessions.routes.forget_old(now);
-        self.sessions.prefetch(packets.clone().map(|packet| packet.bytes));
+        if self.sessions.table.len() >= FEW_SESSIONS {
+            self.sessions.prefetch(packets.clone().map(|packet| packet.bytes));
+        }
         // The thread that calls `expire` may sleep while packets of these sessions arrive.
         self.sessions.look_at_due(now, kernel);
         for packet in packets {

@@ -27,8 +27,6 @@ use crate::{
     session::{DropReason, Phase, RouteQuestion, Session, Side},
 };
 
-/// Up to this many sessions are cached anyway.
-const FEW_SESSIONS: usize = 4096;
 /// After so long without a packet the server is not inside a reply, because servers write one at once.
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long the answers no and yes are used. Routes may be about to change.
@@ -58,9 +56,6 @@ impl Sessions {
     /// Prepares for the next packets, without decisions. With more sessions than a cache holds, each packet would wait
     /// for memory; here all of them wait once.
     pub fn prefetch<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {
-        if self.table.len() < FEW_SESSIONS {
-            return;
-        }
         let mut keys = [Key::default(); PREFETCHED];
         let mut packets = packets.filter_map(|bytes| Packet::parse(bytes).ok()).peekable();
         while packets.peek().is_some() {
@@ -394,7 +389,7 @@ impl Sessions {
         };
         let RouteQuestion { interface, used, .. } = question;
         let lookup = RouteLookup { address, interface, used, mark };
-        let has_route = self.routes.get(&lookup).unwrap_or_else(|| {
+        let has_route = self.routes.get(now, &lookup).unwrap_or_else(|| {
             let answer = kernel.has_route(lookup).unwrap_or_else(|error| {
                 self.counters.errors += 1;
                 let refused = EventKind::KernelRefused(error.to_string());
@@ -425,24 +420,20 @@ struct Questions {
 }
 
 impl RouteAnswers {
-    /// Forgets answers if the first of them is old.
-    #[inline]
-    pub fn forget_old(&mut self, now: Instant) {
+    /// The answer to this question, if it is known. Answers are forgotten if the first of them is old.
+    fn get(&mut self, now: Instant, question: &RouteLookup) -> Option<bool> {
         for (Questions { all, since }, lifetime) in self.questions.iter_mut().zip(LIFETIMES) {
             if since.is_some_and(|since| now.saturating_duration_since(since) >= lifetime) {
                 all.clear();
                 *since = None;
             }
         }
-    }
-
-    pub fn get(&self, question: &RouteLookup) -> Option<bool> {
         let [no, yes] = &self.questions;
         let is_among = |questions: &Questions| questions.all.contains(question);
         is_among(yes).then_some(true).or_else(|| is_among(no).then_some(false))
     }
 
-    pub fn insert(&mut self, now: Instant, question: RouteLookup, answer: bool) {
+    fn insert(&mut self, now: Instant, question: RouteLookup, answer: bool) {
         let Questions { all, since } = &mut self.questions[usize::from(answer)];
         if all.len() >= MAX_ANSWERS {
             all.clear();

@@ -233,7 +233,10 @@ impl PinholeTable {
         if !self.ended.is_empty() {
             self.close_ended_for(now, owner, client, limit, candidates.set.is_some());
         }
-        self.make_room(now, client, limit, kernel)?;
+        let checked = self.ports.lock().check(client, limit, self.capacity);
+        if let Err(full) = checked {
+            self.make_room(now, client, limit, full, kernel)?;
+        }
         let is_displaced = self.ports.lock().is_displaced(&ends);
         let (target, random) = ((ends.initiator, ends.target), self.random.clone());
         let mut ports = candidates.ports(policy, &target, is_displaced, &random);
@@ -284,21 +287,21 @@ impl PinholeTable {
         Some(other.is_some_and(Pinhole::is_waited_for))
     }
 
-    /// Checks the limits of `client`. If it is at its limit, looks which pinholes are consumed.
+    /// If `client` is at its `limit`, looks which pinholes are consumed, and checks again. `full` is why it may have no
+    /// other one.
     fn make_room(
         &mut self,
         now: Instant,
         client: ClientKey,
         limit: usize,
+        full: NotOpened,
         kernel: &mut dyn Kernel,
     ) -> Result<(), NotOpened> {
-        let ports = self.ports.lock();
-        let checked = ports.check(client, limit, self.capacity);
-        let interval = LOOK_INTERVAL.saturating_mul(ports.len() as u32 + 1); // at most one a port
-        drop(ports);
+        let ports = self.ports.lock().len() as u32; // at most one a port
+        let interval = LOOK_INTERVAL.saturating_mul(ports + 1);
         let may_look = self.last_look.is_none_or(|last| now >= last + interval);
-        if !matches!(checked, Err(NotOpened::Limit(_))) || !may_look {
-            return checked;
+        if !matches!(full, NotOpened::Limit(_)) || !may_look {
+            return Err(full);
         }
         self.last_look = Some(now);
         let started = self.all.iter().filter(|(_, pinhole)| pinhole.may_be_consumed());
@@ -336,7 +339,10 @@ impl PinholeTable {
             // Announced again, or not closed yet.
             self.push_closing(Closing::new(ends, place), Condition::Always);
         }
-        let opened = self.update_kernel(Some(opening), kernel);
+        let opened = match self.closings.is_empty() {
+            true => kernel.open(opening, &[]),
+            false => self.update_kernel(Some(opening), kernel),
+        };
         if opened.is_ok() {
             self.record_replaced(before);
         } else {

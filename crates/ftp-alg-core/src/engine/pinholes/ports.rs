@@ -112,7 +112,17 @@ impl PortTable {
         if self.held >= capacity {
             return Err(NotOpened::Full("all are in use"));
         }
-        self.clients.check(client, limit, capacity)
+        let Some(ClientCount { open, held }) = self.clients.0.get(&client) else {
+            return Ok(());
+        };
+        let limit = max_open(limit, capacity);
+        if *open >= limit {
+            return Err(NotOpened::Limit(limit));
+        }
+        if *held >= (capacity / HELD_FRACTION).max(limit) {
+            return Err(NotOpened::Full("the client has its share"));
+        }
+        Ok(())
     }
 
     /// The port with these ends, if there is one. An error if this shard may not use it: it is another one's, or for another
@@ -153,20 +163,17 @@ impl PortTable {
         serial: u64,
         place: Place,
     ) -> Option<Port> {
-        let port = Port { ends, shard, owner, serial, place, is_held: true };
-        let before = self.ports.insert(ends.ends(), port);
-        self.recount(before.as_ref(), Some(&port));
+        let before = self.take(&ends);
+        self.insert(Port { ends, shard, owner, serial, place, is_held: true });
         before
     }
 
     /// Takes a reservation back, because the pinhole was not opened: the port is `before` again.
     pub(super) fn cancel(&mut self, ends: &PinholeEnds, serial: u64, before: Option<Port>) {
-        let Some(port) = self.own(ends, serial).copied() else { return };
-        match before {
-            Some(before) => self.ports.insert(ends.ends(), before),
-            None => self.ports.remove(&ends.ends()),
-        };
-        self.recount(Some(&port), before.as_ref());
+        if self.is_own(ends, serial) {
+            self.take(ends);
+            before.into_iter().for_each(|before| self.insert(before));
+        }
     }
 
     /// Its session holds the pinhole with this serial number no more. Returns whether the port is still its own; it is free
@@ -180,11 +187,8 @@ impl PortTable {
 
     /// Frees a port.
     pub(super) fn remove(&mut self, ends: &PinholeEnds, serial: u64) {
-        if let Entry::Occupied(port) = self.ports.entry(ends.ends())
-            && port.get().serial == serial
-        {
-            let port = port.remove();
-            self.recount(Some(&port), None);
+        if self.is_own(ends, serial) {
+            self.take(ends);
         }
     }
 
@@ -210,28 +214,23 @@ impl PortTable {
         self.by_target.get(&(ends.initiator, ends.target)).copied().unwrap_or_default()
     }
 
-    /// Counts a pinhole for its source translation, or no more.
-    fn count_target(&mut self, ends: &PinholeEnds, is_in: bool) {
-        let key = (ends.initiator, ends.target);
-        if is_in {
-            *self.by_target.entry(key).or_default() += 1;
-        } else if let Entry::Occupied(mut same) = self.by_target.entry(key) {
+    fn insert(&mut self, port: Port) {
+        self.held += usize::from(port.is_held);
+        *self.by_target.entry((port.ends.initiator, port.ends.target)).or_default() += 1;
+        self.ports.insert(port.ends.ends(), port);
+    }
+
+    fn take(&mut self, ends: &PinholeEnds) -> Option<Port> {
+        let port = self.ports.remove(&ends.ends())?;
+        self.held -= usize::from(port.is_held);
+        let target = (port.ends.initiator, port.ends.target);
+        if let Entry::Occupied(mut same) = self.by_target.entry(target) {
             *same.get_mut() -= 1;
             if *same.get() == 0 {
                 same.remove();
             }
         }
-    }
-
-    fn recount(&mut self, before: Option<&Port>, after: Option<&Port>) {
-        if let Some(before) = before {
-            self.held -= usize::from(before.is_held);
-            self.count_target(&before.ends, false);
-        }
-        if let Some(after) = after {
-            self.held += usize::from(after.is_held);
-            self.count_target(&after.ends, true);
-        }
+        Some(port)
     }
 
     /// Whether the last pinhole of this initiator and target could not have the target's port as its external port.
@@ -294,27 +293,6 @@ pub(super) fn max_open(limit: usize, capacity: usize) -> usize {
 }
 
 impl ClientCounts {
-    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` open ones of the
-    /// client.
-    pub(super) fn check(
-        &self,
-        client: ClientKey,
-        limit: usize,
-        capacity: usize,
-    ) -> Result<(), NotOpened> {
-        let Some(ClientCount { open, held }) = self.0.get(&client) else {
-            return Ok(());
-        };
-        let limit = max_open(limit, capacity);
-        if *open >= limit {
-            return Err(NotOpened::Limit(limit));
-        }
-        if *held >= (capacity / HELD_FRACTION).max(limit) {
-            return Err(NotOpened::Full("the client has its share"));
-        }
-        Ok(())
-    }
-
     /// Counts a pinhole that `client` holds, or a grant for one that the BPF program may open for it.
     pub(super) fn add(&mut self, client: ClientKey, is_open: bool) {
         let count = self.0.entry(client).or_default();
