@@ -36,7 +36,7 @@ pub fn gateway() -> Standalone<GrantingKernel> {
 
 /// A packet as a netfilter queue delivers it.
 pub fn arrival(bytes: &[u8]) -> QueuedPacket<'_> {
-    QueuedPacket { token: Token::default(), bytes, meta: PacketMeta::default() }
+    QueuedPacket { token: Token::default(), bytes, meta: PacketMeta::FORWARDED }
 }
 
 /// A packet between two `ends`, with its sequence number and what it acknowledges.

@@ -145,7 +145,7 @@ fn a_checkpoint_that_fails_loses_no_change_of_a_batch() {
     journal.append(&mut gateway).unwrap();
     let packet = syn_ack(1036);
     let packet =
-        QueuedPacket { token: Token::default(), meta: PacketMeta::default(), bytes: &packet };
+        QueuedPacket { token: Token::default(), meta: PacketMeta::FORWARDED, bytes: &packet };
     let now = Instant::now();
     gateway.engine.take(now, std::iter::once(packet), &mut gateway.kernel);
     let in_the_way = directory.path().join("restored.new");

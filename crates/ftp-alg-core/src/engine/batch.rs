@@ -41,12 +41,8 @@ pub enum Verdict {
 impl Verdict {
     /// The replacement, from [`Batch::replacements`].
     pub fn replacement<'a>(&self, replacements: &'a [u8]) -> &'a [u8] {
-        match self {
-            Self::Replace(range) => {
-                replacements.get(range.start as usize..range.end as usize).unwrap_or_default()
-            }
-            Self::Accept | Self::Drop(_) => &[],
-        }
+        let Self::Replace(range) = self else { return &[] };
+        replacements.get(range.start as usize..range.end as usize).unwrap_or_default()
     }
 }
 

@@ -38,12 +38,8 @@ impl DecidedAnnouncement {
 
     /// The endpoint that was announced instead.
     pub fn rewritten(&self) -> Option<SocketAddr> {
-        match self.decision.effect {
-            Effect::Open { endpoint, .. } => {
-                Some(endpoint).filter(|_| self.announced != Some(endpoint))
-            }
-            Effect::Refuse(_) | Effect::Pass => None,
-        }
+        let Effect::Open { endpoint, .. } = self.decision.effect else { return None };
+        Some(endpoint).filter(|_| self.announced != Some(endpoint))
     }
 }
 

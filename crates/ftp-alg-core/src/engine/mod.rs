@@ -88,23 +88,19 @@ pub struct PacketMeta {
     pub mark: u32,
 }
 
-impl Default for PacketMeta {
-    /// A packet that is forwarded by a machine with one interface.
-    fn default() -> Self {
-        Self {
-            offload: Offload::default(),
-            may_wait: false,
-            from: None,
-            queues_all: false,
-            is_late: false,
-            input: 1,
-            output: 1,
-            mark: 0,
-        }
-    }
-}
-
 impl PacketMeta {
+    /// Of a packet that a machine with one interface forwards, and of which nothing else is known.
+    pub const FORWARDED: Self = Self {
+        offload: Offload { is_super_packet: false, lacks_checksum: false },
+        may_wait: false,
+        from: None,
+        queues_all: false,
+        is_late: false,
+        input: 1,
+        output: 1,
+        mark: 0,
+    };
+
     /// Whether this machine is an end of its connection.
     fn is_local(&self) -> bool {
         self.input == 0 || self.output == 0

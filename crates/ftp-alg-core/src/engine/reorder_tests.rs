@@ -5,7 +5,7 @@ use super::*;
 impl Conversation {
     /// Passes `packet` with `may_wait`.
     fn pass_early(&mut self, packet: &[u8]) -> PacketOutcome {
-        let how = PacketMeta { may_wait: true, ..PacketMeta::default() };
+        let how = PacketMeta { may_wait: true, ..PacketMeta::FORWARDED };
         self.gateway.queued(self.now, packet, how)
     }
 

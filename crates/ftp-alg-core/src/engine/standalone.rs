@@ -66,7 +66,7 @@ impl<K: Kernel> Standalone<K> {
 
     /// Handles a packet without metadata.
     pub fn packet(&mut self, now: Instant, bytes: &[u8]) -> PacketOutcome {
-        self.queued(now, bytes, PacketMeta::default())
+        self.queued(now, bytes, PacketMeta::FORWARDED)
     }
 
     /// Handles a packet.

@@ -19,7 +19,7 @@ impl Conversation {
         if offload.lacks_checksum {
             packet[36..38].fill(0x5a);
         }
-        let how = PacketMeta { offload, ..PacketMeta::default() };
+        let how = PacketMeta { offload, ..PacketMeta::FORWARDED };
         let outcome = self.gateway.queued(self.now, &packet, how);
         let out = if outcome == PacketOutcome::Replace { self.gateway.replacement() } else { &[] };
         (outcome, out.to_vec())
@@ -39,7 +39,7 @@ fn a_missing_checksum_is_accepted_only_with_checksum_offload() {
         let seq = talk.next[0];
         let mut packet = talk.build(Side::Client, seq, PORT.as_bytes(), false);
         packet[36] ^= 1;
-        let how = PacketMeta { offload, ..PacketMeta::default() };
+        let how = PacketMeta { offload, ..PacketMeta::FORWARDED };
         let outcome = talk.gateway.queued(talk.now, &packet, how);
         assert_eq!(talk.gateway.kernel.open.len(), pinholes);
         assert_eq!(outcome == PacketOutcome::Replace, pinholes == 1);

@@ -107,7 +107,7 @@ impl Conversation {
 
     /// Passes a packet from one interface to another.
     fn pass_between(&mut self, packet: &[u8], input: u32, output: u32) -> (PacketOutcome, String) {
-        let meta = PacketMeta { input, output, ..PacketMeta::default() };
+        let meta = PacketMeta { input, output, ..PacketMeta::FORWARDED };
         let outcome = self.gateway.queued(self.now, packet, meta);
         let seen =
             if outcome == PacketOutcome::Replace { self.gateway.replacement() } else { packet };
@@ -623,7 +623,7 @@ fn all_packets_behind_an_undone_change_are_dropped() {
         let queued = packets.iter().zip(1..).map(|(bytes, id)| QueuedPacket {
             token: Token { id, ..Token::default() },
             bytes,
-            meta: PacketMeta::default(),
+            meta: PacketMeta::FORWARDED,
         });
         engine.take(now, queued, kernel);
         engine.undo_changes_after_downtime(now, kernel);

@@ -20,13 +20,11 @@ pub struct Timers {
 impl Timers {
     /// Adds a deadline, unless the slot has an earlier one. It replaces a later one.
     pub fn add(&mut self, at: Instant, slot: u32) {
-        let known = self.by_slot.get(&slot).copied();
-        if known.is_some_and(|known| known <= at) {
-            return;
+        if self.by_slot.get(&slot).is_none_or(|known| at < *known) {
+            let later = self.by_slot.insert(slot, at);
+            later.map(|later| self.queue.remove(&(later, slot)));
+            self.queue.insert((at, slot));
         }
-        known.map(|known| self.queue.remove(&(known, slot)));
-        self.by_slot.insert(slot, at);
-        self.queue.insert((at, slot));
     }
 
     /// Removes a deadline that is due at `now`. Returns its slot.

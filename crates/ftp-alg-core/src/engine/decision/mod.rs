@@ -24,7 +24,7 @@ use crate::{
             pinhole::Pinhole,
             ports::{NotOpened, PortFormat},
         },
-        table::entry::{Epoch, Head},
+        table::entry::{Entry, Epoch, Head},
         timers::Timers,
     },
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
@@ -86,8 +86,7 @@ impl Sessions {
         kernel: &'a mut dyn Kernel,
     ) -> Option<(Decider<'a>, &'a mut Session)> {
         let Self { policy, table, pinholes, timers, counters, batch, epoch, .. } = self;
-        let entry = table.get_session(index, id)?;
-        let (head, session) = (&mut entry.head, &mut entry.session);
+        let Entry { head, session } = table.get_session(index, id)?;
         let policy = policy.for_network(head.network());
         let decider =
             Decider { now, index, policy, head, pinholes, timers, counters, batch, kernel, epoch };
@@ -301,9 +300,8 @@ impl Decider<'_> {
 
     /// Records a decision. Returns its effect.
     fn record_decision(&mut self, announced: &AnnouncedLine, decision: Decision) -> Effect {
-        let (kind, effect) = (announced.kind, decision.effect);
-        let unread_text = announced.unread_text.clone();
-        let announced = self.announced_endpoint(announced).ok();
+        let (kind, unread_text) = (announced.kind, announced.unread_text.clone());
+        let (announced, effect) = (self.announced_endpoint(announced).ok(), decision.effect);
         let decided = DecidedAnnouncement { kind, announced, unread_text, decision };
         self.push_event(EventKind::Announcement(decided));
         effect

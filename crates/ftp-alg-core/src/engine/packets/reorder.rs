@@ -186,7 +186,7 @@ mod tests {
     fn the_queue_reports_limits_retransmissions_and_late_packets() {
         let (mut waiting, now) = (ReorderQueue::default(), Instant::now());
         let enqueue = |queue: &mut ReorderQueue, port, seq| {
-            let (token, meta) = (Token::default(), PacketMeta::default());
+            let (token, meta) = (Token::default(), PacketMeta::FORWARDED);
             super::enqueue(queue, now, &QueuedPacket { token, bytes: &segment(port, seq), meta })
         };
         for count in 0..MAX_PACKETS {

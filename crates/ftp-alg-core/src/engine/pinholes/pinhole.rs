@@ -151,16 +151,9 @@ impl Pinhole {
     /// Its record, with this deadline.
     pub fn record(&self, deadline: u64) -> PinholeRecord {
         let Self { ends, kind, serial, .. } = *self;
-        let (answered, in_use) = (self.is_answered(), self.is_used());
-        PinholeRecord {
-            ends,
-            kind,
-            serial,
-            deadline,
-            answered,
-            in_use,
-            in_program: self.in_program(),
-        }
+        let (answered, in_use, in_program) =
+            (self.is_answered(), self.is_used(), self.in_program());
+        PinholeRecord { ends, kind, serial, deadline, answered, in_use, in_program }
     }
 
     /// Its identity in the BPF program, if that has it and not the rules.
@@ -290,13 +283,11 @@ impl Pinhole {
     /// When it must be looked at after `now`: shortly before its deadline, because it may be renewed for this lifetime,
     /// at its deadline, to report it, and to close it after its transfer.
     pub(crate) fn next_due(&self, now: Instant, lifetime: Duration) -> Option<Instant> {
-        let ended = self.ended_until();
-        let live = [
-            self.deadline.checked_sub(renewal_lead(lifetime)),
-            Some(self.deadline),
-            self.examination,
-        ];
-        let due = live.into_iter().filter(|_| ended.is_none()).chain([ended]);
-        due.flatten().filter(|at| *at > now).min()
+        let renewal = self.deadline.checked_sub(renewal_lead(lifetime));
+        let due = match self.ended_until() {
+            Some(until) => [Some(until), None, None],
+            None => [renewal, Some(self.deadline), self.examination],
+        };
+        due.into_iter().flatten().filter(|at| *at > now).min()
     }
 }

@@ -149,14 +149,9 @@ impl Head {
 
     /// An event of this session.
     pub fn event(&self, kind: EventKind) -> Event {
-        let (client, server) = (self.client(), self.server());
-        Event {
-            session: self.id,
-            client,
-            server,
-            user: self.extra().activity.user().cloned(),
-            kind,
-        }
+        let (session, client, server) = (self.id, self.client(), self.server());
+        let user = self.extra().activity.user().cloned();
+        Event { session, client, server, user, kind }
     }
 
     /// Whether no other connection may have begun on these endpoints, and no packet may have passed on the fast path.

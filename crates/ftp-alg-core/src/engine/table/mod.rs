@@ -119,10 +119,7 @@ impl Table {
     /// The slot of the connection `key`.
     #[inline]
     pub fn find(&mut self, key: &Key) -> Option<u32> {
-        let has_key = |slot| {
-            let entry = self.entries.get(slot);
-            entry.is_some_and(|entry| Key::of(entry) == *key)
-        };
+        let has_key = |slot| self.entries.get(slot).is_some_and(|entry| Key::of(entry) == *key);
         if !has_key(self.recent) {
             self.recent = self.index.find(self.random.hash_one(key), has_key)?;
         }

@@ -47,7 +47,7 @@ fn ipv6_lookalike_packets_do_not_affect_an_ipv4_connection() {
         let t = nat.translation(false);
         let sessions = sim.engine().sessions.count();
         for packet in lookalike_packets(&t) {
-            let verdict = sim.decided(Instant::now(), &packet, PacketMeta::default()).0;
+            let verdict = sim.decided(Instant::now(), &packet, PacketMeta::FORWARDED).0;
             assert_eq!(verdict, PacketOutcome::Accept);
         }
         assert_eq!(sim.kernel.queue_mode, None, "{nat:?}");
@@ -64,7 +64,7 @@ fn ipv6_lookalike_packets_do_not_affect_an_ipv4_connection() {
 fn ipv6_lookalike_packets_do_not_stall_later_ipv4_connections() {
     let mut sim = Sim::new(Scenario::default());
     for packet in lookalike_packets(&sim.translation) {
-        sim.decided(Instant::now(), &packet, PacketMeta::default());
+        sim.decided(Instant::now(), &packet, PacketMeta::FORWARDED);
     }
     sim.connect_again();
     sim.play(LOGIN);

@@ -302,7 +302,7 @@ fn an_acknowledgement_with_a_bad_checksum_is_ignored() {
     let mut packet = lie.packet(sim.translation.client, sim.translation.server);
     let checksum = packet.len() - 4;
     packet[checksum] ^= 1; // the receiver discards the packet
-    sim.decided(Instant::now(), &packet, PacketMeta::default());
+    sim.decided(Instant::now(), &packet, PacketMeta::FORWARDED);
     assert_eq!(sim.exchange(OWN, "").0, SEEN);
 }
 

@@ -31,7 +31,7 @@ impl Restarted {
     /// Queues a packet of `from`, `seq` bytes after the last inspected byte, which acknowledges `ack` bytes that the
     /// gateway did not see.
     fn queue(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> PacketOutcome {
-        self.queue_with(from, seq, ack, payload, PacketMeta::default())
+        self.queue_with(from, seq, ack, payload, PacketMeta::FORWARDED)
     }
 
     /// As [`Self::queue`], with the metadata `how`.
@@ -84,7 +84,7 @@ fn after_a_restart_a_retransmission_retains_its_original_bytes() {
     assert_eq!(gateway.queue(Client, 0, 0, line), PacketOutcome::Accept);
     gateway.sim.crash();
     let other = gateway.packet(Client, 0, 0, b"PORT 10,99,99,99,14,178\r\nX");
-    let (_, passed) = gateway.sim.decided(Instant::now(), &other, PacketMeta::default());
+    let (_, passed) = gateway.sim.decided(Instant::now(), &other, PacketMeta::FORWARDED);
     assert!(passed.ends_with(&[line, &b"X"[..]].concat()), "{}", passed.escape_ascii());
 }
 
@@ -122,7 +122,7 @@ fn after_downtime_a_command_waits_for_the_servers_acknowledgement() {
 
 #[test]
 fn after_downtime_a_command_can_wait_in_the_queue() {
-    let may_wait = PacketMeta { may_wait: true, ..PacketMeta::default() };
+    let may_wait = PacketMeta { may_wait: true, ..PacketMeta::FORWARDED };
     for (unread, expected) in [(0, Decision::Accept), (PORT.len() as u32, Decision::Drop)] {
         let mut gateway = Restarted::new();
         gateway.sim.engine().record_downtime();
@@ -233,7 +233,7 @@ fn after_downtime_segments_of_a_new_connection_are_forwarded() {
 /// on the packets that passed unread.
 #[test]
 fn late_packets_of_unknown_connections_get_a_verdict() {
-    let late = PacketMeta { is_late: true, ..PacketMeta::default() };
+    let late = PacketMeta { is_late: true, ..PacketMeta::FORWARDED };
     let (syst, forget): (_, fn(&mut Sim)) = (&b"SYST\r\n"[..], Sim::forget);
     let downtime: fn(&mut Sim) = |sim| sim.engine().record_downtime();
     for (name, prepare, from, number, payload, expected) in [

@@ -150,7 +150,7 @@ fn the_queue_mode_of_a_forgotten_session_is_reset() {
     let t = sim.translation;
     sim.forget();
     let noop = sim.next_segment(Client, b"NOOP\r\n").packet(t.client, t.server);
-    let how = PacketMeta { queues_all: true, ..PacketMeta::default() };
+    let how = PacketMeta { queues_all: true, ..PacketMeta::FORWARDED };
     for _ in 0..2 {
         assert_eq!(sim.decided(Instant::now(), &noop, how).0, PacketOutcome::Accept);
     }
@@ -188,7 +188,7 @@ fn the_client_side_is_never_looked_up_in_conntrack() {
                 Some(Server) => base.packet(server, client),
                 _ => base.packet(client, server),
             };
-            let how = PacketMeta { from, ..PacketMeta::default() };
+            let how = PacketMeta { from, ..PacketMeta::FORWARDED };
             assert_eq!(sim.decided(Instant::now(), &packet, how).0, PacketOutcome::Accept);
             let new_sessions = sim.engine().sessions.count() - sessions;
             assert_eq!(new_sessions, usize::from(from.is_some()), "{client} {server} {from:?}");

@@ -170,7 +170,7 @@ impl Daemon {
                 may_wait: packet.may_wait,
                 from: if let Mark::From(side) = packet.mark { Some(side) } else { None },
                 queues_all: packet.mark == Mark::Every,
-                ..PacketMeta::default()
+                ..PacketMeta::FORWARDED
             };
             (packet, how)
         };
