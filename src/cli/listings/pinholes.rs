@@ -19,7 +19,7 @@ use crate::{
 #[derive(Args, Debug)]
 pub(in crate::cli) struct PinholeOptions {
     #[command(flatten)]
-    list: ListOptions<PinholeColumn>,
+    list: ListOptions<SortColumn>,
     #[command(flatten)]
     selection: Selection,
     /// Only pinholes at this port, of ARRIVAL or of its translation
@@ -29,7 +29,7 @@ pub(in crate::cli) struct PinholeOptions {
 
 /// The columns by which pinholes can be sorted.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum PinholeColumn {
+enum SortColumn {
     Session,
     Kind,
     /// The first to expire first
@@ -70,19 +70,19 @@ impl PinholeOptions {
     }
 }
 
-fn key(row: &PinholeRow, by: PinholeColumn) -> Key {
+fn key(row: &PinholeRow, by: SortColumn) -> Key {
     let end = |end: SocketAddr| (end.ip(), end.port());
     let endpoint = |end: Option<(IpAddr, u16)>| (end, 0, None);
     let text = |text: Option<String>| (None, 0, text);
     match by {
-        PinholeColumn::Session => (None, 0, None), // they are
-        PinholeColumn::Kind => text(Some(row.kind.to_string())),
-        PinholeColumn::Left => (None, row.remaining_seconds, None),
-        PinholeColumn::Initiator => endpoint(Some((row.initiator, 0))),
-        PinholeColumn::Arrival => endpoint(Some(end(row.arrival))),
-        PinholeColumn::Client => endpoint(row.client.map(end)),
-        PinholeColumn::Server => endpoint(row.server.map(end)),
-        PinholeColumn::User => text(row.user.clone()),
+        SortColumn::Session => (None, 0, None), // they are
+        SortColumn::Kind => text(Some(row.kind.to_string())),
+        SortColumn::Left => (None, row.remaining_seconds, None),
+        SortColumn::Initiator => endpoint(Some((row.initiator, 0))),
+        SortColumn::Arrival => endpoint(Some(end(row.arrival))),
+        SortColumn::Client => endpoint(row.client.map(end)),
+        SortColumn::Server => endpoint(row.server.map(end)),
+        SortColumn::User => text(row.user.clone()),
     }
 }
 

@@ -22,14 +22,14 @@ use crate::{
 #[derive(Args, Debug)]
 pub(in crate::cli) struct SessionOptions {
     #[command(flatten)]
-    list: ListOptions<SessionColumn>,
+    list: ListOptions<SortColumn>,
     #[command(flatten)]
     selection: Selection,
 }
 
 /// The columns by which sessions can be sorted.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum SessionColumn {
+enum SortColumn {
     Id,
     Client,
     Server,
@@ -59,22 +59,22 @@ impl SessionOptions {
     }
 }
 
-fn key(row: &SessionRow, by: SessionColumn) -> Key {
+fn key(row: &SessionRow, by: SortColumn) -> Key {
     let SessionSummary { client, server, state, age_seconds, adjusted, .. } = &row.summary;
     let endpoint = |end: &SocketAddr| (Some((end.ip(), end.port())), Reverse(0), None);
     let number = |number: u64| (None, Reverse(number), None);
     let text = |text: Option<String>| (None, Reverse(0), text);
     match by {
-        SessionColumn::Id => (None, Reverse(0), None), // they are
-        SessionColumn::Client => endpoint(client),
-        SessionColumn::Server => endpoint(server),
-        SessionColumn::State => text(Some(state.clone())),
-        SessionColumn::Age => number(*age_seconds),
-        SessionColumn::Adj => number(u64::from(*adjusted)),
-        SessionColumn::Open => number(row.pinholes),
-        SessionColumn::User => text(row.summary.user.clone()),
-        SessionColumn::Fast => number(u64::from(row.summary.fast_path)),
-        SessionColumn::Transfer => text(row.summary.transfer.as_ref().map(transfer_text)),
+        SortColumn::Id => (None, Reverse(0), None), // they are
+        SortColumn::Client => endpoint(client),
+        SortColumn::Server => endpoint(server),
+        SortColumn::State => text(Some(state.clone())),
+        SortColumn::Age => number(*age_seconds),
+        SortColumn::Adj => number(u64::from(*adjusted)),
+        SortColumn::Open => number(row.pinholes),
+        SortColumn::User => text(row.summary.user.clone()),
+        SortColumn::Fast => number(u64::from(row.summary.fast_path)),
+        SortColumn::Transfer => text(row.summary.transfer.as_ref().map(transfer_text)),
     }
 }
 
@@ -199,15 +199,15 @@ mod tests {
         (first.user, second.user) = (Some("bob".into()), None);
         (first.adjusted, second.adjusted) = (false, true);
         for by in [
-            SessionColumn::Client,
-            SessionColumn::Age,
-            SessionColumn::State,
-            SessionColumn::User,
-            SessionColumn::Adj,
+            SortColumn::Client,
+            SortColumn::Age,
+            SortColumn::State,
+            SortColumn::User,
+            SortColumn::Adj,
         ] {
             assert!(key(&sessions[1], by) < key(&sessions[0], by), "{by:?}");
         }
-        for by in [SessionColumn::Id, SessionColumn::Server, SessionColumn::Transfer] {
+        for by in [SortColumn::Id, SortColumn::Server, SortColumn::Transfer] {
             assert!(key(&sessions[1], by) == key(&sessions[0], by), "{by:?}");
         }
     }

@@ -88,11 +88,11 @@ enum Received {
     Ended(Box<FinishedTransfer>),
     Waiting(Box<FinishedTransfer>),
     SessionEnd(Box<SessionReport>),
-    PinholeWaiting(Box<WaitingPinhole>),
+    PinholeWaiting(Box<MissingTransfer>),
 }
 
-/// A pinhole without a transfer.
-struct WaitingPinhole {
+/// A pinhole that no transfer uses.
+struct MissingTransfer {
     at: SystemTime,
     session: TransferSession,
     user: Option<Arc<str>>,
@@ -116,7 +116,7 @@ struct Known<'a> {
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(Instant, Box<SessionReport>)>,
     /// Pinholes without a transfer, until the packets of their data connections are known.
-    waiting_pinholes: VecDeque<(Instant, Box<WaitingPinhole>)>,
+    waiting_pinholes: VecDeque<(Instant, Box<MissingTransfer>)>,
     /// Long transfers whose data connections go on, one of a session, by its ID.
     running: HashMap<u64, Box<FinishedTransfer>>,
     /// When conntrack is asked about them next.
@@ -140,7 +140,7 @@ impl Received {
             EventKind::TransferWaiting(transfer) => Self::Waiting(of(transfer)),
             EventKind::PinholeWaiting(pinhole) => {
                 let (user, pinhole) = (user.clone(), *pinhole);
-                Self::PinholeWaiting(Box::new(WaitingPinhole { at, session, user, pinhole }))
+                Self::PinholeWaiting(Box::new(MissingTransfer { at, session, user, pinhole }))
             }
             EventKind::SessionEnded(ended) => {
                 let ended = EndedSession::clone(ended);
@@ -359,7 +359,7 @@ impl TransferReports {
         while known.waiting_pinholes.front().is_some_and(|(until, _)| is_due(*until))
             && let Some((_, waiting)) = known.waiting_pinholes.pop_front()
         {
-            let WaitingPinhole { at, session, user, pinhole } = *waiting;
+            let MissingTransfer { at, session, user, pinhole } = *waiting;
             if let Some(reason) = known.tracker.missing_connection(&pinhole) {
                 let is_active = pinhole.initiator != session.client.ip();
                 lock(&self.totals).count_missing(session, is_active);

@@ -2,14 +2,19 @@
 //!
 //! `FTP_ALG_DIALOGUES` is their number (6,000 by default, with 25,000 packets), `FTP_ALG_SEED` the seed (0).
 
-use std::{collections::BTreeSet, env, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 use super::{
     admitted_syns::{AdmittedSyns, DataSyn},
     data::syn,
     frames::*,
     layout::*,
-    model::{Expected, GREETINGS, Passed, Pinholes, Segment, decide, random_request},
+    model::{Expected, GREETINGS, Passed, Segment, decide, random_request},
     rng::Rng,
     scene::*,
 };
@@ -25,7 +30,7 @@ fn program_and_model_decide_random_dialogues_alike() {
     let mut rng = Rng::new(from_environment("FTP_ALG_SEED", 0));
     let mut walk = Walk {
         scene: Scene::new(),
-        pinholes: Pinholes::new(),
+        pinholes: BTreeMap::new(),
         admitted_syns: AdmittedSyns::default(),
         barred: BTreeSet::from([1030]),
         packets: 0,
@@ -52,7 +57,7 @@ fn program_and_model_decide_random_dialogues_alike() {
 
 struct Walk {
     scene: Scene,
-    pinholes: Pinholes,
+    pinholes: BTreeMap<PinholeKey, Pinhole>,
     admitted_syns: AdmittedSyns,
     barred: BTreeSet<u16>,
     packets: usize,

@@ -70,15 +70,12 @@ enum Meaning {
     ExtendedPassive(u16),
 }
 
-/// The pinholes of the program, by their keys.
-pub type Pinholes = BTreeMap<PinholeKey, Pinhole>;
-
 /// Decides about a packet, and changes flow and pinholes as the program should. A new pinhole gets no deadline, because
 /// this knows no time.
 pub fn decide(
     id: u64,
     flow: &mut Flow,
-    pinholes: &mut Pinholes,
+    pinholes: &mut BTreeMap<PinholeKey, Pinhole>,
     barred: &BTreeSet<u16>,
     segment: &Segment,
 ) -> Expected {
@@ -92,7 +89,7 @@ pub fn decide(
 fn try_decide(
     id: u64,
     flow: &mut Flow,
-    pinholes: &mut Pinholes,
+    pinholes: &mut BTreeMap<PinholeKey, Pinhole>,
     barred: &BTreeSet<u16>,
     segment: &Segment,
 ) -> Option<Expected> {

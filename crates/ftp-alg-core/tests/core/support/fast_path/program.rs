@@ -17,7 +17,7 @@ use super::{
         self, Flow, GREETING_DUE, LOGIN_DUE, LineRecord, PacketTuple, PinholeKey, READY, Side,
         saved_line,
     },
-    model::{Expected, Passed, Pinholes, Segment, decide},
+    model::{Expected, Passed, Segment, decide},
 };
 
 /// A TCP packet, as the program parses it.
@@ -56,7 +56,7 @@ pub struct Program {
     flows: BTreeMap<u64, Flow>,
     tuples: BTreeMap<PacketTuple, (u64, Side)>,
     /// Those that the daemon reserved have flow 0.
-    pinholes: Pinholes,
+    pinholes: BTreeMap<PinholeKey, layout::Pinhole>,
     admitted_syns: AdmittedSyns,
     barred: BTreeSet<u16>,
     ring: Vec<LineRecord>,
@@ -79,7 +79,7 @@ impl Default for Program {
         Self {
             flows: BTreeMap::new(),
             tuples: BTreeMap::new(),
-            pinholes: Pinholes::new(),
+            pinholes: BTreeMap::new(),
             admitted_syns: AdmittedSyns::default(),
             // The daemon bars these ports with the default policy.
             barred: (0..1024).collect(),
