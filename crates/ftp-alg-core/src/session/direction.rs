@@ -6,14 +6,13 @@
 //! sender, so that it neither waits (Nagle's algorithm) nor retransmits. The acknowledgement is sent only after the
 //! receiver has acknowledged everything before the held bytes, because an acknowledgement covers all earlier bytes.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     MAX_HELD, MAX_LINE,
     compact::{self, SmallBytes, allocation_size, serialize_bytes},
-    line_decisions::LineEdit,
     sequence::CROSS_OUT_BYTE,
     sequence::SequenceSpace,
     tls::TlsRecords,
@@ -23,6 +22,9 @@ use crate::{
     ftp::{VerbScanner, without_nuls},
     packet::Seq,
 };
+
+/// A range of a line and its replacement.
+pub type LineEdit = Option<(Range<usize>, SmallBytes)>;
 
 /// One direction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -279,7 +281,7 @@ impl Direction {
     }
 
     /// The line that `chunk` completes, as far as it is stored.
-    pub fn joined(&self, chunk: &[u8]) -> Vec<u8> {
+    pub fn whole_line(&self, chunk: &[u8]) -> Vec<u8> {
         let stored = self.line();
         let room =
             if self.is_holding() { usize::MAX } else { MAX_LINE.saturating_sub(stored.len()) };

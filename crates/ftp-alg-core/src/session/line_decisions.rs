@@ -8,6 +8,7 @@ use super::{
     activity::{named_directory, named_file},
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
+    direction::LineEdit,
     interfaces::DOUBTFUL_INTERFACE,
     push_state::PushState,
     sequence::CROSS_OUT_BYTE,
@@ -19,9 +20,6 @@ use crate::ftp::{
 
 /// Length of the verbs of announcements.
 pub const VERB_LENGTH: usize = 4;
-
-/// A range of the line and its replacement.
-pub type LineEdit = Option<(Range<usize>, SmallBytes)>;
 
 /// A complete line.
 pub struct Line<'a> {

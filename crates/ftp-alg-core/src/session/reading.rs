@@ -268,12 +268,12 @@ impl DirectionReader<'_> {
         let is_ambiguous = has_urgent && self.ends_ambiguously(seq, chunk);
         let stored = self.direction.line().len();
         let delivered = if self.direction.is_holding() { 0 } else { stored };
-        let (joined, parsed);
+        let (whole, parsed);
         let bytes = if stored == 0 {
             chunk
         } else {
-            joined = self.direction.joined(chunk);
-            &joined
+            whole = self.direction.whole_line(chunk);
+            &whole
         };
         let text = match text {
             Some(text) => text,
