@@ -159,11 +159,11 @@ impl Session {
     /// initial number on by 15,625 a millisecond (`secure_tcp_seq`).
     pub fn is_continued_by(&self, syn_ack: &Packet<'_>) -> bool {
         const NEAR: u32 = 4096;
-        let is_near =
-            |end: &Direction, seq: Seq| seq.distance_from(end.space.next).unsigned_abs() < NEAR;
+        let is_near = |one: Seq, other: Seq| one.distance_from(other).unsigned_abs() < NEAR;
+        let [client, server] = [&self.client.space, &self.server.space];
         !self.is_over()
-            && is_near(&self.server, syn_ack.seq() + 1)
-            && is_near(&self.client, syn_ack.ack())
+            && is_near(syn_ack.seq() + 1, server.next)
+            && is_near(syn_ack.ack(), client.map.to_delivered(client.next))
     }
 
     /// Whether `packet` is the client's acknowledgement of the SYN-ACK that started this session, with or without data.

@@ -225,7 +225,7 @@ impl Session {
         let (sent, heard) = (sender.space.next, receiver.space.next);
         let (seq, ack) = (packet.seq(), packet.ack());
         if !sender.space.is_in_window(seq)
-            || packet.has(flags::ACK) && !receiver.space.is_in_window(ack)
+            || packet.has(flags::ACK) && receiver.space.is_all_seen(ack).is_none()
         {
             return false;
         }
@@ -351,6 +351,73 @@ impl Session {
         match side {
             Side::Client => &mut self.client,
             Side::Server => &mut self.server,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::{
+        packet::build_segment,
+        session::{AnnouncedLine, Dialogue, DialogueEvent, Effect},
+    };
+
+    struct PassAll;
+
+    impl Decide for PassAll {
+        fn announcement(&mut self, _: &AnnouncedLine) -> Effect {
+            Effect::Pass
+        }
+
+        fn may_renumber(&mut self) -> bool {
+            false
+        }
+
+        fn found(&mut self, _: DialogueEvent, _: &Dialogue) {}
+    }
+
+    /// A long session with many rewrites: half a million shorter `PORT`s.
+    #[test]
+    fn a_restored_session_goes_on_however_much_its_numbers_differ() {
+        let ends: [SocketAddr; 2] =
+            ["10.0.0.2:40000", "192.0.2.9:21"].map(|end| end.parse().unwrap());
+        for shorter in [1 << 19, 1 << 20, 3 << 20, 1 << 30] {
+            let (first, mut bytes) = (Seq(1000), Vec::new());
+            build_segment(
+                (ends[1], ends[0]),
+                (first, first + 1),
+                (500, flags::SYN | flags::ACK),
+                b"",
+                &mut bytes,
+            );
+            let mut session = Session::from_syn_ack(&Packet::parse(&bytes).unwrap());
+            let Direction { space, .. } = &mut session.client;
+            space.map.replace(space.next, shorter + 1, b"X");
+            space.next = space.next + shorter + 1;
+            session.client.record_acknowledgement(first + 2);
+            assert_eq!(session.sequence_offsets(), [-(shorter as i32), 0]);
+            session.has_read_all = false;
+
+            let [client, server] = [Side::Client, Side::Server].map(|side| session.next_seq(side));
+            let line = b"200 ok\r\n";
+            build_segment(
+                (ends[1], ends[0]),
+                (server, first + 2),
+                (500, flags::ACK | flags::PSH),
+                line,
+                &mut bytes,
+            );
+            let packet = Packet::parse(&bytes).unwrap();
+            let (conditions, mut out) = (Conditions::default(), Vec::new());
+            let plan = session.inspect(Side::Server, &packet, conditions, &mut out, &mut PassAll);
+            assert_eq!(session.next_seq(Side::Server), server + line.len() as u32, "{shorter}");
+            assert!(
+                matches!(plan.action, ForwardAction::Changed { ack, .. } if ack == client),
+                "{shorter}"
+            );
         }
     }
 }

@@ -339,7 +339,7 @@ impl SequenceSpace {
         self.has_clock.then_some(self.clock)
     }
 
-    /// Whether `seq` is close enough to the next expected sequence number.
+    /// Whether `seq`, a sent number, is close enough to the next expected sequence number.
     pub fn is_in_window(&self, seq: Seq) -> bool {
         seq.distance_from(self.next).unsigned_abs() <= MAX_DISTANCE
     }
