@@ -244,6 +244,16 @@ fn a_queued_packet_takes_the_connection_back_and_is_forwarded() {
 }
 
 #[test]
+fn an_encrypted_connection_is_not_handed_over() {
+    let engine =
+        Engine::new(Policy { preserves_length: true, ..Policy::default() }, Checksums::Verify);
+    let mut talk = Conversation::through(engine, "192.168.150.80");
+    talk.gateway.engine.sessions.set_uses_fast_path(true);
+    talk.play("< 220 ProFTPD Server > AUTH TLS < 234 go");
+    assert!(!talk.is_handed_over());
+}
+
+#[test]
 fn a_retransmitted_fast_path_line_is_forwarded_unchanged() {
     let mut talk = Conversation::handed_over();
     let (seq, line) = (talk.next[0], "PORT 192,168,150,80,4,1\r\n");

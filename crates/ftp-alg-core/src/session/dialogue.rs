@@ -118,7 +118,7 @@ impl Dialogue {
     }
 
     /// Goes on to the state after `read`.
-    pub(super) fn read(&mut self, read: Read) {
+    pub(super) fn advance(&mut self, read: Read) {
         self.state = self.state.next(read);
     }
 
@@ -197,7 +197,7 @@ impl Dialogue {
             return;
         }
         if self.step.is_answered() && is_complete_reply {
-            self.read(Read::InStep);
+            self.advance(Read::InStep);
         }
         if self.phase() == Phase::Verified && self.ambiguities.is_clear() {
             self.step = Step::idle();
@@ -282,7 +282,7 @@ impl Dialogue {
 
     /// Records that the client does not speak FTP, although the server may.
     pub fn mark_client_not_ftp(&mut self) {
-        self.read(Read::OtherClient);
+        self.advance(Read::OtherClient);
         // After text it is unknown which reply is the greeting.
         self.ambiguities.record_extra_reply(ExtraReply::Any);
     }
@@ -329,11 +329,11 @@ impl Dialogue {
         if self.phase() != Phase::Verified {
             self.read_early_command(command);
         } else if command.is_not_ftp_after(self.is_logged_in()) {
-            self.read(Read::OtherClient);
+            self.advance(Read::OtherClient);
         }
         if matches!(command.verb, Verb::User | Verb::Reinitialize) {
             // Many servers forget the login when they read this command (RFC 959 section 4.1.1).
-            self.read(Read::LoginRestarted);
+            self.advance(Read::LoginRestarted);
         }
         self.ambiguities.record_command(command.verb, &self.pending);
         let kind = match command.verb {
@@ -422,7 +422,7 @@ impl Dialogue {
             };
         }
         if self.phase() == Phase::PickedUp && reply.is_some() {
-            self.read(Read::Reply);
+            self.advance(Read::Reply);
         }
         let begun = self.replies.open_code().filter(|_| !was_open);
         let is_stray = !was_open && reply.is_none() && begun.is_none();
@@ -435,7 +435,7 @@ impl Dialogue {
         let follows_unknown = self.pending.contains(PendingKind::FirstUnknown);
         match protocol::read_command(self.phase(), command, follows_unknown) {
             Some(Read::OtherClient) => self.mark_client_not_ftp(),
-            Some(read) => self.read(read),
+            Some(read) => self.advance(read),
             None => {}
         }
     }
@@ -446,7 +446,7 @@ impl Dialogue {
         let may_be_logged_in = self.may_be_logged_in();
         let read = protocol::read_greeting_line(phase, text, reply, open_code, may_be_logged_in);
         let Some(read) = read else { return ReplyEffect::Nothing };
-        self.read(read);
+        self.advance(read);
         match (read, self.phase()) {
             // Some clients do not wait for the last line.
             (Read::GreetingStart, _) => drop(self.pending.push(PendingKind::Greeting)),
@@ -483,11 +483,11 @@ impl Dialogue {
     ) -> ReplyEffect {
         if effect == ReplyEffect::Event(DialogueEvent::LoggedIn) && reply.code / 10 != 23 {
             // Other protocols have such codes, too.
-            self.read(Read::LoginForgotten);
+            self.advance(Read::LoginForgotten);
             return ReplyEffect::Nothing;
         }
         if is_ftp || self.is_logged_in() && self.pending.is_empty() {
-            self.read(Read::FtpReply);
+            self.advance(Read::FtpReply);
             // Nobody knows where the text would have ended.
             self.ambiguities.require_complete_replies();
         }
@@ -515,7 +515,7 @@ impl Dialogue {
             self.ambiguities.require_complete_replies();
         }
         let login = if sent_data { Login::Accepted } else { Login::None };
-        self.read(Read::TlsEnd(side, login));
+        self.advance(Read::TlsEnd(side, login));
     }
 
     /// Whether the next bytes may be TLS.
@@ -547,7 +547,7 @@ impl Dialogue {
         if from == Side::Server && self.doubts_replies() {
             return;
         }
-        self.read(match first {
+        self.advance(match first {
             _ if is_record_start(first) => Read::TlsByte(from),
             _ if is_binary_start(first) => Read::BinaryByte(from),
             _ => Read::TextByte(from),
@@ -557,17 +557,17 @@ impl Dialogue {
     /// The server has accepted a login.
     fn accept_login(&mut self) -> ReplyEffect {
         if self.restarts_login() {
-            self.read(Read::LoginOutdated);
+            self.advance(Read::LoginOutdated);
             return ReplyEffect::Nothing;
         }
-        self.read(Read::LoginAccepted);
+        self.advance(Read::LoginAccepted);
         ReplyEffect::Event(DialogueEvent::LoggedIn)
     }
 
     /// The server has answered `which` with this failure. A login before it goes on.
     fn refuse_login(&mut self, which: PendingKind, reply: Reply) -> ReplyEffect {
         if !self.restarts_login() {
-            self.read(Read::LoginRefused);
+            self.advance(Read::LoginRefused);
         }
         match which {
             PendingKind::Reinitialize => ReplyEffect::Nothing,
@@ -589,7 +589,7 @@ impl Dialogue {
         // Nothing is transferred before a login, so 225 or 226 ends no transfer.
         let before_transfers = self.is_logged_out();
         if matches!(reply.code, 230 | 232) {
-            self.read(Read::LoginDoubted);
+            self.advance(Read::LoginDoubted);
         }
         match reply.code {
             227 | 229 => {
@@ -602,7 +602,7 @@ impl Dialogue {
             234 | 334 if self.pop_answered(PendingKind::Auth) => {
                 self.doubt_early_commands();
                 let is_certain = reply.code == 234 && !self.doubts_replies();
-                self.read(if is_certain { Read::AuthAccepted } else { Read::AuthContinued });
+                self.advance(if is_certain { Read::AuthAccepted } else { Read::AuthContinued });
                 ReplyEffect::Nothing
             }
             230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
@@ -635,7 +635,7 @@ impl Dialogue {
                 }
                 Some(PendingKind::Auth) if !reply.is_failure() => {
                     self.doubt_early_commands();
-                    self.read(Read::AuthAnswered);
+                    self.advance(Read::AuthAnswered);
                     ReplyEffect::Nothing
                 }
                 Some(PendingKind::Transfer) => {
@@ -650,7 +650,7 @@ impl Dialogue {
                 }
                 Some(PendingKind::Reinitialize) if reply.is_success() => {
                     self.epsv_all = false;
-                    self.read(Read::LoginForgotten);
+                    self.advance(Read::LoginForgotten);
                     ReplyEffect::Nothing
                 }
                 // Servers differ in the code, so the reply must be the only one that is due.
@@ -658,7 +658,7 @@ impl Dialogue {
                     if self.has_pending_commands()
                         || self.ambiguities.extra_reply != ExtraReply::None
                     {
-                        self.read(Read::LoginDoubted);
+                        self.advance(Read::LoginDoubted);
                         return ReplyEffect::Nothing;
                     }
                     self.accept_login()
@@ -667,16 +667,16 @@ impl Dialogue {
                     which @ (PendingKind::User | PendingKind::Login | PendingKind::Reinitialize),
                 ) if reply.is_failure() => self.refuse_login(which, reply),
                 Some(PendingKind::FirstUnknown) if !reply.is_failure() => {
-                    self.read(Read::OtherClient);
+                    self.advance(Read::OtherClient);
                     ReplyEffect::Nothing
                 }
                 // It asks for a password, so the success before it was of something else.
                 None | Some(PendingKind::Login) if reply.code == 331 => {
-                    self.read(Read::PasswordAsked);
+                    self.advance(Read::PasswordAsked);
                     ReplyEffect::Nothing
                 }
                 None if reply.code == 332 => {
-                    self.read(Read::LoginForgotten);
+                    self.advance(Read::LoginForgotten);
                     ReplyEffect::Nothing
                 }
                 None if reply.code == 230 && self.state.login() == Login::Asked => {
@@ -700,7 +700,7 @@ impl Dialogue {
         }
         if self.pending.push(kind) {
             self.has_forgotten = true;
-            self.read(Read::LoginDoubted);
+            self.advance(Read::LoginDoubted);
         }
     }
 

@@ -17,7 +17,7 @@ fn answered(dialogue: &mut Dialogue, line: &str) -> ReplyEffect {
 fn ends_inspection(dialogue: &Dialogue, line: &str) -> bool {
     let mut dialogue = dialogue.clone();
     answered(&mut dialogue, line);
-    dialogue.state.inspection == Inspection::Off
+    dialogue.state.inspection == Inspection::OtherProtocol
 }
 
 /// Reads the lines of a script, and records what they are. Returns the effect of the last reply.

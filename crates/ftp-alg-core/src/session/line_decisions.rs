@@ -1,4 +1,5 @@
-//! Decisions about whole lines: what a line says, and how it is changed.
+//! Whole lines: what a line says, what the engine decides about its announcement, and the edit with which it is
+//! forwarded. An edit that changes its length has all later packets queued (`wanted_queue_mode` in `engine/decision`).
 
 use std::ops::Range;
 
@@ -71,7 +72,8 @@ impl DirectionReader<'_> {
         self.found(DialogueEvent::LineRefused(line));
     }
 
-    /// The announcement in `text`, which the dialogue has read.
+    /// The announcement in `text`, which the dialogue has read. Its ranges, of the text until now, become ranges of the
+    /// line.
     fn announced(
         &self,
         kind: AnnouncementKind,
@@ -98,7 +100,7 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// Reads a line of the client.
+    /// Reads a line of the client. Returns its edit; without one it is forwarded as it is.
     pub fn read_client_line(&mut self, line: &Line<'_>) -> LineEdit {
         if self.dialogue.may_have_ended_reply()
             && let Some(event) = self.dialogue.end_open_reply()
@@ -157,20 +159,18 @@ impl DirectionReader<'_> {
 
     /// Reads a line as one command. If it `is_ambiguous`, the caller refuses the whole line.
     fn read_command_line(&mut self, line: &Line<'_>, is_ambiguous: bool) -> LineEdit {
-        let &Line { bytes: line, text, delivered } = line;
-        let is_binary = cannot_begin_ftp(self.dialogue, line);
+        let &Line { bytes, text, delivered } = line;
+        let is_binary = cannot_begin_ftp(self.dialogue, bytes);
         if is_binary {
             self.dialogue.mark_client_not_ftp();
         }
         let command = if is_binary { None } else { Command::parse(text) };
         let effect = self.dialogue.read_command(command.as_ref());
         let verb = text.line_range(0..command?.word.len());
-        // The start of a possible announcement was held back, unless it could not be.
-        let is_undelivered = delivered == 0 || verb.start >= delivered;
         match effect {
             CommandEffect::Nothing if is_ambiguous => None,
             CommandEffect::Nothing => {
-                let activity = Activity::of(&command?, &line[verb.end..])?;
+                let activity = Activity::of(&command?, &bytes[verb.end..])?;
                 self.found(DialogueEvent::Requested(activity));
                 None
             }
@@ -182,16 +182,17 @@ impl DirectionReader<'_> {
                 self.dialogue.record_auth();
                 None
             }
-            _ if !is_undelivered => {
+            // The start of a possible announcement was held back, unless it could not be.
+            _ if !line.is_undelivered() => {
                 self.dialogue.record_announcement(false);
-                if line[..delivered] != *CROSSED_OUT_START {
+                if bytes[..delivered] != *CROSSED_OUT_START {
                     self.found_refused(RefusedLine::Ambiguous);
                 }
-                cross_out_from(line, delivered, verb.end)
+                cross_out_from(bytes, delivered, verb.end)
             }
             // The server refuses it, for its own reason.
             CommandEffect::Announcement
-                if command?.argument.is_empty() && line_end(line, text) == LineEnd::Plain =>
+                if command?.argument.is_empty() && line_end(bytes, text) == LineEnd::Plain =>
             {
                 self.dialogue.record_announcement(false);
                 None
@@ -199,11 +200,11 @@ impl DirectionReader<'_> {
             CommandEffect::Announcement => {
                 let (kind, parsed) = announcement(&command?)?;
                 let announced = self.announced(kind, parsed, true, text);
-                self.decide_command(announced, text, line)
+                self.decide_command(announced, text, bytes)
             }
             CommandEffect::Auth => {
                 self.found_refused(RefusedLine::Auth);
-                cross_out_command(self.dialogue, text, line, RefusalReason::AuthTls)
+                cross_out_command(self.dialogue, text, bytes, RefusalReason::AuthTls)
             }
         }
     }
@@ -228,7 +229,7 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// Reads a line of the server.
+    /// Reads a line of the server. Returns its edit; without one it is forwarded as it is.
     pub fn read_server_line(&mut self, line: &Line<'_>) -> LineEdit {
         let &Line { bytes, text, .. } = line;
         // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section

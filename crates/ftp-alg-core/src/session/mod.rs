@@ -113,7 +113,8 @@ impl Session {
             let is_ordinary = direction.is_idle() && direction.has_no_extra();
             is_ordinary && !direction.space.has_gap() && direction.space.map.is_constant_offset()
         };
-        self.has_read_all
+        self.dialogue.state.reads_all_lines()
+            && self.has_read_all
             && !self.is_reset_by_peer
             && self.dialogue.is_quiescent()
             && is_still(&self.client)
@@ -129,7 +130,7 @@ impl Session {
         self.server.reset();
         self.unacknowledged = UnacknowledgedData::new(self.client.space.next);
         self.dialogue = Dialogue::picked_up();
-        self.dialogue.read(Read::Reset);
+        self.dialogue.advance(Read::Reset);
     }
 
     /// Whether the gateway has reset the session.
@@ -245,7 +246,8 @@ impl Session {
     /// Whether no packet of the connection needs to be queued any more.
     #[inline]
     pub fn needs_none_queued(&self) -> bool {
-        self.dialogue.state.inspection == Inspection::Off && !self.needs_all_queued()
+        matches!(self.dialogue.state.inspection, Inspection::Off | Inspection::OtherProtocol)
+            && !self.needs_all_queued()
     }
 
     /// Whether the connection was reset, or finished by both ends.

@@ -158,7 +158,7 @@ impl DirectionReader<'_> {
         // After an accepted `AUTH` this may be neither TLS nor text, or continue a line whose start was delivered with its
         // first byte.
         if records.is_fresh() && is_binary_start(new[start]) || was_holding && start == 0 {
-            self.dialogue.read(Read::NoRecords);
+            self.dialogue.advance(Read::NoRecords);
         } else {
             let is_complete =
                 records.is_complete() && self.opposite.extra().tls_records.is_complete();
@@ -187,12 +187,11 @@ impl DirectionReader<'_> {
     #[cold]
     fn handle_change(&mut self, before: State) {
         let state = self.dialogue.state;
-        if state.inspection != before.inspection {
+        let reads_lines = matches!(state.inspection, Inspection::Lines { .. });
+        if state.inspection != before.inspection && !reads_lines {
             for direction in [&mut *self.direction, &mut *self.opposite] {
-                if !matches!(state.inspection, Inspection::Lines { .. }) {
-                    direction.stop_reading();
-                    direction.forget_records();
-                }
+                direction.stop_reading();
+                direction.forget_records();
             }
         }
         if let Some(event) = before.effect(state) {

@@ -62,8 +62,11 @@ pub enum Inspection {
     },
     /// As TLS records of both ends, which are only counted.
     Records,
-    /// Not at all: the connection is not FTP, or packets were missed while it was encrypted.
+    /// Not at all: the connection is encrypted in a way that cannot be followed, or packets were missed while it was
+    /// encrypted.
     Off,
+    /// Not at all: the server speaks another protocol.
+    OtherProtocol,
     /// Not at all: the gateway has reset the connection.
     Reset,
 }
@@ -105,7 +108,7 @@ pub enum Tls {
 pub enum Read {
     /// A command of those that only an FTP client sends first.
     FirstCommand,
-    /// Another command that FTP has.
+    /// A command that FTP has, behind the greeting.
     Command,
     /// A line of the client that no FTP client sends there.
     OtherClient,
@@ -131,7 +134,7 @@ pub enum Read {
     LoginRestarted,
     /// The server may have accepted a login.
     LoginDoubted,
-    /// The server asks for a password after it seemed to have accepted the login.
+    /// The server asks for a password, although it has answered the login or `PASS`.
     PasswordAsked,
     /// The server has forgotten the login.
     LoginForgotten,
@@ -195,7 +198,7 @@ impl Phase {
             (Self::CommandFirst | Self::CommandAfterText, Read::Reply220) => Self::Verified,
             (Self::ClientFirst, Read::Reply220) => Self::NotFtp,
             (Self::CommandAfterText, Read::FtpReply) => Self::Verified,
-            (Self::PickedUp, Read::Reply220 | Read::Reply) => Self::PickedUpFtp,
+            (Self::PickedUp, Read::Reply) => Self::PickedUpFtp,
             (Self::NotGreeted, Read::Banner) => Self::TextFirst,
             (Self::CommandFirst, Read::Banner) => Self::CommandAfterText,
 
@@ -206,14 +209,13 @@ impl Phase {
             // Even if no greeting was seen: the missed packets may contain it.
             (_, Read::Missed | Read::Doubted) => Self::PacketsMissed,
             (Self::OutOfStep, Read::InStep) => Self::Verified,
-            (_, Read::Reset) => Self::PickedUp,
             _ => self,
         }
     }
 }
 
 impl Login {
-    fn next(self, read: Read) -> Self {
+    fn next(self, phase: Phase, read: Read) -> Self {
         match (self, read) {
             (_, Read::LoginAccepted) | (Self::Restarted, Read::LoginRefused) => Self::Accepted,
             (_, Read::LoginOutdated) | (Self::Accepted, Read::LoginRestarted) => Self::Restarted,
@@ -223,7 +225,11 @@ impl Login {
             (_, Read::LoginForgotten | Read::AuthContinued) => Self::None,
             // `USER` or `REIN` among the missed bytes would have ended it, but only at the server, which then refuses what
             // needs one.
-            (Self::Accepted, Read::Missed | Read::Doubted) => self,
+            (Self::Accepted, Read::Missed | Read::Doubted)
+                if matches!(phase, Phase::Verified | Phase::OutOfStep) =>
+            {
+                self
+            }
             (_, Read::Missed | Read::Doubted) => Self::None,
             _ => self,
         }
@@ -256,7 +262,7 @@ impl Inspection {
     fn next(self, phase: Phase, read: Read) -> Self {
         match (self, read) {
             (_, Read::Reset) => Self::Reset,
-            (Self::Off | Self::Reset, _) => self,
+            (Self::Off | Self::OtherProtocol | Self::Reset, _) => self,
 
             (Self::Records, Read::NoRecords | Read::Missed) => Self::Off,
             (Self::Records, Read::TlsEnd(side, login)) => {
@@ -264,11 +270,11 @@ impl Inspection {
             }
             (Self::Records, _) => self,
 
-            (Self::Lines { .. }, Read::OtherServer) => Self::Off,
+            (Self::Lines { .. }, Read::OtherServer) => Self::OtherProtocol,
             (Self::Lines { .. }, Read::Reply)
                 if matches!(phase, Phase::CommandFirst | Phase::ClientFirst) =>
             {
-                Self::Off
+                Self::OtherProtocol
             }
             (Self::Lines { tls: Tls::StillOf(_), .. }, Read::NoRecords | Read::Missed) => Self::Off,
             (Self::Lines { .. }, Read::AuthAccepted)
@@ -280,7 +286,7 @@ impl Inspection {
                 Read::TlsByte(Side::Server) | Read::BinaryByte(Side::Server),
             ) => Self::Off,
             (Self::Lines { login, tls }, _) => {
-                Self::Lines { login: login.next(read), tls: tls.next(read) }
+                Self::Lines { login: login.next(phase, read), tls: tls.next(read) }
             }
         }
     }
@@ -303,9 +309,10 @@ impl State {
         Self { phase: phase.next(read), inspection: inspection.next(phase, read) }
     }
 
-    /// What a change to the state `next` means for the engine. That of a login depends on the reply.
+    /// What a change to the state `next` means for the engine. The events of a login depend on the reply as well, and are
+    /// not here.
     pub fn effect(self, next: Self) -> Option<DialogueEvent> {
-        use Inspection::{Lines, Off, Records};
+        use Inspection::{Lines, Off, OtherProtocol, Records};
         match (self.phase, next.phase) {
             (before, after) if before == after => {}
             (_, Phase::NotFtp) => return Some(DialogueEvent::NotFtpClient),
@@ -320,8 +327,7 @@ impl State {
             | (Lines { tls: Tls::ByClient | Tls::OtherByClient, .. }, Off) => {
                 Some(DialogueEvent::Encrypted)
             }
-            (Lines { tls: Tls::StillOf(_), .. }, Off) => None,
-            (Lines { .. }, Off) => Some(DialogueEvent::NotFtp),
+            (Lines { .. }, OtherProtocol) => Some(DialogueEvent::NotFtp),
             (Records, Lines { .. }) => Some(DialogueEvent::PlaintextResumed),
             _ => None,
         }
@@ -344,7 +350,7 @@ impl State {
         match self.inspection {
             Inspection::Lines { .. } => Some(!self.reads_all_lines()),
             Inspection::Records => Some(true),
-            Inspection::Off | Inspection::Reset => None,
+            Inspection::Off | Inspection::OtherProtocol | Inspection::Reset => None,
         }
     }
 

@@ -33,7 +33,7 @@ const TLS: [Tls; 6] = [
 
 const READS: [(Read, &str); 32] = [
     (Read::FirstCommand, "a command of those that only FTP clients send first"),
-    (Read::Command, "another command of FTP"),
+    (Read::Command, "a command of FTP, behind the greeting"),
     (Read::OtherClient, "a line that no FTP client sends there"),
     (Read::GreetingStart, "the first line of a 220 in several lines"),
     (Read::Reply220, "a reply 220"),
@@ -46,7 +46,7 @@ const READS: [(Read, &str); 32] = [
     (Read::LoginRefused, "another login is refused"),
     (Read::LoginRestarted, "`USER` or `REIN`"),
     (Read::LoginDoubted, "a login may have been accepted"),
-    (Read::PasswordAsked, "331 although no reply was due"),
+    (Read::PasswordAsked, "331 to `PASS`, or although no reply was due"),
     (Read::LoginForgotten, "`REIN` is accepted; 332 although no reply was due"),
     (Read::AuthAccepted, "234 to `AUTH`"),
     (Read::AuthContinued, "334 to `AUTH`, or a 234 that may be another reply"),
@@ -71,16 +71,18 @@ const READS: [(Read, &str); 32] = [
 
 /// The rows of one table: from which of `states` something read leads to another one, by their `name`. What has no name
 /// is left out.
-fn rows(states: &[State], name: impl Fn(State) -> String) -> String {
+fn rows(states: &[State], reads: &[(Read, &str)], name: impl Fn(State) -> String) -> String {
     let mut table = String::new();
-    for (read, words) in READS {
+    for &(read, words) in reads {
         let mut groups: Vec<(String, Vec<String>)> = Vec::new();
         for &state in states {
             let next = state.next(read);
             if [String::new(), name(state)].contains(&name(next)) {
                 continue;
             }
-            let effect = state.effect(next).map_or("-".to_owned(), |event| format!("`{event:?}`"));
+            // The engine reports what came from elsewhere itself.
+            let effect = state.effect(next).filter(|_| read != Read::Doubted);
+            let effect = effect.map_or("-".to_owned(), |event| format!("`{event:?}`"));
             let end = format!("{} | {effect}", name(next));
             match groups.iter_mut().find(|(other, _)| *other == end) {
                 Some((_, from)) => from.push(name(state)),
@@ -88,7 +90,8 @@ fn rows(states: &[State], name: impl Fn(State) -> String) -> String {
             }
         }
         for (end, from) in groups {
-            let from = if from.len() == states.len() { "any".to_owned() } else { from.join(", ") };
+            let is_any = from.len() == states.len() && from.len() > 2;
+            let from = if is_any { "any".to_owned() } else { from.join(", ") };
             writeln!(table, "| {from} | {words} | {end} |").unwrap();
         }
     }
@@ -97,26 +100,35 @@ fn rows(states: &[State], name: impl Fn(State) -> String) -> String {
 
 #[test]
 fn the_table_in_the_documentation_is_this_one() {
+    assert!(PHASES.is_sorted() && PHASES.len() == Phase::NotFtp as usize + 1);
     let phases = PHASES.map(|phase| State::at(phase, Login::NotYet));
     let logins = LOGINS.map(|login| State::at(Phase::Verified, login));
     let lines = TLS.map(|tls| Inspection::Lines { login: Login::Accepted, tls });
-    let inspections = lines.into_iter().chain([Inspection::Records, Inspection::Off]);
+    let inspections =
+        lines.into_iter().chain([Inspection::Records, Inspection::Off, Inspection::OtherProtocol]);
     let inspections: Vec<_> =
         inspections.map(|inspection| State { phase: Phase::Verified, inspection }).collect();
 
-    let of_phases = rows(&phases, |state| match state.inspection {
-        Inspection::Lines { .. } => format!("`{:?}`", state.phase),
-        other => format!("`{other:?}`"),
-    });
-    let of_logins = rows(&logins, |state| match state.inspection {
+    let of_phases = rows(&phases, &READS, |state| format!("`{:?}`", state.phase));
+    let of_logins = rows(&logins, &READS, |state| match state.inspection {
         Inspection::Lines { login, .. } => format!("`{login:?}`"),
         _ => String::new(),
     });
-    let of_inspections = rows(&inspections, |state| match state.inspection {
+    let of_inspection = |state: State| match state.inspection {
         Inspection::Lines { tls: Tls::No, .. } => "`Lines`".to_owned(),
         Inspection::Lines { tls, .. } => format!("`{tls:?}`"),
         other => format!("`{other:?}`"),
-    });
+    };
+    let of_inspections = rows(&inspections, &READS, of_inspection);
+    // The only one that depends on the phase.
+    let early =
+        [Phase::CommandFirst, Phase::ClientFirst].map(|phase| State::at(phase, Login::NotYet));
+    let name = |state| match of_inspection(state) {
+        name if name == "`Lines`" => format!("{name} in `{:?}`", state.phase),
+        name => name,
+    };
+    let of_early = rows(&early, &[(Read::Reply, "another reply")], name);
+    let of_inspections = of_early + &of_inspections;
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/session.md");
     let page = std::fs::read_to_string(page).unwrap();
     let head = "| state | read | next | effect |\n| --- | --- | --- | --- |\n";
@@ -137,7 +149,7 @@ fn nothing_leads_back_to_a_phase_that_opens_pinholes() {
 
 #[test]
 fn nothing_leads_back_from_an_inspection_that_has_ended() {
-    for inspection in [Inspection::Off, Inspection::Reset] {
+    for inspection in [Inspection::Off, Inspection::OtherProtocol, Inspection::Reset] {
         for (read, _) in READS {
             let next = State { inspection, ..State::NEW }.next(read).inspection;
             assert!(

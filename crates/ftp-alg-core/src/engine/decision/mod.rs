@@ -523,9 +523,10 @@ impl Decider<'_> {
             DialogueEvent::PacketsMissed => {
                 self.end_transfers_unseen();
                 self.counters.unread_sessions += 1;
-                self.push_event(EventKind::Missed(
-                    "packets were missed: no pinhole is opened until the dialogue is in step again",
-                ));
+                self.push_event(EventKind::Missed(match dialogue.phase().opens_nothing_more() {
+                    true => "packets were missed before the dialogue was known: no pinhole is opened any more",
+                    false => "packets were missed: no pinhole is opened until the dialogue is in step again",
+                }));
             }
             DialogueEvent::InStep => self.push_event(EventKind::Missed(
                 "the dialogue is in step again: pinholes are opened",

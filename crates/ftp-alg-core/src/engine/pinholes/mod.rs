@@ -6,8 +6,8 @@
 //! | `ports` | the external ports of all shards, the pinholes of each client, and the ports to try for a pinhole |
 //!
 //! An end's port that had to get another external port gets the same one again: while conntrack remembers the first data
-//! connection, a second one to this end by another external port has the same reply tuple, and the kernel drops it. But
-//! the port at which another session waits is left to that session.
+//! connection, a second one to this end by another external port has the same reply tuple, and the kernel drops it. Such an
+//! end is *displaced*. But the port at which another session waits is left to that session while another one is free.
 
 pub(crate) mod pinhole;
 pub(crate) mod ports;
@@ -216,8 +216,8 @@ impl PinholeTable {
         }
     }
 
-    /// Opens a pinhole for the session `owner`, at the first external port that is free. What waits for being closed is
-    /// closed in the same transaction.
+    /// Opens a pinhole for the session `owner`, at the first external port that is free: the announced one, or one that
+    /// keeps the line's length ([`Candidates::ports`]). What waits for being closed is closed in the same transaction.
     pub fn open(
         &mut self,
         now: Instant,
@@ -256,16 +256,16 @@ impl PinholeTable {
             });
             let port = free.or(waited_for.take()).ok_or(NotOpened::NoPort)?;
             ends.arrival.set_port(port);
-            if candidates.is_announced(port) {
-                self.ports.lock().set_displaced(&ends, false);
-            } else if candidates.prefers_own() && !is_displaced && other_session.is_none() {
-                self.ports.lock().set_displaced(&ends, true);
-            }
             let from_client = !format.kind.is_active();
             let lifetime = policy.pinhole_timeout;
             let opening = Opening { ends, control: *control, from_client, lifetime };
             match self.open_at_port(owner, &opening, kernel) {
                 Ok(serial) => {
+                    if candidates.is_announced(port) {
+                        self.ports.lock().set_displaced(&ends, false);
+                    } else if candidates.prefers_own() && !is_displaced && other_session.is_none() {
+                        self.ports.lock().set_displaced(&ends, true);
+                    }
                     let (kind, deadline) = (format.kind, now + lifetime);
                     let opened = Pinhole::new(ends, kind, deadline, client, serial, Place::Rules);
                     self.insert(owner, opened);
@@ -336,7 +336,7 @@ impl PinholeTable {
         let before = ports.reserve(ends, self.shard, owner, serial, Place::Rules);
         drop(ports);
         if let Some(Port { ends, place, .. }) = before {
-            // Announced again, or not closed yet.
+            // The same ends were announced before, or are not closed yet: the kernel closes them in this transaction.
             self.push_closing(Closing::new(ends, place), Condition::Always);
         }
         let opened = match self.closings.is_empty() {
@@ -348,10 +348,10 @@ impl PinholeTable {
         } else {
             self.ports.lock().cancel(&ends, serial, before);
             if !matches!(opened, Err(KernelError::NotClosed(_))) {
-                // It is closed all the same.
+                // The transaction failed, but the earlier pinhole is closed.
                 self.record_replaced(before);
             }
-            // Its owner may have left that to this pinhole.
+            // The earlier one's owner may have left its closing to this pinhole.
             if let Some(before) = before.filter(|before| !before.is_held) {
                 let closing = Closing::new(before.ends, before.place);
                 self.push_closing(closing, Condition::PortOf(before.serial));

@@ -40,7 +40,8 @@ const FITTING_DRAWS: usize = 256;
 pub struct Ports(Arc<Mutex<PortTable>>);
 
 impl Ports {
-    /// A poisoned lock is still consistent, because an entry is written in one step.
+    /// A poisoned lock is used on: a panic between taking an entry out and putting one in, which only an allocation could
+    /// cause, leaves one port unreserved.
     pub(super) fn lock(&self) -> MutexGuard<'_, PortTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
