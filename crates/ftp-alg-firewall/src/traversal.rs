@@ -143,7 +143,7 @@ impl PossibleVerdicts {
 type Entry<'a> = (&'a str, [Option<[FieldValue; 2]>; 2], u32, bool);
 
 /// The result of a chain, with the packets as they leave.
-type Outcome<'p> = (PossibleVerdicts, SamplePacket<'p>, Option<SamplePacket<'p>>);
+type ChainResult<'p> = (PossibleVerdicts, SamplePacket<'p>, Option<SamplePacket<'p>>);
 
 /// A packet on its way through the chains of a table, and what it may meet there.
 pub(crate) struct Traversal<'a, 'p> {
@@ -152,7 +152,7 @@ pub(crate) struct Traversal<'a, 'p> {
     pub(crate) packet: SamplePacket<'p>,
     /// Results by chain. `None` marks a chain whose evaluation is in progress: a loop, which the kernel never accepts,
     /// then ends here.
-    finished: HashMap<Entry<'a>, Option<Outcome<'p>>>,
+    finished: HashMap<Entry<'a>, Option<ChainResult<'p>>>,
     /// The rules that may apply to the packet, and do more than give a verdict.
     pub(crate) reached: Vec<LocatedRule<'a>>,
     other: Option<SamplePacket<'p>>,
