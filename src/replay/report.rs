@@ -48,7 +48,7 @@ pub struct AnnouncementRow {
 
 /// Something that happened in a session, other than an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionRow {
+pub struct SessionNote {
     pub position: FramePosition,
     pub session: u64,
     /// Client, server, and what happened. Texts of the dialogue in it are escaped.
@@ -67,7 +67,7 @@ pub struct TransferNote {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     Announcement(AnnouncementRow),
-    Session(SessionRow),
+    Session(SessionNote),
     Transfer(Box<TransferNote>),
     /// The number of the capture, counted from 0, and what was not read in it.
     Warning(usize, String),
@@ -167,7 +167,7 @@ impl Report {
                 let (session, text) = (event.session, event.to_string());
                 let number = format!("#{session} ");
                 let text = text.strip_prefix(&number).unwrap_or(&text).to_owned();
-                Note::Session(SessionRow { position, session, text })
+                Note::Session(SessionNote { position, session, text })
             }
         };
         self.notes.push(note);

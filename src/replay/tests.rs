@@ -28,7 +28,7 @@ mod transfers;
 #[derive(Debug, Default)]
 struct Played {
     rows: Vec<AnnouncementRow>,
-    session_rows: Vec<SessionRow>,
+    session_rows: Vec<SessionNote>,
     transfers: Vec<TransferNote>,
     warnings: Vec<String>,
     summary: Summary,

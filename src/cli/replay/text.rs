@@ -7,7 +7,7 @@ use ftp_alg_core::engine::DecidedAnnouncement;
 use crate::{
     cli::table::{self, RowTable},
     config::escape_control_characters,
-    replay::{AnnouncementRow, SessionRow, Summary, TransferNote},
+    replay::{AnnouncementRow, SessionNote, Summary, TransferNote},
 };
 
 /// The width of the longest IPv4 endpoint.
@@ -68,7 +68,7 @@ impl NoteTable {
     }
 
     /// The line of what happened in a session.
-    pub fn session(&mut self, row: &SessionRow) -> String {
+    pub fn session(&mut self, row: &SessionNote) -> String {
         self.row((row.position.capture, row.position.frame, row.session), &[], &row.text)
     }
 
@@ -192,7 +192,7 @@ mod tests {
     fn several_captures_have_a_column() {
         let names = ["a.pcap", "long\nname.pcap"].map(str::to_owned);
         let mut table = NoteTable::new(&names, None);
-        let row = SessionRow {
+        let row = SessionNote {
             position: crate::replay::FramePosition { capture: 1, frame: 7 },
             session: 3,
             text: "what".to_owned(),

@@ -32,7 +32,7 @@ const MIN_MISSING: u64 = 3;
 const MAX_EXPIRED: usize = 1024;
 
 /// The client and the server of a session.
-pub(in crate::daemon) type Ends = (SocketAddr, SocketAddr);
+pub(in crate::daemon) type ControlEnds = (SocketAddr, SocketAddr);
 
 /// Says that this pinhole expired without a connection.
 pub(in crate::daemon) fn describe_unused(expired: &PinholeInfo) -> String {
@@ -69,7 +69,7 @@ impl Failure {
         }
     }
 
-    fn record(&mut self, now: Instant, (client, server): Ends) {
+    fn record(&mut self, now: Instant, (client, server): ControlEnds) {
         self.clients.record(now, client);
         self.server.record(now, server);
     }
@@ -121,7 +121,7 @@ pub(super) struct Traffic {
     /// How many sessions open nothing, because packets of an end arrive where no route to it leads.
     routeless: u64,
     /// The ends of the last one.
-    last_routeless: Option<Ends>,
+    last_routeless: Option<ControlEnds>,
     overruns: RecentCount,
     uninspected: RecentCount,
     used: RecentCount,

@@ -64,13 +64,14 @@ enum Insertion {
 }
 
 /// The queued packets, those of a flow in the order of their sequence numbers.
-pub(crate) type ReorderQueue = packet::ReorderQueue<ReorderedPacket, MAX_PACKETS, MAX_BYTES, Flow>;
+pub(crate) type ReorderQueue =
+    packet::ReorderQueue<ReorderedPacket, MAX_PACKETS, MAX_BYTES, Endpoints>;
 
 /// A packet in the queue, with its sequence numbers.
-type ReorderItem = packet::ReorderItem<ReorderedPacket, Flow>;
+type ReorderItem = packet::ReorderItem<ReorderedPacket, Endpoints>;
 
 /// Sender and receiver.
-type Flow = (Endpoint, Endpoint);
+type Endpoints = (Endpoint, Endpoint);
 
 /// Inserts a packet.
 fn enqueue(queue: &mut ReorderQueue, now: Instant, queued: &QueuedPacket<'_>) -> Insertion {

@@ -90,10 +90,10 @@ impl End {
 }
 
 /// The initiator and the target of a data connection, as the filter chains see them.
-pub(super) type Ends = (IpAddr, SocketAddr);
+pub(super) type DataEnds = (IpAddr, SocketAddr);
 
 /// The ends by which the packets of the data connection are found.
-pub(super) fn ends_of(pinhole: &PinholeEnds) -> Ends {
+pub(super) fn ends_of(pinhole: &PinholeEnds) -> DataEnds {
     (pinhole.initiator, pinhole.target)
 }
 
@@ -140,9 +140,9 @@ pub(super) struct Found<'c> {
 #[derive(Default)]
 pub(super) struct DataConnections {
     /// Those with the same ends, the oldest first.
-    by_ends: AHashMap<Ends, Vec<DataConnection>>,
+    by_ends: AHashMap<DataEnds, Vec<DataConnection>>,
     /// Their ends, in the order in which they began.
-    order: VecDeque<(Ends, Instant)>,
+    order: VecDeque<(DataEnds, Instant)>,
 }
 
 impl DataConnections {
@@ -196,19 +196,19 @@ impl DataConnections {
     }
 
     /// The newest connection between these ends.
-    pub fn newest(&self, ends: Ends) -> Option<&DataConnection> {
+    pub fn newest(&self, ends: DataEnds) -> Option<&DataConnection> {
         self.by_ends.get(&ends)?.last()
     }
 
     /// The newest connection between these ends, to change it.
-    pub fn newest_mut(&mut self, ends: Ends) -> Option<&mut DataConnection> {
+    pub fn newest_mut(&mut self, ends: DataEnds) -> Option<&mut DataConnection> {
         self.by_ends.get_mut(&ends)?.last_mut()
     }
 
     /// The connection between these ends of a transfer that ended at the time `ended`, of those that `may_be` it.
     pub fn find(
         &self,
-        ends: Ends,
+        ends: DataEnds,
         ended: Instant,
         may_be: impl Fn(&DataConnection) -> bool,
     ) -> Option<Found<'_>> {
@@ -234,7 +234,7 @@ impl DataConnections {
     /// The connections that began before a transfer ended and `may_be` its, the newest first.
     pub fn candidates(
         &self,
-        ends: Ends,
+        ends: DataEnds,
         ended: Instant,
         may_be: impl Fn(&DataConnection) -> bool,
     ) -> impl Iterator<Item = &DataConnection> {
@@ -243,7 +243,7 @@ impl DataConnections {
     }
 
     /// Removes the connection that began at the time `began`.
-    pub fn remove(&mut self, ends: Ends, began: Instant) {
+    pub fn remove(&mut self, ends: DataEnds, began: Instant) {
         if let Some(same) = self.by_ends.get_mut(&ends) {
             same.retain(|one| one.began != began);
             if same.is_empty() {
@@ -258,7 +258,7 @@ impl DataConnections {
     }
 
     /// The connection between these ends whose initiator begins with the sequence number `first`.
-    fn begin(&mut self, at: Instant, ends: Ends, port: u16, first: u32) -> &mut DataConnection {
+    fn begin(&mut self, at: Instant, ends: DataEnds, port: u16, first: u32) -> &mut DataConnection {
         let same = self.by_ends.get(&ends).map(Vec::as_slice).unwrap_or_default();
         let begins_so = |one: &DataConnection| {
             (one.initiator_port, one.first[End::Initiator as usize]) == (port, Some(first))
@@ -290,7 +290,7 @@ impl DataConnections {
         self.drop_oldest(|_| true);
     }
 
-    fn find_known(&self, ends: Ends, began: Instant) -> Option<&DataConnection> {
+    fn find_known(&self, ends: DataEnds, began: Instant) -> Option<&DataConnection> {
         self.by_ends.get(&ends)?.iter().find(|one| one.began == began)
     }
 

@@ -14,7 +14,8 @@ use ahash::AHashSet;
 
 use super::{
     data_connections::{
-        DataConnection, DataConnections, DataPacket, End, Ends, Found, OpenDataConnection, ends_of,
+        DataConnection, DataConnections, DataEnds, DataPacket, End, Found, OpenDataConnection,
+        ends_of,
     },
     finished_transfer::{FinishedTransfer, TransferResult},
 };
@@ -299,7 +300,7 @@ fn is_success(end: TransferEnd) -> bool {
 }
 
 /// Why there was no data connection.
-fn missing_reason((initiator, target): Ends, connection: Option<&DataConnection>) -> String {
+fn missing_reason((initiator, target): DataEnds, connection: Option<&DataConnection>) -> String {
     match connection {
         Some(connection) if connection.is_over() => {
             format!("{target} refused the connection of {initiator}")
@@ -312,7 +313,7 @@ fn missing_reason((initiator, target): Ends, connection: Option<&DataConnection>
 /// How the transfer ended, and why there was no data connection.
 fn classify(
     transfer: &Transfer,
-    ends: Option<Ends>,
+    ends: Option<DataEnds>,
     found: Option<Found<'_>>,
     sees_packets: bool,
     has_bytes: bool,
