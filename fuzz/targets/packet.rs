@@ -7,7 +7,9 @@
 use std::net::SocketAddr;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use ftp_alg_core::packet::{Packet, PacketEdit, Seq, build_acknowledgement, build_with_endpoints};
+use ftp_alg_core::packet::{
+    Header, Packet, PacketEdit, Seq, build_acknowledgement, build_with_endpoints, flags,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -53,10 +55,12 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!((copy.seq(), copy.payload()), (packet.seq(), packet.payload()));
 
     let timestamps = packet.timestamps();
-    build_acknowledgement(source, destination, Seq(seq), Seq(ack), 7, timestamps, &mut out);
+    let (seq, ack) = (Seq(seq), Seq(ack));
+    let header = Header { source, destination, seq, ack, window: 7, flags: flags::ACK };
+    build_acknowledgement(&header, timestamps, &mut out);
     let made = valid(&out);
     assert_eq!((made.source(), made.destination()), (source, destination));
-    assert_eq!((made.seq(), made.ack(), made.window()), (Seq(seq), Seq(ack), 7));
+    assert_eq!((made.seq(), made.ack(), made.window()), (seq, ack, 7));
     assert_eq!((made.timestamps(), made.payload()), (timestamps, &b""[..]));
 });
 

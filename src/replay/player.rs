@@ -410,15 +410,15 @@ impl<W: Write> Player<W> {
         {
             let ack = session.map(side).to_delivered(until);
             let mut bytes = Vec::new();
-            packet::build_acknowledgement(
-                destination,
-                source,
+            let header = packet::Header {
+                source: destination,
+                destination: source,
                 seq,
                 ack,
-                u16::MAX,
-                None,
-                &mut bytes,
-            );
+                window: u16::MAX,
+                flags: packet::flags::ACK,
+            };
+            packet::build_acknowledgement(&header, None, &mut bytes);
             self.run_engine(&bytes, self.last_frame);
         }
         let direction = self.direction(flow);

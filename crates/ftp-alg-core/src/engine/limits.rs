@@ -29,7 +29,7 @@ use crate::{
         ClientKey, Entry, Event, EventKind, Kernel, KernelError, QueueMode, SessionEnd, Sessions,
         Verdict, batch::Injection, decision::ConnectionOf, table::entry::Head,
     },
-    packet::{self, Packet, PacketEdit, Seq, flags},
+    packet::{self, Packet, Seq, flags},
     session::{DropReason, Phase, Session, Side},
 };
 
@@ -564,11 +564,9 @@ fn reset(head: &Head, to: Side, seq: Seq, ack: Seq) -> Option<Injection> {
         Side::Client => (server, client),
         Side::Server => (client, server),
     };
-    let (mut acknowledgement, mut packet) = (Vec::new(), Vec::new());
-    packet::build_acknowledgement(source, destination, seq, ack, 0, None, &mut acknowledgement);
-    let acknowledgement = Packet::parse(&acknowledgement).ok()?;
     let flags = flags::RST | flags::ACK;
-    let edit = PacketEdit { seq, ack, payload: None, flags, window: 0, urgent: 0 };
-    acknowledgement.rebuild(&edit, |_| None, &mut packet);
+    let mut packet = Vec::new();
+    let header = packet::Header { source, destination, seq, ack, window: 0, flags };
+    packet::build_segment(&header, &[], &mut packet);
     Injection::new(head, to, packet)
 }

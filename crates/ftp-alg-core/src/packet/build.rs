@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use pnet_packet::{ipv4::MutableIpv4Packet, ipv6::MutableIpv6Packet, tcp::MutableTcpPacket};
 
-use super::{OPTION_NOP, OPTION_SACK, Packet, Seq, flags, is_v4, segment_sum, sum};
+use super::{OPTION_NOP, OPTION_SACK, Packet, Seq, is_v4, segment_sum, sum};
 
 /// What to change in a copy of a packet.
 #[derive(Clone, Copy, Debug)]
@@ -85,20 +85,28 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Writes an acknowledgement to `out`: a segment without payload from `source` to `destination`.
-///
-/// `timestamps` are the two values of the option, for a connection that uses it.
-pub fn build_acknowledgement(
-    source: SocketAddr,
-    destination: SocketAddr,
-    seq: Seq,
-    ack: Seq,
-    window: u16,
-    timestamps: Option<(u32, u32)>,
-    out: &mut Vec<u8>,
-) {
-    let header = if timestamps.is_some() { 32 } else { 20 };
-    let ip = write_headers((source, destination), header, (seq, ack), (window, flags::ACK), out);
+/// What the headers of a built segment say.
+#[derive(Clone, Copy, Debug)]
+pub struct Header {
+    /// The sender.
+    pub source: SocketAddr,
+    /// The receiver, of the same family.
+    pub destination: SocketAddr,
+    /// Sequence number.
+    pub seq: Seq,
+    /// Acknowledgement number.
+    pub ack: Seq,
+    /// The window field.
+    pub window: u16,
+    /// The flags, as in [`flags`](crate::packet::flags).
+    pub flags: u8,
+}
+
+/// Writes a segment without payload to `out`. `timestamps` are the two values of the option, for a connection that uses
+/// it.
+pub fn build_acknowledgement(header: &Header, timestamps: Option<(u32, u32)>, out: &mut Vec<u8>) {
+    let length = if timestamps.is_some() { 32 } else { 20 };
+    let ip = write_headers(header, length, out);
     if let Some((value, echo)) = timestamps {
         out[ip + 20..ip + 24].copy_from_slice(&[OPTION_NOP, OPTION_NOP, 8, 10]);
         out[ip + 24..ip + 28].copy_from_slice(&value.to_be_bytes());
@@ -107,32 +115,20 @@ pub fn build_acknowledgement(
     set_lengths_and_checksums(out, ip);
 }
 
-/// Writes a segment with `payload` to `out`, from the first of `ends` to the second, with its sequence and
-/// acknowledgement number.
-pub fn build_segment(
-    ends: (SocketAddr, SocketAddr),
-    numbers: (Seq, Seq),
-    header: (u16, u8),
-    payload: &[u8],
-    out: &mut Vec<u8>,
-) {
-    let tcp = write_headers(ends, 20, numbers, header, out);
+/// Writes a segment with `payload` to `out`.
+pub fn build_segment(header: &Header, payload: &[u8], out: &mut Vec<u8>) {
+    let tcp = write_headers(header, 20, out);
     out.extend_from_slice(payload);
     set_lengths_and_checksums(out, tcp);
 }
 
-/// Writes IP and TCP headers to `out`, without lengths and checksums; TCP options are zero. Returns the offset of the
-/// TCP header.
-fn write_headers(
-    (source, destination): (SocketAddr, SocketAddr),
-    header: usize,
-    (seq, ack): (Seq, Seq),
-    (window, flags): (u16, u8),
-    out: &mut Vec<u8>,
-) -> usize {
+/// Writes IP and TCP headers to `out`, the latter of this `length`, without lengths and checksums; TCP options are zero.
+/// Returns the offset of the TCP header.
+fn write_headers(header: &Header, length: usize, out: &mut Vec<u8>) -> usize {
+    let Header { source, destination, seq, ack, window, flags } = *header;
     let ip = if source.is_ipv4() { 20 } else { 40 };
     out.clear();
-    out.resize(ip + header, 0);
+    out.resize(ip + length, 0);
     match (source.ip(), destination.ip()) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             if let Some(mut packet) = MutableIpv4Packet::new(out) {
@@ -161,7 +157,7 @@ fn write_headers(
         tcp.set_destination(destination.port());
         tcp.set_sequence(seq.0);
         tcp.set_acknowledgement(ack.0);
-        tcp.set_data_offset((header / 4) as u8);
+        tcp.set_data_offset((length / 4) as u8);
         tcp.set_flags(flags);
         tcp.set_window(window);
     }
@@ -270,6 +266,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::packet::flags;
 
     /// Checks lengths and both checksums with etherparse alone.
     fn assert_valid(bytes: &[u8]) {
@@ -367,7 +364,15 @@ mod tests {
             for timestamps in [None, Some((3, 4))] {
                 let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
                 let mut out = vec![0xa5; 99];
-                build_acknowledgement(a, b, Seq(1), Seq(2), 512, timestamps, &mut out);
+                let header = Header {
+                    source: a,
+                    destination: b,
+                    seq: Seq(1),
+                    ack: Seq(2),
+                    window: 512,
+                    flags: flags::ACK,
+                };
+                build_acknowledgement(&header, timestamps, &mut out);
                 assert_valid(&out);
                 let packet = Packet::parse(&out).unwrap();
                 assert_eq!((packet.source(), packet.destination()), (a, b));

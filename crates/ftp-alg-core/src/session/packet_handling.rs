@@ -361,7 +361,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        packet::build_segment,
+        packet::{Header, build_segment},
         session::{AnnouncedLine, Dialogue, DialogueEvent, Effect},
     };
 
@@ -386,13 +386,15 @@ mod tests {
             ["10.0.0.2:40000", "192.0.2.9:21"].map(|end| end.parse().unwrap());
         for shorter in [1 << 19, 1 << 20, 3 << 20, 1 << 30] {
             let (first, mut bytes) = (Seq(1000), Vec::new());
-            build_segment(
-                (ends[1], ends[0]),
-                (first, first + 1),
-                (500, flags::SYN | flags::ACK),
-                b"",
-                &mut bytes,
-            );
+            let header = Header {
+                source: ends[1],
+                destination: ends[0],
+                seq: first,
+                ack: first + 1,
+                window: 500,
+                flags: flags::SYN | flags::ACK,
+            };
+            build_segment(&header, b"", &mut bytes);
             let mut session = Session::from_syn_ack(&Packet::parse(&bytes).unwrap());
             let Direction { space, .. } = &mut session.client;
             space.map.replace(space.next, shorter + 1, b"X");
@@ -403,13 +405,9 @@ mod tests {
 
             let [client, server] = [Side::Client, Side::Server].map(|side| session.next_seq(side));
             let line = b"200 ok\r\n";
-            build_segment(
-                (ends[1], ends[0]),
-                (server, first + 2),
-                (500, flags::ACK | flags::PSH),
-                line,
-                &mut bytes,
-            );
+            let header =
+                Header { seq: server, ack: first + 2, flags: flags::ACK | flags::PSH, ..header };
+            build_segment(&header, line, &mut bytes);
             let packet = Packet::parse(&bytes).unwrap();
             let (conditions, mut out) = (Conditions::default(), Vec::new());
             let plan = session.inspect(Side::Server, &packet, conditions, &mut out, &mut PassAll);

@@ -66,16 +66,16 @@ impl Engine {
                 Side::Client => endpoints,
                 Side::Server => [endpoints[1], endpoints[0]],
             };
-            let (seq, ack) = (Seq(line.seq), Seq(line.ack));
             let end_flag = if line.is_fin { flags::FIN } else { flags::PSH };
-            let header = (line.window, flags::ACK | end_flag);
-            packet::build_segment(
-                (source, destination),
-                (seq, ack),
-                header,
-                line.bytes,
-                &mut bytes,
-            );
+            let header = packet::Header {
+                source,
+                destination,
+                seq: Seq(line.seq),
+                ack: Seq(line.ack),
+                window: line.window,
+                flags: flags::ACK | end_flag,
+            };
+            packet::build_segment(&header, line.bytes, &mut bytes);
             let Ok(packet) = Packet::parse(&bytes) else { continue };
             // Lines of other connections that are read later may be older than this one.
             self.sessions.expire_pinholes_of(index, line.at, kernel);

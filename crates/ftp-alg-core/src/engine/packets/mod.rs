@@ -363,7 +363,8 @@ fn acknowledge(decider: &mut Decider<'_>, acknowledgement: Acknowledgement) {
         Side::Server => (client, server),
     };
     let mut packet = Vec::new();
-    packet::build_acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
+    let header = packet::Header { source, destination, seq, ack, window, flags: flags::ACK };
+    packet::build_acknowledgement(&header, timestamps, &mut packet);
     inject(decider, recipient, packet);
 }
 

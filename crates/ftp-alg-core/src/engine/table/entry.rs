@@ -499,8 +499,15 @@ mod tests {
             let mut epoch = Epoch::default();
             let now = Instant::now();
             let mut bytes = Vec::new();
-            let numbers = (packet::Seq(1), packet::Seq(2));
-            packet::build_segment((client, server), numbers, (512, 0), b"", &mut bytes);
+            let header = packet::Header {
+                source: client,
+                destination: server,
+                seq: packet::Seq(1),
+                ack: packet::Seq(2),
+                window: 512,
+                flags: 0,
+            };
+            packet::build_segment(&header, b"", &mut bytes);
             let session = Session::picked_up(Side::Client, &packet::Packet::parse(&bytes).unwrap());
             let entry = Entry::new(1, client, server, session, epoch.timestamp(now));
             assert_eq!((entry.head.client(), entry.head.server()), (client, server));
