@@ -216,7 +216,7 @@ impl Kernel for LinuxKernel {
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
         let PinholeEnds { arrival, target, .. } = opening.ends;
-        let closed = if closings.is_empty() { Vec::new() } else { self.close_in_program(closings) };
+        let closed = self.close_in_program(closings);
         let checked = self.claimed_ports.check_free(arrival, target).and_then(|()| {
             // The BPF program would admit its own connection there.
             let is_reserved =

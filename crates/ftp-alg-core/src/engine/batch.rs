@@ -111,10 +111,7 @@ impl Injection {
             packet::build_with_endpoints(&parsed, source, destination, &mut translated);
             translated
         };
-        let source = match recipient {
-            Side::Client => server.ip(),
-            Side::Server => client.ip(),
-        };
+        let source = head.ends_to(recipient).0.ip();
         let (session, ct_mark) = (head.id, translation.ct_mark);
         Some(Self { session, client, server, source, ct_mark, packet })
     }

@@ -559,11 +559,7 @@ impl Sessions {
 
 /// A reset for `to`, which expects `seq` and has sent everything before `ack`.
 fn reset(head: &Head, to: Side, seq: Seq, ack: Seq) -> Option<Injection> {
-    let (client, server) = (head.client(), head.server());
-    let (source, destination) = match to {
-        Side::Client => (server, client),
-        Side::Server => (client, server),
-    };
+    let (source, destination) = head.ends_to(to);
     let flags = flags::RST | flags::ACK;
     let mut packet = Vec::new();
     let header = packet::Header { source, destination, seq, ack, window: 0, flags };

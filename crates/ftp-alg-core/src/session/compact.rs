@@ -48,17 +48,13 @@ pub fn drop_front<T>(list: &mut CompactVec<T>, n: usize) {
 
 /// Appends `more`.
 pub fn extend_bytes(bytes: &mut SmallBytes, more: &[u8]) {
-    if let SmallBytes::Heap(long) = bytes {
-        reserve(long, more.len());
+    // Grows by an eighth, not to twice the size, because many of them may be long.
+    if let SmallBytes::Heap(long) = bytes
+        && long.capacity() - long.len() < more.len()
+    {
+        long.reserve_exact(more.len().max(long.len() / 8));
     }
     bytes.extend_from_slice(more);
-}
-
-/// Grows by an eighth, not to twice the size, because many byte strings may be long.
-fn reserve(bytes: &mut Vec<u8>, more: usize) {
-    if bytes.capacity() - bytes.len() < more {
-        bytes.reserve_exact(more.max(bytes.len() / 8));
-    }
 }
 
 /// Heap memory in bytes of a byte string.

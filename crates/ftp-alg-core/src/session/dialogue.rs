@@ -136,7 +136,6 @@ impl Dialogue {
             Phase::PacketsMissed | Phase::OutOfStep => {
                 "packets were missed: the earlier dialogue is unknown"
             }
-            _ if self.ambiguities.is_clear() => return None,
             Phase::NotGreeted | Phase::TextFirst | Phase::Greeted | Phase::Verified => {
                 return self.ambiguities.blocked_because(is_active);
             }
@@ -202,12 +201,6 @@ impl Dialogue {
         if self.phase() == Phase::Verified && self.ambiguities.is_clear() {
             self.step = Step::idle();
         }
-    }
-
-    /// Whether the server's last line may have ended its multi-line reply with another code.
-    #[inline]
-    pub fn may_have_ended_reply(&self) -> bool {
-        self.other_end.is_some()
     }
 
     /// The client sends a line while a multi-line reply is unfinished. Some servers end one with a line of another code

@@ -102,9 +102,7 @@ impl DirectionReader<'_> {
 
     /// Reads a line of the client. Returns its edit; without one it is forwarded as it is.
     pub fn read_client_line(&mut self, line: &Line<'_>) -> LineEdit {
-        if self.dialogue.may_have_ended_reply()
-            && let Some(event) = self.dialogue.end_open_reply()
-        {
+        if let Some(event) = self.dialogue.end_open_reply() {
             self.found(event);
         }
         let &Line { bytes, text, delivered } = line;

@@ -263,8 +263,7 @@ impl DirectionReader<'_> {
                 }
             }
         }
-        let has_urgent = is_client && self.direction.extra().urgent.is_some();
-        let is_ambiguous = has_urgent && self.ends_ambiguously(seq, chunk);
+        let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
         let stored = self.direction.line().len();
         let delivered = if self.direction.is_holding() { 0 } else { stored };
         let (whole, parsed);

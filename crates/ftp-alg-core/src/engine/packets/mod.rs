@@ -357,11 +357,7 @@ pub(crate) fn resegment(
 /// Injects an acknowledgement.
 fn acknowledge(decider: &mut Decider<'_>, acknowledgement: Acknowledgement) {
     let Acknowledgement { recipient, seq, ack, window, timestamps } = acknowledgement;
-    let (client, server) = (decider.head.client(), decider.head.server());
-    let (source, destination) = match recipient {
-        Side::Client => (server, client),
-        Side::Server => (client, server),
-    };
+    let (source, destination) = decider.head.ends_to(recipient);
     let mut packet = Vec::new();
     let header = packet::Header { source, destination, seq, ack, window, flags: flags::ACK };
     packet::build_acknowledgement(&header, timestamps, &mut packet);

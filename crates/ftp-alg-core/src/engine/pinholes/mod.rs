@@ -339,10 +339,7 @@ impl PinholeTable {
             // The same ends were announced before, or are not closed yet: the kernel closes them in this transaction.
             self.push_closing(Closing::new(ends, place), Condition::Always);
         }
-        let opened = match self.closings.is_empty() {
-            true => kernel.open(opening, &[]),
-            false => self.update_kernel(Some(opening), kernel),
-        };
+        let opened = self.update_kernel(Some(opening), kernel);
         if opened.is_ok() {
             self.record_replaced(before);
         } else {

@@ -136,6 +136,14 @@ impl Head {
         self.endpoints.server().socket()
     }
 
+    /// Source and destination of a packet to `recipient`.
+    pub fn ends_to(&self, recipient: Side) -> (SocketAddr, SocketAddr) {
+        match recipient {
+            Side::Client => (self.server(), self.client()),
+            Side::Server => (self.client(), self.server()),
+        }
+    }
+
     /// Index of the network policy.
     pub fn network(&self) -> Option<u16> {
         self.network.map(|after| after.get() - 1)
