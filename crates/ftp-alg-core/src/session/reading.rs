@@ -135,11 +135,10 @@ impl DirectionReader<'_> {
     /// acknowledged.
     fn reached_limit(&self, stores: bool, more: usize) -> Option<SessionLimit> {
         if self.direction.space.map.is_full() {
-            Some(SessionLimit::Rewrites)
-        } else {
-            (stores && !self.unacknowledged.has_room(more))
-                .then_some(SessionLimit::UnacknowledgedData)
+            return Some(SessionLimit::Rewrites);
         }
+        let has_room = !stores || self.unacknowledged.has_room(more);
+        (!has_room).then_some(SessionLimit::UnacknowledgedData)
     }
 
     /// Index in `new`, which starts at `seq` as other data, at which text starts again; `None` if it does not.
