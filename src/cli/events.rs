@@ -1,50 +1,74 @@
-//! `ftp-alg events`: what happened recently, and what happens now.
+//! `ftp-alg events`: what happened recently, and what happens now; or what is in files of `log.events`.
 
 mod since;
 
-use std::{thread, time::Duration};
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser},
 };
-use ftp_alg_core::engine::EventKind;
+use ftp_alg_core::{
+    engine::{EventDescription, Level},
+    session::TransferVerb,
+};
 use jiff::Timestamp;
 use serde_json::{Value, value::RawValue};
 
 use super::{
     Failure, SocketOption,
     event_reader::{EventReader, NewEvents, fields_of, missed_text},
-    output::{self, Style},
+    output::{self, Lines, Style},
     selection::{Endpoints, Selection, Subject},
 };
-use crate::daemon::{
-    MAX_ANSWERED,
-    catalogue::{self, Kind},
+use crate::{
+    config::escape_control_characters,
+    daemon::{MAX_ANSWERED, catalogue, counted::counted},
 };
 
-/// The kinds of the events that the daemon stores, with what they mean.
+/// The kinds of events, with what they mean.
 fn kinds() -> impl Iterator<Item = PossibleValue> {
-    EventKind::NAMES.into_iter().map(|name| {
-        let kind = catalogue::OF_SESSIONS.iter().find(|kind| kind.names == [name]);
-        let meaning = kind.map(Kind::plain_meaning).unwrap_or_default();
-        PossibleValue::new(name).help(meaning)
-    })
+    catalogue::all()
+        .map(|event| PossibleValue::new(event.name).help(catalogue::plain_meaning(event)))
 }
 
 /// How often `--follow` asks for more.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// No line of a file of events is longer: names are limited.
+const MAX_LINE: u64 = 1 << 20;
+/// Events of something that failed, but for transfers, which have a result.
+const FAILURES: [&str; 7] = [
+    "refusal",
+    "login-refused",
+    "transfer-waiting",
+    "no-data-connection",
+    "unused",
+    "ended",
+    "kernel",
+];
 
 /// Show what was decided and transferred, oldest first
 ///
-/// The daemon stores the last 4096 events in memory. With --follow the command
-/// waits for more; if it reads too slowly, it says how many events it missed.
+/// The daemon stores the last 4096 events since its start in memory. With
+/// --follow the command waits for more; if it reads too slowly, it says how
+/// many events it missed. With FILEs it reads these in place of the daemon:
+/// the files of log.events have all events, and `-` is standard input.
 ///
 /// --json prints one object a line. docs/events.md lists all events and their
 /// fields, which do not change between versions.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(super) struct EventOptions {
+    /// Read these files of log.events, in this order; - for standard input
+    #[arg(value_name = "FILE", conflicts_with_all = ["follow", "socket"])]
+    files: Vec<PathBuf>,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -54,12 +78,24 @@ pub(super) struct EventOptions {
     // The hyphen is that of `-5m`.
     #[arg(long, value_name = "TIME", help = since::help(), value_parser = since::parse, allow_hyphen_values = true)]
     since: Option<Timestamp>,
+    /// Only events before this time, in the same forms
+    #[arg(long, value_name = "TIME", value_parser = since::parse, allow_hyphen_values = true)]
+    until: Option<Timestamp>,
     #[command(flatten)]
     selection: Selection,
     /// Only events of this kind; may be given several times
     #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(kinds()))]
     kind: Vec<String>,
-    /// Only events with an endpoint, announced or rewritten, of this port
+    /// Only what failed: transfers, refused commands and logins, data connections
+    #[arg(long)]
+    failed: bool,
+    /// Only transfers by this command; may be given several times
+    #[arg(long, value_name = "COMMAND", ignore_case = true, value_parser = PossibleValuesParser::new(TransferVerb::ALL.map(|(name, _)| name)))]
+    verb: Vec<String>,
+    /// Only transfers in this direction: up to the server, or down
+    #[arg(long, value_parser = ["up", "down"])]
+    direction: Option<String>,
+    /// Only events with this endpoint: announced, rewritten, or of a data connection
     #[arg(long, value_name = Endpoints::FORM, value_parser = Endpoints::parse)]
     port: Option<Endpoints>,
     #[command(flatten)]
@@ -69,6 +105,14 @@ pub(super) struct EventOptions {
 impl EventOptions {
     /// Prints events until there are none, or without end.
     pub(super) fn run(&self) -> Result<(), Failure> {
+        match &self.files[..] {
+            [] => self.print_recent(),
+            files => self.print_files(files),
+        }
+    }
+
+    /// Prints those of the daemon.
+    fn print_recent(&self) -> Result<(), Failure> {
         let (mut reader, mut has_begun, mut lines) = (EventReader::default(), false, Vec::new());
         loop {
             let add = |new: NewEvents<'_>| self.add_lines(&new, !has_begun, &mut lines);
@@ -90,6 +134,50 @@ impl EventOptions {
         }
     }
 
+    /// Prints those of files, in the order of the files.
+    fn print_files(&self, files: &[PathBuf]) -> Result<(), Failure> {
+        let mut lines = Lines::new();
+        for path in files {
+            let name = escape_control_characters(&path.display().to_string());
+            let failed = |error: io::Error| Failure::failed(format!("{name}: {error}"));
+            let reader: Box<dyn BufRead> = match path == Path::new("-") {
+                true => Box::new(io::stdin().lock()),
+                false => Box::new(BufReader::new(File::open(path).map_err(failed)?)),
+            };
+            let unread = self.print_file(reader, &mut lines).map_err(|error| match error {
+                FileError::Read(error) => failed(error),
+                FileError::Print(failure) => failure,
+            })?;
+            if unread > 0 {
+                lines.finish()?;
+                eprintln!("ftp-alg: {name}: {} no event", counted_are(unread));
+            }
+        }
+        lines.finish()
+    }
+
+    /// Prints those of a file. Returns how many of its lines are none.
+    fn print_file(&self, mut reader: impl BufRead, lines: &mut Lines) -> Result<u64, FileError> {
+        let (mut unread, mut line, style) = (0, Vec::new(), Style::of_stdout());
+        loop {
+            line.clear();
+            let read = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line);
+            if read.map_err(FileError::Read)? == 0 {
+                return Ok(unread);
+            }
+            let event: Option<&RawValue> = serde_json::from_slice(&line).ok();
+            let event = event.filter(|event| fields_of(event)["event"].is_string());
+            match event {
+                Some(event) => {
+                    if let Some((_, line)) = self.line(event, style) {
+                        lines.print(&(line + "\n")).map_err(FileError::Print)?;
+                    }
+                }
+                None => unread += u64::from(!line.trim_ascii().is_empty()),
+            }
+        }
+    }
+
     /// Adds the lines of the events that are selected, each with its time. Says what is to be said before them. Returns
     /// whether more are stored.
     fn add_lines(
@@ -107,8 +195,7 @@ impl EventOptions {
             Some(missed) => eprintln!("ftp-alg: {}", missed_text(*missed)),
             None => {
                 eprintln!(
-                    "ftp-alg: the IDs of events begin again, because the state directory was removed or is another one: some may \
-                     be missing"
+                    "ftp-alg: the daemon was restarted; what happened before that is in the log, and in the file of log.events"
                 );
                 return true;
             }
@@ -121,7 +208,9 @@ impl EventOptions {
     /// That the stored events, of which this is the `first`, do not reach back to `--since`.
     fn note_on_start(&self, first: &Value) -> Option<String> {
         let (since, first) = (self.since?, time_of(first)?);
-        let note = format!("stored events begin at {first:.0}: see the log for earlier ones");
+        let note = format!(
+            "stored events begin at {first:.0}: see the file of log.events, or the log, for earlier ones"
+        );
         (first > since).then_some(note)
     }
 
@@ -134,14 +223,30 @@ impl EventOptions {
             user: text("user"),
             session: event["session"].as_u64(),
         };
-        let endpoints = ["announced", "rewritten"].map(|field| text(field)?.parse().ok());
-        let has_port =
-            |wanted: Endpoints| endpoints.iter().flatten().any(|end| wanted.contains(*end));
-        self.since.is_none_or(|since| time_of(event).is_some_and(|at| at >= since))
+        let endpoint = |field: &str| text(field)?.parse::<SocketAddr>().ok();
+        let initiator = || {
+            let port = event["initiator_port"].as_u64()?.try_into().ok()?;
+            Some(SocketAddr::new(address("initiator")?, port))
+        };
+        let has_port = |wanted: Endpoints| {
+            let endpoints = ["announced", "rewritten", "arrival", "target"].map(endpoint);
+            let mut all = endpoints.into_iter().chain([initiator()]).flatten();
+            all.any(|end| wanted.contains(end))
+        };
+        let is_one_of = |wanted: &[String], field: &str| {
+            wanted.is_empty()
+                || text(field)
+                    .is_some_and(|value| wanted.iter().any(|one| one.eq_ignore_ascii_case(value)))
+        };
+        let is_in_time = |is: &dyn Fn(Timestamp) -> bool| time_of(event).is_some_and(is);
+        self.since.is_none_or(|since| is_in_time(&|at| at >= since))
+            && self.until.is_none_or(|until| is_in_time(&|at| at < until))
             && self.port.is_none_or(has_port)
             && self.selection.selects(subject)
-            && (self.kind.is_empty()
-                || text("event").is_some_and(|kind| self.kind.iter().any(|wanted| wanted == kind)))
+            && is_one_of(&self.kind, "event")
+            && is_one_of(&self.verb, "verb")
+            && self.direction.as_ref().is_none_or(|wanted| text("direction") == Some(wanted))
+            && (!self.failed || has_failed(event))
     }
 
     /// Its time and its line, if it is selected. A warning has a colour, where there are colours.
@@ -168,13 +273,31 @@ fn oldest_first(lines: &mut Vec<(String, String)>) -> String {
     lines.drain(..).map(|(_, line)| line + "\n").collect()
 }
 
+/// Why a file is not printed.
+enum FileError {
+    Read(io::Error),
+    Print(Failure),
+}
+
+/// `1 line is`, `2 lines are`.
+fn counted_are(lines: u64) -> String {
+    format!("{} {}", counted(lines, "line"), if lines == 1 { "is" } else { "are" })
+}
+
+/// Whether it says that something failed.
+fn has_failed(event: &Value) -> bool {
+    let is_failure = event["event"].as_str().is_some_and(|name| FAILURES.contains(&name));
+    is_failure || is_failed_transfer(event)
+}
+
+fn is_failed_transfer(event: &Value) -> bool {
+    event["result"].as_str().is_some_and(|result| result != "complete")
+}
+
 /// Whether it is a warning of the log, or a transfer that failed.
 fn is_warning(event: &Value) -> bool {
-    let is_of = |kind: &Kind| {
-        kind.levels == "warn" && kind.names.iter().any(|name| event["event"] == *name)
-    };
-    catalogue::OF_SESSIONS.iter().any(is_of)
-        || event["result"].as_str().is_some_and(|result| result != "complete")
+    let is_of = |kind: &EventDescription| kind.level >= Level::Warn && event["event"] == kind.name;
+    catalogue::all().any(is_of) || is_failed_transfer(event)
 }
 
 fn time_of(event: &Value) -> Option<Timestamp> {
@@ -205,7 +328,8 @@ mod tests {
             json!({"id": 1, "time": "2020-11-28T10:00:00.000000Z", "event": "login", "session": 1,
                 "client": "10.0.0.7", "server": "203.0.113.9", "user": "bob"}),
             json!({"id": 2, "time": "2020-11-28T11:00:00.000000Z", "event": "transfer", "session": 2,
-                "client": "2001:db8::7", "server": "2001:db8::9"}),
+                "client": "2001:db8::7", "server": "2001:db8::9", "verb": "STOR", "direction": "up",
+                "result": "aborted", "initiator": "2001:db8::7", "initiator_port": 40001, "target": "[2001:db8::9]:50070"}),
             json!({"id": 3, "time": "2020-11-28T10:00:00.000000Z", "event": "announcement", "session": 3,
                 "announced": "10.0.0.7:2121", "rewritten": "198.51.100.1:50069"}),
             json!({"id": 4, "time": "2020-11-28T10:00:00.000000Z", "event": "refusal", "session": 3,
@@ -235,9 +359,25 @@ mod tests {
             ("--port 198.51.100.1:50069", vec![3]),
             ("--port 198.51.100.1:2121", vec![]),
             ("--since 2020-11-28T10:30:00Z", vec![2]),
+            ("--until 2020-11-28T10:30:00Z", vec![1, 3, 4]),
+            ("--failed", vec![2, 4]),
+            ("--verb stor", vec![2]),
+            ("--verb RETR", vec![]),
+            ("--direction up", vec![2]),
+            ("--direction down", vec![]),
+            ("--port [2001:db8::7]:40001", vec![2]),
+            ("--port 50070", vec![2]),
         ] {
             assert_eq!(selected(arguments), expected, "{arguments}");
         }
+    }
+
+    #[test]
+    fn lines_of_a_file_that_are_no_events_are_counted() {
+        let file =
+            b"{\"event\":\"login\"}\n{\"event\":\n\n7\n\xff\n{\"event\":\"ready\",\"text\":\"x\"}";
+        let options = options("--kind login");
+        assert!(matches!(options.print_file(&file[..], &mut Lines::new()), Ok(3)));
     }
 
     #[test]
@@ -269,7 +409,7 @@ mod tests {
         let first = |time: &str| json!({"time": time});
         let note = |arguments: &str, time| options(arguments).note_on_start(&first(time));
         let time = "2020-11-28T10:00:00.123456Z";
-        let expected = "stored events begin at 2020-11-28T10:00:00Z: see the log for earlier ones";
+        let expected = "stored events begin at 2020-11-28T10:00:00Z: see the file of log.events, or the log, for earlier ones";
         assert_eq!(note("--since 2020-11-28T09:00:00Z", time).as_deref(), Some(expected));
         for (arguments, time) in [("", time), ("--since 1h", time), ("--since 2020-11-28", "")] {
             assert_eq!(note(arguments, time), None, "{arguments}");

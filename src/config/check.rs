@@ -45,6 +45,7 @@ const EXTERNAL: &str = "\"auto\", the address of a host, or \"dns:NAME\"";
 const HOST: &str = "the address of a host, such as \"10.0.0.5\"";
 const NETWORKS: &str =
     "a network without host bits, such as \"192.168.150.0/24\", or a list of them";
+const EVENT_FILE: &str = "an absolute path of a file";
 const LOG_FILE: &str =
     "true, false, or an absolute path of a file, such as \"/var/log/ftp-alg/transfers.json\"";
 const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\", or a \
@@ -388,13 +389,13 @@ impl Checker<'_> {
     }
 
     fn log(&mut self, file: Section<'_>) -> LogSettings {
-        let read = |value: &Value| {
-            if let Some(transfers) = value.as_bool() {
-                return Some((transfers, None));
-            }
+        let path = |value: &Value| {
             let path = Path::new(value.as_str()?);
-            let is_file = path.is_absolute() && path.file_name().is_some();
-            is_file.then(|| (true, Some(path.to_owned())))
+            (path.is_absolute() && path.file_name().is_some()).then(|| path.to_owned())
+        };
+        let read = |value: &Value| match value.as_bool() {
+            Some(transfers) => Some((transfers, None)),
+            None => Some((true, Some(path(value)?))),
         };
         let (transfers, transfer_file) =
             self.optional(&file.entry("transfers"), LOG_FILE, read).unwrap_or((true, None));
@@ -409,7 +410,12 @@ impl Checker<'_> {
         if transfer_format == TransferFormat::Xferlog && transfer_file.is_none() {
             self.refuse(&entry, "needs log.transfers to be the path of a file");
         }
-        LogSettings { transfers, transfer_file, transfer_format }
+        let entry = file.entry("events");
+        let events = self.optional(&entry, EVENT_FILE, path);
+        if events.is_some() && events == transfer_file {
+            self.refuse(&entry, "is the file of log.transfers, too");
+        }
+        LogSettings { transfers, transfer_file, transfer_format, events }
     }
 
     fn external_address(&mut self, entry: &Entry<'_>) -> Option<ExternalSetting> {

@@ -77,7 +77,7 @@ pub(super) const TABLES: [FileTable; 8] = [
         "address external-address replace-foreign-address passive-ports",
     ),
     FileTable::new("metrics", false, "listen"),
-    FileTable::new("log", false, "transfers transfers-format"),
+    FileTable::new("log", false, "events transfers transfers-format"),
 ];
 
 /// Removes what is not a known table or key.

@@ -197,6 +197,8 @@ pub struct LogSettings {
     pub transfer_file: Option<PathBuf>,
     /// The format of these lines.
     pub transfer_format: TransferFormat,
+    /// The file with a line for each event.
+    pub events: Option<PathBuf>,
 }
 
 /// The format of the lines of the file of transfers.
@@ -211,7 +213,12 @@ pub enum TransferFormat {
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { transfers: true, transfer_file: None, transfer_format: TransferFormat::Json }
+        Self {
+            transfers: true,
+            transfer_file: None,
+            transfer_format: TransferFormat::Json,
+            events: None,
+        }
     }
 }
 
@@ -359,6 +366,7 @@ impl Config {
                     != (next.log.transfers, &next.log.transfer_file),
             ),
             ("log.transfers-format", self.log.transfer_format != next.log.transfer_format),
+            ("log.events", self.log.events != next.log.events),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))

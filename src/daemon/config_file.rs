@@ -88,8 +88,8 @@ impl ConfigFile {
             Ok(new) => {
                 known.loaded = text;
                 for key in self.started.1.fixed_keys_changed(new) {
-                    tracing::warn!(
-                        event = "reload-key-fixed",
+                    log_event!(
+                        RELOAD_KEY_FIXED,
                         key,
                         "reload: {key} keeps its old value, because it changes only at a restart: \
                          systemctl restart ftp-alg"
@@ -99,14 +99,14 @@ impl ConfigFile {
             }
             Err(error) => {
                 for line in error.to_string().lines() {
-                    tracing::error!(event = "reload-refused", "reload: {line}");
+                    log_event!(RELOAD_REFUSED, "reload: {line}");
                 }
                 let (what, remedy) = match is_of_file(error) {
                     true => ("the new configuration is refused", "correct the file"),
                     false => ("the file was not read", "see ftp-alg status"),
                 };
-                tracing::error!(
-                    event = "reload-refused",
+                log_event!(
+                    RELOAD_REFUSED,
                     "reload: {what}, and the old one stays in use: {remedy}, then reload"
                 );
             }

@@ -174,8 +174,8 @@ fn accept_clients(listener: &UnixListener, source: &dyn StatusSource, stopping: 
             }
             Err(error) => {
                 if !std::mem::replace(&mut has_failed, true) {
-                    tracing::warn!(
-                        event = "control-accept-failed",
+                    log_event!(
+                        CONTROL_ACCEPT_FAILED,
                         "control socket: cannot accept a client: {error}; ftp-alg tries again"
                     );
                 }

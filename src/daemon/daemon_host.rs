@@ -49,7 +49,7 @@ impl Host for DaemonHost<'_> {
     /// Events are stored before anybody learns what they tell: a kill leaves none uncounted, and the peer that gets the
     /// packet causes none that is stored before them.
     fn record(&mut self, batch: &Batch) {
-        self.shared.store_events(batch.events(), batch.ended_transfers());
+        self.shared.store_events(batch.events());
         let written = self.journal.write(batch.records());
         self.shared.report_written(self.journal, written);
     }
@@ -81,7 +81,7 @@ impl Host for DaemonHost<'_> {
     }
 
     fn store_late_events(&mut self, events: &[Event]) {
-        self.shared.store_events(events, 0);
+        self.shared.store_events(events);
     }
 }
 

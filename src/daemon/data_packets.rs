@@ -23,10 +23,7 @@ pub(super) fn open_log(group: u16) -> Option<DataLog> {
     let opened = DataLog::open(group);
     opened
         .inspect_err(|error| {
-            tracing::info!(
-                event = "data-log-off",
-                "{error}: transfers are reported without their bytes"
-            );
+            log_event!(DATA_LOG_OFF, "{error}: transfers are reported without their bytes");
         })
         .ok()
 }

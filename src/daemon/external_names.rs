@@ -269,8 +269,8 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
         ExternalAddress::Unresolved => "announcements that need its address are refused".to_owned(),
     };
     if let (None, Some(error)) = (&old.error, &new.error) {
-        tracing::warn!(
-            event = "name-failed",
+        log_event!(
+            NAME_FAILED,
             name = text,
             record = %record,
             "dns:{text}: no {record} record: {error}; {rest}. Check /etc/resolv.conf and the name server"
@@ -280,15 +280,15 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
         let other = after.get(&ExternalName { v6: !name.v6, ..name.clone() });
         // Many names have addresses of one family only.
         if other.is_none_or(|other| other.is_absent) {
-            tracing::warn!(
-                event = "name-absent",
+            log_event!(
+                NAME_ABSENT,
                 name = text,
                 record = %record,
                 "dns:{text}: the name has no {record} record; {rest}. Check the spelling in external-address"
             );
         } else {
-            tracing::info!(
-                event = "name-absent",
+            log_event!(
+                NAME_ABSENT,
                 name = text,
                 record = %record,
                 "dns:{text}: the name has no {record} record"
@@ -297,8 +297,8 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
     }
     match new.address {
         Some(address) if old.address != new.address => {
-            tracing::info!(
-                event = "name-resolved",
+            log_event!(
+                NAME_RESOLVED,
                 name = text,
                 record = %record,
                 address = %address,
@@ -306,8 +306,8 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
             );
         }
         Some(_) if !old.is_resolved() && new.is_resolved() => {
-            tracing::info!(
-                event = "name-resolved",
+            log_event!(
+                NAME_RESOLVED,
                 name = text,
                 record = %record,
                 "dns:{text}: resolved again; {rest}"

@@ -195,8 +195,8 @@ fn remove(program: &FastPath) {
 }
 
 fn log_not_removed(path: &Path, error: &dyn Display) {
-    tracing::warn!(
-        event = "fast-path-not-removed",
+    log_event!(
+        FAST_PATH_NOT_REMOVED,
         path = %path.display(),
         "fast path not removed: {}: {error}; remove that directory when no ftp-alg runs",
         path.display()

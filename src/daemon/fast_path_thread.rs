@@ -274,7 +274,7 @@ impl FastPathControl<'_> {
 
 /// Logs why the fast path is off.
 pub(super) fn log_off(why: &str) {
-    tracing::info!(event = "fast-path-off", reason = why, "fast path off: {why}");
+    log_event!(FAST_PATH_OFF, reason = why, "fast path off: {why}");
 }
 
 /// Moves the pinholes that the program has open to the rules, of all connections or of those with an end at one of

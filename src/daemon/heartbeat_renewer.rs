@@ -65,8 +65,8 @@ impl HeartbeatRenewer {
             shared.record_downtime();
             self.heartbeat.start(HEARTBEAT_TIMEOUT)?;
             let seconds = now.saturating_duration_since(self.renewed).as_secs_f64();
-            tracing::warn!(
-                event = "downtime",
+            log_event!(
+                DOWNTIME,
                 seconds,
                 "ftp-alg did not run for up to {seconds:.1} s, or its table was loaded again: packets of control \
                  connections bypassed the queue unread. No pinhole is opened for connections that carried data then, \

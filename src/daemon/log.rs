@@ -7,36 +7,54 @@
 //! Every line of the levels info, warn and error has the field `event`, a stable name for scripts.
 
 mod batch;
+pub(super) mod daemon_lines;
 pub(super) mod journald;
 pub(super) mod level;
 
 use std::{
+    collections::BTreeMap,
     fmt::Display,
     io::{self, IsTerminal},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
 use ahash::AHashMap;
-use ftp_alg_core::{
-    engine::{ClientKey, DecidedAnnouncement, Event, EventKind, PinholeInfo},
-    session::Effect,
-};
-use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
-use tracing::Level;
-use tracing_subscriber::{fmt, prelude::*};
+use ftp_alg_core::engine::{ClientKey, Event, EventDescription, EventKind, Level};
+use tracing_subscriber::{filter::LevelFilter, fmt, prelude::*};
 
 use super::{
-    DaemonError,
+    DaemonError, catalogue,
     counted::{counted, was_or_were},
-    health::describe_unused,
     shard::lock,
-    transfers::Report,
 };
 use batch::BatchedStderr;
 pub(super) use batch::log_at_once;
+use daemon_lines::DaemonLines;
 use journald::Journald;
+
+/// Logs at a level that is not constant.
+macro_rules! at_level {
+    ($level:expr, $($rest:tt)+) => {
+        match $level {
+            Level::Error => tracing::error!($($rest)+),
+            Level::Warn => tracing::warn!($($rest)+),
+            Level::Info => tracing::info!($($rest)+),
+            Level::Debug => tracing::debug!($($rest)+),
+        }
+    };
+}
+
+/// The level of the lines of an event.
+pub(super) const fn level_of(event: &EventDescription) -> tracing::Level {
+    match event.level {
+        Level::Error => tracing::Level::ERROR,
+        Level::Warn => tracing::Level::WARN,
+        Level::Info => tracing::Level::INFO,
+        Level::Debug => tracing::Level::DEBUG,
+    }
+}
 
 /// Starts the log. A second call in the same process changes nothing.
 pub(super) fn init(level: Option<&str>) -> Result<(), DaemonError> {
@@ -47,7 +65,9 @@ pub(super) fn init(level: Option<&str>) -> Result<(), DaemonError> {
         None => stderr_layer().boxed(),
     };
     // Fails only if the process already has a log.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    let for_file = DaemonLines.with_filter(LevelFilter::INFO);
+    let _ =
+        tracing_subscriber::registry().with(lines.with_filter(filter)).with(for_file).try_init();
     Ok(())
 }
 
@@ -81,69 +101,37 @@ pub(super) struct EventLog {
 }
 
 impl EventLog {
-    /// Logs the events of a batch, a line each, and counts the `more` events that the engine left out. Others log those
-    /// that are `is_reported_later`.
-    pub fn log_events(
-        &self,
-        now: Instant,
-        events: &[Event],
-        more: u64,
-        is_reported_later: impl Fn(&EventKind) -> bool,
-    ) {
-        if events.is_empty() {
+    /// Logs those of these events that are to be logged now, a line each, and counts the `more` events that the engine left
+    /// out.
+    pub fn log_events<'e>(&self, now: Instant, events: impl Iterator<Item = &'e Event>, more: u64) {
+        let mut events = events.peekable();
+        if events.peek().is_none() && more == 0 {
             return;
         }
         let mut limiter = lock(&self.limiter);
-        limiter.skip(Topic::Omitted, more, None);
-        let mut admits = |topic: Option<Topic>, event: &Event| {
-            topic.is_none_or(|topic| limiter.admits(now, topic, Some(event.client.ip())))
+        limiter.skip(&catalogue::OMITTED, more, None);
+        let is_admitted = |event: &&Event| {
+            // Lines of the level debug have no limit, because somebody asked for them.
+            let description = event.kind.description();
+            description.level == Level::Debug
+                || limiter.admits(now, description, Some(event.client.ip()))
         };
-        let admitted: Vec<_> = events
-            .iter()
-            .filter(|event| !is_reported_later(&event.kind))
-            .map(|event| (topic_of(&event.kind), event))
-            .filter(|(topic, event)| admits(*topic, event))
-            .collect();
+        let admitted: Vec<_> = events.filter(is_admitted).collect();
         drop(limiter);
-        for (topic, event) in admitted {
-            let session = (event.session, (event.client, event.server));
-            log_line(topic, event, Some(session), Some(event));
-        }
-    }
-
-    /// Logs that a pinhole expired without a connection.
-    pub fn log_unused_pinhole(&self, now: Instant, pinhole: &PinholeInfo) {
-        let PinholeInfo { session, client, server, .. } = *pinhole;
-        if lock(&self.limiter).admits(now, Topic::Unused, Some(client.ip())) {
-            let line = describe_unused(pinhole);
-            log_line(Some(Topic::Unused), &line, Some((session, (client, server))), None);
-        }
-    }
-
-    /// Whether the line of a report is logged now.
-    pub fn admits_report(&self, now: Instant, report: &Report) -> bool {
-        let topic = match report {
-            Report::SessionEnd(_) => return true, // of the level debug
-            _ if report.ended_transfer().is_some() => Topic::Transfer,
-            _ => Topic::Waiting,
-        };
-        lock(&self.limiter).admits(now, topic, Some(report.session().client.ip()))
+        admitted.into_iter().for_each(log_line);
     }
 
     /// Logs an error of the daemon, which needs a person.
     pub fn log_error(&self, now: Instant, error: &dyn Display) {
-        self.log_limited(now, Topic::Error, error);
+        if lock(&self.limiter).admits(now, &catalogue::ERROR, None) {
+            log_event!(ERROR, "{error}");
+        }
     }
 
     /// Logs something that went wrong and that the daemon has repaired.
     pub fn log_repair(&self, now: Instant, what: &dyn Display) {
-        self.log_limited(now, Topic::Healed, what);
-    }
-
-    fn log_limited(&self, now: Instant, topic: Topic, text: &dyn Display) {
-        let admitted = lock(&self.limiter).admits(now, topic, None);
-        if admitted {
-            log_line(Some(topic), text, None, None);
+        if lock(&self.limiter).admits(now, &catalogue::HEALED, None) {
+            log_event!(HEALED, "{what}");
         }
     }
 
@@ -157,15 +145,16 @@ impl EventLog {
     /// Logs how many lines were suppressed since the last time.
     pub fn log_skipped(&self, now: Instant) {
         let skipped = lock(&self.limiter).take_skipped(now);
-        for (topic, SkippedLines { lines, last }) in skipped {
-            let of = last.map_or(String::new(), |client| format!(", the last of client {client}"));
+        for (name, SkippedLines { of, lines, last }) in skipped {
+            let client =
+                last.map_or(String::new(), |client| format!(", the last of client {client}"));
             let text = format!(
-                "{} {} not logged: {}{of}",
+                "{} {} not logged: {}{client}",
                 counted(lines, "more line"),
                 was_or_were(lines),
-                topic.get_message().unwrap_or_default()
+                of.several
             );
-            log_line(Some(topic), &text, None, None);
+            at_level!(of.level, event = name, not_logged = lines, "{text}");
         }
     }
 
@@ -175,112 +164,46 @@ impl EventLog {
     }
 }
 
-/// Logs `text` with the name of its `topic`, the number and the ends of its `session`, and what else is known of the
-/// `event`. A line without a topic has the level debug.
-fn log_line(
-    topic: Option<Topic>,
-    text: &dyn Display,
-    session: Option<(u64, (SocketAddr, SocketAddr))>,
-    event: Option<&Event>,
-) {
-    let decided = match event.map(|event| &event.kind) {
-        Some(EventKind::Announcement(decided)) => Some(decided),
-        _ => None,
-    };
-    macro_rules! log {
-        ($level:ident) => {
-            tracing::$level!(
-                event =
-                    event.map_or_else(|| topic.map_or("", Topic::into), |event| event.kind.name()),
-                session = session.map(|(number, _)| number),
-                client = session.map(|(_, (client, _))| display(client)),
-                server = session.map(|(_, (_, server))| display(server)),
-                user = event.and_then(|event| event.user.as_deref()),
-                action = decided.map(|decided| display(decided.action())),
-                kind = decided.map(|decided| display(decided.kind)),
-                announced = decided.and_then(|decided| decided.announced).map(display),
-                rewritten = decided.and_then(|decided| decided.rewritten()).map(display),
-                "{text}"
-            )
-        };
-    }
-    match topic.map_or(Level::DEBUG, Topic::level) {
-        Level::ERROR => log!(error),
-        Level::WARN => log!(warn),
-        Level::INFO => log!(info),
-        _ => log!(debug),
+/// Logs an event of a session. What it has of its own is the field `details`.
+fn log_line(event: &Event) {
+    let Event { session, client, server, user, kind } = event;
+    let EventDescription { name, level, .. } = *kind.description();
+    at_level!(
+        level,
+        event = name,
+        session,
+        client = %client,
+        server = %server,
+        user = user.as_deref(),
+        details = %Details(kind),
+        "{event}"
+    );
+}
+
+/// The fields of an event as a JSON object, which is made if somebody writes it.
+struct Details<'e>(&'e EventKind);
+
+impl Display for Details<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&serde_json::to_string(self.0).unwrap_or_default())
     }
 }
 
-/// The kind of a line. Each kind has rate limits of its own, so that no kind suppresses another. The variant's name is
-/// the field `FTP_ALG_EVENT`, and its message names such lines in the summary of suppressed ones.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, EnumCount, EnumMessage, IntoStaticStr, VariantArray,
-)]
-#[strum(serialize_all = "lowercase")]
-enum Topic {
-    /// An error of the daemon.
-    #[strum(message = "errors")]
-    Error,
-    /// A change by another program that the daemon has undone.
-    #[strum(message = "changes by other programs")]
-    Healed,
-    #[strum(message = "requests that the kernel refused")]
-    Kernel,
-    #[strum(message = "refusals")]
-    Refusal,
-    #[strum(message = "limits that were reached")]
-    Limit,
-    #[strum(message = "connections that were ended at a limit")]
-    Ended,
-    /// An announcement that opened a pinhole, or that passed.
-    #[strum(message = "announcements")]
-    Announcement,
-    #[strum(message = "further events of the same batch of packets")]
-    Omitted,
-    #[strum(message = "encrypted sessions")]
-    Encrypted,
-    #[strum(message = "unused pinholes")]
-    Unused,
-    #[strum(message = "transfers")]
-    Transfer,
-    #[strum(serialize = "transfer-waiting", message = "transfers without a data connection")]
-    Waiting,
-    #[strum(message = "sessions with packets from elsewhere")]
-    Elsewhere,
-    #[strum(message = "sessions with missed packets")]
-    Missed,
-    #[strum(serialize = "not-ftp", message = "connections that are not FTP")]
-    NotFtp,
-    #[strum(serialize = "login-refused", message = "refused logins")]
-    LoginRefused,
-}
-
-impl Topic {
-    fn level(self) -> Level {
-        match self {
-            Self::Error => Level::ERROR,
-            Self::Healed | Self::Kernel => Level::WARN,
-            Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
-            Self::Omitted | Self::Encrypted | Self::Unused | Self::Waiting => Level::WARN,
-            Self::Announcement | Self::Transfer | Self::Elsewhere => Level::INFO,
-            Self::Missed | Self::NotFtp | Self::LoginRefused => Level::INFO,
-        }
-    }
-
-    /// The rate limits for one client, and for all clients together. Announcements and transfers have higher ones, because
-    /// operators look for them.
-    fn rates(self) -> [RateLimit; 2] {
-        let limit =
-            |burst, milliseconds| RateLimit { burst, each: Duration::from_millis(milliseconds) };
-        match self {
-            Self::Announcement | Self::Transfer => [limit(100, 200), limit(1000, 10)],
-            // A client that encrypts does so each time, and one line a day says what that means.
-            Self::Encrypted => [limit(1, 86_400_000), limit(200, 50)],
-            _ => [limit(20, 1000), limit(200, 50)],
-        }
+/// The rate limits for one client, and for all clients together, of the lines of an event. Announcements and transfers have
+/// higher ones, because operators look for them.
+fn rates(event: &EventDescription) -> [RateLimit; 2] {
+    let limit =
+        |burst, milliseconds| RateLimit { burst, each: Duration::from_millis(milliseconds) };
+    match event.name {
+        "announcement" | "transfer" => [limit(100, 200), limit(1000, 10)],
+        // A client that encrypts does so each time, and one line a day says what that means.
+        ENCRYPTED => [limit(1, 86_400_000), limit(200, 50)],
+        _ => [limit(20, 1000), limit(200, 50)],
     }
 }
+
+/// The name of the event whose limits last a day.
+const ENCRYPTED: &str = "encrypted";
 
 /// How many lines may be logged.
 #[derive(Clone, Copy)]
@@ -291,40 +214,10 @@ struct RateLimit {
     each: Duration,
 }
 
-/// The topic of an event. `None` for lines of the level debug, which have no rate limit because somebody asked for
-/// them.
-fn topic_of(what: &EventKind) -> Option<Topic> {
-    match what {
-        EventKind::KernelRefused(_) => Some(Topic::Kernel),
-        EventKind::CommandRefused(_) => Some(Topic::Refusal),
-        EventKind::Announcement(DecidedAnnouncement { decision, .. })
-            if matches!(decision.effect, Effect::Refuse(_)) =>
-        {
-            Some(Topic::Refusal)
-        }
-        EventKind::Announcement(_) | EventKind::UnreadableReply(_) => Some(Topic::Announcement),
-        EventKind::LimitReached(_) => Some(Topic::Limit),
-        EventKind::Reset(_) => Some(Topic::Ended),
-        EventKind::Encrypted => Some(Topic::Encrypted),
-        EventKind::FromElsewhere(_) | EventKind::RouteMissing(_) => Some(Topic::Elsewhere),
-        EventKind::Missed(_) => Some(Topic::Missed),
-        EventKind::NotFtp(_) => Some(Topic::NotFtp),
-        EventKind::LoginRefused(_) => Some(Topic::LoginRefused),
-        EventKind::LoggedIn
-        | EventKind::SessionStarted
-        | EventKind::SessionEnded(_)
-        | EventKind::Transfer(_)
-        | EventKind::TransferWaiting(_)
-        | EventKind::PinholeWaiting(_)
-        | EventKind::PinholeClosed(..)
-        | EventKind::PinholeExpired(..)
-        | EventKind::StateChanged(_) => None,
-    }
-}
-
-/// Suppressed lines of one topic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Suppressed lines of one event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SkippedLines {
+    of: &'static EventDescription,
     lines: u64,
     /// The client of the last one.
     last: Option<IpAddr>,
@@ -335,12 +228,12 @@ const MAX_CLIENTS: usize = 1024;
 /// Interval between two summaries of suppressed lines.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The rate limits of all topics.
+/// The rate limits. Each event has its own, so that none suppresses another.
 #[derive(Default)]
 struct LineLimiter {
-    clients: AHashMap<(Topic, ClientKey), LeakyBucket>,
-    all: [LeakyBucket; Topic::COUNT],
-    since_summary: [SkippedLines; Topic::COUNT],
+    clients: AHashMap<(&'static str, ClientKey), LeakyBucket>,
+    all: AHashMap<&'static str, LeakyBucket>,
+    since_summary: BTreeMap<&'static str, SkippedLines>,
     summary: Option<Instant>,
     /// How many lines were suppressed since the start.
     skipped: u64,
@@ -348,24 +241,33 @@ struct LineLimiter {
 
 impl LineLimiter {
     /// Whether a line may be logged now. Counts it as suppressed if not.
-    fn admits(&mut self, now: Instant, topic: Topic, client: Option<IpAddr>) -> bool {
-        let [of_one, of_all] = topic.rates();
-        let admitted =
-            client.is_none_or(|client| match self.client_bucket(now, (topic, client.into())) {
+    fn admits(
+        &mut self,
+        now: Instant,
+        event: &'static EventDescription,
+        client: Option<IpAddr>,
+    ) -> bool {
+        let [of_one, of_all] = rates(event);
+        let admitted = client.is_none_or(|client| {
+            match self.client_bucket(now, (event.name, client.into())) {
                 Some(bucket) => bucket.admits(now, of_one),
                 None => true,
-            }) && self.all[topic as usize].admits(now, of_all);
+            }
+        }) && self.all.entry(event.name).or_default().admits(now, of_all);
         if !admitted {
-            self.skip(topic, 1, client);
+            self.skip(event, 1, client);
         }
         admitted
     }
 
-    fn client_bucket(&mut self, now: Instant, key: (Topic, ClientKey)) -> Option<&mut LeakyBucket> {
+    fn client_bucket(
+        &mut self,
+        now: Instant,
+        key: (&'static str, ClientKey),
+    ) -> Option<&mut LeakyBucket> {
         if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&key) {
-            // Buckets of encrypted sessions last a day, and would leave no room for other topics.
-            let is_long = |topic| topic == Topic::Encrypted;
-            self.clients.retain(|(topic, _), bucket| !is_long(*topic) && !bucket.is_empty(now));
+            // Buckets of encrypted sessions last a day, and would leave no room for other events.
+            self.clients.retain(|(name, _), bucket| *name != ENCRYPTED && !bucket.is_empty(now));
             if self.clients.len() >= MAX_CLIENTS {
                 return None;
             }
@@ -373,8 +275,12 @@ impl LineLimiter {
         Some(self.clients.entry(key).or_default())
     }
 
-    fn skip(&mut self, topic: Topic, lines: u64, client: Option<IpAddr>) {
-        let skipped = &mut self.since_summary[topic as usize];
+    fn skip(&mut self, event: &'static EventDescription, lines: u64, client: Option<IpAddr>) {
+        if lines == 0 {
+            return;
+        }
+        let none = SkippedLines { of: event, lines: 0, last: None };
+        let skipped = self.since_summary.entry(event.name).or_insert(none);
         skipped.lines += lines;
         skipped.last = client.or(skipped.last);
         self.skipped += lines;
@@ -386,9 +292,8 @@ impl LineLimiter {
     }
 
     /// The lines that were suppressed since the last summary, for the next one.
-    fn take_skipped(&mut self, now: Instant) -> Vec<(Topic, SkippedLines)> {
-        let skipped = Topic::VARIANTS.iter().copied().zip(std::mem::take(&mut self.since_summary));
-        let skipped: Vec<_> = skipped.filter(|(_, skipped)| skipped.lines > 0).collect();
+    fn take_skipped(&mut self, now: Instant) -> BTreeMap<&'static str, SkippedLines> {
+        let skipped = std::mem::take(&mut self.since_summary);
         if !skipped.is_empty() {
             self.summary = Some(now);
         }
@@ -420,6 +325,10 @@ impl LeakyBucket {
 mod tests {
     use super::*;
 
+    fn named(name: &str) -> &'static EventDescription {
+        EventKind::ALL.iter().find(|event| event.name == name).unwrap()
+    }
+
     fn client(last: u16) -> Option<IpAddr> {
         let [high, low] = last.to_be_bytes();
         Some(IpAddr::from([192, 0, high, low]))
@@ -428,27 +337,27 @@ mod tests {
     fn admitted(
         limiter: &mut LineLimiter,
         now: Instant,
-        topic: Topic,
+        event: &'static EventDescription,
         who: u16,
         times: u64,
     ) -> u64 {
-        (0..times).filter(|_| limiter.admits(now, topic, client(who))).count() as u64
+        (0..times).filter(|_| limiter.admits(now, event, client(who))).count() as u64
     }
 
     #[test]
     fn a_client_has_a_burst_then_a_line_a_second() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
-        assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 1, 1000), 20);
-        assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 2, 5), 5, "another client");
-        assert_eq!(admitted(&mut limiter, now, Topic::Limit, 1, 1000), 20, "another topic");
+        assert_eq!(admitted(&mut limiter, now, named("refusal"), 1, 1000), 20);
+        assert_eq!(admitted(&mut limiter, now, named("refusal"), 2, 5), 5, "another client");
+        assert_eq!(admitted(&mut limiter, now, named("limit"), 1, 1000), 20, "another topic");
         let mut later = 0;
         for tenth in 1..=100 {
             let now = now + Duration::from_millis(100 * tenth);
-            later += admitted(&mut limiter, now, Topic::Refusal, 1, 100);
+            later += admitted(&mut limiter, now, named("refusal"), 1, 100);
         }
         assert_eq!(later, 10);
         let much_later = now + Duration::from_secs(3600);
-        assert_eq!(admitted(&mut limiter, much_later, Topic::Refusal, 1, 1000), 20);
+        assert_eq!(admitted(&mut limiter, much_later, named("refusal"), 1, 1000), 20);
     }
 
     #[test]
@@ -456,24 +365,24 @@ mod tests {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         let mut of = |network: u16, host: u16| {
             let address = IpAddr::from([0x2001, 0xdb8, 0, network, 0, 0, 0, host]);
-            (0..20).filter(|_| limiter.admits(now, Topic::Refusal, Some(address))).count()
+            (0..20).filter(|_| limiter.admits(now, named("refusal"), Some(address))).count()
         };
         assert_eq!((0..150).map(|host| of(0, host)).sum::<usize>(), 20);
         assert_eq!([of(1, 0), of(2, 7)], [20, 20], "other networks");
-        assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 1, 9), 9, "other clients");
-        assert_eq!(admitted(&mut limiter, now, Topic::Refusal, 2, 9), 9, "an IPv4 neighbour");
+        assert_eq!(admitted(&mut limiter, now, named("refusal"), 1, 9), 9, "other clients");
+        assert_eq!(admitted(&mut limiter, now, named("refusal"), 2, 9), 9, "an IPv4 neighbour");
     }
 
     #[test]
     fn all_clients_together_have_a_limit() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         let refused = |limiter: &mut LineLimiter, now| -> u64 {
-            (0..3000).map(|who| admitted(limiter, now, Topic::Refusal, who, 1)).sum()
+            (0..3000).map(|who| admitted(limiter, now, named("refusal"), who, 1)).sum()
         };
         assert_eq!(refused(&mut limiter, now), 200);
         assert_eq!(refused(&mut limiter, now + Duration::from_secs(1)), 20);
         assert!(limiter.clients.len() <= MAX_CLIENTS, "{}", limiter.clients.len());
-        assert!(limiter.admits(now, Topic::Error, None), "errors are still logged");
+        assert!(limiter.admits(now, &catalogue::ERROR, None), "errors are still logged");
     }
 
     #[test]
@@ -481,35 +390,31 @@ mod tests {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
         for who in 0..2 * MAX_CLIENTS as u16 {
             let later = now + Duration::from_secs(who.into());
-            limiter.admits(later, Topic::Encrypted, client(who));
+            limiter.admits(later, named(ENCRYPTED), client(who));
         }
         let later = now + Duration::from_secs(4 * MAX_CLIENTS as u64);
-        assert_eq!(admitted(&mut limiter, later, Topic::Refusal, 5, 100), 20);
-        assert_eq!(admitted(&mut limiter, later, Topic::Encrypted, 5, 100), 1);
+        assert_eq!(admitted(&mut limiter, later, named("refusal"), 5, 100), 20);
+        assert_eq!(admitted(&mut limiter, later, named(ENCRYPTED), 5, 100), 1);
     }
 
     #[test]
     fn suppressed_lines_are_summarised_once_a_second() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
-        assert_eq!(limiter.take_skipped(now), []);
+        assert!(limiter.take_skipped(now).is_empty());
         assert!(limiter.is_summary_due(now));
-        admitted(&mut limiter, now, Topic::Refusal, 7, 432);
-        limiter.skip(Topic::Omitted, 5, None);
-        let of = |lines, last| SkippedLines { lines, last };
-        let expected = [(Topic::Refusal, of(412, client(7))), (Topic::Omitted, of(5, None))];
-        assert_eq!(limiter.take_skipped(now), expected);
-        admitted(&mut limiter, now, Topic::Refusal, 7, 1);
+        admitted(&mut limiter, now, named("refusal"), 7, 432);
+        limiter.skip(&catalogue::OMITTED, 5, None);
+        let taken = |limiter: &mut LineLimiter, now| -> Vec<_> {
+            let skipped = limiter.take_skipped(now).into_values();
+            skipped.map(|skipped| (skipped.of.name, skipped.lines, skipped.last)).collect()
+        };
+        let expected = [("omitted", 5, None), ("refusal", 412, client(7))];
+        assert_eq!(taken(&mut limiter, now), expected);
+        admitted(&mut limiter, now, named("refusal"), 7, 1);
         assert!(!limiter.is_summary_due(now + SUMMARY_INTERVAL / 2), "not yet");
         let due = now + SUMMARY_INTERVAL;
         assert!(limiter.is_summary_due(due));
-        assert_eq!(limiter.take_skipped(due), [(Topic::Refusal, of(1, client(7)))]);
-        assert_eq!((limiter.take_skipped(due), limiter.skipped), (vec![], 418));
-    }
-
-    #[test]
-    fn each_topic_has_its_own_index() {
-        for (place, &topic) in Topic::VARIANTS.iter().enumerate() {
-            assert_eq!(topic as usize, place);
-        }
+        assert_eq!(taken(&mut limiter, due), [("refusal", 1, client(7))]);
+        assert_eq!((taken(&mut limiter, due), limiter.skipped), (vec![], 418));
     }
 }

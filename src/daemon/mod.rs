@@ -9,7 +9,9 @@
 //! - The control socket answers, and the service manager is sent READY, only when the workers give verdicts.
 //! - The workers end last.
 
+#[macro_use]
 pub mod catalogue;
+
 pub mod config_file;
 pub mod confine;
 pub(crate) mod control_client;
@@ -26,6 +28,7 @@ mod fast_path_thread;
 pub(crate) mod health;
 mod heartbeat_renewer;
 mod log;
+mod log_files;
 mod metrics;
 mod operator_rules;
 mod queries;
@@ -83,9 +86,9 @@ use self::{
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
+    log_files::LogFiles,
     metrics::{MetricsEndpoint, MetricsListener},
     takeover::{OtherDaemons, TakeoverError},
-    transfers::TransferFile,
     workers::Workers,
 };
 pub use self::{
@@ -213,7 +216,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let signals = catch_signals()?;
     let confined = confine(options, &config)?;
     let ConfinedDaemon { unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
-    let (fast_path, transfer_file) = (confined.fast_path, confined.transfer_file);
+    let (fast_path, log_files) = (confined.fast_path, confined.log_files);
     let (sender, events) = mpsc::channel();
     watch_signals(signals, sender.clone())?;
     watch_broker(sender.clone())?;
@@ -223,7 +226,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         &sender,
         unconfined,
         fast_path,
-        transfer_file,
+        log_files,
         config_file,
     )?;
     let server = socket.serve(service.shared.clone())?;
@@ -231,8 +234,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let (version, ports) = (env!("CARGO_PKG_VERSION"), &config.control_ports);
     let queues: Vec<_> = config.queue.numbers().collect();
     let path = options.socket.display();
-    tracing::info!(
-        event = "ready",
+    log_event!(
+        READY,
         version,
         control_ports = ?ports,
         queues = ?queues,
@@ -255,7 +258,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     drop(metrics);
     drop(server);
     drop(service);
-    tracing::info!(event = "stopped", "stopped");
+    log_event!(STOPPED, "stopped");
     outcome
 }
 
@@ -286,11 +289,11 @@ fn reload(config: &mut Config, service: &Workers) {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),
     }
-    service.shared.transfers.reopen_file(); // as after a rotation, also with an invalid configuration
+    service.shared.transfers.reopen_files(); // as after a rotation, also with an invalid configuration
     if let Ok(new) = service.shared.config_file.load_again() {
         service.reload(&new);
         service.shared.transfers.set_servers(new.server_addresses());
-        tracing::info!(event = "reloaded", "reload: the new configuration is in use");
+        log_event!(RELOADED, "reload: the new configuration is in use");
         *config = new;
     }
     notify(&[NotifyState::Ready]);
@@ -327,8 +330,8 @@ struct ConfinedDaemon {
     socket: ControlSocket,
     /// The endpoint of `[metrics]`, or why it cannot be bound. `None` if it is off.
     metrics: Option<Result<MetricsListener, String>>,
-    /// The file of `log.transfers`.
-    transfer_file: Option<TransferFile>,
+    /// The files of `log.events` and `log.transfers`.
+    log_files: LogFiles,
     /// The lock on the state directory. No other daemon uses the directory while it is open.
     state_dir: File,
     /// The fast path's program, or why the fast path is off.
@@ -366,22 +369,20 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     state_dir::put_others_aside(&options.state_dir)
         .map_err(|source| DaemonError::Directory { path: options.state_dir.clone(), source })?;
     let metrics = config.metrics.listen.map(bind_metrics);
-    let transfer_file = config.log.transfer_file.as_deref();
-    let transfer_file =
-        transfer_file.map(|path| TransferFile::open(path, config.log.transfer_format));
+    let log_files = LogFiles::open(&config.log);
     if pins.is_err() {
         FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
     }
     let fast_path = pins
         .and_then(|pins| LoadedProgram::begin_loading(pins).map_err(|missing| missing.to_string()));
     let path = fast_path.as_ref().ok().map(|loaded| loaded.pins().path());
-    let log_dir = transfer_file.as_ref().map(TransferFile::directory);
+    let log_dirs = log_files.directories();
     let unconfined =
-        confine::confine_daemon(&options.state_dir, socket_dir, path.as_deref(), log_dir)?;
+        confine::confine_daemon(&options.state_dir, socket_dir, path.as_deref(), &log_dirs)?;
     for missing in &unconfined {
-        tracing::warn!(event = "unconfined", "not confined: {missing}");
+        log_event!(UNCONFINED, "not confined: {missing}");
     }
-    Ok(ConfinedDaemon { unconfined, socket, metrics, transfer_file, state_dir, fast_path })
+    Ok(ConfinedDaemon { unconfined, socket, metrics, log_files, state_dir, fast_path })
 }
 
 /// Binds the endpoint of `[metrics]`.
@@ -406,8 +407,8 @@ fn serve_metrics(
     match served {
         Ok((endpoint, exposed)) => {
             if let Some(address) = exposed {
-                tracing::info!(
-                    event = "metrics-exposed",
+                log_event!(
+                    METRICS_EXPOSED,
                     %address,
                     "metrics: other machines can read them and the page with users and files at {address}, unless the \
                      firewall drops that"
@@ -416,8 +417,8 @@ fn serve_metrics(
             Some(endpoint)
         }
         Err(error) => {
-            tracing::error!(
-                event = "metrics-failed",
+            log_event!(
+                METRICS_FAILED,
                 "{error}; the daemon runs without metrics. Free the port or change [metrics] listen, then restart ftp-alg"
             );
             service.shared.health.set_metrics_error(error);
@@ -452,12 +453,8 @@ fn start_broker(options: &DaemonOptions) -> io::Result<()> {
 fn watch_broker(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let watch = move || {
         broker::watch(|has_ended| match has_ended {
-            true => tracing::warn!(
-                event = "broker-ended",
-                "the broker has ended: {}",
-                health::BROKER_REMEDY
-            ),
-            false => tracing::info!(event = "broker-started", "the broker is started again"),
+            true => log_event!(BROKER_ENDED, "the broker has ended: {}", health::BROKER_REMEDY),
+            false => log_event!(BROKER_STARTED, "the broker is started again"),
         });
         let why = "the keeper of the daemon's broker has ended";
         let _ = events.send(DaemonEvent::Failed(why.into()));
@@ -584,8 +581,8 @@ fn make_dir(path: &Path, account: Option<&Account>) -> Result<(), DaemonError> {
 /// Notifies the service manager, if there is one. A failure is logged, and the daemon continues.
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(
-            event = "notify-failed",
+        log_event!(
+            NOTIFY_FAILED,
             "cannot notify the service manager: {error}; systemd may take the daemon for hung"
         );
     }

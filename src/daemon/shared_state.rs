@@ -10,33 +10,28 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
-use ftp_alg_core::engine::{
-    Closing, Event, EventKind, Kernel as _, KernelError, OmittedEvents, PinholeEnds,
-};
+use ftp_alg_core::engine::{Closing, Event, Kernel as _, KernelError, OmittedEvents, PinholeEnds};
 
 use super::{
     config_file::ConfigFile,
-    counted::{counted, was_or_were},
-    events::{EventRing, StoredEvent},
+    events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
     health::{Findings, Health},
     log::{EventLog, log_at_once},
+    log_files::{LineFile, LogFiles},
     metrics::DecisionTimes,
     rates::{CounterHistory, Counts},
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Status},
     state_dir::Journal,
-    transfers::{DataConntrack, Report, TransferFile, TransferReports, xferlog},
+    transfers::{DataConntrack, Seen, TransferReports},
     worker_progress::WorkerProgress,
 };
-use crate::{
-    config::TransferFormat,
-    kernel::{LinuxKernel, RuleParameters, conntrack::CountedPackets, queue::QueueCounts},
-};
+use crate::kernel::{LinuxKernel, RuleParameters, conntrack::CountedPackets, queue::QueueCounts};
 
 /// The state that the workers, the control socket and the main thread share.
 pub(super) struct SharedState {
@@ -58,6 +53,8 @@ pub(super) struct SharedState {
     pub(super) log: EventLog,
     pub(super) events: EventRing,
     pub(super) transfers: TransferReports,
+    /// Lines that are missing in the file of `log.events`.
+    pub(super) events_unwritten: AtomicU64,
     pub(super) health: Health,
     /// Samples of the counters, since the start.
     pub(super) history: Mutex<CounterHistory>,
@@ -114,58 +111,47 @@ impl SharedState {
         &self.shards[0]
     }
 
-    /// Stores an engine's events, except those that are reported later. So many transfers have ended.
-    pub(super) fn store_events(&self, events: &[Event], ended_transfers: u64) {
-        let ended = if self.transfers.is_on() { ended_transfers } else { 0 };
-        self.events.record(events, |kind| self.transfers.reports(kind), ended);
+    /// Stores an engine's events: those of which all is known for readers, the others for the thread that reports transfers.
+    /// Called in the order in which they happened in a session.
+    pub(super) fn store_events(&self, events: &[Event]) {
+        if events.is_empty() {
+            return;
+        }
+        self.transfers.record(events);
+        let now = events.iter().filter(|event| !self.transfers.reports(&event.kind));
+        self.events.record(now.map(|event| (SystemTime::now(), event.clone())));
     }
 
-    /// Logs an engine's events, and hands them to the health checks and the reports of transfers. The engine left out the
-    /// `omitted` ones.
+    /// Logs an engine's events, and hands them to the health checks. The engine left out the `omitted` ones.
     pub(super) fn report_events(&self, now: Instant, events: &[Event], omitted: OmittedEvents) {
         if events.is_empty() && omitted.all == 0 {
             return;
         }
         self.health.record_events(now, events);
-        self.events.count_lost(self.transfers.record(now, events, omitted.ended_transfers));
-        let is_reported_later = |kind: &EventKind| self.transfers.reports(kind);
-        self.log.log_events(now, events, omitted.all, is_reported_later);
+        self.transfers.count_lost(omitted.ended_transfers);
+        let logged_now = events.iter().filter(|event| !self.transfers.reports(&event.kind));
+        self.log.log_events(now, logged_now, omitted.all);
     }
 
-    /// Logs and counts the transfers that an earlier daemon has not reported.
-    pub(super) fn count_unreported_transfers(&self) {
-        let transfers = self.events.unreported_before();
-        if transfers > 0 {
-            self.transfers.count_lost(transfers);
-            tracing::info!(
-                event = "transfers-unreported",
-                transfers,
-                "up to {} had ended, and {} not reported yet when the last daemon was killed",
-                counted(transfers, "transfer"),
-                was_or_were(transfers)
-            );
-        }
-    }
-
-    /// Logs and records reports of the transfers' thread, and writes the transfers to their file, if there is one.
-    pub(super) fn publish_reports(&self, reports: Vec<Report>, file: Option<&mut TransferFile>) {
+    /// Logs and stores the reports of the transfers' thread, and writes what is to be written.
+    pub(super) fn publish_reports(&self, reports: Vec<Seen>, files: &mut LogFiles) {
         let now = Instant::now();
-        let is_logged = |report: &&Report| self.log.admits_report(now, report);
-        log_at_once(|| reports.iter().filter(is_logged).for_each(Report::log));
-        self.health.record_reports(now, &reports);
-        let ended_transfers = self.events.record_reports(reports);
-        let lines = file.as_ref().map(|file| match file.format {
-            TransferFormat::Json => {
-                let line = |event: &StoredEvent| format!("{}\n", event.json());
-                ended_transfers.iter().map(line).collect::<String>()
-            }
-            TransferFormat::Xferlog => {
-                let ended = ended_transfers.iter().filter_map(StoredEvent::ended_transfer);
-                ended.filter_map(|transfer| xferlog::line(transfer, &file.zone)).collect()
-            }
-        });
-        let failure = self.transfers.append(file, lines.as_deref().unwrap_or_default());
-        self.health.set_transfer_file(failure);
+        if self.transfers.take_reopening() {
+            files.reopen();
+        }
+        if !reports.is_empty() {
+            let events = || reports.iter().map(|(_, event)| event);
+            log_at_once(|| self.log.log_events(now, events(), 0));
+            self.health.record_reports(now, events());
+            files.append_transfers(&self.events.record(reports.into_iter()));
+        }
+        files.append_events(&self.events.take_unwritten());
+        let LogFiles { events, transfers, .. } = files;
+        let unwritten = |file: &Option<LineFile>| file.as_ref().map_or(0, |file| file.unwritten);
+        self.transfers.set_unwritten(unwritten(transfers));
+        self.events_unwritten.store(unwritten(events), Ordering::Relaxed);
+        let failure = |file: &Option<LineFile>| Some(file.as_ref()?.failure()?.to_owned());
+        self.health.set_log_files(failure(events), failure(transfers));
     }
 
     /// Updates the sets of ports. Returns whether they have changed.
@@ -179,9 +165,9 @@ impl SharedState {
     /// Updates the daemon's health and the history of its counters, and logs new and solved problems. Called each
     /// second.
     pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
-        for pinhole in self.health.take_unused_pinholes(now, parameters) {
-            self.log.log_unused_pinhole(now, &pinhole);
-        }
+        let unused = self.health.take_unused_pinholes(now, parameters);
+        self.store_events(&unused);
+        self.log.log_events(now, unused.iter(), 0);
         let status = self.status_without_sessions(now);
         lock(&self.history).record(now, Counts::of(&status));
         let Status { problems, warnings, .. } = status;
@@ -214,6 +200,7 @@ impl SharedState {
         }
         status.log_lines_skipped = self.log.skipped_lines();
         status.transfers = self.transfers.totals();
+        status.events_unwritten = self.events_unwritten.load(Ordering::Relaxed);
         status.pinholes_expired = self.health.unused_pinholes();
         let handed_over =
             |shard: &Mutex<Shard>| lock(shard).engine.sessions.fast_path_sessions().count();

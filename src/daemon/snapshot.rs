@@ -50,6 +50,9 @@ pub struct Status {
     /// Log lines that the rate limits suppressed.
     #[serde(default)]
     pub log_lines_skipped: u64,
+    /// Events that are missing in the file of `log.events`.
+    #[serde(default)]
+    pub events_unwritten: u64,
     /// Transfers that have ended.
     #[serde(default)]
     pub transfers: TransferTotals,
@@ -83,7 +86,7 @@ pub struct TransferTotals {
     pub bytes_up: u64,
     /// Bytes that clients received, as far as they are known.
     pub bytes_down: u64,
-    /// Transfers that were not reported, because too many ended at once, or because the last daemon was killed.
+    /// Transfers that were not reported, because too many ended at once.
     pub lost: u64,
     /// Transfers that are missing in the file of `log.transfers`.
     pub unwritten: u64,

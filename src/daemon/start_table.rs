@@ -37,8 +37,8 @@ pub(super) fn load(
             return Err(other.into());
         }
         if !is_known {
-            tracing::warn!(
-                event = "table-replaced",
+            log_event!(
+                TABLE_REPLACED,
                 "table inet ftp_alg is replaced: this state directory has no record of it, so another ftp-alg \
                  loaded it. Connections whose sequence numbers that one adjusted break: their clients must \
                  connect again"
@@ -59,8 +59,8 @@ pub(super) fn load(
         (None, None) => Table::install(parameters, commits)?,
     };
     if !table.is_owned() {
-        tracing::info!(
-            event = "table-not-owned",
+        log_event!(
+            TABLE_NOT_OWNED,
             "table inet ftp_alg has no owner: other programs can remove it, for example a firewall that is \
              reloaded, and ftp-alg then loads it again. Tables with an owner that outlive it need Linux 6.9"
         );

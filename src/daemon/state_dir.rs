@@ -4,9 +4,7 @@
 //! - `restored.sessions` is the journal of the sessions that were restored, until a worker adopts them.
 //! - `table.json` says which rules are loaded.
 //! - `backend` says which back end has the pinholes.
-//! - `event-ids` has the IDs of the events that were recorded.
-//! - `events.json` has the events that a daemon had when it ended.
-//! - `data-connections.json` has the data connections that went on when a daemon ended, for the bytes of their transfers.
+//! - `last-session` has the number of the last session.
 //!
 //! Invariants:
 //! - Records are written before the verdicts that they belong to, so a restarted daemon knows every change that a
@@ -23,16 +21,12 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     net::SocketAddr,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt as _, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use ftp_alg_core::engine::{
-    Engine, OpenDataConnection, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation,
-};
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
+use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation};
 
 use super::counted::counted;
 use crate::kernel::{clocks::monotonic_zero, parameters::Backend, table::TableRecord};
@@ -41,16 +35,12 @@ use crate::kernel::{clocks::monotonic_zero, parameters::Backend, table::TableRec
 const TABLE_RECORD: &str = "table.json";
 /// The file that says which back end has the pinholes.
 const BACKEND: &str = "backend";
-/// The file with the IDs of the events.
-const EVENT_IDS: &str = "event-ids";
-/// The file with the events of a daemon that has ended.
-const EVENTS: &str = "events.json";
-/// The file with the data connections that go on.
-const DATA_CONNECTIONS: &str = "data-connections.json";
+/// The file with the number of the last session, in eight bytes.
+const LAST_SESSION: &str = "last-session";
 /// The journal of the sessions that were restored.
 const RESTORED: &str = "restored.sessions";
 /// The files of the state directory, except for the journals of workers.
-const FILES: [&str; 6] = [TABLE_RECORD, BACKEND, EVENT_IDS, EVENTS, DATA_CONNECTIONS, RESTORED];
+const FILES: [&str; 4] = [TABLE_RECORD, BACKEND, LAST_SESSION, RESTORED];
 /// The extension of a file that takes the place of another one when it is complete.
 const NEW: &str = "new";
 /// The extension of a journal.
@@ -65,6 +55,8 @@ const SLACK: u64 = 4 << 20;
 const MAX_JOURNAL: u64 = 1 << 30;
 /// Longer files of other kinds are refused.
 const MAX_OTHER: u64 = 16 << 20;
+/// Saved numbers are less: a reader of JSON may compute with floating-point numbers.
+const MAX_NUMBER: u64 = 1 << 53;
 /// How many bytes of a checkpoint are collected before they are written.
 const CHUNK: usize = 1 << 20;
 
@@ -74,6 +66,27 @@ pub(super) struct StateDir {
     path: PathBuf,
     /// The first line of every journal: the format, the boot and the network namespace.
     origin: String,
+}
+
+/// The number of the last session with an event, so that numbers count on over a restart.
+pub(super) struct LastSession {
+    number: u64,
+    file: Option<File>,
+}
+
+impl LastSession {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Saves it if it has changed.
+    pub(super) fn set(&mut self, number: u64) {
+        if self.number != number {
+            self.number = number;
+            let bytes = number.to_le_bytes();
+            let _ = self.file.as_ref().map(|file| file.write_all_at(&bytes, 0));
+        }
+    }
 }
 
 /// Why a journal is not used.
@@ -114,8 +127,8 @@ pub(super) fn put_others_aside(directory: &Path) -> io::Result<()> {
             Err(error) => error.to_string(),
         };
         let aside = rename_aside(&path)?;
-        tracing::warn!(
-            event = "state-file-refused",
+        log_event!(
+            STATE_FILE_REFUSED,
             path = %path.display(),
             renamed = %aside.display(),
             "{} is not used, and is renamed {}: {why}",
@@ -206,8 +219,8 @@ impl StateDir {
         engines.iter_mut().for_each(|engine| engine.sessions.track_changes(monotonic_zero()));
         let RestoredCounts { sessions, adjusted, transferring } = all;
         if sessions > 0 {
-            tracing::info!(
-                event = "restored",
+            log_event!(
+                RESTORED,
                 sessions,
                 adjusted,
                 "restored {} ({adjusted} with sequence adjustment) from {}",
@@ -216,8 +229,8 @@ impl StateDir {
             );
         }
         if transferring > 0 {
-            tracing::info!(
-                event = "transfers-interrupted",
+            log_event!(
+                TRANSFERS_INTERRUPTED,
                 sessions = transferring,
                 "a transfer was under way in {} when the last daemon ended: what has ended since was not seen, and is \
                  reported as unseen with the next command or the end of its session",
@@ -257,8 +270,8 @@ impl StateDir {
         // Without room, FTP works all the same.
         if let Err(error) = journal.checkpoint(engine) {
             remove_journal(&journal.path)?;
-            tracing::error!(
-                event = "error",
+            log_event!(
+                ERROR,
                 path = %journal.path.display(),
                 "{}",
                 journal.describe_write_failure(&error)
@@ -332,50 +345,16 @@ impl StateDir {
         self.save(BACKEND, &text, "may take another back end")
     }
 
-    /// Opens the file with the IDs of the events, or makes it.
-    pub(super) fn event_ids(&self) -> io::Result<File> {
+    /// The number of the last session, from its file. One that cannot be read or made costs the numbers: they begin again.
+    pub(super) fn last_session(&self) -> LastSession {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        options.open(self.path.join(EVENT_IDS))
-    }
-
-    /// Takes the data connections that went on when an earlier daemon ended, and removes their file: their next packets may
-    /// pass unread.
-    pub(super) fn take_data_connections(&self) -> Vec<OpenDataConnection> {
-        self.take(DATA_CONNECTIONS)
-    }
-
-    /// Saves the data connections that go on.
-    pub(super) fn save_data_connections(&self, open: &[OpenDataConnection]) -> Result<(), String> {
-        self.leave(DATA_CONNECTIONS, open, "does not know the bytes of transfers that go on")
-    }
-
-    /// Takes the events that an earlier daemon had when it ended, and removes their file.
-    pub(super) fn take_events(&self) -> Vec<Box<RawValue>> {
-        self.take(EVENTS)
-    }
-
-    /// Saves the events.
-    pub(super) fn save_events(&self, events: &[Box<RawValue>]) -> Result<(), String> {
-        self.leave(EVENTS, events, "does not have the events of before")
-    }
-
-    /// Takes what an earlier daemon has left in a file, which is removed.
-    fn take<T: DeserializeOwned>(&self, file: &str) -> Vec<T> {
-        let path = self.path.join(file);
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let _ = fs::remove_file(path);
-        let saved: Option<(String, Vec<_>)> = serde_json::from_str(&text).ok();
-        saved.filter(|(origin, _)| *origin == self.origin).map_or(Vec::new(), |(_, left)| left)
-    }
-
-    /// Leaves these for the next daemon to take, if there are any.
-    fn leave<T: Serialize>(&self, file: &str, left: &[T], otherwise: &str) -> Result<(), String> {
-        if left.is_empty() {
-            return Ok(());
-        }
-        let text = serde_json::to_string(&(&self.origin, left)).unwrap_or_default();
-        self.save(file, &text, otherwise)
+        let file = options.open(self.path.join(LAST_SESSION)).ok();
+        let mut bytes = [0; 8];
+        let is_read = file.as_ref().is_some_and(|file| file.read_exact_at(&mut bytes, 0).is_ok());
+        let saved =
+            Some(u64::from_le_bytes(bytes)).filter(|number| is_read && *number < MAX_NUMBER);
+        LastSession { number: saved.unwrap_or(0), file }
     }
 
     fn save(&self, file: &str, text: &str, otherwise: &str) -> Result<(), String> {
@@ -407,8 +386,8 @@ fn remove_journal(path: &Path) -> io::Result<()> {
 /// Renames a journal that is not used.
 fn put_aside(journal: &Path, why: &JournalError) -> io::Result<()> {
     let aside = rename_aside(journal)?;
-    tracing::warn!(
-        event = "journal-refused",
+    log_event!(
+        JOURNAL_REFUSED,
         path = %journal.display(),
         renamed = %aside.display(),
         "journal {} is not used, and is renamed {}: {why}. Connections whose sequence numbers were adjusted before \

@@ -130,8 +130,8 @@ impl TableGuard {
 
     fn record_intact(&mut self, shared: &SharedState) {
         if self.failures > 0 {
-            tracing::info!(
-                event = "table-intact",
+            log_event!(
+                TABLE_INTACT,
                 attempts = self.failures,
                 "table inet ftp_alg is intact again, after {} attempts",
                 self.failures
@@ -177,8 +177,8 @@ fn update_table(table: &mut Table, shared: &SharedState) -> Result<TableChange, 
         let consumed = consumed.difference(&before).copied();
         shared.close_pinholes_of_table(&mut lock(&shared.kernel), consumed);
     }
-    tracing::info!(
-        event = "table-updated",
+    log_event!(
+        TABLE_UPDATED,
         "the operator's rules demand more of table inet ftp_alg than it had: it was loaded again"
     );
     let is_lossless = table.has_retained_elements();

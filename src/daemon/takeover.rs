@@ -132,8 +132,8 @@ impl OtherDaemons {
             let process = reader.process;
             match end_process(&reader) {
                 Ok(true) => {
-                    tracing::info!(
-                        event = "takeover",
+                    log_event!(
+                        TAKEOVER,
                         process = %process,
                         "takeover: process {process} has ended"
                     );
@@ -157,8 +157,8 @@ fn end_process(reader: &QueueReader) -> Result<bool, Errno> {
         return Ok(true);
     }
     for (signal, name, limit) in SIGNALS {
-        tracing::info!(
-            event = "takeover",
+        log_event!(
+            TAKEOVER,
             process = %reader.process,
             "takeover: process {} gets {name}",
             reader.process

@@ -1,5 +1,4 @@
-//! The thread that reports transfers, from the packets of their data connections and from what an earlier daemon has left
-//! of them.
+//! The thread that reports transfers, from the packets of their data connections, and writes the files of events.
 
 use std::{
     sync::{
@@ -10,13 +9,10 @@ use std::{
     thread::JoinHandle,
 };
 
-use ftp_alg_core::engine::TransferTracker;
-
 use super::{
-    DaemonEvent, ServiceError, data_packets::DataPackets, shared_state::SharedState,
-    state_dir::StateDir, threads::start_thread, transfers::TransferFile,
+    DaemonEvent, ServiceError, data_packets::DataPackets, log_files::LogFiles,
+    shared_state::SharedState, state_dir::LastSession, threads::start_thread,
 };
-use crate::kernel::clocks::monotonic_zero;
 
 /// The thread.
 pub(super) struct TransfersThread {
@@ -28,19 +24,19 @@ impl TransfersThread {
     /// Starts to report transfers, with their bytes if there are `data_packets`.
     pub(super) fn start(
         shared: Arc<SharedState>,
-        state: StateDir,
+        mut last_session: LastSession,
         data_packets: Option<DataPackets>,
-        mut file: Option<TransferFile>,
+        mut files: LogFiles,
         events: &Sender<DaemonEvent>,
     ) -> Result<Self, ServiceError> {
         let ends = Arc::new(AtomicBool::new(false));
         let is_over = Arc::clone(&ends);
         let work = move || {
-            let mut tracker = TransferTracker::default();
-            tracker.restore_connections(monotonic_zero(), &state.take_data_connections());
-            let publish = |reports| shared.publish_reports(reports, file.as_mut());
-            let tracker = shared.transfers.run(tracker, data_packets, &*shared, publish, &is_over);
-            shared.report(state.save_data_connections(&tracker.open_connections(monotonic_zero())));
+            let publish = |reports| {
+                shared.publish_reports(reports, &mut files);
+                last_session.set(shared.events.last_session());
+            };
+            shared.transfers.run(data_packets, &*shared, publish, &is_over);
             Ok(())
         };
         let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());

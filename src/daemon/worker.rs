@@ -156,8 +156,8 @@ impl Worker {
         }
         if dropped > 0 {
             let number = self.queue.number();
-            tracing::warn!(
-                event = "stale-dropped",
+            log_event!(
+                STALE_DROPPED,
                 queue = number,
                 packets = dropped,
                 "queue {number}: dropped {} that had waited too long; the senders retransmit",
@@ -196,8 +196,8 @@ impl Worker {
         let was_written = journal.is_writable();
         match journal.maintain(engine) {
             Ok(()) if was_written => {}
-            Ok(()) => tracing::info!(
-                event = "journal-recovered",
+            Ok(()) => log_event!(
+                JOURNAL_RECOVERED,
                 path = %journal.path().display(),
                 "journal {}: writing works again",
                 journal.path().display()
@@ -219,8 +219,8 @@ impl Worker {
         let before = std::mem::replace(&mut lock(&self.shared.queue_counts)[self.index], counts);
         let more = counts.overruns.saturating_sub(before.overruns);
         if more > 0 {
-            tracing::warn!(
-                event = "queue-full",
+            log_event!(
+                QUEUE_FULL,
                 queue = number,
                 packets = more,
                 "queue {number} was full: the kernel dropped {}, which the senders retransmit. If this repeats, raise [queue] \

@@ -31,6 +31,7 @@ use super::{
     health::Health,
     heartbeat_renewer::{self, HeartbeatRenewer},
     log::EventLog,
+    log_files::LogFiles,
     operator_rules::{self, FollowedRules, OperatorRules},
     shard::{Shard, lock},
     shared_state::SharedState,
@@ -38,7 +39,7 @@ use super::{
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
     threads::start_thread,
-    transfers::{TransferFile, TransferReports},
+    transfers::TransferReports,
     transfers_thread::TransfersThread,
     worker::Worker,
     worker_progress::WorkerProgress,
@@ -65,7 +66,7 @@ pub(super) fn start(
     events: &Sender<DaemonEvent>,
     unconfined: Vec<String>,
     fast_path: Result<LoadedProgram, String>,
-    transfer_file: Option<TransferFile>,
+    log_files: LogFiles,
     config_file: ConfigFile,
 ) -> Result<Workers, ServiceError> {
     let parameters = RuleParameters::from(config);
@@ -103,11 +104,12 @@ pub(super) fn start(
         Ok(kernel.with_offload(offload.as_ref()))
     };
     let kernel = make_kernel()?;
-    let recent_events = EventRing::new(state.event_ids().ok(), state.take_events());
+    let last_session = state.last_session();
+    let recent_events = EventRing::new(last_session.number(), config.log.events.is_some());
     for shard in &shards {
         let sessions = &mut lock(shard).engine.sessions;
         sessions.set_capacity(kernel.pinhole_capacity());
-        sessions.number_behind(recent_events.last_session());
+        sessions.number_behind(last_session.number());
     }
     let wakers = queues.iter().map(Queue::waker).collect::<Result<Vec<_>, _>>()?;
     let shared = Arc::new(SharedState {
@@ -123,6 +125,7 @@ pub(super) fn start(
         log: EventLog::default(),
         events: recent_events,
         transfers: TransferReports::new(config.reports_transfers(), config.server_addresses()),
+        events_unwritten: AtomicU64::new(0),
         health: Health::new(Instant::now()),
         config_file,
         external_names: names,
@@ -171,12 +174,9 @@ pub(super) fn start(
     workers.rules_thread = Some(start_thread(name, what, events.clone(), work)?);
     let data_log = data_log.filter(|_| workers.table.as_ref().is_some_and(Table::logs_data));
     let data_packets = DataPackets::new(data_log, offload.clone());
-    workers.shared.count_unreported_transfers();
-    if config.reports_transfers() {
-        let (shared, state) = (Arc::clone(&workers.shared), workers.state.clone());
-        let thread = TransfersThread::start(shared, state, data_packets, transfer_file, events)?;
-        workers.transfers_thread = Some(thread);
-    }
+    let shared = Arc::clone(&workers.shared);
+    let thread = TransfersThread::start(shared, last_session, data_packets, log_files, events)?;
+    workers.transfers_thread = Some(thread);
     let backend = parameters.backend;
     for (index, queue) in queues.into_iter().enumerate() {
         let worker = Worker {
@@ -190,7 +190,7 @@ pub(super) fn start(
         };
         workers.spawn(worker, events.clone())?;
     }
-    tracing::info!(event = "back-end", backend = %backend, "back end {backend}: {backend_reason}");
+    log_event!(BACK_END, backend = %backend, "back end {backend}: {backend_reason}");
     Ok(workers)
 }
 
@@ -475,15 +475,15 @@ impl Drop for Workers {
                 }
                 table.leave_in_kernel();
                 if adjusted {
-                    tracing::warn!(
-                        event = "table-left",
+                    log_event!(
+                        TABLE_LEFT,
                         "table inet ftp_alg stays: control connections with adjusted sequence numbers are open, \
                          and stall until ftp-alg starts again. `nft delete table inet ftp_alg` abandons them"
                     );
                 } else {
                     let seconds = heartbeat_renewer::RESTART_GRACE.as_secs();
-                    tracing::info!(
-                        event = "table-left",
+                    log_event!(
+                        TABLE_LEFT,
                         seconds,
                         "table inet ftp_alg stays: control connections are in use, and stall for up to {seconds} s \
                          until ftp-alg starts again. `nft delete table inet ftp_alg` removes it"
@@ -521,6 +521,5 @@ impl Drop for Workers {
             let mut kernel = lock(&self.shared.kernel);
             self.shared.finish_each(&mut kernel, |engine, _| engine.sessions.close_all_pinholes());
         }
-        self.shared.report(self.state.save_events(&self.shared.events.to_leave()));
     }
 }

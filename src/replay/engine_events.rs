@@ -2,7 +2,7 @@
 
 use std::{io::Write, time::Duration};
 
-use ftp_alg_core::engine::{EventKind, PacketOutcome};
+use ftp_alg_core::engine::{Event, EventKind, PacketOutcome};
 
 use super::{player::Player, report::FramePosition};
 
@@ -45,21 +45,22 @@ impl<W: Write> Player<W> {
         let (events, omitted) = self.gateway.take_events();
         self.report.summary.omitted += omitted;
         for event in events {
-            match event.kind {
-                EventKind::Transfer(_) => {
-                    if let Some((at, transfer)) = self.transfers.end(now, position, event) {
-                        self.report.add_transfer(at, transfer);
-                    }
+            let Event { session, client, server, user, kind } = event;
+            let head = Event { session, client, server, user, kind: () };
+            match kind {
+                EventKind::Transfer(transfer) => {
+                    let ended = self.transfers.end(now, position, head.map(|()| transfer));
+                    ended.into_iter().for_each(|(at, event)| self.report.add(at, event));
                 }
-                _ => self.report.add(position, event),
+                kind => self.report.add(position, head.map(|()| kind)),
             }
         }
     }
 
     /// Reports the transfers of which nothing more is to be known; at the end of the captures, all.
     pub(super) fn report_transfers(&mut self, is_end: bool) {
-        for (position, transfer) in self.transfers.take_finished(self.now(), is_end) {
-            self.report.add_transfer(position, transfer);
+        for (position, event) in self.transfers.take_finished(self.now(), is_end) {
+            self.report.add(position, event);
         }
     }
 }

@@ -30,4 +30,4 @@ pub use nat::SimulatedNat;
 pub use player::Player;
 #[cfg(test)]
 pub use report::FramePosition;
-pub use report::{AnnouncementRow, Note, SessionNote, Summary, TransferNote};
+pub use report::{AnnouncementRow, Note, SessionNote, Summary};

@@ -1,14 +1,9 @@
 //! The transfers of the captures: their bytes come from the data connections, as far as these were captured.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, Instant};
 
 use ftp_alg_core::{
-    engine::{
-        DataFlags, DataPacket, Event, EventKind, FinishedTransfer, TransferSession, TransferTracker,
-    },
+    engine::{DataFlags, DataPacket, Event, Transfer, TransferTracker},
     packet::flags,
 };
 
@@ -20,13 +15,10 @@ use super::{
 /// How often the tracker is asked, in the capture's time. A look at each packet would be slow if many transfers wait.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Joins the transfers of control connections with their data connections.
+/// Joins the transfers of control connections with their data connections. A transfer's tag is where its end was seen.
 #[derive(Default)]
 pub struct PlayedTransfers {
-    tracker: TransferTracker,
-    /// Where the ends of transfers that wait were seen, by the time that the tracker has of them.
-    positions: HashMap<SystemTime, FramePosition>,
-    ended: u64,
+    tracker: TransferTracker<FramePosition>,
     /// When the tracker was last asked for transfers.
     last_look: Option<Instant>,
 }
@@ -46,27 +38,15 @@ impl PlayedTransfers {
         &mut self,
         now: Instant,
         position: FramePosition,
-        Event { session, client, server, kind, .. }: Event,
-    ) -> Option<(FramePosition, FinishedTransfer)> {
-        let EventKind::Transfer(transfer) = kind else { return None };
-        // A time of its own, which the tracker passes on.
-        self.ended += 1;
-        let at = UNIX_EPOCH + Duration::from_nanos(self.ended);
-        let session = TransferSession { id: session, client, server };
-        self.positions.insert(at, position);
-        let finished = Box::new(FinishedTransfer::new(at, session, transfer));
-        let finished = self.tracker.end(now, finished)?;
-        self.locate(*finished)
+        transfer: Event<Box<Transfer>>,
+    ) -> Option<(FramePosition, Event)> {
+        self.tracker.end(now, position, transfer)
     }
 
     /// The transfers that need not wait any more; at the end of the captures, all.
-    pub fn take_finished(
-        &mut self,
-        now: Instant,
-        is_end: bool,
-    ) -> Vec<(FramePosition, FinishedTransfer)> {
+    pub fn take_finished(&mut self, now: Instant, is_end: bool) -> Vec<(FramePosition, Event)> {
         let is_early = self.last_look.is_some_and(|last| now < last + LOOK_INTERVAL);
-        if self.positions.is_empty() || is_early && !is_end {
+        if is_early && !is_end {
             return Vec::new();
         }
         self.last_look = Some(now);
@@ -75,11 +55,7 @@ impl PlayedTransfers {
             // A capture has the ends of data connections.
             false => self.tracker.take_finished(now, |_, _| true),
         };
-        finished.into_iter().filter_map(|finished| self.locate(*finished)).collect()
-    }
-
-    fn locate(&mut self, finished: FinishedTransfer) -> Option<(FramePosition, FinishedTransfer)> {
-        Some((self.positions.remove(&finished.at)?, finished))
+        finished.into()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, mem};
 
 use ftp_alg_core::{
-    engine::{DecidedAnnouncement, Event, EventKind, FinishedTransfer},
+    engine::{DecidedAnnouncement, Event, EventKind, Refusal, Words},
     ftp::AnnouncementKind,
 };
 use serde::Serialize;
@@ -49,26 +49,16 @@ pub struct AnnouncementRow {
 /// Something that happened in a session, other than an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionNote {
+    /// The frame in which it was seen; of a transfer that with its last reply.
     pub position: FramePosition,
-    pub session: u64,
-    /// Client, server, and what happened. Texts of the dialogue in it are escaped.
-    pub text: String,
-}
-
-/// A transfer that has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TransferNote {
-    /// The frame with its last reply.
-    pub position: FramePosition,
-    pub transfer: FinishedTransfer,
+    pub event: Event,
 }
 
 /// What is reported while a capture is played.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     Announcement(AnnouncementRow),
-    Session(SessionNote),
-    Transfer(Box<TransferNote>),
+    Session(Box<SessionNote>),
     /// The number of the capture, counted from 0, and what was not read in it.
     Warning(usize, String),
 }
@@ -147,38 +137,37 @@ impl Report {
 
     /// Adds an event of the engine. `position` is the frame that completed the line.
     pub fn add(&mut self, position: FramePosition, event: Event) {
+        let session = event.session;
         match &event.kind {
-            EventKind::Announcement(_) => {}
             // No data connection is played to the engine, so every pinhole expires.
-            EventKind::PinholeClosed(..) | EventKind::PinholeExpired(..) => return,
-            EventKind::SessionStarted
+            EventKind::PinholeClosed(_)
+            | EventKind::PinholeExpired(_)
+            | EventKind::SessionStarted
             | EventKind::SessionEnded(_)
             | EventKind::TransferWaiting(_)
-            | EventKind::PinholeWaiting(_) => return,
+            | EventKind::NoDataConnection(_) => return,
+            EventKind::Transfer(transfer) | EventKind::TransferUnseen(transfer) => {
+                *self.summary.transfers.entry(transfer.result.name()).or_default() += 1;
+                let is_download = !transfer.verb.is_upload();
+                self.summary.bytes[usize::from(is_download)] += transfer.bytes.unwrap_or(0);
+            }
             EventKind::Encrypted => self.summary.encrypted += 1,
-            EventKind::CommandRefused(what) => self.summary.count_reason("refuse", what),
+            EventKind::Refusal(Refusal::Command(Words(what))) => {
+                self.summary.count_reason("refuse", what);
+            }
             _ => {}
         }
         let note = match event.kind {
-            EventKind::Announcement(decided) => {
-                Note::Announcement(self.announcement(position, event.session, decided))
+            // A reply that passes because it names no endpoint is not one.
+            EventKind::Announcement(decided)
+            | EventKind::Refusal(Refusal::Announcement(decided))
+                if !decided.names_no_endpoint() =>
+            {
+                Note::Announcement(self.announcement(position, session, decided))
             }
-            _ => {
-                let (session, text) = (event.session, event.to_string());
-                let number = format!("#{session} ");
-                let text = text.strip_prefix(&number).unwrap_or(&text).to_owned();
-                Note::Session(SessionNote { position, session, text })
-            }
+            _ => Note::Session(Box::new(SessionNote { position, event })),
         };
         self.notes.push(note);
-    }
-
-    /// Adds a transfer whose last reply is at `position`.
-    pub fn add_transfer(&mut self, position: FramePosition, transfer: FinishedTransfer) {
-        *self.summary.transfers.entry(transfer.result.name()).or_default() += 1;
-        let is_download = !transfer.transfer.verb.is_upload();
-        self.summary.bytes[usize::from(is_download)] += transfer.bytes.unwrap_or(0);
-        self.notes.push(Note::Transfer(Box::new(TransferNote { position, transfer })));
     }
 
     fn announcement(

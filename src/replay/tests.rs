@@ -12,7 +12,10 @@ use std::{
 
 use etherparse::PacketBuilder;
 use flate2::{Compression, write::GzEncoder};
-use ftp_alg_core::policy::Policy;
+use ftp_alg_core::{
+    engine::{Event, Transfer},
+    policy::Policy,
+};
 use proptest::prelude::*;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
@@ -29,7 +32,7 @@ mod transfers;
 struct Played {
     rows: Vec<AnnouncementRow>,
     session_rows: Vec<SessionNote>,
-    transfers: Vec<TransferNote>,
+    transfers: Vec<(FramePosition, Event, Transfer)>,
     warnings: Vec<String>,
     summary: Summary,
     error: Option<CaptureError>,
@@ -70,8 +73,10 @@ fn play_all(
     for note in player.take_notes() {
         match note {
             Note::Announcement(row) => played.rows.push(row),
-            Note::Session(row) => played.session_rows.push(row),
-            Note::Transfer(note) => played.transfers.push(*note),
+            Note::Session(row) => match row.event.kind.ended_transfer().cloned() {
+                Some(transfer) => played.transfers.push((row.position, row.event, transfer)),
+                None => played.session_rows.push(*row),
+            },
             Note::Warning(_, warning) => played.warnings.push(warning),
         }
     }

@@ -89,7 +89,7 @@ fn a_port_that_was_open_is_found_among_the_events() {
 fn events_are_shown_oldest_first() {
     // By the queue, which records an announcement at once.
     let setup = "queue.fast-path = \"off\"\n";
-    let (mut gateway, _server) = served(Topology::Masquerade, setup, json!({"body": "1"}));
+    let (gateway, _server) = served(Topology::Masquerade, setup, json!({"body": "1"}));
     talk(&gateway.lab, (login(), vec![passive_transfer("PASV"); 5])).ok();
     wait_for("the transfers", || gateway.events("transfer").len() == 5);
     wait_for("the end", || gateway.events("session-ended").len() == 1);
@@ -106,9 +106,6 @@ fn events_are_shown_oldest_first() {
         }
         assert!(!ids.is_sorted(), "none was stored behind a later one");
     };
-    is_in_order(&gateway);
-    gateway.daemon.stop().unwrap();
-    gateway.start_again(setup);
     is_in_order(&gateway);
 }
 

@@ -95,11 +95,11 @@ fn confined() {
     let (name, state) = rest.split_once('|').unwrap();
     let state = Path::new(state);
     match role {
-        "daemon" => drop(confine::confine_daemon(state, state, None, None).unwrap()),
+        "daemon" => drop(confine::confine_daemon(state, state, None, &[]).unwrap()),
         "fast path" => {
             let pins = state.with_file_name("pins");
             confine::become_user(None).unwrap();
-            drop(confine::confine_daemon(state, state, Some(&pins), None).unwrap());
+            drop(confine::confine_daemon(state, state, Some(&pins), &[]).unwrap());
         }
         "broker" => confine::confine_broker(None).unwrap(),
         "program" => confine::confine_program().unwrap(),

@@ -18,6 +18,7 @@ mod fastpath;
 mod flowtable;
 mod healing;
 mod health;
+mod history;
 mod lab;
 mod late_rules;
 mod lifecycle;

@@ -296,7 +296,7 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
 
 #[test]
 fn what_is_no_file_in_place_of_a_state_file_is_put_aside() {
-    const FILES: [&str; 10] = [
+    const FILES: [&str; 8] = [
         "queue-2100.sessions",
         "queue-2100.new",
         "restored.sessions",
@@ -304,9 +304,7 @@ fn what_is_no_file_in_place_of_a_state_file_is_put_aside() {
         "table.json",
         "table.new",
         "backend",
-        "event-ids",
-        "events.json",
-        "data-connections.json",
+        "last-session",
     ];
     let makers = [
         ("a FIFO", "mkfifo"),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use ftp_alg_core::engine::{TransferFields, TransferSession};
+use ftp_alg_core::engine::Transfer;
 use serde::Serialize;
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cli::{Failure, output::Lines},
-    replay::{Note, Summary, TransferNote},
+    replay::{Note, SessionNote, Summary},
 };
 
 /// Prints a warning. The command goes on even if standard error is closed.
@@ -44,21 +44,20 @@ struct TransferLine<'a> {
     server: IpAddr,
     user: Option<&'a str>,
     #[serde(flatten)]
-    fields: TransferFields<'a>,
+    transfer: &'a Transfer,
 }
 
 impl<'a> TransferLine<'a> {
-    fn of(TransferNote { position, transfer }: &'a TransferNote) -> Self {
-        let TransferSession { id, client, server } = transfer.session;
-        Self {
+    fn of(SessionNote { position, event }: &'a SessionNote) -> Option<Self> {
+        Some(Self {
             event: "transfer",
             frame: position.frame,
-            session: id,
-            client: client.ip(),
-            server: server.ip(),
-            user: transfer.transfer.user.as_deref(),
-            fields: transfer.fields(),
-        }
+            session: event.session,
+            client: event.client.ip(),
+            server: event.server.ip(),
+            user: event.user.as_deref(),
+            transfer: event.kind.ended_transfer()?,
+        })
     }
 }
 
@@ -116,14 +115,14 @@ impl NotePrinter {
                     continue;
                 }
                 Note::Announcement(row) if self.json => self.json(row.capture, &row)?,
-                Note::Transfer(_) if self.json && !self.has_transfers => continue,
-                Note::Transfer(note) if self.json => {
-                    self.json(note.position.capture, &TransferLine::of(&note))?
+                Note::Session(note) if self.json => {
+                    match TransferLine::of(&note).filter(|_| self.has_transfers) {
+                        Some(line) => self.json(note.position.capture, &line)?,
+                        None => continue,
+                    }
                 }
-                Note::Session(_) if self.json => continue,
                 Note::Announcement(row) => self.table.announcement(&row),
                 Note::Session(row) => self.table.session(&row),
-                Note::Transfer(note) => self.table.transfer(&note),
             };
             if self.lines.is_terminal {
                 self.progress.clear();

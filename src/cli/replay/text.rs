@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 
 use ftp_alg_core::engine::DecidedAnnouncement;
+#[cfg(test)]
+use ftp_alg_core::engine::{Event, EventKind};
 
 use crate::{
     cli::table::{self, RowTable},
     config::escape_control_characters,
-    replay::{AnnouncementRow, SessionNote, Summary, TransferNote},
+    replay::{AnnouncementRow, SessionNote, Summary},
 };
 
 /// The width of the longest IPv4 endpoint.
@@ -68,16 +70,8 @@ impl NoteTable {
     }
 
     /// The line of what happened in a session.
-    pub fn session(&mut self, row: &SessionNote) -> String {
-        self.row((row.position.capture, row.position.frame, row.session), &[], &row.text)
-    }
-
-    /// The line of a transfer.
-    pub fn transfer(&mut self, TransferNote { position, transfer }: &TransferNote) -> String {
-        let text = transfer.to_string();
-        let number = format!("transfer #{} ", transfer.session.id);
-        let text = text.strip_prefix(&number).unwrap_or(&text);
-        self.row((position.capture, position.frame, transfer.session.id), &[], text)
+    pub fn session(&mut self, SessionNote { position, event }: &SessionNote) -> String {
+        self.row((position.capture, position.frame, event.session), &[], &event.text())
     }
 
     fn row(
@@ -192,15 +186,19 @@ mod tests {
     fn several_captures_have_a_column() {
         let names = ["a.pcap", "long\nname.pcap"].map(str::to_owned);
         let mut table = NoteTable::new(&names, None);
+        let (client, server) = ("10.0.0.7:9".parse().unwrap(), "10.0.0.9:21".parse().unwrap());
+        let kind = EventKind::SessionStarted;
         let row = SessionNote {
             position: crate::replay::FramePosition { capture: 1, frame: 7 },
-            session: 3,
-            text: "what".to_owned(),
+            event: Event { session: 3, client, server, user: None, kind },
         };
         let text = table.session(&row);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("FILE             FRAME  SESSION  FROM"), "{text}");
-        assert_eq!(lines[1], "long\\nname.pcap      7        3  what");
+        assert_eq!(
+            lines[1],
+            "long\\nname.pcap      7        3  10.0.0.7:9 -> 10.0.0.9:21: session started"
+        );
         assert_eq!(table.session(&row).lines().count(), 1, "the header is printed once");
     }
 }

@@ -337,6 +337,7 @@ fn of_the_daemon(status: &Status) -> Group {
         .always("errors", status.counters.errors)
         .parts("limits reached", of_fields(&status.counters.limits))
         .if_any("log lines skipped", status.log_lines_skipped)
+        .if_any("events not in the file", status.events_unwritten)
 }
 
 /// The fields of a struct of counters, by their names in JSON.

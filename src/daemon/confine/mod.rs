@@ -134,12 +134,13 @@ pub fn as_user<T: Send>(
 
 /// Confines the daemon. From now on it may read `/proc`, use files in `state_dir`, and make and remove sockets in
 /// `socket_dir`. With `pins`, the directory of the fast path's pins, it may also use BPF maps, attach the loaded
-/// program, and make and remove pins. It may make and write files in `log_dir`. Returns the confinement that this kernel lacks, a line each.
+/// program, and make and remove pins. It may make and write files in `log_dirs`. Returns the confinement that this kernel lacks, a line
+/// each.
 pub fn confine_daemon(
     state_dir: &Path,
     socket_dir: &Path,
     pins: Option<&Path>,
-    log_dir: Option<&Path>,
+    log_dirs: &[&Path],
 ) -> Result<Vec<String>, ConfineError> {
     restrict_capabilities(None, &[], false)?;
     let state = AccessFs::ReadFile
@@ -153,7 +154,7 @@ pub fn confine_daemon(
         let names = AccessFs::MakeReg | AccessFs::RemoveFile;
         (pins, names | AccessFs::RemoveDir | AccessFs::ReadDir)
     });
-    let logs = log_dir.map(|logs| (logs, AccessFs::WriteFile | AccessFs::MakeReg));
+    let logs = log_dirs.iter().map(|logs| (*logs, AccessFs::WriteFile | AccessFs::MakeReg));
     let rules = [
         (Path::new("/proc"), AccessFs::ReadFile | AccessFs::ReadDir),
         (state_dir, state),

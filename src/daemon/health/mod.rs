@@ -21,11 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Event, PinholeEnds, PinholeInfo, TransferResult};
+use ftp_alg_core::engine::{
+    Event, EventKind, MissingConnection, PinholeEnds, PinholeInfo, TransferResult, UnusedPinhole,
+};
 use ftp_alg_firewall::{Firewall, data_path_verdicts};
 use rustix::process::{Pid, getpid};
 
-pub(super) use self::traffic::describe_unused;
 pub use self::{
     check::{Check, CheckStatus},
     host_audit::HostAudit,
@@ -34,9 +35,9 @@ pub use self::{
 use self::{report::Reports, traffic::Traffic};
 use super::{
     control_client::ClientError,
+    log_files,
     shard::lock,
     snapshot::{NameRow, Problem, Status},
-    transfers::{FILE_REMEDY, Report},
 };
 use crate::kernel::{
     RuleParameters, broker,
@@ -151,15 +152,22 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
     checks
 }
 
-/// Why a data connection did not come about, if the report says so and is the last one of it.
-fn failed_data_connection(report: &Report) -> Option<&str> {
-    match report {
-        Report::Transfer(transfer) if transfer.result == TransferResult::NoDataConnection => {
+/// Why a data connection did not come about, if the event says so and is the last one of it.
+fn failed_data_connection(event: &Event) -> Option<&str> {
+    match &event.kind {
+        EventKind::Transfer(transfer) if transfer.result == TransferResult::NoDataConnection => {
             transfer.reason.as_deref()
         }
-        Report::NoDataConnection(missing) => Some(&missing.reason),
-        Report::Transfer(_) | Report::SessionEnd(_) => None,
+        EventKind::NoDataConnection(MissingConnection { reason, .. }) => Some(reason),
+        _ => None,
     }
+}
+
+/// The event of a pinhole that expired without a connection.
+fn unused_pinhole(expired: PinholeInfo) -> Event {
+    let PinholeInfo { session, client, server, user, pinhole: ends, kind } = expired;
+    let kind = EventKind::Unused(UnusedPinhole { kind, ends, why: "" });
+    Event { session, client, server, user, kind }
 }
 
 /// The daemon's health.
@@ -178,6 +186,8 @@ struct HealthState {
     unmarked_may_pass: bool,
     /// Why the table is not loaded or not intact.
     table_error: Option<String>,
+    /// Why the file of `log.events` is not written.
+    event_file_error: Option<String>,
     /// Why the file of `log.transfers` is not written.
     transfer_file_error: Option<String>,
     /// Why there is no endpoint of `[metrics]`.
@@ -191,6 +201,7 @@ impl Health {
             audit: Findings::default(),
             unmarked_may_pass: true,
             table_error: None,
+            event_file_error: None,
             transfer_file_error: None,
             metrics_error: None,
             traffic: Traffic::new(now),
@@ -231,9 +242,10 @@ impl Health {
         lock(&self.state).table_error = error;
     }
 
-    /// Records why the file of `log.transfers` is not written, if it is not.
-    pub(super) fn set_transfer_file(&self, error: Option<&str>) {
-        lock(&self.state).transfer_file_error = error.map(str::to_owned);
+    /// Records why the files of `log.events` and `log.transfers` are not written, if they are not.
+    pub(super) fn set_log_files(&self, events: Option<String>, transfers: Option<String>) {
+        let mut state = lock(&self.state);
+        (state.event_file_error, state.transfer_file_error) = (events, transfers);
     }
 
     /// Records why there is no endpoint of `[metrics]`.
@@ -251,14 +263,15 @@ impl Health {
     }
 
     /// Records reports of transfers, as far as they matter here.
-    pub(super) fn record_reports(&self, now: Instant, reports: &[Report]) {
-        let failed = |report| Some((report, failed_data_connection(report)?));
-        let failed: Vec<_> = reports.iter().filter_map(failed).collect();
-        if !failed.is_empty() {
-            let mut state = lock(&self.state);
-            failed.into_iter().for_each(|(report, reason)| {
-                state.traffic.record_no_data_connection(now, report.session(), reason);
-            });
+    pub(super) fn record_reports<'e>(
+        &self,
+        now: Instant,
+        reports: impl Iterator<Item = &'e Event>,
+    ) {
+        for event in reports {
+            if let Some(reason) = failed_data_connection(event) {
+                lock(&self.state).traffic.record_no_data_connection(now, event, reason);
+            }
         }
     }
 
@@ -273,7 +286,7 @@ impl Health {
         &self,
         now: Instant,
         parameters: &RuleParameters,
-    ) -> Vec<PinholeInfo> {
+    ) -> Vec<Event> {
         let expired = std::mem::take(&mut lock(&self.state).traffic.expired);
         if expired.is_empty() {
             return Vec::new();
@@ -283,7 +296,8 @@ impl Health {
             let PinholeEnds { initiator, arrival, .. } = one.pinhole;
             !used.contains(&(initiator, arrival))
         };
-        let unused: Vec<_> = expired.into_iter().filter(is_unused).collect();
+        let unused = expired.into_iter().filter(is_unused);
+        let unused: Vec<_> = unused.map(unused_pinhole).collect();
         lock(&self.state).traffic.record_unused(now, &unused);
         unused
     }
@@ -299,6 +313,7 @@ impl Health {
             audit,
             unmarked_may_pass,
             table_error,
+            event_file_error,
             transfer_file_error,
             metrics_error,
             traffic,
@@ -318,8 +333,14 @@ impl Health {
             let remedy = "`nft monitor` shows which program changes nf_tables; ftp-alg tries again by itself";
             findings.add_named(ProblemName::Table, 0, error.as_str(), remedy);
         }
-        if let Some(error) = transfer_file_error {
-            findings.add_named(ProblemName::TransferFile, 0, error.as_str(), FILE_REMEDY);
+        let files = [
+            (ProblemName::EventFile, event_file_error),
+            (ProblemName::TransferFile, transfer_file_error),
+        ];
+        for (name, error) in files {
+            if let Some(error) = error {
+                findings.add_named(name, 0, error.as_str(), log_files::REMEDY);
+            }
         }
         if let Some(error) = metrics_error {
             let remedy = "free the port or change [metrics] listen, then systemctl restart ftp-alg";

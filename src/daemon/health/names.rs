@@ -83,6 +83,8 @@ pub enum ProblemName {
     NoDataConnection,
     Overruns,
     MaxSessions,
+    /// The file of `log.events` cannot be written.
+    EventFile,
     TransferFile,
     Metrics,
 }
@@ -138,6 +140,7 @@ impl ProblemName {
             | Self::NoDataConnection
             | Self::Overruns
             | Self::MaxSessions
+            | Self::EventFile
             | Self::TransferFile
             | Self::Metrics => Always(Severity::Warning),
             Self::UnusedPinholes | Self::NoRoute | Self::Encrypted => ByClients,

@@ -34,21 +34,17 @@ impl Reports {
                 continue;
             }
             match severity {
-                Severity::Problem => tracing::warn!(
-                    event = "problem",
-                    problem = name,
-                    "problem {name}: {text}: {remedy}"
-                ),
-                Severity::Warning => tracing::warn!(
-                    event = "warning",
-                    problem = name,
-                    "warning {name}: {text}: {remedy}"
-                ),
+                Severity::Problem => {
+                    log_event!(PROBLEM, problem = name, "problem {name}: {text}: {remedy}")
+                }
+                Severity::Warning => {
+                    log_event!(WARNING, problem = name, "warning {name}: {text}: {remedy}")
+                }
             }
         }
         let names: HashSet<String> = findings.iter().map(|(_, one)| one.name.clone()).collect();
         for (solved, severity) in self.reported.extract_if(|name, _| !names.contains(name)) {
-            tracing::info!(event = "solved", problem = solved, "{severity} {solved} is solved");
+            log_event!(SOLVED, problem = solved, "{severity} {solved} is solved");
         }
         self.previous = names;
         let status = status_text(findings);

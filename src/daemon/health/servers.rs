@@ -185,7 +185,7 @@ mod tests {
 
     fn decided(kind: AnnouncementKind, decision: Decision) -> DecidedAnnouncement {
         let announced = Some("10.0.0.5:5000".parse().unwrap());
-        DecidedAnnouncement { kind, announced, unread_text: None, decision }
+        DecidedAnnouncement { kind, announced, unread_text: None, decision, pinhole: None }
     }
 
     fn low_port_by(kind: AnnouncementKind) -> DecidedAnnouncement {

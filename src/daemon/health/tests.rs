@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use ftp_alg_core::{
-    engine::{Counters, DecidedAnnouncement, EventKind},
+    engine::{Counters, DecidedAnnouncement, EventKind, Refusal, Stray},
     ftp::{AnnouncementKind, Padding},
     session::{Decision, Effect, RefusalReason},
 };
@@ -53,9 +53,11 @@ fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>)
         let kind = AnnouncementKind::Pasv;
         PinholeInfo { session: 1, client, server, user: None, pinhole: ends, kind }
     };
-    let unused: Vec<_> = clients.into_iter().map(pinhole).collect();
+    let unused: Vec<_> = clients.into_iter().map(pinhole).map(unused_pinhole).collect();
     lock(&health.state).traffic.record_unused(Instant::now(), &unused);
 }
+
+const NO_ROUTE: Stray = Stray { has_no_route: true, text: "no route" };
 
 fn encrypted(count: u64) -> Status {
     let counters = Counters { encrypted: count, ..Counters::default() };
@@ -133,6 +135,7 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
             effect: Effect::Open { endpoint, padding: Padding::Blanks },
             ..Decision::pass("allowed")
         },
+        pinhole: None,
     };
     let opened = Event { server: server(2), ..event(1, EventKind::Announcement(decided)) };
     health.record_events(now, std::slice::from_ref(&opened));
@@ -140,9 +143,9 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
     let unwritten: [&Path; 0] = [];
     let [warning] = &health.findings(now, &status, &unwritten).warnings[..] else { panic!() };
     assert!(warning.text.contains("clients with the server 198.51.100.1 did"), "{warning:?}");
-    record(&health, 1, EventKind::RouteMissing("no route"));
+    record(&health, 1, EventKind::Elsewhere(NO_ROUTE));
     for number in 1..=3 {
-        let missing = event(number, EventKind::RouteMissing("no route"));
+        let missing = event(number, EventKind::Elsewhere(NO_ROUTE));
         let elsewhere = Event { server: server(number), ..missing };
         health.record_events(now, &[elsewhere]);
     }
@@ -154,7 +157,7 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
 fn sessions_without_a_route_matter_if_there_are_several() {
     let health = Health::new(Instant::now());
     let status = Status::default();
-    let missing = || EventKind::RouteMissing("no route");
+    let missing = || EventKind::Elsewhere(NO_ROUTE);
     record(&health, 1, missing());
     assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &[]));
     record(&health, 1, missing());
@@ -170,9 +173,10 @@ fn a_server_whose_announcements_are_all_refused_is_a_warning() {
     let health = Health::new(Instant::now());
     let decision = Decision::refuse(RefusalReason::LowPort, "port 1000 is below min-data-port");
     let (kind, announced) = (AnnouncementKind::Pasv, None);
-    let decided = DecidedAnnouncement { kind, announced, unread_text: None, decision };
+    let decided =
+        DecidedAnnouncement { kind, announced, unread_text: None, decision, pinhole: None };
     for number in 1..=9 {
-        record(&health, number, EventKind::Announcement(decided.clone()));
+        record(&health, number, EventKind::Refusal(Refusal::Announcement(decided.clone())));
     }
     let warning = named(&[], &["refused-announcements"]);
     assert_eq!(names(&health, Duration::ZERO, &Status::default()), warning);

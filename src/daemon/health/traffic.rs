@@ -9,7 +9,9 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Counters, Event, EventKind, PinholeInfo, TransferSession};
+use ftp_alg_core::engine::{
+    Counters, Event, EventKind, PinholeInfo, Refusal, Stray, UnusedPinhole,
+};
 
 use super::{
     RECENT_WINDOW,
@@ -33,15 +35,6 @@ const MAX_EXPIRED: usize = 1024;
 
 /// The client and the server of a session.
 pub(in crate::daemon) type ControlEnds = (SocketAddr, SocketAddr);
-
-/// Says that this pinhole expired without a connection.
-pub(in crate::daemon) fn describe_unused(expired: &PinholeInfo) -> String {
-    let PinholeInfo { session, client, server, pinhole, kind, .. } = expired;
-    format!(
-        "#{session} {client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: the end that connects came late \
-         or not at all, or its data connection was dropped before this gateway"
-    )
-}
 
 /// A failure of sessions: how often, of which clients, and with which server.
 #[derive(Debug)]
@@ -162,43 +155,40 @@ impl Traffic {
     pub(super) fn record(&mut self, now: Instant, event: &Event) {
         let Event { session, client, server, .. } = *event;
         match &event.kind {
-            EventKind::PinholeExpired(pinhole, kind) if self.expired.len() < MAX_EXPIRED => {
-                let (pinhole, kind, user) = (*pinhole, *kind, event.user.clone());
+            EventKind::PinholeExpired(UnusedPinhole { kind, ends, .. })
+                if self.expired.len() < MAX_EXPIRED =>
+            {
+                let (pinhole, kind, user) = (*ends, *kind, event.user.clone());
                 self.expired.push(PinholeInfo { session, client, server, user, pinhole, kind });
             }
-            EventKind::RouteMissing(_) => {
+            EventKind::Elsewhere(Stray { has_no_route: true, .. }) => {
                 self.routeless += 1;
                 self.last_routeless = Some((client, server));
                 self.no_route.record(now, (client, server));
             }
             EventKind::Encrypted => self.encrypted.record(now, (client, server)),
-            EventKind::Announcement(decided) => self.servers.record(now, server, decided),
+            EventKind::Announcement(decided)
+            | EventKind::Refusal(Refusal::Announcement(decided)) => {
+                self.servers.record(now, server, decided);
+            }
             _ => {}
         }
     }
 
     /// Records pinholes that expired without a connection.
-    pub(super) fn record_unused(&mut self, now: Instant, unused: &[PinholeInfo]) {
+    pub(super) fn record_unused(&mut self, now: Instant, unused: &[Event]) {
         self.unused += unused.len() as u64;
         for one in unused {
             self.unused_pinholes.record(now, (one.client, one.server));
         }
-        if let Some(last) = unused.last() {
-            self.last_unused = Some(describe_unused(last));
-        }
+        self.last_unused = unused.last().map(Event::to_string).or(self.last_unused.take());
     }
 
     /// Records that a data connection of `session` did not come about for this reason.
-    pub(super) fn record_no_data_connection(
-        &mut self,
-        now: Instant,
-        session: TransferSession,
-        reason: &str,
-    ) {
-        let TransferSession { id, client, server, .. } = session;
+    pub(super) fn record_no_data_connection(&mut self, now: Instant, event: &Event, reason: &str) {
         self.missing += 1;
-        self.no_data_connection.record(now, (client, server));
-        self.last_missing = Some(format!("session #{id}: {reason}"));
+        self.no_data_connection.record(now, (event.client, event.server));
+        self.last_missing = Some(format!("session #{}: {reason}", event.session));
     }
 
     /// Adds what is wrong now. `unmarked_may_pass` says whether the firewall may let data connections pass that are not

@@ -1,6 +1,6 @@
 //! Sends lines to journald with its native protocol: one datagram for each line, with priority and fields.
 //!
-//! It knows nothing of what is logged. A field `session` becomes `FTP_ALG_SESSION`. See
+//! It knows nothing of what is logged. A field `session` becomes `FTP_ALG_SESSION`, and so do the fields of `details`. See
 //! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
 
 use std::{
@@ -13,6 +13,7 @@ use std::{
 };
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use serde_json::{Map, Value};
 use tracing::{
     Event, Level, Subscriber,
     field::{Field, Visit},
@@ -98,6 +99,12 @@ impl JournalEntry {
         entry
     }
 
+    /// Adds a field of ours.
+    fn put_own(&mut self, name: &str, value: &str) {
+        let name = name.to_ascii_uppercase().replace(['.', '-'], "_");
+        self.put_field(&format!("FTP_ALG_{name}"), value);
+    }
+
     fn put_field(&mut self, name: &str, value: &str) {
         let datagram = &mut self.datagram;
         datagram.extend_from_slice(name.as_bytes());
@@ -119,12 +126,23 @@ impl Visit for JournalEntry {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" {
-            self.put_field("MESSAGE", value);
-            value.clone_into(&mut self.message);
-        } else {
-            let name = field.name().to_ascii_uppercase().replace(['.', '-'], "_");
-            self.put_field(&format!("FTP_ALG_{name}"), value);
+        match field.name() {
+            "message" => {
+                self.put_field("MESSAGE", value);
+                value.clone_into(&mut self.message);
+            }
+            // An object, whose fields are fields of the line.
+            "details" => {
+                let fields: Map<String, Value> = serde_json::from_str(value).unwrap_or_default();
+                for (name, value) in &fields {
+                    match value {
+                        Value::Null => {}
+                        Value::String(text) => self.put_own(name, text),
+                        value => self.put_own(name, &value.to_string()),
+                    }
+                }
+            }
+            name => self.put_own(name, value),
         }
     }
 }
@@ -144,13 +162,14 @@ mod tests {
         let journal = UnixDatagram::bind(&path).unwrap();
         let log = tracing_subscriber::registry().with(Journald::at(path).unwrap());
         tracing::subscriber::with_default(log, || {
-            tracing::warn!(event = "refusal", session = 7, client = %"10.0.0.5:4000", "a line");
+            tracing::warn!(event = "refusal", session = 7, client = %"10.0.0.5:4000",
+                details = %r#"{"kind":"PORT","code":7,"reason":null}"#, "a line");
             tracing::error!("two\nlines");
         });
         let mut datagram = [0; 1000];
         let length = journal.recv(&mut datagram).unwrap();
         let expected = "PRIORITY=4\nSYSLOG_IDENTIFIER=ftp-alg\nMESSAGE=a line\nFTP_ALG_EVENT=refusal\n\
-                        FTP_ALG_SESSION=7\nFTP_ALG_CLIENT=10.0.0.5:4000\n";
+                        FTP_ALG_SESSION=7\nFTP_ALG_CLIENT=10.0.0.5:4000\nFTP_ALG_CODE=7\nFTP_ALG_KIND=PORT\n";
         assert_eq!(String::from_utf8_lossy(&datagram[..length]), expected);
         let length = journal.recv(&mut datagram).unwrap();
         let expected =

@@ -63,6 +63,6 @@ pub(in crate::daemon) fn set_level(level: &str) -> Result<(), String> {
         .reload(EnvFilter::new(without_resolver(level)))
         .map_err(|error| error.to_string())?;
     let old = std::mem::replace(&mut *text, level.to_owned());
-    tracing::info!(event = "log-level", level, old, "log level changed: {level}, {old} before");
+    log_event!(LOG_LEVEL, level, old, "log level changed: {level}, {old} before");
     Ok(())
 }

@@ -78,8 +78,8 @@ impl MetricsListener {
         let (stop, stopped) = oneshot::channel();
         let work = move || {
             if let Err(error) = run(&runtime, self.listener, site, stopped) {
-                tracing::error!(
-                    event = "metrics-failed",
+                log_event!(
+                    METRICS_FAILED,
                     "metrics: the endpoint ended: {error}; restart ftp-alg to have it again"
                 );
             }

@@ -202,6 +202,11 @@ fn of_the_daemon(reading: &Reading) -> Vec<Family> {
             *log_lines_skipped,
             "Log lines that the log's rate limits left out.",
         ),
+        Family::counter(
+            "ftp_alg_events_unwritten",
+            reading.status.events_unwritten,
+            "Events that are missing in the file of log.events.",
+        ),
     ]
 }
 
@@ -293,7 +298,7 @@ fn of_transfers(status: &Status) -> Vec<Family> {
         Family::counter(
             "ftp_alg_transfers_unreported",
             lost,
-            "Transfers that were not reported: too many ended at once, or the last daemon was killed.",
+            "Transfers that were not reported: too many ended at once.",
         ),
         Family::counter(
             "ftp_alg_transfers_unwritten",

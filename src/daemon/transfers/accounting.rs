@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ftp_alg_core::engine::FinishedTransfer;
+use ftp_alg_core::engine::Transfer;
 
 use crate::kernel::conntrack::CountedPackets;
 
@@ -15,16 +15,16 @@ const HEADERS: [u64; 2] = [20 + 32, 40 + 32];
 /// Completes the bytes of a transfer with what `count` says of its data connection, in the direction of the initiator
 /// and in the other.
 pub(super) fn complete_bytes(
-    finished: &mut FinishedTransfer,
+    transfer: &mut Transfer,
     count: impl FnOnce(SocketAddr, SocketAddr) -> Option<[CountedPackets; 2]>,
 ) {
-    let FinishedTransfer { transfer, bytes, connection, duration, .. } = finished;
-    if let (Some(bytes), Some((initiator, dialled))) = (bytes, *connection)
-        && *duration >= LEAST_DURATION
+    if let (Some(bytes), Some((initiator, dialled))) = (transfer.bytes, transfer.connection())
+        && transfer.duration >= LEAST_DURATION
         && let Some(counted) = count(initiator, dialled)
     {
         let of_sender = counted[usize::from(transfer.target_sends())];
-        *bytes = whole_bytes(*bytes, of_sender, HEADERS[usize::from(initiator.is_ipv6())]);
+        let headers = HEADERS[usize::from(initiator.is_ipv6())];
+        transfer.bytes = Some(whole_bytes(bytes, of_sender, headers));
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use ftp_alg_core::engine::{FinishedTransfer, TransferResult};
+use ftp_alg_core::engine::{Transfer, TransferResult};
 
 /// Limit of sessions. The oldest go first, and their bytes are not known.
 const MAX_SESSIONS: usize = 65_536;
@@ -23,22 +23,16 @@ struct ReportedBytes {
 }
 
 impl SessionBytes {
-    /// Records a transfer.
-    pub(super) fn add(&mut self, finished: &FinishedTransfer) {
-        let FinishedTransfer { session, result, bytes, .. } = finished;
+    /// Records a transfer of a session.
+    pub(super) fn add(&mut self, session: u64, Transfer { result, bytes, .. }: &Transfer) {
         let had_none = matches!(result, TransferResult::Refused | TransferResult::NoDataConnection);
-        let known = self.0.entry(session.id).or_default();
+        let known = self.0.entry(session).or_default();
         known.transfers = known.transfers.saturating_add(1);
         known.bytes = known.bytes.saturating_add(bytes.unwrap_or(0));
         known.lacks_some |= bytes.is_none() && !had_none;
         if self.0.len() > MAX_SESSIONS {
             self.0.pop_first();
         }
-    }
-
-    /// Whether so many transfers of a session were recorded.
-    pub(super) fn has_all(&self, session: u64, transfers: u32) -> bool {
-        self.0.get(&session).map_or(0, |known| known.transfers) >= transfers
     }
 
     /// The bytes of a session that has ended with so many transfers; `None` if they are not known of each.

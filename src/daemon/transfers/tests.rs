@@ -1,12 +1,10 @@
 //! Log lines of transfers, and the limit of those that wait for the thread.
 
 use ftp_alg_core::{
-    engine::{SessionEnd, Transfer, TransferEnd},
+    engine::{SessionEnd, Transfer, TransferEnd, TransferResult},
     ftp::Reply,
     session::TransferVerb,
 };
-
-use ftp_alg_core::engine::TransferResult;
 
 use super::*;
 
@@ -22,96 +20,89 @@ impl DataConntrack for NoConntrack {
     }
 }
 
-pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> FinishedTransfer {
+/// An upload with this last reply, and an event of its session.
+pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> (Event, Transfer) {
     let end = match code {
         Some(code) => TransferEnd::Replied(Reply { code }),
         None => TransferEnd::SessionEnded,
     };
-    FinishedTransfer {
-        session: TransferSession {
-            id: 17,
-            client: "10.0.0.7:1035".parse().unwrap(),
-            server: "198.51.100.9:21".parse().unwrap(),
-        },
-        transfer: Arc::new(Transfer {
-            user: user.map(Into::into),
-            verb: TransferVerb::Stor,
-            path: "/pub/q3.csv".into(),
-            announcement: None,
-            duration: Duration::from_millis(200),
-            has_started: true,
-            ended: None,
-            end,
-        }),
-        at: SystemTime::now(),
-        result: TransferResult::Complete,
-        connection: None,
-        bytes: Some(5),
+    let transfer = Transfer {
+        verb: TransferVerb::Stor,
+        path: "/pub/q3.csv".into(),
+        announcement: None,
         duration: Duration::from_millis(200),
+        has_started: true,
+        ended: None,
+        end,
+        result: TransferResult::Complete,
+        initiator_port: None,
+        bytes: Some(5),
         reason: None,
-    }
+    };
+    (event(user, EventKind::Transfer(Box::new(transfer.clone()))), transfer)
+}
+
+fn event(user: Option<&str>, kind: EventKind) -> Event {
+    let (client, server) = ("10.0.0.7:1035".parse().unwrap(), "198.51.100.9:21".parse().unwrap());
+    Event { session: 17, client, server, user: user.map(Into::into), kind }
 }
 
 #[test]
 fn a_transfer_is_one_line() {
-    let complete = finished(Some("bob"), Some(226));
+    let line_of =
+        |user, transfer| event(user, EventKind::of_transfer(Box::new(transfer))).to_string();
+    let complete = |user| line_of(user, finished(None, Some(226)).1);
     let line = "transfer #17 bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226";
-    assert_eq!(complete.to_string(), line);
-    let spoofed = finished(Some("x@1.2.3.4 STOR /a: 226"), Some(226)).to_string();
+    assert_eq!(complete(Some("bob")), line);
+    let spoofed = complete(Some("x@1.2.3.4 STOR /a: 226"));
     assert!(spoofed.starts_with("transfer #17 \"x@1.2.3.4 STOR /a: 226\"@10.0.0.7 STOR "));
-    let failed = FinishedTransfer {
+    let failed = Transfer {
         result: TransferResult::NoDataConnection,
         bytes: None,
         reason: Some("SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069".to_owned()),
-        ..finished(None, Some(425))
+        ..finished(None, Some(425)).1
     };
     let line = "transfer #17 10.0.0.7 STOR /pub/q3.csv in 0.2 s: 425, no data connection: \
                 SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069";
-    assert_eq!(failed.to_string(), line);
-    let ended = FinishedTransfer { result: TransferResult::Aborted, ..finished(None, None) };
-    assert!(ended.to_string().ends_with(": the control connection ended, aborted"));
-    let unseen = FinishedTransfer { result: TransferResult::Unseen, ..finished(None, None) };
-    let transfer = Transfer { end: TransferEnd::Unseen, ..Transfer::clone(&unseen.transfer) };
-    let unseen = FinishedTransfer { transfer: Arc::new(transfer), ..unseen };
-    assert!(unseen.to_string().ends_with(" in 0.2 s: its end was not seen"), "{unseen}");
-    let waiting = FinishedTransfer { result: TransferResult::Waiting, bytes: None, ..failed };
+    assert_eq!(line_of(None, failed.clone()), line);
+    let ended = Transfer { result: TransferResult::Aborted, ..finished(None, None).1 };
+    assert!(line_of(None, ended).ends_with(": the control connection ended, aborted"));
+    let (end, result) = (TransferEnd::Unseen, TransferResult::Unseen);
+    let unseen = line_of(None, Transfer { end, result, ..finished(None, None).1 });
+    assert!(unseen.ends_with(" in 0.2 s: its end was not seen"), "{unseen}");
+    let waiting = Transfer { result: TransferResult::Waiting, bytes: None, ..failed };
     let line = "transfer #17 10.0.0.7 STOR /pub/q3.csv has waited 0.2 s for its data connection: \
                 SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069";
-    assert_eq!(waiting.to_string(), line);
+    assert_eq!(line_of(None, waiting), line);
 }
 
 #[test]
 fn a_full_inbox_loses_transfers_and_counts_them() {
     let reports = TransferReports::new(true, []);
-    let FinishedTransfer { session, transfer, .. } = finished(None, Some(226));
-    let TransferSession { id, client, server } = session;
-    let kind = EventKind::Transfer(transfer);
-    let events = vec![Event { session: id, client, server, user: None, kind }; MAX_INBOX + 3];
-    assert_eq!(reports.record(Instant::now(), &events, 2), 5);
+    reports.record(&vec![finished(None, Some(226)).0; MAX_INBOX + 3]);
+    reports.count_lost(2);
     assert_eq!(reports.totals().lost, 5);
-    reports.run(TransferTracker::default(), None, &NoConntrack, |_| {}, &AtomicBool::new(true));
+    reports.run(None, &NoConntrack, |_| {}, &AtomicBool::new(true));
     let totals = reports.totals();
     assert_eq!((totals.unknown.complete, totals.bytes_up), (MAX_INBOX as u64, 0));
 }
 
 /// The bytes of a session that has ended after such transfers, and the text.
-fn reported_session(transfers: &[Arc<Transfer>], counted: u32) -> (Option<u64>, String) {
+fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, String) {
     let reports = TransferReports::new(true, []);
-    let TransferSession { id, client, server } = finished(None, None).session;
-    let event = |kind| Event { session: id, client, server, user: None, kind };
-    let transfers = transfers.iter().cloned().map(EventKind::Transfer).map(event);
-    let mut events: Vec<_> = transfers.collect();
-    let (end, user) = (SessionEnd::Closed, Some("bob".into()));
+    let kinds = transfers.iter().cloned().map(Box::new).map(EventKind::Transfer);
     let duration = Duration::from_secs(3);
-    let ended = EndedSession { end, user, transfers: counted, duration };
-    events.push(event(EventKind::SessionEnded(ended)));
-    assert_eq!(reports.record(Instant::now(), &events, 0), 0);
+    let ended = EndedSession { end: SessionEnd::Closed, transfers: counted, bytes: None, duration };
+    let kinds = kinds.chain([EventKind::SessionEnded(ended)]);
+    let events: Vec<_> = kinds.map(|kind| event(Some("bob"), kind)).collect();
+    reports.record(&events);
     let mut published = Vec::new();
     let publish = |reports| published.extend(reports);
-    reports.run(TransferTracker::default(), None, &NoConntrack, publish, &AtomicBool::new(true));
+    reports.run(None, &NoConntrack, publish, &AtomicBool::new(true));
     assert_eq!(published.len(), events.len());
-    match published.pop() {
-        Some(Report::SessionEnd(report)) => (report.bytes, report.to_string()),
+    let (_, last) = published.pop().unwrap();
+    match &last.kind {
+        EventKind::SessionEnded(ended) => (ended.bytes, last.to_string()),
         other => panic!("{other:?}"),
     }
 }
@@ -121,56 +112,20 @@ fn a_session_ends_after_its_transfers_with_their_bytes() {
     let text =
         "#17 10.0.0.7:1035 -> 198.51.100.9:21: session ended after 3.0 s: closed, user bob, ";
     assert_eq!(reported_session(&[], 0), (Some(0), format!("{text}0 transfers, 0 B")));
-    let refused = finished(None, Some(550)).transfer;
-    let refused = Arc::new(Transfer { has_started: false, ..Transfer::clone(&refused) });
+    let refused = Transfer { has_started: false, ..finished(None, Some(550)).1 };
     let one = format!("{text}1 transfer, 0 B");
     assert_eq!(reported_session(std::slice::from_ref(&refused), 1), (Some(0), one));
     // The bytes of the second one are not known, or another daemon reported it.
-    let complete = finished(None, Some(226)).transfer;
+    let complete = finished(None, Some(226)).1;
     assert_eq!(reported_session(&[refused.clone(), complete], 2).0, None);
     assert_eq!(reported_session(&[refused], 2), (None, format!("{text}2 transfers")));
-}
-
-/// Its last transfer may be on another thread's way.
-#[test]
-fn a_session_end_waits_for_its_transfers() {
-    let now = Instant::now();
-    let transfer = finished(None, Some(226));
-    let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
-    let ended = EndedSession { end, user: None, transfers: 1, duration };
-    let session = SessionReport { session: transfer.session, ended, at: transfer.at, bytes: None };
-    let ended_sessions = || VecDeque::from([(now + TRANSFER_PATIENCE, Box::new(session.clone()))]);
-    let known = || Known {
-        tracker: TransferTracker::default(),
-        conntrack: &NoConntrack,
-        session_bytes: SessionBytes::default(),
-        ended_sessions: ended_sessions(),
-        waiting_pinholes: VecDeque::new(),
-        running: HashMap::new(),
-        next_look: Instant::now(),
-        received: Vec::new(),
-        reports: Vec::new(),
-    };
-    let bytes_of_last = |known: &Known<'_>| match known.reports.last() {
-        Some(Report::SessionEnd(report)) => Some(report.bytes),
-        _ => None,
-    };
-    let mut in_time = known();
-    in_time.report_ended_sessions(Some(now));
-    assert_eq!(bytes_of_last(&in_time), None);
-    TransferReports::new(true, []).report(Box::new(transfer), &mut in_time);
-    in_time.report_ended_sessions(Some(now));
-    assert_eq!(bytes_of_last(&in_time), Some(Some(5)));
-    // It does not come.
-    let mut late = known();
-    late.report_ended_sessions(Some(now + TRANSFER_PATIENCE));
-    assert_eq!(bytes_of_last(&late), Some(None));
 }
 
 #[test]
 fn only_reports_that_are_on_take_the_ends_of_sessions() {
     let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
-    let ended = EventKind::SessionEnded(EndedSession { end, user: None, transfers: 0, duration });
+    let ended = EndedSession { end, transfers: 0, bytes: None, duration };
+    let ended = EventKind::SessionEnded(ended);
     assert_eq!(
         [true, false].map(|is_on| TransferReports::new(is_on, []).reports(&ended)),
         [true, false]

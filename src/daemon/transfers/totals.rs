@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{FinishedTransfer, TransferResult, TransferSession};
+use ftp_alg_core::engine::{Event, Transfer, TransferResult};
 
 use crate::daemon::snapshot::{ClientBytes, ResultCounts, ServerTotals, TransferTotals};
 
@@ -54,31 +54,31 @@ impl Totals {
         self.all.unwritten = unwritten;
     }
 
-    pub(super) fn count(&mut self, now: Instant, finished: &FinishedTransfer) {
-        let FinishedTransfer { session, transfer, result, .. } = finished;
-        let (is_upload, bytes) = (transfer.verb.is_upload(), finished.bytes.unwrap_or(0));
+    /// Counts the `transfer` of an `event`.
+    pub(super) fn count(&mut self, now: Instant, event: &Event, transfer: &Transfer) {
+        let (is_upload, bytes) = (transfer.verb.is_upload(), transfer.bytes.unwrap_or(0));
         let all = &mut self.all;
         *if is_upload { &mut all.bytes_up } else { &mut all.bytes_down } += bytes;
-        count_result(of_mode(all, transfer.is_active()), result);
-        if let Some(total) = self.of_server(session) {
-            count_result(&mut total.results, result);
+        count_result(of_mode(all, transfer.is_active()), transfer.result);
+        if let Some(total) = self.of_server(event) {
+            count_result(&mut total.results, transfer.result);
             *if is_upload { &mut total.bytes_up } else { &mut total.bytes_down } += bytes;
         }
         if bytes > 0 {
-            self.count_client(now, subscriber(session.client.ip()), bytes);
+            self.count_client(now, subscriber(event.client.ip()), bytes);
         }
     }
 
     /// Counts a data connection that did not come about, and for which there is no transfer.
-    pub(super) fn count_missing(&mut self, session: TransferSession, is_active: bool) {
+    pub(super) fn count_missing(&mut self, event: &Event, is_active: bool) {
         of_mode(&mut self.all, Some(is_active)).no_data_connection += 1;
-        if let Some(total) = self.of_server(&session) {
+        if let Some(total) = self.of_server(event) {
             total.results.no_data_connection += 1;
         }
     }
 
-    fn of_server(&mut self, session: &TransferSession) -> Option<&mut ServerTotals> {
-        let server = session.server.ip().to_canonical();
+    fn of_server(&mut self, event: &Event) -> Option<&mut ServerTotals> {
+        let server = event.server.ip().to_canonical();
         let at = self.servers.binary_search_by_key(&server, |total| total.server).ok()?;
         self.servers.get_mut(at)
     }
@@ -124,7 +124,7 @@ fn of_mode(totals: &mut TransferTotals, is_active: Option<bool>) -> &mut ResultC
     }
 }
 
-fn count_result(counts: &mut ResultCounts, result: &TransferResult) {
+fn count_result(counts: &mut ResultCounts, result: TransferResult) {
     *match result {
         TransferResult::Complete => &mut counts.complete,
         TransferResult::Aborted => &mut counts.aborted,

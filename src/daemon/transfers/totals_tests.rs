@@ -4,11 +4,23 @@ use std::time::Duration;
 
 use super::{super::tests::finished, *};
 
-fn transfer(client: &str, server: &str, bytes: u64) -> FinishedTransfer {
-    let mut finished = finished(None, Some(226));
-    finished.session.client = format!("{client}:1035").parse().unwrap();
-    finished.session.server = format!("{server}:21").parse().unwrap();
-    FinishedTransfer { bytes: Some(bytes), ..finished }
+fn count(totals: &mut Totals, now: Instant, client: &str, server: &str, bytes: u64) {
+    count_result(totals, now, client, server, bytes, TransferResult::Complete);
+}
+
+fn count_result(
+    totals: &mut Totals,
+    now: Instant,
+    client: &str,
+    server: &str,
+    bytes: u64,
+    result: TransferResult,
+) {
+    let (event, transfer) = finished(None, Some(226));
+    let (client, server) = (format!("{client}:1035"), format!("{server}:21"));
+    let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
+    let transfer = Transfer { bytes: Some(bytes), result, ..transfer };
+    totals.count(now, &Event { client, server, ..event }, &transfer);
 }
 
 fn top(totals: &Totals, now: Instant) -> Vec<(String, u64)> {
@@ -23,13 +35,10 @@ fn each_configured_server_has_its_totals() {
     let servers = ["10.0.0.9", "2001:db8::9"].map(|server| server.parse::<IpAddr>().unwrap());
     totals.set_servers([servers[1], servers[0], servers[1]]);
     for server in ["10.0.0.9", "10.0.0.9", "[2001:db8::9]", "10.0.0.10"] {
-        totals.count(now, &transfer("10.1.0.1", server, 5));
+        count(&mut totals, now, "10.1.0.1", server, 5);
     }
-    let failed = FinishedTransfer {
-        result: TransferResult::NoDataConnection,
-        ..transfer("10.1.0.1", "10.0.0.9", 0)
-    };
-    totals.count(now, &failed);
+    let missing = TransferResult::NoDataConnection;
+    count_result(&mut totals, now, "10.1.0.1", "10.0.0.9", 0, missing);
     let read = totals.read(now);
     assert_eq!(read.bytes_up, 20);
     let [v4, v6] = &read.servers[..] else { panic!("{read:?}") };
@@ -47,18 +56,18 @@ fn the_clients_with_the_most_bytes_in_an_hour_are_shown() {
     let begin = Instant::now();
     let after = |minutes: u64| begin + Duration::from_secs(60 * minutes);
     let mut totals = Totals::new(begin);
-    totals.count(begin, &transfer("10.1.0.1", "10.0.0.9", 7));
-    totals.count(after(30), &transfer("10.1.0.1", "10.0.0.9", 3));
-    totals.count(after(30), &transfer("[2001:db8::1]", "10.0.0.9", 4));
-    totals.count(after(31), &transfer("[2001:db8::2]", "10.0.0.9", 4));
-    totals.count(after(31), &transfer("10.1.0.2", "10.0.0.9", 0));
+    count(&mut totals, begin, "10.1.0.1", "10.0.0.9", 7);
+    count(&mut totals, after(30), "10.1.0.1", "10.0.0.9", 3);
+    count(&mut totals, after(30), "[2001:db8::1]", "10.0.0.9", 4);
+    count(&mut totals, after(31), "[2001:db8::2]", "10.0.0.9", 4);
+    count(&mut totals, after(31), "10.1.0.2", "10.0.0.9", 0);
     let network = "2001:db8::/64".to_owned();
     let client = "10.1.0.1".to_owned();
     assert_eq!(top(&totals, after(31)), [(client.clone(), 10), (network.clone(), 8)]);
     assert_eq!(top(&totals, after(61)), [(network, 8), (client, 3)]);
     assert_eq!(top(&totals, after(95)), []);
     for number in 0..20 {
-        totals.count(after(100), &transfer(&format!("10.2.0.{number}"), "10.0.0.9", number + 1));
+        count(&mut totals, after(100), &format!("10.2.0.{number}"), "10.0.0.9", number + 1);
     }
     let shown = top(&totals, after(100));
     assert_eq!((shown.len(), &*shown[0].0, shown[9].1), (TOP_CLIENTS, "10.2.0.19", 11));
@@ -68,10 +77,10 @@ fn the_clients_with_the_most_bytes_in_an_hour_are_shown() {
 fn many_clients_take_bounded_memory() {
     let now = Instant::now();
     let mut totals = Totals::new(now);
-    totals.count(now, &transfer("10.1.0.1", "10.0.0.9", 1000));
+    count(&mut totals, now, "10.1.0.1", "10.0.0.9", 1000);
     for number in 0..2 * MAX_CLIENTS as u32 {
         let client = std::net::Ipv4Addr::from(0x0a02_0000 + number);
-        totals.count(now, &transfer(&client.to_string(), "10.0.0.9", 1));
+        count(&mut totals, now, &client.to_string(), "10.0.0.9", 1);
     }
     assert_eq!(totals.clients.len(), MAX_CLIENTS);
     assert_eq!(top(&totals, now)[0], ("10.1.0.1".to_owned(), 1000));

@@ -1,16 +1,18 @@
 //! Lines in the format of xferlog(5) of wu-ftpd, which vsftpd and ProFTPD write, too.
 
+use std::time::SystemTime;
+
 use ftp_alg_core::{
-    engine::{FinishedTransfer, TransferResult},
+    engine::{Event, Transfer, TransferResult},
     session::TransferVerb,
 };
 use jiff::{Timestamp, tz::TimeZone};
 
-/// The line of a file that was moved, at least in part. There is none for a listing, and if nothing was moved.
-pub fn line(finished: &FinishedTransfer, zone: &TimeZone) -> Option<String> {
+/// The line of a file that was moved, at least in part, by a transfer whose `event` is of the time `at`. There is none for a
+/// listing, and if nothing was moved.
+pub fn line(at: SystemTime, event: &Event, transfer: &Transfer, zone: &TimeZone) -> Option<String> {
     use TransferVerb::{List, Mlsd, Nlst};
-    let transfer = &finished.transfer;
-    let was_complete = match finished.result {
+    let was_complete = match transfer.result {
         TransferResult::Complete => true,
         TransferResult::Aborted | TransferResult::Reset | TransferResult::Unseen => false,
         TransferResult::Refused | TransferResult::NoDataConnection | TransferResult::Waiting => {
@@ -20,14 +22,14 @@ pub fn line(finished: &FinishedTransfer, zone: &TimeZone) -> Option<String> {
     if matches!(transfer.verb, List | Mlsd | Nlst) {
         return None;
     }
-    let ended = Timestamp::try_from(finished.at).ok()?.to_zoned(zone.clone());
-    let user = transfer.user.as_deref().unwrap_or_default();
+    let ended = Timestamp::try_from(at).ok()?.to_zoned(zone.clone());
+    let user = event.user.as_deref().unwrap_or_default();
     Some(format!(
         "{} {} {} {} {} b _ {} {} {} ftp 0 * {}\n",
         ended.strftime("%a %b %e %H:%M:%S %Y"),
-        finished.duration.as_secs_f64().ceil().max(1.0),
-        finished.session.client.ip(),
-        finished.bytes.unwrap_or_default(),
+        transfer.duration.as_secs_f64().ceil().max(1.0),
+        event.client.ip(),
+        transfer.bytes.unwrap_or_default(),
         as_field(&transfer.path),
         if transfer.verb.is_upload() { 'i' } else { 'o' },
         if matches!(user, "anonymous" | "ftp") { 'a' } else { 'r' },
@@ -46,34 +48,20 @@ fn as_field(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::Arc,
-        time::{Duration, SystemTime},
-    };
-
-    use ftp_alg_core::engine::Transfer;
+    use std::time::Duration;
 
     use super::{super::tests::finished, *};
 
     #[test]
     fn a_line_has_the_fields_of_xferlog() {
         let done = |user, result, verb, path: &str| {
-            let base = finished(user, Some(226));
-            let transfer = Transfer { verb, path: path.into(), ..(*base.transfer).clone() };
-            line(
-                &FinishedTransfer {
-                    at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_732_790_790),
-                    duration: Duration::from_millis(1200),
-                    bytes: Some(5),
-                    result,
-                    transfer: Arc::new(transfer),
-                    ..base
-                },
-                &TimeZone::fixed(jiff::tz::offset(1)),
-            )
+            let (event, transfer) = finished(user, Some(226));
+            let duration = Duration::from_millis(1200);
+            let transfer = Transfer { verb, path: path.into(), duration, result, ..transfer };
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_732_790_790);
+            line(at, &event, &transfer, &TimeZone::fixed(jiff::tz::offset(1)))
         };
         let (complete, reset) = (TransferResult::Complete, TransferResult::Reset);
-        let client = finished(None, None).session.client.ip();
         for (line, rest) in [
             (
                 done(Some("bob"), complete, TransferVerb::Stor, "/pub/a b.csv"),
@@ -85,7 +73,7 @@ mod tests {
             ),
             (done(None, complete, TransferVerb::Stou, ""), "5 ? b _ i r ? ftp 0 * c"),
         ] {
-            let expected = format!("Thu Nov 28 11:46:30 2024 2 {client} {rest}\n");
+            let expected = format!("Thu Nov 28 11:46:30 2024 2 10.0.0.7 {rest}\n");
             assert_eq!(line.as_deref(), Some(expected.as_str()));
         }
         for (result, verb) in [

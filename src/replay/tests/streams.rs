@@ -34,7 +34,7 @@ fn several_captures_are_one_conversation() {
 fn logins_and_encryption_are_noted() {
     let talk = Talk::of(&[(CLIENT, "AUTH TLS\r\n"), (SERVER, "234 go\r\n")]);
     let first = play_all(&[&talk.capture(&[])], external_nat(), None::<Vec<u8>>).unwrap();
-    let text = |row: &SessionNote| (row.position.frame, row.session, row.text.clone());
+    let text = |row: &SessionNote| (row.position.frame, row.event.session, row.event.text());
     let rows: Vec<_> = first.session_rows.iter().map(text).collect();
     let ends = "192.168.150.80:1035 -> 203.0.113.9:21";
     assert_eq!(rows[0], (7, 1, format!("{ends}: logged in: joe")), "{rows:?}");

@@ -50,23 +50,23 @@ fn download(has_data: bool) -> Talk {
 #[test]
 fn a_transfer_has_its_user_and_its_bytes() {
     let (report, ..) = played(&download(true).capture(&[])).unwrap();
-    let [TransferNote { position, transfer }] = &report.transfers[..] else { panic!("{report:?}") };
+    let [(position, event, transfer)] = &report.transfers[..] else { panic!("{report:?}") };
     assert_eq!(position.frame, 16);
-    let line = transfer.to_string();
+    let line = event.to_string();
     let expected = "transfer #1 joe@192.168.150.80 RETR /pub/f 7 B in 0.0 s: 226";
     assert_eq!((line.as_str(), transfer.result), (expected, TransferResult::Complete));
-    assert_eq!(transfer.fields().mode, Some("active"));
+    assert_eq!(transfer.is_active(), Some(true));
     assert_eq!((report.bytes, report.summary.transfers["complete"]), ([0, 7], 1));
 }
 
 #[test]
 fn bytes_are_unknown_if_the_data_connection_was_not_captured() {
     let (report, ..) = played(&download(false).capture(&[])).unwrap();
-    let [TransferNote { position, transfer }] = &report.transfers[..] else { panic!("{report:?}") };
+    let [(position, _, transfer)] = &report.transfers[..] else { panic!("{report:?}") };
     assert_eq!((position.frame, transfer.bytes, transfer.code()), (12, None, Some(226)));
     // Without its last packet.
     let (report, ..) = played(&download(true).capture(&[15, 17])).unwrap();
-    assert_eq!(report.transfers[0].transfer.bytes, None);
+    assert_eq!(report.transfers[0].2.bytes, None);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_transfer_that_the_capture_does_not_end_is_not_reported() {
     let mut talk = download(false);
     talk.packets.truncate(11);
     let (report, ..) = played(&talk.capture(&[])).unwrap();
-    assert_eq!(report.transfers, []);
+    assert!(report.transfers.is_empty());
 }
 
 /// A capture of control connections only does not say why a transfer failed.
@@ -88,7 +88,7 @@ fn a_failed_transfer_has_a_reason_if_data_connections_were_captured() {
         talk.say(CLIENT, "RETR /pub/f\r\n");
         talk.say(SERVER, "425 no\r\n");
         let (report, ..) = played(&talk.capture(&[])).unwrap();
-        let transfer = &report.transfers[0].transfer;
+        let transfer = &report.transfers[0].2;
         assert_eq!(transfer.result, TransferResult::NoDataConnection);
         let reason = "SYN of 203.0.113.9 seen, no answer from 192.168.150.80:3762";
         assert_eq!(transfer.reason.as_deref(), has_data.then_some(reason));

@@ -1,17 +1,12 @@
 //! What the client of a connection does: its user, its directory, its pending transfers. Nothing is decided by it.
 
-use std::{
-    fmt,
-    mem::take,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, mem::take, sync::Arc, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
-    engine::PinholeEnds,
-    ftp::{AnnouncementKind, NameInText, Reply, resolve_path},
+    engine::{PinholeEnds, Transfer, TransferEnd, TransferResult},
+    ftp::{AnnouncementKind, NameInText, resolve_path},
     session::{TransferCommand, TransferVerb},
 };
 
@@ -51,23 +46,9 @@ struct PendingTransfer {
     is_examined: bool,
 }
 
-/// How a transfer ended on the control connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransferEnd {
-    /// By the server's last reply.
-    Replied(Reply),
-    /// The control connection ended before a reply.
-    SessionEnded,
-    /// The control connection was reset before a reply.
-    SessionReset,
-    /// Its end was not seen: packets were missed, or the session was forgotten.
-    Unseen,
-    /// It has not ended.
-    Pending,
-}
-
 /// How a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SessionEnd {
     /// Both ends have closed the control connection.
     Closed,
@@ -104,37 +85,25 @@ impl SessionEnd {
 }
 
 /// A session that has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EndedSession {
     /// How it ended.
     pub end: SessionEnd,
-    /// The user, if the login named one.
-    pub user: Option<Arc<str>>,
     /// Number of its transfers, whatever their result.
     pub transfers: u32,
+    /// The bytes of its transfers, if they are known of each. The engine does not know them.
+    pub bytes: Option<u64>,
     /// From its first packet to its last one.
+    #[serde(rename = "seconds", serialize_with = "in_seconds")]
     pub duration: Duration,
 }
 
-/// A transfer that has ended, or is pending.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transfer {
-    /// The user, if the login was seen.
-    pub user: Option<Arc<str>>,
-    /// The command.
-    pub verb: TransferVerb,
-    /// The file or directory: absolute if the client's directory is known.
-    pub path: Box<str>,
-    /// The announcement of its data connection, if that opened a pinhole.
-    pub announcement: Option<(AnnouncementKind, PinholeEnds)>,
-    /// From the command to the end.
-    pub duration: Duration,
-    /// Whether the server sent a preliminary reply.
-    pub has_started: bool,
-    /// How it ended.
-    pub end: TransferEnd,
-    /// When its last reply was seen.
-    pub ended: Option<Instant>,
+/// To a microsecond.
+pub(super) fn in_seconds<S: Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e6)
 }
 
 /// A transfer that has not ended.
@@ -196,9 +165,9 @@ impl ClientActivity {
 
     /// What is to be reported of the session's end, once, if its start was reported.
     pub fn end_session(&mut self, end: SessionEnd, duration: Duration) -> Option<EndedSession> {
-        let is_reported = take(&mut self.is_reported);
-        let (user, transfers) = (self.user(), self.reported_transfers);
-        is_reported.then(|| EndedSession { end, user: user.cloned(), transfers, duration })
+        let transfers = self.reported_transfers;
+        let ended = EndedSession { end, transfers, bytes: None, duration };
+        take(&mut self.is_reported).then_some(ended)
     }
 
     /// Records that the server has accepted the login.
@@ -274,7 +243,7 @@ impl ClientActivity {
             take(&mut self.transfers);
         }
         self.reported_transfers = self.reported_transfers.saturating_add(1);
-        Some(pending.into_transfer(self.user.clone(), now, end, announcement))
+        Some(pending.into_transfer(now, end, announcement))
     }
 
     /// The oldest transfer as it is at the time `now` since the connection's first packet, once, if it has been pending
@@ -289,7 +258,7 @@ impl ClientActivity {
             pending.is_examined |= now.saturating_sub(pending.requested) >= PATIENCE;
         }
         let oldest = self.transfers.first().filter(|one| one.is_examined && !was_examined)?.clone();
-        Some(oldest.into_transfer(self.user.clone(), now, TransferEnd::Pending, announcement))
+        Some(oldest.into_transfer(now, TransferEnd::Pending, announcement))
     }
 
     /// Has the transfers not examined: what was seen of their data connections is not known any more.
@@ -336,52 +305,43 @@ impl ClientActivity {
 impl PendingTransfer {
     fn into_transfer(
         self,
-        user: Option<Arc<str>>,
         now: Duration,
         end: TransferEnd,
         announcement: Option<(AnnouncementKind, PinholeEnds)>,
     ) -> Transfer {
         let Self { command: TransferCommand { verb, path }, requested, has_started, .. } = self;
         let duration = now.saturating_sub(requested);
-        Transfer { user, verb, path, announcement, duration, has_started, end, ended: None }
-    }
-}
-
-impl Transfer {
-    /// Whether the server opens the data connection; `None` if no announcement opened a pinhole.
-    pub fn is_active(&self) -> Option<bool> {
-        self.announcement.map(|(kind, _)| kind.is_active())
-    }
-
-    /// Whether the target of the data connection sends what is transferred, not its initiator.
-    pub fn target_sends(&self) -> bool {
-        Some(self.verb.is_upload()) == self.is_active()
-    }
-}
-
-impl fmt::Display for Transfer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.verb.name(), NameInText::Path(&self.path))?;
-        match self.end {
-            TransferEnd::Replied(reply) => write!(f, ": {}", reply.code),
-            TransferEnd::SessionEnded => f.write_str(": the control connection ended"),
-            TransferEnd::SessionReset => f.write_str(": the control connection was reset"),
-            TransferEnd::Unseen => f.write_str(": its end was not seen"),
-            TransferEnd::Pending => f.write_str(": pending"),
+        Transfer {
+            verb,
+            path,
+            announcement,
+            duration,
+            has_started,
+            end,
+            ended: None,
+            result: match end {
+                TransferEnd::Pending => TransferResult::Waiting,
+                _ => TransferResult::Unseen,
+            },
+            bytes: None,
+            initiator_port: None,
+            reason: None,
         }
     }
 }
 
-impl fmt::Display for EndedSession {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { end, user, transfers, duration } = self;
+impl EndedSession {
+    /// Writes the text of the event of a session of `user`.
+    pub fn write(&self, f: &mut fmt::Formatter<'_>, user: Option<&str>) -> fmt::Result {
+        let Self { end, transfers, bytes, duration } = self;
         write!(f, "session ended after {:.1} s: {}", duration.as_secs_f64(), end.name())?;
         if let Some(user) = user {
             write!(f, ", user {}", NameInText::User(user))?;
         }
         match transfers {
-            1 => f.write_str(", 1 transfer"),
-            count => write!(f, ", {count} transfers"),
+            1 => f.write_str(", 1 transfer")?,
+            count => write!(f, ", {count} transfers")?,
         }
+        bytes.map_or(Ok(()), |bytes| write!(f, ", {bytes} B"))
     }
 }

@@ -157,11 +157,6 @@ impl Batch {
         self.events.stored()
     }
 
-    /// The number of transfers that have ended, with those whose events are omitted.
-    pub fn ended_transfers(&self) -> u64 {
-        self.events.ended_transfers()
-    }
-
     /// Clears the records, which are written.
     pub(crate) fn clear_records(&mut self) {
         self.records.clear();
@@ -243,7 +238,7 @@ impl Engine {
             if let Err(error) = kernel.inject(packet, *source, *ct_mark) {
                 self.sessions.counters.errors += 1;
                 let (session, client, server) = (*session, *client, *server);
-                let kind = EventKind::KernelRefused(error.to_string());
+                let kind = EventKind::Kernel(error.to_string().into());
                 batch.events.push(Event { session, client, server, user: None, kind });
             }
         }

@@ -2,8 +2,10 @@
 
 use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc};
 
+use serde::{Serialize, Serializer};
+
 use crate::{
-    engine::{EndedSession, PinholeEnds, Transfer},
+    engine::{EndedSession, PinholeEnds, Transfer, TransferResult},
     ftp::{AnnouncementKind, NameInText},
     session::{Decision, Effect},
 };
@@ -19,9 +21,13 @@ pub struct DecidedAnnouncement {
     pub unread_text: Option<String>,
     /// The decision.
     pub decision: Decision,
+    /// The pinhole, if one was opened.
+    pub pinhole: Option<PinholeEnds>,
 }
 
 impl DecidedAnnouncement {
+    /// The reason of a 227 or 229 that passes because it names no endpoint.
+    pub(super) const NAMES_NO_ENDPOINT: &str = "the reply names no endpoint";
     /// The words of [`action`](Self::action).
     pub const ACTIONS: [&str; 4] = ["open", "rewrite", "refuse", "ignore"];
 
@@ -36,6 +42,11 @@ impl DecidedAnnouncement {
         }
     }
 
+    /// Whether it is a reply that passes because it names no endpoint.
+    pub fn names_no_endpoint(&self) -> bool {
+        self.decision.reason == Self::NAMES_NO_ENDPOINT
+    }
+
     /// The endpoint that was announced instead.
     pub fn rewritten(&self) -> Option<SocketAddr> {
         let Effect::Open { endpoint, .. } = self.decision.effect else { return None };
@@ -43,113 +54,242 @@ impl DecidedAnnouncement {
     }
 }
 
-/// The kind of an event.
+/// What happened, in words. They are a part of the
+/// event's text, and no field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EventKind {
-    /// A decision about an announcement.
-    Announcement(DecidedAnnouncement),
-    /// A 227 or 229 without an endpoint was forwarded; its text is escaped and cut.
-    UnreadableReply(String),
-    /// An unused pinhole was closed for this reason.
-    PinholeClosed(PinholeEnds, &'static str),
-    /// A pinhole expired before a transfer started.
-    PinholeExpired(PinholeEnds, AnnouncementKind),
-    /// The connection is encrypted from here on.
-    Encrypted,
-    /// A command other than an announcement was refused.
-    CommandRefused(&'static str),
-    /// A limit was reached.
-    LimitReached(Cow<'static, str>),
-    /// The session was reset because of a limit.
-    Reset(String),
-    /// The server accepted the user's login.
-    LoggedIn,
-    /// The server refused the user's login with this code.
-    LoginRefused(u16),
-    /// The server has accepted the session's first login.
-    SessionStarted,
-    /// A session with a login has ended.
-    SessionEnded(EndedSession),
-    /// A transfer has ended.
-    Transfer(Arc<Transfer>),
-    /// A transfer has been pending for a while. It may wait for its data connection.
-    TransferWaiting(Arc<Transfer>),
-    /// An announcement had no transfer for a while, or until the session's end. The client may wait for the data
-    /// connection before it requests one.
-    PinholeWaiting(PinholeEnds),
-    /// The inspection of the connection changed.
-    StateChanged(&'static str),
-    /// The connection is not FTP, or the client does not speak it.
-    NotFtp(&'static str),
-    /// Packets were missed, or the dialogue is in step again after that.
-    Missed(&'static str),
-    /// Packets with an end's address arrive where no route to it leads. They are not read.
-    FromElsewhere(&'static str),
-    /// All packets of an end arrive where no route to it leads, so the session opens nothing.
-    RouteMissing(&'static str),
-    /// The kernel refused a request.
-    KernelRefused(String),
+pub struct Words(pub Cow<'static, str>);
+
+impl<T: Into<Cow<'static, str>>> From<T> for Words {
+    fn from(words: T) -> Self {
+        Self(words.into())
+    }
 }
 
-impl EventKind {
-    /// The names of all kinds, which scripts match.
-    pub const NAMES: [&str; 20] = [
-        "announcement",
-        "change",
-        "elsewhere",
-        "encrypted",
-        "ended",
-        "kernel",
-        "limit",
-        "login",
-        "login-refused",
-        "missed",
-        "no-data-connection",
-        "not-ftp",
-        "pinhole-closed",
-        "pinhole-expired",
-        "refusal",
-        "session-ended",
-        "session-started",
-        "transfer",
-        "transfer-unseen",
-        "transfer-waiting",
-    ];
+impl Serialize for Words {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_unit()
+    }
+}
 
-    /// The name of the kind. Refused announcements and other refused commands have one name.
-    pub fn name(&self) -> &'static str {
+/// How important an event is: the level of its line in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// For who looks into one session.
+    Debug,
+    /// What is to be expected.
+    Info,
+    /// What may have to be looked after.
+    Warn,
+    /// What the daemon cannot do.
+    Error,
+}
+
+impl Level {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Announcement(DecidedAnnouncement { decision, .. })
-                if matches!(decision.effect, Effect::Refuse(_)) =>
-            {
-                "refusal"
-            }
-            Self::Announcement(_) | Self::UnreadableReply(_) => "announcement",
-            Self::PinholeClosed(..) => "pinhole-closed",
-            Self::PinholeExpired(..) => "pinhole-expired",
-            Self::Encrypted => "encrypted",
-            Self::CommandRefused(_) => "refusal",
-            Self::LimitReached(_) => "limit",
-            Self::Reset(_) => "ended",
-            Self::LoggedIn => "login",
-            Self::LoginRefused(_) => "login-refused",
-            Self::SessionStarted => "session-started",
-            Self::SessionEnded(_) => "session-ended",
-            Self::Transfer(_) => "transfer",
-            Self::TransferWaiting(_) => "transfer-waiting",
-            Self::PinholeWaiting(_) => "no-data-connection",
-            Self::StateChanged(_) => "change",
-            Self::NotFtp(_) => "not-ftp",
-            Self::Missed(_) => "missed",
-            Self::FromElsewhere(_) | Self::RouteMissing(_) => "elsewhere",
-            Self::KernelRefused(_) => "kernel",
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
         }
     }
 }
 
-/// An event on one control connection.
+/// What is to be said of all events of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventDescription {
+    /// The field `event` of its JSON.
+    pub name: &'static str,
+    /// The level of its lines.
+    pub level: Level,
+    /// Several of them, in words.
+    pub several: &'static str,
+    /// What has happened, in Markdown.
+    pub means: &'static str,
+    /// What to do, in Markdown; empty if nothing.
+    pub remedy: &'static str,
+}
+
+macro_rules! event_kinds {
+    ($(
+        $(#[doc = $means:literal])+
+        #[event($name:literal, $level:ident, $several:literal, $remedy:literal)]
+        $kind:ident $(($data:ty))?,
+    )+) => {
+        /// The kind of an event, with its fields. This is all that is said of it: the log, the JSON, the help and
+        /// docs/events.md are made from it.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+        #[serde(untagged)]
+        pub enum EventKind {
+            $($(#[doc = $means])+ $kind $(($data))?,)+
+        }
+
+        impl EventKind {
+            /// All kinds.
+            pub const ALL: &[EventDescription] = &[$(EventDescription {
+                name: $name,
+                level: Level::$level,
+                several: $several,
+                means: concat!($($means),+).trim_ascii_start(),
+                remedy: $remedy,
+            }),+];
+
+            /// What is to be said of all events of this kind.
+            pub fn description(&self) -> &'static EventDescription {
+                enum Place { $($kind),+ }
+                let place = match self { $(Self::$kind { .. } => Place::$kind,)+ };
+                &Self::ALL[place as usize]
+            }
+        }
+    };
+}
+
+event_kinds! {
+    /// an announcement opened a pinhole, or passed; `action` is `open`, `rewrite` or `ignore`
+    #[event("announcement", Info, "announcements", "the reason is behind the last colon")]
+    Announcement(DecidedAnnouncement),
+    /// an announcement or a command was refused; the client got the [reply](#refusals)
+    #[event("refusal", Warn, "refusals", "see the reply")]
+    Refusal(Refusal),
+    /// a transfer has ended, if [turned on](#transfers)
+    #[event("transfer", Info, "transfers", "")]
+    Transfer(Box<Transfer>),
+    /// a transfer whose end was not seen: packets were missed, the session was forgotten, or the daemon was killed
+    #[event("transfer-unseen", Info, "transfers without an end", "")]
+    TransferUnseen(Box<Transfer>),
+    /// no data connection ten seconds after the command; once a transfer, before its `transfer` (if [turned on](#transfers))
+    #[event("transfer-waiting", Warn, "transfers that wait", "`reason` says who does not answer whom")]
+    TransferWaiting(Box<Transfer>),
+    /// a data connection got no answer for ten seconds, or till the session's end, and there is no transfer: curl and lftp
+    /// connect before they send the command; or the kernel has forgotten it (if [turned on](#transfers))
+    #[event("no-data-connection", Warn, "missing data connections", "`reason` says who does not answer whom")]
+    NoDataConnection(MissingConnection),
+    /// the server accepted a login
+    #[event("login", Debug, "logins", "")]
+    Login,
+    /// the server refused a login; `code` is its reply's
+    #[event("login-refused", Info, "refused logins", "many of one client: somebody guesses passwords")]
+    LoginRefused(RefusedLogin),
+    /// the first login was accepted. Without a login, a session leaves no start and no end
+    #[event("session-started", Debug, "starts of sessions", "")]
+    SessionStarted,
+    /// `end`: `closed`, `reset`, `expired` (no packet for hours), `replaced` (by another connection on its endpoints), `forgotten` (not followed any more)
+    #[event("session-ended", Debug, "ends of sessions", "")]
+    SessionEnded(EndedSession),
+    /// an unused pinhole was closed
+    #[event("pinhole-closed", Debug, "closed pinholes", "")]
+    PinholeClosed(UnusedPinhole),
+    /// a pinhole expired before its transfer began
+    #[event("pinhole-expired", Debug, "expired pinholes", "")]
+    PinholeExpired(UnusedPinhole),
+    /// no connection came through an expired pinhole
+    #[event("unused", Warn, "unused pinholes", "the end that connects came late, or a firewall drops it")]
+    Unused(UnusedPinhole),
+    /// the dialogue cannot be read any more: nothing is opened. One line of the log a client and day
+    #[event("encrypted", Warn, "encrypted sessions", "[encrypted connections](troubleshooting.md#encrypted-connections)")]
+    Encrypted,
+    /// packets were missed, or the dialogue is in step again
+    #[event("missed", Info, "sessions with missed packets", "nothing; if it repeats, see `queue-full` and `downtime`")]
+    Missed(Words),
+    /// the connection is not FTP
+    #[event("not-ftp", Info, "connections that are not FTP", "nothing, or `inspect = false` for its network")]
+    NotFtp(Words),
+    /// packets of an end arrive on an interface to which no route to it leads
+    #[event("elsewhere", Info, "sessions with packets from elsewhere", "[where a line may come from](attackers.md#where-a-line-may-come-from)")]
+    Elsewhere(Stray),
+    /// a [limit](limits.md) was reached
+    #[event("limit", Warn, "limits that were reached", "raise it, or see what the client does")]
+    Limit(Words),
+    /// the gateway reset the session at a limit
+    #[event("ended", Warn, "sessions that were reset at a limit", "raise `policy.memory` or `max-sessions`")]
+    Ended(Words),
+    /// the kernel refused a request for the session
+    #[event("kernel", Warn, "requests that the kernel refused", "`ftp-alg doctor`")]
+    Kernel(Words),
+    /// the inspection of the session changed
+    #[event("change", Debug, "changes of sessions", "")]
+    Change(Words),
+}
+
+/// A line that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Refusal {
+    /// An announcement.
+    Announcement(DecidedAnnouncement),
+    /// Another command.
+    Command(Words),
+}
+
+/// A login that the server refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RefusedLogin {
+    /// The code of the server's reply.
+    pub code: u16,
+}
+
+/// A pinhole that no transfer used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct UnusedPinhole {
+    /// The kind of its announcement.
+    pub kind: AnnouncementKind,
+    /// Its ends.
+    #[serde(flatten)]
+    pub ends: PinholeEnds,
+    /// Why it was closed; empty if it expired.
+    #[serde(rename = "reason", skip_serializing_if = "str::is_empty")]
+    pub why: &'static str,
+}
+
+/// A data connection that did not come about, and for which there is no transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MissingConnection {
+    /// The ends of its pinhole.
+    #[serde(flatten)]
+    pub ends: PinholeEnds,
+    /// Who does not answer whom. The engine does not know; who has the packets of data connections does.
+    pub reason: String,
+}
+
+/// Packets with an end's address that arrive where no route to it leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Stray {
+    /// Whether all packets of the end do, so that the session opens nothing.
+    #[serde(skip)]
+    pub has_no_route: bool,
+    /// What comes of it.
+    #[serde(skip)]
+    pub text: &'static str,
+}
+
+impl EventKind {
+    /// The field `event` of its JSON, which scripts match.
+    pub fn name(&self) -> &'static str {
+        self.description().name
+    }
+
+    /// That of this transfer.
+    pub fn of_transfer(transfer: Box<Transfer>) -> Self {
+        match transfer.result {
+            TransferResult::Waiting => Self::TransferWaiting(transfer),
+            TransferResult::Unseen => Self::TransferUnseen(transfer),
+            _ => Self::Transfer(transfer),
+        }
+    }
+
+    /// The transfer, if it is one that has ended.
+    pub fn ended_transfer(&self) -> Option<&Transfer> {
+        match self {
+            Self::Transfer(transfer) | Self::TransferUnseen(transfer) => Some(transfer),
+            _ => None,
+        }
+    }
+}
+
+/// An event on one control connection, of any kind or of this one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct Event<Kind = EventKind> {
     /// The session number, from 1.
     pub session: u64,
     /// The client.
@@ -159,46 +299,110 @@ pub struct Event {
     /// The user, whose name is escaped, if a login was seen; or the one that was refused.
     pub user: Option<Arc<str>>,
     /// The kind of event, with its data.
-    pub kind: EventKind,
+    pub kind: Kind,
 }
 
+impl<Kind> Event<Kind> {
+    /// The event of which that kind becomes another one.
+    pub fn map<Other>(self, become_other: impl FnOnce(Kind) -> Other) -> Event<Other> {
+        let Self { session, client, server, user, kind } = self;
+        Event { session, client, server, user, kind: become_other(kind) }
+    }
+}
+
+impl Event {
+    /// What has happened, without the session.
+    pub fn text(&self) -> String {
+        let text = self.to_string();
+        let parts = match self.kind {
+            EventKind::Transfer(_)
+            | EventKind::TransferUnseen(_)
+            | EventKind::TransferWaiting(_) => {
+                text.strip_prefix(&format!("transfer #{} ", self.session))
+            }
+            _ => text.strip_prefix(&format!("#{} ", self.session)),
+        };
+        parts.map_or(text.clone(), str::to_owned)
+    }
+}
+
+/// The line of the log.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{} {} -> {}: ", self.session, self.client, self.server)?;
-        match &self.kind {
-            EventKind::Announcement(decision) => decision.fmt(f),
-            EventKind::UnreadableReply(text) => write!(f, "pass \"{text}\": the reply names no endpoint"),
-            EventKind::PinholeClosed(pinhole, reason) => write!(f, "pinhole closed: {pinhole}: {reason}"),
-            EventKind::PinholeExpired(pinhole, kind) => {
-                write!(f, "pinhole expired before its transfer began: {pinhole} for {kind}")
+        let Self { session, client, server, user, kind } = self;
+        if let EventKind::Transfer(transfer)
+        | EventKind::TransferUnseen(transfer)
+        | EventKind::TransferWaiting(transfer) = kind
+        {
+            return transfer.write_line(f, *session, client.ip(), user.as_deref());
+        }
+        write!(f, "#{session} {client} -> {server}: ")?;
+        match kind {
+            EventKind::Announcement(decided)
+            | EventKind::Refusal(Refusal::Announcement(decided)) => decided.fmt(f),
+            EventKind::Refusal(Refusal::Command(Words(what))) => write!(f, "refuse {what}"),
+            EventKind::PinholeClosed(UnusedPinhole { ends, why, .. }) => {
+                write!(f, "pinhole closed: {ends}: {why}")
             }
+            EventKind::PinholeExpired(UnusedPinhole { ends, kind, .. }) => {
+                write!(f, "pinhole expired before its transfer began: {ends} for {kind}")
+            }
+            EventKind::Unused(UnusedPinhole { ends, kind, .. }) => write!(
+                f,
+                "pinhole expired unused: {ends}, opened for {kind}: the end that connects came late or not at all, or its data \
+                 connection was dropped before this gateway"
+            ),
             EventKind::Encrypted => f.write_str(
                 "encrypted: the dialogue cannot be read, so no pinhole is opened and nothing is rewritten; open the server's \
                  passive ports in the firewall, or set [policy] auth-tls = \"refuse\" so that clients use plain FTP",
             ),
-            EventKind::CommandRefused(what) => write!(f, "refuse {what}"),
-            EventKind::LoggedIn => match &self.user {
+            EventKind::Login => match user {
                 Some(user) => write!(f, "logged in: {}", NameInText::User(user)),
                 None => f.write_str("logged in"),
             },
-            EventKind::LoginRefused(code) => {
+            EventKind::LoginRefused(RefusedLogin { code }) => {
                 f.write_str("login refused: ")?;
-                self.user.iter().try_for_each(|user| write!(f, "{}: ", NameInText::User(user)))?;
+                user.iter().try_for_each(|user| write!(f, "{}: ", NameInText::User(user)))?;
                 write!(f, "{code}")
             }
             EventKind::SessionStarted => f.write_str("session started"),
-            EventKind::SessionEnded(session) => session.fmt(f),
-            EventKind::PinholeWaiting(pinhole) => write!(f, "no transfer through the pinhole {pinhole}"),
-            EventKind::Transfer(transfer) | EventKind::TransferWaiting(transfer) => transfer.fmt(f),
-            EventKind::LimitReached(what) => f.write_str(what),
-            EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),
-            EventKind::StateChanged(what)
-            | EventKind::NotFtp(what)
-            | EventKind::Missed(what)
-            | EventKind::FromElsewhere(what)
-            | EventKind::RouteMissing(what) => f.write_str(what),
-            EventKind::KernelRefused(what) => write!(f, "failed: {what}"),
+            EventKind::SessionEnded(ended) => ended.write(f, user.as_deref()),
+            EventKind::NoDataConnection(MissingConnection { ends, reason }) if reason.is_empty() => {
+                write!(f, "no transfer through the pinhole {ends}")
+            }
+            EventKind::NoDataConnection(MissingConnection { reason, .. }) => {
+                write!(f, "no data connection: {reason}")
+            }
+            EventKind::Ended(Words(reason)) => write!(f, "session reset at both ends: {reason}"),
+            EventKind::Kernel(Words(what)) => write!(f, "failed: {what}"),
+            EventKind::Elsewhere(Stray { text, .. }) => f.write_str(text),
+            EventKind::Limit(Words(what))
+            | EventKind::Change(Words(what))
+            | EventKind::NotFtp(Words(what))
+            | EventKind::Missed(Words(what)) => f.write_str(what),
+            EventKind::Transfer(_)
+            | EventKind::TransferUnseen(_)
+            | EventKind::TransferWaiting(_) => Ok(()),
         }
+    }
+}
+
+impl Serialize for DecidedAnnouncement {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Fields {
+            kind: AnnouncementKind,
+            action: &'static str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            announced: Option<SocketAddr>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            rewritten: Option<SocketAddr>,
+            #[serde(flatten)]
+            pinhole: Option<PinholeEnds>,
+        }
+        let Self { kind, announced, pinhole, .. } = *self;
+        let (action, rewritten) = (self.action(), self.rewritten());
+        Fields { kind, action, announced, rewritten, pinhole }.serialize(serializer)
     }
 }
 
@@ -242,10 +446,6 @@ const RETAINED_EVENTS: usize = 1024;
 /// Limit of the events of a session's end: of its transfers, and of itself.
 const MAX_OF_END: usize = 8;
 
-fn is_ended_transfer(event: &Event) -> bool {
-    matches!(event.kind, EventKind::Transfer(_))
-}
-
 impl Events {
     /// Adds an event, or counts it as omitted.
     pub fn push(&mut self, event: Event) {
@@ -253,19 +453,13 @@ impl Events {
             self.list.push(event);
         } else {
             self.omitted.all += 1;
-            self.omitted.ended_transfers += u64::from(is_ended_transfer(&event));
+            self.omitted.ended_transfers += u64::from(event.kind.ended_transfer().is_some());
         }
     }
 
     /// The stored events.
     pub fn stored(&self) -> &[Event] {
         &self.list
-    }
-
-    /// The number of transfers that have ended, with those that are omitted.
-    pub fn ended_transfers(&self) -> u64 {
-        let stored = self.list.iter().filter(|event| is_ended_transfer(event)).count();
-        stored as u64 + self.omitted.ended_transfers
     }
 
     /// Whether there is room for the events of another session's end. If not, the session can end later.

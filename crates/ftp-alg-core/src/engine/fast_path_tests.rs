@@ -379,7 +379,7 @@ fn a_mismatch_is_reported_once_with_its_difference() {
     talk.fast_path(4, "> PORT 192,168,150,80,4,1");
     let (events, _) = talk.gateway.take_events();
     let refused = events.iter().filter_map(|event| match &event.kind {
-        EventKind::KernelRefused(why) => Some(why.as_str()),
+        EventKind::Kernel(Words(why)) => Some(&**why),
         _ => None,
     });
     let [why] = refused.collect::<Vec<_>>()[..] else { panic!("{events:?}") };

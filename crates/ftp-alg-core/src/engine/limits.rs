@@ -115,7 +115,7 @@ impl Sessions {
             let age = self.epoch.timestamp(now).duration_since(entry.head.first_seen).as_secs();
             let text =
                 format!("evicted after {age} s for a newer connection: max-sessions is reached");
-            self.batch.events.push(entry.head.event(EventKind::LimitReached(text.into())));
+            self.batch.events.push(entry.head.event(EventKind::Limit(text.into())));
         }
         true
     }
@@ -145,9 +145,7 @@ impl Sessions {
             self.counters.uninspected += 1;
             self.counters.unread.not_followed += 1;
             self.batch.events.push(
-                entry.head.event(EventKind::LimitReached(
-                    "not inspected: max-sessions is reached".into(),
-                )),
+                entry.head.event(EventKind::Limit("not inspected: max-sessions is reached".into())),
             );
             return None;
         }
@@ -167,12 +165,14 @@ impl Sessions {
         let found = kernel.lookup_translation(client, server);
         let found = found.and_then(|found| found.ok_or(KernelError::Unknown));
         let kind = match found.and_then(|found| kernel.set_queue_mode(&found, QueueMode::None)) {
-            Ok(()) => EventKind::StateChanged("not inspected: its [[network]] has inspect = false"),
+            Ok(()) => {
+                EventKind::Change("not inspected: its [[network]] has inspect = false".into())
+            }
             // The queue mode is set with its next packet.
             Err(KernelError::Unknown) => return,
             Err(error) => {
                 self.counters.errors += 1;
-                EventKind::KernelRefused(error.to_string())
+                EventKind::Kernel(error.to_string().into())
             }
         };
         let session = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
@@ -511,7 +511,7 @@ impl Sessions {
         let Some((mut decider, session)) = self.decider_at(now, index, kernel) else { return };
         decider.report_end(SessionEnd::Reset);
         decider.pinholes.close_all_of(index);
-        decider.push_event(EventKind::Reset(reason));
+        decider.push_event(EventKind::Ended(reason.into()));
         // Its later packets are dropped here, and answered. The resets go out also if conntrack has just forgotten it.
         let _ = decider.translation();
         let _ = decider.set_queue_mode(QueueMode::All, ConnectionOf::Endpoints);

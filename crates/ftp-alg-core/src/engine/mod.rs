@@ -24,17 +24,18 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod timers;
-mod transfer_reports;
+mod transfers;
 
 use std::time::{Duration, Instant};
 
-pub use activity::{
-    ClientActivity, EndedSession, RunningTransfer, SessionEnd, Transfer, TransferEnd,
-};
+pub use activity::{ClientActivity, EndedSession, RunningTransfer, SessionEnd};
 pub use batch::{Batch, Host, Released, Token, Verdict};
 pub use counters::{Counters, Drops, Limits, Refusals, Unread};
 pub use endpoints::{ClientKey, PinholeEnds, Translation};
-pub use events::{DecidedAnnouncement, Event, EventKind, OmittedEvents};
+pub use events::{
+    DecidedAnnouncement, Event, EventDescription, EventKind, Level, MissingConnection,
+    OmittedEvents, Refusal, RefusedLogin, Stray, UnusedPinhole, Words,
+};
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;
 pub use kernel::{Closing, Kernel, KernelError, Opening, Place, QueueMode, RouteLookup};
@@ -47,9 +48,9 @@ pub use sessions::Sessions;
 pub use standalone::{PacketOutcome, Standalone};
 use table::entry::{Entry, Epoch};
 pub use table::listing::{PinholeInfo, SessionDetails, SessionInfo};
-pub use transfer_reports::{
-    DataFlags, DataPacket, FinishedTransfer, OpenDataConnection, TRANSFER_PATIENCE, TransferFields,
-    TransferResult, TransferSession, TransferTracker,
+pub use transfers::{
+    DataFlags, DataPacket, TRANSFER_PATIENCE, Transfer, TransferEnd, TransferResult,
+    TransferTracker,
 };
 
 /// The end of a connection that sent a packet.

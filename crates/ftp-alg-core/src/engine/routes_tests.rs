@@ -289,9 +289,7 @@ fn a_flood_asks_the_kernel_ten_times_a_second() {
         talk.now += Duration::from_millis(100);
     }
     let (events, _) = talk.gateway.take_events();
-    let is_report = |event: &&Event| {
-        matches!(event.kind, EventKind::FromElsewhere(_) | EventKind::RouteMissing(_))
-    };
+    let is_report = |event: &&Event| matches!(event.kind, EventKind::Elsewhere(_));
     assert_eq!(events.iter().filter(is_report).count(), 1);
 }
 
@@ -351,9 +349,7 @@ fn lines_count_wherever_they_arrive_if_the_policy_says_so() {
         talk.opens_by(upwards, downwards);
         assert!(talk.gateway.kernel.changes.is_empty(), "{upwards:?} {downwards:?}");
         let (events, _) = talk.gateway.take_events();
-        let is_report = |event: &Event| {
-            matches!(event.kind, EventKind::FromElsewhere(_) | EventKind::RouteMissing(_))
-        };
+        let is_report = |event: &Event| matches!(event.kind, EventKind::Elsewhere(_));
         assert!(!events.iter().any(is_report), "{events:?}");
     }
 }

@@ -143,7 +143,7 @@ impl Sessions {
             };
             let mut has_changed = false;
             while let Some(closed) = self.pinholes.close_first(index, is_forbidden) {
-                let closed = EventKind::PinholeClosed(closed.ends, "the configuration forbids it");
+                let closed = closed.closed_because("the configuration forbids it");
                 self.batch.events.push(entry.head.event(closed));
                 has_changed = true;
             }
@@ -197,15 +197,12 @@ impl Sessions {
         if lifetime <= PATIENCE
             && let Some(unused) = head.without_transfer(announcement).filter(|one| is_over(one))
         {
-            self.batch.events.push(head.event(EventKind::PinholeWaiting(unused.ends)));
+            self.batch.events.push(head.event(unused.missing()));
         }
         while let Some(expired) = self.pinholes.close_first(index, is_over) {
             self.batch.events.push(head.event(match expired.is_refused() {
-                true => EventKind::PinholeClosed(
-                    expired.ends,
-                    "the server refused the command that was to use it",
-                ),
-                false => EventKind::PinholeExpired(expired.ends, expired.kind),
+                true => expired.closed_because("the server refused the command that was to use it"),
+                false => EventKind::PinholeExpired(expired.unused("")),
             }));
             has_changed = true;
         }

@@ -25,7 +25,8 @@ pub enum TransferVerb {
 }
 
 impl TransferVerb {
-    const ALL: [(&str, Self); 7] = [
+    /// All, with their names.
+    pub const ALL: [(&str, Self); 7] = [
         ("RETR", Self::Retr),
         ("STOR", Self::Stor),
         ("LIST", Self::List),

@@ -15,8 +15,9 @@ use std::{
 use crate::{
     engine::{
         Batch, Counters, DecidedAnnouncement, EventKind, Kernel, KernelError, PinholeEnds,
-        QueueMode, RESEND_INTERVAL, SessionEnd, Sessions, Translation,
-        activity::{PATIENCE, TransferEnd},
+        QueueMode, RESEND_INTERVAL, Refusal, RefusedLogin, SessionEnd, Sessions, TransferEnd,
+        Translation,
+        activity::PATIENCE,
         batch::SessionRef,
         offload::handover::PinholeId,
         pinholes::{
@@ -108,7 +109,7 @@ impl Sessions {
 impl Decide for Decider<'_> {
     fn announcement(&mut self, line: &AnnouncedLine) -> Effect {
         match self.open_announced(line) {
-            Ok(opened) => self.record_decision(line, opened),
+            Ok((opened, ends)) => self.record_decision(line, opened, Some(ends)),
             Err(not_opened) => self.record_not_opened(line, not_opened),
         }
     }
@@ -125,7 +126,10 @@ impl Decide for Decider<'_> {
 impl Decider<'_> {
     /// Opens the pinhole for `announced`, if it is permitted, at the first external port that is free. An error if nothing is
     /// opened.
-    fn open_announced(&mut self, announced: &AnnouncedLine) -> Result<Decision, Decision> {
+    fn open_announced(
+        &mut self,
+        announced: &AnnouncedLine,
+    ) -> Result<(Decision, PinholeEnds), Decision> {
         let kind = announced.kind;
         // Without a call of the kernel, because an attacker can send such a reply at will, and it may work without us.
         if matches!(announced.phase, Phase::PickedUp | Phase::PickedUpFtp) && !kind.is_active() {
@@ -182,14 +186,18 @@ impl Decider<'_> {
         let taken = self.take_fast_path_pinhole(announced, fast_path);
         // If it is not taken over, the line has passed all the same.
         let passed = |not_opened| Decision { effect: Effect::Pass, ..not_opened };
-        self.record_decision(announced, taken.unwrap_or_else(passed))
+        let (decision, ends) = match taken {
+            Ok((opened, ends)) => (opened, Some(ends)),
+            Err(not_opened) => (passed(not_opened), None),
+        };
+        self.record_decision(announced, decision, ends)
     }
 
     fn take_fast_path_pinhole(
         &mut self,
         announced: &AnnouncedLine,
         fast_path: &mut Option<PinholeId>,
-    ) -> Result<Decision, Decision> {
+    ) -> Result<(Decision, PinholeEnds), Decision> {
         let (Some(id), Ok(endpoint)) = (*fast_path, self.announced_endpoint(announced)) else {
             return Err(Decision::pass("the fast path opened no pinhole for it"));
         };
@@ -222,7 +230,7 @@ impl Decider<'_> {
         announced: &AnnouncedLine,
         permitted: &Permitted,
         opened: Opened,
-    ) -> Decision {
+    ) -> (Decision, PinholeEnds) {
         let Opened { serial, port, other_session } = opened;
         self.counters.pinholes_opened += 1;
         if !announced.kind.is_active() {
@@ -244,7 +252,10 @@ impl Decider<'_> {
             (None, None) => "both ends see the same endpoint".into(),
         };
         let padding = self.allowed_padding(announced);
-        Decision { effect: Effect::Open { endpoint, padding }, reason, objection: None }
+        let arrival = SocketAddr::new(permitted.ends.arrival.ip(), port);
+        let effect = Effect::Open { endpoint, padding };
+        let ends = PinholeEnds { arrival, ..permitted.ends };
+        (Decision { effect, reason, objection: None }, ends)
     }
 
     /// The announced endpoint.
@@ -265,11 +276,12 @@ impl Decider<'_> {
     /// Records that nothing is opened for `announced`. Returns whether it passes or is refused.
     fn record_not_opened(&mut self, announced: &AnnouncedLine, mut decision: Decision) -> Effect {
         let (kind, foreign) = (announced.kind, self.policy.foreign_address);
-        if let (false, Err(MalformedAnnouncement::Form(_)), Some(text)) =
-            (kind.is_active(), &announced.parsed, &announced.unread_text)
-        {
-            self.push_event(EventKind::UnreadableReply(text.clone()));
-            return Effect::Pass;
+        if !kind.is_active() && matches!(announced.parsed, Err(MalformedAnnouncement::Form(_))) {
+            return self.record_decision(
+                announced,
+                Decision::pass(DecidedAnnouncement::NAMES_NO_ENDPOINT),
+                None,
+            );
         }
         if let Some(objection) = decision.objection
             && passes_despite(objection, kind, foreign, self.hides_server())
@@ -287,7 +299,7 @@ impl Decider<'_> {
             self.counters.pinholes_refused += 1;
             self.counters.refusals.count(reason);
         }
-        self.record_decision(announced, decision)
+        self.record_decision(announced, decision, None)
     }
 
     /// Whether clients know the server by another address than its own, as far as the translation is known.
@@ -298,12 +310,20 @@ impl Decider<'_> {
         })
     }
 
-    /// Records a decision. Returns its effect.
-    fn record_decision(&mut self, announced: &AnnouncedLine, decision: Decision) -> Effect {
+    /// Records a decision, with the pinhole if one was opened. Returns its effect.
+    fn record_decision(
+        &mut self,
+        announced: &AnnouncedLine,
+        decision: Decision,
+        pinhole: Option<PinholeEnds>,
+    ) -> Effect {
         let (kind, unread_text) = (announced.kind, announced.unread_text.clone());
         let (announced, effect) = (self.announced_endpoint(announced).ok(), decision.effect);
-        let decided = DecidedAnnouncement { kind, announced, unread_text, decision };
-        self.push_event(EventKind::Announcement(decided));
+        let decided = DecidedAnnouncement { kind, announced, unread_text, decision, pinhole };
+        self.push_event(match effect {
+            Effect::Refuse(_) => EventKind::Refusal(Refusal::Announcement(decided)),
+            Effect::Open { .. } | Effect::Pass => EventKind::Announcement(decided),
+        });
         effect
     }
 
@@ -465,10 +485,7 @@ impl Decider<'_> {
             DialogueEvent::AnnouncementRefused => {
                 let refused = self.pinholes.close_first(self.index, |one| !one.is_answered());
                 if let Some(refused) = refused {
-                    self.push_event(EventKind::PinholeClosed(
-                        refused.ends,
-                        "the server refused the announcement",
-                    ));
+                    self.push_event(refused.closed_because("the server refused the announcement"));
                 }
             }
             DialogueEvent::Requested(activity) => self.record_request(activity, dialogue),
@@ -493,22 +510,23 @@ impl Decider<'_> {
                     self.push_event(EventKind::SessionStarted);
                 }
                 self.head.activity_mut().record_login();
-                self.push_event(EventKind::LoggedIn);
+                self.push_event(EventKind::Login);
             }
             DialogueEvent::LoginRefused(reply) => {
                 self.counters.logins_refused += 1;
-                let mut refused = self.head.event(EventKind::LoginRefused(reply.code));
+                let mut refused =
+                    self.head.event(EventKind::LoginRefused(RefusedLogin { code: reply.code }));
                 refused.user = self.head.activity_mut().take_refused_user();
                 self.batch.events.push(refused);
             }
             DialogueEvent::NotFtp => {
                 self.close_all_pinholes("the connection is not FTP");
-                self.push_event(EventKind::NotFtp("not FTP: no longer inspected"));
+                self.push_event(EventKind::NotFtp("not FTP: no longer inspected".into()));
             }
             DialogueEvent::NotFtpClient => {
                 self.close_all_pinholes("the connection is not FTP");
                 self.push_event(EventKind::NotFtp(
-                    "the client does not speak FTP: no pinhole is opened any more, refusals continue",
+                    "the client does not speak FTP: no pinhole is opened any more, refusals continue".into(),
                 ));
             }
             DialogueEvent::Encrypted => {
@@ -516,20 +534,25 @@ impl Decider<'_> {
                 self.push_event(EventKind::Encrypted);
             }
             DialogueEvent::PlaintextResumed => {
-                self.push_event(EventKind::StateChanged("readable again"))
+                self.push_event(EventKind::Change("readable again".into()))
             }
             DialogueEvent::LineRefused(line) => self.record_refused_command(line),
             DialogueEvent::LimitReached(limit) => self.record_limit(limit),
             DialogueEvent::PacketsMissed => {
                 self.end_transfers_unseen();
                 self.counters.unread_sessions += 1;
-                self.push_event(EventKind::Missed(match dialogue.phase().opens_nothing_more() {
-                    true => "packets were missed before the dialogue was known: no pinhole is opened any more",
-                    false => "packets were missed: no pinhole is opened until the dialogue is in step again",
-                }));
+                let comes_of_it = match dialogue.phase().opens_nothing_more() {
+                    true => {
+                        "packets were missed before the dialogue was known: no pinhole is opened any more"
+                    }
+                    false => {
+                        "packets were missed: no pinhole is opened until the dialogue is in step again"
+                    }
+                };
+                self.push_event(EventKind::Missed(comes_of_it.into()));
             }
             DialogueEvent::InStep => self.push_event(EventKind::Missed(
-                "the dialogue is in step again: pinholes are opened",
+                "the dialogue is in step again: pinholes are opened".into(),
             )),
         }
     }
@@ -541,14 +564,17 @@ impl Decider<'_> {
         }
         self.counters.refusals.count(line.reason());
         self.counters.limits.line += u64::from(line == RefusedLine::Overlong);
-        self.push_event(EventKind::CommandRefused(match line {
+        let what = match line {
             RefusedLine::Auth => "AUTH: policy.auth-tls is \"refuse\"",
             RefusedLine::Ambiguous => {
                 "PORT, EPRT or AUTH: the line is ambiguous, because of Telnet commands, a bare CR or LF, or a NUL"
             }
             RefusedLine::Overlong => "PORT or EPRT: the line is longer than 512 bytes",
-            RefusedLine::Urgent => "a line with urgent data: it is another command without its urgent byte",
-        }));
+            RefusedLine::Urgent => {
+                "a line with urgent data: it is another command without its urgent byte"
+            }
+        };
+        self.push_event(EventKind::Refusal(Refusal::Command(what.into())));
     }
 
     fn record_limit(&mut self, limit: SessionLimit) {
@@ -571,7 +597,7 @@ impl Decider<'_> {
             ),
         };
         *counter += 1;
-        self.push_event(EventKind::LimitReached(text.into()));
+        self.push_event(EventKind::Limit(text.into()));
     }
 
     /// Handles the end of the connection, which may have been handled before.
@@ -592,7 +618,7 @@ impl Decider<'_> {
     /// Reports that an unused pinhole was closed.
     fn report_closed(&mut self, closed: &Pinhole, reason: &'static str) {
         if !closed.is_used() {
-            self.push_event(EventKind::PinholeClosed(closed.ends, reason));
+            self.push_event(closed.closed_because(reason));
         }
     }
 
@@ -608,7 +634,7 @@ impl Decider<'_> {
 
     pub fn record_kernel_error(&mut self, error: &KernelError) {
         self.counters.errors += 1;
-        self.push_event(EventKind::KernelRefused(error.to_string()));
+        self.push_event(EventKind::Kernel(error.to_string().into()));
     }
 
     /// Closes the answered pinholes before the one with this serial number.

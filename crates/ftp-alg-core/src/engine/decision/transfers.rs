@@ -1,13 +1,11 @@
 //! A connection's transfers, from the command to the last reply, and who requests them; and what waits for its data
 //! connection.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use crate::{
     engine::{
-        Entry, EventKind, SessionEnd, Sessions,
-        activity::{PATIENCE, TransferEnd},
-        decision::Decider,
+        Entry, EventKind, SessionEnd, Sessions, TransferEnd, activity::PATIENCE, decision::Decider,
     },
     session::{Activity, Dialogue},
 };
@@ -70,11 +68,11 @@ impl Sessions {
         let Some(Entry { head, .. }) = self.table.get_mut(index) else { return };
         let announcement = self.pinholes.last_announcement(index);
         if let Some(transfer) = head.examine_transfers(timestamp, announcement) {
-            self.batch.events.push(head.event(EventKind::TransferWaiting(Arc::new(transfer))));
+            self.batch.events.push(head.event(EventKind::TransferWaiting(Box::new(transfer))));
         }
         let unused = head.without_transfer(announcement);
         if let Some(pinhole) = unused.filter(|pinhole| Some(pinhole.serial) == examined) {
-            self.batch.events.push(head.event(EventKind::PinholeWaiting(pinhole.ends)));
+            self.batch.events.push(head.event(pinhole.missing()));
         }
     }
 }

@@ -170,10 +170,13 @@ impl Engine {
         if let Some(entry) = self.sessions.table.get_mut(index) {
             // The lines behind the first one follow from it.
             if !entry.session.is_client_blocked() {
-                self.sessions.batch.events.push(entry.head.event(EventKind::KernelRefused(format!(
-                    "the fast path passed a line that the engine would have decided differently ({difference}); \
-                     please report this"
-                ))));
+                self.sessions.batch.events.push(entry.head.event(EventKind::Kernel(
+                    format!(
+                        "the fast path passed a line that the engine would have decided differently ({difference}); \
+                         please report this"
+                    )
+                    .into(),
+                )));
             }
             entry.session.record_downtime();
         }

@@ -49,8 +49,8 @@ impl Engine {
         }
         decider.batch.injections.retain(|injection| injection.session != session.id);
         decider.counters.unread_sessions += 1;
-        decider.push_event(EventKind::StateChanged(
-            "downtime: packets may have passed unread, so no pinhole is opened any more",
+        decider.push_event(EventKind::Change(
+            "downtime: packets may have passed unread, so no pinhole is opened any more".into(),
         ));
         // If the kernel refuses, the session's next packet is late, too.
         let _ = decider.set_queue_mode(QueueMode::Selected, ConnectionOf::Endpoints);

@@ -18,7 +18,8 @@ use ahash::RandomState;
 
 use crate::{
     engine::{
-        Engine, Entry, EventKind, Kernel, PacketMeta, QueuedPacket, RouteLookup, Sessions, Verdict,
+        Engine, Entry, EventKind, Kernel, PacketMeta, QueuedPacket, RouteLookup, Sessions, Stray,
+        Verdict,
         batch::SessionRef,
         packets::{ACCEPT, Handling, PacketContext, trace_unread},
         table::{Key, PREFETCHED, entry::Timestamp},
@@ -34,13 +35,15 @@ const LIFETIMES: [Duration; 2] = [Duration::from_millis(100), Duration::from_sec
 /// Limit of answers of one kind; at the limit all are forgotten.
 const MAX_ANSWERS: usize = 2048;
 
-const OPENS_NOTHING: EventKind = EventKind::RouteMissing(
-    "opens nothing: the packets of an end arrive where no route to it leads",
-);
+const OPENS_NOTHING: EventKind = EventKind::Elsewhere(Stray {
+    has_no_route: true,
+    text: "opens nothing: the packets of an end arrive where no route to it leads",
+});
 /// The report of unread packets.
-const SOME_UNREAD: EventKind = EventKind::FromElsewhere(
-    "some packets are not read: they have an end's address, but arrive where no route to it leads",
-);
+const SOME_UNREAD: EventKind = EventKind::Elsewhere(Stray {
+    has_no_route: false,
+    text: "some packets are not read: they have an end's address, but arrive where no route to it leads",
+});
 
 /// Why a session is not to inspect a packet now.
 enum Obstacle {
@@ -392,7 +395,7 @@ impl Sessions {
         let has_route = self.routes.get(now, &lookup).unwrap_or_else(|| {
             let answer = kernel.has_route(lookup).unwrap_or_else(|error| {
                 self.counters.errors += 1;
-                let refused = EventKind::KernelRefused(error.to_string());
+                let refused = EventKind::Kernel(error.to_string().into());
                 self.batch.events.push(entry.head.event(refused));
                 false
             });

@@ -18,7 +18,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{ClientKey, Opening, PinholeEnds, Place, Translation, offload::handover::PinholeId},
+    engine::{
+        ClientKey, EventKind, MissingConnection, Opening, PinholeEnds, Place, Translation,
+        UnusedPinhole, offload::handover::PinholeId,
+    },
     ftp::{AnnouncementKind, Reply},
 };
 
@@ -107,6 +110,21 @@ pub(crate) fn renewal_interval(lifetime: Duration) -> Duration {
 }
 
 impl Pinhole {
+    /// What is said of it if no transfer used it: why it was closed, or nothing.
+    pub fn unused(&self, why: &'static str) -> UnusedPinhole {
+        UnusedPinhole { kind: self.kind, ends: self.ends, why }
+    }
+
+    /// The event of its closing without a transfer.
+    pub fn closed_because(&self, why: &'static str) -> EventKind {
+        EventKind::PinholeClosed(self.unused(why))
+    }
+
+    /// The event that it waits for a transfer, and perhaps for its data connection.
+    pub fn missing(&self) -> EventKind {
+        EventKind::NoDataConnection(MissingConnection { ends: self.ends, reason: String::new() })
+    }
+
     pub(super) fn new(
         ends: PinholeEnds,
         kind: AnnouncementKind,

@@ -6,7 +6,6 @@
 use std::{
     net::SocketAddr,
     num::NonZeroU16,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -209,7 +208,7 @@ impl Head {
         let activity = &mut self.existing_extra_mut()?.activity;
         let transfer = activity.take_transfer(now, end, announced_by(announcement))?;
         let transfer = Transfer { ended, ..transfer };
-        Some(self.event(EventKind::Transfer(Arc::new(transfer))))
+        Some(self.event(EventKind::Transfer(Box::new(transfer))))
     }
 
     /// Adds the events of the session's end to `events`, once: of its transfers, and of itself if its start was reported.
@@ -221,7 +220,7 @@ impl Head {
         events: &mut Events,
     ) {
         if let Some(unused) = self.without_transfer(announcement) {
-            events.push(self.event(EventKind::PinholeWaiting(unused.ends)));
+            events.push(self.event(unused.missing()));
         }
         while let Some(event) = self.end_transfer(end.of_transfers(), None, announcement) {
             events.push(event);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Engine, Event, EventKind, Translation},
+    engine::{Engine, Event, EventKind, Refusal, Translation},
     packet::flags,
     session::Side,
 };
@@ -334,7 +334,8 @@ impl Sim {
     /// What was decided about announcements: action, and reason.
     pub fn decisions(&self) -> Vec<String> {
         let announcements = self.events.iter().filter_map(|e| match &e.kind {
-            EventKind::Announcement(decision) => Some(decision.to_string()),
+            EventKind::Announcement(decision)
+            | EventKind::Refusal(Refusal::Announcement(decision)) => Some(decision.to_string()),
             _ => None,
         });
         announcements.collect()

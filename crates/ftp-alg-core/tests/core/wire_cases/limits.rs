@@ -18,7 +18,7 @@ fn serve(sim: &mut Sim, commands: &str) -> Vec<String> {
 
 /// The texts of all events that report a limit, without refused announcements.
 fn limit_events(sim: &Sim) -> Vec<String> {
-    let limits = sim.events.iter().filter(|event| matches!(event.kind, EventKind::LimitReached(_)));
+    let limits = sim.events.iter().filter(|event| matches!(event.kind, EventKind::Limit(_)));
     let reason = |text: String| text.split_once(": ").map_or(text.clone(), |(_, what)| what.into());
     limits.map(|event| reason(event.to_string())).collect()
 }

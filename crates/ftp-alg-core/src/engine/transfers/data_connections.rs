@@ -15,10 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ahash::AHashMap;
-use serde::{Deserialize, Serialize};
-
 use crate::engine::PinholeEnds;
+use ahash::AHashMap;
 
 /// Limit of data connections that are stored; of those that are over, the oldest go first.
 pub(super) const MAX_CONNECTIONS: usize = 16384;
@@ -45,19 +43,6 @@ impl DataPacket {
     fn refuses_a_syn(&self) -> bool {
         self.flags.rst && self.flags.ack && self.end == 0
     }
-}
-
-/// A data connection that goes on, as the next daemon must know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpenDataConnection {
-    /// Its initiator, as the filter chains see it.
-    initiator: SocketAddr,
-    /// Its target, as the filter chains see it.
-    target: SocketAddr,
-    /// When it began, since the zero of the kernel's monotonic clock.
-    began: Duration,
-    /// The initial sequence numbers of initiator and target.
-    first: [u32; 2],
 }
 
 /// TCP flags.
@@ -170,29 +155,6 @@ impl DataConnections {
                 same[place].record(at, sender, packet);
             }
         }
-    }
-
-    /// Those that go on, since `epoch`.
-    pub fn open(&self, epoch: Instant) -> impl Iterator<Item = OpenDataConnection> {
-        let known =
-            self.by_ends.iter().flat_map(|(ends, same)| same.iter().map(|one| (*ends, one)));
-        known.filter_map(move |((initiator, target), one)| {
-            let [Some(first), Some(targets)] = one.first else { return None };
-            (!one.is_over() && one.fins.iter().all(Option::is_none)).then(|| OpenDataConnection {
-                initiator: SocketAddr::new(initiator, one.initiator_port),
-                target,
-                began: one.began.saturating_duration_since(epoch),
-                first: [first, targets],
-            })
-        })
-    }
-
-    /// Records one that an earlier daemon knew.
-    pub fn restore(&mut self, epoch: Instant, saved: &OpenDataConnection) {
-        let OpenDataConnection { initiator, target, began, first: [first, targets] } = *saved;
-        let Some(began) = epoch.checked_add(began) else { return };
-        let restored = self.begin(began, (initiator.ip(), target), initiator.port(), first);
-        restored.first[End::Target as usize] = Some(targets);
     }
 
     /// The newest connection between these ends.

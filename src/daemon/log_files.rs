@@ -1,5 +1,5 @@
-//! The file of `log.transfers`: a line for each transfer. A file that cannot be written costs lines, which are counted,
-//! and nothing else.
+//! The files of `log.events` and `log.transfers`: a line for each event, for each transfer. A file that cannot be written costs
+//! lines, which are counted, and nothing else.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,19 +11,94 @@ use std::{
 use jiff::tz::TimeZone;
 use rustix::fs::OFlags;
 
-use crate::config::TransferFormat;
+use super::{
+    events::{StoredEvent, Unwritten},
+    log::daemon_lines,
+    transfers::xferlog,
+};
+use crate::config::{LogSettings, TransferFormat};
+
+/// The key of the file with all events.
+const EVENTS: &str = "log.events";
+/// The key of the file with the transfers.
+const TRANSFERS: &str = "log.transfers";
 
 /// What to do if the file cannot be written.
 pub const REMEDY: &str = "make room, or let the daemon's user write there, then systemctl reload ftp-alg; if the directory \
                           was missing at its start, systemctl restart ftp-alg";
 
+/// The files.
+#[derive(Debug)]
+pub(super) struct LogFiles {
+    pub events: Option<LineFile>,
+    pub transfers: Option<LineFile>,
+    format: TransferFormat,
+    /// That of the machine, which a confined daemon could not read.
+    zone: TimeZone,
+}
+
+impl LogFiles {
+    /// Opens those that the configuration names.
+    pub fn open(settings: &LogSettings) -> Self {
+        let LogSettings { events, transfer_file, transfer_format, .. } = settings;
+        Self {
+            events: events.as_deref().map(|path| LineFile::open(path, EVENTS)),
+            transfers: transfer_file.as_deref().map(|path| LineFile::open(path, TRANSFERS)),
+            format: *transfer_format,
+            zone: TimeZone::system(),
+        }
+    }
+
+    /// The directories in which they are made again.
+    pub fn directories(&self) -> Vec<&Path> {
+        let files = [&self.events, &self.transfers];
+        files.into_iter().flatten().map(LineFile::directory).collect()
+    }
+
+    /// Opens them again, because logrotate has renamed them, or because they could not be opened.
+    pub fn reopen(&mut self) {
+        let files = [&mut self.events, &mut self.transfers];
+        files.into_iter().flatten().for_each(LineFile::reopen);
+    }
+
+    /// Appends events of sessions to the file of events, and before them those of the daemon.
+    pub fn append_events(&mut self, Unwritten { events, left_out }: &Unwritten) {
+        let Some(file) = &mut self.events else { return };
+        let of_daemon = daemon_lines::take();
+        let mut lines: String = of_daemon.lines.into_iter().map(|line| line + "\n").collect();
+        lines.extend(events.iter().map(json_line));
+        file.unwritten += left_out + of_daemon.left_out;
+        file.append(&lines);
+    }
+
+    /// Appends the transfers among these events to their file.
+    pub fn append_transfers(&mut self, events: &[StoredEvent]) {
+        let Some(file) = &mut self.transfers else { return };
+        let transfers =
+            events.iter().filter_map(|event| Some((event, event.event().kind.ended_transfer()?)));
+        let lines: String = match self.format {
+            TransferFormat::Json => transfers.map(|(event, _)| json_line(event)).collect(),
+            TransferFormat::Xferlog => {
+                let line = |(seen, transfer): (&StoredEvent, _)| {
+                    xferlog::line(seen.at(), seen.event(), transfer, &self.zone)
+                };
+                transfers.filter_map(line).collect()
+            }
+        };
+        file.append(&lines);
+    }
+}
+
+fn json_line(event: &StoredEvent) -> String {
+    format!("{}\n", event.json())
+}
+
 /// A file to which lines are appended.
 #[derive(Debug)]
-pub struct TransferFile {
+pub(super) struct LineFile {
     path: PathBuf,
-    pub format: TransferFormat,
-    /// That of the machine, which a confined daemon could not read.
-    pub zone: TimeZone,
+    /// The configuration key that names it.
+    key: &'static str,
     file: Option<File>,
     /// Whether a part of the last line is there.
     is_torn: bool,
@@ -33,12 +108,11 @@ pub struct TransferFile {
     pub unwritten: u64,
 }
 
-impl TransferFile {
+impl LineFile {
     /// Opens `path`, or makes it, readable for its owner and group.
-    pub fn open(path: &Path, format: TransferFormat) -> Self {
-        let (path, zone) = (path.to_owned(), TimeZone::system());
-        let mut this =
-            Self { path, format, zone, file: None, is_torn: false, failure: None, unwritten: 0 };
+    pub fn open(path: &Path, key: &'static str) -> Self {
+        let path = path.to_owned();
+        let mut this = Self { path, key, file: None, is_torn: false, failure: None, unwritten: 0 };
         this.reopen();
         this
     }
@@ -97,12 +171,13 @@ impl TransferFile {
     }
 
     fn fail(&mut self, error: &io::Error) {
-        let failure = format!("log.transfers: {}: {error}", self.path.display());
+        let failure = format!("{}: {}: {error}", self.key, self.path.display());
         if self.failure.is_none() {
-            tracing::warn!(
-                event = "transfer-file-failed",
-                "{failure}; transfers are missing there and counted; the log and the events have them. {REMEDY}"
-            );
+            let text = format!("{failure}; lines are missing there and counted. {REMEDY}");
+            match self.key {
+                EVENTS => log_event!(EVENT_FILE_FAILED, "{text}"),
+                _ => log_event!(TRANSFER_FILE_FAILED, "{text}"),
+            }
         }
         self.failure = Some(failure);
     }
@@ -124,7 +199,7 @@ mod tests {
     fn lines_are_appended_and_a_renamed_file_is_made_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("transfers.json");
-        let mut file = TransferFile::open(&path, TransferFormat::Json);
+        let mut file = LineFile::open(&path, TRANSFERS);
         assert_eq!(file.directory(), directory.path());
         file.append("{\"a\":1}\n{\"a\":2}\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
@@ -141,13 +216,12 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted() {
         // Each write to this device fails with ENOSPC.
-        let mut full = TransferFile::open(Path::new("/dev/full"), TransferFormat::Json);
+        let mut full = LineFile::open(Path::new("/dev/full"), TRANSFERS);
         full.append("{}\n");
         full.append("{}\n{}\n");
         assert_eq!(full.unwritten, 3);
         assert!(full.failure().unwrap().starts_with("log.transfers: /dev/full: "));
-        let mut absent =
-            TransferFile::open(Path::new("/proc/absent/transfers"), TransferFormat::Json);
+        let mut absent = LineFile::open(Path::new("/proc/absent/transfers"), TRANSFERS);
         absent.append("{}\n");
         absent.reopen();
         absent.append("{}\n");
@@ -165,7 +239,7 @@ mod tests {
             0,
         )
         .unwrap();
-        let mut file = TransferFile::open(&path, TransferFormat::Json);
+        let mut file = LineFile::open(&path, TRANSFERS);
         file.append("{}\n");
         assert!(file.failure().is_some());
         assert_eq!(file.unwritten, 1);
@@ -175,7 +249,7 @@ mod tests {
     fn a_line_for_which_there_is_no_room_leaves_no_part() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("transfers.json");
-        let mut file = TransferFile::open(&path, TransferFormat::Json);
+        let mut file = LineFile::open(&path, TRANSFERS);
         file.append("{\"a\":1}\n");
         // As if the last write had been cut.
         file.file.as_mut().unwrap().write_all(b"{\"a\":").unwrap();

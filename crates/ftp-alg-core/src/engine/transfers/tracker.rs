@@ -14,12 +14,11 @@ use ahash::AHashSet;
 
 use super::{
     data_connections::{
-        DataConnection, DataConnections, DataEnds, DataPacket, End, Found, OpenDataConnection,
-        ends_of,
+        DataConnection, DataConnections, DataEnds, DataPacket, End, Found, ends_of,
     },
-    finished_transfer::{FinishedTransfer, TransferResult},
+    transfer::{Transfer, TransferEnd, TransferResult},
 };
-use crate::engine::{PinholeEnds, Transfer, TransferEnd};
+use crate::engine::{Event, EventKind, PinholeEnds};
 
 /// How long a transfer waits for the packets of its data connection.
 pub const PATIENCE: Duration = Duration::from_millis(500);
@@ -32,11 +31,12 @@ const REFUSED: u16 = 450;
 /// Limit of transfers that wait.
 const MAX_WAITING: usize = 8192;
 
-struct WaitingTransfer {
+struct Waiting<Tag> {
     ended: Instant,
     waits_for: WaitsFor,
     until: Instant,
-    finished: Box<FinishedTransfer>,
+    tag: Tag,
+    event: Event<Box<Transfer>>,
 }
 
 /// What a transfer waits for.
@@ -50,26 +50,26 @@ enum WaitsFor {
     LastPackets,
 }
 
-/// The data connections that were seen, and the transfers that wait for the end of theirs.
-#[derive(Default)]
-pub struct TransferTracker {
+/// The data connections that were seen, and the transfers that wait for the end of theirs. Each comes back with its tag, by
+/// which the host knows more of it.
+pub struct TransferTracker<Tag> {
     connections: DataConnections,
-    waiting: VecDeque<WaitingTransfer>,
+    waiting: VecDeque<Waiting<Tag>>,
     /// Whether the packets of data connections are seen at all.
     pub sees_packets: bool,
 }
 
-impl TransferTracker {
-    /// The data connections that go on, since `epoch`.
-    pub fn open_connections(&self, epoch: Instant) -> Vec<OpenDataConnection> {
-        self.connections.open(epoch).collect()
+impl<Tag> Default for TransferTracker<Tag> {
+    fn default() -> Self {
+        Self {
+            connections: DataConnections::default(),
+            waiting: VecDeque::new(),
+            sees_packets: false,
+        }
     }
+}
 
-    /// Records the data connections that went on when an earlier daemon ended.
-    pub fn restore_connections(&mut self, epoch: Instant, open: &[OpenDataConnection]) {
-        open.iter().for_each(|saved| self.connections.restore(epoch, saved));
-    }
-
+impl<Tag> TransferTracker<Tag> {
     /// Records a packet of a data connection that passed at the time `at`.
     pub fn observe(&mut self, at: Instant, packet: &DataPacket) {
         self.connections.observe(at, packet);
@@ -80,29 +80,26 @@ impl TransferTracker {
     pub fn end(
         &mut self,
         now: Instant,
-        mut finished: Box<FinishedTransfer>,
-    ) -> Option<Box<FinishedTransfer>> {
-        let ended = finished.transfer.ended.unwrap_or(now);
-        if self.waiting.is_empty() && self.is_decided(&finished, ended) {
-            self.complete(&mut finished, ended);
-            return Some(finished);
+        tag: Tag,
+        mut event: Event<Box<Transfer>>,
+    ) -> Option<(Tag, Event)> {
+        let ended = event.kind.ended.unwrap_or(now);
+        if self.waiting.is_empty() && self.is_decided(&event.kind, ended) {
+            self.complete(&mut event.kind, ended);
+            return Some((tag, event.map(EventKind::of_transfer)));
         }
         let oldest = match self.waiting.len() {
             ..MAX_WAITING => None,
             _ => self.waiting.pop_front().map(|oldest| self.completed(oldest)),
         };
         let (waits_for, until) = (WaitsFor::Packets, now + PATIENCE);
-        self.waiting.push_back(WaitingTransfer { ended, waits_for, until, finished });
+        self.waiting.push_back(Waiting { ended, waits_for, until, tag, event });
         oldest
     }
 
     /// A transfer has been pending for a while. Returns it if its data connection did not come about, as far as is known.
-    pub fn examine(
-        &self,
-        now: Instant,
-        mut waiting: Box<FinishedTransfer>,
-    ) -> Option<Box<FinishedTransfer>> {
-        let transfer = &waiting.transfer;
+    pub fn examine(&self, now: Instant, mut event: Event<Box<Transfer>>) -> Option<Event> {
+        let transfer = &mut event.kind;
         let announced = transfer.announcement.filter(|_| self.sees_packets);
         let reason = match announced.map(|(_, pinhole)| ends_of(&pinhole)) {
             // Only the server's silence says something about its data connection.
@@ -120,8 +117,8 @@ impl TransferTracker {
                 Some(missing_reason(ends, known))
             }
         };
-        (waiting.result, waiting.reason) = (TransferResult::Waiting, reason);
-        Some(waiting)
+        (transfer.result, transfer.reason) = (TransferResult::Waiting, reason);
+        Some(event.map(EventKind::of_transfer))
     }
 
     /// Why the data connection through `pinhole`, which no transfer uses, did not come about, if its initiator tried: once
@@ -133,9 +130,9 @@ impl TransferTracker {
         is_new.then(|| missing_reason(ends, Some(known)))
     }
 
-    /// The sessions with transfers that wait.
-    pub fn waiting_sessions(&self) -> AHashSet<u64> {
-        self.waiting.iter().map(|waiting| waiting.finished.session.id).collect()
+    /// Whether a transfer of this session waits.
+    pub fn waits_in(&self, session: u64) -> bool {
+        self.waiting.iter().any(|waiting| waiting.event.session == session)
     }
 
     /// The transfers that need not wait any more, those of a session in their order. `is_running` says whether the kernel
@@ -144,14 +141,14 @@ impl TransferTracker {
         &mut self,
         now: Instant,
         mut is_running: impl FnMut(SocketAddr, SocketAddr) -> bool,
-    ) -> VecDeque<Box<FinishedTransfer>> {
+    ) -> VecDeque<(Tag, Event)> {
         let (mut taken, mut held_up) = (VecDeque::new(), AHashSet::new());
         // One after the other, because the connection of one is no candidate for the next.
         for mut waiting in std::mem::take(&mut self.waiting) {
-            let WaitingTransfer { ended, until, finished, .. } = &waiting;
-            let (session, is_due) = (finished.session.id, *until <= now);
+            let Waiting { ended, until, event, .. } = &waiting;
+            let (session, is_due) = (event.session, *until <= now);
             let is_next = !held_up.contains(&session);
-            let is_decided = is_next && self.is_decided(finished, *ended);
+            let is_decided = is_next && self.is_decided(&event.kind, *ended);
             if is_decided || is_next && is_due && !self.waits_on(&mut waiting, now, &mut is_running)
             {
                 taken.push_back(self.completed(waiting));
@@ -168,13 +165,13 @@ impl TransferTracker {
     /// Whether a transfer that has waited long enough waits on, because its data connection goes on or has just ended.
     fn waits_on(
         &self,
-        waiting: &mut WaitingTransfer,
+        waiting: &mut Waiting<Tag>,
         now: Instant,
         is_running: impl FnOnce(SocketAddr, SocketAddr) -> bool,
     ) -> bool {
-        let WaitingTransfer { ended, waits_for, until, finished } = waiting;
+        let Waiting { ended, waits_for, until, event, .. } = waiting;
         let waited = now - *ended;
-        let Some((initiator, dialled)) = self.unended_connection(&finished.transfer, *ended) else {
+        let Some((initiator, dialled)) = self.unended_connection(&event.kind, *ended) else {
             return false;
         };
         if *waits_for == WaitsFor::LastPackets || waited >= LONGEST_PATIENCE {
@@ -192,9 +189,9 @@ impl TransferTracker {
     pub fn running_connection(
         &self,
         now: Instant,
-        pending: &FinishedTransfer,
+        pending: &Transfer,
     ) -> Option<(SocketAddr, SocketAddr)> {
-        self.unended_connection(&pending.transfer, now)
+        self.unended_connection(pending, now)
     }
 
     /// The data connection of a transfer that has begun, if the sender of the file has not ended it as far as was seen: its
@@ -214,17 +211,13 @@ impl TransferTracker {
     }
 
     /// All transfers, at the end.
-    pub fn take_all(&mut self) -> VecDeque<Box<FinishedTransfer>> {
+    pub fn take_all(&mut self) -> VecDeque<(Tag, Event)> {
         let waiting = std::mem::take(&mut self.waiting);
         waiting.into_iter().map(|waiting| self.completed(waiting)).collect()
     }
 
     /// Whether nothing more is to be known of the data connection.
-    fn is_decided(
-        &self,
-        FinishedTransfer { transfer, .. }: &FinishedTransfer,
-        ended: Instant,
-    ) -> bool {
+    fn is_decided(&self, transfer: &Transfer, ended: Instant) -> bool {
         let Some((_, pinhole)) = transfer.announcement.filter(|_| self.sees_packets) else {
             return true;
         };
@@ -236,36 +229,28 @@ impl TransferTracker {
         is_over.unwrap_or(refused && !transfer.has_started)
     }
 
-    fn completed(
-        &mut self,
-        WaitingTransfer { ended, mut finished, .. }: WaitingTransfer,
-    ) -> Box<FinishedTransfer> {
-        self.complete(&mut finished, ended);
-        finished
+    fn completed(&mut self, Waiting { ended, tag, mut event, .. }: Waiting<Tag>) -> (Tag, Event) {
+        self.complete(&mut event.kind, ended);
+        (tag, event.map(EventKind::of_transfer))
     }
 
-    fn complete(&mut self, finished: &mut FinishedTransfer, ended: Instant) {
-        let transfer = &finished.transfer;
+    fn complete(&mut self, transfer: &mut Transfer, ended: Instant) {
         let ends = transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole));
         let found =
             ends.and_then(|ends| self.connections.find(ends, ended, |one| may_be(one, transfer)));
         let connection = found.map(|found| found.connection);
-        if let Some(Found { connection, is_certain }) = found {
-            let (sender, server) = (sender_of(transfer), server_of(transfer));
-            let bytes = connection.bytes_of(sender, server, is_success(transfer.end));
-            finished.bytes = bytes.filter(|_| is_certain);
-            finished.connection = transfer.announcement.filter(|_| is_certain).map(
-                |(_, PinholeEnds { initiator, arrival, .. })| {
-                    (SocketAddr::new(initiator, connection.initiator_port), arrival)
-                },
-            );
-            if connection.is_answered() && connection.ended > connection.began {
-                finished.duration = connection.ended - connection.began;
-            }
-        }
-        let (sees_packets, has_bytes) = (self.sees_packets, finished.bytes.is_some_and(|n| n > 0));
-        (finished.result, finished.reason) =
+        let certain = found.filter(|found| found.is_certain).map(|found| found.connection);
+        let (sender, server) = (sender_of(transfer), server_of(transfer));
+        let is_complete = is_success(transfer.end);
+        let bytes = certain.and_then(|one| one.bytes_of(sender, server, is_complete));
+        let (sees_packets, has_bytes) = (self.sees_packets, bytes.is_some_and(|bytes| bytes > 0));
+        (transfer.result, transfer.reason) =
             classify(transfer, ends, found, sees_packets, has_bytes);
+        transfer.bytes = bytes;
+        transfer.initiator_port = certain.map(|one| one.initiator_port);
+        if let Some(one) = connection.filter(|one| one.is_answered() && one.ended > one.began) {
+            transfer.duration = one.ended - one.began;
+        }
         if let Some((ends, began)) = ends.zip(connection.map(|connection| connection.began)) {
             self.connections.remove(ends, began);
         }

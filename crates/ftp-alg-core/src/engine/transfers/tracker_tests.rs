@@ -1,13 +1,10 @@
 //! What the packets of data connections add to transfers.
 
-use std::{sync::Arc, time::SystemTime};
-
 use super::{
     super::data_connections::{DataFlags, MAX_CONNECTIONS},
     *,
 };
 use crate::{
-    engine::TransferSession,
     ftp::{AnnouncementKind, Reply},
     session::TransferVerb,
 };
@@ -15,9 +12,18 @@ use crate::{
 pub(super) const SERVER: &str = "203.0.113.9:20";
 pub(super) const CLIENT: &str = "10.0.0.7:50069";
 
-fn session() -> TransferSession {
+fn event(transfer: Transfer) -> Event<Box<Transfer>> {
     let (client, server) = ("10.0.0.7:1035".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
-    TransferSession { id: 17, client, server }
+    Event { session: 17, client, server, user: Some("bob".into()), kind: Box::new(transfer) }
+}
+
+fn transfer_of(event: Event) -> Transfer {
+    match event.kind {
+        EventKind::Transfer(transfer)
+        | EventKind::TransferUnseen(transfer)
+        | EventKind::TransferWaiting(transfer) => *transfer,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// A transfer in active mode, with this reply.
@@ -25,7 +31,6 @@ pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
     let (initiator, target) = ("203.0.113.9".parse().unwrap(), CLIENT.parse().unwrap());
     let pinhole = PinholeEnds { initiator, arrival: target, target, source: initiator };
     Transfer {
-        user: Some("bob".into()),
         verb,
         path: "/pub/q3.csv".into(),
         announcement: Some((AnnouncementKind::Port, pinhole)),
@@ -33,6 +38,10 @@ pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
         has_started: code == 226,
         end: TransferEnd::Replied(Reply { code }),
         ended: None,
+        result: TransferResult::Waiting,
+        bytes: None,
+        initiator_port: None,
+        reason: None,
     }
 }
 
@@ -55,7 +64,7 @@ pub(super) fn packet(
 }
 
 pub(super) struct Test {
-    pub tracker: TransferTracker,
+    pub tracker: TransferTracker<()>,
     pub now: Instant,
 }
 
@@ -72,32 +81,36 @@ impl Test {
         }
     }
 
-    pub fn end(&mut self, transfer: Transfer) -> Option<Box<FinishedTransfer>> {
-        let finished = FinishedTransfer::new(SystemTime::now(), session(), Arc::new(transfer));
-        self.tracker.end(self.now, Box::new(finished))
+    pub fn end(&mut self, transfer: Transfer) -> Option<Transfer> {
+        self.tracker.end(self.now, (), event(transfer)).map(|((), event)| transfer_of(event))
     }
 
-    fn end_after_waiting(&mut self, transfer: Transfer) -> Box<FinishedTransfer> {
+    fn end_after_waiting(&mut self, transfer: Transfer) -> Transfer {
         assert!(self.end(transfer).is_none(), "it waits");
         self.finished_in_time()
     }
 
-    fn end_sooner_or_later(&mut self, transfer: Transfer) -> Box<FinishedTransfer> {
+    fn end_sooner_or_later(&mut self, transfer: Transfer) -> Transfer {
         self.end(transfer).unwrap_or_else(|| self.finished_in_time())
     }
 
-    /// Of a transfer whose data connection the kernel does not have.
-    pub fn finished_in_time(&mut self) -> Box<FinishedTransfer> {
-        self.now += PATIENCE;
-        let mut finished = self.tracker.take_finished(self.now, |_, _| false);
-        self.now += PATIENCE;
-        finished.pop_front().unwrap_or_else(|| self.only_finished())
+    /// Those that need not wait any more; the kernel does not have their data connections.
+    pub fn finished(&mut self) -> Vec<Transfer> {
+        let finished = self.tracker.take_finished(self.now, |_, _| false);
+        finished.into_iter().map(|((), event)| transfer_of(event)).collect()
     }
 
-    pub fn only_finished(&mut self) -> Box<FinishedTransfer> {
-        let mut finished = self.tracker.take_finished(self.now, |_, _| false);
+    pub fn finished_in_time(&mut self) -> Transfer {
+        self.now += PATIENCE;
+        let mut finished = self.finished();
+        self.now += PATIENCE;
+        finished.pop().unwrap_or_else(|| self.only_finished())
+    }
+
+    pub fn only_finished(&mut self) -> Transfer {
+        let mut finished = self.finished();
         assert_eq!(finished.len(), 1);
-        finished.remove(0).unwrap()
+        finished.remove(0)
     }
 }
 
@@ -131,7 +144,7 @@ fn a_transfer_waits_for_its_last_packets() {
     let mut test = Test::new();
     test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
     assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
-    assert_eq!(test.tracker.take_finished(test.now, |_, _| false).len(), 0);
+    assert_eq!(test.finished().len(), 0);
     test.observe(&[(CLIENT, SERVER, "FA", 1006, 12), (SERVER, CLIENT, "FA", 11, 1007)]);
     let finished = test.only_finished();
     assert_eq!(finished.bytes, Some(5));
@@ -239,8 +252,7 @@ fn a_connection_belongs_to_one_transfer() {
 fn examined(test: &Test, has_started: bool) -> Option<Option<String>> {
     let mut pending = Transfer { has_started, ..transfer(TransferVerb::Stor, 0) };
     (pending.end, pending.duration) = (TransferEnd::Pending, Duration::from_secs(10));
-    let pending = FinishedTransfer::new(SystemTime::now(), session(), Arc::new(pending));
-    let waiting = test.tracker.examine(test.now, Box::new(pending))?;
+    let waiting = transfer_of(test.tracker.examine(test.now, event(pending))?);
     assert_eq!((waiting.result, waiting.code()), (TransferResult::Waiting, None));
     Some(waiting.reason)
 }
@@ -488,9 +500,7 @@ fn bytes_of_transfers(packets: &[(u64, PacketRow)], ends: &[u64]) -> Vec<Option<
     let finished = ends.iter().filter_map(|ended| test.end(transfer(*ended)));
     let mut bytes: Vec<_> = finished.map(|finished| finished.bytes).collect();
     test.now += PATIENCE;
-    bytes.extend(
-        test.tracker.take_finished(test.now, |_, _| false).iter().map(|finished| finished.bytes),
-    );
+    bytes.extend(test.finished().iter().map(|finished| finished.bytes));
     bytes
 }
 
@@ -536,7 +546,7 @@ fn a_connection_is_that_of_one_transfer_alone() {
     };
     assert!([350, 400].into_iter().all(|millis| test.end(ended(millis)).is_none()));
     test.observe(&first_packets);
-    let finished = test.tracker.take_finished(test.now, |_, _| false);
+    let finished = test.finished();
     assert_eq!(finished.iter().map(|one| one.bytes).collect::<Vec<_>>(), [Some(5)]);
 }
 
@@ -547,8 +557,8 @@ fn transfers_of_a_session_are_reported_in_their_order() {
     let without = Transfer { announcement: None, ..transfer(TransferVerb::Retr, 226) };
     assert!(test.end(without).is_none());
     test.now += PATIENCE;
-    let finished = test.tracker.take_finished(test.now, |_, _| false);
-    let verbs: Vec<_> = finished.iter().map(|finished| finished.transfer.verb).collect();
+    let finished = test.finished();
+    let verbs: Vec<_> = finished.iter().map(|finished| finished.verb).collect();
     assert_eq!(verbs, [TransferVerb::Stor, TransferVerb::Retr]);
 }
 

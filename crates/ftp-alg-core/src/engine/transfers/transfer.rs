@@ -1,0 +1,197 @@
+//! A transfer: what the control connection says of it, and what the packets of its data connection do.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use serde::{Serialize, Serializer};
+
+use crate::{
+    engine::{PinholeEnds, activity::in_seconds},
+    ftp::{AnnouncementKind, NameInText, Reply},
+    session::TransferVerb,
+};
+
+/// How a transfer ended on the control connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransferEnd {
+    /// By the server's last reply.
+    Replied(Reply),
+    /// The control connection ended before a reply.
+    SessionEnded,
+    /// The control connection was reset before a reply.
+    SessionReset,
+    /// Its end was not seen: packets were missed, or the session was forgotten.
+    Unseen,
+    /// It has not ended.
+    Pending,
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransferResult {
+    /// The server reported success.
+    Complete,
+    /// It ended after it had begun.
+    Aborted,
+    /// The server refused the command.
+    Refused,
+    /// The data connection did not come about.
+    NoDataConnection,
+    /// The data connection or the control connection was reset.
+    Reset,
+    /// Its end was not seen.
+    Unseen,
+    /// It has not ended, and waits for its data connection.
+    Waiting,
+}
+
+/// A transfer that has ended, or is pending. The engine knows what the control connection says of it; the result, the bytes
+/// and the reason come from [`TransferTracker`](super::TransferTracker).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The command.
+    pub verb: TransferVerb,
+    /// The file or directory: absolute if the client's directory is known.
+    pub path: Box<str>,
+    /// The announcement of its data connection, if that opened a pinhole.
+    pub announcement: Option<(AnnouncementKind, PinholeEnds)>,
+    /// From the command to the last reply, or from the data connection's SYN-ACK to its last FIN.
+    pub duration: Duration,
+    /// Whether the server sent a preliminary reply.
+    pub has_started: bool,
+    /// How it ended.
+    pub end: TransferEnd,
+    /// When its last reply was seen.
+    pub ended: Option<Instant>,
+    /// How it ended in all.
+    pub result: TransferResult,
+    /// The bytes that its receiver got, if the first and the last packets of their sender were seen; modulo 4 GiB.
+    pub bytes: Option<u64>,
+    /// The port of the data connection's initiator, if it is known which connection that was.
+    pub initiator_port: Option<u16>,
+    /// Why there was no data connection.
+    pub reason: Option<String>,
+}
+
+impl TransferResult {
+    /// The name that it has in events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Aborted => "aborted",
+            Self::Refused => "refused",
+            Self::NoDataConnection => "no-data-connection",
+            Self::Reset => "reset",
+            Self::Unseen => "unseen",
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
+impl Transfer {
+    /// Whether the server opens the data connection; `None` if no announcement opened a pinhole.
+    pub fn is_active(&self) -> Option<bool> {
+        self.announcement.map(|(kind, _)| kind.is_active())
+    }
+
+    /// Whether the target of the data connection sends what is transferred, not its initiator.
+    pub fn target_sends(&self) -> bool {
+        Some(self.verb.is_upload()) == self.is_active()
+    }
+
+    /// The data connection, if it is known which one that was: its initiator, and what this dialled.
+    pub fn connection(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let (_, PinholeEnds { initiator, arrival, .. }) = self.announcement?;
+        Some((SocketAddr::new(initiator, self.initiator_port?), arrival))
+    }
+
+    /// The code of the server's last reply.
+    pub fn code(&self) -> Option<u16> {
+        match self.end {
+            TransferEnd::Replied(reply) => Some(reply.code),
+            _ => None,
+        }
+    }
+
+    /// Writes the log line: `transfer #17 bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226`.
+    pub(in crate::engine) fn write_line(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        session: u64,
+        client: IpAddr,
+        user: Option<&str>,
+    ) -> fmt::Result {
+        write!(f, "transfer #{session} ")?;
+        if let Some(user) = user {
+            write!(f, "{}@", NameInText::User(user))?;
+        }
+        write!(f, "{client} {}", self.verb.name())?;
+        if !self.path.is_empty() {
+            write!(f, " {}", NameInText::Path(&self.path))?;
+        }
+        if let Some(bytes) = self.bytes {
+            write!(f, " {bytes} B")?;
+        }
+        let (seconds, result) = (self.duration.as_secs_f64(), self.result);
+        if result == TransferResult::Waiting {
+            write!(f, " has waited {seconds:.1} s for its data connection")?;
+        } else {
+            write!(f, " in {seconds:.1} s: ")?;
+            match self.end {
+                TransferEnd::Replied(reply) => write!(f, "{}", reply.code)?,
+                TransferEnd::SessionEnded | TransferEnd::SessionReset => {
+                    f.write_str("the control connection ended")?;
+                }
+                TransferEnd::Unseen | TransferEnd::Pending => {
+                    f.write_str("its end was not seen")?;
+                }
+            }
+            if !matches!(result, TransferResult::Complete | TransferResult::Unseen) {
+                write!(f, ", {}", result.name().replace('-', " "))?;
+            }
+        }
+        self.reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
+    }
+}
+
+/// The fields that docs/events.md lists.
+impl Serialize for Transfer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Fields<'a> {
+            verb: &'static str,
+            path: &'a str,
+            direction: &'static str,
+            mode: Option<&'static str>,
+            bytes: Option<u64>,
+            #[serde(serialize_with = "in_seconds")]
+            seconds: Duration,
+            result: TransferResult,
+            code: Option<u16>,
+            reason: Option<&'a str>,
+            #[serde(flatten)]
+            pinhole: Option<PinholeEnds>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            initiator_port: Option<u16>,
+        }
+        let Self { verb, path, duration, result, bytes, reason, initiator_port, .. } = self;
+        Fields {
+            verb: verb.name(),
+            path,
+            direction: if verb.is_upload() { "up" } else { "down" },
+            mode: self.is_active().map(|active| if active { "active" } else { "passive" }),
+            bytes: *bytes,
+            seconds: *duration,
+            result: *result,
+            code: self.code(),
+            reason: reason.as_deref(),
+            pinhole: self.announcement.map(|(_, ends)| ends),
+            initiator_port: *initiator_port,
+        }
+        .serialize(serializer)
+    }
+}

@@ -1,0 +1,146 @@
+//! The file of `log.events`: all events, over restarts and kills, and what `ftp-alg events FILE` finds in it.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::*;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_ftp-alg");
+
+/// A gateway that writes its events to a file, and the configuration.
+fn gateway_with_file() -> (Gateway, PathBuf, String) {
+    let lab = lab_for(Topology::Masquerade, "");
+    let file = lab.directory().join("events.json");
+    let configuration = format!("log.events = {file:?}\n");
+    (Gateway::on(lab, &configuration), file, configuration)
+}
+
+/// What `ftp-alg events FILE` prints with these options.
+fn found(gateway: &Gateway, file: &Path, options: &[&str]) -> String {
+    let file = file.to_str().unwrap();
+    let output = gateway.lab.gateway.run(PROGRAM, &[&["events", file], options].concat()).unwrap();
+    assert_eq!(output.stderr_text(), "");
+    output.stdout_text()
+}
+
+fn upload(gateway: &Gateway, server: &Server, name: &str) {
+    curl(&gateway.lab, server, Mode::Passive).upload(name, b"12345").unwrap();
+}
+
+#[test]
+fn the_file_has_every_event_over_a_restart_and_a_kill() {
+    let (mut gateway, file, configuration) = gateway_with_file();
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    for name in ["first", "second", "third"] {
+        upload(&gateway, &server, name);
+        let is_written =
+            || found(&gateway, &file, &["--verb", "STOR"]).contains(&format!("/{name} "));
+        wait_for(name, is_written);
+        match name {
+            "first" => drop(gateway.daemon.stop().unwrap()),
+            _ => gateway.daemon.kill(),
+        }
+        gateway.start_again(&configuration);
+    }
+    wait_for("the last start", || {
+        found(&gateway, &file, &["--kind", "ready"]).lines().count() == 4
+    });
+    let text = fs::read_to_string(&file).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of_sessions: Vec<_> = lines.iter().filter(|line| line["session"].is_u64()).collect();
+    assert!(of_sessions.len() >= 12, "{text}");
+    let ids: Vec<_> = of_sessions.iter().map(|line| line["id"].as_u64().unwrap()).collect();
+    assert!(ids.is_sorted(), "{text}");
+    let sessions: Vec<_> =
+        of_sessions.iter().map(|line| line["session"].as_u64().unwrap()).collect();
+    assert_eq!(sessions.last(), Some(&3), "numbers go on: {text}");
+    text.lines().filter(|line| line.contains("\"session\":")).for_each(|line| drop(event_of(line)));
+    // Who opened the port, and who used it.
+    let opened = of_sessions.iter().find(|line| line["event"] == "announcement").unwrap();
+    let arrival = opened["arrival"].as_str().unwrap();
+    let of_port = found(&gateway, &file, &["--port", arrival]);
+    assert!(of_port.contains("open PASV") && of_port.contains("/first 5 B in "), "{of_port}");
+    let transfer = of_sessions.iter().find(|line| line["event"] == "transfer").unwrap();
+    assert_eq!(transfer["arrival"], arrival, "{transfer}");
+    assert!(transfer["initiator_port"].is_u64(), "{transfer}");
+    for (options, count) in [
+        (&["--direction", "up"][..], 3),
+        (&["--direction", "down"], 0),
+        (&["--verb", "stor", "--since", "today"], 3),
+        (&["--until", "yesterday"], 0),
+        (&["--failed"], 0),
+        (&["--kind", "stopped"], 0),
+        (&["--session", "2", "--kind", "transfer"], 1),
+    ] {
+        assert_eq!(found(&gateway, &file, options).lines().count(), count, "{options:?}\n{text}");
+    }
+    // As `zcat FILE.gz | ftp-alg events -`.
+    let line = format!("gzip -c {0:?} | zcat | {1:?} events - --verb STOR", file, executable());
+    let piped = gateway.lab.gateway.run("sh", &["-c", &line]).unwrap().stdout_text();
+    assert_eq!(piped, found(&gateway, &file, &["--verb", "STOR"]));
+}
+
+#[test]
+fn one_client_floods_and_the_file_has_all() {
+    const REFUSED: usize = 2500;
+    let (gateway, file, _) = gateway_with_file();
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let flood = (0..REFUSED).flat_map(|_| ask("PORT 9,9,9,9,80,80"));
+    talk(&gateway.lab, [login(), flood.collect()].concat()).ok();
+    let written = || found(&gateway, &file, &["--failed"]).lines().count();
+    wait_for("all refusals", || written() == REFUSED);
+    assert_eq!(gateway.daemon.status().unwrap()["events_unwritten"], 0);
+}
+
+#[test]
+fn a_renamed_file_of_events_is_made_again_at_a_reload() {
+    let (gateway, file, _) = gateway_with_file();
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let old = file.with_extension("json.1");
+    upload(&gateway, &server, "before");
+    wait_for("the first", || found(&gateway, &file, &["--kind", "transfer"]).contains("/before "));
+    fs::rename(&file, &old).unwrap();
+    signal(&gateway.daemon, "HUP");
+    wait_for("the new file", || file.exists());
+    upload(&gateway, &server, "after");
+    wait_for("the second", || found(&gateway, &file, &["--kind", "transfer"]).contains("/after "));
+    let [old, new] = [&old, &file].map(|file| file.to_str().unwrap());
+    let both = gateway.lab.gateway.run(PROGRAM, &["events", old, new, "--verb", "STOR"]);
+    let both = both.unwrap().stdout_text();
+    assert!(both.find("/before ") < both.find("/after "), "{both}");
+}
+
+#[test]
+fn a_full_disk_costs_events_of_the_file_alone() {
+    let gateway = gateway_with(Topology::Masquerade, "log.events = \"/dev/full\"\n");
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    upload(&gateway, &server, "name");
+    wait_for("the count", || {
+        gateway.daemon.status().unwrap()["events_unwritten"].as_u64() > Some(3)
+    });
+    let has_warning = || {
+        let status = gateway.daemon.status().unwrap();
+        status["warnings"].as_array().unwrap().iter().any(|one| one["name"] == "event-file")
+    };
+    wait_for("the warning", has_warning);
+    wait_for("the event", || gateway.events("transfer").len() == 1);
+    let log = gateway.daemon.log();
+    assert_eq!(log.matches("WARN log.events: /dev/full: ").count(), 1, "{log}");
+}
+
+#[test]
+fn what_is_no_file_of_events_has_a_clear_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(executable());
+        let output = command.arg("events").arg(&file).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = run(&[]);
+    assert!(code == Some(1) && said.contains("/file: No such file or directory"), "{said}");
+    fs::write(&file, "{\"event\": 7}\nno event\n").unwrap();
+    let (code, said) = run(&[]);
+    assert!(code == Some(0) && said.ends_with("file: 2 lines are no event\n"), "{said}");
+    let (code, said) = run(&["--follow"]);
+    assert!(code == Some(2) && said.contains("cannot be used with"), "{said}");
+}
