@@ -21,7 +21,7 @@ use clap::Args;
 use signal_hook::{consts::SIGINT, flag};
 
 use super::Failure;
-use crate::replay::{CaptureReader, Player};
+use crate::replay::{CaptureError, CaptureReader, Compression, Player};
 use notes::{NotePrinter, OutputOptions};
 use simulated_gateway::SimulatedGateway;
 
@@ -32,14 +32,15 @@ const STDIN: &str = "-";
 
 /// Show what the gateway would do with recorded sessions, offline
 ///
-/// Runs captures (pcap or pcapng, also compressed by gzip or zstd) through the
-/// engine. Prints one line for each announcement as soon as it is read: the
-/// announced endpoint, the action and the reason. Logins, transfers and encryption
-/// have lines, too. A summary ends the output. With --external, a simulated NAT
-/// hides the clients and servers in --inside.
+/// Runs captures (pcap or pcapng) through the engine. Prints one line for each
+/// announcement as soon as it is read: the announced endpoint, the action and the
+/// reason. Logins, transfers and encryption have lines, too. A summary ends the
+/// output. With --external, a simulated NAT hides the clients and servers in
+/// --inside.
 ///
 /// Several captures are played one after the other, as one stream of packets. Name
-/// them in the order of time. To follow live traffic, until Ctrl-C:
+/// them in the order of time. A compressed capture, and live traffic until Ctrl-C:
+///   zcat CAPTURE | ftp-alg replay -
 ///   tcpdump -U -w - tcp port 21 | ftp-alg replay -
 ///
 /// --write writes the packets as the outer side sees them. With --external these
@@ -110,6 +111,15 @@ impl ReplayOptions {
 
 fn is_stdin(path: &Path) -> bool {
     path == Path::new(STDIN)
+}
+
+/// `name` as a word of a shell's command line.
+fn in_shell(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@".contains(c);
+    match name.chars().all(is_plain) {
+        true => name.to_owned(),
+        false => format!("'{}'", name.replace('\'', r"'\''")),
+    }
 }
 
 /// Ctrl-C in `tcpdump -w - | ftp-alg replay -` ends tcpdump, and then the capture. So the summary still follows. A
@@ -203,7 +213,16 @@ impl<'a> Replay<'a> {
         let found = file.metadata().map_err(|error| describe(&error))?;
         let size = (found.is_file() && !is_stdin(path)).then_some(found.len());
         self.printer.progress.begin(&name, size);
-        CaptureReader::open(file).map_err(|error| describe(&error))
+        CaptureReader::open(file).map_err(|error| match error {
+            CaptureError::Compressed(Compression { format, command }) => {
+                let command = match is_stdin(path) {
+                    true => format!("... | {command}"),
+                    false => format!("{command} {}", in_shell(&name)),
+                };
+                format!("{name} is compressed with {format}: {command} | ftp-alg replay -")
+            }
+            error => describe(&error),
+        })
     }
 
     /// Creates the capture to write, as soon as there is something to write.

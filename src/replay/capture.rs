@@ -5,13 +5,13 @@
 //! return few bytes at a time. It also does what pcap-parser does not do: it checks lengths, reads the obsolete packet
 //! block, and handles timestamps of any resolution.
 //!
-//! A capture may be compressed (`compression`).
+//! A compressed capture is recognised, and not read.
 //!
 //! The module finds the IP header by link type (<https://www.tcpdump.org/linktypes.html>), and knows nothing else of the
 //! packets. Frames are counted from 1, as capture tools do.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufReader, Read, Write},
     ops::Range,
     time::Duration,
 };
@@ -25,8 +25,6 @@ use pcap_parser::{
     parse_pcap_frame_modified, parse_pcap_header, parse_sectionheaderblock, parse_unknownblock_be,
     parse_unknownblock_le,
 };
-
-use super::compression::{self, CompressionError, Decompressor};
 
 /// The maximum length of a record. A longer one means that the capture is damaged. Wireshark's limit is 256 KiB, and
 /// 128 MiB for link types that do not occur here.
@@ -44,6 +42,14 @@ const RAW_IP: u32 = 101;
 /// The maximum packet length (Wireshark's limit).
 const SNAP_LENGTH: u32 = 262_144;
 
+/// How a compressed file begins, its format, and the command that prints its content.
+const COMPRESSIONS: [(&[u8], Compression); 4] = [
+    (&[0x1f, 0x8b], Compression { format: "gzip", command: "zcat" }),
+    (&[0x28, 0xb5, 0x2f, 0xfd], Compression { format: "zstd", command: "zstdcat" }),
+    (b"\xfd7zX", Compression { format: "xz", command: "xzcat" }),
+    (b"BZh", Compression { format: "bzip2", command: "bzcat" }),
+];
+
 /// The link type of a packet, and its range in the block.
 type PacketInBlock = Option<(Option<LinkType>, Range<usize>)>;
 type Parsed<'a, T> = IResult<&'a [u8], T, PcapError<&'a [u8]>>;
@@ -55,6 +61,8 @@ pub enum CaptureError {
     Io(io::Error),
     #[error("not a pcap or pcapng capture{0}")]
     NotCapture(&'static str),
+    #[error("it is compressed with {}", .0.format)]
+    Compressed(Compression),
     #[error(
         "link type {0} is not supported; supported are Ethernet, Linux cooked (SLL, SLL2), raw IP and loopback"
     )]
@@ -63,6 +71,22 @@ pub enum CaptureError {
     Damaged { after: u64, what: String },
     #[error("cannot read on after frame {after}: {source}")]
     Read { after: u64, source: io::Error },
+}
+
+/// A format of compressed files.
+#[derive(Clone, Copy, Debug)]
+pub struct Compression {
+    pub format: &'static str,
+    /// The command that prints the content of such a file.
+    pub command: &'static str,
+}
+
+impl Compression {
+    /// The compression of a file that begins with `start`.
+    fn of(start: &[u8]) -> Option<Self> {
+        let known = COMPRESSIONS.iter().find(|(magic, _)| start.starts_with(magic));
+        known.map(|(_, compression)| *compression)
+    }
 }
 
 /// One packet of a capture.
@@ -91,9 +115,11 @@ struct Interface {
 /// A pcap capture: the parser for its records, the link type, and the timestamp units per second.
 type Pcap = (for<'a> fn(&'a [u8]) -> Parsed<'a, LegacyPcapBlock<'a>>, LinkType, u32);
 
-/// Reads a capture, which may be compressed.
+/// Reads a capture.
 pub struct CaptureReader<R> {
-    input: Decompressor<R>,
+    input: BufReader<R>,
+    /// The number of bytes that were read so far.
+    position: u64,
     /// `None` for pcapng.
     pcap: Option<Pcap>,
     /// Whether the current pcapng section is big-endian.
@@ -110,9 +136,9 @@ pub struct CaptureReader<R> {
 impl<R: Read> CaptureReader<R> {
     /// Reads the header of the capture.
     pub fn open(input: R) -> Result<Self, CaptureError> {
-        let input = Decompressor::open(input).map_err(CaptureError::Io)?;
         let mut reader = Self {
-            input,
+            input: BufReader::new(input),
+            position: 0,
             pcap: None,
             big_endian: false,
             interfaces: Vec::new(),
@@ -139,14 +165,14 @@ impl<R: Read> CaptureReader<R> {
         } else if let Ok((_, section)) = parse_sectionheaderblock(&reader.block) {
             reader.big_endian = section.big_endian();
         } else {
-            return Err(CaptureError::NotCapture(match reader.block[..] {
-                [] => ": it is empty",
-                ref start => match compression::other_compression(start) {
-                    Some(advice) => advice,
-                    None if start.len() >= 4 && !is_whole => ": its header is incomplete",
-                    None => "",
-                },
-            }));
+            return Err(match (&reader.block[..], Compression::of(&reader.block)) {
+                (_, Some(compression)) => CaptureError::Compressed(compression),
+                ([], _) => CaptureError::NotCapture(": it is empty"),
+                ([_, _, _, _, ..], _) if !is_whole => {
+                    CaptureError::NotCapture(": its header is incomplete")
+                }
+                _ => CaptureError::NotCapture(""),
+            });
         }
         Ok(reader)
     }
@@ -163,9 +189,9 @@ impl<R: Read> CaptureReader<R> {
         Ok(Some(Record { frame: self.frame, time: self.last_time, link, data }))
     }
 
-    /// The number of bytes of the file that were read so far, compressed as they are.
+    /// The number of bytes of the file that were read so far.
     pub fn position(&self) -> u64 {
-        self.input.position()
+        self.position
     }
 
     /// Whether the capture ended within a record.
@@ -293,7 +319,9 @@ impl<R: Read> CaptureReader<R> {
             };
             // The buffer grows only as bytes arrive, because the length in the capture may be wrong.
             let read = self.input.by_ref().take(count as u64).read_to_end(&mut self.block);
-            if read.map_err(|error| self.read_error(error))? < count {
+            let read = read.map_err(|error| self.read_error(error))?;
+            self.position += read as u64;
+            if read < count {
                 self.is_truncated |= !self.block.is_empty();
                 return Ok(false);
             }
@@ -301,11 +329,9 @@ impl<R: Read> CaptureReader<R> {
     }
 
     fn read_error(&self, source: io::Error) -> CaptureError {
-        let inner = source.get_ref().and_then(|inner| inner.downcast_ref::<CompressionError>());
-        match (inner, self.frame) {
-            (Some(inner), _) => self.damaged(inner.to_string()),
-            (None, 0) => CaptureError::Io(source),
-            (None, after) => CaptureError::Read { after, source },
+        match self.frame {
+            0 => CaptureError::Io(source),
+            after => CaptureError::Read { after, source },
         }
     }
 

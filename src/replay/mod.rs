@@ -1,7 +1,6 @@
 //! Runs the engine on captures, or on copies of packets, instead of on packets of the kernel.
 //!
-//! - `capture` reads and writes records, and finds the IP packet in each record. `compression` decompresses what it
-//!   reads.
+//! - `capture` reads and writes records, and finds the IP packet in each record.
 //! - `player` puts the segments of control connections in order (`captured_connection`) and passes them to the engine. The
 //!   engine's kernel is a simulated NAT gateway (`nat`).
 //! - `engine_events` runs the engine, and `played_transfers` joins transfers with their data connections.
@@ -14,7 +13,6 @@
 
 mod capture;
 mod captured_connection;
-mod compression;
 mod datagram;
 mod engine_events;
 mod nat;
@@ -25,7 +23,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use capture::{CaptureReader, LinkType, Record};
+pub use capture::{CaptureError, CaptureReader, Compression, LinkType, Record};
 pub use nat::SimulatedNat;
 pub use player::Player;
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Tests of the replay in-process: damaged captures, all capture formats, gaps, and segments out of order.
-//! Tests of compressed and of several captures are in `streams`.
+//! Tests of several captures are in `streams`.
 
 use std::{
     fs,
@@ -11,13 +11,11 @@ use std::{
 };
 
 use etherparse::PacketBuilder;
-use flate2::{Compression, write::GzEncoder};
 use ftp_alg_core::{
     engine::{Event, Transfer},
     policy::Policy,
 };
 use proptest::prelude::*;
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 use super::{
     capture::{CaptureError, PcapWriter},
@@ -373,14 +371,8 @@ fn other_files_are_refused_with_a_reason() {
     let refused = |bytes: &[u8]| played(bytes).map(|_| ()).unwrap_err().to_string();
     assert_eq!(refused(b""), "not a pcap or pcapng capture: it is empty");
     assert_eq!(refused(b"#!/bin/sh"), "not a pcap or pcapng capture");
-    assert_eq!(
-        refused(b"\xfd7zXZ\0\0\x04"),
-        "not a pcap or pcapng capture: it is compressed; decompress it with xz -d first"
-    );
-    assert_eq!(
-        refused(b"\x1f\x8b\x08\0"),
-        "damaged after frame 0: the gzip data end too early, at byte 4 of the file"
-    );
+    assert_eq!(refused(b"\xfd7zXZ\0\0\x04"), "it is compressed with xz");
+    assert_eq!(refused(b"\x1f\x8b"), "it is compressed with gzip");
     let mut capture = Talk::logged_in().capture(&[]);
     capture[20] = 147;
     assert!(refused(&capture).starts_with("link type 147 is not supported"));
@@ -424,18 +416,10 @@ fn segments_cut_by_the_snap_length_are_written_and_are_gaps() {
     assert!(report.rows.is_empty());
 }
 
-fn gzip(content: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(content).unwrap();
-    encoder.finish().unwrap()
-}
-
 /// Captures of other programs, if they are there, and one of our own.
 fn samples() -> Vec<Vec<u8>> {
     let talk = Talk::of(&[(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")]);
     let mut samples = vec![talk.capture(&[]), pcapng(&talk, true, Some(9), 1_000_000_000)];
-    samples
-        .extend([gzip(&samples[0]), compress_to_vec(&samples[0][..], CompressionLevel::Fastest)]);
     let start = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let there = start.ancestors().map(|above| above.join("shared/captures"));
     if let Some(folder) = there.into_iter().find(|folder| folder.is_dir()) {

@@ -65,11 +65,11 @@ pub fn captures() -> Vec<PathBuf> {
     captures
 }
 
-pub fn name(path: &Path) -> &str {
+fn name(path: &Path) -> &str {
     path.file_stem().unwrap().to_str().unwrap()
 }
 
-pub fn capture(wanted: &str) -> Option<String> {
+fn capture(wanted: &str) -> Option<String> {
     let found = captures().into_iter().find(|path| name(path) == wanted)?;
     Some(found.to_str().unwrap().to_owned())
 }
