@@ -36,7 +36,9 @@ use clap::{
 
 use crate::{
     config::{self, Config, ConfigError},
-    daemon::{self, DaemonError, control_client, health::Findings, snapshot},
+    daemon::{
+        self, DaemonError, Password, PasswordError, control_client, health::Findings, snapshot,
+    },
     kernel::{RuleParameters, table::rule_files},
 };
 
@@ -184,8 +186,9 @@ enum Command {
     /// Check whether a configuration is valid
     ///
     /// Each problem is one line on standard error: file, line, column, key, value
-    /// and the values that are allowed. The exit code is then 2. The command
-    /// changes nothing and needs no privileges.
+    /// and the values that are allowed. The exit code is then 2. The command also
+    /// reads the file of metrics.password-file, if it may. It changes nothing and
+    /// needs no privileges.
     Check {
         /// The configuration file; same as --config
         #[arg(value_name = "FILE", conflicts_with = "config")]
@@ -348,12 +351,20 @@ impl Command {
 
 /// Prints one line if the configuration, in the file that is `named` or in the default one, is valid.
 fn check(named: Option<&PathBuf>) -> Result<(), Failure> {
-    Config::load(named.map(PathBuf::as_path))?;
+    let loaded = Config::load(named.map(PathBuf::as_path))?;
+    let password_file = loaded.metrics.password_file.as_deref();
+    let password = password_file.map(|file| Password::of_file(file, config::read_text));
+    let unread = match password.transpose() {
+        Ok(_) => String::new(),
+        // The daemon's user may have more rights, and the configuration may be another machine's.
+        Err(error @ PasswordError::Read { .. }) => format!(", but {error}"),
+        Err(error) => return Err(Failure::Usage(error.to_string())),
+    };
     let default = Path::new(config::DEFAULT_PATH);
     let path = named.map_or(default, PathBuf::as_path);
     let is_absent = named.is_none() && !default.exists();
     let why = if is_absent { ": the file does not exist, so the defaults apply" } else { "" };
-    output::print_line(&format!("{}: valid{why}", path.display()))
+    output::print_line(&format!("{}: valid{why}{unread}", path.display()))
 }
 
 /// Prints help or version if the user asked for it. Any other error is wrong usage, reported in one line.

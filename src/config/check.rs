@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry as MapEntry},
     ops::RangeInclusive,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -48,6 +48,7 @@ const NETWORKS: &str =
 const EVENT_FILE: &str = "an absolute path of a file";
 const LOG_FILE: &str =
     "true, false, or an absolute path of a file, such as \"/var/log/ftp-alg/transfers.json\"";
+const PASSWORD_FILE: &str = "an absolute path of a file, such as \"/etc/ftp-alg.password\"";
 const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\", or a \
                       port of 127.0.0.1, such as 9821";
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
@@ -384,18 +385,18 @@ impl Checker<'_> {
     }
 
     fn metrics(&mut self, file: Section<'_>) -> MetricsSettings {
-        let read = |value: &Value| text::listen_address(value);
-        MetricsSettings { listen: self.optional(&file.entry("listen"), LISTEN, read) }
+        let listen = |value: &Value| text::listen_address(value);
+        MetricsSettings {
+            listen: self.optional(&file.entry("listen"), LISTEN, listen),
+            page: self.flag(&file.entry("page"), true),
+            password_file: self.optional(&file.entry("password-file"), PASSWORD_FILE, file_path),
+        }
     }
 
     fn log(&mut self, file: Section<'_>) -> LogSettings {
-        let path = |value: &Value| {
-            let path = Path::new(value.as_str()?);
-            (path.is_absolute() && path.file_name().is_some()).then(|| path.to_owned())
-        };
         let read = |value: &Value| match value.as_bool() {
             Some(transfers) => Some((transfers, None)),
-            None => Some((true, Some(path(value)?))),
+            None => Some((true, Some(file_path(value)?))),
         };
         let (transfers, transfer_file) =
             self.optional(&file.entry("transfers"), LOG_FILE, read).unwrap_or((true, None));
@@ -411,7 +412,7 @@ impl Checker<'_> {
             self.refuse(&entry, "needs log.transfers to be the path of a file");
         }
         let entry = file.entry("events");
-        let events = self.optional(&entry, EVENT_FILE, path);
+        let events = self.optional(&entry, EVENT_FILE, file_path);
         if events.is_some() && events == transfer_file {
             self.refuse(&entry, "is the file of log.transfers, too");
         }
@@ -525,6 +526,12 @@ fn wrong_entries(entry: &Entry<'_>, is_valid: impl Fn(&Value) -> bool) -> String
 
 fn integer_in(value: &Value, range: RangeInclusive<i64>) -> Option<i64> {
     value.as_integer().filter(|number| range.contains(number))
+}
+
+/// The absolute path of a file.
+fn file_path(value: &Value) -> Option<PathBuf> {
+    let path = Path::new(value.as_str()?);
+    (path.is_absolute() && path.file_name().is_some()).then(|| path.to_owned())
 }
 
 /// A range above 1023; data connections never use lower ports.

@@ -76,7 +76,7 @@ pub(super) const TABLES: [FileTable; 8] = [
         true,
         "address external-address replace-foreign-address passive-ports",
     ),
-    FileTable::new("metrics", false, "listen"),
+    FileTable::new("metrics", false, "listen page password-file"),
     FileTable::new("log", false, "events transfers transfers-format"),
 ];
 

@@ -181,11 +181,21 @@ pub struct ServerSettings {
     pub replace_foreign_address: bool,
 }
 
-/// `[metrics]`: the endpoint for Prometheus.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// `[metrics]`: the endpoint for Prometheus and browsers.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricsSettings {
     /// The endpoint's address and port. `None` turns it off.
     pub listen: Option<SocketAddr>,
+    /// Whether it has a page for browsers.
+    pub page: bool,
+    /// The file with the user and password that its clients need.
+    pub password_file: Option<PathBuf>,
+}
+
+impl Default for MetricsSettings {
+    fn default() -> Self {
+        Self { listen: None, page: true, password_file: None }
+    }
 }
 
 /// `[log]`: what is logged besides.
@@ -359,7 +369,9 @@ impl Config {
             ("pinhole.mark", old.mark != new.mark),
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),
             ("nat.port-range (for source ports)", self.nat.port_range != next.nat.port_range),
-            ("metrics.listen", self.metrics != next.metrics),
+            ("metrics.listen", self.metrics.listen != next.metrics.listen),
+            ("metrics.page", self.metrics.page != next.metrics.page),
+            ("metrics.password-file", self.metrics.password_file != next.metrics.password_file),
             (
                 "log.transfers",
                 (self.log.transfers, &self.log.transfer_file)
@@ -379,7 +391,7 @@ impl Config {
             control_ports: old.control_ports.clone(),
             queue: old.queue,
             pinhole: PinholeSettings { timeout: self.pinhole.timeout, ..old.pinhole },
-            metrics: old.metrics,
+            metrics: old.metrics.clone(),
             log: old.log.clone(),
             ..self
         }

@@ -236,7 +236,12 @@ fn metrics_listen_at_an_address_or_at_a_port_of_the_loopback_address() {
         let config = Config::parse(&format!("metrics.listen = {value}"), Path::new("x")).unwrap();
         assert_eq!(config.metrics.listen, Some(address.parse().unwrap()), "{value}");
     }
-    assert_eq!(Config::parse("[metrics]", Path::new("x")).unwrap().metrics.listen, None);
+    let metrics = |text: &str| Config::parse(text, Path::new("x")).unwrap().metrics;
+    let default = metrics("[metrics]");
+    assert_eq!(default, MetricsSettings { listen: None, page: true, password_file: None });
+    let changed = metrics("[metrics]\npage = false\npassword-file = \"/etc/ftp-alg.password\"");
+    let path = PathBuf::from("/etc/ftp-alg.password");
+    assert_eq!((changed.page, changed.password_file), (false, Some(path)));
 }
 
 #[test]
@@ -316,6 +321,11 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         ("log.transfers = 1", "log.transfers: 1 is not true, false, or an absolute path of a file"),
         ("log.transfers-format = \"csv\"", "\"csv\" is not \"json\" or \"xferlog\""),
         ("log.transfers-format = \"xferlog\"", "\"xferlog\" needs log.transfers to be the path"),
+        ("metrics.page = \"off\"", "metrics.page: \"off\" is not true or false"),
+        (
+            "metrics.password-file = \"ftp-alg.password\"",
+            "metrics.password-file: \"ftp-alg.password\" is not an absolute path of a file",
+        ),
         ("metrics.listen = true", "metrics.listen: true is not an address"),
         ("[[server]]\naddress = \"ftp\"", "server.address: \"ftp\" is not the address of a host"),
         ("[[server]]\nexternal-address = \"auto\"", ":1:1: server.address: is missing"),

@@ -113,7 +113,9 @@ daemon_events! {
     DATA_LOG_ENDED: "data-log-ended", Warn, "another program may read the group of nfnetlink_log";
     /// who can read the metrics and the page
     METRICS_EXPOSED: "metrics-exposed", Info, "[metrics](metrics.md)";
-    /// the endpoint of the metrics and the page does not work
+    /// all users of the machine can read the password of the endpoint
+    PASSWORD_EXPOSED: "password-exposed", Warn, "`chmod o-r`";
+    /// the endpoint of the metrics and the page does not work, or a new password is refused
     METRICS_FAILED: "metrics-failed", Error, "[metrics](metrics.md)";
     /// a command does not reach the daemon
     CONTROL_ACCEPT_FAILED: "control-accept-failed", Warn, "";

@@ -244,6 +244,10 @@ mod tests {
         let (name, text, remedy) = examined(&file).unwrap();
         assert_eq!((&*name, &*remedy), ("config-pending", "systemctl restart ftp-alg"));
         assert!(text.ends_with(": queue.workers, metrics.listen"), "{text}");
+        fs::write(&path, "metrics.page = false\nmetrics.password-file = \"/p\"").unwrap();
+        assert_eq!(file.load_again().unwrap().metrics, Config::default().metrics);
+        let (_, text, _) = examined(&file).unwrap();
+        assert!(text.ends_with(": metrics.page, metrics.password-file"), "{text}");
         // Its ports change now, and its rules at a restart.
         fs::write(&path, "nat.port-range = \"40000-50000\"").unwrap();
         file.load_again().unwrap();

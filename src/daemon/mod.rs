@@ -86,17 +86,19 @@ use self::{
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
+    health::Health,
     log_files::LogFiles,
-    metrics::{MetricsEndpoint, MetricsListener},
+    metrics::{Admission, MetricsEndpoint, MetricsListener},
     takeover::{OtherDaemons, TakeoverError},
     workers::Workers,
 };
 pub use self::{
     events::MAX_ANSWERED,
     log::{journald::stderr_is_journal as logs_to_journal, level::LEVELS, wants_colours},
+    metrics::{Password, PasswordError},
 };
 use crate::{
-    config::{self, Config, ConfigError},
+    config::{self, Config, ConfigError, MetricsSettings},
     kernel::broker,
 };
 
@@ -230,7 +232,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         config_file,
     )?;
     let server = socket.serve(service.shared.clone())?;
-    let metrics = metrics.and_then(|bound| serve_metrics(bound, &service));
+    let metrics = metrics.and_then(|bound| serve_metrics(&config.metrics, bound, &service));
     let (version, ports) = (env!("CARGO_PKG_VERSION"), &config.control_ports);
     let queues: Vec<_> = config.queue.numbers().collect();
     let path = options.socket.display();
@@ -251,7 +253,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         }
         Some(DaemonEvent::NfTablesChanged) => service.maintain(),
         Some(DaemonEvent::PolicyChanged) => service.update_policy(&config),
-        Some(DaemonEvent::Reload) => reload(&mut config, &service),
+        Some(DaemonEvent::Reload) => reload(&mut config, &service, metrics.as_ref()),
         Some(DaemonEvent::Terminate | DaemonEvent::Failed(_)) => {} // not passed on
     });
     notify(&[NotifyState::Stopping]);
@@ -284,12 +286,16 @@ fn handle_events(
 }
 
 /// Reads the configuration again, and continues with it if it is valid.
-fn reload(config: &mut Config, service: &Workers) {
+fn reload(config: &mut Config, service: &Workers, metrics: Option<&MetricsEndpoint>) {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),
     }
-    service.shared.transfers.reopen_files(); // as after a rotation, also with an invalid configuration
+    // Both also with an invalid configuration. The files of the log as after a rotation.
+    service.shared.transfers.reopen_files();
+    if let (Some(endpoint), Some(path)) = (metrics, &config.metrics.password_file) {
+        reload_password(endpoint, path, &service.shared.health);
+    }
     if let Ok(new) = service.shared.config_file.load_again() {
         service.reload(&new);
         service.shared.transfers.set_servers(new.server_addresses());
@@ -352,7 +358,8 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     } else {
         takeover::check_alone(&config.into(), &options.socket, Instant::now() + CLAIM_LIMIT)?;
     }
-    start_broker(options).map_err(|source| DaemonError::System { what: "the broker", source })?;
+    start_broker(options, config)
+        .map_err(|source| DaemonError::System { what: "the broker", source })?;
     raise_limit_of_descriptors();
     others.map(OtherDaemons::end).transpose()?;
     // Only now, because another user's daemon may have had the program until then.
@@ -385,46 +392,91 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     Ok(ConfinedDaemon { unconfined, socket, metrics, log_files, state_dir, fast_path })
 }
 
+/// Has the endpoint of `[metrics]` require the password that its file has now. An invalid file changes nothing.
+fn reload_password(endpoint: &MetricsEndpoint, path: &Path, health: &Health) {
+    match read_password(path) {
+        Ok(password) => {
+            endpoint.set_password(password);
+            health.set_metrics_error(None);
+        }
+        Err(error) => {
+            let error = format!("{error}. The password from before stays in use");
+            log_event!(METRICS_FAILED, "reload: {error}: correct the file, then reload");
+            let remedy =
+                "correct the file, or let the daemon's user read it; then systemctl reload ftp-alg";
+            health.set_metrics_error(Some((error, remedy)));
+        }
+    }
+}
+
+/// Reads the file of `metrics.password-file`.
+fn read_password(path: &Path) -> Result<Password, PasswordError> {
+    let password = Password::of_file(path, broker::read)?;
+    if password.is_public {
+        let path = path.display();
+        log_event!(
+            PASSWORD_EXPOSED,
+            %path,
+            "metrics: every user of this machine can read the password in {path}: chmod o-r {path}"
+        );
+    }
+    Ok(password)
+}
+
 /// Binds the endpoint of `[metrics]`.
 fn bind_metrics(address: SocketAddr) -> Result<MetricsListener, String> {
     MetricsListener::bind(address)
         .map_err(|error| format!("metrics: cannot listen at {address}: {error}"))
 }
 
-/// Has the endpoint of `[metrics]` answer, if it could be bound. If not, FTP works without it.
+/// Has the endpoint of `[metrics]` answer, if it could be bound, and if the password that it needs is there. If not, FTP
+/// works without it.
 fn serve_metrics(
+    settings: &MetricsSettings,
     bound: Result<MetricsListener, String>,
     service: &Workers,
 ) -> Option<MetricsEndpoint> {
     let decisions = service.shared.decision_times.clone()?;
+    let fail = |error: String, remedy: &'static str| {
+        log_event!(
+            METRICS_FAILED,
+            "{error}; the daemon runs without metrics. To have them: {remedy}"
+        );
+        service.shared.health.set_metrics_error(Some((error, remedy)));
+    };
+    let password = settings.password_file.as_deref().map(read_password).transpose();
+    let password = password.map_err(|error| {
+        fail(
+            error.to_string(),
+            "correct the file, or let the daemon's user read it; then systemctl restart ftp-alg",
+        );
+    });
+    let admission = Admission { has_page: settings.page, password: password.ok()? };
+    let has_password = admission.password.is_some();
     let served = bound.and_then(|listener| {
         let exposed = listener.address().ok().filter(|address| !address.ip().is_loopback());
         let endpoint = listener
-            .serve(service.shared.clone(), decisions)
+            .serve(service.shared.clone(), decisions, admission)
             .map_err(|error| format!("metrics: cannot start the endpoint: {error}"))?;
         Ok((endpoint, exposed))
     });
-    match served {
-        Ok((endpoint, exposed)) => {
-            if let Some(address) = exposed {
-                log_event!(
-                    METRICS_EXPOSED,
-                    %address,
-                    "metrics: other machines can read them and the page with users and files at {address}, unless the \
-                     firewall drops that"
-                );
-            }
-            Some(endpoint)
-        }
-        Err(error) => {
-            log_event!(
-                METRICS_FAILED,
-                "{error}; the daemon runs without metrics. Free the port or change [metrics] listen, then restart ftp-alg"
-            );
-            service.shared.health.set_metrics_error(error);
-            None
-        }
+    let served = served.map_err(|error| {
+        fail(error, "free the port or change [metrics] listen, then systemctl restart ftp-alg");
+    });
+    let (endpoint, exposed) = served.ok()?;
+    if let Some(address) = exposed.filter(|_| !has_password) {
+        let what = match settings.page {
+            true => "them and the page with users and files",
+            false => "them",
+        };
+        log_event!(
+            METRICS_EXPOSED,
+            %address,
+            "metrics: other machines can read {what} at {address} without a password, unless the firewall drops that: \
+             set metrics.password-file"
+        );
     }
+    Some(endpoint)
 }
 
 /// Raises the soft limit of descriptors to the hard one. Each worker needs a dozen, and each interface of the fast path
@@ -436,15 +488,16 @@ fn raise_limit_of_descriptors() {
 }
 
 /// Starts the keeper of the broker, which does what this process soon has no right to do. Both end with this process.
-fn start_broker(options: &DaemonOptions) -> io::Result<()> {
-    let config = options.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH));
-    let files = [config, Path::new(external_names::RESOLVER), Path::new(external_names::HOSTS)]
-        .map(Path::to_owned);
+fn start_broker(options: &DaemonOptions, config: &Config) -> io::Result<()> {
+    let file = options.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH));
+    let files = [file, Path::new(external_names::RESOLVER), Path::new(external_names::HOSTS)];
+    let files = files.into_iter().chain(config.metrics.password_file.as_deref());
+    let files: Vec<_> = files.map(Path::to_owned).collect();
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = command_of_ours(KEEPER_COMMAND);
     command.args(options.user.iter().flat_map(|user| ["--user", user])).arg("--").args(&files);
     command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).spawn()?;
-    broker::use_broker(ours, files.into());
+    broker::use_broker(ours, files);
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
@@ -185,7 +186,11 @@ fn the_documented_configuration_of_prometheus_is_valid() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/metrics.md")).unwrap();
-    let block = page.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let blocks = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let [block, password] = blocks.collect::<Vec<_>>()[..] else { panic!("{page}") };
+    let targets = "    static_configs:\n";
+    assert!(block.contains(targets) && password.starts_with("    basic_auth:\n"), "{password}");
+    let block = block.replace(targets, &format!("{password}{targets}"));
     let rules = root.join("packaging/prometheus/ftp-alg.rules.yml");
     let installed = "/etc/prometheus/ftp-alg.rules.yml";
     assert!(block.contains(installed), "{block}");
@@ -271,6 +276,89 @@ fn ftp_works_without_metrics_if_their_port_is_taken() {
     drop(taken);
 }
 
+/// The status and the text that curl gets on the gateway with `options`.
+fn asked(lab: &Lab, path: &str, options: &[&str]) -> (String, String) {
+    let url = format!("http://{ADDRESS}{path}");
+    let limit = scaled_timeout(Duration::from_secs(60)).as_secs().to_string();
+    let fixed = ["-sS", "--max-time", &limit, "-w", "\n%{http_code}", &url];
+    let got = lab.gateway.run("curl", &[&fixed, options].concat()).unwrap().stdout_text();
+    let (text, status) = got.rsplit_once('\n').unwrap();
+    (status.to_owned(), text.to_owned())
+}
+
+/// As the daemon's user reads it, also at a reload.
+#[test]
+fn the_password_is_that_of_the_file_also_after_a_reload() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let file = lab.directory().join("password");
+    let set = |text: &str, mode: u32| {
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set("bob:first secret\n", 0o600);
+    let config = format!("{LISTEN}password-file = {:?}\n", file.to_str().unwrap());
+    let gateway = Gateway::on(lab, &config);
+    let lab = &gateway.lab;
+    let status = |path: &str, options: &[&str]| asked(lab, path, options).0;
+    for path in ["/metrics", "/", "/page.js", "/status.json", "/other"] {
+        assert_eq!(status(path, &[]), "401", "{path}");
+        assert_eq!(status(path, &["-I"]), "401", "HEAD {path}");
+        assert_eq!(status(path, &["-u", "bob:wrong"]), "401", "{path}");
+    }
+    for path in ["/metrics", "/", "/page.js", "/status.json"] {
+        assert_eq!(status(path, &["-u", "bob:first secret"]), "200", "{path}");
+        assert_eq!(status(path, &["-I", "-u", "bob:first secret"]), "200", "HEAD {path}");
+    }
+    assert_eq!(status("/other", &["-u", "bob:first secret"]), "404");
+    assert!(!gateway.daemon.log().contains("every user"), "{}", gateway.daemon.log());
+
+    set("bob:second secret\n", 0o644);
+    assert_eq!(status("/metrics", &["-u", "bob:first secret"]), "200", "before the reload");
+    reload(&gateway.daemon, &config);
+    wait_for("the new password", || status("/metrics", &["-u", "bob:second secret"]) == "200");
+    assert_eq!(status("/metrics", &["-u", "bob:first secret"]), "401");
+    let log = gateway.daemon.log();
+    let public = format!("every user of this machine can read the password in {}", file.display());
+    assert!(log.contains(&public), "{log}");
+
+    set("third secret\n", 0o600);
+    reload(&gateway.daemon, &config);
+    let warned = || gateway.daemon.status().unwrap()["warnings"].to_string();
+    wait_for("the refusal of the file", || warned().contains("has no colon in its first line"));
+    assert!(warned().contains("The password from before stays in use"), "{}", warned());
+    assert_eq!(status("/metrics", &["-u", "bob:second secret"]), "200");
+    set("bob:fourth secret\n", 0o600);
+    reload(&gateway.daemon, &config);
+    wait_for("the correct file", || !warned().contains("password"));
+    assert_eq!(status("/metrics", &["-u", "bob:fourth secret"]), "200");
+    assert!(!gateway.daemon.log().contains("secret"), "{}", gateway.daemon.log());
+}
+
+#[test]
+fn ftp_works_without_metrics_if_their_password_is_missing() {
+    let config = format!("{LISTEN}password-file = \"/nonexistent/password\"\n");
+    let gateway = gateway_with(Topology::Masquerade, &config);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    curl(&gateway.lab, &server, Mode::Active).exchange(&server, "report", b"the body").unwrap();
+    let missing = "metrics.password-file: cannot read /nonexistent/password: No such file";
+    let log = gateway.daemon.log();
+    assert!(log.contains(missing), "{log}");
+    let warnings = gateway.daemon.status().unwrap()["warnings"].to_string();
+    assert!(warnings.contains(missing), "{warnings}");
+    assert!(!gateway.lab.gateway.listens(9821).unwrap(), "nothing is served without it");
+}
+
+#[test]
+fn without_the_page_there_are_metrics_alone() {
+    let gateway = gateway_with(Topology::Routed, &format!("{LISTEN}page = false\n"));
+    for path in ["/", "/page.js", "/status.json"] {
+        let (status, text) = asked(&gateway.lab, path, &[]);
+        let line = "Only /metrics is here, because metrics.page is false.\n";
+        assert_eq!((&*status, &*text), ("404", line), "{path}");
+    }
+    scrape(&gateway.lab);
+}
+
 #[test]
 fn the_endpoint_is_where_the_configuration_says() {
     let mut gateway = gateway(Topology::Routed);
@@ -285,6 +373,7 @@ fn the_endpoint_is_where_the_configuration_says() {
         wait_for("the last line", || gateway.daemon.log().contains("ready: version "));
         let log = gateway.daemon.log();
         assert_eq!(log.contains(exposed), is_exposed, "{listen}: {log}");
+        assert_eq!(log.contains("set metrics.password-file"), is_exposed, "{listen}: {log}");
         if listen.contains("::1") {
             scrape_at(&gateway.lab, listen);
         }

@@ -49,6 +49,26 @@ fn a_valid_configuration_is_said_to_be_valid() {
 }
 
 #[test]
+fn check_reads_the_file_of_the_password() {
+    let place = Place::new();
+    let password = place.path("password");
+    let file =
+        place.config(&format!("[metrics]\npassword-file = {:?}\n", password.to_str().unwrap()));
+    let path = password.display();
+    let absent = format!(
+        "{file}: valid, but metrics.password-file: cannot read {path}: No such file or directory (os error 2)\n"
+    );
+    assert_eq!(outcome(&["check", &file]), (0, absent, String::new()));
+    fs::write(&password, "secret\n").unwrap();
+    let wrong = format!(
+        "ftp-alg: metrics.password-file: {path} has no colon in its first line; its first line must be USER:PASSWORD\n"
+    );
+    assert_eq!(outcome(&["check", &file]), (2, String::new(), wrong));
+    fs::write(&password, "bob:secret\n").unwrap();
+    assert_eq!(outcome(&["check", &file]), (0, format!("{file}: valid\n"), String::new()));
+}
+
+#[test]
 fn what_never_applies_is_wrong_and_named_with_both_lines() {
     let place = Place::new();
     let networks =

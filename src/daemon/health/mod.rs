@@ -190,8 +190,8 @@ struct HealthState {
     event_file_error: Option<String>,
     /// Why the file of `log.transfers` is not written.
     transfer_file_error: Option<String>,
-    /// Why there is no endpoint of `[metrics]`.
-    metrics_error: Option<String>,
+    /// What is wrong with the endpoint of `[metrics]`, and what to do.
+    metrics_error: Option<(String, &'static str)>,
     traffic: Traffic,
 }
 
@@ -248,9 +248,9 @@ impl Health {
         (state.event_file_error, state.transfer_file_error) = (events, transfers);
     }
 
-    /// Records why there is no endpoint of `[metrics]`.
-    pub(super) fn set_metrics_error(&self, error: String) {
-        lock(&self.state).metrics_error = Some(error);
+    /// Records what is wrong with the endpoint of `[metrics]`, and what to do, if something is.
+    pub(super) fn set_metrics_error(&self, error: Option<(String, &'static str)>) {
+        lock(&self.state).metrics_error = error;
     }
 
     /// Records the events of an engine, as far as they matter here.
@@ -342,9 +342,8 @@ impl Health {
                 findings.add_named(name, 0, error.as_str(), log_files::REMEDY);
             }
         }
-        if let Some(error) = metrics_error {
-            let remedy = "free the port or change [metrics] listen, then systemctl restart ftp-alg";
-            findings.add_named(ProblemName::Metrics, 0, error.as_str(), remedy);
+        if let Some((error, remedy)) = metrics_error {
+            findings.add_named(ProblemName::Metrics, 0, error.as_str(), *remedy);
         }
         if let Some(path) = unwritten.first() {
             let more = match unwritten.len() {

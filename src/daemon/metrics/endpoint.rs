@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     io,
     net::{SocketAddr, TcpListener as StdListener},
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -24,8 +24,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{answers::Answers, decision_times::DecisionTimes, routes};
-use crate::{daemon::status_source::StatusSource, kernel::clocks::since_1970};
+use super::{
+    answers::Answers,
+    decision_times::DecisionTimes,
+    password::Password,
+    routes::{self, Visit},
+};
+use crate::{
+    daemon::{shard::lock, status_source::StatusSource},
+    kernel::clocks::since_1970,
+};
 
 /// The longest head of a request, in bytes.
 const MAX_HEAD: usize = 8192;
@@ -36,6 +44,15 @@ const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// The pause after accept failed, for example because there are no free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 64;
+
+/// What clients get, and which clients.
+#[derive(Debug)]
+pub(in crate::daemon) struct Admission {
+    /// Whether there is a page.
+    pub(in crate::daemon) has_page: bool,
+    /// `None` admits all clients.
+    pub(in crate::daemon) password: Option<Password>,
+}
 
 /// A bound endpoint that does not answer yet.
 #[derive(Debug)]
@@ -68,13 +85,17 @@ impl MetricsListener {
         self,
         source: Arc<dyn StatusSource>,
         decisions: Arc<DecisionTimes>,
+        admission: Admission,
     ) -> io::Result<MetricsEndpoint> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let started = since_1970().as_secs();
         let site = Arc::new(Site {
             answers: Answers::new(source, decisions, started),
             is_local: self.address()?.ip().to_canonical().is_loopback(),
+            has_page: admission.has_page,
+            password: Mutex::new(admission.password),
         });
+        let shared = Arc::clone(&site);
         let (stop, stopped) = oneshot::channel();
         let work = move || {
             if let Err(error) = run(&runtime, self.listener, site, stopped) {
@@ -85,15 +106,22 @@ impl MetricsListener {
             }
         };
         let thread = thread::Builder::new().name("metrics".into()).spawn(work)?;
-        Ok(MetricsEndpoint { stop: Some(stop), thread: Some(thread) })
+        Ok(MetricsEndpoint { site: shared, stop: Some(stop), thread: Some(thread) })
     }
 }
 
 /// The endpoint while it answers. Dropping it ends its thread.
-#[derive(Debug)]
 pub(in crate::daemon) struct MetricsEndpoint {
+    site: Arc<Site>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl MetricsEndpoint {
+    /// From now on clients need this password.
+    pub(in crate::daemon) fn set_password(&self, password: Password) {
+        *lock(&self.site.password) = Some(password);
+    }
 }
 
 impl Drop for MetricsEndpoint {
@@ -110,6 +138,8 @@ struct Site {
     answers: Answers,
     /// Whether it is at a loopback address.
     is_local: bool,
+    has_page: bool,
+    password: Mutex<Option<Password>>,
 }
 
 /// Answers until `stopped` ends.
@@ -151,7 +181,12 @@ async fn accept_clients(listener: TcpListener, site: Arc<Site>) {
 
 async fn answer_client(stream: TcpStream, site: Arc<Site>) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = routes::respond(&request, &site.answers, site.is_local);
+        let is_admitted = {
+            let password = lock(&site.password);
+            password.as_ref().is_none_or(|password| password.is_in(request.headers()))
+        };
+        let visit = Visit { is_admitted, is_local: site.is_local, has_page: site.has_page };
+        let response = routes::respond(&request, &site.answers, visit);
         async { Ok::<_, Infallible>(response) }
     });
     let mut server = http1::Builder::new();

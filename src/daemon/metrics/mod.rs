@@ -1,8 +1,8 @@
 //! The endpoint for Prometheus and for browsers: `GET /metrics`, and a page at `/`, over HTTP, by `[metrics] listen`.
 //!
 //! `families` has the metrics, `decision_times` the histogram that workers record to. `answers` makes texts of them,
-//! `routes` chooses one for a request, `endpoint` has the connections. The page itself is in `page`; it reads JSON from
-//! the paths next to it.
+//! `routes` chooses one for a request, `password` has who may ask, `endpoint` has the connections. The page itself is
+//! in `page`; it reads JSON from the paths next to it.
 //!
 //! Invariants:
 //! - No packet waits for the endpoint. It reads what `ftp-alg status` reads, with the same locks, and at most ten times
@@ -15,10 +15,12 @@ mod answers;
 mod decision_times;
 mod endpoint;
 mod families;
+mod password;
 mod routes;
 
 pub(super) use decision_times::DecisionTimes;
-pub(super) use endpoint::{MetricsEndpoint, MetricsListener};
+pub(super) use endpoint::{Admission, MetricsEndpoint, MetricsListener};
+pub use password::{Password, PasswordError};
 
 #[cfg(test)]
 #[path = "tests.rs"]

@@ -1,5 +1,7 @@
 //! Which request gets which answer.
 //!
+//! Without the password, where one is needed, each request gets 401, whatever it asks for.
+//!
 //! Against DNS rebinding: on a loopback address, only a request to a name of the loopback address gets the page and its
 //! JSON. A page of another site whose name suddenly resolves to 127.0.0.1 still sends that name as the `Host`.
 
@@ -62,13 +64,24 @@ impl Route {
 /// The status, type and text of an answer.
 type Answer = (StatusCode, &'static str, String);
 
-/// The answer to `request`. The listener `is_local` if its address is a loopback address.
+/// What counts for a request besides itself.
+#[derive(Clone, Copy)]
+pub(super) struct Visit {
+    /// Whether the request has the password, or needs none.
+    pub is_admitted: bool,
+    /// Whether the listener's address is a loopback address.
+    pub is_local: bool,
+    /// Whether there is a page.
+    pub has_page: bool,
+}
+
+/// The answer to `request`.
 pub(super) fn respond<B>(
     request: &Request<B>,
     answers: &Answers,
-    is_local: bool,
+    visit: Visit,
 ) -> Response<String> {
-    let (status, kind, text) = answer(request, answers, is_local);
+    let (status, kind, text) = answer(request, answers, visit);
     let mut response = Response::new(text);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -76,15 +89,32 @@ pub(super) fn respond<B>(
     for (name, value) in HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    let further = match status {
+        StatusCode::METHOD_NOT_ALLOWED => Some((header::ALLOW, "GET, HEAD")),
+        StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Basic realm=\"ftp-alg\"")),
+        _ => None,
+    };
+    if let Some((name, value)) = further {
+        headers.insert(name, HeaderValue::from_static(value));
     }
     response
 }
 
-fn answer<B>(request: &Request<B>, answers: &Answers, is_local: bool) -> Answer {
-    let Some(route) = Route::of(request.uri().path()) else {
-        return refused(StatusCode::NOT_FOUND, "Only / and /metrics are here.");
+fn answer<B>(request: &Request<B>, answers: &Answers, visit: Visit) -> Answer {
+    let Visit { is_admitted, is_local, has_page } = visit;
+    if !is_admitted {
+        return refused(
+            StatusCode::UNAUTHORIZED,
+            "Send the user and password of metrics.password-file.",
+        );
+    }
+    let route = match Route::of(request.uri().path()) {
+        Some(route) if has_page || route == Route::Metrics => route,
+        _ if has_page => return refused(StatusCode::NOT_FOUND, "Only / and /metrics are here."),
+        _ => {
+            let line = "Only /metrics is here, because metrics.page is false.";
+            return refused(StatusCode::NOT_FOUND, line);
+        }
     };
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return refused(StatusCode::METHOD_NOT_ALLOWED, "Use GET.");

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -184,14 +185,18 @@ fn the_page_of_metrics_has_them_all() {
 struct Endpoint {
     address: SocketAddr,
     source: Arc<Source>,
-    _answers: MetricsEndpoint,
+    served: MetricsEndpoint,
 }
 
 fn endpoint() -> Endpoint {
+    endpoint_with(Admission { has_page: true, password: None })
+}
+
+fn endpoint_with(admission: Admission) -> Endpoint {
     let listener = MetricsListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let (address, source) = (listener.address().unwrap(), Arc::new(Source::default()));
-    let answers = listener.serve(source.clone(), Arc::default()).unwrap();
-    Endpoint { address, source, _answers: answers }
+    let served = listener.serve(source.clone(), Arc::default(), admission).unwrap();
+    Endpoint { address, source, served }
 }
 
 impl Endpoint {
@@ -292,6 +297,66 @@ fn a_browser_gets_the_page_and_its_json() {
         wrong.starts_with("HTTP/1.1 400 ") && wrong.ends_with("no ID of an event.\n"),
         "{wrong}"
     );
+}
+
+#[test]
+fn without_a_page_there_are_metrics_alone() {
+    let endpoint = endpoint_with(Admission { has_page: false, password: None });
+    for path in OF_THE_PAGE.into_iter().chain(["/other"]) {
+        let answer = endpoint.get(path, "localhost");
+        assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\n"), "{path}: {answer}");
+        let line = "\r\n\r\nOnly /metrics is here, because metrics.page is false.\n";
+        assert!(answer.ends_with(line), "{path}: {answer}");
+    }
+    assert_eq!(endpoint.source.asked.load(Relaxed), 0);
+    endpoint.scrape();
+}
+
+/// The password of a file with `text`.
+fn password(text: &str) -> Password {
+    Password::of_file(Path::new(PAGE), |_| Ok(text.to_owned())).unwrap()
+}
+
+#[test]
+fn everything_needs_the_password() {
+    let admission = Admission { has_page: true, password: Some(password("bob:secret")) };
+    let endpoint = endpoint_with(admission);
+    let ask = |request: &str, token: &str| {
+        let authorization = match token {
+            "" => String::new(),
+            token => format!("Authorization: Basic {token}\r\n"),
+        };
+        endpoint.answer(
+            format!("{request} HTTP/1.1\r\nHost: localhost\r\n{authorization}\r\n").as_bytes(),
+        )
+    };
+    let (right, wrong) = ("Ym9iOnNlY3JldA==", "Ym9iOnNlY3JldDE=");
+    let refused = |answer: &str| {
+        answer.starts_with("HTTP/1.1 401 Unauthorized\r\n")
+            && answer.contains("\r\nwww-authenticate: Basic realm=\"ftp-alg\"\r\n")
+            && !answer.contains("secret")
+    };
+    for path in OF_THE_PAGE.into_iter().chain(["/metrics", "/other"]) {
+        for method in ["GET", "HEAD", "POST"] {
+            for token in ["", wrong] {
+                let answer = ask(&format!("{method} {path}"), token);
+                assert!(refused(&answer), "{method} {path} {token}: {answer}");
+                assert!(method != "HEAD" || answer.ends_with("\r\n\r\n"), "{answer}");
+            }
+        }
+        assert_eq!(endpoint.source.asked.load(Relaxed), 0);
+    }
+    for path in OF_THE_PAGE.into_iter().chain(["/metrics"]) {
+        for method in ["GET", "HEAD"] {
+            let answer = ask(&format!("{method} {path}"), right);
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{method} {path}: {answer}");
+        }
+    }
+    assert!(ask("GET /other", right).starts_with("HTTP/1.1 404 "));
+    assert!(ask("POST /metrics", right).starts_with("HTTP/1.1 405 "));
+    endpoint.served.set_password(password("bob:secret1"));
+    assert!(refused(&ask("GET /metrics", right)));
+    assert!(ask("GET /metrics", wrong).starts_with("HTTP/1.1 200 "), "it is the new one");
 }
 
 #[test]

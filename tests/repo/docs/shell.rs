@@ -24,16 +24,20 @@ const TESTED: [&str; 5] = [
 ];
 
 /// Programs, or how their commands begin, that do not run here, and why. Their lines are only read by bash.
-const NOT_RUN: [(&str, &str); 11] = [
+const NOT_RUN: [(&str, &str); 15] = [
     ("bpftool net", "not among the packages of packaging/provision"),
     (
         "bpftool map dump pinned /sys/fs/bpf/ftp-alg/",
         "as above; tests/e2e/fastpath.rs finds the pins there",
     ),
     ("curl http://127.0.0.1:9821/metrics", "tests/e2e/metrics.rs does it"),
+    ("curl -u prometheus http://10.0.0.1:9821/metrics", "as above"),
+    ("echo \"prometheus:$(openssl rand -hex 16)\"", "openssl is not among the packages"),
     ("fw4 check", "OpenWrt's; tests/e2e/recipes and setup load the rules where fw4 has them"),
     ("fw4 print", "as above"),
     ("fw4 reload", "as above"),
+    ("install -m 0640 -g ftp-alg /dev/null /etc/", "has the group of the package"),
+    ("jq -c", "not among the packages of packaging/provision"),
     ("tcpdump -i lan0", "captures until it is interrupted"),
     ("uci commit firewall", "OpenWrt's, and not packaged for Debian"),
     ("uci set firewall.@defaults[0].", "as above"),
