@@ -157,20 +157,62 @@ fn the_page_shows_each_answer_whole() {
         get = async (path) => {
             if (path === 'sessions.json') early = shown();
             const answer = await real(path);
-            return path === 'status.json' ? {...answer, sessions: 1234} : answer;
+            return path === 'status.json' ? {...answer, pinholes: 1234} : answer;
         };
         await readAll();
         get = real;
         return [early, shown()];
     })()";
+    // What is visible when each request begins, and when its answer is there.
+    let before = "window.seen = [];
+        const real = window.fetch;
+        window.fetch = async (...what) => {
+            seen.push(document.body.innerText);
+            const answer = await real(...what);
+            seen.push(document.body.innerText);
+            return answer;
+        };";
+    // The list is newer than the status, and totals count what no event says any more.
+    let contradicting = "(async () => {
+        const real = get;
+        get = async (path) => {
+            const answer = await real(path);
+            const transfers = {...answer.transfers, active: {complete: 3}};
+            return path === 'status.json' ? {...answer, sessions: 7, transfers, logins_refused: 2} : answer;
+        };
+        const notes = () => ['transfers', 'refusals'].map(id => $(id).querySelector('.note').textContent);
+        const quiet = notes();
+        await readAll();
+        get = real;
+        return [...quiet, $('facts').querySelector('dd').textContent, ...notes()];
+    })()";
     let view = json!({
+        "before": before,
         "until": "lastAnswer !== null",
-        "ask": {"first": before_the_first, "reading": while_reading},
+        "ask": {
+            "loading": "seen.slice(0, 6)",
+            "first": before_the_first,
+            "reading": while_reading,
+            "contradicting": contradicting,
+        },
     });
     let looked = look(&gateway.lab, &browser, &json!([view]));
     let view = &looked["views"][0];
     assert_eq!(view["first"], json!(["", "none"]), "{looked}");
     assert_eq!(view["reading"], json!([false, true]), "{looked}");
+    for text in view["loading"].as_array().unwrap() {
+        let lines: Vec<_> =
+            text.as_str().unwrap().lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(lines, ["ftp-alg", "Health", "Waiting for the daemon."], "{looked}");
+    }
+    let said = [
+        "No transfer has ended yet.",
+        "Nothing was refused yet.",
+        "0",
+        "No stored event is of a transfer.",
+        "No stored event is of a refusal.",
+    ];
+    assert_eq!(view["contradicting"], json!(said), "{looked}");
 }
 
 #[test]

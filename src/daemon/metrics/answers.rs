@@ -20,7 +20,7 @@ use crate::daemon::status_source::StatusSource;
 const TEXT_LIFETIME: Duration = Duration::from_millis(100);
 /// The lifetime of a text in terms of the time that it took to make.
 const LIFETIME_FACTOR: u32 = 10;
-/// Limit of sessions in an answer.
+/// Limit of sessions in an answer. The page knows it.
 const MAX_SESSIONS: usize = 1000;
 
 /// The source of the answers.

@@ -2,6 +2,7 @@
 
 PLAN is {"url": ..., "views": [...]}; each view is opened after the one before, in the same browser:
   {"width": 360, "height": 740, "scheme": "dark",     how large it is, and whether the user prefers dark
+   "before": "SCRIPT",                                runs before those of the page, also in later views
    "stays": true,                                     does not open the page again
    "until": "EXPRESSION",                             waits until this is true, at most for "limit" seconds
    "keys": ["Tab", "Enter", "text:bob"],              presses keys
@@ -149,6 +150,8 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": view.get("scheme", "light")}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        if "before" in view:
+            self.call("Page.addScriptToEvaluateOnNewDocument", source=view["before"])
         if not view.get("stays"):
             self.call("Page.navigate", url=url)
         limit = view.get("limit", 60)

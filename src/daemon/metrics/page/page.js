@@ -14,6 +14,8 @@ const POINTS = 150;
 const FIRST_POINTS = 30;
 /** Rows that the page stores of each kind, and that a table shows. */
 const MAX_ROWS = 500;
+/** Sessions that an answer has at most. */
+const MAX_SESSIONS = 1000;
 /** Users of sessions that are remembered. */
 const MAX_USERS = 5000;
 
@@ -108,6 +110,13 @@ class Table {
   /** Shows `rows`, which may be a part of a `total`. */
   set(rows, total = rows.length) {
     [this.rows, this.total] = [rows, total];
+    this.show();
+  }
+
+  /** Says `text` while there are no rows. */
+  setEmpty(text) {
+    if (text === this.empty) return;
+    this.empty = text;
     this.show();
   }
 
@@ -218,7 +227,7 @@ const tables = {
   transfers: new Table("transfers", {
     key: (row) => row.id,
     sort: { title: "Ended", down: true },
-    empty: "No transfer has ended yet.",
+    empty: "",
     isBad: (row) => row.result !== "complete",
     columns: [
       { title: "Ended", value: (row) => row.id, text: (row) => clock(row.time), isFixed: true, isDown: true },
@@ -241,7 +250,7 @@ const tables = {
   refusals: new Table("refusals", {
     key: (row) => row.id,
     sort: { title: "At", down: true },
-    empty: "Nothing was refused yet.",
+    empty: "",
     columns: [
       { title: "At", value: (row) => row.id, text: (row) => clock(row.time), isFixed: true, isDown: true },
       { title: "Session", value: (row) => row.session, text: (row) => `#${row.session}`, isFixed: true, isDown: true },
@@ -273,6 +282,14 @@ const tables = {
     ],
   }),
 };
+
+/** Says of tables without rows whether there was nothing, or nothing is stored any more. */
+function showEmpty(status) {
+  const transfers = ended(status) > 0 ? "No stored event is of a transfer." : "No transfer has ended yet.";
+  const refusals = refused(status) > 0 ? "No stored event is of a refusal." : "Nothing was refused yet.";
+  tables.transfers.setEmpty(transfers);
+  tables.refusals.setEmpty(refusals);
+}
 
 /** Shows the totals of configured servers and of clients, if there are any. */
 function showTotals({ servers = [], top_clients: clients = [] }) {
@@ -325,7 +342,7 @@ class Chart {
     const most = Math.max(...known, 0);
     const unit = this.isRate ? "/s" : "";
     setText(this.value, last === null ? "" : `${this.text(last)}${unit}`);
-    setText(this.note, this.noteText(rates, `at most ${this.text(most)}${unit}`));
+    setText(this.note, this.noteText(rates, known.length === 0 ? "" : `at most ${this.text(most)}${unit}`));
     const said = last === null ? "not known yet" : `now ${this.text(last)}${unit}, at most ${this.text(most)}${unit}`;
     this.svg.setAttribute("aria-label", `${this.title}, last five minutes: ${said}`);
     const scale = most > 0 ? 36 / most : 0;
@@ -370,11 +387,13 @@ const transfersOf = (status) => {
 const ended = (status) => transfersOf(status).reduce((total, counts) => total + sum(counts), 0);
 const complete = (status) => transfersOf(status).reduce((total, counts) => total + (counts?.complete ?? 0), 0);
 
+const refused = (status) => sum(status.refusals) + (status.logins_refused ?? 0);
+
 const charts = [
   new Chart("Sessions", { of: (status) => status.sessions, isRate: false, text: number }),
   new Chart("Transfers", { of: ended, inRates: "transfers" }),
   new Chart("Failed transfers", { of: (status) => ended(status) - complete(status), inRates: "failed_transfers" }),
-  new Chart("Refusals", { of: (status) => sum(status.refusals) + status.logins_refused, inRates: "refusals" }),
+  new Chart("Refusals", { of: refused, inRates: "refusals" }),
   new Chart("To servers", {
     of: (status) => status.transfers?.bytes_up ?? 0,
     text: amount,
@@ -497,10 +516,14 @@ async function readAll() {
   const recent = [await get(`events.json?after=${store.last}`)];
   if (recent[0].lost === null) recent.push(await get("events.json?after=0"));
   const sessions = await get("sessions.json");
+  // The list is the newer answer, so where it is whole, it says how many there are.
+  if (sessions.length < MAX_SESSIONS) status.sessions = sessions.length;
   takeStatus(status);
   // The users come before the sessions.
   recent.forEach(takeEvents);
   tables.sessions.set(sessions, status.sessions);
+  showEmpty(status);
+  $("known").hidden = false;
 }
 
 async function poll() {
