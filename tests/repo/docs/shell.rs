@@ -24,7 +24,7 @@ const TESTED: [&str; 5] = [
 ];
 
 /// Programs, or how their commands begin, that do not run here, and why. Their lines are only read by bash.
-const NOT_RUN: [(&str, &str); 15] = [
+const NOT_RUN: [(&str, &str); 19] = [
     ("bpftool net", "not among the packages of packaging/provision"),
     (
         "bpftool map dump pinned /sys/fs/bpf/ftp-alg/",
@@ -37,7 +37,11 @@ const NOT_RUN: [(&str, &str); 15] = [
     ("fw4 print", "as above"),
     ("fw4 reload", "as above"),
     ("install -m 0640 -g ftp-alg /dev/null /etc/", "has the group of the package"),
-    ("jq -c", "not among the packages of packaging/provision"),
+    ("jq -", "not among the packages of packaging/provision"),
+    ("seq -f gw-%g 40", "prints names for the next one"),
+    ("ssh -", "needs gateways that serve ssh"),
+    ("xargs -P 8 -I GW sh -c", "as above"),
+    ("rm \"$XDG_RUNTIME_DIR/gw-1.sock\"", "the socket of the ssh above"),
     ("tcpdump -i lan0", "captures until it is interrupted"),
     ("uci commit firewall", "OpenWrt's, and not packaged for Debian"),
     ("uci set firewall.@defaults[0].", "as above"),
