@@ -18,8 +18,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use ahash::AHashMap;
 use ftp_alg_core::engine::{
-    EndedSession, Event, EventKind, MissingConnection, TRANSFER_PATIENCE, Transfer, TransferTracker,
+    ClientKey, EndedSession, Event, EventKind, MissingConnection, TRANSFER_PATIENCE, Transfer,
+    TransferTracker,
 };
 use session_bytes::SessionBytes;
 use totals::Totals;
@@ -33,6 +35,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Limit of events that the thread has not taken yet, and of long transfers that it looks after.
 const MAX_INBOX: usize = 8192;
+/// Of the events, of one client (a /64).
+const SHARE: usize = MAX_INBOX / 4;
 
 /// An event, and when it was seen.
 pub(super) type Seen = (SystemTime, Event);
@@ -41,12 +45,19 @@ pub(super) type Seen = (SystemTime, Event);
 pub(super) struct TransferReports {
     /// Whether there is a thread that reports them.
     is_on: bool,
-    inbox: Mutex<Vec<Received>>,
+    inbox: Mutex<Inbox>,
     /// Transfers for which the inbox had no room.
     lost: AtomicU64,
     totals: Mutex<Totals>,
     /// Whether the files are to be opened again.
     reopens: AtomicBool,
+}
+
+/// Events that the thread has not taken yet.
+#[derive(Default)]
+struct Inbox {
+    events: Vec<Received>,
+    of_clients: AHashMap<ClientKey, usize>,
 }
 
 /// An event that the thread completes.
@@ -122,13 +133,15 @@ impl TransferReports {
         let (mut inbox, mut lost) = (None, 0);
         for event in events.iter().filter(|event| self.reports(&event.kind)) {
             let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
-            if inbox.len() >= MAX_INBOX {
+            let of_client = inbox.of_clients.entry(event.client.ip().into()).or_default();
+            *of_client += 1;
+            if *of_client > SHARE || inbox.events.len() >= MAX_INBOX {
                 lost += u64::from(event.kind.ended_transfer().is_some());
                 continue;
             }
             let ended = event.kind.ended_transfer().and_then(|transfer| transfer.ended);
             let (seen, at) = (ended.unwrap_or_else(Instant::now), SystemTime::now());
-            inbox.push(Received { seen, at, event: event.clone() });
+            inbox.events.push(Received { seen, at, event: event.clone() });
         }
         drop(inbox);
         self.count_lost(lost);
@@ -226,7 +239,7 @@ impl TransferReports {
     /// Handles what has happened, in its order.
     fn handle_received(&self, known: &mut Known<'_>) {
         let received = std::mem::take(&mut *lock(&self.inbox));
-        for Received { seen, at, event } in received {
+        for Received { seen, at, event } in received.events {
             let Event { session, client, server, user, kind } = event;
             let head = Event { session, client, server, user, kind: () };
             match kind {

@@ -28,7 +28,7 @@ pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> (Event, Transfe
     };
     let transfer = Transfer {
         verb: TransferVerb::Stor,
-        path: "/pub/q3.csv".into(),
+        path: Some("/pub/q3.csv".into()),
         announcement: None,
         duration: Duration::from_millis(200),
         has_started: true,
@@ -38,6 +38,7 @@ pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> (Event, Transfe
         initiator_port: None,
         bytes: Some(5),
         reason: None,
+        uncertain: None,
     };
     (event(user, EventKind::Transfer(Box::new(transfer.clone()))), transfer)
 }
@@ -79,9 +80,20 @@ fn a_transfer_is_one_line() {
 #[test]
 fn a_full_inbox_loses_transfers_and_counts_them() {
     let reports = TransferReports::new(true, []);
-    reports.record(&vec![finished(None, Some(226)).0; MAX_INBOX + 3]);
+    let of_client = |client: u8| {
+        let (event, _) = finished(None, Some(226));
+        let client = SocketAddr::from(([10, 0, 0, client], 1035));
+        Event { client, ..event }
+    };
+    // What one client has no room for is another's.
+    reports.record(&vec![of_client(1); SHARE + 3]);
+    for client in 2..=4 {
+        reports.record(&vec![of_client(client); SHARE]);
+    }
     reports.count_lost(2);
     assert_eq!(reports.totals().lost, 5);
+    reports.record(&[of_client(5)]);
+    assert_eq!(reports.totals().lost, 6);
     reports.run(None, &NoConntrack, |_| {}, &AtomicBool::new(true));
     let totals = reports.totals();
     assert_eq!((totals.unknown.complete, totals.bytes_up), (MAX_INBOX as u64, 0));

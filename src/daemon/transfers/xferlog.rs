@@ -30,7 +30,7 @@ pub fn line(at: SystemTime, event: &Event, transfer: &Transfer, zone: &TimeZone)
         transfer.duration.as_secs_f64().ceil().max(1.0),
         event.client.ip(),
         transfer.bytes.unwrap_or_default(),
-        as_field(&transfer.path),
+        as_field(transfer.path.as_deref().unwrap_or_default()),
         if transfer.verb.is_upload() { 'i' } else { 'o' },
         if matches!(user, "anonymous" | "ftp") { 'a' } else { 'r' },
         as_field(user),
@@ -57,7 +57,7 @@ mod tests {
         let done = |user, result, verb, path: &str| {
             let (event, transfer) = finished(user, Some(226));
             let duration = Duration::from_millis(1200);
-            let transfer = Transfer { verb, path: path.into(), duration, result, ..transfer };
+            let transfer = Transfer { verb, path: Some(path.into()), duration, result, ..transfer };
             let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_732_790_790);
             line(at, &event, &transfer, &TimeZone::fixed(jiff::tz::offset(1)))
         };

@@ -13,8 +13,13 @@ use crate::{
 /// After this time what waits for its data connection is examined. A SYN was sent four times by then: Linux repeats it
 /// after 1, 3 and 7 seconds (RFC 6298).
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// Limit of pending transfers of a connection. Clients request one after the other.
-const MAX_PENDING: usize = 4;
+/// Limit of pending transfers of a connection whose paths are stored. Clients request one after the other.
+const MAX_NAMED: usize = 4;
+/// Limit of pending transfers of a connection. Further ones are counted.
+const MAX_PENDING: usize = 64;
+/// Why nobody knows which file a reply is about.
+const TOO_MANY_PENDING: &str = "more commands were pending than are stored";
+const OTHER_PENDING: &str = "another command was pending, and this one has no preliminary reply";
 /// Limit of a directory in bytes.
 const MAX_DIRECTORY: usize = 1024;
 
@@ -22,13 +27,15 @@ const MAX_DIRECTORY: usize = 1024;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ClientActivity {
     user: Option<Arc<str>>,
-    /// The user whose login is pending, or was refused.
+    /// The user whose login is pending, or was refused; empty if it is not certain which user a reply is about.
     named_user: Option<Box<str>>,
     /// The directory, if it is known.
     directory: Option<Box<str>>,
     /// What the client wants to change to, if the server has not answered.
     wanted_directory: Option<Box<str>>,
     transfers: Vec<PendingTransfer>,
+    /// Number of pending transfers behind those, of which nothing is known.
+    uncounted: u32,
     /// Number of transfers that were reported.
     reported_transfers: u32,
     /// Whether the start of the session was reported, and its end was not.
@@ -42,6 +49,10 @@ struct PendingTransfer {
     /// When it was requested, since the connection's first packet.
     requested: Duration,
     has_started: bool,
+    /// Whether its path is known.
+    is_named: bool,
+    /// Whether another one was pending when it was requested.
+    is_pipelined: bool,
     /// Whether it was examined because it was pending for a while.
     is_examined: bool,
 }
@@ -127,6 +138,7 @@ impl ClientActivity {
         directory: None,
         wanted_directory: None,
         transfers: Vec::new(),
+        uncounted: 0,
         reported_transfers: 0,
         is_reported: false,
     };
@@ -148,14 +160,14 @@ impl ClientActivity {
         Some(RunningTransfer { verb, path, requested: *requested, has_started: *has_started })
     }
 
-    /// Records `USER`.
-    pub fn record_user(&mut self, name: Box<str>) {
-        self.named_user = Some(name);
+    /// Records `USER`. If it `is_pipelined`, nobody knows which user the next reply to a login is about.
+    pub fn record_user(&mut self, name: Box<str>, is_pipelined: bool) {
+        self.named_user = Some(if is_pipelined { "".into() } else { name });
     }
 
     /// Takes the user whose login was refused. A later 230 is that of an earlier login: vsftpd says `Already logged in`.
     pub fn take_refused_user(&mut self) -> Option<Arc<str>> {
-        self.named_user.take().map(Arc::from)
+        self.named_user.take().filter(|name| !name.is_empty()).map(Arc::from)
     }
 
     /// Records that the start of the session is reported. Returns whether it was not before.
@@ -173,7 +185,8 @@ impl ClientActivity {
     /// Records that the server has accepted the login.
     pub fn record_login(&mut self) {
         if let Some(named) = self.named_user.take() {
-            (self.user, self.directory) = (Some(named.into()), None);
+            let named = Some(named).filter(|name| !name.is_empty());
+            (self.user, self.directory) = (named.map(Arc::from), None);
         }
     }
 
@@ -199,7 +212,7 @@ impl ClientActivity {
     /// The number of transfers whose ends were not seen, if `pending` transfers have no last reply, and one of these is
     /// not recorded yet.
     pub fn unseen_ends(&self, pending: usize) -> usize {
-        let known = self.transfers.len();
+        let known = self.transfers.len() + self.uncounted as usize;
         (known + 1).saturating_sub(pending.max(1)).min(known)
     }
 
@@ -208,13 +221,24 @@ impl ClientActivity {
         if self.wanted_directory.take().is_some() {
             self.directory = None; // its answer was not seen
         }
-        if self.transfers.len() >= MAX_PENDING {
-            self.transfers.remove(usize::from(self.transfers[0].has_started));
+        if self.uncounted > 0 || self.transfers.len() >= MAX_PENDING {
+            self.uncounted = self.uncounted.saturating_add(1);
+            return;
         }
-        let path = self.resolve(&command.path).unwrap_or(command.path);
-        let command = TransferCommand { path, ..command };
-        let (has_started, is_examined) = (false, false);
-        self.transfers.push(PendingTransfer { command, requested, has_started, is_examined });
+        let is_named =
+            self.transfers.len() < MAX_NAMED && self.transfers.iter().all(|one| one.is_named);
+        let path = match is_named {
+            true => self.resolve(&command.path).unwrap_or(command.path),
+            false => Box::default(),
+        };
+        self.transfers.push(PendingTransfer {
+            command: TransferCommand { path, ..command },
+            requested,
+            has_started: false,
+            is_named,
+            is_pipelined: !self.transfers.is_empty(),
+            is_examined: false,
+        });
     }
 
     /// Records that the oldest transfer has started. The file of a `STOU` is the one that the server has `named`.
@@ -236,6 +260,7 @@ impl ClientActivity {
         announcement: Option<(AnnouncementKind, PinholeEnds)>,
     ) -> Option<Transfer> {
         if self.transfers.is_empty() {
+            self.uncounted = self.uncounted.saturating_sub(1);
             return None;
         }
         let pending = self.transfers.remove(0);
@@ -270,6 +295,11 @@ impl ClientActivity {
     pub fn next_examination(&self) -> Option<Duration> {
         let pending = self.transfers.iter().find(|pending| !pending.is_examined)?;
         Some(pending.requested.saturating_add(PATIENCE))
+    }
+
+    /// Records that the ends of further pending transfers will not be seen.
+    pub fn forget_uncounted(&mut self) {
+        self.uncounted = 0;
     }
 
     /// Whether a transfer has no last reply.
@@ -309,8 +339,17 @@ impl PendingTransfer {
         end: TransferEnd,
         announcement: Option<(AnnouncementKind, PinholeEnds)>,
     ) -> Transfer {
-        let Self { command: TransferCommand { verb, path }, requested, has_started, .. } = self;
+        let Self { command, requested, has_started, is_named, is_pipelined, .. } = self;
+        let TransferCommand { verb, path } = command;
         let duration = now.saturating_sub(requested);
+        // It may be a reply too many to the command before.
+        let is_doubtful = is_pipelined && !has_started && end.is_success();
+        let uncertain = match (is_named, is_doubtful) {
+            (false, _) => Some(TOO_MANY_PENDING),
+            (_, true) => Some(OTHER_PENDING),
+            _ => None,
+        };
+        let path = uncertain.is_none().then_some(path);
         Transfer {
             verb,
             path,
@@ -326,6 +365,7 @@ impl PendingTransfer {
             bytes: None,
             initiator_port: None,
             reason: None,
+            uncertain,
         }
     }
 }

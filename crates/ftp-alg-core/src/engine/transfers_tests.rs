@@ -34,7 +34,10 @@ impl Conversation {
 
 /// What the control connection says of it.
 fn in_short(transfer: &Transfer) -> String {
-    let (verb, path) = (transfer.verb.name(), crate::ftp::NameInText::Path(&transfer.path));
+    let (verb, path) = (
+        transfer.verb.name(),
+        crate::ftp::NameInText::Path(transfer.path.as_deref().unwrap_or("?")),
+    );
     let end = match transfer.end {
         TransferEnd::Replied(reply) => reply.code.to_string(),
         TransferEnd::SessionEnded => "the control connection ended".to_owned(),
@@ -63,6 +66,64 @@ fn each_transfer_is_reported_once_with_its_reply() {
     ] {
         let mut talk = Conversation::logged_in();
         assert_eq!(talk.transfers_of(&format!("{PORT} {script}")), expected, "{script}");
+    }
+}
+
+/// The path that each event has, `?` if none, and its code.
+fn paths(talk: &mut Conversation) -> Vec<String> {
+    let in_short = |transfer: &Transfer| {
+        let path = transfer.path.as_deref().unwrap_or("?");
+        assert_eq!(transfer.path.is_none(), transfer.uncertain.is_some(), "{transfer:?}");
+        format!("{} {path} {}", transfer.verb.name(), transfer.code().unwrap_or(0))
+    };
+    talk.transfers().iter().map(in_short).collect()
+}
+
+#[test]
+fn pipelined_transfers_have_their_own_names_or_none() {
+    let commands = |verb: &str, count: usize| -> String {
+        (0..count).map(|number| format!("{verb} f{number} > ")).collect()
+    };
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > {}NOOP", commands("RETR", 6)));
+    talk.play(&"< 550 no ".repeat(5));
+    assert_eq!(
+        paths(&mut talk),
+        ["RETR f0 550", "RETR f1 550", "RETR f2 550", "RETR f3 550", "RETR ? 550"]
+    );
+    // Nobody knows the name of the sixth one, and that of the next one is known again once it is answered.
+    talk.play("> STOR g < 550 no < 200 ok < 150 x < 226 y > STOR h < 150 x < 226 y");
+    assert_eq!(paths(&mut talk), ["RETR ? 550", "STOR ? 226", "STOR h 226"]);
+    // Of those that are counted only, there is no event.
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > {}NOOP", commands("RETR", 70)));
+    talk.play(&"< 550 no ".repeat(70));
+    let known = paths(&mut talk);
+    assert_eq!((known.len(), known[3].as_str()), (64, "RETR f3 550"));
+    talk.play("< 200 ok > STOR h < 150 x < 226 y");
+    assert_eq!(paths(&mut talk), ["STOR h 226"]);
+}
+
+#[test]
+fn a_reply_too_many_names_no_file_that_it_is_not_about() {
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > RETR a > RETR b < 150 x < 226 y < 226 again"));
+    assert_eq!(paths(&mut talk), ["RETR a 226", "RETR ? 226"]);
+}
+
+#[test]
+fn pipelined_logins_name_no_user() {
+    for (script, user) in [
+        ("> USER ann > PASS x < 331 p < 230 in", Some("ann")),
+        ("> USER joe < 331 p > PASS x > USER ann < 230 in", None),
+        ("> USER joe > USER ann < 331 p < 331 p > PASS x < 230 in", None),
+        ("> USER joe < 331 p > PASS x > USER ann < 230 in < 331 p > PASS y < 230 in", None),
+        ("> USER joe < 331 p > USER ann < 331 p > PASS x < 230 in", Some("ann")),
+    ] {
+        let mut talk = Conversation::masqueraded();
+        talk.play(&format!("< 220 ready {script} {PORT} > RETR a < 150 x < 226 y"));
+        let users: Vec<_> = talk.transfers_of_users().into_iter().map(|(user, _)| user).collect();
+        assert_eq!(users, [user.map(str::to_owned)], "{script}");
     }
 }
 

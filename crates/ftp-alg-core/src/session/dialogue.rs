@@ -246,6 +246,12 @@ impl Dialogue {
         self.pending.count_of(PendingKind::Transfer) as usize
     }
 
+    /// Whether another command of a login is pending than the last one.
+    pub fn has_earlier_login(&self) -> bool {
+        let count = |kind| self.pending.count_of(kind);
+        count(PendingKind::User).saturating_add(count(PendingKind::Login)) > 1
+    }
+
     /// Whether a 227 or 229 would answer a pending command.
     pub fn has_pending_passive(&self) -> bool {
         self.pending.contains(PendingKind::Passive)

@@ -16,7 +16,7 @@ impl Decider<'_> {
         let (pending, may_transfer) = (dialogue.pending_transfers(), dialogue.may_be_logged_in());
         let known = self.head.activity_mut();
         match activity {
-            Activity::User(name) => known.record_user(name),
+            Activity::User(name) => known.record_user(name, dialogue.has_earlier_login()),
             Activity::ChangeDirectory(wanted) => known.record_wanted_directory(wanted),
             Activity::Transfer(command) if may_transfer => {
                 for _ in 0..known.unseen_ends(pending) {
@@ -51,6 +51,9 @@ impl Decider<'_> {
     /// Ends all transfers, because their ends will not be seen.
     pub(super) fn end_transfers_unseen(&mut self) {
         while self.record_transfer_end(TransferEnd::Unseen) {}
+        if let Some(extra) = self.head.existing_extra_mut() {
+            extra.activity.forget_uncounted();
+        }
     }
 
     /// Reports the end of the session and of its transfers, once.

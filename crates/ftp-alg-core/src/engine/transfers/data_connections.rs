@@ -7,7 +7,8 @@
 //! A client can forge packets that its server discards, and so could hide how much it moves. What the server's own FIN
 //! says decides then.
 //!
-//! Invariant: memory is bounded by [`MAX_CONNECTIONS`].
+//! Invariants: memory is bounded by [`MAX_CONNECTIONS`], no client has more than [`SHARE`] with one server, and the work for a
+//! packet by [`MAX_SAME`].
 
 use std::{
     collections::VecDeque,
@@ -15,11 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::PinholeEnds;
+use crate::engine::{ClientKey, PinholeEnds};
 use ahash::AHashMap;
 
 /// Limit of data connections that are stored; of those that are over, the oldest go first.
 pub(super) const MAX_CONNECTIONS: usize = 16384;
+/// Limit of connections between one initiator's network (a /64) and one target's, so that a client's floods cost others nothing.
+pub(super) const SHARE: usize = MAX_CONNECTIONS / 16;
+/// Limit of connections with the same ends. If there were more, it is not certain which one is that of a transfer.
+const MAX_SAME: usize = 8;
 /// Of connections that end so close together, the one of a transfer is not certain.
 const SAME_TIME: Duration = Duration::from_millis(50);
 
@@ -82,6 +87,11 @@ pub(super) fn ends_of(pinhole: &PinholeEnds) -> DataEnds {
     (pinhole.initiator, pinhole.target)
 }
 
+/// The networks of an initiator and a target.
+fn networks_of((initiator, target): DataEnds) -> (ClientKey, ClientKey) {
+    (initiator.into(), target.ip().into())
+}
+
 /// The time between the two.
 fn distance(one: Instant, other: Instant) -> Duration {
     one.max(other) - one.min(other)
@@ -98,6 +108,8 @@ struct Fin {
 /// What was seen of one data connection.
 #[derive(Clone, Debug)]
 pub(super) struct DataConnection {
+    /// Counts all connections.
+    pub serial: u64,
     pub initiator_port: u16,
     pub began: Instant,
     pub ended: Instant,
@@ -111,6 +123,8 @@ pub(super) struct DataConnection {
     reset: Option<(End, u32, Instant)>,
     /// Whether it was reported that it did not come about.
     pub is_reported: bool,
+    /// Whether two commands used it, so that nobody knows which bytes are whose.
+    pub is_shared: bool,
 }
 
 /// The data connection of a transfer, as far as is known.
@@ -124,10 +138,30 @@ pub(super) struct Found<'c> {
 /// The data connections that were seen.
 #[derive(Default)]
 pub(super) struct DataConnections {
-    /// Those with the same ends, the oldest first.
-    by_ends: AHashMap<DataEnds, Vec<DataConnection>>,
-    /// Their ends, in the order in which they began.
-    order: VecDeque<(DataEnds, Instant)>,
+    by_ends: AHashMap<DataEnds, SameEnds>,
+    /// Their ends and serial numbers, in the order in which they began. Some are gone.
+    order: VecDeque<(DataEnds, u64)>,
+    of_networks: AHashMap<(ClientKey, ClientKey), OfNetworks>,
+    /// The serial number of the last one.
+    last: u64,
+}
+
+/// Connections with the same ends.
+#[derive(Default)]
+struct SameEnds {
+    /// The oldest first.
+    connections: Vec<DataConnection>,
+    /// Whether there were more.
+    is_crowded: bool,
+}
+
+/// Connections between the networks of an initiator and of a target.
+#[derive(Default)]
+struct OfNetworks {
+    /// As in [`DataConnections`].
+    order: VecDeque<(DataEnds, u64)>,
+    /// Whether one of them was dropped while it went on. Another one may look like it then.
+    has_lost: bool,
 }
 
 impl DataConnections {
@@ -143,7 +177,9 @@ impl DataConnections {
         }
         // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
         for (ends, port, sender) in [from_initiator, from_target] {
-            let same = self.by_ends.get_mut(&ends).map(Vec::as_mut_slice).unwrap_or_default();
+            let Some(SameEnds { connections: same, .. }) = self.by_ends.get_mut(&ends) else {
+                continue;
+            };
             let newest = |may_be: &dyn Fn(&DataConnection) -> bool| {
                 same.iter().rposition(|one| one.initiator_port == port && may_be(one))
             };
@@ -159,12 +195,12 @@ impl DataConnections {
 
     /// The newest connection between these ends.
     pub fn newest(&self, ends: DataEnds) -> Option<&DataConnection> {
-        self.by_ends.get(&ends)?.last()
+        self.same(ends).last()
     }
 
     /// The newest connection between these ends, to change it.
     pub fn newest_mut(&mut self, ends: DataEnds) -> Option<&mut DataConnection> {
-        self.by_ends.get_mut(&ends)?.last_mut()
+        self.by_ends.get_mut(&ends)?.connections.last_mut()
     }
 
     /// The connection between these ends of a transfer that ended at the time `ended`, of those that `may_be` it.
@@ -188,8 +224,13 @@ impl DataConnections {
                 && other.began < connection.began
                 && !(other.is_over() && other.ended <= connection.began)
         };
-        let is_doubtful =
-            candidates.get(1).is_some_and(is_near) || self.by_ends.get(&ends)?.iter().any(runs);
+        let same = self.by_ends.get(&ends)?;
+        let of_networks = self.of_networks.get(&networks_of(ends));
+        let is_doubtful = same.is_crowded
+            || of_networks.is_some_and(|of_networks| of_networks.has_lost)
+            || connection.is_shared
+            || candidates.get(1).is_some_and(is_near)
+            || same.connections.iter().any(runs);
         Some(Found { connection, is_certain: !is_doubtful })
     }
 
@@ -200,79 +241,112 @@ impl DataConnections {
         ended: Instant,
         may_be: impl Fn(&DataConnection) -> bool,
     ) -> impl Iterator<Item = &DataConnection> {
-        let same = self.by_ends.get(&ends).map(Vec::as_slice).unwrap_or_default();
-        same.iter().rev().filter(move |one| one.began <= ended && may_be(one))
+        self.same(ends).iter().rev().filter(move |one| one.began <= ended && may_be(one))
     }
 
-    /// Removes the connection that began at the time `began`.
-    pub fn remove(&mut self, ends: DataEnds, began: Instant) {
-        if let Some(same) = self.by_ends.get_mut(&ends) {
-            same.retain(|one| one.began != began);
-            if same.is_empty() {
-                self.by_ends.remove(&ends);
-            }
+    /// Removes the connection with this serial number. Returns whether it went on.
+    pub fn remove(&mut self, ends: DataEnds, serial: u64) -> bool {
+        let Some(same) = self.by_ends.get_mut(&ends) else { return false };
+        let Some(at) = same.connections.iter().position(|one| one.serial == serial) else {
+            return false;
+        };
+        let goes_on = !same.connections.remove(at).is_over();
+        if same.connections.is_empty() {
+            self.by_ends.remove(&ends);
         }
+        goes_on
+    }
+
+    /// Records that two commands used the connection with this serial number.
+    pub fn share(&mut self, ends: DataEnds, serial: u64) {
+        let same = self.by_ends.get_mut(&ends).into_iter().flat_map(|same| &mut same.connections);
+        same.filter(|one| one.serial == serial).for_each(|one| one.is_shared = true);
+    }
+
+    fn same(&self, ends: DataEnds) -> &[DataConnection] {
+        self.by_ends.get(&ends).map_or(&[], |same| &same.connections)
     }
 
     #[cfg(test)]
     pub fn count(&self) -> usize {
-        self.by_ends.values().map(Vec::len).sum()
+        self.by_ends.values().map(|same| same.connections.len()).sum()
     }
 
     /// The connection between these ends whose initiator begins with the sequence number `first`.
     fn begin(&mut self, at: Instant, ends: DataEnds, port: u16, first: u32) -> &mut DataConnection {
-        let same = self.by_ends.get(&ends).map(Vec::as_slice).unwrap_or_default();
         let begins_so = |one: &DataConnection| {
             (one.initiator_port, one.first[End::Initiator as usize]) == (port, Some(first))
         };
-        let known = same.iter().rposition(begins_so);
+        let known = self.same(ends).iter().rposition(begins_so);
         if known.is_none() {
-            self.make_room();
-            self.order.push_back((ends, at));
+            self.make_room(ends);
+            self.last += 1;
+            self.order.push_back((ends, self.last));
+            let of_networks = self.of_networks.entry(networks_of(ends)).or_default();
+            of_networks.order.push_back((ends, self.last));
         }
-        let same = self.by_ends.entry(ends).or_insert_with(|| Vec::with_capacity(1));
+        let SameEnds { connections: same, is_crowded } = self.by_ends.entry(ends).or_default();
         let place = known.unwrap_or_else(|| {
-            same.push(DataConnection::new(at, port, first));
+            if same.len() >= MAX_SAME {
+                *is_crowded = true;
+                same.remove(same.iter().position(DataConnection::is_over).unwrap_or(0));
+            }
+            same.push(DataConnection::new(self.last, at, port, first));
             same.len() - 1
         });
         &mut same[place]
     }
 
-    /// Makes room for a quarter of all connections, if there is none for one more.
-    fn make_room(&mut self) {
-        if self.order.len() < MAX_CONNECTIONS {
+    /// Makes room for a connection between these ends: those of the same networks go first, if they have their share.
+    fn make_room(&mut self, ends: DataEnds) {
+        let of_networks = self.of_networks.get(&networks_of(ends));
+        let has_share = of_networks.is_some_and(|of_networks| of_networks.order.len() >= SHARE);
+        if !has_share && self.order.len() < MAX_CONNECTIONS {
             return;
         }
-        let order = std::mem::take(&mut self.order);
-        self.order = order
-            .into_iter()
-            .filter(|(ends, began)| self.find_known(*ends, *began).is_some())
-            .collect();
-        self.drop_oldest(DataConnection::is_over);
-        self.drop_oldest(|_| true);
+        // Their order names some that are gone.
+        let Self { by_ends, order, of_networks, .. } = self;
+        let is_known = |(ends, serial): &(DataEnds, u64)| {
+            let mut same = by_ends.get(ends).into_iter().flat_map(|same| &same.connections);
+            same.any(|one| one.serial == *serial)
+        };
+        order.retain(is_known);
+        of_networks.retain(|_, one| {
+            one.order.retain(is_known);
+            !one.order.is_empty()
+        });
+        let of_networks = of_networks.get(&networks_of(ends)).map(|one| one.order.clone());
+        self.drop_oldest(of_networks.unwrap_or_default(), SHARE);
+        self.drop_oldest(self.order.clone(), MAX_CONNECTIONS);
     }
 
-    fn find_known(&self, ends: DataEnds, began: Instant) -> Option<&DataConnection> {
-        self.by_ends.get(&ends)?.iter().find(|one| one.began == began)
-    }
-
-    /// Drops the oldest of those that `may_go`, until three quarters of the limit are left.
-    fn drop_oldest(&mut self, may_go: impl Fn(&DataConnection) -> bool) {
-        let mut excess = self.order.len().saturating_sub(MAX_CONNECTIONS / 4 * 3);
-        for (ends, began) in std::mem::take(&mut self.order) {
-            if excess > 0 && self.find_known(ends, began).is_none_or(&may_go) {
-                self.remove(ends, began);
-                excess -= 1;
-            } else {
-                self.order.push_back((ends, began));
+    /// If there are as many as the limit, drops the oldest of these connections, until a quarter of it is free: first those
+    /// that are over.
+    fn drop_oldest(&mut self, order: VecDeque<(DataEnds, u64)>, limit: usize) {
+        if order.len() < limit {
+            return;
+        }
+        let mut excess = order.len() - limit / 4 * 3;
+        for may_go_on in [false, true] {
+            for (ends, serial) in &order {
+                let is_over = |one: &DataConnection| one.serial == *serial && one.is_over();
+                if excess > 0 && (may_go_on || self.same(*ends).iter().any(is_over)) {
+                    excess -= 1;
+                    if self.remove(*ends, *serial)
+                        && let Some(lost) = self.of_networks.get_mut(&networks_of(*ends))
+                    {
+                        lost.has_lost = true;
+                    }
+                }
             }
         }
     }
 }
 
 impl DataConnection {
-    fn new(at: Instant, initiator_port: u16, first: u32) -> Self {
+    fn new(serial: u64, at: Instant, initiator_port: u16, first: u32) -> Self {
         Self {
+            serial,
             initiator_port,
             began: at,
             ended: at,
@@ -281,6 +355,7 @@ impl DataConnection {
             acknowledged: [None, None],
             reset: None,
             is_reported: false,
+            is_shared: false,
         }
     }
 

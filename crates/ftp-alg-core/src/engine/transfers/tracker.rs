@@ -5,12 +5,12 @@
 //! connection goes on, a transfer waits longer. What is never seen leaves its fields empty.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use ahash::AHashSet;
+use ahash::AHashMap;
 
 use super::{
     data_connections::{
@@ -18,7 +18,7 @@ use super::{
     },
     transfer::{Transfer, TransferEnd, TransferResult},
 };
-use crate::engine::{Event, EventKind, PinholeEnds};
+use crate::engine::{ClientKey, Event, EventKind, PinholeEnds};
 
 /// How long a transfer waits for the packets of its data connection.
 pub const PATIENCE: Duration = Duration::from_millis(500);
@@ -30,8 +30,18 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(8);
 const REFUSED: u16 = 450;
 /// Limit of transfers that wait.
 const MAX_WAITING: usize = 8192;
+/// Of those, of one client (a /64).
+const SHARE: usize = MAX_WAITING / 8;
+/// Of those, of one session.
+const MAX_OF_SESSION: usize = 16;
+
+/// Why the bytes of a transfer are not certain.
+const SEVERAL_CONNECTIONS: &str = "several data connections have the same ends";
+const SHARED_CONNECTION: &str = "two commands used the data connection";
 
 struct Waiting<Tag> {
+    /// Counts all that have waited.
+    serial: u64,
     ended: Instant,
     waits_for: WaitsFor,
     until: Instant,
@@ -54,7 +64,16 @@ enum WaitsFor {
 /// which the host knows more of it.
 pub struct TransferTracker<Tag> {
     connections: DataConnections,
-    waiting: VecDeque<Waiting<Tag>>,
+    /// Those of each session, in their order.
+    waiting: AHashMap<u64, VecDeque<Waiting<Tag>>>,
+    /// The sessions of those of each client, by serial number.
+    of_clients: AHashMap<ClientKey, BTreeMap<u64, u64>>,
+    /// The sessions of those that wait for a data connection with these ends.
+    on_ends: AHashMap<DataEnds, Vec<u64>>,
+    /// When to look at a session, at the latest.
+    due: BTreeSet<(Instant, u64)>,
+    count: usize,
+    last_serial: u64,
     /// Whether the packets of data connections are seen at all.
     pub sees_packets: bool,
 }
@@ -63,7 +82,12 @@ impl<Tag> Default for TransferTracker<Tag> {
     fn default() -> Self {
         Self {
             connections: DataConnections::default(),
-            waiting: VecDeque::new(),
+            waiting: AHashMap::new(),
+            of_clients: AHashMap::new(),
+            on_ends: AHashMap::new(),
+            due: BTreeSet::new(),
+            count: 0,
+            last_serial: 0,
             sees_packets: false,
         }
     }
@@ -73,28 +97,124 @@ impl<Tag> TransferTracker<Tag> {
     /// Records a packet of a data connection that passed at the time `at`.
     pub fn observe(&mut self, at: Instant, packet: &DataPacket) {
         self.connections.observe(at, packet);
+        let DataPacket { source, destination, .. } = *packet;
+        for ends in [(source.ip(), destination), (destination.ip(), source)] {
+            let sessions = self.on_ends.get(&ends).into_iter().flatten();
+            self.due.extend(sessions.map(|session| (at, *session)));
+        }
     }
 
-    /// A transfer has ended on the control connection. Returns it if none waits and nothing more is to be known of it; or
-    /// the one that has waited longest, if too many wait.
+    /// A transfer has ended on the control connection. Returns it if nothing more is to be known of it and none of its
+    /// session waits; or the one that has waited longest, if too many wait.
     pub fn end(
         &mut self,
         now: Instant,
         tag: Tag,
         mut event: Event<Box<Transfer>>,
     ) -> Option<(Tag, Event)> {
-        let ended = event.kind.ended.unwrap_or(now);
-        if self.waiting.is_empty() && self.is_decided(&event.kind, ended) {
-            self.complete(&mut event.kind, ended);
+        let (session, ended) = (event.session, event.kind.ended.unwrap_or(now));
+        let of_session = self.waiting.get(&session);
+        if of_session.is_none() && self.is_decided(&event.kind, ended) {
+            self.complete(&mut event.kind, ended, false);
             return Some((tag, event.map(EventKind::of_transfer)));
         }
-        let oldest = match self.waiting.len() {
-            ..MAX_WAITING => None,
-            _ => self.waiting.pop_front().map(|oldest| self.completed(oldest)),
+        let client = ClientKey::from(event.client.ip());
+        let of_client = self.of_clients.get(&client);
+        let oldest = if of_session.is_some_and(|waiting| waiting.len() >= MAX_OF_SESSION) {
+            Some(session)
+        } else if self.count >= MAX_WAITING || of_client.is_some_and(|all| all.len() >= SHARE) {
+            let most = || self.of_clients.values().max_by_key(|all| all.len());
+            of_client.or_else(most).and_then(|all| all.values().next()).copied()
+        } else {
+            None
         };
-        let (waits_for, until) = (WaitsFor::Packets, now + PATIENCE);
-        self.waiting.push_back(Waiting { ended, waits_for, until, tag, event });
-        oldest
+        let displaced = oldest.and_then(|session| self.take(session, 0));
+        self.last_serial += 1;
+        let (serial, waits_for, until) = (self.last_serial, WaitsFor::Packets, now + PATIENCE);
+        if let Some((_, pinhole)) = event.kind.announcement {
+            self.on_ends.entry(ends_of(&pinhole)).or_default().push(session);
+        }
+        self.of_clients.entry(client).or_default().insert(serial, session);
+        // Its packets may have come before.
+        self.due.extend([(now, session), (until, session)]);
+        self.count += 1;
+        let waiting = Waiting { serial, ended, waits_for, until, tag, event };
+        self.waiting.entry(session).or_default().push_back(waiting);
+        displaced
+    }
+
+    /// Takes a transfer of a session, by its place, with what is known of it.
+    fn take(&mut self, session: u64, place: usize) -> Option<(Tag, Event)> {
+        let of_session = self.waiting.get_mut(&session)?;
+        let Waiting { serial, ended, tag, mut event, .. } = of_session.remove(place)?;
+        if of_session.is_empty() {
+            self.waiting.remove(&session);
+        }
+        let client = ClientKey::from(event.client.ip());
+        if let Some(of_client) = self.of_clients.get_mut(&client) {
+            of_client.remove(&serial);
+            if of_client.is_empty() {
+                self.of_clients.remove(&client);
+            }
+        }
+        if let Some((_, pinhole)) = event.kind.announcement {
+            let ends = ends_of(&pinhole);
+            if let Some(sessions) = self.on_ends.get_mut(&ends) {
+                sessions.iter().position(|one| *one == session).map(|at| sessions.swap_remove(at));
+                if sessions.is_empty() {
+                    self.on_ends.remove(&ends);
+                }
+            }
+        }
+        self.count -= 1;
+        let is_shared = self.shares_connection(session, place, &event.kind, ended);
+        self.complete(&mut event.kind, ended, is_shared);
+        Some((tag, event.map(EventKind::of_transfer)))
+    }
+
+    /// Whether another transfer of the session, which waits as well, can only have used the data connection of this one,
+    /// which was at this place.
+    fn shares_connection(
+        &mut self,
+        session: u64,
+        place: usize,
+        transfer: &Transfer,
+        ended: Instant,
+    ) -> bool {
+        let Some((_, pinhole)) = transfer.announcement.filter(|_| transfer.end.is_success()) else {
+            return false;
+        };
+        let ends = ends_of(&pinhole);
+        let Some(serial) = self.newest_for(transfer, ends, ended).map(|one| one.serial) else {
+            return false;
+        };
+        let uses_it = |(at, other): (usize, &Waiting<Tag>)| {
+            let kind = &other.event.kind;
+            let has_same_ends = kind.announcement.is_some_and(|(_, own)| ends_of(&own) == ends);
+            // Before it, the other one still waits for this connection; behind it, it has no own one.
+            let waits = at >= place || other.waits_for == WaitsFor::ConnectionEnd;
+            has_same_ends && waits && kind.end.is_success() && {
+                let own = self.newest_for(kind, ends, other.ended);
+                // What was over before its reply was not its.
+                own.is_some_and(|one| {
+                    one.serial == serial && !(one.is_over() && one.ended < other.ended)
+                })
+            }
+        };
+        let is_shared = self.waiting.get(&session).into_iter().flatten().enumerate().any(uses_it);
+        if is_shared {
+            self.connections.share(ends, serial);
+        }
+        is_shared
+    }
+
+    fn newest_for(
+        &self,
+        transfer: &Transfer,
+        ends: DataEnds,
+        ended: Instant,
+    ) -> Option<&DataConnection> {
+        self.connections.candidates(ends, ended, |one| may_be(one, transfer)).next()
     }
 
     /// A transfer has been pending for a while. Returns it if its data connection did not come about, as far as is known.
@@ -132,7 +252,7 @@ impl<Tag> TransferTracker<Tag> {
 
     /// Whether a transfer of this session waits.
     pub fn waits_in(&self, session: u64) -> bool {
-        self.waiting.iter().any(|waiting| waiting.event.session == session)
+        self.waiting.contains_key(&session)
     }
 
     /// The transfers that need not wait any more, those of a session in their order. `is_running` says whether the kernel
@@ -142,46 +262,66 @@ impl<Tag> TransferTracker<Tag> {
         now: Instant,
         mut is_running: impl FnMut(SocketAddr, SocketAddr) -> bool,
     ) -> VecDeque<(Tag, Event)> {
-        let (mut taken, mut held_up) = (VecDeque::new(), AHashSet::new());
-        // One after the other, because the connection of one is no candidate for the next.
-        for mut waiting in std::mem::take(&mut self.waiting) {
-            let Waiting { ended, until, event, .. } = &waiting;
-            let (session, is_due) = (event.session, *until <= now);
-            let is_next = !held_up.contains(&session);
-            let is_decided = is_next && self.is_decided(&event.kind, *ended);
-            if is_decided || is_next && is_due && !self.waits_on(&mut waiting, now, &mut is_running)
-            {
-                taken.push_back(self.completed(waiting));
-            } else {
-                if waiting.waits_for == WaitsFor::Packets {
-                    held_up.insert(session);
-                }
-                self.waiting.push_back(waiting);
-            }
+        let later = self.due.split_off(&(now, u64::MAX));
+        let due = std::mem::replace(&mut self.due, later);
+        let sessions: BTreeSet<_> = due.into_iter().map(|(_, session)| session).collect();
+        let mut taken = VecDeque::new();
+        for session in sessions {
+            self.take_finished_of(session, now, &mut is_running, &mut taken);
         }
         taken
     }
 
-    /// Whether a transfer that has waited long enough waits on, because its data connection goes on or has just ended.
+    fn take_finished_of(
+        &mut self,
+        session: u64,
+        now: Instant,
+        is_running: &mut impl FnMut(SocketAddr, SocketAddr) -> bool,
+        taken: &mut VecDeque<(Tag, Event)>,
+    ) {
+        // One after the other, because the connection of one is no candidate for the next.
+        let mut place = 0;
+        while let Some(waiting) = self.waiting.get(&session).and_then(|all| all.get(place)) {
+            let Waiting { ended, waits_for, until, event, .. } = waiting;
+            let wait = match (self.is_decided(&event.kind, *ended), *until <= now) {
+                (true, _) => None,
+                (false, true) => self.waits_on(waiting, now, &mut *is_running),
+                (false, false) => Some((*waits_for, *until)),
+            };
+            let Some((waits_for, until)) = wait else {
+                taken.extend(self.take(session, place));
+                continue;
+            };
+            if let Some(waiting) = self.waiting.get_mut(&session).and_then(|all| all.get_mut(place))
+            {
+                (waiting.waits_for, waiting.until) = (waits_for, until);
+            }
+            self.due.insert((until, session));
+            if waits_for == WaitsFor::Packets {
+                break;
+            }
+            place += 1;
+        }
+    }
+
+    /// For what a transfer that has waited long enough waits on, and until when, because its data connection goes on or has
+    /// just ended.
     fn waits_on(
         &self,
-        waiting: &mut Waiting<Tag>,
+        waiting: &Waiting<Tag>,
         now: Instant,
         is_running: impl FnOnce(SocketAddr, SocketAddr) -> bool,
-    ) -> bool {
-        let Waiting { ended, waits_for, until, event, .. } = waiting;
+    ) -> Option<(WaitsFor, Instant)> {
+        let Waiting { ended, waits_for, event, .. } = waiting;
         let waited = now - *ended;
-        let Some((initiator, dialled)) = self.unended_connection(&event.kind, *ended) else {
-            return false;
-        };
+        let (initiator, dialled) = self.unended_connection(&event.kind, *ended)?;
         if *waits_for == WaitsFor::LastPackets || waited >= LONGEST_PATIENCE {
-            return false;
+            return None;
         }
-        (*waits_for, *until) = match is_running(initiator, dialled) {
+        Some(match is_running(initiator, dialled) {
             true => (WaitsFor::ConnectionEnd, now + waited.clamp(PATIENCE, LONGEST_INTERVAL)),
             false => (WaitsFor::LastPackets, now + PATIENCE),
-        };
-        true
+        })
     }
 
     /// The data connection of a pending transfer that has begun and goes on `now`, as far as was seen: its initiator, and
@@ -201,7 +341,7 @@ impl<Tag> TransferTracker<Tag> {
         transfer: &Transfer,
         ended: Instant,
     ) -> Option<(SocketAddr, SocketAddr)> {
-        let has_begun = transfer.has_started || is_success(transfer.end);
+        let has_begun = transfer.has_started || transfer.end.is_success();
         let (_, pinhole) = transfer.announcement.filter(|_| has_begun && self.sees_packets)?;
         let may_be = |one: &DataConnection| may_be(one, transfer);
         let newest = self.connections.candidates(ends_of(&pinhole), ended, may_be).next()?;
@@ -212,8 +352,15 @@ impl<Tag> TransferTracker<Tag> {
 
     /// All transfers, at the end.
     pub fn take_all(&mut self) -> VecDeque<(Tag, Event)> {
-        let waiting = std::mem::take(&mut self.waiting);
-        waiting.into_iter().map(|waiting| self.completed(waiting)).collect()
+        let mut sessions: Vec<_> = self.waiting.keys().copied().collect();
+        sessions.sort_unstable();
+        let mut taken = VecDeque::new();
+        for session in sessions {
+            while let Some(oldest) = self.take(session, 0) {
+                taken.push_back(oldest);
+            }
+        }
+        taken
     }
 
     /// Whether nothing more is to be known of the data connection.
@@ -224,49 +371,56 @@ impl<Tag> TransferTracker<Tag> {
         let refused = matches!(transfer.end, TransferEnd::Replied(reply) if reply.code >= REFUSED);
         let (ends, server) = (ends_of(&pinhole), server_of(transfer));
         let newest = self.connections.candidates(ends, ended, |one| may_be(one, transfer)).next();
-        let is_over =
-            newest.map(|one| one.is_over() && !(is_success(transfer.end) && one.may_go_on(server)));
+        let is_over = newest
+            .map(|one| one.is_over() && !(transfer.end.is_success() && one.may_go_on(server)));
         is_over.unwrap_or(refused && !transfer.has_started)
     }
 
-    fn completed(&mut self, Waiting { ended, tag, mut event, .. }: Waiting<Tag>) -> (Tag, Event) {
-        self.complete(&mut event.kind, ended);
-        (tag, event.map(EventKind::of_transfer))
-    }
-
-    fn complete(&mut self, transfer: &mut Transfer, ended: Instant) {
+    /// Completes a transfer with what is known of its data connection, which another one may have used, too.
+    fn complete(&mut self, transfer: &mut Transfer, ended: Instant, is_shared: bool) {
         let ends = transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole));
         let found =
             ends.and_then(|ends| self.connections.find(ends, ended, |one| may_be(one, transfer)));
         let connection = found.map(|found| found.connection);
-        let certain = found.filter(|found| found.is_certain).map(|found| found.connection);
+        let is_certain = |found: &Found<'_>| found.is_certain && !is_shared;
+        let certain = found.filter(is_certain).map(|found| found.connection);
         let (sender, server) = (sender_of(transfer), server_of(transfer));
-        let is_complete = is_success(transfer.end);
+        let is_complete = transfer.end.is_success();
         let bytes = certain.and_then(|one| one.bytes_of(sender, server, is_complete));
         let (sees_packets, has_bytes) = (self.sees_packets, bytes.is_some_and(|bytes| bytes > 0));
         (transfer.result, transfer.reason) =
             classify(transfer, ends, found, sees_packets, has_bytes);
+        if found.is_some() && certain.is_none() {
+            let is_shared = is_shared || connection.is_some_and(|one| one.is_shared);
+            let why = if is_shared { SHARED_CONNECTION } else { SEVERAL_CONNECTIONS };
+            transfer.uncertain.get_or_insert(why);
+        }
         transfer.bytes = bytes;
+        // The next command may use the connection of one that was refused.
+        if transfer.result == TransferResult::Refused && !has_bytes {
+            return;
+        }
         transfer.initiator_port = certain.map(|one| one.initiator_port);
         if let Some(one) = connection.filter(|one| one.is_answered() && one.ended > one.began) {
             transfer.duration = one.ended - one.began;
         }
-        if let Some((ends, began)) = ends.zip(connection.map(|connection| connection.began)) {
-            self.connections.remove(ends, began);
+        let serial = connection.filter(|one| !one.is_shared).map(|connection| connection.serial);
+        if let Some((ends, serial)) = ends.zip(serial) {
+            self.connections.remove(ends, serial);
         }
     }
 }
 
 /// Whether the data connection may be that of `transfer`. One without an answer may be that of the next transfer.
 fn may_be(connection: &DataConnection, transfer: &Transfer) -> bool {
-    connection.is_answered() || !is_success(transfer.end)
+    connection.is_answered() || !transfer.end.is_success()
 }
 
 /// Whether a reset came before all of the file was there. A server that resets what it has sent knows better.
 fn is_cut(connection: &DataConnection, transfer: &Transfer) -> bool {
     let (sender, server) = (sender_of(transfer), server_of(transfer));
     let is_servers_own = sender == server && connection.is_reset_by(server);
-    connection.is_cut(sender, server, is_success(transfer.end)) && !is_servers_own
+    connection.is_cut(sender, server, transfer.end.is_success()) && !is_servers_own
 }
 
 /// The end that sends the file.
@@ -278,10 +432,6 @@ fn sender_of(transfer: &Transfer) -> End {
 fn server_of(transfer: &Transfer) -> End {
     let sender = sender_of(transfer);
     if transfer.verb.is_upload() { sender.other() } else { sender }
-}
-
-fn is_success(end: TransferEnd) -> bool {
-    matches!(end, TransferEnd::Replied(reply) if reply.is_success())
 }
 
 /// Why there was no data connection.

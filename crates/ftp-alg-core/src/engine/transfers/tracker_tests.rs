@@ -32,7 +32,7 @@ pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
     let pinhole = PinholeEnds { initiator, arrival: target, target, source: initiator };
     Transfer {
         verb,
-        path: "/pub/q3.csv".into(),
+        path: Some("/pub/q3.csv".into()),
         announcement: Some((AnnouncementKind::Port, pinhole)),
         duration: Duration::from_secs(3),
         has_started: code == 226,
@@ -42,6 +42,7 @@ pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
         bytes: None,
         initiator_port: None,
         reason: None,
+        uncertain: None,
     }
 }
 
@@ -230,9 +231,94 @@ fn few_connections_and_transfers_are_stored() {
     }
     assert!(test.tracker.connections.count() <= MAX_CONNECTIONS);
     let mut test = Test::new();
-    let ended = (0..2 * MAX_WAITING).filter_map(|_| test.end(transfer(TransferVerb::Retr, 226)));
+    let ended = (0..2 * MAX_WAITING as u64).filter_map(|session| {
+        let client = format!("10.{}.{}.7:1035", session >> 8, session & 0xff);
+        let event = event(transfer(TransferVerb::Retr, 226));
+        let event = Event { session, client: client.parse().unwrap(), ..event };
+        test.tracker.end(test.now, (), event)
+    });
     assert_eq!(ended.count(), MAX_WAITING);
     assert_eq!(test.tracker.take_all().len(), MAX_WAITING);
+}
+
+/// A transfer of another client, through another pinhole, whose data connection moves 5 bytes.
+fn of_another_client(test: &mut Test) -> Vec<Option<u64>> {
+    const OTHER: &str = "198.51.100.7:50070";
+    test.observe(&[(SERVER, OTHER, "S", 10, 0), (OTHER, SERVER, "SA", 1000, 11)]);
+    let mut stored = transfer(TransferVerb::Stor, 226);
+    let (_, pinhole) = stored.announcement.as_mut().unwrap();
+    (pinhole.arrival, pinhole.target) = (OTHER.parse().unwrap(), OTHER.parse().unwrap());
+    let client = "198.51.100.7:1035".parse().unwrap();
+    let ended = Event { session: 99_999, client, ..event(stored) };
+    assert!(test.tracker.end(test.now, (), ended).is_none());
+    test.observe(&[(OTHER, SERVER, "FA", 1006, 11), (SERVER, OTHER, "FA", 11, 1007)]);
+    let finished = test.tracker.take_finished(test.now, |_, _| true);
+    let of_other = finished.into_iter().filter(|(_, event)| event.session == 99_999);
+    of_other.map(|(_, event)| transfer_of(event).bytes).collect()
+}
+
+#[test]
+fn forged_syn_acks_of_one_client_cost_another_nothing() {
+    for ports in [1, 40_000] {
+        let mut test = Test::new();
+        for number in 0..40_000_u32 {
+            let port = format!("203.0.113.9:{}", 20 + number % ports);
+            test.tracker.observe(test.now, &packet(CLIENT, &port, "SA", number, number * 7));
+        }
+        assert!(test.tracker.connections.count() <= super::super::data_connections::SHARE);
+        assert_eq!(of_another_client(&mut test), [Some(5)], "{ports}");
+        // Its own transfer has none, and says so.
+        test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
+        let own = test.end_sooner_or_later(transfer(TransferVerb::Stor, 226));
+        assert_eq!((own.bytes, own.result), (None, TransferResult::Complete), "{ports}");
+        assert!(ports > 1 || own.uncertain == Some(SEVERAL_CONNECTIONS));
+    }
+}
+
+#[test]
+fn transfers_of_one_client_that_stay_open_cost_another_nothing() {
+    for of_session in [1, 8000] {
+        let mut test = Test::new();
+        test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+        let mut reported = 0;
+        for number in 0..8000 {
+            let held =
+                Event { session: number / of_session, ..event(transfer(TransferVerb::Stor, 226)) };
+            reported += usize::from(test.tracker.end(test.now, (), held).is_some());
+        }
+        assert!(test.tracker.count <= SHARE, "{}", test.tracker.count);
+        assert_eq!(reported + test.tracker.count, 8000, "each is reported");
+        test.now += PATIENCE;
+        test.tracker.take_finished(test.now, |_, _| true);
+        assert_eq!(of_another_client(&mut test), [Some(5)]);
+    }
+}
+
+/// The second one gets the bytes, because the first one was refused before it moved any.
+#[test]
+fn a_refused_command_leaves_its_connection_to_the_next_one() {
+    let mut test = Test::new();
+    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+    let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, 550) };
+    let refused = test.end_sooner_or_later(refused);
+    assert_eq!((refused.result, refused.bytes), (TransferResult::Refused, None));
+    test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
+    let stored = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
+    assert_eq!((stored.result, stored.bytes), (TransferResult::Complete, Some(5)));
+}
+
+#[test]
+fn a_connection_that_served_two_commands_has_bytes_of_neither() {
+    let mut test = Test::new();
+    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+    test.now += PATIENCE;
+    test.tracker.take_finished(test.now, |_, _| true);
+    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+    test.observe(&[(CLIENT, SERVER, "FA", 9001, 11), (SERVER, CLIENT, "FA", 11, 9002)]);
+    let finished = test.finished();
+    let known: Vec<_> = finished.iter().map(|one| (one.bytes, one.uncertain)).collect();
+    assert_eq!(known, [(None, Some(SHARED_CONNECTION)); 2]);
 }
 
 /// A passive port is announced again, and nothing is seen of the second connection.

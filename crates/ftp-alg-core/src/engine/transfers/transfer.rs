@@ -55,8 +55,8 @@ pub enum TransferResult {
 pub struct Transfer {
     /// The command.
     pub verb: TransferVerb,
-    /// The file or directory: absolute if the client's directory is known.
-    pub path: Box<str>,
+    /// The file or directory: absolute if the client's directory is known; `None` if it is not certain which one it was.
+    pub path: Option<Box<str>>,
     /// The announcement of its data connection, if that opened a pinhole.
     pub announcement: Option<(AnnouncementKind, PinholeEnds)>,
     /// From the command to the last reply, or from the data connection's SYN-ACK to its last FIN.
@@ -75,6 +75,15 @@ pub struct Transfer {
     pub initiator_port: Option<u16>,
     /// Why there was no data connection.
     pub reason: Option<String>,
+    /// Why something that is absent is not certain.
+    pub uncertain: Option<&'static str>,
+}
+
+impl TransferEnd {
+    /// Whether the server reported success.
+    pub fn is_success(self) -> bool {
+        matches!(self, Self::Replied(reply) if reply.is_success())
+    }
 }
 
 impl TransferResult {
@@ -130,8 +139,8 @@ impl Transfer {
             write!(f, "{}@", NameInText::User(user))?;
         }
         write!(f, "{client} {}", self.verb.name())?;
-        if !self.path.is_empty() {
-            write!(f, " {}", NameInText::Path(&self.path))?;
+        if let Some(path) = self.path.as_ref().filter(|path| !path.is_empty()) {
+            write!(f, " {}", NameInText::Path(path))?;
         }
         if let Some(bytes) = self.bytes {
             write!(f, " {bytes} B")?;
@@ -154,7 +163,8 @@ impl Transfer {
                 write!(f, ", {}", result.name().replace('-', " "))?;
             }
         }
-        self.reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
+        self.reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))?;
+        self.uncertain.map_or(Ok(()), |why| write!(f, "; uncertain: {why}"))
     }
 }
 
@@ -164,7 +174,7 @@ impl Serialize for Transfer {
         #[derive(Serialize)]
         struct Fields<'a> {
             verb: &'static str,
-            path: &'a str,
+            path: Option<&'a str>,
             direction: &'static str,
             mode: Option<&'static str>,
             bytes: Option<u64>,
@@ -173,6 +183,8 @@ impl Serialize for Transfer {
             result: TransferResult,
             code: Option<u16>,
             reason: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            uncertain: Option<&'a str>,
             #[serde(flatten)]
             pinhole: Option<PinholeEnds>,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -181,7 +193,7 @@ impl Serialize for Transfer {
         let Self { verb, path, duration, result, bytes, reason, initiator_port, .. } = self;
         Fields {
             verb: verb.name(),
-            path,
+            path: path.as_deref(),
             direction: if verb.is_upload() { "up" } else { "down" },
             mode: self.is_active().map(|active| if active { "active" } else { "passive" }),
             bytes: *bytes,
@@ -189,6 +201,7 @@ impl Serialize for Transfer {
             result: *result,
             code: self.code(),
             reason: reason.as_deref(),
+            uncertain: self.uncertain,
             pinhole: self.announcement.map(|(_, ends)| ends),
             initiator_port: *initiator_port,
         }
