@@ -4,6 +4,9 @@ mod restarts;
 
 use crate::common::*;
 
+/// What a scripted server sends.
+const BODY: &str = "here it is\r\n";
+
 /// Waits for the log line of a transfer with all of `parts`.
 fn wait_for_line(gateway: &Gateway, parts: &[&str]) -> String {
     let mut found = None;
@@ -74,6 +77,29 @@ fn each_transfer_is_logged_with_its_file_and_exact_size() {
             assert_eq!(totals["bytes_up"], 123_468, "{totals}");
             assert_eq!(totals["bytes_down"], 123_468, "{totals}");
         }
+    }
+}
+
+/// The bytes of transfers that are over, each with the [`BODY`] of a scripted server.
+fn assert_exact_bytes(gateway: &Gateway, transfers: usize) {
+    wait_for("the transfers", || gateway.events("transfer").len() == transfers);
+    for event in gateway.events("transfer") {
+        let found = (&event["bytes"], &event["result"]);
+        assert_eq!(found, (&json!(BODY.len()), &json!("complete")), "{event}");
+    }
+}
+
+/// The rules see packets of such a connection as packets from and to a server.
+#[test]
+fn a_data_connection_at_a_control_port_has_exact_bytes() {
+    for setup in ["", "queue.fast-path = \"off\"\n"] {
+        let gateway =
+            gateway_with(Topology::Routed, &format!("control-ports = [21, 2121]\n{setup}"));
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({"body": BODY}));
+        let active = active_transfer(lab.client.address(V4), 2121);
+        talk(lab, (login(), active.clone(), active)).ok();
+        assert_exact_bytes(&gateway, 2);
     }
 }
 
