@@ -18,7 +18,6 @@ pub(crate) mod control_client;
 mod control_socket;
 pub mod counted;
 mod daemon_host;
-mod data_packets;
 mod deadline_stream;
 mod events;
 mod external_names;

@@ -10,9 +10,10 @@ use std::{
 };
 
 use super::{
-    DaemonEvent, ServiceError, data_packets::DataPackets, log_files::LogFiles,
-    shared_state::SharedState, state_dir::LastSession, threads::start_thread,
+    DaemonEvent, ServiceError, log_files::LogFiles, shared_state::SharedState,
+    state_dir::LastSession, threads::start_thread,
 };
+use crate::kernel::data_log::DataLog;
 
 /// The thread.
 pub(super) struct TransfersThread {
@@ -21,11 +22,11 @@ pub(super) struct TransfersThread {
 }
 
 impl TransfersThread {
-    /// Starts to report transfers, with their bytes if there are `data_packets`.
+    /// Starts to report transfers, with their bytes if there is a `data_log`.
     pub(super) fn start(
         shared: Arc<SharedState>,
         mut last_session: LastSession,
-        data_packets: Option<DataPackets>,
+        data_log: Option<DataLog>,
         mut files: LogFiles,
         events: &Sender<DaemonEvent>,
     ) -> Result<Self, ServiceError> {
@@ -36,7 +37,7 @@ impl TransfersThread {
                 shared.publish_reports(reports, &mut files);
                 last_session.set(shared.events.last_session());
             };
-            shared.transfers.run(data_packets, &*shared, publish, &is_over);
+            shared.transfers.run(data_log, &*shared, publish, &is_over);
             Ok(())
         };
         let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());

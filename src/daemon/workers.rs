@@ -22,7 +22,6 @@ use ftp_alg_firewall::Firewall;
 use super::{
     DaemonEvent, ServiceError,
     config_file::ConfigFile,
-    data_packets::{self, DataPackets},
     events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
@@ -49,6 +48,7 @@ use crate::{
     kernel::{
         LinuxKernel, RuleParameters,
         claimed_ports::ClaimedPorts,
+        data_log::DataLog,
         operator_firewall,
         probe::ConntrackAbilities,
         queue::{Queue, QueueCounts, Waker},
@@ -82,7 +82,7 @@ pub(super) fn start(
     let left: usize = shards.iter().map(|shard| lock(shard).engine.sessions.count()).sum();
     let restored = left > 0;
     let group = parameters.data_log_group();
-    let data_log = config.reports_transfers().then(|| data_packets::open_log(group)).flatten();
+    let data_log = config.reports_transfers().then(|| open_data_log(group)).flatten();
     let parameters = parameters.with_data_log(data_log.is_some());
     let learned = learn(config, parameters, reading, &state, restored);
     let LearnedParameters { rules, parameters, port_sets, backend_reason } = learned;
@@ -173,9 +173,8 @@ pub(super) fn start(
     let (name, what) = ("rules".to_owned(), "the reader of the operator's rules".to_owned());
     workers.rules_thread = Some(start_thread(name, what, events.clone(), work)?);
     let data_log = data_log.filter(|_| workers.table.as_ref().is_some_and(Table::logs_data));
-    let data_packets = DataPackets::new(data_log, offload.clone());
     let shared = Arc::clone(&workers.shared);
-    let thread = TransfersThread::start(shared, last_session, data_packets, log_files, events)?;
+    let thread = TransfersThread::start(shared, last_session, data_log, log_files, events)?;
     workers.transfers_thread = Some(thread);
     let backend = parameters.backend;
     for (index, queue) in queues.into_iter().enumerate() {
@@ -192,6 +191,16 @@ pub(super) fn start(
     }
     log_event!(BACK_END, backend = %backend, "back end {backend}: {backend_reason}");
     Ok(workers)
+}
+
+/// Opens the group of nfnetlink_log, unless the kernel lacks that or another program reads it.
+fn open_data_log(group: u16) -> Option<DataLog> {
+    let opened = DataLog::open(group);
+    opened
+        .inspect_err(|error| {
+            log_event!(DATA_LOG_OFF, "{error}: transfers are reported without their bytes");
+        })
+        .ok()
 }
 
 /// The shard with the sessions that the state directory has, and one for each queue.

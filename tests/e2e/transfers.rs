@@ -2,6 +2,8 @@
 
 mod restarts;
 
+use std::cell::Cell;
+
 use crate::common::*;
 
 /// What a scripted server sends.
@@ -86,6 +88,22 @@ fn assert_exact_bytes(gateway: &Gateway, transfers: usize) {
     for event in gateway.events("transfer") {
         let found = (&event["bytes"], &event["result"]);
         assert_eq!(found, (&json!(BODY.len()), &json!("complete")), "{event}");
+    }
+}
+
+#[test]
+fn transfers_that_the_fast_path_admits_have_exact_bytes() {
+    for topology in [Topology::Routed, Topology::Masquerade, Topology::PublishedServer] {
+        let Some(gateway) = fast_path_gateway(topology) else { return };
+        let _server = scripted_server(&gateway.lab.server, &json!({"body": BODY}));
+        let active = active_transfer(gateway.lab.client.address(V4), 3762);
+        let steps = [login(), passive_transfer("PASV"), active, passive_transfer("EPSV")].concat();
+        let sessions = Cell::new(0);
+        until_on_fast_path(&gateway, ("admitted", 2), || {
+            sessions.set(sessions.get() + 1);
+            talk(&gateway.lab, &steps).ok();
+        });
+        assert_exact_bytes(&gateway, 3 * sessions.get());
     }
 }
 

@@ -26,8 +26,8 @@ use ftp_alg_core::engine::{
 use session_bytes::SessionBytes;
 use totals::Totals;
 
-use super::{data_packets::DataPackets, shard::lock, snapshot::TransferTotals};
-use crate::kernel::conntrack::CountedPackets;
+use super::{shard::lock, snapshot::TransferTotals};
+use crate::kernel::{conntrack::CountedPackets, data_log::DataLog};
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -164,16 +164,16 @@ impl TransferReports {
     }
 
     /// Reports transfers and the ends of sessions, and passes them to `publish`, each [`INTERVAL`] until `stop` is set. Without
-    /// `data_packets`, nothing is known of data connections.
+    /// `data_log`, nothing is known of data connections.
     pub(super) fn run(
         &self,
-        mut data_packets: Option<DataPackets>,
+        mut data_log: Option<DataLog>,
         conntrack: &dyn DataConntrack,
         mut publish: impl FnMut(Vec<Seen>),
         stop: &AtomicBool,
     ) {
         let mut tracker = TransferTracker::default();
-        tracker.sees_packets = data_packets.is_some();
+        tracker.sees_packets = data_log.is_some();
         let mut known = Known {
             tracker,
             conntrack,
@@ -189,15 +189,15 @@ impl TransferReports {
             // What passed until now is read before anything is decided, also if other threads run meanwhile.
             let now = (!is_last).then(Instant::now);
             let observe = |at, packet| known.tracker.observe(at, &packet);
-            let read = data_packets.as_mut().map(|packets| {
+            let read = data_log.as_mut().map(|log| {
                 if is_last {
-                    packets.end()?;
+                    log.unbind()?;
                 }
-                packets.read(observe)
+                log.read(observe)
             });
             if let Some(Err(error)) = read {
                 log_event!(DATA_LOG_ENDED, "{error}: transfers are reported without their bytes");
-                (data_packets, known.tracker.sees_packets) = (None, false);
+                (data_log, known.tracker.sees_packets) = (None, false);
             }
             self.handle_received(&mut known);
             let finished = match now {

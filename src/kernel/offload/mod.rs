@@ -102,12 +102,6 @@ impl Offload {
         }
     }
 
-    /// Has the program report packets of data connections, or not.
-    pub fn set_data_reports(&self, enabled: bool) {
-        let set = self.program.set_data_reports(enabled.then_some(self.inspected_mark));
-        self.record_outcome("cannot set whether data connections are reported", set);
-    }
-
     /// Has the program open pinholes until this time.
     pub fn set_heartbeat(&self, deadline: Instant) {
         let set = self.program.set_heartbeat(deadline.saturating_duration_since(monotonic_zero()));
