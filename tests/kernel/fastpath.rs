@@ -11,7 +11,6 @@ mod ignored;
 mod lengths;
 mod processors;
 mod refused;
-mod reports;
 mod retransmitted_syns;
 pub mod scene;
 mod walk;

@@ -4,8 +4,7 @@
 // its reply, and so on, at last the FIN of each side. Each line must be whole, alone in its segment, and the next one
 // by sequence number and by acknowledgement number. The program gives such a packet a packet mark, so that the rules
 // do not queue it, and reports the line to the daemon in a ring buffer. It opens the pinhole that a line announces,
-// and admits the SYN for which there is a pinhole. Of data connections that it admitted it reports the SYN-ACK and the
-// FINs.
+// and admits the SYN for which there is a pinhole.
 //
 // At anything else from either end the program hands the flow back and does not change the packet. So the rules queue
 // the packet, and the daemon inspects the connection inline again. The program refuses nothing.
@@ -22,7 +21,6 @@
 #include "lines.h"
 #include "rewrite.h"
 #include "adjust.h"
-#include "reports.h"
 #include "pinholes.h"
 #include "decide.h"
 
@@ -140,7 +138,7 @@ static __always_inline __u32 read_line(struct __sk_buff *skb, const struct packe
 	return line->side == CLIENT ? read_command(line, length, announcement) : read_reply(line, announcement);
 }
 
-static __noinline int inspect_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+static __always_inline int inspect_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
 					struct line_record *line)
 {
 	struct announcement announcement = {};
@@ -271,10 +269,7 @@ int inspect(struct __sk_buff *skb)
 		return NEXT;
 	tuple = look_up_tuple(&packet);
 	if (!tuple) {
-		if (packet.flags & FIN)
-			report_fin(skb, &packet);
-		else
-			admit(skb, &packet);
+		admit(skb, &packet);
 		return NEXT;
 	}
 	id = tuple->flow;

@@ -65,8 +65,6 @@ struct pinhole {
 	__u32 mark;                                // packet mark of the admitted SYN
 	__u32 interface;                           // index of the interface on which the initiator is
 	__u32 elsewhere_port;                      // source port (__be16) of a SYN that arrived on another one; 0: none did
-	__be32 target;                             // own address of the end that announced the data connection
-	__u32 target_interface;                    // index of the interface on which that end is
 };
 
 // What a SYN and its SYN-ACK have in common, whatever NAT translates: the port of the announced endpoint, and the SYN's
@@ -85,18 +83,6 @@ struct admitted_syn {
 	__u32 mark;                                // packet mark of the SYN
 	struct packet_tuple tuple;                 // that of the SYN
 	__u32 answered;                            // 1: there was a SYN-ACK, so the kernel has not dropped the SYN
-	__u32 interface;                           // index of the interface at which the SYN arrived
-	__u32 reported;                            // 1: the SYN-ACK was reported in the data ring
-	__be32 target;                             // those of the pinhole
-	__u32 target_interface;
-};
-
-// A data connection that a pinhole of the program admitted, and one of its ends.
-struct data_connection {
-	__be32 initiator, target;                  // their own addresses, without NAT
-	__be16 initiator_port, target_port;
-	__u32 from_target;                         // 1: the end is the target, else the initiator
-	__u32 interface;                           // index of the interface on which the end is
 };
 
 // A line as it arrived, by which the program recognises its retransmission. Bytes after its end are 0. For a FIN
@@ -152,18 +138,6 @@ struct line_record {
 	__u8 bytes[LONGEST_LINE];                  // the line as it arrived, before any rewrite; 0 after its end
 };
 
-// A record of the data ring: a SYN-ACK or a FIN of a data connection.
-struct data_record {
-	__u64 at_ns;                               // bpf_ktime_get_ns()
-	__be32 initiator, target;                  // as in struct data_connection
-	__be16 initiator_port, target_port;
-	__u32 end;                                 // the sequence number behind the payload
-	__u32 acknowledged;
-	__u8 from_target;                          // 1: the target sent it
-	__u8 flags;                                // of the TCP header
-	__u16 pad;
-};
-
 // The two directions of each control connection that was handed over.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -194,15 +168,6 @@ struct {
 	__type(key, struct syn_key);
 	__type(value, struct admitted_syn);
 } admitted_syns SEC(".maps");
-
-// The data connections whose SYN-ACKs were reported, by the tuple of the packets of each end, until its FIN. If there is
-// no room, the kernel evicts entries that were not looked up for a long time.
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct packet_tuple);
-	__type(value, struct data_connection);
-} data_connections SEC(".maps");
 
 // The pinholes of the rules for which no SYN has come, each with its deadline (bpf_ktime_get_ns()). The daemon inserts
 // a pinhole before the rules have it.
@@ -247,24 +212,11 @@ struct {
 	__type(value, __u64);
 } readmission_start SEC(".maps");
 
-// The packet mark of a packet that was reported in the data ring; 0: the daemon does not read that.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} data_reports SEC(".maps");
-
 #define RING (1 << 20)
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, RING);
 } ring SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, RING);
-} data_ring SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

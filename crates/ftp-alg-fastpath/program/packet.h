@@ -42,9 +42,8 @@ struct packet {
 	__u8 has_control_port;                // a port of the packet is in the map `control_ports`
 };
 
-// Returns 0 if the packet can belong to no control connection, consume no pinhole and end no data connection: another
-// protocol, a fragment after the first, a segment without SYN and FIN that has no control port, or a packet that the
-// kernel drops.
+// Returns 0 if the packet can belong to no control connection and consume no pinhole: another protocol, a fragment
+// after the first, a segment without SYN that has no control port, or a packet that the kernel drops.
 static __always_inline int read_packet(struct __sk_buff *skb, struct packet *packet)
 {
 	void *data, *end;
@@ -90,7 +89,7 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *pac
 	packet->tuple.destination_port = *(__be16 *)(tcp + 2);
 	packet->has_control_port = has_port(&control_ports, bpf_ntohs(packet->tuple.destination_port)) ||
 				   has_port(&control_ports, bpf_ntohs(packet->tuple.source_port));
-	if ((!packet->has_control_port && !(packet->flags & (SYN | FIN))) || is_dropped(ip))
+	if ((!packet->has_control_port && !(packet->flags & SYN)) || is_dropped(ip))
 		return 0;
 	tcp_length = (tcp[12] >> 4) * 4;
 	if (tcp_length < 20 || total < ip_length + tcp_length || skb->len < ETHERNET + total)

@@ -37,20 +37,12 @@ static __always_inline int is_retransmitted_syn(const struct packet *packet, con
 	return known && (known->flow != pinhole->flow || known->line != pinhole->line);
 }
 
-// Remembers the SYN that was admitted by this pinhole, or by one of the rules if its `flow` is 0.
-static __always_inline void remember_syn(struct __sk_buff *skb, const struct packet *packet,
-					 const struct pinhole *pinhole)
+// Remembers the SYN that was admitted by a pinhole of the flow, or of the rules if `flow` is 0.
+static __always_inline void remember_syn(const struct packet *packet, __u64 flow, __u32 line, __u32 mark)
 {
 	struct syn_key key = { .port = packet->tuple.destination_port, .seq = packet->seq };
 	struct admitted_syn syn = {
-		.flow = pinhole->flow,
-		.until = bpf_ktime_get_ns() + SYN_LIFETIME,
-		.line = pinhole->line,
-		.mark = pinhole->mark,
-		.tuple = packet->tuple,
-		.interface = skb->ifindex,
-		.target = pinhole->target,
-		.target_interface = pinhole->target_interface,
+		.flow = flow, .until = bpf_ktime_get_ns() + SYN_LIFETIME, .line = line, .mark = mark, .tuple = packet->tuple,
 	};
 
 	bpf_map_update_elem(&admitted_syns, &key, &syn, BPF_ANY);
@@ -62,7 +54,6 @@ static __always_inline int remember_syn_of_rules(struct __sk_buff *skb, const st
 						 const struct pinhole_key *key)
 {
 	__u64 *deadline = bpf_map_lookup_elem(&rules_pinholes, key);
-	struct pinhole of_rules = {};
 	__u64 now;
 
 	if (!deadline)
@@ -73,7 +64,7 @@ static __always_inline int remember_syn_of_rules(struct __sk_buff *skb, const st
 	if (!is_checksum_right(skb, packet, 0) || find_admitted_syn(packet, now))
 		return 1;
 	if (!bpf_map_delete_elem(&rules_pinholes, key))
-		remember_syn(skb, packet, &of_rules);
+		remember_syn(packet, 0, 0, 0);
 	return 1;
 }
 
@@ -97,57 +88,54 @@ static __always_inline void admit_again(struct __sk_buff *skb, const struct pack
 }
 
 // Gets each SYN-ACK.
-static __always_inline void note_answer(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline void note_answer(const struct packet *packet)
 {
 	struct syn_key key = { .port = packet->tuple.source_port, .seq = packet->ack - 1 };
 	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &key);
 
-	if (!known)
-		return;
-	known->answered = 1;
-	if (known->flow && !known->reported)
-		known->reported = report_answer(skb, packet, known);
+	if (known)
+		known->answered = 1;
 }
 
-// Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection. A function of its own,
-// because with `inspect_line` its variables would be more than the kernel's limit for a stack, 512 bytes. Returns whether
-// it admitted one.
-static __noinline int admit(struct __sk_buff *skb, const struct packet *packet)
+// Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection.
+static __always_inline void admit(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct pinhole_key key = {
 		.initiator = packet->tuple.source,
 		.arrival = packet->tuple.destination,
 		.port = packet->tuple.destination_port,
 	};
-	struct pinhole *pinhole, consumed;
-	__u64 now;
+	struct pinhole *pinhole;
+	__u32 line, mark;
+	__u64 flow, now;
 
 	if ((packet->flags & (SYN | ACK)) == (SYN | ACK))
-		note_answer(skb, packet);
+		note_answer(packet);
 	if (!packet->is_plain || skb->mark & OWN_MARK_BITS ||
 	    (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
-		return 0;
+		return;
 	pinhole = bpf_map_lookup_elem(&pinholes, &key);
 	if (!pinhole || !pinhole->flow) {
 		if (!remember_syn_of_rules(skb, packet, &key))
 			admit_again(skb, packet);
-		return 0;
+		return;
 	}
 	now = bpf_ktime_get_ns();
 	if (pinhole->deadline < now || !is_checksum_right(skb, packet, 0) || is_retransmitted_syn(packet, pinhole, now))
-		return 0;
-	consumed = *pinhole;
+		return;
+	flow = pinhole->flow;
+	line = pinhole->line;
+	mark = pinhole->mark;
 	if (skb->ifindex != pinhole->interface) {
 		if (!admits_from_elsewhere(pinhole, packet->tuple.source_port))
-			return 0;
+			return;
 	// If several processors find the pinhole at once, only one of them succeeds here.
 	} else if (bpf_map_delete_elem(&pinholes, &key)) {
-		return 0;
+		return;
 	}
-	remember_syn(skb, packet, &consumed);
-	skb->mark |= consumed.mark;
+	remember_syn(packet, flow, line, mark);
+	skb->mark |= mark;
 	count(ADMITTED);
-	return 1;
 }
 
 // Whether a program of this machine listens at the pinhole's destination.
@@ -218,8 +206,6 @@ static __always_inline int insert_closed(const struct pinhole_key *key, const st
 		.line = line,
 		.mark = is_active ? flow->active_mark : flow->passive_mark,
 		.interface = flow->interface[is_active ? SERVER : CLIENT],
-		.target = is_active ? flow->client : flow->server,
-		.target_interface = flow->interface[is_active ? CLIENT : SERVER],
 	};
 
 	return bpf_map_update_elem(&pinholes, key, &pinhole, BPF_NOEXIST);

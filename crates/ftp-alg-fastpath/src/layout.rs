@@ -61,18 +61,6 @@ impl LineRecord {
     }
 }
 
-impl DataRecord {
-    /// The initiator's own endpoint, without NAT.
-    pub fn initiator(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.initiator, self.initiator_port)
-    }
-
-    /// The target's own endpoint, without NAT.
-    pub fn target(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.target, self.target_port)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@
 //! | `program` | loads the program, by aya. `no_program` stands for it in a build without the program |
 //! | `pin_directory` | the directory with the pinned program, maps and links |
 //! | `attachments` | the interfaces that the program is attached to |
-//! | `ring` | the ring buffers with the inspected lines, and with packets of data connections; waits until one fills |
+//! | `ring` | the ring buffer with the inspected lines; waits until it fills |
 //! | `syscall` | bpf(2), and the process that loads the program |
 //! | `unavailable` | why the fast path cannot run |
 
@@ -41,9 +41,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use attachments::Attachments;
 pub use attachments::{EthernetInterface, Interfaces, ListInterfaces, UsableInterfaces};
-use layout::{
-    DataRecord, Flow, LineRecord, PacketTuple, Pinhole, PinholeKey, TupleValue, counter, side,
-};
+use layout::{Flow, LineRecord, PacketTuple, Pinhole, PinholeKey, TupleValue, counter, side};
 pub use pin_directory::is_bpf_file_system;
 use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
@@ -76,8 +74,6 @@ pub struct FastPath {
     heartbeat: BpfMap,
     readmission_start: BpfMap,
     ring: Ring,
-    data_reports: BpfMap,
-    data_ring: Ring,
     attachments: Mutex<Attachments>,
     /// The bitmap of barred ports, as this daemon wrote it last; `None` before, or if writing it failed.
     known_barred_ports: Mutex<Option<Vec<u32>>>,
@@ -176,11 +172,8 @@ impl FastPath {
         namespace_lock: io::Result<File>,
     ) -> io::Result<Self> {
         let map = |name: &str| BpfMap::open(&pins.pin_path(name), 1);
-        let ring = |name: &str| {
-            let ring = map(name)?;
-            let size = ring.max_entries();
-            Ring::open(ring.into(), size)
-        };
+        let ring = map("ring")?;
+        let size = ring.max_entries();
         let program = OnceLock::new();
         if pins.has_program() {
             let _ = program.set(syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?);
@@ -203,9 +196,7 @@ impl FastPath {
             counters: BpfMap::open(&pins.pin_path("counters"), processors)?,
             heartbeat: map("heartbeat")?,
             readmission_start: map("readmission_start")?,
-            ring: ring("ring")?,
-            data_reports: map("data_reports")?,
-            data_ring: ring("data_ring")?,
+            ring: Ring::open(ring.into(), size)?,
             known_barred_ports: Mutex::default(),
             known_control_ports: Mutex::default(),
             was_taken_over: false,
@@ -538,21 +529,7 @@ impl FastPath {
     /// was not committed within a second; the lines before it were read.
     #[must_use]
     pub fn read_lines(&self, into: &mut Vec<LineRecord>) -> bool {
-        self.ring.read(|bytes| into.push(LineRecord::from_bytes(&bytes)))
-    }
-
-    /// Has the program report packets of data connections in the data ring, and give them this packet mark; `None` ends
-    /// that.
-    pub fn set_data_reports(&self, mark: Option<u32>) -> io::Result<()> {
-        self.data_reports.update(&[0; 4], &mark.unwrap_or(0).to_ne_bytes(), ANY)
-    }
-
-    /// Passes to `each` the packets of data connections that the program has reported. No later call, also of another
-    /// daemon, passes them again.
-    pub fn read_data_reports(&self, mut each: impl FnMut(DataRecord)) {
-        // What is not committed is read the next time.
-        let _ = self.data_ring.read(|bytes| each(DataRecord::from_bytes(&bytes)));
-        self.data_ring.release(self.data_ring.position());
+        self.ring.read(into)
     }
 
     /// Detaches the program, and removes it with its maps and pins.

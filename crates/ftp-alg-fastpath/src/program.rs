@@ -24,7 +24,7 @@ use super::{
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/inspect.o"));
 
 /// The maps that are pinned.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 10] = [
     "tuples",
     "flows",
     "pinholes",
@@ -32,8 +32,6 @@ const MAPS: [&str; 12] = [
     "barred_ports",
     "control_ports",
     "ring",
-    "data_reports",
-    "data_ring",
     "counters",
     "heartbeat",
     "readmission_start",

@@ -1,5 +1,4 @@
-//! A ring buffer into which the program writes records, read through a mapping of our own: one has each inspected line,
-//! the other the first and last packets of data connections.
+//! The ring buffer into which the program writes each inspected line, read through a mapping of our own.
 //!
 //! The program reserves a record before it decides about a line, and commits or discards the record afterwards. So
 //! when a packet is read from the queue, every line that was inspected before has at least a reserved record. A
@@ -34,7 +33,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::lock;
+use super::{layout::LineRecord, lock};
 
 // From linux/bpf.h: bits of a record's length, and the size of a record's header.
 const BUSY: u32 = 1 << 31;
@@ -69,11 +68,11 @@ impl Ring {
         Ok(Self { map, consumer, producer, page, size, position, read_lock: Mutex::new(()) })
     }
 
-    /// Passes to `each` the bytes of all records of this size that are reserved by now, in the order of their
-    /// reservation, and waits for records that another processor is about to commit. Returns `false` if a record was not
-    /// committed within a second; the records before it were read.
+    /// Appends all lines whose records are reserved by now, in the order of their reservation, and waits for records
+    /// that another processor is about to commit. Returns `false` if a record was not committed within a second; the
+    /// lines before it were read.
     #[must_use]
-    pub(crate) fn read<const SIZE: usize>(&self, mut each: impl FnMut([u8; SIZE])) -> bool {
+    pub(crate) fn read(&self, into: &mut Vec<LineRecord>) -> bool {
         // After a panic the position is that of the last record that was read.
         let _reading = lock(&self.read_lock);
         while self.has_unread() {
@@ -81,8 +80,8 @@ impl Ring {
             let at = self.page + (position & (self.size - 1));
             let Some(length) = self.wait_for_commit(at) else { return false };
             let size = (length & !DISCARDED) as usize;
-            if length & DISCARDED == 0 && size == SIZE {
-                each(self.producer.copy_bytes(at + RECORD_HEADER));
+            if length & DISCARDED == 0 && size == LineRecord::SIZE {
+                into.push(LineRecord::from_bytes(&self.producer.copy_bytes(at + RECORD_HEADER)));
             }
             let next = position.wrapping_add((RECORD_HEADER + size).next_multiple_of(8));
             self.position.store(next, Release);

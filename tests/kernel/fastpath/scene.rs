@@ -48,10 +48,7 @@ pub struct Scene {
     counters: PerCpuArray<MapData, u64>,
     pub heartbeat: Array<MapData, u64>,
     pub readmission_start: Array<MapData, u64>,
-    control_ports: Array<MapData, u32>,
-    pub data_reports: Array<MapData, u32>,
     ring: RingBuf<MapData>,
-    data_ring: RingBuf<MapData>,
 }
 
 impl Scene {
@@ -63,12 +60,15 @@ impl Scene {
             loaded.program_mut("inspect").unwrap().try_into().unwrap();
         program.load().expect(why);
         let mut take = |name| -> Map { loaded.take_map(name).expect(name) };
+        // Servers may have any port in these tests.
+        let mut control_ports: Array<_, u32> = take("control_ports").try_into().unwrap();
+        for word in 0..control_ports.len() {
+            control_ports.set(word, u32::MAX, 0).unwrap();
+        }
         let mut heartbeat: Array<_, u64> = take("heartbeat").try_into().unwrap();
         heartbeat.set(0, u64::MAX, 0).unwrap();
-        let mut scene = Self {
+        Self {
             heartbeat,
-            control_ports: take("control_ports").try_into().unwrap(),
-            data_reports: take("data_reports").try_into().unwrap(),
             readmission_start: take("readmission_start").try_into().unwrap(),
             tuples: take("tuples").try_into().unwrap(),
             flows: take("flows").try_into().unwrap(),
@@ -78,18 +78,7 @@ impl Scene {
             barred_ports: take("barred_ports").try_into().unwrap(),
             counters: take("counters").try_into().unwrap(),
             ring: take("ring").try_into().unwrap(),
-            data_ring: take("data_ring").try_into().unwrap(),
             loaded,
-        };
-        // Servers may have any port in most tests.
-        scene.set_control_ports(u32::MAX);
-        scene
-    }
-
-    /// Has servers at all ports, or at none.
-    pub fn set_control_ports(&mut self, word: u32) {
-        for index in 0..self.control_ports.len() {
-            self.control_ports.set(index, word, 0).unwrap();
         }
     }
 
@@ -187,15 +176,6 @@ impl Scene {
         let mut records = Vec::new();
         while let Some(record) = self.ring.next() {
             records.push((*record).try_into().unwrap());
-        }
-        records
-    }
-
-    /// Takes all packets from the data ring.
-    pub fn data_records(&mut self) -> Vec<DataRecord> {
-        let mut records = Vec::new();
-        while let Some(record) = self.data_ring.next() {
-            records.push(DataRecord::from_bytes(record.first_chunk().unwrap()));
         }
         records
     }

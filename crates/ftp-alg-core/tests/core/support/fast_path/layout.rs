@@ -4,7 +4,7 @@
 
 use ftp_alg_fastpath::layout::counter;
 pub use ftp_alg_fastpath::layout::{
-    AdmittedSyn, DataRecord, Flow, LONGEST_LINE, LineRecord, PacketTuple, Pinhole, PinholeKey,
+    AdmittedSyn, Flow, LONGEST_LINE, LineRecord, PacketTuple, Pinhole, PinholeKey,
     READMISSION_TIME, SYN_LIFETIME, SavedLine, SynKey, TupleValue, dialogue::*,
 };
 

@@ -187,18 +187,7 @@ fn try_decide(
         let line = flow.line_count + 1;
         let mark = [flow.active_mark, flow.passive_mark][side.index()];
         let interface = flow.interface[side.other().index()];
-        let target = [flow.client, flow.server][side.index()];
-        let target_interface = flow.interface[side.index()];
-        let opened = Pinhole {
-            flow: id,
-            line,
-            mark,
-            interface,
-            target,
-            target_interface,
-            ..Pinhole::default()
-        };
-        pinholes.insert(key, opened);
+        pinholes.insert(key, Pinhole { flow: id, line, mark, interface, ..Pinhole::default() });
         (flow.pinhole, flow.pinhole_line) = (key, line);
     }
     if takes_four_digits && flow.port_digits > 0 {
