@@ -22,6 +22,7 @@ words choose what is measured; without any word of a kind, all of that kind
 environment
   FTP_ALG_COMPARE_ROUNDS=5      FTP_ALG_COMPARE_SECONDS=2
   FTP_ALG_COMPARE_CONFIG=FILE   configuration of the daemon (of `other`, if that is given)
+  FTP_ALG_COMPARE_OURS=FILE     configuration of `ours`, if `other` is given
   FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other`";
 
 /// The options of a comparison.
@@ -112,11 +113,7 @@ impl Options {
 }
 
 fn contestants() -> std::result::Result<Vec<Contestant>, String> {
-    let configuration = match env::var_os("FTP_ALG_COMPARE_CONFIG") {
-        Some(path) => std::fs::read_to_string(&path)
-            .map_err(|error| format!("FTP_ALG_COMPARE_CONFIG={}: {error}", path.display()))?,
-        None => String::new(),
-    };
+    let configuration = file("FTP_ALG_COMPARE_CONFIG")?;
     let ours = PathBuf::from(env!("CARGO_BIN_EXE_ftp-alg"));
     let other = env::var_os("FTP_ALG_COMPARE_EXE").map(PathBuf::from);
     check(other.as_ref().unwrap_or(&ours))?;
@@ -125,7 +122,10 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
         Contestant::Daemon { name, executable, configuration }
     };
     let mut all = match other {
-        Some(other) => vec![daemon("ours", ours, ""), daemon("other", other, &configuration)],
+        Some(other) => vec![
+            daemon("ours", ours, &file("FTP_ALG_COMPARE_OURS")?),
+            daemon("other", other, &configuration),
+        ],
         None => vec![daemon("ours", ours, &configuration)],
     };
     all.extend([
@@ -154,6 +154,12 @@ fn check(program: &Path) -> std::result::Result<(), String> {
         return Ok(());
     }
     Err(String::from_utf8_lossy(&checked.stderr).trim().to_owned())
+}
+
+/// The text of the file that a variable names; empty without it.
+fn file(name: &str) -> std::result::Result<String, String> {
+    let Some(path) = env::var_os(name) else { return Ok(String::new()) };
+    std::fs::read_to_string(&path).map_err(|error| format!("{name}={}: {error}", path.display()))
 }
 
 fn number<T: std::str::FromStr>(name: &str, default: T) -> std::result::Result<T, String> {
