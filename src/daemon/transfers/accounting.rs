@@ -1,7 +1,12 @@
 //! The bytes of long transfers. Sequence numbers count modulo 4 GiB. Where conntrack counts (`nf_conntrack_acct`), its
-//! count of whole packets says how often that was passed.
+//! count of whole packets says how often that was passed. Where it does not, the interfaces' statistics say whether it
+//! can have been.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use ftp_alg_core::engine::Transfer;
 
@@ -12,19 +17,76 @@ const LEAST_DURATION: Duration = Duration::from_millis(300);
 /// The headers of a packet: IP and TCP with a timestamp.
 const HEADERS: [u64; 2] = [20 + 32, 40 + 32];
 
+/// Why the bytes of a transfer are not certain without that count.
+const MAY_BE_LONG: &str = "4 GiB or more may have passed: net.netfilter.nf_conntrack_acct is off";
+
+/// What all interfaces of the machine have received and sent: no transfer has more. It is looked up again and again.
+#[derive(Debug)]
+pub(super) struct PassedBytes {
+    total: u64,
+    /// When each of the last GiB was full, the oldest first.
+    filled: [Instant; 4],
+}
+
+impl PassedBytes {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { total: u64::MAX, filled: [now; 4] }
+    }
+
+    /// Looks it up.
+    pub(super) fn look(&mut self, now: Instant) {
+        // What cannot be read is unknown, as if an interface was gone.
+        self.record(now, &fs::read_to_string("/proc/net/dev").unwrap_or_default());
+    }
+
+    /// Records the statistics of all interfaces, as /proc/net/dev has them.
+    fn record(&mut self, now: Instant, interfaces: &str) {
+        let bytes = |line: &str| -> Option<u64> {
+            let mut columns = line.split_once(':')?.1.split_ascii_whitespace();
+            let received: u64 = columns.next()?.parse().ok()?;
+            let sent: u64 = columns.nth(7)?.parse().ok()?;
+            Some(received.saturating_add(sent))
+        };
+        let total = interfaces.lines().filter_map(bytes).fold(0_u64, u64::saturating_add);
+        // An interface that is gone takes its bytes with it.
+        let full = if total < self.total { 4 } else { (total >> 30) - (self.total >> 30) };
+        for _ in 0..full.min(4) {
+            self.filled.rotate_left(1);
+            self.filled[3] = now;
+        }
+        self.total = total;
+    }
+
+    /// Whether 4 GiB may have passed since then.
+    fn may_be_long(&self, since: Instant) -> bool {
+        since <= self.filled[0]
+    }
+}
+
 /// Completes the bytes of a transfer with what `count` says of its data connection, in the direction of the initiator
-/// and in the other.
+/// and in the other. Without that, they are not known if 4 GiB may have passed meanwhile.
 pub(super) fn complete_bytes(
+    now: Instant,
     transfer: &mut Transfer,
+    passed: &mut PassedBytes,
     count: impl FnOnce(SocketAddr, SocketAddr) -> Option<[CountedPackets; 2]>,
 ) {
-    if let (Some(bytes), Some((initiator, dialled))) = (transfer.bytes, transfer.connection())
-        && transfer.duration >= LEAST_DURATION
-        && let Some(counted) = count(initiator, dialled)
-    {
+    let (Some(bytes), Some((initiator, dialled))) = (transfer.bytes, transfer.connection()) else {
+        return;
+    };
+    if transfer.duration < LEAST_DURATION {
+        return;
+    }
+    if let Some(counted) = count(initiator, dialled) {
         let of_sender = counted[usize::from(transfer.target_sends())];
         let headers = HEADERS[usize::from(initiator.is_ipv6())];
         transfer.bytes = Some(whole_bytes(bytes, of_sender, headers));
+        return;
+    }
+    passed.look(now);
+    let began = transfer.ended.unwrap_or(now).checked_sub(transfer.duration);
+    if began.is_none_or(|began| passed.may_be_long(began)) {
+        (transfer.bytes, transfer.uncertain) = (None, Some(MAY_BE_LONG));
     }
 }
 
@@ -38,6 +100,31 @@ fn whole_bytes(low: u64, counted: CountedPackets, headers: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn four_gib_of_all_interfaces_are_noticed() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let statistics = |received: u64, sent: u64| {
+            format!(
+                "Inter-|   Receive  |  Transmit\n face |bytes packets|bytes packets\n\
+                 lan0: {received} 1 0 0 0 0 0 0 {sent} 9 0 0 0 0 0 0\n  lo:       5 1 0 0 0 0 0 0 6 9 0 0 0 0 0 0\n"
+            )
+        };
+        let mut passed = PassedBytes::new(start);
+        assert!(passed.may_be_long(start), "nothing is known of before");
+        passed.record(at(1), &statistics(1 << 40, 7));
+        for second in 2..=10 {
+            passed.record(at(second), &statistics((1 << 40) + (512 << 20) * second, 7));
+        }
+        // A GiB in the last two seconds, 4.5 since the first one.
+        assert_eq!([8, 1].map(|since| passed.may_be_long(at(since))), [false, true]);
+        passed.record(at(11), &statistics((1 << 40) + (9 << 30), 7));
+        assert!(passed.may_be_long(at(11)));
+        assert!(!passed.may_be_long(at(12)));
+        passed.record(at(13), &statistics(0, 0));
+        assert!(passed.may_be_long(at(12)), "an interface is gone");
+    }
 
     #[test]
     fn the_count_of_packets_selects_the_number() {

@@ -88,6 +88,7 @@ struct Known<'a> {
     waiting_pinholes: VecDeque<(Instant, SystemTime, Event<MissingConnection>)>,
     /// Long transfers whose data connections go on, one of a session, by its ID.
     running: HashMap<u64, Event<Box<Transfer>>>,
+    passed: accounting::PassedBytes,
     /// When conntrack is asked about them next.
     next_look: Instant,
     /// Not published yet.
@@ -181,6 +182,7 @@ impl TransferReports {
             ended_sessions: VecDeque::new(),
             waiting_pinholes: VecDeque::new(),
             running: HashMap::new(),
+            passed: accounting::PassedBytes::new(Instant::now()),
             next_look: Instant::now(),
             reports: Vec::new(),
         };
@@ -210,6 +212,7 @@ impl TransferReports {
             self.report_missing_connections(&mut known, now);
             if let Some(now) = now.filter(|now| *now >= known.next_look) {
                 known.next_look = now + LOOK_INTERVAL;
+                known.passed.look(now);
                 self.report_forgotten_connections(&mut known, now);
             }
             known.report_ended_sessions();
@@ -274,9 +277,12 @@ impl TransferReports {
 
     fn report(&self, at: SystemTime, mut finished: Event, known: &mut Known<'_>) {
         if let EventKind::Transfer(transfer) = &mut finished.kind {
-            accounting::complete_bytes(transfer, |initiator, dialled| {
-                known.conntrack.counted(initiator, dialled)
-            });
+            accounting::complete_bytes(
+                Instant::now(),
+                transfer,
+                &mut known.passed,
+                |initiator, dialled| known.conntrack.counted(initiator, dialled),
+            );
         }
         if let Some(transfer) = finished.kind.ended_transfer() {
             lock(&self.totals).count(Instant::now(), &finished, transfer);

@@ -1,8 +1,7 @@
 //! What was seen of data connections, and which of them is that of a transfer.
 //!
-//! Packets come from two sources, so that of an older connection may come later. Servers use a port again at once, so
-//! several connections have the same ends. That of a transfer began before the transfer's last reply; if there are more,
-//! it is the one that ended next to that reply, or none is certain.
+//! Servers use a port again at once, so several connections have the same ends. That of a transfer began before the
+//! transfer's last reply; if there are more, it is the one that ended next to that reply, or none is certain.
 //!
 //! A client can forge packets that its server discards, and so could hide how much it moves. What the server's own FIN
 //! says decides then.
@@ -24,7 +23,7 @@ pub(super) const MAX_CONNECTIONS: usize = 16384;
 /// Limit of connections between one initiator's network (a /64) and one target's, so that a client's floods cost others nothing.
 pub(super) const SHARE: usize = MAX_CONNECTIONS / 16;
 /// Limit of connections with the same ends. If there were more, it is not certain which one is that of a transfer.
-const MAX_SAME: usize = 8;
+const MAX_SAME: usize = 64;
 /// Of connections that end so close together, the one of a transfer is not certain.
 const SAME_TIME: Duration = Duration::from_millis(50);
 

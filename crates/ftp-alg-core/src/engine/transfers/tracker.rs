@@ -33,7 +33,7 @@ const MAX_WAITING: usize = 8192;
 /// Of those, of one client (a /64).
 const SHARE: usize = MAX_WAITING / 8;
 /// Of those, of one session.
-const MAX_OF_SESSION: usize = 16;
+const MAX_OF_SESSION: usize = 256;
 
 /// Why the bytes of a transfer are not certain.
 const SEVERAL_CONNECTIONS: &str = "several data connections have the same ends";
