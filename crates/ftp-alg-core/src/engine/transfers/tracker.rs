@@ -402,7 +402,7 @@ impl<Tag> TransferTracker<Tag> {
         }
         transfer.initiator_port = certain.map(|one| one.initiator_port);
         if let Some(one) = connection.filter(|one| one.is_answered() && one.ended > one.began) {
-            transfer.duration = one.ended - one.began;
+            (transfer.duration, transfer.ended) = (one.ended - one.began, Some(one.ended));
         }
         let serial = connection.filter(|one| !one.is_shared).map(|connection| connection.serial);
         if let Some((ends, serial)) = ends.zip(serial) {

@@ -65,7 +65,7 @@ pub struct Transfer {
     pub has_started: bool,
     /// How it ended.
     pub end: TransferEnd,
-    /// When its last reply was seen.
+    /// The end of that: when its last reply was seen, or the end of its data connection.
     pub ended: Option<Instant>,
     /// How it ended in all.
     pub result: TransferResult,
