@@ -36,7 +36,7 @@ use crate::{
 /// The kinds of events, with what they mean.
 fn kinds() -> impl Iterator<Item = PossibleValue> {
     catalogue::all()
-        .map(|event| PossibleValue::new(event.name).help(catalogue::plain_meaning(event)))
+        .map(|event| PossibleValue::new(event.name).help(catalogue::without_markdown(event.means)))
 }
 
 /// How often `--follow` asks for more.

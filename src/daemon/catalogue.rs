@@ -139,10 +139,10 @@ pub fn row(event: &EventDescription) -> String {
     format!("| `{name}` | {} | {means} | {remedy}|\n", level.name())
 }
 
-/// What an event means, without Markdown.
-pub fn plain_meaning(event: &EventDescription) -> String {
+/// A text without its Markdown.
+pub fn without_markdown(text: &str) -> String {
     let mut plain = String::new();
-    let mut rest = event.means;
+    let mut rest = text;
     while let Some((before, link)) = rest.split_once('[')
         && let Some((text, after)) = link.split_once("](")
         && let Some((_, after)) = after.split_once(')')

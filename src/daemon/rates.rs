@@ -51,7 +51,9 @@ impl Counts {
             refusals: counters.pinholes_refused
                 + counters.commands_refused
                 + counters.logins_refused,
-            drops: lost.map(|(_, count)| count).sum::<u64>() + status.overruns + status.queue_drops,
+            drops: lost.map(|(_, count)| count).sum::<u64>()
+                + status.daemon.overruns
+                + status.daemon.queue_drops,
             decisions: counters.packets + counters.fast_path_lines,
         }
     }
@@ -249,7 +251,7 @@ mod tests {
         counters.refusals.count(RefusalReason::LowPort);
         counters.drops.count(DropReason::Overlap);
         counters.drops.count(DropReason::Resegmented);
-        (status.overruns, status.queue_drops) = (20, 300);
+        (status.daemon.overruns, status.daemon.queue_drops) = (20, 300);
         status.transfers = TransferTotals {
             active: ResultCounts { complete: 4, reset: 1, ..ResultCounts::default() },
             unknown: ResultCounts { refused: 2, ..ResultCounts::default() },

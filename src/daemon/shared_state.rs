@@ -182,9 +182,9 @@ impl SharedState {
         status.backend_reason = self.backend_reason.to_owned();
         status.counters.errors = self.errors.load(Ordering::Relaxed);
         for queue in lock(&self.queue_counts).iter() {
-            status.overruns += queue.overruns;
-            status.queue_drops += queue.dropped;
-            status.verdicts_refused += queue.refused;
+            status.daemon.overruns += queue.overruns;
+            status.daemon.queue_drops += queue.dropped;
+            status.daemon.verdicts_refused += queue.refused;
             if let Some(waiting) = queue.waiting {
                 *status.queue_waiting.get_or_insert(0) += waiting;
             }
@@ -198,10 +198,10 @@ impl SharedState {
                 unwritten.push(journal.path().to_owned());
             }
         }
-        status.log_lines_skipped = self.log.skipped_lines();
+        status.daemon.log_lines_skipped = self.log.skipped_lines();
         status.transfers = self.transfers.totals();
-        status.events_unwritten = self.events_unwritten.load(Ordering::Relaxed);
-        status.pinholes_expired = self.health.unused_pinholes();
+        status.daemon.events_unwritten = self.events_unwritten.load(Ordering::Relaxed);
+        status.daemon.pinholes_expired = self.health.unused_pinholes();
         let handed_over =
             |shard: &Mutex<Shard>| lock(shard).engine.sessions.fast_path_sessions().count();
         let connections = self.shards.iter().map(handed_over).sum();

@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use ftp_alg_core::{engine::Counters, ftp::AnnouncementKind};
+use ftp_alg_core::{
+    engine::{Count, CounterDescription, Counters},
+    ftp::AnnouncementKind,
+};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,28 +34,13 @@ pub struct Status {
     /// The engines' counters.
     #[serde(flatten)]
     pub counters: Counters,
-    /// Pinholes that expired without a connection.
-    #[serde(default)]
-    pub pinholes_expired: u64,
-    /// Packets that the kernel dropped because a queue was full. Their senders retransmit them.
-    #[serde(default)]
-    pub overruns: u64,
-    /// Packets that were dropped unread, because they were longer than a queue message or the message was invalid.
-    #[serde(default)]
-    pub queue_drops: u64,
-    /// Verdicts that the kernel refused, because it no longer had the packet.
-    #[serde(default)]
-    pub verdicts_refused: u64,
+    /// The daemon's own.
+    #[serde(flatten)]
+    pub daemon: DaemonCounters,
     /// Packets that waited for a verdict at the last look, at most a second ago. `None` if the daemon's user cannot read
     /// the kernel's statistics.
     #[serde(default)]
     pub queue_waiting: Option<u64>,
-    /// Log lines that the rate limits suppressed.
-    #[serde(default)]
-    pub log_lines_skipped: u64,
-    /// Events that are missing in the file of `log.events`.
-    #[serde(default)]
-    pub events_unwritten: u64,
     /// Transfers that have ended.
     #[serde(default)]
     pub transfers: TransferTotals,
@@ -74,6 +62,30 @@ pub struct Status {
     /// What does not stop FTP through this gateway, or concerns a few peers.
     #[serde(default)]
     pub warnings: Vec<Problem>,
+}
+
+ftp_alg_core::counters! {
+    /// Counters outside of engines since the start.
+    DaemonCounters {
+        /// pinholes that no connection used before their deadline
+        #[counter("ftp_alg_pinholes_expired", "pinholes": "expired", always; "the end that connects came late, or a firewall drops it")]
+        pinholes_expired: u64,
+        /// packets that the kernel dropped because a queue was full
+        #[counter("ftp_alg_queue_overruns", "packets": "dropped, queue full"; "[sizing](scaling.md)")]
+        overruns: u64,
+        /// packets dropped unread, because they or their queue messages were too long or invalid
+        #[counter("ftp_alg_queue_drops", "packets": "dropped, not readable")]
+        queue_drops: u64,
+        /// verdicts that the kernel refused because it no longer had the packet
+        #[counter("ftp_alg_verdicts_refused", "packets": "verdicts refused")]
+        verdicts_refused: u64,
+        /// log lines that the log's rate limits left out
+        #[counter("ftp_alg_log_lines_skipped", "daemon": "log lines skipped")]
+        log_lines_skipped: u64,
+        /// events that are missing in the file of `log.events`: it could not be written, or too many came at once
+        #[counter("ftp_alg_events_unwritten", "daemon": "events not in the file"; "the log says why")]
+        events_unwritten: u64,
+    }
 }
 
 /// Transfers that have ended since the start, by mode; `unknown` where no announcement opened a pinhole.
@@ -298,6 +310,12 @@ pub struct NameRow {
 }
 
 impl Status {
+    /// All counters, with their values.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static CounterDescription, Count)> {
+        let all = Counters::ALL.iter().chain(DaemonCounters::ALL);
+        all.zip(self.counters.counts().into_iter().chain(self.daemon.counts()))
+    }
+
     /// A daemon of this version with all counters at zero.
     pub fn new(backend: &str, uptime: Duration) -> Self {
         Self {

@@ -1,5 +1,7 @@
 //! Tests of the text of `ftp-alg status`.
 
+use serde_json::Value;
+
 use super::*;
 use crate::cli::output::PLAIN;
 

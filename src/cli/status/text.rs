@@ -2,8 +2,7 @@
 //!
 //! Each value has one place. A total that is 0 is left out, except those that say whether the gateway works.
 
-use serde::Serialize;
-use serde_json::Value;
+use ftp_alg_core::engine::Count;
 
 use crate::{
     cli::{output::Style, table},
@@ -200,6 +199,18 @@ impl Group {
         self
     }
 
+    /// Adds the counters of this group.
+    fn counters(self, status: &Status) -> Self {
+        let heading = self.heading;
+        let of_group = status.counts().filter(|(described, _)| described.shown[0] == heading);
+        of_group.fold(self, |group, (described, count)| match (described.shown[1], count) {
+            ("", _) => group,
+            (name, Count::Number(count)) if described.is_always_shown => group.always(name, count),
+            (name, Count::Number(count)) => group.if_any(name, count),
+            (name, Count::Parts(parts)) => group.parts(name, parts),
+        })
+    }
+
     /// Adds a count unless it is 0.
     fn if_any(self, name: &'static str, count: u64) -> Self {
         if count == 0 { self } else { self.always(name, count) }
@@ -238,36 +249,19 @@ impl Group {
 }
 
 fn totals(status: &Status, style: Style) -> String {
+    let counted = |heading| Group::new(heading).counters(status);
     let groups = [
-        of_sessions(status),
-        of_announcements(status),
+        counted("sessions"),
+        counted("announcements and commands"),
         of_transfers(status),
-        of_pinholes(status),
-        of_packets(status),
-        of_the_fast_path(status),
-        of_the_daemon(status),
+        counted("pinholes"),
+        counted("packets"),
+        of_the_fast_path(status).counters(status),
+        counted("daemon"),
     ];
     let age = table::span(status.uptime_seconds);
     let groups: String = groups.iter().map(|group| group.print(style)).collect();
     format!("\ntotals since this daemon started, {age} ago\n\n{groups}")
-}
-
-fn of_sessions(status: &Status) -> Group {
-    let counters = &status.counters;
-    Group::new("sessions")
-        .always("started", counters.sessions_started)
-        .if_any("logins refused", counters.logins_refused)
-        .if_any("became encrypted", counters.encrypted)
-        .if_any("missed packets", counters.unread_sessions)
-}
-
-fn of_announcements(status: &Status) -> Group {
-    let counters = &status.counters;
-    Group::new("announcements and commands")
-        .always("rewritten", counters.rewrites)
-        .always("pinholes refused", counters.pinholes_refused)
-        .if_any("commands refused", counters.commands_refused)
-        .parts("reasons", counters.refusals.by_name())
 }
 
 /// The transfers, if the daemon reports them.
@@ -295,25 +289,6 @@ fn of_transfers(status: &Status) -> Group {
     }
 }
 
-fn of_pinholes(status: &Status) -> Group {
-    Group::new("pinholes")
-        .always("opened", status.counters.pinholes_opened)
-        .always("used", status.counters.pinholes_used)
-        .always("expired", status.pinholes_expired)
-}
-
-fn of_packets(status: &Status) -> Group {
-    let counters = &status.counters;
-    Group::new("packets")
-        .always("queued", counters.packets)
-        .parts("dropped", counters.drops.by_name())
-        .parts("passed unread", of_fields(&counters.unread))
-        .if_any("above max-sessions", counters.uninspected)
-        .if_any("dropped, queue full", status.overruns)
-        .if_any("dropped, not readable", status.queue_drops)
-        .if_any("verdicts refused", status.verdicts_refused)
-}
-
 /// The fast path's totals, if it is on or has any: it may be turned off while the daemon runs.
 fn of_the_fast_path(status: &Status) -> Group {
     let FastPathStatus { lines, handed_back, opened, admitted, no_room, .. } = status.fast_path;
@@ -329,21 +304,7 @@ fn of_the_fast_path(status: &Status) -> Group {
             .if_any("ring buffer full", no_room),
         false => group,
     };
-    group.if_any("mismatches", status.counters.fast_path_mismatches)
-}
-
-fn of_the_daemon(status: &Status) -> Group {
-    Group::new("daemon")
-        .always("errors", status.counters.errors)
-        .parts("limits reached", of_fields(&status.counters.limits))
-        .if_any("log lines skipped", status.log_lines_skipped)
-        .if_any("events not in the file", status.events_unwritten)
-}
-
-/// The fields of a struct of counters, by their names in JSON.
-fn of_fields(counters: &impl Serialize) -> Vec<(String, u64)> {
-    let Ok(Value::Object(all)) = serde_json::to_value(counters) else { return Vec::new() };
-    all.into_iter().filter_map(|(name, value)| Some((name, value.as_u64()?))).collect()
+    group
 }
 
 #[cfg(test)]

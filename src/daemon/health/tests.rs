@@ -9,6 +9,7 @@ use ftp_alg_core::{
 };
 
 use super::*;
+use crate::daemon::snapshot::DaemonCounters;
 
 /// The names of problems and of warnings.
 fn names(health: &Health, after: Duration, status: &Status) -> [Vec<String>; 2] {
@@ -68,7 +69,11 @@ fn encrypted(count: u64) -> Status {
 fn limits_are_warnings_for_ten_minutes() {
     let health = Health::new(Instant::now());
     let counters = Counters { uninspected: 2, pinholes_used: 5, ..Counters::default() };
-    let counts = Status { overruns: 3, counters, ..Status::default() };
+    let counts = Status {
+        daemon: DaemonCounters { overruns: 3, ..DaemonCounters::default() },
+        counters,
+        ..Status::default()
+    };
     assert_eq!(names(&health, Duration::ZERO, &counts), named(&[], &["overruns", "max-sessions"]));
     assert_eq!(names(&health, RECENT_WINDOW, &counts), named(&[], &[]));
 }

@@ -200,9 +200,9 @@ impl Traffic {
         unmarked_may_pass: bool,
         findings: &mut Findings,
     ) {
-        let Status { overruns, counters, .. } = status;
+        let Status { daemon, counters, .. } = status;
         let Counters { encrypted, uninspected, pinholes_used, .. } = *counters;
-        let overruns = self.overruns.record(now, *overruns);
+        let overruns = self.overruns.record(now, daemon.overruns);
         let uninspected = self.uninspected.record(now, uninspected);
         let used = self.used.record(now, pinholes_used);
         let servers = &mut self.servers;

@@ -2,18 +2,18 @@
 //!
 //! Knows nothing of HTTP. `docs/metrics.md` has the same list, and a test compares them.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
-use ftp_alg_core::engine::Counters;
+use ftp_alg_core::engine::{Count, CounterDescription};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, MetricEncoder, prometheus_text},
     metrics::MetricType,
     registry::Registry,
 };
-use serde::Serialize;
 
 use super::decision_times::Histogram;
+use crate::daemon::catalogue;
 use crate::daemon::snapshot::{
     ClientBytes, FastPathState, FastPathStatus, ResultCounts, ServerTotals, Status, TransferTotals,
 };
@@ -33,7 +33,7 @@ pub(super) struct Family {
     /// The name without the `_total` of counters.
     base_name: &'static str,
     /// What it counts, and in which unit.
-    pub(super) help: &'static str,
+    pub(super) help: Cow<'static, str>,
     /// The names of its labels.
     pub(super) labels: Vec<&'static str>,
     values: Values,
@@ -52,12 +52,14 @@ type LabelledCount = (String, u64);
 type Sample = (Vec<String>, u64);
 
 impl Family {
-    fn gauge(base_name: &'static str, value: u64, help: &'static str) -> Self {
+    fn gauge(base_name: &'static str, value: u64, help: impl Into<Cow<'static, str>>) -> Self {
+        let help = help.into();
         let values = Values::Gauges(vec![(Vec::new(), value)]);
         Self { base_name, help, labels: Vec::new(), values }
     }
 
-    fn counter(base_name: &'static str, value: u64, help: &'static str) -> Self {
+    fn counter(base_name: &'static str, value: u64, help: impl Into<Cow<'static, str>>) -> Self {
+        let help = help.into();
         let values = Values::Counters(vec![(Vec::new(), value)]);
         Self { base_name, help, labels: Vec::new(), values }
     }
@@ -66,8 +68,9 @@ impl Family {
         base_name: &'static str,
         label: &'static str,
         samples: Vec<LabelledCount>,
-        help: &'static str,
+        help: impl Into<Cow<'static, str>>,
     ) -> Self {
+        let help = help.into();
         let samples = samples.into_iter().map(|(of, value)| (vec![of], value)).collect();
         Self { base_name, help, labels: vec![label], values: Values::Counters(samples) }
     }
@@ -99,7 +102,7 @@ impl Family {
 
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let kind = self.metric_type();
-        let mut metric = encoder.encode_descriptor(self.base_name, self.help, None, kind)?;
+        let mut metric = encoder.encode_descriptor(self.base_name, &self.help, None, kind)?;
         match &self.values {
             Values::Counters(samples) => self.encode_each(&mut metric, samples, |one, value| {
                 one.encode_counter::<[(&str, &str); 0], u64, f64>(&value, None)
@@ -155,25 +158,23 @@ pub(super) fn families(reading: &Reading) -> Vec<Family> {
     let Reading { status, .. } = reading;
     let parts = [
         of_the_daemon(reading),
-        of_sessions(status),
-        of_pinholes(status),
+        gauges(status),
+        of_counters(status),
         of_transfers(status),
         of_servers(status),
         of_clients(status),
-        of_packets(status),
-        of_queues(status),
-        of_the_fast_path(&status.fast_path, &status.counters),
+        of_the_fast_path(&status.fast_path),
         of_decisions(&reading.decisions),
     ];
     parts.into_iter().flatten().collect()
 }
 
 fn of_the_daemon(reading: &Reading) -> Vec<Family> {
-    let Status { version, counters, problems, warnings, log_lines_skipped, .. } = &reading.status;
+    let Status { version, problems, warnings, .. } = &reading.status;
     vec![
         Family {
             base_name: "ftp_alg_build_info",
-            help: "Always 1; the label has the version of the running daemon.",
+            help: "Always 1; the label has the version of the running daemon.".into(),
             labels: vec!["version"],
             values: Values::Gauges(vec![(vec![version.clone()], 1)]),
         },
@@ -192,84 +193,47 @@ fn of_the_daemon(reading: &Reading) -> Vec<Family> {
             warnings.len() as u64,
             "Warnings that exist now, as ftp-alg status lists them.",
         ),
-        Family::counter(
-            "ftp_alg_errors",
-            counters.errors,
-            "Errors of the daemon: the kernel refused a request, or a packet could not be handled.",
-        ),
-        Family::counter(
-            "ftp_alg_log_lines_skipped",
-            *log_lines_skipped,
-            "Log lines that the log's rate limits left out.",
-        ),
-        Family::counter(
-            "ftp_alg_events_unwritten",
-            reading.status.events_unwritten,
-            "Events that are missing in the file of log.events.",
-        ),
     ]
 }
 
-fn of_sessions(status: &Status) -> Vec<Family> {
-    let Status { sessions, memory, counters, .. } = status;
-    vec![
+fn gauges(status: &Status) -> Vec<Family> {
+    let Status { sessions, pinholes, memory, queue_waiting, .. } = status;
+    let waiting = queue_waiting.map(|waiting| {
+        let help = "Packets in the queues that waited for a verdict, looked up each second; absent if the daemon's \
+                    user cannot read it.";
+        Family::gauge("ftp_alg_queue_waiting_packets", waiting, help)
+    });
+    let families = [
         Family::gauge("ftp_alg_sessions", *sessions, "Control connections that are followed now."),
+        Family::gauge("ftp_alg_pinholes", *pinholes, "Pinholes that are open now."),
         Family::gauge(
             "ftp_alg_memory_bytes",
             *memory,
             "Bytes that sessions hold; policy.memory is their limit.",
         ),
-        Family::counter(
-            "ftp_alg_sessions_encrypted",
-            counters.encrypted,
-            "Sessions that became unreadable because they are encrypted.",
-        ),
-        Family::counter(
-            "ftp_alg_logins_refused",
-            counters.logins_refused,
-            "Logins that servers refused.",
-        ),
-        Family::counter(
-            "ftp_alg_sessions_unread",
-            counters.unread_sessions,
-            "Sessions that missed packets: nothing is opened until they are in step again.",
-        ),
-        Family::counters(
-            "ftp_alg_refusals",
-            "reason",
-            owned(counters.refusals.by_name()),
-            "Announcements and other commands that the gateway refused, by reason.",
-        ),
-        Family::counters(
-            "ftp_alg_limits_reached",
-            "limit",
-            fields(&counters.limits),
-            "How often each limit was reached.",
-        ),
-    ]
+    ];
+    families.into_iter().chain(waiting).collect()
 }
 
-fn of_pinholes(status: &Status) -> Vec<Family> {
-    let Status { pinholes, pinholes_expired, counters, .. } = status;
-    vec![
-        Family::gauge("ftp_alg_pinholes", *pinholes, "Pinholes that are open now."),
-        Family::counter("ftp_alg_pinholes_opened", counters.pinholes_opened, "Pinholes opened."),
-        Family::counter(
-            "ftp_alg_pinholes_used",
-            counters.pinholes_used,
-            "Pinholes whose transfer began, as the server said.",
-        ),
-        Family::counter(
-            "ftp_alg_pinholes_expired",
-            *pinholes_expired,
-            "Pinholes that no connection used before their deadline.",
-        ),
-        Family::counter(
-            "ftp_alg_rewrites",
-            counters.rewrites,
-            "Announcements whose endpoint was replaced.",
-        ),
-    ]
+/// The counters that have a metric.
+fn of_counters(status: &Status) -> Vec<Family> {
+    let of_one = |(described, count): (&'static CounterDescription, Count)| {
+        let CounterDescription { metric, label, .. } = *described;
+        let help = sentence(described);
+        match count {
+            Count::Number(value) => Family::counter(metric, value, help),
+            Count::Parts(parts) => Family::counters(metric, label, owned(parts.into_iter()), help),
+        }
+    };
+    status.counts().filter(|(described, _)| !described.metric.is_empty()).map(of_one).collect()
+}
+
+/// What a counter counts, as a sentence without Markdown.
+fn sentence(described: &CounterDescription) -> String {
+    let plain = catalogue::without_markdown(described.means);
+    let mut letters = plain.chars();
+    let first: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
+    format!("{first}{}.", letters.as_str())
 }
 
 fn of_transfers(status: &Status) -> Vec<Family> {
@@ -285,7 +249,7 @@ fn of_transfers(status: &Status) -> Vec<Family> {
     vec![
         Family {
             base_name: "ftp_alg_transfers",
-            help: "Transfers that have ended, with data connections that did not come about before a command. The mode is unknown if no announcement opened a pinhole.",
+            help: "Transfers that have ended, with data connections that did not come about before a command. The mode is unknown if no announcement opened a pinhole.".into(),
             labels: vec!["mode", "result"],
             values: Values::Counters(modes.into_iter().flat_map(of_mode).collect()),
         },
@@ -326,13 +290,13 @@ fn of_servers(status: &Status) -> Vec<Family> {
     vec![
         Family {
             base_name: "ftp_alg_server_transfers",
-            help: "Transfers with each [[server]] that have ended; absent without one.",
+            help: "Transfers with each [[server]] that have ended; absent without one.".into(),
             labels: vec!["server", "result"],
             values: Values::Counters(servers.iter().flat_map(results).collect()),
         },
         Family {
             base_name: "ftp_alg_server_transfer_bytes",
-            help: "Bytes to (up) and from (down) each [[server]] in transfers.",
+            help: "Bytes to (up) and from (down) each [[server]] in transfers.".into(),
             labels: vec!["server", "direction"],
             values: Values::Counters(servers.iter().flat_map(bytes).collect()),
         },
@@ -348,73 +312,13 @@ fn of_clients(status: &Status) -> Vec<Family> {
     vec![Family {
         base_name: "ftp_alg_top_client_bytes",
         help: "Bytes of the ten clients with the most in the last hour, so at most ten label values at a time; of IPv6 \
-               a /64.",
+               a /64.".into(),
         labels: vec!["client"],
         values: Values::Gauges(clients.iter().map(sample).collect()),
     }]
 }
 
-fn of_packets(status: &Status) -> Vec<Family> {
-    let Counters { packets, drops, unread, uninspected, malformed, .. } = status.counters;
-    vec![
-        Family::counter(
-            "ftp_alg_packets",
-            packets,
-            "Packets that were queued and got a verdict, or wait for one.",
-        ),
-        Family::counters(
-            "ftp_alg_drops",
-            "reason",
-            owned(drops.by_name()),
-            "Packets that the engine dropped, by reason; TCP retransmits what is needed.",
-        ),
-        Family::counters(
-            "ftp_alg_packets_unread",
-            "reason",
-            fields(&unread),
-            "Queued packets that passed without inspection, by reason.",
-        ),
-        Family::counter(
-            "ftp_alg_packets_uninspected",
-            uninspected,
-            "Packets of connections above policy.max-sessions, which passed.",
-        ),
-        Family::counter(
-            "ftp_alg_packets_malformed",
-            malformed,
-            "Packets that could not be parsed, and passed.",
-        ),
-    ]
-}
-
-fn of_queues(status: &Status) -> Vec<Family> {
-    let Status { overruns, queue_drops, verdicts_refused, queue_waiting, .. } = status;
-    let mut families = vec![
-        Family::counter(
-            "ftp_alg_queue_overruns",
-            *overruns,
-            "Packets that the kernel dropped because a queue was full.",
-        ),
-        Family::counter(
-            "ftp_alg_queue_drops",
-            *queue_drops,
-            "Packets dropped unread, because they or their queue messages were too long or invalid.",
-        ),
-        Family::counter(
-            "ftp_alg_verdicts_refused",
-            *verdicts_refused,
-            "Verdicts that the kernel refused because it no longer had the packet.",
-        ),
-    ];
-    families.extend(queue_waiting.map(|waiting| {
-        let help = "Packets in the queues that waited for a verdict, looked up each second; absent if the daemon's \
-                    user cannot read it.";
-        Family::gauge("ftp_alg_queue_waiting_packets", waiting, help)
-    }));
-    families
-}
-
-fn of_the_fast_path(status: &FastPathStatus, counters: &Counters) -> Vec<Family> {
+fn of_the_fast_path(status: &FastPathStatus) -> Vec<Family> {
     vec![
         Family::gauge(
             "ftp_alg_fast_path_on",
@@ -441,18 +345,13 @@ fn of_the_fast_path(status: &FastPathStatus, counters: &Counters) -> Vec<Family>
             status.no_room,
             "Lines that were queued because the fast path's ring buffer was full.",
         ),
-        Family::counter(
-            "ftp_alg_fast_path_mismatches",
-            counters.fast_path_mismatches,
-            "Lines that the engine would have decided differently from the fast path; 0 without a bug.",
-        ),
     ]
 }
 
 fn of_decisions(decisions: &Histogram) -> Vec<Family> {
     vec![Family {
         base_name: "ftp_alg_decision_seconds",
-        help: "Time from the receipt of a batch of packets to its verdicts, in seconds.",
+        help: "Time from the receipt of a batch of packets to its verdicts, in seconds.".into(),
         labels: Vec::new(),
         values: Values::Histogram(decisions.clone()),
     }]
@@ -460,11 +359,4 @@ fn of_decisions(decisions: &Histogram) -> Vec<Family> {
 
 fn owned(samples: impl Iterator<Item = (&'static str, u64)>) -> Vec<LabelledCount> {
     samples.map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// The fields of a struct of counters, by the names that they have in JSON.
-fn fields(counters: &impl Serialize) -> Vec<LabelledCount> {
-    let value = serde_json::to_value(counters).unwrap_or_default();
-    let fields = value.as_object().into_iter().flatten();
-    fields.filter_map(|(name, value)| Some((name.clone(), value.as_u64()?))).collect()
 }

@@ -5,12 +5,12 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use ftp_alg::daemon::{
     catalogue,
     snapshot::{
-        ClientBytes, NameRow, PinholeRow, Problem, ServerTotals, SessionDetail, SessionRow, Status,
-        TransferTotals,
+        ClientBytes, DaemonCounters, NameRow, PinholeRow, Problem, ServerTotals, SessionDetail,
+        SessionRow, Status, TransferTotals,
     },
 };
 use ftp_alg_core::{
-    engine::{DropReason, EventKind},
+    engine::{CounterDescription, Counters, DropReason, EventKind},
     session::RefusalReason,
 };
 use regex::Regex;
@@ -35,6 +35,19 @@ fn fields(value: &Value, prefix: &str, into: &mut BTreeSet<String>) {
         }
         _ => drop(into.insert(prefix.to_owned())),
     }
+}
+
+#[test]
+fn the_page_of_counters_says_of_each_what_its_description_says() {
+    let row = |one: &CounterDescription| {
+        let CounterDescription { field, means, remedy, .. } = one;
+        let remedy = if remedy.is_empty() { String::new() } else { format!("{remedy} ") };
+        format!("| `{field}` | {means} | {remedy}|\n")
+    };
+    // Those with parts have tables of their own.
+    let all = Counters::ALL.iter().chain(DaemonCounters::ALL);
+    let table: String = all.filter(|one| one.label.is_empty()).map(row).collect();
+    generated("docs/counters.md", "## What is counted\n", "| --- | --- | --- |\n", "\n", &table);
 }
 
 #[test]
@@ -159,7 +172,11 @@ fn generated(page: &str, section: &str, begin: &str, end: &str, expected: &str) 
     let found = parts.unwrap_or_else(|| panic!("{page} has no {section}"));
     let (found, expected) = (format!("{}\n", found.trim_end()), expected);
     if std::env::var_os("FTP_ALG_WRITE_DOCS").is_some() {
-        fs::write(root().join(page), is.replace(&found, expected)).unwrap();
+        let place = is.find(section).unwrap() + section.len();
+        let place = place + is[place..].find(begin).unwrap() + begin.len();
+        let behind =
+            is[place..].strip_prefix(found.trim_start_matches('\n')).unwrap_or(&is[place..]);
+        fs::write(root().join(page), [&is[..place], expected, behind].concat()).unwrap();
     } else {
         assert_eq!(found, expected, "make it so: FTP_ALG_WRITE_DOCS=1 cargo test --test repo docs");
     }

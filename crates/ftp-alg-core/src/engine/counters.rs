@@ -6,111 +6,206 @@ use serde::{Deserialize, Serialize};
 
 use crate::{engine::DropReason, session::RefusalReason};
 
-/// A struct of counters that can be added to another.
-macro_rules! counters {
-    ($(#[$of:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $kind:ty,)* }) => {
-        $(#[$of])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-        #[serde(default)]
-        pub struct $name { $($(#[$doc])* pub $field: $kind,)* }
+/// What is to be said of a counter. `ftp-alg status`, the metrics, and the tables of docs/counters.md and docs/metrics.md are
+/// made from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterDescription {
+    /// The field of `status --json`.
+    pub field: &'static str,
+    /// The metric, without the `_total`; empty if another one has the number.
+    pub metric: &'static str,
+    /// The label of its parts, if it has any.
+    pub label: &'static str,
+    /// The group of `ftp-alg status`, and its name there; empty if another line has the number.
+    pub shown: [&'static str; 2],
+    /// Whether it is shown even if it is 0.
+    pub is_always_shown: bool,
+    /// What it counts, in Markdown.
+    pub means: &'static str,
+    /// What to do, in Markdown.
+    pub remedy: &'static str,
+}
 
-        impl AddAssign for $name {
+/// The value of a counter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// A number.
+    Number(u64),
+    /// Several, by name.
+    Parts(Vec<(&'static str, u64)>),
+}
+
+/// What a struct of counters may have.
+pub trait Countable {
+    /// Its value.
+    fn count(&self) -> Count;
+}
+
+impl Countable for u64 {
+    fn count(&self) -> Count {
+        Count::Number(*self)
+    }
+}
+
+/// A struct of counters that can be added to another: with what is to be said of each, or as the parts of one.
+#[macro_export]
+macro_rules! counters {
+    ($(#[$of:meta])* $name:ident {$(
+        $(#[doc = $means:literal])+
+        #[counter($metric:literal $(by $label:literal)?, $group:literal: $shown:literal $(, $always:ident)? $(; $remedy:literal)?)]
+        $field:ident: $kind:ty,
+    )+}) => {
+        $crate::counters!(@struct $(#[$of])* $name {$($(#[doc = $means])+ $field: $kind,)+});
+
+        impl $name {
+            /// What is to be said of each.
+            pub const ALL: &[$crate::engine::CounterDescription] = &[$($crate::engine::CounterDescription {
+                field: stringify!($field),
+                metric: $metric,
+                label: concat!($($label)?),
+                shown: [$group, $shown],
+                is_always_shown: !concat!($(stringify!($always))?).is_empty(),
+                means: concat!($($means),+).trim_ascii_start(),
+                remedy: concat!($($remedy)?),
+            }),+];
+
+            /// The value of each.
+            pub fn counts(&self) -> Vec<$crate::engine::Count> {
+                vec![$($crate::engine::Countable::count(&self.$field)),+]
+            }
+        }
+    };
+    ($(#[$of:meta])* parts $name:ident { $($(#[$doc:meta])* $field:ident,)+ }) => {
+        $crate::counters!(@struct $(#[$of])* $name {$($(#[$doc])* $field: u64,)+});
+
+        impl $crate::engine::Countable for $name {
+            fn count(&self) -> $crate::engine::Count {
+                $crate::engine::Count::Parts(vec![$((stringify!($field), self.$field)),+])
+            }
+        }
+    };
+    (@struct $(#[$of:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $kind:ty,)+ }) => {
+        $(#[$of])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        #[serde(default)]
+        pub struct $name { $($(#[$doc])* pub $field: $kind,)+ }
+
+        impl std::ops::AddAssign for $name {
             fn add_assign(&mut self, other: Self) {
-                $(self.$field += other.$field;)*
+                $(self.$field += other.$field;)+
             }
         }
     };
 }
 
 counters! {
-    /// Counters since the start.
+    /// Counters of engines since the start.
     Counters {
-        /// Packets that got a verdict, or wait for one.
-        packets: u64,
-        /// Sessions that began, or were picked up mid-stream.
+        /// sessions that began, or were picked up mid-stream
+        #[counter("ftp_alg_sessions_started", "sessions": "started", always)]
         sessions_started: u64,
-        /// Lines that the BPF program inspected and let pass.
-        fast_path_lines: u64,
-        /// Lines that the engine would have decided differently. Always 0 unless there is a bug.
-        fast_path_mismatches: u64,
-        /// Announcements whose endpoint was rewritten.
-        rewrites: u64,
-        /// Pinholes opened.
-        pinholes_opened: u64,
-        /// Pinholes whose transfer started, according to the server's replies.
-        pinholes_used: u64,
-        /// Announcements for which policy refused a pinhole.
-        pinholes_refused: u64,
-        /// Commands other than announcements that policy refused.
-        commands_refused: u64,
-        /// The announcements and commands of both, by reason.
-        refusals: Refusals,
-        /// Logins that servers refused.
+        /// logins that servers refused
+        #[counter("ftp_alg_logins_refused", "sessions": "logins refused")]
         logins_refused: u64,
-        /// Sessions that became encrypted, so they can no longer be read.
+        /// sessions that became unreadable, because they are encrypted
+        #[counter("ftp_alg_sessions_encrypted", "sessions": "became encrypted"; "[encrypted connections](troubleshooting.md#encrypted-connections)")]
         encrypted: u64,
-        /// Sessions that missed packets, so nothing is opened for them until they are in step again.
+        /// sessions of which packets certainly passed unread
+        #[counter("ftp_alg_sessions_unread", "sessions": "missed packets"; "nothing is opened for them until their dialogue is [in step again](what-opens.md#after-missed-packets)")]
         unread_sessions: u64,
-        /// Packets of connections beyond the limit of sessions.
-        uninspected: u64,
-        /// Packets that could not be parsed and passed.
-        malformed: u64,
-        /// Failures of the gateway: the kernel refused a request, or a packet could not be handled.
-        errors: u64,
-        /// Packets dropped, by reason.
+        /// announcements whose endpoint was replaced
+        #[counter("ftp_alg_rewrites", "announcements and commands": "rewritten", always)]
+        rewrites: u64,
+        /// announcements that were refused because of the policy, a limit or an error. Not replies that passed and opened nothing
+        #[counter("ftp_alg_pinholes_refused", "announcements and commands": "pinholes refused", always)]
+        pinholes_refused: u64,
+        /// other commands that the policy did not let through
+        #[counter("ftp_alg_commands_refused", "announcements and commands": "commands refused")]
+        commands_refused: u64,
+        /// announcements and other commands that the gateway refused, by reason
+        #[counter("ftp_alg_refusals" by "reason", "announcements and commands": "reasons")]
+        refusals: Refusals,
+        /// pinholes opened
+        #[counter("ftp_alg_pinholes_opened", "pinholes": "opened", always)]
+        pinholes_opened: u64,
+        /// pinholes whose transfer began, as the server said
+        #[counter("ftp_alg_pinholes_used", "pinholes": "used", always)]
+        pinholes_used: u64,
+        /// packets that were queued and got a verdict, or wait for one
+        #[counter("ftp_alg_packets", "packets": "queued", always)]
+        packets: u64,
+        /// packets that the engine dropped, by reason; TCP retransmits what is needed
+        #[counter("ftp_alg_drops" by "reason", "packets": "dropped")]
         drops: Drops,
-        /// Packets that passed unread, by reason.
+        /// queued packets that passed without inspection, by reason
+        #[counter("ftp_alg_packets_unread" by "reason", "packets": "passed unread")]
         unread: Unread,
-        /// How often each limit was reached; docs/limits.md describes what happens then.
+        /// packets of connections above `max-sessions`, which passed
+        #[counter("ftp_alg_packets_uninspected", "packets": "above max-sessions"; "raise `max-sessions`")]
+        uninspected: u64,
+        /// packets that could not be read, and passed; in `unread`, too
+        #[counter("ftp_alg_packets_malformed", "packets": "")]
+        malformed: u64,
+        /// lines that took the [fast path](fastpath.md)
+        #[counter("", "fast path": "")]
+        fast_path_lines: u64,
+        /// lines that the engine would have treated differently from the fast path; 0 without a bug
+        #[counter("ftp_alg_fast_path_mismatches", "fast path": "mismatches"; "report it")]
+        fast_path_mismatches: u64,
+        /// errors of the daemon: the kernel refused a request, or a packet could not be handled. Not a table that was removed and is loaded again
+        #[counter("ftp_alg_errors", "daemon": "errors", always; "the log says what")]
+        errors: u64,
+        /// how often each [limit](limits.md) was reached
+        #[counter("ftp_alg_limits_reached" by "limit", "daemon": "limits reached")]
         limits: Limits,
     }
 }
 
 counters! {
     /// Packets that passed unread, by reason.
-    Unread {
+    parts Unread {
         /// Not a complete TCP packet.
-        malformed: u64,
+        malformed,
         /// Wrong checksum: the receiver discards it.
-        checksum: u64,
+        checksum,
         /// No session exists, and the packet starts none.
-        no_session: u64,
+        no_session,
         /// The limit of sessions is reached, or the connection's `[[network]]` is not inspected.
-        not_followed: u64,
+        not_followed,
         /// It belongs to another connection on the endpoints of a session.
-        other_connection: u64,
+        other_connection,
         /// It arrived where no route to its sender leads.
-        elsewhere: u64,
+        elsewhere,
     }
 }
 
 counters! {
     /// How often each limit was reached. `max-sessions` also counts in [`Counters::uninspected`].
-    Limits {
+    parts Limits {
         /// Sessions evicted for newer ones.
-        sessions: u64,
+        sessions,
         /// Sessions evicted because their client had more than its share.
-        client_sessions: u64,
+        client_sessions,
         /// Sessions reset because of the memory budget.
-        memory: u64,
+        memory,
         /// Announcements refused because of the client's limit of pinholes.
-        client_pinholes: u64,
+        client_pinholes,
         /// Announcements refused because of the session's limit of pinholes.
-        session_pinholes: u64,
+        session_pinholes,
         /// Announcements refused because of the limit of all pinholes, or of the client's part of it.
-        pinholes: u64,
+        pinholes,
         /// Connections whose FIN could not be recorded in the rules' set `closing`, because it was full.
-        closing_set: u64,
+        closing_set,
         /// Announcements refused because no external port was free.
-        ports: u64,
+        ports,
         /// Possible announcements that were too long to be held back.
-        line: u64,
+        line,
         /// Segments dropped until rewrites are acknowledged.
-        rewrites: u64,
+        rewrites,
         /// Segments dropped until the client's data is acknowledged.
-        unacknowledged_data: u64,
+        unacknowledged_data,
         /// Pending commands whose kind was forgotten.
-        commands: u64,
+        commands,
     }
 }
 
@@ -136,6 +231,12 @@ macro_rules! counts_by_reason {
             /// The names of all reasons, with their counts.
             pub fn by_name(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
                 $reason::ALL.iter().map(|reason| (reason.name(), self.get(*reason)))
+            }
+        }
+
+        impl Countable for $name {
+            fn count(&self) -> Count {
+                Count::Parts(self.by_name().collect())
             }
         }
 

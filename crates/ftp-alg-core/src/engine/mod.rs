@@ -30,7 +30,9 @@ use std::time::{Duration, Instant};
 
 pub use activity::{ClientActivity, EndedSession, RunningTransfer, SessionEnd};
 pub use batch::{Batch, Host, Released, Token, Verdict};
-pub use counters::{Counters, Drops, Limits, Refusals, Unread};
+pub use counters::{
+    Count, Countable, CounterDescription, Counters, Drops, Limits, Refusals, Unread,
+};
 pub use endpoints::{ClientKey, PinholeEnds, Translation};
 pub use events::{
     DecidedAnnouncement, Event, EventDescription, EventKind, Level, MissingConnection,
