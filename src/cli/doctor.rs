@@ -149,7 +149,7 @@ impl DoctorOptions {
                     self.socket.socket.display()
                 );
                 let remedy = "run doctor in the daemon's network namespace and with its --config";
-                Err(ProblemName::DaemonAbsent.problem(text, remedy))
+                Err(ProblemName::DaemonAbsent.problem_with(text, remedy))
             }
             Err(error) => Err(health::daemon_problem(&error)),
         }

@@ -35,8 +35,7 @@ use crate::{
 
 /// The kinds of events, with what they mean.
 fn kinds() -> impl Iterator<Item = PossibleValue> {
-    catalogue::all()
-        .map(|event| PossibleValue::new(event.name).help(catalogue::without_markdown(event.means)))
+    catalogue::all().map(|event| PossibleValue::new(event.name).help(catalogue::plain(event.means)))
 }
 
 /// How often `--follow` asks for more.

@@ -139,8 +139,8 @@ pub fn row(event: &EventDescription) -> String {
     format!("| `{name}` | {} | {means} | {remedy}|\n", level.name())
 }
 
-/// A text without its Markdown.
-pub fn without_markdown(text: &str) -> String {
+/// `text` without the links and code spans of Markdown.
+pub fn plain(text: &str) -> String {
     let mut plain = String::new();
     let mut rest = text;
     while let Some((before, link)) = rest.split_once('[')

@@ -8,7 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{health::ProblemName, shard::lock, snapshot::Problem};
+use super::{
+    health::{Finding, ProblemName},
+    shard::lock,
+};
 use crate::{
     config::{Config, ConfigError, DEFAULT_PATH},
     kernel::broker,
@@ -32,7 +35,7 @@ struct Known {
     /// The text that was seen last, or why there was none.
     seen: Option<Result<String, String>>,
     is_compared: bool,
-    difference: Option<(ProblemName, Problem)>,
+    difference: Option<Finding>,
 }
 
 /// The texts that have the configuration in use.
@@ -141,7 +144,7 @@ impl ConfigFile {
     }
 
     /// How the file differs from what is in use.
-    pub(super) fn difference(&self) -> Option<(ProblemName, Problem)> {
+    pub(super) fn difference(&self) -> Option<Finding> {
         lock(&self.known).difference.clone()
     }
 
@@ -154,11 +157,7 @@ impl ConfigFile {
         self.path.as_deref().unwrap_or(Path::new(DEFAULT_PATH))
     }
 
-    fn compare(
-        &self,
-        loaded: Result<&Config, &ConfigError>,
-        in_use: &Config,
-    ) -> Option<(ProblemName, Problem)> {
+    fn compare(&self, loaded: Result<&Config, &ConfigError>, in_use: &Config) -> Option<Finding> {
         let path = self.path().display();
         let (name, text, remedy) = match loaded {
             Err(error) => {
@@ -192,7 +191,7 @@ impl ConfigFile {
                 }
             }
         };
-        Some((name, name.problem(text, remedy)))
+        Some(name.finding_with(text, remedy))
     }
 }
 
@@ -204,6 +203,7 @@ fn is_of_file(error: &ConfigError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::snapshot::Problem;
 
     /// A file with the default configuration, in a directory that is removed with the first value.
     fn default_file() -> (tempfile::TempDir, PathBuf, ConfigFile) {
@@ -228,7 +228,7 @@ mod tests {
         for text in ["pinhole.timeout = 5", "metrics.listen = \"127.0.0.1:0\"", &twice] {
             fs::write(&path, text).unwrap();
             assert!(file.load_again().is_err(), "{text}");
-            assert!(matches!(file.difference(), Some((ProblemName::Config, _))), "{text}");
+            assert!(ProblemName::Config.is_of(&file.difference().unwrap().1), "{text}");
         }
     }
 

@@ -13,6 +13,7 @@ use rustix::fs::OFlags;
 
 use super::{
     events::{StoredEvent, Unwritten},
+    health::ProblemName,
     log::daemon_lines,
     transfers::xferlog,
 };
@@ -22,10 +23,6 @@ use crate::config::{LogSettings, TransferFormat};
 const EVENTS: &str = "log.events";
 /// The key of the file with the transfers.
 const TRANSFERS: &str = "log.transfers";
-
-/// What to do if the file cannot be written.
-pub const REMEDY: &str = "make room, or let the daemon's user write there, then systemctl reload ftp-alg; if the directory \
-                          was missing at its start, systemctl restart ftp-alg";
 
 /// The files.
 #[derive(Debug)]
@@ -173,7 +170,8 @@ impl LineFile {
     fn fail(&mut self, error: &io::Error) {
         let failure = format!("{}: {}: {error}", self.key, self.path.display());
         if self.failure.is_none() {
-            let text = format!("{failure}; lines are missing there and counted. {REMEDY}");
+            let remedy = ProblemName::EventFile.remedy();
+            let text = format!("{failure}; lines are missing there and counted. {remedy}");
             match self.key {
                 EVENTS => log_event!(EVENT_FILE_FAILED, "{text}"),
                 _ => log_event!(TRANSFER_FILE_FAILED, "{text}"),

@@ -24,7 +24,7 @@ mod external_names;
 mod fast_path_lines;
 mod fast_path_pins;
 mod fast_path_thread;
-pub(crate) mod health;
+pub mod health;
 mod heartbeat_renewer;
 mod log;
 mod log_files;
@@ -85,7 +85,7 @@ use self::{
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
-    health::Health,
+    health::{Health, ProblemName},
     log_files::LogFiles,
     metrics::{Admission, MetricsEndpoint, MetricsListener},
     takeover::{OtherDaemons, TakeoverError},
@@ -505,7 +505,9 @@ fn start_broker(options: &DaemonOptions, config: &Config) -> io::Result<()> {
 fn watch_broker(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let watch = move || {
         broker::watch(|has_ended| match has_ended {
-            true => log_event!(BROKER_ENDED, "the broker has ended: {}", health::BROKER_REMEDY),
+            true => {
+                log_event!(BROKER_ENDED, "the broker has ended: {}", ProblemName::Broker.remedy())
+            }
             false => log_event!(BROKER_STARTED, "the broker is started again"),
         });
         let why = "the keeper of the daemon's broker has ended";

@@ -211,9 +211,7 @@ impl SharedState {
         };
         status.names = self.external_names.rows();
         let mut findings = self.health.findings(now, &status, &unwritten);
-        if let Some((name, problem)) = self.config_file.difference() {
-            findings.add(name.severity(0), problem);
-        }
+        findings.extend(self.config_file.difference());
         (status.problems, status.warnings) = (findings.problems, findings.warnings);
         status.unconfined = self.unconfined.clone();
         status

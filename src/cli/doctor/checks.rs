@@ -166,8 +166,9 @@ impl Checks<'_> {
             }
             (Some((_, reader)), Err(_)) => {
                 let says = format!("taken by another program ({reader})");
-                Check::problem(KERNEL, name, ProblemName::QueueTaken, says).details([
-                    "stop that program, or set another number in [queue]".to_owned(),
+                let problem = ProblemName::QueueTaken;
+                Check::problem(KERNEL, name, problem, says).details([
+                    problem.remedy(),
                     "if it is an ftp-alg with another control socket, use --socket".to_owned(),
                 ])
             }

@@ -23,12 +23,10 @@ const MORE: &str = "/etc/nftables.d/*";
 pub(in crate::cli) fn saved_table_checks() -> impl Iterator<Item = Check> {
     let says = "has a copy of table inet ftp_alg, as `nft list ruleset` saves it: nft may refuse the whole file, and \
                 after the next boot nothing is filtered";
-    let advice = "delete this table from the file, because the daemon loads it; save your own tables only, for example \
-                  with `nft list table inet filter`";
-    files_with_copy().into_iter().map(move |path| {
-        let check = Check::problem(FILES, path, ProblemName::SavedTable, says);
-        check.advice([advice.to_owned()])
-    })
+    let problem = ProblemName::SavedTable;
+    files_with_copy()
+        .into_iter()
+        .map(move |path| Check::problem(FILES, path, problem, says).advice([problem.remedy()]))
 }
 
 /// The paths of the files with a copy. A file that cannot be read is left out.

@@ -61,9 +61,8 @@ impl HostAudit<'_> {
             let says = format!("control connections: {}", path.summary());
             let check = match path.best_acceptance() {
                 Acceptance::Dropped if is_closed => {
-                    let advice = "accept connections to the control ports there, from the clients that may use FTP";
-                    Check::problem(FIREWALL, "", ProblemName::ControlConnections, says)
-                        .advice([advice.to_owned()])
+                    let problem = ProblemName::ControlConnections;
+                    Check::problem(FIREWALL, "", problem, says).advice([problem.remedy()])
                 }
                 Acceptance::Dropped => Check::note(FIREWALL, "", says),
                 Acceptance::Partly | Acceptance::Accepted => Check::ok(FIREWALL, "", says),

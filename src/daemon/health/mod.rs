@@ -30,12 +30,11 @@ use rustix::process::{Pid, getpid};
 pub use self::{
     check::{Check, CheckStatus},
     host_audit::HostAudit,
-    names::{Findings, ProblemName, Severity, is_audit_problem},
+    names::{Finding, Findings, FoundBy, ProblemName, Severity, is_audit_problem},
 };
 use self::{report::Reports, traffic::Traffic};
 use super::{
     control_client::ClientError,
-    log_files,
     shard::lock,
     snapshot::{NameRow, Problem, Status},
 };
@@ -54,9 +53,6 @@ use crate::kernel::{
 /// How to select the back end `conntrack`, and what it costs.
 pub const SELECT_CONNTRACK: &str = "set backend = \"conntrack\" in [pinhole] (no fast path: small files at 0.5 to 0.8 \
                                     of the rate of the kernel's helper)";
-/// What happens when the broker has ended.
-pub(super) const BROKER_REMEDY: &str = "it is started again within a minute; until then no table is loaded again, and \
-                                        no configuration is read; if it ends again, the kernel's log may say why";
 const NAMES_SECTION: &str = "names";
 /// How long an event of traffic counts.
 const RECENT_WINDOW: Duration = Duration::from_secs(600);
@@ -64,7 +60,6 @@ const RECENT_WINDOW: Duration = Duration::from_secs(600);
 /// The problem of a daemon that did not answer, according to `error`.
 pub fn daemon_problem(error: &ClientError) -> Problem {
     let text = error.to_string();
-    let restart = "systemctl restart ftp-alg: sessions survive";
     match error {
         ClientError::Silent { .. } | ClientError::NotReady { is_silent: true, .. } => {
             return match readers::readers_of_table().ok().and_then(|all| all.into_iter().next()) {
@@ -72,12 +67,12 @@ pub fn daemon_problem(error: &ClientError) -> Problem {
                     let text = format!("{text}: it has no free file descriptor");
                     descriptor_problem(text, reader.process)
                 }
-                _ => ProblemName::DaemonHung.problem(text, restart),
+                _ => ProblemName::DaemonHung.problem(text),
             };
         }
-        ClientError::Answer { .. } => return ProblemName::DaemonHung.problem(text, restart),
+        ClientError::Answer { .. } => return ProblemName::DaemonHung.problem(text),
         ClientError::NotPermitted { .. } => {
-            return ProblemName::Privileges.problem(text, "run this as root");
+            return ProblemName::Privileges.problem(text);
         }
         ClientError::NoDaemon { .. }
         | ClientError::NotReady { .. }
@@ -92,7 +87,7 @@ pub fn daemon_problem(error: &ClientError) -> Problem {
         let remedy = format!(
             "name its control socket with --socket: `tr '\\0' ' ' < /proc/{process}/cmdline` shows its options"
         );
-        return ProblemName::OtherSocket.problem(text, remedy);
+        return ProblemName::OtherSocket.problem_with(text, remedy);
     }
     match Table::is_loaded() {
         Ok(true) if readers.is_ok() => {
@@ -100,10 +95,9 @@ pub fn daemon_problem(error: &ClientError) -> Problem {
                 "{text}; table inet ftp_alg is still loaded: connections with adjusted sequence numbers stall, and \
                  others pass unread"
             );
-            let remedy = "systemctl start ftp-alg, or abandon these connections: nft delete table inet ftp_alg";
-            ProblemName::TableWithoutDaemon.problem(text, remedy)
+            ProblemName::TableWithoutDaemon.problem(text)
         }
-        _ => ProblemName::DaemonAbsent.problem(text, "systemctl start ftp-alg"),
+        _ => ProblemName::DaemonAbsent.problem(text),
     }
 }
 
@@ -113,7 +107,29 @@ fn descriptor_problem(text: String, process: Pid) -> Problem {
     let remedy = format!(
         "prlimit --pid {process} --nofile=65536; and LimitNOFILE=65536 in a drop-in of the unit"
     );
-    ProblemName::FileDescriptors.problem(text, remedy)
+    ProblemName::FileDescriptors.problem_with(text, remedy)
+}
+
+/// The daemon has no free descriptor.
+fn no_free_descriptor() -> Option<Finding> {
+    // A copy needs a free descriptor, and nothing else.
+    io::stderr().as_fd().try_clone_to_owned().is_err().then(|| {
+        let text = "all file descriptors are in use: the daemon can open no file and no socket";
+        let problem = descriptor_problem(text.to_owned(), getpid());
+        (ProblemName::FileDescriptors.severity(0), problem)
+    })
+}
+
+/// The journals at the paths `unwritten` cannot be written.
+fn unwritten_journals(unwritten: &[impl AsRef<Path>]) -> Option<Finding> {
+    let first = unwritten.first()?.as_ref().display();
+    let more = match unwritten.len() {
+        1 => String::new(),
+        all => format!(" and {} more", all - 1),
+    };
+    let text =
+        format!("journal {first}{more} cannot be written: its sessions do not survive a restart");
+    Some(ProblemName::State.finding(text))
 }
 
 /// The check that the daemon is of the same version as this program, if it is not.
@@ -125,8 +141,7 @@ pub fn version_check(section: &'static str, status: &Status) -> Option<Check> {
             status.version
         );
         let name = ProblemName::DaemonVersion;
-        let remedy = "systemctl restart ftp-alg: sessions survive".to_owned();
-        Check::problem(section, name.as_str(), name, text).advice([remedy])
+        Check::problem(section, name.as_str(), name, text).advice([name.remedy()])
     })
 }
 
@@ -143,10 +158,9 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
             known.details.push(error);
         } else if rows.iter().all(|one| one.name != row.name || one.address.is_none()) {
             let says = "not resolved yet: announcements that need its address are refused";
-            let advice = "correct the name or /etc/resolv.conf, or configure an address instead";
-            let check =
-                Check::problem(NAMES_SECTION, &row.name, ProblemName::Name, says).details([error]);
-            checks.push(check.advice([advice.to_owned()]));
+            let name = ProblemName::Name;
+            let check = Check::problem(NAMES_SECTION, &row.name, name, says).details([error]);
+            checks.push(check.advice([name.remedy()]));
         }
     }
     checks
@@ -320,44 +334,20 @@ impl Health {
         } = &mut *lock(&self.state);
         let mut findings = audit.clone();
         findings.extend(name_checks(&status.names).iter().filter_map(Check::finding));
-        // A copy needs a free descriptor, and nothing else.
-        if io::stderr().as_fd().try_clone_to_owned().is_err() {
-            let text = "all file descriptors are in use: the daemon can open no file and no socket";
-            let problem = descriptor_problem(text.to_owned(), getpid());
-            findings.add(ProblemName::FileDescriptors.severity(0), problem);
-        }
-        if broker::has_ended() {
-            findings.add_named(ProblemName::Broker, 0, "the broker has ended", BROKER_REMEDY);
-        }
-        if let Some(error) = table_error {
-            let remedy = "`nft monitor` shows which program changes nf_tables; ftp-alg tries again by itself";
-            findings.add_named(ProblemName::Table, 0, error.as_str(), remedy);
-        }
-        let files = [
-            (ProblemName::EventFile, event_file_error),
-            (ProblemName::TransferFile, transfer_file_error),
+        let found = |name: ProblemName, error: &Option<String>| Some(name.finding(error.as_ref()?));
+        let probes = [
+            no_free_descriptor(),
+            broker::has_ended().then(|| ProblemName::Broker.finding("the broker has ended")),
+            found(ProblemName::Table, table_error),
+            found(ProblemName::EventFile, event_file_error),
+            found(ProblemName::TransferFile, transfer_file_error),
+            metrics_error
+                .as_ref()
+                .map(|(error, remedy)| ProblemName::Metrics.finding_with(error, *remedy)),
+            unwritten_journals(unwritten),
         ];
-        for (name, error) in files {
-            if let Some(error) = error {
-                findings.add_named(name, 0, error.as_str(), log_files::REMEDY);
-            }
-        }
-        if let Some((error, remedy)) = metrics_error {
-            findings.add_named(ProblemName::Metrics, 0, error.as_str(), *remedy);
-        }
-        if let Some(path) = unwritten.first() {
-            let more = match unwritten.len() {
-                1 => String::new(),
-                all => format!(" and {} more", all - 1),
-            };
-            let text = format!(
-                "journal {}{more} cannot be written: its sessions do not survive a restart",
-                path.as_ref().display()
-            );
-            let remedy = "make room, or make the directory writable for ftp-alg's user";
-            findings.add_named(ProblemName::State, 0, text, remedy);
-        }
-        traffic.add_findings(now, status, *unmarked_may_pass, &mut findings);
+        findings.extend(probes.into_iter().flatten());
+        findings.extend(traffic.findings(now, status, *unmarked_may_pass));
         findings
     }
 

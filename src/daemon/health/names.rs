@@ -1,14 +1,15 @@
-//! The names of problems and warnings, and how severe each is.
+//! All problems and warnings: name, severity, who finds it, meaning, and what to do.
 //!
-//! Invariant: names do not change, because scripts match them. A name's severity is decided here alone.
+//! Invariant: names do not change, because scripts match them.
 
-use strum::IntoEnumIterator;
-
-use crate::daemon::{counted::counted, snapshot::Problem};
+use crate::daemon::{catalogue::plain, counted::counted, snapshot::Problem};
 
 /// How many distinct clients must meet a failure of traffic within ten minutes until it is a problem of the gateway. One
 /// or two clients may cancel their transfers, or have a firewall of their own.
 pub(super) const MIN_CLIENTS: usize = 3;
+/// What to do if the file of `log.events` or `log.transfers` cannot be written.
+const WRITE_FILE: &str = "make room, or let the daemon's user write there, then systemctl reload ftp-alg; if the directory was \
+                          missing at its start, systemctl restart ftp-alg";
 
 /// How severe something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
@@ -23,76 +24,208 @@ pub enum Severity {
 /// How the severity of a name is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SeverityRule {
-    /// It has the same severity always.
-    Always(Severity),
+    /// A problem; no FTP works if the whole gateway has it. Others concern certain connections, or it is not known
+    /// which.
+    StopsAll,
+    /// A problem.
+    Problem,
+    /// A warning.
+    Warning,
     /// A problem if [`MIN_CLIENTS`] clients meet it, a warning before.
     ByClients,
 }
 
-/// Everything that can be wrong, by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter, strum::IntoStaticStr)]
-#[strum(serialize_all = "kebab-case")]
-pub enum ProblemName {
-    /// No daemon runs.
+/// Who finds a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundBy {
+    /// The daemon, which the commands ask.
+    Daemon,
+    /// The daemon, and `doctor` itself, with more rights than the daemon has.
+    DaemonAndDoctor,
+    /// `status` and `doctor`.
+    Commands,
+    /// `doctor`.
+    Doctor,
+}
+
+/// What is to be said of all problems of one name.
+struct ProblemDescription {
+    name: &'static str,
+    severity: SeverityRule,
+    found_by: FoundBy,
+    /// What it means, in Markdown.
+    means: &'static str,
+    /// What to do, in Markdown.
+    remedy: &'static str,
+}
+
+macro_rules! problems {
+    ($($section:literal: $(
+        $(#[doc = $means:literal])+
+        #[problem($name:literal, $severity:ident, $found_by:ident, $remedy:expr)]
+        $problem:ident,
+    )+)+) => {
+        /// Everything that can be wrong. This is all that is said of it in general: docs/health.md and ftp-alg(8) are made
+        /// from it. The place that finds it adds what it found.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum ProblemName {
+            $($($(#[doc = $means])+ $problem,)+)+
+        }
+
+        impl ProblemName {
+            /// The sections of docs/health.md, and what is in each.
+            pub const SECTIONS: &[(&str, &[Self])] = &[$(($section, &[$(Self::$problem),+])),+];
+
+            fn description(self) -> &'static ProblemDescription {
+                match self {
+                    $($(Self::$problem => const { &ProblemDescription {
+                        name: $name,
+                        severity: SeverityRule::$severity,
+                        found_by: FoundBy::$found_by,
+                        means: concat!($($means),+).trim_ascii_start(),
+                        remedy: $remedy,
+                    } },)+)+
+                }
+            }
+        }
+    };
+}
+
+problems! {
+    "The daemon":
+    /// no daemon answers on the control socket, or one of another network namespace does
+    #[problem("daemon-absent", StopsAll, Commands, "`systemctl start ftp-alg`")]
     DaemonAbsent,
-    /// No daemon runs, but its table is loaded.
+    /// the same, and its table is loaded: connections with adjusted sequence numbers stall, others pass unread
+    #[problem("table-without-daemon", StopsAll, Commands, "`systemctl start ftp-alg`, or abandon these connections: `nft delete table inet ftp_alg`")]
     TableWithoutDaemon,
-    /// A daemon runs, with another control socket.
+    /// no daemon answers on the control socket, and a daemon with another one reads the queue: FTP may work
+    #[problem("other-socket", Problem, Commands, "name that socket with `--socket`")]
     OtherSocket,
-    /// A daemon does not answer in time, or in words that this program does not understand.
+    /// a daemon has the control socket, and does not answer within 5 seconds, or in words that are not understood
+    #[problem("daemon-hung", Problem, Commands, "`systemctl restart ftp-alg`: sessions survive")]
     DaemonHung,
-    /// All file descriptors of the daemon are in use.
+    /// all file descriptors of the daemon are in use: it can open no file and no socket. If it cannot take a client either,
+    /// root sees it after 5 s, others see `daemon-hung`; the log has it
+    #[problem("file-descriptors", Problem, Daemon, "`prlimit` as printed: no restart is needed; then `LimitNOFILE` in its unit")]
     FileDescriptors,
-    /// The daemon is of another version than this program.
+    /// the daemon is of another version than the program that asks
+    #[problem("daemon-version", Warning, Doctor, "`systemctl restart ftp-alg`: sessions survive")]
     DaemonVersion,
+    /// another program reads the queue
+    #[problem("queue-taken", StopsAll, Doctor, "stop that program, or set another number in [queue]")]
     QueueTaken,
-    /// The kernel, or `nft`, lacks something.
+    /// the kernel or `nft` lacks something
+    #[problem("kernel", StopsAll, Doctor, "the text says what")]
     Kernel,
+    /// the rights of the user lack something
+    #[problem("privileges", Problem, Commands, "run this as root")]
     Privileges,
-    /// The broker has ended, and is not started again yet.
+    /// the [broker](security.md#the-broker), the helper process that loads the table and reads the configuration, has ended
+    #[problem("broker", Problem, Daemon, "it is started again within a minute; until then no table is loaded again, and no configuration is read; if it ends again, the kernel's log may say why")]
     Broker,
-    /// A journal cannot be written.
+    /// a journal cannot be written: no session survives a restart
+    #[problem("state", Warning, Daemon, "make room, or make the directory writable for ftp-alg's user")]
     State,
-    /// The name of an external address is not resolved.
+    /// an external address is a name that was never resolved: announcements that need it are refused
+    #[problem("name", Problem, DaemonAndDoctor, "correct the name or /etc/resolv.conf, or configure an address instead")]
     Name,
-    /// The file is invalid.
+    /// the file is invalid: the configuration from before stays in use, a reload is refused, and a restart would fail
+    #[problem("config", Problem, Daemon, "`ftp-alg check` names each error; then `systemctl reload ftp-alg`")]
     Config,
-    /// The file differs from what is in use.
+    /// the file differs from the configuration in use
+    #[problem("config-pending", Warning, Daemon, "a reload, or a restart if the text names keys that need one")]
     ConfigPending,
-    /// Our table is not loaded, or not intact.
+    /// another program changes or replaces `table inet ftp_alg`, and the daemon cannot load it
+    #[problem("table", StopsAll, Daemon, "`nft monitor` shows which program changes nf_tables; ftp-alg tries again by itself")]
     Table,
+
+    "The firewall":
+    /// the firewall drops data connections that `ftp-alg` admitted: all, or those of one mode (`active mode`,
+    /// `passive mode`) between interfaces whose control connections pass. No problem: an accept rule for some hosts,
+    /// interfaces or zones, if one pair of interfaces passes data connections in both modes; a rule that isolates an inner
+    /// network (a private one, without a default route) from another, if FTP with the outside works
+    #[problem("data-connections", StopsAll, DaemonAndDoctor, "`ftp-alg setup --apply`, or the rule that is printed")]
     DataConnections,
+    /// the firewall drops all control connections: on a gateway forwarded ones, on a host its own. `doctor` shows each pair
+    /// of interfaces
+    #[problem("control-connections", StopsAll, DaemonAndDoctor, "accept connections to the control ports there, from the clients that may use FTP")]
     ControlConnections,
+    // An announcement in two segments waits for a retransmission then.
+    /// the firewall drops packets that `ftp-alg` sends, at output. A drop at postrouting is a note of `doctor`
+    #[problem("acknowledgements", Warning, DaemonAndDoctor, "the rule for `meta mark 0x70000000` ([firewalls](firewalls.md#the-accept-rule))")]
     Acknowledgements,
-    /// The kernel's own FTP helper takes control connections.
+    // A helper next to ours changes no verdict of the audit.
+    /// the kernel's FTP helper takes control connections
+    #[problem("helper", Warning, DaemonAndDoctor, "remove the rule, or the sysctl, that is printed")]
     Helper,
+    /// a rule takes control connections out of connection tracking
+    #[problem("notrack", Problem, DaemonAndDoctor, "leave port 21 out of that rule")]
     Notrack,
+    /// a rule puts control connections into a conntrack zone that is not inspected
+    #[problem("zone", Problem, Daemon, "restart `ftp-alg`; if the rule has a map or a mark, write [a rule for each zone](uplinks.md#conntrack-zones)")]
     Zone,
-    /// Our bits of the ct mark are in packet marks that `ip rule` compares.
+    /// rules that set the packet mark from the ct mark came after the start: the first packet of a data connection, or all
+    /// FTP packets, leave by another uplink
+    #[problem("restored-marks", Problem, Daemon, "restart `ftp-alg`; or a mask in `ip rule` ([several uplinks](uplinks.md#several-uplinks))")]
     RestoredMarks,
+    /// a flowtable takes control connections past the queue
+    #[problem("flowtable", Problem, DaemonAndDoctor, "leave port 21 out of it ([flowtables](firewalls.md#flowtables))")]
     Flowtable,
-    QueuedTwice,
-    /// A file of the firewall has a copy of our table.
+    /// a file of nftables has a copy of `table inet ftp_alg` ([saved rule sets](setup.md#saved-rule-sets)): nft may refuse the
+    /// whole file, at a reload or at the next boot
+    #[problem("saved-table", Problem, Commands, "delete this table from the file, because the daemon loads it; save your own tables only, for example with `nft list table inet filter`")]
     SavedTable,
+    /// rules of `ftp-alg rules iptables` are loaded next to those of the daemon
+    #[problem("queued-twice", Problem, DaemonAndDoctor, "remove them")]
+    QueuedTwice,
+
+    "Traffic of the last ten minutes":
+    /// announced data connections did not arrive here in time: more than one for each 20 that did
+    #[problem("unused-pinholes", ByClients, Daemon, "if transfers fail, find what drops them before this gateway: the firewall of the end that connects, a provider, or a raw or ingress rule here; if clients are only late, raise [pinhole] timeout")]
     UnusedPinholes,
+    /// more than one session opened nothing, because the packets of an end arrive on an interface to which no route to it
+    /// leads ([why](attackers.md#where-a-line-may-come-from), [any-interface](uplinks.md#asymmetric-and-one-way-links))
+    #[problem("no-route", ByClients, Daemon, "give that end a route by that interface with a higher metric, for example a second default route: ip route add default via ROUTER dev INTERFACE metric 500; or, for asymmetric and one-way links, any-interface = true in a [[network]] with these connections")]
     NoRoute,
-    Encrypted,
-    /// All announcements of a server are refused.
+    /// three or more announcements of a server in one mode (`PASV` or `EPSV`) opened nothing, and none in this mode opened
+    /// a pinhole
+    #[problem("refused-announcements", Warning, Daemon, "the text has server, mode, reason and the setting that would change it")]
     RefusedAnnouncements,
-    /// Data connections have passed here, and got no answer.
+    /// three or more data connections did not come about: an end did not answer, refused, or did not connect (the text says
+    /// which). More than one for each 20 that did
+    #[problem("no-data-connection", Warning, Daemon, "if transfers fail: the firewall or the NAT of the end that does not answer or connect, or of a router on the way, drops it; `ftp-alg doctor` looks at the rules here")]
     NoDataConnection,
+    /// sessions were [encrypted](troubleshooting.md#encrypted-connections), and the firewall lets none of their data
+    /// connections pass
+    #[problem("encrypted", ByClients, Daemon, "open the server's passive ports to its clients, or make clients use plain FTP with [policy] auth-tls = \"refuse\"")]
+    Encrypted,
+    /// the kernel dropped packets because a queue was full
+    #[problem("overruns", Warning, Daemon, "raise [queue] workers, or see what else uses the processors")]
     Overruns,
-    MaxSessions,
-    /// The file of `log.events` cannot be written.
+    /// the file of `log.events` cannot be written; the log has the events, at its limited rate
+    #[problem("event-file", Warning, Daemon, WRITE_FILE)]
     EventFile,
+    /// the file of `log.transfers` cannot be written; the log has the transfers
+    #[problem("transfer-file", Warning, Daemon, WRITE_FILE)]
     TransferFile,
+    /// the endpoint of `metrics.listen` could not be bound, or the file of `metrics.password-file` not be read
+    #[problem("metrics", Warning, Daemon, "free the port or correct the file; then what the text says")]
     Metrics,
+    /// connections were not followed, because there are `max-sessions`
+    #[problem("max-sessions", Warning, Daemon, "raise [policy] max-sessions; `ftp-alg sessions` shows whose they are")]
+    MaxSessions,
 }
 
 impl ProblemName {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::SECTIONS.iter().flat_map(|(_, names)| *names).copied()
+    }
+
     /// The name, as scripts know it.
     pub fn as_str(self) -> &'static str {
-        self.into()
+        self.description().name
     }
 
     /// Whether `problem` has this name.
@@ -102,100 +235,88 @@ impl ProblemName {
 
     /// The name that scripts know as `name`.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::iter().find(|one| one.as_str() == name)
+        Self::all().find(|one| one.as_str() == name)
     }
 
-    /// How its severity is found: the only place that decides it.
-    fn severity_rule(self) -> SeverityRule {
-        use SeverityRule::{Always, ByClients};
-        match self {
-            Self::DaemonAbsent
-            | Self::TableWithoutDaemon
-            | Self::OtherSocket
-            | Self::DaemonHung
-            | Self::FileDescriptors
-            | Self::QueueTaken
-            | Self::Kernel
-            | Self::Privileges
-            | Self::Broker
-            | Self::Name
-            | Self::Config
-            | Self::Table
-            | Self::DataConnections
-            | Self::ControlConnections
-            | Self::Notrack
-            | Self::Zone
-            | Self::RestoredMarks
-            | Self::Flowtable
-            | Self::QueuedTwice
-            | Self::SavedTable => Always(Severity::Problem),
-            // FTP works: a restart may lose sessions, a helper next to ours changes no verdict of the audit, and
-            // without acknowledgements an announcement in two segments waits for a retransmission.
-            Self::DaemonVersion
-            | Self::ConfigPending
-            | Self::State
-            | Self::Helper
-            | Self::Acknowledgements
-            | Self::RefusedAnnouncements
-            | Self::NoDataConnection
-            | Self::Overruns
-            | Self::MaxSessions
-            | Self::EventFile
-            | Self::TransferFile
-            | Self::Metrics => Always(Severity::Warning),
-            Self::UnusedPinholes | Self::NoRoute | Self::Encrypted => ByClients,
-        }
+    /// What it means, without Markdown.
+    pub fn meaning(self) -> String {
+        plain(self.description().means)
+    }
+
+    /// What to do in general, as it is printed.
+    pub fn remedy(self) -> String {
+        let remedy = self.description().remedy;
+        // A command at its start is printed as it is typed.
+        if remedy.starts_with("`systemctl ") { plain(remedy) } else { remedy.to_owned() }
     }
 
     /// Its severity, if this many distinct `clients` meet it.
     pub fn severity(self, clients: usize) -> Severity {
-        match self.severity_rule() {
-            SeverityRule::Always(severity) => severity,
-            SeverityRule::ByClients if clients >= MIN_CLIENTS => Severity::Problem,
-            SeverityRule::ByClients => Severity::Warning,
+        match self.description().severity {
+            SeverityRule::Warning => Severity::Warning,
+            SeverityRule::ByClients if clients < MIN_CLIENTS => Severity::Warning,
+            _ => Severity::Problem,
         }
     }
 
-    /// Whether no FTP works through the gateway if the whole gateway has this problem. Others concern certain
-    /// connections, or it is not known which.
+    /// How severe it is, in words.
+    pub fn severity_text(self) -> String {
+        match self.description().severity {
+            SeverityRule::ByClients => format!("problem from {MIN_CLIENTS} clients on"),
+            _ => self.severity(0).to_string(),
+        }
+    }
+
+    /// Whether no FTP works through the gateway if the whole gateway has this problem.
     pub fn stops_all(self) -> bool {
-        matches!(
-            self,
-            Self::DaemonAbsent
-                | Self::TableWithoutDaemon
-                | Self::QueueTaken
-                | Self::Kernel
-                | Self::Table
-                | Self::DataConnections
-                | Self::ControlConnections
-        )
+        self.description().severity == SeverityRule::StopsAll
     }
 
-    /// Whether [`HostAudit`](super::HostAudit) finds it in the rules, so that `doctor` finds it itself.
-    fn is_of_audit(self) -> bool {
-        matches!(
-            self,
-            Self::ControlConnections
-                | Self::DataConnections
-                | Self::Acknowledgements
-                | Self::Helper
-                | Self::Flowtable
-                | Self::QueuedTwice
-                | Self::Notrack
-        )
+    /// Who finds it.
+    pub fn found_by(self) -> FoundBy {
+        self.description().found_by
     }
 
-    /// The problem or warning of this name.
-    pub fn problem(self, text: impl Into<String>, remedy: impl Into<String>) -> Problem {
+    /// Its row in a table of docs/health.md.
+    pub fn row(self) -> String {
+        let ProblemDescription { name, means, remedy, .. } = self.description();
+        format!("| `{name}` | {} | {means} | {remedy} |\n", self.severity_text())
+    }
+
+    /// The problem or warning of this name, with what to do in general.
+    pub fn problem(self, text: impl Into<String>) -> Problem {
+        self.problem_with(text, self.remedy())
+    }
+
+    /// The problem or warning of this name, with what to do here.
+    pub fn problem_with(self, text: impl Into<String>, remedy: impl Into<String>) -> Problem {
         Problem::new(self.as_str(), text, remedy)
+    }
+
+    /// The finding that this many distinct `clients` meet it.
+    pub fn of_clients(self, clients: usize, text: impl Into<String>) -> Finding {
+        (self.severity(clients), self.problem(text))
+    }
+
+    /// The finding that it exists.
+    pub fn finding(self, text: impl Into<String>) -> Finding {
+        self.of_clients(0, text)
+    }
+
+    /// The finding that it exists, with what to do here.
+    pub fn finding_with(self, text: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        (self.severity(0), self.problem_with(text, remedy))
     }
 }
 
 /// Whether `doctor` finds `problem` itself, with more rights than the daemon has.
 pub fn is_audit_problem(problem: &Problem) -> bool {
     let name = ProblemName::from_name(&problem.name);
-    name.is_some_and(|name| name == ProblemName::Name || name.is_of_audit())
+    name.is_some_and(|name| name.found_by() == FoundBy::DaemonAndDoctor)
 }
+
+/// Something that is wrong now.
+pub type Finding = (Severity, Problem);
 
 /// What is wrong, by severity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -205,25 +326,6 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Adds `problem` with this severity.
-    pub fn add(&mut self, severity: Severity, problem: Problem) {
-        match severity {
-            Severity::Problem => self.problems.push(problem),
-            Severity::Warning => self.warnings.push(problem),
-        }
-    }
-
-    /// Adds the problem of this name that `clients` distinct clients meet.
-    pub fn add_named(
-        &mut self,
-        name: ProblemName,
-        clients: usize,
-        text: impl Into<String>,
-        remedy: impl Into<String>,
-    ) {
-        self.add(name.severity(clients), name.problem(text, remedy));
-    }
-
     pub fn is_empty(&self) -> bool {
         self.problems.is_empty() && self.warnings.is_empty()
     }
@@ -247,17 +349,22 @@ impl Findings {
     }
 }
 
-impl FromIterator<(Severity, Problem)> for Findings {
-    fn from_iter<T: IntoIterator<Item = (Severity, Problem)>>(all: T) -> Self {
+impl FromIterator<Finding> for Findings {
+    fn from_iter<T: IntoIterator<Item = Finding>>(all: T) -> Self {
         let mut findings = Self::default();
         findings.extend(all);
         findings
     }
 }
 
-impl Extend<(Severity, Problem)> for Findings {
-    fn extend<T: IntoIterator<Item = (Severity, Problem)>>(&mut self, all: T) {
-        all.into_iter().for_each(|(severity, problem)| self.add(severity, problem));
+impl Extend<Finding> for Findings {
+    fn extend<T: IntoIterator<Item = Finding>>(&mut self, all: T) {
+        for (severity, problem) in all {
+            match severity {
+                Severity::Problem => self.problems.push(problem),
+                Severity::Warning => self.warnings.push(problem),
+            }
+        }
     }
 }
 
@@ -273,33 +380,5 @@ mod tests {
             }
             assert_eq!(name.severity(MIN_CLIENTS), Severity::Problem, "{name:?}");
         }
-    }
-
-    #[test]
-    fn a_warning_never_stops_all() {
-        let is_wrong = |name: &ProblemName| {
-            name.stops_all() && name.severity_rule() != SeverityRule::Always(Severity::Problem)
-        };
-        assert_eq!(ProblemName::iter().find(is_wrong), None);
-    }
-
-    /// The rows `| name | severity |` of docs/health.md.
-    #[test]
-    fn the_page_has_each_name_with_its_severity() {
-        let page = include_str!("../../../docs/health.md");
-        let row = |line: &str| {
-            let (name, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
-            Some((name.to_owned(), rest.split_once(" | ")?.0.to_owned()))
-        };
-        let mut documented: Vec<_> = page.lines().filter_map(row).collect();
-        documented.sort();
-        let severity = |name: ProblemName| match name.severity_rule() {
-            SeverityRule::Always(severity) => severity.to_string(),
-            SeverityRule::ByClients => format!("problem from {MIN_CLIENTS} clients on"),
-        };
-        let all = ProblemName::iter().map(|name| (name.as_str().to_owned(), severity(name)));
-        let mut all: Vec<_> = all.collect();
-        all.sort();
-        assert_eq!(documented, all);
     }
 }

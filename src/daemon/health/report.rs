@@ -89,23 +89,21 @@ mod tests {
         let mut findings = Findings::default();
         assert_eq!(status_text(&findings), "FTP works as far as ftp-alg sees");
         let long = format!("a journal; {}", "x".repeat(999));
-        findings.add_named(ProblemName::State, 0, long, "make room");
+        findings.extend([ProblemName::State.finding(long)]);
         assert_eq!(status_text(&findings), "warning state: a journal");
-        findings.add_named(ProblemName::Helper, 0, "é".repeat(999), "remove it");
+        findings.extend([ProblemName::Helper.finding("é".repeat(999))]);
         assert_eq!(status_text(&findings), "2 warnings, the first state: a journal");
         findings.warnings.remove(0);
         let short = status_text(&findings);
         assert_eq!(short, format!("warning helper: {}...", "é".repeat(MAX_SHORT)));
-        findings.add_named(ProblemName::Table, 0, "it is another's", "look");
+        findings.extend([ProblemName::Table.finding("it is another's")]);
         assert_eq!(status_text(&findings), "problem table: it is another's");
     }
 
     #[test]
     fn a_warning_that_becomes_a_problem_is_reported_again() {
-        let at = |clients| {
-            let mut findings = Findings::default();
-            findings.add_named(ProblemName::Encrypted, clients, "text", "remedy");
-            findings
+        let at = |clients| -> Findings {
+            [ProblemName::Encrypted.of_clients(clients, "text")].into_iter().collect()
         };
         let mut reports = Reports::default();
         let reported = |reports: &Reports| reports.reported.get("encrypted").copied();

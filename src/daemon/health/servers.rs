@@ -15,7 +15,7 @@ use ftp_alg_core::{
 };
 
 use super::{
-    names::{Findings, ProblemName},
+    names::{Finding, ProblemName},
     recent::Halves,
 };
 
@@ -85,8 +85,8 @@ impl RecentServers {
         self.0.both(now).into_iter().flatten().any(is_other)
     }
 
-    /// Adds the warning about servers whose announcements of a mode all open nothing.
-    pub(super) fn add_findings(&mut self, now: Instant, within: &str, findings: &mut Findings) {
+    /// The warning about servers whose announcements of a mode all open nothing.
+    pub(super) fn finding(&mut self, now: Instant, within: &str) -> Option<Finding> {
         let mut modes: Vec<ModeRecord> = Vec::new();
         for half in self.0.both(now) {
             for one in half {
@@ -100,7 +100,7 @@ impl RecentServers {
         // The worst one is named, and for the same counts always the same one.
         modes.sort_by_key(|one| (std::cmp::Reverse(one.refused), one.server, one.kind.to_string()));
         let Some(ModeRecord { server, kind, refused, last: Some(last), .. }) = modes.first() else {
-            return;
+            return None;
         };
         let others = match &modes[1..] {
             [] => String::new(),
@@ -112,7 +112,7 @@ impl RecentServers {
             last.text
         );
         let remedy = remedy(last.objection, *server);
-        findings.add_named(ProblemName::RefusedAnnouncements, 0, text, remedy);
+        Some(ProblemName::RefusedAnnouncements.finding_with(text, remedy))
     }
 }
 
@@ -208,10 +208,9 @@ mod tests {
         let now = Instant::now();
         let mut servers = RecentServers::new(now, WINDOW);
         announcements.iter().for_each(|(server, one)| servers.record(now, *server, one));
-        let mut findings = Findings::default();
-        servers.add_findings(now, WITHIN, &mut findings);
-        assert_eq!(findings.problems, [], "one server is no problem of the gateway");
-        findings.warnings.into_iter().map(|one| format!("{}: {}", one.text, one.remedy)).collect()
+        let found = servers.finding(now, WITHIN);
+        let text = |(_, one): Finding| format!("{}: {}", one.text, one.remedy);
+        found.into_iter().map(text).collect()
     }
 
     #[test]
@@ -287,8 +286,6 @@ mod tests {
         }
         let [_, this] = servers.0.both(start);
         assert_eq!(this.len(), MAX_RECORDS);
-        let mut later = Findings::default();
-        servers.add_findings(start + WINDOW, WITHIN, &mut later);
-        assert!(later.is_empty(), "{later:?}");
+        assert_eq!(servers.finding(start + WINDOW, WITHIN), None);
     }
 }

@@ -15,7 +15,7 @@ use ftp_alg_core::engine::{
 
 use super::{
     RECENT_WINDOW,
-    names::{Findings, MIN_CLIENTS, ProblemName},
+    names::{Finding, MIN_CLIENTS, ProblemName},
     recent::{RecentClients, RecentCount, RecentServer},
     servers::RecentServers,
 };
@@ -191,100 +191,68 @@ impl Traffic {
         self.last_missing = Some(format!("session #{}: {reason}", event.session));
     }
 
-    /// Adds what is wrong now. `unmarked_may_pass` says whether the firewall may let data connections pass that are not
-    /// marked by ftp-alg.
-    pub(super) fn add_findings(
+    /// What is wrong now. `unmarked_may_pass` says whether the firewall may let data connections pass that are not marked by
+    /// ftp-alg.
+    pub(super) fn findings(
         &mut self,
         now: Instant,
         status: &Status,
         unmarked_may_pass: bool,
-        findings: &mut Findings,
-    ) {
+    ) -> impl Iterator<Item = Finding> {
         let Status { daemon, counters, .. } = status;
         let Counters { encrypted, uninspected, pinholes_used, .. } = *counters;
         let overruns = self.overruns.record(now, daemon.overruns);
         let uninspected = self.uninspected.record(now, uninspected);
         let used = self.used.record(now, pinholes_used);
         let servers = &mut self.servers;
-        let (unused, unused_concerned) = self.unused_pinholes.recent(now, self.unused, servers);
-        let (routeless, routeless_concerned) = self.no_route.recent(now, self.routeless, servers);
-        let (missing, missing_concerned) =
-            self.no_data_connection.recent(now, self.missing, servers);
-        let (encrypted, encrypted_concerned) = self.encrypted.recent(now, encrypted, servers);
+        let (unused, unused_by) = self.unused_pinholes.recent(now, self.unused, servers);
+        let (routeless, routeless_by) = self.no_route.recent(now, self.routeless, servers);
+        let (missing, missing_by) = self.no_data_connection.recent(now, self.missing, servers);
+        let (encrypted, encrypted_by) = self.encrypted.recent(now, encrypted, servers);
         let within = format!("in the last {} minutes", RECENT_WINDOW.as_secs() / 60);
-        if overruns > 0 {
-            let text = format!(
-                "a queue was full: the kernel dropped {} {within}, which the senders retransmit",
-                counted(overruns, "packet")
-            );
-            let remedy = "raise [queue] workers, or see what else uses the processors";
-            findings.add_named(ProblemName::Overruns, 0, text, remedy);
-        }
-        if uninspected > 0 {
-            let text = format!(
-                "max-sessions is reached: {} {within} belonged to connections that are not inspected, and for which no pinhole \
-                 is opened",
-                counted(uninspected, "packet")
-            );
-            let remedy = "raise [policy] max-sessions; `ftp-alg sessions` shows whose they are";
-            findings.add_named(ProblemName::MaxSessions, 0, text, remedy);
-        }
-        if unused * UNUSED_SHARE > used {
-            let last = self.last_unused.as_deref().unwrap_or_default();
-            let text = format!(
-                "{} {within}{unused_concerned} did not arrive here in time; the last: {last}",
-                counted(unused, "announced data connection")
-            );
-            let remedy = "if transfers fail, find what drops them before this gateway: the firewall of the end that \
-                          connects, a provider, or a raw or ingress rule here; if clients are only late, raise \
-                          [pinhole] timeout";
-            findings.add_named(
-                ProblemName::UnusedPinholes,
-                unused_concerned.counting_clients(),
-                text,
-                remedy,
-            );
-        }
-        if missing >= MIN_MISSING && missing * UNUSED_SHARE > used {
-            let last = self.last_missing.as_deref().unwrap_or_default();
-            let text = format!(
-                "{missing} data connections {within}{missing_concerned} did not come about; the last: {last}"
-            );
-            let remedy = "if transfers fail: the firewall or the NAT of the end that does not answer or connect, or of \
-                          a router on the way, drops it; `ftp-alg doctor` looks at the rules here";
-            findings.add_named(ProblemName::NoDataConnection, 0, text, remedy);
-        }
-        if let Some((client, server)) = self.last_routeless.filter(|_| routeless >= MIN_ROUTELESS) {
-            let text = format!(
-                "{routeless} sessions {within}{routeless_concerned} open nothing, because the packets of an end arrive on an \
-                 interface to which no route to that end leads; the last: {client} -> {server}"
-            );
-            let remedy = "give that end a route by that interface with a higher metric, for example a second default \
-                          route: ip route add default via ROUTER dev INTERFACE metric 500; or, for asymmetric and \
-                          one-way links, any-interface = true in a [[network]] with these connections";
-            findings.add_named(
-                ProblemName::NoRoute,
-                routeless_concerned.counting_clients(),
-                text,
-                remedy,
-            );
-        }
-        if encrypted > 0 && !unmarked_may_pass {
-            let text = format!(
-                "{} {within}{encrypted_concerned} {} encrypted: ftp-alg cannot read the announcements, and the firewall drops the data \
-                 connections",
-                counted(encrypted, "session"),
-                was_or_were(encrypted)
-            );
-            let remedy = "open the server's passive ports to its clients, or make clients use plain FTP with \
-                          [policy] auth-tls = \"refuse\"";
-            findings.add_named(
-                ProblemName::Encrypted,
-                encrypted_concerned.counting_clients(),
-                text,
-                remedy,
-            );
-        }
-        self.servers.add_findings(now, &within, findings);
+        let last = |text: &Option<String>| text.clone().unwrap_or_default();
+        let last_routeless = self.last_routeless.filter(|_| routeless >= MIN_ROUTELESS);
+        let probes = [
+            (overruns > 0).then(|| {
+                ProblemName::Overruns.finding(format!(
+                    "a queue was full: the kernel dropped {} {within}, which the senders retransmit",
+                    counted(overruns, "packet")
+                ))
+            }),
+            (uninspected > 0).then(|| {
+                ProblemName::MaxSessions.finding(format!(
+                    "max-sessions is reached: {} {within} belonged to connections that are not inspected, and for which \
+                     no pinhole is opened",
+                    counted(uninspected, "packet")
+                ))
+            }),
+            (unused * UNUSED_SHARE > used).then(|| {
+                let (what, last) = (counted(unused, "announced data connection"), last(&self.last_unused));
+                ProblemName::UnusedPinholes.of_clients(unused_by.counting_clients(), format!(
+                    "{what} {within}{unused_by} did not arrive here in time; the last: {last}"
+                ))
+            }),
+            (missing >= MIN_MISSING && missing * UNUSED_SHARE > used).then(|| {
+                let last = last(&self.last_missing);
+                ProblemName::NoDataConnection.finding(format!(
+                    "{missing} data connections {within}{missing_by} did not come about; the last: {last}"
+                ))
+            }),
+            last_routeless.map(|(client, server)| {
+                ProblemName::NoRoute.of_clients(routeless_by.counting_clients(), format!(
+                    "{routeless} sessions {within}{routeless_by} open nothing, because the packets of an end arrive on an \
+                     interface to which no route to that end leads; the last: {client} -> {server}"
+                ))
+            }),
+            (encrypted > 0 && !unmarked_may_pass).then(|| {
+                let (what, were) = (counted(encrypted, "session"), was_or_were(encrypted));
+                ProblemName::Encrypted.of_clients(encrypted_by.counting_clients(), format!(
+                    "{what} {within}{encrypted_by} {were} encrypted: ftp-alg cannot read the announcements, and the \
+                     firewall drops the data connections"
+                ))
+            }),
+            self.servers.finding(now, &within),
+        ];
+        probes.into_iter().flatten()
     }
 }

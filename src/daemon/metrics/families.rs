@@ -230,7 +230,7 @@ fn of_counters(status: &Status) -> Vec<Family> {
 
 /// What a counter counts, as a sentence without Markdown.
 fn sentence(described: &CounterDescription) -> String {
-    let plain = catalogue::without_markdown(described.means);
+    let plain = catalogue::plain(described.means);
     let mut letters = plain.chars();
     let first: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
     format!("{first}{}.", letters.as_str())

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use ftp_alg::daemon::{
     catalogue,
+    health::{FoundBy, ProblemName},
     snapshot::{
         ClientBytes, DaemonCounters, NameRow, PinholeRow, Problem, ServerTotals, SessionDetail,
         SessionRow, Status, TransferTotals,
@@ -209,6 +210,24 @@ fn the_page_of_events_has_every_event_and_refusal() {
     let each = |reason: &RefusalReason| [true, false].map(|passive| reply(*reason, passive));
     let replies: BTreeSet<String> = RefusalReason::ALL.iter().flat_map(each).collect();
     assert_eq!(unique(first_column("docs/events.md", "| reply |")), replies);
+}
+
+#[test]
+fn the_page_of_health_has_every_problem() {
+    let page = "docs/health.md";
+    for (heading, names) in ProblemName::SECTIONS {
+        let table: String = names.iter().map(|name| name.row()).collect();
+        let section = format!("## {heading}\n");
+        generated(page, &section, "| --- | --- | --- | --- |\n", "\n", &table);
+    }
+    let row = |(who, found_by)| {
+        let found = ProblemName::all().filter(|name| name.found_by() == found_by);
+        let names: Vec<_> = found.map(|name| format!("`{}`", name.as_str())).collect();
+        format!("| {who} | {} |\n", names.join(", "))
+    };
+    let commands = [("`status` and `doctor`", FoundBy::Commands), ("`doctor`", FoundBy::Doctor)];
+    let table: String = commands.into_iter().map(row).collect();
+    generated(page, "## Which command finds what\n", "| --- | --- |\n", "\n", &table);
 }
 
 /// The end-to-end tests compare each event that they read with it.
