@@ -396,14 +396,15 @@ fn reload_password(endpoint: &MetricsEndpoint, path: &Path, health: &Health) {
     match read_password(path) {
         Ok(password) => {
             endpoint.set_password(password);
-            health.set_metrics_error(None);
+            health.set(ProblemName::Metrics, None);
         }
         Err(error) => {
             let error = format!("{error}. The password from before stays in use");
             log_event!(METRICS_FAILED, "reload: {error}: correct the file, then reload");
             let remedy =
                 "correct the file, or let the daemon's user read it; then systemctl reload ftp-alg";
-            health.set_metrics_error(Some((error, remedy)));
+            let name = ProblemName::Metrics;
+            health.set_finding(name, Some(name.finding_with(error, remedy)));
         }
     }
 }
@@ -441,7 +442,8 @@ fn serve_metrics(
             METRICS_FAILED,
             "{error}; the daemon runs without metrics. To have them: {remedy}"
         );
-        service.shared.health.set_metrics_error(Some((error, remedy)));
+        let name = ProblemName::Metrics;
+        service.shared.health.set_finding(name, Some(name.finding_with(error, remedy)));
     };
     let password = settings.password_file.as_deref().map(read_password).transpose();
     let password = password.map_err(|error| {

@@ -20,7 +20,7 @@ use super::{
     events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
-    health::{Findings, Health},
+    health::{Findings, Health, ProblemName},
     log::{EventLog, log_at_once},
     log_files::{LineFile, LogFiles},
     metrics::DecisionTimes,
@@ -151,7 +151,8 @@ impl SharedState {
         self.transfers.set_unwritten(unwritten(transfers));
         self.events_unwritten.store(unwritten(events), Ordering::Relaxed);
         let failure = |file: &Option<LineFile>| Some(file.as_ref()?.failure()?.to_owned());
-        self.health.set_log_files(failure(events), failure(transfers));
+        self.health.set(ProblemName::EventFile, failure(events));
+        self.health.set(ProblemName::TransferFile, failure(transfers));
     }
 
     /// Updates the sets of ports. Returns whether they have changed.

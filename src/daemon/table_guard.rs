@@ -13,7 +13,9 @@ use std::{
 
 use ftp_alg_core::engine::PinholeEnds;
 
-use super::{DaemonEvent, ServiceError, shard::lock, shared_state::SharedState};
+use super::{
+    DaemonEvent, ServiceError, health::ProblemName, shard::lock, shared_state::SharedState,
+};
 use crate::kernel::{
     NetfilterError,
     conntrack::consumed_pinholes,
@@ -138,7 +140,7 @@ impl TableGuard {
             );
         }
         self.failures = 0;
-        shared.health.set_table(None);
+        shared.health.set(ProblemName::Table, None);
     }
 
     /// Logs the first failure, and then each hundredth.
@@ -146,7 +148,7 @@ impl TableGuard {
         let is_logged = self.failures == 0 || self.failures.is_multiple_of(100);
         self.next_attempt = Some(now + retry_pause(self.failures));
         self.failures = self.failures.saturating_add(1);
-        shared.health.set_table(Some(error.to_string()));
+        shared.health.set(ProblemName::Table, Some(error.to_string()));
         if is_logged {
             shared.report_error(&format!("{error}; ftp-alg tries again by itself"));
         }

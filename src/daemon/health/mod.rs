@@ -14,6 +14,7 @@ mod servers;
 mod traffic;
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::AsFd as _,
     path::Path,
@@ -56,6 +57,8 @@ pub const SELECT_CONNTRACK: &str = "set backend = \"conntrack\" in [pinhole] (no
 const NAMES_SECTION: &str = "names";
 /// How long an event of traffic counts.
 const RECENT_WINDOW: Duration = Duration::from_secs(600);
+/// The same in words.
+const WITHIN: &str = "in the last 10 minutes";
 
 /// The problem of a daemon that did not answer, according to `error`.
 pub fn daemon_problem(error: &ClientError) -> Problem {
@@ -198,14 +201,8 @@ struct HealthState {
     audit: Findings,
     /// Whether the firewall may let data connections pass that are not marked by ftp-alg.
     unmarked_may_pass: bool,
-    /// Why the table is not loaded or not intact.
-    table_error: Option<String>,
-    /// Why the file of `log.events` is not written.
-    event_file_error: Option<String>,
-    /// Why the file of `log.transfers` is not written.
-    transfer_file_error: Option<String>,
-    /// What is wrong with the endpoint of `[metrics]`, and what to do.
-    metrics_error: Option<(String, &'static str)>,
+    /// What other parts of the daemon found, until they find that it is solved.
+    known: BTreeMap<ProblemName, Finding>,
     traffic: Traffic,
 }
 
@@ -214,10 +211,7 @@ impl Health {
         let state = HealthState {
             audit: Findings::default(),
             unmarked_may_pass: true,
-            table_error: None,
-            event_file_error: None,
-            transfer_file_error: None,
-            metrics_error: None,
+            known: BTreeMap::new(),
             traffic: Traffic::new(now),
         };
         Self { state: Mutex::new(state), reports: Mutex::default() }
@@ -251,20 +245,16 @@ impl Health {
         (state.audit, state.unmarked_may_pass) = (findings, unmarked_may_pass);
     }
 
-    /// Records that the table is intact, or why it is not.
-    pub(super) fn set_table(&self, error: Option<String>) {
-        lock(&self.state).table_error = error;
+    /// Records why the daemon has the problem of this name, or that it has not.
+    pub(super) fn set(&self, name: ProblemName, error: Option<String>) {
+        self.set_finding(name, error.map(|error| name.finding(error)));
     }
 
-    /// Records why the files of `log.events` and `log.transfers` are not written, if they are not.
-    pub(super) fn set_log_files(&self, events: Option<String>, transfers: Option<String>) {
-        let mut state = lock(&self.state);
-        (state.event_file_error, state.transfer_file_error) = (events, transfers);
-    }
-
-    /// Records what is wrong with the endpoint of `[metrics]`, and what to do, if something is.
-    pub(super) fn set_metrics_error(&self, error: Option<(String, &'static str)>) {
-        lock(&self.state).metrics_error = error;
+    /// Records the problem of this name, or that there is none.
+    pub(super) fn set_finding(&self, name: ProblemName, found: Option<Finding>) {
+        let known = &mut lock(&self.state).known;
+        known.remove(&name);
+        known.extend(found.map(|found| (name, found)));
     }
 
     /// Records the events of an engine, as far as they matter here.
@@ -291,7 +281,7 @@ impl Health {
 
     /// How many pinholes expired without a connection.
     pub(super) fn unused_pinholes(&self) -> u64 {
-        lock(&self.state).traffic.unused
+        lock(&self.state).traffic.unused_pinholes()
     }
 
     /// Asks conntrack which expired pinholes had no connection. A pinhole also expires in its engine if its connection
@@ -323,30 +313,14 @@ impl Health {
         status: &Status,
         unwritten: &[impl AsRef<Path>],
     ) -> Findings {
-        let HealthState {
-            audit,
-            unmarked_may_pass,
-            table_error,
-            event_file_error,
-            transfer_file_error,
-            metrics_error,
-            traffic,
-        } = &mut *lock(&self.state);
+        let HealthState { audit, unmarked_may_pass, known, traffic } = &mut *lock(&self.state);
         let mut findings = audit.clone();
         findings.extend(name_checks(&status.names).iter().filter_map(Check::finding));
-        let found = |name: ProblemName, error: &Option<String>| Some(name.finding(error.as_ref()?));
-        let probes = [
-            no_free_descriptor(),
-            broker::has_ended().then(|| ProblemName::Broker.finding("the broker has ended")),
-            found(ProblemName::Table, table_error),
-            found(ProblemName::EventFile, event_file_error),
-            found(ProblemName::TransferFile, transfer_file_error),
-            metrics_error
-                .as_ref()
-                .map(|(error, remedy)| ProblemName::Metrics.finding_with(error, *remedy)),
-            unwritten_journals(unwritten),
-        ];
-        findings.extend(probes.into_iter().flatten());
+        findings.extend(no_free_descriptor());
+        let broker_ended = || ProblemName::Broker.finding("the broker has ended");
+        findings.extend(broker::has_ended().then(broker_ended));
+        findings.extend(known.values().cloned());
+        findings.extend(unwritten_journals(unwritten));
         findings.extend(traffic.findings(now, status, *unmarked_may_pass));
         findings
     }

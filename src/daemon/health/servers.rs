@@ -15,6 +15,7 @@ use ftp_alg_core::{
 };
 
 use super::{
+    WITHIN,
     names::{Finding, ProblemName},
     recent::Halves,
 };
@@ -86,7 +87,7 @@ impl RecentServers {
     }
 
     /// The warning about servers whose announcements of a mode all open nothing.
-    pub(super) fn finding(&mut self, now: Instant, within: &str) -> Option<Finding> {
+    pub(super) fn finding(&mut self, now: Instant) -> Option<Finding> {
         let mut modes: Vec<ModeRecord> = Vec::new();
         for half in self.0.both(now) {
             for one in half {
@@ -108,7 +109,7 @@ impl RecentServers {
             others => format!("; the same holds for {} other modes and servers", others.len()),
         };
         let text = format!(
-            "all {refused} {kind} announcements of the server {server} {within} opened nothing; the last: {}{others}",
+            "all {refused} {kind} announcements of the server {server} {WITHIN} opened nothing; the last: {}{others}",
             last.text
         );
         let remedy = remedy(last.objection, *server);
@@ -176,7 +177,6 @@ mod tests {
     use super::*;
 
     const WINDOW: Duration = Duration::from_secs(600);
-    const WITHIN: &str = "in the last 10 minutes";
 
     fn server(number: u16) -> SocketAddr {
         let [high, low] = number.to_be_bytes();
@@ -208,7 +208,7 @@ mod tests {
         let now = Instant::now();
         let mut servers = RecentServers::new(now, WINDOW);
         announcements.iter().for_each(|(server, one)| servers.record(now, *server, one));
-        let found = servers.finding(now, WITHIN);
+        let found = servers.finding(now);
         let text = |(_, one): Finding| format!("{}: {}", one.text, one.remedy);
         found.into_iter().map(text).collect()
     }
@@ -286,6 +286,6 @@ mod tests {
         }
         let [_, this] = servers.0.both(start);
         assert_eq!(this.len(), MAX_RECORDS);
-        assert_eq!(servers.finding(start + WINDOW, WITHIN), None);
+        assert_eq!(servers.finding(start + WINDOW), None);
     }
 }

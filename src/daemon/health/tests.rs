@@ -190,9 +190,9 @@ fn a_server_whose_announcements_are_all_refused_is_a_warning() {
 #[test]
 fn a_table_that_is_not_intact_is_a_problem_until_it_is() {
     let health = Health::new(Instant::now());
-    health.set_table(Some("it is another's".to_owned()));
+    health.set(ProblemName::Table, Some("it is another's".to_owned()));
     assert_eq!(names(&health, Duration::ZERO, &Status::default()), named(&["table"], &[]));
-    health.set_table(None);
+    health.set(ProblemName::Table, None);
     assert_eq!(names(&health, Duration::ZERO, &Status::default()), named(&[], &[]));
 }
 

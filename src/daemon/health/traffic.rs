@@ -3,18 +3,14 @@
 //!
 //! Invariant: memory is bounded, whatever peers do.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-    time::Instant,
-};
+use std::{fmt, net::IpAddr, time::Instant};
 
 use ftp_alg_core::engine::{
     Counters, Event, EventKind, PinholeInfo, Refusal, Stray, UnusedPinhole,
 };
 
 use super::{
-    RECENT_WINDOW,
+    RECENT_WINDOW, WITHIN,
     names::{Finding, MIN_CLIENTS, ProblemName},
     recent::{RecentClients, RecentCount, RecentServer},
     servers::RecentServers,
@@ -33,63 +29,66 @@ const MIN_MISSING: u64 = 3;
 /// How many expired pinholes are stored until the next look at conntrack.
 const MAX_EXPIRED: usize = 1024;
 
-/// The client and the server of a session.
-pub(in crate::daemon) type ControlEnds = (SocketAddr, SocketAddr);
-
 /// A failure of sessions: how often, of which clients, and with which server.
 #[derive(Debug)]
 struct Failure {
+    /// How often since the start.
+    total: u64,
+    /// The last one.
+    last: String,
     count: RecentCount,
     clients: RecentClients,
     server: RecentServer,
 }
 
-/// Who has a recent failure.
+/// The recent ones of a failure.
 #[derive(Clone, Copy, Debug)]
-struct Concerned {
+struct Recent<'f> {
+    count: u64,
     /// How many distinct clients, up to [`MIN_CLIENTS`].
     clients: usize,
     /// The server, if it is only this one, and others work.
     server: Option<IpAddr>,
+    last: &'f str,
 }
 
 impl Failure {
     fn new(now: Instant) -> Self {
         Self {
+            total: 0,
+            last: String::new(),
             count: RecentCount::new(now, RECENT_WINDOW),
             clients: RecentClients::new(now, RECENT_WINDOW),
             server: RecentServer::new(now, RECENT_WINDOW),
         }
     }
 
-    fn record(&mut self, now: Instant, (client, server): ControlEnds) {
-        self.clients.record(now, client);
-        self.server.record(now, server);
+    fn record(&mut self, now: Instant, event: &Event, last: String) {
+        self.total += 1;
+        self.last = last;
+        self.clients.record(now, event.client);
+        self.server.record(now, event.server);
     }
 
-    /// How many recent ones there are if there were `total` since the start, and who had them. The `servers` are all
-    /// that clients use.
-    fn recent(
-        &mut self,
-        now: Instant,
-        total: u64,
-        servers: &mut RecentServers,
-    ) -> (u64, Concerned) {
+    /// The recent ones. The `servers` are all that clients use.
+    fn recent(&mut self, now: Instant, servers: &mut RecentServers) -> Recent<'_> {
         let server = self.server.only(now).filter(|server| servers.others_work(now, *server));
-        (self.count.record(now, total), Concerned { clients: self.clients.count(now), server })
+        let count = self.count.record(now, self.total);
+        Recent { count, clients: self.clients.count(now), server, last: &self.last }
     }
 }
 
-impl Concerned {
-    /// How many clients count for the severity. What only one server has is no problem of the gateway.
-    fn counting_clients(self) -> usize {
-        if self.server.is_some() { 0 } else { self.clients }
+impl Recent<'_> {
+    /// The finding of this name. What only one server has is no problem of the gateway.
+    fn finding(self, name: ProblemName, text: String) -> Finding {
+        name.of_clients(if self.server.is_some() { 0 } else { self.clients }, text)
     }
 }
 
-/// Whose failures they are, behind another word; empty if that is not known.
-impl fmt::Display for Concerned {
+/// When they were and whose; the latter only if it is known.
+impl fmt::Display for Recent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(WITHIN)?;
         match self.clients {
             0 => {}
             1 => f.write_str(" of one client")?,
@@ -107,25 +106,16 @@ impl fmt::Display for Concerned {
 #[derive(Debug)]
 pub(super) struct Traffic {
     pub(super) expired: Vec<PinholeInfo>,
-    /// How many pinholes expired without a connection.
-    pub(super) unused: u64,
-    /// The log line of the last one.
-    last_unused: Option<String>,
-    /// How many sessions open nothing, because packets of an end arrive where no route to it leads.
-    routeless: u64,
-    /// The ends of the last one.
-    last_routeless: Option<ControlEnds>,
     overruns: RecentCount,
     uninspected: RecentCount,
     used: RecentCount,
-    unused_pinholes: Failure,
+    /// Pinholes that expired without a connection.
+    unused: Failure,
     encrypted: Failure,
-    no_route: Failure,
-    /// How many data connections got no answer.
-    missing: u64,
-    /// The last one.
-    last_missing: Option<String>,
-    no_data_connection: Failure,
+    /// Sessions that open nothing, because packets of an end arrive where no route to it leads.
+    routeless: Failure,
+    /// Data connections that got no answer.
+    missing: Failure,
     servers: RecentServers,
 }
 
@@ -134,19 +124,13 @@ impl Traffic {
         let count = || RecentCount::new(now, RECENT_WINDOW);
         Self {
             expired: Vec::new(),
-            unused: 0,
-            last_unused: None,
-            routeless: 0,
-            last_routeless: None,
             overruns: count(),
             uninspected: count(),
             used: count(),
-            unused_pinholes: Failure::new(now),
+            unused: Failure::new(now),
             encrypted: Failure::new(now),
-            no_route: Failure::new(now),
-            missing: 0,
-            last_missing: None,
-            no_data_connection: Failure::new(now),
+            routeless: Failure::new(now),
+            missing: Failure::new(now),
             servers: RecentServers::new(now, RECENT_WINDOW),
         }
     }
@@ -162,11 +146,9 @@ impl Traffic {
                 self.expired.push(PinholeInfo { session, client, server, user, pinhole, kind });
             }
             EventKind::Elsewhere(Stray { has_no_route: true, .. }) => {
-                self.routeless += 1;
-                self.last_routeless = Some((client, server));
-                self.no_route.record(now, (client, server));
+                self.routeless.record(now, event, format!("{client} -> {server}"));
             }
-            EventKind::Encrypted => self.encrypted.record(now, (client, server)),
+            EventKind::Encrypted => self.encrypted.record(now, event, String::new()),
             EventKind::Announcement(decided)
             | EventKind::Refusal(Refusal::Announcement(decided)) => {
                 self.servers.record(now, server, decided);
@@ -175,20 +157,19 @@ impl Traffic {
         }
     }
 
+    /// How many pinholes expired without a connection.
+    pub(super) fn unused_pinholes(&self) -> u64 {
+        self.unused.total
+    }
+
     /// Records pinholes that expired without a connection.
     pub(super) fn record_unused(&mut self, now: Instant, unused: &[Event]) {
-        self.unused += unused.len() as u64;
-        for one in unused {
-            self.unused_pinholes.record(now, (one.client, one.server));
-        }
-        self.last_unused = unused.last().map(Event::to_string).or(self.last_unused.take());
+        unused.iter().for_each(|one| self.unused.record(now, one, one.to_string()));
     }
 
     /// Records that a data connection of `session` did not come about for this reason.
     pub(super) fn record_no_data_connection(&mut self, now: Instant, event: &Event, reason: &str) {
-        self.missing += 1;
-        self.no_data_connection.record(now, (event.client, event.server));
-        self.last_missing = Some(format!("session #{}: {reason}", event.session));
+        self.missing.record(now, event, format!("session #{}: {reason}", event.session));
     }
 
     /// What is wrong now. `unmarked_may_pass` says whether the firewall may let data connections pass that are not marked by
@@ -199,59 +180,60 @@ impl Traffic {
         status: &Status,
         unmarked_may_pass: bool,
     ) -> impl Iterator<Item = Finding> {
-        let Status { daemon, counters, .. } = status;
-        let Counters { encrypted, uninspected, pinholes_used, .. } = *counters;
-        let overruns = self.overruns.record(now, daemon.overruns);
+        let Counters { encrypted, uninspected, pinholes_used, .. } = status.counters;
+        // Events may be left out, and the counter counts all.
+        self.encrypted.total = encrypted;
+        let overruns = self.overruns.record(now, status.daemon.overruns);
         let uninspected = self.uninspected.record(now, uninspected);
         let used = self.used.record(now, pinholes_used);
         let servers = &mut self.servers;
-        let (unused, unused_by) = self.unused_pinholes.recent(now, self.unused, servers);
-        let (routeless, routeless_by) = self.no_route.recent(now, self.routeless, servers);
-        let (missing, missing_by) = self.no_data_connection.recent(now, self.missing, servers);
-        let (encrypted, encrypted_by) = self.encrypted.recent(now, encrypted, servers);
-        let within = format!("in the last {} minutes", RECENT_WINDOW.as_secs() / 60);
-        let last = |text: &Option<String>| text.clone().unwrap_or_default();
-        let last_routeless = self.last_routeless.filter(|_| routeless >= MIN_ROUTELESS);
+        let unused = self.unused.recent(now, servers);
+        let missing = self.missing.recent(now, servers);
+        let routeless = self.routeless.recent(now, servers);
+        let encrypted = self.encrypted.recent(now, servers);
         let probes = [
             (overruns > 0).then(|| {
+                let packets = counted(overruns, "packet");
                 ProblemName::Overruns.finding(format!(
-                    "a queue was full: the kernel dropped {} {within}, which the senders retransmit",
-                    counted(overruns, "packet")
+                    "a queue was full: the kernel dropped {packets} {WITHIN}, which the senders retransmit"
                 ))
             }),
             (uninspected > 0).then(|| {
+                let packets = counted(uninspected, "packet");
                 ProblemName::MaxSessions.finding(format!(
-                    "max-sessions is reached: {} {within} belonged to connections that are not inspected, and for which \
-                     no pinhole is opened",
-                    counted(uninspected, "packet")
+                    "max-sessions is reached: {packets} {WITHIN} belonged to connections that are not inspected, and \
+                     for which no pinhole is opened"
                 ))
             }),
-            (unused * UNUSED_SHARE > used).then(|| {
-                let (what, last) = (counted(unused, "announced data connection"), last(&self.last_unused));
-                ProblemName::UnusedPinholes.of_clients(unused_by.counting_clients(), format!(
-                    "{what} {within}{unused_by} did not arrive here in time; the last: {last}"
-                ))
+            (unused.count * UNUSED_SHARE > used).then(|| {
+                let (what, last) = (counted(unused.count, "announced data connection"), unused.last);
+                let text = format!("{what} {unused} did not arrive here in time; the last: {last}");
+                unused.finding(ProblemName::UnusedPinholes, text)
             }),
-            (missing >= MIN_MISSING && missing * UNUSED_SHARE > used).then(|| {
-                let last = last(&self.last_missing);
+            (missing.count >= MIN_MISSING && missing.count * UNUSED_SHARE > used).then(|| {
+                let Recent { count, last, .. } = missing;
                 ProblemName::NoDataConnection.finding(format!(
-                    "{missing} data connections {within}{missing_by} did not come about; the last: {last}"
+                    "{count} data connections {missing} did not come about; the last: {last}"
                 ))
             }),
-            last_routeless.map(|(client, server)| {
-                ProblemName::NoRoute.of_clients(routeless_by.counting_clients(), format!(
-                    "{routeless} sessions {within}{routeless_by} open nothing, because the packets of an end arrive on an \
-                     interface to which no route to that end leads; the last: {client} -> {server}"
-                ))
+            (routeless.count >= MIN_ROUTELESS).then(|| {
+                let Recent { count, last, .. } = routeless;
+                let text = format!(
+                    "{count} sessions {routeless} open nothing, because the packets of an end arrive on an interface to \
+                     which no route to that end leads; the last: {last}"
+                );
+                routeless.finding(ProblemName::NoRoute, text)
             }),
-            (encrypted > 0 && !unmarked_may_pass).then(|| {
-                let (what, were) = (counted(encrypted, "session"), was_or_were(encrypted));
-                ProblemName::Encrypted.of_clients(encrypted_by.counting_clients(), format!(
-                    "{what} {within}{encrypted_by} {were} encrypted: ftp-alg cannot read the announcements, and the \
-                     firewall drops the data connections"
-                ))
+            (encrypted.count > 0 && !unmarked_may_pass).then(|| {
+                let sessions = counted(encrypted.count, "session");
+                let were = was_or_were(encrypted.count);
+                let text = format!(
+                    "{sessions} {encrypted} {were} encrypted: ftp-alg cannot read the announcements, and the firewall \
+                     drops the data connections"
+                );
+                encrypted.finding(ProblemName::Encrypted, text)
             }),
-            self.servers.finding(now, &within),
+            self.servers.finding(now),
         ];
         probes.into_iter().flatten()
     }
