@@ -1,7 +1,7 @@
 //! What the packages generate from the command line: the manual page ftp-alg(8), and completions for shells.
 //!
-//! The page's sections about commands and options always match the program. The rest of the page is written by hand in
-//! `packaging/man/ftp-alg.8.in`.
+//! The page's sections about commands, options and problems always match the program. The rest of the page is written by
+//! hand in `packaging/man/ftp-alg.8.in`.
 
 use std::io::{self, Write};
 
@@ -13,6 +13,7 @@ use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
 use super::{Failure, output};
+use crate::daemon::health::ProblemName;
 
 const PAGE: &str = include_str!("../../packaging/man/ftp-alg.8.in");
 
@@ -32,7 +33,19 @@ pub(super) fn print_manual(command: Command) -> Result<(), Failure> {
             commands += &body(&page, render)?;
         }
     }
-    output::print(&PAGE.replace("@SYNOPSIS@\n", &synopses).replace("@COMMANDS@\n", &commands))
+    let problems: String = ProblemName::all().map(problem).collect();
+    let parts =
+        [("@SYNOPSIS@\n", synopses), ("@COMMANDS@\n", commands), ("@PROBLEMS@\n", problems)];
+    let fill = |page: String, (place, text): &(&str, String)| page.replace(place, text);
+    output::print(&parts.iter().fold(PAGE.to_owned(), fill))
+}
+
+/// The item of a problem or warning.
+fn problem(name: ProblemName) -> String {
+    let (meaning, severity) = (name.meaning(), name.severity_text());
+    let (first, rest) = meaning.split_at(1);
+    let item = format!("{} \" ({severity})\"\n{}{rest}.\n", name.as_str(), first.to_uppercase());
+    format!(".TP\n.BR {}", item.replace('-', "\\-"))
 }
 
 /// The body of a section: without its heading, the string definition that the page has once, and line breaks next to

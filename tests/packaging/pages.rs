@@ -51,22 +51,8 @@ fn the_page_of_the_commands_has_them_all() {
     for name in names.into_iter().filter(|name| !name.is_empty()) {
         assert!(text.contains(&format!(".SS \"ftp\\-alg {}", name.replace('-', "\\-"))), "{name}");
     }
-    for placeholder in ["@SYNOPSIS@", "@COMMANDS@"] {
+    for placeholder in ["@SYNOPSIS@", "@COMMANDS@", "@PROBLEMS@"] {
         assert!(!text.contains(placeholder), "{placeholder} is left");
-    }
-}
-
-#[test]
-fn the_page_of_the_commands_names_each_problem() {
-    let (_directory, [page, ..]) = pages();
-    let page = fs::read_to_string(page).unwrap().replace("\\-", "-");
-    let table = include_str!("../../docs/health.md").lines();
-    let names: Vec<_> =
-        table.filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
-    assert!(names.len() > 15, "{names:?}");
-    for name in names {
-        let named = |line: &str| line.starts_with(".B ") && line.contains(name);
-        assert!(page.lines().any(named), "{name}");
     }
 }
 

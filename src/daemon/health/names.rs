@@ -96,7 +96,7 @@ problems! {
     /// no daemon answers on the control socket, or one of another network namespace does
     #[problem("daemon-absent", StopsAll, Commands, "`systemctl start ftp-alg`")]
     DaemonAbsent,
-    /// the same, and its table is loaded: connections with adjusted sequence numbers stall, others pass unread
+    /// no daemon answers, and its table is loaded: connections with adjusted sequence numbers stall, others pass unread
     #[problem("table-without-daemon", StopsAll, Commands, "`systemctl start ftp-alg`, or abandon these connections: `nft delete table inet ftp_alg`")]
     TableWithoutDaemon,
     /// no daemon answers on the control socket, and a daemon with another one reads the queue: FTP may work
