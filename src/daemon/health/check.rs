@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use super::names::{ProblemName, Severity};
+use super::names::{Finding, ProblemName, Severity};
 use crate::daemon::snapshot::Problem;
 
 /// The result of a check.
@@ -136,8 +136,9 @@ impl Check {
         self
     }
 
-    /// The entry for the list of problems or of warnings, if the result is one.
-    pub fn finding(&self) -> Option<(Severity, Problem)> {
+    /// The entry for the list of problems or of warnings, if the result is one. Without a remedy of its own it has the
+    /// general one.
+    pub fn finding(&self) -> Option<Finding> {
         let name = self.problem.as_deref()?;
         let severity = match self.mark {
             CheckStatus::Problem => Severity::Problem,
@@ -147,7 +148,12 @@ impl Check {
         if name != self.name {
             text = format!("{}: {text}", self.name);
         }
-        let remedy = [self.remedy.as_slice(), &self.advice].concat().join("; ");
+        let remedy = match [self.remedy.as_slice(), &self.advice].concat() {
+            none if none.is_empty() => {
+                ProblemName::from_name(name).map(ProblemName::remedy).unwrap_or_default()
+            }
+            lines => lines.join("; "),
+        };
         Some((severity, Problem { name: name.to_owned(), text, remedy }))
     }
 }

@@ -163,7 +163,7 @@ problems! {
     #[problem("notrack", Problem, DaemonAndDoctor, "leave port 21 out of that rule")]
     Notrack,
     /// a rule puts control connections into a conntrack zone that is not inspected
-    #[problem("zone", Problem, Daemon, "restart `ftp-alg`; if the rule has a map or a mark, write [a rule for each zone](uplinks.md#conntrack-zones)")]
+    #[problem("zone", Problem, Daemon, "`systemctl restart ftp-alg`; if the rule has a map or a mark, write [a rule for each zone](uplinks.md#conntrack-zones)")]
     Zone,
     /// rules that set the packet mark from the ct mark came after the start: the first packet of a data connection, or all
     /// FTP packets, leave by another uplink

@@ -66,6 +66,15 @@ fn encrypted(count: u64) -> Status {
 }
 
 #[test]
+fn a_problem_without_a_remedy_of_its_own_has_the_general_one() {
+    let check = Check::problem("kernel", "zone", ProblemName::Zone, "a rule");
+    let remedy =
+        "systemctl restart ftp-alg; if the rule has a map or a mark, write a rule for each zone";
+    assert_eq!(check.finding().unwrap().1.remedy, remedy);
+    assert_eq!(check.remedy(["x".to_owned()]).finding().unwrap().1.remedy, "x");
+}
+
+#[test]
 fn limits_are_warnings_for_ten_minutes() {
     let health = Health::new(Instant::now());
     let counters = Counters { uninspected: 2, pinholes_used: 5, ..Counters::default() };
