@@ -100,7 +100,7 @@ fn assert_works_confined(start: &str, uid: u32) {
     };
     exchange("before");
     let metrics = lab.gateway.run("curl", &["-sS", "http://127.0.0.1:9821/metrics"]).unwrap();
-    assert!(metrics.stdout_text().contains("\nftp_alg_problems "), "{}", daemon.log());
+    assert!(metrics.stdout_text().contains("\nftp_alg_warnings "), "{}", daemon.log());
     // What its broker does for it: the configuration, names, the rules.
     reload(&daemon, "nat.external-address = \"dns:hosts.lab.test\"\n");
     wait_for("the reload", || row(&daemon, "ipv4")["name"] == "hosts.lab.test");

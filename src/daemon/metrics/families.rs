@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of HTTP. `docs/metrics.md` has the same list, and a test compares them.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use ftp_alg_core::engine::{Count, CounterDescription};
 use prometheus_client::{
@@ -13,9 +13,13 @@ use prometheus_client::{
 };
 
 use super::decision_times::Histogram;
-use crate::daemon::catalogue;
-use crate::daemon::snapshot::{
-    ClientBytes, FastPathState, FastPathStatus, ResultCounts, ServerTotals, Status, TransferTotals,
+use crate::daemon::{
+    catalogue,
+    health::Severity,
+    snapshot::{
+        ClientBytes, FastPathState, FastPathStatus, Problem, ResultCounts, ServerTotals, Status,
+        TransferTotals,
+    },
 };
 
 /// What the metrics are made of.
@@ -183,17 +187,30 @@ fn of_the_daemon(reading: &Reading) -> Vec<Family> {
             reading.started,
             "When the daemon started, in seconds since 1970.",
         ),
-        Family::gauge(
-            "ftp_alg_problems",
-            problems.len() as u64,
-            "Problems that exist now. Only ftp-alg status finds saved-table as well.",
-        ),
+        problems_by_name(problems, warnings),
         Family::gauge(
             "ftp_alg_warnings",
             warnings.len() as u64,
             "Warnings that exist now, as ftp-alg status lists them.",
         ),
     ]
+}
+
+/// Several may have one name, such as one for each chain that drops data connections.
+fn problems_by_name(problems: &[Problem], warnings: &[Problem]) -> Family {
+    let of = |severity: Severity| move |one: &Problem| vec![one.name.clone(), severity.to_string()];
+    let problems = problems.iter().map(of(Severity::Problem));
+    let mut counts = BTreeMap::new();
+    for labels in problems.chain(warnings.iter().map(of(Severity::Warning))) {
+        *counts.entry(labels).or_insert(0) += 1;
+    }
+    Family {
+        base_name: "ftp_alg_problems",
+        help: "Problems and warnings that exist now, each 1, or how many of one name. Only ftp-alg status finds \
+               saved-table as well.".into(),
+        labels: vec!["name", "severity"],
+        values: Values::Gauges(counts.into_iter().collect()),
+    }
 }
 
 fn gauges(status: &Status) -> Vec<Family> {

@@ -83,7 +83,8 @@ fn status() -> Status {
         sessions: 7,
         counters,
         queue_waiting: Some(2),
-        problems: vec![Problem::new("table", "text", "remedy")],
+        problems: ["table", "notrack", "notrack"].map(|name| Problem::new(name, "x", "y")).into(),
+        warnings: vec![Problem::new("state", "text", "remedy")],
         ..Status::new("nftables", Duration::from_secs(3))
     }
 }
@@ -103,7 +104,10 @@ fn the_text_has_the_values_of_the_status() {
         "# HELP ftp_alg_sessions Control connections that are followed now.",
         "# TYPE ftp_alg_sessions gauge",
         "ftp_alg_sessions 7",
-        "ftp_alg_problems 1",
+        "ftp_alg_problems{name=\"table\",severity=\"problem\"} 1",
+        "ftp_alg_problems{name=\"notrack\",severity=\"problem\"} 2",
+        "ftp_alg_problems{name=\"state\",severity=\"warning\"} 1",
+        "ftp_alg_warnings 1",
         &format!("ftp_alg_build_info{{version=\"{version}\"}} 1"),
         "ftp_alg_start_time_seconds 1795000000",
         "# TYPE ftp_alg_packets_total counter",
