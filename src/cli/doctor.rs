@@ -5,6 +5,7 @@ mod fast_path;
 mod try_modes;
 
 use std::{
+    cmp::Reverse,
     fs,
     path::{self, PathBuf},
 };
@@ -242,11 +243,7 @@ fn most_severe_first(checks: &[Check]) -> Vec<&Check> {
     for section in checks.chunk_by(|one, next| one.section == next.section) {
         let from = sorted.len();
         sorted.extend(section);
-        sorted[from..].sort_by_key(|check| match check.mark {
-            CheckStatus::Problem => 0,
-            CheckStatus::Warning => 1,
-            CheckStatus::Ok | CheckStatus::Missing | CheckStatus::Note => 2,
-        });
+        sorted[from..].sort_by_key(|check| Reverse(check.mark.max(CheckStatus::Note)));
     }
     sorted
 }

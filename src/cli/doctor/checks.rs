@@ -155,9 +155,8 @@ impl Checks<'_> {
                 works(name, format!("read by the running ftp-alg {}", status.version))
             }
             (Some(_), Err(problem))
-                if [ProblemName::DaemonHung, ProblemName::FileDescriptors]
-                    .iter()
-                    .any(|name| name.is_of(problem)) =>
+                if ProblemName::DaemonHung.is_of(problem)
+                    || ProblemName::FileDescriptors.is_of(problem) =>
             {
                 works(name, "read by a running ftp-alg that does not answer")
             }

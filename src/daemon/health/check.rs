@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::names::{Finding, ProblemName, Severity};
 use crate::daemon::snapshot::Problem;
 
-/// The result of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::Display)]
+/// The result of a check. Later ones are more severe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, strum::Display)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum CheckStatus {
@@ -64,16 +64,15 @@ impl Check {
         mark: CheckStatus,
         says: impl Into<String>,
     ) -> Self {
-        let (details, remedy, advice) = (Vec::new(), Vec::new(), Vec::new());
         let (name, says) = (name.into(), says.into());
         Self {
             section,
             name,
             mark,
             says,
-            details,
-            remedy,
-            advice,
+            details: Vec::new(),
+            remedy: Vec::new(),
+            advice: Vec::new(),
             problem: None,
             is_partial: false,
         }

@@ -74,9 +74,7 @@ pub fn daemon_problem(error: &ClientError) -> Problem {
             };
         }
         ClientError::Answer { .. } => return ProblemName::DaemonHung.problem(text),
-        ClientError::NotPermitted { .. } => {
-            return ProblemName::Privileges.problem(text);
-        }
+        ClientError::NotPermitted { .. } => return ProblemName::Privileges.problem(text),
         ClientError::NoDaemon { .. }
         | ClientError::NotReady { .. }
         | ClientError::System { .. } => {}

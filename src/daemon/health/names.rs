@@ -367,18 +367,3 @@ impl Extend<Finding> for Findings {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_of_traffic_are_problems_once_several_clients_meet_them() {
-        for name in [ProblemName::UnusedPinholes, ProblemName::NoRoute, ProblemName::Encrypted] {
-            for clients in 0..MIN_CLIENTS {
-                assert_eq!(name.severity(clients), Severity::Warning, "{name:?} {clients}");
-            }
-            assert_eq!(name.severity(MIN_CLIENTS), Severity::Problem, "{name:?}");
-        }
-    }
-}
