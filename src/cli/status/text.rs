@@ -295,7 +295,7 @@ fn of_the_fast_path(status: &Status) -> Group {
     let group = Group::new("fast path");
     let counts = [lines, handed_back, opened, admitted, no_room];
     let is_used = status.fast_path.state == FastPathState::On || counts.iter().any(|n| *n > 0);
-    let group = match is_used {
+    match is_used {
         true => group
             .always("lines inspected", lines)
             .always("connections taken back", handed_back)
@@ -303,8 +303,7 @@ fn of_the_fast_path(status: &Status) -> Group {
             .always("pinholes consumed", admitted)
             .if_any("ring buffer full", no_room),
         false => group,
-    };
-    group
+    }
 }
 
 #[cfg(test)]

@@ -163,7 +163,7 @@ fn sources(directory: &Path) -> String {
     texts.collect()
 }
 
-/// The text of a page between `begin`, the first one behind `section`, and `end` is this. With FTP_ALG_WRITE_DOCS it is made so.
+/// The text of a page between `begin`, the first one behind `section`, and `end` is this. With UPDATE it is made so.
 fn generated(page: &str, section: &str, begin: &str, end: &str, expected: &str) {
     let is = text(page);
     let parts = is.split_once(section).and_then(|(_, behind)| {
@@ -172,14 +172,14 @@ fn generated(page: &str, section: &str, begin: &str, end: &str, expected: &str) 
     });
     let found = parts.unwrap_or_else(|| panic!("{page} has no {section}"));
     let (found, expected) = (format!("{}\n", found.trim_end()), expected);
-    if std::env::var_os("FTP_ALG_WRITE_DOCS").is_some() {
+    if std::env::var_os("UPDATE").is_some() {
         let place = is.find(section).unwrap() + section.len();
         let place = place + is[place..].find(begin).unwrap() + begin.len();
         let behind =
             is[place..].strip_prefix(found.trim_start_matches('\n')).unwrap_or(&is[place..]);
         fs::write(root().join(page), [&is[..place], expected, behind].concat()).unwrap();
     } else {
-        assert_eq!(found, expected, "make it so: FTP_ALG_WRITE_DOCS=1 cargo test --test repo docs");
+        assert_eq!(found, expected, "make it so: UPDATE=1 cargo test --test repo docs");
     }
 }
 

@@ -38,11 +38,11 @@ pub enum Count {
 /// What a struct of counters may have.
 pub trait Countable {
     /// Its value.
-    fn count(&self) -> Count;
+    fn read(&self) -> Count;
 }
 
 impl Countable for u64 {
-    fn count(&self) -> Count {
+    fn read(&self) -> Count {
         Count::Number(*self)
     }
 }
@@ -71,7 +71,7 @@ macro_rules! counters {
 
             /// The value of each.
             pub fn counts(&self) -> Vec<$crate::engine::Count> {
-                vec![$($crate::engine::Countable::count(&self.$field)),+]
+                vec![$($crate::engine::Countable::read(&self.$field)),+]
             }
         }
     };
@@ -79,7 +79,7 @@ macro_rules! counters {
         $crate::counters!(@struct $(#[$of])* $name {$($(#[$doc])* $field: u64,)+});
 
         impl $crate::engine::Countable for $name {
-            fn count(&self) -> $crate::engine::Count {
+            fn read(&self) -> $crate::engine::Count {
                 $crate::engine::Count::Parts(vec![$((stringify!($field), self.$field)),+])
             }
         }
@@ -235,7 +235,7 @@ macro_rules! counts_by_reason {
         }
 
         impl Countable for $name {
-            fn count(&self) -> Count {
+            fn read(&self) -> Count {
                 Count::Parts(self.by_name().collect())
             }
         }
