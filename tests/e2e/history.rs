@@ -144,3 +144,72 @@ fn what_is_no_file_of_events_has_a_clear_error() {
     let (code, said) = run(&["--follow"]);
     assert!(code == Some(2) && said.contains("cannot be used with"), "{said}");
 }
+
+/// Logs in from `source`, and goes on with the lines of `rest`, which has the connection `ftp` of ftplib.
+fn python(server: &str, source: &str, rest: &str) -> String {
+    format!(
+        "import ftplib, io\n\
+         ftp = ftplib.FTP(timeout=60, source_address=('{source}', 0))\n\
+         ftp.connect('{server}', 21)\n\
+         ftp.login('lab', 'lab')\n\
+         {rest}"
+    )
+}
+
+/// Refused `RETR`, five and more in a segment, and data connections that no transfer uses: what costs work for a report.
+const FLOOD: &str = "\
+import socket
+count = 0
+while count < 6000:
+    ftp.sock.sendall(b'RETR no\\r\\n' * 12)
+    for _ in range(12):
+        ftp.getmultiline()
+    count += 12
+    host, port = ftp.makepasv()
+    socket.create_connection((host, port), 10, (ftp.source_address[0], 0)).close()
+";
+
+#[test]
+fn one_clients_flood_leaves_another_clients_events_lines_and_bytes_complete() {
+    const FILES: usize = 40;
+    let (gateway, file, _) = gateway_with_file();
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let (user, password) = server.login();
+    let address = lab.server_address(V4).to_string();
+    let other = "192.168.150.81";
+    lab.client
+        .shell(&format!(
+            "ip address add {other}/24 dev $(ls /sys/class/net | grep -v lo | head -n 1)"
+        ))
+        .unwrap();
+    let login = |script: String| script.replace("'lab', 'lab'", &format!("'{user}', '{password}'"));
+    let flood = login(python(&address, other, FLOOD));
+    let store = format!(
+        "for number in range({FILES}):\n    ftp.storbinary(f'STOR pub/f{{number}}', io.BytesIO(bytes(37 * number)))\n"
+    );
+    let store = login(python(&address, "192.168.150.80", &store));
+    thread::scope(|scope| {
+        let flood = scope.spawn(|| lab.client.run("/usr/bin/python3", &["-c", &flood]).map(drop));
+        wait_for("the flood", || gateway.daemon.log().contains("192.168.150.81 RETR "));
+        lab.client.run("/usr/bin/python3", &["-c", &store]).unwrap();
+        flood.join().unwrap().unwrap();
+    });
+    let of_client = ["--client", "192.168.150.80", "--verb", "STOR", "--json"];
+    wait_for("the file", || found(&gateway, &file, &of_client).lines().count() == FILES);
+    for (number, line) in found(&gateway, &file, &of_client).lines().enumerate() {
+        let event = event_of(line);
+        let known = (&event["bytes"], &event["result"], &event["uncertain"]);
+        assert_eq!(known, (&json!(37 * number), &json!("complete"), &json!(null)), "{event}");
+    }
+    let ask =
+        |options: &[&str]| gateway.daemon.ask(options).unwrap().success().unwrap().stdout_text();
+    let stored = ask(&[&["events"], &of_client[..]].concat());
+    assert_eq!(stored.lines().count(), FILES, "stored events");
+    let log = gateway.daemon.log();
+    let lines = log.lines().filter(|line| line.contains("192.168.150.80 STOR "));
+    assert_eq!(lines.count(), FILES, "lines of the log");
+    let refused = found(&gateway, &file, &["--client", other, "--verb", "RETR"]);
+    assert_eq!(refused.lines().count(), 6000, "its own events are in the file");
+    assert_eq!(gateway.daemon.status().unwrap()["transfers"]["lost"], 0);
+}
