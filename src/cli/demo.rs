@@ -14,7 +14,7 @@ use clap::Args;
 use ftp_alg_lab::{
     self, Capture, CaptureAnalysis,
     ClientProgram::{self, Curl, Ftplib, Inetutils, Lftp, Ncftp, Tnftp},
-    Daemon, Family, HeldTransfer, Lab, LabError, Mode, Server, ServerKind, Topology, Transfer,
+    Daemon, Family, HeldClient, Lab, LabError, Mode, Server, ServerKind, Topology, Transfer,
 };
 use serde_json::Value;
 use signal_hook::{
@@ -181,7 +181,7 @@ fn show_case(
     let address = lab.server_address(family);
     let transfer = Transfer::new(client, &lab.client, server, address, mode);
     transfer.exchange(server, "report", &body)?;
-    let held = HeldTransfer::start(&lab.client, server, address, mode, "report")?;
+    let held = HeldClient::start(&lab.client, server, address, mode, "report")?;
     let pinholes = daemon.pinholes()?;
     let [pinhole] = pinholes.as_slice() else {
         return Err(unexpected(format!("expected one pinhole, found: {pinholes:?}")));

@@ -16,8 +16,8 @@ use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalSetting, FastPathMode, LogSettings, MAX_WORKERS, MetricsSettings,
-    NatSettings, PinholeSettings, QueueSettings, ServerSettings, TransferFormat,
+    Backend, Config, ExternalSetting, FastPathMode, LineFormat, LogSettings, MAX_WORKERS,
+    MetricsSettings, NatSettings, PinholeSettings, QueueSettings, ServerSettings,
     error::{self, ConfigProblem},
     file::{self, File, FileTable, Keys, TABLES},
     hint, shadowed, text,
@@ -401,14 +401,14 @@ impl Checker<'_> {
         let (transfers, transfer_file) =
             self.optional(&file.entry("transfers"), LOG_FILE, read).unwrap_or((true, None));
         let format = |value: &Value| match value.as_str()? {
-            "json" => Some(TransferFormat::Json),
-            "xferlog" => Some(TransferFormat::Xferlog),
+            "json" => Some(LineFormat::Json),
+            "xferlog" => Some(LineFormat::Xferlog),
             _ => None,
         };
         let entry = file.entry("transfers-format");
         let transfer_format =
             self.optional(&entry, "\"json\" or \"xferlog\"", format).unwrap_or_default();
-        if transfer_format == TransferFormat::Xferlog && transfer_file.is_none() {
+        if transfer_format == LineFormat::Xferlog && transfer_file.is_none() {
             self.refuse(&entry, "needs log.transfers to be the path of a file");
         }
         let entry = file.entry("events");

@@ -206,14 +206,14 @@ pub struct LogSettings {
     /// The file with a line for each transfer.
     pub transfer_file: Option<PathBuf>,
     /// The format of these lines.
-    pub transfer_format: TransferFormat,
+    pub transfer_format: LineFormat,
     /// The file with a line for each event.
     pub events: Option<PathBuf>,
 }
 
 /// The format of the lines of the file of transfers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TransferFormat {
+pub enum LineFormat {
     /// A JSON object: the event.
     #[default]
     Json,
@@ -226,7 +226,7 @@ impl Default for LogSettings {
         Self {
             transfers: true,
             transfer_file: None,
-            transfer_format: TransferFormat::Json,
+            transfer_format: LineFormat::Json,
             events: None,
         }
     }

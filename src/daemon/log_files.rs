@@ -17,7 +17,7 @@ use super::{
     log::daemon_lines,
     transfers::xferlog,
 };
-use crate::config::{LogSettings, TransferFormat};
+use crate::config::{LineFormat, LogSettings};
 
 /// The key of the file with all events.
 const EVENTS: &str = "log.events";
@@ -29,7 +29,7 @@ const TRANSFERS: &str = "log.transfers";
 pub(super) struct LogFiles {
     pub events: Option<LineFile>,
     pub transfers: Option<LineFile>,
-    format: TransferFormat,
+    format: LineFormat,
     /// That of the machine, which a confined daemon could not read.
     zone: TimeZone,
 }
@@ -74,8 +74,8 @@ impl LogFiles {
         let transfers =
             events.iter().filter_map(|event| Some((event, event.event().kind.ended_transfer()?)));
         let lines: String = match self.format {
-            TransferFormat::Json => transfers.map(|(event, _)| json_line(event)).collect(),
-            TransferFormat::Xferlog => {
+            LineFormat::Json => transfers.map(|(event, _)| json_line(event)).collect(),
+            LineFormat::Xferlog => {
                 let line = |(seen, transfer): (&StoredEvent, _)| {
                     xferlog::line(seen.at(), seen.event(), transfer, &self.zone)
                 };

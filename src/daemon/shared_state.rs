@@ -28,7 +28,7 @@ use super::{
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Status},
     state_dir::Journal,
-    transfers::{DataConntrack, Seen, TransferReports},
+    transfers::{DataConntrack, Reporter, Seen},
     worker_progress::WorkerProgress,
 };
 use crate::kernel::{LinuxKernel, RuleParameters, conntrack::CountedPackets, queue::QueueCounts};
@@ -52,7 +52,7 @@ pub(super) struct SharedState {
     pub(super) closing_set_overflows: AtomicU64,
     pub(super) log: EventLog,
     pub(super) events: EventRing,
-    pub(super) transfers: TransferReports,
+    pub(super) transfers: Reporter,
     /// Lines that are missing in the file of `log.events`.
     pub(super) events_unwritten: AtomicU64,
     pub(super) health: Health,

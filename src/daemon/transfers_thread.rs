@@ -16,12 +16,12 @@ use super::{
 use crate::kernel::data_log::DataLog;
 
 /// The thread.
-pub(super) struct TransfersThread {
+pub(super) struct ReporterThread {
     ends: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
-impl TransfersThread {
+impl ReporterThread {
     /// Starts to report transfers, with their bytes if there is a `data_log`.
     pub(super) fn start(
         shared: Arc<SharedState>,

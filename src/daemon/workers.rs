@@ -38,8 +38,8 @@ use super::{
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
     threads::start_thread,
-    transfers::TransferReports,
-    transfers_thread::TransfersThread,
+    transfers::Reporter,
+    transfers_thread::ReporterThread,
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -124,7 +124,7 @@ pub(super) fn start(
         closing_set_overflows: AtomicU64::new(0),
         log: EventLog::default(),
         events: recent_events,
-        transfers: TransferReports::new(config.reports_transfers(), config.server_addresses()),
+        transfers: Reporter::new(config.reports_transfers(), config.server_addresses()),
         events_unwritten: AtomicU64::new(0),
         health: Health::new(Instant::now()),
         config_file,
@@ -174,7 +174,7 @@ pub(super) fn start(
     workers.rules_thread = Some(start_thread(name, what, events.clone(), work)?);
     let data_log = data_log.filter(|_| workers.table.as_ref().is_some_and(Table::logs_data));
     let shared = Arc::clone(&workers.shared);
-    let thread = TransfersThread::start(shared, last_session, data_log, log_files, events)?;
+    let thread = ReporterThread::start(shared, last_session, data_log, log_files, events)?;
     workers.transfers_thread = Some(thread);
     let backend = parameters.backend;
     for (index, queue) in queues.into_iter().enumerate() {
@@ -291,7 +291,7 @@ pub(super) struct Workers {
     wakers: Vec<Waker>,
     threads: Vec<JoinHandle<()>>,
     rules_thread: Option<JoinHandle<()>>,
-    transfers_thread: Option<TransfersThread>,
+    transfers_thread: Option<ReporterThread>,
     /// The thread that reads the fast path's lines.
     fast_path_thread: Option<JoinHandle<()>>,
     /// The table: loaded when the queues are open, removed before the workers end.

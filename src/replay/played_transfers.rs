@@ -17,13 +17,13 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Joins the transfers of control connections with their data connections. A transfer's tag is where its end was seen.
 #[derive(Default)]
-pub struct PlayedTransfers {
+pub struct PlayedConnections {
     tracker: TransferTracker<FramePosition>,
     /// When the tracker was last asked for transfers.
     last_look: Option<Instant>,
 }
 
-impl PlayedTransfers {
+impl PlayedConnections {
     /// Records a packet of another connection than a control connection.
     pub fn observe(&mut self, now: Instant, layout: &DatagramLayout, bytes: &[u8]) {
         if let Some(packet) = data_packet(layout, bytes) {

@@ -31,7 +31,7 @@ use super::{
     },
     datagram::{self, DatagramLayout},
     nat::SimulatedNat,
-    played_transfers::PlayedTransfers,
+    played_transfers::PlayedConnections,
     report::{FramePosition, Note, Report, Summary},
 };
 
@@ -68,7 +68,7 @@ pub struct Player<W> {
     is_any_readable: bool,
     /// Whether checksums are as they are on the wire.
     has_checksums: bool,
-    pub(super) transfers: PlayedTransfers,
+    pub(super) transfers: PlayedConnections,
     pub(super) report: Report,
 }
 
@@ -89,7 +89,7 @@ impl<W: Write> Player<W> {
             is_capture_readable: false,
             is_any_readable: false,
             has_checksums: true,
-            transfers: PlayedTransfers::default(),
+            transfers: PlayedConnections::default(),
             report: Report::default(),
         }
     }

@@ -130,13 +130,8 @@ fn a_session_and_its_transfers_are_shown_while_they_happen() {
     let mut view = View::start(&gateway);
     view.wait(&["OK healthy", "[1 Sessions 0]", "no sessions", "LAST SESSIONS", "? help"]);
     server.put("half.csv", b"12345").unwrap();
-    let held = HeldTransfer::start(
-        &lab.client,
-        &server,
-        lab.server_address(V4),
-        Mode::Passive,
-        "half.csv",
-    );
+    let held =
+        HeldClient::start(&lab.client, &server, lab.server_address(V4), Mode::Passive, "half.csv");
     let held = held.unwrap();
     view.wait(&["[1 Sessions 1]", "192.168.150.80:", &format!(" {user} "), "logged-in"]);
     view.press("\r");

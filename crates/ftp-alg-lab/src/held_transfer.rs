@@ -9,12 +9,12 @@ const LIMIT: Duration = Duration::from_secs(15);
 
 /// A download that waits to be released.
 #[derive(Debug)]
-pub struct HeldTransfer {
+pub struct HeldClient {
     process: BackgroundProcess,
     gate: PathBuf,
 }
 
-impl HeldTransfer {
+impl HeldClient {
     /// Logs in, announces a data connection, and stops.
     pub fn start(
         host: &Host,
@@ -31,7 +31,7 @@ impl HeldTransfer {
         let arguments =
             [&address, user, password, &mode, &path, &gate.to_string_lossy()].map(str::to_owned);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let command = host.script_command(Script::HeldTransfer, &arguments)?;
+        let command = host.script_command(Script::HeldClient, &arguments)?;
         let mut process = host.start(command, &format!("held-{number}"))?;
         process.wait_until("announcement", LIMIT, |held| Ok(held.log().contains("announced")))?;
         Ok(Self { process, gate })

@@ -47,7 +47,7 @@ pub use capture::{Capture, CaptureAnalysis, ControlLine};
 pub use client::{ClientProgram, Family, Mode, Transfer, Verb};
 pub use daemon::Daemon;
 pub use firewall::{Admission, FirewallKind, KERNEL_HELPER};
-pub use held_transfer::HeldTransfer;
+pub use held_transfer::HeldClient;
 pub use host::Host;
 pub use network::{Lab, mount_bpf};
 pub use process::{BackgroundProcess, ProgramOutput, remove_everything, scaled_timeout};

@@ -26,7 +26,7 @@ pub enum Script {
     /// ftplib: many sessions at the same time, until a file exists.
     Load,
     /// ftplib: one transfer with a pause after the announcement.
-    HeldTransfer,
+    HeldClient,
     /// Connects to an address and port, and prints the result.
     Connect,
     /// Sends many SYNs without completing the handshakes.
@@ -46,7 +46,7 @@ impl Script {
             Self::Dialogue => ("dialogue.py", include_str!("scripts/dialogue.py")),
             Self::Many => ("many.py", include_str!("scripts/many.py")),
             Self::Load => ("load.py", include_str!("scripts/load.py")),
-            Self::HeldTransfer => ("held_transfer.py", include_str!("scripts/held_transfer.py")),
+            Self::HeldClient => ("held_transfer.py", include_str!("scripts/held_transfer.py")),
             Self::Connect => ("connect.py", include_str!("scripts/connect.py")),
             Self::Flood => ("flood.py", include_str!("scripts/flood.py")),
             Self::Pinholes => ("pinholes.py", include_str!("scripts/pinholes.py")),

@@ -35,7 +35,7 @@ struct JsonLine<'a, R> {
 
 /// The fields of a transfer: those of the daemon's event, and the frame with its last reply.
 #[derive(Serialize)]
-struct TransferLine<'a> {
+struct EventLine<'a> {
     /// `transfer`.
     event: &'static str,
     frame: u64,
@@ -47,7 +47,7 @@ struct TransferLine<'a> {
     transfer: &'a Transfer,
 }
 
-impl<'a> TransferLine<'a> {
+impl<'a> EventLine<'a> {
     fn of(SessionNote { position, event }: &'a SessionNote) -> Option<Self> {
         Some(Self {
             event: "transfer",
@@ -116,7 +116,7 @@ impl NotePrinter {
                 }
                 Note::Announcement(row) if self.json => self.json(row.capture, &row)?,
                 Note::Session(note) if self.json => {
-                    match TransferLine::of(&note).filter(|_| self.has_transfers) {
+                    match EventLine::of(&note).filter(|_| self.has_transfers) {
                         Some(line) => self.json(note.position.capture, &line)?,
                         None => continue,
                     }

@@ -42,7 +42,7 @@ const SHARE: usize = MAX_INBOX / 4;
 pub(super) type Seen = (SystemTime, Event);
 
 /// Events on their way to the thread that completes and reports them.
-pub(super) struct TransferReports {
+pub(super) struct Reporter {
     /// Whether there is a thread that reports them.
     is_on: bool,
     inbox: Mutex<Inbox>,
@@ -95,7 +95,7 @@ struct Known<'a> {
     reports: Vec<Seen>,
 }
 
-impl TransferReports {
+impl Reporter {
     /// Reports, or none, with totals of each of the `servers`.
     pub(super) fn new(is_on: bool, servers: impl IntoIterator<Item = IpAddr>) -> Self {
         let mut totals = Totals::new(Instant::now());

@@ -79,7 +79,7 @@ fn a_transfer_is_one_line() {
 
 #[test]
 fn a_full_inbox_loses_transfers_and_counts_them() {
-    let reports = TransferReports::new(true, []);
+    let reports = Reporter::new(true, []);
     let of_client = |client: u8| {
         let (event, _) = finished(None, Some(226));
         let client = SocketAddr::from(([10, 0, 0, client], 1035));
@@ -101,7 +101,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
 
 /// The bytes of a session that has ended after such transfers, and the text.
 fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, String) {
-    let reports = TransferReports::new(true, []);
+    let reports = Reporter::new(true, []);
     let kinds = transfers.iter().cloned().map(Box::new).map(EventKind::Transfer);
     let duration = Duration::from_secs(3);
     let ended = EndedSession { end: SessionEnd::Closed, transfers: counted, bytes: None, duration };
@@ -138,8 +138,5 @@ fn only_reports_that_are_on_take_the_ends_of_sessions() {
     let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
     let ended = EndedSession { end, transfers: 0, bytes: None, duration };
     let ended = EventKind::SessionEnded(ended);
-    assert_eq!(
-        [true, false].map(|is_on| TransferReports::new(is_on, []).reports(&ended)),
-        [true, false]
-    );
+    assert_eq!([true, false].map(|is_on| Reporter::new(is_on, []).reports(&ended)), [true, false]);
 }

@@ -27,7 +27,7 @@ use ftp_alg_firewall::{ControlPathVerdict, Hook};
 pub use ftp_alg_lab::{
     AddressPlan, Admission, BackgroundProcess, Capture, CaptureAnalysis, ClientProgram, Daemon,
     Family::{self, V4, V6},
-    FirewallKind, HeldTransfer, Host, KERNEL_HELPER, Lab, LabSpec, Mode, ProgramOutput, Script,
+    FirewallKind, HeldClient, Host, KERNEL_HELPER, Lab, LabSpec, Mode, ProgramOutput, Script,
     Server, ServerKind, Topology, Transfer, Verb, scaled_timeout, wait_at_most, wait_for,
 };
 use serde::Serialize;

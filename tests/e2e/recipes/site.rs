@@ -190,7 +190,7 @@ impl Site {
             Place::Published | Place::Server => (Mode::Passive, &[21]),
         };
         let address = self.lab.server_address(V4);
-        let held = HeldTransfer::start(&self.lab.client, &self.server, address, mode, "a").unwrap();
+        let held = HeldClient::start(&self.lab.client, &self.server, address, mode, "a").unwrap();
         let pinholes = daemon.pinholes().unwrap();
         let arrival: SocketAddr = pinholes[0]["arrival"].as_str().unwrap().parse().unwrap();
         let ports = format!("{ports},{}", arrival.port());

@@ -19,7 +19,7 @@ fn the_user_survives_a_killed_daemon() {
         let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
         server.put("half.csv", b"12345").unwrap();
         let address = lab.server_address(V4);
-        let held = HeldTransfer::start(&lab.client, &server, address, mode, "half.csv").unwrap();
+        let held = HeldClient::start(&lab.client, &server, address, mode, "half.csv").unwrap();
         gateway.daemon.kill();
         gateway.start_again("");
         assert_eq!(held.release().unwrap(), 5);
