@@ -22,7 +22,7 @@ use std::{
 
 use ahash::AHashMap;
 use ftp_alg_core::engine::{ClientKey, Event, EventDescription, EventKind, Level};
-use tracing_subscriber::{filter::LevelFilter, fmt, prelude::*};
+use tracing_subscriber::{fmt, prelude::*};
 
 use super::{
     DaemonError, catalogue,
@@ -65,7 +65,7 @@ pub(super) fn init(level: Option<&str>) -> Result<(), DaemonError> {
         None => stderr_layer().boxed(),
     };
     // Fails only if the process already has a log.
-    let for_file = DaemonLines.with_filter(LevelFilter::INFO);
+    let for_file = DaemonLines.with_filter(daemon_lines::filter());
     let _ =
         tracing_subscriber::registry().with(lines.with_filter(filter)).with(for_file).try_init();
     Ok(())
@@ -109,7 +109,9 @@ impl EventLog {
             return;
         }
         let mut limiter = lock(&self.limiter);
-        limiter.skip(&catalogue::OMITTED, more, None);
+        if more > 0 {
+            limiter.skip(&catalogue::OMITTED, more, None);
+        }
         let is_admitted = |event: &&Event| {
             // Lines of the level debug have no limit, because somebody asked for them.
             let description = event.kind.description();
@@ -276,9 +278,6 @@ impl LineLimiter {
     }
 
     fn skip(&mut self, event: &'static EventDescription, lines: u64, client: Option<IpAddr>) {
-        if lines == 0 {
-            return;
-        }
         let none = SkippedLines { of: event, lines: 0, last: None };
         let skipped = self.since_summary.entry(event.name).or_insert(none);
         skipped.lines += lines;

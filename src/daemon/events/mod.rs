@@ -134,7 +134,9 @@ impl EventRing {
 impl Ring {
     fn push(&mut self, at: SystemTime, event: Event) -> StoredEvent {
         let client = ClientKey::from(event.client.ip());
-        self.make_room(client);
+        if self.events.len() >= CAPACITY {
+            self.make_room(client);
+        }
         self.last += 1;
         let id = self.last;
         self.last_session = self.last_session.max(event.session);
@@ -152,9 +154,6 @@ impl Ring {
 
     /// Makes room for an event of `client`: its own oldest one goes if it has its share, otherwise the oldest of all.
     fn make_room(&mut self, client: ClientKey) {
-        if self.events.len() < CAPACITY {
-            return;
-        }
         let own = self.of_clients.get(&client).filter(|ids| ids.len() >= SHARE);
         let oldest = own.and_then(|ids| ids.front()).or_else(|| self.events.keys().next()).copied();
         let Some(gone) = oldest.and_then(|id| self.events.remove(&id)) else { return };

@@ -5,10 +5,14 @@ use std::{fmt, sync::Mutex, time::SystemTime};
 
 use serde_json::{Map, Value};
 use tracing::{
-    Event, Subscriber,
+    Event, Level, Subscriber,
     field::{Field, Visit},
 };
-use tracing_subscriber::{Layer, layer::Context};
+use tracing_subscriber::{
+    Layer,
+    filter::{FilterFn, filter_fn},
+    layer::Context,
+};
 
 use crate::daemon::{events::in_utc, shard::lock};
 
@@ -30,16 +34,21 @@ pub(in crate::daemon) fn take() -> Waiting {
     std::mem::take(&mut *lock(&WAITING))
 }
 
+/// Selects the daemon's events, once for each place that logs. The file lacks none of the events that the log leaves out, so it
+/// has no summary of these.
+pub(super) fn filter() -> FilterFn {
+    filter_fn(|metadata| {
+        let has = |name| metadata.fields().field(name).is_some();
+        let is_of_daemon = has("event") && !has("session") && !has("not_logged");
+        is_of_daemon && *metadata.level() <= Level::INFO
+    })
+}
+
 /// Collects the lines.
 pub(super) struct DaemonLines;
 
 impl<S: Subscriber> Layer<S> for DaemonLines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let has = |name| event.metadata().fields().field(name).is_some();
-        // The file lacks none of those that the log leaves out.
-        if !has("event") || has("session") || has("not_logged") {
-            return;
-        }
         let mut line = Line(Map::new());
         line.0.insert("time".to_owned(), in_utc(SystemTime::now()).into());
         event.record(&mut line);
@@ -91,7 +100,7 @@ mod tests {
 
     #[test]
     fn events_of_the_daemon_become_lines() {
-        let log = tracing_subscriber::registry().with(DaemonLines);
+        let log = tracing_subscriber::registry().with(DaemonLines.with_filter(filter()));
         tracing::subscriber::with_default(log, || {
             tracing::warn!(event = "queue-full", packets = 7, "queue 1 was full");
             tracing::warn!(event = "refusal", session = 7, "of a session");
