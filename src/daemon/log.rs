@@ -191,19 +191,20 @@ impl Display for Details<'_> {
     }
 }
 
-/// The rate limits for one client, and for all clients together, of the lines of an event. Announcements and transfers have
-/// higher ones, because operators look for them.
+/// The rate limits for one client, and for all clients together, of the lines of an event.
 fn rates(event: &EventDescription) -> [RateLimit; 2] {
-    let limit =
-        |burst, milliseconds| RateLimit { burst, each: Duration::from_millis(milliseconds) };
     match event.name {
-        "announcement" | "transfer" => [limit(100, 200), limit(1000, 10)],
-        // A client that encrypts does so each time, and one line a day says what that means.
-        ENCRYPTED => [limit(1, 86_400_000), limit(200, 50)],
-        _ => [limit(20, 1000), limit(200, 50)],
+        "announcement" | "transfer" => WANTED,
+        ENCRYPTED => DAILY,
+        _ => USUAL,
     }
 }
 
+const USUAL: [RateLimit; 2] = [RateLimit::new(20, 1000), RateLimit::new(200, 50)];
+/// Of what operators look for.
+const WANTED: [RateLimit; 2] = [RateLimit::new(100, 200), RateLimit::new(1000, 10)];
+/// A client that encrypts does so each time, and one line a day says what that means.
+const DAILY: [RateLimit; 2] = [RateLimit::new(1, 86_400_000), RateLimit::new(200, 50)];
 /// The name of the event whose limits last a day.
 const ENCRYPTED: &str = "encrypted";
 
@@ -214,6 +215,12 @@ struct RateLimit {
     burst: u32,
     /// After that, one in this time.
     each: Duration,
+}
+
+impl RateLimit {
+    const fn new(burst: u32, milliseconds: u64) -> Self {
+        Self { burst, each: Duration::from_millis(milliseconds) }
+    }
 }
 
 /// Suppressed lines of one event.

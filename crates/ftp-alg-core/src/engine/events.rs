@@ -449,12 +449,16 @@ const MAX_OF_END: usize = 8;
 impl Events {
     /// Adds an event, or counts it as omitted.
     pub fn push(&mut self, event: Event) {
-        if self.list.len() < MAX_EVENTS {
-            self.list.push(event);
-        } else {
-            self.omitted.all += 1;
-            self.omitted.ended_transfers += u64::from(event.kind.ended_transfer().is_some());
+        match self.list.len() {
+            ..MAX_EVENTS => self.list.push(event),
+            _ => self.omit(&event),
         }
+    }
+
+    #[cold]
+    fn omit(&mut self, event: &Event) {
+        self.omitted.all += 1;
+        self.omitted.ended_transfers += u64::from(event.kind.ended_transfer().is_some());
     }
 
     /// The stored events.
