@@ -57,6 +57,8 @@ pub struct KernelFeatures {
     pub conntrack: ConntrackAbilities,
     /// Number of conntrack entries, and the limit.
     pub connections: Option<(u64, u64)>,
+    /// Whether conntrack counts the bytes of connections (`nf_conntrack_acct`).
+    pub counts_bytes: Option<bool>,
     /// Number of control connections that have the kernel's FTP helper.
     pub helped_connections: usize,
     /// Settings outside the rules that conflict with ours.
@@ -150,6 +152,8 @@ impl KernelFeatures {
             conntrack,
             connections: read_number("/proc/sys/net/netfilter/nf_conntrack_count")
                 .zip(read_number("/proc/sys/net/netfilter/nf_conntrack_max")),
+            counts_bytes: read_number("/proc/sys/net/netfilter/nf_conntrack_acct")
+                .map(|value| value != 0),
             helped_connections: helped,
             host: HostSettings::read(parameters),
         }

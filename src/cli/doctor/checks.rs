@@ -108,7 +108,7 @@ impl Checks<'_> {
         checks.push(optional("expectations", expectations, false));
         checks.push(optional("nfnetlink_cthelper", cthelper, scanner_helper));
         checks.push(optional("nf_conntrack_sane", scanner_helper, cthelper));
-        checks.extend([self.connections(), self.routing()]);
+        checks.extend([self.connections(), self.accounting(), self.routing()]);
         checks.extend(self.fast_path());
         checks
     }
@@ -189,6 +189,16 @@ impl Checks<'_> {
                 let says = "unknown: the kernel does not show the count of conntrack";
                 Check::note(KERNEL, name, says)
             }
+        }
+    }
+
+    fn accounting(&self) -> Check {
+        let name = "accounting";
+        match self.features.counts_bytes {
+            Some(true) => works(name, "conntrack counts the bytes of running transfers"),
+            _ => Check::note(KERNEL, name, "running transfers have no bytes and no rate")
+                .details(["to have conntrack count those of new connections:".to_owned()])
+                .remedy(["sysctl -w net.netfilter.nf_conntrack_acct=1".to_owned()]),
         }
     }
 
