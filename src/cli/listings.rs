@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub(super) use self::{pinholes::PinholeOptions, sessions::SessionOptions};
-use super::{Failure, SocketOption, output, output::Style, selection::Subject};
+use super::{Failure, SocketOption, output, output::Style, selection::Subject, table};
 use crate::daemon::snapshot::{SessionSummary, TransferProgress};
 
 /// The options of a list, with the columns `By` to sort by.
@@ -69,6 +69,12 @@ fn transfer_text(transfer: &TransferProgress) -> String {
     format!("{verb} {path}").trim_end().to_owned()
 }
 
+/// The bytes of a transfer that has not ended, and of each second, if they are known.
+fn moved_text(transfer: &TransferProgress) -> Option<[String; 2]> {
+    let rate = transfer.bytes_per_second?;
+    Some([table::bytes(transfer.bytes?), format!("{}/s", table::bytes(rate as u64))])
+}
+
 #[cfg(test)]
 mod samples {
     use crate::daemon::snapshot::SessionSummary;
@@ -94,6 +100,8 @@ mod samples {
             adjusted: true,
             fast_path: false,
             transfer: None,
+            transfers: 0,
+            bytes: None,
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     config_file::ConfigTexts,
     events::{RecentEvents, StoredEvent},
     rates::Counts,
+    running_bytes::Moved,
     shard::{Shard, lock},
     shared_state::SharedState,
     snapshot::{
@@ -77,6 +78,42 @@ impl SharedState {
         rows.retain(|row| listed.insert((row.initiator, row.arrival)));
         rows
     }
+
+    /// What is known of the transfer of each of these sessions.
+    fn moved(&self, sessions: &[SessionInfo]) -> Vec<Option<Moved>> {
+        self.running_bytes.with(is_needed(sessions), |looks| {
+            sessions.iter().map(|session| looks.moved(session)).collect()
+        })
+    }
+
+    fn summary(&self, session: SessionInfo, moved: Option<Moved>, now: Instant) -> SessionSummary {
+        let age = now.saturating_duration_since(session.since);
+        let transfer = session.transfer.map(|transfer| TransferProgress {
+            verb: transfer.verb.name().to_owned(),
+            path: transfer.path.into(),
+            seconds: age.saturating_sub(transfer.requested).as_secs(),
+            started: transfer.has_started,
+            bytes: moved.map(|moved| moved.bytes),
+            bytes_per_second: moved.map(|moved| moved.bytes_per_second),
+        });
+        let reported = || self.transfers.session_bytes().of(session.id);
+        let bytes = self.transfers.is_on().then(reported);
+        SessionSummary {
+            id: session.id,
+            client: session.translation.client,
+            server: session.translation.server,
+            client_external: session.translation.client_external,
+            server_external: session.translation.server_external,
+            user: session.user.as_deref().map(String::from),
+            state: session.state.to_owned(),
+            age_seconds: age.as_secs(),
+            adjusted: session.adjusted,
+            fast_path: session.is_on_fast_path,
+            transfer,
+            transfers: session.ended_transfers,
+            bytes: bytes.map(|bytes| bytes + moved.map_or(0, |moved| moved.bytes)),
+        }
+    }
 }
 
 impl StatusSource for SharedState {
@@ -100,7 +137,14 @@ impl StatusSource for SharedState {
         status.rates = lock(&self.history).rates(now, counts, self.transfers.is_on());
         let sessions = |shard: &Mutex<Shard>| lock(shard).engine.sessions.count_open() as u64;
         status.sessions = self.shards.iter().map(sessions).sum();
-        status.pinholes = self.pinhole_rows().len() as u64;
+        let pinholes = self.pinhole_rows();
+        status.pinholes = pinholes.len() as u64;
+        let running =
+            |shard: &Mutex<Shard>| lock(shard).engine.sessions.list_running().collect::<Vec<_>>();
+        let mut running: Vec<_> = self.shards.iter().flat_map(running).collect();
+        forget_pending(&mut running, &pinholes);
+        status.running =
+            self.running_bytes.with(is_needed(&running), |looks| looks.totals(&running));
         status
     }
 
@@ -108,8 +152,9 @@ impl StatusSource for SharedState {
     /// Pinholes are counted as [`StatusSource::pinholes`] lists them.
     fn sessions(&self) -> Vec<SessionRow> {
         let now = Instant::now();
+        let pinholes = self.pinholes();
         let mut open = HashMap::new();
-        for pinhole in self.pinholes() {
+        for pinhole in &pinholes {
             *open.entry(pinhole.session).or_default() += 1;
         }
         let mut kernel = lock(&self.kernel);
@@ -125,29 +170,34 @@ impl StatusSource for SharedState {
             }
             look_up(session, &mut kernel);
         }
-        let row = |session: SessionInfo| SessionRow {
-            pinholes: open.get(&session.id).copied().unwrap_or_default(),
-            summary: summary(session, now),
+        drop(kernel);
+        forget_pending(&mut sessions, &pinholes);
+        let moved = self.moved(&sessions);
+        let row = |(session, moved): (SessionInfo, Option<Moved>)| {
+            let pinholes = open.get(&session.id).copied().unwrap_or_default();
+            SessionRow { pinholes, summary: self.summary(session, moved, now) }
         };
-        sessions.into_iter().map(row).collect()
+        sessions.into_iter().zip(moved).map(row).collect()
     }
 
     fn session(&self, id: u64) -> Option<SessionDetail<StoredEvent>> {
         let mut pinholes = self.pinholes();
         pinholes.retain(|pinhole| pinhole.session == id);
         let find = |shard: &Mutex<Shard>| lock(shard).engine.sessions.details(id);
-        let SessionDetails { mut info, directory, is_encrypted, offsets, data_connection } =
+        let SessionDetails { mut info, directory, is_encrypted, offsets } =
             self.shards.iter().find_map(find)?;
         look_up(&mut info, &mut lock(&self.kernel));
         let [offset_to_server, offset_to_client] = offsets;
-        let data_connection = data_connection.map(|(kind, pinhole)| {
+        let data_connection = info.data_connection.map(|(kind, pinhole)| {
             let PinholeEnds { initiator, arrival, target, source } = pinhole;
             let is_open = |row: &PinholeRow| (row.initiator, row.arrival) == (initiator, arrival);
             let pending = pinholes.iter().any(is_open);
             DataConnection { kind, initiator, arrival, target, source, pending }
         });
+        forget_pending(std::slice::from_mut(&mut info), &pinholes);
+        let moved = self.moved(std::slice::from_ref(&info)).pop().flatten();
         Some(SessionDetail {
-            summary: summary(info, Instant::now()),
+            summary: self.summary(info, moved, Instant::now()),
             directory: directory.map(String::from),
             encrypted: is_encrypted,
             offset_to_server,
@@ -174,25 +224,15 @@ fn look_up(session: &mut SessionInfo, kernel: &mut LinuxKernel) {
     }
 }
 
-fn summary(session: SessionInfo, now: Instant) -> SessionSummary {
-    let age = now.saturating_duration_since(session.since);
-    let transfer = session.transfer.map(|transfer| TransferProgress {
-        verb: transfer.verb.name().to_owned(),
-        path: transfer.path.into(),
-        seconds: age.saturating_sub(transfer.requested).as_secs(),
-        started: transfer.has_started,
-    });
-    SessionSummary {
-        id: session.id,
-        client: session.translation.client,
-        server: session.translation.server,
-        client_external: session.translation.client_external,
-        server_external: session.translation.server_external,
-        user: session.user.as_deref().map(String::from),
-        state: session.state.to_owned(),
-        age_seconds: age.as_secs(),
-        adjusted: session.adjusted,
-        fast_path: session.is_on_fast_path,
-        transfer,
+/// Whether the bytes of one of these sessions may be known.
+fn is_needed(sessions: &[SessionInfo]) -> bool {
+    sessions.iter().any(|session| session.data_connection.is_some())
+}
+
+/// Forgets the data connections that have not arrived: others may have had the same ends.
+fn forget_pending(sessions: &mut [SessionInfo], pinholes: &[PinholeRow]) {
+    let open: HashSet<_> = pinholes.iter().map(|row| (row.initiator, row.arrival)).collect();
+    for session in sessions {
+        session.data_connection.take_if(|(_, ends)| open.contains(&ends.ends()));
     }
 }

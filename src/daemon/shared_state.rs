@@ -25,6 +25,7 @@ use super::{
     log_files::{LineFile, LogFiles},
     metrics::DecisionTimes,
     rates::{CounterHistory, Counts},
+    running_bytes::RunningBytes,
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Status},
     state_dir::Journal,
@@ -53,6 +54,7 @@ pub(super) struct SharedState {
     pub(super) log: EventLog,
     pub(super) events: EventRing,
     pub(super) transfers: Reporter,
+    pub(super) running_bytes: RunningBytes,
     /// Lines that are missing in the file of `log.events`.
     pub(super) events_unwritten: AtomicU64,
     pub(super) health: Health,

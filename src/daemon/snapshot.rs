@@ -44,6 +44,9 @@ pub struct Status {
     /// Transfers that have ended.
     #[serde(default)]
     pub transfers: TransferTotals,
+    /// Transfers that have not ended.
+    #[serde(default)]
+    pub running: RunningTotals,
     /// What was counted in the last 10 s, minute and hour.
     #[serde(default)]
     pub rates: Rates,
@@ -108,6 +111,17 @@ pub struct TransferTotals {
     /// The clients with the most bytes in the last hour, at most ten.
     #[serde(default)]
     pub top_clients: Vec<ClientBytes>,
+}
+
+/// Transfers that the servers have begun and that have not ended. Bytes and rates are `None` if conntrack counts none of
+/// them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunningTotals {
+    pub transfers: u64,
+    pub bytes_up: Option<u64>,
+    pub bytes_down: Option<u64>,
+    pub bytes_up_per_second: Option<f64>,
+    pub bytes_down_per_second: Option<f64>,
 }
 
 /// Transfers with a server of the configuration.
@@ -328,7 +342,7 @@ impl Status {
 }
 
 /// One control connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionSummary {
     /// The number at the start of this session's log lines.
     pub id: u64,
@@ -355,10 +369,17 @@ pub struct SessionSummary {
     /// The transfer that has no last reply yet.
     #[serde(default)]
     pub transfer: Option<TransferProgress>,
+    /// Its transfers that have ended.
+    #[serde(default)]
+    pub transfers: u32,
+    /// Bytes of those that this daemon has reported, and of the running one, as far as they are known. `None` if
+    /// transfers are not reported.
+    #[serde(default)]
+    pub bytes: Option<u64>,
 }
 
 /// A transfer that has not ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TransferProgress {
     pub verb: String,
     /// The file or directory: absolute if the client's directory is known.
@@ -367,10 +388,16 @@ pub struct TransferProgress {
     pub seconds: u64,
     /// Whether the server has said that it begins.
     pub started: bool,
+    /// Bytes that were sent until now, as far as conntrack counts.
+    #[serde(default)]
+    pub bytes: Option<u64>,
+    /// The mean since an earlier look, or since the command.
+    #[serde(default)]
+    pub bytes_per_second: Option<f64>,
 }
 
 /// One control connection in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionRow {
     #[serde(flatten)]
     pub summary: SessionSummary,

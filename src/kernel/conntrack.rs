@@ -5,7 +5,7 @@
 //! unknown.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet, hash_map::Entry},
     io,
     net::{IpAddr, SocketAddr},
 };
@@ -68,6 +68,17 @@ pub struct Conntrack {
 pub struct CountedPackets {
     pub bytes: u64,
     pub packets: u64,
+}
+
+/// What was counted of connections, by initiator and arrival: see [`count_running`].
+pub type RunningCounts = HashMap<(IpAddr, SocketAddr), Option<(u16, [CountedPackets; 2])>>;
+
+impl CountedPackets {
+    /// The bytes without headers of packets to or from `end`: IP, and TCP with a timestamp.
+    pub fn payload(self, end: IpAddr) -> u64 {
+        let headers = if end.is_ipv6() { 40 + 32 } else { 20 + 32 };
+        self.bytes.saturating_sub(self.packets.saturating_mul(headers))
+    }
 }
 
 impl Conntrack {
@@ -281,7 +292,11 @@ fn dialled_key(client: SocketAddr, server: SocketAddr) -> [u8; 16] {
 pub fn admitted_connections(
     parameters: &RuleParameters,
 ) -> Result<HashSet<(IpAddr, SocketAddr)>, NetfilterError> {
-    list(parameters, |_| true)
+    let mut found = HashSet::new();
+    list(parameters, |Tuple { source, destination }, _| {
+        found.insert((source.ip(), destination));
+    })?;
+    Ok(found)
 }
 
 /// Initiator and arrival of each admitted connection that is not over.
@@ -294,7 +309,32 @@ pub fn admitted_connections(
 pub fn consumed_pinholes(
     parameters: &RuleParameters,
 ) -> Result<HashSet<(IpAddr, SocketAddr)>, NetfilterError> {
-    list(parameters, |connection| !is_over(connection))
+    let mut found = HashSet::new();
+    list(parameters, |Tuple { source, destination }, connection| {
+        if !is_over(connection) {
+            found.insert((source.ip(), destination));
+        }
+    })?;
+    Ok(found)
+}
+
+/// What was counted of the admitted connections that are not over, by initiator and arrival: the initiator's port, and
+/// the counts in its direction and in the other. `None` where several connections have these ends, or none is counted
+/// (nf_conntrack_acct).
+pub fn count_running(parameters: &RuleParameters) -> Result<RunningCounts, NetfilterError> {
+    let mut found = RunningCounts::new();
+    list(parameters, |Tuple { source, destination }, connection| {
+        if is_over(connection) {
+            return;
+        }
+        match found.entry((source.ip(), destination)) {
+            Entry::Occupied(mut several) => _ = several.insert(None),
+            Entry::Vacant(first) => {
+                first.insert(counters(connection).map(|counted| (source.port(), counted)));
+            }
+        }
+    })?;
+    Ok(found)
 }
 
 fn is_over(connection: &Attributes<'_>) -> bool {
@@ -303,23 +343,23 @@ fn is_over(connection: &Attributes<'_>) -> bool {
     state.is_some_and(|state| OVER.contains(state))
 }
 
+/// Passes each admitted connection to `each`, with its original tuple.
 fn list(
     parameters: &RuleParameters,
-    counts: impl Fn(&Attributes<'_>) -> bool,
-) -> Result<HashSet<(IpAddr, SocketAddr)>, NetfilterError> {
+    mut each: impl FnMut(Tuple, &Attributes<'_>),
+) -> Result<(), NetfilterError> {
     let failed = |error| NetfilterError::system("list of data connections", error);
     let mut socket = Socket::open().map_err(failed)?;
     let mark = parameters.gateway.data_mark.to_be_bytes();
-    let mut found = HashSet::new();
     let marked = |message: &mut Writer<'_>| {
         message.put(CTA_MARK, &mark).put(CTA_MARK_MASK, &mark);
     };
     let dumped = dump(&mut socket, IPCTNL_MSG_CT_GET, marked, |connection| {
-        let tuple = Tuple::read(connection, CTA_TUPLE_ORIG).filter(|_| counts(connection));
-        found.extend(tuple.map(|tuple| (tuple.source.ip(), tuple.destination)));
+        if let Some(tuple) = Tuple::read(connection, CTA_TUPLE_ORIG) {
+            each(tuple, connection);
+        }
     });
-    dumped.map_err(failed)?;
-    Ok(found)
+    dumped.map_err(failed)
 }
 
 /// One direction of a connection.

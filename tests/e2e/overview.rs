@@ -155,6 +155,71 @@ fn a_session_in_detail_with_a_running_transfer() {
     client.release().ok();
 }
 
+/// Starts an upload of so many bytes that does not end.
+pub fn endless_upload(gateway: &Gateway, mode: Mode, bytes: usize) -> BackgroundProcess {
+    let upload = format!(
+        "import ftplib, time\n\
+         ftp = ftplib.FTP('{}', 'lab', 'lab', timeout=60)\n\
+         ftp.set_pasv({})\n\
+         data = ftp.transfercmd('STOR /pub/q3.csv')\n\
+         data.sendall(bytes({bytes}))\n\
+         time.sleep(3600)\n",
+        gateway.lab.server_address(V4),
+        if mode == Mode::Passive { "True" } else { "False" },
+    );
+    let mut command = gateway.lab.client.command("/usr/bin/python3");
+    command.args(["-c", &upload]);
+    gateway.lab.client.start(command, &format!("upload-{mode}")).unwrap()
+}
+
+/// In both modes, with both back ends, on the fast path and off it; and when conntrack counts nothing.
+#[test]
+fn a_running_transfer_has_its_bytes_and_a_rate_where_conntrack_counts() {
+    const BYTES: usize = 200_000;
+    for (setup, counts) in [
+        ("", true),
+        ("queue.fast-path = \"off\"\n", true),
+        ("pinhole.backend = \"conntrack\"\n", true),
+        ("", false),
+    ] {
+        let lab = lab_for(Topology::Masquerade, setup);
+        let key = format!("net.netfilter.nf_conntrack_acct={}", u8::from(counts));
+        lab.gateway.run("sysctl", &["-qw", &key]).unwrap();
+        let gateway = Gateway::on(lab, setup);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        for mode in MODES {
+            let upload = endless_upload(&gateway, mode, BYTES);
+            let row = || gateway.daemon.sessions().unwrap().first().cloned().unwrap_or_default();
+            wait_for("the transfer", || row()["transfer"]["started"] == true);
+            if !counts {
+                let row = row();
+                assert_eq!(row["transfer"]["bytes"], Value::Null, "{row}");
+                assert_eq!(row["transfer"]["bytes_per_second"], Value::Null, "{row}");
+                assert_eq!(row["bytes"], 0, "{row}");
+                let running = &gateway.daemon.status().unwrap()["running"];
+                assert_eq!(
+                    (&running["transfers"], &running["bytes_up"]),
+                    (&json!(1), &Value::Null)
+                );
+            } else {
+                let bytes = || row()["transfer"]["bytes"].as_u64().unwrap_or(0) as usize;
+                let is_right = || (BYTES - BYTES / 50..BYTES + BYTES / 50).contains(&bytes());
+                wait_for(&format!("{setup} {mode}: the bytes"), is_right);
+                let first = row();
+                assert_eq!(first["bytes"], first["transfer"]["bytes"], "{first}");
+                assert!(first["transfer"]["bytes_per_second"].as_f64().unwrap() > 0.0, "{first}");
+                let running = &gateway.daemon.status().unwrap()["running"];
+                assert_eq!((&running["transfers"], &running["bytes_down"]), (&json!(1), &json!(0)));
+                assert_eq!(running["bytes_up"], row()["transfer"]["bytes"], "{running}");
+                let rate = || row()["transfer"]["bytes_per_second"].as_f64().unwrap();
+                wait_for("a rate of 0, because nothing comes any more", || rate() == 0.0);
+            }
+            drop(upload);
+            wait_for("its end", || gateway.daemon.sessions().unwrap().is_empty());
+        }
+    }
+}
+
 #[test]
 fn a_session_on_the_fast_path_is_shown_as_such() {
     let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };

@@ -99,7 +99,9 @@ fn numbers_text(session: &SessionDetail<Value>) -> String {
 fn transfer_text(transfer: &TransferProgress) -> String {
     let since = table::span(transfer.seconds);
     let begun = if transfer.started { "begun" } else { "not begun" };
-    format!("{}, {begun}, requested {since} ago", super::transfer_text(transfer))
+    let moved = super::moved_text(transfer)
+        .map_or(String::new(), |[bytes, rate]| format!(", {bytes} at {rate}"));
+    format!("{}, {begun}, requested {since} ago{moved}", super::transfer_text(transfer))
 }
 
 /// The ends of a data connection as its pinhole has them.
@@ -163,6 +165,8 @@ mod tests {
             path: "/pub/a.csv".into(),
             seconds: 12,
             started: true,
+            bytes: Some(3 << 20),
+            bytes_per_second: Some(262_144.0),
         };
         session.summary.transfer = Some(transfer);
         let pinhole = row("203.0.113.9", "192.168.150.80:3762");
@@ -190,7 +194,8 @@ session 7: logged-in, 1m 5s old
   encrypted        no
   fast path        no
   sequence numbers adjusted by +3 to the server, +0 to the client
-  transfer         RETR /pub/a.csv, begun, requested 12s ago
+  transfer         RETR /pub/a.csv, begun, requested 12s ago, 3.0 MiB at 256
+                   KiB/s
   data connection  PORT 203.0.113.9 -> 198.51.100.1:3762, to
                    192.168.150.80:3762, which has not arrived
 

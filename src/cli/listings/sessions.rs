@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
-use super::{ListOptions, detail, subject, transfer_text};
+use super::{ListOptions, detail, moved_text, subject, transfer_text};
 use crate::{
     cli::{
         Failure,
@@ -40,9 +40,15 @@ enum SortColumn {
     /// The most open pinholes first
     Open,
     User,
+    /// The most bytes of the running transfer first
+    Bytes,
+    /// The fastest transfer first
+    Rate,
+    Transfer,
     /// Those on the fast path first
     Fast,
-    Transfer,
+    /// The most bytes of all transfers first
+    Total,
 }
 
 /// What a row is sorted by: only one of them differs.
@@ -64,6 +70,7 @@ fn key(row: &SessionRow, by: SortColumn) -> Key {
     let endpoint = |end: &SocketAddr| (Some((end.ip(), end.port())), Reverse(0), None);
     let number = |number: u64| (None, Reverse(number), None);
     let text = |text: Option<String>| (None, Reverse(0), text);
+    let transfer = row.summary.transfer.as_ref();
     match by {
         SortColumn::Id => (None, Reverse(0), None), // they are
         SortColumn::Client => endpoint(client),
@@ -73,12 +80,17 @@ fn key(row: &SessionRow, by: SortColumn) -> Key {
         SortColumn::Adj => number(u64::from(*adjusted)),
         SortColumn::Open => number(row.pinholes),
         SortColumn::User => text(row.summary.user.clone()),
+        SortColumn::Bytes => number(transfer.and_then(|one| one.bytes).unwrap_or(0)),
+        SortColumn::Rate => {
+            number(transfer.and_then(|one| one.bytes_per_second).unwrap_or(0.0) as u64)
+        }
+        SortColumn::Total => number(row.summary.bytes.unwrap_or(0)),
         SortColumn::Fast => number(u64::from(row.summary.fast_path)),
-        SortColumn::Transfer => text(row.summary.transfer.as_ref().map(transfer_text)),
+        SortColumn::Transfer => text(transfer.map(transfer_text)),
     }
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 13] = [
     Column::new(">ID"),
     Column::new("CLIENT").shrinking(),
     Column::new("SERVER").shrinking(),
@@ -87,8 +99,11 @@ const COLUMNS: [Column; 10] = [
     Column::new("ADJ"),
     Column::new(">OPEN"),
     Column::new("USER").optional().shrinking(),
-    Column::new("FAST").optional(),
+    Column::new(">BYTES").optional(),
+    Column::new(">RATE").optional(),
     Column::new("TRANSFER").optional().shrinking(),
+    Column::new("FAST").optional(),
+    Column::new(">TOTAL").optional(),
 ];
 
 /// The table of `ftp-alg sessions`.
@@ -102,6 +117,9 @@ fn text(sessions: &[SessionRow], style: Style) -> String {
 /// The row of a session, and a second row with external endpoints if there is one.
 fn rows(row: &SessionRow) -> impl Iterator<Item = Vec<String>> {
     let session = &row.summary;
+    let unknown = || ["-".to_owned(), "-".to_owned()];
+    let moved = session.transfer.as_ref().map(|one| moved_text(one).unwrap_or_else(unknown));
+    let [bytes, rate] = moved.unwrap_or_default();
     let own = vec![
         session.id.to_string(),
         session.client.to_string(),
@@ -111,8 +129,11 @@ fn rows(row: &SessionRow) -> impl Iterator<Item = Vec<String>> {
         yes_or_no(session.adjusted),
         row.pinholes.to_string(),
         session.user.clone().unwrap_or_default(),
-        yes_or_no(session.fast_path),
+        bytes,
+        rate,
         session.transfer.as_ref().map(transfer_text).unwrap_or_default(),
+        yes_or_no(session.fast_path),
+        session.bytes.map_or_else(|| "-".to_owned(), table::bytes),
     ];
     let client = external_text(session.client, session.client_external);
     let server = external_text(session.server, session.server_external);
@@ -172,13 +193,15 @@ mod tests {
             path: "/pub/report.csv".into(),
             seconds: 3,
             started: true,
+            bytes: None,
+            bytes_per_second: None,
         });
         let width = |text: String| text.lines().map(|line| line.chars().count()).max();
         assert_eq!(width(text(&[row.clone()], PLAIN)), Some(80));
         let at = |width| text(&[row.clone()], Style { width: Some(width), has_colours: false });
         assert_eq!(at(80), text(&[row.clone()], PLAIN));
         assert!(!at(85).contains("bob") && at(86).contains("bob"), "{}", at(86));
-        assert!(at(130).contains("  no    RETR /pub/report.csv"), "{}", at(130));
+        assert!(at(150).contains("      -     -  RETR /pub/report.csv  no"), "{}", at(150));
         let ends = ["[2001:db8:1111:2222:3333:4444:5555:6666]:50000"; 2];
         let long = session(ends[0], ends[0], ends[1], ends[1]);
         for columns in [80, 100, 132, 200] {

@@ -11,7 +11,7 @@ use crate::{
         health::CheckStatus,
         snapshot::{
             ClientBytes, FastPathState, FastPathStatus, NameRow, Problem, Rates, ResultCounts,
-            Status, TransferTotals, WindowCounts,
+            RunningTotals, Status, TransferTotals, WindowCounts,
         },
     },
 };
@@ -77,6 +77,7 @@ fn state(status: &Status, style: Style) -> String {
     let rows: Vec<_> = rows
         .chain(fast_path)
         .chain([("now".to_owned(), now)])
+        .chain(running(&status.running).map(|text| ("running".to_owned(), text)))
         .chain(names)
         .chain(unconfined)
         .collect();
@@ -85,6 +86,19 @@ fn state(status: &Status, style: Style) -> String {
         format!("{name:<width$}  {}\n", table::wrapped(value, width + 2, style.text_width()))
     };
     format!("\n{}", rows.iter().map(row).collect::<String>())
+}
+
+/// The transfers that have not ended, with bytes and rates that are known. `None` if there are none.
+fn running(running: &RunningTotals) -> Option<String> {
+    let RunningTotals { bytes_up, bytes_down, bytes_up_per_second, bytes_down_per_second, .. } =
+        *running;
+    let moved = |(way, bytes, rate): (_, Option<u64>, Option<f64>)| {
+        let [bytes, rate] = [bytes?, rate? as u64].map(table::bytes);
+        Some(format!(", {bytes} {way} at {rate}/s"))
+    };
+    let ways = [("up", bytes_up, bytes_up_per_second), ("down", bytes_down, bytes_down_per_second)];
+    let text = counted(running.transfers, "transfer");
+    (running.transfers > 0).then(|| text + &ways.into_iter().filter_map(moved).collect::<String>())
 }
 
 /// Whether the fast path runs, and the interfaces whose connections stay inline.

@@ -24,7 +24,11 @@ pub(super) fn session(id: u64, client: &str, state: &str) -> SessionRow {
             path: "/pub/now.iso".into(),
             seconds: 12,
             started: true,
+            bytes: Some(3 << 20),
+            bytes_per_second: Some(262_144.0),
         }),
+        transfers: 2 * u32::from(id == 1),
+        bytes: Some(4 << 20),
     };
     SessionRow { summary, pinholes: 1 }
 }

@@ -256,6 +256,9 @@ fn sentence(described: &CounterDescription) -> String {
 fn of_transfers(status: &Status) -> Vec<Family> {
     let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost, unwritten, .. } =
         status.transfers;
+    let running = status.running;
+    let known = [("up", running.bytes_up), ("down", running.bytes_down)];
+    let known = known.into_iter().filter_map(|(of, bytes)| Some((vec![of.to_owned()], bytes?)));
     let modes = [("active", active), ("passive", passive), ("unknown", unknown)];
     let of_mode = |(mode, counts): (&str, ResultCounts)| {
         let sample =
@@ -276,6 +279,17 @@ fn of_transfers(status: &Status) -> Vec<Family> {
             bytes.into(),
             "Bytes that servers (up) and clients (down) received in transfers, as far as they are known.",
         ),
+        Family::gauge(
+            "ftp_alg_running_transfers",
+            running.transfers,
+            "Transfers that servers have begun and that have not ended.",
+        ),
+        Family {
+            base_name: "ftp_alg_running_transfer_bytes",
+            help: "Bytes of them until now, to servers (up) and clients (down); absent if conntrack counts none of them (nf_conntrack_acct).",
+            labels: vec!["direction"],
+            values: Values::Gauges(known.collect()),
+        },
         Family::counter(
             "ftp_alg_transfers_unreported",
             lost,

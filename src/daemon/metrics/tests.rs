@@ -25,8 +25,8 @@ use crate::daemon::{
     config_file::ConfigTexts,
     events::{RecentEvents, StoredEvent},
     snapshot::{
-        ClientBytes, PinholeRow, Problem, ServerTotals, SessionDetail, SessionRow, Status,
-        TransferTotals,
+        ClientBytes, PinholeRow, Problem, RunningTotals, ServerTotals, SessionDetail, SessionRow,
+        Status, TransferTotals,
     },
     status_source::StatusSource,
 };
@@ -80,6 +80,7 @@ fn status() -> Status {
     };
     Status {
         transfers,
+        running: RunningTotals { transfers: 6, bytes_up: Some(5), ..RunningTotals::default() },
         sessions: 7,
         counters,
         queue_waiting: Some(2),
@@ -120,6 +121,8 @@ fn the_text_has_the_values_of_the_status() {
         "ftp_alg_queue_waiting_packets 2",
         "ftp_alg_server_transfers_total{server=\"10.0.0.5\",result=\"no-data-connection\"} 0",
         "ftp_alg_server_transfer_bytes_total{server=\"2001:db8::5\",direction=\"up\"} 9",
+        "ftp_alg_running_transfers 6",
+        "ftp_alg_running_transfer_bytes{direction=\"up\"} 5",
         "ftp_alg_top_client_bytes{client=\"2001:db8::/64\"} 8",
         "# TYPE ftp_alg_decision_seconds histogram",
         "ftp_alg_decision_seconds_bucket{le=\"5e-06\"} 0",

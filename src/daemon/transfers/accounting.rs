@@ -14,8 +14,6 @@ use crate::kernel::conntrack::CountedPackets;
 
 /// No shorter transfer has 4 GiB, below 100 Gbit/s.
 const LEAST_DURATION: Duration = Duration::from_millis(300);
-/// The headers of a packet: IP and TCP with a timestamp.
-const HEADERS: [u64; 2] = [20 + 32, 40 + 32];
 
 /// Why the bytes of a transfer are not certain without that count.
 const MAY_BE_LONG: &str = "4 GiB or more may have passed: net.netfilter.nf_conntrack_acct is off";
@@ -79,8 +77,7 @@ pub(super) fn complete_bytes(
     }
     if let Some(counted) = count(initiator, dialled) {
         let of_sender = counted[usize::from(transfer.target_sends())];
-        let headers = HEADERS[usize::from(initiator.is_ipv6())];
-        transfer.bytes = Some(whole_bytes(bytes, of_sender, headers));
+        transfer.bytes = Some(whole_bytes(bytes, of_sender.payload(initiator.ip())));
         return;
     }
     passed.look(now);
@@ -91,8 +88,7 @@ pub(super) fn complete_bytes(
 }
 
 /// The number that is `low` modulo 4 GiB and next to the counted payload, which retransmissions make too great.
-fn whole_bytes(low: u64, counted: CountedPackets, headers: u64) -> u64 {
-    let payload = counted.bytes.saturating_sub(counted.packets.saturating_mul(headers));
+fn whole_bytes(low: u64, payload: u64) -> u64 {
     let missing = payload.saturating_sub(low).saturating_add(1 << 31);
     low.saturating_add(missing >> 32 << 32)
 }
@@ -135,13 +131,11 @@ mod tests {
             let packets = bytes.div_ceil(1448) + retransmitted;
             let counted =
                 CountedPackets { bytes: bytes + retransmitted * 1448 + packets * 52, packets };
-            assert_eq!(whole_bytes(bytes % (4 * GIB), counted, 52), bytes);
+            let payload = counted.payload([10, 0, 0, 7].into());
+            assert_eq!(whole_bytes(bytes % (4 * GIB), payload), bytes);
         }
         // One that a flowtable has forwarded, uncounted.
-        assert_eq!(whole_bytes(7, CountedPackets { bytes: 100, packets: 2 }, 52), 7);
-        assert_eq!(
-            whole_bytes(7, CountedPackets { bytes: u64::MAX, packets: 0 }, 52) % (4 * GIB),
-            7
-        );
+        assert_eq!(whole_bytes(7, 0), 7);
+        assert_eq!(whole_bytes(7, u64::MAX) % (4 * GIB), 7);
     }
 }

@@ -11,7 +11,7 @@ use std::{
     collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{
-        Mutex,
+        Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -49,6 +49,7 @@ pub(super) struct Reporter {
     /// Transfers for which the inbox had no room.
     lost: AtomicU64,
     totals: Mutex<Totals>,
+    session_bytes: Mutex<SessionBytes>,
     /// Whether the files are to be opened again.
     reopens: AtomicBool,
 }
@@ -81,7 +82,6 @@ pub(super) trait DataConntrack {
 struct Known<'a> {
     tracker: TransferTracker<SystemTime>,
     conntrack: &'a dyn DataConntrack,
-    session_bytes: SessionBytes,
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(SystemTime, Event<EndedSession>)>,
     /// Pinholes without a transfer, until the packets of their data connections are known.
@@ -105,6 +105,7 @@ impl Reporter {
             inbox: Mutex::default(),
             lost: AtomicU64::new(0),
             totals: Mutex::new(totals),
+            session_bytes: Mutex::default(),
             reopens: AtomicBool::new(false),
         }
     }
@@ -112,6 +113,11 @@ impl Reporter {
     /// Whether transfers are reported.
     pub(super) fn is_on(&self) -> bool {
         self.is_on
+    }
+
+    /// How many bytes each session has transferred.
+    pub(super) fn session_bytes(&self) -> MutexGuard<'_, SessionBytes> {
+        lock(&self.session_bytes)
     }
 
     /// Whether an event is reported here, or not at all.
@@ -178,7 +184,6 @@ impl Reporter {
         let mut known = Known {
             tracker,
             conntrack,
-            session_bytes: SessionBytes::default(),
             ended_sessions: VecDeque::new(),
             waiting_pinholes: VecDeque::new(),
             running: HashMap::new(),
@@ -215,7 +220,7 @@ impl Reporter {
                 known.passed.look(now);
                 self.report_forgotten_connections(&mut known, now);
             }
-            known.report_ended_sessions();
+            known.report_ended_sessions(&mut lock(&self.session_bytes));
             publish(std::mem::take(&mut known.reports));
             if is_last {
                 return;
@@ -286,7 +291,7 @@ impl Reporter {
         }
         if let Some(transfer) = finished.kind.ended_transfer() {
             lock(&self.totals).count(Instant::now(), &finished, transfer);
-            known.session_bytes.add(finished.session, transfer);
+            lock(&self.session_bytes).add(finished.session, transfer);
         }
         known.reports.push((at, finished));
     }
@@ -342,13 +347,13 @@ impl Reporter {
 
 impl Known<'_> {
     /// Reports the ends of sessions whose transfers are reported.
-    fn report_ended_sessions(&mut self) {
+    fn report_ended_sessions(&mut self, session_bytes: &mut SessionBytes) {
         for (at, mut ended) in std::mem::take(&mut self.ended_sessions) {
             if self.tracker.waits_in(ended.session) {
                 self.ended_sessions.push_back((at, ended));
                 continue;
             }
-            ended.kind.bytes = self.session_bytes.take(ended.session, ended.kind.transfers);
+            ended.kind.bytes = session_bytes.take(ended.session, ended.kind.transfers);
             self.reports.push((at, ended.map(EventKind::SessionEnded)));
         }
     }

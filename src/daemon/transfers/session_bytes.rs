@@ -11,7 +11,7 @@ const MAX_SESSIONS: usize = 65_536;
 
 /// The bytes of sessions that have not ended, by session number.
 #[derive(Default)]
-pub(super) struct SessionBytes(BTreeMap<u64, ReportedBytes>);
+pub(in super::super) struct SessionBytes(BTreeMap<u64, ReportedBytes>);
 
 /// The transfers of a session that were reported by this daemon.
 #[derive(Default)]
@@ -33,6 +33,11 @@ impl SessionBytes {
         if self.0.len() > MAX_SESSIONS {
             self.0.pop_first();
         }
+    }
+
+    /// The bytes of a session that were reported, as far as they are known.
+    pub(in super::super) fn of(&self, session: u64) -> u64 {
+        self.0.get(&session).map_or(0, |known| known.bytes)
     }
 
     /// The bytes of a session that has ended with so many transfers; `None` if they are not known of each.

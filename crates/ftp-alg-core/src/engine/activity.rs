@@ -160,6 +160,11 @@ impl ClientActivity {
         Some(RunningTransfer { verb, path, requested: *requested, has_started: *has_started })
     }
 
+    /// Number of transfers that have ended.
+    pub fn ended_transfers(&self) -> u32 {
+        self.reported_transfers
+    }
+
     /// Records `USER`. If it `is_pipelined`, nobody knows which user the next reply to a login is about.
     pub fn record_user(&mut self, name: Box<str>, is_pipelined: bool) {
         self.named_user = Some(if is_pipelined { "".into() } else { name });

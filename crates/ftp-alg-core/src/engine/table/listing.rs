@@ -31,6 +31,10 @@ pub struct SessionInfo {
     pub is_on_fast_path: bool,
     /// The transfer that has no last reply yet.
     pub transfer: Option<RunningTransfer>,
+    /// Its pinhole, once the server has said that it begins.
+    pub data_connection: Option<(AnnouncementKind, PinholeEnds)>,
+    /// Number of transfers that have ended, whatever their result.
+    pub ended_transfers: u32,
 }
 
 /// What is known of one session in addition to its row.
@@ -44,8 +48,6 @@ pub struct SessionDetails {
     pub is_encrypted: Option<bool>,
     /// By how much the server, and the client, get other sequence numbers than were sent.
     pub offsets: [i32; 2],
-    /// The pinhole of the running transfer.
-    pub data_connection: Option<(AnnouncementKind, PinholeEnds)>,
 }
 
 /// A row of `ftp-alg pinholes`.
@@ -68,7 +70,14 @@ pub struct PinholeInfo {
 impl Sessions {
     /// The open control connections.
     pub fn list(&self) -> impl Iterator<Item = SessionInfo> {
-        self.open_entries().filter_map(|entry| self.info(entry))
+        self.open_entries().filter_map(|(index, entry)| self.info(index, entry))
+    }
+
+    /// Those of them with a transfer that has not ended.
+    pub fn list_running(&self) -> impl Iterator<Item = SessionInfo> {
+        let has_transfer = |entry: &Entry| entry.head.extra().activity.has_transfer();
+        let running = self.open_entries().filter(move |(_, entry)| has_transfer(entry));
+        running.filter_map(|(index, entry)| self.info(index, entry))
     }
 
     /// The number of open control connections.
@@ -78,27 +87,25 @@ impl Sessions {
 
     /// What is known of the open control connection with the number `id`.
     pub fn details(&self, id: u64) -> Option<SessionDetails> {
-        let mut open = self.table.slots().filter(|(_, entry)| !entry.session.is_over());
-        let (index, entry) = open.find(|(_, entry)| entry.head.id == id)?;
-        let info = self.info(entry)?;
-        let is_running = info.transfer.as_ref().is_some_and(|transfer| transfer.has_started);
-        // As for a transfer that ends, the last announcement is that of the data connection.
-        let last = self.pinholes.last_announcement(index);
+        let (index, entry) = self.open_entries().find(|(_, entry)| entry.head.id == id)?;
         Some(SessionDetails {
             directory: entry.head.extra().activity.directory().map(Box::from),
             is_encrypted: entry.session.encryption(),
             offsets: entry.session.sequence_offsets(),
-            data_connection: last.filter(|_| is_running).map(|held| (held.kind, held.ends)),
-            info,
+            info: self.info(index, entry)?,
         })
     }
 
-    fn open_entries(&self) -> impl Iterator<Item = &Entry> {
-        self.table.iter().filter(|entry| !entry.session.is_over())
+    fn open_entries(&self) -> impl Iterator<Item = (u32, &Entry)> {
+        self.table.slots().filter(|(_, entry)| !entry.session.is_over())
     }
 
-    fn info(&self, entry: &Entry) -> Option<SessionInfo> {
+    fn info(&self, index: u32, entry: &Entry) -> Option<SessionInfo> {
         let extra = entry.head.extra();
+        let transfer = extra.activity.running_transfer();
+        let has_started = transfer.as_ref().is_some_and(|transfer| transfer.has_started);
+        // As for a transfer that ends, the last announcement is that of the data connection.
+        let last = || self.pinholes.last_announcement(index);
         Some(SessionInfo {
             id: entry.head.id,
             translation: entry.head.translation_or_identity(),
@@ -108,7 +115,9 @@ impl Sessions {
             adjusted: entry.session.needs_all_queued(),
             user: extra.activity.user().cloned(),
             is_on_fast_path: extra.fast_path.is_handed_over,
-            transfer: extra.activity.running_transfer(),
+            transfer,
+            data_connection: has_started.then(last).flatten().map(|held| (held.kind, held.ends)),
+            ended_transfers: extra.activity.ended_transfers(),
         })
     }
 
