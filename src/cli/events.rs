@@ -42,16 +42,6 @@ fn kinds() -> impl Iterator<Item = PossibleValue> {
 const INTERVAL: Duration = Duration::from_millis(200);
 /// No line of a file of events is longer: names are limited.
 const MAX_LINE: u64 = 1 << 20;
-/// Events of something that failed, but for transfers, which have a result.
-const FAILURES: [&str; 7] = [
-    "refusal",
-    "login-refused",
-    "transfer-waiting",
-    "no-data-connection",
-    "unused",
-    "ended",
-    "kernel",
-];
 
 /// Show what was decided and transferred, oldest first
 ///
@@ -245,7 +235,7 @@ impl EventOptions {
             && is_one_of(&self.kind, "event")
             && is_one_of(&self.verb, "verb")
             && self.direction.as_ref().is_none_or(|wanted| text("direction") == Some(wanted))
-            && (!self.failed || has_failed(event))
+            && (!self.failed || is_failure(event))
     }
 
     /// Its time and its line, if it is selected. A warning has a colour, where there are colours.
@@ -283,20 +273,15 @@ fn counted_are(lines: u64) -> String {
     format!("{} {}", counted(lines, "line"), if lines == 1 { "is" } else { "are" })
 }
 
-/// Whether it says that something failed.
-fn has_failed(event: &Value) -> bool {
-    let is_failure = event["event"].as_str().is_some_and(|name| FAILURES.contains(&name));
-    is_failure || is_failed_transfer(event)
+/// Whether it says that something failed: the daemon has decided that.
+fn is_failure(event: &Value) -> bool {
+    event["failed"] == true
 }
 
-fn is_failed_transfer(event: &Value) -> bool {
-    event["result"].as_str().is_some_and(|result| result != "complete")
-}
-
-/// Whether it is a warning of the log, or a transfer that failed.
+/// Whether it is a warning of the log, or says that something failed.
 fn is_warning(event: &Value) -> bool {
     let is_of = |kind: &EventDescription| kind.level >= Level::Warn && event["event"] == kind.name;
-    catalogue::all().any(is_of) || is_failed_transfer(event)
+    catalogue::all().any(is_of) || is_failure(event)
 }
 
 fn time_of(event: &Value) -> Option<Timestamp> {
@@ -328,10 +313,10 @@ mod tests {
                 "client": "10.0.0.7", "server": "203.0.113.9", "user": "bob"}),
             json!({"id": 2, "time": "2020-11-28T11:00:00.000000Z", "event": "transfer", "session": 2,
                 "client": "2001:db8::7", "server": "2001:db8::9", "verb": "STOR", "direction": "up",
-                "result": "aborted", "initiator": "2001:db8::7", "initiator_port": 40001, "target": "[2001:db8::9]:50070"}),
+                "result": "aborted", "failed": true, "initiator": "2001:db8::7", "initiator_port": 40001, "target": "[2001:db8::9]:50070"}),
             json!({"id": 3, "time": "2020-11-28T10:00:00.000000Z", "event": "announcement", "session": 3,
                 "announced": "10.0.0.7:2121", "rewritten": "198.51.100.1:50069"}),
-            json!({"id": 4, "time": "2020-11-28T10:00:00.000000Z", "event": "refusal", "session": 3,
+            json!({"id": 4, "time": "2020-11-28T10:00:00.000000Z", "event": "refusal", "session": 3, "failed": true,
                 "announced": "[2001:db8::7]:2121", "rewritten": null}),
         ];
         let ids = events.iter().filter(|event| options.selects(event));
@@ -381,24 +366,25 @@ mod tests {
 
     #[test]
     fn warnings_have_a_colour() {
-        let event = |kind: &str, result: Option<&str>| {
-            let fields = json!({"time": "T", "event": kind, "result": result, "text": "says"});
+        let event = |kind: &str, failed: bool| {
+            let fields = json!({"time": "T", "event": kind, "failed": failed, "text": "says"});
             RawValue::from_string(fields.to_string()).unwrap()
         };
-        for (kind, result, is_coloured) in [
-            ("refusal", None, true),
-            ("login", None, false),
-            ("transfer", Some("aborted"), true),
-            ("transfer", Some("complete"), false),
+        for (kind, failed, is_coloured) in [
+            ("refusal", true, true),
+            ("limit", false, true),
+            ("login", false, false),
+            ("transfer", true, true),
+            ("transfer", false, false),
         ] {
             for has_colours in [false, true] {
                 let style = Style { has_colours, width: None };
-                let (_, line) = options("").line(&event(kind, result), style).unwrap();
+                let (_, line) = options("").line(&event(kind, failed), style).unwrap();
                 let expected = match is_coloured && has_colours {
                     true => "T \x1b[1;33msays\x1b[0m",
                     false => "T says",
                 };
-                assert_eq!(line, expected, "{kind} {result:?}");
+                assert_eq!(line, expected, "{kind} {failed}");
             }
         }
     }

@@ -177,6 +177,7 @@ fn log_line(event: &Event) {
         client = %client,
         server = %server,
         user = user.as_deref(),
+        failed = kind.is_failure().then_some(true),
         details = %Details(kind),
         "{event}"
     );

@@ -61,6 +61,8 @@ fn busy_gateway() -> (Gateway, Server, GatedClient) {
         login_as(("eve", "guessed")),
         login_as((user, password))[1..].to_vec(),
         ask("PORT 192,168,150,80,0,99"),
+        ask("EPSV"),
+        ask("RETR pub/missing.csv"),
         ask("PASV"),
         vec![dial(), say(&format!("RETR pub/{MARKUP}")), reply(), drain(), reply()],
         vec![gate()],
@@ -77,8 +79,9 @@ fn the_page_shows_what_happens() {
         has("sessions", "Client", "192.168.150.80:"),
         has("transfers", "Bytes", "123,456"),
         has("transfers", "File", MARKUP),
-        has("refusals", "What and why", "min-data-port"),
-        has("refusals", "What and why", "login refused: "),
+        has("failures", "What and why", "min-data-port"),
+        has("failures", "What and why", "login refused: "),
+        has("failures", "What and why", "missing.csv: refused, 550"),
         "document.querySelector('#state[data-state]')".to_owned(),
         // The second poll.
         "document.querySelector('figure .curve').getAttribute('d').includes('L')".to_owned(),
@@ -94,7 +97,7 @@ fn the_page_shows_what_happens() {
         "rows": "document.querySelectorAll('#transfers tbody tr').length",
         "focus": "document.activeElement.id || document.activeElement.textContent",
         "outline": "getComputedStyle(document.activeElement).outlineStyle",
-        "refused": cells("refusals", "What and why"),
+        "refused": cells("failures", "What and why"),
         "state class": "document.querySelector('#sessions td[data-label=State]')?.className",
         "sort": "document.querySelector('#sessions th').getAttribute('aria-sort')",
     });
@@ -180,7 +183,7 @@ fn the_page_shows_each_answer_whole() {
             const transfers = {...answer.transfers, active: {complete: 3}};
             return path === 'status.json' ? {...answer, sessions: 7, transfers, logins_refused: 2} : answer;
         };
-        const notes = () => ['transfers', 'refusals'].map(id => $(id).querySelector('.note').textContent);
+        const notes = () => ['transfers', 'failures'].map(id => $(id).querySelector('.note').textContent);
         const quiet = notes();
         await readAll();
         get = real;
@@ -207,10 +210,10 @@ fn the_page_shows_each_answer_whole() {
     }
     let said = [
         "No transfer has ended yet.",
-        "Nothing was refused yet.",
+        "Nothing has failed yet.",
         "0",
         "No stored event is of a transfer.",
-        "No stored event is of a refusal.",
+        "No stored event is of a failure.",
     ];
     assert_eq!(view["contradicting"], json!(said), "{looked}");
 }

@@ -230,6 +230,8 @@ fn json_of(id: u64, at: SystemTime, event: &Event) -> Box<RawValue> {
         server: IpAddr,
         #[serde(skip_serializing_if = "Option::is_none")]
         user: Option<&'a str>,
+        #[serde(skip_serializing_if = "is_false")]
+        failed: bool,
         #[serde(flatten)]
         details: &'a EventKind,
         text: String,
@@ -243,10 +245,17 @@ fn json_of(id: u64, at: SystemTime, event: &Event) -> Box<RawValue> {
         client: client.ip(),
         server: server.ip(),
         user: user.as_deref(),
+        failed: kind.is_failure(),
         details: kind,
         text: event.to_string(),
     };
     serde_json::value::to_raw_value(&row).unwrap_or_default()
+}
+
+/// Whether a field that is true or absent is absent.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// In RFC 3339, with as many digits for each time.

@@ -269,6 +269,23 @@ impl EventKind {
         self.description().name
     }
 
+    /// Whether it says that something failed: a transfer, an announcement, a command, a login or a data connection.
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Transfer(transfer) | Self::TransferUnseen(transfer) => {
+                transfer.result != TransferResult::Complete
+            }
+            Self::Refusal(_)
+            | Self::LoginRefused(_)
+            | Self::TransferWaiting(_)
+            | Self::NoDataConnection(_)
+            | Self::Unused(_)
+            | Self::Ended(_)
+            | Self::Kernel(_) => true,
+            _ => false,
+        }
+    }
+
     /// That of this transfer.
     pub fn of_transfer(transfer: Box<Transfer>) -> Self {
         match transfer.result {

@@ -202,8 +202,15 @@ function transferOf({ transfer }) {
   return transfer ? `${transfer.verb} ${transfer.path} for ${duration(transfer.seconds)}` : "";
 }
 
-/** What an event says behind its session and ends, which have columns. */
-const whatOf = (row) => row.text.replace(/^#\d+ \S+ -> \S+: /, "");
+/** A number of bytes of the running transfer; conntrack may count none. */
+const movedBy = (field, unit = "") => ({ transfer }) =>
+  transfer ? (Number.isFinite(transfer[field]) ? amount(transfer[field]) + unit : "-") : "";
+
+const result = (row) => [row.result?.replaceAll("-", " "), row.code, row.reason].filter(Boolean).join(", ");
+
+/** What failed, and why, without the session and its ends, which have columns. */
+const whatOf = (row) =>
+  row.verb ? `${row.verb} ${row.path}: ${result(row)}` : row.text.replace(/^#\d+ \S+ -> \S+: /, "");
 
 /** The failed transfers with a server. */
 const failedOf = (row) => row.aborted + row.refused + row.no_data_connection + row.reset;
@@ -220,6 +227,8 @@ const tables = {
       { title: "Server", value: (row) => row.server, class: "line" },
       { title: "State", value: (row) => row.state, isFixed: true },
       { title: "Transfer", value: transferOf, class: "line prose" },
+      { title: "Bytes", value: (row) => row.transfer?.bytes, text: movedBy("bytes"), isNumber: true },
+      { title: "Rate", value: (row) => row.transfer?.bytes_per_second, text: movedBy("bytes_per_second", "/s"), isNumber: true },
       { title: "Age", value: (row) => row.age_seconds, text: (row) => duration(row.age_seconds), isNumber: true },
       { title: "Pinholes", value: (row) => row.pinholes, text: (row) => number(row.pinholes), isNumber: true },
     ],
@@ -242,12 +251,12 @@ const tables = {
       {
         title: "Result",
         value: (row) => row.result,
-        text: (row) => [row.result?.replaceAll("-", " "), row.code, row.reason].filter(Boolean).join(", "),
+        text: result,
         class: "line prose result",
       },
     ],
   }),
-  refusals: new Table("refusals", {
+  failures: new Table("failures", {
     key: (row) => row.id,
     sort: { title: "At", down: true },
     empty: "",
@@ -286,9 +295,9 @@ const tables = {
 /** Says of tables without rows whether there was nothing, or nothing is stored any more. */
 function showEmpty(status) {
   const transfers = ended(status) > 0 ? "No stored event is of a transfer." : "No transfer has ended yet.";
-  const refusals = refused(status) > 0 ? "No stored event is of a refusal." : "Nothing was refused yet.";
+  const failures = failed(status) + refused(status) > 0 ? "No stored event is of a failure." : "Nothing has failed yet.";
   tables.transfers.setEmpty(transfers);
-  tables.refusals.setEmpty(refusals);
+  tables.failures.setEmpty(failures);
 }
 
 /** Shows the totals of configured servers and of clients, if there are any. */
@@ -385,14 +394,14 @@ const transfersOf = (status) => {
   return [active, passive, unknown];
 };
 const ended = (status) => transfersOf(status).reduce((total, counts) => total + sum(counts), 0);
-const complete = (status) => transfersOf(status).reduce((total, counts) => total + (counts?.complete ?? 0), 0);
+const failed = (status) => ended(status) - transfersOf(status).reduce((total, counts) => total + (counts?.complete ?? 0), 0);
 
 const refused = (status) => sum(status.refusals) + (status.logins_refused ?? 0);
 
 const charts = [
   new Chart("Sessions", { of: (status) => status.sessions, isRate: false, text: number }),
   new Chart("Transfers", { of: ended, inRates: "transfers" }),
-  new Chart("Failed transfers", { of: (status) => ended(status) - complete(status), inRates: "failed_transfers" }),
+  new Chart("Failed transfers", { of: failed, inRates: "failed_transfers" }),
   new Chart("Refusals", { of: refused, inRates: "refusals" }),
   new Chart("To servers", {
     of: (status) => status.transfers?.bytes_up ?? 0,
@@ -441,8 +450,14 @@ const facts = new Map();
 
 function showFacts(status) {
   const path = status.fast_path ?? {};
+  const now = status.running ?? {};
+  const rate = (way) => {
+    const bytes = now[`bytes_${way}_per_second`];
+    return bytes > 0 ? `, ${amount(bytes)}/s ${way}` : "";
+  };
   const values = {
     Sessions: number(status.sessions),
+    "Running transfers": number(now.transfers) + rate("up") + rate("down"),
     "Open pinholes": number(status.pinholes),
     "Memory of sessions": amount(status.memory ?? 0),
     "Packets in queues": status.queue_waiting === null ? "not known" : number(status.queue_waiting ?? 0),
@@ -462,19 +477,19 @@ function showFacts(status) {
 
 // Events.
 
-const store = { last: 0, missed: 0, transfers: [], refusals: [] };
+const store = { last: 0, missed: 0, transfers: [], failures: [] };
 
 function takeEvents({ events, lost }) {
-  if (lost === null) [store.last, store.transfers, store.refusals] = [0, [], []];
+  if (lost === null) [store.last, store.transfers, store.failures] = [0, [], []];
   else store.missed += lost;
   for (const event of events) {
     store.last = event.id;
     if (event.user) users.set(event.session, event.user);
     if (event.event === "transfer") store.transfers.push(event);
-    if (event.event === "refusal" || event.event === "login-refused") store.refusals.push(event);
+    if (event.failed) store.failures.push(event);
   }
   while (users.size > MAX_USERS) users.delete(users.keys().next().value);
-  for (const kind of ["transfers", "refusals"]) {
+  for (const kind of ["transfers", "failures"]) {
     store[kind] = store[kind].slice(-MAX_ROWS);
     if (events.length > 0 || lost === null || tables[kind].rows === null) tables[kind].set(store[kind]);
   }
