@@ -1,4 +1,4 @@
-//! `ftp-alg top`: shows sessions, transfers and refusals while they happen. It only reads what the control socket shows.
+//! `ftp-alg top`: shows sessions, transfers and failures while they happen. It only reads what the control socket shows.
 //!
 //! The main thread draws, and alone has the terminal. Others send it messages: one reads keys, one waits for signals, one
 //! asks the daemon.
@@ -46,11 +46,11 @@ const MESSAGES: usize = 16;
 /// A look takes at most this part of the time: the daemon has other work.
 const SHARE: u32 = 10;
 
-/// Watch sessions, transfers and refusals in the terminal
+/// Watch sessions, transfers and failures in the terminal
 ///
-/// Shows health, rates, sessions, and transfers and refusals (of logins, too) as
-/// they come. Press `?` for the keys, and `q` to quit. It changes nothing, and it
-/// waits for a daemon that is restarted.
+/// Shows health, rates, sessions with the bytes of their transfers, and transfers
+/// and failures as they come. Press `?` for the keys, and `q` to quit. It changes
+/// nothing, and it waits for a daemon that is restarted.
 ///
 /// Transfers are shown if the daemon reports them (log.transfers). For scripts:
 /// `ftp-alg status --json` and `ftp-alg events --follow --json`.

@@ -12,7 +12,7 @@ use rustix::{
     termios::{Winsize, tcgetattr, tcsetwinsize},
 };
 
-use crate::common::*;
+use crate::{common::*, overview::endless_upload};
 
 /// A terminal with `ftp-alg top` on it, which leads the terminal's session as a shell's command does.
 struct View {
@@ -133,7 +133,7 @@ fn a_session_and_its_transfers_are_shown_while_they_happen() {
     let held =
         HeldClient::start(&lab.client, &server, lab.server_address(V4), Mode::Passive, "half.csv");
     let held = held.unwrap();
-    view.wait(&["[1 Sessions 1]", "192.168.150.80:", &format!(" {user} "), "logged-in"]);
+    view.wait(&["[1 Sessions 1]", "192.168.150.80:", &format!(" {user} ")]);
     view.press("\r");
     view.wait(&["Session  (Esc: close)", "CLIENT AS  198.51.100.1:"]);
     let transfer = curl(lab, &server, Mode::Active);
@@ -181,10 +181,28 @@ fn a_running_transfer_is_shown_on_a_small_terminal() {
     let start = json!([login_as(server.login()), ask("PASV"), dial(), ask("STOR /pub/q3.csv")]);
     let held = hold(&gateway.lab, (start, gate()));
     let view = View::start(&gateway);
-    view.wait(&["STATE     TRANSFER", " logged-in STOR ", "q3.csv"]);
+    view.wait(&["TRANSFER            RATE", " STOR ", "q3.csv         -"]);
     view.press("\r");
     view.wait(&["TRANSFER   STOR /pub/q3.csv", "SECS       "]);
     held.release().ok();
+}
+
+#[test]
+fn who_moves_most_is_seen_while_it_moves() {
+    let lab = lab_for(Topology::Masquerade, "");
+    lab.gateway.run("sysctl", &["-qw", "net.netfilter.nf_conntrack_acct=1"]).unwrap();
+    let gateway = Gateway::on(lab, "");
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let view = View::start(&gateway);
+    let _upload = endless_upload(&gateway, Mode::Passive, 3 << 20);
+    view.wait(&["RATE", " STOR ", "iB/s"]);
+    view.press("\r");
+    view.wait(&[
+        "BYTES      3.0 MiB",
+        "TOTAL      3.0 MiB",
+        "RATE       0 B/s",
+        "STATE      logged-in",
+    ]);
 }
 
 #[test]
@@ -218,7 +236,7 @@ fn text_of_peers_is_escaped() {
     let view = View::start(&gateway);
     scripted_client(&gateway.lab.client, &plan(&gateway.lab, &steps)).ok();
     view.press("3");
-    view.wait(&["[3 Refusals 1]", "PORT 10.9.9.9:20560"]);
+    view.wait(&["[3 Failures 2]", "PORT 10.9.9.9:20560", "RETR "]);
     view.press("2");
     view.wait(&["[31mred ", "refused"]);
     view.press("\r");
@@ -226,14 +244,14 @@ fn text_of_peers_is_escaped() {
 }
 
 #[test]
-fn refused_logins_are_among_the_refusals() {
+fn refused_logins_are_among_the_failures() {
     let gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     let (user, _) = server.login();
     let view = View::start(&gateway);
     talk(&gateway.lab, login_as((user, "guessed"))).ok();
     view.press("3");
-    view.wait(&["[3 Refusals 1]", &format!("login refused: {user}: 530")]);
+    view.wait(&["[3 Failures 1]", &format!("login refused: {user}: 530")]);
 }
 
 #[test]

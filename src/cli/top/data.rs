@@ -1,7 +1,5 @@
 //! What is known of the daemon: the rows of all panels, its rates and its health.
 
-use std::collections::HashMap;
-
 use jiff::Timestamp;
 
 use super::{
@@ -14,11 +12,11 @@ use crate::{
     daemon::{
         counted::counted,
         health::CheckStatus,
-        snapshot::{FastPathState, SessionRow, SessionSummary, Status, WindowCounts},
+        snapshot::{FastPathState, Status, WindowCounts},
     },
 };
 
-/// Limit of transfers, and of refusals.
+/// Limit of transfers, and of failures.
 const MAX_ROWS: usize = 2000;
 
 /// What is known of the daemon.
@@ -34,9 +32,6 @@ pub(super) struct Data {
     pub windows: Vec<(String, WindowCounts)>,
     /// The rows of each panel.
     pub rows: [Vec<Row>; 4],
-    /// How many transfers of a session have ended, by its number and client: a daemon that has lost its state begins with
-    /// the first number again.
-    ended: HashMap<(u64, String), u64>,
 }
 
 impl Data {
@@ -46,40 +41,25 @@ impl Data {
         for event in &events {
             self.take_event(event);
         }
-        let [_, transfers, refusals, _] = &mut self.rows;
-        for rows in [transfers, refusals] {
+        let [_, transfers, failures, _] = &mut self.rows;
+        for rows in [transfers, failures] {
             rows.drain(..rows.len().saturating_sub(MAX_ROWS));
         }
         self.reports_transfers = status.rates.ten_seconds.transfers.is_some();
         (self.time, self.summary) = (clock(), summary(&status));
         self.windows = status::windows(&status.rates);
-        self.rows[0] = self.session_rows(&sessions);
+        self.rows[0] = sessions.iter().map(Row::session).collect();
         self.rows[3] = findings(&status);
     }
 
     fn take_event(&mut self, event: &Event) {
-        let [_, transfers, refusals, _] = &mut self.rows;
-        match event.event.as_str() {
-            "transfer" => {
-                transfers.push(Row::transfer(event));
-                *self.ended.entry((event.session, event.client.clone())).or_default() += 1;
-            }
-            "refusal" | "login-refused" => refusals.push(Row::refusal(event)),
-            _ => {}
+        let [_, transfers, failures, _] = &mut self.rows;
+        if event.event == "transfer" {
+            transfers.push(Row::transfer(event));
         }
-    }
-
-    /// The rows of the sessions that are open. What was counted of others is forgotten.
-    fn session_rows(&mut self, sessions: &[SessionRow]) -> Vec<Row> {
-        let mut ended = std::mem::take(&mut self.ended);
-        let row = |session: &SessionRow| {
-            let SessionSummary { id, client, .. } = session.summary;
-            let found = ended.remove_entry(&(id, client.ip().to_string()));
-            let count = found.as_ref().map_or(0, |(_, count)| *count);
-            self.ended.extend(found);
-            Row::session(session, Some(count).filter(|_| self.reports_transfers))
-        };
-        sessions.iter().map(row).collect()
+        if event.failed {
+            failures.push(Row::failure(event));
+        }
     }
 }
 
@@ -111,29 +91,20 @@ fn findings(status: &Status) -> Vec<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli::top::samples, daemon::snapshot::Rates};
+    use crate::cli::top::samples;
 
     #[test]
-    fn a_session_has_the_transfers_of_its_events() {
+    fn each_panel_has_its_rows() {
         let mut data = Data::default();
         data.take(samples::look());
-        let cells = |data: &Data, at: usize| -> Vec<String> {
-            data.rows[0][at].cells.iter().map(|cell| cell.text.clone()).collect()
+        let cells = |at: usize| -> Vec<&str> {
+            data.rows[0][at].cells.iter().map(|cell| cell.text.as_str()).collect()
         };
         let running = "RETR /pub/now.iso";
-        assert_eq!(cells(&data, 0)[3..7], ["bob", "logged-in", running, "2"]);
-        assert_eq!(cells(&data, 1)[3..7], ["-", "login", "", "0"]);
-        assert_eq!((data.rows[1].len(), data.rows[2].len(), data.rows[3].len()), (3, 1, 2));
-        let mut look = samples::look();
-        look.events.clear();
-        look.status.rates = Rates::default();
-        data.take(look);
-        assert_eq!(cells(&data, 0)[3..7], ["bob", "logged-in", running, "-"]);
-        let mut look = samples::look();
-        look.events.clear();
-        look.sessions[0].summary.client = "10.9.9.9:1".parse().unwrap();
-        data.take(look);
-        assert_eq!(cells(&data, 0)[3..7], ["bob", "logged-in", running, "0"], "another client");
+        let bob = ["bob", running, "256 KiB/s", "logged-in", "3.0 MiB", "4.0 MiB", "12", "2"];
+        assert_eq!(cells(0)[3..11], bob);
+        assert_eq!(cells(1)[3..11], ["-", "", "", "login", "", "4.0 MiB", "", "0"]);
+        assert_eq!((data.rows[1].len(), data.rows[2].len(), data.rows[3].len()), (3, 2, 2));
     }
 
     #[test]
@@ -146,6 +117,6 @@ mod tests {
             look.sessions.clear();
             data.take(look);
         }
-        assert_eq!((data.rows[1].len(), data.ended.len()), (MAX_ROWS, 0));
+        assert_eq!(data.rows[1].len(), MAX_ROWS);
     }
 }

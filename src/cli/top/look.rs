@@ -43,6 +43,7 @@ pub(super) struct Event {
     pub client: String,
     pub server: String,
     pub user: Option<String>,
+    pub failed: bool,
     pub verb: String,
     pub path: String,
     pub direction: String,

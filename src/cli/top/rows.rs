@@ -70,16 +70,19 @@ pub(super) const SESSIONS: &[Column] = &[
     column("CLIENT", 20).searched().cut(12, Cut::Middle),
     column("SERVER", 18).searched().cut(12, Cut::Middle),
     column("USER", 8).searched().cut(5, Cut::End),
-    column("STATE", 9),
     column("TRANSFER", 12).cut(8, Cut::AfterWord).searched(),
-    column("XFERS", 5).right().from(88),
-    column("AGE", 6).right().from(94),
-    column("FAST", 4).from(100),
-    column("OPEN", 4).right().from(110),
-    column("ADJ", 3).from(110),
-    column("SECS", 4).right().from(116),
-    column("CLIENT AS", 18).searched().cut(12, Cut::Middle).from(135),
-    column("SERVER AS", 18).searched().cut(12, Cut::Middle).from(155),
+    column("RATE", 9).right(),
+    column("STATE", 9).from(82),
+    column("BYTES", 8).right().from(92),
+    column("TOTAL", 8).right().from(102),
+    column("SECS", 5).right().from(108),
+    column("XFERS", 6).right().from(115),
+    column("AGE", 6).right().from(122),
+    column("FAST", 4).from(128),
+    column("OPEN", 4).right().from(138),
+    column("ADJ", 3).from(138),
+    column("CLIENT AS", 18).searched().cut(12, Cut::Middle).from(155),
+    column("SERVER AS", 18).searched().cut(12, Cut::Middle).from(175),
 ];
 
 pub(super) const TRANSFERS: &[Column] = &[
@@ -97,11 +100,12 @@ pub(super) const TRANSFERS: &[Column] = &[
     column("REASON", 6).cut(12, Cut::End).from(130),
 ];
 
-pub(super) const REFUSALS: &[Column] = &[
+pub(super) const FAILURES: &[Column] = &[
     column("UTC", 8),
     column("ID", 3).right(),
     column("CLIENT", 13).searched().cut(9, Cut::Middle),
-    column("REFUSED", 20).searched().cut(20, Cut::End),
+    column("USER", 6).searched().cut(5, Cut::End),
+    column("WHAT AND WHY", 20).searched().cut(20, Cut::End),
     column("SERVER", 13).searched().cut(9, Cut::Middle).from(100),
 ];
 
@@ -122,8 +126,8 @@ impl Row {
         text.is_empty() || searched.any(|(_, cell)| cell.text.to_lowercase().contains(text))
     }
 
-    /// The row of a session, of which so many transfers have `ended`, if these are known.
-    pub fn session(row: &SessionRow, ended: Option<u64>) -> Self {
+    /// The row of a session.
+    pub fn session(row: &SessionRow) -> Self {
         let session = &row.summary;
         let external = |own: SocketAddr, external: SocketAddr| {
             if own == external { Cell::default() } else { Cell::endpoint(external) }
@@ -132,19 +136,30 @@ impl Row {
         let transfer = session.transfer.as_ref();
         let command =
             |one: &TransferProgress| Cell::text(format!("{} {}", one.verb, one.path).trim_end());
+        let size = |bytes: Option<u64>| {
+            let known = |bytes: u64| Cell::number(bytes as f64, table::bytes(bytes));
+            bytes.map_or_else(|| Cell::text("-"), known)
+        };
+        let rate = |one: &TransferProgress| {
+            let known = |rate| Cell::number(rate, format!("{}/s", table::bytes(rate as u64)));
+            one.bytes_per_second.map_or_else(|| Cell::text("-"), known)
+        };
         let cells = vec![
             Cell::count(session.id),
             Cell::endpoint(session.client),
             Cell::endpoint(session.server),
             Cell::text(session.user.as_deref().unwrap_or("-")),
-            Cell::text(&session.state),
             transfer.map(command).unwrap_or_default(),
-            ended.map_or_else(|| Cell::text("-"), Cell::count),
+            transfer.map(rate).unwrap_or_default(),
+            Cell::text(&session.state),
+            transfer.map(|one| size(one.bytes)).unwrap_or_default(),
+            size(session.bytes),
+            transfer.map(|one| Cell::count(one.seconds)).unwrap_or_default(),
+            Cell::count(session.transfers.into()),
             Cell::number(session.age_seconds as f64, table::span(session.age_seconds)),
             yes_or_no(session.fast_path),
             Cell::count(row.pinholes),
             yes_or_no(session.adjusted),
-            transfer.map(|one| Cell::count(one.seconds)).unwrap_or_default(),
             external(session.client, session.client_external),
             external(session.server, session.server_external),
         ];
@@ -179,15 +194,14 @@ impl Row {
         Self { key: event.id, cells, more }
     }
 
-    /// The row of a refused announcement, command or login.
-    pub fn refusal(event: &Event) -> Self {
-        // Before it are the session and both ends.
-        let what = event.text.split_once(": ").map_or(&*event.text, |(_, what)| what);
+    /// The row of what failed.
+    pub fn failure(event: &Event) -> Self {
         let cells = vec![
             event.time_cell(),
             Cell::count(event.session),
             Cell::text(&event.client),
-            Cell::text(what.strip_prefix("refuse ").unwrap_or(what)),
+            Cell::text(event.user.as_deref().unwrap_or("-")),
+            Cell::text(&event.what()),
             Cell::text(&event.server),
         ];
         Self { key: event.id, cells, more: vec![("TIME", escaped(&event.time))] }
@@ -203,6 +217,18 @@ impl Row {
 }
 
 impl Event {
+    /// What failed, and why, without the session and its ends.
+    fn what(&self) -> String {
+        let Self { verb, path, result, reason, text, .. } = self;
+        if verb.is_empty() {
+            let what = text.split_once(": ").map_or(&**text, |(_, what)| what);
+            return what.strip_prefix("refuse ").unwrap_or(what).to_owned();
+        }
+        let code = self.code.map(|code| format!(", {code}")).unwrap_or_default();
+        let reason = reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
+        format!("{verb} {path}: {}{code}{reason}", result.replace('-', " "))
+    }
+
     fn time_cell(&self) -> Cell {
         let time = self.time.split_once('T').map_or("", |(_, time)| time);
         Cell::number(self.id as f64, escaped(time.split('.').next().unwrap_or_default()))

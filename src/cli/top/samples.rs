@@ -63,10 +63,12 @@ pub(super) fn transfer(id: u64, path: &str, result: &str) -> Event {
 pub(super) fn look() -> Look {
     let mut failed = transfer(3, "/pub/b", "no-data-connection");
     (failed.bytes, failed.code, failed.session) = (None, Some(425), 2);
+    failed.failed = true;
     failed.reason = Some("SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069".into());
     let refusal = Event {
         text: "#1 10.0.0.7:1035 -> 203.0.113.9:21: refuse PORT 10.0.0.9:4000: not your own address"
             .into(),
+        failed: true,
         ..event(5, 1, "refusal")
     };
     let mut status = Status {

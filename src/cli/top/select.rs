@@ -184,7 +184,7 @@ mod tests {
         let long = "x".repeat(100);
         let mut row = rows(&[(1, &long)]).remove(0);
         row.cells = vec![Cell { text: long, number: None }; rows::SESSIONS.len()];
-        (row.cells[0].text, row.cells[4].text) = ("123456".into(), "picked-up".into());
+        (row.cells[0].text, row.cells[5].text) = ("123456".into(), "9.9 MiB/s".into());
         let narrow = widths(rows::SESSIONS, &[&row], 80);
         assert_eq!(narrow.iter().map(|(_, width)| width + 1).sum::<usize>(), 80, "{narrow:?}");
         assert_eq!(narrow[0], (0, 6));

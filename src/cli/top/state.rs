@@ -17,7 +17,7 @@ use crate::{cli::event_reader::missed_text, daemon::control_client::ClientError}
 pub(super) const PANELS: [(&str, &[Column]); 4] = [
     ("Sessions", rows::SESSIONS),
     ("Transfers", rows::TRANSFERS),
-    ("Refusals", rows::REFUSALS),
+    ("Failures", rows::FAILURES),
     ("Health", rows::HEALTH),
 ];
 /// Limit of characters of the filter.
@@ -403,7 +403,7 @@ mod tests {
         look.sessions.clear();
         state.take(Ok(look));
         let overlay = state.overlay.as_ref().unwrap();
-        assert_eq!((overlay.title.as_str(), overlay.items.len()), ("Session (it has ended)", 13));
+        assert_eq!((overlay.title.as_str(), overlay.items.len()), ("Session (it has ended)", 16));
         assert!(!press(&mut state, "\n"));
         press(&mut state, "\n");
         assert!(state.overlay.is_none(), "no row has details");

@@ -221,7 +221,7 @@ fn why_empty(state: &State) -> String {
                 .to_owned()
         }
         1 => "no transfer has ended yet".to_owned(),
-        2 => "no refusals".to_owned(),
+        2 => "nothing has failed".to_owned(),
         _ => "no problems, no warnings".to_owned(),
     }
 }
@@ -304,10 +304,10 @@ mod tests {
                 "   LAST SESSIONS TRANSFERS FAILED REFUSED  DROPS DECIDED      UP/s    DOWN/s",
                 "    10s       12        40      1       0      0       0   1.5 MiB       0 B",
                 "     1h       12        40      1       0   7.6M       0   4.2 KiB       0 B",
-                "[1 Sessions 2]  2 Transfers 3   3 Refusals 1   4 Health 2",
-                " ID▼ CLIENT                SERVER             USER     STATE     TRANSFER",
-                ">  2 [2001:db8:…5:6]:50000 203.0.113.9:21     -        login",
-                "   1 10.0.0.7:1035         203.0.113.9:21     bob      logged-in RETR …/now.iso",
+                "[1 Sessions 2]  2 Transfers 3   3 Failures 2   4 Health 2",
+                " ID▼ CLIENT                SERVER             USER     TRANSFER            RATE",
+                ">  2 [2001:db8:…5:6]:50000 203.0.113.9:21     -",
+                "   1 10.0.0.7:1035         203.0.113.9:21     bob      RETR …/now.iso 256 KiB/s",
                 "? help  q quit  Enter details",
             ],
         );
@@ -321,8 +321,11 @@ mod tests {
             ],
         );
         press(&mut state, "3");
-        let refusal = ">10:46:05   1 10.0.0.7      PORT 10.0.0.9:4000: not your own address";
-        assert_shows(&screen(&mut state, 80, 24), &[refusal]);
+        let failures = [
+            ">10:46:05   1 10.0.0.7      -      PORT 10.0.0.9:4000: not your own address",
+            " 10:46:03   2 10.0.0.7      bob    STOR /pub/b: no data connection, 425, SYN o…",
+        ];
+        assert_shows(&screen(&mut state, 80, 24), &failures);
         press(&mut state, "4");
         let problem = ">PROBLEM   table      the table is not loaded, because it is another's";
         assert_shows(&screen(&mut state, 80, 24), &[problem]);
@@ -401,7 +404,7 @@ mod tests {
         let mut state = state(look);
         assert_shows(&screen(&mut state, 80, 24), &["OK healthy", "no sessions"]);
         for (panel, why) in
-            [("2", "log.transfers = false"), ("3", "no refusals"), ("4", "no problems")]
+            [("2", "log.transfers = false"), ("3", "nothing has failed"), ("4", "no problems")]
         {
             press(&mut state, panel);
             assert_shows(&screen(&mut state, 80, 24), &[why]);
