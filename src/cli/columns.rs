@@ -1,155 +1,319 @@
-//! A table that fits the terminal: with more width it has more columns, with less its widest cells are shortened.
+//! Tables whose columns are described once, for lists and for `top`: title, width, and the cell of a row.
 //!
-//! Without a terminal it has always the same columns, and nothing is shortened, because scripts read it.
+//! A terminal with more width has more columns; with less, the widest cells are shortened. A list without a terminal has
+//! always the same columns, and nothing is shortened, because scripts read it.
 
-use super::output::Style;
+use std::{
+    cmp::Ordering,
+    net::{IpAddr, SocketAddr},
+};
 
-/// The width to which a column that shrinks is shortened at least, so that the others fit.
-const MIN_WIDTH: usize = 16;
+use unicode_width::UnicodeWidthStr as _;
 
-/// A column. A title that starts with `>` makes it right-aligned.
+use super::{
+    output::Style,
+    table::{bytes, fitting, span},
+};
+
+/// Columns between two cells of a list.
+const GAP: usize = 2;
+
+/// A column of rows of one type.
+pub(super) struct Column<Row> {
+    pub shape: Shape,
+    pub cell: fn(&Row) -> Cell,
+}
+
+/// How a column looks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Column {
-    title: &'static str,
-    /// Whether it is there only if a terminal has the width.
-    is_optional: bool,
-    /// Whether its cells may be shortened on a terminal.
-    shrinks: bool,
+pub(super) struct Shape {
+    pub title: &'static str,
+    pub is_right: bool,
+    /// Whether a list that is sorted by it begins with the greatest.
+    pub most_first: bool,
+    /// The width of usual contents, so that columns of a live view do not move when rows change.
+    pub usual: usize,
+    /// How much of the text stays, and where it is cut, if the terminal is narrow.
+    pub cut: Option<(usize, Cut)>,
+    /// In a live view, the width of a terminal that has room for the column, and for those before it. In a list, a column
+    /// with such a width is there if there is room.
+    pub from: u16,
+    /// Whether a filter searches it.
+    pub is_searched: bool,
 }
 
-impl Column {
-    /// A column that is always there.
-    pub const fn new(title: &'static str) -> Self {
-        Self { title, is_optional: false, shrinks: false }
+impl<Row> Column<Row> {
+    pub const fn new(title: &'static str, cell: fn(&Row) -> Cell) -> Self {
+        let (is_right, most_first, is_searched) = (false, false, false);
+        let shape =
+            Shape { title, is_right, most_first, usual: 0, cut: None, from: 0, is_searched };
+        Self { shape, cell }
     }
-
-    /// The column, which may be shortened.
-    pub const fn shrinking(self) -> Self {
-        Self { shrinks: true, ..self }
+    pub const fn right(mut self) -> Self {
+        self.shape.is_right = true;
+        self
     }
-
-    /// The column, if a terminal has the width.
+    pub const fn most_first(mut self) -> Self {
+        self.shape.most_first = true;
+        self
+    }
+    pub const fn usual(mut self, usual: usize) -> Self {
+        self.shape.usual = usual;
+        self
+    }
+    pub const fn cut(mut self, least: usize, at: Cut) -> Self {
+        self.shape.cut = Some((least, at));
+        self
+    }
+    pub const fn from(mut self, from: u16) -> Self {
+        self.shape.from = from;
+        self
+    }
     pub const fn optional(self) -> Self {
-        Self { is_optional: true, ..self }
+        self.from(1)
     }
-
-    fn name(&self) -> &'static str {
-        self.title.trim_start_matches('>')
+    pub const fn searched(mut self) -> Self {
+        self.shape.is_searched = true;
+        self
     }
 }
 
-/// The rows of a table, with a cell for each column.
-pub(super) type Rows = Vec<Vec<String>>;
+/// How these columns look.
+pub(super) fn shapes<Row>(columns: &[Column<Row>]) -> Vec<Shape> {
+    columns.iter().map(|column| column.shape).collect()
+}
 
-/// The table as text, with a header.
-pub(super) fn render(columns: &[Column], rows: &Rows, style: Style) -> String {
-    let natural: Vec<usize> = columns
-        .iter()
-        .enumerate()
-        .map(|(at, column)| {
-            let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count());
-            cells.max().unwrap_or_default().max(column.name().len())
+/// A cell, which is ordered by its number, or without one by its text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Cell {
+    pub text: String,
+    pub number: Option<f64>,
+    /// What a list has below the text.
+    pub below: String,
+}
+
+impl Cell {
+    pub fn text(text: &str) -> Self {
+        Self { text: escaped(text), ..Self::default() }
+    }
+
+    pub fn number(number: f64, text: impl ToString) -> Self {
+        Self { text: text.to_string(), number: Some(number), ..Self::default() }
+    }
+
+    pub fn count(count: u64) -> Self {
+        Self::number(count as f64, count)
+    }
+
+    pub fn seconds(seconds: u64) -> Self {
+        Self::number(seconds as f64, span(seconds))
+    }
+
+    pub fn yes_or_no(value: bool) -> Self {
+        Self::number(f64::from(u8::from(value)), if value { "yes" } else { "no" })
+    }
+
+    /// The cell of a value, or `-` for one that is not known.
+    pub fn known<T>(value: Option<T>, cell: impl FnOnce(T) -> Self) -> Self {
+        value.map_or_else(|| Self::text("-"), cell)
+    }
+
+    pub fn bytes(count: Option<u64>) -> Self {
+        Self::known(count, |count| Self::number(count as f64, bytes(count)))
+    }
+
+    pub fn rate(bytes_per_second: Option<f64>) -> Self {
+        Self::known(bytes_per_second, |rate| {
+            Self::number(rate, format!("{}/s", bytes(rate as u64)))
         })
-        .collect();
-    let widths = match style.width {
-        None => natural
-            .iter()
-            .zip(columns)
-            .map(|(width, column)| (!column.is_optional).then_some(*width))
-            .collect(),
-        Some(width) => fitting(columns, &natural, width),
+    }
+
+    pub fn address(address: IpAddr) -> Self {
+        Self { text: address.to_string(), ..Self::endpoint((address, 0).into()) }
+    }
+
+    /// Endpoints of IPv4 are ordered by address and port, and those of IPv6 behind them by text.
+    pub fn endpoint(endpoint: SocketAddr) -> Self {
+        let number = match endpoint {
+            SocketAddr::V4(end) => {
+                Some(f64::from(u32::from(*end.ip())) * 65536.0 + f64::from(end.port()))
+            }
+            SocketAddr::V6(_) => None,
+        };
+        Self { text: endpoint.to_string(), number, ..Self::default() }
+    }
+
+    pub fn above(self, below: &str) -> Self {
+        Self { below: below.to_owned(), ..self }
+    }
+
+    fn is_unknown(&self) -> bool {
+        matches!(&*self.text, "" | "-")
+    }
+
+    /// The order of two cells. Numbers come before texts, and what is not known comes last.
+    pub fn compare(&self, other: &Self, most_first: bool) -> Ordering {
+        self.is_unknown().cmp(&other.is_unknown()).then_with(|| match (self.number, other.number) {
+            (Some(one), Some(other)) if most_first => other.total_cmp(&one),
+            (Some(one), Some(other)) => one.total_cmp(&other),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => self.text.cmp(&other.text),
+        })
+    }
+}
+
+/// The titles, by which rows can be sorted.
+pub(super) fn titles<Row>(columns: &[Column<Row>]) -> impl Iterator<Item = &'static str> {
+    columns.iter().map(|column| column.shape.title)
+}
+
+/// Sorts `rows` by the column with this title, if there is one.
+pub(super) fn sort<Row>(columns: &[Column<Row>], rows: &mut Vec<Row>, title: Option<&str>) {
+    let is_it =
+        |column: &&Column<Row>| title.is_some_and(|it| column.shape.title.eq_ignore_ascii_case(it));
+    if let Some(Column { shape, cell }) = columns.iter().find(is_it) {
+        let mut keyed: Vec<_> = rows.drain(..).map(|row| (cell(&row), row)).collect();
+        keyed.sort_by(|(one, _), (other, _)| one.compare(other, shape.most_first));
+        rows.extend(keyed.into_iter().map(|(_, row)| row));
+    }
+}
+
+/// A list as text, with a header.
+pub(super) fn render<Row>(columns: &[Column<Row>], rows: &[Row], style: Style) -> String {
+    let shapes = shapes(columns);
+    let cells = |row: &Row| columns.iter().map(|column| (column.cell)(row)).collect::<Vec<_>>();
+    let mut lines: Vec<Vec<String>> = Vec::new();
+    for cells in rows.iter().map(cells) {
+        let has_more = cells.iter().any(|cell| !cell.below.is_empty());
+        let (texts, below) = cells.into_iter().map(|cell| (cell.text, cell.below)).unzip();
+        lines.extend([texts].into_iter().chain(has_more.then_some(below)));
+    }
+    let natural = |(at, shape): (usize, &Shape)| {
+        let cells = lines.iter().map(|line| line[at].width());
+        (at, cells.max().unwrap_or(0).max(shape.title.len()))
     };
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let shown = cells.zip(&widths).zip(columns);
-        let shown = shown.filter_map(|((cell, width), column)| Some((cell, (*width)?, column)));
-        let text: String = shown
-            .map(|(cell, width, column)| {
-                let cell = shortened(cell, width);
-                match column.title.starts_with('>') {
-                    true => format!("{cell:>width$}  "),
-                    false => format!("{cell:<width$}  "),
-                }
-            })
-            .collect();
-        let text = text.trim_end();
-        style.width.map_or_else(|| text.to_owned(), |width| cut(text, width))
+    let all: Vec<_> = shapes.iter().enumerate().map(natural).collect();
+    let is_optional = |at: usize| shapes[at].from > 0;
+    let mut widths: Vec<_> = all.iter().copied().filter(|(at, _)| !is_optional(*at)).collect();
+    if let Some(limit) = style.width {
+        let least = |(at, width): (usize, usize)| {
+            shapes[at].cut.map_or(width, |(least, _)| width.min(least))
+        };
+        for column in all.into_iter().filter(|(at, _)| is_optional(*at)) {
+            let room = limit.saturating_sub(taken(&widths, GAP) + GAP);
+            if least(column) <= room {
+                widths.push((column.0, column.1.min(room)));
+            }
+        }
+        shrink(&shapes, &mut widths, GAP, limit);
+    }
+    let line = |cell: &dyn Fn(usize) -> String| {
+        let text = line(&shapes, &widths, GAP, cell);
+        style.width.map_or_else(|| text.clone(), |width| cut(&text, width, Cut::End))
     };
-    let header = line(&mut columns.iter().map(Column::name));
-    let mut text = format!("{}\n", style.bold(&header));
-    for row in rows {
-        text += &line(&mut row.iter().map(String::as_str));
-        text.push('\n');
+    let mut text = format!("{}\n", style.bold(line(&|at| shapes[at].title.to_owned()).trim_end()));
+    for cells in &lines {
+        text += &format!("{}\n", line(&|at| cells[at].clone()).trim_end());
     }
     text
 }
 
-/// The width of each column on a terminal of `width` columns, and `None` for those without room.
-fn fitting(columns: &[Column], natural: &[usize], width: usize) -> Vec<Option<usize>> {
-    let gap = |used: usize| if used == 0 { 0 } else { 2 };
-    let least = |at: usize| match columns[at].shrinks {
-        true => natural[at].min(MIN_WIDTH),
-        false => natural[at],
+/// Columns of the terminal that these take.
+pub(super) fn taken(widths: &[(usize, usize)], gap: usize) -> usize {
+    widths.iter().map(|(_, width)| width + gap).sum::<usize>().saturating_sub(gap)
+}
+
+/// Cuts the columns to `limit` columns of the terminal, as far as they can be cut: first what is wider than usual, then the
+/// widest.
+pub(super) fn shrink(shapes: &[Shape], widths: &mut [(usize, usize)], gap: usize, limit: usize) {
+    while taken(widths, gap) > limit {
+        let can_shrink = |(at, width): &&mut (usize, usize)| {
+            shapes[*at].cut.is_some_and(|(least, _)| *width > least)
+        };
+        let first_to_cut =
+            |(at, width): &&mut (usize, usize)| (width.saturating_sub(shapes[*at].usual), *width);
+        match widths.iter_mut().filter(can_shrink).max_by_key(first_to_cut) {
+            Some((_, width)) => *width -= 1,
+            None => break,
+        }
+    }
+}
+
+/// A line with the cells of these columns.
+pub(super) fn line(
+    shapes: &[Shape],
+    widths: &[(usize, usize)],
+    gap: usize,
+    cell: &dyn Fn(usize) -> String,
+) -> String {
+    let cells = widths.iter().map(|&(at, wide)| {
+        let text = cut(&cell(at), wide, shapes[at].cut.map_or(Cut::End, |(_, at)| at));
+        let room = " ".repeat(wide.saturating_sub(text.width()));
+        if shapes[at].is_right { room + &text } else { text + &room }
+    });
+    cells.collect::<Vec<_>>().join(&" ".repeat(gap))
+}
+
+/// Where a text that is too long loses characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    #[cfg_attr(not(feature = "top"), expect(dead_code, reason = "only top has paths of their own"))]
+    Start,
+    Middle,
+    /// At the start, but behind the first word.
+    AfterWord,
+    End,
+}
+
+/// `text` in at most `limit` columns, with `…` for what is left out.
+pub(super) fn cut(text: &str, limit: usize, at: Cut) -> String {
+    if text.width() <= limit {
+        return text.to_owned();
+    }
+    let Some(room) = limit.checked_sub(1) else { return String::new() };
+    let (head, tail) = match at {
+        Cut::Start => (0, room),
+        Cut::Middle => (room - room / 2, room / 2),
+        Cut::AfterWord => {
+            let word = text.split_inclusive(' ').next().map_or(0, |word| word.width());
+            if word < room { (word, room - word) } else { (0, room) }
+        }
+        Cut::End => (room, 0),
     };
-    let mut widths: Vec<Option<usize>> = vec![None; columns.len()];
-    let mut used = 0;
-    // Those that are always there come first, with all of their text if that fits; then the others, as far as they fit.
-    for is_optional in [false, true] {
-        for (at, _) in columns.iter().enumerate().filter(|(_, one)| one.is_optional == is_optional)
-        {
-            let added = gap(used) + least(at);
-            if !is_optional || used + added <= width {
-                widths[at] = Some(least(at));
-                used += added;
-            }
-        }
-        for at in 0..columns.len() {
-            if let Some(own) = &mut widths[at] {
-                let growth = (natural[at] - *own).min(width.saturating_sub(used));
-                (*own, used) = (*own + growth, used + growth);
-            }
-        }
-    }
-    widths
+    let tail: String = fitting(text.chars().rev(), tail).chars().rev().collect();
+    format!("{}…{tail}", fitting(text.chars(), head))
 }
 
-/// `cell` in at most `width` columns: its middle is left out, because an address differs at its ends.
-fn shortened(cell: &str, width: usize) -> String {
-    let length = cell.chars().count();
-    if length <= width {
-        return cell.to_owned();
+/// `text` without anything that a terminal interprets: control characters, and those that change the direction of text.
+pub(super) fn escaped(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            '"' | '\'' | '\\' => plain.push(char),
+            _ => plain.extend(char.escape_debug()),
+        }
     }
-    let (start, end) = ((width - width.min(1)).div_ceil(2), (width - width.min(1)) / 2);
-    let first: String = cell.chars().take(start).collect();
-    let last: String = cell.chars().skip(length - end).collect();
-    format!("{first}…{last}")
-}
-
-/// The first `width` columns of `line`.
-fn cut(line: &str, width: usize) -> String {
-    match line.chars().count() > width {
-        true => line.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
-        false => line.to_owned(),
-    }
+    plain
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const COLUMNS: [Column; 4] = [
-        Column::new(">ID"),
-        Column::new("CLIENT").shrinking(),
-        Column::new("USER").optional(),
-        Column::new("FILE").optional().shrinking(),
+    type Row = [&'static str; 4];
+
+    const COLUMNS: [Column<Row>; 4] = [
+        Column::new("ID", |row: &Row| Cell::text(row[0])).right(),
+        Column::new("CLIENT", |row: &Row| Cell::text(row[1])).cut(16, Cut::Middle),
+        Column::new("USER", |row: &Row| Cell::text(row[2])).optional(),
+        Column::new("FILE", |row: &Row| Cell::text(row[3])).optional().cut(16, Cut::Middle),
     ];
 
     fn rendered(width: Option<usize>) -> Vec<String> {
-        let row = |cells: [&str; 4]| cells.map(String::from).to_vec();
         let client = "[2001:db8:1:2:3:4:5:6]:40000";
-        let rows = vec![
-            row(["7", client, "bob", "/pub/quarter/3/report.csv"]),
-            row(["12", "10.0.0.1:21", "", ""]),
-        ];
+        let rows =
+            [["7", client, "bob", "/pub/quarter/3/report.csv"], ["12", "10.0.0.1:21", "", ""]];
         let style = Style { width, has_colours: false };
         render(&COLUMNS, &rows, style).lines().map(str::to_owned).collect()
     }
@@ -175,12 +339,56 @@ mod tests {
             assert_eq!(lines[1], first, "{width}");
             assert!(lines.iter().all(|line| line.chars().count() <= width), "{width}: {lines:?}");
         }
+        for width in 0..100 {
+            assert_eq!(rendered(Some(width)).len(), 3);
+        }
     }
 
     #[test]
-    fn no_width_panics() {
-        for width in 0..100 {
-            assert_eq!(rendered(Some(width)).len(), 3);
+    fn a_list_is_sorted_by_any_column_and_what_is_not_known_comes_last() {
+        const SORTED: [Column<Option<u64>>; 2] = [
+            Column::new("LEAST", |row: &Option<u64>| Cell::bytes(*row)),
+            Column::new("MOST", |row: &Option<u64>| Cell::bytes(*row)).most_first(),
+        ];
+        let mut rows = vec![None, Some(3), Some(20)];
+        for (by, expected) in
+            [("least", [Some(3), Some(20), None]), ("most", [Some(20), Some(3), None])]
+        {
+            sort(&SORTED, &mut rows, Some(by));
+            assert_eq!(rows, expected, "{by}");
+        }
+    }
+
+    #[test]
+    fn what_a_terminal_interprets_is_escaped() {
+        for (text, expected) in [
+            ("/pub/\u{1b}[2Ja\r\n", "/pub/\\u{1b}[2Ja\\r\\n"),
+            ("\u{9b}31m\u{202e}gpj.exe", "\\u{9b}31m\\u{202e}gpj.exe"),
+            ("a\\u{1b} \"b\" 'c' é 日本", "a\\u{1b} \"b\" 'c' é 日本"),
+        ] {
+            assert_eq!(escaped(text), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_marked() {
+        let path = "/pub/reports/q3.csv";
+        for (text, limit, at, expected) in [
+            (path, 19, Cut::End, path),
+            (path, 8, Cut::End, "/pub/re…"),
+            (path, 8, Cut::Start, "…/q3.csv"),
+            (path, 8, Cut::Middle, "/pub…csv"),
+            (path, 1, Cut::Middle, "…"),
+            ("RETR /pub/q3.csv", 13, Cut::AfterWord, "RETR …/q3.csv"),
+            ("RETR /pub/q3.csv", 6, Cut::AfterWord, "…3.csv"),
+            (path, 8, Cut::AfterWord, "…/q3.csv"),
+            (path, 0, Cut::End, ""),
+            ("日本語です", 6, Cut::End, "日本…"),
+            ("日本語です", 6, Cut::Start, "…です"),
+        ] {
+            let shown = cut(text, limit, at);
+            assert_eq!(shown, expected);
+            assert!(shown.width() <= limit);
         }
     }
 }

@@ -2,24 +2,21 @@
 
 mod detail;
 mod pinholes;
-mod sessions;
+pub(super) mod sessions;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::{Serialize, de::DeserializeOwned};
 
 pub(super) use self::{pinholes::PinholeOptions, sessions::SessionOptions};
-use super::{Failure, SocketOption, output, output::Style, selection::Subject, table};
+use super::{Failure, SocketOption, output, output::Style, selection::Subject};
 use crate::daemon::snapshot::{SessionSummary, TransferProgress};
 
-/// The options of a list, with the columns `By` to sort by.
+/// The options of a list.
 #[derive(Args, Debug)]
-struct ListOptions<By: ValueEnum + Send + Sync + 'static> {
+struct ListOptions {
     /// Print one JSON array
     #[arg(long)]
     json: bool,
-    /// Sort by this column
-    #[arg(long, value_name = "COLUMN", value_enum)]
-    sort: Option<By>,
     /// Sort from the last to the first
     #[arg(long)]
     reverse: bool,
@@ -27,22 +24,19 @@ struct ListOptions<By: ValueEnum + Send + Sync + 'static> {
     socket: SocketOption,
 }
 
-impl<By: ValueEnum + Copy + Send + Sync + 'static> ListOptions<By> {
-    /// Requests the rows of `what` and prints those that are selected, as JSON or formatted by `text`. Rows that are
-    /// equal in the column, or all without a column, have the order `by_default`.
-    fn print<Row: DeserializeOwned + Serialize, Key: Ord>(
+impl ListOptions {
+    /// Requests the rows of `what` and prints those that are selected in the order of `sort`, as JSON or formatted by
+    /// `text`.
+    fn print<Row: DeserializeOwned + Serialize>(
         &self,
         what: &str,
         selects: impl Fn(&Row) -> bool,
-        (by_default, key): (impl Fn(&Row) -> u64, impl Fn(&Row, By) -> Key),
+        sort: impl Fn(&mut Vec<Row>),
         text: impl Fn(&[Row], Style) -> String,
     ) -> Result<(), Failure> {
         let mut rows = self.socket.request(what)?.parse::<Vec<Row>>()?;
         rows.retain(selects);
-        rows.sort_by_key(by_default);
-        if let Some(by) = self.sort {
-            rows.sort_by_cached_key(|row| key(row, by));
-        }
+        sort(&mut rows);
         if self.reverse {
             rows.reverse();
         }
@@ -67,12 +61,6 @@ fn subject(session: &SessionSummary) -> Subject<'_> {
 fn transfer_text(transfer: &TransferProgress) -> String {
     let TransferProgress { verb, path, .. } = transfer;
     format!("{verb} {path}").trim_end().to_owned()
-}
-
-/// The bytes of a transfer that has not ended, and of each second, if they are known.
-fn moved_text(transfer: &TransferProgress) -> Option<[String; 2]> {
-    let rate = transfer.bytes_per_second?;
-    Some([table::bytes(transfer.bytes?), format!("{}/s", table::bytes(rate as u64))])
 }
 
 #[cfg(test)]

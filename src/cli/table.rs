@@ -1,30 +1,6 @@
-//! Formats aligned text: tables with a header, lists of names and values, wrapped lines, durations.
+//! Formats aligned text: tables whose rows come one at a time, lists of names and values, wrapped lines, durations, bytes.
 
-/// A table with columns as wide as their widest cell. A column whose header starts with `>` is right-aligned.
-pub(super) fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
-    let titles = header.map(|title| title.trim_start_matches('>'));
-    let mut widths = titles.map(|title| title.chars().count());
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let line = |cells: [&str; N]| {
-        let mut line = String::new();
-        for ((cell, width), title) in cells.iter().zip(widths).zip(header) {
-            line += &match title.starts_with('>') {
-                true => format!("{cell:>width$}  "),
-                false => format!("{cell:<width$}  "),
-            };
-        }
-        format!("{}\n", line.trim_end())
-    };
-    let mut text = line(titles);
-    for row in rows {
-        text += &line(row.each_ref().map(String::as_str));
-    }
-    text
-}
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 /// The width to which a column of a [`RowTable`] grows: that of the longest IPv6 endpoint.
 const MAX_WIDTH: usize = 47;
@@ -79,20 +55,48 @@ pub(super) fn list(items: &[(impl AsRef<str>, String)]) -> String {
 
 /// `text` wrapped at column `end`. The first line starts at column `indent`, and further lines are indented to it.
 pub(super) fn wrapped(text: &str, indent: usize, end: usize) -> String {
-    let mut lines = String::new();
-    let mut column = indent;
-    for word in text.split(' ') {
-        let width = word.chars().count();
-        if column > indent && column + 1 + width > end {
-            lines += &format!("\n{:indent$}{word}", "");
-            column = indent + width;
-        } else {
-            let blank = if column > indent { " " } else { "" };
-            lines += &format!("{blank}{word}");
-            column += blank.len() + width;
+    wrap(text, end.saturating_sub(indent), false).join(&format!("\n{:indent$}", ""))
+}
+
+/// `text` in lines of at most `limit` columns, which end between words. A word that is too long is
+/// broken, or sticks out.
+pub(super) fn wrap(text: &str, limit: usize, breaks_words: bool) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for mut word in text.split(' ') {
+        loop {
+            let line = lines.last_mut().filter(|line| !line.is_empty());
+            match line {
+                Some(line) if line.width() + 1 + word.width() <= limit => {
+                    line.push(' ');
+                    line.push_str(word);
+                    break;
+                }
+                Some(_) => lines.push(String::new()),
+                None => {
+                    let head = fitting(word.chars(), limit);
+                    let whole = !breaks_words || head.is_empty() || head.len() == word.len();
+                    let end = if whole { word.len() } else { head.len() };
+                    lines.pop();
+                    lines.push(word[..end].to_owned());
+                    word = &word[end..];
+                    if whole {
+                        break;
+                    }
+                }
+            }
         }
     }
     lines
+}
+
+/// The first of `chars`, as many as fit into `room` columns.
+pub(super) fn fitting(chars: impl Iterator<Item = char>, mut room: usize) -> String {
+    let fits = |char: &char| {
+        let left = room.checked_sub(char.width().unwrap_or(0));
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    chars.take_while(fits).collect()
 }
 
 /// A duration in its two largest units: `45s`, `3m 5s`, `2h 0m`, `4d 1h`.
@@ -140,15 +144,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [["1", "10.0.0.1:40000", "x"], ["12", "a", ""]].map(|row| row.map(String::from));
-        assert_eq!(
-            render([">id", "client", "state"], &rows),
-            "id  client          state\n 1  10.0.0.1:40000  x\n12  a\n"
-        );
-    }
-
-    #[test]
     fn rows_are_printed_one_at_a_time() {
         let mut table = RowTable::new(&[(">id", 3), ("client", 8), ("why", 0)]);
         assert_eq!(table.header(), " id  client    why\n");
@@ -175,6 +170,14 @@ mod tests {
         }
         assert_eq!(wrapped("a b c", 10, 13), "a b\n          c");
         assert_eq!(wrapped("a b", 10, 0), "a\n          b");
+        for (text, limit, expected) in [
+            ("", 5, vec![""]),
+            ("one two three", 7, vec!["one two", "three"]),
+            ("a 1234567890 b", 4, vec!["a", "1234", "5678", "90 b"]),
+            ("日本", 1, vec!["日本"]),
+        ] {
+            assert_eq!(wrap(text, limit, true), expected, "{text}");
+        }
     }
 
     #[test]

@@ -11,7 +11,6 @@ mod samples;
 mod select;
 mod state;
 mod terminal;
-mod text;
 mod view;
 
 use std::{

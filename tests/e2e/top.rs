@@ -181,7 +181,7 @@ fn a_running_transfer_is_shown_on_a_small_terminal() {
     let start = json!([login_as(server.login()), ask("PASV"), dial(), ask("STOR /pub/q3.csv")]);
     let held = hold(&gateway.lab, (start, gate()));
     let view = View::start(&gateway);
-    view.wait(&["TRANSFER            RATE", " STOR ", "q3.csv         -"]);
+    view.wait(&["TRANSFER ", " RATE", " STOR ", "q3.csv  "]);
     view.press("\r");
     view.wait(&["TRANSFER   STOR /pub/q3.csv", "SECS       "]);
     held.release().ok();

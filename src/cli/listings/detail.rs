@@ -6,7 +6,10 @@ use serde_json::Value;
 
 use super::{pinholes, subject};
 use crate::{
-    cli::{Failure, SocketOption, output, output::Style, selection::Selection, table},
+    cli::{
+        Failure, SocketOption, columns::Cell, event_reader::said, output, output::Style,
+        selection::Selection, table,
+    },
     daemon::snapshot::{DataConnection, SessionDetail, TransferProgress},
 };
 
@@ -56,7 +59,7 @@ fn text(session: &SessionDetail<Value>, style: Style) -> String {
         text += &heading("last events (UTC)");
         let mut events: Vec<_> = events.iter().collect();
         events.sort_by_key(|event| event["time"].as_str());
-        text.extend(events.iter().map(|event| event_text(event, summary.id, style)));
+        text.extend(events.iter().map(|event| event_text(event, style)));
     }
     text
 }
@@ -99,8 +102,9 @@ fn numbers_text(session: &SessionDetail<Value>) -> String {
 fn transfer_text(transfer: &TransferProgress) -> String {
     let since = table::span(transfer.seconds);
     let begun = if transfer.started { "begun" } else { "not begun" };
-    let moved = super::moved_text(transfer)
-        .map_or(String::new(), |[bytes, rate]| format!(", {bytes} at {rate}"));
+    let [bytes, rate] = [Cell::bytes(transfer.bytes), Cell::rate(transfer.bytes_per_second)];
+    let moved = transfer.bytes.map(|_| format!(", {} at {}", bytes.text, rate.text));
+    let moved = moved.unwrap_or_default();
     format!("{}, {begun}, requested {since} ago{moved}", super::transfer_text(transfer))
 }
 
@@ -121,15 +125,12 @@ fn connection_text(connection: &DataConnection) -> String {
 }
 
 /// The line of an event, without what the title says.
-fn event_text(event: &Value, id: u64, style: Style) -> String {
+fn event_text(event: &Value, style: Style) -> String {
     let field = |name: &str| event[name].as_str().unwrap_or_default();
-    // As in `#17 10.0.0.7:35394 -> 198.51.100.9:21: ...`.
-    let of_session = field("text").strip_prefix(&format!("#{id} "));
-    let said = of_session.and_then(|text| Some(text.split_once(": ")?.1));
     // Without the fraction of a second.
     let time = field("time").split('.').next().unwrap_or_default();
     let start = format!("  {time}  ");
-    let said = said.unwrap_or(field("text"));
+    let said = said(field("text"));
     format!("{start}{}\n", table::wrapped(said, start.chars().count(), style.text_width()))
 }
 

@@ -1,25 +1,25 @@
 //! `ftp-alg pinholes`: the table of pinholes.
 
-use std::net::{IpAddr, SocketAddr};
-
-use clap::{Args, ValueEnum};
+use clap::{Args, builder::PossibleValuesParser};
 
 use super::ListOptions;
 use crate::{
     cli::{
         Failure,
-        columns::{self, Column},
+        columns::{self, Cell, Column, Cut},
         output::Style,
         selection::{Endpoints, Selection, Subject},
-        table,
     },
     daemon::snapshot::PinholeRow,
 };
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct PinholeOptions {
+    /// Sort by this column: LEFT from the first to expire
+    #[arg(long, value_name = "COLUMN", ignore_case = true, value_parser = PossibleValuesParser::new(columns::titles(&COLUMNS)))]
+    sort: Option<String>,
     #[command(flatten)]
-    list: ListOptions<SortColumn>,
+    list: ListOptions,
     #[command(flatten)]
     selection: Selection,
     /// Only pinholes at this port, of ARRIVAL or of its translation
@@ -27,29 +27,15 @@ pub(in crate::cli) struct PinholeOptions {
     port: Option<Endpoints>,
 }
 
-/// The columns by which pinholes can be sorted.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum SortColumn {
-    Session,
-    Kind,
-    /// The first to expire first
-    Left,
-    Initiator,
-    Arrival,
-    Client,
-    Server,
-    User,
-}
-
-/// What a row is sorted by: only one of them differs.
-type Key = (Option<(IpAddr, u16)>, u64, Option<String>);
-
 impl PinholeOptions {
     /// Prints the selected pinholes.
     pub fn run(&self) -> Result<(), Failure> {
-        let order = (|row: &PinholeRow| row.session, key);
+        let sort = |rows: &mut Vec<PinholeRow>| {
+            rows.sort_by_key(|row| row.session);
+            columns::sort(&COLUMNS, rows, self.sort.as_deref());
+        };
         let text = |rows: &[PinholeRow], style: Style| text(rows, style) + &self.hint(rows);
-        self.list.print("pinholes", |row| self.selects(row), order, text)
+        self.list.print("pinholes", |row| self.selects(row), sort, text)
     }
 
     /// Where the pinhole of a port is if it is not open any more.
@@ -70,63 +56,37 @@ impl PinholeOptions {
     }
 }
 
-fn key(row: &PinholeRow, by: SortColumn) -> Key {
-    let end = |end: SocketAddr| (end.ip(), end.port());
-    let endpoint = |end: Option<(IpAddr, u16)>| (end, 0, None);
-    let text = |text: Option<String>| (None, 0, text);
-    match by {
-        SortColumn::Session => (None, 0, None), // they are
-        SortColumn::Kind => text(Some(row.kind.to_string())),
-        SortColumn::Left => (None, row.remaining_seconds, None),
-        SortColumn::Initiator => endpoint(Some((row.initiator, 0))),
-        SortColumn::Arrival => endpoint(Some(end(row.arrival))),
-        SortColumn::Client => endpoint(row.client.map(end)),
-        SortColumn::Server => endpoint(row.server.map(end)),
-        SortColumn::User => text(row.user.clone()),
-    }
-}
-
-const COLUMNS: [Column; 8] = [
-    Column::new(">SESSION"),
-    Column::new("KIND"),
-    Column::new(">LEFT"),
-    Column::new("INITIATOR").shrinking(),
-    Column::new("ARRIVAL").shrinking(),
-    Column::new("USER").optional().shrinking(),
-    Column::new("CLIENT").optional().shrinking(),
-    Column::new("SERVER").optional().shrinking(),
+const COLUMNS: [Column<PinholeRow>; 8] = [
+    Column::new("SESSION", |row: &PinholeRow| Cell::count(row.session)).right(),
+    Column::new("KIND", |row: &PinholeRow| Cell::text(&row.kind.to_string())),
+    Column::new("LEFT", |row: &PinholeRow| Cell::seconds(row.remaining_seconds)).right(),
+    Column::new("INITIATOR", |row: &PinholeRow| {
+        let source = (row.source != row.initiator).then(|| format!("as {}", row.source));
+        Cell::address(row.initiator).above(&source.unwrap_or_default())
+    })
+    .cut(16, Cut::Middle),
+    Column::new("ARRIVAL", |row: &PinholeRow| {
+        let target = (row.target != row.arrival).then(|| format!("to {}", row.target));
+        Cell::endpoint(row.arrival).above(&target.unwrap_or_default())
+    })
+    .cut(16, Cut::Middle),
+    Column::new("USER", |row: &PinholeRow| Cell::known(row.user.as_deref(), Cell::text))
+        .cut(5, Cut::End)
+        .optional(),
+    Column::new("CLIENT", |row: &PinholeRow| Cell::known(row.client, Cell::endpoint))
+        .cut(16, Cut::Middle)
+        .optional(),
+    Column::new("SERVER", |row: &PinholeRow| Cell::known(row.server, Cell::endpoint))
+        .cut(16, Cut::Middle)
+        .optional(),
 ];
 
 /// The table of `ftp-alg pinholes`.
 pub(super) fn text(pinholes: &[PinholeRow], style: Style) -> String {
-    if pinholes.is_empty() {
-        return "no pinholes\n".to_owned();
+    match pinholes {
+        [] => "no pinholes\n".to_owned(),
+        pinholes => columns::render(&COLUMNS, pinholes, style),
     }
-    columns::render(&COLUMNS, &pinholes.iter().flat_map(rows).collect(), style)
-}
-
-/// The row of a pinhole, and a second row with its translations if there is one.
-fn rows(row: &PinholeRow) -> impl Iterator<Item = Vec<String>> {
-    let end = |end: Option<SocketAddr>| end.map(|end| end.to_string()).unwrap_or_default();
-    let own = vec![
-        row.session.to_string(),
-        row.kind.to_string(),
-        table::span(row.remaining_seconds),
-        row.initiator.to_string(),
-        row.arrival.to_string(),
-        row.user.clone().unwrap_or_default(),
-        end(row.client),
-        end(row.server),
-    ];
-    let mut translated = vec![String::new(); 5];
-    if row.source != row.initiator {
-        translated[3] = format!("as {}", row.source);
-    }
-    if row.target != row.arrival {
-        translated[4] = format!("to {}", row.target);
-    }
-    let is_translated = translated.iter().any(|cell| !cell.is_empty());
-    [own].into_iter().chain(is_translated.then_some(translated))
 }
 
 #[cfg(test)]

@@ -1,58 +1,30 @@
 //! `ftp-alg sessions`: the table of sessions.
 
-use std::{
-    cmp::Reverse,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::SocketAddr;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, builder::PossibleValuesParser};
 
-use super::{ListOptions, detail, moved_text, subject, transfer_text};
+use super::{ListOptions, detail, subject, transfer_text};
 use crate::{
     cli::{
         Failure,
-        columns::{self, Column},
+        columns::{self, Cell, Column, Cut},
         output::Style,
         selection::Selection,
-        table,
     },
-    daemon::snapshot::{SessionRow, SessionSummary},
+    daemon::snapshot::SessionRow,
 };
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct SessionOptions {
+    /// Sort by this column: numbers from the greatest, but for ID
+    #[arg(long, value_name = "COLUMN", ignore_case = true, value_parser = PossibleValuesParser::new(columns::titles(&COLUMNS)))]
+    sort: Option<String>,
     #[command(flatten)]
-    list: ListOptions<SortColumn>,
+    list: ListOptions,
     #[command(flatten)]
     selection: Selection,
 }
-
-/// The columns by which sessions can be sorted.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum SortColumn {
-    Id,
-    Client,
-    Server,
-    State,
-    /// The oldest first
-    Age,
-    Adj,
-    /// The most open pinholes first
-    Open,
-    User,
-    /// The most bytes of the running transfer first
-    Bytes,
-    /// The fastest transfer first
-    Rate,
-    Transfer,
-    /// Those on the fast path first
-    Fast,
-    /// The most bytes of all transfers first
-    Total,
-}
-
-/// What a row is sorted by: only one of them differs.
-type Key = (Option<(IpAddr, u16)>, Reverse<u64>, Option<String>);
 
 impl SessionOptions {
     /// Prints the selected sessions, or one in detail if it is selected by its number.
@@ -61,93 +33,120 @@ impl SessionOptions {
             return detail::print(id, &self.selection, self.list.json, &self.list.socket);
         }
         let selects = |row: &SessionRow| self.selection.selects(subject(&row.summary));
-        self.list.print("sessions", selects, (|row: &SessionRow| row.summary.id, key), text)
+        let sort = |rows: &mut Vec<SessionRow>| {
+            rows.sort_by_key(|row| row.summary.id);
+            columns::sort(&COLUMNS, rows, self.sort.as_deref());
+        };
+        self.list.print("sessions", selects, sort, text)
     }
 }
 
-fn key(row: &SessionRow, by: SortColumn) -> Key {
-    let SessionSummary { client, server, state, age_seconds, adjusted, .. } = &row.summary;
-    let endpoint = |end: &SocketAddr| (Some((end.ip(), end.port())), Reverse(0), None);
-    let number = |number: u64| (None, Reverse(number), None);
-    let text = |text: Option<String>| (None, Reverse(0), text);
-    let transfer = row.summary.transfer.as_ref();
-    match by {
-        SortColumn::Id => (None, Reverse(0), None), // they are
-        SortColumn::Client => endpoint(client),
-        SortColumn::Server => endpoint(server),
-        SortColumn::State => text(Some(state.clone())),
-        SortColumn::Age => number(*age_seconds),
-        SortColumn::Adj => number(u64::from(*adjusted)),
-        SortColumn::Open => number(row.pinholes),
-        SortColumn::User => text(row.summary.user.clone()),
-        SortColumn::Bytes => number(transfer.and_then(|one| one.bytes).unwrap_or(0)),
-        SortColumn::Rate => {
-            number(transfer.and_then(|one| one.bytes_per_second).unwrap_or(0.0) as u64)
-        }
-        SortColumn::Total => number(row.summary.bytes.unwrap_or(0)),
-        SortColumn::Fast => number(u64::from(row.summary.fast_path)),
-        SortColumn::Transfer => text(transfer.map(transfer_text)),
-    }
-}
+// The columns of sessions, here and in `top`.
+type Session = Column<SessionRow>;
+pub(in crate::cli) const ID: Session = Column::new("ID", |row: &SessionRow| {
+    let below = if has_external(row) { "as" } else { "" };
+    Cell::count(row.summary.id).above(below)
+})
+.right()
+.usual(3);
+pub(in crate::cli) const CLIENT: Session = Column::new("CLIENT", |row: &SessionRow| {
+    Cell::endpoint(row.summary.client).above(&client_as(row))
+})
+.searched()
+.cut(12, Cut::Middle)
+.usual(20);
+pub(in crate::cli) const SERVER: Session = Column::new("SERVER", |row: &SessionRow| {
+    Cell::endpoint(row.summary.server).above(&server_as(row))
+})
+.searched()
+.cut(12, Cut::Middle)
+.usual(18);
+pub(in crate::cli) const STATE: Session =
+    Column::new("STATE", |row: &SessionRow| Cell::text(&row.summary.state)).usual(9);
+pub(in crate::cli) const AGE: Session =
+    Column::new("AGE", |row: &SessionRow| Cell::seconds(row.summary.age_seconds))
+        .right()
+        .most_first()
+        .usual(6);
+pub(in crate::cli) const ADJ: Session =
+    Column::new("ADJ", |row: &SessionRow| Cell::yes_or_no(row.summary.adjusted))
+        .most_first()
+        .usual(3);
+pub(in crate::cli) const OPEN: Session =
+    Column::new("OPEN", |row: &SessionRow| Cell::count(row.pinholes)).right().most_first().usual(4);
+pub(in crate::cli) const USER: Session =
+    Column::new("USER", |row: &SessionRow| Cell::known(row.summary.user.as_deref(), Cell::text))
+        .searched()
+        .cut(5, Cut::End)
+        .usual(8);
+pub(in crate::cli) const BYTES: Session = Column::new("BYTES", |row: &SessionRow| {
+    row.summary.transfer.as_ref().map(|one| Cell::bytes(one.bytes)).unwrap_or_default()
+})
+.right()
+.most_first()
+.usual(8);
+pub(in crate::cli) const RATE: Session = Column::new("RATE", |row: &SessionRow| {
+    row.summary.transfer.as_ref().map(|one| Cell::rate(one.bytes_per_second)).unwrap_or_default()
+})
+.right()
+.most_first()
+.usual(9);
+pub(in crate::cli) const TRANSFER: Session = Column::new("TRANSFER", |row: &SessionRow| {
+    Cell::text(&row.summary.transfer.as_ref().map(transfer_text).unwrap_or_default())
+})
+.searched()
+.cut(8, Cut::AfterWord)
+.usual(12);
+pub(in crate::cli) const FAST: Session =
+    Column::new("FAST", |row: &SessionRow| Cell::yes_or_no(row.summary.fast_path))
+        .most_first()
+        .usual(4);
+pub(in crate::cli) const TOTAL: Session =
+    Column::new("TOTAL", |row: &SessionRow| Cell::bytes(row.summary.bytes))
+        .right()
+        .most_first()
+        .usual(8);
 
-const COLUMNS: [Column; 13] = [
-    Column::new(">ID"),
-    Column::new("CLIENT").shrinking(),
-    Column::new("SERVER").shrinking(),
-    Column::new("STATE"),
-    Column::new(">AGE"),
-    Column::new("ADJ"),
-    Column::new(">OPEN"),
-    Column::new("USER").optional().shrinking(),
-    Column::new(">BYTES").optional(),
-    Column::new(">RATE").optional(),
-    Column::new("TRANSFER").optional().shrinking(),
-    Column::new("FAST").optional(),
-    Column::new(">TOTAL").optional(),
+const COLUMNS: [Session; 13] = [
+    ID,
+    CLIENT,
+    SERVER,
+    STATE,
+    AGE,
+    ADJ,
+    OPEN,
+    USER.optional(),
+    BYTES.optional(),
+    RATE.optional(),
+    TRANSFER.optional(),
+    FAST.optional(),
+    TOTAL.optional(),
 ];
 
-/// The table of `ftp-alg sessions`.
-fn text(sessions: &[SessionRow], style: Style) -> String {
-    if sessions.is_empty() {
-        return "no sessions\n".to_owned();
-    }
-    columns::render(&COLUMNS, &sessions.iter().flat_map(rows).collect(), style)
+/// The client as the server sees it, if that is another endpoint.
+pub(in crate::cli) fn client_as(row: &SessionRow) -> String {
+    external_text(row.summary.client, row.summary.client_external)
 }
 
-/// The row of a session, and a second row with external endpoints if there is one.
-fn rows(row: &SessionRow) -> impl Iterator<Item = Vec<String>> {
-    let session = &row.summary;
-    let unknown = || ["-".to_owned(), "-".to_owned()];
-    let moved = session.transfer.as_ref().map(|one| moved_text(one).unwrap_or_else(unknown));
-    let [bytes, rate] = moved.unwrap_or_default();
-    let own = vec![
-        session.id.to_string(),
-        session.client.to_string(),
-        session.server.to_string(),
-        session.state.clone(),
-        table::span(session.age_seconds),
-        yes_or_no(session.adjusted),
-        row.pinholes.to_string(),
-        session.user.clone().unwrap_or_default(),
-        bytes,
-        rate,
-        session.transfer.as_ref().map(transfer_text).unwrap_or_default(),
-        yes_or_no(session.fast_path),
-        session.bytes.map_or_else(|| "-".to_owned(), table::bytes),
-    ];
-    let client = external_text(session.client, session.client_external);
-    let server = external_text(session.server, session.server_external);
-    let has_external = !(client.is_empty() && server.is_empty());
-    let external = has_external.then(|| vec!["as".to_owned(), client, server]);
-    [own].into_iter().chain(external)
-}
-
-fn yes_or_no(value: bool) -> String {
-    if value { "yes" } else { "no" }.to_owned()
+/// The server as the client sees it, if that is another endpoint.
+pub(in crate::cli) fn server_as(row: &SessionRow) -> String {
+    external_text(row.summary.server, row.summary.server_external)
 }
 
 fn external_text(own: SocketAddr, external: SocketAddr) -> String {
     if own == external { String::new() } else { external.to_string() }
+}
+
+fn has_external(row: &SessionRow) -> bool {
+    !(client_as(row).is_empty() && server_as(row).is_empty())
+}
+
+/// The table of `ftp-alg sessions`.
+fn text(sessions: &[SessionRow], style: Style) -> String {
+    match sessions {
+        [] => "no sessions\n".to_owned(),
+        sessions => columns::render(&COLUMNS, sessions, style),
+    }
 }
 
 #[cfg(test)]
@@ -221,17 +220,16 @@ mod tests {
         (first.state, second.state) = ("login".into(), "logged-in".into());
         (first.user, second.user) = (Some("bob".into()), None);
         (first.adjusted, second.adjusted) = (false, true);
-        for by in [
-            SortColumn::Client,
-            SortColumn::Age,
-            SortColumn::State,
-            SortColumn::User,
-            SortColumn::Adj,
-        ] {
-            assert!(key(&sessions[1], by) < key(&sessions[0], by), "{by:?}");
+        for by in ["client", "age", "state", "user", "adj"] {
+            let mut sorted = sessions.to_vec();
+            columns::sort(&COLUMNS, &mut sorted, Some(by));
+            let is_first = sorted[0] == sessions[usize::from(by != "user")];
+            assert!(is_first, "{by}: {sorted:?}");
         }
-        for by in [SortColumn::Id, SortColumn::Server, SortColumn::Transfer] {
-            assert!(key(&sessions[1], by) == key(&sessions[0], by), "{by:?}");
+        for by in ["id", "server", "transfer"] {
+            let mut sorted = sessions.to_vec();
+            columns::sort(&COLUMNS, &mut sorted, Some(by));
+            assert_eq!(sorted, sessions, "{by}");
         }
     }
 

@@ -7,7 +7,11 @@ use ftp_alg_core::engine::DecidedAnnouncement;
 use ftp_alg_core::engine::{Event, EventKind};
 
 use crate::{
-    cli::table::{self, RowTable},
+    cli::{
+        columns::{self, Cell, Column},
+        output::Style,
+        table::{self, RowTable},
+    },
     config::escape_control_characters,
     replay::{AnnouncementRow, SessionNote, Summary},
 };
@@ -144,6 +148,15 @@ fn by_action(counts: &[u64; 4]) -> String {
     format!("{}: {}", counts.iter().sum::<u64>(), parts.join(", "))
 }
 
+/// A number, an action and a reason.
+type Reason = (u64, &'static str, String);
+
+const REASONS: [Column<Reason>; 3] = [
+    Column::new("COUNT", |(count, ..): &Reason| Cell::count(*count)).right(),
+    Column::new("ACTION", |(_, action, _)| Cell::text(action)),
+    Column::new("REASON", |(.., reason)| Cell::text(reason)),
+];
+
 /// Why announcements and other commands were not forwarded, or opened nothing; the most frequent reason first.
 fn reasons(summary: &Summary) -> String {
     let mut reasons: Vec<_> = summary.reasons.iter().collect();
@@ -153,14 +166,12 @@ fn reasons(summary: &Summary) -> String {
     reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     let (listed, rest) = reasons.split_at(reasons.len().min(MAX_REASONS));
     let others = summary.other_reasons + rest.iter().map(|(_, count)| **count).sum::<u64>();
-    let mut rows: Vec<[String; 3]> = listed
-        .iter()
-        .map(|((action, reason), count)| [count.to_string(), (*action).to_owned(), reason.clone()])
-        .collect();
+    let mut rows: Vec<Reason> =
+        listed.iter().map(|((action, reason), count)| (**count, *action, reason.clone())).collect();
     if others > 0 {
-        rows.push([others.to_string(), "-".to_owned(), "other reasons".to_owned()]);
+        rows.push((others, "-", "other reasons".to_owned()));
     }
-    format!("\n{}", table::render([">COUNT", "ACTION", "REASON"], &rows))
+    format!("\n{}", columns::render(&REASONS, &rows, Style { width: None, has_colours: false }))
 }
 
 #[cfg(test)]

@@ -4,15 +4,14 @@ use jiff::Timestamp;
 
 use super::{
     look::{Event, Look},
-    rows::Row,
-    text::escaped,
+    rows::{self, Row},
 };
 use crate::{
-    cli::{status, table},
+    cli::{columns::escaped, status, table},
     daemon::{
         counted::counted,
         health::CheckStatus,
-        snapshot::{FastPathState, Status, WindowCounts},
+        snapshot::{FastPathState, Problem, SessionRow, Status, WindowCounts},
     },
 };
 
@@ -48,7 +47,8 @@ impl Data {
         self.reports_transfers = status.rates.ten_seconds.transfers.is_some();
         (self.time, self.summary) = (clock(), summary(&status));
         self.windows = status::windows(&status.rates);
-        self.rows[0] = sessions.iter().map(Row::session).collect();
+        let session = |row: &SessionRow| Row::new(row.summary.id, rows::SESSIONS, row);
+        self.rows[0] = sessions.iter().map(session).collect();
         self.rows[3] = findings(&status);
     }
 
@@ -58,7 +58,8 @@ impl Data {
             transfers.push(Row::transfer(event));
         }
         if event.failed {
-            failures.push(Row::failure(event));
+            let time = [("TIME", escaped(&event.time))];
+            failures.push(Row::new(event.id, rows::FAILURES, event).with(time));
         }
     }
 }
@@ -85,7 +86,11 @@ fn summary(status: &Status) -> String {
 fn findings(status: &Status) -> Vec<Row> {
     let problems = status.problems.iter().map(|one| (CheckStatus::Problem, one));
     let all = problems.chain(status.warnings.iter().map(|one| (CheckStatus::Warning, one)));
-    (0..).zip(all).map(|(key, (severity, one))| Row::finding(key, severity, one)).collect()
+    let row = |(key, (severity, problem)): (u64, (CheckStatus, &Problem))| {
+        let remedy = [("REMEDY", escaped(&problem.remedy))];
+        Row::new(key, rows::HEALTH, &(key, severity, problem.clone())).with(remedy)
+    };
+    (0..).zip(all).map(row).collect()
 }
 
 #[cfg(test)]

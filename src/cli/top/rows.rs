@@ -1,16 +1,18 @@
 //! The rows of the four panels, made from what a look shows. All text in them is escaped.
 
-use std::net::SocketAddr;
-
-use super::{
-    look::Event,
-    text::{Cut, escaped},
-};
+use super::look::Event;
 use crate::{
-    cli::table,
+    cli::{
+        columns::{Cell, Column, Cut, Shape, escaped},
+        event_reader::said,
+        listings::sessions::{
+            ADJ, AGE, BYTES, CLIENT, FAST, ID, OPEN, RATE, SERVER, STATE, TOTAL, TRANSFER, USER,
+            client_as, server_as,
+        },
+    },
     daemon::{
         health::CheckStatus,
-        snapshot::{Problem, SessionRow, TransferProgress},
+        snapshot::{Problem, SessionRow},
     },
 };
 
@@ -24,195 +26,149 @@ pub(super) struct Row {
     pub more: Vec<(&'static str, String)>,
 }
 
-/// A cell, which is ordered by its number, or without one by its text.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Cell {
-    pub text: String,
-    pub number: Option<f64>,
-}
-
-/// A column of a panel.
-#[derive(Debug)]
-pub(super) struct Column {
-    pub title: &'static str,
-    pub is_right: bool,
-    /// The width of usual contents, so that columns do not move when rows change.
-    pub usual: usize,
-    /// How much of the text stays, and where it is cut, if the terminal is narrow.
-    pub cut: Option<(usize, Cut)>,
-    /// The width of a terminal that has room for the column, and for those before it.
-    pub from: u16,
-    /// Whether the filter searches it.
-    is_searched: bool,
-}
-
-pub(super) const fn column(title: &'static str, usual: usize) -> Column {
-    Column { title, is_right: false, usual, cut: None, from: 0, is_searched: false }
-}
-
-impl Column {
-    const fn right(self) -> Self {
-        Self { is_right: true, ..self }
-    }
-    const fn cut(self, least: usize, at: Cut) -> Self {
-        Self { cut: Some((least, at)), ..self }
-    }
-    const fn from(self, from: u16) -> Self {
-        Self { from, ..self }
-    }
-    pub const fn searched(self) -> Self {
-        Self { is_searched: true, ..self }
-    }
-}
-
-pub(super) const SESSIONS: &[Column] = &[
-    column("ID", 3).right(),
-    column("CLIENT", 20).searched().cut(12, Cut::Middle),
-    column("SERVER", 18).searched().cut(12, Cut::Middle),
-    column("USER", 8).searched().cut(5, Cut::End),
-    column("TRANSFER", 12).cut(8, Cut::AfterWord).searched(),
-    column("RATE", 9).right(),
-    column("STATE", 9).from(82),
-    column("BYTES", 8).right().from(92),
-    column("TOTAL", 8).right().from(102),
-    column("SECS", 5).right().from(108),
-    column("XFERS", 6).right().from(115),
-    column("AGE", 6).right().from(122),
-    column("FAST", 4).from(128),
-    column("OPEN", 4).right().from(138),
-    column("ADJ", 3).from(138),
-    column("CLIENT AS", 18).searched().cut(12, Cut::Middle).from(155),
-    column("SERVER AS", 18).searched().cut(12, Cut::Middle).from(175),
+pub(super) const SESSIONS: &[Column<SessionRow>] = &[
+    ID,
+    CLIENT,
+    SERVER,
+    USER,
+    TRANSFER,
+    RATE,
+    STATE.from(82),
+    BYTES.from(92),
+    TOTAL.from(102),
+    Column::new("SECS", |row: &SessionRow| {
+        row.summary.transfer.as_ref().map(|one| Cell::count(one.seconds)).unwrap_or_default()
+    })
+    .right()
+    .usual(5)
+    .from(108),
+    Column::new("XFERS", |row: &SessionRow| Cell::count(row.summary.transfers.into()))
+        .right()
+        .usual(6)
+        .from(115),
+    AGE.from(122),
+    FAST.from(128),
+    OPEN.from(138),
+    ADJ.from(138),
+    Column::new("CLIENT AS", |row: &SessionRow| Cell::text(&client_as(row)))
+        .searched()
+        .cut(12, Cut::Middle)
+        .usual(18)
+        .from(155),
+    Column::new("SERVER AS", |row: &SessionRow| Cell::text(&server_as(row)))
+        .searched()
+        .cut(12, Cut::Middle)
+        .usual(18)
+        .from(175),
 ];
 
-pub(super) const TRANSFERS: &[Column] = &[
-    column("UTC", 8),
-    column("CLIENT", 13).searched().cut(9, Cut::Middle),
-    column("USER", 6).searched().cut(5, Cut::End),
-    column("VERB", 4),
-    column("PATH", 12).searched().cut(8, Cut::Start),
-    column("BYTES", 9).right(),
-    column("SECS", 5).right(),
-    column("RESULT", 8),
-    column("CODE", 4).right().from(100),
-    column("SERVER", 13).searched().cut(9, Cut::Middle).from(100),
-    column("MODE", 7).from(130),
-    column("REASON", 6).cut(12, Cut::End).from(130),
+const UTC: Column<Event> = Column::new("UTC", |event: &Event| {
+    let time = event.time.split_once('T').map_or("", |(_, time)| time);
+    Cell::number(event.id as f64, escaped(time.split('.').next().unwrap_or_default()))
+})
+.usual(8);
+const OF_CLIENT: Column<Event> = Column::new("CLIENT", |event: &Event| Cell::text(&event.client))
+    .searched()
+    .cut(9, Cut::Middle)
+    .usual(13);
+const OF_SERVER: Column<Event> = Column::new("SERVER", |event: &Event| Cell::text(&event.server))
+    .searched()
+    .cut(9, Cut::Middle)
+    .usual(13)
+    .from(100);
+const OF_USER: Column<Event> =
+    Column::new("USER", |event: &Event| Cell::known(event.user.as_deref(), Cell::text))
+        .searched()
+        .cut(5, Cut::End)
+        .usual(6);
+
+pub(super) const TRANSFERS: &[Column<Event>] = &[
+    UTC,
+    OF_CLIENT,
+    OF_USER,
+    Column::new("VERB", |event: &Event| Cell::text(&event.verb)).usual(4),
+    Column::new("PATH", |event: &Event| Cell::text(&event.path))
+        .searched()
+        .cut(8, Cut::Start)
+        .usual(12),
+    Column::new("BYTES", |event: &Event| Cell::bytes(event.bytes)).right().usual(9),
+    Column::new("SECS", |event: &Event| {
+        Cell::number(event.seconds, format!("{:.1}", event.seconds))
+    })
+    .right()
+    .usual(5),
+    Column::new("RESULT", |event: &Event| Cell::text(&event.result)).usual(8),
+    Column::new("CODE", |event: &Event| Cell::known(event.code, |code| Cell::count(code.into())))
+        .right()
+        .usual(4)
+        .from(100),
+    OF_SERVER,
+    Column::new("MODE", |event: &Event| Cell::known(event.mode.as_deref(), Cell::text))
+        .usual(7)
+        .from(130),
+    Column::new("REASON", |event: &Event| Cell::text(event.reason.as_deref().unwrap_or_default()))
+        .cut(12, Cut::End)
+        .usual(6)
+        .from(130),
 ];
 
-pub(super) const FAILURES: &[Column] = &[
-    column("UTC", 8),
-    column("ID", 3).right(),
-    column("CLIENT", 13).searched().cut(9, Cut::Middle),
-    column("USER", 6).searched().cut(5, Cut::End),
-    column("WHAT AND WHY", 20).searched().cut(20, Cut::End),
-    column("SERVER", 13).searched().cut(9, Cut::Middle).from(100),
+pub(super) const FAILURES: &[Column<Event>] = &[
+    UTC,
+    Column::new("ID", |event: &Event| Cell::count(event.session)).right().usual(3),
+    OF_CLIENT,
+    OF_USER,
+    Column::new("WHAT AND WHY", |event: &Event| Cell::text(&event.what()))
+        .searched()
+        .cut(20, Cut::End)
+        .usual(20),
+    OF_SERVER,
 ];
 
-pub(super) const HEALTH: &[Column] =
-    &[column("SEVERITY", 8), column("NAME", 10), column("TEXT", 20).cut(20, Cut::End)];
+/// A problem or warning, with its number in their order.
+pub(super) type Finding = (u64, CheckStatus, Problem);
+
+pub(super) const HEALTH: &[Column<Finding>] = &[
+    Column::new("SEVERITY", |(at, severity, _): &Finding| Cell::number(*at as f64, severity))
+        .usual(8),
+    Column::new("NAME", |(.., problem): &Finding| Cell::text(&problem.name)).usual(10),
+    Column::new("TEXT", |(.., problem): &Finding| Cell::text(&problem.text))
+        .cut(20, Cut::End)
+        .usual(20),
+];
 
 impl Row {
-    /// The names and values of all that is known of this row of a panel with these `columns`.
-    pub fn details(&self, columns: &[Column]) -> Vec<(&'static str, String)> {
-        let known = columns.iter().zip(&self.cells).filter(|(_, cell)| !cell.text.is_empty());
-        let known = known.map(|(column, cell)| (column.title, cell.text.clone()));
-        known.chain(self.more.iter().cloned()).collect()
+    /// The row of `of` in a panel with these columns.
+    pub fn new<Of>(key: u64, columns: &[Column<Of>], of: &Of) -> Self {
+        let cells = columns.iter().map(|column| (column.cell)(of)).collect();
+        Self { key, cells, more: Vec::new() }
     }
 
-    /// Whether a column that the filter searches has this text, which is in lower case.
-    pub fn has(&self, columns: &[Column], text: &str) -> bool {
-        let mut searched = columns.iter().zip(&self.cells).filter(|(column, _)| column.is_searched);
-        text.is_empty() || searched.any(|(_, cell)| cell.text.to_lowercase().contains(text))
-    }
-
-    /// The row of a session.
-    pub fn session(row: &SessionRow) -> Self {
-        let session = &row.summary;
-        let external = |own: SocketAddr, external: SocketAddr| {
-            if own == external { Cell::default() } else { Cell::endpoint(external) }
-        };
-        let yes_or_no = |value| Cell::text(if value { "yes" } else { "no" });
-        let transfer = session.transfer.as_ref();
-        let command =
-            |one: &TransferProgress| Cell::text(format!("{} {}", one.verb, one.path).trim_end());
-        let size = |bytes: Option<u64>| {
-            let known = |bytes: u64| Cell::number(bytes as f64, table::bytes(bytes));
-            bytes.map_or_else(|| Cell::text("-"), known)
-        };
-        let rate = |one: &TransferProgress| {
-            let known = |rate| Cell::number(rate, format!("{}/s", table::bytes(rate as u64)));
-            one.bytes_per_second.map_or_else(|| Cell::text("-"), known)
-        };
-        let cells = vec![
-            Cell::count(session.id),
-            Cell::endpoint(session.client),
-            Cell::endpoint(session.server),
-            Cell::text(session.user.as_deref().unwrap_or("-")),
-            transfer.map(command).unwrap_or_default(),
-            transfer.map(rate).unwrap_or_default(),
-            Cell::text(&session.state),
-            transfer.map(|one| size(one.bytes)).unwrap_or_default(),
-            size(session.bytes),
-            transfer.map(|one| Cell::count(one.seconds)).unwrap_or_default(),
-            Cell::count(session.transfers.into()),
-            Cell::number(session.age_seconds as f64, table::span(session.age_seconds)),
-            yes_or_no(session.fast_path),
-            Cell::count(row.pinholes),
-            yes_or_no(session.adjusted),
-            external(session.client, session.client_external),
-            external(session.server, session.server_external),
-        ];
-        Self { key: session.id, cells, more: Vec::new() }
+    pub fn with(self, more: impl Into<Vec<(&'static str, String)>>) -> Self {
+        Self { more: more.into(), ..self }
     }
 
     /// The row of a transfer that has ended.
     pub fn transfer(event: &Event) -> Self {
-        let unknown = || Cell::text("-");
-        let size = |bytes: u64| Cell::number(bytes as f64, table::bytes(bytes));
-        let cells = vec![
-            event.time_cell(),
-            Cell::text(&event.client),
-            event.user.as_deref().map_or_else(unknown, Cell::text),
-            Cell::text(&event.verb),
-            Cell::text(&event.path),
-            event.bytes.map_or_else(unknown, size),
-            Cell::number(event.seconds, format!("{:.1}", event.seconds)),
-            Cell::text(&event.result),
-            event.code.map_or_else(unknown, |code| Cell::count(code.into())),
-            Cell::text(&event.server),
-            event.mode.as_deref().map_or_else(unknown, Cell::text),
-            Cell::text(event.reason.as_deref().unwrap_or_default()),
-        ];
         let exact = event.bytes.map_or_else(|| "not known".to_owned(), |bytes| bytes.to_string());
-        let more = vec![
+        Self::new(event.id, TRANSFERS, event).with([
             ("EXACT BYTES", exact),
             ("DIRECTION", escaped(&event.direction)),
             ("SESSION", event.session.to_string()),
             ("TIME", escaped(&event.time)),
-        ];
-        Self { key: event.id, cells, more }
+        ])
     }
 
-    /// The row of what failed.
-    pub fn failure(event: &Event) -> Self {
-        let cells = vec![
-            event.time_cell(),
-            Cell::count(event.session),
-            Cell::text(&event.client),
-            Cell::text(event.user.as_deref().unwrap_or("-")),
-            Cell::text(&event.what()),
-            Cell::text(&event.server),
-        ];
-        Self { key: event.id, cells, more: vec![("TIME", escaped(&event.time))] }
+    /// The names and values of all that is known of this row of a panel with columns of these `shapes`.
+    pub fn details(&self, shapes: &[Shape]) -> Vec<(&'static str, String)> {
+        let known = shapes.iter().zip(&self.cells).filter(|(_, cell)| !cell.text.is_empty());
+        let known = known.map(|(shape, cell)| (shape.title, cell.text.clone()));
+        known.chain(self.more.iter().cloned()).collect()
     }
 
-    /// The row of a problem or warning, number `key` in their order.
-    pub fn finding(key: u64, severity: CheckStatus, problem: &Problem) -> Self {
-        let Problem { name, text, remedy } = problem;
-        let severity = Cell::number(key as f64, severity);
-        let cells = vec![severity, Cell::text(name), Cell::text(text)];
-        Self { key, cells, more: vec![("REMEDY", escaped(remedy))] }
+    /// Whether a column that the filter searches has this text, which is in lower case.
+    pub fn has(&self, shapes: &[Shape], text: &str) -> bool {
+        let mut searched = shapes.iter().zip(&self.cells).filter(|(shape, _)| shape.is_searched);
+        text.is_empty() || searched.any(|(_, cell)| cell.text.to_lowercase().contains(text))
     }
 }
 
@@ -221,41 +177,11 @@ impl Event {
     fn what(&self) -> String {
         let Self { verb, path, result, reason, text, .. } = self;
         if verb.is_empty() {
-            let what = text.split_once(": ").map_or(&**text, |(_, what)| what);
+            let what = said(text);
             return what.strip_prefix("refuse ").unwrap_or(what).to_owned();
         }
         let code = self.code.map(|code| format!(", {code}")).unwrap_or_default();
         let reason = reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
         format!("{verb} {path}: {}{code}{reason}", result.replace('-', " "))
-    }
-
-    fn time_cell(&self) -> Cell {
-        let time = self.time.split_once('T').map_or("", |(_, time)| time);
-        Cell::number(self.id as f64, escaped(time.split('.').next().unwrap_or_default()))
-    }
-}
-
-impl Cell {
-    fn text(text: &str) -> Self {
-        Self { text: escaped(text), number: None }
-    }
-
-    fn number(number: f64, text: impl ToString) -> Self {
-        Self { text: text.to_string(), number: Some(number) }
-    }
-
-    fn count(count: u64) -> Self {
-        Self::number(count as f64, count)
-    }
-
-    /// Endpoints of IPv4 are ordered by address and port, and those of IPv6 behind them by text.
-    fn endpoint(endpoint: SocketAddr) -> Self {
-        let number = match endpoint {
-            SocketAddr::V4(end) => {
-                Some(f64::from(u32::from(*end.ip())) * 65536.0 + f64::from(end.port()))
-            }
-            SocketAddr::V6(_) => None,
-        };
-        Self { text: endpoint.to_string(), number }
     }
 }

@@ -1,11 +1,9 @@
 //! Which rows of a panel are shown, in which order, and how wide their columns are.
 
-use std::cmp::Ordering;
+use unicode_width::UnicodeWidthStr as _;
 
-use super::{
-    rows::{Cell, Column, Row},
-    text::width,
-};
+use super::rows::Row;
+use crate::cli::columns::{self, Shape};
 
 /// The order of a panel, and the row that is selected.
 #[derive(Clone, Debug, Default)]
@@ -28,13 +26,13 @@ impl Selection {
 
     /// The places of the rows that match `filter`, in their order. If the selected row is gone, its neighbour is
     /// selected.
-    pub fn apply(&mut self, columns: &[Column], rows: &[Row], filter: &str) -> Vec<usize> {
+    pub fn apply(&mut self, shapes: &[Shape], rows: &[Row], filter: &str) -> Vec<usize> {
         let filter = filter.to_lowercase();
-        let matching = (0..rows.len()).filter(|at| rows[*at].has(columns, &filter));
+        let matching = (0..rows.len()).filter(|at| rows[*at].has(shapes, &filter));
         let mut shown: Vec<usize> = matching.collect();
         shown.sort_by(|one, other| {
             let (one, other) = (&rows[*one], &rows[*other]);
-            let order = compare(&one.cells[self.column], &other.cells[self.column]);
+            let order = one.cells[self.column].compare(&other.cells[self.column], false);
             let order = order.then(one.key.cmp(&other.key));
             if self.is_descending { order.reverse() } else { order }
         });
@@ -63,63 +61,35 @@ impl Selection {
     }
 }
 
-fn compare(one: &Cell, other: &Cell) -> Ordering {
-    match (one.number, other.number) {
-        (Some(one), Some(other)) => one.total_cmp(&other),
-        (Some(_), None) => Ordering::Less,
-        (None, Some(_)) => Ordering::Greater,
-        (None, None) => one.text.cmp(&other.text),
-    }
-}
-
-/// The columns that a terminal has room for, with their widths for these rows, in `limit` columns of the terminal in
-/// all. Where there is no room for all text, what is wider than usual is cut first, and then the widest column.
-pub(super) fn widths(columns: &[Column], rows: &[&Row], limit: u16) -> Vec<(usize, usize)> {
-    let shown = columns.iter().take_while(|column| column.from <= limit).enumerate();
-    let natural = |(at, column): (usize, &Column)| {
-        let cells = rows.iter().filter_map(|row| row.cells.get(at)).map(|cell| width(&cell.text));
+/// The columns that a terminal has room for, with their widths for these rows, in `limit` columns of the terminal in all.
+pub(super) fn widths(shapes: &[Shape], rows: &[&Row], limit: u16) -> Vec<(usize, usize)> {
+    let shown = shapes.iter().take_while(|shape| shape.from <= limit).enumerate();
+    let natural = |(at, shape): (usize, &Shape)| {
+        let cells = rows.iter().filter_map(|row| row.cells.get(at)).map(|cell| cell.text.width());
         // Behind the title is room for the mark of the order.
-        (at, cells.max().unwrap_or(0).max(column.usual).max(column.title.len() + 1))
+        (at, cells.max().unwrap_or(0).max(shape.usual).max(shape.title.len() + 1))
     };
     let mut widths: Vec<_> = shown.map(natural).collect();
-    let taken =
-        |widths: &[(usize, usize)]| widths.iter().map(|(_, width)| width + 1).sum::<usize>();
-    while taken(&widths) > limit.into() {
-        let can_shrink = |(at, width): &&mut (usize, usize)| {
-            columns[*at].cut.is_some_and(|(least, _)| *width > least)
-        };
-        let first_to_cut = |(at, width): &&mut (usize, usize)| {
-            let excess = width.saturating_sub(columns[*at].usual);
-            (excess, *width)
-        };
-        match widths.iter_mut().filter(can_shrink).max_by_key(first_to_cut) {
-            Some((_, width)) => *width -= 1,
-            None => break,
-        }
-    }
+    columns::shrink(shapes, &mut widths, 1, limit.into());
     widths
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::top::{
-        rows::{self, column},
-        text::Cut,
+    use crate::cli::{
+        columns::{Cell, Column, Cut, shapes},
+        top::rows,
     };
 
-    /// The first is searched.
-    const COLUMNS: &[Column] = &[column("TEXT", 4).searched(), column("NUMBER", 6)];
+    /// Of a number and a text. The first is searched.
+    const COLUMNS: &[Column<(u64, &str)>] = &[
+        Column::new("TEXT", |(_, text): &(u64, &str)| Cell::text(text)).searched(),
+        Column::new("NUMBER", |(number, _)| Cell::count(*number)),
+    ];
 
-    fn rows(texts: &[(u64, &str)]) -> Vec<Row> {
-        let row = |(key, text): &(u64, &str)| Row {
-            key: *key,
-            cells: vec![
-                Cell { text: (*text).to_owned(), number: None },
-                Cell { text: key.to_string(), number: Some(*key as f64) },
-            ],
-            more: Vec::new(),
-        };
+    fn rows(texts: &[(u64, &'static str)]) -> Vec<Row> {
+        let row = |of: &(u64, &'static str)| Row::new(of.0, COLUMNS, of);
         texts.iter().map(row).collect()
     }
 
@@ -127,31 +97,31 @@ mod tests {
     fn rows_are_ordered_by_number_or_text_and_then_by_key() {
         let rows = rows(&[(10, "b"), (9, "a"), (8, "b")]);
         let mut order = Selection::default();
-        assert_eq!(order.apply(COLUMNS, &rows, ""), [1, 2, 0]);
+        assert_eq!(order.apply(&shapes(COLUMNS), &rows, ""), [1, 2, 0]);
         order.column = 1;
-        assert_eq!(order.apply(COLUMNS, &rows, ""), [2, 1, 0]);
+        assert_eq!(order.apply(&shapes(COLUMNS), &rows, ""), [2, 1, 0]);
         order.is_descending = true;
-        assert_eq!(order.apply(COLUMNS, &rows, ""), [0, 1, 2]);
-        assert_eq!(order.apply(COLUMNS, &rows, "B"), [0, 2]);
+        assert_eq!(order.apply(&shapes(COLUMNS), &rows, ""), [0, 1, 2]);
+        assert_eq!(order.apply(&shapes(COLUMNS), &rows, "B"), [0, 2]);
     }
 
     #[test]
     fn the_selected_row_stays_selected_and_then_its_neighbour() {
         let mut order = Selection::new(true);
         let before = rows(&[(1, "a"), (2, "b"), (3, "c")]);
-        let shown = order.apply(COLUMNS, &before, "");
+        let shown = order.apply(&shapes(COLUMNS), &before, "");
         assert_eq!(order.at, 0);
-        order.apply(COLUMNS, &rows(&[(1, "a"), (4, "d")]), "");
+        order.apply(&shapes(COLUMNS), &rows(&[(1, "a"), (4, "d")]), "");
         assert_eq!(order.at, 0, "the newest");
-        order.apply(COLUMNS, &before, "");
+        order.apply(&shapes(COLUMNS), &before, "");
         order.choose(1, &before, &shown);
-        order.apply(COLUMNS, &rows(&[(1, "a"), (2, "b"), (3, "c"), (4, "d")]), "");
+        order.apply(&shapes(COLUMNS), &rows(&[(1, "a"), (2, "b"), (3, "c"), (4, "d")]), "");
         assert_eq!(order.at, 2, "one came above");
-        order.apply(COLUMNS, &rows(&[(1, "a"), (3, "c"), (4, "d")]), "");
+        order.apply(&shapes(COLUMNS), &rows(&[(1, "a"), (3, "c"), (4, "d")]), "");
         assert_eq!(order.at, 2, "it ended");
-        order.apply(COLUMNS, &rows(&[(9, "z")]), "");
+        order.apply(&shapes(COLUMNS), &rows(&[(9, "z")]), "");
         assert_eq!(order.at, 0);
-        order.apply(COLUMNS, &[], "");
+        order.apply(&shapes(COLUMNS), &[], "");
         assert_eq!(order.at, 0);
         order.choose(5, &[], &[]);
         assert_eq!(order.at, 0);
@@ -181,22 +151,22 @@ mod tests {
 
     #[test]
     fn what_is_wider_than_usual_is_cut_first() {
-        let long = "x".repeat(100);
-        let mut row = rows(&[(1, &long)]).remove(0);
-        row.cells = vec![Cell { text: long, number: None }; rows::SESSIONS.len()];
+        let (long, sessions) = ("x".repeat(100), shapes(rows::SESSIONS));
+        let mut row = rows(&[(1, "")]).remove(0);
+        row.cells = vec![Cell::text(&long); rows::SESSIONS.len()];
         (row.cells[0].text, row.cells[5].text) = ("123456".into(), "9.9 MiB/s".into());
-        let narrow = widths(rows::SESSIONS, &[&row], 80);
-        assert_eq!(narrow.iter().map(|(_, width)| width + 1).sum::<usize>(), 80, "{narrow:?}");
+        let narrow = widths(&sessions, &[&row], 80);
+        assert_eq!(columns::taken(&narrow, 1), 80, "{narrow:?}");
         assert_eq!(narrow[0], (0, 6));
         for (at, width) in &narrow[1..] {
-            let usual = rows::SESSIONS[*at].usual;
+            let usual = sessions[*at].usual;
             assert!((usual..=usual + 1).contains(width), "{narrow:?}");
         }
         assert_eq!(narrow.len(), 6);
-        let narrower = widths(rows::SESSIONS, &[&row], 75);
-        assert_eq!(narrower[1..4], [(1, 17), (2, 17), (3, 8)], "then the widest");
-        assert_eq!(widths(rows::SESSIONS, &[], 200).len(), rows::SESSIONS.len());
-        let least = rows::SESSIONS[1].cut;
+        let narrower = widths(&sessions, &[&row], 75);
+        assert_eq!(narrower[1..4], [(1, 18), (2, 17), (3, 8)], "then the widest");
+        assert_eq!(widths(&sessions, &[], 200).len(), rows::SESSIONS.len());
+        let least = sessions[1].cut;
         assert_eq!(least, Some((12, Cut::Middle)));
     }
 }

@@ -7,19 +7,19 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use super::{
     data::{Data, clock},
     look::Look,
-    rows::{self, Column, Row},
+    rows::{self, Row},
     select::Selection,
-    text::escaped,
 };
-use crate::{cli::event_reader::missed_text, daemon::control_client::ClientError};
+use crate::{
+    cli::{
+        columns::{Shape, escaped, shapes},
+        event_reader::missed_text,
+    },
+    daemon::control_client::ClientError,
+};
 
-/// The panels, with their columns.
-pub(super) const PANELS: [(&str, &[Column]); 4] = [
-    ("Sessions", rows::SESSIONS),
-    ("Transfers", rows::TRANSFERS),
-    ("Failures", rows::FAILURES),
-    ("Health", rows::HEALTH),
-];
+/// The panels.
+pub(super) const PANELS: [&str; 4] = ["Sessions", "Transfers", "Failures", "Health"];
 /// Limit of characters of the filter.
 const MAX_FILTER: usize = 60;
 
@@ -45,6 +45,8 @@ pub(super) struct State {
     frozen: Option<Arc<Data>>,
     pub panel: usize,
     selections: [Selection; 4],
+    /// The columns of the panels.
+    shapes: [Vec<Shape>; 4],
     /// The places of the rows that the panel shows.
     pub visible: Vec<usize>,
     pub filter: String,
@@ -78,6 +80,12 @@ impl State {
             frozen: None,
             panel: 0,
             selections: [true, true, true, false].map(Selection::new),
+            shapes: [
+                shapes(rows::SESSIONS),
+                shapes(rows::TRANSFERS),
+                shapes(rows::FAILURES),
+                shapes(rows::HEALTH),
+            ],
             visible: Vec::new(),
             filter: String::new(),
             is_typing: false,
@@ -102,8 +110,8 @@ impl State {
         &self.data().rows[self.panel]
     }
 
-    pub fn columns(&self) -> &'static [Column] {
-        PANELS[self.panel].1
+    pub fn shapes(&self) -> &[Shape] {
+        &self.shapes[self.panel]
     }
 
     pub fn selection(&self) -> &Selection {
@@ -127,7 +135,7 @@ impl State {
 
     fn shown_columns(&self) -> usize {
         let width = self.size.0;
-        self.columns().iter().take_while(|column| column.from <= width).count()
+        self.shapes().iter().take_while(|column| column.from <= width).count()
     }
 
     /// Takes over a look, or the reason why there is none.
@@ -248,9 +256,9 @@ impl State {
     }
 
     fn open_details(&mut self) {
-        let title = PANELS[self.panel].0.trim_end_matches('s').to_owned();
+        let title = PANELS[self.panel].trim_end_matches('s').to_owned();
         if let Some(row) = self.selected() {
-            let (of, items) = (Some(row.key), row.details(self.columns()));
+            let (of, items) = (Some(row.key), row.details(self.shapes()));
             self.overlay = Some(Overlay { title, items, scroll: 0, of });
         }
     }
@@ -259,7 +267,7 @@ impl State {
     fn refresh_details(&mut self) {
         let Some(key) = self.overlay.as_ref().and_then(|overlay| overlay.of) else { return };
         let row =
-            self.rows().iter().find(|row| row.key == key).map(|row| row.details(self.columns()));
+            self.rows().iter().find(|row| row.key == key).map(|row| row.details(self.shapes()));
         let is_session = self.panel == 0;
         let Some(overlay) = &mut self.overlay else { return };
         match row {
@@ -273,7 +281,8 @@ impl State {
     fn refresh(&mut self) {
         let data = self.frozen.as_ref().unwrap_or(&self.live);
         let rows = &data.rows[self.panel];
-        self.visible = self.selections[self.panel].apply(PANELS[self.panel].1, rows, &self.filter);
+        self.visible =
+            self.selections[self.panel].apply(&self.shapes[self.panel], rows, &self.filter);
     }
 }
 
@@ -337,7 +346,7 @@ mod tests {
         state.fit(80, 1);
         press(&mut state, "2sssssssr");
         assert_eq!(
-            (state.columns()[state.selection().column].title, keys(&state)[0]),
+            (state.shapes()[state.selection().column].title, keys(&state)[0]),
             ("RESULT", 2)
         );
         press(&mut state, "s");

@@ -10,14 +10,21 @@ use ratatui::{
     widgets::Paragraph,
 };
 
+use unicode_width::UnicodeWidthStr as _;
+
 use super::{
     data::Data,
     rows::Row,
     select,
     state::{Overlay, PANELS, State},
-    text::{Cut, cut, escaped, width, wrap},
 };
-use crate::{cli::table, daemon::snapshot::WindowCounts};
+use crate::{
+    cli::{
+        columns::{self, Cut, cut, escaped},
+        table::{self, wrap},
+    },
+    daemon::snapshot::WindowCounts,
+};
 
 /// The smallest terminal: it has room for the rates.
 const MIN_SIZE: (u16, u16) = (76, 14);
@@ -42,7 +49,7 @@ pub(super) fn draw(state: &mut State, frame: &mut Frame) {
     if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {
         let (wide, high) = MIN_SIZE;
         let why = format!("too small: {wide}x{high} is needed, q quits");
-        let lines = wrap(&why, usize::from(area.width.max(1))).into_iter().map(Line::from);
+        let lines = wrap(&why, usize::from(area.width.max(1)), true).into_iter().map(Line::from);
         return frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
     }
     let limit = usize::from(area.width);
@@ -75,8 +82,8 @@ pub(super) fn draw(state: &mut State, frame: &mut Frame) {
 
 /// `left`, and `right` at the right end of the line.
 fn both_ends(left: &str, right: &str, limit: usize) -> String {
-    let left = cut(left, limit.saturating_sub(width(right) + 1), Cut::End);
-    let gap = limit.saturating_sub(width(&left) + width(right));
+    let left = cut(left, limit.saturating_sub(right.width() + 1), Cut::End);
+    let gap = limit.saturating_sub(left.width() + right.width());
     format!("{left}{:gap$}{right}", "")
 }
 
@@ -93,7 +100,7 @@ fn named(name: &str, text: &str, style: Style, indent: usize, limit: usize) -> V
     let line = |(name, text): (&str, String)| {
         Line::from(vec![Span::styled(format!("{name:<indent$}"), style), Span::raw(text)])
     };
-    names.zip(wrap(text, limit.saturating_sub(indent))).map(line).collect()
+    names.zip(wrap(text, limit.saturating_sub(indent), true)).map(line).collect()
 }
 
 /// Whether the daemon answers and is healthy, in at most `room` lines.
@@ -116,14 +123,14 @@ fn health(state: &State, limit: usize, room: usize) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     for (mark, text, colour) in items {
         let style = if state.has_colour { TITLE.fg(colour) } else { TITLE };
-        lines.extend(named(mark, &text, style, width(mark) + 1, limit));
+        lines.extend(named(mark, &text, style, mark.width() + 1, limit));
     }
     if lines.len() > room.max(1) {
         lines.truncate(room.max(1));
         if let Some(last) = lines.last_mut() {
             let more = " … 4: all";
             let text: String = last.spans.iter().map(|span| span.content.as_ref()).collect();
-            let text = cut(&text, limit.saturating_sub(width(more)), Cut::End);
+            let text = cut(&text, limit.saturating_sub(more.width()), Cut::End);
             *last = Line::from(text + more);
         }
     }
@@ -159,7 +166,7 @@ fn rates(windows: &[(String, WindowCounts)]) -> Vec<Line<'static>> {
 }
 
 fn tab_line(state: &State) -> Line<'static> {
-    let tab = |(at, (name, _)): (usize, &(&str, _))| {
+    let tab = |(at, name): (usize, &&str)| {
         let text = format!("{} {name} {}", at + 1, state.data().rows[at].len());
         match at == state.panel {
             true => Span::styled(format!("[{text}] "), SELECTED),
@@ -177,21 +184,15 @@ fn draw_rows(state: &mut State, frame: &mut Frame, area: Rect) {
     let selection = state.selection().clone();
     let on_screen = state.visible.iter().skip(selection.offset).take(room);
     let rows: Vec<&Row> = on_screen.filter_map(|at| state.rows().get(*at)).collect();
-    let columns = state.columns();
-    let widths = select::widths(columns, &rows, limit);
+    let shapes = state.shapes();
+    let widths = select::widths(shapes, &rows, limit);
     let line = |mark: &str, cell: &dyn Fn(usize) -> String| {
-        let cells = widths.iter().map(|(at, wide)| {
-            let at_end = columns[*at].cut.map_or(Cut::End, |(_, at)| at);
-            let text = cut(&cell(*at), *wide, at_end);
-            let gap = " ".repeat(wide.saturating_sub(width(&text)));
-            if columns[*at].is_right { gap + &text } else { text + &gap }
-        });
-        format!("{mark}{}", cells.collect::<Vec<_>>().join(" "))
+        format!("{mark}{}", columns::line(shapes, &widths, 1, cell))
     };
     let arrow = if selection.is_descending { "▼" } else { "▲" };
     let title = |at: usize| match at == selection.column {
-        true => format!("{}{arrow}", columns[at].title),
-        false => columns[at].title.to_owned(),
+        true => format!("{}{arrow}", shapes[at].title),
+        false => shapes[at].title.to_owned(),
     };
     let mut lines = vec![Line::styled(line(" ", &title), TITLE)];
     for (at, row) in rows.iter().enumerate() {
@@ -202,7 +203,7 @@ fn draw_rows(state: &mut State, frame: &mut Frame, area: Rect) {
         lines.push(Line::styled(text, style));
     }
     if rows.is_empty() {
-        let text = wrap(&why_empty(state), usize::from(limit) - 1);
+        let text = wrap(&why_empty(state), usize::from(limit) - 1, true);
         lines.extend(text.into_iter().map(|line| Line::from(format!("  {line}"))));
     }
     frame.render_widget(Paragraph::new(lines), area);
@@ -227,7 +228,7 @@ fn why_empty(state: &State) -> String {
 }
 
 fn draw_overlay(overlay: &mut Overlay, frame: &mut Frame, area: Rect) {
-    let names = overlay.items.iter().map(|(name, _)| width(name)).max().unwrap_or(0) + 2;
+    let names = overlay.items.iter().map(|(name, _)| name.width()).max().unwrap_or(0) + 2;
     let limit = usize::from(area.width);
     let items = overlay.items.iter();
     let lines: Vec<_> =
@@ -248,7 +249,7 @@ fn footer(state: &State, limit: usize) -> Line<'static> {
         (false, true) => cut(KEYS, limit, Cut::End),
         (false, false) => {
             let left = format!("filter \"{filter}\"");
-            let keys = cut(KEYS, limit.saturating_sub(width(&left) + 2), Cut::End);
+            let keys = cut(KEYS, limit.saturating_sub(left.width() + 2), Cut::End);
             both_ends(&left, &keys, limit)
         }
     })
@@ -305,9 +306,9 @@ mod tests {
                 "    10s       12        40      1       0      0       0   1.5 MiB       0 B",
                 "     1h       12        40      1       0   7.6M       0   4.2 KiB       0 B",
                 "[1 Sessions 2]  2 Transfers 3   3 Failures 2   4 Health 2",
-                " ID▼ CLIENT                SERVER             USER     TRANSFER            RATE",
-                ">  2 [2001:db8:…5:6]:50000 203.0.113.9:21     -",
-                "   1 10.0.0.7:1035         203.0.113.9:21     bob      RETR …/now.iso 256 KiB/s",
+                " ID▼ CLIENT                 SERVER             USER     TRANSFER            RATE",
+                ">  2 [2001:db8:1…5:6]:50000 203.0.113.9:21     -",
+                "   1 10.0.0.7:1035          203.0.113.9:21     bob      RETR …/now.iso 256 KiB/s",
                 "? help  q quit  Enter details",
             ],
         );
@@ -315,15 +316,15 @@ mod tests {
         assert_shows(
             &screen(&mut state, 80, 24),
             &[
-                " UTC▼     CLIENT     USER   VERB  PATH           BYTES  SECS RESULT",
-                ">10:46:04 10.0.0.7   bob    STOR  …eport.csv   4.7 MiB   0.2 complete",
-                " 10:46:03 10.0.0.7   bob    STOR  /pub/b             -   0.2 no-data-connection",
+                " UTC▼     CLIENT      USER   VERB  PATH           BYTES  SECS RESULT",
+                ">10:46:04 10.0.0.7    bob    STOR  …eport.csv   4.7 MiB   0.2 complete",
+                " 10:46:03 10.0.0.7    bob    STOR  /pub/b             -   0.2 no-data-connection",
             ],
         );
         press(&mut state, "3");
         let failures = [
             ">10:46:05   1 10.0.0.7      -      PORT 10.0.0.9:4000: not your own address",
-            " 10:46:03   2 10.0.0.7      bob    STOR /pub/b: no data connection, 425, SYN o…",
+            " 10:46:03   2 10.0.0.7      bob    STOR /pub/b: no data connection, 425, SYN of…",
         ];
         assert_shows(&screen(&mut state, 80, 24), &failures);
         press(&mut state, "4");
