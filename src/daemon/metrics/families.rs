@@ -286,7 +286,7 @@ fn of_transfers(status: &Status) -> Vec<Family> {
         ),
         Family {
             base_name: "ftp_alg_running_transfer_bytes",
-            help: "Bytes of them until now, to servers (up) and clients (down); absent if conntrack counts none of them (nf_conntrack_acct).",
+            help: "Bytes of them until now, to servers (up) and clients (down); absent if conntrack counts none of them (nf_conntrack_acct).".into(),
             labels: vec!["direction"],
             values: Values::Gauges(known.collect()),
         },
