@@ -130,7 +130,7 @@ impl SharedState {
             return;
         }
         self.health.record_events(now, events);
-        self.transfers.count_lost(omitted.ended_transfers);
+        self.transfers.count_lost(omitted.ended_transfers, omitted.all);
         let logged_now = events.iter().filter(|event| !self.transfers.reports(&event.kind));
         self.log.log_events(now, logged_now, omitted.all);
     }
@@ -151,7 +151,8 @@ impl SharedState {
         let LogFiles { events, transfers, .. } = files;
         let unwritten = |file: &Option<LineFile>| file.as_ref().map_or(0, |file| file.unwritten);
         self.transfers.set_unwritten(unwritten(transfers));
-        self.events_unwritten.store(unwritten(events), Ordering::Relaxed);
+        let left_out = events.as_ref().map_or(0, |_| self.transfers.left_out());
+        self.events_unwritten.store(unwritten(events) + left_out, Ordering::Relaxed);
         let failure = |file: &Option<LineFile>| Some(file.as_ref()?.failure()?.to_owned());
         self.health.set(ProblemName::EventFile, failure(events));
         self.health.set(ProblemName::TransferFile, failure(transfers));
@@ -277,6 +278,7 @@ impl DataConntrack for SharedState {
     }
 
     fn is_running(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool {
-        lock(&self.kernel).is_running(initiator, dialled).unwrap_or(false)
+        // An error says nothing about the connection.
+        lock(&self.kernel).is_running(initiator, dialled).unwrap_or(true)
     }
 }

@@ -97,11 +97,13 @@ impl DataLog {
     }
 
     /// Passes each packet that has arrived to `each`, with the time at which it passed. Packets of output hooks, and of kernels
-    /// before 5.18, have none: theirs is the earliest that is possible. What did not fit into the socket's buffer is lost.
+    /// before 5.18, have none: theirs is the earliest that is possible. Returns whether packets were lost, because they did not fit into the
+    /// socket's buffer.
     pub fn read(
         &mut self,
         mut each: impl FnMut(Instant, DataPacket),
-    ) -> Result<(), NetfilterError> {
+    ) -> Result<bool, NetfilterError> {
+        let mut has_lost = false;
         let (now, clock) = clocks::time_of_day();
         let earliest = self.read_until.checked_sub(LONGEST_DELAY).unwrap_or(self.read_until);
         let passed = |stamp: Option<&[u8]>| {
@@ -115,9 +117,13 @@ impl DataLog {
                 Ok((length, _)) => length,
                 Err(Errno::AGAIN) => {
                     self.read_until = now;
-                    return Ok(());
+                    return Ok(has_lost);
                 }
-                Err(Errno::INTR | Errno::NOBUFS) => continue,
+                Err(Errno::INTR) => continue,
+                Err(Errno::NOBUFS) => {
+                    has_lost = true;
+                    continue;
+                }
                 Err(error) => {
                     let what = format!("nfnetlink_log socket {}", self.socket.as_fd().as_raw_fd());
                     return Err(NetfilterError::system(what, io::Error::from(error)));
@@ -132,7 +138,7 @@ impl DataLog {
                 }
             }
         }
-        Ok(())
+        Ok(has_lost)
     }
 }
 

@@ -15,8 +15,11 @@ use crate::kernel::conntrack::CountedPackets;
 /// No shorter transfer has 4 GiB, below 100 Gbit/s.
 const LEAST_DURATION: Duration = Duration::from_millis(300);
 
-/// Why the bytes of a transfer are not certain without that count.
-const MAY_BE_LONG: &str = "4 GiB or more may have passed: net.netfilter.nf_conntrack_acct is off";
+/// Why the bytes of a transfer are not certain with that count.
+const COUNT_TOO_FAR: &str = "conntrack has counted too many headers or retransmissions";
+/// Why they are not certain without it.
+const MAY_BE_LONG: &str =
+    "4 GiB or more may have passed uncounted: see net.netfilter.nf_conntrack_acct";
 
 /// What all interfaces of the machine have received and sent: no transfer has more. It is looked up again and again.
 #[derive(Debug)]
@@ -75,22 +78,50 @@ pub(super) fn complete_bytes(
     if transfer.duration < LEAST_DURATION {
         return;
     }
-    if let Some(counted) = count(initiator, dialled) {
-        let of_sender = counted[usize::from(transfer.target_sends())];
-        transfer.bytes = Some(whole_bytes(bytes, of_sender.payload(initiator.ip())));
-        return;
-    }
-    passed.look(now);
-    let began = transfer.ended.unwrap_or(now).checked_sub(transfer.duration);
-    if began.is_none_or(|began| passed.may_be_long(began)) {
-        (transfer.bytes, transfer.uncertain) = (None, Some(MAY_BE_LONG));
+    let of_sender = usize::from(transfer.target_sends());
+    match count(initiator, dialled).map(|counted| whole_bytes(bytes, counted[of_sender], initiator))
+    {
+        Some(Count::Exact(whole)) => transfer.bytes = Some(whole),
+        Some(Count::Uncertain) => {
+            (transfer.bytes, transfer.uncertain) = (None, Some(COUNT_TOO_FAR))
+        }
+        Some(Count::Incomplete) | None => {
+            passed.look(now);
+            let began = transfer.ended.unwrap_or(now).checked_sub(transfer.duration);
+            if began.is_none_or(|began| passed.may_be_long(began)) {
+                (transfer.bytes, transfer.uncertain) = (None, Some(MAY_BE_LONG));
+            }
+        }
     }
 }
 
-/// The number that is `low` modulo 4 GiB and next to the counted payload, which retransmissions make too great.
-fn whole_bytes(low: u64, payload: u64) -> u64 {
-    let missing = payload.saturating_sub(low).saturating_add(1 << 31);
-    low.saturating_add(missing >> 32 << 32)
+/// What conntrack's count says of the bytes of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    Exact(u64),
+    /// Nobody knows what of it are headers and retransmissions.
+    Uncertain,
+    /// It is less than the bytes: a flowtable has forwarded packets uncounted.
+    Incomplete,
+}
+
+/// The number that is `low` modulo 4 GiB and next to the counted payload. Headers have 20 to 32 bytes more than the least, and
+/// retransmissions count, too.
+fn whole_bytes(low: u64, counted: CountedPackets, initiator: SocketAddr) -> Count {
+    let CountedPackets { bytes, packets } = counted;
+    let least: u64 = if initiator.is_ipv6() { 40 + 20 } else { 20 + 20 };
+    let payload = |headers: u64| bytes.saturating_sub(packets.saturating_mul(headers));
+    let (most, fewest) = (payload(least), payload(least + 32));
+    if most < low {
+        return Count::Incomplete;
+    }
+    let multiple = |payload: u64| payload.saturating_sub(low).saturating_add(1 << 31) >> 32;
+    let whole = low.saturating_add(multiple(most) << 32);
+    let is_near = |payload: u64| payload.abs_diff(whole) < 1 << 30;
+    match multiple(fewest) == multiple(most) && is_near(most) && is_near(fewest) {
+        true => Count::Exact(whole),
+        false => Count::Uncertain,
+    }
 }
 
 #[cfg(test)]
@@ -125,17 +156,27 @@ mod tests {
     #[test]
     fn the_count_of_packets_selects_the_number() {
         const GIB: u64 = 1 << 30;
+        let initiator = "10.0.0.7:4000".parse().unwrap();
+        let whole = |low, bytes, packets| {
+            whole_bytes(low % (4 * GIB), CountedPackets { bytes, packets }, initiator)
+        };
         for (bytes, retransmitted) in
-            [(5, 0), (4 * GIB - 1, 0), (4 * GIB, 0), (4 * GIB + 5, 2000), (1000 * GIB + 7, 70_000)]
+            [(5, 0), (4 * GIB - 1, 0), (4 * GIB, 0), (4 * GIB + 5, 2000), (20 * GIB + 7, 70_000)]
         {
-            let packets = bytes.div_ceil(1448) + retransmitted;
-            let counted =
-                CountedPackets { bytes: bytes + retransmitted * 1448 + packets * 52, packets };
-            let payload = counted.payload([10, 0, 0, 7].into());
-            assert_eq!(whole_bytes(bytes % (4 * GIB), payload), bytes);
+            for headers in [40, 52, 72] {
+                let packets = bytes.div_ceil(1448) + retransmitted;
+                let counted = bytes + retransmitted * 1448 + packets * headers;
+                assert_eq!(whole(bytes, counted, packets), Count::Exact(bytes), "{headers}");
+            }
         }
+        // Whether there were timestamps matters in so many packets.
+        let long = 300 * GIB;
+        assert_eq!(whole(long, long + long / 1460 * 40, long / 1460), Count::Uncertain);
+        // In super-packets it does not.
+        assert_eq!(whole(long, long + long / 60_000 * 40, long / 60_000), Count::Exact(long));
+        assert_eq!(whole(10, 10 + 3 * GIB, 2_000_000), Count::Uncertain, "retransmitted");
         // One that a flowtable has forwarded, uncounted.
-        assert_eq!(whole_bytes(7, 0), 7);
-        assert_eq!(whole_bytes(7, u64::MAX) % (4 * GIB), 7);
+        assert_eq!(whole(GIB, 20_000, 20), Count::Incomplete);
+        assert_eq!(whole(7, u64::MAX, 0), Count::Uncertain);
     }
 }

@@ -46,8 +46,10 @@ pub(super) struct Reporter {
     /// Whether there is a thread that reports them.
     is_on: bool,
     inbox: Mutex<Inbox>,
-    /// Transfers for which the inbox had no room.
+    /// Transfers for which there was no room.
     lost: AtomicU64,
+    /// The same of all events.
+    left_out: AtomicU64,
     totals: Mutex<Totals>,
     session_bytes: Mutex<SessionBytes>,
     /// Whether the files are to be opened again.
@@ -104,6 +106,7 @@ impl Reporter {
             is_on,
             inbox: Mutex::default(),
             lost: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
             totals: Mutex::new(totals),
             session_bytes: Mutex::default(),
             reopens: AtomicBool::new(false),
@@ -137,13 +140,14 @@ impl Reporter {
         if !self.is_on {
             return;
         }
-        let (mut inbox, mut lost) = (None, 0);
+        let (mut inbox, mut lost, mut left_out) = (None, 0, 0);
         for event in events.iter().filter(|event| self.reports(&event.kind)) {
             let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
             let of_client = inbox.of_clients.entry(event.client.ip().into()).or_default();
             *of_client += 1;
             if *of_client > SHARE || inbox.events.len() >= MAX_INBOX {
                 lost += u64::from(event.kind.ended_transfer().is_some());
+                left_out += 1;
                 continue;
             }
             let ended = event.kind.ended_transfer().and_then(|transfer| transfer.ended);
@@ -151,12 +155,18 @@ impl Reporter {
             inbox.events.push(Received { seen, at, event: event.clone() });
         }
         drop(inbox);
-        self.count_lost(lost);
+        self.count_lost(lost, left_out);
     }
 
-    /// Counts transfers that are not reported.
-    pub(super) fn count_lost(&self, transfers: u64) {
+    /// Counts transfers that are not reported, and all events that are not.
+    pub(super) fn count_lost(&self, transfers: u64, events: u64) {
         self.lost.fetch_add(transfers, Ordering::Relaxed);
+        self.left_out.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// How many events had no room on their way.
+    pub(super) fn left_out(&self) -> u64 {
+        self.left_out.load(Ordering::Relaxed)
     }
 
     /// What was transferred since the start.
@@ -202,6 +212,9 @@ impl Reporter {
                 }
                 log.read(observe)
             });
+            if let Some(Ok(true)) = read {
+                known.tracker.record_loss();
+            }
             if let Some(Err(error)) = read {
                 log_event!(DATA_LOG_ENDED, "{error}: transfers are reported without their bytes");
                 (data_log, known.tracker.sees_packets) = (None, false);

@@ -90,7 +90,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     for client in 2..=4 {
         reports.record(&vec![of_client(client); SHARE]);
     }
-    reports.count_lost(2);
+    reports.count_lost(2, 2);
     assert_eq!(reports.totals().lost, 5);
     reports.record(&[of_client(5)]);
     assert_eq!(reports.totals().lost, 6);

@@ -16,10 +16,10 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Limit of pending transfers of a connection whose paths are stored. Clients request one after the other.
 const MAX_NAMED: usize = 4;
 /// Limit of pending transfers of a connection. Further ones are counted.
-const MAX_PENDING: usize = 64;
+pub(super) const MAX_PENDING: usize = 64;
 /// Why nobody knows which file a reply is about.
 const TOO_MANY_PENDING: &str = "more commands were pending than are stored";
-const OTHER_PENDING: &str = "another command was pending, and this one has no preliminary reply";
+const REPLY_TOO_MANY: &str = "there may have been a reply too many in this session";
 /// Limit of a directory in bytes.
 const MAX_DIRECTORY: usize = 1024;
 
@@ -36,6 +36,8 @@ pub struct ClientActivity {
     transfers: Vec<PendingTransfer>,
     /// Number of pending transfers behind those, of which nothing is known.
     uncounted: u32,
+    /// Whether there may have been a reply too many since the login, so that nobody knows which command a reply is about.
+    is_doubtful: bool,
     /// Number of transfers that were reported.
     reported_transfers: u32,
     /// Whether the start of the session was reported, and its end was not.
@@ -53,6 +55,8 @@ struct PendingTransfer {
     is_named: bool,
     /// Whether another one was pending when it was requested.
     is_pipelined: bool,
+    /// Whether its replies may be those of another one.
+    is_doubtful: bool,
     /// Whether it was examined because it was pending for a while.
     is_examined: bool,
 }
@@ -139,6 +143,7 @@ impl ClientActivity {
         wanted_directory: None,
         transfers: Vec::new(),
         uncounted: 0,
+        is_doubtful: false,
         reported_transfers: 0,
         is_reported: false,
     };
@@ -192,6 +197,7 @@ impl ClientActivity {
         if let Some(named) = self.named_user.take() {
             let named = Some(named).filter(|name| !name.is_empty());
             (self.user, self.directory) = (named.map(Arc::from), None);
+            self.is_doubtful = false;
         }
     }
 
@@ -242,6 +248,7 @@ impl ClientActivity {
             has_started: false,
             is_named,
             is_pipelined: !self.transfers.is_empty(),
+            is_doubtful: false,
             is_examined: false,
         });
     }
@@ -268,7 +275,10 @@ impl ClientActivity {
             self.uncounted = self.uncounted.saturating_sub(1);
             return None;
         }
-        let pending = self.transfers.remove(0);
+        let mut pending = self.transfers.remove(0);
+        // It may be a reply too many to the command before.
+        self.is_doubtful |= pending.is_pipelined && !pending.has_started && end.is_success();
+        pending.is_doubtful = self.is_doubtful;
         if self.transfers.is_empty() {
             take(&mut self.transfers);
         }
@@ -328,7 +338,8 @@ impl ClientActivity {
 
     /// The absolute form of `path`, if it is known. Many servers take `~` for a home directory.
     fn resolve(&self, path: &str) -> Option<Box<str>> {
-        if path.starts_with('~') {
+        // Behind a symbolic link, `..` leads elsewhere than the path says.
+        if path.starts_with('~') || path.split('/').any(|part| part == "..") {
             return None;
         }
         let is_absolute = path.starts_with('/');
@@ -344,14 +355,12 @@ impl PendingTransfer {
         end: TransferEnd,
         announcement: Option<(AnnouncementKind, PinholeEnds)>,
     ) -> Transfer {
-        let Self { command, requested, has_started, is_named, is_pipelined, .. } = self;
+        let Self { command, requested, has_started, is_named, is_doubtful, .. } = self;
         let TransferCommand { verb, path } = command;
         let duration = now.saturating_sub(requested);
-        // It may be a reply too many to the command before.
-        let is_doubtful = is_pipelined && !has_started && end.is_success();
         let uncertain = match (is_named, is_doubtful) {
             (false, _) => Some(TOO_MANY_PENDING),
-            (_, true) => Some(OTHER_PENDING),
+            (_, true) => Some(REPLY_TOO_MANY),
             _ => None,
         };
         let path = uncertain.is_none().then_some(path);

@@ -458,22 +458,29 @@ pub struct OmittedEvents {
 /// Limit of stored events. One segment can contain hundreds of commands. The ring buffer of the fast path can have 5461
 /// lines, for example after a restart.
 pub(super) const MAX_EVENTS: usize = 6144;
+/// From so many on, no session has more than a part of the rest.
+const SHARED: usize = MAX_EVENTS / 2;
 /// Room for events that stays for the next ones.
 const RETAINED_EVENTS: usize = 1024;
 /// Limit of the events of a session's end: of its transfers, and of itself.
-const MAX_OF_END: usize = 8;
+const MAX_OF_END: usize = crate::engine::activity::MAX_PENDING + 2;
 
 impl Events {
     /// Adds an event, or counts it as omitted.
     pub fn push(&mut self, event: Event) {
         match self.list.len() {
-            ..MAX_EVENTS => self.list.push(event),
-            _ => self.omit(&event),
+            ..SHARED => self.list.push(event),
+            _ => self.push_if_shared(event),
         }
     }
 
+    /// Adds an event if its session has not taken more than a part of the room for many.
     #[cold]
-    fn omit(&mut self, event: &Event) {
+    fn push_if_shared(&mut self, event: Event) {
+        let of_session = self.list[SHARED..].iter().filter(|one| one.session == event.session);
+        if self.list.len() < MAX_EVENTS && of_session.count() < (MAX_EVENTS - SHARED) / 4 {
+            return self.list.push(event);
+        }
         self.omitted.all += 1;
         self.omitted.ended_transfers += u64::from(event.kind.ended_transfer().is_some());
     }

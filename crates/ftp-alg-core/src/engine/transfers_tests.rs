@@ -111,6 +111,18 @@ fn a_reply_too_many_names_no_file_that_it_is_not_about() {
     assert_eq!(paths(&mut talk), ["RETR a 226", "RETR ? 226"]);
 }
 
+/// The server's replies are one behind then, and nothing says when they are no more.
+#[test]
+fn after_a_reply_too_many_no_file_is_named_until_a_login() {
+    let mut talk = Conversation::logged_in();
+    let pipelined =
+        "> RETR a > RETR b > RETR c < 150 x < 426 y < 226 again < 150 x < 226 y < 150 x < 226 y";
+    talk.play(&format!("{PORT} {pipelined} > RETR d < 150 x < 226 y"));
+    assert_eq!(paths(&mut talk), ["RETR a 426", "RETR ? 226", "RETR ? 226", "RETR ? 226"]);
+    talk.play("> USER joe < 331 p > PASS x < 230 in > RETR e < 150 x < 226 y");
+    assert_eq!(paths(&mut talk), ["RETR e 226"]);
+}
+
 #[test]
 fn pipelined_logins_name_no_user() {
     for (script, user) in [
@@ -207,7 +219,10 @@ fn paths_are_absolute_if_the_directory_is_known() {
         ("> PWD < 257 \"/home/joe\" is it", "/home/joe/f"),
         ("> CWD /pub < 250 ok", "/pub/f"),
         ("> PWD < 257 \"/\" > CWD pub < 250 ok > CWD in < 550 no", "/pub/f"),
-        ("> CWD /pub/in < 250 ok > CDUP < 200 ok", "/pub/f"),
+        // What is above may be elsewhere, behind a symbolic link.
+        ("> CWD /pub/in < 250 ok > CDUP < 200 ok", "f"),
+        ("> CWD /pub/in < 250 ok > CWD ../x < 250 ok", "f"),
+        ("> CWD /pub/in < 250 ok > CDUP < 200 ok > PWD < 257 \"/pub\"", "/pub/f"),
         ("> CWD pub < 250 ok", "f"),
         ("> CWD /pub < 250 ok > CWD a > CWD b < 250 ok < 250 ok", "f"),
         ("> CWD a > CWD /pub < 250 ok < 550 no", "f"),
@@ -229,7 +244,7 @@ fn paths_are_absolute_if_the_directory_is_known() {
     let mut talk = Conversation::logged_in();
     let transfers =
         talk.transfers_of(&format!("> CWD /pub < 250 ok {PORT} > STOR /etc/../x < 550 no"));
-    assert_eq!(transfers, ["STOR /x: 550"]);
+    assert_eq!(transfers, ["STOR /etc/../x: 550"]);
 }
 
 /// RFC 1123, section 4.1.2.9; also if it has a proposal for the name.
@@ -490,7 +505,13 @@ fn transfers_for_whose_events_there_is_no_room_are_counted() {
     let (known, _) = talk.gateway.take_events();
     let transfer = known.iter().find(|event| event.kind.name() == "transfer").unwrap();
     let mut events = Events::default();
-    (0..MAX_EVENTS + 3).for_each(|_| events.push(transfer.clone()));
+    let of_session = |session| Event { session, ..transfer.clone() };
+    (0..MAX_EVENTS as u64 + 3).for_each(|session| events.push(of_session(session)));
     let (stored, omitted) = events.replace(Vec::new());
     assert_eq!((stored.len(), omitted), (MAX_EVENTS, OmittedEvents { all: 3, ended_transfers: 3 }));
+    // A session leaves room for others.
+    let mut events = Events::default();
+    (0..2 * MAX_EVENTS).for_each(|_| events.push(of_session(1)));
+    events.push(of_session(2));
+    assert_eq!(events.stored().last().map(|event| event.session), Some(2));
 }

@@ -24,8 +24,9 @@ pub(super) const MAX_CONNECTIONS: usize = 16384;
 pub(super) const SHARE: usize = MAX_CONNECTIONS / 16;
 /// Limit of connections with the same ends. If there were more, it is not certain which one is that of a transfer.
 const MAX_SAME: usize = 64;
-/// Of connections that end so close together, the one of a transfer is not certain.
-const SAME_TIME: Duration = Duration::from_millis(50);
+/// The connection of a transfer is that which ended next to its last reply. If another one ended so little farther from it, it
+/// is not certain: a server may reply late.
+const SAME_TIME: Duration = Duration::from_secs(1);
 
 /// A packet of a data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +123,8 @@ pub(super) struct DataConnection {
     reset: Option<(End, u32, Instant)>,
     /// Whether it was reported that it did not come about.
     pub is_reported: bool,
-    /// Whether two commands used it, so that nobody knows which bytes are whose.
-    pub is_shared: bool,
+    /// Whether it may be another one, or what was seen of it contradicts itself.
+    pub is_doubtful: bool,
 }
 
 /// The data connection of a transfer, as far as is known.
@@ -138,9 +139,8 @@ pub(super) struct Found<'c> {
 #[derive(Default)]
 pub(super) struct DataConnections {
     by_ends: AHashMap<DataEnds, SameEnds>,
-    /// Their ends and serial numbers, in the order in which they began. Some are gone.
-    order: VecDeque<(DataEnds, u64)>,
     of_networks: AHashMap<(ClientKey, ClientKey), OfNetworks>,
+    count: usize,
     /// The serial number of the last one.
     last: u64,
 }
@@ -157,7 +157,7 @@ struct SameEnds {
 /// Connections between the networks of an initiator and of a target.
 #[derive(Default)]
 struct OfNetworks {
-    /// As in [`DataConnections`].
+    /// Their ends and serial numbers, in the order in which they began. Some are gone.
     order: VecDeque<(DataEnds, u64)>,
     /// Whether one of them was dropped while it went on. Another one may look like it then.
     has_lost: bool,
@@ -203,7 +203,7 @@ impl DataConnections {
     }
 
     /// The connection between these ends of a transfer that ended at the time `ended`, of those that `may_be` it.
-    pub fn find(
+    pub fn find_for(
         &self,
         ends: DataEnds,
         ended: Instant,
@@ -215,7 +215,8 @@ impl DataConnections {
             candidates.sort_by_key(|one| distance(one.ended, ended));
         }
         let connection = *candidates.first()?;
-        let is_near = |other: &&DataConnection| distance(other.ended, connection.ended) < SAME_TIME;
+        let near = distance(connection.ended, ended) + SAME_TIME;
+        let is_near = |other: &&DataConnection| distance(other.ended, ended) < near;
         // A SYN-ACK while another connection of the same ports runs may be forged.
         let runs = |other: &DataConnection| {
             other.initiator_port == connection.initiator_port
@@ -227,7 +228,7 @@ impl DataConnections {
         let of_networks = self.of_networks.get(&networks_of(ends));
         let is_doubtful = same.is_crowded
             || of_networks.is_some_and(|of_networks| of_networks.has_lost)
-            || connection.is_shared
+            || connection.is_doubtful
             || candidates.get(1).is_some_and(is_near)
             || same.connections.iter().any(runs);
         Some(Found { connection, is_certain: !is_doubtful })
@@ -250,16 +251,23 @@ impl DataConnections {
             return false;
         };
         let goes_on = !same.connections.remove(at).is_over();
+        self.count -= 1;
         if same.connections.is_empty() {
             self.by_ends.remove(&ends);
         }
         goes_on
     }
 
-    /// Records that two commands used the connection with this serial number.
-    pub fn share(&mut self, ends: DataEnds, serial: u64) {
+    /// Records that nobody knows which of the connections with these ends is whose.
+    pub fn doubt(&mut self, ends: DataEnds) {
         let same = self.by_ends.get_mut(&ends).into_iter().flat_map(|same| &mut same.connections);
-        same.filter(|one| one.serial == serial).for_each(|one| one.is_shared = true);
+        same.for_each(|one| one.is_doubtful = true);
+    }
+
+    /// Records that packets were lost: what is not over may be another connection's by now.
+    pub fn doubt_all(&mut self) {
+        let all = self.by_ends.values_mut().flat_map(|same| &mut same.connections);
+        all.filter(|one| !one.is_over()).for_each(|one| one.is_doubtful = true);
     }
 
     fn same(&self, ends: DataEnds) -> &[DataConnection] {
@@ -280,7 +288,7 @@ impl DataConnections {
         if known.is_none() {
             self.make_room(ends);
             self.last += 1;
-            self.order.push_back((ends, self.last));
+            self.count += 1;
             let of_networks = self.of_networks.entry(networks_of(ends)).or_default();
             of_networks.order.push_back((ends, self.last));
         }
@@ -288,6 +296,7 @@ impl DataConnections {
         let place = known.unwrap_or_else(|| {
             if same.len() >= MAX_SAME {
                 *is_crowded = true;
+                self.count -= 1;
                 same.remove(same.iter().position(DataConnection::is_over).unwrap_or(0));
             }
             same.push(DataConnection::new(self.last, at, port, first));
@@ -296,49 +305,60 @@ impl DataConnections {
         &mut same[place]
     }
 
-    /// Makes room for a connection between these ends: those of the same networks go first, if they have their share.
+    /// Makes room for a connection between these ends: those of the same networks go first, if they have their share, and those
+    /// of the networks with the most if there is none at all.
     fn make_room(&mut self, ends: DataEnds) {
-        let of_networks = self.of_networks.get(&networks_of(ends));
-        let has_share = of_networks.is_some_and(|of_networks| of_networks.order.len() >= SHARE);
-        if !has_share && self.order.len() < MAX_CONNECTIONS {
+        if let Some(of_networks) = self.of_networks.get(&networks_of(ends))
+            && of_networks.order.len() >= SHARE
+        {
+            self.drop_oldest(networks_of(ends), SHARE / 4 * 3, true);
+        }
+        if self.count < MAX_CONNECTIONS {
             return;
         }
-        // Their order names some that are gone.
-        let Self { by_ends, order, of_networks, .. } = self;
-        let is_known = |(ends, serial): &(DataEnds, u64)| {
-            let mut same = by_ends.get(ends).into_iter().flat_map(|same| &same.connections);
-            same.any(|one| one.serial == *serial)
-        };
-        order.retain(is_known);
-        of_networks.retain(|_, one| {
-            one.order.retain(is_known);
-            !one.order.is_empty()
-        });
-        let of_networks = of_networks.get(&networks_of(ends)).map(|one| one.order.clone());
-        self.drop_oldest(of_networks.unwrap_or_default(), SHARE);
-        self.drop_oldest(self.order.clone(), MAX_CONNECTIONS);
-    }
-
-    /// If there are as many as the limit, drops the oldest of these connections, until a quarter of it is free: first those
-    /// that are over.
-    fn drop_oldest(&mut self, order: VecDeque<(DataEnds, u64)>, limit: usize) {
-        if order.len() < limit {
-            return;
-        }
-        let mut excess = order.len() - limit / 4 * 3;
+        let mut most: Vec<_> =
+            self.of_networks.iter().map(|(networks, one)| (one.order.len(), *networks)).collect();
+        most.sort_unstable_by_key(|(count, _)| std::cmp::Reverse(*count));
         for may_go_on in [false, true] {
-            for (ends, serial) in &order {
-                let is_over = |one: &DataConnection| one.serial == *serial && one.is_over();
-                if excess > 0 && (may_go_on || self.same(*ends).iter().any(is_over)) {
-                    excess -= 1;
-                    if self.remove(*ends, *serial)
-                        && let Some(lost) = self.of_networks.get_mut(&networks_of(*ends))
-                    {
-                        lost.has_lost = true;
-                    }
+            for (count, networks) in &most {
+                if self.count > MAX_CONNECTIONS / 4 * 3 {
+                    self.drop_oldest(*networks, count / 2, may_go_on);
                 }
             }
         }
+    }
+
+    /// Drops the oldest connections of these networks until so many are left: those that are over, and then the others if they
+    /// may go.
+    fn drop_oldest(&mut self, networks: (ClientKey, ClientKey), left: usize, may_go_on: bool) {
+        let Some(OfNetworks { order, has_lost }) = self.of_networks.remove(&networks) else {
+            return;
+        };
+        // Some are gone.
+        let mut order: VecDeque<_> = order
+            .into_iter()
+            .filter(|(ends, serial)| self.find(*ends, *serial).is_some())
+            .collect();
+        let mut lost = has_lost && !order.is_empty();
+        for may_go_on in [false, may_go_on] {
+            let mut excess = order.len().saturating_sub(left);
+            order.retain(|(ends, serial)| {
+                let is_over = self.find(*ends, *serial).is_some_and(DataConnection::is_over);
+                let goes = excess > 0 && (may_go_on || is_over);
+                if goes {
+                    excess -= 1;
+                    lost |= self.remove(*ends, *serial);
+                }
+                !goes
+            });
+        }
+        if !order.is_empty() {
+            self.of_networks.insert(networks, OfNetworks { order, has_lost: lost });
+        }
+    }
+
+    fn find(&self, ends: DataEnds, serial: u64) -> Option<&DataConnection> {
+        self.same(ends).iter().find(|one| one.serial == serial)
     }
 }
 
@@ -354,14 +374,14 @@ impl DataConnection {
             acknowledged: [None, None],
             reset: None,
             is_reported: false,
-            is_shared: false,
+            is_doubtful: false,
         }
     }
 
     fn record(&mut self, now: Instant, sender: End, packet: &DataPacket) {
         let (place, DataPacket { flags, end, acknowledged, .. }) = (sender as usize, *packet);
-        if flags.syn && self.first[place].is_none() {
-            self.first[place] = Some(end);
+        if flags.syn {
+            self.is_doubtful |= *self.first[place].get_or_insert(end) != end;
         }
         if flags.fin && self.fins[place].is_none() {
             let acknowledged = flags.ack.then_some(acknowledged);

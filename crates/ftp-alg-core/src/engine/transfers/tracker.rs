@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 
 use super::{
     data_connections::{
@@ -36,8 +36,7 @@ const SHARE: usize = MAX_WAITING / 8;
 const MAX_OF_SESSION: usize = 256;
 
 /// Why the bytes of a transfer are not certain.
-const SEVERAL_CONNECTIONS: &str = "several data connections have the same ends";
-const SHARED_CONNECTION: &str = "two commands used the data connection";
+const OTHER_CONNECTION: &str = "its data connection may be another one's";
 
 struct Waiting<Tag> {
     /// Counts all that have waited.
@@ -68,8 +67,10 @@ pub struct TransferTracker<Tag> {
     waiting: AHashMap<u64, VecDeque<Waiting<Tag>>>,
     /// The sessions of those of each client, by serial number.
     of_clients: AHashMap<ClientKey, BTreeMap<u64, u64>>,
-    /// The sessions of those that wait for a data connection with these ends.
-    on_ends: AHashMap<DataEnds, Vec<u64>>,
+    /// The sessions of those that wait for a data connection with these ends, and how many these are.
+    on_ends: AHashMap<DataEnds, BTreeMap<u64, u32>>,
+    /// Those of which packets have come.
+    touched: AHashSet<DataEnds>,
     /// When to look at a session, at the latest.
     due: BTreeSet<(Instant, u64)>,
     count: usize,
@@ -85,6 +86,7 @@ impl<Tag> Default for TransferTracker<Tag> {
             waiting: AHashMap::new(),
             of_clients: AHashMap::new(),
             on_ends: AHashMap::new(),
+            touched: AHashSet::new(),
             due: BTreeSet::new(),
             count: 0,
             last_serial: 0,
@@ -98,10 +100,13 @@ impl<Tag> TransferTracker<Tag> {
     pub fn observe(&mut self, at: Instant, packet: &DataPacket) {
         self.connections.observe(at, packet);
         let DataPacket { source, destination, .. } = *packet;
-        for ends in [(source.ip(), destination), (destination.ip(), source)] {
-            let sessions = self.on_ends.get(&ends).into_iter().flatten();
-            self.due.extend(sessions.map(|session| (at, *session)));
-        }
+        let ends = [(source.ip(), destination), (destination.ip(), source)];
+        self.touched.extend(ends.into_iter().filter(|ends| self.on_ends.contains_key(ends)));
+    }
+
+    /// Records that packets of data connections were lost.
+    pub fn record_loss(&mut self) {
+        self.connections.doubt_all();
     }
 
     /// A transfer has ended on the control connection. Returns it if nothing more is to be known of it and none of its
@@ -132,7 +137,7 @@ impl<Tag> TransferTracker<Tag> {
         self.last_serial += 1;
         let (serial, waits_for, until) = (self.last_serial, WaitsFor::Packets, now + PATIENCE);
         if let Some((_, pinhole)) = event.kind.announcement {
-            self.on_ends.entry(ends_of(&pinhole)).or_default().push(session);
+            *self.on_ends.entry(ends_of(&pinhole)).or_default().entry(session).or_default() += 1;
         }
         self.of_clients.entry(client).or_default().insert(serial, session);
         // Its packets may have come before.
@@ -160,7 +165,12 @@ impl<Tag> TransferTracker<Tag> {
         if let Some((_, pinhole)) = event.kind.announcement {
             let ends = ends_of(&pinhole);
             if let Some(sessions) = self.on_ends.get_mut(&ends) {
-                sessions.iter().position(|one| *one == session).map(|at| sessions.swap_remove(at));
+                if let Some(count) = sessions.get_mut(&session) {
+                    *count -= 1;
+                    if *count == 0 {
+                        sessions.remove(&session);
+                    }
+                }
                 if sessions.is_empty() {
                     self.on_ends.remove(&ends);
                 }
@@ -203,7 +213,7 @@ impl<Tag> TransferTracker<Tag> {
         };
         let is_shared = self.waiting.get(&session).into_iter().flatten().enumerate().any(uses_it);
         if is_shared {
-            self.connections.share(ends, serial);
+            self.connections.doubt(ends);
         }
         is_shared
     }
@@ -264,7 +274,9 @@ impl<Tag> TransferTracker<Tag> {
     ) -> VecDeque<(Tag, Event)> {
         let later = self.due.split_off(&(now, u64::MAX));
         let due = std::mem::replace(&mut self.due, later);
-        let sessions: BTreeSet<_> = due.into_iter().map(|(_, session)| session).collect();
+        let mut sessions: BTreeSet<_> = due.into_iter().map(|(_, session)| session).collect();
+        let touched = self.touched.drain().filter_map(|ends| self.on_ends.get(&ends));
+        sessions.extend(touched.flat_map(BTreeMap::keys));
         let mut taken = VecDeque::new();
         for session in sessions {
             self.take_finished_of(session, now, &mut is_running, &mut taken);
@@ -379,33 +391,31 @@ impl<Tag> TransferTracker<Tag> {
     /// Completes a transfer with what is known of its data connection, which another one may have used, too.
     fn complete(&mut self, transfer: &mut Transfer, ended: Instant, is_shared: bool) {
         let ends = transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole));
-        let found =
-            ends.and_then(|ends| self.connections.find(ends, ended, |one| may_be(one, transfer)));
-        let connection = found.map(|found| found.connection);
-        let is_certain = |found: &Found<'_>| found.is_certain && !is_shared;
-        let certain = found.filter(is_certain).map(|found| found.connection);
+        let found = ends
+            .and_then(|ends| self.connections.find_for(ends, ended, |one| may_be(one, transfer)));
+        let certain = found.filter(|found| found.is_certain && !is_shared);
+        let connection = certain.map(|found| found.connection);
         let (sender, server) = (sender_of(transfer), server_of(transfer));
         let is_complete = transfer.end.is_success();
-        let bytes = certain.and_then(|one| one.bytes_of(sender, server, is_complete));
+        let bytes = connection.and_then(|one| one.bytes_of(sender, server, is_complete));
         let (sees_packets, has_bytes) = (self.sees_packets, bytes.is_some_and(|bytes| bytes > 0));
         (transfer.result, transfer.reason) =
-            classify(transfer, ends, found, sees_packets, has_bytes);
-        if found.is_some() && certain.is_none() {
-            let is_shared = is_shared || connection.is_some_and(|one| one.is_shared);
-            let why = if is_shared { SHARED_CONNECTION } else { SEVERAL_CONNECTIONS };
-            transfer.uncertain.get_or_insert(why);
-        }
+            classify(transfer, ends, found, certain.is_some(), sees_packets, has_bytes);
         transfer.bytes = bytes;
+        if found.is_some() && certain.is_none() {
+            transfer.uncertain.get_or_insert(OTHER_CONNECTION);
+            // It is another one's, too.
+            return ends.into_iter().for_each(|ends| self.connections.doubt(ends));
+        }
         // The next command may use the connection of one that was refused.
         if transfer.result == TransferResult::Refused && !has_bytes {
             return;
         }
-        transfer.initiator_port = certain.map(|one| one.initiator_port);
+        transfer.initiator_port = connection.map(|one| one.initiator_port);
         if let Some(one) = connection.filter(|one| one.is_answered() && one.ended > one.began) {
             (transfer.duration, transfer.ended) = (one.ended - one.began, Some(one.ended));
         }
-        let serial = connection.filter(|one| !one.is_shared).map(|connection| connection.serial);
-        if let Some((ends, serial)) = ends.zip(serial) {
+        if let Some((ends, serial)) = ends.zip(connection.map(|one| one.serial)) {
             self.connections.remove(ends, serial);
         }
     }
@@ -450,12 +460,14 @@ fn classify(
     transfer: &Transfer,
     ends: Option<DataEnds>,
     found: Option<Found<'_>>,
+    is_certain: bool,
     sees_packets: bool,
     has_bytes: bool,
 ) -> (TransferResult, Option<String>) {
     let connection = found.map(|found| found.connection);
-    let was_reset = connection.is_some_and(|one| one.was_reset(server_of(transfer)));
-    let was_cut = found.is_some_and(|found| found.is_certain && is_cut(found.connection, transfer));
+    let certain = connection.filter(|_| is_certain);
+    let was_reset = certain.is_some_and(|one| one.was_reset(server_of(transfer)));
+    let was_cut = certain.is_some_and(|one| is_cut(one, transfer));
     let is_answered = connection.is_some_and(DataConnection::is_answered);
     let code = match transfer.end {
         TransferEnd::Replied(reply) if reply.is_success() && was_cut => {
