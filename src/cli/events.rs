@@ -1,8 +1,11 @@
 //! `ftp-alg events`: what happened recently, and what happens now; or what is in files of `log.events`.
 
+mod openings;
 mod since;
 
 use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
     fs::File,
     io::{self, BufRead, BufReader, Read as _},
     net::SocketAddr,
@@ -22,6 +25,7 @@ use ftp_alg_core::{
 use jiff::Timestamp;
 use serde_json::{Value, value::RawValue};
 
+use self::openings::{Opening, Openings};
 use super::{
     Failure, SocketOption,
     event_reader::{EventReader, NewEvents, fields_of, missed_text},
@@ -31,6 +35,7 @@ use super::{
 use crate::{
     config::escape_control_characters,
     daemon::{MAX_ANSWERED, catalogue, counted::counted},
+    replay::Compression,
 };
 
 /// The kinds of events, with what they mean.
@@ -40,6 +45,8 @@ fn kinds() -> impl Iterator<Item = PossibleValue> {
 
 /// How often `--follow` asks for more.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// A transfer is in the file behind later events. So many lines are put into the order of their times.
+const WINDOW: usize = 4096;
 /// No line of a file of events is longer: names are limited.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -64,6 +71,10 @@ pub(super) struct EventOptions {
     /// Wait for more events
     #[arg(long, short)]
     follow: bool,
+    /// Print what was open between --since and --until: each pinhole with its
+    /// data connection, when it was opened and closed, for whom, and by what
+    #[arg(long, conflicts_with_all = ["follow", "kind", "failed", "verb", "direction"])]
+    open: bool,
     // The hyphen is that of `-5m`.
     #[arg(long, value_name = "TIME", help = since::help(), value_parser = since::parse, allow_hyphen_values = true)]
     since: Option<Timestamp>,
@@ -94,8 +105,17 @@ pub(super) struct EventOptions {
 impl EventOptions {
     /// Prints events until there are none, or without end.
     pub(super) fn run(&self) -> Result<(), Failure> {
+        if self.since.zip(self.until).is_some_and(|(since, until)| until <= since) {
+            return Err(Failure::Usage("--until is not later than --since".to_owned()));
+        }
+        let of_daemon = |kind: &&String| catalogue::OF_DAEMON.iter().any(|one| one.name == **kind);
         match &self.files[..] {
-            [] => self.print_recent(),
+            [] => match self.kind.iter().find(of_daemon) {
+                Some(kind) => Err(Failure::Usage(format!(
+                    "{kind} is an event of the daemon, which is in the file of log.events only: ftp-alg events FILE"
+                ))),
+                None => self.print_recent(),
+            },
             files => self.print_files(files),
         }
     }
@@ -115,7 +135,10 @@ impl EventOptions {
             if has_more {
                 continue;
             }
-            output::print(&oldest_first(&mut lines))?;
+            output::print(&match self.open {
+                true => self.openings(std::mem::take(&mut lines)),
+                false => oldest_first(&mut lines),
+            })?;
             if !self.follow {
                 return Ok(());
             }
@@ -123,43 +146,99 @@ impl EventOptions {
         }
     }
 
-    /// Prints those of files, in the order of the files.
+    /// The lines of what was open, from these lines of JSON with their times.
+    fn openings(&self, mut lines: Vec<(String, String)>) -> String {
+        lines.sort();
+        let mut openings = Openings::default();
+        let parsed = lines.iter().filter_map(|(_, line)| serde_json::from_str(line).ok());
+        let mut ended: Vec<_> = parsed.flat_map(|event: Value| openings.record(&event)).collect();
+        ended.extend(openings.left());
+        ended.iter().filter_map(|opening| self.opening(opening)).collect()
+    }
+
+    /// The line of what was open, if it is selected.
+    fn opening(&self, opening: &Opening) -> Option<String> {
+        let is_selected = opening.was_open(self.since, self.until)
+            && self.selects_subject(opening.announcement());
+        is_selected.then(|| opening.line(self.json) + "\n")
+    }
+
+    /// Prints those of files, oldest first.
     fn print_files(&self, files: &[PathBuf]) -> Result<(), Failure> {
         let mut lines = Lines::new();
+        let (mut window, mut openings) = (BinaryHeap::new(), Openings::default());
+        let mut take = |window: &mut BinaryHeap<_>, lines: &mut Lines| {
+            let Some(Reverse((_, _, line))) = window.pop() else { return Ok(false) };
+            let line: String = line;
+            if !self.open {
+                return lines.print(&(line + "\n")).map(|()| true);
+            }
+            let event: Value = serde_json::from_str(&line).unwrap_or_default();
+            let ended = openings.record(&event);
+            ended
+                .iter()
+                .filter_map(|one| self.opening(one))
+                .try_for_each(|line| lines.print(&line))?;
+            Ok(true)
+        };
+        let mut count = 0_u64;
         for path in files {
             let name = escape_control_characters(&path.display().to_string());
             let failed = |error: io::Error| Failure::failed(format!("{name}: {error}"));
-            let reader: Box<dyn BufRead> = match path == Path::new("-") {
+            let mut reader: Box<dyn BufRead> = match path == Path::new("-") {
                 true => Box::new(io::stdin().lock()),
                 false => Box::new(BufReader::new(File::open(path).map_err(failed)?)),
             };
-            let unread = self.print_file(reader, &mut lines).map_err(|error| match error {
+            if let Some(Compression { format, command }) =
+                Compression::of(reader.fill_buf().map_err(failed)?)
+            {
+                return Err(Failure::failed(format!(
+                    "{name} is compressed with {format}: {command} {name} | ftp-alg events -"
+                )));
+            }
+            let add = |time, line| {
+                count += 1;
+                window.push(Reverse((time, count, line)));
+                if window.len() > WINDOW { take(&mut window, &mut lines).map(drop) } else { Ok(()) }
+            };
+            let (read, unread) = self.read_file(reader, add).map_err(|error| match error {
                 FileError::Read(error) => failed(error),
                 FileError::Print(failure) => failure,
             })?;
+            if unread > 0 && read == 0 {
+                return Err(Failure::failed(format!("{name} is no file of log.events")));
+            }
             if unread > 0 {
-                lines.finish()?;
                 eprintln!("ftp-alg: {name}: {} no event", counted_are(unread));
             }
         }
+        while take(&mut window, &mut lines)? {}
+        let left = openings.left();
+        left.iter().filter_map(|one| self.opening(one)).try_for_each(|line| lines.print(&line))?;
         lines.finish()
     }
 
-    /// Prints those of a file. Returns how many of its lines are none.
-    fn print_file(&self, mut reader: impl BufRead, lines: &mut Lines) -> Result<u64, FileError> {
-        let (mut unread, mut line, style) = (0, Vec::new(), Style::of_stdout());
+    /// Passes the selected lines of a file to `add`, each with its time. Returns how many of its lines are events, and how many
+    /// are none.
+    fn read_file(
+        &self,
+        mut reader: impl BufRead,
+        mut add: impl FnMut(String, String) -> Result<(), Failure>,
+    ) -> Result<(u64, u64), FileError> {
+        let (mut events, mut unread, mut line, style) = (0, 0, Vec::new(), Style::of_stdout());
         loop {
             line.clear();
             let read = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line);
             if read.map_err(FileError::Read)? == 0 {
-                return Ok(unread);
+                return Ok((events, unread));
             }
             let event: Option<&RawValue> = serde_json::from_slice(&line).ok();
             let event = event.filter(|event| fields_of(event)["event"].is_string());
             match event {
                 Some(event) => {
-                    if let Some((_, line)) = self.line(event, style) {
-                        lines.print(&(line + "\n")).map_err(FileError::Print)?;
+                    events += 1;
+                    if let Some((time, line)) = self.line(event, style) {
+                        add(time, line).map_err(FileError::Print)?;
                     }
                 }
                 None => unread += u64::from(!line.trim_ascii().is_empty()),
@@ -203,7 +282,27 @@ impl EventOptions {
         (first > since).then_some(note)
     }
 
+    /// Whether the event is selected. Of what was open, the openings are.
     fn selects(&self, event: &Value) -> bool {
+        let text = |field: &str| event[field].as_str();
+        let is_one_of = |wanted: &[String], field: &str| {
+            wanted.is_empty()
+                || text(field)
+                    .is_some_and(|value| wanted.iter().any(|one| one.eq_ignore_ascii_case(value)))
+        };
+        let is_in_time = |is: &dyn Fn(Timestamp) -> bool| time_of(event).is_some_and(is);
+        self.open
+            || self.since.is_none_or(|since| is_in_time(&|at| at >= since))
+                && self.until.is_none_or(|until| is_in_time(&|at| at < until))
+                && self.selects_subject(event)
+                && is_one_of(&self.kind, "event")
+                && is_one_of(&self.verb, "verb")
+                && self.direction.as_ref().is_none_or(|wanted| text("direction") == Some(wanted))
+                && (!self.failed || is_failure(event))
+    }
+
+    /// Whether it is of the selected sessions and endpoints.
+    fn selects_subject(&self, event: &Value) -> bool {
         let text = |field: &str| event[field].as_str();
         let address = |field: &str| text(field)?.parse().ok();
         let subject = Subject {
@@ -222,20 +321,7 @@ impl EventOptions {
             let mut all = endpoints.into_iter().chain([initiator()]).flatten();
             all.any(|end| wanted.contains(end))
         };
-        let is_one_of = |wanted: &[String], field: &str| {
-            wanted.is_empty()
-                || text(field)
-                    .is_some_and(|value| wanted.iter().any(|one| one.eq_ignore_ascii_case(value)))
-        };
-        let is_in_time = |is: &dyn Fn(Timestamp) -> bool| time_of(event).is_some_and(is);
-        self.since.is_none_or(|since| is_in_time(&|at| at >= since))
-            && self.until.is_none_or(|until| is_in_time(&|at| at < until))
-            && self.port.is_none_or(has_port)
-            && self.selection.selects(subject)
-            && is_one_of(&self.kind, "event")
-            && is_one_of(&self.verb, "verb")
-            && self.direction.as_ref().is_none_or(|wanted| text("direction") == Some(wanted))
-            && (!self.failed || is_failure(event))
+        self.port.is_none_or(has_port) && self.selection.selects(subject)
     }
 
     /// Its time and its line, if it is selected. A warning has a colour, where there are colours.
@@ -247,7 +333,7 @@ impl EventOptions {
         let text = |field: &str| fields[field].as_str().unwrap_or_default();
         let (time, says) = (text("time"), text("text"));
         let line = match is_warning(&fields) {
-            _ if self.json => event.get().to_owned(),
+            _ if self.json || self.open => event.get().to_owned(),
             true => format!("{time} {}", style.yellow(says)),
             false => format!("{time} {says}"),
         };
@@ -361,7 +447,7 @@ mod tests {
         let file =
             b"{\"event\":\"login\"}\n{\"event\":\n\n7\n\xff\n{\"event\":\"ready\",\"text\":\"x\"}";
         let options = options("--kind login");
-        assert!(matches!(options.print_file(&file[..], &mut Lines::new()), Ok(3)));
+        assert!(matches!(options.read_file(&file[..], |_, _| Ok(())), Ok((2, 3))));
     }
 
     #[test]

@@ -2,10 +2,11 @@
 //! lines, which are counted, and nothing else.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use jiff::tz::TimeZone;
@@ -19,6 +20,8 @@ use super::{
 };
 use crate::config::{LineFormat, LogSettings};
 
+/// How often it is looked whether a path leads to its file.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The key of the file with all events.
 const EVENTS: &str = "log.events";
 /// The key of the file with the transfers.
@@ -103,13 +106,23 @@ pub(super) struct LineFile {
     failure: Option<String>,
     /// Lines that were not written.
     pub unwritten: u64,
+    /// When it was last looked whether the path leads to the file.
+    checked: Instant,
 }
 
 impl LineFile {
     /// Opens `path`, or makes it, readable for its owner and group.
     pub fn open(path: &Path, key: &'static str) -> Self {
         let path = path.to_owned();
-        let mut this = Self { path, key, file: None, is_torn: false, failure: None, unwritten: 0 };
+        let mut this = Self {
+            path,
+            key,
+            file: None,
+            is_torn: false,
+            failure: None,
+            unwritten: 0,
+            checked: Instant::now(),
+        };
         this.reopen();
         this
     }
@@ -124,8 +137,16 @@ impl LineFile {
         self.failure.as_deref()
     }
 
+    /// Whether the path leads to another file, or to none: somebody has renamed or removed it.
+    fn is_moved(&self) -> bool {
+        let identity = |found: Metadata| (found.dev(), found.ino());
+        let own = self.file.as_ref().and_then(|file| file.metadata().ok()).map(identity);
+        own.is_some() && own != fs::metadata(&self.path).ok().map(identity)
+    }
+
     /// Opens the path again, because logrotate has renamed the file, or because it could not be opened.
     pub fn reopen(&mut self) {
+        self.checked = Instant::now();
         (self.file, self.is_torn, self.failure) = (None, false, None);
         match open(&self.path) {
             Ok(file) => self.file = Some(file),
@@ -137,6 +158,12 @@ impl LineFile {
     pub fn append(&mut self, lines: &str) {
         if lines.is_empty() {
             return;
+        }
+        if self.checked.elapsed() >= CHECK_INTERVAL {
+            self.checked = Instant::now();
+            if self.is_moved() {
+                self.reopen();
+            }
         }
         let start = if self.is_torn { "\n" } else { "" };
         let bytes = [start, lines].concat().into_bytes();

@@ -63,7 +63,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
@@ -85,10 +85,12 @@ use self::{
     config_file::ConfigFile,
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
+    events::Unwritten,
     fast_path_pins::{FastPathPins, LoadedProgram},
     health::{Health, ProblemName},
     log_files::LogFiles,
     metrics::{Admission, MetricsEndpoint, MetricsListener},
+    shard::lock,
     takeover::{OtherDaemons, TakeoverError},
     workers::Workers,
 };
@@ -218,7 +220,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let signals = catch_signals()?;
     let confined = confine(options, &config)?;
     let ConfinedDaemon { unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
-    let (fast_path, log_files) = (confined.fast_path, confined.log_files);
+    let fast_path = confined.fast_path;
+    let log_files = Arc::new(Mutex::new(confined.log_files));
     let (sender, events) = mpsc::channel();
     watch_signals(signals, sender.clone())?;
     watch_broker(sender.clone())?;
@@ -228,7 +231,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         &sender,
         unconfined,
         fast_path,
-        log_files,
+        Arc::clone(&log_files),
         config_file,
     )?;
     let server = socket.serve(service.shared.clone())?;
@@ -261,6 +264,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     drop(server);
     drop(service);
     log_event!(STOPPED, "stopped");
+    // The last events of the daemon.
+    lock(&log_files).append_events(&Unwritten::default());
     outcome
 }
 

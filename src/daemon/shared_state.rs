@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ftp_alg_core::engine::{Closing, Event, Kernel as _, KernelError, OmittedEvents, PinholeEnds};
@@ -119,9 +119,12 @@ impl SharedState {
         if events.is_empty() {
             return;
         }
-        self.transfers.record(events);
-        let now = events.iter().filter(|event| !self.transfers.reports(&event.kind));
-        self.events.record(now.map(|event| (SystemTime::now(), event.clone())));
+        // Each has its own time, so that readers know their order.
+        let now = SystemTime::now();
+        let seen = (0..).zip(events).map(|(nth, event)| (now + Duration::from_micros(nth), event));
+        self.transfers.record(seen.clone());
+        let others = seen.filter(|(_, event)| !self.transfers.reports(&event.kind));
+        self.events.record(others.map(|(at, event)| (at, event.clone())));
     }
 
     /// Logs an engine's events, and hands them to the health checks. The engine left out the `omitted` ones.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc::Sender,
     },
@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    DaemonEvent, ServiceError, log_files::LogFiles, shared_state::SharedState,
+    DaemonEvent, ServiceError, log_files::LogFiles, shard::lock, shared_state::SharedState,
     state_dir::LastSession, threads::start_thread,
 };
 use crate::kernel::data_log::DataLog;
@@ -27,14 +27,14 @@ impl ReporterThread {
         shared: Arc<SharedState>,
         mut last_session: LastSession,
         data_log: Option<DataLog>,
-        mut files: LogFiles,
+        files: Arc<Mutex<LogFiles>>,
         events: &Sender<DaemonEvent>,
     ) -> Result<Self, ServiceError> {
         let ends = Arc::new(AtomicBool::new(false));
         let is_over = Arc::clone(&ends);
         let work = move || {
             let publish = |reports| {
-                shared.publish_reports(reports, &mut files);
+                shared.publish_reports(reports, &mut lock(&files));
                 last_session.set(shared.events.last_session());
             };
             shared.transfers.run(data_log, &*shared, publish, &is_over);

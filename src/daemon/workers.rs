@@ -67,7 +67,7 @@ pub(super) fn start(
     events: &Sender<DaemonEvent>,
     unconfined: Vec<String>,
     fast_path: Result<LoadedProgram, String>,
-    log_files: LogFiles,
+    log_files: Arc<Mutex<LogFiles>>,
     config_file: ConfigFile,
 ) -> Result<Workers, ServiceError> {
     let parameters = RuleParameters::from(config);

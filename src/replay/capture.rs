@@ -83,7 +83,7 @@ pub struct Compression {
 
 impl Compression {
     /// The compression of a file that begins with `start`.
-    fn of(start: &[u8]) -> Option<Self> {
+    pub fn of(start: &[u8]) -> Option<Self> {
         let known = COMPRESSIONS.iter().find(|(magic, _)| start.starts_with(magic));
         known.map(|(_, compression)| *compression)
     }

@@ -68,7 +68,7 @@ fn the_file_has_every_event_over_a_restart_and_a_kill() {
         (&["--verb", "stor", "--since", "today"], 3),
         (&["--until", "yesterday"], 0),
         (&["--failed"], 0),
-        (&["--kind", "stopped"], 0),
+        (&["--kind", "stopped"], 1),
         (&["--session", "2", "--kind", "transfer"], 1),
     ] {
         assert_eq!(found(&gateway, &file, options).lines().count(), count, "{options:?}\n{text}");
@@ -109,6 +109,66 @@ fn a_renamed_file_of_events_is_made_again_at_a_reload() {
     assert!(both.find("/before ") < both.find("/after "), "{both}");
 }
 
+/// Somebody removes it, or renames it without a reload.
+#[test]
+fn a_removed_file_of_events_is_made_again() {
+    let (gateway, file, _) = gateway_with_file();
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    wait_for("the file", || file.exists());
+    fs::remove_file(&file).unwrap();
+    let mut uploads = 0;
+    wait_for("a new file with an upload", || {
+        uploads += 1;
+        upload(&gateway, &server, &format!("again{uploads}"));
+        file.exists() && found(&gateway, &file, &["--verb", "STOR"]).contains("/again")
+    });
+}
+
+/// What was open, when, and for whom.
+#[test]
+fn what_was_open_in_a_span_is_found() {
+    let (gateway, file, _) = gateway_with_file();
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    upload(&gateway, &server, "moved");
+    wait_for("the transfer", || found(&gateway, &file, &["--verb", "STOR"]).contains("/moved "));
+    let steps = (login_as(server.login()), vec![say("PASV"), reply(), gate()]);
+    let held = hold(&gateway.lab, steps);
+    wait_for("the pinhole", || {
+        found(&gateway, &file, &["--kind", "announcement"]).lines().count() == 2
+    });
+    let text = found(&gateway, &file, &["--open"]);
+    let [moved, waits] = &text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+    let user = server.login().0;
+    assert!(
+        moved.contains(&format!(" #1 {user}@192.168.150.80 PASV: 192.168.150.80 to ")),
+        "{text}"
+    );
+    assert!(
+        moved.contains("/moved 5 B in ") && waits.contains("no event says that it was closed"),
+        "{text}"
+    );
+    let row: Value =
+        serde_json::from_str(found(&gateway, &file, &["--open", "--json"]).lines().next().unwrap())
+            .unwrap();
+    let (opened, closed) = (row["opened"].as_str().unwrap(), row["closed"].as_str().unwrap());
+    assert!(opened <= closed && row["arrival"] == row["target"], "{row}");
+    let arrival = row["arrival"].as_str().unwrap();
+    // It was open before the span, and ends in it.
+    for (options, count) in [
+        (&["--open", "--since", closed][..], 2),
+        (&["--open", "--until", closed, "--port", arrival], 1),
+        (&["--open", "--until", opened], 0),
+        (&["--open", "--client", "192.168.150.0/24"], 2),
+        (&["--open", "--session", "9"], 0),
+    ] {
+        assert_eq!(found(&gateway, &file, options).lines().count(), count, "{options:?}\n{text}");
+    }
+    let of_daemon = gateway.daemon.ask(&["events", "--open"]).unwrap().success().unwrap();
+    assert_eq!(of_daemon.stdout_text(), text);
+    assert_eq!(held.release().error, None);
+    wait_for("its end", || !found(&gateway, &file, &["--open"]).contains("no event says"));
+}
+
 #[test]
 fn a_full_disk_costs_events_of_the_file_alone() {
     let gateway = gateway_with(Topology::Masquerade, "log.events = \"/dev/full\"\n");
@@ -138,9 +198,20 @@ fn what_is_no_file_of_events_has_a_clear_error() {
     };
     let (code, said) = run(&[]);
     assert!(code == Some(1) && said.contains("/file: No such file or directory"), "{said}");
-    fs::write(&file, "{\"event\": 7}\nno event\n").unwrap();
+    fs::write(&file, "{\"event\": 7}\n{\"event\": \"ready\"}\nno event\n").unwrap();
     let (code, said) = run(&[]);
     assert!(code == Some(0) && said.ends_with("file: 2 lines are no event\n"), "{said}");
+    fs::write(&file, "no event\n").unwrap();
+    let (code, said) = run(&[]);
+    assert!(code == Some(1) && said.ends_with("file is no file of log.events\n"), "{said}");
+    fs::write(&file, b"\x1f\x8b\x08 compressed").unwrap();
+    let (code, said) = run(&[]);
+    let file_name = file.display();
+    let expected =
+        format!("{file_name} is compressed with gzip: zcat {file_name} | ftp-alg events -\n");
+    assert!(code == Some(1) && said.ends_with(&expected), "{said}");
+    let (code, said) = run(&["--since", "1h", "--until", "2h"]);
+    assert!(code == Some(2) && said.contains("--until is not later than --since"), "{said}");
     let (code, said) = run(&["--follow"]);
     assert!(code == Some(2) && said.contains("cannot be used with"), "{said}");
 }

@@ -136,12 +136,12 @@ impl Reporter {
     }
 
     /// Takes over those of these events that are reported here. Called in the order in which they happened in a session.
-    pub(super) fn record(&self, events: &[Event]) {
+    pub(super) fn record<'e>(&self, events: impl Iterator<Item = (SystemTime, &'e Event)>) {
         if !self.is_on {
             return;
         }
         let (mut inbox, mut lost, mut left_out) = (None, 0, 0);
-        for event in events.iter().filter(|event| self.reports(&event.kind)) {
+        for (at, event) in events.filter(|(_, event)| self.reports(&event.kind)) {
             let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
             let of_client = inbox.of_clients.entry(event.client.ip().into()).or_default();
             *of_client += 1;
@@ -151,7 +151,7 @@ impl Reporter {
                 continue;
             }
             let ended = event.kind.ended_transfer().and_then(|transfer| transfer.ended);
-            let (seen, at) = (ended.unwrap_or_else(Instant::now), SystemTime::now());
+            let seen = ended.unwrap_or_else(Instant::now);
             inbox.events.push(Received { seen, at, event: event.clone() });
         }
         drop(inbox);

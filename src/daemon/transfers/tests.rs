@@ -48,6 +48,10 @@ fn event(user: Option<&str>, kind: EventKind) -> Event {
     Event { session: 17, client, server, user: user.map(Into::into), kind }
 }
 
+fn record(reports: &Reporter, events: &[Event]) {
+    reports.record(events.iter().map(|event| (SystemTime::now(), event)));
+}
+
 #[test]
 fn a_transfer_is_one_line() {
     let line_of =
@@ -86,13 +90,13 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
         Event { client, ..event }
     };
     // What one client has no room for is another's.
-    reports.record(&vec![of_client(1); SHARE + 3]);
+    record(&reports, &vec![of_client(1); SHARE + 3]);
     for client in 2..=4 {
-        reports.record(&vec![of_client(client); SHARE]);
+        record(&reports, &vec![of_client(client); SHARE]);
     }
     reports.count_lost(2, 2);
     assert_eq!(reports.totals().lost, 5);
-    reports.record(&[of_client(5)]);
+    record(&reports, &[of_client(5)]);
     assert_eq!(reports.totals().lost, 6);
     reports.run(None, &NoConntrack, |_| {}, &AtomicBool::new(true));
     let totals = reports.totals();
@@ -107,7 +111,7 @@ fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, Strin
     let ended = EndedSession { end: SessionEnd::Closed, transfers: counted, bytes: None, duration };
     let kinds = kinds.chain([EventKind::SessionEnded(ended)]);
     let events: Vec<_> = kinds.map(|kind| event(Some("bob"), kind)).collect();
-    reports.record(&events);
+    record(&reports, &events);
     let mut published = Vec::new();
     let publish = |reports| published.extend(reports);
     reports.run(None, &NoConntrack, publish, &AtomicBool::new(true));

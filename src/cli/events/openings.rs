@@ -1,0 +1,98 @@
+//! What was open: each pinhole with its data connection, from its announcement to the event that ends it.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::time_of;
+
+/// The fields of an opening that its announcement has.
+const FIELDS: [&str; 9] =
+    ["session", "client", "server", "user", "kind", "initiator", "arrival", "target", "source"];
+
+/// What is open at the time of the last event, by session and arrival.
+#[derive(Default)]
+pub(super) struct Openings(HashMap<(u64, String), Opening>);
+
+/// One pinhole, and its data connection.
+pub(super) struct Opening {
+    opened: Timestamp,
+    /// When it was closed, and by what. `None` if no event says so.
+    closed: Option<(Timestamp, String)>,
+    announcement: Value,
+}
+
+impl Openings {
+    /// Records the next event. Returns what it ends.
+    pub(super) fn record(&mut self, event: &Value) -> Vec<Opening> {
+        let text = |field: &str| event[field].as_str().unwrap_or_default();
+        let (Some(session), Some(at)) = (event["session"].as_u64(), time_of(event)) else {
+            return Vec::new();
+        };
+        let key = (session, text("arrival").to_owned());
+        let keys = match text("event") {
+            "announcement" if event["arrival"].is_string() => {
+                let opening = Opening { opened: at, closed: None, announcement: event.clone() };
+                return self.0.insert(key, opening).into_iter().collect();
+            }
+            "transfer" | "transfer-unseen" | "pinhole-closed" | "pinhole-expired" => vec![key],
+            "session-ended" => self.0.keys().filter(|(of, _)| *of == session).cloned().collect(),
+            _ => return Vec::new(),
+        };
+        let ended = keys.iter().filter_map(|key| self.0.remove(key));
+        let closed = Some((at, text("text").to_owned()));
+        ended.map(|opening| Opening { closed: closed.clone(), ..opening }).collect()
+    }
+
+    /// What no event has ended.
+    pub(super) fn left(self) -> Vec<Opening> {
+        let mut left: Vec<_> = self.0.into_values().collect();
+        left.sort_by_key(|opening| opening.opened);
+        left
+    }
+}
+
+impl Opening {
+    /// Its announcement, as the event.
+    pub(super) fn announcement(&self) -> &Value {
+        &self.announcement
+    }
+
+    /// Whether it was open at any time from `since` until `until`.
+    pub(super) fn was_open(&self, since: Option<Timestamp>, until: Option<Timestamp>) -> bool {
+        let is_early = |since| self.closed.as_ref().is_some_and(|(closed, _)| *closed < since);
+        !since.is_some_and(is_early) && until.is_none_or(|until| self.opened < until)
+    }
+
+    /// A line of text, or of JSON.
+    pub(super) fn line(&self, json: bool) -> String {
+        let (closed, by) = self.closed.clone().unzip();
+        if json {
+            let announced = FIELDS.iter().filter_map(|field| {
+                let value = self.announcement.get(field)?;
+                Some(((*field).to_owned(), value.clone()))
+            });
+            let mut row: Map<_, _> = announced.collect();
+            row.insert("opened".to_owned(), json!(format!("{:.6}", self.opened)));
+            let closed = closed.map(|closed| format!("{closed:.6}"));
+            row.insert("closed".to_owned(), json!(closed));
+            row.insert("closed_by".to_owned(), json!(by));
+            return Value::Object(row).to_string();
+        }
+        let text = |field: &str| self.announcement[field].as_str().unwrap_or("-");
+        let closed = closed.map_or("-".to_owned(), |closed| format!("{closed:.6}"));
+        format!(
+            "{:.6} {closed} #{} {}@{} {}: {} to {}, target {}: {}",
+            self.opened,
+            self.announcement["session"],
+            text("user"),
+            text("client"),
+            text("kind"),
+            text("initiator"),
+            text("arrival"),
+            text("target"),
+            by.as_deref().unwrap_or("no event says that it was closed")
+        )
+    }
+}
