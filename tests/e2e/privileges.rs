@@ -264,7 +264,7 @@ fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
     lab.gateway.shell("ip link add later type veth peer name later2").unwrap();
     wait_for("the new interfaces", || links() == 4);
     daemon.kill();
-    assert_eq!(pinned(keeper.id()).len(), 1 + 13 + 4, "it stays");
+    assert_eq!(pinned(keeper.id()).len(), 1 + 11 + 4, "it stays");
     first.release().ok();
     let mut daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
     let second = session();
