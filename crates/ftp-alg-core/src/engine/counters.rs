@@ -104,6 +104,9 @@ counters! {
         /// sessions that began, or were picked up mid-stream
         #[counter("ftp_alg_sessions_started", "sessions": "started", always)]
         sessions_started: u64,
+        /// sessions whose start was not seen: nothing is opened for them
+        #[counter("ftp_alg_sessions_picked_up", "sessions": "picked up mid-stream")]
+        sessions_picked_up: u64,
         /// logins that servers refused
         #[counter("ftp_alg_logins_refused", "sessions": "logins refused")]
         logins_refused: u64,

@@ -151,6 +151,7 @@ impl Sessions {
         }
         let index = self.table.insert(entry);
         self.counters.sessions_started += 1;
+        self.counters.sessions_picked_up += u64::from(is_picked_up);
         self.mark_changed(index);
         Some(index)
     }
