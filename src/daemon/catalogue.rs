@@ -107,6 +107,8 @@ daemon_events! {
     TRANSFER_FILE_FAILED: "transfer-file-failed", Warn, "room, or rights of the daemon's user; then a reload";
     /// the file of `log.events` cannot be written
     EVENT_FILE_FAILED: "event-file-failed", Warn, "room, or rights of the daemon's user; then a reload";
+    /// the file of `log.events` is written again; `events` of it are missing, which were not written meanwhile
+    EVENTS_MISSING: "events-missing", Warn, "";
     /// transfers have no bytes: the group of nfnetlink_log cannot be read
     DATA_LOG_OFF: "data-log-off", Info, "another program may read the group of nfnetlink_log";
     /// the group of nfnetlink_log cannot be read any more: transfers have no bytes
