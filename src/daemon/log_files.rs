@@ -69,8 +69,8 @@ impl LogFiles {
         lines.extend(events.iter().map(json_line));
         file.unwritten += left_out + of_daemon.left_out;
         file.append(&lines);
-        if file.unwritten > file.told && file.failure().is_none() {
-            let events = file.unwritten - std::mem::replace(&mut file.told, file.unwritten);
+        if file.unwritten > file.reported && file.failure().is_none() {
+            let events = file.unwritten - std::mem::replace(&mut file.reported, file.unwritten);
             log_event!(
                 EVENTS_MISSING,
                 events,
@@ -114,8 +114,8 @@ pub(super) struct LineFile {
     failure: Option<String>,
     /// Lines that were not written.
     pub unwritten: u64,
-    /// How many of these an event has told of.
-    told: u64,
+    /// How many of these an event has reported.
+    reported: u64,
     /// When it was last looked whether the path leads to the file.
     checked: Instant,
 }
@@ -131,7 +131,7 @@ impl LineFile {
             is_torn: false,
             failure: None,
             unwritten: 0,
-            told: 0,
+            reported: 0,
             checked: Instant::now(),
         };
         this.reopen();
