@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
 
 use super::time_of;
@@ -40,9 +40,15 @@ impl Openings {
             "session-ended" => self.0.keys().filter(|(of, _)| *of == session).cloned().collect(),
             _ => return Vec::new(),
         };
+        // A data connection may go on behind the reply, which is the time of a transfer.
+        let lasted = SignedDuration::try_from_secs_f64(event["seconds"].as_f64().unwrap_or(0.0));
+        let lasted = lasted.unwrap_or_default();
         let ended = keys.iter().filter_map(|key| self.0.remove(key));
-        let closed = Some((at, text("text").to_owned()));
-        ended.map(|opening| Opening { closed: closed.clone(), ..opening }).collect()
+        let close = |opening: Opening| {
+            let closed = opening.opened.checked_add(lasted).unwrap_or(at).max(at);
+            Opening { closed: Some((closed, text("text").to_owned())), ..opening }
+        };
+        ended.map(close).collect()
     }
 
     /// What no event has ended.
