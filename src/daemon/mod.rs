@@ -222,6 +222,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let ConfinedDaemon { unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
     let fast_path = confined.fast_path;
     let log_files = Arc::new(Mutex::new(confined.log_files));
+    let _last_events = LastEvents(Arc::clone(&log_files));
     let (sender, events) = mpsc::channel();
     watch_signals(signals, sender.clone())?;
     watch_broker(sender.clone())?;
@@ -264,9 +265,16 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     drop(server);
     drop(service);
     log_event!(STOPPED, "stopped");
-    // The last events of the daemon.
-    lock(&log_files).append_events(&Unwritten::default());
     outcome
+}
+
+/// Writes the last events of the daemon at its end, also if it could not start.
+struct LastEvents(Arc<Mutex<LogFiles>>);
+
+impl Drop for LastEvents {
+    fn drop(&mut self) {
+        lock(&self.0).append_events(&Unwritten::default());
+    }
 }
 
 /// Passes events to `handle` until one of them ends the daemon. `None` stands for the time of maintenance.
