@@ -187,6 +187,7 @@ impl ClientActivity {
 
     /// What is to be reported of the session's end, once, if its start was reported.
     pub fn end_session(&mut self, end: SessionEnd, duration: Duration) -> Option<EndedSession> {
+        self.forget_uncounted();
         let transfers = self.reported_transfers;
         let ended = EndedSession { end, transfers, bytes: None, duration };
         take(&mut self.is_reported).then_some(ended)
@@ -272,7 +273,10 @@ impl ClientActivity {
         announcement: Option<(AnnouncementKind, PinholeEnds)>,
     ) -> Option<Transfer> {
         if self.transfers.is_empty() {
-            self.uncounted = self.uncounted.saturating_sub(1);
+            if self.uncounted > 0 {
+                self.uncounted -= 1;
+                self.reported_transfers = self.reported_transfers.saturating_add(1);
+            }
             return None;
         }
         let mut pending = self.transfers.remove(0);
@@ -314,7 +318,8 @@ impl ClientActivity {
 
     /// Records that the ends of further pending transfers will not be seen.
     pub fn forget_uncounted(&mut self) {
-        self.uncounted = 0;
+        let uncounted = take(&mut self.uncounted);
+        self.reported_transfers = self.reported_transfers.saturating_add(uncounted);
     }
 
     /// Whether a transfer has no last reply.
