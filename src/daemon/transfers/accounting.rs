@@ -116,6 +116,10 @@ fn whole_bytes(low: u64, counted: CountedPackets, initiator: SocketAddr) -> Coun
         return Count::Incomplete;
     }
     let multiple = |payload: u64| payload.saturating_sub(low).saturating_add(1 << 31) >> 32;
+    // Headers do not explain the rest. Retransmissions may, and so may packets that were not counted.
+    if multiple(most) == 0 && fewest > low {
+        return Count::Incomplete;
+    }
     let whole = low.saturating_add(multiple(most) << 32);
     let is_near = |payload: u64| payload.abs_diff(whole) < 1 << 30;
     match multiple(fewest) == multiple(most) && is_near(most) && is_near(fewest) {
@@ -177,6 +181,7 @@ mod tests {
         assert_eq!(whole(10, 10 + 3 * GIB, 2_000_000), Count::Uncertain, "retransmitted");
         // One that a flowtable has forwarded, uncounted.
         assert_eq!(whole(GIB, 20_000, 20), Count::Incomplete);
+        assert_eq!(whole(4 * GIB, 20_000, 20), Count::Incomplete);
         assert_eq!(whole(7, u64::MAX, 0), Count::Uncertain);
     }
 }

@@ -213,7 +213,7 @@ impl Reporter {
                 log.read(observe)
             });
             if let Some(Ok(true)) = read {
-                known.tracker.record_loss();
+                known.tracker.record_loss(Instant::now());
             }
             if let Some(Err(error)) = read {
                 log_event!(DATA_LOG_ENDED, "{error}: transfers are reported without their bytes");

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{ClientKey, PinholeEnds};
+use crate::engine::{ClientKey, PinholeEnds, activity::PATIENCE};
 use ahash::AHashMap;
 
 /// Limit of data connections that are stored; of those that are over, the oldest go first.
@@ -24,6 +24,8 @@ pub(super) const MAX_CONNECTIONS: usize = 16384;
 pub(super) const SHARE: usize = MAX_CONNECTIONS / 16;
 /// Limit of connections with the same ends. If there were more, it is not certain which one is that of a transfer.
 const MAX_SAME: usize = 64;
+/// How long after the end of its data connection the reply of a transfer comes, as a rule.
+const LATEST_REPLY: Duration = Duration::from_secs(2);
 /// The connection of a transfer is that which ended next to its last reply. If another one ended so little farther from it, it
 /// is not certain: a server may reply late.
 const SAME_TIME: Duration = Duration::from_secs(1);
@@ -138,20 +140,14 @@ pub(super) struct Found<'c> {
 /// The data connections that were seen.
 #[derive(Default)]
 pub(super) struct DataConnections {
-    by_ends: AHashMap<DataEnds, SameEnds>,
+    /// Those with the same ends, the oldest first.
+    by_ends: AHashMap<DataEnds, Vec<DataConnection>>,
     of_networks: AHashMap<(ClientKey, ClientKey), OfNetworks>,
     count: usize,
     /// The serial number of the last one.
     last: u64,
-}
-
-/// Connections with the same ends.
-#[derive(Default)]
-struct SameEnds {
-    /// The oldest first.
-    connections: Vec<DataConnection>,
-    /// Whether there were more.
-    is_crowded: bool,
+    /// When any of them may have been lost.
+    lost_at: Option<Instant>,
 }
 
 /// Connections between the networks of an initiator and of a target.
@@ -159,8 +155,10 @@ struct SameEnds {
 struct OfNetworks {
     /// Their ends and serial numbers, in the order in which they began. Some are gone.
     order: VecDeque<(DataEnds, u64)>,
-    /// Whether one of them was dropped while it went on. Another one may look like it then.
-    has_lost: bool,
+    /// How many are not gone.
+    count: usize,
+    /// When one of them was dropped. Another one may look like it for the transfers of that time.
+    lost_at: Option<Instant>,
 }
 
 impl DataConnections {
@@ -176,9 +174,7 @@ impl DataConnections {
         }
         // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
         for (ends, port, sender) in [from_initiator, from_target] {
-            let Some(SameEnds { connections: same, .. }) = self.by_ends.get_mut(&ends) else {
-                continue;
-            };
+            let Some(same) = self.by_ends.get_mut(&ends) else { continue };
             let newest = |may_be: &dyn Fn(&DataConnection) -> bool| {
                 same.iter().rposition(|one| one.initiator_port == port && may_be(one))
             };
@@ -199,17 +195,19 @@ impl DataConnections {
 
     /// The newest connection between these ends, to change it.
     pub fn newest_mut(&mut self, ends: DataEnds) -> Option<&mut DataConnection> {
-        self.by_ends.get_mut(&ends)?.connections.last_mut()
+        self.by_ends.get_mut(&ends)?.last_mut()
     }
 
-    /// The connection between these ends of a transfer that ended at the time `ended`, of those that `may_be` it.
+    /// The connection between these ends of a transfer that lasted from `requested` to `ended`, of those that `may_be` it.
     pub fn find_for(
         &self,
         ends: DataEnds,
+        requested: Option<Instant>,
         ended: Instant,
         may_be: impl Fn(&DataConnection) -> bool,
     ) -> Option<Found<'_>> {
         let mut candidates: Vec<_> = self.candidates(ends, ended, may_be).collect();
+        let newest = *candidates.first()?;
         if candidates.len() > 1 && candidates.iter().any(|one| one.is_over()) {
             candidates.retain(|one| one.is_over());
             candidates.sort_by_key(|one| distance(one.ended, ended));
@@ -224,13 +222,17 @@ impl DataConnections {
                 && other.began < connection.began
                 && !(other.is_over() && other.ended <= connection.began)
         };
-        let same = self.by_ends.get(&ends)?;
+        // One that goes on may be this transfer's as well, or its end was not seen.
+        let is_passed_over = newest.serial > connection.serial && newest.is_answered();
         let of_networks = self.of_networks.get(&networks_of(ends));
-        let is_doubtful = same.is_crowded
-            || of_networks.is_some_and(|of_networks| of_networks.has_lost)
-            || connection.is_doubtful
+        let lost_at = of_networks.and_then(|one| one.lost_at).max(self.lost_at);
+        // Some clients connect before they request the transfer.
+        let since = requested.and_then(|requested| requested.checked_sub(PATIENCE));
+        let is_doubtful = connection.is_doubtful
+            || is_passed_over && !newest.is_over()
+            || lost_at.is_some_and(|lost_at| since.is_none_or(|since| lost_at >= since))
             || candidates.get(1).is_some_and(is_near)
-            || same.connections.iter().any(runs);
+            || self.same(ends).iter().any(runs);
         Some(Found { connection, is_certain: !is_doubtful })
     }
 
@@ -244,39 +246,64 @@ impl DataConnections {
         self.same(ends).iter().rev().filter(move |one| one.began <= ended && may_be(one))
     }
 
-    /// Removes the connection with this serial number. Returns whether it went on.
-    pub fn remove(&mut self, ends: DataEnds, serial: u64) -> bool {
-        let Some(same) = self.by_ends.get_mut(&ends) else { return false };
-        let Some(at) = same.connections.iter().position(|one| one.serial == serial) else {
-            return false;
-        };
-        let goes_on = !same.connections.remove(at).is_over();
-        self.count -= 1;
-        if same.connections.is_empty() {
+    /// Removes the connection with this serial number.
+    pub fn remove(&mut self, ends: DataEnds, serial: u64) {
+        let Some(same) = self.by_ends.get_mut(&ends) else { return };
+        let Some(at) = same.iter().position(|one| one.serial == serial) else { return };
+        same.remove(at);
+        if same.is_empty() {
             self.by_ends.remove(&ends);
         }
-        goes_on
+        self.count -= 1;
+        let networks = networks_of(ends);
+        if let Some(of_networks) = self.of_networks.get_mut(&networks) {
+            of_networks.count -= 1;
+            if of_networks.count == 0 && of_networks.lost_at.is_none() {
+                self.of_networks.remove(&networks);
+            }
+        }
+    }
+
+    /// Removes a connection for lack of room at the time `at`.
+    fn lose(&mut self, at: Instant, ends: DataEnds, serial: u64) {
+        // The reply of a transfer comes soon after the end of its connection.
+        let is_past = |one: &DataConnection| one.is_over() && one.ended + LATEST_REPLY < at;
+        let is_lost = self.find(ends, serial).is_some_and(|one| !is_past(one));
+        if is_lost && let Some(of_networks) = self.of_networks.get_mut(&networks_of(ends)) {
+            of_networks.lost_at = of_networks.lost_at.max(Some(at));
+        }
+        self.remove(ends, serial);
     }
 
     /// Records that nobody knows which of the connections with these ends is whose.
     pub fn doubt(&mut self, ends: DataEnds) {
-        let same = self.by_ends.get_mut(&ends).into_iter().flat_map(|same| &mut same.connections);
+        let same = self.by_ends.get_mut(&ends).into_iter().flatten();
         same.for_each(|one| one.is_doubtful = true);
     }
 
-    /// Records that packets were lost: what is not over may be another connection's by now.
-    pub fn doubt_all(&mut self) {
-        let all = self.by_ends.values_mut().flat_map(|same| &mut same.connections);
-        all.filter(|one| !one.is_over()).for_each(|one| one.is_doubtful = true);
+    /// Records that packets were lost until `now`.
+    pub fn record_loss(&mut self, now: Instant) {
+        self.lost_at = Some(now);
+        let all = self.by_ends.values_mut().flatten();
+        all.for_each(|one| one.is_doubtful = true);
     }
 
     fn same(&self, ends: DataEnds) -> &[DataConnection] {
-        self.by_ends.get(&ends).map_or(&[], |same| &same.connections)
+        self.by_ends.get(&ends).map_or(&[], Vec::as_slice)
+    }
+
+    fn find(&self, ends: DataEnds, serial: u64) -> Option<&DataConnection> {
+        self.same(ends).iter().find(|one| one.serial == serial)
+    }
+
+    #[cfg(test)]
+    pub fn networks(&self) -> usize {
+        self.of_networks.len()
     }
 
     #[cfg(test)]
     pub fn count(&self) -> usize {
-        self.by_ends.values().map(|same| same.connections.len()).sum()
+        self.by_ends.values().map(Vec::len).sum()
     }
 
     /// The connection between these ends whose initiator begins with the sequence number `first`.
@@ -286,60 +313,69 @@ impl DataConnections {
         };
         let known = self.same(ends).iter().rposition(begins_so);
         if known.is_none() {
-            self.make_room(ends);
+            self.make_room(at, ends);
             self.last += 1;
             self.count += 1;
             let of_networks = self.of_networks.entry(networks_of(ends)).or_default();
+            of_networks.count += 1;
             of_networks.order.push_back((ends, self.last));
         }
-        let SameEnds { connections: same, is_crowded } = self.by_ends.entry(ends).or_default();
+        let same = self.by_ends.entry(ends).or_default();
         let place = known.unwrap_or_else(|| {
-            if same.len() >= MAX_SAME {
-                *is_crowded = true;
-                self.count -= 1;
-                same.remove(same.iter().position(DataConnection::is_over).unwrap_or(0));
-            }
             same.push(DataConnection::new(self.last, at, port, first));
             same.len() - 1
         });
         &mut same[place]
     }
 
-    /// Makes room for a connection between these ends: those of the same networks go first, if they have their share, and those
-    /// of the networks with the most if there is none at all.
-    fn make_room(&mut self, ends: DataEnds) {
-        if let Some(of_networks) = self.of_networks.get(&networks_of(ends))
-            && of_networks.order.len() >= SHARE
+    /// Makes room for a connection between these ends: those of the same ends and networks go first, if they have their share, and
+    /// those of the networks with the most if there is none at all.
+    fn make_room(&mut self, at: Instant, ends: DataEnds) {
+        let same = self.same(ends);
+        if same.len() >= MAX_SAME
+            && let Some(oldest) = same.iter().find(|one| one.is_over()).or(same.first())
         {
-            self.drop_oldest(networks_of(ends), SHARE / 4 * 3, true);
+            self.lose(at, ends, oldest.serial);
         }
-        if self.count < MAX_CONNECTIONS {
-            return;
+        let networks = networks_of(ends);
+        if let Some(of_networks) = self.of_networks.get(&networks) {
+            if of_networks.count >= SHARE {
+                self.drop_oldest(at, networks, SHARE / 4 * 3, true);
+            } else if of_networks.order.len() >= 2 * of_networks.count + MAX_SAME {
+                self.drop_oldest(at, networks, SHARE, false);
+            }
         }
-        let mut most: Vec<_> =
-            self.of_networks.iter().map(|(networks, one)| (one.order.len(), *networks)).collect();
-        most.sort_unstable_by_key(|(count, _)| std::cmp::Reverse(*count));
-        for may_go_on in [false, true] {
-            for (count, networks) in &most {
-                if self.count > MAX_CONNECTIONS / 4 * 3 {
-                    self.drop_oldest(*networks, count / 2, may_go_on);
+        if self.count >= MAX_CONNECTIONS {
+            let counts = self.of_networks.iter().map(|(networks, one)| (one.count, *networks));
+            let mut most: Vec<_> = counts.collect();
+            most.sort_unstable_by_key(|(count, _)| std::cmp::Reverse(*count));
+            for may_go_on in [false, true] {
+                for (count, networks) in &most {
+                    if self.count > MAX_CONNECTIONS / 4 * 3 {
+                        self.drop_oldest(at, *networks, count / 2, may_go_on);
+                    }
                 }
             }
+        }
+        if self.of_networks.len() >= 2 * MAX_CONNECTIONS {
+            // What was lost between two networks counts for all then.
+            self.of_networks.retain(|_, one| one.count > 0);
+            self.lost_at = Some(at);
         }
     }
 
     /// Drops the oldest connections of these networks until so many are left: those that are over, and then the others if they
     /// may go.
-    fn drop_oldest(&mut self, networks: (ClientKey, ClientKey), left: usize, may_go_on: bool) {
-        let Some(OfNetworks { order, has_lost }) = self.of_networks.remove(&networks) else {
-            return;
-        };
-        // Some are gone.
-        let mut order: VecDeque<_> = order
-            .into_iter()
-            .filter(|(ends, serial)| self.find(*ends, *serial).is_some())
-            .collect();
-        let mut lost = has_lost && !order.is_empty();
+    fn drop_oldest(
+        &mut self,
+        at: Instant,
+        networks: (ClientKey, ClientKey),
+        left: usize,
+        may_go_on: bool,
+    ) {
+        let Some(of_networks) = self.of_networks.get_mut(&networks) else { return };
+        let mut order = std::mem::take(&mut of_networks.order);
+        order.retain(|(ends, serial)| self.find(*ends, *serial).is_some());
         for may_go_on in [false, may_go_on] {
             let mut excess = order.len().saturating_sub(left);
             order.retain(|(ends, serial)| {
@@ -347,18 +383,14 @@ impl DataConnections {
                 let goes = excess > 0 && (may_go_on || is_over);
                 if goes {
                     excess -= 1;
-                    lost |= self.remove(*ends, *serial);
+                    self.lose(at, *ends, *serial);
                 }
                 !goes
             });
         }
-        if !order.is_empty() {
-            self.of_networks.insert(networks, OfNetworks { order, has_lost: lost });
+        if let Some(of_networks) = self.of_networks.get_mut(&networks) {
+            of_networks.order = order;
         }
-    }
-
-    fn find(&self, ends: DataEnds, serial: u64) -> Option<&DataConnection> {
-        self.same(ends).iter().find(|one| one.serial == serial)
     }
 }
 
@@ -402,6 +434,11 @@ impl DataConnection {
 
     pub fn is_over(&self) -> bool {
         self.reset.is_some() || self.fins.iter().all(Option::is_some)
+    }
+
+    /// Whether it was over before the time `at`. The times of packets from this machine's output are not exact.
+    pub fn was_over_before(&self, at: Instant) -> bool {
+        self.is_over() && self.ended + SAME_TIME < at
     }
 
     /// Whether its client seems to have reset it, and may go on all the same.

@@ -91,6 +91,7 @@ fn a_long_transfer_keeps_its_bytes_while_others_pass() {
         packet("203.0.113.9:21", &target, flags, end, 0)
     };
     for number in 0..3 * MAX_CONNECTIONS as u32 {
+        test.now += Duration::from_millis(1);
         for (flags, end) in [("S", 1), ("R", 2)] {
             test.tracker.observe(test.now, &other(number, flags, end));
         }

@@ -104,9 +104,9 @@ impl<Tag> TransferTracker<Tag> {
         self.touched.extend(ends.into_iter().filter(|ends| self.on_ends.contains_key(ends)));
     }
 
-    /// Records that packets of data connections were lost.
-    pub fn record_loss(&mut self) {
-        self.connections.doubt_all();
+    /// Records that packets of data connections were lost until `now`.
+    pub fn record_loss(&mut self, now: Instant) {
+        self.connections.record_loss(now);
     }
 
     /// A transfer has ended on the control connection. Returns it if nothing more is to be known of it and none of its
@@ -127,9 +127,11 @@ impl<Tag> TransferTracker<Tag> {
         let of_client = self.of_clients.get(&client);
         let oldest = if of_session.is_some_and(|waiting| waiting.len() >= MAX_OF_SESSION) {
             Some(session)
-        } else if self.count >= MAX_WAITING || of_client.is_some_and(|all| all.len() >= SHARE) {
-            let most = || self.of_clients.values().max_by_key(|all| all.len());
-            of_client.or_else(most).and_then(|all| all.values().next()).copied()
+        } else if let Some(own) = of_client.filter(|all| all.len() >= SHARE) {
+            own.values().next().copied()
+        } else if self.count >= MAX_WAITING {
+            let most = self.of_clients.values().max_by_key(|all| all.len());
+            most.and_then(|all| all.values().next()).copied()
         } else {
             None
         };
@@ -224,7 +226,7 @@ impl<Tag> TransferTracker<Tag> {
         ends: DataEnds,
         ended: Instant,
     ) -> Option<&DataConnection> {
-        self.connections.candidates(ends, ended, |one| may_be(one, transfer)).next()
+        self.connections.candidates(ends, ended, |one| may_be(one, transfer, ended)).next()
     }
 
     /// A transfer has been pending for a while. Returns it if its data connection did not come about, as far as is known.
@@ -237,8 +239,8 @@ impl<Tag> TransferTracker<Tag> {
             None => None,
             Some(ends) => {
                 let requested = now.checked_sub(transfer.duration);
-                let is_earlier = |connection: &&DataConnection| {
-                    connection.is_over() && Some(connection.ended) <= requested
+                let is_earlier = |connection: &DataConnection| {
+                    requested.is_some_and(|at| connection.was_over_before(at))
                 };
                 let known = self.connections.newest(ends).filter(|one| !is_earlier(one));
                 if known.is_some_and(DataConnection::is_answered) {
@@ -355,7 +357,7 @@ impl<Tag> TransferTracker<Tag> {
     ) -> Option<(SocketAddr, SocketAddr)> {
         let has_begun = transfer.has_started || transfer.end.is_success();
         let (_, pinhole) = transfer.announcement.filter(|_| has_begun && self.sees_packets)?;
-        let may_be = |one: &DataConnection| may_be(one, transfer);
+        let may_be = |one: &DataConnection| may_be(one, transfer, ended);
         let newest = self.connections.candidates(ends_of(&pinhole), ended, may_be).next()?;
         let may_go_on = newest.may_go_on_from(sender_of(transfer), server_of(transfer));
         may_go_on
@@ -382,7 +384,8 @@ impl<Tag> TransferTracker<Tag> {
         };
         let refused = matches!(transfer.end, TransferEnd::Replied(reply) if reply.code >= REFUSED);
         let (ends, server) = (ends_of(&pinhole), server_of(transfer));
-        let newest = self.connections.candidates(ends, ended, |one| may_be(one, transfer)).next();
+        let newest =
+            self.connections.candidates(ends, ended, |one| may_be(one, transfer, ended)).next();
         let is_over = newest
             .map(|one| one.is_over() && !(transfer.end.is_success() && one.may_go_on(server)));
         is_over.unwrap_or(refused && !transfer.has_started)
@@ -391,8 +394,10 @@ impl<Tag> TransferTracker<Tag> {
     /// Completes a transfer with what is known of its data connection, which another one may have used, too.
     fn complete(&mut self, transfer: &mut Transfer, ended: Instant, is_shared: bool) {
         let ends = transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole));
-        let found = ends
-            .and_then(|ends| self.connections.find_for(ends, ended, |one| may_be(one, transfer)));
+        let may_be = |one: &DataConnection| may_be(one, transfer, ended);
+        let requested = ended.checked_sub(transfer.duration);
+        let find = |ends| self.connections.find_for(ends, requested, ended, may_be);
+        let found = ends.and_then(find);
         let certain = found.filter(|found| found.is_certain && !is_shared);
         let connection = certain.map(|found| found.connection);
         let (sender, server) = (sender_of(transfer), server_of(transfer));
@@ -421,9 +426,12 @@ impl<Tag> TransferTracker<Tag> {
     }
 }
 
-/// Whether the data connection may be that of `transfer`. One without an answer may be that of the next transfer.
-fn may_be(connection: &DataConnection, transfer: &Transfer) -> bool {
-    connection.is_answered() || !transfer.end.is_success()
+/// Whether the data connection may be that of a transfer that `ended` then: one that was over before the command is an earlier
+/// one's. One without an answer may be that of the next transfer.
+fn may_be(connection: &DataConnection, transfer: &Transfer, ended: Instant) -> bool {
+    let requested = ended.checked_sub(transfer.duration);
+    let is_earlier = requested.is_some_and(|at| connection.was_over_before(at));
+    !is_earlier && (connection.is_answered() || !transfer.end.is_success())
 }
 
 /// Whether a reset came before all of the file was there. A server that resets what it has sent knows better.

@@ -294,6 +294,45 @@ fn transfers_of_one_client_that_stay_open_cost_another_nothing() {
     }
 }
 
+/// Connections that were seen leave nothing behind.
+#[test]
+fn networks_without_connections_take_no_memory() {
+    let mut test = Test::new();
+    for number in 0..5000_u32 {
+        let client = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
+        test.observe(&[(SERVER, &client, "S", 10, 0), (&client, SERVER, "SA", 1000, 11)]);
+        test.observe(&[(&client, SERVER, "FA", 1006, 11), (SERVER, &client, "FA", 11, 1007)]);
+        let mut stored = transfer(TransferVerb::Stor, 226);
+        let (_, pinhole) = stored.announcement.as_mut().unwrap();
+        (pinhole.arrival, pinhole.target) = (client.parse().unwrap(), client.parse().unwrap());
+        assert_eq!(test.end(stored).unwrap().bytes, Some(5));
+    }
+    assert_eq!((test.tracker.connections.count(), test.tracker.connections.networks()), (0, 0));
+    // Nor do many through one port.
+    for _ in 0..5000 {
+        test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+        test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
+        assert_eq!(test.end(transfer(TransferVerb::Stor, 226)).unwrap().bytes, Some(5));
+    }
+    assert_eq!((test.tracker.connections.count(), test.tracker.connections.networks()), (0, 0));
+}
+
+/// A command was refused after the client had connected, and the next one takes long.
+#[test]
+fn what_was_over_before_the_command_is_an_earlier_ones() {
+    let mut test = Test::new();
+    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+    let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, 550) };
+    assert_eq!(test.end_sooner_or_later(refused).result, TransferResult::Refused);
+    test.observe(&[(CLIENT, SERVER, "FA", 1001, 11), (SERVER, CLIENT, "FA", 11, 1002)]);
+    test.now += Duration::from_secs(5);
+    test.observe(&[(SERVER, CLIENT, "S", 90, 0), (CLIENT, SERVER, "SA", 7000, 91)]);
+    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+    test.now += Duration::from_secs(70);
+    test.observe(&[(CLIENT, SERVER, "FA", 7008, 91), (SERVER, CLIENT, "FA", 91, 7009)]);
+    assert_eq!(test.only_finished().bytes, Some(7));
+}
+
 /// The second one gets the bytes, because the first one was refused before it moved any.
 #[test]
 fn a_refused_command_leaves_its_connection_to_the_next_one() {
@@ -639,7 +678,7 @@ fn two_answers_with_different_numbers_are_not_certain() {
 fn after_a_loss_of_copies_what_goes_on_is_not_certain() {
     let mut test = Test::new();
     test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
-    test.tracker.record_loss();
+    test.tracker.record_loss(test.now);
     test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
     assert_eq!(test.end(transfer(TransferVerb::Stor, 226)).unwrap().bytes, None);
 }

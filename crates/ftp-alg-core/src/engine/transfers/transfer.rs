@@ -69,7 +69,8 @@ pub struct Transfer {
     pub ended: Option<Instant>,
     /// How it ended in all.
     pub result: TransferResult,
-    /// The bytes that its receiver got, if the first and the last packets of their sender were seen; modulo 4 GiB.
+    /// The bytes that its receiver got, if the first and the last packets of their sender were seen: modulo 4 GiB, until
+    /// the host has completed them.
     pub bytes: Option<u64>,
     /// The port of the data connection's initiator, if it is known which connection that was.
     pub initiator_port: Option<u16>,
