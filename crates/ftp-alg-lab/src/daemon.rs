@@ -15,6 +15,9 @@ use super::{
     process::{scaled_timeout, wait_for},
 };
 
+/// How often a command is repeated that the daemon did not answer in its time, on a busy machine.
+const REPETITIONS: usize = 5;
+
 /// A running `ftp-alg run`.
 #[derive(Debug)]
 pub struct Daemon {
@@ -107,7 +110,13 @@ impl Daemon {
     }
 
     fn ask_json(&self, command: &str) -> Result<Value> {
-        let done = self.ask(&[command, "--json"])?;
+        let mut done = self.ask(&[command, "--json"])?;
+        for _ in 0..REPETITIONS {
+            if !done.stderr_text().contains("does not answer within") {
+                break;
+            }
+            done = self.ask(&[command, "--json"])?;
+        }
         // `status` fails if there is a problem, but prints the status nevertheless.
         let has_status = command == "status" && done.stdout_text().contains("\"sessions\":");
         let text = if has_status { done.stdout_text() } else { done.success()?.stdout_text() };
