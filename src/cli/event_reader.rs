@@ -22,8 +22,8 @@ pub(super) struct NewEvents<'a> {
     /// Each as the daemon wrote it.
     #[serde(borrow)]
     pub events: Vec<&'a RawValue>,
-    /// How many the daemon no longer had before these. `None` if their IDs do not follow those that were read: the
-    /// machine was booted, or the file of IDs was removed.
+    /// How many the daemon no longer had before these. `None` if their IDs do not follow those that were read: the daemon
+    /// was restarted.
     #[serde(rename = "lost")]
     pub missed: Option<u64>,
 }

@@ -233,11 +233,11 @@ impl EventOptions {
                 return Ok((events, unread));
             }
             let event: Option<&RawValue> = serde_json::from_slice(&line).ok();
-            let event = event.filter(|event| fields_of(event)["event"].is_string());
-            match event {
-                Some(event) => {
+            let event = event.map(|event| (event, fields_of(event)));
+            match event.filter(|(_, fields)| fields["event"].is_string()) {
+                Some((event, fields)) => {
                     events += 1;
-                    if let Some((time, line)) = self.line(event, style) {
+                    if let Some((time, line)) = self.line(event, &fields, style) {
                         add(time, line).map_err(FileError::Print)?;
                     }
                 }
@@ -269,7 +269,7 @@ impl EventOptions {
             }
         }
         let style = Style::of_stdout();
-        lines.extend(events.iter().filter_map(|event| self.line(event, style)));
+        lines.extend(events.iter().filter_map(|event| self.line(event, &fields_of(event), style)));
         events.len() == MAX_ANSWERED
     }
 
@@ -324,15 +324,14 @@ impl EventOptions {
         self.port.is_none_or(has_port) && self.selection.selects(subject)
     }
 
-    /// Its time and its line, if it is selected. A warning has a colour, where there are colours.
-    fn line(&self, event: &RawValue, style: Style) -> Option<(String, String)> {
-        let fields = fields_of(event);
-        if !self.selects(&fields) {
+    /// The time and the line of an event with these fields, if it is selected. A warning has a colour, where there are colours.
+    fn line(&self, event: &RawValue, fields: &Value, style: Style) -> Option<(String, String)> {
+        if !self.selects(fields) {
             return None;
         }
         let text = |field: &str| fields[field].as_str().unwrap_or_default();
         let (time, says) = (text("time"), text("text"));
-        let line = match is_warning(&fields) {
+        let line = match is_warning(fields) {
             _ if self.json || self.open => event.get().to_owned(),
             true => format!("{time} {}", style.yellow(says)),
             false => format!("{time} {says}"),
@@ -465,7 +464,8 @@ mod tests {
         ] {
             for has_colours in [false, true] {
                 let style = Style { has_colours, width: None };
-                let (_, line) = options("").line(&event(kind, failed), style).unwrap();
+                let event = event(kind, failed);
+                let (_, line) = options("").line(&event, &fields_of(&event), style).unwrap();
                 let expected = match is_coloured && has_colours {
                     true => "T \x1b[1;33msays\x1b[0m",
                     false => "T says",
