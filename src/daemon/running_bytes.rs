@@ -21,6 +21,8 @@ use crate::kernel::{
 const LOOK_LIFETIME: Duration = Duration::from_millis(250);
 /// The lifetime of a look in terms of the time that it took.
 const LIFETIME_FACTOR: u32 = 10;
+/// The TCP options of most packets: a timestamp.
+const OPTIONS: u64 = 12;
 /// How far apart two looks are at least, and at most, for a rate between them.
 const RATE_AGES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
@@ -85,14 +87,13 @@ impl Looks {
     pub(super) fn moved(&self, session: &SessionInfo) -> Option<Moved> {
         let transfer = session.transfer.as_ref()?;
         let (kind, ends) = session.data_connection?;
-        let is_of_initiator = transfer.verb.is_upload() != kind.is_active();
+        let of_sender = usize::from(transfer.verb.is_sent_by_target(kind));
         let began = session.since + transfer.requested;
         let last = self.0.back().filter(|last| last.at >= began)?;
-        let (port, bytes) = last.payload(&ends, is_of_initiator)?;
+        let (port, bytes) = last.payload(&ends, of_sender)?;
         let first =
             self.0.front().filter(|first| first.at >= began && first.at + RATE_AGES[0] <= last.at);
-        let first =
-            first.and_then(|first| Some((first.at, first.payload(&ends, is_of_initiator)?)));
+        let first = first.and_then(|first| Some((first.at, first.payload(&ends, of_sender)?)));
         let (since, before) = match first {
             Some((at, (its_port, before))) if its_port == port && before <= bytes => (at, before),
             _ => (began, 0),
@@ -125,10 +126,10 @@ impl Looks {
 }
 
 impl Look {
-    /// The initiator's port of a data connection, and the bytes without headers in one direction.
-    fn payload(&self, ends: &PinholeEnds, is_of_initiator: bool) -> Option<(u16, u64)> {
+    /// The initiator's port of a data connection, and the bytes without headers in its direction (0) or in the other (1).
+    fn payload(&self, ends: &PinholeEnds, direction: usize) -> Option<(u16, u64)> {
         let (port, counted) = (*self.counts.get(&ends.ends())?)?;
-        Some((port, counted[usize::from(!is_of_initiator)].payload(ends.initiator)))
+        Some((port, counted[direction].payload(ends.initiator, OPTIONS)))
     }
 }
 

@@ -74,9 +74,9 @@ pub struct CountedPackets {
 pub type RunningCounts = HashMap<(IpAddr, SocketAddr), Option<(u16, [CountedPackets; 2])>>;
 
 impl CountedPackets {
-    /// The bytes without headers of packets to or from `end`: IP, and TCP with a timestamp.
-    pub fn payload(self, end: IpAddr) -> u64 {
-        let headers = if end.is_ipv6() { 40 + 32 } else { 20 + 32 };
+    /// The bytes without the headers of packets to or from `end`: IP, and TCP with so many bytes of options.
+    pub fn payload(self, end: IpAddr, options: u64) -> u64 {
+        let headers = options + if end.is_ipv6() { 40 + 20 } else { 20 + 20 };
         self.bytes.saturating_sub(self.packets.saturating_mul(headers))
     }
 }

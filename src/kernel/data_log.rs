@@ -97,8 +97,8 @@ impl DataLog {
     }
 
     /// Passes each packet that has arrived to `each`, with the time at which it passed. Packets of output hooks, and of kernels
-    /// before 5.18, have none: theirs is the earliest that is possible. Returns whether packets were lost, because they did not fit into the
-    /// socket's buffer.
+    /// before 5.18, have none: theirs is the earliest that is possible. Returns whether packets were lost, because they did not
+    /// fit into the socket's buffer.
     pub fn read(
         &mut self,
         mut each: impl FnMut(Instant, DataPacket),

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,9 @@ use crate::kernel::conntrack::CountedPackets;
 
 /// No shorter transfer has 4 GiB, below 100 Gbit/s.
 const LEAST_DURATION: Duration = Duration::from_millis(300);
+
+/// The most bytes of TCP options in the packets of a transfer: a timestamp and SACK blocks.
+const MOST_OPTIONS: u64 = 32;
 
 /// Why the bytes of a transfer are not certain with that count.
 const COUNT_TOO_FAR: &str = "conntrack has counted too many headers or retransmissions";
@@ -25,17 +28,20 @@ const MAY_BE_LONG: &str =
 #[derive(Debug)]
 pub(super) struct PassedBytes {
     total: u64,
+    /// When it was last looked up.
+    looked: Instant,
     /// When each of the last GiB was full, the oldest first.
     filled: [Instant; 4],
 }
 
 impl PassedBytes {
     pub(super) fn new(now: Instant) -> Self {
-        Self { total: u64::MAX, filled: [now; 4] }
+        Self { total: u64::MAX, looked: now, filled: [now; 4] }
     }
 
     /// Looks it up.
     pub(super) fn look(&mut self, now: Instant) {
+        self.looked = now;
         // What cannot be read is unknown, as if an interface was gone.
         self.record(now, &fs::read_to_string("/proc/net/dev").unwrap_or_default());
     }
@@ -79,15 +85,20 @@ pub(super) fn complete_bytes(
         return;
     }
     let of_sender = usize::from(transfer.target_sends());
-    match count(initiator, dialled).map(|counted| whole_bytes(bytes, counted[of_sender], initiator))
+    match count(initiator, dialled)
+        .map(|counted| whole_bytes(bytes, counted[of_sender], initiator.ip()))
     {
         Some(Count::Exact(whole)) => transfer.bytes = Some(whole),
         Some(Count::Uncertain) => {
             (transfer.bytes, transfer.uncertain) = (None, Some(COUNT_TOO_FAR))
         }
         Some(Count::Incomplete) | None => {
-            passed.look(now);
-            let began = transfer.ended.unwrap_or(now).checked_sub(transfer.duration);
+            let ended = transfer.ended.unwrap_or(now);
+            // Many end at a time.
+            if passed.looked < ended {
+                passed.look(now);
+            }
+            let began = ended.checked_sub(transfer.duration);
             if began.is_none_or(|began| passed.may_be_long(began)) {
                 (transfer.bytes, transfer.uncertain) = (None, Some(MAY_BE_LONG));
             }
@@ -105,13 +116,10 @@ enum Count {
     Incomplete,
 }
 
-/// The number that is `low` modulo 4 GiB and next to the counted payload. Headers have 20 to 32 bytes more than the least, and
+/// The number that is `low` modulo 4 GiB and next to the counted payload. Headers have up to [`MOST_OPTIONS`], and
 /// retransmissions count, too.
-fn whole_bytes(low: u64, counted: CountedPackets, initiator: SocketAddr) -> Count {
-    let CountedPackets { bytes, packets } = counted;
-    let least: u64 = if initiator.is_ipv6() { 40 + 20 } else { 20 + 20 };
-    let payload = |headers: u64| bytes.saturating_sub(packets.saturating_mul(headers));
-    let (most, fewest) = (payload(least), payload(least + 32));
+fn whole_bytes(low: u64, counted: CountedPackets, initiator: IpAddr) -> Count {
+    let [most, fewest] = [0, MOST_OPTIONS].map(|options| counted.payload(initiator, options));
     if most < low {
         return Count::Incomplete;
     }
@@ -160,7 +168,7 @@ mod tests {
     #[test]
     fn the_count_of_packets_selects_the_number() {
         const GIB: u64 = 1 << 30;
-        let initiator = "10.0.0.7:4000".parse().unwrap();
+        let initiator = "10.0.0.7".parse().unwrap();
         let whole = |low, bytes, packets| {
             whole_bytes(low % (4 * GIB), CountedPackets { bytes, packets }, initiator)
         };

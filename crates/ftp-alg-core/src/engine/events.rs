@@ -54,8 +54,7 @@ impl DecidedAnnouncement {
     }
 }
 
-/// What happened, in words. They are a part of the
-/// event's text, and no field.
+/// What happened, in words. They are a part of the event's text, and no field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Words(pub Cow<'static, str>);
 
@@ -295,11 +294,21 @@ impl EventKind {
         }
     }
 
+    /// The transfer, if it is of one.
+    fn transfer(&self) -> Option<&Transfer> {
+        match self {
+            Self::Transfer(transfer)
+            | Self::TransferUnseen(transfer)
+            | Self::TransferWaiting(transfer) => Some(transfer),
+            _ => None,
+        }
+    }
+
     /// The transfer, if it is one that has ended.
     pub fn ended_transfer(&self) -> Option<&Transfer> {
         match self {
-            Self::Transfer(transfer) | Self::TransferUnseen(transfer) => Some(transfer),
-            _ => None,
+            Self::TransferWaiting(_) => None,
+            _ => self.transfer(),
         }
     }
 }
@@ -330,30 +339,27 @@ impl<Kind> Event<Kind> {
 impl Event {
     /// What has happened, without the session.
     pub fn text(&self) -> String {
-        let text = self.to_string();
-        let parts = match self.kind {
-            EventKind::Transfer(_)
-            | EventKind::TransferUnseen(_)
-            | EventKind::TransferWaiting(_) => {
-                text.strip_prefix(&format!("transfer #{} ", self.session))
-            }
-            _ => text.strip_prefix(&format!("#{} ", self.session)),
-        };
-        parts.map_or(text.clone(), str::to_owned)
+        EventText(self).to_string()
     }
 }
 
 /// The line of the log.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { session, client, server, user, kind } = self;
-        if let EventKind::Transfer(transfer)
-        | EventKind::TransferUnseen(transfer)
-        | EventKind::TransferWaiting(transfer) = kind
-        {
-            return transfer.write_line(f, *session, client.ip(), user.as_deref());
+        let of = if self.kind.transfer().is_some() { "transfer " } else { "" };
+        write!(f, "{of}#{} {}", self.session, EventText(self))
+    }
+}
+
+/// What has happened, without the session.
+struct EventText<'e>(&'e Event);
+
+impl fmt::Display for EventText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Event { client, server, user, kind, .. } = self.0;
+        if kind.transfer().is_none() {
+            write!(f, "{client} -> {server}: ")?;
         }
-        write!(f, "#{session} {client} -> {server}: ")?;
         match kind {
             EventKind::Announcement(decided)
             | EventKind::Refusal(Refusal::Announcement(decided)) => decided.fmt(f),
@@ -397,9 +403,11 @@ impl fmt::Display for Event {
             | EventKind::Change(Words(what))
             | EventKind::NotFtp(Words(what))
             | EventKind::Missed(Words(what)) => f.write_str(what),
-            EventKind::Transfer(_)
-            | EventKind::TransferUnseen(_)
-            | EventKind::TransferWaiting(_) => Ok(()),
+            EventKind::Transfer(transfer)
+            | EventKind::TransferUnseen(transfer)
+            | EventKind::TransferWaiting(transfer) => {
+                transfer.write_text(f, client.ip(), user.as_deref())
+            }
         }
     }
 }

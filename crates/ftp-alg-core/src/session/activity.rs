@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ftp::{Command, Verb, escape_name};
+use crate::ftp::{AnnouncementKind, Command, Verb, escape_name};
 
 /// A command that uses a data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,11 @@ impl TransferVerb {
     /// Whether the client sends the data.
     pub fn is_upload(self) -> bool {
         matches!(self, Self::Appe | Self::Stor | Self::Stou)
+    }
+
+    /// Whether the target of the data connection sends the data, not its initiator, after an announcement of this kind.
+    pub fn is_sent_by_target(self, kind: AnnouncementKind) -> bool {
+        self.is_upload() == kind.is_active()
     }
 }
 

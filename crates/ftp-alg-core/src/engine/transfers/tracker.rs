@@ -220,6 +220,7 @@ impl<Tag> TransferTracker<Tag> {
         is_shared
     }
 
+    /// The newest data connection with these ends that may be that of a transfer which ended then.
     fn newest_for(
         &self,
         transfer: &Transfer,
@@ -328,7 +329,7 @@ impl<Tag> TransferTracker<Tag> {
     ) -> Option<(WaitsFor, Instant)> {
         let Waiting { ended, waits_for, event, .. } = waiting;
         let waited = now - *ended;
-        let (initiator, dialled) = self.unended_connection(&event.kind, *ended)?;
+        let (initiator, dialled) = self.running_connection(*ended, &event.kind)?;
         if *waits_for == WaitsFor::LastPackets || waited >= LONGEST_PATIENCE {
             return None;
         }
@@ -338,27 +339,16 @@ impl<Tag> TransferTracker<Tag> {
         })
     }
 
-    /// The data connection of a pending transfer that has begun and goes on `now`, as far as was seen: its initiator, and
-    /// what this dialled.
+    /// The data connection of a transfer that has begun and had its end at `ended`, or is pending then, if the sender of the
+    /// file has not ended it as far as was seen: its initiator, and what this dialled.
     pub fn running_connection(
         &self,
-        now: Instant,
-        pending: &Transfer,
-    ) -> Option<(SocketAddr, SocketAddr)> {
-        self.unended_connection(pending, now)
-    }
-
-    /// The data connection of a transfer that has begun, if the sender of the file has not ended it as far as was seen: its
-    /// initiator, and what this dialled.
-    fn unended_connection(
-        &self,
-        transfer: &Transfer,
         ended: Instant,
+        transfer: &Transfer,
     ) -> Option<(SocketAddr, SocketAddr)> {
         let has_begun = transfer.has_started || transfer.end.is_success();
         let (_, pinhole) = transfer.announcement.filter(|_| has_begun && self.sees_packets)?;
-        let may_be = |one: &DataConnection| may_be(one, transfer, ended);
-        let newest = self.connections.candidates(ends_of(&pinhole), ended, may_be).next()?;
+        let newest = self.newest_for(transfer, ends_of(&pinhole), ended)?;
         let may_go_on = newest.may_go_on_from(sender_of(transfer), server_of(transfer));
         may_go_on
             .then(|| (SocketAddr::new(pinhole.initiator, newest.initiator_port), pinhole.arrival))
@@ -384,9 +374,8 @@ impl<Tag> TransferTracker<Tag> {
         };
         let refused = matches!(transfer.end, TransferEnd::Replied(reply) if reply.code >= REFUSED);
         let (ends, server) = (ends_of(&pinhole), server_of(transfer));
-        let newest =
-            self.connections.candidates(ends, ended, |one| may_be(one, transfer, ended)).next();
-        let is_over = newest
+        let is_over = self
+            .newest_for(transfer, ends, ended)
             .map(|one| one.is_over() && !(transfer.end.is_success() && one.may_go_on(server)));
         is_over.unwrap_or(refused && !transfer.has_started)
     }

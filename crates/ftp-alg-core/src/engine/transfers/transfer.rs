@@ -110,7 +110,7 @@ impl Transfer {
 
     /// Whether the target of the data connection sends what is transferred, not its initiator.
     pub fn target_sends(&self) -> bool {
-        Some(self.verb.is_upload()) == self.is_active()
+        self.announcement.is_some_and(|(kind, _)| self.verb.is_sent_by_target(kind))
     }
 
     /// The data connection, if it is known which one that was: its initiator, and what this dialled.
@@ -127,15 +127,13 @@ impl Transfer {
         }
     }
 
-    /// Writes the log line: `transfer #17 bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226`.
-    pub(in crate::engine) fn write_line(
+    /// Writes what the log says behind its session: `bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226`.
+    pub(in crate::engine) fn write_text(
         &self,
         f: &mut fmt::Formatter<'_>,
-        session: u64,
         client: IpAddr,
         user: Option<&str>,
     ) -> fmt::Result {
-        write!(f, "transfer #{session} ")?;
         if let Some(user) = user {
             write!(f, "{}@", NameInText::User(user))?;
         }
