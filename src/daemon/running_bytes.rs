@@ -136,7 +136,7 @@ impl Look {
 #[cfg(test)]
 mod tests {
     use ftp_alg_core::{
-        engine::{RunningTransfer, Translation},
+        engine::{PendingTransfer, Translation},
         ftp::AnnouncementKind,
         session::TransferVerb,
     };
@@ -153,7 +153,8 @@ mod tests {
         let initiator = "10.0.0.7".parse().unwrap();
         let arrival = ARRIVAL.parse().unwrap();
         let ends = PinholeEnds { initiator, arrival, target: arrival, source: initiator };
-        let (path, requested) = ("a".into(), Duration::from_secs(requested));
+        let mut transfer = PendingTransfer::new(verb, "a".into(), Duration::from_secs(requested));
+        transfer.has_started = true;
         SessionInfo {
             id: 1,
             translation: Translation::identity(client, server),
@@ -163,7 +164,7 @@ mod tests {
             adjusted: false,
             user: None,
             is_on_fast_path: false,
-            transfer: Some(RunningTransfer { verb, path, requested, has_started: true }),
+            transfer: Some(transfer),
             data_connection: Some((AnnouncementKind::Pasv, ends)),
             ended_transfers: 0,
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::{
     engine::{PinholeEnds, Transfer, TransferEnd, TransferResult},
     ftp::{AnnouncementKind, NameInText, resolve_path},
-    session::{TransferCommand, TransferVerb},
+    session::TransferVerb,
 };
 
 /// After this time what waits for its data connection is examined. A SYN was sent four times by then: Linux repeats it
@@ -45,12 +45,16 @@ pub struct ClientActivity {
 }
 
 /// A transfer without a last reply.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct PendingTransfer {
-    command: TransferCommand,
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingTransfer {
+    /// The command.
+    pub verb: TransferVerb,
+    /// The file or directory: absolute if the client's directory is known.
+    pub path: Box<str>,
     /// When it was requested, since the connection's first packet.
-    requested: Duration,
-    has_started: bool,
+    pub requested: Duration,
+    /// Whether the server sent a preliminary reply.
+    pub has_started: bool,
     /// Whether its path is known.
     is_named: bool,
     /// Whether another one was pending when it was requested.
@@ -121,19 +125,6 @@ pub(super) fn in_seconds<S: Serializer>(
     serializer.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e6)
 }
 
-/// A transfer that has not ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunningTransfer {
-    /// The command.
-    pub verb: TransferVerb,
-    /// The file or directory: absolute if the client's directory is known.
-    pub path: Box<str>,
-    /// When it was requested, since the connection's first packet.
-    pub requested: Duration,
-    /// Whether the server sent a preliminary reply.
-    pub has_started: bool,
-}
-
 impl ClientActivity {
     /// That of a client of which nothing is known.
     pub const NOTHING: Self = Self {
@@ -159,10 +150,8 @@ impl ClientActivity {
     }
 
     /// The oldest transfer that has not ended.
-    pub fn running_transfer(&self) -> Option<RunningTransfer> {
-        let PendingTransfer { command, requested, has_started, .. } = self.transfers.first()?;
-        let TransferCommand { verb, path } = command.clone();
-        Some(RunningTransfer { verb, path, requested: *requested, has_started: *has_started })
+    pub fn running_transfer(&self) -> Option<&PendingTransfer> {
+        self.transfers.first()
     }
 
     /// Number of transfers that have ended.
@@ -229,7 +218,7 @@ impl ClientActivity {
     }
 
     /// Records a transfer that the client requested at the time `requested` since the connection's first packet.
-    pub fn record_transfer(&mut self, command: TransferCommand, requested: Duration) {
+    pub fn record_transfer(&mut self, verb: TransferVerb, path: Box<str>, requested: Duration) {
         if self.wanted_directory.take().is_some() {
             self.directory = None; // its answer was not seen
         }
@@ -240,18 +229,12 @@ impl ClientActivity {
         let is_named =
             self.transfers.len() < MAX_NAMED && self.transfers.iter().all(|one| one.is_named);
         let path = match is_named {
-            true => self.resolve(&command.path).unwrap_or(command.path),
+            true => self.resolve(&path).unwrap_or(path),
             false => Box::default(),
         };
-        self.transfers.push(PendingTransfer {
-            command: TransferCommand { path, ..command },
-            requested,
-            has_started: false,
-            is_named,
-            is_pipelined: !self.transfers.is_empty(),
-            is_doubtful: false,
-            is_examined: false,
-        });
+        let is_pipelined = !self.transfers.is_empty();
+        let pending = PendingTransfer::new(verb, path, requested);
+        self.transfers.push(PendingTransfer { is_named, is_pipelined, ..pending });
     }
 
     /// Records that the oldest transfer has started. The file of a `STOU` is the one that the server has `named`.
@@ -259,8 +242,8 @@ impl ClientActivity {
         let path = named.map(|named| self.resolve(&named).unwrap_or(named));
         if let Some(oldest) = self.transfers.first_mut() {
             oldest.has_started = true;
-            if let (TransferVerb::Stou, Some(path)) = (oldest.command.verb, path) {
-                oldest.command.path = path;
+            if let (TransferVerb::Stou, Some(path)) = (oldest.verb, path) {
+                oldest.path = path;
             }
         }
     }
@@ -337,7 +320,7 @@ impl ClientActivity {
         let user = self.user.as_ref().map_or(0, |user| user.len());
         let names = [&self.named_user, &self.directory, &self.wanted_directory];
         let names: usize = user + names.into_iter().flatten().map(|name| name.len()).sum::<usize>();
-        let paths: usize = self.transfers.iter().map(|pending| pending.command.path.len()).sum();
+        let paths: usize = self.transfers.iter().map(|pending| pending.path.len()).sum();
         names + paths + self.transfers.capacity() * size_of::<PendingTransfer>()
     }
 
@@ -354,14 +337,27 @@ impl ClientActivity {
 }
 
 impl PendingTransfer {
+    /// One that the server has not answered.
+    pub fn new(verb: TransferVerb, path: Box<str>, requested: Duration) -> Self {
+        Self {
+            verb,
+            path,
+            requested,
+            has_started: false,
+            is_named: true,
+            is_pipelined: false,
+            is_doubtful: false,
+            is_examined: false,
+        }
+    }
+
     fn into_transfer(
         self,
         now: Duration,
         end: TransferEnd,
         announcement: Option<(AnnouncementKind, PinholeEnds)>,
     ) -> Transfer {
-        let Self { command, requested, has_started, is_named, is_doubtful, .. } = self;
-        let TransferCommand { verb, path } = command;
+        let Self { verb, path, requested, has_started, is_named, is_doubtful, .. } = self;
         let duration = now.saturating_sub(requested);
         let uncertain = match (is_named, is_doubtful) {
             (false, _) => Some(TOO_MANY_PENDING),

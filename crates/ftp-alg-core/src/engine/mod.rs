@@ -28,7 +28,7 @@ mod transfers;
 
 use std::time::{Duration, Instant};
 
-pub use activity::{ClientActivity, EndedSession, RunningTransfer, SessionEnd};
+pub use activity::{ClientActivity, EndedSession, PendingTransfer, SessionEnd};
 pub use batch::{Batch, Host, Released, Token, Verdict};
 pub use counters::{
     Count, Countable, CounterDescription, Counters, Drops, Limits, Refusals, Unread,

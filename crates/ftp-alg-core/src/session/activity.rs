@@ -62,22 +62,13 @@ impl TransferVerb {
     }
 }
 
-/// A requested transfer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TransferCommand {
-    /// The command.
-    pub verb: TransferVerb,
-    /// The argument, escaped.
-    pub path: Box<str>,
-}
-
 /// What a client's command says about its activity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Activity {
     /// `USER`, with the name.
     User(Box<str>),
-    /// A transfer.
-    Transfer(TransferCommand),
+    /// A transfer, with its argument, escaped.
+    Transfer(TransferVerb, Box<str>),
     /// `CWD`, or `CDUP` as `..`.
     ChangeDirectory(Box<str>),
 }
@@ -96,7 +87,7 @@ impl Activity {
                 } else {
                     name()
                 };
-                Self::Transfer(TransferCommand { verb, path })
+                Self::Transfer(verb, path)
             }
             Verb::Directory => match command.word {
                 [b'X' | b'x', word @ ..] | word if word.eq_ignore_ascii_case(b"CWD") => {
@@ -168,7 +159,7 @@ mod tests {
     #[test]
     fn a_name_is_as_in_the_line() {
         let path = |line: &[u8]| match activity(line) {
-            Some(Activity::Transfer(command)) => command.path.to_string(),
+            Some(Activity::Transfer(_, path)) => path.to_string(),
             other => panic!("{other:?}"),
         };
         for (line, expected) in [
@@ -193,9 +184,7 @@ mod tests {
 
     #[test]
     fn commands_say_what_the_client_does() {
-        let transfer = |verb, path: &str| {
-            Some(Activity::Transfer(TransferCommand { verb, path: path.into() }))
-        };
+        let transfer = |verb, path: &str| Some(Activity::Transfer(verb, path.into()));
         assert_eq!(activity("stor q3 final.csv\r\n"), transfer(TransferVerb::Stor, "q3 final.csv"));
         assert_eq!(activity("MLSD\r\n"), transfer(TransferVerb::Mlsd, ""));
         assert_eq!(activity("USER bob\r\n"), Some(Activity::User("bob".into())));

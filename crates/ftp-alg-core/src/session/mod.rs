@@ -36,7 +36,7 @@ mod state;
 mod tls;
 mod urgent;
 
-pub use activity::{Activity, TransferCommand, TransferVerb};
+pub use activity::{Activity, TransferVerb};
 pub use decide::{
     AnnouncedLine, Conditions, Decide, Decision, DialogueEvent, Effect, RefusedLine, SessionLimit,
 };

@@ -18,13 +18,13 @@ impl Decider<'_> {
         match activity {
             Activity::User(name) => known.record_user(name, dialogue.has_earlier_login()),
             Activity::ChangeDirectory(wanted) => known.record_wanted_directory(wanted),
-            Activity::Transfer(command) if may_transfer => {
+            Activity::Transfer(verb, path) if may_transfer => {
                 for _ in 0..known.unseen_ends(pending) {
                     self.record_transfer_end(TransferEnd::Unseen);
                 }
                 self.pinholes.retry(self.index);
                 let requested = self.head.since_first_packet();
-                self.head.activity_mut().record_transfer(command, requested);
+                self.head.activity_mut().record_transfer(verb, path, requested);
                 if let Some(translation) = self.head.extra().translation
                     && dialogue.has_pending_transfer()
                 {
@@ -34,7 +34,7 @@ impl Decider<'_> {
                 self.timers.add(self.now + PATIENCE, self.index);
             }
             // The server refuses it. Otherwise a client that cannot log in could fill the log.
-            Activity::Transfer(_) => {}
+            Activity::Transfer(..) => {}
         }
     }
 

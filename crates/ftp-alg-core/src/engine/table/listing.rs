@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use crate::{
     engine::{
-        PinholeEnds, Sessions, Translation, activity::RunningTransfer, pinholes::pinhole::Pinhole,
+        PinholeEnds, Sessions, Translation, activity::PendingTransfer, pinholes::pinhole::Pinhole,
         table::entry::Entry,
     },
     ftp::AnnouncementKind,
@@ -30,7 +30,7 @@ pub struct SessionInfo {
     /// Whether it is on the fast path.
     pub is_on_fast_path: bool,
     /// The transfer that has no last reply yet.
-    pub transfer: Option<RunningTransfer>,
+    pub transfer: Option<PendingTransfer>,
     /// Its pinhole, once the server has said that it begins.
     pub data_connection: Option<(AnnouncementKind, PinholeEnds)>,
     /// Number of transfers that have ended, whatever their result.
@@ -103,7 +103,7 @@ impl Sessions {
     fn info(&self, index: u32, entry: &Entry) -> Option<SessionInfo> {
         let extra = entry.head.extra();
         let transfer = extra.activity.running_transfer();
-        let has_started = transfer.as_ref().is_some_and(|transfer| transfer.has_started);
+        let has_started = transfer.is_some_and(|transfer| transfer.has_started);
         // As for a transfer that ends, the last announcement is that of the data connection.
         let last = || self.pinholes.last_announcement(index);
         Some(SessionInfo {
@@ -115,7 +115,7 @@ impl Sessions {
             adjusted: entry.session.needs_all_queued(),
             user: extra.activity.user().cloned(),
             is_on_fast_path: extra.fast_path.is_handed_over,
-            transfer,
+            transfer: transfer.cloned(),
             data_connection: has_started.then(last).flatten().map(|held| (held.kind, held.ends)),
             ended_transfers: extra.activity.ended_transfers(),
         })
