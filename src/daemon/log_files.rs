@@ -2,6 +2,7 @@
 //! lines, which are counted, and nothing else.
 
 use std::{
+    borrow::Cow,
     fs::{self, File, Metadata, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
@@ -65,8 +66,8 @@ impl LogFiles {
     pub fn append_events(&mut self, Unwritten { events, left_out }: &Unwritten) {
         let Some(file) = &mut self.events else { return };
         let of_daemon = daemon_lines::take();
-        let mut lines: String = of_daemon.lines.into_iter().map(|line| line + "\n").collect();
-        lines.extend(events.iter().map(json_line));
+        let mut lines = of_daemon.lines.concat().into_bytes();
+        events.iter().for_each(|event| event.write_line(&mut lines));
         file.unwritten += left_out + of_daemon.left_out;
         file.append(&lines);
         if file.unwritten > file.reported && file.failure().is_none() {
@@ -82,23 +83,19 @@ impl LogFiles {
     /// Appends the transfers among these events to their file.
     pub fn append_transfers(&mut self, events: &[StoredEvent]) {
         let Some(file) = &mut self.transfers else { return };
-        let transfers =
-            events.iter().filter_map(|event| Some((event, event.event().kind.ended_transfer()?)));
-        let lines: String = match self.format {
-            LineFormat::Json => transfers.map(|(event, _)| json_line(event)).collect(),
-            LineFormat::Xferlog => {
-                let line = |(seen, transfer): (&StoredEvent, _)| {
-                    xferlog::line(seen.at(), seen.event(), transfer, &self.zone)
-                };
-                transfers.filter_map(line).collect()
+        let mut lines = Vec::new();
+        for seen in events {
+            let Some(transfer) = seen.event().kind.ended_transfer() else { continue };
+            match self.format {
+                LineFormat::Json => seen.write_line(&mut lines),
+                LineFormat::Xferlog => {
+                    let line = xferlog::line(seen.at(), seen.event(), transfer, &self.zone);
+                    lines.extend(line.unwrap_or_default().into_bytes());
+                }
             }
-        };
+        }
         file.append(&lines);
     }
-}
-
-fn json_line(event: &StoredEvent) -> String {
-    format!("{}\n", event.json())
 }
 
 /// A file to which lines are appended.
@@ -166,7 +163,7 @@ impl LineFile {
     }
 
     /// Appends lines, each with its end.
-    pub fn append(&mut self, lines: &str) {
+    pub fn append(&mut self, lines: &[u8]) {
         if lines.is_empty() {
             return;
         }
@@ -176,8 +173,10 @@ impl LineFile {
                 self.reopen();
             }
         }
-        let start = if self.is_torn { "\n" } else { "" };
-        let bytes = [start, lines].concat().into_bytes();
+        let bytes = match self.is_torn {
+            true => Cow::Owned([b"\n", lines].concat()),
+            false => Cow::Borrowed(lines),
+        };
         let written = match self.file.as_mut().map(|file| file.write(&bytes)) {
             Some(Ok(written)) if written == bytes.len() => {
                 (self.is_torn, self.failure) = (false, None);
@@ -237,13 +236,13 @@ mod tests {
         let path = directory.path().join("transfers.json");
         let mut file = LineFile::open(&path, TRANSFERS);
         assert_eq!(file.directory(), directory.path());
-        file.append("{\"a\":1}\n{\"a\":2}\n");
+        file.append(b"{\"a\":1}\n{\"a\":2}\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
         let old = directory.path().join("transfers.json.1");
         fs::rename(&path, &old).unwrap();
-        file.append("{\"a\":3}\n");
+        file.append(b"{\"a\":3}\n");
         file.reopen();
-        file.append("{\"a\":4}\n");
+        file.append(b"{\"a\":4}\n");
         assert!(fs::read_to_string(&old).unwrap().ends_with("{\"a\":3}\n"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":4}\n");
         assert_eq!(file.unwritten, 0);
@@ -253,14 +252,14 @@ mod tests {
     fn what_cannot_be_written_is_counted() {
         // Each write to this device fails with ENOSPC.
         let mut full = LineFile::open(Path::new("/dev/full"), TRANSFERS);
-        full.append("{}\n");
-        full.append("{}\n{}\n");
+        full.append(b"{}\n");
+        full.append(b"{}\n{}\n");
         assert_eq!(full.unwritten, 3);
         assert!(full.failure().unwrap().starts_with("log.transfers: /dev/full: "));
         let mut absent = LineFile::open(Path::new("/proc/absent/transfers"), TRANSFERS);
-        absent.append("{}\n");
+        absent.append(b"{}\n");
         absent.reopen();
-        absent.append("{}\n");
+        absent.append(b"{}\n");
         assert_eq!(absent.unwritten, 2);
     }
     #[test]
@@ -276,7 +275,7 @@ mod tests {
         )
         .unwrap();
         let mut file = LineFile::open(&path, TRANSFERS);
-        file.append("{}\n");
+        file.append(b"{}\n");
         assert!(file.failure().is_some());
         assert_eq!(file.unwritten, 1);
     }
@@ -286,11 +285,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("transfers.json");
         let mut file = LineFile::open(&path, TRANSFERS);
-        file.append("{\"a\":1}\n");
+        file.append(b"{\"a\":1}\n");
         // As if the last write had been cut.
         file.file.as_mut().unwrap().write_all(b"{\"a\":").unwrap();
         assert!(file.shorten_by(5));
-        file.append("{\"a\":2}\n");
+        file.append(b"{\"a\":2}\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
     }
 }

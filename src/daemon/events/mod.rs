@@ -5,18 +5,16 @@
 //! Invariant: no client displaces more than a part of the events of others ([`SHARE`]), and memory is bounded.
 
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
+    fmt::Display,
     net::IpAddr,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
     time::SystemTime,
 };
 
-use ahash::AHashMap;
-use ftp_alg_core::engine::{ClientKey, Event, EventKind};
+use ftp_alg_core::engine::{ClientKey, Event, EventKind, Shares};
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
 
 use super::shard::lock;
 use crate::kernel::clocks::since_1970;
@@ -25,8 +23,6 @@ use crate::kernel::clocks::since_1970;
 const CAPACITY: usize = 4096;
 /// Of those, a client (a /64) has at most so many, once there is no room.
 const SHARE: usize = CAPACITY / 4;
-/// Longer JSON is not stored, but made for each reader: names that a client chooses must not fill the memory.
-const MAX_STORED_JSON: usize = 1024;
 /// Limit of events that wait to be written to the file.
 const MAX_UNWRITTEN: usize = 1 << 16;
 /// Limit of events in one answer.
@@ -39,7 +35,7 @@ struct Ring {
     /// By ID.
     events: BTreeMap<u64, StoredEvent>,
     /// The IDs of each client's.
-    of_clients: AHashMap<ClientKey, VecDeque<u64>>,
+    shares: Shares<ClientKey, ()>,
     /// The ID before the first event: the time of the start in microseconds, so that IDs grow over restarts.
     origin: u64,
     /// The ID of the last event.
@@ -58,7 +54,7 @@ pub(super) struct Unwritten {
     pub(super) left_out: u64,
 }
 
-/// A handle of a stored event. Its JSON is made for the first reader, if there is one, and then stored if it is short.
+/// A handle of a stored event.
 #[derive(Clone)]
 pub struct StoredEvent(Arc<Stored>);
 
@@ -66,7 +62,6 @@ struct Stored {
     id: u64,
     at: SystemTime,
     event: Event,
-    json: OnceLock<Box<RawValue>>,
 }
 
 /// The answer to a request for events.
@@ -83,7 +78,7 @@ impl EventRing {
         let origin = u64::try_from(since_1970().as_micros()).unwrap_or_default();
         Self(Mutex::new(Ring {
             events: BTreeMap::new(),
-            of_clients: AHashMap::new(),
+            shares: Shares::default(),
             origin,
             last: origin,
             last_session,
@@ -140,29 +135,28 @@ impl Ring {
         self.last += 1;
         let id = self.last;
         self.last_session = self.last_session.max(event.session);
-        let event = StoredEvent(Arc::new(Stored { id, at, event, json: OnceLock::new() }));
+        let event = StoredEvent(Arc::new(Stored { id, at, event }));
         if let Some(Unwritten { events, left_out }) = &mut self.unwritten {
             match events.len() {
                 ..MAX_UNWRITTEN => events.push(event.clone()),
                 _ => *left_out += 1,
             }
         }
-        self.of_clients.entry(client).or_default().push_back(id);
+        self.shares.insert(client, id, ());
         self.events.insert(id, event.clone());
         event
     }
 
     /// Makes room for an event of `client`: its own oldest one goes if it has its share, otherwise the oldest of all.
     fn make_room(&mut self, client: ClientKey) {
-        let own = self.of_clients.get(&client).filter(|ids| ids.len() >= SHARE);
-        let oldest = own.and_then(|ids| ids.front()).or_else(|| self.events.keys().next()).copied();
-        let Some(gone) = oldest.and_then(|id| self.events.remove(&id)) else { return };
-        let client = ClientKey::from(gone.0.event.client.ip());
-        if let Some(ids) = self.of_clients.get_mut(&client) {
-            ids.pop_front();
-            if ids.is_empty() {
-                self.of_clients.remove(&client);
-            }
+        let own = match self.shares.count_of(client) {
+            SHARE.. => self.shares.of(client).next().map(|(id, ())| id),
+            _ => None,
+        };
+        let oldest = own.or_else(|| self.events.keys().next().copied());
+        if let Some(gone) = oldest.and_then(|id| self.events.remove(&id)) {
+            let Stored { id, event, .. } = &*gone.0;
+            self.shares.remove(event.client.ip().into(), *id);
         }
     }
 
@@ -198,58 +192,55 @@ impl StoredEvent {
         &self.0.event
     }
 
-    /// Its fields as JSON, which docs/events.md lists.
-    pub(super) fn json(&self) -> Cow<'_, RawValue> {
-        let Stored { id, at, event, json } = &*self.0;
-        if let Some(stored) = json.get() {
-            return Cow::Borrowed(stored);
-        }
-        let made = json_of(*id, *at, event);
-        match made.get().len() {
-            ..=MAX_STORED_JSON => Cow::Borrowed(json.get_or_init(|| made)),
-            _ => Cow::Owned(made),
+    /// Its JSON, as a line of a file.
+    pub(super) fn write_line(&self, lines: &mut Vec<u8>) {
+        if serde_json::to_writer(&mut *lines, self).is_ok() {
+            lines.push(b'\n');
         }
     }
 }
 
+/// The fields that docs/events.md lists.
 impl Serialize for StoredEvent {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.json().serialize(serializer)
+        #[derive(Serialize)]
+        struct Row<'a> {
+            id: u64,
+            #[serde(serialize_with = "as_text")]
+            time: &'a dyn Display,
+            event: &'static str,
+            session: u64,
+            client: IpAddr,
+            server: IpAddr,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            user: Option<&'a str>,
+            #[serde(skip_serializing_if = "is_false")]
+            failed: bool,
+            #[serde(flatten)]
+            details: &'a EventKind,
+            #[serde(serialize_with = "as_text")]
+            text: &'a dyn Display,
+        }
+        let Stored { id, at, event } = &*self.0;
+        let Event { session, client, server, user, kind } = event;
+        Row {
+            id: *id,
+            time: &in_utc(*at),
+            event: kind.name(),
+            session: *session,
+            client: client.ip(),
+            server: server.ip(),
+            user: user.as_deref(),
+            failed: kind.is_failure(),
+            details: kind,
+            text: event,
+        }
+        .serialize(serializer)
     }
 }
 
-/// The JSON of the event with this ID, which was seen at the time `at`.
-fn json_of(id: u64, at: SystemTime, event: &Event) -> Box<RawValue> {
-    #[derive(Serialize)]
-    struct Row<'a> {
-        id: u64,
-        time: String,
-        event: &'static str,
-        session: u64,
-        client: IpAddr,
-        server: IpAddr,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        user: Option<&'a str>,
-        #[serde(skip_serializing_if = "is_false")]
-        failed: bool,
-        #[serde(flatten)]
-        details: &'a EventKind,
-        text: String,
-    }
-    let Event { session, client, server, user, kind } = event;
-    let row = Row {
-        id,
-        time: in_utc(at),
-        event: kind.name(),
-        session: *session,
-        client: client.ip(),
-        server: server.ip(),
-        user: user.as_deref(),
-        failed: kind.is_failure(),
-        details: kind,
-        text: event.to_string(),
-    };
-    serde_json::value::to_raw_value(&row).unwrap_or_default()
+fn as_text<S: Serializer>(text: &dyn Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(text)
 }
 
 /// Whether a field that is true or absent is absent.
@@ -342,8 +333,8 @@ mod tests {
         }
         let ring = lock(&ring.0);
         assert_eq!(ring.events.len(), CAPACITY);
-        assert!(ring.of_clients.values().all(|ids| ids.len() <= SHARE));
-        assert_eq!(ring.of_clients.values().map(VecDeque::len).sum::<usize>(), CAPACITY);
+        assert!(ring.shares.counts().all(|(_, count)| count <= SHARE));
+        assert_eq!(ring.shares.len(), CAPACITY);
     }
 
     #[test]
@@ -358,19 +349,6 @@ mod tests {
         let without = EventRing::new(0, false);
         record(&without, [event(7)]);
         assert!(without.take_unwritten().events.is_empty());
-    }
-
-    #[test]
-    fn long_names_do_not_fill_the_memory() {
-        let ring = EventRing::new(0, false);
-        let long = Event { user: Some("x".repeat(3000).into()), ..event(1) };
-        record(&ring, [long, event(2)]);
-        let is_stored = |event: &StoredEvent| {
-            event.json();
-            event.0.json.get().is_some()
-        };
-        let stored: Vec<_> = ring.after(0).events.iter().map(is_stored).collect();
-        assert_eq!(stored, [false, true]);
     }
 
     #[test]

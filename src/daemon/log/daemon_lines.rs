@@ -24,6 +24,7 @@ static WAITING: Mutex<Waiting> = Mutex::new(Waiting { lines: Vec::new(), left_ou
 /// Lines that wait to be written.
 #[derive(Default)]
 pub(in crate::daemon) struct Waiting {
+    /// Each with its end.
     pub lines: Vec<String>,
     /// How many had no room.
     pub left_out: u64,
@@ -52,7 +53,7 @@ impl<S: Subscriber> Layer<S> for DaemonLines {
         let mut line = Line(Map::new());
         line.0.insert("time".to_owned(), in_utc(SystemTime::now()).into());
         event.record(&mut line);
-        let line = Value::Object(line.0).to_string();
+        let line = format!("{}\n", Value::Object(line.0));
         let mut waiting = lock(&WAITING);
         match waiting.lines.len() {
             ..MAX_WAITING => waiting.lines.push(line),

@@ -19,6 +19,7 @@ mod packets;
 mod pinholes;
 mod records;
 mod sessions;
+mod shares;
 mod standalone;
 mod table;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use offload::handover::{
 use packets::reorder::{self, ReorderQueue};
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;
+pub use shares::Shares;
 pub use standalone::{PacketOutcome, Standalone};
 use table::entry::{Entry, Epoch};
 pub use table::listing::{PinholeInfo, SessionDetails, SessionInfo};

@@ -10,18 +10,17 @@
 //! packet by [`MAX_SAME`].
 
 use std::{
-    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use crate::engine::{ClientKey, PinholeEnds, activity::PATIENCE};
+use crate::engine::{ClientKey, PinholeEnds, Shares, activity::PATIENCE};
 use ahash::AHashMap;
 
 /// Limit of data connections that are stored; of those that are over, the oldest go first.
 pub(super) const MAX_CONNECTIONS: usize = 16384;
 /// Limit of connections between one initiator's network (a /64) and one target's, so that a client's floods cost others nothing.
-pub(super) const SHARE: usize = MAX_CONNECTIONS / 16;
+pub(super) const SHARE: usize = MAX_CONNECTIONS / 4;
 /// Limit of connections with the same ends. If there were more, it is not certain which one is that of a transfer.
 const MAX_SAME: usize = 64;
 /// How long after the end of its data connection the reply of a transfer comes, as a rule.
@@ -90,7 +89,9 @@ pub(super) fn ends_of(pinhole: &PinholeEnds) -> DataEnds {
 }
 
 /// The networks of an initiator and a target.
-fn networks_of((initiator, target): DataEnds) -> (ClientKey, ClientKey) {
+type Networks = (ClientKey, ClientKey);
+
+fn networks_of((initiator, target): DataEnds) -> Networks {
     (initiator.into(), target.ip().into())
 }
 
@@ -142,35 +143,27 @@ pub(super) struct Found<'c> {
 pub(super) struct DataConnections {
     /// Those with the same ends, the oldest first.
     by_ends: AHashMap<DataEnds, Vec<DataConnection>>,
-    of_networks: AHashMap<(ClientKey, ClientKey), OfNetworks>,
-    count: usize,
+    /// The ends of each, by serial number.
+    shares: Shares<Networks, DataEnds>,
+    /// When one between these networks was dropped. Another one may look like it for the transfers of that time.
+    dropped: AHashMap<Networks, Instant>,
     /// The serial number of the last one.
     last: u64,
     /// When any of them may have been lost.
     lost_at: Option<Instant>,
 }
 
-/// Connections between the networks of an initiator and of a target.
-#[derive(Default)]
-struct OfNetworks {
-    /// Their ends and serial numbers, in the order in which they began. Some are gone.
-    order: VecDeque<(DataEnds, u64)>,
-    /// How many are not gone.
-    count: usize,
-    /// When one of them was dropped. Another one may look like it for the transfers of that time.
-    lost_at: Option<Instant>,
-}
-
 impl DataConnections {
-    /// Records a packet that passed at the time `at`.
-    pub fn observe(&mut self, at: Instant, packet: &DataPacket) {
+    /// Records a packet that passed at the time `at`, and passes the ends of each connection whose packet it may be to `each`.
+    pub fn observe(&mut self, at: Instant, packet: &DataPacket, mut each: impl FnMut(DataEnds)) {
         let DataPacket { source, destination, flags, end, acknowledged } = *packet;
         let from_initiator = ((source.ip(), destination), source.port(), End::Initiator);
         let from_target = ((destination.ip(), source), destination.port(), End::Target);
         if flags.syn || packet.refuses_a_syn() {
             let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
             let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
-            return self.begin(at, ends, port, first).record(at, sender, packet);
+            self.begin(at, ends, port, first).record(at, sender, packet);
+            return each(ends);
         }
         // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
         for (ends, port, sender) in [from_initiator, from_target] {
@@ -184,6 +177,7 @@ impl DataConnections {
                 .or_else(|| newest(&|_| true));
             if let Some(place) = place {
                 same[place].record(at, sender, packet);
+                each(ends);
             }
         }
     }
@@ -224,16 +218,20 @@ impl DataConnections {
         };
         // One that goes on may be this transfer's as well, or its end was not seen.
         let is_passed_over = newest.serial > connection.serial && newest.is_answered();
-        let of_networks = self.of_networks.get(&networks_of(ends));
-        let lost_at = of_networks.and_then(|one| one.lost_at).max(self.lost_at);
-        // Some clients connect before they request the transfer.
-        let since = requested.and_then(|requested| requested.checked_sub(PATIENCE));
         let is_doubtful = connection.is_doubtful
             || is_passed_over && !newest.is_over()
-            || lost_at.is_some_and(|lost_at| since.is_none_or(|since| lost_at >= since))
+            || self.may_lack(ends, requested)
             || candidates.get(1).is_some_and(is_near)
             || self.same(ends).iter().any(runs);
         Some(Found { connection, is_certain: !is_doubtful })
+    }
+
+    /// Whether packets, or a connection between these networks, were lost since the time `requested`.
+    pub fn may_lack(&self, ends: DataEnds, requested: Option<Instant>) -> bool {
+        let dropped = self.dropped.get(&networks_of(ends)).copied();
+        // Some clients connect before they request the transfer.
+        let since = requested.and_then(|requested| requested.checked_sub(PATIENCE));
+        dropped.max(self.lost_at).is_some_and(|lost_at| since.is_none_or(|since| lost_at >= since))
     }
 
     /// The connections that began before a transfer ended and `may_be` its, the newest first.
@@ -254,23 +252,21 @@ impl DataConnections {
         if same.is_empty() {
             self.by_ends.remove(&ends);
         }
-        self.count -= 1;
-        let networks = networks_of(ends);
-        if let Some(of_networks) = self.of_networks.get_mut(&networks) {
-            of_networks.count -= 1;
-            if of_networks.count == 0 && of_networks.lost_at.is_none() {
-                self.of_networks.remove(&networks);
-            }
-        }
+        self.shares.remove(networks_of(ends), serial);
     }
 
     /// Removes a connection for lack of room at the time `at`.
     fn lose(&mut self, at: Instant, ends: DataEnds, serial: u64) {
         // The reply of a transfer comes soon after the end of its connection.
         let is_past = |one: &DataConnection| one.is_over() && one.ended + LATEST_REPLY < at;
-        let is_lost = self.find(ends, serial).is_some_and(|one| !is_past(one));
-        if is_lost && let Some(of_networks) = self.of_networks.get_mut(&networks_of(ends)) {
-            of_networks.lost_at = of_networks.lost_at.max(Some(at));
+        if self.find(ends, serial).is_some_and(|one| !is_past(one)) {
+            if self.dropped.len() >= MAX_CONNECTIONS {
+                // What was lost between two networks counts for all then.
+                self.dropped.clear();
+                self.lost_at = self.lost_at.max(Some(at));
+            }
+            let dropped = self.dropped.entry(networks_of(ends)).or_insert(at);
+            *dropped = at.max(*dropped);
         }
         self.remove(ends, serial);
     }
@@ -298,7 +294,7 @@ impl DataConnections {
 
     #[cfg(test)]
     pub fn networks(&self) -> usize {
-        self.of_networks.len()
+        self.dropped.len() + usize::from(!self.shares.is_empty())
     }
 
     #[cfg(test)]
@@ -315,12 +311,9 @@ impl DataConnections {
         if known.is_none() {
             self.make_room(at, ends);
             self.last += 1;
-            self.count += 1;
-            let of_networks = self.of_networks.entry(networks_of(ends)).or_default();
-            of_networks.count += 1;
-            of_networks.order.push_back((ends, self.last));
+            self.shares.insert(networks_of(ends), self.last, ends);
         }
-        let same = self.by_ends.entry(ends).or_default();
+        let same = self.by_ends.entry(ends).or_insert_with(|| Vec::with_capacity(1));
         let place = known.unwrap_or_else(|| {
             same.push(DataConnection::new(self.last, at, port, first));
             same.len() - 1
@@ -338,58 +331,35 @@ impl DataConnections {
             self.lose(at, ends, oldest.serial);
         }
         let networks = networks_of(ends);
-        if let Some(of_networks) = self.of_networks.get(&networks) {
-            if of_networks.count >= SHARE {
-                self.drop_oldest(at, networks, SHARE / 4 * 3, true);
-            } else if of_networks.order.len() >= 2 * of_networks.count + MAX_SAME {
-                self.drop_oldest(at, networks, SHARE, false);
-            }
+        if self.shares.count_of(networks) >= SHARE {
+            self.drop_oldest(at, networks, SHARE / 4 * 3, true);
         }
-        if self.count >= MAX_CONNECTIONS {
-            let counts = self.of_networks.iter().map(|(networks, one)| (one.count, *networks));
-            let mut most: Vec<_> = counts.collect();
-            most.sort_unstable_by_key(|(count, _)| std::cmp::Reverse(*count));
+        if self.shares.len() >= MAX_CONNECTIONS {
+            let mut most: Vec<_> = self.shares.counts().collect();
+            most.sort_unstable_by_key(|(_, count)| std::cmp::Reverse(*count));
             for may_go_on in [false, true] {
-                for (count, networks) in &most {
-                    if self.count > MAX_CONNECTIONS / 4 * 3 {
+                for (networks, count) in &most {
+                    if self.shares.len() > MAX_CONNECTIONS / 4 * 3 {
                         self.drop_oldest(at, *networks, count / 2, may_go_on);
                     }
                 }
             }
         }
-        if self.of_networks.len() >= 2 * MAX_CONNECTIONS {
-            // What was lost between two networks counts for all then.
-            self.of_networks.retain(|_, one| one.count > 0);
-            self.lost_at = Some(at);
-        }
     }
 
     /// Drops the oldest connections of these networks until so many are left: those that are over, and then the others if they
     /// may go.
-    fn drop_oldest(
-        &mut self,
-        at: Instant,
-        networks: (ClientKey, ClientKey),
-        left: usize,
-        may_go_on: bool,
-    ) {
-        let Some(of_networks) = self.of_networks.get_mut(&networks) else { return };
-        let mut order = std::mem::take(&mut of_networks.order);
-        order.retain(|(ends, serial)| self.find(*ends, *serial).is_some());
+    fn drop_oldest(&mut self, at: Instant, networks: Networks, left: usize, may_go_on: bool) {
+        let oldest: Vec<_> =
+            self.shares.of(networks).map(|(serial, ends)| (*ends, serial)).collect();
         for may_go_on in [false, may_go_on] {
-            let mut excess = order.len().saturating_sub(left);
-            order.retain(|(ends, serial)| {
-                let is_over = self.find(*ends, *serial).is_some_and(DataConnection::is_over);
-                let goes = excess > 0 && (may_go_on || is_over);
-                if goes {
-                    excess -= 1;
+            for (ends, serial) in &oldest {
+                let known = self.find(*ends, *serial);
+                let goes = known.is_some_and(|one| may_go_on || one.is_over());
+                if goes && self.shares.count_of(networks) > left {
                     self.lose(at, *ends, *serial);
                 }
-                !goes
-            });
-        }
-        if let Some(of_networks) = self.of_networks.get_mut(&networks) {
-            of_networks.order = order;
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 
 use super::{
     data_connections::{
@@ -18,7 +18,7 @@ use super::{
     },
     transfer::{Transfer, TransferEnd, TransferResult},
 };
-use crate::engine::{ClientKey, Event, EventKind, PinholeEnds};
+use crate::engine::{ClientKey, Event, EventKind, PinholeEnds, Shares};
 
 /// How long a transfer waits for the packets of its data connection.
 pub const PATIENCE: Duration = Duration::from_millis(500);
@@ -29,18 +29,18 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(8);
 /// Replies from this one on refuse a command, if no preliminary reply came before (RFC 959, section 4.2.2).
 const REFUSED: u16 = 450;
 /// Limit of transfers that wait.
-const MAX_WAITING: usize = 8192;
+const MAX_WAITING: usize = 16384;
 /// Of those, of one client (a /64).
-const SHARE: usize = MAX_WAITING / 8;
+const SHARE: usize = MAX_WAITING / 4;
 /// Of those, of one session.
 const MAX_OF_SESSION: usize = 256;
 
 /// Why the bytes of a transfer are not certain.
 const OTHER_CONNECTION: &str = "its data connection may be another one's";
+/// The same, if nothing was seen of its data connection.
+const LOST: &str = "what was seen of its data connection was lost";
 
 struct Waiting<Tag> {
-    /// Counts all that have waited.
-    serial: u64,
     ended: Instant,
     waits_for: WaitsFor,
     until: Instant,
@@ -63,17 +63,16 @@ enum WaitsFor {
 /// which the host knows more of it.
 pub struct TransferTracker<Tag> {
     connections: DataConnections,
-    /// Those of each session, in their order.
-    waiting: AHashMap<u64, VecDeque<Waiting<Tag>>>,
-    /// The sessions of those of each client, by serial number.
-    of_clients: AHashMap<ClientKey, BTreeMap<u64, u64>>,
-    /// The sessions of those that wait for a data connection with these ends, and how many these are.
-    on_ends: AHashMap<DataEnds, BTreeMap<u64, u32>>,
-    /// Those of which packets have come.
-    touched: AHashSet<DataEnds>,
+    /// By session, and by a serial number, which counts all that have waited.
+    waiting: BTreeMap<(u64, u64), Waiting<Tag>>,
+    /// Their sessions.
+    shares: Shares<ClientKey, u64>,
+    /// The last session with one that waits for a data connection with these ends.
+    on_ends: AHashMap<DataEnds, u64>,
+    /// Those of these sessions for which packets have come.
+    touched: BTreeSet<u64>,
     /// When to look at a session, at the latest.
     due: BTreeSet<(Instant, u64)>,
-    count: usize,
     last_serial: u64,
     /// Whether the packets of data connections are seen at all.
     pub sees_packets: bool,
@@ -83,12 +82,11 @@ impl<Tag> Default for TransferTracker<Tag> {
     fn default() -> Self {
         Self {
             connections: DataConnections::default(),
-            waiting: AHashMap::new(),
-            of_clients: AHashMap::new(),
+            waiting: BTreeMap::new(),
+            shares: Shares::default(),
             on_ends: AHashMap::new(),
-            touched: AHashSet::new(),
+            touched: BTreeSet::new(),
             due: BTreeSet::new(),
-            count: 0,
             last_serial: 0,
             sees_packets: false,
         }
@@ -98,10 +96,8 @@ impl<Tag> Default for TransferTracker<Tag> {
 impl<Tag> TransferTracker<Tag> {
     /// Records a packet of a data connection that passed at the time `at`.
     pub fn observe(&mut self, at: Instant, packet: &DataPacket) {
-        self.connections.observe(at, packet);
-        let DataPacket { source, destination, .. } = *packet;
-        let ends = [(source.ip(), destination), (destination.ip(), source)];
-        self.touched.extend(ends.into_iter().filter(|ends| self.on_ends.contains_key(ends)));
+        let Self { connections, on_ends, touched, .. } = self;
+        connections.observe(at, packet, |ends| touched.extend(on_ends.get(&ends)));
     }
 
     /// Records that packets of data connections were lost until `now`.
@@ -118,102 +114,89 @@ impl<Tag> TransferTracker<Tag> {
         mut event: Event<Box<Transfer>>,
     ) -> Option<(Tag, Event)> {
         let (session, ended) = (event.session, event.kind.ended.unwrap_or(now));
-        let of_session = self.waiting.get(&session);
-        if of_session.is_none() && self.is_decided(&event.kind, ended) {
+        let of_session = self.of_session(session).count();
+        if of_session == 0 && self.is_decided(&event.kind, ended) {
             self.complete(&mut event.kind, ended, false);
             return Some((tag, event.map(EventKind::of_transfer)));
         }
         let client = ClientKey::from(event.client.ip());
-        let of_client = self.of_clients.get(&client);
-        let oldest = if of_session.is_some_and(|waiting| waiting.len() >= MAX_OF_SESSION) {
-            Some(session)
-        } else if let Some(own) = of_client.filter(|all| all.len() >= SHARE) {
-            own.values().next().copied()
-        } else if self.count >= MAX_WAITING {
-            let most = self.of_clients.values().max_by_key(|all| all.len());
-            most.and_then(|all| all.values().next()).copied()
+        let oldest = if of_session >= MAX_OF_SESSION {
+            self.of_session(session).next().map(|(serial, _)| (session, serial))
+        } else if self.shares.count_of(client) >= SHARE {
+            self.oldest_of(client)
+        } else if self.shares.len() >= MAX_WAITING {
+            let most = self.shares.counts().max_by_key(|(_, count)| *count);
+            most.and_then(|(client, _)| self.oldest_of(client))
         } else {
             None
         };
-        let displaced = oldest.and_then(|session| self.take(session, 0));
+        let displaced = oldest.and_then(|(session, serial)| self.take(session, serial));
         self.last_serial += 1;
         let (serial, waits_for, until) = (self.last_serial, WaitsFor::Packets, now + PATIENCE);
         if let Some((_, pinhole)) = event.kind.announcement {
-            *self.on_ends.entry(ends_of(&pinhole)).or_default().entry(session).or_default() += 1;
+            self.on_ends.insert(ends_of(&pinhole), session);
         }
-        self.of_clients.entry(client).or_default().insert(serial, session);
+        self.shares.insert(client, serial, session);
         // Its packets may have come before.
         self.due.extend([(now, session), (until, session)]);
-        self.count += 1;
-        let waiting = Waiting { serial, ended, waits_for, until, tag, event };
-        self.waiting.entry(session).or_default().push_back(waiting);
+        let waiting = Waiting { ended, waits_for, until, tag, event };
+        self.waiting.insert((session, serial), waiting);
         displaced
     }
 
-    /// Takes a transfer of a session, by its place, with what is known of it.
-    fn take(&mut self, session: u64, place: usize) -> Option<(Tag, Event)> {
-        let of_session = self.waiting.get_mut(&session)?;
-        let Waiting { serial, ended, tag, mut event, .. } = of_session.remove(place)?;
-        if of_session.is_empty() {
-            self.waiting.remove(&session);
+    /// Those of a session, in their order, by serial number.
+    fn of_session(&self, session: u64) -> impl Iterator<Item = (u64, &Waiting<Tag>)> {
+        let all = self.waiting.range((session, 0)..=(session, u64::MAX));
+        all.map(|((_, serial), waiting)| (*serial, waiting))
+    }
+
+    /// The session and the serial number of the one of `client` that has waited longest.
+    fn oldest_of(&self, client: ClientKey) -> Option<(u64, u64)> {
+        self.shares.of(client).next().map(|(serial, session)| (*session, serial))
+    }
+
+    /// Takes a transfer of a session, with what is known of it.
+    fn take(&mut self, session: u64, serial: u64) -> Option<(Tag, Event)> {
+        let Waiting { ended, tag, mut event, .. } = self.waiting.remove(&(session, serial))?;
+        self.shares.remove(event.client.ip().into(), serial);
+        if let Some(ends) = ends_for(&event.kind)
+            && self.on_ends.get(&ends) == Some(&session)
+            && !self.of_session(session).any(|(_, other)| ends_for(&other.event.kind) == Some(ends))
+        {
+            self.on_ends.remove(&ends);
         }
-        let client = ClientKey::from(event.client.ip());
-        if let Some(of_client) = self.of_clients.get_mut(&client) {
-            of_client.remove(&serial);
-            if of_client.is_empty() {
-                self.of_clients.remove(&client);
-            }
-        }
-        if let Some((_, pinhole)) = event.kind.announcement {
-            let ends = ends_of(&pinhole);
-            if let Some(sessions) = self.on_ends.get_mut(&ends) {
-                if let Some(count) = sessions.get_mut(&session) {
-                    *count -= 1;
-                    if *count == 0 {
-                        sessions.remove(&session);
-                    }
-                }
-                if sessions.is_empty() {
-                    self.on_ends.remove(&ends);
-                }
-            }
-        }
-        self.count -= 1;
-        let is_shared = self.shares_connection(session, place, &event.kind, ended);
+        let is_shared = self.shares_connection(session, serial, &event.kind, ended);
         self.complete(&mut event.kind, ended, is_shared);
         Some((tag, event.map(EventKind::of_transfer)))
     }
 
-    /// Whether another transfer of the session, which waits as well, can only have used the data connection of this one,
-    /// which was at this place.
+    /// Whether another transfer of the session, which waits as well, can only have used the data connection of this one.
     fn shares_connection(
         &mut self,
         session: u64,
-        place: usize,
+        serial: u64,
         transfer: &Transfer,
         ended: Instant,
     ) -> bool {
-        let Some((_, pinhole)) = transfer.announcement.filter(|_| transfer.end.is_success()) else {
+        let Some(ends) = ends_for(transfer).filter(|_| transfer.end.is_success()) else {
             return false;
         };
-        let ends = ends_of(&pinhole);
-        let Some(serial) = self.newest_for(transfer, ends, ended).map(|one| one.serial) else {
+        let Some(connection) = self.newest_for(transfer, ends, ended).map(|one| one.serial) else {
             return false;
         };
-        let uses_it = |(at, other): (usize, &Waiting<Tag>)| {
+        let uses_it = |(nth, other): (u64, &Waiting<Tag>)| {
             let kind = &other.event.kind;
-            let has_same_ends = kind.announcement.is_some_and(|(_, own)| ends_of(&own) == ends);
             // Before it, the other one still waits for this connection; behind it, it has no own one.
-            let waits = at >= place || other.waits_for == WaitsFor::ConnectionEnd;
-            has_same_ends && waits && kind.end.is_success() && {
+            let waits = nth > serial || other.waits_for == WaitsFor::ConnectionEnd;
+            ends_for(kind) == Some(ends) && waits && kind.end.is_success() && {
                 let own = self.newest_for(kind, ends, other.ended);
                 // What was over before its reply was not its.
                 own.is_some_and(|one| {
-                    one.serial == serial && !(one.is_over() && one.ended < other.ended)
+                    one.serial == connection && !(one.is_over() && one.ended < other.ended)
                 })
             }
         };
-        let is_shared = self.waiting.get(&session).into_iter().flatten().enumerate().any(uses_it);
+        let is_shared = self.of_session(session).any(uses_it);
         if is_shared {
             self.connections.doubt(ends);
         }
@@ -244,7 +227,8 @@ impl<Tag> TransferTracker<Tag> {
                     requested.is_some_and(|at| connection.was_over_before(at))
                 };
                 let known = self.connections.newest(ends).filter(|one| !is_earlier(one));
-                if known.is_some_and(DataConnection::is_answered) {
+                let is_lost = known.is_none() && self.connections.may_lack(ends, requested);
+                if is_lost || known.is_some_and(DataConnection::is_answered) {
                     return None;
                 }
                 Some(missing_reason(ends, known))
@@ -265,7 +249,7 @@ impl<Tag> TransferTracker<Tag> {
 
     /// Whether a transfer of this session waits.
     pub fn waits_in(&self, session: u64) -> bool {
-        self.waiting.contains_key(&session)
+        self.of_session(session).next().is_some()
     }
 
     /// The transfers that need not wait any more, those of a session in their order. `is_running` says whether the kernel
@@ -277,9 +261,8 @@ impl<Tag> TransferTracker<Tag> {
     ) -> VecDeque<(Tag, Event)> {
         let later = self.due.split_off(&(now, u64::MAX));
         let due = std::mem::replace(&mut self.due, later);
-        let mut sessions: BTreeSet<_> = due.into_iter().map(|(_, session)| session).collect();
-        let touched = self.touched.drain().filter_map(|ends| self.on_ends.get(&ends));
-        sessions.extend(touched.flat_map(BTreeMap::keys));
+        let mut sessions = std::mem::take(&mut self.touched);
+        sessions.extend(due.into_iter().map(|(_, session)| session));
         let mut taken = VecDeque::new();
         for session in sessions {
             self.take_finished_of(session, now, &mut is_running, &mut taken);
@@ -295,8 +278,11 @@ impl<Tag> TransferTracker<Tag> {
         taken: &mut VecDeque<(Tag, Event)>,
     ) {
         // One after the other, because the connection of one is no candidate for the next.
-        let mut place = 0;
-        while let Some(waiting) = self.waiting.get(&session).and_then(|all| all.get(place)) {
+        let mut from = 0;
+        while let Some((&(_, serial), waiting)) =
+            self.waiting.range((session, from)..=(session, u64::MAX)).next()
+        {
+            from = serial + 1;
             let Waiting { ended, waits_for, until, event, .. } = waiting;
             let wait = match (self.is_decided(&event.kind, *ended), *until <= now) {
                 (true, _) => None,
@@ -304,18 +290,16 @@ impl<Tag> TransferTracker<Tag> {
                 (false, false) => Some((*waits_for, *until)),
             };
             let Some((waits_for, until)) = wait else {
-                taken.extend(self.take(session, place));
+                taken.extend(self.take(session, serial));
                 continue;
             };
-            if let Some(waiting) = self.waiting.get_mut(&session).and_then(|all| all.get_mut(place))
-            {
+            if let Some(waiting) = self.waiting.get_mut(&(session, serial)) {
                 (waiting.waits_for, waiting.until) = (waits_for, until);
             }
             self.due.insert((until, session));
             if waits_for == WaitsFor::Packets {
                 break;
             }
-            place += 1;
         }
     }
 
@@ -356,24 +340,17 @@ impl<Tag> TransferTracker<Tag> {
 
     /// All transfers, at the end.
     pub fn take_all(&mut self) -> VecDeque<(Tag, Event)> {
-        let mut sessions: Vec<_> = self.waiting.keys().copied().collect();
-        sessions.sort_unstable();
-        let mut taken = VecDeque::new();
-        for session in sessions {
-            while let Some(oldest) = self.take(session, 0) {
-                taken.push_back(oldest);
-            }
-        }
-        taken
+        let all: Vec<_> = self.waiting.keys().copied().collect();
+        all.into_iter().filter_map(|(session, serial)| self.take(session, serial)).collect()
     }
 
     /// Whether nothing more is to be known of the data connection.
     fn is_decided(&self, transfer: &Transfer, ended: Instant) -> bool {
-        let Some((_, pinhole)) = transfer.announcement.filter(|_| self.sees_packets) else {
+        let Some(ends) = ends_for(transfer).filter(|_| self.sees_packets) else {
             return true;
         };
         let refused = matches!(transfer.end, TransferEnd::Replied(reply) if reply.code >= REFUSED);
-        let (ends, server) = (ends_of(&pinhole), server_of(transfer));
+        let server = server_of(transfer);
         let is_over = self
             .newest_for(transfer, ends, ended)
             .map(|one| one.is_over() && !(transfer.end.is_success() && one.may_go_on(server)));
@@ -382,7 +359,7 @@ impl<Tag> TransferTracker<Tag> {
 
     /// Completes a transfer with what is known of its data connection, which another one may have used, too.
     fn complete(&mut self, transfer: &mut Transfer, ended: Instant, is_shared: bool) {
-        let ends = transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole));
+        let ends = ends_for(transfer);
         let may_be = |one: &DataConnection| may_be(one, transfer, ended);
         let requested = ended.checked_sub(transfer.duration);
         let find = |ends| self.connections.find_for(ends, requested, ended, may_be);
@@ -392,10 +369,16 @@ impl<Tag> TransferTracker<Tag> {
         let (sender, server) = (sender_of(transfer), server_of(transfer));
         let is_complete = transfer.end.is_success();
         let bytes = connection.and_then(|one| one.bytes_of(sender, server, is_complete));
-        let (sees_packets, has_bytes) = (self.sees_packets, bytes.is_some_and(|bytes| bytes > 0));
+        let may_lack = |ends| self.connections.may_lack(ends, requested);
+        let is_lost = self.sees_packets && found.is_none() && ends.is_some_and(may_lack);
+        let sees_packets = self.sees_packets && !is_lost;
+        let has_bytes = bytes.is_some_and(|bytes| bytes > 0);
         (transfer.result, transfer.reason) =
             classify(transfer, ends, found, certain.is_some(), sees_packets, has_bytes);
         transfer.bytes = bytes;
+        if is_lost {
+            transfer.uncertain.get_or_insert(LOST);
+        }
         if found.is_some() && certain.is_none() {
             transfer.uncertain.get_or_insert(OTHER_CONNECTION);
             // It is another one's, too.
@@ -413,6 +396,11 @@ impl<Tag> TransferTracker<Tag> {
             self.connections.remove(ends, serial);
         }
     }
+}
+
+/// The ends by which the packets of a transfer's data connection are found.
+fn ends_for(transfer: &Transfer) -> Option<DataEnds> {
+    transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole))
 }
 
 /// Whether the data connection may be that of a transfer that `ended` then: one that was over before the command is an earlier

@@ -286,11 +286,61 @@ fn transfers_of_one_client_that_stay_open_cost_another_nothing() {
                 Event { session: number / of_session, ..event(transfer(TransferVerb::Stor, 226)) };
             reported += usize::from(test.tracker.end(test.now, (), held).is_some());
         }
-        assert!(test.tracker.count <= SHARE, "{}", test.tracker.count);
-        assert_eq!(reported + test.tracker.count, 8000, "each is reported");
+        assert!(test.tracker.waiting.len() <= SHARE, "{}", test.tracker.waiting.len());
+        assert_eq!(reported + test.tracker.waiting.len(), 8000, "each is reported");
         test.now += PATIENCE;
         test.tracker.take_finished(test.now, |_, _| true);
         assert_eq!(of_another_client(&mut test), [Some(5)]);
+    }
+}
+
+/// As many as a busy client has in the time in which the kernel collects copies.
+#[test]
+fn transfers_of_a_fast_client_have_their_bytes() {
+    let (mut test, number_of) = (Test::new(), 3000);
+    let client = |number: u32| format!("10.0.0.7:{}", 20_000 + number);
+    let mut transfers = Vec::new();
+    for number in 0..number_of {
+        let client = client(number);
+        for packet in [
+            packet(&client, SERVER, "SA", 1000, 11),
+            packet(&client, SERVER, "FA", 1006, 11),
+            packet(SERVER, &client, "FA", 11, 1007),
+        ] {
+            test.tracker.observe(test.now, &packet);
+        }
+        let mut stored = transfer(TransferVerb::Stor, 226);
+        let (_, pinhole) = stored.announcement.as_mut().unwrap();
+        (pinhole.arrival, pinhole.target) = (client.parse().unwrap(), client.parse().unwrap());
+        transfers.push(stored);
+    }
+    for stored in transfers {
+        assert_eq!(test.end(stored).unwrap().bytes, Some(5));
+    }
+    // The same before the packets come.
+    let mut test = Test::new();
+    for number in 0..number_of {
+        let mut stored = transfer(TransferVerb::Stor, 226);
+        let (_, pinhole) = stored.announcement.as_mut().unwrap();
+        let target = client(number).parse().unwrap();
+        (pinhole.arrival, pinhole.target) = (target, target);
+        let event = Event { session: u64::from(number % 20), ..event(stored) };
+        assert!(test.tracker.end(test.now, (), event).is_none());
+    }
+}
+
+#[test]
+fn what_was_lost_is_not_called_missing() {
+    let mut test = Test::new();
+    for number in 0..2 * super::super::data_connections::SHARE as u32 {
+        let target = format!("10.0.0.7:{}", 1024 + number);
+        test.tracker.observe(test.now, &packet(&target, SERVER, "SA", number, 11));
+    }
+    for (code, result) in [(226, TransferResult::Complete), (426, TransferResult::Aborted)] {
+        let ended = Transfer { has_started: true, ..transfer(TransferVerb::Stor, code) };
+        let lost = test.end_sooner_or_later(ended);
+        assert_eq!((lost.bytes, lost.result, lost.uncertain), (None, result, Some(LOST)));
+        assert_eq!(lost.reason, None);
     }
 }
 
