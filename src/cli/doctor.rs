@@ -1,7 +1,6 @@
 //! `ftp-alg doctor`: checks whether FTP works with this kernel and this firewall, and what to do if it does not.
 
 mod checks;
-mod fast_path;
 mod try_modes;
 
 use std::{

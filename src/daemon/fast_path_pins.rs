@@ -48,7 +48,7 @@ const OFF_BY_CONNTRACK: &str = "back end conntrack: it needs nftables, which aut
 pub(super) struct FastPathPins(File);
 
 /// Why this build, or the configuration, turns the fast path off, if it does.
-pub(super) fn off_reason(
+pub(crate) fn off_reason(
     fast_path: config::FastPathMode,
     backend: Option<Backend>,
 ) -> Option<&'static str> {

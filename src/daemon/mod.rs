@@ -81,6 +81,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
+pub(crate) use self::fast_path_pins::off_reason as fast_path_off_reason;
 use self::{
     config_file::ConfigFile,
     confine::{Account, AccountError, ConfineError},
@@ -377,7 +378,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     others.map(OtherDaemons::end).transpose()?;
     // Only now, because another user's daemon may have had the program until then.
     // A daemon without a fast path still reads the lines that an earlier daemon's program left, and then removes it.
-    let pins = match fast_path_pins::off_reason(config.queue.fast_path, config.pinhole.backend) {
+    let pins = match fast_path_off_reason(config.queue.fast_path, config.pinhole.backend) {
         Some(why) if !FastPathPins::has_leftovers(&options.state_dir, account.as_ref()) => {
             Err(why.to_owned())
         }

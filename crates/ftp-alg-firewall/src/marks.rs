@@ -103,7 +103,10 @@ impl MarkConflict {
                 );
             }
         };
-        format!("{self} {verb} the fast path's packet marks: give that rule a mask")
+        let bits = gateway.mask() | gateway.slot_mask;
+        format!(
+            "{self} {verb} the fast path's packet marks: give that rule a mask without {bits:#x}"
+        )
     }
 }
 
@@ -343,7 +346,8 @@ mod tests {
         ] {
             let rule = routing_rule(mark, mask, is_inverted);
             let reason = format!(
-                "`{rule}` in ip rule compares the fast path's packet marks: give that rule a mask"
+                "`{rule}` in ip rule compares the fast path's packet marks: give that rule a mask without \
+                 0xfffe0000"
             );
             let expected = if is_found { vec![reason] } else { vec![] };
             assert_eq!(conflict(prerouting, &[rule]), expected, "{rule} {prerouting}");

@@ -1,13 +1,14 @@
 //! The checks of `doctor` on the daemon and the kernel. The audit of the rules is in `daemon::health`.
 
-use super::fast_path::{self, KERNEL};
 use crate::{
     cli::setup::saved_table_checks,
     config::FastPathMode,
     daemon::{
         confine,
+        counted::counted,
+        fast_path_off_reason,
         health::{self, Check, CheckStatus, Findings, HostAudit, ProblemName, Severity},
-        snapshot::{Problem, Status},
+        snapshot::{FastPathState, FastPathStatus, Problem, Status},
     },
     kernel::{
         NetfilterError,
@@ -16,6 +17,7 @@ use crate::{
     },
 };
 
+const KERNEL: &str = "kernel";
 const DAEMON: &str = "daemon";
 const HELPERS: &str = "other helpers";
 
@@ -217,15 +219,36 @@ impl Checks<'_> {
         works("forwarding", says)
     }
 
-    /// The state of the fast path, and the rules that do not work together with its marks if it could run.
+    /// Whether the fast path runs, and the rules that keep it off. What the kernel lacks for it, only a daemon finds out.
     fn fast_path(&self) -> Vec<Check> {
-        let HostAudit { parameters, firewall, backend, .. } = self.surroundings;
+        let name = "fast path";
+        let HostAudit { firewall, backend, .. } = self.surroundings;
+        let off = fast_path_off_reason(self.fast_path, Some(backend));
         let running = self.running.ok().map(|status| &status.fast_path);
-        let machine = fast_path::KernelInfo::read();
-        let mut checks = vec![fast_path::check(self.fast_path, running, backend, &machine)];
-        let is_wanted = self.fast_path == FastPathMode::Auto && backend == Backend::Nftables;
-        if ftp_alg_fastpath::HAS_PROGRAM && is_wanted {
-            checks.extend(fast_path::marks(&firewall.mark_conflicts(), parameters));
+        let mut checks = vec![match (running, off) {
+            (Some(status), _) if status.state == FastPathState::On => {
+                let connections = counted(status.connections, "connection");
+                let says = format!("on: {}; {connections}", status.attached_to());
+                works(name, says).details(status.inline_at())
+            }
+            (_, Some(why @ FastPathStatus::OFF_BY_CONFIGURATION)) => {
+                works(name, format!("off: {why}"))
+            }
+            (Some(status), _) if status.why == FastPathStatus::OFF_BY_CONFIGURATION => {
+                let says = "off: the running daemon has another configuration: restart it";
+                Check::note(KERNEL, name, says)
+            }
+            (Some(FastPathStatus { why, .. }), _) => {
+                Check::note(KERNEL, name, format!("off: {why}"))
+            }
+            (None, Some(why)) => Check::note(KERNEL, name, format!("off: {why}")),
+            (None, None) => works(name, "the daemon loads its program at the start"),
+        }];
+        let conflicts = firewall.mark_conflicts();
+        if off.is_none() && !conflicts.is_empty() {
+            let says = "the fast path stays off: rules overwrite or compare its marks";
+            let reasons = conflicts.iter().map(|one| one.reason(&firewall.gateway));
+            checks.push(Check::note(KERNEL, "marks", says).details(reasons));
         }
         checks
     }
