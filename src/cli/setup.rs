@@ -34,8 +34,8 @@ use crate::{
 /// nothing. Supports nftables, iptables-persistent, ufw, firewalld, Docker and
 /// OpenWrt's fw4.
 ///
-/// --apply writes the files, loads them with the firewall's own command, and
-/// checks the rules as `doctor` does. If a step fails, it undoes all changes.
+/// --apply writes the files, loads the new rules, and checks the rules as
+/// `doctor` does. If a step fails, it undoes all changes.
 /// --undo restores the files byte for byte. If a file was edited since, it
 /// removes only the lines that --apply added.
 ///
@@ -310,7 +310,7 @@ impl SetupReport {
                         file_edits::difference(&path, file.original.as_deref(), &file.written)
                     })
                     .collect(),
-                note: plan.note,
+                note: plan.kind.loading_note(),
                 loads: plan.changes.loads.iter().map(|words| words.join(" ")).collect(),
             }
         });

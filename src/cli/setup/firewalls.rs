@@ -1,9 +1,6 @@
 //! The supported firewalls: the files from which they are loaded, and the commands that check and load these files.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use ftp_alg_firewall::{ChainLocation, IpVersion, Origin, RulesetManager};
 use serde::Serialize;
@@ -15,7 +12,7 @@ use super::{
     nft_file::{self, NftFile},
     store::{self, ChangeSet, FileChange, UndoCommand, run_command},
 };
-use crate::{cli::Failure, daemon::health::SELECT_CONNTRACK, kernel::parameters::TABLE};
+use crate::{cli::Failure, daemon::health::SELECT_CONNTRACK};
 
 /// The program that generates the rules, and how setup recognises it (`message`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
@@ -42,8 +39,6 @@ pub(super) struct Plan {
     pub(super) changes: ChangeSet,
     /// The commands that check the firewall's files.
     pub(super) checks: Vec<Vec<String>>,
-    /// Why single rules are loaded and not the files.
-    pub(super) note: Option<&'static str>,
 }
 
 /// A rule that setup cannot make permanent.
@@ -80,12 +75,16 @@ const DOCKER_USER_PLACE: &str = "!/-A DOCKER-USER -j RETURN/ { end++ } \
                                  END { print behind ? behind : end }";
 const FW4: &str = "/usr/share/nftables.d/chain-pre";
 const SYSUPGRADE: &str = "/etc/sysupgrade.conf";
-const FILES_NOT_LOADED: Option<&str> =
-    Some("only these rules are loaded: loading the files would change other rules, too");
 /// The maximum depth of nested includes; nft has the same limit.
 const MAX_INCLUDE_DEPTH: usize = 16;
 
 impl FirewallProgram {
+    /// Why setup does not load the files, if it does not.
+    pub(super) fn loading_note(self) -> Option<&'static str> {
+        matches!(self, Self::Nftables | Self::Iptables)
+            .then_some("the files are not loaded, so that no other rule changes")
+    }
+
     /// Whether this program generates the chain. Next to Docker, ufw also generates chains.
     fn manages(self, location: &ChainLocation) -> bool {
         let docker = location.insert_into == DOCKER_USER;
@@ -128,7 +127,7 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
         plan.changes.files.retain(FileChange::is_different);
         let is_met = plan.needs.iter().all(|need| need.passes);
         if !is_met || !plan.changes.files.is_empty() {
-            plan.plan_loading()?;
+            plan.plan_loading();
             plans.push(plan);
         }
     }
@@ -138,7 +137,7 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
 impl Plan {
     fn new(kind: FirewallProgram) -> Self {
         let changes = ChangeSet::default();
-        Self { kind, needs: Vec::new(), changes, checks: Vec::new(), note: None }
+        Self { kind, needs: Vec::new(), changes, checks: Vec::new() }
     }
 
     /// The file at `path` with the edits so far.
@@ -326,9 +325,9 @@ impl Plan {
         Ok(None)
     }
 
-    /// Plans how the firewall loads the changes, and how the loading is undone.
-    fn plan_loading(&mut self) -> Result<(), Failure> {
-        let needs = self.needs.clone();
+    /// Plans how the changes are loaded, and how that is undone. A firewall that generates its rules loads them all. To
+    /// rules of files only the new ones are added, because the loaded rules may differ from the files.
+    fn plan_loading(&mut self) {
         match self.kind {
             FirewallProgram::Ufw => self.load_and_undo_with(&["ufw", "reload"]),
             FirewallProgram::Firewalld => self.load_and_undo_with(&["firewall-cmd", "--reload"]),
@@ -339,35 +338,15 @@ impl Plan {
                 if systemd_runs && !self.changes.files.is_empty() {
                     self.load_and_undo_with(&["systemctl", "daemon-reload"]);
                 }
-                self.load_rules(&needs, None);
+                self.load_rules();
             }
-            FirewallProgram::Nftables => {
-                let main = first_existing(&NFTABLES).unwrap_or(NFTABLES[0]);
-                let matches = nftables_match_file(main);
-                self.note = if matches { None } else { FILES_NOT_LOADED };
-                self.load_rules(&needs, matches.then(|| command(&["nft", "--file", main])));
-            }
-            FirewallProgram::Iptables => {
-                let programs: BTreeSet<String> = needs.iter().map(restore_program).collect();
-                for restore in programs {
-                    let its_needs = needs.iter().filter(|need| restore_program(need) == restore);
-                    let needs: Vec<NeededRule> = its_needs.cloned().collect();
-                    let Some(path) = needs.first().and_then(|need| iptables_file(need.ip)) else {
-                        continue;
-                    };
-                    let matches = iptables_match_file(path, &restore)?;
-                    self.note = if matches { self.note } else { FILES_NOT_LOADED };
-                    self.load_rules(&needs, matches.then(|| command(&[&restore, path])));
-                }
-            }
+            FirewallProgram::Nftables | FirewallProgram::Iptables => self.load_rules(),
         }
-        Ok(())
     }
 
-    /// Loads the files with `reload`. Without `reload` it adds single rules to the loaded ones. In both cases, undoing
-    /// removes only these rules.
-    fn load_rules(&mut self, needs: &[NeededRule], reload: Option<Vec<String>>) {
-        for need in needs {
+    /// Adds the rules that are missing to the loaded ones. Undoing removes them.
+    fn load_rules(&mut self) {
+        for need in self.needs.clone() {
             let line = match need.location.origin {
                 Origin::Nftables => format!("{} comment \"{}\"", need.command, file_edits::MARKER),
                 _ => need.command.replace(
@@ -376,15 +355,12 @@ impl Plan {
                 ),
             };
             let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            if reload.is_none() && !need.passes {
+            if !need.passes {
                 self.load(words.clone());
             }
             if !need.has_setup_rule {
                 self.changes.take_back.push(UndoCommand::Remove(words));
             }
-        }
-        if let Some(words) = reload {
-            self.load(words);
         }
     }
 }
@@ -434,50 +410,6 @@ fn included_files(main: &str) -> Result<Vec<String>, Failure> {
         new = next;
     }
     Ok(files)
-}
-
-/// Whether loading `main`, even twice, results in the rules that are loaded now.
-///
-/// If not, loading `main` would remove things that somebody added (a table of Docker, an address in a set), or add
-/// rules a second time.
-fn nftables_match_file(main: &str) -> bool {
-    // The files are loaded in a new network namespace.
-    let lines = format!("nft -f {main} && nft -f {main} && nft --stateless list ruleset");
-    let fresh = run_command(&command(&["unshare", "--net", "--", "sh", "-c", &lines]));
-    let loaded = run_command(&command(&["nft", "--stateless", "list", "ruleset"]));
-    let (Ok(fresh), Ok(loaded)) = (fresh, loaded) else { return false };
-    let ours = format!("table inet {} ", TABLE);
-    let fresh = fresh + "\n";
-    let mut tables = loaded.split("\n}").map(str::trim_start).filter(|table| !table.is_empty());
-    tables.all(|table| table.starts_with(&ours) || fresh.contains(&format!("{table}\n}}\n")))
-}
-
-/// Whether the file at `path` has all chains and rules that are loaded in its tables. Otherwise `iptables-restore`
-/// would remove the others, such as the chains of fail2ban.
-fn iptables_match_file(path: &str, restore: &str) -> Result<bool, Failure> {
-    let text = store::read(Path::new(path))?.unwrap_or_default();
-    let saved = run_command(&[restore.replace("-restore", "-save")])?;
-    let (loaded, stored) = (chains_and_rules(&saved), chains_and_rules(&text));
-    Ok(loaded
-        .iter()
-        .filter(|(table, _)| stored.iter().any(|(other, _)| other == table))
-        .all(|line| stored.contains(line)))
-}
-
-/// The chains and rules in a file of `iptables-restore`, each with its table.
-fn chains_and_rules(text: &str) -> BTreeSet<(&str, &str)> {
-    let mut table = "";
-    let mut lines = BTreeSet::new();
-    for line in text.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix('*') {
-            table = name;
-        } else if line.starts_with(':') {
-            lines.extend(line.split(' ').next().map(|chain| (table, chain)));
-        } else if line.starts_with("-A ") {
-            lines.insert((table, line));
-        }
-    }
-    lines
 }
 
 /// `iptables-nft-restore`, or `iptables-restore` if the system has only one variant.

@@ -106,11 +106,11 @@ fn two_chains_that_drop_both_get_the_rule() {
     assert_eq!(machine.files(), before);
 }
 
-/// Replaces nft by a script that runs `instead` when it is asked to load the file.
+/// Replaces nft by a script that runs `instead` when it is asked to add a rule.
 fn replace_nft(machine: &Machine, instead: &str) {
     machine.shell("[ -e /usr/sbin/nft.real ] || mv /usr/sbin/nft /usr/sbin/nft.real");
     let script = format!(
-        "#!/bin/sh\ncase \"$1\" in --file) {instead} ;; esac\nexec /usr/sbin/nft.real \"$@\"\n"
+        "#!/bin/sh\ncase \"$1\" in add) {instead} ;; esac\nexec /usr/sbin/nft.real \"$@\"\n"
     );
     machine.write("/usr/sbin/nft", &script);
     machine.shell("chmod 755 /usr/sbin/nft");
@@ -142,10 +142,10 @@ fn the_next_run_finishes_or_undoes_an_interrupted_apply() {
 }
 
 #[test]
-fn a_failed_reload_restores_the_files() {
+fn a_failed_load_restores_the_files() {
     let (_site, machine, daemon) = gateway(|text| text);
     let rules = loaded_rules(&machine);
-    // The first script fails once. The second one succeeds without loading the file.
+    // The first script fails once. The second one succeeds without adding the rule.
     for (instead, why) in [
         ("[ -e /etc/failed ] || { touch /etc/failed; echo no >&2; exit 1; }", "no"),
         ("exit 0", "even after the change"),
