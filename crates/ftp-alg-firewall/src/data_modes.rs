@@ -24,7 +24,8 @@ pub enum DataMode {
 }
 
 impl DataMode {
-    const BOTH: [Self; 2] = [Self::Passive, Self::Active];
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Passive, Self::Active];
 }
 
 /// The verdict on data connections of one mode between two interfaces.

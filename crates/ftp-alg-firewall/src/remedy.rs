@@ -1,53 +1,10 @@
-//! Makes the rule that a firewall lacks, in the firewall's own language and with its own names. Also says where to
-//! store the rule, so that it survives a reload.
+//! Makes the rule that a firewall lacks, in the firewall's own language and with its own names.
 
 use super::{
     ChainLocation, ChainVerdict, Gateway, HidingRule, Hook, Origin, PacketClass, TableFamily,
-    model::{
-        BaseChain, LocatedChain, LocatedRule, Rule, RuleVerdict, RulesetManager, SamplePacket,
-        Table, state,
-    },
+    model::{BaseChain, LocatedChain, LocatedRule, Rule, RuleVerdict, SamplePacket, Table, state},
     xtables::{shell_quoted, split_words},
 };
-
-impl ChainLocation {
-    /// How to make a rule permanent, if a program generates the table. The command alone adds it only until the next reload.
-    pub fn persistence_advice(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
-        let hook = self.chain.to_ascii_lowercase();
-        let condition = condition(self.origin, class, gateway);
-        Some(match self.manager? {
-            RulesetManager::Ufw => {
-                let (file, prefix) = match self.family {
-                    TableFamily::Ip6 => ("before6.rules", "ufw6"),
-                    _ => ("before.rules", "ufw"),
-                };
-                format!(
-                    "a reload of ufw removes it: to make it permanent, add this line to /etc/ufw/{file}: \
-                     -A {prefix}-before-{hook} {condition} -j ACCEPT"
-                )
-            }
-            RulesetManager::Firewalld if self.has_owner => {
-                "firewalld owns its table, so no other program can add a rule: set \
-                NftablesTableOwner=no in /etc/firewalld/firewalld.conf and restart firewalld"
-                    .to_owned()
-            }
-            RulesetManager::Firewalld => {
-                "each reload of firewalld removes it: add it again after a reload".to_owned()
-            }
-            RulesetManager::Docker => {
-                "a restart removes it: to make it permanent, load it together with your \
-                other iptables rules; Docker does not change DOCKER-USER"
-                    .to_owned()
-            }
-            RulesetManager::Fw4 => {
-                format!(
-                    "a reload of fw4 removes it: to make it permanent, write `{condition} accept` to \
-                     /usr/share/nftables.d/chain-pre/{hook}/zz-ftp-alg.nft"
-                )
-            }
-        })
-    }
-}
 
 /// The chain that Docker jumps to first. It never changes the rules in it.
 const DOCKER_USER: &str = "DOCKER-USER";

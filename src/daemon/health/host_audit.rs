@@ -2,8 +2,9 @@
 //! and data connections pass.
 
 use ftp_alg_firewall::{
-    Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall, Hook,
-    HookVerdict, IpVersion, ModeVerdict, PacketClass,
+    Acceptance, ChainLocation, ChainVerdict, ConflictKind, ControlPathVerdict, DataMode,
+    DataPathVerdict, Firewall, Hook, HookVerdict, IpVersion, ModeVerdict, Origin, PacketClass,
+    RulesetManager,
 };
 
 use super::{
@@ -100,46 +101,39 @@ impl HostAudit<'_> {
                 })
             })
         };
-        let mut checks: Vec<Check> = Vec::new();
-        for (at, verdict) in modes.iter().enumerate() {
-            let stops = verdict.dropping_chains.iter().filter(|stop| !known(stop));
-            let stops: Vec<_> =
-                stops.map(|stop| stop.placed_for(class, modes, verdict.ip)).collect();
-            if stops.is_empty() {
-                continue;
-            }
-            let name = format!("{} mode", verdict.mode);
-            let is_same = |check: &&mut Check| check.name == name;
-            let check = match checks.iter_mut().find(is_same) {
-                Some(check) => check,
-                None => {
-                    let says = "the firewall drops its data connections";
-                    checks.push(Check::problem(FIREWALL, name, ProblemName::DataConnections, says));
-                    let Some(check) = checks.last_mut() else { continue };
-                    check
+        let check = |mode| {
+            let says = "the firewall drops its data connections";
+            let name = format!("{mode} mode");
+            // Other data connections pass these chains.
+            let mut check =
+                Check::problem(FIREWALL, name, ProblemName::DataConnections, says).partial_if(true);
+            for (at, verdict) in modes.iter().enumerate().filter(|(_, one)| one.mode == mode) {
+                let stops = verdict.dropping_chains.iter().filter(|stop| !known(stop));
+                let stops: Vec<_> =
+                    stops.map(|stop| stop.placed_for(class, modes, verdict.ip)).collect();
+                if stops.is_empty() {
+                    continue;
                 }
-            };
-            let ends =
-                [&verdict.from, &verdict.to].map(|end| end.as_deref().unwrap_or("this machine"));
-            let by: Vec<String> = stops.iter().map(ToString::to_string).collect();
-            let detail = format!("{}: dropped by {}", ends.join(" -> "), by.join(" and "));
-            let remedy =
-                stops.iter().filter_map(|stop| stop.accept_command(class, &self.firewall.gateway));
-            let advice = stops
-                .iter()
-                .filter_map(|stop| stop.advice_without_rule(class, &self.firewall.gateway));
-            let other = others.as_ref().and_then(|(other, how, verdicts)| {
-                let passes = verdicts.get(at)?.dropping_chains.is_empty();
-                passes.then(|| other_backend_advice(*other, how))
-            });
-            let mut added = check.clone().remedy(remedy).advice(advice).advice(other);
-            if added.details.len() < MAX_STOPS {
-                added = added.details([detail]);
+                let gateway = &self.firewall.gateway;
+                let remedy = stops.iter().filter_map(|stop| stop.accept_command(class, gateway));
+                let advice =
+                    stops.iter().filter_map(|stop| stop.advice_without_rule(class, gateway));
+                let other = others.as_ref().and_then(|(other, how, verdicts)| {
+                    let passes = verdicts.get(at)?.dropping_chains.is_empty();
+                    passes.then(|| other_backend_advice(*other, how))
+                });
+                check = check.remedy(remedy).advice(advice).advice(other);
+                if check.details.len() < MAX_STOPS {
+                    let [from, to] = [&verdict.from, &verdict.to]
+                        .map(|end| end.as_deref().unwrap_or("this machine"));
+                    let by: Vec<String> = stops.iter().map(ToString::to_string).collect();
+                    let by = by.join(" and ");
+                    check = check.details([format!("{from} -> {to}: dropped by {by}")]);
+                }
             }
-            *check = added;
-        }
-        // Other data connections pass these chains.
-        checks.into_iter().map(|check| check.partial_if(true)).collect()
+            (!check.details.is_empty()).then_some(check)
+        };
+        DataMode::BOTH.into_iter().filter_map(check).collect()
     }
 
     /// Whether data connections may pass that ftp-alg does not mark, for example those of encrypted sessions.
@@ -370,9 +364,7 @@ impl HostAudit<'_> {
             let placed = stop.placed_for(class, modes, path.ip);
             Some((placed.accept_command(class, &self.firewall.gateway)?, stop))
         });
-        let advice = commands.clone().filter_map(|(_, stop)| {
-            stop.location.persistence_advice(class, &self.firewall.gateway)
-        });
+        let advice = commands.clone().filter_map(|(_, stop)| persistence_advice(&stop.location));
         let without_rule = certain
             .iter()
             .filter_map(|stop| stop.advice_without_rule(class, &self.firewall.gateway));
@@ -395,6 +387,21 @@ impl HostAudit<'_> {
             .advice(without_rule)
             .advice(self.other_backend_advice(path, class).filter(|_| matters))
     }
+}
+
+/// How to make a rule permanent, if a program generates the table: the command alone adds it until the next reload.
+fn persistence_advice(location: &ChainLocation) -> Option<String> {
+    let advice = match location.manager? {
+        RulesetManager::Firewalld if location.has_owner => {
+            "firewalld owns its table, so no other program can add a rule: set NftablesTableOwner=no in \
+             /etc/firewalld/firewalld.conf and restart firewalld"
+        }
+        RulesetManager::Firewalld if location.origin == Origin::Nftables => {
+            "each reload of firewalld removes it: add it again after a reload"
+        }
+        _ => "a reload of the firewall removes it: `ftp-alg setup --apply` makes it permanent",
+    };
+    Some(advice.to_owned())
 }
 
 fn other_backend_advice(other: Backend, how: &str) -> String {
