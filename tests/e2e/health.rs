@@ -451,7 +451,7 @@ fn a_server_whose_announcements_all_open_nothing() {
             "[policy]\nmin-data-port = 60000\n",
             json!({"passive_port": 50069}),
             "min-data-port 60000",
-            "[policy] min-data-port",
+            "min-data-port in [policy]",
         ),
     ] {
         let gateway = gateway_with(Topology::Masquerade, configuration);

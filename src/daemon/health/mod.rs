@@ -32,6 +32,7 @@ pub use self::{
     check::{Check, CheckStatus},
     host_audit::HostAudit,
     names::{Finding, Findings, FoundBy, ProblemName, Severity, is_audit_problem},
+    servers::refusal_remedy,
 };
 use self::{report::Reports, traffic::Traffic};
 use super::{

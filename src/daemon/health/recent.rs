@@ -6,33 +6,32 @@ use std::{
     collections::HashSet,
     mem,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ftp_alg_core::engine::ClientKey;
 
-use super::names::MIN_CLIENTS;
+use super::{RECENT_WINDOW, names::MIN_CLIENTS};
 
-/// A value for the present half of a window, and one for the previous half.
+/// A value for the present half of [`RECENT_WINDOW`], and one for the previous half.
 #[derive(Debug)]
 pub(super) struct Halves<T> {
-    window: Duration,
     this: T,
     previous: T,
     half_began: Instant,
 }
 
 impl<T: Default> Halves<T> {
-    pub(super) fn new(now: Instant, window: Duration) -> Self {
-        Self { window, this: T::default(), previous: T::default(), half_began: now }
+    pub(super) fn new(now: Instant) -> Self {
+        Self { this: T::default(), previous: T::default(), half_began: now }
     }
 
     /// Forgets what is old.
     fn roll(&mut self, now: Instant) {
         let age = now.saturating_duration_since(self.half_began);
-        if age >= self.window / 2 {
+        if age >= RECENT_WINDOW / 2 {
             let ended = mem::take(&mut self.this);
-            self.previous = if age < self.window { ended } else { T::default() };
+            self.previous = if age < RECENT_WINDOW { ended } else { T::default() };
             self.half_began = now;
         }
     }
@@ -58,8 +57,8 @@ pub(super) struct RecentCount {
 }
 
 impl RecentCount {
-    pub(super) fn new(now: Instant, window: Duration) -> Self {
-        Self { total: 0, halves: Halves::new(now, window) }
+    pub(super) fn new(now: Instant) -> Self {
+        Self { total: 0, halves: Halves::new(now) }
     }
 
     /// Records that there were `total` events since the start. Returns how many of them are recent.
@@ -70,64 +69,49 @@ impl RecentCount {
     }
 }
 
-/// The distinct clients of recent events. Counts to [`MIN_CLIENTS`], and stores no more.
-#[derive(Debug)]
-pub(super) struct RecentClients(Halves<HashSet<ClientKey>>);
+/// Some of the distinct clients and servers of recent events: as many as decide.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    clients: HashSet<ClientKey>,
+    servers: HashSet<IpAddr>,
+}
 
-impl RecentClients {
-    pub(super) fn new(now: Instant, window: Duration) -> Self {
-        Self(Halves::new(now, window))
-    }
-
-    pub(super) fn record(&mut self, now: Instant, client: SocketAddr) {
-        let clients = self.0.this_mut(now);
+impl Halves<Peers> {
+    pub(super) fn record(&mut self, now: Instant, client: SocketAddr, server: SocketAddr) {
+        let Peers { clients, servers } = self.this_mut(now);
         if clients.len() < MIN_CLIENTS {
             clients.insert(client.ip().into());
         }
-    }
-
-    /// How many there are, at most [`MIN_CLIENTS`].
-    pub(super) fn count(&mut self, now: Instant) -> usize {
-        let [previous, this] = self.0.both(now);
-        previous.union(this).count().min(MIN_CLIENTS)
-    }
-}
-
-/// The servers of recent events: whether there is only one.
-#[derive(Debug)]
-pub(super) struct RecentServer(Halves<HashSet<IpAddr>>);
-
-impl RecentServer {
-    pub(super) fn new(now: Instant, window: Duration) -> Self {
-        Self(Halves::new(now, window))
-    }
-
-    pub(super) fn record(&mut self, now: Instant, server: SocketAddr) {
-        let servers = self.0.this_mut(now);
         if servers.len() < 2 {
             servers.insert(server.ip());
         }
     }
 
+    /// How many clients there are, at most [`MIN_CLIENTS`].
+    pub(super) fn count_clients(&mut self, now: Instant) -> usize {
+        let [previous, this] = self.both(now);
+        previous.clients.union(&this.clients).count().min(MIN_CLIENTS)
+    }
+
     /// The server, if there is only one.
-    pub(super) fn only(&mut self, now: Instant) -> Option<IpAddr> {
-        let [previous, this] = self.0.both(now);
-        let mut servers = previous.union(this);
+    pub(super) fn only_server(&mut self, now: Instant) -> Option<IpAddr> {
+        let [previous, this] = self.both(now);
+        let mut servers = previous.servers.union(&this.servers);
         servers.next().filter(|_| servers.next().is_none()).copied()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    const WINDOW: Duration = Duration::from_secs(600);
+    use super::*;
 
     #[test]
     fn old_events_are_not_counted() {
         let start = Instant::now();
         let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
-        let mut recent = RecentCount::new(start, WINDOW);
+        let mut recent = RecentCount::new(start);
         assert_eq!(recent.record(at(0), 3), 3);
         assert_eq!(recent.record(at(4), 5), 5);
         assert_eq!(recent.record(at(5), 6), 6, "another half begins");
@@ -142,30 +126,26 @@ mod tests {
     fn distinct_clients_are_counted_with_bounded_memory() {
         let start = Instant::now();
         let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
-        let client = |last: u8, port| SocketAddr::from(([192, 0, 2, last], port));
-        let mut clients = RecentClients::new(start, WINDOW);
-        for port in 1..100 {
-            clients.record(at(0), client(1, port));
+        let server = "198.51.100.1:21".parse().unwrap();
+        let mut peers = Halves::<Peers>::new(start);
+        let mut record = |minutes, client: &str| {
+            peers.record(at(minutes), client.parse().unwrap(), server);
+            assert!(peers.this.clients.len() <= MIN_CLIENTS);
+            peers.count_clients(at(minutes))
+        };
+        for (minutes, client, count) in [
+            (0, "192.0.2.1:1", 1),
+            (0, "192.0.2.1:2", 1),
+            // One in both halves.
+            (6, "192.0.2.1:5", 1),
+            (6, "[2001:db8::1]:1", 2),
+            // The same network of 64 bits.
+            (6, "[2001:db8::2]:1", 2),
+            (7, "192.0.2.3:5", MIN_CLIENTS),
+            (7, "192.0.2.4:5", MIN_CLIENTS),
+            (30, "192.0.2.1:1", 1),
+        ] {
+            assert_eq!(record(minutes, client), count, "{client}");
         }
-        assert_eq!(clients.count(at(1)), 1, "the same one");
-        clients.record(at(6), client(1, 5));
-        clients.record(at(6), client(2, 5));
-        assert_eq!(clients.count(at(7)), 2, "one in both halves");
-        for last in 3..200 {
-            clients.record(at(7), client(last, 5));
-        }
-        assert_eq!(clients.count(at(7)), MIN_CLIENTS);
-        assert!(clients.0.this.len() <= MIN_CLIENTS);
-        assert_eq!(clients.count(at(30)), 0);
-    }
-
-    #[test]
-    fn addresses_of_one_ipv6_network_are_one_client() {
-        let start = Instant::now();
-        let mut clients = RecentClients::new(start, WINDOW);
-        for text in ["[2001:db8::1]:1", "[2001:db8::2]:1", "[2001:db8:0:1::1]:1"] {
-            clients.record(start, text.parse().unwrap());
-        }
-        assert_eq!(clients.count(start), 2);
     }
 }

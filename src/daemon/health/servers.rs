@@ -5,7 +5,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ftp_alg_core::{
@@ -50,8 +50,8 @@ struct RefusedAnnouncement {
 pub(super) struct RecentServers(Halves<Vec<ModeRecord>>);
 
 impl RecentServers {
-    pub(super) fn new(now: Instant, window: Duration) -> Self {
-        Self(Halves::new(now, window))
+    pub(super) fn new(now: Instant) -> Self {
+        Self(Halves::new(now))
     }
 
     /// Records a decision about an announcement of `server` or its clients. A refused one of a client does not count, nor
@@ -112,7 +112,7 @@ impl RecentServers {
             "all {refused} {kind} announcements of the server {server} {WITHIN} opened nothing; the last: {}{others}",
             last.text
         );
-        let remedy = remedy(last.objection, *server);
+        let remedy = refusal_remedy(last.objection);
         Some(ProblemName::RefusedAnnouncements.finding_with(text, remedy))
     }
 }
@@ -138,35 +138,31 @@ fn record_of(
     &mut records[at]
 }
 
-/// The setting that would change the decision.
-fn remedy(objection: RefusalReason, server: SocketAddr) -> String {
-    let ip = server.ip();
-    match objection {
-        RefusalReason::ForeignAddress => format!(
-            "if it means itself, let it announce its own address, or set replace-foreign-address = true in a [[server]] \
-             with address = \"{ip}\""
-        ),
+/// What to do about announcements that are refused for this reason: the setting that would change it.
+pub fn refusal_remedy(reason: RefusalReason) -> &'static str {
+    match reason {
+        RefusalReason::ForeignAddress => {
+            "if the server means itself, let it announce its own address, or set replace-foreign-address = true in a \
+             [[server]] with its address"
+        }
         RefusalReason::OtherFamily => {
             "let clients use EPSV, or the server announce an address of the connection's family"
-                .to_owned()
         }
         RefusalReason::LowPort => {
-            "raise the server's passive ports, or lower [policy] min-data-port (or that of a [[network]])"
-                .to_owned()
+            "raise the server's passive ports, or lower min-data-port in [policy] or [[network]]"
         }
         RefusalReason::DeniedPort => {
-            "give the server other passive ports, or take these out of [policy] deny-ports (or of a [[network]])"
-                .to_owned()
+            "give the server other passive ports, or take these out of deny-ports in [policy] or [[network]]"
         }
         RefusalReason::Unresolved => {
             "correct the name in external-address or /etc/resolv.conf, or set an address there"
-                .to_owned()
         }
         RefusalReason::PinholeLimit => {
-            "see in `ftp-alg pinholes` whose are open, or raise [policy] max-pinholes-per-client".to_owned()
+            "see in `ftp-alg pinholes` whose are open, or raise max-pinholes-per-client in [policy] or [[network]]"
         }
-        RefusalReason::NoFreePort => "widen [nat] port-range".to_owned(),
-        _ => "the log has a line for each refusal; docs/events.md explains them".to_owned(),
+        RefusalReason::NoFreePort => "widen port-range in [nat]",
+        RefusalReason::AuthTls => "set auth-tls = \"pass\" in [policy] or [[network]]",
+        _ => "the log has a line for each refusal; docs/events.md explains them",
     }
 }
 
@@ -174,9 +170,7 @@ fn remedy(objection: RefusalReason, server: SocketAddr) -> String {
 mod tests {
     use ftp_alg_core::{ftp::Padding, session::Decision};
 
-    use super::*;
-
-    const WINDOW: Duration = Duration::from_secs(600);
+    use super::{super::RECENT_WINDOW, *};
 
     fn server(number: u16) -> SocketAddr {
         let [high, low] = number.to_be_bytes();
@@ -206,7 +200,7 @@ mod tests {
     /// The texts and remedies after `announcements`, all of the present moment.
     fn warnings(announcements: &[(SocketAddr, DecidedAnnouncement)]) -> Vec<String> {
         let now = Instant::now();
-        let mut servers = RecentServers::new(now, WINDOW);
+        let mut servers = RecentServers::new(now);
         announcements.iter().for_each(|(server, one)| servers.record(now, *server, one));
         let found = servers.finding(now);
         let text = |(_, one): Finding| format!("{}: {}", one.text, one.remedy);
@@ -219,7 +213,7 @@ mod tests {
         assert_eq!(warnings(&refused(MIN_REFUSED - 1)), [""; 0]);
         let found = warnings(&refused(MIN_REFUSED));
         assert_eq!(found.len(), 1);
-        for part in ["192.0.0.1:21", "PASV 10.0.0.5:5000: port 1000", "[policy] min-data-port"] {
+        for part in ["192.0.0.1:21", "PASV 10.0.0.5:5000: port 1000", "min-data-port in [policy]"] {
             assert!(found[0].contains(part), "{part}: {found:?}");
         }
         let mut others = refused(MIN_REFUSED + 1);
@@ -261,7 +255,7 @@ mod tests {
             (server(1), decided(AnnouncementKind::Pasv, decision))
         };
         let found = warnings(&[passed(), passed(), passed()]);
-        let setting = "replace-foreign-address = true in a [[server]] with address = \"192.0.0.1\"";
+        let setting = "replace-foreign-address = true in a [[server]] with its address";
         assert!(found[0].contains(setting), "{found:?}");
     }
 
@@ -280,12 +274,12 @@ mod tests {
     #[test]
     fn servers_are_forgotten_in_time_and_above_the_limit() {
         let start = Instant::now();
-        let mut servers = RecentServers::new(start, WINDOW);
+        let mut servers = RecentServers::new(start);
         for number in 0..1000 {
             (0..MIN_REFUSED).for_each(|_| servers.record(start, server(number), &low_port()));
         }
         let [_, this] = servers.0.both(start);
         assert_eq!(this.len(), MAX_RECORDS);
-        assert_eq!(servers.finding(start + WINDOW), None);
+        assert_eq!(servers.finding(start + RECENT_WINDOW), None);
     }
 }

@@ -10,9 +10,9 @@ use ftp_alg_core::engine::{
 };
 
 use super::{
-    RECENT_WINDOW, WITHIN,
+    WITHIN,
     names::{Finding, MIN_CLIENTS, ProblemName},
-    recent::{RecentClients, RecentCount, RecentServer},
+    recent::{Halves, Peers, RecentCount},
     servers::RecentServers,
 };
 use crate::daemon::{
@@ -37,8 +37,7 @@ struct Failure {
     /// The last one.
     last: String,
     count: RecentCount,
-    clients: RecentClients,
-    server: RecentServer,
+    peers: Halves<Peers>,
 }
 
 /// The recent ones of a failure.
@@ -57,24 +56,26 @@ impl Failure {
         Self {
             total: 0,
             last: String::new(),
-            count: RecentCount::new(now, RECENT_WINDOW),
-            clients: RecentClients::new(now, RECENT_WINDOW),
-            server: RecentServer::new(now, RECENT_WINDOW),
+            count: RecentCount::new(now),
+            peers: Halves::new(now),
         }
     }
 
     fn record(&mut self, now: Instant, event: &Event, last: String) {
         self.total += 1;
         self.last = last;
-        self.clients.record(now, event.client);
-        self.server.record(now, event.server);
+        self.peers.record(now, event.client, event.server);
     }
 
     /// The recent ones. The `servers` are all that clients use.
     fn recent(&mut self, now: Instant, servers: &mut RecentServers) -> Recent<'_> {
-        let server = self.server.only(now).filter(|server| servers.others_work(now, *server));
-        let count = self.count.record(now, self.total);
-        Recent { count, clients: self.clients.count(now), server, last: &self.last }
+        let server = self.peers.only_server(now);
+        Recent {
+            count: self.count.record(now, self.total),
+            clients: self.peers.count_clients(now),
+            server: server.filter(|server| servers.others_work(now, *server)),
+            last: &self.last,
+        }
     }
 }
 
@@ -121,7 +122,7 @@ pub(super) struct Traffic {
 
 impl Traffic {
     pub(super) fn new(now: Instant) -> Self {
-        let count = || RecentCount::new(now, RECENT_WINDOW);
+        let count = || RecentCount::new(now);
         Self {
             expired: Vec::new(),
             overruns: count(),
@@ -131,7 +132,7 @@ impl Traffic {
             encrypted: Failure::new(now),
             routeless: Failure::new(now),
             missing: Failure::new(now),
-            servers: RecentServers::new(now, RECENT_WINDOW),
+            servers: RecentServers::new(now),
         }
     }
 

@@ -5,7 +5,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
 };
 
-use ftp_alg_core::session::RefusalReason;
 use ftp_alg_firewall::{Acceptance, Firewall, Hook, IpVersion};
 
 use super::ftp_client::{
@@ -17,6 +16,7 @@ use super::ftp_client::{
 };
 use crate::{
     cli::SocketOption,
+    daemon::health::refusal_remedy,
     kernel::{RuleParameters, operator_firewall, parameters::Backend},
 };
 
@@ -53,7 +53,7 @@ impl<'a> LocalMachine<'a> {
                 "run ftp-alg on the server's gateway, or set the server's external address"
             }
             RefusedByGateway(reason) => {
-                let advice = format!("on that gateway: {}", refusal_advice(reason));
+                let advice = format!("on that gateway: {}", refusal_remedy(reason));
                 return (error.to_string(), vec![advice]);
             }
             AnnouncementRefused => {
@@ -141,26 +141,6 @@ impl<'a> LocalMachine<'a> {
 
     fn running_backend(&self) -> Option<Backend> {
         *self.running.get_or_init(|| self.socket.status().ok()?.backend.parse().ok())
-    }
-}
-
-/// What to do about a refusal of a gateway, there.
-fn refusal_advice(reason: RefusalReason) -> &'static str {
-    match reason {
-        RefusalReason::ForeignAddress => "see foreign-address and replace-foreign-address",
-        RefusalReason::LowPort => "lower min-data-port in [policy] or [[network]]",
-        RefusalReason::DeniedPort => "take the port out of deny-ports in [policy] or [[network]]",
-        RefusalReason::Unresolved => "`ftp-alg status` shows the name that is not resolved",
-        RefusalReason::PinholeLimit => "raise max-pinholes-per-client in [policy] or [[network]]",
-        RefusalReason::NoFreePort => "widen port-range in [nat]",
-        RefusalReason::AuthTls => "set auth-tls = \"pass\" in [policy] or [[network]]",
-        RefusalReason::KernelRefused => "its log says why",
-        RefusalReason::OtherFamily
-        | RefusalReason::Malformed
-        | RefusalReason::TooLong
-        | RefusalReason::EpsvOnly
-        | RefusalReason::UrgentData
-        | RefusalReason::Ambiguous => "no setting permits it; its log says more",
     }
 }
 
