@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::*;
-use crate::cli::output::PLAIN;
+use crate::{cli::output::PLAIN, daemon::snapshot::ResultCounts};
 
 /// A status in which each number is another one.
 fn numbered() -> (Status, Vec<(String, u64)>) {
@@ -174,20 +174,16 @@ fn problems_come_first_then_warnings() {
 fn the_fast_path_has_its_state_and_its_totals() {
     let mut fast_path = FastPathStatus::off("Linux 6.1 has no TCX");
     assert_eq!(fast_path_state(&fast_path), ["off: Linux 6.1 has no TCX"]);
-    let totals = |fast_path: &FastPathStatus| {
-        of_the_fast_path(&Status { fast_path: fast_path.clone(), ..Status::default() }).print(PLAIN)
-    };
-    assert_eq!(totals(&fast_path), "");
+    assert_eq!(of_the_fast_path(&fast_path), []);
     (fast_path.lines, fast_path.handed_back) = (812, 5);
     (fast_path.opened, fast_path.admitted) = (140, 139);
-    let counts = "\
-fast path
-  lines inspected         812
-  connections taken back  5
-  pinholes opened         140
-  pinholes consumed       139
-";
-    assert_eq!(totals(&fast_path), counts, "it was turned off later");
+    let counts = [
+        ("lines inspected", "812".to_owned()),
+        ("connections taken back", "5".to_owned()),
+        ("pinholes opened", "140".to_owned()),
+        ("pinholes consumed", "139".to_owned()),
+    ];
+    assert_eq!(of_the_fast_path(&fast_path), counts, "it was turned off later");
     fast_path.state = FastPathState::On;
     fast_path.interfaces = vec!["lan0".into(), "wan0".into()];
     fast_path.connections = 3;
@@ -210,15 +206,14 @@ fn reasons_and_results_are_lists_of_those_that_occurred() {
         rates: Rates { hour, ..Rates::default() },
         ..Status::default()
     };
-    let expected = "\
-transfers
-  passive                 3 complete, 1 no data connection
-  up                      0 B
-  down                    1.5 KiB
-";
-    assert_eq!(of_transfers(&status).print(PLAIN), expected);
+    let expected = [
+        ("passive", "3\u{a0}complete, 1\u{a0}no\u{a0}data\u{a0}connection".to_owned()),
+        ("up", "0 B".to_owned()),
+        ("down", "1.5 KiB".to_owned()),
+    ];
+    assert_eq!(of_transfers(&status), expected);
     // A daemon that does not say whether it reports them.
-    assert_eq!(of_transfers(&Status::default()).print(PLAIN), "");
+    assert_eq!(of_transfers(&Status::default()), []);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Each value has one place. A total that is 0 is left out, except those that say whether the gateway works.
 
-use ftp_alg_core::engine::Count;
+use ftp_alg_core::engine::{Count, CounterDescription};
 
 use crate::{
     cli::{output::Style, table},
@@ -10,8 +10,8 @@ use crate::{
         counted::counted,
         health::CheckStatus,
         snapshot::{
-            ClientBytes, FastPathState, FastPathStatus, NameRow, Problem, Rates, ResultCounts,
-            RunningTotals, Status, TransferTotals, WindowCounts,
+            ClientBytes, FastPathState, FastPathStatus, NameRow, Problem, Rates, RunningTotals,
+            Status, TransferTotals, WindowCounts,
         },
     },
 };
@@ -22,6 +22,17 @@ const NAME_WIDTH: usize = 24;
 const TOP_CLIENTS: usize = 5;
 /// Width of the names and of each window in the table of rates.
 const RATE_WIDTHS: [usize; 2] = [18, 12];
+
+/// The groups of totals, in their order.
+const GROUPS: [&str; 7] = [
+    "sessions",
+    "announcements and commands",
+    "transfers",
+    "pinholes",
+    "packets",
+    "fast path",
+    "daemon",
+];
 
 /// A blank at which no line is broken.
 const NO_BREAK: &str = "\u{a0}";
@@ -196,128 +207,101 @@ fn window_title(nominal: u64, covered: f64) -> String {
     }
 }
 
-/// A group of totals: the names and texts of its rows.
-struct Group {
-    heading: &'static str,
-    rows: Vec<(&'static str, String)>,
+/// A total: its name and its text.
+type Total = (&'static str, String);
+
+/// A count, unless it is 0.
+fn if_any((name, count): (&'static str, u64)) -> Option<Total> {
+    (count > 0).then(|| (name, count.to_string()))
 }
 
-impl Group {
-    fn new(heading: &'static str) -> Self {
-        Self { heading, rows: Vec::new() }
-    }
+/// The counts of `parts` that are not 0, as in `3 low port, 2 foreign address`, unless there are none.
+fn parts(
+    name: &'static str,
+    parts: impl IntoIterator<Item = (impl AsRef<str>, u64)>,
+) -> Option<Total> {
+    let counted = parts.into_iter().filter(|(_, count)| *count > 0);
+    let text = |part: &str, count: u64| format!("{count} {}", part.replace(['_', '-'], " "));
+    // A count and its name stay in one line.
+    let texts = counted.map(|(part, count)| text(part.as_ref(), count).replace(' ', NO_BREAK));
+    let text = texts.collect::<Vec<_>>().join(", ");
+    (!text.is_empty()).then_some((name, text))
+}
 
-    /// Adds a count.
-    fn always(mut self, name: &'static str, count: u64) -> Self {
-        self.rows.push((name, count.to_string()));
-        self
-    }
-
-    /// Adds the counters of this group.
-    fn counters(self, status: &Status) -> Self {
-        let heading = self.heading;
-        let of_group = status.counts().filter(|(described, _)| described.shown[0] == heading);
-        of_group.fold(self, |group, (described, count)| match (described.shown[1], count) {
-            ("", _) => group,
-            (name, Count::Number(count)) if described.is_always_shown => group.always(name, count),
-            (name, Count::Number(count)) => group.if_any(name, count),
-            (name, Count::Parts(parts)) => group.parts(name, parts),
-        })
-    }
-
-    /// Adds a count unless it is 0.
-    fn if_any(self, name: &'static str, count: u64) -> Self {
-        if count == 0 { self } else { self.always(name, count) }
-    }
-
-    /// Adds the counts of `parts` that are not 0, as in `3 low port, 2 foreign address`, unless there are none.
-    fn parts(
-        self,
-        name: &'static str,
-        parts: impl IntoIterator<Item = (impl AsRef<str>, u64)>,
-    ) -> Self {
-        let counted = parts.into_iter().filter(|(_, count)| *count > 0);
-        let text = |part: &str, count: u64| format!("{count} {}", part.replace(['_', '-'], " "));
-        // A count and its name stay in one line.
-        let texts = counted.map(|(part, count)| text(part.as_ref(), count).replace(' ', NO_BREAK));
-        let text = texts.collect::<Vec<_>>().join(", ");
-        if text.is_empty() { self } else { self.text(name, text) }
-    }
-
-    fn text(mut self, name: &'static str, text: String) -> Self {
-        self.rows.push((name, text));
-        self
-    }
-
-    fn print(&self, style: Style) -> String {
-        if self.rows.is_empty() {
-            return String::new();
+/// The counters of a group.
+fn counters(status: &Status, heading: &str) -> Vec<Total> {
+    let of_group = status.counts().filter(|(described, _)| described.shown[0] == heading);
+    let total = |(described, count): (&CounterDescription, Count)| match (described.shown[1], count)
+    {
+        ("", _) => None,
+        (name, Count::Number(count)) if described.is_always_shown => {
+            Some((name, count.to_string()))
         }
-        let row = |(name, text): &(&str, String)| {
-            let text =
-                table::wrapped(text, NAME_WIDTH + 2, style.text_width()).replace(NO_BREAK, " ");
-            format!("  {name:<NAME_WIDTH$}{text}\n")
-        };
-        format!("{}\n{}", style.bold(self.heading), self.rows.iter().map(row).collect::<String>())
-    }
+        (name, Count::Number(count)) => if_any((name, count)),
+        (name, Count::Parts(all)) => parts(name, all),
+    };
+    of_group.filter_map(total).collect()
 }
 
 fn totals(status: &Status, style: Style) -> String {
-    let counted = |heading| Group::new(heading).counters(status);
-    let groups = [
-        counted("sessions"),
-        counted("announcements and commands"),
-        of_transfers(status),
-        counted("pinholes"),
-        counted("packets"),
-        of_the_fast_path(status).counters(status),
-        counted("daemon"),
-    ];
+    let row = |(name, text): &Total| {
+        let text = table::wrapped(text, NAME_WIDTH + 2, style.text_width()).replace(NO_BREAK, " ");
+        format!("  {name:<NAME_WIDTH$}{text}\n")
+    };
+    let group = |heading| {
+        let more = match heading {
+            "transfers" => of_transfers(status),
+            "fast path" => of_the_fast_path(&status.fast_path),
+            _ => Vec::new(),
+        };
+        let totals = [more, counters(status, heading)].concat();
+        let rows: String = totals.iter().map(row).collect();
+        if rows.is_empty() { rows } else { format!("{}\n{rows}", style.bold(heading)) }
+    };
     let age = table::span(status.uptime_seconds);
-    let groups: String = groups.iter().map(|group| group.print(style)).collect();
+    let groups = GROUPS.map(group).concat();
     format!("\ntotals since this daemon started, {age} ago\n\n{groups}")
 }
 
 /// The transfers, if the daemon reports them.
-fn of_transfers(status: &Status) -> Group {
-    let TransferTotals { active, passive, unknown, bytes_up, bytes_down, lost, unwritten, .. } =
-        status.transfers;
-    let of_all = TransferTotals { servers: Vec::new(), ..status.transfers.clone() };
-    let group = Group::new("transfers");
-    let results = |counts: ResultCounts| counts.by_result();
+fn of_transfers(status: &Status) -> Vec<Total> {
+    let all = &status.transfers;
+    let of_all = TransferTotals { servers: Vec::new(), ..all.clone() };
     let Rates { hour, .. } = status.rates;
     match hour.transfers {
-        None if hour.seconds > 0.0 => {
-            group.text("not reported", "log.transfers is false".to_owned())
+        None if hour.seconds > 0.0 => vec![("not reported", "log.transfers is false".to_owned())],
+        None => Vec::new(),
+        Some(_) if of_all == TransferTotals::default() => vec![("ended", "0".to_owned())],
+        Some(_) => {
+            let modes = [
+                parts("active", all.active.by_result()),
+                parts("passive", all.passive.by_result()),
+                parts("of unknown mode", all.unknown.by_result()),
+            ];
+            let bytes = [("up", all.bytes_up), ("down", all.bytes_down)]
+                .map(|(way, bytes)| Some((way, table::bytes(bytes))));
+            let missing =
+                [("not reported", all.lost), ("missing in the file", all.unwritten)].map(if_any);
+            modes.into_iter().chain(bytes).chain(missing).flatten().collect()
         }
-        None => group,
-        Some(_) if of_all == TransferTotals::default() => group.always("ended", 0),
-        Some(_) => group
-            .parts("active", results(active))
-            .parts("passive", results(passive))
-            .parts("of unknown mode", results(unknown))
-            .text("up", table::bytes(bytes_up))
-            .text("down", table::bytes(bytes_down))
-            .if_any("not reported", lost)
-            .if_any("missing in the file", unwritten),
     }
 }
 
 /// The fast path's totals, if it is on or has any: it may be turned off while the daemon runs.
-fn of_the_fast_path(status: &Status) -> Group {
-    let FastPathStatus { lines, handed_back, opened, admitted, no_room, .. } = status.fast_path;
-    let group = Group::new("fast path");
-    let counts = [lines, handed_back, opened, admitted, no_room];
-    let is_used = status.fast_path.state == FastPathState::On || counts.iter().any(|n| *n > 0);
-    match is_used {
-        true => group
-            .always("lines inspected", lines)
-            .always("connections taken back", handed_back)
-            .always("pinholes opened", opened)
-            .always("pinholes consumed", admitted)
-            .if_any("ring buffer full", no_room),
-        false => group,
+fn of_the_fast_path(status: &FastPathStatus) -> Vec<Total> {
+    let counts = [
+        ("lines inspected", status.lines),
+        ("connections taken back", status.handed_back),
+        ("pinholes opened", status.opened),
+        ("pinholes consumed", status.admitted),
+    ];
+    let no_room = ("ring buffer full", status.no_room);
+    let all = counts.iter().chain([&no_room]);
+    if status.state == FastPathState::Off && all.clone().all(|(_, count)| *count == 0) {
+        return Vec::new();
     }
+    let counts = counts.map(|(name, count)| (name, count.to_string()));
+    counts.into_iter().chain(if_any(no_room)).collect()
 }
 
 #[cfg(test)]
