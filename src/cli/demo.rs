@@ -22,8 +22,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use super::Failure;
-use crate::daemon;
+use super::{Failure, output::Style};
 
 /// Show that every case works, in separate network namespaces
 ///
@@ -90,19 +89,19 @@ impl DemoOptions {
             Some(path) => path.clone(),
             None => std::env::current_exe().map_err(LabError::file("/proc/self/exe"))?,
         };
-        let paint = Paint { colours: daemon::wants_colours(&io::stdout()) };
+        let style = Style::of_stdout();
         let show = |(topology, server)| {
             let mut outcomes = Vec::new();
-            let end = self.show_lab(topology, server, &executable, paint, &mut outcomes);
+            let end = self.show_lab(topology, server, &executable, style, &mut outcomes);
             if let Err(error) = &end {
-                say(&format!("\n  {}: {error}\n", paint.red("FAILED")));
+                say(&format!("\n  {}: {error}\n", style.red("FAILED")));
                 let unreached = || Err(unexpected(error.to_string()));
                 outcomes.resize_with(cases(topology).len(), unreached);
             }
             LabResult { topology, server, outcomes, end }
         };
         let labs = LABS.map(show);
-        say(&table(&labs, self.no_scan, paint));
+        say(&table(&labs, self.no_scan, style));
         let outcomes = labs.iter().flat_map(|lab| lab.outcomes.iter().chain([&lab.end]));
         Ok(outcomes.filter(|outcome| outcome.is_err()).count())
     }
@@ -112,21 +111,21 @@ impl DemoOptions {
         topology: Topology,
         kind: ServerKind,
         executable: &std::path::Path,
-        paint: Paint,
+        style: Style,
         outcomes: &mut Vec<ftp_alg_lab::Result<()>>,
     ) -> ftp_alg_lab::Result<()> {
         let lab = Lab::new(topology)?;
-        say(&picture(&lab, kind, paint));
+        say(&picture(&lab, kind, style));
         let server = Server::start(kind, &lab.server)?;
         let before = lab.gateway.ruleset()?;
         let mut daemon = Daemon::start(executable, &lab.gateway, "")?;
         for case @ (family, mode, client) in cases(topology) {
             let title = format!("{family}, {mode}: {client} with {kind}");
-            say(&format!("  {}\n", paint.bold(&title)));
+            say(&format!("  {}\n", style.bold(&title)));
             let outcome = show_case(&lab, &server, &daemon, case);
             say(&match &outcome {
-                Ok(shown) => describe(shown, &lab, family, mode, paint),
-                Err(error) => format!("    {} {error}\n", paint.red("FAILED")),
+                Ok(shown) => describe(shown, &lab, family, mode, style),
+                Err(error) => format!("    {} {error}\n", style.red("FAILED")),
             });
             outcomes.push(outcome.map(drop));
         }
@@ -253,7 +252,7 @@ fn scan(lab: &Lab) -> ftp_alg_lab::Result<()> {
     Ok(())
 }
 
-fn describe(shown: &CaseResult, lab: &Lab, family: Family, mode: Mode, paint: Paint) -> String {
+fn describe(shown: &CaseResult, lab: &Lab, family: Family, mode: Mode, style: Style) -> String {
     let (maker, reader) = match mode {
         Mode::Active => ("client", "server"),
         Mode::Passive => ("server", "client"),
@@ -261,7 +260,7 @@ fn describe(shown: &CaseResult, lab: &Lab, family: Family, mode: Mode, paint: Pa
     let change = if shown.before == shown.after { "unchanged" } else { "rewritten" };
     let dialled = lab.server_address(family);
     let CaseResult { before, after, pinhole, elapsed } = shown;
-    let (ok, seconds) = (paint.green("ok"), elapsed.as_secs_f64());
+    let (ok, seconds) = (style.green("ok"), elapsed.as_secs_f64());
     let lines = [
         format!("{maker} says     {before}"),
         format!("{reader} reads    {after}  ({change})"),
@@ -273,7 +272,7 @@ fn describe(shown: &CaseResult, lab: &Lab, family: Family, mode: Mode, paint: Pa
     lines.map(|line| format!("    {line}\n")).concat()
 }
 
-fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
+fn picture(lab: &Lab, kind: ServerKind, style: Style) -> String {
     let plan = &lab.spec().plan;
     let (mut left, mut right) = (("client", plan.client), ("server", plan.server));
     if lab.server_side() == "lan" {
@@ -286,7 +285,7 @@ fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
         Topology::PortForward => "port 2121 to 21 by DNAT, default drop",
         _ => "no NAT, default drop",
     };
-    let mut text = format!("\n{} ({kind})\n\n", paint.bold(&lab.spec().topology.to_string()));
+    let mut text = format!("\n{} ({kind})\n\n", style.bold(&lab.spec().topology.to_string()));
     let mut line = |a: &str, b: &str, c: &str| {
         text += &format!("  {}\n", format!("{a:<18}   {b:<40}   {c}").trim_end());
     };
@@ -304,7 +303,7 @@ fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
     text
 }
 
-fn table(labs: &[LabResult], no_scan: bool, paint: Paint) -> String {
+fn table(labs: &[LabResult], no_scan: bool, style: Style) -> String {
     let mut text = format!(
         "\n{:<24} {:<6} {:<8} {:<10} {:<10} result\n",
         "gateway", "", "", "client", "server"
@@ -312,7 +311,7 @@ fn table(labs: &[LabResult], no_scan: bool, paint: Paint) -> String {
     for LabResult { topology, server, outcomes, .. } in labs {
         let gateway = topology.to_string();
         for ((family, mode, client), outcome) in cases(*topology).into_iter().zip(outcomes) {
-            let outcome = paint.outcome(outcome);
+            let outcome = outcome_text(outcome, style);
             text += &format!(
                 "{gateway:<24} {family:<6} {mode:<8} {client:<10} {server:<10} {outcome}\n"
             );
@@ -321,7 +320,7 @@ fn table(labs: &[LabResult], no_scan: bool, paint: Paint) -> String {
     let what =
         if no_scan { "nothing open at the end" } else { "nothing open at the end, port scan" };
     for LabResult { topology, end, .. } in labs {
-        text += &format!("{:<24} {what:<37} {}\n", topology.to_string(), paint.outcome(end));
+        text += &format!("{:<24} {what:<37} {}\n", topology.to_string(), outcome_text(end, style));
     }
     text
 }
@@ -346,34 +345,10 @@ fn say(text: &str) {
     let _ = out.flush();
 }
 
-/// Colours, on a terminal only.
-#[derive(Clone, Copy)]
-struct Paint {
-    colours: bool,
-}
-
-impl Paint {
-    fn wrap(self, code: &str, text: &str) -> String {
-        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-
-    /// `ok`, or the first line of the error.
-    fn outcome(self, outcome: &ftp_alg_lab::Result<()>) -> String {
-        let Err(error) = outcome else { return self.green("ok") };
-        let text = error.to_string();
-        let line: String = text.lines().next().unwrap_or_default().chars().take(120).collect();
-        format!("{} {line}", self.red("FAILED"))
-    }
-
-    fn green(self, text: &str) -> String {
-        self.wrap("32", text)
-    }
-
-    fn red(self, text: &str) -> String {
-        self.wrap("31;1", text)
-    }
-
-    fn bold(self, text: &str) -> String {
-        self.wrap("1", text)
-    }
+/// `ok`, or the first line of the error.
+fn outcome_text(outcome: &ftp_alg_lab::Result<()>, style: Style) -> String {
+    let Err(error) = outcome else { return style.green("ok") };
+    let text = error.to_string();
+    let line: String = text.lines().next().unwrap_or_default().chars().take(120).collect();
+    format!("{} {line}", style.red("FAILED"))
 }

@@ -44,6 +44,12 @@ impl Style {
         self.with_code("1", text)
     }
 
+    /// `text` as the mark of a success, where there are colours.
+    #[cfg(feature = "demo")]
+    pub fn green(self, text: &str) -> String {
+        self.with_code("32", text)
+    }
+
     /// `text` as the mark of a problem, where there are colours.
     pub fn red(self, text: &str) -> String {
         self.with_code("1;31", text)
