@@ -95,25 +95,22 @@ struct FirewallReport {
     note: Option<&'static str>,
 }
 
-/// The loaded rules, and the rules that are missing.
+/// The loaded rules, and what decides which are missing.
 struct LoadedFirewall {
     firewall: Firewall,
     routing: Routing,
     backend: Backend,
-    needs: Vec<NeededRule>,
 }
 
 impl LoadedFirewall {
-    fn read(config: &Config, socket: &SocketOption) -> Result<Self, Failure> {
+    fn read(config: &Config, socket: &SocketOption) -> Self {
         let parameters = RuleParameters::from(config);
         let routing = read_routing(&parameters.gateway.control_ports);
         let firewall = operator_firewall::read(parameters.gateway.clone());
         let outlooks = data_path_verdicts(&firewall, routing);
         let accepted = || accepted_data(&firewall, &outlooks);
         let backend = backend(config, socket, accepted);
-        let loaded = Self { firewall, routing, backend, needs: Vec::new() };
-        let needs = loaded.needs_of(&loaded.firewall);
-        Ok(Self { needs, ..loaded })
+        Self { firewall, routing, backend }
     }
 
     /// The rules that `firewall` needs.
@@ -153,10 +150,10 @@ impl Setup {
             // The lock is held until the function returns.
             let _lock = self.apply.then(store::lock).transpose()?;
             let mut notes = self.undo_interrupted()?;
-            let situation = LoadedFirewall::read(&config, &self.socket)?;
+            let situation = LoadedFirewall::read(&config, &self.socket);
             let unread = situation.firewall.read_errors.iter();
             notes.extend(unread.map(|what| format!("rules not read: {what}")));
-            let (plans, by_hand) = firewalls::plans(&situation.needs)?;
+            let (plans, by_hand) = firewalls::plans(&situation.needs_of(&situation.firewall))?;
             let files = plans.iter().flat_map(|plan| &plan.changes.files);
             notes.extend(files.filter_map(store::FileChange::link_note));
             let mut report = SetupReport::new(situation.backend, &plans, by_hand);
@@ -245,8 +242,9 @@ fn make_changes(
     let needs = situation.needs_of(&operator_firewall::read(situation.firewall.gateway.clone()));
     match plans.iter().flat_map(|plan| &plan.needs).find(|need| !need.is_met(&needs)) {
         None => Ok(()),
-        Some(NeededRule { description, .. }) => Err(Failure::Failed(format!(
-            "{description}, even after the change: see `ftp-alg doctor`"
+        Some(need) => Err(Failure::Failed(format!(
+            "{}, even after the change: see `ftp-alg doctor`",
+            need.description()
         ))),
     }
 }
@@ -303,7 +301,7 @@ impl SetupReport {
             FirewallReport {
                 name: plan.kind.into(),
                 why: plan.kind.get_message().unwrap_or_default(),
-                says: plan.needs.iter().map(|need| need.description.clone()).collect(),
+                says: plan.needs.iter().map(|need| need.description()).collect(),
                 differences: files
                     .map(|file| {
                         let path = file.path.to_string_lossy();

@@ -50,8 +50,8 @@ pub(super) struct ManualStep {
 }
 
 impl ManualStep {
-    fn new(need: NeededRule, why: String) -> Self {
-        Self { says: need.description, why, command: need.command }
+    fn new(need: &NeededRule, why: String) -> Self {
+        Self { says: need.description(), why, command: need.command() }
     }
 }
 
@@ -107,25 +107,25 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
     let (mut plans, mut by_hand) = (Vec::new(), Vec::new());
     for &kind in FirewallProgram::VARIANTS {
         let needs: Vec<NeededRule> =
-            needs.iter().filter(|n| kind.manages(&n.location)).cloned().collect();
+            needs.iter().filter(|n| kind.manages(&n.chain.location)).cloned().collect();
         if needs.is_empty() {
             continue;
         }
         let mut plan = Plan::new(kind);
         for need in needs {
-            if let Some(why) = need.advice.clone() {
-                by_hand.push(ManualStep::new(need, why));
+            if let Some(why) = need.advice() {
+                by_hand.push(ManualStep::new(&need, why));
                 continue;
             }
             match plan.add(&need)? {
                 None => plan.needs.push(need),
                 // The rule is loaded already, so it is not reported that no file has it.
-                Some(_) if need.passes => {}
-                Some(why) => by_hand.push(ManualStep::new(need, why)),
+                Some(_) if need.chain.passes => {}
+                Some(why) => by_hand.push(ManualStep::new(&need, why)),
             }
         }
         plan.changes.files.retain(FileChange::is_different);
-        let is_met = plan.needs.iter().all(|need| need.passes);
+        let is_met = plan.needs.iter().all(|need| need.chain.passes);
         if !is_met || !plan.changes.files.is_empty() {
             plan.plan_loading();
             plans.push(plan);
@@ -177,8 +177,8 @@ impl Plan {
 
     /// Adds the rule of `need` to the file of its chain. Returns why the operator has to add it, if setup cannot.
     fn add(&mut self, need: &NeededRule) -> Result<Option<String>, Failure> {
-        let ChainLocation { table, chain, .. } = &need.location;
-        let own = &need.place.chain;
+        let ChainLocation { table, chain, .. } = &need.chain.location;
+        let own = &need.chain.place.chain;
         match self.kind {
             FirewallProgram::Nftables => self.nftables(need),
             FirewallProgram::Iptables => {
@@ -194,7 +194,7 @@ impl Plan {
                     IpVersion::V4 => ("/etc/ufw/before.rules", "ufw"),
                     IpVersion::V6 => ("/etc/ufw/before6.rules", "ufw6"),
                 };
-                let user = format!("{prefix}-before-{}", need.hook);
+                let user = format!("{prefix}-before-{}", need.chain.location.hook);
                 let what = format!("chain {user}");
                 if table != "filter" {
                     return Ok(Some(format!("{path} does not declare {what}")));
@@ -211,12 +211,13 @@ impl Plan {
         let Some(main) = first_existing(&NFTABLES) else {
             return Ok(Some(format!("{} does not exist", NFTABLES[0])));
         };
-        let ChainLocation { family, table, .. } = &need.location;
-        let chain = format!("{family} {table} {}", need.place.chain);
+        let ChainLocation { family, table, .. } = &need.chain.location;
+        let chain = format!("{family} {table} {}", need.chain.place.chain);
         self.check(&["nft", "--check", "--file", main]);
         for path in included_files(main)? {
             let file = self.file(&path)?;
-            if let Some(text) = nft_file::with_rule(&file.written, &chain, &need.place, &need.rule)
+            if let Some(text) =
+                nft_file::with_rule(&file.written, &chain, &need.chain.place, &need.rule())
             {
                 file.written = text;
                 return Ok(None);
@@ -237,7 +238,7 @@ impl Plan {
         options: &[&str],
     ) -> Result<Option<String>, Failure> {
         let file = self.file(path)?;
-        let (place, rule) = (&need.place, &need.rule);
+        let (place, rule) = (&need.chain.place, &need.rule());
         let text = file_edits::with_iptables_rule(&file.written, table, chain, place, rule);
         let Some(text) = text else {
             return Ok(Some(format!("{path} does not declare {what}")));
@@ -248,7 +249,7 @@ impl Plan {
     }
 
     fn firewalld(&mut self, need: &NeededRule, chain: &str) -> Result<Option<String>, Failure> {
-        if need.location.origin == Origin::Nftables {
+        if need.chain.location.origin == Origin::Nftables {
             return Ok(Some(format!(
                 "firewalld with nftables cannot match a mark, and removes rules of other programs, but accepts related \
                  connections: {SELECT_CONNTRACK}"
@@ -257,7 +258,7 @@ impl Plan {
         let file = self.file(DIRECT)?;
         // As firewalld writes it.
         let ip = if need.ip == IpVersion::V4 { "ipv4" } else { "ipv6" };
-        match file_edits::with_direct_rule(&file.written, ip, chain, &need.rule) {
+        match file_edits::with_direct_rule(&file.written, ip, chain, &need.rule()) {
             Some(text) => file.written = text,
             None => return Ok(Some(format!("{DIRECT} has no <direct>"))),
         }
@@ -270,17 +271,18 @@ impl Plan {
             iptables_file(need.ip).map(|path| store::read(Path::new(path))).transpose()?.flatten();
         let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
         let stored: String = stored.iter().flat_map(|text| text.lines().filter(of_user)).collect();
-        if need.rule.has_equivalent_in(&stored) {
+        if need.rule().has_equivalent_in(&stored) {
             return Ok(None);
         }
         if first_existing(&DOCKER_UNITS).is_none() {
             let why = "docker.service does not exist, so no unit can load the rule after it";
             return Ok(Some(why.to_owned()));
         }
-        let program = need.command.split(' ').next().unwrap_or_default();
-        let rule = need.rule.iptables_arguments();
+        let command = need.command();
+        let program = command.split(' ').next().unwrap_or_default();
+        let rule = need.rule().iptables_arguments();
         // The operator's rules may be loaded in the meantime, so the place is looked up when the unit starts.
-        let number = match need.place.is_before_an_obstacle() {
+        let number = match need.chain.place.is_before_an_obstacle() {
             true => String::new(),
             false => format!("`{program} -S {DOCKER_USER} | awk \"{DOCKER_USER_PLACE}\"` "),
         };
@@ -302,19 +304,19 @@ impl Plan {
     }
 
     fn fw4(&mut self, need: &NeededRule) -> Result<Option<String>, Failure> {
-        let hook = need.hook;
+        let hook = need.chain.location.hook;
         let directory = format!("{FW4}/{hook}");
         // The last name, so that the operator's files come first.
         let path = format!("{directory}/zz-{}.nft", file_edits::MARKER);
         for other in glob_files(&format!("{directory}/*.nft")).filter(|other| *other != path) {
             let text = store::read(Path::new(&other))?.unwrap_or_default();
-            if need.rule.has_equivalent_in(&text) {
+            if need.rule().has_equivalent_in(&text) {
                 return Ok(None);
             }
         }
         let file = self.file(&path)?;
-        if !need.rule.has_equivalent_in(&file.written) {
-            file.written = file_edits::with_last_line(&file.written, &need.rule.nft_statement());
+        if !need.rule().has_equivalent_in(&file.written) {
+            file.written = file_edits::with_last_line(&file.written, &need.rule().nft_statement());
         }
         let keep = self.file(SYSUPGRADE)?;
         if !keep.written.lines().any(|line| path.starts_with(line.trim()) && line.starts_with('/'))
@@ -347,18 +349,20 @@ impl Plan {
     /// Adds the rules that are missing to the loaded ones. Undoing removes them.
     fn load_rules(&mut self) {
         for need in self.needs.clone() {
-            let line = match need.location.origin {
-                Origin::Nftables => format!("{} comment \"{}\"", need.command, file_edits::MARKER),
-                _ => need.command.replace(
+            let line = match need.chain.location.origin {
+                Origin::Nftables => {
+                    format!("{} comment \"{}\"", need.command(), file_edits::MARKER)
+                }
+                _ => need.command().replace(
                     " -j ACCEPT",
                     &format!(" -m comment --comment {} -j ACCEPT", file_edits::MARKER),
                 ),
             };
             let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            if !need.passes {
+            if !need.chain.passes {
                 self.load(words.clone());
             }
-            if !need.has_setup_rule {
+            if !need.has_setup_rule() {
                 self.changes.take_back.push(UndoCommand::Remove(words));
             }
         }
@@ -414,8 +418,8 @@ fn included_files(main: &str) -> Result<Vec<String>, Failure> {
 
 /// `iptables-nft-restore`, or `iptables-restore` if the system has only one variant.
 fn restore_program(need: &NeededRule) -> String {
-    let program = need.command.split(' ').next().unwrap_or_default();
-    let restore = format!("{program}-restore");
+    let add = need.command();
+    let restore = format!("{}-restore", add.split(' ').next().unwrap_or_default());
     match run_command(&command(&[&restore, "--version"])) {
         Ok(_) => restore,
         Err(_) if need.ip == IpVersion::V6 => "ip6tables-restore".to_owned(),
