@@ -127,8 +127,8 @@ fn learn(firewall: &Firewall) -> Learned {
 /// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they tell
 /// the ct mark of its data connections from that of others.
 fn mark_conflict(firewall: &Firewall) -> Option<String> {
-    let reason = firewall.mark_conflicts().first()?.reason(&firewall.gateway);
-    Some(format!("{reason}; then a restart turns it on again"))
+    let reasons = firewall.mark_conflicts();
+    Some(format!("{}; then a restart turns it on again", reasons.first()?))
 }
 
 /// The operator's rules while the daemon runs.

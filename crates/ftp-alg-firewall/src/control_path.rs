@@ -214,7 +214,7 @@ impl Firewall {
     /// The control ports, each with the port that the server has: the same one, or that of a server which is published
     /// with the control port.
     fn control_ports(&self) -> BTreeSet<(u16, u16)> {
-        let claims = self.translated_ports().claims;
+        let claims = self.translated_ports();
         let ports = self.gateway.control_ports.iter().flat_map(|&port| {
             let has_port = move |claim: &&PortClaim| claim.has_port(port);
             let targets = claims.iter().filter(has_port).filter_map(|claim| claim.target_ports);

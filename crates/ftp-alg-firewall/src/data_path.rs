@@ -188,22 +188,23 @@ mod tests {
     }
 
     #[test]
-    fn gateway_needs_forward_only() {
-        assert_eq!(pass("", GATEWAY), [false, false]);
-        assert_eq!(pass(RELATED, GATEWAY), [false, true]);
-        // Expected connections have the mark, too.
-        assert_eq!(pass(MARK, GATEWAY), [true, true]);
-    }
-
-    #[test]
-    fn host_needs_input_and_output() {
-        assert_eq!(pass(RELATED, HOST), [false, false]);
-        let both = ["INPUT", "OUTPUT"].map(|chain| RELATED.replace("FORWARD", chain));
-        assert_eq!(pass(&both[0], HOST), [false, false]);
-        assert_eq!(pass(&both.join("\n"), HOST), [false, true]);
-        assert_eq!(pass(&both.join("\n"), GATEWAY), [false, false]);
+    fn a_gateway_needs_forward_and_a_host_input_and_output() {
         let serving = Routing { has_local_server: true, ..GATEWAY };
-        assert_eq!(pass(RELATED, serving), [false, false]);
-        assert_eq!(pass(&format!("{RELATED}\n{}", both.join("\n")), serving), [false, true]);
+        let [input, output] = ["INPUT", "OUTPUT"].map(|chain| RELATED.replace("FORWARD", chain));
+        let both = format!("{input}\n{output}");
+        for (routing, rules, expected) in [
+            (GATEWAY, "", [false, false]),
+            (GATEWAY, RELATED, [false, true]),
+            // Expected connections have the mark, too.
+            (GATEWAY, MARK, [true, true]),
+            (GATEWAY, &both, [false, false]),
+            (HOST, RELATED, [false, false]),
+            (HOST, &input, [false, false]),
+            (HOST, &both, [false, true]),
+            (serving, RELATED, [false, false]),
+            (serving, &format!("{RELATED}\n{both}"), [false, true]),
+        ] {
+            assert_eq!(pass(rules, routing), expected, "{routing:?} {rules}");
+        }
     }
 }

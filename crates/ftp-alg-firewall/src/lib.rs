@@ -34,13 +34,13 @@ use connection::{Connection, ConnectionKind};
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
 pub use data_modes::{DataMode, ModeVerdict};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
-pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind, RoutingRule};
+pub use marks::{CtMarkUse, RoutingRule};
 use model::{ChangedMarkBits, FieldValue, LocatedChain, LocatedRule, Table, chain_name};
 pub use model::{Hook, IpVersion, Origin, RulesetManager, TableFamily};
 pub use networks::Links;
 pub use remedy::RulePlace;
 pub use sample_packets::PacketClass;
-pub use translated_ports::{PortClaim, TranslatedPorts};
+pub use translated_ports::PortClaim;
 pub use traversal::VerdictSource;
 
 /// How rules can recognise the connections and packets of the gateway.
@@ -100,7 +100,7 @@ pub struct Firewall {
 struct Ruleset {
     tables: Vec<Table>,
     changed_mark_bits: ChangedMarkBits,
-    /// The tables with chains that may drop packets, and that are not evaluated.
+    /// The tables that are not evaluated.
     unread: BTreeSet<String>,
 }
 
@@ -257,14 +257,14 @@ impl HookVerdict {
 }
 
 impl Firewall {
-    /// The tables that are not evaluated although they may drop packets: those of bridges.
+    /// The tables that are not evaluated, and that may drop packets: those of bridges.
     pub fn unread_tables(&self) -> impl Iterator<Item = &str> {
         self.ruleset.unread.iter().map(String::as_str)
     }
 
     /// The ports that the rules translate to another destination.
-    pub fn translated_ports(&self) -> TranslatedPorts {
-        TranslatedPorts::from_ruleset(&self.ruleset)
+    pub fn translated_ports(&self) -> Vec<PortClaim> {
+        translated_ports::claims(&self.ruleset)
     }
 
     /// The sets of ports to which the rules translate the source ports of any TCP connection.
@@ -272,8 +272,8 @@ impl Firewall {
         translated_ports::source_ports(&self.ruleset)
     }
 
-    /// The rules that do not work together with the marks of the fast path.
-    pub fn mark_conflicts(&self) -> Vec<MarkConflict> {
+    /// Why the fast path stays off: a line for each rule that does not work together with its marks.
+    pub fn mark_conflicts(&self) -> Vec<String> {
         marks::mark_conflicts(&self.ruleset, &self.routing_rules, &self.gateway)
     }
 

@@ -66,71 +66,29 @@ impl std::fmt::Display for RoutingRule {
     }
 }
 
-/// A rule that does not work together with the marks of the fast path, which stays off because of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MarkConflict {
-    /// The chain of the rule, as in `inet filter prerouting`; or `ip rule`.
-    pub chain: String,
-    /// The text of the rule.
-    pub rule: String,
-    /// What the rule does.
-    pub kind: MarkConflictKind,
-}
-
-/// What such a rule does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MarkConflictKind {
-    /// It may overwrite the mark before our table reads it.
-    Overwrites,
-    /// It may treat a packet with such a mark in another way than one without a mark.
-    Compares,
-    /// It may treat a data connection of the fast path in another way than others, by the ct mark.
-    ComparesCtMark,
-}
-
-impl MarkConflict {
-    /// Why the fast path stays off.
-    pub fn reason(&self, gateway: &Gateway) -> String {
-        let verb = match self.kind {
-            MarkConflictKind::Overwrites => "overwrites",
-            MarkConflictKind::Compares => "compares",
-            MarkConflictKind::ComparesCtMark => {
-                let data = gateway.data_mark;
-                return format!(
-                    "{self} tells the ct mark {data:#x} from {:#x}: match the bit, as in `ct mark & {data:#x} != 0` \
-                     or `--mark {data:#x}/{data:#x}`",
-                    data | gateway.queue_all_mark
-                );
-            }
-        };
-        let bits = gateway.mask() | gateway.slot_mask;
-        format!(
-            "{self} {verb} the fast path's packet marks: give that rule a mask without {bits:#x}"
-        )
-    }
-}
-
-impl std::fmt::Display for MarkConflict {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "`{}` in {}", self.rule, self.chain)
-    }
-}
-
-/// The rules that may overwrite or compare the marks, each once.
+/// Why the fast path stays off: a line for each rule that may overwrite or compare its marks.
 pub(crate) fn mark_conflicts(
     rules: &Ruleset,
     routing_rules: &[RoutingRule],
     gateway: &Gateway,
-) -> Vec<MarkConflict> {
-    use MarkConflictKind::{Compares, ComparesCtMark, Overwrites};
-    let mut found: Vec<MarkConflict> = Vec::new();
-    let mut add = |chain: String, rule: String, kind| {
-        if found.iter().all(|one| (&one.chain, &one.rule) != (&chain, &rule)) {
-            found.push(MarkConflict { chain, rule, kind });
+) -> Vec<String> {
+    let (data, bits) = (gateway.data_mark, gateway.mask() | gateway.slot_mask);
+    let remedy = format!("the fast path's packet marks: give that rule a mask without {bits:#x}");
+    let (overwrites, compares) = (format!("overwrites {remedy}"), format!("compares {remedy}"));
+    let compares_ct_mark = format!(
+        "tells the ct mark {data:#x} from {:#x}: match the bit, as in `ct mark & {data:#x} != 0` or \
+         `--mark {data:#x}/{data:#x}`",
+        data | gateway.queue_all_mark
+    );
+    // Each rule with the first thing that it does.
+    let mut found: Vec<(String, &str)> = Vec::new();
+    let mut add = |chain: &str, rule: &str, does| {
+        let rule = format!("`{rule}` in {chain}");
+        if found.iter().all(|(known, _)| *known != rule) {
+            found.push((rule, does));
         }
     };
     let changes = rules.changed_mark_bits;
-    let bits = gateway.mask() | gateway.slot_mask;
     // What rules may have set when a packet reaches the others.
     let mut changed = 0;
     for (packet, mark) in fast_path_packets(gateway, changes, changes.mark) {
@@ -146,7 +104,7 @@ pub(crate) fn mark_conflicts(
             }
             for reached in traversal::follow(one, &marked, None).reached {
                 if reached.rule.changed_mark_bits() & bits != 0 {
-                    add(reached.chain_name(), reached.rule.text.clone(), Overwrites);
+                    add(&reached.chain_name(), &reached.rule.text, &overwrites);
                 }
             }
         }
@@ -155,13 +113,13 @@ pub(crate) fn mark_conflicts(
         for one in chains_with_marks(rules) {
             let marked = SamplePacket { mark, ..packet };
             for one in traversal::follow(one, &packet, Some(marked)).dependent_rules {
-                add(one.chain_name(), one.rule.text.clone(), Compares);
+                add(&one.chain_name(), &one.rule.text, &compares);
             }
         }
         for rule in routing_rules {
             let comparison = rule.comparison();
             if comparison.holds(packet.mark) != comparison.holds(mark) {
-                add("ip rule".to_owned(), rule.to_string(), Compares);
+                add("ip rule", &rule.to_string(), &compares);
             }
         }
     }
@@ -182,12 +140,12 @@ pub(crate) fn mark_conflicts(
                 let ct_mark = FieldValue::Bits { bits, known };
                 let other = SamplePacket { ct_mark, ..packet };
                 for one in traversal::follow(one, &packet, Some(other)).dependent_rules {
-                    add(one.chain_name(), one.rule.text.clone(), ComparesCtMark);
+                    add(&one.chain_name(), &one.rule.text, &compares_ct_mark);
                 }
             }
         }
     }
-    found
+    found.into_iter().map(|(rule, does)| format!("{rule} {does}")).collect()
 }
 
 /// A data connection that the fast path admits.
@@ -256,8 +214,12 @@ mod tests {
 
     /// Each rule that is found.
     fn found(firewall: &Firewall) -> Vec<String> {
-        let conflicts = firewall.mark_conflicts().into_iter();
-        conflicts.map(|one| one.to_string()).collect()
+        let verbs = [" overwrites ", " compares ", " tells "];
+        let rule = |reason: String| {
+            let end = verbs.into_iter().find_map(|verb| reason.find(verb)).unwrap();
+            reason[..end].to_owned()
+        };
+        firewall.mark_conflicts().into_iter().map(rule).collect()
     }
 
     fn iptables(rules: &str) -> Vec<String> {
@@ -328,9 +290,7 @@ mod tests {
                 Firewall { routing_rules: rules.to_vec(), ..Firewall::new(Gateway::default()) };
             let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{prerouting}COMMIT\n");
             firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-            let conflicts = firewall.mark_conflicts();
-            let reason = |one: &MarkConflict| one.reason(&Gateway::default());
-            conflicts.iter().map(reason).collect::<Vec<_>>()
+            firewall.mark_conflicts()
         };
         let marks_one = "-A PREROUTING -i lan0 -j MARK --set-xmark 0x1/0xff\n";
         for (prerouting, mark, mask, is_inverted, is_found) in [

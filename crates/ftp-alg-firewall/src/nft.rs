@@ -367,34 +367,12 @@ fn table_key<'a>(object: &'a Object, table: &str) -> Option<TableKey<'a>> {
     Some((text(object, "family")?.parse().ok()?, text(object, table)?))
 }
 
-/// The tables of the family `bridge` with rules or policies that may drop packets, because no chain of a bridge is
-/// evaluated here. Packets of the bridge's own addresses pass its chains at input and output.
+/// The tables of the family `bridge`, which are not evaluated. Packets of the bridge's own addresses pass its chains at
+/// input and output.
 fn unread_tables(objects: &[Object]) -> BTreeSet<String> {
-    let all = objects.iter().flat_map(Object::iter);
-    let of_bridges = all.filter_map(|(kind, object)| {
-        let object =
-            object.as_object().filter(|object| text(object, "family") == Some("bridge"))?;
-        let drops = match kind.as_str() {
-            "chain" => text(object, "policy") == Some("drop"),
-            "rule" => object.get("expr").is_some_and(may_drop),
-            _ => false,
-        };
-        drops.then(|| format!("bridge {}", text(object, "table").unwrap_or_default()))
-    });
-    of_bridges.collect()
-}
-
-/// Whether statements may drop a packet.
-fn may_drop(statements: &Json) -> bool {
-    match statements {
-        Json::Array(parts) => parts.iter().any(may_drop),
-        Json::Object(parts) => parts.iter().any(|(kind, content)| {
-            matches!(kind.as_str(), "drop" | "reject" | "queue")
-                || kind == "data" && content.is_string()
-                || may_drop(content)
-        }),
-        _ => false,
-    }
+    let tables = objects.iter().filter_map(|object| object.get("table")?.as_object());
+    let of_bridges = tables.filter(|table| text(table, "family") == Some("bridge"));
+    of_bridges.map(|one| format!("bridge {}", text(one, "name").unwrap_or_default())).collect()
 }
 
 /// Whether the flags of an object, a name or a list of names, contain `flag`.

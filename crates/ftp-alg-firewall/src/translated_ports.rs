@@ -3,7 +3,7 @@
 //! A data connection must not use a destination port that is translated to another destination, because it would take
 //! the place of a published service. Only the destination port of a rule counts. Other conditions (addresses,
 //! interfaces, marks) are ignored, so the result has rather too many ports than too few. A rule without a known port
-//! claims no port; it is reported.
+//! claims no port.
 //!
 //! Some providers share an address among customers, and forward only a set of source ports to each (MAP-T, MAP-E,
 //! CGNAT).
@@ -17,12 +17,11 @@ use std::{
 use super::{
     IpVersion, Ruleset,
     model::{
-        Certainty, Comparison, Condition, Field, FieldValue, LocatedRule, Rule, RuleVerdict, Table,
+        Certainty, Comparison, Condition, DestinationNat, Field, FieldValue, LocatedRule, Rule,
+        RuleVerdict, Table,
     },
 };
 
-/// How many rules without a known port are reported.
-const MAX_NAMED: usize = 4;
 /// The width of the smallest set of source ports. A rule with fewer ports is for one service.
 const MIN_WIDTH: u16 = 16;
 const TCP: u32 = 6;
@@ -63,37 +62,21 @@ impl PortClaim {
     }
 }
 
-/// The ports that the operator's rules translate.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TranslatedPorts {
-    /// The claimed ports, each with its destination.
-    pub claims: Vec<PortClaim>,
-    /// The first few rules whose ports are not known. They may translate every port, but claim none.
-    pub unlimited_rules: Vec<String>,
-}
-
-impl TranslatedPorts {
-    pub(crate) fn from_ruleset(rules: &Ruleset) -> Self {
-        let mut found = Self::default();
-        for table in &rules.tables {
-            let sees = |ip| table.family.sees(ip);
-            for (rule, ports) in rules_with_ports(table) {
-                let Some(target) = rule.destination_nat else { continue };
-                if !ports.contains(&EVERY_PORT) {
-                    found.claims.push(PortClaim {
-                        v4: sees(IpVersion::V4),
-                        v6: sees(IpVersion::V6),
-                        ports,
-                        target: target.address,
-                        target_ports: target.ports,
-                    });
-                } else if found.unlimited_rules.len() < MAX_NAMED {
-                    found.unlimited_rules.push(rule.text.clone());
-                }
+/// The ports that the operator's rules translate, each with its destination.
+pub(crate) fn claims(rules: &Ruleset) -> Vec<PortClaim> {
+    let mut found = Vec::new();
+    for table in &rules.tables {
+        let [v4, v6] = IpVersion::BOTH.map(|ip| table.family.sees(ip));
+        for (rule, ports) in rules_with_ports(table) {
+            if let Some(DestinationNat { address: target, ports: target_ports }) =
+                rule.destination_nat
+                && !ports.contains(&EVERY_PORT)
+            {
+                found.push(PortClaim { v4, v6, ports, target, target_ports });
             }
         }
-        found
     }
+    found
 }
 
 /// The different sets of source ports in the rules that translate IPv4 connections to any port. A set of all ports from
@@ -223,7 +206,7 @@ mod tests {
     fn claims(firewall: &Firewall, port: u16) -> bool {
         let target = "10.0.0.5:4000".parse().unwrap();
         let arrival = SocketAddr::new("203.0.113.1".parse().unwrap(), port);
-        firewall.translated_ports().claims.iter().any(|claim| claim.diverts(arrival, target))
+        firewall.translated_ports().iter().any(|claim| claim.diverts(arrival, target))
     }
 
     fn nftables(rules: &[&str]) -> Firewall {
@@ -276,7 +259,6 @@ mod tests {
         ] {
             let firewall = nftables(&[&rule]);
             assert!(claims(&firewall, claimed) && !claims(&firewall, free), "{rule}");
-            assert!(firewall.translated_ports().unlimited_rules.is_empty(), "{rule}");
         }
     }
 
@@ -312,17 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn rule_without_known_port_is_reported_and_claims_nothing() {
+    fn rule_without_known_port_claims_nothing() {
         let to = r#"{"dnat": {"addr": "10.0.0.9"}}"#;
         let unknown = format!(r#"{}, {to}"#, is(r#""@dynamic""#));
-        for rule in [to.to_owned(), unknown] {
-            let firewall = nftables(&[&rule]);
-            assert!(!claims(&firewall, 80), "{rule}");
-            assert_eq!(firewall.translated_ports().unlimited_rules.len(), 1, "{rule}");
-        }
         let udp = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}},
             "right": 53}}, {"dnat": {"addr": "10.0.0.9"}}"#;
-        assert_eq!(nftables(&[udp]).translated_ports(), TranslatedPorts::default());
+        for rule in [to, &unknown, udp] {
+            assert_eq!(nftables(&[rule]).translated_ports(), [], "{rule}");
+        }
     }
 
     #[test]
@@ -352,7 +331,7 @@ mod tests {
             "-A PREROUTING -p tcp -m tcp --dport 4000:4009 -j DNAT --to-destination 10.0.0.5\n";
         assert!(!claims(&saved(own_ports), 4000));
         let udp = "-A PREROUTING -p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.9\n";
-        assert_eq!(saved(udp).translated_ports(), TranslatedPorts::default());
+        assert_eq!(saved(udp).translated_ports(), []);
     }
 
     #[test]

@@ -247,8 +247,7 @@ impl Checks<'_> {
         let conflicts = firewall.mark_conflicts();
         if off.is_none() && !conflicts.is_empty() {
             let says = "the fast path stays off: rules overwrite or compare its marks";
-            let reasons = conflicts.iter().map(|one| one.reason(&firewall.gateway));
-            checks.push(Check::note(KERNEL, "marks", says).details(reasons));
+            checks.push(Check::note(KERNEL, "marks", says).details(conflicts));
         }
         checks
     }

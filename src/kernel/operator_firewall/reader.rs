@@ -69,20 +69,14 @@ impl RulesetReader {
         // They may have changed meanwhile.
         self.last_read = Some((None, Instant::now()));
         self.routing_rules.clone_from(&firewall.routing_rules);
-        let claims = firewall.translated_ports();
-        let mut notes = Vec::new();
-        notes.extend(firewall.read_errors.iter().map(|what| {
+        let note = |what| {
             format!("cannot read all rules, so a data connection may take a published port: {what}")
-        }));
-        notes.extend(claims.unlimited_rules.iter().map(|rule| {
-            format!(
-                "rule translates unknown ports, so a data connection may take one of them: {rule}"
-            )
-        }));
+        };
+        let notes: Vec<String> = firewall.read_errors.iter().map(note).collect();
         if notes != self.logged_notes {
             notes.iter().for_each(|note| tracing::info!("{note}"));
             self.logged_notes = notes;
         }
-        self.ports.set(claims.claims);
+        self.ports.set(firewall.translated_ports());
     }
 }
