@@ -31,8 +31,8 @@ use crate::{
 /// Make your firewall accept data connections permanently
 ///
 /// Shows the missing rules as a difference to the firewall's files. Changes
-/// nothing. Supports nftables, iptables-persistent, ufw, firewalld, Docker and
-/// OpenWrt's fw4.
+/// nothing. Supports nftables, iptables-persistent, ufw, Docker and OpenWrt's
+/// fw4. With firewalld it says what to do instead.
 ///
 /// --apply writes the files, loads the new rules, and checks the rules as
 /// `doctor` does. If a step fails, it undoes all changes.

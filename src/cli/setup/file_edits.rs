@@ -101,35 +101,6 @@ pub(super) fn with_iptables_rule(
     Some(lines.concat())
 }
 
-/// Adds `rule` to firewalld's `direct.xml`, in `chain` of the table filter for one IP version. `None` if the file has
-/// no `<direct>` element.
-pub(super) fn with_direct_rule(
-    text: &str,
-    ip: &str,
-    chain: &str,
-    rule: &AcceptRule,
-) -> Option<String> {
-    const EMPTY: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<direct>\n</direct>\n";
-    let text = match text.trim().is_empty() {
-        true => EMPTY.to_owned(),
-        false => text.replace("<direct/>", &format!("<direct>{}</direct>", newline(text))),
-    };
-    let end = text.rfind("</direct>")?;
-    let has = |line: &str| {
-        rule.is_equivalent(line)
-            && [ip, chain].iter().all(|word| line.contains(&format!("\"{word}\"")))
-    };
-    if text.lines().any(has) {
-        return Some(text);
-    }
-    let added = format!(
-        "  <rule ipv=\"{ip}\" table=\"filter\" chain=\"{chain}\" priority=\"0\">{}</rule>{}",
-        rule.iptables_arguments(),
-        newline(&text)
-    );
-    Some(format!("{}{added}{}", &text[..end], &text[end..]))
-}
-
 /// Adds `line` at the end of `text`.
 pub(super) fn with_last_line(text: &str, line: &str) -> String {
     let newline = newline(text);
@@ -251,22 +222,6 @@ mod tests {
         let text = "*filter\n:FORWARD DROP [1:2]\n[3:4] -A FORWARD -j A\nCOMMIT\n";
         let text = edited(text).unwrap();
         assert!(text.contains(&format!("[3:4] -A FORWARD -j A\n{LINE}\nCOMMIT")));
-    }
-
-    #[test]
-    fn direct_rules_are_added_to_an_existing_or_a_new_file() {
-        let with = |text: &str| {
-            let text = with_direct_rule(text, "ipv4", "FORWARD", &mark())?;
-            with_direct_rule(&text, "ipv6", "FORWARD", &mark())
-        };
-        let new = with("").unwrap();
-        assert_eq!(new.matches(MARKER).count(), 2, "{new}");
-        assert!(new.ends_with("-j ACCEPT</rule>\n</direct>\n"), "{new}");
-        assert_eq!(with(&new).unwrap(), new);
-        let own = "<direct>\n  <chain ipv=\"ipv4\" table=\"raw\" chain=\"x\"/>\n</direct>\n";
-        assert_eq!(without_setup_lines(&with(own).unwrap()), own);
-        assert_eq!(with("<direct/>").unwrap().matches(MARKER).count(), 2);
-        assert_eq!(with("<zone>"), None);
     }
 
     #[test]

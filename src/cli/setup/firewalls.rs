@@ -60,7 +60,6 @@ const IPTABLES: [[&str; 3]; 2] = [
     ["/etc/iptables/rules.v4", "/etc/sysconfig/iptables", "/etc/iptables/iptables.rules"],
     ["/etc/iptables/rules.v6", "/etc/sysconfig/ip6tables", "/etc/iptables/ip6tables.rules"],
 ];
-const DIRECT: &str = "/etc/firewalld/direct.xml";
 const DOCKER: &str = "/etc/systemd/system/docker.service.d/ftp-alg.conf";
 const DOCKER_UNITS: [&str; 3] = [
     "/etc/systemd/system/docker.service",
@@ -177,7 +176,7 @@ impl Plan {
 
     /// Adds the rule of `need` to the file of its chain. Returns why the operator has to add it, if setup cannot.
     fn add(&mut self, need: &NeededRule) -> Result<Option<String>, Failure> {
-        let ChainLocation { table, chain, .. } = &need.chain.location;
+        let ChainLocation { table, .. } = &need.chain.location;
         let own = &need.chain.place.chain;
         match self.kind {
             FirewallProgram::Nftables => self.nftables(need),
@@ -201,7 +200,7 @@ impl Plan {
                 }
                 self.iptables_restore(need, path, table, &user, &what, &["--noflush"])
             }
-            FirewallProgram::Firewalld => self.firewalld(need, chain),
+            FirewallProgram::Firewalld => Ok(Some(by_firewalld(need.chain.location.origin))),
             FirewallProgram::Docker => self.docker(need),
             FirewallProgram::Fw4 => self.fw4(need),
         }
@@ -245,24 +244,6 @@ impl Plan {
         };
         file.written = text;
         self.check(&[&[&*restore_program(need)], options, &["--test", path]].concat());
-        Ok(None)
-    }
-
-    fn firewalld(&mut self, need: &NeededRule, chain: &str) -> Result<Option<String>, Failure> {
-        if need.chain.location.origin == Origin::Nftables {
-            return Ok(Some(format!(
-                "firewalld with nftables cannot match a mark, and removes rules of other programs, but accepts related \
-                 connections: {SELECT_CONNTRACK}"
-            )));
-        }
-        let file = self.file(DIRECT)?;
-        // As firewalld writes it.
-        let ip = if need.ip == IpVersion::V4 { "ipv4" } else { "ipv6" };
-        match file_edits::with_direct_rule(&file.written, ip, chain, &need.rule()) {
-            Some(text) => file.written = text,
-            None => return Ok(Some(format!("{DIRECT} has no <direct>"))),
-        }
-        self.check(&["firewall-cmd", "--check-config"]);
         Ok(None)
     }
 
@@ -332,7 +313,6 @@ impl Plan {
     fn plan_loading(&mut self) {
         match self.kind {
             FirewallProgram::Ufw => self.load_and_undo_with(&["ufw", "reload"]),
-            FirewallProgram::Firewalld => self.load_and_undo_with(&["firewall-cmd", "--reload"]),
             FirewallProgram::Fw4 => self.load_and_undo_with(&["fw4", "reload"]),
             FirewallProgram::Docker => {
                 // sd_booted(3).
@@ -343,6 +323,7 @@ impl Plan {
                 self.load_rules();
             }
             FirewallProgram::Nftables | FirewallProgram::Iptables => self.load_rules(),
+            FirewallProgram::Firewalld => {}
         }
     }
 
@@ -367,6 +348,20 @@ impl Plan {
             }
         }
     }
+}
+
+/// Why setup adds no rule to firewalld, and what to do.
+fn by_firewalld(origin: Origin) -> String {
+    let (cannot, or) = match origin {
+        Origin::Nftables => {
+            ("firewalld with nftables cannot match a mark, and removes rules of other programs", "")
+        }
+        _ => (
+            "a rule with a mark is a direct rule of firewalld",
+            ", or run rules/recipes/firewalld.sh",
+        ),
+    };
+    format!("{cannot}, but it accepts related connections: {SELECT_CONNTRACK}{or}")
 }
 
 fn command(words: &[&str]) -> Vec<String> {

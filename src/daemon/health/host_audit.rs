@@ -3,7 +3,7 @@
 
 use ftp_alg_firewall::{
     Acceptance, ChainLocation, ChainVerdict, ConflictKind, ControlPathVerdict, DataMode,
-    DataPathVerdict, Firewall, Hook, HookVerdict, IpVersion, ModeVerdict, Origin, PacketClass,
+    DataPathVerdict, Firewall, Hook, HookVerdict, IpVersion, ModeVerdict, PacketClass,
     RulesetManager,
 };
 
@@ -396,7 +396,7 @@ fn persistence_advice(location: &ChainLocation) -> Option<String> {
             "firewalld owns its table, so no other program can add a rule: set NftablesTableOwner=no in \
              /etc/firewalld/firewalld.conf and restart firewalld"
         }
-        RulesetManager::Firewalld if location.origin == Origin::Nftables => {
+        RulesetManager::Firewalld => {
             "each reload of firewalld removes it: add it again after a reload"
         }
         _ => "a reload of the firewall removes it: `ftp-alg setup --apply` makes it permanent",
