@@ -154,8 +154,6 @@ impl Setup {
             let unread = situation.firewall.read_errors.iter();
             notes.extend(unread.map(|what| format!("rules not read: {what}")));
             let (plans, by_hand) = firewalls::plans(&situation.needs_of(&situation.firewall))?;
-            let files = plans.iter().flat_map(|plan| &plan.changes.files);
-            notes.extend(files.filter_map(store::FileChange::link_note));
             let mut report = SetupReport::new(situation.backend, &plans, by_hand);
             report.notes = notes;
             report.incomplete = !situation.firewall.read_errors.is_empty();

@@ -248,17 +248,6 @@ impl FileChange {
         self.original.as_deref().unwrap_or_default() != self.written
     }
 
-    /// A note about other hard links to the file, which may be a backup or the original.
-    pub(super) fn link_note(&self) -> Option<String> {
-        let links = fs::metadata(&self.path).ok()?.nlink();
-        let path = self.path.display();
-        (links > 1).then(|| {
-            format!(
-                "{path} has {links} hard links: it is replaced, and the others keep the old text"
-            )
-        })
-    }
-
     /// Writes the new text, unless somebody else changed the file since it was read.
     pub(super) fn write_file(&self) -> Result<(), Failure> {
         let path = &self.path;
