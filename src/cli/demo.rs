@@ -61,15 +61,6 @@ struct LabResult {
     end: ftp_alg_lab::Result<()>,
 }
 
-/// What was observed in a case that works.
-struct CaseResult {
-    /// The announcement as its sender made it.
-    before: String,
-    after: String,
-    pinhole: String,
-    elapsed: Duration,
-}
-
 impl DemoOptions {
     /// Runs all cases. It is a failure if one of them does not work.
     pub fn run(&self) -> Result<(), Failure> {
@@ -122,12 +113,10 @@ impl DemoOptions {
         for case @ (family, mode, client) in cases(topology) {
             let title = format!("{family}, {mode}: {client} with {kind}");
             say(&format!("  {}\n", style.bold(&title)));
-            let outcome = show_case(&lab, &server, &daemon, case);
-            say(&match &outcome {
-                Ok(shown) => describe(shown, &lab, family, mode, style),
-                Err(error) => format!("    {} {error}\n", style.red("FAILED")),
-            });
-            outcomes.push(outcome.map(drop));
+            let outcome = show_case(&lab, &server, &daemon, case, style);
+            outcomes.push(outcome.inspect_err(|error| {
+                say(&format!("    {} {error}\n", style.red("FAILED")));
+            }));
         }
         check_nothing_open(&lab, &daemon)?;
         if !self.no_scan {
@@ -166,13 +155,14 @@ fn cases(topology: Topology) -> [DemoCase; 4] {
 }
 
 /// Runs a download, an upload and a listing. A second download then waits after its announcement while the pinhole is
-/// checked.
+/// checked. Says what was observed.
 fn show_case(
     lab: &Lab,
     server: &Server,
     daemon: &Daemon,
     (family, mode, client): DemoCase,
-) -> ftp_alg_lab::Result<CaseResult> {
+    style: Style,
+) -> ftp_alg_lab::Result<()> {
     let start = Instant::now();
     let body: Vec<u8> = (0..250_000_u32).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect();
     let near_client = Capture::start(&lab.gateway, lab.client_side(), "tcp port 21")?;
@@ -197,16 +187,25 @@ fn show_case(
         }
     }
     // The target announces, so the capture on its side has the original announcement.
-    let (made, read) = match mode {
-        Mode::Active => (near_client, near_server),
-        Mode::Passive => (near_server, near_client),
-    };
-    Ok(CaseResult {
-        before: last_announcement(&made)?,
-        after: last_announcement(&read)?,
-        pinhole: describe_pinhole(pinhole),
-        elapsed: start.elapsed(),
-    })
+    let mut ends = [("client", near_client), ("server", near_server)];
+    if mode == Mode::Passive {
+        ends.reverse();
+    }
+    let [(maker, made), (reader, read)] = ends;
+    let (before, after) = (last_announcement(&made)?, last_announcement(&read)?);
+    let change = if before == after { "unchanged" } else { "rewritten" };
+    let pinhole = describe_pinhole(pinhole);
+    let (ok, seconds) = (style.green("ok"), start.elapsed().as_secs_f64());
+    let lines = [
+        format!("{maker} says     {before}"),
+        format!("{reader} reads    {after}  ({change})"),
+        format!("pinhole         {pinhole}"),
+        format!(
+            "{ok}              download, upload and listing at {address}, bytes compared, {seconds:.1} s"
+        ),
+    ];
+    say(&lines.map(|line| format!("    {line}\n")).concat());
+    Ok(())
 }
 
 /// The last announcement. It belongs to the second download, whose pinhole is shown.
@@ -250,26 +249,6 @@ fn scan(lab: &Lab) -> ftp_alg_lab::Result<()> {
         }
     }
     Ok(())
-}
-
-fn describe(shown: &CaseResult, lab: &Lab, family: Family, mode: Mode, style: Style) -> String {
-    let (maker, reader) = match mode {
-        Mode::Active => ("client", "server"),
-        Mode::Passive => ("server", "client"),
-    };
-    let change = if shown.before == shown.after { "unchanged" } else { "rewritten" };
-    let dialled = lab.server_address(family);
-    let CaseResult { before, after, pinhole, elapsed } = shown;
-    let (ok, seconds) = (style.green("ok"), elapsed.as_secs_f64());
-    let lines = [
-        format!("{maker} says     {before}"),
-        format!("{reader} reads    {after}  ({change})"),
-        format!("pinhole         {pinhole}"),
-        format!(
-            "{ok}              download, upload and listing at {dialled}, bytes compared, {seconds:.1} s"
-        ),
-    ];
-    lines.map(|line| format!("    {line}\n")).concat()
 }
 
 fn picture(lab: &Lab, kind: ServerKind, style: Style) -> String {
