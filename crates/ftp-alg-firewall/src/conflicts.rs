@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use super::{
     Firewall,
     connection::Connection,
-    model::{Field, Hook, IpVersion, LocatedRule},
+    model::{Field, Hook, IpVersion, LocatedRule, MarkWrite},
 };
 
 /// The most conntrack zones that are inspected. Each costs a look-up of a new connection.
@@ -43,11 +43,8 @@ pub enum ConflictKind {
     Untracked,
     /// The rule puts control connections into a conntrack zone; `None`: it does not name one, but uses a map or a mark.
     Zone(Option<u16>),
-    /// The rule changes bits of the ct mark.
-    CtMark {
-        /// The bits that may change.
-        bits: u32,
-    },
+    /// The rule changes our bits of the ct mark.
+    CtMark,
 }
 
 impl ConflictKind {
@@ -72,13 +69,10 @@ impl Firewall {
         let mut found = Vec::new();
         for one in self.ruleset.rules() {
             let others = one.rule.conflicts.iter().filter(|kind| !kind.hides_connections());
-            let of_ct_mark = one
-                .rule
-                .mark_writes
-                .iter()
-                .filter(|write| write.target == Field::CtMark && write.bits & ours != 0);
-            let of_ct_mark = of_ct_mark.map(|write| ConflictKind::CtMark { bits: write.bits });
-            let kinds = others.copied().chain(of_ct_mark);
+            let is_ours =
+                |write: &&MarkWrite| write.target == Field::CtMark && write.bits & ours != 0;
+            let of_ct_mark = one.rule.mark_writes.iter().filter(is_ours);
+            let kinds = others.copied().chain(of_ct_mark.map(|_| ConflictKind::CtMark));
             found.extend(kinds.map(|kind| one.conflict(kind)));
         }
         found.extend(self.hiding_rules());

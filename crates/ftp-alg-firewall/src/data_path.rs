@@ -42,11 +42,6 @@ impl DataPathVerdict {
         })
     }
 
-    /// Whether data connections may pass that nobody admits.
-    pub fn may_pass_unmarked(&self) -> bool {
-        self.unmarked.may_pass()
-    }
-
     /// Whether `chain` drops data connections, except some that a rule accepts because they were admitted. Such a rule
     /// names the addresses of those that may use FTP, so their data connections are not a problem.
     pub fn is_restricted_by(&self, chain: &ChainVerdict) -> bool {

@@ -283,7 +283,8 @@ impl Firewall {
         let compares = |rule: &RoutingRule| rule.comparison().mask & changed.restored & ours != 0;
         match () {
             () if self.routing_rules.iter().any(compares) => CtMarkUse::Compared,
-            () if changed.ct_mark & !ours != 0 || self.restores_marks() => CtMarkUse::Restored,
+            // As with several uplinks.
+            () if changed.ct_mark & !ours != 0 || changed.restored != 0 => CtMarkUse::Restored,
             () => CtMarkUse::None,
         }
     }
@@ -297,11 +298,6 @@ impl Firewall {
     pub fn routes_by_restored_marks(&self) -> bool {
         let restored = self.ruleset.changed_mark_bits.restored;
         self.routing_rules.iter().any(|rule| rule.comparison().mask & restored != 0)
-    }
-
-    /// Whether rules set packet marks from the ct mark, as with several uplinks.
-    fn restores_marks(&self) -> bool {
-        self.ruleset.changed_mark_bits.restored != 0
     }
 
     /// What the firewall does with packets of `class` at `hook`.

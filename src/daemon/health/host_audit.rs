@@ -138,7 +138,7 @@ impl HostAudit<'_> {
 
     /// Whether data connections may pass that ftp-alg does not mark, for example those of encrypted sessions.
     pub(super) fn unmarked_may_pass(&self) -> bool {
-        self.data_paths.iter().filter(|path| path.is_used).all(DataPathVerdict::may_pass_unmarked)
+        self.data_paths.iter().filter(|path| path.is_used).all(|path| path.unmarked.may_pass())
     }
 
     fn helper_checks(&self) -> Vec<Check> {
@@ -205,7 +205,7 @@ impl HostAudit<'_> {
                         "puts control connections into a conntrack zone that ftp-alg does not inspect";
                     of_rule("zone", ProblemName::Zone, says)
                 }
-                ConflictKind::CtMark { .. } => {
+                ConflictKind::CtMark => {
                     let mask = self.parameters.mask();
                     let says = format!("changes ct mark bits that ftp-alg uses ({mask:#010x})");
                     let says = format!("{} {says}", concern.chain);

@@ -34,15 +34,8 @@ struct ModeRecord {
     /// Whether one opened a pinhole.
     opened: bool,
     refused: u32,
-    /// The last one that opened nothing.
-    last: Option<RefusedAnnouncement>,
-}
-
-#[derive(Clone, Debug)]
-struct RefusedAnnouncement {
-    objection: RefusalReason,
-    /// The announcement and the reason, in a log line's words.
-    text: String,
+    /// Why the last one opened nothing, with the announcement in a log line's words.
+    last: Option<(RefusalReason, String)>,
 }
 
 /// The servers that announced something in the last minutes.
@@ -69,7 +62,7 @@ impl RecentServers {
         let refused = objection.map(|objection| {
             let (kind, reason) = (decided.kind, &decided.decision.reason);
             let announced = decided.announced.map(|one| format!(" {one}")).unwrap_or_default();
-            RefusedAnnouncement { objection, text: format!("{kind}{announced}: {reason}") }
+            (objection, format!("{kind}{announced}: {reason}"))
         });
         if !opened && refused.is_none() {
             return;
@@ -100,19 +93,17 @@ impl RecentServers {
         modes.retain(|one| !one.opened && one.refused >= MIN_REFUSED);
         // The worst one is named, and for the same counts always the same one.
         modes.sort_by_key(|one| (std::cmp::Reverse(one.refused), one.server, one.kind.to_string()));
-        let Some(ModeRecord { server, kind, refused, last: Some(last), .. }) = modes.first() else {
-            return None;
-        };
+        let ModeRecord { server, kind, refused, last, .. } = modes.first()?;
+        let (objection, last) = last.as_ref()?;
         let others = match &modes[1..] {
             [] => String::new(),
             [other] => format!("; the same holds for {} of {}", other.kind, other.server),
             others => format!("; the same holds for {} other modes and servers", others.len()),
         };
         let text = format!(
-            "all {refused} {kind} announcements of the server {server} {WITHIN} opened nothing; the last: {}{others}",
-            last.text
+            "all {refused} {kind} announcements of the server {server} {WITHIN} opened nothing; the last: {last}{others}"
         );
-        let remedy = refusal_remedy(last.objection);
+        let remedy = refusal_remedy(*objection);
         Some(ProblemName::RefusedAnnouncements.finding_with(text, remedy))
     }
 }
