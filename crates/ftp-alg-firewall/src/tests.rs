@@ -92,14 +92,6 @@ fn only_openwrts_own_table_is_fw4s() {
 }
 
 #[test]
-fn rule_in_docker_user_is_enough() {
-    let line = "-A DOCKER-USER -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
-    let jump = "-A FORWARD -j DOCKER-USER";
-    let added = DOCKER.replacen(jump, &format!("{jump}\n{line}"), 1);
-    assert!(Firewall::from_iptables(&added).forward(MarkedData).passes());
-}
-
-#[test]
 fn flowtable_is_a_conflict_if_control_connections_may_reach_it() {
     let ports = [PORT.replace("dport", "sport"), PORT.to_owned()];
     let ports = ports.map(|port| is("!=", &port, "21")).join(", ");

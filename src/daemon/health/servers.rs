@@ -239,18 +239,6 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_address_counts_although_the_reply_passes() {
-        let passed = || {
-            let refused = Decision::refuse(RefusalReason::ForeignAddress, "not its address");
-            let decision = Decision { effect: Effect::Pass, ..refused };
-            (server(1), decided(AnnouncementKind::Pasv, decision))
-        };
-        let found = warnings(&[passed(), passed(), passed()]);
-        let setting = "replace-foreign-address = true in a [[server]] with its address";
-        assert!(found[0].contains(setting), "{found:?}");
-    }
-
-    #[test]
     fn what_clients_bring_about_is_not_the_servers() {
         let refuse = |kind, why| decided(kind, Decision::refuse(why, "refused"));
         let port = refuse(AnnouncementKind::Port, RefusalReason::LowPort);

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use ftp_alg_core::{
-    engine::{Counters, DecidedAnnouncement, EventKind, Refusal, Stray},
+    engine::{Counters, DecidedAnnouncement, EventKind, Stray},
     ftp::{AnnouncementKind, Padding},
-    session::{Decision, Effect, RefusalReason},
+    session::{Decision, Effect},
 };
 
 use super::*;
@@ -176,32 +176,10 @@ fn sessions_without_a_route_matter_if_there_are_several() {
 }
 
 #[test]
-fn a_server_whose_announcements_are_all_refused_is_a_warning() {
-    let health = Health::new(Instant::now());
-    let decision = Decision::refuse(RefusalReason::LowPort, "port 1000 is below min-data-port");
-    let (kind, announced) = (AnnouncementKind::Pasv, None);
-    let decided =
-        DecidedAnnouncement { kind, announced, unread_text: None, decision, pinhole: None };
-    for number in 1..=9 {
-        record(&health, number, EventKind::Refusal(Refusal::Announcement(decided.clone())));
-    }
-    let warning = named(&[], &["refused-announcements"]);
-    assert_eq!(names(&health, Duration::ZERO, &Status::default()), warning);
-}
-
-#[test]
 fn a_table_that_is_not_intact_is_a_problem_until_it_is() {
     let health = Health::new(Instant::now());
     health.set(ProblemName::Table, Some("it is another's".to_owned()));
     assert_eq!(names(&health, Duration::ZERO, &Status::default()), named(&["table"], &[]));
     health.set(ProblemName::Table, None);
     assert_eq!(names(&health, Duration::ZERO, &Status::default()), named(&[], &[]));
-}
-
-#[test]
-fn a_journal_that_cannot_be_written_is_a_warning() {
-    let health = Health::new(Instant::now());
-    let found = health.findings(Instant::now(), &Status::default(), &[Path::new("/run/journal")]);
-    assert_eq!(found.problems, []);
-    assert!(matches!(&found.warnings[..], [one] if ProblemName::State.is_of(one)), "{found:?}");
 }
