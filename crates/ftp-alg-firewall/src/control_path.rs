@@ -446,18 +446,6 @@ mod tests {
     }
 
     #[test]
-    fn drop_at_prerouting_counts() {
-        let mut firewall = iptables("-A FORWARD -j ACCEPT\n");
-        let early = "-A PREROUTING -i wan0 -p tcp -m tcp --dport 21 -m addrtype --dst-type UNICAST";
-        let text = format!("*raw\n:PREROUTING ACCEPT\n{early} -j DROP\nCOMMIT\n");
-        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-        let forward = verdict(&firewall, Hook::Forward, &["lan0", "wan0"]);
-        assert_eq!(forward.summary(), "accepted lan0 -> wan0; all others: dropped");
-        let place = "in iptables-legacy raw PREROUTING";
-        assert!(forward.dropping_chains()[0].to_string().ends_with(place), "{forward:?}");
-    }
-
-    #[test]
     fn one_accepted_control_port_is_enough() {
         let mut firewall = iptables("-A FORWARD -p tcp -m multiport --ports 2121 -j ACCEPT\n");
         firewall.gateway.control_ports = vec![21, 2121];

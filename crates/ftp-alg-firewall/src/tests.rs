@@ -187,16 +187,6 @@ fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
 }
 
 #[test]
-fn state_map_decides_by_state() {
-    let firewall = one_rule(
-        r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["invalid", {"drop": null}],
-        ["established", {"accept": null}], ["related", {"accept": null}]]}}}"#,
-    );
-    assert!(firewall.forward(RelatedData).passes());
-    assert!(!firewall.forward(MarkedData).passes());
-}
-
-#[test]
 fn remedy_quotes_comments_for_the_shell() {
     let firewall = Firewall::from_iptables(
         "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 21 -m comment \
