@@ -13,7 +13,7 @@ use ftp_alg_core::engine::{
 use super::{
     config_file::ConfigTexts,
     events::{RecentEvents, StoredEvent},
-    rates::Counts,
+    rates,
     running_bytes::Moved,
     shard::{Shard, lock},
     shared_state::SharedState,
@@ -133,8 +133,8 @@ impl StatusSource for SharedState {
         self.read_fast_path();
         let now = Instant::now();
         let mut status = self.status_without_sessions(now);
-        let counts = Counts::of(&status);
-        status.rates = lock(&self.history).rates(now, counts, self.transfers.is_on());
+        let counts = rates::counts(&status, self.transfers.is_on());
+        status.rates = lock(&self.history).rates(now, counts);
         let sessions = |shard: &Mutex<Shard>| lock(shard).engine.sessions.count_open() as u64;
         status.sessions = self.shards.iter().map(sessions).sum();
         let pinholes = self.pinhole_rows();

@@ -10,99 +10,21 @@ use std::{
 
 use super::snapshot::{Rates, Status, WindowCounts};
 
-/// Intervals between two samples, and for how long they are stored: a minute, and an hour.
-const RECENT: Span = Span { interval: Duration::from_millis(900), stored: Duration::from_secs(60) };
-const OLDER: Span = Span { interval: Duration::from_secs(30), stored: Duration::from_secs(3600) };
+/// How many of the newest samples are stored: those of a minute.
+const RECENT: usize = 61;
+/// The interval between two older ones, and for how long they are stored.
+const INTERVAL: Duration = Duration::from_secs(30);
+const STORED: Duration = Duration::from_secs(3600);
 
-/// How often samples are taken, and for how long they are stored.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    interval: Duration,
-    stored: Duration,
-}
-
-/// The counters of one moment.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    sessions: u64,
-    transfers: u64,
-    failed_transfers: u64,
-    bytes_up: u64,
-    bytes_down: u64,
-    refusals: u64,
-    drops: u64,
-    decisions: u64,
-}
-
-impl Counts {
-    pub(super) fn of(status: &Status) -> Self {
-        let Status { counters, transfers, .. } = status;
-        let modes = [transfers.active, transfers.passive, transfers.unknown];
-        let ended: u64 = modes.into_iter().flat_map(|mode| mode.by_result()).map(|one| one.1).sum();
-        let complete: u64 = modes.iter().map(|mode| mode.complete).sum();
-        // The segments of a super-packet that was dropped were sent one by one: no loss.
-        let lost = counters.drops.by_name().filter(|(reason, _)| *reason != "resegmented");
-        Self {
-            sessions: counters.sessions_started,
-            transfers: ended,
-            failed_transfers: ended - complete,
-            bytes_up: transfers.bytes_up,
-            bytes_down: transfers.bytes_down,
-            refusals: counters.pinholes_refused
-                + counters.commands_refused
-                + counters.logins_refused,
-            drops: lost.map(|(_, count)| count).sum::<u64>()
-                + status.daemon.overruns
-                + status.daemon.queue_drops,
-            decisions: counters.packets + counters.fast_path_lines,
-        }
-    }
-}
-
-/// Counters at a time.
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    at: Instant,
-    counts: Counts,
-}
-
-/// The samples of a span, oldest first. There is always one.
-#[derive(Debug)]
-struct Samples {
-    span: Span,
-    samples: VecDeque<Sample>,
-}
-
-impl Samples {
-    fn new(span: Span, first: Sample) -> Self {
-        Self { span, samples: [first].into() }
-    }
-
-    /// Stores `sample` if it is due, and removes those that are too old.
-    fn record(&mut self, sample: Sample) {
-        let age = |of: &Sample| sample.at.saturating_duration_since(of.at);
-        if self.samples.back().is_some_and(|last| age(last) < self.span.interval) {
-            return;
-        }
-        while self.samples.front().is_some_and(|oldest| age(oldest) > self.span.stored) {
-            self.samples.pop_front();
-        }
-        self.samples.push_back(sample);
-    }
-
-    /// The oldest sample that is not older than `window`, else the last one.
-    fn start_of(&self, window: Duration, now: Instant) -> Option<Sample> {
-        let is_inside = |sample: &&Sample| now.saturating_duration_since(sample.at) <= window;
-        self.samples.iter().find(is_inside).or(self.samples.back()).copied()
-    }
-}
+/// A time, and what was counted until then.
+type Sample = (Instant, WindowCounts);
 
 /// The samples of the last hour.
 #[derive(Debug)]
 pub(super) struct CounterHistory {
     pub(super) started: Instant,
-    recent: Samples,
-    older: Samples,
+    /// Oldest first. There is always one.
+    samples: VecDeque<Sample>,
 }
 
 impl Default for CounterHistory {
@@ -114,46 +36,79 @@ impl Default for CounterHistory {
 impl CounterHistory {
     /// The history of a daemon that started at `started`, with all counters at zero.
     fn new(started: Instant) -> Self {
-        let first = Sample { at: started, counts: Counts::default() };
-        Self { started, recent: Samples::new(RECENT, first), older: Samples::new(OLDER, first) }
+        Self { started, samples: [(started, WindowCounts::default())].into() }
     }
 
-    /// Records the counters of `now`. Called each second.
-    pub(super) fn record(&mut self, now: Instant, counts: Counts) {
-        let sample = Sample { at: now, counts };
-        self.recent.record(sample);
-        self.older.record(sample);
-    }
-
-    /// What was counted in each window until `now`. Transfers are unknown unless they are reported.
-    pub(super) fn rates(&self, now: Instant, counts: Counts, reports_transfers: bool) -> Rates {
-        let window = |samples: &Samples, seconds| {
-            let start = samples.start_of(Duration::from_secs(seconds), now);
-            let start = start.unwrap_or(Sample { at: now, counts });
-            window_counts(start, Sample { at: now, counts }, reports_transfers)
+    /// Records what was counted until `now`. Called each second.
+    pub(super) fn record(&mut self, now: Instant, counts: WindowCounts) {
+        let age = |sample: &Sample| now.saturating_duration_since(sample.0);
+        self.samples.push_back((now, counts));
+        let is_near = |samples: &VecDeque<Sample>, at: usize| {
+            samples[at].0.saturating_duration_since(samples[at - 1].0) < INTERVAL
         };
-        Rates {
-            ten_seconds: window(&self.recent, 10),
-            minute: window(&self.recent, 60),
-            hour: window(&self.older, 3600),
+        if let Some(older @ 1..) = self.samples.len().checked_sub(RECENT + 1)
+            && is_near(&self.samples, older)
+        {
+            self.samples.remove(older);
         }
+        while self.samples.front().is_some_and(|oldest| age(oldest) > STORED) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// What was counted in each window until `now`, if these are the counts until then.
+    pub(super) fn rates(&self, now: Instant, counts: WindowCounts) -> Rates {
+        let age = |sample: &Sample| now.saturating_duration_since(sample.0);
+        let window = |seconds| {
+            let is_inside = |sample: &&Sample| age(sample) <= Duration::from_secs(seconds);
+            let start = self.samples.iter().find(is_inside).or(self.samples.back());
+            start.map_or(counts, |start| counts.since(start.1, age(start)))
+        };
+        Rates { ten_seconds: window(10), minute: window(60), hour: window(3600) }
     }
 }
 
-fn window_counts(start: Sample, end: Sample, reports_transfers: bool) -> WindowCounts {
-    let grown = |count: fn(&Counts) -> u64| count(&end.counts).saturating_sub(count(&start.counts));
-    let of_transfers = |count| reports_transfers.then(|| grown(count));
-    let millis = end.at.saturating_duration_since(start.at).as_millis();
+/// What was counted since the daemon's start. Transfers are unknown unless they are reported.
+pub(super) fn counts(status: &Status, reports_transfers: bool) -> WindowCounts {
+    let Status { counters, transfers, .. } = status;
+    let modes = [transfers.active, transfers.passive, transfers.unknown];
+    let ended: u64 = modes.into_iter().flat_map(|mode| mode.by_result()).map(|one| one.1).sum();
+    let complete: u64 = modes.iter().map(|mode| mode.complete).sum();
+    let reported = |count| reports_transfers.then_some(count);
+    // The segments of a super-packet that was dropped were sent one by one: no loss.
+    let lost = counters.drops.by_name().filter(|(reason, _)| *reason != "resegmented");
     WindowCounts {
-        seconds: millis as f64 / 1000.0,
-        sessions: grown(|counts| counts.sessions),
-        transfers: of_transfers(|counts| counts.transfers),
-        failed_transfers: of_transfers(|counts| counts.failed_transfers),
-        bytes_up: of_transfers(|counts| counts.bytes_up),
-        bytes_down: of_transfers(|counts| counts.bytes_down),
-        refusals: grown(|counts| counts.refusals),
-        drops: grown(|counts| counts.drops),
-        decisions: grown(|counts| counts.decisions),
+        seconds: 0.0,
+        sessions: counters.sessions_started,
+        transfers: reported(ended),
+        failed_transfers: reported(ended - complete),
+        bytes_up: reported(transfers.bytes_up),
+        bytes_down: reported(transfers.bytes_down),
+        refusals: counters.pinholes_refused + counters.commands_refused + counters.logins_refused,
+        drops: lost.map(|(_, count)| count).sum::<u64>()
+            + status.daemon.overruns
+            + status.daemon.queue_drops,
+        decisions: counters.packets + counters.fast_path_lines,
+    }
+}
+
+impl WindowCounts {
+    /// What was counted in the time `covered` since `start`.
+    fn since(self, start: Self, covered: Duration) -> Self {
+        let known = |end: Option<u64>, start: Option<u64>| {
+            end.map(|end| end.saturating_sub(start.unwrap_or_default()))
+        };
+        Self {
+            seconds: covered.as_millis() as f64 / 1000.0,
+            sessions: self.sessions.saturating_sub(start.sessions),
+            transfers: known(self.transfers, start.transfers),
+            failed_transfers: known(self.failed_transfers, start.failed_transfers),
+            bytes_up: known(self.bytes_up, start.bytes_up),
+            bytes_down: known(self.bytes_down, start.bytes_down),
+            refusals: self.refusals.saturating_sub(start.refusals),
+            drops: self.drops.saturating_sub(start.drops),
+            decisions: self.decisions.saturating_sub(start.decisions),
+        }
     }
 }
 
@@ -164,8 +119,13 @@ mod tests {
     use super::*;
     use crate::daemon::snapshot::{ResultCounts, TransferTotals};
 
-    fn counts(number: u64) -> Counts {
-        Counts { sessions: number, transfers: 2 * number, drops: 3 * number, ..Counts::default() }
+    fn counts(number: u64) -> WindowCounts {
+        WindowCounts {
+            sessions: number,
+            transfers: Some(2 * number),
+            drops: 3 * number,
+            ..WindowCounts::default()
+        }
     }
 
     /// A daemon that ran for `seconds`, with one more session each second.
@@ -181,14 +141,11 @@ mod tests {
     fn a_young_daemon_covers_its_age() {
         let started = Instant::now();
         let now = started + Duration::from_millis(5250);
-        let rates = history(started, 5).rates(now, counts(6), true);
+        let rates = history(started, 5).rates(now, counts(6));
         for window in [rates.ten_seconds, rates.minute, rates.hour] {
             assert_eq!((window.seconds, window.sessions, window.drops), (5.25, 6, 18));
-            assert_eq!(window.transfers, Some(12));
+            assert_eq!((window.transfers, window.bytes_up), (Some(12), None));
         }
-        let unreported = history(started, 5).rates(now, counts(6), false).minute;
-        assert_eq!((unreported.transfers, unreported.bytes_up), (None, None));
-        assert_eq!(unreported.sessions, 6);
     }
 
     #[test]
@@ -196,13 +153,13 @@ mod tests {
         let started = Instant::now();
         let history = history(started, 10_000);
         let now = started + Duration::from_secs(10_000);
-        let rates = history.rates(now, counts(10_000), true);
+        let rates = history.rates(now, counts(10_000));
         let of = |window: WindowCounts| (window.seconds, window.sessions);
         assert_eq!(of(rates.ten_seconds), (10.0, 10));
         assert_eq!(of(rates.minute), (60.0, 60));
         assert_eq!(of(rates.hour), (3580.0, 3580));
         // Between two samples.
-        let rates = history.rates(now + Duration::from_millis(700), counts(10_001), true);
+        let rates = history.rates(now + Duration::from_millis(700), counts(10_001));
         assert_eq!(of(rates.ten_seconds), (9.7, 10));
         assert_eq!(of(rates.hour), (3580.7, 3581));
     }
@@ -214,8 +171,7 @@ mod tests {
         for tenth in 0..100_000 {
             history.record(started + Duration::from_millis(100 * tenth), counts(tenth));
         }
-        assert!(history.recent.samples.len() <= 68, "{}", history.recent.samples.len());
-        assert!(history.older.samples.len() <= 122, "{}", history.older.samples.len());
+        assert!(history.samples.len() <= RECENT + 121, "{}", history.samples.len());
     }
 
     #[test]
@@ -224,10 +180,10 @@ mod tests {
         let mut history = history(started, 100);
         let later = started + Duration::from_secs(130);
         // Nothing since: the last sample, and what it covers.
-        let rates = history.rates(later, counts(200), true);
+        let rates = history.rates(later, counts(200));
         assert_eq!((rates.ten_seconds.seconds, rates.ten_seconds.sessions), (30.0, 100));
         history.record(later, counts(200));
-        let rates = history.rates(later + Duration::from_secs(2), counts(203), true);
+        let rates = history.rates(later + Duration::from_secs(2), counts(203));
         assert_eq!((rates.ten_seconds.seconds, rates.ten_seconds.sessions), (2.0, 3));
         assert_eq!((rates.minute.seconds, rates.minute.sessions), (60.0, 131));
     }
@@ -237,7 +193,7 @@ mod tests {
         let started = Instant::now() + Duration::from_secs(100);
         let mut history = history(started, 5);
         history.record(started - Duration::from_secs(50), counts(9));
-        let rates = history.rates(started - Duration::from_secs(90), counts(0), true);
+        let rates = history.rates(started - Duration::from_secs(90), counts(0));
         assert_eq!((rates.minute.seconds, rates.minute.sessions), (0.0, 0));
     }
 
@@ -259,11 +215,19 @@ mod tests {
             bytes_down: 8,
             ..TransferTotals::default()
         };
-        let Counts { sessions, transfers, failed_transfers, bytes_up, bytes_down, .. } =
-            Counts::of(&status);
-        assert_eq!((sessions, transfers, failed_transfers), (3, 7, 3));
-        assert_eq!((bytes_up, bytes_down), (7, 8));
-        let Counts { refusals, drops, decisions, .. } = Counts::of(&status);
-        assert_eq!((refusals, drops, decisions), (43, 321, 15));
+        let counted = WindowCounts {
+            seconds: 0.0,
+            sessions: 3,
+            transfers: Some(7),
+            failed_transfers: Some(3),
+            bytes_up: Some(7),
+            bytes_down: Some(8),
+            refusals: 43,
+            drops: 321,
+            decisions: 15,
+        };
+        assert_eq!(super::counts(&status, true), counted);
+        let unreported = super::counts(&status, false);
+        assert_eq!((unreported.sessions, unreported.transfers), (3, None));
     }
 }

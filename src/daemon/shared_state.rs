@@ -24,7 +24,7 @@ use super::{
     log::{EventLog, log_at_once},
     log_files::{LineFile, LogFiles},
     metrics::DecisionTimes,
-    rates::{CounterHistory, Counts},
+    rates::{self, CounterHistory},
     running_bytes::RunningBytes,
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Status},
@@ -176,7 +176,7 @@ impl SharedState {
         self.store_events(&unused);
         self.log.log_events(now, unused.iter(), 0);
         let status = self.status_without_sessions(now);
-        lock(&self.history).record(now, Counts::of(&status));
+        lock(&self.history).record(now, rates::counts(&status, self.transfers.is_on()));
         let Status { problems, warnings, .. } = status;
         self.health.report_changes(&Findings { problems, warnings });
     }
