@@ -6,7 +6,7 @@ use std::{slice, time::Duration};
 
 use clap::Args;
 #[cfg(feature = "top")]
-pub(super) use text::windows;
+pub(super) use text::{RATES, Rate, windows};
 
 use super::{Failure, SocketOption, output, output::Style, setup};
 use crate::daemon::{control_client, health, snapshot};

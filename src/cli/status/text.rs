@@ -154,32 +154,37 @@ pub(in crate::cli) fn windows(rates: &Rates) -> Vec<(String, WindowCounts)> {
     windows
 }
 
-/// The table of rates.
+/// What is counted in each window: the name here, the title in `top`, the count if it is known, and whether it is of bytes.
+pub(in crate::cli) type Rate = (&'static str, &'static str, fn(&WindowCounts) -> Option<u64>, bool);
+pub(in crate::cli) const RATES: [Rate; 8] = [
+    ("new sessions", "SESSIONS", |window| Some(window.sessions), false),
+    ("transfers ended", "TRANSFERS", |window| window.transfers, false),
+    ("  failed", "FAILED", |window| window.failed_transfers, false),
+    ("  up", "UP/s", |window| window.bytes_up, true),
+    ("  down", "DOWN/s", |window| window.bytes_down, true),
+    ("refusals", "REFUSED", |window| Some(window.refusals), false),
+    ("drops", "DROPS", |window| Some(window.drops), false),
+    ("decisions", "DECIDED", |window| Some(window.decisions), false),
+];
+
+/// The table of rates, without what is not known.
 fn rates(rates: &Rates) -> String {
     let windows = windows(rates);
     if windows.is_empty() {
         return String::new();
     }
     let [name_width, width] = RATE_WIDTHS;
-    let row = |name: &str, cells: &mut dyn Iterator<Item = String>| {
-        let cells: String = cells.map(|cell| format!("{cell:>width$}")).collect();
+    let row = |name: &str, cells: Vec<String>| {
+        let cells: String = cells.iter().map(|cell| format!("{cell:>width$}")).collect();
         format!("{name:<name_width$}{cells}\n")
     };
-    let mut text =
-        format!("\n{}", row("in the last", &mut windows.iter().map(|one| one.0.clone())));
-    let mut add = |name: &str, cell: fn(&WindowCounts) -> Option<String>| {
-        let cells: Option<Vec<_>> = windows.iter().map(|(_, window)| cell(window)).collect();
-        text += &cells.map_or(String::new(), |cells| row(name, &mut cells.into_iter()));
+    let rate = |(name, _, count, are_bytes): &Rate| {
+        let text = if *are_bytes { table::bytes } else { table::count };
+        let cells = windows.iter().map(|(_, window)| count(window).map(text));
+        Some(row(name, cells.collect::<Option<_>>()?))
     };
-    add("new sessions", |window| Some(table::count(window.sessions)));
-    add("transfers ended", |window| window.transfers.map(table::count));
-    add("  failed", |window| window.failed_transfers.map(table::count));
-    add("  up", |window| window.bytes_up.map(table::bytes));
-    add("  down", |window| window.bytes_down.map(table::bytes));
-    add("refusals", |window| Some(table::count(window.refusals)));
-    add("drops", |window| Some(table::count(window.drops)));
-    add("decisions", |window| Some(table::count(window.decisions)));
-    text
+    let titles = windows.iter().map(|(title, _)| title.clone()).collect();
+    format!("\n{}", row("in the last", titles)) + &RATES.iter().filter_map(rate).collect::<String>()
 }
 
 /// The clients that moved most in the last hour.

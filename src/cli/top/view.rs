@@ -21,6 +21,7 @@ use super::{
 use crate::{
     cli::{
         columns::{self, Cut, cut, escaped},
+        status::{RATES, Rate},
         table::{self, wrap},
     },
     daemon::snapshot::WindowCounts,
@@ -28,18 +29,6 @@ use crate::{
 
 /// The smallest terminal: it has room for the rates.
 const MIN_SIZE: (u16, u16) = (76, 14);
-/// The columns of rates, with their widths.
-const RATES: [(&str, usize); 9] = [
-    ("LAST", 7),
-    ("SESSIONS", 8),
-    ("TRANSFERS", 9),
-    ("FAILED", 6),
-    ("REFUSED", 7),
-    ("DROPS", 6),
-    ("DECIDED", 7),
-    ("UP/s", 9),
-    ("DOWN/s", 9),
-];
 const TITLE: Style = Style::new().add_modifier(Modifier::BOLD);
 const SELECTED: Style = Style::new().add_modifier(Modifier::REVERSED);
 
@@ -137,32 +126,29 @@ fn health(state: &State, limit: usize, room: usize) -> Vec<Line<'static>> {
     lines
 }
 
-/// What was counted in each window, and bytes per second.
+/// What was counted in each window, and at the end bytes per second.
 fn rates(windows: &[(String, WindowCounts)]) -> Vec<Line<'static>> {
-    let line = |cells: [String; 9]| {
-        let cells = cells.into_iter().zip(RATES);
-        cells.map(|(cell, (_, width))| format!("{cell:>width$}")).collect::<Vec<_>>().join(" ")
+    let mut all = RATES;
+    all.sort_by_key(|(.., are_bytes)| *are_bytes);
+    let line = |last: &str, cell: &dyn Fn(&Rate) -> String| {
+        let cells = all.iter().map(|rate| {
+            let (_, title, _, are_bytes) = rate;
+            let width = title.len().max(if *are_bytes { 9 } else { 6 });
+            format!(" {:>width$}", cell(rate))
+        });
+        format!("{last:>7}{}", cells.collect::<String>())
     };
-    let known = |count: Option<u64>, text: &dyn Fn(u64) -> String| {
-        count.map_or_else(|| "-".to_owned(), text)
+    let row = |(last, window): &(String, WindowCounts)| {
+        let cell = |(_, _, count, are_bytes): &Rate| match count(window) {
+            None => "-".to_owned(),
+            Some(bytes) if *are_bytes => table::bytes((bytes as f64 / window.seconds) as u64),
+            Some(count) => table::count(count),
+        };
+        Line::from(line(last, &cell))
     };
-    let row = |(title, window): &(String, WindowCounts)| {
-        let speed = |bytes: u64| table::bytes((bytes as f64 / window.seconds) as u64);
-        Line::from(line([
-            title.clone(),
-            table::count(window.sessions),
-            known(window.transfers, &table::count),
-            known(window.failed_transfers, &table::count),
-            table::count(window.refusals),
-            table::count(window.drops),
-            table::count(window.decisions),
-            known(window.bytes_up, &speed),
-            known(window.bytes_down, &speed),
-        ]))
-    };
-    let title = || Line::styled(line(RATES.map(|(title, _)| title.to_owned())), TITLE);
-    let title = (!windows.is_empty()).then(title);
-    title.into_iter().chain(windows.iter().map(row)).collect()
+    let titles = Line::styled(line("LAST", &|(_, title, ..)| (*title).to_owned()), TITLE);
+    let titles = (!windows.is_empty()).then_some(titles);
+    titles.into_iter().chain(windows.iter().map(row)).collect()
 }
 
 fn tab_line(state: &State) -> Line<'static> {
