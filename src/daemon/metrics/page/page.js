@@ -16,8 +16,6 @@ const FIRST_POINTS = 30;
 const MAX_ROWS = 500;
 /** Sessions that an answer has at most. */
 const MAX_SESSIONS = 1000;
-/** Users of sessions that are remembered. */
-const MAX_USERS = 5000;
 
 const $ = (id) => document.getElementById(id);
 
@@ -70,7 +68,6 @@ function clock(time) {
 }
 
 const counted = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
-const sum = (counts) => Object.values(counts ?? {}).reduce((total, count) => total + count, 0);
 
 // Tables.
 
@@ -110,13 +107,6 @@ class Table {
   /** Shows `rows`, which may be a part of a `total`. */
   set(rows, total = rows.length) {
     [this.rows, this.total] = [rows, total];
-    this.show();
-  }
-
-  /** Says `text` while there are no rows. */
-  setEmpty(text) {
-    if (text === this.empty) return;
-    this.empty = text;
     this.show();
   }
 
@@ -192,11 +182,6 @@ class Table {
   }
 }
 
-/** The user of each session, as far as an event said it. */
-const users = new Map();
-
-const userOf = (row) => row.user ?? users.get(row.session ?? row.id) ?? "";
-
 /** The transfer of a session that has not ended. */
 function transferOf({ transfer }) {
   return transfer ? `${transfer.verb} ${transfer.path} for ${duration(transfer.seconds)}` : "";
@@ -215,6 +200,15 @@ const whatOf = (row) =>
 /** The failed transfers with a server. */
 const failedOf = (row) => row.aborted + row.refused + row.no_data_connection + row.reset;
 
+/** The columns of an event, whose time has this title. */
+const ofEvent = (time) => [
+  { title: time, value: (row) => row.id, text: (row) => clock(row.time), isFixed: true, isDown: true },
+  { title: "Session", value: (row) => row.session, text: (row) => `#${row.session}`, isFixed: true, isDown: true },
+  { title: "User", value: (row) => row.user },
+  { title: "Client", value: (row) => row.client },
+  { title: "Server", value: (row) => row.server },
+];
+
 const tables = {
   sessions: new Table("sessions", {
     key: (row) => row.id,
@@ -222,7 +216,7 @@ const tables = {
     empty: "There is no session now.",
     columns: [
       { title: "Session", value: (row) => row.id, text: (row) => `#${row.id}`, isFixed: true, isDown: true },
-      { title: "User", value: userOf },
+      { title: "User", value: (row) => row.user },
       { title: "Client", value: (row) => row.client, class: "line" },
       { title: "Server", value: (row) => row.server, class: "line" },
       { title: "State", value: (row) => row.state, isFixed: true },
@@ -236,38 +230,22 @@ const tables = {
   transfers: new Table("transfers", {
     key: (row) => row.id,
     sort: { title: "Ended", down: true },
-    empty: "",
+    empty: "No stored event is of a transfer.",
     isBad: (row) => row.result !== "complete",
     columns: [
-      { title: "Ended", value: (row) => row.id, text: (row) => clock(row.time), isFixed: true, isDown: true },
-      { title: "Session", value: (row) => row.session, text: (row) => `#${row.session}`, isFixed: true, isDown: true },
-      { title: "User", value: userOf },
-      { title: "Client", value: (row) => row.client },
-      { title: "Server", value: (row) => row.server },
+      ...ofEvent("Ended"),
       { title: "Command", value: (row) => row.verb },
       { title: "File", value: (row) => row.path, class: "line prose" },
       { title: "Bytes", value: (row) => row.bytes, text: (row) => number(row.bytes), isNumber: true },
       { title: "Seconds", value: (row) => row.seconds, text: (row) => row.seconds?.toFixed(1), isNumber: true },
-      {
-        title: "Result",
-        value: (row) => row.result,
-        text: result,
-        class: "line prose result",
-      },
+      { title: "Result", value: (row) => row.result, text: result, class: "line prose result" },
     ],
   }),
   failures: new Table("failures", {
     key: (row) => row.id,
     sort: { title: "At", down: true },
-    empty: "",
-    columns: [
-      { title: "At", value: (row) => row.id, text: (row) => clock(row.time), isFixed: true, isDown: true },
-      { title: "Session", value: (row) => row.session, text: (row) => `#${row.session}`, isFixed: true, isDown: true },
-      { title: "User", value: userOf },
-      { title: "Client", value: (row) => row.client },
-      { title: "Server", value: (row) => row.server },
-      { title: "What and why", value: whatOf, class: "line prose" },
-    ],
+    empty: "No stored event is of a failure.",
+    columns: [...ofEvent("At"), { title: "What and why", value: whatOf, class: "line prose" }],
   }),
   servers: new Table("servers", {
     key: (row) => row.server,
@@ -292,14 +270,6 @@ const tables = {
   }),
 };
 
-/** Says of tables without rows whether there was nothing, or nothing is stored any more. */
-function showEmpty(status) {
-  const transfers = ended(status) > 0 ? "No stored event is of a transfer." : "No transfer has ended yet.";
-  const failures = failed(status) + refused(status) > 0 ? "No stored event is of a failure." : "Nothing has failed yet.";
-  tables.transfers.setEmpty(transfers);
-  tables.failures.setEmpty(failures);
-}
-
 /** Shows the totals of configured servers and of clients, if there are any. */
 function showTotals({ servers = [], top_clients: clients = [] }) {
   $("servers").hidden = servers.length === 0;
@@ -310,10 +280,13 @@ function showTotals({ servers = [], top_clients: clients = [] }) {
 
 // Charts.
 
-/** A small chart of the last five minutes. */
+/** The daemon's windows, with their seconds. */
+const WINDOWS = { "10s": 10, "1m": 60, "1h": 3600 };
+
+/** A small chart of the last five minutes: of what the daemon counted in the last ten seconds, or of a value of now. */
 class Chart {
-  constructor(title, { of, isRate = true, text = (value) => short.format(value), inRates, total = number }) {
-    Object.assign(this, { title, of, isRate, text, inRates, total });
+  constructor(title, { counts, areBytes = false, now }) {
+    Object.assign(this, { title, counts, areBytes, now });
     this.points = [];
     this.value = make("strong");
     this.note = make("p", { class: "note" });
@@ -330,29 +303,24 @@ class Chart {
     $("charts").append(make("figure", {}, caption, this.svg, this.note));
   }
 
-  /** Adds what `status` says; `before` is the last one with its time in seconds, if it is of the same daemon. */
-  add(status, before) {
-    const now = this.of(status);
-    let point = this.isRate ? null : now;
-    if (this.isRate && before) point = Math.max(0, now - this.of(before.status)) / before.seconds;
-    this.points.push(Number.isFinite(point) ? point : null);
+  /** Adds what `status` says, behind a gap if nothing is known of a time before. */
+  add(status, hasGap) {
+    const { [this.counts]: count, seconds } = status.rates["10s"];
+    const point = this.now?.(status) ?? count / seconds;
+    if (hasGap) this.points.push(null);
+    this.points.push(count === null || !Number.isFinite(point) ? null : point);
     this.points = this.points.slice(-POINTS);
     this.draw(status.rates);
   }
 
-  /** Marks a time of which nothing is known. */
-  addGap() {
-    this.points = [...this.points, null].slice(-POINTS);
-  }
-
   draw(rates) {
-    const known = this.points.filter((point) => point !== null);
     const last = this.points.at(-1);
-    const most = Math.max(...known, 0);
-    const unit = this.isRate ? "/s" : "";
-    setText(this.value, last === null ? "" : `${this.text(last)}${unit}`);
-    setText(this.note, this.noteText(rates, known.length === 0 ? "" : `at most ${this.text(most)}${unit}`));
-    const said = last === null ? "not known yet" : `now ${this.text(last)}${unit}, at most ${this.text(most)}${unit}`;
+    const most = Math.max(...this.points, 0);
+    const rate = (point) => `${this.areBytes ? amount(point) : short.format(point)}/s`;
+    const text = this.now ? number : rate;
+    setText(this.value, last === null ? "" : text(last));
+    setText(this.note, this.now ? `at most ${text(most)}` : this.counted(rates));
+    const said = last === null ? "not known yet" : `now ${text(last)}, at most ${text(most)}`;
     this.svg.setAttribute("aria-label", `${this.title}, last five minutes: ${said}`);
     const scale = most > 0 ? 36 / most : 0;
     const room = Math.max(this.points.length, FIRST_POINTS);
@@ -375,48 +343,30 @@ class Chart {
     this.area.setAttribute("d", area);
   }
 
-  /** The counts of the daemon's windows where it has them, as in `10 s: 3, 1 min: 12, 1 h: 340`. */
-  noteText(rates, otherwise) {
-    if (!rates || !this.inRates) return otherwise;
-    const lengths = { "10s": 10, "1m": 60, "1h": 3600 };
-    const names = { "10s": "10 s", "1m": "1 min", "1h": "1 h" };
-    const windows = Object.keys(lengths).filter((key) => rates[key]);
-    // Those of a young daemon are shorter, and equal.
-    const isMore = (key, at) => at === 0 || rates[key].seconds > rates[windows[at - 1]].seconds;
-    const name = (key) => (rates[key].seconds < 0.9 * lengths[key] ? duration(rates[key].seconds) : names[key]);
-    const count = (key) => `${name(key)}: ${this.total(rates[key][this.inRates] ?? 0)}`.replaceAll(" ", "\u00a0");
-    return windows.filter(isMore).map(count).join(", ");
+  /** The counts of the windows, as in `10s: 3, 1m: 12, 1h: 340`. Those of a young daemon are shorter, and equal. */
+  counted(rates) {
+    if (this.points.at(-1) === null) return "";
+    const isLonger = ([name], at, all) => at === 0 || rates[name].seconds > rates[all[at - 1][0]].seconds;
+    const windows = Object.entries(WINDOWS).filter(isLonger);
+    const count = ([name, length]) => {
+      const { [this.counts]: count, seconds } = rates[name];
+      const covered = seconds < 0.9 * length ? duration(seconds) : name;
+      const text = this.areBytes ? amount(count) : number(count);
+      return `${covered}: ${text}`.replaceAll(" ", "\u00a0");
+    };
+    return windows.map(count).join(", ");
   }
 }
 
-const transfersOf = (status) => {
-  const { active, passive, unknown } = status.transfers ?? {};
-  return [active, passive, unknown];
-};
-const ended = (status) => transfersOf(status).reduce((total, counts) => total + sum(counts), 0);
-const failed = (status) => ended(status) - transfersOf(status).reduce((total, counts) => total + (counts?.complete ?? 0), 0);
-
-const refused = (status) => sum(status.refusals) + (status.logins_refused ?? 0);
-
 const charts = [
-  new Chart("Sessions", { of: (status) => status.sessions, isRate: false, text: number }),
-  new Chart("Transfers", { of: ended, inRates: "transfers" }),
-  new Chart("Failed transfers", { of: failed, inRates: "failed_transfers" }),
-  new Chart("Refusals", { of: refused, inRates: "refusals" }),
-  new Chart("To servers", {
-    of: (status) => status.transfers?.bytes_up ?? 0,
-    text: amount,
-    inRates: "bytes_up",
-    total: amount,
-  }),
-  new Chart("To clients", {
-    of: (status) => status.transfers?.bytes_down ?? 0,
-    text: amount,
-    inRates: "bytes_down",
-    total: amount,
-  }),
-  new Chart("Decisions", { of: (status) => status.packets + (status.fast_path?.lines ?? 0), inRates: "decisions" }),
-  new Chart("Dropped packets", { of: (status) => sum(status.drops), inRates: "drops" }),
+  new Chart("Sessions", { now: (status) => status.sessions }),
+  new Chart("Transfers", { counts: "transfers" }),
+  new Chart("Failed transfers", { counts: "failed_transfers" }),
+  new Chart("Refusals", { counts: "refusals" }),
+  new Chart("To servers", { counts: "bytes_up", areBytes: true }),
+  new Chart("To clients", { counts: "bytes_down", areBytes: true }),
+  new Chart("Decisions", { counts: "decisions" }),
+  new Chart("Dropped packets", { counts: "drops" }),
 ];
 
 // Health and facts.
@@ -484,11 +434,9 @@ function takeEvents({ events, lost }) {
   else store.missed += lost;
   for (const event of events) {
     store.last = event.id;
-    if (event.user) users.set(event.session, event.user);
     if (event.event === "transfer") store.transfers.push(event);
     if (event.failed) store.failures.push(event);
   }
-  while (users.size > MAX_USERS) users.delete(users.keys().next().value);
   for (const kind of ["transfers", "failures"]) {
     store[kind] = store[kind].slice(-MAX_ROWS);
     if (events.length > 0 || lost === null || tables[kind].rows === null) tables[kind].set(store[kind]);
@@ -500,7 +448,7 @@ function takeEvents({ events, lost }) {
 
 // Polls.
 
-let before = null;
+let lastStatus = 0;
 let lastAnswer = null;
 let timer = null;
 let isPolling = false;
@@ -512,14 +460,10 @@ async function get(path) {
 }
 
 function takeStatus(status) {
-  const at = performance.now();
-  const isSameDaemon = before !== null && status.uptime_seconds >= before.status.uptime_seconds;
-  const seconds = before === null ? 0 : (at - before.at) / 1000;
-  const isNear = seconds > 0 && seconds < 3 * (POLL_MS / 1000) + ANSWER_LIMIT_MS / 1000;
-  if (before !== null && !isNear) charts.forEach((chart) => chart.addGap());
-  const earlier = isSameDaemon && isNear ? { status: before.status, seconds } : null;
-  charts.forEach((chart) => chart.add(status, earlier));
-  before = { status, at };
+  const now = performance.now();
+  const hasGap = now - lastStatus > 3 * POLL_MS + ANSWER_LIMIT_MS;
+  charts.forEach((chart) => chart.add(status, hasGap));
+  lastStatus = now;
   showHealth(status);
   showFacts(status);
   showTotals(status.transfers ?? {});
@@ -534,10 +478,8 @@ async function readAll() {
   // The list is the newer answer, so where it is whole, it says how many there are.
   if (sessions.length < MAX_SESSIONS) status.sessions = sessions.length;
   takeStatus(status);
-  // The users come before the sessions.
   recent.forEach(takeEvents);
   tables.sessions.set(sessions, status.sessions);
-  showEmpty(status);
   $("known").hidden = false;
 }
 
