@@ -51,7 +51,7 @@ mod workers;
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -90,7 +90,7 @@ use self::{
     fast_path_pins::{FastPathPins, LoadedProgram},
     health::{Health, ProblemName},
     log_files::LogFiles,
-    metrics::{Admission, MetricsEndpoint, MetricsListener},
+    metrics::{Answers, MetricsEndpoint, Site},
     shard::lock,
     takeover::{OtherDaemons, TakeoverError},
     workers::Workers,
@@ -349,7 +349,7 @@ struct ConfinedDaemon {
     unconfined: Vec<String>,
     socket: ControlSocket,
     /// The endpoint of `[metrics]`, or why it cannot be bound. `None` if it is off.
-    metrics: Option<Result<MetricsListener, String>>,
+    metrics: Option<Result<TcpListener, String>>,
     /// The files of `log.events` and `log.transfers`.
     log_files: LogFiles,
     /// The lock on the state directory. No other daemon uses the directory while it is open.
@@ -439,16 +439,15 @@ fn read_password(path: &Path) -> Result<Password, PasswordError> {
 }
 
 /// Binds the endpoint of `[metrics]`.
-fn bind_metrics(address: SocketAddr) -> Result<MetricsListener, String> {
-    MetricsListener::bind(address)
-        .map_err(|error| format!("metrics: cannot listen at {address}: {error}"))
+fn bind_metrics(address: SocketAddr) -> Result<TcpListener, String> {
+    metrics::bind(address).map_err(|error| format!("metrics: cannot listen at {address}: {error}"))
 }
 
 /// Has the endpoint of `[metrics]` answer, if it could be bound, and if the password that it needs is there. If not, FTP
 /// works without it.
 fn serve_metrics(
     settings: &MetricsSettings,
-    bound: Result<MetricsListener, String>,
+    bound: Result<TcpListener, String>,
     service: &Workers,
 ) -> Option<MetricsEndpoint> {
     let decisions = service.shared.decision_times.clone()?;
@@ -467,20 +466,26 @@ fn serve_metrics(
             "correct the file, or let the daemon's user read it; then systemctl restart ftp-alg",
         );
     });
-    let admission = Admission { has_page: settings.page, password: password.ok()? };
-    let has_password = admission.password.is_some();
+    let password = password.ok()?;
+    let has_password = password.is_some();
     let served = bound.and_then(|listener| {
-        let exposed = listener.address().ok().filter(|address| !address.ip().is_loopback());
-        let endpoint = listener
-            .serve(service.shared.clone(), decisions, admission)
-            .map_err(|error| format!("metrics: cannot start the endpoint: {error}"))?;
-        Ok((endpoint, exposed))
+        let failed = |error| format!("metrics: cannot start the endpoint: {error}");
+        let address = listener.local_addr().map_err(failed)?;
+        let is_local = address.ip().to_canonical().is_loopback();
+        let site = Site {
+            answers: Answers::new(service.shared.clone(), decisions),
+            is_local,
+            has_page: settings.page,
+            password: Mutex::new(password),
+        };
+        let endpoint = MetricsEndpoint::serve(listener, site).map_err(failed)?;
+        Ok((endpoint, (!is_local && !has_password).then_some(address)))
     });
     let served = served.map_err(|error| {
         fail(error, "free the port or change [metrics] listen, then systemctl restart ftp-alg");
     });
     let (endpoint, exposed) = served.ok()?;
-    if let Some(address) = exposed.filter(|_| !has_password) {
+    if let Some(address) = exposed {
         let what = match settings.page {
             true => "them and the page with users and files",
             false => "them",

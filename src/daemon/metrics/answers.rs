@@ -14,7 +14,7 @@ use super::{
     decision_times::DecisionTimes,
     families::{self, Reading},
 };
-use crate::daemon::status_source::StatusSource;
+use crate::{daemon::status_source::StatusSource, kernel::clocks::since_1970};
 
 /// How long a text is given again.
 const TEXT_LIFETIME: Duration = Duration::from_millis(100);
@@ -24,7 +24,7 @@ const LIFETIME_FACTOR: u32 = 10;
 const MAX_SESSIONS: usize = 1000;
 
 /// The source of the answers.
-pub(super) struct Answers {
+pub(in crate::daemon) struct Answers {
     source: Arc<dyn StatusSource>,
     decisions: Arc<DecisionTimes>,
     /// The start in seconds since 1970.
@@ -35,16 +35,15 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// Answers with what `source` and `decisions` have. The daemon `started` at that second since 1970.
-    pub(super) fn new(
+    /// Answers with what `source` and `decisions` have. The daemon starts now.
+    pub(in crate::daemon) fn new(
         source: Arc<dyn StatusSource>,
         decisions: Arc<DecisionTimes>,
-        started: u64,
     ) -> Self {
         Self {
             source,
             decisions,
-            started,
+            started: since_1970().as_secs(),
             metrics: Mutex::default(),
             status: Mutex::default(),
             sessions: Mutex::default(),

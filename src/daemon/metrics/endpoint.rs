@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     io,
     net::{SocketAddr, TcpListener as StdListener},
-    sync::{Arc, Mutex},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -18,22 +18,17 @@ use hyper_util::rt::TokioIo;
 use socket2::{Domain, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    runtime::{self, Runtime},
+    runtime,
     sync::oneshot,
     task::AbortHandle,
     time::{sleep, timeout},
 };
 
 use super::{
-    answers::Answers,
-    decision_times::DecisionTimes,
     password::Password,
-    routes::{self, Visit},
+    routes::{self, Site},
 };
-use crate::{
-    daemon::{shard::lock, status_source::StatusSource},
-    kernel::clocks::since_1970,
-};
+use crate::daemon::shard::lock;
 
 /// The longest head of a request, in bytes.
 const MAX_HEAD: usize = 8192;
@@ -45,69 +40,18 @@ const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 64;
 
-/// What clients get, and which clients.
-#[derive(Debug)]
-pub(in crate::daemon) struct Admission {
-    /// Whether there is a page.
-    pub(in crate::daemon) has_page: bool,
-    /// `None` admits all clients.
-    pub(in crate::daemon) password: Option<Password>,
-}
-
-/// A bound endpoint that does not answer yet.
-#[derive(Debug)]
-pub(in crate::daemon) struct MetricsListener {
-    listener: StdListener,
-}
-
-impl MetricsListener {
-    /// Binds `address`, which need not be an address of this machine yet: at boot, interfaces may get theirs later.
-    pub(in crate::daemon) fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        match address {
-            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
-            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(Self { listener: socket.into() })
+/// A listener at `address`, which need not be an address of this machine yet: at boot, interfaces may get theirs later.
+pub(in crate::daemon) fn bind(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
     }
-
-    /// The address that it is bound to.
-    pub(in crate::daemon) fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
-    /// Starts to answer with what `source` and `decisions` have, on a thread of its own.
-    pub(in crate::daemon) fn serve(
-        self,
-        source: Arc<dyn StatusSource>,
-        decisions: Arc<DecisionTimes>,
-        admission: Admission,
-    ) -> io::Result<MetricsEndpoint> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let started = since_1970().as_secs();
-        let site = Arc::new(Site {
-            answers: Answers::new(source, decisions, started),
-            is_local: self.address()?.ip().to_canonical().is_loopback(),
-            has_page: admission.has_page,
-            password: Mutex::new(admission.password),
-        });
-        let shared = Arc::clone(&site);
-        let (stop, stopped) = oneshot::channel();
-        let work = move || {
-            if let Err(error) = run(&runtime, self.listener, site, stopped) {
-                log_event!(
-                    METRICS_FAILED,
-                    "metrics: the endpoint ended: {error}; restart ftp-alg to have it again"
-                );
-            }
-        };
-        let thread = thread::Builder::new().name("metrics".into()).spawn(work)?;
-        Ok(MetricsEndpoint { site: shared, stop: Some(stop), thread: Some(thread) })
-    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// The endpoint while it answers. Dropping it ends its thread.
@@ -118,6 +62,25 @@ pub(in crate::daemon) struct MetricsEndpoint {
 }
 
 impl MetricsEndpoint {
+    /// Has the clients of `listener` get answers, on a thread of its own.
+    pub(in crate::daemon) fn serve(listener: StdListener, site: Site) -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let site = Arc::new(site);
+        let accepted = {
+            let _context = runtime.enter();
+            accept_clients(TcpListener::from_std(listener)?, Arc::clone(&site))
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let work = move || {
+            runtime.block_on(async {
+                tokio::spawn(accepted);
+                let _ = stopped.await;
+            });
+        };
+        let thread = thread::Builder::new().name("metrics".into()).spawn(work)?;
+        Ok(Self { site, stop: Some(stop), thread: Some(thread) })
+    }
+
     /// From now on clients need this password.
     pub(in crate::daemon) fn set_password(&self, password: Password) {
         *lock(&self.site.password) = Some(password);
@@ -131,30 +94,6 @@ impl Drop for MetricsEndpoint {
             let _ = thread.join();
         }
     }
-}
-
-/// What the clients get.
-struct Site {
-    answers: Answers,
-    /// Whether it is at a loopback address.
-    is_local: bool,
-    has_page: bool,
-    password: Mutex<Option<Password>>,
-}
-
-/// Answers until `stopped` ends.
-fn run(
-    runtime: &Runtime,
-    listener: StdListener,
-    site: Arc<Site>,
-    stopped: oneshot::Receiver<()>,
-) -> io::Result<()> {
-    runtime.block_on(async move {
-        let listener = TcpListener::from_std(listener)?;
-        tokio::spawn(accept_clients(listener, site));
-        let _ = stopped.await;
-        Ok(())
-    })
 }
 
 async fn accept_clients(listener: TcpListener, site: Arc<Site>) {
@@ -181,12 +120,7 @@ async fn accept_clients(listener: TcpListener, site: Arc<Site>) {
 
 async fn answer_client(stream: TcpStream, site: Arc<Site>) {
     let service = service_fn(|request: Request<Incoming>| {
-        let is_admitted = {
-            let password = lock(&site.password);
-            password.as_ref().is_none_or(|password| password.is_in(request.headers()))
-        };
-        let visit = Visit { is_admitted, is_local: site.is_local, has_page: site.has_page };
-        let response = routes::respond(&request, &site.answers, visit);
+        let response = routes::respond(&request, &site);
         async { Ok::<_, Infallible>(response) }
     });
     let mut server = http1::Builder::new();

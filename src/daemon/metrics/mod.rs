@@ -18,9 +18,11 @@ mod families;
 mod password;
 mod routes;
 
+pub(super) use answers::Answers;
 pub(super) use decision_times::DecisionTimes;
-pub(super) use endpoint::{Admission, MetricsEndpoint, MetricsListener};
+pub(super) use endpoint::{MetricsEndpoint, bind};
 pub use password::{Password, PasswordError};
+pub(super) use routes::Site;
 
 #[cfg(test)]
 #[path = "tests.rs"]

@@ -5,7 +5,10 @@
 //! Against DNS rebinding: on a loopback address, only a request to a name of the loopback address gets the page and its
 //! JSON. A page of another site whose name suddenly resolves to 127.0.0.1 still sends that name as the `Host`.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Mutex,
+};
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
@@ -14,7 +17,8 @@ use hyper::{
 };
 use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
 
-use super::answers::Answers;
+use super::{answers::Answers, password::Password};
+use crate::daemon::shard::lock;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -64,24 +68,20 @@ impl Route {
 /// The status, type and text of an answer.
 type Answer = (StatusCode, &'static str, String);
 
-/// What counts for a request besides itself.
-#[derive(Clone, Copy)]
-pub(super) struct Visit {
-    /// Whether the request has the password, or needs none.
-    pub is_admitted: bool,
+/// What clients get, and which clients.
+pub(in crate::daemon) struct Site {
+    pub(in crate::daemon) answers: Answers,
     /// Whether the listener's address is a loopback address.
-    pub is_local: bool,
+    pub(in crate::daemon) is_local: bool,
     /// Whether there is a page.
-    pub has_page: bool,
+    pub(in crate::daemon) has_page: bool,
+    /// `None` admits all clients.
+    pub(in crate::daemon) password: Mutex<Option<Password>>,
 }
 
 /// The answer to `request`.
-pub(super) fn respond<B>(
-    request: &Request<B>,
-    answers: &Answers,
-    visit: Visit,
-) -> Response<String> {
-    let (status, kind, text) = answer(request, answers, visit);
+pub(super) fn respond<B>(request: &Request<B>, site: &Site) -> Response<String> {
+    let (status, kind, text) = answer(request, site);
     let mut response = Response::new(text);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -100,17 +100,17 @@ pub(super) fn respond<B>(
     response
 }
 
-fn answer<B>(request: &Request<B>, answers: &Answers, visit: Visit) -> Answer {
-    let Visit { is_admitted, is_local, has_page } = visit;
-    if !is_admitted {
+fn answer<B>(request: &Request<B>, site: &Site) -> Answer {
+    let Site { answers, is_local, has_page, password } = site;
+    if lock(password).as_ref().is_some_and(|password| !password.is_in(request.headers())) {
         return refused(
             StatusCode::UNAUTHORIZED,
             "Send the user and password of metrics.password-file.",
         );
     }
     let route = match Route::of(request.uri().path()) {
-        Some(route) if has_page || route == Route::Metrics => route,
-        _ if has_page => return refused(StatusCode::NOT_FOUND, "Only / and /metrics are here."),
+        Some(route) if *has_page || route == Route::Metrics => route,
+        _ if *has_page => return refused(StatusCode::NOT_FOUND, "Only / and /metrics are here."),
         _ => {
             let line = "Only /metrics is here, because metrics.page is false.";
             return refused(StatusCode::NOT_FOUND, line);
@@ -119,7 +119,7 @@ fn answer<B>(request: &Request<B>, answers: &Answers, visit: Visit) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return refused(StatusCode::METHOD_NOT_ALLOWED, "Use GET.");
     }
-    if is_local && route != Route::Metrics && !names_loopback(request.uri(), request.headers()) {
+    if *is_local && route != Route::Metrics && !names_loopback(request.uri(), request.headers()) {
         return refused(
             StatusCode::FORBIDDEN,
             "This page is only at localhost and at loopback addresses: use http://localhost with this port.",

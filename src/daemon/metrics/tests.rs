@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
@@ -15,7 +15,6 @@ use std::{
 };
 
 use ftp_alg_core::engine::Counters;
-use regex::Regex;
 
 use super::{
     families::{Family, Reading, families, text},
@@ -136,27 +135,6 @@ fn the_text_has_the_values_of_the_status() {
     }
 }
 
-/// `promtool` checks the same in `tests/e2e/metrics.rs`.
-#[test]
-fn each_sample_follows_the_help_and_the_type_of_its_metric() {
-    let text = text(&reading()).unwrap();
-    let sample = r#"^(ftp_alg_[a-z_]+)(\{[a-z]+="[-A-Za-z0-9_.+:/]+"(,[a-z]+="[-a-z]+")?\})? [0-9]+(\.[0-9]+)?$"#;
-    let sample = Regex::new(sample).unwrap();
-    let mut name = String::new();
-    let mut lines = text.lines();
-    while let Some(line) = lines.next() {
-        if let Some(help) = line.strip_prefix("# HELP ") {
-            name = help.split(' ').next().unwrap().to_owned();
-            let kind = lines.next().unwrap();
-            assert!(kind.starts_with(&format!("# TYPE {name} ")), "{kind}");
-            continue;
-        }
-        let found = sample.captures(line).unwrap_or_else(|| panic!("{line}"));
-        let suffix = found[1].strip_prefix(&name).unwrap_or_else(|| panic!("{line}"));
-        assert!(["", "_bucket", "_sum", "_count"].contains(&suffix), "{line}");
-    }
-}
-
 #[test]
 fn a_value_that_is_not_known_is_left_out() {
     let mut reading = reading();
@@ -196,14 +174,15 @@ struct Endpoint {
 }
 
 fn endpoint() -> Endpoint {
-    endpoint_with(Admission { has_page: true, password: None })
+    endpoint_with(true, None)
 }
 
-fn endpoint_with(admission: Admission) -> Endpoint {
-    let listener = MetricsListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let (address, source) = (listener.address().unwrap(), Arc::new(Source::default()));
-    let served = listener.serve(source.clone(), Arc::default(), admission).unwrap();
-    Endpoint { address, source, served }
+fn endpoint_with(has_page: bool, password: Option<Password>) -> Endpoint {
+    let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let (address, source) = (listener.local_addr().unwrap(), Arc::new(Source::default()));
+    let answers = Answers::new(source.clone(), Arc::default());
+    let site = Site { answers, is_local: true, has_page, password: Mutex::new(password) };
+    Endpoint { address, source, served: MetricsEndpoint::serve(listener, site).unwrap() }
 }
 
 impl Endpoint {
@@ -308,7 +287,7 @@ fn a_browser_gets_the_page_and_its_json() {
 
 #[test]
 fn without_a_page_there_are_metrics_alone() {
-    let endpoint = endpoint_with(Admission { has_page: false, password: None });
+    let endpoint = endpoint_with(false, None);
     for path in OF_THE_PAGE.into_iter().chain(["/other"]) {
         let answer = endpoint.get(path, "localhost");
         assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\n"), "{path}: {answer}");
@@ -326,8 +305,7 @@ fn password(text: &str) -> Password {
 
 #[test]
 fn everything_needs_the_password() {
-    let admission = Admission { has_page: true, password: Some(password("bob:secret")) };
-    let endpoint = endpoint_with(admission);
+    let endpoint = endpoint_with(true, Some(password("bob:secret")));
     let ask = |request: &str, token: &str| {
         let authorization = match token {
             "" => String::new(),
@@ -474,17 +452,17 @@ fn the_endpoint_ends_while_clients_are_connected() {
     let endpoint = endpoint();
     let (address, clients) = (endpoint.address, [endpoint.connect(), endpoint.connect()]);
     endpoint.scrape();
-    let again = MetricsListener::bind(address).unwrap_err();
+    let again = bind(address).unwrap_err();
     assert_eq!(again.kind(), ErrorKind::AddrInUse);
     thread::spawn(|| drop(endpoint)).join().unwrap();
-    MetricsListener::bind(address).unwrap();
+    bind(address).unwrap();
     drop(clients);
 }
 
 #[test]
 fn an_address_that_the_machine_may_get_later_can_be_bound() {
     for address in ["192.0.2.77:0", "[2001:db8::77]:0"] {
-        match MetricsListener::bind(address.parse().unwrap()) {
+        match bind(address.parse().unwrap()) {
             // A kernel without IPv6.
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
             bound => drop(bound.unwrap()),
