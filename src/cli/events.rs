@@ -4,10 +4,10 @@ mod openings;
 mod since;
 
 use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
+    collections::BTreeMap,
     fs::File,
     io::{self, BufRead, BufReader, Read as _},
+    mem,
     net::SocketAddr,
     path::{Path, PathBuf},
     thread,
@@ -29,7 +29,7 @@ use self::openings::{Opening, Openings};
 use super::{
     Failure, SocketOption,
     event_reader::{EventReader, NewEvents, fields_of, missed_text},
-    output::{self, Lines, Style},
+    output::{Lines, Style},
     selection::{Endpoints, Selection, Subject},
 };
 use crate::{
@@ -45,7 +45,7 @@ fn kinds() -> impl Iterator<Item = PossibleValue> {
 
 /// How often `--follow` asks for more.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// A transfer is in the file behind later events. So many lines are put into the order of their times.
+/// Transfers are stored when all is known of them, so behind later events. So many are put into the order of their times.
 const WINDOW: usize = 4096;
 /// No line of a file of events is longer: names are limited.
 const MAX_LINE: u64 = 1 << 20;
@@ -122,11 +122,12 @@ impl EventOptions {
 
     /// Prints those of the daemon.
     fn print_recent(&self) -> Result<(), Failure> {
-        let (mut reader, mut has_begun, mut lines) = (EventReader::default(), false, Vec::new());
+        let mut printer = Printer::new(self);
+        let (mut reader, mut has_begun) = (EventReader::default(), false);
         loop {
-            let add = |new: NewEvents<'_>| self.add_lines(&new, !has_begun, &mut lines);
-            let has_more = match reader.read(&self.socket, add) {
-                Ok(has_more) => has_more,
+            let take = |new: NewEvents<'_>| self.take(&new, !has_begun, &mut printer);
+            let has_more = match reader.read(&self.socket, take) {
+                Ok(taken) => taken?,
                 // It is restarted: sessions survive, and so does this.
                 Err(_) if self.follow && has_begun => false,
                 Err(error) => return Err(error.into()),
@@ -135,125 +136,21 @@ impl EventOptions {
             if has_more {
                 continue;
             }
-            output::print(&match self.open {
-                true => self.openings(std::mem::take(&mut lines)),
-                false => oldest_first(&mut lines),
-            })?;
             if !self.follow {
-                return Ok(());
+                return printer.finish();
             }
+            printer.print_down_to(0)?;
             thread::sleep(INTERVAL);
         }
     }
 
-    /// The lines of what was open, from these lines of JSON with their times.
-    fn openings(&self, mut lines: Vec<(String, String)>) -> String {
-        lines.sort();
-        let mut openings = Openings::default();
-        let parsed = lines.iter().filter_map(|(_, line)| serde_json::from_str(line).ok());
-        let mut ended: Vec<_> = parsed.flat_map(|event: Value| openings.record(&event)).collect();
-        ended.extend(openings.left());
-        ended.iter().filter_map(|opening| self.opening(opening)).collect()
-    }
-
-    /// The line of what was open, if it is selected.
-    fn opening(&self, opening: &Opening) -> Option<String> {
-        let is_selected = opening.was_open(self.since, self.until)
-            && self.selects_subject(opening.announcement());
-        is_selected.then(|| opening.line(self.json) + "\n")
-    }
-
-    /// Prints those of files, oldest first.
-    fn print_files(&self, files: &[PathBuf]) -> Result<(), Failure> {
-        let mut lines = Lines::new();
-        let (mut window, mut openings) = (BinaryHeap::new(), Openings::default());
-        let mut take = |window: &mut BinaryHeap<_>, lines: &mut Lines| {
-            let Some(Reverse((_, _, line))) = window.pop() else { return Ok(false) };
-            let line: String = line;
-            if !self.open {
-                return lines.print(&(line + "\n")).map(|()| true);
-            }
-            let event: Value = serde_json::from_str(&line).unwrap_or_default();
-            let ended = openings.record(&event);
-            ended
-                .iter()
-                .filter_map(|one| self.opening(one))
-                .try_for_each(|line| lines.print(&line))?;
-            Ok(true)
-        };
-        let mut count = 0_u64;
-        for path in files {
-            let name = escape_control_characters(&path.display().to_string());
-            let failed = |error: io::Error| Failure::failed(format!("{name}: {error}"));
-            let mut reader: Box<dyn BufRead> = match path == Path::new("-") {
-                true => Box::new(io::stdin().lock()),
-                false => Box::new(BufReader::new(File::open(path).map_err(failed)?)),
-            };
-            if let Some(Compression { format, command }) =
-                Compression::of(reader.fill_buf().map_err(failed)?)
-            {
-                return Err(Failure::failed(format!(
-                    "{name} is compressed with {format}: {command} {name} | ftp-alg events -"
-                )));
-            }
-            let add = |time, line| {
-                count += 1;
-                window.push(Reverse((time, count, line)));
-                if window.len() > WINDOW { take(&mut window, &mut lines).map(drop) } else { Ok(()) }
-            };
-            let (read, unread) = self.read_file(reader, add).map_err(|error| match error {
-                FileError::Read(error) => failed(error),
-                FileError::Print(failure) => failure,
-            })?;
-            if unread > 0 && read == 0 {
-                return Err(Failure::failed(format!("{name} is no file of log.events")));
-            }
-            if unread > 0 {
-                eprintln!("ftp-alg: {name}: {} no event", counted_are(unread));
-            }
-        }
-        while take(&mut window, &mut lines)? {}
-        let left = openings.left();
-        left.iter().filter_map(|one| self.opening(one)).try_for_each(|line| lines.print(&line))?;
-        lines.finish()
-    }
-
-    /// Passes the selected lines of a file to `add`, each with its time. Returns how many of its lines are events, and how many
-    /// are none.
-    fn read_file(
-        &self,
-        mut reader: impl BufRead,
-        mut add: impl FnMut(String, String) -> Result<(), Failure>,
-    ) -> Result<(u64, u64), FileError> {
-        let (mut events, mut unread, mut line, style) = (0, 0, Vec::new(), Style::of_stdout());
-        loop {
-            line.clear();
-            let read = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line);
-            if read.map_err(FileError::Read)? == 0 {
-                return Ok((events, unread));
-            }
-            let event: Option<&RawValue> = serde_json::from_slice(&line).ok();
-            let event = event.map(|event| (event, fields_of(event)));
-            match event.filter(|(_, fields)| fields["event"].is_string()) {
-                Some((event, fields)) => {
-                    events += 1;
-                    if let Some((time, line)) = self.line(event, &fields, style) {
-                        add(time, line).map_err(FileError::Print)?;
-                    }
-                }
-                None => unread += u64::from(!line.trim_ascii().is_empty()),
-            }
-        }
-    }
-
-    /// Adds the lines of the events that are selected, each with its time. Says what is to be said before them. Returns
-    /// whether more are stored.
-    fn add_lines(
+    /// Takes over what an answer has, and says what is to be said before it. Returns whether more is stored.
+    fn take(
         &self,
         NewEvents { events, missed }: &NewEvents<'_>,
         is_start: bool,
-        lines: &mut Vec<(String, String)>,
-    ) -> bool {
+        printer: &mut Printer<'_>,
+    ) -> Result<bool, Failure> {
         let first = events.first().filter(|_| is_start);
         if let Some(note) = first.and_then(|first| self.note_on_start(&fields_of(first))) {
             eprintln!("ftp-alg: {note}");
@@ -265,12 +162,18 @@ impl EventOptions {
                 eprintln!(
                     "ftp-alg: the daemon was restarted; what happened before that is in the log, and in the file of log.events"
                 );
-                return true;
+                return Ok(true);
             }
         }
-        let style = Style::of_stdout();
-        lines.extend(events.iter().filter_map(|event| self.line(event, &fields_of(event), style)));
-        events.len() == MAX_ANSWERED
+        events.iter().try_for_each(|event| printer.add(event, fields_of(event)))?;
+        Ok(events.len() == MAX_ANSWERED)
+    }
+
+    /// Prints those of files.
+    fn print_files(&self, files: &[PathBuf]) -> Result<(), Failure> {
+        let mut printer = Printer::new(self);
+        files.iter().try_for_each(|path| take_file(path, &mut printer))?;
+        printer.finish()
     }
 
     /// That the stored events, of which this is the `first`, do not reach back to `--since`.
@@ -324,33 +227,121 @@ impl EventOptions {
         self.port.is_none_or(has_port) && self.selection.selects(subject)
     }
 
-    /// The time and the line of an event with these fields, if it is selected. A warning has a colour, where there are colours.
-    fn line(&self, event: &RawValue, fields: &Value, style: Style) -> Option<(String, String)> {
-        if !self.selects(fields) {
-            return None;
-        }
+    /// The line of the event with these fields. A warning has a colour, where there are colours.
+    fn line(&self, json: &str, fields: &Value, style: Style) -> String {
         let text = |field: &str| fields[field].as_str().unwrap_or_default();
         let (time, says) = (text("time"), text("text"));
-        let line = match is_warning(fields) {
-            _ if self.json || self.open => event.get().to_owned(),
-            true => format!("{time} {}", style.yellow(says)),
-            false => format!("{time} {says}"),
-        };
-        Some((time.to_owned(), line))
+        match is_warning(fields) {
+            _ if self.json => format!("{json}\n"),
+            true => format!("{time} {}\n", style.yellow(says)),
+            false => format!("{time} {says}\n"),
+        }
     }
 }
 
-/// The text of these lines, which are taken. Transfers are stored when all is known of them, so behind later events. Each
-/// time has as many digits, so that of an earlier event is the lesser text.
-fn oldest_first(lines: &mut Vec<(String, String)>) -> String {
-    lines.sort_by(|(one, _), (other, _)| one.cmp(other));
-    lines.drain(..).map(|(_, line)| line + "\n").collect()
+/// Prints the selected events in the order of their times, or what was open.
+struct Printer<'a> {
+    options: &'a EventOptions,
+    lines: Lines,
+    style: Style,
+    /// The last events, by time and in the order in which they came: fields, and JSON. Each time has as many digits.
+    window: BTreeMap<(String, u64), (Value, String)>,
+    count: u64,
+    openings: Openings,
 }
 
-/// Why a file is not printed.
-enum FileError {
-    Read(io::Error),
-    Print(Failure),
+impl<'a> Printer<'a> {
+    fn new(options: &'a EventOptions) -> Self {
+        Self {
+            options,
+            lines: Lines::new(),
+            style: Style::of_stdout(),
+            window: BTreeMap::new(),
+            count: 0,
+            openings: Openings::default(),
+        }
+    }
+
+    /// Takes over the next event, which has these fields.
+    fn add(&mut self, event: &RawValue, fields: Value) -> Result<(), Failure> {
+        if !self.options.selects(&fields) {
+            return Ok(());
+        }
+        self.count += 1;
+        let time = fields["time"].as_str().unwrap_or_default().to_owned();
+        self.window.insert((time, self.count), (fields, event.get().to_owned()));
+        self.print_down_to(WINDOW)
+    }
+
+    /// Prints the oldest events until so many are left.
+    fn print_down_to(&mut self, left: usize) -> Result<(), Failure> {
+        while self.window.len() > left
+            && let Some((_, (fields, json))) = self.window.pop_first()
+        {
+            if self.options.open {
+                let ended = self.openings.record(&fields);
+                self.print_openings(&ended)?;
+            } else {
+                self.lines.print(&self.options.line(&json, &fields, self.style))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn print_openings(&mut self, openings: &[Opening]) -> Result<(), Failure> {
+        let EventOptions { since, until, json, .. } = *self.options;
+        for one in openings {
+            if one.was_open(since, until) && self.options.selects_subject(one.announcement()) {
+                self.lines.print(&(one.line(json) + "\n"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Prints what is left.
+    fn finish(mut self) -> Result<(), Failure> {
+        self.print_down_to(0)?;
+        let left = mem::take(&mut self.openings).left();
+        self.print_openings(&left)?;
+        self.lines.finish()
+    }
+}
+
+/// Has `printer` take over the events of a file.
+fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
+    let name = escape_control_characters(&path.display().to_string());
+    let failed = |error: io::Error| Failure::failed(format!("{name}: {error}"));
+    let mut reader: Box<dyn BufRead> = match path == Path::new("-") {
+        true => Box::new(io::stdin().lock()),
+        false => Box::new(BufReader::new(File::open(path).map_err(failed)?)),
+    };
+    if let Some(Compression { format, command }) =
+        Compression::of(reader.fill_buf().map_err(failed)?)
+    {
+        return Err(Failure::failed(format!(
+            "{name} is compressed with {format}: {command} {name} | ftp-alg events -"
+        )));
+    }
+    let (mut events, mut unread, mut line) = (0, 0, Vec::new());
+    while (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).map_err(failed)? > 0 {
+        let event: Option<&RawValue> = serde_json::from_slice(&line).ok();
+        let event = event.map(|event| (event, fields_of(event)));
+        match event.filter(|(_, fields)| fields["event"].is_string()) {
+            Some((event, fields)) => {
+                events += 1;
+                printer.add(event, fields)?;
+            }
+            None => unread += u64::from(!line.trim_ascii().is_empty()),
+        }
+        line.clear();
+    }
+    if unread > 0 && events == 0 {
+        return Err(Failure::failed(format!("{name} is no file of log.events")));
+    }
+    if unread > 0 {
+        eprintln!("ftp-alg: {name}: {} no event", counted_are(unread));
+    }
+    Ok(())
 }
 
 /// `1 line is`, `2 lines are`.
@@ -442,19 +433,8 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_a_file_that_are_no_events_are_counted() {
-        let file =
-            b"{\"event\":\"login\"}\n{\"event\":\n\n7\n\xff\n{\"event\":\"ready\",\"text\":\"x\"}";
-        let options = options("--kind login");
-        assert!(matches!(options.read_file(&file[..], |_, _| Ok(())), Ok((2, 3))));
-    }
-
-    #[test]
     fn warnings_have_a_colour() {
-        let event = |kind: &str, failed: bool| {
-            let fields = json!({"time": "T", "event": kind, "failed": failed, "text": "says"});
-            RawValue::from_string(fields.to_string()).unwrap()
-        };
+        let event = |kind: &str, failed: bool| json!({"time": "T", "event": kind, "failed": failed, "text": "says"});
         for (kind, failed, is_coloured) in [
             ("refusal", true, true),
             ("limit", false, true),
@@ -465,10 +445,10 @@ mod tests {
             for has_colours in [false, true] {
                 let style = Style { has_colours, width: None };
                 let event = event(kind, failed);
-                let (_, line) = options("").line(&event, &fields_of(&event), style).unwrap();
+                let line = options("").line("", &event, style);
                 let expected = match is_coloured && has_colours {
-                    true => "T \x1b[1;33msays\x1b[0m",
-                    false => "T says",
+                    true => "T \x1b[1;33msays\x1b[0m\n",
+                    false => "T says\n",
                 };
                 assert_eq!(line, expected, "{kind} {failed}");
             }

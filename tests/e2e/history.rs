@@ -198,9 +198,11 @@ fn what_is_no_file_of_events_has_a_clear_error() {
     };
     let (code, said) = run(&[]);
     assert!(code == Some(1) && said.contains("/file: No such file or directory"), "{said}");
-    fs::write(&file, "{\"event\": 7}\n{\"event\": \"ready\"}\nno event\n").unwrap();
+    let ready = "{\"event\": \"ready\"}";
+    let lines = [b"{\"event\": 7}", ready.as_bytes(), b"", b"\xff", b"no event", ready.as_bytes()];
+    fs::write(&file, lines.join(&b'\n')).unwrap();
     let (code, said) = run(&[]);
-    assert!(code == Some(0) && said.ends_with("file: 2 lines are no event\n"), "{said}");
+    assert!(code == Some(0) && said.ends_with("file: 3 lines are no event\n"), "{said}");
     fs::write(&file, "no event\n").unwrap();
     let (code, said) = run(&[]);
     assert!(code == Some(1) && said.ends_with("file is no file of log.events\n"), "{said}");
