@@ -35,8 +35,9 @@ pub(super) struct Shape {
     pub usual: usize,
     /// How much of the text stays, and where it is cut, if the terminal is narrow.
     pub cut: Option<(usize, Cut)>,
-    /// In a live view, the width of a terminal that has room for the column, and for those before it. In a list, a column
-    /// with such a width is there if there is room.
+    /// Whether a list has it only if there is room.
+    pub is_optional: bool,
+    /// The width of a terminal on which a live view has it.
     pub from: u16,
     /// Whether a filter searches it.
     pub is_searched: bool,
@@ -44,10 +45,21 @@ pub(super) struct Shape {
 
 impl<Row> Column<Row> {
     pub const fn new(title: &'static str, cell: fn(&Row) -> Cell) -> Self {
-        let (is_right, most_first, is_searched) = (false, false, false);
-        let shape =
-            Shape { title, is_right, most_first, usual: 0, cut: None, from: 0, is_searched };
+        let shape = Shape {
+            title,
+            is_right: false,
+            most_first: false,
+            usual: 0,
+            cut: None,
+            is_optional: false,
+            from: 0,
+            is_searched: false,
+        };
         Self { shape, cell }
+    }
+    /// A column of numbers.
+    pub const fn number(title: &'static str, cell: fn(&Row) -> Cell) -> Self {
+        Self::new(title, cell).right().most_first()
     }
     pub const fn right(mut self) -> Self {
         self.shape.is_right = true;
@@ -69,8 +81,9 @@ impl<Row> Column<Row> {
         self.shape.from = from;
         self
     }
-    pub const fn optional(self) -> Self {
-        self.from(1)
+    pub const fn optional(mut self) -> Self {
+        self.shape.is_optional = true;
+        self
     }
     pub const fn searched(mut self) -> Self {
         self.shape.is_searched = true;
@@ -194,7 +207,7 @@ pub(super) fn render<Row>(columns: &[Column<Row>], rows: &[Row], style: Style) -
         (at, cells.max().unwrap_or(0).max(shape.title.len()))
     };
     let all: Vec<_> = shapes.iter().enumerate().map(natural).collect();
-    let is_optional = |at: usize| shapes[at].from > 0;
+    let is_optional = |at: usize| shapes[at].is_optional;
     let mut widths: Vec<_> = all.iter().copied().filter(|(at, _)| !is_optional(*at)).collect();
     if let Some(limit) = style.width {
         let least = |(at, width): (usize, usize)| {

@@ -64,8 +64,20 @@ fn transfer_text(transfer: &TransferProgress) -> String {
 }
 
 #[cfg(test)]
-mod samples {
-    use crate::daemon::snapshot::SessionSummary;
+pub(super) mod samples {
+    use crate::daemon::snapshot::{SessionSummary, TransferProgress};
+
+    /// A transfer of which so many bytes were sent.
+    pub fn transfer(bytes: Option<u64>) -> TransferProgress {
+        TransferProgress {
+            verb: "RETR".into(),
+            path: "/pub/now.iso".into(),
+            seconds: 12,
+            started: true,
+            bytes,
+            bytes_per_second: bytes.map(|bytes| bytes as f64 / 12.0),
+        }
+    }
 
     /// A session between these ends.
     pub fn summary(

@@ -222,8 +222,9 @@ enum Command {
     /// ID is the number at the start of the session's log lines. If NAT changes an
     /// endpoint, a second line, `as`, shows the external endpoint. ADJ says whether
     /// sequence numbers are adjusted. OPEN is the number of open pinholes. A wide
-    /// terminal also shows USER; BYTES, RATE and TRANSFER of the one that runs, if
-    /// conntrack counts bytes; FAST (on the fast path); and TOTAL, the session's bytes.
+    /// terminal also shows USER; TRANSFER, RATE, BYTES and SECS of the one that runs,
+    /// if conntrack counts bytes; XFERS, the number of those that ended; TOTAL, the
+    /// session's bytes; and FAST (on the fast path).
     /// --session shows one session in detail: its user, directory, transfer,
     /// pinholes and last events.
     ///

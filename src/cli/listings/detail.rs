@@ -139,7 +139,10 @@ mod tests {
     use serde_json::json;
 
     use super::{
-        super::{pinholes::tests::row, samples::summary},
+        super::{
+            pinholes::tests::row,
+            samples::{summary, transfer},
+        },
         *,
     };
     use crate::cli::output::PLAIN;
@@ -161,15 +164,7 @@ mod tests {
     #[test]
     fn a_session_is_shown_with_all_that_is_known() {
         let mut session = session();
-        let transfer = TransferProgress {
-            verb: "RETR".into(),
-            path: "/pub/a.csv".into(),
-            seconds: 12,
-            started: true,
-            bytes: Some(3 << 20),
-            bytes_per_second: Some(262_144.0),
-        };
-        session.summary.transfer = Some(transfer);
+        session.summary.transfer = Some(transfer(Some(3 << 20)));
         let pinhole = row("203.0.113.9", "192.168.150.80:3762");
         session.data_connection = Some(DataConnection {
             kind: pinhole.kind,
@@ -195,7 +190,7 @@ session 7: logged-in, 1m 5s old
   encrypted        no
   fast path        no
   sequence numbers adjusted by +3 to the server, +0 to the client
-  transfer         RETR /pub/a.csv, begun, requested 12s ago, 3.0 MiB at 256
+  transfer         RETR /pub/now.iso, begun, requested 12s ago, 3.0 MiB at 256
                    KiB/s
   data connection  PORT 203.0.113.9 -> 198.51.100.1:3762, to
                    192.168.150.80:3762, which has not arrived

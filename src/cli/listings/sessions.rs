@@ -12,7 +12,7 @@ use crate::{
         output::Style,
         selection::Selection,
     },
-    daemon::snapshot::SessionRow,
+    daemon::snapshot::{SessionRow, TransferProgress},
 };
 
 #[derive(Args, Debug)]
@@ -41,87 +41,82 @@ impl SessionOptions {
     }
 }
 
-// The columns of sessions, here and in `top`.
-type Session = Column<SessionRow>;
-pub(in crate::cli) const ID: Session = Column::new("ID", |row: &SessionRow| {
-    let below = if has_external(row) { "as" } else { "" };
-    Cell::count(row.summary.id).above(below)
-})
-.right()
-.usual(3);
-pub(in crate::cli) const CLIENT: Session = Column::new("CLIENT", |row: &SessionRow| {
-    Cell::endpoint(row.summary.client).above(&client_as(row))
-})
-.searched()
-.cut(12, Cut::Middle)
-.usual(20);
-pub(in crate::cli) const SERVER: Session = Column::new("SERVER", |row: &SessionRow| {
-    Cell::endpoint(row.summary.server).above(&server_as(row))
-})
-.searched()
-.cut(12, Cut::Middle)
-.usual(18);
-pub(in crate::cli) const STATE: Session =
-    Column::new("STATE", |row: &SessionRow| Cell::text(&row.summary.state)).usual(9);
-pub(in crate::cli) const AGE: Session =
-    Column::new("AGE", |row: &SessionRow| Cell::seconds(row.summary.age_seconds))
-        .right()
-        .most_first()
-        .usual(6);
-pub(in crate::cli) const ADJ: Session =
+/// The columns of sessions, here and in `top`.
+pub(in crate::cli) const COLUMNS: [Column<SessionRow>; 15] = [
+    Column::new("ID", |row: &SessionRow| {
+        Cell::count(row.summary.id).above(if has_external(row) { "as" } else { "" })
+    })
+    .right()
+    .usual(3),
+    Column::new("CLIENT", |row: &SessionRow| {
+        Cell::endpoint(row.summary.client).above(&client_as(row))
+    })
+    .searched()
+    .cut(12, Cut::Middle)
+    .usual(20),
+    Column::new("SERVER", |row: &SessionRow| {
+        Cell::endpoint(row.summary.server).above(&server_as(row))
+    })
+    .searched()
+    .cut(12, Cut::Middle)
+    .usual(18),
+    Column::new("STATE", |row: &SessionRow| Cell::text(&row.summary.state)).usual(9).from(82),
+    Column::number("AGE", |row: &SessionRow| Cell::seconds(row.summary.age_seconds))
+        .usual(6)
+        .from(122),
     Column::new("ADJ", |row: &SessionRow| Cell::yes_or_no(row.summary.adjusted))
         .most_first()
-        .usual(3);
-pub(in crate::cli) const OPEN: Session =
-    Column::new("OPEN", |row: &SessionRow| Cell::count(row.pinholes)).right().most_first().usual(4);
-pub(in crate::cli) const USER: Session =
+        .usual(3)
+        .from(138),
+    Column::number("OPEN", |row: &SessionRow| Cell::count(row.pinholes)).usual(4).from(138),
     Column::new("USER", |row: &SessionRow| Cell::known(row.summary.user.as_deref(), Cell::text))
         .searched()
         .cut(5, Cut::End)
-        .usual(8);
-pub(in crate::cli) const BYTES: Session = Column::new("BYTES", |row: &SessionRow| {
-    row.summary.transfer.as_ref().map(|one| Cell::bytes(one.bytes)).unwrap_or_default()
-})
-.right()
-.most_first()
-.usual(8);
-pub(in crate::cli) const RATE: Session = Column::new("RATE", |row: &SessionRow| {
-    row.summary.transfer.as_ref().map(|one| Cell::rate(one.bytes_per_second)).unwrap_or_default()
-})
-.right()
-.most_first()
-.usual(9);
-pub(in crate::cli) const TRANSFER: Session = Column::new("TRANSFER", |row: &SessionRow| {
-    Cell::text(&row.summary.transfer.as_ref().map(transfer_text).unwrap_or_default())
-})
-.searched()
-.cut(8, Cut::AfterWord)
-.usual(12);
-pub(in crate::cli) const FAST: Session =
+        .usual(8)
+        .optional(),
+    Column::new("TRANSFER", |row: &SessionRow| {
+        of_transfer(row, |transfer| Cell::text(&transfer_text(transfer)))
+    })
+    .searched()
+    .cut(8, Cut::AfterWord)
+    .usual(12)
+    .optional(),
+    Column::number("RATE", |row: &SessionRow| {
+        of_transfer(row, |transfer| Cell::rate(transfer.bytes_per_second))
+    })
+    .usual(9)
+    .optional(),
+    Column::number("BYTES", |row: &SessionRow| {
+        of_transfer(row, |transfer| Cell::bytes(transfer.bytes))
+    })
+    .usual(8)
+    .optional()
+    .from(92),
+    Column::number("SECS", |row: &SessionRow| {
+        of_transfer(row, |transfer| Cell::count(transfer.seconds))
+    })
+    .usual(5)
+    .optional()
+    .from(108),
+    Column::number("XFERS", |row: &SessionRow| Cell::count(row.summary.transfers.into()))
+        .usual(6)
+        .optional()
+        .from(115),
+    Column::number("TOTAL", |row: &SessionRow| Cell::bytes(row.summary.bytes))
+        .usual(8)
+        .optional()
+        .from(102),
     Column::new("FAST", |row: &SessionRow| Cell::yes_or_no(row.summary.fast_path))
         .most_first()
-        .usual(4);
-pub(in crate::cli) const TOTAL: Session =
-    Column::new("TOTAL", |row: &SessionRow| Cell::bytes(row.summary.bytes))
-        .right()
-        .most_first()
-        .usual(8);
-
-const COLUMNS: [Session; 13] = [
-    ID,
-    CLIENT,
-    SERVER,
-    STATE,
-    AGE,
-    ADJ,
-    OPEN,
-    USER.optional(),
-    BYTES.optional(),
-    RATE.optional(),
-    TRANSFER.optional(),
-    FAST.optional(),
-    TOTAL.optional(),
+        .usual(4)
+        .optional()
+        .from(128),
 ];
+
+/// The cell of the transfer that has not ended, if there is one.
+fn of_transfer(row: &SessionRow, cell: impl FnOnce(&TransferProgress) -> Cell) -> Cell {
+    row.summary.transfer.as_ref().map(cell).unwrap_or_default()
+}
 
 /// The client as the server sees it, if that is another endpoint.
 pub(in crate::cli) fn client_as(row: &SessionRow) -> String {
@@ -151,7 +146,10 @@ fn text(sessions: &[SessionRow], style: Style) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::samples::summary, *};
+    use super::{
+        super::samples::{summary, transfer},
+        *,
+    };
     use crate::cli::output::PLAIN;
 
     fn session(
@@ -187,20 +185,13 @@ mod tests {
         let mut row = session(client, "198.151.100.100:50000", server, "192.168.100.100:21");
         row.summary.id = 999_999;
         row.summary.age_seconds = 3599;
-        row.summary.transfer = Some(crate::daemon::snapshot::TransferProgress {
-            verb: "RETR".into(),
-            path: "/pub/report.csv".into(),
-            seconds: 3,
-            started: true,
-            bytes: None,
-            bytes_per_second: None,
-        });
+        row.summary.transfer = Some(transfer(None));
         let width = |text: String| text.lines().map(|line| line.chars().count()).max();
         assert_eq!(width(text(&[row.clone()], PLAIN)), Some(80));
         let at = |width| text(&[row.clone()], Style { width: Some(width), has_colours: false });
         assert_eq!(at(80), text(&[row.clone()], PLAIN));
         assert!(!at(85).contains("bob") && at(86).contains("bob"), "{}", at(86));
-        assert!(at(150).contains("      -     -  RETR /pub/report.csv  no"), "{}", at(150));
+        assert!(at(150).contains("bob   RETR /pub/now.iso     -      -"), "{}", at(150));
         let ends = ["[2001:db8:1111:2222:3333:4444:5555:6666]:50000"; 2];
         let long = session(ends[0], ends[0], ends[1], ends[1]);
         for columns in [80, 100, 132, 200] {

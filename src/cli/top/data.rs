@@ -11,7 +11,7 @@ use crate::{
     daemon::{
         counted::counted,
         health::CheckStatus,
-        snapshot::{FastPathState, Problem, SessionRow, Status, WindowCounts},
+        snapshot::{FastPathState, Problem, Status, WindowCounts},
     },
 };
 
@@ -47,8 +47,7 @@ impl Data {
         self.reports_transfers = status.rates.ten_seconds.transfers.is_some();
         (self.time, self.summary) = (clock(), summary(&status));
         self.windows = status::windows(&status.rates);
-        let session = |row: &SessionRow| Row::new(row.summary.id, rows::SESSIONS, row);
-        self.rows[0] = sessions.iter().map(session).collect();
+        self.rows[0] = sessions.iter().map(Row::session).collect();
         self.rows[3] = findings(&status);
     }
 
@@ -106,9 +105,9 @@ mod tests {
             data.rows[0][at].cells.iter().map(|cell| cell.text.as_str()).collect()
         };
         let running = "RETR /pub/now.iso";
-        let bob = ["bob", running, "256 KiB/s", "logged-in", "3.0 MiB", "4.0 MiB", "12", "2"];
-        assert_eq!(cells(0)[3..11], bob);
-        assert_eq!(cells(1)[3..11], ["-", "", "", "login", "", "4.0 MiB", "", "0"]);
+        let bob = ["bob", running, "256 KiB/s", "3.0 MiB", "12", "2", "4.0 MiB", "yes"];
+        assert_eq!(cells(0)[7..], bob);
+        assert_eq!(cells(1)[7..], ["-", "", "", "", "", "0", "4.0 MiB", "yes"]);
         assert_eq!((data.rows[1].len(), data.rows[2].len(), data.rows[3].len()), (3, 2, 2));
     }
 

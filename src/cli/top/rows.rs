@@ -5,10 +5,7 @@ use crate::{
     cli::{
         columns::{Cell, Column, Cut, Shape, escaped},
         event_reader::said,
-        listings::sessions::{
-            ADJ, AGE, BYTES, CLIENT, FAST, ID, OPEN, RATE, SERVER, STATE, TOTAL, TRANSFER, USER,
-            client_as, server_as,
-        },
+        listings::sessions::{COLUMNS, client_as, server_as},
     },
     daemon::{
         health::CheckStatus,
@@ -26,41 +23,7 @@ pub(super) struct Row {
     pub more: Vec<(&'static str, String)>,
 }
 
-pub(super) const SESSIONS: &[Column<SessionRow>] = &[
-    ID,
-    CLIENT,
-    SERVER,
-    USER,
-    TRANSFER,
-    RATE,
-    STATE.from(82),
-    BYTES.from(92),
-    TOTAL.from(102),
-    Column::new("SECS", |row: &SessionRow| {
-        row.summary.transfer.as_ref().map(|one| Cell::count(one.seconds)).unwrap_or_default()
-    })
-    .right()
-    .usual(5)
-    .from(108),
-    Column::new("XFERS", |row: &SessionRow| Cell::count(row.summary.transfers.into()))
-        .right()
-        .usual(6)
-        .from(115),
-    AGE.from(122),
-    FAST.from(128),
-    OPEN.from(138),
-    ADJ.from(138),
-    Column::new("CLIENT AS", |row: &SessionRow| Cell::text(&client_as(row)))
-        .searched()
-        .cut(12, Cut::Middle)
-        .usual(18)
-        .from(155),
-    Column::new("SERVER AS", |row: &SessionRow| Cell::text(&server_as(row)))
-        .searched()
-        .cut(12, Cut::Middle)
-        .usual(18)
-        .from(175),
-];
+pub(super) const SESSIONS: &[Column<SessionRow>] = &COLUMNS;
 
 const UTC: Column<Event> = Column::new("UTC", |event: &Event| {
     let time = event.time.split_once('T').map_or("", |(_, time)| time);
@@ -91,17 +54,17 @@ pub(super) const TRANSFERS: &[Column<Event>] = &[
         .searched()
         .cut(8, Cut::Start)
         .usual(12),
-    Column::new("BYTES", |event: &Event| Cell::bytes(event.bytes)).right().usual(9),
-    Column::new("SECS", |event: &Event| {
+    Column::number("BYTES", |event: &Event| Cell::bytes(event.bytes)).usual(9),
+    Column::number("SECS", |event: &Event| {
         Cell::number(event.seconds, format!("{:.1}", event.seconds))
     })
-    .right()
     .usual(5),
     Column::new("RESULT", |event: &Event| Cell::text(&event.result)).usual(8),
-    Column::new("CODE", |event: &Event| Cell::known(event.code, |code| Cell::count(code.into())))
-        .right()
-        .usual(4)
-        .from(100),
+    Column::number("CODE", |event: &Event| {
+        Cell::known(event.code, |code| Cell::count(code.into()))
+    })
+    .usual(4)
+    .from(100),
     OF_SERVER,
     Column::new("MODE", |event: &Event| Cell::known(event.mode.as_deref(), Cell::text))
         .usual(7)
@@ -147,6 +110,13 @@ impl Row {
         Self { more: more.into(), ..self }
     }
 
+    /// The row of a session.
+    pub fn session(session: &SessionRow) -> Self {
+        let ends = [("CLIENT AS", client_as(session)), ("SERVER AS", server_as(session))];
+        let external = ends.into_iter().filter(|(_, end)| !end.is_empty());
+        Self::new(session.summary.id, SESSIONS, session).with(external.collect::<Vec<_>>())
+    }
+
     /// The row of a transfer that has ended.
     pub fn transfer(event: &Event) -> Self {
         let exact = event.bytes.map_or_else(|| "not known".to_owned(), |bytes| bytes.to_string());
@@ -167,8 +137,9 @@ impl Row {
 
     /// Whether a column that the filter searches has this text, which is in lower case.
     pub fn has(&self, shapes: &[Shape], text: &str) -> bool {
-        let mut searched = shapes.iter().zip(&self.cells).filter(|(shape, _)| shape.is_searched);
-        text.is_empty() || searched.any(|(_, cell)| cell.text.to_lowercase().contains(text))
+        let searched = shapes.iter().zip(&self.cells).filter(|(shape, _)| shape.is_searched);
+        let mut texts = searched.flat_map(|(_, cell)| [&cell.text, &cell.below]);
+        text.is_empty() || texts.any(|one| one.to_lowercase().contains(text))
     }
 }
 

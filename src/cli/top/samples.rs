@@ -1,39 +1,29 @@
 //! A look with something in each panel, for the tests of several files.
 
 use super::look::{Event, Look};
-use crate::daemon::snapshot::{
-    Problem, Rates, SessionRow, SessionSummary, Status, TransferProgress, WindowCounts,
+use crate::{
+    cli::listings::samples::{summary, transfer as running},
+    daemon::snapshot::{Problem, Rates, SessionRow, SessionSummary, Status, WindowCounts},
 };
 
-pub(super) fn session(id: u64, client: &str, state: &str) -> SessionRow {
-    let client = client.parse().unwrap();
-    let server = "203.0.113.9:21".parse().unwrap();
+fn session(id: u64, client: &str, state: &str) -> SessionRow {
+    let server = "203.0.113.9:21";
+    let is_first = id == 1;
     let summary = SessionSummary {
         id,
-        client,
-        server,
-        client_external: "198.51.100.1:35394".parse().unwrap(),
-        server_external: server,
-        user: (id == 1).then(|| "bob".to_owned()),
+        user: is_first.then(|| "bob".to_owned()),
         state: state.into(),
         age_seconds: 65 * id,
-        adjusted: true,
         fast_path: true,
-        transfer: (id == 1).then(|| TransferProgress {
-            verb: "RETR".into(),
-            path: "/pub/now.iso".into(),
-            seconds: 12,
-            started: true,
-            bytes: Some(3 << 20),
-            bytes_per_second: Some(262_144.0),
-        }),
-        transfers: 2 * u32::from(id == 1),
+        transfer: is_first.then(|| running(Some(3 << 20))),
+        transfers: 2 * u32::from(is_first),
         bytes: Some(4 << 20),
+        ..summary(client, "198.51.100.1:35394", server, server)
     };
     SessionRow { summary, pinholes: 1 }
 }
 
-pub(super) fn event(id: u64, session: u64, kind: &str) -> Event {
+fn event(id: u64, session: u64, kind: &str) -> Event {
     Event {
         id,
         time: format!("2026-11-28T10:46:{:02}.128328Z", id % 60),
@@ -45,7 +35,7 @@ pub(super) fn event(id: u64, session: u64, kind: &str) -> Event {
     }
 }
 
-pub(super) fn transfer(id: u64, path: &str, result: &str) -> Event {
+fn transfer(id: u64, path: &str, result: &str) -> Event {
     Event {
         user: Some("bob".into()),
         verb: "STOR".into(),

@@ -125,7 +125,7 @@ impl State {
     /// Adapts to a panel of this size. A column that is not shown orders nothing.
     pub fn fit(&mut self, width: u16, rows: usize) {
         self.size = (width, rows.max(1));
-        if self.selection().column >= self.shown_columns() {
+        if !self.shows(self.selection().column) {
             self.selection_mut().column = 0;
             self.refresh();
         }
@@ -133,9 +133,9 @@ impl State {
         self.selection_mut().scroll(rows, all);
     }
 
-    fn shown_columns(&self) -> usize {
-        let width = self.size.0;
-        self.shapes().iter().take_while(|column| column.from <= width).count()
+    /// Whether there is room for this column.
+    fn shows(&self, column: usize) -> bool {
+        self.shapes()[column].from <= self.size.0
     }
 
     /// Takes over a look, or the reason why there is none.
@@ -200,9 +200,9 @@ impl State {
             KeyCode::Char(digit @ '1'..='4') => self.show_panel(digit as usize - '1' as usize),
             KeyCode::Char('/') => (self.is_typing, self.overlay) = (true, None),
             KeyCode::Char('s') => {
-                let columns = self.shown_columns();
-                let selection = self.selection_mut();
-                selection.column = (selection.column + 1) % columns.max(1);
+                let behind = self.selection().column + 1..self.shapes().len();
+                let next = behind.chain([0]).find(|column| self.shows(*column));
+                self.selection_mut().column = next.unwrap_or_default();
             }
             KeyCode::Char('r') => {
                 let selection = self.selection_mut();
