@@ -354,7 +354,8 @@ fn ftp_works_without_metrics_if_their_password_is_missing() {
 #[test]
 fn without_the_page_there_are_metrics_alone() {
     let gateway = gateway_with(Topology::Routed, &format!("{LISTEN}page = false\n"));
-    for path in ["/", "/page.js", "/status.json"] {
+    let files = ["/", "/page.css", "/page.js", "/icon.svg", "/other"];
+    for path in files.into_iter().chain(["/status.json", "/sessions.json", "/events.json"]) {
         let (status, text) = asked(&gateway.lab, path, &[]);
         let line = "Only /metrics is here, because metrics.page is false.\n";
         assert_eq!((&*status, &*text), ("404", line), "{path}");
@@ -367,9 +368,14 @@ fn the_endpoint_is_where_the_configuration_says() {
     let mut gateway = gateway(Topology::Routed);
     assert!(!gateway.lab.gateway.listens(9821).unwrap(), "off by default");
     let exposed = "other machines can read them";
-    for (listen, is_exposed) in
-        [("0.0.0.0:9821", true), ("192.0.2.77:9821", true), ("[::1]:9821", false), ("9821", false)]
-    {
+    // Addresses that the machine may get later, too.
+    for (listen, is_exposed) in [
+        ("0.0.0.0:9821", true),
+        ("192.0.2.77:9821", true),
+        ("[2001:db8::77]:9821", true),
+        ("[::1]:9821", false),
+        ("9821", false),
+    ] {
         assert!(gateway.daemon.stop().unwrap().success(), "{}", gateway.daemon.log());
         gateway.start_again(&format!("metrics.listen = \"{listen}\"\n"));
         assert!(gateway.lab.gateway.listens(9821).unwrap(), "{listen}: {}", gateway.daemon.log());
@@ -377,7 +383,7 @@ fn the_endpoint_is_where_the_configuration_says() {
         let log = gateway.daemon.log();
         assert_eq!(log.contains(exposed), is_exposed, "{listen}: {log}");
         assert_eq!(log.contains("set metrics.password-file"), is_exposed, "{listen}: {log}");
-        if listen.contains("::1") {
+        if listen.contains("[::1]") {
             scrape_at(&gateway.lab, listen);
         }
     }

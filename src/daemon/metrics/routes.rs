@@ -36,37 +36,33 @@ const HEADERS: [(HeaderName, &str); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// A path that has an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
-    Metrics,
-    /// A file of the page: its type and its text.
-    File(&'static str, &'static str),
-    Status,
-    Sessions,
-    Events,
-}
-
-impl Route {
-    fn of(path: &str) -> Option<Self> {
-        Some(match path {
-            "/metrics" => Self::Metrics,
-            "/" => Self::File("text/html; charset=utf-8", include_str!("page/index.html")),
-            "/page.css" => Self::File("text/css; charset=utf-8", include_str!("page/page.css")),
-            "/page.js" => {
-                Self::File("text/javascript; charset=utf-8", include_str!("page/page.js"))
-            }
-            "/icon.svg" => Self::File("image/svg+xml", include_str!("page/icon.svg")),
-            "/status.json" => Self::Status,
-            "/sessions.json" => Self::Sessions,
-            "/events.json" => Self::Events,
-            _ => return None,
-        })
-    }
-}
-
 /// The status, type and text of an answer.
 type Answer = (StatusCode, &'static str, String);
+/// What makes the answer to a request for a path.
+type Route = fn(&Answers, &Uri) -> Answer;
+
+/// The path of the metrics. The others are of the page.
+const METRICS: &str = "/metrics";
+
+fn route(path: &str) -> Option<Route> {
+    Some(match path {
+        METRICS => |answers, _| match answers.metrics() {
+            Some(text) => found(CONTENT_TYPE, text),
+            None => refused(StatusCode::INTERNAL_SERVER_ERROR, "No metrics."),
+        },
+        "/" => |_, _| found("text/html; charset=utf-8", include_str!("page/index.html")),
+        "/page.css" => |_, _| found("text/css; charset=utf-8", include_str!("page/page.css")),
+        "/page.js" => |_, _| found("text/javascript; charset=utf-8", include_str!("page/page.js")),
+        "/icon.svg" => |_, _| found("image/svg+xml", include_str!("page/icon.svg")),
+        "/status.json" => |answers, _| found(JSON, answers.status()),
+        "/sessions.json" => |answers, _| found(JSON, answers.sessions()),
+        "/events.json" => |answers, uri| match after(uri) {
+            Some(after) => found(JSON, answers.events(after)),
+            None => refused(StatusCode::BAD_REQUEST, "after is no ID of an event."),
+        },
+        _ => return None,
+    })
+}
 
 /// What clients get, and which clients.
 pub(in crate::daemon) struct Site {
@@ -108,8 +104,10 @@ fn answer<B>(request: &Request<B>, site: &Site) -> Answer {
             "Send the user and password of metrics.password-file.",
         );
     }
-    let route = match Route::of(request.uri().path()) {
-        Some(route) if *has_page || route == Route::Metrics => route,
+    let path = request.uri().path();
+    let is_page = path != METRICS;
+    let route = match route(path) {
+        Some(route) if *has_page || !is_page => route,
         _ if *has_page => return refused(StatusCode::NOT_FOUND, "Only / and /metrics are here."),
         _ => {
             let line = "Only /metrics is here, because metrics.page is false.";
@@ -119,26 +117,17 @@ fn answer<B>(request: &Request<B>, site: &Site) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return refused(StatusCode::METHOD_NOT_ALLOWED, "Use GET.");
     }
-    if *is_local && route != Route::Metrics && !names_loopback(request.uri(), request.headers()) {
+    if *is_local && is_page && !names_loopback(request.uri(), request.headers()) {
         return refused(
             StatusCode::FORBIDDEN,
             "This page is only at localhost and at loopback addresses: use http://localhost with this port.",
         );
     }
-    let ok = |kind, text| (StatusCode::OK, kind, text);
-    match route {
-        Route::Metrics => match answers.metrics() {
-            Some(text) => ok(CONTENT_TYPE, text),
-            None => refused(StatusCode::INTERNAL_SERVER_ERROR, "No metrics."),
-        },
-        Route::File(kind, text) => ok(kind, text.to_owned()),
-        Route::Status => ok(JSON, answers.status()),
-        Route::Sessions => ok(JSON, answers.sessions()),
-        Route::Events => match after(request.uri()) {
-            Some(after) => ok(JSON, answers.events(after)),
-            None => refused(StatusCode::BAD_REQUEST, "after is no ID of an event."),
-        },
-    }
+    route(answers, request.uri())
+}
+
+fn found(kind: &'static str, text: impl Into<String>) -> Answer {
+    (StatusCode::OK, kind, text.into())
 }
 
 fn refused(status: StatusCode, line: &str) -> Answer {
