@@ -4,7 +4,7 @@
 //! that is longer. So requests, however many there are, do not take the engines' locks often.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,10 @@ use super::{
     decision_times::DecisionTimes,
     families::{self, Reading},
 };
-use crate::{daemon::status_source::StatusSource, kernel::clocks::since_1970};
+use crate::{
+    daemon::{shard::lock, status_source::StatusSource},
+    kernel::clocks::since_1970,
+};
 
 /// How long a text is given again.
 const TEXT_LIFETIME: Duration = Duration::from_millis(100);
@@ -29,9 +32,9 @@ pub(in crate::daemon) struct Answers {
     decisions: Arc<DecisionTimes>,
     /// The start in seconds since 1970.
     started: u64,
-    metrics: Mutex<Renewed<Option<String>>>,
-    status: Mutex<Renewed<String>>,
-    sessions: Mutex<Renewed<String>>,
+    metrics: Renewed<Option<String>>,
+    status: Renewed<String>,
+    sessions: Renewed<String>,
 }
 
 impl Answers {
@@ -44,39 +47,33 @@ impl Answers {
             source,
             decisions,
             started: since_1970().as_secs(),
-            metrics: Mutex::default(),
-            status: Mutex::default(),
-            sessions: Mutex::default(),
+            metrics: Renewed::default(),
+            status: Renewed::default(),
+            sessions: Renewed::default(),
         }
     }
 
     /// The metrics for Prometheus.
     pub(super) fn metrics(&self) -> Option<String> {
-        let mut metrics = lock(&self.metrics);
-        metrics.renew(|text| {
+        self.metrics.get(|| {
             let (status, decisions) = (self.source.status(), self.decisions.read());
-            *text = families::text(&Reading { status, started: self.started, decisions }).ok();
-        });
-        metrics.value.clone()
+            families::text(&Reading { status, started: self.started, decisions }).ok()
+        })
     }
 
     /// The status as the control socket gives it.
     pub(super) fn status(&self) -> String {
-        let mut status = lock(&self.status);
-        status.renew(|text| *text = json_line(&self.source.status()));
-        status.value.clone()
+        self.status.get(|| json_line(&self.source.status()))
     }
 
     /// The newest sessions as the control socket gives them.
     pub(super) fn sessions(&self) -> String {
-        let mut sessions = lock(&self.sessions);
-        sessions.renew(|text| {
+        self.sessions.get(|| {
             let mut rows = self.source.sessions();
             rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.summary.id));
             rows.truncate(MAX_SESSIONS);
-            *text = json_line(&rows);
-        });
-        sessions.value.clone()
+            json_line(&rows)
+        })
     }
 
     /// The newest events behind the one with the ID `after`; 0 for all of them. No engine is asked.
@@ -85,24 +82,24 @@ impl Answers {
     }
 }
 
-/// A value that is made again when its time is over.
+/// A value that is made again when its time is over, with the end of its time.
 #[derive(Default)]
-struct Renewed<T> {
-    value: T,
-    /// `None` before it was made.
-    until: Option<Instant>,
-}
+struct Renewed<T>(Mutex<Option<(T, Instant)>>);
 
-impl<T> Renewed<T> {
-    fn renew(&mut self, make: impl FnOnce(&mut T)) {
+impl<T: Clone> Renewed<T> {
+    fn get(&self, make: impl FnOnce() -> T) -> T {
+        let mut known = lock(&self.0);
         let begin = Instant::now();
-        if self.until.is_some_and(|until| begin < until) {
-            return;
+        if let Some((value, until)) = &*known
+            && begin < *until
+        {
+            return value.clone();
         }
-        make(&mut self.value);
+        let value = make();
         let end = Instant::now();
         let lifetime = (end - begin).saturating_mul(LIFETIME_FACTOR).max(TEXT_LIFETIME);
-        self.until = Some(end + lifetime);
+        *known = Some((value.clone(), end + lifetime));
+        value
     }
 }
 
@@ -110,8 +107,4 @@ fn json_line(value: &impl Serialize) -> String {
     let mut line = serde_json::to_string(value).unwrap_or_default();
     line.push('\n');
     line
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
