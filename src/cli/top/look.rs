@@ -1,7 +1,5 @@
 //! What one look at the daemon shows: its status, its sessions, and the events since the look before.
 
-use std::{fs, os::unix::fs::MetadataExt, time::SystemTime};
-
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -28,7 +26,7 @@ pub(super) struct Look {
     pub events: Vec<Event>,
     /// Events that the daemon no longer had.
     pub missed: u64,
-    /// Whether this is another daemon than at the look before.
+    /// Whether this is another daemon than at the look before, as far as it had events.
     pub is_another: bool,
 }
 
@@ -68,22 +66,18 @@ impl Event {
 pub(super) struct Watcher {
     socket: SocketOption,
     reader: EventReader,
-    /// The file of the socket: each daemon makes its own.
-    file: Option<(u64, SystemTime)>,
 }
 
 impl Watcher {
     pub fn new(socket: SocketOption) -> Self {
-        Self { socket, reader: EventReader::default(), file: None }
+        Self { socket, reader: EventReader::default() }
     }
 
     /// Asks for everything. Sessions come last, so a session of an event is listed or has ended.
     pub fn look(&mut self) -> Result<Look, ClientError> {
-        let file = fs::metadata(&self.socket.socket).ok();
-        let file = file.and_then(|file| Some((file.ino(), file.modified().ok()?)));
         let status = self.socket.status()?;
-        let mut is_another = self.file.is_some() && self.file != file;
-        let (mut events, mut missed, mut reader) = (Vec::new(), 0, self.reader);
+        let (mut events, mut missed, mut is_another) = (Vec::new(), 0, false);
+        let mut reader = self.reader;
         for _ in 0..MAX_REQUESTS {
             let read = |new: NewEvents<'_>| {
                 (new.missed, new.events.into_iter().map(Event::from_json).collect::<Vec<_>>())
@@ -100,7 +94,7 @@ impl Watcher {
             events.extend(new);
         }
         let sessions = self.socket.request("sessions")?.parse()?;
-        (self.reader, self.file) = (reader, file);
+        self.reader = reader;
         Ok(Look { status, sessions, events, missed, is_another })
     }
 }
