@@ -418,6 +418,12 @@ fn one_line(text: &str) -> String {
     parts.join("; ").replace(":; ", ": ")
 }
 
+/// The value of an option in seconds.
+fn seconds(text: &str, least: f64, most: f64) -> Result<Duration, String> {
+    let number = text.parse().ok().filter(|seconds| (least..=most).contains(seconds));
+    number.map(Duration::from_secs_f64).ok_or_else(|| format!("use {least} to {most} seconds"))
+}
+
 /// `--config`.
 #[derive(Args, Debug)]
 struct ConfigOption {

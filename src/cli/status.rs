@@ -8,7 +8,7 @@ use clap::Args;
 #[cfg(feature = "top")]
 pub(super) use text::{RATES, Rate, windows};
 
-use super::{Failure, SocketOption, output, output::Style, setup};
+use super::{Failure, SocketOption, output, output::Style, seconds, setup};
 use crate::daemon::{control_client, health, snapshot};
 
 /// Show counters and health of the running daemon
@@ -76,9 +76,5 @@ impl StatusOptions {
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
-    text.parse()
-        .ok()
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .filter(|wait| *wait <= Duration::from_secs(86400))
-        .ok_or_else(|| "use 0 to 86400 seconds".to_owned())
+    seconds(text, 0.0, 86400.0)
 }

@@ -37,7 +37,7 @@ use self::{
     state::State,
     terminal::Screen,
 };
-use super::{Failure, SocketOption};
+use super::{Failure, SocketOption, seconds};
 use crate::daemon::control_client::ClientError;
 
 /// Messages that wait while the terminal is slow.
@@ -151,11 +151,7 @@ fn send_signals(sender: SyncSender<Message>) -> io::Result<()> {
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
-    text.parse()
-        .ok()
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .filter(|interval| (200..=3_600_000).contains(&interval.as_millis()))
-        .ok_or_else(|| "use 0.2 to 3600 seconds".to_owned())
+    seconds(text, 0.2, 3600.0)
 }
 
 #[cfg(test)]
