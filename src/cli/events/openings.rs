@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::time_of;
 
@@ -75,16 +75,14 @@ impl Opening {
     pub(super) fn line(&self, json: bool) -> String {
         let (closed, by) = self.closed.clone().unzip();
         if json {
-            let announced = FIELDS.iter().filter_map(|field| {
-                let value = self.announcement.get(field)?;
-                Some(((*field).to_owned(), value.clone()))
-            });
-            let mut row: Map<_, _> = announced.collect();
-            row.insert("opened".to_owned(), json!(format!("{:.6}", self.opened)));
-            let closed = closed.map(|closed| format!("{closed:.6}"));
-            row.insert("closed".to_owned(), json!(closed));
-            row.insert("closed_by".to_owned(), json!(by));
-            return Value::Object(row).to_string();
+            let mut row = self.announcement.clone();
+            if let Some(fields) = row.as_object_mut() {
+                fields.retain(|name, _| FIELDS.contains(&name.as_str()));
+            }
+            row["opened"] = json!(format!("{:.6}", self.opened));
+            row["closed"] = json!(closed.map(|closed| format!("{closed:.6}")));
+            row["closed_by"] = json!(by);
+            return row.to_string();
         }
         let text = |field: &str| self.announcement[field].as_str().unwrap_or("-");
         let closed = closed.map_or("-".to_owned(), |closed| format!("{closed:.6}"));
