@@ -223,9 +223,4 @@ mod tests {
             assert_eq!(sorted, sessions, "{by}");
         }
     }
-
-    #[test]
-    fn empty_list_is_printed_in_words() {
-        assert_eq!(text(&[], PLAIN), "no sessions\n");
-    }
 }
