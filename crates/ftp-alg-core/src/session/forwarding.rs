@@ -7,7 +7,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use super::{Session, Side, direction::Direction};
+use super::{Session, Side, direction::Direction, reason::reasons};
 use crate::packet::{Packet, Seq, flags};
 
 /// Maximum length of a super-packet that grew by a rewrite; an IP packet holds little more.
@@ -38,74 +38,38 @@ pub enum ForwardAction {
     Drop(DropReason),
 }
 
-/// Why a packet was dropped; docs/counters.md uses the same names. Its sender retransmits it if the receiver still
-/// needs it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum DropReason {
-    /// An earlier segment is missing, and the reorder queue cannot hold this one, or has held it too long.
-    OutOfOrder,
-    /// The sequence number is too far from the next expected one.
-    OutOfWindow,
-    /// The segment overlaps data that arrived while it was in the reorder queue.
-    Overlap,
-    /// A limit of unacknowledged rewrites or unacknowledged data is reached.
-    LimitReached,
-    /// Packets of the connection may have passed unread, and the server has not yet shown which bytes it has.
-    Unacknowledged,
-    /// Data after a FIN.
-    AfterFin,
-    /// The gateway reset the connection because of a limit.
-    SessionEnded,
-    /// The super-packet was split; its segments are injected in its place.
-    Resegmented,
-    /// The kernel refused a change that must take effect before the packet is forwarded.
-    KernelRefused,
-    /// Other packets of the connection may have passed unread while this one was queued.
-    Stale,
-    /// Of earlier versions, for those who read `status`: nothing is dropped for it any more.
-    Overflow,
-    /// The packet has the client's address, but arrived where no route to the client leads.
-    Elsewhere,
-    /// The fast path has adjusted it, and another program's rule removed its mark, so that it was queued.
-    Adjusted,
-}
-
-impl DropReason {
-    /// Every drop reason.
-    pub const ALL: [Self; 13] = [
-        Self::OutOfOrder,
-        Self::OutOfWindow,
-        Self::Overlap,
-        Self::LimitReached,
-        Self::Unacknowledged,
-        Self::AfterFin,
-        Self::SessionEnded,
-        Self::Resegmented,
-        Self::KernelRefused,
-        Self::Stale,
-        Self::Overflow,
-        Self::Elsewhere,
-        Self::Adjusted,
-    ];
-
-    /// Name in `ftp-alg status`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::OutOfOrder => "out_of_order",
-            Self::OutOfWindow => "out_of_window",
-            Self::Overlap => "overlap",
-            Self::LimitReached => "limit_reached",
-            Self::Unacknowledged => "unacknowledged",
-            Self::AfterFin => "after_fin",
-            Self::SessionEnded => "session_ended",
-            Self::Resegmented => "resegmented",
-            Self::KernelRefused => "kernel_refused",
-            Self::Stale => "stale",
-            Self::Overflow => "overflow",
-            Self::Elsewhere => "elsewhere",
-            Self::Adjusted => "adjusted",
-        }
+reasons! {
+    /// Why a packet was dropped; docs/counters.md uses the same names. Its sender retransmits it if the receiver still
+    /// needs it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    #[repr(u8)]
+    DropReason {
+        /// An earlier segment is missing, and the reorder queue cannot hold this one, or has held it too long.
+        OutOfOrder = "out_of_order",
+        /// The sequence number is too far from the next expected one.
+        OutOfWindow = "out_of_window",
+        /// The segment overlaps data that arrived while it was in the reorder queue.
+        Overlap = "overlap",
+        /// A limit of unacknowledged rewrites or unacknowledged data is reached.
+        LimitReached = "limit_reached",
+        /// Packets of the connection may have passed unread, and the server has not yet shown which bytes it has.
+        Unacknowledged = "unacknowledged",
+        /// Data after a FIN.
+        AfterFin = "after_fin",
+        /// The gateway reset the connection because of a limit.
+        SessionEnded = "session_ended",
+        /// The super-packet was split; its segments are injected in its place.
+        Resegmented = "resegmented",
+        /// The kernel refused a change that must take effect before the packet is forwarded.
+        KernelRefused = "kernel_refused",
+        /// Other packets of the connection may have passed unread while this one was queued.
+        Stale = "stale",
+        /// Of earlier versions, for those who read `status`: nothing is dropped for it any more.
+        Overflow = "overflow",
+        /// The packet has the client's address, but arrived where no route to the client leads.
+        Elsewhere = "elsewhere",
+        /// The fast path has adjusted it, and another program's rule removed its mark, so that it was queued.
+        Adjusted = "adjusted",
     }
 }
 

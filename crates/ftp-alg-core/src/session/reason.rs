@@ -8,96 +8,62 @@ use serde::{Deserialize, Serialize};
 
 use super::compact::SmallBytes;
 
-/// Why the gateway refuses an announcement or a command. One byte, because it is stored with the pending command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RefusalReason {
-    /// The announcement names another host than its sender (`policy.foreign-address`).
-    ForeignAddress,
-    /// The announced address belongs to another family than the control connection.
-    OtherFamily,
-    /// The port is below `policy.min-data-port`.
-    LowPort,
-    /// The port is in `policy.deny-ports`.
-    DeniedPort,
-    /// No server could parse the line.
-    Malformed,
-    /// The line is longer than the limit of held bytes.
-    TooLong,
-    /// The client has restricted itself to EPSV by `EPSV ALL`.
-    EpsvOnly,
-    /// The DNS name of the external address has not been resolved yet.
-    Unresolved,
-    /// A limit of pinholes is reached.
-    PinholeLimit,
-    /// No external port is free.
-    NoFreePort,
-    /// The kernel did not open the pinhole.
-    KernelRefused,
-    /// `policy.auth-tls` is `"refuse"`.
-    AuthTls,
-    /// The line has an urgent byte and is another command without it.
-    UrgentData,
-    /// Some servers may see another command in the line.
-    Ambiguous,
+/// Reasons, each with its name in `ftp-alg status`.
+macro_rules! reasons {
+    ($(#[$of:meta])* $all:ident { $($(#[$doc:meta])+ $reason:ident = $name:literal,)+ }) => {
+        $(#[$of])*
+        pub enum $all { $($(#[$doc])+ $reason,)+ }
+
+        impl $all {
+            /// Every reason.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$reason),+];
+
+            /// Name in `ftp-alg status`.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$reason => $name),+ }
+            }
+        }
+    };
 }
 
-/// All reasons.
-const ALL: [RefusalReason; 14] = [
-    RefusalReason::ForeignAddress,
-    RefusalReason::OtherFamily,
-    RefusalReason::LowPort,
-    RefusalReason::DeniedPort,
-    RefusalReason::Malformed,
-    RefusalReason::TooLong,
-    RefusalReason::EpsvOnly,
-    RefusalReason::Unresolved,
-    RefusalReason::PinholeLimit,
-    RefusalReason::NoFreePort,
-    RefusalReason::KernelRefused,
-    RefusalReason::AuthTls,
-    RefusalReason::UrgentData,
-    RefusalReason::Ambiguous,
-];
+pub(super) use reasons;
+
+reasons! {
+    /// Why the gateway refuses an announcement or a command. One byte, because it is stored with the pending command.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    RefusalReason {
+        /// The announcement names another host than its sender (`policy.foreign-address`).
+        ForeignAddress = "foreign_address",
+        /// The announced address belongs to another family than the control connection.
+        OtherFamily = "other_family",
+        /// The port is below `policy.min-data-port`.
+        LowPort = "low_port",
+        /// The port is in `policy.deny-ports`.
+        DeniedPort = "denied_port",
+        /// No server could parse the line.
+        Malformed = "malformed",
+        /// The line is longer than the limit of held bytes.
+        TooLong = "too_long",
+        /// The client has restricted itself to EPSV by `EPSV ALL`.
+        EpsvOnly = "epsv_only",
+        /// The DNS name of the external address has not been resolved yet.
+        Unresolved = "unresolved",
+        /// A limit of pinholes is reached.
+        PinholeLimit = "pinhole_limit",
+        /// No external port is free.
+        NoFreePort = "no_free_port",
+        /// The kernel did not open the pinhole.
+        KernelRefused = "kernel_refused",
+        /// `policy.auth-tls` is `"refuse"`.
+        AuthTls = "auth_tls",
+        /// The line has an urgent byte and is another command without it.
+        UrgentData = "urgent_data",
+        /// Some servers may see another command in the line.
+        Ambiguous = "ambiguous",
+    }
+}
 
 impl RefusalReason {
-    /// Every refusal reason.
-    pub const ALL: [Self; 14] = [
-        Self::ForeignAddress,
-        Self::OtherFamily,
-        Self::LowPort,
-        Self::DeniedPort,
-        Self::Malformed,
-        Self::TooLong,
-        Self::EpsvOnly,
-        Self::Unresolved,
-        Self::PinholeLimit,
-        Self::NoFreePort,
-        Self::KernelRefused,
-        Self::AuthTls,
-        Self::UrgentData,
-        Self::Ambiguous,
-    ];
-
-    /// Name in `ftp-alg status`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ForeignAddress => "foreign_address",
-            Self::OtherFamily => "other_family",
-            Self::LowPort => "low_port",
-            Self::DeniedPort => "denied_port",
-            Self::Malformed => "malformed",
-            Self::TooLong => "too_long",
-            Self::EpsvOnly => "epsv_only",
-            Self::Unresolved => "unresolved",
-            Self::PinholeLimit => "pinhole_limit",
-            Self::NoFreePort => "no_free_port",
-            Self::KernelRefused => "kernel_refused",
-            Self::AuthTls => "auth_tls",
-            Self::UrgentData => "urgent_data",
-            Self::Ambiguous => "ambiguous",
-        }
-    }
-
     /// The reply code for a command: 504 if another parameter would be accepted (RFC 2577 section 3), 425 if a retry
     /// may succeed, 534 if policy forbids it (RFC 2228).
     fn code(self) -> u16 {
@@ -178,7 +144,7 @@ impl RefusalReason {
     /// The reason in `line`, the last line of a reply, if a gateway wrote it.
     pub fn of_reply(line: &[u8]) -> Option<Self> {
         let text = line.trim_ascii_end().get(4..)?;
-        ALL.into_iter().find(|reason| {
+        Self::ALL.into_iter().find(|reason| {
             let texts = [false, true].map(|passive| reason.texts(passive));
             texts.as_flattened().iter().any(|own| own.as_bytes() == text)
         })
@@ -222,7 +188,9 @@ mod tests {
 
     #[test]
     fn a_reply_shows_its_reason() {
-        for (reason, passive) in ALL.into_iter().flat_map(|one| [(one, false), (one, true)]) {
+        for (reason, passive) in
+            RefusalReason::ALL.into_iter().flat_map(|one| [(one, false), (one, true)])
+        {
             for room in [0, 40, 120] {
                 let reply = [&*reason.reply(passive, None, room), b"\r\n"].concat();
                 assert_eq!(RefusalReason::of_reply(&reply), Some(reason));
