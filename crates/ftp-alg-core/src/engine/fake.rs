@@ -36,8 +36,10 @@ pub struct FakeKernel {
     pub changes: Vec<FlowChange>,
     /// The closings of the fast path's pinholes.
     pub program_closings: Vec<Closing>,
-    /// Whether nothing can be closed.
-    pub closes_nothing: bool,
+    /// The error of each opening and each closing.
+    pub refuses: Option<fn() -> KernelError>,
+    /// The number of closings that it was asked for.
+    pub asked_closings: usize,
 }
 
 impl Kernel for FakeKernel {
@@ -65,7 +67,7 @@ impl Kernel for FakeKernel {
     }
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
-        self.close(closings).map_err(KernelError::not_closed)?;
+        self.close(closings)?;
         if self.open.iter().any(|open| open.ends() == opening.ends.ends()) {
             return Err(KernelError::Taken);
         }
@@ -75,8 +77,9 @@ impl Kernel for FakeKernel {
     }
 
     fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError> {
-        if self.closes_nothing {
-            return Err(KernelError::Full { what: "nothing can be closed" });
+        self.asked_closings += closings.len();
+        if let Some(error) = self.refuses {
+            return Err(error());
         }
         for closing in closings {
             match closing {

@@ -13,6 +13,10 @@ const PASV: &str = "> PASV < 227 Entering Passive Mode (203,0,113,9,78,52)";
 const PASV_OPENED: &str = "> PASV < 227 Entering Passive Mode (203,0,113,9,78,53) @opened";
 const PORT_OPENED: &str = "> PORT 192,168,150,80,4,1 @opened";
 
+fn preserving_length() -> Policy {
+    Policy { preserves_length: true, ..Policy::default() }
+}
+
 fn v4(address: SocketAddr) -> SocketAddrV4 {
     let SocketAddr::V4(address) = address else { panic!() };
     address
@@ -25,8 +29,7 @@ impl Conversation {
     }
 
     fn handed_over_from(client: &str) -> Self {
-        let policy = Policy { preserves_length: true, ..Policy::default() };
-        let engine = Engine::new(policy, Checksums::Verify);
+        let engine = Engine::new(preserving_length(), Checksums::Verify);
         let mut talk = Self::through(engine, client).log_in_after("220 ProFTPD Server");
         talk.play(PASV);
         talk.gateway.engine.sessions.set_uses_fast_path(true);
@@ -245,9 +248,7 @@ fn a_queued_packet_takes_the_connection_back_and_is_forwarded() {
 
 #[test]
 fn an_encrypted_connection_is_not_handed_over() {
-    let engine =
-        Engine::new(Policy { preserves_length: true, ..Policy::default() }, Checksums::Verify);
-    let mut talk = Conversation::through(engine, "192.168.150.80");
+    let mut talk = Conversation::under(preserving_length());
     talk.gateway.engine.sessions.set_uses_fast_path(true);
     talk.play("< 220 ProFTPD Server > AUTH TLS < 234 go");
     assert!(!talk.is_handed_over());
@@ -257,12 +258,12 @@ fn an_encrypted_connection_is_not_handed_over() {
 fn a_retransmitted_fast_path_line_is_forwarded_unchanged() {
     let mut talk = Conversation::handed_over();
     let (seq, line) = (talk.next[0], "PORT 192,168,150,80,4,1\r\n");
-    let packet = talk.build(Side::Client, seq, line.as_bytes(), false);
+    let packet = talk.packet(Side::Client, seq, line.as_bytes(), 0);
     talk.fast_path(1, PORT_OPENED);
     let rewritten = "PORT 198,51,100,1,4,001\r\n".to_owned();
     assert_eq!(talk.pass(&packet), (PacketOutcome::Replace, rewritten.clone()));
     assert_eq!(talk.pinholes().len(), 1);
-    let other = talk.build(Side::Client, seq, b"PORT 192,168,150,80,9,9\r\n", false);
+    let other = talk.packet(Side::Client, seq, b"PORT 192,168,150,80,9,9\r\n", 0);
     assert_eq!(talk.pass(&other).1, rewritten);
 }
 
@@ -276,12 +277,12 @@ fn a_line_that_the_fast_path_has_adjusted_is_not_adjusted_again() {
     // The address became two digits shorter.
     let (seq, adjusted_seq, line) = (talk.next[0], talk.next[0].wrapping_sub(2), b"NOOP\r\n");
     talk.fast_path(1, "> NOOP");
-    let adjusted = talk.build(Side::Client, adjusted_seq, line, false);
+    let adjusted = talk.packet(Side::Client, adjusted_seq, line, 0);
     assert_eq!(talk.pass(&adjusted).0, PacketOutcome::Drop);
     assert_eq!(talk.gateway.engine.counters().drops.get(DropReason::Adjusted), 1);
     assert!(!talk.is_handed_over());
     // The client sends it again, and the program no longer adjusts it.
-    let again = talk.build(Side::Client, seq, line, false);
+    let again = talk.packet(Side::Client, seq, line, 0);
     assert_eq!(talk.pass(&again), (PacketOutcome::Replace, "NOOP\r\n".to_owned()));
     let delivered = Packet::parse(talk.gateway.replacement()).unwrap().seq();
     assert_eq!(delivered, Seq(adjusted_seq));
@@ -355,8 +356,8 @@ fn lines_are_read_although_downtime_was_recorded_before() {
                 }
                 if number == before && is_killed {
                     let record = talk.record();
-                    let policy = Policy { preserves_length: true, ..Policy::default() };
-                    talk.gateway.engine = talk.restored(policy, [&record[..]].into_iter());
+                    talk.gateway.engine =
+                        talk.restored(preserving_length(), [&record[..]].into_iter());
                 }
                 talk.read_fast_path(number, std::slice::from_ref(line));
             }
@@ -419,8 +420,7 @@ fn a_session_on_the_fast_path_is_restored() {
 fn a_handover_respects_the_clients_pinhole_limit() {
     // Half of the limit.
     let policy = Policy { max_pinholes_per_client: 2, ..Policy::default() };
-    let engine = Engine::new(policy, Checksums::Verify);
-    let mut talk = Conversation::through(engine, "192.168.150.80").log_in();
+    let mut talk = Conversation::under(policy).log_in();
     talk.gateway.engine.sessions.set_uses_fast_path(true);
     talk.play(PASV);
     assert!(!talk.is_handed_over(), "its only pinhole is open");
@@ -468,7 +468,7 @@ fn a_fast_path_pinhole_is_closed_before_the_rules_reuse_its_port() {
     talk.fast_path(1, "> PORT 192,168,150,80,4,1 @opened < 200 fine");
     let hole = PinholeId { flow: 1, line: 1 };
     assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().collect::<Vec<_>>(), [hole]);
-    let packet = talk.build(Side::Client, talk.next[0], b"PORT 192,168,150,80,4,1\r\n", false);
+    let packet = talk.next_packet(Side::Client, b"PORT 192,168,150,80,4,1\r\n", 0);
     assert!(!talk.closed_lines().contains(&1));
     assert_eq!(talk.pass(&packet).1, "PORT 198,51,100,1,4,001\r\n");
     // The session holds it until the server replies.
@@ -556,7 +556,7 @@ fn handovers_before_the_greeting_are_limited() {
         talk.client.set_ip(Ipv4Addr::from(0x0a00_0000 + number).into());
         (talk.next, talk.received) = ([100, 500], [500, 100]);
         talk.gateway.kernel.translation.as_mut().unwrap().client = talk.client;
-        let syn_ack = talk.build(Side::Server, 499, b"", true);
+        let syn_ack = talk.syn_ack();
         talk.pass(&syn_ack);
     }
     let sessions = &talk.gateway.engine.sessions;

@@ -6,7 +6,7 @@ impl Conversation {
     /// A conversation whose client may have `limit` open pinholes.
     fn with_limit(limit: usize) -> Self {
         let policy = Policy { max_pinholes_per_client: limit, ..Policy::default() };
-        let mut talk = Self::through(Engine::new(policy, Checksums::Verify), "192.168.150.80");
+        let mut talk = Self::under(policy);
         talk.gateway.kernel.translation = None;
         talk.log_in()
     }
@@ -15,7 +15,7 @@ impl Conversation {
     pub(super) fn connect_again(mut self) -> Self {
         self.client.set_port(self.client.port() + 1);
         (self.next, self.received) = ([100, 500], [500, 100]);
-        let syn_ack = self.build(Side::Server, 499, b"", true);
+        let syn_ack = self.syn_ack();
         self.pass(&syn_ack);
         self.log_in()
     }

@@ -114,7 +114,7 @@ fn a_record_of_this_format_round_trips() {
 fn next_daemon(talk: &Conversation, policy: Policy, record: &[u8]) -> [Engine; 2] {
     let mut worker = Standalone::new(Engine::new(policy, Checksums::Verify), FakeKernel::default());
     let earlier = talk.now.checked_sub(Duration::from_secs(300)).unwrap();
-    let syn_ack = flood_packet(1, Side::Server, (0, u32::MAX), "SYN");
+    let syn_ack = flood_packet(1, Side::Server, (0, u32::MAX), flags::SYN, "");
     worker.packet(earlier, &syn_ack);
     let mut restored = worker.engine.new_restored_shard();
     restored.sessions.restore([record].into_iter(), talk.now, talk.now).unwrap();
@@ -129,7 +129,7 @@ fn an_adopted_session_keeps_its_times_and_its_pinhole() {
     let [mut worker, mut restored] = next_daemon(&talk, Policy::default(), &record);
     let before: Vec<_> = restored.sessions.list().collect();
     let pinholes: Vec<_> = restored.sessions.list_pinholes().collect();
-    let packet = talk.build(Side::Server, talk.next[1], b"200 ok\r\n", false);
+    let packet = talk.next_packet(Side::Server, b"200 ok\r\n", 0);
     assert!(worker.sessions.adopt(&mut restored.sessions, &packet));
     assert!(!worker.sessions.adopt(&mut restored.sessions, &packet), "it has it already");
     assert_eq!((restored.sessions.count(), restored.sessions.list_pinholes().count()), (0, 0));
@@ -146,7 +146,7 @@ fn an_adopted_session_still_waits_for_the_other_connection_on_its_tuple() {
     let mut talk = Conversation::logged_in();
     talk.play("> PORT 192,168,150,80,14,178");
     talk.renumber();
-    let syn_ack = talk.build(Side::Server, 9_000_499, b"", true);
+    let syn_ack = talk.syn_ack();
     talk.pass(&syn_ack);
     let record = talk.record();
     let [mut worker, mut restored] = next_daemon(&talk, Policy::default(), &record);
@@ -167,8 +167,8 @@ fn sessions_of_an_earlier_daemon_make_room_for_those_that_begin() {
     let mut talk = Conversation::masqueraded();
     let record = talk.record();
     let limit = |max_sessions| Policy { max_sessions, ..Policy::default() };
-    let begins = flood_packet(2, Side::Server, (0, u32::MAX), "SYN");
-    let goes_on = flood_packet(2, Side::Server, (0, 0), "220 ready\r\n");
+    let begins = flood_packet(2, Side::Server, (0, u32::MAX), flags::SYN, "");
+    let goes_on = flood_packet(2, Side::Server, (0, 0), 0, "220 ready\r\n");
     for (max_sessions, packet, is_evicted) in
         [(3, &begins, false), (2, &begins, true), (2, &goes_on, false)]
     {

@@ -11,8 +11,7 @@ impl Conversation {
 
     /// A segment of `side`, `past` its next sequence number.
     fn ahead(&self, side: Side, past: u32) -> Vec<u8> {
-        let me = usize::from(side == Side::Server);
-        self.build(side, self.next[me] + past, b"NOOP\r\n", false)
+        self.packet(side, self.next[index(side)] + past, b"NOOP\r\n", 0)
     }
 }
 
@@ -78,7 +77,7 @@ fn data_beyond_the_limit_of_unacknowledged_bytes_waits_for_acknowledgements() {
     let line = [&[b'x'; 998][..], b"\r\n"].concat();
     let mut outcomes = Vec::new();
     for number in 0..170 {
-        let packet = talk.build(Side::Client, talk.next[0] + 1000 * number, &line, false);
+        let packet = talk.packet(Side::Client, talk.next[0] + 1000 * number, &line, 0);
         outcomes.push(talk.pass_early(&packet));
     }
     let passed = outcomes.iter().filter(|outcome| **outcome == PacketOutcome::Accept).count();
@@ -92,7 +91,7 @@ fn data_beyond_the_limit_of_unacknowledged_bytes_waits_for_acknowledgements() {
     // Each acknowledgement makes room for as many bytes as it acknowledges.
     for (acknowledged, has_passed) in [(1500, 1), (2000, 1), (7900, 5), (131_000, 32)] {
         talk.received[1] = talk.next[0] + acknowledged;
-        let packet = talk.build(Side::Server, talk.next[1], b"", false);
+        let packet = talk.next_packet(Side::Server, b"", 0);
         talk.pass(&packet);
         let verdicts = talk.gateway.verdicts();
         assert!(verdicts.iter().all(|released| released.verdict == Verdict::Accept));
@@ -107,7 +106,7 @@ fn a_flood_of_picked_up_connections_leaves_room_for_others() {
     for payload in ["x", "PORT 10,99,99,99,9,9\r\n", "PORT 1"] {
         let mut gateway = gateway_with_limit(4);
         for number in 0..8 {
-            gateway.packet(Instant::now(), &flood_packet(number, Side::Client, (0, 0), payload));
+            gateway.packet(Instant::now(), &flood_packet(number, Side::Client, (0, 0), 0, payload));
         }
         assert_eq!(gateway.engine.sessions.count(), 4, "{payload:?}");
         start_connection(&mut gateway, 100, true);

@@ -13,10 +13,14 @@ const REPLY: &str = "229 Entering Extended Passive Mode (|||3306|)\r\n";
 impl Conversation {
     /// A conversation between two interfaces of a kernel that has no route but those to the ends themselves.
     fn between_interfaces() -> Self {
-        let engine = Engine::new(Policy::default(), Checksums::Verify);
+        Self::ungreeted_between_interfaces(Policy::default()).log_in()
+    }
+
+    fn ungreeted_between_interfaces(policy: Policy) -> Self {
+        let engine = Engine::new(policy, Checksums::Verify);
         let mut talk = Self::at(engine, "192.168.150.80", [LAN, WAN]);
         talk.gateway.kernel.routes = Some(Vec::new());
-        talk.log_in()
+        talk
     }
 
     fn add_route(&mut self, address: IpAddr, interface: u32) {
@@ -27,9 +31,8 @@ impl Conversation {
     /// Somebody sends a line of `side` from `interface`, which the peer of `side` does not get. It is the next one, but
     /// for so many bytes.
     fn forge_at(&mut self, side: Side, distance: u32, line: &str, interface: u32) {
-        let [client, server] = self.interfaces;
-        let (me, output) = if side == Side::Client { (0, server) } else { (1, client) };
-        let packet = self.build(side, self.next[me] + distance, line.as_bytes(), false);
+        let output = self.interfaces[index(side.peer())];
+        let packet = self.packet(side, self.next[index(side)] + distance, line.as_bytes(), 0);
         let before = self.received;
         assert_eq!(self.pass_between(&packet, interface, output).0, PacketOutcome::Drop);
         self.received = before;
@@ -65,12 +68,8 @@ fn a_forged_line_opens_nothing_and_does_not_change_the_session() {
 #[test]
 fn a_forged_reset_does_not_end_the_session() {
     let mut talk = Conversation::between_interfaces();
-    let mut reset = talk.build(Side::Server, talk.next[1], b"", false);
-    reset[33] = flags::RST | flags::ACK;
-    let checksum = talk.gateway.engine.checksums;
-    talk.gateway.engine.checksums = Checksums::Trust;
+    let reset = talk.next_packet(Side::Server, b"", flags::RST);
     talk.pass_between(&reset, LAN, LAN);
-    talk.gateway.engine.checksums = checksum;
     talk.opens("EPSV\r\n", REPLY);
 }
 
@@ -82,10 +81,10 @@ fn a_client_cannot_begin_its_live_connection_again() {
         let mut talk = Conversation::between_interfaces();
         talk.play("> STAT -1 d < 211-status of d");
         let first = talk.next[1].wrapping_sub(distance);
-        let syn_ack = talk.build(Side::Server, first.wrapping_sub(1), b"", true);
+        let syn_ack = talk.packet(Side::Server, first.wrapping_sub(1), b"", flags::SYN);
         talk.pass_between(&syn_ack, interface, LAN);
         let received = std::mem::replace(&mut talk.received[0], first);
-        let acknowledgement = talk.build(Side::Client, talk.next[0], b"", false);
+        let acknowledgement = talk.next_packet(Side::Client, b"", 0);
         talk.pass(&acknowledgement);
         talk.received[0] = received;
         talk.play("< 220 a > USER u < 331 b > PASS p < 230 c > EPSV");
@@ -103,14 +102,7 @@ fn a_new_connection_on_the_same_endpoints_may_come_another_way() {
     for has_ended in [false, true] {
         let mut talk = Conversation::between_interfaces();
         if has_ended {
-            let fin = |talk: &mut Conversation, side, me: usize| {
-                let fin = with_fin(talk.build(side, talk.next[me], b"", false));
-                talk.next[me] += 1;
-                talk.received[1 - me] = talk.next[me];
-                talk.pass(&fin);
-            };
-            fin(&mut talk, Side::Client, 0);
-            fin(&mut talk, Side::Server, 1);
+            talk.end();
         } else {
             talk.add_route(talk.server.ip(), UPLINK);
         }
@@ -124,9 +116,7 @@ fn a_new_connection_on_the_same_endpoints_may_come_another_way() {
 impl Conversation {
     /// The next line of `side` passes unchanged, between these interfaces.
     fn pass_line(&mut self, side: Side, line: &str, (input, output): (u32, u32)) {
-        let me = usize::from(side == Side::Server);
-        let packet = self.build(side, self.next[me], line.as_bytes(), false);
-        self.next[me] += line.len() as u32;
+        let packet = self.take_next(side, line);
         let passed = self.pass_between(&packet, input, output);
         assert_eq!(passed, (PacketOutcome::Accept, line.to_owned()));
     }
@@ -135,9 +125,7 @@ impl Conversation {
 /// The whole server may be forged. Or its packets take a link of one direction; then all of them pass.
 #[test]
 fn a_server_that_is_elsewhere_opens_nothing() {
-    let engine = Engine::new(Policy::default(), Checksums::Verify);
-    let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
-    talk.gateway.kernel.routes = Some(Vec::new());
+    let mut talk = Conversation::ungreeted_between_interfaces(Policy::default());
     // The SYN-ACK came by the WAN, but the kernel sends the client's packets elsewhere.
     let (upwards, downwards) = ((LAN, UPLINK), (WAN, LAN));
     talk.pass_line(Side::Server, "220 ready\r\n", downwards);
@@ -148,7 +136,7 @@ fn a_server_that_is_elsewhere_opens_nothing() {
         talk.pass_line(Side::Server, reply, downwards);
     }
     // What the policy refuses, it refuses.
-    let packet = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,9,0,22\r\n", false);
+    let packet = talk.next_packet(Side::Client, b"PORT 10,0,0,9,0,22\r\n", 0);
     let (_, line) = talk.pass_between(&packet, upwards.0, upwards.1);
     assert!(!line.contains("PORT"), "{line}");
     assert_eq!(talk.gateway.kernel.opened, 0);
@@ -157,9 +145,7 @@ fn a_server_that_is_elsewhere_opens_nothing() {
 /// What a forged server has said before the real one counts for nothing.
 #[test]
 fn the_real_server_takes_the_place_of_a_forged_one() {
-    let engine = Engine::new(Policy::default(), Checksums::Verify);
-    let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
-    talk.gateway.kernel.routes = Some(Vec::new());
+    let mut talk = Conversation::ungreeted_between_interfaces(Policy::default());
     talk.add_route(talk.server.ip(), UPLINK);
     talk.pass_line(Side::Server, "220 ready\r\n", (WAN, LAN));
     talk.pass_line(Side::Client, "USER joe\r\n", (LAN, UPLINK));
@@ -177,8 +163,7 @@ fn commands_that_are_repeated_from_elsewhere_are_read_and_open_nothing_any_more(
         let mut talk = Conversation::between_interfaces();
         talk.forge(Side::Client, line, GUESTS);
         talk.forge(Side::Client, line, GUESTS);
-        let packet = talk.build(Side::Client, talk.next[0], line.as_bytes(), false);
-        talk.next[0] += line.len() as u32;
+        let packet = talk.take_next(Side::Client, line);
         let (outcome, passed) = talk.pass_between(&packet, GUESTS, WAN);
         assert_ne!(outcome, PacketOutcome::Drop);
         // The policy refuses what it forbids.
@@ -226,7 +211,7 @@ fn replies_from_elsewhere_pass_unread() {
 #[test]
 fn an_acknowledgement_from_elsewhere_passes() {
     let mut talk = Conversation::between_interfaces();
-    let packet = talk.build(Side::Server, talk.next[1], b"", false);
+    let packet = talk.next_packet(Side::Server, b"", 0);
     let (outcome, _) = talk.pass_between(&packet, GUESTS, LAN);
     assert_eq!(outcome, PacketOutcome::Accept);
     assert_eq!(talk.gateway.engine.counters().unread.elsewhere, 1);
@@ -249,8 +234,7 @@ fn replies_may_arrive_where_another_route_leads() {
     for port in [3306, 3307] {
         talk.play("> EPSV");
         let reply = format!("229 Entering Extended Passive Mode (|||{port}|)\r\n");
-        let packet = talk.build(Side::Server, talk.next[1], reply.as_bytes(), false);
-        talk.next[1] += reply.len() as u32;
+        let packet = talk.take_next(Side::Server, &reply);
         talk.pass_between(&packet, UPLINK, LAN);
     }
     assert_eq!((talk.gateway.kernel.opened, talk.gateway.kernel.route_lookups), (2, 1));
@@ -321,9 +305,7 @@ impl Conversation {
 
     /// The next line of `side` between these interfaces, as it passes.
     fn passes_by(&mut self, side: Side, line: &str, (input, output): (u32, u32)) -> String {
-        let me = usize::from(side == Side::Server);
-        let packet = self.build(side, self.next[me], line.as_bytes(), false);
-        self.next[me] += line.len() as u32;
+        let packet = self.take_next(side, line);
         let (outcome, line) = self.pass_between(&packet, input, output);
         assert_ne!(outcome, PacketOutcome::Drop, "{line}");
         line
@@ -341,9 +323,7 @@ fn lines_count_wherever_they_arrive_if_the_policy_says_so() {
         ((GUESTS, UPLINK), [(WAN, LAN), (WAN, LAN)]),
         ((LAN, UPLINK), [(1 << 16, LAN), (1 << 17, LAN)]),
     ] {
-        let engine = Engine::new(any_interface(), Checksums::Verify);
-        let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
-        talk.gateway.kernel.routes = Some(Vec::new());
+        let mut talk = Conversation::ungreeted_between_interfaces(any_interface());
         // The BPF program compares interfaces.
         talk.gateway.engine.sessions.set_uses_fast_path(true);
         talk.opens_by(upwards, downwards);
@@ -356,9 +336,7 @@ fn lines_count_wherever_they_arrive_if_the_policy_says_so() {
 
 #[test]
 fn a_reload_that_lets_packets_count_anywhere_holds_for_open_sessions() {
-    let engine = Engine::new(Policy::default(), Checksums::Verify);
-    let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
-    talk.gateway.kernel.routes = Some(Vec::new());
+    let mut talk = Conversation::ungreeted_between_interfaces(Policy::default());
     let (upwards, downwards) = ((LAN, UPLINK), (WAN, LAN));
     talk.pass_line(Side::Server, "220 ready\r\n", downwards);
     talk.pass_line(Side::Client, "USER joe\r\n", upwards);
@@ -393,9 +371,7 @@ fn a_session_on_the_fast_path_stays_there_when_a_packet_is_forged() {
 #[test]
 fn a_doubtful_interface_is_not_handed_over() {
     for has_route in [false, true] {
-        let engine = Engine::new(Policy::default(), Checksums::Verify);
-        let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
-        talk.gateway.kernel.routes = Some(Vec::new());
+        let mut talk = Conversation::ungreeted_between_interfaces(Policy::default());
         if has_route {
             talk.add_route(talk.server.ip(), WAN);
         }

@@ -13,9 +13,7 @@ impl Conversation {
         side: Side,
         text: &str,
     ) -> (PacketOutcome, Vec<u8>) {
-        let me = usize::from(side == Side::Server);
-        let mut packet = self.build(side, self.next[me], text.as_bytes(), false);
-        self.next[me] += text.len() as u32;
+        let mut packet = self.take_next(side, text);
         if offload.lacks_checksum {
             packet[36..38].fill(0x5a);
         }
@@ -36,8 +34,7 @@ fn payload(packet: &[u8]) -> String {
 fn a_missing_checksum_is_accepted_only_with_checksum_offload() {
     for (offload, pinholes) in [(Offload::default(), 0), (NO_CHECKSUM, 1)] {
         let mut talk = Conversation::logged_in();
-        let seq = talk.next[0];
-        let mut packet = talk.build(Side::Client, seq, PORT.as_bytes(), false);
+        let mut packet = talk.next_packet(Side::Client, PORT.as_bytes(), 0);
         packet[36] ^= 1;
         let how = PacketMeta { offload, ..PacketMeta::FORWARDED };
         let outcome = talk.gateway.queued(talk.now, &packet, how);
@@ -88,7 +85,7 @@ fn a_growing_super_packet_stays_whole_and_a_shrinking_one_is_resegmented() {
 #[test]
 fn segments_carry_the_flags_of_the_super_packet() {
     let talk = Conversation::logged_in();
-    let packet = talk.build(Side::Client, 7, &[b'x'; 1200], false);
+    let packet = talk.packet(Side::Client, 7, &[b'x'; 1200], 0);
     let packet = Packet::parse(&packet).unwrap();
     let control = flags::ACK | flags::PSH | flags::FIN | flags::URG | flags::CWR;
     let changed = [b'y'; 1100];

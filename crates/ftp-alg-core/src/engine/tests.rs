@@ -19,11 +19,9 @@ mod waiting;
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::PacketBuilder;
-
 use super::*;
 use crate::{
-    packet::{Packet, PacketEdit, Seq, flags},
+    packet::{Header, Packet, PacketEdit, Seq, build_segment, flags},
     script::messages,
     session::RefusalReason,
 };
@@ -42,7 +40,11 @@ struct Conversation {
 
 impl Conversation {
     fn masqueraded() -> Self {
-        Self::through(Engine::new(Policy::default(), Checksums::Verify), "192.168.150.80")
+        Self::under(Policy::default())
+    }
+
+    fn under(policy: Policy) -> Self {
+        Self::through(Engine::new(policy, Checksums::Verify), "192.168.150.80")
     }
 
     fn through(engine: Engine, client: &str) -> Self {
@@ -62,7 +64,7 @@ impl Conversation {
         let (next, received) = ([100, 500], [500, 100]);
         let gateway = Standalone::new(engine, kernel);
         let mut this = Self { gateway, now, client, server, interfaces, next, received };
-        let syn_ack = this.build(Side::Server, 499, b"", true);
+        let syn_ack = this.syn_ack();
         assert_eq!(this.pass(&syn_ack).0, PacketOutcome::Accept);
         this
     }
@@ -83,19 +85,22 @@ impl Conversation {
         self
     }
 
-    fn build(&self, side: Side, seq: u32, payload: &[u8], syn: bool) -> Vec<u8> {
-        let (from, to, me) = match side {
-            Side::Client => (self.client, self.server, 0),
-            Side::Server => (self.server, self.client, 1),
-        };
-        let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.ip(), to.ip()) else { panic!() };
-        let builder = PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
-            .tcp(from.port(), to.port(), seq, 512)
-            .ack(self.received[me]);
-        let builder = if syn { builder.syn() } else { builder };
-        let mut bytes = Vec::new();
-        builder.write(&mut bytes, payload).unwrap();
-        bytes
+    /// The next packet of `side`, with this payload and these flags besides ACK.
+    fn next_packet(&self, side: Side, payload: &[u8], flags: u8) -> Vec<u8> {
+        self.packet(side, self.next[index(side)], payload, flags)
+    }
+
+    fn packet(&self, side: Side, seq: u32, payload: &[u8], flags: u8) -> Vec<u8> {
+        let ends = self.ends_from(side);
+        segment(ends, seq, self.received[index(side)], flags::ACK | flags, payload)
+    }
+
+    fn ends_from(&self, side: Side) -> [SocketAddr; 2] {
+        if side == Side::Client { [self.client, self.server] } else { [self.server, self.client] }
+    }
+
+    fn syn_ack(&self) -> Vec<u8> {
+        self.packet(Side::Server, self.next[1] - 1, b"", flags::SYN)
     }
 
     fn pass(&mut self, packet: &[u8]) -> (PacketOutcome, String) {
@@ -143,16 +148,16 @@ impl Conversation {
     /// The handshake of that connection passes.
     fn shake_hands(&mut self) {
         self.renumber();
-        let syn_ack = self.build(Side::Server, 9_000_499, b"", true);
+        let syn_ack = self.syn_ack();
         self.pass(&syn_ack);
-        let acknowledgement = self.build(Side::Client, 9_000_100, b"", false);
+        let acknowledgement = self.next_packet(Side::Client, b"", 0);
         self.pass(&acknowledgement);
     }
 
     /// Both ends close.
     fn end(&mut self) {
-        for (side, next) in [(Side::Client, self.next[0]), (Side::Server, self.next[1])] {
-            let end = with_fin(self.build(side, next, b"", false));
+        for side in [Side::Client, Side::Server] {
+            let end = self.next_packet(side, b"", flags::FIN);
             self.pass(&end);
         }
     }
@@ -175,24 +180,36 @@ impl Conversation {
 
     /// An RST of `side` from `port` to `peer_port`.
     fn rst(&self, side: Side, [port, peer_port]: [u16; 2], seq: u32) -> Vec<u8> {
-        let (IpAddr::V4(client), IpAddr::V4(server)) = (self.client.ip(), self.server.ip()) else {
-            panic!()
-        };
-        let ends = if side == Side::Client { [client, server] } else { [server, client] };
-        let [source, destination] = ends.map(|ip| ip.octets());
-        let packet =
-            PacketBuilder::ipv4(source, destination, 64).tcp(port, peer_port, seq, 0).rst();
-        let mut bytes = Vec::new();
-        packet.write(&mut bytes, b"").unwrap();
-        bytes
+        let [mut source, mut destination] = self.ends_from(side);
+        source.set_port(port);
+        destination.set_port(peer_port);
+        segment([source, destination], seq, 0, flags::RST, b"")
+    }
+
+    /// As [`next_packet`](Self::next_packet), and the one after it follows it.
+    fn take_next(&mut self, side: Side, text: &str) -> Vec<u8> {
+        let packet = self.next_packet(side, text.as_bytes(), 0);
+        self.next[index(side)] += text.len() as u32;
+        packet
     }
 
     fn say(&mut self, side: Side, text: &str) -> (PacketOutcome, String) {
-        let me = usize::from(side == Side::Server);
-        let packet = self.build(side, self.next[me], text.as_bytes(), false);
-        self.next[me] += text.len() as u32;
+        let packet = self.take_next(side, text);
         self.pass(&packet)
     }
+}
+
+fn index(side: Side) -> usize {
+    usize::from(side == Side::Server)
+}
+
+/// A segment from one end to the other.
+fn segment(ends: [SocketAddr; 2], seq: u32, ack: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let [source, destination] = ends;
+    let header = Header { source, destination, seq: Seq(seq), ack: Seq(ack), window: 512, flags };
+    let mut bytes = Vec::new();
+    build_segment(&header, payload, &mut bytes);
+    bytes
 }
 
 /// The messages of a script.
@@ -422,27 +439,26 @@ fn held_bytes_survive_while_conntrack_forgets_the_connection() {
 }
 
 /// A packet between a client and the server of all tests; sequence numbers count from 100 and 500.
-fn flood_packet(number: u16, side: Side, said: (u32, u32), payload: &str) -> Vec<u8> {
-    let client = [10, 9, number.to_be_bytes()[0], number.to_be_bytes()[1]];
-    let server = [203, 0, 113, 9];
+/// It has these flags besides ACK.
+fn flood_packet(number: u16, side: Side, said: (u32, u32), flags: u8, payload: &str) -> Vec<u8> {
+    let [high, low] = number.to_be_bytes();
+    let [client, server] =
+        [([10, 9, high, low], 1035), ([203, 0, 113, 9], 21)].map(SocketAddr::from);
     let (seq, ack) = (100 + said.0, 500_u32.wrapping_add(said.1));
-    let builder = match side {
-        Side::Client => PacketBuilder::ipv4(client, server, 64).tcp(1035, 21, seq, 512).ack(ack),
-        Side::Server => PacketBuilder::ipv4(server, client, 64).tcp(21, 1035, ack, 512).ack(seq),
-    };
-    let builder = if payload == "SYN" { builder.syn() } else { builder };
-    let mut bytes = Vec::new();
-    builder.write(&mut bytes, payload.strip_prefix("SYN").unwrap_or(payload).as_bytes()).unwrap();
-    bytes
+    let (flags, payload) = (flags::ACK | flags, payload.as_bytes());
+    match side {
+        Side::Client => segment([client, server], seq, ack, flags, payload),
+        Side::Server => segment([server, client], ack, seq, flags, payload),
+    }
 }
 
 /// Passes the start of a connection to the engine: its SYN-ACK and, with `dialogue`, a greeting and a command.
 fn start_connection(gateway: &mut Standalone<FakeKernel>, number: u16, dialogue: bool) {
     let now = Instant::now();
-    let mut packets = vec![flood_packet(number, Side::Server, (0, u32::MAX), "SYN")];
+    let mut packets = vec![flood_packet(number, Side::Server, (0, u32::MAX), flags::SYN, "")];
     if dialogue {
-        packets.push(flood_packet(number, Side::Server, (0, 0), "220 ready\r\n"));
-        packets.push(flood_packet(number, Side::Client, (0, 11), "USER joe\r\n"));
+        packets.push(flood_packet(number, Side::Server, (0, 0), 0, "220 ready\r\n"));
+        packets.push(flood_packet(number, Side::Client, (0, 11), 0, "USER joe\r\n"));
     }
     for packet in packets {
         assert_eq!(gateway.packet(now, &packet), PacketOutcome::Accept);
@@ -514,29 +530,11 @@ fn a_half_closed_session_times_out() {
     start_connection(&mut gateway, 1, true);
     start_connection(&mut gateway, 2, true);
     let mut now = Instant::now();
-    let fin = with_fin(flood_packet(1, Side::Server, (10, 11), "421 too late\r\n"));
+    let fin = flood_packet(1, Side::Server, (10, 11), flags::FIN, "421 too late\r\n");
     assert_eq!(gateway.packet(now, &fin), PacketOutcome::Accept);
     now += Duration::from_secs(600);
     gateway.expire(now);
     assert_eq!(clients(&gateway), [2]);
-}
-
-/// The packet with a FIN and its checksum.
-fn with_fin(packet: Vec<u8>) -> Vec<u8> {
-    let sliced = etherparse::SlicedPacket::from_ip(&packet).unwrap();
-    let (Some(etherparse::NetSlice::Ipv4(ip)), Some(etherparse::TransportSlice::Tcp(tcp))) =
-        (sliced.net, sliced.transport)
-    else {
-        panic!("no TCP over IPv4")
-    };
-    let mut header = tcp.to_header();
-    header.fin = true;
-    header.checksum = header.calc_checksum_ipv4(&ip.header().to_header(), tcp.payload()).unwrap();
-    let mut bytes = Vec::new();
-    ip.header().to_header().write(&mut bytes).unwrap();
-    header.write(&mut bytes).unwrap();
-    bytes.extend_from_slice(tcp.payload());
-    bytes
 }
 
 #[test]
@@ -617,7 +615,7 @@ fn all_packets_behind_an_undone_change_are_dropped() {
     let mut talk = Conversation::logged_in();
     let after = talk.next[0] + PORT.len() as u32;
     let packets = [(talk.next[0], PORT), (after, "NOOP\r\n")]
-        .map(|(seq, line)| talk.build(Side::Client, seq, line.as_bytes(), false));
+        .map(|(seq, line)| talk.packet(Side::Client, seq, line.as_bytes(), 0));
     let now = talk.now;
     talk.gateway.run(now, |engine, kernel| {
         let queued = packets.iter().zip(1..).map(|(bytes, id)| QueuedPacket {

@@ -1,10 +1,7 @@
 //! Limits of pinholes: of one client, of one IPv6 network, of all; and closings that meet other pinholes.
 
 use super::*;
-use crate::{
-    engine::{FakeKernel, QueueMode, RouteLookup},
-    ftp::Padding,
-};
+use crate::{engine::FakeKernel, ftp::Padding};
 
 /// Tables of shards that share their ports, and the kernel.
 struct Shards {
@@ -303,52 +300,13 @@ fn a_port_that_is_being_closed_is_opened_again_in_one_transaction() {
     }
 }
 
-/// A kernel in which other pinholes have some ports, or nothing works.
-struct Refusing {
-    error: fn() -> KernelError,
-    closed: usize,
-}
-
-impl Kernel for Refusing {
-    fn open(&mut self, _: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
-        self.closed += closings.len();
-        Err((self.error)())
-    }
-
-    fn close(&mut self, closings: &[Closing]) -> Result<(), KernelError> {
-        self.closed += closings.len();
-        Err((self.error)())
-    }
-
-    fn lookup_translation(
-        &mut self,
-        _: SocketAddr,
-        _: SocketAddr,
-    ) -> Result<Option<Translation>, KernelError> {
-        unreachable!()
-    }
-
-    fn has_route(&mut self, _: RouteLookup) -> Result<bool, KernelError> {
-        unreachable!()
-    }
-
-    fn set_queue_mode(&mut self, _: &Translation, _: QueueMode) -> Result<(), KernelError> {
-        unreachable!()
-    }
-
-    fn inject(&mut self, _: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
-        unreachable!()
-    }
-}
-
+/// The kernel refuses a pinhole with this error. Returns how many closings it was asked for.
 fn open_refused(shards: &mut Shards, error: fn() -> KernelError) -> usize {
-    let (control, ends) = announced("192.0.2.1", 4000);
-    let format = PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::None };
-    let wanted = Wanted { ends, control: &control, format };
-    let mut kernel = Refusing { error, closed: 0 };
-    let opened = shards.tables[0].open(shards.now, 2, &wanted, &shards.policy, &mut kernel);
-    assert!(opened.is_err());
-    kernel.closed
+    let before = shards.kernel.asked_closings;
+    shards.kernel.refuses = Some(error);
+    assert!(shards.open_for(0, 2, announced("192.0.2.1", 4000)).is_err());
+    shards.kernel.refuses = None;
+    shards.kernel.asked_closings - before
 }
 
 const FULL: fn() -> KernelError = || KernelError::Full { what: "x" };
@@ -383,15 +341,15 @@ fn a_failed_closing_is_tried_again_but_not_for_ever() {
     for is_replaced in [false, true] {
         let mut shards = Shards::new(1, 8);
         shards.open("192.0.2.1", 4000).unwrap();
-        let table = &mut shards.tables[0];
+        let mut failing = FakeKernel { refuses: Some(FULL), ..FakeKernel::default() };
+        let table = shards.first();
         table.close_all_of(1);
-        let mut failing = Refusing { error: FULL, closed: 0 };
-        while !(table.closings.is_empty() || is_replaced && failing.closed == 2) {
+        while !(table.closings.is_empty() || is_replaced && failing.asked_closings == 2) {
             table.send_closings(&mut failing);
             assert_eq!(table.take_errors().len(), 1);
             table.retry_closings();
         }
-        assert_eq!(failing.closed, if is_replaced { 2 } else { 11 });
+        assert_eq!(failing.asked_closings, if is_replaced { 2 } else { 11 });
         if is_replaced {
             // Announced again meanwhile: the new pinhole closes the old one, and stays.
             shards.open_for(0, 2, announced("192.0.2.1", 4000)).unwrap();
@@ -459,15 +417,15 @@ fn a_pinhole_of_the_program_replaces_one_that_the_rules_need_no_more() {
 fn the_closing_of_a_replaced_pinhole_is_tried_again() {
     let mut shards = Shards::new(1, 8);
     shards.open("192.0.2.1", 4000).unwrap();
-    let table = &mut shards.tables[0];
+    let mut failing = FakeKernel { refuses: Some(FULL), ..FakeKernel::default() };
+    let table = shards.first();
     table.close_all_of(1);
     hold_program(table, 4000);
-    let mut failing = Refusing { error: FULL, closed: 0 };
     while !table.closings.is_empty() {
         table.send_closings(&mut failing);
         table.retry_closings();
     }
-    assert_eq!((failing.closed, table.take_errors().len()), (11, 11));
+    assert_eq!((failing.asked_closings, table.take_errors().len()), (11, 11));
     shards.close(0, 7);
     assert!(shards.is_empty());
 }
