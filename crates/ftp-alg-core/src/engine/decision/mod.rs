@@ -21,9 +21,9 @@ use crate::{
         batch::SessionRef,
         offload::handover::PinholeId,
         pinholes::{
-            Opened, OpenedByProgram, PinholeTable, Wanted,
+            Opened, OpenedByProgram, PinholeTable,
             pinhole::Pinhole,
-            ports::{NotOpened, PortFormat},
+            ports::{NotOpened, Wanted},
         },
         table::entry::{Entry, Epoch, Head},
         timers::Timers,
@@ -146,8 +146,8 @@ impl Decider<'_> {
             .map_err(|error| self.decide_untranslated(announced, endpoint, &error))?;
         let permitted = self.permit(announced, endpoint, &translation)?;
         let room = self.room_for_port(announced, permitted.announced_address);
-        let format = PortFormat { kind, room, padding: self.allowed_padding(announced) };
-        let wanted = Wanted { ends: permitted.ends, control: &translation, format };
+        let (ends, padding) = (permitted.ends, self.allowed_padding(announced));
+        let wanted = Wanted { ends, control: &translation, kind, room, padding };
         let opened = self.pinholes.open(self.now, self.index, &wanted, self.policy, self.kernel);
         let opened = opened.map_err(|why| self.refusal(why))?;
         Ok(self.record_opening(announced, &permitted, opened))

@@ -27,7 +27,7 @@ use crate::{
         offload::handover::PinholeId,
         pinholes::{
             pinhole::{Pinhole, PinholeRecord},
-            ports::{ANY_SHARD, Candidates, NotOpened, Port, PortFormat, Ports, max_open},
+            ports::{ANY_SHARD, NotOpened, Port, Ports, Wanted, max_open},
         },
     },
     ftp::{AnnouncementKind, Reply},
@@ -86,16 +86,6 @@ enum Condition {
     PortOf(u64),
     /// While the rules have no pinhole with its ends.
     NotInRules,
-}
-
-/// A pinhole to open.
-#[derive(Clone, Copy)]
-pub struct Wanted<'a> {
-    /// Its ends, with the announced port.
-    pub ends: PinholeEnds,
-    /// The control connection.
-    pub control: &'a Translation,
-    pub format: PortFormat,
 }
 
 /// A pinhole that the BPF program has opened.
@@ -217,7 +207,7 @@ impl PinholeTable {
     }
 
     /// Opens a pinhole for the session `owner`, at the first external port that is free: the announced one, or one that
-    /// keeps the line's length ([`Candidates::ports`]). What waits for being closed is closed in the same transaction.
+    /// keeps the line's length ([`Wanted::ports`]). What waits for being closed is closed in the same transaction.
     pub fn open(
         &mut self,
         now: Instant,
@@ -226,20 +216,20 @@ impl PinholeTable {
         policy: &Policy,
         kernel: &mut dyn Kernel,
     ) -> Result<Opened, NotOpened> {
-        let Wanted { mut ends, control, format } = *wanted;
+        let Wanted { mut ends, control, kind, .. } = *wanted;
         let client: ClientKey = control.client.ip().into();
-        let candidates = Candidates::new(&ends, control, format, policy);
+        let (announced, set) = (ends.arrival.port(), wanted.port_set(policy));
         let limit = policy.max_pinholes_per_client;
         if !self.ended.is_empty() {
-            self.close_ended_for(now, owner, client, limit, candidates.set.is_some());
+            self.close_ended_for(now, owner, client, limit, set.is_some());
         }
         let checked = self.ports.lock().check(client, limit, self.capacity);
         if let Err(full) = checked {
             self.make_room(now, client, limit, full, kernel)?;
         }
         let is_displaced = self.ports.lock().is_displaced(&ends);
-        let (target, random) = ((ends.initiator, ends.target), self.random.clone());
-        let mut ports = candidates.ports(policy, &target, is_displaced, &random);
+        let random = self.random.clone();
+        let mut ports = wanted.ports(set, policy, is_displaced, &random);
         let mut waited_for = None;
         loop {
             let free = ports.by_ref().find(|port| {
@@ -256,17 +246,17 @@ impl PinholeTable {
             });
             let port = free.or(waited_for.take()).ok_or(NotOpened::NoPort)?;
             ends.arrival.set_port(port);
-            let from_client = !format.kind.is_active();
+            let from_client = !kind.is_active();
             let lifetime = policy.pinhole_timeout;
             let opening = Opening { ends, control: *control, from_client, lifetime };
             match self.open_at_port(owner, &opening, kernel) {
                 Ok(serial) => {
-                    if candidates.is_announced(port) {
+                    if port == announced {
                         self.ports.lock().set_displaced(&ends, false);
-                    } else if candidates.prefers_own() && !is_displaced && other_session.is_none() {
+                    } else if wanted.prefers_own(set) && !is_displaced && other_session.is_none() {
                         self.ports.lock().set_displaced(&ends, true);
                     }
-                    let (kind, deadline) = (format.kind, now + lifetime);
+                    let deadline = now + lifetime;
                     let opened = Pinhole::new(ends, kind, deadline, client, serial, Place::Rules);
                     self.insert(owner, opened);
                     return Ok(Opened { serial, port, other_session });

@@ -44,8 +44,8 @@ impl Shards {
         (control, ends): (Translation, PinholeEnds),
     ) -> Result<(u64, u16), NotOpened> {
         let kind = AnnouncementKind::Port;
-        let format = PortFormat { kind, room: self.room, padding: Padding::None };
-        let wanted = Wanted { ends, control: &control, format };
+        let (room, padding) = (self.room, Padding::None);
+        let wanted = Wanted { ends, control: &control, kind, room, padding };
         let table = &mut self.tables[shard];
         let opened = table.open(self.now, owner, &wanted, &self.policy, &mut self.kernel)?;
         Ok((opened.serial, opened.port))
