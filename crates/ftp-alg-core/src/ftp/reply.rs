@@ -138,41 +138,6 @@ fn split_code<'a>(text: &'a Text<'_>) -> Option<(u16, &'a [u8])> {
 mod tests {
     use super::*;
 
-    fn codes(lines: &[&[u8]]) -> Vec<Option<u16>> {
-        let mut tracker = ReplyTracker::default();
-        lines.iter().map(|l| tracker.read_line(&Text::new(l)).map(|r| r.code)).collect()
-    }
-
-    #[test]
-    fn text_inside_a_multi_line_reply_is_not_a_reply() {
-        let lines: [&[u8]; 3] =
-            [b"211-Status\r\n", b"227 Entering Passive Mode (10,0,0,1,0,22)\r\n", b"211 End\r\n"];
-        assert_eq!(codes(&lines), [None, None, Some(211)]);
-    }
-
-    #[test]
-    fn the_last_line_of_a_multi_line_227_is_the_reply() {
-        assert_eq!(
-            codes(&[b"227-hello\r\n", b" 227 x\r\n", b"227 (1,2)\r\n"]),
-            [None, None, Some(227)]
-        );
-    }
-
-    #[test]
-    fn lines_without_a_code_are_not_replies() {
-        assert_eq!(codes(&[b"22", b"227x", b"abc def", b""]), [None; 4]);
-        assert_eq!(codes(&[b"227"]), [Some(227)]);
-        let lines: [&[u8]; 4] = [b"2000 ok", b"22x", b" 220x", b"620x"];
-        assert_eq!(codes(&lines), [None; 4]);
-    }
-
-    #[test]
-    fn a_code_without_a_blank_is_a_reply_outside_of_others() {
-        assert_eq!(codes(&[b"220VxWorks", b"230: ok"]), [Some(220), Some(230)]);
-        let inside: [&[u8]; 3] = [b"211-Status", b"211x", b"211 End"];
-        assert_eq!(codes(&inside), [None, None, Some(211)]);
-    }
-
     #[test]
     fn only_prefixes_of_227_and_229_may_announce() {
         let tracker = ReplyTracker::default();

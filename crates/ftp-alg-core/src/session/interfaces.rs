@@ -269,38 +269,6 @@ mod tests {
     }
 
     #[test]
-    fn a_syn_ack_from_elsewhere_is_questioned_with_the_clients_first_packet() {
-        let mut interfaces = after_syn_ack();
-        let question = RouteQuestion { end: Side::Server, interface: WAN, used: 0 };
-        assert_eq!(interfaces.question(), Some(question));
-        let question = RouteQuestion { used: LAN, ..question };
-        assert_eq!(interfaces.take_output(Side::Server, LAN), Some(question));
-        assert!(interfaces.are_doubtful());
-        // The real one arrives.
-        let real = interfaces.take_input(Side::Server, LAN).unwrap();
-        assert!(interfaces.contradicts(real) && !interfaces.contradicts(question));
-        interfaces.set_has_route(real);
-        assert_eq!(interfaces.indices(), Some([LAN, LAN]));
-        let question = RouteQuestion { used: 0, ..question };
-        assert_eq!(interfaces.take_input(Side::Server, WAN), Some(question));
-    }
-
-    #[test]
-    fn copies_of_the_next_bytes_are_counted_until_others_come() {
-        for (end, own) in [(Side::Client, LAN), (Side::Server, WAN)] {
-            let mut interfaces = confirmed();
-            let mut count = || interfaces.count_copy(end);
-            assert_eq!([count(), count(), count(), count()], [false, false, true, true]);
-            assert!(interfaces.are_copies_enough());
-            // The other end's packets say nothing about it.
-            assert_eq!(interfaces.take_input(end.peer(), if own == LAN { WAN } else { LAN }), None);
-            assert!(interfaces.are_copies_enough());
-            assert_eq!(interfaces.take_input(end, own), None);
-            assert_eq!(interfaces, confirmed());
-        }
-    }
-
-    #[test]
     fn settled_interfaces_take_a_packet_without_a_change() {
         let all = [0, LAN, WAN, UPLINK, u16::MAX.into(), 1 << 16];
         let mut states = vec![Interfaces::default(), after_syn_ack(), confirmed()];
@@ -335,14 +303,6 @@ mod tests {
         }
         assert!(settled > 30, "{settled}");
         assert!(confirmed().are_settled(Side::Client, LAN, WAN));
-    }
-
-    #[test]
-    fn the_interface_follows_the_kernels_route() {
-        let mut interfaces = confirmed();
-        assert_eq!(interfaces.take_output(Side::Server, UPLINK), None);
-        assert_eq!(interfaces.take_input(Side::Server, UPLINK), None);
-        assert_eq!(interfaces.indices(), Some([LAN, UPLINK]));
     }
 
     #[test]

@@ -45,28 +45,6 @@ fn a_public_address_is_announced_if_the_control_address_is_internal() {
 }
 
 #[test]
-fn only_a_reply_that_its_client_may_use_passes_despite_an_objection() {
-    use AnnouncementKind::{Eprt, Epsv, Pasv, Port};
-    for foreign in [ForeignAddress::Refuse, ForeignAddress::Pass, ForeignAddress::Allow] {
-        for (kind, hides_server) in
-            [Port, Eprt, Pasv, Epsv].map(|kind| [(kind, false), (kind, true)]).concat()
-        {
-            let passes = |why| passes_despite(why, kind, foreign, hides_server);
-            for why in [RefusalReason::ForeignAddress, RefusalReason::OtherFamily] {
-                let is_passed = foreign == ForeignAddress::Pass && !kind.is_active();
-                let expected = is_passed || foreign == ForeignAddress::Allow;
-                assert_eq!(passes(why), expected, "{kind} {foreign:?} {why:?}");
-            }
-            for why in
-                [RefusalReason::LowPort, RefusalReason::PinholeLimit, RefusalReason::EpsvOnly]
-            {
-                assert_eq!(passes(why), !kind.is_active() && !hides_server, "{kind} {why:?}");
-            }
-        }
-    }
-}
-
-#[test]
 fn internal_and_public_addresses_are_distinguished() {
     let internal = [
         "0.0.0.0",
