@@ -1,8 +1,5 @@
 //! Connections on the fast path, from the engine's side.
 
-#[path = "fast_path_pinholes_tests.rs"]
-mod pinholes;
-
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::*;
@@ -417,18 +414,6 @@ fn a_session_on_the_fast_path_is_restored() {
 }
 
 #[test]
-fn a_handover_respects_the_clients_pinhole_limit() {
-    // Half of the limit.
-    let policy = Policy { max_pinholes_per_client: 2, ..Policy::default() };
-    let mut talk = Conversation::under(policy).log_in();
-    talk.gateway.engine.sessions.set_uses_fast_path(true);
-    talk.play(PASV);
-    assert!(!talk.is_handed_over(), "its only pinhole is open");
-    talk.play("> RETR one < 150 here < 226 done");
-    assert!(talk.is_handed_over());
-}
-
-#[test]
 fn a_policy_change_or_removal_takes_the_connection_back() {
     let mut talk = Conversation::handed_over();
     talk.gateway.run(talk.now, |engine, _| engine.sessions.set_policy(Policy::default()));
@@ -570,4 +555,34 @@ fn handovers_before_the_greeting_are_limited() {
     assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, MAX_UNGREETED - 1);
     talk.gateway.engine.sessions.take_all_back();
     assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, 0);
+}
+
+#[test]
+fn a_restored_pinhole_is_where_the_kernel_has_it() {
+    let mut talk = Conversation::handed_over();
+    talk.gateway.engine.sessions.track_changes(talk.now);
+    talk.fast_path(1, PASV_OPENED);
+    assert!(talk.is_handed_over());
+    let record = talk.record();
+    for is_in_rules in [false, true] {
+        let mut next = talk.restored(Policy::default(), [&record[..]].into_iter());
+        next.sessions.record_rule_pinholes(|initiator, arrival| {
+            is_in_rules
+                && (initiator, arrival) == (talk.client.ip(), "203.0.113.9:20021".parse().unwrap())
+        });
+        assert_eq!(next.sessions.rule_pinholes().count(), usize::from(is_in_rules));
+        assert_eq!(next.sessions.fast_path_pinholes().count(), usize::from(!is_in_rules));
+    }
+}
+
+/// A transfer that the queue inspected: its pinhole is closed a second later, or with the next one.
+#[test]
+fn a_consumed_pinhole_of_the_queue_is_replaced() {
+    let mut talk = Conversation::handed_over();
+    assert_eq!(talk.gateway.kernel.open.len(), 1);
+    talk.fast_path(1, &format!("{PASV} @opened"));
+    talk.now += Duration::from_secs(2);
+    talk.gateway.expire(talk.now);
+    assert_eq!(talk.gateway.kernel.open, []);
+    assert_eq!(talk.pinholes().len(), 1);
 }

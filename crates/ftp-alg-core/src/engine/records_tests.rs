@@ -8,12 +8,7 @@ fn adjusted_sessions_are_restored_under_a_stricter_policy() {
     for (adjusted, command) in [(false, "> NOOP"), (true, "> PORT 192,168,150,80,14,178")] {
         talk.play(command);
         let record = talk.record();
-        let uninspected = crate::policy::NetworkPolicy {
-            clients: Vec::new(),
-            servers: Vec::new(),
-            inspect: false,
-            policy: Policy::default(),
-        };
+        let uninspected = NetworkPolicy { inspect: false, ..of_all(Policy::default()) };
         let networks = Policy { networks: vec![uninspected], ..Policy::default() };
         for policy in [Policy { max_sessions: 0, ..Policy::default() }, networks] {
             let mut next = Engine::new(policy, Checksums::Verify);
@@ -55,13 +50,7 @@ fn a_session_that_is_not_queued_any_more_loses_its_pinholes() {
 fn a_restored_pinhole_has_the_lifetime_of_its_network() {
     let policy =
         |seconds| Policy { pinhole_timeout: Duration::from_secs(seconds), ..Policy::default() };
-    let network = crate::policy::NetworkPolicy {
-        clients: Vec::new(),
-        servers: Vec::new(),
-        inspect: true,
-        policy: policy(120),
-    };
-    let with_network = Policy { networks: vec![network], ..policy(30) };
+    let with_network = Policy { networks: vec![of_all(policy(120))], ..policy(30) };
     let mut talk = Conversation::logged_in();
     talk.gateway.engine.sessions.set_policy(policy(300));
     talk.play("> PORT 192,168,150,80,14,178");
@@ -89,9 +78,7 @@ fn a_record_of_this_format_round_trips() {
     let mut talk = Conversation::logged_in();
     talk.play("> PORT 192,168,150,80,14,178");
     talk.say(Side::Client, "EPR");
-    talk.gateway.engine.sessions.track_changes(talk.now);
-    let mut written = Vec::new();
-    talk.gateway.engine.sessions.write_all_records(|record| written.push(record.to_vec())).unwrap();
+    let written = talk.records();
     let hex = |record: &[u8]| record.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let changed = "the form of a record changed: raise RECORD_FORMAT, then put the new one here";
     assert_eq!(written.iter().map(|r| hex(r)).collect::<Vec<_>>(), [RECORDED], "{changed}");
@@ -100,11 +87,8 @@ fn a_record_of_this_format_round_trips() {
     let records = written.iter().map(Vec::as_slice);
     let restored = next.sessions.restore(records, talk.now, talk.now).unwrap();
     assert_eq!(restored, RestoredCounts { sessions: 1, adjusted: 1, transferring: 0 });
-    next.sessions.track_changes(talk.now);
-    let mut rewritten = Vec::new();
-    next.sessions.write_all_records(|record| rewritten.push(record.to_vec())).unwrap();
-    assert_eq!(rewritten, written);
     talk.gateway.engine = next;
+    assert_eq!(talk.records(), written);
     let forwarded = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
     let expected = "EPRT |1|198.51.100.1|3763|\r\n".to_owned();
     assert_eq!(forwarded, (PacketOutcome::Replace, expected));

@@ -16,21 +16,6 @@ impl Conversation {
 }
 
 #[test]
-fn an_out_of_order_segment_is_forwarded_after_its_predecessor() {
-    for side in [Side::Client, Side::Server] {
-        let mut talk = Conversation::logged_in();
-        let packets = talk.gateway.engine.counters().packets;
-        let segment = talk.ahead(side, 6);
-        assert_eq!(talk.pass_early(&segment), PacketOutcome::Wait);
-        assert!(talk.gateway.verdicts().is_empty());
-        assert_eq!(talk.say(side, "SYST\r\n").0, PacketOutcome::Accept);
-        let verdicts = talk.gateway.verdicts().iter().map(|released| &released.verdict);
-        assert!(verdicts.eq([&Verdict::Accept; 2]));
-        assert_eq!(talk.gateway.engine.counters().packets, packets + 2);
-    }
-}
-
-#[test]
 fn an_out_of_order_segment_that_may_not_wait_is_dropped() {
     let mut talk = Conversation::logged_in();
     let (first, second) = (talk.ahead(Side::Client, 6), talk.ahead(Side::Client, 12));

@@ -1,7 +1,6 @@
 //! Packets that arrive on another interface than the one on which their sender is.
 
 use super::*;
-use crate::policy::NetworkPolicy;
 
 const LAN: u32 = 2;
 const WAN: u32 = 3;
@@ -114,10 +113,20 @@ fn a_new_connection_on_the_same_endpoints_may_come_another_way() {
 }
 
 impl Conversation {
-    /// The next line of `side` passes unchanged, between these interfaces.
-    fn pass_line(&mut self, side: Side, line: &str, (input, output): (u32, u32)) {
+    /// The next line of `side` between these interfaces, as it passes.
+    fn pass_next(
+        &mut self,
+        side: Side,
+        line: &str,
+        (input, output): (u32, u32),
+    ) -> (PacketOutcome, String) {
         let packet = self.take_next(side, line);
-        let passed = self.pass_between(&packet, input, output);
+        self.pass_between(&packet, input, output)
+    }
+
+    /// The next line of `side` passes unchanged, between these interfaces.
+    fn pass_line(&mut self, side: Side, line: &str, between: (u32, u32)) {
+        let passed = self.pass_next(side, line, between);
         assert_eq!(passed, (PacketOutcome::Accept, line.to_owned()));
     }
 }
@@ -281,35 +290,8 @@ fn a_flood_asks_the_kernel_ten_times_a_second() {
 fn any_interface() -> Policy {
     let policy = Policy { any_interface: true, ..Policy::default() };
     let servers = vec!["203.0.113.9/32".parse().unwrap()];
-    let networks = vec![NetworkPolicy { clients: Vec::new(), servers, inspect: true, policy }];
+    let networks = vec![NetworkPolicy { servers, ..of_all(policy) }];
     Policy { networks, ..Policy::default() }
-}
-
-impl Conversation {
-    /// A session in both modes, in which the packets of the server arrive by each of these ways in turn.
-    fn opens_by(&mut self, upwards: (u32, u32), downwards: [(u32, u32); 2]) {
-        let mut downwards = downwards.into_iter().cycle();
-        self.passes_by(Side::Server, "220 ready\r\n", downwards.next().unwrap());
-        for (command, seen, reply) in [
-            ("USER joe\r\n", "USER joe\r\n", "230 in\r\n"),
-            ("EPSV\r\n", "EPSV\r\n", REPLY),
-            ("PORT 192,168,150,80,14,178\r\n", "PORT 198,51,100,1,", "200 ok\r\n"),
-        ] {
-            let line = self.passes_by(Side::Client, command, upwards);
-            assert!(line.starts_with(seen), "{line}");
-            let line = self.passes_by(Side::Server, reply, downwards.next().unwrap());
-            assert_eq!(line, reply);
-        }
-        assert_eq!(self.gateway.kernel.opened, 2);
-    }
-
-    /// The next line of `side` between these interfaces, as it passes.
-    fn passes_by(&mut self, side: Side, line: &str, (input, output): (u32, u32)) -> String {
-        let packet = self.take_next(side, line);
-        let (outcome, line) = self.pass_between(&packet, input, output);
-        assert_ne!(outcome, PacketOutcome::Drop, "{line}");
-        line
-    }
 }
 
 /// What the routing tables do not show: links of one direction, and several links in turn.
@@ -326,7 +308,22 @@ fn lines_count_wherever_they_arrive_if_the_policy_says_so() {
         let mut talk = Conversation::ungreeted_between_interfaces(any_interface());
         // The BPF program compares interfaces.
         talk.gateway.engine.sessions.set_uses_fast_path(true);
-        talk.opens_by(upwards, downwards);
+        // A session in both modes, in which the server's packets arrive by each of these ways in turn.
+        let mut ways = downwards.into_iter().cycle();
+        talk.pass_line(Side::Server, "220 ready\r\n", ways.next().unwrap());
+        for (command, seen, reply) in [
+            ("USER joe\r\n", "USER joe\r\n", "230 in\r\n"),
+            ("EPSV\r\n", "EPSV\r\n", REPLY),
+            ("PORT 192,168,150,80,14,178\r\n", "PORT 198,51,100,1,", "200 ok\r\n"),
+        ] {
+            let passed = [
+                talk.pass_next(Side::Client, command, upwards),
+                talk.pass_next(Side::Server, reply, ways.next().unwrap()),
+            ];
+            assert!(passed.iter().all(|(outcome, _)| *outcome != PacketOutcome::Drop));
+            assert!(passed[0].1.starts_with(seen) && passed[1].1 == reply, "{passed:?}");
+        }
+        assert_eq!(talk.gateway.kernel.opened, 2);
         assert!(talk.gateway.kernel.changes.is_empty(), "{upwards:?} {downwards:?}");
         let (events, _) = talk.gateway.take_events();
         let is_report = |event: &Event| matches!(event.kind, EventKind::Elsewhere(_));

@@ -22,6 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::*;
 use crate::{
     packet::{Header, Packet, PacketEdit, Seq, build_segment, flags},
+    policy::NetworkPolicy,
     script::messages,
     session::RefusalReason,
 };
@@ -164,11 +165,14 @@ impl Conversation {
 
     /// The last record of all sessions.
     fn record(&mut self) -> Vec<u8> {
-        let mut record = Vec::new();
-        let sessions = &mut self.gateway.engine.sessions;
+        self.records().pop().unwrap_or_default()
+    }
+
+    fn records(&mut self) -> Vec<Vec<u8>> {
+        let (sessions, mut records) = (&mut self.gateway.engine.sessions, Vec::new());
         sessions.track_changes(self.now);
-        sessions.write_all_records(|session| record = session.to_vec()).unwrap();
-        record
+        sessions.write_all_records(|record| records.push(record.to_vec())).unwrap();
+        records
     }
 
     /// An engine that knows only these records.
@@ -212,6 +216,11 @@ fn segment(ends: [SocketAddr; 2], seq: u32, ack: u32, flags: u8, payload: &[u8])
     bytes
 }
 
+/// The policy of all connections.
+fn of_all(policy: Policy) -> NetworkPolicy {
+    NetworkPolicy { clients: Vec::new(), servers: Vec::new(), inspect: true, policy }
+}
+
 /// The messages of a script.
 fn sides(script: &str) -> impl Iterator<Item = (Side, String)> {
     let side = |from_client| if from_client { Side::Client } else { Side::Server };
@@ -220,31 +229,6 @@ fn sides(script: &str) -> impl Iterator<Item = (Side, String)> {
 
 const PORT: &str = "PORT 192,168,150,80,14,178\r\n";
 const REWRITTEN: &str = "PORT 198,51,100,1,14,178\r\n";
-
-#[test]
-fn a_port_behind_masquerade_is_rewritten_and_opened() {
-    let mut talk = Conversation::logged_in();
-    assert_eq!(talk.say(Side::Client, PORT), (PacketOutcome::Replace, REWRITTEN.to_owned()));
-    assert_eq!(
-        talk.gateway.kernel.open,
-        [PinholeEnds {
-            initiator: "203.0.113.9".parse().unwrap(),
-            arrival: "198.51.100.1:3762".parse().unwrap(),
-            target: "192.168.150.80:3762".parse().unwrap(),
-            source: "203.0.113.9".parse().unwrap(),
-        }]
-    );
-    assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::All));
-    assert_eq!(talk.gateway.engine.counters().rewrites, 1);
-}
-
-#[test]
-fn a_refused_announcement_closes_its_pinhole() {
-    let mut talk = Conversation::logged_in();
-    talk.play("> PORT 192,168,150,80,14,178 < 500 no");
-    assert_eq!(talk.gateway.kernel.open, []);
-    assert_eq!(talk.gateway.engine.sessions.list_pinholes().count(), 0);
-}
 
 #[test]
 fn each_unused_pinhole_expires_at_its_own_deadline() {
@@ -272,43 +256,11 @@ fn each_unused_pinhole_expires_at_its_own_deadline() {
     }
 }
 
-/// A conversation after a complete transfer.
-fn after_transfer() -> Conversation {
+#[test]
+fn a_consumed_pinholes_port_stays_reserved_in_other_shards_until_closed() {
     let mut talk = Conversation::logged_in();
     talk.play("> PORT 192,168,150,80,14,178 < 200 ok > LIST < 150 now < 226 done");
     assert_eq!(talk.gateway.kernel.open.len(), 1, "closed too early");
-    talk
-}
-
-#[test]
-fn a_consumed_pinhole_is_closed_with_the_next_opening() {
-    for port in [178, 179] {
-        let mut talk = after_transfer();
-        let line = format!("PORT 192,168,150,80,14,{port}\r\n");
-        assert_eq!(talk.say(Side::Client, &line).1, format!("PORT 198,51,100,1,14,{port}\r\n"));
-        assert_eq!(talk.gateway.kernel.open.len(), 1);
-        assert_eq!(talk.gateway.kernel.open[0].arrival.port(), 14 << 8 | port);
-        let is_held = |port| {
-            let arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), 14 << 8 | port);
-            talk.gateway.engine.sessions.pinholes.is_held(talk.server.ip(), arrival)
-        };
-        assert!(is_held(port) && !is_held(178 + 179 - port));
-    }
-}
-
-#[test]
-fn the_pinhole_of_an_ended_transfer_is_closed_later_or_with_its_session() {
-    let mut talk = after_transfer();
-    talk.gateway.expire(talk.now + Duration::from_secs(8));
-    assert!(talk.gateway.kernel.open.is_empty());
-    let mut talk = after_transfer();
-    talk.end();
-    assert!(talk.gateway.kernel.open.is_empty());
-}
-
-#[test]
-fn a_consumed_pinholes_port_stays_reserved_in_other_shards_until_closed() {
-    let mut talk = after_transfer();
     let announced_from = |client: u8, gateway: &Conversation| {
         let shard = gateway.gateway.engine.new_shard();
         let mut other = Conversation::through(shard, &format!("192.168.150.{client}")).log_in();
@@ -317,41 +269,6 @@ fn a_consumed_pinholes_port_stays_reserved_in_other_shards_until_closed() {
     assert_ne!(announced_from(81, &talk), REWRITTEN);
     talk.gateway.expire(talk.now + Duration::from_secs(8));
     assert_eq!(announced_from(82, &talk), REWRITTEN);
-}
-
-#[test]
-fn an_incomplete_announcement_is_held_and_acknowledged() {
-    let mut talk = Conversation::logged_in();
-    assert_eq!(talk.say(Side::Client, "PO"), (PacketOutcome::Replace, String::new()));
-    let acknowledgement = Packet::parse(&talk.gateway.kernel.injected[0]).unwrap();
-    let ends = (acknowledgement.source(), acknowledgement.destination());
-    assert_eq!(ends, (talk.server, talk.client));
-    let numbers = [acknowledgement.ack(), acknowledgement.seq()];
-    assert_eq!(numbers, talk.next.map(Seq));
-    let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
-    assert_eq!(line, REWRITTEN);
-}
-
-#[test]
-fn other_protocols_open_no_pinholes() {
-    let bounce = "PORT 10,99,99,99,14,178\r\n";
-    for (greets_first, mode) in [(true, None), (false, Some(QueueMode::None))] {
-        let mut talk = Conversation::masqueraded();
-        let greeting = if greets_first { "220 ready\r\n" } else { "HTTP/1.1 200 OK\r\n" };
-        let mut lines = [(Side::Server, greeting), (Side::Client, "POST / HTTP/1.1\r\n")];
-        if !greets_first {
-            lines.reverse();
-        }
-        for (side, line) in lines {
-            assert_eq!(talk.say(side, line).0, PacketOutcome::Accept);
-        }
-        assert_eq!(talk.gateway.kernel.mode, mode);
-        assert_eq!(talk.say(Side::Client, PORT).0, PacketOutcome::Accept);
-        if mode.is_none() {
-            assert_eq!(talk.say(Side::Client, bounce).0, PacketOutcome::Replace);
-        }
-        assert_eq!(talk.gateway.kernel.open, []);
-    }
 }
 
 #[test]
@@ -420,22 +337,6 @@ fn an_announcement_is_refused_while_the_translation_is_unknown() {
     let reply = "229 Entering Extended Passive Mode (|||2021|)\r\n";
     assert_eq!(talk.say(Side::Server, reply).1, reply);
     assert!(talk.gateway.kernel.open.is_empty());
-}
-
-#[test]
-fn held_bytes_survive_while_conntrack_forgets_the_connection() {
-    let mut talk = Conversation::logged_in();
-    talk.gateway.kernel.was_flushed = true;
-    assert_eq!(talk.say(Side::Client, "PO"), (PacketOutcome::Replace, String::new()));
-    assert!(talk.gateway.kernel.injected.is_empty());
-    talk.gateway.kernel.was_flushed = false;
-    talk.next[0] -= 2;
-    let retransmission = talk.say(Side::Client, "PO");
-    assert_eq!(retransmission, (PacketOutcome::Replace, String::new()));
-    assert_eq!(talk.gateway.kernel.injected.len(), 1);
-    assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::All));
-    let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
-    assert_eq!(line, REWRITTEN);
 }
 
 /// A packet between a client and the server of all tests; sequence numbers count from 100 and 500.
@@ -571,23 +472,6 @@ fn a_tuple_reuse_during_a_restart_spares_the_new_connection() {
     let continued = talk.say(Side::Server, "200 ok\r\n");
     let expected = (PacketOutcome::Replace, "200 ok\r\n".to_owned());
     assert_eq!(continued, expected, "the old session continues, too");
-}
-
-#[test]
-fn a_client_that_feigns_missed_packets_is_still_refused() {
-    let mut talk = Conversation::logged_in();
-    // Acknowledges data that was never sent; the server ignores the segment.
-    talk.received[0] += 1000;
-    talk.play("> NOOP");
-    (talk.received[0], talk.next[0]) = (talk.received[0] - 1000, talk.next[0] - 6);
-    talk.play("> NOOP");
-    assert_eq!(talk.gateway.engine.counters().unread_sessions, 1);
-    let (_, line) = talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n");
-    assert_eq!(line, "XXXX XXXXXXXXXXXXXXXXXX\r\n");
-    assert_eq!(talk.say(Side::Client, "POR").1, "", "cut into two segments");
-    assert_eq!(talk.say(Side::Client, "T 10,99,99,99,14,178\r\n").1, line);
-    assert_eq!(talk.say(Side::Client, PORT).1, PORT, "nothing is opened for it");
-    assert!(talk.gateway.kernel.open.is_empty());
 }
 
 /// The conntrack table was flushed just before.

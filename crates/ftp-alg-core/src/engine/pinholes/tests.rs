@@ -98,17 +98,6 @@ fn addresses_of_one_ipv6_network_share_a_limit() {
     shards.open(&address(1025), 4000).unwrap();
 }
 
-/// Each of them waits for a data connection or two.
-#[test]
-fn an_office_of_500_behind_one_address_has_room() {
-    for per_user in [1, 2] {
-        let mut shards = Shards::new(1, 61_440);
-        for port in 0..500 * per_user {
-            shards.open("192.0.2.1", 20_000 + port).unwrap();
-        }
-    }
-}
-
 #[test]
 fn a_client_may_hold_a_quarter_of_a_small_capacity() {
     let mut shards = Shards::new(1, 128);
@@ -241,46 +230,30 @@ fn a_port_at_which_another_session_waits_is_used_if_there_is_no_other() {
     assert!(matches!(opened, Err(NotOpened::NoPort)));
 }
 
-/// Two external ports of one target: one element translates the source of both.
+/// Several external ports of one target: one element translates the source of all. The last closing takes it along.
 #[test]
 fn a_source_translation_stays_while_another_pinhole_uses_it() {
-    let mut shards = Shards::new(1, 1024);
-    for (owner, port) in [(1, 6000), (2, 6001)] {
-        let (control, mut ends) = announced("192.0.2.1", 5000);
-        ends.arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), port);
-        ends.source = "10.0.0.1".parse().unwrap();
-        shards.open_for(0, owner, (control, ends)).unwrap();
+    for owners in [[1, 2, 3], [1, 1, 1]] {
+        let mut shards = Shards::new(1, 1024);
+        for (owner, port) in owners.into_iter().zip(6000..) {
+            let (control, mut ends) = announced("192.0.2.1", 5000);
+            ends.arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), port);
+            ends.source = "10.0.0.1".parse().unwrap();
+            shards.open_for(0, owner, (control, ends)).unwrap();
+        }
+        let mut shared = Vec::new();
+        for owner in 1..=3 {
+            let table = shards.first();
+            table.close_all_of(owner);
+            let mut waiting = table.closings.clone();
+            let due = table.take_due(&mut waiting);
+            let due = due.iter().filter_map(Closing::ends);
+            shared.extend(due.map(|ends| ends.source == ends.initiator));
+            shards.close(0, owner);
+        }
+        assert_eq!(shared, [true, true, false], "{owners:?}");
+        assert!(shards.is_empty());
     }
-    let due = |shards: &mut Shards| {
-        let table = shards.first();
-        let mut waiting = table.closings.clone();
-        table.take_due(&mut waiting).iter().filter_map(Closing::ends).collect::<Vec<_>>()
-    };
-    for (owner, is_shared) in [(1, true), (2, false)] {
-        shards.first().close_all_of(owner);
-        let [ends] = due(&mut shards)[..] else { panic!() };
-        assert_eq!(ends.source == ends.initiator, is_shared);
-        shards.close(0, owner);
-    }
-    assert!(shards.is_empty());
-}
-
-/// If both are closed at once, the last one takes the translation along.
-#[test]
-fn the_last_of_several_closings_ends_their_source_translation() {
-    let mut shards = Shards::new(1, 1024);
-    for port in [6000, 6001, 6002] {
-        let (control, mut ends) = announced("192.0.2.1", 5000);
-        ends.arrival.set_port(port);
-        ends.source = "10.0.0.1".parse().unwrap();
-        shards.open_for(0, 1, (control, ends)).unwrap();
-    }
-    let table = shards.first();
-    table.close_all_of(1);
-    let mut waiting = table.closings.clone();
-    let due = table.take_due(&mut waiting);
-    let shared = due.iter().filter_map(Closing::ends).map(|ends| ends.source == ends.initiator);
-    assert_eq!(shared.collect::<Vec<_>>(), [true, true, false]);
 }
 
 /// A client announces a port again before the kernel has closed the first pinhole there.
@@ -311,22 +284,17 @@ fn open_refused(shards: &mut Shards, error: fn() -> KernelError) -> usize {
 
 const FULL: fn() -> KernelError = || KernelError::Full { what: "x" };
 
+/// The kernel refuses a pinhole, perhaps the second at the same port. If it has not closed the first one, that is still to
+/// be closed.
 #[test]
-fn the_port_of_a_refused_pinhole_is_free() {
+fn the_port_of_a_refused_pinhole_is_free_or_still_to_be_closed() {
+    let not_closed: fn() -> KernelError = || KernelError::NotClosed(Box::new(FULL()));
     let mut shards = Shards::new(1, 8);
-    for error in [FULL, || KernelError::Taken, || KernelError::NotClosed(Box::new(FULL()))] {
+    for error in [FULL, || KernelError::Taken, not_closed] {
         open_refused(&mut shards, error);
         assert!(shards.is_empty());
     }
-}
-
-/// The kernel refuses the second pinhole at the same port. If it has not closed the first one, that is still to be
-/// closed.
-#[test]
-fn a_refused_replacement_leaves_the_old_pinhole_to_close() {
-    let not_closed: fn() -> KernelError = || KernelError::NotClosed(Box::new(FULL()));
     for error in [FULL, not_closed] {
-        let mut shards = Shards::new(1, 8);
         shards.open("192.0.2.1", 4000).unwrap();
         shards.first().close_all_of(1);
         assert_eq!(open_refused(&mut shards, error), 1);
@@ -336,27 +304,31 @@ fn a_refused_replacement_leaves_the_old_pinhole_to_close() {
     }
 }
 
+/// Also if the BPF program opens one with its ends meanwhile, but not if the rules do: they close the old one with that.
 #[test]
 fn a_failed_closing_is_tried_again_but_not_for_ever() {
-    for is_replaced in [false, true] {
+    for (in_program, in_rules) in [(false, false), (true, false), (false, true)] {
         let mut shards = Shards::new(1, 8);
         shards.open("192.0.2.1", 4000).unwrap();
         let mut failing = FakeKernel { refuses: Some(FULL), ..FakeKernel::default() };
         let table = shards.first();
         table.close_all_of(1);
-        while !(table.closings.is_empty() || is_replaced && failing.asked_closings == 2) {
+        if in_program {
+            hold_program(table, 4000);
+        }
+        while !(table.closings.is_empty() || in_rules && failing.asked_closings == 2) {
             table.send_closings(&mut failing);
             assert_eq!(table.take_errors().len(), 1);
             table.retry_closings();
         }
-        assert_eq!(failing.asked_closings, if is_replaced { 2 } else { 11 });
-        if is_replaced {
-            // Announced again meanwhile: the new pinhole closes the old one, and stays.
+        assert_eq!(failing.asked_closings, if in_rules { 2 } else { 11 });
+        if in_rules {
             shards.open_for(0, 2, announced("192.0.2.1", 4000)).unwrap();
             assert!(shards.first().closings.is_empty());
             assert_eq!(shards.kernel.open.len(), 1);
-            shards.close(0, 2);
         }
+        shards.close(0, 2);
+        shards.close(0, 7);
         assert!(shards.is_empty());
     }
 }
@@ -411,23 +383,6 @@ fn a_pinhole_of_the_program_replaces_one_that_the_rules_need_no_more() {
             assert_eq!(of_rules.count(), usize::from(is_due), "{earlier:?} {later:?}");
         }
     }
-}
-
-#[test]
-fn the_closing_of_a_replaced_pinhole_is_tried_again() {
-    let mut shards = Shards::new(1, 8);
-    shards.open("192.0.2.1", 4000).unwrap();
-    let mut failing = FakeKernel { refuses: Some(FULL), ..FakeKernel::default() };
-    let table = shards.first();
-    table.close_all_of(1);
-    hold_program(table, 4000);
-    while !table.closings.is_empty() {
-        table.send_closings(&mut failing);
-        table.retry_closings();
-    }
-    assert_eq!((failing.asked_closings, table.take_errors().len()), (11, 11));
-    shards.close(0, 7);
-    assert!(shards.is_empty());
 }
 
 fn restored_record(serial: u64, ends: PinholeEnds) -> PinholeRecord {

@@ -487,7 +487,6 @@ impl Epoch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet;
 
     #[test]
     fn a_table_entry_takes_four_cache_lines() {
@@ -495,37 +494,29 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_and_timestamps_convert_without_loss() {
-        for (client, server) in [
-            ("10.0.0.1:4000", "203.0.113.9:21"),
-            ("[::1]:4000", "[::1]:21"),
-            ("[fe80::1]:1", "[::]:2"),
-            ("[::10.0.0.1]:4000", "[::ffff:203.0.113.9]:21"),
+    fn endpoints_convert_without_loss() {
+        for ends in [
+            ["10.0.0.1:4000", "203.0.113.9:21"],
+            ["[::1]:4000", "[::1]:21"],
+            ["[fe80::1]:1", "[::]:2"],
         ] {
-            let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
-            let mut epoch = Epoch::default();
-            let now = Instant::now();
-            let mut bytes = Vec::new();
-            let header = packet::Header {
-                source: client,
-                destination: server,
-                seq: packet::Seq(1),
-                ack: packet::Seq(2),
-                window: 512,
-                flags: 0,
-            };
-            packet::build_segment(&header, b"", &mut bytes);
-            let session = Session::picked_up(Side::Client, &packet::Packet::parse(&bytes).unwrap());
-            let entry = Entry::new(1, client, server, session, epoch.timestamp(now));
-            assert_eq!((entry.head.client(), entry.head.server()), (client, server));
-            for distance in [0, 1, 1_500_000_000].map(Duration::from_nanos) {
-                let (earlier, later) = (now - distance, now + distance);
-                assert_eq!(epoch.instant(entry.head.first_seen), Some(now));
-                let (before, after) = (epoch.timestamp(earlier), epoch.timestamp(later));
-                assert_eq!(epoch.instant(before), Some(earlier));
-                assert_eq!(after.duration_since(before), 2 * distance);
-                assert_eq!(before.duration_since(after), Duration::ZERO);
-            }
+            let [client, server] = ends.map(|end| end.parse::<SocketAddr>().unwrap());
+            let pair = EndpointPair::new(client.into(), server.into());
+            assert_eq!([pair.client().socket(), pair.server().socket()], [client, server]);
+        }
+    }
+
+    #[test]
+    fn timestamps_convert_without_loss() {
+        let (mut epoch, now) = (Epoch::default(), Instant::now());
+        let first = epoch.timestamp(now);
+        for distance in [0, 1, 1_500_000_000].map(Duration::from_nanos) {
+            let (earlier, later) = (now - distance, now + distance);
+            assert_eq!(epoch.instant(first), Some(now));
+            let (before, after) = (epoch.timestamp(earlier), epoch.timestamp(later));
+            assert_eq!(epoch.instant(before), Some(earlier));
+            assert_eq!(after.duration_since(before), 2 * distance);
+            assert_eq!(before.duration_since(after), Duration::ZERO);
         }
     }
 }
