@@ -24,20 +24,24 @@ struct View {
     modes: String,
 }
 
-/// Starts the program on a new terminal, and returns it with both ends.
-fn launch(gateway: &Gateway) -> (Child, fs::File, fs::File) {
+/// Both ends of a new terminal: the keyboard's and the program's.
+fn new_terminal() -> (fs::File, fs::File) {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let keyboard = openpt(flags).unwrap();
     unlockpt(&keyboard).unwrap();
     let terminal = fs::File::from(ioctl_tiocgptpeer(&keyboard, flags).unwrap());
     let keyboard = fs::File::from(keyboard);
     set_size(&keyboard, 80, 24);
+    (keyboard, terminal)
+}
+
+/// Starts the program on a terminal.
+fn launch(gateway: &Gateway, terminal: &fs::File) -> Child {
     let mut command = gateway.lab.gateway.command("setsid");
     command.arg("--ctty").arg(executable()).args(["top", "--interval", "0.2", "--socket"]);
     command.arg(gateway.daemon.socket()).env("TERM", "xterm-256color").env_remove("NO_COLOR");
     let end = || Stdio::from(terminal.try_clone().unwrap());
-    let program = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-    (program, keyboard, terminal)
+    command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap()
 }
 
 fn set_size(terminal: &fs::File, columns: u16, rows: u16) {
@@ -57,7 +61,9 @@ fn wait_for_end(program: &mut Child) -> ExitStatus {
 
 impl View {
     fn start(gateway: &Gateway) -> Self {
-        let (program, keyboard, terminal) = launch(gateway);
+        let (keyboard, terminal) = new_terminal();
+        let modes = format!("{:?}", tcgetattr(&terminal).unwrap());
+        let program = launch(gateway, &terminal);
         let screen = Arc::new(Mutex::new(vt100::Parser::default()));
         let (mut output, reader) = (keyboard.try_clone().unwrap(), Arc::clone(&screen));
         thread::spawn(move || {
@@ -66,7 +72,6 @@ impl View {
                 reader.lock().unwrap().process(&bytes[..count]);
             }
         });
-        let modes = format!("{:?}", tcgetattr(&terminal).unwrap());
         Self { program, keyboard, terminal, screen, modes }
     }
 
@@ -86,6 +91,8 @@ impl View {
     }
 
     fn press(&self, keys: &str) {
+        // Before that, the terminal shows the keys.
+        wait_for("the view", || self.screen.lock().unwrap().screen().alternate_screen());
         (&self.keyboard).write_all(keys.as_bytes()).unwrap();
     }
 
@@ -281,7 +288,8 @@ fn signals_and_a_hangup_end_the_view() {
         gateway.lab.gateway.run("kill", &[&format!("-{name}"), &id]).unwrap();
         view.assert_restored();
     }
-    let (mut program, mut keyboard, terminal) = launch(&gateway);
+    let (mut keyboard, terminal) = new_terminal();
+    let mut program = launch(&gateway, &terminal);
     drop(terminal);
     let (mut screen, mut bytes) = (vt100::Parser::default(), [0; 4096]);
     while !screen.screen().contents().contains("no sessions") {
