@@ -82,8 +82,6 @@ fn write_failure(error: io::Error) -> Failure {
 pub(super) struct Lines {
     stdout: BufWriter<StdoutLock<'static>>,
     is_file: bool,
-    /// Whether standard output is a terminal.
-    pub is_terminal: bool,
 }
 
 impl Lines {
@@ -91,8 +89,7 @@ impl Lines {
         let stdout = io::stdout().lock();
         let file = stdout.as_fd().try_clone_to_owned().map(File::from);
         let is_file = file.and_then(|file| file.metadata()).is_ok_and(|found| found.is_file());
-        let is_terminal = stdout.is_terminal();
-        Self { stdout: BufWriter::new(stdout), is_file, is_terminal }
+        Self { stdout: BufWriter::new(stdout), is_file }
     }
 
     /// Writes `text`, which ends with a newline.

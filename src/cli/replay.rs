@@ -1,10 +1,9 @@
 //! `ftp-alg replay`: runs captures through the engine, offline.
 //!
 //! This file has the options and the order of work; `simulated_gateway` has the options that `watch` has, too. `notes`
-//! prints, `text` has the output for people, and `progress` the progress bar. `crate::replay` does the work.
+//! prints, and `text` has the output for people. `crate::replay` does the work.
 
 pub(super) mod notes;
-mod progress;
 pub(super) mod simulated_gateway;
 mod text;
 
@@ -197,7 +196,6 @@ impl<'a> Replay<'a> {
             }
             .map_err(|error| self.options.cannot_write(&error))?;
             self.printer.print(self.player.take_notes())?;
-            self.printer.progress.update(reader.position());
         };
         if let Some(error) = self.player.end_capture(&reader).or(error) {
             self.errors.push(format!("{}: {error}", self.printer.name(index)));
@@ -210,9 +208,6 @@ impl<'a> Replay<'a> {
         let name = self.printer.name(index).to_owned();
         let describe = |error: &dyn std::fmt::Display| format!("{name}: {error}");
         let file = open(path).map_err(|error| describe(&error))?;
-        let found = file.metadata().map_err(|error| describe(&error))?;
-        let size = (found.is_file() && !is_stdin(path)).then_some(found.len());
-        self.printer.progress.begin(&name, size);
         CaptureReader::open(file).map_err(|error| match error {
             CaptureError::Compressed(Compression { format, command }) => {
                 let command = match is_stdin(path) {
@@ -239,7 +234,6 @@ impl<'a> Replay<'a> {
 
     /// Prints the summary, and reports why captures were not played to their end.
     fn finish(mut self) -> Result<(), Failure> {
-        self.printer.progress.clear();
         self.player.finish().map_err(|error| self.options.cannot_write(&error))?;
         self.printer.print(self.player.take_notes())?;
         let is_summed_up = self.errors.is_empty() || self.player.has_read();

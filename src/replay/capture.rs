@@ -118,8 +118,6 @@ type Pcap = (for<'a> fn(&'a [u8]) -> Parsed<'a, LegacyPcapBlock<'a>>, LinkType, 
 /// Reads a capture.
 pub struct CaptureReader<R> {
     input: BufReader<R>,
-    /// The number of bytes that were read so far.
-    position: u64,
     /// `None` for pcapng.
     pcap: Option<Pcap>,
     /// Whether the current pcapng section is big-endian.
@@ -138,7 +136,6 @@ impl<R: Read> CaptureReader<R> {
     pub fn open(input: R) -> Result<Self, CaptureError> {
         let mut reader = Self {
             input: BufReader::new(input),
-            position: 0,
             pcap: None,
             big_endian: false,
             interfaces: Vec::new(),
@@ -187,11 +184,6 @@ impl<R: Read> CaptureReader<R> {
         self.frame += 1;
         let data = &self.block[data];
         Ok(Some(Record { frame: self.frame, time: self.last_time, link, data }))
-    }
-
-    /// The number of bytes of the file that were read so far.
-    pub fn position(&self) -> u64 {
-        self.position
     }
 
     /// Whether the capture ended within a record.
@@ -320,7 +312,6 @@ impl<R: Read> CaptureReader<R> {
             // The buffer grows only as bytes arrive, because the length in the capture may be wrong.
             let read = self.input.by_ref().take(count as u64).read_to_end(&mut self.block);
             let read = read.map_err(|error| self.read_error(error))?;
-            self.position += read as u64;
             if read < count {
                 self.is_truncated |= !self.block.is_empty();
                 return Ok(false);

@@ -9,10 +9,7 @@ use clap::Args;
 use ftp_alg_core::engine::Transfer;
 use serde::Serialize;
 
-use super::{
-    progress::Progress,
-    text::{self, NoteTable},
-};
+use super::text::{self, NoteTable};
 use crate::{
     cli::{Failure, output::Lines},
     replay::{Note, SessionNote, Summary},
@@ -83,7 +80,6 @@ pub struct NotePrinter {
     files: Vec<String>,
     lines: Lines,
     table: NoteTable,
-    pub progress: Progress,
 }
 
 impl NotePrinter {
@@ -95,9 +91,8 @@ impl NotePrinter {
         files: Vec<String>,
         external: Option<IpAddr>,
     ) -> Self {
-        let (lines, progress) = (Lines::new(), Progress::new());
         let table = NoteTable::new(&names, external);
-        Self { json, has_transfers: transfers, names, files, lines, table, progress }
+        Self { json, has_transfers: transfers, names, files, lines: Lines::new(), table }
     }
 
     /// The name of a capture in messages.
@@ -110,7 +105,6 @@ impl NotePrinter {
         for note in notes {
             let line = match note {
                 Note::Warning(capture, warning) => {
-                    self.progress.clear();
                     warn(&self.names[capture], &warning);
                     continue;
                 }
@@ -124,9 +118,6 @@ impl NotePrinter {
                 Note::Announcement(row) => self.table.announcement(&row),
                 Note::Session(row) => self.table.session(&row),
             };
-            if self.lines.is_terminal {
-                self.progress.clear();
-            }
             self.lines.print(&line)?;
         }
         Ok(())
