@@ -10,6 +10,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use ftp_alg_core::packet::{Packet, ReorderItem, ReorderQueue, Seq, flags};
 
+use super::report::FramePosition;
+
 /// How many segments of one direction wait after a gap at most.
 const MAX_QUEUED: usize = 64;
 /// How many bytes wait at most. This is enough for the maximum number of segments.
@@ -36,8 +38,7 @@ impl Flow {
 /// A segment of a control connection, as captured.
 #[derive(Clone, Debug)]
 pub struct CapturedSegment {
-    /// The number of the frame in all captures together.
-    pub frame: u64,
+    pub position: FramePosition,
     /// The time at which the engine gets the segment.
     pub time: Duration,
     /// The complete IP packet.
@@ -112,7 +113,7 @@ pub struct CapturedConnection {
     /// The sequence number of the last SYN.
     pub syn: Option<Seq>,
     /// The last frame, to find the connections that are idle for longest.
-    pub last_frame: u64,
+    pub last_frame: FramePosition,
     /// The first sequence numbers of client and server, if the start was captured.
     pub initial_numbers: Option<(Seq, Seq)>,
     /// The directions: [`Flow::connection`], and its reverse.
@@ -138,8 +139,8 @@ pub struct CapturedDirection {
     /// The first sequence number that was not passed to the engine.
     pub next: Seq,
     queue: ReorderQueue<CapturedSegment, MAX_QUEUED, MAX_QUEUED_BYTES>,
-    /// The highest frame number among the segments of the unfinished line.
-    pub line_frame: u64,
+    /// The last frame among the segments of the unfinished line.
+    pub line_frame: FramePosition,
     /// The last written acknowledgement number: as captured, and as written.
     pub last_written_ack: Option<(Seq, Seq)>,
 }
@@ -168,32 +169,15 @@ impl CapturedDirection {
     }
 
     /// Records that a segment was passed to the engine with `frame`.
-    pub fn advance(&mut self, header: &SegmentHeader, payload: &[u8], frame: u64) {
-        if let Some(new) = self.new_part(header, payload) {
+    pub fn advance(&mut self, header: &SegmentHeader, payload: &[u8], frame: FramePosition) {
+        let old = usize::try_from(self.next.distance_from(header.seq)).ok();
+        if let Some(new) = old.and_then(|old| payload.get(old..)).filter(|new| !new.is_empty()) {
             self.line_frame = match new.iter().rposition(|b| *b == b'\n') {
-                Some(last) if last + 1 == new.len() => 0,
+                Some(last) if last + 1 == new.len() => FramePosition::default(),
                 Some(_) => frame,
                 None => self.line_frame.max(frame),
             };
         }
         self.next = self.next.max(header.end);
-    }
-
-    /// How much of `payload` belongs to a line with bytes in a later frame than `frame`. That later frame completed the
-    /// line.
-    pub fn completed_later(
-        &self,
-        header: &SegmentHeader,
-        payload: &[u8],
-        frame: u64,
-    ) -> Option<usize> {
-        let new = self.new_part(header, payload).filter(|_| self.line_frame > frame)?;
-        let end = new.iter().position(|b| *b == b'\n')? + 1;
-        Some(payload.len() - new.len() + end)
-    }
-
-    fn new_part<'a>(&self, header: &SegmentHeader, payload: &'a [u8]) -> Option<&'a [u8]> {
-        let old = self.next.distance_from(header.seq);
-        payload.get(usize::try_from(old).ok()?..).filter(|new| !new.is_empty())
     }
 }

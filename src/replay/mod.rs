@@ -3,7 +3,7 @@
 //! - `capture` reads and writes records, and finds the IP packet in each record.
 //! - `player` puts the segments of control connections in order (`captured_connection`) and passes them to the engine. The
 //!   engine's kernel is a simulated NAT gateway (`nat`).
-//! - `engine_events` runs the engine, and `played_transfers` joins transfers with their data connections.
+//! - `played_transfers` joins transfers with their data connections.
 //! - `report` has what the player reports.
 //! - `outer_view` writes the packets that the outer side sees.
 //!
@@ -14,7 +14,6 @@
 mod capture;
 mod captured_connection;
 mod datagram;
-mod engine_events;
 mod nat;
 mod outer_view;
 mod played_transfers;

@@ -8,8 +8,7 @@
 //! The *outer* side is the side beyond the gateway. Without translation it is the server's side. It sees packets of the
 //! inner end after the engine, and its own packets before the engine.
 //!
-//! Several captures are one stream of packets, in the given order. In it, a frame has a number of its own; the report has
-//! the number within the capture.
+//! Several captures are one stream of packets, in the given order.
 
 use std::{
     collections::HashMap,
@@ -18,7 +17,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Checksums, Engine, PacketOutcome, Standalone},
+    engine::{Checksums, Engine, Event, EventKind, PacketOutcome, Standalone},
     packet::{self, MalformedPacket, Packet, PacketEdit, Seq, flags},
     policy::Policy,
     session::{Session, Side},
@@ -43,6 +42,8 @@ const MAX_CONNECTIONS: usize = 1 << 16;
 /// How many bytes wait after gaps at most, in all connections together.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
 
+/// The interval, in the capture's time, at which the engine removes expired sessions and pinholes.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How many gaps get a warning of their own.
 const MAX_REPORTED_GAPS: u64 = 10;
 
@@ -57,18 +58,17 @@ pub struct Player<W> {
     pub(super) writer: Option<PcapWriter<W>>,
     engine_start: Instant,
     /// The first and the latest time in the captures so far.
-    pub(super) time_span: Option<(Duration, Duration)>,
-    pub(super) last_sweep: Duration,
-    /// The number of the last frame of all captures.
-    pub(super) last_frame: u64,
-    /// The number of frames before each capture.
-    starts: Vec<u64>,
+    time_span: Option<(Duration, Duration)>,
+    last_sweep: Duration,
+    last_frame: FramePosition,
+    /// The number of captures that were begun.
+    captures: usize,
     /// Whether the current capture, and any capture, has a packet whose link type is supported.
     is_capture_readable: bool,
     is_any_readable: bool,
     /// Whether checksums are as they are on the wire.
     has_checksums: bool,
-    pub(super) transfers: PlayedConnections,
+    transfers: PlayedConnections,
     pub(super) report: Report,
 }
 
@@ -84,8 +84,8 @@ impl<W: Write> Player<W> {
             engine_start: Instant::now(),
             time_span: None,
             last_sweep: Duration::ZERO,
-            last_frame: 0,
-            starts: Vec::new(),
+            last_frame: FramePosition::default(),
+            captures: 0,
             is_capture_readable: false,
             is_any_readable: false,
             has_checksums: true,
@@ -123,7 +123,7 @@ impl<W: Write> Player<W> {
 
     /// Begins the next capture.
     pub fn begin_capture(&mut self) {
-        self.starts.push(self.last_frame);
+        self.captures += 1;
         self.is_capture_readable = false;
     }
 
@@ -145,9 +145,9 @@ impl<W: Write> Player<W> {
 
     /// Plays the next packet of the capture.
     pub fn handle_record(&mut self, record: &Record) -> io::Result<()> {
-        let frame = self.starts.last().copied().unwrap_or(0) + record.frame;
-        self.last_frame = frame;
-        self.report.summary.packets = frame;
+        let position = FramePosition { capture: self.current_capture(), frame: record.frame };
+        self.last_frame = position;
+        self.report.summary.packets += 1;
         self.advance_time(record);
         self.is_capture_readable |= record.link.is_some();
         self.is_any_readable |= record.link.is_some();
@@ -178,7 +178,7 @@ impl<W: Write> Player<W> {
             Ok((header, is_valid)) => {
                 let is_wrong = self.has_checksums && !is_valid;
                 self.report.summary.wrong_checksums += u64::from(is_wrong);
-                self.handle_segment(CapturedSegment { frame, time, bytes, header })?;
+                self.handle_segment(CapturedSegment { position, time, bytes, header })?;
                 self.sweep();
                 Ok(())
             }
@@ -216,15 +216,11 @@ impl<W: Write> Player<W> {
 
     /// Adds a warning about the current capture.
     fn warn(&mut self, warning: String) {
-        self.report.warn(self.starts.len().saturating_sub(1), warning);
+        self.report.warn(self.current_capture(), warning);
     }
 
-    /// Where a frame with this number in all captures together is.
-    pub(super) fn position(&self, frame: u64) -> FramePosition {
-        let after = self.starts.partition_point(|start| *start < frame);
-        let capture = after.saturating_sub(1);
-        let start = self.starts.get(capture).copied().unwrap_or(0);
-        FramePosition { capture, frame: frame - start }
+    fn current_capture(&self) -> usize {
+        self.captures.saturating_sub(1)
     }
 
     /// The number of connections, and of bytes that wait after gaps.
@@ -250,7 +246,7 @@ impl<W: Write> Player<W> {
         let header = segment.header;
         let flow = header.flow;
         self.evict_idle()?;
-        self.connection(flow).last_frame = segment.frame;
+        self.connection(flow).last_frame = segment.position;
         if header.has(flags::SYN | flags::ACK) {
             return self.handle_syn_ack(segment);
         }
@@ -274,7 +270,7 @@ impl<W: Write> Player<W> {
         }
         match self.connection(flow).stage {
             FollowState::Unfollowed => return self.write_packet(segment.time, segment.bytes),
-            FollowState::Lost => return self.deliver_to_engine(segment),
+            FollowState::Lost => return self.deliver(segment),
             FollowState::Followed => {}
         }
         if let Some(ack) = header.ack {
@@ -296,7 +292,7 @@ impl<W: Write> Player<W> {
                 self.note_gap(flow, seq);
             }
         } else {
-            self.deliver_segment(segment)?;
+            self.deliver(segment)?;
         }
         self.deliver_queued(flow, time)
     }
@@ -311,7 +307,7 @@ impl<W: Write> Player<W> {
             self.end_connection(flow)?;
         }
         let bytes = segment.bytes.clone();
-        self.deliver_segment(segment)?;
+        self.deliver(segment)?;
         let began = match (self.session(flow), Packet::parse(&bytes)) {
             (Some((session, _)), Ok(packet)) => session.is_syn_ack_retransmission(&packet),
             _ => false,
@@ -334,7 +330,7 @@ impl<W: Write> Player<W> {
         self.gateway.run(now, |engine, _| {
             engine.sessions.forget_between(flow.source, flow.destination);
         });
-        self.report_events(self.position(self.last_frame));
+        self.report_events(self.last_frame);
         let connection = self.connection(flow);
         let last_frame = connection.last_frame;
         *connection = CapturedConnection::default();
@@ -347,7 +343,7 @@ impl<W: Write> Player<W> {
         if self.connections.len() < MAX_CONNECTIONS {
             return Ok(());
         }
-        let mut frames: Vec<u64> = self.connections.values().map(|one| one.last_frame).collect();
+        let mut frames: Vec<_> = self.connections.values().map(|one| one.last_frame).collect();
         let middle = frames.len() / 2;
         let median = *frames.select_nth_unstable(middle).1;
         let idle = self.connections.iter().filter(|(_, one)| one.last_frame <= median);
@@ -423,10 +419,10 @@ impl<W: Write> Player<W> {
         }
         let direction = self.direction(flow);
         direction.next = until;
-        direction.line_frame = 0;
+        direction.line_frame = FramePosition::default();
         self.report.summary.gaps += 1;
         if self.report.summary.gaps <= MAX_REPORTED_GAPS {
-            let position = self.position(self.last_frame);
+            let position = self.last_frame;
             let warning = format!(
                 "gap before frame {}: {} bytes from {source} to {destination} are not in the capture",
                 position.frame,
@@ -446,63 +442,35 @@ impl<W: Write> Player<W> {
             };
             self.queued_bytes = self.queued_bytes.saturating_sub(segment.bytes.len());
             segment.time = segment.time.max(time);
-            self.deliver_segment(segment)?;
+            self.deliver(segment)?;
         }
     }
 
-    /// Passes the next segment to the engine. If it completes a line that has a part in a later frame, the later frame
-    /// counts as the frame that completed the line.
-    fn deliver_segment(&mut self, mut segment: CapturedSegment) -> io::Result<()> {
-        let Ok(packet) = Packet::parse(&segment.bytes) else { return Ok(()) };
-        let (header, payload) = (segment.header, packet.payload());
-        let direction = self.direction(header.flow);
-        if let Some(end) = direction.completed_later(&header, payload, segment.frame) {
-            let frame = direction.line_frame;
-            if end == payload.len() {
-                segment.frame = frame;
-            } else {
-                let part = |frame, seq, payload, flags| {
-                    let edit =
-                        PacketEdit { seq, payload: Some(payload), flags, ..unchanged(&packet) };
-                    let mut bytes = Vec::new();
-                    packet.rebuild(&edit, Some, &mut bytes);
-                    let header = SegmentHeader::read(&Packet::parse(&bytes).ok()?);
-                    Some(CapturedSegment { frame, time: segment.time, bytes, header })
-                };
-                let (line, rest) = payload.split_at(end);
-                let first =
-                    part(frame, header.seq, line, header.flags & !(flags::FIN | flags::PSH));
-                let second = part(segment.frame, header.seq + end as u32, rest, header.flags);
-                let (Some(first), Some(second)) = (first, second) else { return Ok(()) };
-                self.deliver_to_engine(first)?;
-                return self.deliver_to_engine(second);
-            }
-        }
-        self.deliver_to_engine(segment)
-    }
-
-    fn deliver_to_engine(&mut self, segment: CapturedSegment) -> io::Result<()> {
+    /// Passes the next segment to the engine. What a line's last segment completes is reported at the last of the line's
+    /// frames, which may be that of an earlier segment.
+    fn deliver(&mut self, segment: CapturedSegment) -> io::Result<()> {
         let Ok(packet) = Packet::parse(&segment.bytes) else { return Ok(()) };
         let header = segment.header;
         let flow = header.flow;
         let connection = self.connection(flow);
+        let position = segment.position.max(connection.direction(flow).line_frame);
         if connection.stage == FollowState::Lost {
-            connection.direction(flow).advance(&header, packet.payload(), segment.frame);
+            connection.direction(flow).advance(&header, packet.payload(), position);
             return self.write_lost(segment);
         }
         let before = self.side(flow);
         let input = self.with_delivered_acknowledgements(&packet);
-        let verdict = self.run_engine(&input, segment.frame);
+        let verdict = self.run_engine(&input, position);
         let after = self.side(flow);
         let connection = self.connection(flow);
-        connection.direction(flow).advance(&header, packet.payload(), segment.frame);
+        connection.direction(flow).advance(&header, packet.payload(), position);
         if connection.stage == FollowState::Followed && after.is_none() {
             (connection.stage, connection.is_finished) = (FollowState::Unfollowed, true);
         }
         if verdict == PacketOutcome::Drop {
             connection.stage = FollowState::Lost;
             self.report.summary.lost += 1;
-            let position = self.position(segment.frame);
+            let position = segment.position;
             let warning = format!(
                 "frame {}: a gateway would wait for a retransmission of this segment; the \
                  connection from {} to {} is not followed any more",
@@ -516,6 +484,59 @@ impl<W: Write> Player<W> {
                 self.write_inner(&segment, side, verdict, input)
             }
             _ => self.write_outer(&segment, input),
+        }
+    }
+
+    /// Passes `bytes` to the engine. Its decisions are reported for the frame at `position`.
+    fn run_engine(&mut self, bytes: &[u8], position: FramePosition) -> PacketOutcome {
+        let now = self.now();
+        let verdict = self.gateway.packet(now, bytes);
+        self.report_events(position);
+        verdict
+    }
+
+    /// Records that no packet came until `time` since 1970.
+    pub fn pass_time(&mut self, time: Duration) {
+        if let Some((_, last)) = &mut self.time_span {
+            *last = time.max(*last);
+        }
+        self.sweep();
+    }
+
+    /// Makes the engine remove expired sessions and pinholes.
+    fn sweep(&mut self) {
+        let latest = self.latest_time();
+        if latest.saturating_sub(self.last_sweep) >= SWEEP_INTERVAL {
+            self.last_sweep = latest;
+            let now = self.now();
+            self.gateway.expire(now);
+            self.report_events(self.last_frame);
+        }
+        self.report_transfers(false);
+    }
+
+    /// Reports what the engine found in the frame at `position`.
+    fn report_events(&mut self, position: FramePosition) {
+        let now = self.now();
+        let (events, omitted) = self.gateway.take_events();
+        self.report.summary.omitted += omitted;
+        for event in events {
+            let Event { session, client, server, user, kind } = event;
+            let head = Event { session, client, server, user, kind: () };
+            match kind {
+                EventKind::Transfer(transfer) => {
+                    let ended = self.transfers.end(now, position, head.map(|()| transfer));
+                    ended.into_iter().for_each(|(at, event)| self.report.add(at, event));
+                }
+                kind => self.report.add(position, head.map(|()| kind)),
+            }
+        }
+    }
+
+    /// Reports the transfers of which nothing more is to be known; at the end of the captures, all.
+    fn report_transfers(&mut self, is_end: bool) {
+        for (position, event) in self.transfers.take_finished(self.now(), is_end) {
+            self.report.add(position, event);
         }
     }
 
@@ -552,11 +573,11 @@ impl<W: Write> Player<W> {
     }
 
     /// The latest time in the capture so far. The time of the engine follows it.
-    pub(super) fn latest_time(&self) -> Duration {
+    fn latest_time(&self) -> Duration {
         self.time_span.map_or(Duration::ZERO, |(_, last)| last)
     }
 
-    pub(super) fn now(&self) -> Instant {
+    fn now(&self) -> Instant {
         let elapsed =
             self.time_span.map_or(Duration::ZERO, |(first, last)| last.saturating_sub(first));
         self.engine_start.checked_add(elapsed.min(MAX_ELAPSED)).unwrap_or(self.engine_start)

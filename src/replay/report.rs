@@ -12,7 +12,7 @@ use serde::Serialize;
 const MAX_REASONS: usize = 100;
 
 /// A frame of one of the captures.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FramePosition {
     /// The capture, counted from 0.
     pub capture: usize,
