@@ -1,24 +1,29 @@
 //! Finds `[[network]]` tables that never apply, because earlier ones have all of their connections.
+//!
+//! Which networks an address is in changes only at the first address of a network, and behind its last one. So a table's
+//! connections between such addresses stand for all of them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    iter,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    slice,
+};
 
 use ftp_alg_core::policy::NetworkPolicy;
 use ipnetwork::IpNetwork;
 
-/// Any address of a family.
-const ANY: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-/// Limit of the parts of a table that are looked at. A table with more counts as one that applies.
-const MAX_PARTS: usize = 2000;
-
-/// A network, as address and length of the prefix.
-type Network = (IpAddr, u8);
+/// The first address of each family.
+const FIRST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+/// Limit of the connections that are looked at. A table with more counts as one that applies.
+const MAX_CONNECTIONS: usize = 5000;
 
 /// The indices of each such table and of the first earlier one that has all of its connections, if one alone has:
 /// `(earlier, later)`.
 pub(super) fn shadowed(networks: &[NetworkPolicy]) -> Vec<(Option<usize>, usize)> {
     let with_earlier = |(later, network): (usize, &NetworkPolicy)| {
         let before = &networks[..later];
-        let one = before.iter().position(|earlier| covers(std::slice::from_ref(earlier), network));
+        let one = before.iter().position(|earlier| covers(slice::from_ref(earlier), network));
         (one.is_some() || covers(before, network)).then_some((one, later))
     };
     networks.iter().enumerate().filter_map(with_earlier).collect()
@@ -26,83 +31,43 @@ pub(super) fn shadowed(networks: &[NetworkPolicy]) -> Vec<(Option<usize>, usize)
 
 /// Whether `earlier` have all connections of `later`, which has some. Both ends of a connection are of one family.
 fn covers(earlier: &[NetworkPolicy], later: &NetworkPolicy) -> bool {
-    let earlier: Vec<_> = earlier.iter().collect();
-    let (mut has_connections, mut parts) = (false, MAX_PARTS);
-    for any in ANY {
-        let [clients, servers] = [&later.clients, &later.servers].map(|side| of_family(side, any));
-        for client in &clients {
-            for server in &servers {
-                has_connections = true;
-                if !cover_part(&earlier, [*client, *server], &mut parts) {
-                    return false;
-                }
-            }
-        }
-    }
-    has_connections
-}
-
-/// Whether `earlier` have all connections of these clients and servers. Looks at no more than `parts`.
-fn cover_part(
-    earlier: &[&NetworkPolicy],
-    [clients, servers]: [Network; 2],
-    parts: &mut usize,
-) -> bool {
-    *parts = parts.saturating_sub(1);
-    let is_held =
-        |one: &&NetworkPolicy| holds(&one.clients, clients) && holds(&one.servers, servers);
-    if *parts == 0 || earlier.iter().any(is_held) {
-        return *parts > 0;
-    }
-    let may_hold =
-        |one: &&NetworkPolicy| overlaps(&one.clients, clients) && overlaps(&one.servers, servers);
-    let earlier: Vec<_> = earlier.iter().copied().filter(may_hold).collect();
-    if earlier.iter().any(|one| !holds(&one.clients, clients)) {
-        halves(clients).is_some_and(|halves| {
-            halves.into_iter().all(|half| cover_part(&earlier, [half, servers], parts))
-        })
-    } else {
-        !earlier.is_empty()
-            && halves(servers).is_some_and(|halves| {
-                halves.into_iter().all(|half| cover_part(&earlier, [clients, half], parts))
-            })
-    }
-}
-
-/// The two halves of a network of more than one address.
-fn halves((address, prefix): Network) -> Option<[Network; 2]> {
-    let upper = match address {
-        IpAddr::V4(lower) => {
-            let bit = 1_u32.checked_shl(31_u32.checked_sub(prefix.into())?)?;
-            IpAddr::V4((u32::from(lower) | bit).into())
-        }
-        IpAddr::V6(lower) => {
-            let bit = 1_u128.checked_shl(127_u32.checked_sub(prefix.into())?)?;
-            IpAddr::V6((u128::from(lower) | bit).into())
-        }
+    let connections = FIRST.into_iter().flat_map(|first| {
+        let clients = edges(&later.clients, earlier.iter().flat_map(|one| &one.clients), first);
+        let servers = edges(&later.servers, earlier.iter().flat_map(|one| &one.servers), first);
+        let with_servers = move |client| servers.clone().into_iter().map(move |to| (client, to));
+        clients.into_iter().flat_map(with_servers)
+    });
+    let is_held = |(client, server): (IpAddr, IpAddr)| {
+        earlier.iter().any(|one| holds(&one.clients, client) && holds(&one.servers, server))
     };
-    Some([(address, prefix + 1), (upper, prefix + 1)])
+    let mut connections = connections.peekable();
+    connections.peek().is_some()
+        && connections.by_ref().take(MAX_CONNECTIONS).all(is_held)
+        && connections.next().is_none()
 }
 
-/// Whether `network` lies in one of `side`. An empty `side` is any network.
-fn holds(side: &[IpNetwork], (address, prefix): Network) -> bool {
-    side.is_empty() || side.iter().any(|other| other.prefix() <= prefix && other.contains(address))
+/// The addresses of a side, in the family of `first`, at which it or one of `others` begins, or which is behind one.
+fn edges<'a>(
+    side: &'a [IpNetwork],
+    others: impl Iterator<Item = &'a IpNetwork>,
+    first: IpAddr,
+) -> BTreeSet<IpAddr> {
+    let edges = side.iter().chain(others).flat_map(|network| {
+        iter::once(network.network()).chain(address_after(network.broadcast()))
+    });
+    let is_inside =
+        |address: &IpAddr| address.is_ipv4() == first.is_ipv4() && holds(side, *address);
+    edges.chain([first]).filter(is_inside).collect()
 }
 
-/// Whether `network` shares an address with one of `side`. An empty `side` is any network.
-fn overlaps(side: &[IpNetwork], network: Network) -> bool {
-    let (address, prefix) = network;
-    let is_inside = |other: &IpNetwork| {
-        IpNetwork::new(address, prefix).is_ok_and(|network| network.contains(other.network()))
-    };
-    holds(side, network) || side.iter().any(is_inside)
+fn address_after(address: IpAddr) -> Option<IpAddr> {
+    Some(match address {
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits().checked_add(1)?).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits().checked_add(1)?).into(),
+    })
 }
 
-/// The networks of a side that are of the family of `any`, as address and length of the prefix.
-fn of_family(side: &[IpNetwork], any: IpAddr) -> Vec<Network> {
-    if side.is_empty() {
-        return vec![(any, 0)];
-    }
-    let of_family = side.iter().filter(|network| network.is_ipv4() == any.is_ipv4());
-    of_family.map(|network| (network.network(), network.prefix())).collect()
+/// Whether `address` is in one of `side`. An empty `side` is any network.
+fn holds(side: &[IpNetwork], address: IpAddr) -> bool {
+    side.is_empty() || side.iter().any(|network| network.contains(address))
 }
