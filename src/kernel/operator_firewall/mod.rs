@@ -2,7 +2,6 @@
 //! by rtnetlink. Changes nothing.
 
 mod links;
-mod policy_routing;
 mod reader;
 
 use std::{
@@ -19,6 +18,7 @@ use super::{
     legacy_iptables::uses_legacy,
     netlink::{Socket, nft},
     parameters::{Backend, TABLE as OURS},
+    rtnetlink,
 };
 pub use links::links;
 pub use reader::RulesetReader;
@@ -80,7 +80,7 @@ fn read_rules(gateway: Gateway, texts: bool) -> Firewall {
         added.map_err(|error| io::Error::other(format!("cannot parse the output of nft: {error}")))
     });
     firewall.read_errors.extend(added.err().map(|error| format!("nftables: {error}")));
-    match policy_routing::read() {
+    match rtnetlink::mark_rules() {
         Ok(rules) => firewall.routing_rules = rules,
         Err(error) => firewall.read_errors.push(format!("ip rule: {error}")),
     }

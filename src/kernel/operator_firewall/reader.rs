@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use ftp_alg_firewall::{Firewall, Gateway, IpVersion, RoutingRule};
 
-use super::{policy_routing, read_without_texts};
+use super::read_without_texts;
 use crate::kernel::{
     NetfilterError, claimed_ports::ClaimedPorts, legacy_iptables::uses_legacy, netlink::Socket,
-    table::Commits,
+    rtnetlink, table::Commits,
 };
 
 /// Minimum time between two readings, however often the rules change.
@@ -53,7 +53,7 @@ impl RulesetReader {
             if age < MIN_INTERVAL
                 || is_same
                     && (age < LEGACY_INTERVAL || !legacy())
-                    && policy_routing::read().is_ok_and(|rules| rules == self.routing_rules)
+                    && rtnetlink::mark_rules().is_ok_and(|rules| rules == self.routing_rules)
             {
                 return None;
             }

@@ -29,7 +29,12 @@ const RTM_F_FIB_MATCH: u32 = 0x2000;
 const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 /// `FRA_TABLE` has the number of [`RTA_TABLE`].
 const FRA_SRC: u16 = 2;
+const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
+const FRA_FWMASK: u16 = 16;
+const FRA_IP_PROTO: u16 = 22;
+/// A flag in `struct fib_rule_hdr`, which ends with them.
+const FIB_RULE_INVERT: u32 = 2;
 const NHA_ID: u16 = 1;
 const NHA_GROUP: u16 = 2;
 const NHA_OIF: u16 = 5;
@@ -166,6 +171,22 @@ pub fn parse_rule(body: &[u8]) -> Option<RoutingRule> {
     Some(RoutingRule { table: table_of(body)?, mark, source })
 }
 
+/// The rule of a message, if it compares the packet mark of TCP packets.
+pub fn parse_mark_rule(body: &[u8]) -> Option<ftp_alg_firewall::RoutingRule> {
+    let (head, attributes) = body.split_at_checked(RTMSG_SIZE)?;
+    let flags = u32::from_ne_bytes(*head.last_chunk()?);
+    let attributes = Attributes::new(attributes);
+    let number = |kind| attributes.first(kind).and_then(index_at).unwrap_or(0);
+    let protocol = attributes.first(FRA_IP_PROTO).and_then(<[u8]>::first);
+    let is_of_tcp = protocol.is_none_or(|protocol| i32::from(*protocol) == libc::IPPROTO_TCP);
+    (number(FRA_FWMASK) != 0 && is_of_tcp).then(|| ftp_alg_firewall::RoutingRule {
+        priority: number(FRA_PRIORITY),
+        mark: number(FRA_FWMARK),
+        mask: number(FRA_FWMASK),
+        is_inverted: flags & FIB_RULE_INVERT != 0,
+    })
+}
+
 /// The nexthop object of a message.
 pub fn parse_nexthop(body: &[u8]) -> Option<Nexthop> {
     let attributes = Attributes::new(body.get(NHMSG_SIZE..)?);
@@ -271,11 +292,33 @@ mod tests {
         assert_eq!(parse_rule(&body), Some(RoutingRule { table: 1003, mark: Some(5), source }));
     }
 
+    #[test]
+    fn rules_that_compare_the_packet_mark_are_read() {
+        let (one, whole, byte) =
+            (1_u32.to_ne_bytes(), u32::MAX.to_ne_bytes(), 0xff_u32.to_ne_bytes());
+        let text = |flags: u32, attributes: &[(u16, &[u8])]| {
+            let mut body = vec![libc::AF_INET as u8, 0, 0, 0, 254, 0, 0, 1];
+            body.extend(flags.to_ne_bytes());
+            for (kind, content) in attributes {
+                put_attribute(&mut body, *kind, content);
+            }
+            parse_mark_rule(&body).map(|rule| rule.to_string())
+        };
+        let marked = [(FRA_PRIORITY, &one[..]), (FRA_FWMARK, &one), (FRA_FWMASK, &whole)];
+        assert_eq!(text(0, &marked).as_deref(), Some("1: fwmark 0x1"));
+        let masked = [(FRA_FWMASK, &byte[..])];
+        assert_eq!(text(2, &masked).as_deref(), Some("0: not fwmark 0x0/0xff"));
+        let of = |protocol: &'static [u8]| [&marked[..], &[(FRA_IP_PROTO, protocol)]].concat();
+        assert!(text(0, &of(&[6])).is_some());
+        assert_eq!((text(0, &of(&[17])), text(0, &marked[..1])), (None, None));
+    }
+
     proptest! {
         #[test]
         fn no_message_makes_the_parsers_panic(body in proptest::collection::vec(any::<u8>(), 0..80)) {
             parse_route(&body);
             parse_rule(&body);
+            parse_mark_rule(&body);
             parse_nexthop(&body);
         }
     }

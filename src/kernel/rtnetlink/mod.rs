@@ -16,7 +16,8 @@ use ftp_alg_core::engine::{KernelError, RouteLookup};
 
 use self::messages::{
     Nexthop, RTM_GETNEXTHOP, RTM_GETROUTE, RTM_GETRULE, Route, RouteRequest, RoutingRule,
-    nexthop_request, parse_nexthop, parse_route, parse_rule, rules_request, table_request,
+    nexthop_request, parse_mark_rule, parse_nexthop, parse_route, parse_rule, rules_request,
+    table_request,
 };
 use super::{
     budget::{Budget, Stopwatch},
@@ -348,6 +349,19 @@ impl Routes {
                  interface opens nothing"
             );
         }
+    }
+}
+
+/// The rules of policy routing (`ip rule`) of this network namespace that compare the packet mark of TCP packets. Only
+/// those of IPv4, because the fast path has no other connections.
+pub fn mark_rules() -> io::Result<Vec<ftp_alg_firewall::RoutingRule>> {
+    let mut rules = Vec::new();
+    let request = rules_request(Ipv4Addr::UNSPECIFIED.into());
+    let each = |message: &Message<'_>| rules.extend(parse_mark_rule(message.body));
+    match Socket::open_route()?.dump(RTM_GETRULE, &request, each) {
+        // A kernel without policy routing has none.
+        Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => Err(error),
+        _ => Ok(rules),
     }
 }
 
