@@ -84,11 +84,6 @@ impl SegmentHeader {
     pub fn has(&self, which: u8) -> bool {
         self.flags & which == which
     }
-
-    /// Whether the segment has data or a FIN, so that it occupies sequence numbers.
-    pub fn occupies_sequence_space(&self) -> bool {
-        self.seq != self.end
-    }
 }
 
 /// Whether the engine follows a connection.

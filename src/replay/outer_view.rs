@@ -7,12 +7,12 @@ use std::{
 
 use ftp_alg_core::{
     engine::PacketOutcome,
-    packet::{Packet, PacketEdit, flags},
+    packet::{Packet, PacketEdit, Seq, flags},
     session::Side,
 };
 
 use super::{
-    captured_connection::{CapturedSegment, Flow, SegmentHeader},
+    captured_connection::{CapturedSegment, Flow},
     datagram::{self, DatagramLayout},
     player::{Player, unchanged},
 };
@@ -96,7 +96,7 @@ impl<W: Write> Player<W> {
         let written = Packet::parse(&input).ok().map(|packet| packet.ack());
         if let (Some(captured), Some(written)) = (header.ack, written) {
             let last = self.direction(header.flow).last_written_ack.replace((captured, written));
-            let bare = !header.occupies_sequence_space() && header.flags == flags::ACK;
+            let bare = header.length == 0 && header.flags == flags::ACK;
             let advances_only_there =
                 last.is_some_and(|(c, w)| captured.is_after(c) && written == w);
             if bare && advances_only_there {
@@ -106,36 +106,37 @@ impl<W: Write> Player<W> {
         self.write_packet(segment.time, input)
     }
 
-    /// Writes a packet of a connection that the engine has lost. Its numbers match the rewrites before the loss.
-    pub(super) fn write_lost(&mut self, segment: CapturedSegment) -> io::Result<()> {
-        let CapturedSegment { time, mut bytes, header, .. } = segment;
-        if let Some(layout) = DatagramLayout::parse(&bytes) {
-            self.renumber(&mut bytes, &layout, &header);
-        }
-        self.write_packet(time, bytes)
-    }
-
-    /// Writes an incomplete packet of a control connection.
-    pub(super) fn write_partial(
+    /// Writes a packet that the engine does not get, because it has lost the connection or the packet is incomplete. Its
+    /// numbers match the rewrites before.
+    pub(super) fn write_renumbered(
         &mut self,
         time: Duration,
         mut bytes: Vec<u8>,
         layout: &DatagramLayout,
     ) -> io::Result<()> {
-        if let Some(header) = partial_header(&bytes, layout) {
-            self.renumber(&mut bytes, layout, &header);
+        let flow = Flow { source: layout.source, destination: layout.destination };
+        let inner = self.side(flow).map(|side| self.is_from_inner_side(flow, side));
+        if let (Some((session, side)), Some(is_inner)) = (self.session(flow), inner) {
+            let (at, map) = match is_inner {
+                true => (layout.transport + 4, session.map(side)),
+                false => (layout.transport + 8, session.map(side.peer())),
+            };
+            let flags = bytes.get(layout.transport + 13).copied().unwrap_or(0);
+            if let Some(number) = bytes.get(at..).and_then(<[u8]>::first_chunk)
+                && (is_inner || flags & flags::ACK != 0)
+            {
+                let delivered = map.to_delivered(Seq(u32::from_be_bytes(*number)));
+                datagram::overwrite(&mut bytes, layout, at, &delivered.0.to_be_bytes());
+            }
         }
         self.write(time, bytes, layout)
     }
 
-    fn renumber(&mut self, bytes: &mut [u8], layout: &DatagramLayout, header: &SegmentHeader) {
-        let Some((session, side)) = self.session(header.flow) else { return };
-        let seq = session.map(side).to_delivered(header.seq);
-        let ack = header.ack.map(|ack| session.map(side.peer()).to_delivered(ack));
-        if self.is_from_inner_side(header.flow, side) {
-            datagram::overwrite(bytes, layout, layout.transport + 4, &seq.0.to_be_bytes());
-        } else if let Some(ack) = ack {
-            datagram::overwrite(bytes, layout, layout.transport + 8, &ack.0.to_be_bytes());
+    /// As [`Player::write_renumbered`], for a complete packet.
+    pub(super) fn write_lost(&mut self, time: Duration, bytes: Vec<u8>) -> io::Result<()> {
+        match DatagramLayout::parse(&bytes) {
+            Some(layout) => self.write_renumbered(time, bytes, &layout),
+            None => Ok(()),
         }
     }
 
@@ -170,23 +171,4 @@ impl<W: Write> Player<W> {
         *self.report.summary.written.get_or_insert(0) += 1;
         Ok(())
     }
-}
-
-/// The header of an incomplete segment.
-fn partial_header(bytes: &[u8], layout: &DatagramLayout) -> Option<SegmentHeader> {
-    let long = |at: usize| {
-        let at = layout.transport + at;
-        let four = bytes.get(at..at + 4)?.try_into().ok()?;
-        Some(ftp_alg_core::packet::Seq(u32::from_be_bytes(four)))
-    };
-    let flags = *bytes.get(layout.transport + 13)?;
-    let seq = long(4)?;
-    Some(SegmentHeader {
-        flow: Flow { source: layout.source, destination: layout.destination },
-        seq,
-        end: seq,
-        ack: long(8).filter(|_| flags & flags::ACK != 0),
-        flags,
-        length: 0,
-    })
 }

@@ -188,7 +188,7 @@ impl<W: Write> Player<W> {
                 } else {
                     self.report.summary.incomplete += 1;
                 }
-                self.write_partial(time, bytes, &layout)
+                self.write_renumbered(time, bytes, &layout)
             }
         }
     }
@@ -456,7 +456,7 @@ impl<W: Write> Player<W> {
         let position = segment.position.max(connection.direction(flow).line_frame);
         if connection.stage == FollowState::Lost {
             connection.direction(flow).advance(&header, packet.payload(), position);
-            return self.write_lost(segment);
+            return self.write_lost(segment.time, segment.bytes);
         }
         let before = self.side(flow);
         let input = self.with_delivered_acknowledgements(&packet);
@@ -477,7 +477,7 @@ impl<W: Write> Player<W> {
                 position.frame, flow.source, flow.destination
             );
             self.report.warn(position.capture, warning);
-            return self.write_lost(segment);
+            return self.write_lost(segment.time, segment.bytes);
         }
         match after.or(before) {
             Some(side) if self.is_from_inner_side(flow, side) => {
@@ -568,7 +568,7 @@ impl<W: Write> Player<W> {
         self.gateway.engine.sessions.session_between(flow.source, flow.destination)
     }
 
-    fn side(&mut self, flow: Flow) -> Option<Side> {
+    pub(super) fn side(&mut self, flow: Flow) -> Option<Side> {
         self.session(flow).map(|(_, side)| side)
     }
 
