@@ -162,19 +162,9 @@ impl<'a> Replay<'a> {
         player: Player<BufWriter<File>>,
         external: Option<IpAddr>,
     ) -> Self {
-        let names = options.captures.iter().map(|path| match is_stdin(path) {
-            true => "standard input".to_owned(),
-            false => path.display().to_string(),
-        });
-        let names = names.collect();
-        let files =
-            options.captures.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-        Self {
-            options,
-            player,
-            printer: NotePrinter::new(options.output, names, files, external),
-            errors: Vec::new(),
-        }
+        let files = options.captures.iter().map(|path| path.display().to_string()).collect();
+        let printer = NotePrinter::new(options.output, files, external);
+        Self { options, player, printer, errors: Vec::new() }
     }
 
     /// Plays the next capture. It fails only if the output cannot be written.

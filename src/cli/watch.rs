@@ -73,8 +73,8 @@ impl WatchOptions {
             PacketSocket::open(&self.interface, &policy.control_ports, self.promiscuous)?;
         let mut player = Player::<io::Sink>::new(policy, nat).of_local_packets();
         player.begin_capture();
-        let names = vec![self.interface.clone()];
-        let mut printer = NotePrinter::new(self.output, names.clone(), names, external);
+        let files = vec![self.interface.clone()];
+        let mut printer = NotePrinter::new(self.output, files, external);
         warn(&self.interface, "packets are read; Ctrl-C ends this");
         let read = self.read(&mut socket, &mut player, &mut printer, &stop)?;
         player.finish().map_err(Failure::failed)?;

@@ -9,7 +9,10 @@ use clap::Args;
 use ftp_alg_core::engine::Transfer;
 use serde::Serialize;
 
-use super::text::{self, NoteTable};
+use super::{
+    STDIN,
+    text::{self, NoteTable},
+};
 use crate::{
     cli::{Failure, output::Lines},
     replay::{Note, SessionNote, Summary},
@@ -58,6 +61,11 @@ impl<'a> EventLine<'a> {
     }
 }
 
+/// The name of a capture in messages.
+fn name_of(file: &str) -> &str {
+    if file == STDIN { "standard input" } else { file }
+}
+
 /// What the output has.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct OutputOptions {
@@ -74,8 +82,6 @@ pub struct NotePrinter {
     json: bool,
     /// Whether the objects of JSON include transfers.
     has_transfers: bool,
-    /// The captures in messages.
-    names: Vec<String>,
     /// The captures as they were named.
     files: Vec<String>,
     lines: Lines,
@@ -83,21 +89,20 @@ pub struct NotePrinter {
 }
 
 impl NotePrinter {
-    /// Prints the notes of captures with these `names` in messages, and these `files` in JSON, of a NAT with the address
-    /// `external`.
+    /// Prints the notes of captures that were named `files`, of a NAT with the address `external`.
     pub fn new(
         OutputOptions { json, transfers }: OutputOptions,
-        names: Vec<String>,
         files: Vec<String>,
         external: Option<IpAddr>,
     ) -> Self {
+        let names: Vec<_> = files.iter().map(|file| name_of(file)).collect();
         let table = NoteTable::new(&names, external);
-        Self { json, has_transfers: transfers, names, files, lines: Lines::new(), table }
+        Self { json, has_transfers: transfers, files, lines: Lines::new(), table }
     }
 
     /// The name of a capture in messages.
     pub fn name(&self, capture: usize) -> &str {
-        &self.names[capture]
+        name_of(&self.files[capture])
     }
 
     /// Prints `notes`.
@@ -105,7 +110,7 @@ impl NotePrinter {
         for note in notes {
             let line = match note {
                 Note::Warning(capture, warning) => {
-                    warn(&self.names[capture], &warning);
+                    warn(self.name(capture), &warning);
                     continue;
                 }
                 Note::Announcement(row) if self.json => self.json(row.capture, &row)?,

@@ -31,7 +31,7 @@ pub(super) struct NoteTable {
 
 impl NoteTable {
     /// A table for `captures`, and for a NAT with the address `external`.
-    pub fn new(captures: &[String], external: Option<IpAddr>) -> Self {
+    pub fn new(captures: &[&str], external: Option<IpAddr>) -> Self {
         let captures: Vec<String> = match captures {
             [_] => Vec::new(),
             several => several.iter().map(|name| escape_control_characters(name)).collect(),
@@ -195,8 +195,7 @@ mod tests {
 
     #[test]
     fn several_captures_have_a_column() {
-        let names = ["a.pcap", "long\nname.pcap"].map(str::to_owned);
-        let mut table = NoteTable::new(&names, None);
+        let mut table = NoteTable::new(&["a.pcap", "long\nname.pcap"], None);
         let (client, server) = ("10.0.0.7:9".parse().unwrap(), "10.0.0.9:21".parse().unwrap());
         let kind = EventKind::SessionStarted;
         let row = SessionNote {
