@@ -223,6 +223,66 @@ fn an_error_names_position_key_value_and_allowed_values() {
     );
 }
 
+/// Each value of the first list is read, and none of the second. Nothing is trimmed, guessed or rounded.
+#[test]
+fn values_without_a_type_in_toml_have_one_form() {
+    for (key, read, refused) in [
+        (
+            "pinhole.timeout",
+            "'1500ms' | '30s' | '2m' | '1h'",
+            "'' | '30' | 30 | 's' | '1.5s' | '-1s' | '30 s' | '1d' | '999ms' | '61m' | '99999999999999999999s' | \
+             '18446744073709551615h'",
+        ),
+        (
+            "policy.memory",
+            "1048576 | '1048576' | '1536KiB' | '64MiB' | '2GiB'",
+            "'' | '64.5' | '64MB' | '64 MiB' | '64mib' | '-1' | -1 | 1.5 | 'MiB' | true | 4096 | '100KiB' | \
+             '99999999999999999999MiB' | '17592186044416MiB'",
+        ),
+        (
+            "nat.port-range",
+            "'49152-65535' | '2000-2000'",
+            "'2000' | '3000-2000' | '1000-2000' | '-' | '1-65536' | '+2000-3000' | '2000 - 3000' | '2000-3000-4000'",
+        ),
+        (
+            "policy.deny-ports",
+            "[3306] | ['5900-5999'] | []",
+            "[0] | [65536] | [-1] | [1.5] | ['3306'] | ['0-5'] | ['9-8'] | [true] | [[1]] | 22",
+        ),
+        (
+            "nat.external-address",
+            "'auto' | '198.51.100.1' | '2001:db8::1' | 'dns:ftp.example.net'",
+            "'' | '0.0.0.0' | '224.0.0.1' | '255.255.255.255' | '127.0.0.1' | '::' | 'dns:' | 'dns:-a' | 'host'",
+        ),
+        (
+            "metrics.listen",
+            "'127.0.0.1:9821' | '[::1]:9821' | '9821' | 9821",
+            "'9821x' | '127.0.0.1' | 'localhost:9821' | '::1:9821' | '127.0.0.1:0' | '224.0.0.1:9821' | 0 | 65536 | \
+             true",
+        ),
+        (
+            "[[network]]\nclients",
+            "'192.168.150.0/24' | '0.0.0.0/0' | '2001:db8::/32' | '10.0.0.5' | ['2001:db8::5', '10.0.0.5/32']",
+            "'' | '10.0.0.5/24' | '10.0.0.0/33' | '2001:db8::1/32' | 'lan' | '10.0.0/8' | [] | ['::/0', 7]",
+        ),
+    ] {
+        let is_read = |value: &&str| parse(&format!("{key} = {value}")).is_ok();
+        let [not_read, not_refused]: [Vec<_>; 2] = [
+            read.split(" | ").filter(|value| !is_read(value)).collect(),
+            refused.split(" | ").filter(is_read).collect(),
+        ];
+        assert!(not_read.is_empty() && not_refused.is_empty(), "{not_read:?} {not_refused:?}");
+    }
+    for (text, bytes) in [("1048576", 1 << 20), ("'1536KiB'", 1536 << 10), ("'2GiB'", 2 << 30)] {
+        let config = parse(&format!("policy.memory = {text}")).unwrap();
+        assert_eq!(config.limits.memory, bytes, "{text}");
+    }
+    for (text, seconds) in [("2m", 120), ("1h", 3600)] {
+        let config = parse(&format!("pinhole.timeout = '{text}'")).unwrap();
+        assert_eq!(config.pinhole.timeout, Duration::from_secs(seconds));
+    }
+}
+
 #[test]
 fn metrics_listen_at_an_address_or_at_a_port_of_the_loopback_address() {
     for (value, address) in [
@@ -261,9 +321,7 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         ("queue.fast-path = \"on\"", "queue.fast-path: \"on\" is not one of \"auto\", \"off\""),
         ("queue = { number = 65535, workers = 2 }", "65535 leaves fewer than 2 queue numbers"),
         ("pinhole.backend = \"ebpf\"", "is not one of \"auto\", \"nftables\", \"conntrack\""),
-        ("pinhole.timeout = \"999ms\"", "\"999ms\" is not a duration from 1s to 1h"),
         ("pinhole.timeout = \"61m\"", "pinhole.timeout: \"61m\" is not a duration"),
-        ("pinhole.timeout = 30", "pinhole.timeout: 30 is not a duration"),
         ("pinhole.mark = 0x30000000", "exactly one bit set"),
         ("pinhole.mark = 0", "exactly one bit set"),
         ("pinhole.mark = -1", "pinhole.mark: -1 is not a 32-bit number"),
@@ -271,17 +329,13 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         ("pinhole.mark-mask = 0x30", "exactly three bits set"),
         ("pinhole.mark-mask = 0x7", "0x7 does not contain the default mark 0x40000000"),
         ("nat.external-address = \"127.0.0.1\"", "is not \"auto\", the address of a host"),
-        ("nat.external-address = \"0.0.0.0\"", "is not \"auto\", the address of a host"),
         ("nat.port-range = \"1000-2000\"", "\"1000-2000\" is not a range of ports from 1024"),
-        ("nat.port-range = \"3000-2000\"", "is not a range of ports"),
         ("policy.foreign-address = \"deny\"", "is not one of \"refuse\", \"pass\", \"allow\""),
         ("policy.min-data-port = 0", "is not a whole number from 1 to 65535"),
         (
             "policy.deny-ports = 22",
             ":1:21: policy.deny-ports: 22 is not a list of ports and ranges",
         ),
-        ("policy.deny-ports = [0]", "policy.deny-ports: [0] is not a list of ports and ranges"),
-        ("policy.deny-ports = [\"9-8\"]", "is not a list of ports and ranges of ports, such as"),
         (
             "[policy]\ndeny-ports = [\"40000-65535\"]",
             ":2:14: policy.deny-ports: [\"40000-65535\"] denies every port of nat.port-range",
@@ -297,22 +351,11 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
             "policy.memory = '64MB'",
             "policy.memory: '64MB' is not a size from 1MiB to 1TiB, such as",
         ),
-        ("policy.memory = '100KiB'", "policy.memory: '100KiB' is not a size from 1MiB"),
-        ("policy.memory = 4096", "policy.memory: 4096 is not a size from 1MiB to 1TiB"),
         ("policy.max-pinholes-per-client = 0", "0 is not a whole number from 1"),
-        (
-            "metrics.listen = \"9821x\"",
-            "metrics.listen: \"9821x\" is not an address of this machine",
-        ),
         (
             "metrics.listen = \"127.0.0.1\"",
             "and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\"",
         ),
-        ("metrics.listen = \"localhost:9821\"", "\"localhost:9821\" is not an address"),
-        ("metrics.listen = \"::1:9821\"", "or \"[::1]:9821\""),
-        ("metrics.listen = \"127.0.0.1:0\"", "\"127.0.0.1:0\" is not an address"),
-        ("metrics.listen = \"224.0.0.1:9821\"", "\"224.0.0.1:9821\" is not an address"),
-        ("metrics.listen = 0", "metrics.listen: 0 is not an address"),
         ("metrics.listen = 65536", "or a port of 127.0.0.1, such as 9821"),
         (
             "log.transfers = \"transfers.json\"",
@@ -326,7 +369,6 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
             "metrics.password-file = \"ftp-alg.password\"",
             "metrics.password-file: \"ftp-alg.password\" is not an absolute path of a file",
         ),
-        ("metrics.listen = true", "metrics.listen: true is not an address"),
         ("[[server]]\naddress = \"ftp\"", "server.address: \"ftp\" is not the address of a host"),
         ("[[server]]\nexternal-address = \"auto\"", ":1:1: server.address: is missing"),
         (
@@ -350,7 +392,6 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
             "[[network]]\nclients = \"10.0.0.5/24\"",
             ":2:11: network.clients: \"10.0.0.5/24\" is not a network without host bits",
         ),
-        ("[[network]]\nservers = []", ":2:11: network.servers: [] is not a network"),
         ("[[network]]\nservers = [\"::/0\", 7]", "[\"::/0\", 7] is not a network"),
         (
             "[[network]]\nservers = \"::/0\"\nmin-data-port = 0",
