@@ -122,14 +122,10 @@ impl BatchOutcome {
         self.errors.first().copied()
     }
 
-    /// The error, if the batch did not take effect.
-    pub fn first_error(&self) -> Option<i32> {
-        self.errors.first().map(|(_, errno)| *errno)
-    }
-
     /// Whether the batch took effect, or the first error.
     pub fn result(&self) -> io::Result<()> {
-        self.first_error().map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+        let error = |(_, errno)| Err(io::Error::from_raw_os_error(errno));
+        self.first_failure().map_or(Ok(()), error)
     }
 }
 
@@ -225,21 +221,8 @@ impl Batch {
         })
     }
 
-    /// Adds a message about `table`, or a part of it, with complete attributes. Returns its index.
-    pub fn raw_message(
-        &mut self,
-        command: i32,
-        flags: i32,
-        table: &CStr,
-        attributes: &[u8],
-    ) -> usize {
-        self.part_of_table(command, flags, table, |message| {
-            message.put_raw(attributes);
-        })
-    }
-
     /// Adds a message about `table`, or a part of it, whose other attributes `fill` writes. Returns its index.
-    fn part_of_table(
+    pub fn part_of_table(
         &mut self,
         command: i32,
         flags: i32,

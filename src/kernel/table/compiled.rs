@@ -73,7 +73,7 @@ pub(in crate::kernel) fn as_draft(text: &str) -> String {
 
 /// Adds the deletion of a table, which must exist.
 pub(super) fn delete_table(batch: &mut Batch, table: &CStr) {
-    batch.raw_message(libc::NFT_MSG_DELTABLE, 0, table, &[]);
+    batch.part_of_table(libc::NFT_MSG_DELTABLE, 0, table, |_| {});
 }
 
 /// Enlarges the socket's buffers for the transaction that creates our table, and for the kernel's answers if it refuses
@@ -109,9 +109,9 @@ pub(super) fn probe(socket: &mut Socket) -> io::Result<Abilities> {
 /// without table owners, or without tables that outlive them, refuses that message.
 pub(super) fn put_table(batch: &mut Batch, name: &CStr, is_owned: bool) -> usize {
     let flags = if is_owned { nft::OWNED } else { 0 };
-    let mut attribute = Vec::new();
-    put_attribute(&mut attribute, nft::NFTA_TABLE_FLAGS, &flags.to_be_bytes());
-    batch.raw_message(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, name, &attribute)
+    batch.part_of_table(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, name, |message| {
+        message.put(nft::NFTA_TABLE_FLAGS, &flags.to_be_bytes());
+    })
 }
 
 impl CompiledTable {
@@ -180,7 +180,9 @@ impl CompiledTable {
 impl TableMessage {
     pub(super) fn add_to_batch(&self, batch: &mut Batch) {
         let order = if self.command == libc::NFT_MSG_NEWRULE { libc::NLM_F_APPEND } else { 0 };
-        batch.raw_message(self.command, libc::NLM_F_CREATE | order, TABLE, &self.attributes);
+        batch.part_of_table(self.command, libc::NLM_F_CREATE | order, TABLE, |message| {
+            message.put_raw(&self.attributes);
+        });
     }
 
     pub(super) fn len(&self) -> usize {

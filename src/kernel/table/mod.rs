@@ -184,7 +184,7 @@ impl Table {
             let mut batch = Batch::new();
             compiled::put_table(&mut batch, nft::TABLE, true);
             let outcome = commits.send_acknowledged(&mut batch, &mut table.socket);
-            outcome.map_err(netlink_failed)?.first_error().is_none()
+            outcome.map_err(netlink_failed)?.first_failure().is_none()
         };
         (table.fingerprint, table.has_retained_elements) = (Some(shape), true);
         Ok(Some(table))

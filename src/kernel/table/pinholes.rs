@@ -151,7 +151,7 @@ impl PinholeSets {
             }
             changes.iter_mut().for_each(|change| change.put(&mut self.batch, self.has_destroy));
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
-            let Some(error) = outcome.first_error() else { return Ok(refusal) };
+            let Some((_, error)) = outcome.first_failure() else { return Ok(refusal) };
             if self.learns_to_delete(&outcome, &changes) {
                 continue;
             }
@@ -202,7 +202,7 @@ impl PinholeSets {
             let deletion = self.batch.delete_element(set, key);
             change.put(&mut self.batch, self.has_destroy);
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
-            let Some(error) = outcome.first_error() else { return Ok(true) };
+            let Some((_, error)) = outcome.first_failure() else { return Ok(true) };
             if outcome.failed_with(deletion, libc::ENOENT) {
                 // Without our table, which is loaded again, everything is absent.
                 return Ok(outcome.failed_with(change.permission().addition, libc::ENOENT));
