@@ -65,55 +65,43 @@ fn choose_backend(
 mod tests {
     use super::*;
 
-    fn choice(before: Option<Backend>, is_possible: bool, is_good: bool) -> Backend {
-        let accepted = || Some(AcceptedData::Related);
-        choose_backend(before, before.is_some(), || is_possible, || is_good, accepted).0
-    }
+    use AcceptedData::{Marked, Nothing, Related};
+    use Backend::{Conntrack, Nftables};
 
+    /// What the firewall accepts decides, and the run before if its rules come late. Expectations need a helper.
     #[test]
-    fn expectations_need_a_helper_in_user_space() {
-        assert_eq!(choice(None, true, true), Backend::Conntrack);
-        assert_eq!(choice(None, true, false), Backend::Nftables);
-        assert_eq!(choice(None, false, false), Backend::Nftables);
-    }
-
-    #[test]
-    fn the_rules_decide_and_the_run_before_if_they_come_late() {
-        use Backend::{Conntrack, Nftables};
-        for (before, accepted, backend) in [
-            (None, Some(AcceptedData::Marked), Nftables),
-            (None, Some(AcceptedData::Related), Conntrack),
-            (None, Some(AcceptedData::Nothing), Nftables),
-            (None, None, Conntrack),
-            (Some(Nftables), Some(AcceptedData::Related), Conntrack),
-            (Some(Conntrack), Some(AcceptedData::Marked), Nftables),
-            (Some(Nftables), None, Nftables),
-            (Some(Conntrack), None, Conntrack),
+    fn the_rules_and_the_kernel_decide() {
+        let lacks_helper = "this kernel has no nfnetlink_cthelper";
+        for (before, accepted, is_good, backend, reason) in [
+            (None, Some(Marked), true, Nftables, "no rule drops data connections"),
+            (None, Some(Related), true, Conntrack, "a rule may drop data connections"),
+            (None, Some(Nothing), true, Nftables, "the firewall accepts no data connections"),
+            (None, None, true, Conntrack, "the firewall's rules could not be read"),
+            (Some(Nftables), Some(Related), true, Conntrack, "a rule may drop"),
+            (Some(Conntrack), Some(Marked), true, Nftables, "no rule drops"),
+            (Some(Nftables), None, true, Nftables, "as before"),
+            (Some(Conntrack), None, true, Conntrack, "as before"),
+            (None, Some(Marked), false, Nftables, "no rule drops data connections"),
+            (None, Some(Nothing), false, Nftables, "the firewall accepts no data connections"),
+            (None, Some(Related), false, Nftables, lacks_helper),
+            (None, None, false, Nftables, lacks_helper),
         ] {
-            let chosen = choose_backend(before, false, || true, || true, || accepted).0;
+            let (chosen, why) = choose_backend(before, false, || is_good, || is_good, || accepted);
             assert_eq!(chosen, backend, "{before:?} {accepted:?}");
-        }
-    }
-
-    /// What the firewall accepts, unless that leaves conntrack alone.
-    #[test]
-    fn a_kernel_without_helpers_is_the_reason_only_where_they_would_be_used() {
-        for (accepted, reason) in [
-            (Some(AcceptedData::Marked), "no rule drops data connections that have the mark"),
-            (Some(AcceptedData::Nothing), "the firewall accepts no data connections"),
-            (Some(AcceptedData::Related), "this kernel has no nfnetlink_cthelper"),
-            (None, "this kernel has no nfnetlink_cthelper"),
-        ] {
-            let (backend, why) = choose_backend(None, false, || true, || false, || accepted);
-            assert_eq!(backend, Backend::Nftables);
-            assert!(why.starts_with(reason), "{accepted:?}: {why}");
+            assert!(why.starts_with(reason), "{before:?} {accepted:?}: {why}");
         }
     }
 
     #[test]
     fn sessions_keep_their_back_end_where_the_kernel_has_it() {
-        assert_eq!(choice(Some(Backend::Nftables), true, true), Backend::Nftables);
-        assert_eq!(choice(Some(Backend::Conntrack), true, false), Backend::Conntrack);
-        assert_eq!(choice(Some(Backend::Conntrack), false, false), Backend::Nftables);
+        for (before, is_possible, is_good, backend) in [
+            (Nftables, true, true, Nftables),
+            (Conntrack, true, false, Conntrack),
+            (Conntrack, false, false, Nftables),
+        ] {
+            let related = || Some(Related);
+            let chosen = choose_backend(Some(before), true, || is_possible, || is_good, related).0;
+            assert_eq!(chosen, backend);
+        }
     }
 }
