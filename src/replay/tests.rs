@@ -341,29 +341,17 @@ fn pcapng_with_any_byte_order_and_resolution_is_read() {
     }
 }
 
+/// A pcapng capture of raw IP with a talk at 1.5 s, and a block of statistics, which is no frame.
 fn pcapng(talk: &Talk, big: bool, resolution: Option<u8>, units: u64) -> Vec<u8> {
-    let long = |n: u32| if big { n.to_be_bytes() } else { n.to_le_bytes() };
-    let word = |n: u16| if big { n.to_be_bytes() } else { n.to_le_bytes() };
-    let block = |kind: u32, body: &[u8]| {
-        let padding = vec![0; body.len().next_multiple_of(4) - body.len()];
-        let length = long((body.len() + padding.len() + 12) as u32);
-        [&long(kind)[..], &length, body, &padding, &length].concat()
-    };
-    let body = [&long(0x1a2b_3c4d)[..], &word(1), &word(0), &[0xff; 8]].concat();
-    let mut capture = block(0x0a0d_0d0a, &body);
-    let mut body = [&word(101)[..], &word(0), &long(0)].concat();
-    if let Some(resolution) = resolution {
-        body.extend([&word(9)[..], &word(1), &[resolution, 0, 0, 0], &[0; 4]].concat());
-    }
-    capture.extend(block(1, &body));
-    capture.extend(block(5, &[0; 12])); // statistics: no frame
-    for packet in &talk.packets {
-        let time = units + units / 2;
-        let length = long(packet.len() as u32);
-        let fields = [long(0), long((time >> 32) as u32), long(time as u32), length, length];
-        capture.extend(block(6, &[&fields.concat()[..], packet].concat()));
-    }
-    capture
+    let resolution = resolution.map(|resolution| [resolution, 0, 0, 0]);
+    let options = resolution.as_ref().map(|resolution| (9, 1, &resolution[..]));
+    let time = units + units / 2;
+    let packets = talk.packets.iter().map(|packet| {
+        let length = packet.len() as u32;
+        (6, vec![0, (time >> 32) as u32, time as u32, length, length], &packet[..])
+    });
+    let statistics = (5, vec![0; 3], &[][..]);
+    blocks(big, 0, options, std::iter::once(statistics).chain(packets))
 }
 
 #[test]
@@ -467,24 +455,29 @@ impl Read for Pipe<'_> {
     }
 }
 
-/// A pcapng capture of raw IP with `blocks`, a snap length of 3, and a time offset of one day.
-fn blocks(big: bool, blocks: &[(u32, &[u32], &[u8])]) -> Vec<u8> {
+/// A pcapng capture of raw IP with a snap length, an option of its interface (code, length, padded value), and `blocks`.
+fn blocks<'a>(
+    big: bool,
+    snap_length: u32,
+    option: Option<(u16, u16, &[u8])>,
+    blocks: impl IntoIterator<Item = (u32, Vec<u32>, &'a [u8])>,
+) -> Vec<u8> {
     let long = |n: u32| if big { n.to_be_bytes() } else { n.to_le_bytes() };
     let word = |n: u16| if big { n.to_be_bytes() } else { n.to_le_bytes() };
-    let day = if big { 86_400u64.to_be_bytes() } else { 86_400u64.to_le_bytes() };
-    let section = [&long(0x1a2b_3c4d)[..], &word(1), &word(0), &[0xff; 8]].concat();
-    let options = [&word(14)[..], &word(8), &day, &[0; 4]].concat();
-    let interface = [&word(101)[..], &word(0), &long(3), &options].concat();
     let mut capture = Vec::new();
     let mut add = |kind: u32, body: &[u8]| {
-        let length = long(body.len() as u32 + 12);
-        capture.extend([&long(kind)[..], &length, body, &length].concat());
+        let padding = vec![0; body.len().next_multiple_of(4) - body.len()];
+        let length = long((body.len() + padding.len() + 12) as u32);
+        capture.extend([&long(kind)[..], &length, body, &padding, &length].concat());
     };
-    add(0x0a0d_0d0a, &section);
-    add(1, &interface);
+    add(0x0a0d_0d0a, &[&long(0x1a2b_3c4d)[..], &word(1), &word(0), &[0xff; 8]].concat());
+    let option = option.map_or(Vec::new(), |(code, length, value)| {
+        [&word(code)[..], &word(length), value, &[0; 4]].concat()
+    });
+    add(1, &[&word(101)[..], &word(0), &long(snap_length), &option].concat());
     for (kind, fields, data) in blocks {
-        let fields: Vec<u8> = fields.iter().flat_map(|field| long(*field)).collect();
-        add(*kind, &[&fields[..], data].concat());
+        let fields: Vec<u8> = fields.into_iter().flat_map(long).collect();
+        add(kind, &[&fields[..], data].concat());
     }
     capture
 }
@@ -503,7 +496,7 @@ impl Read for Again<'_> {
 
 #[test]
 fn a_section_with_endless_interfaces_is_refused_at_a_limit() {
-    let start = blocks(false, &[]);
+    let start = blocks(false, 0, None, []);
     let interface: Vec<u8> =
         [1_u32, 20, 101, 0, 20].into_iter().flat_map(u32::to_le_bytes).collect();
     let capture = start.chain(Again(io::Cursor::new(&interface)).take(20 * 10_000_000));
@@ -521,17 +514,16 @@ fn a_section_with_endless_interfaces_is_refused_at_a_limit() {
 fn all_block_types_are_read_from_a_pipe() {
     for big in [false, true] {
         let interface = if big { 0xffff } else { 0xffff << 16 }; // interface 0, and the count of lost packets
-        let capture = blocks(
-            big,
-            &[
-                (2, &[interface, 0, 7_000_000, 2, 2], b"ab\0\0"),
-                (0x0bad, &[1, 2], b"????"),
-                (3, &[5], b"cde\0"),
-                (9, &[], b"X=Y\n"),
-                (6, &[0, 0, 8_000_000, 1, 9], b"f\0\0\0"),
-                (6, &[0, 0, 8_000_000, 5, 9], b"gh\0\0"),
-            ],
-        );
+        let day = if big { 86_400u64.to_be_bytes() } else { 86_400u64.to_le_bytes() };
+        let kinds: [(u32, Vec<u32>, &[u8]); 6] = [
+            (2, vec![interface, 0, 7_000_000, 2, 2], b"ab"),
+            (0x0bad, vec![1, 2], b"????"),
+            (3, vec![5], b"cde"),
+            (9, Vec::new(), b"X=Y\n"),
+            (6, vec![0, 0, 8_000_000, 1, 9], b"f"),
+            (6, vec![0, 0, 8_000_000, 5, 9], b"gh"),
+        ];
+        let capture = blocks(big, 3, Some((14, 8, &day)), kinds);
         let mut reader = CaptureReader::open(Pipe(&capture)).unwrap();
         for (frame, seconds, data) in [(1, 86_407, "ab"), (2, 86_407, "cde"), (4, 86_408, "f")] {
             let record = reader.next_record().unwrap().unwrap();
