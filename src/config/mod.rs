@@ -192,12 +192,6 @@ pub struct MetricsSettings {
     pub password_file: Option<PathBuf>,
 }
 
-impl Default for MetricsSettings {
-    fn default() -> Self {
-        Self { listen: None, page: true, password_file: None }
-    }
-}
-
 /// `[log]`: what is logged besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {
@@ -221,17 +215,6 @@ pub enum LineFormat {
     Xferlog,
 }
 
-impl Default for LogSettings {
-    fn default() -> Self {
-        Self {
-            transfers: true,
-            transfer_file: None,
-            transfer_format: LineFormat::Json,
-            events: None,
-        }
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
         let policy = Policy::default();
@@ -251,8 +234,13 @@ impl Default for Config {
             limits: Policy::default(),
             networks: Vec::new(),
             servers: Vec::new(),
-            metrics: MetricsSettings::default(),
-            log: LogSettings::default(),
+            metrics: MetricsSettings { listen: None, page: true, password_file: None },
+            log: LogSettings {
+                transfers: true,
+                transfer_file: None,
+                transfer_format: LineFormat::Json,
+                events: None,
+            },
         }
     }
 }
