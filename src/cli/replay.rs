@@ -226,7 +226,7 @@ impl<'a> Replay<'a> {
     fn finish(mut self) -> Result<(), Failure> {
         self.player.finish().map_err(|error| self.options.cannot_write(&error))?;
         self.printer.print(self.player.take_notes())?;
-        let is_summed_up = self.errors.is_empty() || self.player.has_read();
+        let is_summed_up = self.errors.is_empty() || self.player.summary().packets > 0;
         match is_summed_up {
             true => self.printer.finish(self.player.summary())?,
             false => self.printer.flush()?,

@@ -89,11 +89,13 @@ impl SegmentHeader {
 /// Whether the engine follows a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FollowState {
-    /// The engine does not follow the connection: no dialogue was captured yet, or the engine has ended it.
+    /// The engine does not follow the connection, because no dialogue was captured yet.
     #[default]
     Unfollowed,
     /// The engine follows the connection.
     Followed,
+    /// The engine has ended the connection.
+    Ended,
     /// The engine has lost the connection. Only its sequence numbers are still adjusted.
     Lost,
 }
@@ -103,10 +105,6 @@ pub enum FollowState {
 pub struct CapturedConnection {
     /// Whether the engine follows the connection.
     pub stage: FollowState,
-    /// Whether the engine has ended the connection. A new start resets this.
-    pub is_finished: bool,
-    /// The sequence number of the last SYN.
-    pub syn: Option<Seq>,
     /// The last frame, to find the connections that are idle for longest.
     pub last_frame: FramePosition,
     /// The first sequence numbers of client and server, if the start was captured.

@@ -63,9 +63,8 @@ pub struct Player<W> {
     last_frame: FramePosition,
     /// The number of captures that were begun.
     captures: usize,
-    /// Whether the current capture, and any capture, has a packet whose link type is supported.
-    is_capture_readable: bool,
-    is_any_readable: bool,
+    /// Whether the current capture has a packet whose link type is supported.
+    is_readable: bool,
     /// Whether checksums are as they are on the wire.
     has_checksums: bool,
     transfers: PlayedConnections,
@@ -86,8 +85,7 @@ impl<W: Write> Player<W> {
             last_sweep: Duration::ZERO,
             last_frame: FramePosition::default(),
             captures: 0,
-            is_capture_readable: false,
-            is_any_readable: false,
+            is_readable: false,
             has_checksums: true,
             transfers: PlayedConnections::default(),
             report: Report::default(),
@@ -116,21 +114,16 @@ impl<W: Write> Player<W> {
         self.writer.is_some()
     }
 
-    /// Whether a packet was read whose link type is supported.
-    pub fn has_read(&self) -> bool {
-        self.is_any_readable
-    }
-
     /// Begins the next capture.
     pub fn begin_capture(&mut self) {
         self.captures += 1;
-        self.is_capture_readable = false;
+        self.is_readable = false;
     }
 
     /// Ends a capture after its last record. Returns why nothing in it could be read.
     pub fn end_capture(&mut self, reader: &CaptureReader<impl Read>) -> Option<CaptureError> {
         if let Some(link) = reader.unsupported_link() {
-            if !self.is_capture_readable {
+            if !self.is_readable {
                 return Some(CaptureError::Link(link));
             }
             self.warn(format!(
@@ -149,8 +142,7 @@ impl<W: Write> Player<W> {
         self.last_frame = position;
         self.report.summary.packets += 1;
         self.advance_time(record);
-        self.is_capture_readable |= record.link.is_some();
-        self.is_any_readable |= record.link.is_some();
+        self.is_readable |= record.link.is_some();
         let time = record.time;
         let Some(ip) = record.link.and_then(|link| link.ip(record.data)) else {
             self.report.summary.not_ip += 1;
@@ -252,16 +244,13 @@ impl<W: Write> Player<W> {
         }
         let connection = self.connection(flow);
         if header.has(flags::SYN) {
-            let is_retransmission = connection.syn == Some(header.seq)
-                || connection.initial_numbers.is_some_and(|(client, _)| client == header.seq + 1);
-            if !is_retransmission {
+            let known = connection.initial_numbers;
+            if known.is_none_or(|(client, _)| client != header.seq + 1) {
                 self.end_connection(flow)?;
             }
-            self.connection(flow).syn = Some(header.seq);
             return self.write_packet(segment.time, segment.bytes);
         }
         if connection.stage == FollowState::Unfollowed
-            && !connection.is_finished
             && header.length > 0
             && let Some(ack) = header.ack
         {
@@ -269,7 +258,9 @@ impl<W: Write> Player<W> {
             self.report.summary.sessions += 1;
         }
         match self.connection(flow).stage {
-            FollowState::Unfollowed => return self.write_packet(segment.time, segment.bytes),
+            FollowState::Unfollowed | FollowState::Ended => {
+                return self.write_packet(segment.time, segment.bytes);
+            }
             FollowState::Lost => return self.deliver(segment),
             FollowState::Followed => {}
         }
@@ -302,10 +293,6 @@ impl<W: Write> Player<W> {
         let SegmentHeader { flow, seq, ack, .. } = segment.header;
         let Some(ack) = ack else { return Ok(()) };
         let start = Some((ack, seq + 1));
-        let connection = self.connection(flow);
-        if connection.initial_numbers != start && connection.syn == Some(ack - 1) {
-            self.end_connection(flow)?;
-        }
         let bytes = segment.bytes.clone();
         self.deliver(segment)?;
         let began = match (self.session(flow), Packet::parse(&bytes)) {
@@ -317,7 +304,7 @@ impl<W: Write> Player<W> {
             && (connection.stage != FollowState::Followed || connection.initial_numbers != start)
         {
             connection.follow(flow, seq + 1, ack);
-            (connection.is_finished, connection.initial_numbers) = (false, start);
+            connection.initial_numbers = start;
             self.report.summary.sessions += 1;
         }
         Ok(())
@@ -465,7 +452,7 @@ impl<W: Write> Player<W> {
         let connection = self.connection(flow);
         connection.direction(flow).advance(&header, packet.payload(), position);
         if connection.stage == FollowState::Followed && after.is_none() {
-            (connection.stage, connection.is_finished) = (FollowState::Unfollowed, true);
+            connection.stage = FollowState::Ended;
         }
         if verdict == PacketOutcome::Drop {
             connection.stage = FollowState::Lost;
