@@ -520,122 +520,68 @@ fn keys_that_need_a_restart_are_reported() {
     assert_eq!(merged.pinhole.timeout, Duration::from_secs(5));
 }
 
-/// The lines of the tables that never apply, each with the line that its problem names.
-fn shadowed(text: &str) -> Vec<(usize, usize)> {
-    let number = |text: &str| text.parse::<usize>().unwrap();
+/// The tables that never apply, counted from 1, each with the earlier one that its problem names; 0 means several. A table
+/// is written as `clients > servers`, where `*` is any.
+fn shadowed(tables: &str) -> Vec<(usize, usize)> {
+    let key = |name: &str, networks: &str| match networks.trim() {
+        "*" => String::new(),
+        networks => format!("{name} = {:?}", networks.split(' ').collect::<Vec<_>>()),
+    };
+    let table = |text: &str| {
+        let (clients, servers) = text.split_once('>').unwrap();
+        format!("[[network]]\n{}\n{}\n", key("clients", clients), key("servers", servers))
+    };
+    let text: String = tables.split('|').map(table).collect();
+    let number = |line: &str| line.parse::<usize>().unwrap().div_ceil(3);
     let place = |problem: &str| {
         let later = problem.strip_prefix(&format!("{FILE}:")).unwrap().split(':').next().unwrap();
         let (_, rest) = problem.split_once("never applies, because the [[network]] ").unwrap();
         let earlier = rest.strip_prefix("of line ").map(|rest| rest.split(' ').next().unwrap());
         (number(later), earlier.map_or(0, number))
     };
-    match parse(text) {
+    match parse(&text) {
         Ok(_) => Vec::new(),
         Err(error) => error.to_string().lines().map(place).collect(),
     }
 }
 
 #[test]
-fn a_network_behind_one_that_has_all_of_its_connections_is_refused() {
-    let table = |keys: &str| format!("[[network]]\n{}\n", keys.replace("; ", "\n"));
-    for (first, second, is_shadowed) in [
-        ("clients = \"10.0.0.0/8\"", "clients = \"10.1.0.0/16\"", true),
-        ("clients = \"10.0.0.0/8\"", "clients = \"10.0.0.0/8\"; min-data-port = 5", true),
-        ("clients = \"10.1.0.0/16\"", "clients = \"10.0.0.0/8\"", false),
-        ("clients = \"10.0.0.0/8\"", "clients = [\"10.1.0.0/16\", \"11.0.0.1\"]", false),
-        (
-            "clients = [\"11.0.0.0/8\", \"10.0.0.0/8\"]",
-            "clients = [\"10.0.0.1\", \"11.0.0.1\"]",
-            true,
-        ),
-        ("clients = \"10.0.0.0/8\"", "servers = \"10.0.0.1\"", false),
-        ("servers = \"192.0.2.0/24\"", "clients = \"10.0.0.1\"; servers = \"192.0.2.7\"", true),
-        ("clients = \"10.0.0.0/8\"; servers = \"192.0.2.0/24\"", "clients = \"10.0.0.1\"", false),
-        ("clients = \"0.0.0.0/0\"", "servers = \"192.0.2.7\"", true),
-        ("clients = \"0.0.0.0/0\"", "servers = [\"192.0.2.7\", \"2001:db8::7\"]", false),
-        ("clients = [\"0.0.0.0/0\", \"::/0\"]", "servers = [\"192.0.2.7\", \"2001:db8::7\"]", true),
-        ("clients = \"::/0\"", "clients = \"10.0.0.1\"", false),
+fn a_network_behind_those_that_have_all_of_its_connections_is_refused() {
+    for (tables, expected) in [
+        ("10.0.0.0/8 > * | 10.1.0.0/16 > *", &[(2, 1)][..]),
+        ("10.1.0.0/16 > * | 10.0.0.0/8 > *", &[]),
+        ("10.0.0.0/8 > * | 10.1.0.0/16 11.0.0.1 > *", &[]),
+        ("11.0.0.0/8 10.0.0.0/8 > * | 10.0.0.1 11.0.0.1 > *", &[(2, 1)]),
+        ("10.0.0.0/8 > * | * > 10.0.0.1", &[]),
+        ("* > 192.0.2.0/24 | 10.0.0.1 > 192.0.2.7", &[(2, 1)]),
+        ("10.0.0.0/8 > 192.0.2.0/24 | 10.0.0.1 > *", &[]),
+        ("0.0.0.0/0 > * | * > 192.0.2.7", &[(2, 1)]),
+        ("0.0.0.0/0 > * | * > 192.0.2.7 2001:db8::7", &[]),
+        ("0.0.0.0/0 ::/0 > * | * > 192.0.2.7 2001:db8::7", &[(2, 1)]),
+        ("::/0 > * | 10.0.0.1 > *", &[]),
         // It has no connections at all.
-        ("clients = \"::/0\"", "clients = \"10.0.0.1\"; servers = \"2001:db8::7\"", false),
+        ("::/0 > * | 10.0.0.1 > 2001:db8::7", &[]),
+        ("* > ::/0 | * > 0.0.0.0/0 | 10.0.0.1 > * | 2001:db8::1 > *", &[(3, 2), (4, 1)]),
+        // Several together.
+        ("10.0.0.0/9 > * | 10.128.0.0/9 > * | 10.0.0.0/8 > *", &[(3, 0)]),
+        ("10.0.0.0/9 > * | 10.128.0.0/10 > * | 10.0.0.0/8 > *", &[]),
+        ("10.0.0.1 > * | * > 10.0.0.2 | 10.0.0.1 10.0.0.3 > *", &[]),
+        (
+            "10.0.0.0/31 > 192.0.2.0/25 | * > 192.0.2.128/25 | 10.0.0.0 10.0.0.1 > 192.0.2.0/24",
+            &[(3, 0)],
+        ),
+        ("0.0.0.0/0 > * | ::/1 > * | 8000::/1 > * | * > 192.0.2.7 2001:db8::7", &[(4, 0)]),
+        ("::/1 > * | 8000::/1 > * | * > 192.0.2.7 2001:db8::7", &[]),
     ] {
-        let text = table(first) + &table(second);
-        let line = 1 + table(first).lines().count();
-        let expected: &[(usize, usize)] = if is_shadowed { &[(line, 1)] } else { &[] };
-        assert_eq!(shadowed(&text), expected, "{text}");
+        assert_eq!(shadowed(tables), expected, "{tables}");
     }
-    let all = table("servers = \"::/0\"") + &table("servers = \"0.0.0.0/0\"");
-    let more = table("clients = \"10.0.0.1\"") + &table("clients = \"2001:db8::1\"");
-    assert_eq!(shadowed(&(all + &more)), [(5, 3), (7, 1)]);
-}
-
-#[test]
-fn a_network_that_several_earlier_ones_have_together_is_refused() {
-    let table = |keys: &&str| format!("[[network]]\n{}\n", keys.replace("; ", "\n"));
-    for (tables, is_shadowed) in [
-        (
-            &["clients = \"10.0.0.0/9\"", "clients = \"10.128.0.0/9\"", "clients = \"10.0.0.0/8\""]
-                [..],
-            true,
-        ),
-        (
-            &[
-                "clients = \"10.0.0.0/9\"",
-                "clients = \"10.128.0.0/10\"",
-                "clients = \"10.0.0.0/8\"",
-            ],
-            false,
-        ),
-        (
-            &[
-                "clients = \"10.0.0.1\"",
-                "servers = \"10.0.0.2\"",
-                "clients = [\"10.0.0.1\", \"10.0.0.3\"]",
-            ],
-            false,
-        ),
-        (
-            &[
-                "clients = \"10.0.0.0/31\"; servers = \"192.0.2.0/25\"",
-                "servers = \"192.0.2.128/25\"",
-                "clients = [\"10.0.0.0\", \"10.0.0.1\"]; servers = \"192.0.2.0/24\"",
-            ],
-            true,
-        ),
-        (
-            &[
-                "clients = \"0.0.0.0/0\"",
-                "clients = \"::/1\"",
-                "clients = \"8000::/1\"",
-                "servers = [\"192.0.2.7\", \"2001:db8::7\"]",
-            ],
-            true,
-        ),
-        (
-            &[
-                "clients = \"::/1\"",
-                "clients = \"8000::/1\"",
-                "servers = [\"192.0.2.7\", \"2001:db8::7\"]",
-            ],
-            false,
-        ),
-    ] {
-        let text: String = tables.iter().map(table).collect();
-        let later: usize =
-            tables.iter().rev().skip(1).map(|keys| table(keys).lines().count()).sum();
-        let expected: &[(usize, usize)] = if is_shadowed { &[(1 + later, 0)] } else { &[] };
-        assert_eq!(shadowed(&text), expected, "{text}");
-    }
+    let same = "[[network]]\nclients = \"::/0\"\n";
+    assert!(parse(&format!("{same}{same}min-data-port = 5")).is_err(), "whatever its policy is");
     // It ends, whatever the tables are.
-    let many = |octet| {
-        (0..200).map(move |n| {
-            format!("[[network]]\nclients = \"10.{octet}.{n}.0/25\"\nservers = \"11.{n}.0.0/16\"\n")
-        })
-    };
-    let text: String = (0..5)
-        .flat_map(many)
-        .chain(["[[network]]\nclients = \"10.0.0.0/8\"\n".to_owned()])
-        .collect();
-    assert_eq!(shadowed(&text), []);
+    let many =
+        (0..5).flat_map(|one| (0..200).map(move |n| format!("10.{one}.{n}.0/25 > 11.{n}.0.0/16")));
+    let tables: Vec<_> = many.chain(["10.0.0.0/8 > *".to_owned()]).collect();
+    assert_eq!(shadowed(&tables.join("|")), []);
 }
 
 #[test]
