@@ -277,11 +277,11 @@ impl SharedState {
 
 impl DataConntrack for SharedState {
     fn counted(&self, initiator: SocketAddr, dialled: SocketAddr) -> Option<[CountedPackets; 2]> {
-        lock(&self.kernel).counted_packets(initiator, dialled).ok().flatten()
+        lock(&self.kernel).conntrack.counted(initiator, dialled).ok().flatten()
     }
 
     fn is_running(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool {
         // An error says nothing about the connection.
-        lock(&self.kernel).is_running(initiator, dialled).unwrap_or(true)
+        lock(&self.kernel).conntrack.is_running(initiator, dialled).unwrap_or(true)
     }
 }

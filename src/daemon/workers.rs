@@ -406,7 +406,8 @@ impl Workers {
         };
         let adjusted: Vec<_> = self.shared.shards.iter().flat_map(of_shard).collect();
         adjusted.iter().enumerate().any(|(asked, connection)| {
-            asked >= MAX_QUERIED || !matches!(kernel.has_connection(connection), Ok(false))
+            asked >= MAX_QUERIED
+                || !matches!(kernel.conntrack.has_connection(connection), Ok(false))
         })
     }
 

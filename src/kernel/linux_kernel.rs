@@ -19,7 +19,7 @@ use super::{
     NetfilterError, RuleParameters,
     budget::{Budget, Stopwatch},
     claimed_ports::ClaimedPorts,
-    conntrack::{Conntrack, CountedPackets},
+    conntrack::Conntrack,
     inject::Injector,
     offload::Offload,
     parameters::Backend,
@@ -32,7 +32,8 @@ use super::{
 #[derive(Debug)]
 pub struct LinuxKernel {
     backend: RunningBackend,
-    conntrack: Conntrack,
+    /// Queries about connections.
+    pub conntrack: Conntrack,
     routes: Routes,
     injector: Injector,
     /// Whether an error said that an injected packet had no route.
@@ -147,25 +148,6 @@ impl LinuxKernel {
     fn list_all(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
         let (of_rules, of_program) = (self.list_in_table()?, self.list_fast_path_pinholes()?);
         Ok(of_rules.map(|open| [open, of_program].concat()))
-    }
-
-    /// Whether conntrack knows this connection.
-    pub fn has_connection(&mut self, connection: &Translation) -> Result<bool, KernelError> {
-        self.conntrack.has_connection(connection)
-    }
-
-    /// What conntrack has counted of a connection: see [`Conntrack::counted`].
-    pub fn counted_packets(
-        &mut self,
-        source: SocketAddr,
-        destination: SocketAddr,
-    ) -> io::Result<Option<[CountedPackets; 2]>> {
-        self.conntrack.counted(source, destination)
-    }
-
-    /// Whether a connection is not over: see [`Conntrack::is_running`].
-    pub fn is_running(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
-        self.conntrack.is_running(source, destination)
     }
 
     /// Has the BPF program close those of `closings` that it has, and forget the others. Returns these, which are of the

@@ -97,9 +97,9 @@ fn an_idle_connection_is_found_by_its_known_translation() {
     let found = look_up().unwrap();
     ready.lab.gateway_sh("nft flush map inet ftp_alg external_addresses4");
     assert_eq!(look_up(), None);
-    assert!(ready.kernel.has_connection(&found).unwrap());
+    assert!(ready.kernel.conntrack.has_connection(&found).unwrap());
     let gone = Translation { client: at(CLIENT, 1), ..found };
-    assert!(!ready.kernel.has_connection(&gone).unwrap());
+    assert!(!ready.kernel.conntrack.has_connection(&gone).unwrap());
 }
 
 #[test]
