@@ -123,6 +123,10 @@ fn wrong_brackets_are_reported() {
             "server = []\nnetwork = [1]",
             "f:2:1: network: this is a table, not a value: write [[network]], and its keys below",
         ),
+        (
+            "server = \"10.0.0.5\"",
+            "f:1:1: server: this is a table, not a value: write [[server]], and its keys below",
+        ),
     ]);
 }
 
