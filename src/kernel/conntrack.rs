@@ -492,16 +492,15 @@ mod tests {
         00069780300004802c0001800500010003000000050002000a000000050003000a00000006000400\
         230000000600050023000000";
 
-    fn bytes(hex: &str) -> Vec<u8> {
-        let digits = |at| hex.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-        (0..hex.len()).step_by(2).filter_map(digits).collect()
+    fn recorded() -> Vec<u8> {
+        data_encoding::HEXLOWER.decode(RECORDED.as_bytes()).unwrap()
     }
 
     #[test]
     fn a_recorded_answer_is_read() {
         let expected =
             connection(["10.0.0.2:57199", "192.0.2.9:21", "192.0.2.9:21", "192.0.2.77:57199"]);
-        assert_eq!(read(&bytes(RECORDED)), Some(expected));
+        assert_eq!(read(&recorded()), Some(expected));
     }
 
     #[test]
@@ -528,7 +527,7 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_connections_do_not_panic(at in 0usize..140, value: u8, cut in 0usize..140) {
-            let mut bytes = bytes(RECORDED);
+            let mut bytes = recorded();
             if let Some(byte) = bytes.get_mut(at) { *byte = value; }
             bytes.truncate(cut);
             Messages::new(&bytes).for_each(|message| { parse(&message.attributes(), 0); });

@@ -29,9 +29,7 @@ const RECORDED: &str = "\
     78";
 
 fn packet_message() -> Vec<u8> {
-    let hex = RECORDED;
-    let digits = |at| hex.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-    (0..hex.len()).step_by(2).filter_map(digits).collect()
+    data_encoding::HEXLOWER.decode(RECORDED.as_bytes()).unwrap()
 }
 
 fn parse_all(bytes: &[u8]) -> Vec<QueuePacket<'_>> {
