@@ -100,11 +100,12 @@ impl ReplayOptions {
                 "cannot write {out}: it is the capture itself; use another file"
             )));
         }
-        File::create(out).map(BufWriter::new).map_err(|error| cannot_write(out, &error))
+        File::create(out).map(BufWriter::new).map_err(|error| self.cannot_write(&error))
     }
 
     fn cannot_write(&self, error: &io::Error) -> Failure {
-        cannot_write(self.write.as_deref().unwrap_or(Path::new("")), error)
+        let out = self.write.as_deref().unwrap_or(Path::new(""));
+        Failure::Failed(format!("cannot write {}: {error}", out.display()))
     }
 }
 
@@ -141,10 +142,6 @@ fn metadata(path: &Path) -> io::Result<Metadata> {
         true => open(path)?.metadata(),
         false => fs::metadata(path),
     }
-}
-
-fn cannot_write(out: &Path, error: &io::Error) -> Failure {
-    Failure::Failed(format!("cannot write {}: {error}", out.display()))
 }
 
 /// A replay, and where its output goes.
@@ -219,7 +216,8 @@ impl<'a> Replay<'a> {
         let sink = self.options.create(out)?;
         // A later capture may have nanoseconds.
         let nanoseconds = has_nanoseconds || self.options.captures.len() > 1;
-        self.player.write_to(sink, nanoseconds).map_err(|error| cannot_write(out, &error))
+        let begun = self.player.write_to(sink, nanoseconds);
+        begun.map_err(|error| self.options.cannot_write(&error))
     }
 
     /// Prints the summary, and reports why captures were not played to their end.
