@@ -47,7 +47,7 @@ const PACKETS_A_MESSAGE: u32 = 1 << 10;
 const MESSAGES_A_CALL: usize = 1024;
 /// Limit of the copied bytes: IPv6 and TCP headers with options.
 const COPIED_BYTES: u32 = 128;
-const SOCKET_BUFFER: usize = 4 << 20;
+const SOCKET_BUFFER: i32 = 4 << 20;
 
 /// Reads what the rules log to one group.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl DataLog {
                 .put(NFULA_CFG_QTHRESH, &PACKETS_A_MESSAGE.to_be_bytes());
         })
         .map_err(failed)?;
-        socket.set_buffers(SOCKET_BUFFER);
+        socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
         Ok(Self { group, socket, buffer: vec![0; 1 << 16], read_until: Instant::now() })
     }
 

@@ -21,7 +21,6 @@ use std::{
 };
 
 use ftp_alg_core::packet::Offload;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::{
     NetfilterError,
@@ -37,7 +36,7 @@ pub(super) const STATISTICS: &str = "/proc/thread-self/net/netfilter/nfnetlink_q
 
 /// Limit of packets in a queue; the kernel drops further ones.
 pub const MAXIMUM_WAITING: u32 = 8192;
-const SOCKET_BUFFER: usize = 8 << 20;
+const SOCKET_BUFFER: i32 = 8 << 20;
 /// Maximum number of datagrams in one call.
 const BATCH_SIZE: usize = 64;
 /// The largest queued packet with its attributes. Slots start at different cache sets: with a power of two between
@@ -145,7 +144,8 @@ impl Queue {
             }
         })
         .map_err(failed)?;
-        socket.set_buffers(SOCKET_BUFFER);
+        socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
+        socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SOCKET_BUFFER);
         // A socket that reports an overrun gets no further packets until it has been read empty (netlink_overrun sets
         // NETLINK_S_CONGESTED). The drops are counted in /proc.
         socket.set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1).map_err(failed)?;
@@ -188,8 +188,7 @@ impl Queue {
     /// Sets the timeout of [`Queue::wait`].
     pub fn set_receive_timeout(&mut self, patience: Duration) -> Result<(), NetfilterError> {
         let failed = |error| NetfilterError::system(format!("queue {}", self.number), error);
-        let set = set_socket_timeout(&self.socket, Timeout::Recv, Some(patience));
-        set.map_err(|errno| failed(errno.into()))
+        socket2::SockRef::from(&self.socket).set_read_timeout(Some(patience)).map_err(failed)
     }
 
     /// As [`Queue::receive`], but waits for a packet, a wake-up or the timeout. Reading at once saves a poll() for
@@ -201,8 +200,7 @@ impl Queue {
     /// Ends [`Queue::wait`] from another thread.
     pub fn waker(&self) -> Result<Waker, NetfilterError> {
         let waking = |e| NetfilterError::system(format!("queue {}", self.number), e);
-        let port = self.socket.port().map_err(waking)?;
-        Ok(Waker { socket: Socket::open().map_err(waking)?, port })
+        Ok(Waker { socket: Socket::open().map_err(waking)?, port: self.socket.port() })
     }
 
     fn read(&mut self, flags: libc::c_int) -> Result<usize, NetfilterError> {

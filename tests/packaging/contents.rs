@@ -87,7 +87,7 @@ fn the_package_says_what_it_is_and_needs() {
     assert_eq!(field("Package"), "ftp-alg");
     assert_eq!(field("Version"), format!("{}-1", env!("CARGO_PKG_VERSION")));
     let depends = field("Depends");
-    for needed in ["libc6", "libnftnl11", "nftables", "systemd"] {
+    for needed in ["libc6", "libmnl0", "libnftnl11", "nftables", "systemd"] {
         assert!(depends.contains(needed), "{needed}: {depends}");
     }
     let conffiles = output("dpkg-deb", &["-I".as_ref(), deb().as_os_str(), "conffiles".as_ref()]);

@@ -11,20 +11,13 @@ use std::{
     io,
     net::IpAddr,
     ops::ControlFlow,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    ptr::NonNull,
 };
 
 use rustix::{
     io::{Errno, retry_on_intr},
-    net::{
-        AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, getsockname,
-        netlink::{self, SocketAddrNetlink},
-        recv, send, sendto, socket_with,
-        sockopt::{
-            set_socket_recv_buffer_size, set_socket_recv_buffer_size_force,
-            set_socket_send_buffer_size, set_socket_send_buffer_size_force,
-        },
-    },
+    net::{RecvFlags, SendFlags, netlink::SocketAddrNetlink, recv, send, sendto},
 };
 
 /// `struct nlmsghdr`.
@@ -310,37 +303,57 @@ pub fn repeat_interrupted<T>(mut dump: impl FnMut() -> io::Result<T>) -> io::Res
 }
 
 /// A bound netlink socket, of netfilter unless opened for another family.
-#[derive(Debug)]
 pub struct Socket {
-    descriptor: OwnedFd,
+    /// Not `mnl::Socket`, because child programs would inherit that and hold a queue open.
+    inner: NonNull<mnl_sys::mnl_socket>,
     /// Memory for requests and for answers.
     request: Vec<u8>,
     answer: Vec<u8>,
     sequence: u32,
 }
 
+// SAFETY: libmnl's socket is a file descriptor and an address, and no thread owns it; the raw
+// pointer to it is never shared, as `Socket` is not `Sync` and not `Clone`.
+unsafe impl Send for Socket {}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket").field("fd", &self.as_fd()).finish_non_exhaustive()
+    }
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+        // SAFETY: the socket, and with it the descriptor, is open as long as `self` lives.
+        unsafe { BorrowedFd::borrow_raw(mnl_sys::mnl_socket_get_fd(self.inner.as_ptr())) }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // SAFETY: it was opened by libmnl and is used no more.
+        unsafe { mnl_sys::mnl_socket_close(self.inner.as_ptr()) };
     }
 }
 
 impl Socket {
     pub fn open() -> io::Result<Self> {
-        Self::open_protocol(Some(netlink::NETFILTER))
+        Self::open_protocol(libc::NETLINK_NETFILTER)
     }
 
     /// Opens an rtnetlink socket, for interfaces and routes.
     pub fn open_route() -> io::Result<Self> {
-        // NETLINK_ROUTE is the default.
-        Self::open_protocol(None)
+        Self::open_protocol(libc::NETLINK_ROUTE)
     }
 
-    fn open_protocol(protocol: Option<Protocol>) -> io::Result<Self> {
-        let (family, flags) = (AddressFamily::NETLINK, SocketFlags::CLOEXEC);
-        let descriptor = socket_with(family, SocketType::RAW, flags, protocol)?;
-        bind(&descriptor, &SocketAddrNetlink::new(0, 0))?;
-        Ok(Self { descriptor, request: Vec::new(), answer: Vec::new(), sequence: 0 })
+    fn open_protocol(protocol: i32) -> io::Result<Self> {
+        // SAFETY: it only opens.
+        let socket = unsafe { mnl_sys::mnl_socket_open2(protocol, libc::SOCK_CLOEXEC) };
+        let inner = NonNull::new(socket).ok_or_else(io::Error::last_os_error)?;
+        let socket = Self { inner, request: Vec::new(), answer: Vec::new(), sequence: 0 };
+        // SAFETY: the socket is open.
+        let bound = unsafe { mnl_sys::mnl_socket_bind(inner.as_ptr(), 0, 0) };
+        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
     }
 
     /// Sets an integer socket option.
@@ -358,13 +371,11 @@ impl Socket {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Sets the sizes of both buffers: beyond the system's limit, or up to the limit without the right to exceed it.
-    pub fn set_buffers(&self, size: usize) {
-        if set_socket_recv_buffer_size_force(self, size).is_err() {
-            let _ = set_socket_recv_buffer_size(self, size);
-        }
-        if set_socket_send_buffer_size_force(self, size).is_err() {
-            let _ = set_socket_send_buffer_size(self, size);
+    /// As [`Socket::set_option`], for a buffer size: beyond the system's limit, or up to the limit without the right to
+    /// exceed it.
+    pub fn set_buffer(&self, force: i32, polite: i32, size: i32) {
+        if self.set_option(libc::SOL_SOCKET, force, size).is_err() {
+            let _ = self.set_option(libc::SOL_SOCKET, polite, size);
         }
     }
 
@@ -375,8 +386,9 @@ impl Socket {
     }
 
     /// The kernel's port number of the socket.
-    pub fn port(&self) -> io::Result<u32> {
-        Ok(SocketAddrNetlink::try_from(getsockname(self)?)?.pid())
+    pub fn port(&self) -> u32 {
+        // SAFETY: the socket lives as long as `self`.
+        unsafe { mnl_sys::mnl_socket_get_portid(self.inner.as_ptr()) }
     }
 
     /// Sends to another socket than the kernel's, which needs CAP_NET_ADMIN.

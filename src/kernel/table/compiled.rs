@@ -23,7 +23,7 @@ pub(super) const DRAFT: &CStr = c"ftp_alg_draft";
 const PROBE: &CStr = c"ftp_alg_probe";
 const ABSENT: &CStr = c"ftp_alg_absent";
 /// Socket buffer size; memory is used only for waiting messages.
-pub(super) const BUFFER: usize = 4 << 20;
+pub(super) const BUFFER: i32 = 4 << 20;
 
 // From linux/netfilter/nf_tables.h; libc lacks them. The first attribute of every message is the table's name.
 const NFTA_SET_NAME: u16 = 2;
@@ -79,7 +79,8 @@ pub(super) fn delete_table(batch: &mut Batch, table: &CStr) {
 /// Enlarges the socket's buffers for the transaction that creates our table, and for the kernel's answers if it refuses
 /// all of it. Only the first failure counts, so later ones may be lost. A limit that cannot be set stays.
 pub(super) fn configure_socket(socket: &Socket) {
-    socket.set_buffers(BUFFER);
+    socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER);
+    socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, BUFFER);
     for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_NO_ENOBUFS] {
         let _ = socket.set_option(libc::SOL_NETLINK, option, 1);
     }

@@ -27,7 +27,7 @@ const BOTH_FAMILIES: [u8; 2] = (libc::NFPROTO_INET as u16).to_be_bytes();
 /// Messages of nft if another program interferes.
 const BUSY_MESSAGES: [&str; 2] = ["Resource busy", "Interrupted system call"];
 /// Up to so many bytes of elements fit a transaction, besides the table itself.
-const MAX_RETAINED: usize = compiled::BUFFER / 2;
+const MAX_RETAINED: usize = compiled::BUFFER as usize / 2;
 /// Number of attempts to read a draft; another transaction may interrupt each.
 const MAX_READS: usize = 100;
 

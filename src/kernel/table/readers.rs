@@ -168,7 +168,6 @@ mod tests {
     fn a_socket_is_found_while_others_are_closed() {
         let open = |count| (0..count).map(|_| Socket::open().unwrap()).collect::<Vec<_>>();
         let sockets = open(100);
-        let port = sockets[50].port().unwrap();
         let has_ended = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for _ in 0..2 {
@@ -178,7 +177,7 @@ mod tests {
                     }
                 });
             }
-            let missed = (0..2000).filter(|_| find_inode(port).unwrap().is_none());
+            let missed = (0..2000).filter(|_| find_inode(sockets[50].port()).unwrap().is_none());
             let missed = missed.count();
             has_ended.store(true, Relaxed);
             assert_eq!(missed, 0);
