@@ -204,7 +204,8 @@ impl Reporter {
         loop {
             let is_last = stop.load(Ordering::Acquire);
             // What passed until now is read before anything is decided, also if other threads run meanwhile.
-            let now = (!is_last).then(Instant::now);
+            let tick = Instant::now();
+            let now = (!is_last).then_some(tick);
             let observe = |at, packet| known.tracker.observe(at, &packet);
             let read = data_log.as_mut().map(|log| {
                 if is_last {
@@ -219,14 +220,16 @@ impl Reporter {
                 log_event!(DATA_LOG_ENDED, "{error}: transfers are reported without their bytes");
                 (data_log, known.tracker.sees_packets) = (None, false);
             }
-            self.handle_received(&mut known);
+            self.handle_received(tick, &mut known);
             let finished = match now {
                 None => known.tracker.take_all(),
                 Some(now) => known.tracker.take_finished(now, |initiator, dialled| {
                     conntrack.is_running(initiator, dialled)
                 }),
             };
-            finished.into_iter().for_each(|(at, finished)| self.report(at, finished, &mut known));
+            for (at, finished) in finished {
+                self.report(tick, at, finished, &mut known);
+            }
             self.report_missing_connections(&mut known, now);
             if let Some(now) = now.filter(|now| *now >= known.next_look) {
                 known.next_look = now + LOOK_INTERVAL;
@@ -258,7 +261,7 @@ impl Reporter {
     }
 
     /// Handles what has happened, in its order.
-    fn handle_received(&self, known: &mut Known<'_>) {
+    fn handle_received(&self, now: Instant, known: &mut Known<'_>) {
         let received = std::mem::take(&mut *lock(&self.inbox));
         for Received { seen, at, event } in received.events {
             let Event { session, client, server, user, kind } = event;
@@ -268,7 +271,7 @@ impl Reporter {
                     known.running.remove(&session);
                     let transfer = head.map(|()| transfer);
                     if let Some((at, finished)) = known.tracker.end(seen, at, transfer) {
-                        self.report(at, finished, known);
+                        self.report(now, at, finished, known);
                     }
                 }
                 EventKind::TransferWaiting(transfer) => {
@@ -293,17 +296,14 @@ impl Reporter {
         }
     }
 
-    fn report(&self, at: SystemTime, mut finished: Event, known: &mut Known<'_>) {
+    fn report(&self, now: Instant, at: SystemTime, mut finished: Event, known: &mut Known<'_>) {
         if let EventKind::Transfer(transfer) = &mut finished.kind {
-            accounting::complete_bytes(
-                Instant::now(),
-                transfer,
-                &mut known.passed,
-                |initiator, dialled| known.conntrack.counted(initiator, dialled),
-            );
+            accounting::complete_bytes(now, transfer, &mut known.passed, |initiator, dialled| {
+                known.conntrack.counted(initiator, dialled)
+            });
         }
         if let Some(transfer) = finished.kind.ended_transfer() {
-            lock(&self.totals).count(Instant::now(), &finished, transfer);
+            lock(&self.totals).count(now, &finished, transfer);
             lock(&self.session_bytes).add(finished.session, transfer);
         }
         known.reports.push((at, finished));
