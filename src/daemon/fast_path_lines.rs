@@ -8,10 +8,7 @@
 use std::{
     error::Error,
     os::fd::AsFd as _,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use ftp_alg_core::{
@@ -49,16 +46,10 @@ pub(super) struct FastPathReader {
     pub(super) off_reason: OnceLock<String>,
     /// Why the thread that reads the lines is to turn the fast path off.
     pub(super) leave_reason: OnceLock<String>,
-    /// Whether the engines hand no connection over yet, because the program is being loaded.
-    pub(super) is_starting: AtomicBool,
-    /// Whether the engines hand no connection over any more, because the daemon ends.
-    pub(super) has_stopped: AtomicBool,
     /// Where the fast path's thread waits for the ring buffer.
     pub(super) ring_waiter: RingWaiter,
     /// Ends that wait as well.
     pub(super) link_changes: LinkChanges,
-    /// Holds the pin directory open while something may be pinned there.
-    _loaded: LoadedProgram,
 }
 
 /// Lines that no engine has read yet, those of a flow in their order.
@@ -85,7 +76,6 @@ impl FastPathReader {
         let link_changes = LinkChanges::subscribe()?;
         waiter.watch(link_changes.as_fd())?;
         let counts_before = program.counters()?;
-        let is_starting = !program.is_loaded();
         let offload = Arc::new(Offload::new(program, translations, parameters));
         Ok(Self {
             offload,
@@ -94,11 +84,8 @@ impl FastPathReader {
             claimed: claimed.clone(),
             off_reason: OnceLock::new(),
             leave_reason: OnceLock::new(),
-            is_starting: AtomicBool::new(is_starting),
-            has_stopped: AtomicBool::new(false),
             ring_waiter: waiter,
             link_changes,
-            _loaded: loaded,
         })
     }
 
@@ -169,9 +156,6 @@ impl FastPathReader {
         let (program, before) = (self.offload.program(), self.counts_before);
         let state = match self.off_reason.get() {
             Some(why) => FastPathStatus::off(why),
-            None if self.is_starting.load(Ordering::Acquire) => {
-                FastPathStatus::off(FastPathStatus::OFF_AT_FIRST)
-            }
             None => FastPathStatus {
                 state: FastPathState::On,
                 why: String::new(),

@@ -63,7 +63,7 @@ pub(crate) fn off_reason(
 impl FastPathPins {
     /// Whether an earlier daemon of this network namespace left pins.
     pub(super) fn has_leftovers(state_dir: &Path, account: Option<&Account>) -> bool {
-        ftp_alg_fastpath::has_leftovers(&pin_path(state_dir, account), list_interfaces)
+        HAS_PROGRAM && ftp_alg_fastpath::has_pins(&pin_path(state_dir, account))
     }
 
     /// Opens the directory for `account`, and makes it if it is absent. The error says why this failed, and what to do.
@@ -97,7 +97,7 @@ impl FastPathPins {
     pub(super) fn remove_leftovers(state_dir: &Path, account: Option<&Account>) {
         let path = pin_path(state_dir, account);
         // Another user's pins are left alone.
-        if let Err(error) = ftp_alg_fastpath::remove_leftovers(&path, list_interfaces)
+        if let Err(error) = ftp_alg_fastpath::remove_leftovers(&path)
             && error.kind() != io::ErrorKind::PermissionDenied
         {
             log_not_removed(&path, &error);
@@ -157,40 +157,31 @@ fn open_directory(parent: &File, path: &Path, account: Option<&Account>) -> Resu
     if has_bpf(fstatfs(&directory)) { Ok(directory) } else { Err(missing_bpf_fs(path)) }
 }
 
-/// The program, loaded or being loaded, and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached:
-/// then the next daemon may take it over.
+/// The program, loaded and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached: then
+/// the next daemon may take it over.
 #[derive(Debug)]
-pub(super) struct LoadedProgram {
-    program: Option<FastPath>,
-    pins: FastPathPins,
-}
+pub(super) struct LoadedProgram(Option<FastPath>);
 
 impl LoadedProgram {
-    /// Begins to load the program, or takes over the one that an earlier daemon left. Only for a process with one thread.
-    pub(super) fn begin_loading(pins: FastPathPins) -> Result<Self, FastPathUnavailable> {
-        let program = FastPath::begin_loading(&pins.path(), list_interfaces)?;
-        Ok(Self { program: Some(program), pins })
-    }
-
-    pub(super) fn pins(&self) -> &FastPathPins {
-        &self.pins
+    /// Loads the program, or takes over the one that an earlier daemon left.
+    pub(super) fn load(pins: &FastPathPins) -> Result<Self, String> {
+        let loaded = FastPath::load(&pins.path(), list_interfaces);
+        loaded.map(|program| Self(Some(program))).map_err(|missing| missing.to_string())
     }
 
     /// Takes the program, which then stays until [`FastPath::remove`].
     pub(super) fn take_program(&mut self) -> Option<FastPath> {
-        self.program.take()
+        self.0.take()
     }
 }
 
 impl Drop for LoadedProgram {
     fn drop(&mut self) {
-        self.program.iter().filter(|program| !program.is_attached()).for_each(remove);
-    }
-}
-
-fn remove(program: &FastPath) {
-    if let Err(error) = program.remove() {
-        log_not_removed(program.directory(), &error);
+        if let Some(program) = self.0.as_ref().filter(|program| !program.is_attached())
+            && let Err(error) = program.remove()
+        {
+            log_not_removed(program.directory(), &error);
+        }
     }
 }
 

@@ -378,9 +378,7 @@ impl Workers {
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
-        if let Some(mut fast_path) = shared.fast_path_control(&mut kernel)
-            && fast_path.is_loaded()
-        {
+        if let Some(mut fast_path) = shared.fast_path_control(&mut kernel) {
             fast_path.update_program();
         }
         let work = move || {

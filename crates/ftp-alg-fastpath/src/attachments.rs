@@ -44,21 +44,11 @@ pub struct Interfaces {
 /// Lists the interfaces in the network namespace of this thread.
 pub type ListInterfaces = fn() -> io::Result<Interfaces>;
 
-impl Interfaces {
-    /// Those at which an earlier daemon may have attached the program.
-    pub(crate) fn into_candidates(self) -> impl Iterator<Item = EthernetInterface> {
-        let mark_writers = self.mark_writers.into_iter().map(|(interface, _)| interface);
-        self.usable.into_iter().chain(self.filtered_early).chain(mark_writers)
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Attachments {
     list_interfaces: ListInterfaces,
-    /// Whether to attach with links.
-    uses_links: bool,
-    /// By the interface's index.
-    pub(crate) attached: BTreeMap<u32, Attachment>,
+    /// The links, by the interface's index.
+    pub(crate) attached: BTreeMap<u32, PinnedLink>,
     /// Names of the interfaces with an attachment.
     pub(crate) interface_names: Vec<String>,
     /// The interfaces of the last reading.
@@ -79,79 +69,35 @@ pub struct UsableInterfaces {
     pub lost: Vec<u32>,
 }
 
-/// What holds the program at an interface.
-#[derive(Debug)]
-pub(crate) enum Attachment {
-    /// A link, which lasts as long as its pin: not longer than the mount namespace that has the BPF file system. After
-    /// `ip netns exec` that ends with the daemon.
-    Link(PinnedLink),
-    /// Nothing: the program stays until it is detached. Only who has CAP_SYS_ADMIN finds it again.
-    WithoutLink,
-}
-
-impl Attachment {
-    fn with_link(program: BorrowedFd<'_>, interface: u32, pins: &PinDirectory) -> io::Result<Self> {
-        let fd = syscall::attach_tcx(program, interface)?;
-        let (name, pins) = (PinDirectory::link_name(interface), pins.clone());
-        match syscall::pin(fd.as_fd(), &pins.pin_path(&name)) {
-            // Somebody removed the directory. The link lasts as long as this daemon.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            pinned => pinned?,
-        }
-        Ok(Self::Link(PinnedLink { fd, name, pins }))
+/// Attaches the program to an interface by a link, which lasts as long as its pin.
+fn attach(program: BorrowedFd<'_>, interface: u32, pins: &PinDirectory) -> io::Result<PinnedLink> {
+    let fd = syscall::attach_tcx(program, interface)?;
+    let (name, pins) = (PinDirectory::link_name(interface), pins.clone());
+    match syscall::pin(fd.as_fd(), &pins.pin_path(&name)) {
+        // Somebody removed the directory. The link lasts as long as this daemon.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        pinned => pinned?,
     }
-
-    fn is_at(&self, program: BorrowedFd<'_>, interface: u32) -> bool {
-        match self {
-            Self::Link(link) => {
-                syscall::attached_interface(link.fd.as_fd()).is_ok_and(|found| found == interface)
-            }
-            // An earlier daemon's link may have held it, which ended with that one's pins.
-            Self::WithoutLink => syscall::is_attached(program, interface).unwrap_or(false),
-        }
-    }
-
-    fn remove(&self, program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
-        match self {
-            Self::Link(link) => link.remove(),
-            Self::WithoutLink => match syscall::detach_tcx(program, interface) {
-                // The interface was deleted, or the program is not there any more.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
-                    Ok(())
-                }
-                detached => detached,
-            },
-        }
-    }
+    Ok(PinnedLink { fd, name, pins })
 }
 
 impl Attachments {
-    /// Starts with the `pinned` links of an earlier daemon, and what it attached without links; with none if the program
-    /// is not loaded yet. The program is needed at first, so that the daemon finds out whether it can be attached.
+    /// Starts with the `pinned` links of an earlier daemon. The program is needed at first, so that the daemon finds out
+    /// whether it can be attached.
     pub(crate) fn open(
-        program: Option<BorrowedFd<'_>>,
         pinned: Vec<PinnedLink>,
-        uses_links: bool,
         list_interfaces: ListInterfaces,
     ) -> io::Result<Self> {
         let mut attached = BTreeMap::new();
         for link in pinned {
             match syscall::attached_interface(link.fd.as_fd())? {
                 0 => link.remove()?,
-                interface => drop(attached.insert(interface, Attachment::Link(link))),
-            }
-        }
-        for EthernetInterface { index, .. } in list_interfaces()?.into_candidates() {
-            if let (Some(program), Entry::Vacant(free)) = (program, attached.entry(index))
-                && syscall::is_attached(program, index)?
-            {
-                free.insert(Attachment::WithoutLink);
+                interface => drop(attached.insert(interface, link)),
             }
         }
         let indices = attached.keys().copied().collect();
         Ok(Self {
             list_interfaces,
-            uses_links,
             interface_names: Vec::new(),
             interfaces: Interfaces::default(),
             usable: UsableInterfaces { indices, lost: Vec::new() },
@@ -224,10 +170,11 @@ impl Attachments {
         pins: &PinDirectory,
     ) -> Result<(), FastPathUnavailable> {
         let interfaces = if self.is_needed { self.interfaces.usable.clone() } else { Vec::new() };
-        self.attached.retain(|index, attachment| {
-            let stays = interfaces.iter().any(|interface| interface.index == *index)
-                && attachment.is_at(program, *index);
-            if !stays && let Err(error) = attachment.remove(program, *index) {
+        self.attached.retain(|index, link| {
+            let is_at =
+                || syscall::attached_interface(link.fd.as_fd()).is_ok_and(|at| at == *index);
+            let stays = interfaces.iter().any(|interface| interface.index == *index) && is_at();
+            if !stays && let Err(error) = link.remove() {
                 tracing::warn!("cannot detach the program from interface {index}: {error}");
             }
             stays
@@ -235,18 +182,14 @@ impl Attachments {
         let before = std::mem::take(&mut self.interface_names);
         for EthernetInterface { index, name } in interfaces {
             if let Entry::Vacant(free) = self.attached.entry(index) {
-                let attachment = if self.uses_links {
-                    Attachment::with_link(program, index, pins)
-                } else {
-                    syscall::attach_tcx_without_link(program, index)
-                        .map(|()| Attachment::WithoutLink)
-                };
+                let link = attach(program, index, pins);
                 // The interface was deleted meanwhile.
-                if attachment.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENODEV)) {
+                if link.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENODEV)) {
                     continue;
                 }
-                let what = format!("attach the program to interface {name}");
-                free.insert(attachment.or_unavailable(what)?);
+                free.insert(
+                    link.or_unavailable(format!("attach the program to interface {name}"))?,
+                );
             }
             self.interface_names.push(name);
         }
@@ -259,11 +202,10 @@ impl Attachments {
     }
 
     /// Detaches the program from all interfaces.
-    pub(crate) fn detach_all(&mut self, program: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn detach_all(&mut self) -> io::Result<()> {
         self.interface_names.clear();
         // All are removed, even if one fails: a detached program inspects nothing, even if its pin stays.
         let attached = std::mem::take(&mut self.attached);
-        let removed = attached.iter().map(|(index, attachment)| attachment.remove(program, *index));
-        removed.fold(Ok(()), io::Result::and)
+        attached.values().map(PinnedLink::remove).fold(Ok(()), io::Result::and)
     }
 }

@@ -193,7 +193,7 @@ fn a_directory_that_another_user_may_change_is_left_alone() {
                     chown(directory, Some(owner), None).unwrap();
                 };
                 set(owner, mode);
-                let error = remove_leftovers(&pins.0, list_interfaces).unwrap_err();
+                let error = remove_leftovers(&pins.0).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{owner} {mode:o}");
                 let unavailable = FastPath::load(&pins.0, list_interfaces).unwrap_err().to_string();
                 assert!(unavailable.contains("permission denied"), "{unavailable}");
