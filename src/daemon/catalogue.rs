@@ -69,8 +69,6 @@ daemon_events! {
     BROKER_ENDED: "broker-ended", Warn, "the kernel's log, if it happens again";
     /// the broker runs again
     BROKER_STARTED: "broker-started", Info, "";
-    /// what stands in place of a state file is none, is too long, or cannot be read: it is renamed
-    STATE_FILE_REFUSED: "state-file-refused", Warn, "";
     /// the state is written again
     JOURNAL_RECOVERED: "journal-recovered", Info, "";
     /// another daemon's table is replaced

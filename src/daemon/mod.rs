@@ -387,8 +387,6 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     confine::become_user(account.as_ref())?;
     let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
-    state_dir::put_others_aside(&options.state_dir)
-        .map_err(|source| DaemonError::Directory { path: options.state_dir.clone(), source })?;
     let metrics = config.metrics.listen.map(bind_metrics);
     let log_files = LogFiles::open(&config.log);
     if pins.is_err() {

@@ -14,7 +14,7 @@
 //!   a session is in two, a worker has adopted it, and the worker's journal is newer.
 //! - All files are valid for one boot of one network namespace. A journal of another one, or a damaged one, is renamed,
 //!   and no record of it is used.
-//! - No file is a link, a pipe or a device: what is, is renamed at the start.
+//! - No link, pipe or device is followed.
 
 use std::{
     ffi::OsStr,
@@ -39,12 +39,6 @@ const BACKEND: &str = "backend";
 const LAST_SESSION: &str = "last-session";
 /// The journal of the sessions that were restored.
 const RESTORED: &str = "restored.sessions";
-/// The files of the state directory, except for the journals of workers.
-const FILES: [&str; 4] = [TABLE_RECORD, BACKEND, LAST_SESSION, RESTORED];
-/// The extension of a file that takes the place of another one when it is complete.
-const NEW: &str = "new";
-/// The extension of a journal.
-const SESSIONS: &str = "sessions";
 /// The start of every journal, before the number of its format.
 const MAGIC: &str = "ftp-alg sessions, format ";
 /// The bytes before a record: its length and its checksum, both 32 bits in little-endian order.
@@ -52,9 +46,7 @@ const FRAME_HEADER: usize = 8;
 /// A journal gets a checkpoint when it is this much longer than twice its last checkpoint.
 const SLACK: u64 = 4 << 20;
 /// Longer files are refused. No journal is as long, and reading one would take too much memory.
-const MAX_JOURNAL: u64 = 1 << 30;
-/// Longer files of other kinds are refused.
-const MAX_OTHER: u64 = 16 << 20;
+const MAX_LENGTH: u64 = 1 << 30;
 /// Saved numbers are less: a reader of JSON may compute with floating-point numbers.
 const MAX_NUMBER: u64 = 1 << 53;
 /// How many bytes of a checkpoint are collected before they are written.
@@ -106,56 +98,6 @@ enum JournalError {
     Record(#[from] ftp_alg_core::engine::RecordError),
 }
 
-/// Renames what stands in the place of a state file at `directory` and is none, or cannot be read. Called before the
-/// daemon gives up its rights, because landlock allows it to rename files only.
-pub(super) fn put_others_aside(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if !is_state_file(&path) {
-            continue;
-        }
-        let why = match fs::symlink_metadata(&path) {
-            Ok(found) if !found.is_file() => "it is not a regular file".to_owned(),
-            Ok(found) if found.len() > max_length(&path) => {
-                io::Error::from(io::ErrorKind::FileTooLarge).to_string()
-            }
-            Ok(_) => match File::open(&path) {
-                Ok(_) => continue,
-                Err(error) => error.to_string(),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => error.to_string(),
-        };
-        let aside = rename_aside(&path)?;
-        log_event!(
-            STATE_FILE_REFUSED,
-            path = %path.display(),
-            renamed = %aside.display(),
-            "{} is not used, and is renamed {}: {why}",
-            path.display(),
-            aside.display()
-        );
-    }
-    Ok(())
-}
-
-/// Whether a daemon makes a file of this name.
-fn is_state_file(path: &Path) -> bool {
-    let is_new = path.extension().is_some_and(|extension| extension == NEW);
-    is_journal(path)
-        || is_new && is_journal(&path.with_extension(SESSIONS))
-        || FILES
-            .iter()
-            .map(|name| path.with_file_name(name))
-            .any(|file| path == file || path == file.with_extension(NEW))
-}
-
-/// The length of a state file beyond which it is not read.
-fn max_length(path: &Path) -> u64 {
-    let has_sessions = path.extension().is_some_and(|extension| extension == SESSIONS);
-    if has_sessions { MAX_JOURNAL } else { MAX_OTHER }
-}
-
 /// Whether a path is that of a queue's journal.
 fn is_journal(path: &Path) -> bool {
     let name =
@@ -164,18 +106,17 @@ fn is_journal(path: &Path) -> bool {
     number.is_some_and(|number| number.parse::<u16>().is_ok())
 }
 
-/// Renames a file that is not used. Returns its new name. Earlier ones have their places, if they are directories.
-fn rename_aside(path: &Path) -> io::Result<PathBuf> {
-    let mut outcome = Err(io::ErrorKind::AlreadyExists.into());
-    for number in 1..10 {
-        let end = if number == 1 { "refused".to_owned() } else { format!("refused-{number}") };
-        let aside = path.with_extension(end);
-        outcome = fs::rename(path, &aside).map(|()| aside);
-        if outcome.is_ok() {
-            break;
-        }
+/// Reads a state file. An error for what is no regular file, because the open of a pipe may wait for ever, and a device may
+/// have no end.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
     }
-    outcome
+    if found.len() > MAX_LENGTH {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    fs::read(path)
 }
 
 impl StateDir {
@@ -288,10 +229,7 @@ impl StateDir {
 
     /// Reads the sessions of a journal.
     fn read_journal(&self, path: &Path) -> Result<SessionRecords, JournalError> {
-        if fs::metadata(path)?.len() > MAX_JOURNAL {
-            return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
-        }
-        Ok(SessionRecords::read(self.split_records(&fs::read(path)?)?.into_iter())?)
+        Ok(SessionRecords::read(self.split_records(&read_file(path)?)?.into_iter())?)
     }
 
     /// The records of a journal. A crash may cut off the last record. No verdict was given for it, so it is left out.
@@ -322,8 +260,8 @@ impl StateDir {
     /// The rules that an earlier daemon loaded. `None` if there were none, or the file cannot be read: then the rules
     /// are loaded again.
     pub(super) fn table_record(&self) -> Option<TableRecord> {
-        let text = fs::read_to_string(self.path.join(TABLE_RECORD)).ok()?;
-        let (origin, record): (String, TableRecord) = serde_json::from_str(&text).ok()?;
+        let text = read_file(&self.path.join(TABLE_RECORD)).ok()?;
+        let (origin, record): (String, TableRecord) = serde_json::from_slice(&text).ok()?;
         (origin == self.origin).then_some(record)
     }
 
@@ -335,7 +273,7 @@ impl StateDir {
 
     /// The back end of an earlier daemon. `None` if there was none.
     pub(super) fn backend(&self) -> Option<Backend> {
-        let text = fs::read_to_string(self.path.join(BACKEND)).ok()?;
+        let text = String::from_utf8(read_file(&self.path.join(BACKEND)).ok()?).ok()?;
         text.strip_prefix(&self.origin)?.trim_end().parse().ok()
     }
 
@@ -349,6 +287,7 @@ impl StateDir {
     pub(super) fn last_session(&self) -> LastSession {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW);
         let file = options.open(self.path.join(LAST_SESSION)).ok();
         let mut bytes = [0; 8];
         let is_read = file.as_ref().is_some_and(|file| file.read_exact_at(&mut bytes, 0).is_ok());
@@ -383,9 +322,13 @@ fn remove_journal(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames a journal that is not used.
+/// Renames a journal that is not used. An error for what is no regular file, because landlock forbids to rename that.
 fn put_aside(journal: &Path, why: &JournalError) -> io::Result<()> {
-    let aside = rename_aside(journal)?;
+    if !fs::symlink_metadata(journal)?.is_file() {
+        return Err(io::Error::other(format!("{} is not a regular file", journal.display())));
+    }
+    let aside = journal.with_extension("refused");
+    fs::rename(journal, &aside)?;
     log_event!(
         JOURNAL_REFUSED,
         path = %journal.display(),
@@ -401,9 +344,10 @@ fn put_aside(journal: &Path, why: &JournalError) -> io::Result<()> {
 /// Replaces the file at `path`, atomically, by a file with the contents that `write` writes. Returns it, positioned at
 /// its end.
 fn replace_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
-    let new = path.with_extension(NEW);
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let new = path.with_extension("new");
+    // That of a crash, or a pipe, which would hold up the daemon.
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     if let Err(error) = write(&mut file).and_then(|()| fs::rename(&new, path)) {
         // If there was no room for it, it takes room that other files need.
         let _ = fs::remove_file(new);
