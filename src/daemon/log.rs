@@ -6,7 +6,6 @@
 //!
 //! Every line of the levels info, warn and error has the field `event`, a stable name for scripts.
 
-mod batch;
 pub(super) mod daemon_lines;
 pub(super) mod journald;
 pub(super) mod level;
@@ -29,8 +28,6 @@ use super::{
     counted::{counted, was_or_were},
     shard::lock,
 };
-use batch::BatchedStderr;
-pub(super) use batch::log_at_once;
 use daemon_lines::DaemonLines;
 use journald::Journald;
 
@@ -82,7 +79,7 @@ where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
     fmt::layer()
-        .with_writer(|| BatchedStderr)
+        .with_writer(io::stderr)
         .with_target(false)
         .with_ansi(wants_colours(&io::stderr()))
         .fmt_fields(fmt::format::debug_fn(|writer, field, value| match field.name() {

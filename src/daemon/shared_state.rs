@@ -21,7 +21,7 @@ use super::{
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
     health::{Findings, Health, ProblemName},
-    log::{EventLog, log_at_once},
+    log::EventLog,
     log_files::{LineFile, LogFiles},
     metrics::DecisionTimes,
     rates::{self, CounterHistory},
@@ -146,7 +146,7 @@ impl SharedState {
         }
         if !reports.is_empty() {
             let events = || reports.iter().map(|(_, event)| event);
-            log_at_once(|| self.log.log_events(now, events(), 0));
+            self.log.log_events(now, events(), 0);
             self.health.record_reports(now, events());
             files.append_transfers(&self.events.record(reports.into_iter()));
         }
