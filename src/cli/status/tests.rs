@@ -81,6 +81,7 @@ fn a_daemon_without_traffic_has_a_short_text() {
         backend: "nftables".to_owned(),
         backend_reason: "the configuration says so".to_owned(),
         rates: Rates { ten_seconds: window, minute: window, hour: window },
+        fast_path: FastPathStatus::off(FastPathStatus::OFF_BY_CONFIGURATION),
         ..Status::default()
     };
     let expected = "\
