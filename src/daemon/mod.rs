@@ -43,7 +43,6 @@ mod table_guard;
 mod takeover;
 mod threads;
 mod transfers;
-mod transfers_thread;
 mod worker;
 mod worker_progress;
 mod workers;

@@ -36,11 +36,10 @@ use super::{
     shard::{Shard, lock},
     shared_state::SharedState,
     start_table,
-    state_dir::StateDir,
+    state_dir::{LastSession, StateDir},
     table_guard::{self, TableChange, TableGuard},
     threads::start_thread,
     transfers::Reporter,
-    transfers_thread::ReporterThread,
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -147,6 +146,7 @@ pub(super) fn start(
         fast_path_thread: None,
         transfers_thread: None,
         table: None,
+        reports_end: Arc::default(),
         table_guard: TableGuard::default(),
         heartbeat: None,
     };
@@ -175,9 +175,7 @@ pub(super) fn start(
     let (name, what) = ("rules".to_owned(), "the reader of the operator's rules".to_owned());
     workers.rules_thread = Some(start_thread(name, what, events.clone(), work)?);
     let data_log = data_log.filter(|_| workers.table.as_ref().is_some_and(Table::logs_data));
-    let shared = Arc::clone(&workers.shared);
-    let thread = ReporterThread::start(shared, last_session, data_log, log_files, events)?;
-    workers.transfers_thread = Some(thread);
+    workers.start_reporter(last_session, data_log, log_files, events)?;
     let backend = parameters.backend;
     for (index, queue) in queues.into_iter().enumerate() {
         let worker = Worker {
@@ -293,7 +291,9 @@ pub(super) struct Workers {
     wakers: Vec<Waker>,
     threads: Vec<JoinHandle<()>>,
     rules_thread: Option<JoinHandle<()>>,
-    transfers_thread: Option<ReporterThread>,
+    /// The thread that reports transfers. It ends when all that was recorded is reported, after `reports_end` is set.
+    transfers_thread: Option<JoinHandle<()>>,
+    reports_end: Arc<AtomicBool>,
     /// The thread that reads the fast path's lines.
     fast_path_thread: Option<JoinHandle<()>>,
     /// The table: loaded when the queues are open, removed before the workers end.
@@ -374,6 +374,28 @@ impl Workers {
     /// Starts the thread that reads the fast path's lines.
     fn start_fast_path_reader(
         &mut self,
+    /// Starts the thread that reports transfers, with their bytes if there is a `data_log`, and writes the files of events.
+    fn start_reporter(
+        &mut self,
+        mut last_session: LastSession,
+        data_log: Option<DataLog>,
+        files: Arc<Mutex<LogFiles>>,
+        events: &Sender<DaemonEvent>,
+    ) -> Result<(), ServiceError> {
+        let (shared, is_over) = (Arc::clone(&self.shared), Arc::clone(&self.reports_end));
+        let work = move || {
+            let publish = |reports| {
+                shared.publish_reports(reports, &mut lock(&files));
+                last_session.set(shared.events.last_session());
+            };
+            shared.transfers.run(data_log, &*shared, publish, &is_over);
+            Ok(())
+        };
+        let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());
+        self.transfers_thread = Some(start_thread(name, what, events.clone(), work)?);
+        Ok(())
+    }
+
         mut kernel: LinuxKernel,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
@@ -519,7 +541,8 @@ impl Drop for Workers {
         // Its last reports look into conntrack.
         drop(kernel);
         if let Some(thread) = self.transfers_thread.take() {
-            thread.end();
+            self.reports_end.store(true, Ordering::Release);
+            let _ = thread.join();
         }
         // This thread may be reading a large rule set, so the end does not wait for it.
         if let Some(thread) = self.rules_thread.take() {
