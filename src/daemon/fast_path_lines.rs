@@ -7,7 +7,6 @@
 
 use std::{
     error::Error,
-    os::fd::AsFd as _,
     sync::{Arc, Mutex, OnceLock},
 };
 
@@ -16,7 +15,7 @@ use ftp_alg_core::{
     ftp::Padding,
 };
 use ftp_alg_fastpath::{
-    FastPathCounts, RingWaiter,
+    FastPathCounts,
     layout::{LineRecord, side},
 };
 
@@ -46,9 +45,6 @@ pub(super) struct FastPathReader {
     pub(super) off_reason: OnceLock<String>,
     /// Why the thread that reads the lines is to turn the fast path off.
     pub(super) leave_reason: OnceLock<String>,
-    /// Where the fast path's thread waits for the ring buffer.
-    pub(super) ring_waiter: RingWaiter,
-    /// Ends that wait as well.
     pub(super) link_changes: LinkChanges,
 }
 
@@ -72,9 +68,6 @@ impl FastPathReader {
     ) -> Result<Self, Box<dyn Error>> {
         let translations = Translations::new(parameters, commits)?;
         let program = loaded.take_program().ok_or("the program is in use")?;
-        let waiter = RingWaiter::new(program.ring())?;
-        let link_changes = LinkChanges::subscribe()?;
-        waiter.watch(link_changes.as_fd())?;
         let counts_before = program.counters()?;
         let offload = Arc::new(Offload::new(program, translations, parameters));
         Ok(Self {
@@ -84,8 +77,7 @@ impl FastPathReader {
             claimed: claimed.clone(),
             off_reason: OnceLock::new(),
             leave_reason: OnceLock::new(),
-            ring_waiter: waiter,
-            link_changes,
+            link_changes: LinkChanges::subscribe()?,
         })
     }
 

@@ -26,10 +26,10 @@ use crate::kernel::{
     parameters::Backend,
 };
 
-/// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer
-/// wakes the thread earlier when it fills.
+/// Interval between two readings of the ring buffer, while there are lines and while there are none. It has room for 5461
+/// lines.
 const MIN_PAUSE: Duration = Duration::from_millis(4);
-const MAX_PAUSE: Duration = Duration::from_millis(64);
+const MAX_PAUSE: Duration = Duration::from_millis(16);
 /// Interval between two updates of the program's interfaces and barred ports.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -174,7 +174,7 @@ impl FastPathControl<'_> {
         self.take_back(None);
     }
 
-    /// Reads lines until `end` is set, or the fast path is to be turned off.
+    /// Reads lines until `end` is set, or the fast path is to be turned off. Who sets it unparks this thread.
     pub(super) fn run(&mut self, end: &AtomicBool) -> Result<(), ServiceError> {
         let (mut pause, mut next_update) = (MIN_PAUSE, Instant::now());
         while !end.load(Ordering::Acquire) {
@@ -191,9 +191,7 @@ impl FastPathControl<'_> {
             } else if self.reader.link_changes.take() {
                 self.update_interfaces();
             }
-            if self.shared.report(self.reader.ring_waiter.wait(pause)).is_none() {
-                thread::sleep(pause);
-            }
+            thread::park_timeout(pause);
         }
         Ok(())
     }

@@ -514,7 +514,7 @@ impl Drop for Workers {
         }
         if let Ok(reader) = &self.shared.fast_path {
             if let Some(thread) = self.fast_path_thread.take() {
-                self.shared.report(reader.ring_waiter.wake());
+                thread.thread().unpark();
                 let _ = thread.join();
             }
             if !needed {

@@ -67,14 +67,6 @@ static __always_inline void begin_record(struct line_record *line, const struct 
 	__builtin_memset(line->bytes, 0, LONGEST_LINE);
 }
 
-static __always_inline void submit(struct line_record *line)
-{
-	// The daemon reads the ring before it decides about a packet. So the program wakes it only if room gets scarce.
-	__u64 unread = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA);
-
-	bpf_ringbuf_submit(line, unread > RING / 4 ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
-}
-
 // Opens the pinhole of the next line, and advances the flow. Another processor that gets an announcement of this flow
 // meanwhile hands the flow back; then nothing stays open, and the function returns 0.
 static __always_inline int open(struct flow *flow, struct line_record *line, __u32 kind, const struct pinhole_key *key,
@@ -219,7 +211,7 @@ static __always_inline int inspect_line(struct __sk_buff *skb, const struct pack
 	if (verdict == RETRANSMISSION)
 		bpf_ringbuf_discard(line, BPF_RB_NO_WAKEUP);
 	else
-		submit(line);
+		bpf_ringbuf_submit(line, BPF_RB_NO_WAKEUP);
 	return result;
 hand_back:
 	bpf_ringbuf_discard(line, BPF_RB_NO_WAKEUP);

@@ -212,10 +212,9 @@ struct {
 	__type(value, __u64);
 } readmission_start SEC(".maps");
 
-#define RING (1 << 20)
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, RING);
+	__uint(max_entries, 1 << 20);
 } ring SEC(".maps");
 
 struct {

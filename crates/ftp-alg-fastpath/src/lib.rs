@@ -14,7 +14,7 @@
 //! | `program` | loads the program, by aya. `no_program` stands for it in a build without the program |
 //! | `pin_directory` | the directory with the pinned program, maps and links |
 //! | `attachments` | the interfaces that the program is attached to |
-//! | `ring` | the ring buffer with the inspected lines; waits until it fills |
+//! | `ring` | the ring buffer with the inspected lines |
 //! | `syscall` | bpf(2) |
 //! | `unavailable` | why the fast path cannot run |
 
@@ -45,7 +45,7 @@ use layout::{Flow, LineRecord, PacketTuple, Pinhole, PinholeKey, TupleValue, cou
 pub use pin_directory::is_bpf_file_system;
 use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
-pub use ring::{Ring, RingWaiter};
+pub use ring::Ring;
 pub use syscall::BPF_COMMANDS;
 use syscall::{ANY, BpfMap, EXIST, LOCK, NOEXIST};
 pub use unavailable::FastPathUnavailable;
@@ -140,7 +140,6 @@ impl FastPath {
     ) -> io::Result<Self> {
         let map = |name: &str| BpfMap::open(&pins.pin_path(name), 1);
         let ring = map("ring")?;
-        let size = ring.max_entries();
         Ok(Self {
             attachments: Mutex::new(Attachments::open(pins.links()?, list_interfaces)?),
             program: syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?,
@@ -153,7 +152,7 @@ impl FastPath {
             counters: BpfMap::open(&pins.pin_path("counters"), processors)?,
             heartbeat: map("heartbeat")?,
             readmission_start: map("readmission_start")?,
-            ring: Ring::open(ring.into(), size)?,
+            ring: Ring::open(ring.as_fd(), ring.max_entries())?,
             known_barred_ports: Mutex::default(),
             known_control_ports: Mutex::default(),
             was_taken_over: false,

@@ -15,7 +15,7 @@
 
 use std::{
     hint, io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd},
     ptr::NonNull,
     sync::{
         Mutex,
@@ -26,11 +26,6 @@ use std::{
     },
     thread,
     time::{Duration, Instant},
-};
-
-use rustix::{
-    event::{EventfdFlags, Timespec, epoll, eventfd},
-    io::Errno,
 };
 
 use super::{layout::LineRecord, lock};
@@ -48,7 +43,6 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The ring. Threads may share it, and one reads at a time.
 #[derive(Debug)]
 pub struct Ring {
-    map: OwnedFd,
     consumer: Mapping,
     producer: Mapping,
     page: usize,
@@ -60,12 +54,12 @@ pub struct Ring {
 
 impl Ring {
     /// Maps the ring, which has `size` bytes of data. Reading starts with the first record that was not released.
-    pub(crate) fn open(map: OwnedFd, size: u32) -> io::Result<Self> {
+    pub(crate) fn open(map: BorrowedFd<'_>, size: u32) -> io::Result<Self> {
         let (page, size) = (page_size()?, size as usize);
-        let consumer = Mapping::new(map.as_fd(), 0, page, libc::PROT_READ | libc::PROT_WRITE)?;
-        let producer = Mapping::new(map.as_fd(), page, page + 2 * size, libc::PROT_READ)?;
+        let consumer = Mapping::new(map, 0, page, libc::PROT_READ | libc::PROT_WRITE)?;
+        let producer = Mapping::new(map, page, page + 2 * size, libc::PROT_READ)?;
         let position = AtomicUsize::new(consumer.position_at(0).load(Acquire));
-        Ok(Self { map, consumer, producer, page, size, position, read_lock: Mutex::new(()) })
+        Ok(Self { consumer, producer, page, size, position, read_lock: Mutex::new(()) })
     }
 
     /// Appends all lines whose records are reserved by now, in the order of their reservation, and waits for records
@@ -135,58 +129,6 @@ impl Ring {
     pub fn unreleased_bytes(&self) -> usize {
         let consumer = self.consumer.position_at(0).load(Relaxed);
         self.producer.position_at(0).load(Acquire).wrapping_sub(consumer)
-    }
-}
-
-/// Readable while there are records that were not released. The program wakes a waiting thread when a quarter of the
-/// ring is full.
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.map.as_fd()
-    }
-}
-
-/// Lets the reader of a ring wait. Threads may share it, and one waits at a time.
-#[derive(Debug)]
-pub struct RingWaiter {
-    epoll: OwnedFd,
-    wake_event: OwnedFd,
-}
-
-impl RingWaiter {
-    /// Creates a waiter for the reader of this ring.
-    pub fn new(ring: &Ring) -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let waking = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        // Edge-triggered: the ring is readable after every record, but the program wakes the reader only if room gets
-        // scarce.
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, ring, epoll::EventData::new_u64(0), flags)?;
-        epoll::add(&epoll, &waking, epoll::EventData::new_u64(1), flags)?;
-        Ok(Self { epoll, wake_event: waking })
-    }
-
-    /// Has a wait end when this descriptor becomes readable.
-    pub fn watch(&self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        Ok(epoll::add(&self.epoll, descriptor, epoll::EventData::new_u64(2), flags)?)
-    }
-
-    /// Waits for `at_most`, or until a quarter of the ring is full, or until [`wake`](Self::wake) is called.
-    pub fn wait(&self, at_most: Duration) -> io::Result<()> {
-        let at_most = Timespec::try_from(at_most).map_err(io::Error::other)?;
-        let mut events = Vec::with_capacity(3);
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&at_most))
-        {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Ends the current wait, or the next one if no thread waits now.
-    pub fn wake(&self) -> io::Result<()> {
-        rustix::io::write(&self.wake_event, &1_u64.to_ne_bytes())?;
-        Ok(())
     }
 }
 

@@ -266,9 +266,9 @@ impl BpfMap {
     }
 }
 
-impl From<BpfMap> for OwnedFd {
-    fn from(map: BpfMap) -> Self {
-        map.fd
+impl AsFd for BpfMap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

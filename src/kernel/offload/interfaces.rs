@@ -6,10 +6,7 @@
 //! not a second time when the bridge receives them. There the program would set its packet mark after the rules that
 //! read it. Nor is it where a tc filter behind it may change that mark.
 
-use std::{
-    fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-};
+use std::{fs, io, os::fd::OwnedFd};
 
 use ftp_alg_fastpath::{EthernetInterface, Interfaces};
 use rustix::{
@@ -84,12 +81,6 @@ impl LinkChanges {
             has_changed = true;
         }
         has_changed
-    }
-}
-
-impl AsFd for LinkChanges {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }
 

@@ -6,13 +6,13 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
 use ftp_alg::kernel::offload::list_interfaces;
 use ftp_alg_fastpath::{
-    FastPath, RingWaiter,
+    FastPath,
     layout::{Flow, LineRecord, PacketTuple, PinholeKey, side},
     remove_leftovers,
 };
@@ -168,42 +168,6 @@ fn lines_stay_in_the_ring_until_they_are_released() {
         let third = pins.load();
         assert_eq!(read(&third), []);
         third.remove().unwrap();
-    });
-}
-
-#[test]
-fn a_reader_is_woken_when_a_quarter_of_the_ring_is_full() {
-    const LONG: Duration = Duration::from_secs(60);
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
-        let path = pins.load();
-        path.hand_over(1, tuples(), &flow()).unwrap();
-        let waiter = RingWaiter::new(path.ring()).unwrap();
-        let is_woken = |at_most: Duration| {
-            let before = Instant::now();
-            waiter.wait(at_most).unwrap();
-            before.elapsed() < at_most
-        };
-        let mut count = 0;
-        let mut fill = |lines: u32| {
-            (0..lines / 2).for_each(|more| exchange(&path, count + more));
-            count += lines / 2;
-        };
-        // A record takes 192 bytes, and the ring has 1 MiB.
-        fill(1360);
-        assert!(!is_woken(Duration::from_millis(100)));
-        fill(10);
-        assert!(is_woken(LONG));
-        assert!(!is_woken(Duration::from_millis(100)), "once");
-        assert_eq!(read(&path).len(), 1370);
-        path.ring().release(path.ring().position());
-        fill(1360);
-        assert!(!is_woken(Duration::from_millis(100)));
-        waiter.wake().unwrap();
-        assert!(is_woken(LONG));
-        waiter.wake().unwrap();
-        assert!(is_woken(LONG), "a second time");
-        path.remove().unwrap();
     });
 }
 
