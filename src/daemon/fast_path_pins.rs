@@ -6,7 +6,6 @@
 //! state directory, where the service manager has mounted one.
 
 use std::{
-    fmt::Display,
     fs::{self, File},
     io,
     os::{
@@ -63,7 +62,7 @@ pub(crate) fn off_reason(
 impl FastPathPins {
     /// Whether an earlier daemon of this network namespace left pins.
     pub(super) fn has_leftovers(state_dir: &Path, account: Option<&Account>) -> bool {
-        HAS_PROGRAM && ftp_alg_fastpath::has_pins(&pin_path(state_dir, account))
+        ftp_alg_fastpath::has_pins(&pin_path(state_dir, account))
     }
 
     /// Opens the directory for `account`, and makes it if it is absent. The error says why this failed, and what to do.
@@ -91,17 +90,6 @@ impl FastPathPins {
             }
         }
         Err(format!("{} does not stay", root.display()))
-    }
-
-    /// Removes the pins of an earlier daemon. Called if this daemon has no fast path.
-    pub(super) fn remove_leftovers(state_dir: &Path, account: Option<&Account>) {
-        let path = pin_path(state_dir, account);
-        // Another user's pins are left alone.
-        if let Err(error) = ftp_alg_fastpath::remove_leftovers(&path)
-            && error.kind() != io::ErrorKind::PermissionDenied
-        {
-            log_not_removed(&path, &error);
-        }
     }
 
     /// A path to the directory that needs no right to the directories above it.
@@ -180,18 +168,14 @@ impl Drop for LoadedProgram {
         if let Some(program) = self.0.as_ref().filter(|program| !program.is_attached())
             && let Err(error) = program.remove()
         {
-            log_not_removed(program.directory(), &error);
+            let path = program.directory().display();
+            log_event!(
+                FAST_PATH_NOT_REMOVED,
+                %path,
+                "fast path not removed: {path}: {error}; remove that directory when no ftp-alg runs"
+            );
         }
     }
-}
-
-fn log_not_removed(path: &Path, error: &dyn Display) {
-    log_event!(
-        FAST_PATH_NOT_REMOVED,
-        path = %path.display(),
-        "fast path not removed: {}: {error}; remove that directory when no ftp-alg runs",
-        path.display()
-    );
 }
 
 /// The pin directory: in the state directory if a BPF file system is mounted there. Each user has one, because daemons of

@@ -388,9 +388,6 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     claim(&state_dir, &options.state_dir)?;
     let metrics = config.metrics.listen.map(bind_metrics);
     let log_files = LogFiles::open(&config.log);
-    if pins.is_err() {
-        FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
-    }
     let path = pins.as_ref().ok().map(FastPathPins::path);
     let fast_path = pins.as_ref().map_err(String::clone).and_then(LoadedProgram::load);
     let path = path.filter(|_| fast_path.is_ok());

@@ -105,24 +105,14 @@ pub struct FastPathCounts {
 const PORT_BITMAP_WORDS: u32 = 2048;
 
 impl FastPath {
-    /// Takes over the program that an earlier daemon of this network namespace left pinned below `root`, or loads it.
+    /// Takes over the program that an earlier daemon of this network namespace left pinned below `root`, or loads it. If
+    /// neither is possible, removes what is pinned.
     /// `root` is a directory in a BPF file system, and exists. Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; all other
     /// methods need CAP_NET_ADMIN at most.
     pub fn load(root: &Path, list_interfaces: ListInterfaces) -> Result<Self, FastPathUnavailable> {
-        let processors = program::check_kernel()?;
         let namespace_lock = lock_namespace().or_unavailable("lock the network namespace")?;
         let pins = PinDirectory::open(root, program::program_version())?;
-        let open = |namespace_lock: io::Result<File>| {
-            Self::open(&pins, processors, list_interfaces, namespace_lock)
-                .or_unavailable("open the pinned program")
-        };
-        if pins.has_program()
-            && let Ok(taken_over) = open(namespace_lock.try_clone())
-        {
-            return Ok(Self { was_taken_over: true, ..taken_over });
-        }
-        pins.empty().or_unavailable(format_args!("empty {}", pins.path().display()))?;
-        let loaded = program::load(&pins).and_then(|()| open(Ok(namespace_lock)));
+        let loaded = Self::load_in(&pins, list_interfaces, &namespace_lock);
         if loaded.is_err()
             && let Err(error) = pins.remove()
         {
@@ -131,12 +121,29 @@ impl FastPath {
         loaded
     }
 
+    fn load_in(
+        pins: &PinDirectory,
+        list_interfaces: ListInterfaces,
+        namespace_lock: &File,
+    ) -> Result<Self, FastPathUnavailable> {
+        let processors = program::check_kernel()?;
+        let open = || Self::open(pins, processors, list_interfaces, namespace_lock);
+        if pins.has_program()
+            && let Ok(taken_over) = open()
+        {
+            return Ok(Self { was_taken_over: true, ..taken_over });
+        }
+        pins.empty().or_unavailable(format_args!("empty {}", pins.path().display()))?;
+        program::load(pins)?;
+        open().or_unavailable("open the pinned program")
+    }
+
     /// Opens the pinned program and the maps, under the locks of this daemon.
     fn open(
         pins: &PinDirectory,
         processors: usize,
         list_interfaces: ListInterfaces,
-        namespace_lock: io::Result<File>,
+        namespace_lock: &File,
     ) -> io::Result<Self> {
         let map = |name: &str| BpfMap::open(&pins.pin_path(name), 1);
         let ring = map("ring")?;
@@ -156,7 +163,7 @@ impl FastPath {
             known_barred_ports: Mutex::default(),
             known_control_ports: Mutex::default(),
             was_taken_over: false,
-            _namespace_lock: namespace_lock?,
+            _namespace_lock: namespace_lock.try_clone()?,
             pin_directory: pins.clone(),
         })
     }
@@ -476,12 +483,6 @@ impl FastPath {
 /// Whether a daemon of this network namespace has pins below `root`.
 pub fn has_pins(root: &Path) -> bool {
     PinDirectory::exists_for_namespace(root).unwrap_or(false)
-}
-
-/// Removes the pins that earlier daemons of this network namespace left below `root`. An error if a daemon uses them.
-pub fn remove_leftovers(root: &Path) -> io::Result<()> {
-    let _namespace_lock = lock_namespace()?;
-    PinDirectory::remove_all(root)
 }
 
 /// What `bpf_ktime_get_ns` will return after this time.

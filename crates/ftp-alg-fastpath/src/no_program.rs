@@ -1,5 +1,4 @@
-//! What stands for `program` in a build without the program: nothing can be loaded. Pins of an earlier daemon can be
-//! removed.
+//! What stands for `program` in a build without the program: nothing can be loaded. Pins of an earlier daemon are removed.
 
 use super::{FastPathUnavailable, pin_directory::PinDirectory};
 

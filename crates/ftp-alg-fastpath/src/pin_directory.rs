@@ -113,16 +113,6 @@ impl PinDirectory {
         }
     }
 
-    /// Removes the directories of all versions for this thread's namespace below `root`. An error if a daemon uses one,
-    /// or if another user may change `root`. The root stays: a daemon of another namespace may be about to use it.
-    pub(crate) fn remove_all(root: &Path) -> io::Result<()> {
-        let root = match Root::open(root) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            opened => opened?,
-        };
-        Self::remove_other_versions(&root, syscall::namespace_cookie()?, "")
-    }
-
     fn remove_other_versions(root: &Arc<Root>, namespace: u64, own: &str) -> io::Result<()> {
         for name in names(&root.directory, &prefix_of(namespace))? {
             if name != own {

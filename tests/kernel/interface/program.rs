@@ -14,7 +14,6 @@ use ftp_alg::kernel::offload::list_interfaces;
 use ftp_alg_fastpath::{
     FastPath,
     layout::{Flow, LineRecord, PacketTuple, PinholeKey, side},
-    remove_leftovers,
 };
 
 use ftp_alg_lab::wait_for;
@@ -373,10 +372,9 @@ fn a_directory_in_use_is_neither_taken_over_nor_removed() {
         let error_text = "in use by another ftp-alg";
         let unavailable = FastPath::load(&pins.0, list_interfaces).unwrap_err().to_string();
         assert!(unavailable.ends_with(error_text), "{unavailable}");
-        assert_eq!(remove_leftovers(&pins.0).unwrap_err().to_string(), error_text);
         assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]));
         drop(path);
-        remove_leftovers(&pins.0).unwrap();
+        pins.load().remove().unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
         assert!(pins.is_empty());
     });
