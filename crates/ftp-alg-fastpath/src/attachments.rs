@@ -35,10 +35,10 @@ pub struct EthernetInterface {
 pub struct Interfaces {
     /// Those that can have the program.
     pub usable: Vec<EthernetInterface>,
-    /// Those for whose packets the rules run before the program.
-    pub filtered_early: Vec<EthernetInterface>,
-    /// Those behind whose program something may change packet marks, and what that is.
-    pub mark_writers: Vec<(EthernetInterface, String)>,
+    /// The names of those for whose packets the rules run before the program.
+    pub filtered_early: Vec<String>,
+    /// Those behind whose program something may change packet marks: `wan0: tc filter bpf`.
+    pub mark_writers: Vec<String>,
 }
 
 /// Lists the interfaces in the network namespace of this thread.
@@ -147,11 +147,9 @@ impl Attachments {
             !self.attached.contains_key(index)
                 || !syscall::has_later_program(program, *index).unwrap_or(false)
         });
-        for (interface, what) in &interfaces.mark_writers {
-            let is_it = |(known, _): &(EthernetInterface, String)| known == interface;
-            if !self.interfaces.mark_writers.iter().any(is_it) {
-                let name = &interface.name;
-                tracing::info!("no fast path at {name}: {what} may change packet marks");
+        for writer in &interfaces.mark_writers {
+            if !self.interfaces.mark_writers.contains(writer) {
+                tracing::info!("no fast path at {writer} may change packet marks");
             }
         }
         self.interfaces = interfaces;

@@ -190,15 +190,12 @@ impl FastPath {
 
     /// The names of the bridges, and of the interfaces upon them, for whose packets the rules run before the program.
     pub fn filtered_early(&self) -> Vec<String> {
-        let attachments = lock(&self.attachments);
-        attachments.interfaces.filtered_early.iter().map(|one| one.name.clone()).collect()
+        lock(&self.attachments).interfaces.filtered_early.clone()
     }
 
     /// The interfaces behind whose program something may change packet marks, and what that is.
     pub fn mark_writers(&self) -> Vec<String> {
-        let attachments = lock(&self.attachments);
-        let writers = attachments.interfaces.mark_writers.iter();
-        writers.map(|(interface, what)| format!("{}: {what}", interface.name)).collect()
+        lock(&self.attachments).interfaces.mark_writers.clone()
     }
 
     /// Reads which interfaces there are. Returns those that can have the program; others keep it until the next
