@@ -65,12 +65,6 @@ daemon_events! {
     UNCONFINED: "unconfined", Warn, "";
     /// the state is damaged or of another version: it starts without sessions
     JOURNAL_REFUSED: "journal-refused", Warn, "clients log in again";
-    /// the [broker](security.md#the-broker) has ended; it is started again within a minute
-    BROKER_ENDED: "broker-ended", Warn, "the kernel's log, if it happens again";
-    /// the broker runs again
-    BROKER_STARTED: "broker-started", Info, "";
-    /// the state is written again
-    JOURNAL_RECOVERED: "journal-recovered", Info, "";
     /// another daemon's table is replaced
     TABLE_REPLACED: "table-replaced", Warn, "use one `--state-dir`";
     /// other programs can remove the table: owners need Linux 6.9
@@ -79,8 +73,6 @@ daemon_events! {
     TABLE_LEFT: "table-left", Warn, "start `ftp-alg`, or delete the table";
     /// the table was loaded again, because something has changed
     TABLE_UPDATED: "table-updated", Info, "";
-    /// the table was checked, and is as it was loaded
-    TABLE_INTACT: "table-intact", Info, "";
     /// the new configuration is in use
     RELOADED: "reloaded", Info, "";
     /// the file is invalid, or cannot be read now; the old configuration stays
@@ -101,10 +93,6 @@ daemon_events! {
     NAME_ABSENT: "name-absent", Warn, "[names](names-and-ports.md)";
     /// no name server answers for the name
     NAME_FAILED: "name-failed", Warn, "[names](names-and-ports.md)";
-    /// the file of `log.transfers` cannot be written
-    TRANSFER_FILE_FAILED: "transfer-file-failed", Warn, "room, or rights of the daemon's user; then a reload";
-    /// the file of `log.events` cannot be written
-    EVENT_FILE_FAILED: "event-file-failed", Warn, "room, or rights of the daemon's user; then a reload";
     /// the file of `log.events` is written again; `events` of it are missing, which were not written meanwhile
     EVENTS_MISSING: "events-missing", Warn, "";
     /// transfers have no bytes: the group of nfnetlink_log cannot be read

@@ -15,7 +15,6 @@ use rustix::fs::OFlags;
 
 use super::{
     events::{StoredEvent, Unwritten},
-    health::ProblemName,
     log::daemon_lines,
     transfers::xferlog,
 };
@@ -107,7 +106,7 @@ pub(super) struct LineFile {
     file: Option<File>,
     /// Whether a part of the last line is there.
     is_torn: bool,
-    /// Why lines are not written now. It is logged once.
+    /// Why lines are not written now. The health checks log it.
     failure: Option<String>,
     /// Lines that were not written.
     pub unwritten: u64,
@@ -205,16 +204,7 @@ impl LineFile {
     }
 
     fn fail(&mut self, error: &io::Error) {
-        let failure = format!("{}: {}: {error}", self.key, self.path.display());
-        if self.failure.is_none() {
-            let remedy = ProblemName::EventFile.remedy();
-            let text = format!("{failure}; lines are missing there and counted. {remedy}");
-            match self.key {
-                EVENTS => log_event!(EVENT_FILE_FAILED, "{text}"),
-                _ => log_event!(TRANSFER_FILE_FAILED, "{text}"),
-            }
-        }
-        self.failure = Some(failure);
+        self.failure = Some(format!("{}: {}: {error}", self.key, self.path.display()));
     }
 }
 

@@ -516,16 +516,11 @@ fn start_broker(options: &DaemonOptions, config: &Config) -> io::Result<()> {
     Ok(())
 }
 
-/// Logs that the broker has ended. Ends the daemon if its keeper ends, because without a broker the daemon cannot load
-/// its table again. A restarted daemon can.
+/// Ends the daemon if the broker's keeper ends, because without a broker the daemon cannot load its table again. A restarted
+/// daemon can.
 fn watch_broker(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let watch = move || {
-        broker::watch(|has_ended| match has_ended {
-            true => {
-                log_event!(BROKER_ENDED, "the broker has ended: {}", ProblemName::Broker.remedy())
-            }
-            false => log_event!(BROKER_STARTED, "the broker is started again"),
-        });
+        broker::watch();
         let why = "the keeper of the daemon's broker has ended";
         let _ = events.send(DaemonEvent::Failed(why.into()));
     };

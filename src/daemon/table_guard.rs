@@ -131,14 +131,6 @@ impl TableGuard {
     }
 
     fn record_intact(&mut self, shared: &SharedState) {
-        if self.failures > 0 {
-            log_event!(
-                TABLE_INTACT,
-                attempts = self.failures,
-                "table inet ftp_alg is intact again, after {} attempts",
-                self.failures
-            );
-        }
         self.failures = 0;
         shared.health.set(ProblemName::Table, None);
     }

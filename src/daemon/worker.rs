@@ -194,17 +194,11 @@ impl Worker {
 
     fn maintain_journal(&self, Shard { engine, journal }: &mut Shard) {
         let was_written = journal.is_writable();
-        match journal.maintain(engine) {
-            Ok(()) if was_written => {}
-            Ok(()) => log_event!(
-                JOURNAL_RECOVERED,
-                path = %journal.path().display(),
-                "journal {}: writing works again",
-                journal.path().display()
-            ),
-            // The first failure is in the log.
-            Err(_) if !was_written => {}
-            Err(error) => self.shared.report_error(&journal.describe_write_failure(&error)),
+        // Of a series of failures the first one is in the log.
+        if let Err(error) = journal.maintain(engine)
+            && was_written
+        {
+            self.shared.report_error(&journal.describe_write_failure(&error));
         }
     }
 

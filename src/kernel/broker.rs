@@ -115,15 +115,12 @@ pub fn has_ended() -> bool {
     BROKER.get().is_some_and(|broker| broker.has_ended.load(Ordering::Relaxed))
 }
 
-/// Calls `report` each time the broker has ended (`true`) or serves again, until its keeper ends.
-pub fn watch(mut report: impl FnMut(bool)) {
+/// Watches whether the broker has ended or serves again, until its keeper ends.
+pub fn watch() {
     let Some(Broker { connection, has_ended, .. }) = BROKER.get() else { return };
     let mut state = [SERVES];
     while (&*connection).read_exact(&mut state).is_ok() {
-        let ended = state == [ENDED];
-        if has_ended.swap(ended, Ordering::Relaxed) != ended {
-            report(ended);
-        }
+        has_ended.store(state == [ENDED], Ordering::Relaxed);
     }
 }
 

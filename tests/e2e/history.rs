@@ -183,8 +183,10 @@ fn a_full_disk_costs_events_of_the_file_alone() {
     };
     wait_for("the warning", has_warning);
     wait_for("the event", || gateway.events("transfer").len() == 1);
-    let log = gateway.daemon.log();
-    assert_eq!(log.matches("WARN log.events: /dev/full: ").count(), 1, "{log}");
+    let count =
+        || gateway.daemon.log().matches("warning event-file: log.events: /dev/full: ").count();
+    wait_for("the line", || count() > 0);
+    assert_eq!(count(), 1);
 }
 
 #[test]
