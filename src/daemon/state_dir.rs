@@ -81,23 +81,6 @@ impl LastSession {
     }
 }
 
-/// Why a journal is not used.
-#[derive(Debug, thiserror::Error)]
-enum JournalError {
-    #[error("it cannot be read: {0}")]
-    Io(#[from] io::Error),
-    #[error("it is not a journal of ftp-alg")]
-    NotAJournal,
-    #[error("it is of another version of ftp-alg, whose records have another format")]
-    OtherFormat,
-    #[error("it is of another boot or network namespace")]
-    OtherOrigin,
-    #[error("it is damaged at byte {0}")]
-    Damaged(usize),
-    #[error("it is damaged: {0}")]
-    Record(#[from] ftp_alg_core::engine::RecordError),
-}
-
 /// Whether a path is that of a queue's journal.
 fn is_journal(path: &Path) -> bool {
     let name =
@@ -227,20 +210,25 @@ impl StateDir {
         all.filter(|path| path.as_ref().map_or(true, |path| is_journal(path))).collect()
     }
 
-    /// Reads the sessions of a journal.
-    fn read_journal(&self, path: &Path) -> Result<SessionRecords, JournalError> {
-        Ok(SessionRecords::read(self.split_records(&read_file(path)?)?.into_iter())?)
+    /// Reads the sessions of a journal. The error says why it is not used.
+    fn read_journal(&self, path: &Path) -> Result<SessionRecords, String> {
+        let content = read_file(path).map_err(|error| format!("it cannot be read: {error}"))?;
+        SessionRecords::read(self.split_records(&content)?.into_iter())
+            .map_err(|error| format!("it is damaged: {error}"))
     }
 
     /// The records of a journal. A crash may cut off the last record. No verdict was given for it, so it is left out.
-    fn split_records<'c>(&self, content: &'c [u8]) -> Result<Vec<&'c [u8]>, JournalError> {
+    fn split_records<'c>(&self, content: &'c [u8]) -> Result<Vec<&'c [u8]>, String> {
         if !content.starts_with(MAGIC.as_bytes()) {
-            return Err(JournalError::NotAJournal);
+            return Err("it is not a journal of ftp-alg".to_owned());
         }
         let format = format!("{MAGIC}{RECORD_FORMAT};");
         let Some(mut rest) = content.strip_prefix(self.origin.as_bytes()) else {
-            let same = content.starts_with(format.as_bytes());
-            return Err(if same { JournalError::OtherOrigin } else { JournalError::OtherFormat });
+            let why = match content.starts_with(format.as_bytes()) {
+                true => "it is of another boot or network namespace",
+                false => "it is of another version of ftp-alg, whose records have another format",
+            };
+            return Err(why.to_owned());
         };
         let mut records = Vec::new();
         while let Some((frame, after)) = rest.split_first_chunk::<FRAME_HEADER>() {
@@ -249,7 +237,7 @@ impl StateDir {
             let Some((record, after)) = after.split_at_checked(length) else { break };
             // Zeros have a checksum of zero.
             if length == 0 || crc32fast::hash(record) != u32::from_le_bytes(sum) {
-                return Err(JournalError::Damaged(content.len() - rest.len()));
+                return Err(format!("it is damaged at byte {}", content.len() - rest.len()));
             }
             records.push(record);
             rest = after;
@@ -323,7 +311,7 @@ fn remove_journal(path: &Path) -> io::Result<()> {
 }
 
 /// Renames a journal that is not used. An error for what is no regular file, because landlock forbids to rename that.
-fn put_aside(journal: &Path, why: &JournalError) -> io::Result<()> {
+fn put_aside(journal: &Path, why: &str) -> io::Result<()> {
     if !fs::symlink_metadata(journal)?.is_file() {
         return Err(io::Error::other(format!("{} is not a regular file", journal.display())));
     }

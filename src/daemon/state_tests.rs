@@ -338,10 +338,11 @@ fn a_journal_with_zeros_or_too_long_is_renamed() {
         journal.checkpoint(&mut gateway.engine).unwrap();
         let file = OpenOptions::new().write(true).open(journal.path()).unwrap();
         file.set_len(file.metadata().unwrap().len() + more).unwrap();
-        assert!(matches!(
-            state.read_journal(journal.path()),
-            Err(JournalError::Damaged(_) | JournalError::Io(_))
-        ));
+        let why = state.read_journal(journal.path()).map(drop).unwrap_err();
+        assert!(
+            why.starts_with("it is damaged at") || why.starts_with("it cannot be read"),
+            "{why}"
+        );
         assert_eq!(restored_sessions(&state), 0);
         assert!(directory.path().join("restored.refused").exists());
     }
