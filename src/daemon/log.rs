@@ -20,7 +20,7 @@ use std::{
 };
 
 use ahash::AHashMap;
-use ftp_alg_core::engine::{ClientKey, Event, EventDescription, EventKind, Level};
+use ftp_alg_core::engine::{ClientKey, Event, EventDescription, Level};
 use tracing_subscriber::{fmt, prelude::*};
 
 use super::{
@@ -134,16 +134,9 @@ impl EventLog {
         }
     }
 
-    /// Logs how many lines were suppressed, at most once a second.
-    pub fn log_skipped_if_due(&self, now: Instant) {
-        if lock(&self.limiter).is_summary_due(now) {
-            self.log_skipped(now);
-        }
-    }
-
     /// Logs how many lines were suppressed since the last time.
-    pub fn log_skipped(&self, now: Instant) {
-        let skipped = lock(&self.limiter).take_skipped(now);
+    pub fn log_skipped(&self) {
+        let skipped = std::mem::take(&mut lock(&self.limiter).since_summary);
         for (name, SkippedLines { of, lines, last }) in skipped {
             let client =
                 last.map_or(String::new(), |client| format!(", the last of client {client}"));
@@ -163,7 +156,7 @@ impl EventLog {
     }
 }
 
-/// Logs an event of a session. What it has of its own is the field `details`.
+/// Logs an event of a session. What it has of its own is the field `details`, a JSON object.
 fn log_line(event: &Event) {
     let Event { session, client, server, user, kind } = event;
     let EventDescription { name, level, .. } = *kind.description();
@@ -175,18 +168,9 @@ fn log_line(event: &Event) {
         server = %server,
         user = user.as_deref(),
         failed = kind.is_failure().then_some(true),
-        details = %Details(kind),
+        details = serde_json::to_string(kind).unwrap_or_default(),
         "{event}"
     );
-}
-
-/// The fields of an event as a JSON object, which is made if somebody writes it.
-struct Details<'e>(&'e EventKind);
-
-impl Display for Details<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&serde_json::to_string(self.0).unwrap_or_default())
-    }
 }
 
 /// The rate limits for one client, and for all clients together, of the lines of an event.
@@ -232,8 +216,6 @@ struct SkippedLines {
 
 /// How many clients have a limit of their own. Further clients have only the common limit.
 const MAX_CLIENTS: usize = 1024;
-/// Interval between two summaries of suppressed lines.
-const SUMMARY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The rate limits. Each event has its own, so that none suppresses another.
 #[derive(Default)]
@@ -241,7 +223,6 @@ struct LineLimiter {
     clients: AHashMap<(&'static str, ClientKey), LeakyBucket>,
     all: AHashMap<&'static str, LeakyBucket>,
     since_summary: BTreeMap<&'static str, SkippedLines>,
-    summary: Option<Instant>,
     /// How many lines were suppressed since the start.
     skipped: u64,
 }
@@ -289,20 +270,6 @@ impl LineLimiter {
         skipped.last = client.or(skipped.last);
         self.skipped += lines;
     }
-
-    /// Whether the last summary is a second ago.
-    fn is_summary_due(&self, now: Instant) -> bool {
-        self.summary.is_none_or(|last| now.saturating_duration_since(last) >= SUMMARY_INTERVAL)
-    }
-
-    /// The lines that were suppressed since the last summary, for the next one.
-    fn take_skipped(&mut self, now: Instant) -> BTreeMap<&'static str, SkippedLines> {
-        let skipped = std::mem::take(&mut self.since_summary);
-        if !skipped.is_empty() {
-            self.summary = Some(now);
-        }
-        skipped
-    }
 }
 
 /// A leaky bucket, as the moment at which it will be empty.
@@ -327,6 +294,8 @@ impl LeakyBucket {
 
 #[cfg(test)]
 mod tests {
+    use ftp_alg_core::engine::EventKind;
+
     use super::*;
 
     fn named(name: &str) -> &'static EventDescription {
@@ -402,23 +371,13 @@ mod tests {
     }
 
     #[test]
-    fn suppressed_lines_are_summarised_once_a_second() {
+    fn suppressed_lines_are_counted_by_event() {
         let (mut limiter, now) = (LineLimiter::default(), Instant::now());
-        assert!(limiter.take_skipped(now).is_empty());
-        assert!(limiter.is_summary_due(now));
         admitted(&mut limiter, now, named("refusal"), 7, 432);
         limiter.skip(&catalogue::OMITTED, 5, None);
-        let taken = |limiter: &mut LineLimiter, now| -> Vec<_> {
-            let skipped = limiter.take_skipped(now).into_values();
-            skipped.map(|skipped| (skipped.of.name, skipped.lines, skipped.last)).collect()
-        };
-        let expected = [("omitted", 5, None), ("refusal", 412, client(7))];
-        assert_eq!(taken(&mut limiter, now), expected);
-        admitted(&mut limiter, now, named("refusal"), 7, 1);
-        assert!(!limiter.is_summary_due(now + SUMMARY_INTERVAL / 2), "not yet");
-        let due = now + SUMMARY_INTERVAL;
-        assert!(limiter.is_summary_due(due));
-        assert_eq!(taken(&mut limiter, due), [("refusal", 1, client(7))]);
-        assert_eq!((taken(&mut limiter, due), limiter.skipped), (vec![], 418));
+        let skipped = limiter.since_summary.into_values();
+        let skipped: Vec<_> = skipped.map(|one| (one.of.name, one.lines, one.last)).collect();
+        assert_eq!(skipped, [("omitted", 5, None), ("refusal", 412, client(7))]);
+        assert_eq!(limiter.skipped, 417);
     }
 }

@@ -83,7 +83,7 @@ impl Worker {
                 next_expiry = now + self.expire(now);
             }
             if now >= next_tick {
-                self.tick(now);
+                self.tick();
                 next_tick = now + TICK;
             }
             let due = self.reorder_deadline.map_or(next_expiry, |due| due.min(next_expiry));
@@ -203,12 +203,12 @@ impl Worker {
     }
 
     /// Does the work of each second: the journal, and the counts for the log.
-    fn tick(&mut self, now: Instant) {
+    fn tick(&mut self) {
         self.maintain_journal(&mut lock(self.shared.shard_of(self.index)));
         if self.index == 0 {
             self.maintain_journal(&mut lock(self.shared.restored()));
+            self.shared.log.log_skipped();
         }
-        self.shared.log.log_skipped_if_due(now);
         let (number, counts) = (self.queue.number(), self.queue.counts());
         let before = std::mem::replace(&mut lock(&self.shared.queue_counts)[self.index], counts);
         let more = counts.overruns.saturating_sub(before.overruns);

@@ -531,7 +531,7 @@ impl Drop for Workers {
         if let Some(thread) = self.rules_thread.take() {
             thread.thread().unpark();
         }
-        self.shared.log.log_skipped(now);
+        self.shared.log.log_skipped();
         if !needed {
             // Pinholes of the table are gone with it, but expectations are not.
             let mut kernel = lock(&self.shared.kernel);
