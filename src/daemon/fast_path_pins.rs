@@ -33,9 +33,6 @@ pub const DIRECTORY: &str = "/sys/fs/bpf/ftp-alg";
 /// Start of the name of another user's directory. The user's number follows.
 const USER: &str = "user-";
 
-/// How often to make a directory that others remove meanwhile.
-const ATTEMPTS: usize = 10;
-
 /// The name in the state directory at which a BPF file system may be mounted.
 const STATE_DIR_MOUNT: &str = "bpf";
 
@@ -81,15 +78,8 @@ impl FastPathPins {
         if path == root || !path.starts_with(root) {
             return open_directory(&open_parent(path)?, path, account).map(Self);
         }
-        // The unit of another namespace removes the outer directory when it has ended.
-        for _ in 0..ATTEMPTS {
-            let parent = open_directory(&open_parent(root)?, root, None)?;
-            let opened = open_directory(&parent, path, account);
-            if opened.is_ok() || root.exists() {
-                return opened.map(Self);
-            }
-        }
-        Err(format!("{} does not stay", root.display()))
+        let parent = open_directory(&open_parent(root)?, root, None)?;
+        open_directory(&parent, path, account).map(Self)
     }
 
     /// A path to the directory that needs no right to the directories above it.

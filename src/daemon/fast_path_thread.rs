@@ -20,9 +20,7 @@ use super::{
     ServiceError, fast_path_lines::FastPathReader, shard::lock, shared_state::SharedState,
 };
 use crate::kernel::{
-    LinuxKernel, NetfilterError, RuleParameters,
-    conntrack::consumed_pinholes,
-    offload::{Failures, pinhole_id},
+    LinuxKernel, NetfilterError, RuleParameters, conntrack::consumed_pinholes, offload::pinhole_id,
     parameters::Backend,
 };
 
@@ -199,7 +197,7 @@ impl FastPathControl<'_> {
     /// Attaches the program where it can be while it has connections, and bars the ports at which no pinhole may be opened.
     pub(super) fn update_program(&mut self) {
         self.update_interfaces();
-        if let Some(Failures { count, last }) = self.reader.offload.take_failures() {
+        if let Some((count, last)) = self.reader.offload.take_failures() {
             self.shared.report_errors(
                 count,
                 &format_args!("fast path: {last} ({count} errors since the last report)"),

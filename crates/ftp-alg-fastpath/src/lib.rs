@@ -97,8 +97,6 @@ pub struct FastPathCounts {
     pub admitted: u64,
     /// Lines that were not inspected because the ring was full.
     pub ring_full: u64,
-    /// Inspected lines that were rewritten, including retransmissions.
-    pub rewritten: u64,
 }
 
 /// Number of 32-bit words in a bitmap of all ports.
@@ -452,7 +450,6 @@ impl FastPath {
             opened: count(counter::OPENED)?,
             admitted: count(counter::ADMITTED)?,
             ring_full: count(counter::RING_FULL)?,
-            rewritten: count(counter::REWRITTEN)?,
         })
     }
 

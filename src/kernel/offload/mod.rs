@@ -32,16 +32,18 @@ pub use interfaces::{LinkChanges, list_interfaces};
 pub use translations::{TranslationLease, Translations};
 
 /// The fast path's program, and the translations that its connections use.
+#[derive(Debug)]
 pub struct Offload {
     program: FastPath,
     translations: Mutex<Translations>,
     leases: Mutex<Leases>,
     inspected_mark: u32,
-    failures: Mutex<Option<Failures>>,
+    /// How many operations on the program's maps failed, and why the last one did.
+    failures: Mutex<Option<(u64, String)>>,
 }
 
 /// The translations that flows use, by flow.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Leases {
     handed_over: HashMap<u64, [TranslationLease; 2]>,
     /// Of flows that were taken back: a pinhole of theirs may be open.
@@ -50,15 +52,6 @@ struct Leases {
 
 /// From so many taken-back flows on, those without a pinhole are looked for.
 const MANY_TAKEN_BACK: usize = 256;
-
-/// Failed operations on the program's maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failures {
-    /// Number of failures.
-    pub count: u64,
-    /// The last failure and its reason.
-    pub last: String,
-}
 
 /// Both endpoints of an IPv4 connection: their own, and as the other side knows them.
 struct Ipv4Endpoints {
@@ -90,8 +83,8 @@ impl Offload {
         &self.program
     }
 
-    /// The failures since the last call.
-    pub fn take_failures(&self) -> Option<Failures> {
+    /// How many operations on the program's maps have failed since the last call, and why the last one did.
+    pub fn take_failures(&self) -> Option<(u64, String)> {
         lock(&self.failures).take()
     }
 
@@ -366,14 +359,8 @@ impl Offload {
 
     fn record_failure(&self, what: &str, why: &dyn Display) {
         let mut failures = lock(&self.failures);
-        let count = failures.take().map_or(0, |old| old.count) + 1;
-        *failures = Some(Failures { count, last: format!("{what}: {why}") });
-    }
-}
-
-impl std::fmt::Debug for Offload {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Offload")
+        let count = failures.take().map_or(0, |(count, _)| count) + 1;
+        *failures = Some((count, format!("{what}: {why}")));
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use ftp_alg::kernel::{
     LinuxKernel, RuleParameters,
-    offload::{Failures, Offload, Translations},
+    offload::{Offload, Translations},
     table::{Commits, Table},
 };
 use ftp_alg_core::{
@@ -139,7 +139,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
         let last =
             "cannot hand a connection over: limit of 16384 connections reached; others are queued"
                 .into();
-        assert_eq!(offload.take_failures(), Some(Failures { count: 2, last }));
+        assert_eq!(offload.take_failures(), Some((2, last)));
         kernel.apply_flow_changes(&[
             FlowChange::Withdraw(Withdrawal { flow: 1, translation: ends(1) }),
             over(most + 1),
