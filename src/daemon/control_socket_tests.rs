@@ -127,15 +127,6 @@ fn a_live_daemons_socket_is_left_alone() {
 }
 
 #[test]
-fn a_dead_daemons_socket_is_replaced() {
-    let (_directory, path) = socket_path();
-    drop(UnixListener::bind(&path).unwrap());
-    assert!(path.exists());
-    let _server = serve(&path);
-    control_client::request(&path, "status", TIMEOUT).unwrap();
-}
-
-#[test]
 fn a_start_waits_while_an_ending_daemons_backlog_is_full() {
     let (_directory, path) = socket_path();
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();

@@ -279,21 +279,16 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
     if new.is_absent && !old.is_absent {
         let other = after.get(&ExternalName { v6: !name.v6, ..name.clone() });
         // Many names have addresses of one family only.
-        if other.is_none_or(|other| other.is_absent) {
-            log_event!(
-                NAME_ABSENT,
-                name = text,
-                record = %record,
-                "dns:{text}: the name has no {record} record; {rest}. Check the spelling in external-address"
-            );
-        } else {
-            log_event!(
-                NAME_ABSENT,
-                name = text,
-                record = %record,
-                "dns:{text}: the name has no {record} record"
-            );
-        }
+        let more = match other {
+            Some(other) if !other.is_absent => String::new(),
+            _ => format!("; {rest}. Check the spelling in external-address"),
+        };
+        log_event!(
+            NAME_ABSENT,
+            name = text,
+            record = %record,
+            "dns:{text}: the name has no {record} record{more}"
+        );
     }
     match new.address {
         Some(address) if old.address != new.address => {

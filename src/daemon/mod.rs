@@ -217,7 +217,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let config_file = ConfigFile::load(options.config.as_deref())?;
     let mut config = config_file.in_use();
     // From here on a signal ends the daemon in order, which leaves nothing behind.
-    let signals = catch_signals()?;
+    let signals = Signals::new(SIGNALS).map_err(system("signals"))?;
     let confined = confine(options, &config)?;
     let ConfinedDaemon { unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
     let fast_path = confined.fast_path;
@@ -371,8 +371,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     } else {
         takeover::check_alone(&config.into(), &options.socket, Instant::now() + CLAIM_LIMIT)?;
     }
-    start_broker(options, config)
-        .map_err(|source| DaemonError::System { what: "the broker", source })?;
+    start_broker(options, config).map_err(system("the broker"))?;
     raise_limit_of_descriptors();
     others.map(OtherDaemons::end).transpose()?;
     // Only now, because another user's daemon may have had the program until then.
@@ -525,7 +524,7 @@ fn watch_broker(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
         let _ = events.send(DaemonEvent::Failed(why.into()));
     };
     let spawned = thread::Builder::new().name("broker".into()).spawn(watch);
-    spawned.map(drop).map_err(|source| DaemonError::System { what: "the broker", source })
+    spawned.map(drop).map_err(system("the broker"))
 }
 
 /// Runs the broker's keeper for the daemon at the other end of standard input, until that daemon ends. The brokers that
@@ -537,28 +536,27 @@ pub fn keep_broker(user: Option<&str>, files: &[PathBuf]) -> Result<(), DaemonEr
         let mut command = command_of_ours(BROKER_COMMAND);
         command.arg("--").args(files).stdin(OwnedFd::from(daemon.try_clone()?)).spawn()
     };
-    let system = |source| DaemonError::System { what: "the broker's keeper", source };
-    broker::keep(&daemon, start).map_err(system)
+    broker::keep(&daemon, start).map_err(system("the broker's keeper"))
 }
 
 /// Runs the broker for the daemon at the other end of standard input, until that daemon or the keeper ends.
 pub fn serve_as_broker(files: Vec<PathBuf>) -> Result<(), DaemonError> {
     let daemon = begin_helper(None)?;
-    let system = |source| DaemonError::System { what: "the broker", source };
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|errno| system(errno.into()))?;
-    broker::serve(&daemon, files, confine::confine_program).map_err(system)
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(io::Error::from)
+        .and_then(|()| broker::serve(&daemon, files, confine::confine_program))
+        .map_err(system("the broker"))
 }
 
 /// Confines this process, the broker or its keeper, and returns its connection to the daemon. The daemon's signals,
 /// which `killall` sends to all three, do not end it. Handlers, because programs would inherit that they are ignored.
 fn begin_helper(account: Option<&Account>) -> Result<UnixStream, DaemonError> {
     name_process();
-    let system = |source| DaemonError::System { what: "the broker", source };
     for signal in SIGNALS {
-        signal_hook::flag::register(signal, Arc::default()).map_err(system)?;
+        signal_hook::flag::register(signal, Arc::default()).map_err(system("the broker"))?;
     }
     confine::confine_broker(account)?;
-    Ok(UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(system)?))
+    Ok(UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(system("the broker"))?))
 }
 
 /// The command that runs a hidden command of this program.
@@ -574,13 +572,9 @@ fn name_process() {
     let _ = rustix::thread::set_name(c"ftp-alg");
 }
 
-/// Catches the signals that become events.
-fn catch_signals() -> Result<Signals, DaemonError> {
-    Signals::new(SIGNALS).map_err(signals_failed)
-}
-
-fn signals_failed(source: io::Error) -> DaemonError {
-    DaemonError::System { what: "signals", source }
+/// The error if `what` cannot be set up.
+fn system(what: &'static str) -> impl Fn(io::Error) -> DaemonError {
+    move |source| DaemonError::System { what, source }
 }
 
 /// Turns signals into events, on a thread of its own, until the process ends.
@@ -593,8 +587,7 @@ fn watch_signals(mut signals: Signals, events: Sender<DaemonEvent>) -> Result<()
             }
         }
     };
-    thread::Builder::new().name("signals".into()).spawn(watch).map_err(signals_failed)?;
-    Ok(())
+    thread::Builder::new().name("signals".into()).spawn(watch).map(drop).map_err(system("signals"))
 }
 
 /// Makes the state directory, or checks the one that exists. Only the daemon may write to it, because a restarted

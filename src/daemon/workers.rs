@@ -77,8 +77,13 @@ pub(super) fn start(
     // earlier daemon's table queues wait until the workers start.
     let queues = config.queue.numbers().map(Queue::open_with_super_packets);
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
-    let (state, shards) = restore_shards(config, state_dir, &parameters, &names)
-        .map_err(|error| state_error(state_dir, &error))?;
+    let (state, shards) =
+        restore_shards(config, state_dir, &parameters, &names).map_err(|error| {
+            let path = state_dir.display();
+            format!(
+                "cannot use the state directory {path}: {error}; name another one with --state-dir"
+            )
+        })?;
     let left: usize = shards.iter().map(|shard| lock(shard).engine.sessions.count()).sum();
     let restored = left > 0;
     let group = parameters.data_log_group();
@@ -270,14 +275,6 @@ fn open_commits() -> Result<Commits, crate::kernel::NetfilterError> {
         return Ok(Commits::default());
     }
     Commits::through_one_socket()
-}
-
-fn state_error(path: &Path, error: &io::Error) -> ServiceError {
-    format!(
-        "cannot use the state directory {}: {error}; name another one with --state-dir",
-        path.display()
-    )
-    .into()
 }
 
 /// The workers, as the main thread sees them. Dropping them ends them and removes the rules, unless connections need

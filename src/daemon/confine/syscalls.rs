@@ -124,12 +124,10 @@ const ALLOWED_LEGACY: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_LEGACY: &[c_long] = &[];
 
-/// The calls that remove the fast path's pins. `bpf` is below.
+/// The call that removes the fast path's directory. `bpf` is below.
 const FAST_PATH: &[c_long] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rmdir,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_unlink,
 ];
 
 /// The address families of sockets.
