@@ -94,13 +94,9 @@ impl FastPathReader {
         if ring.has_unread() {
             let UnreadLines { lines, pass, fetched } = &mut *unread;
             self.offload.read_lines(fetched);
-            // The program may reserve room for a later line first. The records are large, so their positions are
-            // sorted.
-            let mut order: Vec<_> = (0..).zip(&*fetched).map(sort_key).collect();
-            order.sort_unstable();
-            let in_order = order.into_iter().filter_map(|(.., at)| fetched.get(at));
-            lines.extend(in_order.map(|line| (*pass, *line)));
-            fetched.clear();
+            // The program may reserve room for a later line first.
+            fetched.sort_by_cached_key(|line| (line.flow, line.number));
+            lines.extend(fetched.drain(..).map(|line| (*pass, line)));
         }
         ring.position()
     }
@@ -169,11 +165,6 @@ impl FastPathReader {
             ..state
         }
     }
-}
-
-/// The sort key of a line: lines of one flow keep their order.
-fn sort_key((at, line): (usize, &LineRecord)) -> (u64, u32, usize) {
-    (line.flow, line.number, at)
 }
 
 fn engine_line(line: &LineRecord) -> FastPathLine<'_> {
