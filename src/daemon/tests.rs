@@ -5,9 +5,9 @@ use super::*;
 #[test]
 fn a_worker_that_ends_by_itself_ends_the_daemon() {
     let (sender, events) = mpsc::channel();
-    let (name, what) = ("queue-2100".to_owned(), "the worker of queue 2100".to_owned());
     let work = || Err("the queue is gone".into());
-    threads::start_thread(name, what, sender, work).unwrap().join().unwrap();
+    let what = "the worker of queue 2100";
+    threads::start_thread("queue-2100", what, sender, work).unwrap().join().unwrap();
     let outcome = handle_events(&events, |_| {});
     let why = "the worker of queue 2100 ended: the queue is gone";
     assert_eq!(outcome.unwrap_err().to_string(), why);

@@ -11,12 +11,13 @@ use super::{DaemonEvent, ServiceError};
 
 /// Starts a thread. If it fails or panics, the main thread gets an event with `what` ended, and why.
 pub(super) fn start_thread(
-    name: String,
-    what: String,
+    name: &str,
+    what: &str,
     events: Sender<DaemonEvent>,
     work: impl FnOnce() -> Result<(), ServiceError> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(name).spawn(move || {
+    let what = what.to_owned();
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
         let why = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),

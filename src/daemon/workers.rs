@@ -177,8 +177,8 @@ pub(super) fn start(
         follower.follow(rules, &end);
         Ok(())
     };
-    let (name, what) = ("rules".to_owned(), "the reader of the operator's rules".to_owned());
-    workers.rules_thread = Some(start_thread(name, what, events.clone(), work)?);
+    let what = "the reader of the operator's rules";
+    workers.rules_thread = Some(start_thread("rules", what, events.clone(), work)?);
     let data_log = data_log.filter(|_| workers.table.as_ref().is_some_and(Table::logs_data));
     workers.start_reporter(last_session, data_log, log_files, events)?;
     let backend = parameters.backend;
@@ -341,7 +341,7 @@ impl Workers {
         let end = Arc::clone(&self.stop);
         let work = move || worker.run(&end);
         let what = format!("the worker of queue {number}");
-        self.threads.push(start_thread(format!("queue-{number}"), what, events, work)?);
+        self.threads.push(start_thread(&format!("queue-{number}"), &what, events, work)?);
         Ok(())
     }
 
@@ -365,9 +365,8 @@ impl Workers {
             let fast_path = shared.fast_path_control(&mut kernel);
             fast_path.map_or(Ok(()), |mut fast_path| fast_path.run(&end))
         };
-        let what = "the reader of the fast path".to_owned();
-        self.fast_path_thread =
-            Some(start_thread("fast-path".to_owned(), what, events.clone(), work)?);
+        let what = "the reader of the fast path";
+        self.fast_path_thread = Some(start_thread("fast-path", what, events.clone(), work)?);
         Ok(())
     }
 
@@ -388,8 +387,8 @@ impl Workers {
             shared.transfers.run(data_log, &*shared, publish, &is_over);
             Ok(())
         };
-        let (name, what) = ("transfers".to_owned(), "the reports of transfers".to_owned());
-        self.transfers_thread = Some(start_thread(name, what, events.clone(), work)?);
+        let what = "the reports of transfers";
+        self.transfers_thread = Some(start_thread("transfers", what, events.clone(), work)?);
         Ok(())
     }
 
