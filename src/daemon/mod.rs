@@ -551,7 +551,8 @@ pub fn serve_as_broker(files: Vec<PathBuf>) -> Result<(), DaemonError> {
 /// Confines this process, the broker or its keeper, and returns its connection to the daemon. The daemon's signals,
 /// which `killall` sends to all three, do not end it. Handlers, because programs would inherit that they are ignored.
 fn begin_helper(account: Option<&Account>) -> Result<UnixStream, DaemonError> {
-    name_process();
+    // It was started as /proc/self/exe, which would be its name.
+    let _ = rustix::thread::set_name(c"ftp-alg");
     for signal in SIGNALS {
         signal_hook::flag::register(signal, Arc::default()).map_err(system("the broker"))?;
     }
@@ -565,11 +566,6 @@ fn command_of_ours(name: &str) -> Command {
     // Only the daemon handles a terminal's keys, the service manager and the environment.
     command.arg0("ftp-alg").arg(name).process_group(0).env_clear();
     command
-}
-
-/// Gives this process the program's name. It was started as /proc/self/exe, which would be its name.
-fn name_process() {
-    let _ = rustix::thread::set_name(c"ftp-alg");
 }
 
 /// The error if `what` cannot be set up.

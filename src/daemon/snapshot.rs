@@ -83,6 +83,7 @@ ftp_alg_core::counters! {
 
 /// Transfers that have ended since the start, by mode; `unknown` where no announcement opened a pinhole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TransferTotals {
     pub active: ResultCounts,
     pub passive: ResultCounts,
@@ -96,10 +97,8 @@ pub struct TransferTotals {
     /// Transfers that are missing in the file of `log.transfers`.
     pub unwritten: u64,
     /// Those of each `[[server]]`.
-    #[serde(default)]
     pub servers: Vec<ServerTotals>,
     /// The clients with the most bytes in the last hour, at most ten.
-    #[serde(default)]
     pub top_clients: Vec<ClientBytes>,
 }
 

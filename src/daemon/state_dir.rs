@@ -194,12 +194,8 @@ impl StateDir {
         // Without room, FTP works all the same.
         if let Err(error) = journal.checkpoint(engine) {
             remove_journal(&journal.path)?;
-            log_event!(
-                ERROR,
-                path = %journal.path.display(),
-                "{}",
-                journal.describe_write_failure(&error)
-            );
+            let (path, text) = (journal.path.display(), journal.describe_write_failure(&error));
+            log_event!(ERROR, %path, "{text}");
         }
         Ok(journal)
     }
@@ -317,14 +313,13 @@ fn put_aside(journal: &Path, why: &str) -> io::Result<()> {
     }
     let aside = journal.with_extension("refused");
     fs::rename(journal, &aside)?;
+    let (path, renamed) = (journal.display(), aside.display());
     log_event!(
         JOURNAL_REFUSED,
-        path = %journal.display(),
-        renamed = %aside.display(),
-        "journal {} is not used, and is renamed {}: {why}. Connections whose sequence numbers were adjusted before \
-         this start break, and no pinhole is opened for the others: their clients must connect again",
-        journal.display(),
-        aside.display()
+        %path,
+        %renamed,
+        "journal {path} is not used, and is renamed {renamed}: {why}. Connections whose sequence numbers were adjusted \
+         before this start break, and no pinhole is opened for the others: their clients must connect again"
     );
     Ok(())
 }
