@@ -140,6 +140,7 @@ impl EventOptions {
                 return printer.finish();
             }
             printer.print_down_to(0)?;
+            printer.lines.finish()?;
             thread::sleep(INTERVAL);
         }
     }
