@@ -22,8 +22,8 @@ use crate::{
     config::{Config, escape_control_characters},
     daemon::{
         config_file::ConfigTexts,
-        health::{self, Check, CheckStatus, Findings, HostAudit, ProblemName},
-        snapshot::{self, Problem},
+        health::{self, Check, CheckStatus, HostAudit, ProblemName},
+        snapshot::{self, Findings, Problem},
     },
     kernel::{
         RuleParameters, automatic::automatic_backend, operator_firewall, parameters::Backend,
@@ -113,12 +113,10 @@ impl DoctorOptions {
         let checks = checks::Checks { running, features: &features, fast_path, surroundings }.all();
         let report = DoctorReport::new(features.net_admin.then_some(backend), reason, checks);
         output::print_report(self.json, &report, |report| text(report, Style::of_stdout()))?;
-        match report.problems.len() {
-            0 => Ok(()),
-            _ if report.backend.is_none() => {
-                Err(Failure::failed("not permitted to read the kernel's state: run as root"))
-            }
-            problems => Err(Failure::from_counts(problems, report.warnings.len())),
+        match report.backend {
+            _ if report.ok => Ok(()),
+            None => Err(Failure::failed("not permitted to read the kernel's state: run as root")),
+            Some(_) => Err(Failure::from_findings(&report.findings)),
         }
     }
 
@@ -164,28 +162,26 @@ struct DoctorReport {
     /// The back end for pinholes; `None` without the privileges to find out.
     backend: Option<&'static str>,
     reason: String,
-    problems: Vec<Problem>,
-    warnings: Vec<Problem>,
+    #[serde(flatten)]
+    findings: Findings,
     checks: Vec<Check>,
 }
 
 impl DoctorReport {
     fn new(backend: Option<Backend>, reason: String, checks: Vec<Check>) -> Self {
-        let Findings { problems, warnings } = checks.iter().filter_map(Check::finding).collect();
-        let ok = problems.is_empty();
-        Self { ok, backend: backend.map(Into::into), reason, problems, warnings, checks }
+        let findings: Findings = checks.iter().filter_map(Check::finding).collect();
+        let ok = findings.problems.is_empty();
+        Self { ok, backend: backend.map(Into::into), reason, findings, checks }
     }
 
     /// What is known about FTP here, in a line, and no more than that.
     fn verdict(&self) -> String {
         const WORKS: &str = "FTP will work through this gateway";
-        let counts = Findings::count_text(self.problems.len(), self.warnings.len());
-        match (self.problems.len(), self.warnings.len()) {
-            _ if self.backend.is_none() => {
-                "cannot tell whether FTP will work through this gateway".to_owned()
-            }
-            (0, 0) => WORKS.to_owned(),
-            (0, _) => format!("{WORKS}, but see the {counts} above"),
+        let counts = self.findings.counts();
+        match self.backend {
+            None => "cannot tell whether FTP will work through this gateway".to_owned(),
+            _ if self.findings.is_empty() => WORKS.to_owned(),
+            _ if self.ok => format!("{WORKS}, but see the {counts} above"),
             _ if self.checks.iter().any(Check::stops_all) => {
                 "FTP will not work through this gateway until the problems above are solved"
                     .to_owned()

@@ -37,7 +37,8 @@ use clap::{
 use crate::{
     config::{self, Config, ConfigError},
     daemon::{
-        self, DaemonError, Password, PasswordError, control_client, health::Findings, snapshot,
+        self, DaemonError, Password, PasswordError, control_client,
+        snapshot::{self, Findings},
     },
     kernel::{RuleParameters, table::rule_files},
 };
@@ -79,10 +80,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// There are so many problems and warnings, which were already printed.
-    fn from_counts(problems: usize, warnings: usize) -> Self {
-        let counts = Findings::count_text(problems, warnings);
-        Self::Failed(format!("{counts}: standard output says what to do"))
+    /// There are problems, which were already printed.
+    fn from_findings(findings: &Findings) -> Self {
+        Self::Failed(format!("{}: standard output says what to do", findings.counts()))
     }
 
     /// Wraps any error of a command that failed.

@@ -2,7 +2,7 @@
 
 mod text;
 
-use std::{slice, time::Duration};
+use std::time::Duration;
 
 use clap::Args;
 #[cfg(feature = "top")]
@@ -39,39 +39,33 @@ impl StatusOptions {
         };
         let answer = match answer {
             Err(error) => {
-                self.print_absence(&health::daemon_problem(&error))?;
+                let problems = vec![health::daemon_problem(&error)];
+                let findings = snapshot::Findings { problems, ..Default::default() };
+                let text = |all: &_| text::findings(all, Style::of_stdout());
+                output::print_report(self.json, &findings, text)?;
                 return Err(error.into());
             }
             Ok(answer) => answer,
         };
         let mut status: snapshot::Status = answer.parse()?;
         // The daemon cannot read the files of the firewall.
-        let known = status.problems.len();
+        let problems = &mut status.findings.problems;
+        let known = problems.len();
         let saved = setup::saved_table_checks().filter_map(|check| check.finding());
-        status.problems.extend(saved.map(|(_, problem)| problem));
+        problems.extend(saved.map(|(_, problem)| problem));
         if !self.json {
             output::print(&text::text(&status, Style::of_stdout()))?;
-        } else if status.problems.len() == known {
+        } else if status.findings.problems.len() == known {
             output::print_line(answer.json())?;
         } else {
             let mut all: serde_json::Value = answer.parse()?;
-            all["problems"] = serde_json::json!(status.problems);
+            all["problems"] = serde_json::json!(status.findings.problems);
             output::print_line(&all.to_string())?;
         }
-        match (status.problems.len(), status.warnings.len()) {
-            _ if self.wait.is_some() => Ok(()),
-            (0, _) => Ok(()),
-            (problems, warnings) => Err(Failure::from_counts(problems, warnings)),
+        if self.wait.is_some() || status.findings.problems.is_empty() {
+            return Ok(());
         }
-    }
-
-    /// Prints the `problem` of a daemon that does not answer.
-    fn print_absence(&self, problem: &snapshot::Problem) -> Result<(), Failure> {
-        if self.json {
-            let report = serde_json::json!({ "problems": [problem], "warnings": [] });
-            return output::print_line(&report.to_string());
-        }
-        output::print(&text::problems(slice::from_ref(problem), Style::of_stdout()))
+        Err(Failure::from_findings(&status.findings))
     }
 }
 

@@ -8,10 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    health::{Finding, ProblemName},
-    shard::lock,
-};
+use super::{health::ProblemName, shard::lock, snapshot::Finding};
 use crate::{
     config::{Config, ConfigError, DEFAULT_PATH},
     kernel::broker,

@@ -20,7 +20,7 @@ use super::{
     events::EventRing,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
-    health::{Findings, Health, ProblemName},
+    health::{Health, ProblemName},
     log::EventLog,
     log_files::{LineFile, LogFiles},
     metrics::DecisionTimes,
@@ -177,8 +177,7 @@ impl SharedState {
         self.log.log_events(now, unused.iter(), 0);
         let status = self.status_without_sessions(now);
         lock(&self.history).record(now, rates::counts(&status, self.transfers.is_on()));
-        let Status { problems, warnings, .. } = status;
-        self.health.report_changes(&Findings { problems, warnings });
+        self.health.report_changes(&status.findings);
     }
 
     /// Counters and health, without the values that need a look at each session or at the kernel.
@@ -217,9 +216,8 @@ impl SharedState {
             Err(why) => FastPathStatus::off(why),
         };
         status.names = self.external_names.rows();
-        let mut findings = self.health.findings(now, &status, &unwritten);
-        findings.extend(self.config_file.difference());
-        (status.problems, status.warnings) = (findings.problems, findings.warnings);
+        status.findings = self.health.findings(now, &status, &unwritten);
+        status.findings.extend(self.config_file.difference());
         status.unconfined = self.unconfined.clone();
         status
     }

@@ -15,6 +15,8 @@ use ftp_alg_core::{
     ftp::AnnouncementKind,
 };
 
+use super::counted::counted;
+
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -51,10 +53,9 @@ pub struct Status {
     pub unconfined: Vec<String>,
     /// The fast path.
     pub fast_path: FastPathStatus,
-    /// What keeps the gateway from its work, and must be repaired. Empty means healthy. docs/health.md has all names.
-    pub problems: Vec<Problem>,
-    /// What does not stop FTP through this gateway, or concerns a few peers.
-    pub warnings: Vec<Problem>,
+    /// What is wrong.
+    #[serde(flatten)]
+    pub findings: Findings,
 }
 
 ftp_alg_core::counters! {
@@ -274,6 +275,72 @@ pub struct Problem {
 impl Problem {
     pub fn new(name: &str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { name: name.to_owned(), text: text.into(), remedy: remedy.into() }
+    }
+}
+
+/// How severe something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+pub enum Severity {
+    /// It does not stop FTP through this gateway, or it concerns a few peers.
+    Warning,
+    /// The gateway cannot do its work until this is solved.
+    Problem,
+}
+
+/// Something that is wrong now.
+pub type Finding = (Severity, Problem);
+
+/// What is wrong, by severity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Findings {
+    /// What keeps the gateway from its work, and must be repaired. Empty means healthy. docs/health.md has all names.
+    pub problems: Vec<Problem>,
+    /// What does not stop FTP through this gateway, or concerns a few peers.
+    pub warnings: Vec<Problem>,
+}
+
+impl Findings {
+    pub fn is_empty(&self) -> bool {
+        self.problems.is_empty() && self.warnings.is_empty()
+    }
+
+    /// All, problems first.
+    pub fn iter(&self) -> impl Iterator<Item = (Severity, &Problem)> {
+        let problems = self.problems.iter().map(|one| (Severity::Problem, one));
+        problems.chain(self.warnings.iter().map(|one| (Severity::Warning, one)))
+    }
+
+    /// How many there are, in words, as in `1 problem, 2 warnings`.
+    pub fn counts(&self) -> String {
+        let count = |all: &[Problem], what: &str| counted(all.len() as u64, what);
+        let problems = count(&self.problems, "problem");
+        let warnings = count(&self.warnings, "warning");
+        match (self.problems.is_empty(), self.warnings.is_empty()) {
+            (true, _) => warnings,
+            (_, true) => problems,
+            _ => format!("{problems}, {warnings}"),
+        }
+    }
+}
+
+impl FromIterator<Finding> for Findings {
+    fn from_iter<T: IntoIterator<Item = Finding>>(all: T) -> Self {
+        let mut findings = Self::default();
+        findings.extend(all);
+        findings
+    }
+}
+
+impl Extend<Finding> for Findings {
+    fn extend<T: IntoIterator<Item = Finding>>(&mut self, all: T) {
+        for (severity, problem) in all {
+            match severity {
+                Severity::Problem => self.problems.push(problem),
+                Severity::Warning => self.warnings.push(problem),
+            }
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use crate::{
         confine,
         counted::counted,
         fast_path_off_reason,
-        health::{self, Check, CheckStatus, Findings, HostAudit, ProblemName, Severity},
-        snapshot::{FastPathState, FastPathStatus, Problem, Status},
+        health::{self, Check, CheckStatus, HostAudit, ProblemName},
+        snapshot::{FastPathState, FastPathStatus, Problem, Severity, Status},
     },
     kernel::{
         NetfilterError,
@@ -272,9 +272,8 @@ impl Checks<'_> {
             Err(problem) => return vec![Check::from_problem(DAEMON, Severity::Problem, problem)],
         };
         let mut checks = health::name_checks(&status.names);
-        let Status { problems, warnings, .. } = status.clone();
-        let reported = Findings { problems, warnings };
-        let own = reported.iter().filter(|(_, one)| !health::is_audit_problem(one));
+        let reported = status.findings.iter();
+        let own = reported.filter(|(_, one)| !health::is_audit_problem(one));
         checks.extend(own.map(|(severity, one)| Check::from_problem(DAEMON, severity, one)));
         checks.extend(health::version_check(DAEMON, status));
         if checks.is_empty() {

@@ -166,7 +166,8 @@ fn the_clients_with_the_most_bytes_are_listed() {
 #[test]
 fn problems_come_first_then_warnings() {
     let one = |name| vec![Problem::new(name, "text", "remedy")];
-    let status = Status { problems: one("table"), warnings: one("state"), ..Status::default() };
+    let findings = Findings { problems: one("table"), warnings: one("state") };
+    let status = Status { findings, ..Status::default() };
     let start = "PROBLEM table\n  text\n  remedy\n\nWARNING state\n  text\n  remedy\n\nversion";
     assert!(text(&status, PLAIN).starts_with(start), "{}", text(&status, PLAIN));
 }

@@ -10,8 +10,8 @@ use crate::{
         counted::counted,
         health::CheckStatus,
         snapshot::{
-            ClientBytes, FastPathState, FastPathStatus, NameRow, Problem, Rates, RunningTotals,
-            Status, TransferTotals, WindowCounts,
+            ClientBytes, FastPathState, FastPathStatus, Findings, NameRow, Problem, Rates,
+            RunningTotals, Severity, Status, TransferTotals, WindowCounts,
         },
     },
 };
@@ -40,8 +40,7 @@ const NO_BREAK: &str = "\u{a0}";
 /// The whole text.
 pub(super) fn text(status: &Status, style: Style) -> String {
     let parts = [
-        findings(&style.red(&CheckStatus::Problem.to_string()), &status.problems, style),
-        findings(&style.yellow(&CheckStatus::Warning.to_string()), &status.warnings, style),
+        findings(&status.findings, style),
         state(status, style),
         rates(&status.rates),
         top_clients(&status.transfers.top_clients),
@@ -50,18 +49,18 @@ pub(super) fn text(status: &Status, style: Style) -> String {
     parts.join("").trim_start_matches('\n').to_owned()
 }
 
-/// The problems alone.
-pub(super) fn problems(all: &[Problem], style: Style) -> String {
-    let text = findings(&style.red(&CheckStatus::Problem.to_string()), all, style);
-    text.trim_start_matches('\n').to_owned()
-}
-
-fn findings(mark: &str, all: &[Problem], style: Style) -> String {
-    let finding = |Problem { name, text, remedy }: &Problem| {
+/// All problems, then all warnings.
+pub(super) fn findings(findings: &Findings, style: Style) -> String {
+    let finding = |(severity, Problem { name, text, remedy }): (Severity, &Problem)| {
+        let mark = CheckStatus::from(severity).to_string();
+        let mark = match severity {
+            Severity::Problem => style.red(&mark),
+            Severity::Warning => style.yellow(&mark),
+        };
         let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2, style.text_width()));
-        format!("\n{mark} {name}\n  {text}\n  {remedy}\n")
+        format!("{mark} {name}\n  {text}\n  {remedy}\n")
     };
-    all.iter().map(finding).collect()
+    findings.iter().map(finding).collect::<Vec<_>>().join("\n")
 }
 
 /// What the daemon is, and what it does now.

@@ -11,7 +11,7 @@ use crate::{
     daemon::{
         counted::counted,
         health::CheckStatus,
-        snapshot::{FastPathState, Problem, Status, WindowCounts},
+        snapshot::{FastPathState, Problem, Severity, Status, WindowCounts},
     },
 };
 
@@ -83,13 +83,12 @@ fn summary(status: &Status) -> String {
 }
 
 fn findings(status: &Status) -> Vec<Row> {
-    let problems = status.problems.iter().map(|one| (CheckStatus::Problem, one));
-    let all = problems.chain(status.warnings.iter().map(|one| (CheckStatus::Warning, one)));
-    let row = |(key, (severity, problem)): (u64, (CheckStatus, &Problem))| {
+    let row = |(key, (severity, problem)): (u64, (Severity, &Problem))| {
         let remedy = [("REMEDY", escaped(&problem.remedy))];
-        Row::new(key, rows::HEALTH, &(key, severity, problem.clone())).with(remedy)
+        Row::new(key, rows::HEALTH, &(key, CheckStatus::from(severity), problem.clone()))
+            .with(remedy)
     };
-    (0..).zip(all).map(row).collect()
+    (0..).zip(status.findings.iter()).map(row).collect()
 }
 
 #[cfg(test)]

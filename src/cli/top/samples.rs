@@ -3,7 +3,9 @@
 use super::look::{Event, Look};
 use crate::{
     cli::listings::samples::{summary, transfer as running},
-    daemon::snapshot::{Problem, Rates, SessionRow, SessionSummary, Status, WindowCounts},
+    daemon::snapshot::{
+        Findings, Problem, Rates, SessionRow, SessionSummary, Status, WindowCounts,
+    },
 };
 
 fn session(id: u64, client: &str, state: &str) -> SessionRow {
@@ -65,12 +67,14 @@ pub(super) fn look() -> Look {
         version: "0.1.0".into(),
         uptime_seconds: 7200,
         backend: "nftables".into(),
-        problems: vec![Problem::new(
-            "table",
-            "the table is not loaded, because it is another's",
-            "remove the other",
-        )],
-        warnings: vec![Problem::new("encrypted", "10.0.0.8 uses TLS", "open the ports")],
+        findings: Findings {
+            problems: vec![Problem::new(
+                "table",
+                "the table is not loaded, because it is another's",
+                "remove the other",
+            )],
+            warnings: vec![Problem::new("encrypted", "10.0.0.8 uses TLS", "open the ports")],
+        },
         ..Status::default()
     };
     let window = WindowCounts {

@@ -248,7 +248,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::top::{look::Look, samples},
-        daemon::control_client::ClientError,
+        daemon::{control_client::ClientError, snapshot::Findings},
     };
 
     fn state(look: Look) -> State {
@@ -386,7 +386,7 @@ mod tests {
     fn an_empty_panel_says_why() {
         let mut look = samples::look();
         (look.events, look.sessions) = (Vec::new(), Vec::new());
-        (look.status.problems, look.status.warnings) = (Vec::new(), Vec::new());
+        look.status.findings = Findings::default();
         look.status.rates.ten_seconds.transfers = None;
         let mut state = state(look);
         assert_shows(&screen(&mut state, 80, 24), &["OK healthy", "no sessions"]);
@@ -432,7 +432,8 @@ mod tests {
         }
         let status = &mut look.status;
         (status.version, status.backend) = (BAD.to_owned(), BAD.to_owned());
-        for one in status.problems.iter_mut().chain(&mut status.warnings) {
+        let findings = &mut status.findings;
+        for one in findings.problems.iter_mut().chain(&mut findings.warnings) {
             (one.name, one.text, one.remedy) = (BAD.to_owned(), BAD.repeat(9), BAD.to_owned());
         }
         let mut state = state(look);

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use super::names::{Finding, ProblemName, Severity};
-use crate::daemon::snapshot::Problem;
+use super::names::ProblemName;
+use crate::daemon::snapshot::{Finding, Problem, Severity};
 
 /// The result of a check. Later ones are more severe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, strum::Display)]

@@ -31,14 +31,14 @@ use rustix::process::{Pid, getpid};
 pub use self::{
     check::{Check, CheckStatus},
     host_audit::HostAudit,
-    names::{Finding, Findings, FoundBy, ProblemName, Severity, is_audit_problem},
+    names::{FoundBy, ProblemName, is_audit_problem},
     servers::refusal_remedy,
 };
 use self::{report::Reports, traffic::Traffic};
 use super::{
     control_client::ClientError,
     shard::lock,
-    snapshot::{NameRow, Problem, Status},
+    snapshot::{Finding, Findings, NameRow, Problem, Status},
 };
 use crate::kernel::{
     RuleParameters, broker,

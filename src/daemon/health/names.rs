@@ -2,7 +2,10 @@
 //!
 //! Invariant: names do not change, because scripts match them.
 
-use crate::daemon::{catalogue::plain, counted::counted, snapshot::Problem};
+use crate::daemon::{
+    catalogue::plain,
+    snapshot::{Finding, Problem, Severity},
+};
 
 /// How many distinct clients must meet a failure of traffic within ten minutes until it is a problem of the gateway. One
 /// or two clients may cancel their transfers, or have a firewall of their own.
@@ -10,16 +13,6 @@ pub(super) const MIN_CLIENTS: usize = 3;
 /// What to do if the file of `log.events` or `log.transfers` cannot be written.
 const WRITE_FILE: &str = "make room, or let the daemon's user write there, then systemctl reload ftp-alg; if the directory was \
                           missing at its start, systemctl restart ftp-alg";
-
-/// How severe something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
-#[strum(serialize_all = "lowercase")]
-pub enum Severity {
-    /// It does not stop FTP through this gateway, or it concerns a few peers.
-    Warning,
-    /// The gateway cannot do its work until this is solved.
-    Problem,
-}
 
 /// How the severity of a name is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,57 +306,4 @@ impl ProblemName {
 pub fn is_audit_problem(problem: &Problem) -> bool {
     let name = ProblemName::from_name(&problem.name);
     name.is_some_and(|name| name.found_by() == FoundBy::DaemonAndDoctor)
-}
-
-/// Something that is wrong now.
-pub type Finding = (Severity, Problem);
-
-/// What is wrong, by severity.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Findings {
-    pub problems: Vec<Problem>,
-    pub warnings: Vec<Problem>,
-}
-
-impl Findings {
-    pub fn is_empty(&self) -> bool {
-        self.problems.is_empty() && self.warnings.is_empty()
-    }
-
-    /// All, problems first.
-    pub fn iter(&self) -> impl Iterator<Item = (Severity, &Problem)> {
-        let problems = self.problems.iter().map(|one| (Severity::Problem, one));
-        problems.chain(self.warnings.iter().map(|one| (Severity::Warning, one)))
-    }
-
-    /// How many there are, in words, as in `1 problem, 2 warnings`.
-    pub fn count_text(problems: usize, warnings: usize) -> String {
-        let count = |count: usize, what: &str| counted(count as u64, what);
-        match (problems, warnings) {
-            (0, warnings) => count(warnings, "warning"),
-            (problems, 0) => count(problems, "problem"),
-            (problems, warnings) => {
-                format!("{}, {}", count(problems, "problem"), count(warnings, "warning"))
-            }
-        }
-    }
-}
-
-impl FromIterator<Finding> for Findings {
-    fn from_iter<T: IntoIterator<Item = Finding>>(all: T) -> Self {
-        let mut findings = Self::default();
-        findings.extend(all);
-        findings
-    }
-}
-
-impl Extend<Finding> for Findings {
-    fn extend<T: IntoIterator<Item = Finding>>(&mut self, all: T) {
-        for (severity, problem) in all {
-            match severity {
-                Severity::Problem => self.problems.push(problem),
-                Severity::Warning => self.warnings.push(problem),
-            }
-        }
-    }
 }

@@ -4,8 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use sd_notify::NotifyState;
 
-use super::names::{Findings, ProblemName, Severity, is_audit_problem};
-use crate::daemon::{notify, snapshot::Problem};
+use super::names::{ProblemName, is_audit_problem};
+use crate::daemon::{
+    notify,
+    snapshot::{Findings, Problem, Severity},
+};
 
 /// How many characters of a warning the service manager gets.
 const MAX_SHORT: usize = 120;

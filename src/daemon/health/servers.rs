@@ -14,11 +14,8 @@ use ftp_alg_core::{
     session::{Effect, RefusalReason},
 };
 
-use super::{
-    WITHIN,
-    names::{Finding, ProblemName},
-    recent::Halves,
-};
+use super::{WITHIN, names::ProblemName, recent::Halves};
+use crate::daemon::snapshot::Finding;
 
 /// How many modes of servers are stored. Those without an announcement for the longest time are forgotten.
 pub(super) const MAX_RECORDS: usize = 128;

@@ -11,13 +11,13 @@ use ftp_alg_core::engine::{
 
 use super::{
     WITHIN,
-    names::{Finding, MIN_CLIENTS, ProblemName},
+    names::{MIN_CLIENTS, ProblemName},
     recent::{Halves, Peers, RecentCount},
     servers::RecentServers,
 };
 use crate::daemon::{
     counted::{counted, was_or_were},
-    snapshot::Status,
+    snapshot::{Finding, Status},
 };
 
 /// Unused pinholes count if there are more than one for so many used ones. A few data connections always fail.

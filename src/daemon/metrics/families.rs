@@ -15,8 +15,7 @@ use prometheus_client::{
 use super::decision_times::Histogram;
 use crate::daemon::{
     catalogue,
-    health::Severity,
-    snapshot::{FastPathState, FastPathStatus, Problem, Status, TransferTotals},
+    snapshot::{FastPathState, FastPathStatus, Status, TransferTotals},
 };
 
 /// What the metrics are made of.
@@ -158,13 +157,11 @@ pub(super) fn families(reading: &Reading) -> Vec<Family> {
 }
 
 fn of_the_daemon(reading: &Reading) -> Vec<Family> {
-    let Status { version, problems, warnings, .. } = &reading.status;
+    let Status { version, findings, .. } = &reading.status;
     // Several may have one name, such as one for each chain that drops data connections.
-    let of = |severity: Severity| move |one: &Problem| vec![one.name.clone(), severity.to_string()];
-    let of_warnings = warnings.iter().map(of(Severity::Warning));
     let mut by_name = BTreeMap::new();
-    for labels in problems.iter().map(of(Severity::Problem)).chain(of_warnings) {
-        *by_name.entry(labels).or_insert(0) += 1;
+    for (severity, one) in findings.iter() {
+        *by_name.entry(vec![one.name.clone(), severity.to_string()]).or_insert(0) += 1;
     }
     vec![
         gauges(
@@ -188,7 +185,7 @@ fn of_the_daemon(reading: &Reading) -> Vec<Family> {
         gauge(
             "ftp_alg_warnings",
             "Warnings that exist now, as ftp-alg status lists them.",
-            warnings.len() as u64,
+            findings.warnings.len() as u64,
         ),
     ]
 }

@@ -23,9 +23,10 @@ use super::{
 use crate::daemon::{
     config_file::ConfigTexts,
     events::{RecentEvents, StoredEvent},
+    health::ProblemName,
     snapshot::{
-        ClientBytes, PinholeRow, Problem, RunningTotals, ServerTotals, SessionDetail, SessionRow,
-        Status, TransferTotals,
+        ClientBytes, PinholeRow, RunningTotals, ServerTotals, SessionDetail, SessionRow, Status,
+        TransferTotals,
     },
     status_source::StatusSource,
 };
@@ -83,8 +84,10 @@ fn status() -> Status {
         sessions: 7,
         counters,
         queue_waiting: Some(2),
-        problems: ["table", "notrack", "notrack"].map(|name| Problem::new(name, "x", "y")).into(),
-        warnings: vec![Problem::new("state", "text", "remedy")],
+        findings: ["table", "notrack", "notrack", "state"]
+            .map(|name| ProblemName::from_name(name).unwrap().finding("text"))
+            .into_iter()
+            .collect(),
         ..Status::new("nftables", Duration::from_secs(3))
     }
 }

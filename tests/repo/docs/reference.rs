@@ -6,8 +6,8 @@ use ftp_alg::daemon::{
     catalogue,
     health::{FoundBy, ProblemName},
     snapshot::{
-        ClientBytes, DaemonCounters, NameRow, PinholeRow, Problem, ServerTotals, SessionDetail,
-        SessionRow, Status, TransferTotals,
+        ClientBytes, DaemonCounters, Findings, NameRow, PinholeRow, Problem, ServerTotals,
+        SessionDetail, SessionRow, Status, TransferTotals,
     },
 };
 use ftp_alg_core::{
@@ -69,8 +69,10 @@ fn the_page_of_counters_has_every_field_of_status() {
         transfers,
         names: vec![name],
         unconfined: vec!["landlock".to_owned()],
-        problems: vec![Problem::new("table", "text", "remedy")],
-        warnings: vec![Problem::new("state", "text", "remedy")],
+        findings: Findings {
+            problems: vec![Problem::new("table", "text", "remedy")],
+            warnings: vec![Problem::new("state", "text", "remedy")],
+        },
         ..Status::default()
     };
     let mut printed = BTreeSet::new();
