@@ -74,8 +74,6 @@ const DOCKER_USER_PLACE: &str = "!/-A DOCKER-USER -j RETURN/ { end++ } \
                                  END { print behind ? behind : end }";
 const FW4: &str = "/usr/share/nftables.d/chain-pre";
 const SYSUPGRADE: &str = "/etc/sysupgrade.conf";
-/// The maximum depth of nested includes; nft has the same limit.
-const MAX_INCLUDE_DEPTH: usize = 16;
 
 impl FirewallProgram {
     /// Why setup does not load the files, if it does not.
@@ -390,23 +388,22 @@ pub(super) fn nftables_files() -> Vec<String> {
     mains.flat_map(|main| included_files(main).unwrap_or_default()).collect()
 }
 
-/// `main` and the files that it includes.
+/// `main` and the files that it includes, each once.
 fn included_files(main: &str) -> Result<Vec<String>, Failure> {
     let mut files = vec![main.to_owned()];
-    let mut new = files.clone();
-    for _ in 0..MAX_INCLUDE_DEPTH {
-        let mut next = Vec::new();
-        for path in &new {
-            let text = store::read(Path::new(path))?.unwrap_or_default();
-            for pattern in NftFile::parse(&text).includes {
-                // nft looks up relative paths in its default directory.
-                let pattern = Path::new("/etc").join(pattern);
-                next.extend(glob_files(&pattern.to_string_lossy()));
+    let mut read = 0;
+    while let Some(path) = files.get(read) {
+        let text = store::read(Path::new(path))?.unwrap_or_default();
+        for pattern in NftFile::parse(&text).includes {
+            // nft looks up relative paths in its default directory.
+            let pattern = Path::new("/etc").join(pattern);
+            for file in glob_files(&pattern.to_string_lossy()) {
+                if !files.contains(&file) {
+                    files.push(file);
+                }
             }
         }
-        next.retain(|path| !files.contains(path));
-        files.extend(next.clone());
-        new = next;
+        read += 1;
     }
     Ok(files)
 }
