@@ -335,7 +335,7 @@ impl Firewall {
     pub fn remedies(&self, verdict: &HookVerdict, class: PacketClass) -> Vec<String> {
         verdict
             .dropping_chains()
-            .filter_map(|chain| chain.accept_command(class, &self.gateway))
+            .filter_map(|chain| chain.accept_command(class, &self.gateway).ok())
             .collect()
     }
 

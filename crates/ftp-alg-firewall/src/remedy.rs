@@ -210,10 +210,14 @@ impl ChainVerdict {
         }
     }
 
-    /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
-    pub fn accept_command(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
-        if self.hidden_by.is_some() || !self.can_recognise(class) {
-            return None;
+    /// The command that adds a rule here to accept packets of `class`. If no rule can recognise them here, what to do
+    /// instead.
+    pub fn accept_command(&self, class: PacketClass, gateway: &Gateway) -> Result<String, String> {
+        if let Some(hiding) = &self.hidden_by {
+            return Err(hiding.advice(gateway));
+        }
+        if !self.can_recognise(class) {
+            return Err(self.advice_without_rule());
         }
         let ChainLocation { origin, family, table, .. } = &self.location;
         let RulePlace { chain, index, length, .. } = &self.place;
@@ -221,7 +225,7 @@ impl ChainVerdict {
         let program = origin.program(*family);
         if *origin == Origin::Nftables {
             let at = format!("{family} {table} {chain}");
-            return Some(match index {
+            return Ok(match index {
                 0 => format!("nft insert rule {at} {condition} accept"),
                 _ if index == length => format!("nft add rule {at} {condition} accept"),
                 // It goes behind the rule with this index, which the first rule has as 0.
@@ -235,17 +239,11 @@ impl ChainVerdict {
         };
         // The default, so the shorter command is the usual one.
         let table = if table == "filter" { String::new() } else { format!("-t {table} ") };
-        Some(format!("{program} {table}{at} {condition} -j ACCEPT"))
+        Ok(format!("{program} {table}{at} {condition} -j ACCEPT"))
     }
 
-    /// What to do about a chain that drops packets of `class`, if no rule can recognise them here.
-    pub fn advice_without_rule(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
-        if let Some(hiding) = &self.hidden_by {
-            return Some(hiding.advice(gateway));
-        }
-        if self.can_recognise(class) {
-            return None;
-        }
+    /// What to do about a chain in which no rule can recognise the packets.
+    fn advice_without_rule(&self) -> String {
         let (ports, after) = match self.location.origin {
             Origin::Nftables => ("tcp dport 1024-65535 accept", "a chain of priority 0"),
             _ => ("-p tcp --dport 1024:65535 -j ACCEPT", "the chain FORWARD or INPUT"),
@@ -254,11 +252,11 @@ impl ChainVerdict {
             TableFamily::Netdev => ("it sees no connections", "a chain at forward or input"),
             _ => ("they get their marks later", after),
         };
-        Some(format!(
+        format!(
             "no rule of {} can tell data connections from others, because {why}: drop in \
              {after} instead, or accept new connections here by `{ports}` and leave them to the chains that follow",
             self.location
-        ))
+        )
     }
 }
 

@@ -120,7 +120,7 @@ impl NeededRule {
 
     /// What to do if no rule can recognise the packets in this chain.
     pub(super) fn advice(&self) -> Option<String> {
-        self.chain.advice_without_rule(self.class, &self.gateway).filter(|_| !self.chain.passes)
+        self.chain.accept_command(self.class, &self.gateway).err().filter(|_| !self.chain.passes)
     }
 
     /// Whether a loaded rule that accepts the packets was added by setup.

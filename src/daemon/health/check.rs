@@ -135,6 +135,14 @@ impl Check {
         self
     }
 
+    /// Adds the command that solves the problem, or the advice if there is no such command.
+    pub fn solution(self, solution: Result<String, String>) -> Self {
+        match solution {
+            Ok(command) => self.remedy([command]),
+            Err(advice) => self.advice([advice]),
+        }
+    }
+
     /// The entry for the list of problems or of warnings, if the result is one. Without a remedy of its own it has the
     /// general one.
     pub fn finding(&self) -> Option<Finding> {

@@ -114,15 +114,14 @@ impl HostAudit<'_> {
                 if stops.is_empty() {
                     continue;
                 }
-                let gateway = &self.firewall.gateway;
-                let remedy = stops.iter().filter_map(|stop| stop.accept_command(class, gateway));
-                let advice =
-                    stops.iter().filter_map(|stop| stop.advice_without_rule(class, gateway));
+                for stop in &stops {
+                    check = check.solution(stop.accept_command(class, &self.firewall.gateway));
+                }
                 let other = others.as_ref().and_then(|(other, how, verdicts)| {
                     let passes = verdicts.get(at)?.dropping_chains.is_empty();
                     passes.then(|| other_backend_advice(*other, how))
                 });
-                check = check.remedy(remedy).advice(advice).advice(other);
+                check = check.advice(other);
                 if check.details.len() < MAX_STOPS {
                     let [from, to] = [&verdict.from, &verdict.to]
                         .map(|end| end.as_deref().unwrap_or("this machine"));
@@ -360,31 +359,26 @@ impl HostAudit<'_> {
         if matters && certain.iter().all(|stop| path.is_restricted_by(stop)) {
             return some_pass(&certain);
         }
-        let commands = certain.iter().filter_map(|stop| {
-            let placed = stop.placed_for(class, modes, path.ip);
-            Some((placed.accept_command(class, &self.firewall.gateway)?, stop))
-        });
-        let advice = commands.clone().filter_map(|(_, stop)| persistence_advice(&stop.location));
-        let without_rule = certain
-            .iter()
-            .filter_map(|stop| stop.advice_without_rule(class, &self.firewall.gateway));
         let problem = match class {
             PacketClass::Injected => ProblemName::Acknowledgements,
             PacketClass::MarkedData | PacketClass::RelatedData => ProblemName::DataConnections,
         };
-        let check = match matters {
+        let mut check = match matters {
             true => Check::problem(FIREWALL, "", problem, says),
             false => Check::note(FIREWALL, "", says),
         };
+        for stop in &certain {
+            let placed = stop.placed_for(class, modes, path.ip);
+            let solution = placed.accept_command(class, &self.firewall.gateway);
+            let persistence = solution.is_ok().then(|| persistence_advice(&stop.location));
+            check = check.solution(solution).advice(persistence.flatten());
+        }
         // What is forwarded may pass nevertheless.
         let is_partial = path.hook != Hook::Forward
             && self.data_paths.iter().any(|one| one.is_used && one.hook == Hook::Forward);
         check
             .partial_if(is_partial)
             .details(exceptions(false, "accepts"))
-            .remedy(commands.clone().map(|(command, _)| command))
-            .advice(advice)
-            .advice(without_rule)
             .advice(self.other_backend_advice(path, class).filter(|_| matters))
     }
 }
