@@ -8,40 +8,17 @@ use super::*;
 use crate::daemon::{
     config_file::ConfigTexts,
     control_client::{self, ClientError},
-    events::{RecentEvents, StoredEvent},
-    snapshot::{PinholeRow, SessionDetail, SessionRow, Status},
+    snapshot::Status,
+    status_source::fixed::FixedSource,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-struct FixedSource;
-
-impl StatusSource for FixedSource {
-    fn status(&self) -> Status {
-        Status {
-            counters: Counters { packets: 5, ..Counters::default() },
-            ..Status::new("nftables", Duration::from_secs(3))
-        }
-    }
-    fn events(&self, _after: u64) -> RecentEvents {
-        RecentEvents { events: Vec::new(), lost: Some(0) }
-    }
-    fn config_texts(&self) -> ConfigTexts {
-        let (started, loaded) = ("queue.number = 7".to_owned(), String::new());
-        ConfigTexts { file: "/etc/ftp-alg.toml".into(), started, loaded }
-    }
-    fn newest_events(&self, after: u64) -> RecentEvents {
-        self.events(after)
-    }
-    fn sessions(&self) -> Vec<SessionRow> {
-        Vec::new()
-    }
-    fn session(&self, _id: u64) -> Option<SessionDetail<StoredEvent>> {
-        None
-    }
-    fn pinholes(&self) -> Vec<PinholeRow> {
-        Vec::new()
-    }
+fn source() -> FixedSource {
+    FixedSource::new(Status {
+        counters: Counters { packets: 5, ..Counters::default() },
+        ..Status::new("nftables", Duration::from_secs(3))
+    })
 }
 
 fn socket_path() -> (tempfile::TempDir, PathBuf) {
@@ -51,7 +28,7 @@ fn socket_path() -> (tempfile::TempDir, PathBuf) {
 }
 
 fn serve(path: &Path) -> ControlServer {
-    ControlSocket::bind(path).unwrap().serve(Arc::new(FixedSource)).unwrap()
+    ControlSocket::bind(path).unwrap().serve(Arc::new(source())).unwrap()
 }
 
 #[test]
@@ -60,7 +37,7 @@ fn a_request_gets_its_answer() {
     let _server = serve(&path);
     let status: Status =
         control_client::request(&path, "status", TIMEOUT).unwrap().parse().unwrap();
-    assert_eq!(status, FixedSource.status());
+    assert_eq!(status, source().status());
     assert_eq!(control_client::request(&path, "pinholes", TIMEOUT).unwrap().json(), "[]");
 }
 
@@ -75,28 +52,21 @@ fn only_its_owner_may_use_the_socket() {
 fn unknown_and_endless_requests_are_refused() {
     let (_directory, path) = socket_path();
     let _server = serve(&path);
-    for (request, expected) in
-        [("exit\u{1b}", "unknown request `exit\\x1b`"), (&*"x".repeat(300), "more than 256 bytes")]
-    {
+    for (request, expected) in [
+        ("exit\u{1b}", "unknown request `exit\\x1b`"),
+        (&*"x".repeat(300), "more than 256 bytes"),
+        ("log-level loud", "the level is one of error, warn, info, debug, trace"),
+    ] {
         let error = control_client::request(&path, request, TIMEOUT).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
-}
-
-#[test]
-fn an_unknown_log_level_is_refused() {
-    let (_directory, path) = socket_path();
-    let _server = serve(&path);
-    let error = control_client::request(&path, "log-level loud", TIMEOUT).unwrap_err().to_string();
-    assert!(error.contains("the level is one of error, warn, info, debug, trace"), "{error}");
-    assert!(control_client::request(&path, "log-level", TIMEOUT).unwrap().json().starts_with('"'));
 }
 
 /// An operator may open the socket to users who may not read the file.
 #[test]
 fn others_neither_read_the_configuration_nor_change_the_log_level() {
     let answer = |request: &[u8], is_trusted: bool| {
-        let answer = answer_request(request, &FixedSource, || is_trusted).unwrap();
+        let answer = answer_request(request, &source(), || is_trusted).unwrap();
         String::from_utf8(answer).unwrap()
     };
     for request in [&b"config"[..], b"log-level info"] {
@@ -123,6 +93,16 @@ fn a_live_daemons_socket_is_left_alone() {
     let _server = serve(&path);
     let error = ControlSocket::bind(&path).unwrap_err();
     assert!(matches!(error, ControlError::InUse { .. }), "{error}");
+    control_client::request(&path, "status", TIMEOUT).unwrap();
+}
+
+#[test]
+fn a_dead_daemons_socket_is_replaced() {
+    let (_directory, path) = socket_path();
+    drop(UnixListener::bind(&path).unwrap());
+    let error = control_client::request(&path, "status", TIMEOUT).unwrap_err();
+    assert!(matches!(error, ClientError::NoDaemon { .. }), "{error}");
+    let _server = serve(&path);
     control_client::request(&path, "status", TIMEOUT).unwrap();
 }
 
@@ -166,16 +146,6 @@ fn the_server_removes_its_name_unless_it_is_another_sockets() {
 }
 
 #[test]
-fn without_a_daemon_the_error_names_the_command_to_start_one() {
-    let (_directory, path) = socket_path();
-    let error = control_client::request(&path, "status", TIMEOUT).unwrap_err().to_string();
-    assert!(error.contains("ftp-alg.sock: start one with `ftp-alg run`"), "{error}");
-    drop(UnixListener::bind(&path).unwrap());
-    let error = control_client::request(&path, "status", TIMEOUT).unwrap_err();
-    assert!(matches!(error, ClientError::NoDaemon { .. }), "{error}");
-}
-
-#[test]
 fn waiting_ends_when_the_daemon_is_ready() {
     let (_directory, path) = socket_path();
     let socket = ControlSocket::bind(&path).unwrap();
@@ -187,6 +157,6 @@ fn waiting_ends_when_the_daemon_is_ready() {
         move || control_client::request_until_ready(&path, "status", TIMEOUT)
     });
     thread::sleep(Duration::from_millis(50));
-    let _server = socket.serve(Arc::new(FixedSource)).unwrap();
+    let _server = socket.serve(Arc::new(source())).unwrap();
     waiting.join().unwrap().unwrap();
 }

@@ -20,3 +20,56 @@ pub trait StatusSource: Send + Sync {
     fn session(&self, id: u64) -> Option<SessionDetail<StoredEvent>>;
     fn pinholes(&self) -> Vec<PinholeRow>;
 }
+
+#[cfg(test)]
+pub mod fixed {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use super::*;
+
+    /// A source of one status and of empty lists, for tests.
+    pub struct FixedSource {
+        status: Status,
+        /// How often it was asked for the status or the sessions.
+        pub asked: AtomicU64,
+    }
+
+    impl FixedSource {
+        pub fn new(status: Status) -> Self {
+            Self { status, asked: AtomicU64::new(0) }
+        }
+    }
+
+    impl StatusSource for FixedSource {
+        fn events(&self, _after: u64) -> RecentEvents {
+            RecentEvents { events: Vec::new(), lost: Some(0) }
+        }
+
+        fn newest_events(&self, after: u64) -> RecentEvents {
+            self.events(after)
+        }
+
+        fn status(&self) -> Status {
+            self.asked.fetch_add(1, Relaxed);
+            self.status.clone()
+        }
+
+        fn config_texts(&self) -> ConfigTexts {
+            let (started, loaded) = ("queue.number = 7".to_owned(), String::new());
+            ConfigTexts { file: "/etc/ftp-alg.toml".into(), started, loaded }
+        }
+
+        fn sessions(&self) -> Vec<SessionRow> {
+            self.asked.fetch_add(1, Relaxed);
+            Vec::new()
+        }
+
+        fn session(&self, _id: u64) -> Option<SessionDetail<StoredEvent>> {
+            None
+        }
+
+        fn pinholes(&self) -> Vec<PinholeRow> {
+            Vec::new()
+        }
+    }
+}
