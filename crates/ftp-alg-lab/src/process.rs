@@ -218,7 +218,7 @@ pub(super) fn wait_for(
 }
 
 /// The pauses between two looks: soon at first, and then seldom, because a look may start programs.
-pub(super) fn pauses() -> impl Iterator<Item = Duration> {
+fn pauses() -> impl Iterator<Item = Duration> {
     let next = |pause: &Duration| Some((*pause * 3 / 2).min(Duration::from_millis(60)));
     std::iter::successors(Some(Duration::from_millis(3)), next)
 }

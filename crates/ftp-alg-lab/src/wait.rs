@@ -1,11 +1,8 @@
 //! How tests wait: for a condition, with a time limit that only a failure reaches.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
-use super::{process, scaled_timeout};
+use super::process;
 
 /// Waits until `ready` returns true.
 ///
@@ -21,16 +18,11 @@ pub fn wait_for(what: &str, ready: impl FnMut() -> bool) {
 ///
 /// # Panics
 ///
-/// If this takes more than `seconds`, multiplied as [`scaled_timeout`] does.
+/// If this takes more than `seconds`, multiplied as [`super::scaled_timeout`] does.
 #[track_caller]
 pub fn wait_at_most(seconds: u64, what: &str, mut ready: impl FnMut() -> bool) {
-    let limit = scaled_timeout(Duration::from_secs(seconds));
-    let deadline = Instant::now() + limit;
-    for pause in process::pauses() {
-        if ready() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{what} did not come within {limit:?}");
-        thread::sleep(pause);
+    let missing = || Ok((!ready()).then(String::new));
+    if let Err(late) = process::wait_for(what, Duration::from_secs(seconds), missing) {
+        panic!("{late}");
     }
 }
