@@ -85,12 +85,6 @@ fn new_connections_dropped_from_outside_stop_active_mode() {
 }
 
 #[test]
-fn the_accept_rule_for_one_direction_stops_the_other_mode() {
-    let from_wan = MARK.replace("FORWARD", "FORWARD -i wan");
-    assert_eq!(dropped_by_filter(&format!("{from_wan}{CONTROL}")), [DataMode::Passive]);
-}
-
-#[test]
 fn an_accept_rule_for_some_hosts_is_for_their_modes() {
     let dropped = |hosts: &[&str]| {
         let rules: String =

@@ -385,16 +385,6 @@ mod tests {
     }
 
     #[test]
-    fn conditions_of_jumps_to_a_rule_count() {
-        let mark = "-A own -j MARK --set-xmark 0x1/0xffffffff\n";
-        let found = |rules: &str| iptables(&format!("{rules}\n{mark}")).len();
-        assert_eq!(found("-A PREROUTING -i wan0 -j own"), 1);
-        assert_eq!(found("-A PREROUTING -i lo -j own"), 0);
-        assert_eq!(found("-A PREROUTING -i wan0 -j RETURN\n-A PREROUTING -j own"), 1);
-        assert_eq!(found("-A PREROUTING -j RETURN\n-A PREROUTING -j own"), 0);
-    }
-
-    #[test]
     fn nftables_chains_count_by_priority() {
         let chain = |kind: &str, hook: &str, priority: i32, rule: &str| {
             let chain = format!("inet {kind} {hook} {priority} accept");

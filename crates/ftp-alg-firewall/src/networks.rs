@@ -97,12 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_read_and_compared() {
-        assert_eq!(network("10.0.0.0/255.255.0.0"), network("10.0.0.0/16"));
-        assert_eq!(network("10.0.0.1").prefix(), 32);
-        for wrong in ["", "x", "10.0.0.0/33", "10.0.0.0/255.0.255.0", "::/129", "10.0.0.0/-1"] {
-            assert!(wrong.parse::<IpNetwork>().is_err(), "{wrong}");
-        }
+    fn networks_are_compared() {
         let net = network("10.1.0.0/16");
         for (other, is_inside, overlaps) in [
             ("10.1.2.3", true, true),

@@ -13,14 +13,6 @@ use super::{
 const UFW: &str = include_str!("samples/ufw.save");
 const DOCKER: &str = include_str!("samples/docker.save");
 
-fn verdict(firewall: &Firewall, hook: Hook, ip: IpVersion, class: PacketClass) -> HookVerdict {
-    firewall.verdict(hook, ip, class)
-}
-
-fn remedies(verdict: &HookVerdict, class: PacketClass) -> Vec<String> {
-    Firewall::new(Gateway::default()).remedies(verdict, class)
-}
-
 fn exceptions(verdict: &HookVerdict) -> Vec<&str> {
     let all = verdict.chains.iter().flat_map(|chain| &chain.exceptions);
     all.filter_map(|reason| reason.rule.as_deref()).collect()
@@ -143,7 +135,7 @@ fn iptables_save_output_replaces_tables_listed_by_nft() {
     let known = firewall;
     let forward = known.forward(MarkedData);
     assert!(forward.passes() && forward.chains.len() == 1);
-    assert!(verdict(&known, Hook::Forward, IpVersion::V6, MarkedData).chains.is_empty());
+    assert!(known.verdict(Hook::Forward, IpVersion::V6, MarkedData).chains.is_empty());
 }
 
 #[test]
@@ -282,8 +274,8 @@ fn evaluate_all(firewall: &Firewall) {
     for hook in Hook::ALL {
         for ip in IpVersion::BOTH {
             for class in [MarkedData, RelatedData, Injected] {
-                let verdict = verdict(firewall, hook, ip, class);
-                let lines = remedies(&verdict, class);
+                let verdict = firewall.verdict(hook, ip, class);
+                let lines = firewall.remedies(&verdict, class);
                 assert_eq!(lines.is_empty(), verdict.passes());
             }
         }
