@@ -96,13 +96,6 @@ impl<T: AsRef<[u8]>, const COUNT: usize, const BYTES: usize, F: PartialEq>
         (!self.is_empty()).then(|| self.segments.remove(0))
     }
 
-    /// Removes a segment that starts at or before `next`: the one that ends last.
-    pub fn take_due(&mut self, next: Seq) -> Option<ReorderItem<T, F>> {
-        let due = self.iter().enumerate().filter(|(_, segment)| !segment.seq.is_after(next));
-        let (at, _) = due.max_by_key(|(_, segment)| segment.end.distance_from(next))?;
-        Some(self.segments.remove(at))
-    }
-
     /// Removes the segments that need not wait: ready or overlapping ones according to `readiness`, and ones that have
     /// waited too long. `readiness` gets the end of the ready segment before, if that is of the same flow.
     pub fn take(
@@ -184,20 +177,9 @@ mod tests {
         let mut queue = Queue::default();
         assert!((0..8).all(|seq| insert(&mut queue, 1, 10 * seq)));
         assert!(!insert(&mut queue, 1, 100) && queue.starts_at(&1, Seq(70)));
-        assert_eq!(queue.take_due(Seq(12)).unwrap().seq, Seq(10));
+        assert_eq!(queue.take_first().unwrap().seq, Seq(0));
         let (seq, end) = (Seq(100), Seq(111));
         assert!(!queue.insert(ReorderItem { flow: 1, seq, end, item: vec![0; 11] }));
         assert_eq!(queue.iter().len(), 7);
-    }
-
-    #[test]
-    fn the_due_segment_that_reaches_furthest_is_taken_first() {
-        let mut queue = ReorderQueue::<Vec<u8>, 8, 99>::default();
-        for (seq, length) in [(5, 3), (7, 9), (8, 2), (20, 30)] {
-            let (seq, end) = (Seq(seq), Seq(seq) + length);
-            assert!(queue.insert(ReorderItem { flow: (), seq, end, item: vec![0; 1] }));
-        }
-        assert_eq!(queue.take_due(Seq(8)).unwrap().seq, Seq(7));
-        assert!(queue.take_due(Seq(4)).is_none());
     }
 }
