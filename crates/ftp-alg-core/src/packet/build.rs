@@ -300,23 +300,12 @@ mod tests {
             TcpOptionElement::SelectiveAcknowledgement(sack[0], blocks),
         ];
         let mut out = Vec::new();
-        if v6 {
-            PacketBuilder::ipv6([1; 16], [2; 16], 9)
-                .tcp(5, 21, 100, 10)
-                .ack(7)
-                .options(&options)
-                .unwrap()
-                .write(&mut out, payload)
-                .unwrap();
-        } else {
-            PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9)
-                .tcp(5, 21, 100, 10)
-                .ack(7)
-                .options(&options)
-                .unwrap()
-                .write(&mut out, payload)
-                .unwrap();
-        }
+        let ip = match v6 {
+            true => PacketBuilder::ipv6([1; 16], [2; 16], 9),
+            false => PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9),
+        };
+        let tcp = ip.tcp(5, 21, 100, 10).ack(7).options(&options).unwrap();
+        tcp.write(&mut out, payload).unwrap();
         out
     }
 
