@@ -6,6 +6,7 @@
 //! state directory, where the service manager has mounted one.
 
 use std::{
+    fmt::Display,
     fs::{self, File},
     io,
     os::{
@@ -59,7 +60,7 @@ pub(crate) fn off_reason(
 impl FastPathPins {
     /// Whether an earlier daemon of this network namespace left pins.
     pub(super) fn has_leftovers(state_dir: &Path, account: Option<&Account>) -> bool {
-        ftp_alg_fastpath::has_pins(&pin_path(state_dir, account))
+        ftp_alg_fastpath::has_leftovers(&pin_path(state_dir, account), list_interfaces)
     }
 
     /// Opens the directory for `account`, and makes it if it is absent. The error says why this failed, and what to do.
@@ -80,6 +81,17 @@ impl FastPathPins {
         }
         let parent = open_directory(&open_parent(root)?, root, None)?;
         open_directory(&parent, path, account).map(Self)
+    }
+
+    /// Removes the pins of an earlier daemon. Called if this daemon has no fast path.
+    pub(super) fn remove_leftovers(state_dir: &Path, account: Option<&Account>) {
+        let path = pin_path(state_dir, account);
+        // Another user's pins are left alone.
+        if let Err(error) = ftp_alg_fastpath::remove_leftovers(&path, list_interfaces)
+            && error.kind() != io::ErrorKind::PermissionDenied
+        {
+            log_not_removed(&path, &error);
+        }
     }
 
     /// A path to the directory that needs no right to the directories above it.
@@ -135,37 +147,50 @@ fn open_directory(parent: &File, path: &Path, account: Option<&Account>) -> Resu
     if has_bpf(fstatfs(&directory)) { Ok(directory) } else { Err(missing_bpf_fs(path)) }
 }
 
-/// The program, loaded and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached: then
-/// the next daemon may take it over.
+/// The program, loaded or being loaded, and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached:
+/// then the next daemon may take it over.
 #[derive(Debug)]
-pub(super) struct LoadedProgram(Option<FastPath>);
+pub(super) struct LoadedProgram {
+    program: Option<FastPath>,
+    pins: FastPathPins,
+}
 
 impl LoadedProgram {
-    /// Loads the program, or takes over the one that an earlier daemon left.
-    pub(super) fn load(pins: &FastPathPins) -> Result<Self, String> {
-        let loaded = FastPath::load(&pins.path(), list_interfaces);
-        loaded.map(|program| Self(Some(program))).map_err(|missing| missing.to_string())
+    /// Begins to load the program, or takes over the one that an earlier daemon left. Only for a process with one thread.
+    pub(super) fn begin_loading(pins: FastPathPins) -> Result<Self, FastPathUnavailable> {
+        let program = FastPath::begin_loading(&pins.path(), list_interfaces)?;
+        Ok(Self { program: Some(program), pins })
+    }
+
+    pub(super) fn pins(&self) -> &FastPathPins {
+        &self.pins
     }
 
     /// Takes the program, which then stays until [`FastPath::remove`].
     pub(super) fn take_program(&mut self) -> Option<FastPath> {
-        self.0.take()
+        self.program.take()
     }
 }
 
 impl Drop for LoadedProgram {
     fn drop(&mut self) {
-        if let Some(program) = self.0.as_ref().filter(|program| !program.is_attached())
-            && let Err(error) = program.remove()
-        {
-            let path = program.directory().display();
-            log_event!(
-                FAST_PATH_NOT_REMOVED,
-                %path,
-                "fast path not removed: {path}: {error}; remove that directory when no ftp-alg runs"
-            );
-        }
+        self.program.iter().filter(|program| !program.is_attached()).for_each(remove);
     }
+}
+
+fn remove(program: &FastPath) {
+    if let Err(error) = program.remove() {
+        log_not_removed(program.directory(), &error);
+    }
+}
+
+fn log_not_removed(path: &Path, error: &dyn Display) {
+    log_event!(
+        FAST_PATH_NOT_REMOVED,
+        path = %path.display(),
+        "fast path not removed: {}: {error}; remove that directory when no ftp-alg runs",
+        path.display()
+    );
 }
 
 /// The pin directory: in the state directory if a BPF file system is mounted there. Each user has one, because daemons of

@@ -357,7 +357,7 @@ struct ConfinedDaemon {
     fast_path: Result<LoadedProgram, String>,
 }
 
-/// Makes the directories, starts the broker, ends another daemon for `--takeover`, loads the fast path, and
+/// Makes the directories, starts the broker, ends another daemon for `--takeover`, begins to load the fast path, and
 /// gives up all other rights.
 fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
@@ -387,9 +387,12 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     claim(&state_dir, &options.state_dir)?;
     let metrics = config.metrics.listen.map(bind_metrics);
     let log_files = LogFiles::open(&config.log);
-    let path = pins.as_ref().ok().map(FastPathPins::path);
-    let fast_path = pins.as_ref().map_err(String::clone).and_then(LoadedProgram::load);
-    let path = path.filter(|_| fast_path.is_ok());
+    if pins.is_err() {
+        FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
+    }
+    let fast_path = pins
+        .and_then(|pins| LoadedProgram::begin_loading(pins).map_err(|missing| missing.to_string()));
+    let path = fast_path.as_ref().ok().map(|loaded| loaded.pins().path());
     let log_dirs = log_files.directories();
     let unconfined =
         confine::confine_daemon(&options.state_dir, socket_dir, path.as_deref(), &log_dirs)?;

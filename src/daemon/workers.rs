@@ -94,7 +94,6 @@ pub(super) fn start(
     let commits = open_commits()?;
     let claimed = ClaimedPorts::default();
     let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend));
-    let why_off = why_off.map(str::to_owned).or_else(|| rules.fast_path_obstacle());
     let reader = fast_path.and_then(|loaded| {
         let reader = FastPathReader::new(loaded, &parameters, &commits, &claimed);
         let reader = reader.map_err(|error| error.to_string())?;
@@ -151,19 +150,20 @@ pub(super) fn start(
         rules_thread: None,
         fast_path_thread: None,
         transfers_thread: None,
-        reports_end: Arc::default(),
         table: None,
+        reports_end: Arc::default(),
         table_guard: TableGuard::default(),
         heartbeat: None,
     };
     let have_waited = workers.load_table(&parameters, &commits, restored, why_off, events)?;
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
+    let obstacle = rules.fast_path_obstacle();
     let rules_reader = rules.reader(&claimed, &commits, &parameters)?;
     if !port_sets.is_empty() {
         workers.update_policy(config);
     }
     if config.queue.fast_path != FastPathMode::Off {
-        workers.start_fast_path(make_kernel()?, events)?;
+        workers.start_fast_path(why_off, obstacle, &make_kernel, events)?;
     }
     let follower = FollowedRules {
         reader: rules_reader,
@@ -307,7 +307,7 @@ impl Workers {
         parameters: &RuleParameters,
         commits: &Commits,
         restored: bool,
-        why_off: Option<String>,
+        why_off: Option<&str>,
         events: &Sender<DaemonEvent>,
     ) -> Result<bool, ServiceError> {
         let (table, is_new) =
@@ -324,7 +324,7 @@ impl Workers {
         if let Some(mut fast_path) = self.shared.fast_path_control(&mut kernel) {
             fast_path.start(lacks_translations, parameters)?;
             if let Some(why) = why_off {
-                fast_path.turn_off(why)?;
+                fast_path.turn_off(why.to_owned())?;
             }
         } else {
             fast_path_thread::reopen_program_pinholes(parameters, &self.shared, &mut kernel)?;
@@ -336,6 +336,29 @@ impl Workers {
         Ok(have_waited)
     }
 
+    /// Starts the thread that reads the fast path's lines, unless the fast path is off or the operator's rules are an
+    /// obstacle.
+    fn start_fast_path(
+        &mut self,
+        why_off: Option<&str>,
+        obstacle: Option<String>,
+        make_kernel: &dyn Fn() -> Result<LinuxKernel, crate::kernel::NetfilterError>,
+        events: &Sender<DaemonEvent>,
+    ) -> Result<(), ServiceError> {
+        match (&self.shared.fast_path, why_off, obstacle) {
+            (Err(why), ..) => fast_path_thread::log_off(why),
+            (Ok(_), Some(why), _) => fast_path_thread::log_off(why),
+            (Ok(_), None, Some(why)) => {
+                fast_path_thread::log_off(&why);
+                let mut kernel = lock(&self.shared.kernel);
+                let fast_path = self.shared.fast_path_control(&mut kernel);
+                fast_path.map_or(Ok(()), |mut fast_path| fast_path.turn_off(why))?;
+            }
+            (Ok(_), None, None) => self.start_fast_path_reader(make_kernel()?, events)?,
+        }
+        Ok(())
+    }
+
     fn spawn(&mut self, worker: Worker, events: Sender<DaemonEvent>) -> Result<(), ServiceError> {
         let number = worker.queue.number();
         let end = Arc::clone(&self.stop);
@@ -345,20 +368,16 @@ impl Workers {
         Ok(())
     }
 
-    /// Starts the thread that reads the fast path's lines, unless the fast path is off.
-    fn start_fast_path(
+    /// Starts the thread that reads the fast path's lines.
+    fn start_fast_path_reader(
         &mut self,
         mut kernel: LinuxKernel,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
-        let off =
-            self.shared.fast_path.as_ref().map_or_else(Some, |reader| reader.off_reason.get());
-        if let Some(why) = off {
-            fast_path_thread::log_off(why);
-            return Ok(());
-        }
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
-        if let Some(mut fast_path) = shared.fast_path_control(&mut kernel) {
+        if let Some(mut fast_path) = shared.fast_path_control(&mut kernel)
+            && fast_path.is_loaded()
+        {
             fast_path.update_program();
         }
         let work = move || {

@@ -382,16 +382,33 @@ fn a_clean_stop_leaves_no_program_and_no_pin() {
 
 #[test]
 fn transfers_on_the_fast_path_survive_a_killed_daemon() {
-    survives_kills(|_| FAST_PATH.to_owned());
+    survives_kills(|_| executable(), |_| FAST_PATH.to_owned());
 }
 
 /// Then the table is another one: what is open in the old one is open in the new one as well.
 #[test]
 fn transfers_on_the_fast_path_survive_a_killed_daemon_and_another_queue() {
-    survives_kills(|round| {
-        let queue = format!("[queue]\nnumber = {}\n", 2100 + round % 2 * 200);
-        FAST_PATH.replace("[queue]\n", &queue)
-    });
+    survives_kills(
+        |_| executable(),
+        |round| {
+            let queue = format!("[queue]\nnumber = {}\n", 2100 + round % 2 * 200);
+            FAST_PATH.replace("[queue]\n", &queue)
+        },
+    );
+}
+
+/// As with `ip netns exec`, whose mounts end with the program: so do its pins.
+#[test]
+fn transfers_on_the_fast_path_survive_a_killed_daemon_whose_pins_end_with_it() {
+    let program = |gateway: &Gateway| {
+        let mount = "mount -t bpf bpf /sys/fs/bpf && exec \"$@\"";
+        let line = format!(
+            "[ \"$1\" = run ] || exec {0} \"$@\"\nexec unshare --mount sh -c '{mount}' sh {0} \"$@\"",
+            executable().display()
+        );
+        shell_program(&gateway.lab.gateway, "ftp-alg-alone", &line)
+    };
+    survives_kills(program, |_| FAST_PATH.to_owned());
 }
 
 /// A SYN that was lost is retransmitted after a second (RFC 6298). If that is lost as well, clients give up.
@@ -399,9 +416,13 @@ const LONGEST_RESTART: Duration = Duration::from_millis(900);
 
 /// Kills a daemon again and again under load. The next one has the `configuration` of its round. On a busy machine it may
 /// start too late for clients that are about to give up.
-fn survives_kills(configuration: fn(u64) -> String) {
+fn survives_kills(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> String) {
     let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(12, |text| text.parse().unwrap());
     let Some(mut gateway) = fast_path_gateway(Topology::Masquerade) else { return };
+    let program = program(&gateway);
+    // A program that it left would be the next one's as well, whatever becomes of that one's pins.
+    gateway.daemon.stop().unwrap();
+    gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, FAST_PATH).unwrap();
     let load = FastLoad::start(&gateway.lab, 8);
     let (mut fast_path, mut long_restarts) = (0, Vec::new());
     for round in 0..rounds {
@@ -413,8 +434,7 @@ fn survives_kills(configuration: fn(u64) -> String) {
         let configuration = configuration(round);
         let killed = Instant::now();
         gateway.daemon.kill();
-        gateway.daemon =
-            Daemon::start(&executable(), &gateway.lab.gateway, &configuration).unwrap();
+        gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, &configuration).unwrap();
         if killed.elapsed() > LONGEST_RESTART {
             long_restarts.push(killed..Instant::now());
         }

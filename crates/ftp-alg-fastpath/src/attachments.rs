@@ -35,20 +35,30 @@ pub struct EthernetInterface {
 pub struct Interfaces {
     /// Those that can have the program.
     pub usable: Vec<EthernetInterface>,
-    /// The names of those for whose packets the rules run before the program.
-    pub filtered_early: Vec<String>,
-    /// Those behind whose program something may change packet marks: `wan0: tc filter bpf`.
-    pub mark_writers: Vec<String>,
+    /// Those for whose packets the rules run before the program.
+    pub filtered_early: Vec<EthernetInterface>,
+    /// Those behind whose program something may change packet marks, and what that is.
+    pub mark_writers: Vec<(EthernetInterface, String)>,
 }
 
 /// Lists the interfaces in the network namespace of this thread.
 pub type ListInterfaces = fn() -> io::Result<Interfaces>;
 
+impl Interfaces {
+    /// Those at which an earlier daemon may have attached the program.
+    pub(crate) fn into_candidates(self) -> impl Iterator<Item = EthernetInterface> {
+        let mark_writers = self.mark_writers.into_iter().map(|(interface, _)| interface);
+        self.usable.into_iter().chain(self.filtered_early).chain(mark_writers)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Attachments {
     list_interfaces: ListInterfaces,
-    /// The links, by the interface's index.
-    pub(crate) attached: BTreeMap<u32, PinnedLink>,
+    /// Whether to attach with links.
+    uses_links: bool,
+    /// By the interface's index.
+    pub(crate) attached: BTreeMap<u32, Attachment>,
     /// Names of the interfaces with an attachment.
     pub(crate) interface_names: Vec<String>,
     /// The interfaces of the last reading.
@@ -69,35 +79,79 @@ pub struct UsableInterfaces {
     pub lost: Vec<u32>,
 }
 
-/// Attaches the program to an interface by a link, which lasts as long as its pin.
-fn attach(program: BorrowedFd<'_>, interface: u32, pins: &PinDirectory) -> io::Result<PinnedLink> {
-    let fd = syscall::attach_tcx(program, interface)?;
-    let (name, pins) = (PinDirectory::link_name(interface), pins.clone());
-    match syscall::pin(fd.as_fd(), &pins.pin_path(&name)) {
-        // Somebody removed the directory. The link lasts as long as this daemon.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        pinned => pinned?,
+/// What holds the program at an interface.
+#[derive(Debug)]
+pub(crate) enum Attachment {
+    /// A link, which lasts as long as its pin: not longer than the mount namespace that has the BPF file system. After
+    /// `ip netns exec` that ends with the daemon.
+    Link(PinnedLink),
+    /// Nothing: the program stays until it is detached. Only who has CAP_SYS_ADMIN finds it again.
+    WithoutLink,
+}
+
+impl Attachment {
+    fn with_link(program: BorrowedFd<'_>, interface: u32, pins: &PinDirectory) -> io::Result<Self> {
+        let fd = syscall::attach_tcx(program, interface)?;
+        let (name, pins) = (PinDirectory::link_name(interface), pins.clone());
+        match syscall::pin(fd.as_fd(), &pins.pin_path(&name)) {
+            // Somebody removed the directory. The link lasts as long as this daemon.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            pinned => pinned?,
+        }
+        Ok(Self::Link(PinnedLink { fd, name, pins }))
     }
-    Ok(PinnedLink { fd, name, pins })
+
+    fn is_at(&self, program: BorrowedFd<'_>, interface: u32) -> bool {
+        match self {
+            Self::Link(link) => {
+                syscall::attached_interface(link.fd.as_fd()).is_ok_and(|found| found == interface)
+            }
+            // An earlier daemon's link may have held it, which ended with that one's pins.
+            Self::WithoutLink => syscall::is_attached(program, interface).unwrap_or(false),
+        }
+    }
+
+    fn remove(&self, program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+        match self {
+            Self::Link(link) => link.remove(),
+            Self::WithoutLink => match syscall::detach_tcx(program, interface) {
+                // The interface was deleted, or the program is not there any more.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
+                    Ok(())
+                }
+                detached => detached,
+            },
+        }
+    }
 }
 
 impl Attachments {
-    /// Starts with the `pinned` links of an earlier daemon. The program is needed at first, so that the daemon finds out
-    /// whether it can be attached.
+    /// Starts with the `pinned` links of an earlier daemon, and what it attached without links; with none if the program
+    /// is not loaded yet. The program is needed at first, so that the daemon finds out whether it can be attached.
     pub(crate) fn open(
+        program: Option<BorrowedFd<'_>>,
         pinned: Vec<PinnedLink>,
+        uses_links: bool,
         list_interfaces: ListInterfaces,
     ) -> io::Result<Self> {
         let mut attached = BTreeMap::new();
         for link in pinned {
             match syscall::attached_interface(link.fd.as_fd())? {
                 0 => link.remove()?,
-                interface => drop(attached.insert(interface, link)),
+                interface => drop(attached.insert(interface, Attachment::Link(link))),
+            }
+        }
+        for EthernetInterface { index, .. } in list_interfaces()?.into_candidates() {
+            if let (Some(program), Entry::Vacant(free)) = (program, attached.entry(index))
+                && syscall::is_attached(program, index)?
+            {
+                free.insert(Attachment::WithoutLink);
             }
         }
         let indices = attached.keys().copied().collect();
         Ok(Self {
             list_interfaces,
+            uses_links,
             interface_names: Vec::new(),
             interfaces: Interfaces::default(),
             usable: UsableInterfaces { indices, lost: Vec::new() },
@@ -147,9 +201,11 @@ impl Attachments {
             !self.attached.contains_key(index)
                 || !syscall::has_later_program(program, *index).unwrap_or(false)
         });
-        for writer in &interfaces.mark_writers {
-            if !self.interfaces.mark_writers.contains(writer) {
-                tracing::info!("no fast path at {writer} may change packet marks");
+        for (interface, what) in &interfaces.mark_writers {
+            let is_it = |(known, _): &(EthernetInterface, String)| known == interface;
+            if !self.interfaces.mark_writers.iter().any(is_it) {
+                let name = &interface.name;
+                tracing::info!("no fast path at {name}: {what} may change packet marks");
             }
         }
         self.interfaces = interfaces;
@@ -168,11 +224,10 @@ impl Attachments {
         pins: &PinDirectory,
     ) -> Result<(), FastPathUnavailable> {
         let interfaces = if self.is_needed { self.interfaces.usable.clone() } else { Vec::new() };
-        self.attached.retain(|index, link| {
-            let is_at =
-                || syscall::attached_interface(link.fd.as_fd()).is_ok_and(|at| at == *index);
-            let stays = interfaces.iter().any(|interface| interface.index == *index) && is_at();
-            if !stays && let Err(error) = link.remove() {
+        self.attached.retain(|index, attachment| {
+            let stays = interfaces.iter().any(|interface| interface.index == *index)
+                && attachment.is_at(program, *index);
+            if !stays && let Err(error) = attachment.remove(program, *index) {
                 tracing::warn!("cannot detach the program from interface {index}: {error}");
             }
             stays
@@ -180,14 +235,18 @@ impl Attachments {
         let before = std::mem::take(&mut self.interface_names);
         for EthernetInterface { index, name } in interfaces {
             if let Entry::Vacant(free) = self.attached.entry(index) {
-                let link = attach(program, index, pins);
+                let attachment = if self.uses_links {
+                    Attachment::with_link(program, index, pins)
+                } else {
+                    syscall::attach_tcx_without_link(program, index)
+                        .map(|()| Attachment::WithoutLink)
+                };
                 // The interface was deleted meanwhile.
-                if link.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENODEV)) {
+                if attachment.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENODEV)) {
                     continue;
                 }
-                free.insert(
-                    link.or_unavailable(format!("attach the program to interface {name}"))?,
-                );
+                let what = format!("attach the program to interface {name}");
+                free.insert(attachment.or_unavailable(what)?);
             }
             self.interface_names.push(name);
         }
@@ -200,10 +259,11 @@ impl Attachments {
     }
 
     /// Detaches the program from all interfaces.
-    pub(crate) fn detach_all(&mut self) -> io::Result<()> {
+    pub(crate) fn detach_all(&mut self, program: BorrowedFd<'_>) -> io::Result<()> {
         self.interface_names.clear();
         // All are removed, even if one fails: a detached program inspects nothing, even if its pin stays.
         let attached = std::mem::take(&mut self.attached);
-        attached.values().map(PinnedLink::remove).fold(Ok(()), io::Result::and)
+        let removed = attached.iter().map(|(index, attachment)| attachment.remove(program, *index));
+        removed.fold(Ok(()), io::Result::and)
     }
 }

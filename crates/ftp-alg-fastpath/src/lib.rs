@@ -15,7 +15,7 @@
 //! | `pin_directory` | the directory with the pinned program, maps and links |
 //! | `attachments` | the interfaces that the program is attached to |
 //! | `ring` | the ring buffer with the inspected lines |
-//! | `syscall` | bpf(2) |
+//! | `syscall` | bpf(2), and the process that loads the program |
 //! | `unavailable` | why the fast path cannot run |
 
 mod attachments;
@@ -31,9 +31,9 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -47,7 +47,7 @@ use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
 pub use ring::Ring;
 pub use syscall::BPF_COMMANDS;
-use syscall::{ANY, BpfMap, EXIST, LOCK, NOEXIST};
+use syscall::{ANY, BpfMap, ChildProcess, EXIST, LOCK, NOEXIST};
 pub use unavailable::FastPathUnavailable;
 use unavailable::OrUnavailable;
 
@@ -60,7 +60,9 @@ pub const HAS_PROGRAM: bool = cfg!(feature = "program");
 #[derive(Debug)]
 pub struct FastPath {
     pin_directory: PinDirectory,
-    program: OwnedFd,
+    program: OnceLock<OwnedFd>,
+    /// The process that loads the program in [`FastPath::finish_loading`].
+    loading: Mutex<Option<ChildProcess>>,
     tuples: BpfMap,
     flows: BpfMap,
     pinholes: BpfMap,
@@ -103,14 +105,55 @@ pub struct FastPathCounts {
 const PORT_BITMAP_WORDS: u32 = 2048;
 
 impl FastPath {
-    /// Takes over the program that an earlier daemon of this network namespace left pinned below `root`, or loads it. If
-    /// neither is possible, removes what is pinned.
-    /// `root` is a directory in a BPF file system, and exists. Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; all other
+    /// Takes over the program that an earlier daemon of this network namespace left pinned below `root`, or loads it.
+    /// `root` is a directory in a BPF file system. Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; all other
     /// methods need CAP_NET_ADMIN at most.
     pub fn load(root: &Path, list_interfaces: ListInterfaces) -> Result<Self, FastPathUnavailable> {
+        Self::load_or_begin(root, list_interfaces, false)
+    }
+
+    /// As [`FastPath::load`], but if no earlier daemon left the program, a child process loads it in
+    /// [`FastPath::finish_loading`]. Only for a process with one thread.
+    pub fn begin_loading(
+        root: &Path,
+        list_interfaces: ListInterfaces,
+    ) -> Result<Self, FastPathUnavailable> {
+        Self::load_or_begin(root, list_interfaces, true)
+    }
+
+    fn load_or_begin(
+        root: &Path,
+        list_interfaces: ListInterfaces,
+        in_background: bool,
+    ) -> Result<Self, FastPathUnavailable> {
+        let processors = program::check_kernel()?;
         let namespace_lock = lock_namespace().or_unavailable("lock the network namespace")?;
         let pins = PinDirectory::open(root, program::program_version())?;
-        let loaded = Self::load_in(&pins, list_interfaces, &namespace_lock);
+        let open = |namespace_lock: io::Result<File>| {
+            Self::open(&pins, processors, list_interfaces, namespace_lock)
+                .or_unavailable("open the pinned program")
+        };
+        if pins.has_program()
+            && let Ok(taken_over) = open(namespace_lock.try_clone())
+        {
+            return Ok(Self { was_taken_over: true, ..taken_over });
+        }
+        pins.empty().or_unavailable(format_args!("empty {}", pins.path().display()))?;
+        let loaded = program::prepare(&pins).and_then(|prepared| {
+            // What is attached may be the same program, and is compared with it.
+            if in_background && !program::is_any_attached(list_interfaces) {
+                let loading = ChildProcess::start(|| prepared.load())
+                    .or_unavailable("start a process that loads the program")?;
+                return Ok(Self {
+                    loading: Mutex::new(Some(loading)),
+                    ..open(Ok(namespace_lock))?
+                });
+            }
+            prepared.load()?;
+            let was_taken_over = program::adopt_attached(&pins, list_interfaces)
+                .or_unavailable("take over the attached program")?;
+            Ok(Self { was_taken_over, ..open(Ok(namespace_lock))? })
+        });
         if loaded.is_err()
             && let Err(error) = pins.remove()
         {
@@ -119,35 +162,28 @@ impl FastPath {
         loaded
     }
 
-    fn load_in(
-        pins: &PinDirectory,
-        list_interfaces: ListInterfaces,
-        namespace_lock: &File,
-    ) -> Result<Self, FastPathUnavailable> {
-        let processors = program::check_kernel()?;
-        let open = || Self::open(pins, processors, list_interfaces, namespace_lock);
-        if pins.has_program()
-            && let Ok(taken_over) = open()
-        {
-            return Ok(Self { was_taken_over: true, ..taken_over });
-        }
-        pins.empty().or_unavailable(format_args!("empty {}", pins.path().display()))?;
-        program::load(pins)?;
-        open().or_unavailable("open the pinned program")
-    }
-
-    /// Opens the pinned program and the maps, under the locks of this daemon.
+    /// Opens the pinned program, if it is pinned, and the maps, under the locks of this daemon.
     fn open(
         pins: &PinDirectory,
         processors: usize,
         list_interfaces: ListInterfaces,
-        namespace_lock: &File,
+        namespace_lock: io::Result<File>,
     ) -> io::Result<Self> {
         let map = |name: &str| BpfMap::open(&pins.pin_path(name), 1);
         let ring = map("ring")?;
+        let program = OnceLock::new();
+        if pins.has_program() {
+            let _ = program.set(syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?);
+        }
         Ok(Self {
-            attachments: Mutex::new(Attachments::open(pins.links()?, list_interfaces)?),
-            program: syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?,
+            attachments: Mutex::new(Attachments::open(
+                program.get().map(OwnedFd::as_fd),
+                pins.links()?,
+                pins.is_lasting()? || !program::can_be_found(pins),
+                list_interfaces,
+            )?),
+            program,
+            loading: Mutex::default(),
             tuples: map("tuples")?,
             flows: map("flows")?,
             pinholes: map("pinholes")?,
@@ -161,9 +197,31 @@ impl FastPath {
             known_barred_ports: Mutex::default(),
             known_control_ports: Mutex::default(),
             was_taken_over: false,
-            _namespace_lock: namespace_lock.try_clone()?,
+            _namespace_lock: namespace_lock?,
             pin_directory: pins.clone(),
         })
+    }
+
+    /// Whether the program is loaded. Until then no connection can be handed over.
+    pub fn is_loaded(&self) -> bool {
+        self.program.get().is_some()
+    }
+
+    /// Has the child process load the program, and waits for that. The error says why it cannot. The kernel verifies the
+    /// program for a tenth of a second, and transactions of nf_tables may have to wait meanwhile.
+    pub fn finish_loading(&self) -> Result<(), FastPathUnavailable> {
+        let mut loading = lock(&self.loading);
+        if let Some(child) = loading.take() {
+            child.finish().map_err(FastPathUnavailable)?;
+            let opened = syscall::open_pinned(&self.pin_directory.pin_path(PROGRAM_NAME));
+            let _ = self.program.set(opened.or_unavailable("open the pinned program")?);
+        }
+        Ok(())
+    }
+
+    fn program(&self) -> io::Result<BorrowedFd<'_>> {
+        let program = self.program.get().map(OwnedFd::as_fd);
+        program.ok_or_else(|| io::Error::other("the program is not loaded"))
     }
 
     /// Whether the program is attached to any interface.
@@ -188,18 +246,22 @@ impl FastPath {
 
     /// The names of the bridges, and of the interfaces upon them, for whose packets the rules run before the program.
     pub fn filtered_early(&self) -> Vec<String> {
-        lock(&self.attachments).interfaces.filtered_early.clone()
+        let attachments = lock(&self.attachments);
+        attachments.interfaces.filtered_early.iter().map(|one| one.name.clone()).collect()
     }
 
     /// The interfaces behind whose program something may change packet marks, and what that is.
     pub fn mark_writers(&self) -> Vec<String> {
-        lock(&self.attachments).interfaces.mark_writers.clone()
+        let attachments = lock(&self.attachments);
+        let writers = attachments.interfaces.mark_writers.iter();
+        writers.map(|(interface, what)| format!("{}: {what}", interface.name)).collect()
     }
 
     /// Reads which interfaces there are. Returns those that can have the program; others keep it until the next
     /// [`FastPath::update_attachments`], because it may have a pinhole there.
     pub fn find_usable_interfaces(&self) -> Result<UsableInterfaces, FastPathUnavailable> {
-        lock(&self.attachments).find_usable_interfaces(self.program.as_fd())
+        let program = self.program().or_unavailable("read what is attached")?;
+        lock(&self.attachments).find_usable_interfaces(program)
     }
 
     /// Attaches the program to each new Ethernet interface that was found, and detaches it from those that became ports
@@ -212,7 +274,8 @@ impl FastPath {
             let is_in_use = self.is_in_use().or_unavailable("read the map of connections")?;
             attachments.record_use(is_in_use, now);
         }
-        attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)
+        let program = self.program().or_unavailable("attach the program")?;
+        attachments.sync_with_interfaces(program, &self.pin_directory)
     }
 
     /// Whether a connection is handed over, or the program has an open pinhole.
@@ -233,7 +296,7 @@ impl FastPath {
         // and detach it.
         let mut attachments = lock(&self.attachments);
         attachments
-            .ensure_attached(self.program.as_fd(), &self.pin_directory)
+            .ensure_attached(self.program()?, &self.pin_directory)
             .map_err(io::Error::other)?;
         let [from_client, from_server] = tuples;
         self.add_control_port(from_client.destination_port)?;
@@ -467,16 +530,32 @@ impl FastPath {
 
     /// Detaches the program, and removes it with its maps and pins.
     pub fn remove(&self) -> io::Result<()> {
+        drop(lock(&self.loading).take());
         // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
-        let detached = lock(&self.attachments).detach_all();
+        let detach_all = |program| lock(&self.attachments).detach_all(program);
+        let removed = self.program().map_or(Ok(()), detach_all);
         self.pin_directory.remove()?;
-        detached
+        removed
     }
 }
 
 /// Whether a daemon of this network namespace has pins below `root`.
 pub fn has_pins(root: &Path) -> bool {
     PinDirectory::exists_for_namespace(root).unwrap_or(false)
+}
+
+/// Whether an earlier daemon of this network namespace left pins below `root`, or its program attached, and this build
+/// can take that over.
+pub fn has_leftovers(root: &Path, list_interfaces: ListInterfaces) -> bool {
+    HAS_PROGRAM && (has_pins(root) || program::is_any_attached(list_interfaces))
+}
+
+/// Removes the pins that earlier daemons of this network namespace left below `root`, and detaches their programs. An
+/// error if a daemon uses them.
+pub fn remove_leftovers(root: &Path, list_interfaces: ListInterfaces) -> io::Result<()> {
+    let _namespace_lock = lock_namespace()?;
+    PinDirectory::remove_all(root)?;
+    program::detach_all(list_interfaces)
 }
 
 /// What `bpf_ktime_get_ns` will return after this time.

@@ -7,11 +7,11 @@
 //! This module does not know what is in the maps.
 
 use std::{
-    fs::File,
+    fs::{self, DirBuilder, File},
     io,
     os::{
         fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -21,8 +21,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, StatFs, flock, fstatfs, mkdirat, openat,
-        statat, unlinkat,
+        AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, StatFs, flock, fstatfs, major, minor,
+        mkdirat, openat, statat, unlinkat,
     },
     io::Errno,
 };
@@ -73,18 +73,34 @@ impl Root {
         let directory = open_own(CWD, path, OFlags::empty())?;
         Ok(Arc::new(Self { directory, path: path.to_owned() }))
     }
+
+    fn create(path: &Path) -> Result<Arc<Self>, FastPathUnavailable> {
+        let ancestor = path.ancestors().find(|path| path.exists()).unwrap_or(path);
+        let found = openat(CWD, ancestor, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .and_then(fstatfs)
+            .map_err(io::Error::from)
+            .or_unavailable(format_args!("examine {}", ancestor.display()))?;
+        if !is_bpf_file_system(&found) {
+            let text = format!("{} is not in a BPF file system", path.display());
+            return Err(FastPathUnavailable(text));
+        }
+        let create = || {
+            DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+            Self::open(path)
+        };
+        // The unit of another namespace removes the directory when it has ended, if it is empty.
+        let is_gone = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
+        };
+        repeat_while(is_gone, create).or_unavailable(format_args!("create {}", path.display()))
+    }
 }
 
 impl PinDirectory {
     /// Creates the directory of this thread's namespace and of this `version` below `root`, or opens the one that
     /// exists, and locks it. Removes those of other versions.
     pub(crate) fn open(root: &Path, version: u32) -> Result<Self, FastPathUnavailable> {
-        let text = root.display().to_string();
-        let root = &Root::open(root).or_unavailable(format_args!("open {text}"))?;
-        let found = fstatfs(&root.directory).map_err(io::Error::from);
-        if !is_bpf_file_system(&found.or_unavailable(format_args!("examine {text}"))?) {
-            return Err(FastPathUnavailable(format!("{text} is not in a BPF file system")));
-        }
+        let root = &Root::create(root)?;
         let namespace = syscall::namespace_cookie()
             .or_unavailable("read the cookie of the network namespace")?;
         let name = format!("{namespace:x}-{version:08x}");
@@ -111,6 +127,16 @@ impl PinDirectory {
                 tracing::debug!("cannot remove {}: {error}", pins.path.display());
             }
         }
+    }
+
+    /// Removes the directories of all versions for this thread's namespace below `root`. An error if a daemon uses one,
+    /// or if another user may change `root`. The root stays: a daemon of another namespace may be about to use it.
+    pub(crate) fn remove_all(root: &Path) -> io::Result<()> {
+        let root = match Root::open(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        Self::remove_other_versions(&root, syscall::namespace_cookie()?, "")
     }
 
     fn remove_other_versions(root: &Arc<Root>, namespace: u64, own: &str) -> io::Result<()> {
@@ -166,18 +192,12 @@ impl PinDirectory {
 
     /// Creates the directory, unless it exists, and locks it.
     fn create(root: &Arc<Root>, name: &str) -> io::Result<Self> {
-        let mut created = Err(io::ErrorKind::NotFound.into());
-        for _ in 0..ATTEMPTS {
-            created = match mkdirat(&root.directory, name, Mode::RWXU) {
-                Err(error) if error != Errno::EXIST => Err(error.into()),
-                _ => Self::lock(root, name),
-            };
-            // A daemon of another namespace may remove it as abandoned.
-            if !created.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-                break;
-            }
-        }
-        created
+        let create = || match mkdirat(&root.directory, name, Mode::RWXU) {
+            Err(error) if error != Errno::EXIST => Err(error.into()),
+            _ => Self::lock(root, name),
+        };
+        // A daemon of another namespace may remove it as abandoned.
+        repeat_while(|error| error.kind() == io::ErrorKind::NotFound, create)
     }
 
     /// The name of an interface's link.
@@ -216,6 +236,22 @@ impl PinDirectory {
             self.unpin(&name)?;
         }
         Ok(())
+    }
+
+    /// Whether the pins outlive this process: not if the BPF file system is in a mount namespace of its own, as after
+    /// `ip netns exec` or `unshare --mount`. Looks for an ancestor that has not mounted it, or that hides its mounts.
+    pub(crate) fn is_lasting(&self) -> io::Result<bool> {
+        let own = self.directory.metadata()?.dev();
+        let mut process = "self".to_owned();
+        while let Some(parent) = parent_of(&process) {
+            // Unlike its root directory, another process's mounts may be read without the right to trace it.
+            let mounts = fs::read(format!("/proc/{parent}/mountinfo")).unwrap_or_default();
+            if !is_mounted(own, &String::from_utf8_lossy(&mounts)) {
+                return Ok(false);
+            }
+            process = parent;
+        }
+        Ok(true)
     }
 }
 
@@ -260,11 +296,39 @@ fn prefix_of(namespace: u64) -> String {
     format!("{namespace:x}-")
 }
 
+/// Tries several times, as long as `is_passing` says so of the error.
+fn repeat_while<T>(
+    is_passing: impl Fn(&io::Error) -> bool,
+    attempt: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
+    let mut done = attempt();
+    for _ in 1..ATTEMPTS {
+        if done.as_ref().is_err_and(&is_passing) {
+            done = attempt();
+        }
+    }
+    done
+}
+
 fn ignore_not_found<T: Default>(done: io::Result<T>) -> io::Result<T> {
     match done {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
         other => other,
     }
+}
+
+/// The parent of a process; `None` if it has none here.
+fn parent_of(process: &str) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The command's name, in parentheses, may have blanks and parentheses itself.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(1).filter(|parent| *parent != "0").map(str::to_owned)
+}
+
+/// Whether the file system `device` is among `mounts`. Their third field is the device (proc_pid_mountinfo(5)).
+fn is_mounted(device: u64, mounts: &str) -> bool {
+    let device = format!("{}:{}", major(device), minor(device));
+    mounts.lines().any(|mount| mount.split(' ').nth(2) == Some(&device))
 }
 
 /// Locks the network namespace of this thread for one daemon, as long as the returned file is open.
@@ -295,4 +359,18 @@ fn wait_for_lock<T>(try_lock: impl Fn() -> io::Result<T>) -> io::Result<T> {
 /// Whether this is a BPF file system.
 pub fn is_bpf_file_system(found: &StatFs) -> bool {
     u64::from(found.f_type.cast_unsigned() as u32) == BPF_FS_MAGIC
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_is_found_among_the_mounts_of_a_process() {
+        let device = fs::metadata("/proc").unwrap().dev();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(is_mounted(device, &mounts), "{device} {mounts}");
+        let others: Vec<_> = mounts.lines().filter(|mount| !is_mounted(device, mount)).collect();
+        assert!(!is_mounted(device, &others.join("\n")) && !is_mounted(device, ""));
+    }
 }

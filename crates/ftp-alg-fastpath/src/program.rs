@@ -1,16 +1,23 @@
 //! Loads the program with its maps, by aya, and pins them. This module does not know what is in the maps.
 
-use std::error::Error;
+use std::{
+    error::Error,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
 
 use aya::{
-    EbpfLoader,
-    programs::{ProgramError, SchedClassifier, TcAttachType},
+    Ebpf, EbpfLoader,
+    maps::MapInfo,
+    programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType},
     sys::SyscallError,
 };
 
 use super::{
-    FastPathUnavailable, OrUnavailable as _,
+    FastPathUnavailable, ListInterfaces, OrUnavailable as _,
+    attachments::EthernetInterface,
     pin_directory::{PROGRAM_NAME, PinDirectory},
+    syscall,
 };
 
 /// The compiled program with its maps. build.rs compiles it from `program/inspect.bpf.c`.
@@ -50,22 +57,36 @@ pub(crate) fn check_kernel() -> Result<usize, FastPathUnavailable> {
     }
 }
 
-/// Makes the maps, and pins them in an empty directory. Then loads the program, and pins it: if it is pinned, all maps are
-/// as well.
-pub(crate) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
+/// The program whose maps are pinned, and that is not loaded yet.
+pub(crate) struct PreparedProgram<'p> {
+    program: Ebpf,
+    pins: &'p PinDirectory,
+}
+
+/// Makes the maps, and pins them in an empty directory.
+pub(crate) fn prepare(pins: &PinDirectory) -> Result<PreparedProgram<'_>, FastPathUnavailable> {
     let mut loader = EbpfLoader::new();
     // The program uses no structures of the running kernel, so aya need not read its BTF.
     loader.btf(None);
     for map in MAPS {
         loader.map_pin_path(map, pins.pin_path(map));
     }
-    let mut loaded = loader.load(PROGRAM).map_err(|error| cannot_load(&error))?;
-    let program = loaded
-        .program_mut(PROGRAM_NAME)
-        .ok_or_else(|| FastPathUnavailable(format!("no program named {PROGRAM_NAME}")))?;
-    let program: &mut SchedClassifier = program.try_into().map_err(|error| cannot_load(&error))?;
-    program.load().map_err(|error| cannot_load(&error))?;
-    program.pin(pins.pin_path(PROGRAM_NAME)).map_err(|error| cannot_load(&error))
+    let program = loader.load(PROGRAM).map_err(|error| cannot_load(&error))?;
+    Ok(PreparedProgram { program, pins })
+}
+
+impl PreparedProgram<'_> {
+    /// Loads the program, and pins it. It is pinned last, so if it is pinned, all maps are as well. The kernel verifies it
+    /// meanwhile, which takes a tenth of a second.
+    pub(crate) fn load(mut self) -> Result<(), FastPathUnavailable> {
+        let program = self.program.program_mut(PROGRAM_NAME);
+        let program = program
+            .ok_or_else(|| FastPathUnavailable(format!("no program named {PROGRAM_NAME}")))?;
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(|error| cannot_load(&error))?;
+        program.load().map_err(|error| cannot_load(&error))?;
+        program.pin(self.pins.pin_path(PROGRAM_NAME)).map_err(|error| cannot_load(&error))
+    }
 }
 
 fn cannot_load(error: &dyn Error) -> FastPathUnavailable {
@@ -74,6 +95,102 @@ fn cannot_load(error: &dyn Error) -> FastPathUnavailable {
     let is_refused = ["(os error 1)", "(os error 13)"].iter().any(|end| reasons.ends_with(end));
     let needs = if is_refused { FastPathUnavailable::REQUIRED_RIGHTS } else { "" };
     FastPathUnavailable(format!("cannot load the program: {reasons}{needs}"))
+}
+
+/// An attached program of an earlier daemon.
+struct AttachedProgram {
+    interface: u32,
+    info: ProgramInfo,
+    maps: Vec<MapInfo>,
+}
+
+impl AttachedProgram {
+    /// `None` if the program is not ours: others may have its name, but not its maps.
+    fn new(interface: u32, info: ProgramInfo) -> Option<Self> {
+        let ids = info.map_ids().ok()??;
+        let maps: Vec<_> = ids.into_iter().map(MapInfo::from_id).collect::<Result<_, _>>().ok()?;
+        let has = |name: &str| maps.iter().any(|map| map.name() == name.as_bytes());
+        let is_ours = info.name() == PROGRAM_NAME.as_bytes()
+            && ["tuples", "flows", "pinholes", "control_ports", "ring"].into_iter().all(has);
+        is_ours.then_some(Self { interface, info, maps })
+    }
+
+    /// Detaches it, if it is attached without a link.
+    fn detach(&self) -> io::Result<()> {
+        let program = self.info.fd().map_err(io::Error::other)?;
+        syscall::detach_tcx(program.as_fd(), self.interface)
+    }
+
+    /// Pins it with its maps in place of another one.
+    fn pin_instead(&self, pins: &PinDirectory) -> io::Result<()> {
+        for map in &self.maps {
+            if let Some(name) = MAPS.iter().find(|name| name.as_bytes() == map.name()) {
+                pin_instead(map.fd().map_err(io::Error::other)?.as_fd(), pins, name)?;
+            }
+        }
+        let program = self.info.fd().map_err(io::Error::other)?;
+        pin_instead(program.as_fd(), pins, PROGRAM_NAME)
+    }
+}
+
+/// The programs of earlier daemons at the interfaces of this network namespace. None without CAP_SYS_ADMIN, which the
+/// kernel asks of those who look for programs.
+fn list_attached(list_interfaces: ListInterfaces) -> io::Result<Vec<AttachedProgram>> {
+    let mut found = Vec::new();
+    for EthernetInterface { index, name } in list_interfaces()?.into_candidates() {
+        let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else {
+            continue;
+        };
+        found.extend(programs.into_iter().filter_map(|info| AttachedProgram::new(index, info)));
+    }
+    Ok(found)
+}
+
+/// Whether this process may find an attached program with its maps, as [`adopt_attached`] does.
+pub(crate) fn can_be_found(pins: &PinDirectory) -> bool {
+    let pinned = MapInfo::from_pin(pins.pin_path("ring"));
+    pinned.is_ok_and(|ring| MapInfo::from_id(ring.id()).is_ok())
+}
+
+/// Whether a program of an earlier daemon is attached to an interface of this network namespace.
+pub(crate) fn is_any_attached(list_interfaces: ListInterfaces) -> bool {
+    list_attached(list_interfaces).is_ok_and(|found| !found.is_empty())
+}
+
+/// Detaches the programs of earlier daemons that are attached without links.
+pub(crate) fn detach_all(list_interfaces: ListInterfaces) -> io::Result<()> {
+    list_attached(list_interfaces)?
+        .iter()
+        .map(AttachedProgram::detach)
+        .fold(Ok(()), io::Result::and)
+}
+
+/// Pins the program that an earlier daemon left attached, with its maps, in place of the one that [`load`] pinned, if
+/// they are the same program: with the maps go open pinholes and unread lines. Detaches any other. Returns whether it
+/// pinned one.
+pub(crate) fn adopt_attached(
+    pins: &PinDirectory,
+    list_interfaces: ListInterfaces,
+) -> io::Result<bool> {
+    let own = ProgramInfo::from_pin(pins.pin_path(PROGRAM_NAME)).map_err(io::Error::other)?;
+    let mut adopted = None;
+    for attached in list_attached(list_interfaces)? {
+        if adopted == Some(attached.info.id()) {
+            continue;
+        }
+        if adopted.is_some() || attached.info.tag() != own.tag() {
+            attached.detach()?;
+            continue;
+        }
+        attached.pin_instead(pins)?;
+        adopted = Some(attached.info.id());
+    }
+    Ok(adopted.is_some())
+}
+
+fn pin_instead(fd: BorrowedFd<'_>, pins: &PinDirectory, name: &str) -> io::Result<()> {
+    pins.unpin(name)?;
+    syscall::pin(fd, &pins.pin_path(name))
 }
 
 /// Start of the lines with which the verifier's log ends, after the reason.

@@ -1,5 +1,5 @@
 //! The system call bpf(2), for what aya does not offer: access to map elements with flags and by shared reference,
-//! and links by an interface's index.
+//! and links by an interface's index. And fork(2), because a call that loads a program takes long.
 //!
 //! This module does not know what the elements mean.
 
@@ -8,13 +8,17 @@
 use std::{
     collections::BTreeSet,
     ffi::CString,
-    io,
+    io::{self, Read as _, Write as _},
+    net::Shutdown,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        unix::{ffi::OsStrExt as _, net::UnixStream},
     },
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
+
+use rustix::process::{Pid, Signal, WaitOptions, set_parent_process_death_signal, waitpid};
 
 // From linux/bpf.h; libc lacks them.
 const BPF_MAP_LOOKUP_ELEM: u32 = 1;
@@ -23,6 +27,8 @@ const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
+const BPF_PROG_ATTACH: u32 = 8;
+const BPF_PROG_DETACH: u32 = 9;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: u32 = 21;
@@ -31,13 +37,15 @@ const BPF_LINK_DETACH: u32 = 34;
 const BPF_TCX_INGRESS: u32 = 46;
 
 /// The commands that this module uses. The daemon uses no others after the program is loaded.
-pub const BPF_COMMANDS: [u32; 11] = [
+pub const BPF_COMMANDS: [u32; 13] = [
     BPF_MAP_LOOKUP_ELEM,
     BPF_MAP_UPDATE_ELEM,
     BPF_MAP_DELETE_ELEM,
     BPF_MAP_GET_NEXT_KEY,
     BPF_OBJ_PIN,
     BPF_OBJ_GET,
+    BPF_PROG_ATTACH,
+    BPF_PROG_DETACH,
     BPF_OBJ_GET_INFO_BY_FD,
     BPF_PROG_QUERY,
     BPF_MAP_LOOKUP_AND_DELETE_ELEM,
@@ -313,6 +321,27 @@ pub(crate) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<
     unsafe { bpf_returning_fd(BPF_LINK_CREATE, &mut attr) }
 }
 
+/// Attaches a program as [`attach_tcx`] does, but without a link: until [`detach_tcx`], also when this process has ended.
+pub(crate) fn attach_tcx_without_link(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+    attach_or_detach(BPF_PROG_ATTACH, program, interface)
+}
+
+/// Detaches a program without a link.
+pub(crate) fn detach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+    attach_or_detach(BPF_PROG_DETACH, program, interface)
+}
+
+fn attach_or_detach(command: u32, program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+    let mut attr = [interface, raw_fd(program), BPF_TCX_INGRESS];
+    // SAFETY: the attributes are interface, program and type of attachment; they have no pointers.
+    unsafe { bpf(command, &mut attr) }.map(drop)
+}
+
+/// Whether a program is attached to TCX ingress of an interface, with a link or without.
+pub(crate) fn is_attached(program: BorrowedFd<'_>, interface: u32) -> io::Result<bool> {
+    Ok(attached_programs(interface)?.contains(&object_info(program)?.id))
+}
+
 /// Whether an attached program is not the last one there.
 pub(crate) fn has_later_program(program: BorrowedFd<'_>, interface: u32) -> io::Result<bool> {
     let (all, id) = (attached_programs(interface)?, object_info(program)?.id);
@@ -368,4 +397,63 @@ pub(crate) fn namespace_cookie() -> io::Result<u64> {
         )
     };
     if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A process that does some work on request. Dropping it ends the process.
+#[derive(Debug)]
+pub(crate) struct ChildProcess {
+    id: Pid,
+    /// Takes the request, and has the reason if it fails.
+    channel: UnixStream,
+}
+
+impl ChildProcess {
+    /// Starts a copy of this process. It does the `work` in [`ChildProcess::finish`], and ends with this process. This
+    /// process must have one thread: the copy has no other.
+    pub(crate) fn start<E: ToString>(work: impl FnOnce() -> Result<(), E>) -> io::Result<Self> {
+        let (ours, mut theirs) = UnixStream::pair()?;
+        // SAFETY: with one thread, memory and locks of the copy are as here.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                let _ = set_parent_process_death_signal(Some(Signal::KILL));
+                // The copy's own end would keep the channel open.
+                drop(ours);
+                let request = theirs.read_exact(&mut [0]).map_err(|error| error.to_string());
+                let work = || request.and_then(|()| work().map_err(|error| error.to_string()));
+                let done = catch_unwind(AssertUnwindSafe(work));
+                let done = done.unwrap_or_else(|_| Err("a defect in ftp-alg".to_owned()));
+                let code = i32::from(done.is_err());
+                let _ = theirs.write_all(done.err().unwrap_or_default().as_bytes());
+                // SAFETY: it has no conditions. What the other process would do at its end is not done here.
+                unsafe { libc::_exit(code) }
+            }
+            child => {
+                let id = Pid::from_raw(child).ok_or(io::ErrorKind::NotFound)?;
+                Ok(Self { id, channel: ours })
+            }
+        }
+    }
+
+    /// Has it do its work, and waits until it is done. The error says why it failed.
+    pub(crate) fn finish(mut self) -> Result<(), String> {
+        let mut failure = String::new();
+        let sent = self.channel.write_all(&[0]);
+        let read = sent.and_then(|()| self.channel.read_to_string(&mut failure));
+        let ended = waitpid(Some(self.id), WaitOptions::empty());
+        match (read, ended) {
+            (Ok(_), Ok(Some((_, status)))) if status.exit_status() == Some(0) => Ok(()),
+            (Ok(1..), _) => Err(failure),
+            (Err(error), _) => Err(error.to_string()),
+            (_, Err(error)) => Err(error.to_string()),
+            _ => Err("the process that loads it was killed".to_owned()),
+        }
+    }
+}
+
+impl Drop for ChildProcess {
+    fn drop(&mut self) {
+        let _ = self.channel.shutdown(Shutdown::Both);
+        let _ = waitpid(Some(self.id), WaitOptions::empty());
+    }
 }

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::ExitStatus,
+    thread,
     time::Duration,
 };
 
@@ -27,24 +28,9 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the daemon with `configuration` (TOML), and waits until it gives verdicts.
+    /// Starts the daemon with `configuration` (TOML), and waits until it gives verdicts, and has loaded the fast path.
     pub fn start(executable: &Path, gateway: &Host, configuration: &str) -> Result<Self> {
-        let mut daemon = Self::launch(executable, gateway, configuration)?;
-        let limit = scaled_timeout(Duration::from_secs(20));
-        let ready = daemon.ask(&["status", "--json", "--wait", &limit.as_secs().to_string()])?;
-        if ready.status.success() {
-            return Ok(daemon);
-        }
-        // The log of the daemon explains more than "not ready".
-        let status = match daemon.process.exit_status() {
-            Some(status) => status.to_string(),
-            None => format!("not ready after {limit:?}"),
-        };
-        Err(LabError::Failed {
-            program: daemon.process.program().to_owned(),
-            status,
-            output: format!("{}{}", daemon.log(), ready.stderr_text()),
-        })
+        Self::launch(executable, gateway, configuration)?.wait_ready()
     }
 
     /// Starts the daemon, and does not wait until it is ready.
@@ -60,6 +46,30 @@ impl Daemon {
         command.arg("--socket").arg(home.join("socket"));
         let process = gateway.start(command, "ftp-alg")?;
         Ok(Self { executable: executable.to_owned(), gateway: gateway.clone(), home, process })
+    }
+
+    /// Waits until it gives verdicts, and has loaded the fast path.
+    pub fn wait_ready(mut self) -> Result<Self> {
+        let limit = scaled_timeout(Duration::from_secs(20));
+        let ask = || self.ask(&["status", "--json", "--wait", &limit.as_secs().to_string()]);
+        let mut ready = ask()?;
+        while ready.stdout_text().contains("is being loaded") {
+            thread::sleep(Duration::from_millis(5));
+            ready = ask()?;
+        }
+        if ready.status.success() {
+            return Ok(self);
+        }
+        // The log of the daemon explains more than "not ready".
+        let status = match self.process.exit_status() {
+            Some(status) => status.to_string(),
+            None => format!("not ready after {limit:?}"),
+        };
+        Err(LabError::Failed {
+            program: self.process.program().to_owned(),
+            status,
+            output: format!("{}{}", self.log(), ready.stderr_text()),
+        })
     }
 
     /// The process id.

@@ -6,8 +6,8 @@
 //! may read only what programs need to run.
 //!
 //! There are two steps. [`become_user`] changes the user, and retains the capabilities that load the fast path.
-//! [`confine_daemon`] gives up the rest. In between the fast path's program is loaded, so its pins belong to the daemon's
-//! user.
+//! [`confine_daemon`] gives up the rest. In between the fast path's maps are made, so its pins belong to the daemon's user;
+//! a copy of the process retains the rights until it has loaded the program.
 //!
 //! Invariant: this happens before the daemon starts a thread, because it applies only to the calling thread and to
 //! threads that it starts later.
@@ -33,8 +33,9 @@ use landlock::{
 const NEEDED: [Cap; 2] = [Cap::NET_ADMIN, Cap::NET_RAW];
 
 /// Further capabilities that loading the fast path's program needs. Without CAP_PERFMON the verifier refuses code as
-/// compilers generate it ("attempt to corrupt spilled pointer on stack"). Once it is loaded, none is needed.
-const NEEDED_TO_LOAD: [Cap; 2] = [Cap::BPF, Cap::PERFMON];
+/// compilers generate it ("attempt to corrupt spilled pointer on stack"). CAP_SYS_ADMIN finds the program that an
+/// earlier daemon left attached. Once it is loaded, none is needed.
+const NEEDED_TO_LOAD: [Cap; 3] = [Cap::BPF, Cap::PERFMON, Cap::SYS_ADMIN];
 
 /// The rights that landlock forbids unless a rule allows them, together with [`Scope::Signal`], as far as the kernel
 /// knows them. Linux 5.13 does not know truncation by name, signals and ioctl yet, but seccomp forbids these as well.

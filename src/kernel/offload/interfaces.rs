@@ -91,7 +91,7 @@ pub fn list_interfaces() -> io::Result<Interfaces> {
     let mut interfaces = classify(links, bridge_setting());
     for interface in std::mem::take(&mut interfaces.usable) {
         match find_mark_writer(&mut socket, interface.index)? {
-            Some(filter) => interfaces.mark_writers.push(format!("{}: {filter}", interface.name)),
+            Some(filter) => interfaces.mark_writers.push((interface, filter)),
             None => interfaces.usable.push(interface),
         }
     }
@@ -119,12 +119,12 @@ fn classify(links: Vec<Link>, setting: Option<bool>) -> Interfaces {
         false
     };
     let mut interfaces = Interfaces::default();
-    for link in links.iter().filter(|link| link.is_ethernet && !link.has_master) {
-        let (index, name) = (link.index, link.name.clone());
-        match is_filtered_early(link) {
-            true => interfaces.filtered_early.push(name),
-            false => interfaces.usable.push(EthernetInterface { index, name }),
-        }
+    for link in &links {
+        let candidate = (link.is_ethernet && !link.has_master)
+            .then(|| EthernetInterface { index: link.index, name: link.name.clone() });
+        let is_early = is_filtered_early(link);
+        let list = if is_early { &mut interfaces.filtered_early } else { &mut interfaces.usable };
+        list.extend(candidate);
     }
     interfaces
 }
@@ -203,6 +203,18 @@ mod tests {
     }
 
     #[test]
+    fn ethernet_interfaces_without_a_master_have_the_program() {
+        let lo = message(772, 1, &[attribute(IFLA_IFNAME, b"lo\0")]);
+        let links = vec![
+            ethernet(9, "port", attribute(IFLA_MASTER, &[3, 0, 0, 0])),
+            ethernet(7, "wan", Vec::new()),
+            parse_link(&lo).unwrap(),
+        ];
+        let found = classify(links, Some(true));
+        assert_eq!(names(&found.usable), ["wan"]);
+    }
+
+    #[test]
     fn a_bridge_whose_ports_run_the_rules_has_no_program() {
         let upon = |kind, index: u32| {
             [attribute(IFLA_LINK, &index.to_ne_bytes()), of_kind(kind, Vec::new())].concat()
@@ -229,7 +241,7 @@ mod tests {
         ] {
             let found = classify(links(own_setting), setting);
             let case = format!("{setting:?} {own_setting}");
-            assert_eq!(found.filtered_early == early, is_early, "{case}");
+            assert_eq!(names(&found.filtered_early) == early, is_early, "{case}");
             assert_eq!(found.filtered_early.is_empty(), !is_early, "{case}");
             let is_here = |name| names(&found.usable).contains(&name);
             assert!(early.iter().all(|name| is_here(*name) != is_early), "{case}");

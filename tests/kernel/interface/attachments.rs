@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     os::unix::fs::{PermissionsExt as _, chown},
     time::{Duration, Instant},
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use ftp_alg::kernel::offload::list_interfaces;
-use ftp_alg_fastpath::FastPath;
+use ftp_alg_fastpath::{FastPath, remove_leftovers};
 
 use super::{
     lab::{Lab, inside},
@@ -193,6 +193,8 @@ fn a_directory_that_another_user_may_change_is_left_alone() {
                     chown(directory, Some(owner), None).unwrap();
                 };
                 set(owner, mode);
+                let error = remove_leftovers(&pins.0, list_interfaces).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{owner} {mode:o}");
                 let unavailable = FastPath::load(&pins.0, list_interfaces).unwrap_err().to_string();
                 assert!(unavailable.contains("permission denied"), "{unavailable}");
                 assert!(version.join("inspect").exists(), "{owner} {mode:o}");

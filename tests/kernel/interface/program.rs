@@ -1,12 +1,11 @@
 //! The fast path's program in the kernel: how it is loaded, taken over and removed, its ring buffer, and its maps.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs,
     net::SocketAddrV4,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
@@ -14,6 +13,7 @@ use ftp_alg::kernel::offload::list_interfaces;
 use ftp_alg_fastpath::{
     FastPath,
     layout::{Flow, LineRecord, PacketTuple, PinholeKey, side},
+    remove_leftovers,
 };
 
 use ftp_alg_lab::wait_for;
@@ -56,9 +56,7 @@ impl Pins {
         ftp_alg_lab::mount_bpf();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ftp-alg-test-{}-{count}", std::process::id());
-        let path = Path::new("/sys/fs/bpf").join(name);
-        DirBuilder::new().mode(0o700).create(&path).unwrap();
-        Self(path)
+        Self(Path::new("/sys/fs/bpf").join(name))
     }
 
     /// Whether it has nothing.
@@ -372,9 +370,10 @@ fn a_directory_in_use_is_neither_taken_over_nor_removed() {
         let error_text = "in use by another ftp-alg";
         let unavailable = FastPath::load(&pins.0, list_interfaces).unwrap_err().to_string();
         assert!(unavailable.ends_with(error_text), "{unavailable}");
+        assert_eq!(remove_leftovers(&pins.0, list_interfaces).unwrap_err().to_string(), error_text);
         assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]));
         drop(path);
-        pins.load().remove().unwrap();
+        remove_leftovers(&pins.0, list_interfaces).unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
         assert!(pins.is_empty());
     });
@@ -460,7 +459,8 @@ fn loading_needs_rights_and_a_bpf_file_system() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let outside = tempfile::tempdir().unwrap();
-        let unavailable = FastPath::load(outside.path(), list_interfaces).unwrap_err().to_string();
+        let unavailable =
+            FastPath::load(&outside.path().join("pins"), list_interfaces).unwrap_err().to_string();
         assert!(unavailable.ends_with("is not in a BPF file system"), "{unavailable}");
         // After an error the program can still be loaded.
         pins.load().remove().unwrap();
@@ -499,6 +499,42 @@ fn loading_needs_rights_and_a_bpf_file_system() {
         });
     });
     assert_eq!(attached_interfaces(&lab), name_set(&[]));
+}
+
+#[test]
+fn a_program_that_is_being_loaded_has_no_connection_yet() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    let begin = || FastPath::begin_loading(&pins.0, list_interfaces).unwrap();
+    lab.on_gateway(|| {
+        let path = begin();
+        assert!(!path.is_loaded() && !path.was_taken_over());
+        path.hand_over(1, tuples(), &flow()).unwrap_err();
+        path.update_attachments(Instant::now()).unwrap_err();
+        path.finish_loading().unwrap();
+        path.set_heartbeat(Duration::MAX).unwrap();
+        update_attachments(&path);
+        path.hand_over(1, tuples(), &flow()).unwrap();
+        exchange(&path, 0);
+        assert_eq!(path.counters().unwrap().inspected, 2);
+        drop(path);
+        let next = begin();
+        assert!(next.is_loaded() && next.was_taken_over());
+        next.remove().unwrap();
+        drop(next);
+        // One that is not wanted any more before it is loaded.
+        begin().remove().unwrap();
+        assert!(pins.is_empty());
+    });
+    let refused = lab.on_gateway(|| {
+        with_rights("cap_bpf,cap_net_admin", || {
+            let path = begin();
+            let refused = path.finish_loading().unwrap_err().to_string();
+            path.remove().unwrap();
+            refused
+        })
+    });
+    assert!(refused.ends_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"), "{refused}");
+    assert!(pins.is_empty());
 }
 
 /// Runs `work` on this thread with these capabilities and no others. It can be called once in a thread.
