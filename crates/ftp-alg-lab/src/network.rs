@@ -104,6 +104,12 @@ impl Lab {
         &self.directory
     }
 
+    /// The namespace of the switches. A switch port is named after the host and the interface that it leads to, as in
+    /// `gateway-lan`.
+    pub fn switches(&self) -> &str {
+        self.namespaces.last().map_or("", String::as_str)
+    }
+
     /// Whether the lab translates addresses of this IP version.
     pub fn translates(&self, family: Family) -> bool {
         self.spec.translates(family)
