@@ -134,7 +134,9 @@ pub(super) struct DataConnection {
 #[derive(Clone, Copy)]
 pub(super) struct Found<'c> {
     pub connection: &'c DataConnection,
-    /// Whether it can be no other one.
+    /// Whether it can be no other one that was seen.
+    pub is_distinct: bool,
+    /// Whether it can be no other one at all.
     pub is_certain: bool,
 }
 
@@ -220,10 +222,10 @@ impl DataConnections {
         let is_passed_over = newest.serial > connection.serial && newest.is_answered();
         let is_doubtful = connection.is_doubtful
             || is_passed_over && !newest.is_over()
-            || self.may_lack(ends, requested)
             || candidates.get(1).is_some_and(is_near)
             || self.same(ends).iter().any(runs);
-        Some(Found { connection, is_certain: !is_doubtful })
+        let is_certain = !is_doubtful && !self.may_lack(ends, requested);
+        Some(Found { connection, is_distinct: !is_doubtful, is_certain })
     }
 
     /// Whether packets, or a connection between these networks, were lost since the time `requested`.

@@ -381,8 +381,16 @@ impl<Tag> TransferTracker<Tag> {
         }
         if found.is_some() && certain.is_none() {
             transfer.uncertain.get_or_insert(OTHER_CONNECTION);
-            // It is another one's, too.
-            return ends.into_iter().for_each(|ends| self.connections.doubt(ends));
+            let used = found.filter(|one| one.is_distinct && one.connection.is_over());
+            let used = used.filter(|_| !is_shared).map(|one| one.connection.serial);
+            match (ends, used) {
+                // It would stay, and displace those of the next transfers.
+                (Some(ends), Some(serial)) => self.connections.remove(ends, serial),
+                // It is another one's, too.
+                (Some(ends), None) => self.connections.doubt(ends),
+                (None, _) => {}
+            }
+            return;
         }
         // The next command may use the connection of one that was refused.
         if transfer.result == TransferResult::Refused && !has_bytes {

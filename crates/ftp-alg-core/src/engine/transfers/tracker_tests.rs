@@ -329,6 +329,33 @@ fn transfers_of_a_fast_client_have_their_bytes() {
     }
 }
 
+/// What one moment had no room for makes only the transfers of the next ones uncertain.
+#[test]
+fn bytes_are_known_again_after_a_loss() {
+    let mut test = Test::new();
+    test.tracker.record_loss(test.now);
+    let mut bytes = Vec::new();
+    for number in 0..5000_u32 {
+        test.now += Duration::from_millis(4);
+        let client = format!("10.0.0.7:{}", 20_000 + number);
+        for packet in [
+            packet(&client, SERVER, "SA", 1000, 11),
+            packet(&client, SERVER, "FA", 1006, 11),
+            packet(SERVER, &client, "FA", 11, 1007),
+        ] {
+            test.tracker.observe(test.now, &packet);
+        }
+        let mut stored = transfer(TransferVerb::Stor, 226);
+        let (_, pinhole) = stored.announcement.as_mut().unwrap();
+        (pinhole.arrival, pinhole.target) = (client.parse().unwrap(), client.parse().unwrap());
+        let ended = test.end(stored).unwrap();
+        assert_eq!(ended.bytes.is_none(), ended.uncertain.is_some());
+        bytes.push(ended.bytes);
+        assert_eq!(test.tracker.connections.count(), 0);
+    }
+    assert_eq!((bytes.first(), bytes.last()), (Some(&None), Some(&Some(5))));
+}
+
 #[test]
 fn what_was_lost_is_not_called_missing() {
     let mut test = Test::new();
