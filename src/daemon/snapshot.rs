@@ -442,7 +442,7 @@ pub struct SessionRow {
     pub pinholes: u64,
 }
 
-/// All that is known of one control connection. `Event` is [`EventRow`], or what a reader parses.
+/// All that is known of one control connection. `Event` is a [`StoredEvent`](super::events::StoredEvent), or what a reader parses.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SessionDetail<Event> {
     #[serde(flatten)]

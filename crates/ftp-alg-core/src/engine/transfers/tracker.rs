@@ -133,8 +133,8 @@ impl<Tag> TransferTracker<Tag> {
         let displaced = oldest.and_then(|(session, serial)| self.take(session, serial));
         self.last_serial += 1;
         let (serial, waits_for, until) = (self.last_serial, WaitsFor::Packets, now + PATIENCE);
-        if let Some((_, pinhole)) = event.kind.announcement {
-            self.on_ends.insert(ends_of(&pinhole), session);
+        if let Some(ends) = ends_for(&event.kind) {
+            self.on_ends.insert(ends, session);
         }
         self.shares.insert(client, serial, session);
         // Its packets may have come before.
@@ -216,8 +216,7 @@ impl<Tag> TransferTracker<Tag> {
     /// A transfer has been pending for a while. Returns it if its data connection did not come about, as far as is known.
     pub fn examine(&self, now: Instant, mut event: Event<Box<Transfer>>) -> Option<Event> {
         let transfer = &mut event.kind;
-        let announced = transfer.announcement.filter(|_| self.sees_packets);
-        let reason = match announced.map(|(_, pinhole)| ends_of(&pinhole)) {
+        let reason = match ends_for(transfer).filter(|_| self.sees_packets) {
             // Only the server's silence says something about its data connection.
             None if transfer.has_started => return None,
             None => None,
@@ -379,18 +378,17 @@ impl<Tag> TransferTracker<Tag> {
         if is_lost {
             transfer.uncertain.get_or_insert(LOST);
         }
-        if found.is_some() && certain.is_none() {
+        if let (Some(ends), Some(Found { connection, is_distinct, .. }), None) =
+            (ends, found, certain)
+        {
             transfer.uncertain.get_or_insert(OTHER_CONNECTION);
-            let used = found.filter(|one| one.is_distinct && one.connection.is_over());
-            let used = used.filter(|_| !is_shared).map(|one| one.connection.serial);
-            match (ends, used) {
+            let (serial, may_be_anothers) =
+                (connection.serial, is_shared || !is_distinct || !connection.is_over());
+            return match may_be_anothers {
+                true => self.connections.doubt(ends),
                 // It would stay, and displace those of the next transfers.
-                (Some(ends), Some(serial)) => self.connections.remove(ends, serial),
-                // It is another one's, too.
-                (Some(ends), None) => self.connections.doubt(ends),
-                (None, _) => {}
-            }
-            return;
+                false => self.connections.remove(ends, serial),
+            };
         }
         // The next command may use the connection of one that was refused.
         if transfer.result == TransferResult::Refused && !has_bytes {

@@ -46,6 +46,14 @@ pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
     }
 }
 
+/// One that succeeds, to this endpoint of a client.
+fn upload_to(target: &str) -> Transfer {
+    let mut stored = transfer(TransferVerb::Stor, 226);
+    let (_, pinhole) = stored.announcement.as_mut().unwrap();
+    (pinhole.arrival, pinhole.target) = (target.parse().unwrap(), target.parse().unwrap());
+    stored
+}
+
 /// A packet from one to the other: its flags, the sequence number behind its data, and the acknowledgement number.
 pub(super) fn packet(
     source: &str,
@@ -79,6 +87,17 @@ impl Test {
         for &(source, destination, flags, end, acknowledged) in packets {
             self.now += Duration::from_millis(100);
             self.tracker.observe(self.now, &packet(source, destination, flags, end, acknowledged));
+        }
+    }
+
+    /// All of a data connection to this endpoint of a client, in one moment: it moves 5 bytes.
+    fn observe_whole(&mut self, target: &str) {
+        for packet in [
+            packet(target, SERVER, "SA", 1000, 11),
+            packet(target, SERVER, "FA", 1006, 11),
+            packet(SERVER, target, "FA", 11, 1007),
+        ] {
+            self.tracker.observe(self.now, &packet);
         }
     }
 
@@ -245,9 +264,7 @@ fn few_connections_and_transfers_are_stored() {
 fn of_another_client(test: &mut Test) -> Vec<Option<u64>> {
     const OTHER: &str = "198.51.100.7:50070";
     test.observe(&[(SERVER, OTHER, "S", 10, 0), (OTHER, SERVER, "SA", 1000, 11)]);
-    let mut stored = transfer(TransferVerb::Stor, 226);
-    let (_, pinhole) = stored.announcement.as_mut().unwrap();
-    (pinhole.arrival, pinhole.target) = (OTHER.parse().unwrap(), OTHER.parse().unwrap());
+    let stored = upload_to(OTHER);
     let client = "198.51.100.7:1035".parse().unwrap();
     let ended = Event { session: 99_999, client, ..event(stored) };
     assert!(test.tracker.end(test.now, (), ended).is_none());
@@ -302,16 +319,8 @@ fn transfers_of_a_fast_client_have_their_bytes() {
     let mut transfers = Vec::new();
     for number in 0..number_of {
         let client = client(number);
-        for packet in [
-            packet(&client, SERVER, "SA", 1000, 11),
-            packet(&client, SERVER, "FA", 1006, 11),
-            packet(SERVER, &client, "FA", 11, 1007),
-        ] {
-            test.tracker.observe(test.now, &packet);
-        }
-        let mut stored = transfer(TransferVerb::Stor, 226);
-        let (_, pinhole) = stored.announcement.as_mut().unwrap();
-        (pinhole.arrival, pinhole.target) = (client.parse().unwrap(), client.parse().unwrap());
+        test.observe_whole(&client);
+        let stored = upload_to(&client);
         transfers.push(stored);
     }
     for stored in transfers {
@@ -320,10 +329,7 @@ fn transfers_of_a_fast_client_have_their_bytes() {
     // The same before the packets come.
     let mut test = Test::new();
     for number in 0..number_of {
-        let mut stored = transfer(TransferVerb::Stor, 226);
-        let (_, pinhole) = stored.announcement.as_mut().unwrap();
-        let target = client(number).parse().unwrap();
-        (pinhole.arrival, pinhole.target) = (target, target);
+        let stored = upload_to(&client(number));
         let event = Event { session: u64::from(number % 20), ..event(stored) };
         assert!(test.tracker.end(test.now, (), event).is_none());
     }
@@ -338,16 +344,8 @@ fn bytes_are_known_again_after_a_loss() {
     for number in 0..5000_u32 {
         test.now += Duration::from_millis(4);
         let client = format!("10.0.0.7:{}", 20_000 + number);
-        for packet in [
-            packet(&client, SERVER, "SA", 1000, 11),
-            packet(&client, SERVER, "FA", 1006, 11),
-            packet(SERVER, &client, "FA", 11, 1007),
-        ] {
-            test.tracker.observe(test.now, &packet);
-        }
-        let mut stored = transfer(TransferVerb::Stor, 226);
-        let (_, pinhole) = stored.announcement.as_mut().unwrap();
-        (pinhole.arrival, pinhole.target) = (client.parse().unwrap(), client.parse().unwrap());
+        test.observe_whole(&client);
+        let stored = upload_to(&client);
         let ended = test.end(stored).unwrap();
         assert_eq!(ended.bytes.is_none(), ended.uncertain.is_some());
         bytes.push(ended.bytes);
@@ -379,9 +377,7 @@ fn networks_without_connections_take_no_memory() {
         let client = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
         test.observe(&[(SERVER, &client, "S", 10, 0), (&client, SERVER, "SA", 1000, 11)]);
         test.observe(&[(&client, SERVER, "FA", 1006, 11), (SERVER, &client, "FA", 11, 1007)]);
-        let mut stored = transfer(TransferVerb::Stor, 226);
-        let (_, pinhole) = stored.announcement.as_mut().unwrap();
-        (pinhole.arrival, pinhole.target) = (client.parse().unwrap(), client.parse().unwrap());
+        let stored = upload_to(&client);
         assert_eq!(test.end(stored).unwrap().bytes, Some(5));
     }
     assert_eq!((test.tracker.connections.count(), test.tracker.connections.networks()), (0, 0));
