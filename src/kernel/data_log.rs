@@ -96,21 +96,25 @@ impl DataLog {
         self.socket.send(&request).map_err(failed)
     }
 
-    /// Passes each packet that has arrived to `each`, with the time at which it passed. Packets of output hooks, and of kernels
-    /// before 5.18, have none: theirs is the earliest that is possible. Returns whether packets were lost, because they did not
-    /// fit into the socket's buffer.
+    /// Passes each packet that has arrived to `each`, with the earliest and the latest time at which it passed. They are the
+    /// same, but for packets of output hooks, and of kernels before 5.18. Returns whether packets were lost, because they did
+    /// not fit into the socket's buffer.
     pub fn read(
         &mut self,
-        mut each: impl FnMut(Instant, DataPacket),
+        mut each: impl FnMut(Instant, Instant, DataPacket),
     ) -> Result<bool, NetfilterError> {
         let mut has_lost = false;
         let (now, clock) = clocks::time_of_day();
         let earliest = self.read_until.checked_sub(LONGEST_DELAY).unwrap_or(self.read_until);
         let passed = |stamp: Option<&[u8]>| {
-            // One that passes while others are read has passed now.
-            let age_of = |time| clock.duration_since(time).unwrap_or_default();
-            let age = stamp.and_then(time_of).map(age_of);
-            age.map_or(earliest, |age| now.checked_sub(age).unwrap_or(now))
+            let Some(time) = stamp.and_then(time_of) else { return (earliest, Instant::now()) };
+            let at = match clock.duration_since(time) {
+                Ok(age) => now.checked_sub(age),
+                // It passes while others are read.
+                Err(later) => now.checked_add(later.duration()),
+            };
+            let at = at.unwrap_or(now);
+            (at, at)
         };
         for _ in 0..MESSAGES_A_CALL {
             let length = match recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
@@ -133,7 +137,8 @@ impl DataLog {
                 if message.kind == PACKET {
                     let attributes = message.attributes();
                     if let Some(packet) = attributes.first(NFULA_PAYLOAD).and_then(parse) {
-                        each(passed(attributes.first(NFULA_TIMESTAMP)), packet);
+                        let (at, by) = passed(attributes.first(NFULA_TIMESTAMP));
+                        each(at, by, packet);
                     }
                 }
             }

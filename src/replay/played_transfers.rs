@@ -29,7 +29,7 @@ impl PlayedConnections {
         if let Some(packet) = data_packet(layout, bytes) {
             // Without any SYN, the capture has only control connections.
             self.tracker.sees_packets |= packet.flags.syn;
-            self.tracker.observe(now, &packet);
+            self.tracker.observe(now, now, &packet);
         }
     }
 

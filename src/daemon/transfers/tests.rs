@@ -30,6 +30,7 @@ pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> (Event, Transfe
         verb: TransferVerb::Stor,
         path: Some("/pub/q3.csv".into()),
         announcement: None,
+        announced: None,
         duration: Duration::from_millis(200),
         has_started: true,
         ended: None,

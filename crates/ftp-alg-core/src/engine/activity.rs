@@ -5,8 +5,8 @@ use std::{fmt, mem::take, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
-    engine::{PinholeEnds, Transfer, TransferEnd, TransferResult},
-    ftp::{AnnouncementKind, NameInText, resolve_path},
+    engine::{Transfer, TransferEnd, TransferResult, pinholes::pinhole::Pinhole},
+    ftp::{NameInText, resolve_path},
     session::TransferVerb,
 };
 
@@ -253,7 +253,7 @@ impl ClientActivity {
         &mut self,
         now: Duration,
         end: TransferEnd,
-        announcement: Option<(AnnouncementKind, PinholeEnds)>,
+        announcement: Option<&Pinhole>,
     ) -> Option<Transfer> {
         if self.transfers.is_empty() {
             if self.uncounted > 0 {
@@ -278,7 +278,7 @@ impl ClientActivity {
     pub fn examine_transfers(
         &mut self,
         now: Duration,
-        announcement: Option<(AnnouncementKind, PinholeEnds)>,
+        announcement: Option<&Pinhole>,
     ) -> Option<Transfer> {
         let was_examined = self.transfers.first()?.is_examined;
         for pending in &mut self.transfers {
@@ -355,7 +355,7 @@ impl PendingTransfer {
         self,
         now: Duration,
         end: TransferEnd,
-        announcement: Option<(AnnouncementKind, PinholeEnds)>,
+        announcement: Option<&Pinhole>,
     ) -> Transfer {
         let Self { verb, path, requested, has_started, is_named, is_doubtful, .. } = self;
         let duration = now.saturating_sub(requested);
@@ -368,7 +368,8 @@ impl PendingTransfer {
         Transfer {
             verb,
             path,
-            announcement,
+            announcement: announcement.map(|pinhole| (pinhole.kind, pinhole.ends)),
+            announced: announcement.and_then(|pinhole| pinhole.opened),
             duration,
             has_started,
             end,

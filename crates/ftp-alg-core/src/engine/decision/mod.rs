@@ -214,6 +214,7 @@ impl Decider<'_> {
             id,
             ends,
             kind: announced.kind,
+            opened: self.now,
             deadline: self.now + self.policy.pinhole_timeout,
             is_granted: self.head.extra().fast_path.is_handed_over,
         };

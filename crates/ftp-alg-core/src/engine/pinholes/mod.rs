@@ -93,6 +93,7 @@ pub struct OpenedByProgram {
     pub id: PinholeId,
     pub ends: PinholeEnds,
     pub kind: AnnouncementKind,
+    pub opened: Instant,
     pub deadline: Instant,
     /// Whether its session is on the fast path, so that the grant counts for the client.
     pub is_granted: bool,
@@ -257,7 +258,9 @@ impl PinholeTable {
                         self.ports.lock().set_displaced(&ends, true);
                     }
                     let deadline = now + lifetime;
-                    let opened = Pinhole::new(ends, kind, deadline, client, serial, Place::Rules);
+                    let place = Place::Rules;
+                    let mut opened = Pinhole::new(ends, kind, deadline, client, serial, place);
+                    opened.opened = Some(now);
                     self.insert(owner, opened);
                     return Ok(Opened { serial, port, other_session });
                 }
@@ -363,12 +366,13 @@ impl PinholeTable {
     /// these ends. A pinhole of the rules that may be open keeps its port, because it may be newer. Returns the serial
     /// number.
     pub fn hold_of_program(&mut self, owner: u32, client: IpAddr, opened: &OpenedByProgram) -> u64 {
-        let OpenedByProgram { id, ends, kind, deadline, is_granted } = *opened;
+        let OpenedByProgram { id, ends, kind, opened, deadline, is_granted } = *opened;
         self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.ends() == ends.ends());
         let place = Place::Program(id);
         let serial = self.ports.lock().next_serial();
         self.reserve_in_program(owner, serial, ends, place);
         let mut held = Pinhole::new(ends, kind, deadline, client.into(), serial, place);
+        held.opened = Some(opened);
         held.set_granted(is_granted);
         self.insert(owner, held);
         serial

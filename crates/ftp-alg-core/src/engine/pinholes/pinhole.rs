@@ -49,6 +49,8 @@ pub struct Pinhole {
     pub ends: PinholeEnds,
     /// The kind of announcement that opened it.
     pub kind: AnnouncementKind,
+    /// When it was opened, if not by an earlier daemon.
+    pub opened: Option<Instant>,
     /// When it expires.
     pub deadline: Instant,
     /// After this it is not renewed any more.
@@ -140,6 +142,7 @@ impl Pinhole {
         Self {
             ends,
             kind,
+            opened: None,
             deadline,
             last_renewal: deadline + RENEWAL_LIMIT,
             client,

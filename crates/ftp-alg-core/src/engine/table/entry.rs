@@ -11,11 +11,10 @@ use std::{
 
 use crate::{
     engine::{
-        Event, EventKind, PinholeEnds, QueueMode, SessionEnd, Transfer, TransferEnd, Translation,
+        Event, EventKind, QueueMode, SessionEnd, Transfer, TransferEnd, Translation,
         activity::ClientActivity, events::Events, offload::handover::FastPathProgress,
         pinholes::pinhole::Pinhole,
     },
-    ftp::AnnouncementKind,
     packet::Endpoint,
     session::{Session, Side},
 };
@@ -206,7 +205,7 @@ impl Head {
     ) -> Option<Event> {
         let now = self.since_first_packet();
         let activity = &mut self.existing_extra_mut()?.activity;
-        let transfer = activity.take_transfer(now, end, announced_by(announcement))?;
+        let transfer = activity.take_transfer(now, end, announcement)?;
         let transfer = Transfer { ended, ..transfer };
         Some(self.event(EventKind::Transfer(Box::new(transfer))))
     }
@@ -239,7 +238,7 @@ impl Head {
         announcement: Option<&Pinhole>,
     ) -> Option<Transfer> {
         let now = now.duration_since(self.first_seen);
-        self.existing_extra_mut()?.activity.examine_transfers(now, announced_by(announcement))
+        self.existing_extra_mut()?.activity.examine_transfers(now, announcement)
     }
 
     /// When the session must be looked at after `now`, but for its pinholes.
@@ -373,11 +372,6 @@ impl Head {
     pub fn forget_queue_mode(&mut self) {
         self.queue_mode = None;
     }
-}
-
-/// What reports say of the announcement of a transfer.
-fn announced_by(announcement: Option<&Pinhole>) -> Option<(AnnouncementKind, PinholeEnds)> {
-    announcement.map(|pinhole| (pinhole.kind, pinhole.ends))
 }
 
 /// Number of immediate requests for a connection that conntrack does not know.

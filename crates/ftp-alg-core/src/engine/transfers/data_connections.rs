@@ -1,7 +1,7 @@
 //! What was seen of data connections, and which of them is that of a transfer.
 //!
-//! Servers use a port again at once, so several connections have the same ends. That of a transfer began before the
-//! transfer's last reply; if there are more, it is the one that ended next to that reply, or none is certain.
+//! Servers use a port again at once, so several connections have the same ends. That of a transfer began between its
+//! announcement and its last reply; if there are more, it is the one that ended next to that reply, or none is certain.
 //!
 //! A client can forge packets that its server discards, and so could hide how much it moves. What the server's own FIN
 //! says decides then.
@@ -114,7 +114,9 @@ pub(super) struct DataConnection {
     /// Counts all connections.
     pub serial: u64,
     pub initiator_port: u16,
+    /// The earliest and the latest time of its first packet.
     pub began: Instant,
+    began_by: Instant,
     pub ended: Instant,
     /// The initial sequence numbers of initiator and target.
     first: [Option<u32>; 2],
@@ -156,15 +158,21 @@ pub(super) struct DataConnections {
 }
 
 impl DataConnections {
-    /// Records a packet that passed at the time `at`, and passes the ends of each connection whose packet it may be to `each`.
-    pub fn observe(&mut self, at: Instant, packet: &DataPacket, mut each: impl FnMut(DataEnds)) {
+    /// Records a packet that passed from `at` to `by`, and passes the ends of each connection whose packet it may be to `each`.
+    pub fn observe(
+        &mut self,
+        at: Instant,
+        by: Instant,
+        packet: &DataPacket,
+        mut each: impl FnMut(DataEnds),
+    ) {
         let DataPacket { source, destination, flags, end, acknowledged } = *packet;
         let from_initiator = ((source.ip(), destination), source.port(), End::Initiator);
         let from_target = ((destination.ip(), source), destination.port(), End::Target);
         if flags.syn || packet.refuses_a_syn() {
             let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
             let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
-            self.begin(at, ends, port, first).record(at, sender, packet);
+            self.begin(at, by, ends, port, first).record(at, sender, packet);
             return each(ends);
         }
         // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
@@ -273,10 +281,10 @@ impl DataConnections {
         self.remove(ends, serial);
     }
 
-    /// Records that nobody knows which of the connections with these ends is whose.
-    pub fn doubt(&mut self, ends: DataEnds) {
+    /// Records that nobody knows which of the connections with these ends that began until the time `ended` is whose.
+    pub fn doubt(&mut self, ends: DataEnds, ended: Instant) {
         let same = self.by_ends.get_mut(&ends).into_iter().flatten();
-        same.for_each(|one| one.is_doubtful = true);
+        same.filter(|one| one.began <= ended).for_each(|one| one.is_doubtful = true);
     }
 
     /// Records that packets were lost until `now`.
@@ -305,7 +313,14 @@ impl DataConnections {
     }
 
     /// The connection between these ends whose initiator begins with the sequence number `first`.
-    fn begin(&mut self, at: Instant, ends: DataEnds, port: u16, first: u32) -> &mut DataConnection {
+    fn begin(
+        &mut self,
+        at: Instant,
+        by: Instant,
+        ends: DataEnds,
+        port: u16,
+        first: u32,
+    ) -> &mut DataConnection {
         let begins_so = |one: &DataConnection| {
             (one.initiator_port, one.first[End::Initiator as usize]) == (port, Some(first))
         };
@@ -317,7 +332,7 @@ impl DataConnections {
         }
         let same = self.by_ends.entry(ends).or_insert_with(|| Vec::with_capacity(1));
         let place = known.unwrap_or_else(|| {
-            same.push(DataConnection::new(self.last, at, port, first));
+            same.push(DataConnection::new(self.last, at, by, port, first));
             same.len() - 1
         });
         &mut same[place]
@@ -367,11 +382,12 @@ impl DataConnections {
 }
 
 impl DataConnection {
-    fn new(serial: u64, at: Instant, initiator_port: u16, first: u32) -> Self {
+    fn new(serial: u64, at: Instant, by: Instant, initiator_port: u16, first: u32) -> Self {
         Self {
             serial,
             initiator_port,
             began: at,
+            began_by: by,
             ended: at,
             first: [Some(first), None],
             fins: [None; 2],
@@ -411,6 +427,11 @@ impl DataConnection {
     /// Whether it was over before the time `at`. The times of packets from this machine's output are not exact.
     pub fn was_over_before(&self, at: Instant) -> bool {
         self.is_over() && self.ended + SAME_TIME < at
+    }
+
+    /// Whether it began before the time `at`.
+    pub fn began_before(&self, at: Instant) -> bool {
+        self.began_by < at
     }
 
     /// Whether its client seems to have reset it, and may go on all the same.

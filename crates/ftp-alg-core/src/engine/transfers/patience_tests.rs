@@ -93,7 +93,7 @@ fn a_long_transfer_keeps_its_bytes_while_others_pass() {
     for number in 0..3 * MAX_CONNECTIONS as u32 {
         test.now += Duration::from_millis(1);
         for (flags, end) in [("S", 1), ("R", 2)] {
-            test.tracker.observe(test.now, &other(number, flags, end));
+            test.tracker.observe(test.now, test.now, &other(number, flags, end));
         }
     }
     test.observe(&[(SERVER, CLIENT, "FA", 16, 1001), (CLIENT, SERVER, "FA", 1001, 17)]);

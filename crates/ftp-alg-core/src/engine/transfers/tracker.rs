@@ -94,10 +94,10 @@ impl<Tag> Default for TransferTracker<Tag> {
 }
 
 impl<Tag> TransferTracker<Tag> {
-    /// Records a packet of a data connection that passed at the time `at`.
-    pub fn observe(&mut self, at: Instant, packet: &DataPacket) {
+    /// Records a packet of a data connection that passed from `at` to `by`: its time may not be exact.
+    pub fn observe(&mut self, at: Instant, by: Instant, packet: &DataPacket) {
         let Self { connections, on_ends, touched, .. } = self;
-        connections.observe(at, packet, |ends| touched.extend(on_ends.get(&ends)));
+        connections.observe(at, by, packet, |ends| touched.extend(on_ends.get(&ends)));
     }
 
     /// Records that packets of data connections were lost until `now`.
@@ -198,7 +198,7 @@ impl<Tag> TransferTracker<Tag> {
         };
         let is_shared = self.of_session(session).any(uses_it);
         if is_shared {
-            self.connections.doubt(ends);
+            self.connections.doubt(ends, ended);
         }
         is_shared
     }
@@ -222,9 +222,7 @@ impl<Tag> TransferTracker<Tag> {
             None => None,
             Some(ends) => {
                 let requested = now.checked_sub(transfer.duration);
-                let is_earlier = |connection: &DataConnection| {
-                    requested.is_some_and(|at| connection.was_over_before(at))
-                };
+                let is_earlier = |one: &DataConnection| is_earlier(one, transfer, now);
                 let known = self.connections.newest(ends).filter(|one| !is_earlier(one));
                 let is_lost = known.is_none() && self.connections.may_lack(ends, requested);
                 if is_lost || known.is_some_and(DataConnection::is_answered) {
@@ -385,7 +383,7 @@ impl<Tag> TransferTracker<Tag> {
             let (serial, may_be_anothers) =
                 (connection.serial, is_shared || !is_distinct || !connection.is_over());
             return match may_be_anothers {
-                true => self.connections.doubt(ends),
+                true => self.connections.doubt(ends, ended),
                 // It would stay, and displace those of the next transfers.
                 false => self.connections.remove(ends, serial),
             };
@@ -409,12 +407,19 @@ fn ends_for(transfer: &Transfer) -> Option<DataEnds> {
     transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole))
 }
 
-/// Whether the data connection may be that of a transfer that `ended` then: one that was over before the command is an earlier
-/// one's. One without an answer may be that of the next transfer.
+/// Whether the data connection may be that of a transfer that `ended` then. One without an answer may be that of the next
+/// transfer.
 fn may_be(connection: &DataConnection, transfer: &Transfer, ended: Instant) -> bool {
+    !is_earlier(connection, transfer, ended)
+        && (connection.is_answered() || !transfer.end.is_success())
+}
+
+/// Whether the data connection is an earlier one's than a transfer that `ended` then: it began before the announcement,
+/// or was over before the command.
+fn is_earlier(connection: &DataConnection, transfer: &Transfer, ended: Instant) -> bool {
     let requested = ended.checked_sub(transfer.duration);
-    let is_earlier = requested.is_some_and(|at| connection.was_over_before(at));
-    !is_earlier && (connection.is_answered() || !transfer.end.is_success())
+    transfer.announced.is_some_and(|at| connection.began_before(at))
+        || requested.is_some_and(|at| connection.was_over_before(at))
 }
 
 /// Whether a reset came before all of the file was there. A server that resets what it has sent knows better.

@@ -34,6 +34,7 @@ pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
         verb,
         path: Some("/pub/q3.csv".into()),
         announcement: Some((AnnouncementKind::Port, pinhole)),
+        announced: None,
         duration: Duration::from_secs(3),
         has_started: code == 226,
         end: TransferEnd::Replied(Reply { code }),
@@ -86,7 +87,11 @@ impl Test {
     pub fn observe(&mut self, packets: &[(&str, &str, &str, u32, u32)]) {
         for &(source, destination, flags, end, acknowledged) in packets {
             self.now += Duration::from_millis(100);
-            self.tracker.observe(self.now, &packet(source, destination, flags, end, acknowledged));
+            self.tracker.observe(
+                self.now,
+                self.now,
+                &packet(source, destination, flags, end, acknowledged),
+            );
         }
     }
 
@@ -97,7 +102,7 @@ impl Test {
             packet(target, SERVER, "FA", 1006, 11),
             packet(SERVER, target, "FA", 11, 1007),
         ] {
-            self.tracker.observe(self.now, &packet);
+            self.tracker.observe(self.now, self.now, &packet);
         }
     }
 
@@ -246,7 +251,11 @@ fn few_connections_and_transfers_are_stored() {
     for number in 0..2 * MAX_CONNECTIONS as u32 {
         let target = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
         let port = 1024 + (number >> 16);
-        test.tracker.observe(test.now, &packet(&format!("203.0.113.9:{port}"), &target, "S", 1, 0));
+        test.tracker.observe(
+            test.now,
+            test.now,
+            &packet(&format!("203.0.113.9:{port}"), &target, "S", 1, 0),
+        );
     }
     assert!(test.tracker.connections.count() <= MAX_CONNECTIONS);
     let mut test = Test::new();
@@ -280,7 +289,11 @@ fn forged_syn_acks_of_one_client_cost_another_nothing() {
         let mut test = Test::new();
         for number in 0..40_000_u32 {
             let port = format!("203.0.113.9:{}", 20 + number % ports);
-            test.tracker.observe(test.now, &packet(CLIENT, &port, "SA", number, number * 7));
+            test.tracker.observe(
+                test.now,
+                test.now,
+                &packet(CLIENT, &port, "SA", number, number * 7),
+            );
         }
         assert!(test.tracker.connections.count() <= super::super::data_connections::SHARE);
         assert_eq!(of_another_client(&mut test), [Some(5)], "{ports}");
@@ -359,7 +372,7 @@ fn what_was_lost_is_not_called_missing() {
     let mut test = Test::new();
     for number in 0..2 * super::super::data_connections::SHARE as u32 {
         let target = format!("10.0.0.7:{}", 1024 + number);
-        test.tracker.observe(test.now, &packet(&target, SERVER, "SA", number, 11));
+        test.tracker.observe(test.now, test.now, &packet(&target, SERVER, "SA", number, 11));
     }
     for (code, result) in [(226, TransferResult::Complete), (426, TransferResult::Aborted)] {
         let ended = Transfer { has_started: true, ..transfer(TransferVerb::Stor, code) };
@@ -640,7 +653,7 @@ fn a_packet_that_comes_late_is_that_of_its_own_connection() {
     test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
     let reset_at = test.now + Duration::from_millis(10);
     test.observe(&[(SERVER, CLIENT, "S", 90, 0), (CLIENT, SERVER, "SA", 7000, 91)]);
-    test.tracker.observe(reset_at, &packet(SERVER, CLIENT, "RA", 11, 1401));
+    test.tracker.observe(reset_at, reset_at, &packet(SERVER, CLIENT, "RA", 11, 1401));
     let aborted =
         Transfer { has_started: true, ended: Some(reset_at), ..transfer(TransferVerb::Stor, 426) };
     let aborted = test.end(aborted).unwrap();
@@ -692,7 +705,7 @@ fn bytes_of_transfers(packets: &[(u64, PacketRow)], ends: &[u64]) -> Vec<Option<
     let at = |millis| start + Duration::from_millis(millis);
     for (millis, (source, destination, flags, end, acknowledged)) in packets {
         let packet = packet(source, destination, flags, *end, *acknowledged);
-        test.tracker.observe(at(*millis), &packet);
+        test.tracker.observe(at(*millis), at(*millis), &packet);
     }
     let transfer = |ended| Transfer { ended: Some(at(ended)), ..transfer(TransferVerb::Stor, 226) };
     let finished = ends.iter().filter_map(|ended| test.end(transfer(*ended)));
@@ -731,6 +744,56 @@ fn transfers_over_the_same_port_have_their_own_bytes() {
     // Two sessions of a client, and one server replies late.
     let crossed = [connection(0, SERVER, 5), connection(195, other, 7)].concat();
     assert_eq!(bytes_of_transfers(&crossed, &[200, 210]), [None, None]);
+}
+
+/// The port of a fast client's server is in use again within milliseconds, whatever is known of the transfer before.
+#[test]
+fn what_began_before_the_announcement_is_another_ones() {
+    for (is_exact, expected) in [(true, Some(7)), (false, None)] {
+        let mut test = Test::new();
+        let start = test.now;
+        let at = |millis| start + Duration::from_millis(millis);
+        for (began, port, bytes) in [(10, SERVER, 5), (20, "203.0.113.9:5001", 7)] {
+            let by = if is_exact { at(began) } else { at(100) };
+            for packet in [
+                packet(CLIENT, port, "SA", 1000, 11),
+                packet(CLIENT, port, "FA", 1001 + bytes, 11),
+                packet(port, CLIENT, "FA", 11, 1002 + bytes),
+            ] {
+                test.tracker.observe(at(began), by, &packet);
+            }
+        }
+        let (announced, ended) = (Some(at(15)), Some(at(22)));
+        let stored = Transfer { announced, ended, ..transfer(TransferVerb::Stor, 226) };
+        assert_eq!(test.end(stored).unwrap().bytes, expected, "{is_exact}");
+    }
+}
+
+/// A loss makes one transfer uncertain, and not the next one, whose connection was seen by then.
+#[test]
+fn doubt_is_of_what_the_transfer_may_have_used() {
+    let mut test = Test::new();
+    let start = test.now;
+    let at = |millis| start + Duration::from_millis(millis);
+    let mut observe = |millis, port: &str, packets: &[(&str, u32)]| {
+        for (flags, end) in packets {
+            let packet = packet(CLIENT, port, flags, *end, 11);
+            test.tracker.observe(at(millis), at(millis), &packet);
+        }
+    };
+    observe(10, SERVER, &[("SA", 1000), ("SA", 61_000), ("FA", 1006)]);
+    observe(30, "203.0.113.9:5001", &[("SA", 1000), ("FA", 1008)]);
+    for (port, millis) in [(SERVER, 11), ("203.0.113.9:5001", 31)] {
+        let last = packet(port, CLIENT, "FA", 11, 1009);
+        test.tracker.observe(at(millis), at(millis), &last);
+    }
+    let stored = |announced, ended| Transfer {
+        announced: Some(at(announced)),
+        ended: Some(at(ended)),
+        ..transfer(TransferVerb::Stor, 226)
+    };
+    assert_eq!(test.end(stored(5, 20)).unwrap().uncertain, Some(OTHER_CONNECTION));
+    assert_eq!(test.end(stored(25, 40)).unwrap().bytes, Some(7));
 }
 
 #[test]

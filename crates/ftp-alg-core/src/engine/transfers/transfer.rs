@@ -59,6 +59,8 @@ pub struct Transfer {
     pub path: Option<Box<str>>,
     /// The announcement of its data connection, if that opened a pinhole.
     pub announcement: Option<(AnnouncementKind, PinholeEnds)>,
+    /// When that passed, if it is known.
+    pub announced: Option<Instant>,
     /// From the command to the last reply, or from the data connection's SYN-ACK to its last FIN.
     pub duration: Duration,
     /// Whether the server sent a preliminary reply.
