@@ -99,6 +99,8 @@ daemon_events! {
     DATA_LOG_OFF: "data-log-off", Info, "another program may read the group of nfnetlink_log";
     /// the group of nfnetlink_log cannot be read any more: transfers have no bytes
     DATA_LOG_ENDED: "data-log-ended", Warn, "another program may read the group of nfnetlink_log";
+    /// copies of packets were lost: transfers of that time have no bytes
+    DATA_LOG_LOSS: "data-log-loss", Warn, "what else uses the processors?";
     /// who can read the metrics and the page
     METRICS_EXPOSED: "metrics-exposed", Info, "[metrics](metrics.md)";
     /// all users of the machine can read the password of the endpoint

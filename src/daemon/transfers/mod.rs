@@ -93,6 +93,8 @@ struct Known<'a> {
     passed: accounting::PassedBytes,
     /// When conntrack is asked about them next.
     next_look: Instant,
+    /// Whether copies were lost since.
+    has_loss: bool,
     /// Not published yet.
     reports: Vec<Seen>,
 }
@@ -199,6 +201,7 @@ impl Reporter {
             running: HashMap::new(),
             passed: accounting::PassedBytes::new(Instant::now()),
             next_look: Instant::now(),
+            has_loss: false,
             reports: Vec::new(),
         };
         loop {
@@ -215,6 +218,7 @@ impl Reporter {
             });
             if let Some(Ok(true)) = read {
                 known.tracker.record_loss(Instant::now());
+                known.has_loss = true;
             }
             if let Some(Err(error)) = read {
                 log_event!(DATA_LOG_ENDED, "{error}: transfers are reported without their bytes");
@@ -234,6 +238,9 @@ impl Reporter {
             if let Some(now) = now.filter(|now| *now >= known.next_look) {
                 known.next_look = now + LOOK_INTERVAL;
                 known.passed.look(now);
+                if std::mem::take(&mut known.has_loss) {
+                    log_event!(DATA_LOG_LOSS, "some transfers have no bytes: copies were lost");
+                }
                 self.report_forgotten_connections(&mut known, now);
             }
             known.report_ended_sessions(&mut lock(&self.session_bytes));
