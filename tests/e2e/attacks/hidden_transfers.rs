@@ -29,3 +29,17 @@ fn forged_ends_of_data_connections_hide_no_bytes() {
         assert_eq!(on, setup == FAST_PATH, "{}", fast_path(&gateway.daemon));
     }
 }
+
+#[test]
+fn a_loss_of_copies_is_told() {
+    let gateway = gateway_with(Topology::Masquerade, "");
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let script = lab.client.write("hide.py", include_bytes!("hide.py")).unwrap();
+    let [server, daemon] = [lab.server_address(V4).to_string(), gateway.daemon.id().to_string()];
+    let words = [script.to_str().unwrap(), &server, &daemon];
+    lab.client.run("/usr/bin/python3", &words).unwrap();
+    wait_for("the event", || gateway.daemon.log().contains("copies were lost"));
+    wait_for("the transfer", || !gateway.events("transfer").is_empty());
+    assert!(gateway.events("transfer")[0]["bytes"].is_null());
+}

