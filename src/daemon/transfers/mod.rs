@@ -31,6 +31,8 @@ use crate::kernel::{conntrack::CountedPackets, data_log::DataLog};
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
 const INTERVAL: Duration = Duration::from_millis(50);
+/// For so many rounds events wait, so that what the kernel has copied until then is read before.
+const ROUNDS: usize = 2;
 /// How often conntrack is asked whether it still has the data connections of long transfers.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Limit of events that the thread has not taken yet, and of long transfers that it looks after.
@@ -204,6 +206,7 @@ impl Reporter {
             has_loss: false,
             reports: Vec::new(),
         };
+        let mut received = VecDeque::new();
         loop {
             let is_last = stop.load(Ordering::Acquire);
             // What passed until now is read before anything is decided, also if other threads run meanwhile.
@@ -224,7 +227,11 @@ impl Reporter {
                 log_event!(DATA_LOG_ENDED, "{error}: transfers are reported without their bytes");
                 (data_log, known.tracker.sees_packets) = (None, false);
             }
-            self.handle_received(tick, &mut known);
+            received.push_back(std::mem::take(&mut *lock(&self.inbox)));
+            while received.len() > ROUNDS || is_last && !received.is_empty() {
+                let events = received.pop_front().map(|inbox| inbox.events);
+                self.handle_received(tick, events.unwrap_or_default(), &mut known);
+            }
             let finished = match now {
                 None => known.tracker.take_all(),
                 Some(now) => known.tracker.take_finished(now, |initiator, dialled| {
@@ -268,9 +275,8 @@ impl Reporter {
     }
 
     /// Handles what has happened, in its order.
-    fn handle_received(&self, now: Instant, known: &mut Known<'_>) {
-        let received = std::mem::take(&mut *lock(&self.inbox));
-        for Received { seen, at, event } in received.events {
+    fn handle_received(&self, now: Instant, received: Vec<Received>, known: &mut Known<'_>) {
+        for Received { seen, at, event } in received {
             let Event { session, client, server, user, kind } = event;
             let head = Event { session, client, server, user, kind: () };
             match kind {
