@@ -31,8 +31,6 @@ use crate::kernel::{conntrack::CountedPackets, data_log::DataLog};
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// For so many rounds events wait, so that what the kernel has copied until then is read before.
-const ROUNDS: usize = 2;
 /// How often conntrack is asked whether it still has the data connections of long transfers.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Limit of events that the thread has not taken yet, and of long transfers that it looks after.
@@ -206,7 +204,7 @@ impl Reporter {
             has_loss: false,
             reports: Vec::new(),
         };
-        let mut received = VecDeque::new();
+        let mut received = Vec::new();
         loop {
             let is_last = stop.load(Ordering::Acquire);
             // What passed until now is read before anything is decided, also if other threads run meanwhile.
@@ -227,10 +225,11 @@ impl Reporter {
                 log_event!(DATA_LOG_ENDED, "{error}: transfers are reported without their bytes");
                 (data_log, known.tracker.sees_packets) = (None, false);
             }
-            received.push_back(std::mem::take(&mut *lock(&self.inbox)));
-            while received.len() > ROUNDS || is_last && !received.is_empty() {
-                let events = received.pop_front().map(|inbox| inbox.events);
-                self.handle_received(tick, events.unwrap_or_default(), &mut known);
+            // Events wait for a round, so that what the kernel has copied before them is read.
+            let next = std::mem::take(&mut *lock(&self.inbox)).events;
+            self.handle_received(tick, std::mem::replace(&mut received, next), &mut known);
+            if is_last {
+                self.handle_received(tick, std::mem::take(&mut received), &mut known);
             }
             let finished = match now {
                 None => known.tracker.take_all(),
