@@ -40,9 +40,9 @@ impl Openings {
             "session-ended" => self.0.keys().filter(|(of, _)| *of == session).cloned().collect(),
             _ => return Vec::new(),
         };
-        // A data connection may go on behind the reply, which is the time of a transfer.
-        let lasted = SignedDuration::try_from_secs_f64(event["seconds"].as_f64().unwrap_or(0.0));
-        let lasted = lasted.unwrap_or_default();
+        // A data connection may go on behind the reply, which is the time of a transfer. Those of a session are its own.
+        let seconds = event["seconds"].as_f64().filter(|_| event["verb"].is_string());
+        let lasted = SignedDuration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
         let ended = keys.iter().filter_map(|key| self.0.remove(key));
         let close = |opening: Opening| {
             let closed = opening.opened.checked_add(lasted).unwrap_or(at).max(at);
@@ -98,5 +98,30 @@ impl Opening {
             text("target"),
             by.as_deref().unwrap_or("no event says that it was closed")
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pinhole_is_closed_with_its_session_and_not_as_long_as_that_lasted_later() {
+        let event = |name: &str, second: u32, rest: Value| {
+            let mut event = json!({"event": name, "time": format!("2020-11-28T10:00:{second:02}Z"), "session": 1});
+            event.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+            event
+        };
+        let closed_by = |end: &Value| {
+            let mut openings = Openings::default();
+            let opened = event("announcement", 10, json!({"arrival": "198.51.100.9:50069"}));
+            assert!(openings.record(&opened).is_empty());
+            let [ended] = &openings.record(end)[..] else { panic!("{end}") };
+            ended.closed.as_ref().unwrap().0.to_string()
+        };
+        let session = event("session-ended", 20, json!({"seconds": 30.0}));
+        assert_eq!(closed_by(&session), "2020-11-28T10:00:20Z");
+        let transfer = json!({"arrival": "198.51.100.9:50069", "verb": "STOR", "seconds": 30.0});
+        assert_eq!(closed_by(&event("transfer", 20, transfer)), "2020-11-28T10:00:40Z");
     }
 }
