@@ -1,7 +1,7 @@
 //! Tables whose columns are described once, for lists and for `top`: title, width, and the cell of a row.
 //!
 //! A terminal with more width has more columns; with less, the widest cells are shortened. A list without a terminal has
-//! always the same columns, and nothing is shortened, because scripts read it.
+//! always the same columns, and nothing is shortened, because scripts read it. The column of `--sort` is always there.
 
 use std::{
     cmp::Ordering,
@@ -88,6 +88,12 @@ impl<Row> Column<Row> {
     pub const fn searched(mut self) -> Self {
         self.shape.is_searched = true;
         self
+    }
+}
+
+impl Shape {
+    fn is_called(&self, title: Option<&str>) -> bool {
+        title.is_some_and(|title| self.title.eq_ignore_ascii_case(title))
     }
 }
 
@@ -183,8 +189,7 @@ pub(super) fn titles<Row>(columns: &[Column<Row>]) -> impl Iterator<Item = &'sta
 
 /// Sorts `rows` by the column with this title, if there is one.
 pub(super) fn sort<Row>(columns: &[Column<Row>], rows: &mut Vec<Row>, title: Option<&str>) {
-    let is_it =
-        |column: &&Column<Row>| title.is_some_and(|it| column.shape.title.eq_ignore_ascii_case(it));
+    let is_it = |column: &&Column<Row>| column.shape.is_called(title);
     if let Some(Column { shape, cell }) = columns.iter().find(is_it) {
         let mut keyed: Vec<_> = rows.drain(..).map(|row| (cell(&row), row)).collect();
         keyed.sort_by(|(one, _), (other, _)| one.compare(other, shape.most_first));
@@ -192,8 +197,13 @@ pub(super) fn sort<Row>(columns: &[Column<Row>], rows: &mut Vec<Row>, title: Opt
     }
 }
 
-/// A list as text, with a header.
-pub(super) fn render<Row>(columns: &[Column<Row>], rows: &[Row], style: Style) -> String {
+/// A list as text, with a header. It is sorted by the column with the title `sorted`, if there is one.
+pub(super) fn render<Row>(
+    columns: &[Column<Row>],
+    rows: &[Row],
+    style: Style,
+    sorted: Option<&str>,
+) -> String {
     let shapes = shapes(columns);
     let cells = |row: &Row| columns.iter().map(|column| (column.cell)(row)).collect::<Vec<_>>();
     let mut lines: Vec<Vec<String>> = Vec::new();
@@ -207,7 +217,7 @@ pub(super) fn render<Row>(columns: &[Column<Row>], rows: &[Row], style: Style) -
         (at, cells.max().unwrap_or(0).max(shape.title.len()))
     };
     let all: Vec<_> = shapes.iter().enumerate().map(natural).collect();
-    let is_optional = |at: usize| shapes[at].is_optional;
+    let is_optional = |at: usize| shapes[at].is_optional && !shapes[at].is_called(sorted);
     let mut widths: Vec<_> = all.iter().copied().filter(|(at, _)| !is_optional(*at)).collect();
     if let Some(limit) = style.width {
         let least = |(at, width): (usize, usize)| {
@@ -324,17 +334,28 @@ mod tests {
     ];
 
     fn rendered(width: Option<usize>) -> Vec<String> {
+        sorted(width, None)
+    }
+
+    fn sorted(width: Option<usize>, sorted: Option<&str>) -> Vec<String> {
         let client = "[2001:db8:1:2:3:4:5:6]:40000";
         let rows =
             [["7", client, "bob", "/pub/quarter/3/report.csv"], ["12", "10.0.0.1:21", "", ""]];
         let style = Style { width, has_colours: false };
-        render(&COLUMNS, &rows, style).lines().map(str::to_owned).collect()
+        render(&COLUMNS, &rows, style, sorted).lines().map(str::to_owned).collect()
     }
 
     #[test]
     fn without_a_terminal_the_columns_are_always_the_same() {
         let expected = ["ID  CLIENT", " 7  [2001:db8:1:2:3:4:5:6]:40000", "12  10.0.0.1:21"];
         assert_eq!(rendered(None), expected);
+    }
+
+    #[test]
+    fn the_column_that_sorts_is_always_there() {
+        let first = |width| sorted(width, Some("user")).remove(1);
+        assert_eq!(first(None), " 7  [2001:db8:1:2:3:4:5:6]:40000  bob");
+        assert_eq!(first(Some(31)), " 7  [2001:db8:…5:6]:40000  bob");
     }
 
     #[test]

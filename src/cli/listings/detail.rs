@@ -53,7 +53,7 @@ fn text(session: &SessionDetail<Value>, style: Style) -> String {
     let heading = |text: &str| format!("\n{}\n", style.bold(text));
     let mut text = format!("{}\n{values}", style.bold(&title));
     if !pinholes.is_empty() {
-        text += &(heading("open pinholes") + &pinholes::text(pinholes, style));
+        text += &(heading("open pinholes") + &pinholes::text(pinholes, style, None));
     }
     if !events.is_empty() {
         text += &heading("last events (UTC)");

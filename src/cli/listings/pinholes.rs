@@ -34,7 +34,8 @@ impl PinholeOptions {
             rows.sort_by_key(|row| row.session);
             columns::sort(&COLUMNS, rows, self.sort.as_deref());
         };
-        let text = |rows: &[PinholeRow], style: Style| text(rows, style) + &self.hint(rows);
+        let sorted = self.sort.as_deref();
+        let text = |rows: &[PinholeRow], style| text(rows, style, sorted) + &self.hint(rows);
         self.list.print("pinholes", |row| self.selects(row), sort, text)
     }
 
@@ -82,10 +83,10 @@ const COLUMNS: [Column<PinholeRow>; 8] = [
 ];
 
 /// The table of `ftp-alg pinholes`.
-pub(super) fn text(pinholes: &[PinholeRow], style: Style) -> String {
+pub(super) fn text(pinholes: &[PinholeRow], style: Style, sorted: Option<&str>) -> String {
     match pinholes {
         [] => "no pinholes\n".to_owned(),
-        pinholes => columns::render(&COLUMNS, pinholes, style),
+        pinholes => columns::render(&COLUMNS, pinholes, style, sorted),
     }
 }
 
@@ -123,8 +124,8 @@ SESSION  KIND  LEFT  INITIATOR    ARRIVAL
       7  PORT   29s  203.0.113.9  198.51.100.1:3762
                      as 10.0.0.1
 ";
-        assert_eq!(text(&rows, PLAIN), expected);
-        let wide = text(&rows, Style { width: Some(120), has_colours: false });
+        assert_eq!(text(&rows, PLAIN, None), expected);
+        let wide = text(&rows, Style { width: Some(120), has_colours: false }, None);
         assert!(
             wide.contains("ARRIVAL                 USER  CLIENT               SERVER\n"),
             "{wide}"

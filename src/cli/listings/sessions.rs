@@ -37,6 +37,7 @@ impl SessionOptions {
             rows.sort_by_key(|row| row.summary.id);
             columns::sort(&COLUMNS, rows, self.sort.as_deref());
         };
+        let text = |rows: &[SessionRow], style| text(rows, style, self.sort.as_deref());
         self.list.print("sessions", selects, sort, text)
     }
 }
@@ -137,10 +138,10 @@ fn has_external(row: &SessionRow) -> bool {
 }
 
 /// The table of `ftp-alg sessions`.
-fn text(sessions: &[SessionRow], style: Style) -> String {
+fn text(sessions: &[SessionRow], style: Style, sorted: Option<&str>) -> String {
     match sessions {
         [] => "no sessions\n".to_owned(),
-        sessions => columns::render(&COLUMNS, sessions, style),
+        sessions => columns::render(&COLUMNS, sessions, style, sorted),
     }
 }
 
@@ -170,7 +171,7 @@ mod tests {
             session(client, client, server, "198.51.100.1:2121"),
             session(client, client, server, server),
         ];
-        let text = text(&rows, PLAIN);
+        let text = text(&rows, PLAIN, None);
         let lines: Vec<&str> = text.lines().collect();
         let line = " 7  10.0.0.5:4000      203.0.113.9:21     logged-in  1m 5s  yes     1";
         assert_eq!(lines[1], line);
@@ -187,16 +188,19 @@ mod tests {
         row.summary.age_seconds = 3599;
         row.summary.transfer = Some(transfer(None));
         let width = |text: String| text.lines().map(|line| line.chars().count()).max();
-        assert_eq!(width(text(&[row.clone()], PLAIN)), Some(80));
-        let at = |width| text(&[row.clone()], Style { width: Some(width), has_colours: false });
-        assert_eq!(at(80), text(&[row.clone()], PLAIN));
+        assert_eq!(width(text(&[row.clone()], PLAIN, None)), Some(80));
+        let at =
+            |width| text(&[row.clone()], Style { width: Some(width), has_colours: false }, None);
+        assert_eq!(at(80), text(&[row.clone()], PLAIN, None));
         assert!(!at(85).contains("bob") && at(86).contains("bob"), "{}", at(86));
+        let by_rate = text(&[row.clone()], PLAIN, Some("rate"));
+        assert!(by_rate.lines().next().unwrap().ends_with("  OPEN  RATE"), "{by_rate}");
         assert!(at(150).contains("bob   RETR /pub/now.iso     -      -"), "{}", at(150));
         let ends = ["[2001:db8:1111:2222:3333:4444:5555:6666]:50000"; 2];
         let long = session(ends[0], ends[0], ends[1], ends[1]);
         for columns in [80, 100, 132, 200] {
             let style = Style { width: Some(columns), has_colours: false };
-            let lines = text(&[row.clone(), long.clone()], style);
+            let lines = text(&[row.clone(), long.clone()], style, None);
             assert!(width(lines.clone()) <= Some(columns), "{columns}:\n{lines}");
         }
     }

@@ -171,7 +171,10 @@ fn reasons(summary: &Summary) -> String {
     if others > 0 {
         rows.push((others, "-", "other reasons".to_owned()));
     }
-    format!("\n{}", columns::render(&REASONS, &rows, Style { width: None, has_colours: false }))
+    format!(
+        "\n{}",
+        columns::render(&REASONS, &rows, Style { width: None, has_colours: false }, None)
+    )
 }
 
 #[cfg(test)]
