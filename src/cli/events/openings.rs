@@ -36,6 +36,11 @@ impl Openings {
                 let opening = Opening { opened: at, closed: None, announcement: event.clone() };
                 return self.0.insert(key, opening).into_iter().collect();
             }
+            // The session that had this number before was of another boot: nothing says when it ended.
+            "session-started" => {
+                let earlier = self.0.extract_if(|(of, _), _| *of == session);
+                return earlier.map(|(_, opening)| opening).collect();
+            }
             "transfer" | "transfer-unseen" | "pinhole-closed" | "pinhole-expired" => vec![key],
             "session-ended" => self.0.keys().filter(|(of, _)| *of == session).cloned().collect(),
             _ => return Vec::new(),
@@ -104,6 +109,19 @@ impl Opening {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_that_a_boot_reuses_ends_nothing() {
+        let event = |name: &str, minute: u32| {
+            let time = format!("2020-11-28T10:{minute:02}:00Z");
+            json!({"event": name, "time": time, "session": 1, "arrival": "198.51.100.9:50069"})
+        };
+        let mut openings = Openings::default();
+        assert!(openings.record(&event("announcement", 1)).is_empty());
+        let [before] = &openings.record(&event("session-started", 2))[..] else { panic!() };
+        assert_eq!(before.closed, None);
+        assert!(openings.record(&event("session-ended", 3)).is_empty());
+    }
 
     #[test]
     fn a_pinhole_is_closed_with_its_session_and_not_as_long_as_that_lasted_later() {
