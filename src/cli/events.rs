@@ -22,7 +22,7 @@ use ftp_alg_core::{
     engine::{EventDescription, Level},
     session::TransferVerb,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, value::RawValue};
 
 use self::openings::{Opening, Openings};
@@ -47,6 +47,8 @@ fn kinds() -> impl Iterator<Item = PossibleValue> {
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Transfers are stored when all is known of them, so behind later events. So many are put into the order of their times.
 const WINDOW: usize = 4096;
+/// Lines of a file are in the order of their times up to this: a transfer waits for the end of its data connection.
+const DISORDER: SignedDuration = SignedDuration::from_hours(1);
 /// No line of a file of events is longer: names are limited.
 const MAX_LINE: u64 = 1 << 20;
 
@@ -249,6 +251,8 @@ struct Printer<'a> {
     window: BTreeMap<(String, u64), (Value, String)>,
     count: u64,
     openings: Openings,
+    /// The time of the last line of a file.
+    last: Option<Timestamp>,
 }
 
 impl<'a> Printer<'a> {
@@ -260,6 +264,22 @@ impl<'a> Printer<'a> {
             window: BTreeMap::new(),
             count: 0,
             openings: Openings::default(),
+            last: None,
+        }
+    }
+
+    /// What is to be said about the time of the next line of a file: that the first one is later than `--since`, or that a
+    /// newer file came before an older one, so that ends are read before what they end.
+    fn note_on_time(&mut self, fields: &Value) -> Option<String> {
+        let time = time_of(fields)?;
+        match (self.last.replace(time), self.options.since) {
+            (None, Some(since)) if since < time => {
+                Some(format!("begins at {time:.0}: earlier events are in older files"))
+            }
+            (Some(last), _) if last.duration_since(time) > DISORDER => Some(format!(
+                "goes back from {last:.0} to {time:.0}: the oldest file has to come first"
+            )),
+            _ => None,
         }
     }
 
@@ -330,6 +350,9 @@ fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
         match event.filter(|(_, fields)| fields["event"].is_string()) {
             Some((event, fields)) => {
                 events += 1;
+                if let Some(note) = printer.note_on_time(&fields) {
+                    eprintln!("ftp-alg: {name}: {note}");
+                }
                 printer.add(event, fields)?;
             }
             None => unread += u64::from(!line.trim_ascii().is_empty()),
@@ -454,6 +477,24 @@ mod tests {
                 assert_eq!(line, expected, "{kind} {failed}");
             }
         }
+    }
+
+    #[test]
+    fn files_that_begin_late_or_come_in_the_wrong_order_are_noted() {
+        let notes = |arguments: &str, times: &[&str]| {
+            let options = options(arguments);
+            let mut printer = Printer::new(&options);
+            let of =
+                |time: &&str| printer.note_on_time(&json!({"time": format!("2020-11-{time}Z")}));
+            times.iter().map(of).collect::<Vec<_>>()
+        };
+        let begins = "begins at 2020-11-28T10:00:00Z: earlier events are in older files";
+        let times = ["28T10:00:00", "28T10:30:00", "28T09:40:00"];
+        assert_eq!(notes("--since 2020-11-27", &times), [Some(begins.to_owned()), None, None]);
+        assert_eq!(notes("--since 2020-11-28T10:00:00Z", &times), [None, None, None]);
+        let back = "goes back from 2020-11-28T10:00:00Z to 2020-11-27T10:00:00Z: the oldest file has to come first";
+        let times = ["28T10:00:00", "27T10:00:00", "27T11:00:00"];
+        assert_eq!(notes("", &times), [None, Some(back.to_owned()), None]);
     }
 
     #[test]

@@ -65,7 +65,7 @@ fn the_file_has_every_event_over_a_restart_and_a_kill() {
     for (options, count) in [
         (&["--direction", "up"][..], 3),
         (&["--direction", "down"], 0),
-        (&["--verb", "stor", "--since", "today"], 3),
+        (&["--verb", "stor", "--since", opened["time"].as_str().unwrap()], 3),
         (&["--until", "yesterday"], 0),
         (&["--failed"], 0),
         (&["--kind", "stopped"], 1),
