@@ -101,8 +101,8 @@ daemon_events! {
     DATA_LOG_ENDED: "data-log-ended", Warn, "another program may read the group of nfnetlink_log";
     /// copies of packets were lost: transfers of that time have no bytes
     DATA_LOG_LOSS: "data-log-loss", Warn, "what else uses the processors?";
-    /// who can read the metrics and the page
-    METRICS_EXPOSED: "metrics-exposed", Info, "[metrics](metrics.md)";
+    /// other machines can read the metrics and the page without a password
+    METRICS_EXPOSED: "metrics-exposed", Warn, "[a password](metrics.md#a-password)";
     /// all users of the machine can read the password of the endpoint
     PASSWORD_EXPOSED: "password-exposed", Warn, "`chmod o-r`";
     /// the endpoint of the metrics and the page does not work, or a new password is refused

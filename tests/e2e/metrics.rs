@@ -367,7 +367,7 @@ fn without_the_page_there_are_metrics_alone() {
 fn the_endpoint_is_where_the_configuration_says() {
     let mut gateway = gateway(Topology::Routed);
     assert!(!gateway.lab.gateway.listens(9821).unwrap(), "off by default");
-    let exposed = "other machines can read them";
+    let exposed = "WARN metrics: other machines can read them";
     // Addresses that the machine may get later, too.
     for (listen, is_exposed) in [
         ("0.0.0.0:9821", true),
