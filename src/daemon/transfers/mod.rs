@@ -45,6 +45,8 @@ pub(super) type Seen = (SystemTime, Event);
 pub(super) struct Reporter {
     /// Whether there is a thread that reports them.
     is_on: bool,
+    /// When the daemon began to see data connections.
+    since: Instant,
     inbox: Mutex<Inbox>,
     /// Transfers for which there was no room.
     lost: AtomicU64,
@@ -106,6 +108,7 @@ impl Reporter {
         totals.set_servers(servers);
         Self {
             is_on,
+            since: Instant::now(),
             inbox: Mutex::default(),
             lost: AtomicU64::new(0),
             left_out: AtomicU64::new(0),
@@ -193,6 +196,7 @@ impl Reporter {
     ) {
         let mut tracker = TransferTracker::default();
         tracker.sees_packets = data_log.is_some();
+        tracker.since = Some(self.since);
         let mut known = Known {
             tracker,
             conntrack,

@@ -76,6 +76,8 @@ pub struct TransferTracker<Tag> {
     last_serial: u64,
     /// Whether the packets of data connections are seen at all.
     pub sees_packets: bool,
+    /// Since when they are seen, if transfers may have begun before, as before a restart.
+    pub since: Option<Instant>,
 }
 
 impl<Tag> Default for TransferTracker<Tag> {
@@ -89,6 +91,7 @@ impl<Tag> Default for TransferTracker<Tag> {
             due: BTreeSet::new(),
             last_serial: 0,
             sees_packets: false,
+            since: None,
         }
     }
 }
@@ -224,7 +227,7 @@ impl<Tag> TransferTracker<Tag> {
                 let requested = now.checked_sub(transfer.duration);
                 let is_earlier = |one: &DataConnection| is_earlier(one, transfer, now);
                 let known = self.connections.newest(ends).filter(|one| !is_earlier(one));
-                let is_lost = known.is_none() && self.connections.may_lack(ends, requested);
+                let is_lost = known.is_none() && self.may_lack(ends, requested);
                 if is_lost || known.is_some_and(DataConnection::is_answered) {
                     return None;
                 }
@@ -354,6 +357,12 @@ impl<Tag> TransferTracker<Tag> {
         is_over.unwrap_or(refused && !transfer.has_started)
     }
 
+    /// Whether a data connection between these ends may have passed unseen, or was lost, since the time `requested`.
+    fn may_lack(&self, ends: DataEnds, requested: Option<Instant>) -> bool {
+        self.since.is_some_and(|since| requested.is_none_or(|requested| requested < since))
+            || self.connections.may_lack(ends, requested)
+    }
+
     /// Completes a transfer with what is known of its data connection, which another one may have used, too.
     fn complete(&mut self, transfer: &mut Transfer, ended: Instant, is_shared: bool) {
         let ends = ends_for(transfer);
@@ -366,7 +375,7 @@ impl<Tag> TransferTracker<Tag> {
         let (sender, server) = (sender_of(transfer), server_of(transfer));
         let is_complete = transfer.end.is_success();
         let bytes = connection.and_then(|one| one.bytes_of(sender, server, is_complete));
-        let may_lack = |ends| self.connections.may_lack(ends, requested);
+        let may_lack = |ends| self.may_lack(ends, requested);
         let is_lost = self.sees_packets && found.is_none() && ends.is_some_and(may_lack);
         let sees_packets = self.sees_packets && !is_lost;
         let has_bytes = bytes.is_some_and(|bytes| bytes > 0);

@@ -382,6 +382,23 @@ fn what_was_lost_is_not_called_missing() {
     }
 }
 
+/// Of a transfer that a restart of the daemon interrupted, the data connection began unseen.
+#[test]
+fn what_began_before_a_restart_is_not_called_missing() {
+    for (code, result) in [(226, TransferResult::Complete), (426, TransferResult::Aborted)] {
+        let ended = Transfer { has_started: true, ..transfer(TransferVerb::Stor, code) };
+        let mut test = Test::new();
+        let requested = test.now.checked_sub(ended.duration).unwrap();
+        test.tracker.since = Some(requested + Duration::from_millis(1));
+        let unseen = test.end_sooner_or_later(ended.clone());
+        assert_eq!((unseen.bytes, unseen.result, unseen.uncertain), (None, result, Some(LOST)));
+        assert_eq!(unseen.reason, None);
+        let mut test = Test::new();
+        test.tracker.since = Some(requested);
+        assert_eq!(test.end_sooner_or_later(ended).uncertain, None);
+    }
+}
+
 /// Connections that were seen leave nothing behind.
 #[test]
 fn networks_without_connections_take_no_memory() {
