@@ -123,7 +123,9 @@ fn the_page_shows_what_happens() {
         assert!(view["width"].as_i64().unwrap() <= 0, "it scrolls sideways: {view}");
         assert_eq!(view["images"], 0, "a file's name became markup: {view}");
         assert_eq!(view["state class"], "fixed", "a state has one line: {view}");
-        assert!(!view["refused"].to_string().contains("->"), "the ends have columns: {view}");
+        let refused = view["refused"].to_string();
+        assert!(!refused.contains("->"), "the ends have columns: {view}");
+        assert!(refused.contains("\"PORT 192.168"), "as in top: {view}");
     }
     let problems = gateway.daemon.status().unwrap()["problems"].as_array().unwrap().len();
     assert_eq!(problems, 0);
@@ -154,11 +156,16 @@ fn the_page_shows_who_moves_most_now() {
         has("sessions", "Bytes", " MiB"),
         has("sessions", "Rate", "B/s"),
     ];
-    let ask = json!({"running": "[...$('facts').children].map(one => one.innerText).join()"});
+    let ask = json!({
+        "running": "[...$('facts').children].map(one => one.innerText).join()",
+        "charts": "$('charts').innerText.replace(/\\s+/g, ' ')",
+    });
     let view = json!({"until": shown.join(" && "), "ask": ask});
     let looked = look(&gateway.lab, &browser, &json!([view]));
     let running = looked["views"][0]["running"].as_str().unwrap();
     assert!(running.contains("Running transfers\n1"), "{looked}");
+    let charts = looked["views"][0]["charts"].as_str().unwrap();
+    assert!(charts.contains("Ended transfers, up 0 B/s"), "the one that runs is no part: {looked}");
 }
 
 /// While it is loaded, no part says something else than another one.

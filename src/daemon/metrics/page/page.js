@@ -195,7 +195,7 @@ const result = (row) => [row.result?.replaceAll("-", " "), row.code, row.reason]
 
 /** What failed, and why, without the session and its ends, which have columns. */
 const whatOf = (row) =>
-  row.verb ? `${row.verb} ${row.path}: ${result(row)}` : row.text.replace(/^#\d+ \S+ -> \S+: /, "");
+  row.verb ? `${row.verb} ${row.path}: ${result(row)}` : row.text.replace(/^#\d+ \S+ -> \S+: (refuse )?/, "");
 
 /** The failed transfers with a server. */
 const failedOf = (row) => row.aborted + row.refused + row.no_data_connection + row.reset;
@@ -360,11 +360,11 @@ class Chart {
 
 const charts = [
   new Chart("Sessions", { now: (status) => status.sessions }),
-  new Chart("Transfers", { counts: "transfers" }),
+  new Chart("Ended transfers", { counts: "transfers" }),
   new Chart("Failed transfers", { counts: "failed_transfers" }),
   new Chart("Refusals", { counts: "refusals" }),
-  new Chart("To servers", { counts: "bytes_up", areBytes: true }),
-  new Chart("To clients", { counts: "bytes_down", areBytes: true }),
+  new Chart("Ended transfers, up", { counts: "bytes_up", areBytes: true }),
+  new Chart("Ended transfers, down", { counts: "bytes_down", areBytes: true }),
   new Chart("Decisions", { counts: "decisions" }),
   new Chart("Dropped packets", { counts: "drops" }),
 ];
