@@ -40,6 +40,21 @@ fn transfer_files(lab: &Lab, server: &Server, is_over: &AtomicBool) {
     }
 }
 
+/// An upload that goes on, at some 400 kB/s.
+fn slow_upload(lab: &Lab, server: &Server) -> BackgroundProcess {
+    let (user, password) = server.login();
+    let upload = format!(
+        "import ftplib, time\n\
+         ftp = ftplib.FTP('{}', '{user}', '{password}', timeout=60)\n\
+         data = ftp.transfercmd('STOR pub/backup.tar')\n\
+         while True:\n    data.sendall(bytes(40000))\n    time.sleep(0.1)\n",
+        lab.server_address(V4),
+    );
+    let mut command = lab.client.command("/usr/bin/python3");
+    command.args(["-c", &upload]);
+    lab.client.start(command, "upload").unwrap()
+}
+
 /// Does `work` while files are transferred.
 fn while_transferring(lab: &Lab, server: &Server, work: impl FnOnce()) {
     let is_over = AtomicBool::new(false);
@@ -56,6 +71,7 @@ fn while_transferring(lab: &Lab, server: &Server, work: impl FnOnce()) {
 fn pictures_of_a_busy_gateway() {
     let Some(browser) = page::browser() else { return };
     let lab = lab_for(Topology::PublishedServer, "");
+    lab.gateway.run("sysctl", &["-qw", "net.netfilter.nf_conntrack_acct=1"]).unwrap();
     let own = lab.server.address(V4);
     let configuration = format!("[[server]]\naddress = \"{own}\"\n{}", page::LISTEN);
     let gateway = Gateway::on(lab, &configuration);
@@ -64,12 +80,13 @@ fn pictures_of_a_busy_gateway() {
     let foreign = "PORT 192,168,150,80,0,99";
     let steps = [login(), ask(foreign), ask("PASV"), ask("RETR archive.zip"), vec![gate()]];
     let held = [hold(lab, steps.concat()), hold(lab, [login(), vec![gate()]].concat())];
+    let _upload = slow_upload(lab, &server);
     let pictures = || {
         let ready = "charts[0].points.length > 60";
         let file = |name: &str| directory().join(name).display().to_string();
         let views = json!([
-            {"width": 1200, "height": 1000, "until": ready, "limit": 400, "picture": file("page.png")},
-            {"width": 1200, "height": 1000, "scheme": "dark", "stays": true, "picture": file("page-dark.png")},
+            {"width": 1200, "height": 1250, "until": ready, "limit": 400, "picture": file("page.png")},
+            {"width": 1200, "height": 1250, "scheme": "dark", "stays": true, "picture": file("page-dark.png")},
             {"width": 390, "height": 1250, "stays": true, "picture": file("page-phone.png")},
         ]);
         page::look(lab, &browser, &views);
