@@ -9,6 +9,7 @@ use std::{
     io::{self, BufRead, BufReader, Read as _},
     mem,
     net::SocketAddr,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -23,6 +24,7 @@ use ftp_alg_core::{
     session::TransferVerb,
 };
 use jiff::{SignedDuration, Timestamp};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, value::RawValue};
 
 use self::openings::{Opening, Openings};
@@ -47,6 +49,8 @@ fn kinds() -> impl Iterator<Item = PossibleValue> {
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Transfers are stored when all is known of them, so behind later events. So many are put into the order of their times.
 const WINDOW: usize = 4096;
+/// After so long without a line, what was read is printed.
+const PIPE_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 /// Lines of a file are in the order of their times up to this: a transfer waits for the end of its data connection.
 const DISORDER: SignedDuration = SignedDuration::from_hours(1);
 /// No line of a file of events is longer: names are limited.
@@ -332,10 +336,11 @@ impl<'a> Printer<'a> {
 fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
     let name = escape_control_characters(&path.display().to_string());
     let failed = |error: io::Error| Failure::failed(format!("{name}: {error}"));
-    let mut reader: Box<dyn BufRead> = match path == Path::new("-") {
-        true => Box::new(io::stdin().lock()),
-        false => Box::new(BufReader::new(File::open(path).map_err(failed)?)),
+    let file = match path == Path::new("-") {
+        true => io::stdin().as_fd().try_clone_to_owned().map(File::from),
+        false => File::open(path),
     };
+    let mut reader = BufReader::new(file.map_err(failed)?);
     if let Some(Compression { format, command }) =
         Compression::of(reader.fill_buf().map_err(failed)?)
     {
@@ -358,6 +363,10 @@ fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
             None => unread += u64::from(!line.trim_ascii().is_empty()),
         }
         line.clear();
+        // As of `tail -f`.
+        if reader.buffer().is_empty() && waits(reader.get_ref()) {
+            printer.print_down_to(0)?;
+        }
     }
     if unread > 0 && events == 0 {
         return Err(Failure::failed(format!("{name} is no file of log.events")));
@@ -366,6 +375,12 @@ fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
         eprintln!("ftp-alg: {name}: {} no event", counted_are(unread));
     }
     Ok(())
+}
+
+/// Whether the file is a pipe in which nothing has come for a while.
+fn waits(file: &File) -> bool {
+    let mut input = [PollFd::new(file, PollFlags::IN)];
+    poll(&mut input, Some(&PIPE_PATIENCE)).is_ok_and(|ready| ready == 0)
 }
 
 /// `1 line is`, `2 lines are`.

@@ -1,6 +1,10 @@
 //! The file of `log.events`: all events, over restarts and kills, and what `ftp-alg events FILE` finds in it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 use crate::common::*;
 
@@ -187,6 +191,29 @@ fn a_full_disk_costs_events_of_the_file_alone() {
         || gateway.daemon.log().matches("warning event-file: log.events: /dev/full: ").count();
     wait_for("the line", || count() > 0);
     assert_eq!(count(), 1);
+}
+
+/// `tail -f` gives no end.
+#[test]
+fn a_pipe_is_read_while_it_is_written() {
+    let mut events = Command::new(PROGRAM)
+        .args(["events", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = events.stdin.take().unwrap();
+    let mut printed = BufReader::new(events.stdout.take().unwrap());
+    for (nth, second) in [2, 1, 5].into_iter().enumerate() {
+        let time = format!("2026-11-30T10:00:0{second}.000000Z");
+        let event = json!({"time": time, "event": "ready", "text": format!("{nth}")});
+        writeln!(pipe, "{event}").unwrap();
+        let mut line = String::new();
+        printed.read_line(&mut line).unwrap();
+        assert_eq!(line, format!("{time} {nth}\n"));
+    }
+    drop(pipe);
+    assert!(events.wait().unwrap().success());
 }
 
 #[test]
