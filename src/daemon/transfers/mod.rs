@@ -20,7 +20,7 @@ use std::{
 
 use ahash::AHashMap;
 use ftp_alg_core::engine::{
-    ClientKey, EndedSession, Event, EventKind, MissingConnection, TRANSFER_PATIENCE, Transfer,
+    ClientKey, EndedSession, Event, EventKind, MissingConnection, PACKETS_WAIT, Transfer,
     TransferTracker,
 };
 use session_bytes::SessionBytes;
@@ -304,7 +304,7 @@ impl Reporter {
                     known.ended_sessions.push_back((at, head.map(|()| ended)));
                 }
                 EventKind::NoDataConnection(missing) => {
-                    let due = seen + TRANSFER_PATIENCE;
+                    let due = seen + PACKETS_WAIT;
                     known.waiting_pinholes.push_back((due, at, head.map(|()| missing)));
                 }
                 _ => {}

@@ -12,7 +12,7 @@ use crate::{
 
 /// After this time what waits for its data connection is examined. A SYN was sent four times by then: Linux repeats it
 /// after 1, 3 and 7 seconds (RFC 6298).
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const EXAMINED_AFTER: Duration = Duration::from_secs(10);
 /// Limit of pending transfers of a connection whose paths are stored. Clients request one after the other.
 const MAX_NAMED: usize = 4;
 /// Limit of pending transfers of a connection. Further ones are counted.
@@ -282,7 +282,7 @@ impl ClientActivity {
     ) -> Option<Transfer> {
         let was_examined = self.transfers.first()?.is_examined;
         for pending in &mut self.transfers {
-            pending.is_examined |= now.saturating_sub(pending.requested) >= PATIENCE;
+            pending.is_examined |= now.saturating_sub(pending.requested) >= EXAMINED_AFTER;
         }
         let oldest = self.transfers.first().filter(|one| one.is_examined && !was_examined)?.clone();
         Some(oldest.into_transfer(now, TransferEnd::Pending, announcement))
@@ -296,7 +296,7 @@ impl ClientActivity {
     /// When a transfer is to be examined, since the connection's first packet.
     pub fn next_examination(&self) -> Option<Duration> {
         let pending = self.transfers.iter().find(|pending| !pending.is_examined)?;
-        Some(pending.requested.saturating_add(PATIENCE))
+        Some(pending.requested.saturating_add(EXAMINED_AFTER))
     }
 
     /// Records that the ends of further pending transfers will not be seen.

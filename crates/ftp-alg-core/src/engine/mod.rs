@@ -53,8 +53,7 @@ pub use standalone::{PacketOutcome, Standalone};
 use table::entry::{Entry, Epoch};
 pub use table::listing::{PinholeInfo, SessionDetails, SessionInfo};
 pub use transfers::{
-    DataFlags, DataPacket, TRANSFER_PATIENCE, Transfer, TransferEnd, TransferResult,
-    TransferTracker,
+    DataFlags, DataPacket, PACKETS_WAIT, Transfer, TransferEnd, TransferResult, TransferTracker,
 };
 
 /// The end of a connection that sent a packet.

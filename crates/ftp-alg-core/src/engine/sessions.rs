@@ -12,7 +12,7 @@ use std::{
 use crate::{
     engine::{
         Batch, Counters, Entry, Epoch, EventKind, Kernel, SessionEnd,
-        activity::PATIENCE,
+        activity::EXAMINED_AFTER,
         limits::{ClientShares, MemoryBudget},
         packets::find::RouteAnswers,
         pinholes::{
@@ -194,7 +194,7 @@ impl Sessions {
         let is_over = |pinhole: &Pinhole| !pinhole.is_used() && pinhole.deadline <= now;
         // One with a longer lifetime was examined before.
         let announcement = self.pinholes.last_announcement(index);
-        if lifetime <= PATIENCE
+        if lifetime <= EXAMINED_AFTER
             && let Some(unused) = head.without_transfer(announcement).filter(|one| is_over(one))
         {
             self.batch.events.push(head.event(unused.missing()));

@@ -17,7 +17,7 @@ use crate::{
         Batch, Counters, DecidedAnnouncement, EventKind, Kernel, KernelError, PinholeEnds,
         QueueMode, RESEND_INTERVAL, Refusal, RefusedLogin, SessionEnd, Sessions, TransferEnd,
         Translation,
-        activity::PATIENCE,
+        activity::EXAMINED_AFTER,
         batch::SessionRef,
         offload::handover::PinholeId,
         pinholes::{
@@ -236,7 +236,7 @@ impl Decider<'_> {
         self.counters.pinholes_opened += 1;
         if !announced.kind.is_active() {
             // Some clients connect before they request a transfer.
-            self.pinholes.examine_at(self.index, serial, self.now + PATIENCE);
+            self.pinholes.examine_at(self.index, serial, self.now + EXAMINED_AFTER);
             self.close_answered_before(serial, Some("a later pinhole replaced it"));
         }
         self.add_timer();

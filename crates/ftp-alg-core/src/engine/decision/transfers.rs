@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use crate::{
     engine::{
-        Entry, EventKind, SessionEnd, Sessions, TransferEnd, activity::PATIENCE, decision::Decider,
+        Entry, EventKind, SessionEnd, Sessions, TransferEnd, activity::EXAMINED_AFTER,
+        decision::Decider,
     },
     session::{Activity, Dialogue},
 };
@@ -31,7 +32,7 @@ impl Decider<'_> {
                     let (owner, lifetime) = (self.index, self.policy.pinhole_timeout);
                     self.pinholes.renew(self.now, owner, &translation, lifetime, self.kernel);
                 }
-                self.timers.add(self.now + PATIENCE, self.index);
+                self.timers.add(self.now + EXAMINED_AFTER, self.index);
             }
             // The server refuses it. Otherwise a client that cannot log in could fill the log.
             Activity::Transfer(..) => {}

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{ClientKey, PinholeEnds, Shares, activity::PATIENCE};
+use crate::engine::{ClientKey, PinholeEnds, Shares, activity::EXAMINED_AFTER};
 use ahash::AHashMap;
 
 /// Limit of data connections that are stored; of those that are over, the oldest go first.
@@ -240,7 +240,7 @@ impl DataConnections {
     pub fn may_lack(&self, ends: DataEnds, requested: Option<Instant>) -> bool {
         let dropped = self.dropped.get(&networks_of(ends)).copied();
         // Some clients connect before they request the transfer.
-        let since = requested.and_then(|requested| requested.checked_sub(PATIENCE));
+        let since = requested.and_then(|requested| requested.checked_sub(EXAMINED_AFTER));
         dropped.max(self.lost_at).is_some_and(|lost_at| since.is_none_or(|since| lost_at >= since))
     }
 

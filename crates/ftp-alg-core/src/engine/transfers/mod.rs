@@ -6,5 +6,5 @@ mod tracker;
 mod transfer;
 
 pub use data_connections::{DataFlags, DataPacket};
-pub use tracker::{PATIENCE as TRANSFER_PATIENCE, TransferTracker};
+pub use tracker::{PACKETS_WAIT, TransferTracker};
 pub use transfer::{Transfer, TransferEnd, TransferResult};

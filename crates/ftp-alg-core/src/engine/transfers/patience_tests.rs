@@ -26,11 +26,11 @@ fn bytes_that_are_still_sent_are_waited_for() {
         test.observe(&begin);
         assert!(test.end(transfer(TransferVerb::Retr, 226)).is_none());
         for _ in 0..50 {
-            test.now += PATIENCE;
+            test.now += PACKETS_WAIT;
             assert_eq!(reported(&mut test), 0);
         }
         // Another one of the session does not wait for it.
-        test.now += PATIENCE;
+        test.now += PACKETS_WAIT;
         let without = Transfer { announcement: None, ..transfer(TransferVerb::Retr, 226) };
         assert!(test.end(without).is_none());
         assert_eq!(reported(&mut test), 1);
@@ -40,7 +40,7 @@ fn bytes_that_are_still_sent_are_waited_for() {
         test.now += LONGEST_INTERVAL;
         let finished = test.finished_in_time();
         assert_eq!((finished.result, finished.bytes), (result, Some(bytes)));
-        assert!(finished.duration > PATIENCE * 50);
+        assert!(finished.duration > PACKETS_WAIT * 50);
     }
 }
 
@@ -50,7 +50,7 @@ fn a_refused_transfer_does_not_wait_for_the_end_of_its_connection() {
     test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
     let refused = Transfer { has_started: false, ..transfer(TransferVerb::Retr, 550) };
     assert!(test.end(refused).is_none());
-    test.now += PATIENCE;
+    test.now += PACKETS_WAIT;
     assert_eq!(reported(&mut test), 1);
 }
 
@@ -61,14 +61,14 @@ fn an_end_that_never_comes_is_not_waited_for_without_limit() {
     test.observe(&begin);
     assert!(test.end(transfer(TransferVerb::Retr, 226)).is_none());
     let (began, mut asked) = (test.now, 0);
-    while test.now < began + LONGEST_PATIENCE {
+    while test.now < began + LONGEST_WAIT {
         let is_running = |initiator: SocketAddr, dialled: SocketAddr| {
             assert_eq!([initiator, dialled].map(|end| end.to_string()), [SERVER, CLIENT]);
             asked += 1;
             true
         };
         assert_eq!(test.tracker.take_finished(test.now, is_running).len(), 0);
-        test.now += PATIENCE / 10;
+        test.now += PACKETS_WAIT / 10;
     }
     assert!(asked < 100, "the kernel was asked {asked} times");
     test.now += LONGEST_INTERVAL;
@@ -76,7 +76,7 @@ fn an_end_that_never_comes_is_not_waited_for_without_limit() {
     // The kernel has it no more, and its last packets come a moment later.
     test.observe(&begin);
     assert!(test.end(transfer(TransferVerb::Retr, 226)).is_none());
-    test.now += PATIENCE;
+    test.now += PACKETS_WAIT;
     assert_eq!(test.finished().len(), 0);
     test.observe(&[(SERVER, CLIENT, "FA", 16, 1001), (CLIENT, SERVER, "FA", 1001, 17)]);
     assert_eq!(test.only_finished().bytes, Some(5));

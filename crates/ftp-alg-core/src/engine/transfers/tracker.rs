@@ -21,9 +21,9 @@ use super::{
 use crate::engine::{ClientKey, Event, EventKind, PinholeEnds, Shares};
 
 /// How long a transfer waits for the packets of its data connection.
-pub const PATIENCE: Duration = Duration::from_millis(500);
+pub const PACKETS_WAIT: Duration = Duration::from_millis(500);
 /// How long it waits at most for the end of a data connection that goes on.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(600);
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// Longest time between two questions whether a data connection goes on. The first ones come sooner.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(8);
 /// Replies from this one on refuse a command, if no preliminary reply came before (RFC 959, section 4.2.2).
@@ -135,7 +135,7 @@ impl<Tag> TransferTracker<Tag> {
         };
         let displaced = oldest.and_then(|(session, serial)| self.take(session, serial));
         self.last_serial += 1;
-        let (serial, waits_for, until) = (self.last_serial, WaitsFor::Packets, now + PATIENCE);
+        let (serial, waits_for, until) = (self.last_serial, WaitsFor::Packets, now + PACKETS_WAIT);
         if let Some(ends) = ends_for(&event.kind) {
             self.on_ends.insert(ends, session);
         }
@@ -314,12 +314,12 @@ impl<Tag> TransferTracker<Tag> {
         let Waiting { ended, waits_for, event, .. } = waiting;
         let waited = now - *ended;
         let (initiator, dialled) = self.running_connection(*ended, &event.kind)?;
-        if *waits_for == WaitsFor::LastPackets || waited >= LONGEST_PATIENCE {
+        if *waits_for == WaitsFor::LastPackets || waited >= LONGEST_WAIT {
             return None;
         }
         Some(match is_running(initiator, dialled) {
-            true => (WaitsFor::ConnectionEnd, now + waited.clamp(PATIENCE, LONGEST_INTERVAL)),
-            false => (WaitsFor::LastPackets, now + PATIENCE),
+            true => (WaitsFor::ConnectionEnd, now + waited.clamp(PACKETS_WAIT, LONGEST_INTERVAL)),
+            false => (WaitsFor::LastPackets, now + PACKETS_WAIT),
         })
     }
 

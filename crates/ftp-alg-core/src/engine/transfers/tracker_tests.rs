@@ -126,9 +126,9 @@ impl Test {
     }
 
     pub fn finished_in_time(&mut self) -> Transfer {
-        self.now += PATIENCE;
+        self.now += PACKETS_WAIT;
         let mut finished = self.finished();
-        self.now += PATIENCE;
+        self.now += PACKETS_WAIT;
         finished.pop().unwrap_or_else(|| self.only_finished())
     }
 
@@ -203,7 +203,7 @@ fn a_missing_data_connection_has_a_reason() {
             Some(finished) => finished,
             None => {
                 assert!(!refused);
-                test.now += PATIENCE;
+                test.now += PACKETS_WAIT;
                 test.only_finished()
             }
         };
@@ -318,7 +318,7 @@ fn transfers_of_one_client_that_stay_open_cost_another_nothing() {
         }
         assert!(test.tracker.waiting.len() <= SHARE, "{}", test.tracker.waiting.len());
         assert_eq!(reported + test.tracker.waiting.len(), 8000, "each is reported");
-        test.now += PATIENCE;
+        test.now += PACKETS_WAIT;
         test.tracker.take_finished(test.now, |_, _| true);
         assert_eq!(of_another_client(&mut test), [Some(5)]);
     }
@@ -454,7 +454,7 @@ fn a_connection_that_served_two_commands_has_bytes_of_neither() {
     let mut test = Test::new();
     test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
     assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
-    test.now += PATIENCE;
+    test.now += PACKETS_WAIT;
     test.tracker.take_finished(test.now, |_, _| true);
     assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
     test.observe(&[(CLIENT, SERVER, "FA", 9001, 11), (SERVER, CLIENT, "FA", 11, 9002)]);
@@ -727,7 +727,7 @@ fn bytes_of_transfers(packets: &[(u64, PacketRow)], ends: &[u64]) -> Vec<Option<
     let transfer = |ended| Transfer { ended: Some(at(ended)), ..transfer(TransferVerb::Stor, 226) };
     let finished = ends.iter().filter_map(|ended| test.end(transfer(*ended)));
     let mut bytes: Vec<_> = finished.map(|finished| finished.bytes).collect();
-    test.now += PATIENCE;
+    test.now += PACKETS_WAIT;
     bytes.extend(test.finished().iter().map(|finished| finished.bytes));
     bytes
 }
@@ -862,7 +862,7 @@ fn transfers_of_a_session_are_reported_in_their_order() {
     assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none(), "its packets may come");
     let without = Transfer { announcement: None, ..transfer(TransferVerb::Retr, 226) };
     assert!(test.end(without).is_none());
-    test.now += PATIENCE;
+    test.now += PACKETS_WAIT;
     let finished = test.finished();
     let verbs: Vec<_> = finished.iter().map(|finished| finished.verb).collect();
     assert_eq!(verbs, [TransferVerb::Stor, TransferVerb::Retr]);
