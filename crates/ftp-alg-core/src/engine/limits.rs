@@ -13,7 +13,7 @@
 //! room for the others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
@@ -70,7 +70,7 @@ impl Sessions {
         }
         if let Some(client) = self.count_for_client(index)
             && self.is_nearly_full()
-            && self.client_shares.over_share.contains(&client)
+            && self.clients_over_share.contains(&client)
         {
             self.evict_from_client(now, client, Some(index), kernel);
         }
@@ -248,54 +248,6 @@ pub(crate) fn has_login(session: &Session) -> bool {
     session.dialogue.is_logged_in() || session.is_encrypted()
 }
 
-/// The sessions of each client of one shard.
-#[derive(Default)]
-pub(crate) struct ClientShares {
-    /// Clients, session numbers and table slots: those of a client from the oldest on. No packet waits for it to grow.
-    sessions: BTreeSet<(ClientKey, u64, u32)>,
-    counts: BTreeMap<ClientKey, usize>,
-    /// Clients that have more than their share.
-    over_share: BTreeSet<ClientKey>,
-}
-
-impl ClientShares {
-    /// Sets how many sessions a client may have before its own are evicted first.
-    fn set_share(&mut self, share: usize) {
-        let over = self.counts.iter().filter(|(_, count)| **count > share);
-        self.over_share = over.map(|(client, _)| *client).collect();
-    }
-
-    /// Adds a session of `client`, whose share is `share`.
-    fn add(&mut self, client: ClientKey, id: u64, slot: u32, share: usize) {
-        self.sessions.insert((client, id, slot));
-        let count = self.counts.entry(client).or_default();
-        *count += 1;
-        if *count > share {
-            self.over_share.insert(client);
-        }
-    }
-
-    fn remove(&mut self, client: ClientKey, id: u64, slot: u32, share: usize) {
-        let Some(count) = self.counts.get_mut(&client) else { return };
-        if !self.sessions.remove(&(client, id, slot)) {
-            return;
-        }
-        *count -= 1;
-        if *count <= share {
-            self.over_share.remove(&client);
-        }
-        if *count == 0 {
-            self.counts.remove(&client);
-        }
-    }
-
-    /// The oldest sessions of `client`.
-    fn oldest(&self, client: ClientKey) -> impl Iterator<Item = u32> {
-        let of_client = self.sessions.range((client, 0, 0)..=(client, u64::MAX, u32::MAX));
-        of_client.map(|(.., slot)| *slot).take(MAX_EXAMINED)
-    }
-}
-
 /// Whether a session counts for its client.
 fn is_countable(session: &Session) -> bool {
     !matches!(session.dialogue.phase(), Phase::NotGreeted | Phase::PickedUp) && !session.is_over()
@@ -323,15 +275,20 @@ impl Sessions {
         }
         entry.head.counts_for_client = true;
         let (client, id) = (entry.head.client().ip().into(), entry.head.id);
-        let share = self.share();
-        self.client_shares.add(client, id, index, share);
+        self.client_shares.insert(client, id, index);
+        if self.client_shares.count_of(client) > self.share() {
+            self.clients_over_share.insert(client);
+        }
         Some(client)
     }
 
-    /// Counts the session `id` at `index` out of those of `client`.
-    pub(crate) fn uncount(&mut self, client: SocketAddr, id: u64, index: u32) {
-        let share = self.share();
-        self.client_shares.remove(client.ip().into(), id, index, share);
+    /// Counts the session `id` out of those of `client`.
+    pub(crate) fn uncount(&mut self, client: SocketAddr, id: u64) {
+        let client = client.ip().into();
+        self.client_shares.remove(client, id);
+        if self.client_shares.count_of(client) <= self.share() {
+            self.clients_over_share.remove(&client);
+        }
     }
 
     /// The share of a client in this shard: an even part of its share in all shards.
@@ -342,12 +299,13 @@ impl Sessions {
     /// Recomputes shares after a policy change.
     pub(crate) fn recompute_shares(&mut self) {
         let share = self.share();
-        self.client_shares.set_share(share);
+        let over = self.client_shares.counts().filter(|(_, count)| *count > share);
+        self.clients_over_share = over.map(|(client, _)| client).collect();
     }
 
     /// Evicts a session of a client that has more than its share. Returns whether there was one.
     pub(crate) fn evict_from_any_client(&mut self, now: Instant, kernel: &mut dyn Kernel) -> bool {
-        let Some(client) = self.client_shares.over_share.first().copied() else { return false };
+        let Some(client) = self.clients_over_share.first().copied() else { return false };
         self.evict_from_client(now, client, None, kernel) && self.evict_unverified(now)
     }
 
@@ -363,7 +321,10 @@ impl Sessions {
         let timestamp = self.epoch.timestamp(now);
         // Whether commands are pending, how long it was idle, and its slot.
         let mut found: Option<(bool, Duration, u32)> = None;
-        for slot in self.client_shares.oldest(client).filter(|slot| Some(*slot) != except) {
+        for (_, &slot) in self.client_shares.of(client).take(MAX_EXAMINED) {
+            if Some(slot) == except {
+                continue;
+            }
             let Some(entry) = self.table.get_mut(slot) else { continue };
             let idle = timestamp.duration_since(entry.head.last_seen);
             if entry.session.is_over() || !has_login(&entry.session) {
@@ -533,7 +494,7 @@ impl Sessions {
         self.table.by_age.push_back((index, id as u32));
         self.memory.set(index, 0);
         if let Some(client) = counted {
-            self.uncount(client, id, index);
+            self.uncount(client, id);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The sessions of one shard, and their resources: memory, pinholes, client shares.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     sync::{
         Arc,
@@ -11,9 +12,9 @@ use std::{
 
 use crate::{
     engine::{
-        Batch, Counters, Entry, Epoch, EventKind, Kernel, SessionEnd,
+        Batch, ClientKey, Counters, Entry, Epoch, EventKind, Kernel, SessionEnd, Shares,
         activity::EXAMINED_AFTER,
-        limits::{ClientShares, MemoryBudget},
+        limits::MemoryBudget,
         packets::find::RouteAnswers,
         pinholes::{
             PinholeTable,
@@ -35,7 +36,10 @@ pub struct Sessions {
     pub(crate) epoch: Epoch,
     pub(crate) pinholes: PinholeTable,
     pub(crate) memory: MemoryBudget,
-    pub(crate) client_shares: ClientShares,
+    /// The table slots of each client's sessions, by session number.
+    pub(crate) client_shares: Shares<ClientKey, u32>,
+    /// Clients that have more than their share.
+    pub(crate) clients_over_share: BTreeSet<ClientKey>,
     pub(crate) timers: Timers,
     pub(crate) routes: RouteAnswers,
     /// The last session number; all shards share it.
@@ -66,7 +70,8 @@ impl Sessions {
             epoch: Epoch::default(),
             pinholes: PinholeTable::default(),
             memory: MemoryBudget::default(),
-            client_shares: ClientShares::default(),
+            client_shares: Shares::default(),
+            clients_over_share: BTreeSet::new(),
             timers: Timers::default(),
             routes: RouteAnswers::default(),
             last_id: Arc::default(),
@@ -282,7 +287,7 @@ impl Sessions {
             self.release_memory(index);
         }
         if std::mem::take(&mut head.counts_for_client) {
-            self.uncount(head.client(), head.id, index);
+            self.uncount(head.client(), head.id);
         }
         head.changed = false;
         self.mark_removed(head.id);

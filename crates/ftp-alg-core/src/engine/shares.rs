@@ -1,23 +1,21 @@
 //! What clients have in a store with a limit, each its share, so that the flood of one displaces its own.
 
-use std::{collections::BTreeMap, hash::Hash};
+use std::collections::BTreeMap;
 
-use ahash::AHashMap;
-
-/// What each `Key` has, by serial numbers that grow.
+/// What each `Key` has, by serial numbers that grow. It takes memory by small steps, so no packet waits for it.
 #[derive(Debug)]
 pub struct Shares<Key, Value> {
     all: BTreeMap<(Key, u64), Value>,
-    counts: AHashMap<Key, usize>,
+    counts: BTreeMap<Key, usize>,
 }
 
 impl<Key, Value> Default for Shares<Key, Value> {
     fn default() -> Self {
-        Self { all: BTreeMap::new(), counts: AHashMap::new() }
+        Self { all: BTreeMap::new(), counts: BTreeMap::new() }
     }
 }
 
-impl<Key: Copy + Ord + Hash, Value> Shares<Key, Value> {
+impl<Key: Copy + Ord, Value> Shares<Key, Value> {
     /// How many all have.
     pub fn len(&self) -> usize {
         self.all.len()
