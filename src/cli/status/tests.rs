@@ -99,13 +99,13 @@ decisions                    0
 
 totals since this daemon started, 5s ago
 
+transfers
+  not reported            log.transfers is false
 sessions
   started                 0
 announcements and commands
   rewritten               0
   pinholes refused        0
-transfers
-  not reported            log.transfers is false
 pinholes
   opened                  0
   used                    0

@@ -23,17 +23,6 @@ const TOP_CLIENTS: usize = 5;
 /// Width of the names and of each window in the table of rates.
 const RATE_WIDTHS: [usize; 2] = [18, 12];
 
-/// The groups of totals, in their order.
-const GROUPS: [&str; 7] = [
-    "sessions",
-    "announcements and commands",
-    "transfers",
-    "pinholes",
-    "packets",
-    "fast path",
-    "daemon",
-];
-
 /// A blank at which no line is broken.
 const NO_BREAK: &str = "\u{a0}";
 
@@ -263,7 +252,13 @@ fn totals(status: &Status, style: Style) -> String {
         if rows.is_empty() { rows } else { format!("{}\n{rows}", style.bold(heading)) }
     };
     let age = table::span(status.uptime_seconds);
-    let groups = GROUPS.map(group).concat();
+    let mut headings = vec!["transfers"];
+    for (CounterDescription { shown: [heading, _], .. }, _) in status.counts() {
+        if !headings.contains(heading) {
+            headings.push(heading);
+        }
+    }
+    let groups: String = headings.into_iter().map(group).collect();
     format!("\ntotals since this daemon started, {age} ago\n\n{groups}")
 }
 
