@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{
-    Kernel, PinholeEnds, PinholeInfo, SessionDetails, SessionInfo, Translation,
-};
+use ftp_alg_core::engine::{Kernel, PinholeInfo, SessionDetails, SessionInfo, Translation};
 
 use super::{
     config_file::ConfigTexts,
@@ -51,20 +49,8 @@ impl SharedState {
         let remaining: HashMap<_, _> =
             open.iter().map(|open| (open.ends(), open.remaining)).collect();
         let row = |info: PinholeInfo| {
-            let pinhole = info.pinhole;
-            let remaining = remaining.get(&pinhole.ends())?;
-            Some(PinholeRow {
-                session: info.session,
-                client: Some(info.client),
-                server: Some(info.server),
-                user: info.user.as_deref().map(String::from),
-                initiator: pinhole.initiator,
-                arrival: pinhole.arrival,
-                target: pinhole.target,
-                source: pinhole.source,
-                kind: info.kind,
-                remaining_seconds: remaining.as_secs(),
-            })
+            let remaining_seconds = remaining.get(&info.ends.ends())?.as_secs();
+            Some(PinholeRow { info, remaining_seconds })
         };
         let now = Instant::now();
         let rows = |shard: &Mutex<Shard>| {
@@ -75,7 +61,7 @@ impl SharedState {
         };
         let mut rows: Vec<_> = self.shards.iter().flat_map(rows).collect();
         let mut listed = HashSet::new();
-        rows.retain(|row| listed.insert((row.initiator, row.arrival)));
+        rows.retain(|row| listed.insert(row.info.ends.ends()));
         rows
     }
 
@@ -155,7 +141,7 @@ impl StatusSource for SharedState {
         let pinholes = self.pinholes();
         let mut open = HashMap::new();
         for pinhole in &pinholes {
-            *open.entry(pinhole.session).or_default() += 1;
+            *open.entry(pinhole.info.session).or_default() += 1;
         }
         let mut kernel = lock(&self.kernel);
         let list = |shard: &Mutex<Shard>| lock(shard).engine.sessions.list().collect::<Vec<_>>();
@@ -182,17 +168,15 @@ impl StatusSource for SharedState {
 
     fn session(&self, id: u64) -> Option<SessionDetail<StoredEvent>> {
         let mut pinholes = self.pinholes();
-        pinholes.retain(|pinhole| pinhole.session == id);
+        pinholes.retain(|pinhole| pinhole.info.session == id);
         let find = |shard: &Mutex<Shard>| lock(shard).engine.sessions.details(id);
         let SessionDetails { mut info, directory, is_encrypted, offsets } =
             self.shards.iter().find_map(find)?;
         look_up(&mut info, &mut lock(&self.kernel));
         let [offset_to_server, offset_to_client] = offsets;
-        let data_connection = info.data_connection.map(|(kind, pinhole)| {
-            let PinholeEnds { initiator, arrival, target, source } = pinhole;
-            let is_open = |row: &PinholeRow| (row.initiator, row.arrival) == (initiator, arrival);
-            let pending = pinholes.iter().any(is_open);
-            DataConnection { kind, initiator, arrival, target, source, pending }
+        let data_connection = info.data_connection.map(|(kind, ends)| {
+            let pending = pinholes.iter().any(|row| row.info.ends.ends() == ends.ends());
+            DataConnection { kind, ends, pending }
         });
         forget_pending(std::slice::from_mut(&mut info), &pinholes);
         let moved = self.moved(std::slice::from_ref(&info)).pop().flatten();
@@ -231,7 +215,7 @@ fn is_needed(sessions: &[SessionInfo]) -> bool {
 
 /// Forgets the data connections that have not arrived: others may have had the same ends.
 fn forget_pending(sessions: &mut [SessionInfo], pinholes: &[PinholeRow]) {
-    let open: HashSet<_> = pinholes.iter().map(|row| (row.initiator, row.arrival)).collect();
+    let open: HashSet<_> = pinholes.iter().map(|row| row.info.ends.ends()).collect();
     for session in sessions {
         session.data_connection.take_if(|(_, ends)| open.contains(&ends.ends()));
     }

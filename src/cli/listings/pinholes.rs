@@ -1,6 +1,7 @@
 //! `ftp-alg pinholes`: the table of pinholes.
 
 use clap::{Args, builder::PossibleValuesParser};
+use ftp_alg_core::engine::PinholeEnds;
 
 use super::ListOptions;
 use crate::{
@@ -31,7 +32,7 @@ impl PinholeOptions {
     /// Prints the selected pinholes.
     pub fn run(&self) -> Result<(), Failure> {
         let sort = |rows: &mut Vec<PinholeRow>| {
-            rows.sort_by_key(|row| row.session);
+            rows.sort_by_key(|row| row.info.session);
             columns::sort(&COLUMNS, rows, self.sort.as_deref());
         };
         let sorted = self.sort.as_deref();
@@ -46,38 +47,43 @@ impl PinholeOptions {
     }
 
     fn selects(&self, row: &PinholeRow) -> bool {
+        let info = &row.info;
         let subject = Subject {
-            client: row.client.map(|client| client.ip()),
-            server: row.server.map(|server| server.ip()),
-            user: row.user.as_deref(),
-            session: Some(row.session),
+            client: Some(info.client.ip()),
+            server: Some(info.server.ip()),
+            user: info.user.as_deref(),
+            session: Some(info.session),
         };
-        let is_at = |wanted: Endpoints| wanted.contains(row.arrival) || wanted.contains(row.target);
+        let is_at = |wanted: Endpoints| {
+            wanted.contains(info.ends.arrival) || wanted.contains(info.ends.target)
+        };
         self.port.is_none_or(is_at) && self.selection.selects(subject)
     }
 }
 
 const COLUMNS: [Column<PinholeRow>; 8] = [
-    Column::new("SESSION", |row: &PinholeRow| Cell::count(row.session)).right(),
-    Column::new("KIND", |row: &PinholeRow| Cell::text(&row.kind.to_string())),
+    Column::new("SESSION", |row: &PinholeRow| Cell::count(row.info.session)).right(),
+    Column::new("KIND", |row: &PinholeRow| Cell::text(&row.info.kind.to_string())),
     Column::new("LEFT", |row: &PinholeRow| Cell::seconds(row.remaining_seconds)).right(),
     Column::new("INITIATOR", |row: &PinholeRow| {
-        let source = (row.source != row.initiator).then(|| format!("as {}", row.source));
-        Cell::address(row.initiator).above(&source.unwrap_or_default())
+        let PinholeEnds { initiator, source, .. } = row.info.ends;
+        let source = (source != initiator).then(|| format!("as {source}"));
+        Cell::address(initiator).above(&source.unwrap_or_default())
     })
     .cut(16, Cut::Middle),
     Column::new("ARRIVAL", |row: &PinholeRow| {
-        let target = (row.target != row.arrival).then(|| format!("to {}", row.target));
-        Cell::endpoint(row.arrival).above(&target.unwrap_or_default())
+        let PinholeEnds { arrival, target, .. } = row.info.ends;
+        let target = (target != arrival).then(|| format!("to {target}"));
+        Cell::endpoint(arrival).above(&target.unwrap_or_default())
     })
     .cut(16, Cut::Middle),
-    Column::new("USER", |row: &PinholeRow| Cell::known(row.user.as_deref(), Cell::text))
+    Column::new("USER", |row: &PinholeRow| Cell::known(row.info.user.as_deref(), Cell::text))
         .cut(5, Cut::End)
         .optional(),
-    Column::new("CLIENT", |row: &PinholeRow| Cell::known(row.client, Cell::endpoint))
+    Column::new("CLIENT", |row: &PinholeRow| Cell::endpoint(row.info.client))
         .cut(16, Cut::Middle)
         .optional(),
-    Column::new("SERVER", |row: &PinholeRow| Cell::known(row.server, Cell::endpoint))
+    Column::new("SERVER", |row: &PinholeRow| Cell::endpoint(row.info.server))
         .cut(16, Cut::Middle)
         .optional(),
 ];
@@ -93,22 +99,26 @@ pub(super) fn text(pinholes: &[PinholeRow], style: Style, sorted: Option<&str>) 
 #[cfg(test)]
 pub(super) mod tests {
     use clap::Parser as _;
-    use ftp_alg_core::ftp::AnnouncementKind;
+    use ftp_alg_core::{engine::PinholeInfo, ftp::AnnouncementKind};
 
     use super::*;
     use crate::cli::output::PLAIN;
 
     pub fn row(source: &str, target: &str) -> PinholeRow {
         PinholeRow {
-            session: 7,
-            client: "192.168.150.80:1026".parse().ok(),
-            server: "203.0.113.9:21".parse().ok(),
-            user: Some("bob".into()),
-            initiator: "203.0.113.9".parse().unwrap(),
-            arrival: "198.51.100.1:3762".parse().unwrap(),
-            target: target.parse().unwrap(),
-            source: source.parse().unwrap(),
-            kind: AnnouncementKind::Port,
+            info: PinholeInfo {
+                session: 7,
+                client: "192.168.150.80:1026".parse().unwrap(),
+                server: "203.0.113.9:21".parse().unwrap(),
+                user: Some("bob".into()),
+                ends: PinholeEnds {
+                    initiator: "203.0.113.9".parse().unwrap(),
+                    arrival: "198.51.100.1:3762".parse().unwrap(),
+                    target: target.parse().unwrap(),
+                    source: source.parse().unwrap(),
+                },
+                kind: AnnouncementKind::Port,
+            },
             remaining_seconds: 29,
         }
     }

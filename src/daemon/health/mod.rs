@@ -22,9 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{
-    Event, EventKind, MissingConnection, PinholeEnds, PinholeInfo, TransferResult, UnusedPinhole,
-};
+use ftp_alg_core::engine::{Event, EventKind, MissingConnection, TransferResult};
 use ftp_alg_firewall::{Firewall, data_path_verdicts};
 use rustix::process::{Pid, getpid};
 
@@ -179,13 +177,6 @@ fn failed_data_connection(event: &Event) -> Option<&str> {
     }
 }
 
-/// The event of a pinhole that expired without a connection.
-fn unused_pinhole(expired: PinholeInfo) -> Event {
-    let PinholeInfo { session, client, server, user, pinhole: ends, kind } = expired;
-    let kind = EventKind::Unused(UnusedPinhole { kind, ends, why: "" });
-    Event { session, client, server, user, kind }
-}
-
 /// The daemon's health.
 #[derive(Debug)]
 pub(super) struct Health {
@@ -295,12 +286,8 @@ impl Health {
             return Vec::new();
         }
         let used = admitted_connections(parameters).unwrap_or_default();
-        let is_unused = |one: &PinholeInfo| {
-            let PinholeEnds { initiator, arrival, .. } = one.pinhole;
-            !used.contains(&(initiator, arrival))
-        };
-        let unused = expired.into_iter().filter(is_unused);
-        let unused: Vec<_> = unused.map(unused_pinhole).collect();
+        let unused = expired.into_iter().filter(|one| !used.contains(&one.kind.ends.ends()));
+        let unused: Vec<_> = unused.map(|one| one.map(EventKind::Unused)).collect();
         lock(&self.state).traffic.record_unused(now, &unused);
         unused
     }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use ftp_alg_core::{
-    engine::{Counters, DecidedAnnouncement, EventKind, Stray},
+    engine::{Counters, DecidedAnnouncement, EventKind, PinholeEnds, Stray, UnusedPinhole},
     ftp::{AnnouncementKind, Padding},
     session::{Decision, Effect},
 };
@@ -51,10 +51,10 @@ fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>)
             target: server,
             source: client.ip(),
         };
-        let kind = AnnouncementKind::Pasv;
-        PinholeInfo { session: 1, client, server, user: None, pinhole: ends, kind }
+        let kind = EventKind::Unused(UnusedPinhole { kind: AnnouncementKind::Pasv, ends, why: "" });
+        Event { session: 1, client, server, user: None, kind }
     };
-    let unused: Vec<_> = clients.into_iter().map(pinhole).map(unused_pinhole).collect();
+    let unused: Vec<_> = clients.into_iter().map(pinhole).collect();
     lock(&health.state).traffic.record_unused(Instant::now(), &unused);
 }
 

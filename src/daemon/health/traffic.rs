@@ -5,9 +5,7 @@
 
 use std::{fmt, net::IpAddr, time::Instant};
 
-use ftp_alg_core::engine::{
-    Counters, Event, EventKind, PinholeInfo, Refusal, Stray, UnusedPinhole,
-};
+use ftp_alg_core::engine::{Counters, Event, EventKind, Refusal, Stray, UnusedPinhole};
 
 use super::{
     WITHIN,
@@ -106,7 +104,7 @@ impl fmt::Display for Recent<'_> {
 /// The traffic of the last minutes.
 #[derive(Debug)]
 pub(super) struct Traffic {
-    pub(super) expired: Vec<PinholeInfo>,
+    pub(super) expired: Vec<Event<UnusedPinhole>>,
     overruns: RecentCount,
     uninspected: RecentCount,
     used: RecentCount,
@@ -140,11 +138,9 @@ impl Traffic {
     pub(super) fn record(&mut self, now: Instant, event: &Event) {
         let Event { session, client, server, .. } = *event;
         match &event.kind {
-            EventKind::PinholeExpired(UnusedPinhole { kind, ends, .. })
-                if self.expired.len() < MAX_EXPIRED =>
-            {
-                let (pinhole, kind, user) = (*ends, *kind, event.user.clone());
-                self.expired.push(PinholeInfo { session, client, server, user, pinhole, kind });
+            EventKind::PinholeExpired(kind) if self.expired.len() < MAX_EXPIRED => {
+                let (user, kind) = (event.user.clone(), *kind);
+                self.expired.push(Event { session, client, server, user, kind });
             }
             EventKind::Elsewhere(Stray { has_no_route: true, .. }) => {
                 self.routeless.record(now, event, format!("{client} -> {server}"));

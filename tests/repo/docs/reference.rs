@@ -107,7 +107,8 @@ fn the_page_of_commands_has_every_state_of_a_session() {
 #[test]
 fn the_page_of_commands_has_every_field_of_sessions_and_pinholes() {
     let pinhole = json!({
-        "session": 17, "initiator": "10.0.0.7", "arrival": "198.51.100.9:15975",
+        "session": 17, "client": "10.0.0.7:35394", "server": "198.51.100.9:21", "user": null,
+        "initiator": "10.0.0.7", "arrival": "198.51.100.9:15975",
         "target": "198.51.100.9:15975", "source": "198.51.100.1", "kind": "PASV",
         "remaining_seconds": 29,
     });

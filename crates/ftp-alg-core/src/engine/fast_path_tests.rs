@@ -103,7 +103,7 @@ impl Conversation {
 
     fn pinholes(&self) -> Vec<String> {
         let pinholes = self.gateway.engine.sessions.list_pinholes();
-        pinholes.map(|info| format!("{} {}", info.kind, info.pinhole)).collect()
+        pinholes.map(|info| format!("{} {}", info.kind, info.ends)).collect()
     }
 }
 

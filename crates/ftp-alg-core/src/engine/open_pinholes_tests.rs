@@ -117,7 +117,7 @@ impl Conversation {
     /// Whether this pinhole of an ended transfer is listed.
     fn lists_ended(&self, port: u16) -> bool {
         let mut ended = self.gateway.engine.sessions.list_ended_pinholes(self.now);
-        ended.any(|info| info.pinhole.arrival.port() == port)
+        ended.any(|info| info.ends.arrival.port() == port)
     }
 
     fn has_open(&self, port: u16) -> bool {

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     engine::{
         PinholeEnds, Sessions, Translation, activity::PendingTransfer, pinholes::pinhole::Pinhole,
@@ -50,8 +52,8 @@ pub struct SessionDetails {
     pub offsets: [i32; 2],
 }
 
-/// A row of `ftp-alg pinholes`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An open pinhole, with the fields of `ftp-alg pinholes --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinholeInfo {
     /// The number of its session.
     pub session: u64,
@@ -61,8 +63,9 @@ pub struct PinholeInfo {
     pub server: SocketAddr,
     /// The session's user, if a login was seen.
     pub user: Option<Arc<str>>,
-    /// The pinhole.
-    pub pinhole: PinholeEnds,
+    /// Its ends.
+    #[serde(flatten)]
+    pub ends: PinholeEnds,
     /// The kind of announcement that opened it.
     pub kind: AnnouncementKind,
 }
@@ -141,7 +144,7 @@ impl Sessions {
             client: head.client(),
             server: head.server(),
             user: head.extra().activity.user().cloned(),
-            pinhole: pinhole.ends,
+            ends: pinhole.ends,
             kind: pinhole.kind,
         })
     }

@@ -195,7 +195,7 @@ fn a_reloaded_pinhole_timeout_applies_to_new_pinholes() {
     sim.say(Client, b"PORT 192,168,150,80,9,10\r\n");
     sim.advance(Duration::from_secs(31));
     let left: Vec<_> =
-        sim.engine().sessions.list_pinholes().map(|p| p.pinhole.target.port()).collect();
+        sim.engine().sessions.list_pinholes().map(|p| p.ends.target.port()).collect();
     assert_eq!(left, [9 * 256 + 9]);
 }
 

@@ -172,7 +172,7 @@ impl Sim {
         let is_held = |hole| sessions.fast_path_pinholes().any(|held| held == hole);
         let unheld_hole = holes.iter().find(|(hole, _)| !is_held(*hole));
         open.extend(holes.iter().map(|(_, ends)| *ends));
-        let held: Vec<_> = sessions.list_pinholes().map(|info| ends(&info.pinhole)).collect();
+        let held: Vec<_> = sessions.list_pinholes().map(|info| ends(&info.ends)).collect();
         let is_missing = |pinhole: &&_| !open.contains(pinhole) && !used.contains(pinhole);
         let missing = held.iter().find(is_missing).filter(|_| !self.has_crashed);
         let wrong = (unheld, unheld_hole, missing);
@@ -182,7 +182,7 @@ impl Sim {
     /// A data connection comes for one of the pinholes that are held, if there is one. Gives which one was consumed.
     pub fn use_pinhole(&mut self, rng: &mut Rng) -> Option<(IpAddr, SocketAddr)> {
         let held: Vec<_> = self.engine().sessions.list_pinholes().collect();
-        let pinhole = (!held.is_empty()).then(|| rng.pick(&held).pinhole)?;
+        let pinhole = (!held.is_empty()).then(|| rng.pick(&held).ends)?;
         self.kernel.now = self.now();
         let target = self.kernel.connect(pinhole.initiator, pinhole.arrival)?;
         assert_eq!(target, pinhole.target, "{}", self.summary());
