@@ -2,13 +2,9 @@
 //!
 //! Invariant: memory is bounded by the configured servers and by [`MAX_CLIENTS`].
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
-    time::Instant,
-};
+use std::{collections::HashMap, net::IpAddr, time::Instant};
 
-use ftp_alg_core::engine::{Event, Transfer, TransferResult};
+use ftp_alg_core::engine::{ClientKey, Event, Transfer, TransferResult};
 
 use crate::daemon::snapshot::{ClientBytes, ResultCounts, ServerTotals, TransferTotals};
 
@@ -27,7 +23,7 @@ pub(super) struct Totals {
     all: TransferTotals,
     /// In the order of their addresses.
     servers: Vec<ServerTotals>,
-    clients: HashMap<IpAddr, LastHour>,
+    clients: HashMap<ClientKey, LastHour>,
     begin: Instant,
 }
 
@@ -65,7 +61,7 @@ impl Totals {
             *if is_upload { &mut total.bytes_up } else { &mut total.bytes_down } += bytes;
         }
         if bytes > 0 {
-            self.count_client(now, subscriber(event.client.ip()), bytes);
+            self.count_client(now, event.client.ip().into(), bytes);
         }
     }
 
@@ -86,12 +82,13 @@ impl Totals {
     /// Everything, with the clients of the hour before `now`.
     pub(super) fn read(&self, now: Instant) -> TransferTotals {
         let part = self.part(now);
-        let of_hour = |(client, hour): (&IpAddr, &LastHour)| (hour.bytes(part), *client);
+        let of_hour = |(client, hour): (&ClientKey, &LastHour)| (hour.bytes(part), *client);
         let mut clients: Vec<_> = self.clients.iter().map(of_hour).collect();
         clients.retain(|(bytes, _)| *bytes > 0);
         clients.sort_unstable_by_key(|(bytes, client)| (std::cmp::Reverse(*bytes), *client));
         clients.truncate(TOP_CLIENTS);
-        let row = |(bytes, client)| ClientBytes { client: subscriber_text(client), bytes };
+        let row =
+            |(bytes, client): (_, ClientKey)| ClientBytes { client: client.to_string(), bytes };
         TransferTotals {
             servers: self.servers.clone(),
             top_clients: clients.into_iter().map(row).collect(),
@@ -99,7 +96,7 @@ impl Totals {
         }
     }
 
-    fn count_client(&mut self, now: Instant, client: IpAddr, bytes: u64) {
+    fn count_client(&mut self, now: Instant, client: ClientKey, bytes: u64) {
         let part = self.part(now);
         if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&client) {
             let least = self.clients.iter().min_by_key(|(_, hour)| hour.bytes(part));
@@ -157,21 +154,6 @@ impl LastHour {
         let is_recent = |number: u64| number > 0 && number + PARTS as u64 > part;
         let recent = self.parts.iter().filter(|(number, _)| is_recent(*number));
         recent.fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
-    }
-}
-
-/// The client that an address stands for: an IPv4 address, or the /64 of an IPv6 address.
-fn subscriber(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !0 << 64).into(),
-        v4 => v4,
-    }
-}
-
-fn subscriber_text(client: IpAddr) -> String {
-    match client {
-        IpAddr::V4(client) => client.to_string(),
-        IpAddr::V6(client) => format!("{client}/64"),
     }
 }
 
