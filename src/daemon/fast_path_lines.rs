@@ -25,7 +25,7 @@ use ftp_alg_fastpath::{
 use super::{
     fast_path_pins::LoadedProgram,
     shard::lock,
-    snapshot::{FastPathState, FastPathStatus},
+    snapshot::{FastPathCounters, FastPathState, FastPathStatus},
 };
 use crate::kernel::{
     LinuxKernel, RuleParameters,
@@ -172,14 +172,14 @@ impl FastPathReader {
         };
         // The maps can be read as long as they are open, also if the program is removed.
         let counts = program.counters().unwrap_or(before);
-        FastPathStatus {
+        let counters = FastPathCounters {
             lines: counts.inspected.saturating_sub(before.inspected),
             handed_back: counts.handed_back.saturating_sub(before.handed_back),
             opened: counts.opened.saturating_sub(before.opened),
             admitted: counts.admitted.saturating_sub(before.admitted),
             no_room: counts.ring_full.saturating_sub(before.ring_full),
-            ..state
-        }
+        };
+        FastPathStatus { counters, ..state }
     }
 }
 

@@ -198,7 +198,7 @@ pub struct WindowCounts {
     pub decisions: u64,
 }
 
-/// Whether the fast path runs, and its counts since the daemon's start.
+/// Whether the fast path runs, and its counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FastPathStatus {
@@ -213,16 +213,29 @@ pub struct FastPathStatus {
     pub mark_writers: Vec<String>,
     /// Control connections that are on the fast path now.
     pub connections: u64,
-    /// Fast-path lines: the program inspected them, and they were not queued.
-    pub lines: u64,
-    /// Control connections that the program handed back to the queue, to be inspected inline.
-    pub handed_back: u64,
-    /// Pinholes that the program opened.
-    pub opened: u64,
-    /// Data connections that the program admitted.
-    pub admitted: u64,
-    /// Lines that were queued because the ring buffer was full.
-    pub no_room: u64,
+    #[serde(flatten)]
+    pub counters: FastPathCounters,
+}
+
+ftp_alg_core::counters! {
+    /// What the fast path did since the daemon's start.
+    FastPathCounters {
+        /// lines that the fast path inspected, so that they were not queued
+        #[counter("ftp_alg_fast_path_lines", "fast path": "lines inspected")]
+        lines: u64,
+        /// times that a control connection went back from the fast path to the queue
+        #[counter("ftp_alg_fast_path_handed_back", "fast path": "connections taken back")]
+        handed_back: u64,
+        /// pinholes that the program opened
+        #[counter("", "fast path": "pinholes opened")]
+        opened: u64,
+        /// data connections that it admitted
+        #[counter("", "fast path": "pinholes consumed")]
+        admitted: u64,
+        /// lines that were queued because the fast path's ring buffer was full
+        #[counter("ftp_alg_fast_path_no_room", "fast path": "ring buffer full")]
+        no_room: u64,
+    }
 }
 
 /// Whether the fast path runs.
@@ -363,8 +376,10 @@ pub struct NameRow {
 impl Status {
     /// All counters, with their values.
     pub fn counts(&self) -> impl Iterator<Item = (&'static CounterDescription, Count)> {
-        let all = Counters::ALL.iter().chain(DaemonCounters::ALL);
-        all.zip(self.counters.counts().into_iter().chain(self.daemon.counts()))
+        let all = [Counters::ALL, DaemonCounters::ALL, FastPathCounters::ALL];
+        let counts =
+            [self.counters.counts(), self.daemon.counts(), self.fast_path.counters.counts()];
+        all.into_iter().flatten().zip(counts.into_iter().flatten())
     }
 
     /// A daemon of this version with all counters at zero.

@@ -242,12 +242,10 @@ fn totals(status: &Status, style: Style) -> String {
         format!("  {name:<NAME_WIDTH$}{text}\n")
     };
     let group = |heading| {
-        let more = match heading {
+        let totals = match heading {
             "transfers" => of_transfers(status),
-            "fast path" => of_the_fast_path(&status.fast_path),
-            _ => Vec::new(),
+            heading => counters(status, heading),
         };
-        let totals = [more, counters(status, heading)].concat();
         let rows: String = totals.iter().map(row).collect();
         if rows.is_empty() { rows } else { format!("{}\n{rows}", style.bold(heading)) }
     };
@@ -284,23 +282,6 @@ fn of_transfers(status: &Status) -> Vec<Total> {
             modes.into_iter().chain(bytes).chain(missing).flatten().collect()
         }
     }
-}
-
-/// The fast path's totals, if it is on or has any: it may be turned off while the daemon runs.
-fn of_the_fast_path(status: &FastPathStatus) -> Vec<Total> {
-    let counts = [
-        ("lines inspected", status.lines),
-        ("connections taken back", status.handed_back),
-        ("pinholes opened", status.opened),
-        ("pinholes consumed", status.admitted),
-    ];
-    let no_room = ("ring buffer full", status.no_room);
-    let all = counts.iter().chain([&no_room]);
-    if status.state == FastPathState::Off && all.clone().all(|(_, count)| *count == 0) {
-        return Vec::new();
-    }
-    let counts = counts.map(|(name, count)| (name, count.to_string()));
-    counts.into_iter().chain(if_any(no_room)).collect()
 }
 
 #[cfg(test)]

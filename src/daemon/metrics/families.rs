@@ -15,7 +15,7 @@ use prometheus_client::{
 use super::decision_times::Histogram;
 use crate::daemon::{
     catalogue,
-    snapshot::{FastPathState, FastPathStatus, Status, TransferTotals},
+    snapshot::{FastPathState, Status, TransferTotals},
 };
 
 /// What the metrics are made of.
@@ -144,7 +144,6 @@ pub(super) fn families(reading: &Reading) -> Vec<Family> {
         of_counters(status),
         of_transfers(status),
         of_servers_and_clients(&status.transfers),
-        of_the_fast_path(&status.fast_path),
         vec![Family {
             kind: MetricType::Histogram,
             base_name: "ftp_alg_decision_seconds",
@@ -191,7 +190,7 @@ fn of_the_daemon(reading: &Reading) -> Vec<Family> {
 }
 
 fn gauges_of(status: &Status) -> Vec<Family> {
-    let Status { sessions, pinholes, memory, queue_waiting, .. } = status;
+    let Status { sessions, pinholes, memory, queue_waiting, fast_path, .. } = status;
     let waiting = queue_waiting.map(|waiting| {
         let help = "Packets in the queues that waited for a verdict, looked up each second; absent if the daemon's \
                     user cannot read it.";
@@ -204,6 +203,16 @@ fn gauges_of(status: &Status) -> Vec<Family> {
             "ftp_alg_memory_bytes",
             "Bytes that sessions hold; policy.memory is their limit.",
             *memory,
+        ),
+        gauge(
+            "ftp_alg_fast_path_on",
+            "1 if the fast path runs, else 0.",
+            u64::from(fast_path.state == FastPathState::On),
+        ),
+        gauge(
+            "ftp_alg_fast_path_sessions",
+            "Control connections that are on the fast path now.",
+            fast_path.connections,
         ),
     ];
     families.into_iter().chain(waiting).collect()
@@ -321,34 +330,4 @@ fn of_servers_and_clients(transfers: &TransferTotals) -> Vec<Family> {
     let has_samples =
         |family: &Family| !matches!(&family.values, Values::Samples(samples) if samples.is_empty());
     families.into_iter().filter(has_samples).collect()
-}
-
-fn of_the_fast_path(status: &FastPathStatus) -> Vec<Family> {
-    vec![
-        gauge(
-            "ftp_alg_fast_path_on",
-            "1 if the fast path runs, else 0.",
-            u64::from(status.state == FastPathState::On),
-        ),
-        gauge(
-            "ftp_alg_fast_path_sessions",
-            "Control connections that are on the fast path now.",
-            status.connections,
-        ),
-        counter(
-            "ftp_alg_fast_path_lines",
-            "Lines that the fast path inspected, so that they were not queued.",
-            status.lines,
-        ),
-        counter(
-            "ftp_alg_fast_path_handed_back",
-            "Times that a control connection went back from the fast path to the queue.",
-            status.handed_back,
-        ),
-        counter(
-            "ftp_alg_fast_path_no_room",
-            "Lines that were queued because the fast path's ring buffer was full.",
-            status.no_room,
-        ),
-    ]
 }

@@ -6,8 +6,8 @@ use ftp_alg::daemon::{
     catalogue,
     health::{FoundBy, ProblemName},
     snapshot::{
-        ClientBytes, DaemonCounters, Findings, NameRow, PinholeRow, Problem, ServerTotals,
-        SessionDetail, SessionRow, Status, TransferTotals,
+        ClientBytes, DaemonCounters, FastPathCounters, Findings, NameRow, PinholeRow, Problem,
+        ServerTotals, SessionDetail, SessionRow, Status, TransferTotals,
     },
 };
 use ftp_alg_core::{
@@ -40,15 +40,21 @@ fn fields(value: &Value, prefix: &str, into: &mut BTreeSet<String>) {
 
 #[test]
 fn the_page_of_counters_says_of_each_what_its_description_says() {
-    let row = |one: &CounterDescription| {
+    let row = |of: &str, one: &CounterDescription| {
         let CounterDescription { field, means, remedy, .. } = one;
         let remedy = if remedy.is_empty() { String::new() } else { format!("{remedy} ") };
-        format!("| `{field}` | {means} | {remedy}|\n")
+        format!("| `{of}{field}` | {means} | {remedy}|\n")
     };
-    // Those with parts have tables of their own.
-    let all = Counters::ALL.iter().chain(DaemonCounters::ALL);
-    let table: String = all.filter(|one| one.label.is_empty()).map(row).collect();
-    generated("docs/counters.md", "## What is counted\n", "| --- | --- | --- |\n", "\n", &table);
+    let counters = [Counters::ALL, DaemonCounters::ALL].concat();
+    for (section, of, counters) in [
+        ("## What is counted\n", "", &counters[..]),
+        ("## `fast_path`\n", "fast_path.", FastPathCounters::ALL),
+    ] {
+        // Those with parts have tables of their own.
+        let all = counters.iter().filter(|one| one.label.is_empty());
+        let table: String = all.map(|one| row(of, one)).collect();
+        generated("docs/counters.md", section, "| --- | --- | --- |\n", "\n", &table);
+    }
 }
 
 #[test]
