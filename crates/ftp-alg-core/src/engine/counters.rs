@@ -75,8 +75,14 @@ macro_rules! counters {
             }
         }
     };
-    ($(#[$of:meta])* parts $name:ident { $($(#[$doc:meta])* $field:ident,)+ }) => {
-        $crate::counters!(@struct $(#[$of])* $name {$($(#[$doc])* $field: u64,)+});
+    ($(#[$of:meta])* parts $name:ident { $($(#[doc = $means:literal])+ $field:ident,)+ }) => {
+        $crate::counters!(@struct $(#[$of])* $name {$($(#[doc = $means])+ $field: u64,)+});
+
+        impl $name {
+            /// The name of each, and what it means, in Markdown.
+            pub const MEANINGS: &[(&str, &str)] =
+                &[$((stringify!($field), concat!($($means),+).trim_ascii_start())),+];
+        }
 
         impl $crate::engine::Countable for $name {
             fn read(&self) -> $crate::engine::Count {
@@ -165,19 +171,19 @@ counters! {
 }
 
 counters! {
-    /// Packets that passed unread, by reason.
+    /// Packets that passed unread, by what each of them does.
     parts Unread {
-        /// Not a complete TCP packet.
+        /// is no TCP over IPv4 or IPv6, or not whole
         malformed,
-        /// Wrong checksum: the receiver discards it.
+        /// has a wrong TCP checksum: its receiver discards it
         checksum,
-        /// No session exists, and the packet starts none.
+        /// belongs to no session and begins none: it has no data, or the client is not known
         no_session,
-        /// The limit of sessions is reached, or the connection's `[[network]]` is not inspected.
+        /// is of a connection above `max-sessions`, or of a `[[network]]` with `inspect = false`
         not_followed,
-        /// It belongs to another connection on the endpoints of a session.
+        /// is of another connection than the one that is followed between its endpoints
         other_connection,
-        /// It arrived where no route to its sender leads.
+        /// is as in `drops.elsewhere`, but passed
         elsewhere,
     }
 }
@@ -185,29 +191,29 @@ counters! {
 counters! {
     /// How often each limit was reached. `max-sessions` also counts in [`Counters::uninspected`].
     parts Limits {
-        /// Sessions evicted for newer ones.
+        /// connections evicted for newer ones, at `max-sessions`
         sessions,
-        /// Sessions evicted because their client had more than its share.
+        /// connections ended for their client's share
         client_sessions,
-        /// Sessions reset because of the memory budget.
+        /// connections ended for the memory that they held
         memory,
-        /// Announcements refused because of the client's limit of pinholes.
+        /// announcements that opened nothing: too many unused pinholes of one client
         client_pinholes,
-        /// Announcements refused because of the session's limit of pinholes.
+        /// the same: too many pinholes of one session
         session_pinholes,
-        /// Announcements refused because of the limit of all pinholes, or of the client's part of it.
+        /// the same: no room for another pinhole, or none in the client's part
         pinholes,
-        /// Connections whose FIN could not be recorded in the rules' set `closing`, because it was full.
+        /// connections whose end was not noted, because the set `closing` was full
         closing_set,
-        /// Announcements refused because no external port was free.
+        /// announcements that opened nothing: no external port was free
         ports,
-        /// Possible announcements that were too long to be held back.
+        /// lines that may announce, and are too long to be held
         line,
-        /// Segments dropped until rewrites are acknowledged.
+        /// segments dropped until earlier rewrites are acknowledged
         rewrites,
-        /// Segments dropped until the client's data is acknowledged.
+        /// segments dropped until the client's earlier data is acknowledged
         unacknowledged_data,
-        /// Pending commands whose kind was forgotten.
+        /// pending commands whose kind was forgotten
         commands,
     }
 }

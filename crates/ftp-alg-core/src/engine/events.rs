@@ -148,7 +148,7 @@ event_kinds! {
     /// an announcement opened a pinhole, or passed; `action` is `open`, `rewrite` or `ignore`
     #[event("announcement", Info, "announcements", "the reason is behind the last colon")]
     Announcement(DecidedAnnouncement),
-    /// an announcement or a command was refused; the client got the [reply](#refusals)
+    /// an announcement or a command was refused; the client got the [reply](counters.md#refusals)
     #[event("refusal", Warn, "refusals", "see the reply")]
     Refusal(Refusal),
     /// a transfer has ended, if [turned on](#transfers)

@@ -39,36 +39,39 @@ pub enum ForwardAction {
 }
 
 reasons! {
-    /// Why a packet was dropped; docs/counters.md uses the same names. Its sender retransmits it if the receiver still
-    /// needs it.
+    /// Why a packet was dropped: what it is that the packet does. Its sender retransmits it if the receiver still needs it.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
     #[repr(u8)]
     DropReason {
-        /// An earlier segment is missing, and the reorder queue cannot hold this one, or has held it too long.
+        /// starts past a gap, and the reorder queue has no room for it, has stored it for 500 ms, or has refused another segment
+        /// at the gap. Or it acknowledges data that was never sent; or it is the client's, without data, past a gap, while
+        /// acknowledgements are queued
         OutOfOrder = "out_of_order",
-        /// The sequence number is too far from the next expected one.
+        /// has data, more than 1 MiB from the next sequence number
         OutOfWindow = "out_of_window",
-        /// The segment overlaps data that arrived while it was in the reorder queue.
+        /// waited in the reorder queue while others arrived at its sequence number, or its session ended
         Overlap = "overlap",
-        /// A limit of unacknowledged rewrites or unacknowledged data is reached.
+        /// finds the [limit](limits.md#lines-and-segments) of rewrites or of unacknowledged data reached
         LimitReached = "limit_reached",
-        /// Packets of the connection may have passed unread, and the server has not yet shown which bytes it has.
+        /// is the client's, after a downtime, before the server's acknowledgement number is known
         Unacknowledged = "unacknowledged",
-        /// Data after a FIN.
+        /// has new data after a FIN
         AfterFin = "after_fin",
-        /// The gateway reset the connection because of a limit.
+        /// belongs to a connection that the gateway ended for its memory or share
         SessionEnded = "session_ended",
-        /// The super-packet was split; its segments are injected in its place.
+        /// is a super-packet whose segments were sent one by one: no loss
         Resegmented = "resegmented",
-        /// The kernel refused a change that must take effect before the packet is forwarded.
+        /// has changed sequence numbers, and the kernel refused the mark
         KernelRefused = "kernel_refused",
-        /// Other packets of the connection may have passed unread while this one was queued.
+        /// was decided when the heartbeat had lapsed
         Stale = "stale",
-        /// Of earlier versions, for those who read `status`: nothing is dropped for it any more.
+        /// always 0: no packet waits for an answer of the kernel behind another one any more
         Overflow = "overflow",
-        /// The packet has the client's address, but arrived where no route to the client leads.
+        /// has new data and an end's address, but arrived on an interface [to which no route to that end
+        /// leads](attackers.md#where-a-line-may-come-from)
         Elsewhere = "elsewhere",
-        /// The fast path has adjusted it, and another program's rule removed its mark, so that it was queued.
+        /// was adjusted by the fast path, and queued because a rule of another program removed its mark: the connection is taken
+        /// back, and TCP sends it again
         Adjusted = "adjusted",
     }
 }

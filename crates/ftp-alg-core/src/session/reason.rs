@@ -8,19 +8,22 @@ use serde::{Deserialize, Serialize};
 
 use super::compact::SmallBytes;
 
-/// Reasons, each with its name in `ftp-alg status`.
+/// Reasons, each with its name in `ftp-alg status`, and what it means: docs/counters.md is made from it.
 macro_rules! reasons {
-    ($(#[$of:meta])* $all:ident { $($(#[$doc:meta])+ $reason:ident = $name:literal,)+ }) => {
+    ($(#[$of:meta])* $all:ident { $($(#[doc = $means:literal])+ $reason:ident = $name:literal,)+ }) => {
         $(#[$of])*
-        pub enum $all { $($(#[$doc])+ $reason,)+ }
+        pub enum $all { $($(#[doc = $means])+ $reason,)+ }
 
         impl $all {
             /// Every reason.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$reason),+];
+            /// The name of each in `ftp-alg status`, and what it means, in Markdown.
+            pub const MEANINGS: &[(&str, &str)] =
+                &[$(($name, concat!($($means),+).trim_ascii_start())),+];
 
             /// Name in `ftp-alg status`.
             pub fn name(self) -> &'static str {
-                match self { $(Self::$reason => $name),+ }
+                Self::MEANINGS[self as usize].0
             }
         }
     };
@@ -32,33 +35,35 @@ reasons! {
     /// Why the gateway refuses an announcement or a command. One byte, because it is stored with the pending command.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
     RefusalReason {
-        /// The announcement names another host than its sender (`policy.foreign-address`).
+        /// the announcement names another host than its sender (FTP bounce): `foreign-address = "allow"` if that is wanted. Of a
+        /// server, [the address may be wrong](troubleshooting.md#the-address-is-wrong)
         ForeignAddress = "foreign_address",
-        /// The announced address belongs to another family than the control connection.
+        /// the address is of another family than the control connection: have the client use one family
         OtherFamily = "other_family",
-        /// The port is below `policy.min-data-port`.
+        /// the port is too low: lower `min-data-port`, or raise the server's port range
         LowPort = "low_port",
-        /// The port is in `policy.deny-ports`.
+        /// change `deny-ports`, or the port
         DeniedPort = "denied_port",
-        /// No server could parse the line.
+        /// nobody can read the address or the port: look at the sender
         Malformed = "malformed",
-        /// The line is longer than the limit of held bytes.
+        /// an announcement of more than 512 bytes: look at the client
         TooLong = "too_long",
-        /// The client has restricted itself to EPSV by `EPSV ALL`.
+        /// after `EPSV ALL` only `EPSV` is allowed (RFC 2428): look at the client
         EpsvOnly = "epsv_only",
-        /// The DNS name of the external address has not been resolved yet.
+        /// the external address is a name without an address yet: see the name, and `/etc/resolv.conf`
         Unresolved = "unresolved",
-        /// A limit of pinholes is reached.
+        /// a [limit of pinholes](limits.md#pinholes): raise `max-pinholes-per-client`, or see why transfers do not start
         PinholeLimit = "pinhole_limit",
-        /// No external port is free.
+        /// all ports that may be announced are in use: widen `nat.port-range`
         NoFreePort = "no_free_port",
-        /// The kernel did not open the pinhole.
+        /// the kernel did not open the pinhole: the event `kernel` says why
         KernelRefused = "kernel_refused",
-        /// `policy.auth-tls` is `"refuse"`.
+        /// `auth-tls = "refuse"`: use plain FTP, or set `auth-tls = "pass"`
         AuthTls = "auth_tls",
-        /// The line has an urgent byte and is another command without it.
+        /// urgent data in the line would change the command: look at the client, it may attack
         UrgentData = "urgent_data",
-        /// Some servers may see another command in the line.
+        /// some servers may see another command in the line, for its Telnet commands, a bare CR or LF, or a NUL: look at the
+        /// client, it may attack
         Ambiguous = "ambiguous",
     }
 }
