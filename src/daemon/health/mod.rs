@@ -30,7 +30,6 @@ pub use self::{
     check::{Check, CheckStatus},
     host_audit::HostAudit,
     names::{FoundBy, ProblemName, is_audit_problem},
-    servers::refusal_remedy,
 };
 use self::{report::Reports, traffic::Traffic};
 use super::{

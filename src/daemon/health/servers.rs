@@ -100,8 +100,7 @@ impl RecentServers {
         let text = format!(
             "all {refused} {kind} announcements of the server {server} {WITHIN} opened nothing; the last: {last}{others}"
         );
-        let remedy = refusal_remedy(*objection);
-        Some(ProblemName::RefusedAnnouncements.finding_with(text, remedy))
+        Some(ProblemName::RefusedAnnouncements.finding_with(text, objection.remedy()))
     }
 }
 
@@ -124,34 +123,6 @@ fn record_of(
     records.push(record);
     let at = records.len() - 1;
     &mut records[at]
-}
-
-/// What to do about announcements that are refused for this reason: the setting that would change it.
-pub fn refusal_remedy(reason: RefusalReason) -> &'static str {
-    match reason {
-        RefusalReason::ForeignAddress => {
-            "if the server means itself, let it announce its own address, or set replace-foreign-address = true in a \
-             [[server]] with its address"
-        }
-        RefusalReason::OtherFamily => {
-            "let clients use EPSV, or the server announce an address of the connection's family"
-        }
-        RefusalReason::LowPort => {
-            "raise the server's passive ports, or lower min-data-port in [policy] or [[network]]"
-        }
-        RefusalReason::DeniedPort => {
-            "give the server other passive ports, or take these out of deny-ports in [policy] or [[network]]"
-        }
-        RefusalReason::Unresolved => {
-            "correct the name in external-address or /etc/resolv.conf, or set an address there"
-        }
-        RefusalReason::PinholeLimit => {
-            "see in `ftp-alg pinholes` whose are open, or raise max-pinholes-per-client in [policy] or [[network]]"
-        }
-        RefusalReason::NoFreePort => "widen port-range in [nat]",
-        RefusalReason::AuthTls => "set auth-tls = \"pass\" in [policy] or [[network]]",
-        _ => "the log has a line for each refusal; docs/events.md explains them",
-    }
 }
 
 #[cfg(test)]

@@ -60,21 +60,21 @@ fn the_page_of_counters_says_of_each_what_its_description_says() {
         ("unread", Unread::MEANINGS),
         ("limits", Limits::MEANINGS),
     ] {
-        let row = |(name, means): &(&str, &str)| format!("| `{of}.{name}` | {means} |\n");
+        let row = |[name, means, _]: &[&str; 3]| format!("| `{of}.{name}` | {means} |\n");
         let table: String = all.iter().map(row).collect();
         let section = format!("## `{of}`\n");
         generated("docs/counters.md", &section, "| --- | --- |\n", "\n", &table);
     }
-    let row = |(reason, (name, means)): (&RefusalReason, &(&str, &str))| {
+    let row = |(reason, [name, means, remedy]): (&RefusalReason, &[&str; 3])| {
         let replies = [true, false].map(|passive| {
             let reply = reason.reply(passive, None, 45);
             format!("`{}`", String::from_utf8_lossy(&reply[4..]).trim_end())
         });
         let replies = BTreeSet::from(replies).into_iter().collect::<Vec<_>>().join(", ");
-        format!("| `refusals.{name}` | {replies} | {means} |\n")
+        format!("| `refusals.{name}` | {replies} | {means} | {remedy} |\n")
     };
     let table: String = RefusalReason::ALL.iter().zip(RefusalReason::MEANINGS).map(row).collect();
-    generated("docs/counters.md", "## `refusals`\n", "| --- | --- | --- |\n", "\n", &table);
+    generated("docs/counters.md", "## `refusals`\n", "| --- | --- | --- | --- |\n", "\n", &table);
 }
 
 #[test]

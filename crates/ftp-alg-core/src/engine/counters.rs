@@ -79,9 +79,9 @@ macro_rules! counters {
         $crate::counters!(@struct $(#[$of])* $name {$($(#[doc = $means])+ $field: u64,)+});
 
         impl $name {
-            /// The name of each, and what it means, in Markdown.
-            pub const MEANINGS: &[(&str, &str)] =
-                &[$((stringify!($field), concat!($($means),+).trim_ascii_start())),+];
+            /// The name of each, what it means, in Markdown, and what to do.
+            pub const MEANINGS: &[[&str; 3]] =
+                &[$([stringify!($field), concat!($($means),+).trim_ascii_start(), ""]),+];
         }
 
         impl $crate::engine::Countable for $name {

@@ -8,22 +8,27 @@ use serde::{Deserialize, Serialize};
 
 use super::compact::SmallBytes;
 
-/// Reasons, each with its name in `ftp-alg status`, and what it means: docs/counters.md is made from it.
+/// Reasons, each with what it means, its name in `ftp-alg status`, and what to do: docs/counters.md is made from it.
 macro_rules! reasons {
-    ($(#[$of:meta])* $all:ident { $($(#[doc = $means:literal])+ $reason:ident = $name:literal,)+ }) => {
+    ($(#[$of:meta])* $all:ident { $($(#[doc = $means:literal])+ $reason:ident = $name:literal $(: $remedy:literal)?,)+ }) => {
         $(#[$of])*
         pub enum $all { $($(#[doc = $means])+ $reason,)+ }
 
         impl $all {
             /// Every reason.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$reason),+];
-            /// The name of each in `ftp-alg status`, and what it means, in Markdown.
-            pub const MEANINGS: &[(&str, &str)] =
-                &[$(($name, concat!($($means),+).trim_ascii_start())),+];
+            /// The name of each in `ftp-alg status`, what it means, in Markdown, and what to do.
+            pub const MEANINGS: &[[&str; 3]] =
+                &[$([$name, concat!($($means),+).trim_ascii_start(), concat!($($remedy)?)]),+];
 
             /// Name in `ftp-alg status`.
             pub fn name(self) -> &'static str {
-                Self::MEANINGS[self as usize].0
+                Self::MEANINGS[self as usize][0]
+            }
+
+            /// What to do; empty if nothing.
+            pub fn remedy(self) -> &'static str {
+                Self::MEANINGS[self as usize][2]
             }
         }
     };
@@ -35,36 +40,34 @@ reasons! {
     /// Why the gateway refuses an announcement or a command. One byte, because it is stored with the pending command.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
     RefusalReason {
-        /// the announcement names another host than its sender (FTP bounce): `foreign-address = "allow"` if that is wanted. Of a
-        /// server, [the address may be wrong](troubleshooting.md#the-address-is-wrong)
-        ForeignAddress = "foreign_address",
-        /// the address is of another family than the control connection: have the client use one family
-        OtherFamily = "other_family",
-        /// the port is too low: lower `min-data-port`, or raise the server's port range
-        LowPort = "low_port",
-        /// change `deny-ports`, or the port
-        DeniedPort = "denied_port",
-        /// nobody can read the address or the port: look at the sender
-        Malformed = "malformed",
-        /// an announcement of more than 512 bytes: look at the client
-        TooLong = "too_long",
-        /// after `EPSV ALL` only `EPSV` is allowed (RFC 2428): look at the client
-        EpsvOnly = "epsv_only",
-        /// the external address is a name without an address yet: see the name, and `/etc/resolv.conf`
-        Unresolved = "unresolved",
-        /// a [limit of pinholes](limits.md#pinholes): raise `max-pinholes-per-client`, or see why transfers do not start
-        PinholeLimit = "pinhole_limit",
-        /// all ports that may be announced are in use: widen `nat.port-range`
-        NoFreePort = "no_free_port",
-        /// the kernel did not open the pinhole: the event `kernel` says why
-        KernelRefused = "kernel_refused",
-        /// `auth-tls = "refuse"`: use plain FTP, or set `auth-tls = "pass"`
-        AuthTls = "auth_tls",
-        /// urgent data in the line would change the command: look at the client, it may attack
-        UrgentData = "urgent_data",
-        /// some servers may see another command in the line, for its Telnet commands, a bare CR or LF, or a NUL: look at the
-        /// client, it may attack
-        Ambiguous = "ambiguous",
+        /// the announcement names [another host](troubleshooting.md#the-address-is-wrong) than its sender (FTP bounce)
+        ForeignAddress = "foreign_address": "if the server means itself, let it announce its own address, or set replace-foreign-address = true in a [[server]] with its address; if others are wanted, foreign-address = \"allow\"",
+        /// the address is of another family than the control connection
+        OtherFamily = "other_family": "let clients use EPSV, or the server announce an address of the connection's family",
+        /// the port is below `min-data-port`
+        LowPort = "low_port": "raise the server's passive ports, or lower min-data-port in [policy] or [[network]]",
+        /// the port is one of `deny-ports`
+        DeniedPort = "denied_port": "give the server other passive ports, or take these out of deny-ports in [policy] or [[network]]",
+        /// nobody can read the address or the port
+        Malformed = "malformed": "look at the sender: the log has the line",
+        /// an announcement of more than 512 bytes
+        TooLong = "too_long": "look at the client",
+        /// after `EPSV ALL` only `EPSV` is allowed (RFC 2428)
+        EpsvOnly = "epsv_only": "look at the client",
+        /// the external address is a name that has no address yet
+        Unresolved = "unresolved": "correct the name in external-address or /etc/resolv.conf, or set an address there",
+        /// a [limit of pinholes](limits.md#pinholes) is reached
+        PinholeLimit = "pinhole_limit": "see in `ftp-alg pinholes` whose are open, or raise max-pinholes-per-client in [policy] or [[network]]",
+        /// all ports that may be announced are in use
+        NoFreePort = "no_free_port": "widen port-range in [nat]",
+        /// the kernel did not open the pinhole
+        KernelRefused = "kernel_refused": "the event kernel says why",
+        /// `auth-tls` is `"refuse"`
+        AuthTls = "auth_tls": "use plain FTP, or set auth-tls = \"pass\" in [policy] or [[network]]",
+        /// urgent data in the line would change the command
+        UrgentData = "urgent_data": "look at the client: it may attack",
+        /// some servers may see another command in the line: it has Telnet commands, a bare CR or LF, or a NUL
+        Ambiguous = "ambiguous": "look at the client: it may attack",
     }
 }
 

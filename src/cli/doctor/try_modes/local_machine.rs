@@ -16,7 +16,6 @@ use super::ftp_client::{
 };
 use crate::{
     cli::SocketOption,
-    daemon::health::refusal_remedy,
     kernel::{RuleParameters, operator_firewall, parameters::Backend},
 };
 
@@ -53,7 +52,7 @@ impl<'a> LocalMachine<'a> {
                 "run ftp-alg on the server's gateway, or set the server's external address"
             }
             RefusedByGateway(reason) => {
-                let advice = format!("on that gateway: {}", refusal_remedy(reason));
+                let advice = format!("on that gateway: {}", reason.remedy());
                 return (error.to_string(), vec![advice]);
             }
             AnnouncementRefused => {
