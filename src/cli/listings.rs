@@ -40,10 +40,7 @@ impl ListOptions {
         if self.reverse {
             rows.reverse();
         }
-        match self.json {
-            true => output::print_line(&serde_json::to_string(&rows).map_err(Failure::failed)?),
-            false => output::print(&text(&rows, Style::of_stdout())),
-        }
+        output::print_report(self.json, &rows, |rows| text(rows, Style::of_stdout()))
     }
 }
 

@@ -234,7 +234,7 @@ enum Command {
     ///   login      FTP; no login accepted yet
     ///   logged-in  login accepted; announcements open pinholes
     ///   picked-up  picked up mid-stream; opens no pinholes
-    ///   lost       packets were missed; opens no more pinholes
+    ///   lost       packets were missed; opens no pinholes until it is in step again
     ///   encrypted  TLS; cannot be inspected before CCC
     ///   not-ftp    the server speaks FTP, the client does not; opens no pinholes
     ///   opaque     not FTP, or lost while encrypted; packets pass uninspected
