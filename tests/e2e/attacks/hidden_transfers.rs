@@ -31,7 +31,7 @@ fn forged_ends_of_data_connections_hide_no_bytes() {
 }
 
 #[test]
-fn a_loss_of_copies_is_told() {
+fn a_loss_of_copies_is_reported() {
     let gateway = gateway_with(Topology::Masquerade, "");
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
