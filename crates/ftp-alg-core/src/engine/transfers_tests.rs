@@ -69,6 +69,26 @@ fn each_transfer_is_reported_once_with_its_reply() {
     }
 }
 
+/// A connection through the first pinhole may be that of the transfer, if the server still listens there.
+#[test]
+fn what_is_announced_again_was_announced_before() {
+    const AGAIN: &str = "> PORT 192,168,150,80,14,178 < 200 ok > RETR a < 150 x < 226 y";
+    for (before, is_same) in [
+        (PORT, true),
+        ("> PORT 192,168,150,80,14,178 < 200 ok > RETR b < 550 none", true),
+        ("> PORT 192,168,150,80,14,179 < 200 ok", false),
+        (AGAIN, false),
+    ] {
+        let mut talk = Conversation::logged_in();
+        let first = talk.now;
+        talk.play(before);
+        talk.now += Duration::from_secs(1);
+        talk.play(AGAIN);
+        let expected = if is_same { first } else { talk.now };
+        assert_eq!(talk.transfers().last().unwrap().announced, Some(expected), "{before}");
+    }
+}
+
 /// The path that each event has, `?` if none, and its code.
 fn paths(talk: &mut Conversation) -> Vec<String> {
     let in_short = |transfer: &Transfer| {

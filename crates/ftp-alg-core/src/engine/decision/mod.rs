@@ -214,7 +214,7 @@ impl Decider<'_> {
             id,
             ends,
             kind: announced.kind,
-            opened: self.now,
+            opened: self.pinholes.first_opened(self.now, self.index, &ends),
             deadline: self.now + self.policy.pinhole_timeout,
             is_granted: self.head.extra().fast_path.is_handed_over,
         };

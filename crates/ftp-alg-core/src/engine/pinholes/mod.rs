@@ -93,7 +93,8 @@ pub struct OpenedByProgram {
     pub id: PinholeId,
     pub ends: PinholeEnds,
     pub kind: AnnouncementKind,
-    pub opened: Instant,
+    /// When it was first announced for its transfer, if this is known.
+    pub opened: Option<Instant>,
     pub deadline: Instant,
     /// Whether its session is on the fast path, so that the grant counts for the client.
     pub is_granted: bool,
@@ -170,6 +171,13 @@ impl PinholeTable {
     /// The last answered announcement of the session `owner`, which is that of its data connection.
     pub fn last_announcement(&self, owner: u32) -> Option<&Pinhole> {
         self.of(owner).rev().find(|pinhole| pinhole.is_answered())
+    }
+
+    /// When a pinhole with these ends that the session `owner` opens `now` was first announced: a connection through an
+    /// earlier one that no transfer used may be that of the next transfer.
+    pub fn first_opened(&self, now: Instant, owner: u32, ends: &PinholeEnds) -> Option<Instant> {
+        let same = self.of(owner).filter(|pinhole| pinhole.ends.ends() == ends.ends());
+        same.map(|pinhole| pinhole.opened).fold(Some(now), Option::min)
     }
 
     /// When a pinhole of the session `owner` must be looked at after `now`, if they have this lifetime.
@@ -260,7 +268,7 @@ impl PinholeTable {
                     let deadline = now + lifetime;
                     let place = Place::Rules;
                     let mut opened = Pinhole::new(ends, kind, deadline, client, serial, place);
-                    opened.opened = Some(now);
+                    opened.opened = self.first_opened(now, owner, &ends);
                     self.insert(owner, opened);
                     return Ok(Opened { serial, port, other_session });
                 }
@@ -372,7 +380,7 @@ impl PinholeTable {
         let serial = self.ports.lock().next_serial();
         self.reserve_in_program(owner, serial, ends, place);
         let mut held = Pinhole::new(ends, kind, deadline, client.into(), serial, place);
-        held.opened = Some(opened);
+        held.opened = opened;
         held.set_granted(is_granted);
         self.insert(owner, held);
         serial

@@ -49,7 +49,8 @@ pub struct Pinhole {
     pub ends: PinholeEnds,
     /// The kind of announcement that opened it.
     pub kind: AnnouncementKind,
-    /// When it was opened, if not by an earlier daemon.
+    /// When it, or an earlier one of the session with the same ends that no transfer used, was opened, if not by an earlier
+    /// daemon.
     pub opened: Option<Instant>,
     /// When it expires.
     pub deadline: Instant,

@@ -78,7 +78,7 @@ fn hold_program(table: &mut PinholeTable, port: u16) -> u64 {
         id: PinholeId { flow: u64::from(port), line: 1 },
         ends,
         kind: AnnouncementKind::Port,
-        opened: Instant::now(),
+        opened: Some(Instant::now()),
         deadline: Instant::now() + Duration::from_secs(30),
         is_granted: true,
     };
