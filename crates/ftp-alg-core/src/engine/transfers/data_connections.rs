@@ -3,8 +3,8 @@
 //! Servers use a port again at once, so several connections have the same ends. That of a transfer began between its
 //! announcement and its last reply; if there are more, it is the one that ended next to that reply, or none is certain.
 //!
-//! A client can forge packets that its server discards, and so could hide how much it moves. What the server's own FIN
-//! says decides then.
+//! A client can forge packets that its server discards, and so could hide how much it moves. So the server's word counts: the
+//! FIN of what it sends, and what it acknowledges of what it gets. What a client says of itself counts nowhere.
 //!
 //! Invariants: memory is bounded by [`MAX_CONNECTIONS`], no client has more than [`SHARE`] with one server, and the work for a
 //! packet by [`MAX_SAME`].
@@ -100,12 +100,19 @@ fn distance(one: Instant, other: Instant) -> Duration {
     one.max(other) - one.min(other)
 }
 
+/// Whether one sequence number is before the other.
+fn is_before(one: u32, other: u32) -> bool {
+    one.wrapping_sub(other).cast_signed() < 0
+}
+
 /// A FIN.
 #[derive(Clone, Copy, Debug)]
 struct Fin {
     seq: u32,
     seen: Instant,
     acknowledged: Option<u32>,
+    /// Whether another one of the same end has another sequence number.
+    is_contradicted: bool,
 }
 
 /// What was seen of one data connection.
@@ -403,9 +410,12 @@ impl DataConnection {
         if flags.syn {
             self.is_doubtful |= *self.first[place].get_or_insert(end) != end;
         }
-        if flags.fin && self.fins[place].is_none() {
+        if let Some(fin) = self.fins[place].as_mut().filter(|_| flags.fin) {
+            fin.is_contradicted |= fin.seq != end;
+        } else if flags.fin {
             let acknowledged = flags.ack.then_some(acknowledged);
-            (self.fins[place], self.ended) = (Some(Fin { seq: end, seen: now, acknowledged }), now);
+            let fin = Fin { seq: end, seen: now, acknowledged, is_contradicted: false };
+            (self.fins[place], self.ended) = (Some(fin), now);
         }
         if flags.ack && (flags.fin || flags.rst) {
             self.acknowledged[place] = Some(acknowledged);
@@ -483,19 +493,59 @@ impl DataConnection {
         }
     }
 
-    /// The bytes between the SYN of `sender`, which counts one, and its FIN, or the place where a reset cut them off.
+    /// The bytes of `sender` behind its SYN, which counts one, that the other end has got by the word of the `server`.
     pub fn bytes_of(&self, sender: End, server: End, is_success: bool) -> Option<u64> {
         let first = self.first[sender as usize]?;
-        let end = match self.is_cut(sender, server, is_success) {
-            true => self.reset_place(sender, server),
-            false => self.last_of(sender, server, is_success),
+        let end = match sender == server {
+            true => self.sent_by(server)?,
+            false => self.received_by(server, is_success)?,
         };
-        Some(end?.wrapping_sub(first).wrapping_sub(1).into())
+        let bytes = end.wrapping_sub(first).wrapping_sub(1);
+        // A server resets what waits for it when it stops to listen: it may have accepted another one.
+        let is_unused = bytes == 0 && is_success && self.is_reset_by(server);
+        (!is_unused).then_some(bytes.into())
+    }
+
+    /// Whether `sender` has sent anything, as far as the ends say.
+    pub fn has_moved(&self, sender: End) -> bool {
+        let fin = self.fins[sender as usize].map(|fin| fin.seq);
+        let end = fin.or(self.acknowledged[sender.other() as usize]);
+        let first = self.first[sender as usize];
+        first.zip(end).is_some_and(|(first, end)| is_before(first.wrapping_add(1), end))
+    }
+
+    /// The sequence number behind what the server has sent, if its client had that all.
+    fn sent_by(&self, server: End) -> Option<u32> {
+        let had = self.acknowledged[server.other() as usize];
+        match (self.fins[server as usize], self.reset_for(server)) {
+            (Some(fin), _) if fin.is_contradicted => None,
+            (Some(fin), None) => Some(fin.seq),
+            (Some(fin), Some(_)) => had.filter(|had| !is_before(*had, fin.seq)).map(|_| fin.seq),
+            (None, Some((by, place))) => {
+                (by == server && had.is_none_or(|had| had == place)).then_some(place)
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// The sequence number behind what the server has got. If it reports a success, its later FIN acknowledges that of its
+    /// client; otherwise it is not certain what it acknowledges, unless its client sent no FIN.
+    fn received_by(&self, server: End, is_success: bool) -> Option<u32> {
+        match (self.fins[server.other() as usize], self.fins[server as usize]) {
+            (Some(fin), Some(servers)) if is_success && servers.seen >= fin.seen => {
+                Some(servers.acknowledged?.wrapping_sub(1))
+            }
+            (None, _) if !is_success => {
+                let ((by, place), got) =
+                    (self.reset_for(server)?, self.acknowledged[server as usize]?);
+                (by == server || place == got).then_some(got)
+            }
+            _ => None,
+        }
     }
 
     /// Whether a reset came before all that `sender` sent was there.
     pub fn is_cut(&self, sender: End, server: End, is_success: bool) -> bool {
-        let is_before = |place: u32, last: u32| place.wrapping_sub(last).cast_signed() < 0;
         let last = self.last_of(sender, server, is_success);
         match (last, self.reset_place(sender, server)) {
             (Some(last), place) => place.is_some_and(|place| is_before(place, last)),

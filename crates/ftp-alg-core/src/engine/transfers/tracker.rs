@@ -37,6 +37,8 @@ const MAX_OF_SESSION: usize = 256;
 
 /// Why the bytes of a transfer are not certain.
 const OTHER_CONNECTION: &str = "its data connection may be another one's";
+/// The same, if its ends do not agree.
+const UNCONFIRMED: &str = "its server does not confirm how much there was";
 /// The same, if nothing was seen of its data connection.
 const LOST: &str = "what was seen of its data connection was lost";
 
@@ -378,12 +380,15 @@ impl<Tag> TransferTracker<Tag> {
         let may_lack = |ends| self.may_lack(ends, requested);
         let is_lost = self.sees_packets && found.is_none() && ends.is_some_and(may_lack);
         let sees_packets = self.sees_packets && !is_lost;
-        let has_bytes = bytes.is_some_and(|bytes| bytes > 0);
+        let has_bytes = connection.is_some_and(|one| one.has_moved(sender));
         (transfer.result, transfer.reason) =
             classify(transfer, ends, found, certain.is_some(), sees_packets, has_bytes);
         transfer.bytes = bytes;
         if is_lost {
             transfer.uncertain.get_or_insert(LOST);
+        }
+        if bytes.is_none() && connection.is_some_and(|one| one.is_answered() && one.is_over()) {
+            transfer.uncertain.get_or_insert(UNCONFIRMED);
         }
         if let (Some(ends), Some(Found { connection, is_distinct, .. }), None) =
             (ends, found, certain)
@@ -431,11 +436,10 @@ fn is_earlier(connection: &DataConnection, transfer: &Transfer, ended: Instant) 
         || requested.is_some_and(|at| connection.was_over_before(at))
 }
 
-/// Whether a reset came before all of the file was there. A server that resets what it has sent knows better.
+/// Whether a reset came before all of the file was there. A server that resets, and reports success, knows better.
 fn is_cut(connection: &DataConnection, transfer: &Transfer) -> bool {
     let (sender, server) = (sender_of(transfer), server_of(transfer));
-    let is_servers_own = sender == server && connection.is_reset_by(server);
-    connection.is_cut(sender, server, transfer.end.is_success()) && !is_servers_own
+    !connection.is_reset_by(server) && connection.is_cut(sender, server, transfer.end.is_success())
 }
 
 /// The end that sends the file.

@@ -520,21 +520,28 @@ fn a_reset_cuts_the_bytes_off() {
     let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
     let (fin, all) = ((CLIENT, SERVER, "FA", 6001, 11), (SERVER, CLIENT, "FA", 11, 6002));
     for (packets, code, expected) in [
-        // The receiver resets, and has acknowledged 400 bytes.
-        (vec![(SERVER, CLIENT, "RA", 11, 1401)], 226, (TransferResult::Reset, Some(400))),
-        (vec![fin, (SERVER, CLIENT, "RA", 11, 1401)], 226, (TransferResult::Reset, Some(400))),
+        // The server resets, and has acknowledged 400 bytes.
+        (vec![(SERVER, CLIENT, "RA", 11, 1401)], 426, (TransferResult::Reset, Some(400))),
         // It ends, and resets what comes then.
         (
             vec![(SERVER, CLIENT, "FA", 11, 1401), (SERVER, CLIENT, "R", 12, 0)],
             426,
             (TransferResult::Reset, Some(400)),
         ),
-        // The sender resets.
-        (vec![(CLIENT, SERVER, "RA", 1301, 11)], 226, (TransferResult::Reset, Some(300))),
+        // It reports success: it may have accepted another connection.
+        (vec![(SERVER, CLIENT, "RA", 11, 1401)], 226, (TransferResult::Complete, None)),
+        (vec![fin, (SERVER, CLIENT, "RA", 11, 6002)], 226, (TransferResult::Complete, None)),
+        // Only its client says how much there was.
+        (vec![(CLIENT, SERVER, "RA", 1301, 11)], 426, (TransferResult::Reset, None)),
+        (vec![fin, (SERVER, CLIENT, "RA", 11, 1401)], 426, (TransferResult::Reset, None)),
         (vec![(SERVER, CLIENT, "R", 11, 0)], 426, (TransferResult::Reset, None)),
+        // The server confirms where its client has reset.
+        (
+            vec![(SERVER, CLIENT, "FA", 11, 1401), (CLIENT, SERVER, "R", 1401, 0)],
+            426,
+            (TransferResult::Reset, Some(400)),
+        ),
         // A reset behind everything changes nothing.
-        (vec![fin, (SERVER, CLIENT, "R", 11, 0)], 226, (TransferResult::Complete, Some(5000))),
-        (vec![fin, (SERVER, CLIENT, "RA", 11, 6001)], 226, (TransferResult::Complete, Some(5000))),
         (
             vec![fin, all, (CLIENT, SERVER, "R", 6002, 0)],
             226,
@@ -573,19 +580,20 @@ fn forged_fins_hide_no_upload() {
             assert_eq!(outcome, (TransferResult::Complete, Some(5000)), "{packets:?}");
         }
     }
-    // A failed one: the server may have ended it before its client did.
-    for (first, expected) in [((CLIENT, SERVER, "FA", 1006, 11), None), (sent, Some(5000))] {
+    // A failed one: whether the server acknowledges a FIN, or a byte, is not certain.
+    for first in [(CLIENT, SERVER, "FA", 1006, 11), sent] {
         let mut test = Test::new();
         test.observe(&begin);
         test.observe(&[first, sent, received]);
         let failed = Transfer { has_started: true, ..transfer(TransferVerb::Stor, 451) };
-        assert_eq!(test.end(failed).unwrap().bytes, expected);
+        assert_eq!(test.end(failed).unwrap().bytes, None);
     }
-    // The server ends before its client does.
+    // The server ends before its client does, and confirms nothing.
     let mut test = Test::new();
     test.observe(&begin);
     test.observe(&[(SERVER, CLIENT, "FA", 11, 1001), (CLIENT, SERVER, "FA", 6001, 12)]);
-    assert_eq!(test.end(transfer(TransferVerb::Stor, 226)).unwrap().bytes, Some(5000));
+    let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
+    assert_eq!((finished.bytes, finished.uncertain), (None, Some(UNCONFIRMED)));
 }
 
 #[test]
@@ -601,6 +609,42 @@ fn forged_fins_hide_no_download() {
         let passive = Transfer { announcement, ..transfer(TransferVerb::Retr, 226) };
         let finished = test.end_sooner_or_later(passive);
         assert_eq!(finished.bytes, Some(5000), "{packets:?}");
+    }
+}
+
+/// A download in passive mode, whose server is the target.
+fn download(code: u16) -> Transfer {
+    let download = transfer(TransferVerb::Retr, code);
+    let announcement = download.announcement.map(|(_, ends)| (AnnouncementKind::Pasv, ends));
+    Transfer { announcement, has_started: true, ..download }
+}
+
+/// It acknowledges less than it has, in an early FIN or in a reset.
+#[test]
+fn a_client_that_denies_what_it_has_hides_no_download() {
+    let (client, server) = (SERVER, CLIENT);
+    let fin = (server, client, "FA", 6001, 11);
+    let early = (client, server, "FA", 11, 1001);
+    let reset = |acknowledged| (client, server, "RA", 11, acknowledged);
+    let servers_reset = |end| (server, client, "RA", end, 11);
+    let complete = |bytes| (TransferResult::Complete, bytes);
+    for (packets, code, expected) in [
+        (vec![reset(1001)], 426, (TransferResult::Reset, None)),
+        (vec![fin, reset(1001)], 226, (TransferResult::Reset, None)),
+        (vec![fin, reset(6001)], 226, complete(Some(5000))),
+        (vec![early, servers_reset(6001)], 226, complete(None)),
+        (vec![servers_reset(6001)], 226, complete(Some(5000))),
+        // The server did not accept it, but another one.
+        (vec![servers_reset(1001)], 226, complete(None)),
+        // Nobody knows which FIN the client has accepted.
+        (vec![fin, (server, client, "FA", 1007, 11), early], 226, complete(None)),
+    ] {
+        let mut test = Test::new();
+        test.observe(&[(server, client, "SA", 1000, 11)]);
+        test.observe(&packets);
+        let finished = test.end_sooner_or_later(download(code));
+        assert_eq!((finished.result, finished.bytes), expected, "{packets:?}");
+        assert_eq!(finished.uncertain.is_some(), finished.bytes.is_none());
     }
 }
 
@@ -880,5 +924,5 @@ fn what_was_transferred_is_not_called_missing() {
     let mut test = Test::new();
     test.observe(&packets);
     let finished = test.end(transfer(TransferVerb::Stor, 425)).unwrap();
-    assert_eq!((finished.result, finished.bytes), (TransferResult::Aborted, Some(5)));
+    assert_eq!((finished.result, finished.bytes), (TransferResult::Aborted, None));
 }
