@@ -25,6 +25,7 @@ const PACKET: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 0);
 const CONFIG: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 1);
 // From linux/netfilter/nfnetlink_log.h; libc lacks them.
 const NFULA_TIMESTAMP: u16 = 3;
+const NFULA_IFINDEX_INDEV: u16 = 4;
 const NFULA_PAYLOAD: u16 = 9;
 const NFULA_CFG_CMD: u16 = 1;
 const NFULA_CFG_MODE: u16 = 2;
@@ -138,7 +139,10 @@ impl DataLog {
                     let attributes = message.attributes();
                     if let Some(packet) = attributes.first(NFULA_PAYLOAD).and_then(parse) {
                         let (at, by) = passed(attributes.first(NFULA_TIMESTAMP));
-                        each(at, by, packet);
+                        let index = attributes.first(NFULA_IFINDEX_INDEV);
+                        let index = index.and_then(|index| index.try_into().ok());
+                        let interface = index.map_or(0, u32::from_be_bytes);
+                        each(at, by, DataPacket { interface, ..packet });
                     }
                 }
             }
@@ -180,6 +184,7 @@ fn parse(bytes: &[u8]) -> Option<DataPacket> {
         flags: DataFlags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
         end: tcp.sequence_number().wrapping_add(data as u32),
         acknowledged: tcp.acknowledgment_number(),
+        interface: 0,
     })
 }
 

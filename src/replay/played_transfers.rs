@@ -82,5 +82,5 @@ fn data_packet(layout: &DatagramLayout, bytes: &[u8]) -> Option<DataPacket> {
     let length = layout.length.checked_sub(data_at)? as u32; // an IP packet's
     let (source, destination) = (layout.source, layout.destination);
     let (end, acknowledged) = (number(4).wrapping_add(length), number(8));
-    Some(DataPacket { source, destination, flags, end, acknowledged })
+    Some(DataPacket { source, destination, flags, end, acknowledged, interface: 0 })
 }

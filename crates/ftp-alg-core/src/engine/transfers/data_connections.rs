@@ -4,7 +4,8 @@
 //! announcement and its last reply; if there are more, it is the one that ended next to that reply, or none is certain.
 //!
 //! A client can forge packets that its server discards, and so could hide how much it moves. So the server's word counts: the
-//! FIN of what it sends, and what it acknowledges of what it gets. What a client says of itself counts nowhere.
+//! FIN of what it sends, and what it acknowledges of what it gets. What a client says of itself counts nowhere, and a packet
+//! that arrives elsewhere than those of its sender makes its connection doubtful.
 //!
 //! Invariants: memory is bounded by [`MAX_CONNECTIONS`], no client has more than [`SHARE`] with one server, and the work for a
 //! packet by [`MAX_SAME`].
@@ -42,6 +43,8 @@ pub struct DataPacket {
     pub end: u32,
     /// The acknowledgement number, if ACK is set.
     pub acknowledged: u32,
+    /// The index of the interface at which it arrived; 0 if this machine sent it.
+    pub interface: u32,
 }
 
 impl DataPacket {
@@ -131,6 +134,8 @@ pub(super) struct DataConnection {
     fins: [Option<Fin>; 2],
     /// What each had acknowledged with its last FIN or RST.
     acknowledged: [Option<u32>; 2],
+    /// Where packets of each arrive.
+    interfaces: [Option<u32>; 2],
     /// Who reset it first, with which sequence number, and when.
     reset: Option<(End, u32, Instant)>,
     /// Whether it was reported that it did not come about.
@@ -173,7 +178,7 @@ impl DataConnections {
         packet: &DataPacket,
         mut each: impl FnMut(DataEnds),
     ) {
-        let DataPacket { source, destination, flags, end, acknowledged } = *packet;
+        let DataPacket { source, destination, flags, end, acknowledged, .. } = *packet;
         let from_initiator = ((source.ip(), destination), source.port(), End::Initiator);
         let from_target = ((destination.ip(), source), destination.port(), End::Target);
         if flags.syn || packet.refuses_a_syn() {
@@ -399,6 +404,7 @@ impl DataConnection {
             first: [Some(first), None],
             fins: [None; 2],
             acknowledged: [None, None],
+            interfaces: [None, None],
             reset: None,
             is_reported: false,
             is_doubtful: false,
@@ -410,6 +416,8 @@ impl DataConnection {
         if flags.syn {
             self.is_doubtful |= *self.first[place].get_or_insert(end) != end;
         }
+        let interface = *self.interfaces[place].get_or_insert(packet.interface);
+        self.is_doubtful |= interface != packet.interface;
         if let Some(fin) = self.fins[place].as_mut().filter(|_| flags.fin) {
             fin.is_contradicted |= fin.seq != end;
         } else if flags.fin {

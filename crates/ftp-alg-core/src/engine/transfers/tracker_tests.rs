@@ -70,6 +70,7 @@ pub(super) fn packet(
         flags: DataFlags { syn: has('S'), ack: has('A'), fin: has('F'), rst: has('R') },
         end,
         acknowledged,
+        interface: 1 + u32::from(source == CLIENT),
     }
 }
 
@@ -646,6 +647,19 @@ fn a_client_that_denies_what_it_has_hides_no_download() {
         assert_eq!((finished.result, finished.bytes), expected, "{packets:?}");
         assert_eq!(finished.uncertain.is_some(), finished.bytes.is_none());
     }
+}
+
+/// A client sends a FIN of its server, which does not know of it.
+#[test]
+fn a_packet_from_elsewhere_is_not_believed() {
+    let mut test = Test::new();
+    test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
+    let forged = packet(CLIENT, SERVER, "FA", 1007, 11);
+    let forged = DataPacket { interface: forged.interface + 1, ..forged };
+    test.tracker.observe(test.now, test.now, &forged);
+    test.observe(&[(SERVER, CLIENT, "FA", 11, 1008)]);
+    let finished = test.end(download(226)).unwrap();
+    assert_eq!((finished.bytes, finished.uncertain), (None, Some(OTHER_CONNECTION)));
 }
 
 /// Nor does the kernel know it of each reset.
