@@ -127,7 +127,9 @@ pub(super) struct DataConnection {
     /// The earliest and the latest time of its first packet.
     pub began: Instant,
     began_by: Instant,
+    /// The same of its last packet that was an end.
     pub ended: Instant,
+    ended_by: Instant,
     /// The initial sequence numbers of initiator and target.
     first: [Option<u32>; 2],
     /// Their first FINs.
@@ -184,7 +186,7 @@ impl DataConnections {
         if flags.syn || packet.refuses_a_syn() {
             let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
             let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
-            self.begin(at, by, ends, port, first).record(at, sender, packet);
+            self.begin(at, by, ends, port, first).record(at, by, sender, packet);
             return each(ends);
         }
         // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
@@ -198,7 +200,7 @@ impl DataConnections {
                 .or_else(|| newest(&|one| one.began <= at))
                 .or_else(|| newest(&|_| true));
             if let Some(place) = place {
-                same[place].record(at, sender, packet);
+                same[place].record(at, by, sender, packet);
                 each(ends);
             }
         }
@@ -401,6 +403,7 @@ impl DataConnection {
             began: at,
             began_by: by,
             ended: at,
+            ended_by: by,
             first: [Some(first), None],
             fins: [None; 2],
             acknowledged: [None, None],
@@ -411,7 +414,7 @@ impl DataConnection {
         }
     }
 
-    fn record(&mut self, now: Instant, sender: End, packet: &DataPacket) {
+    fn record(&mut self, at: Instant, by: Instant, sender: End, packet: &DataPacket) {
         let (place, DataPacket { flags, end, acknowledged, .. }) = (sender as usize, *packet);
         if flags.syn {
             self.is_doubtful |= *self.first[place].get_or_insert(end) != end;
@@ -422,14 +425,14 @@ impl DataConnection {
             fin.is_contradicted |= fin.seq != end;
         } else if flags.fin {
             let acknowledged = flags.ack.then_some(acknowledged);
-            let fin = Fin { seq: end, seen: now, acknowledged, is_contradicted: false };
-            (self.fins[place], self.ended) = (Some(fin), now);
+            let fin = Fin { seq: end, seen: at, acknowledged, is_contradicted: false };
+            (self.fins[place], self.ended, self.ended_by) = (Some(fin), at, by);
         }
         if flags.ack && (flags.fin || flags.rst) {
             self.acknowledged[place] = Some(acknowledged);
         }
         if flags.rst && self.reset.is_none() {
-            (self.reset, self.ended) = (Some((sender, end, now)), now);
+            (self.reset, self.ended, self.ended_by) = (Some((sender, end, at)), at, by);
         }
     }
 
@@ -445,6 +448,11 @@ impl DataConnection {
     /// Whether it was over before the time `at`. The times of packets from this machine's output are not exact.
     pub fn was_over_before(&self, at: Instant) -> bool {
         self.is_over() && self.ended + SAME_TIME < at
+    }
+
+    /// Whether it was certainly over at the time `at`.
+    pub fn was_over_at(&self, at: Instant) -> bool {
+        self.is_over() && self.ended_by <= at
     }
 
     /// Whether it began before the time `at`.

@@ -193,11 +193,14 @@ impl<Tag> TransferTracker<Tag> {
             let kind = &other.event.kind;
             // Before it, the other one still waits for this connection; behind it, it has no own one.
             let waits = nth > serial || other.waits_for == WaitsFor::ConnectionEnd;
-            ends_for(kind) == Some(ends) && waits && kind.end.is_success() && {
+            // One without an announcement may have used that of this one.
+            let has_ends = ends_for(kind).is_none_or(|own| own == ends);
+            has_ends && waits && kind.end.is_success() && {
                 let own = self.newest_for(kind, ends, other.ended);
-                // What was over before its reply was not its.
+                let requested = other.ended.checked_sub(kind.duration);
+                // What was over before its command was not its.
                 own.is_some_and(|one| {
-                    one.serial == connection && !(one.is_over() && one.ended < other.ended)
+                    one.serial == connection && requested.is_none_or(|at| !one.was_over_at(at))
                 })
             }
         };
@@ -372,7 +375,12 @@ impl<Tag> TransferTracker<Tag> {
         let requested = ended.checked_sub(transfer.duration);
         let find = |ends| self.connections.find_for(ends, requested, ended, may_be);
         let found = ends.and_then(find);
-        let certain = found.filter(|found| found.is_certain && !is_shared);
+        // Without a preliminary reply, what goes on after the last one is the next command's.
+        let has_begun = transfer.has_started || transfer.end.is_success();
+        let is_its =
+            |one: &DataConnection| has_begun || !one.is_answered() || one.was_over_at(ended);
+        let is_its = found.is_none_or(|found| is_its(found.connection));
+        let certain = found.filter(|found| found.is_certain && !is_shared && is_its);
         let connection = certain.map(|found| found.connection);
         let (sender, server) = (sender_of(transfer), server_of(transfer));
         let is_complete = transfer.end.is_success();
@@ -389,6 +397,9 @@ impl<Tag> TransferTracker<Tag> {
         }
         if bytes.is_none() && connection.is_some_and(|one| one.is_answered() && one.is_over()) {
             transfer.uncertain.get_or_insert(UNCONFIRMED);
+        }
+        if !is_its {
+            return;
         }
         if let (Some(ends), Some(Found { connection, is_distinct, .. }), None) =
             (ends, found, certain)

@@ -450,6 +450,47 @@ fn a_refused_command_leaves_its_connection_to_the_next_one() {
     assert_eq!((stored.result, stored.bytes), (TransferResult::Complete, Some(5)));
 }
 
+/// Two commands in a segment: the connection is open while the first is refused, and over when that is reported.
+#[test]
+fn a_refused_command_has_no_bytes_of_the_next_one() {
+    for code in [550, 451, 426, 425] {
+        let mut test = Test::new();
+        test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
+        let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, code) };
+        assert!(test.end(refused).is_none());
+        test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
+        assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+        let finished = test.finished();
+        let bytes: Vec<_> = finished.iter().map(|one| one.bytes).collect();
+        assert_eq!(bytes, [None, Some(5)], "{code}");
+    }
+}
+
+/// Its server sends two files one behind the other.
+#[test]
+fn a_connection_of_two_pipelined_commands_has_bytes_of_neither() {
+    let same = transfer(TransferVerb::Stor, 226).announcement;
+    for (requested, announcement, bytes) in
+        [(3000, same, None), (3000, None, None), (50, same, Some(9000)), (50, None, Some(9000))]
+    {
+        let mut test = Test::new();
+        test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
+        assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+        test.observe(&[(CLIENT, SERVER, "FA", 10_001, 11), (SERVER, CLIENT, "FA", 11, 10_002)]);
+        test.now += Duration::from_millis(100);
+        let duration = Duration::from_millis(requested);
+        let next = Transfer { duration, announcement, ..transfer(TransferVerb::Stor, 226) };
+        assert!(test.end(next).is_none());
+        let mut finished = test.finished();
+        for _ in 0..2 {
+            test.now += PATIENCE;
+            finished.extend(test.finished());
+        }
+        let known: Vec<_> = finished.iter().map(|one| one.bytes).collect();
+        assert_eq!(known, [bytes, None], "{requested}");
+    }
+}
+
 #[test]
 fn a_connection_that_served_two_commands_has_bytes_of_neither() {
     let mut test = Test::new();
@@ -906,7 +947,8 @@ fn a_connection_is_that_of_one_transfer_alone() {
     let start = test.now;
     let ended = |millis| {
         let ended = Some(start + Duration::from_millis(millis));
-        Transfer { ended, ..transfer(TransferVerb::Stor, 226) }
+        let duration = Duration::from_millis(40);
+        Transfer { ended, duration, ..transfer(TransferVerb::Stor, 226) }
     };
     assert!([350, 400].into_iter().all(|millis| test.end(ended(millis)).is_none()));
     test.observe(&first_packets);
