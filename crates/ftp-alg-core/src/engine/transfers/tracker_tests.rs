@@ -630,6 +630,10 @@ fn forged_fins_hide_no_upload() {
         let failed = Transfer { has_started: true, ..transfer(TransferVerb::Stor, 451) };
         assert_eq!(test.end(failed).unwrap().bytes, None);
     }
+    // The server is on this machine: its packets seem to come earlier.
+    let mut test = Test::new();
+    test.observe(&[begin[1], received, sent]);
+    assert_eq!(test.end(transfer(TransferVerb::Stor, 226)).unwrap().bytes, Some(5000));
     // The server ends before its client does, and confirms nothing.
     let mut test = Test::new();
     test.observe(&begin);
