@@ -483,7 +483,7 @@ fn a_connection_of_two_pipelined_commands_has_bytes_of_neither() {
         assert!(test.end(next).is_none());
         let mut finished = test.finished();
         for _ in 0..2 {
-            test.now += PATIENCE;
+            test.now += PACKETS_WAIT;
             finished.extend(test.finished());
         }
         let known: Vec<_> = finished.iter().map(|one| one.bytes).collect();
