@@ -40,6 +40,4 @@ fn a_loss_of_copies_is_reported() {
     let words = [script.to_str().unwrap(), &server, &daemon];
     lab.client.run("/usr/bin/python3", &words).unwrap();
     wait_for("the event", || gateway.daemon.log().contains("copies were lost"));
-    wait_for("the transfer", || !gateway.events("transfer").is_empty());
-    assert!(gateway.events("transfer")[0]["bytes"].is_null());
 }
