@@ -138,8 +138,8 @@ pub(super) struct DataConnection {
     acknowledged: [Option<u32>; 2],
     /// Where packets of each arrive.
     interfaces: [Option<u32>; 2],
-    /// Who reset it first, with which sequence number, and when.
-    reset: Option<(End, u32, Instant)>,
+    /// Who reset it first, and when.
+    reset: Option<(End, Instant)>,
     /// Whether it was reported that it did not come about.
     pub is_reported: bool,
     /// Whether it may be another one, or what was seen of it contradicts itself.
@@ -432,7 +432,7 @@ impl DataConnection {
             self.acknowledged[place] = Some(acknowledged);
         }
         if flags.rst && self.reset.is_none() {
-            (self.reset, self.ended, self.ended_by) = (Some((sender, end, at)), at, by);
+            (self.reset, self.ended, self.ended_by) = (Some((sender, at)), at, by);
         }
     }
 
@@ -462,7 +462,7 @@ impl DataConnection {
 
     /// Whether its client seems to have reset it, and may go on all the same.
     pub fn may_go_on(&self, server: End) -> bool {
-        let is_reset = self.reset.is_some_and(|(by, ..)| by != server);
+        let is_reset = self.reset.is_some_and(|(by, _)| by != server);
         is_reset && self.fins.iter().any(Option::is_none)
     }
 
@@ -473,14 +473,14 @@ impl DataConnection {
             && (self.reset.is_none() || self.may_go_on(server))
     }
 
-    /// Who reset it, and with which sequence number, if both ends, or the `server`, did not end it later.
-    fn reset_for(&self, server: End) -> Option<(End, u32)> {
-        let (by, place, at) = self.reset?;
+    /// Who reset it, if both ends, or the `server`, did not end it later.
+    fn reset_for(&self, server: End) -> Option<End> {
+        let (by, at) = self.reset?;
         let is_later = |fin: &Fin| fin.seen > at;
         let went_on = self.fins[server as usize].is_some_and(|servers| {
             is_later(&servers) || self.fins[server.other() as usize].as_ref().is_some_and(is_later)
         });
-        (by == server || !went_on).then_some((by, place))
+        (by == server || !went_on).then_some(by)
     }
 
     pub fn was_reset(&self, server: End) -> bool {
@@ -488,25 +488,11 @@ impl DataConnection {
     }
 
     pub fn is_reset_by(&self, server: End) -> bool {
-        self.reset_for(server).is_some_and(|(by, _)| by == server)
+        self.reset_for(server) == Some(server)
     }
 
     pub fn is_answered(&self) -> bool {
         self.first[End::Target as usize].is_some()
-    }
-
-    /// The sequence number of the FIN of `sender`. If the transfer is a success, the server's later FIN acknowledges that
-    /// of its client.
-    fn last_of(&self, sender: End, server: End, is_success: bool) -> Option<u32> {
-        let fin = self.fins[sender as usize]?;
-        let servers = self.fins[server as usize].filter(|one| one.seen >= fin.seen);
-        match servers.and_then(|one| one.acknowledged).filter(|_| sender != server) {
-            Some(acknowledged) => {
-                let seq = acknowledged.wrapping_sub(1);
-                (is_success || fin.seq == seq).then_some(seq)
-            }
-            None => Some(fin.seq),
-        }
     }
 
     /// The bytes of `sender` behind its SYN, which counts one, that the other end has got by the word of the `server`.
@@ -514,7 +500,7 @@ impl DataConnection {
         let first = self.first[sender as usize]?;
         let end = match sender == server {
             true => self.sent_by(server)?,
-            false => self.received_by(server, is_success)?,
+            false => self.received_by(server).filter(|_| is_success)?,
         };
         let bytes = end.wrapping_sub(first).wrapping_sub(1);
         // A server resets what waits for it when it stops to listen: it may have accepted another one.
@@ -532,50 +518,17 @@ impl DataConnection {
 
     /// The sequence number behind what the server has sent, if its client had that all.
     fn sent_by(&self, server: End) -> Option<u32> {
+        let fin = self.fins[server as usize].filter(|fin| !fin.is_contradicted)?;
         let had = self.acknowledged[server.other() as usize];
-        match (self.fins[server as usize], self.reset_for(server)) {
-            (Some(fin), _) if fin.is_contradicted => None,
-            (Some(fin), None) => Some(fin.seq),
-            (Some(fin), Some(_)) => had.filter(|had| !is_before(*had, fin.seq)).map(|_| fin.seq),
-            (None, Some((by, place))) => {
-                (by == server && had.is_none_or(|had| had == place)).then_some(place)
-            }
-            (None, None) => None,
-        }
+        let had_all = !self.was_reset(server) || had.is_some_and(|had| !is_before(had, fin.seq));
+        had_all.then_some(fin.seq)
     }
 
-    /// The sequence number behind what the server has got. If it reports a success, its later FIN acknowledges that of its
-    /// client; otherwise it is not certain what it acknowledges, unless its client sent no FIN.
-    fn received_by(&self, server: End, is_success: bool) -> Option<u32> {
-        match (self.fins[server.other() as usize], self.fins[server as usize]) {
-            (Some(fin), Some(servers)) if is_success => {
-                let last = servers.acknowledged?.wrapping_sub(1);
-                // The time of a packet that this machine sent may be too early.
-                (servers.seen >= fin.seen || last == fin.seq).then_some(last)
-            }
-            (None, _) if !is_success => {
-                let ((by, place), got) =
-                    (self.reset_for(server)?, self.acknowledged[server as usize]?);
-                (by == server || place == got).then_some(got)
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether a reset came before all that `sender` sent was there.
-    pub fn is_cut(&self, sender: End, server: End, is_success: bool) -> bool {
-        let last = self.last_of(sender, server, is_success);
-        match (last, self.reset_place(sender, server)) {
-            (Some(last), place) => place.is_some_and(|place| is_before(place, last)),
-            (None, _) => self.was_reset(server),
-        }
-    }
-
-    /// The sequence number behind what was there of `sender` at a reset: what the other end had acknowledged, or the
-    /// place of the sender's own RST.
-    fn reset_place(&self, sender: End, server: End) -> Option<u32> {
-        let (reset_by, place) = self.reset_for(server)?;
-        let own = Some(place).filter(|_| reset_by == sender);
-        self.acknowledged[sender.other() as usize].or(own)
+    /// The sequence number behind what the server has got: its later FIN acknowledges that of its client.
+    fn received_by(&self, server: End) -> Option<u32> {
+        let [sent, servers] = [self.fins[server.other() as usize]?, self.fins[server as usize]?];
+        let last = servers.acknowledged?.wrapping_sub(1);
+        // The time of a packet that this machine sent may be too early.
+        (servers.seen >= sent.seen || last == sent.seq).then_some(last)
     }
 }

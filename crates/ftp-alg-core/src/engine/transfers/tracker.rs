@@ -450,7 +450,8 @@ fn is_earlier(connection: &DataConnection, transfer: &Transfer, ended: Instant) 
 /// Whether a reset came before all of the file was there. A server that resets, and reports success, knows better.
 fn is_cut(connection: &DataConnection, transfer: &Transfer) -> bool {
     let (sender, server) = (sender_of(transfer), server_of(transfer));
-    !connection.is_reset_by(server) && connection.is_cut(sender, server, transfer.end.is_success())
+    let bytes = connection.bytes_of(sender, server, transfer.end.is_success());
+    connection.was_reset(server) && !connection.is_reset_by(server) && bytes.is_none()
 }
 
 /// The end that sends the file.
