@@ -27,7 +27,7 @@ use crate::kernel::{
 /// Interval between two readings of the ring buffer, while there are lines and while there are none. It has room for 5461
 /// lines.
 const MIN_PAUSE: Duration = Duration::from_millis(4);
-const MAX_PAUSE: Duration = Duration::from_millis(16);
+const MAX_PAUSE: Duration = Duration::from_millis(64);
 /// Interval between two updates of the program's interfaces and barred ports.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 
