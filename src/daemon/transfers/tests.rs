@@ -40,6 +40,7 @@ pub(super) fn finished(user: Option<&str>, code: Option<u16>) -> (Event, Transfe
         bytes: Some(5),
         reason: None,
         uncertain: None,
+        is_followed: false,
     };
     (event(user, EventKind::Transfer(Box::new(transfer.clone()))), transfer)
 }

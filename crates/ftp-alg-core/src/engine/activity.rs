@@ -270,7 +270,8 @@ impl ClientActivity {
             take(&mut self.transfers);
         }
         self.reported_transfers = self.reported_transfers.saturating_add(1);
-        Some(pending.into_transfer(now, end, announcement))
+        let is_followed = !self.transfers.is_empty();
+        Some(Transfer { is_followed, ..pending.into_transfer(now, end, announcement) })
     }
 
     /// The oldest transfer as it is at the time `now` since the connection's first packet, once, if it has been pending
@@ -372,6 +373,7 @@ impl PendingTransfer {
             announced: announcement.and_then(|pinhole| pinhole.opened),
             duration,
             has_started,
+            is_followed: false,
             end,
             ended: None,
             result: match end {

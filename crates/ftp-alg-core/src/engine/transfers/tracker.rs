@@ -375,6 +375,9 @@ impl<Tag> TransferTracker<Tag> {
         let requested = ended.checked_sub(transfer.duration);
         let find = |ends| self.connections.find_for(ends, requested, ended, may_be);
         let found = ends.and_then(find);
+        // A command that was pending at the last reply may use what goes on after it.
+        let goes_on = found.is_some_and(|found| !found.connection.was_over_at(ended));
+        let is_shared = is_shared || transfer.is_followed && transfer.end.is_success() && goes_on;
         // Without a preliminary reply, what goes on after the last one is the next command's.
         let has_begun = transfer.has_started || transfer.end.is_success();
         let is_its =

@@ -37,6 +37,7 @@ pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
         announced: None,
         duration: Duration::from_secs(3),
         has_started: code == 226,
+        is_followed: false,
         end: TransferEnd::Replied(Reply { code }),
         ended: None,
         result: TransferResult::Waiting,
@@ -488,6 +489,20 @@ fn a_connection_of_two_pipelined_commands_has_bytes_of_neither() {
         }
         let known: Vec<_> = finished.iter().map(|one| one.bytes).collect();
         assert_eq!(known, [bytes, None], "{requested}");
+    }
+}
+
+/// The reply about the second file comes late.
+#[test]
+fn a_connection_that_goes_on_for_a_pipelined_command_has_bytes_of_neither() {
+    for (is_followed, bytes) in [(false, Some(9000)), (true, None)] {
+        let mut test = Test::new();
+        test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
+        let ended = Some(test.now);
+        test.observe(&[(CLIENT, SERVER, "FA", 10_001, 11), (SERVER, CLIENT, "FA", 11, 10_002)]);
+        let first = Transfer { ended, is_followed, ..transfer(TransferVerb::Stor, 226) };
+        assert_eq!(test.end(first).unwrap().bytes, bytes);
+        assert_eq!(test.end_sooner_or_later(transfer(TransferVerb::Stor, 226)).bytes, None);
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Transfer {
     pub duration: Duration,
     /// Whether the server sent a preliminary reply.
     pub has_started: bool,
+    /// Whether another command was pending at its last reply.
+    pub is_followed: bool,
     /// How it ended.
     pub end: TransferEnd,
     /// The end of that: when its last reply was seen, or the end of its data connection.
