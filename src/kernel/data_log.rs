@@ -1,6 +1,6 @@
-//! Copies of the first and the last packets of data connections: SYN-ACK, FIN, RST, and a retransmitted SYN. The
-//! rules log them to a group of nfnetlink_log, and only their headers. No packet waits for us; what is not read in time
-//! is lost.
+//! Copies of the first and the last packets of data connections: SYN-ACK, FIN, RST, and a SYN that is retransmitted or
+//! goes to this machine. The rules log them to a group of nfnetlink_log, and only their headers. No packet waits for us;
+//! what is not read in time is lost.
 
 use std::{
     io,
