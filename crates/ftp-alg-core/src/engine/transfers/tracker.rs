@@ -335,8 +335,8 @@ impl<Tag> TransferTracker<Tag> {
         ended: Instant,
         transfer: &Transfer,
     ) -> Option<(SocketAddr, SocketAddr)> {
-        let has_begun = transfer.has_started || transfer.end.is_success();
-        let (_, pinhole) = transfer.announcement.filter(|_| has_begun && self.sees_packets)?;
+        let is_seen = transfer.has_begun() && self.sees_packets;
+        let (_, pinhole) = transfer.announcement.filter(|_| is_seen)?;
         let newest = self.newest_for(transfer, ends_of(&pinhole), ended)?;
         let may_go_on = newest.may_go_on_from(sender_of(transfer), server_of(transfer));
         may_go_on
@@ -375,19 +375,17 @@ impl<Tag> TransferTracker<Tag> {
         let requested = ended.checked_sub(transfer.duration);
         let find = |ends| self.connections.find_for(ends, requested, ended, may_be);
         let found = ends.and_then(find);
-        // A command that was pending at the last reply may use what goes on after it.
-        let goes_on = found.is_some_and(|found| !found.connection.was_over_at(ended));
-        let is_shared = is_shared || transfer.is_followed && transfer.end.is_success() && goes_on;
+        let goes_on = |one: &DataConnection| one.is_answered() && !one.was_over_at(ended);
+        let goes_on = found.is_some_and(|found| goes_on(found.connection));
+        let is_success = transfer.end.is_success();
         // Without a preliminary reply, what goes on after the last one is the next command's.
-        let has_begun = transfer.has_started || transfer.end.is_success();
-        let is_its =
-            |one: &DataConnection| has_begun || !one.is_answered() || one.was_over_at(ended);
-        let is_its = found.is_none_or(|found| is_its(found.connection));
+        let is_its = transfer.has_begun() || !goes_on;
+        // Otherwise a command that was pending then may use it as well.
+        let is_shared = is_shared || transfer.is_followed && is_success && goes_on;
         let certain = found.filter(|found| found.is_certain && !is_shared && is_its);
         let connection = certain.map(|found| found.connection);
         let (sender, server) = (sender_of(transfer), server_of(transfer));
-        let is_complete = transfer.end.is_success();
-        let bytes = connection.and_then(|one| one.bytes_of(sender, server, is_complete));
+        let bytes = connection.and_then(|one| one.bytes_of(sender, server, is_success));
         let may_lack = |ends| self.may_lack(ends, requested);
         let is_lost = self.sees_packets && found.is_none() && ends.is_some_and(may_lack);
         let sees_packets = self.sees_packets && !is_lost;

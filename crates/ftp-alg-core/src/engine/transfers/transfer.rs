@@ -112,6 +112,11 @@ impl Transfer {
         self.announcement.map(|(kind, _)| kind.is_active())
     }
 
+    /// Whether it has begun, by the server's word.
+    pub fn has_begun(&self) -> bool {
+        self.has_started || self.end.is_success()
+    }
+
     /// Whether the target of the data connection sends what is transferred, not its initiator.
     pub fn target_sends(&self) -> bool {
         self.announcement.is_some_and(|(kind, _)| self.verb.is_sent_by_target(kind))
