@@ -547,11 +547,4 @@ mod tests {
             }
         }
     }
-
-    #[test]
-    fn each_problem_is_one_line_with_the_program_name() {
-        let (code, lines) = Failure::Usage("a\nb".into()).report();
-        assert_eq!((code, lines), (2, vec!["ftp-alg: a".to_owned(), "ftp-alg: b".to_owned()]));
-        assert_eq!(Failure::Closed.report(), (0, Vec::new()));
-    }
 }

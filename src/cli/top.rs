@@ -153,18 +153,3 @@ fn send_signals(sender: SyncSender<Message>) -> io::Result<()> {
 fn parse_interval(text: &str) -> Result<Duration, String> {
     seconds(text, 0.2, 3600.0)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interval_is_not_too_short() {
-        for (text, millis) in [("0.2", Some(200)), ("3600", Some(3_600_000)), ("0.1", None)] {
-            assert_eq!(parse_interval(text).ok().map(|interval| interval.as_millis()), millis);
-        }
-        for text in ["", "-1", "nan", "inf", "1e99", "a"] {
-            assert!(parse_interval(text).is_err(), "{text}");
-        }
-    }
-}

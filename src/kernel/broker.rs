@@ -488,11 +488,6 @@ mod tests {
     }
 
     #[test]
-    fn a_program_reads_its_input() {
-        assert_eq!(run_child("cat", &[], "b").unwrap().stdout, "b");
-    }
-
-    #[test]
     fn what_a_program_prints_and_what_it_says_of_a_failure() {
         assert_eq!(run_with_input("cat", &[], "a\n").unwrap(), "a\n");
         let failed = run_for_output("sh", &["-c", "echo why >&2; exit 1"]).unwrap_err();

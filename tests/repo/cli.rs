@@ -169,12 +169,14 @@ fn waiting_for_a_daemon_ends_in_time() {
 
 #[test]
 fn wrong_usage_is_one_line_and_exit_code_2() {
-    let cases: [&[&str]; 8] = [
+    let cases: [&[&str]; 10] = [
         &[],
         &["frobnicate"],
         &["--frobnicate"],
         &["status", "--jsn"],
         &["status", "--wait", "-1"],
+        &["status", "--wait", "nan"],
+        &["status", "--wait", "1e99"],
         &["rules"],
         &["rules", "pf"],
         &["replay"],

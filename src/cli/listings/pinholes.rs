@@ -170,13 +170,4 @@ SESSION  KIND  LEFT  INITIATOR    ARRIVAL
             assert_eq!(options(arguments).selects(&row), expected, "{arguments}");
         }
     }
-
-    #[test]
-    fn a_port_without_a_pinhole_has_a_hint_at_its_events() {
-        let row = row("203.0.113.9", "192.168.150.80:1234");
-        let hint = "used ones: ftp-alg events --port 50069\n";
-        assert_eq!(options("--port 50069").hint(&[]), hint);
-        assert_eq!(options("--port 50069").hint(&[row]), "");
-        assert_eq!(options("").hint(&[]), "");
-    }
 }

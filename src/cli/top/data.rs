@@ -97,20 +97,6 @@ mod tests {
     use crate::cli::top::samples;
 
     #[test]
-    fn each_panel_has_its_rows() {
-        let mut data = Data::default();
-        data.take(samples::look());
-        let cells = |at: usize| -> Vec<&str> {
-            data.rows[0][at].cells.iter().map(|cell| cell.text.as_str()).collect()
-        };
-        let running = "RETR /pub/now.iso";
-        let bob = ["bob", running, "256 KiB/s", "3.0 MiB", "12", "2", "4.0 MiB", "yes"];
-        assert_eq!(cells(0)[7..], bob);
-        assert_eq!(cells(1)[7..], ["-", "", "", "", "", "0", "4.0 MiB", "yes"]);
-        assert_eq!((data.rows[1].len(), data.rows[2].len(), data.rows[3].len()), (3, 2, 2));
-    }
-
-    #[test]
     fn memory_is_bounded() {
         let mut data = Data::default();
         for _ in 0..3 {

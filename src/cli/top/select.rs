@@ -94,18 +94,6 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_ordered_by_number_or_text_and_then_by_key() {
-        let rows = rows(&[(10, "b"), (9, "a"), (8, "b")]);
-        let mut order = Selection::default();
-        assert_eq!(order.apply(&shapes(COLUMNS), &rows, ""), [1, 2, 0]);
-        order.column = 1;
-        assert_eq!(order.apply(&shapes(COLUMNS), &rows, ""), [2, 1, 0]);
-        order.is_descending = true;
-        assert_eq!(order.apply(&shapes(COLUMNS), &rows, ""), [0, 1, 2]);
-        assert_eq!(order.apply(&shapes(COLUMNS), &rows, "B"), [0, 2]);
-    }
-
-    #[test]
     fn the_selected_row_stays_selected_and_then_its_neighbour() {
         let mut order = Selection::new(true);
         let before = rows(&[(1, "a"), (2, "b"), (3, "c")]);

@@ -549,19 +549,5 @@ mod tests {
                 }
             }
         }
-
-        #[test]
-        fn damaged_messages_do_not_panic(at in 0usize..40, value: u8) {
-            let mut bytes = Vec::new();
-            put(&mut bytes, |message| {
-                message.nest(1, |inner| { inner.put(2, &[0; 9]); });
-            });
-            if let Some(byte) = bytes.get_mut(at) { *byte = value; }
-            for message in Messages::new(&bytes) {
-                for (_, content) in message.attributes() {
-                    Attributes::new(content).for_each(drop);
-                }
-            }
-        }
     }
 }

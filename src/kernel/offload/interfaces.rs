@@ -203,18 +203,6 @@ mod tests {
     }
 
     #[test]
-    fn ethernet_interfaces_without_a_master_have_the_program() {
-        let lo = message(772, 1, &[attribute(IFLA_IFNAME, b"lo\0")]);
-        let links = vec![
-            ethernet(9, "port", attribute(IFLA_MASTER, &[3, 0, 0, 0])),
-            ethernet(7, "wan", Vec::new()),
-            parse_link(&lo).unwrap(),
-        ];
-        let found = classify(links, Some(true));
-        assert_eq!(names(&found.usable), ["wan"]);
-    }
-
-    #[test]
     fn a_bridge_whose_ports_run_the_rules_has_no_program() {
         let upon = |kind, index: u32| {
             [attribute(IFLA_LINK, &index.to_ne_bytes()), of_kind(kind, Vec::new())].concat()

@@ -149,26 +149,6 @@ fn a_run_has_one_mark() {
 }
 
 #[test]
-fn what_waits_from_an_earlier_batch_is_not_covered() {
-    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
-    for id in 1..=6 {
-        kernel.waiting.push_back(id);
-        pending.record_read(id);
-    }
-    pending.decide(1, QueueVerdict::Accept, None).unwrap();
-    // 2 is decided later.
-    for id in 3..=5 {
-        pending.decide(id, QueueVerdict::Accept, None).unwrap();
-    }
-    kernel.take(&mut pending);
-    assert_eq!(kernel.waiting, [2, 6]);
-    pending.decide(2, QueueVerdict::Drop, None).unwrap();
-    pending.decide(6, QueueVerdict::Accept, None).unwrap();
-    kernel.take(&mut pending);
-    assert_eq!((kernel.was(2), kernel.was(6), kernel.refused), (Some('d'), Some('a'), 0));
-}
-
-#[test]
 fn after_a_packet_without_a_number_each_verdict_is_its_own() {
     let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
     for id in 1..=9 {

@@ -412,18 +412,3 @@ fn dump(
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_of_this_machine_is_on_no_interface() {
-        let mut routes = Routes::new().unwrap();
-        for address in ["127.0.0.1", "::1"] {
-            let lookup =
-                RouteLookup { address: address.parse().unwrap(), interface: 1, used: 0, mark: 0 };
-            assert!(!routes.has_route(lookup).unwrap(), "{address}");
-        }
-    }
-}

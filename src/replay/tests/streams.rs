@@ -3,22 +3,6 @@
 use super::*;
 
 #[test]
-fn several_captures_are_one_conversation() {
-    let mut talk = Talk::of(&[(CLIENT, "PORT 192,168,1"), (CLIENT, "50,80,14,178\r\n")]);
-    let whole = talk.packets.clone();
-    talk.packets.truncate(8);
-    let first = talk.capture(&[]);
-    talk.packets = whole[8..].to_vec();
-    let second = talk.capture(&[]);
-    let played = play_all(&[&first, &second], external_nat(), None::<Vec<u8>>).unwrap();
-    assert_eq!((row(&played.rows).0, played.rows[0].capture), (1, 1));
-    assert_eq!((played.packets, played.sessions, played.gaps), (9, 1, 0));
-    let warning =
-        "it begins before the end of the capture before it; name captures in the order of time";
-    assert_eq!(played.warnings, [warning], "both begin at the same time");
-}
-
-#[test]
 fn logins_and_encryption_are_noted() {
     let talk = Talk::of(&[(CLIENT, "AUTH TLS\r\n"), (SERVER, "234 go\r\n")]);
     let first = play_all(&[&talk.capture(&[])], external_nat(), None::<Vec<u8>>).unwrap();
