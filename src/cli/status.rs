@@ -23,7 +23,7 @@ pub(super) struct StatusOptions {
     #[arg(long)]
     json: bool,
     /// Wait at most this many seconds until a daemon is ready
-    #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECS", value_parser = |text: &str| seconds(text, 0.0, 86400.0))]
     wait: Option<Duration>,
     #[command(flatten)]
     socket: SocketOption,
@@ -67,8 +67,4 @@ impl StatusOptions {
         }
         Err(Failure::from_findings(&status.findings))
     }
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    seconds(text, 0.0, 86400.0)
 }

@@ -38,7 +38,7 @@ use self::{
     terminal::Screen,
 };
 use super::{Failure, SocketOption, seconds};
-use crate::daemon::control_client::ClientError;
+use crate::daemon::{control_client::ClientError, wants_colours};
 
 /// Messages that wait while the terminal is slow.
 const MESSAGES: usize = 16;
@@ -57,7 +57,7 @@ const SHARE: u32 = 10;
 #[command(verbatim_doc_comment)]
 pub(super) struct TopOptions {
     /// Seconds between two looks, at least 0.2
-    #[arg(long, value_name = "SECS", default_value = "1", value_parser = parse_interval)]
+    #[arg(long, value_name = "SECS", default_value = "1", value_parser = |text: &str| seconds(text, 0.2, 3600.0))]
     interval: Duration,
     #[command(flatten)]
     socket: SocketOption,
@@ -75,7 +75,7 @@ impl TopOptions {
     pub fn run(&self) -> Result<(), Failure> {
         terminal::check()?;
         let mut watcher = Watcher::new(self.socket.clone());
-        let mut state = State::new(terminal::has_colour());
+        let mut state = State::new(wants_colours(&io::stdout()));
         state.take(Ok(watcher.look()?));
         let (sender, messages) = sync_channel(MESSAGES);
         send_signals(sender.clone()).map_err(Failure::failed)?;
@@ -148,8 +148,4 @@ fn send_signals(sender: SyncSender<Message>) -> io::Result<()> {
         }
     };
     thread::Builder::new().name("signals".into()).spawn(work).map(drop)
-}
-
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    seconds(text, 0.2, 3600.0)
 }

@@ -57,8 +57,3 @@ pub(super) fn check() -> Result<(), Failure> {
     };
     Err(Failure::Failed(format!("{why}: {INSTEAD}")))
 }
-
-/// Whether to use colours.
-pub(super) fn has_colour() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
