@@ -14,6 +14,7 @@ use super::{
     output::Style,
     table::{bytes, fitting, span},
 };
+use crate::config::escaped;
 
 /// Columns between two cells of a list.
 const GAP: usize = 2;
@@ -308,18 +309,6 @@ pub(super) fn cut(text: &str, limit: usize, at: Cut) -> String {
     format!("{}…{tail}", fitting(text.chars(), head))
 }
 
-/// `text` without anything that a terminal interprets: control characters, and those that change the direction of text.
-pub(super) fn escaped(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char {
-            '"' | '\'' | '\\' => plain.push(char),
-            _ => plain.extend(char.escape_debug()),
-        }
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,17 +379,6 @@ mod tests {
         {
             sort(&SORTED, &mut rows, Some(by));
             assert_eq!(rows, expected, "{by}");
-        }
-    }
-
-    #[test]
-    fn what_a_terminal_interprets_is_escaped() {
-        for (text, expected) in [
-            ("/pub/\u{1b}[2Ja\r\n", "/pub/\\u{1b}[2Ja\\r\\n"),
-            ("\u{9b}31m\u{202e}gpj.exe", "\\u{9b}31m\\u{202e}gpj.exe"),
-            ("a\\u{1b} \"b\" 'c' é 日本", "a\\u{1b} \"b\" 'c' é 日本"),
-        ] {
-            assert_eq!(escaped(text), expected);
         }
     }
 

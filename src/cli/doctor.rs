@@ -19,7 +19,7 @@ use super::{
     table,
 };
 use crate::{
-    config::{Config, escape_control_characters},
+    config::{Config, escaped},
     daemon::{
         config_file::ConfigTexts,
         health::{self, Check, CheckStatus, HostAudit, ProblemName},
@@ -213,16 +213,16 @@ fn text(report: &DoctorReport, style: Style) -> String {
             Some(name) => format!("{name}: {}", check.says),
             None => check.says.clone(),
         };
-        let wrapped = |text: &str| table::wrapped(&escape_control_characters(text), indent, end);
+        let wrapped = |text: &str| table::wrapped(&escaped(text), indent, end);
         text += &format!("  {mark:<7}  {:<width$}{gap}{}\n", check.name, wrapped(&says));
         for line in &check.details {
             text += &format!("{:indent$}{}\n", "", wrapped(line));
         }
         for line in &check.remedy {
-            text += &format!("      {}\n", escape_control_characters(line));
+            text += &format!("      {}\n", escaped(line));
         }
         for line in &check.advice {
-            text += &format!("    {}\n", table::wrapped(&escape_control_characters(line), 4, end));
+            text += &format!("    {}\n", table::wrapped(&escaped(line), 4, end));
         }
     }
     if let Some(backend) = report.backend {

@@ -35,7 +35,7 @@ use super::{
     selection::{Endpoints, Selection, Subject},
 };
 use crate::{
-    config::escape_control_characters,
+    config::escaped,
     daemon::{MAX_ANSWERED, catalogue, counted::counted},
     replay::Compression,
 };
@@ -334,7 +334,7 @@ impl<'a> Printer<'a> {
 
 /// Has `printer` take over the events of a file.
 fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
-    let name = escape_control_characters(&path.display().to_string());
+    let name = escaped(&path.display().to_string());
     let failed = |error: io::Error| Failure::failed(format!("{name}: {error}"));
     let file = match path == Path::new("-") {
         true => io::stdin().as_fd().try_clone_to_owned().map(File::from),

@@ -91,18 +91,18 @@ fn key_before(text: &str, offset: usize) -> Option<String> {
 pub(super) fn shown_value(text: &str, span: Range<usize>) -> String {
     let value = text.get(span).unwrap_or_default();
     match value.char_indices().nth(MAX_SHOWN) {
-        Some((end, _)) => escape_control_characters(&value[..end]) + "...",
-        None => escape_control_characters(value),
+        Some((end, _)) => escaped(&value[..end]) + "...",
+        None => escaped(value),
     }
 }
 
-/// `text` with escaped control characters, which a terminal would interpret.
-pub(crate) fn escape_control_characters(text: &str) -> String {
+/// `text` without anything that a terminal interprets: control characters, and those that change the direction of text.
+pub(crate) fn escaped(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() {
-            true => plain.extend(c.escape_default()),
-            false => plain.push(c),
+    for char in text.chars() {
+        match char {
+            '"' | '\'' | '\\' => plain.push(char),
+            _ => plain.extend(char.escape_debug()),
         }
     }
     plain

@@ -27,7 +27,7 @@ use std::{
 };
 
 pub use error::ConfigError;
-pub(crate) use error::escape_control_characters;
+pub(crate) use error::escaped;
 use ftp_alg_core::policy::{
     ExternalAddress, ExternalAddresses, KnownServer, NetworkPolicy, Policy,
 };

@@ -546,3 +546,14 @@ fn all_that_is_wrong_in_a_list_is_named() {
     );
     assert_eq!(lines.len(), 2, "{refusal}");
 }
+
+#[test]
+fn what_a_terminal_interprets_is_escaped() {
+    for (text, expected) in [
+        ("/pub/\u{1b}[2Ja\r\n", "/pub/\\u{1b}[2Ja\\r\\n"),
+        ("\u{9b}31m\u{202e}gpj.exe", "\\u{9b}31m\\u{202e}gpj.exe"),
+        ("a\\u{1b} \"b\" 'c' é 日本", "a\\u{1b} \"b\" 'c' é 日本"),
+    ] {
+        assert_eq!(escaped(text), expected);
+    }
+}

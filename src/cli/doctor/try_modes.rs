@@ -29,7 +29,7 @@ use super::{
     output::{self, Style},
     table,
 };
-use crate::{config::escape_control_characters, kernel::RuleParameters};
+use crate::{config::escaped, kernel::RuleParameters};
 
 /// The time limit for resolving a name.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -106,7 +106,7 @@ impl TryStep {
 fn run_steps(target: &TryTarget, local: &LocalMachine<'_>, json: bool) -> Result<(), Failure> {
     let mut report = TryReport { json, steps: Vec::new() };
     if !json {
-        output::print(&format!("{}\n", escape_control_characters(&target.to_string())))?;
+        output::print(&format!("{}\n", escaped(&target.to_string())))?;
     }
     if let Some(why) = try_server(target, local, &mut report)? {
         for kind in MODES {
@@ -130,8 +130,8 @@ impl TryReport {
         says: String,
         remedy: Vec<String>,
     ) -> Result<(), Failure> {
-        let [says, step] = [says, step.to_owned()].map(|text| escape_control_characters(&text));
-        let remedy = remedy.iter().map(|line| escape_control_characters(line)).collect();
+        let [says, step] = [says, step.to_owned()].map(|text| escaped(&text));
+        let remedy = remedy.iter().map(|line| escaped(line)).collect();
         let step = TryStep { step, ok, says, remedy };
         if !self.json {
             output::print(&step.text())?;

@@ -12,7 +12,7 @@ use crate::{
         output::Style,
         table::{self, RowTable},
     },
-    config::escape_control_characters,
+    config::escaped,
     replay::{AnnouncementRow, SessionNote, Summary},
 };
 
@@ -34,7 +34,7 @@ impl NoteTable {
     pub fn new(captures: &[&str], external: Option<IpAddr>) -> Self {
         let captures: Vec<String> = match captures {
             [_] => Vec::new(),
-            several => several.iter().map(|name| escape_control_characters(name)).collect(),
+            several => several.iter().map(|name| escaped(name)).collect(),
         };
         let rewritten = if external.is_some() { ENDPOINT_WIDTH } else { 9 };
         let widest = captures.iter().map(|name| name.chars().count()).max().unwrap_or(0);

@@ -7,7 +7,8 @@ use super::{
     rows::{self, Row},
 };
 use crate::{
-    cli::{columns::escaped, status, table},
+    cli::{status, table},
+    config::escaped,
     daemon::{
         counted::counted,
         health::CheckStatus,

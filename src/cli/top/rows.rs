@@ -3,10 +3,11 @@
 use super::look::Event;
 use crate::{
     cli::{
-        columns::{Cell, Column, Cut, Shape, escaped},
+        columns::{Cell, Column, Cut, Shape},
         event_reader::said,
         listings::sessions::{COLUMNS, client_as, server_as},
     },
+    config::escaped,
     daemon::{
         health::CheckStatus,
         snapshot::{Problem, SessionRow},

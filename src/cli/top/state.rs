@@ -12,9 +12,10 @@ use super::{
 };
 use crate::{
     cli::{
-        columns::{Shape, escaped, shapes},
+        columns::{Shape, shapes},
         event_reader::missed_text,
     },
+    config::escaped,
     daemon::control_client::ClientError,
 };
 

@@ -20,10 +20,11 @@ use super::{
 };
 use crate::{
     cli::{
-        columns::{self, Cut, cut, escaped},
+        columns::{self, Cut, cut},
         status::{RATES, Rate},
         table::{self, wrap},
     },
+    config::escaped,
     daemon::snapshot::WindowCounts,
 };
 

@@ -21,7 +21,7 @@ use ftp_alg_core::{
 };
 
 use super::target::TryTarget;
-use crate::config::escape_control_characters;
+use crate::config::escaped;
 
 /// The time limit for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -114,9 +114,7 @@ impl FtpReply {
 
     /// The last line, with control characters escaped.
     fn text(&self) -> String {
-        let text = escape_control_characters(
-            String::from_utf8_lossy(Text::new(&self.line).bytes()).trim(),
-        );
+        let text = escaped(String::from_utf8_lossy(Text::new(&self.line).bytes()).trim());
         match text.char_indices().nth(MAX_SHOWN) {
             Some((end, _)) => format!("{}...", &text[..end]),
             None => text,
