@@ -152,14 +152,14 @@ fn grouped_commands(mut program: clap::Command) -> String {
     program.build();
     let width = GROUPS.iter().flat_map(|(_, names)| *names).map(|name| name.len()).max();
     let (width, mut text) = (width.unwrap_or(0), String::new());
+    let item = |command: &clap::Command| {
+        let about = command.get_about().map(ToString::to_string);
+        (command.get_name().to_owned(), about.unwrap_or_default())
+    };
     for (group, names) in GROUPS {
-        text += &format!("{group}:\n");
-        for command in names.iter().filter_map(|name| program.find_subcommand(name)) {
-            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-            let about = table::wrapped(&about, width + 4, HELP_WIDTH);
-            text += &format!("  {:width$}  {about}\n", command.get_name());
-        }
-        text.push('\n');
+        let commands = names.iter().filter_map(|name| program.find_subcommand(name)).map(item);
+        let list = table::list(&commands.collect::<Vec<_>>(), 2, width, HELP_WIDTH);
+        text += &format!("{group}:\n{list}\n");
     }
     text
 }

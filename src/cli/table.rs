@@ -46,10 +46,20 @@ impl RowTable {
     }
 }
 
-/// A table with two columns and no header.
-pub(super) fn list(items: &[(impl AsRef<str>, String)]) -> String {
-    let width = items.iter().map(|(name, _)| name.as_ref().len()).max().unwrap_or(0);
-    let row = |(name, value): &(_, String)| format!("{:<width$}  {value}\n", AsRef::as_ref(name));
+/// Names, each behind `indent` blanks, and their values in a column of their own, wrapped at column `end`. The names have
+/// at least `width` columns.
+pub(super) fn list(
+    items: &[(impl AsRef<str>, String)],
+    indent: usize,
+    width: usize,
+    end: usize,
+) -> String {
+    let names = items.iter().map(|(name, _)| name.as_ref().chars().count());
+    let width = names.max().unwrap_or(0).max(width);
+    let row = |(name, value): &(_, String)| {
+        let value = wrapped(value, indent + width + 2, end);
+        format!("{:indent$}{:<width$}  {value}\n", "", AsRef::as_ref(name))
+    };
     items.iter().map(row).collect()
 }
 

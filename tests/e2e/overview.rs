@@ -109,13 +109,15 @@ fn a_session_in_detail_off_the_fast_path() {
     };
     let text = ask(&format!("sessions --session {id}"));
     for part in
-        ["  user             lab\n", "open pinholes\n", "last events (UTC)\n", "logged in: lab"]
+        ["  user              lab\n", "open pinholes\n", "last events (UTC)\n", "logged in: lab"]
     {
         assert!(text.contains(part), "{part}: {text}");
     }
     // A port's session is found, and the options select and sort.
     let arrival = pinholes[0]["arrival"].as_str().unwrap().rsplit(':').next().unwrap();
     assert!(ask(&format!("pinholes --port {arrival} --user lab")).contains("PORT"));
+    let target = pinholes[0]["target"].as_str().unwrap();
+    assert!(ask(&format!("pinholes --port {target} --client 192.168.0.0/16")).contains("PORT"));
     assert_eq!(ask("pinholes --port 1").lines().next(), Some("no pinholes"));
     assert_eq!(ask("sessions --client 10.9.8.0/24"), "no sessions\n");
     assert!(ask("sessions --client 192.168.150.0/24 --sort age --reverse").contains("logged-in"));

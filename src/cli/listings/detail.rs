@@ -13,9 +13,6 @@ use crate::{
     daemon::snapshot::{DataConnection, SessionDetail, TransferProgress},
 };
 
-/// Where the values of the list begin.
-const INDENT: usize = 19;
-
 /// Prints the session with the number `id`, if the other options of `selection` select it, too.
 pub(super) fn print(
     id: u64,
@@ -44,12 +41,7 @@ fn text(session: &SessionDetail<Value>, style: Style) -> String {
         summary.state,
         table::span(summary.age_seconds)
     );
-    let values = values(session);
-    let row = |(name, value): &(&str, String)| {
-        let width = INDENT - 2;
-        format!("  {name:<width$}{}\n", table::wrapped(value, INDENT, style.text_width()))
-    };
-    let values: String = values.iter().map(row).collect();
+    let values = table::list(&values(session), 2, 0, style.text_width());
     let heading = |text: &str| format!("\n{}\n", style.bold(text));
     let mut text = format!("{}\n{values}", style.bold(&title));
     if !pinholes.is_empty() {
@@ -169,18 +161,18 @@ mod tests {
         ];
         let expected = "\
 session 7: logged-in, 1m 5s old
-  client           192.168.150.80:1026, which the server sees as
-                   198.51.100.1:1026
-  server           203.0.113.9:21
-  user             bob
-  directory        /pub
-  encrypted        no
-  fast path        no
-  sequence numbers adjusted by +3 to the server, +0 to the client
-  transfer         RETR /pub/now.iso, begun, requested 12s ago, 3.0 MiB at 256
-                   KiB/s
-  data connection  PORT 203.0.113.9 -> 198.51.100.1:3762 (to
-                   192.168.150.80:3762), which has not arrived
+  client            192.168.150.80:1026, which the server sees as
+                    198.51.100.1:1026
+  server            203.0.113.9:21
+  user              bob
+  directory         /pub
+  encrypted         no
+  fast path         no
+  sequence numbers  adjusted by +3 to the server, +0 to the client
+  transfer          RETR /pub/now.iso, begun, requested 12s ago, 3.0 MiB at 256
+                    KiB/s
+  data connection   PORT 203.0.113.9 -> 198.51.100.1:3762 (to
+                    192.168.150.80:3762), which has not arrived
 
 open pinholes
 SESSION  KIND  LEFT  INITIATOR    ARRIVAL
@@ -202,6 +194,6 @@ last events (UTC)
         (session.summary.adjusted, session.offset_to_server) = (false, 0);
         let shown = text(&session, PLAIN);
         assert_eq!(shown.matches("not known").count(), 3, "{shown}");
-        assert!(shown.ends_with("  sequence numbers not adjusted\n"), "{shown}");
+        assert!(shown.ends_with("  sequence numbers  not adjusted\n"), "{shown}");
     }
 }

@@ -132,7 +132,7 @@ pub(super) fn summary(summary: &Summary) -> String {
     if let Some(written) = summary.written {
         items.push(("written".to_owned(), written.to_string()));
     }
-    table::list(&items) + &reasons(summary)
+    table::list(&items, 0, 0, usize::MAX) + &reasons(summary)
 }
 
 fn by_result(Summary { transfers, bytes: [up, down], .. }: &Summary) -> String {

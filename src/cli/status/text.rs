@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-/// Width of the names in a group of totals.
-const NAME_WIDTH: usize = 24;
+/// Least width of the names in a group of totals.
+const NAME_WIDTH: usize = 22;
 /// How many clients are listed.
 const TOP_CLIENTS: usize = 5;
 /// Width of the names and of each window in the table of rates.
@@ -80,11 +80,7 @@ fn state(status: &Status, style: Style) -> String {
         .chain(names)
         .chain(unconfined)
         .collect();
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
-    let row = |(name, value): &(String, String)| {
-        format!("{name:<width$}  {}\n", table::wrapped(value, width + 2, style.text_width()))
-    };
-    format!("\n{}", rows.iter().map(row).collect::<String>())
+    format!("\n{}", table::list(&rows, 0, 0, style.text_width()))
 }
 
 /// The transfers that have not ended, with bytes and rates that are known. `None` if there are none.
@@ -177,16 +173,12 @@ fn rates(rates: &Rates) -> String {
 
 /// The clients that moved most in the last hour.
 fn top_clients(clients: &[ClientBytes]) -> String {
-    let row = |ClientBytes { client, bytes }: &ClientBytes| {
-        format!("  {client:<NAME_WIDTH$}  {}\n", table::bytes(*bytes))
-    };
-    match clients {
-        [] => String::new(),
-        clients => {
-            let rows: String = clients.iter().take(TOP_CLIENTS).map(row).collect();
-            format!("\nmost bytes in the last hour\n{rows}")
-        }
+    if clients.is_empty() {
+        return String::new();
     }
+    let first = clients.iter().take(TOP_CLIENTS);
+    let rows: Vec<_> = first.map(|one| (&one.client, table::bytes(one.bytes))).collect();
+    format!("\nmost bytes in the last hour\n{}", table::list(&rows, 2, NAME_WIDTH, usize::MAX))
 }
 
 /// The title of a window of `nominal` seconds: what it covers, unless that is nearly all.
@@ -237,16 +229,12 @@ fn counters(status: &Status, heading: &str) -> Vec<Total> {
 }
 
 fn totals(status: &Status, style: Style) -> String {
-    let row = |(name, text): &Total| {
-        let text = table::wrapped(text, NAME_WIDTH + 2, style.text_width()).replace(NO_BREAK, " ");
-        format!("  {name:<NAME_WIDTH$}{text}\n")
-    };
     let group = |heading| {
         let totals = match heading {
             "transfers" => of_transfers(status),
             heading => counters(status, heading),
         };
-        let rows: String = totals.iter().map(row).collect();
+        let rows = table::list(&totals, 2, NAME_WIDTH, style.text_width()).replace(NO_BREAK, " ");
         if rows.is_empty() { rows } else { format!("{}\n{rows}", style.bold(heading)) }
     };
     let age = table::span(status.uptime_seconds);
