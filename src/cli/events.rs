@@ -9,7 +9,6 @@ use std::{
     io::{self, BufRead, BufReader, Read as _},
     mem,
     net::SocketAddr,
-    os::fd::AsFd as _,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -32,6 +31,7 @@ use super::{
     Failure, SocketOption,
     event_reader::{EventReader, NewEvents, fields_of, missed_text},
     output::{Lines, Style},
+    replay,
     selection::{Endpoints, Selection, Subject},
 };
 use crate::{
@@ -336,17 +336,9 @@ impl<'a> Printer<'a> {
 fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
     let name = escaped(&path.display().to_string());
     let failed = |error: io::Error| Failure::failed(format!("{name}: {error}"));
-    let file = match path == Path::new("-") {
-        true => io::stdin().as_fd().try_clone_to_owned().map(File::from),
-        false => File::open(path),
-    };
-    let mut reader = BufReader::new(file.map_err(failed)?);
-    if let Some(Compression { format, command }) =
-        Compression::of(reader.fill_buf().map_err(failed)?)
-    {
-        return Err(Failure::failed(format!(
-            "{name} is compressed with {format}: {command} {name} | ftp-alg events -"
-        )));
+    let mut reader = BufReader::new(replay::open(path).map_err(failed)?);
+    if let Some(compression) = Compression::of(reader.fill_buf().map_err(failed)?) {
+        return Err(Failure::Failed(replay::compressed(path, &name, compression, "events")));
     }
     let (mut events, mut unread, mut line) = (0, 0, Vec::new());
     while (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).map_err(failed)? > 0 {

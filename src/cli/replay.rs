@@ -113,6 +113,16 @@ fn is_stdin(path: &Path) -> bool {
     path == Path::new(STDIN)
 }
 
+/// What to type, so that `reader` can read the compressed file `name`.
+pub(super) fn compressed(path: &Path, name: &str, found: Compression, reader: &str) -> String {
+    let Compression { format, command } = found;
+    let command = match is_stdin(path) {
+        true => format!("... | {command}"),
+        false => format!("{command} {}", in_shell(name)),
+    };
+    format!("{name} is compressed with {format}: {command} | ftp-alg {reader} -")
+}
+
 /// `name` as a word of a shell's command line.
 fn in_shell(name: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@".contains(c);
@@ -130,7 +140,8 @@ fn leave_first_interrupt_to_the_writer() -> io::Result<()> {
     flag::register(SIGINT, was_interrupted).map(drop)
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a file, or standard input.
+pub(super) fn open(path: &Path) -> io::Result<File> {
     match is_stdin(path) {
         true => io::stdin().as_fd().try_clone_to_owned().map(File::from),
         false => File::open(path),
@@ -196,13 +207,7 @@ impl<'a> Replay<'a> {
         let describe = |error: &dyn std::fmt::Display| format!("{name}: {error}");
         let file = open(path).map_err(|error| describe(&error))?;
         CaptureReader::open(file).map_err(|error| match error {
-            CaptureError::Compressed(Compression { format, command }) => {
-                let command = match is_stdin(path) {
-                    true => format!("... | {command}"),
-                    false => format!("{command} {}", in_shell(&name)),
-                };
-                format!("{name} is compressed with {format}: {command} | ftp-alg replay -")
-            }
+            CaptureError::Compressed(found) => compressed(path, &name, found, "replay"),
             error => describe(&error),
         })
     }
