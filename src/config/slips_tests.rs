@@ -2,52 +2,33 @@
 
 use std::{fs, io::Write, os::unix::fs::PermissionsExt, path::Path};
 
-use super::*;
+use super::{tests::rows, *};
 
 fn refusal(text: &str) -> String {
     Config::parse(text, Path::new("f")).expect_err(text).to_string()
 }
 
-fn assert_refusals(cases: &[(&str, &str)]) {
-    for (text, expected) in cases {
-        assert_eq!(refusal(text), *expected, "{text}");
+fn assert_refusals(table: &str) {
+    for (text, expected) in rows(table) {
+        assert_eq!(refusal(&text), expected, "{text}");
     }
 }
 
 #[test]
 fn unquoted_text_is_suggested_with_quotes() {
-    let nat = "f:1:24: nat.external-address: ";
-    for (bare, problem) in [
-        ("10.0.0.5", "10.0.0.5 is text without quotes: write \"10.0.0.5\""),
-        ("2001:db8::1", "2001:db8::1 is text without quotes: write \"2001:db8::1\""),
-        ("dns:ftp.example", "dns:ftp.example is text without quotes: write \"dns:ftp.example\""),
-        ("auto", "auto is text without quotes: write \"auto\""),
-    ] {
-        let text = format!("nat.external-address = {bare}\nnat.port-range = \"2000-3000\"");
-        assert_eq!(refusal(&text), format!("{nat}{problem}"));
-    }
-    assert_refusals(&[
-        (
-            "[[network]]\nclients = [\"::/0\", 10.0.0.0/8]",
-            "f:2:20: clients: 10.0.0.0/8 is text without quotes: write \"10.0.0.0/8\"",
-        ),
-        (
-            "[pinhole]\ntimeout = 30s # long",
-            "f:2:11: timeout: 30s is text without quotes: write \"30s\"",
-        ),
-        (
-            "[nat]\nport-range = 49152-65535",
-            "f:2:14: port-range: 49152-65535 is text without quotes: write \"49152-65535\"",
-        ),
-        (
-            "[policy]\nrequire-login = yes",
-            "f:2:17: require-login: yes is text without quotes: write true",
-        ),
-        (
-            "[policy]\nrequire-login = True",
-            "f:2:17: require-login: True is text without quotes: write true",
-        ),
-    ]);
+    assert_refusals(
+        r#"
+        nat.external-address = 10.0.0.5 / nat.port-range = "2000-3000" => f:1:24: nat.external-address: 10.0.0.5 is text without quotes: write "10.0.0.5"
+        nat.external-address = 2001:db8::1 => f:1:24: nat.external-address: 2001:db8::1 is text without quotes: write "2001:db8::1"
+        nat.external-address = dns:ftp.example => f:1:24: nat.external-address: dns:ftp.example is text without quotes: write "dns:ftp.example"
+        nat.external-address = auto => f:1:24: nat.external-address: auto is text without quotes: write "auto"
+        [[network]] / clients = ["::/0", 10.0.0.0/8] => f:2:20: clients: 10.0.0.0/8 is text without quotes: write "10.0.0.0/8"
+        [pinhole] / timeout = 30s # long => f:2:11: timeout: 30s is text without quotes: write "30s"
+        [nat] / port-range = 49152-65535 => f:2:14: port-range: 49152-65535 is text without quotes: write "49152-65535"
+        [policy] / require-login = yes => f:2:17: require-login: yes is text without quotes: write true
+        [policy] / require-login = True => f:2:17: require-login: True is text without quotes: write true
+        "#,
+    );
 }
 
 #[test]
@@ -60,27 +41,16 @@ fn each_unquoted_value_gets_a_line() {
 
 #[test]
 fn a_key_in_the_wrong_table_gets_the_right_one() {
-    let top = "unknown key; it belongs at the top of the file, before the first [table]";
-    assert_refusals(&[
-        ("workers = 2", "f:1:1: workers: unknown key; it belongs in [queue]"),
-        (
-            "[policy]\ntimeout = \"5s\"",
-            "f:2:1: policy.timeout: unknown key; it belongs in [pinhole]",
-        ),
-        ("[queue]\ncontrol-ports = [21]", &format!("f:2:1: queue.control-ports: {top}")),
-        (
-            "[policy]\nexternal_address = \"auto\"",
-            "f:2:1: policy.external_address: unknown key; it belongs in [nat] or [[server]]",
-        ),
-        (
-            "[queue]\nauth-tls = \"pass\"",
-            "f:2:1: queue.auth-tls: unknown key; it belongs in [policy] or [[network]]",
-        ),
-        (
-            "[policy]\nany-interface = true",
-            "f:2:1: policy.any-interface: unknown key; it belongs in [[network]]",
-        ),
-    ]);
+    assert_refusals(
+        r#"
+        workers = 2 => f:1:1: workers: unknown key; it belongs in [queue]
+        [policy] / timeout = "5s" => f:2:1: policy.timeout: unknown key; it belongs in [pinhole]
+        [queue] / control-ports = [21] => f:2:1: queue.control-ports: unknown key; it belongs at the top of the file, before the first [table]
+        [policy] / external_address = "auto" => f:2:1: policy.external_address: unknown key; it belongs in [nat] or [[server]]
+        [queue] / auth-tls = "pass" => f:2:1: queue.auth-tls: unknown key; it belongs in [policy] or [[network]]
+        [policy] / any-interface = true => f:2:1: policy.any-interface: unknown key; it belongs in [[network]]
+        "#,
+    );
 }
 
 #[test]
@@ -102,59 +72,44 @@ fn unknown_keys_and_invalid_values_are_reported_together() {
 
 #[test]
 fn wrong_brackets_are_reported() {
-    assert_refusals(&[
-        (
-            "[server]\naddress = \"10.0.0.5\"",
-            "f:1:2: server: this table may occur several times: write [[server]], with two brackets",
-        ),
-        (
-            "[network]\nclients = \"10.0.0.5\"",
-            "f:1:2: network: this table may occur several times: write [[network]], with two brackets",
-        ),
-        (
-            "[[policy]]",
-            "f:1:3: policy: this table may occur only once: write [policy], with one bracket",
-        ),
-        (
-            "nat = \"auto\"",
-            "f:1:1: nat: this is a table, not a value: write [nat], and its keys below",
-        ),
-        (
-            "server = []\nnetwork = [1]",
-            "f:2:1: network: this is a table, not a value: write [[network]], and its keys below",
-        ),
-        (
-            "server = \"10.0.0.5\"",
-            "f:1:1: server: this is a table, not a value: write [[server]], and its keys below",
-        ),
-    ]);
+    assert_refusals(
+        r#"
+        [server] / address = "10.0.0.5" => f:1:2: server: this table may occur several times: write [[server]], with two brackets
+        [network] / clients = "10.0.0.5" => f:1:2: network: this table may occur several times: write [[network]], with two brackets
+        [[policy]] => f:1:3: policy: this table may occur only once: write [policy], with one bracket
+        nat = "auto" => f:1:1: nat: this is a table, not a value: write [nat], and its keys below
+        server = [] / network = [1] => f:2:1: network: this is a table, not a value: write [[network]], and its keys below
+        server = "10.0.0.5" => f:1:1: server: this is a table, not a value: write [[server]], and its keys below
+        "#,
+    );
 }
 
 #[test]
 fn common_slips_get_a_suggestion() {
-    for (text, meant) in [
-        ("nat.external-address = \"ftp.example.net\"", "\"dns:ftp.example.net\""),
-        ("[[network]]\nclients = \"10.0.0.5/24\"", "\"10.0.0.0/24\""),
-        ("[[network]]\nclients = [\"10.0.0.5/24\", \"::/0\"]", "[\"10.0.0.0/24\", \"::/0\"]"),
-        ("[[network]]\nservers = \"2001:db8::1/32\"", "\"2001:db8::/32\""),
-        ("pinhole.timeout = 30", "\"30s\""),
-        ("pinhole.timeout = \"30 sec\"", "\"30s\""),
-        ("pinhole.timeout = \"2min\"", "\"2m\""),
-        ("policy.memory = \"64MB\"", "\"64MiB\""),
-        ("policy.memory = \"1g\"", "\"1GiB\""),
-        ("queue.workers = \"2\"", "2"),
-        ("pinhole.mark = \"0x10000000\"", "0x10000000"),
-        ("control-ports = [\"21\"]", "[21]"),
-        ("control-ports = 21", "[21]"),
-        ("control-ports = \"21\"", "[21]"),
-        ("policy.deny-ports = \"5900-5999\"", "[\"5900-5999\"]"),
-        ("policy.require-login = \"yes\"", "true"),
-        ("policy.require-login = \"false\"", "false"),
-        ("policy.auth-tls = \"Refuse\"", "\"refuse\""),
-        ("nat.port-range = \"49152:65535\"", "\"49152-65535\""),
-        ("nat.port-range = \"49152 - 65535\"", "\"49152-65535\""),
-    ] {
-        let refusal = refusal(text);
+    let table = r#"
+        nat.external-address = "ftp.example.net" => "dns:ftp.example.net"
+        [[network]] / clients = "10.0.0.5/24" => "10.0.0.0/24"
+        [[network]] / clients = ["10.0.0.5/24", "::/0"] => ["10.0.0.0/24", "::/0"]
+        [[network]] / servers = "2001:db8::1/32" => "2001:db8::/32"
+        pinhole.timeout = 30 => "30s"
+        pinhole.timeout = "30 sec" => "30s"
+        pinhole.timeout = "2min" => "2m"
+        policy.memory = "64MB" => "64MiB"
+        policy.memory = "1g" => "1GiB"
+        queue.workers = "2" => 2
+        pinhole.mark = "0x10000000" => 0x10000000
+        control-ports = ["21"] => [21]
+        control-ports = 21 => [21]
+        control-ports = "21" => [21]
+        policy.deny-ports = "5900-5999" => ["5900-5999"]
+        policy.require-login = "yes" => true
+        policy.require-login = "false" => false
+        policy.auth-tls = "Refuse" => "refuse"
+        nat.port-range = "49152:65535" => "49152-65535"
+        nat.port-range = "49152 - 65535" => "49152-65535"
+    "#;
+    for (text, meant) in rows(table) {
+        let refusal = refusal(&text);
         let offered = refusal.rsplit_once("; did you mean ").map(|(_, offered)| offered);
         assert_eq!(offered, Some(&*format!("{meant}?")), "{text}: {refusal}");
     }
