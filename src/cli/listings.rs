@@ -8,7 +8,13 @@ use clap::Args;
 use serde::{Serialize, de::DeserializeOwned};
 
 pub(super) use self::{pinholes::PinholeOptions, sessions::SessionOptions};
-use super::{Failure, SocketOption, output, output::Style, selection::Subject};
+use super::{
+    Failure, SocketOption,
+    columns::{self, Column},
+    output,
+    output::Style,
+    selection::Subject,
+};
 use crate::daemon::snapshot::{SessionSummary, TransferProgress};
 
 /// The options of a list.
@@ -25,22 +31,27 @@ struct ListOptions {
 }
 
 impl ListOptions {
-    /// Requests the rows of `what` and prints those that are selected in the order of `sort`, as JSON or formatted by
-    /// `text`.
+    /// Requests the rows of `what` and prints those that are selected, by the column `sorted`, and by the first one if they
+    /// are equal there. If there are none, `hint` says more.
     fn print<Row: DeserializeOwned + Serialize>(
         &self,
         what: &str,
+        columns: &[Column<Row>],
+        sorted: Option<&str>,
         selects: impl Fn(&Row) -> bool,
-        sort: impl Fn(&mut Vec<Row>),
-        text: impl Fn(&[Row], Style) -> String,
+        hint: &str,
     ) -> Result<(), Failure> {
         let mut rows = self.socket.request(what)?.parse::<Vec<Row>>()?;
         rows.retain(selects);
-        sort(&mut rows);
+        columns::sort(columns, &mut rows, columns::titles(columns).next());
+        columns::sort(columns, &mut rows, sorted);
         if self.reverse {
             rows.reverse();
         }
-        output::print_report(self.json, &rows, |rows| text(rows, Style::of_stdout()))
+        output::print_report(self.json, &rows, |rows| match &rows[..] {
+            [] => format!("no {what}\n{hint}"),
+            rows => columns::render(columns, rows, Style::of_stdout(), sorted),
+        })
     }
 }
 

@@ -7,8 +7,13 @@ use serde_json::Value;
 use super::{pinholes, subject};
 use crate::{
     cli::{
-        Failure, SocketOption, columns::Cell, event_reader::said, output, output::Style,
-        selection::Selection, table,
+        Failure, SocketOption,
+        columns::{self, Cell},
+        event_reader::said,
+        output,
+        output::Style,
+        selection::Selection,
+        table,
     },
     daemon::snapshot::{DataConnection, SessionDetail, TransferProgress},
 };
@@ -45,7 +50,8 @@ fn text(session: &SessionDetail<Value>, style: Style) -> String {
     let heading = |text: &str| format!("\n{}\n", style.bold(text));
     let mut text = format!("{}\n{values}", style.bold(&title));
     if !pinholes.is_empty() {
-        text += &(heading("open pinholes") + &pinholes::text(pinholes, style, None));
+        text += &heading("open pinholes");
+        text += &columns::render(&pinholes::COLUMNS, pinholes, style, None);
     }
     if !events.is_empty() {
         text += &heading("last events (UTC)");

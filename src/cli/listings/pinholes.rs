@@ -8,7 +8,6 @@ use crate::{
     cli::{
         Failure,
         columns::{self, Cell, Column, Cut},
-        output::Style,
         selection::{Endpoints, Selection, Subject},
     },
     daemon::snapshot::PinholeRow,
@@ -31,19 +30,9 @@ pub(in crate::cli) struct PinholeOptions {
 impl PinholeOptions {
     /// Prints the selected pinholes.
     pub fn run(&self) -> Result<(), Failure> {
-        let sort = |rows: &mut Vec<PinholeRow>| {
-            rows.sort_by_key(|row| row.info.session);
-            columns::sort(&COLUMNS, rows, self.sort.as_deref());
-        };
-        let sorted = self.sort.as_deref();
-        let text = |rows: &[PinholeRow], style| text(rows, style, sorted) + &self.hint(rows);
-        self.list.print("pinholes", |row| self.selects(row), sort, text)
-    }
-
-    /// Where the pinhole of a port is if it is not open any more.
-    fn hint(&self, rows: &[PinholeRow]) -> String {
-        let port = self.port.filter(|_| rows.is_empty());
-        port.map_or_else(String::new, |port| format!("used ones: ftp-alg events --port {port}\n"))
+        let hint = self.port.map(|port| format!("used ones: ftp-alg events --port {port}\n"));
+        let (sorted, selects) = (self.sort.as_deref(), |row: &PinholeRow| self.selects(row));
+        self.list.print("pinholes", &COLUMNS, sorted, selects, &hint.unwrap_or_default())
     }
 
     fn selects(&self, row: &PinholeRow) -> bool {
@@ -61,7 +50,8 @@ impl PinholeOptions {
     }
 }
 
-const COLUMNS: [Column<PinholeRow>; 8] = [
+/// The columns of pinholes, here and in a session in detail.
+pub(super) const COLUMNS: [Column<PinholeRow>; 8] = [
     Column::new("SESSION", |row: &PinholeRow| Cell::count(row.info.session)).right(),
     Column::new("KIND", |row: &PinholeRow| Cell::text(&row.info.kind.to_string())),
     Column::new("LEFT", |row: &PinholeRow| Cell::seconds(row.remaining_seconds)).right(),
@@ -88,21 +78,13 @@ const COLUMNS: [Column<PinholeRow>; 8] = [
         .optional(),
 ];
 
-/// The table of `ftp-alg pinholes`.
-pub(super) fn text(pinholes: &[PinholeRow], style: Style, sorted: Option<&str>) -> String {
-    match pinholes {
-        [] => "no pinholes\n".to_owned(),
-        pinholes => columns::render(&COLUMNS, pinholes, style, sorted),
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use clap::Parser as _;
     use ftp_alg_core::{engine::PinholeInfo, ftp::AnnouncementKind};
 
     use super::*;
-    use crate::cli::output::PLAIN;
+    use crate::cli::output::{PLAIN, Style};
 
     pub fn row(source: &str, target: &str) -> PinholeRow {
         PinholeRow {
@@ -134,8 +116,9 @@ SESSION  KIND  LEFT  INITIATOR    ARRIVAL
       7  PORT   29s  203.0.113.9  198.51.100.1:3762
                      as 10.0.0.1
 ";
-        assert_eq!(text(&rows, PLAIN, None), expected);
-        let wide = text(&rows, Style { width: Some(120), has_colours: false }, None);
+        assert_eq!(columns::render(&COLUMNS, &rows, PLAIN, None), expected);
+        let style = Style { width: Some(120), ..PLAIN };
+        let wide = columns::render(&COLUMNS, &rows, style, None);
         assert!(
             wide.contains("ARRIVAL                 USER  CLIENT               SERVER\n"),
             "{wide}"

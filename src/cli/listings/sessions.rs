@@ -9,7 +9,6 @@ use crate::{
     cli::{
         Failure,
         columns::{self, Cell, Column, Cut},
-        output::Style,
         selection::Selection,
     },
     daemon::snapshot::{SessionRow, TransferProgress},
@@ -33,12 +32,7 @@ impl SessionOptions {
             return detail::print(id, &self.selection, self.list.json, &self.list.socket);
         }
         let selects = |row: &SessionRow| self.selection.selects(subject(&row.summary));
-        let sort = |rows: &mut Vec<SessionRow>| {
-            rows.sort_by_key(|row| row.summary.id);
-            columns::sort(&COLUMNS, rows, self.sort.as_deref());
-        };
-        let text = |rows: &[SessionRow], style| text(rows, style, self.sort.as_deref());
-        self.list.print("sessions", selects, sort, text)
+        self.list.print("sessions", &COLUMNS, self.sort.as_deref(), selects, "")
     }
 }
 
@@ -137,21 +131,17 @@ fn has_external(row: &SessionRow) -> bool {
     !(client_as(row).is_empty() && server_as(row).is_empty())
 }
 
-/// The table of `ftp-alg sessions`.
-fn text(sessions: &[SessionRow], style: Style, sorted: Option<&str>) -> String {
-    match sessions {
-        [] => "no sessions\n".to_owned(),
-        sessions => columns::render(&COLUMNS, sessions, style, sorted),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
         super::samples::{summary, transfer},
         *,
     };
-    use crate::cli::output::PLAIN;
+    use crate::cli::output::{PLAIN, Style};
+
+    fn text(rows: &[SessionRow], style: Style, sorted: Option<&str>) -> String {
+        columns::render(&COLUMNS, rows, style, sorted)
+    }
 
     fn session(
         client: &str,
