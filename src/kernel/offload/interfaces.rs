@@ -9,6 +9,7 @@
 use std::{fs, io, os::fd::OwnedFd};
 
 use ftp_alg_fastpath::{EthernetInterface, Interfaces};
+use libc::{ARPHRD_ETHER, RTM_GETLINK};
 use rustix::{
     io::Errno,
     net::{
@@ -20,8 +21,7 @@ use rustix::{
 use super::{tc_filters::find_mark_writer, without_zero};
 use crate::kernel::netlink::{Attributes, Socket, repeat_interrupted};
 
-// From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; libc lacks some of them.
-const RTM_GETLINK: u16 = 18;
+// From linux/if_link.h; libc lacks them.
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
@@ -30,7 +30,6 @@ const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
-const ARPHRD_ETHER: u16 = 1;
 /// Size of `struct ifinfomsg`.
 const IFINFOMSG_SIZE: usize = 16;
 /// The setting for all bridges of a network namespace. The file exists if br_netfilter is loaded.

@@ -3,13 +3,12 @@
 
 use std::io;
 
+use libc::{RTM_GETTFILTER, TCA_KIND, TCA_OPTIONS};
+
 use super::without_zero;
 use crate::kernel::netlink::{Attributes, Socket};
 
-// From linux/rtnetlink.h, linux/pkt_cls.h and linux/tc_act/tc_skbedit.h; libc lacks some of them.
-const RTM_GETTFILTER: u16 = 46;
-const TCA_KIND: u16 = 1;
-const TCA_OPTIONS: u16 = 2;
+// From linux/pkt_cls.h and linux/tc_act/tc_skbedit.h; libc lacks them.
 const TCA_BPF_OPS: u16 = 5;
 const TCA_ACT_KIND: u16 = 1;
 const TCA_ACT_OPTIONS: u16 = 2;

@@ -5,24 +5,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use libc::{
+    RTA_DST, RTA_GATEWAY, RTA_MARK, RTA_MULTIPATH, RTA_OIF, RTA_SRC, RTA_TABLE, RTN_LOCAL,
+    RTN_UNICAST,
+};
 
 use crate::kernel::netlink::{Attributes, address_of, family_of, octets_of, put_attribute};
 
-// From linux/rtnetlink.h, linux/fib_rules.h and linux/nexthop.h; libc lacks some of them.
-pub const RTM_GETROUTE: u16 = 26;
-pub const RTM_GETRULE: u16 = 34;
+// From linux/rtnetlink.h, linux/fib_rules.h and linux/nexthop.h; libc lacks them, or has them for glibc only.
 pub const RTM_GETNEXTHOP: u16 = 106;
-const RTA_DST: u16 = 1;
-const RTA_SRC: u16 = 2;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_MULTIPATH: u16 = 9;
-const RTA_TABLE: u16 = 15;
-const RTA_MARK: u16 = 16;
 const RTA_VIA: u16 = 18;
 const RTA_NH_ID: u16 = 30;
-const RTN_UNICAST: u8 = 1;
-const RTN_LOCAL: u8 = 2;
 /// The answer is the entry of the routing table, not the route of a packet.
 const RTM_F_FIB_MATCH: u32 = 0x2000;
 /// The answer names the routing table. That of IPv6 always does, and IPv6 refuses the flag.

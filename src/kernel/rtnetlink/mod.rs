@@ -13,11 +13,11 @@ use std::{
 };
 
 use ftp_alg_core::engine::{KernelError, RouteLookup};
+use libc::{RTM_GETROUTE, RTM_GETRULE};
 
 use self::messages::{
-    Nexthop, RTM_GETNEXTHOP, RTM_GETROUTE, RTM_GETRULE, Route, RouteRequest, RoutingRule,
-    nexthop_request, parse_mark_rule, parse_nexthop, parse_route, parse_rule, rules_request,
-    table_request,
+    Nexthop, RTM_GETNEXTHOP, Route, RouteRequest, RoutingRule, nexthop_request, parse_mark_rule,
+    parse_nexthop, parse_route, parse_rule, rules_request, table_request,
 };
 use super::{
     budget::{Budget, Stopwatch},
