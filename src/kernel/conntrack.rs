@@ -459,24 +459,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kernel::netlink::{Messages, put_message};
+    use crate::kernel::netlink::Messages;
 
     /// With this original tuple and this reply tuple.
     fn connection(addresses: [&str; 4]) -> Translation {
         let [client, server_external, server, client_external] =
             addresses.map(|text| text.parse().unwrap());
         Translation { client, client_external, server, server_external, ct_mark: 0 }
-    }
-
-    fn message(connection: &Translation, mark: u32) -> Vec<u8> {
-        let Translation { client, client_external, server, server_external, .. } = *connection;
-        let mut bytes = Vec::new();
-        put_message(&mut bytes, IPCTNL_MSG_CT_NEW, 0, 1, &family_header(2, 0), |message| {
-            Tuple { source: client, destination: server_external }.put(message, CTA_TUPLE_ORIG);
-            Tuple { source: server, destination: client_external }.put(message, CTA_TUPLE_REPLY);
-            message.put(CTA_MARK, &mark.to_be_bytes());
-        });
-        bytes
     }
 
     fn read(bytes: &[u8]) -> Option<Translation> {
@@ -501,17 +490,6 @@ mod tests {
         let expected =
             connection(["10.0.0.2:57199", "192.0.2.9:21", "192.0.2.9:21", "192.0.2.77:57199"]);
         assert_eq!(read(&recorded()), Some(expected));
-    }
-
-    #[test]
-    fn connections_are_read_without_our_bits_of_the_mark() {
-        for connection in [
-            connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]),
-            connection(["[2001:db8::1]:1025", "[2001:db8::2]:21", "[::1]:21", "[::2]:4"]),
-        ] {
-            let found = read(&message(&connection, 0x4000_0012));
-            assert_eq!(found, Some(Translation { ct_mark: 0x12, ..connection }));
-        }
     }
 
     #[test]

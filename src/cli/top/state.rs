@@ -387,19 +387,6 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_keeps_what_is_shown() {
-        let mut state = state();
-        press(&mut state, " ");
-        let mut look = samples::look();
-        look.sessions.clear();
-        state.take(Ok(look));
-        assert!(state.is_paused());
-        assert_eq!((keys(&state), state.data().rows[1].len()), (vec![2, 1], 3));
-        press(&mut state, "p");
-        assert_eq!((keys(&state), state.data().rows[1].len()), (vec![], 6));
-    }
-
-    #[test]
     fn details_are_those_of_the_selected_row_until_it_ends() {
         let mut state = state();
         press(&mut state, "j\n");

@@ -238,44 +238,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_next_hop_counts() {
-        let mut body = vec![2, 24, 0, 0, 254, 4, 0, RTN_UNICAST, 0, 0, 0, 0];
-        body.extend([28, 0, RTA_MULTIPATH as u8, 0]);
-        body.extend([8, 0, 0, 0, 3, 0, 0, 0]);
-        body.extend([16, 0, 0, 0, 4, 0, 0, 0, 8, 0, 5, 0, 192, 0, 2, 1]);
-        let route = parse_route(&body).unwrap();
-        assert_eq!((route.prefix_length, route.interfaces), (24, vec![3, 4]));
-        assert!(route.has_gateway && !route.is_local);
-        assert_eq!((route.table, route.nexthop), (254, None));
-        body[7] = RTN_LOCAL;
-        assert!(parse_route(&body).unwrap().is_local);
-        body[7] = 7; // RTN_UNREACHABLE
-        assert_eq!(parse_route(&body), None);
-    }
-
-    #[test]
-    fn a_route_may_have_nothing_but_a_nexthop_object() {
-        let mut body = vec![2, 32, 0, 0, 254, 4, 0, RTN_UNICAST, 0, 0, 0, 0];
-        put_attribute(&mut body, RTA_NH_ID, &7u32.to_ne_bytes());
-        let route = parse_route(&body).unwrap();
-        assert_eq!((route.nexthop, route.interfaces), (Some(7), Vec::new()));
-    }
-
-    #[test]
-    fn a_nexthop_object_is_an_interface_or_a_group() {
-        let mut body = vec![0; NHMSG_SIZE];
-        put_attribute(&mut body, NHA_OIF, &3u32.to_ne_bytes());
-        put_attribute(&mut body, NHA_GATEWAY, &[192, 0, 2, 1]);
-        let single = Nexthop { interface: Some(3), has_gateway: true, members: Vec::new() };
-        assert_eq!(parse_nexthop(&body), Some(single));
-        let mut body = vec![0; NHMSG_SIZE];
-        put_attribute(&mut body, NHA_GROUP, &[1, 0, 0, 0, 9, 9, 9, 9, 2, 0, 0, 0, 9, 9, 9, 9]);
-        let members = [1u32, 2].map(|id| if cfg!(target_endian = "big") { id << 24 } else { id });
-        let group = Nexthop { interface: None, has_gateway: false, members: members.into() };
-        assert_eq!(parse_nexthop(&body), Some(group));
-    }
-
-    #[test]
     fn a_rule_has_a_mark_and_a_source() {
         let mut body = vec![2, 0, 24, 0, 0, 0, 0, 1, 0, 0, 0, 0];
         put_attribute(&mut body, RTA_TABLE, &1003u32.to_ne_bytes());

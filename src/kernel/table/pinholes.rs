@@ -446,28 +446,6 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_read_as_written() {
-        for (initiator, arrival) in
-            [("10.0.0.1", "192.0.2.7:4000"), ("2001:db8::1", "[2001:db8::2]:65535")]
-        {
-            let pinhole = pinhole(initiator, arrival);
-            let change = Change::new(&pinhole, None).unwrap();
-            assert_eq!(
-                read_key(&change.permission().key),
-                Some((pinhole.initiator, pinhole.arrival))
-            );
-        }
-    }
-
-    #[test]
-    fn a_key_has_whole_words() {
-        let pinhole = pinhole("10.0.0.1", "192.0.2.7:258");
-        let [permission, target, ..] = Change::new(&pinhole, None).unwrap().elements;
-        assert_eq!(permission.key, [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
-        assert_eq!(target.data.as_deref(), Some(&[192, 0, 2, 7, 1, 2, 0, 0][..]));
-    }
-
-    #[test]
     fn families_are_not_mixed() {
         assert!(Change::new(&pinhole("10.0.0.1", "[2001:db8::2]:1"), None).is_err());
     }

@@ -177,7 +177,7 @@ fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::parameters::{CtMarkUse, Learned};
+    use crate::kernel::parameters::CtMarkUse;
 
     fn others() -> RuleParameters {
         RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011)
@@ -252,29 +252,6 @@ mod tests {
     }
 
     #[test]
-    fn source_ports_are_restricted_where_a_source_is_translated() {
-        let restricted = RuleParameters::default().with_source_ports(Some(40960..=41023));
-        let (plain, text) = (render(&RuleParameters::default()), render(&restricted));
-        let changed = text.lines().filter(|line| line.contains(" : 40960-41023"));
-        assert_eq!(changed.clone().count(), 3);
-        assert!(changed.into_iter().all(|line| line.contains("snat ") && line.contains(" map @")));
-        let text = text.replace(" : 40960-41023", "").replace("meta l4proto tcp snat", "snat");
-        assert_eq!(text, plain);
-    }
-
-    #[test]
-    fn all_zones_that_are_inspected_are_defined() {
-        let zones = |zones: &[u16]| {
-            let text = render(&RuleParameters::default().with_zones(zones.iter().copied()));
-            text.lines()
-                .find_map(|line| line.strip_prefix("define zones = ")?.split_once('#'))
-                .map(|(zones, _)| zones.trim_end().to_owned())
-        };
-        assert_eq!(zones(&[]).unwrap(), "0");
-        assert_eq!(zones(&[9, 7, 0, 9]).unwrap(), "{ 0, 7, 9 }");
-    }
-
-    #[test]
     fn marks_have_the_chains_that_rules_of_others_need() {
         let parts = |backend, ct_mark_use| {
             let parameters = RuleParameters::default().with_backend(backend);
@@ -294,22 +271,6 @@ mod tests {
         ] {
             assert_eq!(parts(Backend::Nftables, ct_mark_use), nftables);
             assert_eq!(parts(Backend::Conntrack, ct_mark_use), conntrack);
-        }
-    }
-
-    #[test]
-    fn marks_that_are_overwritten_are_set_again() {
-        for backend in [Backend::Nftables, Backend::Conntrack] {
-            let parameters = RuleParameters::default().with_backend(backend);
-            let learned = Learned { overwrites_data_mark: true, ..Learned::default() };
-            let text = render(&parameters.clone().with_learned(learned));
-            assert_eq!(text.matches('{').count(), text.matches('}').count());
-            assert_eq!(text.matches("chain mark_again {").count(), 1);
-            assert_eq!(text.matches("jump mark_again").count(), 5);
-            let is_nftables = backend == Backend::Nftables;
-            assert_eq!(text.matches("jump forget_marked").count(), if is_nftables { 2 } else { 0 });
-            assert!(text.contains("chain clear_restored_prerouting"), "{text}");
-            assert!(!render(&parameters).contains("mark_again"));
         }
     }
 
