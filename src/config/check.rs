@@ -400,14 +400,9 @@ impl Checker<'_> {
         };
         let (transfers, transfer_file) =
             self.optional(&file.entry("transfers"), LOG_FILE, read).unwrap_or((true, None));
-        let format = |value: &Value| match value.as_str()? {
-            "json" => Some(LineFormat::Json),
-            "xferlog" => Some(LineFormat::Xferlog),
-            _ => None,
-        };
         let entry = file.entry("transfers-format");
-        let transfer_format =
-            self.optional(&entry, "\"json\" or \"xferlog\"", format).unwrap_or_default();
+        let formats = [("json", LineFormat::Json), ("xferlog", LineFormat::Xferlog)];
+        let transfer_format = self.choice(&entry, LineFormat::Json, &formats);
         if transfer_format == LineFormat::Xferlog && transfer_file.is_none() {
             self.refuse(&entry, "needs log.transfers to be the path of a file");
         }

@@ -206,10 +206,9 @@ pub struct LogSettings {
 }
 
 /// The format of the lines of the file of transfers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineFormat {
     /// A JSON object: the event.
-    #[default]
     Json,
     /// That of wu-ftpd's xferlog(5), which many programs evaluate: files only.
     Xferlog,

@@ -342,7 +342,7 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         metrics.listen = 65536 => or a port of 127.0.0.1, such as 9821
         log.transfers = "transfers.json" => "transfers.json" is not true, false, or an absolute path of a file
         log.transfers = 1 => log.transfers: 1 is not true, false, or an absolute path of a file
-        log.transfers-format = "csv" => "csv" is not "json" or "xferlog"
+        log.transfers-format = "csv" => "csv" is not one of "json", "xferlog"
         log.transfers-format = "xferlog" => "xferlog" needs log.transfers to be the path
         metrics.page = "off" => metrics.page: "off" is not true or false
         metrics.password-file = "ftp-alg.password" => metrics.password-file: "ftp-alg.password" is not an absolute path of a file

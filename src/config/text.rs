@@ -18,17 +18,17 @@ pub(super) fn number_and_unit(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
 
+/// A number in one of these units.
+fn in_units(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let (number, unit) = number_and_unit(text);
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(*factor)
+}
+
 /// `1500ms`, `30s`, `2m`, `1h`.
 pub(super) fn duration(text: &str) -> Option<Duration> {
-    let (number, unit) = number_and_unit(text);
-    let milliseconds = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60 * 1000,
-        "h" => 60 * 60 * 1000,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(milliseconds).map(Duration::from_millis)
+    let units = [("ms", 1), ("s", 1000), ("m", 60 * 1000), ("h", 60 * 60 * 1000)];
+    in_units(text, &units).map(Duration::from_millis)
 }
 
 /// `64MiB`, `512KiB`, `1GiB`, or a number of bytes.
@@ -36,16 +36,8 @@ pub(super) fn bytes(value: &Value) -> Option<usize> {
     if let Value::Integer(bytes) = value {
         return usize::try_from(*bytes).ok();
     }
-    let (number, unit) = number_and_unit(value.as_str()?);
-    let factor = match unit {
-        "" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        _ => return None,
-    };
-    number.parse::<usize>().ok()?.checked_mul(factor)
+    let units = [("", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
+    in_units(value.as_str()?, &units)?.try_into().ok()
 }
 
 /// `127.0.0.1:9821`, `[::1]:9821`, or a port of the loopback address as a number or text.
