@@ -471,14 +471,6 @@ mod tests {
 
     use super::*;
 
-    fn usage(arguments: &[&str]) -> String {
-        let arguments = ["ftp-alg"].iter().chain(arguments).map(OsString::from);
-        match run(arguments) {
-            Err(Failure::Usage(text)) => text,
-            other => panic!("no usage error: {other:?}"),
-        }
-    }
-
     #[test]
     fn options_of_all_commands_are_consistent() {
         Arguments::command().debug_assert();
@@ -486,37 +478,23 @@ mod tests {
 
     #[test]
     fn wrong_usage_is_one_line_with_a_hint_at_help() {
-        let cases: [(&[&str], &str); 7] = [
-            (&[], "no command given; `ftp-alg --help` lists the commands"),
-            (
-                &["doctr"],
-                "unrecognized subcommand 'doctr'; a similar subcommand exists: 'doctor'; \
-                 see `ftp-alg --help`",
-            ),
-            (
-                &["status", "--jsn"],
-                "unexpected argument '--jsn' found; a similar argument exists: '--json'; \
-                 see `ftp-alg status --help`",
-            ),
-            (
-                &["run", "-c", "ftp-alg.toml"],
-                "unexpected argument '-c' found; a similar argument exists: '--config'; \
-                 see `ftp-alg run --help`",
-            ),
-            (&["status", "-x"], "unexpected argument '-x' found; see `ftp-alg status --help`"),
-            (
-                &["replay"],
-                "the following required arguments were not provided: <CAPTURE>...; \
-                 see `ftp-alg replay --help`",
-            ),
-            (
-                &["status", "--wait", "soon"],
-                "invalid value 'soon' for '--wait <SECS>': use 0 to 86400 seconds; \
-                 see `ftp-alg status --help`",
-            ),
-        ];
-        for (arguments, expected) in cases {
-            assert_eq!(usage(arguments), expected);
+        // The words of a command, and what is said of them.
+        let cases = "
+            => no command given; `ftp-alg --help` lists the commands
+            doctr => unrecognized subcommand 'doctr'; a similar subcommand exists: 'doctor'; see `ftp-alg --help`
+            status --jsn => unexpected argument '--jsn' found; a similar argument exists: '--json'; see `ftp-alg status --help`
+            run -c x => unexpected argument '-c' found; a similar argument exists: '--config'; see `ftp-alg run --help`
+            status -x => unexpected argument '-x' found; see `ftp-alg status --help`
+            replay => the following required arguments were not provided: <CAPTURE>...; see `ftp-alg replay --help`
+            status --wait x => invalid value 'x' for '--wait <SECS>': use 0 to 86400 seconds; see `ftp-alg status --help`
+        ";
+        for case in cases.trim().lines() {
+            let (arguments, expected) = case.split_once("=> ").unwrap();
+            let arguments = ["ftp-alg"].into_iter().chain(arguments.split_whitespace());
+            match run(arguments.map(OsString::from)) {
+                Err(Failure::Usage(text)) => assert_eq!(text, expected),
+                other => panic!("no usage error: {other:?}"),
+            }
         }
     }
 

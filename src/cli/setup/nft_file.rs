@@ -296,37 +296,19 @@ mod tests {
 
     #[test]
     fn all_forms_of_a_chain_are_understood() {
-        let cases = [
-            (
-                "table inet t { chain c { type filter hook forward priority 0; policy drop; accept; } }",
-                "inet t c",
-            ),
-            (
-                "table inet t { chain c { type filter hook forward priority 0; policy drop; } }",
-                "inet t c",
-            ),
-            (
-                "table t {\nchain c {\n  type filter hook input priority filter\n  policy drop\n}\n}",
-                "ip t c",
-            ),
-            (
-                "add table ip6 t\nadd chain ip6 t c { type filter hook input priority 0 ; }\n",
-                "ip6 t c",
-            ),
-            (
-                "create chain inet t c { type filter hook input priority 0; policy drop; }\n",
-                "inet t c",
-            ),
-            (
-                "table inet t { # chain x {\n chain c { # one\n type filter hook \\\n input priority 0; # two\n}\n}",
-                "inet t c",
-            ),
-            (
-                "table inet \"t\" {\n chain \"c\" {\n type filter hook input priority 0; policy drop; comment \"a;}\"; accept\n}\n}",
-                "inet t c",
-            ),
-        ];
-        for (text, name) in cases {
+        // ` / ` begins a line.
+        let forms = r#"
+            inet t c: table inet t { chain c { type filter hook forward priority 0; policy drop; accept; } }
+            inet t c: table inet t { chain c { type filter hook forward priority 0; policy drop; } }
+            ip t c: table t { / chain c { / type filter hook input priority filter / policy drop / } / }
+            ip6 t c: add table ip6 t / add chain ip6 t c { type filter hook input priority 0 ; }
+            inet t c: create chain inet t c { type filter hook input priority 0; policy drop; }
+            inet t c: table inet t { # chain x { / chain c { # one / type filter hook \ / input priority 0; # two / } / }
+            inet t c: table inet "t" { / chain "c" { / type filter hook input priority 0; comment "a;}"; accept / } / }
+        "#;
+        for form in forms.trim().lines() {
+            let (name, text) = form.trim().split_once(": ").unwrap();
+            let text = &text.replace(" / ", "\n");
             let edited = with_rule(text, name, &top(), &rule()).unwrap_or_else(|| panic!("{text}"));
             let own: Vec<&str> = edited.lines().filter(|l| l.contains("ftp-alg-setup")).collect();
             assert_eq!(own.len(), 1, "{edited}");
@@ -338,49 +320,36 @@ mod tests {
 
     #[test]
     fn rule_is_added_at_its_place_in_the_chain() {
-        // The place is `>`.
         let hook = "type filter hook forward priority 0; policy drop;";
-        for (chain, end) in [
-            (
-                "HOOK\n\t\tip saddr @b drop\n\t\tct state established accept # old\n>\t\ttcp dport { 1, 2 } accept\n\t",
-                "",
-            ),
-            (
-                "HOOK\n\t\tct state {\n\t\t\testablished,\n\t\t\trelated\n\t\t} counter accept\n>\t\tdrop\n\t",
-                "",
-            ),
-            (
-                "HOOK\n\t\tct state vmap { established : accept, invalid : drop };\n>\t\tdrop\n\t",
-                "",
-            ),
-            ("HOOK\n\t\tct state established accept comment \"a; b\"\n>\t\tdrop\n\t", ""),
-            (
-                "HOOK\n\t\tip saddr @b \\\n\t\tdrop\n\t\tct state established \\\n\t\taccept\n>\t",
-                "",
-            ),
-            (
-                "comment \"x\"\n\t\tHOOK\n\t\tip saddr @b drop\n\t\tct state established accept\n>\t",
-                "",
-            ),
+        // ` / ` begins a line, and `>` is the place.
+        let table = |chain: &str| {
+            let chain = chain.replace(" / ", "\n\t\t").replace("HOOK", hook);
+            format!("table inet t {{\n\tchain c {{ {chain}\n\t}}\n}}\n")
+        };
+        let tables = [
+            "HOOK / ip saddr @b drop / ct state established accept # old / >tcp dport { 1, 2 } accept",
+            "HOOK / ct state { / \testablished, / \trelated / } counter accept / >drop",
+            "HOOK / ct state vmap { established : accept, invalid : drop }; / >drop",
+            "HOOK / ct state established accept comment \"a; b\" / >drop",
+            "HOOK / ip saddr @b \\ / drop / ct state established \\ / accept / >",
+            "comment \"x\" / HOOK / ip saddr @b drop / ct state established accept / >",
             // A chain to which others jump.
-            ("\n\t\tct state established accept\n>\t\tct state invalid drop\n\t", ""),
-            // A chain in several blocks, and commands.
-            (
-                "HOOK\n\t",
-                "\ntable inet t {\n\tchain c {\n\t\tct state established accept\n>\t}\n}\n",
-            ),
-            (
-                "HOOK\n\t",
-                "\nadd rule inet t c ip saddr @b drop\nadd rule inet t c ct state established accept\n>add rule inet t c drop\n",
-            ),
-        ] {
-            let marked =
-                format!("table inet t {{\n\tchain c {{ {}}}\n}}{end}", chain.replace("HOOK", hook));
+            " / ct state established accept / >ct state invalid drop",
+        ];
+        // A chain in several blocks, and commands.
+        let blocks = table("HOOK") + &table(" / ct state established accept / >");
+        let commands = ["ip saddr @b drop", "ct state established accept", "drop"];
+        let [first, second, last] = commands.map(|rule| format!("add rule inet t c {rule}\n"));
+        let commands = table("HOOK") + &first + &second + ">" + &last;
+        for marked in tables.map(table).into_iter().chain([blocks, commands]) {
+            let line = match marked.contains(">add") {
+                true => format!("add rule inet t c {LINE}"),
+                false => format!("{LINE}\t\t"),
+            };
             let text = marked.replace('>', "");
             let place = RulePlace::new("c", &["ct state established accept"], None);
             let edited = with_rule(&text, "inet t c", &place, &rule()).unwrap();
-            let command = if end.contains("add rule") { "add rule inet t c " } else { "\t\t" };
-            assert_eq!(edited, marked.replace('>', &format!("{command}{LINE}")));
+            assert_eq!(edited, marked.replace('>', &line));
             assert_eq!(without_setup_lines(&edited), text);
         }
         // The line is broken behind the rule.
