@@ -120,62 +120,49 @@ fn decision(name: char) -> QueueVerdict<'static> {
     }
 }
 
+/// What the kernel does with these packets, which are read and decided one after the other: number, decision and mark. A
+/// number that could not be read has the decision `-`.
+fn decided(packets: &[(u32, char, Option<u32>)]) -> Kernel {
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
+    for &(id, name, mark) in packets {
+        kernel.waiting.push_back(id);
+        if name == '-' {
+            pending.record_unreadable();
+            continue;
+        }
+        pending.record_read(id);
+        pending.decide(id, decision(name), mark).unwrap();
+    }
+    kernel.take(&mut pending);
+    kernel
+}
+
 #[test]
 fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
-    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
-    for (id, name) in (7..).zip("aaadaaraa".chars()) {
-        kernel.waiting.push_back(id);
-        pending.record_read(id);
-        pending.decide(id, decision(name), None).unwrap();
-    }
-    pending.close_run();
-    assert_eq!(Messages::new(&pending.out).count(), 5);
-    kernel.take(&mut pending);
+    let packets: Vec<_> = (7..).zip("aaadaaraa".chars()).map(|(id, n)| (id, n, None)).collect();
+    let kernel = decided(&packets);
     let fates: String = (7..16).filter_map(|id| kernel.was(id)).collect();
     assert_eq!((fates.as_str(), kernel.batches, kernel.refused), ("aaadaaraa", 3, 0));
 }
 
 #[test]
 fn a_run_has_one_mark() {
-    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
     let marks = [None, None, Some(7), Some(7), Some(7), Some(8), None, None];
-    for (id, mark) in (1..).zip(marks) {
-        kernel.waiting.push_back(id);
-        pending.record_read(id);
-        pending.decide(id, QueueVerdict::Accept, mark).unwrap();
-    }
-    kernel.take(&mut pending);
+    let packets: Vec<_> = (1..).zip(marks).map(|(id, mark)| (id, 'a', mark)).collect();
+    let kernel = decided(&packets);
     assert_eq!((kernel.marks(1..9), kernel.batches, kernel.refused), (marks.to_vec(), 3, 0));
 }
 
 #[test]
 fn after_a_packet_without_a_number_each_verdict_is_its_own() {
-    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
-    for id in 1..=9 {
-        kernel.waiting.push_back(id);
-        match id {
-            3 => pending.record_unreadable(),
-            id => pending.record_read(id),
-        }
-    }
-    for id in [1, 2, 4, 5, 6, 7, 8, 9] {
-        pending.decide(id, QueueVerdict::Accept, None).unwrap();
-    }
-    kernel.take(&mut pending);
+    let packets = [1, 2, 3, 4, 5, 6].map(|id| (id, if id == 3 { '-' } else { 'a' }, None));
+    let kernel = decided(&packets);
     assert_eq!((kernel.waiting, kernel.batches), (VecDeque::from([3]), 0));
 }
 
 #[test]
 fn a_number_that_does_not_rise_ends_the_runs() {
-    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
-    for id in [5, 6, 4, 7] {
-        kernel.waiting.push_back(id);
-        pending.record_read(id);
-        pending
-            .decide(id, if id == 4 { QueueVerdict::Drop } else { QueueVerdict::Accept }, None)
-            .unwrap();
-    }
-    kernel.take(&mut pending);
+    let kernel = decided(&[(5, 'a', None), (6, 'a', None), (4, 'd', None), (7, 'a', None)]);
     assert_eq!((kernel.was(4), kernel.was(6), kernel.batches), (Some('d'), Some('a'), 0));
 }
 
