@@ -26,7 +26,7 @@ pub const MAX_SLOT: u32 = 0xfff;
 ///
 /// The configuration has checked the values: at least one port and one queue, and a mask of exactly three bits, one of
 /// which is the mark.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RuleParameters {
     /// How rules can recognise our packets.
     pub gateway: Gateway,
@@ -91,14 +91,6 @@ impl SharedLearned {
         *known = Arc::new(learned.with_zones(known.zones.iter().copied()));
     }
 }
-
-impl PartialEq for SharedLearned {
-    fn eq(&self, other: &Self) -> bool {
-        self.now() == other.now()
-    }
-}
-
-impl Eq for SharedLearned {}
 
 impl Default for RuleParameters {
     fn default() -> Self {

@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn defaults_give_the_files_themselves() {
         let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000);
-        assert_eq!(defaults, RuleParameters::default());
+        assert_eq!(render(&defaults), render(&RuleParameters::default()));
         let lines: String = lines_for(&defaults).collect();
         assert_eq!(render(&defaults), lines);
         assert_eq!(render_iptables(&defaults), IPTABLES);
