@@ -14,7 +14,7 @@ use std::{
     io, mem,
     ops::{Range, RangeInclusive},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd},
+        fd::{AsFd as _, AsRawFd as _},
         unix::fs::FileExt,
     },
     time::Duration,
@@ -99,7 +99,6 @@ pub struct QueueCounts {
 }
 
 /// A queue whose only reader this is. Dropping it closes it; the kernel then drops packets without a verdict.
-#[derive(Debug)]
 pub struct Queue {
     socket: Socket,
     number: u16,
@@ -334,13 +333,6 @@ impl Waker {
     }
 }
 
-impl AsFd for Queue {
-    /// Readable when packets wait.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 /// A packet in the receive buffer.
 #[derive(Clone, Debug)]
 struct ReceivedPacket {
@@ -364,12 +356,6 @@ struct ReceiveCall {
 
 // SAFETY: only recvmmsg() dereferences its pointers, and all of them are set before each call.
 unsafe impl Send for ReceiveCall {}
-
-impl std::fmt::Debug for Receiver {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Receiver").field("lengths", &self.lengths).finish_non_exhaustive()
-    }
-}
 
 impl Receiver {
     fn new() -> Self {

@@ -219,7 +219,7 @@ fn a_taken_queue_is_named_with_its_owner() {
     let lab = Lab::new();
     lab.on_gateway(|| {
         let _first = Queue::open(2100).unwrap();
-        let error = Queue::open(2100).unwrap_err();
+        let error = Queue::open(2100).err().unwrap();
         assert!(matches!(error, NetfilterError::QueueTaken { number: 2100, .. }), "{error}");
         assert!(error.to_string().starts_with("queue 2100 is taken by another program ("));
         assert!(Queue::open(2101).is_ok());
@@ -236,7 +236,7 @@ fn without_rights_the_errors_say_what_is_needed() {
         assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) }, 0);
         let parameters = RuleParameters::default();
         for error in [
-            Queue::open(2100).unwrap_err(),
+            Queue::open(2100).err().unwrap(),
             Table::install(&parameters, &Commits::default()).unwrap_err(),
             LinuxKernel::new(&parameters, &Commits::default()).unwrap_err(),
         ] {

@@ -1,9 +1,6 @@
 //! Reads a queue, and reads and changes the packets in it with another implementation than ours.
 
-use std::{
-    os::fd::{AsFd as _, AsRawFd as _},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use ftp_alg::kernel::queue::{Queue, QueueVerdict};
 
@@ -14,13 +11,10 @@ pub fn serve(
     mut done: impl FnMut() -> bool,
 ) {
     let end = Instant::now() + Duration::from_secs(10);
+    queue.set_receive_timeout(Duration::from_millis(20)).unwrap();
     while !done() {
         assert!(Instant::now() < end, "no end after 10 s");
-        let mut poll =
-            libc::pollfd { fd: queue.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one live structure.
-        unsafe { libc::poll(&raw mut poll, 1, 20) };
-        queue.receive().unwrap();
+        queue.wait().unwrap();
         let (packets, mut verdicts) = queue.batch();
         for packet in packets {
             match decide(packet.payload) {
