@@ -8,7 +8,7 @@ mod messages;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    ops::ControlFlow,
+    ops::ControlFlow::{self, Break, Continue},
     time::{Duration, Instant},
 };
 
@@ -48,14 +48,7 @@ pub struct Routes {
     reported: Option<Instant>,
 }
 
-/// What look-ups say.
-enum LookUpAnswer {
-    Known(bool),
-    /// One of these tables may have a route.
-    ReadTables(Tables),
-}
-
-/// Routing tables to read.
+/// Routing tables one of which may have a route.
 struct Tables {
     /// The best route.
     best: Option<Route>,
@@ -112,20 +105,21 @@ impl Routes {
         let answer = self.look_up(lookup);
         self.look_ups.charge(stopwatch.elapsed());
         match answer? {
-            LookUpAnswer::Known(answer) => Ok(answer),
-            LookUpAnswer::ReadTables(tables) => self.read_tables(lookup, tables),
+            Break(answer) => Ok(answer),
+            Continue(tables) => self.read_tables(lookup, tables),
         }
     }
 
-    fn look_up(&mut self, lookup: RouteLookup) -> io::Result<LookUpAnswer> {
+    /// The answer as far as look-ups give it, or else what to read.
+    fn look_up(&mut self, lookup: RouteLookup) -> io::Result<ControlFlow<bool, Tables>> {
         let RouteLookup { address, interface, used, mark } = lookup;
         let anywhere = RouteRequest { address, mark, interface: None, source: None, entry: true };
         let there = RouteRequest { interface: Some(interface), ..anywhere };
         let best = self.get(anywhere)?;
         match &best {
-            Some(best) if best.is_local => return Ok(LookUpAnswer::Known(false)),
+            Some(best) if best.is_local => return Ok(Break(false)),
             Some(best) if best.interfaces.contains(&interface) => {
-                return Ok(LookUpAnswer::Known(true));
+                return Ok(Break(true));
             }
             _ => {}
         }
@@ -135,13 +129,13 @@ impl Routes {
             // The interface of a VRF stands for all of its ports, and has its own routing table.
             let leads_to_used = !leads_there && path.interfaces.contains(&used);
             if leads_to_used || !leads_there && path.is_exact {
-                return Ok(LookUpAnswer::Known(leads_to_used));
+                return Ok(Break(leads_to_used));
             }
             if let Some(best) = best.as_ref().filter(|_| leads_there)
                 && (best.has_prefix_of(path)
                     || path.is_default() && self.leads_to_an_uplink(best, anywhere)?)
             {
-                return Ok(LookUpAnswer::Known(true));
+                return Ok(Break(true));
             }
         }
         let rules = self.rules(address)?;
@@ -158,7 +152,7 @@ impl Routes {
                 && found.interfaces.contains(&interface)
                 && best.as_ref().is_none_or(|best| best.has_prefix_of(&found))
             {
-                return Ok(LookUpAnswer::Known(true));
+                return Ok(Break(true));
             }
         }
         let main = match (&best, &path) {
@@ -170,7 +164,7 @@ impl Routes {
         };
         let mut of_rules: Vec<_> = rules.iter().map(|rule| rule.table).collect();
         of_rules.dedup();
-        Ok(LookUpAnswer::ReadTables(Tables { best, main, of_rules }))
+        Ok(Continue(Tables { best, main, of_rules }))
     }
 
     /// Whether a route leads to a router on an interface that has a default route.
@@ -403,8 +397,8 @@ fn dump(
             }
         }
         match reading == Reading::CutShort && stopwatch.elapsed() < LONGEST_DUMP {
-            true => ControlFlow::Continue(()),
-            false => ControlFlow::Break(()),
+            true => Continue(()),
+            false => Break(()),
         }
     })?;
     match errno {
