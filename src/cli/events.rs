@@ -122,7 +122,11 @@ impl EventOptions {
                 ))),
                 None => self.print_recent(),
             },
-            files => self.print_files(files),
+            files => {
+                let mut printer = Printer::new(self);
+                files.iter().try_for_each(|path| take_file(path, &mut printer))?;
+                printer.finish()
+            }
         }
     }
 
@@ -174,13 +178,6 @@ impl EventOptions {
         }
         events.iter().try_for_each(|event| printer.add(event, fields_of(event)))?;
         Ok(events.len() == MAX_ANSWERED)
-    }
-
-    /// Prints those of files.
-    fn print_files(&self, files: &[PathBuf]) -> Result<(), Failure> {
-        let mut printer = Printer::new(self);
-        files.iter().try_for_each(|path| take_file(path, &mut printer))?;
-        printer.finish()
     }
 
     /// That the stored events, of which this is the `first`, do not reach back to `--since`.
@@ -364,7 +361,8 @@ fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
         return Err(Failure::failed(format!("{name} is no file of log.events")));
     }
     if unread > 0 {
-        eprintln!("ftp-alg: {name}: {} no event", counted_are(unread));
+        let are = if unread == 1 { "is" } else { "are" };
+        eprintln!("ftp-alg: {name}: {} {are} no event", counted(unread, "line"));
     }
     Ok(())
 }
@@ -373,11 +371,6 @@ fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
 fn waits(file: &File) -> bool {
     let mut input = [PollFd::new(file, PollFlags::IN)];
     poll(&mut input, Some(&PIPE_PATIENCE)).is_ok_and(|ready| ready == 0)
-}
-
-/// `1 line is`, `2 lines are`.
-fn counted_are(lines: u64) -> String {
-    format!("{} {}", counted(lines, "line"), if lines == 1 { "is" } else { "are" })
 }
 
 /// Whether it says that something failed: the daemon has decided that.

@@ -54,13 +54,6 @@ pub(super) struct Event {
     pub text: String,
 }
 
-impl Event {
-    /// The event, or one without fields if this version cannot read it.
-    fn from_json(event: &RawValue) -> Self {
-        serde_json::from_str(event.get()).unwrap_or_default()
-    }
-}
-
 /// Looks at the daemon on a socket again and again.
 #[derive(Debug)]
 pub(super) struct Watcher {
@@ -79,8 +72,11 @@ impl Watcher {
         let (mut events, mut missed, mut is_another) = (Vec::new(), 0, false);
         let mut reader = self.reader;
         for _ in 0..MAX_REQUESTS {
+            // One that this version cannot read has no fields.
+            let event =
+                |json: &RawValue| serde_json::from_str::<Event>(json.get()).unwrap_or_default();
             let read = |new: NewEvents<'_>| {
-                (new.missed, new.events.into_iter().map(Event::from_json).collect::<Vec<_>>())
+                (new.missed, new.events.into_iter().map(event).collect::<Vec<_>>())
             };
             let (missed_now, new) = reader.read(&self.socket, read)?;
             let Some(missed_now) = missed_now else {

@@ -47,20 +47,16 @@ pub fn read(gateway: Gateway) -> Firewall {
     read_rules(gateway, true)
 }
 
-/// Reads all rules without the texts of nftables rules, which is faster: handles name the rules instead.
-fn read_without_texts(gateway: Gateway) -> Firewall {
-    read_rules(gateway, false)
-}
-
 /// Reads all rules without the texts of nftables rules, in a thread of its own.
 pub fn read_in_background(gateway: Gateway) -> Receiver<Firewall> {
     let (sender, receiver) = mpsc::channel();
     // Nobody may wait for them any more.
-    thread::spawn(move || drop(sender.send(read_without_texts(gateway))));
+    thread::spawn(move || drop(sender.send(read_rules(gateway, false))));
     receiver
 }
 
-/// Reads the rules, with the texts of nftables rules if `texts` is set. Errors go to [`Firewall::read_errors`].
+/// Reads the rules. With `texts` it reads the texts of nftables rules, too, which takes longer; otherwise handles name the
+/// rules. Errors go to [`Firewall::read_errors`].
 fn read_rules(gateway: Gateway, texts: bool) -> Firewall {
     let json = list_tables(&["--json", "--file", "-"], |family, name| {
         let table = json!({"family": family, "name": name});

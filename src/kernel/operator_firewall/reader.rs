@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ftp_alg_firewall::{Firewall, Gateway, IpVersion, RoutingRule};
 
-use super::read_without_texts;
+use super::read_rules;
 use crate::kernel::{
     NetfilterError, claimed_ports::ClaimedPorts, legacy_iptables::uses_legacy, netlink::Socket,
     rtnetlink, table::Commits,
@@ -58,7 +58,7 @@ impl RulesetReader {
                 return None;
             }
         }
-        let firewall = read_without_texts(self.gateway.clone());
+        let firewall = read_rules(self.gateway.clone(), false);
         self.apply(&firewall);
         self.last_read = Some((others, now));
         Some(firewall)
