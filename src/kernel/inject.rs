@@ -124,24 +124,3 @@ fn destination(packet: &[u8]) -> Option<IpAddr> {
         _ => None,
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_destination_is_read_and_nonsense_is_not() {
-        let mut packet = [0; 40];
-        packet[0] = 0x45;
-        packet[16..20].copy_from_slice(&[10, 0, 0, 1]);
-        assert_eq!(destination(&packet), Some("10.0.0.1".parse().unwrap()));
-        assert_eq!(destination(&packet[..19]), None);
-        packet[0] = 0x60;
-        packet[39] = 1;
-        let v6 = destination(&packet).unwrap();
-        assert!(v6.is_ipv6());
-        packet[0] = 0;
-        assert_eq!(destination(&packet), None);
-        assert_eq!(destination(&[]), None);
-    }
-}

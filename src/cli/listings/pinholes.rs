@@ -80,7 +80,6 @@ pub(super) const COLUMNS: [Column<PinholeRow>; 8] = [
 
 #[cfg(test)]
 pub(super) mod tests {
-    use clap::Parser as _;
     use ftp_alg_core::{engine::PinholeInfo, ftp::AnnouncementKind};
 
     use super::*;
@@ -123,34 +122,5 @@ SESSION  KIND  LEFT  INITIATOR    ARRIVAL
             wide.contains("ARRIVAL                 USER  CLIENT               SERVER\n"),
             "{wide}"
         );
-    }
-
-    fn options(arguments: &str) -> PinholeOptions {
-        #[derive(clap::Parser)]
-        struct Test {
-            #[command(flatten)]
-            options: PinholeOptions,
-        }
-        let words = ["pinholes"].into_iter().chain(arguments.split_whitespace());
-        Test::try_parse_from(words).unwrap().options
-    }
-
-    #[test]
-    fn a_pinhole_is_found_by_its_port_and_by_its_session() {
-        let row = row("203.0.113.9", "192.168.150.80:1234");
-        for (arguments, expected) in [
-            ("", true),
-            ("--port 3762", true),
-            ("--port 1234", true),
-            ("--port 21", false),
-            ("--port 198.51.100.1:3762", true),
-            ("--port 192.168.150.80:1234", true),
-            ("--port 192.0.2.99:3762", false),
-            ("--session 7 --client 192.168.0.0/16 --server 203.0.113.9 --user bob", true),
-            ("--session 8", false),
-            ("--user eve", false),
-        ] {
-            assert_eq!(options(arguments).selects(&row), expected, "{arguments}");
-        }
     }
 }
