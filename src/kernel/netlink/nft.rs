@@ -312,23 +312,16 @@ pub struct TableFingerprint {
 /// The generation: the number of transactions in this network namespace. It wraps, and is never 0.
 pub fn generation(socket: &mut Socket) -> io::Result<u32> {
     let mut generation = None;
-    let kind = kind_of(libc::NFNL_SUBSYS_NFTABLES, libc::NFT_MSG_GETGEN);
-    socket.request(
-        kind,
-        0,
-        &INET,
-        |_| {},
-        |message| {
-            generation = message.attributes().first(NFTA_GEN_ID).and_then(be32);
-        },
-    )?;
+    let each =
+        |message: &Message<'_>| generation = message.attributes().first(NFTA_GEN_ID).and_then(be32);
+    ask(socket, libc::NFT_MSG_GETGEN, 0, |_| {}, each)?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The fingerprint of our table, if it exists.
 pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> {
     let mut table = None;
-    or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, TABLE, None, |message| {
+    or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, named(TABLE), |message| {
         let attributes = message.attributes();
         let handle = attributes.first(NFTA_TABLE_HANDLE).and_then(be64);
         table = handle.zip(attributes.first(NFTA_TABLE_FLAGS).and_then(be32));
@@ -345,12 +338,12 @@ pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> 
 /// The attributes of each rule of our table, if it exists.
 pub fn for_each_rule(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
     let each = |message: &Message<'_>| each(message.attributes());
-    or_absent(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, TABLE, None, each)).map(drop)
+    or_absent(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, named(TABLE), each)).map(drop)
 }
 
 /// Whether a table with this name exists.
 pub fn has_table(socket: &mut Socket, table: &CStr) -> io::Result<bool> {
-    Ok(or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, table, None, |_| {}))?.is_some())
+    Ok(or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, named(table), |_| {}))?.is_some())
 }
 
 /// Names of all tables of `family` (`NFPROTO_*`).
@@ -374,7 +367,13 @@ pub fn dump_objects(
     of: Option<(u16, &[u8])>,
     mut each: impl FnMut(&Attributes<'_>),
 ) -> io::Result<()> {
-    let is_consistent = ask(socket, command, libc::NLM_F_DUMP, table, of, |message| {
+    let fill = |message: &mut Writer<'_>| {
+        named(table)(message);
+        if let Some((kind, content)) = of {
+            message.put(kind, content);
+        }
+    };
+    let is_consistent = ask(socket, command, libc::NLM_F_DUMP, fill, |message| {
         let attributes = message.attributes();
         // Not all kernels restrict the dump to one table.
         if attributes.first(NFTA_TABLE_NAME) == Some(table.to_bytes_with_nul()) {
@@ -405,17 +404,15 @@ pub fn map_data(
 ) -> io::Result<Option<Vec<u8>>> {
     let element = Element { set: map, key, data: None, timeout: None };
     let mut found = None;
-    or_absent(socket.request(
-        kind_of(libc::NFNL_SUBSYS_NFTABLES, libc::NFT_MSG_GETSETELEM),
-        0,
-        &INET,
-        |message| element.put(message.put(NFTA_TABLE_NAME, TABLE.to_bytes_with_nul())),
-        |message| {
-            for_each_element(&message.attributes(), |_, element| {
-                found = data_of(element).map(Vec::from);
-            });
-        },
-    ))?;
+    let fill = |message: &mut Writer<'_>| {
+        named(TABLE)(message);
+        element.put(message);
+    };
+    or_absent(ask(socket, libc::NFT_MSG_GETSETELEM, 0, fill, |message| {
+        for_each_element(&message.attributes(), |_, element| {
+            found = data_of(element).map(Vec::from);
+        });
+    }))?;
     Ok(found)
 }
 
@@ -441,20 +438,18 @@ fn for_each_element(message: &Attributes<'_>, mut each: impl FnMut(&[u8], &Attri
     }
 }
 
-/// Sends a request about `table`, or what `of` names in it, and passes each message of the answer to `each`.
+/// Writes the name of a table, which begins a request about it.
+fn named(table: &CStr) -> impl FnOnce(&mut Writer<'_>) {
+    |message| _ = message.put(NFTA_TABLE_NAME, table.to_bytes_with_nul())
+}
+
+/// Sends a request about our family, whose attributes `fill` writes, and passes each message of the answer to `each`.
 fn ask(
     socket: &mut Socket,
     command: i32,
     flags: i32,
-    table: &CStr,
-    of: Option<(u16, &[u8])>,
+    fill: impl FnOnce(&mut Writer<'_>),
     each: impl FnMut(&Message<'_>),
 ) -> io::Result<bool> {
-    let fill = |message: &mut Writer<'_>| {
-        message.put(NFTA_TABLE_NAME, table.to_bytes_with_nul());
-        if let Some((kind, content)) = of {
-            message.put(kind, content);
-        }
-    };
     socket.request(kind_of(libc::NFNL_SUBSYS_NFTABLES, command), flags, &INET, fill, each)
 }
