@@ -97,25 +97,20 @@ impl DataLog {
         self.socket.send(&request).map_err(failed)
     }
 
-    /// Passes each packet that has arrived to `each`, with the earliest and the latest time at which it passed. They are the
-    /// same, but for packets of output hooks, and of kernels before 5.18. Returns whether packets were lost, because they did
-    /// not fit into the socket's buffer.
-    pub fn read(
-        &mut self,
-        mut each: impl FnMut(Instant, Instant, DataPacket),
-    ) -> Result<bool, NetfilterError> {
+    /// Passes each packet that has arrived to `each`. Returns whether packets were lost, because they did not fit into the
+    /// socket's buffer.
+    pub fn read(&mut self, mut each: impl FnMut(DataPacket)) -> Result<bool, NetfilterError> {
         let mut has_lost = false;
         let (now, clock) = clocks::time_of_day();
         let earliest = self.read_until.checked_sub(LONGEST_DELAY).unwrap_or(self.read_until);
         let passed = |stamp: Option<&[u8]>| {
-            let Some(time) = stamp.and_then(time_of) else { return (earliest, Instant::now()) };
+            let Some(time) = stamp.and_then(time_of) else { return [earliest, Instant::now()] };
             let at = match clock.duration_since(time) {
                 Ok(age) => now.checked_sub(age),
                 // It passes while others are read.
                 Err(later) => now.checked_add(later.duration()),
             };
-            let at = at.unwrap_or(now);
-            (at, at)
+            [at.unwrap_or(now); 2]
         };
         for _ in 0..MESSAGES_A_CALL {
             let length = match recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
@@ -137,13 +132,15 @@ impl DataLog {
             for message in Messages::new(self.buffer.get(..length).unwrap_or_default()) {
                 if message.kind == PACKET {
                     let attributes = message.attributes();
-                    if let Some(packet) = attributes.first(NFULA_PAYLOAD).and_then(parse) {
-                        let (at, by) = passed(attributes.first(NFULA_TIMESTAMP));
-                        let index = attributes.first(NFULA_IFINDEX_INDEV);
-                        let index = index.and_then(|index| index.try_into().ok());
-                        let interface = index.map_or(0, u32::from_be_bytes);
-                        each(at, by, DataPacket { interface, ..packet });
-                    }
+                    let passed = passed(attributes.first(NFULA_TIMESTAMP));
+                    let index = attributes.first(NFULA_IFINDEX_INDEV);
+                    let index = index.and_then(|index| index.try_into().ok());
+                    let interface = index.map_or(0, u32::from_be_bytes);
+                    let packet = attributes.first(NFULA_PAYLOAD);
+                    packet
+                        .and_then(|bytes| parse(bytes, passed, interface))
+                        .into_iter()
+                        .for_each(&mut each);
                 }
             }
         }
@@ -160,7 +157,7 @@ fn time_of(stamp: &[u8]) -> Option<SystemTime> {
 }
 
 /// The packet whose first bytes these are.
-fn parse(bytes: &[u8]) -> Option<DataPacket> {
+fn parse(bytes: &[u8], passed: [Instant; 2], interface: u32) -> Option<DataPacket> {
     let packet = LaxSlicedPacket::from_ip(bytes).ok()?;
     let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { return None };
     let (source, destination, length) = match packet.net.as_ref()? {
@@ -179,12 +176,13 @@ fn parse(bytes: &[u8]) -> Option<DataPacket> {
     };
     let data = length.checked_sub(tcp.header_slice().len())?;
     Some(DataPacket {
+        passed,
         source: SocketAddr::new(source, tcp.source_port()),
         destination: SocketAddr::new(destination, tcp.destination_port()),
         flags: DataFlags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
         end: tcp.sequence_number().wrapping_add(data as u32),
         acknowledged: tcp.acknowledgment_number(),
-        interface: 0,
+        interface,
     })
 }
 
@@ -210,7 +208,7 @@ mod tests {
                 .write(&mut bytes, &payload)
                 .unwrap();
             bytes.truncate(COPIED_BYTES as usize);
-            let packet = parse(&bytes).unwrap();
+            let packet = parse(&bytes, [Instant::now(); 2], 1).unwrap();
             assert_eq!((packet.source.port(), packet.destination.port()), (20, 4000));
             assert_eq!(packet.end, 800, "behind the wrap");
             let fin = DataFlags { ack: true, fin: true, ..DataFlags::default() };
@@ -232,7 +230,7 @@ mod tests {
         let mut bytes = vec![0x45, 0, 0, 4];
         for length in 0..60 {
             bytes.resize(length, 0xff);
-            assert_eq!(parse(&bytes), None, "{length}");
+            assert_eq!(parse(&bytes, [Instant::now(); 2], 1), None, "{length}");
         }
     }
 }

@@ -26,10 +26,10 @@ pub struct PlayedConnections {
 impl PlayedConnections {
     /// Records a packet of another connection than a control connection.
     pub fn observe(&mut self, now: Instant, layout: &DatagramLayout, bytes: &[u8]) {
-        if let Some(packet) = data_packet(layout, bytes) {
+        if let Some(packet) = data_packet(now, layout, bytes) {
             // Without any SYN, the capture has only control connections.
             self.tracker.sees_packets |= packet.flags.syn;
-            self.tracker.observe(now, now, &packet);
+            self.tracker.observe(&packet);
         }
     }
 
@@ -60,7 +60,7 @@ impl PlayedConnections {
 }
 
 /// The packet, if it is a TCP segment with SYN, FIN or RST.
-fn data_packet(layout: &DatagramLayout, bytes: &[u8]) -> Option<DataPacket> {
+fn data_packet(now: Instant, layout: &DatagramLayout, bytes: &[u8]) -> Option<DataPacket> {
     if layout.protocol != TCP || layout.is_later_fragment {
         return None;
     }
@@ -82,5 +82,6 @@ fn data_packet(layout: &DatagramLayout, bytes: &[u8]) -> Option<DataPacket> {
     let length = layout.length.checked_sub(data_at)? as u32; // an IP packet's
     let (source, destination) = (layout.source, layout.destination);
     let (end, acknowledged) = (number(4).wrapping_add(length), number(8));
-    Some(DataPacket { source, destination, flags, end, acknowledged, interface: 0 })
+    let passed = [now; 2];
+    Some(DataPacket { passed, source, destination, flags, end, acknowledged, interface: 0 })
 }

@@ -214,7 +214,7 @@ impl Reporter {
             // What passed until now is read before anything is decided, also if other threads run meanwhile.
             let tick = Instant::now();
             let now = (!is_last).then_some(tick);
-            let observe = |at, by, packet| known.tracker.observe(at, by, &packet);
+            let observe = |packet| known.tracker.observe(&packet);
             let read = data_log.as_mut().map(|log| {
                 if is_last {
                     log.unbind()?;

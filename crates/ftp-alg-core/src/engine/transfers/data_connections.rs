@@ -33,6 +33,9 @@ const SAME_TIME: Duration = Duration::from_secs(1);
 /// A packet of a data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataPacket {
+    /// The earliest and the latest time at which it passed. They are the same, but for packets of output hooks, and of kernels
+    /// before 5.18.
+    pub passed: [Instant; 2],
     /// Its sender, as the filter chains see it.
     pub source: SocketAddr,
     /// Its receiver, as the filter chains see it.
@@ -172,21 +175,16 @@ pub(super) struct DataConnections {
 }
 
 impl DataConnections {
-    /// Records a packet that passed from `at` to `by`, and passes the ends of each connection whose packet it may be to `each`.
-    pub fn observe(
-        &mut self,
-        at: Instant,
-        by: Instant,
-        packet: &DataPacket,
-        mut each: impl FnMut(DataEnds),
-    ) {
-        let DataPacket { source, destination, flags, end, acknowledged, .. } = *packet;
+    /// Records a packet, and passes the ends of each connection whose packet it may be to `each`.
+    pub fn observe(&mut self, packet: &DataPacket, mut each: impl FnMut(DataEnds)) {
+        let DataPacket { passed: [at, _], source, destination, flags, end, acknowledged, .. } =
+            *packet;
         let from_initiator = ((source.ip(), destination), source.port(), End::Initiator);
         let from_target = ((destination.ip(), source), destination.port(), End::Target);
         if flags.syn || packet.refuses_a_syn() {
             let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
             let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
-            self.begin(at, by, ends, port, first).record(at, by, sender, packet);
+            self.begin(packet.passed, ends, port, first).record(sender, packet);
             return each(ends);
         }
         // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
@@ -200,7 +198,7 @@ impl DataConnections {
                 .or_else(|| newest(&|one| one.began <= at))
                 .or_else(|| newest(&|_| true));
             if let Some(place) = place {
-                same[place].record(at, by, sender, packet);
+                same[place].record(sender, packet);
                 each(ends);
             }
         }
@@ -329,8 +327,7 @@ impl DataConnections {
     /// The connection between these ends whose initiator begins with the sequence number `first`.
     fn begin(
         &mut self,
-        at: Instant,
-        by: Instant,
+        passed: [Instant; 2],
         ends: DataEnds,
         port: u16,
         first: u32,
@@ -340,13 +337,13 @@ impl DataConnections {
         };
         let known = self.same(ends).iter().rposition(begins_so);
         if known.is_none() {
-            self.make_room(at, ends);
+            self.make_room(passed[0], ends);
             self.last += 1;
             self.shares.insert(networks_of(ends), self.last, ends);
         }
         let same = self.by_ends.entry(ends).or_insert_with(|| Vec::with_capacity(1));
         let place = known.unwrap_or_else(|| {
-            same.push(DataConnection::new(self.last, at, by, port, first));
+            same.push(DataConnection::new(self.last, passed, port, first));
             same.len() - 1
         });
         &mut same[place]
@@ -396,7 +393,7 @@ impl DataConnections {
 }
 
 impl DataConnection {
-    fn new(serial: u64, at: Instant, by: Instant, initiator_port: u16, first: u32) -> Self {
+    fn new(serial: u64, [at, by]: [Instant; 2], initiator_port: u16, first: u32) -> Self {
         Self {
             serial,
             initiator_port,
@@ -414,8 +411,9 @@ impl DataConnection {
         }
     }
 
-    fn record(&mut self, at: Instant, by: Instant, sender: End, packet: &DataPacket) {
-        let (place, DataPacket { flags, end, acknowledged, .. }) = (sender as usize, *packet);
+    fn record(&mut self, sender: End, packet: &DataPacket) {
+        let DataPacket { passed: [at, by], flags, end, acknowledged, .. } = *packet;
+        let place = sender as usize;
         if flags.syn {
             self.is_doubtful |= *self.first[place].get_or_insert(end) != end;
         }

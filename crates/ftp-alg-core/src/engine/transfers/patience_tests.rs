@@ -2,7 +2,7 @@
 
 use super::{
     super::data_connections::MAX_CONNECTIONS,
-    tests::{CLIENT, SERVER, Test, packet, transfer},
+    tests::{BEGIN, CLIENT, SERVER, Test, transfer},
     *,
 };
 use crate::session::TransferVerb;
@@ -15,7 +15,6 @@ fn reported(test: &mut Test) -> usize {
 /// Pure-FTPd and pyftpdlib report success when they have handed a file to their kernel, which sends it for minutes.
 #[test]
 fn bytes_that_are_still_sent_are_waited_for() {
-    let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
     let end = [(SERVER, CLIENT, "FA", 5_000_011, 1001), (CLIENT, SERVER, "FA", 1001, 5_000_012)];
     let reset = [(CLIENT, SERVER, "RA", 1001, 3_000_011)];
     for (end, result, bytes) in [
@@ -23,8 +22,7 @@ fn bytes_that_are_still_sent_are_waited_for() {
         // Only its client says how much it had.
         (&reset, TransferResult::Reset, None),
     ] {
-        let mut test = Test::new();
-        test.observe(&begin);
+        let mut test = Test::after(&BEGIN);
         assert!(test.end(transfer(TransferVerb::Retr, 226)).is_none());
         for _ in 0..50 {
             test.now += PACKETS_WAIT;
@@ -47,8 +45,7 @@ fn bytes_that_are_still_sent_are_waited_for() {
 
 #[test]
 fn a_refused_transfer_does_not_wait_for_the_end_of_its_connection() {
-    let mut test = Test::new();
-    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+    let mut test = Test::after(&BEGIN);
     let refused = Transfer { has_started: false, ..transfer(TransferVerb::Retr, 550) };
     assert!(test.end(refused).is_none());
     test.now += PACKETS_WAIT;
@@ -57,9 +54,7 @@ fn a_refused_transfer_does_not_wait_for_the_end_of_its_connection() {
 
 #[test]
 fn an_end_that_never_comes_is_not_waited_for_without_limit() {
-    let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
-    let mut test = Test::new();
-    test.observe(&begin);
+    let mut test = Test::after(&BEGIN);
     assert!(test.end(transfer(TransferVerb::Retr, 226)).is_none());
     let (began, mut asked) = (test.now, 0);
     while test.now < began + LONGEST_WAIT {
@@ -75,7 +70,7 @@ fn an_end_that_never_comes_is_not_waited_for_without_limit() {
     test.now += LONGEST_INTERVAL;
     assert_eq!(test.only_finished().bytes, None);
     // The kernel has it no more, and its last packets come a moment later.
-    test.observe(&begin);
+    test.observe(&BEGIN);
     assert!(test.end(transfer(TransferVerb::Retr, 226)).is_none());
     test.now += PACKETS_WAIT;
     assert_eq!(test.finished().len(), 0);
@@ -85,16 +80,12 @@ fn an_end_that_never_comes_is_not_waited_for_without_limit() {
 
 #[test]
 fn a_long_transfer_keeps_its_bytes_while_others_pass() {
-    let mut test = Test::new();
-    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
-    let other = |number: u32, flags: &str, end| {
-        let target = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
-        packet("203.0.113.9:21", &target, flags, end, 0)
-    };
+    let mut test = Test::after(&BEGIN);
     for number in 0..3 * MAX_CONNECTIONS as u32 {
         test.now += Duration::from_millis(1);
+        let target = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
         for (flags, end) in [("S", 1), ("R", 2)] {
-            test.tracker.observe(test.now, test.now, &other(number, flags, end));
+            test.observe_at(test.now, ("203.0.113.9:21", &target, flags, end, 0));
         }
     }
     test.observe(&[(SERVER, CLIENT, "FA", 16, 1001), (CLIENT, SERVER, "FA", 1001, 17)]);

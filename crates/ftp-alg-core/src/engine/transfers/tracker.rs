@@ -99,10 +99,10 @@ impl<Tag> Default for TransferTracker<Tag> {
 }
 
 impl<Tag> TransferTracker<Tag> {
-    /// Records a packet of a data connection that passed from `at` to `by`: its time may not be exact.
-    pub fn observe(&mut self, at: Instant, by: Instant, packet: &DataPacket) {
+    /// Records a packet of a data connection.
+    pub fn observe(&mut self, packet: &DataPacket) {
         let Self { connections, on_ends, touched, .. } = self;
-        connections.observe(at, by, packet, |ends| touched.extend(on_ends.get(&ends)));
+        connections.observe(packet, |ends| touched.extend(on_ends.get(&ends)));
     }
 
     /// Records that packets of data connections were lost until `now`.

@@ -12,6 +12,16 @@ use crate::{
 pub(super) const SERVER: &str = "203.0.113.9:20";
 pub(super) const CLIENT: &str = "10.0.0.7:50069";
 
+/// A packet: sender, receiver, flags, the sequence number behind its data, and the acknowledgement number.
+pub(super) type Row<'r> = (&'r str, &'r str, &'r str, u32, u32);
+
+const SYN: Row<'_> = (SERVER, CLIENT, "S", 10, 0);
+const SYN_ACK: Row<'_> = (CLIENT, SERVER, "SA", 1000, 11);
+/// The start of a data connection in active mode.
+pub(super) const BEGIN: [Row<'_>; 2] = [SYN, SYN_ACK];
+/// Its end, after its client has sent 5 bytes.
+const END: [Row<'_>; 2] = [(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)];
+
 fn event(transfer: Transfer) -> Event<Box<Transfer>> {
     let (client, server) = ("10.0.0.7:1035".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
     Event { session: 17, client, server, user: Some("bob".into()), kind: Box::new(transfer) }
@@ -48,24 +58,23 @@ pub(super) fn transfer(verb: TransferVerb, code: u16) -> Transfer {
     }
 }
 
-/// One that succeeds, to this endpoint of a client.
-fn upload_to(target: &str) -> Transfer {
-    let mut stored = transfer(TransferVerb::Stor, 226);
+/// An upload that succeeds.
+fn stored() -> Transfer {
+    transfer(TransferVerb::Stor, 226)
+}
+
+/// The same to this endpoint of a client.
+fn stored_to(target: &str) -> Transfer {
+    let mut stored = stored();
     let (_, pinhole) = stored.announcement.as_mut().unwrap();
     (pinhole.arrival, pinhole.target) = (target.parse().unwrap(), target.parse().unwrap());
     stored
 }
 
-/// A packet from one to the other: its flags, the sequence number behind its data, and the acknowledgement number.
-pub(super) fn packet(
-    source: &str,
-    destination: &str,
-    flags: &str,
-    end: u32,
-    acknowledged: u32,
-) -> DataPacket {
+fn packet(at: Instant, (source, destination, flags, end, acknowledged): Row<'_>) -> DataPacket {
     let has = |flag| flags.contains(flag);
     DataPacket {
+        passed: [at; 2],
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
         flags: DataFlags { syn: has('S'), ack: has('A'), fin: has('F'), rst: has('R') },
@@ -86,25 +95,29 @@ impl Test {
         Self { tracker, now: Instant::now() }
     }
 
-    pub fn observe(&mut self, packets: &[(&str, &str, &str, u32, u32)]) {
-        for &(source, destination, flags, end, acknowledged) in packets {
+    /// One that has seen these packets.
+    pub fn after(packets: &[Row<'_>]) -> Self {
+        let mut test = Self::new();
+        test.observe(packets);
+        test
+    }
+
+    /// These packets pass, each a moment after the one before.
+    pub fn observe(&mut self, packets: &[Row<'_>]) {
+        for packet in packets {
             self.now += Duration::from_millis(100);
-            self.tracker.observe(
-                self.now,
-                self.now,
-                &packet(source, destination, flags, end, acknowledged),
-            );
+            self.observe_at(self.now, *packet);
         }
+    }
+
+    pub fn observe_at(&mut self, at: Instant, row: Row<'_>) {
+        self.tracker.observe(&packet(at, row));
     }
 
     /// All of a data connection to this endpoint of a client, in one moment: it moves 5 bytes.
     fn observe_whole(&mut self, target: &str) {
-        for packet in [
-            packet(target, SERVER, "SA", 1000, 11),
-            packet(target, SERVER, "FA", 1006, 11),
-            packet(SERVER, target, "FA", 11, 1007),
-        ] {
-            self.tracker.observe(self.now, self.now, &packet);
+        for packet in whole_connection(target, SERVER, 5) {
+            self.observe_at(self.now, packet);
         }
     }
 
@@ -141,25 +154,37 @@ impl Test {
     }
 }
 
+/// What a transfer becomes after these packets.
+fn finished_after(packets: &[Row<'_>], transfer: Transfer) -> Transfer {
+    Test::after(packets).end_sooner_or_later(transfer)
+}
+
+/// Its result and its bytes.
+fn outcome_after(packets: &[Row<'_>], transfer: Transfer) -> (TransferResult, Option<u64>) {
+    let finished = finished_after(packets, transfer);
+    (finished.result, finished.bytes)
+}
+
+/// A data connection from which its target's end gets so many bytes.
+fn whole_connection<'r>(client: &'r str, server: &'r str, bytes: u32) -> [Row<'r>; 3] {
+    [
+        (client, server, "SA", 1000, 11),
+        (client, server, "FA", 1001 + bytes, 11),
+        (server, client, "FA", 11, 1002 + bytes),
+    ]
+}
+
 #[test]
 fn bytes_are_those_of_the_sender() {
     for (verb, expected) in [(TransferVerb::Stor, 5), (TransferVerb::Retr, 70_000)] {
         let syn = (SERVER, CLIENT, "S", u32::MAX - 5, 0);
-        let others = [
-            (CLIENT, SERVER, "SA", 1000, u32::MAX - 4),
-            (CLIENT, SERVER, "SA", 1000, u32::MAX - 4),
-            (CLIENT, SERVER, "FA", 1006, 0),
-            (SERVER, CLIENT, "FA", 69_995, 1007),
-            (SERVER, CLIENT, "FA", 69_995, 1007),
-        ];
+        let syn_ack = (CLIENT, SERVER, "SA", 1000, u32::MAX - 4);
+        let last = (SERVER, CLIENT, "FA", 69_995, 1007);
+        let others = [syn_ack, syn_ack, (CLIENT, SERVER, "FA", 1006, 0), last, last];
         for syns in [&[][..], &[syn], &[syn, syn]] {
-            let mut test = Test::new();
-            test.observe(&[syns, &others].concat());
-            let finished = test.end(transfer(verb, 226)).unwrap();
-            assert_eq!(
-                (finished.result, finished.bytes),
-                (TransferResult::Complete, Some(expected))
-            );
+            let finished = finished_after(&[syns, &others].concat(), transfer(verb, 226));
+            let outcome = (finished.result, finished.bytes);
+            assert_eq!(outcome, (TransferResult::Complete, Some(expected)));
             let packets = 3 + syns.len() as u64;
             assert_eq!(finished.duration, Duration::from_millis(100 * packets));
         }
@@ -168,72 +193,66 @@ fn bytes_are_those_of_the_sender() {
 
 #[test]
 fn a_transfer_waits_for_its_last_packets() {
-    let mut test = Test::new();
-    test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
-    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+    let mut test = Test::after(&[SYN_ACK]);
+    assert!(test.end(stored()).is_none());
     assert_eq!(test.finished().len(), 0);
-    test.observe(&[(CLIENT, SERVER, "FA", 1006, 12), (SERVER, CLIENT, "FA", 11, 1007)]);
-    let finished = test.only_finished();
-    assert_eq!(finished.bytes, Some(5));
+    test.observe(&END);
+    assert_eq!(test.only_finished().bytes, Some(5));
     // Its packets never come.
-    let finished = test.end_after_waiting(transfer(TransferVerb::Stor, 226));
+    let finished = test.end_after_waiting(stored());
     assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, None));
     assert_eq!(finished.duration, Duration::from_secs(3));
 }
 
+/// Also if there is no transfer, but then only if its initiator tried, and once.
 #[test]
 fn a_missing_data_connection_has_a_reason() {
+    let (_, pinhole) = stored().announcement.unwrap();
+    let refusal = (CLIENT, SERVER, "RA", 0, 11);
+    let hanging = "SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069";
+    let refused = "10.0.0.7:50069 refused the connection of 203.0.113.9";
     for (packets, reason) in [
         (&[][..], "no connection of 203.0.113.9 to 10.0.0.7:50069 seen"),
-        (
-            &[(SERVER, CLIENT, "S", 10, 0)][..],
-            "SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069",
-        ),
-        (
-            &[(CLIENT, SERVER, "RA", 0, 11)][..],
-            "10.0.0.7:50069 refused the connection of 203.0.113.9",
-        ),
-        (
-            &[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "RA", 0, 11)][..],
-            "10.0.0.7:50069 refused the connection of 203.0.113.9",
-        ),
+        (&[SYN], hanging),
+        (&[refusal], refused),
+        (&[SYN, refusal], refused),
     ] {
-        let mut test = Test::new();
+        let mut test = Test::after(packets);
+        let missing = test.tracker.missing_connection(&pinhole);
+        assert_eq!(missing.as_deref(), (!packets.is_empty()).then_some(reason));
         test.observe(packets);
-        let refused = reason.contains("refused");
-        let finished = match test.end(transfer(TransferVerb::Stor, 425)) {
-            Some(finished) => finished,
-            None => {
-                assert!(!refused);
-                test.now += PACKETS_WAIT;
-                test.only_finished()
-            }
-        };
+        assert_eq!(test.tracker.missing_connection(&pinhole), None);
+        let finished = test.end_sooner_or_later(transfer(TransferVerb::Stor, 425));
         assert_eq!(finished.result, TransferResult::NoDataConnection, "{reason}");
         assert_eq!(finished.reason.as_deref(), Some(reason));
     }
+    assert_eq!(Test::after(&BEGIN).tracker.missing_connection(&pinhole), None);
 }
 
 #[test]
 fn results_follow_the_reply_and_the_packets() {
-    let open = [(CLIENT, SERVER, "SA", 1000, 11)];
-    let reset = [open[0], (CLIENT, SERVER, "R", 1100, 0)];
-    let servers_own = [open[0], (SERVER, CLIENT, "R", 1100, 0)];
+    let open = [SYN_ACK];
+    let reset = [SYN_ACK, (CLIENT, SERVER, "R", 1100, 0)];
+    let servers_own = [SYN_ACK, (SERVER, CLIENT, "R", 1100, 0)];
+    let unused = [SYN_ACK, (SERVER, CLIENT, "RA", 11, 1001)];
+    let whole = [SYN_ACK, END[0], END[1]];
     for (packets, code, has_started, result) in [
         (&[][..], 550, false, TransferResult::Refused),
-        (&open[..], 426, true, TransferResult::Aborted),
-        (&open[..], 451, true, TransferResult::Aborted),
-        (&reset[..], 426, true, TransferResult::Reset),
-        (&[][..], 426, true, TransferResult::NoDataConnection),
-        (&reset[..], 226, true, TransferResult::Reset),
-        (&servers_own[..], 226, true, TransferResult::Complete),
-        (&servers_own[..], 426, true, TransferResult::Reset),
+        (&unused, 450, false, TransferResult::Refused),
+        (&unused, 550, false, TransferResult::Refused),
+        (&open, 426, true, TransferResult::Aborted),
+        (&open, 451, true, TransferResult::Aborted),
+        (&reset, 426, true, TransferResult::Reset),
+        (&[], 426, true, TransferResult::NoDataConnection),
+        (&reset, 226, true, TransferResult::Reset),
+        (&servers_own, 226, true, TransferResult::Complete),
+        (&servers_own, 426, true, TransferResult::Reset),
+        // A server that cannot go on says so with 425, too.
+        (&whole, 425, false, TransferResult::Aborted),
     ] {
-        let mut test = Test::new();
-        test.observe(packets);
-        let transfer = Transfer { has_started, ..transfer(TransferVerb::Retr, code) };
-        let finished = test.end_sooner_or_later(transfer);
-        assert_eq!(finished.result, result, "{code}, {} packets", packets.len());
+        let transfer = Transfer { has_started, ..transfer(TransferVerb::Stor, code) };
+        let outcome = outcome_after(packets, transfer);
+        assert_eq!(outcome, (result, None), "{code}, {} packets", packets.len());
     }
 }
 
@@ -252,12 +271,8 @@ fn few_connections_and_transfers_are_stored() {
     let mut test = Test::new();
     for number in 0..2 * MAX_CONNECTIONS as u32 {
         let target = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
-        let port = 1024 + (number >> 16);
-        test.tracker.observe(
-            test.now,
-            test.now,
-            &packet(&format!("203.0.113.9:{port}"), &target, "S", 1, 0),
-        );
+        let source = format!("203.0.113.9:{}", 1024 + (number >> 16));
+        test.observe_at(test.now, (&source, &target, "S", 1, 0));
     }
     assert!(test.tracker.connections.count() <= MAX_CONNECTIONS);
     let mut test = Test::new();
@@ -275,7 +290,7 @@ fn few_connections_and_transfers_are_stored() {
 fn of_another_client(test: &mut Test) -> Vec<Option<u64>> {
     const OTHER: &str = "198.51.100.7:50070";
     test.observe(&[(SERVER, OTHER, "S", 10, 0), (OTHER, SERVER, "SA", 1000, 11)]);
-    let stored = upload_to(OTHER);
+    let stored = stored_to(OTHER);
     let client = "198.51.100.7:1035".parse().unwrap();
     let ended = Event { session: 99_999, client, ..event(stored) };
     assert!(test.tracker.end(test.now, (), ended).is_none());
@@ -290,18 +305,14 @@ fn forged_syn_acks_of_one_client_cost_another_nothing() {
     for ports in [1, 40_000] {
         let mut test = Test::new();
         for number in 0..40_000_u32 {
-            let port = format!("203.0.113.9:{}", 20 + number % ports);
-            test.tracker.observe(
-                test.now,
-                test.now,
-                &packet(CLIENT, &port, "SA", number, number * 7),
-            );
+            let server = format!("203.0.113.9:{}", 20 + number % ports);
+            test.observe_at(test.now, (CLIENT, &server, "SA", number, number * 7));
         }
         assert!(test.tracker.connections.count() <= super::super::data_connections::SHARE);
         assert_eq!(of_another_client(&mut test), [Some(5)], "{ports}");
         // Its own transfer has none, and says so.
-        test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
-        let own = test.end_sooner_or_later(transfer(TransferVerb::Stor, 226));
+        test.observe(&END);
+        let own = test.end_sooner_or_later(stored());
         assert_eq!((own.bytes, own.result), (None, TransferResult::Complete), "{ports}");
         assert!(ports > 1 || own.uncertain == Some(OTHER_CONNECTION));
     }
@@ -310,12 +321,10 @@ fn forged_syn_acks_of_one_client_cost_another_nothing() {
 #[test]
 fn transfers_of_one_client_that_stay_open_cost_another_nothing() {
     for of_session in [1, 8000] {
-        let mut test = Test::new();
-        test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+        let mut test = Test::after(&BEGIN);
         let mut reported = 0;
         for number in 0..8000 {
-            let held =
-                Event { session: number / of_session, ..event(transfer(TransferVerb::Stor, 226)) };
+            let held = Event { session: number / of_session, ..event(stored()) };
             reported += usize::from(test.tracker.end(test.now, (), held).is_some());
         }
         assert!(test.tracker.waiting.len() <= SHARE, "{}", test.tracker.waiting.len());
@@ -326,31 +335,22 @@ fn transfers_of_one_client_that_stay_open_cost_another_nothing() {
     }
 }
 
-/// As many as a busy client has in the time in which the kernel collects copies.
 #[test]
 fn transfers_of_a_fast_client_have_their_bytes() {
-    let (mut test, number_of) = (Test::new(), 3000);
-    let client = |number: u32| format!("10.0.0.7:{}", 20_000 + number);
-    let mut transfers = Vec::new();
-    for number in 0..number_of {
-        let client = client(number);
-        test.observe_whole(&client);
-        let stored = upload_to(&client);
-        transfers.push(stored);
-    }
-    for stored in transfers {
-        assert_eq!(test.end(stored).unwrap().bytes, Some(5));
+    let clients: Vec<_> = (20_000..23_000).map(|port| format!("10.0.0.7:{port}")).collect();
+    let mut test = Test::new();
+    clients.iter().for_each(|client| test.observe_whole(client));
+    for client in &clients {
+        assert_eq!(test.end(stored_to(client)).unwrap().bytes, Some(5));
     }
     // The same before the packets come.
     let mut test = Test::new();
-    for number in 0..number_of {
-        let stored = upload_to(&client(number));
-        let event = Event { session: u64::from(number % 20), ..event(stored) };
+    for (number, client) in (0..).zip(&clients) {
+        let event = Event { session: number % 20, ..event(stored_to(client)) };
         assert!(test.tracker.end(test.now, (), event).is_none());
     }
 }
 
-/// What one moment had no room for makes only the transfers of the next ones uncertain.
 #[test]
 fn bytes_are_known_again_after_a_loss() {
     let mut test = Test::new();
@@ -360,109 +360,89 @@ fn bytes_are_known_again_after_a_loss() {
         test.now += Duration::from_millis(4);
         let client = format!("10.0.0.7:{}", 20_000 + number);
         test.observe_whole(&client);
-        let stored = upload_to(&client);
-        let ended = test.end(stored).unwrap();
+        let ended = test.end(stored_to(&client)).unwrap();
         assert_eq!(ended.bytes.is_none(), ended.uncertain.is_some());
         bytes.push(ended.bytes);
         assert_eq!(test.tracker.connections.count(), 0);
     }
     assert_eq!((bytes.first(), bytes.last()), (Some(&None), Some(&Some(5))));
+    // What goes on while copies are lost is not certain.
+    let mut test = Test::after(&BEGIN);
+    test.tracker.record_loss(test.now);
+    test.observe(&END);
+    assert_eq!(test.end(stored()).unwrap().bytes, None);
 }
 
+/// What there was no room for, and, of a transfer that a restart of the daemon interrupted, what began unseen.
 #[test]
 fn what_was_lost_is_not_called_missing() {
-    let mut test = Test::new();
-    for number in 0..2 * super::super::data_connections::SHARE as u32 {
-        let target = format!("10.0.0.7:{}", 1024 + number);
-        test.tracker.observe(test.now, test.now, &packet(&target, SERVER, "SA", number, 11));
-    }
     for (code, result) in [(226, TransferResult::Complete), (426, TransferResult::Aborted)] {
         let ended = Transfer { has_started: true, ..transfer(TransferVerb::Stor, code) };
-        let lost = test.end_sooner_or_later(ended);
-        assert_eq!((lost.bytes, lost.result, lost.uncertain), (None, result, Some(LOST)));
-        assert_eq!(lost.reason, None);
-    }
-}
-
-/// Of a transfer that a restart of the daemon interrupted, the data connection began unseen.
-#[test]
-fn what_began_before_a_restart_is_not_called_missing() {
-    for (code, result) in [(226, TransferResult::Complete), (426, TransferResult::Aborted)] {
-        let ended = Transfer { has_started: true, ..transfer(TransferVerb::Stor, code) };
-        let mut test = Test::new();
-        let requested = test.now.checked_sub(ended.duration).unwrap();
-        test.tracker.since = Some(requested + Duration::from_millis(1));
-        let unseen = test.end_sooner_or_later(ended.clone());
-        assert_eq!((unseen.bytes, unseen.result, unseen.uncertain), (None, result, Some(LOST)));
-        assert_eq!(unseen.reason, None);
+        let mut full = Test::new();
+        for number in 0..2 * super::super::data_connections::SHARE as u32 {
+            let target = format!("10.0.0.7:{}", 1024 + number);
+            full.observe_at(full.now, (&target, SERVER, "SA", number, 11));
+        }
+        let mut restarted = Test::new();
+        let requested = restarted.now.checked_sub(ended.duration).unwrap();
+        restarted.tracker.since = Some(requested + Duration::from_millis(1));
+        for test in [&mut full, &mut restarted] {
+            let lost = test.end_sooner_or_later(ended.clone());
+            assert_eq!((lost.bytes, lost.result, lost.uncertain), (None, result, Some(LOST)));
+            assert_eq!(lost.reason, None);
+        }
         let mut test = Test::new();
         test.tracker.since = Some(requested);
         assert_eq!(test.end_sooner_or_later(ended).uncertain, None);
     }
 }
 
-/// Connections that were seen leave nothing behind.
 #[test]
 fn networks_without_connections_take_no_memory() {
-    let mut test = Test::new();
-    for number in 0..5000_u32 {
-        let client = format!("10.{}.{}.7:50069", number >> 8 & 0xff, number & 0xff);
-        test.observe(&[(SERVER, &client, "S", 10, 0), (&client, SERVER, "SA", 1000, 11)]);
-        test.observe(&[(&client, SERVER, "FA", 1006, 11), (SERVER, &client, "FA", 11, 1007)]);
-        let stored = upload_to(&client);
-        assert_eq!(test.end(stored).unwrap().bytes, Some(5));
+    for clients in [5000, 1] {
+        let mut test = Test::new();
+        for number in (0..clients).cycle().take(5000) {
+            let client = format!("10.{}.{}.7:50069", number >> 8, number & 0xff);
+            test.observe(&[(SERVER, &client, "S", 10, 0)]);
+            test.observe(&whole_connection(&client, SERVER, 5));
+            assert_eq!(test.end(stored_to(&client)).unwrap().bytes, Some(5));
+        }
+        let connections = &test.tracker.connections;
+        assert_eq!((connections.count(), connections.networks()), (0, 0), "{clients}");
     }
-    assert_eq!((test.tracker.connections.count(), test.tracker.connections.networks()), (0, 0));
-    // Nor do many through one port.
-    for _ in 0..5000 {
-        test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
-        test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
-        assert_eq!(test.end(transfer(TransferVerb::Stor, 226)).unwrap().bytes, Some(5));
-    }
-    assert_eq!((test.tracker.connections.count(), test.tracker.connections.networks()), (0, 0));
 }
 
-/// A command was refused after the client had connected, and the next one takes long.
 #[test]
 fn what_was_over_before_the_command_is_an_earlier_ones() {
-    let mut test = Test::new();
-    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
-    let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, 550) };
+    let mut test = Test::after(&BEGIN);
+    let refused = transfer(TransferVerb::Stor, 550);
     assert_eq!(test.end_sooner_or_later(refused).result, TransferResult::Refused);
     test.observe(&[(CLIENT, SERVER, "FA", 1001, 11), (SERVER, CLIENT, "FA", 11, 1002)]);
     test.now += Duration::from_secs(5);
     test.observe(&[(SERVER, CLIENT, "S", 90, 0), (CLIENT, SERVER, "SA", 7000, 91)]);
-    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+    assert!(test.end(stored()).is_none());
     test.now += Duration::from_secs(70);
     test.observe(&[(CLIENT, SERVER, "FA", 7008, 91), (SERVER, CLIENT, "FA", 91, 7009)]);
     assert_eq!(test.only_finished().bytes, Some(7));
 }
 
-/// The second one gets the bytes, because the first one was refused before it moved any.
 #[test]
 fn a_refused_command_leaves_its_connection_to_the_next_one() {
-    let mut test = Test::new();
-    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
-    let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, 550) };
-    let refused = test.end_sooner_or_later(refused);
+    let mut test = Test::after(&BEGIN);
+    let refused = test.end_sooner_or_later(transfer(TransferVerb::Stor, 550));
     assert_eq!((refused.result, refused.bytes), (TransferResult::Refused, None));
-    test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
-    let stored = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
-    assert_eq!((stored.result, stored.bytes), (TransferResult::Complete, Some(5)));
+    test.observe(&END);
+    assert_eq!(test.end(stored()).unwrap().bytes, Some(5));
 }
 
-/// Two commands in a segment: the connection is open while the first is refused, and over when that is reported.
 #[test]
 fn a_refused_command_has_no_bytes_of_the_next_one() {
     for code in [550, 451, 426, 425] {
-        let mut test = Test::new();
-        test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
-        let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, code) };
-        assert!(test.end(refused).is_none());
-        test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
-        assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
-        let finished = test.finished();
-        let bytes: Vec<_> = finished.iter().map(|one| one.bytes).collect();
+        let mut test = Test::after(&[SYN_ACK]);
+        assert!(test.end(transfer(TransferVerb::Stor, code)).is_none());
+        test.observe(&END);
+        assert!(test.end(stored()).is_none());
+        let bytes: Vec<_> = test.finished().iter().map(|one| one.bytes).collect();
         assert_eq!(bytes, [None, Some(5)], "{code}");
     }
 }
@@ -470,17 +450,16 @@ fn a_refused_command_has_no_bytes_of_the_next_one() {
 /// Its server sends two files one behind the other.
 #[test]
 fn a_connection_of_two_pipelined_commands_has_bytes_of_neither() {
-    let same = transfer(TransferVerb::Stor, 226).announcement;
+    let same = stored().announcement;
     for (requested, announcement, bytes) in
         [(3000, same, None), (3000, None, None), (50, same, Some(9000)), (50, None, Some(9000))]
     {
-        let mut test = Test::new();
-        test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
-        assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+        let mut test = Test::after(&[SYN_ACK]);
+        assert!(test.end(stored()).is_none());
         test.observe(&[(CLIENT, SERVER, "FA", 10_001, 11), (SERVER, CLIENT, "FA", 11, 10_002)]);
         test.now += Duration::from_millis(100);
         let duration = Duration::from_millis(requested);
-        let next = Transfer { duration, announcement, ..transfer(TransferVerb::Stor, 226) };
+        let next = Transfer { duration, announcement, ..stored() };
         assert!(test.end(next).is_none());
         let mut finished = test.finished();
         for _ in 0..2 {
@@ -492,29 +471,26 @@ fn a_connection_of_two_pipelined_commands_has_bytes_of_neither() {
     }
 }
 
-/// The reply about the second file comes late.
 #[test]
 fn a_connection_that_goes_on_for_a_pipelined_command_has_bytes_of_neither() {
-    for (is_followed, bytes) in [(false, Some(9000)), (true, None)] {
-        let mut test = Test::new();
-        test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
+    for (is_followed, bytes) in [(false, Some(5)), (true, None)] {
+        let mut test = Test::after(&[SYN_ACK]);
         let ended = Some(test.now);
-        test.observe(&[(CLIENT, SERVER, "FA", 10_001, 11), (SERVER, CLIENT, "FA", 11, 10_002)]);
-        let first = Transfer { ended, is_followed, ..transfer(TransferVerb::Stor, 226) };
+        test.observe(&END);
+        let first = Transfer { ended, is_followed, ..stored() };
         assert_eq!(test.end(first).unwrap().bytes, bytes);
-        assert_eq!(test.end_sooner_or_later(transfer(TransferVerb::Stor, 226)).bytes, None);
+        assert_eq!(test.end_sooner_or_later(stored()).bytes, None);
     }
 }
 
 #[test]
 fn a_connection_that_served_two_commands_has_bytes_of_neither() {
-    let mut test = Test::new();
-    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
-    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
+    let mut test = Test::after(&BEGIN);
+    assert!(test.end(stored()).is_none());
     test.now += PACKETS_WAIT;
     test.tracker.take_finished(test.now, |_, _| true);
-    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none());
-    test.observe(&[(CLIENT, SERVER, "FA", 9001, 11), (SERVER, CLIENT, "FA", 11, 9002)]);
+    assert!(test.end(stored()).is_none());
+    test.observe(&END);
     let finished = test.finished();
     let known: Vec<_> = finished.iter().map(|one| (one.bytes, one.uncertain)).collect();
     assert_eq!(known, [(None, Some(OTHER_CONNECTION)); 2]);
@@ -523,8 +499,7 @@ fn a_connection_that_served_two_commands_has_bytes_of_neither() {
 /// A passive port is announced again, and nothing is seen of the second connection.
 #[test]
 fn a_connection_belongs_to_one_transfer() {
-    let mut test = Test::new();
-    test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
+    let mut test = Test::after(&[SYN_ACK]);
     let started = Transfer { has_started: true, ..transfer(TransferVerb::Stor, 426) };
     let aborted = test.end_after_waiting(started);
     assert_eq!(aborted.result, TransferResult::Aborted);
@@ -544,7 +519,7 @@ fn examined(test: &Test, has_started: bool) -> Option<Option<String>> {
 
 #[test]
 fn a_transfer_without_a_data_connection_waits() {
-    let answered = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
+    let answered = BEGIN;
     let ended = [(SERVER, CLIENT, "FA", 11, 1001), (CLIENT, SERVER, "FA", 1001, 12)];
     let mut test = Test::new();
     let absent = "no connection of 203.0.113.9 to 10.0.0.7:50069 seen";
@@ -568,50 +543,39 @@ fn a_transfer_whose_end_was_not_seen_is_not_called_failed() {
     let unseen = || Transfer { end: TransferEnd::Unseen, ..transfer(TransferVerb::Stor, 0) };
     let mut test = Test::new();
     assert_eq!(test.end_after_waiting(unseen()).result, TransferResult::Unseen);
-    test.observe(&[(SERVER, CLIENT, "S", 10, 0)]);
+    test.observe(&[SYN]);
     assert_eq!(test.end_after_waiting(unseen()).result, TransferResult::NoDataConnection);
 }
 
 #[test]
 fn a_reset_leaves_bytes_only_behind_all_of_them() {
-    let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
     let (fin, all) = ((CLIENT, SERVER, "FA", 6001, 11), (SERVER, CLIENT, "FA", 11, 6002));
+    let servers_reset = (SERVER, CLIENT, "RA", 11, 1401);
+    let (reset, complete) = (TransferResult::Reset, TransferResult::Complete);
     for (packets, code, expected) in [
-        // The server resets.
-        (vec![(SERVER, CLIENT, "RA", 11, 1401)], 426, (TransferResult::Reset, None)),
-        // It ends, and resets what comes then.
-        (
-            vec![(SERVER, CLIENT, "FA", 11, 1401), (SERVER, CLIENT, "R", 12, 0)],
-            426,
-            (TransferResult::Reset, None),
-        ),
+        (&[servers_reset][..], 426, (reset, None)),
+        // The server ends, and resets what comes then.
+        (&[(SERVER, CLIENT, "FA", 11, 1401), (SERVER, CLIENT, "R", 12, 0)], 426, (reset, None)),
         // It reports success: it may have accepted another connection.
-        (vec![(SERVER, CLIENT, "RA", 11, 1401)], 226, (TransferResult::Complete, None)),
-        (vec![fin, (SERVER, CLIENT, "RA", 11, 6002)], 226, (TransferResult::Complete, None)),
+        (&[servers_reset], 226, (complete, None)),
+        (&[fin, (SERVER, CLIENT, "RA", 11, 6002)], 226, (complete, None)),
         // Only its client says how much there was.
-        (vec![(CLIENT, SERVER, "RA", 1301, 11)], 426, (TransferResult::Reset, None)),
-        (vec![fin, (SERVER, CLIENT, "RA", 11, 1401)], 426, (TransferResult::Reset, None)),
-        (vec![(SERVER, CLIENT, "R", 11, 0)], 426, (TransferResult::Reset, None)),
+        (&[(CLIENT, SERVER, "RA", 1301, 11)], 426, (reset, None)),
+        (&[fin, servers_reset], 426, (reset, None)),
+        (&[(CLIENT, SERVER, "R", 11, 0)], 426, (reset, None)),
         // A reset behind everything changes nothing.
-        (
-            vec![fin, all, (CLIENT, SERVER, "R", 6002, 0)],
-            226,
-            (TransferResult::Complete, Some(5000)),
-        ),
+        (&[fin, all, (CLIENT, SERVER, "R", 6002, 0)], 226, (complete, Some(5000))),
     ] {
-        let mut test = Test::new();
-        test.observe(&begin);
-        test.observe(&packets);
-        let finished = test.end_sooner_or_later(transfer(TransferVerb::Stor, code));
-        assert_eq!((finished.result, finished.bytes), expected, "{packets:?}");
+        let packets = [&BEGIN, packets].concat();
+        let outcome = outcome_after(&packets, transfer(TransferVerb::Stor, code));
+        assert_eq!(outcome, expected, "{packets:?}");
     }
 }
 
-/// The fast path's program does not know whether a FIN is in its receiver's window.
 #[test]
 fn forged_fins_hide_no_upload() {
-    let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
     let (sent, received) = ((CLIENT, SERVER, "FA", 6001, 11), (SERVER, CLIENT, "FA", 11, 6002));
+    let outcome = |packets: &[Row<'_>]| outcome_after(&[&BEGIN, packets].concat(), stored());
     for end in [1006, 6000, 6002, 900_000] {
         let forged = (CLIENT, SERVER, "FA", end, 11);
         let without_ack = (CLIENT, SERVER, "F", end, 0);
@@ -623,48 +587,22 @@ fn forged_fins_hide_no_upload() {
             // The copy of the true one comes late.
             [forged, received, sent],
         ] {
-            let mut test = Test::new();
-            test.observe(&begin);
-            test.observe(&packets);
-            let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
-            let outcome = (finished.result, finished.bytes);
-            assert_eq!(outcome, (TransferResult::Complete, Some(5000)), "{packets:?}");
+            let expected = (TransferResult::Complete, Some(5000));
+            assert_eq!(outcome(&packets), expected, "{packets:?}");
         }
     }
     // A failed one: whether the server acknowledges a FIN, or a byte, is not certain.
     for first in [(CLIENT, SERVER, "FA", 1006, 11), sent] {
-        let mut test = Test::new();
-        test.observe(&begin);
-        test.observe(&[first, sent, received]);
         let failed = Transfer { has_started: true, ..transfer(TransferVerb::Stor, 451) };
-        assert_eq!(test.end(failed).unwrap().bytes, None);
+        let packets = [SYN, SYN_ACK, first, sent, received];
+        assert_eq!(finished_after(&packets, failed).bytes, None);
     }
     // The server is on this machine: its packets seem to come earlier.
-    let mut test = Test::new();
-    test.observe(&[begin[1], received, sent]);
-    assert_eq!(test.end(transfer(TransferVerb::Stor, 226)).unwrap().bytes, Some(5000));
+    assert_eq!(finished_after(&[SYN_ACK, received, sent], stored()).bytes, Some(5000));
     // The server ends before its client does, and confirms nothing.
-    let mut test = Test::new();
-    test.observe(&begin);
-    test.observe(&[(SERVER, CLIENT, "FA", 11, 1001), (CLIENT, SERVER, "FA", 6001, 12)]);
-    let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
+    let packets = [SYN_ACK, (SERVER, CLIENT, "FA", 11, 1001), (CLIENT, SERVER, "FA", 6001, 12)];
+    let finished = finished_after(&packets, stored());
     assert_eq!((finished.bytes, finished.uncertain), (None, Some(UNCONFIRMED)));
-}
-
-#[test]
-fn forged_fins_hide_no_download() {
-    let (server, client) = (CLIENT, SERVER); // in passive mode the server is the target
-    let (sent, forged) = ((server, client, "FA", 6001, 11), (client, server, "FA", 11, 700));
-    for packets in [[forged, sent], [sent, forged]] {
-        let mut test = Test::new();
-        test.observe(&[(client, server, "S", 10, 0), (server, client, "SA", 1000, 11)]);
-        test.observe(&packets);
-        let (_, pinhole) = transfer(TransferVerb::Retr, 226).announcement.unwrap();
-        let announcement = Some((AnnouncementKind::Pasv, pinhole));
-        let passive = Transfer { announcement, ..transfer(TransferVerb::Retr, 226) };
-        let finished = test.end_sooner_or_later(passive);
-        assert_eq!(finished.bytes, Some(5000), "{packets:?}");
-    }
 }
 
 /// A download in passive mode, whose server is the target.
@@ -674,77 +612,60 @@ fn download(code: u16) -> Transfer {
     Transfer { announcement, has_started: true, ..download }
 }
 
-/// It acknowledges less than it has, in an early FIN or in a reset.
 #[test]
 fn a_client_that_denies_what_it_has_hides_no_download() {
     let (client, server) = (SERVER, CLIENT);
     let fin = (server, client, "FA", 6001, 11);
     let early = (client, server, "FA", 11, 1001);
     let reset = |acknowledged| (client, server, "RA", 11, acknowledged);
-    let servers_reset = |end| (server, client, "RA", end, 11);
+    let servers_reset = (server, client, "RA", 6001, 11);
     let complete = |bytes| (TransferResult::Complete, bytes);
     for (packets, code, expected) in [
-        (vec![reset(1001)], 426, (TransferResult::Reset, None)),
-        (vec![fin, reset(1001)], 226, (TransferResult::Reset, None)),
-        (vec![fin, reset(6001)], 226, complete(Some(5000))),
-        (vec![early, servers_reset(6001)], 226, complete(None)),
-        (vec![servers_reset(6001)], 226, complete(None)),
+        (&[early, fin][..], 226, complete(Some(5000))),
+        (&[fin, early], 226, complete(Some(5000))),
+        (&[reset(1001)], 426, (TransferResult::Reset, None)),
+        (&[fin, reset(1001)], 226, (TransferResult::Reset, None)),
+        (&[fin, reset(6001)], 226, complete(Some(5000))),
+        (&[early, servers_reset], 226, complete(None)),
+        (&[servers_reset], 226, complete(None)),
         // Nobody knows which FIN the client has accepted.
-        (vec![fin, (server, client, "FA", 1007, 11), early], 226, complete(None)),
+        (&[fin, (server, client, "FA", 1007, 11), early], 226, complete(None)),
     ] {
-        let mut test = Test::new();
-        test.observe(&[(server, client, "SA", 1000, 11)]);
-        test.observe(&packets);
-        let finished = test.end_sooner_or_later(download(code));
+        let finished = finished_after(&[&[SYN_ACK], packets].concat(), download(code));
         assert_eq!((finished.result, finished.bytes), expected, "{packets:?}");
         assert_eq!(finished.uncertain.is_some(), finished.bytes.is_none());
     }
 }
 
-/// A client sends a FIN of its server, which does not know of it.
 #[test]
 fn a_packet_from_elsewhere_is_not_believed() {
-    let mut test = Test::new();
-    test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
-    let forged = packet(CLIENT, SERVER, "FA", 1007, 11);
-    let forged = DataPacket { interface: forged.interface + 1, ..forged };
-    test.tracker.observe(test.now, test.now, &forged);
+    let mut test = Test::after(&[SYN_ACK]);
+    let forged = packet(test.now, (CLIENT, SERVER, "FA", 1007, 11));
+    test.tracker.observe(&DataPacket { interface: forged.interface + 1, ..forged });
     test.observe(&[(SERVER, CLIENT, "FA", 11, 1008)]);
     let finished = test.end(download(226)).unwrap();
     assert_eq!((finished.bytes, finished.uncertain), (None, Some(OTHER_CONNECTION)));
 }
 
-/// Nor does the kernel know it of each reset.
 #[test]
 fn forged_resets_and_answers_hide_nothing() {
-    let begin = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
-    let ended = [(CLIENT, SERVER, "FA", 6001, 11), (SERVER, CLIENT, "FA", 8011, 6002)];
-    for reset in [("RA", 900_000, 11), ("R", 1, 0), ("RA", 1200, 9)] {
-        for verb in [TransferVerb::Stor, TransferVerb::Retr] {
-            let mut test = Test::new();
-            test.observe(&begin);
-            test.observe(&[(CLIENT, SERVER, reset.0, reset.1, reset.2)]);
-            test.observe(&ended);
-            let finished = test.end(transfer(verb, 226)).unwrap();
-            let bytes = if verb.is_upload() { 5000 } else { 8000 };
-            let outcome = (finished.result, finished.bytes);
-            assert_eq!(outcome, (TransferResult::Complete, Some(bytes)), "{reset:?}");
+    let [sent, received] = [(CLIENT, SERVER, "FA", 6001, 11), (SERVER, CLIENT, "FA", 8011, 6002)];
+    let assert_whole = |packets: &[Row<'_>]| {
+        for (verb, bytes) in [(TransferVerb::Stor, 5000), (TransferVerb::Retr, 8000)] {
+            let outcome = outcome_after(packets, transfer(verb, 226));
+            assert_eq!(outcome, (TransferResult::Complete, Some(bytes)), "{packets:?}");
         }
+    };
+    for (flags, end, acknowledged) in [("RA", 900_000, 11), ("R", 1, 0), ("RA", 1200, 9)] {
+        let reset = (CLIENT, SERVER, flags, end, acknowledged);
+        assert_whole(&[SYN, SYN_ACK, reset, sent, received]);
     }
     // The client seems to have got less than the server had sent.
-    let mut test = Test::new();
-    test.observe(&begin);
-    test.observe(&[ended[1], (CLIENT, SERVER, "RA", 900_000, 12), ended[0]]);
-    let finished = test.end(transfer(TransferVerb::Retr, 226)).unwrap();
-    assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, Some(8000)));
+    assert_whole(&[SYN, SYN_ACK, received, (CLIENT, SERVER, "RA", 900_000, 12), sent]);
     // A forged FIN, and a reset behind the end.
-    let mut test = Test::new();
-    test.observe(&begin);
-    test.observe(&[(CLIENT, SERVER, "FA", 900_000, 11)]);
-    test.observe(&ended);
-    test.observe(&[(CLIENT, SERVER, "R", 6002, 0)]);
-    let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
-    assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, Some(5000)));
+    let (fin, reset) = ((CLIENT, SERVER, "FA", 900_000, 11), (CLIENT, SERVER, "R", 6002, 0));
+    let outcome = outcome_after(&[SYN, SYN_ACK, fin, sent, received, reset], stored());
+    assert_eq!(outcome, (TransferResult::Complete, Some(5000)));
     // Neither do answers of the end that asked, nor SYNs of either.
     for forged in [
         (SERVER, CLIENT, "SA", 900_000, 1001),
@@ -753,88 +674,37 @@ fn forged_resets_and_answers_hide_nothing() {
         (SERVER, CLIENT, "S", 900_000, 0),
         (CLIENT, SERVER, "S", 900_000, 0),
     ] {
-        for (verb, bytes) in [(TransferVerb::Stor, 5000), (TransferVerb::Retr, 8000)] {
-            for packets in [[begin[0], forged, begin[1]], [begin[0], begin[1], forged]] {
-                let mut test = Test::new();
-                test.observe(&packets);
-                test.observe(&ended);
-                let finished = test.end(transfer(verb, 226)).unwrap();
-                let outcome = (finished.result, finished.bytes);
-                assert_eq!(outcome, (TransferResult::Complete, Some(bytes)), "{packets:?}");
-            }
-        }
+        assert_whole(&[SYN, forged, SYN_ACK, sent, received]);
+        assert_whole(&[SYN, SYN_ACK, forged, sent, received]);
     }
     // Which one the server has taken is not certain.
-    let mut test = Test::new();
-    test.observe(&begin);
-    test.observe(&[(CLIENT, SERVER, "SA", 900_000, 12)]);
-    test.observe(&ended);
-    let finished = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
-    assert_eq!((finished.result, finished.bytes), (TransferResult::Complete, None));
+    let forged = (CLIENT, SERVER, "SA", 900_000, 12);
+    let outcome = outcome_after(&[SYN, SYN_ACK, forged, sent, received], stored());
+    assert_eq!(outcome, (TransferResult::Complete, None));
 }
 
-/// The copies of resets come later than the reports of FINs.
 #[test]
 fn a_packet_that_comes_late_is_that_of_its_own_connection() {
-    let mut test = Test::new();
-    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
+    let mut test = Test::after(&BEGIN);
     let reset_at = test.now + Duration::from_millis(10);
     test.observe(&[(SERVER, CLIENT, "S", 90, 0), (CLIENT, SERVER, "SA", 7000, 91)]);
-    test.tracker.observe(reset_at, reset_at, &packet(SERVER, CLIENT, "RA", 11, 1401));
+    test.observe_at(reset_at, (SERVER, CLIENT, "RA", 11, 1401));
     let aborted =
         Transfer { has_started: true, ended: Some(reset_at), ..transfer(TransferVerb::Stor, 426) };
     let aborted = test.end(aborted).unwrap();
     assert_eq!((aborted.result, aborted.bytes), (TransferResult::Reset, None));
     test.observe(&[(CLIENT, SERVER, "FA", 7008, 91), (SERVER, CLIENT, "FA", 91, 7009)]);
-    let next = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
+    let next = test.end(stored()).unwrap();
     assert_eq!((next.result, next.bytes), (TransferResult::Complete, Some(7)));
 }
 
-#[test]
-fn a_refused_transfer_is_refused_although_its_data_connection_is_reset() {
-    for code in [450, 550] {
-        let mut test = Test::new();
-        let answered = [(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)];
-        test.observe(&answered);
-        test.observe(&[(SERVER, CLIENT, "RA", 11, 1001)]);
-        let refused = Transfer { has_started: false, ..transfer(TransferVerb::Stor, code) };
-        assert_eq!(test.end(refused).unwrap().result, TransferResult::Refused);
-    }
-}
-
-#[test]
-fn a_missing_connection_without_a_transfer_is_reported_once() {
-    let Some((_, pinhole)) = transfer(TransferVerb::Stor, 226).announcement else { panic!() };
-    let syn = (SERVER, CLIENT, "S", 10, 0);
-    let mut test = Test::new();
-    assert_eq!(test.tracker.missing_connection(&pinhole), None, "the client may have cancelled");
-    test.observe(&[syn]);
-    let hanging = "SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069";
-    assert_eq!(test.tracker.missing_connection(&pinhole).as_deref(), Some(hanging));
-    test.observe(&[syn]);
-    assert_eq!(test.tracker.missing_connection(&pinhole), None);
-    let mut test = Test::new();
-    test.observe(&[(CLIENT, SERVER, "RA", 0, 11)]);
-    let refused = "10.0.0.7:50069 refused the connection of 203.0.113.9";
-    assert_eq!(test.tracker.missing_connection(&pinhole).as_deref(), Some(refused));
-    let mut test = Test::new();
-    test.observe(&[syn, (CLIENT, SERVER, "SA", 1000, 11)]);
-    assert_eq!(test.tracker.missing_connection(&pinhole), None);
-}
-
-/// Sender, receiver, flags, end and acknowledgement number.
-type PacketRow = (&'static str, &'static str, &'static str, u32, u32);
-
 /// What is reported of transfers that ended at these times, in milliseconds, if all packets are read before.
-fn bytes_of_transfers(packets: &[(u64, PacketRow)], ends: &[u64]) -> Vec<Option<u64>> {
+fn bytes_of_transfers(packets: &[(u64, Row<'_>)], ends: &[u64]) -> Vec<Option<u64>> {
     let mut test = Test::new();
     let start = test.now;
     let at = |millis| start + Duration::from_millis(millis);
-    for (millis, (source, destination, flags, end, acknowledged)) in packets {
-        let packet = packet(source, destination, flags, *end, *acknowledged);
-        test.tracker.observe(at(*millis), at(*millis), &packet);
-    }
-    let transfer = |ended| Transfer { ended: Some(at(ended)), ..transfer(TransferVerb::Stor, 226) };
+    packets.iter().for_each(|(millis, packet)| test.observe_at(at(*millis), *packet));
+    let transfer = |ended| Transfer { ended: Some(at(ended)), ..stored() };
     let finished = ends.iter().filter_map(|ended| test.end(transfer(*ended)));
     let mut bytes: Vec<_> = finished.map(|finished| finished.bytes).collect();
     test.now += PACKETS_WAIT;
@@ -845,12 +715,9 @@ fn bytes_of_transfers(packets: &[(u64, PacketRow)], ends: &[u64]) -> Vec<Option<
 /// A server's ports are used again at once, and packets are read ten times a second.
 #[test]
 fn transfers_over_the_same_port_have_their_own_bytes() {
-    let connection = |began, port: &'static str, bytes: u32| {
-        [
-            (began, (CLIENT, port, "SA", 1000, 11)),
-            (began + 1, (CLIENT, port, "FA", 1001 + bytes, 11)),
-            (began + 1, (port, CLIENT, "FA", 11, 1002 + bytes)),
-        ]
+    let connection = |began, server: &'static str, bytes: u32| {
+        let [syn_ack, sent, received] = whole_connection(CLIENT, server, bytes);
+        [(began, syn_ack), (began + 1, sent), (began + 1, received)]
     };
     let other = "203.0.113.9:5001";
     let one_after_another = [connection(10, SERVER, 5), connection(20, other, 7)].concat();
@@ -873,96 +740,58 @@ fn transfers_over_the_same_port_have_their_own_bytes() {
     assert_eq!(bytes_of_transfers(&crossed, &[200, 210]), [None, None]);
 }
 
-/// The port of a fast client's server is in use again within milliseconds, whatever is known of the transfer before.
 #[test]
 fn what_began_before_the_announcement_is_another_ones() {
     for (is_exact, expected) in [(true, Some(7)), (false, None)] {
         let mut test = Test::new();
         let start = test.now;
         let at = |millis| start + Duration::from_millis(millis);
-        for (began, port, bytes) in [(10, SERVER, 5), (20, "203.0.113.9:5001", 7)] {
+        for (began, server, bytes) in [(10, SERVER, 5), (20, "203.0.113.9:5001", 7)] {
             let by = if is_exact { at(began) } else { at(100) };
-            for packet in [
-                packet(CLIENT, port, "SA", 1000, 11),
-                packet(CLIENT, port, "FA", 1001 + bytes, 11),
-                packet(port, CLIENT, "FA", 11, 1002 + bytes),
-            ] {
-                test.tracker.observe(at(began), by, &packet);
+            for row in whole_connection(CLIENT, server, bytes) {
+                let packet = DataPacket { passed: [at(began), by], ..packet(at(began), row) };
+                test.tracker.observe(&packet);
             }
         }
         let (announced, ended) = (Some(at(15)), Some(at(22)));
-        let stored = Transfer { announced, ended, ..transfer(TransferVerb::Stor, 226) };
+        let stored = Transfer { announced, ended, ..stored() };
         assert_eq!(test.end(stored).unwrap().bytes, expected, "{is_exact}");
     }
 }
 
-/// A loss makes one transfer uncertain, and not the next one, whose connection was seen by then.
 #[test]
 fn doubt_is_of_what_the_transfer_may_have_used() {
     let mut test = Test::new();
     let start = test.now;
     let at = |millis| start + Duration::from_millis(millis);
-    let mut observe = |millis, port: &str, packets: &[(&str, u32)]| {
-        for (flags, end) in packets {
-            let packet = packet(CLIENT, port, flags, *end, 11);
-            test.tracker.observe(at(millis), at(millis), &packet);
-        }
-    };
-    observe(10, SERVER, &[("SA", 1000), ("SA", 61_000), ("FA", 1006)]);
-    observe(30, "203.0.113.9:5001", &[("SA", 1000), ("FA", 1008)]);
-    for (port, millis) in [(SERVER, 11), ("203.0.113.9:5001", 31)] {
-        let last = packet(port, CLIENT, "FA", 11, 1009);
-        test.tracker.observe(at(millis), at(millis), &last);
+    let [first, second] = [SERVER, "203.0.113.9:5001"];
+    let contradiction = (CLIENT, first, "SA", 61_000, 11);
+    for (millis, packet) in [(10, contradiction)]
+        .into_iter()
+        .chain(whole_connection(CLIENT, first, 5).map(|packet| (11, packet)))
+        .chain(whole_connection(CLIENT, second, 7).map(|packet| (30, packet)))
+    {
+        test.observe_at(at(millis), packet);
     }
     let stored = |announced, ended| Transfer {
         announced: Some(at(announced)),
         ended: Some(at(ended)),
-        ..transfer(TransferVerb::Stor, 226)
+        ..stored()
     };
     assert_eq!(test.end(stored(5, 20)).unwrap().uncertain, Some(OTHER_CONNECTION));
     assert_eq!(test.end(stored(25, 40)).unwrap().bytes, Some(7));
 }
 
 #[test]
-fn two_answers_with_different_numbers_are_not_certain() {
-    let mut test = Test::new();
-    test.observe(&[
-        (SERVER, CLIENT, "S", 10, 0),
-        (CLIENT, SERVER, "SA", 61_000, 11),
-        (CLIENT, SERVER, "SA", 1000, 11),
-        (CLIENT, SERVER, "FA", 1006, 11),
-        (SERVER, CLIENT, "FA", 11, 1007),
-    ]);
-    let stored = test.end(transfer(TransferVerb::Stor, 226)).unwrap();
-    assert_eq!((stored.bytes, stored.uncertain), (None, Some(OTHER_CONNECTION)));
-}
-
-#[test]
-fn after_a_loss_of_copies_what_goes_on_is_not_certain() {
-    let mut test = Test::new();
-    test.observe(&[(SERVER, CLIENT, "S", 10, 0), (CLIENT, SERVER, "SA", 1000, 11)]);
-    test.tracker.record_loss(test.now);
-    test.observe(&[(CLIENT, SERVER, "FA", 1006, 11), (SERVER, CLIENT, "FA", 11, 1007)]);
-    assert_eq!(test.end(transfer(TransferVerb::Stor, 226)).unwrap().bytes, None);
-}
-
-/// The packets of the second one come later than the end of its transfer.
-#[test]
 fn a_connection_is_that_of_one_transfer_alone() {
     let mut test = Test::new();
-    let first_packets = [
-        (CLIENT, SERVER, "SA", 1000, 11),
-        (CLIENT, SERVER, "FA", 1006, 11),
-        (SERVER, CLIENT, "FA", 11, 1007),
-    ];
     let start = test.now;
-    let ended = |millis| {
-        let ended = Some(start + Duration::from_millis(millis));
-        let duration = Duration::from_millis(40);
-        Transfer { ended, duration, ..transfer(TransferVerb::Stor, 226) }
-    };
-    assert!([350, 400].into_iter().all(|millis| test.end(ended(millis)).is_none()));
-    test.observe(&first_packets);
+    for (ended, duration) in [(350, 300), (400, 40)] {
+        let [ended, duration] = [ended, duration].map(Duration::from_millis);
+        let stored = Transfer { ended: Some(start + ended), duration, ..stored() };
+        assert!(test.end(stored).is_none());
+    }
+    test.observe(&whole_connection(CLIENT, SERVER, 5));
     let finished = test.finished();
     assert_eq!(finished.iter().map(|one| one.bytes).collect::<Vec<_>>(), [Some(5)]);
 }
@@ -970,26 +799,11 @@ fn a_connection_is_that_of_one_transfer_alone() {
 #[test]
 fn transfers_of_a_session_are_reported_in_their_order() {
     let mut test = Test::new();
-    assert!(test.end(transfer(TransferVerb::Stor, 226)).is_none(), "its packets may come");
+    assert!(test.end(stored()).is_none(), "its packets may come");
     let without = Transfer { announcement: None, ..transfer(TransferVerb::Retr, 226) };
     assert!(test.end(without).is_none());
     test.now += PACKETS_WAIT;
     let finished = test.finished();
     let verbs: Vec<_> = finished.iter().map(|finished| finished.verb).collect();
     assert_eq!(verbs, [TransferVerb::Stor, TransferVerb::Retr]);
-}
-
-/// A server that cannot go on says so with 425, too.
-#[test]
-fn what_was_transferred_is_not_called_missing() {
-    let packets = [
-        (SERVER, CLIENT, "S", 10, 0),
-        (CLIENT, SERVER, "SA", 1000, 11),
-        (CLIENT, SERVER, "FA", 1006, 11),
-        (SERVER, CLIENT, "FA", 11, 1007),
-    ];
-    let mut test = Test::new();
-    test.observe(&packets);
-    let finished = test.end(transfer(TransferVerb::Stor, 425)).unwrap();
-    assert_eq!((finished.result, finished.bytes), (TransferResult::Aborted, None));
 }
