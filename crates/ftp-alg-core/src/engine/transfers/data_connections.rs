@@ -443,11 +443,6 @@ impl DataConnection {
         self.reset.is_some() || self.fins.iter().all(Option::is_some)
     }
 
-    /// Whether it was over before the time `at`. The times of packets from this machine's output are not exact.
-    pub fn was_over_before(&self, at: Instant) -> bool {
-        self.is_over() && self.ended + SAME_TIME < at
-    }
-
     /// Whether it was certainly over at the time `at`.
     pub fn was_over_at(&self, at: Instant) -> bool {
         self.is_over() && self.ended_by <= at

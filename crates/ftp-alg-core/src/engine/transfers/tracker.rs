@@ -195,14 +195,8 @@ impl<Tag> TransferTracker<Tag> {
             let waits = nth > serial || other.waits_for == WaitsFor::ConnectionEnd;
             // One without an announcement may have used that of this one.
             let has_ends = ends_for(kind).is_none_or(|own| own == ends);
-            has_ends && waits && kind.end.is_success() && {
-                let own = self.newest_for(kind, ends, other.ended);
-                let requested = other.ended.checked_sub(kind.duration);
-                // What was over before its command was not its.
-                own.is_some_and(|one| {
-                    one.serial == connection && requested.is_none_or(|at| !one.was_over_at(at))
-                })
-            }
+            let own = || self.newest_for(kind, ends, other.ended).map(|one| one.serial);
+            has_ends && waits && kind.end.is_success() && own() == Some(connection)
         };
         let is_shared = self.of_session(session).any(uses_it);
         if is_shared {
@@ -445,7 +439,7 @@ fn may_be(connection: &DataConnection, transfer: &Transfer, ended: Instant) -> b
 fn is_earlier(connection: &DataConnection, transfer: &Transfer, ended: Instant) -> bool {
     let requested = ended.checked_sub(transfer.duration);
     transfer.announced.is_some_and(|at| connection.began_before(at))
-        || requested.is_some_and(|at| connection.was_over_before(at))
+        || requested.is_some_and(|at| connection.was_over_at(at))
 }
 
 /// Whether a reset came before all of the file was there. A server that resets, and reports success, knows better.
