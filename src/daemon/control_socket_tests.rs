@@ -32,16 +32,6 @@ fn serve(path: &Path) -> ControlServer {
 }
 
 #[test]
-fn a_request_gets_its_answer() {
-    let (_directory, path) = socket_path();
-    let _server = serve(&path);
-    let status: Status =
-        control_client::request(&path, "status", TIMEOUT).unwrap().parse().unwrap();
-    assert_eq!(status, source().status());
-    assert_eq!(control_client::request(&path, "pinholes", TIMEOUT).unwrap().json(), "[]");
-}
-
-#[test]
 fn only_its_owner_may_use_the_socket() {
     let (_directory, path) = socket_path();
     let _socket = ControlSocket::bind(&path).unwrap();
@@ -143,20 +133,4 @@ fn the_server_removes_its_name_unless_it_is_another_sockets() {
     let _second = serve(&path);
     drop(first);
     control_client::request(&path, "status", TIMEOUT).unwrap();
-}
-
-#[test]
-fn waiting_ends_when_the_daemon_is_ready() {
-    let (_directory, path) = socket_path();
-    let socket = ControlSocket::bind(&path).unwrap();
-    let error = control_client::request_until_ready(&path, "status", Duration::from_millis(60))
-        .unwrap_err();
-    assert!(matches!(error, ClientError::NotReady { .. }), "{error}");
-    let waiting = thread::spawn({
-        let path = path.clone();
-        move || control_client::request_until_ready(&path, "status", TIMEOUT)
-    });
-    thread::sleep(Duration::from_millis(50));
-    let _server = socket.serve(Arc::new(source())).unwrap();
-    waiting.join().unwrap().unwrap();
 }

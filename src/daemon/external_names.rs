@@ -395,30 +395,6 @@ mod tests {
         Ok(LookUpResult::Addresses(texts.iter().map(|text| ip(text)).collect(), TTL))
     }
 
-    fn failure() -> Result<LookUpResult, String> {
-        Err("request timed out".into())
-    }
-
-    #[test]
-    fn before_the_first_answer_nothing_is_announced_and_then_the_last_one() {
-        let mut known = both();
-        assert_eq!(record_look_up(&mut known, &name(false), failure()), Some((None, false)));
-        assert_eq!(external_address_of(&known, &name(false)), ExternalAddress::Unresolved);
-        let found = addresses(&["198.51.100.7"]);
-        assert_eq!(record_look_up(&mut known, &name(false), found), Some((Some(TTL), true)));
-        for found in [failure(), Ok(LookUpResult::Absent(None)), addresses(&["198.51.100.7"])] {
-            assert_eq!(
-                record_look_up(&mut known, &name(false), found).map(|(_, changed)| changed),
-                Some(false)
-            );
-            assert_eq!(
-                external_address_of(&known, &name(false)),
-                ExternalAddress::Fixed(ip("198.51.100.7"))
-            );
-        }
-        assert!(known[&name(false)].is_resolved());
-    }
-
     #[test]
     fn a_family_without_record_follows_the_translation_if_the_other_has_one() {
         let mut known = both();
@@ -448,19 +424,6 @@ mod tests {
         assert_eq!(announced(&["198.51.100.1", "198.51.100.2"]), first);
         assert_eq!(announced(&["198.51.100.2", "198.51.100.1"]), first);
         assert_eq!(announced(&["198.51.100.2"]), ExternalAddress::Fixed(ip("198.51.100.2")));
-    }
-
-    #[test]
-    fn only_names_that_are_not_watched_any_more_are_forgotten() {
-        let names = ExternalNames::new(std::sync::mpsc::channel().0);
-        *lock(&names.known) = both();
-        record_look_up(&mut lock(&names.known), &name(false), addresses(&["198.51.100.7"]));
-        names.watch([name(false)].into()).unwrap();
-        assert_eq!(names.addresses().of(&name(false)), ExternalAddress::Fixed(ip("198.51.100.7")));
-        assert_eq!(names.rows().len(), 1);
-        names.watch(BTreeSet::new()).unwrap();
-        assert_eq!(names.addresses().of(&name(false)), ExternalAddress::Unresolved);
-        assert!(lock(&names.thread).is_none(), "no thread without a name");
     }
 
     #[test]

@@ -216,58 +216,25 @@ fn open(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use rustix::fs::{CWD, FileType};
 
     use super::*;
 
     #[test]
-    fn lines_are_appended_and_a_renamed_file_is_made_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("transfers.json");
-        let mut file = LineFile::open(&path, TRANSFERS);
-        assert_eq!(file.directory(), directory.path());
-        file.append(b"{\"a\":1}\n{\"a\":2}\n");
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
-        let old = directory.path().join("transfers.json.1");
-        fs::rename(&path, &old).unwrap();
-        file.append(b"{\"a\":3}\n");
-        file.reopen();
-        file.append(b"{\"a\":4}\n");
-        assert!(fs::read_to_string(&old).unwrap().ends_with("{\"a\":3}\n"));
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":4}\n");
-        assert_eq!(file.unwritten, 0);
-    }
-
-    #[test]
     fn what_cannot_be_written_is_counted() {
-        // Each write to this device fails with ENOSPC.
-        let mut full = LineFile::open(Path::new("/dev/full"), TRANSFERS);
-        full.append(b"{}\n");
-        full.append(b"{}\n{}\n");
-        assert_eq!(full.unwritten, 3);
-        assert!(full.failure().unwrap().starts_with("log.transfers: /dev/full: "));
-        let mut absent = LineFile::open(Path::new("/proc/absent/transfers"), TRANSFERS);
-        absent.append(b"{}\n");
-        absent.reopen();
-        absent.append(b"{}\n");
-        assert_eq!(absent.unwritten, 2);
-    }
-    #[test]
-    fn a_fifo_holds_nothing_up() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("fifo");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
-            0,
-        )
-        .unwrap();
-        let mut file = LineFile::open(&path, TRANSFERS);
-        file.append(b"{}\n");
-        assert!(file.failure().is_some());
-        assert_eq!(file.unwritten, 1);
+        let fifo = directory.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
+        // Each write to the device fails with ENOSPC, and a FIFO that nobody reads holds nothing up.
+        for path in [Path::new("/dev/full"), Path::new("/proc/absent/transfers"), &fifo] {
+            let mut file = LineFile::open(path, TRANSFERS);
+            file.append(b"{}\n");
+            file.append(b"{}\n{}\n");
+            assert_eq!(file.unwritten, 3);
+            let failure = format!("log.transfers: {}: ", path.display());
+            assert!(file.failure().unwrap().starts_with(&failure));
+        }
     }
 
     #[test]

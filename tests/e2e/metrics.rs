@@ -236,8 +236,16 @@ fn hostile_clients_and_frequent_scrapes_do_not_disturb_ftp() {
     let is_over = AtomicBool::new(false);
     let attack = || {
         let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
+        let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(2000));
+        let (zeros, endless) = (vec![0; 1 << 16], vec![b'x'; 1 << 20]);
         for _ in 0..3 {
-            for request in [long.as_bytes(), &[0; 1 << 16], b"\x16\x03\x01 garbage\r\n\r\n"] {
+            for request in [
+                long.as_bytes(),
+                many.as_bytes(),
+                &zeros,
+                &endless,
+                b"\x16\x03\x01 garbage\r\n\r\n",
+            ] {
                 let answer = send(request);
                 assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
             }
@@ -307,7 +315,10 @@ fn the_password_is_that_of_the_file_also_after_a_reload() {
         assert_eq!(status(path, &[]), "401", "{path}");
         assert_eq!(status(path, &["-I"]), "401", "HEAD {path}");
         assert_eq!(status(path, &["-u", "bob:wrong"]), "401", "{path}");
+        assert_eq!(status(path, &["-X", "POST"]), "401", "{path}");
     }
+    let refusal = asked(lab, "/metrics", &["-i"]).1;
+    assert!(refusal.contains("\r\nwww-authenticate: Basic realm=\"ftp-alg\"\r\n"), "{refusal}");
     for path in ["/metrics", "/", "/page.js", "/status.json"] {
         assert_eq!(status(path, &["-u", "bob:first secret"]), "200", "{path}");
         assert_eq!(status(path, &["-I", "-u", "bob:first secret"]), "200", "HEAD {path}");

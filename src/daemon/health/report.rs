@@ -102,21 +102,4 @@ mod tests {
         findings.extend([ProblemName::Table.finding("it is another's")]);
         assert_eq!(status_text(&findings), "problem table: it is another's");
     }
-
-    #[test]
-    fn a_warning_that_becomes_a_problem_is_reported_again() {
-        let at = |clients| -> Findings {
-            [ProblemName::Encrypted.of_clients(clients, "text")].into_iter().collect()
-        };
-        let mut reports = Reports::default();
-        let reported = |reports: &Reports| reports.reported.get("encrypted").copied();
-        reports.update(&at(1));
-        assert_eq!(reported(&reports), None, "it may be gone a moment later");
-        reports.update(&at(1));
-        assert_eq!(reported(&reports), Some(Severity::Warning));
-        reports.update(&at(9));
-        assert_eq!(reported(&reports), Some(Severity::Problem));
-        reports.update(&Findings::default());
-        assert_eq!(reported(&reports), None);
-    }
 }

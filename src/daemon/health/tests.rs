@@ -60,11 +60,6 @@ fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>)
 
 const NO_ROUTE: Stray = Stray { has_no_route: true, text: "no route" };
 
-fn encrypted(count: u64) -> Status {
-    let counters = Counters { encrypted: count, ..Counters::default() };
-    Status { counters, ..Status::default() }
-}
-
 #[test]
 fn a_problem_without_a_remedy_of_its_own_has_the_general_one() {
     let check = Check::problem("kernel", "zone", ProblemName::Zone, "a rule");
@@ -110,20 +105,6 @@ fn a_few_unused_pinholes_among_many_do_not_matter() {
     };
     assert_eq!(names(&health, Duration::ZERO, &used(39)), named(&[], &["unused-pinholes"]));
     assert_eq!(names(&health, Duration::ZERO, &used(40)), named(&[], &[]));
-}
-
-#[test]
-fn encrypted_sessions_matter_if_the_firewall_drops_their_data() {
-    let health = Health::new(Instant::now());
-    record(&health, 1, EventKind::Encrypted);
-    assert_eq!(names(&health, Duration::ZERO, &encrypted(1)), named(&[], &[]));
-    lock(&health.state).unmarked_may_pass = false;
-    assert_eq!(names(&health, Duration::ZERO, &encrypted(1)), named(&[], &["encrypted"]));
-    for number in 1..=3 {
-        record(&health, number, EventKind::Encrypted);
-    }
-    assert_eq!(names(&health, Duration::ZERO, &encrypted(4)), named(&["encrypted"], &[]));
-    assert_eq!(names(&health, RECENT_WINDOW, &encrypted(4)), named(&[], &[]));
 }
 
 /// A server that no data connection reaches is no problem of a gateway through which others work.

@@ -92,31 +92,3 @@ impl Visit for Line {
         self.set(field, value.into());
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use tracing_subscriber::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn events_of_the_daemon_become_lines() {
-        let log = tracing_subscriber::registry().with(DaemonLines.with_filter(filter()));
-        tracing::subscriber::with_default(log, || {
-            tracing::warn!(event = "queue-full", packets = 7, "queue 1 was full");
-            tracing::warn!(event = "refusal", session = 7, "of a session");
-            tracing::info!("no event");
-        });
-        // Other tests may log, too.
-        let mut lines = take().lines;
-        lines.retain(|line| line.contains("queue 1 was full") || line.contains("refusal"));
-        let [line] = &lines[..] else { panic!("{lines:?}") };
-        let line: Value = serde_json::from_str(line).unwrap();
-        let expected = ("queue-full", 7, "queue 1 was full");
-        assert_eq!(
-            (&line["event"], &line["packets"], &line["text"]),
-            (&expected.0.into(), &expected.1.into(), &expected.2.into())
-        );
-        assert!(line["time"].as_str().unwrap().ends_with('Z'), "{line}");
-    }
-}

@@ -199,15 +199,4 @@ mod tests {
         assert!(said.is_empty());
         assert!(!journal.is_blocked.load(Ordering::Relaxed));
     }
-
-    #[test]
-    fn without_journald_lines_go_to_standard_error_with_priority() {
-        let place = tempfile::tempdir().unwrap();
-        let journal = Journald::at(place.path().join("absent")).unwrap();
-        let mut entry = JournalEntry::new(&Level::WARN);
-        entry.message = "a line".to_owned();
-        let mut said = Vec::new();
-        journal.send(&entry, &mut said);
-        assert_eq!(String::from_utf8(said).unwrap(), "<4>a line\n");
-    }
 }

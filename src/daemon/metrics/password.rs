@@ -153,15 +153,4 @@ mod tests {
         assert!(error.to_string().contains("it is not a regular file"), "{error}");
         assert_eq!(format!("{:?}", of_text(b"bob:secret").unwrap()), "Password");
     }
-
-    #[test]
-    fn a_file_that_all_users_may_read_is_found() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "bob:secret").unwrap();
-        for (mode, is_public) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
-            fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
-            let password = Password::of_file(file.path(), config::read_text).unwrap();
-            assert_eq!(password.is_public, is_public, "{mode:o}");
-        }
-    }
 }
