@@ -50,8 +50,7 @@ impl Host for DaemonHost<'_> {
     /// packet causes none that is stored before them.
     fn record(&mut self, batch: &Batch) {
         self.shared.store_events(batch.events());
-        let written = self.journal.write(batch.records());
-        self.shared.report_written(self.journal, written);
+        self.shared.report(self.journal.write(batch.records()));
     }
 
     fn give(&mut self, batch: &Batch) {
@@ -100,8 +99,7 @@ impl Shard {
         engine.finish(now, kernel, &mut host);
         let stale_drops = host.stale_drops;
         if journal.needs_checkpoint() {
-            let written = journal.maintain(engine);
-            shared.report_written(journal, written);
+            shared.report(journal.maintain(engine));
         }
         stale_drops
     }
@@ -140,8 +138,7 @@ impl SharedState {
         }
         if has_adopted {
             for shard in [shard, &mut *restored] {
-                let written = shard.write_records();
-                self.report_written(&shard.journal, written);
+                self.report(shard.write_records());
             }
         }
         // Their ends are carried out with the next look at the restored sessions.
@@ -158,6 +155,11 @@ impl SharedState {
         for shard in &self.shards {
             self.finish_shard(shard, kernel, &mut work);
         }
+    }
+
+    /// Has `work` done with each engine, one after another, that leaves nothing to carry out.
+    pub(super) fn with_each(&self, mut work: impl FnMut(&mut Engine)) {
+        self.shards.iter().for_each(|shard| work(&mut lock(shard).engine));
     }
 
     /// As [`finish_each`](Self::finish_each), with one shard.

@@ -4,7 +4,6 @@
 use std::{
     collections::HashSet,
     io,
-    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -106,11 +105,10 @@ impl FastPathControl<'_> {
         let (offload, shared) = (&self.reader.offload, self.shared);
         self.read_lines();
         // The engines hand each connection over again when it is eligible.
-        for shard in &shared.shards {
-            let sessions = &mut lock(shard).engine.sessions;
-            sessions.set_uses_fast_path(false);
-            sessions.set_uses_fast_path(hands_over);
-        }
+        shared.with_each(|engine| {
+            engine.sessions.set_uses_fast_path(false);
+            engine.sessions.set_uses_fast_path(hands_over);
+        });
         self.read_lines();
         let program = offload.program();
         program.take_back_all()?;
@@ -118,24 +116,18 @@ impl FastPathControl<'_> {
         self.read_lines();
         // A daemon that crashed may have left pinholes open that it had already dropped.
         let mut held: HashSet<PinholeId> = HashSet::new();
-        for shard in &shared.shards {
-            held.extend(lock(shard).engine.sessions.fast_path_pinholes());
-        }
-        let holds = |initiator: IpAddr, arrival: SocketAddr| {
-            let first = shared.shards.first();
-            first.is_some_and(|shard| lock(shard).engine.sessions.holds_pinhole(initiator, arrival))
-        };
+        shared.with_each(|engine| held.extend(engine.sessions.fast_path_pinholes()));
         program.retain_pinholes(|key, pinhole| match pinhole.flow {
-            0 => holds(key.initiator.into(), key.arrival().into()),
+            0 => shared.holds_pinhole(key.initiator.into(), key.arrival().into()),
             _ => held.contains(&pinhole_id(pinhole)),
         })?;
-        for shard in &shared.shards {
-            let sessions = &lock(shard).engine.sessions;
+        shared.with_each(|engine| {
+            let sessions = &engine.sessions;
             // The program may already have the same pinhole open. It is then the same session's.
             sessions.rule_pinholes().for_each(|pinhole| _ = offload.reserve_pinhole(&pinhole));
             let open = sessions.missing_pinholes(Instant::now(), |_| true);
             open.for_each(|opening| offload.record_rules_pinhole(&opening));
-        }
+        });
         Ok(())
     }
 
@@ -148,9 +140,7 @@ impl FastPathControl<'_> {
     /// Takes all connections back, or those with an end at one of these `interfaces`, and has the engines read all
     /// lines.
     pub(super) fn take_back(&mut self, interfaces: Option<&[u32]>) {
-        for shard in &self.shared.shards {
-            lock(shard).engine.sessions.take_back_at(interfaces);
-        }
+        self.shared.with_each(|engine| engine.sessions.take_back_at(interfaces));
         self.read_lines();
         // The lines that the program inspected before it got the change.
         self.read_lines();
@@ -168,9 +158,7 @@ impl FastPathControl<'_> {
     /// stay open.
     pub(super) fn stop(&mut self) {
         self.reader.has_stopped.store(true, Ordering::Release);
-        for shard in &self.shared.shards {
-            lock(shard).engine.sessions.set_uses_fast_path(false);
-        }
+        self.shared.with_each(|engine| engine.sessions.set_uses_fast_path(false));
         self.take_back(None);
     }
 
@@ -180,13 +168,12 @@ impl FastPathControl<'_> {
             return self.reader.leave(why.to_string());
         }
         self.update_program();
-        for shard in &self.shared.shards {
-            let mut shard = lock(shard);
+        self.shared.with_each(|engine| {
             // Read with the lock that the end takes after it has set it.
             if !self.reader.has_stopped.load(Ordering::Acquire) {
-                shard.engine.sessions.set_uses_fast_path(true);
+                engine.sessions.set_uses_fast_path(true);
             }
-        }
+        });
         self.reader.is_starting.store(false, Ordering::Release);
     }
 
@@ -246,9 +233,8 @@ impl FastPathControl<'_> {
     /// back, and their pinholes move to the rules: the program may not see their SYNs in time.
     fn set_usable_interfaces(&mut self, UsableInterfaces { indices, lost }: UsableInterfaces) {
         let indices: Arc<[u32]> = indices.into();
-        for shard in &self.shared.shards {
-            lock(shard).engine.sessions.set_fast_path_interfaces(Arc::clone(&indices));
-        }
+        self.shared
+            .with_each(|engine| engine.sessions.set_fast_path_interfaces(Arc::clone(&indices)));
         if !lost.is_empty() {
             self.take_back(Some(&lost));
             move_pinholes_to_rules(Some(&lost), self.shared, self.kernel);
@@ -257,10 +243,9 @@ impl FastPathControl<'_> {
 
     /// Has the program open no pinhole at ports that the policy forbids, or the `next` one.
     pub(super) fn bar_ports(&self, next: Option<&Policy>) {
-        let first = self.shared.shards.first();
-        let policy = first.map(|shard| lock(shard).engine.sessions.policy().clone());
+        let policy = lock(self.shared.restored()).engine.sessions.policy().clone();
         self.reader.offload.bar_ports(&self.reader.claimed, |port| {
-            policy.iter().chain(next).any(|policy| {
+            [&policy].into_iter().chain(next).any(|policy| {
                 let mut networks = policy.networks.iter().map(|network| &network.policy);
                 policy.forbids_port(port) || networks.any(|policy| policy.forbids_port(port))
             })

@@ -7,10 +7,7 @@
 //! - A thread locks one worker's shard at a time, and behind it at most that of the restored sessions, so that two threads
 //!   cannot wait for each other.
 
-use std::{
-    io,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ftp_alg_core::engine::Engine;
 
@@ -24,7 +21,7 @@ pub(super) struct Shard {
 
 impl Shard {
     /// Writes the records of changed sessions, outside a batch.
-    pub(super) fn write_records(&mut self) -> io::Result<()> {
+    pub(super) fn write_records(&mut self) -> Result<(), String> {
         let Self { engine, journal } = self;
         engine.sessions.write_records(|batch| journal.write(batch.records()))
     }

@@ -3,7 +3,6 @@
 use std::{
     collections::HashSet,
     fmt::Display,
-    io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::{
@@ -28,7 +27,6 @@ use super::{
     running_bytes::RunningBytes,
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Status},
-    state_dir::Journal,
     transfers::{DataConntrack, Reporter, Seen},
     worker_progress::WorkerProgress,
 };
@@ -83,13 +81,6 @@ impl SharedState {
     /// Counts and logs an error of the daemon.
     pub(super) fn report_error(&self, error: &dyn Display) {
         self.report_errors(1, error);
-    }
-
-    /// Counts and logs that a journal was not written, if it was not.
-    pub(super) fn report_written(&self, journal: &Journal, written: io::Result<()>) {
-        if let Err(error) = written {
-            self.report_error(&journal.describe_write_failure(&error));
-        }
     }
 
     /// Counts `count` errors, and logs one line for them.
@@ -222,6 +213,11 @@ impl SharedState {
         status
     }
 
+    /// Whether a session of any engine holds this pinhole.
+    pub(super) fn holds_pinhole(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
+        lock(self.restored()).engine.sessions.holds_pinhole(initiator, arrival)
+    }
+
     /// Opens the pinholes of sessions that are missing in the kernel according to `is_missing`, for the rest of their
     /// time.
     pub(super) fn reopen_pinholes(
@@ -267,8 +263,7 @@ impl SharedState {
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.engine.record_downtime();
-            let written = shard.write_records();
-            self.report_written(&shard.journal, written);
+            self.report(shard.write_records());
         }
     }
 }

@@ -89,24 +89,19 @@ fn update_pinholes(
     let (before, now) = (ends_of(open_before), ends_of(&kernel.list_open()?));
     // A crash may have come after a move to the rules, and before its record.
     let in_rules = &before | &now;
-    for shard in &shared.shards {
-        let sessions = &mut lock(shard).engine.sessions;
-        sessions
-            .record_rule_pinholes(|initiator, arrival| in_rules.contains(&(initiator, arrival)));
-    }
+    let is_in_rules = |initiator, arrival| in_rules.contains(&(initiator, arrival));
+    shared.with_each(|engine| engine.sessions.record_rule_pinholes(is_in_rules));
     let is_missing = |pinhole: &PinholeEnds| {
         let ends = pinhole.ends();
         before.contains(&ends) && !now.contains(&ends) && !is_consumed(&ends)
     };
     shared.reopen_pinholes(kernel, is_missing);
     // The session of an expectation is not known. The kernel expires it.
-    let Some(first) = shared.shards.first() else { return Ok(()) };
     if parameters.backend != Backend::Nftables {
         return Ok(());
     }
-    let is_left = |ends: &(IpAddr, SocketAddr)| {
-        !lock(first).engine.sessions.holds_pinhole(ends.0, ends.1) || is_consumed(ends)
-    };
+    let is_left =
+        |ends: &(IpAddr, SocketAddr)| !shared.holds_pinhole(ends.0, ends.1) || is_consumed(ends);
     shared.close_pinholes_of_table(kernel, now.into_iter().filter(is_left));
     Ok(())
 }

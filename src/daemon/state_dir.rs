@@ -194,7 +194,7 @@ impl StateDir {
         // Without room, FTP works all the same.
         if let Err(error) = journal.checkpoint(engine) {
             remove_journal(&journal.path)?;
-            let (path, text) = (journal.path.display(), journal.describe_write_failure(&error));
+            let (path, text) = (journal.path.display(), journal.describe_failure(&error));
             log_event!(ERROR, %path, "{text}");
         }
         Ok(journal)
@@ -339,35 +339,6 @@ fn replace_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) ->
     Ok(file)
 }
 
-/// Replaces the file at `path` by a checkpoint: all sessions of `engine`. Returns the file, positioned at its end, and
-/// its length.
-fn write_checkpoint(
-    path: &Path,
-    origin: &str,
-    engine: &mut Engine,
-    buffer: &mut Vec<u8>,
-) -> io::Result<(File, u64)> {
-    buffer.clear();
-    buffer.extend_from_slice(origin.as_bytes());
-    let mut length = 0;
-    let file = replace_file(path, |file| {
-        let mut written = Ok(());
-        let read = engine.sessions.write_all_records(|record| {
-            append_frame(record, buffer);
-            if buffer.len() >= CHUNK && written.is_ok() {
-                length += buffer.len() as u64;
-                written = file.write_all(buffer);
-                buffer.clear();
-            }
-        });
-        read.map_err(io::Error::other)?;
-        written?;
-        length += buffer.len() as u64;
-        file.write_all(buffer)
-    })?;
-    Ok((file, length))
-}
-
 /// The journal of one engine.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -382,8 +353,11 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Appends records. Must be called before the verdicts that they belong to are given.
-    pub(super) fn write<'r>(&mut self, records: impl Iterator<Item = &'r [u8]>) -> io::Result<()> {
+    /// Appends records. Must be called before the verdicts that they belong to are given. The error says what it costs.
+    pub(super) fn write<'r>(
+        &mut self,
+        records: impl Iterator<Item = &'r [u8]>,
+    ) -> Result<(), String> {
         self.buffer.clear();
         records.for_each(|record| append_frame(record, &mut self.buffer));
         let Some(file) = self.file.as_mut().filter(|_| !self.buffer.is_empty()) else {
@@ -393,7 +367,7 @@ impl Journal {
             self.file = None;
             // So that no later start uses it.
             let _ = fs::remove_file(&self.path);
-            return Err(error);
+            return Err(self.describe_failure(&error));
         }
         self.length += self.buffer.len() as u64;
         Ok(())
@@ -401,22 +375,19 @@ impl Journal {
 
     /// Writes a checkpoint if one is due, if the journal could not be written before, or if its file was removed.
     /// Called about once a second.
-    pub(super) fn maintain(&mut self, engine: &mut Engine) -> io::Result<()> {
-        let is_in_place = match &self.file {
-            Some(file) => {
-                let there = fs::metadata(&self.path).map(|there| there.ino());
-                there.ok() == Some(file.metadata()?.ino())
-            }
-            None => false,
-        };
-        match is_in_place {
+    pub(super) fn maintain(&mut self, engine: &mut Engine) -> Result<(), String> {
+        let own = self.file.as_ref().and_then(|file| file.metadata().ok());
+        let there = fs::metadata(&self.path).ok();
+        let is_in_place = own.zip(there).is_some_and(|(own, there)| own.ino() == there.ino());
+        let written = match is_in_place {
             true if !self.needs_checkpoint() => Ok(()),
             // If the checkpoint fails, the present file is still valid.
             true => {
                 self.checkpoint(engine).inspect_err(|_| self.checkpoint_at = self.length + SLACK)
             }
             false => self.checkpoint(engine).inspect_err(|_| self.file = None),
-        }
+        };
+        written.map_err(|error| self.describe_failure(&error))
     }
 
     /// Whether a checkpoint is due, because most records are superseded.
@@ -429,20 +400,36 @@ impl Journal {
         self.file.is_some()
     }
 
-    /// Replaces the journal by a checkpoint.
+    /// Replaces the journal by a checkpoint: all sessions of `engine`.
     fn checkpoint(&mut self, engine: &mut Engine) -> io::Result<()> {
-        let (file, length) = write_checkpoint(&self.path, &self.origin, engine, &mut self.buffer)?;
+        let Self { path, origin, buffer, .. } = self;
+        buffer.clear();
+        buffer.extend_from_slice(origin.as_bytes());
+        let mut length = 0;
+        let file = replace_file(path, |file| {
+            let mut written = Ok(());
+            let read = engine.sessions.write_all_records(|record| {
+                append_frame(record, buffer);
+                if buffer.len() >= CHUNK && written.is_ok() {
+                    length += buffer.len() as u64;
+                    written = file.write_all(buffer);
+                    buffer.clear();
+                }
+            });
+            read.map_err(io::Error::other)?;
+            written?;
+            length += buffer.len() as u64;
+            file.write_all(buffer)
+        })?;
         // Not before: if this fails, they are appended to the present file.
         engine.sessions.forget_changes();
-        self.file = Some(file);
-        self.length = length;
-        self.checkpoint_at = 2 * length + SLACK;
-        self.buffer.shrink_to(2 * CHUNK);
+        buffer.shrink_to(2 * CHUNK);
+        (self.file, self.length, self.checkpoint_at) = (Some(file), length, 2 * length + SLACK);
         Ok(())
     }
 
     /// The text for a journal that cannot be written.
-    pub(super) fn describe_write_failure(&self, error: &io::Error) -> String {
+    fn describe_failure(&self, error: &io::Error) -> String {
         let remedy = match error.kind() {
             // Landlock allows the directory that was there at the start, not one that took its place.
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {

@@ -15,7 +15,7 @@ type Gateway = Standalone<FakeKernel>;
 
 impl Journal {
     /// Appends the records of `gateway`, and writes a checkpoint if one is due.
-    fn append(&mut self, gateway: &mut Gateway) -> io::Result<()> {
+    fn append(&mut self, gateway: &mut Gateway) -> Result<(), String> {
         let records = std::mem::take(&mut gateway.journal);
         self.write(records.iter().map(Vec::as_slice))?;
         if self.needs_checkpoint() { self.maintain(&mut gateway.engine) } else { Ok(()) }

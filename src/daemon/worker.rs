@@ -198,7 +198,7 @@ impl Worker {
         if let Err(error) = journal.maintain(engine)
             && was_written
         {
-            self.shared.report_error(&journal.describe_write_failure(&error));
+            self.shared.report_error(&error);
         }
     }
 

@@ -448,9 +448,7 @@ impl Workers {
         if let Some(fast_path) = self.shared.fast_path_control(&mut kernel) {
             fast_path.bar_ports(Some(&policy));
         }
-        for shard in &self.shared.shards {
-            lock(shard).engine.sessions.set_policy(policy.clone());
-        }
+        self.shared.with_each(|engine| engine.sessions.set_policy(policy.clone()));
         self.shared.external_names.record_announced(addresses);
         if let Some(mut fast_path) = self.shared.fast_path_control(&mut kernel) {
             fast_path.apply_policy();
