@@ -63,10 +63,12 @@ pub enum ControlError {
     System { path: PathBuf, source: io::Error },
 }
 
-/// A bound control socket that does not answer yet. Dropping it removes its name.
+/// A bound control socket, which answers when it serves. Dropping it ends its thread and removes its name.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: UnixListener,
+    stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
     name: SocketName,
 }
 
@@ -97,7 +99,8 @@ impl ControlSocket {
         }
         socket.listen(BACKLOG).map_err(system)?;
         let name = SocketName::create(path).map_err(system)?;
-        Ok(Self { listener: UnixListener::from(OwnedFd::from(socket)), name })
+        let listener = UnixListener::from(OwnedFd::from(socket));
+        Ok(Self { listener, stopping: Arc::default(), thread: None, name })
     }
 
     /// Checks that `path` can be bound as soon as the processes that `is_ending` selects have ended.
@@ -119,35 +122,18 @@ impl ControlSocket {
     }
 
     /// Starts to answer requests from `source`, on a thread of its own.
-    pub fn serve(self, source: Arc<dyn StatusSource>) -> Result<ControlServer, ControlError> {
-        let Self { listener, name } = self;
-        let stopping = Arc::new(AtomicBool::new(false));
-        let start = || {
-            let accepting = listener.try_clone()?;
-            let stopping = Arc::clone(&stopping);
-            thread::Builder::new()
-                .name("control".into())
-                .spawn(move || accept_clients(&accepting, &*source, &stopping))
-        };
-        match start() {
-            Ok(thread) => {
-                Ok(ControlServer { listener, stopping, thread: Some(thread), _name: name })
-            }
-            Err(source) => Err(ControlError::System { path: name.path.clone(), source }),
-        }
+    pub fn serve(&mut self, source: Arc<dyn StatusSource>) -> Result<(), ControlError> {
+        let failed = |source| ControlError::System { path: self.name.path.clone(), source };
+        let accepting = self.listener.try_clone().map_err(failed)?;
+        let stopping = Arc::clone(&self.stopping);
+        let answer = move || accept_clients(&accepting, &*source, &stopping);
+        let thread = thread::Builder::new().name("control".into()).spawn(answer).map_err(failed)?;
+        self.thread = Some(thread);
+        Ok(())
     }
 }
 
-/// The control socket while it answers. Dropping it ends its thread and removes its name.
-#[derive(Debug)]
-pub struct ControlServer {
-    listener: UnixListener,
-    stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-    _name: SocketName,
-}
-
-impl Drop for ControlServer {
+impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release);
         // Wakes the thread in accept, which then fails with EINVAL (unix_accept).

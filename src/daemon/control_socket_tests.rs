@@ -27,8 +27,10 @@ fn socket_path() -> (tempfile::TempDir, PathBuf) {
     (directory, path)
 }
 
-fn serve(path: &Path) -> ControlServer {
-    ControlSocket::bind(path).unwrap().serve(Arc::new(source())).unwrap()
+fn serve(path: &Path) -> ControlSocket {
+    let mut socket = ControlSocket::bind(path).unwrap();
+    socket.serve(Arc::new(source())).unwrap();
+    socket
 }
 
 #[test]

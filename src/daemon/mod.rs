@@ -219,7 +219,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     // From here on a signal ends the daemon in order, which leaves nothing behind.
     let signals = Signals::new(SIGNALS).map_err(system("signals"))?;
     let confined = confine(options, &config)?;
-    let ConfinedDaemon { unconfined, socket, metrics, state_dir: _claimed, .. } = confined;
+    let ConfinedDaemon { unconfined, mut socket, metrics, state_dir: _claimed, .. } = confined;
     let fast_path = confined.fast_path;
     let log_files = Arc::new(Mutex::new(confined.log_files));
     let _last_events = LastEvents(Arc::clone(&log_files));
@@ -235,7 +235,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         Arc::clone(&log_files),
         config_file,
     )?;
-    let server = socket.serve(service.shared.clone())?;
+    socket.serve(service.shared.clone())?;
     let metrics = metrics.and_then(|bound| serve_metrics(&config.metrics, bound, &service));
     let (version, ports) = (env!("CARGO_PKG_VERSION"), &config.control_ports);
     let queues: Vec<_> = config.queue.numbers().collect();
@@ -262,7 +262,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     });
     notify(&[NotifyState::Stopping]);
     drop(metrics);
-    drop(server);
+    drop(socket);
     drop(service);
     log_event!(STOPPED, "stopped");
     outcome
