@@ -18,10 +18,7 @@ use ftp_alg_fastpath::UsableInterfaces;
 use super::{
     ServiceError, fast_path_lines::FastPathReader, shard::lock, shared_state::SharedState,
 };
-use crate::kernel::{
-    LinuxKernel, NetfilterError, RuleParameters, conntrack::consumed_pinholes, offload::pinhole_id,
-    parameters::Backend,
-};
+use crate::kernel::{LinuxKernel, NetfilterError, RuleParameters, offload::pinhole_id};
 
 /// Interval between two readings of the ring buffer, while there are lines and while there are none. It has room for 5461
 /// lines.
@@ -284,12 +281,8 @@ pub(super) fn reopen_program_pinholes(
         let moved = engine.sessions.move_pinholes_to_rules(Instant::now(), None);
         left.extend(moved.into_iter().map(|(_, opening)| opening.ends));
     });
-    if left.is_empty() || parameters.backend != Backend::Nftables {
+    if left.is_empty() {
         return Ok(());
     }
-    let used = consumed_pinholes(parameters)?;
-    shared.reopen_pinholes(kernel, |pinhole| {
-        left.contains(pinhole) && !used.contains(&(pinhole.initiator, pinhole.arrival))
-    });
-    Ok(())
+    shared.reopen_unused_pinholes(parameters, kernel, |pinhole| left.contains(pinhole))
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Kernel, PinholeInfo, SessionDetails, SessionInfo, Translation};
+use ftp_alg_core::engine::{Engine, Kernel, PinholeInfo, SessionDetails, SessionInfo, Translation};
 
 use super::{
     config_file::ConfigTexts,
@@ -53,15 +53,13 @@ impl SharedState {
             Some(PinholeRow { info, remaining_seconds })
         };
         let now = Instant::now();
-        let rows = |shard: &Mutex<Shard>| {
-            let shard = lock(shard);
-            let sessions = &shard.engine.sessions;
+        let mut rows = Vec::new();
+        self.with_each(|Engine { sessions, .. }| {
             let listed = sessions.list_pinholes().chain(sessions.list_ended_pinholes(now));
-            listed.filter_map(row).collect::<Vec<_>>()
-        };
-        let mut rows: Vec<_> = self.shards.iter().flat_map(rows).collect();
+            rows.extend(listed.filter_map(row));
+        });
         let mut listed = HashSet::new();
-        rows.retain(|row| listed.insert(row.info.ends.ends()));
+        rows.retain(|row: &PinholeRow| listed.insert(row.info.ends.ends()));
         rows
     }
 
@@ -121,13 +119,11 @@ impl StatusSource for SharedState {
         let mut status = self.status_without_sessions(now);
         let counts = rates::counts(&status, self.transfers.is_on());
         status.rates = lock(&self.history).rates(now, counts);
-        let sessions = |shard: &Mutex<Shard>| lock(shard).engine.sessions.count_open() as u64;
-        status.sessions = self.shards.iter().map(sessions).sum();
+        self.with_each(|engine| status.sessions += engine.sessions.count_open() as u64);
         let pinholes = self.pinhole_rows();
         status.pinholes = pinholes.len() as u64;
-        let running =
-            |shard: &Mutex<Shard>| lock(shard).engine.sessions.list_running().collect::<Vec<_>>();
-        let mut running: Vec<_> = self.shards.iter().flat_map(running).collect();
+        let mut running = Vec::new();
+        self.with_each(|engine| running.extend(engine.sessions.list_running()));
         forget_pending(&mut running, &pinholes);
         status.running =
             self.running_bytes.with(is_needed(&running), |looks| looks.totals(&running));
@@ -144,11 +140,11 @@ impl StatusSource for SharedState {
             *open.entry(pinhole.info.session).or_default() += 1;
         }
         let mut kernel = lock(&self.kernel);
-        let list = |shard: &Mutex<Shard>| lock(shard).engine.sessions.list().collect::<Vec<_>>();
-        let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
+        let mut sessions = Vec::new();
+        self.with_each(|engine| sessions.extend(engine.sessions.list()));
         // A worker may adopt one between the looks at two shards.
         let mut listed = HashSet::new();
-        sessions.retain(|session| listed.insert(session.id));
+        sessions.retain(|session: &SessionInfo| listed.insert(session.id));
         // Without the lock of an engine, because lookups take time.
         for session in &mut sessions {
             if now.elapsed() > LOOK_UP_LIMIT {

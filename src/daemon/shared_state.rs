@@ -30,7 +30,12 @@ use super::{
     transfers::{DataConntrack, Reporter, Seen},
     worker_progress::WorkerProgress,
 };
-use crate::kernel::{LinuxKernel, RuleParameters, conntrack::CountedPackets, queue::QueueCounts};
+use crate::kernel::{
+    LinuxKernel, NetfilterError, RuleParameters,
+    conntrack::{CountedPackets, consumed_pinholes},
+    parameters::Backend,
+    queue::QueueCounts,
+};
 
 /// The state that the workers, the control socket and the main thread share.
 pub(super) struct SharedState {
@@ -199,9 +204,8 @@ impl SharedState {
         status.transfers = self.transfers.totals();
         status.daemon.events_unwritten = self.events_unwritten.load(Ordering::Relaxed);
         status.daemon.pinholes_expired = self.health.unused_pinholes();
-        let handed_over =
-            |shard: &Mutex<Shard>| lock(shard).engine.sessions.fast_path_sessions().count();
-        let connections = self.shards.iter().map(handed_over).sum();
+        let mut connections = 0;
+        self.with_each(|engine| connections += engine.sessions.fast_path_sessions().count());
         status.fast_path = match &self.fast_path {
             Ok(reader) => reader.status(connections),
             Err(why) => FastPathStatus::off(why),
@@ -216,6 +220,23 @@ impl SharedState {
     /// Whether a session of any engine holds this pinhole.
     pub(super) fn holds_pinhole(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
         lock(self.restored()).engine.sessions.holds_pinhole(initiator, arrival)
+    }
+
+    /// Opens the pinholes of sessions that are missing in the table according to `is_missing` and that no connection has
+    /// consumed.
+    pub(super) fn reopen_unused_pinholes(
+        &self,
+        parameters: &RuleParameters,
+        kernel: &mut LinuxKernel,
+        is_missing: impl Fn(&PinholeEnds) -> bool,
+    ) -> Result<(), NetfilterError> {
+        // Expectations are in no table.
+        if parameters.backend == Backend::Nftables {
+            let used = consumed_pinholes(parameters)?;
+            let is_missing = |one: &PinholeEnds| is_missing(one) && !used.contains(&one.ends());
+            self.reopen_pinholes(kernel, is_missing);
+        }
+        Ok(())
     }
 
     /// Opens the pinholes of sessions that are missing in the kernel according to `is_missing`, for the rest of their

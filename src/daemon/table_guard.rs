@@ -187,16 +187,11 @@ fn retry_pause(failures: u32) -> Duration {
 
 /// Opens the pinholes again that the old table had, except those that were consumed.
 pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
-    if table.parameters().backend != Backend::Nftables {
-        return; // expectations are in no table
-    }
     let mut kernel = lock(&shared.kernel);
-    let Some(used) = shared.report(consumed_pinholes(table.parameters())) else { return };
     let Some(open) = shared.report(kernel.list_open()) else { return };
     let open: HashSet<_> = open.iter().map(OpenPinhole::ends).collect();
-    let is_missing =
-        |pinhole: &PinholeEnds| !used.contains(&pinhole.ends()) && !open.contains(&pinhole.ends());
-    shared.reopen_pinholes(&mut kernel, is_missing);
+    let is_missing = |pinhole: &PinholeEnds| !open.contains(&pinhole.ends());
+    shared.report(shared.reopen_unused_pinholes(table.parameters(), &mut kernel, is_missing));
 }
 
 /// Sends an event whenever another program changes nf_tables, until the process ends.

@@ -89,8 +89,8 @@ pub(super) fn start(
     let group = parameters.data_log_group();
     let data_log = config.reports_transfers().then(|| open_data_log(group)).flatten();
     let parameters = parameters.with_data_log(data_log.is_some());
-    let learned = learn(config, parameters, reading, &state, restored);
-    let LearnedParameters { rules, parameters, port_sets, backend_reason } = learned;
+    let (rules, parameters, port_sets, backend_reason) =
+        learn(config, parameters, reading, &state, restored);
     let commits = open_commits()?;
     let claimed = ClaimedPorts::default();
     let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend));
@@ -229,22 +229,15 @@ fn restore_shards(
     Ok((state, engines.into_iter().zip(journals).map(shard).collect()))
 }
 
-/// The parameters of the rules with what the operator's rules say.
-struct LearnedParameters {
-    rules: OperatorRules,
-    parameters: RuleParameters,
-    port_sets: Arc<[RangeInclusive<u16>]>,
-    backend_reason: &'static str,
-}
-
-/// Completes `parameters` by the operator's rules, which are being read.
+/// Completes `parameters` by the operator's rules, which are being read. Returns both, the sets of ports to which the rules
+/// translate source ports, and why the back end is in use.
 fn learn(
     config: &Config,
     parameters: RuleParameters,
     reading: Receiver<Firewall>,
     state: &StateDir,
     restored: bool,
-) -> LearnedParameters {
+) -> (OperatorRules, RuleParameters, Arc<[RangeInclusive<u16>]>, &'static str) {
     let backend_before = state.backend();
     let is_automatic = config.pinhole.backend.is_none();
     let select_backend =
@@ -262,7 +255,7 @@ fn learn(
         (backend, backend_reason) = rules.automatic_backend(backend_before, restored, &parameters);
         parameters = parameters.with_backend(backend);
     }
-    LearnedParameters { rules, parameters, port_sets, backend_reason }
+    (rules, parameters, port_sets, backend_reason)
 }
 
 /// A variable for tests. With the value `no`, the table gets no owner, so other programs can remove it.
@@ -414,15 +407,10 @@ impl Workers {
     /// Whether an adjusted connection is still open according to the kernel. After [`MAX_QUERIED`] lookups the answer
     /// is yes, because the end of the daemon must not take long.
     fn has_adjusted_connection(&self, kernel: &mut LinuxKernel) -> bool {
-        let of_shard = |shard: &Mutex<Shard>| {
-            lock(shard)
-                .engine
-                .sessions
-                .adjusted_connections()
-                .take(MAX_QUERIED + 1)
-                .collect::<Vec<_>>()
-        };
-        let adjusted: Vec<_> = self.shared.shards.iter().flat_map(of_shard).collect();
+        let mut adjusted = Vec::new();
+        self.shared.with_each(|engine| {
+            adjusted.extend(engine.sessions.adjusted_connections().take(MAX_QUERIED + 1));
+        });
         adjusted.iter().enumerate().any(|(asked, connection)| {
             asked >= MAX_QUERIED
                 || !matches!(kernel.conntrack.has_connection(connection), Ok(false))
