@@ -124,13 +124,6 @@ fn pipelined_transfers_have_their_own_names_or_none() {
     assert_eq!(paths(&mut talk), ["STOR h 226"]);
 }
 
-#[test]
-fn a_reply_too_many_names_no_file_that_it_is_not_about() {
-    let mut talk = Conversation::logged_in();
-    talk.play(&format!("{PORT} > RETR a > RETR b < 150 x < 226 y < 226 again"));
-    assert_eq!(paths(&mut talk), ["RETR a 226", "RETR ? 226"]);
-}
-
 /// The server's replies are one behind then, and nothing says when they are no more.
 #[test]
 fn after_a_reply_too_many_no_file_is_named_until_a_login() {
@@ -223,16 +216,6 @@ fn a_refused_user_is_not_that_of_a_later_transfer() {
 }
 
 #[test]
-fn a_transfer_ends_with_its_connection() {
-    let mut talk = Conversation::logged_in();
-    talk.play(&format!("{PORT} > RETR a < 150 here"));
-    talk.end();
-    let ended: Vec<_> = talk.transfers().iter().map(|transfer| transfer.end).collect();
-    assert_eq!(ended, [TransferEnd::SessionEnded]);
-    assert_eq!(talk.transfers(), []);
-}
-
-#[test]
 fn paths_are_absolute_if_the_directory_is_known() {
     let retr = "> RETR f < 150 x < 226 y";
     for (script, expected) in [
@@ -296,13 +279,6 @@ fn activity_survives_a_restart() {
     assert_eq!(in_short(transfer), "RETR /pub/a: 226");
     assert_eq!(user.as_deref(), Some("joe"));
     assert_eq!(transfer.duration, Duration::from_secs(2));
-}
-
-#[test]
-fn nothing_is_reported_before_a_login() {
-    let mut talk = Conversation::masqueraded();
-    let script = "< 220 ready > RETR a < 530 log in > USER joe < 331 go on > RETR a < 503 no";
-    assert_eq!(talk.transfers_of(script), [""; 0]);
 }
 
 #[test]
@@ -385,34 +361,56 @@ fn a_session_is_reported_from_its_login_to_its_end() {
     assert_eq!(talk.session_events(), [""; 0], "it is reported once");
 }
 
-/// Anybody can open connections.
 #[test]
 fn a_session_without_a_login_is_not_reported() {
     let mut talk = Conversation::masqueraded();
-    talk.play("< 220 ready > USER joe < 331 go on > PASS x < 530 no");
+    let script = "< 220 ready > RETR a < 530 log in > USER joe < 331 go on > RETR a < 503 no";
+    assert_eq!(talk.transfers_of(script), [""; 0]);
+    talk.play("> PASS x < 530 no");
     talk.end();
     talk.let_pass(3600);
     assert_eq!(talk.session_events(), [""; 0]);
 }
 
+/// And ends its transfer, whether that has begun or not.
 #[test]
 fn each_end_of_a_session_has_its_word() {
-    let mut talk = Conversation::logged_in();
-    talk.let_pass(5 * 86_400 + 1);
-    let [_, expired] = &talk.session_events()[..] else { panic!() };
-    assert!(expired.contains(" s: expired, user joe, 0 transfers"), "{expired}");
-
-    let mut talk = Conversation::logged_in();
-    let rst = talk.rst(Side::Client, [talk.client.port(), 21], talk.next[0]);
-    talk.pass(&rst);
-    let [_, reset] = &talk.session_events()[..] else { panic!() };
-    assert!(reset.contains(" s: reset, user joe, 0 transfers"), "{reset}");
-
-    let mut talk = Conversation::logged_in();
-    let (client, server) = (talk.client, talk.server);
-    talk.gateway.run(talk.now, |engine, _| engine.sessions.forget_between(client, server));
-    let [_, replaced] = &talk.session_events()[..] else { panic!() };
-    assert!(replaced.contains(" s: replaced"), "{replaced}");
+    type EndSession = fn(&mut Conversation);
+    let ends: [(&str, TransferEnd, EndSession); 5] = [
+        ("closed", TransferEnd::SessionEnded, Conversation::end),
+        ("expired", TransferEnd::Unseen, |talk| talk.let_pass(5 * 86_400 + 1)),
+        ("reset", TransferEnd::SessionReset, |talk| {
+            let rst = talk.rst(Side::Client, [talk.client.port(), 21], talk.next[0]);
+            talk.pass(&rst);
+        }),
+        ("replaced", TransferEnd::Unseen, |talk| {
+            let (client, server) = (talk.client, talk.server);
+            talk.gateway.run(talk.now, |engine, _| engine.sessions.forget_between(client, server));
+        }),
+        // At a limit.
+        ("reset", TransferEnd::SessionReset, |talk| {
+            let now = talk.now;
+            talk.gateway.run(now, |engine, kernel| {
+                engine.sessions.reset_session(now, 0, "a limit".to_owned(), kernel);
+            });
+        }),
+    ];
+    for (word, expected, end_session) in ends {
+        for begun in ["", "< 150 here"] {
+            let mut talk = Conversation::logged_in();
+            talk.play(&format!("{PORT} > RETR a {begun}"));
+            end_session(&mut talk);
+            let (events, _) = talk.gateway.take_events();
+            let ended = events.iter().filter_map(|event| event.kind.ended_transfer());
+            assert_eq!(
+                ended.map(|transfer| transfer.end).collect::<Vec<_>>(),
+                [expected],
+                "{word}"
+            );
+            let text = format!(" s: {word}, user joe, 1 transfer");
+            assert!(events.iter().any(|event| event.to_string().ends_with(&text)), "{events:?}");
+        }
+    }
 }
 
 #[test]
@@ -428,17 +426,6 @@ fn the_start_of_a_session_is_reported_once_over_a_restart() {
 }
 
 #[test]
-fn a_transfer_of_a_forgotten_session_is_reported() {
-    for has_started in [false, true] {
-        let mut talk = Conversation::logged_in();
-        talk.play(&format!("{PORT} > RETR a {}", if has_started { "< 150 here" } else { "" }));
-        talk.let_pass(5 * 86_400 + 1);
-        let ended: Vec<_> = talk.transfers().iter().map(|transfer| transfer.end).collect();
-        assert_eq!(ended, [TransferEnd::Unseen]);
-    }
-}
-
-#[test]
 fn a_transfer_that_ended_unseen_is_reported() {
     let mut talk = Conversation::logged_in();
     talk.play(&format!("{PORT} > RETR a < 150 here"));
@@ -449,15 +436,6 @@ fn a_transfer_that_ended_unseen_is_reported() {
     talk.play("> NOOP");
     let ended: Vec<_> = talk.transfers().iter().map(in_short).collect();
     assert_eq!(ended, ["RETR a: its end was not seen"]);
-    // The session is reset at a limit.
-    let mut talk = Conversation::logged_in();
-    talk.play(&format!("{PORT} > RETR a < 150 here"));
-    let now = talk.now;
-    talk.gateway.run(now, |engine, kernel| {
-        engine.sessions.reset_session(now, 0, "a limit".to_owned(), kernel);
-    });
-    let ended: Vec<_> = talk.transfers().iter().map(|transfer| transfer.end).collect();
-    assert_eq!(ended, [TransferEnd::SessionReset]);
 }
 
 #[test]
