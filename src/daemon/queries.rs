@@ -65,9 +65,8 @@ impl SharedState {
 
     /// What is known of the transfer of each of these sessions.
     fn moved(&self, sessions: &[SessionInfo]) -> Vec<Option<Moved>> {
-        self.running_bytes.with(is_needed(sessions), |looks| {
-            sessions.iter().map(|session| looks.moved(session)).collect()
-        })
+        let looks = self.running_bytes.looks_at(sessions);
+        sessions.iter().map(|session| looks.moved(session)).collect()
     }
 
     fn summary(&self, session: SessionInfo, moved: Option<Moved>, now: Instant) -> SessionSummary {
@@ -125,8 +124,7 @@ impl StatusSource for SharedState {
         let mut running = Vec::new();
         self.with_each(|engine| running.extend(engine.sessions.list_running()));
         forget_pending(&mut running, &pinholes);
-        status.running =
-            self.running_bytes.with(is_needed(&running), |looks| looks.totals(&running));
+        status.running = self.running_bytes.looks_at(&running).totals(&running);
         status
     }
 
@@ -202,11 +200,6 @@ fn look_up(session: &mut SessionInfo, kernel: &mut LinuxKernel) {
     {
         session.translation = translation;
     }
-}
-
-/// Whether the bytes of one of these sessions may be known.
-fn is_needed(sessions: &[SessionInfo]) -> bool {
-    sessions.iter().any(|session| session.data_connection.is_some())
 }
 
 /// Forgets the data connections that have not arrived: others may have had the same ends.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -57,16 +57,17 @@ impl RunningBytes {
         Self { parameters: parameters.clone(), looks: Mutex::default() }
     }
 
-    /// Returns what `read` makes of the looks, after a new one if `is_needed` and the last one is too old.
-    pub(super) fn with<R>(&self, is_needed: bool, read: impl FnOnce(&Looks) -> R) -> R {
+    /// The looks, after a new one if the bytes of one of these sessions may be known, and the last one is too old.
+    pub(super) fn looks_at(&self, sessions: &[SessionInfo]) -> MutexGuard<'_, Looks> {
         let mut looks = lock(&self.looks);
         let at = Instant::now();
+        let is_needed = sessions.iter().any(|session| session.data_connection.is_some());
         if is_needed && looks.0.back().is_none_or(|last| last.until <= at) {
             let counts = count_running(&self.parameters).unwrap_or_default();
             let lifetime = (at.elapsed() * LIFETIME_FACTOR).max(LOOK_LIFETIME);
             looks.add(Look { at, until: at + lifetime, counts });
         }
-        read(&looks)
+        looks
     }
 }
 
