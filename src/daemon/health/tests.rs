@@ -145,14 +145,13 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
 fn sessions_without_a_route_matter_if_there_are_several() {
     let health = Health::new(Instant::now());
     let status = Status::default();
-    let missing = || EventKind::Elsewhere(NO_ROUTE);
-    record(&health, 1, missing());
-    assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &[]));
-    record(&health, 1, missing());
-    assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["no-route"]));
-    record(&health, 2, missing());
-    record(&health, 3, missing());
-    assert_eq!(names(&health, Duration::ZERO, &status), named(&["no-route"], &[]));
+    let (warning, problem) = (named(&[], &["no-route"]), named(&["no-route"], &[]));
+    for (client, expected) in
+        [(1, named(&[], &[])), (1, warning.clone()), (2, warning), (3, problem)]
+    {
+        record(&health, client, EventKind::Elsewhere(NO_ROUTE));
+        assert_eq!(names(&health, Duration::ZERO, &status), expected, "{client}");
+    }
     assert_eq!(names(&health, RECENT_WINDOW, &status), named(&[], &[]));
 }
 
