@@ -27,15 +27,9 @@ pub(super) struct CounterHistory {
     samples: VecDeque<Sample>,
 }
 
-impl Default for CounterHistory {
-    fn default() -> Self {
-        Self::new(Instant::now())
-    }
-}
-
 impl CounterHistory {
     /// The history of a daemon that started at `started`, with all counters at zero.
-    fn new(started: Instant) -> Self {
+    pub(super) fn new(started: Instant) -> Self {
         Self { started, samples: [(started, WindowCounts::default())].into() }
     }
 

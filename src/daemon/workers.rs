@@ -32,6 +32,7 @@ use super::{
     log::EventLog,
     log_files::LogFiles,
     operator_rules::{self, FollowedRules, OperatorRules},
+    rates::CounterHistory,
     running_bytes::RunningBytes,
     shard::{Shard, lock},
     shared_state::SharedState,
@@ -119,7 +120,7 @@ pub(super) fn start(
     let wakers = queues.iter().map(Queue::waker).collect::<Result<Vec<_>, _>>()?;
     let shared = Arc::new(SharedState {
         progress: WorkerProgress::new(queues.len()),
-        history: Mutex::default(),
+        history: Mutex::new(CounterHistory::new(Instant::now())),
         backend: parameters.backend.into(),
         backend_reason,
         queue_counts: Mutex::new(vec![QueueCounts::default(); queues.len()]),
@@ -163,7 +164,7 @@ pub(super) fn start(
         workers.update_policy(config);
     }
     if config.queue.fast_path != FastPathMode::Off {
-        workers.start_fast_path(why_off, obstacle, &make_kernel, events)?;
+        workers.start_fast_path(why_off, obstacle, make_kernel()?, events)?;
     }
     let follower = FollowedRules {
         reader: rules_reader,
@@ -335,20 +336,31 @@ impl Workers {
         &mut self,
         why_off: Option<&str>,
         obstacle: Option<String>,
-        make_kernel: &dyn Fn() -> Result<LinuxKernel, crate::kernel::NetfilterError>,
+        mut kernel: LinuxKernel,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
-        match (&self.shared.fast_path, why_off, obstacle) {
-            (Err(why), ..) => fast_path_thread::log_off(why),
-            (Ok(_), Some(why), _) => fast_path_thread::log_off(why),
-            (Ok(_), None, Some(why)) => {
-                fast_path_thread::log_off(&why);
-                let mut kernel = lock(&self.shared.kernel);
-                let fast_path = self.shared.fast_path_control(&mut kernel);
-                fast_path.map_or(Ok(()), |mut fast_path| fast_path.turn_off(why))?;
-            }
-            (Ok(_), None, None) => self.start_fast_path_reader(make_kernel()?, events)?,
+        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
+        let why_off = shared.fast_path.as_ref().err().map(String::as_str).or(why_off);
+        if let Some(why) = why_off.or(obstacle.as_deref()) {
+            fast_path_thread::log_off(why);
         }
+        if why_off.is_some() {
+            return Ok(());
+        }
+        if let Some(mut fast_path) = shared.fast_path_control(&mut kernel) {
+            if let Some(why) = obstacle {
+                return fast_path.turn_off(why);
+            }
+            if fast_path.is_loaded() {
+                fast_path.update_program();
+            }
+        }
+        let work = move || {
+            let fast_path = shared.fast_path_control(&mut kernel);
+            fast_path.map_or(Ok(()), |mut fast_path| fast_path.run(&end))
+        };
+        let what = "the reader of the fast path";
+        self.fast_path_thread = Some(start_thread("fast-path", what, events.clone(), work)?);
         Ok(())
     }
 
@@ -358,27 +370,6 @@ impl Workers {
         let work = move || worker.run(&end);
         let what = format!("the worker of queue {number}");
         self.threads.push(start_thread(&format!("queue-{number}"), &what, events, work)?);
-        Ok(())
-    }
-
-    /// Starts the thread that reads the fast path's lines.
-    fn start_fast_path_reader(
-        &mut self,
-        mut kernel: LinuxKernel,
-        events: &Sender<DaemonEvent>,
-    ) -> Result<(), ServiceError> {
-        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
-        if let Some(mut fast_path) = shared.fast_path_control(&mut kernel)
-            && fast_path.is_loaded()
-        {
-            fast_path.update_program();
-        }
-        let work = move || {
-            let fast_path = shared.fast_path_control(&mut kernel);
-            fast_path.map_or(Ok(()), |mut fast_path| fast_path.run(&end))
-        };
-        let what = "the reader of the fast path";
-        self.fast_path_thread = Some(start_thread("fast-path", what, events.clone(), work)?);
         Ok(())
     }
 
