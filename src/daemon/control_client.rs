@@ -96,7 +96,8 @@ pub fn request_until_ready(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let error = match request(socket, what, left.clamp(PAUSE, TRY_LIMIT)) {
-            Err(error) if error.is_transient() => error,
+            // A daemon that is starting or ending causes these errors.
+            Err(error @ (ClientError::NoDaemon { .. } | ClientError::Silent { .. })) => error,
             done => return done,
         };
         if left.is_zero() {
@@ -109,13 +110,6 @@ pub fn request_until_ready(
             });
         }
         thread::sleep(PAUSE.min(left));
-    }
-}
-
-impl ClientError {
-    /// Whether another attempt may succeed: a daemon that is starting or ending causes these errors.
-    fn is_transient(&self) -> bool {
-        matches!(self, Self::NoDaemon { .. } | Self::Silent { .. })
     }
 }
 

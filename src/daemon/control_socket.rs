@@ -98,7 +98,7 @@ impl ControlSocket {
             socket.bind(&address).map_err(system)?;
         }
         socket.listen(BACKLOG).map_err(system)?;
-        let name = SocketName::create(path).map_err(system)?;
+        let name = SocketName { path: path.to_owned(), file: file_identity(path).map_err(system)? };
         let listener = UnixListener::from(OwnedFd::from(socket));
         Ok(Self { listener, stopping: Arc::default(), thread: None, name })
     }
@@ -284,12 +284,6 @@ fn socket_state(path: &Path, waits: bool) -> Result<SocketState, ControlError> {
 struct SocketName {
     path: PathBuf,
     file: (u64, u64),
-}
-
-impl SocketName {
-    fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: file_identity(path)? })
-    }
 }
 
 impl Drop for SocketName {

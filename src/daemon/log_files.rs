@@ -69,7 +69,7 @@ impl LogFiles {
         events.iter().for_each(|event| event.write_line(&mut lines));
         file.unwritten += left_out + of_daemon.left_out;
         file.append(&lines);
-        if file.unwritten > file.reported && file.failure().is_none() {
+        if file.unwritten > file.reported && file.failure.is_none() {
             let events = file.unwritten - std::mem::replace(&mut file.reported, file.unwritten);
             log_event!(
                 EVENTS_MISSING,
@@ -107,7 +107,7 @@ pub(super) struct LineFile {
     /// Whether a part of the last line is there.
     is_torn: bool,
     /// Why lines are not written now. The health checks log it.
-    failure: Option<String>,
+    pub failure: Option<String>,
     /// Lines that were not written.
     pub unwritten: u64,
     /// How many of these an event has reported.
@@ -137,11 +137,6 @@ impl LineFile {
     /// The directory in which the file is made again.
     pub fn directory(&self) -> &Path {
         self.path.parent().unwrap_or(&self.path)
-    }
-
-    /// Why lines are not written now.
-    pub fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
     }
 
     /// Whether the path leads to another file, or to none: somebody has renamed or removed it.
@@ -233,7 +228,7 @@ mod tests {
             file.append(b"{}\n{}\n");
             assert_eq!(file.unwritten, 3);
             let failure = format!("log.transfers: {}: ", path.display());
-            assert!(file.failure().unwrap().starts_with(&failure));
+            assert!(file.failure.unwrap().starts_with(&failure));
         }
     }
 

@@ -94,11 +94,6 @@ impl SharedState {
         self.log.log_error(Instant::now(), error);
     }
 
-    /// Logs what the daemon has repaired. It is no error: a firewall's reload may remove the table each time.
-    pub(super) fn report_repair(&self, what: &dyn Display) {
-        self.log.log_repair(Instant::now(), what);
-    }
-
     /// The shard of the worker with this index.
     pub(super) fn shard_of(&self, worker: usize) -> &Mutex<Shard> {
         &self.shards[worker + 1]
@@ -152,7 +147,7 @@ impl SharedState {
         self.transfers.set_unwritten(unwritten(transfers));
         let left_out = events.as_ref().map_or(0, |_| self.transfers.left_out());
         self.events_unwritten.store(unwritten(events) + left_out, Ordering::Relaxed);
-        let failure = |file: &Option<LineFile>| Some(file.as_ref()?.failure()?.to_owned());
+        let failure = |file: &Option<LineFile>| file.as_ref()?.failure.clone();
         self.health.set(ProblemName::EventFile, failure(events));
         self.health.set(ProblemName::TransferFile, failure(transfers));
     }

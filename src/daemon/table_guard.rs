@@ -100,9 +100,11 @@ impl TableGuard {
                 )
             };
             match &restored {
-                Ok(()) => shared.report_repair(&text(&format!(
-                    "it is loaded again, {lasted:.1} ms after ftp-alg noticed"
-                ))),
+                // It is no error: a firewall's reload may remove the table each time.
+                Ok(()) => shared.log.log_repair(
+                    now,
+                    &text(&format!("it is loaded again, {lasted:.1} ms after ftp-alg noticed")),
+                ),
                 Err(_) => shared.report_error(&text("loading it failed")),
             }
         }
