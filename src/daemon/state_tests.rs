@@ -1,5 +1,6 @@
 //! Tests of journals that cannot be written, vanish, grow or are damaged.
 
+use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
 use ftp_alg_core::{
     engine::{Checksums, FakeKernel, PacketMeta, QueuedPacket, Standalone, Token, Translation},
     policy::Policy,
@@ -12,6 +13,7 @@ fn engine() -> Engine {
 }
 
 type Gateway = Standalone<FakeKernel>;
+type Segment = PacketBuilderStep<TcpHeader>;
 
 impl Journal {
     /// Appends the records of `gateway`, and writes a checkpoint if one is due.
@@ -45,25 +47,16 @@ fn set_up() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
     (directory, state, Gateway::new(engine, FakeKernel::default()), journal)
 }
 
-/// The SYN-ACK of another connection.
-fn syn_ack(client_port: u16) -> Vec<u8> {
-    let builder = etherparse::PacketBuilder::ipv4([203, 0, 113, 9], [192, 168, 150, 80], 64)
-        .tcp(21, client_port, 7000, 1000)
-        .syn()
-        .ack(5001);
+/// A packet without data of another connection's server.
+fn of_server(client_port: u16, seq: u32, flags: fn(Segment) -> Segment) -> Vec<u8> {
+    let ip = PacketBuilder::ipv4([203, 0, 113, 9], [192, 168, 150, 80], 64);
     let mut packet = Vec::new();
-    builder.write(&mut packet, &[]).unwrap();
+    flags(ip.tcp(21, client_port, seq, 1000)).write(&mut packet, &[]).unwrap();
     packet
 }
 
-/// The server resets that connection.
-fn rst(client_port: u16) -> Vec<u8> {
-    let builder = etherparse::PacketBuilder::ipv4([203, 0, 113, 9], [192, 168, 150, 80], 64)
-        .tcp(21, client_port, 7001, 1000)
-        .rst();
-    let mut packet = Vec::new();
-    builder.write(&mut packet, &[]).unwrap();
-    packet
+fn syn_ack(client_port: u16) -> Vec<u8> {
+    of_server(client_port, 7000, |segment| segment.syn().ack(5001))
 }
 
 /// Begins another connection.
@@ -192,8 +185,8 @@ fn no_connection_makes_a_journal_longer_than_its_limit() {
     let mut say = |gateway: &mut Gateway, client: bool, seq: u32, ack: u32, text: &[u8]| {
         let (a, b) = ([192, 168, 150, 80], [203, 0, 113, 9]);
         let builder = match client {
-            true => etherparse::PacketBuilder::ipv4(a, b, 64).tcp(1035, 21, seq, 1000),
-            false => etherparse::PacketBuilder::ipv4(b, a, 64).tcp(21, 1035, seq, 1000),
+            true => PacketBuilder::ipv4(a, b, 64).tcp(1035, 21, seq, 1000),
+            false => PacketBuilder::ipv4(b, a, 64).tcp(21, 1035, seq, 1000),
         };
         let mut packet = Vec::new();
         builder.ack(ack).write(&mut packet, text).unwrap();
@@ -293,8 +286,7 @@ fn an_adopted_session_is_restored_from_its_workers_journal() {
     assert!(sessions.adopt(&mut restored.sessions, &syn_ack(1000)));
     assert!(!sessions.adopt(&mut restored.sessions, &syn_ack(1000)), "it has it");
     assert_eq!((sessions.count(), restored.sessions.count()), (1, 99));
-    let reset = rst(1000);
-    gateway.packet(Instant::now(), &reset);
+    gateway.packet(Instant::now(), &of_server(1000, 7001, Segment::rst));
     journal.append(&mut gateway).unwrap();
     let (next, _) = restore(&state);
     assert_eq!(next.sessions.count(), 100);

@@ -439,24 +439,6 @@ fn a_transfer_that_ended_unseen_is_reported() {
 }
 
 #[test]
-fn a_restart_counts_the_transfers_that_may_end_unseen() {
-    let mut talk = Conversation::logged_in();
-    talk.play(&format!("{PORT} > RETR a < 150 here"));
-    let record = talk.record();
-    for policy in [Policy::default(), Policy { max_sessions: 0, ..Policy::default() }] {
-        let mut next = Engine::new(policy, Checksums::Verify);
-        let records = [&record[..]].into_iter();
-        let restored = next.sessions.restore(records, talk.now, talk.now).unwrap();
-        assert_eq!(restored.transferring, 1);
-    }
-    talk.play("< 226 done");
-    let record = talk.record();
-    let mut next = Engine::new(Policy::default(), Checksums::Verify);
-    let restored = next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
-    assert_eq!(restored.transferring, 0);
-}
-
-#[test]
 fn a_pending_transfer_is_examined_once() {
     let mut talk = Conversation::logged_in();
     let waiting = |talk: &mut Conversation, seconds| {
