@@ -133,7 +133,7 @@ pub(super) fn start(
         transfers: Reporter::new(config.reports_transfers(), config.server_addresses()),
         running_bytes: RunningBytes::new(&parameters),
         events_unwritten: AtomicU64::new(0),
-        health: Health::new(Instant::now()),
+        health: Health::default(),
         config_file,
         external_names: names,
         port_sets: Mutex::new(Arc::clone(&port_sets)),

@@ -177,35 +177,25 @@ fn failed_data_connection(event: &Event) -> Option<&str> {
 }
 
 /// The daemon's health.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Health {
     state: Mutex<HealthState>,
     /// With a lock of its own, because workers record events while a line is logged or the service manager is notified.
     reports: Mutex<Reports>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct HealthState {
     /// What the last audit found.
     audit: Findings,
-    /// Whether the firewall may let data connections pass that are not marked by ftp-alg.
-    unmarked_may_pass: bool,
+    /// Whether the firewall lets no data connection pass that is not marked by ftp-alg.
+    drops_unmarked: bool,
     /// What other parts of the daemon found, until they find that it is solved.
     known: BTreeMap<ProblemName, Finding>,
     traffic: Traffic,
 }
 
 impl Health {
-    pub(super) fn new(now: Instant) -> Self {
-        let state = HealthState {
-            audit: Findings::default(),
-            unmarked_may_pass: true,
-            known: BTreeMap::new(),
-            traffic: Traffic::new(now),
-        };
-        Self { state: Mutex::new(state), reports: Mutex::default() }
-    }
-
     /// Audits the rules of other programs.
     pub(super) fn audit_rules(&self, firewall: &Firewall, parameters: &RuleParameters) {
         let host = HostSettings::read(parameters);
@@ -220,9 +210,9 @@ impl Health {
                 other_backend,
             };
             let findings = audit.checks().iter().filter_map(Check::finding).collect();
-            (findings, audit.unmarked_may_pass())
+            (findings, !audit.unmarked_may_pass())
         };
-        let (mut findings, unmarked_may_pass): (Findings, bool) = audit(firewall, None);
+        let (mut findings, drops_unmarked): (Findings, bool) = audit(firewall, None);
         if !findings.is_empty() {
             // Reads the rules again, with their texts for the messages, which takes longer.
             let offers_conntrack = parameters.backend == Backend::Nftables
@@ -231,7 +221,7 @@ impl Health {
             (findings, _) = audit(&operator_firewall::read(parameters.gateway.clone()), other);
         }
         let mut state = lock(&self.state);
-        (state.audit, state.unmarked_may_pass) = (findings, unmarked_may_pass);
+        (state.audit, state.drops_unmarked) = (findings, drops_unmarked);
     }
 
     /// Records why the daemon has the problem of this name, or that it has not.
@@ -298,7 +288,7 @@ impl Health {
         status: &Status,
         unwritten: &[impl AsRef<Path>],
     ) -> Findings {
-        let HealthState { audit, unmarked_may_pass, known, traffic } = &mut *lock(&self.state);
+        let HealthState { audit, drops_unmarked, known, traffic } = &mut *lock(&self.state);
         let mut findings = audit.clone();
         findings.extend(name_checks(&status.names).iter().filter_map(Check::finding));
         findings.extend(no_free_descriptor());
@@ -306,7 +296,7 @@ impl Health {
         findings.extend(broker::has_ended().then(broker_ended));
         findings.extend(known.values().cloned());
         findings.extend(unwritten_journals(unwritten));
-        findings.extend(traffic.findings(now, status, *unmarked_may_pass));
+        findings.extend(traffic.findings(now, status, *drops_unmarked));
         findings
     }
 

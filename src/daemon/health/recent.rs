@@ -14,25 +14,22 @@ use ftp_alg_core::engine::ClientKey;
 use super::{RECENT_WINDOW, names::MIN_CLIENTS};
 
 /// A value for the present half of [`RECENT_WINDOW`], and one for the previous half.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Halves<T> {
     this: T,
     previous: T,
-    half_began: Instant,
+    /// When the present half began, if it has.
+    half_began: Option<Instant>,
 }
 
 impl<T: Default> Halves<T> {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { this: T::default(), previous: T::default(), half_began: now }
-    }
-
     /// Forgets what is old.
     fn roll(&mut self, now: Instant) {
-        let age = now.saturating_duration_since(self.half_began);
+        let age = now.saturating_duration_since(*self.half_began.get_or_insert(now));
         if age >= RECENT_WINDOW / 2 {
             let ended = mem::take(&mut self.this);
             self.previous = if age < RECENT_WINDOW { ended } else { T::default() };
-            self.half_began = now;
+            self.half_began = Some(now);
         }
     }
 
@@ -50,17 +47,13 @@ impl<T: Default> Halves<T> {
 }
 
 /// A count of recent events.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct RecentCount {
     total: u64,
     halves: Halves<u64>,
 }
 
 impl RecentCount {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { total: 0, halves: Halves::new(now) }
-    }
-
     /// Records that there were `total` events since the start. Returns how many of them are recent.
     pub(super) fn record(&mut self, now: Instant, total: u64) -> u64 {
         *self.halves.this_mut(now) += total.saturating_sub(self.total);
@@ -111,7 +104,7 @@ mod tests {
     fn old_events_are_not_counted() {
         let start = Instant::now();
         let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
-        let mut recent = RecentCount::new(start);
+        let mut recent = RecentCount::default();
         assert_eq!(recent.record(at(0), 3), 3);
         assert_eq!(recent.record(at(4), 5), 5);
         assert_eq!(recent.record(at(5), 6), 6, "another half begins");
@@ -127,7 +120,7 @@ mod tests {
         let start = Instant::now();
         let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
         let server = "198.51.100.1:21".parse().unwrap();
-        let mut peers = Halves::<Peers>::new(start);
+        let mut peers = Halves::<Peers>::default();
         let mut record = |minutes, client: &str| {
             peers.record(at(minutes), client.parse().unwrap(), server);
             assert!(peers.this.clients.len() <= MIN_CLIENTS);

@@ -36,14 +36,10 @@ struct ModeRecord {
 }
 
 /// The servers that announced something in the last minutes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct RecentServers(Halves<Vec<ModeRecord>>);
 
 impl RecentServers {
-    pub(super) fn new(now: Instant) -> Self {
-        Self(Halves::new(now))
-    }
-
     /// Records a decision about an announcement of `server` or its clients. A refused one of a client does not count, nor
     /// what a client brought about by its commands.
     pub(super) fn record(
@@ -159,7 +155,7 @@ mod tests {
     /// The texts and remedies after `announcements`, all of the present moment.
     fn warnings(announcements: &[(SocketAddr, DecidedAnnouncement)]) -> Vec<String> {
         let now = Instant::now();
-        let mut servers = RecentServers::new(now);
+        let mut servers = RecentServers::default();
         announcements.iter().for_each(|(server, one)| servers.record(now, *server, one));
         let found = servers.finding(now);
         let text = |(_, one): Finding| format!("{}: {}", one.text, one.remedy);
@@ -216,7 +212,7 @@ mod tests {
     #[test]
     fn servers_are_forgotten_in_time_and_above_the_limit() {
         let start = Instant::now();
-        let mut servers = RecentServers::new(start);
+        let mut servers = RecentServers::default();
         for number in 0..1000 {
             (0..MIN_REFUSED).for_each(|_| servers.record(start, server(number), &low_port()));
         }

@@ -71,7 +71,7 @@ fn a_problem_without_a_remedy_of_its_own_has_the_general_one() {
 
 #[test]
 fn limits_are_warnings_for_ten_minutes() {
-    let health = Health::new(Instant::now());
+    let health = Health::default();
     let counters = Counters { uninspected: 2, pinholes_used: 5, ..Counters::default() };
     let counts = Status {
         daemon: DaemonCounters { overruns: 3, ..DaemonCounters::default() },
@@ -84,7 +84,7 @@ fn limits_are_warnings_for_ten_minutes() {
 
 #[test]
 fn unused_pinholes_of_several_clients_are_a_problem() {
-    let health = Health::new(Instant::now());
+    let health = Health::default();
     let status = Status::default();
     for clients in [&[1][..], &[1; 50], &[2; 50]] {
         leave_pinholes_unused(&health, clients.iter().copied());
@@ -97,7 +97,7 @@ fn unused_pinholes_of_several_clients_are_a_problem() {
 
 #[test]
 fn a_few_unused_pinholes_among_many_do_not_matter() {
-    let health = Health::new(Instant::now());
+    let health = Health::default();
     leave_pinholes_unused(&health, [1, 2]);
     let used = |used| Status {
         counters: Counters { pinholes_used: used, ..Counters::default() },
@@ -110,7 +110,7 @@ fn a_few_unused_pinholes_among_many_do_not_matter() {
 /// A server that no data connection reaches is no problem of a gateway through which others work.
 #[test]
 fn what_only_one_server_has_is_a_warning_if_others_work() {
-    let health = Health::new(Instant::now());
+    let health = Health::default();
     leave_pinholes_unused(&health, 1..=5);
     let (now, status) = (Instant::now(), Status::default());
     assert_eq!(names(&health, Duration::ZERO, &status), named(&["unused-pinholes"], &[]));
@@ -143,7 +143,7 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
 
 #[test]
 fn sessions_without_a_route_matter_if_there_are_several() {
-    let health = Health::new(Instant::now());
+    let health = Health::default();
     let status = Status::default();
     let (warning, problem) = (named(&[], &["no-route"]), named(&["no-route"], &[]));
     for (client, expected) in
@@ -157,7 +157,7 @@ fn sessions_without_a_route_matter_if_there_are_several() {
 
 #[test]
 fn a_table_that_is_not_intact_is_a_problem_until_it_is() {
-    let health = Health::new(Instant::now());
+    let health = Health::default();
     health.set(ProblemName::Table, Some("it is another's".to_owned()));
     assert_eq!(names(&health, Duration::ZERO, &Status::default()), named(&["table"], &[]));
     health.set(ProblemName::Table, None);

@@ -28,7 +28,7 @@ const MIN_MISSING: u64 = 3;
 const MAX_EXPIRED: usize = 1024;
 
 /// A failure of sessions: how often, of which clients, and with which server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Failure {
     /// How often since the start.
     total: u64,
@@ -50,15 +50,6 @@ struct Recent<'f> {
 }
 
 impl Failure {
-    fn new(now: Instant) -> Self {
-        Self {
-            total: 0,
-            last: String::new(),
-            count: RecentCount::new(now),
-            peers: Halves::new(now),
-        }
-    }
-
     fn record(&mut self, now: Instant, event: &Event, last: String) {
         self.total += 1;
         self.last = last;
@@ -102,7 +93,7 @@ impl fmt::Display for Recent<'_> {
 }
 
 /// The traffic of the last minutes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Traffic {
     pub(super) expired: Vec<Event<UnusedPinhole>>,
     overruns: RecentCount,
@@ -119,21 +110,6 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    pub(super) fn new(now: Instant) -> Self {
-        let count = || RecentCount::new(now);
-        Self {
-            expired: Vec::new(),
-            overruns: count(),
-            uninspected: count(),
-            used: count(),
-            unused: Failure::new(now),
-            encrypted: Failure::new(now),
-            routeless: Failure::new(now),
-            missing: Failure::new(now),
-            servers: RecentServers::new(now),
-        }
-    }
-
     /// Records an event of an engine, as far as it matters here.
     pub(super) fn record(&mut self, now: Instant, event: &Event) {
         let Event { session, client, server, .. } = *event;
@@ -169,13 +145,13 @@ impl Traffic {
         self.missing.record(now, event, format!("session #{}: {reason}", event.session));
     }
 
-    /// What is wrong now. `unmarked_may_pass` says whether the firewall may let data connections pass that are not marked by
+    /// What is wrong now. `drops_unmarked` says whether the firewall lets no data connection pass that is not marked by
     /// ftp-alg.
     pub(super) fn findings(
         &mut self,
         now: Instant,
         status: &Status,
-        unmarked_may_pass: bool,
+        drops_unmarked: bool,
     ) -> impl Iterator<Item = Finding> {
         let Counters { encrypted, uninspected, pinholes_used, .. } = status.counters;
         // Events may be left out, and the counter counts all.
@@ -221,7 +197,7 @@ impl Traffic {
                 );
                 routeless.finding(ProblemName::NoRoute, text)
             }),
-            (encrypted.count > 0 && !unmarked_may_pass).then(|| {
+            (encrypted.count > 0 && drops_unmarked).then(|| {
                 let sessions = counted(encrypted.count, "session");
                 let were = was_or_were(encrypted.count);
                 let text = format!(
