@@ -20,29 +20,28 @@ const PARTS: usize = 12;
 /// The totals since `begin`.
 #[derive(Debug)]
 pub(super) struct Totals {
+    /// With the servers in the order of their addresses, and without clients.
     all: TransferTotals,
-    /// In the order of their addresses.
-    servers: Vec<ServerTotals>,
     clients: HashMap<ClientKey, LastHour>,
     begin: Instant,
 }
 
 impl Totals {
     pub(super) fn new(now: Instant) -> Self {
-        let all = TransferTotals::default();
-        Self { all, servers: Vec::new(), clients: HashMap::new(), begin: now }
+        Self { all: TransferTotals::default(), clients: HashMap::new(), begin: now }
     }
 
     /// Counts the transfers of these servers, and continues with those that it knows.
     pub(super) fn set_servers(&mut self, servers: impl IntoIterator<Item = IpAddr>) {
-        let mut known = std::mem::take(&mut self.servers);
+        let mut known = std::mem::take(&mut self.all.servers);
         let total = |server| match known.iter().position(|known| known.server == server) {
             Some(at) => known.swap_remove(at),
             None => ServerTotals::new(server),
         };
-        self.servers = servers.into_iter().map(total).collect();
-        self.servers.sort_unstable_by_key(|total| total.server);
-        self.servers.dedup_by_key(|total| total.server);
+        let mut totals: Vec<_> = servers.into_iter().map(total).collect();
+        totals.sort_unstable_by_key(|total| total.server);
+        totals.dedup_by_key(|total| total.server);
+        self.all.servers = totals;
     }
 
     /// Records how many lines the file of `log.transfers` lacks.
@@ -75,8 +74,9 @@ impl Totals {
 
     fn of_server(&mut self, event: &Event) -> Option<&mut ServerTotals> {
         let server = event.server.ip().to_canonical();
-        let at = self.servers.binary_search_by_key(&server, |total| total.server).ok()?;
-        self.servers.get_mut(at)
+        let servers = &mut self.all.servers;
+        let at = servers.binary_search_by_key(&server, |total| total.server).ok()?;
+        servers.get_mut(at)
     }
 
     /// Everything, with the clients of the hour before `now`.
@@ -89,11 +89,8 @@ impl Totals {
         clients.truncate(TOP_CLIENTS);
         let row =
             |(bytes, client): (_, ClientKey)| ClientBytes { client: client.to_string(), bytes };
-        TransferTotals {
-            servers: self.servers.clone(),
-            top_clients: clients.into_iter().map(row).collect(),
-            ..self.all.clone()
-        }
+        let top_clients = clients.into_iter().map(row).collect();
+        TransferTotals { top_clients, ..self.all.clone() }
     }
 
     fn count_client(&mut self, now: Instant, client: ClientKey, bytes: u64) {
