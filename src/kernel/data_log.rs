@@ -1,6 +1,6 @@
-//! Copies of the first and the last packets of data connections: SYN-ACK, FIN, RST, and a SYN that is retransmitted or
-//! goes to this machine. The rules log them to a group of nfnetlink_log, and only their headers. No packet waits for us;
-//! what is not read in time is lost.
+//! Copies of the first and the last packets of data connections: SYN-ACK, FIN, RST, and a SYN that is retransmitted, has
+//! data, or goes to this machine. The rules log them to a group of nfnetlink_log, and only their headers. No packet waits for
+//! us; what is not read in time is lost.
 
 use std::{
     io,
@@ -180,7 +180,7 @@ fn parse(bytes: &[u8], passed: [Instant; 2], interface: u32) -> Option<DataPacke
         source: SocketAddr::new(source, tcp.source_port()),
         destination: SocketAddr::new(destination, tcp.destination_port()),
         flags: DataFlags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
-        end: tcp.sequence_number().wrapping_add(data as u32),
+        end: tcp.sequence_number().wrapping_add(if tcp.syn() { 0 } else { data as u32 }),
         acknowledged: tcp.acknowledgment_number(),
         interface,
     })
@@ -214,6 +214,15 @@ mod tests {
             let fin = DataFlags { ack: true, fin: true, ..DataFlags::default() };
             assert_eq!(packet.flags, fin);
         }
+    }
+
+    /// A client may send data with its SYN-ACK, which its server discards.
+    #[test]
+    fn data_of_a_syn_does_not_count() {
+        let builder = PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+        let mut bytes = Vec::new();
+        builder.tcp(20, 4000, 7, 512).syn().ack(1).write(&mut bytes, &[7; 200]).unwrap();
+        assert_eq!(parse(&bytes, [Instant::now(); 2], 1).unwrap().end, 7);
     }
 
     #[test]

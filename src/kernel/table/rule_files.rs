@@ -188,7 +188,11 @@ mod tests {
         let text = render_nftables(&others(), QueueStatement::Native);
         let group = format!("log group {} ", others().data_log_group());
         assert_eq!(text.matches("log group ").count(), text.matches(&group).count());
-        assert_eq!(text.matches(&group).count(), 3, "SYN to the gateway; SYN; FIN and others");
+        assert_eq!(
+            text.matches(&group).count(),
+            4,
+            "SYN to the gateway; two of SYNs; FIN and others"
+        );
         let without = render_nftables(&others().with_data_log(false), QueueStatement::Native);
         assert!(!without.contains("log group"));
     }

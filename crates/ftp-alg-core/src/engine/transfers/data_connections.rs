@@ -1,7 +1,7 @@
 //! What was seen of data connections, and which of them is that of a transfer.
 //!
 //! Servers use a port again at once, so several connections have the same ends. That of a transfer began between its
-//! announcement and its last reply; if there are more, it is the one that ended next to that reply, or none is certain.
+//! announcement and its last reply; if there are more, none is certain.
 //!
 //! A client can forge packets that its server discards, and so could hide how much it moves. So the server's word counts: the
 //! FIN of what it sends, and what it acknowledges of what it gets. What a client says of itself counts nowhere, and a packet
@@ -26,9 +26,6 @@ pub(super) const SHARE: usize = MAX_CONNECTIONS / 4;
 const MAX_SAME: usize = 64;
 /// How long after the end of its data connection the reply of a transfer comes, as a rule.
 const LATEST_REPLY: Duration = Duration::from_secs(2);
-/// The connection of a transfer is that which ended next to its last reply. If another one ended so little farther from it, it
-/// is not certain: a server may reply late.
-const SAME_TIME: Duration = Duration::from_secs(1);
 
 /// A packet of a data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +39,7 @@ pub struct DataPacket {
     pub destination: SocketAddr,
     /// Whether SYN, ACK, FIN and RST are set.
     pub flags: DataFlags,
-    /// The sequence number behind its data: that of its FIN.
+    /// The sequence number behind its data, which is that of its FIN; of a SYN its own.
     pub end: u32,
     /// The acknowledgement number, if ACK is set.
     pub acknowledged: u32,
@@ -111,10 +108,12 @@ fn is_before(one: u32, other: u32) -> bool {
     one.wrapping_sub(other).cast_signed() < 0
 }
 
-/// A FIN.
+/// The FINs of one end.
 #[derive(Clone, Copy, Debug)]
 struct Fin {
+    /// The sequence number of the last one.
     seq: u32,
+    /// When the first one passed, and what it acknowledged.
     seen: Instant,
     acknowledged: Option<u32>,
     /// Whether another one of the same end has another sequence number.
@@ -135,7 +134,7 @@ pub(super) struct DataConnection {
     ended_by: Instant,
     /// The initial sequence numbers of initiator and target.
     first: [Option<u32>; 2],
-    /// Their first FINs.
+    /// Their FINs.
     fins: [Option<Fin>; 2],
     /// What each had acknowledged with its last FIN or RST.
     acknowledged: [Option<u32>; 2],
@@ -184,7 +183,10 @@ impl DataConnections {
         if flags.syn || packet.refuses_a_syn() {
             let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
             let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
-            self.begin(packet.passed, ends, port, first).record(sender, packet);
+            let has_sent_more = flags.syn && flags.ack && self.has_sent_before(ends, port, first);
+            let connection = self.begin(packet.passed, ends, port, first);
+            connection.record(sender, packet);
+            connection.is_doubtful |= has_sent_more;
             return each(ends);
         }
         // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
@@ -223,14 +225,12 @@ impl DataConnections {
         may_be: impl Fn(&DataConnection) -> bool,
     ) -> Option<Found<'_>> {
         let mut candidates: Vec<_> = self.candidates(ends, ended, may_be).collect();
-        let newest = *candidates.first()?;
-        if candidates.len() > 1 && candidates.iter().any(|one| one.is_over()) {
+        let is_only = candidates.iter().filter(|one| one.is_answered()).count() <= 1;
+        if candidates.iter().any(|one| one.is_over()) {
             candidates.retain(|one| one.is_over());
             candidates.sort_by_key(|one| distance(one.ended, ended));
         }
         let connection = *candidates.first()?;
-        let near = distance(connection.ended, ended) + SAME_TIME;
-        let is_near = |other: &&DataConnection| distance(other.ended, ended) < near;
         // A SYN-ACK while another connection of the same ports runs may be forged.
         let runs = |other: &DataConnection| {
             other.initiator_port == connection.initiator_port
@@ -238,12 +238,8 @@ impl DataConnections {
                 && other.began < connection.began
                 && !(other.is_over() && other.ended <= connection.began)
         };
-        // One that goes on may be this transfer's as well, or its end was not seen.
-        let is_passed_over = newest.serial > connection.serial && newest.is_answered();
-        let is_doubtful = connection.is_doubtful
-            || is_passed_over && !newest.is_over()
-            || candidates.get(1).is_some_and(is_near)
-            || self.same(ends).iter().any(runs);
+        // A server may use a port for several sessions at a time, and reply late.
+        let is_doubtful = connection.is_doubtful || !is_only || self.same(ends).iter().any(runs);
         let is_certain = !is_doubtful && !self.may_lack(ends, requested);
         Some(Found { connection, is_distinct: !is_doubtful, is_certain })
     }
@@ -308,6 +304,16 @@ impl DataConnections {
 
     fn same(&self, ends: DataEnds) -> &[DataConnection] {
         self.by_ends.get(&ends).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether `first` seems to acknowledge data of a SYN (TCP Fast Open, RFC 7413): another one, without an answer, was right
+    /// before it.
+    fn has_sent_before(&self, ends: DataEnds, port: u16, first: u32) -> bool {
+        let sent = |one: &DataConnection| {
+            first.wrapping_sub(one.first[End::Initiator as usize]?).try_into().ok() as Option<u16>
+        };
+        let mut asked = self.same(ends).iter().filter(|one| !one.is_answered());
+        asked.any(|one| one.initiator_port == port && sent(one).is_some_and(|sent| sent > 0))
     }
 
     fn find(&self, ends: DataEnds, serial: u64) -> Option<&DataConnection> {
@@ -421,6 +427,7 @@ impl DataConnection {
         self.is_doubtful |= interface != packet.interface;
         if let Some(fin) = self.fins[place].as_mut().filter(|_| flags.fin) {
             fin.is_contradicted |= fin.seq != end;
+            fin.seq = end;
         } else if flags.fin {
             let acknowledged = flags.ack.then_some(acknowledged);
             let fin = Fin { seq: end, seen: at, acknowledged, is_contradicted: false };
@@ -517,11 +524,10 @@ impl DataConnection {
         had_all.then_some(fin.seq)
     }
 
-    /// The sequence number behind what the server has got: its later FIN acknowledges that of its client.
+    /// The sequence number behind what the server has got: its FIN acknowledges that of its client. A server may send its
+    /// own before, and a client one that the server discards.
     fn received_by(&self, server: End) -> Option<u32> {
         let [sent, servers] = [self.fins[server.other() as usize]?, self.fins[server as usize]?];
-        let last = servers.acknowledged?.wrapping_sub(1);
-        // The time of a packet that this machine sent may be too early.
-        (servers.seen >= sent.seen || last == sent.seq).then_some(last)
+        (servers.acknowledged?.wrapping_sub(1) == sent.seq).then_some(sent.seq)
     }
 }

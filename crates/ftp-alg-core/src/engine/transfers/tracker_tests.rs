@@ -572,22 +572,24 @@ fn a_reset_leaves_bytes_only_behind_all_of_them() {
     }
 }
 
+/// Its server discards a FIN that does not follow its data.
 #[test]
-fn forged_fins_hide_no_upload() {
+fn an_upload_ends_with_the_last_fin_of_its_client() {
     let (sent, received) = ((CLIENT, SERVER, "FA", 6001, 11), (SERVER, CLIENT, "FA", 11, 6002));
     let outcome = |packets: &[Row<'_>]| outcome_after(&[&BEGIN, packets].concat(), stored());
     for end in [1006, 6000, 6002, 900_000] {
         let forged = (CLIENT, SERVER, "FA", end, 11);
         let without_ack = (CLIENT, SERVER, "F", end, 0);
-        for packets in [
-            [forged, sent, received],
-            [without_ack, sent, received],
-            [sent, forged, received],
-            [sent, received, forged],
+        for (packets, bytes) in [
+            ([forged, sent, received], Some(5000)),
+            ([without_ack, sent, received], Some(5000)),
             // The copy of the true one comes late.
-            [forged, received, sent],
+            ([forged, received, sent], Some(5000)),
+            // A server that ends before its client does acknowledges no more than it has by then.
+            ([sent, forged, received], None),
+            ([sent, received, forged], None),
         ] {
-            let expected = (TransferResult::Complete, Some(5000));
+            let expected = (TransferResult::Complete, bytes);
             assert_eq!(outcome(&packets), expected, "{packets:?}");
         }
     }
@@ -599,10 +601,15 @@ fn forged_fins_hide_no_upload() {
     }
     // The server is on this machine: its packets seem to come earlier.
     assert_eq!(finished_after(&[SYN_ACK, received, sent], stored()).bytes, Some(5000));
-    // The server ends before its client does, and confirms nothing.
-    let packets = [SYN_ACK, (SERVER, CLIENT, "FA", 11, 1001), (CLIENT, SERVER, "FA", 6001, 12)];
-    let finished = finished_after(&packets, stored());
-    assert_eq!((finished.bytes, finished.uncertain), (None, Some(UNCONFIRMED)));
+    // The server ends before its client does, and confirms nothing. Packets of a client on this machine seem to come earlier.
+    for early in [&[][..], &[(CLIENT, SERVER, "FA", 3000, 11)]] {
+        for order in [[0, 1], [1, 0]] {
+            let last = [(SERVER, CLIENT, "FA", 11, 3001), (CLIENT, SERVER, "FA", 6001, 12)];
+            let packets = [&BEGIN, early, &order.map(|at: usize| last[at])].concat();
+            let finished = finished_after(&packets, stored());
+            assert_eq!((finished.bytes, finished.uncertain), (None, Some(UNCONFIRMED)));
+        }
+    }
 }
 
 /// A download in passive mode, whose server is the target.
@@ -727,10 +734,10 @@ fn transfers_over_the_same_port_have_their_own_bytes() {
     // The connection of the first one was not seen, or that of the second one.
     assert_eq!(bytes_of_transfers(&connection(20, other, 7), &[12, 22]), [None, Some(7)]);
     assert_eq!(bytes_of_transfers(&connection(10, other, 7), &[12, 22]), [Some(7), None]);
-    // An earlier connection had no transfer. If it is not long ago, it may be that of a server that replies late.
+    // An earlier connection had no transfer. If it was not over before the command, it may be that of a server that replies late.
     let with_stray = |began| [connection(10, SERVER, 0), connection(began, other, 7)].concat();
-    assert_eq!(bytes_of_transfers(&with_stray(1220), &[1222]), [Some(7)]);
-    assert_eq!(bytes_of_transfers(&with_stray(220), &[222]), [None]);
+    assert_eq!(bytes_of_transfers(&with_stray(4220), &[4222]), [Some(7)]);
+    assert_eq!(bytes_of_transfers(&with_stray(1220), &[1222]), [None]);
     // It may be either one.
     let near = [connection(10, SERVER, 5), connection(15, other, 7)].concat();
     assert_eq!(bytes_of_transfers(&near, &[17]), [None]);
@@ -738,6 +745,8 @@ fn transfers_over_the_same_port_have_their_own_bytes() {
     // Two sessions of a client, and one server replies late.
     let crossed = [connection(0, SERVER, 5), connection(195, other, 7)].concat();
     assert_eq!(bytes_of_transfers(&crossed, &[200, 210]), [None, None]);
+    let late = [connection(0, SERVER, 5), connection(1400, other, 7)].concat();
+    assert_eq!(bytes_of_transfers(&late, &[1500, 2900]), [None, None]);
 }
 
 #[test]
@@ -780,6 +789,21 @@ fn doubt_is_of_what_the_transfer_may_have_used() {
     };
     assert_eq!(test.end(stored(5, 20)).unwrap().uncertain, Some(OTHER_CONNECTION));
     assert_eq!(test.end(stored(25, 40)).unwrap().bytes, Some(7));
+}
+
+/// TCP Fast Open (RFC 7413): a server that knows the client takes data of its SYN.
+#[test]
+fn what_began_with_data_of_its_syn_is_not_certain() {
+    for (syn, bytes) in [(10, Some(8000)), (5, None), (900_000, Some(8000))] {
+        let mut test = Test::new();
+        test.observe(&[
+            (SERVER, CLIENT, "S", syn, 0),
+            (CLIENT, SERVER, "SA", 1000, 11),
+            (CLIENT, SERVER, "FA", 1001, 11),
+            (SERVER, CLIENT, "FA", 8011, 1002),
+        ]);
+        assert_eq!(test.end(transfer(TransferVerb::Retr, 226)).unwrap().bytes, bytes, "{syn}");
+    }
 }
 
 #[test]
