@@ -1,6 +1,6 @@
 //! What the client of a connection does: its user, its directory, its pending transfers. Nothing is decided by it.
 
-use std::{fmt, mem::take, sync::Arc, time::Duration};
+use std::{fmt, mem::take, path::Path, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -20,6 +20,8 @@ pub(super) const MAX_PENDING: usize = 64;
 /// Why nobody knows which file a reply is about.
 const TOO_MANY_PENDING: &str = "more commands were pending than are stored";
 const REPLY_TOO_MANY: &str = "there may have been a reply too many in this session";
+/// Why nobody knows how a transfer ended.
+const OTHER_REPLY: &str = "the reply to it may be that to another line";
 /// Limit of a directory in bytes.
 const MAX_DIRECTORY: usize = 1024;
 
@@ -61,6 +63,9 @@ pub struct PendingTransfer {
     is_pipelined: bool,
     /// Whether its replies may be those of another one.
     is_doubtful: bool,
+    /// Whether its last reply may be that to another line.
+    #[serde(skip)]
+    lacks_end: bool,
     /// Whether it was examined because it was pending for a while.
     is_examined: bool,
 }
@@ -182,8 +187,11 @@ impl ClientActivity {
         take(&mut self.is_reported).then_some(ended)
     }
 
-    /// Records that the server has accepted the login.
-    pub fn record_login(&mut self) {
+    /// Records that the server has accepted the login; of whom is not known if its replies `may_lag`.
+    pub fn record_login(&mut self, may_lag: bool) {
+        if may_lag {
+            self.named_user = Some("".into());
+        }
         if let Some(named) = self.named_user.take() {
             let named = Some(named).filter(|name| !name.is_empty());
             (self.user, self.directory) = (named.map(Arc::from), None);
@@ -208,6 +216,23 @@ impl ClientActivity {
         let directory = named.or_else(|| self.resolve(&wanted?));
         self.directory = directory
             .filter(|directory| directory.starts_with('/') && directory.len() <= MAX_DIRECTORY);
+    }
+
+    /// Records that nobody knows which directory an answer is about.
+    pub fn forget_directory(&mut self) {
+        (self.directory, self.wanted_directory) = (None, None);
+    }
+
+    /// Records that the client renames this, which may be its directory, or one above it.
+    pub fn record_renamed(&mut self, from: &str) {
+        let is_above = |from: Box<str>| {
+            let [from, own] = [Some(&from), self.directory.as_ref()]
+                .map(|path| path.map(|path| path.to_ascii_lowercase()).unwrap_or_default());
+            Path::new(&own).starts_with(from)
+        };
+        if self.resolve(from).is_none_or(is_above) {
+            self.forget_directory();
+        }
     }
 
     /// The number of transfers whose ends were not seen, if `pending` transfers have no last reply, and one of these is
@@ -237,14 +262,26 @@ impl ClientActivity {
         self.transfers.push(PendingTransfer { is_named, is_pipelined, ..pending });
     }
 
-    /// Records that the oldest transfer has started. The file of a `STOU` is the one that the server has `named`.
-    pub fn record_start(&mut self, named: Option<Box<str>>) {
+    /// Records that the oldest transfer has started, or another one if the server's replies `may_lag`. The file of a `STOU` is
+    /// the one that the server has `named`.
+    pub fn record_start(&mut self, named: Option<Box<str>>, may_lag: bool) {
         let path = named.map(|named| self.resolve(&named).unwrap_or(named));
+        let has_others = self.transfers.len() > 1;
         if let Some(oldest) = self.transfers.first_mut() {
+            // A server that begins one before the end of another has one end for both.
+            self.is_doubtful |= oldest.has_started && has_others;
+            oldest.is_doubtful |= may_lag;
             oldest.has_started = true;
             if let (TransferVerb::Stou, Some(path)) = (oldest.verb, path) {
                 oldest.path = path;
             }
+        }
+    }
+
+    /// Records the last reply to the oldest transfer, which may be that to another line, depending on whether it has started.
+    pub fn record_last_reply(&mut self, may_answer_another: impl Fn(bool) -> bool) {
+        if let Some(oldest) = self.transfers.first_mut() {
+            oldest.lacks_end = may_answer_another(oldest.has_started);
         }
     }
 
@@ -263,9 +300,12 @@ impl ClientActivity {
             return None;
         }
         let mut pending = self.transfers.remove(0);
+        let end = if pending.lacks_end { TransferEnd::Unseen } else { end };
         // It may be a reply too many to the command before.
         self.is_doubtful |= pending.is_pipelined && !pending.has_started && end.is_success();
-        pending.is_doubtful = self.is_doubtful;
+        pending.is_doubtful |= self.is_doubtful;
+        // It may have been the reply to the next one.
+        self.is_doubtful |= pending.lacks_end && pending.has_started && !self.transfers.is_empty();
         if self.transfers.is_empty() {
             take(&mut self.transfers);
         }
@@ -348,6 +388,7 @@ impl PendingTransfer {
             is_named: true,
             is_pipelined: false,
             is_doubtful: false,
+            lacks_end: false,
             is_examined: false,
         }
     }
@@ -358,14 +399,16 @@ impl PendingTransfer {
         end: TransferEnd,
         announcement: Option<&Pinhole>,
     ) -> Transfer {
-        let Self { verb, path, requested, has_started, is_named, is_doubtful, .. } = self;
+        let Self { verb, path, requested, has_started, is_named, is_doubtful, lacks_end, .. } =
+            self;
         let duration = now.saturating_sub(requested);
-        let uncertain = match (is_named, is_doubtful) {
+        let unnamed = match (is_named, is_doubtful) {
             (false, _) => Some(TOO_MANY_PENDING),
             (_, true) => Some(REPLY_TOO_MANY),
             _ => None,
         };
-        let path = uncertain.is_none().then_some(path);
+        let path = unnamed.is_none().then_some(path);
+        let uncertain = unnamed.or(lacks_end.then_some(OTHER_REPLY));
         Transfer {
             verb,
             path,

@@ -93,7 +93,12 @@ fn what_is_announced_again_was_announced_before() {
 fn paths(talk: &mut Conversation) -> Vec<String> {
     let in_short = |transfer: &Transfer| {
         let path = transfer.path.as_deref().unwrap_or("?");
-        assert_eq!(transfer.path.is_none(), transfer.uncertain.is_some(), "{transfer:?}");
+        let is_unseen = transfer.end == TransferEnd::Unseen;
+        assert_eq!(
+            transfer.path.is_none() || is_unseen,
+            transfer.uncertain.is_some(),
+            "{transfer:?}"
+        );
         format!("{} {path} {}", transfer.verb.name(), transfer.code().unwrap_or(0))
     };
     talk.transfers().iter().map(in_short).collect()
@@ -134,6 +139,117 @@ fn after_a_reply_too_many_no_file_is_named_until_a_login() {
     assert_eq!(paths(&mut talk), ["RETR a 426", "RETR ? 226", "RETR ? 226", "RETR ? 226"]);
     talk.play("> USER joe < 331 p > PASS x < 230 in > RETR e < 150 x < 226 y");
     assert_eq!(paths(&mut talk), ["RETR e 226"]);
+}
+
+/// Servers answer it, or not.
+#[test]
+fn the_reply_to_a_line_that_is_no_command_ends_no_transfer() {
+    const PASV: &str = "> PASV < 227 x (198,51,100,90,14,178)";
+    const DONE: &str = "< 150 x < 226 y";
+    let long = format!("> X{}", "y".repeat(1100));
+    for (script, expected) in [
+        (
+            format!(">  > RETR a < 500 what {DONE} {PASV} > RETR b {DONE}"),
+            ["RETR a 0", "RETR b 226"],
+        ),
+        (format!(">  > RETR a {DONE} {PASV} > RETR b {DONE}"), ["RETR ? 226", "RETR b 226"]),
+        (
+            format!("{long} > RETR a < 500 what < 500 what {DONE} {PASV} > RETR b {DONE}"),
+            ["RETR a 0", "RETR b 226"],
+        ),
+        (
+            format!("> \u{0}\r > RETR a < 500 what {DONE} {PASV} > RETR b {DONE}"),
+            ["RETR a 0", "RETR b 226"],
+        ),
+        (format!(">  > RETR a > RETR b < 500 what {DONE} {DONE}"), ["RETR a 0", "RETR ? 226"]),
+        // A directory that another line may have left.
+        (
+            format!(
+                "> CWD /a < 250 x >  > CWD /b < 500 what < 250 y {PASV} > RETR c {DONE} > CWD /a < 250 x > RETR d {DONE}"
+            ),
+            ["RETR c 226", "RETR /a/d 226"],
+        ),
+        // The 227 is that to an earlier command.
+        (
+            format!(
+                "> PASV >  > PASV < 227 x (198,51,100,90,14,178) > RETR a < 500 what < 227 x (198,51,100,90,14,178) {DONE} {PASV} > RETR b {DONE}"
+            ),
+            ["RETR a 0", "RETR b 226"],
+        ),
+    ] {
+        let mut talk = Conversation::logged_in();
+        talk.play(&format!("{PASV} {script}"));
+        assert_eq!(
+            talk.transfers()
+                .iter()
+                .map(|one| format!(
+                    "{} {} {}",
+                    one.verb.name(),
+                    one.path.as_deref().unwrap_or("?"),
+                    one.code().unwrap_or(0)
+                ))
+                .collect::<Vec<_>>(),
+            expected,
+            "{script}"
+        );
+    }
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!(
+        ">  > USER ann < 500 what < 331 p > PASS x < 230 in {PORT} > RETR a {DONE}"
+    ));
+    assert_eq!(talk.transfers_of_users()[0].0, None);
+}
+
+/// Some servers answer other commands meanwhile, and refuse them.
+#[test]
+fn the_reply_to_a_command_during_a_transfer_does_not_end_it() {
+    for (script, expected) in [
+        ("> RETR a < 150 x > CWD b < 550 no < 226 y", "RETR a: its end was not seen"),
+        (
+            "> RETR a < 150 x > CWD b < 250 ok > ABOR < 426 y < 226 z",
+            "RETR a: its end was not seen",
+        ),
+        ("> RETR a < 150 x > USER ann < 331 p < 226 y", "RETR a: its end was not seen"),
+        ("> RETR a < 150 x > ABOR < 426 y < 226 z", "RETR a: 426"),
+        ("> RETR a < 150 x > ABOR < 425 y < 226 z", "RETR a: 425"),
+        ("> RETR a < 150 x > CWD b < 226 y < 550 no", "RETR a: 226"),
+        ("> RETR a > CWD b < 550 no < 250 ok", "RETR a: 550"),
+        ("> RETR a < 150 x < 550 no", "RETR a: 550"),
+        // pyftpdlib answers a `PORT` when it is connected.
+        ("> PORT 192,168,150,80,14,178 > RETR a < 550 no < 200 ok", "RETR a: its end was not seen"),
+        (
+            "> PORT 192,168,150,80,14,178 > RETR a < 150 x < 200 ok < 226 y",
+            "RETR a: its end was not seen",
+        ),
+    ] {
+        let mut talk = Conversation::logged_in();
+        assert_eq!(talk.transfers_of(&format!("{PORT} {script}")), [expected], "{script}");
+    }
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!(
+        "{PORT} > RETR a > RETR b > RETR c < 125 x < 550 no < 125 x < 226 y < 226 z"
+    ));
+    assert_eq!(paths(&mut talk)[1..], ["RETR ? 226", "RETR ? 226"]);
+    for between in ["> PASV < 227 x (198,51,100,90,14,178)", "> PASS x < 230 in"] {
+        let mut talk = Conversation::logged_in();
+        talk.play(&format!("{PORT} > RETR a < 150 x {between} > RETR b < 226 y < 150 x < 426 no"));
+        assert_eq!(paths(&mut talk), ["RETR a 0", "RETR b 0"], "{between}");
+    }
+    // And some send two files over one connection.
+    let mut talk = Conversation::logged_in();
+    talk.play(&format!("{PORT} > RETR a > RETR b < 125 x < 125 x < 226 y"));
+    assert_eq!(talk.transfers()[0].path, None);
+}
+
+#[test]
+fn a_directory_that_is_renamed_is_not_known() {
+    for (from, path) in
+        [("/a/b", "c"), ("/A", "c"), ("../b", "c"), ("x", "/a/b/c"), ("/a/bc", "/a/b/c")]
+    {
+        let mut talk = Conversation::logged_in();
+        talk.play(&format!("> CWD /a/b < 250 x > RNFR {from} < 350 x > RNTO /z < 250 y {PORT} > RETR c < 150 x < 226 y"));
+        assert_eq!(talk.transfers()[0].path.as_deref(), Some(path), "{from}");
+    }
 }
 
 #[test]

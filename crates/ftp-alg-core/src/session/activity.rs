@@ -71,6 +71,8 @@ pub enum Activity {
     Transfer(TransferVerb, Box<str>),
     /// `CWD`, or `CDUP` as `..`.
     ChangeDirectory(Box<str>),
+    /// `RNFR`, with what is to be renamed.
+    Rename(Box<str>),
 }
 
 impl Activity {
@@ -96,6 +98,7 @@ impl Activity {
                 [.., b'P' | b'p'] => Self::ChangeDirectory("..".into()),
                 _ => return None,
             },
+            Verb::Other if command.word.eq_ignore_ascii_case(b"RNFR") => Self::Rename(name()),
             _ => return None,
         })
     }

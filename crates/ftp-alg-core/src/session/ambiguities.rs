@@ -177,6 +177,11 @@ impl Ambiguities {
         matches!(self.last_line, LastLine::Reply | LastLine::ReplyBehindReply)
     }
 
+    /// Whether a server may read one line of the client as several, or the other way round.
+    pub fn may_part_client_lines(self) -> bool {
+        self.ambiguity == Some(Ambiguity::ClientLineEnds)
+    }
+
     /// Whether nothing is ambiguous now.
     pub fn is_clear(self) -> bool {
         matches!(self.ambiguity, None | Some(Ambiguity::Resolved))

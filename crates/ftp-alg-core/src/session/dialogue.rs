@@ -162,10 +162,19 @@ impl Dialogue {
 
     /// Records how a client's line ends, before the line is read.
     pub fn record_client_line_end(&mut self, end: LineEnd) {
+        let was_ambiguous = self.ambiguities.may_part_client_lines();
         self.ambiguities.record_client_line_end(end, !self.has_pending_commands());
         if end != LineEnd::Plain {
             self.step.record_command(None, false);
         }
+        if self.ambiguities.may_part_client_lines() && !(was_ambiguous && end == LineEnd::Plain) {
+            self.step.record_lag();
+        }
+    }
+
+    /// Records that the client's line is so long that a server may take it for several.
+    pub fn record_long_line(&mut self) {
+        self.step.record_lag();
     }
 
     /// Records how a server's line ends, before the line is read.
@@ -199,7 +208,7 @@ impl Dialogue {
             self.advance(Read::InStep);
         }
         if self.phase() == Phase::Verified && self.ambiguities.is_clear() {
-            self.step = Step::idle();
+            self.step = self.step.idle();
         }
     }
 
@@ -234,6 +243,27 @@ impl Dialogue {
             _ => false,
         };
         is_known && !self.epsv_all && !self.ambiguities.is_any() && self.is_between_replies()
+    }
+
+    /// Whether replies may be about earlier lines than it seems.
+    pub fn may_lag(&self) -> bool {
+        self.step.may_lag()
+    }
+
+    /// Whether `reply`, which was the last one to a transfer that `has_started`, may be about something else. A server that
+    /// reads commands during a transfer answers them before it ends.
+    pub fn may_answer_another(&self, reply: Reply, has_started: bool) -> bool {
+        let is_of_transfers = match reply.code {
+            226 | 426 | 451 | 452 | 551 | 552 => true,
+            425 => !self.has_pending_transfer(),
+            _ => false,
+        };
+        let is_of_others = reply.is_success() && !matches!(reply.code, 225 | 226 | 250);
+        is_of_others
+            || match has_started {
+                true => (self.may_lag() || self.has_pending_commands()) && !is_of_transfers,
+                false => self.may_lag(),
+            }
     }
 
     /// Whether a transfer command waits for its completion reply.
@@ -297,7 +327,8 @@ impl Dialogue {
     /// connection is FTP. Either end can cause this at any time, so it must not lift a refusal. `client_is_whole` says
     /// that the packets were none of the client.
     pub fn record_missed(&mut self, read: Read, client_is_whole: bool) {
-        let missed = Self { state: self.state.next(read), ..Self::default() };
+        let step = Step::unknown();
+        let missed = Self { state: self.state.next(read), step, ..Self::default() };
         let before = std::mem::replace(self, missed);
         if self.phase() == Phase::OutOfStep {
             (self.epsv_all, self.padding) = (before.epsv_all, before.padding);
@@ -323,6 +354,7 @@ impl Dialogue {
         // An empty line says nothing about the client.
         let Some(command) = command else {
             self.ambiguities.record_extra_reply(ExtraReply::Any);
+            self.step.record_lag();
             return CommandEffect::Nothing;
         };
         if self.phase() != Phase::Verified {
@@ -338,7 +370,10 @@ impl Dialogue {
         let kind = match command.verb {
             Verb::Port | Verb::Eprt => return CommandEffect::Announcement,
             Verb::Auth => return CommandEffect::Auth,
-            Verb::Pasv | Verb::Epsv => PendingKind::Passive,
+            Verb::Pasv | Verb::Epsv => {
+                self.step.record_passive(self.has_pending_passive());
+                PendingKind::Passive
+            }
             Verb::EpsvAll => PendingKind::EpsvAll,
             Verb::User => PendingKind::User,
             Verb::Login => PendingKind::Login,
@@ -509,7 +544,8 @@ impl Dialogue {
     /// 4217 allows `CCC` only after a login, and the server still refuses commands that need one.
     pub fn end_tls(&mut self, side: Side, sent_data: bool) {
         if !self.state.reads_lines(side.peer()) {
-            (self.pending, self.replies, self.step) = Default::default();
+            (self.pending, self.replies) = Default::default();
+            self.step = Step::unknown();
             // The server may still owe a reply to what it read encrypted.
             self.ambiguities.require_complete_replies();
         }
@@ -587,6 +623,7 @@ impl Dialogue {
     fn handle_reply(&mut self, reply: Reply) -> ReplyEffect {
         // Nothing is transferred before a login, so 225 or 226 ends no transfer.
         let before_transfers = self.is_logged_out();
+        let transfers = self.pending_transfers();
         if matches!(reply.code, 230 | 232) {
             self.advance(Read::LoginDoubted);
         }
@@ -595,6 +632,11 @@ impl Dialogue {
                 let was_requested = self.pop_answered(PendingKind::Passive);
                 if !was_requested {
                     self.pending.pop();
+                } else if self.pending_transfers() == transfers {
+                    self.step.record_passive_reply();
+                } else {
+                    // The server reads commands during a transfer.
+                    self.step.record_lag();
                 }
                 ReplyEffect::Passive { was_requested }
             }
@@ -606,6 +648,9 @@ impl Dialogue {
             }
             230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
                 self.pending.pop();
+                if self.pending_transfers() < transfers {
+                    self.step.record_lag();
+                }
                 self.accept_login()
             }
             _ if reply.is_preliminary() => {

@@ -28,6 +28,11 @@ const ASKED: u8 = 1 << 2;
 const ANSWERED: u8 = 1 << 3;
 /// The server had nothing more to send after its last line.
 const PAUSED: u8 = 1 << 4;
+/// Replies may be about earlier lines than it seems: some servers answer an empty line, one of blanks or of Telnet commands,
+/// and both parts of what others take for one line. Reports need to know.
+const LAG: u8 = 1 << 5;
+/// The next 227 or 229 ends that: it answers a later line, and nothing else has such a reply.
+const LAG_ENDS: u8 = 1 << 6;
 
 /// What is known about replies that may still come. One byte, because a session must fit into its cache lines.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,9 +75,34 @@ impl Step {
         self.has_any_of(ANSWERED)
     }
 
+    /// Records a line of the client to which the server may have other replies than it seems.
+    pub fn record_lag(&mut self) {
+        self.0 = self.0 & !LAG_ENDS | LAG;
+    }
+
+    /// Records a `PASV` or `EPSV`, which may be the second one that `is_pending`.
+    pub fn record_passive(&mut self, is_pending: bool) {
+        self.0 |= if self.may_lag() && !is_pending { LAG_ENDS } else { 0 };
+    }
+
+    /// Records a 227 or 229.
+    pub fn record_passive_reply(&mut self) {
+        self.0 &= if self.has_any_of(LAG_ENDS) { !(LAG | LAG_ENDS) } else { !0 };
+    }
+
+    /// Whether replies may be about earlier lines than it seems.
+    pub fn may_lag(self) -> bool {
+        self.has_any_of(LAG)
+    }
+
+    /// Of a dialogue of which something was not read.
+    pub fn unknown() -> Self {
+        Self(LAG)
+    }
+
     /// Of an idle dialogue that is in step.
-    pub fn idle() -> Self {
-        Self(PLAIN | PAUSED)
+    pub fn idle(self) -> Self {
+        Self(PLAIN | PAUSED | self.0 & (LAG | LAG_ENDS))
     }
 
     /// Of a dialogue in which nothing was sent for a while.
@@ -82,7 +112,7 @@ impl Step {
 
     /// After bytes of the server were missed: what it says about the client's commands.
     pub fn after_missed(self) -> Self {
-        Self(self.0 & PLAIN)
+        Self(self.0 & PLAIN | LAG)
     }
 
     /// Whether one of these bits is set.

@@ -250,6 +250,9 @@ impl DirectionReader<'_> {
         if is_client {
             self.record_subnegotiation(chunk);
         }
+        if is_client && is_long {
+            self.dialogue.record_long_line();
+        }
         if is_client && (is_long || is_lf_alone || self.direction.extra().scanner.is_some()) {
             // The stored part of the line may be truncated, a PROXY header may precede it, or its argument may follow it.
             let end = text_end(chunk);

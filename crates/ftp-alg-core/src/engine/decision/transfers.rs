@@ -19,8 +19,10 @@ impl Decider<'_> {
         match activity {
             Activity::User(name) => known.record_user(name, dialogue.has_earlier_login()),
             Activity::ChangeDirectory(wanted) => known.record_wanted_directory(wanted),
+            Activity::Rename(from) => known.record_renamed(&from),
             Activity::Transfer(verb, path) if may_transfer => {
                 for _ in 0..known.unseen_ends(pending) {
+                    self.head.activity_mut().record_last_reply(|_| true);
                     self.record_transfer_end(TransferEnd::Unseen);
                 }
                 self.pinholes.retry(self.index);

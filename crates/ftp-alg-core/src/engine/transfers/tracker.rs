@@ -375,7 +375,11 @@ impl<Tag> TransferTracker<Tag> {
         // Without a preliminary reply, what goes on after the last one is the next command's.
         let is_its = transfer.has_begun() || !goes_on;
         // Otherwise a command that was pending then may use it as well.
-        let is_shared = is_shared || transfer.is_followed && is_success && goes_on;
+        let is_doubtful = transfer.uncertain.is_some();
+        let may_share = transfer.is_followed && is_success && (goes_on || is_doubtful);
+        // Another announcement may have been its.
+        let lacks_end = is_doubtful && transfer.end == TransferEnd::Unseen;
+        let is_shared = is_shared || may_share || lacks_end;
         let certain = found.filter(|found| found.is_certain && !is_shared && is_its);
         let connection = certain.map(|found| found.connection);
         let (sender, server) = (sender_of(transfer), server_of(transfer));
@@ -497,7 +501,8 @@ fn classify(
         TransferEnd::SessionEnded => 0,
         // A data connection that is not seen may be one from before a restart.
         TransferEnd::Unseen | TransferEnd::Pending
-            if connection.is_none_or(DataConnection::is_answered) =>
+            if transfer.uncertain.is_some()
+                || connection.is_none_or(DataConnection::is_answered) =>
         {
             return (TransferResult::Unseen, None);
         }

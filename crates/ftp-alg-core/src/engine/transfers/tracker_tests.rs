@@ -831,3 +831,19 @@ fn transfers_of_a_session_are_reported_in_their_order() {
     let verbs: Vec<_> = finished.iter().map(|finished| finished.verb).collect();
     assert_eq!(verbs, [TransferVerb::Stor, TransferVerb::Retr]);
 }
+
+#[test]
+fn what_ends_with_the_reply_to_another_line_has_no_bytes() {
+    let unseen = |uncertain| {
+        let mut test = Test::new();
+        test.observe(&[(CLIENT, SERVER, "SA", 1000, 11)]);
+        test.observe(&[(CLIENT, SERVER, "FA", 1001, 11), (SERVER, CLIENT, "FA", 8011, 1002)]);
+        let end = TransferEnd::Unseen;
+        let download = Transfer { end, uncertain, ..transfer(TransferVerb::Retr, 226) };
+        let first = test.end_sooner_or_later(download);
+        let next = Transfer { has_started: false, ..transfer(TransferVerb::Retr, 425) };
+        [first.bytes, test.end_sooner_or_later(next).bytes]
+    };
+    assert_eq!(unseen(None), [Some(8000), None]);
+    assert_eq!(unseen(Some("the reply to it may be that to another line")), [None, None]);
+}
