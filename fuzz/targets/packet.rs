@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use ftp_alg_core::packet::{
-    Header, Packet, PacketEdit, Seq, build_acknowledgement, build_with_endpoints, flags,
+    Header, HeaderEdit, Packet, Seq, build_acknowledgement, build_with_endpoints, flags,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -20,10 +20,10 @@ fuzz_target!(|data: &[u8]| {
     agrees(&packet, bytes);
 
     let (seq, ack) = (u32::from_be_bytes([s0, s1, s2, s3]), u32::from_be_bytes([a0, a1, a2, a3]));
-    let edit = PacketEdit {
+    let payload = (how & 1 != 0).then_some(payload);
+    let edit = HeaderEdit {
         seq: Seq(seq),
         ack: Seq(ack),
-        payload: (how & 1 != 0).then_some(payload),
         flags,
         window: u16::from_be_bytes([a0, s0]),
         urgent: u16::from_be_bytes([u0, u1]),
@@ -33,19 +33,11 @@ fuzz_target!(|data: &[u8]| {
         (!drops).then(|| edges.map(|edge| edge + u32::from(shift)))
     };
     let mut out = vec![0xa5; 3]; // junk that must be overwritten
-    packet.rebuild(&edit, shifted, &mut out);
-    rebuilt(&packet, &edit, &out);
+    packet.rebuild(&edit, payload, shifted, &mut out);
+    rebuilt(&packet, &edit, payload, &out);
 
-    let unchanged = PacketEdit {
-        seq: packet.seq(),
-        ack: packet.ack(),
-        payload: None,
-        flags: packet.flags(),
-        window: packet.window(),
-        urgent: packet.urgent().unwrap_or_default(),
-    };
-    packet.rebuild(&unchanged, Some, &mut out);
-    rebuilt(&packet, &unchanged, &out);
+    packet.rebuild(&packet.unchanged(), None, Some, &mut out);
+    rebuilt(&packet, &packet.unchanged(), None, &out);
 
     let source = SocketAddr::new(packet.destination().ip(), u16::from_be_bytes([port0, port1]));
     let destination = packet.source();
@@ -89,9 +81,10 @@ fn agrees(packet: &Packet<'_>, bytes: &[u8]) {
     assert_eq!(packet.checksum_is_valid(), tcp_sum(packet.bytes()) == 0xffff);
 }
 
-/// Checks that `out` is `packet` with the changes of `edit`, and its checksum as valid as before.
-fn rebuilt(packet: &Packet<'_>, edit: &PacketEdit<'_>, out: &[u8]) {
-    let made = match edit.payload {
+/// Checks that `out` is `packet` with the header of `edit` and this payload, or its own, and its checksum as valid as
+/// before.
+fn rebuilt(packet: &Packet<'_>, edit: &HeaderEdit, payload: Option<&[u8]>, out: &[u8]) {
+    let made = match payload {
         Some(payload) => {
             let made = valid(out);
             assert_eq!(made.payload(), payload);

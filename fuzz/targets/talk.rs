@@ -191,8 +191,8 @@ impl Talk {
         let outcome = self.hand(side, seq, ack, &payload);
         let (seq, payload) = match outcome.action {
             ForwardAction::Drop(_) => return,
-            ForwardAction::Changed { seq, payload: true, .. } => (seq, &self.out[..]),
-            ForwardAction::Changed { seq, .. } => (seq, &payload[..]),
+            ForwardAction::Changed { header, payload: true } => (header.seq, &self.out[..]),
+            ForwardAction::Changed { header, .. } => (header.seq, &payload[..]),
             ForwardAction::Unchanged => (Seq(seq), &payload[..]),
         };
         let received = match side {
@@ -218,7 +218,7 @@ impl Talk {
         let outcome = self.hand(side.peer(), seq, ack, b"");
         let ack = match outcome.action {
             ForwardAction::Drop(_) => return,
-            ForwardAction::Changed { ack, .. } => ack,
+            ForwardAction::Changed { header, .. } => header.ack,
             ForwardAction::Unchanged => Seq(ack),
         };
         let stream = self.stream(side);

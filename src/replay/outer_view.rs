@@ -7,14 +7,14 @@ use std::{
 
 use ftp_alg_core::{
     engine::PacketOutcome,
-    packet::{Packet, PacketEdit, Seq, flags},
+    packet::{HeaderEdit, Packet, Seq, flags},
     session::Side,
 };
 
 use super::{
     captured_connection::{CapturedSegment, Flow},
     datagram::{self, DatagramLayout},
-    player::{Player, unchanged},
+    player::Player,
 };
 
 impl<W: Write> Player<W> {
@@ -73,15 +73,14 @@ impl<W: Write> Player<W> {
         session.map(side).render(header.seq, &payload, &mut whole);
         whole.truncate(whole.len() - usize::from(fin && !whole.is_empty()));
         let rest = whole.get(sent.payload().len()..).filter(|rest| !rest.is_empty())?;
-        let edit = PacketEdit {
+        let edit = HeaderEdit {
             seq: sent.seq() + sent.payload().len() as u32, // an IP packet's
-            payload: Some(rest),
             flags: header.flags,
             urgent: 0,
-            ..unchanged(sent)
+            ..sent.unchanged()
         };
         let mut bytes = Vec::new();
-        packet.rebuild(&edit, Some, &mut bytes);
+        packet.rebuild(&edit, Some(rest), Some, &mut bytes);
         Some(bytes)
     }
 

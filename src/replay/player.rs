@@ -18,7 +18,7 @@ use std::{
 
 use ftp_alg_core::{
     engine::{Checksums, Engine, Event, EventKind, PacketOutcome, Standalone},
-    packet::{self, MalformedPacket, Packet, PacketEdit, Seq, flags},
+    packet::{self, MalformedPacket, Packet, Seq, flags},
     policy::Policy,
     session::{Session, Side},
 };
@@ -537,7 +537,7 @@ impl<W: Write> Player<W> {
         if map.is_identity() {
             return packet.bytes().to_vec();
         }
-        let mut edit = unchanged(packet);
+        let mut edit = packet.unchanged();
         if packet.has(flags::ACK) {
             edit.ack = map.to_delivered(edit.ack);
         }
@@ -546,7 +546,7 @@ impl<W: Write> Player<W> {
             left.is_before(right).then_some([left, right])
         };
         let mut bytes = Vec::new();
-        packet.rebuild(&edit, sack, &mut bytes);
+        packet.rebuild(&edit, None, sack, &mut bytes);
         bytes
     }
 
@@ -576,17 +576,5 @@ impl<W: Write> Player<W> {
 
     pub(super) fn direction(&mut self, flow: Flow) -> &mut CapturedDirection {
         self.connection(flow).direction(flow)
-    }
-}
-
-/// The edit of a packet that leaves it as it is.
-pub(super) fn unchanged<'a>(packet: &Packet<'_>) -> PacketEdit<'a> {
-    PacketEdit {
-        seq: packet.seq(),
-        ack: packet.ack(),
-        payload: None,
-        flags: packet.flags(),
-        window: packet.window(),
-        urgent: packet.urgent().unwrap_or(0),
     }
 }

@@ -89,15 +89,8 @@ fn segments_carry_the_flags_of_the_super_packet() {
     let packet = Packet::parse(&packet).unwrap();
     let control = flags::ACK | flags::PSH | flags::FIN | flags::URG | flags::CWR;
     let changed = [b'y'; 1100];
-    let edit = PacketEdit {
-        seq: Seq(100),
-        ack: Seq(9),
-        payload: Some(&changed),
-        flags: control,
-        window: 9,
-        urgent: 3,
-    };
-    let parts = packets::resegment(&packet, &edit, 536, Some);
+    let header = HeaderEdit { seq: Seq(100), ack: Seq(9), flags: control, window: 9, urgent: 3 };
+    let parts = packets::resegment(&packet, &header, &changed, 536, Some);
     let seen: Vec<_> = parts
         .iter()
         .map(|part| {
@@ -115,6 +108,5 @@ fn segments_carry_the_flags_of_the_super_packet() {
             (1172, 28, flags::ACK | last, None),
         ]
     );
-    let nothing = PacketEdit { payload: Some(&[]), ..edit };
-    assert_eq!(packets::resegment(&packet, &nothing, 536, Some).len(), 1);
+    assert_eq!(packets::resegment(&packet, &header, &[], 536, Some).len(), 1);
 }

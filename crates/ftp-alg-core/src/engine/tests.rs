@@ -21,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::*;
 use crate::{
-    packet::{Header, Packet, PacketEdit, Seq, build_segment, flags},
+    packet::{Header, HeaderEdit, Packet, Seq, build_segment, flags},
     policy::NetworkPolicy,
     script::messages,
     session::RefusalReason,

@@ -6,15 +6,13 @@ use pnet_packet::{ipv4::MutableIpv4Packet, ipv6::MutableIpv6Packet, tcp::Mutable
 
 use super::{OPTION_NOP, OPTION_SACK, Packet, Seq, is_v4, segment_sum, sum};
 
-/// What to change in a copy of a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct PacketEdit<'a> {
+/// What the TCP header of a changed copy of a packet says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderEdit {
     /// The new sequence number.
     pub seq: Seq,
     /// The new acknowledgement number.
     pub ack: Seq,
-    /// The new payload; `None` leaves it.
-    pub payload: Option<&'a [u8]>,
     /// The new control bits.
     pub flags: u8,
     /// The new window.
@@ -23,29 +21,37 @@ pub struct PacketEdit<'a> {
     pub urgent: u16,
 }
 
-impl<'a> Packet<'a> {
-    /// Writes a copy with the changes of `edit` to `out`, with correct lengths and checksums. `sack` maps the edges of
-    /// each SACK block; a block that it maps to `None` is omitted.
+impl Packet<'_> {
+    /// The edit that leaves the header as it is.
+    pub fn unchanged(&self) -> HeaderEdit {
+        let (seq, ack, flags, window) = (self.seq(), self.ack(), self.flags(), self.window());
+        HeaderEdit { seq, ack, flags, window, urgent: self.urgent().unwrap_or(0) }
+    }
+
+    /// Writes a copy with the header of `edit` and this payload, or its own, to `out`, with correct lengths and checksums.
+    /// `sack` maps the edges of each SACK block; a block that it maps to `None` is omitted.
     ///
     /// A payload longer than an IP packet can carry is cut; callers stay far below that.
     pub fn rebuild(
         &self,
-        edit: &PacketEdit<'_>,
+        edit: &HeaderEdit,
+        payload: Option<&[u8]>,
         sack: impl FnMut([Seq; 2]) -> Option<[Seq; 2]>,
         out: &mut Vec<u8>,
     ) {
         out.clear();
-        self.append_rebuilt(edit, sack, out);
+        self.append_rebuilt(edit, payload, sack, out);
     }
 
     /// As [`rebuild`](Self::rebuild), but appends to `out`.
     pub fn append_rebuilt(
         &self,
-        edit: &PacketEdit<'_>,
+        edit: &HeaderEdit,
+        new_payload: Option<&[u8]>,
         mut sack: impl FnMut([Seq; 2]) -> Option<[Seq; 2]>,
         all: &mut Vec<u8>,
     ) {
-        let payload = edit.payload.unwrap_or(self.payload());
+        let payload = new_payload.unwrap_or(self.payload());
         let payload = &payload[..payload.len().min(usize::from(u16::MAX) - self.payload_offset)];
         let start = all.len();
         all.extend_from_slice(&self.bytes[..self.payload_offset]);
@@ -63,7 +69,7 @@ impl<'a> Packet<'a> {
             tcp.set_window(edit.window);
             tcp.set_urgent_ptr(edit.urgent);
         }
-        if edit.payload.is_none() && !self.offload.lacks_checksum {
+        if new_payload.is_none() && !self.offload.lacks_checksum {
             // RFC 1624: only the changed words are summed.
             let mut sum = IncrementalChecksum::new(self.header_u16(16));
             sum.update(self.header_u32(4), edit.seq.0);
@@ -309,9 +315,8 @@ mod tests {
         out
     }
 
-    fn edit(seq: u32, ack: u32, payload: Option<&[u8]>) -> PacketEdit<'_> {
-        let (flags, window) = (flags::ACK, 77);
-        PacketEdit { seq: Seq(seq), ack: Seq(ack), payload, flags, window, urgent: 0 }
+    fn edit(seq: u32, ack: u32) -> HeaderEdit {
+        HeaderEdit { seq: Seq(seq), ack: Seq(ack), flags: flags::ACK, window: 77, urgent: 0 }
     }
 
     proptest! {
@@ -321,7 +326,7 @@ mod tests {
             new in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..99))) {
             let bytes = packet(v6, &old, &[(50, 60)]);
             let mut out = vec![0xa5; 7]; // junk that must be overwritten
-            Packet::parse(&bytes).unwrap().rebuild(&edit(seq, ack, new.as_deref()), Some, &mut out);
+            Packet::parse(&bytes).unwrap().rebuild(&edit(seq, ack), new.as_deref(), Some, &mut out);
             assert_valid(&out);
             let built = Packet::parse(&out).unwrap();
             prop_assert_eq!(built.payload(), new.as_deref().unwrap_or(&old));
@@ -334,7 +339,7 @@ mod tests {
         let bytes = packet(false, b"", &[(50, 60), (70, 80)]);
         let mut out = Vec::new();
         let map = |[l, r]: [Seq; 2]| (l != Seq(50)).then_some([l + 5, r + 5]);
-        Packet::parse(&bytes).unwrap().rebuild(&edit(1, 1, None), map, &mut out);
+        Packet::parse(&bytes).unwrap().rebuild(&edit(1, 1), None, map, &mut out);
         assert_valid(&out);
         let sliced = SlicedPacket::from_ip(&out).unwrap();
         let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };
@@ -342,7 +347,7 @@ mod tests {
         let expected = TcpOptionElement::SelectiveAcknowledgement((75, 85), [None; 3]);
         assert!(options.contains(&expected), "{options:?}");
         let mut out = Vec::new();
-        Packet::parse(&bytes).unwrap().rebuild(&edit(1, 1, None), |_| None, &mut out);
+        Packet::parse(&bytes).unwrap().rebuild(&edit(1, 1), None, |_| None, &mut out);
         assert_valid(&out);
         assert_eq!(Packet::parse(&out).unwrap().sack(), None);
     }

@@ -15,7 +15,7 @@ use std::{
 use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice};
 use serde::{Deserialize, Serialize};
 
-pub use build::{Header, PacketEdit, build_acknowledgement, build_segment, build_with_endpoints};
+pub use build::{Header, HeaderEdit, build_acknowledgement, build_segment, build_with_endpoints};
 pub use reorder_queue::{Readiness, ReorderItem, ReorderQueue, ReorderResult};
 
 /// TCP control bits.

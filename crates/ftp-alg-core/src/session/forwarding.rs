@@ -8,7 +8,7 @@
 use std::{borrow::Cow, fmt};
 
 use super::{Session, Side, direction::Direction, reason::reasons};
-use crate::packet::{Packet, Seq, flags};
+use crate::packet::{HeaderEdit, Packet, Seq, flags};
 
 /// Maximum length of a super-packet that grew by a rewrite; an IP packet holds little more.
 const MAX_SUPER_PACKET: usize = 65_000;
@@ -21,18 +21,10 @@ pub enum ForwardAction {
     /// With other header fields, and another payload if `payload` is set. The payload is in the buffer that the caller
     /// passed.
     Changed {
-        /// The sequence number.
-        seq: Seq,
-        /// The acknowledgement number.
-        ack: Seq,
+        /// The header fields.
+        header: HeaderEdit,
         /// Whether the payload is the buffer's.
         payload: bool,
-        /// The control bits.
-        flags: u8,
-        /// The window.
-        window: u16,
-        /// The urgent pointer.
-        urgent: u16,
     },
     /// Not at all: its sender retransmits it.
     Drop(DropReason),
@@ -120,37 +112,30 @@ pub struct TrailingSegment {
 impl ForwardAction {
     /// This action without the packet's urgent pointer.
     pub(super) fn without_urgent(self, packet: &Packet<'_>) -> Self {
-        match self.as_change(packet) {
-            Self::Changed { seq, ack, payload, flags, window, .. } => {
-                Self::Changed { seq, ack, payload, flags: flags & !flags::URG, window, urgent: 0 }
-            }
-            other => other,
-        }
+        self.with_header(packet, |header| HeaderEdit {
+            flags: header.flags & !flags::URG,
+            urgent: 0,
+            ..header
+        })
     }
 
     /// This action with another window.
     pub(super) fn with_window(self, packet: &Packet<'_>, window: u16) -> Self {
-        match self.as_change(packet) {
-            Self::Changed { seq, ack, payload, flags, urgent, .. } => {
-                Self::Changed { seq, ack, payload, flags, window, urgent }
-            }
-            other => other,
-        }
+        self.with_header(packet, |header| HeaderEdit { window, ..header })
     }
 
-    /// `Unchanged` as a change to the fields that the packet has.
-    fn as_change(self, packet: &Packet<'_>) -> Self {
-        match self {
-            Self::Unchanged => Self::Changed {
-                seq: packet.seq(),
-                ack: packet.ack(),
-                payload: false,
-                flags: packet.flags(),
-                window: packet.window(),
-                urgent: packet.urgent().unwrap_or(0),
-            },
-            other => other,
-        }
+    /// This action with other header fields, unless it drops the packet.
+    fn with_header(
+        self,
+        packet: &Packet<'_>,
+        change: impl FnOnce(HeaderEdit) -> HeaderEdit,
+    ) -> Self {
+        let (header, payload) = match self {
+            Self::Unchanged => (packet.unchanged(), false),
+            Self::Changed { header, payload } => (header, payload),
+            Self::Drop(_) => return self,
+        };
+        Self::Changed { header: change(header), payload }
     }
 }
 
@@ -226,15 +211,10 @@ impl Session {
             acknowledge = Some(self.acknowledge_held(from, packet));
         }
         let ack = sent_ack(self.direction(from.peer()), packet);
-        let forward = ForwardAction::Changed {
-            seq: delivered,
-            ack,
-            payload: true,
-            flags: control,
-            window: packet.window(),
-            urgent,
-        };
-        ForwardPlan { action: forward, acknowledge, trailing: rest }
+        let (seq, window) = (delivered, packet.window());
+        let header = HeaderEdit { seq, ack, flags: control, window, urgent };
+        let action = ForwardAction::Changed { header, payload: true };
+        ForwardPlan { action, acknowledge, trailing: rest }
     }
 
     fn acknowledge_held(&self, from: Side, packet: &Packet<'_>) -> Acknowledgement {
@@ -272,9 +252,8 @@ impl Session {
         if seq == packet.seq() && ack == packet.ack() && !claims_move {
             return ForwardAction::Unchanged;
         }
-        let urgent = packet.urgent().unwrap_or(0);
-        let (flags, window) = (packet.flags(), packet.window());
-        ForwardAction::Changed { seq, ack, payload: false, flags, window, urgent }
+        let header = HeaderEdit { seq, ack, ..packet.unchanged() };
+        ForwardAction::Changed { header, payload: false }
     }
 
     /// Replaces an out-of-order segment by a probe: an empty segment with a sequence number that the receiver has
@@ -287,7 +266,8 @@ impl Session {
         let seq = sender.space.acked - 1;
         let ack = receiver.space.unacknowledged().min(sent_ack(receiver, packet));
         let (flags, window) = (flags::ACK, packet.window());
-        ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent: 0 }
+        let header = HeaderEdit { seq, ack, flags, window, urgent: 0 };
+        ForwardAction::Changed { header, payload: true }
     }
 }
 

@@ -413,7 +413,7 @@ mod tests {
             let plan = session.inspect(Side::Server, &packet, conditions, &mut out, &mut PassAll);
             assert_eq!(session.next_seq(Side::Server), server + line.len() as u32, "{shorter}");
             assert!(
-                matches!(plan.action, ForwardAction::Changed { ack, .. } if ack == client),
+                matches!(plan.action, ForwardAction::Changed { header, .. } if header.ack == client),
                 "{shorter}"
             );
         }

@@ -126,8 +126,8 @@ impl Engine {
             && match action {
                 ForwardAction::Unchanged => true,
                 // Also a packet that only follows an unacknowledged rewrite.
-                ForwardAction::Changed { seq, ack, payload, .. } => {
-                    let keeps_numbers = (seq, ack) == (packet.seq(), packet.ack())
+                ForwardAction::Changed { header, payload } => {
+                    let keeps_numbers = (header.seq, header.ack) == (packet.seq(), packet.ack())
                         && (!payload || changed.len() == line.bytes.len());
                     (is_adjusted || keeps_numbers)
                         && (line.opened_pinhole || !payload || changed == line.bytes)

@@ -16,7 +16,7 @@ use crate::{
         decision::{ConnectionOf, Decider, wanted_queue_mode},
         limits::is_counted,
     },
-    packet::{self, Packet, PacketEdit, Seq, flags},
+    packet::{self, HeaderEdit, Packet, Seq, flags},
     session::{
         Acknowledgement, Conditions, DropReason, ForwardAction, ForwardPlan, Session, Side,
         TrailingSegment,
@@ -257,46 +257,40 @@ fn forward_verdict(
         let (left, right) = (sent.to_sent_left_edge(left), sent.to_sent(right));
         left.is_before(right).then_some([left, right])
     };
-    let rebuilt = |edit: &PacketEdit<'_>| {
+    let rebuilt = |header: HeaderEdit, payload: &[u8]| {
         let mut segment = Vec::new();
-        packet.append_rebuilt(edit, acknowledged, &mut segment);
+        packet.append_rebuilt(&header, Some(payload), acknowledged, &mut segment);
         segment
     };
     Handling::Verdict(match plan.action {
         ForwardAction::Unchanged => Verdict::Accept,
         ForwardAction::Drop(reason) => Verdict::Drop(reason),
-        ForwardAction::Changed { seq, ack, flags, window, .. } if awaits_probe => {
-            let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, window, urgent: 0 };
-            let segment = rebuilt(&edit);
-            inject(decider, from.peer(), segment);
+        ForwardAction::Changed { header, .. } if awaits_probe => {
+            inject(decider, from.peer(), rebuilt(HeaderEdit { urgent: 0, ..header }, &[]));
             return Handling::Reorder;
         }
         // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
         // length.
-        ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent }
+        ForwardAction::Changed { header, payload: true }
             if packet.offload.is_super_packet && changed.len() < packet.payload().len() =>
         {
-            let edit = PacketEdit { seq, ack, payload: Some(changed), flags, window, urgent };
             let limit = session.mss(from);
-            for segment in resegment(packet, &edit, limit, acknowledged) {
+            for segment in resegment(packet, &header, changed, limit, acknowledged) {
                 inject(decider, from.peer(), segment);
             }
             Verdict::Drop(DropReason::Resegmented)
         }
-        ForwardAction::Changed { seq, ack, payload, flags, window, urgent } => {
+        ForwardAction::Changed { header, payload } => {
             let mut body = changed;
             let trailing = plan.trailing.map(|TrailingSegment { start, flags }| {
                 let (first, trailing) = body.split_at(start);
                 body = first;
-                let seq = seq + start as u32; // within a packet
-                let payload = Some(trailing);
-                rebuilt(&PacketEdit { seq, ack, payload, flags, window, urgent: 0 })
+                let seq = header.seq + start as u32; // within a packet
+                rebuilt(HeaderEdit { seq, flags, urgent: 0, ..header }, trailing)
             });
-            let payload = payload.then_some(body);
-            let edit = PacketEdit { seq, ack, payload, flags, window, urgent };
             let out = &mut decider.batch.replacements;
             let start = out.len();
-            packet.append_rebuilt(&edit, acknowledged, out);
+            packet.append_rebuilt(&header, payload.then_some(body), acknowledged, out);
             let replacement = start as u32..out.len() as u32; // of one batch
             if let Some(segment) = trailing {
                 inject(decider, from.peer(), segment);
@@ -310,29 +304,23 @@ fn forward_verdict(
 /// what is read: its sender sends the payload again in an ordinary segment. The flags that concern the payload go, too.
 #[cold]
 fn without_payload(syn: &Packet<'_>, batch: &mut Batch) -> Verdict {
-    let edit = PacketEdit {
-        seq: syn.seq(),
-        ack: syn.ack(),
-        payload: Some(&[]),
-        flags: syn.flags() & !(flags::FIN | flags::PSH | flags::URG),
-        window: syn.window(),
-        urgent: 0,
-    };
+    let flags = syn.flags() & !(flags::FIN | flags::PSH | flags::URG);
+    let header = HeaderEdit { flags, urgent: 0, ..syn.unchanged() };
     let out = &mut batch.replacements;
     let start = out.len();
-    syn.append_rebuilt(&edit, Some, out);
+    syn.append_rebuilt(&header, Some(&[]), Some, out);
     Verdict::Replace(start as u32..out.len() as u32) // of one batch
 }
 
-/// The segments of `packet` with the changes of `edit`, each with at most `limit` bytes. Flags are divided as in the
+/// The segments of `packet` with this header and `payload`, each with at most `limit` bytes. Flags are divided as in the
 /// kernel (`tcp_gso_segment`): FIN and PSH go to the last segment, CWR to the first.
 pub(crate) fn resegment(
     packet: &Packet<'_>,
-    edit: &PacketEdit<'_>,
+    header: &HeaderEdit,
+    payload: &[u8],
     limit: usize,
     sack: impl Fn([Seq; 2]) -> Option<[Seq; 2]>,
 ) -> Vec<Vec<u8>> {
-    let payload = edit.payload.unwrap_or_default();
     let count = payload.len().div_ceil(limit).max(1);
     let segment = |index: usize| {
         let start = index * limit;
@@ -340,15 +328,14 @@ pub(crate) fn resegment(
         let (is_first, is_last) = (index == 0, index + 1 == count);
         let ends = if is_last { 0 } else { flags::FIN | flags::PSH };
         let begins = if is_first { 0 } else { flags::URG | flags::CWR };
-        let edit = PacketEdit {
-            seq: edit.seq + start as u32, // within a packet
-            payload: Some(&payload[start..end]),
-            flags: edit.flags & !ends & !begins,
-            urgent: if is_first { edit.urgent } else { 0 },
-            ..*edit
+        let edit = HeaderEdit {
+            seq: header.seq + start as u32, // within a packet
+            flags: header.flags & !ends & !begins,
+            urgent: if is_first { header.urgent } else { 0 },
+            ..*header
         };
         let mut out = Vec::new();
-        packet.rebuild(&edit, &sack, &mut out);
+        packet.rebuild(&edit, Some(&payload[start..end]), &sack, &mut out);
         out
     };
     (0..count).map(segment).collect()
