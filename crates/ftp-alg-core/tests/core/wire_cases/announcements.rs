@@ -26,6 +26,7 @@ fn only_the_host_port_of_a_227_is_rewritten() {
             "227 Entering passive mode. #\r\n",
             "227 =#\r\n",
             "227 Data transfer will passively listen to #\r\n",
+            "227 Server v2.1, mode 4 (#)\r\n",
             "227 #\r\n",
         ] {
             let mut sim = Sim::logged_in(scenario.clone());
@@ -112,6 +113,7 @@ fn a_229_with_any_delimiter_opens_a_pinhole() {
             ("229 Entering Extended Passive Mode (|||50069|).", 50069),
             ("229 Entering Extended Passive Mode |||50069|", 50069),
             ("229 Ok (~~~50069~)", 50069),
+            ("229 ((((50069()", 50069),
         ] {
             let mut sim = Sim::logged_in(scenario.clone());
             let t = sim.translation;
