@@ -86,11 +86,12 @@ fn hold_program(table: &mut PinholeTable, port: u16) -> u64 {
 }
 
 #[test]
-fn addresses_of_one_ipv6_network_share_a_limit() {
-    let mut shards = Shards::new(1, 60_000);
+fn addresses_of_one_ipv6_network_share_a_limit_in_all_shards() {
+    let mut shards = Shards::new(2, 60_000);
     let address = |host: u16| format!("2001:db8:1:2:{host:x}::1");
     for host in 1..=1024 {
-        shards.open_for(0, host.into(), announced(&address(host), 4000)).unwrap();
+        let (shard, owner) = (usize::from(host % 2), host.into());
+        shards.open_for(shard, owner, announced(&address(host), 4000)).unwrap();
     }
     assert_eq!(shards.refusal(&address(1025), 4000), "Limit(1024)");
     shards.open("2001:db8:1:3::1", 4000).unwrap();
