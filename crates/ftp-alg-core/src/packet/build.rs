@@ -135,32 +135,21 @@ fn write_headers(header: &Header, length: usize, out: &mut Vec<u8>) -> usize {
     let ip = if source.is_ipv4() { 20 } else { 40 };
     out.clear();
     out.resize(ip + length, 0);
-    match (source.ip(), destination.ip()) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            if let Some(mut packet) = MutableIpv4Packet::new(out) {
-                packet.set_version(4);
-                packet.set_header_length(5);
-                packet.set_flags(2); // don't fragment
-                packet.set_ttl(64);
-                packet.set_next_level_protocol(pnet_packet::ip::IpNextHeaderProtocols::Tcp);
-                packet.set_source(source);
-                packet.set_destination(destination);
-            }
+    if source.is_ipv4() {
+        if let Some(mut packet) = MutableIpv4Packet::new(out) {
+            packet.set_version(4);
+            packet.set_header_length(5);
+            packet.set_flags(2); // don't fragment
+            packet.set_ttl(64);
+            packet.set_next_level_protocol(pnet_packet::ip::IpNextHeaderProtocols::Tcp);
         }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            if let Some(mut packet) = MutableIpv6Packet::new(out) {
-                packet.set_version(6);
-                packet.set_hop_limit(64);
-                packet.set_next_header(pnet_packet::ip::IpNextHeaderProtocols::Tcp);
-                packet.set_source(source);
-                packet.set_destination(destination);
-            }
-        }
-        _ => {} // mixed families: no connection has them
+    } else if let Some(mut packet) = MutableIpv6Packet::new(out) {
+        packet.set_version(6);
+        packet.set_hop_limit(64);
+        packet.set_next_header(pnet_packet::ip::IpNextHeaderProtocols::Tcp);
     }
+    set_endpoints(out, ip, source, destination);
     if let Some(mut tcp) = MutableTcpPacket::new(&mut out[ip..]) {
-        tcp.set_source(source.port());
-        tcp.set_destination(destination.port());
         tcp.set_sequence(seq.0);
         tcp.set_acknowledgement(ack.0);
         tcp.set_data_offset((length / 4) as u8);
@@ -179,26 +168,31 @@ pub fn build_with_endpoints(
 ) {
     out.clear();
     out.extend_from_slice(packet.bytes);
+    set_endpoints(out, packet.tcp_offset, source, destination);
+    set_lengths_and_checksums(out, packet.tcp_offset);
+}
+
+/// Sets the endpoints of a packet whose TCP header is at `tcp`.
+fn set_endpoints(packet: &mut [u8], tcp: usize, source: SocketAddr, destination: SocketAddr) {
     match (source.ip(), destination.ip()) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            if let Some(mut ip) = MutableIpv4Packet::new(out) {
+            if let Some(mut ip) = MutableIpv4Packet::new(packet) {
                 ip.set_source(source);
                 ip.set_destination(destination);
             }
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            if let Some(mut ip) = MutableIpv6Packet::new(out) {
+            if let Some(mut ip) = MutableIpv6Packet::new(packet) {
                 ip.set_source(source);
                 ip.set_destination(destination);
             }
         }
-        _ => return,
+        _ => return, // mixed families: no connection has them
     }
-    if let Some(mut tcp) = MutableTcpPacket::new(&mut out[packet.tcp_offset..]) {
+    if let Some(mut tcp) = MutableTcpPacket::new(&mut packet[tcp..]) {
         tcp.set_source(source.port());
         tcp.set_destination(destination.port());
     }
-    set_lengths_and_checksums(out, packet.tcp_offset);
 }
 
 /// Maps the blocks of a SACK option; unused room is filled with NOP.
