@@ -248,15 +248,12 @@ pub(crate) fn has_login(session: &Session) -> bool {
     session.dialogue.is_logged_in() || session.is_encrypted()
 }
 
-/// Whether a session counts for its client.
-fn is_countable(session: &Session) -> bool {
-    !matches!(session.dialogue.phase(), Phase::NotGreeted | Phase::PickedUp) && !session.is_over()
-}
-
 /// Whether a session has to be counted for its client.
 #[inline]
 fn should_count_for_client(head: &Head, session: &Session) -> bool {
-    !head.counts_for_client && is_countable(session)
+    !head.counts_for_client
+        && !matches!(session.dialogue.phase(), Phase::NotGreeted | Phase::PickedUp)
+        && !session.is_over()
 }
 
 impl Sessions {
@@ -375,7 +372,7 @@ impl MemoryBudget {
     }
 
     /// Sets the bytes of the session in table slot `slot`. Returns whether it holds more than before.
-    fn set(&mut self, slot: u32, bytes: usize) -> bool {
+    pub(crate) fn set(&mut self, slot: u32, bytes: usize) -> bool {
         let before = self.held.get(&slot).copied();
         if bytes == 0 {
             if let Some((serial, _)) = self.held.remove(&slot) {
@@ -439,11 +436,6 @@ impl Sessions {
         let bytes = heap_size(&entry.head, &entry.session);
         entry.head.is_in_memory_budget = bytes > UNCOUNTED_BYTES;
         self.memory.set(index, if bytes > UNCOUNTED_BYTES { bytes } else { 0 })
-    }
-
-    /// Removes the session at `index` from the budget.
-    pub(crate) fn release_memory(&mut self, index: u32) {
-        self.memory.set(index, 0);
     }
 
     /// Resets sessions until the budget is met.

@@ -284,7 +284,7 @@ impl Sessions {
         let mut entry = self.table.remove(index)?;
         let head = &mut entry.head;
         if std::mem::take(&mut head.is_in_memory_budget) {
-            self.release_memory(index);
+            self.memory.set(index, 0);
         }
         if std::mem::take(&mut head.counts_for_client) {
             self.uncount(head.client(), head.id);

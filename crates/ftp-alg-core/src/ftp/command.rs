@@ -142,7 +142,7 @@ impl Command<'_> {
     /// Whether no FTP client sends this line; `first` is set for the client's first line.
     pub fn is_not_ftp(&self, first: bool) -> bool {
         self.verb == Verb::Unknown && !is_verb(self.word)
-            || self.has_words() && self.is_request_line(first)
+            || memchr::memchr(b' ', self.argument).is_some() && self.is_request_line(first)
             || first && self.verb == Verb::Unknown && is_target(self.argument)
     }
 
@@ -151,11 +151,6 @@ impl Command<'_> {
     pub fn is_not_ftp_after(&self, is_logged_in: bool) -> bool {
         self.is_not_ftp(false)
             && (!is_logged_in || self.is_request_line(false) || is_of_other_protocol(self.word))
-    }
-
-    /// Whether the argument has several words. Most have one or none.
-    fn has_words(&self) -> bool {
-        memchr::memchr(b' ', self.argument).is_some()
     }
 
     /// Whether the line is `METHOD target NAME/1.1` of a protocol whose requests look like that: three words, the

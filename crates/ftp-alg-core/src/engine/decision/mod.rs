@@ -620,7 +620,7 @@ impl Decider<'_> {
         while let Some(closed) = self.pinholes.close_first(self.index, |_| true) {
             self.report_closed(&closed, reason);
         }
-        self.pinholes.close_ended_of(self.index);
+        self.pinholes.close_ended_if(|(owner, _), _| *owner == self.index);
     }
 
     /// Reports that an unused pinhole was closed.
@@ -841,7 +841,9 @@ pub fn wanted_queue_mode(head: &Head, session: &Session, queues_all: bool) -> Op
         };
         is_outdated.then_some(QueueMode::Selected)?
     };
-    head.needs_mode_change(wanted, timestamp, RESEND_INTERVAL).then_some(wanted)
+    let is_set =
+        head.queue_mode() == Some(wanted) && head.mode_set_since(timestamp) < RESEND_INTERVAL;
+    (!is_set).then_some(wanted)
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::{
     engine::{
-        Engine, Kernel, QueueMode, RESEND_INTERVAL, SessionEnd, Sessions, decision::ConnectionOf,
-        table::entry::Head,
+        Engine, Kernel, QueueMode, RESEND_INTERVAL, SessionEnd, Sessions,
+        decision::ConnectionOf,
+        table::entry::{Head, NewIncarnation},
     },
     packet::Packet,
     session::Session,
@@ -41,13 +42,11 @@ impl Engine {
         let timestamp = self.sessions.epoch.timestamp(now);
         let (mut decider, session) = self.sessions.decider_at(now, index, kernel)?;
         let head = &mut *decider.head;
-        if head
-            .incarnation()
-            .is_some_and(|incarnation| incarnation.is_syn_ack_retransmission(syn_ack))
-        {
-            head.refresh_incarnation(timestamp);
-        } else {
-            head.set_incarnation(Session::from_syn_ack(syn_ack), timestamp);
+        match &mut head.extra_mut().incarnation {
+            Some(known) if known.session.is_syn_ack_retransmission(syn_ack) => {
+                known.last_syn_ack = timestamp;
+            }
+            _ => head.set_incarnation(Session::from_syn_ack(syn_ack), timestamp),
         }
         let mode = if session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
         if queues_all {
@@ -72,12 +71,15 @@ impl Engine {
     ) -> Option<u32> {
         let entry = self.sessions.table.get_mut(index)?;
         let (client, server) = (entry.head.client(), entry.head.server());
-        let confirms = |incarnation: &Session| {
-            packet.source() == client && incarnation.is_first_acknowledgement(packet)
+        let is_genuine = |other: &mut NewIncarnation| {
+            packet.source() == client && other.session.is_first_acknowledgement(packet)
         };
-        let Some(session) = entry.head.take_incarnation_if(confirms) else { return Some(index) };
+        let extra = entry.head.existing_extra_mut();
+        let Some(other) = extra.and_then(|extra| extra.incarnation.take_if(is_genuine)) else {
+            return Some(index);
+        };
         self.sessions.forget(index, SessionEnd::Replaced);
-        self.sessions.insert(now, client, server, session, kernel)
+        self.sessions.insert(now, client, server, *other.session, kernel)
     }
 }
 
@@ -90,8 +92,12 @@ impl Sessions {
         if head.extra().watched_until.is_none_or(|until| until > now) {
             return;
         }
-        head.extra_mut().watched_until = None;
-        if head.drop_old_incarnation(timestamp, WATCH_TIME) {
+        let extra = head.extra_mut();
+        extra.watched_until = None;
+        extra.incarnation.take_if(|other| {
+            timestamp.duration_since(other.last_syn_ack) >= WATCH_TIME // it was spoofed
+        });
+        if extra.incarnation.is_some() {
             head.watch(now);
             return;
         }

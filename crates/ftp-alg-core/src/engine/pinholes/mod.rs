@@ -146,7 +146,8 @@ impl PinholeTable {
 
     /// Gives new pinholes, of all shards, serial numbers behind `last`.
     pub fn number_behind(&mut self, last: u64) {
-        self.ports.lock().record_serial(last);
+        let mut ports = self.ports.lock();
+        ports.serial = ports.serial.max(last);
     }
 
     /// Sets the limit of open pinholes.
@@ -610,7 +611,7 @@ impl PinholeTable {
     }
 
     /// Closes those that have outlived their transfers for which `is_due` holds.
-    fn close_ended_if(&mut self, is_due: impl Fn(&Key, &Pinhole) -> bool) {
+    pub fn close_ended_if(&mut self, is_due: impl Fn(&Key, &Pinhole) -> bool) {
         let all = &self.all;
         let is_due = |key: &Key| all.get(key).is_none_or(|ended| is_due(key, ended));
         let (due, left): (VecDeque<_>, _) = take(&mut self.ended).into_iter().partition(is_due);
@@ -621,11 +622,6 @@ impl PinholeTable {
     /// Closes those that have outlived their transfers for long enough.
     pub fn close_ended_before(&mut self, now: Instant) {
         self.close_ended_if(|_, pinhole| pinhole.ended_until().is_none_or(|until| until <= now));
-    }
-
-    /// Closes those of the session `owner` that have outlived their transfers.
-    pub fn close_ended_of(&mut self, owner: u32) {
-        self.close_ended_if(|key, _| key.0 == owner);
     }
 
     /// Closes all that have outlived their transfers.

@@ -79,7 +79,7 @@ pub(super) struct PortTable {
     /// Initiators and targets whose last pinhole could not have the target's port as its external port.
     displaced: AHashSet<(IpAddr, SocketAddr)>,
     /// Serial number of the last pinhole.
-    serial: u64,
+    pub(super) serial: u64,
     /// Number of shards.
     shards: u16,
 }
@@ -205,11 +205,6 @@ impl PortTable {
         }
     }
 
-    /// A pinhole of an earlier daemon had this serial number.
-    pub(super) fn record_serial(&mut self, serial: u64) {
-        self.serial = self.serial.max(serial);
-    }
-
     /// How many pinholes have the same source translation as one with these ends.
     pub(super) fn sharing_source(&self, ends: &PinholeEnds) -> u32 {
         self.by_target.get(&(ends.initiator, ends.target)).copied().unwrap_or_default()
@@ -258,7 +253,7 @@ impl PortTable {
     pub(super) fn is_empty(&self) -> bool {
         self.ports.is_empty()
             && self.by_target.is_empty()
-            && self.clients.is_empty()
+            && self.clients.0.is_empty()
             && self.held == 0
     }
 }
@@ -322,11 +317,6 @@ impl ClientCounts {
                 self.0.remove(&client);
             }
         }
-    }
-
-    #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 

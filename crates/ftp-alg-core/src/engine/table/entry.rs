@@ -61,7 +61,8 @@ pub struct Extra {
     pub translation: Option<Translation>,
     /// The state on the fast path.
     pub fast_path: FastPathProgress,
-    incarnation: Option<NewIncarnation>,
+    /// Another connection on the same endpoints.
+    pub incarnation: Option<NewIncarnation>,
     /// Until when every packet is queued, if it is for a while.
     pub watched_until: Option<Instant>,
     /// How many times in a row conntrack did not know the connection.
@@ -83,10 +84,11 @@ impl Extra {
 
 /// Another connection on the same endpoints, unless its SYN-ACK was spoofed.
 #[derive(Debug)]
-struct NewIncarnation {
-    session: Box<Session>,
+pub struct NewIncarnation {
+    /// Its session.
+    pub session: Box<Session>,
     /// Time of its last SYN-ACK.
-    last_syn_ack: Timestamp,
+    pub last_syn_ack: Timestamp,
 }
 
 impl Entry {
@@ -299,39 +301,6 @@ impl Head {
             incarnation.last_syn_ack = convert(incarnation.last_syn_ack);
         }
         self.forget_queue_mode();
-    }
-
-    /// Records a retransmission of the other connection's SYN-ACK.
-    pub fn refresh_incarnation(&mut self, now: Timestamp) {
-        if let Some(incarnation) = self.extra.as_mut().and_then(|extra| extra.incarnation.as_mut())
-        {
-            incarnation.last_syn_ack = now;
-        }
-    }
-
-    /// Removes the other connection if its SYN-ACK is older than `age`. Returns whether it is still there.
-    pub fn drop_old_incarnation(&mut self, now: Timestamp, age: Duration) -> bool {
-        let Some(extra) = &mut self.extra else { return false };
-        extra
-            .incarnation
-            .take_if(|incarnation| now.duration_since(incarnation.last_syn_ack) >= age);
-        extra.incarnation.is_some()
-    }
-
-    /// Removes and returns the other connection if `is_genuine` shows that it was not spoofed.
-    pub fn take_incarnation_if(
-        &mut self,
-        is_genuine: impl FnOnce(&Session) -> bool,
-    ) -> Option<Session> {
-        let incarnation = &mut self.extra.as_mut()?.incarnation;
-        incarnation
-            .take_if(|incarnation| is_genuine(&incarnation.session))
-            .map(|incarnation| *incarnation.session)
-    }
-
-    /// Whether the kernel must set the queue mode `wanted`, because another mode was set, or the same long ago.
-    pub fn needs_mode_change(&self, wanted: QueueMode, now: Timestamp, interval: Duration) -> bool {
-        self.queue_mode != Some(wanted) || self.mode_set_since(now) >= interval
     }
 
     /// Time since the queue mode was set.
