@@ -32,11 +32,12 @@ fuzz_target!(|data: &[u8]| {
         let drops = how & 2 != 0 && edges[0].0 & 1 != 0;
         (!drops).then(|| edges.map(|edge| edge + u32::from(shift)))
     };
-    let mut out = vec![0xa5; 3]; // junk that must be overwritten
-    packet.rebuild(&edit, payload, shifted, &mut out);
+    let mut out = Vec::new();
+    packet.append_rebuilt(&edit, payload, shifted, &mut out);
     rebuilt(&packet, &edit, payload, &out);
 
-    packet.rebuild(&packet.unchanged(), None, Some, &mut out);
+    out.clear();
+    packet.append_rebuilt(&packet.unchanged(), None, Some, &mut out);
     rebuilt(&packet, &packet.unchanged(), None, &out);
 
     let source = SocketAddr::new(packet.destination().ip(), u16::from_be_bytes([port0, port1]));

@@ -80,7 +80,7 @@ impl<W: Write> Player<W> {
             ..sent.unchanged()
         };
         let mut bytes = Vec::new();
-        packet.rebuild(&edit, Some(rest), Some, &mut bytes);
+        packet.append_rebuilt(&edit, Some(rest), Some, &mut bytes);
         Some(bytes)
     }
 

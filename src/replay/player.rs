@@ -546,7 +546,7 @@ impl<W: Write> Player<W> {
             left.is_before(right).then_some([left, right])
         };
         let mut bytes = Vec::new();
-        packet.rebuild(&edit, None, sack, &mut bytes);
+        packet.append_rebuilt(&edit, None, sack, &mut bytes);
         bytes
     }
 

@@ -28,22 +28,10 @@ impl Packet<'_> {
         HeaderEdit { seq, ack, flags, window, urgent: self.urgent().unwrap_or(0) }
     }
 
-    /// Writes a copy with the header of `edit` and this payload, or its own, to `out`, with correct lengths and checksums.
+    /// Appends a copy with the header of `edit` and this payload, or its own, to `all`, with correct lengths and checksums.
     /// `sack` maps the edges of each SACK block; a block that it maps to `None` is omitted.
     ///
     /// A payload longer than an IP packet can carry is cut; callers stay far below that.
-    pub fn rebuild(
-        &self,
-        edit: &HeaderEdit,
-        payload: Option<&[u8]>,
-        sack: impl FnMut([Seq; 2]) -> Option<[Seq; 2]>,
-        out: &mut Vec<u8>,
-    ) {
-        out.clear();
-        self.append_rebuilt(edit, payload, sack, out);
-    }
-
-    /// As [`rebuild`](Self::rebuild), but appends to `out`.
     pub fn append_rebuilt(
         &self,
         edit: &HeaderEdit,
@@ -319,8 +307,8 @@ mod tests {
             old in proptest::collection::vec(any::<u8>(), 0..99),
             new in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..99))) {
             let bytes = packet(v6, &old, &[(50, 60)]);
-            let mut out = vec![0xa5; 7]; // junk that must be overwritten
-            Packet::parse(&bytes).unwrap().rebuild(&edit(seq, ack), new.as_deref(), Some, &mut out);
+            let mut out = Vec::new();
+            Packet::parse(&bytes).unwrap().append_rebuilt(&edit(seq, ack), new.as_deref(), Some, &mut out);
             assert_valid(&out);
             let built = Packet::parse(&out).unwrap();
             prop_assert_eq!(built.payload(), new.as_deref().unwrap_or(&old));
@@ -333,7 +321,7 @@ mod tests {
         let bytes = packet(false, b"", &[(50, 60), (70, 80)]);
         let mut out = Vec::new();
         let map = |[l, r]: [Seq; 2]| (l != Seq(50)).then_some([l + 5, r + 5]);
-        Packet::parse(&bytes).unwrap().rebuild(&edit(1, 1), None, map, &mut out);
+        Packet::parse(&bytes).unwrap().append_rebuilt(&edit(1, 1), None, map, &mut out);
         assert_valid(&out);
         let sliced = SlicedPacket::from_ip(&out).unwrap();
         let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };
@@ -341,7 +329,7 @@ mod tests {
         let expected = TcpOptionElement::SelectiveAcknowledgement((75, 85), [None; 3]);
         assert!(options.contains(&expected), "{options:?}");
         let mut out = Vec::new();
-        Packet::parse(&bytes).unwrap().rebuild(&edit(1, 1), None, |_| None, &mut out);
+        Packet::parse(&bytes).unwrap().append_rebuilt(&edit(1, 1), None, |_| None, &mut out);
         assert_valid(&out);
         assert_eq!(Packet::parse(&out).unwrap().sack(), None);
     }

@@ -335,7 +335,7 @@ pub(crate) fn resegment(
             ..*header
         };
         let mut out = Vec::new();
-        packet.rebuild(&edit, Some(&payload[start..end]), &sack, &mut out);
+        packet.append_rebuilt(&edit, Some(&payload[start..end]), &sack, &mut out);
         out
     };
     (0..count).map(segment).collect()
