@@ -29,6 +29,7 @@ use crate::{
 };
 
 /// The sessions of one shard.
+#[derive(Default)]
 pub struct Sessions {
     pub(crate) policy: Policy,
     pub(crate) counters: Counters,
@@ -63,26 +64,7 @@ pub struct Sessions {
 impl Sessions {
     /// No sessions.
     pub(crate) fn new(policy: Policy) -> Self {
-        Self {
-            policy,
-            counters: Counters::default(),
-            table: Table::default(),
-            epoch: Epoch::default(),
-            pinholes: PinholeTable::default(),
-            memory: MemoryBudget::default(),
-            client_shares: Shares::default(),
-            clients_over_share: BTreeSet::new(),
-            timers: Timers::default(),
-            routes: RouteAnswers::default(),
-            last_id: Arc::default(),
-            swept: 0,
-            unwritten: None,
-            record_buffer: Vec::new(),
-            uses_fast_path: false,
-            fast_path_interfaces: None,
-            ungreeted_handovers: 0,
-            batch: Batch::default(),
-        }
+        Self { policy, ..Self::default() }
     }
 
     /// The sessions of another shard. It gets packets, or it `is_restored`: then it has sessions of an earlier daemon until

@@ -273,7 +273,7 @@ const MAX_DISTANCE: u32 = 1 << 20;
 const MAX_MISSED: u32 = 1 << 16;
 
 /// The sequence numbers of one direction.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SequenceSpace {
     /// First sequence number.
     pub first: Seq,
@@ -302,19 +302,7 @@ pub struct SequenceSpace {
 impl SequenceSpace {
     /// The sequence space of a direction whose first byte has the sequence number `first`.
     pub fn new(first: Seq) -> Self {
-        Self {
-            first,
-            next: first,
-            acked: first,
-            clock: 0,
-            has_clock: false,
-            map: SequenceMap::default(),
-            window: u16::MAX,
-            has_plain_window: false,
-            largest_segment: 0,
-            gap_segments: 0,
-            finished: false,
-        }
+        Self { first, next: first, acked: first, window: u16::MAX, ..Self::default() }
     }
 
     /// Forgets everything except the first and the next sequence number.
