@@ -437,17 +437,6 @@ fn a_new_policy_closes_the_programs_pinholes_that_it_forbids() {
 }
 
 #[test]
-fn the_next_fast_path_pinhole_replaces_the_previous_one() {
-    let mut talk = Conversation::handed_over();
-    talk.fast_path(1, PASV_OPENED);
-    // The BPF program closes its open pinhole when the client announces another one, whatever the server replies.
-    talk.fast_path(3, PORT_OPENED);
-    talk.play("< 500 no");
-    assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
-    assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().count(), 0);
-}
-
-#[test]
 fn a_fast_path_pinhole_is_closed_before_the_rules_reuse_its_port() {
     let mut talk = Conversation::handed_over();
     talk.fast_path(1, "> PORT 192,168,150,80,4,1 @opened < 200 fine");
