@@ -27,21 +27,16 @@ pub struct Standalone<K> {
     pub kernel: K,
     /// Records of sessions, if the engine tracks changes.
     pub journal: Vec<Vec<u8>>,
-    given: Given,
+    verdicts: Vec<Released>,
+    replacements: Vec<u8>,
     replacement: Verdict,
     last: u32,
 }
 
-/// What the last batch gave.
-#[derive(Default)]
-struct Given {
-    verdicts: Vec<Released>,
-    replacements: Vec<u8>,
-}
-
 /// The host of one batch.
 struct BatchHost<'a> {
-    given: &'a mut Given,
+    verdicts: &'a mut Vec<Released>,
+    replacements: &'a mut Vec<u8>,
     journal: &'a mut Vec<Vec<u8>>,
 }
 
@@ -51,8 +46,8 @@ impl Host for BatchHost<'_> {
     }
 
     fn give(&mut self, batch: &Batch) {
-        self.given.verdicts.clone_from(&batch.verdicts);
-        self.given.replacements.clone_from(&batch.replacements);
+        self.verdicts.clone_from(&batch.verdicts);
+        self.replacements.clone_from(&batch.replacements);
     }
 }
 
@@ -60,8 +55,9 @@ impl<K: Kernel> Standalone<K> {
     /// Combines `engine` and `kernel`.
     pub fn new(mut engine: Engine, kernel: K) -> Self {
         engine.sessions.set_capacity(kernel.pinhole_capacity());
-        let (given, replacement) = (Given::default(), Verdict::Accept);
-        Self { engine, kernel, journal: Vec::new(), given, replacement, last: 0 }
+        let (journal, verdicts, replacements) = Default::default();
+        let replacement = Verdict::Accept;
+        Self { engine, kernel, journal, verdicts, replacements, replacement, last: 0 }
     }
 
     /// Handles a packet without metadata.
@@ -74,7 +70,7 @@ impl<K: Kernel> Standalone<K> {
         self.last = self.last.wrapping_add(1);
         let token = Token { id: self.last, ..Token::default() };
         self.take(now, std::iter::once(QueuedPacket { token, bytes, meta }));
-        let released = self.given.verdicts.iter().find(|released| released.token == token);
+        let released = self.verdicts.iter().find(|released| released.token == token);
         match released.map(|released| &released.verdict) {
             None => PacketOutcome::Wait,
             Some(Verdict::Accept) => PacketOutcome::Accept,
@@ -88,7 +84,7 @@ impl<K: Kernel> Standalone<K> {
 
     /// The replacement of the last packet.
     pub fn replacement(&self) -> &[u8] {
-        self.replacement.replacement(&self.given.replacements)
+        self.replacement.replacement(&self.replacements)
     }
 
     /// Handles a batch.
@@ -109,19 +105,20 @@ impl<K: Kernel> Standalone<K> {
     pub fn run<R>(&mut self, now: Instant, work: impl FnOnce(&mut Engine, &mut K) -> R) -> R {
         self.replacement = Verdict::Accept;
         let result = work(&mut self.engine, &mut self.kernel);
-        let mut host = BatchHost { given: &mut self.given, journal: &mut self.journal };
+        let Self { verdicts, replacements, journal, .. } = self;
+        let mut host = BatchHost { verdicts, replacements, journal };
         self.engine.finish(now, &mut self.kernel, &mut host);
         result
     }
 
     /// The verdicts of the last batch.
     pub fn verdicts(&self) -> &[Released] {
-        &self.given.verdicts
+        &self.verdicts
     }
 
     /// Replacements of packets.
     pub fn replacements(&self) -> &[u8] {
-        &self.given.replacements
+        &self.replacements
     }
 
     /// Events since the last call, and the number of omitted ones.

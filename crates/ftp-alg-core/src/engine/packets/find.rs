@@ -146,7 +146,9 @@ impl Engine {
                     return Err(Handling::Verdict(Verdict::Drop(DropReason::Elsewhere)));
                 }
                 if from == Side::Server || !has_payload {
-                    self.record_packet(now, index);
+                    if let Some(entry) = self.sessions.table.get_mut(index) {
+                        entry.head.last_seen = timestamp;
+                    }
                     let reason = "it arrived where no route to its sender leads";
                     self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
                     (context.session, context.is_elsewhere) = (session, true);
@@ -186,15 +188,6 @@ impl Engine {
         }
         context.session = session;
         Ok(from)
-    }
-
-    /// Records that a packet of the session at `index` passes unread.
-    #[cold]
-    fn record_packet(&mut self, now: Instant, index: u32) {
-        let timestamp = self.sessions.epoch.timestamp(now);
-        if let Some(entry) = self.sessions.table.get_mut(index) {
-            entry.head.last_seen = timestamp;
-        }
     }
 
     /// The decision about a packet of `session` and `from` that the session is not to inspect now.
