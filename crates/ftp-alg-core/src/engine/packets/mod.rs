@@ -265,32 +265,32 @@ fn forward_verdict(
     Handling::Verdict(match plan.action {
         ForwardAction::Unchanged => Verdict::Accept,
         ForwardAction::Drop(reason) => Verdict::Drop(reason),
-        ForwardAction::Changed { header, .. } if awaits_probe => {
-            inject(decider, from.peer(), rebuilt(HeaderEdit { urgent: 0, ..header }, &[]));
+        ForwardAction::Changed { ref header, .. } if awaits_probe => {
+            inject(decider, from.peer(), rebuilt(HeaderEdit { urgent: 0, ..*header }, &[]));
             return Handling::Reorder;
         }
         // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
         // length.
-        ForwardAction::Changed { header, payload: true }
+        ForwardAction::Changed { ref header, payload: true }
             if packet.offload.is_super_packet && changed.len() < packet.payload().len() =>
         {
             let limit = session.mss(from);
-            for segment in resegment(packet, &header, changed, limit, acknowledged) {
+            for segment in resegment(packet, header, changed, limit, acknowledged) {
                 inject(decider, from.peer(), segment);
             }
             Verdict::Drop(DropReason::Resegmented)
         }
-        ForwardAction::Changed { header, payload } => {
+        ForwardAction::Changed { ref header, payload } => {
             let mut body = changed;
             let trailing = plan.trailing.map(|TrailingSegment { start, flags }| {
                 let (first, trailing) = body.split_at(start);
                 body = first;
                 let seq = header.seq + start as u32; // within a packet
-                rebuilt(HeaderEdit { seq, flags, urgent: 0, ..header }, trailing)
+                rebuilt(HeaderEdit { seq, flags, urgent: 0, ..*header }, trailing)
             });
             let out = &mut decider.batch.replacements;
             let start = out.len();
-            packet.append_rebuilt(&header, payload.then_some(body), acknowledged, out);
+            packet.append_rebuilt(header, payload.then_some(body), acknowledged, out);
             let replacement = start as u32..out.len() as u32; // of one batch
             if let Some(segment) = trailing {
                 inject(decider, from.peer(), segment);
