@@ -286,17 +286,6 @@ fn an_expired_pinhole_is_in_no_record() {
     assert_eq!(next.sessions.next_deadline(), None);
 }
 
-/// A small capacity, and a table that was lost.
-#[test]
-fn pinholes_in_use_are_restored_and_move_to_the_rules() {
-    let mut talk = Conversation::with_limit(2);
-    assert!(talk.start_transfer(40_001));
-    let record = talk.record();
-    let next = talk.restored(Policy::default(), [&record[..]].into_iter());
-    assert_eq!(next.sessions.list_pinholes().count(), 1);
-    assert_eq!(next.sessions.missing_pinholes(talk.now, |_| true).count(), 1);
-}
-
 #[test]
 fn a_pinhole_with_a_short_lifetime_is_renewed() {
     for seconds in [1, 2, 3, 5, 30] {

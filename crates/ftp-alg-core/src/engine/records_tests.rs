@@ -53,7 +53,7 @@ fn a_restored_pinhole_has_the_lifetime_of_its_network() {
     let with_network = Policy { networks: vec![of_all(policy(120))], ..policy(30) };
     let mut talk = Conversation::logged_in();
     talk.gateway.engine.sessions.set_policy(policy(300));
-    talk.play("> PORT 192,168,150,80,14,178");
+    talk.play("> PORT 192,168,150,80,14,178 < 200 ok > RETR x < 150 wait");
     let record = talk.record();
     for (policy, expected) in [(with_network, 120), (policy(30), 30), (policy(500), 300)] {
         let next = talk.restored(policy, [&record[..]].into_iter());
