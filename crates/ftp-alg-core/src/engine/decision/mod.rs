@@ -14,14 +14,14 @@ use std::{
 
 use crate::{
     engine::{
-        Batch, Counters, DecidedAnnouncement, EventKind, Kernel, KernelError, PinholeEnds,
+        Batch, Counters, DecidedAnnouncement, EventKind, Kernel, KernelError, PinholeEnds, Place,
         QueueMode, RESEND_INTERVAL, Refusal, RefusedLogin, SessionEnd, Sessions, TransferEnd,
         Translation,
         activity::EXAMINED_AFTER,
         batch::SessionRef,
         offload::handover::PinholeId,
         pinholes::{
-            Opened, OpenedByProgram, PinholeTable,
+            Opened, PinholeTable,
             pinhole::Pinhole,
             ports::{NotOpened, Wanted},
         },
@@ -210,17 +210,13 @@ impl Decider<'_> {
         let permitted = self.permit(announced, endpoint, &translation)?;
         *fast_path = None;
         let ends = permitted.ends;
-        let opened = OpenedByProgram {
-            id,
-            ends,
-            kind: announced.kind,
-            opened: self.pinholes.first_opened(self.now, self.index, &ends),
-            deadline: self.now + self.policy.pinhole_timeout,
-            is_granted: self.head.extra().fast_path.is_handed_over,
-        };
+        let deadline = self.now + self.policy.pinhole_timeout;
+        let (client, place) = (self.head.client().ip().into(), Place::Program(id));
+        let mut held = Pinhole::new(ends, announced.kind, deadline, client, place);
+        held.opened = self.pinholes.first_opened(self.now, self.index, &ends);
+        held.set_granted(self.head.extra().fast_path.is_handed_over);
         self.close_replaced(&ends);
-        let client = self.head.client().ip();
-        let serial = self.pinholes.hold_of_program(self.index, client, &opened);
+        let serial = self.pinholes.hold_of_program(self.index, held);
         let opened = Opened { serial, port: ends.arrival.port(), other_session: None };
         Ok(self.record_opening(announced, &permitted, opened))
     }

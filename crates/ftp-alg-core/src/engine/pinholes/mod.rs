@@ -30,7 +30,7 @@ use crate::{
             ports::{ANY_SHARD, NotOpened, Port, Ports, Wanted, max_open},
         },
     },
-    ftp::{AnnouncementKind, Reply},
+    ftp::Reply,
     policy::Policy,
 };
 
@@ -86,18 +86,6 @@ enum Condition {
     PortOf(u64),
     /// While the rules have no pinhole with its ends.
     NotInRules,
-}
-
-/// A pinhole that the BPF program has opened.
-pub struct OpenedByProgram {
-    pub id: PinholeId,
-    pub ends: PinholeEnds,
-    pub kind: AnnouncementKind,
-    /// When it was first announced for its transfer, if this is known.
-    pub opened: Option<Instant>,
-    pub deadline: Instant,
-    /// Whether its session is on the fast path, so that the grant counts for the client.
-    pub is_granted: bool,
 }
 
 /// A pinhole that the kernel has opened.
@@ -267,8 +255,8 @@ impl PinholeTable {
                         self.ports.lock().set_displaced(&ends, true);
                     }
                     let deadline = now + lifetime;
-                    let place = Place::Rules;
-                    let mut opened = Pinhole::new(ends, kind, deadline, client, serial, place);
+                    let mut opened = Pinhole::new(ends, kind, deadline, client, Place::Rules);
+                    opened.serial = serial;
                     opened.opened = self.first_opened(now, owner, &ends);
                     self.insert(owner, opened);
                     return Ok(Opened { serial, port, other_session });
@@ -371,18 +359,14 @@ impl PinholeTable {
         self.all.insert((owner, pinhole.serial), pinhole);
     }
 
-    /// Holds what the BPF program opened for the session `owner` and this client. The session has closed its earlier ones with
-    /// these ends. A pinhole of the rules that may be open keeps its port, because it may be newer. Returns the serial
-    /// number.
-    pub fn hold_of_program(&mut self, owner: u32, client: IpAddr, opened: &OpenedByProgram) -> u64 {
-        let OpenedByProgram { id, ends, kind, opened, deadline, is_granted } = *opened;
+    /// Holds what the BPF program opened for the session `owner`, which has closed its earlier ones with these ends. A pinhole
+    /// of the rules that may be open keeps its port, because it may be newer. Returns the serial number.
+    pub fn hold_of_program(&mut self, owner: u32, mut held: Pinhole) -> u64 {
+        let Pinhole { ends, place, .. } = held;
         self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.ends() == ends.ends());
-        let place = Place::Program(id);
         let serial = self.ports.lock().next_serial();
         self.reserve_in_program(owner, serial, ends, place);
-        let mut held = Pinhole::new(ends, kind, deadline, client.into(), serial, place);
-        held.opened = opened;
-        held.set_granted(is_granted);
+        held.serial = serial;
         self.insert(owner, held);
         serial
     }

@@ -128,12 +128,12 @@ impl Pinhole {
         EventKind::NoDataConnection(MissingConnection { ends: self.ends, reason: String::new() })
     }
 
-    pub(super) fn new(
+    /// One that has no serial number yet.
+    pub(crate) fn new(
         ends: PinholeEnds,
         kind: AnnouncementKind,
         deadline: Instant,
         client: ClientKey,
-        serial: u64,
         place: Place,
     ) -> Self {
         let state = match kind.is_active() {
@@ -147,7 +147,7 @@ impl Pinhole {
             deadline,
             last_renewal: deadline + RENEWAL_LIMIT,
             client,
-            serial,
+            serial: 0,
             place,
             state,
             is_gone: false,
@@ -166,8 +166,8 @@ impl Pinhole {
             (false, false) => State::Announced,
         };
         let place = record.in_program.map_or(Place::Rules, Place::Program);
-        let new = Self::new(record.ends, record.kind, deadline, client, record.serial, place);
-        Self { state, has_started: record.in_use, ..new }
+        let new = Self::new(record.ends, record.kind, deadline, client, place);
+        Self { serial: record.serial, state, has_started: record.in_use, ..new }
     }
 
     /// Its record, with this deadline.
@@ -291,7 +291,7 @@ impl Pinhole {
     }
 
     /// Whether its connection is on the fast path.
-    pub(super) fn set_granted(&mut self, is_granted: bool) {
+    pub(crate) fn set_granted(&mut self, is_granted: bool) {
         self.is_granted = is_granted;
     }
 

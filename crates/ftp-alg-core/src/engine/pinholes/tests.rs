@@ -1,7 +1,10 @@
 //! Limits of pinholes: of one client, of one IPv6 network, of all; and closings that meet other pinholes.
 
 use super::*;
-use crate::{engine::FakeKernel, ftp::Padding};
+use crate::{
+    engine::FakeKernel,
+    ftp::{AnnouncementKind, Padding},
+};
 
 /// Tables of shards that share their ports, and the kernel.
 struct Shards {
@@ -74,15 +77,11 @@ impl Shards {
 /// Holds a pinhole of the BPF program with the ends of one of 192.0.2.1, for the session 7.
 fn hold_program(table: &mut PinholeTable, port: u16) -> u64 {
     let (control, ends) = announced("192.0.2.1", port);
-    let opened = OpenedByProgram {
-        id: PinholeId { flow: u64::from(port), line: 1 },
-        ends,
-        kind: AnnouncementKind::Port,
-        opened: Some(Instant::now()),
-        deadline: Instant::now() + Duration::from_secs(30),
-        is_granted: true,
-    };
-    table.hold_of_program(7, control.client.ip(), &opened)
+    let (client, deadline) = (control.client.ip().into(), Instant::now() + Duration::from_secs(30));
+    let place = Place::Program(PinholeId { flow: u64::from(port), line: 1 });
+    let mut held = Pinhole::new(ends, AnnouncementKind::Port, deadline, client, place);
+    held.set_granted(true);
+    table.hold_of_program(7, held)
 }
 
 #[test]
