@@ -111,8 +111,8 @@ impl<W: Write> Player<W> {
         &mut self,
         time: Duration,
         mut bytes: Vec<u8>,
-        layout: &DatagramLayout,
     ) -> io::Result<()> {
+        let Some(layout) = DatagramLayout::parse(&bytes) else { return Ok(()) };
         let flow = Flow { source: layout.source, destination: layout.destination };
         let inner = self.side(flow).map(|side| self.is_from_inner_side(flow, side));
         if let (Some((session, side)), Some(is_inner)) = (self.session(flow), inner) {
@@ -125,36 +125,16 @@ impl<W: Write> Player<W> {
                 && (is_inner || flags & flags::ACK != 0)
             {
                 let delivered = map.to_delivered(Seq(u32::from_be_bytes(*number)));
-                datagram::overwrite(&mut bytes, layout, at, &delivered.0.to_be_bytes());
+                datagram::overwrite(&mut bytes, &layout, at, &delivered.0.to_be_bytes());
             }
         }
-        self.write(time, bytes, layout)
-    }
-
-    /// As [`Player::write_renumbered`], for a complete packet.
-    pub(super) fn write_lost(&mut self, time: Duration, bytes: Vec<u8>) -> io::Result<()> {
-        match DatagramLayout::parse(&bytes) {
-            Some(layout) => self.write_renumbered(time, bytes, &layout),
-            None => Ok(()),
-        }
-    }
-
-    /// Writes a complete packet.
-    pub(super) fn write_packet(&mut self, time: Duration, bytes: Vec<u8>) -> io::Result<()> {
-        match DatagramLayout::parse(&bytes) {
-            Some(layout) => self.write(time, bytes, &layout),
-            None => Ok(()),
-        }
+        self.write_packet(time, bytes)
     }
 
     /// Writes a packet with the endpoints that the outer side sees.
-    pub(super) fn write(
-        &mut self,
-        time: Duration,
-        mut bytes: Vec<u8>,
-        layout: &DatagramLayout,
-    ) -> io::Result<()> {
+    pub(super) fn write_packet(&mut self, time: Duration, mut bytes: Vec<u8>) -> io::Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
+        let Some(layout) = DatagramLayout::parse(&bytes) else { return Ok(()) };
         let (source, destination) = (layout.source, layout.destination);
         if self.gateway.kernel.is_inside(source.ip())
             && self.gateway.kernel.is_inside(destination.ip())
@@ -165,7 +145,7 @@ impl<W: Write> Player<W> {
         let protocol = layout.protocol;
         let source_seen = self.gateway.kernel.seen_endpoint(protocol, source, destination);
         let destination_seen = self.gateway.kernel.seen_endpoint(protocol, destination, source);
-        datagram::readdress(&mut bytes, layout, source_seen, destination_seen);
+        datagram::readdress(&mut bytes, &layout, source_seen, destination_seen);
         writer.packet(time, &bytes, layout.length)?;
         *self.report.summary.written.get_or_insert(0) += 1;
         Ok(())

@@ -161,7 +161,7 @@ impl<W: Write> Player<W> {
         if !is_control {
             self.transfers.observe(self.now(), &layout, &bytes);
             self.report_transfers(false);
-            return self.write(time, bytes, &layout);
+            return self.write_packet(time, bytes);
         }
         self.report.summary.control_packets += 1;
         let whole = layout.is_whole(&bytes);
@@ -180,7 +180,7 @@ impl<W: Write> Player<W> {
                 } else {
                     self.report.summary.incomplete += 1;
                 }
-                self.write_renumbered(time, bytes, &layout)
+                self.write_renumbered(time, bytes)
             }
         }
     }
@@ -443,7 +443,7 @@ impl<W: Write> Player<W> {
         let position = segment.position.max(connection.direction(flow).line_frame);
         if connection.stage == FollowState::Lost {
             connection.direction(flow).advance(&header, packet.payload(), position);
-            return self.write_lost(segment.time, segment.bytes);
+            return self.write_renumbered(segment.time, segment.bytes);
         }
         let before = self.side(flow);
         let input = self.with_delivered_acknowledgements(&packet);
@@ -464,7 +464,7 @@ impl<W: Write> Player<W> {
                 position.frame, flow.source, flow.destination
             );
             self.report.warn(position.capture, warning);
-            return self.write_lost(segment.time, segment.bytes);
+            return self.write_renumbered(segment.time, segment.bytes);
         }
         match after.or(before) {
             Some(side) if self.is_from_inner_side(flow, side) => {
