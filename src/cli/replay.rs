@@ -193,12 +193,12 @@ impl<'a> Replay<'a> {
                 Err(error) => break Some(error),
             }
             .map_err(|error| self.options.cannot_write(&error))?;
-            self.printer.print(self.player.take_notes())?;
+            self.printer.print(self.player.report.take_notes())?;
         };
         if let Some(error) = self.player.end_capture(&reader).or(error) {
             self.errors.push(format!("{}: {error}", self.printer.name(index)));
         }
-        self.printer.print(self.player.take_notes())
+        self.printer.print(self.player.report.take_notes())
     }
 
     /// Opens a capture. The error names it.
@@ -215,7 +215,7 @@ impl<'a> Replay<'a> {
     /// Creates the capture to write, as soon as there is something to write.
     fn begin_writing(&mut self, has_nanoseconds: bool) -> Result<(), Failure> {
         let Some(out) = &self.options.write else { return Ok(()) };
-        if self.player.writes() {
+        if self.player.report.summary.written.is_some() {
             return Ok(());
         }
         let sink = self.options.create(out)?;
@@ -228,10 +228,10 @@ impl<'a> Replay<'a> {
     /// Prints the summary, and reports why captures were not played to their end.
     fn finish(mut self) -> Result<(), Failure> {
         self.player.finish().map_err(|error| self.options.cannot_write(&error))?;
-        self.printer.print(self.player.take_notes())?;
-        let is_summed_up = self.errors.is_empty() || self.player.summary().packets > 0;
+        self.printer.print(self.player.report.take_notes())?;
+        let is_summed_up = self.errors.is_empty() || self.player.report.summary.packets > 0;
         match is_summed_up {
-            true => self.printer.finish(self.player.summary())?,
+            true => self.printer.finish(&self.player.report.summary)?,
             false => self.printer.flush()?,
         }
         match self.errors.is_empty() {

@@ -71,7 +71,8 @@ impl WatchOptions {
         }
         let mut socket =
             PacketSocket::open(&self.interface, &policy.control_ports, self.promiscuous)?;
-        let mut player = Player::<io::Sink>::new(policy, nat).of_local_packets();
+        let mut player = Player::<io::Sink>::new(policy, nat);
+        player.has_checksums = false;
         player.begin_capture();
         let files = vec![self.interface.clone()];
         let mut printer = NotePrinter::new(self.output, files, external);
@@ -79,8 +80,8 @@ impl WatchOptions {
         let read = self.read(&mut socket, &mut player, &mut printer, &stop)?;
         player.finish().map_err(Failure::failed)?;
         let dropped = socket.dropped();
-        player.record_dropped(dropped);
-        printer.print(player.take_notes())?;
+        player.report.summary.dropped = dropped;
+        printer.print(player.report.take_notes())?;
         if dropped > 0 {
             let text = format!(
                 "the kernel dropped {}, because ftp-alg read too slowly: announcements may be missing",
@@ -88,7 +89,7 @@ impl WatchOptions {
             );
             warn(&self.interface, &text);
         }
-        printer.finish(player.summary())?;
+        printer.finish(&player.report.summary)?;
         Ok(read?)
     }
 
@@ -105,7 +106,7 @@ impl WatchOptions {
         let is_over = |player: &Player<io::Sink>| {
             stop.load(Ordering::Acquire)
                 || seconds.is_some_and(|seconds| started.elapsed() >= seconds)
-                || self.count.is_some_and(|count| player.summary().control_packets >= count)
+                || self.count.is_some_and(|count| player.report.summary.control_packets >= count)
         };
         while !is_over(player) {
             match socket.receive() {
@@ -113,11 +114,11 @@ impl WatchOptions {
                     frame += 1;
                     let record = Record { frame, time, link: Some(LinkType::Raw), data };
                     player.handle_record(&record).map_err(Failure::failed)?;
-                    printer.print(player.take_notes())?;
+                    printer.print(player.report.take_notes())?;
                 }
                 Ok(None) => {
                     player.pass_time(since_1970());
-                    printer.print(player.take_notes())?;
+                    printer.print(player.report.take_notes())?;
                     printer.flush()?;
                 }
                 Err(error) => return Ok(Err(error)),

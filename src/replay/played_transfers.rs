@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ftp_alg_core::{
-    engine::{DataFlags, DataPacket, Event, Transfer, TransferTracker},
+    engine::{DataFlags, DataPacket, Event, TransferTracker},
     packet::flags,
 };
 
@@ -18,7 +18,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// Joins the transfers of control connections with their data connections. A transfer's tag is where its end was seen.
 #[derive(Default)]
 pub struct PlayedConnections {
-    tracker: TransferTracker<FramePosition>,
+    pub(super) tracker: TransferTracker<FramePosition>,
     /// When the tracker was last asked for transfers.
     last_look: Option<Instant>,
 }
@@ -31,16 +31,6 @@ impl PlayedConnections {
             self.tracker.sees_packets |= packet.flags.syn;
             self.tracker.observe(&packet);
         }
-    }
-
-    /// Records the end of a transfer. Returns it if nothing more is to be known of it.
-    pub fn end(
-        &mut self,
-        now: Instant,
-        position: FramePosition,
-        transfer: Event<Box<Transfer>>,
-    ) -> Option<(FramePosition, Event)> {
-        self.tracker.end(now, position, transfer)
     }
 
     /// The transfers that need not wait any more; at the end of the captures, all.

@@ -31,7 +31,7 @@ use super::{
     datagram::{self, DatagramLayout},
     nat::SimulatedNat,
     played_transfers::PlayedConnections,
-    report::{FramePosition, Note, Report, Summary},
+    report::{FramePosition, Report},
 };
 
 /// The maximum time after the first frame. The clock of a capture may jump.
@@ -65,10 +65,11 @@ pub struct Player<W> {
     captures: usize,
     /// Whether the current capture has a packet whose link type is supported.
     is_readable: bool,
-    /// Whether checksums are as they are on the wire.
-    has_checksums: bool,
+    /// Whether checksums are as they are on the wire: not in copies from this machine, which computes them later or has
+    /// verified them.
+    pub has_checksums: bool,
     transfers: PlayedConnections,
-    pub(super) report: Report,
+    pub report: Report,
 }
 
 impl<W: Write> Player<W> {
@@ -97,21 +98,6 @@ impl<W: Write> Player<W> {
         self.writer = Some(PcapWriter::new(sink, nanoseconds)?);
         self.report.summary.written = Some(0);
         Ok(())
-    }
-
-    /// Says that the packets are copies from this machine, which computes checksums later or has verified them.
-    pub fn of_local_packets(self) -> Self {
-        Self { has_checksums: false, ..self }
-    }
-
-    /// Records that so many packets were lost before they could be played.
-    pub fn record_dropped(&mut self, packets: u64) {
-        self.report.summary.dropped = packets;
-    }
-
-    /// Whether packets are written.
-    pub fn writes(&self) -> bool {
-        self.writer.is_some()
     }
 
     /// Begins the next capture.
@@ -185,11 +171,6 @@ impl<W: Write> Player<W> {
         }
     }
 
-    /// Takes the notes since the last call.
-    pub fn take_notes(&mut self) -> Vec<Note> {
-        self.report.take_notes()
-    }
-
     /// Plays the queued segments at the end of the last capture, and writes the last packets.
     pub fn finish(&mut self) -> io::Result<()> {
         self.flush_all_queues()?;
@@ -199,11 +180,6 @@ impl<W: Write> Player<W> {
             self.warn(format!("{more} more gaps are not listed"));
         }
         self.writer.take().map_or(Ok(()), PcapWriter::finish)
-    }
-
-    /// The counters so far.
-    pub fn summary(&self) -> &Summary {
-        &self.report.summary
     }
 
     /// Adds a warning about the current capture.
@@ -512,7 +488,7 @@ impl<W: Write> Player<W> {
             let head = Event { session, client, server, user, kind: () };
             match kind {
                 EventKind::Transfer(transfer) => {
-                    let ended = self.transfers.end(now, position, head.map(|()| transfer));
+                    let ended = self.transfers.tracker.end(now, position, head.map(|()| transfer));
                     ended.into_iter().for_each(|(at, event)| self.report.add(at, event));
                 }
                 kind => self.report.add(position, head.map(|()| kind)),

@@ -68,7 +68,7 @@ fn play_all(
         played.error = player.end_capture(&reader).or(error).or(played.error);
     }
     player.finish().unwrap();
-    for note in player.take_notes() {
+    for note in player.report.take_notes() {
         match note {
             Note::Announcement(row) => played.rows.push(row),
             Note::Session(row) => match row.event.kind.ended_transfer().cloned() {
@@ -78,7 +78,7 @@ fn play_all(
             Note::Warning(_, warning) => played.warnings.push(warning),
         }
     }
-    played.summary = player.summary().clone();
+    played.summary = player.report.summary.clone();
     Ok(played)
 }
 

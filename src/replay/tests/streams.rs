@@ -50,7 +50,7 @@ fn connections_and_queued_segments_are_bounded() {
             let link = Some(capture::LinkType::Raw);
             player.handle_record(&capture::Record { frame, time, link, data: &data }).unwrap();
         }
-        player.take_notes();
+        player.report.take_notes();
     }
     let (connections, bytes) = player.footprint();
     assert!(connections <= 1 << 16, "{connections}");
