@@ -27,7 +27,7 @@ mod translated_ports;
 mod traversal;
 mod xtables;
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::collections::BTreeSet;
 
 pub use conflicts::{ConflictKind, ConflictingRule};
 use connection::{Connection, ConnectionKind};
@@ -260,21 +260,6 @@ impl Firewall {
     /// The tables that are not evaluated, and that may drop packets: those of bridges.
     pub fn unread_tables(&self) -> impl Iterator<Item = &str> {
         self.ruleset.unread.iter().map(String::as_str)
-    }
-
-    /// The ports that the rules translate to another destination.
-    pub fn translated_ports(&self) -> Vec<PortClaim> {
-        translated_ports::claims(&self.ruleset)
-    }
-
-    /// The sets of ports to which the rules translate the source ports of any TCP connection.
-    pub fn source_ports(&self) -> Vec<RangeInclusive<u16>> {
-        translated_ports::source_ports(&self.ruleset)
-    }
-
-    /// Why the fast path stays off: a line for each rule that does not work together with its marks.
-    pub fn mark_conflicts(&self) -> Vec<String> {
-        marks::mark_conflicts(&self.ruleset, &self.routing_rules, &self.gateway)
     }
 
     /// What the rules do with the ct mark.

@@ -6,7 +6,7 @@
 //! have one bit more in the ct mark than others, and rules of all hooks may tell them apart by it.
 
 use super::{
-    Gateway, Ruleset,
+    Firewall, Gateway, Ruleset,
     connection::{Connection, ConnectionKind, DESTINATION_NAT_PRIORITY, is_before_conntrack},
     model::{
         BaseChain, ChangedMarkBits, Comparison, Field, FieldValue, Hook, IpVersion, LocatedChain,
@@ -66,86 +66,86 @@ impl std::fmt::Display for RoutingRule {
     }
 }
 
-/// Why the fast path stays off: a line for each rule that may overwrite or compare its marks.
-pub(crate) fn mark_conflicts(
-    rules: &Ruleset,
-    routing_rules: &[RoutingRule],
-    gateway: &Gateway,
-) -> Vec<String> {
-    let (data, bits) = (gateway.data_mark, gateway.mask() | gateway.slot_mask);
-    let remedy = format!("the fast path's packet marks: give that rule a mask without {bits:#x}");
-    let (overwrites, compares) = (format!("overwrites {remedy}"), format!("compares {remedy}"));
-    let compares_ct_mark = format!(
-        "tells the ct mark {data:#x} from {:#x}: match the bit, as in `ct mark & {data:#x} != 0` or \
-         `--mark {data:#x}/{data:#x}`",
-        data | gateway.queue_all_mark
-    );
-    // Each rule with the first thing that it does.
-    let mut found: Vec<(String, &str)> = Vec::new();
-    let mut add = |chain: &str, rule: &str, does| {
-        let rule = format!("`{rule}` in {chain}");
-        if found.iter().all(|(known, _)| *known != rule) {
-            found.push((rule, does));
-        }
-    };
-    let changes = rules.changed_mark_bits;
-    // What rules may have set when a packet reaches the others.
-    let mut changed = 0;
-    for (packet, mark) in fast_path_packets(gateway, changes, changes.mark) {
-        let marked = SamplePacket { mark, ..packet };
-        for one in chains_with_marks(rules) {
-            for reached in traversal::follow(one, &packet, None).reached {
-                changed |= reached.rule.changed_mark_bits();
+impl Firewall {
+    /// Why the fast path stays off: a line for each rule that may overwrite or compare its marks.
+    pub fn mark_conflicts(&self) -> Vec<String> {
+        let Self { gateway, ruleset: rules, routing_rules, .. } = self;
+        let (data, bits) = (gateway.data_mark, gateway.mask() | gateway.slot_mask);
+        let remedy =
+            format!("the fast path's packet marks: give that rule a mask without {bits:#x}");
+        let (overwrites, compares) = (format!("overwrites {remedy}"), format!("compares {remedy}"));
+        let compares_ct_mark = format!(
+            "tells the ct mark {data:#x} from {:#x}: match the bit, as in `ct mark & {data:#x} != 0` or \
+             `--mark {data:#x}/{data:#x}`",
+            data | gateway.queue_all_mark
+        );
+        // Each rule with the first thing that it does.
+        let mut found: Vec<(String, &str)> = Vec::new();
+        let mut add = |chain: &str, rule: &str, does| {
+            let rule = format!("`{rule}` in {chain}");
+            if found.iter().all(|(known, _)| *known != rule) {
+                found.push((rule, does));
             }
-            // By then our table has read the mark of a data connection's first packet. A chain of the same priority
-            // comes first if it was added later.
-            if packet.state == state::NEW && one.base.priority > DESTINATION_NAT_PRIORITY {
-                continue;
-            }
-            for reached in traversal::follow(one, &marked, None).reached {
-                if reached.rule.changed_mark_bits() & bits != 0 {
-                    add(&reached.chain_name(), &reached.rule.text, &overwrites);
-                }
-            }
-        }
-    }
-    for (packet, mark) in fast_path_packets(gateway, changes, changed) {
-        for one in chains_with_marks(rules) {
+        };
+        let changes = rules.changed_mark_bits;
+        // What rules may have set when a packet reaches the others.
+        let mut changed = 0;
+        for (packet, mark) in fast_path_packets(gateway, changes, changes.mark) {
             let marked = SamplePacket { mark, ..packet };
-            for one in traversal::follow(one, &packet, Some(marked)).dependent_rules {
-                add(&one.chain_name(), &one.rule.text, &compares);
-            }
-        }
-        for rule in routing_rules {
-            let comparison = rule.comparison();
-            if comparison.holds(packet.mark) != comparison.holds(mark) {
-                add("ip rule", &rule.to_string(), &compares);
-            }
-        }
-    }
-    let data = data_connection();
-    let known = gateway.mask() | !changes.ct_mark;
-    for one in rules.base_chains(IpVersion::V4).filter(|one| !one.base.is_nat) {
-        let BaseChain { hook, priority, .. } = one.base;
-        for packet in data.packets(gateway, changes) {
-            let has_ct_mark = match packet.state {
-                state::NEW => PacketClass::MarkedData.is_admitted_at(hook, priority),
-                _ => !is_before_conntrack(hook, priority),
-            };
-            if has_ct_mark {
-                let ct_mark = FieldValue::Bits { bits: gateway.data_mark, known };
-                let packet = SamplePacket { ct_mark, ..data.seen_at(hook, priority, packet) };
-                // Our table finds the translation of its source by the second bit.
-                let bits = gateway.data_mark | gateway.queue_all_mark;
-                let ct_mark = FieldValue::Bits { bits, known };
-                let other = SamplePacket { ct_mark, ..packet };
-                for one in traversal::follow(one, &packet, Some(other)).dependent_rules {
-                    add(&one.chain_name(), &one.rule.text, &compares_ct_mark);
+            for one in chains_with_marks(rules) {
+                for reached in traversal::follow(one, &packet, None).reached {
+                    changed |= reached.rule.changed_mark_bits();
+                }
+                // By then our table has read the mark of a data connection's first packet. A chain of the same priority
+                // comes first if it was added later.
+                if packet.state == state::NEW && one.base.priority > DESTINATION_NAT_PRIORITY {
+                    continue;
+                }
+                for reached in traversal::follow(one, &marked, None).reached {
+                    if reached.rule.changed_mark_bits() & bits != 0 {
+                        add(&reached.chain_name(), &reached.rule.text, &overwrites);
+                    }
                 }
             }
         }
+        for (packet, mark) in fast_path_packets(gateway, changes, changed) {
+            for one in chains_with_marks(rules) {
+                let marked = SamplePacket { mark, ..packet };
+                for one in traversal::follow(one, &packet, Some(marked)).dependent_rules {
+                    add(&one.chain_name(), &one.rule.text, &compares);
+                }
+            }
+            for rule in routing_rules {
+                let comparison = rule.comparison();
+                if comparison.holds(packet.mark) != comparison.holds(mark) {
+                    add("ip rule", &rule.to_string(), &compares);
+                }
+            }
+        }
+        let data = data_connection();
+        let known = gateway.mask() | !changes.ct_mark;
+        for one in rules.base_chains(IpVersion::V4).filter(|one| !one.base.is_nat) {
+            let BaseChain { hook, priority, .. } = one.base;
+            for packet in data.packets(gateway, changes) {
+                let has_ct_mark = match packet.state {
+                    state::NEW => PacketClass::MarkedData.is_admitted_at(hook, priority),
+                    _ => !is_before_conntrack(hook, priority),
+                };
+                if has_ct_mark {
+                    let ct_mark = FieldValue::Bits { bits: gateway.data_mark, known };
+                    let packet = SamplePacket { ct_mark, ..data.seen_at(hook, priority, packet) };
+                    // Our table finds the translation of its source by the second bit.
+                    let bits = gateway.data_mark | gateway.queue_all_mark;
+                    let ct_mark = FieldValue::Bits { bits, known };
+                    let other = SamplePacket { ct_mark, ..packet };
+                    for one in traversal::follow(one, &packet, Some(other)).dependent_rules {
+                        add(&one.chain_name(), &one.rule.text, &compares_ct_mark);
+                    }
+                }
+            }
+        }
+        found.into_iter().map(|(rule, does)| format!("{rule} {does}")).collect()
     }
-    found.into_iter().map(|(rule, does)| format!("{rule} {does}")).collect()
 }
 
 /// A data connection that the fast path admits.
@@ -201,7 +201,6 @@ fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = LocatedChain<'_>> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::Firewall;
     use super::*;
     use crate::{
         CtMarkUse, Origin,

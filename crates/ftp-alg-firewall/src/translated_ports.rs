@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::{
-    IpVersion, Ruleset,
+    Firewall, IpVersion,
     model::{
         Certainty, Comparison, Condition, DestinationNat, Field, FieldValue, LocatedRule, Rule,
         RuleVerdict, Table,
@@ -62,40 +62,42 @@ impl PortClaim {
     }
 }
 
-/// The ports that the operator's rules translate, each with its destination.
-pub(crate) fn claims(rules: &Ruleset) -> Vec<PortClaim> {
-    let mut found = Vec::new();
-    for table in &rules.tables {
-        let [v4, v6] = IpVersion::BOTH.map(|ip| table.family.sees(ip));
-        for (rule, ports) in rules_with_ports(table) {
-            if let Some(DestinationNat { address: target, ports: target_ports }) =
-                rule.destination_nat
-                && !ports.contains(&EVERY_PORT)
-            {
-                found.push(PortClaim { v4, v6, ports, target, target_ports });
+impl Firewall {
+    /// The ports that the operator's rules translate, each with its destination.
+    pub fn translated_ports(&self) -> Vec<PortClaim> {
+        let mut found = Vec::new();
+        for table in &self.ruleset.tables {
+            let [v4, v6] = IpVersion::BOTH.map(|ip| table.family.sees(ip));
+            for (rule, ports) in rules_with_ports(table) {
+                if let Some(DestinationNat { address: target, ports: target_ports }) =
+                    rule.destination_nat
+                    && !ports.contains(&EVERY_PORT)
+                {
+                    found.push(PortClaim { v4, v6, ports, target, target_ports });
+                }
             }
         }
+        found
     }
-    found
-}
 
-/// The different sets of source ports in the rules that translate IPv4 connections to any port. A set of all ports from
-/// 1024 on is no restriction.
-pub(crate) fn source_ports(rules: &Ruleset) -> Vec<RangeInclusive<u16>> {
-    let tables = rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4));
-    let for_any_port =
-        tables.flat_map(rules_with_ports).filter(|(_, ports)| ports.contains(&EVERY_PORT));
-    let set = |(rule, _): (&Rule, _)| {
-        let (first, last) = rule.source_ports?;
-        let first = first.max(1024);
-        let is_set =
-            last.saturating_sub(first) >= MIN_WIDTH - 1 && (first, last) != (1024, u16::MAX);
-        is_set.then_some((first, last))
-    };
-    let mut found: Vec<PortRange> = for_any_port.filter_map(set).collect();
-    found.sort_unstable();
-    found.dedup();
-    found.into_iter().map(|(first, last)| first..=last).collect()
+    /// The different sets of source ports in the rules that translate IPv4 connections to any port. A set of all ports from
+    /// 1024 on is no restriction.
+    pub fn source_ports(&self) -> Vec<RangeInclusive<u16>> {
+        let tables = self.ruleset.tables.iter().filter(|table| table.family.sees(IpVersion::V4));
+        let for_any_port =
+            tables.flat_map(rules_with_ports).filter(|(_, ports)| ports.contains(&EVERY_PORT));
+        let set = |(rule, _): (&Rule, _)| {
+            let (first, last) = rule.source_ports?;
+            let first = first.max(1024);
+            let is_set =
+                last.saturating_sub(first) >= MIN_WIDTH - 1 && (first, last) != (1024, u16::MAX);
+            is_set.then_some((first, last))
+        };
+        let mut found: Vec<PortRange> = for_any_port.filter_map(set).collect();
+        found.sort_unstable();
+        found.dedup();
+        found.into_iter().map(|(first, last)| first..=last).collect()
+    }
 }
 
 /// The rules of a table that translate TCP packets, each with the destination ports of the packets that reach it.
@@ -196,10 +198,7 @@ fn overlap(one: PortRange, other: PortRange) -> Option<PortRange> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{
-            Firewall,
-            rules_for_tests::{self, PORT, nft_json},
-        },
+        super::rules_for_tests::{self, PORT, nft_json},
         *,
     };
 
