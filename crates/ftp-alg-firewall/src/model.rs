@@ -316,26 +316,6 @@ pub enum RulesetManager {
     Fw4,
 }
 
-impl RulesetManager {
-    pub(crate) fn of_table(
-        origin: Origin,
-        family: TableFamily,
-        name: &str,
-        chains: &BTreeMap<String, Chain>,
-    ) -> Option<Self> {
-        let has = |start: &str| chains.keys().any(|name| name.starts_with(start));
-        match (origin, name) {
-            (Origin::Nftables, "firewalld") => Some(Self::Firewalld),
-            (Origin::Nftables, "fw4") if family == TableFamily::Inet => Some(Self::Fw4),
-            (Origin::Nftables, _) => None,
-            _ if has("ufw-") || has("ufw6-") => Some(Self::Ufw),
-            _ if has("FORWARD_direct") => Some(Self::Firewalld),
-            _ if has("DOCKER") => Some(Self::Docker),
-            _ => None,
-        }
-    }
-}
-
 /// The properties of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BaseChain {
@@ -363,20 +343,24 @@ pub(crate) struct Table {
     pub(crate) name: String,
     /// Whether the table has the flag `owner`, so that nft refuses changes by others.
     pub(crate) has_owner: bool,
-    /// The program that generates the table.
-    pub(crate) manager: Option<RulesetManager>,
     pub(crate) chains: BTreeMap<String, Chain>,
 }
 
 impl Table {
-    pub(crate) fn new(
-        origin: Origin,
-        family: TableFamily,
-        name: String,
-        chains: BTreeMap<String, Chain>,
-    ) -> Self {
-        let manager = RulesetManager::of_table(origin, family, &name, &chains);
-        Self { origin, family, name, has_owner: false, manager, chains }
+    /// The program that generates the table.
+    pub(crate) fn manager(&self) -> Option<RulesetManager> {
+        let has = |start: &str| self.chains.keys().any(|name| name.starts_with(start));
+        match (self.origin, &*self.name) {
+            (Origin::Nftables, "firewalld") => Some(RulesetManager::Firewalld),
+            (Origin::Nftables, "fw4") if self.family == TableFamily::Inet => {
+                Some(RulesetManager::Fw4)
+            }
+            (Origin::Nftables, _) => None,
+            _ if has("ufw-") || has("ufw6-") => Some(RulesetManager::Ufw),
+            _ if has("FORWARD_direct") => Some(RulesetManager::Firewalld),
+            _ if has("DOCKER") => Some(RulesetManager::Docker),
+            _ => None,
+        }
     }
 
     pub(crate) fn rules<'a>(&'a self) -> impl Iterator<Item = LocatedRule<'a>> {

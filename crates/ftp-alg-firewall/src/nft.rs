@@ -8,9 +8,7 @@ use std::{
     mem,
 };
 
-use serde::Deserialize;
 use serde_json::{Deserializer, Map, Value as Json};
-use strum::EnumString;
 
 use super::{
     ConflictKind,
@@ -30,13 +28,6 @@ type Object = Map<String, Json>;
 /// The family and the name of a table.
 type TableKey<'a> = (TableFamily, &'a str);
 
-/// The output of nft for one command.
-#[derive(Deserialize)]
-struct Document {
-    #[serde(default)]
-    nftables: Vec<Object>,
-}
-
 /// Parses the JSON output of any number of commands.
 ///
 /// `listing` is the output of `nft --handle` for the same tables. It is used for the texts of rules, and for the
@@ -45,11 +36,10 @@ pub(crate) fn parse(
     json: &str,
     listing: &str,
 ) -> Result<(Vec<Table>, BTreeSet<String>), serde_json::Error> {
-    let mut objects = Vec::new();
-    for document in Deserializer::from_str(json).into_iter() {
-        let Document { nftables } = document?;
-        objects.extend(nftables);
-    }
+    let documents = Deserializer::from_str(json).into_iter::<HashMap<String, Vec<Object>>>();
+    let documents = documents.collect::<Result<Vec<_>, _>>()?;
+    let objects = documents.into_iter().filter_map(|mut document| document.remove("nftables"));
+    let objects: Vec<Object> = objects.flatten().collect();
     let mut reader = NftReader { listing: Listing::read(listing), ..NftReader::default() };
     // Rules refer to sets and helpers, which may be listed after them.
     for (kind, object) in objects.iter().flat_map(|object| object.iter()) {
@@ -89,19 +79,25 @@ impl<'a> NftReader<'a> {
         match kind {
             "table" if has_flag(object, "dormant") => {}
             "table" => {
-                let name = key.1.to_owned();
-                let table = Table::new(Origin::Nftables, key.0, name, BTreeMap::new());
-                self.tables.insert(key, Table { has_owner: has_flag(object, "owner"), ..table });
+                let table = Table {
+                    origin: Origin::Nftables,
+                    family: key.0,
+                    name: key.1.to_owned(),
+                    has_owner: has_flag(object, "owner"),
+                    chains: BTreeMap::new(),
+                };
+                self.tables.insert(key, table);
             }
             "chain" => {
                 if let (Some(table), Some(name)) = (self.tables.get_mut(&key), name) {
                     table.chains.entry(name.to_owned()).or_default().base = base_chain(object);
-                    if let Some(hook) =
-                        text(object, "hook").and_then(|hook| hook.parse::<DeviceHook>().ok())
-                    {
-                        let listed = self.listing.devices.get(&(key, name));
-                        self.devices.insert((key, name), hook.on_devices(object, listed));
-                    }
+                    let side = match text(object, "hook") {
+                        Some("ingress") => Side::Source,
+                        Some("egress") => Side::Destination,
+                        _ => return,
+                    };
+                    let listed = self.listing.devices.get(&(key, name));
+                    self.devices.insert((key, name), on_devices(side, object, listed));
                 }
             }
             "set" | "map" => {
@@ -136,10 +132,7 @@ impl<'a> NftReader<'a> {
         rule.conditions.extend(self.devices.get(&(key, chain)).cloned());
         for statement in statements {
             match statement.as_object().and_then(|one| one.iter().next()) {
-                Some((kind, content)) => {
-                    let conflict = self.read_statement(&mut rule, key, kind, content);
-                    rule.conflicts.extend(conflict);
-                }
+                Some((kind, content)) => self.read_statement(&mut rule, key, kind, content),
                 None => rule.conditions.push(Condition::Unknown),
             }
         }
@@ -162,14 +155,14 @@ impl<'a> NftReader<'a> {
         }
     }
 
-    /// Adds what a statement does to `rule`. Returns how it interferes with us, if it does.
+    /// Adds what a statement does to `rule`, and how it interferes with us.
     fn read_statement(
         &mut self,
         rule: &mut Rule,
         key: TableKey<'a>,
         kind: &str,
         content: &'a Json,
-    ) -> Option<ConflictKind> {
+    ) {
         let read = ["left", "key"].iter().find_map(|part| content.get(part));
         rule.conditions.extend(read.and_then(implied_condition));
         rule.conditions.extend(self.looked_up_port(key, kind, content));
@@ -195,11 +188,13 @@ impl<'a> NftReader<'a> {
             "vmap" => rule.action = self.verdict_map(key, content),
             "mangle" => {
                 rule.mark_writes.extend(written_mark(content));
-                return conntrack_zone(content);
+                rule.conflicts.extend(conntrack_zone(content));
             }
-            "ct helper" if self.assigns_ftp(key, content) => return Some(ConflictKind::Helper),
-            "flow" => return Some(ConflictKind::Offload),
-            "notrack" => return Some(ConflictKind::Untracked),
+            "ct helper" if self.assigns_ftp(key, content) => {
+                rule.conflicts.push(ConflictKind::Helper);
+            }
+            "flow" => rule.conflicts.push(ConflictKind::Offload),
+            "notrack" => rule.conflicts.push(ConflictKind::Untracked),
             "xt" => read_xtables_extension(rule, content),
             // Statements after which the next statement always runs.
             "counter" | "log" | "comment" | "ct helper" | "ct timeout" | "ct expectation"
@@ -209,7 +204,6 @@ impl<'a> NftReader<'a> {
                 None => rule.conditions.push(Condition::Unknown),
             },
         }
-        None
     }
 
     /// The elements of a set, by its name or as they stand here. A value that is no set is returned as it is.
@@ -385,10 +379,12 @@ fn has_flag(object: &Object, flag: &str) -> bool {
 
 fn base_chain(chain: &Object) -> Option<BaseChain> {
     let priority = chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32;
-    let hook = text(chain, "hook")?;
-    let (hook, priority) = match hook.parse::<DeviceHook>() {
-        Ok(device_hook) => device_hook.place(priority),
-        Err(_) => (hook.parse().ok()?, priority),
+    // Hooks of network devices have the packets of single ones. A chain there is evaluated before all chains at
+    // prerouting, or behind all chains at postrouting, and each of its rules has the condition of `on_devices`.
+    let (hook, priority) = match text(chain, "hook")? {
+        "ingress" => (Hook::Prerouting, priority.saturating_add(i32::MIN / 2)),
+        "egress" => (Hook::Postrouting, priority.saturating_add(i32::MAX / 2)),
+        hook => (hook.parse().ok()?, priority),
     };
     Some(BaseChain {
         hook,
@@ -446,42 +442,17 @@ fn read_xtables_extension(rule: &mut Rule, content: &Json) {
     }
 }
 
-/// A hook of network devices.
-///
-/// Its packets are those of single devices. So a chain there is evaluated at prerouting or postrouting, and each of its
-/// rules has the condition that the packet arrives or leaves on one of the devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
-#[strum(serialize_all = "lowercase")]
-enum DeviceHook {
-    Ingress,
-    Egress,
-}
-
-impl DeviceHook {
-    /// The hook and the priority where a chain of `priority` is evaluated: before all chains at prerouting, or behind
-    /// all chains at postrouting.
-    fn place(self, priority: i32) -> (Hook, i32) {
-        match self {
-            Self::Ingress => (Hook::Prerouting, priority.saturating_add(i32::MIN / 2)),
-            Self::Egress => (Hook::Postrouting, priority.saturating_add(i32::MAX / 2)),
-        }
-    }
-
-    /// The condition that a packet passes one of the devices of `chain`. `listed` has their names, if the listing has.
-    fn on_devices(self, chain: &Object, listed: Option<&Vec<&str>>) -> Condition {
-        let names = match chain.get("dev") {
-            Some(Json::Array(names)) => names.iter().filter_map(Json::as_str).collect(),
-            name => name.and_then(Json::as_str).into_iter().collect::<Vec<_>>(),
-        };
-        let names = if names.is_empty() { listed } else { Some(&names) };
-        let Some(names) = names else { return Condition::Unknown };
-        let direction = match self {
-            Self::Ingress => Side::Source,
-            Self::Egress => Side::Destination,
-        };
-        let device = |name: &&str| Condition::interface(direction, name, '*');
-        Condition::Any(names.iter().map(device).collect())
-    }
+/// The condition that a packet arrives at one of the devices of `chain`, or leaves there. `listed` has their names, if the
+/// listing has.
+fn on_devices(side: Side, chain: &Object, listed: Option<&Vec<&str>>) -> Condition {
+    let names = match chain.get("dev") {
+        Some(Json::Array(names)) => names.iter().filter_map(Json::as_str).collect(),
+        name => name.and_then(Json::as_str).into_iter().collect::<Vec<_>>(),
+    };
+    let names = if names.is_empty() { listed } else { Some(&names) };
+    let Some(names) = names else { return Condition::Unknown };
+    let device = |name: &&str| Condition::interface(side, name, '*');
+    Condition::Any(names.iter().map(device).collect())
 }
 
 /// What only the listing has.

@@ -180,7 +180,7 @@ impl LocatedChain<'_> {
             table: table.name.clone(),
             chain: name.to_owned(),
             insert_into: if docker { DOCKER_USER } else { name }.to_owned(),
-            manager: table.manager,
+            manager: table.manager(),
             has_owner: table.has_owner,
             hook,
             priority,

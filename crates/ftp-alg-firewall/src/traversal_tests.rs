@@ -27,7 +27,7 @@ fn table(chains: Vec<(&str, Vec<Rule>)>, drops: bool) -> Table {
         all.insert(name.to_owned(), Chain { base, rules });
     }
     let (origin, family) = (Origin::Nftables, TableFamily::Inet);
-    Table::new(origin, family, "t".into(), all)
+    Table { origin, family, name: "t".into(), has_owner: false, chains: all }
 }
 
 fn verdict(table: &Table) -> ChainVerdict {

@@ -59,7 +59,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Table {
         let words = split_words(rest);
         let Some((chain, options)) = words.split_first() else { continue };
         let mut rule = Rule { text: format!("-A {rest}"), ..Rule::default() };
-        rule.conflicts = read_options(&mut rule, options, |name| chains.contains_key(name));
+        read_options(&mut rule, options, |name| chains.contains_key(name));
         if chain.starts_with(OURS) {
             rule.mark_writes.clear();
         } else if matches!(&rule.action, RuleVerdict::Jump(to) if to.starts_with(OURS)) {
@@ -70,7 +70,8 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Table {
     for (chain, rule) in rules {
         chains.entry(chain).or_default().rules.push(rule);
     }
-    Table::new(origin, TableFamily::from(ip), name.to_owned(), chains)
+    let (family, name) = (TableFamily::from(ip), name.to_owned());
+    Table { origin, family, name, has_owner: false, chains }
 }
 
 /// The verdict of a target that is not a chain.
@@ -88,12 +89,8 @@ pub(crate) fn target_verdict(name: &str) -> RuleVerdict {
     }
 }
 
-/// Reads the options of a rule. `is_chain` says whether a target is a chain. Returns how the target interferes with us.
-fn read_options(
-    rule: &mut Rule,
-    words: &[String],
-    is_chain: impl Fn(&str) -> bool,
-) -> Vec<ConflictKind> {
+/// Reads the options of a rule. `is_chain` says whether a target is a chain.
+fn read_options(rule: &mut Rule, words: &[String], is_chain: impl Fn(&str) -> bool) {
     let mut extension = "";
     let mut rest = words.iter().peekable();
     while let Some(word) = rest.next() {
@@ -128,7 +125,6 @@ fn read_options(
             }
         }
     }
-    Vec::new()
 }
 
 /// The values of an option: all words up to the next option.
@@ -146,8 +142,8 @@ fn word_after<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
     words.get(at + 1).copied()
 }
 
-/// Adds what a target does to marks and addresses. Returns how it interferes with us.
-fn apply_target(rule: &mut Rule, name: &str, words: &[&str]) -> Vec<ConflictKind> {
+/// Adds what a target does to marks and addresses, and how it interferes with us.
+fn apply_target(rule: &mut Rule, name: &str, words: &[&str]) {
     rule.mark_writes.extend(mark_write(name, words));
     let value = |option| word_after(words, option);
     match name {
@@ -161,21 +157,17 @@ fn apply_target(rule: &mut Rule, name: &str, words: &[&str]) -> Vec<ConflictKind
         }
         "MASQUERADE" => rule.source_ports = value("--to-ports").and_then(parse_ports),
         "CT" => {
-            let helper = value("--helper").filter(|helper| helper.starts_with("ftp"));
+            let helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp"));
             let untracked = words.contains(&"--notrack").then_some(ConflictKind::Untracked);
             let zone = ["--zone", "--zone-orig", "--zone-reply"].into_iter().find_map(value);
             let zone = zone.filter(|zone| *zone != "0");
             let zone = zone.map(|zone| ConflictKind::Zone(zone.parse().ok()));
-            return helper
-                .map(|_| ConflictKind::Helper)
-                .into_iter()
-                .chain(untracked.or(zone))
-                .collect();
+            rule.conflicts.extend(helper.then_some(ConflictKind::Helper));
+            rule.conflicts.extend(untracked.or(zone));
         }
-        "NOTRACK" => return vec![ConflictKind::Untracked],
+        "NOTRACK" => rule.conflicts.push(ConflictKind::Untracked),
         _ => {}
     }
-    Vec::new()
 }
 
 /// What a target writes into a mark (xt_mark.c, xt_connmark.c).
