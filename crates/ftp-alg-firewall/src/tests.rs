@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::{
     PacketClass::{Injected, MarkedData, RelatedData},
     rules_for_tests::{
-        ACCEPT, CT_MARK, FIREWALLD, FW4, PLAIN, PORT, STATE, accepts_mark, is, nftables,
+        ACCEPT, CT_MARK, FIREWALLD, FW4, PLAIN, PORT, STATE, ZONES, accepts_mark, is, nftables,
     },
     *,
 };
@@ -45,14 +45,27 @@ fn says(firewall: &Firewall, hook: Hook, ip: IpVersion, class: PacketClass) -> S
 #[test]
 fn usual_rule_sets_are_understood() {
     let mut found = String::new();
-    for (name, firewall) in [
-        ("plain nftables", nftables(PLAIN)),
-        ("firewalld", nftables(FIREWALLD)),
-        ("fw4", nftables(FW4)),
-        ("ufw", Firewall::from_iptables(UFW)),
-        ("Docker", Firewall::from_iptables(DOCKER)),
+    let names = ["lan0", "wan0"];
+    for (name, firewall, interfaces) in [
+        ("plain nftables", nftables(PLAIN), &names[..]),
+        ("zones of nftables", nftables(ZONES), &["lan0", "wan0", "dmz0"]),
+        ("firewalld", nftables(FIREWALLD), &["eth0", "eth1"]),
+        ("fw4", nftables(FW4), &["br-lan", "eth1", "eth2"]),
+        ("ufw", Firewall::from_iptables(UFW), &names),
+        ("Docker", Firewall::from_iptables(DOCKER), &names),
     ] {
         found += &format!("{name}\n");
+        for one in firewall.conflicting_rules() {
+            let remedy = one.remedy.unwrap();
+            found += &format!("    {:?}: {} in {}: {remedy}\n", one.kind, one.rule, one.chain);
+        }
+        for path in firewall.control_verdicts(&Links::between(interfaces), &Hook::FILTERS) {
+            let ControlPathVerdict { hook, ip, .. } = path;
+            found += &format!("    {hook}, control connections, {ip}: {}\n", path.summary());
+            for chain in path.dropping_chains() {
+                found += &format!("        dropped by {chain}\n");
+            }
+        }
         for hook in Hook::FILTERS {
             for class in [MarkedData, RelatedData, Injected] {
                 let [v4, v6] = IpVersion::BOTH.map(|ip| says(&firewall, hook, ip, class));
