@@ -29,17 +29,8 @@ impl Capture {
         let path = host.directory().join(format!("{name}.pcap"));
         let mut command = host.command("tcpdump");
         // Each slot of the ring has room for the longest packet, so this size makes a thousand slots.
-        command.args([
-            "-i",
-            interface,
-            "-n",
-            "-s",
-            "65535",
-            "-U",
-            "--immediate-mode",
-            "-B",
-            "65536",
-        ]);
+        command.args(["-i", interface, "-n", "-s", "65535", "-B", "65536"]);
+        command.args(["-U", "--immediate-mode"]);
         // tcpdump stays root and writes each packet at once.
         command.args(["-Z", "root", "-w"]).arg(&path).arg(filter);
         let mut process = host.start(command, &name)?;

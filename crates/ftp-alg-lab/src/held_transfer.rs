@@ -28,9 +28,7 @@ impl HeldClient {
         let gate = host.directory().join(format!("gate-{number}"));
         let path = format!("pub/{name}");
         let (address, mode) = (address.to_string(), mode.to_string());
-        let arguments =
-            [&address, user, password, &mode, &path, &gate.to_string_lossy()].map(str::to_owned);
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let arguments = [&address, user, password, &mode, &path, &*gate.to_string_lossy()];
         let command = host.script_command(Script::HeldClient, &arguments)?;
         let mut process = host.start(command, &format!("held-{number}"))?;
         process.wait_until("announcement", LIMIT, |held| Ok(held.log().contains("announced")))?;

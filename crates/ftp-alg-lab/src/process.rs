@@ -41,13 +41,7 @@ fn registry<T>(f: impl FnOnce(&mut Registry) -> T) -> T {
 ///
 /// Call it from the thread of a signal handler. A [`super::Lab`] that goes out of scope removes itself.
 pub fn remove_everything() {
-    let (groups, namespaces, directories) = registry(|all| {
-        (
-            std::mem::take(&mut all.groups),
-            std::mem::take(&mut all.namespaces),
-            std::mem::take(&mut all.directories),
-        )
-    });
+    let Registry { groups, namespaces, directories } = registry(std::mem::take);
     for group in groups {
         signal_group(group, Signal::KILL);
     }
@@ -245,16 +239,16 @@ pub(super) fn run(mut command: Command, input: &[u8], limit: Duration) -> Result
     let status = wait(&mut child, start + limit);
     // Grandchildren may keep the pipes open, so the whole process group is ended.
     signal_group(group, Signal::KILL);
-    let reaped = if status.is_none() { child.wait().ok() } else { status };
+    let _ = child.wait();
     registry(|all| all.groups.retain(|other| *other != group));
     let _ = feeder.join();
     let stdout = stdout.join().unwrap_or_default();
     let stderr = stderr.join().unwrap_or_default();
-    match (status, reaped) {
-        (Some(status), _) => {
+    match status {
+        Some(status) => {
             Ok(ProgramOutput { status, stdout, stderr, elapsed: start.elapsed(), program })
         }
-        (None, _) => {
+        None => {
             let said =
                 format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
             Err(LabError::Timeout { what: program, limit, output: tail(&said) })

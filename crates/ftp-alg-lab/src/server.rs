@@ -253,8 +253,7 @@ impl Setup<'_> {
             return Err(LabError::Unexpected("pyftpdlib has no configuration file".to_owned()));
         }
         let files = self.files.to_string_lossy().into_owned();
-        let command = self.host.script_command(Script::Pyftpdlib, &[&files, NAME, NAME])?;
-        Ok(command)
+        self.host.script_command(Script::Pyftpdlib, &[&files, NAME, NAME])
     }
 }
 
