@@ -41,7 +41,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use attachments::Attachments;
 pub use attachments::{EthernetInterface, Interfaces, ListInterfaces, UsableInterfaces};
-use layout::{Flow, LineRecord, PacketTuple, Pinhole, PinholeKey, TupleValue, counter, side};
+use layout::{Flow, PacketTuple, Pinhole, PinholeKey, TupleValue, counter, side};
 pub use pin_directory::is_bpf_file_system;
 use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
@@ -519,13 +519,6 @@ impl FastPath {
     /// The ring with the inspected lines.
     pub fn ring(&self) -> &Ring {
         &self.ring
-    }
-
-    /// Appends all lines whose records are reserved by now, in the order of their reservation. Returns `false` if a record
-    /// was not committed within a second; the lines before it were read.
-    #[must_use]
-    pub fn read_lines(&self, into: &mut Vec<LineRecord>) -> bool {
-        self.ring.read(into)
     }
 
     /// Detaches the program, and removes it with its maps and pins.

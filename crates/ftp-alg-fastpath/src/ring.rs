@@ -66,7 +66,7 @@ impl Ring {
     /// that another processor is about to commit. Returns `false` if a record was not committed within a second; the
     /// lines before it were read.
     #[must_use]
-    pub(crate) fn read(&self, into: &mut Vec<LineRecord>) -> bool {
+    pub fn read(&self, into: &mut Vec<LineRecord>) -> bool {
         // After a panic the position is that of the last record that was read.
         let _reading = lock(&self.read_lock);
         while self.has_unread() {

@@ -90,7 +90,7 @@ impl Offload {
 
     /// Appends the lines that were inspected by now.
     pub fn read_lines(&self, into: &mut Vec<LineRecord>) {
-        if !self.program.read_lines(into) {
+        if !self.program.ring().read(into) {
             self.record_failure("cannot read the ring buffer", &"a record is not committed");
         }
     }

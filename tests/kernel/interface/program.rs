@@ -131,7 +131,7 @@ pub fn exchange(path: &FastPath, count: u32) {
 
 pub fn read(path: &FastPath) -> Vec<LineRecord> {
     let mut lines = Vec::new();
-    assert!(path.read_lines(&mut lines));
+    assert!(path.ring().read(&mut lines));
     lines
 }
 
@@ -422,7 +422,7 @@ fn received_packets_are_inspected() {
         }
         let mut lines = Vec::new();
         wait_for("the line", || {
-            assert!(path.read_lines(&mut lines));
+            assert!(path.ring().read(&mut lines));
             !lines.is_empty()
         });
         let counts = path.counters().unwrap();
