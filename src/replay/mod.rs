@@ -25,6 +25,4 @@ mod tests;
 pub use capture::{CaptureError, CaptureReader, Compression, LinkType, Record};
 pub use nat::SimulatedNat;
 pub use player::Player;
-#[cfg(test)]
-pub use report::FramePosition;
-pub use report::{AnnouncementRow, Note, SessionNote, Summary};
+pub use report::{AnnouncementRow, FramePosition, Note, Summary};

@@ -46,19 +46,13 @@ pub struct AnnouncementRow {
     pub unread_line: Option<String>,
 }
 
-/// Something that happened in a session, other than an announcement.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionNote {
-    /// The frame in which it was seen; of a transfer that with its last reply.
-    pub position: FramePosition,
-    pub event: Event,
-}
-
 /// What is reported while a capture is played.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     Announcement(AnnouncementRow),
-    Session(Box<SessionNote>),
+    /// Something else that happened in a session, and the frame in which it was seen; of a transfer that with its last
+    /// reply.
+    Session(FramePosition, Box<Event>),
     /// The number of the capture, counted from 0, and what was not read in it.
     Warning(usize, String),
 }
@@ -165,7 +159,7 @@ impl Report {
             {
                 Note::Announcement(self.announcement(position, session, decided))
             }
-            _ => Note::Session(Box::new(SessionNote { position, event })),
+            _ => Note::Session(position, Box::new(event)),
         };
         self.notes.push(note);
     }

@@ -29,7 +29,7 @@ mod transfers;
 #[derive(Debug, Default)]
 struct Played {
     rows: Vec<AnnouncementRow>,
-    session_rows: Vec<SessionNote>,
+    session_rows: Vec<(FramePosition, Event)>,
     transfers: Vec<(FramePosition, Event, Transfer)>,
     warnings: Vec<String>,
     summary: Summary,
@@ -71,9 +71,9 @@ fn play_all(
     for note in player.report.take_notes() {
         match note {
             Note::Announcement(row) => played.rows.push(row),
-            Note::Session(row) => match row.event.kind.ended_transfer().cloned() {
-                Some(transfer) => played.transfers.push((row.position, row.event, transfer)),
-                None => played.session_rows.push(*row),
+            Note::Session(position, event) => match event.kind.ended_transfer().cloned() {
+                Some(transfer) => played.transfers.push((position, *event, transfer)),
+                None => played.session_rows.push((position, *event)),
             },
             Note::Warning(_, warning) => played.warnings.push(warning),
         }
@@ -87,13 +87,11 @@ fn external_nat() -> SimulatedNat {
     SimulatedNat::new(Some(external), vec!["192.168.0.0/16".parse().unwrap()])
 }
 
-/// Plays `capture` with a gateway that translates 192.168.0.0/16. Returns the report, the written capture, and whether
-/// there was an error.
-fn played(capture: &[u8]) -> Result<(Played, Vec<u8>, bool), CaptureError> {
+/// Plays `capture` with a gateway that translates 192.168.0.0/16. Returns the report and the written capture.
+fn played(capture: &[u8]) -> Result<(Played, Vec<u8>), CaptureError> {
     let mut written = Vec::new();
     let played = play_all(&[capture], external_nat(), Some(&mut written))?;
-    let has_failed = played.error.is_some();
-    Ok((played, written, has_failed))
+    Ok((played, written))
 }
 
 /// A conversation without a gateway, one packet for each line.
@@ -107,32 +105,30 @@ const CLIENT: usize = 0;
 const SERVER: usize = 1;
 
 impl Talk {
-    fn logged_in() -> Self {
+    /// A handshake, and then `lines`.
+    fn without_login(lines: &[(usize, &str)]) -> Self {
         let mut talk = Self { sent: [100, u32::MAX - 20], packets: Vec::new() };
         let [client, server] = talk.sent;
         for (from, syn) in [(CLIENT, client - 1), (SERVER, server - 1)] {
             let packet = talk.packet(from, syn, b"", |tcp| tcp.syn());
             talk.packets.push(packet);
         }
-        for (from, line) in [
-            (SERVER, "220 ready\r\n"),
-            (CLIENT, "USER joe\r\n"),
-            (SERVER, "331 password\r\n"),
-            (CLIENT, "PASS x\r\n"),
-            (SERVER, "230 in\r\n"),
-        ] {
-            talk.say(from, line);
+        for (from, line) in lines {
+            talk.say(*from, line);
         }
         talk
     }
 
     /// A login, and then `lines`.
     fn of(lines: &[(usize, &str)]) -> Self {
-        let mut talk = Self::logged_in();
-        for (from, line) in lines {
-            talk.say(*from, line);
-        }
-        talk
+        let login = [
+            (SERVER, "220 ready\r\n"),
+            (CLIENT, "USER joe\r\n"),
+            (SERVER, "331 password\r\n"),
+            (CLIENT, "PASS x\r\n"),
+            (SERVER, "230 in\r\n"),
+        ];
+        Self::without_login(&[&login, lines].concat())
     }
 
     fn packet(
@@ -210,7 +206,7 @@ fn out_of_order_segments_are_reported_at_the_completing_frame() {
     ]);
     talk.packets[7..10].rotate_right(1); // frames 9, 10, 8
     talk.packets.swap(8, 9);
-    let (report, written, _) = played(&talk.capture(&[])).unwrap();
+    let (report, written) = played(&talk.capture(&[])).unwrap();
     assert_eq!(row(&report.rows), (10, "rewrite", REWRITTEN));
     assert_eq!((report.gaps, &report.warnings[..]), (0, &[][..]));
     let expected = "USER joe\r\nPASS x\r\nPORT 198,51,100,1,14,178\r\nNOOP\r\nNOOP\r\n";
@@ -252,7 +248,7 @@ fn gap_within_an_announcement_does_not_stop_the_replay() {
         (SERVER, "200 ok\r\n"),
         (CLIENT, "QUIT\r\n"),
     ]);
-    let (report, written, _) = played(&talk.capture(&[9])).unwrap();
+    let (report, written) = played(&talk.capture(&[9])).unwrap();
     assert!(report.rows.is_empty());
     assert_eq!((report.gaps, report.lost, report.written), (1, 1, Some(10)));
     assert!(report.warnings[1].contains("is not followed any more"), "{report:?}");
@@ -261,14 +257,14 @@ fn gap_within_an_announcement_does_not_stop_the_replay() {
 
 #[test]
 fn segmented_announcement_is_written_as_one_segment() {
-    let mut talk = Talk::logged_in();
+    let mut talk = Talk::of(&[]);
     for at in 0..PORT.len() {
         talk.say(CLIENT, &PORT[at..=at]);
         let acknowledgement = talk.packet(SERVER, talk.sent[SERVER], b"", |tcp| tcp);
         talk.packets.push(acknowledgement);
     }
     talk.say(SERVER, "200 ok\r\n");
-    let (report, written, _) = played(&talk.capture(&[])).unwrap();
+    let (report, written) = played(&talk.capture(&[])).unwrap();
     assert_eq!(row(&report.rows), (7 + 2 * PORT.len() as u64 - 1, "rewrite", REWRITTEN));
     assert!(said(&written, EXTERNAL).ends_with("\r\nPORT 198,51,100,1,14,178\r\n"));
     // The segments before the last one are held, so neither they nor their acknowledgements are written.
@@ -277,7 +273,7 @@ fn segmented_announcement_is_written_as_one_segment() {
 
 #[test]
 fn rewrite_that_exceeds_the_segment_continues_in_another() {
-    let mut talk = Talk::logged_in();
+    let mut talk = Talk::of(&[]);
     let long = format!("{PORT}{}", "NOOP\r\n".repeat(200));
     talk.say(CLIENT, &long.replace("192,168,150,80", "192,168,1,8"));
     for packet in &mut talk.packets {
@@ -289,7 +285,7 @@ fn rewrite_that_exceeds_the_segment_continues_in_another() {
     }
     talk.say(SERVER, "200 ok\r\n");
     talk.packets.last_mut().unwrap()[16..20].copy_from_slice(&[192, 168, 1, 8]);
-    let (report, written, _) = played(&talk.capture(&[])).unwrap();
+    let (report, written) = played(&talk.capture(&[])).unwrap();
     assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
     assert!(said(&written, EXTERNAL).ends_with(&"NOOP\r\n".repeat(200)));
     assert_eq!(report.written, Some(10));
@@ -297,7 +293,7 @@ fn rewrite_that_exceeds_the_segment_continues_in_another() {
 
 #[test]
 fn tuple_reuse_starts_a_new_session() {
-    let mut talk = Talk::logged_in();
+    let mut talk = Talk::of(&[]);
     let mut second = Talk::of(&[(CLIENT, PORT)]);
     for (packet, shift) in second.packets.iter_mut().zip(1..) {
         // Different sequence numbers.
@@ -349,8 +345,8 @@ fn truncated_capture_is_played_to_its_end() {
     talk.say(SERVER, "200 ok\r\n");
     let longer = talk.capture(&[]);
     for end in whole.len() + 1..longer.len() {
-        let (report, _, failed) = played(&longer[..end]).unwrap();
-        assert_eq!((report.packets, failed), (8, false));
+        let (report, _) = played(&longer[..end]).unwrap();
+        assert_eq!((report.packets, report.error.is_some()), (8, false));
         assert_eq!(report.warnings, ["the capture ends within its last record"]);
     }
     assert!(played(&whole).unwrap().0.warnings.is_empty());
@@ -358,7 +354,7 @@ fn truncated_capture_is_played_to_its_end() {
 
 #[test]
 fn impossible_record_length_is_damage() {
-    let mut capture = Talk::logged_in().capture(&[]);
+    let mut capture = Talk::of(&[]).capture(&[]);
     let at = 24 + 8; // of the first record
     capture[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
     let played = play_all(&[&capture], SimulatedNat::default(), None::<Vec<u8>>).unwrap();
@@ -411,7 +407,7 @@ proptest! {
                 capture.truncate(cut.index(capture.len()));
             }
             // The written capture can be read again.
-            if let Ok((report, written, _)) = played(&capture) && report.packets > 0 {
+            if let Ok((report, written)) = played(&capture) && report.packets > 0 {
                 let second =
                     play_all(&[&written], SimulatedNat::default(), None::<Vec<u8>>).unwrap();
                 assert!(second.error.is_none());

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use ftp_alg_core::engine::Transfer;
+use ftp_alg_core::engine::{Event, Transfer};
 use serde::Serialize;
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cli::{Failure, output::Lines},
-    replay::{Note, SessionNote, Summary},
+    replay::{FramePosition, Note, Summary},
 };
 
 /// Prints a warning. The command goes on even if standard error is closed.
@@ -48,7 +48,7 @@ struct EventLine<'a> {
 }
 
 impl<'a> EventLine<'a> {
-    fn of(SessionNote { position, event }: &'a SessionNote) -> Option<Self> {
+    fn of(position: FramePosition, event: &'a Event) -> Option<Self> {
         Some(Self {
             event: "transfer",
             frame: position.frame,
@@ -114,14 +114,14 @@ impl NotePrinter {
                     continue;
                 }
                 Note::Announcement(row) if self.json => self.json(row.capture, &row)?,
-                Note::Session(note) if self.json => {
-                    match EventLine::of(&note).filter(|_| self.has_transfers) {
-                        Some(line) => self.json(note.position.capture, &line)?,
+                Note::Session(position, event) if self.json => {
+                    match EventLine::of(position, &event).filter(|_| self.has_transfers) {
+                        Some(line) => self.json(position.capture, &line)?,
                         None => continue,
                     }
                 }
                 Note::Announcement(row) => self.table.announcement(&row),
-                Note::Session(row) => self.table.session(&row),
+                Note::Session(position, event) => self.table.session(position, &event),
             };
             self.lines.print(&line)?;
         }

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use ftp_alg_core::engine::DecidedAnnouncement;
 #[cfg(test)]
-use ftp_alg_core::engine::{Event, EventKind};
+use ftp_alg_core::engine::EventKind;
+use ftp_alg_core::engine::{DecidedAnnouncement, Event};
 
 use crate::{
     cli::{
@@ -13,7 +13,7 @@ use crate::{
         table::{self, RowTable},
     },
     config::escaped,
-    replay::{AnnouncementRow, SessionNote, Summary},
+    replay::{AnnouncementRow, FramePosition, Summary},
 };
 
 /// The width of the longest IPv4 endpoint.
@@ -74,7 +74,7 @@ impl NoteTable {
     }
 
     /// The line of what happened in a session.
-    pub fn session(&mut self, SessionNote { position, event }: &SessionNote) -> String {
+    pub fn session(&mut self, position: FramePosition, event: &Event) -> String {
         self.row((position.capture, position.frame, event.session), &[], &event.text())
     }
 
@@ -201,17 +201,19 @@ mod tests {
         let mut table = NoteTable::new(&["a.pcap", "long\nname.pcap"], None);
         let (client, server) = ("10.0.0.7:9".parse().unwrap(), "10.0.0.9:21".parse().unwrap());
         let kind = EventKind::SessionStarted;
-        let row = SessionNote {
-            position: crate::replay::FramePosition { capture: 1, frame: 7 },
-            event: Event { session: 3, client, server, user: None, kind },
-        };
-        let text = table.session(&row);
+        let position = FramePosition { capture: 1, frame: 7 };
+        let event = Event { session: 3, client, server, user: None, kind };
+        let text = table.session(position, &event);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("FILE             FRAME  SESSION  FROM"), "{text}");
         assert_eq!(
             lines[1],
             "long\\nname.pcap      7        3  10.0.0.7:9 -> 10.0.0.9:21: session started"
         );
-        assert_eq!(table.session(&row).lines().count(), 1, "the header is printed once");
+        assert_eq!(
+            table.session(position, &event).lines().count(),
+            1,
+            "the header is printed once"
+        );
     }
 }

@@ -6,23 +6,14 @@ use super::*;
 fn logins_and_encryption_are_noted() {
     let talk = Talk::of(&[(CLIENT, "AUTH TLS\r\n"), (SERVER, "234 go\r\n")]);
     let first = play_all(&[&talk.capture(&[])], external_nat(), None::<Vec<u8>>).unwrap();
-    let text = |row: &SessionNote| (row.position.frame, row.event.session, row.event.text());
+    let text =
+        |(position, event): &(FramePosition, Event)| (position.frame, event.session, event.text());
     let rows: Vec<_> = first.session_rows.iter().map(text).collect();
     let ends = "192.168.150.80:1035 -> 203.0.113.9:21";
     assert_eq!(rows[0], (7, 1, format!("{ends}: logged in: joe")), "{rows:?}");
     assert_eq!(rows.len(), 1, "after a login it may be in a file: {rows:?}");
-    let mut talk = Talk::logged_in();
-    (talk.packets, talk.sent) = (Vec::new(), [100, 500]);
-    let [client, server] = talk.sent;
-    for (from, syn) in [(CLIENT, client - 1), (SERVER, server - 1)] {
-        let packet = talk.packet(from, syn, b"", |tcp| tcp.syn());
-        talk.packets.push(packet);
-    }
-    for (from, line) in
-        [(SERVER, "220 ready\r\n"), (CLIENT, "AUTH TLS\r\n"), (SERVER, "234 go\r\n")]
-    {
-        talk.say(from, line);
-    }
+    let lines = [(SERVER, "220 ready\r\n"), (CLIENT, "AUTH TLS\r\n"), (SERVER, "234 go\r\n")];
+    let talk = Talk::without_login(&lines);
     let second = play_all(&[&talk.capture(&[])], external_nat(), None::<Vec<u8>>).unwrap();
     let rows: Vec<_> = second.session_rows.iter().map(text).collect();
     assert_eq!((rows.len(), rows[0].0, second.encrypted), (1, 5, 1), "{rows:?}");
