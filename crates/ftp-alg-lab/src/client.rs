@@ -298,30 +298,20 @@ impl<'a> Transfer<'a> {
     }
 
     fn ncftp(&self, errand: Operation, name: &str, local: &str) -> Command {
-        let (program, source, target) = match errand {
-            Operation::Get => ("ncftpget", format!("pub/{name}"), local.to_owned()),
-            Operation::Put => ("ncftpput", local.to_owned(), "pub".to_owned()),
-            Operation::List => ("ncftpls", String::new(), String::new()),
+        let (address, port) = (self.endpoint.ip().to_string(), self.endpoint.port().to_string());
+        let (file, listing) = (format!("pub/{name}"), format!("ftp://{}/pub/", self.endpoint));
+        let (program, arguments): (_, &[&str]) = match errand {
+            // With -C the local file can have another name.
+            Operation::Get => ("ncftpget", &["-P", &port, "-V", "-C", &address, &file, local]),
+            // The remote file has the name of the local one.
+            Operation::Put => ("ncftpput", &["-P", &port, "-V", &address, "pub", local]),
+            // pyftpdlib does not support the default, NLST -CF.
+            Operation::List => ("ncftpls", &["-l", &listing]),
         };
         let mut command = self.host.command(program);
         let (user, password) = self.login;
         let mode = if self.passive() { "-F" } else { "-E" };
-        command.args(["-u", user, "-p", password, mode, "-t", "8", "-r", "1"]);
-        let (address, port) = (self.endpoint.ip().to_string(), self.endpoint.port().to_string());
-        match errand {
-            Operation::Get => {
-                // With -C the local file can have another name.
-                command.args(["-P", &port, "-V", "-C", &address, &source, &target]);
-            }
-            Operation::Put => {
-                // The remote file has the name of the local one.
-                command.args(["-P", &port, "-V", &address, &target, &source]);
-            }
-            Operation::List => {
-                // pyftpdlib does not support the default, NLST -CF.
-                command.arg("-l").arg(format!("ftp://{}/pub/", self.endpoint));
-            }
-        }
+        command.args(["-u", user, "-p", password, mode, "-t", "8", "-r", "1"]).args(arguments);
         command
     }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::Command,
@@ -14,7 +14,7 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{
-    BackgroundProcess, Family, LabError, ProgramOutput, Result, Script,
+    BackgroundProcess, DualAddress, Family, LabError, ProgramOutput, Result, Script,
     process::{self, find_program},
     script,
 };
@@ -25,24 +25,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A network namespace that acts as a host.
 #[derive(Clone, Debug)]
 pub struct Host {
-    role: &'static str,
-    namespace: String,
-    v4: Ipv4Addr,
-    v6: Ipv6Addr,
-    directory: PathBuf,
+    pub(super) role: &'static str,
+    pub(super) namespace: String,
+    pub(super) ends: DualAddress,
+    pub(super) directory: PathBuf,
 }
 
 impl Host {
-    pub(super) fn new(
-        role: &'static str,
-        namespace: String,
-        v4: Ipv4Addr,
-        v6: Ipv6Addr,
-        directory: PathBuf,
-    ) -> Self {
-        Self { role, namespace, v4, v6, directory }
-    }
-
     /// The role in the lab, as in `client`.
     pub fn role(&self) -> &'static str {
         self.role
@@ -55,10 +44,7 @@ impl Host {
 
     /// The address; of a gateway the outer one.
     pub fn address(&self, family: Family) -> IpAddr {
-        match family {
-            Family::V4 => self.v4.into(),
-            Family::V6 => self.v6.into(),
-        }
+        self.ends.address(family)
     }
 
     /// The directory of the lab, which is removed with the lab.

@@ -62,8 +62,9 @@ impl Lab {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("fa-{}-{number}", std::process::id());
         let directory = PathBuf::from(BASE).join(&prefix);
-        let host = |role: &'static str, at: &str, ends: DualAddress| {
-            Host::new(role, format!("{prefix}-{at}"), ends.v4, ends.v6, directory.clone())
+        let host = |role, at: &str, ends| {
+            let (namespace, directory) = (format!("{prefix}-{at}"), directory.clone());
+            Host { role, namespace, ends, directory }
         };
         let (plan, topology) = (&spec.plan, spec.topology);
         let client = if topology == Topology::OnClient { "gateway" } else { "client" };
