@@ -14,7 +14,7 @@ use super::{
         SamplePacket, state,
     },
     networks::Links,
-    sample_packets::{ACK, EPHEMERAL, SYN, first_packet, injected_packet},
+    sample_packets::{ACK, COMPARED, EPHEMERAL, SYN, first_packet},
     traversal,
 };
 
@@ -176,7 +176,14 @@ impl<'a> Connection<'a> {
                 (if is_related { related } else { first }, FieldValue::ANY_PORT)
             }
             ConnectionKind::Injected => {
-                (injected_packet(self.hooks[0], self.ip, gateway), FieldValue::ANY_PORT)
+                let first = SamplePacket {
+                    state: state::UNTRACKED,
+                    direction: FieldValue::Absent,
+                    mark: FieldValue::exactly(gateway.mask()),
+                    tcp_flags: FieldValue::Bits { bits: ACK, known: COMPARED },
+                    ..first_packet(self.hooks[0], self.ip)
+                };
+                (first, FieldValue::ANY_PORT)
             }
         };
         let later = SamplePacket {

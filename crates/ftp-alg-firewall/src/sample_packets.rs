@@ -4,7 +4,6 @@
 //! injects, and packets of connections without its marks, such as control connections.
 
 use super::{
-    Gateway,
     networks::Links,
     packet_fields::{Field, FieldValue, Hook, IpVersion, Side, state},
 };
@@ -14,7 +13,7 @@ pub(crate) const EPHEMERAL: FieldValue = FieldValue::Within(49_152, 60_999);
 pub(crate) const SYN: u32 = 0x02;
 pub(crate) const ACK: u32 = 0x10;
 /// The TCP flags that rules compare: FIN, SYN, RST, PSH, ACK, URG.
-const COMPARED: u32 = 0x3f;
+pub(crate) const COMPARED: u32 = 0x3f;
 
 /// A packet for which rules are evaluated. Only the properties that are known in advance are set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,20 +166,5 @@ pub(crate) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
         tcp_flags: FieldValue::Bits { bits: SYN, known: COMPARED },
         ftp_helper: FieldValue::Absent,
         links: None,
-    }
-}
-
-/// A packet that `ftp-alg` injects.
-pub(crate) fn injected_packet(
-    hook: Hook,
-    ip: IpVersion,
-    gateway: &Gateway,
-) -> SamplePacket<'static> {
-    SamplePacket {
-        state: state::UNTRACKED,
-        direction: FieldValue::Absent,
-        mark: FieldValue::exactly(gateway.mask()),
-        tcp_flags: FieldValue::Bits { bits: ACK, known: COMPARED },
-        ..first_packet(hook, ip)
     }
 }
