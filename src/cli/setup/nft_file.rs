@@ -16,8 +16,8 @@ struct ChainInFile {
     name: String,
     /// The range between the braces.
     body: Range<usize>,
-    /// The position after the statement with the hook, or after the opening brace.
-    after_hook: usize,
+    /// The position after the statement with the hook, if there is one.
+    after_hook: Option<usize>,
     rules: Vec<RuleInFile>,
 }
 
@@ -103,7 +103,7 @@ fn chain_of_command(words: &[&str]) -> Option<String> {
 /// An open block.
 enum Block {
     Table(String),
-    Chain { name: String, start: usize, after_hook: Option<usize>, rules: Vec<RuleInFile> },
+    Chain(ChainInFile),
     Other,
 }
 
@@ -113,7 +113,10 @@ fn block(open: &[Block], words: &[&str], start: usize) -> Block {
         ["add" | "create", rest @ ..] => rest,
         all => all,
     };
-    let chain = |name| Block::Chain { name, start, after_hook: None, rules: Vec::new() };
+    let chain = |name| {
+        let (body, rules) = (start..start, Vec::new());
+        Block::Chain(ChainInFile { name, body, after_hook: None, rules })
+    };
     match (open.last(), plain) {
         (None, ["table", name @ ..]) => Block::Table(full_name(name)),
         (None, ["chain", name @ ..]) => chain(full_name(name)),
@@ -159,8 +162,9 @@ impl NftFile {
                 continue;
             }
             match open.pop() {
-                Some(Block::Chain { name, start, after_hook, rules }) => {
-                    script.add_chain(name, start..end - 1, after_hook, rules);
+                Some(Block::Chain(mut chain)) => {
+                    chain.body.end = end - 1;
+                    script.add_chain(chain);
                 }
                 Some(Block::Other) => range = range.map(|range| range.start..end),
                 _ => {}
@@ -172,22 +176,15 @@ impl NftFile {
     }
 
     /// Adds a block of a chain, which may have more than one.
-    fn add_chain(
-        &mut self,
-        name: String,
-        body: Range<usize>,
-        after_hook: Option<usize>,
-        rules: Vec<RuleInFile>,
-    ) {
-        let (start, has_hook) = (after_hook.unwrap_or(body.start), after_hook.is_some());
-        match self.chains.iter_mut().find(|chain| chain.name == name) {
-            Some(chain) => {
-                chain.rules.extend(rules);
-                if has_hook {
-                    (chain.body, chain.after_hook) = (body, start);
+    fn add_chain(&mut self, chain: ChainInFile) {
+        match self.chains.iter_mut().find(|known| known.name == chain.name) {
+            Some(known) => {
+                known.rules.extend(chain.rules);
+                if chain.after_hook.is_some() {
+                    (known.body, known.after_hook) = (chain.body, chain.after_hook);
                 }
             }
-            None => self.chains.push(ChainInFile { name, body, after_hook: start, rules }),
+            None => self.chains.push(chain),
         }
     }
 
@@ -195,14 +192,12 @@ impl NftFile {
     fn statement(&mut self, open: &mut [Block], words: &[&str], range: Range<usize>, end: usize) {
         let rule = |is_in_block| RuleInFile { text: range, end, is_in_block };
         match (open.last_mut(), words) {
-            (Some(Block::Chain { after_hook, .. }), ["type", _, "hook", ..]) => {
-                *after_hook = Some(end);
-            }
+            (Some(Block::Chain(chain)), ["type", _, "hook", ..]) => chain.after_hook = Some(end),
             (
-                Some(Block::Chain { .. }),
+                Some(Block::Chain(_)),
                 [] | ["type" | "policy" | "comment" | "flags" | "device" | "devices", ..],
             ) => {}
-            (Some(Block::Chain { rules, .. }), _) => rules.push(rule(true)),
+            (Some(Block::Chain(chain)), _) => chain.rules.push(rule(true)),
             (None, ["include", pattern]) => self.includes.push((*pattern).to_owned()),
             (None, words) => {
                 let name = chain_of_command(words);
@@ -233,7 +228,8 @@ pub(super) fn with_rule(
     }
     let previous = place.index_in(&rules).checked_sub(1).map(|index| &chain.rules[index]);
     let in_block = previous.is_none_or(|previous| previous.is_in_block);
-    let mut at = previous.map_or(chain.after_hook, |previous| previous.end);
+    let after_hook = chain.after_hook.unwrap_or(chain.body.start);
+    let mut at = previous.map_or(after_hook, |previous| previous.end);
     let limit = if previous.is_some() { text.len() } else { chain.body.end };
     // The policy is usually in the same line.
     let line_end = text[at..limit].find('\n').map_or(limit, |end| at + end + 1);
@@ -249,7 +245,7 @@ pub(super) fn with_rule(
         || text[at..line_end].ends_with('\n') && (rest.is_empty() || rest.starts_with('#'));
     let before = match previous {
         Some(previous) => &text[..previous.text.start],
-        None => text[..chain.after_hook.min(at)].trim_end_matches('\n'),
+        None => text[..after_hook.min(at)].trim_end_matches('\n'),
     };
     let line = before.rsplit('\n').next().unwrap_or_default();
     let indent = &line[..line.len() - line.trim_start().len()];
