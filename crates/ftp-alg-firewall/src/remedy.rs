@@ -367,37 +367,28 @@ mod tests {
 
     #[test]
     fn command_names_the_place_of_the_rule() {
-        let command = |lines: &[String]| {
-            let text = format!("*filter\n:FORWARD DROP\n{}\nCOMMIT\n", lines.join("\n"));
-            let firewall = Firewall::from_iptables(&text);
+        for (rules, expected) in [
+            (&[][..], "-I FORWARD"),
+            (&["FORWARD BAD"], "-A FORWARD"),
+            (&["FORWARD BAD", "FORWARD OLD"], "-A FORWARD"),
+            (&["FORWARD BAD", "FORWARD OLD", "FORWARD BAD"], "-I FORWARD 3"),
+            (&["FORWARD BAD", "FORWARD -j DROP"], "-I FORWARD 2"),
+            (&["X OLD", "FORWARD BAD", "FORWARD -j X", "FORWARD -j DROP"], "-A X"),
+            // The jump is not reached, or not by all packets.
+            (&["X OLD", "FORWARD -j DROP", "FORWARD -j X"], "-I FORWARD"),
+            (&["X OLD", "FORWARD BAD", "FORWARD -i wan -j X", "FORWARD -j DROP"], "-I FORWARD 3"),
+            // A rule that drops from another chain.
+            (&["X -j DROP", "FORWARD BAD", "FORWARD -j X"], "-I FORWARD 2"),
+        ] {
+            let rules: String = rules.iter().map(|rule| format!("-A {rule}\n")).collect();
+            let rules = rules.replace("BAD", BAD).replace("OLD", OLD);
+            let filter = format!(":FORWARD DROP\n:X - [0:0]\n{rules}");
+            let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
             let verdict = firewall.forward(PacketClass::MarkedData);
-            let commands = firewall.remedies(&verdict, PacketClass::MarkedData);
-            let command = commands[0].strip_prefix("iptables-legacy ").unwrap();
-            command.split_once(" -m").unwrap().0.to_owned()
-        };
-        let forward = |rule: &str| format!("-A FORWARD {rule}");
-        let [old, bad, all] = [OLD, BAD, "-j DROP"].map(forward);
-        let chain =
-            |name: &str, rule: &str| [format!(":{name} - [0:0]"), format!("-A {name} {rule}")];
-        let own = chain("own", OLD);
-        let to_own = || own.iter().cloned();
-        let lines =
-            |rules: &[&String]| rules.iter().map(|rule| (*rule).clone()).collect::<Vec<_>>();
-        assert_eq!(command(&[]), "-I FORWARD");
-        assert_eq!(command(&lines(&[&bad])), "-A FORWARD");
-        assert_eq!(command(&lines(&[&bad, &old])), "-A FORWARD");
-        assert_eq!(command(&lines(&[&bad, &old, &bad])), "-I FORWARD 3");
-        assert_eq!(command(&lines(&[&bad, &all])), "-I FORWARD 2");
-        let jump = forward("-j own");
-        let with = |rules: &[&String]| to_own().chain(lines(rules)).collect::<Vec<_>>();
-        assert_eq!(command(&with(&[&bad, &jump, &all])), "-A own");
-        // The jump is not reached, or not by all packets.
-        assert_eq!(command(&with(&[&all, &jump])), "-I FORWARD");
-        assert_eq!(command(&with(&[&bad, &forward("-i wan -j own"), &all])), "-I FORWARD 3");
-        // A rule that drops from another chain.
-        let refuse: Vec<String> = chain("refuse", "-j DROP").into_iter().collect();
-        let rules = [refuse, lines(&[&bad, &forward("-j refuse")])].concat();
-        assert_eq!(command(&rules), "-I FORWARD 2");
+            let command = firewall.remedies(&verdict, PacketClass::MarkedData).swap_remove(0);
+            let place = command.split_once(" -m").unwrap().0.strip_prefix("iptables-legacy ");
+            assert_eq!(place, Some(expected), "{rules}");
+        }
     }
 
     /// What is inserted at the number in the list, or added.
