@@ -9,7 +9,7 @@ mod store;
 
 use clap::Args;
 use firewalls::{ManualStep, Plan};
-use ftp_alg_firewall::{AcceptedData, Firewall, Routing, accepted_data, data_path_verdicts};
+use ftp_alg_firewall::{Firewall, Routing, accepted_data, data_path_verdicts};
 use needed_rule::NeededRule;
 pub(super) use saved_table::saved_table_checks;
 use serde::Serialize;
@@ -109,7 +109,10 @@ impl LoadedFirewall {
         let firewall = operator_firewall::read(parameters.gateway.clone());
         let outlooks = data_path_verdicts(&firewall, routing);
         let accepted = || accepted_data(&firewall, &outlooks);
-        let backend = backend(config, socket, accepted);
+        // That of the running daemon, or the one that a daemon would choose.
+        let running = socket.status().ok().and_then(|status| status.backend.parse().ok());
+        let backend = running.or(config.pinhole.backend);
+        let backend = backend.unwrap_or_else(|| automatic_backend(None, false, accepted).0);
         Self { firewall, routing, backend }
     }
 
@@ -122,17 +125,6 @@ impl LoadedFirewall {
         let modes = firewall.mode_verdicts(&paths, class, &links);
         needed_rule::needed_rules(&outlooks, &modes, class, &firewall.gateway)
     }
-}
-
-/// The back end of the running daemon, or the one that a daemon would choose.
-fn backend(
-    config: &Config,
-    socket: &SocketOption,
-    accepted: impl FnOnce() -> Option<AcceptedData>,
-) -> Backend {
-    let running = socket.status().ok().and_then(|status| status.backend.parse().ok());
-    let configured = running.or(config.pinhole.backend);
-    configured.unwrap_or_else(|| automatic_backend(None, false, accepted).0)
 }
 
 impl Setup {

@@ -32,11 +32,6 @@ impl AcceptRule {
         lines.lines().any(|line| self.is_equivalent(line))
     }
 
-    /// The rule as a line of `iptables-restore` for `chain`.
-    pub(super) fn iptables_line(&self, chain: &str) -> String {
-        format!("-A {chain} {}", self.iptables_arguments())
-    }
-
     /// The arguments of iptables after the chain.
     pub(super) fn iptables_arguments(&self) -> String {
         format!("{} -m comment --comment {MARKER} -j ACCEPT", self.condition)
@@ -96,7 +91,7 @@ pub(super) fn with_iptables_rule(
         }
         index => rules[index - 1] + 1,
     };
-    let new = rule.iptables_line(chain) + newline(text);
+    let new = format!("-A {chain} {}{}", rule.iptables_arguments(), newline(text));
     lines.insert(at, &new);
     Some(lines.concat())
 }
@@ -181,12 +176,6 @@ mod tests {
     }
 
     #[test]
-    fn rule_is_added_at_the_end_if_the_chain_has_none() {
-        let text = SAVED.replace("# SSH\n-A FORWARD -j A\n", "");
-        assert!(edited(&text).unwrap().ends_with(&format!("{LINE}\nCOMMIT\n")));
-    }
-
-    #[test]
     fn equivalent_line_of_the_operator_is_enough() {
         let own = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n";
         let text = SAVED.replace("# SSH\n", own);
@@ -218,10 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn counters_before_a_rule_are_skipped() {
-        let text = "*filter\n:FORWARD DROP [1:2]\n[3:4] -A FORWARD -j A\nCOMMIT\n";
-        let text = edited(text).unwrap();
-        assert!(text.contains(&format!("[3:4] -A FORWARD -j A\n{LINE}\nCOMMIT")));
+    fn rule_is_added_at_the_end_of_its_chain_with_or_without_rules_and_counters() {
+        for rules in ["", "[3:4] -A FORWARD -j A\n"] {
+            let text = format!("*filter\n:FORWARD DROP [1:2]\n{rules}COMMIT\n");
+            let expected = text.replace("COMMIT", &format!("{LINE}\nCOMMIT"));
+            assert_eq!(edited(&text).unwrap(), expected);
+        }
     }
 
     #[test]

@@ -108,7 +108,8 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
         if needs.is_empty() {
             continue;
         }
-        let mut plan = Plan::new(kind);
+        let changes = ChangeSet::default();
+        let mut plan = Plan { kind, needs: Vec::new(), changes, checks: Vec::new() };
         for need in needs {
             if let Some(why) = need.advice() {
                 by_hand.push(ManualStep::new(&need, why));
@@ -132,11 +133,6 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
 }
 
 impl Plan {
-    fn new(kind: FirewallProgram) -> Self {
-        let changes = ChangeSet::default();
-        Self { kind, needs: Vec::new(), changes, checks: Vec::new() }
-    }
-
     /// The file at `path` with the edits so far.
     fn file(&mut self, path: &str) -> Result<&mut FileChange, Failure> {
         let path = Path::new(path);

@@ -108,7 +108,8 @@ impl<'a> LocalMachine<'a> {
             self.firewall.get_or_init(|| operator_firewall::read(self.parameters.gateway.clone()));
         let is_read =
             control.is_some_and(|port| self.parameters.gateway.control_ports.contains(&port));
-        let class = match self.running_backend().filter(|_| is_read) {
+        let running = self.running.get_or_init(|| self.socket.status().ok()?.backend.parse().ok());
+        let class = match running.filter(|_| is_read) {
             Some(backend) => backend.into(),
             None => {
                 // Without a route the connection fails before any rule.
@@ -136,10 +137,6 @@ impl<'a> LocalMachine<'a> {
         let chain = verdict.dropping_chains().next()?;
         let remedies = firewall.remedies(&verdict, class);
         Some((format!("dropped on this machine by {chain}"), remedies))
-    }
-
-    fn running_backend(&self) -> Option<Backend> {
-        *self.running.get_or_init(|| self.socket.status().ok()?.backend.parse().ok())
     }
 }
 
