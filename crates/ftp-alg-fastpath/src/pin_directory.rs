@@ -142,7 +142,8 @@ impl PinDirectory {
     fn remove_other_versions(root: &Arc<Root>, namespace: u64, own: &str) -> io::Result<()> {
         for name in names(&root.directory, &prefix_of(namespace))? {
             if name != own {
-                ignore_not_found(Self::lock(root, &name).and_then(|other| other.remove()))?;
+                let other = wait_for_lock(|| Self::try_lock(root, &name));
+                ignore_not_found(other.and_then(|other| other.remove()))?;
             }
         }
         Ok(())
@@ -185,16 +186,11 @@ impl PinDirectory {
         Ok(Self { directory, root, name: name.to_owned(), path })
     }
 
-    /// Locks the directory. An error if another daemon holds the lock and does not end.
-    fn lock(root: &Arc<Root>, name: &str) -> io::Result<Self> {
-        wait_for_lock(|| Self::try_lock(root, name))
-    }
-
     /// Creates the directory, unless it exists, and locks it.
     fn create(root: &Arc<Root>, name: &str) -> io::Result<Self> {
         let create = || match mkdirat(&root.directory, name, Mode::RWXU) {
             Err(error) if error != Errno::EXIST => Err(error.into()),
-            _ => Self::lock(root, name),
+            _ => wait_for_lock(|| Self::try_lock(root, name)),
         };
         // A daemon of another namespace may remove it as abandoned.
         repeat_while(|error| error.kind() == io::ErrorKind::NotFound, create)

@@ -20,38 +20,32 @@ use std::{
 
 use rustix::process::{Pid, Signal, WaitOptions, set_parent_process_death_signal, waitpid};
 
-// From linux/bpf.h; libc lacks them.
-const BPF_MAP_LOOKUP_ELEM: u32 = 1;
-const BPF_MAP_UPDATE_ELEM: u32 = 2;
-const BPF_MAP_DELETE_ELEM: u32 = 3;
-const BPF_MAP_GET_NEXT_KEY: u32 = 4;
-const BPF_OBJ_PIN: u32 = 6;
-const BPF_OBJ_GET: u32 = 7;
-const BPF_PROG_ATTACH: u32 = 8;
-const BPF_PROG_DETACH: u32 = 9;
-const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
-const BPF_PROG_QUERY: u32 = 16;
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: u32 = 21;
-const BPF_LINK_CREATE: u32 = 28;
-const BPF_LINK_DETACH: u32 = 34;
-const BPF_TCX_INGRESS: u32 = 46;
+/// Names the commands that this module uses, and lists them.
+macro_rules! commands {
+    ($($name:ident = $number:literal),+) => {
+        $(const $name: u32 = $number;)+
+        /// The commands that this module uses. The daemon uses no others after the program is loaded.
+        pub const BPF_COMMANDS: [u32; 13] = [$($name),+];
+    };
+}
 
-/// The commands that this module uses. The daemon uses no others after the program is loaded.
-pub const BPF_COMMANDS: [u32; 13] = [
-    BPF_MAP_LOOKUP_ELEM,
-    BPF_MAP_UPDATE_ELEM,
-    BPF_MAP_DELETE_ELEM,
-    BPF_MAP_GET_NEXT_KEY,
-    BPF_OBJ_PIN,
-    BPF_OBJ_GET,
-    BPF_PROG_ATTACH,
-    BPF_PROG_DETACH,
-    BPF_OBJ_GET_INFO_BY_FD,
-    BPF_PROG_QUERY,
-    BPF_MAP_LOOKUP_AND_DELETE_ELEM,
-    BPF_LINK_CREATE,
-    BPF_LINK_DETACH,
-];
+// From linux/bpf.h; libc lacks them.
+commands! {
+    BPF_MAP_LOOKUP_ELEM = 1,
+    BPF_MAP_UPDATE_ELEM = 2,
+    BPF_MAP_DELETE_ELEM = 3,
+    BPF_MAP_GET_NEXT_KEY = 4,
+    BPF_OBJ_PIN = 6,
+    BPF_OBJ_GET = 7,
+    BPF_PROG_ATTACH = 8,
+    BPF_PROG_DETACH = 9,
+    BPF_OBJ_GET_INFO_BY_FD = 15,
+    BPF_PROG_QUERY = 16,
+    BPF_MAP_LOOKUP_AND_DELETE_ELEM = 21,
+    BPF_LINK_CREATE = 28,
+    BPF_LINK_DETACH = 34
+}
+const BPF_TCX_INGRESS: u32 = 46;
 
 /// The kernel attaches at most this many programs to an interface (BPF_MPROG_MAX).
 const MAX_ATTACHED: usize = 64;
