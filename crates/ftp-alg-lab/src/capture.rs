@@ -292,11 +292,6 @@ impl CaptureAnalysis {
         rows.into_iter().map(PacketReport::parse).collect()
     }
 
-    /// The lines on control connections to port 21; see [`CaptureAnalysis::control_lines_of`].
-    pub fn control_lines(&self) -> Result<Vec<ControlLine>> {
-        self.control_lines_of(21)
-    }
-
     /// The lines on connections to the server's `port`, in the order in which they were complete. Each direction is
     /// assembled by sequence number.
     pub fn control_lines_of(&self, port: u16) -> Result<Vec<ControlLine>> {
@@ -343,9 +338,9 @@ impl CaptureAnalysis {
         Ok(lines.into_iter().map(|(_, line)| line).collect())
     }
 
-    /// The announcements in the capture: `PORT`, `EPRT`, `227`, `229`.
+    /// The announcements on control connections to port 21: `PORT`, `EPRT`, `227`, `229`.
     pub fn announcements(&self) -> Result<Vec<String>> {
-        let lines = self.control_lines()?.into_iter().map(|line| line.text);
+        let lines = self.control_lines_of(21)?.into_iter().map(|line| line.text);
         Ok(lines
             .filter(|line| {
                 let start: String = line.chars().take(4).collect::<String>().to_uppercase();

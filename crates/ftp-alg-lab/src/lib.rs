@@ -152,7 +152,7 @@ pub fn requirements() -> Result<()> {
     missing.extend(
         ServerKind::ALL
             .iter()
-            .filter(|kind| !kind.is_installed())
+            .filter(|kind| !kind.program().exists())
             .map(|kind| format!("{kind} (package {})", kind.package())),
     );
     if missing.is_empty() { Ok(()) } else { Err(LabError::Missing(missing.join(", "))) }

@@ -64,7 +64,7 @@ impl ServerKind {
         }
     }
 
-    fn program(self) -> PathBuf {
+    pub(super) fn program(self) -> PathBuf {
         let (unpacked, name) = match self {
             Self::Vsftpd => ("usr/sbin/vsftpd", "vsftpd"),
             Self::Proftpd => ("usr/sbin/proftpd", "proftpd"),
@@ -73,10 +73,6 @@ impl ServerKind {
         };
         let unpacked = cache().join(unpacked);
         if unpacked.exists() { unpacked } else { find_program(name).unwrap_or(unpacked) }
-    }
-
-    pub(super) fn is_installed(self) -> bool {
-        self.program().exists()
     }
 }
 

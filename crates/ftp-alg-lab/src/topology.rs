@@ -75,11 +75,6 @@ impl Topology {
         }
     }
 
-    /// Whether the addresses of clients are translated.
-    pub(super) fn hides_clients(self) -> bool {
-        matches!(self, Self::Masquerade | Self::SnatPool | Self::BothSides)
-    }
-
     /// Whether clients connect to another address than the server's own.
     pub(super) fn publishes_server(self) -> bool {
         matches!(self, Self::PublishedServer | Self::PortForward | Self::OneToOne | Self::BothSides)
@@ -279,7 +274,8 @@ impl LabSpec {
 
     /// Whether the lab translates addresses of this IP version.
     pub fn translates(&self, family: Family) -> bool {
-        let translating = self.topology.hides_clients() || self.topology.publishes_server();
+        let hides_clients = matches!(self.topology, Topology::Masquerade | Topology::SnatPool);
+        let translating = hides_clients || self.topology.publishes_server();
         let v6 = self.nat66 && self.topology != Topology::OneToOne;
         translating && (family == Family::V4 || v6)
     }
