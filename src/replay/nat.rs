@@ -151,15 +151,9 @@ mod tests {
     fn inner_host_has_its_own_port_if_it_is_free() {
         let mut nat = nat();
         let server = end("203.0.113.9:21");
-        for _ in 0..2 {
-            assert_eq!(
-                nat.seen_endpoint(6, end("10.0.0.1:4000"), server),
-                end("198.51.100.1:4000")
-            );
-            assert_eq!(
-                nat.seen_endpoint(6, end("10.0.0.2:4000"), server),
-                end("198.51.100.1:4001")
-            );
+        let ends = [("10.0.0.1:4000", "198.51.100.1:4000"), ("10.0.0.2:4000", "198.51.100.1:4001")];
+        for (inside, seen) in ends.repeat(2) {
+            assert_eq!(nat.seen_endpoint(6, end(inside), server), end(seen));
         }
         assert_eq!(nat.seen_endpoint(6, server, end("10.0.0.1:4000")), server);
     }

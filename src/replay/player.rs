@@ -52,9 +52,9 @@ pub struct Player<W> {
     pub(super) gateway: Standalone<SimulatedNat>,
     ports: Vec<u16>,
     /// By [`Flow::connection`].
-    connections: HashMap<Flow, CapturedConnection>,
+    pub(super) connections: HashMap<Flow, CapturedConnection>,
     /// The bytes that wait after gaps; not less than there are.
-    queued_bytes: usize,
+    pub(super) queued_bytes: usize,
     pub(super) writer: Option<PcapWriter<W>>,
     engine_start: Instant,
     /// The first and the latest time in the captures so far.
@@ -189,12 +189,6 @@ impl<W: Write> Player<W> {
 
     fn current_capture(&self) -> usize {
         self.captures.saturating_sub(1)
-    }
-
-    /// The number of connections, and of bytes that wait after gaps.
-    #[cfg(test)]
-    pub fn footprint(&self) -> (usize, usize) {
-        (self.connections.len(), self.queued_bytes)
     }
 
     fn advance_time(&mut self, record: &Record) {
