@@ -203,7 +203,7 @@ fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = LocatedChain<'_>> 
 mod tests {
     use super::*;
     use crate::{
-        CtMarkUse, Origin,
+        CtMarkUse,
         rules_for_tests::{ACCEPT, is},
     };
 
@@ -285,11 +285,9 @@ mod tests {
             assert_eq!(iptables(rules).first(), Some(&named), "{rules}");
         }
         let conflict = |prerouting: &str, rules: &[RoutingRule]| {
-            let mut firewall =
-                Firewall { routing_rules: rules.to_vec(), ..Firewall::new(Gateway::default()) };
             let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{prerouting}COMMIT\n");
-            firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-            firewall.mark_conflicts()
+            let routing_rules = rules.to_vec();
+            Firewall { routing_rules, ..Firewall::from_iptables(&text) }.mark_conflicts()
         };
         let marks_one = "-A PREROUTING -i lan0 -j MARK --set-xmark 0x1/0xff\n";
         for (prerouting, mark, mask, is_inverted, is_found) in [

@@ -129,13 +129,8 @@ mod tests {
                          :FORWARD DROP [0:0]\n-A INPUT -j ACCEPT\n# SSH\n-A FORWARD -j A\nCOMMIT\n";
 
     fn edited(text: &str) -> Option<String> {
-        with_iptables_rule(
-            text,
-            "filter",
-            "FORWARD",
-            &RulePlace::new("FORWARD", &[], None),
-            &mark(),
-        )
+        let place = RulePlace::new("FORWARD", &[], None);
+        with_iptables_rule(text, "filter", "FORWARD", &place, &mark())
     }
 
     #[test]
