@@ -1,6 +1,7 @@
 //! A client sends segments that its server discards, so that the report of a transfer is wrong: FINs, resets and SYN-ACKs
 //! with other sequence numbers.
 
+use super::scene::with_each_back_end;
 use crate::common::*;
 
 /// On the fast path, whose program does not know the window, and off it: conntrack lets such segments pass.
@@ -28,6 +29,22 @@ fn forged_ends_of_data_connections_hide_no_bytes() {
         let on = fast_path(&gateway.daemon)["admitted"].as_u64().unwrap_or_default() > 0;
         assert_eq!(on, setup == FAST_PATH, "{}", fast_path(&gateway.daemon));
     }
+}
+
+/// The handshake would have no SYN-ACK but a forged one.
+#[test]
+fn no_data_connection_is_opened_from_both_ends() {
+    with_each_back_end(|back_end| {
+        let gateway = gateway_with(Topology::Masquerade, back_end);
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({}));
+        let output = "type filter hook output priority 0; tcp flags & rst == rst drop";
+        lab.client.nft(&format!("table ip mute {{ chain output {{ {output}; }}; }}")).unwrap();
+        let script = lab.client.write("both_ends.py", include_bytes!("both_ends.py")).unwrap();
+        let words = [script.to_str().unwrap(), &lab.server_address(V4).to_string()];
+        let said = lab.client.run("/usr/bin/python3", &words).unwrap().stdout_text();
+        assert_eq!(said.trim(), "silent", "{back_end}");
+    });
 }
 
 #[test]
