@@ -5,7 +5,7 @@
 //! Invariant: no client displaces more than a part of the events of others ([`SHARE`]), and memory is bounded.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Display,
     net::IpAddr,
     sync::{Arc, Mutex},
@@ -36,6 +36,8 @@ struct Ring {
     events: BTreeMap<u64, StoredEvent>,
     /// The IDs of each client's.
     shares: Shares<ClientKey, ()>,
+    /// The clients that had more than their share when their last event came.
+    crowding: BTreeSet<ClientKey>,
     /// The ID before the first event: the time of the start in microseconds, so that IDs grow over restarts.
     origin: u64,
     /// The ID of the last event.
@@ -79,6 +81,7 @@ impl EventRing {
         Self(Mutex::new(Ring {
             events: BTreeMap::new(),
             shares: Shares::default(),
+            crowding: BTreeSet::new(),
             origin,
             last: origin,
             last_session,
@@ -143,16 +146,20 @@ impl Ring {
             }
         }
         self.shares.insert(client, id, ());
+        if self.shares.count_of(client) > SHARE {
+            self.crowding.insert(client);
+        }
         self.events.insert(id, event.clone());
         event
     }
 
-    /// Makes room for an event of `client`: its own oldest one goes if it has its share, otherwise the oldest of all.
+    /// Makes room for an event of `client`: its own oldest one goes if it has its share, otherwise that of a client with more
+    /// than its share, or the oldest of all.
     fn make_room(&mut self, client: ClientKey) {
-        let own = match self.shares.count_of(client) {
-            SHARE.. => self.shares.of(client).next().map(|(id, ())| id),
-            _ => None,
-        };
+        self.crowding.retain(|one| self.shares.count_of(*one) > SHARE);
+        let has_share = self.shares.count_of(client) >= SHARE;
+        let from = if has_share { Some(client) } else { self.crowding.first().copied() };
+        let own = from.and_then(|client| self.shares.of(client).next()).map(|(id, ())| id);
         let oldest = own.or_else(|| self.events.keys().next().copied());
         if let Some(gone) = oldest.and_then(|id| self.events.remove(&id)) {
             let Stored { id, event, .. } = &*gone.0;
@@ -326,6 +333,8 @@ mod tests {
             event_of(&client, 1000 + session)
         };
         record(&ring, (0..20 * CAPACITY as u64).map(flood));
+        // Nor does such a client have them displace each other.
+        record(&ring, (100..200).map(|session| event_of("192.0.2.1:4000", session)));
         assert_eq!(ring.last_of(0, 9).len(), 1, "the oldest is there");
         for client in 0..4_u64 {
             let of_client = |session| event_of(&format!("198.51.100.{client}:4000"), session);
