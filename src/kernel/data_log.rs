@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -97,9 +97,12 @@ impl DataLog {
         self.socket.send(&request).map_err(failed)
     }
 
-    /// Passes each packet that has arrived to `each`. Returns whether packets were lost, because they did not fit into the
+    /// Passes each packet that has arrived to `each`, with the time, and of one that cannot be read its addresses. Returns whether packets were lost, because they did not fit into the
     /// socket's buffer.
-    pub fn read(&mut self, mut each: impl FnMut(DataPacket)) -> Result<bool, NetfilterError> {
+    pub fn read(
+        &mut self,
+        mut each: impl FnMut(Instant, Result<DataPacket, [IpAddr; 2]>),
+    ) -> Result<bool, NetfilterError> {
         let mut has_lost = false;
         let (now, clock) = clocks::time_of_day();
         let earliest = self.read_until.checked_sub(LONGEST_DELAY).unwrap_or(self.read_until);
@@ -140,7 +143,7 @@ impl DataLog {
                     packet
                         .and_then(|bytes| parse(bytes, passed, interface))
                         .into_iter()
-                        .for_each(&mut each);
+                        .for_each(|packet| each(passed[0], packet));
                 }
             }
         }
@@ -156,26 +159,35 @@ fn time_of(stamp: &[u8]) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(since_epoch)
 }
 
-/// The packet whose first bytes these are.
-fn parse(bytes: &[u8], passed: [Instant; 2], interface: u32) -> Option<DataPacket> {
+/// The packet whose first bytes these are, or its addresses: its TCP header is behind them if a client has put long IPv6
+/// options before it, and its length is not in the header of one of more than 64 KiB (BIG TCP).
+fn parse(
+    bytes: &[u8],
+    passed: [Instant; 2],
+    interface: u32,
+) -> Option<Result<DataPacket, [IpAddr; 2]>> {
     let packet = LaxSlicedPacket::from_ip(bytes).ok()?;
-    let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { return None };
     let (source, destination, length) = match packet.net.as_ref()? {
         LaxNetSlice::Ipv4(ip) => {
             let header = ip.header();
-            let length = usize::from(header.total_len()) - header.slice().len();
-            (header.source_addr().into(), header.destination_addr().into(), length)
+            let length = usize::from(header.total_len()).checked_sub(header.slice().len());
+            (IpAddr::from(header.source_addr()), IpAddr::from(header.destination_addr()), length)
         }
         LaxNetSlice::Ipv6(ip) => {
             let header = ip.header();
             let extensions = ip.extensions().slice().len();
-            let length = usize::from(header.payload_length()).checked_sub(extensions)?;
+            let length = usize::from(header.payload_length()).checked_sub(extensions);
             (header.source_addr().into(), header.destination_addr().into(), length)
         }
         _ => return None,
     };
-    let data = length.checked_sub(tcp.header_slice().len())?;
-    Some(DataPacket {
+    let Some(TransportSlice::Tcp(tcp)) = &packet.transport else {
+        return Some(Err([source, destination]));
+    };
+    let Some(data) = length.and_then(|length| length.checked_sub(tcp.header_slice().len())) else {
+        return Some(Err([source, destination]));
+    };
+    Some(Ok(DataPacket {
         passed,
         source: SocketAddr::new(source, tcp.source_port()),
         destination: SocketAddr::new(destination, tcp.destination_port()),
@@ -183,12 +195,14 @@ fn parse(bytes: &[u8], passed: [Instant; 2], interface: u32) -> Option<DataPacke
         end: tcp.sequence_number().wrapping_add(if tcp.syn() { 0 } else { data as u32 }),
         acknowledged: tcp.acknowledgment_number(),
         interface,
-    })
+    }))
 }
 
 #[cfg(test)]
 mod tests {
-    use etherparse::PacketBuilder;
+    use etherparse::{
+        IpHeaders, IpNumber, Ipv6Extensions, Ipv6Header, Ipv6RawExtHeader, PacketBuilder,
+    };
 
     use super::*;
 
@@ -208,7 +222,7 @@ mod tests {
                 .write(&mut bytes, &payload)
                 .unwrap();
             bytes.truncate(COPIED_BYTES as usize);
-            let packet = parse(&bytes, [Instant::now(); 2], 1).unwrap();
+            let packet = parse(&bytes, [Instant::now(); 2], 1).unwrap().unwrap();
             assert_eq!((packet.source.port(), packet.destination.port()), (20, 4000));
             assert_eq!(packet.end, 800, "behind the wrap");
             let fin = DataFlags { ack: true, fin: true, ..DataFlags::default() };
@@ -222,7 +236,29 @@ mod tests {
         let builder = PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
         let mut bytes = Vec::new();
         builder.tcp(20, 4000, 7, 512).syn().ack(1).write(&mut bytes, &[7; 200]).unwrap();
-        assert_eq!(parse(&bytes, [Instant::now(); 2], 1).unwrap().end, 7);
+        assert_eq!(parse(&bytes, [Instant::now(); 2], 1).unwrap().unwrap().end, 7);
+    }
+
+    /// Neither with IPv6 options that a client has put before its TCP header, nor of more than 64 KiB.
+    #[test]
+    fn what_cannot_be_read_has_its_addresses() {
+        let mut hidden = Vec::new();
+        let options = Ipv6RawExtHeader::new_raw(IpNumber::TCP, &[0; 126]).unwrap();
+        let extensions =
+            Ipv6Extensions { destination_options: Some(options), ..Default::default() };
+        let ip = Ipv6Header { source: [1; 16], destination: [2; 16], ..Default::default() };
+        let builder = PacketBuilder::ip(IpHeaders::Ipv6(ip, extensions));
+        builder.tcp(4000, 20, 7, 512).syn().ack(1).write(&mut hidden, &[]).unwrap();
+        hidden.truncate(COPIED_BYTES as usize);
+        let mut long = Vec::new();
+        let builder = PacketBuilder::ipv4([1; 4], [2; 4], 64);
+        builder.tcp(4000, 20, 7, 512).fin().ack(1).write(&mut long, &[7; 60]).unwrap();
+        long[2..4].fill(0);
+        let addresses =
+            [[IpAddr::from([1; 16]), IpAddr::from([2; 16])], [[1; 4].into(), [2; 4].into()]];
+        for (bytes, addresses) in [hidden, long].iter().zip(addresses) {
+            assert_eq!(parse(bytes, [Instant::now(); 2], 1), Some(Err(addresses)));
+        }
     }
 
     #[test]

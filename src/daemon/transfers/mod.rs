@@ -214,7 +214,10 @@ impl Reporter {
             // What passed until now is read before anything is decided, also if other threads run meanwhile.
             let tick = Instant::now();
             let now = (!is_last).then_some(tick);
-            let observe = |packet| known.tracker.observe(&packet);
+            let observe = |at, packet| match packet {
+                Ok(packet) => known.tracker.observe(&packet),
+                Err(addresses) => known.tracker.record_unreadable(at, addresses),
+            };
             let read = data_log.as_mut().map(|log| {
                 if is_last {
                     log.unbind()?;

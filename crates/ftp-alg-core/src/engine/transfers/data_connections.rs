@@ -165,7 +165,8 @@ pub(super) struct DataConnections {
     by_ends: AHashMap<DataEnds, Vec<DataConnection>>,
     /// The ends of each, by serial number.
     shares: Shares<Networks, DataEnds>,
-    /// When one between these networks was dropped. Another one may look like it for the transfers of that time.
+    /// When one between these networks was dropped, or a packet was not read. Another one may look like it for the transfers
+    /// of that time.
     dropped: AHashMap<Networks, Instant>,
     /// The serial number of the last one.
     last: u64,
@@ -278,15 +279,27 @@ impl DataConnections {
         // The reply of a transfer comes soon after the end of its connection.
         let is_past = |one: &DataConnection| one.is_over() && one.ended + LATEST_REPLY < at;
         if self.find(ends, serial).is_some_and(|one| !is_past(one)) {
-            if self.dropped.len() >= MAX_CONNECTIONS {
-                // What was lost between two networks counts for all then.
-                self.dropped.clear();
-                self.lost_at = self.lost_at.max(Some(at));
-            }
-            let dropped = self.dropped.entry(networks_of(ends)).or_insert(at);
-            *dropped = at.max(*dropped);
+            self.record_loss_between(at, networks_of(ends));
         }
         self.remove(ends, serial);
+    }
+
+    /// Records that a connection between these networks may look like another one at the time `at`.
+    fn record_loss_between(&mut self, at: Instant, networks: Networks) {
+        if self.dropped.len() >= MAX_CONNECTIONS {
+            // What was lost between two networks counts for all then.
+            self.dropped.clear();
+            self.lost_at = self.lost_at.max(Some(at));
+        }
+        let dropped = self.dropped.entry(networks).or_insert(at);
+        *dropped = at.max(*dropped);
+    }
+
+    /// Records that a packet between these addresses, of which nothing else is known, passed at the time `at`.
+    pub fn record_unreadable(&mut self, at: Instant, [one, other]: [IpAddr; 2]) {
+        for (initiator, target) in [(one, other), (other, one)] {
+            self.record_loss_between(at, (initiator.into(), target.into()));
+        }
     }
 
     /// Records that nobody knows which of the connections with these ends that began until the time `ended` is whose.

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -103,6 +103,11 @@ impl<Tag> TransferTracker<Tag> {
     pub fn observe(&mut self, packet: &DataPacket) {
         let Self { connections, on_ends, touched, .. } = self;
         connections.observe(packet, |ends| touched.extend(on_ends.get(&ends)));
+    }
+
+    /// Records that a packet of a data connection between these addresses, which cannot be read, passed at the time `at`.
+    pub fn record_unreadable(&mut self, at: Instant, addresses: [IpAddr; 2]) {
+        self.connections.record_unreadable(at, addresses);
     }
 
     /// Records that packets of data connections were lost until `now`.

@@ -373,6 +373,19 @@ fn bytes_are_known_again_after_a_loss() {
     assert_eq!(test.end(stored()).unwrap().bytes, None);
 }
 
+/// A client can hide its own SYN-ACK so, and forge another one.
+#[test]
+fn a_packet_that_cannot_be_read_makes_its_clients_bytes_uncertain() {
+    for of_other in [false, true] {
+        let mut test = Test::after(&BEGIN);
+        let client = if of_other { "10.0.0.8" } else { "10.0.0.7" };
+        let addresses = [client, "203.0.113.9"].map(|address| address.parse().unwrap());
+        test.tracker.record_unreadable(test.now, addresses);
+        test.observe(&END);
+        assert_eq!(test.end(stored()).unwrap().bytes, of_other.then_some(5));
+    }
+}
+
 /// What there was no room for, and, of a transfer that a restart of the daemon interrupted, what began unseen.
 #[test]
 fn what_was_lost_is_not_called_missing() {
