@@ -15,8 +15,13 @@ fn forged_ends_of_data_connections_hide_no_bytes() {
         let server = lab.server_address(V4).to_string();
         let moved = lab.client.run("/usr/bin/python3", &[script.to_str().unwrap(), &server]);
         let moved = moved.unwrap().stdout_text();
-        let expected: Vec<_> = moved.lines().map(str::to_owned).collect();
-        assert_eq!(expected.len(), 36, "{moved}");
+        // Which SYN-ACK of a client is the true one is not certain: its handshake may be forged, too.
+        let reports = |line: &str| match line.strip_prefix("/syn-ack-STOR-active ") {
+            Some(_) => "/syn-ack-STOR-active null".to_owned(),
+            None => line.to_owned(),
+        };
+        let expected: Vec<_> = moved.lines().map(reports).collect();
+        assert_eq!(expected.len(), 35, "{moved}");
         let reported = || {
             let text = |event: &Value| {
                 assert_eq!(event["result"], "complete", "{event}");
