@@ -225,13 +225,11 @@ impl DataConnections {
         ended: Instant,
         may_be: impl Fn(&DataConnection) -> bool,
     ) -> Option<Found<'_>> {
-        let mut candidates: Vec<_> = self.candidates(ends, ended, may_be).collect();
-        let is_only = candidates.iter().filter(|one| one.is_answered()).count() <= 1;
-        if candidates.iter().any(|one| one.is_over()) {
-            candidates.retain(|one| one.is_over());
-            candidates.sort_by_key(|one| distance(one.ended, ended));
-        }
-        let connection = *candidates.first()?;
+        let candidates = || self.candidates(ends, ended, &may_be);
+        let is_only = candidates().filter(|one| one.is_answered()).count() <= 1;
+        let over = candidates().filter(|one| one.is_over());
+        let nearest = over.min_by_key(|one| distance(one.ended, ended));
+        let connection = nearest.or_else(|| candidates().next())?;
         // A SYN-ACK while another connection of the same ports runs may be forged.
         let runs = |other: &DataConnection| {
             other.initiator_port == connection.initiator_port
@@ -322,11 +320,11 @@ impl DataConnections {
     /// Whether `first` seems to acknowledge data of a SYN (TCP Fast Open, RFC 7413): another one, without an answer, was right
     /// before it.
     fn has_sent_before(&self, ends: DataEnds, port: u16, first: u32) -> bool {
-        let sent = |one: &DataConnection| {
-            first.wrapping_sub(one.first[End::Initiator as usize]?).try_into().ok() as Option<u16>
-        };
+        let sent = |asked: u32| (1..=u32::from(u16::MAX)).contains(&first.wrapping_sub(asked));
         let mut asked = self.same(ends).iter().filter(|one| !one.is_answered());
-        asked.any(|one| one.initiator_port == port && sent(one).is_some_and(|sent| sent > 0))
+        asked.any(|one| {
+            one.initiator_port == port && one.first[End::Initiator as usize].is_some_and(sent)
+        })
     }
 
     fn find(&self, ends: DataEnds, serial: u64) -> Option<&DataConnection> {
