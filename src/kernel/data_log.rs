@@ -97,8 +97,8 @@ impl DataLog {
         self.socket.send(&request).map_err(failed)
     }
 
-    /// Passes each packet that has arrived to `each`, with the time, and of one that cannot be read its addresses. Returns whether packets were lost, because they did not fit into the
-    /// socket's buffer.
+    /// Passes each packet that has arrived to `each`, with the time, and of one that cannot be read its addresses. Returns
+    /// whether packets were lost, because they did not fit into the socket's buffer.
     pub fn read(
         &mut self,
         mut each: impl FnMut(Instant, Result<DataPacket, [IpAddr; 2]>),
@@ -139,11 +139,11 @@ impl DataLog {
                     let index = attributes.first(NFULA_IFINDEX_INDEV);
                     let index = index.and_then(|index| index.try_into().ok());
                     let interface = index.map_or(0, u32::from_be_bytes);
-                    let packet = attributes.first(NFULA_PAYLOAD);
-                    packet
-                        .and_then(|bytes| parse(bytes, passed, interface))
-                        .into_iter()
-                        .for_each(|packet| each(passed[0], packet));
+                    let payload = attributes.first(NFULA_PAYLOAD);
+                    if let Some(packet) = payload.and_then(|bytes| parse(bytes, passed, interface))
+                    {
+                        each(passed[0], packet);
+                    }
                 }
             }
         }
@@ -181,21 +181,20 @@ fn parse(
         }
         _ => return None,
     };
-    let Some(TransportSlice::Tcp(tcp)) = &packet.transport else {
-        return Some(Err([source, destination]));
+    let read = || {
+        let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { return None };
+        let data = length?.checked_sub(tcp.header_slice().len())?;
+        Some(DataPacket {
+            passed,
+            source: SocketAddr::new(source, tcp.source_port()),
+            destination: SocketAddr::new(destination, tcp.destination_port()),
+            flags: DataFlags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
+            end: tcp.sequence_number().wrapping_add(if tcp.syn() { 0 } else { data as u32 }),
+            acknowledged: tcp.acknowledgment_number(),
+            interface,
+        })
     };
-    let Some(data) = length.and_then(|length| length.checked_sub(tcp.header_slice().len())) else {
-        return Some(Err([source, destination]));
-    };
-    Some(Ok(DataPacket {
-        passed,
-        source: SocketAddr::new(source, tcp.source_port()),
-        destination: SocketAddr::new(destination, tcp.destination_port()),
-        flags: DataFlags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
-        end: tcp.sequence_number().wrapping_add(if tcp.syn() { 0 } else { data as u32 }),
-        acknowledged: tcp.acknowledgment_number(),
-        interface,
-    }))
+    Some(read().ok_or([source, destination]))
 }
 
 #[cfg(test)]
