@@ -300,7 +300,7 @@ mod tests {
             ip6 t c: add table ip6 t / add chain ip6 t c { type filter hook input priority 0 ; }
             inet t c: create chain inet t c { type filter hook input priority 0; policy drop; }
             inet t c: table inet t { # chain x { / chain c { # one / type filter hook \ / input priority 0; # two / } / }
-            inet t c: table inet "t" { / chain "c" { / type filter hook input priority 0; comment "a;}"; accept / } / }
+            inet t c: table inet "t" { / chain "c" { / type filter hook input priority 0; policy drop; comment "a;}"; accept / } / }
         "#;
         for form in forms.trim().lines() {
             let (name, text) = form.trim().split_once(": ").unwrap();
