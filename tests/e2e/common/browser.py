@@ -15,16 +15,20 @@ Prints {"views": [{"name": value}], "console": [...], "requests": [...]}: each m
 each refused request; and each URL that was requested.
 """
 
+import ctypes
 import json
 import os
 import pathlib
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from base64 import b64decode
+from urllib.parse import urlsplit
 
 ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
@@ -32,6 +36,47 @@ ARGUMENTS = [
     "--disable-sync", "--hide-scrollbars", "--no-proxy-server", "--force-color-profile=srgb",
 ]
 KEYS = {"Tab": 9, "Enter": 13, "Space": 32, "Escape": 27}
+
+CLONE_NEWNET = 0x40000000
+
+
+def copy(source, target):
+    try:
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        for end in (source, target):
+            end.close()
+
+
+def become_remote(url):
+    """Puts the caller's thread, and what it starts, into a namespace with nothing but a relay to the server of `url`.
+
+    Chromium ends its requests whenever an address or a link of its namespace changes; those of a gateway do.
+    """
+    ends = (urlsplit(url).hostname, urlsplit(url).port)
+    libc, ready, listeners = ctypes.CDLL(None, use_errno=True), threading.Event(), []
+
+    def relay():
+        ready.wait()
+        while True:
+            near = listeners[0].accept()[0]
+            try:
+                far = socket.create_connection(ends)
+            except OSError:
+                near.close()
+                continue
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=copy, args=pair, daemon=True).start()
+
+    # A thread keeps the namespace in which it was started.
+    threading.Thread(target=relay, daemon=True).start()
+    if libc.unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    listeners.append(socket.create_server(ends))
+    ready.set()
 
 
 class Browser:
@@ -119,9 +164,8 @@ class Page:
             raise RuntimeError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
 
-    def wait(self, expression, limit, reloads=False):
+    def wait(self, expression, limit):
         end = time.monotonic() + limit
-        interrupted = sum(map(is_interruption, self.browser.events))
         # The scripts of the page may not have run.
         attempt = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
         while not self.evaluate(attempt):
@@ -129,8 +173,6 @@ class Page:
                 text = self.evaluate("document.body?.innerText")
                 said = "\n".join(console(self.browser.events))
                 raise TimeoutError(f"never true: {expression}; the console:\n{said}\nthe page:\n{text}")
-            if reloads and interrupted < (interrupted := sum(map(is_interruption, self.browser.events))):
-                self.call("Page.reload")
             time.sleep(0.05)
 
     def press(self, key):
@@ -155,7 +197,7 @@ class Page:
         if not view.get("stays"):
             self.call("Page.navigate", url=url)
         limit = view.get("limit", 60)
-        self.wait(view.get("until", "document.readyState === 'complete'"), limit, reloads=not view.get("stays"))
+        self.wait(view.get("until", "document.readyState === 'complete'"), limit)
         for key in view.get("keys", []):
             self.press(key)
         if "ends" in view:
@@ -169,12 +211,6 @@ class Page:
         return answers
 
 
-def is_interruption(event):
-    """Whether the browser ended a request itself, because an address or a link of this machine changed."""
-    text = event.get("params", {}).get("entry", {}).get("text", "")
-    return event.get("method") == "Log.entryAdded" and "net::ERR_NETWORK_CHANGED" in text
-
-
 def console(events):
     """What a developer would see in the console."""
     for event in events:
@@ -184,7 +220,7 @@ def console(events):
                 yield str(parameters["exceptionDetails"])
             case "Runtime.consoleAPICalled":
                 yield " ".join(str(part.get("value")) for part in parameters["args"])
-            case "Log.entryAdded" if not is_interruption(event):
+            case "Log.entryAdded":
                 yield f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}"
 
 
@@ -196,6 +232,7 @@ def requests(events):
 
 def main():
     directory, plan = pathlib.Path(sys.argv[1]), json.load(sys.stdin)
+    become_remote(plan["url"])
     with tempfile.TemporaryDirectory(dir=".", ignore_cleanup_errors=True) as profile:
         browser = Browser(directory, str(pathlib.Path(profile).resolve()))
         try:
