@@ -1,7 +1,7 @@
 //! Converts the file's values to a [`Config`], and checks each of them.
 //!
 //! All problems are found in one pass, each with its key, position, value and what is allowed. Values that are valid
-//! but not supported by this version are reported separately.
+//! but never apply are reported separately.
 
 use std::{
     collections::{HashMap, hash_map::Entry as MapEntry},
@@ -35,6 +35,8 @@ const MAX_NETWORKS: usize = 1024;
 /// Each announced port is compared with all of them.
 const MAX_DENY_PORTS: usize = 64;
 const MAX_PINHOLES_PER_CLIENT: i64 = 65536;
+/// The kernel compares each of a server's.
+const MAX_PASSIVE_RANGES: usize = 64;
 /// Queue numbers are 16 bits wide.
 const QUEUE_COUNT: u32 = 65536;
 
@@ -51,6 +53,7 @@ const LOG_FILE: &str =
 const PASSWORD_FILE: &str = "an absolute path of a file, such as \"/etc/ftp-alg.password\"";
 const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\", or a \
                       port of 127.0.0.1, such as 9821";
+const PASSIVE_PORTS: &str = "a port, a range of ports or a list of them, from 1024 to 65535, such as \"50000-50100\" or [50000, \"50010-50020\"]";
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
 
 /// Checks `text`.
@@ -104,8 +107,7 @@ impl<'a> Section<'a> {
 struct Checker<'a> {
     text: &'a str,
     problems: Vec<ConfigProblem>,
-    /// Problems of valid values: this version does not support them, or they never apply. They count if there are no
-    /// others.
+    /// Valid values that never apply. They count if there are no other problems.
     of_valid_values: Vec<ConfigProblem>,
 }
 
@@ -113,21 +115,32 @@ impl Checker<'_> {
     fn file(&mut self, file: &File) -> Config {
         let default = Config::default();
         let section = |name, keys| Section { name, keys };
-        let control_ports =
-            Entry { key: "control-ports".into(), value: file.control_ports.as_ref() };
-        let control_ports = self.control_ports(&control_ports, default.control_ports);
+        let entry = Entry { key: "control-ports".into(), value: file.control_ports.as_ref() };
+        let mut control_ports = self.control_ports(&entry, default.control_ports);
+        if control_ports.is_empty() {
+            self.refuse(&entry, "is empty: give at least one port");
+        }
+        let implicit = file.implicit_tls_ports.as_ref();
+        let implicit = Entry { key: "implicit-tls-ports".into(), value: implicit };
+        let implicit_tls_ports = self.control_ports(&implicit, Vec::new());
+        if let Some(port) = implicit_tls_ports.iter().find(|port| control_ports.contains(port)) {
+            let message = format!("contains port {port}, as control-ports does: remove one");
+            self.refuse(&implicit, &message);
+        }
+        control_ports.extend(&implicit_tls_ports);
         let nat = self.nat(section("nat", &file.nat), default.nat);
         let limits = self.limits(section("policy", &file.policy), default.limits, &nat);
         Config {
             queue: self.queue(section("queue", &file.queue), default.queue),
             pinhole: self.pinhole(section("pinhole", &file.pinhole), default.pinhole),
-            networks: self.networks(&file.network, &limits, &nat),
+            networks: self.networks(&file.network, &limits, &nat, &control_ports),
             servers: self.servers(&file.server, &control_ports),
             metrics: self.metrics(section("metrics", &file.metrics)),
             log: self.log(section("log", &file.log)),
             nat,
             limits,
             control_ports,
+            implicit_tls_ports,
         }
     }
 
@@ -137,9 +150,6 @@ impl Checker<'_> {
         let allowed = format!("a list of ports from 1 to 65535, such as [21, 2121]{wrong}");
         let ports = self
             .value(entry, default, &allowed, |value| value.as_array()?.iter().map(port).collect());
-        if ports.is_empty() {
-            self.refuse(entry, "is empty: give at least one port");
-        }
         if ports.len() > MAX_CONTROL_PORTS {
             let message = format!("has {} ports: give at most {MAX_CONTROL_PORTS}", ports.len());
             self.refuse(entry, &message);
@@ -300,6 +310,7 @@ impl Checker<'_> {
         files: &[Spanned<Keys>],
         default: &Policy,
         nat: &NatSettings,
+        control_ports: &[u16],
     ) -> Vec<NetworkPolicy> {
         if let Some(beyond) = files.get(MAX_NETWORKS) {
             let message = format!(
@@ -325,7 +336,9 @@ impl Checker<'_> {
                 self.refuse(&file.entry(key), message);
             }
             let any_interface = self.flag(&file.entry("any-interface"), false);
-            let policy = Policy { any_interface, ..self.policy_keys(file, default, nat) };
+            let passive_ports = self.passive_ports(&file.entry("passive-ports"), control_ports);
+            let keys = self.policy_keys(file, default, nat);
+            let policy = Policy { any_interface, passive_ports, ..keys };
             networks.push(NetworkPolicy { clients, servers, inspect, policy });
         }
         for (earlier, later) in shadowed::shadowed(&networks) {
@@ -368,20 +381,37 @@ impl Checker<'_> {
                 self.refuse(&external, &message);
             }
             let replace_foreign_address = self.flag(&file.entry("replace-foreign-address"), false);
-            self.passive_ports(&file.entry("passive-ports"), control_ports);
-            servers.push(ServerSettings { address, external_address, replace_foreign_address });
+            let passive_ports = self.passive_ports(&file.entry("passive-ports"), control_ports);
+            servers.push(ServerSettings {
+                address,
+                external_address,
+                replace_foreign_address,
+                passive_ports,
+            });
         }
         servers
     }
 
-    fn passive_ports(&mut self, entry: &Entry<'_>, control_ports: &[u16]) {
-        let Some(range) = self.optional(entry, FREE_PORTS, ports) else { return };
-        if let Some(port) = control_ports.iter().find(|port| range.contains(port)) {
+    /// The ports to which clients with an encrypted session may connect; none without the key.
+    fn passive_ports(
+        &mut self,
+        entry: &Entry<'_>,
+        control_ports: &[u16],
+    ) -> Arc<[RangeInclusive<u16>]> {
+        let read = |value: &Value| {
+            let list = text::port_list(value)?;
+            list.iter().all(|range| *range.start() >= 1024).then_some(list)
+        };
+        let ranges = self.optional(entry, PASSIVE_PORTS, read).unwrap_or_default();
+        let is_in = |port: &&u16| ranges.iter().any(|range| range.contains(port));
+        if let Some(port) = control_ports.iter().find(is_in) {
             self.refuse(entry, &format!("contains the control port {port}: choose other ports"));
         }
-        let message = "is not supported by this version: encrypted sessions pass without inspection; remove the key";
-        let problem = self.problem(entry, message);
-        self.of_valid_values.extend(problem);
+        if ranges.len() > MAX_PASSIVE_RANGES {
+            let message = format!("has {} ranges: give at most {MAX_PASSIVE_RANGES}", ranges.len());
+            self.refuse(entry, &message);
+        }
+        ranges.into()
     }
 
     fn metrics(&mut self, file: Section<'_>) -> MetricsSettings {

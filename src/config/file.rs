@@ -22,6 +22,7 @@ pub(super) type Keys = HashMap<String, Spanned<Value>>;
 #[serde(rename_all = "kebab-case", default)]
 pub(super) struct File {
     pub control_ports: Option<Spanned<Value>>,
+    pub implicit_tls_ports: Option<Spanned<Value>>,
     pub queue: Keys,
     pub pinhole: Keys,
     pub nat: Keys,
@@ -33,7 +34,7 @@ pub(super) struct File {
 }
 
 /// Keys before the first table.
-const TOP_LEVEL_KEYS: &[&str] = &["control-ports"];
+const TOP_LEVEL_KEYS: &[&str] = &["control-ports", "implicit-tls-ports"];
 
 /// A table of the file.
 pub(super) struct FileTable {
@@ -68,7 +69,7 @@ pub(super) const TABLES: [FileTable; 8] = [
     FileTable::new(
         "network",
         true,
-        "clients servers inspect any-interface foreign-address min-data-port deny-ports require-login auth-tls \
+        "clients servers inspect any-interface passive-ports foreign-address min-data-port deny-ports require-login auth-tls \
          max-pinholes-per-client",
     ),
     FileTable::new(

@@ -44,6 +44,8 @@ const MAX_BYTES: u64 = 1 << 20;
 pub struct Config {
     /// `control-ports`: server ports of control connections.
     pub control_ports: Vec<u16>,
+    /// Those of them on which TLS comes first.
+    pub implicit_tls_ports: Vec<u16>,
     /// `[queue]`.
     pub queue: QueueSettings,
     /// `[pinhole]`.
@@ -179,6 +181,8 @@ pub struct ServerSettings {
     pub external_address: Option<ExternalSetting>,
     /// Whether a foreign address that it announces is replaced.
     pub replace_foreign_address: bool,
+    /// The ports to which clients with an encrypted session may connect.
+    pub passive_ports: Arc<[RangeInclusive<u16>]>,
 }
 
 /// `[metrics]`: the endpoint for Prometheus and browsers.
@@ -219,6 +223,7 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
+            implicit_tls_ports: policy.implicit_tls_ports,
             queue: QueueSettings { number: 2100, workers: None, fast_path: DEFAULT_FAST_PATH },
             pinhole: PinholeSettings {
                 backend: None,
@@ -313,10 +318,12 @@ impl Config {
                 .as_ref()
                 .map(|external| external.external(server.address.is_ipv6(), &resolve)),
             replace_foreign_address: server.replace_foreign_address,
+            passive_ports: Arc::clone(&server.passive_ports),
         };
         let servers: Arc<[KnownServer]> = self.servers.iter().map(server).collect();
         let complete = |limits: &Policy| Policy {
             control_ports: self.control_ports.clone(),
+            implicit_tls_ports: self.implicit_tls_ports.clone(),
             pinhole_timeout: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
             port_sets: Arc::clone(&port_sets),
@@ -349,6 +356,7 @@ impl Config {
         let (old, new) = (&self.pinhole, &next.pinhole);
         [
             ("control-ports", self.control_ports != next.control_ports),
+            ("implicit-tls-ports", self.implicit_tls_ports != next.implicit_tls_ports),
             ("queue.number", self.queue.number != next.queue.number),
             ("queue.workers", self.queue.workers != next.queue.workers),
             ("queue.fast-path", self.queue.fast_path != next.queue.fast_path),
@@ -376,6 +384,7 @@ impl Config {
     pub fn with_fixed_keys_of(self, old: &Self) -> Self {
         Self {
             control_ports: old.control_ports.clone(),
+            implicit_tls_ports: old.implicit_tls_ports.clone(),
             queue: old.queue,
             pinhole: PinholeSettings { timeout: self.pinhole.timeout, ..old.pinhole },
             metrics: old.metrics.clone(),

@@ -76,6 +76,7 @@ fn documented_defaults_are_the_defaults() {
 fn every_key_reaches_the_policy() {
     let text = r#"
         control-ports = [21, 2121]
+        implicit-tls-ports = [990]
         [queue]
         number = 7
         workers = 4
@@ -98,6 +99,7 @@ fn every_key_reaches_the_policy() {
         address = "10.0.0.5"
         external-address = "198.51.100.7"
         replace-foreign-address = true
+        passive-ports = [60000, "50000-50100"]
         [[server]]
         address = "2001:db8::5"
         [[network]]
@@ -108,6 +110,7 @@ fn every_key_reaches_the_policy() {
         [[network]]
         clients = "10.0.0.0/8"
         any-interface = true
+        passive-ports = 40000
         min-data-port = 1
         deny-ports = []
         require-login = true
@@ -119,7 +122,8 @@ fn every_key_reaches_the_policy() {
     let config = parse(text).unwrap();
     assert_eq!(config.queue.numbers().collect::<Vec<_>>(), [7, 8, 9, 10]);
     let base = Policy {
-        control_ports: vec![21, 2121],
+        control_ports: vec![21, 2121, 990],
+        implicit_tls_ports: vec![990],
         pinhole_timeout: Duration::from_millis(1500),
         preserves_length: true,
         port_range: 50000..=50099,
@@ -130,12 +134,9 @@ fn every_key_reaches_the_policy() {
                 address: ip("10.0.0.5"),
                 external: Some(ExternalAddress::Fixed(ip("198.51.100.7"))),
                 replace_foreign_address: true,
+                passive_ports: [50000..=50100, 60000..=60000].into(),
             },
-            KnownServer {
-                address: ip("2001:db8::5"),
-                external: None,
-                replace_foreign_address: false,
-            },
+            KnownServer::new(ip("2001:db8::5")),
         ]
         .into(),
         foreign_address: ForeignAddress::Allow,
@@ -160,6 +161,7 @@ fn every_key_reaches_the_policy() {
         Policy { foreign_address: ForeignAddress::Refuse, auth_tls: AuthTls::Pass, ..base.clone() };
     let second = Policy {
         any_interface: true,
+        passive_ports: [40000..=40000].into(),
         min_data_port: 1,
         deny_ports: [].into(),
         require_login: true,
@@ -333,7 +335,9 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         [[server]] / external-address = "auto" => :1:1: server.address: is missing
         [[server]] / address = "10.0.0.5" / external-address = "2001:db8::1" => :3:20: server.external-address: "2001:db8::1" is not of the same address family
         [[server]] / address = "10.0.0.5" / [[server]] / address = "10.0.0.5" => :4:11: server.address: "10.0.0.5" already has a [[server]]
-        [[server]] / address = "10.0.0.5" / passive-ports = "20-30" => server.passive-ports: "20-30" is not a range of ports from 1024
+        [[server]] / address = "10.0.0.5" / passive-ports = "20-30" => server.passive-ports: "20-30" is not a port, a range of ports or a list of them, from 1024
+        [[server]] / address = "10.0.0.5" / passive-ports = [] => server.passive-ports: [] is not a port
+        [[server]] / address = "10.0.0.5" / passive-ports = ["5000-5009", 5009] => ["5000-5009", 5009] is not a port
         [[server]] / address = "10.0.0.5" / replace-foreign-address = "yes" => :3:27: server.replace-foreign-address: "yes" is not true or false
         [[network]] / inspect = false => :1:1: network: clients and servers are missing
         [[network]] / clients = "10.0.0.5/24" => :2:11: network.clients: "10.0.0.5/24" is not a network without host bits
@@ -342,7 +346,9 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         [[network]] / servers = "::/0" / deny-ports = [3306, 65536] => :3:14: network.deny-ports: [3306, 65536] is not a list of ports
         [[network]] / servers = "::/0" / inspect = false / auth-tls = "pass" => :4:12: network.auth-tls: "pass" has no effect with inspect = false
         control-ports = [2121] / [[server]] / address = "10.0.0.5" / passive-ports = "2000-3000" => contains the control port 2121
-        [[server]] / address = "10.0.0.5" / passive-ports = "9981-9986" => :3:17: server.passive-ports: "9981-9986" is not supported by this version
+        [[network]] / servers = "::/0" / passive-ports = "60000-65536" => network.passive-ports: "60000-65536" is not a port
+        [[network]] / servers = "::/0" / inspect = false / passive-ports = 5000 => :4:17: network.passive-ports: 5000 has no effect with inspect = false
+        implicit-tls-ports = [990, 21] => implicit-tls-ports: [990, 21] contains port 21, as control-ports does
         [queue / number = 1 => :1:7:
         [queue] / number = 1 / number = 2 => :3:1:
         queue.number = 99999999999999999999 => :1:

@@ -73,6 +73,19 @@ pub(super) fn ports(value: &Value) -> Option<RangeInclusive<u16>> {
     (*range.start() > 0).then_some(range)
 }
 
+/// A port, `50000-50100`, or a list of them, in ascending order and without overlaps.
+pub(super) fn port_list(value: &Value) -> Option<Vec<RangeInclusive<u16>>> {
+    let each = match value {
+        Value::Array(items) if !items.is_empty() => &items[..],
+        Value::Array(_) => return None,
+        one => std::slice::from_ref(one),
+    };
+    let mut ranges: Vec<_> = each.iter().map(ports).collect::<Option<_>>()?;
+    ranges.sort_unstable_by_key(|range| *range.start());
+    let is_apart = ranges.windows(2).all(|pair| pair[0].end() < pair[1].start());
+    is_apart.then_some(ranges)
+}
+
 /// `auto`, an address, or `dns:NAME`.
 pub(super) fn external_address(text: &str) -> Option<ExternalSetting> {
     if text == "auto" {

@@ -152,6 +152,16 @@ impl SharedState {
         self.health.set(ProblemName::TransferFile, failure(transfers));
     }
 
+    /// Closes all ranges, and opens those that sessions hold.
+    pub(super) fn reopen_ranges(&self, kernel: &mut LinuxKernel) {
+        if let Err(error) = kernel.close_all_ranges() {
+            self.report_error(&error);
+        }
+        for shard in &self.shards {
+            lock(shard).engine.sessions.reopen_ranges(Instant::now(), kernel);
+        }
+    }
+
     /// Updates the sets of ports. Returns whether they have changed.
     pub(super) fn set_port_sets(&self, sets: Vec<RangeInclusive<u16>>) -> bool {
         let mut known = lock(&self.port_sets);

@@ -72,6 +72,7 @@ pub(super) fn load(
         let consumed = &read_consumed()? - &consumed_before;
         let is_consumed = |ends: &_| consumed.contains(ends);
         update_pinholes(&open_before, is_consumed, parameters, shared, &mut kernel)?;
+        shared.reopen_ranges(&mut kernel);
     }
     Ok((table, is_new))
 }

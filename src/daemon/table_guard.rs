@@ -194,6 +194,7 @@ pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
     let open: HashSet<_> = open.iter().map(OpenPinhole::ends).collect();
     let is_missing = |pinhole: &PinholeEnds| !open.contains(&pinhole.ends());
     shared.report(shared.reopen_unused_pinholes(table.parameters(), &mut kernel, is_missing));
+    shared.reopen_ranges(&mut kernel);
 }
 
 /// Sends an event whenever another program changes nf_tables, until the process ends.

@@ -10,8 +10,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    Closing, FlowChange, Kernel, KernelError, Opening, PinholeEnds, PinholeId, Place, QueueMode,
-    RouteLookup, Translation,
+    Closing, FlowChange, Kernel, KernelError, OpenRange, Opening, PinholeEnds, PinholeId, Place,
+    QueueMode, RouteLookup, Translation,
 };
 use ftp_alg_fastpath::layout::PinholeKey;
 
@@ -144,6 +144,15 @@ impl LinuxKernel {
         }
     }
 
+    /// Closes all ranges, also those of an earlier daemon.
+    pub fn close_all_ranges(&mut self) -> Result<(), KernelError> {
+        match &mut self.backend {
+            RunningBackend::Nftables(sets) => sets.close_all_ranges(),
+            // They end with their control connections.
+            RunningBackend::Conntrack(_) => Ok(()),
+        }
+    }
+
     /// The open pinholes of the rules and of the BPF program; `None` if our table is not loaded.
     fn list_all(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
         let (of_rules, of_program) = (self.list_in_table()?, self.list_fast_path_pinholes()?);
@@ -266,6 +275,20 @@ impl Kernel for LinuxKernel {
         match &self.backend {
             RunningBackend::Nftables(_) => PinholeSets::CAPACITY,
             RunningBackend::Conntrack(expectations) => expectations.capacity(),
+        }
+    }
+
+    fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        match &mut self.backend {
+            RunningBackend::Nftables(sets) => sets.open_range(range),
+            RunningBackend::Conntrack(_) => Ok(()),
+        }
+    }
+
+    fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        match &mut self.backend {
+            RunningBackend::Nftables(sets) => sets.close_range(range),
+            RunningBackend::Conntrack(_) => Ok(()),
         }
     }
 

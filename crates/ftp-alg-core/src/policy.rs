@@ -17,6 +17,8 @@ use ipnetwork::IpNetwork;
 pub struct Policy {
     /// Server ports of FTP control connections; never empty.
     pub control_ports: Vec<u16>,
+    /// Those of them on which TLS comes first.
+    pub implicit_tls_ports: Vec<u16>,
     /// Lifetime of an unused pinhole.
     pub pinhole_timeout: Duration,
     /// External ports to announce if the announced port is already taken.
@@ -52,6 +54,8 @@ pub struct Policy {
     pub max_pinholes_per_client: usize,
     /// Whether packets count on whatever interface they arrive (asymmetric and one-way links).
     pub any_interface: bool,
+    /// The ports to which clients with an encrypted session may connect, if their server has none of its own.
+    pub passive_ports: Arc<[RangeInclusive<u16>]>,
     /// Policies for certain connections, at most 65535. The first match counts.
     pub networks: Vec<NetworkPolicy>,
 }
@@ -79,7 +83,7 @@ pub struct ExternalAddresses {
 }
 
 /// A published server with settings of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownServer {
     /// The server's own address.
     pub address: IpAddr,
@@ -88,6 +92,8 @@ pub struct KnownServer {
     /// Whether the server means itself when it announces another address: it runs in a container or behind another NAT,
     /// and does not know its public address.
     pub replace_foreign_address: bool,
+    /// The ports to which clients with an encrypted session may connect; empty for [`Policy::passive_ports`].
+    pub passive_ports: Arc<[RangeInclusive<u16>]>,
 }
 
 /// A policy for certain connections.
@@ -130,6 +136,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             control_ports: vec![21],
+            implicit_tls_ports: Vec::new(),
             pinhole_timeout: Duration::from_secs(30),
             port_range: 49152..=65535,
             port_sets: Arc::default(),
@@ -146,6 +153,7 @@ impl Default for Policy {
             memory: 64 << 20,
             max_pinholes_per_client: 1024,
             any_interface: false,
+            passive_ports: Arc::default(),
             networks: Vec::new(),
         }
     }
@@ -175,6 +183,12 @@ impl Policy {
             }
             None => ExternalAddress::Auto,
         }
+    }
+
+    /// The ports to which clients with an encrypted session with the server at `address` may connect.
+    pub fn passive_ports(&self, address: IpAddr) -> &Arc<[RangeInclusive<u16>]> {
+        let own = self.server(address).map(|server| &server.passive_ports);
+        own.filter(|own| !own.is_empty()).unwrap_or(&self.passive_ports)
     }
 
     /// Whether `port` is in `deny_ports`.
@@ -237,6 +251,14 @@ impl Policy {
     }
 }
 
+impl KnownServer {
+    /// The server at this address, without settings.
+    pub fn new(address: IpAddr) -> Self {
+        let passive_ports = Arc::default();
+        Self { address, external: None, replace_foreign_address: false, passive_ports }
+    }
+}
+
 impl NetworkPolicy {
     fn ranges(&self) -> (&[IpNetwork], &[IpNetwork]) {
         (&self.clients, &self.servers)
@@ -278,7 +300,8 @@ mod tests {
     }
 
     fn server(external: Option<ExternalAddress>, heal: bool) -> KnownServer {
-        KnownServer { address: ip("10.0.0.5"), external, replace_foreign_address: heal }
+        let server = KnownServer::new(ip("10.0.0.5"));
+        KnownServer { external, replace_foreign_address: heal, ..server }
     }
 
     #[test]
@@ -302,7 +325,7 @@ mod tests {
         for (known, is_hidden, expected) in cases {
             let policy = Policy {
                 external: ip("198.51.100.1").into(),
-                servers: known.into_iter().collect(),
+                servers: known.clone().into_iter().collect(),
                 ..Policy::default()
             };
             let external = policy.external_of(ip("10.0.0.5"), is_hidden);

@@ -29,6 +29,7 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
+const NFTA_SET_ELEM_KEY_END: u16 = 10;
 const NFTA_DATA_VALUE: u16 = 1;
 /// The first attribute of every message about a table, a chain, a set, an object or a rule.
 const NFTA_TABLE_NAME: u16 = 1;
@@ -197,6 +198,29 @@ impl Batch {
         let index = self.element(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element);
         self.delete_element(element.set, element.key);
         index
+    }
+
+    /// Deletes all elements of a set.
+    pub fn flush_set(&mut self, set: &'static CStr) {
+        self.part_of_table(libc::NFT_MSG_DELSETELEM, 0, TABLE, |message| {
+            message.put(NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul());
+        });
+    }
+
+    /// Adds an interval of concatenations: each part of a key is from that of `first` to that of `last`.
+    pub fn add_interval(&mut self, set: &'static CStr, first: &[u8], last: &[u8]) {
+        self.part_of_table(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, TABLE, |message| {
+            message.put(NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul());
+            message.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+                list.nest(NFTA_LIST_ELEM, |element| {
+                    for (kind, key) in [(NFTA_SET_ELEM_KEY, first), (NFTA_SET_ELEM_KEY_END, last)] {
+                        element.nest(kind, |content| {
+                            content.put(NFTA_DATA_VALUE, key);
+                        });
+                    }
+                });
+            });
+        });
     }
 
     fn element(&mut self, command: i32, flags: i32, element: &Element<'_>) -> usize {

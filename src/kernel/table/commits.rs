@@ -9,13 +9,17 @@
 //! follows elements in its transaction or was lost, is found at the next check.
 
 use std::{
+    collections::BTreeMap,
     io,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering::SeqCst},
     },
+    time::Instant,
 };
 
+use ftp_alg_core::engine::PassivePorts;
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{RecvFlags, recv},
@@ -42,6 +46,10 @@ const TYPE_OFFSET: u32 = 4;
 /// Buffer for notices that arrive during a check; an overflow counts as a notice.
 const BUFFER: usize = 1 << 16;
 
+/// The passive ports in our table, and when they were last renewed, by an address and its server: the server's own one, or one
+/// that clients dial.
+pub(super) type WrittenPorts = BTreeMap<(IpAddr, IpAddr), (PassivePorts, Instant)>;
+
 /// The transactions of this process in one network namespace. All users share it.
 #[derive(Clone, Debug, Default)]
 pub struct Commits {
@@ -50,6 +58,8 @@ pub struct Commits {
     shared_socket: Option<Arc<Mutex<Socket>>>,
     /// Whether the kernel is known to support no `queue` statements.
     lacks_queue: bool,
+    /// The passive ports in our table.
+    written_ports: Arc<Mutex<WrittenPorts>>,
 }
 
 /// The counts wrap, as the generation does.
@@ -76,6 +86,11 @@ impl Commits {
         let socket = Socket::open()?;
         compiled::configure_socket(&socket);
         Ok(socket)
+    }
+
+    /// The passive ports in our table.
+    pub(super) fn written_ports(&self) -> Arc<Mutex<WrittenPorts>> {
+        Arc::clone(&self.written_ports)
     }
 
     /// Whether there is a socket that can own our table.

@@ -8,6 +8,7 @@ mod helper;
 pub(super) mod loading;
 mod pinholes;
 pub(super) mod queue_rules;
+mod ranges;
 pub mod readers;
 pub mod rule_files;
 

@@ -67,9 +67,9 @@ const V6: FamilySets = FamilySets {
 /// Opens and closes pinholes. One for each thread.
 #[derive(Debug)]
 pub struct PinholeSets {
-    socket: Socket,
+    pub(super) socket: Socket,
     batch: Batch,
-    commits: Commits,
+    pub(super) commits: Commits,
     /// Whether the kernel supports destroy messages (Linux 6.3); its first answer shows it.
     has_destroy: bool,
 }
@@ -152,7 +152,8 @@ impl PinholeSets {
             changes.iter_mut().for_each(|change| change.put(&mut self.batch, self.has_destroy));
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
             let Some((_, error)) = outcome.first_failure() else { return Ok(refusal) };
-            if self.learns_to_delete(&outcome, &changes) {
+            let elements = changes.iter().flat_map(|change| &change.elements);
+            if self.learns_to_delete(&outcome, elements) {
                 continue;
             }
             let (before, mut learned) = (changes.len(), false);
@@ -178,13 +179,41 @@ impl PinholeSets {
     fn learns_to_delete<'a>(
         &mut self,
         outcome: &BatchOutcome,
-        changes: impl IntoIterator<Item = &'a Change<'a>>,
+        elements: impl IntoIterator<Item = &'a SetElement>,
     ) -> bool {
-        let mut elements = changes.into_iter().flat_map(|change| &change.elements);
         let learns = self.has_destroy
-            && elements.any(|element| outcome.failed_with(element.removal, libc::EINVAL));
+            && elements
+                .into_iter()
+                .any(|element| outcome.failed_with(element.removal, libc::EINVAL));
         self.has_destroy &= !learns;
         learns
+    }
+
+    /// Has these elements, and no other ones with their keys, in one transaction.
+    pub(super) fn set_elements(
+        &mut self,
+        what: &str,
+        elements: &mut [SetElement],
+    ) -> Result<(), KernelError> {
+        let failed = |source| KernelError::System { what: what.to_owned(), source };
+        for _ in 0..ATTEMPTS {
+            self.batch.clear();
+            if elements.iter().all(|element| element.timeout.is_none()) {
+                self.batch.report_changes();
+            }
+            elements.iter_mut().for_each(|one| one.put(&mut self.batch, self.has_destroy));
+            let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
+            let Some((_, error)) = outcome.first_failure() else { return Ok(()) };
+            if self.learns_to_delete(&outcome, &*elements) {
+                continue;
+            }
+            let mut learned = false;
+            elements.iter_mut().for_each(|element| learned |= element.learn_from(&outcome));
+            if !learned {
+                return Err(failed(table_error(error)));
+            }
+        }
+        Err(failed(io::ErrorKind::ResourceBusy.into()))
     }
 
     /// Keeps a pinhole open for its lifetime from now, unless it is consumed or expired. Returns whether it is open.
@@ -207,7 +236,7 @@ impl PinholeSets {
                 // Without our table, which is loaded again, everything is absent.
                 return Ok(outcome.failed_with(change.permission().addition, libc::ENOENT));
             }
-            if !self.learns_to_delete(&outcome, [&change]) && !change.learn_from(&outcome)? {
+            if !self.learns_to_delete(&outcome, &change.elements) && !change.learn_from(&outcome)? {
                 return Err(failed(table_error(error)));
             }
         }
@@ -262,8 +291,8 @@ struct Change<'a> {
     messages: Range<usize>,
 }
 
-/// An element of a pinhole.
-struct SetElement {
+/// An element of a pinhole, or of a range.
+pub(super) struct SetElement {
     set: &'static CStr,
     key: Vec<u8>,
     data: Option<Vec<u8>>,
@@ -346,19 +375,7 @@ impl<'a> Change<'a> {
     /// Appends its messages: removes what may exist, as far as is known, and adds what the pinhole needs.
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
         let first = batch.len();
-        for element in &mut self.elements {
-            element.removal = match element.existing {
-                Existing::Absent => usize::MAX,
-                _ if destroys => batch.destroy_element(element.set, &element.key),
-                Existing::Ineffective => usize::MAX,
-                // The timeout is that of an element that is never visible.
-                Existing::AsGuessed => batch.clear_element(&element.with(TRANSLATION_GRACE)),
-                Existing::Different => batch.delete_element(element.set, &element.key),
-            };
-            if let Some(timeout) = element.timeout {
-                element.addition = batch.add_element(&element.with(timeout));
-            }
-        }
+        self.elements.iter_mut().for_each(|element| element.put(batch, destroys));
         self.messages = first..batch.len();
     }
 
@@ -385,6 +402,33 @@ impl<'a> Change<'a> {
 }
 
 impl SetElement {
+    /// One that is there for `lifetime`, or is not there any more. Another one may have its key.
+    pub(super) fn set(
+        set: &'static CStr,
+        key: Vec<u8>,
+        data: Vec<u8>,
+        timeout: Option<Duration>,
+    ) -> Self {
+        let (data, existing) = (Some(data), Existing::AsGuessed);
+        let (removal, addition) = (usize::MAX, usize::MAX);
+        Self { set, key, data, existing, timeout, removal, addition }
+    }
+
+    /// Appends its messages: removes what may exist, as far as is known, and adds it.
+    fn put(&mut self, batch: &mut Batch, destroys: bool) {
+        self.removal = match self.existing {
+            Existing::Absent => usize::MAX,
+            _ if destroys => batch.destroy_element(self.set, &self.key),
+            Existing::Ineffective => usize::MAX,
+            // The timeout is that of an element that is never visible.
+            Existing::AsGuessed => batch.clear_element(&self.with(TRANSLATION_GRACE)),
+            Existing::Different => batch.delete_element(self.set, &self.key),
+        };
+        if let Some(timeout) = self.timeout {
+            self.addition = batch.add_element(&self.with(timeout));
+        }
+    }
+
     fn with(&self, timeout: Duration) -> Element<'_> {
         let data = self.data.as_deref();
         Element { set: self.set, key: &self.key, data, timeout: Some(timeout) }

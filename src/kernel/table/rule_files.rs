@@ -269,7 +269,7 @@ mod tests {
             .map(|part| text.matches(part).count())
         };
         for (ct_mark_use, nftables, conntrack) in [
-            (CtMarkUse::None, [2, 0, 0], [0; 3]),
+            (CtMarkUse::None, [4, 0, 0], [0; 3]),
             (CtMarkUse::Restored, [0, 1, 0], [0; 3]),
             (CtMarkUse::Compared, [0, 1, 2], [0, 0, 2]),
         ] {

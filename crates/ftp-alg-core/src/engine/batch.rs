@@ -220,7 +220,9 @@ impl Engine {
         host.give(batch);
         self.inject(kernel, host);
         self.sessions.pinholes.send_closings(kernel);
-        let errors = self.sessions.pinholes.take_errors();
+        self.sessions.ranges.send_closings(kernel);
+        let mut errors = self.sessions.pinholes.take_errors();
+        errors.extend(self.sessions.ranges.take_errors());
         self.sessions.counters.errors += errors.len() as u64;
         errors.iter().for_each(|error| host.report_error(error));
         self.sessions.batch.clear();

@@ -119,6 +119,9 @@ counters! {
         /// sessions that became unreadable, because they are encrypted
         #[counter("ftp_alg_sessions_encrypted", "sessions": "became encrypted"; "[encrypted connections](troubleshooting.md#encrypted-connections)")]
         encrypted: u64,
+        /// encrypted sessions for which the server's passive ports were opened to the client
+        #[counter("ftp_alg_ranges_opened", "sessions": "passive ports opened")]
+        ranges_opened: u64,
         /// sessions of which packets certainly passed unread
         #[counter("ftp_alg_sessions_unread", "sessions": "missed packets"; "nothing is opened for them until their dialogue is [in step again](what-opens.md#after-missed-packets)")]
         unread_sessions: u64,

@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc};
 use serde::{Serialize, Serializer};
 
 use crate::{
-    engine::{EndedSession, PinholeEnds, Transfer, TransferResult},
+    engine::{EndedSession, PinholeEnds, RangeInfo, Transfer, TransferResult},
     ftp::{AnnouncementKind, NameInText},
     session::{Decision, Effect},
 };
@@ -188,6 +188,12 @@ event_kinds! {
     /// the dialogue cannot be read any more: nothing is opened. One line of the log a client and day
     #[event("encrypted", Warn, "encrypted sessions", "[encrypted connections](troubleshooting.md#encrypted-connections)")]
     Encrypted,
+    /// both ends of an encrypted session speak TLS: its client may connect to the server's [passive ports](encrypted.md)
+    #[event("range-opened", Debug, "opened ranges", "")]
+    RangeOpened(RangeInfo),
+    /// the passive ports are closed to the client again: `reason`
+    #[event("range-closed", Debug, "closed ranges", "")]
+    RangeClosed(ClosedRange),
     /// packets were missed, or the dialogue is in step again
     #[event("missed", Info, "sessions with missed packets", "nothing; if it repeats, see `queue-full` and `downtime`")]
     Missed(Words),
@@ -238,6 +244,17 @@ pub struct UnusedPinhole {
     pub ends: PinholeEnds,
     /// Why it was closed; empty if it expired.
     #[serde(rename = "reason", skip_serializing_if = "str::is_empty")]
+    pub why: &'static str,
+}
+
+/// A range that was closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClosedRange {
+    /// Which one.
+    #[serde(flatten)]
+    pub range: RangeInfo,
+    /// Why.
+    #[serde(rename = "reason")]
     pub why: &'static str,
 }
 
@@ -379,6 +396,10 @@ impl fmt::Display for EventText<'_> {
                 "encrypted: the dialogue cannot be read, so no pinhole is opened and nothing is rewritten; open the server's \
                  passive ports in the firewall, or set [policy] auth-tls = \"refuse\" so that clients use plain FTP",
             ),
+            EventKind::RangeOpened(range) => write!(f, "range open: {range}"),
+            EventKind::RangeClosed(ClosedRange { range, why }) => {
+                write!(f, "range closed: {range}: {why}")
+            }
             EventKind::Login => match user {
                 Some(user) => write!(f, "logged in: {}", NameInText::User(user)),
                 None => f.write_str("logged in"),

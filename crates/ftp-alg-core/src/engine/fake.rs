@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::engine::{
-    Closing, FlowChange, Kernel, KernelError, Opening, PinholeEnds, Place, QueueMode, RouteLookup,
-    Translation,
+    Closing, FlowChange, Kernel, KernelError, OpenRange, Opening, PinholeEnds, Place, QueueMode,
+    RouteLookup, Translation,
 };
 
 /// See the module.
@@ -22,6 +22,8 @@ pub struct FakeKernel {
     pub was_flushed: bool,
     /// The open pinholes.
     pub open: Vec<PinholeEnds>,
+    /// The open ranges.
+    pub ranges: Vec<OpenRange>,
     /// The number of pinholes that were ever opened.
     pub opened: usize,
     /// The number of lookups of consumed pinholes.
@@ -98,6 +100,18 @@ impl Kernel for FakeKernel {
     fn find_consumed(&mut self, pinholes: &[PinholeEnds]) -> Result<Vec<PinholeEnds>, KernelError> {
         self.consumed_lookups += 1;
         Ok(pinholes.iter().filter(|pinhole| !self.open.contains(pinhole)).copied().collect())
+    }
+
+    fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        self.close_range(range)?;
+        self.ranges.push(range.clone());
+        Ok(())
+    }
+
+    fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        let key = |one: &OpenRange| (one.control.client.ip(), one.control.server_external.ip());
+        self.ranges.retain(|one| key(one) != key(range));
+        self.refuses.map_or(Ok(()), |error| Err(error()))
     }
 
     fn set_queue_mode(&mut self, _: &Translation, mode: QueueMode) -> Result<(), KernelError> {

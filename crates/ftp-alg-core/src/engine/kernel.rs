@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::engine::{FlowChange, PinholeEnds, PinholeId, Translation};
+use crate::engine::{FlowChange, OpenRange, PinholeEnds, PinholeId, Translation};
 
 /// Which later packets of a control connection are queued. The ct mark stores it for the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +170,16 @@ pub trait Kernel {
         _pinholes: &[PinholeEnds],
     ) -> Result<Vec<PinholeEnds>, KernelError> {
         Ok(Vec::new())
+    }
+
+    /// Opens a range, or renews it, until it is [closed](Self::close_range): its client may connect to all of its ports.
+    fn open_range(&mut self, _range: &OpenRange) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    /// Closes a range; established data connections stay.
+    fn close_range(&mut self, _range: &OpenRange) -> Result<(), KernelError> {
+        Ok(())
     }
 
     /// Sets which later packets of this control connection are queued. [`KernelError::Unknown`] if conntrack does not

@@ -17,6 +17,7 @@ mod limits;
 mod offload;
 mod packets;
 mod pinholes;
+mod ranges;
 mod records;
 mod sessions;
 mod shares;
@@ -36,7 +37,7 @@ pub use counters::{
 };
 pub use endpoints::{ClientKey, PinholeEnds, Translation};
 pub use events::{
-    DecidedAnnouncement, Event, EventDescription, EventKind, Level, MissingConnection,
+    ClosedRange, DecidedAnnouncement, Event, EventDescription, EventKind, Level, MissingConnection,
     OmittedEvents, Refusal, RefusedLogin, Stray, UnusedPinhole, Words,
 };
 #[cfg(any(test, feature = "fake-kernel"))]
@@ -46,6 +47,7 @@ pub use offload::handover::{
     FastPathLine, FlowChange, Handover, LoginStage, PinholeId, SequenceOffset, Withdrawal,
 };
 use packets::reorder::{self, ReorderQueue};
+pub use ranges::{LIFETIME as RANGE_LIFETIME, OpenRange, PassivePorts, PortsText, RangeInfo};
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;
 pub use shares::Shares;
@@ -188,6 +190,7 @@ impl Engine {
     pub fn expire(&mut self, now: Instant, kernel: &mut dyn Kernel) {
         self.sessions.look_at_due(now, kernel);
         self.release_ordered(now, kernel);
+        self.sessions.ranges.look(now, kernel);
         self.sessions.sweep(now);
         self.sessions.enforce_memory_budget(now, kernel);
         self.sessions.pinholes.retry_closings();

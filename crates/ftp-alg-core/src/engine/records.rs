@@ -10,7 +10,7 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        Batch, ClientActivity, Entry, Epoch, Opening, PinholeEnds, Sessions, Translation,
+        Batch, ClientActivity, Entry, Epoch, OpenRange, Opening, PinholeEnds, Sessions,
+        Translation,
         offload::handover::FastPathProgress,
         pinholes::pinhole::{Pinhole, PinholeRecord},
         table::Key,
@@ -28,7 +29,7 @@ use crate::{
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
-pub const RECORD_FORMAT: u32 = 20;
+pub const RECORD_FORMAT: u32 = 21;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -46,6 +47,8 @@ struct SessionRecord<'a> {
     last_seen: u64,
     pinholes: Vec<PinholeRecord>,
     fast_path: FastPathProgress,
+    /// Whether the server's passive ports are open to its client.
+    has_range: bool,
     activity: Cow<'a, ClientActivity>,
     session: Cow<'a, Session>,
     incarnation: Option<Cow<'a, Session>>,
@@ -119,6 +122,7 @@ fn millis_since(epoch: Instant, at: Instant) -> u64 {
 fn write_session<'p>(
     entry: &Entry,
     pinholes: impl Iterator<Item = &'p Pinhole>,
+    has_range: bool,
     own: Epoch,
     epoch: Instant,
     buffer: &mut Vec<u8>,
@@ -135,6 +139,7 @@ fn write_session<'p>(
             .map(|pinhole| pinhole.record(millis_since(epoch, pinhole.deadline)))
             .collect(),
         fast_path: entry.head.extra().fast_path,
+        has_range,
         activity: Cow::Borrowed(&entry.head.extra().activity),
         session: Cow::Borrowed(&entry.session),
         incarnation: entry.head.incarnation().map(Cow::Borrowed),
@@ -201,7 +206,8 @@ impl Sessions {
             let Some(entry) = self.table.get_mut(index) else { continue };
             if std::mem::take(&mut entry.head.changed) {
                 let pinholes = self.pinholes.of(index);
-                write_session(entry, pinholes, self.epoch, *epoch, buffer)?;
+                let has_range = self.ranges.of(index).is_some();
+                write_session(entry, pinholes, has_range, self.epoch, *epoch, buffer)?;
                 self.batch.push_record(buffer);
             }
         }
@@ -214,7 +220,8 @@ impl Sessions {
         let Some(changes) = &self.unwritten else { return Ok(()) };
         for (index, entry) in self.table.slots() {
             let (pinholes, buffer) = (self.pinholes.of(index), &mut self.record_buffer);
-            write_session(entry, pinholes, self.epoch, changes.epoch, buffer)?;
+            let has_range = self.ranges.of(index).is_some();
+            write_session(entry, pinholes, has_range, self.epoch, changes.epoch, buffer)?;
             each(&self.record_buffer);
         }
         Ok(())
@@ -300,7 +307,14 @@ impl Sessions {
             if entry.head.incarnation().is_some() {
                 entry.head.watch(now);
             }
-            let lifetime = self.policy.for_network(network).pinhole_timeout;
+            let policy = self.policy.for_network(network);
+            let ports = policy.passive_ports(server.ip());
+            if let Some(control) = translation.filter(|_| record.has_range && !is_unqueued)
+                && !ports.is_empty()
+            {
+                self.ranges.restore(owner, id, OpenRange { control, ports: Arc::clone(ports) });
+            }
+            let lifetime = policy.pinhole_timeout;
             for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {
                 let deadline = at(pinhole.deadline).min(now + lifetime);
                 self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
@@ -332,6 +346,7 @@ impl Sessions {
         head.set_network(self.policy.network_of(head.client().ip(), head.server().ip()));
         let index = self.table.insert(entry);
         self.pinholes.adopt(index, &mut restored.pinholes, from);
+        self.ranges.adopt(index, &mut restored.ranges, from);
         self.record_memory(index);
         self.count_for_client(index);
         self.mark_changed(index);

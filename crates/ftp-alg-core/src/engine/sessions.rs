@@ -12,7 +12,8 @@ use std::{
 
 use crate::{
     engine::{
-        Batch, ClientKey, Counters, Entry, Epoch, EventKind, Kernel, SessionEnd, Shares,
+        Batch, ClientKey, ClosedRange, Counters, Entry, Epoch, EventKind, Kernel, SessionEnd,
+        Shares,
         activity::EXAMINED_AFTER,
         limits::MemoryBudget,
         packets::find::RouteAnswers,
@@ -20,10 +21,12 @@ use crate::{
             PinholeTable,
             pinhole::{Pinhole, renewal_interval},
         },
+        ranges::Ranges,
         records::UnwrittenChanges,
         table::{Key, Table},
         timers::Timers,
     },
+    packet::Packet,
     policy::Policy,
     session::{Session, Side},
 };
@@ -36,6 +39,7 @@ pub struct Sessions {
     pub(crate) table: Table,
     pub(crate) epoch: Epoch,
     pub(crate) pinholes: PinholeTable,
+    pub(crate) ranges: Ranges,
     pub(crate) memory: MemoryBudget,
     /// The table slots of each client's sessions, by session number.
     pub(crate) client_shares: Shares<ClientKey, u32>,
@@ -61,6 +65,17 @@ pub struct Sessions {
     pub(crate) batch: Batch,
 }
 
+impl Policy {
+    /// The session that `syn_ack` begins.
+    pub(crate) fn new_session(&self, syn_ack: &Packet<'_>) -> Session {
+        let session = Session::from_syn_ack(syn_ack);
+        match self.implicit_tls_ports.contains(&syn_ack.source().port()) {
+            true => session.begins_with_tls(),
+            false => session,
+        }
+    }
+}
+
 impl Sessions {
     /// No sessions.
     pub(crate) fn new(policy: Policy) -> Self {
@@ -73,6 +88,7 @@ impl Sessions {
         Self {
             table: self.table.new_shard(is_restored),
             pinholes: self.pinholes.new_shard(is_restored),
+            ranges: self.ranges.new_shard(),
             memory: self.memory.new_shard(),
             last_id: Arc::clone(&self.last_id),
             uses_fast_path: self.uses_fast_path,
@@ -139,6 +155,31 @@ impl Sessions {
             }
         }
         self.pinholes.close_all_ended();
+        self.close_forbidden_ranges();
+    }
+
+    /// Opens ranges again, because the kernel has lost them all; those of restored sessions for the first time.
+    pub fn reopen_ranges(&mut self, now: Instant, kernel: &mut dyn Kernel) {
+        self.ranges.look(now, kernel);
+        self.ranges.reopen(kernel);
+    }
+
+    /// Closes the ranges of servers whose ports are others by now. New sessions get these.
+    fn close_forbidden_ranges(&mut self) {
+        for index in self.ranges.owners() {
+            let (Some(range), Some(entry)) = (self.ranges.of(index), self.table.get(index)) else {
+                continue;
+            };
+            let policy = self.policy.for_network(entry.head.network());
+            if *policy.passive_ports(range.control.server.ip()) != range.ports
+                && let Some(range) = self.ranges.close(index)
+            {
+                let why = "the configuration has other passive ports";
+                let closed = EventKind::RangeClosed(ClosedRange { range, why });
+                self.batch.events.push(entry.head.event(closed));
+                self.mark_changed(index);
+            }
+        }
     }
 
     /// Looks at the sessions whose deadlines have passed: closes and renews pinholes, ends watches, reports what waits
@@ -258,6 +299,7 @@ impl Sessions {
     pub(crate) fn remove(&mut self, index: u32) -> Option<Entry> {
         self.take_back(index);
         self.pinholes.close_all_of(index);
+        self.ranges.close(index);
         self.take_out(index)
     }
 

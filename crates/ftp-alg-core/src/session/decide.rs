@@ -30,6 +30,8 @@ pub enum DialogueEvent {
     NotFtpClient,
     /// The connection is encrypted from here on.
     Encrypted,
+    /// Both ends have begun TLS.
+    TlsOfBoth,
     /// The connection is plain text again.
     PlaintextResumed,
     /// Packets were missed: the earlier dialogue is unknown.

@@ -154,10 +154,10 @@ impl Direction {
         }
     }
 
-    /// Forgets the TLS records: plain text follows, or the first one.
-    pub fn forget_records(&mut self) {
-        if let Some(extra) = &mut self.extra {
-            extra.tls_records = TlsRecords::NONE;
+    /// Has the TLS records follow these; none if plain text follows, or the first one.
+    pub fn set_records(&mut self, records: TlsRecords) {
+        if self.extra.is_some() || !records.is_fresh() {
+            self.extra_mut().tls_records = records;
         }
         self.release_unused();
     }

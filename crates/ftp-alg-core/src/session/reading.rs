@@ -10,7 +10,7 @@ use super::{
     push_state::PushState,
     sequence::CROSS_OUT_BYTE,
     state::{Inspection, Read, State},
-    tls::is_binary_start,
+    tls::{TlsRecords, is_binary_start},
 };
 use crate::{
     ftp::{
@@ -152,7 +152,14 @@ impl DirectionReader<'_> {
             return None;
         }
         let records = &mut self.direction.extra_mut().tls_records;
-        let start = records.follow(new)?;
+        let had_hello = records.has_hello(self.from);
+        let start = records.follow(new);
+        let has_hello = records.has_hello(self.from);
+        let peer = self.from.peer();
+        if !had_hello && has_hello && self.opposite.extra().tls_records.has_hello(peer) {
+            self.found(DialogueEvent::TlsOfBoth);
+        }
+        let (records, start) = (self.direction.extra().tls_records, start?);
         let before = self.dialogue.state;
         // After an accepted `AUTH` this may be neither TLS nor text, or continue a line whose start was delivered with its
         // first byte.
@@ -162,7 +169,7 @@ impl DirectionReader<'_> {
             let is_complete =
                 records.is_complete() && self.opposite.extra().tls_records.is_complete();
             self.dialogue.end_tls(self.from, is_complete);
-            self.direction.forget_records();
+            self.direction.set_records(TlsRecords::NONE);
         }
         self.follow(before);
         self.dialogue.state.reads_lines(self.from).then_some(start)
@@ -188,9 +195,12 @@ impl DirectionReader<'_> {
         let state = self.dialogue.state;
         let reads_lines = matches!(state.inspection, Inspection::Lines { .. });
         if state.inspection != before.inspection && !reads_lines {
+            let begins_tls = state.inspection == Inspection::Records;
             for direction in [&mut *self.direction, &mut *self.opposite] {
+                // The client may have begun before the server has answered as expected.
+                let begun = begins_tls.then(|| TlsRecords::behind(direction.line()));
                 direction.stop_reading();
-                direction.forget_records();
+                direction.set_records(begun.unwrap_or(TlsRecords::NONE));
             }
         }
         if let Some(event) = before.effect(state) {

@@ -296,6 +296,9 @@ impl State {
     /// Of a connection that has just been made.
     pub const NEW: Self = Self::at(Phase::NotGreeted, Login::NotYet);
 
+    /// Of a connection that has just been made, and on which TLS comes first.
+    pub const TLS_FIRST: Self = Self { phase: Phase::NotGreeted, inspection: Inspection::Records };
+
     /// Of a connection that was picked up mid-stream.
     pub const PICKED_UP: Self = Self::at(Phase::PickedUp, Login::None);
 

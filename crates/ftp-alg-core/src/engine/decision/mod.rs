@@ -9,14 +9,15 @@ mod transfers;
 use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Instant,
 };
 
 use crate::{
     engine::{
-        Batch, Counters, DecidedAnnouncement, EventKind, Kernel, KernelError, PinholeEnds, Place,
-        QueueMode, RESEND_INTERVAL, Refusal, RefusedLogin, SessionEnd, Sessions, TransferEnd,
-        Translation,
+        Batch, ClosedRange, Counters, DecidedAnnouncement, EventKind, Kernel, KernelError,
+        OpenRange, PinholeEnds, Place, QueueMode, RESEND_INTERVAL, RangeInfo, Refusal,
+        RefusedLogin, SessionEnd, Sessions, TransferEnd, Translation,
         activity::EXAMINED_AFTER,
         batch::SessionRef,
         offload::handover::PinholeId,
@@ -25,6 +26,7 @@ use crate::{
             pinhole::Pinhole,
             ports::{NotOpened, Wanted},
         },
+        ranges::{RangeNotOpened, Ranges},
         table::entry::{Entry, Epoch, Head},
         timers::Timers,
     },
@@ -61,6 +63,7 @@ pub struct Decider<'a> {
     pub policy: &'a Policy,
     pub head: &'a mut Head,
     pub pinholes: &'a mut PinholeTable,
+    pub ranges: &'a mut Ranges,
     pub timers: &'a mut Timers,
     pub counters: &'a mut Counters,
     pub batch: &'a mut Batch,
@@ -86,11 +89,22 @@ impl Sessions {
         SessionRef { index, id }: SessionRef,
         kernel: &'a mut dyn Kernel,
     ) -> Option<(Decider<'a>, &'a mut Session)> {
-        let Self { policy, table, pinholes, timers, counters, batch, epoch, .. } = self;
+        let Self { policy, table, pinholes, ranges, timers, counters, batch, epoch, .. } = self;
         let Entry { head, session } = table.get_session(index, id)?;
         let policy = policy.for_network(head.network());
-        let decider =
-            Decider { now, index, policy, head, pinholes, timers, counters, batch, kernel, epoch };
+        let decider = Decider {
+            now,
+            index,
+            policy,
+            head,
+            pinholes,
+            ranges,
+            timers,
+            counters,
+            batch,
+            kernel,
+            epoch,
+        };
         Some((decider, session))
     }
 
@@ -537,6 +551,7 @@ impl Decider<'_> {
                 self.counters.encrypted += 1;
                 self.push_event(EventKind::Encrypted);
             }
+            DialogueEvent::TlsOfBoth => self.open_range(),
             DialogueEvent::PlaintextResumed => {
                 self.push_event(EventKind::Change("readable again".into()))
             }
@@ -558,6 +573,41 @@ impl Decider<'_> {
             DialogueEvent::InStep => self.push_event(EventKind::Missed(
                 "the dialogue is in step again: pinholes are opened".into(),
             )),
+        }
+    }
+
+    /// Opens the server's passive ports to the client, if there are any: both have begun TLS.
+    fn open_range(&mut self) {
+        let ports = self.policy.passive_ports(self.head.server().ip());
+        if ports.is_empty() || self.ranges.of(self.index).is_some() {
+            return;
+        }
+        let control = match self.translation() {
+            Ok(control) => control,
+            Err(error) => return self.record_kernel_error(&error),
+        };
+        let range = OpenRange { control, ports: Arc::clone(ports) };
+        let info = RangeInfo::from(&range);
+        match self.ranges.open(self.index, self.head.id, range, self.kernel) {
+            Ok(()) => {
+                self.counters.ranges_opened += 1;
+                self.push_event(EventKind::RangeOpened(info));
+            }
+            Err(RangeNotOpened::Kernel(error)) => self.record_kernel_error(&error),
+            Err(RangeNotOpened::OtherServer(other)) => {
+                let what = format!(
+                    "the client has an encrypted session with {other}, which it knows by the same address: the passive \
+                     ports stay closed"
+                );
+                self.push_event(EventKind::Limit(what.into()));
+            }
+        }
+    }
+
+    /// Closes the range of the session, if there is one.
+    pub(crate) fn close_range(&mut self, why: &'static str) {
+        if let Some(range) = self.ranges.close(self.index) {
+            self.push_event(EventKind::RangeClosed(ClosedRange { range, why }));
         }
     }
 
@@ -608,6 +658,7 @@ impl Decider<'_> {
     pub fn handle_end(&mut self, is_reset: bool) {
         self.report_end(if is_reset { SessionEnd::Reset } else { SessionEnd::Closed });
         self.close_all_pinholes("the control connection ended");
+        self.close_range("the control connection ended");
     }
 
     /// Closes all pinholes of the connection.
@@ -811,15 +862,21 @@ fn is_internal(address: IpAddr) -> bool {
 
 /// The queue mode that the kernel must set, unless it has set the same one recently. `queues_all` says that the rules
 /// queued the packet because they queue every packet of its connection. If this session did not request that mode, an
-/// earlier daemon or a session that was removed did.
+/// earlier daemon or a session that was removed did. If it `needs_none`, it
+/// is not inspected any more.
 #[inline]
-pub fn wanted_queue_mode(head: &Head, session: &Session, queues_all: bool) -> Option<QueueMode> {
+pub fn wanted_queue_mode(
+    head: &Head,
+    session: &Session,
+    queues_all: bool,
+    needs_none: bool,
+) -> Option<QueueMode> {
     let timestamp = head.last_seen;
     let is_settled = head.incarnation().is_none();
     // Conntrack must not check sequence numbers past a gap either: it has seen numbers that were not forwarded.
     let wanted = if session.needs_all_queued() {
         QueueMode::All
-    } else if session.needs_none_queued() {
+    } else if needs_none {
         QueueMode::None
     } else if is_settled && session.needs_acknowledgements() {
         QueueMode::WithAcknowledgements

@@ -12,7 +12,7 @@ fn replaced_foreign(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
         server_external: end(dialled),
         ..Translation::identity(end("192.0.2.20"), server)
     };
-    let known = KnownServer { address: server.ip(), external: None, replace_foreign_address: true };
+    let known = KnownServer { replace_foreign_address: true, ..KnownServer::new(server.ip()) };
     let policy = Policy { servers: [known].into(), ..Policy::default() };
     let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
     let Ok(plan) = permitted_pinhole(AnnouncementKind::Pasv, announced, &translation, &policy)

@@ -183,8 +183,9 @@ impl Engine {
         let positions = session.read_positions();
         let plan = session.inspect(from, packet, conditions, changed, &mut decider);
         let is_new = positions != session.read_positions();
-        let needs_none = session.needs_none_queued();
-        let wanted = wanted_queue_mode(decider.head, session, meta.queues_all);
+        // The end of a session with open ports must be seen.
+        let needs_none = session.needs_none_queued() && decider.ranges.of(decider.index).is_none();
+        let wanted = wanted_queue_mode(decider.head, session, meta.queues_all, needs_none);
         let is_refused = wanted.is_some_and(|mode| {
             let set = decider.set_queue_mode(mode, ConnectionOf::Session);
             set.is_err_and(|error| !matches!(error, KernelError::Unknown))

@@ -9,7 +9,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    Closing, FlowChange, Kernel, KernelError, Opening, PinholeEnds, Place, QueueMode, Translation,
+    Closing, FlowChange, Kernel, KernelError, OpenRange, Opening, PinholeEnds, Place, QueueMode,
+    RangeInfo, Translation,
 };
 
 use super::fast_path::program::Program;
@@ -46,6 +47,8 @@ pub struct Recorder {
     pub opened: Vec<PinholeEnds>,
     /// All that were asked to be closed.
     pub closed: Vec<PinholeEnds>,
+    /// The open ranges.
+    pub ranges: Vec<RangeInfo>,
     /// How many transactions opened something.
     pub transactions: usize,
     /// Data connections that were admitted: source, destination and first sequence number.
@@ -80,6 +83,7 @@ impl Recorder {
             open: Vec::new(),
             opened: Vec::new(),
             closed: Vec::new(),
+            ranges: Vec::new(),
             transactions: 0,
             connections: HashSet::new(),
             last_seq: 0,
@@ -239,6 +243,25 @@ impl Kernel for Recorder {
         open.extend(self.program.open_pinholes().iter().map(|(_, ends)| *ends));
         let closed = pinholes.iter().filter(|pinhole| !open.contains(&pinhole.ends()));
         Ok(closed.copied().collect())
+    }
+
+    fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        if !self.life.call() {
+            return Ok(());
+        }
+        self.close_range(range)?;
+        self.ranges.push(range.into());
+        Ok(())
+    }
+
+    fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        if !self.life.call() {
+            return Ok(());
+        }
+        let closed = RangeInfo::from(range);
+        let key = |one: &RangeInfo| (one.initiator, one.arrival);
+        self.ranges.retain(|one| key(one) != key(&closed));
+        self.check("close a range")
     }
 
     fn set_queue_mode(

@@ -10,6 +10,7 @@ mod attacks;
 mod crafted_segments;
 mod dialects;
 mod downtime;
+mod encrypted_ranges;
 mod encryption;
 mod greetings;
 mod limits;

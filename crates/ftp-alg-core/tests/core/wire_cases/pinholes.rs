@@ -404,12 +404,8 @@ fn a_fixed_external_address_is_announced() {
         scenario.policy.external = fixed.into();
         let t = scenario.nat.translation(false);
         let external = ExternalAddress::Fixed("198.18.0.2".parse().unwrap());
-        scenario.policy.servers = [KnownServer {
-            address: t.server.ip(),
-            external: Some(external),
-            replace_foreign_address: false,
-        }]
-        .into();
+        let server = KnownServer::new(t.server.ip());
+        scenario.policy.servers = [KnownServer { external: Some(external), ..server }].into();
         let mut sim = Sim::logged_in(scenario.clone());
         let [own, _] = sim.active(2200);
         let is_hidden = scenario.nat.hides_client();

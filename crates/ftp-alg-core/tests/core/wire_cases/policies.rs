@@ -11,7 +11,8 @@ fn with_known_server(
     replace_foreign_address: bool,
 ) -> Scenario {
     let address = scenario.nat.translation(scenario.v6).server.ip();
-    let with_known_server = [KnownServer { address, external, replace_foreign_address }];
+    let server = KnownServer::new(address);
+    let with_known_server = [KnownServer { external, replace_foreign_address, ..server }];
     scenario.policy.servers = [&scenario.policy.servers[..], &with_known_server].concat().into();
     scenario
 }

@@ -181,8 +181,7 @@ fn a_227_that_is_not_refused_is_forwarded_unchanged() {
 fn a_known_servers_private_address_is_refused_with_425() {
     let mut scenario = Scenario { policy: strict(), ..with(Nat::Masquerade) };
     let address = scenario.nat.translation(false).server.ip();
-    scenario.policy.servers =
-        [KnownServer { address, external: None, replace_foreign_address: false }].into();
+    scenario.policy.servers = [KnownServer::new(address)].into();
     let mut sim = Sim::logged_in(scenario);
     let heard = sim.exchange("PASV\r\n", "227 Entering Passive Mode (192,168,1,5,200,22)\r\n").1;
     assert_eq!(heard.trim_end(), "425 Gateway: not the server's address.");

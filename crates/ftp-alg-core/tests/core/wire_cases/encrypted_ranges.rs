@@ -1,0 +1,171 @@
+//! The passive ports of an encrypted session's server: from when on, for whom, and until when they are open.
+
+use std::sync::Arc;
+
+use ftp_alg_core::engine::RangeInfo;
+
+use super::{dialects::record, *};
+
+/// What a client that begins TLS sends, and a server that answers.
+fn hellos() -> [Vec<u8>; 2] {
+    [record(22, b"\x01\0\0\x30client"), record(22, b"\x02\0\0\x30server")]
+}
+
+fn with_ports(scenario: Scenario) -> Scenario {
+    let passive_ports = Arc::new([50000..=50100, 60000..=60000]);
+    Scenario { policy: Policy { passive_ports, ..scenario.policy.clone() }, ..scenario }
+}
+
+fn encrypted(scenario: Scenario) -> Sim {
+    let mut sim = Sim::after(with_ports(scenario), "< 220 ready > AUTH TLS < 234 go");
+    let [client, server] = hellos();
+    assert_eq!(sim.say(Client, &client), client);
+    assert!(sim.kernel.ranges.is_empty(), "one end alone");
+    assert_eq!(sim.say(Server, &server), server);
+    sim
+}
+
+#[test]
+fn they_are_open_from_the_handshake_to_the_end_of_the_session() {
+    everywhere(|scenario| {
+        let t = scenario.translation();
+        for first in [Client, Server] {
+            let mut sim = encrypted(scenario.clone());
+            let [range] = &sim.kernel.ranges[..] else { panic!("{}", sim.summary()) };
+            let expected = RangeInfo {
+                initiator: t.client.ip(),
+                arrival: t.server_external.ip(),
+                target: t.server.ip(),
+                source: t.client_external.ip(),
+                ports: Arc::new([50000..=50100, 60000..=60000]),
+            };
+            assert_eq!(*range, expected);
+            sim.say(Client, &record(23, b"PASV"));
+            sim.advance(Duration::from_secs(90));
+            assert_eq!(sim.kernel.ranges.len(), 1);
+            sim.close(first);
+            sim.close(first.peer());
+            sim.settle();
+            assert!(sim.kernel.ranges.is_empty());
+        }
+    });
+}
+
+#[test]
+fn a_reset_closes_them() {
+    let mut sim = encrypted(Scenario::default());
+    sim.reset(Client);
+    sim.settle();
+    assert!(sim.kernel.ranges.is_empty());
+}
+
+/// Nothing is open by a word of one end, nor by bytes that are no handshake.
+#[test]
+fn they_stay_closed_without_a_handshake_of_both_ends() {
+    let [client, server] = hellos();
+    let alert = record(21, b"\x02\x28");
+    let says = [[&client, &alert], [&alert, &server], [&server, &client], [&client, &client]];
+    for case in cases(
+        r"
+        never used      < 220 ready > AUTH TLS < 234 go
+        refused         < 220 ready > AUTH TLS < 534 no
+        plain           < 220 ready
+        logged in       < 220 ready > USER joe < 331 password > PASS x < 230 in
+        ",
+    ) {
+        for said in says {
+            let mut sim = Sim::after(with_ports(Scenario::default()), case);
+            sim.say(Client, said[0]);
+            sim.say(Server, said[1]);
+            assert!(sim.kernel.ranges.is_empty(), "{case}: {said:?}");
+        }
+    }
+    // A server without the setting.
+    let mut sim = Sim::after(Scenario::default(), "< 220 ready > AUTH TLS < 234 go");
+    sim.say(Client, &client);
+    sim.say(Server, &server);
+    assert!(sim.kernel.ranges.is_empty());
+}
+
+/// Some servers accept AUTH with another code, and clients begin before the reply is known.
+#[test]
+fn the_bytes_count_not_the_reply() {
+    let [client, server] = hellos();
+    for case in cases(
+        r"
+        200        < 220 ready > AUTH TLS < 200 go
+        in lines   < 220 ready > AUTH TLS < 200-a\r\n200 go
+        334        < 220 ready > AUTH TLS < 334 go
+        ",
+    ) {
+        let mut sim = Sim::after(with_ports(Scenario::default()), case);
+        sim.say(Client, &client);
+        assert!(sim.kernel.ranges.is_empty(), "{case}");
+        sim.say(Server, &server);
+        assert_eq!(sim.kernel.ranges.len(), 1, "{case}");
+    }
+}
+
+#[test]
+fn what_conntrack_has_forgotten_is_closed_until_it_knows_it_again() {
+    let mut sim = encrypted(Scenario::default());
+    sim.kernel.forgot = true;
+    sim.advance(Duration::from_secs(1));
+    assert!(sim.kernel.ranges.is_empty());
+    sim.kernel.forgot = false;
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(sim.kernel.ranges.len(), 1);
+    sim.close_both();
+    sim.settle();
+    assert!(sim.kernel.ranges.is_empty());
+}
+
+/// After CCC announcements are read again, and data connections may still be encrypted.
+#[test]
+fn they_stay_open_in_plain_text_behind_tls() {
+    let mut sim = encrypted(Scenario::default());
+    sim.say(Client, &record(23, b"CCC"));
+    sim.say(Server, &record(23, b"200"));
+    sim.tell(Client, "NOOP\r\n");
+    sim.tell(Server, "200 ok\r\n");
+    assert_eq!(sim.kernel.ranges.len(), 1);
+    sim.close_both();
+    sim.settle();
+    assert!(sim.kernel.ranges.is_empty());
+}
+
+#[test]
+fn with_implicit_tls_they_are_open_after_the_handshake() {
+    let scenario = with_ports(Scenario::default());
+    let policy = Policy { implicit_tls_ports: vec![21], ..scenario.policy };
+    let mut sim = Sim::new(Scenario { policy, ..scenario });
+    let [client, server] = hellos();
+    assert_eq!(sim.say(Client, &client), client);
+    assert!(sim.kernel.ranges.is_empty());
+    assert_eq!(sim.say(Server, &server), server);
+    assert_eq!(sim.kernel.ranges.len(), 1);
+    sim.close_both();
+    sim.settle();
+    assert!(sim.kernel.ranges.is_empty());
+    // One that speaks plain text there is read.
+    let scenario = with_ports(Scenario::default());
+    let policy = Policy { implicit_tls_ports: vec![21], ..scenario.policy };
+    let mut sim = Sim::after(Scenario { policy, ..scenario }, "< 220 ready");
+    sim.say(Client, &client);
+    sim.say(Server, &server);
+    assert!(sim.kernel.ranges.is_empty());
+}
+
+/// Of a session of which packets passed unread, the end is seen, and the ports stay open until then.
+#[test]
+fn they_survive_missed_packets() {
+    let mut sim = encrypted(Scenario { queues_acks: true, ..Scenario::default() });
+    let mut unseen = sim.next_segment(Client, b"");
+    unseen.ack += 100;
+    assert_eq!(sim.forge(Client, &unseen), Some(unseen));
+    assert_eq!(sim.kernel.ranges.len(), 1);
+    assert_ne!(sim.kernel.queue_mode, Some(QueueMode::None));
+    let reset = sim.next_segment(Server, b"");
+    sim.forge(Server, &Segment { flags: flags::RST, seq: reset.seq + 100, ..reset });
+    assert!(sim.kernel.ranges.is_empty());
+}

@@ -1,0 +1,140 @@
+//! The passive ports of encrypted sessions' servers, as elements of the sets and maps in our table.
+//!
+//! The ports change seldom, and the kernel copies a set with intervals at each change of it. So they are written when an
+//! address gets other ports, and what a session needs is in hashes: client and dialled address, with the server's own one.
+
+use std::{ffi::CStr, net::IpAddr, ops::RangeInclusive, sync::PoisonError, time::Instant};
+
+use ftp_alg_core::engine::{KernelError, OpenRange, RANGE_LIFETIME};
+
+use super::{
+    commits::WrittenPorts,
+    pinholes::{PinholeSets, SetElement},
+};
+use crate::kernel::netlink::{
+    nft::{Batch, endpoint_key},
+    octets_of,
+};
+
+/// The sets of one address family.
+struct FamilySets {
+    sessions: &'static CStr,
+    ports: &'static CStr,
+    sources: &'static CStr,
+    marks: &'static CStr,
+}
+
+const V4: FamilySets = FamilySets {
+    sessions: c"encrypted4",
+    ports: c"passive_ports4",
+    sources: c"encrypted_sources4",
+    marks: c"encrypted_marks4",
+};
+const V6: FamilySets = FamilySets {
+    sessions: c"encrypted6",
+    ports: c"passive_ports6",
+    sources: c"encrypted_sources6",
+    marks: c"encrypted_marks6",
+};
+
+fn sets_of(address: IpAddr) -> &'static FamilySets {
+    if address.is_ipv6() { &V6 } else { &V4 }
+}
+
+impl PinholeSets {
+    /// Opens a range for its lifetime from now.
+    pub fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        self.write_ports(range)?;
+        self.set_range(range, true)
+    }
+
+    /// Closes a range.
+    pub fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        self.set_range(range, false)
+    }
+
+    /// Closes all, and forgets which ports the table has.
+    pub fn close_all_ranges(&mut self) -> Result<(), KernelError> {
+        let written = self.commits.written_ports();
+        let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.clear();
+        let mut batch = Batch::new();
+        for sets in [&V4, &V6] {
+            for set in [sets.sessions, sets.ports, sets.sources, sets.marks] {
+                batch.flush_set(set);
+            }
+        }
+        let sent = self.commits.send(&mut batch, &mut self.socket).and_then(|sent| sent.result());
+        sent.map_err(|source| KernelError::System { what: "close passive ports".into(), source })
+    }
+
+    fn set_range(&mut self, range: &OpenRange, is_open: bool) -> Result<(), KernelError> {
+        let control = &range.control;
+        let [client, source, server, dialled] =
+            [control.client, control.client_external, control.server, control.server_external]
+                .map(|end| end.ip());
+        let sets = sets_of(server);
+        let pair = |one, other| [octets_of(one), octets_of(other)].concat();
+        let timeout = |is_needed: bool| (is_open && is_needed).then_some(RANGE_LIFETIME);
+        let mark = control.ct_mark;
+        let mut elements = [
+            (sets.sources, pair(client, server), octets_of(source), timeout(source != client)),
+            (sets.marks, pair(client, dialled), mark.to_ne_bytes().to_vec(), timeout(mark != 0)),
+            (sets.sessions, pair(client, dialled), octets_of(server), timeout(true)),
+        ]
+        .map(|(set, key, data, timeout)| SetElement::set(set, key, data, timeout));
+        let what = format!("passive ports of {server} for {client}");
+        self.set_elements(&what, &mut elements)
+    }
+
+    /// Has the ports of the range in the sets: at the dialled address, and at the server's own.
+    fn write_ports(&mut self, OpenRange { control, ports }: &OpenRange) -> Result<(), KernelError> {
+        let (server, dialled) = (control.server.ip(), control.server_external.ip());
+        let written = self.commits.written_ports();
+        let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut has_changed, now) = (false, Instant::now());
+        for address in [server, dialled] {
+            let before = written.insert((address, server), (ports.clone(), now));
+            has_changed |= before.is_none_or(|(before, _)| before != *ports);
+        }
+        if !has_changed {
+            return Ok(());
+        }
+        // Those of no open range, which would have renewed them.
+        written.retain(|_, (_, renewed)| now - *renewed < RANGE_LIFETIME);
+        let mut batch = Batch::new();
+        for sets in [&V4, &V6] {
+            batch.flush_set(sets.ports);
+        }
+        for (address, range) in intervals(&written) {
+            let key = |port: u16| endpoint_key((address, port).into());
+            batch.add_interval(sets_of(address).ports, &key(*range.start()), &key(*range.end()));
+        }
+        let sent = self.commits.send(&mut batch, &mut self.socket).and_then(|sent| sent.result());
+        if sent.is_err() {
+            written.clear();
+        }
+        sent.map_err(|source| KernelError::System { what: "write passive ports".into(), source })
+    }
+}
+
+/// The ports of each address, whatever its servers, without overlaps.
+fn intervals(written: &WrittenPorts) -> Vec<(IpAddr, RangeInclusive<u16>)> {
+    let each = written
+        .iter()
+        .flat_map(|((address, _), (ports, _))| ports.iter().map(|range| (*address, range.clone())));
+    let mut all: Vec<_> = each.collect();
+    all.sort_unstable_by_key(|(address, range)| (*address, *range.start()));
+    let mut merged: Vec<(IpAddr, RangeInclusive<u16>)> = Vec::new();
+    for (address, range) in all {
+        match merged.last_mut() {
+            Some((last, before))
+                if *last == address && *range.start() <= before.end().saturating_add(1) =>
+            {
+                *before = *before.start()..=*before.end().max(range.end());
+            }
+            _ => merged.push((address, range)),
+        }
+    }
+    merged
+}
