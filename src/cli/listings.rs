@@ -110,6 +110,7 @@ pub(super) mod samples {
             transfer: None,
             transfers: 0,
             bytes: None,
+            passive_ports: None,
         }
     }
 }

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Engine, Kernel, PinholeInfo, SessionDetails, SessionInfo, Translation};
+use ftp_alg_core::engine::{
+    Engine, Kernel, PinholeInfo, PortsText, SessionDetails, SessionInfo, Translation,
+};
 
 use super::{
     config_file::ConfigTexts,
@@ -95,6 +97,7 @@ impl SharedState {
             transfer,
             transfers: session.ended_transfers,
             bytes: bytes.map(|bytes| bytes + moved.map_or(0, |moved| moved.bytes)),
+            passive_ports: session.open_ports.map(|ports| PortsText(&ports).to_string()),
         }
     }
 }

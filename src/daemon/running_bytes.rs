@@ -168,6 +168,7 @@ mod tests {
             transfer: Some(transfer),
             data_connection: Some((AnnouncementKind::Pasv, ends)),
             ended_transfers: 0,
+            open_ports: None,
         }
     }
 

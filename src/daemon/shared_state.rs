@@ -12,7 +12,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ftp_alg_core::engine::{Closing, Event, Kernel as _, KernelError, OmittedEvents, PinholeEnds};
+use ftp_alg_core::engine::{
+    Closing, Event, Kernel as _, KernelError, OmittedEvents, PinholeEnds, RangeFinder,
+};
 
 use super::{
     config_file::ConfigFile,
@@ -150,6 +152,14 @@ impl SharedState {
         let failure = |file: &Option<LineFile>| file.as_ref()?.failure.clone();
         self.health.set(ProblemName::EventFile, failure(events));
         self.health.set(ProblemName::TransferFile, failure(transfers));
+    }
+
+    /// What finds the sessions of encrypted data connections.
+    pub(super) fn range_finder(&self) -> RangeFinder {
+        // All shards share them.
+        self.shards
+            .first()
+            .map_or_else(RangeFinder::default, |shard| lock(shard).engine.sessions.range_finder())
     }
 
     /// Closes all ranges, and opens those that sessions hold.
@@ -302,5 +312,9 @@ impl DataConntrack for SharedState {
     fn is_running(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool {
         // An error says nothing about the connection.
         lock(&self.kernel).conntrack.is_running(initiator, dialled).unwrap_or(true)
+    }
+
+    fn knows(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool {
+        lock(&self.kernel).conntrack.knows(initiator, dialled).unwrap_or(true)
     }
 }

@@ -428,6 +428,9 @@ pub struct SessionSummary {
     /// transfers are not reported.
     #[serde(default)]
     pub bytes: Option<u64>,
+    /// The server's passive ports, if they are open to the client because it is encrypted.
+    #[serde(default)]
+    pub passive_ports: Option<String>,
 }
 
 /// A transfer that has not ended.

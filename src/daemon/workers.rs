@@ -382,12 +382,13 @@ impl Workers {
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, is_over) = (Arc::clone(&self.shared), Arc::clone(&self.reports_end));
+        let finder = shared.range_finder();
         let work = move || {
             let publish = |reports| {
                 shared.publish_reports(reports, &mut lock(&files));
                 last_session.set(shared.events.last_session());
             };
-            shared.transfers.run(data_log, &*shared, publish, &is_over);
+            shared.transfers.run(data_log, finder, &*shared, publish, &is_over);
             Ok(())
         };
         let what = "the reports of transfers";

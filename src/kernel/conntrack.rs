@@ -206,6 +206,11 @@ impl Conntrack {
         Ok(found.contains(&true))
     }
 
+    /// Whether there is a TCP connection with this original tuple.
+    pub fn knows(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
+        Ok(!self.query((source, destination), |_| Some(()))?.is_empty())
+    }
+
     /// What `parse` reads of the connections with this tuple, at most one in each zone.
     fn query<T>(
         &mut self,

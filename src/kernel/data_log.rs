@@ -24,6 +24,7 @@ use super::{
 const PACKET: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 0);
 const CONFIG: u16 = kind_of(libc::NFNL_SUBSYS_ULOG, 1);
 // From linux/netfilter/nfnetlink_log.h; libc lacks them.
+const NFULA_PACKET_HDR: u16 = 1;
 const NFULA_TIMESTAMP: u16 = 3;
 const NFULA_IFINDEX_INDEV: u16 = 4;
 const NFULA_PAYLOAD: u16 = 9;
@@ -49,6 +50,17 @@ const MESSAGES_A_CALL: usize = 1024;
 /// Limit of the copied bytes: IPv6 and TCP headers with options.
 const COPIED_BYTES: u32 = 128;
 const SOCKET_BUFFER: i32 = 4 << 20;
+
+/// What was copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// A packet of a data connection.
+    Packet(DataPacket),
+    /// One that cannot be read, with its addresses.
+    Unreadable([IpAddr; 2]),
+    /// The SYN of an encrypted session's client, as it arrived, and what it dialled. It is not admitted by us.
+    Tried(SocketAddr, SocketAddr),
+}
 
 /// Reads what the rules log to one group.
 #[derive(Debug)]
@@ -97,12 +109,9 @@ impl DataLog {
         self.socket.send(&request).map_err(failed)
     }
 
-    /// Passes each packet that has arrived to `each`, with the time, and of one that cannot be read its addresses. Returns
+    /// Passes each packet that has arrived to `each`, with the time. Returns
     /// whether packets were lost, because they did not fit into the socket's buffer.
-    pub fn read(
-        &mut self,
-        mut each: impl FnMut(Instant, Result<DataPacket, [IpAddr; 2]>),
-    ) -> Result<bool, NetfilterError> {
+    pub fn read(&mut self, mut each: impl FnMut(Instant, Copied)) -> Result<bool, NetfilterError> {
         let mut has_lost = false;
         let (now, clock) = clocks::time_of_day();
         let earliest = self.read_until.checked_sub(LONGEST_DELAY).unwrap_or(self.read_until);
@@ -139,10 +148,18 @@ impl DataLog {
                     let index = attributes.first(NFULA_IFINDEX_INDEV);
                     let index = index.and_then(|index| index.try_into().ok());
                     let interface = index.map_or(0, u32::from_be_bytes);
+                    // `struct nfulnl_msg_packet_hdr`: the protocol, and the hook. The rules copy no packet of a data connection
+                    // before its destination is translated.
+                    let header = attributes.first(NFULA_PACKET_HDR);
+                    let arrives = header.and_then(|header| header.get(2))
+                        == Some(&(libc::NF_INET_PRE_ROUTING as u8));
                     let payload = attributes.first(NFULA_PAYLOAD);
-                    if let Some(packet) = payload.and_then(|bytes| parse(bytes, passed, interface))
-                    {
-                        each(passed[0], packet);
+                    match payload.and_then(|bytes| parse(bytes, passed, interface)) {
+                        Some(Copied::Packet(DataPacket { source, destination, .. })) if arrives => {
+                            each(passed[0], Copied::Tried(source, destination));
+                        }
+                        Some(copied) => each(passed[0], copied),
+                        None => {}
                     }
                 }
             }
@@ -161,11 +178,7 @@ fn time_of(stamp: &[u8]) -> Option<SystemTime> {
 
 /// The packet whose first bytes these are, or its addresses: its TCP header is behind them if a client has put long IPv6
 /// options before it, and its length is not in the header of one of more than 64 KiB (BIG TCP).
-fn parse(
-    bytes: &[u8],
-    passed: [Instant; 2],
-    interface: u32,
-) -> Option<Result<DataPacket, [IpAddr; 2]>> {
+fn parse(bytes: &[u8], passed: [Instant; 2], interface: u32) -> Option<Copied> {
     let packet = LaxSlicedPacket::from_ip(bytes).ok()?;
     let (source, destination, length) = match packet.net.as_ref()? {
         LaxNetSlice::Ipv4(ip) => {
@@ -184,7 +197,7 @@ fn parse(
     let read = || {
         let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { return None };
         let data = length?.checked_sub(tcp.header_slice().len())?;
-        Some(DataPacket {
+        Some(Copied::Packet(DataPacket {
             passed,
             source: SocketAddr::new(source, tcp.source_port()),
             destination: SocketAddr::new(destination, tcp.destination_port()),
@@ -192,9 +205,9 @@ fn parse(
             end: tcp.sequence_number().wrapping_add(if tcp.syn() { 0 } else { data as u32 }),
             acknowledged: tcp.acknowledgment_number(),
             interface,
-        })
+        }))
     };
-    Some(read().ok_or([source, destination]))
+    Some(read().unwrap_or(Copied::Unreadable([source, destination])))
 }
 
 #[cfg(test)]
@@ -204,6 +217,13 @@ mod tests {
     };
 
     use super::*;
+
+    fn read(bytes: &[u8]) -> DataPacket {
+        match parse(bytes, [Instant::now(); 2], 1) {
+            Some(Copied::Packet(packet)) => packet,
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn a_cut_packet_has_the_end_of_its_data() {
@@ -221,7 +241,7 @@ mod tests {
                 .write(&mut bytes, &payload)
                 .unwrap();
             bytes.truncate(COPIED_BYTES as usize);
-            let packet = parse(&bytes, [Instant::now(); 2], 1).unwrap().unwrap();
+            let packet = read(&bytes);
             assert_eq!((packet.source.port(), packet.destination.port()), (20, 4000));
             assert_eq!(packet.end, 800, "behind the wrap");
             let fin = DataFlags { ack: true, fin: true, ..DataFlags::default() };
@@ -235,7 +255,7 @@ mod tests {
         let builder = PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
         let mut bytes = Vec::new();
         builder.tcp(20, 4000, 7, 512).syn().ack(1).write(&mut bytes, &[7; 200]).unwrap();
-        assert_eq!(parse(&bytes, [Instant::now(); 2], 1).unwrap().unwrap().end, 7);
+        assert_eq!(read(&bytes).end, 7);
     }
 
     /// Neither with IPv6 options that a client has put before its TCP header, nor of more than 64 KiB.
@@ -256,7 +276,7 @@ mod tests {
         let addresses =
             [[IpAddr::from([1; 16]), IpAddr::from([2; 16])], [[1; 4].into(), [2; 4].into()]];
         for (bytes, addresses) in [hidden, long].iter().zip(addresses) {
-            assert_eq!(parse(bytes, [Instant::now(); 2], 1), Some(Err(addresses)));
+            assert_eq!(parse(bytes, [Instant::now(); 2], 1), Some(Copied::Unreadable(addresses)));
         }
     }
 

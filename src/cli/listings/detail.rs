@@ -72,9 +72,17 @@ fn values(session: &SessionDetail<Value>) -> Vec<(&'static str, String)> {
         ("user", known(&summary.user)),
         ("directory", known(directory)),
         ("encrypted", encrypted.map_or("not known", yes_or_no).to_owned()),
+    ];
+    values.extend(
+        summary
+            .passive_ports
+            .iter()
+            .map(|ports| ("passive ports", format!("{ports}, open to the client"))),
+    );
+    values.extend([
         ("fast path", yes_or_no(summary.fast_path).to_owned()),
         ("sequence numbers", numbers_text(session)),
-    ];
+    ]);
     values.extend(summary.transfer.as_ref().map(|one| ("transfer", transfer_text(one))));
     values.extend(data_connection.as_ref().map(|one| ("data connection", connection_text(one))));
     values

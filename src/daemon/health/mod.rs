@@ -171,7 +171,9 @@ fn failed_data_connection(event: &Event) -> Option<&str> {
         EventKind::Transfer(transfer) if transfer.result == TransferResult::NoDataConnection => {
             transfer.reason.as_deref()
         }
-        EventKind::NoDataConnection(MissingConnection { reason, .. }) => Some(reason),
+        EventKind::NoDataConnection(MissingConnection { reason, encrypted: false, .. }) => {
+            Some(reason)
+        }
         _ => None,
     }
 }
@@ -254,6 +256,12 @@ impl Health {
         for event in reports {
             if let Some(reason) = failed_data_connection(event) {
                 lock(&self.state).traffic.record_no_data_connection(now, event, reason);
+            }
+            if let EventKind::NoDataConnection(
+                missing @ MissingConnection { encrypted: true, .. },
+            ) = &event.kind
+            {
+                lock(&self.state).traffic.record_tried(now, event, missing.ends.target);
             }
         }
     }

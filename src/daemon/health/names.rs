@@ -189,9 +189,9 @@ problems! {
     /// which). More than one for each 20 that did
     #[problem("no-data-connection", Warning, Daemon, "if transfers fail: the firewall or the NAT of the end that does not answer or connect, or of a router on the way, drops it; `ftp-alg doctor` looks at the rules here")]
     NoDataConnection,
-    /// sessions were [encrypted](troubleshooting.md#encrypted-connections), and the firewall lets none of their data
-    /// connections pass
-    #[problem("encrypted", ByClients, Daemon, "open the server's passive ports to its clients, or make clients use plain FTP with [policy] auth-tls = \"refuse\"")]
+    /// sessions were [encrypted](encrypted.md), and the firewall drops their data connections: the text has the ports that
+    /// clients tried
+    #[problem("encrypted", ByClients, Daemon, "`passive-ports` of the server, in [[server]] or [[network]]: its own passive ports")]
     Encrypted,
     /// the kernel dropped packets because a queue was full
     #[problem("overruns", Warning, Daemon, "raise [queue] workers, or see what else uses the processors")]

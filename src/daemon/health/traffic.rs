@@ -3,7 +3,13 @@
 //!
 //! Invariant: memory is bounded, whatever peers do.
 
-use std::{fmt, net::IpAddr, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    time::Instant,
+};
 
 use ftp_alg_core::engine::{Counters, Event, EventKind, Refusal, Stray, UnusedPinhole};
 
@@ -24,6 +30,10 @@ const UNUSED_SHARE: u64 = 20;
 const MIN_ROUTELESS: u64 = 2;
 /// A few data connections fail because their clients cancel them.
 const MIN_MISSING: u64 = 3;
+/// Limit of servers whose ports clients have tried in vain.
+const MAX_TRIED: usize = 8;
+/// The most ports of a proposed range: a client may try any.
+const MAX_PROPOSED: u16 = 1000;
 /// How many expired pinholes are stored until the next look at conntrack.
 const MAX_EXPIRED: usize = 1024;
 
@@ -92,6 +102,28 @@ impl fmt::Display for Recent<'_> {
     }
 }
 
+fn list(texts: impl Iterator<Item = String>) -> String {
+    texts.collect::<Vec<_>>().join("; ")
+}
+
+/// The ports of a server that clients have tried.
+fn tried_text(server: IpAddr, ports: &RangeInclusive<u16>) -> String {
+    match ports.start() == ports.end() {
+        true => format!("port {} of {server}", ports.start()),
+        false => format!("ports {} to {} of {server}", ports.start(), ports.end()),
+    }
+}
+
+/// The setting that would admit what clients have tried, rounded.
+fn setting(server: IpAddr, ports: &RangeInclusive<u16>) -> String {
+    let (first, last) = (ports.start() / 100 * 100, (ports.end() / 100 * 100).saturating_add(99));
+    let ports = match last - first < MAX_PROPOSED {
+        true => format!("\"{}-{last}\"", first.max(1024)),
+        false => "\"FIRST-LAST\"".to_owned(),
+    };
+    format!("[[server]] address = \"{server}\", passive-ports = {ports}")
+}
+
 /// The traffic of the last minutes.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
@@ -102,6 +134,10 @@ pub(super) struct Traffic {
     /// Pinholes that expired without a connection.
     unused: Failure,
     encrypted: Failure,
+    /// Data connections of encrypted sessions that the firewall dropped.
+    tried: Failure,
+    /// Their ports, by server: the lowest and the highest.
+    tried_ports: BTreeMap<IpAddr, RangeInclusive<u16>>,
     /// Sessions that open nothing, because packets of an end arrive where no route to it leads.
     routeless: Failure,
     /// Data connections that got no answer.
@@ -145,6 +181,16 @@ impl Traffic {
         self.missing.record(now, event, format!("session #{}: {reason}", event.session));
     }
 
+    /// Records that the firewall dropped a data connection of an encrypted session.
+    pub(super) fn record_tried(&mut self, now: Instant, event: &Event, target: SocketAddr) {
+        self.tried.record(now, event, String::new());
+        let (server, port) = (target.ip(), target.port());
+        if self.tried_ports.len() < MAX_TRIED || self.tried_ports.contains_key(&server) {
+            let known = self.tried_ports.entry(server).or_insert(port..=port);
+            *known = port.min(*known.start())..=port.max(*known.end());
+        }
+    }
+
     /// What is wrong now. `drops_unmarked` says whether the firewall lets no data connection pass that is not marked by
     /// ftp-alg.
     pub(super) fn findings(
@@ -153,9 +199,7 @@ impl Traffic {
         status: &Status,
         drops_unmarked: bool,
     ) -> impl Iterator<Item = Finding> {
-        let Counters { encrypted, uninspected, pinholes_used, .. } = status.counters;
-        // Events may be left out, and the counter counts all.
-        self.encrypted.total = encrypted;
+        let Counters { uninspected, pinholes_used, .. } = status.counters;
         let overruns = self.overruns.record(now, status.daemon.overruns);
         let uninspected = self.uninspected.record(now, uninspected);
         let used = self.used.record(now, pinholes_used);
@@ -164,6 +208,11 @@ impl Traffic {
         let missing = self.missing.recent(now, servers);
         let routeless = self.routeless.recent(now, servers);
         let encrypted = self.encrypted.recent(now, servers);
+        let tried = self.tried.recent(now, servers);
+        if tried.count == 0 {
+            self.tried_ports.clear();
+        }
+        let ports = &self.tried_ports;
         let probes = [
             (overruns > 0).then(|| {
                 let packets = counted(overruns, "packet");
@@ -197,12 +246,24 @@ impl Traffic {
                 );
                 routeless.finding(ProblemName::NoRoute, text)
             }),
-            (encrypted.count > 0 && drops_unmarked).then(|| {
+            (tried.count > 0).then(|| {
+                let what = counted(tried.count, "data connection");
+                let text = format!(
+                    "the firewall dropped {what} of encrypted sessions {tried}: {}",
+                    list(ports.iter().map(|(server, ports)| tried_text(*server, ports)))
+                );
+                let lines = ports.iter().map(|(server, ports)| setting(*server, ports));
+                let remedy = format!("the server's own passive ports, as in {}", list(lines));
+                let clients = if tried.server.is_some() { 0 } else { tried.clients };
+                let name = ProblemName::Encrypted;
+                (name.severity(clients), name.problem_with(text, remedy))
+            }),
+            (encrypted.count > 0 && drops_unmarked && tried.count == 0).then(|| {
                 let sessions = counted(encrypted.count, "session");
                 let were = was_or_were(encrypted.count);
                 let text = format!(
-                    "{sessions} {encrypted} {were} encrypted: ftp-alg cannot read the announcements, and the firewall \
-                     drops the data connections"
+                    "{sessions} {encrypted} {were} encrypted: the server has no passive-ports, and the firewall drops the \
+                     data connections"
                 );
                 encrypted.finding(ProblemName::Encrypted, text)
             }),

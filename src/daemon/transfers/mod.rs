@@ -5,6 +5,7 @@
 mod accounting;
 mod session_bytes;
 mod totals;
+mod tries;
 pub(super) mod xferlog;
 
 use std::{
@@ -20,14 +21,18 @@ use std::{
 
 use ahash::AHashMap;
 use ftp_alg_core::engine::{
-    ClientKey, EndedSession, Event, EventKind, MissingConnection, PACKETS_WAIT, Transfer,
-    TransferTracker,
+    ClientKey, EndedSession, Event, EventKind, MissingConnection, PACKETS_WAIT, RangeFinder,
+    Transfer, TransferTracker,
 };
 use session_bytes::SessionBytes;
 use totals::Totals;
+use tries::Tries;
 
 use super::{shard::lock, snapshot::TransferTotals};
-use crate::kernel::{conntrack::CountedPackets, data_log::DataLog};
+use crate::kernel::{
+    conntrack::CountedPackets,
+    data_log::{Copied, DataLog},
+};
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -80,12 +85,16 @@ pub(super) trait DataConntrack {
 
     /// Whether the connection is not over.
     fn is_running(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool;
+
+    /// Whether there is one, even if it is over or has no answer.
+    fn knows(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool;
 }
 
 /// What the thread knows.
 struct Known<'a> {
     tracker: TransferTracker<SystemTime>,
     conntrack: &'a dyn DataConntrack,
+    tries: Tries,
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(SystemTime, Event<EndedSession>)>,
     /// Pinholes without a transfer, until the packets of their data connections are known.
@@ -186,10 +195,11 @@ impl Reporter {
     }
 
     /// Reports transfers and the ends of sessions, and passes them to `publish`, each [`INTERVAL`] until `stop` is set. Without
-    /// `data_log`, nothing is known of data connections.
+    /// `data_log`, nothing is known of data connections. Those of encrypted sessions come from the `finder`.
     pub(super) fn run(
         &self,
         mut data_log: Option<DataLog>,
+        finder: RangeFinder,
         conntrack: &dyn DataConntrack,
         mut publish: impl FnMut(Vec<Seen>),
         stop: &AtomicBool,
@@ -197,9 +207,11 @@ impl Reporter {
         let mut tracker = TransferTracker::default();
         tracker.sees_packets = data_log.is_some();
         tracker.since = Some(self.since);
+        tracker.set_finder(finder.clone());
         let mut known = Known {
             tracker,
             conntrack,
+            tries: Tries::new(finder),
             ended_sessions: VecDeque::new(),
             waiting_pinholes: VecDeque::new(),
             running: HashMap::new(),
@@ -214,9 +226,10 @@ impl Reporter {
             // What passed until now is read before anything is decided, also if other threads run meanwhile.
             let tick = Instant::now();
             let now = (!is_last).then_some(tick);
-            let observe = |at, packet| match packet {
-                Ok(packet) => known.tracker.observe(&packet),
-                Err(addresses) => known.tracker.record_unreadable(at, addresses),
+            let observe = |at, copied| match copied {
+                Copied::Packet(packet) => known.tracker.observe(&packet),
+                Copied::Unreadable(addresses) => known.tracker.record_unreadable(at, addresses),
+                Copied::Tried(client, dialled) => known.tries.record(tick, client, dialled),
             };
             let read = data_log.as_mut().map(|log| {
                 if is_last {
@@ -246,6 +259,15 @@ impl Reporter {
             };
             for (at, finished) in finished {
                 self.report(tick, at, finished, &mut known);
+            }
+            for finished in known.tracker.take_encrypted(now) {
+                let age = finished.kind.ended.map_or(Duration::ZERO, |ended| tick - ended);
+                let finished = finished.map(EventKind::Transfer);
+                self.report(tick, SystemTime::now() - age, finished, &mut known);
+            }
+            let knows = |initiator, dialled| conntrack.knows(initiator, dialled);
+            for dropped in known.tries.take_dropped(tick, knows) {
+                self.report_missing(SystemTime::now(), dropped, &mut known);
             }
             self.report_missing_connections(&mut known, now);
             if let Some(now) = now.filter(|now| *now >= known.next_look) {
@@ -367,7 +389,8 @@ impl Reporter {
             if let (false, Some((_, ends))) = (goes_on, event.kind.announcement) {
                 let reason =
                     format!("the kernel has forgotten the connection of {initiator} to {dialled}");
-                forgotten.push(event.clone().map(|_| MissingConnection { ends, reason }));
+                let missing = MissingConnection { ends, reason, encrypted: false };
+                forgotten.push(event.clone().map(|_| missing));
             }
             goes_on
         });
@@ -385,7 +408,8 @@ impl Known<'_> {
                 self.ended_sessions.push_back((at, ended));
                 continue;
             }
-            ended.kind.bytes = session_bytes.take(ended.session, ended.kind.transfers);
+            let bytes = session_bytes.take(ended.session, ended.kind.transfers);
+            ended.kind.bytes = bytes.filter(|_| !ended.kind.encrypted);
             self.reports.push((at, ended.map(EventKind::SessionEnded)));
         }
     }

@@ -18,6 +18,10 @@ impl DataConntrack for NoConntrack {
     fn is_running(&self, _: SocketAddr, _: SocketAddr) -> bool {
         false
     }
+
+    fn knows(&self, _: SocketAddr, _: SocketAddr) -> bool {
+        false
+    }
 }
 
 /// An upload with this last reply, and an event of its session.
@@ -100,7 +104,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     assert_eq!(reports.totals().lost, 5);
     record(&reports, &[of_client(5)]);
     assert_eq!(reports.totals().lost, 6);
-    reports.run(None, &NoConntrack, |_| {}, &AtomicBool::new(true));
+    reports.run(None, RangeFinder::default(), &NoConntrack, |_| {}, &AtomicBool::new(true));
     let totals = reports.totals();
     assert_eq!((totals.unknown.complete, totals.bytes_up), (MAX_INBOX as u64, 0));
 }
@@ -110,13 +114,19 @@ fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, Strin
     let reports = Reporter::new(true, []);
     let kinds = transfers.iter().cloned().map(Box::new).map(EventKind::Transfer);
     let duration = Duration::from_secs(3);
-    let ended = EndedSession { end: SessionEnd::Closed, transfers: counted, bytes: None, duration };
+    let ended = EndedSession {
+        end: SessionEnd::Closed,
+        encrypted: false,
+        transfers: counted,
+        bytes: None,
+        duration,
+    };
     let kinds = kinds.chain([EventKind::SessionEnded(ended)]);
     let events: Vec<_> = kinds.map(|kind| event(Some("bob"), kind)).collect();
     record(&reports, &events);
     let mut published = Vec::new();
     let publish = |reports| published.extend(reports);
-    reports.run(None, &NoConntrack, publish, &AtomicBool::new(true));
+    reports.run(None, RangeFinder::default(), &NoConntrack, publish, &AtomicBool::new(true));
     assert_eq!(published.len(), events.len());
     let (_, last) = published.pop().unwrap();
     match &last.kind {
@@ -142,7 +152,7 @@ fn a_session_ends_after_its_transfers_with_their_bytes() {
 #[test]
 fn only_reports_that_are_on_take_the_ends_of_sessions() {
     let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
-    let ended = EndedSession { end, transfers: 0, bytes: None, duration };
+    let ended = EndedSession { end, encrypted: false, transfers: 0, bytes: None, duration };
     let ended = EventKind::SessionEnded(ended);
     assert_eq!([true, false].map(|is_on| Reporter::new(is_on, []).reports(&ended)), [true, false]);
 }

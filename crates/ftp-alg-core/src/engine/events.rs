@@ -185,7 +185,8 @@ event_kinds! {
     /// no connection came through an expired pinhole
     #[event("unused", Warn, "unused pinholes", "the end that connects came late, or a firewall drops it")]
     Unused(UnusedPinhole),
-    /// the dialogue cannot be read any more: nothing is opened. One line of the log a client and day
+    /// the dialogue cannot be read any more, and the server has no [passive ports](encrypted.md): nothing is opened. One line of
+    /// the log a client and day
     #[event("encrypted", Warn, "encrypted sessions", "[encrypted connections](troubleshooting.md#encrypted-connections)")]
     Encrypted,
     /// both ends of an encrypted session speak TLS: its client may connect to the server's [passive ports](encrypted.md)
@@ -266,6 +267,9 @@ pub struct MissingConnection {
     pub ends: PinholeEnds,
     /// Who does not answer whom. The engine does not know; who has the packets of data connections does.
     pub reason: String,
+    /// Whether it is one of an encrypted session.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
 }
 
 /// Packets with an end's address that arrive where no route to it leads.
@@ -393,8 +397,8 @@ impl fmt::Display for EventText<'_> {
                  connection was dropped before this gateway"
             ),
             EventKind::Encrypted => f.write_str(
-                "encrypted: the dialogue cannot be read, so no pinhole is opened and nothing is rewritten; open the server's \
-                 passive ports in the firewall, or set [policy] auth-tls = \"refuse\" so that clients use plain FTP",
+                "encrypted: the dialogue cannot be read; give the server its passive-ports in [[server]] or [[network]], and its \
+                 data connections are admitted; in active mode none is, unless the client goes back to plain text (CCC)",
             ),
             EventKind::RangeOpened(range) => write!(f, "range open: {range}"),
             EventKind::RangeClosed(ClosedRange { range, why }) => {
@@ -411,7 +415,9 @@ impl fmt::Display for EventText<'_> {
             }
             EventKind::SessionStarted => f.write_str("session started"),
             EventKind::SessionEnded(ended) => ended.write(f, user.as_deref()),
-            EventKind::NoDataConnection(MissingConnection { ends, reason }) if reason.is_empty() => {
+            EventKind::NoDataConnection(MissingConnection { ends, reason, .. })
+                if reason.is_empty() =>
+            {
                 write!(f, "no transfer through the pinhole {ends}")
             }
             EventKind::NoDataConnection(MissingConnection { reason, .. }) => {

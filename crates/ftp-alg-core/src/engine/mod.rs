@@ -47,7 +47,10 @@ pub use offload::handover::{
     FastPathLine, FlowChange, Handover, LoginStage, PinholeId, SequenceOffset, Withdrawal,
 };
 use packets::reorder::{self, ReorderQueue};
-pub use ranges::{LIFETIME as RANGE_LIFETIME, OpenRange, PassivePorts, PortsText, RangeInfo};
+pub use ranges::{
+    EncryptedConnection, LIFETIME as RANGE_LIFETIME, OpenRange, PassivePorts, PortsText,
+    RangeFinder, RangeInfo,
+};
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;
 pub use shares::Shares;

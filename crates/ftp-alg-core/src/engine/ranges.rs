@@ -4,12 +4,14 @@
 //! Two sessions of a client with a server share one, and it goes with the last. The kernel has it on behalf of the first,
 //! whose translation counts. Two servers behind one address cannot be told apart by it, so the second gets none.
 //!
+//! The range of a server without the setting has no ports: nothing is open, and the kernel logs what its client tries.
+//!
 //! Invariant: the kernel has a range only while a session holds it, or for [`LIFETIME`] behind the last renewal.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -17,13 +19,18 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::engine::{Kernel, KernelError, Translation};
+use crate::engine::{Event, Kernel, KernelError, PinholeEnds, Translation};
 
 /// How long the kernel has a range without a renewal: a daemon that is killed, and not started again, renews none.
 pub const LIFETIME: Duration = Duration::from_secs(120);
 /// How often each is renewed.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
-/// Limit of control connections that conntrack is asked for at a time.
+/// How long copies of packets may be on their way to those who ask for the session of a data connection.
+const COPIES_WAIT: Duration = Duration::from_secs(2);
+/// Limit of the ranges that are stored so long.
+const MAX_LEFT: usize = 1024;
+/// Limit of sessions that one look is about: of more, it takes several to find that their control connections are gone, and of
+/// more than 30,000 ranges close for a while because they are renewed too late.
 const MAX_LOOKUPS: usize = 256;
 
 /// Passive ports: ranges that ascend and do not touch.
@@ -41,6 +48,9 @@ pub struct OpenRange {
 /// The client and the address that it dialled, by which the rules find a range.
 type Key = (IpAddr, IpAddr);
 
+const LOWEST: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const HIGHEST: IpAddr = IpAddr::V6(Ipv6Addr::from_bits(u128::MAX));
+
 /// A session that holds a range.
 struct Holder {
     session: u64,
@@ -49,7 +59,12 @@ struct Holder {
 
 /// The ranges of all shards.
 #[derive(Default)]
-struct All(BTreeMap<Key, Vec<Holder>>);
+struct All {
+    /// Their holders, at least one for each.
+    open: BTreeMap<Key, Vec<Holder>>,
+    /// The last holders, and since when a finder knows that they hold theirs no more.
+    left: VecDeque<(Option<Instant>, Holder)>,
+}
 
 /// The ranges of the sessions of one shard.
 #[derive(Default)]
@@ -61,7 +76,6 @@ pub struct Ranges {
     left: Vec<Held>,
     /// The table slot behind the last one whose control connection was looked up.
     next: u32,
-    renewed: Option<Instant>,
     errors: Vec<KernelError>,
 }
 
@@ -73,8 +87,71 @@ fn lock(all: &Mutex<All>) -> MutexGuard<'_, All> {
 struct Held {
     session: u64,
     range: OpenRange,
-    /// Whether conntrack has its control connection, as far as is known, so that the range is open.
-    is_open: bool,
+    /// When it was opened or renewed, if conntrack has its control connection, as far as is known.
+    renewed: Option<Instant>,
+}
+
+/// Finds the session of a data connection, for the reports of transfers.
+#[derive(Clone, Default)]
+pub struct RangeFinder(Arc<Mutex<All>>);
+
+/// A connection between the ends of an encrypted session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncryptedConnection {
+    /// Its session, and its ends.
+    pub of: Event<PinholeEnds>,
+    /// Whether the client has another session with the server.
+    pub may_be_anothers: bool,
+}
+
+impl RangeFinder {
+    /// The data connection between an initiator and a target, as the filter chains see them, if that is of an open range.
+    pub fn find(&self, initiator: IpAddr, target: SocketAddr) -> Option<EncryptedConnection> {
+        let all = lock(&self.0);
+        let of_client = all.open.range((initiator, LOWEST)..=(initiator, HIGHEST));
+        let open = of_client.filter_map(|(_, holders)| Some((holders.first()?, holders.len())));
+        let left = all.left.iter().rev().map(|(_, holder)| (holder, 1));
+        let is_its = |holder: &Holder| {
+            holder.range.control.client.ip() == initiator && holder.range.leads_to(target)
+        };
+        let (holder, count) = open.chain(left).find(|(holder, _)| is_its(holder))?;
+        let arrival = holder.range.control.server_external.ip();
+        Some(holder.connection(SocketAddr::new(arrival, target.port()), target, count > 1))
+    }
+
+    /// Forgets ranges that were closed a while before `now`.
+    pub(super) fn forget(&self, now: Instant) {
+        let left = &mut lock(&self.0).left;
+        left.iter_mut().for_each(|(since, _)| _ = since.get_or_insert(now));
+        left.retain(|(since, _)| since.is_none_or(|since| now < since + COPIES_WAIT));
+    }
+
+    /// The connection that a client tried to make to what it `dialled`, if that is of no open range, but the client has an
+    /// encrypted session there.
+    pub fn find_tried(&self, client: IpAddr, dialled: SocketAddr) -> Option<EncryptedConnection> {
+        let all = lock(&self.0);
+        let holders = all.open.get(&(client, dialled.ip()))?;
+        let holder = holders.first()?;
+        let target = SocketAddr::new(holder.range.control.server.ip(), dialled.port());
+        let is_admitted = holder.range.leads_to(target);
+        (!is_admitted).then(|| holder.connection(dialled, target, holders.len() > 1))
+    }
+}
+
+impl Holder {
+    fn connection(
+        &self,
+        arrival: SocketAddr,
+        target: SocketAddr,
+        may_be_anothers: bool,
+    ) -> EncryptedConnection {
+        let control = &self.range.control;
+        let (session, client, server) = (self.session, control.client, control.server);
+        let source = control.client_external.ip();
+        let kind = PinholeEnds { initiator: client.ip(), arrival, target, source };
+        let of = Event { session, client, server, user: None, kind };
+        EncryptedConnection { of, may_be_anothers }
+    }
 }
 
 /// Why a range was not opened.
@@ -89,6 +166,16 @@ pub enum RangeNotOpened {
 impl OpenRange {
     fn key(&self) -> Key {
         (self.control.client.ip(), self.control.server_external.ip())
+    }
+
+    fn leads_to(&self, target: SocketAddr) -> bool {
+        self.control.server.ip() == target.ip()
+            && self.ports.iter().any(|range| range.contains(&target.port()))
+    }
+
+    /// Whether anything is open.
+    pub fn has_ports(&self) -> bool {
+        !self.ports.is_empty()
     }
 }
 
@@ -157,6 +244,17 @@ impl Ranges {
         Self { all: Arc::clone(&self.all), ..Self::default() }
     }
 
+    /// What finds the sessions of data connections, of all shards.
+    pub fn finder(&self) -> RangeFinder {
+        RangeFinder(Arc::clone(&self.all))
+    }
+
+    /// The ports that are open for the session in the table slot `owner`, as far as is known.
+    pub fn open_ports(&self, owner: u32) -> Option<PassivePorts> {
+        let held = self.of.get(&owner)?;
+        (held.renewed.is_some() && held.range.has_ports()).then(|| Arc::clone(&held.range.ports))
+    }
+
     /// The range of the session in the table slot `owner`.
     pub fn of(&self, owner: u32) -> Option<&OpenRange> {
         self.of.get(&owner).map(|held| &held.range)
@@ -165,13 +263,14 @@ impl Ranges {
     /// Opens a `range` for a `session`, unless another one of its client has it open.
     pub fn open(
         &mut self,
+        now: Instant,
         owner: u32,
         session: u64,
         range: OpenRange,
         kernel: &mut dyn Kernel,
     ) -> Result<(), RangeNotOpened> {
         let mut all = lock(&self.all);
-        let holders = all.0.entry(range.key()).or_default();
+        let holders = all.open.entry(range.key()).or_default();
         let server = range.control.server.ip();
         let other = holders.iter().map(|one| one.range.control.server.ip());
         if let Some(other) = other.into_iter().find(|other| *other != server) {
@@ -180,17 +279,17 @@ impl Ranges {
         let opened = if holders.is_empty() { kernel.open_range(&range) } else { Ok(()) };
         match opened {
             Ok(()) => holders.push(Holder { session, range: range.clone() }),
-            Err(_) => drop(all.0.remove(&range.key())),
+            Err(_) => drop(all.open.remove(&range.key())),
         }
         drop(all);
         opened.map_err(RangeNotOpened::Kernel)?;
-        self.of.insert(owner, Held { session, range, is_open: true });
+        self.of.insert(owner, Held { session, range, renewed: Some(now) });
         Ok(())
     }
 
     /// Takes over the range of a session of an earlier daemon. The next [look](Self::look) opens it.
     pub fn restore(&mut self, owner: u32, session: u64, range: OpenRange) {
-        self.of.insert(owner, Held { session, range, is_open: false });
+        self.of.insert(owner, Held { session, range, renewed: None });
     }
 
     /// Takes over what the session in the slot `from` of `other` has, for the slot `owner`.
@@ -222,16 +321,21 @@ impl Ranges {
     fn leave(&mut self, Held { session, range, .. }: &Held, kernel: &mut dyn Kernel) {
         let all = Arc::clone(&self.all);
         let mut all = lock(&all);
-        let Some(holders) = all.0.get_mut(&range.key()) else { return };
-        let was_first = holders.first().is_some_and(|one| one.session == *session);
-        holders.retain(|one| one.session != *session);
+        let All { open, left } = &mut *all;
+        let Some(holders) = open.get_mut(&range.key()) else { return };
+        let Some(at) = holders.iter().position(|one| one.session == *session) else { return };
+        let was_first = at == 0;
+        left.push_back((None, holders.remove(at)));
+        if left.len() > MAX_LEFT {
+            left.pop_front();
+        }
         let changed = match holders.first() {
             None => kernel.close_range(range),
             Some(next) if was_first => kernel.open_range(&next.range),
             Some(_) => Ok(()),
         };
         if holders.is_empty() {
-            all.0.remove(&range.key());
+            open.remove(&range.key());
         }
         self.errors.extend(changed.err());
     }
@@ -242,57 +346,64 @@ impl Ranges {
         let owners: Vec<_> = self.of.range(self.next..).map(|(owner, _)| *owner).collect();
         let is_rest = owners.len() <= MAX_LOOKUPS;
         for owner in owners.into_iter().take(MAX_LOOKUPS) {
-            self.look_at(owner, kernel);
+            if let Err(error) = self.look_at(now, owner, kernel) {
+                self.errors.push(error);
+            }
             self.next = owner + 1;
         }
         if is_rest {
             self.next = 0;
         }
-        if self.renewed.is_none_or(|renewed| now >= renewed + RENEWAL_INTERVAL) {
-            self.renewed = Some(now);
-            self.renew(kernel);
-        }
     }
 
-    fn look_at(&mut self, owner: u32, kernel: &mut dyn Kernel) {
-        let Some(held) = self.of.get_mut(&owner) else { return };
+    fn look_at(
+        &mut self,
+        now: Instant,
+        owner: u32,
+        kernel: &mut dyn Kernel,
+    ) -> Result<(), KernelError> {
+        let Some(held) = self.of.get_mut(&owner) else { return Ok(()) };
         let control = &held.range.control;
-        let found = match kernel.lookup_translation(control.client, control.server) {
-            Ok(found) => found.is_some(),
-            Err(error) => return self.errors.push(error),
-        };
-        match (held.is_open, found) {
-            (true, false) => {
-                held.is_open = false;
-                let closed =
-                    Held { session: held.session, range: held.range.clone(), is_open: false };
-                self.leave(&closed, kernel);
+        let is_found = kernel.lookup_translation(control.client, control.server)?.is_some();
+        match held.renewed {
+            Some(_) if !is_found => {
+                held.renewed = None;
+                let (session, range) = (held.session, held.range.clone());
+                self.leave(&Held { session, range, renewed: None }, kernel);
             }
-            (false, true) => {
+            Some(renewed) if now >= renewed + RENEWAL_INTERVAL => {
+                held.renewed = Some(now);
+                Self::renew(&self.all, held, kernel)?;
+            }
+            None if is_found => {
                 let (session, range) = (held.session, held.range.clone());
                 // It stays closed if another server has the place by now.
-                if let Err(RangeNotOpened::Kernel(error)) = self.open(owner, session, range, kernel)
+                if let Err(RangeNotOpened::Kernel(error)) =
+                    self.open(now, owner, session, range, kernel)
                 {
-                    self.errors.push(error);
+                    return Err(error);
                 }
             }
             _ => {}
         }
+        Ok(())
     }
 
-    fn renew(&mut self, kernel: &mut dyn Kernel) {
-        let all = lock(&self.all);
-        for Held { session, range, .. } in self.of.values().filter(|held| held.is_open) {
-            let holders = all.0.get(&range.key());
-            if holders.and_then(|all| all.first()).is_some_and(|one| one.session == *session) {
-                self.errors.extend(kernel.open_range(range).err());
-            }
+    /// Renews a range, if the kernel has it on behalf of this holder.
+    fn renew(all: &Mutex<All>, held: &Held, kernel: &mut dyn Kernel) -> Result<(), KernelError> {
+        let all = lock(all);
+        let first = all.open.get(&held.range.key()).and_then(|holders| holders.first());
+        match first.is_some_and(|first| first.session == held.session) {
+            true => kernel.open_range(&held.range),
+            false => Ok(()),
         }
     }
 
     /// Has those that are open opened again, because the kernel has lost them.
     pub fn reopen(&mut self, kernel: &mut dyn Kernel) {
-        self.renew(kernel);
+        for held in self.of.values().filter(|held| held.renewed.is_some()) {
+            self.errors.extend(Self::renew(&self.all, held, kernel).err());
+        }
     }
 
     /// The table slots of the sessions that hold one.

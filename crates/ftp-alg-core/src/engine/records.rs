@@ -47,7 +47,7 @@ struct SessionRecord<'a> {
     last_seen: u64,
     pinholes: Vec<PinholeRecord>,
     fast_path: FastPathProgress,
-    /// Whether the server's passive ports are open to its client.
+    /// Whether it has a range.
     has_range: bool,
     activity: Cow<'a, ClientActivity>,
     session: Cow<'a, Session>,
@@ -309,9 +309,7 @@ impl Sessions {
             }
             let policy = self.policy.for_network(network);
             let ports = policy.passive_ports(server.ip());
-            if let Some(control) = translation.filter(|_| record.has_range && !is_unqueued)
-                && !ports.is_empty()
-            {
+            if let Some(control) = translation.filter(|_| record.has_range && !is_unqueued) {
                 self.ranges.restore(owner, id, OpenRange { control, ports: Arc::clone(ports) });
             }
             let lifetime = policy.pinhole_timeout;

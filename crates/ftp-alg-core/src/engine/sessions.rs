@@ -21,7 +21,7 @@ use crate::{
             PinholeTable,
             pinhole::{Pinhole, renewal_interval},
         },
-        ranges::Ranges,
+        ranges::{RangeFinder, Ranges},
         records::UnwrittenChanges,
         table::{Key, Table},
         timers::Timers,
@@ -158,6 +158,11 @@ impl Sessions {
         self.close_forbidden_ranges();
     }
 
+    /// What finds the sessions of encrypted data connections, of all shards.
+    pub fn range_finder(&self) -> RangeFinder {
+        self.ranges.finder()
+    }
+
     /// Opens ranges again, because the kernel has lost them all; those of restored sessions for the first time.
     pub fn reopen_ranges(&mut self, now: Instant, kernel: &mut dyn Kernel) {
         self.ranges.look(now, kernel);
@@ -173,6 +178,7 @@ impl Sessions {
             let policy = self.policy.for_network(entry.head.network());
             if *policy.passive_ports(range.control.server.ip()) != range.ports
                 && let Some(range) = self.ranges.close(index)
+                && !range.ports.is_empty()
             {
                 let why = "the configuration has other passive ports";
                 let closed = EventKind::RangeClosed(ClosedRange { range, why });

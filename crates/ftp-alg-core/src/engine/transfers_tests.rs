@@ -44,6 +44,7 @@ fn in_short(transfer: &Transfer) -> String {
         TransferEnd::SessionReset => "the control connection was reset".to_owned(),
         TransferEnd::Unseen => "its end was not seen".to_owned(),
         TransferEnd::Pending => "pending".to_owned(),
+        TransferEnd::Encrypted => "encrypted".to_owned(),
     };
     format!("{verb} {path}: {end}")
 }

@@ -22,10 +22,12 @@ pub enum TransferVerb {
     Stor,
     /// `STOU`: the client sends a file, and the server names it.
     Stou,
+    /// One that is encrypted, and whether it sends a file to the server, if that is known.
+    Encrypted(Option<bool>),
 }
 
 impl TransferVerb {
-    /// All, with their names.
+    /// All that can be read, with their names.
     pub const ALL: [(&str, Self); 7] = [
         ("RETR", Self::Retr),
         ("STOR", Self::Stor),
@@ -41,7 +43,7 @@ impl TransferVerb {
         Self::ALL.iter().find(is_meant).map(|(_, verb)| *verb)
     }
 
-    /// The command's word.
+    /// The command's word; empty if it is encrypted.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, verb)| *verb == self).map_or("", |(name, _)| name)
     }
@@ -53,7 +55,7 @@ impl TransferVerb {
 
     /// Whether the client sends the data.
     pub fn is_upload(self) -> bool {
-        matches!(self, Self::Appe | Self::Stor | Self::Stou)
+        matches!(self, Self::Appe | Self::Stor | Self::Stou | Self::Encrypted(Some(true)))
     }
 
     /// Whether the target of the data connection sends the data, not its initiator, after an announcement of this kind.

@@ -547,11 +547,14 @@ impl Decider<'_> {
                     "the client does not speak FTP: no pinhole is opened any more, refusals continue".into(),
                 ));
             }
-            DialogueEvent::Encrypted => {
-                self.counters.encrypted += 1;
-                self.push_event(EventKind::Encrypted);
+            DialogueEvent::Encrypted => self.record_encrypted(),
+            DialogueEvent::TlsOfBoth => {
+                if dialogue.phase() == Phase::NotGreeted {
+                    // Implicit TLS.
+                    self.record_encrypted();
+                }
+                self.open_range();
             }
-            DialogueEvent::TlsOfBoth => self.open_range(),
             DialogueEvent::PlaintextResumed => {
                 self.push_event(EventKind::Change("readable again".into()))
             }
@@ -576,22 +579,32 @@ impl Decider<'_> {
         }
     }
 
+    fn record_encrypted(&mut self) {
+        self.counters.encrypted += 1;
+        self.head.activity_mut().record_encrypted();
+        if self.policy.passive_ports(self.head.server().ip()).is_empty() {
+            self.push_event(EventKind::Encrypted);
+        }
+    }
+
     /// Opens the server's passive ports to the client, if there are any: both have begun TLS.
     fn open_range(&mut self) {
-        let ports = self.policy.passive_ports(self.head.server().ip());
-        if ports.is_empty() || self.ranges.of(self.index).is_some() {
+        if self.ranges.of(self.index).is_some() {
             return;
         }
         let control = match self.translation() {
             Ok(control) => control,
             Err(error) => return self.record_kernel_error(&error),
         };
-        let range = OpenRange { control, ports: Arc::clone(ports) };
-        let info = RangeInfo::from(&range);
-        match self.ranges.open(self.index, self.head.id, range, self.kernel) {
+        let ports = Arc::clone(self.policy.passive_ports(self.head.server().ip()));
+        let range = OpenRange { control, ports };
+        let opened = range.has_ports().then(|| RangeInfo::from(&range));
+        match self.ranges.open(self.now, self.index, self.head.id, range, self.kernel) {
             Ok(()) => {
-                self.counters.ranges_opened += 1;
-                self.push_event(EventKind::RangeOpened(info));
+                if let Some(opened) = opened {
+                    self.counters.ranges_opened += 1;
+                    self.push_event(EventKind::RangeOpened(opened));
+                }
             }
             Err(RangeNotOpened::Kernel(error)) => self.record_kernel_error(&error),
             Err(RangeNotOpened::OtherServer(other)) => {
@@ -606,7 +619,9 @@ impl Decider<'_> {
 
     /// Closes the range of the session, if there is one.
     pub(crate) fn close_range(&mut self, why: &'static str) {
-        if let Some(range) = self.ranges.close(self.index) {
+        if let Some(range) = self.ranges.close(self.index)
+            && !range.ports.is_empty()
+        {
             self.push_event(EventKind::RangeClosed(ClosedRange { range, why }));
         }
     }

@@ -184,7 +184,8 @@ impl Engine {
         let plan = session.inspect(from, packet, conditions, changed, &mut decider);
         let is_new = positions != session.read_positions();
         // The end of a session with open ports must be seen.
-        let needs_none = session.needs_none_queued() && decider.ranges.of(decider.index).is_none();
+        let needs_none =
+            session.needs_none_queued() && decider.ranges.open_ports(decider.index).is_none();
         let wanted = wanted_queue_mode(decider.head, session, meta.queues_all, needs_none);
         let is_refused = wanted.is_some_and(|mode| {
             let set = decider.set_queue_mode(mode, ConnectionOf::Session);

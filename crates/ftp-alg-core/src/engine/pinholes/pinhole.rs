@@ -125,7 +125,11 @@ impl Pinhole {
 
     /// The event that it waits for a transfer, and perhaps for its data connection.
     pub fn missing(&self) -> EventKind {
-        EventKind::NoDataConnection(MissingConnection { ends: self.ends, reason: String::new() })
+        EventKind::NoDataConnection(MissingConnection {
+            ends: self.ends,
+            reason: String::new(),
+            encrypted: false,
+        })
     }
 
     /// One that has no serial number yet.

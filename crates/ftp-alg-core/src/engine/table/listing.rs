@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        PinholeEnds, Sessions, Translation, activity::PendingTransfer, pinholes::pinhole::Pinhole,
-        table::entry::Entry,
+        PassivePorts, PinholeEnds, Sessions, Translation, activity::PendingTransfer,
+        pinholes::pinhole::Pinhole, table::entry::Entry,
     },
     ftp::AnnouncementKind,
 };
@@ -37,6 +37,8 @@ pub struct SessionInfo {
     pub data_connection: Option<(AnnouncementKind, PinholeEnds)>,
     /// Number of transfers that have ended, whatever their result.
     pub ended_transfers: u32,
+    /// The passive ports that are open to its client, because it is encrypted.
+    pub open_ports: Option<PassivePorts>,
 }
 
 /// What is known of one session in addition to its row.
@@ -121,6 +123,7 @@ impl Sessions {
             transfer: transfer.cloned(),
             data_connection: has_started.then(last).flatten().map(|held| (held.kind, held.ends)),
             ended_transfers: extra.activity.ended_transfers(),
+            open_ports: self.ranges.open_ports(index),
         })
     }
 

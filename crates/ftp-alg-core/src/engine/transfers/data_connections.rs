@@ -11,11 +11,14 @@
 //! packet by [`MAX_SAME`].
 
 use std::{
+    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use crate::engine::{ClientKey, PinholeEnds, Shares, activity::EXAMINED_AFTER};
+use crate::engine::{
+    ClientKey, EncryptedConnection, PinholeEnds, RangeFinder, Shares, activity::EXAMINED_AFTER,
+};
 use ahash::AHashMap;
 
 /// Limit of data connections that are stored; of those that are over, the oldest go first.
@@ -146,6 +149,8 @@ pub(super) struct DataConnection {
     pub is_reported: bool,
     /// Whether it may be another one, or what was seen of it contradicts itself.
     pub is_doubtful: bool,
+    /// Whose it is if no transfer is read that uses it.
+    pub encrypted: Option<Box<EncryptedConnection>>,
 }
 
 /// The data connection of a transfer, as far as is known.
@@ -172,6 +177,11 @@ pub(super) struct DataConnections {
     last: u64,
     /// When any of them may have been lost.
     lost_at: Option<Instant>,
+    /// The sessions of encrypted ones.
+    pub finder: RangeFinder,
+    /// Those that are over, and may be encrypted: when to look whether a transfer has used them meanwhile, by their ends and
+    /// serial numbers.
+    over: VecDeque<(Instant, DataEnds, u64)>,
 }
 
 impl DataConnections {
@@ -188,6 +198,8 @@ impl DataConnections {
             let connection = self.begin(packet.passed, ends, port, first);
             connection.record(sender, packet);
             connection.is_doubtful |= has_sent_more;
+            let over = connection.take_over(ends);
+            self.over.extend(over);
             return each(ends);
         }
         // A forged SYN or SYN-ACK makes another connection of the same two endpoints. It must not get this one's packets.
@@ -202,9 +214,23 @@ impl DataConnections {
                 .or_else(|| newest(&|_| true));
             if let Some(place) = place {
                 same[place].record(sender, packet);
+                self.over.extend(same[place].take_over(ends));
                 each(ends);
             }
         }
+    }
+
+    /// The encrypted connections that were over a while before `now`, or all, without what transfers have used. Removes them.
+    pub fn take_encrypted(&mut self, now: Option<Instant>) -> Vec<DataConnection> {
+        let mut taken = Vec::new();
+        let is_due = |(until, ..): &(Instant, DataEnds, u64)| now.is_none_or(|now| *until <= now);
+        while self.over.front().is_some_and(is_due)
+            && let Some((_, ends, serial)) = self.over.pop_front()
+        {
+            taken.extend(self.find(ends, serial).cloned());
+            self.remove(ends, serial);
+        }
+        taken
     }
 
     /// The newest connection between these ends.
@@ -360,7 +386,9 @@ impl DataConnections {
         }
         let same = self.by_ends.entry(ends).or_insert_with(|| Vec::with_capacity(1));
         let place = known.unwrap_or_else(|| {
-            same.push(DataConnection::new(self.last, passed, port, first));
+            let encrypted = self.finder.find(ends.0, ends.1).map(Box::new);
+            let new = DataConnection::new(self.last, passed, port, first);
+            same.push(DataConnection { encrypted, ..new });
             same.len() - 1
         });
         &mut same[place]
@@ -425,6 +453,7 @@ impl DataConnection {
             reset: None,
             is_reported: false,
             is_doubtful: false,
+            encrypted: None,
         }
     }
 
@@ -450,6 +479,26 @@ impl DataConnection {
         if flags.rst && self.reset.is_none() {
             (self.reset, self.ended, self.ended_by) = (Some((sender, at)), at, by);
         }
+    }
+
+    /// Its entry in the list of those that are over, once.
+    fn take_over(&mut self, ends: DataEnds) -> Option<(Instant, DataEnds, u64)> {
+        let is_over = self.encrypted.is_some() && self.is_answered() && self.is_over();
+        let is_new = is_over && !std::mem::replace(&mut self.is_reported, true);
+        is_new.then(|| (self.ended_by + LATEST_REPLY, ends, self.serial))
+    }
+
+    /// How much the target has got, by the acknowledgement in its last FIN or RST, and has sent up to its FIN.
+    pub fn bytes_by_target(&self) -> [Option<u32>; 2] {
+        let [initiator, target] = self.first;
+        let got = initiator.zip(self.acknowledged[End::Target as usize]);
+        let sent = target.zip(self.fins[End::Target as usize].map(|fin| fin.seq));
+        [got, sent].map(|known| Some(known?.1.wrapping_sub(known?.0).wrapping_sub(1)))
+    }
+
+    /// Whether an end has closed it.
+    pub fn has_fin(&self) -> bool {
+        self.fins.iter().any(Option::is_some)
     }
 
     /// Whether its ends may send FINs.

@@ -18,7 +18,11 @@ use super::{
     },
     transfer::{Transfer, TransferEnd, TransferResult},
 };
-use crate::engine::{ClientKey, Event, EventKind, PinholeEnds, Shares};
+use crate::{
+    engine::{ClientKey, EncryptedConnection, Event, EventKind, PinholeEnds, RangeFinder, Shares},
+    ftp::AnnouncementKind,
+    session::TransferVerb,
+};
 
 /// How long a transfer waits for the packets of its data connection.
 pub const PACKETS_WAIT: Duration = Duration::from_millis(500);
@@ -35,6 +39,11 @@ const SHARE: usize = MAX_WAITING / 4;
 /// Of those, of one session.
 const MAX_OF_SESSION: usize = 256;
 
+/// The most bytes of a TLS handshake that are taken for no file.
+const MOST_HANDSHAKE: u32 = 16 << 10;
+
+/// Why the session of an encrypted transfer is not certain.
+const OTHER_SESSION: &str = "its client has several encrypted sessions with the server";
 /// Why the bytes of a transfer are not certain.
 const OTHER_CONNECTION: &str = "its data connection may be another one's";
 /// The same, if its ends do not agree.
@@ -342,6 +351,18 @@ impl<Tag> TransferTracker<Tag> {
             .then(|| (SocketAddr::new(pinhole.initiator, newest.initiator_port), pinhole.arrival))
     }
 
+    /// Has the data connections of encrypted sessions found.
+    pub fn set_finder(&mut self, finder: RangeFinder) {
+        self.connections.finder = finder;
+    }
+
+    /// The transfers of encrypted sessions that were over a while before `now`, or all.
+    pub fn take_encrypted(&mut self, now: Option<Instant>) -> Vec<Event<Box<Transfer>>> {
+        now.into_iter().for_each(|now| self.connections.finder.forget(now));
+        let taken = self.connections.take_encrypted(now);
+        taken.into_iter().filter_map(encrypted_transfer).collect()
+    }
+
     /// All transfers, at the end.
     pub fn take_all(&mut self) -> VecDeque<(Tag, Event)> {
         let all: Vec<_> = self.waiting.keys().copied().collect();
@@ -431,6 +452,39 @@ impl<Tag> TransferTracker<Tag> {
     }
 }
 
+/// The transfer of which nothing is known but its data connection. More bytes than in the other direction, with the handshake
+/// of TLS, are those of a file.
+fn encrypted_transfer(mut connection: DataConnection) -> Option<Event<Box<Transfer>>> {
+    let EncryptedConnection { of, may_be_anothers } = *connection.encrypted.take()?;
+    let moved @ [up, down] = connection.bytes_by_target();
+    let [got, sent] = moved.map(Option::unwrap_or_default);
+    let is_upload = (got.abs_diff(sent) > MOST_HANDSHAKE).then_some(got > sent);
+    let bytes = is_upload.and_then(|is_upload| if is_upload { up } else { down });
+    // Clients close when they have all of a file, and reset what comes behind it.
+    let result = match connection.has_fin() {
+        true => TransferResult::Complete,
+        false => TransferResult::Reset,
+    };
+    Some(of.map(|ends| {
+        Box::new(Transfer {
+            verb: TransferVerb::Encrypted(is_upload),
+            path: None,
+            announcement: Some((AnnouncementKind::Pasv, ends)),
+            announced: None,
+            duration: connection.ended - connection.began,
+            has_started: true,
+            is_followed: false,
+            end: TransferEnd::Encrypted,
+            ended: Some(connection.ended),
+            result,
+            bytes: bytes.filter(|_| !connection.is_doubtful).map(u64::from),
+            initiator_port: Some(connection.initiator_port),
+            reason: None,
+            uncertain: may_be_anothers.then_some(OTHER_SESSION),
+        })
+    }))
+}
+
 /// The ends by which the packets of a transfer's data connection are found.
 fn ends_for(transfer: &Transfer) -> Option<DataEnds> {
     transfer.announcement.map(|(_, pinhole)| ends_of(&pinhole))
@@ -511,7 +565,7 @@ fn classify(
         {
             return (TransferResult::Unseen, None);
         }
-        TransferEnd::Unseen | TransferEnd::Pending => 0,
+        TransferEnd::Unseen | TransferEnd::Pending | TransferEnd::Encrypted => 0,
     };
     let is_missing = code == 425 || !is_answered && sees_packets && matches!(code, 0 | 421 | 426);
     if is_missing && !is_answered {

@@ -27,6 +27,8 @@ pub enum TransferEnd {
     Unseen,
     /// It has not ended.
     Pending,
+    /// The control connection is encrypted.
+    Encrypted,
 }
 
 /// How a transfer ended.
@@ -112,6 +114,19 @@ impl Transfer {
         self.announcement.map(|(kind, _)| kind.is_active())
     }
 
+    /// Whether nothing is known of it but its data connection.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.verb, TransferVerb::Encrypted(_))
+    }
+
+    /// Whether the client sends, if that is known.
+    fn is_upload(&self) -> Option<bool> {
+        match self.verb {
+            TransferVerb::Encrypted(is_upload) => is_upload,
+            verb => Some(verb.is_upload()),
+        }
+    }
+
     /// Whether it has begun, by the server's word.
     pub fn has_begun(&self) -> bool {
         self.has_started || self.end.is_success()
@@ -146,7 +161,8 @@ impl Transfer {
         if let Some(user) = user {
             write!(f, "{}@", NameInText::User(user))?;
         }
-        write!(f, "{client} {}", self.verb.name())?;
+        let verb = if self.is_encrypted() { "encrypted" } else { self.verb.name() };
+        write!(f, "{client} {verb}")?;
         if let Some(path) = self.path.as_ref().filter(|path| !path.is_empty()) {
             write!(f, " {}", NameInText::Path(path))?;
         }
@@ -166,6 +182,7 @@ impl Transfer {
                 TransferEnd::Unseen | TransferEnd::Pending => {
                     f.write_str("its end was not seen")?;
                 }
+                TransferEnd::Encrypted => f.write_str("the data connection ended")?,
             }
             if !matches!(result, TransferResult::Complete | TransferResult::Unseen) {
                 write!(f, ", {}", result.name().replace('-', " "))?;
@@ -181,9 +198,11 @@ impl Serialize for Transfer {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Fields<'a> {
-            verb: &'static str,
+            verb: Option<&'static str>,
             path: Option<&'a str>,
-            direction: &'static str,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            encrypted: bool,
+            direction: Option<&'static str>,
             mode: Option<&'static str>,
             bytes: Option<u64>,
             #[serde(serialize_with = "in_seconds")]
@@ -200,9 +219,10 @@ impl Serialize for Transfer {
         }
         let Self { verb, path, duration, result, bytes, reason, initiator_port, .. } = self;
         Fields {
-            verb: verb.name(),
+            verb: (!self.is_encrypted()).then(|| verb.name()),
             path: path.as_deref(),
-            direction: if verb.is_upload() { "up" } else { "down" },
+            encrypted: self.is_encrypted(),
+            direction: self.is_upload().map(|up| if up { "up" } else { "down" }),
             mode: self.is_active().map(|active| if active { "active" } else { "passive" }),
             bytes: *bytes,
             seconds: *duration,

@@ -1,0 +1,70 @@
+//! Data connections of encrypted sessions that the firewall drops, because their ports are not among the passive ports of the
+//! server.
+//!
+//! The rules copy such a SYN before any filter. One that no filter drops is in conntrack by the time that it is looked up.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use ftp_alg_core::engine::{Event, MissingConnection, PACKETS_WAIT, RangeFinder};
+
+/// How long the same client tries to reach the same port: SYNs are retransmitted for two minutes.
+const LIFETIME: Duration = Duration::from_secs(130);
+/// Limit of those that are stored. Of more, nothing is known.
+const MAX_TRIES: usize = 1024;
+
+/// A SYN that was copied.
+struct Try {
+    seen: Instant,
+    /// What is to be said of it, if that was not said.
+    missing: Option<Event<MissingConnection>>,
+}
+
+/// The connections that clients tried to make, by client and the port that this dialled.
+#[derive(Default)]
+pub(super) struct Tries {
+    finder: RangeFinder,
+    known: BTreeMap<(SocketAddr, SocketAddr), Try>,
+}
+
+impl Tries {
+    pub(super) fn new(finder: RangeFinder) -> Self {
+        Self { finder, ..Self::default() }
+    }
+
+    /// Records the SYN of a client to what it `dialled`.
+    pub(super) fn record(&mut self, seen: Instant, client: SocketAddr, dialled: SocketAddr) {
+        if self.known.len() >= MAX_TRIES || self.known.contains_key(&(client, dialled)) {
+            return;
+        }
+        let Some(tried) = self.finder.find_tried(client.ip(), dialled) else { return };
+        let (server, port) = (tried.of.server.ip(), dialled.port());
+        let reason = format!(
+            "the firewall has dropped it: port {port} is not among the passive-ports of {server}"
+        );
+        let missing = tried.of.map(|ends| MissingConnection { ends, reason, encrypted: true });
+        self.known.insert((client, dialled), Try { seen, missing: Some(missing) });
+    }
+
+    /// Takes those that the firewall has dropped: conntrack does not know them a moment later.
+    pub(super) fn take_dropped(
+        &mut self,
+        now: Instant,
+        knows: impl Fn(SocketAddr, SocketAddr) -> bool,
+    ) -> Vec<Event<MissingConnection>> {
+        let mut dropped = Vec::new();
+        for ((client, dialled), tried) in &mut self.known {
+            if tried.seen + PACKETS_WAIT <= now
+                && let Some(missing) = tried.missing.take()
+                && !knows(*client, *dialled)
+            {
+                dropped.push(missing);
+            }
+        }
+        self.known.retain(|_, tried| now < tried.seen + LIFETIME);
+        dropped
+    }
+}
