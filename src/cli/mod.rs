@@ -351,7 +351,8 @@ impl Command {
     }
 }
 
-/// Prints one line if the configuration, in the file that is `named` or in the default one, is valid.
+/// Prints one line if the configuration, in the file that is `named` or in the default one, is valid, and one for each
+/// warning.
 fn check(named: Option<&PathBuf>) -> Result<(), Failure> {
     let loaded = Config::load(named.map(PathBuf::as_path))?;
     let password_file = loaded.metrics.password_file.as_deref();
@@ -366,7 +367,10 @@ fn check(named: Option<&PathBuf>) -> Result<(), Failure> {
     let path = named.map_or(default, PathBuf::as_path);
     let is_absent = named.is_none() && !default.exists();
     let why = if is_absent { ": the file does not exist, so the defaults apply" } else { "" };
-    output::print_line(&format!("{}: valid{why}{unread}", path.display()))
+    let mark = output::Style::of_stdout().yellow("WARNING");
+    let warnings = loaded.warnings(loaded.pinhole.backend);
+    let warnings: String = warnings.iter().map(|text| format!("\n{mark} {text}")).collect();
+    output::print_line(&format!("{}: valid{why}{unread}{warnings}", path.display()))
 }
 
 /// Prints help or version if the user asked for it. Any other error is wrong usage, reported in one line.

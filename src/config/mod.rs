@@ -4,8 +4,8 @@
 //! runs it or of the kernel. It does not check whether an external name resolves or a queue is free.
 //!
 //! `file` describes the structure and refuses anything else, `check` builds a [`Config`], `text` parses
-//! values that TOML has no type for, `shadowed` finds tables without effect, `hint` makes suggestions, `error` adds
-//! positions.
+//! values that TOML has no type for, `shadowed` finds tables without effect, `warnings` what an operator may not expect,
+//! `hint` makes suggestions, `error` adds positions.
 
 mod check;
 mod error;
@@ -13,6 +13,7 @@ mod file;
 mod hint;
 mod shadowed;
 mod text;
+mod warnings;
 
 use std::{
     collections::BTreeSet,

@@ -235,6 +235,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         Arc::clone(&log_files),
         config_file,
     )?;
+    log_warnings(&config, &service);
     socket.serve(service.shared.clone())?;
     let metrics = metrics.and_then(|bound| serve_metrics(&config.metrics, bound, &service));
     let (version, ports) = (env!("CARGO_PKG_VERSION"), &config.control_ports);
@@ -313,9 +314,17 @@ fn reload(config: &mut Config, service: &Workers, metrics: Option<&MetricsEndpoi
         service.reload(&new);
         service.shared.transfers.set_servers(new.server_addresses());
         log_event!(RELOADED, "reload: the new configuration is in use");
+        log_warnings(&new, service);
         *config = new;
     }
     notify(&[NotifyState::Ready]);
+}
+
+/// Logs what the operator may not expect of the configuration.
+fn log_warnings(config: &Config, service: &Workers) {
+    for warning in config.warnings(service.shared.backend.parse().ok()) {
+        log_event!(CONFIG_WARNING, "configuration: {warning}");
+    }
 }
 
 /// The service manager's watchdog. It restarts a daemon that hangs.

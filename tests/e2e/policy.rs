@@ -118,6 +118,17 @@ fn a_reload_also_forbids_what_a_rule_has_dropped() {
 }
 
 #[test]
+fn warnings_of_the_configuration_are_logged_at_the_start_and_at_a_reload() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let configuration = "policy.auth-tls = \"refuse\"\n";
+    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+    let warnings = || daemon.log().matches("configuration: policy.auth-tls: ").count();
+    wait_for("the warning", || warnings() == 1);
+    reload(&daemon, configuration);
+    wait_for("the warning again", || warnings() == 2);
+}
+
+#[test]
 fn unused_pinhole_closes_in_time() {
     for configuration in [NFTABLES, CONNTRACK] {
         let configuration = format!("{configuration}timeout = \"4s\"\n");

@@ -49,6 +49,17 @@ fn a_valid_configuration_is_said_to_be_valid() {
 }
 
 #[test]
+fn check_warns_of_what_a_valid_configuration_allows() {
+    let place = Place::new();
+    let server = "[pinhole]\nbackend = \"conntrack\"\n[[server]]\naddress = \"10.0.0.5\"\n";
+    let file = place.config(&format!("{server}passive-ports = \"50000-50100\"\n"));
+    let (code, stdout, stderr) = outcome(&["check", &file]);
+    assert_eq!((code, stderr), (0, String::new()));
+    let start = format!("{file}: valid\nWARNING server.passive-ports of 10.0.0.5: 101 ports: ");
+    assert!(stdout.starts_with(&start) && stdout.lines().count() == 2, "{stdout}");
+}
+
+#[test]
 fn check_reads_the_file_of_the_password() {
     let place = Place::new();
     let password = place.path("password");
