@@ -19,7 +19,7 @@ pub fn keys() -> BTreeMap<(String, String), String> {
     let file: toml::Table = uncommented().parse().unwrap();
     let mut keys = BTreeMap::new();
     for (name, value) in &file {
-        let table = value.as_array().and_then(|list| list[0].as_table()).or(value.as_table());
+        let table = value.as_array().and_then(|list| list.first()?.as_table()).or(value.as_table());
         match table {
             Some(table) => keys.extend(
                 table.iter().map(|(key, value)| ((name.clone(), key.clone()), value.to_string())),

@@ -55,7 +55,8 @@ fn the_reference_has_every_command() {
 
 #[test]
 fn every_block_of_operators_pages_has_a_language() {
-    let languages = ["conf", "iptables", "nft", "sh", "text", "toml", "yaml"];
+    let languages =
+        "conf iptables json nft powershell python sh text toml yaml".split(' ').collect::<Vec<_>>();
     for block in all_blocks().iter().filter(|block| block.is_for_operators()) {
         assert!(languages.contains(&&*block.language), "{}: {:?}", block.name(), block.language);
     }
