@@ -10,8 +10,8 @@ use std::{ffi::CStr, io, net::SocketAddr, ops::Range, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    self as netlink, Attributes, FAMILY_HEADER, Message, Socket, Writer, address_of, be16, be32,
-    be64, family_header, kind_of, octets_of, or_absent, put_message,
+    Attributes, FAMILY_HEADER, Message, Socket, Writer, address_of, be16, be32, be64,
+    family_header, kind_of, octets_of, or_absent, put_message,
 };
 
 /// Name of our table.
@@ -284,8 +284,8 @@ impl Batch {
             let index = (message.sequence as usize).wrapping_sub(FIRST_SEQUENCE as usize);
             match (message.kind, message.errno()) {
                 (NEW_GENERATION, _) => outcome.reported_change = Some(true),
-                (netlink::ERROR, 0) => outcome.acknowledged = Some(index),
-                (netlink::ERROR, errno) => outcome.errors.push((index, errno)),
+                (super::ERROR, 0) => outcome.acknowledged = Some(index),
+                (super::ERROR, errno) => outcome.errors.push((index, errno)),
                 _ => {}
             }
         })?;
