@@ -48,7 +48,7 @@ const CONFIGURED: &str = "the configuration says so";
 /// With --try it logs in to a server instead and transfers a listing in each
 /// mode. It says which step fails. Exit code 0: all modes work. In JSON:
 /// {ok, steps: [{step, ok: true|false|null, says, remedy}]}; null is a step that
-/// was not tried.
+/// was not tried, or active mode inside TLS, which no gateway can read.
 #[derive(Args, Debug)]
 pub(super) struct DoctorOptions {
     /// Print one JSON object

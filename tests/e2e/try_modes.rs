@@ -41,6 +41,11 @@ impl Try {
         self.with(&Value::Null)
     }
 
+    fn remedy(&self, name: &str) -> String {
+        let step = self.steps.iter().find(|step| step["step"] == name);
+        step.unwrap_or_else(|| panic!("no {name}: {}", self.text))["remedy"].to_string()
+    }
+
     fn says(&self, name: &str) -> &str {
         let step = self.steps.iter().find(|step| step["step"] == name);
         step.unwrap_or_else(|| panic!("no {name}: {}", self.text))["says"].as_str().unwrap()
@@ -332,6 +337,7 @@ fn wrong_usage_is_reported_before_anything_is_tried() {
         (&["--try", "ftp://h/file"][..], "has a path"),
         (&["--try", "sftp://h"], "is not supported"),
         (&["--password-file", "/x"], "--try"),
+        (&["--insecure"], "--try"),
     ] {
         let mut command = std::process::Command::new(executable());
         let done = command.arg("doctor").args(arguments).args(&NO_DAEMON[..2]).output().unwrap();
@@ -339,4 +345,125 @@ fn wrong_usage_is_reported_before_anything_is_tried() {
         assert_eq!(done.status.code(), Some(2), "{errors}");
         assert!(errors.contains(expected), "{errors}");
     }
+}
+
+/// vsftpd with TLS, whose data connections must resume the session, and `more` lines of configuration.
+fn tls_server(lab: &Lab, more: &str) -> Server {
+    let certificate = include_bytes!("../../src/cli/doctor/try_modes/test_certificate.pem");
+    let certificate = lab.server.write("certificate.pem", certificate).unwrap();
+    let configuration = format!(
+        "ssl_enable=YES\nallow_anon_ssl=YES\nrequire_ssl_reuse=YES\nforce_anon_logins_ssl=YES\n\
+         rsa_cert_file={}\n{more}",
+        certificate.display()
+    );
+    Server::start_with(ServerKind::Vsftpd, &lab.server, &configuration).unwrap()
+}
+
+/// A try of a server with a self-signed certificate.
+fn insecure(lab: &Lab, scheme: &str) -> Try {
+    attempt(&lab.client, &format!("{scheme}://{}", lab.server_endpoint(V4)), &["--insecure"])
+}
+
+const ACTIVE: [&str; 2] = ["EPRT", "PORT"];
+
+#[test]
+fn encrypted_sessions_are_tried_in_each_mode() {
+    for (scheme, more, steps) in [
+        ("ftpes", "", ["connect", "greeting", "AUTH", "TLS", "login", "PROT"].as_slice()),
+        ("ftps", "implicit_ssl=YES", &["connect", "TLS", "greeting", "login", "PROT"]),
+    ] {
+        let lab = Lab::new(Topology::Routed).unwrap();
+        lab.gateway.shell("nft flush ruleset").unwrap();
+        let _server = tls_server(&lab, more);
+        let tried = insecure(&lab, scheme);
+        assert_eq!(tried.with(&json!(true)), [steps, &MODES].concat(), "{}", tried.text);
+        for mode in MODES {
+            assert!(tried.says(mode).ends_with(", TLS resumed"), "{}", tried.text);
+        }
+        let url = format!("{scheme}://{}", lab.server_endpoint(V4));
+        let tried = attempt(&lab.client, &url, &[]);
+        assert_eq!((tried.failed(), tried.skipped()), (vec!["TLS"], MODES.to_vec()));
+        assert!(tried.remedy("TLS").contains("--insecure"), "{}", tried.text);
+        let trusted = lab.client.directory().join("certificate.pem");
+        let trusted = format!("SSL_CERT_FILE={}", trusted.display());
+        let program = executable();
+        let words = [&trusted, program.to_str().unwrap(), "doctor", "--try", &url];
+        let tried = lab.client.try_run("env", &[&words[..], &NO_DAEMON].concat()).unwrap();
+        let text = tried.stdout_text();
+        assert_eq!(tried.status.code(), Some(0), "{text}");
+        assert!(text.contains("TLS 1.3; certificate trusted"), "{text}");
+    }
+}
+
+#[test]
+fn the_ports_of_an_encrypted_session_are_named_and_open_then() {
+    let range = "pasv_min_port=50000\npasv_max_port=50099";
+    let gateway = gateway(Topology::Routed);
+    let server = tls_server(&gateway.lab, range);
+    let tried = insecure(&gateway.lab, "ftpes");
+    assert_eq!((tried.failed(), tried.skipped()), (vec!["EPSV", "PASV"], ACTIVE.to_vec()));
+    for mode in ["EPSV", "PASV"] {
+        let line = r#"passive-ports = \"50000-50099\""#;
+        assert!(tried.remedy(mode).contains(line), "{}", tried.text);
+    }
+    for mode in ACTIVE {
+        assert!(tried.remedy(mode).contains("use passive mode, or CCC"), "{}", tried.text);
+    }
+    drop((server, gateway));
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let address = server_address(&lab);
+    let open = format!("[[server]]\naddress = \"{address}\"\npassive-ports = \"50000-50099\"\n");
+    let gateway = Gateway::on(lab, &open);
+    let _server = tls_server(&gateway.lab, range);
+    let tried = insecure(&gateway.lab, "ftpes");
+    assert_eq!((tried.failed(), tried.skipped()), (vec![], ACTIVE.to_vec()), "{}", tried.text);
+}
+
+#[test]
+fn a_private_address_inside_tls_names_the_servers_setting() {
+    let lab = Lab::new(Topology::PublishedServer).unwrap();
+    let address = server_address(&lab);
+    let open = format!("[[server]]\naddress = \"{address}\"\npassive-ports = \"50000-50099\"\n");
+    let gateway = Gateway::on(lab, &open);
+    let _server = tls_server(&gateway.lab, "pasv_min_port=50000\npasv_max_port=50099");
+    let tried = insecure(&gateway.lab, "ftpes");
+    assert_eq!(
+        (tried.failed(), tried.skipped()),
+        (vec!["PASV"], ACTIVE.to_vec()),
+        "{}",
+        tried.text
+    );
+    let says = tried.says("PASV");
+    assert!(says.starts_with(&format!("227 announces {address}, not the address")), "{says}");
+    let public = gateway.lab.server_endpoint(V4).ip();
+    let remedy = tried.remedy("PASV");
+    for setting in ["pasv_address=", "MasqueradeAddress ", "Pure-FTPd -P ", "masquerade_address = "]
+    {
+        assert!(remedy.contains(setting), "{remedy}");
+    }
+    assert_eq!(remedy.matches(&public.to_string()).count(), 4, "{remedy}");
+    assert!(!remedy.contains("passive-ports"), "{remedy}");
+}
+
+#[test]
+fn a_server_without_tls_is_reported() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let _server = scripted_server(&lab.server, &json!({"extra": {"AUTH": "502 Not here"}}));
+    let tried = insecure(&lab, "ftpes");
+    assert_eq!((tried.failed(), tried.skipped()), (vec!["AUTH"], MODES.to_vec()));
+    assert_eq!(tried.says("AUTH"), "502 Not here");
+    assert!(tried.remedy("AUTH").contains("ssl_enable=YES"), "{}", tried.text);
+    let tried = insecure(&lab, "ftps");
+    assert_eq!((tried.failed(), tried.skipped()), (vec!["TLS"], MODES.to_vec()));
+    assert!(tried.says("TLS").starts_with("the server does not speak TLS here"), "{}", tried.text);
+    assert!(tried.remedy("TLS").contains("ftpes://"), "{}", tried.text);
+}
+
+#[test]
+fn a_gateway_that_refuses_tls_is_named() {
+    let gateway = gateway_with(Topology::Routed, "[policy]\nauth-tls = \"refuse\"\n");
+    let _server = tls_server(&gateway.lab, "");
+    let tried = insecure(&gateway.lab, "ftpes");
+    assert_eq!((tried.failed(), tried.skipped()), (vec!["AUTH"], MODES.to_vec()));
+    assert!(tried.remedy("AUTH").contains("on that gateway: use plain FTP, or set auth-tls"));
 }

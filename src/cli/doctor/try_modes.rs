@@ -2,6 +2,7 @@
 //!
 //! For a failed step it also reports the reply, or the rule of this machine that drops the connection.
 
+mod connection;
 mod ftp_client;
 mod local_machine;
 mod target;
@@ -18,7 +19,7 @@ use clap::Args;
 use ftp_alg_core::ftp::AnnouncementKind;
 use ftp_client::{
     FtpClient, FtpClientError,
-    FtpClientErrorKind::{ControlConnection, Undecided},
+    FtpClientErrorKind::{AnnouncementRefused, ControlConnection, NoDataConnection, Undecided},
 };
 use local_machine::LocalMachine;
 use serde::Serialize;
@@ -46,12 +47,16 @@ const MODES: [AnnouncementKind; 4] = [
 /// The options of `doctor --try`.
 #[derive(Args, Debug)]
 pub(super) struct TryOptions {
-    /// Log in at ftp://[USER[:PASSWORD]@]HOST[:PORT] and try each mode
+    /// Log in at ftp://[USER[:PASSWORD]@]HOST[:PORT] and try each mode; ftps:// and
+    /// ftpes:// for implicit TLS and AUTH TLS
     #[arg(long = "try", value_name = "URL")]
     url: Option<String>,
     /// A file with the password in its first line; or set FTP_ALG_PASSWORD
     #[arg(long, value_name = "FILE", requires = "url")]
     password_file: Option<PathBuf>,
+    /// Accept any certificate, as one that the server signed itself
+    #[arg(long, requires = "url")]
+    insecure: bool,
 }
 
 impl TryOptions {
@@ -63,7 +68,8 @@ impl TryOptions {
         socket: &SocketOption,
         json: bool,
     ) -> Option<Result<(), Failure>> {
-        let target = TryTarget::new(self.url.as_deref()?, self.password_file.as_deref());
+        let (url, file) = (self.url.as_deref()?, self.password_file.as_deref());
+        let target = TryTarget::new(url, file, self.insecure);
         Some(
             target.map_err(Failure::Usage).and_then(|target| {
                 run_steps(&target, &LocalMachine::new(parameters, socket), json)
@@ -206,16 +212,11 @@ fn try_server(
     let own = client.own_address().map(|own| format!(" from {own}")).unwrap_or_default();
     errors.insert(0, format!("{server}{own}"));
     report.add("connect", Some(true), errors.join("; but "), Vec::new())?;
-    let greeting = client.greeting().map_err(|error| local.explain(&error, Some(server)));
-    if !report.add_result("greeting", greeting)? {
-        return Ok(Some("no greeting from the server".to_owned()));
-    }
-    let login = client.login(target).map_err(|error| {
-        let advice = "try another login: ftp://USER@HOST and --password-file FILE".to_owned();
-        (error.to_string(), vec![advice])
-    });
-    if !report.add_result("login", login)? {
-        return Ok(Some("login failed".to_owned()));
+    for (step, run) in FtpClient::login_steps(target.encryption) {
+        let result = run(&mut client, target).map_err(|error| local.explain(&error, Some(server)));
+        if !report.add_result(step, result)? {
+            return Ok(Some(format!("{step} failed")));
+        }
     }
     try_modes(target, local, report, client, server)?;
     Ok(None)
@@ -261,6 +262,13 @@ fn try_modes(
                 Err(error) if error.kind == Undecided => {
                     report.add(&step, None, error.to_string(), Vec::new())?;
                 }
+                Err(error)
+                    if target.is_encrypted()
+                        && matches!(error.kind, NoDataConnection(_) | AnnouncementRefused) =>
+                {
+                    let advice = "no gateway can read it inside TLS: use passive mode, or CCC";
+                    report.add(&step, None, error.to_string(), vec![advice.to_owned()])?;
+                }
                 Err(error) if error.is_unsupported && works => {
                     let says = format!("not supported by the server: {error}");
                     report.add(&step, None, says, Vec::new())?;
@@ -281,8 +289,9 @@ fn try_modes(
 /// Opens another session with the same login.
 fn new_session(target: &TryTarget, server: SocketAddr) -> Result<FtpClient, FtpClientError> {
     let mut client = FtpClient::connect(server)?;
-    client.greeting()?;
-    client.login(target)?;
+    for (_, run) in FtpClient::login_steps(target.encryption) {
+        run(&mut client, target)?;
+    }
     Ok(client)
 }
 

@@ -6,21 +6,24 @@
 //! - Control characters in replies are escaped, because replies are printed on a terminal.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     time::{Duration, Instant},
 };
 
 use FtpClientErrorKind::{
-    AnnouncementRefused, ConnectFailed, ControlConnection, ForeignAddress, NoDataConnection,
-    Refused, RefusedByGateway, Undecided,
+    AnnouncementRefused, ConnectFailed, ControlConnection, ForeignAddress, LoginRefused,
+    NoDataConnection, PassiveInTls, Refused, RefusedByGateway, Tls, Undecided,
 };
 use ftp_alg_core::{
     ftp::{Announcement, AnnouncementKind, ReplyTracker, Text},
     session::RefusalReason,
 };
 
-use super::target::TryTarget;
+use super::{
+    connection::{Connection, TlsError, TlsSettings},
+    target::{Encryption, TryTarget},
+};
 use crate::config::escaped;
 
 /// The time limit for opening a connection.
@@ -33,6 +36,8 @@ const MAX_LISTING: usize = 1024 * 1024;
 /// How many characters of a reply are shown.
 const MAX_SHOWN: usize = 160;
 const MIN_PORT: u16 = 1024;
+/// What to do about a server that has its clients resume a TLS session and does not let them.
+const NOT_RESUMED: &str = "vsftpd require_ssl_reuse=NO, ProFTPD TLSOptions NoSessionReuseRequired";
 
 /// Why a step of the client failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +53,15 @@ pub(super) struct FtpClientError {
 pub(super) enum FtpClientErrorKind {
     /// The server refused a command, or sent a reply that cannot be used.
     Refused,
+    /// The server refused the login.
+    LoginRefused,
+    /// A step of TLS failed; and what to do.
+    Tls(&'static str),
     /// The server announced an address that is not its own.
     ForeignAddress,
+    /// A reply inside TLS announced an address that is not the server's own, or this endpoint, to which the client
+    /// could not connect, or both.
+    PassiveInTls { to: SocketAddr, is_foreign: bool, is_closed: bool },
     /// An ftp-alg between client and server refused an announcement.
     RefusedByGateway(RefusalReason),
     /// The server refused an announcement.
@@ -106,10 +118,10 @@ impl FtpReply {
         }
     }
 
-    /// The text of a completion reply; any other reply is an error.
-    fn completion(&self) -> Result<String, FtpClientError> {
+    /// The text of a completion reply; any other reply is an error of `kind`.
+    fn completion(&self, kind: FtpClientErrorKind) -> Result<String, FtpClientError> {
         let text = self.text();
-        if self.is_class(2) { Ok(text) } else { Err(Refused.error(text)) }
+        if self.is_class(2) { Ok(text) } else { Err(kind.error(text)) }
     }
 
     /// The last line, with control characters escaped.
@@ -122,8 +134,14 @@ impl FtpReply {
     }
 }
 
+impl From<TlsError> for FtpClientError {
+    fn from(error: TlsError) -> Self {
+        Tls(error.advice).error(error.says)
+    }
+}
+
 /// Connects within [`CONNECT_TIMEOUT`].
-fn connect(to: SocketAddr) -> Result<TcpStream, FtpClientError> {
+fn connect(to: SocketAddr) -> Result<Connection, FtpClientError> {
     let stream = TcpStream::connect_timeout(&to, CONNECT_TIMEOUT).map_err(|error| {
         let limit = CONNECT_TIMEOUT.as_secs();
         ConnectFailed(to).error(match error.kind() {
@@ -137,12 +155,17 @@ fn connect(to: SocketAddr) -> Result<TcpStream, FtpClientError> {
     stream
         .set_write_timeout(Some(REPLY_TIMEOUT))
         .map_err(|error| ControlConnection.error(error.to_string()))?;
-    Ok(stream)
+    Ok(Connection::new(stream))
 }
+
+/// A step of a login; its result is a description.
+type LoginStep = fn(&mut FtpClient, &TryTarget) -> Result<String, FtpClientError>;
 
 /// A control connection.
 pub(super) struct FtpClient {
-    stream: TcpStream,
+    connection: Connection,
+    /// The settings of TLS, if the session is encrypted.
+    tls: Option<TlsSettings>,
     server: SocketAddr,
     unread: Vec<u8>,
     tracker: ReplyTracker,
@@ -152,30 +175,81 @@ pub(super) struct FtpClient {
 
 impl FtpClient {
     pub(super) fn connect(server: SocketAddr) -> Result<Self, FtpClientError> {
-        let (stream, unread, tracker) = (connect(server)?, Vec::new(), ReplyTracker::default());
-        Ok(Self { stream, server, unread, tracker, length: 0 })
+        let (unread, tracker) = (Vec::new(), ReplyTracker::default());
+        Ok(Self { connection: connect(server)?, tls: None, server, unread, tracker, length: 0 })
     }
 
     pub(super) fn own_address(&self) -> io::Result<IpAddr> {
-        self.stream.local_addr().map(|own| own.ip())
+        self.connection.own_address().map(|own| own.ip())
+    }
+
+    /// The steps of a login after the connection, in order.
+    pub(super) fn login_steps(encryption: Encryption) -> &'static [(&'static str, LoginStep)] {
+        match encryption {
+            Encryption::None => &[("greeting", Self::greeting), ("login", Self::login)],
+            Encryption::Explicit => &[
+                ("greeting", Self::greeting),
+                ("AUTH", Self::auth),
+                ("TLS", Self::start_tls),
+                ("login", Self::login),
+                ("PROT", Self::protect),
+            ],
+            Encryption::Implicit => &[
+                ("TLS", Self::start_tls),
+                ("greeting", Self::greeting),
+                ("login", Self::login),
+                ("PROT", Self::protect),
+            ],
+        }
     }
 
     /// Reads the greeting of the server.
-    pub(super) fn greeting(&mut self) -> Result<String, FtpClientError> {
+    fn greeting(&mut self, _: &TryTarget) -> Result<String, FtpClientError> {
         let greeting = self.reply();
-        greeting.map_err(|error| error.kind.error(format!("connected, but {error}")))?.completion()
+        greeting
+            .map_err(|error| error.kind.error(format!("connected, but {error}")))?
+            .completion(Refused)
+    }
+
+    /// Asks for TLS.
+    fn auth(&mut self, _: &TryTarget) -> Result<String, FtpClientError> {
+        let reply = self.command("AUTH TLS")?.not_by_gateway()?;
+        // Plain text after this reply does not belong to the session inside TLS.
+        self.unread.clear();
+        let advice = "switch TLS on in the server: vsftpd ssl_enable=YES, ProFTPD TLSEngine on";
+        reply.completion(Tls(advice))
+    }
+
+    fn start_tls(&mut self, target: &TryTarget) -> Result<String, FtpClientError> {
+        let settings = TlsSettings::new(&target.host, target.is_insecure)?;
+        let version = self.connection.start_tls(&settings, REPLY_TIMEOUT)?;
+        self.tls = Some(settings);
+        let trust = if target.is_insecure { "not checked (--insecure)" } else { "trusted" };
+        Ok(format!("{version}; certificate {trust}"))
+    }
+
+    /// Asks for TLS on data connections.
+    fn protect(&mut self, _: &TryTarget) -> Result<String, FtpClientError> {
+        self.command("PBSZ 0")?;
+        let advice = "switch TLS on for data connections in the server";
+        self.command("PROT P")?.completion(Tls(advice))
     }
 
     /// Logs in, and returns the server's reply.
-    pub(super) fn login(&mut self, target: &TryTarget) -> Result<String, FtpClientError> {
+    fn login(&mut self, target: &TryTarget) -> Result<String, FtpClientError> {
         let mut reply = self.command(&format!("USER {}", target.user))?;
         if reply.code == 331 {
             let Some(password) = &target.password else {
-                return Err(Refused.error(reply.text() + "; no password was given"));
+                return Err(LoginRefused.error(reply.text() + "; no password was given"));
             };
             reply = self.command(&format!("PASS {password}"))?;
         }
-        reply.completion()
+        let text = reply.text();
+        let wants_tls = ["TLS", "SSL", "ncrypt", "leartext"].iter().any(|word| text.contains(word));
+        reply.completion(match wants_tls && self.tls.is_none() {
+            true => Tls("the server may want TLS: ftpes://USER@HOST, or ftps://USER@HOST"),
+            false => LoginRefused,
+        })
     }
 
     /// The next reply.
@@ -201,7 +275,7 @@ impl FtpClient {
                 return Err(ControlConnection.error(says));
             }
             let mut chunk = [0; 4096];
-            match read_before(&mut self.stream, &mut chunk, deadline) {
+            match self.connection.read_before(&mut chunk, deadline) {
                 Ok(None) => return Ok(None),
                 Ok(Some(0)) => {
                     let says = "the server closed the control connection";
@@ -214,7 +288,7 @@ impl FtpClient {
     }
 
     fn send_line(&mut self, line: &str) -> Result<(), FtpClientError> {
-        let sent = self.stream.write_all(format!("{line}\r\n").as_bytes());
+        let sent = self.connection.write_all(format!("{line}\r\n").as_bytes());
         sent.map_err(|error| control_connection(&error))
     }
 
@@ -259,21 +333,29 @@ impl FtpClient {
             .address
             .filter(|address| *address != to.ip())
             .map(|address| format!("{code} announces {address}, not the address of the server"));
+        let is_foreign = foreign.is_some();
+        // A gateway cannot help with what it cannot read.
+        let error_kind = |plain, is_closed| match &self.tls {
+            Some(_) => PassiveInTls { to, is_foreign, is_closed },
+            None => plain,
+        };
         let data = connect(to).map_err(|error| match (error.kind, &foreign) {
             (ConnectFailed(_), Some(foreign)) => {
-                ForeignAddress.error(format!("{foreign}; with the address of the server: {error}"))
+                let says = format!("{foreign}; with the address of the server: {error}");
+                error_kind(ForeignAddress, true).error(says)
             }
-            (ConnectFailed(_), None) => {
-                error.kind.error(format!("reply {code}, but the data connection failed: {error}"))
-            }
+            (ConnectFailed(_), None) => error_kind(error.kind, true)
+                .error(format!("reply {code}, but the data connection failed: {error}")),
             _ => error,
         })?;
+        let foreign = foreign.map(|foreign| {
+            error_kind(ForeignAddress, false)
+                .error(format!("{foreign}; a connection to {to} works"))
+        });
         self.send_line("LIST")?;
         let done = self.read_listing(data, None, &format!("from {to}"))?;
         match foreign {
-            Some(foreign) => {
-                Err(ForeignAddress.error(format!("{foreign}; a connection to {to} works")))
-            }
+            Some(foreign) => Err(foreign),
             None => Ok(done),
         }
     }
@@ -306,6 +388,7 @@ impl FtpClient {
             // A connection that the server opened before this reply can be accepted now.
             match listener.accept() {
                 Ok((data, peer)) if peer.ip() == self.server.ip() => {
+                    let data = Connection::new(data);
                     return self.read_listing(data, reply.or(first), &format!("to {to}"));
                 }
                 Ok((_, peer)) => {
@@ -343,7 +426,7 @@ impl FtpClient {
     /// read already.
     fn read_listing(
         &mut self,
-        mut data: TcpStream,
+        mut data: Connection,
         first: Option<FtpReply>,
         direction: &str,
     ) -> Result<String, FtpClientError> {
@@ -360,10 +443,23 @@ impl FtpClient {
         if !first.is_class(1) && !first.is_class(2) {
             return Err(Refused.error(first.text()));
         }
+        let (mut tls, mut kind) = ("", Refused);
+        if let Some(settings) = &self.tls {
+            match data.start_tls(settings, REPLY_TIMEOUT) {
+                Ok(_) if data.is_resumed() => tls = ", TLS resumed",
+                Ok(_) => (tls, kind) = (", TLS not resumed", Tls(NOT_RESUMED)),
+                Err(_) if first.is_class(2) => return Ok(without_listing(&first)),
+                Err(error) => {
+                    drop(data);
+                    let says = format!("TLS {direction}: {}", error.says);
+                    return Err(self.failed_listing(says, Tls(error.advice)));
+                }
+            }
+        }
         let deadline = Instant::now() + REPLY_TIMEOUT;
         let (mut length, mut chunk) = (0, [0; 8192]);
         while length < MAX_LISTING {
-            match read_before(&mut data, &mut chunk, deadline) {
+            match data.read_before(&mut chunk, deadline) {
                 Ok(Some(0)) => break,
                 Ok(Some(count)) => length += count,
                 // The server was done without the data connection.
@@ -378,7 +474,8 @@ impl FtpClient {
                     return Err(Refused.error(says));
                 }
                 Err(error) => {
-                    return Err(Refused.error(format!("listing {direction}: {error}")));
+                    let says = format!("listing {direction}: {error}");
+                    return Err(self.failed_listing(says, kind));
                 }
             }
         }
@@ -389,9 +486,17 @@ impl FtpClient {
         }
         // The server reports an error if the client closes the connection of a long listing.
         if !last.is_class(2) && length < MAX_LISTING {
-            return Err(Refused.error(last.text()));
+            return Err(kind.error(last.text()));
         }
-        Ok(format!("listing of {length} bytes {direction}"))
+        Ok(format!("listing of {length} bytes {direction}{tls}"))
+    }
+
+    /// The error of a listing that cannot be read, with the server's reply if one arrives.
+    fn failed_listing(&mut self, says: String, kind: FtpClientErrorKind) -> FtpClientError {
+        match self.reply() {
+            Ok(reply) => kind.error(format!("{}; {says}", reply.text())),
+            Err(_) => kind.error(says),
+        }
     }
 }
 
@@ -399,30 +504,20 @@ fn control_connection(error: &io::Error) -> FtpClientError {
     ControlConnection.error(format!("control connection: {error}"))
 }
 
-/// Reads available bytes; `None` if none arrive before the deadline.
-fn read_before(
-    stream: &mut TcpStream,
-    buffer: &mut [u8],
-    deadline: Instant,
-) -> io::Result<Option<usize>> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-    match stream.read(buffer) {
-        Ok(count) => Ok(Some(count)),
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{io::BufRead as _, net::Ipv4Addr, thread};
+    use std::{
+        io::{BufRead as _, Write as _},
+        net::Ipv4Addr,
+        thread,
+    };
 
-    use super::*;
+    use rustls::version::TLS13;
+
+    use super::{
+        super::connection::tests::{greet, server},
+        *,
+    };
 
     /// A client that is connected to a server. `serve` plays the server, and gets the lines that it receives.
     fn session(
@@ -578,5 +673,95 @@ mod tests {
     fn endless_preliminary_replies_do_not_block_the_client() {
         let error = port(|_, stream| forever(stream, "150 soon\r\n")).unwrap_err();
         assert!(matches!(error.kind, NoDataConnection(_)), "{error}");
+    }
+
+    /// The description of a login step that the server answers by `code`.
+    fn login_step(
+        step: fn(&mut FtpClient, &TryTarget) -> Result<String, FtpClientError>,
+        reply: &'static str,
+    ) -> FtpClientError {
+        let target = TryTarget::new("ftpes://h", None, false).unwrap();
+        let mut client = session(move |mut stream, mut received| {
+            while received.next().is_some_and(|line| line.is_ok()) {
+                write!(stream, "{reply}\r\n").unwrap();
+            }
+        });
+        step(&mut client, &target).unwrap_err()
+    }
+
+    #[test]
+    fn a_server_without_tls_or_with_tls_alone_is_recognised() {
+        for reply in ["500 What?", "502 No", "504 No", "530 Log in", "534 No"] {
+            let error = login_step(FtpClient::auth, reply);
+            assert!(matches!(error.kind, Tls(advice) if advice.contains("ssl_enable")), "{error}");
+        }
+        let error = login_step(FtpClient::auth, "534 Gateway policy refuses AUTH.");
+        assert_eq!(error.kind, RefusedByGateway(RefusalReason::AuthTls), "{error}");
+        let error = login_step(FtpClient::protect, "536 No");
+        assert!(matches!(error.kind, Tls(_)), "{error}");
+        for reply in [
+            "530 Anonymous sessions must use encryption.",
+            "550 SSL/TLS required",
+            "421 Sorry, cleartext sessions are not accepted",
+        ] {
+            let error = login_step(FtpClient::login, reply);
+            assert!(matches!(error.kind, Tls(advice) if advice.contains("ftpes://")), "{error}");
+        }
+        assert_eq!(login_step(FtpClient::login, "530 Not you").kind, LoginRefused);
+    }
+
+    #[test]
+    fn a_refused_listing_names_the_session_that_was_not_resumed() {
+        for (last, works) in [("226 done", true), ("522 session reuse required", false)] {
+            let mut client = session(move |mut stream, mut received| {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                let port = listener.local_addr().unwrap().port();
+                assert_eq!(received.next().unwrap().unwrap(), "EPSV");
+                write!(stream, "229 here (|||{port}|)\r\n150 it comes\r\n").unwrap();
+                greet(listener.accept().unwrap().0, server(&TLS13), works);
+                write!(stream, "{last}\r\n").unwrap();
+                received.for_each(drop);
+            });
+            client.tls = Some(TlsSettings::new("ftp.test", true).unwrap());
+            match client.transfer_listing(AnnouncementKind::Epsv) {
+                Ok(says) => assert!(works && says.ends_with(", TLS not resumed"), "{says}"),
+                Err(error) => {
+                    assert_eq!((works, error.kind), (false, Tls(NOT_RESUMED)), "{error}");
+                    assert_eq!(error.to_string(), last);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_failed_handshake_is_reported_with_the_reply() {
+        let mut client = session(move |mut stream, mut received| {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            assert_eq!(received.next().unwrap().unwrap(), "EPSV");
+            write!(stream, "229 here (|||{port}|)\r\n150 it comes\r\n").unwrap();
+            drop(listener.accept().unwrap());
+            write!(stream, "425 Cannot\r\n").unwrap();
+            received.for_each(drop);
+        });
+        client.tls = Some(TlsSettings::new("ftp.test", true).unwrap());
+        let says = client.transfer_listing(AnnouncementKind::Epsv).unwrap_err().to_string();
+        assert!(says.starts_with("425 Cannot; TLS from 127.0.0.1:"), "{says}");
+    }
+
+    #[test]
+    fn a_passive_failure_inside_tls_has_its_own_remedy() {
+        let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        for (address, is_foreign) in [("127,0,0,1", false), ("10,0,0,5", true)] {
+            let mut client = session(move |mut stream, mut received| {
+                received.next().unwrap().unwrap();
+                let [high, low] = closed.port().to_be_bytes();
+                write!(stream, "227 here ({address},{high},{low})\r\n").unwrap();
+                received.for_each(drop);
+            });
+            client.tls = Some(TlsSettings::new("ftp.test", true).unwrap());
+            let error = client.transfer_listing(AnnouncementKind::Pasv).unwrap_err();
+            assert_eq!(error.kind, PassiveInTls { to: closed, is_foreign, is_closed: true });
+        }
     }
 }

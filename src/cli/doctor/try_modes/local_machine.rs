@@ -10,8 +10,8 @@ use ftp_alg_firewall::{Acceptance, Firewall, Hook, IpVersion};
 use super::ftp_client::{
     FtpClientError,
     FtpClientErrorKind::{
-        AnnouncementRefused, ConnectFailed, ControlConnection, ForeignAddress, NoDataConnection,
-        Refused, RefusedByGateway, Undecided,
+        AnnouncementRefused, ConnectFailed, ControlConnection, ForeignAddress, LoginRefused,
+        NoDataConnection, PassiveInTls, Refused, RefusedByGateway, Tls, Undecided,
     },
 };
 use crate::{
@@ -51,6 +51,9 @@ impl<'a> LocalMachine<'a> {
             ForeignAddress => {
                 "run ftp-alg on the server's gateway, or set the server's external address"
             }
+            PassiveInTls { to, is_foreign, is_closed } => {
+                return self.explain_passive_in_tls(error, to, is_foreign, is_closed);
+            }
             RefusedByGateway(reason) => {
                 let advice = format!("on that gateway: {}", reason.remedy());
                 return (error.to_string(), vec![advice]);
@@ -61,9 +64,45 @@ impl<'a> LocalMachine<'a> {
             ControlConnection => {
                 "check the server's log, and `ftp-alg status` on each gateway in between"
             }
+            LoginRefused => "try another login: ftp://USER@HOST and --password-file FILE",
+            Tls(advice) => advice,
             Refused | Undecided => "check the server's log and configuration",
         };
         (error.to_string(), vec![advice.to_owned()])
+    }
+
+    /// Explains an announcement inside TLS, which must be right as the server sends it and which no gateway can read.
+    fn explain_passive_in_tls(
+        &self,
+        error: &FtpClientError,
+        to: SocketAddr,
+        is_foreign: bool,
+        is_closed: bool,
+    ) -> (String, Vec<String>) {
+        let (mut says, mut remedy) = (error.to_string(), Vec::new());
+        if is_foreign {
+            let public = to.ip();
+            remedy.extend([
+                "no gateway can correct a 227 inside TLS: in the server's configuration".to_owned(),
+                format!("vsftpd listen=YES and pasv_address={public}, Pure-FTPd -P {public},"),
+                format!("ProFTPD MasqueradeAddress {public},"),
+                format!("or pyftpdlib masquerade_address = \"{public}\""),
+            ]);
+        }
+        if is_closed {
+            if let Some((rule, _)) = self.dropping_rule(Hook::Output, to, None) {
+                says += &format!("; {rule}");
+            }
+            let start = (to.port() / 100 * 100).max(1024);
+            let end = start.saturating_add(99 - start % 100);
+            remedy.extend([
+                "on each gateway in between, in [[server]] with the server's address:".to_owned(),
+                format!("passive-ports = \"{start}-{end}\""),
+                "(the range of vsftpd pasv_min_port, ProFTPD PassivePorts, Pure-FTPd -p)"
+                    .to_owned(),
+            ]);
+        }
+        (says, remedy)
     }
 
     /// Explains a connection whose first packet did not pass `hook`, or did not come back. `to` is the address of the
