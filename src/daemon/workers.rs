@@ -415,6 +415,8 @@ impl Workers {
             self.shared.report_error(&format!("cannot look up names: {error}"));
         }
         self.update_policy(config);
+        // The sets have the ports of before.
+        self.shared.reopen_ranges(&mut lock(&self.shared.kernel));
     }
 
     /// Continues with the same `config` after one of its names got another address, or the operator's rules another set of

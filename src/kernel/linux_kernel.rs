@@ -148,7 +148,7 @@ impl LinuxKernel {
     pub fn close_all_ranges(&mut self) -> Result<(), KernelError> {
         match &mut self.backend {
             RunningBackend::Nftables(sets) => sets.close_all_ranges(),
-            // They end with their control connections.
+            // They end with their control connections, or expire.
             RunningBackend::Conntrack(_) => Ok(()),
         }
     }
@@ -281,14 +281,14 @@ impl Kernel for LinuxKernel {
     fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
         match &mut self.backend {
             RunningBackend::Nftables(sets) => sets.open_range(range),
-            RunningBackend::Conntrack(_) => Ok(()),
+            RunningBackend::Conntrack(expectations) => expectations.open_range(range),
         }
     }
 
     fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
         match &mut self.backend {
             RunningBackend::Nftables(sets) => sets.close_range(range),
-            RunningBackend::Conntrack(_) => Ok(()),
+            RunningBackend::Conntrack(expectations) => expectations.close_range(range),
         }
     }
 

@@ -46,9 +46,8 @@ const TYPE_OFFSET: u32 = 4;
 /// Buffer for notices that arrive during a check; an overflow counts as a notice.
 const BUFFER: usize = 1 << 16;
 
-/// The passive ports in our table, and when they were last renewed, by an address and its server: the server's own one, or one
-/// that clients dial.
-pub(super) type WrittenPorts = BTreeMap<(IpAddr, IpAddr), (PassivePorts, Instant)>;
+/// The passive ports in our table, and when they were last renewed, by address: the server's own one, and one that clients dial.
+pub(super) type WrittenPorts = BTreeMap<IpAddr, Vec<(PassivePorts, Instant)>>;
 
 /// The transactions of this process in one network namespace. All users share it.
 #[derive(Clone, Debug, Default)]

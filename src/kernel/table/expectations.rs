@@ -10,13 +10,18 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{KernelError, Opening, PinholeEnds, Translation};
+use ftp_alg_core::engine::{
+    KernelError, OpenRange, Opening, PinholeEnds, RANGE_LIFETIME, Translation,
+};
 
 use super::pinholes::{OpenPinhole, is_ipv6};
-use crate::kernel::{
-    NetfilterError, RuleParameters,
-    conntrack::{IPCTNL_MSG_EXP_GET, Tuple, change, change_in_zones, dump, put_zone},
-    netlink::{Attributes, Socket, Writer, be32, family_of, kind_of},
+use crate::{
+    config::MAX_EXPECTED_PORTS,
+    kernel::{
+        NetfilterError, RuleParameters,
+        conntrack::{IPCTNL_MSG_EXP_GET, Tuple, change, change_in_zones, dump, put_zone},
+        netlink::{Attributes, Socket, Writer, be32, family_of, kind_of},
+    },
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
@@ -27,10 +32,13 @@ const CTA_EXPECT_TUPLE: u16 = 2;
 const CTA_EXPECT_MASK: u16 = 3;
 const CTA_EXPECT_TIMEOUT: u16 = 4;
 const CTA_EXPECT_ZONE: u16 = 7;
+const CTA_EXPECT_FLAGS: u16 = 8;
 const CTA_EXPECT_NAT: u16 = 10;
 const CTA_EXPECT_FN: u16 = 11;
 const CTA_EXPECT_NAT_DIR: u16 = 1;
 const CTA_EXPECT_NAT_TUPLE: u16 = 2;
+/// It is not consumed by a connection.
+const NF_CT_EXPECT_PERMANENT: u32 = 1;
 /// Translates source and destination like those of the master connection.
 const FOLLOW_MASTER: &[u8] = b"nat-follow-master\0";
 
@@ -66,6 +74,37 @@ impl Expectations {
     /// `closed` may still be open.
     pub fn open(&mut self, opening: &Opening, closed: &[PinholeEnds]) -> Result<(), KernelError> {
         self.close(closed).map_err(KernelError::not_closed)?;
+        self.expect(opening, 0)
+    }
+
+    /// Opens a range for its lifetime from now, or renews it.
+    pub fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        let all = || openings_of(range);
+        for opening in all() {
+            match self.expect(&opening, NF_CT_EXPECT_PERMANENT) {
+                Err(KernelError::Taken) => _ = self.renew(&opening)?,
+                other => other?,
+            }
+        }
+        // The kernel drops the oldest expectation of a connection for another one, if its helper allows no more.
+        let Some(first) = all().next() else { return Ok(()) };
+        if self.renew(&first)? {
+            return Ok(());
+        }
+        self.close_range(range)?;
+        let what = format!("open the passive ports of {}", range.control.server.ip());
+        let text =
+            "the kernel allows one expected connection at a time: it needs nfnetlink_cthelper";
+        let source = io::Error::new(io::ErrorKind::Unsupported, text);
+        Err(KernelError::System { what, source })
+    }
+
+    /// Closes a range. Its established connections stay.
+    pub fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        openings_of(range).try_for_each(|opening| self.close_one(&opening.ends))
+    }
+
+    fn expect(&mut self, opening: &Opening, expect_flags: u32) -> Result<(), KernelError> {
         let Opening { ends: pinhole, control, from_client, lifetime } = *opening;
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
@@ -90,6 +129,7 @@ impl Expectations {
         let mut ask = |flags, zone| {
             let fill = |message: &mut Writer<'_>| {
                 expected.put(message, control, zone, lifetime);
+                message.put(CTA_EXPECT_FLAGS, &expect_flags.to_be_bytes());
                 // Following the master would lead to the announcing end, or keep the source port.
                 if is_third || follows_rules {
                     return;
@@ -162,6 +202,20 @@ impl Expectations {
         dumped.map_err(|error| NetfilterError::system("list of expectations", error))?;
         Ok(open)
     }
+}
+
+/// The pinholes of a range, at most [`MAX_EXPECTED_PORTS`].
+fn openings_of(range: &OpenRange) -> impl Iterator<Item = Opening> + use<> {
+    let control = range.control;
+    let (initiator, source) = (control.client.ip(), control.client_external.ip());
+    let at = move |port| {
+        let [arrival, target] =
+            [control.server_external, control.server].map(|end| SocketAddr::new(end.ip(), port));
+        let ends = PinholeEnds { initiator, arrival, target, source };
+        Opening { ends, control, from_client: true, lifetime: RANGE_LIFETIME }
+    };
+    let ports: Vec<u16> = range.ports.iter().cloned().flatten().take(MAX_EXPECTED_PORTS).collect();
+    ports.into_iter().map(at)
 }
 
 /// The first packet of a pinhole's connection.

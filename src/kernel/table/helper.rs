@@ -5,12 +5,15 @@
 
 use std::{io, thread, time::Duration};
 
-use crate::kernel::{
-    conntrack::{
-        CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
-        IPCTNL_MSG_CT_NEW, Tuple, change, dump, put_zone,
+use crate::{
+    config::MAX_EXPECTED_PORTS,
+    kernel::{
+        conntrack::{
+            CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
+            IPCTNL_MSG_CT_NEW, Tuple, change, dump, put_zone,
+        },
+        netlink::{Attributes, Socket, Writer, be16, family_of, kind_of, or_absent},
     },
-    netlink::{Attributes, Socket, Writer, be16, family_of, kind_of, or_absent},
 };
 
 /// Name of the helper.
@@ -35,8 +38,8 @@ const NFCTH_POLICY_EXPECT_TIMEOUT: u16 = 3;
 /// The kernel queues nothing for a helper in this state.
 const NFCT_HELPER_STATUS_DISABLED: u32 = 0;
 
-/// More than a session may hold: the engine's limit is the effective one.
-const MAX_EXPECTED: u32 = 64;
+/// The passive ports of an encrypted session. Others have fewer pinholes: the engine's limit is the effective one.
+const MAX_EXPECTED: u32 = MAX_EXPECTED_PORTS as u32;
 /// Default timeout; each expectation gets its own.
 const TIMEOUT_SECONDS: u32 = 30;
 

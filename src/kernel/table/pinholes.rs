@@ -406,10 +406,10 @@ impl SetElement {
     pub(super) fn set(
         set: &'static CStr,
         key: Vec<u8>,
-        data: Vec<u8>,
+        data: Option<Vec<u8>>,
         timeout: Option<Duration>,
     ) -> Self {
-        let (data, existing) = (Some(data), Existing::AsGuessed);
+        let existing = Existing::AsGuessed;
         let (removal, addition) = (usize::MAX, usize::MAX);
         Self { set, key, data, existing, timeout, removal, addition }
     }

@@ -3,7 +3,13 @@
 //! The ports change seldom, and the kernel copies a set with intervals at each change of it. So they are written when an
 //! address gets other ports, and what a session needs is in hashes: client and dialled address, with the server's own one.
 
-use std::{ffi::CStr, net::IpAddr, ops::RangeInclusive, sync::PoisonError, time::Instant};
+use std::{
+    ffi::CStr,
+    net::IpAddr,
+    ops::RangeInclusive,
+    sync::{Arc, PoisonError},
+    time::Instant,
+};
 
 use ftp_alg_core::engine::{KernelError, OpenRange, RANGE_LIFETIME};
 
@@ -20,6 +26,8 @@ use crate::kernel::netlink::{
 struct FamilySets {
     sessions: &'static CStr,
     ports: &'static CStr,
+    /// Sessions without ports.
+    watched: &'static CStr,
     sources: &'static CStr,
     marks: &'static CStr,
 }
@@ -27,12 +35,14 @@ struct FamilySets {
 const V4: FamilySets = FamilySets {
     sessions: c"encrypted4",
     ports: c"passive_ports4",
+    watched: c"watched4",
     sources: c"encrypted_sources4",
     marks: c"encrypted_marks4",
 };
 const V6: FamilySets = FamilySets {
     sessions: c"encrypted6",
     ports: c"passive_ports6",
+    watched: c"watched6",
     sources: c"encrypted_sources6",
     marks: c"encrypted_marks6",
 };
@@ -44,7 +54,9 @@ fn sets_of(address: IpAddr) -> &'static FamilySets {
 impl PinholeSets {
     /// Opens a range for its lifetime from now.
     pub fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
-        self.write_ports(range)?;
+        if range.has_ports() {
+            self.write_ports(range)?;
+        }
         self.set_range(range, true)
     }
 
@@ -60,7 +72,7 @@ impl PinholeSets {
         written.clear();
         let mut batch = Batch::new();
         for sets in [&V4, &V6] {
-            for set in [sets.sessions, sets.ports, sets.sources, sets.marks] {
+            for set in [sets.sessions, sets.ports, sets.watched, sets.sources, sets.marks] {
                 batch.flush_set(set);
             }
         }
@@ -76,14 +88,18 @@ impl PinholeSets {
         let sets = sets_of(server);
         let pair = |one, other| [octets_of(one), octets_of(other)].concat();
         let timeout = |is_needed: bool| (is_open && is_needed).then_some(RANGE_LIFETIME);
+        let what = format!("passive ports of {server} for {client}");
+        if !range.has_ports() {
+            let watched = SetElement::set(sets.watched, pair(client, dialled), None, timeout(true));
+            return self.set_elements(&what, &mut [watched]);
+        }
         let mark = control.ct_mark;
         let mut elements = [
             (sets.sources, pair(client, server), octets_of(source), timeout(source != client)),
             (sets.marks, pair(client, dialled), mark.to_ne_bytes().to_vec(), timeout(mark != 0)),
             (sets.sessions, pair(client, dialled), octets_of(server), timeout(true)),
         ]
-        .map(|(set, key, data, timeout)| SetElement::set(set, key, data, timeout));
-        let what = format!("passive ports of {server} for {client}");
+        .map(|(set, key, data, timeout)| SetElement::set(set, key, Some(data), timeout));
         self.set_elements(&what, &mut elements)
     }
 
@@ -94,14 +110,23 @@ impl PinholeSets {
         let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut has_changed, now) = (false, Instant::now());
         for address in [server, dialled] {
-            let before = written.insert((address, server), (ports.clone(), now));
-            has_changed |= before.is_none_or(|(before, _)| before != *ports);
+            let of_address = written.entry(address).or_default();
+            match of_address.iter_mut().find(|(known, _)| known == ports) {
+                Some((_, renewed)) => *renewed = now,
+                None => {
+                    of_address.push((Arc::clone(ports), now));
+                    has_changed = true;
+                }
+            }
         }
         if !has_changed {
             return Ok(());
         }
         // Those of no open range, which would have renewed them.
-        written.retain(|_, (_, renewed)| now - *renewed < RANGE_LIFETIME);
+        written.retain(|_, all| {
+            all.retain(|(_, renewed)| now - *renewed < RANGE_LIFETIME);
+            !all.is_empty()
+        });
         let mut batch = Batch::new();
         for sets in [&V4, &V6] {
             batch.flush_set(sets.ports);
@@ -118,12 +143,12 @@ impl PinholeSets {
     }
 }
 
-/// The ports of each address, whatever its servers, without overlaps.
+/// The ports of each address, without overlaps.
 fn intervals(written: &WrittenPorts) -> Vec<(IpAddr, RangeInclusive<u16>)> {
-    let each = written
-        .iter()
-        .flat_map(|((address, _), (ports, _))| ports.iter().map(|range| (*address, range.clone())));
-    let mut all: Vec<_> = each.collect();
+    let each = written.iter().flat_map(|(address, all)| all.iter().map(move |one| (address, one)));
+    let ranges =
+        each.flat_map(|(address, (ports, _))| ports.iter().map(|range| (*address, range.clone())));
+    let mut all: Vec<_> = ranges.collect();
     all.sort_unstable_by_key(|(address, range)| (*address, *range.start()));
     let mut merged: Vec<(IpAddr, RangeInclusive<u16>)> = Vec::new();
     for (address, range) in all {

@@ -2,7 +2,7 @@
 //! its server while it lives.
 //!
 //! Two sessions of a client with a server share one, and it goes with the last. The kernel has it on behalf of the first,
-//! whose translation counts. Two servers behind one address cannot be told apart by it, so the second gets none.
+//! whose translation counts. Two servers behind one address look the same to the rules, so the second gets none.
 //!
 //! The range of a server without the setting has no ports: nothing is open, and the kernel logs what its client tries.
 //!

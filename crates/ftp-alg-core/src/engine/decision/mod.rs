@@ -556,7 +556,9 @@ impl Decider<'_> {
                 self.open_range();
             }
             DialogueEvent::PlaintextResumed => {
-                self.push_event(EventKind::Change("readable again".into()))
+                // Announcements are read from here on.
+                self.close_range("the session is in plain text again");
+                self.push_event(EventKind::Change("readable again".into()));
             }
             DialogueEvent::LineRefused(line) => self.record_refused_command(line),
             DialogueEvent::LimitReached(limit) => self.record_limit(limit),
