@@ -190,8 +190,8 @@ mod tests {
         assert_eq!(text.matches("log group ").count(), text.matches(&group).count());
         assert_eq!(
             text.matches(&group).count(),
-            8,
-            "SYN to the gateway; two of SYNs; FIN and others; four of what encrypted sessions try"
+            5,
+            "SYN to the gateway; two of SYNs; FIN and others; what encrypted sessions try"
         );
         let without = render_nftables(&others().with_data_log(false), QueueStatement::Native);
         assert!(!without.contains("log group"));

@@ -491,7 +491,11 @@ impl DataConnection {
     /// How much the target has got, by the acknowledgement in its last FIN or RST, and has sent up to its FIN.
     pub fn bytes_by_target(&self) -> [Option<u32>; 2] {
         let [initiator, target] = self.first;
-        let got = initiator.zip(self.acknowledged[End::Target as usize]);
+        // A FIN counts one.
+        let fin = self.fins[End::Initiator as usize].map(|fin| fin.seq);
+        let has_fin = |acknowledged: u32| fin == Some(acknowledged.wrapping_sub(1));
+        let acknowledged = self.acknowledged[End::Target as usize];
+        let got = initiator.zip(acknowledged.map(|one| one.wrapping_sub(u32::from(has_fin(one)))));
         let sent = target.zip(self.fins[End::Target as usize].map(|fin| fin.seq));
         [got, sent].map(|known| Some(known?.1.wrapping_sub(known?.0).wrapping_sub(1)))
     }

@@ -589,3 +589,7 @@ mod tests;
 #[cfg(test)]
 #[path = "patience_tests.rs"]
 mod patience_tests;
+
+#[cfg(test)]
+#[path = "encrypted_tests.rs"]
+mod encrypted_tests;
