@@ -221,7 +221,8 @@ enum Command {
     ///
     /// ID is the number at the start of the session's log lines. If NAT changes an
     /// endpoint, a second line, `as`, shows the external endpoint. ADJ says whether
-    /// sequence numbers are adjusted. OPEN is the number of open pinholes. A wide
+    /// sequence numbers are adjusted. OPEN is the number of open pinholes, or the
+    /// passive ports that are open to the client of an encrypted session. A wide
     /// terminal also shows USER; TRANSFER, RATE, BYTES and SECS of the one that runs,
     /// if conntrack counts bytes; XFERS, the number of those that ended; TOTAL, the
     /// session's bytes; and FAST (on the fast path).

@@ -63,7 +63,12 @@ pub(in crate::cli) const COLUMNS: [Column<SessionRow>; 15] = [
         .most_first()
         .usual(3)
         .from(138),
-    Column::number("OPEN", |row: &SessionRow| Cell::count(row.pinholes)).usual(4).from(138),
+    Column::number("OPEN", |row: &SessionRow| match &row.summary.passive_ports {
+        Some(ports) => Cell::number(row.pinholes as f64, ports.clone()),
+        None => Cell::count(row.pinholes),
+    })
+    .usual(4)
+    .from(138),
     Column::new("USER", |row: &SessionRow| Cell::known(row.summary.user.as_deref(), Cell::text))
         .searched()
         .cut(5, Cut::End)
