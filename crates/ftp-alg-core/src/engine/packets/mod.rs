@@ -202,6 +202,10 @@ impl Engine {
         if is_watched && !session.changes_packets() {
             decider.watch();
         }
+        if session.has_fin() {
+            // Who has closed requests nothing more, or answers nothing more, and the other end may never close.
+            decider.close_range("the control connection ended");
+        }
         if session.is_over() {
             decider.handle_end(session.is_reset());
         } else if needs_none {
