@@ -14,6 +14,10 @@ use super::{Host, LabError, ProgramOutput, Result, Script, Server};
 /// The time limit for one operation of a client. If a packet is dropped, the client waits for this time.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// The options of curl that avoid TLS 1.3 for uploads: curl and lftp close them without reading the server's session
+/// tickets, so the kernel resets them, and the server loses their last bytes.
+const UNTICKETED: [&str; 2] = ["--tls-max", "1.2"];
+
 /// Which end opens the data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 #[strum(serialize_all = "lowercase")]
@@ -127,6 +131,19 @@ impl ClientProgram {
     }
 }
 
+/// How a client begins TLS, if it does. It encrypts data connections, too, and resumes the session for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+pub enum ClientTls {
+    /// Not at all.
+    #[default]
+    Off,
+    /// With `AUTH TLS`.
+    Explicit,
+    /// With the first byte.
+    Implicit,
+}
+
 /// Everything that a client needs for its operations.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer<'a> {
@@ -140,6 +157,8 @@ pub struct Transfer<'a> {
     pub verb: Verb,
     /// The user name and the password.
     pub login: (&'a str, &'a str),
+    /// How it begins TLS; only curl, lftp and ftplib do.
+    pub tls: ClientTls,
 }
 
 impl<'a> Transfer<'a> {
@@ -153,7 +172,7 @@ impl<'a> Transfer<'a> {
     ) -> Self {
         let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
         let (endpoint, verb) = (SocketAddr::new(address, 21), Verb::for_mode(mode, family));
-        Self { client, host, endpoint, verb, login: server.login() }
+        Self { client, host, endpoint, verb, login: server.login(), tls: ClientTls::Off }
     }
 
     /// Runs a download, an upload (if the client can upload) and a listing, and compares the bytes. No other transfer
@@ -233,6 +252,10 @@ impl<'a> Transfer<'a> {
         self.host.finish(command, input.as_bytes(), LIMIT)?.success()
     }
 
+    fn scheme(&self) -> &'static str {
+        if self.tls == ClientTls::Implicit { "ftps" } else { "ftp" }
+    }
+
     fn passive(&self) -> bool {
         self.verb.mode() == Mode::Passive
     }
@@ -249,12 +272,18 @@ impl<'a> Transfer<'a> {
         if !self.verb.is_extended() {
             command.args(["--disable-epsv", "--disable-eprt"]);
         }
+        if self.tls != ClientTls::Off {
+            command.args(["--ssl-reqd", "--insecure"]);
+            if errand == Operation::Put {
+                command.args(UNTICKETED);
+            }
+        }
         match errand {
             Operation::Get => command.args(["--output", local]),
             Operation::Put => command.args(["--upload-file", local]),
             Operation::List => &mut command,
         };
-        command.arg(format!("ftp://{}/pub/{name}", self.endpoint));
+        command.arg(format!("{}://{}/pub/{name}", self.scheme(), self.endpoint));
         command
     }
 
@@ -279,6 +308,14 @@ impl<'a> Transfer<'a> {
         let mut command = self.host.command("lftp");
         let (user, password) = self.login;
         let (passive, extended) = (self.passive(), self.verb.is_extended());
+        let tls = match self.tls {
+            ClientTls::Off => "ftp:ssl-allow false",
+            // As UNTICKETED.
+            _ => {
+                "ftp:ssl-force true; set ftp:ssl-protect-data true; set ssl:verify-certificate false; \
+                 set ssl:priority NORMAL:-VERS-TLS1.3"
+            }
+        };
         let errand = match errand {
             Operation::Get => format!("get pub/{name} -o {local}"),
             Operation::Put => format!("put {local} -o pub/{name}"),
@@ -288,9 +325,10 @@ impl<'a> Transfer<'a> {
             "-c",
             &format!(
                 "set ftp:passive-mode {passive}; set ftp:prefer-epsv {extended}; \
-                 set net:timeout 8; set net:max-retries 1; set ftp:ssl-allow false; \
+                 set net:timeout 8; set net:max-retries 1; set {tls}; \
                  set net:reconnect-interval-base 1; set cmd:fail-exit true; \
-                 open -u {user},{password} ftp://{}; {errand}; bye",
+                 open -u {user},{password} {}://{}; {errand}; bye",
+                self.scheme(),
                 self.endpoint
             ),
         ]);
@@ -348,8 +386,8 @@ impl<'a> Transfer<'a> {
             Operation::Put => "put",
             Operation::List => "list",
         };
-        let verb = self.verb.to_string();
-        let arguments = [&address, &port, user, password, &verb, errand, name, local];
+        let (verb, tls) = (self.verb.to_string(), self.tls.to_string());
+        let arguments = [&address, &port, user, password, &verb, errand, name, local, &tls];
         self.host.script_command(Script::Ftplib, &arguments)
     }
 }

@@ -153,8 +153,8 @@ impl Daemon {
         })
     }
 
-    /// Everything that could admit a new connection, one line each: elements of the pinhole sets, pinholes of the fast
-    /// path, and expectations of conntrack.
+    /// Everything that could admit a new connection, one line each: elements of the pinhole sets, clients of encrypted
+    /// sessions, pinholes of the fast path, and expectations of conntrack.
     ///
     /// The sets of translations (`targets`, `sources`) are not included: they admit nothing, and their elements remain
     /// for connections that a pinhole admitted. The set of control ports is configuration.
@@ -167,16 +167,21 @@ impl Daemon {
         let mut openings: Vec<String> =
             expected.lines().chain(fast_path.stdout_text().lines()).map(str::to_owned).collect();
         // Not the whole table: other sets may have 65,536 elements.
-        for name in ["pinholes4", "pinholes6"] {
+        for (kind, name) in [
+            ("set", "pinholes4"),
+            ("set", "pinholes6"),
+            ("map", "encrypted4"),
+            ("map", "encrypted6"),
+        ] {
             let listed =
-                self.gateway.try_run("nft", &["-j", "list", "set", "inet", "ftp_alg", name])?;
+                self.gateway.try_run("nft", &["-j", "list", kind, "inet", "ftp_alg", name])?;
             if !listed.status.success() {
                 continue;
             }
             let value: Value = serde_json::from_str(&listed.stdout_text())
                 .map_err(|error| LabError::Unexpected(format!("nft -j: {error}")))?;
             let objects = value.get("nftables").and_then(Value::as_array).into_iter().flatten();
-            let sets = objects.filter_map(|object| object.get("set")?.get("elem")?.as_array());
+            let sets = objects.filter_map(|object| object.get(kind)?.get("elem")?.as_array());
             openings.extend(sets.flatten().map(|element| format!("{name}: {element}")));
         }
         Ok(openings)

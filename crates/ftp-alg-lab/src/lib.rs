@@ -44,7 +44,7 @@ mod wait;
 use std::{io, path::PathBuf, time::Duration};
 
 pub use capture::{Capture, CaptureAnalysis, ControlLine};
-pub use client::{ClientProgram, Family, Mode, Transfer, Verb};
+pub use client::{ClientProgram, ClientTls, Family, Mode, Transfer, Verb};
 pub use daemon::Daemon;
 pub use firewall::{Admission, FirewallKind, KERNEL_HELPER};
 pub use held_transfer::HeldClient;
@@ -52,7 +52,7 @@ pub use host::Host;
 pub use network::{Lab, mount_bpf};
 pub use process::{BackgroundProcess, ProgramOutput, remove_everything, scaled_timeout};
 pub use script::Script;
-pub use server::{Server, ServerKind};
+pub use server::{Server, ServerKind, ServerTls};
 pub use topology::{AddressPlan, DualAddress, LabSpec, SecondRouter, Topology};
 pub use wait::{wait_at_most, wait_for};
 
@@ -130,6 +130,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("tshark", "tshark"),
     ("tcpdump", "tcpdump"),
     ("nmap", "nmap"),
+    ("openssl", "openssl"),
     ("curl", "curl"),
     ("wget", "wget"),
     ("lftp", "lftp"),

@@ -5,6 +5,8 @@
 
 use std::{
     fs,
+    net::IpAddr,
+    ops::RangeInclusive,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Command,
@@ -76,6 +78,28 @@ impl ServerKind {
     }
 }
 
+/// How a server speaks TLS. It refuses logins and data connections without it.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// Whether TLS comes first, on port 990, in place of `AUTH TLS` on port 21.
+    pub is_implicit: bool,
+    /// Whether data connections must resume the TLS session of the control connection; Pure-FTPd and pyftpdlib never ask
+    /// for that.
+    pub needs_resumption: bool,
+    /// The passive ports.
+    pub ports: RangeInclusive<u16>,
+    /// The address in 227 replies, if it is not the server's own. With it vsftpd serves IPv4 only, because over an IPv6
+    /// socket it would announce 0.0.0.0.
+    pub announced: Option<IpAddr>,
+}
+
+impl ServerTls {
+    /// The control port.
+    pub fn control_port(&self) -> u16 {
+        if self.is_implicit { 990 } else { 21 }
+    }
+}
+
 /// A running FTP server.
 #[derive(Debug)]
 pub struct Server {
@@ -93,11 +117,25 @@ impl Server {
     /// Starts a server with more lines of configuration. For Pure-FTPd, which has no configuration file, `more` has
     /// options.
     pub fn start_with(kind: ServerKind, host: &Host, more: &str) -> Result<Self> {
-        let home = host.directory().join(format!("{}-{kind}", host.role()));
+        Self::launch(kind, host, more, None)
+    }
+
+    /// Starts a server that speaks TLS.
+    pub fn start_tls(kind: ServerKind, host: &Host, tls: &ServerTls) -> Result<Self> {
+        Self::launch(kind, host, "", Some(tls))
+    }
+
+    fn launch(kind: ServerKind, host: &Host, more: &str, tls: Option<&ServerTls>) -> Result<Self> {
+        let port = tls.map_or(21, ServerTls::control_port);
+        let home = host.directory().join(format!("{}-{kind}-{port}", host.role()));
         let files = home.join("files");
         let owner = if kind == ServerKind::Vsftpd { DAEMON } else { NOBODY };
         prepare(&files, owner).map_err(LabError::file(&files))?;
-        let setup = Setup { host, home: &home, files: &files, more };
+        let more = match tls {
+            Some(tls) => tls.configuration(kind, &certificate(host)?),
+            None => more.to_owned(),
+        };
+        let setup = Setup { host, home: &home, files: &files, more: &more, port };
         let mut command = match kind {
             ServerKind::Vsftpd => setup.vsftpd()?,
             ServerKind::Proftpd => setup.proftpd()?,
@@ -105,8 +143,9 @@ impl Server {
             ServerKind::Pyftpdlib => setup.pyftpdlib()?,
         };
         with_libraries(&mut command);
-        let mut process = host.start(command, &kind.to_string())?;
-        process.wait_until("port 21", Duration::from_secs(60), |_| host.listens(21))?;
+        let mut process = host.start(command, &format!("{kind}-{port}"))?;
+        let what = format!("port {port}");
+        process.wait_until(&what, Duration::from_secs(60), |_| host.listens(port))?;
         Ok(Self { kind, files, process })
     }
 
@@ -166,6 +205,57 @@ struct Setup<'a> {
     home: &'a Path,
     files: &'a Path,
     more: &'a str,
+    port: u16,
+}
+
+impl ServerTls {
+    /// The configuration of a server: lines, or options of Pure-FTPd, or arguments of the script that runs pyftpdlib.
+    fn configuration(&self, kind: ServerKind, certificate: &Path) -> String {
+        let Self { is_implicit, needs_resumption, ports, announced } = self;
+        let (first, last, port) = (ports.start(), ports.end(), self.control_port());
+        let announce = |key: &str| announced.map_or_else(String::new, |to| format!("{key}{to}"));
+        let file = certificate.display();
+        let flag = |is_set: &bool| if *is_set { "YES" } else { "NO" };
+        match kind {
+            ServerKind::Vsftpd => format!(
+                "listen_port={port}\nimplicit_ssl={}\nssl_enable=YES\nallow_anon_ssl=YES\n\
+                 force_anon_logins_ssl=YES\nforce_anon_data_ssl=YES\nrequire_ssl_reuse={}\n\
+                 rsa_cert_file={file}\nrsa_private_key_file={file}\n\
+                 pasv_min_port={first}\npasv_max_port={last}\n{}",
+                flag(is_implicit),
+                flag(needs_resumption),
+                announce("listen_ipv6=NO\nlisten=YES\npasv_address=")
+            ),
+            ServerKind::Proftpd => format!(
+                "ModulePath {}\nLoadModule mod_tls.c\nTLSEngine on\nTLSRequired auth+data\n\
+                 TLSRSACertificateFile {file}\nTLSRSACertificateKeyFile {file}\n{}{}\
+                 PassivePorts {first} {last}\n{}",
+                cache().join("usr/lib/proftpd").display(),
+                if *needs_resumption { "" } else { "TLSOptions NoSessionReuseRequired\n" },
+                if *is_implicit { "TLSOptions UseImplicitSSL\n" } else { "" },
+                announce("MasqueradeAddress ")
+            ),
+            ServerKind::PureFtpd => {
+                format!("-Y 2 -2 {file} -p {first}:{last} {}", announce("-P "))
+            }
+            ServerKind::Pyftpdlib => {
+                format!("{file} {port} {first} {last} {}", announce(""))
+            }
+        }
+    }
+}
+
+/// A self-signed certificate with its key, which the lab makes once.
+fn certificate(host: &Host) -> Result<PathBuf> {
+    let path = host.directory().join("certificate.pem");
+    if !path.exists() {
+        let mut make = host.command("openssl");
+        make.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
+        make.args(["-subj", "/CN=ftp.example.net", "-keyout", "-", "-out", "-"]);
+        let made = host.finish(make, b"", Duration::from_secs(60))?.success()?;
+        fs::write(&path, made.stdout_text()).map_err(LabError::file(&path))?;
+    }
+    Ok(path)
 }
 
 impl Setup<'_> {
@@ -209,12 +299,13 @@ impl Setup<'_> {
         // mod_auth_file opens the file after the switch to `nobody`.
         let configuration = format!(
             "ServerType standalone\nServerName lab\nDefaultServer on\nDefaultAddress {v4} {v6}\n\
-             SocketBindTight off\nUseIPv6 on\nPort 21\nUseReverseDNS off\nWtmpLog off\n\
+             SocketBindTight off\nUseIPv6 on\nPort {}\nUseReverseDNS off\nWtmpLog off\n\
              DelayEngine off\nUser nobody\nGroup nogroup\nUmask 022\nMaxInstances 30\nAllowOverwrite on\n\
              RequireValidShell off\nAuthOrder mod_auth_file.c\nAuthUserFile {}\n\
              AuthPAM off\nDefaultRoot {files}\n\
              PidFile {home}/proftpd.pid\nScoreboardFile {home}/proftpd.scoreboard\n\
              SystemLog {home}/proftpd.log\nTransferLog none\n{}\n",
+            self.port,
             passwords.display(),
             self.more
         );
@@ -245,11 +336,12 @@ impl Setup<'_> {
     }
 
     fn pyftpdlib(&self) -> Result<Command> {
+        let files = self.files.to_string_lossy();
+        let mut arguments = vec![&*files, NAME, NAME];
         if !self.more.is_empty() {
-            return Err(LabError::Unexpected("pyftpdlib has no configuration file".to_owned()));
+            arguments.extend(self.more.split(' '));
         }
-        let files = self.files.to_string_lossy().into_owned();
-        self.host.script_command(Script::Pyftpdlib, &[&files, NAME, NAME])
+        self.host.script_command(Script::Pyftpdlib, &arguments)
     }
 }
 

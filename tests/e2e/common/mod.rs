@@ -25,10 +25,12 @@ use std::{
 use ftp_alg::kernel::{RuleParameters, operator_firewall};
 use ftp_alg_firewall::{ControlPathVerdict, Hook};
 pub use ftp_alg_lab::{
-    AddressPlan, Admission, BackgroundProcess, Capture, CaptureAnalysis, ClientProgram, Daemon,
+    AddressPlan, Admission, BackgroundProcess, Capture, CaptureAnalysis, ClientProgram, ClientTls,
+    Daemon,
     Family::{self, V4, V6},
     FirewallKind, HeldClient, Host, KERNEL_HELPER, Lab, LabSpec, Mode, ProgramOutput, Script,
-    Server, ServerKind, Topology, Transfer, Verb, scaled_timeout, wait_at_most, wait_for,
+    Server, ServerKind, ServerTls, Topology, Transfer, Verb, scaled_timeout, wait_at_most,
+    wait_for,
 };
 use serde::Serialize;
 pub use serde_json::{Value, json};

@@ -164,6 +164,7 @@ fn exchange(cell: &mut Cell, lab: &Lab, server: &Server, body: &[u8]) {
         endpoint: lab.server_endpoint(cell.family),
         verb: cell.verb,
         login: server.login(),
+        tls: ClientTls::Off,
     };
     if let Err(error) = transfer.exchange(server, &cell.name(), body) {
         cell.failure = Some(error.to_string());

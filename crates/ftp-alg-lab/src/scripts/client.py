@@ -22,18 +22,25 @@ A STEP is one of
   {"accept": PORT, "write": "TEXT"}   writes instead of reading
   {"dial": true}            connects to the endpoint of the last 227 or 229, and reads
   {"dial": true, "later": true}   connects in the same way, but reads at {"drain": true}
+  {"drain": true}           reads what was dialled; "sum": true returns the SHA-256 of the bytes, "abort": true resets it then
+  {"tls": "control"}        begins TLS on the control connection
+  {"tls": "data"}           begins TLS on what was dialled, with the session of the control connection
+  {"read": BYTES}           reads this many bytes of the control connection
   {"sleep": SECONDS}
   {"gate": FILE}            prints `gate` and waits until FILE exists
   {"abort": true}           resets the control connection
+  {"close": true}           closes the control connection
   {"redial": true}          continues with another control connection; the previous one stays open
 Prints one JSON object: {"steps": [{"ms": M, "got": TEXT}, ...], "error": TEXT or null}. `ms` is the
 duration of the step, which shows a stall.
 """
+import hashlib
 import json
 import os
 import re
 import select
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -70,6 +77,8 @@ def dial():
     dialled.append(control)
 
 
+tls = ssl.create_default_context()
+tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
 dialled = []
 dial()
 announced = None
@@ -87,6 +96,17 @@ def line():
     return text.rstrip(b"\r").decode("latin-1")
 
 
+def read(count):
+    global pending
+    while len(pending) < count:
+        more = control.recv(4096)
+        if not more:
+            raise EOFError("control connection closed after " + repr(pending))
+        pending += more
+    text, pending = pending[:count], pending[count:]
+    return text.decode("latin-1")
+
+
 def reply():
     global announced
     lines = [line()]
@@ -101,12 +121,17 @@ def reply():
     return "\n".join(lines)
 
 
-def drain(data):
-    body = b""
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def drain(data, step=()):
+    body = bytearray()
     while chunk := data.recv(65536):
         body += chunk
-    data.close()
-    return body.decode("latin-1")
+    reset(data) if "abort" in step else data.close()
+    return hashlib.sha256(body).hexdigest() if "sum" in step else body.decode("latin-1")
 
 
 def send_and_read(text):
@@ -188,7 +213,7 @@ def taken(step):
 
 
 def run(step):
-    global waiting
+    global control, waiting
     if "send" in step:
         return send(step)
     if "taken" in step:
@@ -209,7 +234,14 @@ def run(step):
         waiting = socket.create_connection(announced, DATA_TIMEOUT)
         return "" if step.get("later") else drain(waiting)
     if "drain" in step:
-        return drain(waiting)
+        return drain(waiting, step)
+    if step.get("tls") == "control":
+        control = tls.wrap_socket(control)
+    if step.get("tls") == "data":
+        waiting.settimeout(PATIENCE)
+        waiting = tls.wrap_socket(waiting, session=control.session)
+    if "read" in step:
+        return read(step["read"])
     if "sleep" in step:
         time.sleep(step["sleep"])
     if "gate" in step:
@@ -217,7 +249,8 @@ def run(step):
         while not os.path.exists(step["gate"]):
             time.sleep(0.01)
     if "abort" in step:
-        control.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset(control)
+    if "close" in step:
         control.close()
     return ""
 
