@@ -14,6 +14,7 @@ mod dialects;
 mod dialogues;
 mod doctor;
 mod downtime;
+mod encrypted;
 mod fastpath;
 mod flowtable;
 mod healing;

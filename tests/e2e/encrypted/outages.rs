@@ -1,0 +1,159 @@
+//! What is open when the daemon, its rules or conntrack's entries go in the middle of a session, and are there again.
+
+use super::*;
+
+/// A session in the middle of a download, that then makes another one.
+struct Running {
+    scene: Scene,
+    client: GatedClient,
+    sum: String,
+}
+
+impl Running {
+    fn new(topology: Topology, program: impl FnOnce(&Lab) -> PathBuf) -> Self {
+        let mut scene = Scene::new(topology, ServerKind::Vsftpd, ClientTls::Explicit);
+        let program = program(scene.lab());
+        if program != executable() {
+            scene.gateway.daemon.stop().unwrap();
+            let configuration = configuration(scene.lab(), "nftables");
+            let daemon = Daemon::start(&program, &scene.lab().gateway, &configuration).unwrap();
+            scene.gateway.daemon = daemon;
+        }
+        let body = large_file();
+        scene.server.put("large", &body).unwrap();
+        let sum = checksum(&scene.lab().gateway, &body);
+        let rest = (end_download(), reply());
+        let begin = begin_download("PASV", "large");
+        let client = scene.client(V4, (&begin, gate(), &rest, gate(), &begin, &rest));
+        scene.assert_open("before");
+        Self { scene, client, sum }
+    }
+
+    /// Asserts that the ports are open to the client alone, that the running download ends well, and that another one does.
+    #[track_caller]
+    fn assert_goes_on(self, case: &str) {
+        let Self { scene, client, sum } = self;
+        wait_for("the ports", || !scene.gateway.daemon.open_pinholes().unwrap().is_empty());
+        scene.assert_open(case);
+        let session = client.release().ok_in(case);
+        let got = session.steps.iter().filter(|(got, _)| *got == sum).count();
+        assert_eq!(got, 2, "{case}: {:?}", session.steps);
+        scene.wait_until_closed(case);
+        scene.gateway.assert_tidy();
+    }
+}
+
+#[test]
+fn the_ports_stay_open_over_a_crash_and_over_a_restart() {
+    let [masquerade, published] = [Topology::Masquerade, Topology::PublishedServer];
+    for (topology, crashes) in telling(
+        &[(masquerade, true), (published, false)],
+        &[(masquerade, true), (published, false), (masquerade, false), (published, true)],
+    ) {
+        let mut running = Running::new(*topology, |_| executable());
+        let gateway = &mut running.scene.gateway;
+        let configuration = configuration(&gateway.lab, "nftables");
+        if *crashes {
+            gateway.daemon.kill();
+        } else {
+            assert!(gateway.daemon.stop().unwrap().success());
+        }
+        gateway.start_again(&configuration);
+        running.assert_goes_on(&format!("{topology} {crashes}"));
+    }
+}
+
+#[test]
+fn the_ports_are_closed_by_a_restart_that_knows_no_session() {
+    let mut running = Running::new(Topology::Masquerade, |_| executable());
+    let gateway = &mut running.scene.gateway;
+    gateway.daemon.kill();
+    let state = gateway.daemon.socket().with_file_name("state");
+    for file in fs::read_dir(state).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "sessions") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let configuration = configuration(&gateway.lab, "nftables");
+    gateway.start_again(&configuration);
+    running.scene.assert_closed("without a journal");
+    running.client.reach_next_gate();
+    running.scene.assert_closed("behind more packets");
+}
+
+#[test]
+fn a_crash_without_a_restart_leaves_the_ports_open_to_the_client_alone() {
+    let mut running = Running::new(Topology::PublishedServer, |_| executable());
+    running.scene.gateway.daemon.kill();
+    running.scene.assert_open("nobody runs");
+    let elements = ["list", "map", "inet", "ftp_alg", "encrypted4"];
+    let listed = running.scene.lab().gateway.run("nft", &elements).unwrap().stdout_text();
+    assert!(listed.contains("expires"), "{listed}");
+}
+
+#[test]
+fn a_reload_without_the_key_closes_the_ports_and_ends_no_transfer() {
+    for restarts in [false, true] {
+        let case = format!("restarts: {restarts}");
+        let Running { mut scene, mut client, sum } =
+            Running::new(Topology::PublishedServer, |_| executable());
+        let without = scene.lab().configuration("nftables");
+        if restarts {
+            scene.gateway.daemon.kill();
+            scene.gateway.start_again(&without);
+        } else {
+            // The port for TLS is another setting, which takes a restart.
+            let without = format!("implicit-tls-ports = [{IMPLICIT}]\n{without}");
+            reload(&scene.gateway.daemon, &without);
+        }
+        scene.wait_until_closed(&case);
+        client.reach_next_gate();
+        let session = client.release();
+        assert!(session.steps.iter().any(|(got, _)| *got == sum), "{case}: {session:?}");
+        assert!(session.error.is_some(), "{case}: another download passed");
+        scene.wait_until_closed(&case);
+        scene.gateway.assert_tidy();
+    }
+}
+
+/// As `systemctl reload nftables` does it; the table goes with the operator's if nobody owns it.
+#[test]
+fn the_ports_stay_open_over_a_reload_of_the_firewall() {
+    let [masquerade, published] = [Topology::Masquerade, Topology::PublishedServer];
+    for (topology, has_owner) in telling(
+        &[(masquerade, true), (published, false)],
+        &[(masquerade, true), (published, false), (masquerade, false), (published, true)],
+    ) {
+        let program = |lab: &Lab| match has_owner {
+            true => executable(),
+            false => executable_without_owner(lab),
+        };
+        let running = Running::new(*topology, program);
+        let lab = running.scene.lab();
+        let listed = lab.gateway.ruleset().unwrap();
+        // The operator's tables, without ours.
+        let operators = listed.split("table inet ftp_alg").next().unwrap();
+        lab.gateway.nft(&format!("flush ruleset\n{operators}")).unwrap();
+        running.assert_goes_on(&format!("{topology} {has_owner}"));
+    }
+}
+
+/// The kernel forgets the control connection with everything else. As soon as it has a packet of it again, the client's
+/// next transfer passes.
+#[test]
+fn the_ports_are_closed_while_conntrack_does_not_know_the_control_connection() {
+    for topology in [Topology::Routed, Topology::Masquerade, Topology::PublishedServer] {
+        let case = topology.to_string();
+        let scene = Scene::new(topology, ServerKind::Vsftpd, ClientTls::Explicit);
+        scene.server.put("file", b"the body").unwrap();
+        let download = (begin_download("EPSV", "file"), end_download(), reply());
+        let client = scene.client(V4, (&download, gate(), &download));
+        scene.assert_open(&case);
+        scene.lab().gateway.run("conntrack", &["-F"]).unwrap();
+        scene.wait_until_closed(&case);
+        client.release().ok_in(&case);
+        scene.wait_until_closed(&case);
+        scene.gateway.assert_tidy();
+    }
+}
