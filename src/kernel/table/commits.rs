@@ -9,14 +9,13 @@
 //! follows elements in its transaction or was lost, is found at the next check.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering::SeqCst},
     },
-    time::Instant,
 };
 
 use ftp_alg_core::engine::PassivePorts;
@@ -46,8 +45,19 @@ const TYPE_OFFSET: u32 = 4;
 /// Buffer for notices that arrive during a check; an overflow counts as a notice.
 const BUFFER: usize = 1 << 16;
 
-/// The passive ports in our table, and when they were last renewed, by address: the server's own one, and one that clients dial.
-pub(super) type WrittenPorts = BTreeMap<IpAddr, Vec<(PassivePorts, Instant)>>;
+/// The passive ports of addresses, each with the client and the dialled address of those open ranges that need them.
+pub(super) type PortsByAddress = BTreeMap<IpAddr, Vec<(PassivePorts, BTreeSet<(IpAddr, IpAddr)>)>>;
+
+/// The passive ports in our table.
+#[derive(Debug, Default)]
+pub(super) struct WrittenPorts {
+    /// By the servers' own addresses, and those that clients dial.
+    pub of: PortsByAddress,
+    /// How many open ranges need them, at each address.
+    pub open: usize,
+    /// Whether the table has no others.
+    pub is_known: bool,
+}
 
 /// The transactions of this process in one network namespace. All users share it.
 #[derive(Clone, Debug, Default)]

@@ -2,19 +2,20 @@
 //!
 //! The ports change seldom, and the kernel copies a set with intervals at each change of it. So they are written when an
 //! address gets other ports, and what a session needs is in hashes: client and dialled address, with the server's own one.
+//! Ports that no range needs any more stay until there are many of them.
 
 use std::{
+    collections::BTreeMap,
     ffi::CStr,
     net::IpAddr,
     ops::RangeInclusive,
     sync::{Arc, PoisonError},
-    time::Instant,
 };
 
 use ftp_alg_core::engine::{KernelError, OpenRange, RANGE_LIFETIME};
 
 use super::{
-    commits::WrittenPorts,
+    commits::{PortsByAddress, WrittenPorts},
     pinholes::{PinholeSets, SetElement},
 };
 use crate::kernel::netlink::{
@@ -47,6 +48,9 @@ const V6: FamilySets = FamilySets {
     marks: c"encrypted_marks6",
 };
 
+/// How many addresses may have ports that no range needs, besides as many as have some that one needs.
+const SPARE_ADDRESSES: usize = 64;
+
 fn sets_of(address: IpAddr) -> &'static FamilySets {
     if address.is_ipv6() { &V6 } else { &V4 }
 }
@@ -62,6 +66,14 @@ impl PinholeSets {
 
     /// Closes a range.
     pub fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+        let written = self.commits.written_ports();
+        let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
+        for address in addresses(range) {
+            let ports = written.of.get_mut(&address).into_iter().flatten();
+            let removed = ports.filter_map(|(_, open)| open.take(&ends(range))).count();
+            written.open -= removed;
+        }
+        drop(written);
         self.set_range(range, false)
     }
 
@@ -69,7 +81,7 @@ impl PinholeSets {
     pub fn close_all_ranges(&mut self) -> Result<(), KernelError> {
         let written = self.commits.written_ports();
         let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.clear();
+        *written = WrittenPorts::default();
         let mut batch = Batch::new();
         for sets in [&V4, &V6] {
             for set in [sets.sessions, sets.ports, sets.watched, sets.sources, sets.marks] {
@@ -104,47 +116,62 @@ impl PinholeSets {
     }
 
     /// Has the ports of the range in the sets: at the dialled address, and at the server's own.
-    fn write_ports(&mut self, OpenRange { control, ports }: &OpenRange) -> Result<(), KernelError> {
-        let (server, dialled) = (control.server.ip(), control.server_external.ip());
+    fn write_ports(&mut self, range: &OpenRange) -> Result<(), KernelError> {
         let written = self.commits.written_ports();
         let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut has_changed, now) = (false, Instant::now());
-        for address in [server, dialled] {
-            let of_address = written.entry(address).or_default();
-            match of_address.iter_mut().find(|(known, _)| known == ports) {
-                Some((_, renewed)) => *renewed = now,
+        let WrittenPorts { of, open, is_known } = &mut *written;
+        let (mut new, mut has_others) = (BTreeMap::new(), !std::mem::replace(is_known, true));
+        for address in addresses(range) {
+            let known = of.entry(address).or_default();
+            match known.iter_mut().find(|(ports, _)| *ports == range.ports) {
+                Some((_, of_ports)) => *open += usize::from(of_ports.insert(ends(range))),
                 None => {
-                    of_address.push((Arc::clone(ports), now));
-                    has_changed = true;
+                    *open += 1;
+                    has_others |= !known.is_empty();
+                    known.push((Arc::clone(&range.ports), [ends(range)].into()));
+                    new.insert(address, known.clone());
                 }
             }
         }
-        if !has_changed {
+        if new.is_empty() {
             return Ok(());
         }
-        // Those of no open range, which would have renewed them.
-        written.retain(|_, all| {
-            all.retain(|(_, renewed)| now - *renewed < RANGE_LIFETIME);
-            !all.is_empty()
-        });
         let mut batch = Batch::new();
-        for sets in [&V4, &V6] {
-            batch.flush_set(sets.ports);
+        if has_others || of.len() > 2 * *open + SPARE_ADDRESSES {
+            of.retain(|_, all| {
+                all.retain(|(_, open)| !open.is_empty());
+                !all.is_empty()
+            });
+            new.clone_from(of);
+            for sets in [&V4, &V6] {
+                batch.flush_set(sets.ports);
+            }
         }
-        for (address, range) in intervals(&written) {
+        for (address, range) in intervals(&new) {
             let key = |port: u16| endpoint_key((address, port).into());
             batch.add_interval(sets_of(address).ports, &key(*range.start()), &key(*range.end()));
         }
         let sent = self.commits.send(&mut batch, &mut self.socket).and_then(|sent| sent.result());
         if sent.is_err() {
-            written.clear();
+            // The next one empties the sets, and those of others come back with their renewals.
+            *written = WrittenPorts::default();
         }
         sent.map_err(|source| KernelError::System { what: "write passive ports".into(), source })
     }
 }
 
+/// Where the rules compare the ports of a range.
+fn addresses(OpenRange { control, .. }: &OpenRange) -> [IpAddr; 2] {
+    [control.server.ip(), control.server_external.ip()]
+}
+
+/// The client of a range, and the address that it dialled.
+fn ends(OpenRange { control, .. }: &OpenRange) -> (IpAddr, IpAddr) {
+    (control.client.ip(), control.server_external.ip())
+}
+
 /// The ports of each address, without overlaps.
-fn intervals(written: &WrittenPorts) -> Vec<(IpAddr, RangeInclusive<u16>)> {
+fn intervals(written: &PortsByAddress) -> Vec<(IpAddr, RangeInclusive<u16>)> {
     let each = written.iter().flat_map(|(address, all)| all.iter().map(move |one| (address, one)));
     let ranges =
         each.flat_map(|(address, (ports, _))| ports.iter().map(|range| (*address, range.clone())));

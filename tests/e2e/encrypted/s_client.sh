@@ -14,4 +14,5 @@ say PASV 227
 IFS=, read -r _ _ _ _ high low <<<"${reply//[^0-9,]/}"
 echo "RETR $4" >&"${control[1]}"
 connect "$1:$((high * 256 + low))" -sess_in session </dev/null
-say QUIT 221
+echo QUIT >&"${control[1]}"
+wait
