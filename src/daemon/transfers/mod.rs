@@ -408,8 +408,7 @@ impl Known<'_> {
                 self.ended_sessions.push_back((at, ended));
                 continue;
             }
-            let bytes = session_bytes.take(ended.session, ended.kind.transfers);
-            ended.kind.bytes = bytes.filter(|_| !ended.kind.encrypted);
+            ended.kind.bytes = session_bytes.take(ended.session, ended.kind.transfers);
             self.reports.push((at, ended.map(EventKind::SessionEnded)));
         }
     }

@@ -114,13 +114,7 @@ fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, Strin
     let reports = Reporter::new(true, []);
     let kinds = transfers.iter().cloned().map(Box::new).map(EventKind::Transfer);
     let duration = Duration::from_secs(3);
-    let ended = EndedSession {
-        end: SessionEnd::Closed,
-        encrypted: false,
-        transfers: counted,
-        bytes: None,
-        duration,
-    };
+    let ended = EndedSession { end: SessionEnd::Closed, transfers: counted, bytes: None, duration };
     let kinds = kinds.chain([EventKind::SessionEnded(ended)]);
     let events: Vec<_> = kinds.map(|kind| event(Some("bob"), kind)).collect();
     record(&reports, &events);
@@ -152,7 +146,7 @@ fn a_session_ends_after_its_transfers_with_their_bytes() {
 #[test]
 fn only_reports_that_are_on_take_the_ends_of_sessions() {
     let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
-    let ended = EndedSession { end, encrypted: false, transfers: 0, bytes: None, duration };
+    let ended = EndedSession { end, transfers: 0, bytes: None, duration };
     let ended = EventKind::SessionEnded(ended);
     assert_eq!([true, false].map(|is_on| Reporter::new(is_on, []).reports(&ended)), [true, false]);
 }

@@ -12,6 +12,8 @@ use std::{
     },
 };
 
+use ftp_alg::kernel::probe::ConntrackAbilities;
+
 use super::*;
 
 /// How many cells run at a time. Pure-FTPd allows half as many sessions as it has passive ports.
@@ -46,6 +48,12 @@ struct Cell {
 }
 
 fn clients_with_servers(topology: Topology, backend: &str) {
+    if backend == "conntrack" && !ConntrackAbilities::read().cthelper {
+        println!(
+            "not tried: this kernel has no nfnetlink_cthelper, without which one port is open at a time"
+        );
+        return;
+    }
     let lab = lab_for(topology, backend);
     accept_implicit(&lab);
     let configuration = configuration(&lab, backend);
@@ -161,6 +169,14 @@ macro_rules! in_topologies {
 
 in_topologies! {
     nftables:
+        through_masquerade Masquerade,
+        to_a_published_server PublishedServer,
+        through_nat_on_both_sides BothSides,
+        through_a_routed_firewall Routed,
+        to_a_server_on_the_gateway OnServer,
+        from_a_client_on_the_gateway OnClient,
+    ;
+    conntrack:
         through_masquerade Masquerade,
         to_a_published_server PublishedServer,
         through_nat_on_both_sides BothSides,

@@ -44,7 +44,6 @@ pub struct ClientActivity {
     reported_transfers: u32,
     /// Whether the start of the session was reported, and its end was not.
     is_reported: bool,
-    is_encrypted: bool,
 }
 
 /// A transfer without a last reply.
@@ -114,10 +113,7 @@ impl SessionEnd {
 pub struct EndedSession {
     /// How it ended.
     pub end: SessionEnd,
-    /// Whether it was encrypted.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub encrypted: bool,
-    /// Number of its transfers that were read, whatever their result.
+    /// Number of its transfers, whatever their result.
     pub transfers: u32,
     /// The bytes of its transfers, if they are known of each. The engine does not know them.
     pub bytes: Option<u64>,
@@ -146,7 +142,6 @@ impl ClientActivity {
         is_doubtful: false,
         reported_transfers: 0,
         is_reported: false,
-        is_encrypted: false,
     };
 
     /// The user, if a login was seen.
@@ -179,11 +174,6 @@ impl ClientActivity {
         self.named_user.take().filter(|name| !name.is_empty()).map(Arc::from)
     }
 
-    /// Records that it cannot be read any more.
-    pub fn record_encrypted(&mut self) {
-        self.is_encrypted = true;
-    }
-
     /// Records that the start of the session is reported. Returns whether it was not before.
     pub fn begin_session(&mut self) -> bool {
         !std::mem::replace(&mut self.is_reported, true)
@@ -192,8 +182,8 @@ impl ClientActivity {
     /// What is to be reported of the session's end, once, if its start was reported.
     pub fn end_session(&mut self, end: SessionEnd, duration: Duration) -> Option<EndedSession> {
         self.forget_uncounted();
-        let (transfers, encrypted) = (self.reported_transfers, self.is_encrypted);
-        let ended = EndedSession { end, encrypted, transfers, bytes: None, duration };
+        let transfers = self.reported_transfers;
+        let ended = EndedSession { end, transfers, bytes: None, duration };
         take(&mut self.is_reported).then_some(ended)
     }
 
@@ -444,13 +434,10 @@ impl PendingTransfer {
 impl EndedSession {
     /// Writes the text of the event of a session of `user`.
     pub fn write(&self, f: &mut fmt::Formatter<'_>, user: Option<&str>) -> fmt::Result {
-        let Self { end, encrypted, transfers, bytes, duration } = self;
+        let Self { end, transfers, bytes, duration } = self;
         write!(f, "session ended after {:.1} s: {}", duration.as_secs_f64(), end.name())?;
         if let Some(user) = user {
             write!(f, ", user {}", NameInText::User(user))?;
-        }
-        if *encrypted {
-            return f.write_str(", encrypted");
         }
         match transfers {
             1 => f.write_str(", 1 transfer")?,

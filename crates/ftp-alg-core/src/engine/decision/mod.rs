@@ -583,7 +583,6 @@ impl Decider<'_> {
 
     fn record_encrypted(&mut self) {
         self.counters.encrypted += 1;
-        self.head.activity_mut().record_encrypted();
         if self.policy.passive_ports(self.head.server().ip()).is_empty() {
             self.push_event(EventKind::Encrypted);
         }

@@ -1,0 +1,126 @@
+//! What the gateway says of encrypted sessions: transfers, what is open, and what the firewall drops because a setting is
+//! missing.
+
+use super::*;
+
+fn transfers(gateway: &Gateway) -> Vec<Value> {
+    gateway.events("transfer")
+}
+
+#[test]
+fn a_data_connection_is_a_transfer_with_its_bytes() {
+    for (kind, tls) in
+        [(ServerKind::Proftpd, ClientTls::Explicit), (ServerKind::Vsftpd, ClientTls::Implicit)]
+    {
+        let scene = Scene::new(Topology::PublishedServer, kind, tls);
+        let (gateway, lab) = (&scene.gateway, scene.lab());
+        let body = vec![b'x'; 300_000];
+        scene.server.put("file", &body).unwrap();
+        let client = scene.client(
+            V4,
+            [begin_download("EPSV", "file"), vec![end_download(), reply(), gate()]].concat(),
+        );
+        let row = &gateway.daemon.sessions().unwrap()[0];
+        assert_eq!(
+            (&row["state"], &row["passive_ports"]),
+            (&json!("encrypted"), &json!("50000-50009"))
+        );
+        wait_for("the transfer", || !transfers(gateway).is_empty());
+        client.release().ok();
+        let mut transfer = curl(lab, &scene.server, Mode::Passive);
+        // It waits for the end of TLS, so its server confirms an upload.
+        (transfer.client, transfer.tls) = (ClientProgram::Ftplib, tls);
+        transfer.endpoint = endpoint(lab, V4, tls);
+        transfer.upload("up", &body).unwrap();
+        wait_for("both", || transfers(gateway).len() == 2);
+        for (event, direction) in transfers(gateway).iter().zip(["down", "up"]) {
+            let is = |field: &str, value: Value| assert_eq!(event[field], value, "{kind}: {event}");
+            is("encrypted", json!(true));
+            is("direction", json!(direction));
+            is("verb", Value::Null);
+            is("path", Value::Null);
+            is("mode", json!("passive"));
+            is("result", json!("complete"));
+            is("client", json!(lab.client.address(V4)));
+            is("server", json!(lab.server.address(V4)));
+            let bytes = event["bytes"].as_u64();
+            // With the records of TLS, and its handshake.
+            assert!(
+                bytes.is_some_and(|bytes| (300_000..320_000).contains(&bytes)),
+                "{kind}: {event}"
+            );
+        }
+        wait_for("the end", || gateway.daemon.counter("sessions").unwrap() == 0);
+        let opened = gateway.events("range-opened");
+        assert_eq!((opened.len(), &opened[0]["ports"]), (2, &json!("50000-50009")));
+        assert_eq!(gateway.events("range-closed").len(), 2);
+        assert_eq!(gateway.count("ranges_opened"), 2);
+        assert!(gateway.events("encrypted").is_empty(), "nothing is to be done");
+        gateway.assert_tidy();
+    }
+}
+
+/// The operator learns which line is missing. With it, a reload is enough.
+#[test]
+fn what_the_firewall_drops_for_want_of_the_setting_is_named() {
+    for setting in ["", "passive-ports = \"40000-40009\"\n"] {
+        let lab = Lab::new(Topology::PublishedServer).unwrap();
+        let tls = server_tls(&lab, ClientTls::Explicit, false);
+        let server = Server::start_tls(ServerKind::Proftpd, &lab.server, &tls).unwrap();
+        server.put("file", b"the body").unwrap();
+        let address = lab.server.address(V4);
+        let table = |setting: &str| format!("[[server]]\naddress = \"{address}\"\n{setting}");
+        let gateway = Gateway::on(lab, &table(setting));
+        let daemon = &gateway.daemon;
+        let mut transfer = curl(&gateway.lab, &server, Mode::Passive);
+        transfer.tls = ClientTls::Explicit;
+        assert!(transfer.download("file").is_err());
+        wait_for("the event", || !gateway.events("no-data-connection").is_empty());
+        let event = &gateway.events("no-data-connection")[0];
+        assert_eq!(
+            (&event["encrypted"], &event["failed"]),
+            (&json!(true), &json!(true)),
+            "{event}"
+        );
+        let reason = event["reason"].as_str().unwrap();
+        assert!(
+            reason.ends_with(&format!("is not among the passive-ports of {address}")),
+            "{reason}"
+        );
+        let warnings = || daemon.status().unwrap()["warnings"].clone();
+        wait_for("the warning", || warnings()[0]["name"] == "encrypted");
+        let remedy = warnings()[0]["remedy"].as_str().unwrap().to_owned();
+        let line = format!("[[server]] address = \"{address}\", passive-ports = \"50000-50099\"");
+        assert!(remedy.contains(&line), "{remedy}");
+        assert!(daemon.log().contains(&line), "{}", daemon.log());
+        assert_eq!(gateway.events("encrypted").is_empty(), !setting.is_empty());
+
+        std::fs::write(configuration_file(daemon), table("passive-ports = \"50000-50099\"\n"))
+            .unwrap();
+        signal(daemon, "HUP");
+        wait_for("the reload", || daemon.log().contains("the new configuration is in use"));
+        assert_eq!(transfer.download("file").unwrap(), b"the body");
+        gateway.assert_tidy();
+    }
+}
+
+/// A firewall that accepts the ports by itself drops nothing, and nothing is said.
+#[test]
+fn a_range_that_is_open_to_all_is_no_problem() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let accept = "insert rule inet gateway forward tcp dport 50000-50009 accept";
+    lab.gateway.nft(accept).unwrap();
+    let tls = server_tls(&lab, ClientTls::Explicit, false);
+    let server = Server::start_tls(ServerKind::Vsftpd, &lab.server, &tls).unwrap();
+    server.put("file", b"the body").unwrap();
+    let gateway = Gateway::on(lab, "");
+    let mut transfer = curl(&gateway.lab, &server, Mode::Passive);
+    transfer.tls = ClientTls::Explicit;
+    for _ in 0..3 {
+        assert_eq!(transfer.download("file").unwrap(), b"the body");
+    }
+    wait_for("the ends", || gateway.daemon.counter("sessions").unwrap() == 0);
+    assert!(gateway.events("no-data-connection").is_empty());
+    assert_eq!(gateway.daemon.status().unwrap()["warnings"], json!([]));
+    gateway.assert_tidy();
+}
