@@ -1,6 +1,6 @@
 //! What one look at the daemon shows: its status, its sessions, and the events since the look before.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -42,9 +42,13 @@ pub(super) struct Event {
     pub server: String,
     pub user: Option<String>,
     pub failed: bool,
+    #[serde(deserialize_with = "or_empty")]
     pub verb: String,
+    #[serde(deserialize_with = "or_empty")]
     pub path: String,
+    #[serde(deserialize_with = "or_empty")]
     pub direction: String,
+    pub encrypted: bool,
     pub mode: Option<String>,
     pub bytes: Option<u64>,
     pub seconds: f64,
@@ -52,6 +56,11 @@ pub(super) struct Event {
     pub code: Option<u16>,
     pub reason: Option<String>,
     pub text: String,
+}
+
+/// Text that is empty if it is null.
+fn or_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// Looks at the daemon on a socket again and again.
@@ -92,5 +101,17 @@ impl Watcher {
         let sessions = self.socket.request("sessions")?.parse()?;
         self.reader = reader;
         Ok(Look { status, sessions, events, missed, is_another })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_null_is_empty() {
+        let json = r#"{"id": 7, "event": "transfer", "verb": null, "path": null, "direction": null, "encrypted": true}"#;
+        let event: Event = serde_json::from_str(json).unwrap();
+        assert!(event.encrypted && event.verb.is_empty() && event.path.is_empty());
     }
 }

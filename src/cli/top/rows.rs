@@ -51,10 +51,13 @@ pub(super) const TRANSFERS: &[Column<Event>] = &[
     OF_CLIENT,
     OF_USER,
     Column::new("VERB", |event: &Event| Cell::text(&event.verb)).usual(4),
-    Column::new("PATH", |event: &Event| Cell::text(&event.path))
-        .searched()
-        .cut(8, Cut::Start)
-        .usual(12),
+    Column::new("PATH", |event: &Event| match event.encrypted {
+        true => Cell::text("(encrypted)"),
+        false => Cell::text(&event.path),
+    })
+    .searched()
+    .cut(8, Cut::Start)
+    .usual(12),
     Column::number("BYTES", |event: &Event| Cell::bytes(event.bytes)).usual(9),
     Column::number("SECS", |event: &Event| {
         Cell::number(event.seconds, format!("{:.1}", event.seconds))

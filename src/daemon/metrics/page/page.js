@@ -234,7 +234,7 @@ const tables = {
     isBad: (row) => row.result !== "complete",
     columns: [
       ...ofEvent("Ended"),
-      { title: "Command", value: (row) => row.verb },
+      { title: "Command", value: (row) => (row.encrypted ? "encrypted" : row.verb) },
       { title: "File", value: (row) => row.path, class: "line prose" },
       { title: "Bytes", value: (row) => row.bytes, text: (row) => number(row.bytes), isNumber: true },
       { title: "Seconds", value: (row) => row.seconds, text: (row) => row.seconds?.toFixed(1), isNumber: true },
