@@ -81,10 +81,15 @@ impl Expectations {
     pub fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
         let all = || openings_of(range);
         for opening in all() {
-            match self.expect(&opening, NF_CT_EXPECT_PERMANENT) {
-                Err(KernelError::Taken) => _ = self.renew(&opening)?,
-                other => other?,
-            }
+            let opened = match self.expect(&opening, NF_CT_EXPECT_PERMANENT) {
+                // It may be that of another control connection, and end with it.
+                Err(KernelError::Taken) => {
+                    self.close_one(&opening.ends)?;
+                    self.expect(&opening, NF_CT_EXPECT_PERMANENT)
+                }
+                other => other,
+            };
+            opened?;
         }
         // The kernel drops the oldest expectation of a connection for another one, if its helper allows no more.
         let Some(first) = all().next() else { return Ok(()) };

@@ -343,16 +343,14 @@ impl Ranges {
     /// Renews what is open, and closes what belongs to control connections that conntrack has forgotten, until it knows them
     /// again.
     pub fn look(&mut self, now: Instant, kernel: &mut dyn Kernel) {
-        let owners: Vec<_> = self.of.range(self.next..).map(|(owner, _)| *owner).collect();
-        let is_rest = owners.len() <= MAX_LOOKUPS;
-        for owner in owners.into_iter().take(MAX_LOOKUPS) {
+        let rest = self.of.range(self.next..).map(|(owner, _)| *owner);
+        let owners: Vec<_> = rest.take(MAX_LOOKUPS).collect();
+        // Behind the last one it begins again.
+        self.next = if owners.len() < MAX_LOOKUPS { 0 } else { owners[MAX_LOOKUPS - 1] + 1 };
+        for owner in owners {
             if let Err(error) = self.look_at(now, owner, kernel) {
                 self.errors.push(error);
             }
-            self.next = owner + 1;
-        }
-        if is_rest {
-            self.next = 0;
         }
     }
 
