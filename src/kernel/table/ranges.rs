@@ -83,6 +83,8 @@ impl PinholeSets {
         let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
         *written = WrittenPorts::default();
         let mut batch = Batch::new();
+        // All may be empty.
+        batch.report_changes();
         for sets in [&V4, &V6] {
             for set in [sets.sessions, sets.ports, sets.watched, sets.sources, sets.marks] {
                 batch.flush_set(set);
