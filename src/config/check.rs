@@ -355,6 +355,16 @@ impl Checker<'_> {
             let (offset, key) = (files[later].span().start, Some("network".to_owned()));
             self.of_valid_values.push(ConfigProblem { offset, key, message });
         }
+        for (earlier, later) in shadowed::other_ports(&networks) {
+            let message = format!(
+                "differs from that of the [[network]] of line {}, which has other clients of the same servers: give the same \
+                 ports, because the rules know one set of them for each server",
+                error::line_number(self.text, files[earlier].span().start)
+            );
+            let (offset, key) =
+                (files[later].span().start, Some("network.passive-ports".to_owned()));
+            self.of_valid_values.push(ConfigProblem { offset, key, message });
+        }
         networks
     }
 

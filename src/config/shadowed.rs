@@ -1,4 +1,5 @@
-//! Finds `[[network]]` tables that never apply, because earlier ones have all of their connections.
+//! Finds `[[network]]` tables that never apply, because earlier ones have all of their connections, and those that contradict
+//! earlier ones.
 //!
 //! Which networks an address is in changes only at the first address of a network, and behind its last one. So a table's
 //! connections between such addresses stand for all of them.
@@ -27,6 +28,41 @@ pub(super) fn shadowed(networks: &[NetworkPolicy]) -> Vec<(Option<usize>, usize)
         (one.is_some() || covers(before, network)).then_some((one, later))
     };
     networks.iter().enumerate().filter_map(with_earlier).collect()
+}
+
+/// The indices of two tables, `(earlier, later)`, of which clients of the same server get different passive ports.
+pub(super) fn other_ports(networks: &[NetworkPolicy]) -> Vec<(usize, usize)> {
+    let differs = |(later, network): (usize, &NetworkPolicy)| {
+        let ports = &network.policy.passive_ports;
+        let is_other = |earlier: &NetworkPolicy| {
+            let others = &earlier.policy.passive_ports;
+            !others.is_empty()
+                && others != ports
+                && overlap(&earlier.servers, &network.servers)
+                // Of a server that both have, no client is left for the later one.
+                && !earlier.clients.is_empty()
+                && of_one_family(&earlier.clients, &network.clients)
+        };
+        let earlier = networks[..later].iter().position(is_other).filter(|_| !ports.is_empty())?;
+        Some((earlier, later))
+    };
+    networks.iter().enumerate().filter_map(differs).collect()
+}
+
+/// Whether two sides have an address in common.
+fn overlap(one: &[IpNetwork], other: &[IpNetwork]) -> bool {
+    let starts_in = |side: &[IpNetwork], of: &[IpNetwork]| {
+        of.iter().any(|network| holds(side, network.network()))
+    };
+    one.is_empty() || other.is_empty() || starts_in(one, other) || starts_in(other, one)
+}
+
+/// Whether two sides have addresses of one family.
+fn of_one_family(one: &[IpNetwork], other: &[IpNetwork]) -> bool {
+    let is_of = |side: &[IpNetwork], v6: bool| {
+        side.is_empty() || side.iter().any(|network| network.is_ipv6() == v6)
+    };
+    [false, true].into_iter().any(|v6| is_of(one, v6) && is_of(other, v6))
 }
 
 /// Whether `earlier` have all connections of `later`, which has some. Both ends of a connection are of one family.

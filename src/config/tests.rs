@@ -433,6 +433,33 @@ fn shadowed(tables: &str) -> Vec<(usize, usize)> {
     }
 }
 
+/// The rules have the passive ports of a server for all its clients.
+#[test]
+fn clients_of_one_server_have_the_same_passive_ports() {
+    let network = |(keys, ports): (&str, &str)| {
+        let keys = keys.replace(", ", "\n");
+        format!("[[network]]\n{keys}\npassive-ports = {ports}\n")
+    };
+    let all = "clients = \"10.1.0.0/16\"";
+    let some = "clients = \"10.2.0.0/16\", servers = \"203.0.113.0/24\"";
+    let one = "servers = \"203.0.113.9\"";
+    for (earlier, later, is_valid) in [
+        ((all, "50000"), (some, "50001"), false),
+        ((some, "50000"), (one, "50001"), false),
+        ((some, "50000"), (one, "50000"), true),
+        // Its clients are all that the server has.
+        ((one, "50000"), (some, "50001"), true),
+        ((some, "50000"), ("servers = \"203.0.112.0/24\"", "50001"), true),
+        ((all, "50000"), ("clients = \"fd00::/8\"", "50001"), true),
+    ] {
+        let text = [earlier, later].map(network).concat();
+        let problem = parse(&text).err().map(|error| error.to_string());
+        assert_eq!(problem.is_none(), is_valid, "{text}: {problem:?}");
+        let expected = "differs from that of the [[network]] of line 1";
+        assert!(problem.is_none_or(|problem| problem.contains(expected)), "{text}");
+    }
+}
+
 #[test]
 fn a_network_behind_those_that_have_all_of_its_connections_is_refused() {
     for (tables, expected) in [
