@@ -33,7 +33,7 @@ use ftp_alg_core::policy::{
     ExternalAddress, ExternalAddresses, KnownServer, NetworkPolicy, Policy,
 };
 use strum::{Display, EnumString, IntoStaticStr};
-pub use warnings::MAX_EXPECTED_PORTS;
+pub use warnings::{MAX_EXPECTED_PORTS, may_have_services};
 
 /// Default path of the configuration.
 pub const DEFAULT_PATH: &str = "/etc/ftp-alg.toml";

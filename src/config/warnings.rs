@@ -97,6 +97,11 @@ fn too_many(ports: &[RangeInclusive<u16>], backend: Option<Backend>) -> Option<S
     })
 }
 
+/// Whether other services may listen at some of these ports.
+pub fn may_have_services(ports: &[RangeInclusive<u16>]) -> bool {
+    services_in(ports).is_some()
+}
+
 fn services_in(ports: &[RangeInclusive<u16>]) -> Option<String> {
     let is_in = |port| ports.iter().any(|range| range.contains(&port));
     let found = SERVICES.iter().filter(|(port, _)| is_in(*port));

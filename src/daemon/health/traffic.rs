@@ -8,6 +8,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    slice,
     time::Instant,
 };
 
@@ -19,9 +20,12 @@ use super::{
     recent::{Halves, Peers, RecentCount},
     servers::RecentServers,
 };
-use crate::daemon::{
-    counted::{counted, was_or_were},
-    snapshot::{Finding, Status},
+use crate::{
+    config::may_have_services,
+    daemon::{
+        counted::{counted, was_or_were},
+        snapshot::{Finding, Status},
+    },
 };
 
 /// Unused pinholes count if there are more than one for so many used ones. A few data connections always fail.
@@ -114,11 +118,13 @@ fn tried_text(server: IpAddr, ports: &RangeInclusive<u16>) -> String {
     }
 }
 
-/// The setting that would admit what clients have tried, rounded.
+/// The setting that would admit what clients have tried, rounded. A client may try what it wants to have opened: no ports
+/// of other services are proposed.
 fn setting(server: IpAddr, ports: &RangeInclusive<u16>) -> String {
     let (first, last) = (ports.start() / 100 * 100, (ports.end() / 100 * 100).saturating_add(99));
-    let ports = match last - first < MAX_PROPOSED {
-        true => format!("\"{}-{last}\"", first.max(1024)),
+    let all = first.max(1024)..=last;
+    let ports = match last - first < MAX_PROPOSED && !may_have_services(slice::from_ref(&all)) {
+        true => format!("\"{}-{last}\"", all.start()),
         false => "\"FIRST-LAST\"".to_owned(),
     };
     format!("[[server]] address = \"{server}\", passive-ports = {ports}")
@@ -270,5 +276,26 @@ impl Traffic {
             self.servers.finding(now),
         ];
         probes.into_iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_ports_of_other_services_are_proposed() {
+        let server = IpAddr::from([10, 0, 0, 5]);
+        for (tried, expected) in [
+            (50003..=50057, "\"50000-50099\""),
+            (65535..=65535, "\"65500-65535\""),
+            (1024..=1024, "\"1024-1099\""),
+            (3306..=3306, "\"FIRST-LAST\""),
+            (8443..=8443, "\"FIRST-LAST\""),
+            (1024..=65535, "\"FIRST-LAST\""),
+        ] {
+            let line = setting(server, &tried);
+            assert!(line.ends_with(&format!("passive-ports = {expected}")), "{line}");
+        }
     }
 }
