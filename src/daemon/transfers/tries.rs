@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,9 @@ use ftp_alg_core::engine::{Event, MissingConnection, PACKETS_WAIT, RangeFinder};
 const LIFETIME: Duration = Duration::from_secs(130);
 /// Limit of those that are stored. Of more, nothing is known.
 const MAX_TRIES: usize = 1024;
+
+/// Limit of those of one client, so that there is room for others.
+const MAX_OF_CLIENT: usize = 64;
 
 /// A SYN that was copied.
 struct Try {
@@ -37,7 +40,7 @@ impl Tries {
 
     /// Records the SYN of a client to what it `dialled`.
     pub(super) fn record(&mut self, seen: Instant, client: SocketAddr, dialled: SocketAddr) {
-        if self.known.len() >= MAX_TRIES || self.known.contains_key(&(client, dialled)) {
+        if !self.has_room_for(client.ip()) || self.known.contains_key(&(client, dialled)) {
             return;
         }
         let Some(tried) = self.finder.find_tried(client.ip(), dialled) else { return };
@@ -47,6 +50,12 @@ impl Tries {
         );
         let missing = tried.of.map(|ends| MissingConnection { ends, reason, encrypted: true });
         self.known.insert((client, dialled), Try { seen, missing: Some(missing) });
+    }
+
+    fn has_room_for(&self, client: IpAddr) -> bool {
+        let first = (SocketAddr::new(client, 0), SocketAddr::from(([0; 4], 0)));
+        let of_client = self.known.range(first..).take_while(|((of, _), _)| of.ip() == client);
+        self.known.len() < MAX_TRIES && of_client.count() < MAX_OF_CLIENT
     }
 
     /// Takes those that the firewall has dropped: conntrack does not know them a moment later.
@@ -66,5 +75,25 @@ impl Tries {
         }
         self.known.retain(|_, tried| now < tried.seen + LIFETIME);
         dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_client_leaves_room_for_others() {
+        let [before, one, behind] = [1, 2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
+        let mut tries = Tries::default();
+        for port in 0..MAX_OF_CLIENT {
+            assert!(tries.has_room_for(one), "{port}");
+            let ends = (SocketAddr::new(one, 40000 + port as u16), SocketAddr::new(behind, 50000));
+            tries.known.insert(ends, Try { seen: Instant::now(), missing: None });
+        }
+        assert_eq!(
+            [before, one, behind].map(|client| tries.has_room_for(client)),
+            [true, false, true]
+        );
     }
 }
