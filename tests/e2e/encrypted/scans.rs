@@ -144,31 +144,40 @@ fn a_data_connection_goes_on_behind_the_end_of_its_control_connection() {
 /// A SYN that nobody answered has an entry in conntrack, which lasts as long as the client repeats the SYN.
 #[test]
 fn a_syn_without_an_answer_passes_no_more_behind_the_end() {
-    let scene = Scene::new(Topology::Masquerade, ServerKind::Vsftpd, ClientTls::Explicit);
-    let lab = scene.lab();
-    let deaf = "table inet deaf {
-        chain deaf { type filter hook input priority 0; tcp dport 50000 drop; }
-    }";
-    lab.server.nft(deaf).unwrap();
-    let knock = || {
-        let dialled = lab.server_address(V4);
-        let script = format!(
-            "import socket
+    // Whether other rules write the mark of the connection.
+    for overwrites in [false, true] {
+        let scene = Scene::new(Topology::Masquerade, ServerKind::Vsftpd, ClientTls::Explicit);
+        let lab = scene.lab();
+        if overwrites {
+            let chain = "type filter hook prerouting priority mangle; ct mark set 5";
+            lab.gateway.nft(&format!("table inet qos {{ chain qos {{ {chain}; }}; }}")).unwrap();
+            let table = || lab.gateway.shell("nft list table inet ftp_alg").unwrap().stdout_text();
+            wait_for("the chains", || table().contains("chain mark_again_forward"));
+        }
+        let deaf = "table inet deaf {
+            chain deaf { type filter hook input priority 0; tcp dport 50000 drop; }
+        }";
+        lab.server.nft(deaf).unwrap();
+        let knock = || {
+            let dialled = lab.server_address(V4);
+            let script = format!(
+                "import socket
 one = socket.socket()
 one.bind((\"\", 40123)), one.settimeout(0.7)
 print(one.connect_ex((\"{dialled}\", 50000)))"
-        );
-        lab.client.run("python3", &["-c", &script]).unwrap().stdout_text()
-    };
-    let client = scene.client(V4, gate());
-    let unanswered = knock();
-    drop(client);
-    scene.wait_until_closed("behind the end");
-    lab.server.nft("delete table inet deaf").unwrap();
-    let entries = lab.gateway.shell("conntrack -L -p tcp --orig-port-dst 50000").unwrap();
-    assert!(entries.stdout_text().contains("SYN_SENT"), "{}", entries.stdout_text());
-    assert_eq!(knock(), unanswered);
-    scene.gateway.assert_tidy();
+            );
+            lab.client.run("python3", &["-c", &script]).unwrap().stdout_text()
+        };
+        let client = scene.client(V4, gate());
+        let unanswered = knock();
+        drop(client);
+        scene.wait_until_closed("behind the end");
+        lab.server.nft("delete table inet deaf").unwrap();
+        let entries = lab.gateway.shell("conntrack -L -p tcp --orig-port-dst 50000").unwrap();
+        assert!(entries.stdout_text().contains("SYN_SENT"), "{}", entries.stdout_text());
+        assert_eq!(knock(), unanswered);
+        scene.gateway.assert_tidy();
+    }
 }
 
 /// A client with few source ports, and a server with few passive ports: most data connections have had the same ends before.
