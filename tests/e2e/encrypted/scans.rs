@@ -169,13 +169,13 @@ print(one.connect_ex((\"{dialled}\", 50000)))"
             lab.client.run("python3", &["-c", &script]).unwrap().stdout_text()
         };
         let client = scene.client(V4, gate());
-        let unanswered = knock();
+        let silence = knock();
         drop(client);
         scene.wait_until_closed("behind the end");
         lab.server.nft("delete table inet deaf").unwrap();
         let entries = lab.gateway.shell("conntrack -L -p tcp --orig-port-dst 50000").unwrap();
         assert!(entries.stdout_text().contains("SYN_SENT"), "{}", entries.stdout_text());
-        assert_eq!(knock(), unanswered);
+        assert_eq!(knock(), silence);
         scene.gateway.assert_tidy();
     }
 }
