@@ -206,6 +206,17 @@ impl Conntrack {
         Ok(found.contains(&true))
     }
 
+    /// Whether a connection is over, by its original tuple.
+    pub fn is_over(&mut self, connection: &Translation) -> Result<bool, KernelError> {
+        let Translation { client, server_external, .. } = *connection;
+        let found = self.query((client, server_external), |entry| Some(is_over(entry)));
+        let found = found.map_err(|source| KernelError::System {
+            what: format!("look up the connection of {client} to {server_external}"),
+            source,
+        })?;
+        Ok(!found.is_empty() && !found.contains(&false))
+    }
+
     /// Whether there is a TCP connection with this original tuple.
     pub fn knows(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<bool> {
         Ok(!self.query((source, destination), |_| Some(()))?.is_empty())

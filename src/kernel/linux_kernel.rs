@@ -278,6 +278,11 @@ impl Kernel for LinuxKernel {
         }
     }
 
+    fn is_running(&mut self, control: &Translation) -> Result<bool, KernelError> {
+        Ok(self.lookup_translation(control.client, control.server)?.is_some()
+            && !self.conntrack.is_over(control)?)
+    }
+
     fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
         match &mut self.backend {
             RunningBackend::Nftables(sets) => sets.open_range(range),

@@ -82,6 +82,27 @@ fn the_ports_are_closed_by_a_restart_that_knows_no_session() {
     running.scene.assert_closed("behind more packets");
 }
 
+/// Conntrack keeps the entry of such a control connection for two minutes.
+#[test]
+fn a_session_that_ended_while_nobody_ran_opens_nothing_again() {
+    let mut running = Running::new(Topology::Masquerade, |_| executable());
+    let gateway = &mut running.scene.gateway;
+    gateway.daemon.kill();
+    // Packets pass unread as soon as there is no heartbeat.
+    wait_for("the end of the heartbeat", || {
+        let listed = gateway.lab.gateway.shell("nft list set inet ftp_alg heartbeat").unwrap();
+        !listed.stdout_text().contains("expires")
+    });
+    drop(running.client);
+    wait_for("the end", || {
+        let listed = gateway.lab.gateway.shell("conntrack -L -p tcp --orig-port-dst 21").unwrap();
+        !listed.stdout_text().contains("ESTABLISHED")
+    });
+    let configuration = configuration(&gateway.lab, "nftables");
+    gateway.start_again(&configuration);
+    running.scene.assert_closed("behind the end");
+}
+
 #[test]
 fn a_crash_without_a_restart_leaves_the_ports_open_to_the_client_alone() {
     let mut running = Running::new(Topology::PublishedServer, |_| executable());

@@ -172,6 +172,11 @@ pub trait Kernel {
         Ok(Vec::new())
     }
 
+    /// Whether a control connection is there, and its ends have not both closed it as far as the kernel has seen.
+    fn is_running(&mut self, control: &Translation) -> Result<bool, KernelError> {
+        Ok(self.lookup_translation(control.client, control.server)?.is_some())
+    }
+
     /// Opens a range, or renews it, until it is [closed](Self::close_range): its client may connect to all of its ports.
     fn open_range(&mut self, _range: &OpenRange) -> Result<(), KernelError> {
         Ok(())

@@ -341,7 +341,7 @@ impl Ranges {
     }
 
     /// Renews what is open, and closes what belongs to control connections that conntrack has forgotten, until it knows them
-    /// again.
+    /// again, or that ended while no daemon ran.
     pub fn look(&mut self, now: Instant, kernel: &mut dyn Kernel) {
         let rest = self.of.range(self.next..).map(|(owner, _)| *owner);
         let owners: Vec<_> = rest.take(MAX_LOOKUPS).collect();
@@ -361,8 +361,7 @@ impl Ranges {
         kernel: &mut dyn Kernel,
     ) -> Result<(), KernelError> {
         let Some(held) = self.of.get_mut(&owner) else { return Ok(()) };
-        let control = &held.range.control;
-        let is_found = kernel.lookup_translation(control.client, control.server)?.is_some();
+        let is_found = kernel.is_running(&held.range.control)?;
         match held.renewed {
             Some(_) if !is_found => {
                 held.renewed = None;
