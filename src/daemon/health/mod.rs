@@ -261,7 +261,7 @@ impl Health {
                 missing @ MissingConnection { encrypted: true, .. },
             ) = &event.kind
             {
-                lock(&self.state).traffic.record_tried(now, event, missing.ends.target);
+                lock(&self.state).traffic.record_tried(now, event, missing);
             }
         }
     }

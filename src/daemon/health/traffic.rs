@@ -3,16 +3,11 @@
 //!
 //! Invariant: memory is bounded, whatever peers do.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
-    slice,
-    time::Instant,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, ops::RangeInclusive, slice, time::Instant};
 
-use ftp_alg_core::engine::{Counters, Event, EventKind, Refusal, Stray, UnusedPinhole};
+use ftp_alg_core::engine::{
+    Counters, Event, EventKind, MissingConnection, Refusal, Stray, UnusedPinhole,
+};
 
 use super::{
     WITHIN,
@@ -119,11 +114,14 @@ fn tried_text(server: IpAddr, ports: &RangeInclusive<u16>) -> String {
 }
 
 /// The setting that would admit what clients have tried, rounded. A client may try what it wants to have opened: no ports
-/// of other services are proposed.
-fn setting(server: IpAddr, ports: &RangeInclusive<u16>) -> String {
+/// of other services are proposed, and none besides those that the server has.
+fn setting(server: IpAddr, ports: &RangeInclusive<u16>, has_others: bool) -> String {
     let (first, last) = (ports.start() / 100 * 100, (ports.end() / 100 * 100).saturating_add(99));
     let all = first.max(1024)..=last;
-    let ports = match last - first < MAX_PROPOSED && !may_have_services(slice::from_ref(&all)) {
+    let ports = match !has_others
+        && last - first < MAX_PROPOSED
+        && !may_have_services(slice::from_ref(&all))
+    {
         true => format!("\"{}-{last}\"", all.start()),
         false => "\"FIRST-LAST\"".to_owned(),
     };
@@ -142,8 +140,8 @@ pub(super) struct Traffic {
     encrypted: Failure,
     /// Data connections of encrypted sessions that the firewall dropped.
     tried: Failure,
-    /// Their ports, by server: the lowest and the highest.
-    tried_ports: BTreeMap<IpAddr, RangeInclusive<u16>>,
+    /// Their ports, by server: the lowest and the highest; and whether it has passive ports, which are others.
+    tried_ports: BTreeMap<IpAddr, (RangeInclusive<u16>, bool)>,
     /// Sessions that open nothing, because packets of an end arrive where no route to it leads.
     routeless: Failure,
     /// Data connections that got no answer.
@@ -188,12 +186,14 @@ impl Traffic {
     }
 
     /// Records that the firewall dropped a data connection of an encrypted session.
-    pub(super) fn record_tried(&mut self, now: Instant, event: &Event, target: SocketAddr) {
+    pub(super) fn record_tried(&mut self, now: Instant, event: &Event, tried: &MissingConnection) {
         self.tried.record(now, event, String::new());
-        let (server, port) = (target.ip(), target.port());
+        let (server, port) = (tried.ends.target.ip(), tried.ends.target.port());
         if self.tried_ports.len() < MAX_TRIED || self.tried_ports.contains_key(&server) {
-            let known = self.tried_ports.entry(server).or_insert(port..=port);
+            let (known, has_others) =
+                self.tried_ports.entry(server).or_insert((port..=port, false));
             *known = port.min(*known.start())..=port.max(*known.end());
+            *has_others |= tried.is_beside_range;
         }
     }
 
@@ -256,9 +256,9 @@ impl Traffic {
                 let what = counted(tried.count, "data connection");
                 let text = format!(
                     "the firewall dropped {what} of encrypted sessions {tried}: {}",
-                    list(ports.iter().map(|(server, ports)| tried_text(*server, ports)))
+                    list(ports.iter().map(|(server, (ports, _))| tried_text(*server, ports)))
                 );
-                let lines = ports.iter().map(|(server, ports)| setting(*server, ports));
+                let lines = ports.iter().map(|(server, (ports, has_others))| setting(*server, ports, *has_others));
                 let remedy = format!("the server's own passive ports, as in {}", list(lines));
                 let clients = if tried.server.is_some() { 0 } else { tried.clients };
                 let name = ProblemName::Encrypted;
@@ -294,8 +294,10 @@ mod tests {
             (8443..=8443, "\"FIRST-LAST\""),
             (1024..=65535, "\"FIRST-LAST\""),
         ] {
-            let line = setting(server, &tried);
-            assert!(line.ends_with(&format!("passive-ports = {expected}")), "{line}");
+            for (has_others, expected) in [(false, expected), (true, "\"FIRST-LAST\"")] {
+                let line = setting(server, &tried, has_others);
+                assert!(line.ends_with(&format!("passive-ports = {expected}")), "{line}");
+            }
         }
     }
 }

@@ -389,7 +389,8 @@ impl Reporter {
             if let (false, Some((_, ends))) = (goes_on, event.kind.announcement) {
                 let reason =
                     format!("the kernel has forgotten the connection of {initiator} to {dialled}");
-                let missing = MissingConnection { ends, reason, encrypted: false };
+                let missing =
+                    MissingConnection { ends, reason, encrypted: false, is_beside_range: false };
                 forgotten.push(event.clone().map(|_| missing));
             }
             goes_on

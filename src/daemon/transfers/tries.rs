@@ -43,12 +43,16 @@ impl Tries {
         if !self.has_room_for(client.ip()) || self.known.contains_key(&(client, dialled)) {
             return;
         }
-        let Some(tried) = self.finder.find_tried(client.ip(), dialled) else { return };
-        let (server, port) = (tried.of.server.ip(), dialled.port());
+        let Some((tried, is_beside_range)) = self.finder.find_tried(client.ip(), dialled) else {
+            return;
+        };
+        let (server, port) = (tried.server.ip(), dialled.port());
         let reason = format!(
             "the firewall has dropped it: port {port} is not among the passive-ports of {server}"
         );
-        let missing = tried.of.map(|ends| MissingConnection { ends, reason, encrypted: true });
+        let encrypted = true;
+        let missing =
+            tried.map(|ends| MissingConnection { ends, reason, encrypted, is_beside_range });
         self.known.insert((client, dialled), Try { seen, missing: Some(missing) });
     }
 

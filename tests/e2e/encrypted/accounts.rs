@@ -90,7 +90,8 @@ fn what_the_firewall_drops_for_want_of_the_setting_is_named() {
         let warnings = || daemon.status().unwrap()["warnings"].clone();
         wait_for("the warning", || warnings()[0]["name"] == "encrypted");
         let remedy = warnings()[0]["remedy"].as_str().unwrap().to_owned();
-        let line = format!("[[server]] address = \"{address}\", passive-ports = \"50000-50099\"");
+        let ports = if setting.is_empty() { "50000-50099" } else { "FIRST-LAST" };
+        let line = format!("[[server]] address = \"{address}\", passive-ports = \"{ports}\"");
         assert!(remedy.contains(&line), "{remedy}");
         assert!(daemon.log().contains(&line), "{}", daemon.log());
         assert_eq!(gateway.events("encrypted").is_empty(), !setting.is_empty());

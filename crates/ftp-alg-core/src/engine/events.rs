@@ -270,6 +270,9 @@ pub struct MissingConnection {
     /// Whether it is one of an encrypted session.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
+    /// Whether its server has passive ports, and this is none of them.
+    #[serde(skip)]
+    pub is_beside_range: bool,
 }
 
 /// Packets with an end's address that arrive where no route to it leads.

@@ -127,14 +127,19 @@ impl RangeFinder {
     }
 
     /// The connection that a client tried to make to what it `dialled`, if that is of no open range, but the client has an
-    /// encrypted session there.
-    pub fn find_tried(&self, client: IpAddr, dialled: SocketAddr) -> Option<EncryptedConnection> {
+    /// encrypted session there; and whether that has one.
+    pub fn find_tried(
+        &self,
+        client: IpAddr,
+        dialled: SocketAddr,
+    ) -> Option<(Event<PinholeEnds>, bool)> {
         let all = lock(&self.0);
         let holders = all.open.get(&(client, dialled.ip()))?;
         let holder = holders.first()?;
         let target = SocketAddr::new(holder.range.control.server.ip(), dialled.port());
         let is_admitted = holder.range.leads_to(target);
-        (!is_admitted).then(|| holder.connection(dialled, target, holders.len() > 1))
+        let tried = holder.connection(dialled, target, holders.len() > 1).of;
+        (!is_admitted).then(|| (tried, holder.range.has_ports()))
     }
 }
 
