@@ -168,14 +168,20 @@ print(one.connect_ex((\"{dialled}\", 50000)))"
             );
             lab.client.run("python3", &["-c", &script]).unwrap().stdout_text()
         };
+        let mut python = lab.server.command("python3");
+        let listen =
+            "import socket, time; s = socket.create_server((\"\", 50000)); time.sleep(600)";
+        python.args(["-c", listen]);
+        let _listener = lab.server.start(python, "listener").unwrap();
+        lab.server.wait_for_port(50000, Duration::from_secs(60)).unwrap();
         let client = scene.client(V4, gate());
-        let silence = knock();
+        assert_eq!(knock(), "11\n", "nobody answers");
         drop(client);
         scene.wait_until_closed("behind the end");
         lab.server.nft("delete table inet deaf").unwrap();
         let entries = lab.gateway.shell("conntrack -L -p tcp --orig-port-dst 50000").unwrap();
         assert!(entries.stdout_text().contains("SYN_SENT"), "{}", entries.stdout_text());
-        assert_eq!(knock(), silence);
+        assert_ne!(knock(), "0\n", "connected, overwritten: {overwrites}");
         scene.gateway.assert_tidy();
     }
 }
