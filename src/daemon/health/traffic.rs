@@ -193,7 +193,7 @@ impl Traffic {
             let (known, has_others) =
                 self.tried_ports.entry(server).or_insert((port..=port, false));
             *known = port.min(*known.start())..=port.max(*known.end());
-            *has_others |= tried.is_beside_range;
+            *has_others |= tried.misses_range;
         }
     }
 

@@ -390,7 +390,7 @@ impl Reporter {
                 let reason =
                     format!("the kernel has forgotten the connection of {initiator} to {dialled}");
                 let missing =
-                    MissingConnection { ends, reason, encrypted: false, is_beside_range: false };
+                    MissingConnection { ends, reason, encrypted: false, misses_range: false };
                 forgotten.push(event.clone().map(|_| missing));
             }
             goes_on

@@ -43,7 +43,7 @@ impl Tries {
         if !self.has_room_for(client.ip()) || self.known.contains_key(&(client, dialled)) {
             return;
         }
-        let Some((tried, is_beside_range)) = self.finder.find_tried(client.ip(), dialled) else {
+        let Some((tried, misses_range)) = self.finder.find_tried(client.ip(), dialled) else {
             return;
         };
         let (server, port) = (tried.server.ip(), dialled.port());
@@ -51,8 +51,7 @@ impl Tries {
             "the firewall has dropped it: port {port} is not among the passive-ports of {server}"
         );
         let encrypted = true;
-        let missing =
-            tried.map(|ends| MissingConnection { ends, reason, encrypted, is_beside_range });
+        let missing = tried.map(|ends| MissingConnection { ends, reason, encrypted, misses_range });
         self.known.insert((client, dialled), Try { seen, missing: Some(missing) });
     }
 

@@ -272,7 +272,7 @@ pub struct MissingConnection {
     pub encrypted: bool,
     /// Whether its server has passive ports, and this is none of them.
     #[serde(skip)]
-    pub is_beside_range: bool,
+    pub misses_range: bool,
 }
 
 /// Packets with an end's address that arrive where no route to it leads.

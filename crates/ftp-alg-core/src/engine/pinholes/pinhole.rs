@@ -129,7 +129,7 @@ impl Pinhole {
             ends: self.ends,
             reason: String::new(),
             encrypted: false,
-            is_beside_range: false,
+            misses_range: false,
         })
     }
 
