@@ -205,7 +205,8 @@ fn a_running_transfer_has_its_bytes_and_a_rate_where_conntrack_counts() {
                 );
             } else {
                 let bytes = || row()["transfer"]["bytes"].as_u64().unwrap_or(0) as usize;
-                let is_right = || (BYTES - BYTES / 50..BYTES + BYTES / 50).contains(&bytes());
+                // Conntrack counts what is retransmitted as well.
+                let is_right = || (BYTES - BYTES / 50..2 * BYTES).contains(&bytes());
                 wait_for(&format!("{setup} {mode}: the bytes"), is_right);
                 let first = row();
                 assert_eq!(first["bytes"], first["transfer"]["bytes"], "{first}");

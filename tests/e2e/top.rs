@@ -204,12 +204,8 @@ fn who_moves_most_is_seen_while_it_moves() {
     let _upload = endless_upload(&gateway, Mode::Passive, 3 << 20);
     view.wait(&["RATE", " STOR ", "iB/s"]);
     view.press("\r");
-    view.wait(&[
-        "BYTES      3.0 MiB",
-        "TOTAL      3.0 MiB",
-        "RATE       0 B/s",
-        "STATE      logged-in",
-    ]);
+    // Conntrack counts what is retransmitted as well.
+    view.wait(&["BYTES      3.", "TOTAL      3.", "RATE       0 B/s", "STATE      logged-in"]);
 }
 
 #[test]
