@@ -514,9 +514,9 @@ fn policy(which: u8) -> Policy {
         },
         5 => {
             let server = |address: &str, heal| KnownServer {
-                address: address.parse().expect("an address"),
-                external: None,
                 replace_foreign_address: heal,
+                passive_ports: [50000..=50009].into(),
+                ..KnownServer::new(address.parse().expect("an address"))
             };
             let external: IpAddr = [198, 51, 100, 77].into();
             Policy {
