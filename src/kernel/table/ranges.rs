@@ -26,6 +26,8 @@ use crate::kernel::netlink::{
 /// The sets of one address family.
 struct FamilySets {
     sessions: &'static CStr,
+    /// The keys of that map.
+    ends: &'static CStr,
     ports: &'static CStr,
     /// Sessions without ports.
     watched: &'static CStr,
@@ -35,6 +37,7 @@ struct FamilySets {
 
 const V4: FamilySets = FamilySets {
     sessions: c"encrypted4",
+    ends: c"encrypted_ends4",
     ports: c"passive_ports4",
     watched: c"watched4",
     sources: c"encrypted_sources4",
@@ -42,6 +45,7 @@ const V4: FamilySets = FamilySets {
 };
 const V6: FamilySets = FamilySets {
     sessions: c"encrypted6",
+    ends: c"encrypted_ends6",
     ports: c"passive_ports6",
     watched: c"watched6",
     sources: c"encrypted_sources6",
@@ -86,7 +90,9 @@ impl PinholeSets {
         // All may be empty.
         batch.report_changes();
         for sets in [&V4, &V6] {
-            for set in [sets.sessions, sets.ports, sets.watched, sets.sources, sets.marks] {
+            for set in
+                [sets.sessions, sets.ends, sets.ports, sets.watched, sets.sources, sets.marks]
+            {
                 batch.flush_set(set);
             }
         }
@@ -108,13 +114,15 @@ impl PinholeSets {
             return self.set_elements(&what, &mut [watched]);
         }
         let mark = control.ct_mark;
-        let mut elements = [
+        let elements = [
             (sets.sources, pair(client, server), octets_of(source), timeout(source != client)),
             (sets.marks, pair(client, dialled), mark.to_ne_bytes().to_vec(), timeout(mark != 0)),
             (sets.sessions, pair(client, dialled), octets_of(server), timeout(true)),
         ]
         .map(|(set, key, data, timeout)| SetElement::set(set, key, Some(data), timeout));
-        self.set_elements(&what, &mut elements)
+        let ends = SetElement::set(sets.ends, pair(client, dialled), None, timeout(true));
+        let [sources, marks, sessions] = elements;
+        self.set_elements(&what, &mut [sources, marks, sessions, ends])
     }
 
     /// Has the ports of the range in the sets: at the dialled address, and at the server's own.
