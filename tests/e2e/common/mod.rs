@@ -183,6 +183,34 @@ impl Gateway {
     }
 }
 
+/// Daemons with this configuration, one on each gateway of `lab`.
+pub fn daemons_of(lab: &Lab, configuration: &str) -> Vec<Daemon> {
+    let start = |host| Daemon::start(&executable(), host, configuration).unwrap();
+    lab.gateways().into_iter().map(start).collect()
+}
+
+/// Asserts that there are no `failures`, and that these daemons of `lab` left nothing open.
+pub fn assert_all_carried(
+    lab: &Lab,
+    daemons: &[Daemon],
+    backend: &str,
+    failures: &[impl std::fmt::Debug + for<'f> PartialEq<&'f str>],
+) {
+    if !failures.is_empty() {
+        for daemon in daemons {
+            // Shown by the test harness with the failure.
+            println!("a daemon's log:\n{}", daemon.log());
+        }
+    }
+    assert_eq!(failures, [""; 0]);
+    for (host, daemon) in lab.gateways().into_iter().zip(daemons) {
+        assert_eq!(daemon.status().unwrap()["backend"], backend);
+        assert_eq!(host.invalid_packets().unwrap(), 0, "{}", host.role());
+        daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+        assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
+    }
+}
+
 pub const FAMILIES: [Family; 2] = [V4, V6];
 pub const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
 

@@ -22,27 +22,11 @@ fn every_client_with_every_server(topology: Topology, backend: &str) {
     let start = Instant::now();
     let lab = lab_for(topology, backend);
     let configuration = lab.configuration(backend);
-    let daemons: Vec<Daemon> = lab
-        .gateways()
-        .into_iter()
-        .map(|host| Daemon::start(&executable(), host, &configuration).unwrap())
-        .collect();
+    let daemons = daemons_of(&lab, &configuration);
     let matrix = run(&lab, part(topology, backend)).unwrap();
     write_down(topology, backend, &matrix, start.elapsed());
     let failures = matrix.failures();
-    if !failures.is_empty() {
-        for daemon in &daemons {
-            // Shown by the test harness with the failure.
-            println!("a daemon's log:\n{}", daemon.log());
-        }
-    }
-    assert_eq!(failures, [""; 0]);
-    for (host, daemon) in lab.gateways().into_iter().zip(&daemons) {
-        assert_eq!(daemon.status().unwrap()["backend"], backend);
-        assert_eq!(host.invalid_packets().unwrap(), 0, "{}", host.role());
-        daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-        assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
-    }
+    assert_all_carried(&lab, &daemons, backend, &failures);
 }
 
 macro_rules! in_every_topology {
