@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::policy::{AuthTls, ForeignAddress, NetworkPolicy, Policy};
+use ftp_alg_core::policy::{AuthTls, ForeignAddress, NetworkPolicy, PassivePorts, Policy};
 use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
@@ -403,11 +403,7 @@ impl Checker<'_> {
     }
 
     /// The ports to which clients with an encrypted session may connect; none without the key.
-    fn passive_ports(
-        &mut self,
-        entry: &Entry<'_>,
-        control_ports: &[u16],
-    ) -> Arc<[RangeInclusive<u16>]> {
+    fn passive_ports(&mut self, entry: &Entry<'_>, control_ports: &[u16]) -> PassivePorts {
         let read = |value: &Value| {
             let list = text::port_list(value)?;
             list.iter().all(|range| *range.start() >= 1024).then_some(list)

@@ -30,7 +30,7 @@ use std::{
 pub use error::ConfigError;
 pub(crate) use error::escaped;
 use ftp_alg_core::policy::{
-    ExternalAddress, ExternalAddresses, KnownServer, NetworkPolicy, Policy,
+    ExternalAddress, ExternalAddresses, KnownServer, NetworkPolicy, PassivePorts, Policy,
 };
 use strum::{Display, EnumString, IntoStaticStr};
 pub use warnings::{MAX_EXPECTED_PORTS, may_have_services};
@@ -184,7 +184,7 @@ pub struct ServerSettings {
     /// Whether a foreign address that it announces is replaced.
     pub replace_foreign_address: bool,
     /// The ports to which clients with an encrypted session may connect.
-    pub passive_ports: Arc<[RangeInclusive<u16>]>,
+    pub passive_ports: PassivePorts,
 }
 
 /// `[metrics]`: the endpoint for Prometheus and browsers.

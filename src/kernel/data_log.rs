@@ -109,8 +109,8 @@ impl DataLog {
         self.socket.send(&request).map_err(failed)
     }
 
-    /// Passes each packet that has arrived to `each`, with the time. Returns
-    /// whether packets were lost, because they did not fit into the socket's buffer.
+    /// Passes each packet that has arrived to `each`, with the time. Returns whether packets were lost, because they did not
+    /// fit into the socket's buffer.
     pub fn read(&mut self, mut each: impl FnMut(Instant, Copied)) -> Result<bool, NetfilterError> {
         let mut has_lost = false;
         let (now, clock) = clocks::time_of_day();

@@ -12,6 +12,9 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
+/// Passive ports of a server: ranges that ascend and do not touch.
+pub type PassivePorts = Arc<[RangeInclusive<u16>]>;
+
 /// What the engine allows, and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -55,7 +58,7 @@ pub struct Policy {
     /// Whether packets count on whatever interface they arrive (asymmetric and one-way links).
     pub any_interface: bool,
     /// The ports to which clients with an encrypted session may connect, if their server has none of its own.
-    pub passive_ports: Arc<[RangeInclusive<u16>]>,
+    pub passive_ports: PassivePorts,
     /// Policies for certain connections, at most 65535. The first match counts.
     pub networks: Vec<NetworkPolicy>,
 }
@@ -93,7 +96,7 @@ pub struct KnownServer {
     /// and does not know its public address.
     pub replace_foreign_address: bool,
     /// The ports to which clients with an encrypted session may connect; empty for [`Policy::passive_ports`].
-    pub passive_ports: Arc<[RangeInclusive<u16>]>,
+    pub passive_ports: PassivePorts,
 }
 
 /// A policy for certain connections.
@@ -186,7 +189,7 @@ impl Policy {
     }
 
     /// The ports to which clients with an encrypted session with the server at `address` may connect.
-    pub fn passive_ports(&self, address: IpAddr) -> &Arc<[RangeInclusive<u16>]> {
+    pub fn passive_ports(&self, address: IpAddr) -> &PassivePorts {
         let own = self.server(address).map(|server| &server.passive_ports);
         own.filter(|own| !own.is_empty()).unwrap_or(&self.passive_ports)
     }

@@ -78,9 +78,14 @@ impl Failure {
 }
 
 impl Recent<'_> {
-    /// The finding of this name. What only one server has is no problem of the gateway.
+    /// The clients that count. What only one server has is no problem of the gateway.
+    fn counted_clients(self) -> usize {
+        if self.server.is_some() { 0 } else { self.clients }
+    }
+
+    /// The finding of this name.
     fn finding(self, name: ProblemName, text: String) -> Finding {
-        name.of_clients(if self.server.is_some() { 0 } else { self.clients }, text)
+        name.of_clients(self.counted_clients(), text)
     }
 }
 
@@ -260,9 +265,8 @@ impl Traffic {
                 );
                 let lines = ports.iter().map(|(server, (ports, has_others))| setting(*server, ports, *has_others));
                 let remedy = format!("the server's own passive ports, as in {}", list(lines));
-                let clients = if tried.server.is_some() { 0 } else { tried.clients };
                 let name = ProblemName::Encrypted;
-                (name.severity(clients), name.problem_with(text, remedy))
+                (name.severity(tried.counted_clients()), name.problem_with(text, remedy))
             }),
             (encrypted.count > 0 && drops_unmarked && tried.count == 0).then(|| {
                 let sessions = counted(encrypted.count, "session");

@@ -389,8 +389,7 @@ impl Reporter {
             if let (false, Some((_, ends))) = (goes_on, event.kind.announcement) {
                 let reason =
                     format!("the kernel has forgotten the connection of {initiator} to {dialled}");
-                let missing =
-                    MissingConnection { ends, reason, encrypted: false, misses_range: false };
+                let missing = MissingConnection::new(ends, reason);
                 forgotten.push(event.clone().map(|_| missing));
             }
             goes_on

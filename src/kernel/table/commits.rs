@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use ftp_alg_core::engine::PassivePorts;
+use ftp_alg_core::policy::PassivePorts;
 use rustix::{
     io::{Errno, retry_on_intr},
     net::{RecvFlags, recv},

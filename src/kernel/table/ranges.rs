@@ -74,7 +74,7 @@ impl PinholeSets {
         let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
         for address in addresses(range) {
             let ports = written.of.get_mut(&address).into_iter().flatten();
-            let removed = ports.filter_map(|(_, open)| open.take(&ends(range))).count();
+            let removed = ports.filter_map(|(_, open)| open.take(&range.key())).count();
             written.open -= removed;
         }
         drop(written);
@@ -134,11 +134,11 @@ impl PinholeSets {
         for address in addresses(range) {
             let known = of.entry(address).or_default();
             match known.iter_mut().find(|(ports, _)| *ports == range.ports) {
-                Some((_, of_ports)) => *open += usize::from(of_ports.insert(ends(range))),
+                Some((_, of_ports)) => *open += usize::from(of_ports.insert(range.key())),
                 None => {
                     *open += 1;
                     has_others |= !known.is_empty();
-                    known.push((Arc::clone(&range.ports), [ends(range)].into()));
+                    known.push((Arc::clone(&range.ports), [range.key()].into()));
                     new.insert(address, known.clone());
                 }
             }
@@ -173,11 +173,6 @@ impl PinholeSets {
 /// Where the rules compare the ports of a range.
 fn addresses(OpenRange { control, .. }: &OpenRange) -> [IpAddr; 2] {
     [control.server.ip(), control.server_external.ip()]
-}
-
-/// The client of a range, and the address that it dialled.
-fn ends(OpenRange { control, .. }: &OpenRange) -> (IpAddr, IpAddr) {
-    (control.client.ip(), control.server_external.ip())
 }
 
 /// The ports of each address, without overlaps.

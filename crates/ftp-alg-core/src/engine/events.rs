@@ -275,6 +275,13 @@ pub struct MissingConnection {
     pub misses_range: bool,
 }
 
+impl MissingConnection {
+    /// One of a session that can be read.
+    pub fn new(ends: PinholeEnds, reason: String) -> Self {
+        Self { ends, reason, encrypted: false, misses_range: false }
+    }
+}
+
 /// Packets with an end's address that arrive where no route to it leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Stray {

@@ -109,8 +109,7 @@ impl Kernel for FakeKernel {
     }
 
     fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
-        let key = |one: &OpenRange| (one.control.client.ip(), one.control.server_external.ip());
-        self.ranges.retain(|one| key(one) != key(range));
+        self.ranges.retain(|one| one.key() != range.key());
         self.refuses.map_or(Ok(()), |error| Err(error()))
     }
 

@@ -48,8 +48,7 @@ pub use offload::handover::{
 };
 use packets::reorder::{self, ReorderQueue};
 pub use ranges::{
-    EncryptedConnection, LIFETIME as RANGE_LIFETIME, OpenRange, PassivePorts, PortsText,
-    RangeFinder, RangeInfo,
+    EncryptedConnection, LIFETIME as RANGE_LIFETIME, OpenRange, PortsText, RangeFinder, RangeInfo,
 };
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;

@@ -19,7 +19,10 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::engine::{Event, Kernel, KernelError, PinholeEnds, Translation};
+use crate::{
+    engine::{Event, Kernel, KernelError, PinholeEnds, Translation},
+    policy::PassivePorts,
+};
 
 /// How long the kernel has a range without a renewal: a daemon that is killed, and not started again, renews none.
 pub const LIFETIME: Duration = Duration::from_secs(120);
@@ -33,9 +36,6 @@ const MAX_LEFT: usize = 1024;
 /// more than 30,000 ranges close for a while because they are renewed too late.
 const MAX_LOOKUPS: usize = 256;
 
-/// Passive ports: ranges that ascend and do not touch.
-pub type PassivePorts = Arc<[RangeInclusive<u16>]>;
-
 /// The ports of a server to which a client may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenRange {
@@ -44,9 +44,6 @@ pub struct OpenRange {
     /// The ports, with destination translation the same on both sides.
     pub ports: PassivePorts,
 }
-
-/// The client and the address that it dialled, by which the rules find a range.
-type Key = (IpAddr, IpAddr);
 
 const LOWEST: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const HIGHEST: IpAddr = IpAddr::V6(Ipv6Addr::from_bits(u128::MAX));
@@ -60,8 +57,8 @@ struct Holder {
 /// The ranges of all shards.
 #[derive(Default)]
 struct All {
-    /// Their holders, at least one for each.
-    open: BTreeMap<Key, Vec<Holder>>,
+    /// Their holders, at least one for each, by [key](OpenRange::key).
+    open: BTreeMap<(IpAddr, IpAddr), Vec<Holder>>,
     /// The last holders, and since when a finder knows that they hold theirs no more.
     left: VecDeque<(Option<Instant>, Holder)>,
 }
@@ -169,7 +166,8 @@ pub enum RangeNotOpened {
 }
 
 impl OpenRange {
-    fn key(&self) -> Key {
+    /// The client and the address that it dialled, by which the rules find it.
+    pub fn key(&self) -> (IpAddr, IpAddr) {
         (self.control.client.ip(), self.control.server_external.ip())
     }
 
@@ -302,12 +300,12 @@ impl Ranges {
         self.of.extend(other.of.remove(&from).map(|held| (owner, held)));
     }
 
-    /// Has the range of the session in the table slot `owner` closed, if no other one holds it. Returns it.
+    /// Has the range of the session in the table slot `owner` closed, if no other one holds it. Returns it if it has ports.
     pub fn close(&mut self, owner: u32) -> Option<RangeInfo> {
         let held = self.of.remove(&owner)?;
-        let info = RangeInfo::from(&held.range);
+        let info = held.range.has_ports().then(|| RangeInfo::from(&held.range));
         self.left.push(held);
-        Some(info)
+        info
     }
 
     /// Has the kernel close what no session holds any more.

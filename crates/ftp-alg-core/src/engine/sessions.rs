@@ -178,7 +178,6 @@ impl Sessions {
             let policy = self.policy.for_network(entry.head.network());
             if *policy.passive_ports(range.control.server.ip()) != range.ports
                 && let Some(range) = self.ranges.close(index)
-                && !range.ports.is_empty()
             {
                 let why = "the configuration has other passive ports";
                 let closed = EventKind::RangeClosed(ClosedRange { range, why });

@@ -620,9 +620,7 @@ impl Decider<'_> {
 
     /// Closes the range of the session, if there is one.
     pub(crate) fn close_range(&mut self, why: &'static str) {
-        if let Some(range) = self.ranges.close(self.index)
-            && !range.ports.is_empty()
-        {
+        if let Some(range) = self.ranges.close(self.index) {
             self.push_event(EventKind::RangeClosed(ClosedRange { range, why }));
         }
     }
@@ -878,8 +876,7 @@ fn is_internal(address: IpAddr) -> bool {
 
 /// The queue mode that the kernel must set, unless it has set the same one recently. `queues_all` says that the rules
 /// queued the packet because they queue every packet of its connection. If this session did not request that mode, an
-/// earlier daemon or a session that was removed did. If it `needs_none`, it
-/// is not inspected any more.
+/// earlier daemon or a session that was removed did. If it `needs_none`, it is not inspected any more.
 #[inline]
 pub fn wanted_queue_mode(
     head: &Head,

@@ -125,12 +125,7 @@ impl Pinhole {
 
     /// The event that it waits for a transfer, and perhaps for its data connection.
     pub fn missing(&self) -> EventKind {
-        EventKind::NoDataConnection(MissingConnection {
-            ends: self.ends,
-            reason: String::new(),
-            encrypted: false,
-            misses_range: false,
-        })
+        EventKind::NoDataConnection(MissingConnection::new(self.ends, String::new()))
     }
 
     /// One that has no serial number yet.

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        PassivePorts, PinholeEnds, Sessions, Translation, activity::PendingTransfer,
-        pinholes::pinhole::Pinhole, table::entry::Entry,
+        PinholeEnds, Sessions, Translation, activity::PendingTransfer, pinholes::pinhole::Pinhole,
+        table::entry::Entry,
     },
     ftp::AnnouncementKind,
+    policy::PassivePorts,
 };
 
 /// A row of `ftp-alg sessions`.
