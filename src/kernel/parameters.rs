@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use ftp_alg_core::engine::Side;
+use ftp_alg_core::{engine::Side, policy::Policy};
 pub use ftp_alg_firewall::CtMarkUse;
 use ftp_alg_firewall::Gateway;
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,8 @@ pub struct RuleParameters {
     pub learned: SharedLearned,
     /// Whether the rules copy the first and the last packets of data connections.
     pub logs_data: bool,
+    /// How many data connections of encrypted sessions a client may have at a time. `None`: the kernel cannot count them.
+    pub max_encrypted: Option<usize>,
     queue_first: u16,
     queue_count: u16,
     source_ports: Option<(u16, u16)>,
@@ -106,6 +108,7 @@ impl From<&Config> for RuleParameters {
             .with_source_ports(config.restricts_ports().then(|| config.nat.port_range.clone()))
             .with_backend(pinhole.backend.unwrap_or_default())
             .with_data_log(config.reports_transfers())
+            .with_max_encrypted(Some(config.max_pinholes_per_client()))
     }
 }
 
@@ -135,6 +138,7 @@ impl RuleParameters {
             backend: Backend::Nftables,
             learned: SharedLearned::default(),
             logs_data: true,
+            max_encrypted: Some(Policy::default().max_pinholes_per_client),
             queue_first,
             queue_count,
             source_ports: None,
@@ -189,6 +193,11 @@ impl RuleParameters {
     /// of nfnetlink_log.
     pub fn with_data_log(self, logs_data: bool) -> Self {
         Self { logs_data, ..self }
+    }
+
+    /// The same parameters with another limit of data connections of encrypted sessions.
+    pub fn with_max_encrypted(self, max_encrypted: Option<usize>) -> Self {
+        Self { max_encrypted, ..self }
     }
 
     /// The group of nfnetlink_log.

@@ -222,6 +222,8 @@ fn supported_statement(
 ) -> Result<QueueStatement, NetfilterError> {
     let not_permitted = || NetfilterError::NotPermitted { what: "nf_tables".into() };
     let mut socket = Socket::open().ok().filter(|_| net_admin).ok_or_else(not_permitted)?;
+    // These are loaded without what a kernel may lack.
+    let parameters = &parameters.clone().with_data_log(false).with_max_encrypted(None);
     let mut refused = None;
     for statement in QueueStatement::BY_PREFERENCE {
         // Under another name, because the table itself may have an owner.

@@ -1,5 +1,4 @@
-//! Data connections of encrypted sessions that the firewall drops, because their ports are not among the passive ports of the
-//! server.
+//! Data connections of encrypted sessions that the firewall drops, because the rules do not admit them.
 //!
 //! The rules copy such a SYN before any filter. One that no filter drops is in conntrack by the time that it is looked up.
 
@@ -9,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Event, MissingConnection, PACKETS_WAIT, RangeFinder};
+use ftp_alg_core::engine::{Event, MissingConnection, NotAdmitted, PACKETS_WAIT, RangeFinder};
 
 /// How long the same client tries to reach the same port: SYNs are retransmitted for two minutes.
 const LIFETIME: Duration = Duration::from_secs(130);
@@ -43,15 +42,24 @@ impl Tries {
         if !self.has_room_for(client.ip()) || self.known.contains_key(&(client, dialled)) {
             return;
         }
-        let Some((tried, misses_range)) = self.finder.find_tried(client.ip(), dialled) else {
+        let Some((tried, why)) = self.finder.find_tried(client.ip(), dialled) else {
             return;
         };
         let (server, port) = (tried.server.ip(), dialled.port());
-        let reason = format!(
-            "the firewall has dropped it: port {port} is not among the passive-ports of {server}"
-        );
-        let encrypted = true;
-        let missing = tried.map(|ends| MissingConnection { ends, reason, encrypted, misses_range });
+        let missing = tried.map(|ends| match why {
+            NotAdmitted::OverLimit => {
+                let reason = "its client has as many of encrypted sessions as max-pinholes-per-client allows";
+                MissingConnection::new(ends, reason.to_owned())
+            }
+            NotAdmitted::NoPorts | NotAdmitted::OtherPort => MissingConnection {
+                ends,
+                reason: format!(
+                    "the firewall has dropped it: port {port} is not among the passive-ports of {server}"
+                ),
+                encrypted: true,
+                misses_range: why == NotAdmitted::OtherPort,
+            },
+        });
         self.known.insert((client, dialled), Try { seen, missing: Some(missing) });
     }
 

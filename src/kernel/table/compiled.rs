@@ -29,6 +29,11 @@ pub(super) const BUFFER: i32 = 4 << 20;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_ID: u16 = 10;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_DYNSET_TIMEOUT: u16 = 6;
 
 /// Name, type, data, user data.
 const OBJECT: &[u16] = &[2, 3, 4, 8];
@@ -39,14 +44,20 @@ const SET: &[u16] = &[2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 17, 18];
 const CHAIN: &[u16] = &[3, 4, 5, 7, 10, 12];
 /// Set and elements.
 const ELEMENTS: &[u16] = &[2, 3];
-/// Chain, expressions, user data.
-const RULE: &[u16] = &[2, 4, 7];
+/// Chain, user data.
+const RULE: &[u16] = &[2, 7];
 
 /// Sets whose elements a table does not get from the one that it replaces. The table has a heartbeat of its own. Each
 /// packet with data records external addresses again, and clients could fill those sets until the pinholes cannot be
-/// retained either.
-const NOT_RETAINED: [&[u8]; 4] =
-    [b"heartbeat\0", b"external_addresses4\0", b"external_addresses6\0", b"external_ports6\0"];
+/// retained either. The kernel does not say which connections a client's element counts, but the former limit.
+const NOT_RETAINED: [&[u8]; 6] = [
+    b"heartbeat\0",
+    b"external_addresses4\0",
+    b"external_addresses6\0",
+    b"external_ports6\0",
+    b"encrypted_clients4\0",
+    b"encrypted_clients6\0",
+];
 /// Beginning of the names of anonymous sets.
 const ANONYMOUS: &[u8] = b"__";
 
@@ -142,7 +153,7 @@ impl CompiledTable {
         nft::dump_objects(socket, libc::NFT_MSG_GETRULE, DRAFT, None, |attributes| {
             parts.push(TableMessage {
                 command: libc::NFT_MSG_NEWRULE,
-                attributes: copy_attributes(attributes, RULE),
+                attributes: copy_rule(attributes),
             });
         })?;
         Ok(Self { messages: parts })
@@ -199,6 +210,30 @@ fn read_elements(socket: &mut Socket, table: &CStr, set: &[u8]) -> io::Result<Ve
         elements.push(TableMessage { command, attributes: copy_attributes(attributes, ELEMENTS) });
     })?;
     Ok(elements)
+}
+
+/// A rule, without those time-outs of `add @set` that are 0. So the kernel reports that there is none, but refuses it for
+/// a set without time-outs (`nft_dynset_init`).
+fn copy_rule(rule: &Attributes<'_>) -> Vec<u8> {
+    let nested = |kind: u16| kind | libc::NLA_F_NESTED as u16;
+    let mut expressions = Vec::new();
+    for (_, expression) in rule.nested(NFTA_RULE_EXPRESSIONS).into_iter().flatten() {
+        let expression = Attributes::new(expression);
+        let mut copy = copy_attributes(&expression, &[NFTA_EXPR_NAME]);
+        let is_set_update = expression.first(NFTA_EXPR_NAME) == Some(b"dynset\0");
+        if let Some(data) = expression.first(NFTA_EXPR_DATA) {
+            let is_absent = |(kind, attribute): &(u16, &[u8])| {
+                is_set_update && *kind == NFTA_DYNSET_TIMEOUT && attribute.ends_with(&[0; 8])
+            };
+            let present = Attributes::new(data).raw().filter(|one| !is_absent(one));
+            let data: Vec<u8> = present.flat_map(|(_, attribute)| attribute).copied().collect();
+            put_attribute(&mut copy, nested(NFTA_EXPR_DATA), &data);
+        }
+        put_attribute(&mut expressions, nested(NFTA_LIST_ELEM), &copy);
+    }
+    let mut copy = copy_attributes(rule, RULE);
+    put_attribute(&mut copy, nested(NFTA_RULE_EXPRESSIONS), &expressions);
+    copy
 }
 
 /// The attributes of these types, unchanged.

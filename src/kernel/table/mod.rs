@@ -130,17 +130,26 @@ impl Table {
             true => &[QueueStatement::Operator],
             false => commits.queue_statements(),
         };
+        let (limit, logs) = (parameters.max_encrypted, parameters.logs_data);
         let mut refusal = String::new();
-        for statement in statements {
-            match Self::install_with(parameters, *statement, commits, retains_elements) {
-                Err(NetfilterError::RulesRefused { message }) => refusal = message,
-                other => return other,
+        // The kernel may lack nft_connlimit, nft_log, or both.
+        for (limit_left, logs_left) in [(limit, logs), (None, logs), (limit, false), (None, false)]
+        {
+            let parameters =
+                parameters.clone().with_max_encrypted(limit_left).with_data_log(logs_left);
+            for statement in statements {
+                match Self::install_with(&parameters, *statement, commits, retains_elements) {
+                    Err(NetfilterError::RulesRefused { message }) => refusal = message,
+                    loaded => {
+                        if loaded.is_ok() && limit_left != limit {
+                            tracing::warn!(
+                                "the kernel lacks nft_connlimit: data connections of encrypted sessions have no limit"
+                            );
+                        }
+                        return loaded;
+                    }
+                }
             }
-        }
-        if parameters.logs_data {
-            // The kernel may lack nft_log.
-            let without = parameters.clone().with_data_log(false);
-            return Self::install_over(&without, commits, retains_elements);
         }
         Err(NetfilterError::RulesRefused { message: refusal })
     }
@@ -174,6 +183,9 @@ impl Table {
         {
             return Ok(None);
         }
+        // The kernel may lack nft_connlimit.
+        let limit = parameters.max_encrypted.filter(|_| text.contains("ct count over"));
+        let parameters = &parameters.clone().with_max_encrypted(limit);
         let mut table = Self::unloaded(parameters, statement, commits)?;
         if table.text() != *text {
             // The rules that refer to its helper still exist.

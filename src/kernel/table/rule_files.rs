@@ -12,7 +12,8 @@ use crate::kernel::{
 };
 
 /// Lines between `#if BACKEND` and the next such line, or `#end`, belong to that back end. Those after [`LATE_MARKS`],
-/// [`EARLY_MARKS`], [`RESTORED`] and [`OVERWRITTEN`] depend on what rules of others do with the ct mark.
+/// [`EARLY_MARKS`], [`RESTORED`] and [`OVERWRITTEN`] depend on what rules of others do with the ct mark, and those after
+/// [`LIMITED`] on whether the kernel counts connections.
 const NFTABLES: &str = include_str!("../../../rules/ftp-alg.nft.in");
 const IPTABLES: &str = include_str!("../../../rules/ftp-alg.iptables");
 const IP6TABLES: &str = include_str!("../../../rules/ftp-alg.ip6tables");
@@ -25,6 +26,8 @@ const RESTORED: &str = "restored";
 /// The section with the chains that set our bits of the ct mark again. With a hyphen and a back end behind it, its part
 /// for that back end.
 const OVERWRITTEN: &str = "overwritten";
+/// The section that limits the data connections of encrypted sessions.
+const LIMITED: &str = "limited";
 
 /// The nftables rules, for `nft -f`.
 pub fn render(parameters: &RuleParameters) -> String {
@@ -54,6 +57,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                     value("2100", &parameters.data_log_group().to_string());
                 }
             }
+            _ if line.contains("ct count over 1024") => {
+                value("1024", &parameters.max_encrypted.unwrap_or_default().to_string());
+            }
             "define zones" if zones.len() > 1 => {
                 let zones: Vec<_> = zones.iter().map(u16::to_string).collect();
                 value("0", &format!("{{ {} }}", zones.join(", ")));
@@ -81,6 +87,7 @@ fn lines_for(parameters: &RuleParameters) -> impl Iterator<Item = &'static str> 
     let (backend, clears) = (parameters.backend, parameters.clears_restored_marks());
     let inherits_early = parameters.inherits_marks_early();
     let marks_again = parameters.learned.now().overwrites_data_mark;
+    let is_limited = backend == Backend::Nftables && parameters.max_encrypted.is_some();
     let mut is_for = true;
     NFTABLES.split_inclusive('\n').filter(move |line| {
         let line = line.trim_end();
@@ -89,6 +96,7 @@ fn lines_for(parameters: &RuleParameters) -> impl Iterator<Item = &'static str> 
             EARLY_MARKS => inherits_early,
             RESTORED => clears,
             OVERWRITTEN => marks_again,
+            LIMITED => is_limited,
             name => match name.split_once('-') {
                 Some((OVERWRITTEN, name)) => marks_again && name.parse() == Ok(backend),
                 _ => name.parse() == Ok(backend),
@@ -198,6 +206,13 @@ mod tests {
     }
 
     #[test]
+    fn a_client_has_the_limit_of_the_configuration() {
+        let text = |limit| render(&others().with_max_encrypted(limit));
+        assert_eq!(text(Some(7)).matches("ct count over 7 }").count(), 2, "IPv4 and IPv6");
+        assert!(!text(None).contains("ct count") && !text(None).contains("encrypted_clients"));
+    }
+
+    #[test]
     fn defaults_give_the_files_themselves() {
         let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000);
         assert_eq!(render(&defaults), render(&RuleParameters::default()));
@@ -223,7 +238,7 @@ mod tests {
         assert!(sections.clone().count() > 10);
         let is_known = |name: &str| {
             let backend = name.strip_prefix("overwritten-").unwrap_or(name);
-            [LATE_MARKS, EARLY_MARKS, RESTORED, OVERWRITTEN].contains(&name)
+            [LATE_MARKS, EARLY_MARKS, RESTORED, OVERWRITTEN, LIMITED].contains(&name)
                 || backend.parse::<Backend>().is_ok()
         };
         assert!(sections.into_iter().all(is_known));

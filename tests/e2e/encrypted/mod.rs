@@ -84,10 +84,15 @@ struct Scene {
 
 impl Scene {
     fn new(topology: Topology, kind: ServerKind, tls: ClientTls) -> Self {
+        Self::with(topology, kind, tls, "")
+    }
+
+    /// As [`Scene::new`], with these lines at the top of the configuration.
+    fn with(topology: Topology, kind: ServerKind, tls: ClientTls, lines: &str) -> Self {
         let lab = Lab::new(topology).unwrap();
         accept_implicit(&lab);
         let server = Server::start_tls(kind, &lab.server, &server_tls(&lab, tls, true)).unwrap();
-        let configuration = configuration(&lab, "nftables");
+        let configuration = format!("{lines}{}", configuration(&lab, "nftables"));
         Self { gateway: Gateway::on(lab, &configuration), server, tls }
     }
 
@@ -97,6 +102,11 @@ impl Scene {
 
     /// A client that logs in, has its data connections encrypted, and goes on with `steps` to its first gate.
     fn client(&self, family: Family, steps: impl serde::Serialize) -> GatedClient {
+        self.client_on(&self.lab().client, family, steps)
+    }
+
+    /// The same on `host`.
+    fn client_on(&self, host: &Host, family: Family, steps: impl serde::Serialize) -> GatedClient {
         let begin = match self.tls {
             ClientTls::Implicit => vec![json!({"tls": "control"}), reply()],
             _ => [vec![reply()], ask("AUTH TLS"), vec![json!({"tls": "control"})]].concat(),
@@ -108,7 +118,7 @@ impl Scene {
         let mut plan = plan(self.lab(), (begin, login, protect, steps));
         plan["host"] = json!(endpoint.ip());
         plan["port"] = json!(endpoint.port());
-        gated_client(&self.lab().client, plan)
+        gated_client(host, plan)
     }
 
     /// The ports of [`knocked_ports`] at which the server answers `host`.

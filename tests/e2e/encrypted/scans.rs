@@ -1,4 +1,10 @@
-//! To whom the passive ports are open, and until when.
+//! To whom the passive ports are open, until when, and how often at a time.
+
+use std::{
+    io,
+    net::{IpAddr, TcpListener, TcpStream},
+    thread,
+};
 
 use super::*;
 
@@ -208,5 +214,66 @@ fn data_connections_that_reuse_their_ports_pass() {
         scene.wait_until_closed(&case);
         assert_eq!(scene.lab().gateway.invalid_packets().unwrap(), 0, "{case}");
         scene.gateway.assert_tidy();
+    }
+}
+
+/// Has the server accept connections at its passive ports, and hold each until the client has closed it.
+fn hold_connections(server: &Host) {
+    for port in PORTS {
+        let bind = || TcpListener::bind(("::", port));
+        let listener = server.inside(bind).unwrap().unwrap();
+        thread::spawn(move || {
+            for mut connection in listener.incoming().flatten() {
+                thread::spawn(move || io::copy(&mut connection, &mut io::sink()));
+            }
+        });
+    }
+}
+
+/// The data connections that `host` gets if it tries so many.
+fn connect(host: &Host, server: IpAddr, tries: usize) -> Vec<TcpStream> {
+    let limit = Duration::from_millis(500);
+    let open = |port| TcpStream::connect_timeout(&(server, port).into(), limit).ok();
+    host.inside(|| PORTS.take(tries).filter_map(open).collect()).unwrap()
+}
+
+/// A client is an IPv4 address, or the /64 of an IPv6 address.
+#[test]
+fn a_client_has_no_more_data_connections_at_a_time_than_the_limit_says() {
+    for topology in [Topology::Masquerade, Topology::PublishedServer] {
+        let limit = "policy.max-pinholes-per-client = 3\n";
+        let scene = Scene::with(topology, ServerKind::Proftpd, ClientTls::Explicit, limit);
+        let lab = scene.lab();
+        hold_connections(&lab.server);
+        for family in FAMILIES {
+            let case = format!("{topology} {family}");
+            let server = lab.server_address(family);
+            let hosts = [&lab.client, &lab.client2];
+            let sessions = hosts.map(|host| scene.client_on(host, family, gate()));
+            let second = scene.client(family, gate());
+            let mut open = connect(&lab.client, server, 4);
+            assert_eq!(open.len(), 3, "{case}");
+            let of_others = connect(&lab.client2, server, 4);
+            assert_eq!(of_others.len(), if family == V4 { 3 } else { 0 }, "{case}");
+
+            drop(open.pop());
+            wait_for("another connection", || {
+                open.append(&mut connect(&lab.client, server, 1));
+                open.len() == 3
+            });
+            assert_eq!(connect(&lab.client, server, 1).len(), 0, "{case}");
+            wait_for("the event", || {
+                let missing = scene.gateway.events("no-data-connection");
+                let client = lab.client.address(family).to_string();
+                missing.iter().any(|event| {
+                    let reason = event["reason"].as_str().unwrap();
+                    event["client"].as_str().unwrap().contains(&client)
+                        && reason.contains("max-pinholes-per-client")
+                })
+            });
+            drop((sessions, second));
+            scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+            scene.gateway.assert_tidy();
+        }
     }
 }

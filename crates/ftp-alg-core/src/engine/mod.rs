@@ -48,7 +48,8 @@ pub use offload::handover::{
 };
 use packets::reorder::{self, ReorderQueue};
 pub use ranges::{
-    EncryptedConnection, LIFETIME as RANGE_LIFETIME, OpenRange, PortsText, RangeFinder, RangeInfo,
+    EncryptedConnection, LIFETIME as RANGE_LIFETIME, NotAdmitted, OpenRange, PortsText,
+    RangeFinder, RangeInfo,
 };
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;

@@ -123,20 +123,23 @@ impl RangeFinder {
         left.retain(|(since, _)| since.is_none_or(|since| now < since + COPIES_WAIT));
     }
 
-    /// The connection that a client tried to make to what it `dialled`, if that is of no open range, but the client has an
-    /// encrypted session there; and whether that has one.
+    /// The connection that a client with an encrypted session there tried to make to what it `dialled`, if the rules did
+    /// not admit it.
     pub fn find_tried(
         &self,
         client: IpAddr,
         dialled: SocketAddr,
-    ) -> Option<(Event<PinholeEnds>, bool)> {
+    ) -> Option<(Event<PinholeEnds>, NotAdmitted)> {
         let all = lock(&self.0);
         let holders = all.open.get(&(client, dialled.ip()))?;
         let holder = holders.first()?;
         let target = SocketAddr::new(holder.range.control.server.ip(), dialled.port());
-        let is_admitted = holder.range.leads_to(target);
-        let tried = holder.connection(dialled, target, holders.len() > 1).of;
-        (!is_admitted).then(|| (tried, holder.range.has_ports()))
+        let why = match holder.range.has_ports() {
+            false => NotAdmitted::NoPorts,
+            true if holder.range.leads_to(target) => NotAdmitted::OverLimit,
+            true => NotAdmitted::OtherPort,
+        };
+        Some((holder.connection(dialled, target, holders.len() > 1).of, why))
     }
 }
 
@@ -154,6 +157,17 @@ impl Holder {
         let of = Event { session, client, server, user: None, kind };
         EncryptedConnection { of, may_be_anothers }
     }
+}
+
+/// Why the rules do not admit a data connection of an encrypted session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// Its server has no passive ports.
+    NoPorts,
+    /// It goes to another port.
+    OtherPort,
+    /// Its client has as many as the limit says.
+    OverLimit,
 }
 
 /// Why a range was not opened.
