@@ -72,6 +72,7 @@ impl Layout {
             let (head, body) = block.split_once('{').ok_or_else(|| format!("layout.h: {block}"))?;
             let done = match head.split_whitespace().collect::<Vec<_>>()[..] {
                 ["enum", name] => layout.add_enumeration(name, body),
+                ["struct", "address"] => Some(()),
                 ["struct", name] => layout.add_structure(name, body),
                 _ => None,
             };
@@ -145,8 +146,9 @@ impl Layout {
         match kind {
             "__u8" => Some((1, 1)),
             "__u16" | "__be16" => Some((2, 2)),
-            "__u32" | "__be32" | "bpf_spin_lock" => Some((4, 4)),
+            "__u32" | "bpf_spin_lock" => Some((4, 4)),
             "__u64" => Some((8, 8)),
+            "address" => Some((16, 4)),
             name => self.sizes.get(name).copied(),
         }
     }
@@ -184,7 +186,7 @@ fn conversions(
     let (rust, from, to) = match kind {
         "__u16" | "__u32" | "__u64" => (kind[2..].to_owned(), "from_ne_bytes", "to_ne_bytes"),
         "__be16" => ("u16".to_owned(), "from_be_bytes", "to_be_bytes"),
-        "__be32" => ("Ipv4Addr".to_owned(), "from", "octets"),
+        "address" => ("IpAddr".to_owned(), "from_mapped", "mapped"),
         "__u8" => ("u8".to_owned(), "from_ne_bytes", "to_ne_bytes"),
         _ => (of_structure, "from_bytes", "to_bytes"),
     };

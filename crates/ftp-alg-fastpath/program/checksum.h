@@ -35,17 +35,22 @@ static __always_inline __s64 add_payload(struct __sk_buff *skb, const struct pac
 static __always_inline int is_checksum_right(struct __sk_buff *skb, const struct packet *packet, __u8 *line)
 {
 	__u8 header[LONGEST_TCP_HEADER] = {};
-	__u32 length = packet->payload_offset - ETHERNET - 20, pseudo_header, field;
+	__u32 length = packet->payload_offset - packet->tcp, pseudo_header, field;
+	const __be32 *words = packet->tuple.source.words;
+	__u64 pseudo_sum = bpf_htons(IPPROTO_TCP) + bpf_htons(length + packet->payload_length);
 	__s64 sum;
 
-	pseudo_header = fold((__u64)packet->tuple.source + packet->tuple.destination + bpf_htons(IPPROTO_TCP) +
-			     bpf_htons(length + packet->payload_length));
+	// What stands before an IPv4 address, 0xffff, adds nothing.
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		pseudo_sum += words[i];
+	pseudo_header = fold(pseudo_sum);
 	length -= 20;
 	asm volatile("" : "+r"(length));
 	if (length > LONGEST_TCP_HEADER - 20)
 		return 0;
 	length += 20;
-	if (bpf_skb_load_bytes(skb, ETHERNET + 20, header, length))
+	if (bpf_skb_load_bytes(skb, packet->tcp, header, length))
 		return 0;
 	field = *(__be16 *)(header + 16);
 	if (field % 0xffff == pseudo_header % 0xffff)

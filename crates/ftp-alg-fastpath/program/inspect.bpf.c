@@ -73,12 +73,11 @@ static __always_inline int open(struct flow *flow, struct line_record *line, __u
 				__u32 number, const struct rewrite *rewrite)
 {
 	int is_active = kind == COMMAND_PORT || kind == COMMAND_EPRT;
-	struct pinhole_key old = flow->pinhole;
 	__u64 id = line->flow, deadline = line->at_ns + flow->pinhole_timeout;
 	int is_advanced = 0;
 
 	if (flow->pinhole_line)
-		delete_pinhole_of(&old, id);
+		delete_pinhole_of(&flow->pinhole, id);
 	delete_pinhole_of(key, id);
 	if (insert_closed(key, flow, id, number, is_active))
 		return 0;
@@ -112,8 +111,8 @@ static __always_inline int may_be_line(const struct packet *packet)
 }
 
 // Reads the line into its record. Returns its kind, which is NOT_BYPASSABLE if the payload is not one whole line.
-static __always_inline __u32 read_line(struct __sk_buff *skb, const struct packet *packet, struct line_record *line,
-				       struct announcement *announcement)
+static __always_inline __u32 read_line(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow,
+				       struct line_record *line, struct announcement *announcement)
 {
 	__u32 length = packet->payload_length;
 
@@ -127,7 +126,8 @@ static __always_inline __u32 read_line(struct __sk_buff *skb, const struct packe
 	length += 6;
 	if (bpf_skb_load_bytes(skb, packet->payload_offset, line->bytes, length) || !is_whole_line(line, length))
 		return NOT_BYPASSABLE;
-	return line->side == CLIENT ? read_command(line, length, announcement) : read_reply(line, announcement);
+	return line->side == CLIENT ? read_command(line, length, &flow->own[CLIENT], announcement) :
+				      read_reply(line, &flow->own[SERVER], announcement);
 }
 
 static __always_inline int inspect_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
@@ -140,37 +140,28 @@ static __always_inline int inspect_line(struct __sk_buff *skb, const struct pack
 	__u32 kind, verdict, number;
 	int opens = 0, rewrites = 0, result = NEXT;
 
-	kind = read_line(skb, packet, line, &announcement);
+	kind = read_line(skb, packet, flow, line, &announcement);
 	if (kind == NOT_BYPASSABLE || !is_checksum_right(skb, packet, line->bytes))
 		goto hand_back;
 
 	if (is_announcement(kind)) {
-		__be32 address = bpf_htonl(announcement.address), target, announced;
+		int is_client = line->side == CLIENT;
+		const struct address_text *announced = &flow->announced[is_client ? CLIENT : SERVER];
 
+		if (is_client && (announcement.port < flow->first_client_port ||
+				  announcement.port > flow->last_client_port))
+			goto hand_back;
 		key.port = bpf_htons(announcement.port);
-		if (line->side == CLIENT) {
-			if (address != flow->client || announcement.port < flow->first_client_port ||
-			    announcement.port > flow->last_client_port)
-				goto hand_back;
-			key.initiator = flow->active_initiator;
-			key.arrival = flow->active_arrival;
-			target = flow->client;
-			announced = flow->announced_client;
-		} else {
-			if (kind == REPLY_227 && address != flow->server)
-				goto hand_back;
-			key.initiator = flow->passive_initiator;
-			key.arrival = flow->passive_arrival;
-			target = flow->server;
-			announced = kind == REPLY_227 ? flow->announced_server : target;
-		}
-		rewrites = announced != target;
-		if (rewrites &&
-		    !rewrite_line(&rewrite, line, &announcement, kind, bpf_ntohl(announced), flow->port_digits))
+		key.initiator = is_client ? flow->active_initiator : flow->passive_initiator;
+		key.arrival = is_client ? flow->active_arrival : flow->passive_arrival;
+		rewrites = announced->length && kind != REPLY_229;
+		if (rewrites && !rewrite_line(&rewrite, line, &announcement, kind, announced, flow->port_digits))
 			goto hand_back;
 		if (rewrite.growth && !flow->adjusted)
 			goto hand_back;
-		opens = has_heartbeat(line->at_ns) && may_open(skb, &key, line->flow, target);
+		opens = has_heartbeat(line->at_ns) &&
+			may_open(skb, &key, line->flow, packet->is_v6,
+				 !is_same_address(&key.arrival, is_client ? &flow->client : &flow->server));
 	}
 
 	// At the end of a transfer the program reports that its pinhole was consumed, so that the daemon need not

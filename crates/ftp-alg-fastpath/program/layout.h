@@ -3,10 +3,14 @@
 // a structure above it.
 //
 // Numbers are in the machine's byte order. Fields of the types __be16 and __be32 are in network byte order.
+// `struct address` becomes an IpAddr.
 #pragma once
 
 // Length of the longest line that the program inspects, with its CR LF.
 #define LONGEST_LINE 128
+
+// Length of the longest text of an address.
+#define LONGEST_ADDRESS 39
 
 // A PORT keeps its length by leading zeros in the two numbers of its port. No server is sent more digits than this in
 // one of them.
@@ -37,9 +41,21 @@ enum dialogue {
 // Indices of the map `counters`.
 enum counter { INSPECTED, HANDED_BACK, OPENED, ADMITTED, RING_FULL, REWRITTEN, COUNTERS };
 
+// An IPv6 address, or an IPv4 address as ::ffff:0:0/96 has it.
+struct address {
+	__be32 words[4];
+};
+
+// An address as FTP writes it. `protocol` is the digit of RFC 2428: 1 for IPv4, with full stops, and 2 for IPv6.
+struct address_text {
+	__u8 protocol, length;
+	__u8 bytes[LONGEST_ADDRESS];
+	__u8 pad;
+};
+
 // Source and destination of a control connection's packet, as it arrives at the interface.
 struct packet_tuple {
-	__be32 source, destination;
+	struct address source, destination;
 	__be16 source_port, destination_port;
 };
 
@@ -52,7 +68,7 @@ struct tuple_value {
 
 // Source address, destination address and destination port of the SYN that a pinhole admits.
 struct pinhole_key {
-	__be32 initiator, arrival;
+	struct address initiator, arrival;
 	__be16 port;
 	__u16 pad;
 };
@@ -99,11 +115,12 @@ struct flow {
 	__u32 next_seq[2];                         // next sequence number of client and server
 	__u32 line_count;                          // lines and FINs so far; the last one has this number
 	__u32 dialogue;                            // enum dialogue
-	__be32 client, server;                     // their own addresses, without NAT
+	struct address client, server;             // their own addresses, without NAT
 	__be16 client_port, server_port;
-	__be32 announced_client, announced_server; // addresses that a rewrite puts in the place of their own
-	__be32 active_arrival, passive_arrival;    // destination of a data connection's SYN, by mode
-	__be32 active_initiator, passive_initiator; // source of a data connection's SYN, by mode
+	struct address_text own[2];                // the same as text,
+	struct address_text announced[2];          // and what a rewrite puts in its place; of length 0 if it stays
+	struct address active_arrival, passive_arrival; // destination of a data connection's SYN, by mode
+	struct address active_initiator, passive_initiator; // source of a data connection's SYN, by mode
 	__u32 active_mark, passive_mark;           // packet mark of an admitted SYN, by mode
 	__u32 inspected_mark;                      // packet mark of an inspected packet
 	__u32 port_digits;                         // most digits in each number of a PORT's port; 0: no leading zeros
@@ -126,7 +143,7 @@ struct line_record {
 	__u32 number;                              // `line_count` of the flow, with this line
 	__u32 side;
 	__u32 seq, ack;
-	__be32 client, server;
+	struct address client, server;
 	__be16 client_port, server_port;
 	__u16 length;
 	__be16 window;
@@ -231,6 +248,17 @@ static __always_inline int has_port(void *map, __u32 port)
 	__u32 word = port / 32, *bits = bpf_map_lookup_elem(map, &word);
 
 	return !bits || *bits >> (port % 32) & 1;
+}
+
+static __always_inline int is_ipv4(const struct address *address)
+{
+	return !(address->words[0] | address->words[1] | (address->words[2] ^ bpf_htonl(0xffff)));
+}
+
+static __always_inline int is_same_address(const struct address *a, const struct address *b)
+{
+	return !((a->words[0] ^ b->words[0]) | (a->words[1] ^ b->words[1]) | (a->words[2] ^ b->words[2]) |
+		 (a->words[3] ^ b->words[3]));
 }
 
 static __always_inline void count(__u32 counter)

@@ -28,10 +28,9 @@ enum kind {
 
 // The endpoint that a line announces, and its place in the line.
 struct announcement {
-	__u32 address; // in the machine's byte order; a 229 has none
 	__u32 port;
-	__u32 start;   // index of the first digit, or in a 227 of the parenthesis
-	__u32 end;     // index after the last digit
+	__u32 start; // index of the address, or in a 227 of the parenthesis
+	__u32 end;   // index after the last digit
 };
 
 #define WORD(a, b, c, d) ((__u32)(a) << 24 | (__u32)(b) << 16 | (__u32)(c) << 8 | (__u32)(d))
@@ -97,36 +96,32 @@ __noinline __u32 read_number(const struct line_record *line, __u32 at, __u32 mos
 #define VALUE(number) ((number) & 0xffffff)
 #define DIGITS(number) ((number) >> 24)
 
-// Reads an address, as four numbers between separators. Returns the index after it, or 0 if there is none.
-__noinline __u32 read_address(const struct line_record *line, __u32 at, __u32 separator,
-			      struct announcement *announcement)
+// Finds the sender's own address in the line, with `separator` for its full stops. Returns the index after it, or 0 if
+// there is another text.
+__noinline __u32 skip_address(const struct line_record *line, __u32 at, const struct address_text *own, __u32 separator)
 {
-	__u32 address = 0, i;
+	__u32 i;
 
-	if (!line || !announcement)
+	if (!line || !own)
 		return 0;
-	for (i = 0; i < 4; i++) {
-		__u32 number = read_number(line, at, 3);
+	for (i = 0; i < LONGEST_ADDRESS && i < own->length; i++) {
+		__u32 byte = own->bytes[i];
 
-		if (!number || VALUE(number) > 255)
-			return 0;
-		address = address << 8 | VALUE(number);
-		at += DIGITS(number);
-		if (i < 3 && byte_at(line, at++) != separator)
+		if (byte_at(line, at + i) != (byte == '.' ? separator : byte))
 			return 0;
 	}
-	announcement->address = address;
-	return at;
+	return at + i;
 }
 
-// Reads a host-port, h1,h2,h3,h4,p1,p2. Returns the index after it, or 0 if there is none.
-__noinline __u32 read_host_port(const struct line_record *line, __u32 at, struct announcement *announcement)
+// Reads a host-port, h1,h2,h3,h4,p1,p2. Returns the index after it, or 0 if there is none, or it has another address.
+__noinline __u32 read_host_port(const struct line_record *line, __u32 at, const struct address_text *own,
+				struct announcement *announcement)
 {
 	__u32 high, low;
 
-	if (!line || !announcement)
+	if (!line || !own || !announcement || own->protocol != '1')
 		return 0;
-	at = read_address(line, at, ',', announcement);
+	at = skip_address(line, at, own, ',');
 	if (!at || byte_at(line, at++) != ',')
 		return 0;
 	high = read_number(line, at, 3);
@@ -262,12 +257,13 @@ __noinline int is_request_line(const struct line_record *line, __u32 length)
 	return blanks >= 2 && slash;
 }
 
-__noinline __u32 read_command(const struct line_record *line, __u32 length, struct announcement *announcement)
+__noinline __u32 read_command(const struct line_record *line, __u32 length, const struct address_text *own,
+			      struct announcement *announcement)
 {
 	__u32 word, at;
 	__u8 after_verb;
 
-	if (!line || !announcement)
+	if (!line || !own || !announcement)
 		return NOT_BYPASSABLE;
 	word = word_at(line, 0) & UPPER_CASE;
 	after_verb = line->bytes[4];
@@ -292,14 +288,14 @@ __noinline __u32 read_command(const struct line_record *line, __u32 length, stru
 		return is_one_word(line, 5) ? COMMAND_LOGIN : NOT_BYPASSABLE;
 	if (word == WORD('P', 'O', 'R', 'T')) {
 		announcement->start = 5;
-		announcement->end = at = read_host_port(line, 5, announcement);
+		announcement->end = at = read_host_port(line, 5, own, announcement);
 		return at && at + 2 == length ? COMMAND_PORT : NOT_BYPASSABLE;
 	}
 	if (word == WORD('E', 'P', 'R', 'T')) {
-		if (line->bytes[5] != '|' || line->bytes[6] != '1' || line->bytes[7] != '|')
+		if (line->bytes[5] != '|' || line->bytes[6] != own->protocol || line->bytes[7] != '|')
 			return NOT_BYPASSABLE;
 		announcement->start = 8;
-		at = read_address(line, 8, '.', announcement);
+		at = skip_address(line, 8, own, '.');
 		if (!at || byte_at(line, at) != '|')
 			return NOT_BYPASSABLE;
 		announcement->end = at = read_port(line, at + 1, announcement);
@@ -323,11 +319,12 @@ static __always_inline int names_known_server(const struct line_record *line)
 		third == WORD('a', ' ', 'S', 'e') && fourth == WORD('r', 'v', 'e', 'r'));
 }
 
-__noinline __u32 read_reply(const struct line_record *line, struct announcement *announcement)
+__noinline __u32 read_reply(const struct line_record *line, const struct address_text *own,
+			    struct announcement *announcement)
 {
 	__u32 hundreds, code, at;
 
-	if (!line || !announcement)
+	if (!line || !own || !announcement)
 		return NOT_BYPASSABLE;
 	hundreds = line->bytes[0] - '0';
 	code = line->bytes[1] - '0';
@@ -353,7 +350,7 @@ __noinline __u32 read_reply(const struct line_record *line, struct announcement 
 		return NOT_BYPASSABLE;
 	announcement->start = at;
 	if (code == 227) {
-		announcement->end = at = read_host_port(line, at + 1, announcement);
+		announcement->end = at = read_host_port(line, at + 1, own, announcement);
 		return at && byte_at(line, at) == ')' ? REPLY_227 : NOT_BYPASSABLE;
 	}
 	if (byte_at(line, at + 1) != '|' || byte_at(line, at + 2) != '|' || byte_at(line, at + 3) != '|')

@@ -1,8 +1,7 @@
-// Reads the headers of an IPv4 TCP packet in an Ethernet frame.
+// Reads the headers of an IPv4 or IPv6 TCP packet in an Ethernet frame.
 #pragma once
 
 #define ETHERNET 14                           // length of the Ethernet header
-#define CHECKSUM (ETHERNET + 20 + 16)         // offset of the TCP checksum, if the IP header has no options
 
 #define FIN 0x01
 #define SYN 0x02
@@ -19,7 +18,7 @@ static __always_inline __u32 fold(__u64 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-// Whether the kernel drops the packet because of its IP header: the TTL ends here, or the checksum is wrong. The
+// Whether the kernel drops the packet because of its IPv4 header: the TTL ends here, or the checksum is wrong. The
 // checksum of a header with options is not verified.
 static __always_inline int is_dropped(const __u8 *ip)
 {
@@ -35,71 +34,117 @@ static __always_inline int is_dropped(const __u8 *ip)
 struct packet {
 	struct packet_tuple tuple;
 	__u32 seq, ack;
+	__u32 tcp;                            // offset of the TCP header
 	__u32 payload_offset, payload_length;
 	__u32 flags;                          // bits 8 to 11 are the four bits before the flags
 	__be16 window;
+	__u8 is_v6;
 	__u8 is_plain;                        // the IP header has no options, and the packet is no fragment
 	__u8 has_control_port;                // a port of the packet is in the map `control_ports`
 };
 
-// Returns 0 if the packet can belong to no control connection and consume no pinhole: another protocol, a fragment
-// after the first, a segment without SYN that has no control port, or a packet that the kernel drops.
-static __always_inline int read_packet(struct __sk_buff *skb, struct packet *packet)
+static __always_inline __u32 checksum_offset(const struct packet *packet)
 {
-	void *data, *end;
-	__u8 *ip, *tcp, copied[20];
-	__u32 ip_length, tcp_length, total;
-	__be16 fragment;
+	return packet->tcp + 16;
+}
 
-	// The VLAN's own interface receives a tagged frame as well, without its tag, and the program inspects it there.
-	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present || skb->pkt_type != PACKET_HOST)
+// The first bytes of the frame, which can be read directly; 0 if it has not so many.
+static __always_inline void *first_bytes(struct __sk_buff *skb, __u32 length)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (data + length <= end)
+		return data;
+	if (skb->len < length || bpf_skb_pull_data(skb, length))
 		return 0;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	if (data + ETHERNET + 40 > end) {
-		if (skb->len < ETHERNET + 40 || bpf_skb_pull_data(skb, ETHERNET + 40))
-			return 0;
-		data = (void *)(long)skb->data;
-		end = (void *)(long)skb->data_end;
-		if (data + ETHERNET + 40 > end)
-			return 0;
-	}
-	// A VLAN's interface may leave the tag in the frame.
-	if (*(__be16 *)(data + ETHERNET - 2) != bpf_htons(ETH_P_IP))
-		return 0;
-	ip = data + ETHERNET;
-	if (ip[0] >> 4 != 4 || ip[9] != IPPROTO_TCP)
-		return 0;
-	fragment = *(__be16 *)(ip + 6);
-	if (fragment & bpf_htons(0x1fff))
-		return 0;
-	ip_length = (ip[0] & 15) * 4;
-	total = bpf_ntohs(*(__be16 *)(ip + 2));
-	packet->is_plain = ip_length == 20 && !(fragment & bpf_htons(0x2000));
-	packet->tuple.source = *(__be32 *)(ip + 12);
-	packet->tuple.destination = *(__be32 *)(ip + 16);
-	tcp = ip + 20;
-	if (ip_length != 20) {
-		if (ip_length < 20 || bpf_skb_load_bytes(skb, ETHERNET + ip_length, copied, sizeof(copied)))
-			return 0;
-		tcp = copied;
-	}
+	return data + length <= end ? data : 0;
+}
+
+// Reads the TCP header. Returns 0 if the packet has no control port and is no SYN, or is cut off.
+static __always_inline int read_tcp(struct __sk_buff *skb, struct packet *packet, const __u8 *tcp, __u32 end)
+{
+	__u32 length = (tcp[12] >> 4) * 4;
+
 	packet->flags = (tcp[12] & 15) << 8 | tcp[13];
 	packet->tuple.source_port = *(__be16 *)tcp;
 	packet->tuple.destination_port = *(__be16 *)(tcp + 2);
 	packet->has_control_port = has_port(&control_ports, bpf_ntohs(packet->tuple.destination_port)) ||
 				   has_port(&control_ports, bpf_ntohs(packet->tuple.source_port));
-	if ((!packet->has_control_port && !(packet->flags & SYN)) || is_dropped(ip))
+	if ((!packet->has_control_port && !(packet->flags & SYN)) || length < 20 || end < packet->tcp + length ||
+	    skb->len < end)
 		return 0;
-	tcp_length = (tcp[12] >> 4) * 4;
-	if (tcp_length < 20 || total < ip_length + tcp_length || skb->len < ETHERNET + total)
-		return 0;
-	packet->payload_length = total - ip_length - tcp_length;
-	packet->payload_offset = ETHERNET + ip_length + tcp_length;
+	packet->payload_offset = packet->tcp + length;
+	packet->payload_length = end - packet->payload_offset;
 	packet->seq = bpf_ntohl(*(__be32 *)(tcp + 4));
 	packet->ack = bpf_ntohl(*(__be32 *)(tcp + 8));
 	packet->window = *(__be16 *)(tcp + 14);
 	return 1;
+}
+
+static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packet)
+{
+	void *data = first_bytes(skb, ETHERNET + 40);
+	__u8 *ip, *tcp, copied[20];
+	__u32 length;
+	__be16 fragment;
+
+	// A VLAN's interface may leave the tag in the frame.
+	if (!data || *(__be16 *)(data + ETHERNET - 2) != bpf_htons(ETH_P_IP))
+		return 0;
+	ip = data + ETHERNET;
+	fragment = *(__be16 *)(ip + 6);
+	if (ip[0] >> 4 != 4 || ip[9] != IPPROTO_TCP || fragment & bpf_htons(0x1fff))
+		return 0;
+	length = (ip[0] & 15) * 4;
+	packet->is_v6 = 0;
+	packet->is_plain = length == 20 && !(fragment & bpf_htons(0x2000));
+	packet->tuple.source.words[0] = packet->tuple.source.words[1] = 0;
+	packet->tuple.source.words[2] = packet->tuple.destination.words[2] = bpf_htonl(0xffff);
+	packet->tuple.destination.words[0] = packet->tuple.destination.words[1] = 0;
+	packet->tuple.source.words[3] = *(__be32 *)(ip + 12);
+	packet->tuple.destination.words[3] = *(__be32 *)(ip + 16);
+	packet->tcp = ETHERNET + length;
+	tcp = ip + 20;
+	if (length != 20) {
+		if (length < 20 || bpf_skb_load_bytes(skb, packet->tcp, copied, sizeof(copied)))
+			return 0;
+		tcp = copied;
+	}
+	return read_tcp(skb, packet, tcp, ETHERNET + bpf_ntohs(*(__be16 *)(ip + 2))) && !is_dropped(ip);
+}
+
+// Extension headers, and so fragments and jumbo payloads, are for the queue.
+static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packet)
+{
+	void *data = first_bytes(skb, ETHERNET + 60);
+	__u8 *ip;
+
+	if (!data || *(__be16 *)(data + ETHERNET - 2) != bpf_htons(ETH_P_IPV6))
+		return 0;
+	ip = data + ETHERNET;
+	if (ip[0] >> 4 != 6 || ip[6] != IPPROTO_TCP || ip[7] <= 1)
+		return 0;
+	packet->is_v6 = packet->is_plain = 1;
+	__builtin_memcpy(&packet->tuple, ip + 8, 32);
+	// The kernel drops it (ip6_rcv_core), and it must not be taken for a packet of an IPv4 connection.
+	if (is_ipv4(&packet->tuple.source))
+		return 0;
+	packet->tcp = ETHERNET + 40;
+	return read_tcp(skb, packet, ip + 40, ETHERNET + 40 + bpf_ntohs(*(__be16 *)(ip + 4)));
+}
+
+// Returns 0 if the packet can belong to no control connection and consume no pinhole: another protocol, a fragment
+// after the first, a segment without SYN that has no control port, or a packet that the kernel drops.
+static __always_inline int read_packet(struct __sk_buff *skb, struct packet *packet)
+{
+	// The VLAN's own interface receives a tagged frame as well, without its tag, and the program inspects it there.
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
+		return 0;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return read_ipv4(skb, packet);
+	return skb->protocol == bpf_htons(ETH_P_IPV6) && read_ipv6(skb, packet);
 }
 
 // Whether the packet is a pure acknowledgement: no payload, no SYN, FIN, RST or URG.

@@ -15,8 +15,13 @@ static __always_inline int admits_from_elsewhere(struct pinhole *pinhole, __be16
 
 static __always_inline int is_same_tuple(const struct packet_tuple *a, const struct packet_tuple *b)
 {
-	return a->source == b->source && a->destination == b->destination && a->source_port == b->source_port &&
-	       a->destination_port == b->destination_port;
+	const __u32 *words = (const __u32 *)a, *others = (const __u32 *)b;
+	__u32 differs = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < sizeof(*a) / 4; i++)
+		differs |= words[i] ^ others[i];
+	return !differs;
 }
 
 // The SYN that a pinhole admitted, if this one is its retransmission; else 0.
@@ -97,8 +102,9 @@ static __always_inline void note_answer(const struct packet *packet)
 		known->answered = 1;
 }
 
-// Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection.
-static __always_inline void admit(struct __sk_buff *skb, const struct packet *packet)
+// Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection. It has a stack frame of
+// its own, because all that is on the stack at a time is limited to 512 bytes.
+static __noinline void admit(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct pinhole_key key = {
 		.initiator = packet->tuple.source,
@@ -139,16 +145,22 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 }
 
 // Whether a program of this machine listens at the pinhole's destination.
-static __always_inline int has_listener(struct __sk_buff *skb, const struct pinhole_key *key)
+static __always_inline int has_listener(struct __sk_buff *skb, const struct pinhole_key *key, int is_v6)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *socket;
 	int is_listening;
 
-	tuple.ipv4.saddr = key->initiator;
-	tuple.ipv4.daddr = key->arrival;
-	tuple.ipv4.dport = key->port;
-	socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (is_v6) {
+		__builtin_memcpy(tuple.ipv6.saddr, key, 32);
+		tuple.ipv6.dport = key->port;
+		socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		tuple.ipv4.saddr = key->initiator.words[3];
+		tuple.ipv4.daddr = key->arrival.words[3];
+		tuple.ipv4.dport = key->port;
+		socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	}
 	if (!socket)
 		return 0;
 	is_listening = socket->state == BPF_TCP_LISTEN;
@@ -156,8 +168,10 @@ static __always_inline int has_listener(struct __sk_buff *skb, const struct pinh
 	return is_listening;
 }
 
-// Whether the flow may open the pinhole. `target` is the address of the end that announced the data connection.
-static __always_inline int may_open(struct __sk_buff *skb, const struct pinhole_key *key, __u64 flow, __be32 target)
+// Whether the flow may open the pinhole. `is_translated` says whether the SYN arrives at another address than that of
+// the end that announced the data connection.
+static __always_inline int may_open(struct __sk_buff *skb, const struct pinhole_key *key, __u64 flow, int is_v6,
+				    int is_translated)
 {
 	struct pinhole *existing;
 
@@ -166,7 +180,7 @@ static __always_inline int may_open(struct __sk_buff *skb, const struct pinhole_
 	existing = bpf_map_lookup_elem(&pinholes, key);
 	if (existing && existing->flow != flow)
 		return 0;
-	return key->arrival == target || !has_listener(skb, key);
+	return !is_translated || !has_listener(skb, key, is_v6);
 }
 
 // Deletes the pinhole with this key if it belongs to the flow.
@@ -190,10 +204,9 @@ static __always_inline int has_heartbeat(__u64 now)
 // cannot open another one meanwhile, because a reply is pending.
 static __always_inline __u32 consumed_pinhole(const struct flow *flow)
 {
-	struct pinhole_key key = flow->pinhole;
 	__u32 line = flow->pinhole_line;
 
-	return line && !bpf_map_lookup_elem(&pinholes, &key) ? line : 0;
+	return line && !bpf_map_lookup_elem(&pinholes, &flow->pinhole) ? line : 0;
 }
 
 // Inserts the pinhole with a deadline in the past, so that it admits nothing yet.

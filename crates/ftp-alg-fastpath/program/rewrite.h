@@ -7,7 +7,8 @@
 // The most bytes after an announcement that the program moves, if the line changes its length.
 #define LONGEST_TAIL 16
 
-// Room for one byte before the announcement, for "(255,255,255,255,255,255", and for the tail.
+// Room for one byte before the announcement, for "(255,255,255,255,255,255", and for the tail; or for the longest IPv6
+// address with its port and the end of its line.
 #define PART 48
 
 // The part of the line that the rewrite replaces. If the line changes its length, the part extends to the end of the
@@ -53,26 +54,20 @@ __noinline __u32 put_number(struct rewrite *rewrite, __u32 at, __u32 number, __u
 	return at;
 }
 
-// Writes an address: four numbers with a separator after each. After the last number of an EPRT the separator is `|`.
-// Returns the index after it.
-__noinline __u32 put_address(struct rewrite *rewrite, __u32 at, __u32 address, __u32 separator)
+// Writes an address, with `separator` for its full stops and after it, where an EPRT has `|`. Returns the index after it.
+__noinline __u32 put_address(struct rewrite *rewrite, __u32 at, const struct address_text *address, __u32 separator)
 {
 	__u32 i;
 
-	if (!rewrite)
+	if (!rewrite || !address)
 		return 0;
-	for (i = 0; i < 4; i++) {
-		at = put_number(rewrite, at, address >> 24, 1);
-		put(rewrite, at++, i == 3 && separator == '.' ? '|' : separator);
-		address <<= 8;
-	}
-	return at;
-}
+	for (i = 0; i < LONGEST_ADDRESS && i < address->length; i++) {
+		__u32 byte = address->bytes[i];
 
-static __always_inline __u32 address_length(__u32 address)
-{
-	return digit_count(address >> 24) + digit_count(address >> 16 & 255) + digit_count(address >> 8 & 255) +
-	       digit_count(address & 255) + 4;
+		put(rewrite, at++, byte == '.' ? separator : byte);
+	}
+	put(rewrite, at++, separator == '.' ? '|' : separator);
+	return at;
 }
 
 // Copies the part of the line that has `start` in it, up to `end`. The bytes of the part from `end` on become 0.
@@ -114,16 +109,16 @@ __noinline __u32 port_digit_counts(__u32 port, __u32 room, __u32 digits)
 
 // Rewrites a PORT so that it keeps its length, by leading zeros. Returns 0 if it cannot.
 __noinline int rewrite_port(struct rewrite *rewrite, const struct line_record *line,
-			    const struct announcement *announcement, __u32 address, __u32 digits)
+			    const struct announcement *announcement, const struct address_text *address, __u32 digits)
 {
 	__u32 at, shortest, room, counts;
 
-	if (!rewrite || !line || !announcement || !digits)
+	if (!rewrite || !line || !announcement || !address || !digits)
 		return 0;
 	if (digits > MAX_PORT_DIGITS)
 		digits = MAX_PORT_DIGITS;
 	copy_part(rewrite, line, announcement->start, LONGEST_LINE);
-	shortest = address_length(address) + 1;
+	shortest = address->length + 1 + 1;
 	room = announcement->end - announcement->start;
 	if (shortest > room)
 		return 0;
@@ -139,14 +134,14 @@ __noinline int rewrite_port(struct rewrite *rewrite, const struct line_record *l
 
 // Rewrites a 227 so that it keeps its length, by blanks before the parenthesis. Returns 0 if it cannot.
 __noinline int rewrite_227(struct rewrite *rewrite, const struct line_record *line,
-			   const struct announcement *announcement, __u32 address)
+			   const struct announcement *announcement, const struct address_text *address)
 {
 	__u32 at, shortest, room, blanks, i;
 
-	if (!rewrite || !line || !announcement)
+	if (!rewrite || !line || !announcement || !address)
 		return 0;
 	copy_part(rewrite, line, announcement->start, LONGEST_LINE);
-	shortest = 1 + address_length(address) + digit_count(announcement->port >> 8 & 255) + 1 +
+	shortest = 1 + address->length + 1 + digit_count(announcement->port >> 8 & 255) + 1 +
 		   digit_count(announcement->port & 255);
 	room = announcement->end - announcement->start;
 	if (shortest > room)
@@ -178,11 +173,12 @@ static __always_inline __u32 put_port(struct rewrite *rewrite, __u32 at, __u32 p
 // Rewrites the announcement in its shortest form, and moves the tail of the line. Returns 0 if the tail or the new
 // line is too long.
 __noinline int rewrite_with_growth(struct rewrite *rewrite, const struct line_record *line,
-				   const struct announcement *announcement, __u32 address, __u32 is_eprt)
+				   const struct announcement *announcement, const struct address_text *address,
+				   __u32 is_eprt)
 {
 	__u32 at, i, length;
 
-	if (!rewrite || !line || !announcement)
+	if (!rewrite || !line || !announcement || !address)
 		return 0;
 	length = line->length;
 	at = announcement->start;
@@ -205,8 +201,8 @@ __noinline int rewrite_with_growth(struct rewrite *rewrite, const struct line_re
 
 // Rewrites the line, in its own length if possible. Returns 0 if the engine has to rewrite it.
 static __always_inline int rewrite_line(struct rewrite *rewrite, const struct line_record *line,
-					const struct announcement *announcement, __u32 kind, __u32 address,
-					__u32 digits)
+					const struct announcement *announcement, __u32 kind,
+					const struct address_text *address, __u32 digits)
 {
 	if (kind == COMMAND_PORT && rewrite_port(rewrite, line, announcement, address, digits))
 		return 1;
@@ -218,12 +214,14 @@ static __always_inline int rewrite_line(struct rewrite *rewrite, const struct li
 // Changes the length of the packet, in its headers as well. Returns 0 if that succeeds.
 static __always_inline int change_length(struct __sk_buff *skb, const struct packet *packet, __u32 growth)
 {
-	__u32 old = packet->payload_offset - ETHERNET + packet->payload_length, new = old + growth;
-	__be16 total = bpf_htons(new);
+	__u32 old = packet->payload_offset - packet->tcp + packet->payload_length, new = old + growth;
+	__u32 header = packet->is_v6 ? 0 : 20; // what the length in the IP header counts before the TCP header
+	__be16 total = bpf_htons(header + new);
 
-	return bpf_skb_change_tail(skb, ETHERNET + new, 0) || bpf_skb_store_bytes(skb, ETHERNET + 2, &total, 2, 0) ||
-	       bpf_l3_csum_replace(skb, ETHERNET + 10, bpf_htons(old), total, 2) ||
-	       bpf_l4_csum_replace(skb, CHECKSUM, bpf_htons(old - 20), bpf_htons(new - 20), BPF_F_PSEUDO_HDR | 2);
+	return bpf_skb_change_tail(skb, packet->tcp + new, 0) ||
+	       bpf_skb_store_bytes(skb, ETHERNET + (packet->is_v6 ? 4 : 2), &total, 2, 0) ||
+	       (!packet->is_v6 && bpf_l3_csum_replace(skb, ETHERNET + 10, bpf_htons(header + old), total, 2)) ||
+	       bpf_l4_csum_replace(skb, checksum_offset(packet), bpf_htons(old), bpf_htons(new), BPF_F_PSEUDO_HDR | 2);
 }
 
 // Writes the rewritten part into the packet, which the caller must have made writable. Returns 0 if that succeeds. It
@@ -245,5 +243,5 @@ static __always_inline int store_rewrite(struct __sk_buff *skb, const struct pac
 	if (length >= PART)
 		length = PART - 1;
 	return bpf_skb_store_bytes(skb, packet->payload_offset + base, rewrite->bytes, length + 1, 0) ||
-	       bpf_l4_csum_replace(skb, CHECKSUM, 0, difference, 0);
+	       bpf_l4_csum_replace(skb, checksum_offset(packet), 0, difference, 0);
 }

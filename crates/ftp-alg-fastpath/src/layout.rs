@@ -6,7 +6,7 @@
 
 #![allow(missing_docs, reason = "program/layout.h has what they mean")]
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 include!(concat!(env!("OUT_DIR"), "/layout.rs"));
 
@@ -20,12 +20,46 @@ fn put<const N: usize, const SIZE: usize>(bytes: &mut [u8; SIZE], at: usize, fie
     bytes[at..at + N].copy_from_slice(&field);
 }
 
+/// `struct address`: an IPv4 address as IPv6 maps it.
+trait Mapped {
+    fn from_mapped(octets: [u8; 16]) -> Self;
+    fn mapped(&self) -> [u8; 16];
+}
+
+impl Mapped for IpAddr {
+    fn from_mapped(octets: [u8; 16]) -> Self {
+        Ipv6Addr::from(octets).to_canonical()
+    }
+
+    fn mapped(&self) -> [u8; 16] {
+        match self {
+            Self::V4(address) => address.to_ipv6_mapped().octets(),
+            Self::V6(address) => address.octets(),
+        }
+    }
+}
+
+impl AddressText {
+    /// The text of an address.
+    pub fn new(address: IpAddr) -> Self {
+        let text = address.to_string();
+        let (mut bytes, length) = ([0; LONGEST_ADDRESS], text.len().min(LONGEST_ADDRESS));
+        bytes.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
+        Self { protocol: if address.is_ipv4() { b'1' } else { b'2' }, length: length as u8, bytes }
+    }
+
+    /// The text to announce for an end, if it is not its own one.
+    pub fn announced(own: IpAddr, announced: IpAddr) -> Self {
+        if announced == own { Self::default() } else { Self::new(announced) }
+    }
+}
+
 impl PacketTuple {
     /// The tuple of packets from `source` to `destination`.
-    pub fn new(source: SocketAddrV4, destination: SocketAddrV4) -> Self {
+    pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
         Self {
-            source: *source.ip(),
-            destination: *destination.ip(),
+            source: source.ip(),
+            destination: destination.ip(),
             source_port: source.port(),
             destination_port: destination.port(),
         }
@@ -34,13 +68,13 @@ impl PacketTuple {
 
 impl PinholeKey {
     /// The key of a data connection from `initiator` to `arrival`.
-    pub fn new(initiator: Ipv4Addr, arrival: SocketAddrV4) -> Self {
-        Self { initiator, arrival: *arrival.ip(), port: arrival.port() }
+    pub fn new(initiator: IpAddr, arrival: SocketAddr) -> Self {
+        Self { initiator, arrival: arrival.ip(), port: arrival.port() }
     }
 
     /// Destination address and port of the data connection's SYN.
-    pub fn arrival(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.arrival, self.port)
+    pub fn arrival(&self) -> SocketAddr {
+        SocketAddr::new(self.arrival, self.port)
     }
 }
 
@@ -51,13 +85,13 @@ impl LineRecord {
     }
 
     /// The client's own endpoint, without NAT.
-    pub fn client(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.client, self.client_port)
+    pub fn client(&self) -> SocketAddr {
+        SocketAddr::new(self.client, self.client_port)
     }
 
     /// The server's own endpoint, without NAT.
-    pub fn server(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.server, self.server_port)
+    pub fn server(&self) -> SocketAddr {
+        SocketAddr::new(self.server, self.server_port)
     }
 }
 

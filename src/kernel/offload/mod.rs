@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     fmt::Display,
     io,
-    net::{IpAddr, SocketAddr, SocketAddrV4},
+    net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use ftp_alg_core::engine::{
 };
 use ftp_alg_fastpath::{
     FastPath,
-    layout::{self, Flow, LineRecord, PacketTuple, PinholeKey, dialogue},
+    layout::{self, AddressText, Flow, LineRecord, PacketTuple, PinholeKey, dialogue},
 };
 
 use super::{NetfilterError, RuleParameters, claimed_ports::ClaimedPorts, clocks::monotonic_zero};
@@ -52,14 +52,6 @@ struct Leases {
 
 /// From so many taken-back flows on, those without a pinhole are looked for.
 const MANY_TAKEN_BACK: usize = 256;
-
-/// Both endpoints of an IPv4 connection: their own, and as the other side knows them.
-struct Ipv4Endpoints {
-    client: SocketAddrV4,
-    client_external: SocketAddrV4,
-    server: SocketAddrV4,
-    server_external: SocketAddrV4,
-}
 
 /// How long the rules may need to open a pinhole.
 const OPENING_TIME: Duration = Duration::from_secs(1);
@@ -119,17 +111,16 @@ impl Offload {
     }
 
     fn hand_over(&self, handover: &Handover) {
-        let Some(endpoints) = Ipv4Endpoints::from_translation(&handover.translation) else {
-            return;
-        };
+        let Translation { client, client_external, server, server_external, .. } =
+            handover.translation;
         // Connections without a login may use half of the map. The engine offers them again after the login.
         let limit = self.program.max_flows() as usize / 2;
         if handover.login != LoginStage::LoggedIn && lock(&self.leases).handed_over.len() >= limit {
             return;
         }
-        let mut acquired = self.acquire_translations(&endpoints);
+        let mut acquired = self.acquire_translations(&handover.translation);
         if matches!(acquired, Ok(None)) && self.release_unused_leases() {
-            acquired = self.acquire_translations(&endpoints);
+            acquired = self.acquire_translations(&handover.translation);
         }
         let leases = match acquired {
             Ok(Some(leases)) => leases,
@@ -137,7 +128,6 @@ impl Offload {
             Err(error) => return self.record_failure(NOT_HANDED_OVER, &error),
         };
         let [active_mark, passive_mark] = leases.each_ref().map(|lease| lease.mark);
-        let [announced_client, announced_server] = handover.announced_addresses;
         let [first_client_port, last_client_port] = handover.client_ports;
         let offsets =
             handover.seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
@@ -150,16 +140,19 @@ impl Offload {
                 LoginStage::Greeted => dialogue::LOGIN_DUE,
                 LoginStage::LoggedIn => dialogue::READY,
             },
-            client: *endpoints.client.ip(),
-            server: *endpoints.server.ip(),
-            client_port: endpoints.client.port(),
-            server_port: endpoints.server.port(),
-            announced_client,
-            announced_server,
-            active_arrival: *endpoints.client_external.ip(),
-            passive_arrival: *endpoints.server_external.ip(),
-            active_initiator: *endpoints.server.ip(),
-            passive_initiator: *endpoints.client.ip(),
+            client: client.ip(),
+            server: server.ip(),
+            client_port: client.port(),
+            server_port: server.port(),
+            own: [client, server].map(|end| AddressText::new(end.ip())),
+            announced: [
+                AddressText::announced(client.ip(), handover.announced_addresses[0]),
+                AddressText::announced(server.ip(), handover.announced_addresses[1]),
+            ],
+            active_arrival: client_external.ip(),
+            passive_arrival: server_external.ip(),
+            active_initiator: server.ip(),
+            passive_initiator: client.ip(),
             active_mark,
             passive_mark,
             inspected_mark: self.inspected_mark,
@@ -173,7 +166,7 @@ impl Offload {
             interface: handover.interfaces,
             ..Flow::default()
         };
-        let (id, tuples) = (handover.flow, endpoints.packet_tuples());
+        let (id, tuples) = (handover.flow, packet_tuples(&handover.translation));
         let mut result = self.program.hand_over(id, tuples, &flow);
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
             // The engine took the connection back in another thread, which has not yet reported it to the program.
@@ -209,26 +202,26 @@ impl Offload {
     /// Acquires the translations of the connection's data connections, active and passive.
     fn acquire_translations(
         &self,
-        endpoints: &Ipv4Endpoints,
+        translation: &Translation,
     ) -> Result<Option<[TranslationLease; 2]>, NetfilterError> {
-        let Ipv4Endpoints { client, client_external, server, server_external } = endpoints;
-        let own_if_translated = |own: &SocketAddrV4, external: &SocketAddrV4| {
-            (own.ip() != external.ip()).then(|| *own.ip())
-        };
+        let Translation { client, client_external, server, server_external, .. } = translation;
+        let [client, client_external, server, server_external] =
+            [client, client_external, server, server_external].map(SocketAddr::ip);
+        let own_if_translated = |own, external| (own != external).then_some(own);
         // Until a SYN has an answer, the program may admit it again, and it needs its translation.
         let end_readmissions = || self.end_readmissions();
         let mut translations = lock(&self.translations);
         let active = translations.acquire(
             own_if_translated(client, client_external),
-            (*server.ip(), *client.ip()),
-            *server_external.ip(),
+            (server, client),
+            server_external,
             end_readmissions,
         )?;
         let Some(active) = active else { return Ok(None) };
         let passive = translations.acquire(
             own_if_translated(server, server_external),
-            (*client.ip(), *server.ip()),
-            *client_external.ip(),
+            (client, server),
+            client_external,
             end_readmissions,
         );
         match passive {
@@ -241,10 +234,8 @@ impl Offload {
     }
 
     fn take_back(&self, withdrawal: &Withdrawal) {
-        let Some(endpoints) = Ipv4Endpoints::from_translation(&withdrawal.translation) else {
-            return;
-        };
-        let back = self.program.take_back(withdrawal.flow, endpoints.packet_tuples());
+        let tuples = packet_tuples(&withdrawal.translation);
+        let back = self.program.take_back(withdrawal.flow, tuples);
         self.record_outcome("cannot take a connection back", back);
         // The program's pinhole stays open, and needs them.
         let mut all = lock(&self.leases);
@@ -295,9 +286,9 @@ impl Offload {
     /// the rules have the pinhole.
     pub fn record_rules_pinhole(&self, opening: &Opening) {
         let Opening { ends: pinhole, lifetime, .. } = opening;
-        if let Some(key) = pinhole_key(pinhole)
-            && let Err(error) = self.program.record_rules_pinhole(&key, *lifetime + OPENING_TIME)
-        {
+        let recorded =
+            self.program.record_rules_pinhole(&pinhole_key(pinhole), *lifetime + OPENING_TIME);
+        if let Err(error) = recorded {
             tracing::debug!("cannot record a pinhole of the rules: {error}");
         }
     }
@@ -311,8 +302,7 @@ impl Offload {
 
     /// Closes a pinhole that the program opened. Returns whether it was still open there.
     pub(super) fn close_pinhole(&self, pinhole: &PinholeEnds, id: PinholeId) -> bool {
-        let Some(key) = pinhole_key(pinhole) else { return false };
-        let closed = self.program.close_pinhole(&key, id.flow, id.line);
+        let closed = self.program.close_pinhole(&pinhole_key(pinhole), id.flow, id.line);
         self.value_or(false, "cannot close a pinhole", closed)
     }
 
@@ -324,7 +314,7 @@ impl Offload {
 
     /// Keeps a pinhole of the program open for its lifetime from now, if it is open. Returns whether it is.
     pub(super) fn renew_pinhole(&self, opening: &Opening, id: PinholeId) -> bool {
-        let Some(key) = pinhole_key(&opening.ends) else { return false };
+        let key = pinhole_key(&opening.ends);
         let renewed = self.program.renew_pinhole(&key, (id.flow, id.line), opening.lifetime);
         self.value_or(true, "cannot renew a pinhole", renewed)
     }
@@ -369,19 +359,19 @@ pub fn pinhole_id(open: &layout::Pinhole) -> PinholeId {
     PinholeId { flow: open.flow, line: open.line }
 }
 
-/// The key of an IPv4 pinhole; `None` for others.
-fn pinhole_key(pinhole: &PinholeEnds) -> Option<PinholeKey> {
-    match (pinhole.initiator, pinhole.arrival) {
-        (IpAddr::V4(initiator), SocketAddr::V4(arrival)) => {
-            Some(PinholeKey::new(initiator, arrival))
-        }
-        _ => None,
-    }
+fn pinhole_key(pinhole: &PinholeEnds) -> PinholeKey {
+    PinholeKey::new(pinhole.initiator, pinhole.arrival)
 }
 
-/// The key of an IPv4 pinhole with a translation; `None` for others.
+/// The key of a pinhole with a translation; `None` for others.
 fn translated_key(pinhole: &PinholeEnds) -> Option<PinholeKey> {
-    pinhole_key(pinhole).filter(|_| pinhole.arrival != pinhole.target)
+    (pinhole.arrival != pinhole.target).then(|| pinhole_key(pinhole))
+}
+
+/// The tuples of the packets that client and server send, as they arrive at the interface.
+fn packet_tuples(translation: &Translation) -> [PacketTuple; 2] {
+    let Translation { client, client_external, server, server_external, .. } = *translation;
+    [PacketTuple::new(client, server_external), PacketTuple::new(server, client_external)]
 }
 
 /// Locks a mutex, even if a thread panicked with it. That is safe, because each call finds out itself what the kernel
@@ -393,26 +383,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A string of netlink without the zero at its end.
 fn without_zero(text: &[u8]) -> &[u8] {
     text.strip_suffix(b"\0").unwrap_or(text)
-}
-
-impl Ipv4Endpoints {
-    fn from_translation(translation: &Translation) -> Option<Self> {
-        let Translation { client, client_external, server, server_external, .. } = *translation;
-        let v4 = |end| if let SocketAddr::V4(end) = end { Some(end) } else { None };
-        let (client, client_external) = (v4(client)?, v4(client_external)?);
-        Some(Self {
-            client,
-            client_external,
-            server: v4(server)?,
-            server_external: v4(server_external)?,
-        })
-    }
-
-    /// The tuples of the packets that client and server send, as they arrive at the interface.
-    fn packet_tuples(&self) -> [PacketTuple; 2] {
-        [
-            PacketTuple::new(self.client, self.server_external),
-            PacketTuple::new(self.server, self.client_external),
-        ]
-    }
 }

@@ -1,4 +1,4 @@
-//! The translations of the data connections that the program admits, in two maps of the nftables table.
+//! The translations of the data connections that the program admits, in two maps of the nftables table for each family.
 //!
 //! The rules find a target (translated destination) by the packet mark, which has the number of the target in it: its
 //! slot. They find a source by initiator and target. All connections between the same ends share these elements.
@@ -13,23 +13,24 @@ use std::{
     ffi::CStr,
     hash::Hash,
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use crate::kernel::{
     NetfilterError, RuleParameters,
     netlink::{
-        Socket,
+        Socket, address_of,
         nft::{self, Batch, Element},
-        or_absent, repeat_interrupted,
+        octets_of, or_absent, repeat_interrupted,
     },
     parameters::{Backend, MAX_SLOT},
     table::Commits,
 };
 
-const TARGETS: &CStr = c"fast_path_targets4";
-const SOURCES: &CStr = c"fast_path_sources4";
-/// Has an element when both have all of theirs.
+/// Of IPv4 and IPv6.
+const TARGETS: [&CStr; 2] = [c"fast_path_targets4", c"fast_path_targets6"];
+const SOURCES: [&CStr; 2] = [c"fast_path_sources4", c"fast_path_sources6"];
+/// Has an element when all have all of theirs.
 const READY: &CStr = c"fast_path_ready";
 /// From this many pairs on, an idle one makes room: each connection that the program can have may need two.
 const MAX_SOURCES: usize = 2 * 16_384;
@@ -37,7 +38,7 @@ const MAX_SOURCES: usize = 2 * 16_384;
 const ELEMENTS_PER_BATCH: usize = 256;
 
 /// Initiator and target.
-type InitiatorAndTarget = (Ipv4Addr, Ipv4Addr);
+type InitiatorAndTarget = (IpAddr, IpAddr);
 
 /// The translations of one table, as the kernel has them.
 #[derive(Debug)]
@@ -46,9 +47,9 @@ pub struct Translations {
     commits: Commits,
     socket: Socket,
     /// The slot of each target.
-    targets: HashMap<Ipv4Addr, Leased<u32>>,
+    targets: HashMap<IpAddr, Leased<u32>>,
     /// One that is the initiator itself has no element.
-    sources: HashMap<InitiatorAndTarget, Leased<Ipv4Addr>>,
+    sources: HashMap<InitiatorAndTarget, Leased<IpAddr>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +65,7 @@ struct Leased<T> {
 pub struct TranslationLease {
     /// The packet mark by which the rules translate the connection.
     pub mark: u32,
-    target: Option<Ipv4Addr>,
+    target: Option<IpAddr>,
     pair: InitiatorAndTarget,
 }
 
@@ -84,27 +85,31 @@ impl Translations {
         Ok(translations)
     }
 
-    /// Reads both maps. `Interrupted` if one changed meanwhile.
+    /// Reads the maps. `Interrupted` if one changed meanwhile.
     fn read(&mut self) -> io::Result<()> {
         let Self { parameters, socket, targets, sources, .. } = self;
         targets.clear();
         sources.clear();
         // Without our table there are no elements.
-        or_absent(nft::dump_elements(socket, TARGETS, |key, element| {
-            let mark = key.first_chunk().map(|mark| u32::from_ne_bytes(*mark));
-            if let Some(slot) = mark.and_then(|mark| parameters.slot_of(mark))
-                && let Some(target) = nft::data_of(element).and_then(|data| address_at(data, 0))
-            {
-                targets.insert(target, Leased { value: slot, lease_count: 0 });
-            }
-        }))?;
-        or_absent(nft::dump_elements(socket, SOURCES, |pair, element| {
-            if let (Some(initiator), Some(target)) = (address_at(pair, 0), address_at(pair, 4))
-                && let Some(value) = nft::data_of(element).and_then(|data| address_at(data, 0))
-            {
-                sources.insert((initiator, target), Leased { value, lease_count: 0 });
-            }
-        }))?;
+        for (maps, length) in TARGETS.into_iter().zip(SOURCES).zip([4, 16]) {
+            or_absent(nft::dump_elements(socket, maps.0, |key, element| {
+                let mark = key.first_chunk().map(|mark| u32::from_ne_bytes(*mark));
+                if let Some(slot) = mark.and_then(|mark| parameters.slot_of(mark))
+                    && let Some(target) = address_at(nft::data_of(element), 0, length)
+                {
+                    targets.insert(target, Leased { value: slot, lease_count: 0 });
+                }
+            }))?;
+            or_absent(nft::dump_elements(socket, maps.1, |pair, element| {
+                let [initiator, target] =
+                    [0, length].map(|at| address_at(Some(pair), at, length));
+                if let (Some(initiator), Some(target)) = (initiator, target)
+                    && let Some(value) = address_at(nft::data_of(element), 0, length)
+                {
+                    sources.insert((initiator, target), Leased { value, lease_count: 0 });
+                }
+            }))?;
+        }
         Ok(())
     }
 
@@ -114,9 +119,9 @@ impl Translations {
     /// translation is replaced by another one.
     pub fn acquire(
         &mut self,
-        target: Option<Ipv4Addr>,
+        target: Option<IpAddr>,
         pair: InitiatorAndTarget,
-        source: Ipv4Addr,
+        source: IpAddr,
         before_replacing: impl FnOnce(),
     ) -> Result<Option<TranslationLease>, NetfilterError> {
         let mut batch = Batch::new();
@@ -135,9 +140,9 @@ impl Translations {
         if let Some(target) = target
             && !self.targets.contains_key(&target)
         {
-            replace_element(&mut batch, TARGETS, &mark.to_ne_bytes(), target);
+            replace_element(&mut batch, of_family(TARGETS, target), &mark.to_ne_bytes(), target);
         }
-        let mut evicted_pair = None;
+        let (mut evicted_pair, sources) = (None, of_family(SOURCES, source));
         let known = self.sources.get(&pair).copied();
         let replaces_source = known.is_some_and(|known| known.value != source);
         match known {
@@ -147,13 +152,13 @@ impl Translations {
                 let is_unchanged = source == pair.0;
                 if !is_unchanged && known.is_none() && self.sources.len() >= MAX_SOURCES {
                     let Some(idle) = find_unused(&self.sources) else { return Ok(None) };
-                    batch.destroy_element(SOURCES, &pair_key(idle));
+                    batch.destroy_element(of_family(SOURCES, idle.0), &pair_key(idle));
                     evicted_pair = Some(idle);
                 }
                 if !is_unchanged {
-                    replace_element(&mut batch, SOURCES, &pair_key(pair), source);
+                    replace_element(&mut batch, sources, &pair_key(pair), source);
                 } else if known.is_some() {
-                    batch.destroy_element(SOURCES, &pair_key(pair));
+                    batch.destroy_element(sources, &pair_key(pair));
                 }
             }
         }
@@ -178,7 +183,7 @@ impl Translations {
     }
 
     /// A free slot, or that of an unused target, which is then evicted.
-    fn free_slot(&self, evicted: &mut Option<Ipv4Addr>) -> Option<u32> {
+    fn free_slot(&self, evicted: &mut Option<IpAddr>) -> Option<u32> {
         if self.targets.len() < MAX_SLOT as usize {
             let mut taken: Vec<u32> = self.targets.values().map(|target| target.value).collect();
             taken.sort_unstable();
@@ -215,12 +220,12 @@ impl Translations {
         let mut elements = Vec::with_capacity(self.targets.len() + self.sources.len());
         for (target, slot) in &self.targets {
             let mark = self.parameters.admitted_mark(slot.value).unwrap_or_default();
-            elements.push((TARGETS, mark.to_ne_bytes().to_vec(), *target));
+            elements.push((of_family(TARGETS, *target), mark.to_ne_bytes().to_vec(), *target));
         }
         let translated =
             self.sources.iter().filter(|((initiator, _), one)| one.value != *initiator);
         for (pair, source) in translated {
-            elements.push((SOURCES, pair_key(*pair).to_vec(), source.value));
+            elements.push((of_family(SOURCES, pair.0), pair_key(*pair), source.value));
         }
         for some in elements.chunks(ELEMENTS_PER_BATCH) {
             let mut batch = Batch::new();
@@ -249,20 +254,22 @@ fn find_unused<K: Copy + Eq + Hash, T>(all: &HashMap<K, Leased<T>>) -> Option<K>
 
 /// Adds to the batch: replace the element with this key, if there is one. This needs Linux 6.3, and the program needs
 /// a newer one anyway.
-fn replace_element(batch: &mut Batch, set: &'static CStr, key: &[u8], to: Ipv4Addr) {
+fn replace_element(batch: &mut Batch, set: &'static CStr, key: &[u8], to: IpAddr) {
     batch.destroy_element(set, key);
-    batch.add_element(&Element { set, key, data: Some(&to.octets()), timeout: None });
+    batch.add_element(&Element { set, key, data: Some(&octets_of(to)), timeout: None });
 }
 
-fn pair_key((initiator, target): InitiatorAndTarget) -> [u8; 8] {
-    let mut key = [0; 8];
-    let bytes = initiator.octets().into_iter().chain(target.octets());
-    key.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
-    key
+fn pair_key((initiator, target): InitiatorAndTarget) -> Vec<u8> {
+    [octets_of(initiator), octets_of(target)].concat()
 }
 
-fn address_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
-    bytes.get(at..)?.first_chunk::<4>().map(|octets| (*octets).into())
+/// The map for addresses of this one's family.
+fn of_family(maps: [&'static CStr; 2], address: IpAddr) -> &'static CStr {
+    maps[usize::from(address.is_ipv6())]
+}
+
+fn address_at(bytes: Option<&[u8]>, at: usize, length: usize) -> Option<IpAddr> {
+    bytes?.get(at..at + length).and_then(address_of)
 }
 
 fn translation_error(error: io::Error) -> NetfilterError {

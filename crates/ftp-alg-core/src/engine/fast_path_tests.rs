@@ -1,6 +1,6 @@
 //! Connections on the fast path, from the engine's side.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
 use super::*;
 use crate::{engine::offload::MAX_UNGREETED, script::Message};
@@ -12,11 +12,6 @@ const PORT_OPENED: &str = "> PORT 192,168,150,80,4,1 @opened";
 
 fn preserving_length() -> Policy {
     Policy { preserves_length: true, ..Policy::default() }
-}
-
-fn v4(address: SocketAddr) -> SocketAddrV4 {
-    let SocketAddr::V4(address) = address else { panic!() };
-    address
 }
 
 impl Conversation {
@@ -61,8 +56,8 @@ impl Conversation {
                 line: number,
                 at: self.now,
                 from: if *from_client { Side::Client } else { Side::Server },
-                client: v4(self.client),
-                server: v4(self.server),
+                client: self.client,
+                server: self.server,
                 seq: self.next[me],
                 ack: self.received[me],
                 window: 512,

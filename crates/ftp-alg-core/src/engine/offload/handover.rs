@@ -1,7 +1,7 @@
 //! The interface between the engine and the fast path's BPF program.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -90,14 +90,14 @@ pub struct Handover {
     pub next_seq: [u32; 2],
     /// Progress of the login. Until it is complete, the program passes only lines of the login.
     pub login: LoginStage,
-    /// Translation of the IPv4 connection.
+    /// Translation of the connection.
     pub translation: Translation,
     /// Indices of the interfaces on which client and server are.
     pub interfaces: [u32; 2],
     /// The first and the last port that the client may announce.
     pub client_ports: [u16; 2],
     /// The addresses to announce for the client and for the server.
-    pub announced_addresses: [Ipv4Addr; 2],
+    pub announced_addresses: [IpAddr; 2],
     /// How a rewritten `PORT` keeps its length.
     pub padding: Padding,
     /// Sequence offsets of client and server. With them, a line may change its length.
@@ -153,9 +153,9 @@ pub struct FastPathLine<'l> {
     /// The end that sent it.
     pub from: Side,
     /// The client's endpoint, as packets at our hooks show it.
-    pub client: SocketAddrV4,
+    pub client: SocketAddr,
     /// The server's endpoint, as packets at our hooks show it.
-    pub server: SocketAddrV4,
+    pub server: SocketAddr,
     /// Sequence number.
     pub seq: u32,
     /// Acknowledgement number.

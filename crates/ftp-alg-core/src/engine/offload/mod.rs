@@ -45,7 +45,7 @@ impl Engine {
     ) {
         let mut bytes = Vec::new();
         for line in lines {
-            let endpoints: [SocketAddr; 2] = [line.client.into(), line.server.into()];
+            let endpoints = [line.client, line.server];
             let found = self.sessions.index_of(endpoints[0], endpoints[1], line.flow);
             let Some((index, entry)) =
                 found.and_then(|index| Some((index, self.sessions.table.get_mut(index)?)))
@@ -240,7 +240,7 @@ impl Sessions {
         if state.is_handed_over || !state.may_be_handed_over() || !entry.session.is_idle() {
             return;
         }
-        if entry.head.incarnation().is_some() || entry.head.client().is_ipv6() {
+        if entry.head.incarnation().is_some() {
             return;
         }
         // A pinhole of the rules that waits for its transfer.
@@ -282,15 +282,9 @@ impl Sessions {
         if policy.any_interface {
             return;
         }
-        let announced_address = |kind| match external(kind, &translation, policy) {
-            Ok(IpAddr::V4(address)) => Some(address),
-            _ => None,
-        };
-        let (Some(client), Some(server)) =
-            (announced_address(AnnouncementKind::Port), announced_address(AnnouncementKind::Pasv))
-        else {
-            return;
-        };
+        let [client, server] = [AnnouncementKind::Port, AnnouncementKind::Pasv]
+            .map(|kind| external(kind, &translation, policy));
+        let (Ok(client), Ok(server)) = (client, server) else { return };
         // The BPF program would pad a 227 with blanks.
         if !policy.preserves_length
             && server.to_string().len() < translation.server.ip().to_string().len()

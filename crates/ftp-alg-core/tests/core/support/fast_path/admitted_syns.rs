@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use std::{collections::BTreeMap, net::SocketAddrV4, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use super::layout::{PinholeKey, READMISSION_TIME, SYN_LIFETIME};
 
@@ -12,8 +12,8 @@ const READMISSION: Duration = Duration::from_nanos(READMISSION_TIME);
 /// The SYN of a data connection, as it arrives at the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataSyn {
-    pub source: SocketAddrV4,
-    pub destination: SocketAddrV4,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
     pub seq: u32,
 }
 
@@ -34,7 +34,7 @@ pub struct AdmittedSyns {
 
 impl DataSyn {
     fn key(&self) -> PinholeKey {
-        PinholeKey::new(*self.source.ip(), self.destination)
+        PinholeKey::new(self.source.ip(), self.destination)
     }
 }
 

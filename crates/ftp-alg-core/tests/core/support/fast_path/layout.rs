@@ -4,7 +4,7 @@
 
 use ftp_alg_fastpath::layout::counter;
 pub use ftp_alg_fastpath::layout::{
-    AdmittedSyn, Flow, LONGEST_LINE, LineRecord, PacketTuple, Pinhole, PinholeKey,
+    AddressText, AdmittedSyn, Flow, LONGEST_LINE, LineRecord, PacketTuple, Pinhole, PinholeKey,
     READMISSION_TIME, SYN_LIFETIME, SavedLine, SynKey, TupleValue, dialogue::*,
 };
 
@@ -34,6 +34,11 @@ impl Side {
             Self::Server => Self::Client,
         }
     }
+}
+
+/// What a line has for an address.
+pub fn text(address: &AddressText) -> &str {
+    std::str::from_utf8(&address.bytes[..address.length.into()]).unwrap()
 }
 
 /// The pinhole that the flow opened last.

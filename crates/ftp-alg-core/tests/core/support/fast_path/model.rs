@@ -2,15 +2,12 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::layout::{
     ABOR_PENDING, COMMAND_PENDING, EPSV_PENDING, FIN_DUE, Flow, GREETING_DUE, LOGIN_DUE,
     LOGIN_PENDING, LONGEST_LINE, PASV_PENDING, PORT_PENDING, Pinhole, PinholeKey, QUIT_PENDING,
-    READY, Side, last_pinhole, saved_line,
+    READY, Side, last_pinhole, saved_line, text,
 };
 
 /// A packet of the flow, with a plain IP header.
@@ -259,14 +256,11 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
         "QUIT" if argument.is_none() => Some(Meaning::Command(QUIT_PENDING)),
         "ABOR" if argument.is_none() => Some(Meaning::Command(ABOR_PENDING)),
         "PORT" => {
-            let (address, high, low) = host_port(argument?)?;
-            if address != flow.client {
-                return None;
-            }
-            let text = if flow.announced_client == address {
+            let (high, low) = host_port(argument?, flow, Side::Client)?;
+            let text = if text(&flow.announced[0]).is_empty() {
                 line.to_owned()
             } else {
-                let start = format!("{verb} {},", with_commas(flow.announced_client));
+                let start = format!("{verb} {},", with_commas(text(&flow.announced[0])));
                 with_leading_zeros(&start, high, low, line.len(), flow.port_digits)
                     .unwrap_or_else(|| format!("{start}{high},{low}"))
             };
@@ -274,14 +268,16 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
         }
         "EPRT" => {
             let fields: Vec<&str> = argument?.split('|').collect();
-            let ["", "1", address, port, ""] = fields[..] else { return None };
-            let [a, b, c, d] = numbers(address, '.', 255)?[..] else { return None };
+            let ["", protocol, address, port, ""] = fields[..] else { return None };
             let port = u16::try_from(number(port, 65535)?).ok()?;
-            if [a, b, c, d] != octets(flow.client) {
+            if address != text(&flow.own[0]) || protocol.as_bytes() != [flow.own[0].protocol] {
                 return None;
             }
-            let text = format!("{verb} |1|{}|{port}|", flow.announced_client);
-            Some(Meaning::Announcing(port, text))
+            let announced = match text(&flow.announced[0]) {
+                "" => address,
+                other => other,
+            };
+            Some(Meaning::Announcing(port, format!("{verb} |{protocol}|{announced}|{port}|")))
         }
         _ => None,
     }
@@ -333,8 +329,8 @@ pub const GREETINGS: [(&str, bool); 9] = [
 ];
 
 fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
-    let (code, text) = line.split_at_checked(3)?;
-    let text = text.strip_prefix(' ')?;
+    let (code, said) = line.split_at_checked(3)?;
+    let said = said.strip_prefix(' ')?;
     if !code.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;
     }
@@ -343,20 +339,17 @@ fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
         331 => Some(Meaning::AsksPassword),
         220 => {
             let known = ["(vsFTPd ", "ProFTPD ", "FileZilla Server", "pyftpdlib "];
-            Some(Meaning::Greeting(known.iter().any(|name| text.starts_with(name))))
+            Some(Meaning::Greeting(known.iter().any(|name| said.starts_with(name))))
         }
         120 | 228 | 257 | 231..=239 | 332..=339 | 421 => None,
         100..=199 => Some(Meaning::Preliminary),
         227 => {
-            let (before, inside, after) = parenthesis(text)?;
-            let (address, high, low) = host_port(inside)?;
-            if address != flow.server {
-                return None;
-            }
-            if flow.announced_server == address {
+            let (before, inside, after) = parenthesis(said)?;
+            let (high, low) = host_port(inside, flow, Side::Server)?;
+            if text(&flow.announced[1]).is_empty() {
                 return Some(Meaning::Passive(port(high, low), line.to_owned()));
             }
-            let named = with_commas(flow.announced_server);
+            let named = with_commas(text(&flow.announced[1]));
             let end = format!("({named},{high},{low}){after}");
             let mut text = format!("227 {before}");
             let length = text.len() + end.len();
@@ -369,7 +362,7 @@ fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
             Some(Meaning::Passive(port(high, low), text + &end))
         }
         229 => {
-            let (_, inside, _) = parenthesis(text)?;
+            let (_, inside, _) = parenthesis(said)?;
             let port = number(inside.strip_prefix("|||")?.strip_suffix('|')?, 65535)?;
             Some(Meaning::ExtendedPassive(u16::try_from(port).ok()?))
         }
@@ -392,14 +385,13 @@ fn parenthesis(text: &str) -> Option<(&str, &str, &str)> {
     is_only.then_some((before, inside, after))
 }
 
-fn host_port(text: &str) -> Option<(Ipv4Addr, u32, u32)> {
-    let [a, b, c, d, high, low] = numbers(text, ',', 255)?[..] else { return None };
-    let octets = [a, b, c, d].map(|octet| u8::try_from(octet).unwrap());
-    Some((octets.into(), high, low))
-}
-
-fn numbers(text: &str, separator: char, most: u32) -> Option<Vec<u32>> {
-    text.split(separator).map(|one| number(one, most)).collect()
+/// The numbers of the port, behind the own address of `side`.
+fn host_port(text_of_line: &str, flow: &Flow, side: Side) -> Option<(u32, u32)> {
+    let own = &flow.own[side.index()];
+    let mut numbers = text_of_line.rsplitn(3, ',');
+    let [low, high] = [number(numbers.next()?, 255)?, number(numbers.next()?, 255)?];
+    let is_own = own.protocol == b'1' && numbers.next()? == with_commas(text(own));
+    is_own.then_some((high, low))
 }
 
 /// A decimal number up to `most`, without leading zeros and without a sign.
@@ -412,12 +404,8 @@ fn port(high: u32, low: u32) -> u16 {
     u16::try_from(high * 256 + low).unwrap()
 }
 
-fn octets(address: Ipv4Addr) -> [u32; 4] {
-    address.octets().map(u32::from)
-}
-
-fn with_commas(address: Ipv4Addr) -> String {
-    address.to_string().replace('.', ",")
+fn with_commas(address: &str) -> String {
+    address.replace('.', ",")
 }
 
 fn with_leading_zeros(

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use ftp_alg_core::engine::{
 use super::{
     admitted_syns::{AdmittedSyns, DataSyn},
     layout::{
-        self, Flow, GREETING_DUE, LOGIN_DUE, LineRecord, PacketTuple, PinholeKey, READY, Side,
+        self, AddressText, Flow, GREETING_DUE, LOGIN_DUE, LineRecord, PacketTuple, PinholeKey, READY, Side,
         saved_line,
     },
     model::{Expected, Passed, Segment, decide},
@@ -58,6 +58,8 @@ pub struct Program {
     /// Those that the daemon reserved have flow 0.
     pinholes: BTreeMap<PinholeKey, layout::Pinhole>,
     admitted_syns: AdmittedSyns,
+    /// The translated destinations, by the marks of SYNs.
+    targets: Vec<IpAddr>,
     barred: BTreeSet<u16>,
     ring: Vec<LineRecord>,
     /// Position of the first line in the ring.
@@ -81,6 +83,7 @@ impl Default for Program {
             tuples: BTreeMap::new(),
             pinholes: BTreeMap::new(),
             admitted_syns: AdmittedSyns::default(),
+            targets: Vec::new(),
             // The daemon bars these ports with the default policy.
             barred: (0..1024).collect(),
             ring: Vec::new(),
@@ -94,12 +97,8 @@ impl Default for Program {
 impl Program {
     /// Inspects a packet. Returns what bypasses the queue; `None` if the packet continues to the packet selection.
     pub fn inspect(&mut self, now: Duration, packet: &TcpPacket<'_>) -> Option<Passed> {
-        let (SocketAddr::V4(source), SocketAddr::V4(destination)) =
-            (packet.source, packet.destination)
-        else {
-            return None;
-        };
-        let (id, side) = *self.tuples.get(&PacketTuple::new(source, destination))?;
+        let tuple = PacketTuple::new(packet.source, packet.destination);
+        let (id, side) = *self.tuples.get(&tuple)?;
         let flow = self.flows.get_mut(&id).filter(|flow| flow.handed_over != 0)?;
         let has_only_ack_and_push = packet.flags & !(PSH | FIN) == ACK;
         let is_fin = packet.flags & FIN != 0;
@@ -187,11 +186,8 @@ impl Program {
         arrival: SocketAddr,
         seq: u32,
     ) -> Option<SocketAddr> {
-        let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (source, arrival) else {
-            return None;
-        };
-        let syn = DataSyn { source, destination, seq };
-        let key = PinholeKey::new(*source.ip(), destination);
+        let syn = DataSyn { source, destination: arrival, seq };
+        let key = PinholeKey::new(source.ip(), arrival);
         let mark = match self.pinholes.get(&key).filter(|pinhole| pinhole.flow != 0) {
             Some(pinhole) => {
                 let is_open = pinhole.deadline >= nanoseconds(now);
@@ -208,7 +204,7 @@ impl Program {
                 readmission
             }
         };
-        mark.map(|mark| SocketAddrV4::new(mark.into(), destination.port()).into())
+        mark.map(|mark| SocketAddr::new(self.targets[mark as usize], arrival.port()))
     }
 
     /// Hands connections over, and takes others back.
@@ -249,7 +245,7 @@ impl Program {
         for (tuple, side) in tuples.into_iter().zip([Side::Client, Side::Server]) {
             self.tuples.insert(tuple, (flow, side));
         }
-        let [client, client_external, server, server_external] = ends(&translation);
+        let Translation { client, client_external, server, server_external, .. } = translation;
         let offsets = seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
         let handed = Flow {
             handed_over: 1,
@@ -260,19 +256,22 @@ impl Program {
                 LoginStage::Greeted => LOGIN_DUE,
                 LoginStage::LoggedIn => READY,
             },
-            client: *client.ip(),
-            server: *server.ip(),
+            client: client.ip(),
+            server: server.ip(),
             client_port: client.port(),
             server_port: server.port(),
-            announced_client,
-            announced_server,
-            active_arrival: *client_external.ip(),
-            passive_arrival: *server_external.ip(),
-            active_initiator: *server.ip(),
-            passive_initiator: *client.ip(),
-            // The rules find the translated destination by the mark. Here it is that address.
-            active_mark: (*client.ip()).into(),
-            passive_mark: (*server.ip()).into(),
+            own: [client, server].map(|end| AddressText::new(end.ip())),
+            announced: [
+                AddressText::announced(client.ip(), announced_client),
+                AddressText::announced(server.ip(), announced_server),
+            ],
+            active_arrival: client_external.ip(),
+            passive_arrival: server_external.ip(),
+            active_initiator: server.ip(),
+            passive_initiator: client.ip(),
+            // The rules find the translated destination by the mark.
+            active_mark: self.mark_of(client.ip()),
+            passive_mark: self.mark_of(server.ip()),
             port_digits: u32::try_from(padding.digits()).unwrap(),
             adjusted: seq_offsets.is_some().into(),
             seq_offset: offsets.map(|offset| offset.offset),
@@ -284,6 +283,16 @@ impl Program {
             ..Flow::default()
         };
         self.flows.insert(flow, handed);
+    }
+
+    /// The mark by which the rules find a translated destination.
+    fn mark_of(&mut self, target: IpAddr) -> u32 {
+        let known = self.targets.iter().position(|known| *known == target);
+        let place = known.unwrap_or_else(|| {
+            self.targets.push(target);
+            self.targets.len() - 1
+        });
+        u32::try_from(place).unwrap()
     }
 
     fn take_back(&mut self, flow: u64, translation: &Translation) {
@@ -308,7 +317,7 @@ impl Program {
 
     /// The pinhole that this line opened, if it is open.
     fn open_pinhole(&mut self, pinhole: &PinholeEnds, id: PinholeId) -> Option<PinholeKey> {
-        let key = key(pinhole)?;
+        let key = key(pinhole);
         self.pinholes.get(&key).filter(|open| pinhole_id(open) == id).map(|_| key)
     }
 
@@ -414,31 +423,17 @@ fn pinhole_id(open: &layout::Pinhole) -> PinholeId {
     PinholeId { flow: open.flow, line: open.line }
 }
 
-fn key(pinhole: &PinholeEnds) -> Option<PinholeKey> {
-    match (pinhole.initiator, pinhole.arrival) {
-        (IpAddr::V4(initiator), SocketAddr::V4(arrival)) => {
-            Some(PinholeKey::new(initiator, arrival))
-        }
-        _ => None,
-    }
+fn key(pinhole: &PinholeEnds) -> PinholeKey {
+    PinholeKey::new(pinhole.initiator, pinhole.arrival)
 }
 
 /// The key of a translated pinhole; `None` for others.
 fn translated_key(pinhole: &PinholeEnds) -> Option<PinholeKey> {
-    key(pinhole).filter(|_| pinhole.arrival != pinhole.target)
+    (pinhole.arrival != pinhole.target).then(|| key(pinhole))
 }
 
 /// The tuples of the packets of client and server.
 fn tuples(translation: &Translation) -> [PacketTuple; 2] {
-    let [client, client_external, server, server_external] = ends(translation);
-    [PacketTuple::new(client, server_external), PacketTuple::new(server, client_external)]
-}
-
-/// The endpoints of client and server: their own, and as the other side knows them.
-fn ends(translation: &Translation) -> [SocketAddrV4; 4] {
     let Translation { client, client_external, server, server_external, .. } = *translation;
-    [client, client_external, server, server_external].map(|end| match end {
-        SocketAddr::V4(end) => end,
-        SocketAddr::V6(_) => panic!("only IPv4 is handed over"),
-    })
+    [PacketTuple::new(client, server_external), PacketTuple::new(server, client_external)]
 }
