@@ -20,7 +20,7 @@ use super::{
 };
 use crate::kernel::{LinuxKernel, NetfilterError, RuleParameters, offload::pinhole_id};
 
-/// Interval between two readings of the ring buffer, while there are lines and while there are none. It has room for 5461
+/// Interval between two readings of the ring buffer, while there are lines and while there are none. It has room for 4854
 /// lines.
 const MIN_PAUSE: Duration = Duration::from_millis(4);
 const MAX_PAUSE: Duration = Duration::from_millis(64);

@@ -101,23 +101,42 @@ mod tests {
 
     #[test]
     fn fields_are_in_the_byte_order_of_the_program() {
-        let client = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 0x1234);
-        let server = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
-        let key = PacketTuple::new(client, server);
-        assert_eq!(key.to_bytes(), [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
+        let client: SocketAddr = "10.0.0.2:4660".parse().unwrap();
+        let server: SocketAddr = "[2001:db8::9]:21".parse().unwrap();
+        let client_bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 2];
+        let server_bytes = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+        let addresses = [client_bytes, server_bytes].concat();
+        let tuple = PacketTuple::new(client, server);
+        assert_eq!(tuple.to_bytes(), *[&addresses[..], &[0x12, 0x34, 0, 21]].concat());
         let flow = Flow {
+            announced: [AddressText::default(), AddressText::new(server.ip())],
             seq_offset: [1, 2],
-            pinhole: PinholeKey::new(*client.ip(), server),
+            pinhole: PinholeKey::new(client.ip(), server),
             first_client_port: 0x0f,
             last_line: [SavedLine::default(), SavedLine { seq: 3, length: 4, bytes: [5; 128] }],
             ..Flow::default()
         };
         let bytes = flow.to_bytes();
-        assert_eq!(bytes[80..88], [1_u32.to_ne_bytes(), 2_u32.to_ne_bytes()].concat());
-        assert_eq!(bytes[100..102], 0x0f_u16.to_ne_bytes());
-        assert_eq!(bytes[112..124], [10, 0, 0, 2, 192, 0, 2, 9, 0, 21, 0, 0]);
-        assert_eq!(bytes[280..], [5; 128]);
+        assert_eq!(bytes[186..201], *b"2\x0c2001:db8::9\0");
+        assert_eq!(bytes[312..320], [1_u32.to_ne_bytes(), 2_u32.to_ne_bytes()].concat());
+        assert_eq!(bytes[332..334], 0x0f_u16.to_ne_bytes());
+        assert_eq!(bytes[344..380], *[&addresses[..], &[0, 21, 0, 0]].concat());
+        assert_eq!(bytes[536..], [5; 128]);
         assert_eq!(Flow::from_bytes(&bytes), flow);
+    }
+
+    #[test]
+    fn the_longest_address_has_room() {
+        let text = "fd00:1111:2222:3333:4444:5555:6666:7777";
+        let AddressText { protocol, length, bytes } = AddressText::new(text.parse().unwrap());
+        assert_eq!((protocol, usize::from(length), &bytes[..]), (b'2', 39, text.as_bytes()));
+    }
+
+    #[test]
+    fn the_own_address_is_not_announced() {
+        let [own, other] = ["10.0.0.2", "10.0.0.3"].map(|text| text.parse().unwrap());
+        assert_eq!(AddressText::announced(own, own).length, 0);
+        assert_eq!(AddressText::announced(own, other), AddressText::new(other));
     }
 
     #[test]

@@ -101,8 +101,7 @@ impl Translations {
                 }
             }))?;
             or_absent(nft::dump_elements(socket, maps.1, |pair, element| {
-                let [initiator, target] =
-                    [0, length].map(|at| address_at(Some(pair), at, length));
+                let [initiator, target] = [0, length].map(|at| address_at(Some(pair), at, length));
                 if let (Some(initiator), Some(target)) = (initiator, target)
                     && let Some(value) = address_at(nft::data_of(element), 0, length)
                 {

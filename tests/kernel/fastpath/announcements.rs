@@ -1,6 +1,6 @@
 //! Announcements: the pinhole that each opens, and the rewrite of its address.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use ftp_alg_core::ftp::{Announcement, Padding, Text};
 
@@ -23,7 +23,9 @@ const ANY: Pinhole =
     Pinhole { flow: ID, deadline: 0, line: 1, mark: 2, interface: LOOPBACK, elsewhere_port: 0 };
 
 /// Announcements: the side, the command before the line, the line, and the announced port.
-const ANNOUNCEMENTS: [(Side, &str, &str, u16); 6] = [
+type AnnouncementOf = (Side, &'static str, &'static str, u16);
+
+const ANNOUNCEMENTS: [AnnouncementOf; 6] = [
     (Side::Client, "", "PORT 10,0,0,2,4,1", 1025),
     (Side::Client, "", "port 10,0,0,2,0,1", 1),
     (Side::Client, "", "EPRT |1|10.0.0.2|65535|", 65535),
@@ -31,12 +33,23 @@ const ANNOUNCEMENTS: [(Side, &str, &str, u16); 6] = [
     (Side::Server, "PASV", "227 (192,0,2,9,200,0)", 51200),
     (Side::Server, "EPSV", "229 Entering Extended Passive Mode (|||51201|)", 51201),
 ];
+const ANNOUNCEMENTS6: [AnnouncementOf; 4] = [
+    (Side::Client, "", "EPRT |2|2001:db8:1::2|1|", 1),
+    (Side::Client, "", "eprt |2|2001:db8:1::2|65535|", 65535),
+    (Side::Server, "EPSV", "229 Entering Extended Passive Mode (|||51200|)", 51200),
+    (Side::Server, "epsv", "229 (|||51201|)", 51201),
+];
 
 #[test]
 fn each_announcement_opens_exactly_its_pinhole() {
+    opens_exactly_its_pinhole(routed(), &ANNOUNCEMENTS);
+    opens_exactly_its_pinhole(routed6(), &ANNOUNCEMENTS6);
+}
+
+fn opens_exactly_its_pinhole(flow: Flow, announcements: &[AnnouncementOf]) {
     let mut last = None;
-    let mut talk = Talk::new(Flow { pinhole_timeout: 7 * SECOND, line_count: 5, ..routed() });
-    for (side, command, line, port) in ANNOUNCEMENTS {
+    let mut talk = Talk::new(Flow { pinhole_timeout: 7 * SECOND, line_count: 5, ..flow });
+    for &(side, command, line, port) in announcements {
         if !command.is_empty() {
             talk.says(Side::Client, command);
         }
@@ -74,6 +87,8 @@ fn each_announcement_opens_exactly_its_pinhole() {
         }
     }
     assert!(talk.scene.lines().is_empty());
+    assert_eq!(talk.scene.run(&syn(last.unwrap())).mark, 0x9_0000);
+    assert!(talk.scene.pinholes().is_empty());
 }
 
 #[test]
@@ -95,6 +110,14 @@ fn a_retransmitted_announcement_opens_no_second_pinhole() {
         (masqueraded(), Side::Client, "", "PORT 192,168,150,80,4,1", "PORT 198,51,100,1,4,001"),
         (published(), Side::Server, "PASV", "227 (192,168,150,90,4,1)", "227   (198,51,100,1,4,1)"),
         (published(), Side::Server, "EPSV", "229 (|||1025|)", "229 (|||1025|)"),
+        (
+            masqueraded6(),
+            Side::Client,
+            "",
+            "EPRT |2|fd00:1234::80|1025|",
+            "EPRT |2|2001:db8:7::1|1025|",
+        ),
+        (published6(), Side::Server, "EPSV", "229 (|||1025|)", "229 (|||1025|)"),
     ];
     for (flow, side, command, line, delivered) in cases {
         let mut talk = Talk::new(flow);
@@ -142,8 +165,8 @@ fn a_rewritten_227_keeps_its_length_by_blanks() {
     assert_eq!(frame.payload.len(), 128);
     talk.inspected(&frame, format!("{start}  (198,51,100,1,4,1)\r\n").as_bytes());
     // With an address of the same length.
-    talk.before.announced_server = Ipv4Addr::new(203, 113, 113, 77);
-    talk.hand_over();
+    let flow = published_as(ip("203.113.113.77"));
+    let mut talk = Talk::new(flow);
     talk.says(Side::Client, "PASV");
     let frame = talk.frame(Side::Server, "227 (192,168,150,90,4,1)\r\n");
     talk.inspected(&frame, b"227 (203,113,113,77,4,1)\r\n");
@@ -151,9 +174,8 @@ fn a_rewritten_227_keeps_its_length_by_blanks() {
 
 #[test]
 fn a_227_that_would_grow_is_handed_back() {
-    let flow = published();
-    let announced_server = Ipv4Addr::new(203, 113, 113, 177);
-    let mut talk = Talk::new(Flow { announced_server, dialogue: PASV_PENDING, ..flow });
+    let flow = published_as(ip("203.113.113.177"));
+    let mut talk = Talk::new(Flow { dialogue: PASV_PENDING, ..flow });
     talk.line_hands_back(Side::Server, "227 (192,168,150,90,4,1)\r\n");
     talk.line_hands_back(Side::Server, "227        (192,168,150,90,4,1)\r\n");
 }
@@ -185,10 +207,9 @@ fn a_rewritten_port_command_keeps_its_length_by_zeros() {
         (3, "10.0.0.2", "10.0.0.30", "4,1", ""),
     ];
     for (port_digits, client, announced, port, delivered) in cases {
-        let client: Ipv4Addr = client.parse().unwrap();
-        let flow = rewritten_client(client, announced.parse().unwrap(), port_digits);
-        let mut talk = Talk::new(flow);
-        let line = format!("PORT {},{port}\r\n", client.to_string().replace('.', ","));
+        let flow = between(ip(client), ip(announced), SERVER.ip(), SERVER.ip());
+        let mut talk = Talk::new(Flow { port_digits, ..flow });
+        let line = format!("PORT {},{port}\r\n", client.replace('.', ","));
         let frame = talk.frame(Side::Client, &line);
         if delivered.is_empty() {
             talk.hands_back(&frame);
@@ -199,11 +220,6 @@ fn a_rewritten_port_command_keeps_its_length_by_zeros() {
     }
 }
 
-/// A flow whose client's address is rewritten.
-fn rewritten_client(client: Ipv4Addr, announced: Ipv4Addr, port_digits: u32) -> Flow {
-    Flow { client, announced_client: announced, active_arrival: announced, port_digits, ..routed() }
-}
-
 #[test]
 fn a_port_command_is_rewritten_as_the_engine_does() {
     let mut rng = Rng::new(16);
@@ -211,7 +227,7 @@ fn a_port_command_is_rewritten_as_the_engine_does() {
     let (mut inspected, mut handed_back) = (0, 0);
     for may_move in [false, true].into_iter().cycle().take(1200) {
         let mut octet = || *rng.pick(&[0, 1, 9, 10, 42, 99, 100, 178, 255_u8]);
-        let [client, announced] = [0, 1].map(|_| Ipv4Addr::from([0, 1, 2, 3].map(|_| octet())));
+        let [client, announced] = [0, 1].map(|_| IpAddr::from([0, 1, 2, 3].map(|_| octet())));
         let port = u16::from_be_bytes([octet(), octet()]).max(1);
         if client == announced {
             continue;
@@ -223,13 +239,14 @@ fn a_port_command_is_rewritten_as_the_engine_does() {
             line_count,
             adjusted: may_move.into(),
             offset_since: routed().next_seq,
-            ..rewritten_client(client, announced, port_digits)
+            port_digits,
+            ..between(client, announced, SERVER.ip(), SERVER.ip())
         };
         talk.hand_over();
         let argument = format!("{},{},{}", client, port >> 8, port & 255).replace('.', ",");
         let frame = talk.frame(Side::Client, format!("PORT {argument}\r\n"));
         let read = Announcement::parse_port(argument.as_bytes(), 0).unwrap();
-        let text = read.replacement_text(SocketAddr::new(announced.into(), port), padding).unwrap();
+        let text = read.replacement_text(SocketAddr::new(announced, port), padding).unwrap();
         if may_move || text.len() == argument.len() {
             talk.inspected(&frame, &[b"PORT ", &text[..], b"\r\n"].concat());
             inspected += 1;
@@ -260,7 +277,7 @@ fn a_227_or_229_is_read_as_the_engine_does() {
             _ => Announcement::parse_229(&text).unwrap(),
         };
         assert_eq!(read.port, 1025);
-        assert!(read.address.is_none_or(|address| address == *SERVER.ip()));
+        assert!(read.address.is_none_or(|address| address == SERVER.ip()));
         assert_eq!(talk.before.pinhole.port, 1025);
     }
 }
@@ -269,10 +286,11 @@ fn a_227_or_229_is_read_as_the_engine_does() {
 fn an_eprt_that_would_change_its_length_is_handed_back() {
     let mut talk = Talk::new(masqueraded());
     talk.line_hands_back(Side::Client, "EPRT |1|192.168.150.80|1025|\r\n");
-    let announced = "203.113.113.77".parse().unwrap();
-    let mut talk = Talk::new(Flow { announced_client: announced, ..masqueraded() });
+    let mut talk = Talk::new(masqueraded_as(ip("203.113.113.77")));
     let frame = talk.frame(Side::Client, "EPRT |1|192.168.150.80|1025|\r\n");
     talk.inspected(&frame, b"EPRT |1|203.113.113.77|1025|\r\n");
+    let mut talk = Talk::new(masqueraded6_as(ip("2001:db8:7::17")));
+    talk.line_hands_back(Side::Client, "EPRT |2|fd00:1234::80|1025|\r\n");
 }
 
 #[test]
@@ -374,17 +392,27 @@ fn no_pinhole_is_opened_without_a_heartbeat() {
 
 #[test]
 fn no_pinhole_is_opened_where_this_machine_listens() {
-    let here = Ipv4Addr::LOCALHOST;
-    for any in [here, Ipv4Addr::UNSPECIFIED] {
-        let listener = TcpListener::bind((any, 0)).unwrap();
+    let families = [
+        (routed(), IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+        (routed6(), Ipv6Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into()),
+    ];
+    for (flow, here, bound) in
+        families.into_iter().flat_map(|(flow, here, any)| [(flow, here, here), (flow, here, any)])
+    {
+        let listener = TcpListener::bind((bound, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let (high, low) = (port >> 8, port & 255);
-        let cases = [
-            (Side::Client, READY, format!("PORT 10,0,0,2,{high},{low}")),
-            (Side::Client, READY, format!("EPRT |1|10.0.0.2|{port}|")),
-            (Side::Server, PASV_PENDING, format!("227 (192,0,2,9,{high},{low})")),
-        ];
-        let mut talk = Talk::new(Flow { active_arrival: here, passive_arrival: here, ..routed() });
+        let mut cases = vec![(Side::Server, EPSV_PENDING, format!("229 (|||{port}|)"))];
+        if here.is_ipv4() {
+            cases.extend([
+                (Side::Client, READY, format!("PORT 10,0,0,2,{high},{low}")),
+                (Side::Client, READY, format!("EPRT |1|10.0.0.2|{port}|")),
+                (Side::Server, PASV_PENDING, format!("227 (192,0,2,9,{high},{low})")),
+            ]);
+        } else {
+            cases.push((Side::Client, READY, format!("EPRT |2|2001:db8:1::2|{port}|")));
+        }
+        let mut talk = Talk::new(Flow { active_arrival: here, passive_arrival: here, ..flow });
         for (side, dialogue, line) in &cases {
             talk.before.dialogue = *dialogue;
             talk.hand_over();
@@ -398,9 +426,13 @@ fn no_pinhole_is_opened_where_this_machine_listens() {
         }
     }
     // If the announced end is this machine itself, a listener is expected.
-    let listener = TcpListener::bind((here, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let flow = Flow { client: here, announced_client: here, active_arrival: here, ..routed() };
-    let mut talk = Talk::new(flow);
-    talk.says(Side::Client, &format!("EPRT |1|127.0.0.1|{port}|"));
+    for (here, server, start) in
+        [("127.0.0.1", SERVER.ip(), "EPRT |1|127.0.0.1|"), ("::1", SERVER6, "EPRT |2|::1|")]
+    {
+        let here = ip(here);
+        let listener = TcpListener::bind((here, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut talk = Talk::new(between(here, here, server, server));
+        talk.says(Side::Client, &format!("{start}{port}|"));
+    }
 }

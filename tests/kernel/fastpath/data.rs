@@ -1,20 +1,16 @@
 //! The SYN of a data connection, which consumes its pinhole.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use super::{frames::*, layout::*, scene::*};
 
-pub const KEY: PinholeKey = PinholeKey {
-    initiator: Ipv4Addr::new(192, 0, 2, 9),
-    arrival: Ipv4Addr::new(198, 51, 100, 1),
-    port: 1025,
-};
+pub const KEY: PinholeKey = PinholeKey { initiator: SERVER.ip(), arrival: PUBLIC, port: 1025 };
+const KEY6: PinholeKey = PinholeKey { initiator: SERVER6, arrival: PUBLIC6, port: 1025 };
 const MARK: u32 = 0xab5_0000;
 
 /// The SYN that a pinhole admits.
 pub fn syn(key: PinholeKey) -> Frame {
-    let source = SocketAddrV4::new(key.initiator, 20);
-    Frame::new(source, SocketAddrV4::new(key.arrival, key.port), SYN)
+    Frame::new(SocketAddr::new(key.initiator, 20), key.arrival(), SYN)
 }
 
 pub fn pinhole(deadline: u64) -> Pinhole {
@@ -146,12 +142,12 @@ fn only_a_plain_syn_with_the_right_tuple_is_admitted() {
     ]
     .map(|flags| Frame { flags, ..good.clone() })
     .into();
-    let away = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 8), 20);
+    let away = SocketAddr::new(ip("192.0.2.8"), 20);
     others.extend([
         Frame { payload: b"x".to_vec(), flags: ACK | PSH, ..good.clone() },
         Frame { source: away, ..good.clone() },
-        Frame { destination: SocketAddrV4::new(KEY.arrival, 1026), ..good.clone() },
-        Frame { destination: SocketAddrV4::new(KEY.initiator, 1025), ..good.clone() },
+        Frame { destination: SocketAddr::new(KEY.arrival, 1026), ..good.clone() },
+        Frame { destination: SocketAddr::new(KEY.initiator, 1025), ..good.clone() },
         Frame { source: good.destination, destination: good.source, ..good.clone() },
         Frame { ip_options: vec![1; 4], ..good.clone() },
         Frame { more_fragments: true, ..good.clone() },
@@ -169,17 +165,18 @@ fn only_a_plain_syn_with_the_right_tuple_is_admitted() {
 #[test]
 fn a_syn_with_data_is_admitted_if_its_checksum_is_right() {
     let mut scene = Scene::new();
-    for length in [1, 127, 128, 129, 536, 1407, 1408, 1460, 1535, 1536] {
-        scene.set_pinhole(KEY, pinhole(u64::MAX));
+    let lengths = [1, 127, 128, 129, 536, 1407, 1408, 1460, 1535, 1536];
+    for (length, key) in lengths.into_iter().flat_map(|length| [(length, KEY), (length, KEY6)]) {
+        scene.set_pinhole(key, pinhole(u64::MAX));
         let payload: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
-        let good = Frame { payload, ..syn(KEY) };
+        let good = Frame { payload, ..syn(key) };
         for off in [1, 0x100] {
             let wrong = Frame { checksum: Checksum::WrongBy(off), ..good.clone() };
             assert!(!is_admitted(&scene, &wrong), "{length}");
         }
         assert!(is_admitted(&scene, &good), "{length}");
-        assert_eq!(scene.pinhole(KEY), None);
-        scene.set_pinhole(KEY, pinhole(u64::MAX));
+        assert_eq!(scene.pinhole(key), None);
+        scene.set_pinhole(key, pinhole(u64::MAX));
         assert!(is_admitted(&scene, &Frame { checksum: Checksum::OfPseudoHeader, ..good }));
     }
     // Longer ones do not come in an Ethernet frame of 1500 bytes.
@@ -206,6 +203,17 @@ fn a_syn_that_the_kernel_drops_is_not_admitted() {
     }
     let partial = Frame { checksum: Checksum::OfPseudoHeader, ttl: 2, ..syn(KEY) };
     assert!(is_admitted(&scene, &partial));
+    scene.set_pinhole(KEY6, pinhole(u64::MAX));
+    for dropped in [
+        Frame { ttl: 1, ..syn(KEY6) },
+        Frame { ttl: 0, ..syn(KEY6) },
+        Frame { checksum: Checksum::WrongBy(1), ..syn(KEY6) },
+        Frame { destination_mac: [0x33, 0x33, 0, 0, 0, 1], ..syn(KEY6) },
+    ] {
+        assert!(!is_admitted(&scene, &dropped), "{dropped:?}");
+        assert_eq!(scene.pinhole(KEY6), Some(pinhole(u64::MAX)));
+    }
+    assert!(is_admitted(&scene, &Frame { ttl: 2, ..syn(KEY6) }));
 }
 
 /// It may be forged, and dropped by rp_filter; or the initiator has two paths to this machine.
@@ -234,7 +242,7 @@ fn a_syn_on_the_endpoints_of_a_control_connection_is_not_admitted() {
     let mut talk = Talk::new(routed());
     let frame = Frame { flags: SYN, ..talk.frame(Side::Server, "") };
     let (source, destination) = (frame.source, frame.destination);
-    let key = PinholeKey::new(*source.ip(), destination);
+    let key = PinholeKey::new(source.ip(), destination);
     talk.scene.set_pinhole(key, pinhole(u64::MAX));
     talk.hands_back(&frame);
     talk.scene.remove_tuple(PacketTuple::new(source, destination));
@@ -242,9 +250,10 @@ fn a_syn_on_the_endpoints_of_a_control_connection_is_not_admitted() {
 }
 
 #[test]
-fn packets_other_than_ipv4_tcp_on_ethernet_are_ignored() {
+fn packets_other_than_tcp_on_ethernet_are_ignored() {
     let mut scene = Scene::new();
     scene.set_pinhole(KEY, pinhole(u64::MAX));
+    scene.set_pinhole(KEY6, pinhole(u64::MAX));
     let good = syn(KEY).to_bytes();
     let with = |at: usize, byte: u8| {
         let mut bytes = good.clone();
@@ -253,7 +262,7 @@ fn packets_other_than_ipv4_tcp_on_ethernet_are_ignored() {
     };
     let tagged = [&good[..12], &[0x81, 0, 0, 5], &good[12..]].concat();
     let cases = [
-        ("IPv6", with(12, 0x86)),
+        ("another protocol", with(12, 0x86)),
         ("VLAN", tagged),
         ("UDP", with(14 + 9, 17)),
         ("version 6", with(14, 0x65)),
@@ -265,10 +274,27 @@ fn packets_other_than_ipv4_tcp_on_ethernet_are_ignored() {
         ("shorter than its headers", with(14 + 3, 39)),
         ("cut off", good[..good.len() - 1].to_vec()),
     ];
-    for (what, bytes) in cases {
+    let good = syn(KEY6).to_bytes();
+    let with6 = |changes: &[(usize, u8)]| {
+        let mut bytes = good.clone();
+        changes.iter().for_each(|(at, byte)| bytes[*at] = *byte);
+        bytes
+    };
+    let cases6 = [
+        ("as IPv4", with6(&[(12, 8), (13, 0)])),
+        ("VLAN", [&good[..12], &[0x81, 0, 0, 5], &good[12..]].concat()),
+        ("UDP", with6(&[(14 + 6, 17)])),
+        ("version 4", with6(&[(14, 0x40)])),
+        ("short header of TCP", with6(&[(14 + 40 + 12, 0x40)])),
+        ("long header of TCP", with6(&[(14 + 40 + 12, 0xf0)])),
+        ("longer than the frame", with6(&[(14 + 5, 21)])),
+        ("shorter than its headers", with6(&[(14 + 5, 19)])),
+        ("cut off", good[..good.len() - 1].to_vec()),
+    ];
+    for (what, bytes) in cases.into_iter().chain(cases6) {
         let outcome = scene.run_bytes(&bytes, 0);
         assert_eq!(outcome, Outcome { mark: 0, bytes }, "{what}");
     }
     assert_eq!(scene.counts(), [0; 6]);
-    assert!(is_admitted(&scene, &syn(KEY)));
+    assert!(is_admitted(&scene, &syn(KEY)) && is_admitted(&scene, &syn(KEY6)));
 }

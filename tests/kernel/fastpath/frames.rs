@@ -1,10 +1,10 @@
 //! Packets, built and parsed with etherparse.
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, NetHeaders,
-    PacketHeaders, TcpHeader, TransportHeader,
+    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header,
+    NetHeaders, PacketHeaders, TcpHeader, TransportHeader,
 };
 
 pub const FIN: u16 = 0x01;
@@ -17,17 +17,18 @@ pub const ECE: u16 = 0x40;
 pub const CWR: u16 = 0x80;
 pub const NS: u16 = 0x100;
 
-/// A segment to build, with its unusual properties.
+/// A segment over IPv4 or IPv6 to build, with its unusual properties.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    pub source: SocketAddrV4,
-    pub destination: SocketAddrV4,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
     pub seq: u32,
     pub ack: u32,
     pub flags: u16,
     pub payload: Vec<u8>,
     /// Packet mark before the program runs.
     pub mark: u32,
+    /// IPv4 has these, fragments and a checksum.
     pub ip_options: Vec<u8>,
     pub tcp_options: Vec<u8>,
     pub more_fragments: bool,
@@ -35,6 +36,7 @@ pub struct Frame {
     /// Number of padding bytes after the IP packet.
     pub padding: usize,
     pub checksum: Checksum,
+    /// Over IPv6 the hop limit.
     pub ttl: u8,
     /// What the IP header's checksum is wrong by.
     pub wrong_ip_checksum: u16,
@@ -54,7 +56,7 @@ pub enum Checksum {
 pub const WINDOW: u16 = 0x1234;
 
 impl Frame {
-    pub fn new(source: SocketAddrV4, destination: SocketAddrV4, flags: u16) -> Self {
+    pub fn new(source: SocketAddr, destination: SocketAddr, flags: u16) -> Self {
         Self {
             source,
             destination,
@@ -83,32 +85,52 @@ impl Frame {
         [tcp.urg, tcp.ece, tcp.cwr, tcp.ns] = [URG, ECE, CWR, NS].map(has);
         tcp.set_options_raw(&self.tcp_options).unwrap();
         let length = u16::try_from(tcp.header_len() + self.payload.len()).unwrap();
-        let [from, to] = [self.source, self.destination].map(|one| one.ip().octets());
-        let mut ip = Ipv4Header::new(length, self.ttl, IpNumber::TCP, from, to).unwrap();
-        ip.options = Ipv4Options::try_from(&self.ip_options[..]).unwrap();
-        ip.total_len += u16::try_from(self.ip_options.len()).unwrap();
-        ip.more_fragments = self.more_fragments;
-        ip.fragment_offset = IpFragOffset::try_new(self.fragment_offset).unwrap();
-        ip.header_checksum = ip.calc_header_checksum() ^ self.wrong_ip_checksum;
-        tcp.checksum = tcp.calc_checksum_ipv4(&ip, &self.payload).unwrap();
+        let mut ip_bytes = Vec::new();
+        let (ether_type, ends) = match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let ends = [from.octets(), to.octets()];
+                let mut ip =
+                    Ipv4Header::new(length, self.ttl, IpNumber::TCP, ends[0], ends[1]).unwrap();
+                ip.options = Ipv4Options::try_from(&self.ip_options[..]).unwrap();
+                ip.total_len += u16::try_from(self.ip_options.len()).unwrap();
+                ip.more_fragments = self.more_fragments;
+                ip.fragment_offset = IpFragOffset::try_new(self.fragment_offset).unwrap();
+                ip.header_checksum = ip.calc_header_checksum() ^ self.wrong_ip_checksum;
+                ip.write_raw(&mut ip_bytes).unwrap();
+                tcp.checksum = tcp.calc_checksum_ipv4(&ip, &self.payload).unwrap();
+                (EtherType::IPV4, ends.concat())
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let ip = Ipv6Header {
+                    payload_length: length,
+                    next_header: IpNumber::TCP,
+                    hop_limit: self.ttl,
+                    source: from.octets(),
+                    destination: to.octets(),
+                    ..Ipv6Header::default()
+                };
+                ip.write(&mut ip_bytes).unwrap();
+                tcp.checksum = tcp.calc_checksum_ipv6(&ip, &self.payload).unwrap();
+                (EtherType::IPV6, [ip.source, ip.destination].concat())
+            }
+            _ => panic!("two families: {self:?}"),
+        };
         match self.checksum {
             Checksum::Right => {}
             Checksum::WrongBy(difference) => tcp.checksum ^= difference,
             Checksum::OfPseudoHeader => {
-                let words = [from, to].concat();
-                let words = words.as_chunks::<2>().0.iter().map(|word| u16::from_be_bytes(*word));
-                let sum: u32 = words.map(u32::from).sum::<u32>() + 6 + u32::from(length);
-                tcp.checksum = ((sum & 0xffff) + (sum >> 16)) as u16; // the sum carries at most once
+                let pseudo_header = [&ends[..], &[0, 6], &length.to_be_bytes()].concat();
+                tcp.checksum = sum_of_words(&pseudo_header);
             }
         }
         let ethernet = Ethernet2Header {
             source: [2, 0, 0, 0, 0, 1],
             destination: self.destination_mac,
-            ether_type: EtherType::IPV4,
+            ether_type,
         };
         let mut bytes = Vec::new();
         ethernet.write(&mut bytes).unwrap();
-        ip.write_raw(&mut bytes).unwrap();
+        bytes.extend_from_slice(&ip_bytes);
         tcp.write(&mut bytes).unwrap();
         bytes.extend_from_slice(&self.payload);
         bytes.resize(bytes.len() + self.padding, 0xee);
@@ -116,23 +138,35 @@ impl Frame {
     }
 }
 
-/// Corrects the checksum of an IP header without options.
-pub fn with_right_ip_checksum(mut frame: Vec<u8>) -> Vec<u8> {
-    frame[24..26].fill(0);
-    let words = frame[14..34].as_chunks::<2>().0.iter();
+/// The ones' complement sum of 16-bit words.
+fn sum_of_words(bytes: &[u8]) -> u16 {
+    let words = bytes.as_chunks::<2>().0.iter();
     let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
     let sum = (sum & 0xffff) + (sum >> 16);
-    frame[24..26].copy_from_slice(&(!(sum + (sum >> 16)) as u16).to_be_bytes());
+    (sum + (sum >> 16)) as u16
+}
+
+/// Corrects the checksum of an IPv4 header without options.
+pub fn with_right_ip_checksum(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[24..26].fill(0);
+    let sum = sum_of_words(&frame[14..34]);
+    frame[24..26].copy_from_slice(&(!sum).to_be_bytes());
     frame
 }
 
 /// The payload of a packet. Checks its checksums.
 pub fn payload(bytes: &[u8]) -> Vec<u8> {
     let headers = PacketHeaders::from_ethernet_slice(bytes).unwrap();
-    let Some(NetHeaders::Ipv4(ip, _)) = headers.net else { panic!("no IPv4: {bytes:?}") };
     let Some(TransportHeader::Tcp(tcp)) = headers.transport else { panic!("no TCP: {bytes:?}") };
     let payload = headers.payload.slice();
-    assert_eq!(ip.header_checksum, ip.calc_header_checksum());
-    assert_eq!(tcp.checksum, tcp.calc_checksum_ipv4(&ip, payload).unwrap(), "{bytes:?}");
+    let checksum = match headers.net {
+        Some(NetHeaders::Ipv4(ip, _)) => {
+            assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+            tcp.calc_checksum_ipv4(&ip, payload)
+        }
+        Some(NetHeaders::Ipv6(ip, _)) => tcp.calc_checksum_ipv6(&ip, payload),
+        other => panic!("no IP: {other:?}"),
+    };
+    assert_eq!(tcp.checksum, checksum.unwrap(), "{bytes:?}");
     payload.to_vec()
 }

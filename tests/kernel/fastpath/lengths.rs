@@ -1,15 +1,10 @@
 //! Sequence adjustment: rewrites that change the length of a line, and the numbers of every packet afterwards.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use ftp_alg_core::ftp::{Announcement, Padding};
 
-use super::{
-    frames::*,
-    layout::*,
-    rng::Rng,
-    scene::{Talk, masqueraded, published},
-};
+use super::{frames::*, layout::*, rng::Rng, scene::*};
 
 /// The flow as an adjusted connection, with sequence offsets of 0.
 fn adjusted(flow: Flow) -> Flow {
@@ -26,14 +21,19 @@ const TIMESTAMPS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
 
 #[test]
 fn a_longer_announcement_adjusts_all_later_packets() {
-    // The client is 192.168.150.80, and 198.51.100.1 is announced.
+    let longest = "fd00:1111:2222:3333:4444:5555:6666:7777";
+    let to_longest = format!("EPRT |2|{longest}|65535|");
+    let [longer, shorter] = [longest, "fd00::1"].map(|text| masqueraded6_as(ip(text)));
     let cases = [
-        ("EPRT |1|192.168.150.80|1025|", "EPRT |1|198.51.100.1|1025|", u32::MAX - 1),
-        ("eprt |1|192.168.150.80|65535|", "eprt |1|198.51.100.1|65535|", u32::MAX - 1),
-        ("PORT 192,168,150,80,140,178", "PORT 198,51,100,1,140,178", u32::MAX - 1),
+        (masqueraded(), "EPRT |1|192.168.150.80|1025|", "EPRT |1|198.51.100.1|1025|", -2),
+        (masqueraded(), "eprt |1|192.168.150.80|65535|", "eprt |1|198.51.100.1|65535|", -2),
+        (masqueraded(), "PORT 192,168,150,80,140,178", "PORT 198,51,100,1,140,178", -2),
+        (longer, "EPRT |2|fd00:1234::80|65535|", &to_longest, 26),
+        (shorter, "eprt |2|fd00:1234::80|1025|", "eprt |2|fd00::1|1025|", -6),
     ];
-    for (sent, delivered, growth) in cases {
-        let mut talk = Talk::new(adjusted(masqueraded()));
+    for (flow, sent, delivered, growth) in cases {
+        let growth = i32::cast_unsigned(growth);
+        let mut talk = Talk::new(adjusted(flow));
         let before = acknowledgement(&talk, Side::Client);
         talk.passes(&before, b"");
         let frame = talk.frame(Side::Client, format!("{sent}\r\n"));
@@ -58,8 +58,7 @@ fn a_longer_announcement_adjusts_all_later_packets() {
 
 #[test]
 fn a_longer_227_moves_the_tail_of_its_line() {
-    let flow =
-        Flow { announced_server: Ipv4Addr::new(203, 113, 113, 177), ..adjusted(published()) };
+    let flow = adjusted(published_as(ip("203.113.113.177")));
     for (sent, delivered) in [
         ("227 =(192,168,150,90,4,1)", "227 =(203,113,113,177,4,1)"),
         ("227 (192,168,150,90,4,1).", "227 (203,113,113,177,4,1)."),
@@ -139,18 +138,24 @@ fn an_eprt_is_rewritten_as_the_engine_does() {
     let mut rng = Rng::new(17);
     let mut talk = Talk::new(adjusted(masqueraded()));
     for _ in 0..1000 {
-        let mut octet = || *rng.pick(&[0, 1, 9, 10, 42, 99, 100, 178, 255_u8]);
-        let named = Ipv4Addr::from([0, 1, 2, 3].map(|_| octet()));
+        let mut octet = || *rng.pick(&[0, 0, 1, 9, 10, 42, 99, 100, 178, 255_u8]);
         let port = u16::from_be_bytes([octet(), octet()]).max(1);
-        let client = talk.before.client;
-        talk.before = Flow { line_count: talk.before.line_count, ..adjusted(masqueraded()) };
-        (talk.before.announced_client, talk.before.active_arrival) = (named, named);
+        let (flow, start) = if octet() < 42 {
+            let named = IpAddr::from([0, 1, 2, 3].map(|_| octet()));
+            (masqueraded_as(named), "|1|192.168.150.80|")
+        } else {
+            // Of any length, but not of the other family, as ::ffff:0:0/96 would be.
+            let mut octets = std::array::from_fn::<_, 16, _>(|_| octet());
+            octets[0] = 0xfd;
+            (masqueraded6_as(octets.into()), "|2|fd00:1234::80|")
+        };
+        let named = flow.active_arrival;
+        talk.before = Flow { line_count: talk.before.line_count, ..adjusted(flow) };
         talk.hand_over();
-        let argument = format!("|1|{}|{port}|", client);
+        let argument = format!("{start}{port}|");
         let frame = talk.frame(Side::Client, format!("EPRT {argument}\r\n"));
         let read = Announcement::parse_eprt(argument.as_bytes(), 0).unwrap();
-        let text =
-            read.replacement_text(SocketAddr::new(named.into(), port), Padding::Blanks).unwrap();
-        talk.inspected(&frame, &[b"EPRT |1|", &text[..], b"|\r\n"].concat());
+        let text = read.replacement_text(SocketAddr::new(named, port), Padding::Blanks).unwrap();
+        talk.inspected(&frame, &[b"EPRT ", &start.as_bytes()[..3], &text, b"|\r\n"].concat());
     }
 }

@@ -1,11 +1,11 @@
 //! What the program hands back: every packet that is not the next bypassable line.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use super::{
     frames::*,
     layout::*,
-    scene::{ID, Talk, routed},
+    scene::{ID, Talk, ip, routed, routed6},
 };
 
 fn in_state(dialogue: u32) -> Talk {
@@ -164,6 +164,27 @@ fn commands_that_are_not_bypassable_are_handed_back() {
 }
 
 #[test]
+fn other_announcements_over_ipv6_are_handed_back() {
+    let mut talk = Talk::new(routed6());
+    for argument in lines(
+        "|2|2001:DB8:1::2|1025|  |2|2001:0db8:1::2|1025|  |2|2001:db8:1:0::2|1025|  |2|2001:db8:1::02|1025|
+         |2|2001:db8:1::0.0.0.2|1025|  |2|2001:db8:1::3|1025|  |2|2001:db8:1::|1025|  |2|2001:db8:1::22|1025|
+         |2|[2001:db8:1::2]|1025|  |2|2001:db8:1::2%lan|1025|  |2|::ffff:10.0.0.2|1025|  |2|10.0.0.2|1025|
+         |1|2001:db8:1::2|1025|  |1|10.0.0.2|1025|  |3|2001:db8:1::2|1025|  |2|2001:db8:9::9|1025|
+         |2|2001:db8:1::2|01025|  |2|2001:db8:1::2|65536|  |2|2001:db8:1::2|0|  |2|2001:db8:1::2|1025  |2||1025|",
+    ) {
+        talk.line_hands_back(Side::Client, format!("EPRT {argument}\r\n"));
+    }
+    for numbers in lines("10,0,0,2,4,1  0,0,0,2,4,1  32,1,13,184,4,1  2001:db8:1::2,4,1") {
+        talk.line_hands_back(Side::Client, format!("PORT {numbers}\r\n"));
+    }
+    talk.says(Side::Client, "PASV");
+    for numbers in lines("192,0,2,9,4,1  0,0,0,9,4,1  32,1,13,184,4,1  2001:db8:9::9,4,1") {
+        talk.line_hands_back(Side::Server, format!("227 ({numbers})\r\n"));
+    }
+}
+
+#[test]
 fn other_replies_are_handed_back() {
     let of_passive =
         "200 ok  150 x  226 x  425 x  500 x  530 x  228 (192,0,2,9,4,1)  350 (192,0,2,9,4,1)
@@ -315,15 +336,15 @@ fn unusual_headers_are_handed_back() {
 #[test]
 fn only_a_right_or_partial_checksum_passes() {
     let line = "NOOP some thing\r\n";
-    for options in [0, 12] {
+    for (options, flow) in [(0, routed()), (12, routed()), (0, routed6()), (12, routed6())] {
         for wrong in [1, 0x100, 0x8000] {
-            let mut talk = Talk::new(routed());
+            let mut talk = Talk::new(flow);
             let mut frame = talk.frame(Side::Client, line);
             frame.tcp_options = vec![1; options];
             frame.checksum = Checksum::WrongBy(wrong);
             talk.hands_back(&frame);
         }
-        let talk = Talk::new(routed());
+        let talk = Talk::new(flow);
         let mut frame = talk.frame(Side::Client, line);
         frame.tcp_options = vec![1; options];
         frame.checksum = Checksum::OfPseudoHeader;
@@ -354,9 +375,9 @@ fn pure_acknowledgements_pass_with_a_mark() {
 fn packets_of_no_flow_are_ignored() {
     let mut talk = in_state(READY);
     let good = talk.frame(Side::Client, "NOOP\r\n");
-    let other_port = SocketAddrV4::new(*good.source.ip(), 40001);
+    let other_port = SocketAddr::new(good.source.ip(), 40001);
     talk.is_ignored(&Frame { source: other_port, ..good.clone() });
-    let other_address = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), good.source.port());
+    let other_address = SocketAddr::new(ip("10.0.0.3"), good.source.port());
     talk.is_ignored(&Frame { source: other_address, ..good.clone() });
     talk.is_ignored(&Frame { fragment_offset: 1, ..good });
 }

@@ -1,7 +1,7 @@
 //! Retransmitted SYNs of data connections. They are admitted again as long as they have no answer, because a filter may
 //! have dropped them. They must not consume the pinhole of another connection between the same ends.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use super::{
     data::{is_admitted_with, pinhole, syn},
@@ -14,7 +14,10 @@ use super::{
 fn announces(talk: &mut Talk, is_active: bool, text: &str) -> (PinholeKey, u32) {
     let lines: &[_] = match is_active {
         true => &[(Side::Client, text), (Side::Server, "200 ok")],
-        false => &[(Side::Client, "PASV"), (Side::Server, text)],
+        false => {
+            let command = if text.starts_with("229") { "EPSV" } else { "PASV" };
+            &[(Side::Client, command), (Side::Server, text)]
+        }
     };
     for (side, line) in lines {
         let frame = talk.frame(*side, format!("{line}\r\n"));
@@ -32,13 +35,15 @@ fn fails(talk: &mut Talk) {
 }
 
 /// Flows, each with whether the mode is active, and the line that announces.
-fn flows_and_announcements() -> [(Flow, bool, &'static str); 5] {
+fn flows_and_announcements() -> [(Flow, bool, &'static str); 7] {
     [
         (routed(), true, "PORT 10,0,0,2,4,1"),
         (routed(), true, "EPRT |1|10.0.0.2|1025|"),
         (routed(), false, "227 (192,0,2,9,4,1)"),
         (masqueraded(), true, "PORT 192,168,150,80,9,9"),
         (published(), false, "227 (192,168,150,90,9,9)"),
+        (routed6(), true, "EPRT |2|2001:db8:1::2|1025|"),
+        (published6(), false, "229 (|||1025|)"),
     ]
 }
 
@@ -80,8 +85,8 @@ fn a_syn_without_an_answer_is_admitted_again() {
         let mut answer = answer(&syn, 7001);
         if text.contains(",9,9") {
             // NAT has translated the SYN.
-            answer.source.set_ip(Ipv4Addr::new(192, 168, 1, 1));
-            answer.destination = SocketAddrV4::new(Ipv4Addr::new(192, 168, 1, 2), 9999);
+            answer.source.set_ip(ip("192.168.1.1"));
+            answer.destination = SocketAddr::new(ip("192.168.1.2"), 9999);
         }
         talk.scene.run(&answer);
         assert!(!is_admitted(&talk.scene, &syn), "{text}: answered");

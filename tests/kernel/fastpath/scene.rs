@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use aya::{
@@ -14,9 +14,12 @@ use ftp_alg_fastpath::PROGRAM;
 
 use super::{frames::*, layout::*};
 
-pub const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 40000);
-pub const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
-pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 40000);
+pub const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)), 21);
+pub const PUBLIC: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
+pub const CLIENT6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2));
+pub const SERVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9));
+pub const PUBLIC6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 7, 0, 0, 0, 0, 1));
 pub const ID: u64 = 0x1_0000_0007;
 pub const SECOND: u64 = 1_000_000_000;
 /// `TCX_NEXT`: other programs and the stack get the packet.
@@ -39,11 +42,11 @@ pub struct Outcome {
 
 pub struct Scene {
     loaded: Ebpf,
-    tuples: HashMap<MapData, [u8; 12], [u8; 16]>,
+    tuples: HashMap<MapData, [u8; PacketTuple::SIZE], [u8; TupleValue::SIZE]>,
     flows: HashMap<MapData, u64, [u8; Flow::SIZE]>,
-    pinholes: HashMap<MapData, [u8; 12], [u8; Pinhole::SIZE]>,
+    pinholes: HashMap<MapData, [u8; PinholeKey::SIZE], [u8; Pinhole::SIZE]>,
     admitted_syns: HashMap<MapData, [u8; SynKey::SIZE], [u8; AdmittedSyn::SIZE]>,
-    rules_pinholes: HashMap<MapData, [u8; 12], u64>,
+    rules_pinholes: HashMap<MapData, [u8; PinholeKey::SIZE], u64>,
     barred_ports: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
     pub heartbeat: Array<MapData, u64>,
@@ -196,14 +199,13 @@ fn syn_key(frame: &Frame) -> [u8; SynKey::SIZE] {
 }
 
 /// Source and destination of packets from `side`, as they arrive at the interface.
-pub fn tuple(flow: &Flow, side: Side) -> (SocketAddrV4, SocketAddrV4) {
+pub fn tuple(flow: &Flow, side: Side) -> (SocketAddr, SocketAddr) {
     let Flow { client, client_port, server, server_port, .. } = *flow;
-    let [to_server, to_client] = [flow.announced_server, flow.announced_client];
     let (source, destination) = match side {
-        Side::Client => ((client, client_port), (to_server, server_port)),
-        Side::Server => ((server, server_port), (to_client, client_port)),
+        Side::Client => ((client, client_port), (flow.passive_arrival, server_port)),
+        Side::Server => ((server, server_port), (flow.active_arrival, client_port)),
     };
-    (SocketAddrV4::new(source.0, source.1), SocketAddrV4::new(destination.0, destination.1))
+    (source.into(), destination.into())
 }
 
 /// The clock of the pinholes' deadlines, in nanoseconds.
@@ -212,22 +214,30 @@ pub fn now() -> u64 {
     u64::try_from(now.tv_sec).unwrap() * SECOND + u64::try_from(now.tv_nsec).unwrap()
 }
 
-/// A flow without NAT, before its first command.
-pub fn routed() -> Flow {
+/// A flow before its first command. The announced addresses are those that the other end connects to.
+pub fn between(
+    client: IpAddr,
+    announced_client: IpAddr,
+    server: IpAddr,
+    announced_server: IpAddr,
+) -> Flow {
     Flow {
         handed_over: 1,
         next_seq: [1000, 0xffff_ffe0],
         dialogue: READY,
-        client: *CLIENT.ip(),
-        server: *SERVER.ip(),
+        client,
+        server,
         client_port: CLIENT.port(),
         server_port: SERVER.port(),
-        announced_client: *CLIENT.ip(),
-        announced_server: *SERVER.ip(),
-        active_arrival: *CLIENT.ip(),
-        passive_arrival: *SERVER.ip(),
-        active_initiator: *SERVER.ip(),
-        passive_initiator: *CLIENT.ip(),
+        own: [client, server].map(AddressText::new),
+        announced: [
+            AddressText::announced(client, announced_client),
+            AddressText::announced(server, announced_server),
+        ],
+        active_arrival: announced_client,
+        passive_arrival: announced_server,
+        active_initiator: server,
+        passive_initiator: client,
         active_mark: 0x5_0000,
         passive_mark: 0x9_0000,
         inspected_mark: 0x6_0000,
@@ -239,18 +249,49 @@ pub fn routed() -> Flow {
     }
 }
 
+/// A flow without NAT.
+pub fn routed() -> Flow {
+    between(CLIENT.ip(), CLIENT.ip(), SERVER.ip(), SERVER.ip())
+}
+
+pub fn routed6() -> Flow {
+    between(CLIENT6, CLIENT6, SERVER6, SERVER6)
+}
+
 /// A flow whose client, 192.168.150.80, is behind masquerading.
 pub fn masqueraded() -> Flow {
-    let own = Ipv4Addr::new(192, 168, 150, 80);
-    let flow = Flow { client: own, passive_initiator: own, ..routed() };
-    Flow { announced_client: PUBLIC, active_arrival: PUBLIC, ..flow }
+    masqueraded_as(PUBLIC)
+}
+
+pub fn masqueraded_as(announced: IpAddr) -> Flow {
+    between(ip("192.168.150.80"), announced, SERVER.ip(), SERVER.ip())
+}
+
+/// A flow whose client, fd00:1234::80, is behind NAT66.
+pub fn masqueraded6() -> Flow {
+    masqueraded6_as(PUBLIC6)
+}
+
+pub fn masqueraded6_as(announced: IpAddr) -> Flow {
+    between(ip("fd00:1234::80"), announced, SERVER6, SERVER6)
 }
 
 /// A flow whose server, 192.168.150.90, is behind destination NAT.
 pub fn published() -> Flow {
-    let own = Ipv4Addr::new(192, 168, 150, 90);
-    let flow = Flow { server: own, active_initiator: own, ..routed() };
-    Flow { announced_server: PUBLIC, passive_arrival: PUBLIC, ..flow }
+    published_as(PUBLIC)
+}
+
+pub fn published_as(announced: IpAddr) -> Flow {
+    between(CLIENT.ip(), CLIENT.ip(), ip("192.168.150.90"), announced)
+}
+
+/// A flow whose server, fd00:9::90, is behind NAT66.
+pub fn published6() -> Flow {
+    between(CLIENT6, CLIENT6, ip("fd00:9::90"), PUBLIC6)
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
 }
 
 /// A control connection that was handed over, and its state before the next packet.
@@ -335,7 +376,7 @@ impl Talk {
         assert_eq!(text.escape_ascii().to_string(), delivered.escape_ascii().to_string());
         // Apart from that, the packet does not change.
         let mut offsets = self.before.seq_offset;
-        if *frame.source.ip() != self.before.client {
+        if frame.source.ip() != self.before.client {
             offsets.reverse();
         }
         let [own, other] = offsets;
@@ -370,9 +411,14 @@ impl Talk {
     /// Sends a packet that changes nothing, and that the program does not change.
     #[track_caller]
     pub fn is_ignored(&mut self, frame: &Frame) {
+        self.ignores_bytes(&frame.to_bytes(), frame.mark);
+    }
+
+    #[track_caller]
+    pub fn ignores_bytes(&mut self, bytes: &[u8], mark: u32) {
         let counts = self.scene.counts();
-        let outcome = self.scene.run(frame);
-        assert_eq!(outcome, Outcome { mark: frame.mark, bytes: frame.to_bytes() });
+        let outcome = self.scene.run_bytes(bytes, mark);
+        assert_eq!(outcome, Outcome { mark, bytes: bytes.to_vec() });
         assert_eq!(self.scene.flow(ID), self.before);
         assert_eq!(self.scene.lines(), []);
         assert_eq!(self.scene.counts(), counts);

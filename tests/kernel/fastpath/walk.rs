@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
-    net::Ipv4Addr,
+    net::IpAddr,
     time::Duration,
 };
 
@@ -34,7 +34,7 @@ fn program_and_model_decide_random_dialogues_alike() {
         admitted_syns: AdmittedSyns::default(),
         barred: BTreeSet::from([1030]),
         packets: 0,
-        counts: [0; 11],
+        counts: BTreeMap::new(),
     };
     walk.scene.bar(1030);
     let dialogues = from_environment("FTP_ALG_DIALOGUES", 6000);
@@ -45,15 +45,29 @@ fn program_and_model_decide_random_dialogues_alike() {
         }
     }
     let Walk { packets, counts, .. } = walk;
-    println!(
-        "{packets} packets: handed back, retransmissions, lines, opened, rewritten, acknowledgements, lengths, consumed, retransmitted SYNs, SYNs of rules, SYNs admitted again {counts:?}"
-    );
-    let is_thorough = counts
-        .iter()
-        .zip([500, 500, 500, 500, 500, 500, 400, 100, 20, 20, 20])
-        .all(|(counts, least)| *counts > least);
+    println!("{packets} packets: {counts:?}");
+    let is_thorough = LEAST.iter().all(|(what, least)| counts.get(what) > Some(least));
     assert!(dialogues < 6000 || is_thorough, "{packets} packets: {counts:?}");
 }
+
+/// What happens in 6,000 dialogues, and more than how often.
+const LEAST: [(&str, usize); 15] = [
+    ("handed back", 500),
+    ("retransmitted", 500),
+    ("lines", 500),
+    ("opened", 500),
+    ("opened over IPv6", 500),
+    ("rewritten", 500),
+    ("rewritten over IPv6", 150),
+    ("acknowledgements adjusted", 500),
+    ("lengths changed", 400),
+    ("lengths changed over IPv6", 100),
+    ("consumed", 100),
+    ("SYNs retransmitted", 20),
+    ("SYNs of rules", 20),
+    ("SYNs admitted again", 20),
+    ("other spellings handed back", 50),
+];
 
 struct Walk {
     scene: Scene,
@@ -61,12 +75,14 @@ struct Walk {
     admitted_syns: AdmittedSyns,
     barred: BTreeSet<u16>,
     packets: usize,
-    /// Counts: handed back, retransmissions, lines, opened, rewritten, adjusted acknowledgements, changed lengths,
-    /// consumed, retransmitted SYNs, SYNs that the rules admitted, SYNs that were admitted again.
-    counts: [usize; 11],
+    counts: BTreeMap<&'static str, usize>,
 }
 
 impl Walk {
+    fn count(&mut self, what: &'static str, happened: bool) {
+        *self.counts.entry(what).or_default() += usize::from(happened);
+    }
+
     /// A flow, from its handover until it is handed back, or for some lines.
     fn dialogue(&mut self, id: u64, rng: &mut Rng) {
         let mut flow = some_flow(rng);
@@ -139,7 +155,7 @@ impl Walk {
             mark: frame.mark,
             payload: &frame.payload,
         };
-        let before = *flow;
+        let (before, is_v6) = (*flow, flow.client.is_ipv6());
         let expected = decide(id, flow, &mut self.pinholes, &self.barred, &segment);
         let outcome = self.scene.run(frame);
         let lines = self.scene.lines();
@@ -158,13 +174,15 @@ impl Walk {
             Expected::HandBack => {
                 assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()), "{what}");
                 assert_eq!(lines, [], "{what}");
-                self.counts[0] += 1;
+                self.count("handed back", true);
+                self.count("other spellings handed back", has_other_spelling(frame, &before));
                 (None, None)
             }
             Expected::Pass(passed) => {
                 assert_eq!(lines, [], "{what}");
                 let only_acknowledges = frame.payload.is_empty() && frame.flags & FIN == 0;
-                self.counts[if only_acknowledges { 5 } else { 1 }] += 1;
+                self.count("acknowledgements adjusted", only_acknowledges);
+                self.count("retransmitted", !only_acknowledges);
                 (Some((passed, outcome)), None)
             }
             Expected::NextLine(passed, opened, consumed) => {
@@ -178,8 +196,8 @@ impl Walk {
                 assert_eq!(line.is_fin == 1, segment.is_fin, "{what}");
                 assert_eq!(u32::from(line.port_digits), before.port_digits, "{what}");
                 assert_eq!(line.consumed_pinhole, consumed.unwrap_or(0), "{what}");
-                self.counts[2] += 1;
-                self.counts[7] += usize::from(consumed.is_some());
+                self.count("lines", true);
+                self.count("consumed", consumed.is_some());
                 (Some((passed, outcome)), *opened)
             }
         };
@@ -192,15 +210,20 @@ impl Walk {
                 payload.escape_ascii().to_string(),
                 "{what}"
             );
-            self.counts[4] += usize::from(payload != frame.payload);
-            self.counts[6] += usize::from(payload.len() != frame.payload.len());
+            let is_rewritten = payload != frame.payload;
+            let is_other_length = payload.len() != frame.payload.len();
+            self.count("rewritten", is_rewritten);
+            self.count("rewritten over IPv6", is_rewritten && is_v6);
+            self.count("lengths changed", is_other_length);
+            self.count("lengths changed over IPv6", is_other_length && is_v6);
             let sent_frame = Frame { seq, ack, payload, ..frame.clone() };
             assert_eq!(outcome.bytes, sent_frame.to_bytes(), "{what}");
         }
         assert_eq!(self.scene.flow(id), *flow, "{what}");
         if let Some(pinhole) = opened.and_then(|key| self.pinholes.get_mut(&key)) {
             pinhole.deadline = lines[0].at_ns + flow.pinhole_timeout;
-            self.counts[3] += 1;
+            self.count("opened", true);
+            self.count("opened over IPv6", is_v6);
         }
         assert_eq!(self.scene.pinholes(), self.pinholes, "{what}");
     }
@@ -209,12 +232,14 @@ impl Walk {
     fn syn(&mut self, id: u64, key: PinholeKey, rng: &mut Rng) {
         let seq = u32::try_from(rng.below(2)).unwrap();
         if self.pinholes.get(&key).is_some_and(|open| open.flow == id) {
-            self.counts[8] += usize::from(!self.is_admitted(key, seq));
+            let is_admitted = self.is_admitted(key, seq);
+            self.count("SYNs retransmitted", !is_admitted);
             if rng.chance(0.3) {
                 self.answer(key, seq + u32::from(rng.chance(0.8)));
             }
         }
-        self.counts[10] += usize::from(self.is_admitted(key, seq));
+        let is_admitted = self.is_admitted(key, seq);
+        self.count("SYNs admitted again", is_admitted);
     }
 
     fn answer(&mut self, key: PinholeKey, ack: u32) {
@@ -247,7 +272,7 @@ impl Walk {
         assert_eq!(self.scene.run(&frame).mark, mark.unwrap_or(0), "{key:?} {open:?}");
         if open.is_none() {
             let is_of_rules = self.admitted_syns.insert_if_of_rules(now, &data_syn);
-            self.counts[9] += usize::from(is_of_rules);
+            self.count("SYNs of rules", is_of_rules);
         } else if mark.is_some() {
             self.pinholes.remove(&key);
             self.admitted_syns.insert(now, &data_syn, mark);
@@ -265,20 +290,34 @@ impl Walk {
     }
 }
 
-fn some_address(rng: &mut Rng) -> Ipv4Addr {
-    let texts = ["10.0.0.2", "192.168.150.80", "172.16.9.113", "1.2.3.4", "203.113.113.177"];
-    rng.pick(&texts).parse().unwrap()
+fn some_address(rng: &mut Rng, is_v6: bool) -> IpAddr {
+    let v4 = ["10.0.0.2", "192.168.150.80", "172.16.9.113", "1.2.3.4", "203.113.113.177"];
+    let v6 = [
+        "2001:db8:1::2",
+        "fd00:150::80",
+        "fd00::",
+        "2001:db8::a0:b1c2:d3",
+        "fd00:1111:2222:3333:4444:5555:6666:7777",
+    ];
+    let text = *rng.pick(&if is_v6 { v6 } else { v4 });
+    ip(text)
+}
+
+/// An address that the gateway may put in the place of another one.
+fn some_public_address(rng: &mut Rng, is_v6: bool) -> IpAddr {
+    let v6 =
+        ["2001:db8:7::1", "2001:db8:7::", "64:ff9b::", "fdff:1111:2222:3333:4444:5555:6666:8888"];
+    let text = if is_v6 { *rng.pick(&v6) } else { *rng.pick(&["198.51.100.1", "9.9.9.9"]) };
+    ip(text)
 }
 
 fn some_flow(rng: &mut Rng) -> Flow {
-    let client = some_address(rng);
+    let is_v6 = rng.chance(0.5);
+    let client = some_address(rng, is_v6);
     let client_port = 1024 + u16::try_from(rng.below(60000)).unwrap();
-    let server = Ipv4Addr::new(192, 0, 2, 9);
-    let announced = |rng: &mut Rng, own: Ipv4Addr| match rng.chance(0.5) {
-        true => own,
-        false => *rng.pick(&[Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(9, 9, 9, 9)]),
-    };
-    let [announced_client, announced_server] = [client, server].map(|own| announced(rng, own));
+    let server = if is_v6 { SERVER6 } else { SERVER.ip() };
+    let [announced_client, announced_server] = [client, server]
+        .map(|own| if rng.chance(0.5) { own } else { some_public_address(rng, is_v6) });
     let start = [rng.next() as u32, 0xffff_ff00][rng.below(2)];
     let next_seq = [start, rng.next() as u32];
     let port_digits = u32::try_from(rng.below(4)).unwrap();
@@ -302,15 +341,7 @@ fn some_flow(rng: &mut Rng) -> Flow {
             LOGIN_DUE,
             GREETING_DUE,
         ]),
-        client,
         client_port,
-        server,
-        announced_client,
-        announced_server,
-        active_arrival: announced_client,
-        passive_arrival: announced_server,
-        active_initiator: server,
-        passive_initiator: client,
         inspected_mark: INSPECTED_MARK,
         port_digits,
         first_client_port,
@@ -318,7 +349,7 @@ fn some_flow(rng: &mut Rng) -> Flow {
         adjusted: adjusted.into(),
         seq_offset: offsets.map(|(by, _)| by),
         offset_since: offsets.map(|(_, since)| since),
-        ..routed()
+        ..between(client, announced_client, server, announced_server)
     }
 }
 
@@ -345,23 +376,31 @@ fn timestamps(rng: &mut Rng) -> Vec<u8> {
 fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
     let port = *rng.pick(&PORTS);
     let numbers =
-        |address: Ipv4Addr| format!("{address},{},{}", port >> 8, port & 255).replace('.', ",");
-    let other = some_address(rng);
+        |address: IpAddr| format!("{address},{},{}", port >> 8, port & 255).replace('.', ",");
+    let is_v6 = flow.client.is_ipv6() != rng.chance(0.02);
+    let other = some_address(rng, is_v6);
     let pick = |rng: &mut Rng, own| if rng.chance(0.95) { own } else { other };
     let client = pick(rng, flow.client);
     let server = pick(rng, flow.server);
     let longest = if rng.chance(0.1) { 130 } else { 60 };
     let length = rng.below(longest);
+    let named = if rng.chance(0.95) { client.to_string() } else { other_spelling(rng, client) };
+    let eprt = format!("EPRT |{}|{named}|{port}|", if is_v6 { 2 } else { 1 });
+    // Over IPv6 PORT and 227 are handed back, so they are rare.
+    let [port_command, pasv] = match flow.client.is_ipv6() && rng.chance(0.9) {
+        true => [eprt.clone(), "EPSV".to_owned()],
+        false => [format!("PORT {}", numbers(client)), "PASV".to_owned()],
+    };
     let commands = [
         "NOOP".to_owned(),
         "retr a b".to_owned(),
         format!("Cwd {}", "d".repeat(length)),
-        format!("PORT {}", numbers(client)),
-        format!("port {}", numbers(client)),
-        format!("PORT {}", numbers(client)),
-        format!("EPRT |1|{client}|{port}|"),
-        "PASV".to_owned(),
-        "PASV".to_owned(),
+        port_command.clone(),
+        port_command.replacen("PORT", "port", 1),
+        port_command,
+        eprt,
+        pasv.clone(),
+        pasv,
         "EPSV".to_owned(),
     ];
     let mut text = *rng.pick(&["", "Entering Passive Mode ", "=", "x, y "]);
@@ -411,12 +450,33 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
     }
 }
 
+/// Another text of the same address.
+fn other_spelling(rng: &mut Rng, address: IpAddr) -> String {
+    let text = address.to_string();
+    match address {
+        IpAddr::V4(_) => text.replacen('.', ".0", 1),
+        IpAddr::V6(address) => match rng.below(3) {
+            0 => text.to_uppercase(),
+            1 => text.replacen(":", ":0", 1),
+            _ => address.segments().map(|segment| format!("{segment:x}")).join(":"),
+        },
+    }
+}
+
+/// Whether the line is an EPRT with another text of the client's own address.
+fn has_other_spelling(frame: &Frame, flow: &Flow) -> bool {
+    let line = str::from_utf8(&frame.payload).unwrap_or_default();
+    let fields: Vec<_> = line.split('|').collect();
+    let ["EPRT ", "2", named, ..] = fields[..] else { return false };
+    named != text(&flow.own[0]) && named.parse() == Ok(flow.client)
+}
+
 /// Changes one property of the packet at random.
 fn corrupt(rng: &mut Rng, frame: &mut Frame) {
     let at = rng.below(frame.payload.len());
-    match rng.below(12) {
+    match rng.below(13) {
         0 => frame.payload[at] = rng.next() as u8,
-        1 => frame.payload[at] = *rng.pick(b"(),.|0123456789 \r\n\0"),
+        1 => frame.payload[at] = *rng.pick(b"(),.|:a0123456789 \r\n\0"),
         2 => frame.payload.truncate(at.max(1)),
         3 => frame.payload.insert(at, *rng.pick(b"0129 ,|(")),
         4 => drop(frame.payload.remove(at)),
@@ -426,6 +486,7 @@ fn corrupt(rng: &mut Rng, frame: &mut Frame) {
         8 => frame.flags |= *rng.pick(&[FIN, RST, URG]),
         9 => frame.flags = ACK,
         10 => frame.mark = *rng.pick(&[0, 1, INSPECTED_MARK]),
+        11 => frame.payload.make_ascii_uppercase(),
         _ => frame.payload.make_ascii_lowercase(),
     }
     if frame.payload.is_empty() {

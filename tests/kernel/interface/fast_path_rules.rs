@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     os::fd::AsRawFd as _,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -110,11 +110,10 @@ impl Ready {
         target: Option<&str>,
         source: Option<(&str, &str, &str)>,
     ) -> Option<TranslationLease> {
-        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
         let (initiator, to, source) = source.unwrap_or(UNCHANGED);
-        let pair = (address(initiator), address(to));
+        let pair = (lab::ip(initiator), lab::ip(to));
         let replaces = || self.replaced += 1;
-        self.translations.acquire(target.map(address), pair, address(source), replaces).unwrap()
+        self.translations.acquire(target.map(lab::ip), pair, lab::ip(source), replaces).unwrap()
     }
 
     fn list(&self, map: &str) -> String {
@@ -251,7 +250,7 @@ fn translations_are_shared_and_read_by_the_next_daemon() {
 }
 
 /// How many connection attempts one socket after another makes, without waiting for an answer, until `end` is set.
-fn attempts(to: SocketAddrV4, end: &AtomicBool) -> usize {
+fn attempts(to: SocketAddr, end: &AtomicBool) -> usize {
     let mut count = 0;
     while !end.load(Ordering::Relaxed) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -291,7 +290,7 @@ fn no_syn_leaves_untranslated_while_the_table_is_replaced() {
     let without_queue = listed.lines().filter(|line| !line.trim_start().starts_with("queue"));
     let lines: Vec<_> = ["delete table inet ftp_alg"].into_iter().chain(without_queue).collect();
     let replacement = lines.join("\n");
-    let (end, to) = (AtomicBool::new(false), SocketAddrV4::new(lab::SERVER.parse().unwrap(), 4001));
+    let (end, to) = (AtomicBool::new(false), at(lab::SERVER, 4001));
     let sent = thread::scope(|scope| {
         let sender = scope.spawn(|| inside(&ready.lab.client, || attempts(to, &end)));
         let replaced = (0..300).try_for_each(|_| ready.lab.gateway.nft(&replacement).map(drop));
@@ -309,7 +308,7 @@ fn no_syn_leaves_untranslated_while_the_table_is_replaced() {
 fn there_are_as_many_slots_as_the_mark_has_bits_for() {
     need_tcx!();
     let mut ready = Ready::new();
-    let address = |number: u32| Ipv4Addr::from(0x0a01_0000 + number);
+    let address = |number: u32| IpAddr::from(Ipv4Addr::from(0x0a01_0000 + number));
     let acquire = |ready: &mut Ready, number| {
         let (own, other) = (address(0x1_0000), address(0x1_0001));
         let replaces = || ready.replaced += 1;
@@ -380,15 +379,14 @@ fn inspected_packets_bypass_the_queue() {
     client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     server.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let next = inside(&ready.lab.client, || numbers(&client));
-    // The client is masqueraded, so the server sends to the gateway.
-    let outside: SocketAddrV4 = peer.to_string().parse().unwrap();
-    let from = SocketAddrV4::new(*CLIENT.ip(), client.local_addr().unwrap().port());
+    let from = SocketAddr::new(CLIENT.ip(), client.local_addr().unwrap().port());
     let mut control = program::flow();
     control.next_seq = next;
     control.interface = ready.lab.on_gateway(|| program::indices(["lan", "wan"]));
     control.inspected_mark = RuleParameters::default().inspected_mark();
     let path = ready.path();
-    let tuples = [PacketTuple::new(from, SERVER), PacketTuple::new(SERVER, outside)];
+    // The client is masqueraded, so the server sends to the gateway.
+    let tuples = [PacketTuple::new(from, SERVER), PacketTuple::new(SERVER, peer)];
     path.hand_over(1, tuples, &control).unwrap();
     let mut buffer = [0; 64];
     client.write_all(b"NOOP\r\n").unwrap();

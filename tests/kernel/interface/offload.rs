@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -57,7 +57,7 @@ fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowCha
         translation,
         interfaces: [1; 2], // lo, as in `receive`
         client_ports: [0, u16::MAX],
-        announced_addresses: [*CLIENT.ip(), *SERVER.ip()],
+        announced_addresses: [CLIENT.ip(), SERVER.ip()],
         seq_offsets: None,
         padding: Padding::None,
         pinhole_timeout: Duration::from_secs(30),
@@ -70,10 +70,10 @@ fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
     with_offload(|lab, offload| {
         let mut kernel = kernel(offload);
         let by = |last: u8| Translation {
-            client_external: SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, last), 40_000).into(),
-            ..Translation::identity(CLIENT.into(), SERVER.into())
+            client_external: SocketAddr::from(([203, 0, 113, last], CLIENT.port())),
+            ..Translation::identity(CLIENT, SERVER)
         };
-        let translated = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 1), CLIENT.port());
+        let translated = by(1).client_external;
         let is_handed_over = |flow| offload.program().flow_ids().unwrap().contains(&flow);
         let source = || {
             let shown = lab.gateway_sh("nft list map inet ftp_alg fast_path_sources4");
@@ -101,7 +101,7 @@ fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
                 }
                 _ => receive(
                     offload.program(),
-                    &syn(SocketAddrV4::new(key.initiator, 1), key.arrival()),
+                    &syn(SocketAddr::new(key.initiator, 1), key.arrival()),
                 ),
             }
             assert_eq!(offload.program().list_open_pinholes().unwrap(), []);
@@ -122,8 +122,8 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
         let mut kernel = kernel(offload);
         let most = 16_384;
         let ends = |number: u32| {
-            let client = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 40_000);
-            Translation::identity(client.into(), SERVER.into())
+            let client = IpAddr::from(Ipv4Addr::from(0x0a00_0000 + number));
+            Translation::identity(SocketAddr::new(client, 40_000), SERVER)
         };
         let handed_over = |number: u32, login| handover(number, login, ends(number));
         // Half of them for those that have not logged in.
@@ -155,21 +155,20 @@ const MOVED: u8 = 200;
 fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
     with_offload(|_, offload| {
         let mut kernel = kernel(offload);
-        let client = |last| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, last), 40_000);
+        let client = |last| SocketAddr::from(([10, 0, 0, last], 40_000));
         for last in 1..=MOVED {
-            let (number, identity) =
-                (last.into(), Translation::identity(client(last).into(), SERVER.into()));
+            let (number, identity) = (last.into(), Translation::identity(client(last), SERVER));
             kernel.apply_flow_changes(&[handover(number, LoginStage::LoggedIn, identity)]);
             receive(offload.program(), &frame(client(last), SERVER, 1000, 2000, b"PASV\r\n"));
             let reply = b"227 (192,0,2,9,4,1)\r\n";
             receive(offload.program(), &frame(SERVER, client(last), 2000, 1006, reply));
         }
-        let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
+        let arrival = SocketAddr::new(SERVER.ip(), 1025);
         let moved = |last: u8| {
             let id = PinholeId { flow: last.into(), line: 2 };
-            let (initiator, target) = (client(last).ip().to_owned().into(), arrival.into());
-            let pinhole = PinholeEnds { initiator, arrival: target, target, source: initiator };
-            let control = Translation::identity(client(last).into(), SERVER.into());
+            let initiator = client(last).ip();
+            let pinhole = PinholeEnds { initiator, arrival, target: arrival, source: initiator };
+            let control = Translation::identity(client(last), SERVER);
             let lifetime = Duration::from_secs(30);
             (id, Opening { ends: pinhole, control, from_client: true, lifetime })
         };
@@ -214,16 +213,11 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
 fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
     with_offload(|_, offload| {
         let mut kernel = kernel(offload);
-        let control = Translation::identity(CLIENT.into(), SERVER.into());
-        let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
-        let key = PinholeKey::new(*CLIENT.ip(), arrival);
-        let initiator = (*CLIENT.ip()).into();
-        let pinhole = PinholeEnds {
-            initiator,
-            arrival: arrival.into(),
-            target: arrival.into(),
-            source: initiator,
-        };
+        let control = Translation::identity(CLIENT, SERVER);
+        let arrival = SocketAddr::new(SERVER.ip(), 1025);
+        let key = PinholeKey::new(CLIENT.ip(), arrival);
+        let initiator = CLIENT.ip();
+        let pinhole = PinholeEnds { initiator, arrival, target: arrival, source: initiator };
         let opening = |lifetime| Opening { ends: pinhole, control, from_client: true, lifetime };
         let (short, long) = (Duration::ZERO, Duration::from_secs(30));
         let open_in_program = |kernel: &mut LinuxKernel, flow: u32| {
@@ -251,7 +245,7 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
                     assert!(errors.is_empty(), "{errors:?}");
                 }
             }
-            let source = |port| SocketAddrV4::new(*CLIENT.ip(), port);
+            let source = |port| SocketAddr::new(CLIENT.ip(), port);
             let (old, new) = (syn(source(2000 + at), arrival), syn(source(3000 + at), arrival));
             receive(offload.program(), &old);
             kernel.close_one(&pinhole).unwrap();

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::SocketAddrV4,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -97,7 +97,7 @@ pub fn indices(names: [&str; 2]) -> [u32; 2] {
 }
 
 /// An Ethernet frame with its checksums.
-pub fn frame(from: SocketAddrV4, to: SocketAddrV4, seq: u32, ack: u32, line: &[u8]) -> Vec<u8> {
+pub fn frame(from: SocketAddr, to: SocketAddr, seq: u32, ack: u32, line: &[u8]) -> Vec<u8> {
     Frame { seq, ack, payload: line.to_vec(), ..Frame::new(from, to, ACK | PSH) }.to_bytes()
 }
 
@@ -261,7 +261,7 @@ fn after_take_back_the_ring_has_all_inspected_lines() {
 #[test]
 fn reserved_pinholes_and_barred_ports_are_not_opened() {
     let Some((lab, pins)) = lab_with_pins() else { return };
-    let arrival = SocketAddrV4::new(*SERVER.ip(), 4001);
+    let arrival = SocketAddr::new(SERVER.ip(), 4001);
     let pasv = |path: &FastPath, id: u64| {
         path.hand_over(id, tuples(), &flow()).unwrap();
         receive(path, &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
@@ -272,7 +272,7 @@ fn reserved_pinholes_and_barred_ports_are_not_opened() {
     };
     lab.on_gateway(|| {
         let path = pins.load();
-        let key = PinholeKey::new(*CLIENT.ip(), arrival);
+        let key = PinholeKey::new(CLIENT.ip(), arrival);
         assert!(path.reserve_pinhole(&key).unwrap());
         assert!(path.reserve_pinhole(&key).unwrap(), "as by an earlier daemon");
         path.close_pinhole(&key, 1, 2).unwrap();
@@ -336,7 +336,7 @@ fn a_daemon_takes_over_its_version_and_removes_others() {
 #[test]
 fn control_ports_survive_a_takeover() {
     let Some((lab, pins)) = lab_with_pins() else { return };
-    let at = |port| SocketAddrV4::new(*SERVER.ip(), port);
+    let at = |port| SocketAddr::new(SERVER.ip(), port);
     let hand_over = |path: &FastPath, id, inside, outside| {
         let tuples = [PacketTuple::new(CLIENT, at(outside)), PacketTuple::new(at(inside), CLIENT)];
         path.hand_over(id, tuples, &Flow { server_port: inside, ..flow() }).unwrap();

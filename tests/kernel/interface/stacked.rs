@@ -1,8 +1,7 @@
 //! The fast path where interfaces are upon others.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
-use etherparse::PacketBuilder;
 use ftp_alg_fastpath::layout::Flow;
 use ftp_alg_lab::wait_for;
 
@@ -11,6 +10,7 @@ use super::{
     lab::{Lab, inside},
     program::*,
 };
+use crate::fastpath::frames::{Frame, SYN};
 
 /// How the client reaches the gateway.
 struct Way {
@@ -131,8 +131,8 @@ fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
         fast_path(3);
         by_server(frame(SERVER, CLIENT, 2006, 1012, b"227 x (192,0,2,9,15,161)\r\n"));
         fast_path(4);
-        let target = SocketAddrV4::new(*SERVER.ip(), 4001);
-        by_client(syn(SocketAddrV4::new(*CLIENT.ip(), 40_001), target));
+        let target = SocketAddr::new(SERVER.ip(), 4001);
+        by_client(syn(SocketAddr::new(CLIENT.ip(), 40_001), target));
         fast_path(5);
         assert_eq!((path.counters().unwrap().admitted, read(&path).len()), (1, 4), "{name}");
         path.remove().unwrap();
@@ -140,12 +140,6 @@ fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
 }
 
 /// An Ethernet frame with a SYN.
-pub fn syn(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
-    let packet = PacketBuilder::ethernet2([0; 6], [0; 6])
-        .ipv4(from.ip().octets(), to.ip().octets(), 64)
-        .tcp(from.port(), to.port(), 1, 256)
-        .syn();
-    let mut bytes = Vec::with_capacity(packet.size(0));
-    packet.write(&mut bytes, b"").unwrap();
-    bytes
+pub fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    Frame::new(from, to, SYN).to_bytes()
 }

@@ -500,7 +500,7 @@ pub struct OmittedEvents {
     pub ended_transfers: u64,
 }
 
-/// Limit of stored events. One segment can contain hundreds of commands. The ring buffer of the fast path can have 5461
+/// Limit of stored events. One segment can contain hundreds of commands. The ring buffer of the fast path can have 4854
 /// lines, for example after a restart.
 pub(super) const MAX_EVENTS: usize = 6144;
 /// From so many on, no session has more than a part of the rest.

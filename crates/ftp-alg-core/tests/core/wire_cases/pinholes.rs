@@ -234,7 +234,7 @@ fn a_retransmission_after_the_close_leaves_no_session() {
 #[test]
 fn a_retransmitted_syn_consumes_no_later_pinhole() {
     for is_active in [true, false] {
-        for (hands_over, is_queued) in [(None, false), (Some(5461), false), (Some(5461), true)] {
+        for (hands_over, is_queued) in [(None, false), (Some(4854), false), (Some(4854), true)] {
             everywhere(|scenario| {
                 let mut sim = Sim::logged_in(Scenario { hands_over, ..scenario });
                 let t = sim.translation;

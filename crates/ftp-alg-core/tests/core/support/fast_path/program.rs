@@ -14,8 +14,8 @@ use ftp_alg_core::engine::{
 use super::{
     admitted_syns::{AdmittedSyns, DataSyn},
     layout::{
-        self, AddressText, Flow, GREETING_DUE, LOGIN_DUE, LineRecord, PacketTuple, PinholeKey, READY, Side,
-        saved_line,
+        self, AddressText, Flow, GREETING_DUE, LOGIN_DUE, LineRecord, PacketTuple, PinholeKey,
+        READY, Side, saved_line,
     },
     model::{Expected, Passed, Segment, decide},
 };
@@ -88,7 +88,7 @@ impl Default for Program {
             barred: (0..1024).collect(),
             ring: Vec::new(),
             released: 0,
-            ring_capacity: 5461,
+            ring_capacity: 4854,
             counts: Counts::default(),
         }
     }
@@ -354,9 +354,7 @@ impl Program {
 
     /// The rules have a pinhole until then.
     pub fn record_rules_pinhole(&mut self, pinhole: &PinholeEnds, until: Duration) {
-        if let Some(key) = key(pinhole) {
-            self.admitted_syns.insert_rules_pinhole(key, until);
-        }
+        self.admitted_syns.insert_rules_pinhole(key(pinhole), until);
     }
 
     /// Ends the reservation of a pinhole.
@@ -372,15 +370,14 @@ impl Program {
     /// initiator, arrival, flow and line.
     pub fn retain_pinholes(&mut self, is_retained: impl Fn(IpAddr, SocketAddr, u64, u32) -> bool) {
         self.pinholes.retain(|key, pinhole| {
-            let (initiator, arrival) = (key.initiator.into(), key.arrival().into());
-            is_retained(initiator, arrival, pinhole.flow, pinhole.line)
+            is_retained(key.initiator, key.arrival(), pinhole.flow, pinhole.line)
         });
     }
 
     /// The open pinholes, each with its initiator and arrival.
     pub fn open_pinholes(&self) -> Vec<(PinholeId, (IpAddr, SocketAddr))> {
         let open = self.pinholes.iter().filter(|(_, pinhole)| pinhole.flow != 0);
-        let ends = |key: &PinholeKey| (key.initiator.into(), key.arrival().into());
+        let ends = |key: &PinholeKey| (key.initiator, key.arrival());
         open.map(|(key, pinhole)| (pinhole_id(pinhole), ends(key))).collect()
     }
 
