@@ -27,6 +27,7 @@
 // Return values, from linux/bpf.h of Linux 6.6.
 #define NEXT -1 // TCX_NEXT: the next program and the stack get the packet
 #define DROP 2  // TCX_DROP
+#define OTHER -2
 
 // Gives the connection back to the daemon. The packet is not changed, so the rules queue it.
 static __always_inline int hand_back(struct flow *flow)
@@ -70,7 +71,7 @@ static __always_inline void begin_record(struct line_record *line, const struct 
 // Opens the pinhole of the next line, and advances the flow. Another processor that gets an announcement of this flow
 // meanwhile hands the flow back; then nothing stays open, and the function returns 0.
 static __always_inline int open(struct flow *flow, struct line_record *line, __u32 kind, const struct pinhole_key *key,
-				__u32 number, const struct rewrite *rewrite)
+				__u32 number, __u32 growth)
 {
 	int is_active = kind == COMMAND_PORT || kind == COMMAND_EPRT;
 	__u64 id = line->flow, deadline = line->at_ns + flow->pinhole_timeout;
@@ -86,7 +87,7 @@ static __always_inline int open(struct flow *flow, struct line_record *line, __u
 		flow->pinhole = *key;
 		flow->pinhole_line = number;
 		flow->opening = 0;
-		advance(flow, line, kind, rewrite->growth);
+		advance(flow, line, kind, growth);
 		is_advanced = 1;
 	}
 	bpf_spin_unlock(&flow->lock);
@@ -130,35 +131,31 @@ static __always_inline __u32 read_line(struct __sk_buff *skb, const struct packe
 				      read_reply(line, &flow->own[SERVER], announcement);
 }
 
-static __always_inline int inspect_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
-					struct line_record *line)
+// Lets the line pass if it is the next one, or a retransmission. Returns 0 if it is not.
+static __always_inline int follow_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+				       struct line_record *line, __u32 kind, const struct announcement *announcement)
 {
-	struct announcement announcement = {};
 	struct pinhole_key key = {};
 	struct rewrite rewrite = {};
 	struct seq_adjustment adjustment = {};
-	__u32 kind, verdict, number;
+	__u32 verdict, number;
 	int opens = 0, rewrites = 0, result = NEXT;
-
-	kind = read_line(skb, packet, flow, line, &announcement);
-	if (kind == NOT_BYPASSABLE || !is_checksum_right(skb, packet, line->bytes))
-		goto hand_back;
 
 	if (is_announcement(kind)) {
 		int is_client = line->side == CLIENT;
 		const struct address_text *announced = &flow->announced[is_client ? CLIENT : SERVER];
 
-		if (is_client && (announcement.port < flow->first_client_port ||
-				  announcement.port > flow->last_client_port))
-			goto hand_back;
-		key.port = bpf_htons(announcement.port);
+		if (is_client && (announcement->port < flow->first_client_port ||
+				  announcement->port > flow->last_client_port))
+			return 0;
+		key.port = bpf_htons(announcement->port);
 		key.initiator = is_client ? flow->active_initiator : flow->passive_initiator;
 		key.arrival = is_client ? flow->active_arrival : flow->passive_arrival;
 		rewrites = announced->length && kind != REPLY_229;
-		if (rewrites && !rewrite_line(&rewrite, line, &announcement, kind, announced, flow->port_digits))
-			goto hand_back;
+		if (rewrites && !rewrite_line(&rewrite, line, announcement, kind, announced, flow->port_digits))
+			return 0;
 		if (rewrite.growth && !flow->adjusted)
-			goto hand_back;
+			return 0;
 		opens = has_heartbeat(line->at_ns) &&
 			may_open(skb, &key, line->flow, packet->is_v6,
 				 !is_same_address(&key.arrival, is_client ? &flow->client : &flow->server));
@@ -170,10 +167,10 @@ static __always_inline int inspect_line(struct __sk_buff *skb, const struct pack
 		line->consumed_pinhole = consumed_pinhole(flow);
 
 	if (flow->adjusted && !has_plain_options(skb, packet))
-		goto hand_back;
+		return 0;
 	// The packet must be writable before the flow advances, because the flow cannot be set back.
 	if ((rewrites || flow->adjusted) && bpf_skb_pull_data(skb, packet->payload_offset + packet->payload_length))
-		goto hand_back;
+		return 0;
 
 	bpf_spin_lock(&flow->lock);
 	verdict = decide(flow, line, kind, opens, &adjustment);
@@ -183,10 +180,8 @@ static __always_inline int inspect_line(struct __sk_buff *skb, const struct pack
 	else if (verdict == NEXT_LINE_OPENS)
 		flow->opening = 1;
 	bpf_spin_unlock(&flow->lock);
-	if (verdict == HAND_BACK)
-		goto hand_back;
-	if (verdict == NEXT_LINE_OPENS && !open(flow, line, kind, &key, number, &rewrite))
-		goto hand_back;
+	if (verdict == HAND_BACK || (verdict == NEXT_LINE_OPENS && !open(flow, line, kind, &key, number, rewrite.growth)))
+		return 0;
 
 	skb->mark = flow->inspected_mark;
 	count(INSPECTED);
@@ -204,7 +199,19 @@ static __always_inline int inspect_line(struct __sk_buff *skb, const struct pack
 	else
 		bpf_ringbuf_submit(line, BPF_RB_NO_WAKEUP);
 	return result;
-hand_back:
+}
+
+static __always_inline int inspect_line(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+					struct line_record *line)
+{
+	struct announcement announcement = {};
+	__u32 kind = read_line(skb, packet, flow, line, &announcement);
+	int result = 0;
+
+	if (kind != NOT_BYPASSABLE && is_checksum_right(skb, packet, line->bytes))
+		result = follow_line(skb, packet, flow, line, kind, &announcement);
+	if (result)
+		return result;
 	bpf_ringbuf_discard(line, BPF_RB_NO_WAKEUP);
 	return hand_back(flow);
 }
@@ -234,27 +241,21 @@ static __always_inline int inspect_acknowledgement(struct __sk_buff *skb, const 
 	return store_adjustment(skb, packet, &adjustment) ? DROP : NEXT;
 }
 
-static __always_inline struct tuple_value *look_up_tuple(const struct packet *packet)
-{
-	return packet->has_control_port ? bpf_map_lookup_elem(&tuples, &packet->tuple) : 0;
-}
-
-SEC("classifier") // aya loads a TCX program from a section of this name
-int inspect(struct __sk_buff *skb)
+// Inspects the packet of a flow. Returns OTHER for a SYN of no flow.
+static __noinline int inspect_packet(struct __sk_buff *skb)
 {
 	struct packet packet;
 	struct flow *flow;
 	struct line_record *line;
-	struct tuple_value *tuple;
+	struct tuple_value *tuple = 0;
 	__u64 id;
 
 	if (!read_packet(skb, &packet))
 		return NEXT;
-	tuple = look_up_tuple(&packet);
-	if (!tuple) {
-		admit(skb, &packet);
-		return NEXT;
-	}
+	if (packet.has_control_port)
+		tuple = bpf_map_lookup_elem(&tuples, &packet.tuple);
+	if (!tuple)
+		return packet.flags & SYN ? OTHER : NEXT;
 	id = tuple->flow;
 	flow = bpf_map_lookup_elem(&flows, &id);
 	if (!flow || !flow->handed_over)
@@ -276,6 +277,24 @@ int inspect(struct __sk_buff *skb)
 	}
 	begin_record(line, flow, id, tuple->side & 1, &packet);
 	return inspect_line(skb, &packet, flow, line);
+}
+
+static __noinline int admit_packet(struct __sk_buff *skb)
+{
+	struct packet packet;
+
+	if (read_packet(skb, &packet))
+		admit(skb, &packet);
+	return NEXT;
+}
+
+// All that is on the stack at a time is limited to 512 bytes, so each of the two has a frame of its own.
+SEC("classifier") // aya loads a TCX program from a section of this name
+int inspect(struct __sk_buff *skb)
+{
+	int result = inspect_packet(skb);
+
+	return result == OTHER ? admit_packet(skb) : result;
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

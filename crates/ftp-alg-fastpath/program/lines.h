@@ -29,8 +29,8 @@ enum kind {
 // The endpoint that a line announces, and its place in the line.
 struct announcement {
 	__u32 port;
-	__u32 start; // index of the address, or in a 227 of the parenthesis
-	__u32 end;   // index after the last digit
+	__u16 start; // index of the address, or in a 227 of the parenthesis
+	__u16 end;   // index after the last digit
 };
 
 #define WORD(a, b, c, d) ((__u32)(a) << 24 | (__u32)(b) << 16 | (__u32)(c) << 8 | (__u32)(d))
@@ -96,21 +96,40 @@ __noinline __u32 read_number(const struct line_record *line, __u32 at, __u32 mos
 #define VALUE(number) ((number) & 0xffffff)
 #define DIGITS(number) ((number) >> 24)
 
+// 1 if both bytes are equal, else 0. It has no branch, because in a loop the verifier would follow each combination
+// of branches.
+static __always_inline __u32 is_equal(__u32 byte, __u32 other)
+{
+	__u32 same = ((byte ^ other) - 1) >> 31;
+
+	asm volatile("" : "+r"(same));
+	return same;
+}
+
+// A byte of an address, with `separator` in the place of a full stop.
+static __always_inline __u32 separated(__u32 byte, __u32 separator)
+{
+	return byte ^ ((byte ^ separator) & -is_equal(byte, '.'));
+}
+
 // Finds the sender's own address in the line, with `separator` for its full stops. Returns the index after it, or 0 if
 // there is another text.
 __noinline __u32 skip_address(const struct line_record *line, __u32 at, const struct address_text *own, __u32 separator)
 {
-	__u32 i;
+	__u32 i, length, differs = 0;
 
 	if (!line || !own)
 		return 0;
-	for (i = 0; i < LONGEST_ADDRESS && i < own->length; i++) {
-		__u32 byte = own->bytes[i];
+	length = own->length;
+	if (length > LONGEST_ADDRESS || at > LONGEST_LINE - length)
+		return 0;
+	for (i = 0; i < LONGEST_ADDRESS; i++) {
+		__u32 is_inside = (i - length) >> 31; // without a branch, as in is_equal
 
-		if (byte_at(line, at + i) != (byte == '.' ? separator : byte))
-			return 0;
+		asm volatile("" : "+r"(is_inside));
+		differs |= (line->bytes[(at + i) % LONGEST_LINE] ^ separated(own->bytes[i], separator)) & -is_inside;
 	}
-	return at + i;
+	return differs ? 0 : at + length;
 }
 
 // Reads a host-port, h1,h2,h3,h4,p1,p2. Returns the index after it, or 0 if there is none, or it has another address.
@@ -148,16 +167,6 @@ __noinline __u32 read_port(const struct line_record *line, __u32 at, struct anno
 		return 0;
 	announcement->port = VALUE(number);
 	return at;
-}
-
-// 1 if both bytes are equal, else 0. It has no branch, because in a loop the verifier would follow each combination
-// of branches.
-static __always_inline __u32 is_equal(__u32 byte, __u32 other)
-{
-	__u32 same = ((byte ^ other) - 1) >> 31;
-
-	asm volatile("" : "+r"(same));
-	return same;
 }
 
 // Finds the opening parenthesis of a reply. Returns 0 if there is none, more than one, or a digit before it, because

@@ -86,7 +86,7 @@ static __always_inline int read_tcp(struct __sk_buff *skb, struct packet *packet
 static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packet)
 {
 	void *data = first_bytes(skb, ETHERNET + 40);
-	__u8 *ip, *tcp, copied[20];
+	__u8 *ip, *tcp, copied[16];
 	__u32 length;
 	__be16 fragment;
 

@@ -102,9 +102,8 @@ static __always_inline void note_answer(const struct packet *packet)
 		known->answered = 1;
 }
 
-// Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection. It has a stack frame of
-// its own, because all that is on the stack at a time is limited to 512 bytes.
-static __noinline void admit(struct __sk_buff *skb, const struct packet *packet)
+// Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection.
+static __always_inline void admit(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct pinhole_key key = {
 		.initiator = packet->tuple.source,

@@ -61,11 +61,8 @@ __noinline __u32 put_address(struct rewrite *rewrite, __u32 at, const struct add
 
 	if (!rewrite || !address)
 		return 0;
-	for (i = 0; i < LONGEST_ADDRESS && i < address->length; i++) {
-		__u32 byte = address->bytes[i];
-
-		put(rewrite, at++, byte == '.' ? separator : byte);
-	}
+	for (i = 0; i < LONGEST_ADDRESS && i < address->length; i++)
+		put(rewrite, at++, separated(address->bytes[i], separator));
 	put(rewrite, at++, separator == '.' ? '|' : separator);
 	return at;
 }
