@@ -117,7 +117,7 @@ mod tests {
             ..Flow::default()
         };
         let bytes = flow.to_bytes();
-        assert_eq!(bytes[186..201], *b"2\x0c2001:db8::9\0");
+        assert_eq!(bytes[186..200], *b"2\x0b2001:db8::9\0");
         assert_eq!(bytes[312..320], [1_u32.to_ne_bytes(), 2_u32.to_ne_bytes()].concat());
         assert_eq!(bytes[332..334], 0x0f_u16.to_ne_bytes());
         assert_eq!(bytes[344..380], *[&addresses[..], &[0, 21, 0, 0]].concat());

@@ -66,7 +66,7 @@ const LEAST: [(&str, usize); 15] = [
     ("SYNs retransmitted", 20),
     ("SYNs of rules", 20),
     ("SYNs admitted again", 20),
-    ("other spellings handed back", 50),
+    ("other spellings handed back", 30),
 ];
 
 struct Walk {
