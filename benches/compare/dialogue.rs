@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
     time::Duration,
 };
 
@@ -32,20 +32,9 @@ impl ControlClient {
         Ok(control)
     }
 
-    /// The client's own address.
-    pub fn local(&self) -> io::Result<Ipv4Addr> {
-        match self.stream.local_addr()? {
-            SocketAddr::V4(address) => Ok(*address.ip()),
-            SocketAddr::V6(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
-    /// The other end's address.
-    pub fn peer(&self) -> io::Result<Ipv4Addr> {
-        match self.stream.peer_addr()? {
-            SocketAddr::V4(address) => Ok(*address.ip()),
-            SocketAddr::V6(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
+    /// The client's own address, and that of the other end.
+    pub fn addresses(&self) -> io::Result<[IpAddr; 2]> {
+        Ok([self.stream.local_addr()?, self.stream.peer_addr()?].map(|end| end.ip()))
     }
 
     /// The TCP connection, for data that is not part of a dialogue.

@@ -7,6 +7,8 @@ use crate::{contestant::Contestant, forward::Traffic, load::Verb};
 pub enum Figure {
     /// Transfers of a small file, with this number of clients at once.
     Cycles(usize, Verb),
+    /// The same over IPv6, routed without translation.
+    Cycles6(usize, Verb),
     /// Transfers with `PASV` from a server behind destination NAT, so each 227 is rewritten.
     Published(usize),
     /// Whole sessions with one transfer: connection, login, transfer, `QUIT`.
@@ -36,6 +38,9 @@ impl Figure {
             Self::Cycles(clients, verb) => {
                 format!("{} cycles/s, {}", verb.name(), counted(clients))
             }
+            Self::Cycles6(clients, verb) => {
+                format!("{} cycles/s, IPv6, {}", verb.name(), counted(clients))
+            }
             Self::Published(clients) => format!("PASV cycles/s, DNAT, {}", counted(clients)),
             Self::Sessions(clients, verb) => {
                 format!("{} sessions/s, {}", verb.name(), counted(clients))
@@ -62,7 +67,7 @@ impl Figure {
                 !matches!(contestant, Contestant::NoHelper | Contestant::Firewall)
             }
             Self::Cycles(..) | Self::Sessions(..) => *contestant != Contestant::Firewall,
-            Self::Published(_) => named(&["helper"]),
+            Self::Cycles6(..) | Self::Published(_) => named(&["helper"]),
             Self::Forward(_) => named(&["helper", "firewall"]),
             Self::Packets | Self::Control => named(&["loop", "none"]),
             Self::Bulk => named(&["helper", "none"]),
@@ -80,6 +85,7 @@ impl Figure {
                 Goal { with: &["helper"], least: 0.8 },
                 Goal { with: &["suse", "proftpd"], least: 1.8 },
             ],
+            Self::Cycles6(..) => &[Goal { with: &["helper"], least: 0.86 }],
             Self::Published(_) => &[Goal { with: &["helper"], least: 0.9 }],
             Self::Forward(_) => &[], // its goal is for the extra time, see the table
             Self::Packets => &[Goal { with: &["loop"], least: 2.0 }],

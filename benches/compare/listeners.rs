@@ -5,7 +5,7 @@
 use std::{
     collections::VecDeque,
     io,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv6Addr, TcpListener, TcpStream},
     sync::{Mutex, PoisonError},
 };
 
@@ -32,7 +32,8 @@ impl PooledListener {
             return Ok(Self { listener: Some(listener), port });
         }
         drop(idle);
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        // Of both families.
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))?;
         socket2::SockRef::from(&listener).set_read_timeout(Some(REPLY_LIMIT))?;
         let port = listener.local_addr()?.port();
         Ok(Self { listener: Some(listener), port })

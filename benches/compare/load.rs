@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     sync::{Arc, Barrier},
     thread,
     time::{Duration, Instant},
@@ -180,14 +180,14 @@ impl Worker {
 
 struct Session {
     control: ControlClient,
-    local: Ipv4Addr,
-    peer: Ipv4Addr,
+    local: IpAddr,
+    peer: IpAddr,
 }
 
 impl Session {
     fn new(target: SocketAddr) -> io::Result<Self> {
         let control = ControlClient::login(target)?;
-        let (local, peer) = (control.local()?, control.peer()?);
+        let [local, peer] = control.addresses()?;
         Ok(Self { control, local, peer })
     }
 
@@ -226,16 +226,19 @@ impl Session {
         }
         let reply = self.control.command("EPSV\r\n", b'2')?;
         let port = parse_extended_port(reply).ok_or_else(unreadable)?;
-        Ok(SocketAddrV4::new(self.peer, port).into())
+        Ok(SocketAddr::new(self.peer, port))
     }
 
     fn announce(&mut self, verb: Verb) -> io::Result<PooledListener> {
         let listener = PooledListener::take()?;
-        let endpoint = SocketAddrV4::new(self.local, listener.port);
-        let line = if verb == Verb::Port {
-            format!("PORT {}\r\n", format_host_port(endpoint))
-        } else {
-            format!("EPRT |1|{}|{}|\r\n", endpoint.ip(), endpoint.port())
+        let line = match SocketAddr::new(self.local, listener.port) {
+            SocketAddr::V4(own) if verb == Verb::Port => {
+                format!("PORT {}\r\n", format_host_port(own))
+            }
+            own => {
+                let protocol = if own.is_ipv4() { 1 } else { 2 };
+                format!("EPRT |{protocol}|{}|{}|\r\n", own.ip(), own.port())
+            }
         };
         self.control.command(&line, b'2')?;
         Ok(listener)

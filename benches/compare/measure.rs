@@ -31,7 +31,9 @@ pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Be
         _ => Placement::Free,
     };
     let measured = Testbed::build(contestant, figure, pin).and_then(|stage| match figure {
-        Figure::Cycles(clients, verb) => cycles(options, &stage, clients, false, verb),
+        Figure::Cycles(clients, verb) | Figure::Cycles6(clients, verb) => {
+            cycles(options, &stage, clients, false, verb)
+        }
         Figure::Sessions(clients, verb) => cycles(options, &stage, clients, true, verb),
         Figure::Published(clients) => cycles(options, &stage, clients, false, Verb::Pasv),
         Figure::Packets => packets(options, &stage),

@@ -13,9 +13,9 @@ use crate::{contestant::Contestant, figure::Figure, forward::Traffic, load::Verb
 /// The help, which is printed for an unknown word.
 pub const USAGE: &str = "\
 words choose what is measured; without any word of a kind, all of that kind
-  figures      cycles published sessions packets forward bulk control
+  figures      cycles cycles6 published sessions packets forward bulk control
   contestants  ours other helper loop suse hurried proftpd firewall none
-  verbs        pasv port epsv eprt, each by itself; without any: pasv and port
+  verbs        pasv port epsv eprt, each by itself; without any: pasv and port; cycles6: epsv and eprt
   clients      how many at once, as in: 1 8
   --keep       writes docs/benchmarks/comparison.txt instead of a file in target/; not with other words, because that
                file is of all figures
@@ -42,8 +42,8 @@ pub struct Options {
     pub words: Vec<String>,
 }
 
-const FIGURES: [&str; 7] =
-    ["cycles", "published", "sessions", "packets", "forward", "bulk", "control"];
+const FIGURES: [&str; 8] =
+    ["cycles", "cycles6", "published", "sessions", "packets", "forward", "bulk", "control"];
 
 impl Options {
     /// Reads the command line and the environment.
@@ -93,12 +93,14 @@ impl Options {
         }
         let mut chosen = Vec::new();
         for figure in figures {
-            let each = |of: fn(usize, Verb) -> Figure| {
+            let with = |verbs: &[Verb], of: fn(usize, Verb) -> Figure| {
                 let of_verb = |verb: &Verb| clients.iter().map(|count| of(*count, *verb)).collect();
                 verbs.iter().flat_map::<Vec<_>, _>(of_verb).collect::<Vec<_>>()
             };
+            let each = |of| with(&verbs, of);
             chosen.extend(match figure {
                 "cycles" => each(Figure::Cycles),
+                "cycles6" => with(&[Verb::Epsv, Verb::Eprt], Figure::Cycles6),
                 "sessions" => each(Figure::Sessions),
                 "published" => clients.iter().copied().map(Figure::Published).collect(),
                 "packets" => vec![Figure::Packets],

@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     thread,
     time::Duration,
 };
@@ -18,7 +18,7 @@ const CHUNK: usize = 128 * 1024;
 
 /// Serves `port` on every address until the process ends.
 pub fn run(port: u16) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
     for stream in listener.incoming() {
         let stream = stream?;
         // An error ends only the session of its client.
@@ -36,7 +36,7 @@ enum Data {
 
 struct Session {
     control: TcpStream,
-    local: Ipv4Addr,
+    local: IpAddr,
     data: Data,
     chunk: Vec<u8>,
 }
@@ -44,9 +44,7 @@ struct Session {
 impl Session {
     fn new(control: TcpStream) -> io::Result<Self> {
         control.set_nodelay(true)?;
-        let IpAddr::V4(local) = control.local_addr()?.ip() else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
+        let local = control.local_addr()?.ip().to_canonical();
         let chunk = vec![b'x'; CHUNK];
         Ok(Self { control, local, data: Data::None, chunk })
     }
@@ -94,7 +92,8 @@ impl Session {
         if extended {
             self.reply(&format!("229 Entering Extended Passive Mode (|||{port}|)"))
         } else {
-            let endpoint = format_host_port(SocketAddrV4::new(self.local, port));
+            let IpAddr::V4(local) = self.local else { return self.reply("522 use EPSV") };
+            let endpoint = format_host_port(SocketAddrV4::new(local, port));
             self.reply(&format!("227 Entering Passive Mode ({endpoint})"))
         }
     }
@@ -145,7 +144,7 @@ fn write_all(data: &mut TcpStream, chunk: &[u8], mut length: u64) -> io::Result<
     data.shutdown(std::net::Shutdown::Write)
 }
 
-/// The endpoint in `|1|h.h.h.h|port|`.
+/// The endpoint in `|protocol|address|port|`.
 fn parse_extended(argument: &str) -> Option<SocketAddr> {
     let mut fields = argument.split('|').skip(2);
     let address: IpAddr = fields.next()?.parse().ok()?;

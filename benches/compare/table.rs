@@ -130,7 +130,10 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[BenchReport]) -> Str
     let digits = if figure.unit() > 1.0 { 2 } else { 0 };
     let rate = spread(rate.scaled(1.0 / figure.unit()), digits);
     let mut line = format!("{:<23} {rate:<26}", contestant.title());
-    if matches!(figure, Figure::Cycles(..) | Figure::Published(_) | Figure::Sessions(..)) {
+    if matches!(
+        figure,
+        Figure::Cycles(..) | Figure::Cycles6(..) | Figure::Published(_) | Figure::Sessions(..)
+    ) {
         let values = [
             of(|one| one.percentiles[0]),
             of(|one| one.percentiles[1]),
@@ -142,7 +145,10 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[BenchReport]) -> Str
     if let Some(cost) = MedianAndRange::of(reports.iter().filter_map(|report| report.cost)) {
         let cost = cost.median * 1e6;
         let _ = match figure {
-            Figure::Cycles(..) | Figure::Published(_) | Figure::Sessions(..) => {
+            Figure::Cycles(..)
+            | Figure::Cycles6(..)
+            | Figure::Published(_)
+            | Figure::Sessions(..) => {
                 write!(line, ", program {cost:.0} us a cycle")
             }
             Figure::Packets => write!(line, " program {cost:.2} us a packet,"),

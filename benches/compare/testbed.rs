@@ -78,6 +78,7 @@ impl Testbed {
         // possible.
         let topology = match figure {
             Figure::Published(_) => Topology::PublishedServer,
+            Figure::Cycles6(..) => Topology::Routed,
             _ => Topology::Masquerade,
         };
         let lab = Lab::build(LabSpec { offloads: true, ..LabSpec::new(topology) })?;
@@ -90,7 +91,8 @@ impl Testbed {
              for file in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $file ] || echo 0 > $file; done'",
             lab.switches()
         ))?;
-        let target = SocketAddr::new(lab.server_address(Family::V4), 21);
+        let family = if let Figure::Cycles6(..) = figure { Family::V6 } else { Family::V4 };
+        let target = SocketAddr::new(lab.server_address(family), 21);
         let serve = pin.traffic_command(lab.server.command(pin.program()), &["serve", "21"]);
         let server = lab.server.start(serve, "serve")?;
         lab.server.wait_for_port(21, Duration::from_secs(10))?;
