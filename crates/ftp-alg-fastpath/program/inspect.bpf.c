@@ -12,6 +12,7 @@
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -244,7 +245,7 @@ static __always_inline int inspect_acknowledgement(struct __sk_buff *skb, const 
 // Inspects the packet of a flow. Returns OTHER for a SYN of no flow.
 static __noinline int inspect_packet(struct __sk_buff *skb)
 {
-	struct packet packet;
+	struct packet packet = {};
 	struct flow *flow;
 	struct line_record *line;
 	struct tuple_value *tuple = 0;
@@ -281,7 +282,7 @@ static __noinline int inspect_packet(struct __sk_buff *skb)
 
 static __noinline int admit_packet(struct __sk_buff *skb)
 {
-	struct packet packet;
+	struct packet packet = {};
 
 	if (read_packet(skb, &packet))
 		admit(skb, &packet);

@@ -3,6 +3,10 @@
 
 #define ETHERNET 14                           // length of the Ethernet header
 
+// The most extension headers of an IPv6 packet that the program reads. One with more is queued all the same, but does not
+// return its connection.
+#define MOST_EXTENSIONS 8
+
 #define FIN 0x01
 #define SYN 0x02
 #define RST 0x04
@@ -115,24 +119,47 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packe
 	return read_tcp(skb, packet, tcp, ETHERNET + bpf_ntohs(*(__be16 *)(ip + 2))) && !is_dropped(ip);
 }
 
-// Extension headers, and so fragments and jumbo payloads, are for the queue.
+// Reads the IPv6 header and extension headers. A packet with extension headers is queued, like one with IPv4 options.
 static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packet)
 {
 	void *data = first_bytes(skb, ETHERNET + 60);
-	__u8 *ip;
+	__u8 *ip, *tcp, next, header[4], copied[16];
+	__u32 end;
 
 	if (!data || *(__be16 *)(data + ETHERNET - 2) != bpf_htons(ETH_P_IPV6))
 		return 0;
 	ip = data + ETHERNET;
-	if (ip[0] >> 4 != 6 || ip[6] != IPPROTO_TCP || ip[7] <= 1)
+	if (ip[0] >> 4 != 6 || ip[7] <= 1)
 		return 0;
-	packet->is_v6 = packet->is_plain = 1;
+	packet->tcp = ETHERNET + 40;
+	end = packet->tcp + bpf_ntohs(*(__be16 *)(ip + 4));
+	next = ip[6];
+	packet->is_v6 = 1;
+	packet->is_plain = next == IPPROTO_TCP;
 	__builtin_memcpy(&packet->tuple, ip + 8, 32);
 	// The kernel drops it (ip6_rcv_core), and it must not be taken for a packet of an IPv4 connection.
 	if (is_ipv4(&packet->tuple.source))
 		return 0;
-	packet->tcp = ETHERNET + 40;
-	return read_tcp(skb, packet, ip + 40, ETHERNET + 40 + bpf_ntohs(*(__be16 *)(ip + 4)));
+	tcp = ip + 40;
+	if (!packet->is_plain) {
+		for (int i = 0; i < MOST_EXTENSIONS && next != IPPROTO_TCP; i++) {
+			if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+			    next != IPPROTO_FRAGMENT && next != IPPROTO_AH)
+				return 0;
+			if (bpf_skb_load_bytes(skb, packet->tcp, header, sizeof(header)))
+				return 0;
+			// A fragment after the first has no TCP header.
+			if (next == IPPROTO_FRAGMENT && (header[2] || header[3] & 0xf8))
+				return 0;
+			packet->tcp += next == IPPROTO_FRAGMENT ? 8 :
+				       next == IPPROTO_AH ? (header[1] + 2) * 4 : (header[1] + 1) * 8;
+			next = header[0];
+		}
+		if (next != IPPROTO_TCP || bpf_skb_load_bytes(skb, packet->tcp, copied, sizeof(copied)))
+			return 0;
+		tcp = copied;
+	}
+	return read_tcp(skb, packet, tcp, end);
 }
 
 // Returns 0 if the packet can belong to no control connection and consume no pinhole: another protocol, a fragment

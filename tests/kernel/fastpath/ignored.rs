@@ -1,4 +1,4 @@
-//! What the program ignores: its sender is elsewhere, its receiver never gets it, or it has extension headers.
+//! What the program ignores: its sender is elsewhere, its receiver never gets it, or it cannot be read.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -56,25 +56,37 @@ fn a_line_that_the_kernel_drops_is_ignored() {
     talk.inspected(&Frame { ttl: 2, ..good }, b"EPSV\r\n");
 }
 
-/// They are for the queue, and so are fragments and jumbo payloads.
+/// With these extension headers before the TCP header: their numbers, and 8 bytes each.
+fn extended(bytes: &[u8], headers: &[u8]) -> Vec<u8> {
+    let mut extended = bytes.to_vec();
+    for next in headers.iter().rev() {
+        extended[14 + 5] += 8;
+        let before = std::mem::replace(&mut extended[14 + 6], *next);
+        extended.splice(14 + 40..14 + 40, [before, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    extended
+}
+
+/// They are for the queue: hop-by-hop, routing, fragment, authentication and destination.
 #[test]
-fn packets_with_extension_headers_are_ignored() {
+fn a_packet_with_extension_headers_returns_its_flow_and_is_not_admitted() {
     let mut talk = Talk::new(routed6());
     let line = talk.frame(Side::Client, "EPSV\r\n");
     let key = PinholeKey::new(SERVER6, SocketAddr::new(CLIENT6, 1025));
     talk.scene.set_pinhole(key, pinhole(u64::MAX));
-    for frame in [&line, &syn(key)] {
-        let bytes = frame.to_bytes();
-        for hop_by_hop_fragment_or_destination in [0, 44, 60] {
-            let mut extended = bytes.clone();
-            extended[14 + 5] += 8;
-            extended[14 + 6] = hop_by_hop_fragment_or_destination;
-            extended.splice(14 + 40..14 + 40, [6, 0, 0, 0, 0, 0, 0, 0]);
-            talk.ignores_bytes(&extended, 0);
-        }
-        let mut jumbo = bytes;
+    let (line_bytes, syn_bytes) = (line.to_bytes(), syn(key).to_bytes());
+    for headers in [&[0][..], &[43], &[44], &[51], &[60], &[0, 60, 44, 60]] {
+        talk.hands_back_bytes(&extended(&line_bytes, headers), 0);
+        talk.ignores_bytes(&extended(&syn_bytes, headers), 0);
+    }
+    for bytes in [&line_bytes, &syn_bytes] {
+        let mut jumbo = bytes.clone();
         jumbo[14 + 4..14 + 6].fill(0);
-        talk.ignores_bytes(&jumbo, 0);
+        let mut later_fragment = extended(bytes, &[44]);
+        later_fragment[14 + 40 + 3] = 8;
+        for ignored in [jumbo, later_fragment, extended(bytes, &[60; 9]), extended(bytes, &[50])] {
+            talk.ignores_bytes(&ignored, 0);
+        }
     }
     assert!(talk.scene.pinhole(key).is_some());
     talk.inspected(&line, b"EPSV\r\n");
