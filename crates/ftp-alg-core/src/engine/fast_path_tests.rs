@@ -126,6 +126,28 @@ fn an_idle_connection_is_handed_over_with_its_state() {
 }
 
 #[test]
+fn an_ipv6_connection_is_handed_over() {
+    let engine = Engine::new(Policy::default(), Checksums::Verify);
+    let mut talk = Conversation::through(engine, "fd00:1234::80").log_in();
+    talk.gateway.engine.sessions.set_uses_fast_path(true);
+    talk.play("> NOOP < 200 ok");
+    let [FlowChange::Handover(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
+    let announced = ["2001:db8:7::1", "2001:db8:9::9"].map(|text| text.parse::<IpAddr>().unwrap());
+    assert_eq!(handover.announced_addresses, announced);
+    for (first, script) in [
+        (1, "> EPRT |2|fd00:1234::80|1025| @opened < 200 ok"),
+        (3, "> EPSV < 229 Entering Extended Passive Mode (|||1026|) @opened"),
+    ] {
+        talk.fast_path(first, script);
+        assert_eq!(talk.pinholes().len(), 1, "{script}");
+    }
+    let counters = talk.gateway.engine.counters();
+    assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (4, 0));
+    assert_eq!(counters.pinholes_opened, 2);
+    assert!(talk.is_handed_over());
+}
+
+#[test]
 fn a_connection_stays_inline_unless_both_ends_are_at_usable_interfaces() {
     for interfaces in [[1, 2], [2, 1], [2, 3]] {
         let is_inline = interfaces.contains(&1);

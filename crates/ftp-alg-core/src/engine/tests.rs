@@ -54,11 +54,12 @@ impl Conversation {
     /// A conversation whose client and server are on these interfaces.
     fn at(engine: Engine, client: &str, interfaces: [u32; 2]) -> Self {
         let client = SocketAddr::new(client.parse().unwrap(), 1035);
-        let server = "203.0.113.9:21".parse().unwrap();
-        let translation = Translation {
-            client_external: "198.51.100.1:1035".parse().unwrap(),
-            ..Translation::identity(client, server)
-        };
+        let [server, client_external] = match client.is_ipv6() {
+            true => ["[2001:db8:9::9]:21", "[2001:db8:7::1]:1035"],
+            false => ["203.0.113.9:21", "198.51.100.1:1035"],
+        }
+        .map(|end| end.parse().unwrap());
+        let translation = Translation { client_external, ..Translation::identity(client, server) };
         let kernel = FakeKernel { translation: Some(translation), ..FakeKernel::default() };
         let now = Instant::now();
         let (next, received) = ([100, 500], [500, 100]);

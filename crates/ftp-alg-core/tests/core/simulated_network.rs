@@ -37,8 +37,8 @@ const ATTACKS: u64 = 1_000;
 /// pending, or its window was closed.
 static REASONS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 /// Of the fast path: dialogues of which lines were inspected, lines, those rewritten, pinholes that were opened, those used, and
-/// retransmissions.
-static FAST_PATH: [AtomicUsize; 7] = [const { AtomicUsize::new(0) }; 7];
+/// retransmissions; and over IPv6 lines, and those rewritten.
+static FAST_PATH: [AtomicUsize; 9] = [const { AtomicUsize::new(0) }; 9];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|number| number.parse().unwrap())
@@ -68,7 +68,7 @@ fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
     eprintln!("{explained} refusals by the gateway, {unexplained} by the server");
     let fast_path = FAST_PATH.each_ref().map(|count| count.load(Relaxed));
     eprintln!(
-        "fast path: dialogues, lines, rewritten, adjusted, opened, used, retransmissions {fast_path:?}"
+        "fast path: dialogues, lines, rewritten, adjusted, opened, used, retransmissions, over IPv6: lines, rewritten {fast_path:?}"
     );
     let few = count as usize / 100;
     assert!(count < 1000 || fast_path.iter().all(|figure| *figure > few), "{fast_path:?}");
@@ -117,7 +117,9 @@ fn dialogue(seed: u64) {
             sim.kernel.program.counts;
         let dialogues = usize::from(inspected > 0);
         let figures = [dialogues, inspected, rewritten, adjusted, opened, admitted, retransmitted];
-        for (sum, figure) in FAST_PATH.iter().zip(figures) {
+        let over_ipv6 = [inspected, rewritten]
+            .map(|count| if sim.translation.client.is_ipv6() { count } else { 0 });
+        for (sum, figure) in FAST_PATH.iter().zip(figures.into_iter().chain(over_ipv6)) {
             sum.fetch_add(figure, Relaxed);
         }
     }
