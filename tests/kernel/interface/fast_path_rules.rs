@@ -25,8 +25,9 @@ use socket2::{Domain, Socket, Type};
 use super::{
     attachments::update_attachments,
     lab::{self, EXTERNAL, EXTERNAL2, Lab, at, connect, exchange, inside, is_silent, listen},
-    program::{self, CLIENT, Pins, SERVER, frame, read, receive_at, tuples},
+    program::{self, CLIENT, Pins, SERVER, frame, read, receive_at},
 };
+use crate::{fastpath::scene, layout::Side};
 
 /// The MAC address of both interfaces.
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -75,7 +76,7 @@ impl Ready {
         self.path.as_ref().unwrap()
     }
 
-    /// Has the program open a pinhole at port 4001, by this line of the client or by the reply to PASV.
+    /// Has the program open a pinhole at port 4001, by this line of the client or by the reply to EPSV.
     fn open(&self, id: u64, flow: &Flow, line: Option<&[u8]>) {
         let path = self.path();
         self.lab.on_gateway(|| {
@@ -85,23 +86,23 @@ impl Ready {
                 receive_at(path, interface, &frame);
             };
             let flow = Flow { interface: interfaces, ..*flow };
-            path.hand_over(id, tuples(), &flow).unwrap();
-            let line = line.unwrap_or(b"PASV\r\n");
-            receive(interfaces[0], frame(CLIENT, SERVER, 1000, 2000, line));
+            let ends = [Side::Client, Side::Server].map(|side| scene::tuple(&flow, side));
+            let tuples = ends.map(|(from, to)| PacketTuple::new(from, to));
+            path.hand_over(id, tuples, &flow).unwrap();
+            let answer: &[u8] =
+                if line.is_some() { b"200 ok\r\n" } else { b"229 Entering (|||4001|)\r\n" };
+            let line = line.unwrap_or(b"EPSV\r\n");
+            let [(client, to_server), (server, to_client)] = ends;
+            receive(interfaces[0], frame(client, to_server, 1000, 2000, line));
             let next = 1000 + line.len() as u32;
-            let answer: &[u8] = if line == b"PASV\r\n" {
-                b"227 Entering (192,0,2,9,15,161)\r\n"
-            } else {
-                b"200 ok\r\n"
-            };
-            receive(interfaces[1], frame(SERVER, CLIENT, 2000, next, answer));
+            receive(interfaces[1], frame(server, to_client, 2000, next, answer));
             let lines = read(path);
             assert!(
                 lines.len() == 2 && lines.iter().any(|line| line.opened_pinhole == 1),
                 "{lines:?}"
             );
             path.ring().release(path.ring().position());
-            path.take_back(id, tuples()).unwrap();
+            path.take_back(id, tuples).unwrap();
         });
     }
 
@@ -165,6 +166,36 @@ fn only_an_admitted_connection_passes() {
     assert_eq!(peer.ip().to_string(), EXTERNAL2);
     let later = ready.lab.gateway_sh("nft list table inet later");
     assert!(later.contains("packets 0 bytes 0"), "{later}");
+}
+
+#[test]
+fn an_ipv6_connection_is_admitted_and_translated() {
+    need_tcx!();
+    const EXTERNAL2_6: &str = "2001:db8:2::77";
+    let mut ready = Ready::new();
+    let [client, server, external] = [lab::CLIENT6, lab::SERVER6, lab::EXTERNAL6].map(lab::ip);
+    let flow6 = Flow { next_seq: [1000, 2000], ..scene::between(client, external, server, server) };
+    let to = at(lab::SERVER6, 4001);
+    let listener = listen(&ready.lab.server, to);
+    assert!(is_silent(&ready.lab.client, lab::CLIENT6, to));
+    // The source stays, and then it is translated as requested.
+    for (id, source) in [(1, lab::CLIENT6), (2, EXTERNAL2_6)] {
+        let slot = ready.acquire(None, Some((lab::CLIENT6, lab::SERVER6, source))).unwrap();
+        ready.open(id, &Flow { passive_mark: slot.mark, ..flow6 }, None);
+        let mut stream = connect(&ready.lab.client, lab::CLIENT6, to);
+        let (_, peer) = exchange(&mut stream, &listener);
+        assert_eq!(peer.ip(), lab::ip(source));
+        assert!(is_silent(&ready.lab.client, lab::CLIENT6, to), "one pinhole, one connection");
+        ready.translations.release(&slot);
+    }
+    let source = (lab::SERVER6, lab::CLIENT6, "2001:db8:1::1");
+    let slot = ready.acquire(Some(lab::CLIENT6), Some(source)).unwrap();
+    let active = Flow { active_mark: slot.mark, adjusted: 1, ..flow6 };
+    let listener = listen(&ready.lab.client, at(lab::CLIENT6, 4001));
+    ready.open(3, &active, Some(b"EPRT |2|2001:db8:1::2|4001|\r\n"));
+    let mut stream = connect(&ready.lab.server, lab::SERVER6, at(lab::EXTERNAL6, 4001));
+    let (_, peer) = exchange(&mut stream, &listener);
+    assert_eq!(peer.ip(), lab::ip(source.2));
 }
 
 #[test]
