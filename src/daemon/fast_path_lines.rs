@@ -121,7 +121,7 @@ impl FastPathReader {
             return;
         }
         let is_own = |(_, line): &mut (u64, LineRecord)| {
-            engine.sessions.has_session(line.client().into(), line.server().into(), line.flow)
+            engine.sessions.has_session(line.client(), line.server(), line.flow)
         };
         let own: Vec<_> = unread.lines.extract_if(.., is_own).collect();
         drop(unread);

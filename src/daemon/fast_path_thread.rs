@@ -115,7 +115,7 @@ impl FastPathControl<'_> {
         let mut held: HashSet<PinholeId> = HashSet::new();
         shared.with_each(|engine| held.extend(engine.sessions.fast_path_pinholes()));
         program.retain_pinholes(|key, pinhole| match pinhole.flow {
-            0 => shared.holds_pinhole(key.initiator.into(), key.arrival().into()),
+            0 => shared.holds_pinhole(key.initiator, key.arrival()),
             _ => held.contains(&pinhole_id(pinhole)),
         })?;
         shared.with_each(|engine| {

@@ -86,8 +86,8 @@ impl LinuxKernel {
         let open = offload.program().list_open_pinholes();
         let open = open.map_err(|source| NetfilterError::system("list of pinholes", source))?;
         let row = |(key, remaining): (PinholeKey, Duration)| OpenPinhole {
-            initiator: key.initiator.into(),
-            arrival: key.arrival().into(),
+            initiator: key.initiator,
+            arrival: key.arrival(),
             remaining,
         };
         Ok(open.into_iter().map(row).collect())

@@ -286,7 +286,8 @@ impl Sessions {
             .map(|kind| external(kind, &translation, policy));
         let (Ok(client), Ok(server)) = (client, server) else { return };
         // The BPF program would pad a 227 with blanks.
-        if !policy.preserves_length
+        if server.is_ipv4()
+            && !policy.preserves_length
             && server.to_string().len() < translation.server.ip().to_string().len()
         {
             return;
