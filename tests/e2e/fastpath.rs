@@ -73,6 +73,23 @@ fn transfers_through_a_routed_firewall_use_the_fast_path() {
 }
 
 #[test]
+fn transfers_over_ipv6_use_the_fast_path() {
+    for topology in [Topology::Routed, Topology::Masquerade, Topology::PublishedServer] {
+        let Some(gateway) = fast_path_gateway(topology) else { return };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let _server = server(lab);
+        let own = lab.client.address(V6);
+        let transfers = [passive("EPSV"), active_by(&format!("EPRT |2|{own}|2600|"), 2600)];
+        let mut plan = plan(lab, (login(), vec![transfers; 8]));
+        plan["host"] = json!(lab.server_address(V6));
+        assert_received(&scripted_client(&lab.client, &plan).ok_in(fast_path(daemon)), 16);
+        wait_for("all to be read", || gateway.count("pinholes_opened") == 16);
+        assert_most_admitted(daemon, 16);
+        gateway.assert_tidy();
+    }
+}
+
+#[test]
 fn interfaces_have_the_program_only_while_a_session_lasts() {
     let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -43,7 +43,7 @@ pub struct Failure {
 }
 
 impl FastLoad {
-    /// Starts a server and this many sessions, each passive and active in turn.
+    /// Starts a server and this many sessions, over IPv4 and IPv6, each passive and active in turn.
     pub fn start(lab: &Lab, sessions: usize) -> Self {
         // Otherwise all ports, and conntrack, would soon be full of TIME_WAIT.
         for host in [&lab.client, &lab.server] {
@@ -51,8 +51,8 @@ impl FastLoad {
         }
         let timeout = "net.netfilter.nf_conntrack_tcp_timeout_time_wait=5";
         lab.gateway.shell(&format!("sysctl -qw {timeout}")).unwrap();
-        let server = lab.server_address(Family::V4);
-        let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 21)).unwrap();
+        let servers = [Family::V4, Family::V6].map(|family| lab.server_address(family));
+        let listen = || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 21)).unwrap();
         let listener = lab.server.inside(listen).unwrap();
         let host = lab.server.clone();
         thread::spawn(move || host.inside(|| serve(&listener)).unwrap());
@@ -60,6 +60,7 @@ impl FastLoad {
         let shared = Arc::new(Shared { transfers, ..Shared::default() });
         let session = |number: usize| {
             let (host, shared) = (lab.client.clone(), Arc::clone(&shared));
+            let server = servers[number / 2 % 2];
             thread::spawn(move || host.inside(|| run_session(&shared, server, number)).unwrap())
         };
         let sessions = (0..sessions).map(session).collect();
@@ -135,14 +136,15 @@ impl Control {
 
     /// A download of one byte: whether it worked, unless the control connection broke.
     fn transfer(&mut self, is_passive: bool) -> io::Result<io::Result<()>> {
+        let (own, peer) = (self.0.get_ref().local_addr()?.ip(), self.0.get_ref().peer_addr()?.ip());
         let (listener, data) = if is_passive {
-            let reply = self.ask("PASV")?;
-            let endpoint = read_endpoint(&reply).ok_or_else(|| io::Error::other(reply))?;
+            let reply = self.ask(if own.is_ipv4() { "PASV" } else { "EPSV" })?;
+            let endpoint = read_endpoint(&reply, peer).ok_or_else(|| io::Error::other(reply))?;
             (None, TcpStream::connect_timeout(&endpoint, scaled_timeout(DATA_TIMEOUT)))
         } else {
-            let own = self.0.get_ref().local_addr()?.ip();
             let listener = listen(own)?;
-            let reply = self.ask(&format!("PORT {}", announce(listener.local_addr()?)))?;
+            let verb = if own.is_ipv4() { "PORT" } else { "EPRT" };
+            let reply = self.ask(&format!("{verb} {}", announce(listener.local_addr()?)))?;
             if !reply.starts_with("200") {
                 return Ok(Err(io::Error::other(reply)));
             }
@@ -171,7 +173,7 @@ fn prepare(stream: TcpStream) -> io::Result<BufReader<TcpStream>> {
 }
 
 fn listen(address: IpAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let socket = Socket::new(Domain::for_address((address, 0).into()), Type::STREAM, None)?;
     socket.set_read_timeout(Some(scaled_timeout(DATA_TIMEOUT)))?; // accept(2) obeys it
     socket.bind(&SocketAddr::new(address, 0).into())?;
     socket.listen(1)?;
@@ -184,11 +186,19 @@ fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
 
 fn announce(endpoint: SocketAddr) -> String {
     let [high, low] = endpoint.port().to_be_bytes();
-    format!("{},{high},{low}", endpoint.ip()).replace('.', ",")
+    match endpoint.ip() {
+        IpAddr::V4(address) => format!("{address},{high},{low}").replace('.', ","),
+        IpAddr::V6(address) => format!("|2|{address}|{}|", endpoint.port()),
+    }
 }
 
-/// The endpoint of a `PORT` or 227.
-fn read_endpoint(line: &str) -> Option<SocketAddr> {
+/// The endpoint of a `PORT`, 227, `EPRT`, or of a 229 from `peer`.
+fn read_endpoint(line: &str, peer: IpAddr) -> Option<SocketAddr> {
+    if let Some((_, fields)) = line.split_once('|') {
+        let fields: Vec<&str> = fields.split('|').collect();
+        let address = fields.get(1).and_then(|address| address.parse().ok()).unwrap_or(peer);
+        return Some(SocketAddr::new(address, fields.get(2)?.parse().ok()?));
+    }
     let is_part = |c: char| c.is_ascii_digit() || c == ',';
     let list = line.split(|c| !is_part(c)).find(|part| part.contains(','))?;
     let numbers: Vec<u8> = list.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
@@ -205,7 +215,7 @@ fn serve(listener: &TcpListener) {
 }
 
 fn serve_session(stream: TcpStream) -> io::Result<()> {
-    let own = stream.local_addr()?.ip();
+    let own = stream.local_addr()?.ip().to_canonical();
     let mut control = prepare(stream)?;
     let (mut passive, mut active) = (None, None);
     control.get_mut().write_all(b"220 ready\r\n")?;
@@ -223,8 +233,14 @@ fn serve_session(stream: TcpStream) -> io::Result<()> {
                 (passive, active) = (Some(listener), None);
                 format!("227 entering ({at})")
             }
-            "PORT" => {
-                (passive, active) = (None, read_endpoint(&line));
+            "EPSV" => {
+                let listener = listen(own)?;
+                let port = listener.local_addr()?.port();
+                (passive, active) = (Some(listener), None);
+                format!("229 entering (|||{port}|)")
+            }
+            "PORT" | "EPRT" => {
+                (passive, active) = (None, read_endpoint(&line, own));
                 "200 ok".to_owned()
             }
             "RETR" => {
