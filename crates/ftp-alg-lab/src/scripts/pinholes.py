@@ -1,5 +1,6 @@
 """pinholes.py: lists the open pinholes in the map of the fast path of this network namespace, one line each."""
 import ctypes
+import ipaddress
 import os
 import platform
 import socket
@@ -28,18 +29,23 @@ def element(command, map_fd, key, value):
         return False
 
 
+def address(mapped):
+    address = ipaddress.IPv6Address(mapped)
+    return address.ipv4_mapped or f"[{address}]"
+
+
 def list_pinholes(path):
     name = ctypes.create_string_buffer(path.encode())
     map_fd = bpf(OPEN, struct.pack("=QII", ctypes.addressof(name), 0, 0))
-    key, after, value = None, ctypes.create_string_buffer(12), ctypes.create_string_buffer(64)
+    key, after, value = None, ctypes.create_string_buffer(36), ctypes.create_string_buffer(64)
     while element(NEXT_KEY, map_fd, key, after):
-        key = ctypes.create_string_buffer(after.raw, 12)
+        key = ctypes.create_string_buffer(after.raw, 36)
         if not element(LOOK_UP, map_fd, key, value):
             continue
         flow, until = struct.unpack_from("=QQ", value.raw)
         if flow and until > time.monotonic_ns():
-            initiator, arrival = (socket.inet_ntoa(key.raw[at:at + 4]) for at in (0, 4))
-            print(f"fast path: {initiator} -> {arrival}:{struct.unpack_from('!H', key.raw, 8)[0]}")
+            initiator, arrival = (address(key.raw[at:at + 16]) for at in (0, 16))
+            print(f"fast path: {initiator} -> {arrival}:{struct.unpack_from('!H', key.raw, 32)[0]}")
 
 
 namespace = socket.socket(socket.AF_UNIX).getsockopt(socket.SOL_SOCKET, 71, 8)
