@@ -158,7 +158,7 @@ static __always_inline int follow_line(struct __sk_buff *skb, const struct packe
 		if (rewrite.growth && !flow->adjusted)
 			return 0;
 		opens = has_heartbeat(line->at_ns) &&
-			may_open(skb, &key, line->flow, packet->is_v6,
+			may_open(skb, &key, line->flow,
 				 !is_same_address(&key.arrival, is_client ? &flow->client : &flow->server));
 	}
 

@@ -144,13 +144,13 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 }
 
 // Whether a program of this machine listens at the pinhole's destination.
-static __always_inline int has_listener(struct __sk_buff *skb, const struct pinhole_key *key, int is_v6)
+static __always_inline int has_listener(struct __sk_buff *skb, const struct pinhole_key *key)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *socket;
 	int is_listening;
 
-	if (is_v6) {
+	if (!is_ipv4(&key->arrival)) {
 		__builtin_memcpy(tuple.ipv6.saddr, key, 32);
 		tuple.ipv6.dport = key->port;
 		socket = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
@@ -169,7 +169,7 @@ static __always_inline int has_listener(struct __sk_buff *skb, const struct pinh
 
 // Whether the flow may open the pinhole. `is_translated` says whether the SYN arrives at another address than that of
 // the end that announced the data connection.
-static __always_inline int may_open(struct __sk_buff *skb, const struct pinhole_key *key, __u64 flow, int is_v6,
+static __always_inline int may_open(struct __sk_buff *skb, const struct pinhole_key *key, __u64 flow,
 				    int is_translated)
 {
 	struct pinhole *existing;
@@ -179,7 +179,7 @@ static __always_inline int may_open(struct __sk_buff *skb, const struct pinhole_
 	existing = bpf_map_lookup_elem(&pinholes, key);
 	if (existing && existing->flow != flow)
 		return 0;
-	return !is_translated || !has_listener(skb, key, is_v6);
+	return !is_translated || !has_listener(skb, key);
 }
 
 // Deletes the pinhole with this key if it belongs to the flow.

@@ -115,7 +115,7 @@ __noinline int rewrite_port(struct rewrite *rewrite, const struct line_record *l
 	if (digits > MAX_PORT_DIGITS)
 		digits = MAX_PORT_DIGITS;
 	copy_part(rewrite, line, announcement->start, LONGEST_LINE);
-	shortest = address->length + 1 + 1;
+	shortest = address->length + 2; // with two commas
 	room = announcement->end - announcement->start;
 	if (shortest > room)
 		return 0;
