@@ -23,10 +23,7 @@ use rustix::{
 };
 
 use super::{confine::Account, snapshot::FastPathStatus};
-use crate::{
-    config,
-    kernel::{offload::list_interfaces, parameters::Backend},
-};
+use crate::{config, kernel::offload::list_interfaces};
 
 /// The directory of root's pins, with one directory for each network namespace; and with one for each other user.
 pub const DIRECTORY: &str = "/sys/fs/bpf/ftp-alg";
@@ -37,23 +34,16 @@ const USER: &str = "user-";
 /// The name in the state directory at which a BPF file system may be mounted.
 const STATE_DIR_MOUNT: &str = "bpf";
 
-/// Why the fast path is off with the back end `conntrack`.
-const OFF_BY_CONNTRACK: &str = "back end conntrack: it needs nftables, which auto takes where your rules accept the mark of data connections";
-
 /// The open directory, which belongs to the daemon's user.
 #[derive(Debug)]
 pub(super) struct FastPathPins(File);
 
 /// Why this build, or the configuration, turns the fast path off, if it does.
-pub(crate) fn off_reason(
-    fast_path: config::FastPathMode,
-    backend: Option<Backend>,
-) -> Option<&'static str> {
-    match (fast_path, backend) {
-        (config::FastPathMode::Off, _) => Some(FastPathStatus::OFF_BY_CONFIGURATION),
-        (config::FastPathMode::Auto, _) if !HAS_PROGRAM => Some(FastPathUnavailable::NOT_BUILT),
-        (config::FastPathMode::Auto, Some(Backend::Conntrack)) => Some(OFF_BY_CONNTRACK),
-        (config::FastPathMode::Auto, _) => None,
+pub(crate) fn off_reason(fast_path: config::FastPathMode) -> Option<&'static str> {
+    match fast_path {
+        config::FastPathMode::Off => Some(FastPathStatus::OFF_BY_CONFIGURATION),
+        config::FastPathMode::Auto if !HAS_PROGRAM => Some(FastPathUnavailable::NOT_BUILT),
+        config::FastPathMode::Auto => None,
     }
 }
 

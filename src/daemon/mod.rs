@@ -385,7 +385,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     others.map(OtherDaemons::end).transpose()?;
     // Only now, because another user's daemon may have had the program until then.
     // A daemon without a fast path still reads the lines that an earlier daemon's program left, and then removes it.
-    let pins = match fast_path_off_reason(config.queue.fast_path, config.pinhole.backend) {
+    let pins = match fast_path_off_reason(config.queue.fast_path) {
         Some(why) if !FastPathPins::has_leftovers(&options.state_dir, account.as_ref()) => {
             Err(why.to_owned())
         }

@@ -94,7 +94,7 @@ pub(super) fn start(
         learn(config, parameters, reading, &state, restored);
     let commits = open_commits()?;
     let claimed = ClaimedPorts::default();
-    let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend));
+    let why_off = fast_path_pins::off_reason(config.queue.fast_path);
     let reader = fast_path.and_then(|loaded| {
         let reader = FastPathReader::new(loaded, &parameters, &commits, &claimed);
         let reader = reader.map_err(|error| error.to_string())?;

@@ -218,7 +218,7 @@ impl Kernel for LinuxKernel {
             self.close_in_rules(&closed).map_err(KernelError::not_closed)?;
             return Err(error);
         }
-        if let Some(offload) = &self.offload {
+        if let Some(offload) = self.offload.as_ref().filter(|_| self.opens_on_fast_path()) {
             offload.record_rules_pinhole(opening);
         }
         let opened = match &mut self.backend {
@@ -276,6 +276,10 @@ impl Kernel for LinuxKernel {
             RunningBackend::Nftables(_) => PinholeSets::CAPACITY,
             RunningBackend::Conntrack(expectations) => expectations.capacity(),
         }
+    }
+
+    fn opens_on_fast_path(&self) -> bool {
+        matches!(self.backend, RunningBackend::Nftables(_))
     }
 
     fn is_running(&mut self, control: &Translation) -> Result<bool, KernelError> {

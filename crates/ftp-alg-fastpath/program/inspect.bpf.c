@@ -146,6 +146,8 @@ static __always_inline int follow_line(struct __sk_buff *skb, const struct packe
 		int is_client = line->side == CLIENT;
 		const struct address_text *announced = &flow->announced[is_client ? CLIENT : SERVER];
 
+		if (!flow->pinhole_timeout)
+			return 0;
 		if (is_client && (announcement->port < flow->first_client_port ||
 				  announcement->port > flow->last_client_port))
 			return 0;

@@ -129,7 +129,7 @@ struct flow {
 	__u32 offset_since[2];                     // and the first sequence number that it applies to
 	__u32 pinhole_line;                        // number of the line that opened `pinhole`; 0: there is none
 	__u16 first_client_port, last_client_port; // the ports that the client may announce
-	__u64 pinhole_timeout;                     // in nanoseconds
+	__u64 pinhole_timeout;                     // in nanoseconds; 0: the program opens none
 	struct pinhole_key pinhole;                // the pinhole that this flow opened last
 	__u32 opening;                             // 1 while one processor opens a pinhole; the daemon writes 0
 	__u32 interface[2];                        // indices of the interfaces on which client and server are

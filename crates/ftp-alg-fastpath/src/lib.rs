@@ -312,6 +312,14 @@ impl FastPath {
         Ok(())
     }
 
+    /// Replaces the flow of a connection that the program has, also if it has returned it. Returns `false` if it has not.
+    pub fn replace(&self, id: u64, flow: &Flow) -> io::Result<bool> {
+        match self.flows.update(&id.to_ne_bytes(), &flow.to_bytes(), LOCK | EXIST) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            replaced => replaced.map(|()| true),
+        }
+    }
+
     /// Has the program look up packets to or from this port.
     fn add_control_port(&self, port: u16) -> io::Result<()> {
         let mut known = lock(&self.known_control_ports);
@@ -356,10 +364,7 @@ impl FastPath {
         let stopped = Flow { handed_over: 0, ..Flow::from_bytes(&value) };
         // A change that the program makes between lookup and update is lost. That does not matter, because the flow
         // ends here.
-        match self.flows.update(&key, &stopped.to_bytes(), LOCK | EXIST) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        self.replace(flow, &stopped).map(drop)
     }
 
     /// The IDs of all flows in the map, including those that the program has handed back.

@@ -222,8 +222,7 @@ impl Checks<'_> {
     /// Whether the fast path runs, and the rules that keep it off. What the kernel lacks for it, only a daemon finds out.
     fn fast_path(&self) -> Vec<Check> {
         let name = "fast path";
-        let HostAudit { firewall, backend, .. } = self.surroundings;
-        let off = fast_path_off_reason(self.fast_path, Some(backend));
+        let off = fast_path_off_reason(self.fast_path);
         let running = self.running.ok().map(|status| &status.fast_path);
         let mut checks = vec![match (running, off) {
             (Some(status), _) if status.state == FastPathState::On => {
@@ -244,7 +243,7 @@ impl Checks<'_> {
             (None, Some(why)) => Check::note(KERNEL, name, format!("off: {why}")),
             (None, None) => works(name, "the daemon loads its program at the start"),
         }];
-        let conflicts = firewall.mark_conflicts();
+        let conflicts = self.surroundings.firewall.mark_conflicts();
         if off.is_none() && !conflicts.is_empty() {
             let says = "the fast path stays off: rules overwrite or compare its marks";
             checks.push(Check::note(KERNEL, "marks", says).details(conflicts));

@@ -418,14 +418,19 @@ impl Socket {
         request.clear();
         put_message(&mut request, kind, flags, sequence, header, fill);
         let (mut failed, mut is_consistent) = (0, true);
-        let answered = self.ask(&request, |message| {
-            if message.sequence == sequence {
+        let answered = self.ask_by_datagram(&request, |messages| {
+            let mut is_answered = false;
+            for message in messages.filter(|message| message.sequence == sequence) {
                 is_consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
                 match message.kind {
-                    ERROR | DONE => failed = failed.max(message.errno()),
+                    ERROR | DONE => {
+                        failed = failed.max(message.errno());
+                        is_answered = true;
+                    }
                     _ => each(&message),
                 }
             }
+            if is_answered { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         self.request = request;
         answered?;

@@ -102,17 +102,32 @@ impl Offload {
 
     /// Hands connections over, and takes others back.
     pub(super) fn apply_changes(&self, changes: &[FlowChange]) {
-        for change in changes {
-            match change {
-                FlowChange::Handover(handover) => self.hand_over(handover),
-                FlowChange::Withdraw(withdrawal) => self.take_back(withdrawal),
+        let mut changes = changes.iter().peekable();
+        while let Some(change) = changes.next() {
+            match (change, changes.peek()) {
+                (FlowChange::Withdraw(withdrawal), Some(FlowChange::Handover(handover)))
+                    if self.replace(withdrawal, handover) =>
+                {
+                    changes.next();
+                }
+                (FlowChange::Withdraw(withdrawal), _) => self.take_back(withdrawal),
+                (FlowChange::Handover(handover), _) => self.hand_over(handover),
             }
         }
     }
 
+    /// Hands a connection over that is being taken back: its flow gets the new state. Returns `false` if it is another
+    /// connection, or not in the program.
+    fn replace(&self, withdrawal: &Withdrawal, handover: &Handover) -> bool {
+        let is_same =
+            (withdrawal.flow, withdrawal.translation) == (handover.flow, handover.translation);
+        let marks = lock(&self.leases).handed_over.get(&handover.flow).map(marks_of);
+        let Some(marks) = marks.filter(|_| is_same) else { return false };
+        let replaced = self.program.replace(handover.flow, &self.flow_of(handover, marks));
+        self.value_or(false, NOT_HANDED_OVER, replaced)
+    }
+
     fn hand_over(&self, handover: &Handover) {
-        let Translation { client, client_external, server, server_external, .. } =
-            handover.translation;
         // Connections without a login may use half of the map. The engine offers them again after the login.
         let limit = self.program.max_flows() as usize / 2;
         if handover.login != LoginStage::LoggedIn && lock(&self.leases).handed_over.len() >= limit {
@@ -127,45 +142,7 @@ impl Offload {
             Ok(None) => return,
             Err(error) => return self.record_failure(NOT_HANDED_OVER, &error),
         };
-        let [active_mark, passive_mark] = leases.each_ref().map(|lease| lease.mark);
-        let [first_client_port, last_client_port] = handover.client_ports;
-        let offsets =
-            handover.seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
-        let flow = Flow {
-            handed_over: 1,
-            next_seq: handover.next_seq,
-            line_count: handover.lines,
-            dialogue: match handover.login {
-                LoginStage::NotGreeted => dialogue::GREETING_DUE,
-                LoginStage::Greeted => dialogue::LOGIN_DUE,
-                LoginStage::LoggedIn => dialogue::READY,
-            },
-            client: client.ip(),
-            server: server.ip(),
-            client_port: client.port(),
-            server_port: server.port(),
-            own: [client, server].map(|end| AddressText::new(end.ip())),
-            announced: [
-                AddressText::announced(client.ip(), handover.announced_addresses[0]),
-                AddressText::announced(server.ip(), handover.announced_addresses[1]),
-            ],
-            active_arrival: client_external.ip(),
-            passive_arrival: server_external.ip(),
-            active_initiator: server.ip(),
-            passive_initiator: client.ip(),
-            active_mark,
-            passive_mark,
-            inspected_mark: self.inspected_mark,
-            port_digits: handover.padding.digits() as u32, // at most 4
-            adjusted: handover.seq_offsets.is_some().into(),
-            seq_offset: offsets.map(|offset| offset.offset),
-            offset_since: offsets.map(|offset| offset.first_seq),
-            first_client_port,
-            last_client_port,
-            pinhole_timeout: u64::try_from(handover.pinhole_timeout.as_nanos()).unwrap_or(u64::MAX),
-            interface: handover.interfaces,
-            ..Flow::default()
-        };
+        let flow = self.flow_of(handover, marks_of(&leases));
         let (id, tuples) = (handover.flow, packet_tuples(&handover.translation));
         let mut result = self.program.hand_over(id, tuples, &flow);
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
@@ -196,6 +173,52 @@ impl Offload {
                     _ => self.record_failure(NOT_HANDED_OVER, &error),
                 }
             }
+        }
+    }
+
+    /// The flow of a connection, with the packet marks of its admitted SYNs, active and passive.
+    fn flow_of(&self, handover: &Handover, [active_mark, passive_mark]: [u32; 2]) -> Flow {
+        let Translation { client, client_external, server, server_external, .. } =
+            handover.translation;
+        let [first_client_port, last_client_port] = handover.client_ports;
+        let offsets =
+            handover.seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
+        Flow {
+            handed_over: 1,
+            next_seq: handover.next_seq,
+            line_count: handover.lines,
+            dialogue: match handover.login {
+                LoginStage::NotGreeted => dialogue::GREETING_DUE,
+                LoginStage::Greeted => dialogue::LOGIN_DUE,
+                LoginStage::LoggedIn => dialogue::READY,
+            },
+            client: client.ip(),
+            server: server.ip(),
+            client_port: client.port(),
+            server_port: server.port(),
+            own: [client, server].map(|end| AddressText::new(end.ip())),
+            announced: [
+                AddressText::announced(client.ip(), handover.announced_addresses[0]),
+                AddressText::announced(server.ip(), handover.announced_addresses[1]),
+            ],
+            active_arrival: client_external.ip(),
+            passive_arrival: server_external.ip(),
+            active_initiator: server.ip(),
+            passive_initiator: client.ip(),
+            active_mark,
+            passive_mark,
+            inspected_mark: self.inspected_mark,
+            port_digits: handover.padding.digits() as u32, // at most 4
+            adjusted: handover.seq_offsets.is_some().into(),
+            seq_offset: offsets.map(|offset| offset.offset),
+            offset_since: offsets.map(|offset| offset.first_seq),
+            first_client_port,
+            last_client_port,
+            pinhole_timeout: handover
+                .pinhole_timeout
+                .map_or(0, |timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX)),
+            interface: handover.interfaces,
+            ..Flow::default()
         }
     }
 
@@ -352,6 +375,11 @@ impl Offload {
         let count = failures.take().map_or(0, |(count, _)| count) + 1;
         *failures = Some((count, format!("{what}: {why}")));
     }
+}
+
+/// The packet marks of admitted SYNs, active and passive.
+fn marks_of(leases: &[TranslationLease; 2]) -> [u32; 2] {
+    leases.each_ref().map(|lease| lease.mark)
 }
 
 /// The flow and the line that opened a pinhole of the program.

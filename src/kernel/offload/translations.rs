@@ -123,6 +123,10 @@ impl Translations {
         source: IpAddr,
         before_replacing: impl FnOnce(),
     ) -> Result<Option<TranslationLease>, NetfilterError> {
+        // The program opens nothing.
+        if self.parameters.backend != Backend::Nftables {
+            return Ok(Some(TranslationLease { mark: 0, target: None, pair }));
+        }
         let mut batch = Batch::new();
         let before = batch.len();
         let (mut slot, mut evicted_target) = (0, None);

@@ -60,7 +60,7 @@ fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowCha
         announced_addresses: [CLIENT.ip(), SERVER.ip()],
         seq_offsets: None,
         padding: Padding::None,
-        pinhole_timeout: Duration::from_secs(30),
+        pinhole_timeout: Some(Duration::from_secs(30)),
     })
 }
 

@@ -36,6 +36,8 @@ pub struct FakeKernel {
     pub mode: Option<QueueMode>,
     /// The changes of connections on the fast path.
     pub changes: Vec<FlowChange>,
+    /// Whether the fast path opens no pinholes.
+    pub only_passes: bool,
     /// The closings of the fast path's pinholes.
     pub program_closings: Vec<Closing>,
     /// The error of each opening and each closing.
@@ -66,6 +68,10 @@ impl Kernel for FakeKernel {
             .routes
             .as_ref()
             .is_none_or(|routes| routes.contains(&(lookup.address, lookup.interface))))
+    }
+
+    fn opens_on_fast_path(&self) -> bool {
+        !self.only_passes
     }
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {

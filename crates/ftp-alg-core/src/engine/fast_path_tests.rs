@@ -120,9 +120,31 @@ fn an_idle_connection_is_handed_over_with_its_state() {
             announced_addresses: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
             seq_offsets: None,
             padding: crate::ftp::Padding::Zeros,
-            pinhole_timeout: Duration::from_secs(30),
+            pinhole_timeout: Some(Duration::from_secs(30)),
         }
     );
+}
+
+/// Then a pinhole of the rules cannot be one of the program's.
+#[test]
+fn a_connection_is_handed_over_behind_each_announcement_if_the_program_opens_nothing() {
+    let engine = Engine::new(Policy::default(), Checksums::Verify);
+    let mut talk = Conversation::through(engine, "192.168.150.80").log_in();
+    talk.gateway.kernel.only_passes = true;
+    talk.gateway.engine.sessions.set_uses_fast_path(true);
+    talk.play(PASV);
+    for (first, announced) in [(1, PASV), (4, "> PORT 192,168,150,80,4,1 < 200 ok")] {
+        assert!(talk.is_handed_over(), "{first}");
+        talk.fast_path(first, "> RETR first < 150 here < 226 done");
+        talk.play(announced);
+    }
+    let handovers = talk.gateway.kernel.changes.iter().filter_map(|change| match change {
+        FlowChange::Handover(handover) => Some((handover.lines, handover.pinhole_timeout)),
+        FlowChange::Withdraw(_) => None,
+    });
+    assert_eq!(handovers.collect::<Vec<_>>(), [(0, None), (3, None), (6, None)]);
+    let counters = talk.gateway.engine.counters();
+    assert_eq!((counters.fast_path_mismatches, counters.pinholes_opened), (0, 3));
 }
 
 #[test]

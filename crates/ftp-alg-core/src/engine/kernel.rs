@@ -159,6 +159,11 @@ pub trait Kernel {
         usize::from(u16::MAX)
     }
 
+    /// Whether the fast path's program opens pinholes.
+    fn opens_on_fast_path(&self) -> bool {
+        true
+    }
+
     /// Has a pinhole that is still open, and not consumed, stay open for its lifetime from now. Returns whether it is open.
     fn renew(&mut self, _opening: &Opening, _place: Place) -> Result<bool, KernelError> {
         Ok(true)

@@ -102,8 +102,8 @@ pub struct Handover {
     pub padding: Padding,
     /// Sequence offsets of client and server. With them, a line may change its length.
     pub seq_offsets: Option<[SequenceOffset; 2]>,
-    /// Lifetime of an unused pinhole.
-    pub pinhole_timeout: Duration,
+    /// Lifetime of an unused pinhole; `None`: the program opens none, and returns the connection at each announcement.
+    pub pinhole_timeout: Option<Duration>,
 }
 
 /// The sequence offset of one direction, valid from a certain sequence number on. Earlier numbers may have another

@@ -243,9 +243,10 @@ impl Sessions {
         if entry.head.incarnation().is_some() {
             return;
         }
-        // A pinhole of the rules that waits for its transfer.
+        // A pinhole of the rules that waits for its transfer. The program may open the next one.
+        let opens = kernel.opens_on_fast_path();
         let waits_in_rules = |one: &Pinhole| !one.is_used() && one.in_program().is_none();
-        if self.pinholes.of(index).any(waits_in_rules) {
+        if opens && self.pinholes.of(index).any(waits_in_rules) {
             return;
         }
         let is_ungreeted = entry.session.dialogue.phase() == Phase::NotGreeted;
@@ -338,7 +339,7 @@ impl Sessions {
             } else {
                 Padding::None
             },
-            pinhole_timeout: policy.pinhole_timeout,
+            pinhole_timeout: opens.then_some(policy.pinhole_timeout),
         }));
         self.mark_changed(index);
     }

@@ -174,7 +174,7 @@ fn try_decide(
         _ => None,
     };
     if let Some(key) = opened {
-        if key.port == 0 || barred.contains(&key.port) {
+        if flow.pinhole_timeout == 0 || key.port == 0 || barred.contains(&key.port) {
             return None;
         }
         if pinholes.get(&key).is_some_and(|existing| existing.flow != id) {

@@ -276,7 +276,8 @@ impl Program {
             adjusted: seq_offsets.is_some().into(),
             seq_offset: offsets.map(|offset| offset.offset),
             offset_since: offsets.map(|offset| offset.first_seq),
-            pinhole_timeout: u64::try_from(pinhole_timeout.as_nanos()).unwrap(),
+            pinhole_timeout: pinhole_timeout
+                .map_or(0, |timeout| u64::try_from(timeout.as_nanos()).unwrap()),
             first_client_port,
             last_client_port,
             interface: interfaces,
