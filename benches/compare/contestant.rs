@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// A contestant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contestant {
-    /// `ftp-alg`: `ours`, or another build, `other`.
+    /// `ftp-alg`: `ours`, another build, `other`, or `conntrack`, `ours` with that back end.
     Daemon {
         /// The name of the build.
         name: &'static str,

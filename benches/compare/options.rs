@@ -14,7 +14,7 @@ use crate::{contestant::Contestant, figure::Figure, forward::Traffic, load::Verb
 pub const USAGE: &str = "\
 words choose what is measured; without any word of a kind, all of that kind
   figures      cycles cycles6 published sessions packets forward bulk control
-  contestants  ours other helper loop suse hurried proftpd firewall none
+  contestants  ours other conntrack helper loop suse hurried proftpd firewall none
   verbs        pasv port epsv eprt, each by itself; without any: pasv and port; cycles6: epsv and eprt
   clients      how many at once, as in: 1 8
   --keep       writes docs/benchmarks/comparison.txt instead of a file in target/; not with other words, because that
@@ -41,6 +41,9 @@ pub struct Options {
     /// The words of the command line, for the command that is printed.
     pub words: Vec<String>,
 }
+
+/// The configuration of the contestant `conntrack`.
+pub const CONNTRACK: &str = "pinhole.backend = \"conntrack\"\n";
 
 const FIGURES: [&str; 8] =
     ["cycles", "cycles6", "published", "sessions", "packets", "forward", "bulk", "control"];
@@ -130,6 +133,7 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
         ],
         None => vec![daemon("ours", ours, &configuration)],
     };
+    all.push(daemon("conntrack", PathBuf::from(env!("CARGO_BIN_EXE_ftp-alg")), CONNTRACK));
     all.extend([
         Contestant::KernelHelper,
         Contestant::AcceptLoop,

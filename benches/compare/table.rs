@@ -40,21 +40,21 @@ fn write_goals(text: &mut String, options: &Options, results: &Results) {
     let _ = writeln!(text, "{:<64} | {:>7} | {:<22} |", "ratio", "goal", "measured");
     for (at, figure) in options.figures.iter().enumerate() {
         for (goal, contestant) in goal_pairs(*figure, options) {
+            let least = goal.least_of(contestant);
             let Some((ratio, with)) = results.ratio(at, contestant.name(), goal) else {
                 let mut asked = options.contestants.iter().map(Contestant::name);
                 let with = asked.find(|name| goal.with.contains(name));
                 if let Some(with) = with.filter(|_| figure.is_for(contestant)) {
                     let what = ratio_title(options, *figure, contestant, with);
-                    let _ = writeln!(text, "{what:<64} | >= {:>4} | not measured", goal.least);
+                    let _ = writeln!(text, "{what:<64} | >= {:>4} | not measured", least);
                 }
                 continue;
             };
             let what = ratio_title(options, *figure, contestant, with);
-            let word = if ratio.median >= goal.least { "reached" } else { "FALLS SHORT" };
+            let word = if ratio.median >= least { "reached" } else { "FALLS SHORT" };
             let failed = |name| results.errors(at, name) > 0;
             let errors =
                 if failed(contestant.name()) || failed(with) { ", with ERRORS" } else { "" };
-            let least = goal.least.to_string();
             let _ = writeln!(
                 text,
                 "{what:<64} | {:>7} | {:<22} | {word}{errors}",
@@ -130,10 +130,7 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[BenchReport]) -> Str
     let digits = if figure.unit() > 1.0 { 2 } else { 0 };
     let rate = spread(rate.scaled(1.0 / figure.unit()), digits);
     let mut line = format!("{:<23} {rate:<26}", contestant.title());
-    if matches!(
-        figure,
-        Figure::Cycles(..) | Figure::Cycles6(..) | Figure::Published(_) | Figure::Sessions(..)
-    ) {
+    if figure.clients().is_some() {
         let values = [
             of(|one| one.percentiles[0]),
             of(|one| one.percentiles[1]),
@@ -145,17 +142,11 @@ fn line(figure: Figure, contestant: &Contestant, reports: &[BenchReport]) -> Str
     if let Some(cost) = MedianAndRange::of(reports.iter().filter_map(|report| report.cost)) {
         let cost = cost.median * 1e6;
         let _ = match figure {
-            Figure::Cycles(..)
-            | Figure::Cycles6(..)
-            | Figure::Published(_)
-            | Figure::Sessions(..) => {
-                write!(line, ", program {cost:.0} us a cycle")
-            }
+            _ if figure.clients().is_some() => write!(line, ", program {cost:.0} us a cycle"),
             Figure::Packets => write!(line, " program {cost:.2} us a packet,"),
-            Figure::Forward(_) => Ok(()),
-            // No packet of it reaches the program.
-            Figure::Bulk => Ok(()),
-            Figure::Control => write!(line, " program {:.2} ns a byte,", cost * 8e3),
+            // No packet of a data connection reaches the program.
+            Figure::Forward(_) | Figure::Bulk => Ok(()),
+            _ => write!(line, " program {:.2} ns a byte,", cost * 8e3),
         };
     }
     if figure == Figure::Packets && *contestant == Contestant::NoHelper {

@@ -12,6 +12,7 @@ use crate::{
     contestant::Contestant,
     figure::Figure,
     forward::{DATA_PORT, FORWARDED_PORTS},
+    options::CONNTRACK,
     placement::Placement,
     proxies,
 };
@@ -32,6 +33,9 @@ table inet gateway {
     chain forward { ct state related accept; }
 }
 ";
+
+/// A rule for the back end `conntrack`.
+const ACCEPT_RELATED: &str = "table inet gateway { chain forward { ct state related accept; } }";
 
 /// Rules that replace the lab's firewall: every connection passes, with its source translated.
 const ACCEPT_ALL: &str = "
@@ -81,7 +85,9 @@ impl Testbed {
             Figure::Cycles6(..) => Topology::Routed,
             _ => Topology::Masquerade,
         };
-        let lab = Lab::build(LabSpec { offloads: true, ..LabSpec::new(topology) })?;
+        // So that little but the gateway takes time.
+        let direct = figure.clients().is_some();
+        let lab = Lab::build(LabSpec { offloads: true, direct, ..LabSpec::new(topology) })?;
         for host in [&lab.client, &lab.server, &lab.gateway] {
             host.shell(HOST_SETTINGS)?;
         }
@@ -93,7 +99,9 @@ impl Testbed {
         ))?;
         let family = if let Figure::Cycles6(..) = figure { Family::V6 } else { Family::V4 };
         let target = SocketAddr::new(lab.server_address(family), 21);
-        let serve = pin.traffic_command(lab.server.command(pin.program()), &["serve", "21"]);
+        // Like its client.
+        let at = if figure.clients() == Some(1) { pin.for_one_client() } else { pin };
+        let serve = at.traffic_command(lab.server.command(at.program()), &["serve", "21"]);
         let server = lab.server.start(serve, "serve")?;
         lab.server.wait_for_port(21, Duration::from_secs(10))?;
         let mut testbed = Self {
@@ -116,6 +124,9 @@ impl Testbed {
         }
         match contestant {
             Contestant::Daemon { executable, configuration, .. } => {
+                if configuration == CONNTRACK {
+                    gateway.nft(ACCEPT_RELATED)?;
+                }
                 let daemon = Daemon::start(executable, gateway, configuration)?;
                 self.placement.pin_gateway(daemon.id())?;
                 self.program = Some(daemon.id());

@@ -280,8 +280,13 @@ impl Lab {
         }
         for Machine { host, ports, .. } in machines {
             for MachineInterface { name, segment, .. } in ports {
-                let plug = format!("{}-{name}", host.role());
                 let namespace = host.namespace();
+                if self.spec.direct && matches!(host.role(), "client" | "server") {
+                    // The plug of the gateway, which is the first machine.
+                    batch += &format!("link set gateway-{segment} netns {namespace} name {name}\n");
+                    continue;
+                }
+                let plug = format!("{}-{name}", host.role());
                 batch += &format!(
                     "link add {plug} type veth peer name {name} netns {namespace}\n\
                      link set {plug} master {segment} up\n"

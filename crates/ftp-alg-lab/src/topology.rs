@@ -256,6 +256,9 @@ pub struct LabSpec {
     /// It is off by default, so that captures have complete packets with real checksums. Local traffic of a real
     /// machine looks as if it is on.
     pub offloads: bool,
+    /// Whether cables lead from the gateway to client and server, without the switches, which take time. Others then reach
+    /// nothing.
+    pub direct: bool,
 }
 
 impl LabSpec {
@@ -269,6 +272,7 @@ impl LabSpec {
             firewall: FirewallKind::Nftables,
             admission: Admission::Mark,
             offloads: false,
+            direct: false,
         }
     }
 

@@ -28,6 +28,7 @@ use ftp_alg_fastpath::layout::PinholeKey;
 use super::lab::{Lab, OneAtATime as _};
 use super::program::{CLIENT, SERVER, frame, lab_with_pins, receive};
 use super::stacked::syn;
+use crate::fastpath::scene::{CLIENT6, SERVER6};
 
 /// Runs `test` where a table and a program are loaded. At the end nothing may have failed.
 fn with_offload(test: impl FnOnce(&Lab, &Arc<Offload>) + Send) {
@@ -57,33 +58,76 @@ fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowCha
         translation,
         interfaces: [1; 2], // lo, as in `receive`
         client_ports: [0, u16::MAX],
-        announced_addresses: [CLIENT.ip(), SERVER.ip()],
+        announced_addresses: [translation.client.ip(), translation.server.ip()],
         seq_offsets: None,
         padding: Padding::None,
         pinhole_timeout: Some(Duration::from_secs(30)),
     })
 }
 
+/// As behind each announcement that is queued.
+#[test]
+fn a_connection_that_is_taken_back_and_handed_over_has_its_new_state() {
+    with_offload(|_, offload| {
+        let mut kernel = kernel(offload);
+        let control = Translation::identity(CLIENT, SERVER);
+        let other = Translation::identity(SocketAddr::new(CLIENT.ip(), 40_001), SERVER);
+        let withdraw = |translation| FlowChange::Withdraw(Withdrawal { flow: 1, translation });
+        let again = |translation, next_seq| match handover(1, LoginStage::LoggedIn, translation) {
+            FlowChange::Handover(handover) => {
+                FlowChange::Handover(Handover { next_seq, ..handover })
+            }
+            other @ FlowChange::Withdraw(_) => other,
+        };
+        let inspected = || offload.program().counters().unwrap().inspected;
+        kernel.apply_flow_changes(&[again(control, [1000, 2000])]);
+        for (before, after, client, next_seq) in
+            [(control, control, CLIENT, [1500, 2500]), (control, other, other.client, [3000, 4000])]
+        {
+            // It is returned at a line that is not the next one.
+            receive(offload.program(), &frame(before.client, SERVER, 1, 2, b"NOOP\r\n"));
+            kernel.apply_flow_changes(&[withdraw(before), again(after, next_seq)]);
+            assert_eq!(offload.program().flow_ids().unwrap(), [1]);
+            let (seen, [seq, ack]) = (inspected(), next_seq);
+            receive(offload.program(), &frame(client, SERVER, seq, ack, b"NOOP\r\n"));
+            assert_eq!(inspected(), seen + 1, "{after:?}");
+        }
+        kernel.apply_flow_changes(&[withdraw(other)]);
+        assert_eq!(offload.program().flow_ids().unwrap(), [0; 0]);
+    });
+}
+
 /// A later session between the same ends has another source, for example from a pool.
 #[test]
 fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
+    let [client6, server6] = [(CLIENT6, CLIENT), (SERVER6, SERVER)]
+        .map(|(address, of)| SocketAddr::new(address, of.port()));
+    has_source_while_open((CLIENT, SERVER), ["203.0.113.1", "203.0.113.2"], "sources4");
+    has_source_while_open((client6, server6), ["2001:db8:7::1", "2001:db8:7::2"], "sources6");
+}
+
+fn has_source_while_open(
+    (client, server): (SocketAddr, SocketAddr),
+    sources: [&str; 2],
+    map: &str,
+) {
     with_offload(|lab, offload| {
         let mut kernel = kernel(offload);
-        let by = |last: u8| Translation {
-            client_external: SocketAddr::from(([203, 0, 113, last], CLIENT.port())),
-            ..Translation::identity(CLIENT, SERVER)
+        let by = |number: usize| Translation {
+            client_external: SocketAddr::new(sources[number - 1].parse().unwrap(), client.port()),
+            ..Translation::identity(client, server)
         };
         let translated = by(1).client_external;
         let is_handed_over = |flow| offload.program().flow_ids().unwrap().contains(&flow);
         let source = || {
-            let shown = lab.gateway_sh("nft list map inet ftp_alg fast_path_sources4");
-            ["203.0.113.1", "203.0.113.2"].map(|address| shown.contains(address))
+            let shown = lab.gateway_sh(&format!("nft list map inet ftp_alg fast_path_{map}"));
+            sources.map(|address| shown.contains(address))
         };
         for end in ["consumed", "closed"] {
             kernel.apply_flow_changes(&[handover(1, LoginStage::LoggedIn, by(1))]);
-            receive(offload.program(), &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
-            let reply = b"227 (192,0,2,9,4,1)\r\n";
-            receive(offload.program(), &frame(SERVER, translated, 2000, 1006, reply));
+            receive(offload.program(), &frame(client, server, 1000, 2000, b"EPSV\r\n"));
+            let reply = b"229 x (|||1025|)\r\n";
+            receive(offload.program(), &frame(server, translated, 2000, 1006, reply));
             let pinholes = offload.program().list_open_pinholes().unwrap();
             let [(key, _)] = pinholes[..] else { panic!("{pinholes:?}") };
             kernel.apply_flow_changes(&[

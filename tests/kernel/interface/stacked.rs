@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use ftp_alg_fastpath::layout::Flow;
+use ftp_alg_fastpath::layout::{Flow, PacketTuple};
 use ftp_alg_lab::wait_for;
 
 use super::{
@@ -10,7 +10,10 @@ use super::{
     lab::{Lab, inside},
     program::*,
 };
-use crate::fastpath::frames::{Frame, SYN};
+use crate::fastpath::{
+    frames::{Frame, SYN},
+    scene::{CLIENT6, SERVER6, between},
+};
 
 /// How the client reaches the gateway.
 struct Way {
@@ -82,11 +85,18 @@ fn stacked_interfaces_inspect_a_packet_once() {
         },
     ];
     for way in ways {
-        inspect_once(&way);
+        inspect_once(&way, CLIENT, SERVER);
+        let [client, server] = [(CLIENT6, CLIENT), (SERVER6, SERVER)]
+            .map(|(address, of)| SocketAddr::new(address, of.port()));
+        inspect_once(&way, client, server);
     }
 }
 
-fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
+fn inspect_once(
+    Way { name, made, attached, upper, vlan }: &Way,
+    client: SocketAddr,
+    server: SocketAddr,
+) {
     let (lab, pins) = (Lab::new(), Pins::new());
     lab.on_gateway(|| {
         // With 1 a bridge has no program.
@@ -98,12 +108,16 @@ fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
         }
         // Nobody is to answer.
         lab.gateway_sh(
-            "ip link set wan address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
+            "ip link set wan address 02:00:00:00:00:01; \
+             sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
         );
         let path = pins.load();
         assert_eq!(update_attachments(&path), name_set(attached));
         let interface = indices([upper, "wan"]);
-        path.hand_over(7, tuples(), &Flow { interface, ..flow() }).unwrap();
+        let same = between(client.ip(), client.ip(), server.ip(), server.ip());
+        let flow = Flow { interface, next_seq: [1000, 2000], ..same };
+        let tuples = [PacketTuple::new(client, server), PacketTuple::new(server, client)];
+        path.hand_over(7, tuples, &flow).unwrap();
         let by_client = |mut bytes: Vec<u8>| {
             if let Some(vlan) = vlan {
                 bytes.splice(12..12, [[0x81, 0], vlan.to_be_bytes()].concat());
@@ -123,16 +137,16 @@ fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
                 "{name}: {counts:?}"
             );
         };
-        by_client(frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n"));
+        by_client(frame(client, server, 1000, 2000, b"NOOP\r\n"));
         fast_path(1);
-        by_server(frame(SERVER, CLIENT, 2000, 1006, b"200 \r\n"));
+        by_server(frame(server, client, 2000, 1006, b"200 \r\n"));
         fast_path(2);
-        by_client(frame(CLIENT, SERVER, 1006, 2006, b"PASV\r\n"));
+        by_client(frame(client, server, 1006, 2006, b"EPSV\r\n"));
         fast_path(3);
-        by_server(frame(SERVER, CLIENT, 2006, 1012, b"227 x (192,0,2,9,15,161)\r\n"));
+        by_server(frame(server, client, 2006, 1012, b"229 x (|||4001|)\r\n"));
         fast_path(4);
-        let target = SocketAddr::new(SERVER.ip(), 4001);
-        by_client(syn(SocketAddr::new(CLIENT.ip(), 40_001), target));
+        let target = SocketAddr::new(server.ip(), 4001);
+        by_client(syn(SocketAddr::new(client.ip(), 40_001), target));
         fast_path(5);
         assert_eq!((path.counters().unwrap().admitted, read(&path).len()), (1, 4), "{name}");
         path.remove().unwrap();
