@@ -35,7 +35,8 @@ table inet gateway {
 ";
 
 /// A rule for the back end `conntrack`.
-const ACCEPT_RELATED: &str = "table inet gateway { chain forward { ct state related accept; } }";
+const ACCEPT_RELATED: &str =
+    "table inet gateway {\nchain forward {\nct state related accept\n}\n}\n";
 
 /// Rules that replace the lab's firewall: every connection passes, with its source translated.
 const ACCEPT_ALL: &str = "

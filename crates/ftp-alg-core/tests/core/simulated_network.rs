@@ -21,7 +21,7 @@ use crate::support::{
     fast_path::program::Counts,
     ftp::{ServerModel, active, at, crossed_out, eprt, filled, with_blanks},
     link::Link,
-    scenario::{NATS, Scenario, hands_over},
+    scenario::{NATS, Scenario, hands_over, only_passes},
     sim::{Sim, queues::Queueing},
     tcp::{Probe, Settings},
 };
@@ -297,6 +297,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         is_patient: seed % 2 == 1,
         queueing: queueing(&mut Rng::new(seed ^ 7)),
         hands_over: hands_over(seed),
+        only_passes: only_passes(seed),
         seed,
     };
     match scenario.hands_over {

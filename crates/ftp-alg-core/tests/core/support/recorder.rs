@@ -199,6 +199,10 @@ impl Kernel for Recorder {
         Ok(known)
     }
 
+    fn opens_on_fast_path(&self) -> bool {
+        !self.program.only_passes
+    }
+
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
         if !self.life.call() {
             return Ok(());
