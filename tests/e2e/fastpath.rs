@@ -89,6 +89,46 @@ fn transfers_over_ipv6_use_the_fast_path() {
     }
 }
 
+/// Packets of the client's side have no Ethernet header, as with PPPoE, WireGuard and tun.
+#[test]
+fn interfaces_without_ethernet_headers_have_the_program() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let (inside, client) = (lab.spec().plan.inside, &lab.client);
+    let own = [V4, V6].map(|family| client.address(family));
+    for (host, name) in [(&lab.gateway, "lan"), (client, "eth0")] {
+        host.shell(&format!(
+            "ip link set {name} down\nip link set {name} name old\nip address flush dev old"
+        ))
+        .unwrap();
+    }
+    let ends = [lab.gateway.namespace(), "lan", client.namespace(), "eth0"];
+    let cable = lab.gateway.script_command(Script::Tun, &ends).unwrap();
+    let cable = lab.gateway.start(cable, "tun").unwrap();
+    wait_for("the cable", || cable.log().contains("ready"));
+    let up = |name, [v4, v6]: [std::net::IpAddr; 2]| {
+        format!(
+            "ip address add {v4}/24 dev {name}\nip address add {v6}/64 dev {name} nodad\nip link set {name} up\n"
+        )
+    };
+    lab.gateway.shell(&up("lan", [inside.v4.into(), inside.v6.into()])).unwrap();
+    let routes = "ip route add default dev eth0\nip -6 route add default dev eth0";
+    client.shell(&(up("eth0", own) + routes)).unwrap();
+    let gateway = Gateway::on(lab, FAST_PATH);
+    let daemon = &gateway.daemon;
+    if !has_tcx(&fast_path(daemon)) {
+        println!("not tried: {}", fast_path(daemon)["why"]);
+        return;
+    }
+    let _server = vsftpd(&gateway.lab);
+    let extended = |port| active_by(&format!("EPRT |1|{}|{port}|", own[0]), port);
+    let round = |port| [passive("PASV"), active(port), passive("EPSV"), extended(port + 100)];
+    transfer(&gateway, &(1025..1041).flat_map(round).collect::<Vec<_>>());
+    let interfaces = fast_path(daemon)["interfaces"].clone();
+    assert!(interfaces.as_array().unwrap().contains(&json!("lan")), "{interfaces}");
+    assert_most_admitted(daemon, 64);
+    gateway.assert_tidy();
+}
+
 #[test]
 fn interfaces_have_the_program_only_while_a_session_lasts() {
     let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };

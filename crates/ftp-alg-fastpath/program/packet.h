@@ -1,7 +1,8 @@
-// Reads the headers of an IPv4 or IPv6 TCP packet in an Ethernet frame.
+// Reads the headers of an IPv4 or IPv6 TCP packet, in an Ethernet frame or without a link-layer header (PPP, tun).
 #pragma once
 
 #define ETHERNET 14                           // length of the Ethernet header
+#define OTHER_FRAME 0xff                      // no frame that the program reads
 
 // The most extension headers of an IPv6 packet that the program reads. One with more is queued all the same, but does not
 // return its connection.
@@ -38,6 +39,7 @@ static __always_inline int is_dropped(const __u8 *ip)
 struct packet {
 	struct packet_tuple tuple;
 	__u32 seq, ack;
+	__u32 ip;                             // offset of the IP header: ETHERNET or 0
 	__u32 tcp;                            // offset of the TCP header
 	__u32 payload_offset, payload_length;
 	__u32 flags;                          // bits 8 to 11 are the four bits before the flags
@@ -52,18 +54,35 @@ static __always_inline __u32 checksum_offset(const struct packet *packet)
 	return packet->tcp + 16;
 }
 
-// The first bytes of the frame, which can be read directly; 0 if it has not so many.
-static __always_inline void *first_bytes(struct __sk_buff *skb, __u32 length)
+// The bytes at an offset, which can be read directly; 0 if there are not so many.
+static __always_inline __u8 *bytes_at(struct __sk_buff *skb, __u32 offset, __u32 length)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u8 *bytes = (void *)(long)skb->data + offset, *end = (void *)(long)skb->data_end;
 
-	if (data + length <= end)
-		return data;
-	if (skb->len < length || bpf_skb_pull_data(skb, length))
+	if (bytes + length <= end)
+		return bytes;
+	if (skb->len < offset + length || bpf_skb_pull_data(skb, offset + length))
 		return 0;
-	data = (void *)(long)skb->data;
+	bytes = (void *)(long)skb->data + offset;
 	end = (void *)(long)skb->data_end;
-	return data + length <= end ? data : 0;
+	return bytes + length <= end ? bytes : 0;
+}
+
+// The offset of the IP header. An Ethernet address may look like the first bytes of one, so the kernel's own offset decides
+// then.
+static __always_inline __u32 ip_offset(struct __sk_buff *skb)
+{
+	__u8 *data = bytes_at(skb, 0, 40);
+	__u64 ip[2];
+
+	if (!data)
+		return OTHER_FRAME;
+	if ((data[0] >> 4 == 4 || data[0] >> 4 == 6) &&
+	    !bpf_skb_load_bytes_relative(skb, 0, ip, sizeof(ip), BPF_HDR_START_NET) &&
+	    !((ip[0] ^ ((__u64 *)data)[0]) | (ip[1] ^ ((__u64 *)data)[1])))
+		return 0;
+	// A VLAN's interface may leave the tag in the frame.
+	return *(__be16 *)(data + ETHERNET - 2) == (__be16)skb->protocol ? ETHERNET : OTHER_FRAME;
 }
 
 // Reads the TCP header. Returns 0 if the packet has no control port and is no SYN, or is cut off.
@@ -89,15 +108,12 @@ static __always_inline int read_tcp(struct __sk_buff *skb, struct packet *packet
 
 static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packet)
 {
-	void *data = first_bytes(skb, ETHERNET + 40);
-	__u8 *ip, *tcp, copied[16];
+	__u8 *ip = bytes_at(skb, packet->ip, 40), *tcp, copied[16];
 	__u32 length;
 	__be16 fragment;
 
-	// A VLAN's interface may leave the tag in the frame.
-	if (!data || *(__be16 *)(data + ETHERNET - 2) != bpf_htons(ETH_P_IP))
+	if (!ip)
 		return 0;
-	ip = data + ETHERNET;
 	fragment = *(__be16 *)(ip + 6);
 	if (ip[0] >> 4 != 4 || ip[9] != IPPROTO_TCP || fragment & bpf_htons(0x1fff))
 		return 0;
@@ -109,29 +125,25 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packe
 	packet->tuple.destination.words[0] = packet->tuple.destination.words[1] = 0;
 	packet->tuple.source.words[3] = *(__be32 *)(ip + 12);
 	packet->tuple.destination.words[3] = *(__be32 *)(ip + 16);
-	packet->tcp = ETHERNET + length;
+	packet->tcp = packet->ip + length;
 	tcp = ip + 20;
 	if (length != 20) {
 		if (length < 20 || bpf_skb_load_bytes(skb, packet->tcp, copied, sizeof(copied)))
 			return 0;
 		tcp = copied;
 	}
-	return read_tcp(skb, packet, tcp, ETHERNET + bpf_ntohs(*(__be16 *)(ip + 2))) && !is_dropped(ip);
+	return read_tcp(skb, packet, tcp, packet->ip + bpf_ntohs(*(__be16 *)(ip + 2))) && !is_dropped(ip);
 }
 
 // Reads the IPv6 header and extension headers. A packet with extension headers is queued, like one with IPv4 options.
 static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packet)
 {
-	void *data = first_bytes(skb, ETHERNET + 60);
-	__u8 *ip, *tcp, next, header[4], copied[16];
+	__u8 *ip = bytes_at(skb, packet->ip, 60), *tcp, next, header[4], copied[16];
 	__u32 end;
 
-	if (!data || *(__be16 *)(data + ETHERNET - 2) != bpf_htons(ETH_P_IPV6))
+	if (!ip || ip[0] >> 4 != 6 || ip[7] <= 1)
 		return 0;
-	ip = data + ETHERNET;
-	if (ip[0] >> 4 != 6 || ip[7] <= 1)
-		return 0;
-	packet->tcp = ETHERNET + 40;
+	packet->tcp = packet->ip + 40;
 	end = packet->tcp + bpf_ntohs(*(__be16 *)(ip + 4));
 	next = ip[6];
 	packet->is_v6 = 1;
@@ -168,6 +180,9 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *pac
 {
 	// The VLAN's own interface receives a tagged frame as well, without its tag, and the program inspects it there.
 	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
+		return 0;
+	packet->ip = ip_offset(skb);
+	if (packet->ip == OTHER_FRAME)
 		return 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return read_ipv4(skb, packet);

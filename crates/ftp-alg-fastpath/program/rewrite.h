@@ -216,8 +216,8 @@ static __always_inline int change_length(struct __sk_buff *skb, const struct pac
 	__be16 total = bpf_htons(header + new);
 
 	return bpf_skb_change_tail(skb, packet->tcp + new, 0) ||
-	       bpf_skb_store_bytes(skb, ETHERNET + (packet->is_v6 ? 4 : 2), &total, 2, 0) ||
-	       (!packet->is_v6 && bpf_l3_csum_replace(skb, ETHERNET + 10, bpf_htons(header + old), total, 2)) ||
+	       bpf_skb_store_bytes(skb, packet->ip + (packet->is_v6 ? 4 : 2), &total, 2, 0) ||
+	       (!packet->is_v6 && bpf_l3_csum_replace(skb, packet->ip + 10, bpf_htons(header + old), total, 2)) ||
 	       bpf_l4_csum_replace(skb, checksum_offset(packet), bpf_htons(old), bpf_htons(new), BPF_F_PSEUDO_HDR | 2);
 }
 

@@ -20,25 +20,24 @@ use super::{
 /// How long after its last use the program is detached.
 const DETACH_AFTER: Duration = Duration::from_secs(10);
 
-/// An interface that receives Ethernet frames.
+/// An interface whose packets the program can read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EthernetInterface {
+pub struct Interface {
     /// Its index.
     pub index: u32,
     /// Its name.
     pub name: String,
 }
 
-/// The interfaces of a network namespace that receive Ethernet frames, except for ports of a bridge or a bond. The bridge
-/// or bond receives the packets of its ports, and the program is attached there.
+/// Those of a network namespace, except for ports of a bridge or a bond. The bridge or bond receives the packets of its ports, and the program is attached there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Interfaces {
     /// Those that can have the program.
-    pub usable: Vec<EthernetInterface>,
+    pub usable: Vec<Interface>,
     /// Those for whose packets the rules run before the program.
-    pub filtered_early: Vec<EthernetInterface>,
+    pub filtered_early: Vec<Interface>,
     /// Those behind whose program something may change packet marks, and what that is.
-    pub mark_writers: Vec<(EthernetInterface, String)>,
+    pub mark_writers: Vec<(Interface, String)>,
 }
 
 /// Lists the interfaces in the network namespace of this thread.
@@ -46,7 +45,7 @@ pub type ListInterfaces = fn() -> io::Result<Interfaces>;
 
 impl Interfaces {
     /// Those at which an earlier daemon may have attached the program.
-    pub(crate) fn into_candidates(self) -> impl Iterator<Item = EthernetInterface> {
+    pub(crate) fn into_candidates(self) -> impl Iterator<Item = Interface> {
         let mark_writers = self.mark_writers.into_iter().map(|(interface, _)| interface);
         self.usable.into_iter().chain(self.filtered_early).chain(mark_writers)
     }
@@ -141,7 +140,7 @@ impl Attachments {
                 interface => drop(attached.insert(interface, Attachment::Link(link))),
             }
         }
-        for EthernetInterface { index, .. } in list_interfaces()?.into_candidates() {
+        for Interface { index, .. } in list_interfaces()?.into_candidates() {
             if let (Some(program), Entry::Vacant(free)) = (program, attached.entry(index))
                 && syscall::is_attached(program, index)?
             {
@@ -197,12 +196,12 @@ impl Attachments {
         let mut interfaces = (self.list_interfaces)().or_unavailable("list the interfaces")?;
         // A program that was attached later may change packet marks as well. After the next reading this one is the last
         // one again.
-        interfaces.usable.retain(|EthernetInterface { index, .. }| {
+        interfaces.usable.retain(|Interface { index, .. }| {
             !self.attached.contains_key(index)
                 || !syscall::has_later_program(program, *index).unwrap_or(false)
         });
         for (interface, what) in &interfaces.mark_writers {
-            let is_it = |(known, _): &(EthernetInterface, String)| known == interface;
+            let is_it = |(known, _): &(Interface, String)| known == interface;
             if !self.interfaces.mark_writers.iter().any(is_it) {
                 let name = &interface.name;
                 tracing::info!("no fast path at {name}: {what} may change packet marks");
@@ -233,7 +232,7 @@ impl Attachments {
             stays
         });
         let before = std::mem::take(&mut self.interface_names);
-        for EthernetInterface { index, name } in interfaces {
+        for Interface { index, name } in interfaces {
             if let Entry::Vacant(free) = self.attached.entry(index) {
                 let attachment = if self.uses_links {
                     Attachment::with_link(program, index, pins)

@@ -40,7 +40,7 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 
 use attachments::Attachments;
-pub use attachments::{EthernetInterface, Interfaces, ListInterfaces, UsableInterfaces};
+pub use attachments::{Interface, Interfaces, ListInterfaces, UsableInterfaces};
 use layout::{Flow, PacketTuple, Pinhole, PinholeKey, TupleValue, counter, side};
 pub use pin_directory::is_bpf_file_system;
 use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
@@ -264,7 +264,7 @@ impl FastPath {
         lock(&self.attachments).find_usable_interfaces(program)
     }
 
-    /// Attaches the program to each new Ethernet interface that was found, and detaches it from those that became ports
+    /// Attaches the program to each new interface that was found, and detaches it from those that became ports
     /// of another one. Some time after the last connection and pinhole it detaches the program from all interfaces;
     /// [`FastPath::hand_over`] attaches it again. Call this only on a thread in the namespace in which the program was
     /// loaded.

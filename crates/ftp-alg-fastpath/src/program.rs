@@ -15,7 +15,7 @@ use aya::{
 
 use super::{
     FastPathUnavailable, ListInterfaces, OrUnavailable as _,
-    attachments::EthernetInterface,
+    attachments::Interface,
     pin_directory::{PROGRAM_NAME, PinDirectory},
     syscall,
 };
@@ -137,7 +137,7 @@ impl AttachedProgram {
 /// kernel asks of those who look for programs.
 fn list_attached(list_interfaces: ListInterfaces) -> io::Result<Vec<AttachedProgram>> {
     let mut found = Vec::new();
-    for EthernetInterface { index, name } in list_interfaces()?.into_candidates() {
+    for Interface { index, name } in list_interfaces()?.into_candidates() {
         let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else {
             continue;
         };

@@ -35,6 +35,8 @@ pub enum Script {
     Pinholes,
     /// Starts pyftpdlib.
     Pyftpdlib,
+    /// A cable between two tun interfaces.
+    Tun,
 }
 
 impl Script {
@@ -50,6 +52,7 @@ impl Script {
             Self::Connect => ("connect.py", include_str!("scripts/connect.py")),
             Self::Flood => ("flood.py", include_str!("scripts/flood.py")),
             Self::Pinholes => ("pinholes.py", include_str!("scripts/pinholes.py")),
+            Self::Tun => ("tun.py", include_str!("scripts/tun.py")),
             Self::Pyftpdlib => ("serve_pyftpdlib.py", include_str!("scripts/serve_pyftpdlib.py")),
         }
     }

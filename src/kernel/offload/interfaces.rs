@@ -8,8 +8,8 @@
 
 use std::{fs, io, os::fd::OwnedFd};
 
-use ftp_alg_fastpath::{EthernetInterface, Interfaces};
-use libc::{ARPHRD_ETHER, RTM_GETLINK};
+use ftp_alg_fastpath::{Interface, Interfaces};
+use libc::{ARPHRD_ETHER, ARPHRD_NONE, ARPHRD_PPP, RTM_GETLINK};
 use rustix::{
     io::Errno,
     net::{
@@ -34,6 +34,11 @@ const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
 const IFINFOMSG_SIZE: usize = 16;
 /// The setting for all bridges of a network namespace. The file exists if br_netfilter is loaded.
 const BRIDGE_SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+/// From linux/if_arp.h; libc lacks it.
+const ARPHRD_RAWIP: u16 = 519;
+/// The types of interfaces whose packets the program can read: with an Ethernet header, or with none (tun, WireGuard, PPP,
+/// mobile modems).
+const READABLE_TYPES: [u16; 4] = [ARPHRD_ETHER, ARPHRD_NONE, ARPHRD_PPP, ARPHRD_RAWIP];
 /// How many interfaces may be upon each other.
 const MAX_LAYERS: usize = 8;
 
@@ -42,7 +47,7 @@ const MAX_LAYERS: usize = 8;
 struct Link {
     index: u32,
     name: String,
-    is_ethernet: bool,
+    is_readable: bool,
     /// Whether it is a port of a bridge or another interface.
     has_master: bool,
     kind: LinkKind,
@@ -119,8 +124,8 @@ fn classify(links: Vec<Link>, setting: Option<bool>) -> Interfaces {
     };
     let mut interfaces = Interfaces::default();
     for link in &links {
-        let candidate = (link.is_ethernet && !link.has_master)
-            .then(|| EthernetInterface { index: link.index, name: link.name.clone() });
+        let candidate = (link.is_readable && !link.has_master)
+            .then(|| Interface { index: link.index, name: link.name.clone() });
         let is_early = is_filtered_early(link);
         let list = if is_early { &mut interfaces.filtered_early } else { &mut interfaces.usable };
         list.extend(candidate);
@@ -145,7 +150,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     Some(Link {
         index,
         name: String::from_utf8_lossy(without_zero(name)).into_owned(),
-        is_ethernet: kind == ARPHRD_ETHER,
+        is_readable: READABLE_TYPES.contains(&kind),
         has_master: attributes.first(IFLA_MASTER).is_some(),
         kind: link_kind(&attributes).unwrap_or(LinkKind::Other),
     })
@@ -197,7 +202,7 @@ mod tests {
         parse_link(&message(ARPHRD_ETHER, index, &[name, more])).unwrap()
     }
 
-    fn names(interfaces: &[EthernetInterface]) -> Vec<&str> {
+    fn names(interfaces: &[Interface]) -> Vec<&str> {
         interfaces.iter().map(|one| one.name.as_str()).collect()
     }
 

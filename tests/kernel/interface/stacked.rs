@@ -24,6 +24,8 @@ struct Way {
     /// The interface on which the rules see the client's packets.
     upper: &'static str,
     vlan: Option<u16>,
+    /// The address of the interface at which they arrive.
+    own: [u8; 6],
 }
 
 /// What the gateway's interface has for an address.
@@ -41,6 +43,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
             attached: &["bridge", "wan"],
             upper: "bridge",
             vlan: None,
+            own: OWN,
         },
         Way {
             name: "VLAN",
@@ -49,6 +52,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
             attached: &["lan", "wan", "tagged"],
             upper: "tagged",
             vlan: Some(7),
+            own: OWN,
         },
         Way {
             name: "bridge of a VLAN",
@@ -58,6 +62,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
             attached: &["lan", "bridge", "wan"],
             upper: "bridge",
             vlan: Some(7),
+            own: OWN,
         },
         Way {
             name: "VLAN of a bridge",
@@ -67,6 +72,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
             attached: &["bridge", "wan", "tagged"],
             upper: "tagged",
             vlan: Some(7),
+            own: OWN,
         },
         Way {
             name: "macvlan",
@@ -74,6 +80,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
             attached: &["lan", "wan", "own"],
             upper: "own",
             vlan: None,
+            own: OWN,
         },
         Way {
             name: "bond",
@@ -82,6 +89,16 @@ fn stacked_interfaces_inspect_a_packet_once() {
             attached: &["bond", "wan"],
             upper: "bond",
             vlan: None,
+            own: OWN,
+        },
+        // Its first byte is that of an IPv6 header.
+        Way {
+            name: "address",
+            made: "ip link set lan address 60:00:00:00:00:01",
+            attached: &["lan", "wan"],
+            upper: "lan",
+            vlan: None,
+            own: [0x60, 0, 0, 0, 0, 1],
         },
     ];
     for way in ways {
@@ -93,7 +110,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
 }
 
 fn inspect_once(
-    Way { name, made, attached, upper, vlan }: &Way,
+    Way { name, made, attached, upper, vlan, own }: &Way,
     client: SocketAddr,
     server: SocketAddr,
 ) {
@@ -122,7 +139,7 @@ fn inspect_once(
             if let Some(vlan) = vlan {
                 bytes.splice(12..12, [[0x81, 0], vlan.to_be_bytes()].concat());
             }
-            inside(&lab.client, || send_frame("eth0", OWN, &bytes));
+            inside(&lab.client, || send_frame("eth0", *own, &bytes));
         };
         let by_server = |bytes: Vec<u8>| inside(&lab.server, || send_frame("eth0", OWN, &bytes));
         let fast_path = |count: u64| {
