@@ -40,7 +40,7 @@ fn write_goals(text: &mut String, options: &Options, results: &Results) {
     let _ = writeln!(text, "{:<64} | {:>7} | {:<22} |", "ratio", "goal", "measured");
     for (at, figure) in options.figures.iter().enumerate() {
         for (goal, contestant) in goal_pairs(*figure, options) {
-            let least = goal.least_of(contestant);
+            let least = goal.least_of(*figure, contestant);
             let Some((ratio, with)) = results.ratio(at, contestant.name(), goal) else {
                 let mut asked = options.contestants.iter().map(Contestant::name);
                 let with = asked.find(|name| goal.with.contains(name));

@@ -64,7 +64,7 @@ fn auto_takes_expectations_where_the_firewall_accepts_related_alone() {
         assert!(said.contains(&format!("{expected}: {why}")) || why.is_empty(), "{case}: {said}");
         assert_eq!(doctor.status.success(), passes, "{case}: {said}");
         // This kernel takes expectations for another helper.
-        let advice = "or set backend = \"conntrack\" in [pinhole] (no fast path: ";
+        let advice = "or set backend = \"conntrack\" in [pinhole] (announcements are queued: ";
         assert_eq!(said.contains(advice), !passes, "{case}: {said}");
     }
 }

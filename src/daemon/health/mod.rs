@@ -50,8 +50,8 @@ use crate::kernel::{
 };
 
 /// How to select the back end `conntrack`, and what it costs.
-pub const SELECT_CONNTRACK: &str = "set backend = \"conntrack\" in [pinhole] (no fast path: small files at 0.5 to 0.8 \
-                                    of the rate of the kernel's helper)";
+pub const SELECT_CONNTRACK: &str = "set backend = \"conntrack\" in [pinhole] (announcements are queued: small files at \
+                                    half the rate of the kernel's helper)";
 const NAMES_SECTION: &str = "names";
 /// How long an event of traffic counts.
 const RECENT_WINDOW: Duration = Duration::from_secs(600);
