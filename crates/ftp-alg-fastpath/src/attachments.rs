@@ -29,7 +29,8 @@ pub struct Interface {
     pub name: String,
 }
 
-/// Those of a network namespace, except for ports of a bridge or a bond. The bridge or bond receives the packets of its ports, and the program is attached there.
+/// Those of a network namespace, except for ports of a bridge or a bond. The bridge or bond receives the packets of its
+/// ports, and the program is attached there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Interfaces {
     /// Those that can have the program.

@@ -264,8 +264,8 @@ impl FastPath {
         lock(&self.attachments).find_usable_interfaces(program)
     }
 
-    /// Attaches the program to each new interface that was found, and detaches it from those that became ports
-    /// of another one. Some time after the last connection and pinhole it detaches the program from all interfaces;
+    /// Attaches the program to each new interface that was found, and detaches it from those that became ports of another
+    /// one. Some time after the last connection and pinhole it detaches the program from all interfaces;
     /// [`FastPath::hand_over`] attaches it again. Call this only on a thread in the namespace in which the program was
     /// loaded.
     pub fn update_attachments(&self, now: Instant) -> Result<(), FastPathUnavailable> {
