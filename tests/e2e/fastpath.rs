@@ -125,8 +125,6 @@ fn interfaces_without_ethernet_headers_have_the_program() {
     let extended = |port| active_by(&format!("EPRT |1|{}|{port}|", own[0]), port);
     let round = |port| [passive("PASV"), active(port), passive("EPSV"), extended(port + 100)];
     transfer(&gateway, &(1025..1041).flat_map(round).collect::<Vec<_>>());
-    let interfaces = fast_path(daemon)["interfaces"].clone();
-    assert!(interfaces.as_array().unwrap().contains(&json!("lan")), "{interfaces}");
     assert_most_admitted(daemon, 64);
     gateway.assert_tidy();
 }
