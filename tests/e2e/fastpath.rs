@@ -399,8 +399,8 @@ fn only_announcements_are_queued_with_the_back_end_conntrack() {
         let round = |port| [passive("PASV"), second(port), passive("EPSV")];
         transfer(&gateway, &(1025..1041).flat_map(round).collect::<Vec<_>>());
         // About 180; with destination NAT 100, because what is rewritten is acknowledged in the queue.
-        assert!(count(daemon, "lines") > 60, "{}", fast_path(daemon));
-        assert!(count(daemon, "handed_back") >= 48, "{}", fast_path(daemon));
+        assert!(count(daemon, "lines") > 40, "{}", fast_path(daemon));
+        assert!(count(daemon, "handed_back") > 20, "{}", fast_path(daemon));
         assert_eq!((count(daemon, "opened"), count(daemon, "admitted")), (0, 0));
         gateway.assert_tidy();
     }
