@@ -48,6 +48,11 @@ impl Contestant {
         }
     }
 
+    /// Whether it is `ftp-alg` with the back end `conntrack`.
+    pub fn expects(&self) -> bool {
+        self.name() == "conntrack"
+    }
+
     /// The title in the table.
     pub fn title(&self) -> &'static str {
         match self {

@@ -34,10 +34,10 @@ pub struct Goal {
 impl Goal {
     /// The smallest ratio that reaches the goal for this contestant.
     pub fn least_of(&self, figure: Figure, contestant: &Contestant) -> f64 {
-        match figure.clients() {
-            Some(1) if contestant.name() == "conntrack" && self.with == ["helper"] => 0.5,
-            Some(_) if contestant.name() == "conntrack" && self.with == ["helper"] => 0.7,
-            _ => self.least,
+        match figure.clients().filter(|_| contestant.expects() && self.with == ["helper"]) {
+            Some(1) => 0.5,
+            Some(_) => 0.7,
+            None => self.least,
         }
     }
 }
@@ -85,7 +85,7 @@ impl Figure {
         let named = |names: &[&str]| ours || names.contains(&contestant.name());
         match self {
             // What has no announcements does not depend on the back end.
-            _ if contestant.name() == "conntrack" && self.clients().is_none() => false,
+            _ if contestant.expects() && self.clients().is_none() => false,
             // Without a helper, no connection can reach an endpoint that the client announces.
             Self::Cycles(_, verb) | Self::Sessions(_, verb) if verb.is_active() => {
                 !matches!(contestant, Contestant::NoHelper | Contestant::Firewall)

@@ -57,8 +57,7 @@ fn cycles(
 ) -> Result<BenchReport> {
     let (target, time) = (stage.target, options.time);
     let order = load::Order { target, verb, is_whole_session, clients, time };
-    // A client that moves between idle cores would measure how long they take to wake.
-    let pin = if clients == 1 { stage.placement.for_one_client() } else { stage.placement };
+    let pin = stage.placement.for_clients(Some(clients));
     let command = stage.lab.client.command(pin.program());
     run_role(options, stage, pin.traffic_command(command, &["load"]), &order)
 }

@@ -43,7 +43,7 @@ pub struct Options {
 }
 
 /// The configuration of the contestant `conntrack`.
-pub const CONNTRACK: &str = "pinhole.backend = \"conntrack\"\n";
+const CONNTRACK: &str = "pinhole.backend = \"conntrack\"\n";
 
 const FIGURES: [&str; 8] =
     ["cycles", "cycles6", "published", "sessions", "packets", "forward", "bulk", "control"];

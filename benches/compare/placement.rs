@@ -24,9 +24,10 @@ impl Placement {
         }
     }
 
-    /// The placement of a single client, which always runs on one core.
-    pub fn for_one_client(self) -> Self {
-        if self == Self::Free { Self::Apart } else { self }
+    /// The placement of so many clients and their server. A single client that moves between idle cores would measure how
+    /// long they take to wake.
+    pub fn for_clients(self, clients: Option<usize>) -> Self {
+        if (self, clients) == (Self::Free, Some(1)) { Self::Apart } else { self }
     }
 
     /// Adds the arguments that start this program in a role. `command` runs [`Placement::program`].

@@ -46,7 +46,7 @@ fn write_goals(text: &mut String, options: &Options, results: &Results) {
                 let with = asked.find(|name| goal.with.contains(name));
                 if let Some(with) = with.filter(|_| figure.is_for(contestant)) {
                     let what = ratio_title(options, *figure, contestant, with);
-                    let _ = writeln!(text, "{what:<64} | >= {:>4} | not measured", least);
+                    let _ = writeln!(text, "{what:<64} | >= {least:>4} | not measured");
                 }
                 continue;
             };

@@ -12,7 +12,6 @@ use crate::{
     contestant::Contestant,
     figure::Figure,
     forward::{DATA_PORT, FORWARDED_PORTS},
-    options::CONNTRACK,
     placement::Placement,
     proxies,
 };
@@ -100,8 +99,7 @@ impl Testbed {
         ))?;
         let family = if let Figure::Cycles6(..) = figure { Family::V6 } else { Family::V4 };
         let target = SocketAddr::new(lab.server_address(family), 21);
-        // Like its client.
-        let at = if figure.clients() == Some(1) { pin.for_one_client() } else { pin };
+        let at = pin.for_clients(figure.clients());
         let serve = at.traffic_command(lab.server.command(at.program()), &["serve", "21"]);
         let server = lab.server.start(serve, "serve")?;
         lab.server.wait_for_port(21, Duration::from_secs(10))?;
@@ -125,7 +123,7 @@ impl Testbed {
         }
         match contestant {
             Contestant::Daemon { executable, configuration, .. } => {
-                if configuration == CONNTRACK {
+                if contestant.expects() {
                     gateway.nft(ACCEPT_RELATED)?;
                 }
                 let daemon = Daemon::start(executable, gateway, configuration)?;

@@ -105,13 +105,8 @@ impl LinuxKernel {
         let mut consumed = Vec::new();
         for (id, opening) in moved {
             let pinhole = &opening.ends;
-            let opened = match &mut self.backend {
-                RunningBackend::Nftables(pinholes) => {
-                    if let Some(offload) = &self.offload {
-                        offload.record_rules_pinhole(opening);
-                    }
-                    pinholes.open(opening, &[])
-                }
+            let opened = match self.backend {
+                RunningBackend::Nftables(_) => self.open_in_rules(opening, &[]),
                 // Expectations need a helper, which the connection may not have.
                 RunningBackend::Conntrack(_) => Ok(()),
             };
@@ -184,6 +179,22 @@ impl LinuxKernel {
         of_rules
     }
 
+    fn open_in_rules(
+        &mut self,
+        opening: &Opening,
+        closed: &[PinholeEnds],
+    ) -> Result<(), KernelError> {
+        match &mut self.backend {
+            RunningBackend::Nftables(pinholes) => {
+                if let Some(offload) = &self.offload {
+                    offload.record_rules_pinhole(opening);
+                }
+                pinholes.open(opening, closed)
+            }
+            RunningBackend::Conntrack(expectations) => expectations.open(opening, closed),
+        }
+    }
+
     fn close_in_rules(&mut self, closed: &[PinholeEnds]) -> Result<(), KernelError> {
         match &mut self.backend {
             RunningBackend::Nftables(pinholes) => pinholes.close(closed),
@@ -218,13 +229,7 @@ impl Kernel for LinuxKernel {
             self.close_in_rules(&closed).map_err(KernelError::not_closed)?;
             return Err(error);
         }
-        if let Some(offload) = self.offload.as_ref().filter(|_| self.opens_on_fast_path()) {
-            offload.record_rules_pinhole(opening);
-        }
-        let opened = match &mut self.backend {
-            RunningBackend::Nftables(pinholes) => pinholes.open(opening, &closed),
-            RunningBackend::Conntrack(expectations) => expectations.open(opening, &closed),
-        };
+        let opened = self.open_in_rules(opening, &closed);
         if let (Err(_), Some(offload)) = (&opened, &self.offload) {
             offload.release_pinhole(&opening.ends);
         }

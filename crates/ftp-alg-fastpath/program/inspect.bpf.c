@@ -28,7 +28,8 @@
 // Return values, from linux/bpf.h of Linux 6.6.
 #define NEXT -1 // TCX_NEXT: the next program and the stack get the packet
 #define DROP 2  // TCX_DROP
-#define OTHER -2
+
+#define OTHER -2 // not from there: `admit_packet` is to look at the packet
 
 // Gives the connection back to the daemon. The packet is not changed, so the rules queue it.
 static __always_inline int hand_back(struct flow *flow)
@@ -161,7 +162,7 @@ static __always_inline int follow_line(struct __sk_buff *skb, const struct packe
 			return 0;
 		opens = has_heartbeat(line->at_ns) &&
 			may_open(skb, &key, line->flow,
-				 !is_same_address(&key.arrival, is_client ? &flow->client : &flow->server));
+				 !are_same(&key.arrival, is_client ? &flow->client : &flow->server, 4));
 	}
 
 	// At the end of a transfer the program reports that its pinhole was consumed, so that the daemon need not

@@ -255,10 +255,15 @@ static __always_inline int is_ipv4(const struct address *address)
 	return !(address->words[0] | address->words[1] | (address->words[2] ^ bpf_htonl(0xffff)));
 }
 
-static __always_inline int is_same_address(const struct address *a, const struct address *b)
+// Whether so many words, a constant, are the same. Without a branch for each.
+static __always_inline int are_same(const void *a, const void *b, __u32 words)
 {
-	return !((a->words[0] ^ b->words[0]) | (a->words[1] ^ b->words[1]) | (a->words[2] ^ b->words[2]) |
-		 (a->words[3] ^ b->words[3]));
+	__u32 differs = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < words; i++)
+		differs |= ((const __u32 *)a)[i] ^ ((const __u32 *)b)[i];
+	return !differs;
 }
 
 static __always_inline void count(__u32 counter)

@@ -47,7 +47,6 @@ struct packet {
 	__u32 payload_offset, payload_length;
 	__u32 flags;                          // bits 8 to 11 are the four bits before the flags
 	__be16 window;
-	__u8 is_v6;
 	__u8 is_plain;                        // the IP header has no options, and the packet is no fragment
 	__u8 has_control_port;                // a port of the packet is in the map `control_ports`
 };
@@ -125,7 +124,6 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct packet *packe
 	if (ip[0] >> 4 != 4 || ip[9] != IPPROTO_TCP || fragment & bpf_htons(0x1fff))
 		return 0;
 	length = (ip[0] & 15) * 4;
-	packet->is_v6 = 0;
 	packet->is_plain = length == 20 && !(fragment & bpf_htons(0x2000));
 	packet->tuple.source.words[0] = packet->tuple.source.words[1] = 0;
 	packet->tuple.source.words[2] = packet->tuple.destination.words[2] = bpf_htonl(0xffff);
@@ -153,7 +151,6 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct packet *packe
 	packet->tcp = packet->ip + 40;
 	end = packet->tcp + bpf_ntohs(*(__be16 *)(ip + 4));
 	next = ip[6];
-	packet->is_v6 = 1;
 	packet->is_plain = next == IPPROTO_TCP;
 	__builtin_memcpy(&packet->tuple, ip + 8, 32);
 	// The kernel drops it (ip6_rcv_core), and it must not be taken for a packet of an IPv4 connection.

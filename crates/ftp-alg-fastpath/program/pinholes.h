@@ -13,24 +13,15 @@ static __always_inline int admits_from_elsewhere(struct pinhole *pinhole, __be16
 	return !admitted || admitted == port;
 }
 
-static __always_inline int is_same_tuple(const struct packet_tuple *a, const struct packet_tuple *b)
-{
-	const __u32 *words = (const __u32 *)a, *others = (const __u32 *)b;
-	__u32 differs = 0;
-
-#pragma unroll
-	for (__u32 i = 0; i < sizeof(*a) / 4; i++)
-		differs |= words[i] ^ others[i];
-	return !differs;
-}
-
 // The SYN that a pinhole admitted, if this one is its retransmission; else 0.
 static __always_inline struct admitted_syn *find_admitted_syn(const struct packet *packet, __u64 now)
 {
 	struct syn_key key = { .port = packet->tuple.destination_port, .seq = packet->seq };
 	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &key);
 
-	return known && is_same_tuple(&known->tuple, &packet->tuple) && known->until > now ? known : 0;
+	if (!known || known->until <= now || !are_same(&known->tuple, &packet->tuple, sizeof(packet->tuple) / 4))
+		return 0;
+	return known;
 }
 
 // Whether the SYN is a retransmission of one that another pinhole admitted. Conntrack knows its connection, so it must

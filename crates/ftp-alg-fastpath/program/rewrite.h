@@ -212,12 +212,13 @@ static __always_inline int rewrite_line(struct rewrite *rewrite, const struct li
 static __always_inline int change_length(struct __sk_buff *skb, const struct packet *packet, __u32 growth)
 {
 	__u32 old = packet->payload_offset - packet->tcp + packet->payload_length, new = old + growth;
-	__u32 header = packet->is_v6 ? 0 : 20; // what the length in the IP header counts before the TCP header
+	int is_v4 = is_ipv4(&packet->tuple.source);
+	__u32 header = is_v4 ? 20 : 0; // what the length in the IP header counts before the TCP header
 	__be16 total = bpf_htons(header + new);
 
 	return bpf_skb_change_tail(skb, packet->tcp + new, 0) ||
-	       bpf_skb_store_bytes(skb, packet->ip + (packet->is_v6 ? 4 : 2), &total, 2, 0) ||
-	       (!packet->is_v6 && bpf_l3_csum_replace(skb, packet->ip + 10, bpf_htons(header + old), total, 2)) ||
+	       bpf_skb_store_bytes(skb, packet->ip + (is_v4 ? 2 : 4), &total, 2, 0) ||
+	       (is_v4 && bpf_l3_csum_replace(skb, packet->ip + 10, bpf_htons(header + old), total, 2)) ||
 	       bpf_l4_csum_replace(skb, checksum_offset(packet), bpf_htons(old), bpf_htons(new), BPF_F_PSEUDO_HDR | 2);
 }
 
