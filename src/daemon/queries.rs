@@ -50,11 +50,13 @@ impl SharedState {
         // A map, because each lookup locks an engine that a worker may need.
         let remaining: HashMap<_, _> =
             open.iter().map(|open| (open.ends(), open.remaining)).collect();
+        let now = Instant::now();
         let row = |info: PinholeInfo| {
-            let remaining_seconds = remaining.get(&info.ends.ends())?.as_secs();
+            let by_kernel = *remaining.get(&info.ends.ends())?;
+            let left = info.deadline.map(|deadline| deadline.saturating_duration_since(now));
+            let remaining_seconds = left.map_or(by_kernel, |left| left.min(by_kernel)).as_secs();
             Some(PinholeRow { info, remaining_seconds })
         };
-        let now = Instant::now();
         let mut rows = Vec::new();
         self.with_each(|Engine { sessions, .. }| {
             let listed = sessions.list_pinholes().chain(sessions.list_ended_pinholes(now));

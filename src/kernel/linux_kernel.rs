@@ -283,8 +283,8 @@ impl Kernel for LinuxKernel {
         }
     }
 
-    fn opens_on_fast_path(&self) -> bool {
-        matches!(self.backend, RunningBackend::Nftables(_))
+    fn uses_expectations(&self) -> bool {
+        matches!(self.backend, RunningBackend::Conntrack(_))
     }
 
     fn is_running(&mut self, control: &Translation) -> Result<bool, KernelError> {

@@ -22,15 +22,15 @@ use super::{
     queue,
     table::{
         compiled::as_draft,
+        helper::OwnHelper,
         loading::nft,
         queue_rules::{queues_of_table, try_queue_rule},
         rule_files::render_nftables,
     },
 };
 
-// From linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h; libc lacks them.
+// From linux/netfilter/nfnetlink_conntrack.h; libc lacks it.
 const IPCTNL_MSG_CT_GET_STATS: u16 = kind_of(libc::NFNL_SUBSYS_CTNETLINK, 5);
-const NFNL_MSG_CTHELPER_GET: u16 = kind_of(libc::NFNL_SUBSYS_CTHELPER, 1);
 
 /// A table that contains only an object of the kernel's helper for scanners.
 const SCANNER_HELPER: &str =
@@ -87,7 +87,7 @@ impl HostSettings {
                 .is_ok_and(|queues| !queues.is_empty()),
             automatic_helpers: read_number("/proc/sys/net/netfilter/nf_conntrack_helper")
                 == Some(1),
-            cthelper: has_cthelper(),
+            cthelper: OwnHelper::is_supported(),
             routing: read_routing(&parameters.gateway.control_ports),
         }
     }
@@ -175,7 +175,7 @@ impl ConntrackAbilities {
     /// Whether pinholes can be expectations of our own helper in user space. Starts no program if the kernel does not
     /// support such helpers.
     pub fn supports_own_helper() -> bool {
-        has_cthelper() && Self::read().supports_expectations()
+        OwnHelper::is_supported() && Self::read().supports_expectations()
     }
 
     /// Probes the kernel. Without CAP_NET_ADMIN it shows none.
@@ -186,7 +186,7 @@ impl ConntrackAbilities {
         Self {
             ctnetlink: is_answered(IPCTNL_MSG_CT_GET_STATS, 0),
             expectations: is_answered(IPCTNL_MSG_EXP_GET, libc::NLM_F_DUMP),
-            cthelper: has_cthelper(),
+            cthelper: OwnHelper::is_supported(),
             nat: takes_both || takes(NAT),
             scanner_helper: takes_both || takes(SCANNER_HELPER),
         }
@@ -197,11 +197,6 @@ impl ConntrackAbilities {
     pub fn supports_expectations(&self) -> bool {
         self.ctnetlink && self.expectations && self.nat && (self.cthelper || self.scanner_helper)
     }
-}
-
-/// Whether the kernel accepts helpers in user space.
-fn has_cthelper() -> bool {
-    is_answered(NFNL_MSG_CTHELPER_GET, libc::NLM_F_DUMP)
 }
 
 fn is_answered(kind: u16, flags: i32) -> bool {

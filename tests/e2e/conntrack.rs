@@ -14,8 +14,12 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     let (address, port) = host_port(server.lines().last().unwrap());
     let expected = gateway.daemon.open_pinholes().unwrap();
     assert_eq!(expected.len(), 1, "{expected:?}");
+    // Its helper's timeout: the packet does not wait for another one.
+    let timeout = if ConntrackAbilities::read().cthelper { 30 } else { 300 };
     let seconds: u32 = expected[0].split_whitespace().next().unwrap().parse().unwrap();
-    assert!((1..=30).contains(&seconds), "{expected:?}");
+    assert!((1..=timeout).contains(&seconds), "{expected:?}");
+    let listed = gateway.daemon.pinholes().unwrap();
+    assert!(listed[0]["remaining_seconds"].as_u64().unwrap() <= 30, "{listed:?}");
     let ends = "proto=6 src=198.51.100.10 dst=198.51.100.1 sport=0 ";
     for part in [ends, &format!("dport={port} "), "mask-src=255.255.255.255 "] {
         assert!(expected[0].contains(part), "{part} in {expected:?}");
@@ -25,6 +29,17 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     let connections = lab.gateway.connections().unwrap();
     let data = connections.lines().find(|line| line.contains(&format!("dport={port} ")));
     assert!(data.is_some_and(|line| line.contains("mark=1073741824 ")), "{connections}");
+    client.release().ok();
+    gateway.assert_tidy();
+}
+
+#[test]
+fn an_unused_expectation_is_closed_when_its_lifetime_ends() {
+    let configuration = format!("{CONNTRACK}timeout = \"2s\"\n");
+    let (gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
+    let lab = &gateway.lab;
+    let client = hold_listening(lab, 3762, (login(), ask(PORT), gate()));
+    wait_for("the end of its lifetime", || gateway.daemon.open_pinholes().unwrap().is_empty());
     client.release().ok();
     gateway.assert_tidy();
 }

@@ -99,6 +99,7 @@ pub(super) mod tests {
                     source: source.parse().unwrap(),
                 },
                 kind: AnnouncementKind::Port,
+                deadline: None,
             },
             remaining_seconds: 29,
         }

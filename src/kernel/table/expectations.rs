@@ -14,7 +14,10 @@ use ftp_alg_core::engine::{
     KernelError, OpenRange, Opening, PinholeEnds, RANGE_LIFETIME, Translation,
 };
 
-use super::pinholes::{OpenPinhole, is_ipv6};
+use super::{
+    helper::OwnHelper,
+    pinholes::{OpenPinhole, is_ipv6},
+};
 use crate::{
     config::MAX_EXPECTED_PORTS,
     kernel::{
@@ -39,6 +42,8 @@ const CTA_EXPECT_NAT_DIR: u16 = 1;
 const CTA_EXPECT_NAT_TUPLE: u16 = 2;
 /// It is not consumed by a connection.
 const NF_CT_EXPECT_PERMANENT: u32 = 1;
+/// That of the kernel's helper for scanners (nf_conntrack_sane.c).
+const SCANNER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Translates source and destination like those of the master connection.
 const FOLLOW_MASTER: &[u8] = b"nat-follow-master\0";
 
@@ -50,6 +55,8 @@ const CAPACITY: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
 pub struct Expectations {
     socket: Socket,
     capacity: usize,
+    /// Timeout of a new expectation.
+    first_timeout: Duration,
     /// With the set of ports to which the operator's rules may translate source ports, and the zones in which a control
     /// connection may be. An expectation is in that of its own.
     parameters: RuleParameters,
@@ -61,7 +68,9 @@ impl Expectations {
         let socket = Socket::open().map_err(|e| NetfilterError::system("netlink socket", e))?;
         let read = fs::read_to_string(CAPACITY).ok().and_then(|text| text.trim().parse().ok());
         let capacity = read.unwrap_or(usize::MAX);
-        Ok(Self { socket, capacity, parameters: parameters.clone() })
+        let first_timeout =
+            if OwnHelper::is_supported() { OwnHelper::TIMEOUT } else { SCANNER_TIMEOUT };
+        Ok(Self { socket, capacity, first_timeout, parameters: parameters.clone() })
     }
 
     /// Limit of expectations when this was created.
@@ -69,7 +78,7 @@ impl Expectations {
         self.capacity
     }
 
-    /// Opens a pinhole for one connection, for its lifetime in whole seconds, after closing `closed`.
+    /// Opens a pinhole for one connection, for its lifetime in whole seconds or longer, after closing `closed`.
     /// [`KernelError::Taken`] if an expectation has the same initiator and arrival, [`KernelError::NotClosed`] if any of
     /// `closed` may still be open.
     pub fn open(&mut self, opening: &Opening, closed: &[PinholeEnds]) -> Result<(), KernelError> {
@@ -160,7 +169,11 @@ impl Expectations {
             Some(libc::EMFILE) => KernelError::Full { what: "nf_conntrack_expect_max" },
             _ => failed(explain_error(source)),
         })?;
-        // nf_ct_expect_insert() sets the helper's timeout; ours applies only to an expectation that already exists.
+        // nf_ct_expect_insert() sets the helper's timeout; ours applies only to an expectation that already exists. The engine
+        // closes one that would stay longer, so the packet does not wait for another request.
+        if lifetime <= self.first_timeout {
+            return Ok(());
+        }
         let limited = ask(0, zone);
         limited.or_else(|error| {
             self.close_one(&pinhole)?;

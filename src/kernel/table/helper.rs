@@ -12,7 +12,7 @@ use crate::{
             CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
             IPCTNL_MSG_CT_NEW, Tuple, change, dump, put_zone,
         },
-        netlink::{Attributes, Socket, Writer, be16, family_of, kind_of, or_absent},
+        netlink::{Attributes, Socket, Writer, be16, family_header, family_of, kind_of, or_absent},
     },
 };
 
@@ -21,6 +21,7 @@ pub(super) const OWN_HELPER: &str = "ftp-alg";
 
 // From linux/netfilter/nfnetlink_cthelper.h; libc lacks them.
 const NFNL_MSG_CTHELPER_NEW: u16 = kind_of(libc::NFNL_SUBSYS_CTHELPER, 0);
+const NFNL_MSG_CTHELPER_GET: u16 = kind_of(libc::NFNL_SUBSYS_CTHELPER, 1);
 const NFNL_MSG_CTHELPER_DEL: u16 = kind_of(libc::NFNL_SUBSYS_CTHELPER, 2);
 const NFCTH_NAME: u16 = 1;
 const NFCTH_TUPLE: u16 = 2;
@@ -40,9 +41,6 @@ const NFCT_HELPER_STATUS_DISABLED: u32 = 0;
 
 /// The passive ports of an encrypted session. Others have fewer pinholes: the engine's limit is the effective one.
 const MAX_EXPECTED: u32 = MAX_EXPECTED_PORTS as u32;
-/// Default timeout; each expectation gets its own.
-const TIMEOUT_SECONDS: u32 = 30;
-
 /// The kernel's helper for scanners, which stands in for ours.
 const SCANNER_HELPER: &[u8] = b"sane\0";
 
@@ -53,12 +51,22 @@ const REMOVAL_ATTEMPTS: (u32, Duration) = (20, Duration::from_millis(5));
 
 /// The registered helper; removed on drop, unless another daemon's rules refer to it.
 #[derive(Debug)]
-pub(super) struct OwnHelper {
+pub(in crate::kernel) struct OwnHelper {
     socket: Socket,
     is_left_registered: bool,
 }
 
 impl OwnHelper {
+    /// Timeout of its new expectations.
+    pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
+
+    /// Whether the kernel has helpers in user space (nfnetlink_cthelper).
+    pub(in crate::kernel) fn is_supported() -> bool {
+        let header = family_header(libc::AF_UNSPEC, 0);
+        let list = |mut socket: Socket| socket.dump(NFNL_MSG_CTHELPER_GET, &header, |_| {});
+        Socket::open().and_then(list).is_ok()
+    }
+
     /// Registers the helper; `None` if the kernel has no nfnetlink_cthelper.
     pub(super) fn register() -> io::Result<Option<Self>> {
         let mut helper = Self { socket: Socket::open()?, is_left_registered: false };
@@ -172,6 +180,7 @@ fn identify(message: &mut Writer<'_>, family: i32) {
 }
 
 fn fill(message: &mut Writer<'_>, family: i32) {
+    let timeout = OwnHelper::TIMEOUT.as_secs() as u32;
     identify(message, family);
     message
         .put(NFCTH_QUEUE_NUM, &0u32.to_be_bytes())
@@ -181,7 +190,7 @@ fn fill(message: &mut Writer<'_>, family: i32) {
             policy.put(NFCTH_POLICY_SET_NUM, &1u32.to_be_bytes()).nest(NFCTH_POLICY_SET1, |set| {
                 set.put(NFCTH_POLICY_NAME, b"data\0")
                     .put(NFCTH_POLICY_EXPECT_MAX, &MAX_EXPECTED.to_be_bytes())
-                    .put(NFCTH_POLICY_EXPECT_TIMEOUT, &TIMEOUT_SECONDS.to_be_bytes());
+                    .put(NFCTH_POLICY_EXPECT_TIMEOUT, &timeout.to_be_bytes());
             });
         });
 }

@@ -4,7 +4,7 @@ mod commits;
 pub(super) mod compiled;
 mod expectations;
 mod heartbeat;
-mod helper;
+pub(super) mod helper;
 pub(super) mod loading;
 mod pinholes;
 pub(super) mod queue_rules;

@@ -22,6 +22,8 @@ pub struct FakeKernel {
     pub was_flushed: bool,
     /// The open pinholes.
     pub open: Vec<PinholeEnds>,
+    /// How many pinholes may be open, if there is a limit.
+    pub limit: Option<usize>,
     /// The open ranges.
     pub ranges: Vec<OpenRange>,
     /// The number of pinholes that were ever opened.
@@ -36,8 +38,8 @@ pub struct FakeKernel {
     pub mode: Option<QueueMode>,
     /// The changes of connections on the fast path.
     pub changes: Vec<FlowChange>,
-    /// Whether the fast path opens no pinholes.
-    pub only_passes: bool,
+    /// Whether its pinholes are expectations.
+    pub uses_expectations: bool,
     /// The closings of the fast path's pinholes.
     pub program_closings: Vec<Closing>,
     /// The error of each opening and each closing.
@@ -70,14 +72,17 @@ impl Kernel for FakeKernel {
             .is_none_or(|routes| routes.contains(&(lookup.address, lookup.interface))))
     }
 
-    fn opens_on_fast_path(&self) -> bool {
-        !self.only_passes
+    fn uses_expectations(&self) -> bool {
+        self.uses_expectations
     }
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
         self.close(closings)?;
         if self.open.iter().any(|open| open.ends() == opening.ends.ends()) {
             return Err(KernelError::Taken);
+        }
+        if self.limit.is_some_and(|limit| self.open.len() >= limit) {
+            return Err(KernelError::Full { what: "the limit" });
         }
         self.open.push(opening.ends);
         self.opened += 1;

@@ -130,7 +130,7 @@ fn an_idle_connection_is_handed_over_with_its_state() {
 fn a_connection_is_handed_over_behind_each_announcement_if_the_program_opens_nothing() {
     let engine = Engine::new(Policy::default(), Checksums::Verify);
     let mut talk = Conversation::through(engine, "192.168.150.80").log_in();
-    talk.gateway.kernel.only_passes = true;
+    talk.gateway.kernel.uses_expectations = true;
     talk.gateway.engine.sessions.set_uses_fast_path(true);
     talk.play(PASV);
     for (first, announced) in [(1, PASV), (4, "> PORT 192,168,150,80,4,1 < 200 ok")] {

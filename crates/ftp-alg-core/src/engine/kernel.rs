@@ -159,9 +159,10 @@ pub trait Kernel {
         usize::from(u16::MAX)
     }
 
-    /// Whether the fast path's program opens pinholes.
-    fn opens_on_fast_path(&self) -> bool {
-        true
+    /// Whether pinholes are expectations. Then the fast path's program opens none, each closing is a request of its own, for
+    /// which no packet should wait, and a pinhole may stay open beyond its lifetime.
+    fn uses_expectations(&self) -> bool {
+        false
     }
 
     /// Has a pinhole that is still open, and not consumed, stay open for its lifetime from now. Returns whether it is open.

@@ -223,7 +223,7 @@ impl Sessions {
             has_changed = self.pinholes.renew(now, index, &translation, lifetime, kernel);
         }
         // The port of one in use stays reserved.
-        self.pinholes.record_expired(index, now);
+        self.pinholes.end_lifetimes(index, now, kernel);
         let is_over = |pinhole: &Pinhole| !pinhole.is_used() && pinhole.deadline <= now;
         // One with a longer lifetime was examined before.
         let announcement = self.pinholes.last_announcement(index);

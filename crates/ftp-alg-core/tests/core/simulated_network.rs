@@ -21,7 +21,7 @@ use crate::support::{
     fast_path::program::Counts,
     ftp::{ServerModel, active, at, crossed_out, eprt, filled, with_blanks},
     link::Link,
-    scenario::{NATS, Scenario, hands_over, only_passes},
+    scenario::{NATS, Scenario, hands_over, uses_expectations},
     sim::{Sim, queues::Queueing},
     tcp::{Probe, Settings},
 };
@@ -297,7 +297,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         is_patient: seed % 2 == 1,
         queueing: queueing(&mut Rng::new(seed ^ 7)),
         hands_over: hands_over(seed),
-        only_passes: only_passes(seed),
+        uses_expectations: uses_expectations(seed),
         seed,
     };
     match scenario.hands_over {

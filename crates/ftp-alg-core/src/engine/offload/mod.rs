@@ -244,7 +244,7 @@ impl Sessions {
             return;
         }
         // A pinhole of the rules that waits for its transfer. The program may open the next one.
-        let opens = kernel.opens_on_fast_path();
+        let opens = !kernel.uses_expectations();
         let waits_in_rules = |one: &Pinhole| !one.is_used() && one.in_program().is_none();
         if opens && self.pinholes.of(index).any(waits_in_rules) {
             return;

@@ -492,9 +492,18 @@ impl PinholeTable {
         self.change_each(owner, Pinhole::is_refused, Pinhole::answer);
     }
 
-    /// The used pinholes of the session `owner` whose deadlines have passed are open no more. Their ports stay reserved.
-    pub fn record_expired(&mut self, owner: u32, now: Instant) {
-        let is_over = |pinhole: &Pinhole| pinhole.is_used() && pinhole.deadline <= now;
+    /// The used pinholes of the session `owner` whose deadlines have passed are open no more, or are closed if the kernel
+    /// does not do that itself. Their ports stay reserved.
+    pub fn end_lifetimes(&mut self, owner: u32, now: Instant, kernel: &dyn Kernel) {
+        let is_over =
+            |pinhole: &Pinhole| pinhole.is_used() && pinhole.is_open() && pinhole.deadline <= now;
+        if kernel.uses_expectations() {
+            let over = self.of(owner).filter(|one| is_over(one) && one.place == Place::Rules);
+            let over: Vec<_> = over.map(|pinhole| pinhole.ends).collect();
+            for ends in over {
+                self.push_closing(Closing::Rules(ends), Condition::Always);
+            }
+        }
         self.change_each(owner, is_over, Pinhole::record_gone);
     }
 
@@ -672,14 +681,19 @@ impl PinholeTable {
         self.closings.append(&mut self.failed);
     }
 
-    /// Has the kernel close what waits for that, and then open a pinhole.
+    /// Has the kernel close what waits for that, and open a pinhole. What need not be closed before may still wait
+    /// afterwards.
     fn update_kernel(
         &mut self,
         opening: Option<&Opening>,
         kernel: &mut dyn Kernel,
     ) -> Result<(), KernelError> {
-        if let Some(opening) = opening.filter(|_| self.closings.is_empty()) {
-            return kernel.open(opening, &[]);
+        if let Some(opening) = opening.filter(|one| self.closings_may_follow(one, kernel)) {
+            let opened = kernel.open(opening, &[]);
+            let may_make_room = matches!(opened, Err(KernelError::Taken | KernelError::Full { .. }));
+            if !may_make_room || self.closings.is_empty() {
+                return opened;
+            }
         }
         let mut waiting = take(&mut self.closings);
         let due = self.take_due(&mut waiting);
@@ -705,6 +719,15 @@ impl PinholeTable {
         self.closings = waiting;
         drop(ports);
         updated
+    }
+
+    /// Whether what waits for being closed may be closed after this opening.
+    fn closings_may_follow(&self, opening: &Opening, kernel: &dyn Kernel) -> bool {
+        let ends = opening.ends.ends();
+        let has_same_ends =
+            |one: &WaitingClosing| one.closing.ends().is_some_and(|closed| closed.ends() == ends);
+        self.closings.is_empty()
+            || (kernel.uses_expectations() && !self.closings.iter().any(has_same_ends))
     }
 
     /// Those of `waiting` that are still due, for the kernel; the others are removed. The source translation is omitted of

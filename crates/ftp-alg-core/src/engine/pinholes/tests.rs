@@ -143,7 +143,7 @@ fn pinholes_in_use_count_for_the_clients_fraction() {
         table.answer(owner);
         table.start(owner);
         let later = Instant::now() + Duration::from_secs(60);
-        table.record_expired(owner, later);
+        table.end_lifetimes(owner, later, &FakeKernel::default());
     }
     assert!(shards.refusal("192.0.2.1", 5000).contains("share"));
     shards.open("192.0.2.2", 5000).unwrap();
@@ -443,5 +443,46 @@ fn restored_pinholes_keep_their_serial_numbers() {
         assert_eq!(order, [3, 5], "in the order of their announcements");
         let (next, _) = shards.open("192.0.2.1", 5000).unwrap();
         assert_eq!(next, 6);
+    }
+}
+
+#[test]
+fn closing_an_expectation_delays_no_packet() {
+    let mut shards = Shards::new(1, 60_000);
+    shards.kernel.uses_expectations = true;
+    shards.open("192.0.2.1", 4000).unwrap();
+    shards.first().close_all_of(1);
+    shards.open("192.0.2.1", 4001).unwrap();
+    assert_eq!((shards.kernel.open.len(), shards.kernel.asked_closings), (2, 0));
+    shards.tables[0].send_closings(&mut shards.kernel);
+    let open: Vec<_> = shards.kernel.open.iter().map(|open| open.arrival.port()).collect();
+    assert_eq!(open, [4001]);
+    // But one with the same ends, or for which there is no room, would be in the way.
+    shards.first().close_all_of(1);
+    shards.open("192.0.2.1", 4001).unwrap();
+    assert_eq!((shards.kernel.open.len(), shards.kernel.asked_closings), (1, 2));
+    shards.kernel.limit = Some(1);
+    shards.first().close_all_of(1);
+    shards.open("192.0.2.1", 4002).unwrap();
+    assert_eq!((shards.kernel.open.len(), shards.kernel.asked_closings), (1, 3));
+}
+
+#[test]
+fn an_expectation_in_use_is_closed_when_its_lifetime_ends() {
+    for uses_expectations in [false, true] {
+        let mut shards = Shards::new(1, 60_000);
+        shards.kernel.uses_expectations = uses_expectations;
+        shards.open("192.0.2.1", 4000).unwrap();
+        shards.first().answer(1);
+        shards.first().start(1);
+        for (seconds, is_open) in [(29, true), (2, !uses_expectations), (2, !uses_expectations)] {
+            shards.now += Duration::from_secs(seconds);
+            shards.tables[0].end_lifetimes(1, shards.now, &shards.kernel);
+            shards.tables[0].send_closings(&mut shards.kernel);
+            assert_eq!(shards.kernel.open.len(), usize::from(is_open));
+        }
+        assert_eq!(shards.kernel.asked_closings, usize::from(uses_expectations));
+        shards.close(0, 1);
+        assert!(shards.is_empty());
     }
 }

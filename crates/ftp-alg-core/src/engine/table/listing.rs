@@ -71,6 +71,9 @@ pub struct PinholeInfo {
     pub ends: PinholeEnds,
     /// The kind of announcement that opened it.
     pub kind: AnnouncementKind,
+    /// When it expires, at the latest. `None` on the other side of the control socket.
+    #[serde(skip)]
+    pub deadline: Option<Instant>,
 }
 
 impl Sessions {
@@ -150,6 +153,7 @@ impl Sessions {
             user: head.extra().activity.user().cloned(),
             ends: pinhole.ends,
             kind: pinhole.kind,
+            deadline: Some(pinhole.deadline),
         })
     }
 }

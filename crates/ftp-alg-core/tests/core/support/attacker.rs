@@ -11,7 +11,7 @@ use ftp_alg_core::{
 use super::{
     Rng,
     link::Link,
-    scenario::{NATS, Scenario, hands_over, only_passes},
+    scenario::{NATS, Scenario, hands_over, uses_expectations},
     segment::Segment,
     sim::{Sim, queues::Queueing},
     victim::{ALL, Victim},
@@ -104,7 +104,7 @@ fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
         is_patient: true,
         queueing: Queueing { batch: *rng.pick(&[1, 2, 8]), wake: pace, stage: pace, away: 100_000 },
         hands_over: hands_over(seed),
-        only_passes: only_passes(seed),
+        uses_expectations: uses_expectations(seed),
         seed,
         ..Scenario::default()
     }

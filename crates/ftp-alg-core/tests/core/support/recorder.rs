@@ -38,6 +38,9 @@ impl Life {
     }
 }
 
+/// That of nf_conntrack_sane.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// The kernel of the simulated gateway.
 pub struct Recorder {
     pub translation: Option<Translation>,
@@ -47,6 +50,8 @@ pub struct Recorder {
     pub opened: Vec<PinholeEnds>,
     /// All that were asked to be closed.
     pub closed: Vec<PinholeEnds>,
+    /// Whether pinholes are expectations.
+    pub uses_expectations: bool,
     /// The open ranges.
     pub ranges: Vec<RangeInfo>,
     /// How many transactions opened something.
@@ -83,6 +88,7 @@ impl Recorder {
             open: Vec::new(),
             opened: Vec::new(),
             closed: Vec::new(),
+            uses_expectations: false,
             ranges: Vec::new(),
             transactions: 0,
             connections: HashSet::new(),
@@ -153,8 +159,10 @@ impl Recorder {
         {
             return Err(KernelError::Taken);
         }
-        self.program.record_rules_pinhole(&pinhole, self.now + lifetime);
-        self.open.push((pinhole, self.now + lifetime));
+        let timeout = if self.uses_expectations { HELPER_TIMEOUT } else { Duration::ZERO };
+        let deadline = self.now + lifetime.max(timeout);
+        self.program.record_rules_pinhole(&pinhole, deadline);
+        self.open.push((pinhole, deadline));
         self.opened.push(pinhole);
         Ok(())
     }
@@ -199,8 +207,8 @@ impl Kernel for Recorder {
         Ok(known)
     }
 
-    fn opens_on_fast_path(&self) -> bool {
-        !self.program.only_passes
+    fn uses_expectations(&self) -> bool {
+        self.uses_expectations
     }
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {

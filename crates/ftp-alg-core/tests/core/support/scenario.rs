@@ -54,8 +54,8 @@ pub fn hands_over(seed: u64) -> Option<usize> {
     rng.chance(0.5).then(|| *rng.pick(&[1, 2, 3, 7, 4854, 4854, 4854, 4854]))
 }
 
-/// For a quarter of the seeds, the fast path opens nothing.
-pub fn only_passes(seed: u64) -> bool {
+/// For a quarter of the seeds, pinholes are expectations.
+pub fn uses_expectations(seed: u64) -> bool {
     Rng::new(seed ^ 14).chance(0.25)
 }
 
@@ -79,8 +79,8 @@ pub struct Scenario {
     pub queueing: Queueing,
     /// For how many fast-path lines there is room, if connections are handed over.
     pub hands_over: Option<usize>,
-    /// Whether the fast path opens nothing, as with the back end `conntrack`.
-    pub only_passes: bool,
+    /// Whether pinholes are expectations.
+    pub uses_expectations: bool,
     pub seed: u64,
 }
 
@@ -112,7 +112,7 @@ impl Default for Scenario {
             is_patient: false,
             queueing: Queueing::AT_ONCE,
             hands_over: None,
-            only_passes: false,
+            uses_expectations: false,
             seed: 1,
         }
     }

@@ -95,7 +95,7 @@ impl Sim {
         let life = Life::default();
         let mut kernel = Recorder::new(translation, life.clone());
         kernel.program.ring_capacity = hands_over.unwrap_or(0);
-        kernel.program.only_passes = scenario.only_passes;
+        kernel.uses_expectations = scenario.uses_expectations;
         let mut sim = Self {
             daemon: Daemon::new(policy, base, life.clone(), hands_over.is_some()),
             life,

@@ -66,8 +66,6 @@ pub struct Program {
     released: usize,
     /// Number of lines that the ring has room for; 0 if there is no program.
     pub ring_capacity: usize,
-    /// Whether it opens nothing.
-    pub only_passes: bool,
     pub counts: Counts,
 }
 
@@ -91,7 +89,6 @@ impl Default for Program {
             ring: Vec::new(),
             released: 0,
             ring_capacity: 4854,
-            only_passes: false,
             counts: Counts::default(),
         }
     }
