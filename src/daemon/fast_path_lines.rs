@@ -123,7 +123,8 @@ impl FastPathReader {
         let is_own = |(_, line): &mut (u64, LineRecord)| {
             engine.sessions.has_session(line.client(), line.server(), line.flow)
         };
-        let own: Vec<_> = unread.lines.extract_if(.., is_own).collect();
+        let mut own = Vec::with_capacity(unread.lines.len());
+        own.extend(unread.lines.extract_if(.., is_own));
         drop(unread);
         if !own.is_empty() {
             engine.read_fast_path_lines(own.iter().map(|(_, line)| engine_line(line)), kernel);

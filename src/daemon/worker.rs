@@ -32,6 +32,8 @@ use crate::kernel::{
 const LOOPBACK: u32 = 1;
 /// How long a worker waits for a packet, at most, before it expires sessions and pinholes.
 const TICK: Duration = Duration::from_secs(1);
+/// A longer wait is a multiple of this, so that it is seldom set anew.
+const WAIT_STEP: Duration = Duration::from_millis(16);
 /// The shortest wait, if a packet in a reorder queue is about to reach its time limit.
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
@@ -87,9 +89,9 @@ impl Worker {
                 next_tick = now + TICK;
             }
             let due = self.reorder_deadline.map_or(next_expiry, |due| due.min(next_expiry));
-            let left = due.saturating_duration_since(now).max(MIN_WAIT);
-            if left.min(TICK) != timeout {
-                timeout = left.min(TICK);
+            let wait = wait_until(due, now);
+            if wait != timeout {
+                timeout = wait;
                 self.queue.set_receive_timeout(timeout)?;
             }
         }
@@ -223,4 +225,11 @@ impl Worker {
             );
         }
     }
+}
+
+/// How long to wait for a packet until `due`.
+fn wait_until(due: Instant, now: Instant) -> Duration {
+    let left = due.saturating_duration_since(now).clamp(MIN_WAIT, TICK);
+    let steps = left.as_nanos().div_ceil(WAIT_STEP.as_nanos());
+    if left <= WAIT_STEP { left } else { (WAIT_STEP * steps as u32).min(TICK) } // at most TICK / WAIT_STEP
 }

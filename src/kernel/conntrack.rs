@@ -430,7 +430,7 @@ fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
     message.put(if address.is_ipv4() { v4 } else { v6 }, &octets_of(address));
 }
 
-/// Sends a change that the kernel acknowledges.
+/// Sends a change. The kernel answers only if it refuses it (netlink_rcv_skb), which saves the answer.
 pub(super) fn change(
     socket: &mut Socket,
     kind: u16,
@@ -439,7 +439,7 @@ pub(super) fn change(
     fill: impl FnOnce(&mut Writer<'_>),
 ) -> io::Result<()> {
     let header = family_header(family, 0);
-    socket.request(kind, libc::NLM_F_ACK | flags, &header, fill, |_| {}).map(drop)
+    socket.request(kind, flags, &header, fill, |_| {}).map(drop)
 }
 
 /// Changes what exists, in each of the conntrack zones. `None` if it exists in none of them.

@@ -6,7 +6,10 @@
 
 #![allow(missing_docs, reason = "program/layout.h has what they mean")]
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    io::Write as _,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
 
 include!(concat!(env!("OUT_DIR"), "/layout.rs"));
 
@@ -42,10 +45,11 @@ impl Mapped for IpAddr {
 impl AddressText {
     /// The text of an address.
     pub fn new(address: IpAddr) -> Self {
-        let text = address.to_string();
-        let (mut bytes, length) = ([0; LONGEST_ADDRESS], text.len().min(LONGEST_ADDRESS));
-        bytes.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
-        Self { protocol: if address.is_ipv4() { b'1' } else { b'2' }, length: length as u8, bytes }
+        let mut bytes = [0; LONGEST_ADDRESS];
+        let mut rest = &mut bytes[..];
+        let _ = write!(rest, "{address}"); // has room for the longest one
+        let length = (LONGEST_ADDRESS - rest.len()) as u8; // at most 39
+        Self { protocol: if address.is_ipv4() { b'1' } else { b'2' }, length, bytes }
     }
 
     /// The text to announce for an end, if it is not its own one.

@@ -216,6 +216,9 @@ impl Sessions {
     pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant, kernel: &mut dyn Kernel) {
         let Some(Entry { head, session }) = self.table.get_mut(index) else { return };
         let lifetime = self.policy.for_network(head.network()).pinhole_timeout;
+        if !self.pinholes.has_due(index, now, lifetime) {
+            return;
+        }
         let mut has_changed = false;
         if let Some(translation) = head.extra().translation
             && session.dialogue.has_pending_transfer()

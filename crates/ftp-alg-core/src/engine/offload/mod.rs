@@ -36,6 +36,9 @@ use crate::{
 /// Limit of connections that are handed over before the server's greeting, because any SYN-ACK creates one.
 pub(crate) const MAX_UNGREETED: u32 = 256;
 
+/// Room for a packet with a line.
+const USUAL_PACKET: usize = 256;
+
 impl Engine {
     /// Reads lines from the fast path, in order for each connection. The caller [finishes](Self::finish) the batch.
     pub fn read_fast_path_lines<'l>(
@@ -43,7 +46,7 @@ impl Engine {
         lines: impl Iterator<Item = FastPathLine<'l>>,
         kernel: &mut dyn Kernel,
     ) {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(USUAL_PACKET);
         for line in lines {
             let endpoints = [line.client, line.server];
             let found = self.sessions.index_of(endpoints[0], endpoints[1], line.flow);

@@ -174,6 +174,11 @@ impl PinholeTable {
         self.all_of(owner).filter_map(|pinhole| pinhole.next_due(now, lifetime)).min()
     }
 
+    /// Whether a pinhole of the session `owner` is to be renewed `now` for this lifetime, or has expired.
+    pub fn has_due(&self, owner: u32, now: Instant, lifetime: Duration) -> bool {
+        self.of(owner).any(|pinhole| pinhole.is_due(now, lifetime))
+    }
+
     /// Whether a session of any shard holds a pinhole of the rules with these endpoints.
     pub fn is_held(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
         self.ports.lock().is_held(initiator, arrival)
@@ -690,7 +695,8 @@ impl PinholeTable {
     ) -> Result<(), KernelError> {
         if let Some(opening) = opening.filter(|one| self.closings_may_follow(one, kernel)) {
             let opened = kernel.open(opening, &[]);
-            let may_make_room = matches!(opened, Err(KernelError::Taken | KernelError::Full { .. }));
+            let may_make_room =
+                matches!(opened, Err(KernelError::Taken | KernelError::Full { .. }));
             if !may_make_room || self.closings.is_empty() {
                 return opened;
             }

@@ -295,11 +295,14 @@ impl Pinhole {
         self.is_granted = is_granted;
     }
 
+    /// Whether it expires so soon that it is to be renewed `now` for this lifetime, or has expired.
+    pub(super) fn is_due(&self, now: Instant, lifetime: Duration) -> bool {
+        now + renewal_lead(lifetime) >= self.deadline
+    }
+
     /// Whether it is to be renewed `now` for this lifetime, if it is waited for.
     pub(super) fn is_renewable(&self, now: Instant, lifetime: Duration) -> bool {
-        self.deadline > now
-            && now + renewal_lead(lifetime) >= self.deadline
-            && now < self.last_renewal
+        self.deadline > now && self.is_due(now, lifetime) && now < self.last_renewal
     }
 
     /// When it must be looked at after `now`: shortly before its deadline, because it may be renewed for this lifetime,
