@@ -32,7 +32,7 @@ use crate::kernel::{
 const LOOPBACK: u32 = 1;
 /// How long a worker waits for a packet, at most, before it expires sessions and pinholes.
 const TICK: Duration = Duration::from_secs(1);
-/// A longer wait is a multiple of this, so that it is seldom set anew.
+/// A longer wait is a multiple of this, so that it is seldom set again.
 const WAIT_STEP: Duration = Duration::from_millis(16);
 /// The shortest wait, if a packet in a reorder queue is about to reach its time limit.
 const MIN_WAIT: Duration = Duration::from_millis(1);
