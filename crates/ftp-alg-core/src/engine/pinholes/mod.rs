@@ -210,7 +210,8 @@ impl PinholeTable {
     }
 
     /// Opens a pinhole for the session `owner`, at the first external port that is free: the announced one, or one that
-    /// keeps the line's length ([`Wanted::ports`]). What waits for being closed is closed in the same transaction.
+    /// keeps the line's length ([`Wanted::ports`]). What waits for being closed is closed in the same transaction, unless
+    /// it may follow.
     pub fn open(
         &mut self,
         now: Instant,
