@@ -227,9 +227,9 @@ impl Worker {
     }
 }
 
-/// How long to wait for a packet until `due`.
+/// How long to wait for a packet, if something is `due` then. A long wait ends early, and a short one follows.
 fn wait_until(due: Instant, now: Instant) -> Duration {
     let left = due.saturating_duration_since(now).clamp(MIN_WAIT, TICK);
-    let steps = left.as_nanos().div_ceil(WAIT_STEP.as_nanos());
-    if left <= WAIT_STEP { left } else { (WAIT_STEP * steps as u32).min(TICK) } // at most TICK / WAIT_STEP
+    let steps = left.as_nanos() / WAIT_STEP.as_nanos();
+    if steps == 0 { left } else { WAIT_STEP * steps as u32 } // at most TICK / WAIT_STEP
 }

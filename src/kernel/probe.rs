@@ -17,7 +17,7 @@ use super::{
     conntrack::{
         CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET, Tuple, dump,
     },
-    netlink::{Attributes, Socket, family_header, kind_of},
+    netlink::{Attributes, Socket, is_answered, kind_of},
     parameters::QueueStatement,
     queue,
     table::{
@@ -197,12 +197,6 @@ impl ConntrackAbilities {
     pub fn supports_expectations(&self) -> bool {
         self.ctnetlink && self.expectations && self.nat && (self.cthelper || self.scanner_helper)
     }
-}
-
-fn is_answered(kind: u16, flags: i32) -> bool {
-    let header = family_header(libc::AF_UNSPEC, 0);
-    let ask = |mut socket: Socket| socket.request(kind, flags, &header, |_| {}, |_| {});
-    Socket::open().and_then(ask).is_ok()
 }
 
 /// Checks `rules` with nft and the kernel, without loading them.

@@ -302,6 +302,13 @@ pub fn repeat_interrupted<T>(mut dump: impl FnMut() -> io::Result<T>) -> io::Res
     dumped
 }
 
+/// Whether the kernel answers such a request of netfilter without attributes, and does not refuse it.
+pub fn is_answered(kind: u16, flags: i32) -> bool {
+    let header = family_header(libc::AF_UNSPEC, 0);
+    let ask = |mut socket: Socket| socket.request(kind, flags, &header, |_| {}, |_| {});
+    Socket::open().and_then(ask).is_ok()
+}
+
 /// A bound netlink socket, of netfilter unless opened for another family.
 pub struct Socket {
     /// Not `mnl::Socket`, because child programs would inherit that and hold a queue open.

@@ -15,7 +15,7 @@ use ftp_alg_core::engine::{
 };
 
 use super::{
-    helper::OwnHelper,
+    helper::expectation_timeout,
     pinholes::{OpenPinhole, is_ipv6},
 };
 use crate::{
@@ -42,8 +42,6 @@ const CTA_EXPECT_NAT_DIR: u16 = 1;
 const CTA_EXPECT_NAT_TUPLE: u16 = 2;
 /// It is not consumed by a connection.
 const NF_CT_EXPECT_PERMANENT: u32 = 1;
-/// That of the kernel's helper for scanners (nf_conntrack_sane.c).
-const SCANNER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Translates source and destination like those of the master connection.
 const FOLLOW_MASTER: &[u8] = b"nat-follow-master\0";
 
@@ -68,9 +66,12 @@ impl Expectations {
         let socket = Socket::open().map_err(|e| NetfilterError::system("netlink socket", e))?;
         let read = fs::read_to_string(CAPACITY).ok().and_then(|text| text.trim().parse().ok());
         let capacity = read.unwrap_or(usize::MAX);
-        let first_timeout =
-            if OwnHelper::is_supported() { OwnHelper::TIMEOUT } else { SCANNER_TIMEOUT };
-        Ok(Self { socket, capacity, first_timeout, parameters: parameters.clone() })
+        Ok(Self {
+            socket,
+            capacity,
+            first_timeout: expectation_timeout(),
+            parameters: parameters.clone(),
+        })
     }
 
     /// Limit of expectations when this was created.

@@ -12,7 +12,7 @@ use crate::{
             CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
             IPCTNL_MSG_CT_NEW, Tuple, change, dump, put_zone,
         },
-        netlink::{Attributes, Socket, Writer, be16, family_header, family_of, kind_of, or_absent},
+        netlink::{Attributes, Socket, Writer, be16, family_of, is_answered, kind_of, or_absent},
     },
 };
 
@@ -41,8 +41,13 @@ const NFCT_HELPER_STATUS_DISABLED: u32 = 0;
 
 /// The passive ports of an encrypted session. Others have fewer pinholes: the engine's limit is the effective one.
 const MAX_EXPECTED: u32 = MAX_EXPECTED_PORTS as u32;
-/// The kernel's helper for scanners, which stands in for ours.
+/// Timeout of its new expectations.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The kernel's helper for scanners, which stands in for ours, and the timeout of its new expectations
+/// (nf_conntrack_sane.c).
 const SCANNER_HELPER: &[u8] = b"sane\0";
+const SCANNER_TIMEOUT: Duration = Duration::from_secs(300);
 
 const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
@@ -57,14 +62,9 @@ pub(in crate::kernel) struct OwnHelper {
 }
 
 impl OwnHelper {
-    /// Timeout of its new expectations.
-    pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
-
     /// Whether the kernel has helpers in user space (nfnetlink_cthelper).
     pub(in crate::kernel) fn is_supported() -> bool {
-        let header = family_header(libc::AF_UNSPEC, 0);
-        let list = |mut socket: Socket| socket.dump(NFNL_MSG_CTHELPER_GET, &header, |_| {});
-        Socket::open().and_then(list).is_ok()
+        is_answered(NFNL_MSG_CTHELPER_GET, libc::NLM_F_DUMP)
     }
 
     /// Registers the helper; `None` if the kernel has no nfnetlink_cthelper.
@@ -136,6 +136,11 @@ impl Drop for OwnHelper {
     }
 }
 
+/// Timeout of a new expectation of a control connection.
+pub(super) fn expectation_timeout() -> Duration {
+    if OwnHelper::is_supported() { TIMEOUT } else { SCANNER_TIMEOUT }
+}
+
 /// Removes the helper for scanners from connections to `ports`, and their expectations: without our rules nothing
 /// prevents it from acting on their content.
 pub(super) fn remove_scanner_helper(ports: &[u16]) -> io::Result<()> {
@@ -180,7 +185,7 @@ fn identify(message: &mut Writer<'_>, family: i32) {
 }
 
 fn fill(message: &mut Writer<'_>, family: i32) {
-    let timeout = OwnHelper::TIMEOUT.as_secs() as u32;
+    let timeout = TIMEOUT.as_secs() as u32;
     identify(message, family);
     message
         .put(NFCTH_QUEUE_NUM, &0u32.to_be_bytes())

@@ -501,16 +501,16 @@ impl PinholeTable {
     /// The used pinholes of the session `owner` whose deadlines have passed are open no more, or are closed if the kernel
     /// does not do that itself. Their ports stay reserved.
     pub fn end_lifetimes(&mut self, owner: u32, now: Instant, kernel: &dyn Kernel) {
-        let is_over =
-            |pinhole: &Pinhole| pinhole.is_used() && pinhole.is_open() && pinhole.deadline <= now;
-        if kernel.uses_expectations() {
-            let over = self.of(owner).filter(|one| is_over(one) && one.place == Place::Rules);
-            let over: Vec<_> = over.map(|pinhole| pinhole.ends).collect();
-            for ends in over {
-                self.push_closing(Closing::Rules(ends), Condition::Always);
+        let is_over = |one: &&Pinhole| one.is_used() && one.is_open() && one.deadline <= now;
+        let over = self.of(owner).filter(is_over);
+        let over: Vec<_> =
+            over.map(|one| (one.serial, Closing::new(one.ends, one.place))).collect();
+        for (serial, closing) in over {
+            if kernel.uses_expectations() {
+                self.push_closing(closing, Condition::Always);
             }
+            self.change((owner, serial), Pinhole::record_gone);
         }
-        self.change_each(owner, is_over, Pinhole::record_gone);
     }
 
     /// The BPF program found the pinhole `id` of the session `owner` consumed.
