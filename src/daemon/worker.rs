@@ -147,15 +147,13 @@ impl Worker {
     /// other packet is queued, so there are at most as many packets as the queue has room for.
     #[cold]
     fn clear_after_downtime(&mut self) -> Result<(), NetfilterError> {
-        let (mut dropped, mut seen) = (0, 0);
-        loop {
-            dropped += self.decide_batch(Instant::now(), true);
-            let read = self.queue.receive()? as u32; // a batch
-            seen += read;
-            if read == 0 || seen >= MAXIMUM_WAITING {
-                break;
-            }
-        }
+        let mut dropped = 0;
+        decide_each_batch(
+            self,
+            MAXIMUM_WAITING as usize,
+            |worker| dropped += worker.decide_batch(Instant::now(), true),
+            |worker| worker.queue.receive(),
+        )?;
         if dropped > 0 {
             let number = self.queue.number();
             log_event!(
@@ -227,9 +225,60 @@ impl Worker {
     }
 }
 
+/// Decides about the batch that was read, and about those that `receive` reads after it, until there is none or `limit`
+/// packets were read. The next read would discard a batch without verdicts, so none is read behind the limit.
+fn decide_each_batch<R, E>(
+    reader: &mut R,
+    limit: usize,
+    mut decide: impl FnMut(&mut R),
+    mut receive: impl FnMut(&mut R) -> Result<usize, E>,
+) -> Result<(), E> {
+    let mut read = 0;
+    loop {
+        decide(reader);
+        if read >= limit {
+            return Ok(());
+        }
+        match receive(reader)? {
+            0 => return Ok(()),
+            packets => read += packets,
+        }
+    }
+}
+
 /// How long to wait for a packet, if something is `due` then. A long wait ends early, and a short one follows.
 fn wait_until(due: Instant, now: Instant) -> Duration {
     let left = due.saturating_duration_since(now).clamp(MIN_WAIT, TICK);
     let steps = left.as_nanos() / WAIT_STEP.as_nanos();
     if steps == 0 { left } else { WAIT_STEP * steps as u32 } // at most TICK / WAIT_STEP
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A queue that never becomes empty: packets that were read, those of them without a verdict, and how many were
+    /// discarded without one.
+    #[derive(Debug, Default, PartialEq, Eq)]
+    struct Flood {
+        read: usize,
+        undecided: usize,
+        discarded: usize,
+    }
+
+    impl Flood {
+        fn receive(&mut self) -> Result<usize, NetfilterError> {
+            self.discarded += std::mem::replace(&mut self.undecided, 64);
+            self.read += 64;
+            Ok(64)
+        }
+    }
+
+    #[test]
+    fn each_packet_of_a_flood_after_downtime_gets_a_verdict() {
+        let mut flood = Flood::default();
+        let decide = |flood: &mut Flood| flood.undecided = 0;
+        decide_each_batch(&mut flood, 1000, decide, Flood::receive).unwrap();
+        assert_eq!(flood, Flood { read: 1024, undecided: 0, discarded: 0 });
+    }
 }
