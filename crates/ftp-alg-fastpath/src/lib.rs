@@ -142,7 +142,7 @@ impl FastPath {
         let loaded = program::prepare(&pins).and_then(|prepared| {
             // What is attached may be the same program, and is compared with it.
             if in_background && !program::is_any_attached(list_interfaces) {
-                let loading = ChildProcess::start(|| prepared.load())
+                let loading = ChildProcess::start(pins.as_fd(), || prepared.load())
                     .or_unavailable("start a process that loads the program")?;
                 return Ok(Self {
                     loading: Mutex::new(Some(loading)),

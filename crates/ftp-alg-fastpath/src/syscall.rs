@@ -18,7 +18,10 @@ use std::{
     path::Path,
 };
 
-use rustix::process::{Pid, Signal, WaitOptions, set_parent_process_death_signal, waitpid};
+use rustix::{
+    fs::{CWD, Dir, Mode, OFlags, openat, readlinkat},
+    process::{Pid, Signal, WaitOptions, set_parent_process_death_signal, waitpid},
+};
 
 /// Names the commands that this module uses, and lists them.
 macro_rules! commands {
@@ -402,9 +405,12 @@ pub(crate) struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// Starts a copy of this process. It does the `work` in [`ChildProcess::finish`], and ends with this process. This
-    /// process must have one thread: the copy has no other.
-    pub(crate) fn start<E: ToString>(work: impl FnOnce() -> Result<(), E>) -> io::Result<Self> {
+    /// Starts a copy of this process. It does the `work` in [`ChildProcess::finish`], with `directory` and the open maps,
+    /// and ends with this process. This process must have one thread: the copy has no other.
+    pub(crate) fn start<E: ToString>(
+        directory: BorrowedFd<'_>,
+        work: impl FnOnce() -> Result<(), E>,
+    ) -> io::Result<Self> {
         let (ours, mut theirs) = UnixStream::pair()?;
         // SAFETY: with one thread, memory and locks of the copy are as here.
         match unsafe { libc::fork() } {
@@ -413,7 +419,9 @@ impl ChildProcess {
                 let _ = set_parent_process_death_signal(Some(Signal::KILL));
                 // The copy's own end would keep the channel open.
                 drop(ours);
-                let request = theirs.read_exact(&mut [0]).map_err(|error| error.to_string());
+                let released = release_descriptors(theirs.as_fd(), directory);
+                let request = released.and_then(|()| theirs.read_exact(&mut [0]));
+                let request = request.map_err(|error| error.to_string());
                 let work = || request.and_then(|()| work().map_err(|error| error.to_string()));
                 let done = catch_unwind(AssertUnwindSafe(work));
                 let done = done.unwrap_or_else(|_| Err("a defect in ftp-alg".to_owned()));
@@ -443,6 +451,36 @@ impl ChildProcess {
             _ => Err("the process that loads it was killed".to_owned()),
         }
     }
+}
+
+/// Closes the sockets and locks that a copy of the daemon has open, and unlocks `directory` for the copy. The kernel ends a
+/// killed process only when it has verified the program that the process loads. If the copy had them until then, the next
+/// daemon would find them in use.
+fn release_descriptors(channel: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io::Result<()> {
+    let kept = [channel.as_raw_fd(), directory.as_raw_fd()];
+    let open =
+        |path: &str, flags: OFlags| openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
+    let own = open("/proc/self/fd", OFlags::DIRECTORY)?;
+    let mut others = Vec::new();
+    for entry in Dir::read_from(&own)? {
+        let Ok(number) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let target = readlinkat(&own, number.to_string(), Vec::new())?;
+        let is_of_program =
+            [&b"anon_inode:bpf-map"[..], b"anon_inode:btf"].contains(&target.to_bytes());
+        if number > 2 && !kept.contains(&number) && !is_of_program {
+            others.push(number);
+        }
+    }
+    // A lock belongs to the open file, which the daemon has as well, and not to its descriptor.
+    let unlocked = open(&format!("/proc/self/fd/{}", directory.as_raw_fd()), OFlags::PATH)?;
+    // SAFETY: the copy uses none of these descriptors after this but the replaced one, and ends without dropping their
+    // owners.
+    unsafe {
+        libc::dup2(unlocked.as_raw_fd(), directory.as_raw_fd());
+        others.into_iter().for_each(|number| _ = libc::close(number));
+    }
+    std::mem::forget((own, unlocked));
+    Ok(())
 }
 
 impl Drop for ChildProcess {
