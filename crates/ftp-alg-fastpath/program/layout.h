@@ -212,10 +212,11 @@ struct {
 	__type(value, __u32);
 } control_ports SEC(".maps");
 
-// When the daemon's heartbeat ends (bpf_ktime_get_ns()). After that nobody reads the lines, and no pinhole is opened.
+// When the daemon's heartbeat ends (bpf_ktime_get_ns()). After that nobody reads the lines, and no pinhole is opened. The
+// second element is the program's version, by which a daemon knows whether an attached program is its own.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, __u64);
 } heartbeat SEC(".maps");

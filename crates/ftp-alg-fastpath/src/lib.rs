@@ -139,20 +139,20 @@ impl FastPath {
             return Ok(Self { was_taken_over: true, ..taken_over });
         }
         pins.empty().or_unavailable(format_args!("empty {}", pins.path().display()))?;
-        let loaded = program::prepare(&pins).and_then(|prepared| {
-            // What is attached may be the same program, and is compared with it.
-            if in_background && !program::is_any_attached(list_interfaces) {
-                let loading = ChildProcess::start(pins.as_fd(), || prepared.load())
-                    .or_unavailable("start a process that loads the program")?;
-                return Ok(Self {
-                    loading: Mutex::new(Some(loading)),
-                    ..open(Ok(namespace_lock))?
-                });
+        let adopted = program::adopt_attached(&pins, list_interfaces)
+            .or_unavailable("take over the attached program");
+        let loaded = adopted.and_then(|was_taken_over| {
+            if was_taken_over {
+                return Ok(Self { was_taken_over, ..open(Ok(namespace_lock))? });
             }
-            prepared.load()?;
-            let was_taken_over = program::adopt_attached(&pins, list_interfaces)
-                .or_unavailable("take over the attached program")?;
-            Ok(Self { was_taken_over, ..open(Ok(namespace_lock))? })
+            let prepared = program::prepare(&pins)?;
+            if !in_background {
+                prepared.load()?;
+                return open(Ok(namespace_lock));
+            }
+            let loading = ChildProcess::start(pins.as_fd(), || prepared.load())
+                .or_unavailable("start a process that loads the program")?;
+            Ok(Self { loading: Mutex::new(Some(loading)), ..open(Ok(namespace_lock))? })
         });
         if loaded.is_err()
             && let Err(error) = pins.remove()

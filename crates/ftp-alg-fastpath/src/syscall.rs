@@ -163,7 +163,11 @@ impl BpfMap {
     /// Opens a pinned map. `copies` is the number of values that the kernel reads and writes for one key: one, or one
     /// for each possible processor if it is a per-CPU map.
     pub(crate) fn open(path: &Path, copies: usize) -> io::Result<Self> {
-        let fd = open_pinned(path)?;
+        Self::new(open_pinned(path)?, copies)
+    }
+
+    /// As [`BpfMap::open`], for an open map.
+    pub(crate) fn new(fd: OwnedFd, copies: usize) -> io::Result<Self> {
         let info = object_info(fd.as_fd())?;
         let size = |number: u32| number as usize;
         let value = if copies == 1 {
