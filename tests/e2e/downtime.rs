@@ -13,12 +13,6 @@ fn rounds(default: u64) -> u64 {
     env::var("FTP_ALG_ROUNDS").map_or(default, |text| text.parse().unwrap())
 }
 
-/// A moment that is another each round, below `limit`.
-fn moment(round: u64, limit: u64) -> Duration {
-    let limit = env::var("FTP_ALG_PAUSE_MS").map_or(limit, |text| text.parse().unwrap());
-    Duration::from_millis((round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % limit)
-}
-
 /// Stops the daemon for `time`. Returns for how long it was stopped.
 fn pause(daemon: &Daemon, time: Duration) -> Duration {
     let start = Instant::now();

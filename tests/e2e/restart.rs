@@ -356,21 +356,17 @@ fn adjusted_transfers_survive_a_daemon_that_is_killed_again_and_again() {
 }
 
 fn kill_again_and_again(more: &str, adjusted: &str) {
-    let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(12, |text| text.parse().unwrap());
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start_with(ServerKind::Proftpd, &gateway.lab.server, more).unwrap();
     let spec = LoadSpec { modes: "active", ..LoadSpec::default() };
     let mut load = Load::start(&gateway.lab, &server, spec);
-    for round in 0..rounds {
-        gateway.end(End::Kill);
-        gateway.start_again("");
-        let log = gateway.daemon.log();
-        let before = format!("restored 8 sessions ({adjusted}");
-        assert!(log.contains(&before), "round {round}: {log}");
+    let before = format!("restored 8 sessions ({adjusted}");
+    let no_change = |_| String::new();
+    let rounds = gateway.kill_at_any_moment(&executable(), 12, no_change, |gateway, round| {
         load.wait_for_transfers();
-        // At another moment of a transfer each time.
-        thread::sleep(Duration::from_millis(round * 37 % 250));
-    }
+        let log = gateway.daemon.log();
+        assert!(log.contains(&before), "round {round}: {log}");
+    });
     let report = load.end();
     println!("{rounds} rounds: {report}");
     assert_eq!(report.bad(), [0; 3], "{report}");

@@ -30,7 +30,8 @@ pub struct Daemon {
 impl Daemon {
     /// Starts the daemon with `configuration` (TOML), and waits until it gives verdicts, and has loaded the fast path.
     pub fn start(executable: &Path, gateway: &Host, configuration: &str) -> Result<Self> {
-        Self::launch(executable, gateway, configuration)?.wait_ready()
+        let mut daemon = Self::launch(executable, gateway, configuration)?;
+        daemon.wait_until_ready().map(|()| daemon)
     }
 
     /// Starts the daemon, and does not wait until it is ready.
@@ -49,7 +50,7 @@ impl Daemon {
     }
 
     /// Waits until it gives verdicts, and has loaded the fast path.
-    pub fn wait_ready(mut self) -> Result<Self> {
+    pub fn wait_until_ready(&mut self) -> Result<()> {
         let limit = scaled_timeout(Duration::from_secs(20));
         let ask = || self.ask(&["status", "--json", "--wait", &limit.as_secs().to_string()]);
         let mut ready = ask()?;
@@ -58,7 +59,7 @@ impl Daemon {
             ready = ask()?;
         }
         if ready.status.success() {
-            return Ok(self);
+            return Ok(());
         }
         // The log of the daemon explains more than "not ready".
         let status = match self.process.exit_status() {

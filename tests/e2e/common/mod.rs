@@ -139,6 +139,12 @@ pub fn curl<'a>(lab: &'a Lab, server: &Server, mode: Mode) -> Transfer<'a> {
     Transfer::new(ClientProgram::Curl, &lab.client, server, lab.server_address(V4), mode)
 }
 
+/// A moment that is another each round, below `limit` milliseconds.
+pub fn moment(round: u64, limit: u64) -> Duration {
+    let limit = std::env::var("FTP_ALG_PAUSE_MS").map_or(limit, |text| text.parse().unwrap());
+    Duration::from_millis((round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % limit)
+}
+
 /// A lab with `ftp-alg run` on its gateway. The daemon goes first when it is dropped.
 pub struct Gateway {
     pub daemon: Daemon,
@@ -155,6 +161,39 @@ impl Gateway {
     /// Starts another daemon in place of the one that has ended.
     pub fn start_again(&mut self, configuration: &str) {
         self.daemon = Daemon::start(&executable(), &self.lab.gateway, configuration).unwrap();
+    }
+
+    /// Kills the daemon again and again, at any moment of the two seconds from its fork on, and starts `program` at once,
+    /// with the `configuration` of the round. In every fourth round `check` gets one that is ready. After two seconds without
+    /// a ready one the next is waited for: after five, packets pass unread.
+    pub fn kill_at_any_moment(
+        &mut self,
+        program: &Path,
+        default_rounds: u64,
+        configuration: impl Fn(u64) -> String,
+        mut check: impl FnMut(&Self, u64),
+    ) -> u64 {
+        let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(default_rounds, |n| n.parse().unwrap());
+        let mut ready = Instant::now();
+        for round in 0..rounds {
+            let is_checked = round % 4 == 3;
+            if !is_checked {
+                thread::sleep(moment(round, 2000));
+            }
+            if is_checked || ready.elapsed() > Duration::from_secs(2) {
+                self.daemon.wait_until_ready().unwrap();
+                ready = Instant::now();
+            }
+            if is_checked {
+                check(self, round);
+            }
+            self.daemon.kill();
+            let gateway = &self.lab.gateway;
+            self.daemon = Daemon::launch(program, gateway, &configuration(round)).unwrap();
+        }
+        self.daemon.wait_until_ready().unwrap();
+        check(self, rounds);
+        rounds
     }
 
     /// A counter of `status`.
