@@ -26,37 +26,24 @@ fn configuration(backend: &str) -> String {
     back_end(backend)
 }
 
-/// No transfer is lost to daemons that end and start again at any moment, at once or a little later.
-fn survives(backend: &str, end: fn(&mut Daemon)) {
-    survives_in(backend, 0, end);
+/// No transfer is lost to daemons that are killed at any moment, in sessions of so many transfers; 0 is one session to the
+/// end.
+fn survives_kills(backend: &str, transfers: u64) {
+    survives(backend, transfers, |gateway, load| {
+        let configuration = |_| configuration(backend);
+        gateway
+            .kill_at_any_moment(&executable(), 6, configuration, |_, _| load.wait_for_transfers())
+    });
 }
 
-/// The same, in sessions of so many transfers, each of which logs in; 0 is one session to the end. With short sessions
-/// each round ends a daemon that has not started yet as well. Between two rounds each session transfers once: if each
-/// retransmission of a reply met another end, its pinhole would expire meanwhile.
-fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
-    let configuration = configuration(backend);
+/// The same, for daemons that `end` ends and starts again. It returns how often.
+fn survives(backend: &str, transfers: u64, end: impl Fn(&mut Gateway, &mut Load) -> u64) {
     for topology in [Topology::Masquerade, Topology::PublishedServer] {
-        let mut gateway = gateway_with(topology, &configuration);
+        let mut gateway = gateway_with(topology, &configuration(backend));
         let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
         let mut load =
             Load::start(&gateway.lab, &server, LoadSpec { transfers, ..LoadSpec::default() });
-        let rounds = rounds(if transfers == 0 { 3 } else { 6 });
-        for round in 0..rounds {
-            thread::sleep(scaled_timeout(moment(round, 400)));
-            end(&mut gateway.daemon);
-            if round % 2 == 1 {
-                thread::sleep(moment(round, 600));
-            }
-            let (exe, host) = (executable(), gateway.lab.gateway.clone());
-            if transfers > 0 {
-                let mut early = Daemon::launch(&exe, &host, &configuration).unwrap();
-                thread::sleep(moment(round + 5, 300));
-                early.kill();
-            }
-            gateway.daemon = Daemon::start(&exe, &host, &configuration).unwrap();
-            load.wait_for_transfers();
-        }
+        let rounds = end(&mut gateway, &mut load);
         let report = load.end();
         println!("{backend}, {topology}: {rounds} rounds: {report}");
         assert_eq!(report.bad(), [0; 3], "{report} {}", gateway.daemon.log());
@@ -68,25 +55,38 @@ fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
 
 #[test]
 fn no_transfer_is_lost_to_kills_with_pinholes_in_nftables() {
-    survives("nftables", Daemon::kill);
+    survives_kills("nftables", 0);
 }
 
 #[test]
 fn no_transfer_is_lost_to_kills_with_expectations() {
-    survives("conntrack", Daemon::kill);
+    survives_kills("conntrack", 0);
 }
 
-/// The daemon is killed in the middle of logins, and another one at its start.
+/// The daemon is killed in the middle of logins.
 #[test]
 fn no_transfer_of_a_session_of_a_few_is_lost_to_kills() {
     for backend in ["nftables", "conntrack"] {
-        survives_in(backend, 2, Daemon::kill);
+        survives_kills(backend, 2);
     }
 }
 
 #[test]
 fn no_transfer_is_lost_to_restarts() {
-    survives("nftables", |daemon| assert!(daemon.stop().unwrap().success(), "{}", daemon.log()));
+    survives("nftables", 0, |gateway, load| {
+        let rounds = rounds(3);
+        for round in 0..rounds {
+            thread::sleep(scaled_timeout(moment(round, 400)));
+            let stopped = gateway.daemon.stop().unwrap();
+            assert!(stopped.success(), "{}", gateway.daemon.log());
+            if round % 2 == 1 {
+                thread::sleep(moment(round, 600));
+            }
+            gateway.start_again(&configuration("nftables"));
+            load.wait_for_transfers();
+        }
+        rounds
+    });
 }
 
 #[test]

@@ -8,14 +8,14 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ftp_alg_lab::{Family, Lab, scaled_timeout, wait_for};
 use socket2::{Domain, Socket, Type};
 
 /// After this a client, and the server, gives a data connection up: one retransmission of its SYN.
-pub const DATA_TIMEOUT: Duration = Duration::from_secs(3);
+const DATA_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time limit of everything on the control connection.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,16 +30,7 @@ struct Shared {
     is_over: AtomicBool,
     /// Of each session.
     transfers: Vec<AtomicU64>,
-    failures: Mutex<Vec<Failure>>,
-}
-
-/// What failed.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    /// Since when a data connection failed; `None` for a control connection.
-    pub data_since: Option<Instant>,
-    /// The error.
-    pub what: String,
+    failures: Mutex<Vec<String>>,
 }
 
 impl FastLoad {
@@ -80,7 +71,7 @@ impl FastLoad {
     }
 
     /// Ends the sessions. Returns the number of transfers, and the failures.
-    pub fn end(self) -> (u64, Vec<Failure>) {
+    pub fn end(self) -> (u64, Vec<String>) {
         self.shared.is_over.store(true, Relaxed);
         self.sessions.into_iter().for_each(|session| session.join().unwrap());
         let failures = self.shared.failures.lock().unwrap().clone();
@@ -90,20 +81,18 @@ impl FastLoad {
 }
 
 fn run_session(shared: &Shared, server: IpAddr, number: usize) {
-    let failed =
-        |data_since, what| shared.failures.lock().unwrap().push(Failure { data_since, what });
+    let failed = |what| shared.failures.lock().unwrap().push(what);
     let mut control = match Control::connect(server) {
         Ok(control) => control,
-        Err(error) => return failed(None, format!("log in: {error}")),
+        Err(error) => return failed(format!("log in: {error}")),
     };
     let mut is_passive = number.is_multiple_of(2);
     while !shared.is_over.load(Relaxed) {
         is_passive = !is_passive;
-        let start = Instant::now();
         match control.transfer(is_passive) {
             Ok(Ok(())) => _ = shared.transfers[number].fetch_add(1, Relaxed),
-            Ok(Err(error)) => failed(Some(start), format!("passive {is_passive}: {error}")),
-            Err(error) => return failed(None, format!("control connection: {error}")),
+            Ok(Err(error)) => failed(format!("passive {is_passive}: {error}")),
+            Err(error) => return failed(format!("control connection: {error}")),
         }
     }
 }

@@ -37,7 +37,7 @@ pub use serde_json::{Value, json};
 
 pub use captures::{captured, captures};
 pub use event_schema::event_of;
-pub use fast_load::{DATA_TIMEOUT, Failure, FastLoad};
+pub use fast_load::FastLoad;
 pub use fast_path::{fast_path, fast_path_gateway, has_tcx, until_on_fast_path};
 pub use load::{Load, LoadReport, LoadSpec};
 pub use names::{NAME, NameServer, reload, row, shell_program, wait_for_address};
