@@ -21,6 +21,7 @@ mod loading;
 mod offload;
 mod packets;
 mod program;
+mod ranges;
 mod routes;
 mod runs;
 mod stacked;

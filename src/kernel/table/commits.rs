@@ -10,6 +10,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::CStr,
     io,
     net::IpAddr,
     sync::{
@@ -45,15 +46,17 @@ const TYPE_OFFSET: u32 = 4;
 /// Buffer for notices that arrive during a check; an overflow counts as a notice.
 const BUFFER: usize = 1 << 16;
 
-/// The passive ports of addresses, each with the client and the dialled address of those open ranges that need them.
-pub(super) type PortsByAddress = BTreeMap<IpAddr, Vec<(PassivePorts, BTreeSet<(IpAddr, IpAddr)>)>>;
+/// A set of passive ports, and an address in it.
+pub(super) type PortsKey = (&'static CStr, IpAddr);
+/// The passive ports there, each with the client and the dialled address of those open ranges that need them.
+pub(super) type PortsByKey = BTreeMap<PortsKey, Vec<(PassivePorts, BTreeSet<(IpAddr, IpAddr)>)>>;
 
 /// The passive ports in our table.
 #[derive(Debug, Default)]
 pub(super) struct WrittenPorts {
-    /// By the servers' own addresses, and those that clients dial.
-    pub of: PortsByAddress,
-    /// How many open ranges need them, at each address.
+    /// At the servers' own addresses, and at those that clients dial.
+    pub of: PortsByKey,
+    /// How many open ranges need them, in each set.
     pub open: usize,
     /// Whether the table has no others.
     pub is_known: bool,

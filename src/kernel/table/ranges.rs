@@ -15,7 +15,7 @@ use std::{
 use ftp_alg_core::engine::{KernelError, OpenRange, RANGE_LIFETIME};
 
 use super::{
-    commits::{PortsByAddress, WrittenPorts},
+    commits::{PortsByKey, PortsKey, WrittenPorts},
     pinholes::{PinholeSets, SetElement},
 };
 use crate::kernel::netlink::{
@@ -28,7 +28,10 @@ struct FamilySets {
     sessions: &'static CStr,
     /// The keys of that map.
     ends: &'static CStr,
+    /// Ports at servers' own addresses.
     ports: &'static CStr,
+    /// Ports at the addresses that clients dial.
+    dialled_ports: &'static CStr,
     /// Sessions without ports.
     watched: &'static CStr,
     sources: &'static CStr,
@@ -39,6 +42,7 @@ const V4: FamilySets = FamilySets {
     sessions: c"encrypted4",
     ends: c"encrypted_ends4",
     ports: c"passive_ports4",
+    dialled_ports: c"dialled_ports4",
     watched: c"watched4",
     sources: c"encrypted_sources4",
     marks: c"encrypted_marks4",
@@ -47,6 +51,7 @@ const V6: FamilySets = FamilySets {
     sessions: c"encrypted6",
     ends: c"encrypted_ends6",
     ports: c"passive_ports6",
+    dialled_ports: c"dialled_ports6",
     watched: c"watched6",
     sources: c"encrypted_sources6",
     marks: c"encrypted_marks6",
@@ -72,8 +77,8 @@ impl PinholeSets {
     pub fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
         let written = self.commits.written_ports();
         let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
-        for address in addresses(range) {
-            let ports = written.of.get_mut(&address).into_iter().flatten();
+        for key in ports_keys(range) {
+            let ports = written.of.get_mut(&key).into_iter().flatten();
             let removed = ports.filter_map(|(_, open)| open.take(&range.key())).count();
             written.open -= removed;
         }
@@ -90,9 +95,8 @@ impl PinholeSets {
         // All may be empty.
         batch.report_changes();
         for sets in [&V4, &V6] {
-            for set in
-                [sets.sessions, sets.ends, sets.ports, sets.watched, sets.sources, sets.marks]
-            {
+            let of_sessions = [sets.sessions, sets.ends, sets.watched, sets.sources, sets.marks];
+            for set in of_sessions.into_iter().chain([sets.ports, sets.dialled_ports]) {
                 batch.flush_set(set);
             }
         }
@@ -131,15 +135,15 @@ impl PinholeSets {
         let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
         let WrittenPorts { of, open, is_known } = &mut *written;
         let (mut new, mut has_others) = (BTreeMap::new(), !std::mem::replace(is_known, true));
-        for address in addresses(range) {
-            let known = of.entry(address).or_default();
+        for key in ports_keys(range) {
+            let known = of.entry(key).or_default();
             match known.iter_mut().find(|(ports, _)| *ports == range.ports) {
                 Some((_, of_ports)) => *open += usize::from(of_ports.insert(range.key())),
                 None => {
                     *open += 1;
                     has_others |= !known.is_empty();
                     known.push((Arc::clone(&range.ports), [range.key()].into()));
-                    new.insert(address, known.clone());
+                    new.insert(key, known.clone());
                 }
             }
         }
@@ -155,11 +159,12 @@ impl PinholeSets {
             new.clone_from(of);
             for sets in [&V4, &V6] {
                 batch.flush_set(sets.ports);
+                batch.flush_set(sets.dialled_ports);
             }
         }
-        for (address, range) in intervals(&new) {
-            let key = |port: u16| endpoint_key((address, port).into());
-            batch.add_interval(sets_of(address).ports, &key(*range.start()), &key(*range.end()));
+        for ((set, address), range) in intervals(&new) {
+            let at = |port: u16| endpoint_key((address, port).into());
+            batch.add_interval(set, &at(*range.start()), &at(*range.end()));
         }
         let sent = self.commits.send(&mut batch, &mut self.socket).and_then(|sent| sent.result());
         if sent.is_err() {
@@ -170,27 +175,27 @@ impl PinholeSets {
     }
 }
 
-/// Where the rules compare the ports of a range.
-fn addresses(OpenRange { control, .. }: &OpenRange) -> [IpAddr; 2] {
-    [control.server.ip(), control.server_external.ip()]
+/// Where the rules compare the ports of a range: behind the translation, and before it.
+fn ports_keys(OpenRange { control, .. }: &OpenRange) -> [PortsKey; 2] {
+    let (server, dialled) = (control.server.ip(), control.server_external.ip());
+    [(sets_of(server).ports, server), (sets_of(dialled).dialled_ports, dialled)]
 }
 
-/// The ports of each address, without overlaps.
-fn intervals(written: &PortsByAddress) -> Vec<(IpAddr, RangeInclusive<u16>)> {
-    let each = written.iter().flat_map(|(address, all)| all.iter().map(move |one| (address, one)));
-    let ranges =
-        each.flat_map(|(address, (ports, _))| ports.iter().map(|range| (*address, range.clone())));
+/// The ports of each key, without overlaps.
+fn intervals(written: &PortsByKey) -> Vec<(PortsKey, RangeInclusive<u16>)> {
+    let each = written.iter().flat_map(|(key, all)| all.iter().map(move |one| (key, one)));
+    let ranges = each.flat_map(|(key, (ports, _))| ports.iter().map(|range| (*key, range.clone())));
     let mut all: Vec<_> = ranges.collect();
-    all.sort_unstable_by_key(|(address, range)| (*address, *range.start()));
-    let mut merged: Vec<(IpAddr, RangeInclusive<u16>)> = Vec::new();
-    for (address, range) in all {
+    all.sort_unstable_by_key(|(key, range)| (*key, *range.start()));
+    let mut merged: Vec<(PortsKey, RangeInclusive<u16>)> = Vec::new();
+    for (key, range) in all {
         match merged.last_mut() {
             Some((last, before))
-                if *last == address && *range.start() <= before.end().saturating_add(1) =>
+                if *last == key && *range.start() <= before.end().saturating_add(1) =>
             {
                 *before = *before.start()..=*before.end().max(range.end());
             }
-            _ => merged.push((address, range)),
+            _ => merged.push((key, range)),
         }
     }
     merged
