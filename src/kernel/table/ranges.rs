@@ -119,7 +119,7 @@ impl PinholeSets {
         }
         let mark = control.ct_mark;
         let elements = [
-            (sets.sources, pair(client, server), octets_of(source), timeout(source != client)),
+            (sets.sources, pair(client, dialled), octets_of(source), timeout(source != client)),
             (sets.marks, pair(client, dialled), mark.to_ne_bytes().to_vec(), timeout(mark != 0)),
             (sets.sessions, pair(client, dialled), octets_of(server), timeout(true)),
         ]

@@ -50,3 +50,33 @@ fn a_session_opens_no_port_of_another_server_at_its_address() {
         }
     }
 }
+
+/// A client inside reaches the server by its own address, and by the external one (hairpin NAT).
+#[test]
+fn a_session_keeps_its_source_translation_at_the_end_of_another_one() {
+    let place = Place::new();
+    place.lab.drop_by_default();
+    for (client, external, server) in [(CLIENT, EXTERNAL, SERVER), (CLIENT6, EXTERNAL6, SERVER6)] {
+        let host = &place.lab.client;
+        let listener = listen(&place.lab.server, at(server, 3000));
+        let direct = range(client, at(server, 21), at(server, 21), 3000);
+        let mut hairpin = range(client, at(external, 21), at(server, 21), 3000);
+        hairpin.control.client_external = at(external, 1025);
+        let source_by = |dialled| {
+            let mut stream = connect(host, client, at(dialled, 3000));
+            exchange(&mut stream, &listener).1.ip()
+        };
+        for mut writer in place.writers() {
+            for (first, last, dialled, source) in
+                [(&direct, &hairpin, external, external), (&hairpin, &direct, server, client)]
+            {
+                writer.open_range(last).unwrap();
+                writer.open_range(first).unwrap();
+                assert_eq!(source_by(dialled), ip(source), "next to another one");
+                writer.close_range(first).unwrap();
+                assert_eq!(source_by(dialled), ip(source), "behind another one");
+                writer.close_range(last).unwrap();
+            }
+        }
+    }
+}
