@@ -63,6 +63,24 @@ struct All {
     left: VecDeque<(Option<Instant>, Holder)>,
 }
 
+impl All {
+    /// The holder on whose behalf the kernel has the range with this key.
+    fn first(&self, key: (IpAddr, IpAddr)) -> Option<&Holder> {
+        self.open.get(&key)?.first()
+    }
+
+    /// Removes a holder. Returns it, and whether it was the first.
+    fn remove_holder(&mut self, session: u64, range: &OpenRange) -> Option<(Holder, bool)> {
+        let holders = self.open.get_mut(&range.key())?;
+        let at = holders.iter().position(|one| one.session == session)?;
+        let holder = holders.remove(at);
+        if holders.is_empty() {
+            self.open.remove(&range.key());
+        }
+        Some((holder, at == 0))
+    }
+}
+
 /// The ranges of the sessions of one shard.
 #[derive(Default)]
 pub struct Ranges {
@@ -78,6 +96,24 @@ pub struct Ranges {
 
 fn lock(all: &Mutex<All>) -> MutexGuard<'_, All> {
     all.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has the kernel open the first holder's range with the key of `range`, or close that if nobody holds it.
+///
+/// Others take the lock during the transaction. If they change who is the first, this transaction may come behind theirs, so
+/// it is followed by another one.
+fn apply(all: &Mutex<All>, range: &OpenRange, kernel: &mut dyn Kernel) -> Result<(), KernelError> {
+    let wanted = || lock(all).first(range.key()).map(|first| first.range.clone());
+    loop {
+        let first = wanted();
+        let applied = match &first {
+            Some(first) => kernel.open_range(first),
+            None => kernel.close_range(range),
+        };
+        if first == wanted() {
+            return applied;
+        }
+    }
 }
 
 /// What one session holds.
@@ -289,17 +325,17 @@ impl Ranges {
         let mut all = lock(&self.all);
         let holders = all.open.entry(range.key()).or_default();
         let server = range.control.server.ip();
-        let other = holders.iter().map(|one| one.range.control.server.ip());
-        if let Some(other) = other.into_iter().find(|other| *other != server) {
+        let other = holders.first().map(|first| first.range.control.server.ip());
+        if let Some(other) = other.filter(|other| *other != server) {
             return Err(RangeNotOpened::OtherServer(other));
         }
-        let opened = if holders.is_empty() { kernel.open_range(&range) } else { Ok(()) };
-        match opened {
-            Ok(()) => holders.push(Holder { session, range: range.clone() }),
-            Err(_) => drop(all.open.remove(&range.key())),
-        }
+        holders.push(Holder { session, range: range.clone() });
+        let is_first = holders.len() == 1;
         drop(all);
-        opened.map_err(RangeNotOpened::Kernel)?;
+        if is_first && let Err(error) = apply(&self.all, &range, kernel) {
+            lock(&self.all).remove_holder(session, &range);
+            return Err(RangeNotOpened::Kernel(error));
+        }
         self.of.insert(owner, Held { session, range, renewed: Some(now) });
         Ok(())
     }
@@ -336,25 +372,16 @@ impl Ranges {
 
     /// Closes the range, or has the next session that holds it open it.
     fn leave(&mut self, Held { session, range, .. }: &Held, kernel: &mut dyn Kernel) {
-        let all = Arc::clone(&self.all);
-        let mut all = lock(&all);
-        let All { open, left } = &mut *all;
-        let Some(holders) = open.get_mut(&range.key()) else { return };
-        let Some(at) = holders.iter().position(|one| one.session == *session) else { return };
-        let was_first = at == 0;
-        left.push_back((None, holders.remove(at)));
-        if left.len() > MAX_LEFT {
-            left.pop_front();
+        let mut all = lock(&self.all);
+        let Some((holder, was_first)) = all.remove_holder(*session, range) else { return };
+        all.left.push_back((None, holder));
+        if all.left.len() > MAX_LEFT {
+            all.left.pop_front();
         }
-        let changed = match holders.first() {
-            None => kernel.close_range(range),
-            Some(next) if was_first => kernel.open_range(&next.range),
-            Some(_) => Ok(()),
-        };
-        if holders.is_empty() {
-            open.remove(&range.key());
+        drop(all);
+        if was_first {
+            self.errors.extend(apply(&self.all, range, kernel).err());
         }
-        self.errors.extend(changed.err());
     }
 
     /// Renews what is open, and closes what belongs to control connections that conntrack has forgotten, until it knows them
@@ -405,12 +432,8 @@ impl Ranges {
 
     /// Renews a range, if the kernel has it on behalf of this holder.
     fn renew(all: &Mutex<All>, held: &Held, kernel: &mut dyn Kernel) -> Result<(), KernelError> {
-        let all = lock(all);
-        let first = all.open.get(&held.range.key()).and_then(|holders| holders.first());
-        match first.is_some_and(|first| first.session == held.session) {
-            true => kernel.open_range(&held.range),
-            false => Ok(()),
-        }
+        let first = lock(all).first(held.range.key()).map(|first| first.session);
+        if first == Some(held.session) { apply(all, &held.range, kernel) } else { Ok(()) }
     }
 
     /// Has those that are open opened again, because the kernel has lost them.
@@ -423,5 +446,115 @@ impl Ranges {
     /// The table slots of the sessions that hold one.
     pub fn owners(&self) -> Vec<u32> {
         self.of.keys().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, sync::mpsc, thread};
+
+    use super::*;
+    use crate::engine::{Closing, Opening, QueueMode};
+
+    /// What the kernel of several workers has open.
+    type Open = RefCell<Vec<OpenRange>>;
+
+    /// One worker's view of it: something happens before the next change.
+    struct View<'a>(&'a Open, Option<Box<dyn FnOnce() + 'a>>);
+
+    impl View<'_> {
+        fn change(&mut self, range: &OpenRange, new: Option<OpenRange>) {
+            self.1.take().into_iter().for_each(|happens| happens());
+            let mut open = self.0.borrow_mut();
+            open.retain(|one| one.key() != range.key());
+            open.extend(new);
+        }
+    }
+
+    impl Kernel for View<'_> {
+        fn lookup_translation(
+            &mut self,
+            client: SocketAddr,
+            server: SocketAddr,
+        ) -> Result<Option<Translation>, KernelError> {
+            Ok(Some(Translation::identity(client, server)))
+        }
+
+        fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+            self.change(range, Some(range.clone()));
+            Ok(())
+        }
+
+        fn close_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
+            self.change(range, None);
+            Ok(())
+        }
+
+        fn open(&mut self, _: &Opening, _: &[Closing]) -> Result<(), KernelError> {
+            Ok(())
+        }
+
+        fn close(&mut self, _: &[Closing]) -> Result<(), KernelError> {
+            Ok(())
+        }
+
+        fn set_queue_mode(&mut self, _: &Translation, _: QueueMode) -> Result<(), KernelError> {
+            Ok(())
+        }
+
+        fn inject(&mut self, _: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
+            Ok(())
+        }
+    }
+
+    fn range() -> OpenRange {
+        let client = "10.0.0.7:1035".parse().unwrap();
+        let control = Translation::identity(client, "203.0.113.9:21".parse().unwrap());
+        OpenRange { control, ports: Arc::new([50000..=50009]) }
+    }
+
+    /// They look for the sessions of data connections, or open other ranges.
+    #[test]
+    fn others_do_not_wait_for_a_transaction() {
+        let (now, open, mut ranges) = (Instant::now(), Open::default(), Ranges::default());
+        let finder = ranges.finder();
+        let kernel = || {
+            let finder = finder.clone();
+            let looks = move || {
+                let (answer, answered) = mpsc::channel();
+                let target = range().control.server;
+                thread::spawn(move || answer.send(finder.find([10, 0, 0, 8].into(), target)));
+                assert!(answered.recv_timeout(Duration::from_secs(20)).is_ok(), "it waits");
+            };
+            View(&open, Some(Box::new(looks)))
+        };
+        ranges.open(now, 0, 17, range(), &mut kernel()).unwrap();
+        ranges.look(now + RENEWAL_INTERVAL, &mut kernel());
+        ranges.reopen(&mut kernel());
+        assert_eq!(*open.borrow(), [range()]);
+        ranges.close(0);
+        ranges.send_closings(&mut kernel());
+        assert_eq!(*open.borrow(), []);
+    }
+
+    /// The closing of one worker comes behind the opening of another one, or the other way round.
+    #[test]
+    fn the_last_transaction_is_about_the_last_holder() {
+        let (now, open, mut ranges) = (Instant::now(), Open::default(), Ranges::default());
+        let mut others = ranges.new_shard();
+        ranges.open(now, 0, 17, range(), &mut View(&open, None)).unwrap();
+        ranges.close(0);
+        let opens = || others.open(now, 0, 18, range(), &mut View(&open, None)).unwrap();
+        ranges.send_closings(&mut View(&open, Some(Box::new(opens))));
+        assert_eq!(*open.borrow(), [range()]);
+
+        ranges.open(now, 0, 19, range(), &mut View(&open, None)).unwrap();
+        others.close(0);
+        let closes = || {
+            ranges.close(0);
+            ranges.send_closings(&mut View(&open, None));
+        };
+        others.send_closings(&mut View(&open, Some(Box::new(closes))));
+        assert_eq!(*open.borrow(), []);
     }
 }
