@@ -193,7 +193,7 @@ impl Engine {
     pub fn expire(&mut self, now: Instant, kernel: &mut dyn Kernel) {
         self.sessions.look_at_due(now, kernel);
         self.release_ordered(now, kernel);
-        self.sessions.ranges.look(now, kernel);
+        self.sessions.look_at_ranges(now, kernel);
         self.sessions.sweep(now);
         self.sessions.enforce_memory_budget(now, kernel);
         self.sessions.pinholes.retry_closings();

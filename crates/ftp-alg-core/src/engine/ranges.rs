@@ -2,7 +2,8 @@
 //! its server while it lives.
 //!
 //! Two sessions of a client with a server share one, and it goes with the last. The kernel has it on behalf of the first,
-//! whose translation counts. Two servers behind one address look the same to the rules, so the second gets none.
+//! whose translation counts. Two servers behind one address look the same to the rules, so the second one's stays closed
+//! until the first one's goes. A range that the kernel refuses is tried again.
 //!
 //! The range of a server without the setting has no ports: nothing is open, and the kernel logs what its client tries.
 //!
@@ -91,6 +92,8 @@ pub struct Ranges {
     left: Vec<Held>,
     /// The table slot behind the last one whose control connection was looked up.
     next: u32,
+    /// The table slots of those that are open later than their sessions asked for it.
+    opened: Vec<u32>,
     errors: Vec<KernelError>,
 }
 
@@ -120,8 +123,20 @@ fn apply(all: &Mutex<All>, range: &OpenRange, kernel: &mut dyn Kernel) -> Result
 struct Held {
     session: u64,
     range: OpenRange,
-    /// When it was opened or renewed, if conntrack has its control connection, as far as is known.
-    renewed: Option<Instant>,
+    state: RangeState,
+    /// Whether an event said that it is open.
+    is_reported: bool,
+}
+
+/// The state of a session's range, as far as is known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RangeState {
+    /// Opened or renewed at this time.
+    Open(Instant),
+    /// Closed until conntrack has the control connection, and no session with another server has the place.
+    Closed,
+    /// Refused by the kernel at this time.
+    Refused(Instant),
 }
 
 /// Finds the session of a data connection, for the reports of transfers.
@@ -305,7 +320,8 @@ impl Ranges {
     /// The ports that are open for the session in the table slot `owner`, as far as is known.
     pub fn open_ports(&self, owner: u32) -> Option<PassivePorts> {
         let held = self.of.get(&owner)?;
-        (held.renewed.is_some() && held.range.has_ports()).then(|| Arc::clone(&held.range.ports))
+        let is_open = matches!(held.state, RangeState::Open(_)) && held.range.has_ports();
+        is_open.then(|| Arc::clone(&held.range.ports))
     }
 
     /// The range of the session in the table slot `owner`.
@@ -313,7 +329,8 @@ impl Ranges {
         self.of.get(&owner).map(|held| &held.range)
     }
 
-    /// Opens a `range` for a `session`, unless another one of its client has it open.
+    /// Opens a `range` for a `session`, unless another one of its client has it open. After an error a later
+    /// [look](Self::look) tries it again.
     pub fn open(
         &mut self,
         now: Instant,
@@ -322,27 +339,42 @@ impl Ranges {
         range: OpenRange,
         kernel: &mut dyn Kernel,
     ) -> Result<(), RangeNotOpened> {
+        let (state, opened) = self.join(now, session, &range, kernel);
+        self.of.insert(owner, Held { session, range, state, is_reported: opened.is_ok() });
+        opened
+    }
+
+    /// Adds a holder, the first of which has the kernel open the range.
+    fn join(
+        &self,
+        now: Instant,
+        session: u64,
+        range: &OpenRange,
+        kernel: &mut dyn Kernel,
+    ) -> (RangeState, Result<(), RangeNotOpened>) {
         let mut all = lock(&self.all);
         let holders = all.open.entry(range.key()).or_default();
         let server = range.control.server.ip();
         let other = holders.first().map(|first| first.range.control.server.ip());
         if let Some(other) = other.filter(|other| *other != server) {
-            return Err(RangeNotOpened::OtherServer(other));
+            return (RangeState::Closed, Err(RangeNotOpened::OtherServer(other)));
         }
         holders.push(Holder { session, range: range.clone() });
         let is_first = holders.len() == 1;
         drop(all);
-        if is_first && let Err(error) = apply(&self.all, &range, kernel) {
-            lock(&self.all).remove_holder(session, &range);
-            return Err(RangeNotOpened::Kernel(error));
+        if is_first && let Err(error) = apply(&self.all, range, kernel) {
+            lock(&self.all).remove_holder(session, range);
+            // Part of it may be open, or another session may have joined meanwhile.
+            let _ = apply(&self.all, range, kernel);
+            return (RangeState::Refused(now), Err(RangeNotOpened::Kernel(error)));
         }
-        self.of.insert(owner, Held { session, range, renewed: Some(now) });
-        Ok(())
+        (RangeState::Open(now), Ok(()))
     }
 
     /// Takes over the range of a session of an earlier daemon. The next [look](Self::look) opens it.
     pub fn restore(&mut self, owner: u32, session: u64, range: OpenRange) {
-        self.of.insert(owner, Held { session, range, renewed: None });
+        let state = RangeState::Closed;
+        self.of.insert(owner, Held { session, range, state, is_reported: true });
     }
 
     /// Takes over what the session in the slot `from` of `other` has, for the slot `owner`.
@@ -350,10 +382,12 @@ impl Ranges {
         self.of.extend(other.of.remove(&from).map(|held| (owner, held)));
     }
 
-    /// Has the range of the session in the table slot `owner` closed, if no other one holds it. Returns it if it has ports.
+    /// Has the range of the session in the table slot `owner` closed, if no other one holds it. Returns it if it was
+    /// reported as open.
     pub fn close(&mut self, owner: u32) -> Option<RangeInfo> {
         let held = self.of.remove(&owner)?;
-        let info = held.range.has_ports().then(|| RangeInfo::from(&held.range));
+        let is_reported = held.is_reported && held.range.has_ports();
+        let info = is_reported.then(|| RangeInfo::from(&held.range));
         self.left.push(held);
         info
     }
@@ -361,7 +395,7 @@ impl Ranges {
     /// Has the kernel close what no session holds any more.
     pub fn send_closings(&mut self, kernel: &mut dyn Kernel) {
         for held in std::mem::take(&mut self.left) {
-            self.leave(&held, kernel);
+            self.leave(held.session, &held.range, kernel);
         }
     }
 
@@ -371,9 +405,9 @@ impl Ranges {
     }
 
     /// Closes the range, or has the next session that holds it open it.
-    fn leave(&mut self, Held { session, range, .. }: &Held, kernel: &mut dyn Kernel) {
+    fn leave(&mut self, session: u64, range: &OpenRange, kernel: &mut dyn Kernel) {
         let mut all = lock(&self.all);
-        let Some((holder, was_first)) = all.remove_holder(*session, range) else { return };
+        let Some((holder, was_first)) = all.remove_holder(session, range) else { return };
         all.left.push_back((None, holder));
         if all.left.len() > MAX_LEFT {
             all.left.pop_front();
@@ -406,22 +440,25 @@ impl Ranges {
     ) -> Result<(), KernelError> {
         let Some(held) = self.of.get_mut(&owner) else { return Ok(()) };
         let is_found = kernel.is_running(&held.range.control)?;
-        match held.renewed {
-            Some(_) if !is_found => {
-                held.renewed = None;
-                let (session, range) = (held.session, held.range.clone());
-                self.leave(&Held { session, range, renewed: None }, kernel);
+        let (session, range) = (held.session, held.range.clone());
+        match held.state {
+            RangeState::Open(_) if !is_found => {
+                held.state = RangeState::Closed;
+                self.leave(session, &range, kernel);
             }
-            Some(renewed) if now >= renewed + RENEWAL_INTERVAL => {
-                held.renewed = Some(now);
+            RangeState::Open(at) if now >= at + RENEWAL_INTERVAL => {
+                held.state = RangeState::Open(now);
                 Self::renew(&self.all, held, kernel)?;
             }
-            None if is_found => {
-                let (session, range) = (held.session, held.range.clone());
-                // It stays closed if another server has the place by now.
-                if let Err(RangeNotOpened::Kernel(error)) =
-                    self.open(now, owner, session, range, kernel)
-                {
+            RangeState::Refused(at) if now < at + RENEWAL_INTERVAL => {}
+            RangeState::Closed | RangeState::Refused(_) if is_found => {
+                let (state, opened) = self.join(now, session, &range, kernel);
+                let Some(held) = self.of.get_mut(&owner) else { return Ok(()) };
+                held.state = state;
+                if opened.is_ok() && !std::mem::replace(&mut held.is_reported, true) {
+                    self.opened.push(owner);
+                }
+                if let Err(RangeNotOpened::Kernel(error)) = opened {
                     return Err(error);
                 }
             }
@@ -436,9 +473,29 @@ impl Ranges {
         if first == Some(held.session) { apply(all, &held.range, kernel) } else { Ok(()) }
     }
 
+    /// The ranges that looks have opened since the last call, and no event has said so.
+    pub fn take_opened(&mut self) -> Vec<(u32, RangeInfo)> {
+        let opened = std::mem::take(&mut self.opened).into_iter();
+        let with_ports = opened.filter_map(|owner| {
+            let range = self.of(owner).filter(|range| range.has_ports())?;
+            Some((owner, RangeInfo::from(range)))
+        });
+        with_ports.collect()
+    }
+
+    /// Has the next look try again what the kernel refused, because its table is another one.
+    pub fn forget_refusals(&mut self) {
+        for held in self.of.values_mut() {
+            if let RangeState::Refused(_) = held.state {
+                held.state = RangeState::Closed;
+            }
+        }
+    }
+
     /// Has those that are open opened again, because the kernel has lost them.
     pub fn reopen(&mut self, kernel: &mut dyn Kernel) {
-        for held in self.of.values().filter(|held| held.renewed.is_some()) {
+        let is_open = |held: &&Held| matches!(held.state, RangeState::Open(_));
+        for held in self.of.values().filter(is_open) {
             self.errors.extend(Self::renew(&self.all, held, kernel).err());
         }
     }
@@ -535,6 +592,25 @@ mod tests {
         ranges.close(0);
         ranges.send_closings(&mut kernel());
         assert_eq!(*open.borrow(), []);
+    }
+
+    /// As in the rules that two servers behind one address have.
+    #[test]
+    fn a_session_with_another_server_at_the_address_waits_for_the_end_of_the_first() {
+        let (now, open, mut ranges) = (Instant::now(), Open::default(), Ranges::default());
+        let mut kernel = View(&open, None);
+        let mut second = range();
+        second.control.server = "203.0.113.10:21".parse().unwrap();
+        ranges.open(now, 0, 17, range(), &mut kernel).unwrap();
+        ranges.open(now, 1, 18, second.clone(), &mut kernel).unwrap_err();
+        ranges.look(now, &mut kernel);
+        assert_eq!((&*open.borrow(), ranges.open_ports(1)), (&vec![range()], None));
+        assert_eq!(ranges.take_opened(), []);
+        ranges.close(0);
+        ranges.send_closings(&mut kernel);
+        ranges.look(now, &mut kernel);
+        assert_eq!(*open.borrow(), [second.clone()]);
+        assert_eq!(ranges.take_opened(), [(1, RangeInfo::from(&second))]);
     }
 
     /// The closing of one worker comes behind the opening of another one, or the other way round.

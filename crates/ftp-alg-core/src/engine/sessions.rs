@@ -165,8 +165,19 @@ impl Sessions {
 
     /// Opens ranges again, because the kernel has lost them all; those of restored sessions for the first time.
     pub fn reopen_ranges(&mut self, now: Instant, kernel: &mut dyn Kernel) {
-        self.ranges.look(now, kernel);
+        self.ranges.forget_refusals();
+        self.look_at_ranges(now, kernel);
         self.ranges.reopen(kernel);
+    }
+
+    /// Looks at the open ranges, and reports those that were refused until now.
+    pub(crate) fn look_at_ranges(&mut self, now: Instant, kernel: &mut dyn Kernel) {
+        self.ranges.look(now, kernel);
+        for (owner, opened) in self.ranges.take_opened() {
+            let Some(entry) = self.table.get(owner) else { continue };
+            self.counters.ranges_opened += 1;
+            self.batch.events.push(entry.head.event(EventKind::RangeOpened(opened)));
+        }
     }
 
     /// Closes the ranges of servers whose ports are others by now. New sessions get these.

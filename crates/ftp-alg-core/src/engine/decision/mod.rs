@@ -611,7 +611,7 @@ impl Decider<'_> {
             Err(RangeNotOpened::OtherServer(other)) => {
                 let what = format!(
                     "the client has an encrypted session with {other}, which it knows by the same address: the passive \
-                     ports stay closed"
+                     ports stay closed until that ends"
                 );
                 self.push_event(EventKind::Limit(what.into()));
             }

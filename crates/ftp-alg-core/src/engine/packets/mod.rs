@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use crate::{
     engine::{
-        Batch, Checksums, Engine, Kernel, KernelError, QueueMode, QueuedPacket, SessionEnd, Unread,
-        Verdict,
+        Batch, Checksums, Engine, Kernel, KernelError, OpenRange, QueueMode, QueuedPacket,
+        SessionEnd, Unread, Verdict,
         batch::{Injection, Released, SessionRef},
         decision::{ConnectionOf, Decider, wanted_queue_mode},
         limits::is_counted,
@@ -183,9 +183,9 @@ impl Engine {
         let positions = session.read_positions();
         let plan = session.inspect(from, packet, conditions, changed, &mut decider);
         let is_new = positions != session.read_positions();
-        // The end of a session with open ports must be seen.
-        let needs_none =
-            session.needs_none_queued() && decider.ranges.open_ports(decider.index).is_none();
+        // The end of a session with ports must be seen, also of one whose ports open later.
+        let range = decider.ranges.of(decider.index);
+        let needs_none = session.needs_none_queued() && !range.is_some_and(OpenRange::has_ports);
         let wanted = wanted_queue_mode(decider.head, session, meta.queues_all, needs_none);
         let is_refused = wanted.is_some_and(|mode| {
             let set = decider.set_queue_mode(mode, ConnectionOf::Session);

@@ -54,6 +54,8 @@ pub struct Recorder {
     pub uses_expectations: bool,
     /// The open ranges.
     pub ranges: Vec<RangeInfo>,
+    /// Whether it refuses to open any.
+    pub refuses_ranges: bool,
     /// How many transactions opened something.
     pub transactions: usize,
     /// Data connections that were admitted: source, destination and first sequence number.
@@ -90,6 +92,7 @@ impl Recorder {
             closed: Vec::new(),
             uses_expectations: false,
             ranges: Vec::new(),
+            refuses_ranges: false,
             transactions: 0,
             connections: HashSet::new(),
             last_seq: 0,
@@ -260,6 +263,9 @@ impl Kernel for Recorder {
     fn open_range(&mut self, range: &OpenRange) -> Result<(), KernelError> {
         if !self.life.call() {
             return Ok(());
+        }
+        if self.refuses_ranges {
+            return Err(KernelError::Full { what: "the table" });
         }
         self.close_range(range)?;
         self.ranges.push(range.into());

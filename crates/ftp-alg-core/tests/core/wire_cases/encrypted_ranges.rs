@@ -1,8 +1,8 @@
 //! The passive ports of an encrypted session's server: from when on, for whom, and until when they are open.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
-use ftp_alg_core::engine::RangeInfo;
+use ftp_alg_core::engine::{Event, EventKind, RangeInfo};
 
 use super::{dialects::record, *};
 
@@ -119,6 +119,41 @@ fn what_conntrack_has_forgotten_is_closed_until_it_knows_it_again() {
     sim.close_both();
     sim.settle();
     assert!(sim.kernel.ranges.is_empty());
+}
+
+/// As while another program has flushed the rules, until they are loaded again, or for half a minute.
+#[test]
+fn what_the_kernel_refuses_is_opened_later() {
+    for is_loaded_again in [false, true] {
+        let scenario = with_ports(Scenario::default());
+        let mut sim = Sim::after(scenario, "< 220 ready > AUTH TLS < 234 go");
+        sim.kernel.refuses_ranges = true;
+        let [client, server] = hellos();
+        sim.say(Client, &client);
+        sim.say(Server, &server);
+        // Those that are open, and the events.
+        let seen = |sim: &Sim| {
+            let is_about_it = |event: &&Event| {
+                matches!(event.kind, EventKind::RangeOpened(_) | EventKind::RangeClosed(_))
+            };
+            (sim.kernel.ranges.len(), sim.events.iter().filter(is_about_it).count())
+        };
+        assert_eq!(seen(&sim), (0, 0));
+        sim.kernel.refuses_ranges = false;
+        sim.advance(Duration::from_secs(20));
+        assert_eq!(seen(&sim), (0, 0), "too often");
+        if is_loaded_again {
+            let sessions = &mut sim.daemon.engine().sessions;
+            sessions.reopen_ranges(Instant::now(), &mut sim.kernel);
+            sim.advance(Duration::from_secs(1));
+        } else {
+            sim.advance(Duration::from_secs(11));
+        }
+        assert_eq!(seen(&sim), (1, 1), "{is_loaded_again}");
+        sim.close_both();
+        sim.settle();
+        assert_eq!(seen(&sim), (0, 2), "{is_loaded_again}");
+    }
 }
 
 /// After CCC announcements are read again.
