@@ -97,6 +97,8 @@ daemon_events! {
     NAME_FAILED: "name-failed", Warn, "[names](names-and-ports.md)";
     /// the file of `log.events` is written again; `events` of it are missing, which were not written meanwhile
     EVENTS_MISSING: "events-missing", Warn, "";
+    /// a file lacks `lines` of one client, which has 1,000 a second, and 10,000 at once; `file` is the key
+    LINES_LEFT_OUT: "lines-left-out", Warn, "`ftp-alg events --follow --client` shows what `client` does";
     /// transfers have no bytes: the group of nfnetlink_log cannot be read
     DATA_LOG_OFF: "data-log-off", Info, "another program may read the group of nfnetlink_log";
     /// the group of nfnetlink_log cannot be read any more: transfers have no bytes

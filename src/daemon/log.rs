@@ -178,6 +178,7 @@ fn rates(event: &EventDescription) -> [RateLimit; 2] {
     match event.name {
         "announcement" | "transfer" => WANTED,
         ENCRYPTED => DAILY,
+        LINES_LEFT_OUT => OF_A_FILE,
         _ => USUAL,
     }
 }
@@ -189,6 +190,11 @@ const WANTED: [RateLimit; 2] = [RateLimit::new(100, 200), RateLimit::new(1000, 1
 const DAILY: [RateLimit; 2] = [RateLimit::new(1, 86_400_000), RateLimit::new(200, 50)];
 /// The name of the event whose limits last a day.
 const ENCRYPTED: &str = "encrypted";
+/// Of a file, which has all events of each client that does not try to fill the disk. Together clients have far more than a
+/// gateway can do.
+const OF_A_FILE: [RateLimit; 2] = [RateLimit::new(10_000, 1), RateLimit::new(1_000_000, 1)];
+/// The name of the event whose limits are those of the lines of a file.
+const LINES_LEFT_OUT: &str = catalogue::LINES_LEFT_OUT.name;
 
 /// How many lines may be logged.
 #[derive(Clone, Copy)]
@@ -207,19 +213,19 @@ impl RateLimit {
 
 /// Suppressed lines of one event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct SkippedLines {
+pub(super) struct SkippedLines {
     of: &'static EventDescription,
-    lines: u64,
+    pub lines: u64,
     /// The client of the last one.
-    last: Option<IpAddr>,
+    pub last: Option<IpAddr>,
 }
 
 /// How many clients have a limit of their own. Further clients have only the common limit.
 const MAX_CLIENTS: usize = 1024;
 
 /// The rate limits. Each event has its own, so that none suppresses another.
-#[derive(Default)]
-struct LineLimiter {
+#[derive(Debug, Default)]
+pub(super) struct LineLimiter {
     clients: AHashMap<(&'static str, ClientKey), LeakyBucket>,
     all: AHashMap<&'static str, LeakyBucket>,
     since_summary: BTreeMap<&'static str, SkippedLines>,
@@ -228,8 +234,13 @@ struct LineLimiter {
 }
 
 impl LineLimiter {
+    /// Takes the suppressed lines of `event` since the last time.
+    pub fn take_skipped(&mut self, event: &EventDescription) -> Option<SkippedLines> {
+        self.since_summary.remove(event.name)
+    }
+
     /// Whether a line may be logged now. Counts it as suppressed if not.
-    fn admits(
+    pub fn admits(
         &mut self,
         now: Instant,
         event: &'static EventDescription,
@@ -273,7 +284,7 @@ impl LineLimiter {
 }
 
 /// A leaky bucket, as the moment at which it will be empty.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct LeakyBucket(Option<Instant>);
 
 impl LeakyBucket {

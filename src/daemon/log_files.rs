@@ -4,7 +4,7 @@
 use std::{
     borrow::Cow,
     fs::{self, File, Metadata, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -14,8 +14,10 @@ use jiff::tz::TimeZone;
 use rustix::fs::OFlags;
 
 use super::{
+    catalogue,
+    counted::{counted, was_or_were},
     events::{StoredEvent, Unwritten},
-    log::daemon_lines,
+    log::{LineLimiter, SkippedLines, daemon_lines},
     transfers::xferlog,
 };
 use crate::config::{LineFormat, LogSettings};
@@ -35,6 +37,8 @@ pub(super) struct LogFiles {
     format: LineFormat,
     /// That of the machine, which a confined daemon could not read.
     zone: TimeZone,
+    /// When it was last logged how many lines were left out.
+    summarised: Instant,
 }
 
 impl LogFiles {
@@ -46,6 +50,7 @@ impl LogFiles {
             transfers: transfer_file.as_deref().map(|path| LineFile::open(path, TRANSFERS)),
             format: *transfer_format,
             zone: TimeZone::system(),
+            summarised: Instant::now(),
         }
     }
 
@@ -61,12 +66,23 @@ impl LogFiles {
         files.into_iter().flatten().for_each(LineFile::reopen);
     }
 
+    /// Logs how many lines of clients were left out, at most once in each [`CHECK_INTERVAL`] or at the end.
+    pub fn log_left_out(&mut self, is_end: bool) {
+        if is_end || self.summarised.elapsed() >= CHECK_INTERVAL {
+            self.summarised = Instant::now();
+            let files = [&mut self.events, &mut self.transfers];
+            files.into_iter().flatten().for_each(LineFile::log_left_out);
+        }
+    }
+
     /// Appends events of sessions to the file of events, and before them those of the daemon.
     pub fn append_events(&mut self, Unwritten { events, left_out }: &Unwritten) {
         let Some(file) = &mut self.events else { return };
         let of_daemon = daemon_lines::take();
         let mut lines = of_daemon.lines.concat().into_bytes();
-        events.iter().for_each(|event| event.write_line(&mut lines));
+        let now = Instant::now();
+        let admitted = events.iter().filter(|event| file.admits(now, event));
+        admitted.for_each(|event| event.write_line(&mut lines));
         file.unwritten += left_out + of_daemon.left_out;
         file.append(&lines);
         if file.unwritten > file.reported && file.failure.is_none() {
@@ -82,9 +98,12 @@ impl LogFiles {
     /// Appends the transfers among these events to their file.
     pub fn append_transfers(&mut self, events: &[StoredEvent]) {
         let Some(file) = &mut self.transfers else { return };
-        let mut lines = Vec::new();
+        let (mut lines, now) = (Vec::new(), Instant::now());
         for seen in events {
             let Some(transfer) = seen.event().kind.ended_transfer() else { continue };
+            if !file.admits(now, seen) {
+                continue;
+            }
             match self.format {
                 LineFormat::Json => seen.write_line(&mut lines),
                 LineFormat::Xferlog => {
@@ -114,6 +133,8 @@ pub(super) struct LineFile {
     reported: u64,
     /// When it was last looked whether the path leads to the file.
     checked: Instant,
+    /// The share of each client, so that none of them fills the disk.
+    shares: LineLimiter,
 }
 
 impl LineFile {
@@ -129,7 +150,10 @@ impl LineFile {
             unwritten: 0,
             reported: 0,
             checked: Instant::now(),
+            shares: LineLimiter::default(),
         };
+        // An earlier daemon was killed, or the machine lost power. A confined daemon cannot read it.
+        this.is_torn = has_torn_line(&this.path).unwrap_or(false);
         this.reopen();
         this
     }
@@ -149,7 +173,8 @@ impl LineFile {
     /// Opens the path again, because logrotate has renamed the file, or because it could not be opened.
     pub fn reopen(&mut self) {
         self.checked = Instant::now();
-        (self.file, self.is_torn, self.failure) = (None, false, None);
+        self.is_torn &= !self.is_moved();
+        (self.file, self.failure) = (None, None);
         match open(&self.path) {
             Ok(file) => self.file = Some(file),
             Err(error) => self.fail(&error),
@@ -186,9 +211,12 @@ impl LineFile {
             }
             None => 0,
         };
-        let (there, missing) = bytes.split_at(written);
-        let torn = there.iter().rev().take_while(|byte| **byte != b'\n').count() as u64;
-        self.is_torn = torn > 0 && !self.shorten_by(torn);
+        let there = &bytes[..written];
+        let missing = &lines[written.saturating_sub(usize::from(self.is_torn))..];
+        if !there.is_empty() {
+            let torn = there.iter().rev().take_while(|byte| **byte != b'\n').count() as u64;
+            self.is_torn = torn > 0 && !self.shorten_by(torn);
+        }
         self.unwritten += missing.iter().filter(|byte| **byte == b'\n').count() as u64;
     }
 
@@ -198,9 +226,40 @@ impl LineFile {
         self.file.as_ref().is_some_and(|file| shorten(file).is_ok())
     }
 
+    /// Whether the event's line has room in its client's share. Counts it as left out if not.
+    fn admits(&mut self, now: Instant, seen: &StoredEvent) -> bool {
+        let client = seen.event().client.ip();
+        let admitted = self.shares.admits(now, &catalogue::LINES_LEFT_OUT, Some(client));
+        self.unwritten += u64::from(!admitted);
+        self.reported += u64::from(!admitted);
+        admitted
+    }
+
+    fn log_left_out(&mut self) {
+        let skipped = self.shares.take_skipped(&catalogue::LINES_LEFT_OUT);
+        let Some(SkippedLines { lines, last: Some(client), .. }) = skipped else { return };
+        let (file, count, were) = (self.key, counted(lines, "line"), was_or_were(lines));
+        log_event!(
+            LINES_LEFT_OUT,
+            file,
+            lines,
+            %client,
+            "{file}: {count} {were} left out, the last of client {client}: a client has 1000 a second"
+        );
+    }
+
     fn fail(&mut self, error: &io::Error) {
         self.failure = Some(format!("{}: {}: {error}", self.key, self.path.display()));
     }
+}
+
+/// Whether the last line of the file at `path` has no end.
+fn has_torn_line(path: &Path) -> io::Result<bool> {
+    let (mut last, flags) = ([0], OFlags::NONBLOCK.bits().cast_signed());
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(file.metadata()?.is_file() && last != *b"\n")
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -211,9 +270,13 @@ fn open(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use ftp_alg_core::engine::{Event, EventKind};
     use rustix::fs::{CWD, FileType};
 
     use super::*;
+    use crate::{config::Config, daemon::events::EventRing};
 
     #[test]
     fn what_cannot_be_written_is_counted() {
@@ -243,5 +306,60 @@ mod tests {
         assert!(file.shorten_by(5));
         file.append(b"{\"a\":2}\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
+    }
+
+    #[test]
+    fn no_line_is_joined_to_a_torn_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("transfers.json");
+        fs::write(&path, "{\"a\":").unwrap();
+        let mut file = LineFile::open(&path, TRANSFERS);
+        // Nothing is written at all.
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let good = file.file.replace(full).unwrap();
+        file.append(b"{\"a\":1}\n");
+        file.file = Some(good);
+        file.reopen();
+        file.append(b"{\"a\":2}\n");
+        file.append(b"{\"a\":3}\n");
+        let expected = "{\"a\":\n{\"a\":2}\n{\"a\":3}\n";
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+        let mut whole = LineFile::open(&path, TRANSFERS);
+        whole.append(b"{\"a\":4}\n");
+        assert!(fs::read_to_string(&path).unwrap().ends_with(":3}\n{\"a\":4}\n"));
+        // One that was renamed leaves the next one alone.
+        whole.is_torn = true;
+        fs::rename(&path, directory.path().join("old")).unwrap();
+        whole.reopen();
+        whole.append(b"{}\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{}\n");
+    }
+
+    #[test]
+    fn a_client_has_a_share_of_lines_and_others_have_theirs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.json");
+        let ring = EventRing::new(0, true);
+        let event = |client: &str| Event {
+            session: 1,
+            client: client.parse().unwrap(),
+            server: "203.0.113.9:21".parse().unwrap(),
+            user: None,
+            kind: EventKind::Encrypted,
+        };
+        let flood = (0..12_000).map(|_| event("10.0.0.7:1035"));
+        let all = flood.chain((0..5).map(|_| event("10.0.0.8:1035")));
+        ring.record(all.map(|event| (SystemTime::now(), event)));
+        let settings = LogSettings { events: Some(path.clone()), ..Config::default().log };
+        let mut files = LogFiles::open(&settings);
+        files.append_events(&ring.take_unwritten());
+        let text = fs::read_to_string(&path).unwrap();
+        let of = |client: &str| text.matches(&format!("\"client\":\"{client}\"")).count();
+        assert_eq!([of("10.0.0.7"), of("10.0.0.8")], [10_000, 5]);
+        let file = files.events.as_mut().unwrap();
+        assert_eq!((file.unwritten, file.reported), (2000, 2000), "{text}");
+        let skipped = file.shares.take_skipped(&catalogue::LINES_LEFT_OUT).unwrap();
+        assert_eq!((skipped.lines, skipped.last), (2000, "10.0.0.7".parse().ok()));
+        assert!(file.shares.take_skipped(&catalogue::LINES_LEFT_OUT).is_none());
     }
 }

@@ -274,7 +274,9 @@ struct LastEvents(Arc<Mutex<LogFiles>>);
 
 impl Drop for LastEvents {
     fn drop(&mut self) {
-        lock(&self.0).append_events(&Unwritten::default());
+        let mut files = lock(&self.0);
+        files.log_left_out(true);
+        files.append_events(&Unwritten::default());
     }
 }
 

@@ -143,6 +143,7 @@ impl SharedState {
             self.health.record_reports(now, events());
             files.append_transfers(&self.events.record(reports.into_iter()));
         }
+        files.log_left_out(false);
         files.append_events(&self.events.take_unwritten());
         let LogFiles { events, transfers, .. } = files;
         let unwritten = |file: &Option<LineFile>| file.as_ref().map_or(0, |file| file.unwritten);

@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, fs, path::Path};
 use crate::{alone, deb, make, output, root, run, said};
 
 /// Every file but the recipes, whose list is the directory's.
-const FILES: [&str; 16] = [
+const FILES: [&str; 17] = [
     "/etc/ftp-alg.toml",
+    "/etc/logrotate.d/ftp-alg",
     "/usr/lib/systemd/system/ftp-alg.service",
     "/usr/lib/sysusers.d/ftp-alg.conf",
     "/usr/sbin/ftp-alg",
@@ -79,7 +80,7 @@ fn the_package_for_rpm_has_the_same_files() {
         assert!(listed.contains(there.as_str()) || file.contains("Debian"), "{file}: {listed:?}");
     }
     let configuration = output("rpm", &["--query", "--configfiles", "--package", rpm]);
-    assert_eq!(configuration.trim(), "/etc/ftp-alg.toml");
+    assert_eq!(configuration.trim(), "/etc/ftp-alg.toml\n/etc/logrotate.d/ftp-alg");
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn the_package_says_what_it_is_and_needs() {
         assert!(depends.contains(needed), "{needed}: {depends}");
     }
     let conffiles = output("dpkg-deb", &["-I".as_ref(), deb().as_os_str(), "conffiles".as_ref()]);
-    assert_eq!(conffiles.trim(), "/etc/ftp-alg.toml");
+    assert_eq!(conffiles.trim(), "/etc/ftp-alg.toml\n/etc/logrotate.d/ftp-alg");
 }
 
 #[test]

@@ -154,7 +154,9 @@ pub fn confine_daemon(
         let names = AccessFs::MakeReg | AccessFs::RemoveFile;
         (pins, names | AccessFs::RemoveDir | AccessFs::ReadDir)
     });
-    let logs = log_dirs.iter().map(|logs| (*logs, AccessFs::WriteFile | AccessFs::MakeReg));
+    let logs = log_dirs
+        .iter()
+        .map(|logs| (*logs, AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg));
     let rules = [
         (Path::new("/proc"), AccessFs::ReadFile | AccessFs::ReadDir),
         (state_dir, state),
