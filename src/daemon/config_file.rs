@@ -17,8 +17,9 @@ use crate::{
 /// The file, and what of it is in use.
 #[derive(Debug)]
 pub(super) struct ConfigFile {
-    /// `None` stands for the default file, which may be absent.
-    path: Option<PathBuf>,
+    path: PathBuf,
+    /// Whether it is the default file, which may be absent at a start.
+    is_default: bool,
     /// The text at the start, which has the fixed keys, and its configuration.
     started: (String, Config),
     known: Mutex<Known>,
@@ -28,6 +29,8 @@ pub(super) struct ConfigFile {
 struct Known {
     /// The text that was loaded last.
     loaded: String,
+    /// Whether it was read. Then it may not be absent at a reload: nobody means the defaults by that.
+    was_there: bool,
     in_use: Config,
     /// The text that was seen last, or why there was none.
     seen: Option<Result<String, String>>,
@@ -57,12 +60,13 @@ impl ConfigFile {
     /// Reads the file at `path`, as [`Config::load`] does, to use it.
     pub(super) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let read = broker::read(path.unwrap_or(Path::new(DEFAULT_PATH)));
-        let text = read.as_ref().cloned().unwrap_or_default();
+        let (text, was_there) = (read.as_ref().cloned().unwrap_or_default(), read.is_ok());
         let config = Config::from_read(path, read)?;
         let (loaded, in_use) = (text.clone(), config.clone());
-        let known = Known { loaded, in_use, seen: None, difference: None };
-        let path = path.map(Path::to_owned);
-        Ok(Self { path, started: (text, config), known: Mutex::new(known) })
+        let known = Known { loaded, was_there, in_use, seen: None, difference: None };
+        let is_default = path.is_none();
+        let path = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+        Ok(Self { path, is_default, started: (text, config), known: Mutex::new(known) })
     }
 
     /// The configuration in use.
@@ -73,19 +77,19 @@ impl ConfigFile {
     /// The texts of which it is.
     pub(super) fn texts_in_use(&self) -> ConfigTexts {
         let (started, loaded) = (self.started.0.clone(), lock(&self.known).loaded.clone());
-        let file = path::absolute(self.path()).unwrap_or_else(|_| self.path().to_owned());
+        let file = path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
         ConfigTexts { file, started, loaded }
     }
 
     /// Reads the file again. Its configuration is in use then, with the fixed keys of before. Logs why it is not.
     pub(super) fn load_again(&self) -> Result<Config, ConfigError> {
-        let read = broker::read(self.path());
-        let text = read.as_ref().cloned().unwrap_or_default();
-        let loaded = Config::from_read(self.path.as_deref(), read);
+        let read = broker::read(&self.path);
+        let (text, is_there) = (read.as_ref().cloned().unwrap_or_default(), read.is_ok());
         let mut known = lock(&self.known);
+        let loaded = self.config_of(&known, read);
         match &loaded {
             Ok(new) => {
-                known.loaded = text;
+                (known.loaded, known.was_there) = (text, is_there);
                 for key in self.started.1.fixed_keys_changed(new) {
                     log_event!(
                         RELOAD_KEY_FIXED,
@@ -122,7 +126,7 @@ impl ConfigFile {
         if !self.has_stored_text() {
             return;
         }
-        let read = broker::read(self.path());
+        let read = broker::read(&self.path);
         if read.as_ref().err().is_some_and(broker::gave_no_answer) {
             return;
         }
@@ -131,7 +135,7 @@ impl ConfigFile {
         if known.seen.as_ref() != Some(&seen) {
             known.seen = Some(seen);
         } else {
-            let loaded = Config::from_read(self.path.as_deref(), read);
+            let loaded = self.config_of(&known, read);
             known.difference = self.compare(loaded.as_ref(), &known.in_use);
         }
     }
@@ -143,17 +147,22 @@ impl ConfigFile {
 
     /// Whether it is a regular file, or absent.
     fn has_stored_text(&self) -> bool {
-        fs::metadata(self.path()).map_or(true, |found| found.is_file())
+        fs::metadata(&self.path).map_or(true, |found| found.is_file())
     }
 
-    fn path(&self) -> &Path {
-        self.path.as_deref().unwrap_or(Path::new(DEFAULT_PATH))
+    /// The configuration in what was `read` of the file now.
+    fn config_of(&self, known: &Known, read: io::Result<String>) -> Result<Config, ConfigError> {
+        let may_be_absent = self.is_default && !known.was_there;
+        Config::from_read((!may_be_absent).then_some(&self.path), read)
     }
 
     fn compare(&self, loaded: Result<&Config, &ConfigError>, in_use: &Config) -> Option<Finding> {
-        let path = self.path().display();
+        let path = self.path.display();
         let (name, text, remedy) = match loaded {
             Err(error) => {
+                let is_absent = is_absent(error);
+                let restart =
+                    if is_absent && self.is_default { "has the defaults" } else { "fails" };
                 let error = error.to_string();
                 let mut lines = error.lines();
                 let first = lines.next().unwrap_or_default();
@@ -162,10 +171,14 @@ impl ConfigFile {
                     more => format!(" (and {more} more)"),
                 };
                 let text = format!(
-                    "the configuration from before stays in use, because a reload is refused, and a restart would fail: \
-                     {first}{more}"
+                    "the configuration from before stays in use: a reload is refused, and a restart {restart}: {first}{more}"
                 );
-                let remedy = format!("correct the file, see ftp-alg check {path}; then reload");
+                let remedy = match is_absent {
+                    true => format!(
+                        "write {path} again: if it is empty, the defaults apply; then reload"
+                    ),
+                    false => format!("correct the file, see ftp-alg check {path}; then reload"),
+                };
                 (ProblemName::Config, text, remedy)
             }
             Ok(new) => {
@@ -186,6 +199,10 @@ impl ConfigFile {
         };
         Some(name.finding_with(text, remedy))
     }
+}
+
+fn is_absent(error: &ConfigError) -> bool {
+    matches!(error, ConfigError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether it is the file's fault. Otherwise nobody could read it, which is a problem of its own.
@@ -256,7 +273,41 @@ mod tests {
         assert_eq!(examined(&file), None);
         fs::write(&path, "pinhole.timeout = \"5s\"").unwrap();
         assert_eq!(examined(&file).unwrap().0, "config-pending");
+    }
+
+    #[test]
+    fn a_file_that_is_gone_does_not_mean_the_defaults() {
+        for is_default in [false, true] {
+            let (_directory, path, file) = default_file();
+            let file = ConfigFile { is_default, ..file };
+            fs::write(&path, "policy.max-sessions = 5").unwrap();
+            let in_use = file.load_again().unwrap();
+            fs::remove_file(&path).unwrap();
+            let error = file.load_again().unwrap_err().to_string();
+            assert!(error.contains("No such file"), "{error}");
+            let (name, text, remedy) = examined(&file).unwrap();
+            let restart = if is_default { "a restart has the defaults" } else { "a restart fails" };
+            assert!(name == "config" && text.contains(restart), "{name}: {text}");
+            assert!(remedy.starts_with("write /"), "{remedy}");
+            assert_eq!(file.in_use(), in_use);
+            // That is how the defaults are meant.
+            fs::write(&path, "").unwrap();
+            assert_eq!(file.load_again().unwrap(), Config::default());
+            assert_eq!(examined(&file), None);
+        }
+    }
+
+    #[test]
+    fn a_default_file_may_be_absent_until_it_is_there() {
+        let (_directory, path, file) = default_file();
         fs::remove_file(&path).unwrap();
-        assert_eq!(examined(&file).unwrap().0, "config");
+        lock(&file.known).was_there = false;
+        let file = ConfigFile { is_default: true, ..file };
+        assert_eq!(file.load_again().unwrap(), Config::default());
+        assert_eq!(examined(&file), None);
+        fs::write(&path, "").unwrap();
+        file.load_again().unwrap();
+        fs::remove_file(&path).unwrap();
+        file.load_again().unwrap_err();
     }
 }

@@ -123,7 +123,7 @@ problems! {
     /// an external address is a name that was never resolved: announcements that need it are refused
     #[problem("name", Problem, DaemonAndDoctor, "correct the name or /etc/resolv.conf, or configure an address instead")]
     Name,
-    /// the file is invalid: the configuration from before stays in use, a reload is refused, and a restart would fail
+    /// the file is invalid, or was removed: the configuration from before stays in use, a reload is refused, and a restart fails, or has the defaults if `/etc/ftp-alg.toml` is gone
     #[problem("config", Problem, Daemon, "`ftp-alg check` names each error; then `systemctl reload ftp-alg`")]
     Config,
     /// the file differs from the configuration in use
