@@ -4,9 +4,10 @@
 //! runs it or of the kernel. It does not check whether an external name resolves or a queue is free.
 //!
 //! `file` describes the structure and refuses anything else, `check` builds a [`Config`], `text` parses
-//! values that TOML has no type for, `shadowed` finds tables without effect, `warnings` what an operator may not expect,
+//! values that TOML has no type for, `changes` compares two texts, `shadowed` finds tables without effect, `warnings` what an operator may not expect,
 //! `hint` makes suggestions, `error` adds positions.
 
+mod changes;
 mod check;
 mod error;
 mod file;
@@ -27,6 +28,7 @@ use std::{
     time::Duration,
 };
 
+pub use changes::{Change, changes};
 pub use error::ConfigError;
 pub(crate) use error::escaped;
 use ftp_alg_core::policy::{

@@ -73,6 +73,8 @@ daemon_events! {
     TABLE_LEFT: "table-left", Warn, "start `ftp-alg`, or delete the table";
     /// the table was loaded again, because something has changed
     TABLE_UPDATED: "table-updated", Info, "";
+    /// a change of the configuration: `key`, and its value `before` and `now` (absent: the default, or no such table)
+    RELOAD_CHANGED: "reload-changed", Info, "";
     /// the new configuration is in use
     RELOADED: "reloaded", Info, "";
     /// the file is invalid, or cannot be read now; the old configuration stays

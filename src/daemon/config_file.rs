@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{health::ProblemName, shard::lock, snapshot::Finding};
 use crate::{
-    config::{Config, ConfigError, DEFAULT_PATH},
+    config::{self, Change, Config, ConfigError, DEFAULT_PATH},
     kernel::broker,
 };
 
@@ -81,16 +81,21 @@ impl ConfigFile {
         ConfigTexts { file, started, loaded }
     }
 
-    /// Reads the file again. Its configuration is in use then, with the fixed keys of before. Logs why it is not.
-    pub(super) fn load_again(&self) -> Result<Config, ConfigError> {
+    /// Reads the file again. Its configuration is in use then, with the fixed keys of before; returns it, and what is new in
+    /// it. Logs why it is not.
+    pub(super) fn load_again(&self) -> Result<(Config, Vec<Change>), ConfigError> {
         let read = broker::read(&self.path);
         let (text, is_there) = (read.as_ref().cloned().unwrap_or_default(), read.is_ok());
         let mut known = lock(&self.known);
         let loaded = self.config_of(&known, read);
+        let mut changes = Vec::new();
         match &loaded {
             Ok(new) => {
+                let fixed = self.started.1.fixed_keys_changed(new);
+                changes = config::changes(&known.loaded, &text);
+                changes.retain(|change| !fixed.contains(&&*change.key));
                 (known.loaded, known.was_there) = (text, is_there);
-                for key in self.started.1.fixed_keys_changed(new) {
+                for key in fixed {
                     log_event!(
                         RELOAD_KEY_FIXED,
                         key,
@@ -117,7 +122,7 @@ impl ConfigFile {
         if self.has_stored_text() && loaded.as_ref().err().is_none_or(is_of_file) {
             known.difference = self.compare(loaded.as_ref(), &known.in_use);
         }
-        loaded.map(|_| known.in_use.clone())
+        loaded.map(|_| (known.in_use.clone(), changes))
     }
 
     /// Compares the file with what is in use. Called each second: a file that is being written is
@@ -236,7 +241,9 @@ mod tests {
         let (_directory, path, file) = default_file();
         let text = "pinhole.timeout = \"5s\"\nqueue.workers = 8\nmetrics.listen = 9821";
         fs::write(&path, text).unwrap();
-        let config = file.load_again().unwrap();
+        let (config, changes) = file.load_again().unwrap();
+        let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+        assert_eq!(changes, ["pinhole.timeout (default) -> 5s"], "others are fixed");
         assert_eq!(config.metrics, Config::default().metrics);
         assert_eq!(config.queue, Config::default().queue);
         assert_eq!(config.pinhole.timeout, std::time::Duration::from_secs(5));
@@ -244,7 +251,7 @@ mod tests {
         assert_eq!((&*name, &*remedy), ("config-pending", "systemctl restart ftp-alg"));
         assert!(text.ends_with(": queue.workers, metrics.listen"), "{text}");
         fs::write(&path, "metrics.page = false\nmetrics.password-file = \"/p\"").unwrap();
-        assert_eq!(file.load_again().unwrap().metrics, Config::default().metrics);
+        assert_eq!(file.load_again().unwrap().0.metrics, Config::default().metrics);
         let (_, text, _) = examined(&file).unwrap();
         assert!(text.ends_with(": metrics.page, metrics.password-file"), "{text}");
         // Its ports change now, and its rules at a restart.
@@ -281,7 +288,7 @@ mod tests {
             let (_directory, path, file) = default_file();
             let file = ConfigFile { is_default, ..file };
             fs::write(&path, "policy.max-sessions = 5").unwrap();
-            let in_use = file.load_again().unwrap();
+            let (in_use, _) = file.load_again().unwrap();
             fs::remove_file(&path).unwrap();
             let error = file.load_again().unwrap_err().to_string();
             assert!(error.contains("No such file"), "{error}");
@@ -292,7 +299,7 @@ mod tests {
             assert_eq!(file.in_use(), in_use);
             // That is how the defaults are meant.
             fs::write(&path, "").unwrap();
-            assert_eq!(file.load_again().unwrap(), Config::default());
+            assert_eq!(file.load_again().unwrap().0, Config::default());
             assert_eq!(examined(&file), None);
         }
     }
@@ -303,7 +310,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         lock(&file.known).was_there = false;
         let file = ConfigFile { is_default: true, ..file };
-        assert_eq!(file.load_again().unwrap(), Config::default());
+        assert_eq!(file.load_again().unwrap().0, Config::default());
         assert_eq!(examined(&file), None);
         fs::write(&path, "").unwrap();
         file.load_again().unwrap();

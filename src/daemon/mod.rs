@@ -85,6 +85,7 @@ use self::{
     config_file::ConfigFile,
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
+    counted::counted,
     events::Unwritten,
     fast_path_pins::{FastPathPins, LoadedProgram},
     health::{Health, ProblemName},
@@ -194,6 +195,9 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The signals that the daemon handles.
 const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
+
+/// How many changes of the configuration are logged at a reload.
+const MAX_CHANGES: usize = 100;
 
 /// Time for a daemon that is ending to close its queues and to release the state directory.
 const CLAIM_LIMIT: Duration = Duration::from_secs(1);
@@ -312,10 +316,19 @@ fn reload(config: &mut Config, service: &Workers, metrics: Option<&MetricsEndpoi
     if let (Some(endpoint), Some(path)) = (metrics, &config.metrics.password_file) {
         reload_password(endpoint, path, &service.shared.health);
     }
-    if let Ok(new) = service.shared.config_file.load_again() {
+    if let Ok((new, changes)) = service.shared.config_file.load_again() {
         service.reload(&new);
         service.shared.transfers.set_servers(new.server_addresses());
-        log_event!(RELOADED, "reload: the new configuration is in use");
+        for change in changes.iter().take(MAX_CHANGES) {
+            let (key, before, now) = (&change.key, change.before.as_deref(), change.now.as_deref());
+            log_event!(RELOAD_CHANGED, key, before, now, "reload: {change}");
+        }
+        let changed = match changes.len() {
+            0 if new == *config => "nothing has changed".to_owned(),
+            0 => "tables are in another order".to_owned(),
+            count => counted(count as u64, "change"),
+        };
+        log_event!(RELOADED, "reload: the new configuration is in use: {changed}");
         log_warnings(&new, service);
         *config = new;
     }
