@@ -339,7 +339,7 @@ mod tests {
     fn a_client_has_a_share_of_lines_and_others_have_theirs() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.json");
-        let ring = EventRing::new(0, true);
+        let ring = EventRing::new(0, 7, true);
         let event = |client: &str| Event {
             session: 1,
             client: client.parse().unwrap(),

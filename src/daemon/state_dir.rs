@@ -4,7 +4,7 @@
 //! - `restored.sessions` is the journal of the sessions that were restored, until a worker adopts them.
 //! - `table.json` says which rules are loaded.
 //! - `backend` says which back end has the pinholes.
-//! - `last-session` has the number of the last session.
+//! - `last-session` has the number of the last session, and when this boot began by the clock that was most ahead.
 //!
 //! Invariants:
 //! - Records are written before the verdicts that they belong to, so a restarted daemon knows every change that a
@@ -23,19 +23,23 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{FileExt as _, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation};
 
 use super::counted::counted;
-use crate::kernel::{clocks::monotonic_zero, parameters::Backend, table::TableRecord};
+use crate::kernel::{
+    clocks::{monotonic_zero, since_1970},
+    parameters::Backend,
+    table::TableRecord,
+};
 
 /// The file that says which rules are loaded.
 const TABLE_RECORD: &str = "table.json";
 /// The file that says which back end has the pinholes.
 const BACKEND: &str = "backend";
-/// The file with the number of the last session, in eight bytes.
+/// The file with the number of the last session, and the boot's beginning in microseconds since 1970: eight bytes each.
 const LAST_SESSION: &str = "last-session";
 /// The journal of the sessions that were restored.
 const RESTORED: &str = "restored.sessions";
@@ -63,12 +67,18 @@ pub(super) struct StateDir {
 /// The number of the last session with an event, so that numbers count on over a restart.
 pub(super) struct LastSession {
     number: u64,
+    first_event: u64,
     file: Option<File>,
 }
 
 impl LastSession {
     pub(super) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// The ID of this daemon's first event: the time in microseconds since 1970, or more if the clock was put back in this boot.
+    pub(super) fn first_event(&self) -> u64 {
+        self.first_event
     }
 
     /// Saves it if it has changed.
@@ -273,11 +283,17 @@ impl StateDir {
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.custom_flags(libc::O_NOFOLLOW);
         let file = options.open(self.path.join(LAST_SESSION)).ok();
-        let mut bytes = [0; 8];
-        let is_read = file.as_ref().is_some_and(|file| file.read_exact_at(&mut bytes, 0).is_ok());
-        let saved =
-            Some(u64::from_le_bytes(bytes)).filter(|number| is_read && *number < MAX_NUMBER);
-        LastSession { number: saved.unwrap_or(0), file }
+        let saved = |at| {
+            let mut bytes = [0; 8];
+            file.as_ref()?.read_exact_at(&mut bytes, at).ok()?;
+            Some(u64::from_le_bytes(bytes)).filter(|number| *number < MAX_NUMBER)
+        };
+        let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or_default();
+        let since_boot = micros(monotonic_zero().elapsed());
+        let boot = saved(8).unwrap_or(0).max(micros(since_1970()).saturating_sub(since_boot));
+        let _ = file.as_ref().map(|file| file.write_all_at(&boot.to_le_bytes(), 8));
+        let (number, first_event) = (saved(0).unwrap_or(0), boot.saturating_add(since_boot));
+        LastSession { number, first_event, file }
     }
 
     fn save(&self, file: &str, text: &str, otherwise: &str) -> Result<(), String> {

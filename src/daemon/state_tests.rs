@@ -339,3 +339,25 @@ fn a_journal_with_zeros_or_too_long_is_renamed() {
         assert!(directory.path().join("restored.refused").exists());
     }
 }
+
+#[test]
+fn ids_of_events_grow_if_the_clock_is_put_back_between_two_daemons() {
+    const HOUR: u64 = 3_600_000_000;
+    let directory = tempfile::tempdir().unwrap();
+    let first_event = || StateDir::new(directory.path()).unwrap().last_session().first_event();
+    let first = first_event();
+    assert!(first_event() >= first);
+    let path = directory.path().join(LAST_SESSION);
+    let saved = |bytes: &[u8]| u64::from_le_bytes(bytes[8..].try_into().unwrap());
+    // The first daemon ran when the clock was an hour ahead of what it is now.
+    let mut bytes = fs::read(&path).unwrap();
+    let ahead = saved(&bytes) + HOUR;
+    bytes[8..].copy_from_slice(&ahead.to_le_bytes());
+    fs::write(&path, &bytes).unwrap();
+    assert!(first_event() >= first + HOUR);
+    assert_eq!(saved(&fs::read(&path).unwrap()), ahead);
+    // One of a version without it.
+    fs::write(&path, 7_u64.to_le_bytes()).unwrap();
+    let last = StateDir::new(directory.path()).unwrap().last_session();
+    assert!(last.number() == 7 && (first..first + HOUR).contains(&last.first_event()));
+}

@@ -111,7 +111,8 @@ pub(super) fn start(
     };
     let kernel = make_kernel()?;
     let last_session = state.last_session();
-    let recent_events = EventRing::new(last_session.number(), config.log.events.is_some());
+    let has_file = config.log.events.is_some();
+    let recent_events = EventRing::new(last_session.number(), last_session.first_event(), has_file);
     for shard in &shards {
         let sessions = &mut lock(shard).engine.sessions;
         sessions.set_capacity(kernel.pinhole_capacity());

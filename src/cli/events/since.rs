@@ -1,10 +1,9 @@
 //! The time that `--since` names.
 
-use jiff::{Span, Timestamp, Zoned, civil};
+use jiff::{Span, Timestamp, Zoned, civil, tz::TimeZone};
 
 /// What `--since` accepts, for its help and its errors.
-const EXAMPLES: &str =
-    "15m, 2h, 1d, today, yesterday, 2026-11-28 or 2026-11-28T17:22 (local), 2026-11-28T10:00:00Z";
+const EXAMPLES: &str = "15m, 2h, 1d; in UTC, as events are shown: 13:14, today, yesterday, 2026-11-28, 2026-11-28T17:22";
 
 /// The text of the help.
 pub(super) fn help() -> String {
@@ -13,13 +12,14 @@ pub(super) fn help() -> String {
 
 /// A time, or a span before now.
 pub(super) fn parse(text: &str) -> Result<Timestamp, String> {
-    parse_at(&Zoned::now(), text)
+    parse_at(&Zoned::now().with_time_zone(TimeZone::UTC), text)
 }
 
 /// The same if it is `now`, in the zone of which civil times are.
 fn parse_at(now: &Zoned, text: &str) -> Result<Timestamp, String> {
     let text = text.trim();
     let local = |time: civil::DateTime| time.to_zoned(now.time_zone().clone());
+    let of_day = |time: civil::Time| now.date().to_datetime(time);
     // Both directions of a span are the past: `1h`, `-1h` and `1h ago` are the same.
     let before = |span: Span| now.checked_sub(span.abs());
     let time = match text {
@@ -28,10 +28,16 @@ fn parse_at(now: &Zoned, text: &str) -> Result<Timestamp, String> {
         _ => text
             .parse::<Timestamp>()
             .or_else(|_| text.parse().and_then(local).map(|at| at.timestamp()))
+            .or_else(|error| match text.contains(':') {
+                true => text.parse().map(of_day).and_then(local).map(|at| at.timestamp()),
+                false => Err(error),
+            })
             .or_else(|_| text.parse().and_then(before).map(|at| at.timestamp())),
     };
     match time {
-        Ok(time) if time > now.timestamp() => Err("this is in the future".to_owned()),
+        Ok(time) if time > now.timestamp() => {
+            Err(format!("this is in the future: it is {:.0}", now.timestamp()))
+        }
         Ok(time) => Ok(time),
         Err(_) => Err(format!("give a time or a span: {EXAMPLES}")),
     }
@@ -41,9 +47,8 @@ fn parse_at(now: &Zoned, text: &str) -> Result<Timestamp, String> {
 mod tests {
     use super::*;
 
-    /// A quarter past one in the morning, one hour ahead of UTC. The zone's clocks were put back on October 25.
     fn now() -> Zoned {
-        "2026-11-28T01:15:00+01:00[Europe/Berlin]".parse().unwrap()
+        "2026-11-28T00:15:00+00:00[UTC]".parse().unwrap()
     }
 
     #[test]
@@ -52,11 +57,13 @@ mod tests {
             ("2026-11-27T10:00:00Z", "2026-11-27T10:00:00Z"),
             ("2026-11-27T10:00:00.123456Z", "2026-11-27T10:00:00.123456Z"),
             ("2026-11-28T00:30:00+02:00", "2026-11-27T22:30:00Z"),
-            ("2026-11-27", "2026-11-26T23:00:00Z"),
-            ("2026-07-01T12:00", "2026-07-01T10:00:00Z"),
-            ("2026-11-27 17:22:00", "2026-11-27T16:22:00Z"),
-            ("today", "2026-11-27T23:00:00Z"),
-            ("yesterday", "2026-11-26T23:00:00Z"),
+            ("2026-11-27", "2026-11-27T00:00:00Z"),
+            ("2026-07-01T12:00", "2026-07-01T12:00:00Z"),
+            ("2026-11-27 17:22:00", "2026-11-27T17:22:00Z"),
+            ("today", "2026-11-28T00:00:00Z"),
+            ("00:14", "2026-11-28T00:14:00Z"),
+            ("00:14:59.5", "2026-11-28T00:14:59.5Z"),
+            ("yesterday", "2026-11-27T00:00:00Z"),
             ("15m", "2026-11-28T00:00:00Z"),
             ("-15m", "2026-11-28T00:00:00Z"),
             ("1 hour ago", "2026-11-27T23:15:00Z"),
@@ -72,8 +79,9 @@ mod tests {
 
     #[test]
     fn what_is_no_past_time_is_refused() {
-        for text in ["2026-11-29", "2026-11-28T01:15:01", "2026-11-28T00:15:01Z"] {
-            assert_eq!(parse_at(&now(), text), Err("this is in the future".to_owned()), "{text}");
+        for text in ["2026-11-29", "2026-11-28T00:15:01", "2026-11-28T00:15:01Z", "13:14"] {
+            let error = parse_at(&now(), text).unwrap_err();
+            assert_eq!(error, "this is in the future: it is 2026-11-28T00:15:00Z", "{text}");
         }
         for text in ["", "soon", "tomorrow", "15", "2026-13-01", "99999999999y", "--json"] {
             let error = parse_at(&now(), text).unwrap_err();

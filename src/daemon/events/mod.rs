@@ -17,7 +17,6 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::shard::lock;
-use crate::kernel::clocks::since_1970;
 
 /// Limit of stored events.
 const CAPACITY: usize = 4096;
@@ -38,7 +37,7 @@ struct Ring {
     shares: Shares<ClientKey, ()>,
     /// The clients that had more than their share when their last event came.
     crowding: BTreeSet<ClientKey>,
-    /// The ID before the first event: the time of the start in microseconds, so that IDs grow over restarts.
+    /// The ID before the first event, which is more than those of earlier daemons.
     origin: u64,
     /// The ID of the last event.
     last: u64,
@@ -75,9 +74,9 @@ pub struct RecentEvents {
 }
 
 impl EventRing {
-    /// An empty ring. The last session of earlier daemons was this one. With `has_file`, events wait to be written.
-    pub(super) fn new(last_session: u64, has_file: bool) -> Self {
-        let origin = u64::try_from(since_1970().as_micros()).unwrap_or_default();
+    /// An empty ring. The last session of earlier daemons was this one, and IDs are behind `origin`. With `has_file`, events wait
+    /// to be written.
+    pub(super) fn new(last_session: u64, origin: u64, has_file: bool) -> Self {
         Self(Mutex::new(Ring {
             events: BTreeMap::new(),
             shares: Shares::default(),
@@ -265,6 +264,8 @@ pub(super) fn in_utc(at: SystemTime) -> String {
 mod tests {
     use super::*;
 
+    const ORIGIN: u64 = 1_795_862_790_128_328;
+
     fn event_of(client: &str, session: u64) -> Event {
         let (client, server) = (client.parse().unwrap(), "203.0.113.9:21".parse().unwrap());
         Event { session, client, server, user: None, kind: EventKind::Encrypted }
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_slow_reader_learns_how_many_events_are_gone() {
-        let ring = EventRing::new(0, false);
+        let ring = EventRing::new(0, ORIGIN, false);
         let origin = lock(&ring.0).origin;
         record(&ring, [1, 2, 3].map(event));
         let answer = ring.after(0);
@@ -305,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_page_gets_the_newest_events_that_it_does_not_have() {
-        let ring = EventRing::new(0, false);
+        let ring = EventRing::new(0, ORIGIN, false);
         let origin = lock(&ring.0).origin;
         let newest = |after| {
             let answer = ring.newest_after(after);
@@ -325,7 +326,7 @@ mod tests {
 
     #[test]
     fn one_client_displaces_a_part_of_the_events_of_others() {
-        let ring = EventRing::new(0, false);
+        let ring = EventRing::new(0, ORIGIN, false);
         record(&ring, (0..100).map(|session| event_of("192.0.2.1:4000", session)));
         let flood = |session: u64| {
             // The addresses of a /64 are one client.
@@ -348,21 +349,21 @@ mod tests {
 
     #[test]
     fn events_wait_for_the_file_up_to_a_limit() {
-        let ring = EventRing::new(0, true);
+        let ring = EventRing::new(0, ORIGIN, true);
         record(&ring, (0..MAX_UNWRITTEN as u64 + 3).map(event));
         let Unwritten { events, left_out } = ring.take_unwritten();
         assert_eq!((events.len(), left_out), (MAX_UNWRITTEN, 3));
         record(&ring, [event(7)]);
         let Unwritten { events, left_out } = ring.take_unwritten();
         assert_eq!((events.len(), left_out), (1, 0));
-        let without = EventRing::new(0, false);
+        let without = EventRing::new(0, ORIGIN, false);
         record(&without, [event(7)]);
         assert!(without.take_unwritten().events.is_empty());
     }
 
     #[test]
     fn the_last_events_of_a_session_are_found() {
-        let ring = EventRing::new(4, false);
+        let ring = EventRing::new(4, ORIGIN, false);
         assert_eq!(ring.last_session(), 4);
         record(&ring, (0..10).map(|number| event(number % 2)));
         let of = |session, limit| {
@@ -376,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_row_has_the_documented_fields() {
-        let ring = EventRing::new(0, false);
+        let ring = EventRing::new(0, ORIGIN, false);
         record(&ring, [event(17), Event { user: Some("bob".into()), ..event(17) }]);
         let rows = serde_json::to_value(&ring.after(0).events).unwrap();
         let fields: Vec<&str> = rows[0].as_object().unwrap().keys().map(String::as_str).collect();

@@ -57,14 +57,12 @@ function duration(seconds) {
   return `${Math.floor(seconds / 86400)} d ${Math.floor((seconds % 86400) / 3600)} h`;
 }
 
-/** The local time of an event; with the date if it was not today. */
+/** The time of an event in UTC, as commands show it; with the date if it was not today. */
 function clock(time) {
   const at = new Date(time);
   if (Number.isNaN(at.getTime())) return String(time);
-  const two = (value) => String(value).padStart(2, "0");
-  const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} `;
-  const hour = `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
-  return at.toDateString() === new Date().toDateString() ? hour : day + hour;
+  const [day, hour] = at.toISOString().split(/[T.]/);
+  return new Date().toISOString().startsWith(day) ? hour : `${day} ${hour}`;
 }
 
 const counted = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
@@ -233,7 +231,7 @@ const tables = {
     empty: "No stored event is of a transfer.",
     isBad: (row) => row.result !== "complete",
     columns: [
-      ...ofEvent("Ended"),
+      ...ofEvent("Ended (UTC)"),
       { title: "Command", value: (row) => (row.encrypted ? "encrypted" : row.verb) },
       { title: "File", value: (row) => row.path, class: "line prose" },
       { title: "Bytes", value: (row) => row.bytes, text: (row) => number(row.bytes), isNumber: true },
@@ -245,7 +243,7 @@ const tables = {
     key: (row) => row.id,
     sort: { title: "At", down: true },
     empty: "No stored event is of a failure.",
-    columns: [...ofEvent("At"), { title: "What and why", value: whatOf, class: "line prose" }],
+    columns: [...ofEvent("At (UTC)"), { title: "What and why", value: whatOf, class: "line prose" }],
   }),
   servers: new Table("servers", {
     key: (row) => row.server,
@@ -492,7 +490,7 @@ async function poll() {
     lastAnswer = new Date();
     $("offline").hidden = true;
   } catch (error) {
-    const since = lastAnswer === null ? "" : ` since ${clock(lastAnswer)}. What you see is of that time`;
+    const since = lastAnswer === null ? "" : ` since ${clock(lastAnswer)} UTC. What you see is of that time`;
     setText($("offline"), `The daemon does not answer${since}. (${error.message})`);
     $("offline").hidden = false;
   }
