@@ -16,7 +16,8 @@ use crate::daemon::{control_client, health, snapshot};
 /// Exit code 0: a daemon gives verdicts, and there is no problem. Otherwise 1.
 /// Warnings do not count. With --wait, problems do not either, so scripts can
 /// wait for a daemon that is ready: `ftp-alg status --wait 10`. In JSON each of
-/// `problems` and `warnings` is {name, text, remedy}; see ftp-alg(8), "Problems".
+/// `problems` and `warnings` is {name, text, remedy, since, last}; see ftp-alg(8),
+/// "Problems".
 #[derive(Args, Debug)]
 pub(super) struct StatusOptions {
     /// Print one JSON object

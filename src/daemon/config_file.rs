@@ -233,7 +233,7 @@ mod tests {
         file.examine();
         file.examine();
         let found = file.difference();
-        found.map(|(_, Problem { name, text, remedy })| (name, text, remedy))
+        found.map(|(_, Problem { name, text, remedy, .. })| (name, text, remedy))
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use jiff::tz::TimeZone;
-use rustix::fs::OFlags;
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use super::{
     catalogue,
@@ -24,6 +24,8 @@ use crate::config::{LineFormat, LogSettings};
 
 /// How often it is looked whether a path leads to its file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes of free space with which a file counts as writable again.
+const ROOM: u64 = 1 << 16;
 /// The key of the file with all events.
 const EVENTS: &str = "log.events";
 /// The key of the file with the transfers.
@@ -37,8 +39,8 @@ pub(super) struct LogFiles {
     format: LineFormat,
     /// That of the machine, which a confined daemon could not read.
     zone: TimeZone,
-    /// When it was last logged how many lines were left out.
-    summarised: Instant,
+    /// When [`Self::maintain`] last did its work.
+    maintained: Instant,
 }
 
 impl LogFiles {
@@ -50,7 +52,7 @@ impl LogFiles {
             transfers: transfer_file.as_deref().map(|path| LineFile::open(path, TRANSFERS)),
             format: *transfer_format,
             zone: TimeZone::system(),
-            summarised: Instant::now(),
+            maintained: Instant::now(),
         }
     }
 
@@ -66,12 +68,15 @@ impl LogFiles {
         files.into_iter().flatten().for_each(LineFile::reopen);
     }
 
-    /// Logs how many lines of clients were left out, at most once in each [`CHECK_INTERVAL`] or at the end.
-    pub fn log_left_out(&mut self, is_end: bool) {
-        if is_end || self.summarised.elapsed() >= CHECK_INTERVAL {
-            self.summarised = Instant::now();
-            let files = [&mut self.events, &mut self.transfers];
-            files.into_iter().flatten().for_each(LineFile::log_left_out);
+    /// Once in each [`CHECK_INTERVAL`], and at the end: logs how many lines of clients were left out, and looks whether a
+    /// file that could not be written can be.
+    pub fn maintain(&mut self, is_end: bool) {
+        if is_end || self.maintained.elapsed() >= CHECK_INTERVAL {
+            self.maintained = Instant::now();
+            for file in [&mut self.events, &mut self.transfers].into_iter().flatten() {
+                file.log_left_out();
+                file.look_for_room();
+            }
         }
     }
 
@@ -226,6 +231,22 @@ impl LineFile {
         self.file.as_ref().is_some_and(|file| shorten(file).is_ok())
     }
 
+    /// Looks whether what failed would do now, because the next line may be hours away.
+    fn look_for_room(&mut self) {
+        match &self.file {
+            _ if self.failure.is_none() => {}
+            None => self.reopen(),
+            // Room that the next lines take. A file system that reserves none leaves it to them.
+            Some(file) => {
+                let keep = FallocateFlags::KEEP_SIZE;
+                let end = file.metadata().map_or(0, |found| found.len());
+                if fallocate(file, keep, end, ROOM).is_ok() {
+                    self.failure = None;
+                }
+            }
+        }
+    }
+
     /// Whether the event's line has room in its client's share. Counts it as left out if not.
     fn admits(&mut self, now: Instant, seen: &StoredEvent) -> bool {
         let client = seen.event().client.ip();
@@ -306,6 +327,26 @@ mod tests {
         assert!(file.shorten_by(5));
         file.append(b"{\"a\":2}\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"a\":1}\n{\"a\":2}\n");
+    }
+
+    #[test]
+    fn a_file_that_can_be_written_again_is_no_problem_before_the_next_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("absent/transfers.json");
+        let mut file = LineFile::open(&path, TRANSFERS);
+        file.look_for_room();
+        assert!(file.failure.is_some());
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        file.look_for_room();
+        assert_eq!(file.failure, None);
+        // There is room now.
+        file.fail(&io::ErrorKind::StorageFull.into());
+        file.look_for_room();
+        assert_eq!((&file.failure, fs::metadata(&path).unwrap().len()), (&None, 0));
+        let mut full = LineFile::open(Path::new("/dev/full"), TRANSFERS);
+        full.append(b"{}\n");
+        full.look_for_room();
+        assert!(full.failure.is_some());
     }
 
     #[test]

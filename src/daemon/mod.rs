@@ -279,7 +279,7 @@ struct LastEvents(Arc<Mutex<LogFiles>>);
 impl Drop for LastEvents {
     fn drop(&mut self) {
         let mut files = lock(&self.0);
-        files.log_left_out(true);
+        files.maintain(true);
         files.append_events(&Unwritten::default());
     }
 }
@@ -328,6 +328,9 @@ fn reload(config: &mut Config, service: &Workers, metrics: Option<&MetricsEndpoi
             0 => "tables are in another order".to_owned(),
             count => counted(count as u64, "change"),
         };
+        if new != *config {
+            service.shared.health.forget_configured();
+        }
         log_event!(RELOADED, "reload: the new configuration is in use: {changed}");
         log_warnings(&new, service);
         *config = new;

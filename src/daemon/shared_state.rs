@@ -143,7 +143,7 @@ impl SharedState {
             self.health.record_reports(now, events());
             files.append_transfers(&self.events.record(reports.into_iter()));
         }
-        files.log_left_out(false);
+        files.maintain(false);
         files.append_events(&self.events.take_unwritten());
         let LogFiles { events, transfers, .. } = files;
         let unwritten = |file: &Option<LineFile>| file.as_ref().map_or(0, |file| file.unwritten);
@@ -229,6 +229,7 @@ impl SharedState {
         status.names = self.external_names.rows();
         status.findings = self.health.findings(now, &status, &unwritten);
         status.findings.extend(self.config_file.difference());
+        self.health.date(&mut status.findings);
         status.unconfined = self.unconfined.clone();
         status
     }

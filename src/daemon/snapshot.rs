@@ -285,11 +285,18 @@ pub struct Problem {
     pub text: String,
     /// What to do.
     pub remedy: String,
+    /// When it was first seen, without a break since. Only the daemon knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// When it was last seen: at the last look, or the last event of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
 }
 
 impl Problem {
     pub fn new(name: &str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), text: text.into(), remedy: remedy.into() }
+        let (name, text, remedy) = (name.to_owned(), text.into(), remedy.into());
+        Self { name, text, remedy, since: None, last: None }
     }
 }
 

@@ -166,9 +166,11 @@ fn the_clients_with_the_most_bytes_are_listed() {
 #[test]
 fn problems_come_first_then_warnings() {
     let one = |name| vec![Problem::new(name, "text", "remedy")];
-    let findings = Findings { problems: one("table"), warnings: one("state") };
+    let mut findings = Findings { problems: one("table"), warnings: one("state") };
+    findings.problems[0].since = Some("2026-12-01T10:00:00Z".to_owned());
+    findings.problems[0].last = Some("2026-12-01T10:02:03Z".to_owned());
     let status = Status { findings, ..Status::default() };
-    let start = "PROBLEM table\n  text\n  remedy\n\nWARNING state\n  text\n  remedy\n\nversion";
+    let start = "PROBLEM table\n  text\n  remedy\n  since 2026-12-01T10:00:00Z, last seen 2026-12-01T10:02:03Z\n\nWARNING state\n  text\n  remedy\n\nversion";
     assert!(text(&status, PLAIN).starts_with(start), "{}", text(&status, PLAIN));
 }
 

@@ -40,14 +40,17 @@ pub(super) fn text(status: &Status, style: Style) -> String {
 
 /// All problems, then all warnings.
 pub(super) fn findings(findings: &Findings, style: Style) -> String {
-    let finding = |(severity, Problem { name, text, remedy }): (Severity, &Problem)| {
+    let finding = |(severity, problem): (Severity, &Problem)| {
+        let Problem { name, text, remedy, since, last } = problem;
         let mark = CheckStatus::from(severity).to_string();
         let mark = match severity {
             Severity::Problem => style.red(&mark),
             Severity::Warning => style.yellow(&mark),
         };
         let [text, remedy] = [text, remedy].map(|text| table::wrapped(text, 2, style.text_width()));
-        format!("{mark} {name}\n  {text}\n  {remedy}\n")
+        let times = since.as_ref().zip(last.as_ref());
+        let times = times.map(|(since, last)| format!("  since {since}, last seen {last}\n"));
+        format!("{mark} {name}\n  {text}\n  {remedy}\n{}", times.unwrap_or_default())
     };
     findings.iter().map(finding).collect::<Vec<_>>().join("\n")
 }

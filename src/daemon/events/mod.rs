@@ -260,6 +260,11 @@ pub(super) fn in_utc(at: SystemTime) -> String {
     format!("{:.6}", Timestamp::try_from(at).unwrap_or_default())
 }
 
+/// The same to the second.
+pub(super) fn in_utc_seconds(at: SystemTime) -> String {
+    format!("{:.0}", Timestamp::try_from(at).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -101,7 +101,7 @@ impl Check {
 
     /// A check for a problem or warning that already has its texts.
     pub fn from_problem(section: &'static str, severity: Severity, problem: &Problem) -> Self {
-        let Problem { name, text, remedy } = problem.clone();
+        let Problem { name, text, remedy, .. } = problem.clone();
         let check = Self::new(section, name.clone(), severity.into(), text);
         Self { problem: Some(name.into()), ..check }.advice([remedy])
     }
@@ -161,7 +161,7 @@ impl Check {
             }
             lines => lines.join("; "),
         };
-        Some((severity, Problem { name: name.to_owned(), text, remedy }))
+        Some((severity, Problem::new(name, text, remedy)))
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
     os::fd::AsFd as _,
     path::Path,
     sync::Mutex,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ftp_alg_core::engine::{Event, EventKind, MissingConnection, TransferResult};
@@ -34,6 +34,7 @@ pub use self::{
 use self::{report::Reports, traffic::Traffic};
 use super::{
     control_client::ClientError,
+    events::in_utc_seconds,
     shard::lock,
     snapshot::{Finding, Findings, NameRow, Problem, Status},
 };
@@ -182,6 +183,8 @@ fn failed_data_connection(event: &Event) -> Option<&str> {
 #[derive(Debug, Default)]
 pub(super) struct Health {
     state: Mutex<HealthState>,
+    /// Since when there is a problem of a name.
+    since: Mutex<BTreeMap<String, String>>,
     /// With a lock of its own, because workers record events while a line is logged or the service manager is notified.
     reports: Mutex<Reports>,
 }
@@ -306,6 +309,22 @@ impl Health {
         findings.extend(unwritten_journals(unwritten));
         findings.extend(traffic.findings(now, status, *drops_unmarked));
         findings
+    }
+
+    /// Forgets the traffic of a configuration that is no more, as far as a configuration is to blame: it comes again if it is
+    /// not cured.
+    pub(super) fn forget_configured(&self) {
+        lock(&self.state).traffic.forget_configured();
+    }
+
+    /// Completes `findings` by when each was first and last seen.
+    pub(super) fn date(&self, findings: &mut Findings) {
+        let (now, mut since) = (in_utc_seconds(SystemTime::now()), lock(&self.since));
+        since.retain(|name, _| findings.iter().any(|(_, one)| one.name == *name));
+        for one in findings.problems.iter_mut().chain(&mut findings.warnings) {
+            one.since = Some(since.entry(one.name.clone()).or_insert_with(|| now.clone()).clone());
+            one.last.get_or_insert_with(|| now.clone());
+        }
     }
 
     /// Reports to the log what is new or solved, and to the service manager what is wrong now.

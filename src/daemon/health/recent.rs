@@ -6,7 +6,7 @@ use std::{
     collections::HashSet,
     mem,
     net::{IpAddr, SocketAddr},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use ftp_alg_core::engine::ClientKey;
@@ -44,21 +44,37 @@ impl<T: Default> Halves<T> {
         self.roll(now);
         [&self.previous, &self.this]
     }
+
+    /// The same, to be changed.
+    pub(super) fn both_mut(&mut self) -> [&mut T; 2] {
+        [&mut self.previous, &mut self.this]
+    }
 }
 
 /// A count of recent events.
 #[derive(Debug, Default)]
 pub(super) struct RecentCount {
-    total: u64,
+    pub(super) total: u64,
     halves: Halves<u64>,
+    /// When the last one was seen.
+    pub(super) last_at: Option<SystemTime>,
 }
 
 impl RecentCount {
     /// Records that there were `total` events since the start. Returns how many of them are recent.
     pub(super) fn record(&mut self, now: Instant, total: u64) -> u64 {
-        *self.halves.this_mut(now) += total.saturating_sub(self.total);
+        let new = total.saturating_sub(self.total);
+        *self.halves.this_mut(now) += new;
+        if new > 0 {
+            self.last_at = Some(SystemTime::now());
+        }
         self.total = total;
         self.halves.both(now).into_iter().sum()
+    }
+
+    /// Forgets those that are recent, of `total` since the start.
+    pub(super) fn forget(&mut self, total: u64) {
+        (self.halves, self.total) = (Halves::default(), total);
     }
 }
 

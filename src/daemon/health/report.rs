@@ -28,7 +28,7 @@ impl Reports {
     /// Reports to the log what is new, more or less severe, or solved, and to the service manager what is wrong now.
     pub(super) fn update(&mut self, findings: &Findings) {
         for (severity, problem) in findings.iter() {
-            let Problem { name, text, remedy } = problem;
+            let Problem { name, text, remedy, .. } = problem;
             // Others are reported if they last until the next look: at the start names are not looked up yet, and a
             // journal may be written again a moment later.
             let is_lasting = is_audit_problem(problem) && !ProblemName::Name.is_of(problem)

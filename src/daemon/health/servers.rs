@@ -5,7 +5,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use ftp_alg_core::{
@@ -31,8 +31,8 @@ struct ModeRecord {
     /// Whether one opened a pinhole.
     opened: bool,
     refused: u32,
-    /// Why the last one opened nothing, with the announcement in a log line's words.
-    last: Option<(RefusalReason, String)>,
+    /// When the last one opened nothing, and why, with the announcement in a log line's words.
+    last: Option<(SystemTime, RefusalReason, String)>,
 }
 
 /// The servers that announced something in the last minutes.
@@ -55,7 +55,7 @@ impl RecentServers {
         let refused = objection.map(|objection| {
             let (kind, reason) = (decided.kind, &decided.decision.reason);
             let announced = decided.announced.map(|one| format!(" {one}")).unwrap_or_default();
-            (objection, format!("{kind}{announced}: {reason}"))
+            (SystemTime::now(), objection, format!("{kind}{announced}: {reason}"))
         });
         if !opened && refused.is_none() {
             return;
@@ -72,8 +72,15 @@ impl RecentServers {
         self.0.both(now).into_iter().flatten().any(is_other)
     }
 
-    /// The warning about servers whose announcements of a mode all open nothing.
-    pub(super) fn finding(&mut self, now: Instant) -> Option<Finding> {
+    /// Forgets the announcements that opened nothing.
+    pub(super) fn forget_refused(&mut self) {
+        for record in self.0.both_mut().into_iter().flatten() {
+            (record.refused, record.last) = (0, None);
+        }
+    }
+
+    /// The warning about servers whose announcements of a mode all open nothing, and when the last one did not.
+    pub(super) fn finding(&mut self, now: Instant) -> Option<(SystemTime, Finding)> {
         let mut modes: Vec<ModeRecord> = Vec::new();
         for half in self.0.both(now) {
             for one in half {
@@ -87,7 +94,7 @@ impl RecentServers {
         // The worst one is named, and for the same counts always the same one.
         modes.sort_by_key(|one| (std::cmp::Reverse(one.refused), one.server, one.kind.to_string()));
         let ModeRecord { server, kind, refused, last, .. } = modes.first()?;
-        let (objection, last) = last.as_ref()?;
+        let (at, objection, last) = last.as_ref()?;
         let others = match &modes[1..] {
             [] => String::new(),
             [other] => format!("; the same holds for {} of {}", other.kind, other.server),
@@ -96,7 +103,8 @@ impl RecentServers {
         let text = format!(
             "all {refused} {kind} announcements of the server {server} {WITHIN} opened nothing; the last: {last}{others}"
         );
-        Some(ProblemName::RefusedAnnouncements.finding_with(text, objection.remedy()))
+        let name = ProblemName::RefusedAnnouncements;
+        Some((*at, name.finding_with(text, objection.remedy())))
     }
 }
 
@@ -158,7 +166,7 @@ mod tests {
         let mut servers = RecentServers::default();
         announcements.iter().for_each(|(server, one)| servers.record(now, *server, one));
         let found = servers.finding(now);
-        let text = |(_, one): Finding| format!("{}: {}", one.text, one.remedy);
+        let text = |(_, (_, one)): (SystemTime, Finding)| format!("{}: {}", one.text, one.remedy);
         found.into_iter().map(text).collect()
     }
 

@@ -163,3 +163,52 @@ fn a_table_that_is_not_intact_is_a_problem_until_it_is() {
     health.set(ProblemName::Table, None);
     assert_eq!(names(&health, Duration::ZERO, &Status::default()), named(&[], &[]));
 }
+
+#[test]
+fn a_problem_says_since_when_and_when_it_was_last_seen() {
+    let health = Health::default();
+    let dated = |names: &[ProblemName]| {
+        let mut findings: Findings = names.iter().map(|name| name.finding("text")).collect();
+        health.date(&mut findings);
+        let of = |(_, one): (_, &Problem)| [one.since.clone().unwrap(), one.last.clone().unwrap()];
+        findings.iter().map(of).collect::<Vec<_>>()
+    };
+    let start = in_utc_seconds(SystemTime::now());
+    lock(&health.since).insert("table".to_owned(), "2026-12-01T10:00:00Z".to_owned());
+    let [table, state] = &dated(&[ProblemName::Table, ProblemName::State])[..] else { panic!() };
+    assert!(table[0] == "2026-12-01T10:00:00Z" && table[1] >= start, "{table:?}");
+    assert!(state.iter().all(|at| *at >= start), "{state:?}");
+    assert!(dated(&[]).is_empty());
+    let [table] = &dated(&[ProblemName::Table])[..] else { panic!() };
+    assert!(table[0] >= start, "it was solved meanwhile: {table:?}");
+    // What traffic says was last seen with the last event.
+    record(&health, 1, EventKind::Elsewhere(NO_ROUTE));
+    record(&health, 2, EventKind::Elsewhere(NO_ROUTE));
+    let unwritten: [&Path; 0] = [];
+    let findings = || health.findings(Instant::now(), &Status::default(), &unwritten).warnings;
+    assert!(findings()[0].last.as_deref() >= Some(&*start));
+}
+
+/// Not after ten minutes.
+#[test]
+fn what_a_configuration_caused_goes_with_it_and_the_rest_stays() {
+    let health = Health::default();
+    let status = Status {
+        counters: Counters { uninspected: 2, ..Counters::default() },
+        ..Status::default()
+    };
+    leave_pinholes_unused(&health, [1]);
+    for number in 1..=3 {
+        record(&health, number, EventKind::Elsewhere(NO_ROUTE));
+    }
+    let before = named(&["no-route"], &["max-sessions", "unused-pinholes"]);
+    assert_eq!(names(&health, Duration::ZERO, &status), before);
+    health.forget_configured();
+    assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["unused-pinholes"]));
+    // It comes again if it was not cured.
+    for number in 1..=3 {
+        record(&health, number, EventKind::Elsewhere(NO_ROUTE));
+    }
+    let again = named(&["no-route"], &["unused-pinholes"]);
+    assert_eq!(names(&health, Duration::ZERO, &status), again);
+}

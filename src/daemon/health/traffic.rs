@@ -3,7 +3,14 @@
 //!
 //! Invariant: memory is bounded, whatever peers do.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, ops::RangeInclusive, slice, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    ops::RangeInclusive,
+    slice,
+    time::{Instant, SystemTime},
+};
 
 use ftp_alg_core::engine::{
     Counters, Event, EventKind, MissingConnection, Refusal, Stray, UnusedPinhole,
@@ -19,6 +26,7 @@ use crate::{
     config::may_have_services,
     daemon::{
         counted::{counted, was_or_were},
+        events::in_utc_seconds,
         snapshot::{Finding, Status},
     },
 };
@@ -56,9 +64,17 @@ struct Recent<'f> {
     /// The server, if it is only this one, and others work.
     server: Option<IpAddr>,
     last: &'f str,
+    /// When the last one was seen.
+    last_at: Option<SystemTime>,
 }
 
 impl Failure {
+    /// Forgets the recent ones.
+    fn forget(&mut self) {
+        self.count.forget(self.total);
+        self.peers = Halves::default();
+    }
+
     fn record(&mut self, now: Instant, event: &Event, last: String) {
         self.total += 1;
         self.last = last;
@@ -68,8 +84,10 @@ impl Failure {
     /// The recent ones. The `servers` are all that clients use.
     fn recent(&mut self, now: Instant, servers: &mut RecentServers) -> Recent<'_> {
         let server = self.peers.only_server(now);
+        let count = self.count.record(now, self.total);
         Recent {
-            count: self.count.record(now, self.total),
+            count,
+            last_at: self.count.last_at,
             clients: self.peers.count_clients(now),
             server: server.filter(|server| servers.others_work(now, *server)),
             last: &self.last,
@@ -175,6 +193,16 @@ impl Traffic {
         }
     }
 
+    /// Forgets what a configuration may have caused.
+    pub(super) fn forget_configured(&mut self) {
+        for failure in [&mut self.encrypted, &mut self.tried, &mut self.routeless] {
+            failure.forget();
+        }
+        self.tried_ports.clear();
+        self.servers.forget_refused();
+        self.uninspected.forget(self.uninspected.total);
+    }
+
     /// How many pinholes expired without a connection.
     pub(super) fn unused_pinholes(&self) -> u64 {
         self.unused.total
@@ -224,40 +252,41 @@ impl Traffic {
             self.tried_ports.clear();
         }
         let ports = &self.tried_ports;
+        let (overruns_at, uninspected_at) = (self.overruns.last_at, self.uninspected.last_at);
         let probes = [
-            (overruns > 0).then(|| {
+            (overruns_at, (overruns > 0).then(|| {
                 let packets = counted(overruns, "packet");
                 ProblemName::Overruns.finding(format!(
                     "a queue was full: the kernel dropped {packets} {WITHIN}, which the senders retransmit"
                 ))
-            }),
-            (uninspected > 0).then(|| {
+            })),
+            (uninspected_at, (uninspected > 0).then(|| {
                 let packets = counted(uninspected, "packet");
                 ProblemName::MaxSessions.finding(format!(
                     "max-sessions is reached: {packets} {WITHIN} belonged to connections that are not inspected, and \
                      for which no pinhole is opened"
                 ))
-            }),
-            (unused.count * UNUSED_SHARE > used).then(|| {
+            })),
+            (unused.last_at, (unused.count * UNUSED_SHARE > used).then(|| {
                 let (what, last) = (counted(unused.count, "announced data connection"), unused.last);
                 let text = format!("{what} {unused} did not arrive here in time; the last: {last}");
                 unused.finding(ProblemName::UnusedPinholes, text)
-            }),
-            (missing.count >= MIN_MISSING && missing.count * UNUSED_SHARE > used).then(|| {
+            })),
+            (missing.last_at, (missing.count >= MIN_MISSING && missing.count * UNUSED_SHARE > used).then(|| {
                 let Recent { count, last, .. } = missing;
                 ProblemName::NoDataConnection.finding(format!(
                     "{count} data connections {missing} did not come about; the last: {last}"
                 ))
-            }),
-            (routeless.count >= MIN_ROUTELESS).then(|| {
+            })),
+            (routeless.last_at, (routeless.count >= MIN_ROUTELESS).then(|| {
                 let Recent { count, last, .. } = routeless;
                 let text = format!(
                     "{count} sessions {routeless} open nothing, because the packets of an end arrive on an interface to \
                      which no route to that end leads; the last: {last}"
                 );
                 routeless.finding(ProblemName::NoRoute, text)
-            }),
-            (tried.count > 0).then(|| {
+            })),
+            (tried.last_at, (tried.count > 0).then(|| {
                 let what = counted(tried.count, "data connection");
                 let text = format!(
                     "the firewall dropped {what} of encrypted sessions {tried}: {}",
@@ -267,8 +296,8 @@ impl Traffic {
                 let remedy = format!("the server's own passive ports, as in {}", list(lines));
                 let name = ProblemName::Encrypted;
                 (name.severity(tried.counted_clients()), name.problem_with(text, remedy))
-            }),
-            (encrypted.count > 0 && drops_unmarked && tried.count == 0).then(|| {
+            })),
+            (encrypted.last_at, (encrypted.count > 0 && drops_unmarked && tried.count == 0).then(|| {
                 let sessions = counted(encrypted.count, "session");
                 let were = was_or_were(encrypted.count);
                 let text = format!(
@@ -276,10 +305,14 @@ impl Traffic {
                      data connections"
                 );
                 encrypted.finding(ProblemName::Encrypted, text)
-            }),
-            self.servers.finding(now),
+            })),
         ];
-        probes.into_iter().flatten()
+        let refused = self.servers.finding(now).unzip();
+        probes.into_iter().chain([refused]).filter_map(|(at, found)| {
+            let (severity, mut problem) = found?;
+            problem.last = at.map(in_utc_seconds);
+            Some((severity, problem))
+        })
     }
 }
 

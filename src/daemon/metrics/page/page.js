@@ -380,7 +380,7 @@ function showHealth({ problems = [], warnings = [] }) {
   $("state").dataset.state = problems.length > 0 ? "bad" : warnings.length > 0 ? "warn" : "good";
   const title = problems.length > 0 ? `${counted(problems.length, "problem")} - ftp-alg` : "ftp-alg";
   if (document.title !== title) document.title = title;
-  const all = JSON.stringify([problems, warnings]);
+  const all = JSON.stringify([problems, warnings], (key, value) => (key === "last" ? undefined : value));
   if (all === findingsShown) return;
   findingsShown = all;
   const item = (kind) => (finding) =>
@@ -390,6 +390,7 @@ function showHealth({ problems = [], warnings = [] }) {
       make("h3", {}, `${kind}: ${finding.name}`),
       make("p", {}, finding.text),
       make("p", {}, make("strong", {}, "Do: "), finding.remedy),
+      ...(finding.since ? [make("p", {}, `Since ${clock(finding.since)} UTC`)] : []),
     );
   $("findings").replaceChildren(...problems.map(item("Problem")), ...warnings.map(item("Warning")));
 }
