@@ -139,10 +139,12 @@ fn tried_text(server: IpAddr, ports: &RangeInclusive<u16>) -> String {
 /// The setting that would admit what clients have tried, rounded. A client may try what it wants to have opened: no ports
 /// of other services are proposed, and none besides those that the server has.
 fn setting(server: IpAddr, ports: &RangeInclusive<u16>, has_others: bool) -> String {
-    let (first, last) = (ports.start() / 100 * 100, (ports.end() / 100 * 100).saturating_add(99));
+    let first = ports.start() / 100 * 100;
+    // As many write 50000-50100 as 50000-50099.
+    let last = ports.end().div_ceil(100).saturating_mul(100).max(first.saturating_add(100));
     let all = first.max(1024)..=last;
     let ports = match !has_others
-        && last - first < MAX_PROPOSED
+        && last - first <= MAX_PROPOSED
         && !may_have_services(slice::from_ref(&all))
     {
         true => format!("\"{}-{last}\"", all.start()),
@@ -324,9 +326,11 @@ mod tests {
     fn no_ports_of_other_services_are_proposed() {
         let server = IpAddr::from([10, 0, 0, 5]);
         for (tried, expected) in [
-            (50003..=50057, "\"50000-50099\""),
+            (50003..=50057, "\"50000-50100\""),
+            (50003..=50100, "\"50000-50100\""),
+            (50000..=50000, "\"50000-50100\""),
             (65535..=65535, "\"65500-65535\""),
-            (1024..=1024, "\"1024-1099\""),
+            (1024..=1024, "\"1024-1100\""),
             (3306..=3306, "\"FIRST-LAST\""),
             (8443..=8443, "\"FIRST-LAST\""),
             (1024..=65535, "\"FIRST-LAST\""),

@@ -92,7 +92,7 @@ fn what_the_firewall_drops_for_want_of_the_setting_is_named() {
         let [since, last] = ["since", "last"].map(|field| warnings()[0][field].clone());
         assert!(since.as_str() >= last.as_str() && since.as_str().unwrap().ends_with('Z'));
         let remedy = warnings()[0]["remedy"].as_str().unwrap().to_owned();
-        let ports = if setting.is_empty() { "50000-50099" } else { "FIRST-LAST" };
+        let ports = if setting.is_empty() { "50000-50100" } else { "FIRST-LAST" };
         let line = format!("[[server]] address = \"{address}\", passive-ports = \"{ports}\"");
         assert!(remedy.contains(&line), "{remedy}");
         assert!(daemon.log().contains(&line), "{}", daemon.log());

@@ -178,3 +178,36 @@ fn the_ports_are_closed_while_conntrack_does_not_know_the_control_connection() {
         scene.gateway.assert_tidy();
     }
 }
+
+/// A packet of a connection that conntrack has forgotten begins a new entry, and no rule admits it. That client tries nothing,
+/// and no setting would help.
+#[test]
+fn a_transfer_that_conntrack_forgets_is_no_attempt_at_another_port() {
+    let scene = Scene::new(Topology::Routed, ServerKind::Vsftpd, ClientTls::Explicit);
+    scene.server.put("large", &large_file()).unwrap();
+    let begin = begin_download("PASV", "large");
+    let mut client = scene.client(V4, (&begin, gate(), say("NOOP"), gate(), end_download()));
+    scene.assert_open("before");
+    let lab = scene.lab();
+    lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
+    client.reach_next_gate();
+    wait_for("the ports", || scene.answers(&lab.client, "-").len() == PORTS.count());
+    let [first, last] = [PORTS.start(), PORTS.end()];
+    let count = format!(
+        "table inet count {{ chain c {{ type filter hook prerouting priority 0; \
+         tcp dport {first}-{last} tcp flags & syn == 0 counter; }}; }}"
+    );
+    lab.gateway.nft(&count).unwrap();
+    client.open_gate();
+    let listed = || lab.gateway.run("nft", &["list", "table", "inet", "count"]).unwrap();
+    wait_for("its packets", || !listed().stdout_text().contains("packets 0 "));
+    let server = lab.server_address(V4);
+    let knock = format!("timeout 1 bash -c '</dev/tcp/{server}/61000' || true");
+    lab.client.shell(&knock).unwrap();
+    let reasons = || {
+        let events = scene.gateway.events("no-data-connection");
+        events.iter().map(|event| event["reason"].to_string()).collect::<Vec<_>>().join("\n")
+    };
+    wait_for("a later attempt", || reasons().contains("port 61000 is not among"));
+    assert!(!reasons().contains("as many of encrypted sessions"), "{}", reasons());
+}

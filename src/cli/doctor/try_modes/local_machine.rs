@@ -94,7 +94,7 @@ impl<'a> LocalMachine<'a> {
                 says += &format!("; {rule}");
             }
             let start = (to.port() / 100 * 100).max(1024);
-            let end = start.saturating_add(99 - start % 100);
+            let end = start.saturating_add(100 - start % 100);
             remedy.extend([
                 "on each gateway in between, in [[server]] with the server's address:".to_owned(),
                 format!("passive-ports = \"{start}-{end}\""),
