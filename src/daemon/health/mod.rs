@@ -322,8 +322,8 @@ impl Health {
         let (now, mut since) = (in_utc_seconds(SystemTime::now()), lock(&self.since));
         since.retain(|name, _| findings.iter().any(|(_, one)| one.name == *name));
         for one in findings.problems.iter_mut().chain(&mut findings.warnings) {
-            one.since = Some(since.entry(one.name.clone()).or_insert_with(|| now.clone()).clone());
-            one.last.get_or_insert_with(|| now.clone());
+            let last = one.last.get_or_insert_with(|| now.clone());
+            one.since = Some(since.entry(one.name.clone()).or_insert_with(|| last.clone()).clone());
         }
     }
 

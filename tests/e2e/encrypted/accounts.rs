@@ -90,7 +90,7 @@ fn what_the_firewall_drops_for_want_of_the_setting_is_named() {
         let warnings = || daemon.status().unwrap()["warnings"].clone();
         wait_for("the warning", || warnings()[0]["name"] == "encrypted");
         let [since, last] = ["since", "last"].map(|field| warnings()[0][field].clone());
-        assert!(since.as_str() >= last.as_str() && since.as_str().unwrap().ends_with('Z'));
+        assert!(since.as_str() <= last.as_str() && since.as_str().unwrap().ends_with('Z'));
         let remedy = warnings()[0]["remedy"].as_str().unwrap().to_owned();
         let ports = if setting.is_empty() { "50000-50100" } else { "FIRST-LAST" };
         let line = format!("[[server]] address = \"{address}\", passive-ports = \"{ports}\"");

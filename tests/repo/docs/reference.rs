@@ -91,14 +91,15 @@ fn the_page_of_counters_has_every_field_of_status() {
         top_clients: vec![ClientBytes { client: "10.0.0.7".to_owned(), bytes: 5 }],
         ..TransferTotals::default()
     };
+    let problem = |name| {
+        let [since, last] = ["2026-12-01T10:00:00Z"; 2].map(|at| Some(at.to_owned()));
+        Problem { since, last, ..Problem::new(name, "text", "remedy") }
+    };
     let status = Status {
         transfers,
         names: vec![name],
         unconfined: vec!["landlock".to_owned()],
-        findings: Findings {
-            problems: vec![Problem::new("table", "text", "remedy")],
-            warnings: vec![Problem::new("state", "text", "remedy")],
-        },
+        findings: Findings { problems: vec![problem("table")], warnings: vec![problem("state")] },
         ..Status::default()
     };
     let mut printed = BTreeSet::new();
