@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_is_joined_to_a_torn_one() {
+    fn no_line_is_glued_to_a_torn_one() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("transfers.json");
         fs::write(&path, "{\"a\":").unwrap();

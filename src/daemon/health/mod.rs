@@ -311,8 +311,7 @@ impl Health {
         findings
     }
 
-    /// Forgets the traffic of a configuration that is no more, as far as a configuration is to blame: it comes again if it is
-    /// not cured.
+    /// Forgets what a configuration that is no more may have caused. What is not cured is back with the next event.
     pub(super) fn forget_configured(&self) {
         lock(&self.state).traffic.forget_configured();
     }

@@ -205,7 +205,7 @@ fn what_a_configuration_caused_goes_with_it_and_the_rest_stays() {
     assert_eq!(names(&health, Duration::ZERO, &status), before);
     health.forget_configured();
     assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["unused-pinholes"]));
-    // It comes again if it was not cured.
+    // It is back if it was not cured.
     for number in 1..=3 {
         record(&health, number, EventKind::Elsewhere(NO_ROUTE));
     }
