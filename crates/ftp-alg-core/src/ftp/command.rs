@@ -135,22 +135,14 @@ fn has_first_word(argument: &[u8], word: &[u8]) -> bool {
         .is_some_and(|first| first.eq_ignore_ascii_case(word))
 }
 
-/// The longest verb of any known extension has seven characters (`XSHA512`).
-const LONGEST_VERB: usize = 8;
-
 impl Command<'_> {
-    /// Whether no FTP client sends this line; `first` is set for the client's first line.
+    /// Whether no FTP client sends this line; `first` is set for the client's first line. An unknown word alone does not
+    /// show that: programs try words of their own, and a person may type any (`cd..`, `LIST-la`, `?`). The server refuses
+    /// them.
     pub fn is_not_ftp(&self, first: bool) -> bool {
-        self.verb == Verb::Unknown && !is_verb(self.word)
+        let is_unknown = self.verb == Verb::Unknown;
+        is_unknown && (is_of_other_protocol(self.word) || first && is_target(self.argument))
             || memchr::memchr(b' ', self.argument).is_some() && self.is_request_line(first)
-            || first && self.verb == Verb::Unknown && is_target(self.argument)
-    }
-
-    /// Whether no FTP client sends this line after others, and after a login if `is_logged_in`: from then on a person may
-    /// type any word (`cd..`, `LIST-la`, `?`), which the server refuses.
-    pub fn is_not_ftp_after(&self, is_logged_in: bool) -> bool {
-        self.is_not_ftp(false)
-            && (!is_logged_in || self.is_request_line(false) || is_of_other_protocol(self.word))
     }
 
     /// Whether the line is `METHOD target NAME/1.1` of a protocol whose requests look like that: three words, the
@@ -173,18 +165,6 @@ impl Command<'_> {
 /// Whether `argument` starts like the target of a request.
 fn is_target(argument: &[u8]) -> bool {
     argument.starts_with(b"/") || argument == b"*" || argument.contains(&b':')
-}
-
-/// Whether `word` has only letters and digits, at most as many as a verb. Parts of a Telnet interrupt may precede them.
-fn is_verb(word: &[u8]) -> bool {
-    let telnet = word.iter().take_while(|byte| **byte >= 0xf0).count();
-    let word = &word[telnet..];
-    // A line that we crossed out because it was too long says nothing about the client.
-    let is_crossed_out = word.iter().all(|byte| *byte == b'X');
-    is_crossed_out
-        || word.len() <= LONGEST_VERB
-            && word.first().is_some_and(u8::is_ascii_alphabetic)
-            && word.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'@') // P@SW
 }
 
 /// Whether `word` begins a header line, a reply, a form, JSON, XML, or binary data.
@@ -255,10 +235,6 @@ mod tests {
         Command::parse(&Text::new(line.as_bytes())).unwrap().is_not_ftp(first)
     }
 
-    fn is_not_ftp_after(line: &str, is_logged_in: bool) -> bool {
-        Command::parse(&Text::new(line.as_bytes())).unwrap().is_not_ftp_after(is_logged_in)
-    }
-
     #[test]
     fn request_and_header_lines_are_not_ftp_whatever_their_verb() {
         for line in [
@@ -282,30 +258,10 @@ mod tests {
             "\u{1}\u{2}",
         ] {
             assert!(is_not_ftp(line, false), "{line}");
-            assert!(is_not_ftp_after(line, true), "{line}");
         }
         for line in ["PASS / HTTP/1.1", "GET /", "GET /PORT 10,0,0,2,4,1", "OPTIONS *", "HELO a:b"]
         {
             assert!(is_not_ftp(line, true), "{line}");
-        }
-    }
-
-    #[test]
-    fn after_a_login_a_person_may_type_any_word() {
-        for line in [
-            "?",
-            "LIST-la",
-            "cd..",
-            "CWD/",
-            "RETR/file",
-            "!ls",
-            "größe",
-            "DIRECTORY",
-            "X_1 a",
-            "PROPPATCH /",
-        ] {
-            assert!(is_not_ftp_after(line, false), "{line}");
-            assert!(!is_not_ftp_after(line, true), "{line}");
         }
     }
 
@@ -340,6 +296,16 @@ mod tests {
             "AUTH TLS",
             "LANG en",
             "WHAT",
+            "?",
+            "LIST-la",
+            "cd..",
+            "CWD/",
+            "RETR/file",
+            "!ls",
+            "größe",
+            "DIRECTORY",
+            "X_1 a",
+            "PROPPATCH /",
         ] {
             assert!(!is_not_ftp(line, false), "{line}");
         }

@@ -366,8 +366,8 @@ pub enum PendingKind {
     Reinitialize,
     Auth,
     Transfer,
-    /// An unknown command before any known one. If the server does not refuse it before the next command, it is of
-    /// another protocol.
+    /// An unknown command before any known one. If the client does not wait for the reply to it, it speaks another
+    /// protocol.
     FirstUnknown,
     /// The end of the server's greeting.
     Greeting,

@@ -359,7 +359,7 @@ impl Dialogue {
         };
         if self.phase() != Phase::Verified {
             self.read_early_command(command);
-        } else if command.is_not_ftp_after(self.is_logged_in()) {
+        } else if command.is_not_ftp(false) {
             self.advance(Read::OtherClient);
         }
         if matches!(command.verb, Verb::User | Verb::Reinitialize) {
@@ -710,10 +710,6 @@ impl Dialogue {
                 Some(
                     which @ (PendingKind::User | PendingKind::Login | PendingKind::Reinitialize),
                 ) if reply.is_failure() => self.refuse_login(which, reply),
-                Some(PendingKind::FirstUnknown) if !reply.is_failure() => {
-                    self.advance(Read::OtherClient);
-                    ReplyEffect::Nothing
-                }
                 // It asks for a password, so the success before it was of something else.
                 None | Some(PendingKind::Login) if reply.code == 331 => {
                     self.advance(Read::PasswordAsked);

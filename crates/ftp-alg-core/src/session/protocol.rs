@@ -27,8 +27,8 @@ const OTHER_PROTOCOLS: [&[u8]; 10] = [
     b"RTSP",
 ];
 
-/// What the client's `command` is read as in this `phase`, before it is known to speak FTP. Behind a command that FTP does
-/// not know, such a client sends one that it knows.
+/// What the client's `command` is read as in this `phase`, before it is known to speak FTP. Another client sends its next
+/// line at once behind one that FTP does not know.
 pub fn read_command(phase: Phase, command: &Command<'_>, follows_unknown: bool) -> Option<Read> {
     let is_other = match phase {
         Phase::NotGreeted | Phase::TextFirst if may_precede_replies(command) => {

@@ -16,16 +16,35 @@ fn a_first_command_may_be_unknown() {
         HOST           > HOST ftp.example.net < 220 ok
         unknown        > XYZZ < 500 what?
         unknown twice  > XYZZ 1 < 502 what? > YYZZ < 500 what?
+        understood     > XYZZ 1 < 200 ok
+        long           > CLIENTINFO curl/8 < 500 what?
+        hyphens        > GET-FEATURES x < 500 what? > X-CLIENT 1 < 500 what?
+        a mark         > ? < 500 what?
+        behind USER    > USER joe < 331 password > CLIENT_INFO 1 < 500 what?
         ",
         USER_PASS,
     );
+    assert_served(GREETING, &format!("long > {} < 500 what?", "Z".repeat(2000)), USER_PASS);
     let later = "OPEN after a login > OPEN ftp.example.net < 220 remote ready";
     assert_served(LOGIN, later, USER_PASS);
 }
 
+/// As a browser sends it, which a page makes connect to a server that answers everything as it likes: nothing is opened.
 #[test]
-fn an_unknown_command_that_is_understood_is_not_ftp() {
-    for case in ["> EHLO x < 250 hello", "> GET / < 200 OK"] {
+fn the_first_bytes_of_another_protocol_count_for_good() {
+    for case in [
+        "> GET / < 500 what?",
+        "> GET / < 200 OK",
+        "> CLIENTINFO / HTTP/1.1 < 500 what?",
+        "> X-CLIENT http://10.0.0.2:21/ < 500 what?",
+        "> USER / HTTP/1.1 < 331 password",
+        r"> \u{16}\u{3}\u{1}\0\n < 500 what?",
+        r"> \u{16}\u{3}\u{1}\n < 500 what?",
+        r"> \0\u{3}\0\u{10}!x\n < 500 what?",
+        r"> NICK x\r\nUSER x < 500 what?\r\n331 password",
+        "> {} < 500 what?",
+        "> --boundary < 500 what?",
+    ] {
         let mut sim = Sim::after(Scenario::default(), GREETING);
         sim.play(case);
         sim.play(USER_PASS);
