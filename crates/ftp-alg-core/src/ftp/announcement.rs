@@ -33,6 +33,17 @@ impl AnnouncementKind {
     pub fn is_active(self) -> bool {
         matches!(self, Self::Port | Self::Eprt)
     }
+
+    /// Whether `start`, of the argument of such a command, may become one that names `address` in its usual form.
+    pub fn may_name(self, start: &[u8], address: IpAddr) -> bool {
+        let family = if address.is_ipv4() { '1' } else { '2' };
+        let delimiter = char::from(start.first().copied().unwrap_or(b'|'));
+        let usual = match self {
+            Self::Port => format!("{address},").replace('.', ","),
+            _ => format!("{delimiter}{family}{delimiter}{address}{delimiter}"),
+        };
+        start.iter().zip(usual.as_bytes()).all(|(one, other)| one.eq_ignore_ascii_case(other))
+    }
 }
 
 impl fmt::Display for AnnouncementKind {

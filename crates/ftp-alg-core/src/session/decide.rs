@@ -49,6 +49,16 @@ pub trait Decide {
     /// What to do about this announcement. If it is [`Effect::Open`], a pinhole is open now.
     fn announcement(&mut self, line: &AnnouncedLine) -> Effect;
 
+    /// Whether a command that begins with this `argument`, of which nothing can be held back, may be allowed.
+    fn may_begin(
+        &self,
+        _kind: AnnouncementKind,
+        _parsed: &Result<Announcement, MalformedAnnouncement>,
+        _argument: &[u8],
+    ) -> bool {
+        false
+    }
+
     /// Whether the sequence numbers may differ from now on, because the kernel queues every packet of the connection. Not
     /// if the kernel cannot be informed.
     fn may_renumber(&mut self) -> bool;

@@ -180,6 +180,22 @@ impl DirectionReader<'_> {
                 self.dialogue.record_auth();
                 None
             }
+            // The server refuses it, for its own reason.
+            CommandEffect::Announcement
+                if command?.argument.is_empty() && line_end(bytes, text) == LineEnd::Plain =>
+            {
+                self.dialogue.record_announcement(false);
+                None
+            }
+            // What was delivered of it may name the client.
+            CommandEffect::Announcement
+                if !line.is_undelivered()
+                    && self.dialogue.phase() == Phase::PickedUp
+                    && bytes[..delivered] != *CROSSED_OUT_START =>
+            {
+                self.dialogue.record_announcement(false);
+                self.refuse_ambiguous_announcement(bytes, delivered, verb.end)
+            }
             // The start of a possible announcement was held back, unless it could not be.
             _ if !line.is_undelivered() => {
                 self.dialogue.record_announcement(false);
@@ -187,13 +203,6 @@ impl DirectionReader<'_> {
                     self.found_refused(RefusedLine::Ambiguous);
                 }
                 cross_out_from(bytes, delivered, verb.end)
-            }
-            // The server refuses it, for its own reason.
-            CommandEffect::Announcement
-                if command?.argument.is_empty() && line_end(bytes, text) == LineEnd::Plain =>
-            {
-                self.dialogue.record_announcement(false);
-                None
             }
             CommandEffect::Announcement => {
                 let (kind, parsed) = announcement(&command?)?;
@@ -327,7 +336,7 @@ fn escape_and_cut(text: &[u8]) -> String {
 }
 
 /// The announcement in a `PORT` or `EPRT`.
-fn announcement(
+pub fn announcement(
     command: &Command<'_>,
 ) -> Option<(AnnouncementKind, Result<Announcement, MalformedAnnouncement>)> {
     let Command { verb, argument, argument_start, .. } = *command;
@@ -392,8 +401,8 @@ fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
     (start < stop).then(|| (start..stop, (start..stop).map(|_| CROSS_OUT_BYTE).collect()))
 }
 
-/// Stands for the start of a line whose rest is crossed out as it arrives.
-pub const CROSSED_OUT_START: &[u8] = b"PORT ";
+/// Stands for the start of a line whose rest is crossed out as it arrives. No client begins an announcement like this.
+pub const CROSSED_OUT_START: &[u8] = b"PORT X";
 
 /// The crossed out form of `bytes`.
 pub fn crossed_out(bytes: &[u8]) -> SmallBytes {

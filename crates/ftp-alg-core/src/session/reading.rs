@@ -5,7 +5,9 @@
 
 use super::{
     DialogueEvent, MAX_HELD, MAX_LINE, Phase, RefusedLine, SessionLimit, Side,
-    line_decisions::{CROSSED_OUT_START, DirectionReader, Line, VERB_LENGTH, cannot_begin_ftp},
+    line_decisions::{
+        CROSSED_OUT_START, DirectionReader, Line, VERB_LENGTH, announcement, cannot_begin_ftp,
+    },
     proxy_header,
     push_state::PushState,
     sequence::CROSS_OUT_BYTE,
@@ -14,7 +16,7 @@ use super::{
 };
 use crate::{
     ftp::{
-        Command, LineEnd, Text, VerbScanner, begins_subnegotiation, has_control_bytes,
+        Command, LineEnd, Text, Verb, VerbScanner, begins_subnegotiation, has_control_bytes,
         may_end_or_skip, without_nuls,
     },
     packet::Seq,
@@ -415,8 +417,8 @@ impl DirectionReader<'_> {
         (end.map(|end| end.saturating_sub(before.len())), scanner)
     }
 
-    /// Where in `chunk`, which continues the line, the verb ends with which the line begins, if it is to be inspected. Of a
-    /// connection that may be no FTP only such a command is refused.
+    /// Where in `chunk`, which continues the line, the verb ends with which the line begins, if the command is refused
+    /// whatever follows. Of a connection that may be no FTP only a command in plain form is, and nothing of it is held back.
     fn find_plain_verb_end(&self, chunk: &[u8]) -> Option<usize> {
         let before = self.direction.line();
         let line = [before, chunk].concat();
@@ -424,7 +426,12 @@ impl DirectionReader<'_> {
         let is_verb = from_verb(&line, &text).len() > VERB_LENGTH
             && text.bytes().len() >= VERB_LENGTH
             && Command::may_announce(&text, self.refuses_auth);
-        is_verb.then(|| text.line_range(0..VERB_LENGTH).end.saturating_sub(before.len()))
+        let command = Command::parse(&text).filter(|_| is_verb)?;
+        let is_refused = match announcement(&command) {
+            Some((kind, parsed)) => !self.decide.may_begin(kind, &parsed, command.argument),
+            None => command.verb == Verb::Auth,
+        };
+        is_refused.then(|| text.line_range(0..VERB_LENGTH).end.saturating_sub(before.len()))
     }
 
     /// Crosses out the line that `chunk` at `seq` continues from the point at which some server may see an announcement,

@@ -30,7 +30,7 @@ use crate::{
         table::entry::{Entry, Epoch, Head},
         timers::Timers,
     },
-    ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
+    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
     session::{
         AnnouncedLine, Decide, Decision, Dialogue, DialogueEvent, Effect, Phase, RefusalReason,
@@ -125,6 +125,22 @@ impl Decide for Decider<'_> {
         match self.open_announced(line) {
             Ok((opened, ends)) => self.record_decision(line, opened, Some(ends)),
             Err(not_opened) => self.record_not_opened(line, not_opened),
+        }
+    }
+
+    fn may_begin(
+        &self,
+        kind: AnnouncementKind,
+        parsed: &Result<Announcement, MalformedAnnouncement>,
+        argument: &[u8],
+    ) -> bool {
+        let translation = self.head.translation_or_identity();
+        match parsed {
+            Ok(Announcement { address: Some(address), port, .. }) => {
+                let endpoint = SocketAddr::new(*address, *port);
+                permitted_pinhole(kind, endpoint, &translation, self.policy).is_ok()
+            }
+            _ => kind.may_name(argument, translation.client.ip()),
         }
     }
 

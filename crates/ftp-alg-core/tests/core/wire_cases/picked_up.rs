@@ -1,7 +1,7 @@
 //! Connections that were picked up mid-stream. A client can cause that: its server discards a RST that conntrack and the
 //! gateway take for the connection's end. Nothing is opened, and whatever may be no FTP passes unchanged.
 
-use super::*;
+use super::{support::ftp::eprt, *};
 
 /// A connection whose session was forgotten.
 fn picked_up(scenario: &Scenario) -> Sim {
@@ -32,12 +32,22 @@ fn a_command_that_the_policy_refuses_is_refused_on_a_picked_up_connection() {
                 let heard = picked_up(&scenario).tell(Client, &format!("{before}{line}"));
                 assert_eq!(heard, format!("{before}{refused}"));
             }
-            // Nothing is held back, because earlier bytes may be missing, and the argument is crossed out.
+            // Nothing is held back, because earlier bytes may be missing. What cannot name the client is crossed out.
+            let own = active(at(client, 40_000));
+            let (own, port) = own[5..].split_at(own.len() - 5 - "156,64\r\n".len());
+            assert!(["156,64\r\n", "40000|\r\n"].contains(&port));
             let argument = line.len() - line[5..].trim_start().len();
             for cut in 1..line.len() {
                 let mut sim = picked_up(&scenario);
                 let heard = sim.tell_cut(Client, &line, cut);
-                assert_eq!(heard[argument..], refused[argument..], "{heard:?}, split at {cut}");
+                let from = argument.max(cut);
+                assert_eq!(heard[from..], refused[from..], "{heard:?}, split at {cut}");
+                let (named, crossed_out) = heard[argument..].split_once('X').unwrap();
+                let names_only_client = own.starts_with(named) || named.starts_with(own);
+                assert!(
+                    names_only_client && !crossed_out.contains(','),
+                    "{heard:?}, split at {cut}"
+                );
                 assert_eq!(sim.kernel.opened, []);
             }
         }
@@ -55,6 +65,32 @@ fn the_own_address_passes_on_a_picked_up_connection() {
             assert_eq!(sim.tell(Client, &line), line);
             assert_eq!(sim.kernel.opened, []);
             sim.play("< 200 fine > NOOP < 200 ok");
+        }
+    });
+}
+
+/// On an asymmetric route the gateway sees no reply, and no acknowledgement. What is only cut is not ambiguous.
+#[test]
+fn a_cut_announcement_of_the_own_address_passes_where_replies_are_not_seen() {
+    everywhere(|scenario| {
+        let scenario = Scenario { client: without_nagle(scenario.nat).client, ..scenario };
+        let own = at(scenario.translation().client, 40_000);
+        let mut lines =
+            vec![active(own), eprt(own), eprt(own).replace('|', "!"), "PORT\r\n".into()];
+        lines.push("LPRT 4,4,10,0,0,2,2,156,64\r\n".into());
+        for line in lines {
+            for first in 1..line.len() - 1 {
+                let mut sim = picked_up(&scenario);
+                for second in [first, (first + 8).min(line.len() - 1)] {
+                    let (start, rest) = line.as_bytes().split_at(first);
+                    let pieces = [start, &rest[..second - first], &rest[second - first..]];
+                    let heard =
+                        sim.say_in_pieces(Client, pieces.into_iter().filter(|one| !one.is_empty()));
+                    assert_eq!(heard, line.as_bytes(), "split at {first}, {second}");
+                }
+                assert_eq!(sim.engine().counters().pinholes_refused, 0);
+                assert_eq!(sim.kernel.opened, []);
+            }
         }
     });
 }
