@@ -284,7 +284,7 @@ impl Ambiguities {
     }
 
     /// Ends the ambiguity if the server's last line ended a reply and no command is pending. After a listing, `PASV`
-    /// may be, with its transfer command: some clients send them while the reply to their login still comes, or with
+    /// may be, with what its transfer needs: some clients send them while the reply to their login still comes, or with
     /// the login. Returns whether the line ended a reply.
     pub fn resolve(&mut self, pending: &PendingCommands) -> bool {
         if !self.is_reply_complete() {
@@ -336,10 +336,11 @@ impl Ambiguities {
     }
 }
 
-/// Whether the next reply is that to `PASV` or `EPSV`, or none, and only transfers are pending besides.
+/// Whether the next reply is that to `PASV` or `EPSV`, or none, and no reply is pending that may show files.
 fn is_passive_next(pending: &PendingCommands) -> bool {
     let is_next = pending.oldest().is_none_or(|kind| kind == PendingKind::Passive);
-    is_next && pending.are_all_of(&[PendingKind::Passive, PendingKind::Transfer])
+    is_next
+        && pending.are_all_of(&[PendingKind::Passive, PendingKind::Transfer, PendingKind::Other])
 }
 
 /// Whether a multi-line reply with this code may show a file that a client uploaded. ProFTPD does (`DisplayChdir`), and

@@ -117,6 +117,11 @@ impl Dialogue {
         matches!(self.state.login(), Login::NotYet | Login::None | Login::Asked)
     }
 
+    /// Whether a login may be accepted that opens pinholes.
+    pub fn may_log_in(&self) -> bool {
+        !self.is_logged_in() && !self.phase().opens_nothing_more()
+    }
+
     /// Goes on to the state after `read`.
     pub(super) fn advance(&mut self, read: Read) {
         self.state = self.state.next(read);

@@ -99,8 +99,8 @@ fn is_all_there_was(packet: &Packet<'_>, client: &Direction, server: &Direction)
 impl Session {
     /// The window field with which the client's `packet` is forwarded, if it carries data after which a server's
     /// announcement must be a complete reply of its own. A line that ends with LF alone makes the dialogue ambiguous
-    /// when it is read, and the reply to a command in a pipeline may do so. So do a packet that shows missed bytes, and
-    /// the first text after TLS.
+    /// when it is read, and the reply to a command in a pipeline may do so, or to a login, behind which some clients send
+    /// `PASV` at once. So do a packet that shows missed bytes, and the first text after TLS.
     #[inline]
     pub(super) fn window_to_offer(&self, from: Side, packet: &Packet<'_>) -> Option<u16> {
         let payload = packet.payload();
@@ -114,6 +114,7 @@ impl Session {
             false => {
                 self.dialogue.is_ambiguous()
                     || self.dialogue.has_pending_commands()
+                    || self.dialogue.may_log_in()
                     || self.is_encrypted()
                     || has_lf(line)
                     || shows_missed()

@@ -135,17 +135,36 @@ fn text_of_a_reply_in_segments_of_its_own_is_no_reply() {
     assert_served("< 220 ready > USER joe < 331 password > PASS x", text, "");
 }
 
-/// Some clients send `PASV` when they have the first line of the reply to their login.
+/// Impatient clients send `PASV` when they have the first line of the reply to their login, or with the login, and
+/// behind it what else the transfer needs.
 #[test]
 fn a_passive_transfer_may_begin_while_the_reply_to_the_login_still_comes() {
-    everywhere_v4(|scenario| {
-        let mut sim = Sim::after(scenario, "< 220 ready > USER joe < 331 password > PASS x");
-        sim.play("< 230-welcome > PASV < 230 in");
-        sim.tell(Server, &passive(at(sim.translation.server, 5000)));
-        assert_eq!(sim.kernel.opened.len(), 1, "{:?}", sim.decisions());
-        sim.play(r"> LIST < 150 here\r\n226 done");
-        assert_transfers(&mut sim, "230");
-    });
+    for (behind, answers) in [
+        ("", ""),
+        ("> LIST", "< 150 here < 226 done"),
+        ("> NOOP", "< 200 ok"),
+        ("> SIZE f > REST 5 > RETR f", "< 213 9 < 350 ok < 150 here < 226 done"),
+    ] {
+        for case in cases(
+            r"
+            behind the first line    < 230-welcome > PASV # < 230 in
+            behind the second        < 230-welcome < 230-more > PASV # < 230-and < 230 in
+            with the login           > PASV # < 230-welcome < 230-more < 230 in
+            with the login, at once  > PASV # < 230-welcome\r\n230-more\r\n230 in
+            ",
+        ) {
+            everywhere_v4(|mut scenario| {
+                scenario.client.nagle = false;
+                let login = "< 220 ready > USER joe < 331 password > PASS x";
+                let mut sim = Sim::after(scenario, login);
+                sim.play(&case.replace('#', behind));
+                sim.tell(Server, &passive(at(sim.translation.server, 5000)));
+                assert_eq!(sim.kernel.opened.len(), 1, "{case} {behind}: {:?}", sim.decisions());
+                sim.play(answers);
+                assert_transfers(&mut sim, case);
+            });
+        }
+    }
 }
 
 /// lftp with `ftp:sync-mode off` sends all at once in its second session. The server reads the login line by line, and
