@@ -445,6 +445,16 @@ impl UnacknowledgedData {
         self.bytes.len() > MUCH_UNACKNOWLEDGED
     }
 
+    /// Drops the older half of the data: no acknowledgement of the server is seen.
+    pub fn forget_older_half(&mut self) {
+        self.forget_before(self.first_seq + self.bytes.len() as u32 / 2);
+    }
+
+    /// Whether the data at `seq` precedes what is stored.
+    pub fn is_forgotten(&self, seq: Seq) -> bool {
+        !self.bytes.is_empty() && seq.is_before(self.first_seq)
+    }
+
     /// Drops the data before `acknowledged`. Returns whether nothing is left.
     pub fn forget_before(&mut self, acknowledged: Seq) -> bool {
         let acknowledged_len = acknowledged.distance_from(self.first_seq).max(0) as usize;

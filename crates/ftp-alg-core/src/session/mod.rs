@@ -386,6 +386,7 @@ impl Session {
             && self.unacknowledged.is_large()
             && end.is_after(self.client.space.next)
             && self.dialogue.state.reads_lines(Side::Client)
+            && self.dialogue.phase() != Phase::PickedUp
             && !self.unacknowledged.has_room((end - self.client.space.next) as usize)
     }
 

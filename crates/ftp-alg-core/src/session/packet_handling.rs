@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::{
-    Conditions, Decide, DropReason, ForwardAction, ForwardPlan, Session, Side,
+    Conditions, Decide, DropReason, ForwardAction, ForwardPlan, Phase, Session, Side,
     direction::Direction,
     line_decisions::DirectionReader,
     push_state::{PushState, record_offered_window},
@@ -165,6 +165,14 @@ impl Session {
         let may_be_read = from == Side::Client
             && seq != self.client.space.next
             && self.dialogue.state.reads_lines(from);
+        if may_be_read
+            && self.dialogue.phase() == Phase::PickedUp
+            && self.unacknowledged.is_forgotten(seq)
+            && !seq.is_before(self.client.space.unacknowledged())
+        {
+            // It may have other bytes than those that were read.
+            return ForwardAction::Drop(DropReason::LimitReached).into();
+        }
         let mut payload = if may_be_read {
             self.unacknowledged.with_read_bytes(seq, payload)
         } else {

@@ -1,7 +1,13 @@
 //! Connections that were picked up mid-stream. A client can cause that: its server discards a RST that conntrack and the
 //! gateway take for the connection's end. Nothing is opened, and whatever may be no FTP passes unchanged.
 
-use super::{support::ftp::eprt, *};
+use super::{
+    support::{
+        ends::{Ends, WIDE},
+        ftp::eprt,
+    },
+    *,
+};
 
 /// A connection whose session was forgotten.
 fn picked_up(scenario: &Scenario) -> Sim {
@@ -134,4 +140,26 @@ fn what_may_be_no_ftp_passes_unchanged_on_a_picked_up_connection() {
             assert_eq!(sim.kernel.opened, []);
         }
     }
+}
+
+/// A client that mirrors many files sends more than the gateway stores. What is not stored any more may not be sent again
+/// with other bytes.
+#[test]
+fn a_client_whose_server_is_not_seen_may_send_as_much_as_it_likes() {
+    const LINES: u32 = 20_000;
+    let mut ends = Ends::new(with(Nat::Routed));
+    ends.sim.forget();
+    let first = ends.client;
+    for count in 0..LINES {
+        let passed = ends.pass(Client, "SIZE x\r\n", flags::ACK | flags::PSH, WIDE);
+        assert!(passed.is_some(), "{count}");
+        (ends.client, ends.server) = (ends.client + 8, ends.server + 8);
+    }
+    let again = |ends: &mut Ends, at| {
+        ends.client = at;
+        ends.pass(Client, "PORT 10,99,99,99,9,9\r\n", flags::ACK | flags::PSH, WIDE)
+    };
+    assert_eq!(again(&mut ends, first), None);
+    let stored = again(&mut ends, first + (LINES - 10) * 8);
+    assert_eq!(stored.map(|segment| segment.payload), Some(b"SIZE x\r\nSIZE x\r\nSIZE x".to_vec()));
 }
