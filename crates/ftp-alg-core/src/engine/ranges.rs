@@ -92,8 +92,6 @@ pub struct Ranges {
     left: Vec<Held>,
     /// The table slot behind the last one whose control connection was looked up.
     next: u32,
-    /// The table slots of those that are open later than their sessions asked for it.
-    opened: Vec<u32>,
     errors: Vec<KernelError>,
 }
 
@@ -135,6 +133,8 @@ enum RangeState {
     Open(Instant),
     /// Closed until conntrack has the control connection, and no session with another server has the place.
     Closed,
+    /// Closed because conntrack has forgotten the control connection.
+    Forgotten,
     /// Refused by the kernel at this time.
     Refused(Instant),
 }
@@ -330,7 +330,7 @@ impl Ranges {
     }
 
     /// Opens a `range` for a `session`, unless another one of its client has it open. After an error a later
-    /// [look](Self::look) tries it again.
+    /// [look](Self::look_at) tries it again.
     pub fn open(
         &mut self,
         now: Instant,
@@ -371,7 +371,7 @@ impl Ranges {
         (RangeState::Open(now), Ok(()))
     }
 
-    /// Takes over the range of a session of an earlier daemon. The next [look](Self::look) opens it.
+    /// Takes over the range of a session of an earlier daemon. The next [look](Self::look_at) opens it.
     pub fn restore(&mut self, owner: u32, session: u64, range: OpenRange) {
         let state = RangeState::Closed;
         self.of.insert(owner, Held { session, range, state, is_reported: true });
@@ -418,21 +418,23 @@ impl Ranges {
         }
     }
 
-    /// Renews what is open, and closes what belongs to control connections that conntrack has forgotten, until it knows them
-    /// again, or that ended while no daemon ran.
-    pub fn look(&mut self, now: Instant, kernel: &mut dyn Kernel) {
+    /// The table slots of the next sessions to [look at](Self::look_at).
+    pub fn owners_to_look_at(&mut self) -> Vec<u32> {
         let rest = self.of.range(self.next..).map(|(owner, _)| *owner);
         let owners: Vec<_> = rest.take(MAX_LOOKUPS).collect();
         // Behind the last one it begins again.
         self.next = if owners.len() < MAX_LOOKUPS { 0 } else { owners[MAX_LOOKUPS - 1] + 1 };
-        for owner in owners {
-            if let Err(error) = self.look_at(now, owner, kernel) {
-                self.errors.push(error);
-            }
-        }
+        owners
     }
 
-    fn look_at(
+    /// Whether the range of this session is closed because conntrack has forgotten the control connection.
+    pub fn is_forgotten(&self, owner: u32) -> bool {
+        self.of.get(&owner).is_some_and(|held| held.state == RangeState::Forgotten)
+    }
+
+    /// Renews the range of the session in the table slot `owner` if it is open. Closes it if conntrack has forgotten the
+    /// control connection, or that ended while no daemon ran, and opens it if conntrack knows it again.
+    pub fn look_at(
         &mut self,
         now: Instant,
         owner: u32,
@@ -443,7 +445,7 @@ impl Ranges {
         let (session, range) = (held.session, held.range.clone());
         match held.state {
             RangeState::Open(_) if !is_found => {
-                held.state = RangeState::Closed;
+                held.state = RangeState::Forgotten;
                 self.leave(session, &range, kernel);
             }
             RangeState::Open(at) if now >= at + RENEWAL_INTERVAL => {
@@ -451,13 +453,9 @@ impl Ranges {
                 Self::renew(&self.all, held, kernel)?;
             }
             RangeState::Refused(at) if now < at + RENEWAL_INTERVAL => {}
-            RangeState::Closed | RangeState::Refused(_) if is_found => {
+            RangeState::Closed | RangeState::Forgotten | RangeState::Refused(_) if is_found => {
                 let (state, opened) = self.join(now, session, &range, kernel);
-                let Some(held) = self.of.get_mut(&owner) else { return Ok(()) };
-                held.state = state;
-                if opened.is_ok() && !std::mem::replace(&mut held.is_reported, true) {
-                    self.opened.push(owner);
-                }
+                self.of.get_mut(&owner).into_iter().for_each(|held| held.state = state);
                 if let Err(RangeNotOpened::Kernel(error)) = opened {
                     return Err(error);
                 }
@@ -473,14 +471,17 @@ impl Ranges {
         if first == Some(held.session) { apply(all, &held.range, kernel) } else { Ok(()) }
     }
 
-    /// The ranges that looks have opened since the last call, and no event has said so.
-    pub fn take_opened(&mut self) -> Vec<(u32, RangeInfo)> {
-        let opened = std::mem::take(&mut self.opened).into_iter();
-        let with_ports = opened.filter_map(|owner| {
-            let range = self.of(owner).filter(|range| range.has_ports())?;
-            Some((owner, RangeInfo::from(range)))
-        });
-        with_ports.collect()
+    /// The range of this session if it has ports, and is open or forgotten while the last event said otherwise. An event is
+    /// to say so: whether it is open.
+    pub fn take_change(&mut self, owner: u32) -> Option<(RangeInfo, bool)> {
+        let held = self.of.get_mut(&owner).filter(|held| held.range.has_ports())?;
+        let is_open = match held.state {
+            RangeState::Open(_) => true,
+            RangeState::Forgotten => false,
+            RangeState::Closed | RangeState::Refused(_) => return None,
+        };
+        let was_reported = std::mem::replace(&mut held.is_reported, is_open);
+        (was_reported != is_open).then(|| (RangeInfo::from(&held.range), is_open))
     }
 
     /// Has the next look try again what the kernel refused, because its table is another one.
@@ -586,7 +587,7 @@ mod tests {
             View(&open, Some(Box::new(looks)))
         };
         ranges.open(now, 0, 17, range(), &mut kernel()).unwrap();
-        ranges.look(now + RENEWAL_INTERVAL, &mut kernel());
+        ranges.look_at(now + RENEWAL_INTERVAL, 0, &mut kernel()).unwrap();
         ranges.reopen(&mut kernel());
         assert_eq!(*open.borrow(), [range()]);
         ranges.close(0);
@@ -603,14 +604,14 @@ mod tests {
         second.control.server = "203.0.113.10:21".parse().unwrap();
         ranges.open(now, 0, 17, range(), &mut kernel).unwrap();
         ranges.open(now, 1, 18, second.clone(), &mut kernel).unwrap_err();
-        ranges.look(now, &mut kernel);
+        ranges.look_at(now, 1, &mut kernel).unwrap();
         assert_eq!((&*open.borrow(), ranges.open_ports(1)), (&vec![range()], None));
-        assert_eq!(ranges.take_opened(), []);
+        assert_eq!(ranges.take_change(1), None);
         ranges.close(0);
         ranges.send_closings(&mut kernel);
-        ranges.look(now, &mut kernel);
+        ranges.look_at(now, 1, &mut kernel).unwrap();
         assert_eq!(*open.borrow(), [second.clone()]);
-        assert_eq!(ranges.take_opened(), [(1, RangeInfo::from(&second))]);
+        assert_eq!(ranges.take_change(1), Some((RangeInfo::from(&second), true)));
     }
 
     /// The closing of one worker comes behind the opening of another one, or the other way round.

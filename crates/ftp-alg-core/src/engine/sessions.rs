@@ -170,13 +170,21 @@ impl Sessions {
         self.ranges.reopen(kernel);
     }
 
-    /// Looks at the open ranges, and reports those that were refused until now.
+    /// Closes the range of the session at `index`, if there is one.
+    fn close_range(&mut self, index: u32, why: &'static str) {
+        let range = self.ranges.close(index);
+        if let Some((range, entry)) = range.zip(self.table.get(index)) {
+            let closed = EventKind::RangeClosed(ClosedRange { range, why });
+            self.batch.events.push(entry.head.event(closed));
+        }
+    }
+
+    /// Renews open ranges, and closes those of which conntrack has forgotten the control connection, until it knows it again.
     pub(crate) fn look_at_ranges(&mut self, now: Instant, kernel: &mut dyn Kernel) {
-        self.ranges.look(now, kernel);
-        for (owner, opened) in self.ranges.take_opened() {
-            let Some(entry) = self.table.get(owner) else { continue };
-            self.counters.ranges_opened += 1;
-            self.batch.events.push(entry.head.event(EventKind::RangeOpened(opened)));
+        for index in self.ranges.owners_to_look_at() {
+            if let Some((mut decider, _)) = self.decider_at(now, index, kernel) {
+                decider.look_at_range();
+            }
         }
     }
 
@@ -187,12 +195,8 @@ impl Sessions {
                 continue;
             };
             let policy = self.policy.for_network(entry.head.network());
-            if *policy.passive_ports(range.control.server.ip()) != range.ports
-                && let Some(range) = self.ranges.close(index)
-            {
-                let why = "the configuration has other passive ports";
-                let closed = EventKind::RangeClosed(ClosedRange { range, why });
-                self.batch.events.push(entry.head.event(closed));
+            if *policy.passive_ports(range.control.server.ip()) != range.ports {
+                self.close_range(index, "the configuration has other passive ports");
                 self.mark_changed(index);
             }
         }
@@ -318,7 +322,7 @@ impl Sessions {
     pub(crate) fn remove(&mut self, index: u32) -> Option<Entry> {
         self.take_back(index);
         self.pinholes.close_all_of(index);
-        self.ranges.close(index);
+        self.close_range(index, "the session was forgotten");
         self.take_out(index)
     }
 

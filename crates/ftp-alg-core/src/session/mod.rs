@@ -261,11 +261,6 @@ impl Session {
         self.is_reset() || (self.client.space.finished && self.server.space.finished)
     }
 
-    /// Whether one of the ends has sent its FIN.
-    pub fn has_fin(&self) -> bool {
-        self.client.space.finished || self.server.space.finished
-    }
-
     /// Whether one of the ends, or the gateway, has reset the connection.
     pub fn is_reset(&self) -> bool {
         self.is_reset_by_peer || self.was_reset()

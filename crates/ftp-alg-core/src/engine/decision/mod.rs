@@ -634,6 +634,24 @@ impl Decider<'_> {
         }
     }
 
+    /// Looks whether conntrack knows the control connection of the session's range, and reports a change.
+    pub(crate) fn look_at_range(&mut self) {
+        if let Err(error) = self.ranges.look_at(self.now, self.index, self.kernel) {
+            return self.record_kernel_error(&error);
+        }
+        match self.ranges.take_change(self.index) {
+            Some((range, true)) => {
+                self.counters.ranges_opened += 1;
+                self.push_event(EventKind::RangeOpened(range));
+            }
+            Some((range, false)) => {
+                let why = "conntrack has forgotten the control connection";
+                self.push_event(EventKind::RangeClosed(ClosedRange { range, why }));
+            }
+            None => {}
+        }
+    }
+
     /// Closes the range of the session, if there is one.
     pub(crate) fn close_range(&mut self, why: &'static str) {
         if let Some(range) = self.ranges.close(self.index) {

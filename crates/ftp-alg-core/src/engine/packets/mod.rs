@@ -183,6 +183,9 @@ impl Engine {
         let positions = session.read_positions();
         let plan = session.inspect(from, packet, conditions, changed, &mut decider);
         let is_new = positions != session.read_positions();
+        if decider.ranges.is_forgotten(decider.index) {
+            decider.look_at_range();
+        }
         // The end of a session with ports must be seen, also of one whose ports open later.
         let range = decider.ranges.of(decider.index);
         let needs_none = session.needs_none_queued() && !range.is_some_and(OpenRange::has_ports);
@@ -201,10 +204,6 @@ impl Engine {
                 || wanted == Some(QueueMode::All);
         if is_watched && !session.changes_packets() {
             decider.watch();
-        }
-        if session.has_fin() {
-            // Who has closed requests nothing more, or answers nothing more, and the other end may never close.
-            decider.close_range("the control connection ended");
         }
         if session.is_over() {
             decider.handle_end(session.is_reset());

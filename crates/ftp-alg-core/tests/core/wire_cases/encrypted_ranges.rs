@@ -25,8 +25,17 @@ fn encrypted(scenario: Scenario) -> Sim {
     sim
 }
 
+/// Why ranges were closed.
+fn closings(sim: &Sim) -> Vec<&'static str> {
+    let closed = sim.events.iter().filter_map(|event| match &event.kind {
+        EventKind::RangeClosed(closed) => Some(closed.why),
+        _ => None,
+    });
+    closed.collect()
+}
+
 #[test]
-fn they_are_open_from_the_handshake_to_the_first_fin() {
+fn they_are_open_from_the_handshake_to_the_fins_of_both_ends() {
     everywhere(|scenario| {
         let t = scenario.translation();
         for first in [Client, Server] {
@@ -43,11 +52,14 @@ fn they_are_open_from_the_handshake_to_the_first_fin() {
             sim.say(Client, &record(23, b"PASV"));
             sim.advance(Duration::from_secs(90));
             assert_eq!(sim.kernel.ranges.len(), 1);
-            // The other end may never close.
+            // Small devices close behind their last command.
             sim.close(first);
             sim.settle();
-            assert!(sim.kernel.ranges.is_empty());
+            assert_eq!(sim.kernel.ranges.len(), 1);
             sim.close(first.peer());
+            sim.settle();
+            assert!(sim.kernel.ranges.is_empty());
+            assert_eq!(closings(&sim), ["the control connection ended"]);
         }
     });
 }
@@ -107,15 +119,19 @@ fn the_bytes_count_not_the_reply() {
     }
 }
 
+/// The next packet of the session opens it, before its answer has passed.
 #[test]
 fn what_conntrack_has_forgotten_is_closed_until_it_knows_it_again() {
     let mut sim = encrypted(Scenario::default());
-    sim.kernel.forgot = true;
-    sim.advance(Duration::from_secs(1));
-    assert!(sim.kernel.ranges.is_empty());
-    sim.kernel.forgot = false;
-    sim.advance(Duration::from_secs(1));
-    assert_eq!(sim.kernel.ranges.len(), 1);
+    for times in 1..3 {
+        sim.kernel.forgot = true;
+        sim.advance(Duration::from_secs(1));
+        assert!(sim.kernel.ranges.is_empty());
+        assert_eq!(closings(&sim), vec!["conntrack has forgotten the control connection"; times]);
+        sim.kernel.forgot = false;
+        sim.say(Client, &record(23, b"EPSV"));
+        assert_eq!(sim.kernel.ranges.len(), 1);
+    }
     sim.close_both();
     sim.settle();
     assert!(sim.kernel.ranges.is_empty());
@@ -154,6 +170,16 @@ fn what_the_kernel_refuses_is_opened_later() {
         sim.settle();
         assert_eq!(seen(&sim), (0, 2), "{is_loaded_again}");
     }
+}
+
+/// A session that is forgotten says so, too.
+#[test]
+fn they_are_closed_with_the_session() {
+    let mut sim = encrypted(Scenario::default());
+    sim.close(Client);
+    sim.advance(Duration::from_secs(200));
+    assert_eq!((sim.kernel.ranges.len(), sim.daemon.sessions()), (0, 0));
+    assert_eq!(closings(&sim), ["the session was forgotten"]);
 }
 
 /// After CCC announcements are read again.
