@@ -227,7 +227,7 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            implicit_tls_ports: policy.implicit_tls_ports,
+            implicit_tls_ports: Vec::new(),
             queue: QueueSettings { number: 2100, workers: None, fast_path: DEFAULT_FAST_PATH },
             pinhole: PinholeSettings {
                 backend: None,
@@ -327,7 +327,6 @@ impl Config {
         let servers: Arc<[KnownServer]> = self.servers.iter().map(server).collect();
         let complete = |limits: &Policy| Policy {
             control_ports: self.control_ports.clone(),
-            implicit_tls_ports: self.implicit_tls_ports.clone(),
             pinhole_timeout: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
             port_sets: Arc::clone(&port_sets),

@@ -20,8 +20,6 @@ pub type PassivePorts = Arc<[RangeInclusive<u16>]>;
 pub struct Policy {
     /// Server ports of FTP control connections; never empty.
     pub control_ports: Vec<u16>,
-    /// Those of them on which TLS comes first.
-    pub implicit_tls_ports: Vec<u16>,
     /// Lifetime of an unused pinhole.
     pub pinhole_timeout: Duration,
     /// External ports to announce if the announced port is already taken.
@@ -139,7 +137,6 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             control_ports: vec![21],
-            implicit_tls_ports: Vec::new(),
             pinhole_timeout: Duration::from_secs(30),
             port_range: 49152..=65535,
             port_sets: Arc::default(),

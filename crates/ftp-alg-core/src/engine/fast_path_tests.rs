@@ -278,7 +278,13 @@ fn an_encrypted_connection_is_not_handed_over() {
     let mut talk = Conversation::under(preserving_length());
     talk.gateway.engine.sessions.set_uses_fast_path(true);
     talk.play("< 220 ProFTPD Server > AUTH TLS < 234 go");
-    assert!(!talk.is_handed_over());
+    for (side, kind, message) in
+        [(Side::Client, 22, 1), (Side::Server, 22, 2), (Side::Client, 23, 7), (Side::Server, 23, 7)]
+    {
+        let record = [kind, 3, 3, 0, 1, message].map(char::from);
+        talk.say(side, &String::from_iter(record));
+        assert!(!talk.is_handed_over(), "{side:?} {kind}");
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::{
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
-pub const RECORD_FORMAT: u32 = 21;
+pub const RECORD_FORMAT: u32 = 22;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {

@@ -26,7 +26,6 @@ use crate::{
         table::{Key, Table},
         timers::Timers,
     },
-    packet::Packet,
     policy::Policy,
     session::{Session, Side},
 };
@@ -63,17 +62,6 @@ pub struct Sessions {
     pub(crate) ungreeted_handovers: u32,
     /// What is to be done by what was decided.
     pub(crate) batch: Batch,
-}
-
-impl Policy {
-    /// The session that `syn_ack` begins.
-    pub(crate) fn new_session(&self, syn_ack: &Packet<'_>) -> Session {
-        let session = Session::from_syn_ack(syn_ack);
-        match self.implicit_tls_ports.contains(&syn_ack.source().port()) {
-            true => session.begins_with_tls(),
-            false => session,
-        }
-    }
 }
 
 impl Sessions {

@@ -207,11 +207,9 @@ impl Ambiguities {
         self.extra_reply = self.extra_reply.max(extra);
     }
 
-    /// Whether the reply to a command that is sent now, with no other pending, is known for certain, if the server
-    /// shows no file.
-    pub fn matches_next_reply(self) -> bool {
-        (self.is_clear() || self.ambiguity == Some(Ambiguity::ClientLf))
-            && self.extra_reply != ExtraReply::Any
+    /// Whether nothing was ambiguous so far, and the server has answered nothing but commands.
+    pub fn has_none(self) -> bool {
+        !self.is_any() && self.extra_reply == ExtraReply::None
     }
 
     /// Records a command that the client has sent behind the `pending` ones.

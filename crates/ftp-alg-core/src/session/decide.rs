@@ -28,10 +28,8 @@ pub enum DialogueEvent {
     NotFtp,
     /// The client does not speak FTP. The server may, so refused commands are still refused.
     NotFtpClient,
-    /// The connection is encrypted from here on.
+    /// The connection is encrypted: both ends have begun TLS.
     Encrypted,
-    /// Both ends have begun TLS.
-    TlsOfBoth,
     /// The connection is plain text again.
     PlaintextResumed,
     /// Packets were missed: the earlier dialogue is unknown.

@@ -17,7 +17,7 @@ use super::{
     in_step::Step,
     protocol,
     state::{Login, Phase, Read, State, Tls},
-    tls::{is_binary_start, is_record_start},
+    tls::is_tls_byte,
 };
 use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
 
@@ -104,12 +104,12 @@ impl Dialogue {
 
     /// Whether the server has accepted a login.
     pub fn is_logged_in(&self) -> bool {
-        self.state.login() == Login::Accepted
+        matches!(self.state.login(), Login::Accepted | Login::InTls)
     }
 
-    /// Whether the server may have accepted a login.
+    /// Whether the server may have accepted a login in plain text.
     pub fn may_be_logged_in(&self) -> bool {
-        self.state.login() != Login::NotYet
+        !matches!(self.state.login(), Login::NotYet | Login::InTls)
     }
 
     /// Whether the server has accepted no login, or has forgotten it.
@@ -417,9 +417,6 @@ impl Dialogue {
 
     /// Records that the `AUTH` just read is forwarded to the server.
     pub fn record_auth(&mut self) {
-        if !self.matches_auth() {
-            self.ambiguities.record_extra_reply(ExtraReply::Any);
-        }
         self.push_pending(PendingKind::Auth);
     }
 
@@ -440,6 +437,9 @@ impl Dialogue {
             true => self.replies.read_line(&Text::new(text.bytes())),
             false => self.replies.read_line(text),
         };
+        if reply.is_some() && self.may_be_tls() && !self.has_pending_commands() {
+            self.advance(Read::NoTls);
+        }
         self.ambiguities.record_end_of_reply(reply.is_some());
         self.step.record_reply(reply.filter(|_| !was_open && self.pending.count() == 1));
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
@@ -554,44 +554,30 @@ impl Dialogue {
             // The server may still owe a reply to what it read encrypted.
             self.ambiguities.require_complete_replies();
         }
-        let login = if sent_data { Login::Accepted } else { Login::None };
+        let login = if sent_data { Login::InTls } else { Login::NotYet };
         self.advance(Read::TlsEnd(side, login));
     }
 
-    /// Whether the next bytes may be TLS.
+    /// Whether the client's line began like TLS, so that its bytes are no commands.
     #[inline]
-    pub fn expects_tls(&self) -> bool {
-        matches!(self.state.tls(), Tls::Allowed | Tls::ByClient | Tls::OtherByClient)
-    }
-
-    /// Whether the client may have begun encryption with its last line, so that its bytes are no commands.
     pub fn may_be_tls(&self) -> bool {
-        matches!(self.state.tls(), Tls::ByClient | Tls::OtherByClient)
+        matches!(self.state.tls(), Tls::ByClient | Tls::ByBoth)
     }
 
-    /// Whether the reply to an `AUTH` that the client sends now is known for certain. After a login it may be a line of
-    /// a file that the server shows.
-    fn matches_auth(&self) -> bool {
-        !self.may_be_logged_in() && self.pending.is_empty() && self.ambiguities.matches_next_reply()
+    /// Whether the server has shown its records, too, if not yet its hello.
+    pub fn has_records_of_both(&self) -> bool {
+        self.state.tls() == Tls::ByBoth
     }
 
-    /// Whether another reply may be taken for that to `AUTH`.
-    fn doubts_replies(&self) -> bool {
-        self.ambiguities.extra_reply == ExtraReply::Any
-    }
-
-    /// Reads `first`, the first byte of a line of `from`, after the server has accepted `AUTH`. If it may not have
-    /// accepted it, its bytes do not show anything, and those of the client pass, but not unread.
-    #[cold]
+    /// Reads `first`, the first byte of a line of `from`. A server that is logged in to may show a file in a reply, which
+    /// looks like its records; the client's would then hide commands. So its byte counts only if it shows none: before the
+    /// login, and after an `AUTH` that is known to be accepted. Who has spoken TLS before hides nothing new in it.
+    #[inline]
     pub fn read_first_byte(&mut self, from: Side, first: u8) {
-        if from == Side::Server && self.doubts_replies() {
-            return;
+        let may_be_shown = from == Side::Server && self.may_be_logged_in();
+        if is_tls_byte(from, first) && !may_be_shown {
+            self.advance(Read::TlsByte(from));
         }
-        self.advance(match first {
-            _ if is_record_start(first) => Read::TlsByte(from),
-            _ if is_binary_start(first) => Read::BinaryByte(from),
-            _ => Read::TextByte(from),
-        });
     }
 
     /// The server has accepted a login.
@@ -629,6 +615,7 @@ impl Dialogue {
         // Nothing is transferred before a login, so 225 or 226 ends no transfer.
         let before_transfers = self.is_logged_out();
         let transfers = self.pending_transfers();
+        let is_only = self.pending.count() == 1;
         if matches!(reply.code, 230 | 232) {
             self.advance(Read::LoginDoubted);
         }
@@ -646,9 +633,12 @@ impl Dialogue {
                 ReplyEffect::Passive { was_requested }
             }
             234 | 334 if self.pop_answered(PendingKind::Auth) => {
-                self.doubt_early_commands();
-                let is_certain = reply.code == 234 && !self.doubts_replies();
-                self.advance(if is_certain { Read::AuthAccepted } else { Read::AuthContinued });
+                let is_certain =
+                    is_only && self.phase() == Phase::Verified && self.ambiguities.has_none();
+                self.advance(match is_certain || !self.may_be_logged_in() {
+                    true => Read::AuthAccepted,
+                    false => Read::LoginForgotten,
+                });
                 ReplyEffect::Nothing
             }
             230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
@@ -681,11 +671,6 @@ impl Dialogue {
                 }
                 Some(PendingKind::CrossedOut(reason)) if reply.is_unknown_command() => {
                     ReplyEffect::ReplyToCrossedOut(reason)
-                }
-                Some(PendingKind::Auth) if !reply.is_failure() => {
-                    self.doubt_early_commands();
-                    self.advance(Read::AuthAnswered);
-                    ReplyEffect::Nothing
                 }
                 Some(PendingKind::Transfer) => {
                     ReplyEffect::Event(DialogueEvent::TransferEnded(reply))
@@ -729,13 +714,6 @@ impl Dialogue {
                 }
                 _ => ReplyEffect::Nothing,
             },
-        }
-    }
-
-    /// A client that begins TLS sends nothing behind `AUTH` before its reply.
-    fn doubt_early_commands(&mut self) {
-        if self.has_pending_commands() {
-            self.ambiguities.record_extra_reply(ExtraReply::Any);
         }
     }
 

@@ -231,5 +231,5 @@ fn replies_to_forgotten_commands_are_ignored_and_later_ones_match() {
     ] {
         assert_eq!(answered(&mut dialogue, reply), effect);
     }
-    assert!(dialogue.expects_tls());
+    assert!(!dialogue.is_logged_in());
 }

@@ -48,7 +48,7 @@ pub use reason::RefusalReason;
 pub use sequence::SequenceMap;
 use serde::{Deserialize, Serialize};
 pub use state::Phase;
-use state::{Inspection, Read, State};
+use state::{Inspection, Read};
 
 use crate::packet::{Packet, Seq, flags};
 
@@ -84,12 +84,6 @@ impl Session {
         session.server.space.observe(syn_ack);
         session.client.space.has_plain_window = !syn_ack.scales_window();
         session
-    }
-
-    /// The same connection, if TLS comes first on it.
-    pub fn begins_with_tls(mut self) -> Self {
-        self.dialogue.state = State::TLS_FIRST;
-        self
     }
 
     /// A connection picked up mid-stream, from `packet` of `side` on.

@@ -9,6 +9,7 @@ use super::{
     line_decisions::DirectionReader,
     push_state::{PushState, record_offered_window},
     state::Read,
+    tls::is_tls_byte,
     urgent::UrgentPointer,
 };
 use crate::packet::{Packet, Seq, flags};
@@ -109,7 +110,8 @@ impl Session {
         let (seq, next) = (packet.seq(), self.client.space.next);
         if seq.is_after(next)
             || self.client.extra().urgent.as_ref().is_some_and(UrgentPointer::has_open_line)
-            || self.dialogue.expects_tls()
+            || self.dialogue.may_be_tls()
+            || packet.payload().iter().any(|byte| is_tls_byte(Side::Client, *byte))
         {
             return None;
         }

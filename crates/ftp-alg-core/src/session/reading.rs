@@ -11,8 +11,8 @@ use super::{
     proxy_header,
     push_state::PushState,
     sequence::CROSS_OUT_BYTE,
-    state::{Inspection, Read, State},
-    tls::{TlsRecords, is_binary_start},
+    state::{Inspection, Read, State, Tls},
+    tls::TlsRecords,
 };
 use crate::{
     ftp::{
@@ -75,8 +75,10 @@ impl DirectionReader<'_> {
         }
         while !new.is_empty() {
             let mut is_text = self.dialogue.state.reads_lines(self.from);
-            if is_text && self.dialogue.expects_tls() && self.direction.line().is_empty() {
-                self.read_first_byte(new[0]);
+            if is_text && self.direction.line().is_empty() {
+                let before = self.dialogue.state;
+                self.dialogue.read_first_byte(self.from, new[0]);
+                self.follow(before);
                 is_text = self.dialogue.state.reads_lines(self.from);
             }
             // Most segments are one line, and then scanned once.
@@ -151,42 +153,38 @@ impl DirectionReader<'_> {
     /// Index in `new`, which starts at `seq` as other data, at which text starts again; `None` if it does not.
     #[cold]
     fn find_text_start(&mut self, seq: Seq, new: &[u8]) -> Option<usize> {
-        let was_holding = self.direction.is_holding();
-        if was_holding {
+        if self.direction.is_holding() {
             self.direction.release_before(seq, *new.first()?);
         }
-        if self.dialogue.state.encryption() != Some(true) {
-            return None;
-        }
-        let records = &mut self.direction.extra_mut().tls_records;
-        let had_hello = records.has_hello(self.from);
-        let start = records.follow(new);
-        let has_hello = records.has_hello(self.from);
-        let peer = self.from.peer();
-        if !had_hello && has_hello && self.opposite.extra().tls_records.has_hello(peer) {
-            self.found(DialogueEvent::TlsOfBoth);
-        }
-        let (records, start) = (self.direction.extra().tls_records, start?);
-        let before = self.dialogue.state;
-        // After an accepted `AUTH` this may be neither TLS nor text, or continue a line whose start was delivered with its
-        // first byte.
-        if records.is_fresh() && is_binary_start(new[start]) || was_holding && start == 0 {
-            self.dialogue.advance(Read::NoRecords);
-        } else {
-            let is_complete =
-                records.is_complete() && self.opposite.extra().tls_records.is_complete();
-            self.dialogue.end_tls(self.from, is_complete);
+        self.dialogue.state.encryption()?;
+        let start = self.direction.extra_mut().tls_records.follow(self.from, new);
+        self.find_hellos();
+        let (start, before) = (start?, self.dialogue.state);
+        if before.encryption() == Some(true) {
+            let directions = [&*self.direction, &*self.opposite];
+            let are_complete = directions.iter().all(|one| one.extra().tls_records.is_complete());
+            self.dialogue.end_tls(self.from, are_complete);
             self.direction.set_records(TlsRecords::NONE);
+            self.follow(before);
+        } else {
+            self.advance(Read::NoTls);
         }
-        self.follow(before);
         self.dialogue.state.reads_lines(self.from).then_some(start)
     }
 
-    /// Reads `first`, the first byte of a line, which may begin encryption.
-    #[cold]
-    fn read_first_byte(&mut self, first: u8) {
+    /// Encryption has begun if the records of both ends have their hellos.
+    fn find_hellos(&mut self) {
+        let directions = [&*self.direction, &*self.opposite];
+        if self.dialogue.has_records_of_both()
+            && directions.iter().all(|one| one.extra().tls_records.has_hello)
+        {
+            self.advance(Read::TlsOfBoth);
+        }
+    }
+
+    fn advance(&mut self, read: Read) {
         let before = self.dialogue.state;
-        self.dialogue.read_first_byte(self.from, first);
+        self.dialogue.advance(read);
         self.follow(before);
     }
 
@@ -200,14 +198,31 @@ impl DirectionReader<'_> {
     #[cold]
     fn handle_change(&mut self, before: State) {
         let state = self.dialogue.state;
-        let reads_lines = matches!(state.inspection, Inspection::Lines { .. });
-        if state.inspection != before.inspection && !reads_lines {
-            let begins_tls = state.inspection == Inspection::Records;
-            for direction in [&mut *self.direction, &mut *self.opposite] {
-                // The client may have begun before the server has answered as expected.
-                let begun = begins_tls.then(|| TlsRecords::behind(direction.line()));
-                direction.stop_reading();
-                direction.set_records(begun.unwrap_or(TlsRecords::NONE));
+        let was = before.tls();
+        match (was, state.inspection) {
+            (_, Inspection::Records) => {
+                self.direction.stop_reading();
+                self.opposite.stop_reading();
+            }
+            (Tls::No, Inspection::Lines { tls: Tls::ByClient, .. })
+            | (Tls::ByClient, Inspection::Lines { tls: Tls::ByBoth, .. }) => {
+                self.direction.set_records(TlsRecords::NONE);
+            }
+            (Tls::ByClient, Inspection::Lines { tls: Tls::No, .. }) => {
+                for direction in [&mut *self.direction, &mut *self.opposite] {
+                    direction.set_records(TlsRecords::NONE);
+                    if direction.line().ends_with(b"\n") {
+                        direction.stop_reading();
+                    }
+                }
+            }
+            (Tls::No | Tls::ByClient | Tls::StillOf(_), Inspection::Lines { .. }) => {}
+            // The server has begun TLS, too, or nothing is inspected any more.
+            _ => {
+                for direction in [&mut *self.direction, &mut *self.opposite] {
+                    direction.stop_reading();
+                    direction.set_records(TlsRecords::NONE);
+                }
             }
         }
         if let Some(event) = before.effect(state) {
@@ -225,7 +240,7 @@ impl DirectionReader<'_> {
     ) {
         let before = self.dialogue.state;
         if self.from == Side::Client && self.dialogue.may_be_tls() {
-            return self.forward_possible_tls(seq, line);
+            return self.forward_possible_tls(seq, line, boundary);
         }
         if self.from == Side::Server
             && line.starts_with(b"\r")
@@ -443,12 +458,13 @@ impl DirectionReader<'_> {
     /// up to the line end at `end`. Returns where in `chunk` that ends, if there is such a point.
     fn cross_out_ambiguous_tail(&mut self, seq: Seq, chunk: &[u8], end: usize) -> Option<usize> {
         let verb_end = self.scan_for_verb(chunk).0?;
+        let is_crossed_out = self.direction.line().starts_with(CROSSED_OUT_START);
         // A bare LF alone: some server may read an argument behind it.
-        let end = if chunk == b"\n" { 1 } else { end };
+        let end = if chunk == b"\n" && !is_crossed_out { 1 } else { end };
         let chunk = chunk.get(..end).filter(|chunk| !chunk.is_empty())?;
         // The complete line might have shown that the client does not speak FTP; that is now unknown.
         self.dialogue.record_client_line_end(LineEnd::Ambiguous);
-        if !self.direction.line().starts_with(CROSSED_OUT_START) {
+        if !is_crossed_out {
             self.found(DialogueEvent::LineRefused(RefusedLine::Ambiguous));
         }
         if self.direction.is_holding() {
@@ -503,13 +519,22 @@ impl DirectionReader<'_> {
     }
 
     /// Forwards the client's `bytes` at `seq` at once, except for what a server without TLS would take for an
-    /// announcement.
+    /// announcement. If the server has begun TLS, text behind a record begins a line.
     #[cold]
-    fn forward_possible_tls(&mut self, mut seq: Seq, mut bytes: &[u8]) {
+    fn forward_possible_tls(&mut self, mut seq: Seq, bytes: &[u8], boundary: LineBoundary) {
+        let mut records = self.direction.extra().tls_records;
+        let text = records.follow(self.from, bytes).filter(|_| self.dialogue.has_records_of_both());
+        let (mut bytes, text) = bytes.split_at(text.unwrap_or(bytes.len()));
         self.record_subnegotiation(bytes);
         if let Some(end) = self.cross_out_ambiguous_tail(seq, bytes, text_end(bytes)) {
             (seq, bytes) = (seq + end as u32, &bytes[end..]);
         }
         self.continue_client_line(seq, bytes, false);
+        self.direction.set_records(records);
+        self.find_hellos();
+        if !text.is_empty() && self.dialogue.has_records_of_both() {
+            self.advance(Read::NoTls);
+            self.read_line_part(seq + bytes.len() as u32, text, None, boundary);
+        }
     }
 }

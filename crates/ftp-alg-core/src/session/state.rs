@@ -1,11 +1,11 @@
 //! The state of a session, and how it goes on from what is read: [`State::next`] is the table, [`State::effect`] says what
 //! a change means. `docs/session.md` has the table printed.
 //!
-//! # Whether encryption begins after an accepted `AUTH`
+//! # Whether encryption begins
 //!
-//! Servers accept it with other codes than 234, and some accept whatever they are sent. So the bytes that follow show
-//! it: no end sends such a byte at the start of an FTP line. Both ends must do so, because otherwise one of them still
-//! reads text.
+//! The bytes show it, not the dialogue: servers accept `AUTH` with other codes than 234, and some accept whatever they are
+//! sent. No end sends a TLS record at the start of an FTP line. Both ends must do so, and show their hellos, because
+//! otherwise one of them still reads text.
 
 use serde::{Deserialize, Serialize};
 
@@ -57,13 +57,12 @@ pub enum Inspection {
     Lines {
         /// Progress of the login.
         login: Login,
-        /// Whether encryption may begin, or has not ended yet.
+        /// Whether encryption begins, or has not ended yet.
         tls: Tls,
     },
     /// As TLS records of both ends, which are only counted.
     Records,
-    /// Not at all: the connection is encrypted in a way that cannot be followed, or packets were missed while it was
-    /// encrypted.
+    /// Not at all: packets were missed while the connection was encrypted.
     Off,
     /// Not at all: the server speaks another protocol.
     OtherProtocol,
@@ -74,12 +73,14 @@ pub enum Inspection {
 /// Progress of the login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Login {
-    /// The server has accepted none yet.
+    /// The server has accepted none yet, or has accepted `AUTH` since.
     NotYet,
     /// The server has accepted none that is known for certain, or has forgotten it.
     None,
     /// The server has accepted one.
     Accepted,
+    /// As [`Login::Accepted`], in TLS, which has ended since.
+    InTls,
     /// As [`Login::None`], and the server has asked for a password although none of its replies was due: those before were
     /// of its greeting, not of the login.
     Asked,
@@ -88,17 +89,15 @@ pub enum Login {
     Restarted,
 }
 
-/// Whether encryption may begin, or has not ended yet.
+/// Whether encryption begins, or has not ended yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Tls {
     /// Neither.
     No,
-    /// The server has accepted `AUTH`.
-    Allowed,
-    /// The client has begun TLS. The next bytes of the server show whether it does, too.
+    /// The client's line begins like TLS. The next bytes of the server show whether it begins, too.
     ByClient,
-    /// As `ByClient`, with bytes that are neither TLS nor text.
-    OtherByClient,
+    /// The server answers with records, but its hello has not come yet.
+    ByBoth,
     /// This end still sends TLS records, after the other one has returned to plain text.
     StillOf(Side),
 }
@@ -138,22 +137,16 @@ pub enum Read {
     PasswordAsked,
     /// The server has forgotten the login.
     LoginForgotten,
-    /// The reply 234 to `AUTH`.
+    /// A 234 or 334, which is the reply to `AUTH`.
     AuthAccepted,
-    /// A 334 to `AUTH`, or a 234 that may be another reply.
-    AuthContinued,
-    /// Another success in reply to `AUTH`.
-    AuthAnswered,
-    /// A line of this end begins with a byte of a TLS record.
+    /// A line of this end begins like TLS, the server's behind that of the client.
     TlsByte(Side),
-    /// A line of this end begins with a byte that begins neither a line nor a TLS record.
-    BinaryByte(Side),
-    /// A line of this end begins with another byte.
-    TextByte(Side),
+    /// The records of both ends have their hellos.
+    TlsOfBoth,
+    /// The server answers the client's first record with a reply, or text follows a record before the other end's hello.
+    NoTls,
     /// This end has ended TLS between two records. A login is certain if both ends have sent data in it.
     TlsEnd(Side, Login),
-    /// What follows in place of TLS is neither that nor text.
-    NoRecords,
     /// An end has acknowledged bytes that were never seen.
     Missed,
     /// What was read may have come from somewhere else.
@@ -186,10 +179,14 @@ impl Phase {
             (Self::TextFirst, Read::FirstCommand) => Self::CommandAfterText,
             (Self::Greeted, Read::Command) => Self::Verified,
 
-            (Self::NotGreeted | Self::CommandFirst | Self::ClientFirst, Read::OtherClient) => {
-                Self::ClientFirst
+            (
+                Self::NotGreeted | Self::CommandFirst | Self::ClientFirst,
+                Read::OtherClient | Read::NoTls,
+            ) => Self::ClientFirst,
+            (_, Read::OtherClient)
+            | (Self::TextFirst | Self::CommandAfterText | Self::Greeted, Read::NoTls) => {
+                Self::NotFtp
             }
-            (_, Read::OtherClient) => Self::NotFtp,
 
             (
                 Self::NotGreeted | Self::TextFirst,
@@ -199,6 +196,9 @@ impl Phase {
             (Self::ClientFirst, Read::Reply220) => Self::NotFtp,
             (Self::CommandAfterText, Read::FtpReply) => Self::Verified,
             (Self::PickedUp, Read::Reply) => Self::PickedUpFtp,
+            // What was said before counts no more, and no server of FTP is silent in TLS.
+            (Self::ClientFirst, Read::TlsOfBoth) => Self::NotFtp,
+            (_, Read::TlsOfBoth) if !self.opens_nothing_more() => Self::Verified,
             (Self::NotGreeted, Read::Banner) => Self::TextFirst,
             (Self::CommandFirst, Read::Banner) => Self::CommandAfterText,
 
@@ -218,14 +218,17 @@ impl Login {
     fn next(self, phase: Phase, read: Read) -> Self {
         match (self, read) {
             (_, Read::LoginAccepted) | (Self::Restarted, Read::LoginRefused) => Self::Accepted,
-            (_, Read::LoginOutdated) | (Self::Accepted, Read::LoginRestarted) => Self::Restarted,
+            (_, Read::LoginOutdated) | (Self::Accepted | Self::InTls, Read::LoginRestarted) => {
+                Self::Restarted
+            }
             (Self::NotYet, Read::LoginDoubted) => Self::None,
             (_, Read::PasswordAsked) => Self::Asked,
             // The client's earlier identity no longer counts (RFC 2228 section 3, RFC 4217 section 4).
-            (_, Read::LoginForgotten | Read::AuthContinued) => Self::None,
+            (_, Read::AuthAccepted) => Self::NotYet,
+            (_, Read::LoginForgotten) => Self::None,
             // `USER` or `REIN` among the missed bytes would have ended it, but only at the server, which then refuses what
             // needs one.
-            (Self::Accepted, Read::Missed | Read::Doubted)
+            (Self::Accepted | Self::InTls, Read::Missed | Read::Doubted)
                 if matches!(phase, Phase::Verified | Phase::OutOfStep) =>
             {
                 self
@@ -241,13 +244,9 @@ impl Tls {
         match (self, read) {
             (Self::StillOf(side), Read::TlsEnd(ended, _)) if side == ended => Self::No,
             (Self::StillOf(_), _) => self,
-            (_, Read::AuthContinued | Read::AuthAnswered) => Self::Allowed,
-            (Self::Allowed, Read::TlsByte(Side::Client)) => Self::ByClient,
-            (Self::Allowed, Read::BinaryByte(Side::Client)) => Self::OtherByClient,
-            (Self::Allowed, Read::TextByte(Side::Client)) => Self::No,
-            // Behind its first bytes the client's are not read. More text may follow the server's reply.
-            (Self::ByClient | Self::OtherByClient, Read::TextByte(Side::Server)) => Self::No,
-            (_, Read::Missed | Read::Doubted) => Self::No,
+            (Self::No, Read::TlsByte(Side::Client)) => Self::ByClient,
+            (Self::ByClient, Read::TlsByte(Side::Server)) => Self::ByBoth,
+            (_, Read::NoTls | Read::Missed | Read::Doubted) => Self::No,
             _ => self,
         }
     }
@@ -264,7 +263,7 @@ impl Inspection {
             (_, Read::Reset) => Self::Reset,
             (Self::Off | Self::OtherProtocol | Self::Reset, _) => self,
 
-            (Self::Records, Read::NoRecords | Read::Missed) => Self::Off,
+            (Self::Records, Read::Missed) => Self::Off,
             (Self::Records, Read::TlsEnd(side, login)) => {
                 Self::Lines { login, tls: Tls::StillOf(side.peer()) }
             }
@@ -276,15 +275,8 @@ impl Inspection {
             {
                 Self::OtherProtocol
             }
-            (Self::Lines { tls: Tls::StillOf(_), .. }, Read::NoRecords | Read::Missed) => Self::Off,
-            (Self::Lines { .. }, Read::AuthAccepted)
-            | (Self::Lines { tls: Tls::ByClient, .. }, Read::TlsByte(Side::Server)) => {
-                Self::Records
-            }
-            (
-                Self::Lines { tls: Tls::ByClient | Tls::OtherByClient, .. },
-                Read::TlsByte(Side::Server) | Read::BinaryByte(Side::Server),
-            ) => Self::Off,
+            (Self::Lines { tls: Tls::StillOf(_), .. }, Read::Missed) => Self::Off,
+            (Self::Lines { .. }, Read::TlsOfBoth) => Self::Records,
             (Self::Lines { login, tls }, _) => {
                 Self::Lines { login: login.next(phase, read), tls: tls.next(read) }
             }
@@ -295,9 +287,6 @@ impl Inspection {
 impl State {
     /// Of a connection that has just been made.
     pub const NEW: Self = Self::at(Phase::NotGreeted, Login::NotYet);
-
-    /// Of a connection that has just been made, and on which TLS comes first.
-    pub const TLS_FIRST: Self = Self { phase: Phase::NotGreeted, inspection: Inspection::Records };
 
     /// Of a connection that was picked up mid-stream.
     pub const PICKED_UP: Self = Self::at(Phase::PickedUp, Login::None);
@@ -315,23 +304,18 @@ impl State {
     /// What a change to the state `next` means for the engine. The events of a login depend on the reply as well, and are
     /// not here.
     pub fn effect(self, next: Self) -> Option<DialogueEvent> {
-        use Inspection::{Lines, Off, OtherProtocol, Records};
-        match (self.phase, next.phase) {
-            (before, after) if before == after => {}
-            (_, Phase::NotFtp) => return Some(DialogueEvent::NotFtpClient),
-            (_, Phase::PacketsMissed | Phase::OutOfStep) => {
-                return Some(DialogueEvent::PacketsMissed);
-            }
-            (Phase::OutOfStep, Phase::Verified) => return Some(DialogueEvent::InStep),
+        use Inspection::{Lines, OtherProtocol, Records};
+        match (self.inspection, next.inspection) {
+            (Lines { .. }, Records) => return Some(DialogueEvent::Encrypted),
+            (Lines { .. }, OtherProtocol) => return Some(DialogueEvent::NotFtp),
+            (Records, Lines { .. }) => return Some(DialogueEvent::PlaintextResumed),
             _ => {}
         }
-        match (self.inspection, next.inspection) {
-            (Lines { .. }, Records)
-            | (Lines { tls: Tls::ByClient | Tls::OtherByClient, .. }, Off) => {
-                Some(DialogueEvent::Encrypted)
-            }
-            (Lines { .. }, OtherProtocol) => Some(DialogueEvent::NotFtp),
-            (Records, Lines { .. }) => Some(DialogueEvent::PlaintextResumed),
+        match (self.phase, next.phase) {
+            (before, after) if before == after => None,
+            (_, Phase::NotFtp) => Some(DialogueEvent::NotFtpClient),
+            (_, Phase::PacketsMissed | Phase::OutOfStep) => Some(DialogueEvent::PacketsMissed),
+            (Phase::OutOfStep, Phase::Verified) => Some(DialogueEvent::InStep),
             _ => None,
         }
     }
@@ -339,7 +323,11 @@ impl State {
     /// Whether the next bytes of `side` are read as lines.
     #[inline]
     pub fn reads_lines(self, side: Side) -> bool {
-        matches!(self.inspection, Inspection::Lines { tls, .. } if tls != Tls::StillOf(side))
+        match self.inspection {
+            Inspection::Lines { tls: Tls::ByBoth, .. } => side == Side::Client,
+            Inspection::Lines { tls, .. } => tls != Tls::StillOf(side),
+            _ => false,
+        }
     }
 
     /// Whether lines of both ends are read.
@@ -351,7 +339,7 @@ impl State {
     /// Whether an end sends TLS records. `None` if nothing is inspected any more, so that nobody knows.
     pub fn encryption(self) -> Option<bool> {
         match self.inspection {
-            Inspection::Lines { .. } => Some(!self.reads_all_lines()),
+            Inspection::Lines { tls, .. } => Some(matches!(tls, Tls::StillOf(_))),
             Inspection::Records => Some(true),
             Inspection::Off | Inspection::OtherProtocol | Inspection::Reset => None,
         }
@@ -365,7 +353,7 @@ impl State {
         }
     }
 
-    /// Whether encryption may begin, or has not ended yet.
+    /// Whether encryption begins, or has not ended yet.
     #[inline]
     pub fn tls(self) -> Tls {
         match self.inspection {

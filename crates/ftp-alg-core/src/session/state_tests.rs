@@ -19,19 +19,13 @@ const PHASES: [Phase; 12] = [
     Phase::NotFtp,
 ];
 
-const LOGINS: [Login; 5] =
-    [Login::NotYet, Login::None, Login::Asked, Login::Accepted, Login::Restarted];
+const LOGINS: [Login; 6] =
+    [Login::NotYet, Login::None, Login::Asked, Login::Accepted, Login::InTls, Login::Restarted];
 
-const TLS: [Tls; 6] = [
-    Tls::No,
-    Tls::Allowed,
-    Tls::ByClient,
-    Tls::OtherByClient,
-    Tls::StillOf(Side::Client),
-    Tls::StillOf(Side::Server),
-];
+const TLS: [Tls; 5] =
+    [Tls::No, Tls::ByClient, Tls::ByBoth, Tls::StillOf(Side::Client), Tls::StillOf(Side::Server)];
 
-const READS: [(Read, &str); 32] = [
+const READS: [(Read, &str); 27] = [
     (Read::FirstCommand, "a command of those that only FTP clients send first"),
     (Read::Command, "a command of FTP, behind the greeting"),
     (Read::OtherClient, "a line that no FTP client sends there"),
@@ -47,22 +41,17 @@ const READS: [(Read, &str); 32] = [
     (Read::LoginRestarted, "`USER` or `REIN`"),
     (Read::LoginDoubted, "a login may have been accepted"),
     (Read::PasswordAsked, "331 to `PASS`, or although no reply was due"),
-    (Read::LoginForgotten, "`REIN` is accepted; 332 although no reply was due"),
-    (Read::AuthAccepted, "234 to `AUTH`"),
-    (Read::AuthContinued, "334 to `AUTH`, or a 234 that may be another reply"),
-    (Read::AuthAnswered, "another success to `AUTH`"),
+    (
+        Read::LoginForgotten,
+        "`REIN` is accepted; 332 although no reply was due; 234 or 334 that may be another reply",
+    ),
+    (Read::AuthAccepted, "234 or 334 to `AUTH`, for certain or before the login"),
     (Read::TlsByte(Side::Client), "the client's line begins like TLS"),
     (Read::TlsByte(Side::Server), "the server's line begins like TLS"),
-    (Read::BinaryByte(Side::Client), "the client's line begins with another binary byte"),
-    (Read::BinaryByte(Side::Server), "the server's line begins with another binary byte"),
-    (Read::TextByte(Side::Client), "the client's line begins with text"),
-    (Read::TextByte(Side::Server), "the server's line begins with text"),
-    (
-        Read::TlsEnd(Side::Client, Login::Accepted),
-        "the client ends TLS between two records (`CCC`)",
-    ),
-    (Read::TlsEnd(Side::Server, Login::Accepted), "the server ends TLS between two records"),
-    (Read::NoRecords, "neither TLS nor text, or text that continues a held line"),
+    (Read::TlsOfBoth, "the hellos of both ends"),
+    (Read::NoTls, "a reply to a record, or text behind one before the other end's hello"),
+    (Read::TlsEnd(Side::Client, Login::InTls), "the client ends TLS between two records (`CCC`)"),
+    (Read::TlsEnd(Side::Server, Login::InTls), "the server ends TLS between two records"),
     (Read::Missed, "an end acknowledges bytes that were never seen"),
     (Read::Doubted, "what was read may have come from elsewhere"),
     (Read::InStep, "a complete reply that shows that the dialogue is in step"),

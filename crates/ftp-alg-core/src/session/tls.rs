@@ -1,4 +1,4 @@
-//! Follows TLS records without decrypting them, to find where plain text starts again.
+//! Follows TLS records without decrypting them, to find where encryption begins, and where plain text starts again.
 //!
 //! After `CCC` (RFC 4217 section 12) both ends stop TLS at a record boundary and continue in plain text. No FTP line
 //! starts with a byte that is a TLS content type, so the first byte after a boundary shows which it is.
@@ -8,26 +8,27 @@ use serde::{Deserialize, Serialize};
 use super::Side;
 
 const CONTENT_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
-const HEADER_LEN: usize = 5;
-/// The first byte of an SSLv2 hello, with which old clients begin TLS (RFC 5246, appendix E.2). The second byte is its
-/// length.
-const SSLV2_START: u8 = 0x80;
-const SSLV2_HEADER_LEN: usize = 2;
-/// The content types of handshake messages, and of application data.
+/// Length of a record's header, and of the type of its message.
+const HEADER_LEN: usize = 5 + 1;
+/// The first bytes of an SSLv2 hello, with which old clients begin TLS (RFC 5246, appendix E.2): the top bit, and the rest
+/// of its length, which is at most 4095 here. The length's second byte follows, and the type of the message.
+const SSLV2_STARTS: std::ops::RangeInclusive<u8> = 0x80..=0x8f;
+const SSLV2_HEADER_LEN: usize = 2 + 1;
+/// The content types of alerts, handshake messages, and application data.
+const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 /// The types of the messages with which client and server begin (RFC 8446, section 4). An SSLv2 hello has the client's, too.
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
 
-/// Whether `byte` may be the first of a TLS record. No FTP line begins with it.
-pub fn is_record_start(byte: u8) -> bool {
-    CONTENT_TYPES.contains(&byte) || byte == SSLV2_START
-}
-
-/// Whether no line begins with `byte`, neither text nor a Telnet command.
-pub fn is_binary_start(byte: u8) -> bool {
-    !matches!(byte, 0 | b'\t'..=b'\r' | b' '..=b'~' | 0xf0..)
+/// Whether TLS of this end may begin with `byte`. No FTP line does. A server may warn first.
+pub fn is_tls_byte(from: Side, byte: u8) -> bool {
+    byte == HANDSHAKE
+        || match from {
+            Side::Client => SSLV2_STARTS.contains(&byte),
+            Side::Server => byte == ALERT,
+        }
 }
 
 /// Whether `bytes` begin with a TLS record of any version.
@@ -44,8 +45,8 @@ pub struct TlsRecords {
     remaining: u16,
     /// Whether a record carried application data: the handshake is complete.
     has_application_data: bool,
-    /// The first byte of the first record: the type of its message, if it is of the handshake.
-    first: Option<u8>,
+    /// Whether a record began with the hello of its end, before any application data.
+    pub has_hello: bool,
 }
 
 impl TlsRecords {
@@ -55,51 +56,49 @@ impl TlsRecords {
         header_len: 0,
         remaining: 0,
         has_application_data: false,
-        first: None,
+        has_hello: false,
     };
 
-    /// Those of an end that has sent `start`, of which the last record is complete by now.
-    pub fn behind(start: &[u8]) -> Self {
-        let mut begun = Self::NONE;
-        begun.follow(start);
-        Self { first: begun.first, ..Self::NONE }
-    }
-
-    /// Reads the next bytes of the stream. Returns the index at which plain text starts, if it does.
-    pub fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
+    /// Reads the next bytes of the stream, which `from` sends. Returns the index at which plain text starts, if it does.
+    pub fn follow(&mut self, from: Side, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() {
             let skipped = usize::from(self.remaining).min(bytes.len() - at);
-            if skipped > 0 && self.first.is_none() {
-                let is_handshake = matches!(self.header[0], HANDSHAKE | SSLV2_START);
-                self.first = Some(if is_handshake { bytes[at] } else { 0 });
-            }
             self.remaining -= skipped as u16; // at most itself
             at += skipped;
             let Some(&byte) = bytes.get(at) else { break };
-            if self.header_len == 0 && !is_record_start(byte) {
+            let may_begin = CONTENT_TYPES.contains(&byte) || is_tls_byte(from, byte);
+            if self.header_len == 0 && !may_begin {
                 return Some(at);
             }
             self.header[usize::from(self.header_len)] = byte;
             self.header_len += 1;
             at += 1;
-            let header_len = usize::from(self.header_len);
-            if self.header[0] == SSLV2_START && header_len == SSLV2_HEADER_LEN {
-                self.remaining = self.header[1].into();
-                self.header_len = 0;
-            } else if header_len == HEADER_LEN {
-                self.remaining = u16::from_be_bytes([self.header[3], self.header[4]]);
-                self.has_application_data |=
-                    self.header[0] == APPLICATION_DATA && self.remaining > 0;
-                self.header_len = 0;
-            }
+            self.read_header(from);
         }
         None
     }
 
-    /// Whether `side`, which sends these, has begun with its hello.
-    pub fn has_hello(&self, side: Side) -> bool {
-        self.first == Some(if side == Side::Client { CLIENT_HELLO } else { SERVER_HELLO })
+    /// Reads the header so far, which ends with the type of a message, or without one if its record is empty.
+    fn read_header(&mut self, from: Side) {
+        let is_old = SSLV2_STARTS.contains(&self.header[0]);
+        let (header, kind) =
+            self.header.split_at(if is_old { SSLV2_HEADER_LEN } else { HEADER_LEN } - 1);
+        let Some(length) = header.last_chunk().map(|length| u16::from_be_bytes(*length)) else {
+            return;
+        };
+        let length = if is_old { length & 0x0fff } else { length };
+        let read = usize::from(self.header_len);
+        if read < header.len() || read == header.len() && length > 0 {
+            return;
+        }
+        let hello = if from == Side::Client { CLIENT_HELLO } else { SERVER_HELLO };
+        let is_handshake = is_old || self.header[0] == HANDSHAKE;
+        self.has_application_data |= self.header[0] == APPLICATION_DATA && length > 0;
+        self.has_hello |=
+            is_handshake && length > 0 && kind[0] == hello && !self.has_application_data;
+        self.remaining = length.saturating_sub(1);
+        self.header_len = 0;
     }
 
     /// Whether no record was seen.
@@ -118,23 +117,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_message_of_each_end_is_its_hello() {
+    fn the_hello_of_each_end_is_found_behind_warnings() {
         let client = [b"\x16\x03\x01\x00\x04\x01abc".as_slice(), b"\x80\x04\x01abc"];
-        let server = [b"\x16\x03\x03\x00\x04\x02abc".as_slice()];
-        let other = [b"\x15\x03\x03\x00\x02\x02\x28".as_slice(), b"\x17\x03\x03\x00\x01\x01"];
+        let old = [b"\x81\x04\x01", &[b'a'; 259][..]].concat();
+        let server = [
+            b"\x16\x03\x03\x00\x04\x02abc".as_slice(),
+            b"\x15\x03\x03\0\x02\x01\x70\x16\x03\x03\0\x04\0\0\0\0\x16\x03\x03\0\0\x16\x03\x03\0\x01\x02",
+        ];
+        let other = [
+            b"\x15\x03\x03\x00\x02\x02\x28".as_slice(),
+            b"\x15\x03\x03\x00\x03\x16\x01\x02",
+            b"\x17\x03\x03\x00\x01\x01\x16\x03\x03\0\x01\x02\x16\x03\x03\0\x01\x01",
+        ];
         let hellos = |stream: &[u8], cut: usize| {
-            let mut records = TlsRecords::NONE;
-            // What follows counts no more.
-            for part in [&stream[..cut], &stream[cut..], b"\x16\x03\x01\x00\x01\x02"] {
-                assert_eq!(records.follow(part), None);
-            }
-            [Side::Client, Side::Server].map(|side| records.has_hello(side))
+            [Side::Client, Side::Server].map(|side| {
+                let mut records = TlsRecords::NONE;
+                let (first, second) = stream.split_at(cut);
+                let text = records.follow(side, first).or_else(|| records.follow(side, second));
+                (text.is_none() && records.header_len == 0 && records.remaining == 0)
+                    .then_some(records.has_hello)
+            })
         };
-        let cases = [(&client[..], [true, false]), (&server, [false, true]), (&other, [false; 2])];
-        for (streams, expected) in cases {
+        for stream in client.into_iter().chain([&old[..]]) {
+            for cut in 0..stream.len() {
+                assert_eq!(hellos(stream, cut)[0], Some(true), "{stream:?} cut at {cut}");
+                assert_ne!(hellos(stream, cut)[1], Some(true), "{stream:?} cut at {cut}");
+            }
+        }
+        for (streams, expected) in [(&server[..], [false, true]), (&other, [false; 2])] {
             for stream in streams {
                 for cut in 0..stream.len() {
-                    assert_eq!(hellos(stream, cut), expected, "{stream:?} cut at {cut}");
+                    assert_eq!(hellos(stream, cut), expected.map(Some), "{stream:?} cut at {cut}");
                 }
             }
         }
@@ -147,8 +160,8 @@ mod tests {
             let mut records = TlsRecords::NONE;
             let (first, second) = stream.split_at(cut);
             let found = records
-                .follow(first)
-                .or_else(|| records.follow(second).map(|i| i + cut))
+                .follow(Side::Client, first)
+                .or_else(|| records.follow(Side::Client, second).map(|i| i + cut))
                 .map(|i| &stream[i..]);
             assert_eq!(found, Some(&b"PORT 1"[..]), "cut at {cut}");
         }

@@ -563,12 +563,8 @@ impl Decider<'_> {
                     "the client does not speak FTP: no pinhole is opened any more, refusals continue".into(),
                 ));
             }
-            DialogueEvent::Encrypted => self.record_encrypted(),
-            DialogueEvent::TlsOfBoth => {
-                if dialogue.phase() == Phase::NotGreeted {
-                    // Implicit TLS.
-                    self.record_encrypted();
-                }
+            DialogueEvent::Encrypted => {
+                self.record_encrypted();
                 self.open_range();
             }
             DialogueEvent::PlaintextResumed => {

@@ -234,7 +234,7 @@ impl Engine {
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {
             let Some(index) = found else {
-                let session = self.sessions.policy.new_session(packet);
+                let session = Session::from_syn_ack(packet);
                 return self.sessions.insert(now, destination, source, session, kernel);
             };
             let entry = self.sessions.table.get_mut(index)?;

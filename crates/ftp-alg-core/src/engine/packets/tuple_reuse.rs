@@ -13,6 +13,7 @@ use crate::{
         table::entry::{Head, NewIncarnation},
     },
     packet::Packet,
+    session::Session,
 };
 
 /// How long a connection is watched. A server that gets no answer to its SYN-ACK retransmits it after one second and
@@ -45,7 +46,7 @@ impl Engine {
             Some(known) if known.session.is_syn_ack_retransmission(syn_ack) => {
                 known.last_syn_ack = timestamp;
             }
-            _ => head.set_incarnation(decider.policy.new_session(syn_ack), timestamp),
+            _ => head.set_incarnation(Session::from_syn_ack(syn_ack), timestamp),
         }
         let mode = if session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
         if queues_all {

@@ -8,9 +8,12 @@ const BOUNCE: &[u8] = b"PORT 10,99,99,99,8,152\r\n";
 /// servers send one in a 213 or a 230.
 #[test]
 fn a_file_that_the_server_shows_begins_no_encryption() {
-    let first: [&[u8]; 3] = [b"\x17\x03\x03\0\x02\r\n", b"\x17\x03\x03\x40\x00\r\n", b"\x16\r\n"];
-    let later: [&[u8]; 4] =
-        [b"\x80\r\n", b"\xc3\xa9\r\n", b"\x16\x03\x03\0\x02\r\n", b"250 done\r\n500 no\r\n"];
+    // The hellos of real handshakes, and a record that seems to contain what follows.
+    let [client, server] =
+        [Client, Server].map(|side| [&hello(side, 2)[..], b"\x17\x03\x03\x40\x00\r\n"].concat());
+    let first: [&[u8]; 4] =
+        [&client, &[&old_hello(9), &client[13..]].concat(), b"\x17\x03\x03\0\x02\r\n", b"\x16\r\n"];
+    let later: [&[u8]; 3] = [&server, b"\xc3\xa9\r\n", b"250 done\r\n500 no\r\n"];
     for (case, first, later) in cases(
         r"
         CWD                    > CWD d\r\nAUTH TLS < 250-hello\r\n250 x\r\n234 go
@@ -107,41 +110,126 @@ fn a_reply_to_an_empty_line_accepts_neither_auth_nor_a_login() {
     }
 }
 
-/// However a client begins, `AUTH` that is accepted leads to TLS, and nothing in it is read.
+/// A ClientHello, or a ServerHello, of `length` bytes in one record of TLS.
+pub fn hello(side: Side, length: usize) -> Vec<u8> {
+    let kind = if side == Client { 1 } else { 2 };
+    let body = [&[kind, 0, 0, length as u8, 3, 3][..], &vec![b'\n'; length]].concat();
+    [&[22, 3, 3][..], &(body.len() as u16).to_be_bytes(), &body].concat()
+}
+
+/// A ClientHello in the form of SSLv2 (RFC 5246, appendix E.2) with so many bytes.
+fn old_hello(length: u16) -> Vec<u8> {
+    let body = [&[1, 3, 1][..], &vec![b'\n'; usize::from(length) - 3]].concat();
+    [&(0x8000 | length).to_be_bytes()[..], &body].concat()
+}
+
+/// Once both ends have begun TLS nothing is read, whatever looks like text in it.
+#[track_caller]
+fn assert_encrypted(sim: &mut Sim, case: &str) {
+    for body in
+        [&b"\x02x\n2"[..], b"\n227 x (1,2,3,4,5,6)\r\n", b"\r\nPORT 1,2,3,4,5,6\r\n", b"\nE"]
+    {
+        for side in [Server, Client] {
+            let sent = record(23, body);
+            assert_eq!(sim.say(side, &sent), sent, "{case}: {side:?} {body:?}");
+        }
+    }
+    assert_eq!(sim.engine().counters().encrypted, 1, "{case}");
+    assert_eq!(sim.timeouts(), 0, "{case}");
+}
+
+/// The two hellos show it, whatever the dialogue was before, and whatever the server accepts `AUTH` with.
 #[test]
-fn tls_passes_after_every_beginning() {
-    let certain = r"
+fn tls_of_both_ends_begins_encryption_after_every_beginning() {
+    let proxy = "> PROXY TCP4 203.0.113.7 198.51.100.1 40000 21";
+    for case in cases(&format!(
+        r"
         plain                  < 220 ready > AUTH TLS < 234 go
         200                    < 220 ready > AUTH TLS < 200 go
         200 in lines           < 220 ready > AUTH TLS < 200-a\r\n200 go
         an empty line behind   < 220 ready > AUTH TLS < 200 go\r\n\r\n
         a greeting of lines    < 220-a\r\n220 b > AUTH TLS < 234 go
+        a greeting of 230      < 230 welcome > AUTH TLS < 234 go
         LF                     < 220 x\n > AUTH TLS\n < 234 go\n
         refused first          < 220 ready > AUTH TLS < 504 no > AUTH SSL < 234 go
         early                  > AUTH TLS < 220 ready < 234 go
         early FEAT             > FEAT < 220 ready < 211-F\r\n211 End > AUTH TLS < 234 go
         text first             < hello < 220 ready > AUTH TLS < 234 go
-        a byte order mark      < \u{feff}220 x > AUTH TLS < 234 go
-        ";
-    // What the server has accepted is not certain, so the client's bytes are scanned.
-    let uncertain = r"
-        an empty line           < 220 ready > \r\n > AUTH TLS < 234 go
-        a pipeline              < 220 ready > HOST x\r\nAUTH TLS < 220 x\r\n234 go
-        after a login           < 220 ready > USER joe < 331 password > PASS x < 230 in > AUTH TLS < 234 go
-        after a login in lines  < 220 ready > USER joe < 331 x > PASS x < 230-a\r\n230 in > AUTH TLS < 234 go
-        ";
-    let both = cases(certain).map(|case| (case, 1)).chain(cases(uncertain).map(|case| (case, 0)));
-    for (case, encrypted) in both {
-        let mut sim = Sim::after(Scenario::default(), case);
-        let hello = record(22, b"\x01\n\nPO");
-        assert_eq!(sim.say(Client, &hello), hello, "{case}");
-        for body in [&b"\x02x\n2"[..], b"\n22", b"\n227 x (1,2,3,4,5,6)\r\n", b"\nPOR", b"\nE"] {
-            for side in [Server, Client] {
-                let sent = record(23, body);
-                assert_eq!(sim.say(side, &sent), sent, "{case}: {side:?} {body:?}");
+        a byte order mark      < \u{{feff}}220 x > AUTH TLS < 234 go
+        an empty line          < 220 ready > \r\n > AUTH TLS < 234 go
+        a pipeline             < 220 ready > HOST x\r\nAUTH TLS < 220 x\r\n234 go
+        FEAT with it           < 220 ready > FEAT\r\nAUTH TLS < 211-F\r\n AUTH TLS\r\n211 End\r\n234 go
+        OPTS with it           < 220 ready > OPTS UTF8 ON\r\nAUTH TLS < 200 on < 234 go
+        a PROXY header         {proxy} < 220 ready > AUTH TLS < 234 go
+        a PROXY header, TLS    {proxy}
+        after a login          < 220 ready > USER joe < 331 password > PASS x < 230 in > AUTH TLS < 234 go
+        after REIN             {LOGIN}> REIN < 220 again > AUTH TLS < 234 go
+        an unknown word        < 220 ready > X-CLIENT 1 < 500 what? > AUTH TLS < 234 go
+        implicit
+        ",
+    )) {
+        for first in [hello(Client, 90), old_hello(90), old_hello(300)] {
+            let mut sim = Sim::after(Scenario::default(), case);
+            for part in [&first[..1], &first[1..4], &first[4..]] {
+                assert_eq!(sim.say(Client, part), part, "{case}");
             }
+            let answer = hello(Server, 90);
+            assert_eq!(sim.say(Server, &answer), answer, "{case}");
+            assert_encrypted(&mut sim, case);
         }
-        assert_eq!(sim.engine().counters().encrypted, encrypted, "{case}");
-        assert_eq!(sim.timeouts(), 0, "{case}");
+    }
+}
+
+/// Servers send a warning first (Java and ProFTPD: `unrecognized_name`), or ask for a hello that has come already. Some
+/// clients send theirs with `AUTH`.
+#[test]
+fn tls_may_begin_with_other_records_of_the_server() {
+    let first =
+        [record(21, b"\x01\x70"), record(22, b"\0\0\0\0"), record(21, b"\x01\x70")].concat();
+    for cut in 0..first.len() + 7 {
+        let mut sim = Sim::after(Scenario::default(), "< 220 ready > AUTH TLS < 234 go");
+        sim.say(Client, &hello(Client, 90));
+        let answer = [&first[..], &hello(Server, 90)].concat();
+        let (one, two) = answer.split_at(cut);
+        assert_eq!([sim.say(Server, one), sim.say(Server, two)].concat(), answer);
+        assert_encrypted(&mut sim, &format!("cut at {cut}"));
+    }
+    let mut sim = Sim::after(Scenario::default(), "< 220 ready");
+    let both = [b"AUTH TLS\r\n", &hello(Client, 90)[..]].concat();
+    assert_eq!(sim.say(Client, &both), both);
+    sim.play("< 234 go");
+    sim.say(Server, &hello(Server, 90));
+    assert_encrypted(&mut sim, "with AUTH");
+}
+
+/// RFC 4217, section 12.2.
+#[test]
+fn tls_may_begin_again_after_ccc() {
+    let mut sim = Sim::after(Scenario::default(), "< 220 ready > AUTH TLS < 234 go");
+    for times in 1..3 {
+        for side in [Client, Server, Client, Server] {
+            sim.say(side, &hello(side, 90));
+            sim.say(side, &record(23, b"x"));
+        }
+        assert_eq!(sim.engine().counters().encrypted, times);
+        sim.play("> NOOP < 200 ok");
+        sim.exchange("PASV\r\n", &sim.passive(5000)[0]);
+        assert_eq!(sim.kernel.opened.len(), times as usize);
+        sim.play("> LIST < 226 done > AUTH TLS < 234 go");
+    }
+}
+
+/// A handshake that fails leaves plain text behind, and so does one that the client does not begin.
+#[test]
+fn plain_text_is_read_where_no_tls_has_begun() {
+    for alert in [&b""[..], &record(21, b"\x02\x28")] {
+        let mut sim = Sim::after(Scenario::default(), "< 220 ready > AUTH TLS < 234 go");
+        if !alert.is_empty() {
+            sim.say(Client, &hello(Client, 90));
+            assert_eq!(sim.say(Server, alert), alert);
+        }
+        sim.play("> USER joe < 331 password > PASS x < 230 in");
+        sim.assert_inspected();
+        assert_eq!(sim.engine().counters().encrypted, 0);
     }
 }
