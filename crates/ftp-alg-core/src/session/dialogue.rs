@@ -564,7 +564,7 @@ impl Dialogue {
         matches!(self.state.tls(), Tls::ByClient | Tls::ByBoth)
     }
 
-    /// Whether the server has shown its records, too, if not yet its hello.
+    /// Whether the server has sent records, too.
     pub fn has_records_of_both(&self) -> bool {
         self.state.tls() == Tls::ByBoth
     }

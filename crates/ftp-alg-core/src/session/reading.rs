@@ -158,7 +158,7 @@ impl DirectionReader<'_> {
         }
         self.dialogue.state.encryption()?;
         let start = self.direction.extra_mut().tls_records.follow(self.from, new);
-        self.find_hellos();
+        self.find_handshakes();
         let (start, before) = (start?, self.dialogue.state);
         if before.encryption() == Some(true) {
             let directions = [&*self.direction, &*self.opposite];
@@ -172,11 +172,11 @@ impl DirectionReader<'_> {
         self.dialogue.state.reads_lines(self.from).then_some(start)
     }
 
-    /// Encryption has begun if the records of both ends have their hellos.
-    fn find_hellos(&mut self) {
+    /// Encryption has begun if both ends have sent records of a handshake.
+    fn find_handshakes(&mut self) {
         let directions = [&*self.direction, &*self.opposite];
         if self.dialogue.has_records_of_both()
-            && directions.iter().all(|one| one.extra().tls_records.has_hello)
+            && directions.iter().all(|one| one.extra().tls_records.has_handshake)
         {
             self.advance(Read::TlsOfBoth);
         }
@@ -531,7 +531,7 @@ impl DirectionReader<'_> {
         }
         self.continue_client_line(seq, bytes, false);
         self.direction.set_records(records);
-        self.find_hellos();
+        self.find_handshakes();
         if !text.is_empty() && self.dialogue.has_records_of_both() {
             self.advance(Read::NoTls);
             self.read_line_part(seq + bytes.len() as u32, text, None, boundary);

@@ -4,8 +4,8 @@
 //! # Whether encryption begins
 //!
 //! The bytes show it, not the dialogue: servers accept `AUTH` with other codes than 234, and some accept whatever they are
-//! sent. No end sends a TLS record at the start of an FTP line. Both ends must do so, and show their hellos, because
-//! otherwise one of them still reads text.
+//! sent. No end sends a TLS record at the start of an FTP line. Both ends must send one of a handshake, because otherwise
+//! one of them still reads text.
 
 use serde::{Deserialize, Serialize};
 
@@ -96,7 +96,7 @@ pub enum Tls {
     No,
     /// The client's line begins like TLS. The next bytes of the server show whether it begins, too.
     ByClient,
-    /// The server answers with records, but its hello has not come yet.
+    /// The server answers with records, but not of a handshake yet.
     ByBoth,
     /// This end still sends TLS records, after the other one has returned to plain text.
     StillOf(Side),
@@ -141,9 +141,9 @@ pub enum Read {
     AuthAccepted,
     /// A line of this end begins like TLS, the server's behind that of the client.
     TlsByte(Side),
-    /// The records of both ends have their hellos.
+    /// Both ends have sent records of a handshake.
     TlsOfBoth,
-    /// The server answers the client's first record with a reply, or text follows a record before the other end's hello.
+    /// The server answers the client's first record with a reply, or text follows a record before a handshake of both.
     NoTls,
     /// This end has ended TLS between two records. A login is certain if both ends have sent data in it.
     TlsEnd(Side, Login),

@@ -354,7 +354,7 @@ fn bytes_after_any_success_of_auth_pass_unchanged_and_open_nothing() {
     type Wrap = fn(&[u8]) -> Vec<u8>;
     let ssl2: Wrap = |body| [&[0x80, body.len() as u8], body].concat();
     let handshake: Wrap = |body| record(22, body);
-    let answer = record(22, b"\x02227 \n");
+    let answer = record(22, b"\x9b227 \n");
     for code in ["200", "234", "250", "300", "334"] {
         for (nat, hello_tail) in NATS.into_iter().zip(tails) {
             for hello in [ssl2, handshake] {
