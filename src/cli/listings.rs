@@ -80,7 +80,7 @@ pub(super) mod samples {
         TransferProgress {
             verb: "RETR".into(),
             path: "/pub/now.iso".into(),
-            seconds: 12,
+            seconds: Some(12),
             started: true,
             bytes,
             bytes_per_second: bytes.map(|bytes| bytes as f64 / 12.0),

@@ -67,24 +67,27 @@ impl SharedState {
         rows
     }
 
-    /// What is known of the transfer of each of these sessions.
-    fn moved(&self, sessions: &[SessionInfo]) -> Vec<Option<Moved>> {
-        let looks = self.running_bytes.looks_at(sessions);
-        sessions.iter().map(|session| looks.moved(session)).collect()
-    }
-
-    fn summary(&self, session: SessionInfo, moved: Option<Moved>, now: Instant) -> SessionSummary {
+    fn summary(&self, session: SessionInfo, moved: &[Moved], now: Instant) -> SessionSummary {
         let age = now.saturating_duration_since(session.since);
-        let transfer = session.transfer.map(|transfer| TransferProgress {
-            verb: transfer.verb.name().to_owned(),
-            path: transfer.path.into(),
-            seconds: age.saturating_sub(transfer.requested).as_secs(),
-            started: transfer.has_started,
-            bytes: moved.map(|moved| moved.bytes),
-            bytes_per_second: moved.map(|moved| moved.bytes_per_second),
+        let known = Some(moved).filter(|moved| !moved.is_empty());
+        let bytes = known.and_then(|moved| moved.iter().map(|one| one.bytes).sum::<Option<u64>>());
+        let rate = known.and_then(|moved| moved.iter().map(|one| one.bytes_per_second).sum());
+        let read = session.transfer.map(|transfer| {
+            let seconds = age.saturating_sub(transfer.requested).as_secs();
+            (transfer.verb.name(), transfer.path.into(), Some(seconds), transfer.has_started)
+        });
+        // All that an encrypted session has at a time.
+        let running = read.or_else(|| known.map(|_| ("encrypted", String::new(), None, true)));
+        let transfer = running.map(|(verb, path, seconds, started)| TransferProgress {
+            verb: verb.to_owned(),
+            path,
+            seconds,
+            started,
+            bytes,
+            bytes_per_second: rate,
         });
         let reported = || self.transfers.session_bytes().of(session.id);
-        let bytes = self.transfers.is_on().then(reported);
+        let reported = self.transfers.is_on().then(reported);
         SessionSummary {
             id: session.id,
             client: session.translation.client,
@@ -98,7 +101,7 @@ impl SharedState {
             fast_path: session.is_on_fast_path,
             transfer,
             transfers: session.ended_transfers,
-            bytes: bytes.map(|bytes| bytes + moved.map_or(0, |moved| moved.bytes)),
+            bytes: reported.map(|reported| reported + bytes.unwrap_or(0)),
             passive_ports: session.open_ports.map(|ports| PortsText(&ports).to_string()),
         }
     }
@@ -129,7 +132,8 @@ impl StatusSource for SharedState {
         let mut running = Vec::new();
         self.with_each(|engine| running.extend(engine.sessions.list_running()));
         forget_pending(&mut running, &pinholes);
-        status.running = self.running_bytes.looks_at(&running).totals(&running);
+        status.running =
+            self.running_bytes.looks_at(&running).totals(&running, &self.range_finder());
         status
     }
 
@@ -157,12 +161,13 @@ impl StatusSource for SharedState {
         }
         drop(kernel);
         forget_pending(&mut sessions, &pinholes);
-        let moved = self.moved(&sessions);
-        let row = |(session, moved): (SessionInfo, Option<Moved>)| {
+        let (looks, finder) = (self.running_bytes.looks_at(&sessions), self.range_finder());
+        let row = |session: SessionInfo| {
             let pinholes = open.get(&session.id).copied().unwrap_or_default();
-            SessionRow { pinholes, summary: self.summary(session, moved, now) }
+            let moved = looks.moved(&session, &finder);
+            SessionRow { pinholes, summary: self.summary(session, &moved, now) }
         };
-        sessions.into_iter().zip(moved).map(row).collect()
+        sessions.into_iter().map(row).collect()
     }
 
     fn session(&self, id: u64) -> Option<SessionDetail<StoredEvent>> {
@@ -178,9 +183,10 @@ impl StatusSource for SharedState {
             DataConnection { kind, ends, pending }
         });
         forget_pending(std::slice::from_mut(&mut info), &pinholes);
-        let moved = self.moved(std::slice::from_ref(&info)).pop().flatten();
+        let looks = self.running_bytes.looks_at(std::slice::from_ref(&info));
+        let moved = looks.moved(&info, &self.range_finder());
         Some(SessionDetail {
-            summary: self.summary(info, moved, Instant::now()),
+            summary: self.summary(info, &moved, Instant::now()),
             directory: directory.map(String::from),
             encrypted: is_encrypted,
             offset_to_server,

@@ -5,16 +5,17 @@
 
 use std::{
     collections::VecDeque,
+    net::{IpAddr, SocketAddr},
     sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{PinholeEnds, SessionInfo};
+use ftp_alg_core::engine::{RangeFinder, SessionInfo, Translation};
 
 use super::{shard::lock, snapshot::RunningTotals};
 use crate::kernel::{
     RuleParameters,
-    conntrack::{RunningCounts, count_running},
+    conntrack::{RunningCount, RunningCounts, count_running},
 };
 
 /// How long a look serves those who ask.
@@ -44,11 +45,12 @@ struct Look {
     counts: RunningCounts,
 }
 
-/// What is known of a transfer that has not ended.
+/// What is known of a data connection of a transfer that has not ended, if conntrack counts it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Moved {
-    pub(super) bytes: u64,
-    pub(super) bytes_per_second: f64,
+    is_upload: bool,
+    pub(super) bytes: Option<u64>,
+    pub(super) bytes_per_second: Option<f64>,
 }
 
 impl RunningBytes {
@@ -61,7 +63,9 @@ impl RunningBytes {
     pub(super) fn looks_at(&self, sessions: &[SessionInfo]) -> MutexGuard<'_, Looks> {
         let mut looks = lock(&self.looks);
         let at = Instant::now();
-        let is_needed = sessions.iter().any(|session| session.data_connection.is_some());
+        let is_needed = sessions
+            .iter()
+            .any(|session| session.data_connection.is_some() || session.open_ports.is_some());
         if is_needed && looks.0.back().is_none_or(|last| last.until <= at) {
             let counts = count_running(&self.parameters).unwrap_or_default();
             let lifetime = (at.elapsed() * LIFETIME_FACTOR).max(LOOK_LIFETIME);
@@ -84,36 +88,77 @@ impl Looks {
         }
     }
 
-    /// What is known of the transfer of a session. Nothing if its data connection is not known, or not counted.
-    pub(super) fn moved(&self, session: &SessionInfo) -> Option<Moved> {
-        let transfer = session.transfer.as_ref()?;
-        let (kind, ends) = session.data_connection?;
-        let of_sender = usize::from(transfer.verb.is_sent_by_target(kind));
-        let began = session.since + transfer.requested;
-        let last = self.0.back().filter(|last| last.at >= began)?;
-        let (port, bytes) = last.payload(&ends, of_sender)?;
-        let first =
-            self.0.front().filter(|first| first.at >= began && first.at + RATE_AGES[0] <= last.at);
-        let first = first.and_then(|first| Some((first.at, first.payload(&ends, of_sender)?)));
-        let (since, before) = match first {
-            Some((at, (its_port, before))) if its_port == port && before <= bytes => (at, before),
-            _ => (began, 0),
+    /// What is known of the data connections of a session's transfers. Those of encrypted ones come from the `finder`.
+    pub(super) fn moved(&self, session: &SessionInfo, finder: &RangeFinder) -> Vec<Moved> {
+        let Some(last) = self.0.back() else { return Vec::new() };
+        if let (Some(transfer), Some((kind, ends))) = (&session.transfer, session.data_connection) {
+            let (began, ends) = (session.since + transfer.requested, ends.ends());
+            let [one] = last.with(&ends) else { return Vec::new() };
+            let sender = usize::from(transfer.verb.is_sent_by_target(kind));
+            let is_upload = transfer.verb.is_upload();
+            let moved = Some(self.moved_by(&ends, one, is_upload, sender, Some(began)));
+            return moved.filter(|_| last.at >= began).into_iter().collect();
+        }
+        let Translation { client, server, server_external, .. } = session.translation;
+        let [first, end] =
+            [0, u16::MAX].map(|port| (client.ip(), SocketAddr::new(server_external.ip(), port)));
+        let is_its = |(ends, _): &(&(IpAddr, SocketAddr), _)| {
+            let found = finder.find(ends.0, SocketAddr::new(server.ip(), ends.1.port()));
+            found.is_some_and(|found| found.of.session == session.id)
         };
-        let seconds = last.at.saturating_duration_since(since).as_secs_f64().max(0.001);
-        Some(Moved { bytes, bytes_per_second: ((bytes - before) as f64 / seconds).round() })
+        let open = session.open_ports.iter().flat_map(|_| last.counts.range(first..=end));
+        let all =
+            open.filter(is_its).flat_map(|(ends, same)| same.iter().map(move |one| (ends, one)));
+        let moved = all.map(|(ends, one)| {
+            // What goes the other way are handshakes.
+            let is_upload = one.1.is_some_and(|[up, down]| up.bytes > down.bytes);
+            self.moved_by(ends, one, is_upload, usize::from(!is_upload), None)
+        });
+        moved.collect()
+    }
+
+    /// What `sender` moved of a connection, which began then if that is known.
+    fn moved_by(
+        &self,
+        ends: &(IpAddr, SocketAddr),
+        one: &RunningCount,
+        is_upload: bool,
+        sender: usize,
+        began: Option<Instant>,
+    ) -> Moved {
+        let payload =
+            |(_, counted): &RunningCount| Some((*counted)?[sender].payload(ends.0, OPTIONS));
+        let bytes = payload(one);
+        let rate = || {
+            let (first, last, bytes) = (self.0.front()?, self.0.back()?, bytes?);
+            let is_first = first.at + RATE_AGES[0] > last.at;
+            let is_usable = !is_first && began.is_none_or(|began| first.at >= began);
+            let before = first.with(ends).iter().find(|(port, _)| *port == one.0).and_then(payload);
+            let (since, before) = match (before.filter(|before| *before <= bytes), began) {
+                (Some(before), _) if is_usable => (first.at, before),
+                (_, Some(began)) => (began, 0),
+                // It began behind the first look.
+                (None, None) if is_usable => (first.at, 0),
+                _ => return None,
+            };
+            let seconds = last.at.saturating_duration_since(since).as_secs_f64().max(0.001);
+            Some(((bytes - before) as f64 / seconds).round())
+        };
+        Moved { is_upload, bytes, bytes_per_second: rate() }
     }
 
     /// The totals of the transfers of these sessions.
-    pub(super) fn totals(&self, running: &[SessionInfo]) -> RunningTotals {
+    pub(super) fn totals(&self, running: &[SessionInfo], finder: &RangeFinder) -> RunningTotals {
         let (mut totals, mut counted, mut sums) = (RunningTotals::default(), 0, [(0, 0.0); 2]);
         for session in running {
-            let started = session.transfer.as_ref().filter(|transfer| transfer.has_started);
-            let Some(transfer) = started else { continue };
-            totals.transfers += 1;
-            if let Some(Moved { bytes, bytes_per_second }) = self.moved(session) {
-                counted += 1;
-                let (sum, rate) = &mut sums[usize::from(transfer.verb.is_upload())];
-                (*sum, *rate) = (*sum + bytes, *rate + bytes_per_second);
+            let started = session.transfer.as_ref().is_some_and(|transfer| transfer.has_started);
+            let connections = self.moved(session, finder);
+            totals.transfers += connections.len().max(started.into()) as u64;
+            for Moved { is_upload, bytes, bytes_per_second } in connections {
+                counted += u64::from(bytes.is_some());
+                let (sum, rate) = &mut sums[usize::from(is_upload)];
+                *sum += bytes.unwrap_or_default();
+                *rate += bytes_per_second.unwrap_or_default();
             }
         }
         if counted > 0 || totals.transfers == 0 {
@@ -127,17 +172,16 @@ impl Looks {
 }
 
 impl Look {
-    /// The initiator's port of a data connection, and the bytes without headers in its direction (0) or in the other (1).
-    fn payload(&self, ends: &PinholeEnds, direction: usize) -> Option<(u16, u64)> {
-        let (port, counted) = (*self.counts.get(&ends.ends())?)?;
-        Some((port, counted[direction].payload(ends.initiator, OPTIONS)))
+    /// The connections with these ends.
+    fn with(&self, ends: &(IpAddr, SocketAddr)) -> &[RunningCount] {
+        self.counts.get(ends).map_or(&[], Vec::as_slice)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use ftp_alg_core::{
-        engine::{PendingTransfer, Translation},
+        engine::{PendingTransfer, PinholeEnds, Translation},
         ftp::AnnouncementKind,
         session::TransferVerb,
     };
@@ -172,11 +216,19 @@ mod tests {
         }
     }
 
-    fn look(at: Instant, port: u16, [up, down]: [u64; 2]) -> Look {
-        let counted = |bytes| CountedPackets { bytes: bytes + 52, packets: 1 };
+    fn counted(payload: u64) -> CountedPackets {
+        CountedPackets { bytes: payload + 52, packets: 1 }
+    }
+
+    fn look(at: Instant, port: u16, both: [u64; 2]) -> Look {
         let ends = ("10.0.0.7".parse().unwrap(), ARRIVAL.parse().unwrap());
-        let counts = [(ends, Some((port, [counted(up), counted(down)])))].into();
-        Look { at, until: at, counts }
+        Look { at, until: at, counts: [(ends, vec![(port, Some(both.map(counted)))])].into() }
+    }
+
+    /// The bytes of a session's only connection, and their rate.
+    fn moved(looks: &Looks, session: &SessionInfo) -> Option<(u64, f64)> {
+        let one = looks.moved(session, &RangeFinder::default()).pop()?;
+        Some((one.bytes?, one.bytes_per_second?))
     }
 
     #[test]
@@ -186,35 +238,35 @@ mod tests {
         let [down, up] =
             [TransferVerb::Retr, TransferVerb::Stor].map(|verb| session(start, 2, verb));
         let mut looks = Looks::default();
-        assert_eq!(looks.moved(&down), None);
-        let moved = |bytes, bytes_per_second| Some(Moved { bytes, bytes_per_second });
+        assert_eq!(moved(&looks, &down), None);
         // Of an earlier transfer over the same ends.
         looks.add(look(at(1000), 40_001, [9, 9]));
-        assert_eq!(looks.moved(&down), None);
+        assert_eq!(moved(&looks, &down), None);
         looks.add(look(at(3000), 40_002, [7, 1000]));
-        assert_eq!(looks.moved(&down), moved(1000, 1000.0));
-        assert_eq!(looks.moved(&up), moved(7, 7.0));
+        assert_eq!(moved(&looks, &down), Some((1000, 1000.0)));
+        assert_eq!(moved(&looks, &up), Some((7, 7.0)));
         looks.add(look(at(3500), 40_002, [7, 3000]));
-        assert_eq!(looks.moved(&down), moved(3000, 2000.0), "too near for a rate");
+        assert_eq!(moved(&looks, &down), Some((3000, 2000.0)), "too near for a rate");
         looks.add(look(at(5000), 40_002, [7, 6000]));
-        assert_eq!((looks.moved(&down), looks.0.len()), (moved(6000, 2000.0), 2), "since 3.5 s");
+        assert_eq!((moved(&looks, &down), looks.0.len()), (Some((6000, 2000.0)), 2), "since 3.5 s");
         looks.add(look(at(6000), 40_003, [7, 400]));
-        assert_eq!(looks.moved(&down), moved(400, 100.0), "another connection");
+        assert_eq!(moved(&looks, &down), Some((400, 100.0)), "another connection");
         looks.add(look(at(90_000), 40_003, [7, 8800]));
-        assert_eq!((looks.moved(&down), looks.0.len()), (moved(8800, 100.0), 1), "long ago");
+        assert_eq!((moved(&looks, &down), looks.0.len()), (Some((8800, 100.0)), 1), "long ago");
     }
 
     #[test]
     fn totals_are_by_direction_and_null_without_counts() {
         let start = Instant::now();
         let running = [TransferVerb::Retr, TransferVerb::Stor].map(|verb| session(start, 0, verb));
+        let none = RangeFinder::default();
         let mut looks = Looks::default();
-        assert_eq!(looks.totals(&[]).bytes_up, Some(0));
-        let unknown = looks.totals(&running);
+        assert_eq!(looks.totals(&[], &none).bytes_up, Some(0));
+        let unknown = looks.totals(&running, &none);
         assert_eq!((unknown.transfers, unknown.bytes_up, unknown.bytes_down), (2, None, None));
         looks.add(look(start + Duration::from_secs(2), 40_001, [10, 20]));
         let RunningTotals { transfers, bytes_up, bytes_down, bytes_up_per_second, .. } =
-            looks.totals(&running);
+            looks.totals(&running, &none);
         assert_eq!((transfers, bytes_up, bytes_down), (2, Some(10), Some(20)));
         assert_eq!(bytes_up_per_second, Some(5.0));
     }

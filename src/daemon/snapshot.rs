@@ -446,8 +446,8 @@ pub struct TransferProgress {
     pub verb: String,
     /// The file or directory: absolute if the client's directory is known.
     pub path: String,
-    /// Whole seconds since the command.
-    pub seconds: u64,
+    /// Whole seconds since the command, if there was one that could be read.
+    pub seconds: Option<u64>,
     /// Whether the server has said that it begins.
     pub started: bool,
     /// Bytes that were sent until now, as far as conntrack counts.

@@ -5,7 +5,7 @@
 //! unknown.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
 };
@@ -70,8 +70,11 @@ pub struct CountedPackets {
     pub packets: u64,
 }
 
-/// What was counted of connections, by initiator and arrival: see [`count_running`].
-pub type RunningCounts = HashMap<(IpAddr, SocketAddr), Option<(u16, [CountedPackets; 2])>>;
+/// A connection's initiator port, and what was counted in its direction and in the other, if anything is (nf_conntrack_acct).
+pub type RunningCount = (u16, Option<[CountedPackets; 2]>);
+
+/// Connections by initiator and arrival: see [`count_running`].
+pub type RunningCounts = BTreeMap<(IpAddr, SocketAddr), Vec<RunningCount>>;
 
 impl CountedPackets {
     /// The bytes without the headers of packets to or from `end`: IP, and TCP with so many bytes of options.
@@ -334,20 +337,13 @@ pub fn consumed_pinholes(
     Ok(found)
 }
 
-/// What was counted of the admitted connections that are not over, by initiator and arrival: the initiator's port, and
-/// the counts in its direction and in the other. `None` where several connections have these ends, or none is counted
-/// (nf_conntrack_acct).
+/// What was counted of the admitted connections that are not over.
 pub fn count_running(parameters: &RuleParameters) -> Result<RunningCounts, NetfilterError> {
     let mut found = RunningCounts::new();
     list(parameters, |Tuple { source, destination }, connection| {
-        if is_over(connection) {
-            return;
-        }
-        match found.entry((source.ip(), destination)) {
-            Entry::Occupied(mut several) => _ = several.insert(None),
-            Entry::Vacant(first) => {
-                first.insert(counters(connection).map(|counted| (source.port(), counted)));
-            }
+        if !is_over(connection) {
+            let same: &mut Vec<_> = found.entry((source.ip(), destination)).or_default();
+            same.push((source.port(), counters(connection)));
         }
     })?;
     Ok(found)

@@ -106,12 +106,13 @@ fn numbers_text(session: &SessionDetail<Value>) -> String {
 }
 
 fn transfer_text(transfer: &TransferProgress) -> String {
-    let since = table::span(transfer.seconds);
     let begun = if transfer.started { "begun" } else { "not begun" };
     let [bytes, rate] = [Cell::bytes(transfer.bytes), Cell::rate(transfer.bytes_per_second)];
     let moved = transfer.bytes.map(|_| format!(", {} at {}", bytes.text, rate.text));
     let moved = moved.unwrap_or_default();
-    format!("{}, {begun}, requested {since} ago{moved}", super::transfer_text(transfer))
+    let requested = transfer.seconds.map(|since| format!(", requested {} ago", table::span(since)));
+    let requested = requested.unwrap_or_default();
+    format!("{}, {begun}{requested}{moved}", super::transfer_text(transfer))
 }
 
 /// The ends of a data connection as its pinhole has them.

@@ -93,7 +93,7 @@ pub(in crate::cli) const COLUMNS: [Column<SessionRow>; 15] = [
     .optional()
     .from(92),
     Column::number("SECS", |row: &SessionRow| {
-        of_transfer(row, |transfer| Cell::count(transfer.seconds))
+        of_transfer(row, |transfer| Cell::known(transfer.seconds, Cell::count))
     })
     .usual(5)
     .optional()

@@ -182,7 +182,8 @@ class Table {
 
 /** The transfer of a session that has not ended. */
 function transferOf({ transfer }) {
-  return transfer ? `${transfer.verb} ${transfer.path} for ${duration(transfer.seconds)}` : "";
+  const { verb, path, seconds } = transfer ?? {};
+  return Number.isFinite(seconds) ? `${verb} ${path} for ${duration(seconds)}` : verb ?? "";
 }
 
 /** A number of bytes of the running transfer; conntrack may count none. */

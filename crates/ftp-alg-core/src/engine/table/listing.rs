@@ -82,10 +82,11 @@ impl Sessions {
         self.open_entries().filter_map(|(index, entry)| self.info(index, entry))
     }
 
-    /// Those of them with a transfer that has not ended.
+    /// Those of them with a transfer that has not ended, or that may have encrypted ones.
     pub fn list_running(&self) -> impl Iterator<Item = SessionInfo> {
-        let has_transfer = |entry: &Entry| entry.head.extra().activity.has_transfer();
-        let running = self.open_entries().filter(move |(_, entry)| has_transfer(entry));
+        let running = self.open_entries().filter(|(index, entry)| {
+            entry.head.extra().activity.has_transfer() || self.ranges.of(*index).is_some()
+        });
         running.filter_map(|(index, entry)| self.info(index, entry))
     }
 
