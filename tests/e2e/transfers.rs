@@ -401,6 +401,62 @@ fn a_hanging_transfer_is_reported_before_its_end() {
     }
 }
 
+/// A verb that only this server reads as `RETR`, and one that is read.
+#[test]
+fn a_file_that_an_unknown_verb_moves_is_reported() {
+    for setup in ["", "queue.fast-path = \"off\"\n", "pinhole.backend = \"conntrack\"\n"] {
+        let gateway = gateway_with(Topology::Masquerade, setup);
+        let plan = json!({"body": BODY, "read_as": {"RE'TR": "RETR"}});
+        let _server = scripted_server(&gateway.lab.server, &plan);
+        let unknown = [say("RE'TR x"), reply(), accept(3762), reply()];
+        let hidden = [ask("PORT 192,168,150,80,14,178"), unknown.to_vec()].concat();
+        let in_passive = [say("RE'TR x"), reply(), drain(), reply()].to_vec();
+        let hidden_passive = [ask("PASV"), vec![dial()], in_passive].concat();
+        talk(&gateway.lab, (login(), &hidden, port_transfer(), &hidden, &hidden_passive)).ok();
+        wait_for("the events", || gateway.events("transfer-unseen").len() == 3);
+        assert_exact_bytes(&gateway, 1);
+        for (event, mode) in
+            gateway.events("transfer-unseen").iter().zip(["active", "active", "passive"])
+        {
+            for (field, expected) in [
+                ("verb", Value::Null),
+                ("path", Value::Null),
+                ("direction", json!("down")),
+                ("mode", json!(mode)),
+                ("bytes", json!(BODY.len())),
+                ("result", json!("unseen")),
+                ("user", json!("lab")),
+            ] {
+                assert_eq!(event[field], expected, "{setup}{field}: {event}");
+            }
+        }
+        let ended = || gateway.events("session-ended");
+        wait_for("the end of the session", || !ended().is_empty());
+        let known = (&ended()[0]["transfers"], &ended()[0]["bytes"]);
+        assert_eq!(known, (&json!(1), &json!(4 * BODY.len())), "{}", ended()[0]);
+    }
+}
+
+/// pyftpdlib connects before it answers a `PORT`.
+#[test]
+fn a_blocked_active_transfer_is_reported_before_the_reply_to_its_port() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Pyftpdlib, &lab.server).unwrap();
+    lab.client.nft("table inet f { chain i { type filter hook input priority 0; tcp dport 40001 drop; }; }").unwrap();
+    let port = say("PORT 192,168,150,80,156,65");
+    let held = hold(lab, (login_as(server.login()), port, gate()));
+    wait_for("the event", || gateway.events("no-data-connection").len() == 1);
+    let missing = gateway.events("no-data-connection");
+    let reason = missing[0]["reason"].as_str().unwrap();
+    assert!(reason.ends_with("seen, no answer from 192.168.150.80:40001"), "{reason}");
+    let totals = &gateway.daemon.status().unwrap()["transfers"];
+    assert_eq!(totals["active"]["no_data_connection"], 1, "{totals}");
+    assert_eq!(held.release().error, None);
+    wait_for("the end of the session", || !gateway.events("session-ended").is_empty());
+    assert_eq!(gateway.events("no-data-connection"), missing, "it is reported once");
+}
+
 /// Without its entry in conntrack nothing of a connection passes the gateway.
 #[test]
 fn a_running_transfer_that_the_kernel_forgets_is_reported() {

@@ -51,7 +51,12 @@ fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>)
             target: server,
             source: client.ip(),
         };
-        let kind = EventKind::Unused(UnusedPinhole { kind: AnnouncementKind::Pasv, ends, why: "" });
+        let kind = EventKind::Unused(UnusedPinhole {
+            kind: AnnouncementKind::Pasv,
+            ends,
+            why: "",
+            opened: None,
+        });
         Event { session: 1, client, server, user: None, kind }
     };
     let unused: Vec<_> = clients.into_iter().map(pinhole).collect();

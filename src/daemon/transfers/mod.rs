@@ -21,8 +21,8 @@ use std::{
 
 use ahash::AHashMap;
 use ftp_alg_core::engine::{
-    ClientKey, EndedSession, Event, EventKind, MissingConnection, PACKETS_WAIT, RangeFinder,
-    Transfer, TransferTracker,
+    ClientKey, EndedSession, Event, EventKind, MissingConnection, RangeFinder, Transfer,
+    TransferTracker,
 };
 use session_bytes::SessionBytes;
 use totals::Totals;
@@ -97,8 +97,6 @@ struct Known<'a> {
     tries: Tries,
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(SystemTime, Event<EndedSession>)>,
-    /// Pinholes without a transfer, until the packets of their data connections are known.
-    waiting_pinholes: VecDeque<(Instant, SystemTime, Event<MissingConnection>)>,
     /// Long transfers whose data connections go on, one of a session, by its ID.
     running: HashMap<u64, Event<Box<Transfer>>>,
     passed: accounting::PassedBytes,
@@ -149,19 +147,25 @@ impl Reporter {
         }
     }
 
-    /// Takes over those of these events that are reported here. Called in the order in which they happened in a session.
+    /// Whether an event is reported here, or says more of those that are.
+    fn takes(&self, kind: &EventKind) -> bool {
+        matches!(kind, EventKind::PinholeClosed(_) | EventKind::PinholeExpired(_))
+            || self.reports(kind)
+    }
+
+    /// Takes over those of these events that matter here. Called in the order in which they happened in a session.
     pub(super) fn record<'e>(&self, events: impl Iterator<Item = (SystemTime, &'e Event)>) {
         if !self.is_on {
             return;
         }
         let (mut inbox, mut lost, mut left_out) = (None, 0, 0);
-        for (at, event) in events.filter(|(_, event)| self.reports(&event.kind)) {
+        for (at, event) in events.filter(|(_, event)| self.takes(&event.kind)) {
             let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
             let of_client = inbox.of_clients.entry(event.client.ip().into()).or_default();
             *of_client += 1;
             if *of_client > SHARE || inbox.events.len() >= MAX_INBOX {
                 lost += u64::from(event.kind.ended_transfer().is_some());
-                left_out += 1;
+                left_out += u64::from(self.reports(&event.kind));
                 continue;
             }
             let ended = event.kind.ended_transfer().and_then(|transfer| transfer.ended);
@@ -213,7 +217,6 @@ impl Reporter {
             conntrack,
             tries: Tries::new(finder),
             ended_sessions: VecDeque::new(),
-            waiting_pinholes: VecDeque::new(),
             running: HashMap::new(),
             passed: accounting::PassedBytes::new(Instant::now()),
             next_look: Instant::now(),
@@ -261,15 +264,15 @@ impl Reporter {
                 self.report(tick, at, finished, &mut known);
             }
             for finished in known.tracker.take_encrypted(now) {
-                let age = finished.kind.ended.map_or(Duration::ZERO, |ended| tick - ended);
-                let finished = finished.map(EventKind::Transfer);
+                let ended = finished.kind.ended_transfer().and_then(|transfer| transfer.ended);
+                let age = ended.map_or(Duration::ZERO, |ended| tick - ended);
                 self.report(tick, SystemTime::now() - age, finished, &mut known);
             }
             let knows = |initiator, dialled| conntrack.knows(initiator, dialled);
             for dropped in known.tries.take_dropped(tick, knows) {
-                self.report_missing(SystemTime::now(), dropped, &mut known);
+                let dropped = dropped.map(EventKind::NoDataConnection);
+                self.report(tick, SystemTime::now(), dropped, &mut known);
             }
-            self.report_missing_connections(&mut known, now);
             if let Some(now) = now.filter(|now| *now >= known.next_look) {
                 known.next_look = now + LOOK_INTERVAL;
                 known.passed.look(now);
@@ -307,13 +310,20 @@ impl Reporter {
         for Received { seen, at, event } in received {
             let Event { session, client, server, user, kind } = event;
             let head = Event { session, client, server, user, kind: () };
-            match kind {
+            let finished = match kind {
                 EventKind::Transfer(transfer) => {
                     known.running.remove(&session);
-                    let transfer = head.map(|()| transfer);
-                    if let Some((at, finished)) = known.tracker.end(seen, at, transfer) {
-                        self.report(now, at, finished, known);
-                    }
+                    known.tracker.end(seen, at, head.map(|()| transfer))
+                }
+                EventKind::PinholeClosed(unused) | EventKind::PinholeExpired(unused) => {
+                    let transfer = Transfer::without_command(&unused, seen, known.tracker.since);
+                    known.tracker.end(seen, at, head.map(|()| Box::new(transfer)))
+                }
+                EventKind::NoDataConnection(MissingConnection { ends, .. }) => {
+                    known.tracker.missing_connection(&ends).map(|reason| {
+                        let missing = MissingConnection::new(ends, reason);
+                        (at, head.map(|()| EventKind::NoDataConnection(missing)))
+                    })
                 }
                 EventKind::TransferWaiting(transfer) => {
                     if known.running.len() < MAX_INBOX
@@ -323,22 +333,25 @@ impl Reporter {
                     }
                     let waiting = known.tracker.examine(seen, head.map(|()| transfer));
                     known.reports.extend(waiting.map(|waiting| (at, waiting)));
+                    None
                 }
                 EventKind::SessionEnded(ended) => {
                     known.running.remove(&session);
                     known.ended_sessions.push_back((at, head.map(|()| ended)));
+                    None
                 }
-                EventKind::NoDataConnection(missing) => {
-                    let due = seen + PACKETS_WAIT;
-                    known.waiting_pinholes.push_back((due, at, head.map(|()| missing)));
-                }
-                _ => {}
+                _ => None,
+            };
+            if let Some((at, finished)) = finished {
+                self.report(now, at, finished, known);
             }
         }
     }
 
     fn report(&self, now: Instant, at: SystemTime, mut finished: Event, known: &mut Known<'_>) {
-        if let EventKind::Transfer(transfer) = &mut finished.kind {
+        if let EventKind::Transfer(transfer) | EventKind::TransferUnseen(transfer) =
+            &mut finished.kind
+        {
             accounting::complete_bytes(now, transfer, &mut known.passed, |initiator, dialled| {
                 known.conntrack.counted(initiator, dialled)
             });
@@ -347,33 +360,11 @@ impl Reporter {
             lock(&self.totals).count(now, &finished, transfer);
             lock(&self.session_bytes).add(finished.session, transfer);
         }
-        known.reports.push((at, finished));
-    }
-
-    /// Reports the data connections that did not come about through the pinholes that wait until `now`. `None` stands for
-    /// the end of the daemon.
-    fn report_missing_connections(&self, known: &mut Known<'_>, now: Option<Instant>) {
-        let is_due = |until: Instant| now.is_none_or(|now| until <= now);
-        while known.waiting_pinholes.front().is_some_and(|(until, ..)| is_due(*until))
-            && let Some((_, at, mut missing)) = known.waiting_pinholes.pop_front()
-        {
-            if let Some(reason) = known.tracker.missing_connection(&missing.kind.ends) {
-                missing.kind.reason = reason;
-                self.report_missing(at, missing, known);
-            }
+        if let EventKind::NoDataConnection(missing) = &finished.kind {
+            let is_active = missing.ends.initiator != finished.client.ip();
+            lock(&self.totals).count_missing(&finished, is_active);
         }
-    }
-
-    fn report_missing(
-        &self,
-        at: SystemTime,
-        missing: Event<MissingConnection>,
-        known: &mut Known<'_>,
-    ) {
-        let is_active = missing.kind.ends.initiator != missing.client.ip();
-        let missing = missing.map(EventKind::NoDataConnection);
-        lock(&self.totals).count_missing(&missing, is_active);
-        known.reports.push((at, missing));
+        known.reports.push((at, finished));
     }
 
     /// Reports the data connections of long transfers that conntrack has forgotten (`conntrack -F`): their packets are
@@ -390,12 +381,12 @@ impl Reporter {
                 let reason =
                     format!("the kernel has forgotten the connection of {initiator} to {dialled}");
                 let missing = MissingConnection::new(ends, reason);
-                forgotten.push(event.clone().map(|_| missing));
+                forgotten.push(event.clone().map(|_| EventKind::NoDataConnection(missing)));
             }
             goes_on
         });
         for missing in forgotten {
-            self.report_missing(SystemTime::now(), missing, known);
+            self.report(now, SystemTime::now(), missing, known);
         }
     }
 }

@@ -4,7 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use ftp_alg_core::engine::{Transfer, TransferResult};
+use ftp_alg_core::{
+    engine::{Transfer, TransferResult},
+    session::TransferVerb,
+};
 
 /// Limit of sessions. The oldest go first, and their bytes are not known.
 const MAX_SESSIONS: usize = 65_536;
@@ -24,10 +27,12 @@ struct ReportedBytes {
 
 impl SessionBytes {
     /// Records a transfer of a session.
-    pub(super) fn add(&mut self, session: u64, Transfer { result, bytes, .. }: &Transfer) {
+    pub(super) fn add(&mut self, session: u64, Transfer { verb, result, bytes, .. }: &Transfer) {
         let had_none = matches!(result, TransferResult::Refused | TransferResult::NoDataConnection);
         let known = self.0.entry(session).or_default();
-        known.transfers = known.transfers.saturating_add(1);
+        // The session does not count those without a command.
+        let is_counted = !matches!(verb, TransferVerb::Unread(_));
+        known.transfers = known.transfers.saturating_add(is_counted.into());
         known.bytes = known.bytes.saturating_add(bytes.unwrap_or(0));
         known.lacks_some |= bytes.is_none() && !had_none;
         if self.0.len() > MAX_SESSIONS {

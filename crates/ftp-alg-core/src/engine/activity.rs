@@ -409,25 +409,14 @@ impl PendingTransfer {
         };
         let path = unnamed.is_none().then_some(path);
         let uncertain = unnamed.or(lacks_end.then_some(OTHER_REPLY));
-        Transfer {
-            verb,
-            path,
-            announcement: announcement.map(|pinhole| (pinhole.kind, pinhole.ends)),
-            announced: announcement.and_then(|pinhole| pinhole.opened),
-            duration,
-            has_started,
-            is_followed: false,
-            end,
-            ended: None,
-            result: match end {
-                TransferEnd::Pending => TransferResult::Waiting,
-                _ => TransferResult::Unseen,
-            },
-            bytes: None,
-            initiator_port: None,
-            reason: None,
-            uncertain,
-        }
+        let result = match end {
+            TransferEnd::Pending => TransferResult::Waiting,
+            _ => TransferResult::Unseen,
+        };
+        let announced = announcement.and_then(|pinhole| pinhole.opened);
+        let ends = announcement.map(|pinhole| (pinhole.kind, pinhole.ends));
+        let new = Transfer::new(verb, ends);
+        Transfer { path, announced, duration, has_started, end, result, uncertain, ..new }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Events: what the engine decided, and why. The log and `replay` print them.
 
-use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc};
+use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc, time::Instant};
 
 use serde::{Serialize, Serializer};
 
@@ -154,14 +154,15 @@ event_kinds! {
     /// a transfer has ended, if [turned on](#transfers)
     #[event("transfer", Info, "transfers", "")]
     Transfer(Box<Transfer>),
-    /// a transfer whose end was not seen: packets were missed, the session was forgotten, or the daemon was killed
+    /// a transfer whose end was not seen: packets were missed, the session was forgotten, or the daemon was killed; or whose
+    /// [command was not read](transfers.md#without-a-command)
     #[event("transfer-unseen", Info, "transfers without an end", "")]
     TransferUnseen(Box<Transfer>),
     /// no data connection ten seconds after the command; once a transfer, before its `transfer` (if [turned on](#transfers))
     #[event("transfer-waiting", Warn, "transfers that wait", "`reason` says who does not answer whom")]
     TransferWaiting(Box<Transfer>),
-    /// a data connection got no answer for ten seconds, or till the session's end, and there is no transfer: curl and lftp
-    /// connect before they send the command; or the kernel has forgotten it (if [turned on](#transfers))
+    /// a data connection got no answer for ten seconds, or till its pinhole was closed, and there is no transfer: curl and lftp
+    /// connect before they send the command, pyftpdlib before it answers a `PORT`; or the kernel has forgotten it (if [turned on](#transfers))
     #[event("no-data-connection", Warn, "missing data connections", "`reason` says who does not answer whom")]
     NoDataConnection(MissingConnection),
     /// the server accepted a login
@@ -246,6 +247,9 @@ pub struct UnusedPinhole {
     /// Why it was closed; empty if it expired.
     #[serde(rename = "reason", skip_serializing_if = "str::is_empty")]
     pub why: &'static str,
+    /// When it was opened, if not by an earlier daemon.
+    #[serde(skip)]
+    pub opened: Option<Instant>,
 }
 
 /// A range that was closed.
@@ -507,8 +511,8 @@ pub(super) const MAX_EVENTS: usize = 6144;
 const SHARED: usize = MAX_EVENTS / 2;
 /// Room for events that stays for the next ones.
 const RETAINED_EVENTS: usize = 1024;
-/// Limit of the events of a session's end: of its transfers, and of itself.
-const MAX_OF_END: usize = crate::engine::activity::MAX_PENDING + 2;
+/// Limit of the events of a session's end: of its transfers, of its eight pinholes, and of itself.
+const MAX_OF_END: usize = crate::engine::activity::MAX_PENDING + 8 + 1;
 
 impl Events {
     /// Adds an event, or counts it as omitted.

@@ -464,7 +464,7 @@ impl Sessions {
     ) {
         let Some((mut decider, session)) = self.decider_at(now, index, kernel) else { return };
         decider.report_end(SessionEnd::Reset);
-        decider.pinholes.close_all_of(index);
+        decider.close_all_pinholes("the control connection was reset");
         decider.close_range("the control connection was reset");
         decider.push_event(EventKind::Ended(reason.into()));
         // Its later packets are dropped here, and answered. The resets go out also if conntrack has just forgotten it.

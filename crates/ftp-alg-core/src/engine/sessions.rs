@@ -14,7 +14,6 @@ use crate::{
     engine::{
         Batch, ClientKey, ClosedRange, Counters, Entry, Epoch, EventKind, Kernel, SessionEnd,
         Shares,
-        activity::EXAMINED_AFTER,
         limits::MemoryBudget,
         packets::find::RouteAnswers,
         pinholes::{
@@ -231,13 +230,6 @@ impl Sessions {
         // The port of one in use stays reserved.
         self.pinholes.end_lifetimes(index, now, kernel);
         let is_over = |pinhole: &Pinhole| !pinhole.is_used() && pinhole.deadline <= now;
-        // One with a longer lifetime was examined before.
-        let announcement = self.pinholes.last_announcement(index);
-        if lifetime <= EXAMINED_AFTER
-            && let Some(unused) = head.without_transfer(announcement).filter(|one| is_over(one))
-        {
-            self.batch.events.push(head.event(unused.missing()));
-        }
         while let Some(expired) = self.pinholes.close_first(index, is_over) {
             self.batch.events.push(head.event(match expired.is_refused() {
                 true => expired.closed_because("the server refused the command that was to use it"),
@@ -303,6 +295,10 @@ impl Sessions {
         let announcement = self.pinholes.last_announcement(index);
         let head = &mut self.table.get_mut(index)?.head;
         head.end_session(end, announcement, &mut self.batch.events);
+        for unused in self.pinholes.of(index).filter(|pinhole| !pinhole.is_used()) {
+            let closed = unused.closed_because("the session is not followed any more");
+            self.batch.events.push(head.event(closed));
+        }
         self.remove(index)
     }
 

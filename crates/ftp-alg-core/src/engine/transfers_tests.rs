@@ -612,3 +612,42 @@ fn transfers_for_whose_events_there_is_no_room_are_counted() {
     events.push(of_session(2));
     assert_eq!(events.stored().last().map(|event| event.session), Some(2));
 }
+
+/// pyftpdlib connects before it answers a `PORT`, and some verbs are no transfers for us. The host knows what became of the data
+/// connection.
+#[test]
+fn a_pinhole_without_a_transfer_is_told_of() {
+    const OTHER: &str = "> PORT 192,168,150,80,14,179 < 200 ok";
+    for (script, seconds, expected) in [
+        ("> PORT 192,168,150,80,14,178", 10, &["no-data-connection"][..]),
+        ("> PORT 192,168,150,80,14,178 < 425 no", 0, &["pinhole-closed"]),
+        (&format!("{PORT} > XRETR a < 150 x < 226 y {OTHER}"), 0, &["pinhole-closed"]),
+        (
+            &format!("{PORT} > XRETR a < 150 x < 226 y"),
+            31,
+            &["no-data-connection", "pinhole-expired"],
+        ),
+        (&format!("{PORT} > RETR a < 150 x < 226 y {OTHER} > RETR a < 150 x"), 10, &[]),
+    ] {
+        let mut talk = Conversation::logged_in();
+        talk.play(script);
+        for _ in 0..seconds {
+            talk.let_pass(1);
+        }
+        let (events, _) = talk.gateway.take_events();
+        let names = events.iter().map(|event| event.kind.name());
+        let is_meant = |name: &&str| name.starts_with("pinhole-") || *name == "no-data-connection";
+        assert_eq!(names.filter(is_meant).collect::<Vec<_>>(), expected, "{script}");
+    }
+    // Also one that the server has not answered when the session ends, however that ends.
+    let ends: [fn(&mut Conversation); 2] =
+        [Conversation::end, |talk| talk.let_pass(5 * 86_400 + 1)];
+    for end_session in ends {
+        let mut talk = Conversation::logged_in();
+        talk.play("> PORT 192,168,150,80,14,178");
+        end_session(&mut talk);
+        let (events, _) = talk.gateway.take_events();
+        let closed = events.iter().filter(|event| event.kind.name().starts_with("pinhole-"));
+        assert_eq!(closed.count(), 1);
+    }
+}

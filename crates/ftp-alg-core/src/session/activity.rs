@@ -22,8 +22,8 @@ pub enum TransferVerb {
     Stor,
     /// `STOU`: the client sends a file, and the server names it.
     Stou,
-    /// One that is encrypted, and whether it sends a file to the server, if that is known.
-    Encrypted(Option<bool>),
+    /// One that cannot be read, and whether it sends a file to the server, if that is known.
+    Unread(Option<bool>),
 }
 
 impl TransferVerb {
@@ -43,7 +43,7 @@ impl TransferVerb {
         Self::ALL.iter().find(is_meant).map(|(_, verb)| *verb)
     }
 
-    /// The command's word; empty if it is encrypted.
+    /// The command's word; empty if it cannot be read.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, verb)| *verb == self).map_or("", |(name, _)| name)
     }
@@ -55,7 +55,7 @@ impl TransferVerb {
 
     /// Whether the client sends the data.
     pub fn is_upload(self) -> bool {
-        matches!(self, Self::Appe | Self::Stor | Self::Stou | Self::Encrypted(Some(true)))
+        matches!(self, Self::Appe | Self::Stor | Self::Stou | Self::Unread(Some(true)))
     }
 
     /// Whether the target of the data connection sends the data, not its initiator, after an announcement of this kind.

@@ -2,7 +2,8 @@
 
 JSON (all optional): {"port": 21, "address": "192.168.150.90", "passive_port": 50069, "body": TEXT,
 "cut": [OFFSETS] or "bytes" or "each", "pause": SECONDS, "nodelay": true, "pasv_reply": TEXT, "greeting": TEXT,
-"active_source": 20, "extra": {"VERB" or "WHOLE LINE": "REPLY"}, "cut_before": TEXT}
+"active_source": 20, "extra": {"VERB" or "WHOLE LINE": "REPLY"}, "cut_before": TEXT,
+"read_as": {"VERB": "RETR"}}
 {} in `body` stands for the argument of the command. Every reply is cut before `cut_before`. If `greeting` is null, the
 server sends no greeting. A REPLY {"reply": TEXT, "urgent": N} is sent with urgent byte N.
 PASV answers `227 Entering Passive Mode (h1,h2,h3,h4,p1,p2)` and EPSV `229 ...`, cut as in `cut` (`each`: the
@@ -117,7 +118,7 @@ class Session:
 
     def command(self, line):
         verb, _, argument = line.strip().partition(" ")
-        verb = verb.upper()
+        verb = plan.get("read_as", {}).get(verb.upper(), verb.upper())
         extra = plan.get("extra", {})
         if line in extra or verb in extra:
             text = extra.get(line) or extra[verb]

@@ -260,10 +260,10 @@ impl Decider<'_> {
     ) -> (Decision, PinholeEnds) {
         let Opened { serial, port, other_session } = opened;
         self.counters.pinholes_opened += 1;
+        // Some clients connect before they request a transfer, and some servers before they answer a `PORT`.
+        self.pinholes.examine_at(self.index, serial, self.now + EXAMINED_AFTER);
         if !announced.kind.is_active() {
-            // Some clients connect before they request a transfer.
-            self.pinholes.examine_at(self.index, serial, self.now + EXAMINED_AFTER);
-            self.close_answered_before(serial, Some("a later pinhole replaced it"));
+            self.close_answered_before(serial);
         }
         self.add_timer();
         let endpoint = SocketAddr::new(permitted.announced_address, port);
@@ -506,7 +506,7 @@ impl Decider<'_> {
         match event {
             DialogueEvent::AnnouncementAccepted => {
                 if let Some(accepted) = self.pinholes.answer(self.index) {
-                    self.close_answered_before(accepted, None);
+                    self.close_answered_before(accepted);
                 }
             }
             DialogueEvent::AnnouncementRefused => {
@@ -737,12 +737,10 @@ impl Decider<'_> {
     }
 
     /// Closes the answered pinholes before the one with this serial number.
-    pub(super) fn close_answered_before(&mut self, serial: u64, reason: Option<&'static str>) {
+    pub(super) fn close_answered_before(&mut self, serial: u64) {
         let is_before = |one: &Pinhole| one.serial < serial && one.is_answered();
         while let Some(closed) = self.pinholes.close_first(self.index, is_before) {
-            if let Some(reason) = reason {
-                self.report_closed(&closed, reason);
-            }
+            self.report_closed(&closed, "a later pinhole replaced it");
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use crate::{
     engine::{
-        Entry, EventKind, SessionEnd, Sessions, TransferEnd, activity::EXAMINED_AFTER,
-        decision::Decider,
+        Entry, EventKind, MissingConnection, SessionEnd, Sessions, TransferEnd,
+        activity::EXAMINED_AFTER, decision::Decider,
     },
     session::{Activity, Dialogue},
 };
@@ -76,9 +76,9 @@ impl Sessions {
         if let Some(transfer) = head.examine_transfers(timestamp, announcement) {
             self.batch.events.push(head.event(EventKind::TransferWaiting(Box::new(transfer))));
         }
-        let unused = head.without_transfer(announcement);
-        if let Some(pinhole) = unused.filter(|pinhole| Some(pinhole.serial) == examined) {
-            self.batch.events.push(head.event(pinhole.missing()));
+        if let Some(ends) = examined.filter(|_| !head.extra().activity.has_transfer()) {
+            let missing = MissingConnection::new(ends, String::new());
+            self.batch.events.push(head.event(EventKind::NoDataConnection(missing)));
         }
     }
 }

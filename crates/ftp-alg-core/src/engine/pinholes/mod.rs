@@ -553,12 +553,13 @@ impl PinholeTable {
         }
     }
 
-    /// Takes the examinations of the session `owner` that are due. Returns the serial number of the last pinhole.
-    pub fn take_examinations(&mut self, owner: u32, now: Instant) -> Option<u64> {
+    /// Takes the examinations of the session `owner` that are due. Returns the ends of the last pinhole that no transfer uses.
+    pub fn take_examinations(&mut self, owner: u32, now: Instant) -> Option<PinholeEnds> {
         let mut last = None;
         for (_, pinhole) in self.all.range_mut((owner, 0)..=(owner, u64::MAX)) {
-            if pinhole.examination.take_if(|at| *at <= now).is_some() {
-                last = Some(pinhole.serial);
+            let is_due = pinhole.examination.take_if(|at| *at <= now).is_some();
+            if is_due && !pinhole.is_used() && !pinhole.has_ended() {
+                last = Some(pinhole.ends);
             }
         }
         last

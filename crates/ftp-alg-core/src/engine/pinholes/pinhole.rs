@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        ClientKey, EventKind, MissingConnection, Opening, PinholeEnds, Place, Translation,
-        UnusedPinhole, offload::handover::PinholeId,
+        ClientKey, EventKind, Opening, PinholeEnds, Place, Translation, UnusedPinhole,
+        offload::handover::PinholeId,
     },
     ftp::{AnnouncementKind, Reply},
 };
@@ -115,17 +115,12 @@ pub(crate) fn renewal_interval(lifetime: Duration) -> Duration {
 impl Pinhole {
     /// What is said of it if no transfer used it: why it was closed, or nothing.
     pub fn unused(&self, why: &'static str) -> UnusedPinhole {
-        UnusedPinhole { kind: self.kind, ends: self.ends, why }
+        UnusedPinhole { kind: self.kind, ends: self.ends, why, opened: self.opened }
     }
 
     /// The event of its closing without a transfer.
     pub fn closed_because(&self, why: &'static str) -> EventKind {
         EventKind::PinholeClosed(self.unused(why))
-    }
-
-    /// The event that it waits for a transfer, and perhaps for its data connection.
-    pub fn missing(&self) -> EventKind {
-        EventKind::NoDataConnection(MissingConnection::new(self.ends, String::new()))
     }
 
     /// One that has no serial number yet.

@@ -220,9 +220,6 @@ impl Head {
         announcement: Option<&Pinhole>,
         events: &mut Events,
     ) {
-        if let Some(unused) = self.without_transfer(announcement) {
-            events.push(self.event(unused.missing()));
-        }
         while let Some(event) = self.end_transfer(end.of_transfers(), None, announcement) {
             events.push(event);
         }
@@ -255,11 +252,6 @@ impl Head {
     /// The time of the last packet since the first one.
     pub fn since_first_packet(&self) -> Duration {
         self.last_seen.duration_since(self.first_seen)
-    }
-
-    /// The last answered announcement if no transfer uses it, and none is pending that could.
-    pub fn without_transfer<'p>(&self, announcement: Option<&'p Pinhole>) -> Option<&'p Pinhole> {
-        announcement.filter(|last| !last.is_used() && !self.extra().activity.has_transfer())
     }
 
     /// Heap memory in bytes of the names of what the client does.

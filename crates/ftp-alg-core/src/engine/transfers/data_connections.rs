@@ -145,7 +145,7 @@ pub(super) struct DataConnection {
     interfaces: [Option<u32>; 2],
     /// Who reset it first, and when.
     reset: Option<(End, Instant)>,
-    /// Whether it was reported that it did not come about.
+    /// Whether it was reported: that it did not come about, or a transfer that may be its.
     pub is_reported: bool,
     /// Whether it may be another one, or what was seen of it contradicts itself.
     pub is_doubtful: bool,
@@ -326,10 +326,13 @@ impl DataConnections {
         }
     }
 
-    /// Records that nobody knows which of the connections with these ends that began until the time `ended` is whose.
-    pub fn doubt(&mut self, ends: DataEnds, ended: Instant) {
-        let same = self.by_ends.get_mut(&ends).into_iter().flatten();
-        same.filter(|one| one.began <= ended).for_each(|one| one.is_doubtful = true);
+    /// Records that nobody knows which of the connections with these ends that began until the time `ended` is whose. That
+    /// with this serial number may be that of a transfer that is reported.
+    pub fn doubt(&mut self, ends: DataEnds, ended: Instant, serial: u64) {
+        for one in self.by_ends.get_mut(&ends).into_iter().flatten() {
+            one.is_doubtful |= one.began <= ended;
+            one.is_reported |= one.serial == serial && one.encrypted.is_none();
+        }
     }
 
     /// Records that packets were lost until `now`.
@@ -461,6 +464,8 @@ impl DataConnection {
         let DataPacket { passed: [at, by], flags, end, acknowledged, .. } = *packet;
         let place = sender as usize;
         if flags.syn {
+            // It may have been reported that there is no answer.
+            self.is_reported &= self.is_answered() || sender == End::Initiator;
             self.is_doubtful |= *self.first[place].get_or_insert(end) != end;
         }
         let interface = *self.interfaces[place].get_or_insert(packet.interface);
@@ -578,6 +583,12 @@ impl DataConnection {
         let end = fin.or(self.acknowledged[sender.other() as usize]);
         let first = self.first[sender as usize];
         first.zip(end).is_some_and(|(first, end)| is_before(first.wrapping_add(1), end))
+    }
+
+    /// Whether what it has moved came from the server's client; `None` if it has moved nothing. The server's word counts.
+    pub fn is_upload(&self, server: End) -> Option<bool> {
+        let [by_server, by_client] = [server, server.other()].map(|end| self.has_moved(end));
+        (by_server || by_client).then_some(!by_server)
     }
 
     /// The sequence number behind what the server has sent, if its client had that all.

@@ -42,9 +42,9 @@ fn reported(packets: &[Row<'_>]) -> Vec<String> {
 
 fn take(test: &mut Test, later: Duration) -> Vec<String> {
     test.now += later;
-    let in_short = |event: Event<Box<Transfer>>| {
-        let transfer = &event.kind;
-        let TransferVerb::Encrypted(is_upload) = transfer.verb else { panic!("{transfer:?}") };
+    let in_short = |event: Event| {
+        let Some(transfer) = event.kind.ended_transfer() else { panic!("{event:?}") };
+        let TransferVerb::Unread(is_upload) = transfer.verb else { panic!("{transfer:?}") };
         let port = transfer.initiator_port.unwrap();
         let (session, result) = (event.session, transfer.result.name());
         format!("#{session} {port} {is_upload:?} {:?} {result}", transfer.bytes)
@@ -117,5 +117,5 @@ fn of_several_sessions_with_the_server_none_is_certain() {
     test.now += LATER;
     let taken = test.tracker.take_encrypted(Some(test.now));
     assert_eq!(taken.len(), 1);
-    assert_eq!(taken[0].kind.uncertain, Some(OTHER_SESSION));
+    assert_eq!(taken[0].kind.ended_transfer().unwrap().uncertain, Some(OTHER_SESSION));
 }

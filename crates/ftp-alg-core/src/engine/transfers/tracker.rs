@@ -19,7 +19,10 @@ use super::{
     transfer::{Transfer, TransferEnd, TransferResult},
 };
 use crate::{
-    engine::{ClientKey, EncryptedConnection, Event, EventKind, PinholeEnds, RangeFinder, Shares},
+    engine::{
+        ClientKey, EncryptedConnection, Event, EventKind, MissingConnection, PinholeEnds,
+        RangeFinder, Shares,
+    },
     ftp::AnnouncementKind,
     session::TransferVerb,
 };
@@ -130,13 +133,12 @@ impl<Tag> TransferTracker<Tag> {
         &mut self,
         now: Instant,
         tag: Tag,
-        mut event: Event<Box<Transfer>>,
+        event: Event<Box<Transfer>>,
     ) -> Option<(Tag, Event)> {
         let (session, ended) = (event.session, event.kind.ended.unwrap_or(now));
         let of_session = self.of_session(session).count();
         if of_session == 0 && self.is_decided(&event.kind, ended) {
-            self.complete(&mut event.kind, ended, false);
-            return Some((tag, event.map(EventKind::of_transfer)));
+            return self.finish(tag, event, ended, false);
         }
         let client = ClientKey::from(event.client.ip());
         let oldest = if of_session >= MAX_OF_SESSION {
@@ -176,7 +178,7 @@ impl<Tag> TransferTracker<Tag> {
 
     /// Takes a transfer of a session, with what is known of it.
     fn take(&mut self, session: u64, serial: u64) -> Option<(Tag, Event)> {
-        let Waiting { ended, tag, mut event, .. } = self.waiting.remove(&(session, serial))?;
+        let Waiting { ended, tag, event, .. } = self.waiting.remove(&(session, serial))?;
         self.shares.remove(event.client.ip().into(), serial);
         if let Some(ends) = ends_for(&event.kind)
             && self.on_ends.get(&ends) == Some(&session)
@@ -185,8 +187,43 @@ impl<Tag> TransferTracker<Tag> {
             self.on_ends.remove(&ends);
         }
         let is_shared = self.shares_connection(session, serial, &event.kind, ended);
-        self.complete(&mut event.kind, ended, is_shared);
+        self.finish(tag, event, ended, is_shared)
+    }
+
+    /// The event of a transfer that need not wait any more. There is none of one without a command if its pinhole had no data
+    /// connection, if that moved nothing, or if another one may have used it.
+    fn finish(
+        &mut self,
+        tag: Tag,
+        mut event: Event<Box<Transfer>>,
+        ended: Instant,
+        is_shared: bool,
+    ) -> Option<(Tag, Event)> {
+        let transfer = &mut event.kind;
+        if let (TransferVerb::Unread(_), Some((_, pinhole))) =
+            (transfer.verb, transfer.announcement)
+        {
+            let found = self.find_for(transfer, ended).map(|found| found.connection);
+            let Some(connection) = found.filter(|one| one.is_answered()) else {
+                let reason = self.missing_connection(&pinhole)?;
+                let missing = MissingConnection::new(pinhole, reason);
+                return Some((tag, event.map(|_| EventKind::NoDataConnection(missing))));
+            };
+            let is_upload = connection.is_upload(server_of(transfer));
+            if connection.is_reported || connection.is_over() && is_upload.is_none() {
+                return None;
+            }
+            transfer.verb = TransferVerb::Unread(is_upload);
+        }
+        self.complete(transfer, ended, is_shared);
         Some((tag, event.map(EventKind::of_transfer)))
+    }
+
+    /// The data connection of a transfer that had its end at `ended`.
+    fn find_for(&self, transfer: &Transfer, ended: Instant) -> Option<Found<'_>> {
+        let requested = ended.checked_sub(transfer.duration);
+        let may_be = |one: &DataConnection| may_be(one, transfer, ended);
+        self.connections.find_for(ends_for(transfer)?, requested, ended, may_be)
     }
 
     /// Whether another transfer of the session, which waits as well, can only have used the data connection of this one.
@@ -214,7 +251,7 @@ impl<Tag> TransferTracker<Tag> {
         };
         let is_shared = self.of_session(session).any(uses_it);
         if is_shared {
-            self.connections.doubt(ends, ended);
+            self.connections.doubt(ends, ended, connection);
         }
         is_shared
     }
@@ -357,7 +394,7 @@ impl<Tag> TransferTracker<Tag> {
     }
 
     /// The transfers of encrypted sessions that were over a while before `now`, or all.
-    pub fn take_encrypted(&mut self, now: Option<Instant>) -> Vec<Event<Box<Transfer>>> {
+    pub fn take_encrypted(&mut self, now: Option<Instant>) -> Vec<Event> {
         now.into_iter().for_each(|now| self.connections.finder.forget(now));
         let taken = self.connections.take_encrypted(now);
         taken.into_iter().filter_map(encrypted_transfer).collect()
@@ -391,10 +428,8 @@ impl<Tag> TransferTracker<Tag> {
     /// Completes a transfer with what is known of its data connection, which another one may have used, too.
     fn complete(&mut self, transfer: &mut Transfer, ended: Instant, is_shared: bool) {
         let ends = ends_for(transfer);
-        let may_be = |one: &DataConnection| may_be(one, transfer, ended);
         let requested = ended.checked_sub(transfer.duration);
-        let find = |ends| self.connections.find_for(ends, requested, ended, may_be);
-        let found = ends.and_then(find);
+        let found = self.find_for(transfer, ended);
         let goes_on = |one: &DataConnection| one.is_answered() && !one.was_over_at(ended);
         let goes_on = found.is_some_and(|found| goes_on(found.connection));
         let is_success = transfer.end.is_success();
@@ -409,7 +444,9 @@ impl<Tag> TransferTracker<Tag> {
         let certain = found.filter(|found| found.is_certain && !is_shared && is_its);
         let connection = certain.map(|found| found.connection);
         let (sender, server) = (sender_of(transfer), server_of(transfer));
-        let bytes = connection.and_then(|one| one.bytes_of(sender, server, is_success));
+        // Nobody says of one without a command that it failed.
+        let is_stored = is_success || matches!(transfer.verb, TransferVerb::Unread(_));
+        let bytes = connection.and_then(|one| one.bytes_of(sender, server, is_stored));
         let may_lack = |ends| self.may_lack(ends, requested);
         let is_lost = self.sees_packets && found.is_none() && ends.is_some_and(may_lack);
         let sees_packets = self.sees_packets && !is_lost;
@@ -433,7 +470,7 @@ impl<Tag> TransferTracker<Tag> {
             let (serial, may_be_anothers) =
                 (connection.serial, is_shared || !is_distinct || !connection.is_over());
             return match may_be_anothers {
-                true => self.connections.doubt(ends, ended),
+                true => self.connections.doubt(ends, ended, serial),
                 // It would stay, and displace those of the next transfers.
                 false => self.connections.remove(ends, serial),
             };
@@ -454,7 +491,7 @@ impl<Tag> TransferTracker<Tag> {
 
 /// The transfer of which nothing is known but its data connection. More bytes than in the other direction, with the handshake
 /// of TLS, are those of a file.
-fn encrypted_transfer(mut connection: DataConnection) -> Option<Event<Box<Transfer>>> {
+fn encrypted_transfer(mut connection: DataConnection) -> Option<Event> {
     let EncryptedConnection { of, may_be_anothers } = *connection.encrypted.take()?;
     let moved @ [up, down] = connection.bytes_by_target();
     let [got, sent] = moved.map(Option::unwrap_or_default);
@@ -465,24 +502,18 @@ fn encrypted_transfer(mut connection: DataConnection) -> Option<Event<Box<Transf
         true => TransferResult::Complete,
         false => TransferResult::Reset,
     };
-    Some(of.map(|ends| {
-        Box::new(Transfer {
-            verb: TransferVerb::Encrypted(is_upload),
-            path: None,
-            announcement: Some((AnnouncementKind::Pasv, ends)),
-            announced: None,
-            duration: connection.ended - connection.began,
-            has_started: true,
-            is_followed: false,
-            end: TransferEnd::Encrypted,
-            ended: Some(connection.ended),
-            result,
-            bytes: bytes.filter(|_| !connection.is_doubtful).map(u64::from),
-            initiator_port: Some(connection.initiator_port),
-            reason: None,
-            uncertain: may_be_anothers.then_some(OTHER_SESSION),
-        })
-    }))
+    let verb = TransferVerb::Unread(is_upload);
+    let transfer = Transfer {
+        duration: connection.ended - connection.began,
+        end: TransferEnd::Encrypted,
+        ended: Some(connection.ended),
+        result,
+        bytes: bytes.filter(|_| !connection.is_doubtful).map(u64::from),
+        initiator_port: Some(connection.initiator_port),
+        uncertain: may_be_anothers.then_some(OTHER_SESSION),
+        ..Transfer::new(verb, Some((AnnouncementKind::Pasv, of.kind)))
+    };
+    Some(of.map(|_| EventKind::of_transfer(Box::new(transfer))))
 }
 
 /// The ends by which the packets of a transfer's data connection are found.

@@ -5,6 +5,7 @@ use super::{
     *,
 };
 use crate::{
+    engine::UnusedPinhole,
     ftp::{AnnouncementKind, Reply},
     session::TransferVerb,
 };
@@ -859,4 +860,58 @@ fn what_ends_with_the_reply_to_another_line_has_no_bytes() {
     };
     assert_eq!(unseen(None), [Some(8000), None]);
     assert_eq!(unseen(Some("the reply to it may be that to another line")), [None, None]);
+}
+
+/// Some servers read as `RETR` what others do not.
+#[test]
+fn what_moves_through_a_pinhole_without_a_transfer_is_reported() {
+    let (_, ends) = stored().announcement.unwrap();
+    let refused = (CLIENT, SERVER, "RA", 0, 11);
+    let empty = whole_connection(CLIENT, SERVER, 0);
+    let download =
+        [SYN_ACK, (SERVER, CLIENT, "FA", 70_011, 1001), (CLIENT, SERVER, "FA", 1001, 70_012)];
+    let forged = [SYN_ACK, (CLIENT, SERVER, "SA", 5000, 11), download[1], download[2]];
+    let missing = |what: &str| Some(format!("no data connection: {what}"));
+    let moved = |what: &str, why: &str| {
+        Some(format!("10.0.0.7 unknown command {what}: its end was not seen{why}"))
+    };
+    for (packets, expected) in [
+        (&whole_connection(CLIENT, SERVER, 5)[..], moved("5 B in 0.2 s", "")),
+        (&download, moved("70000 B in 0.2 s", "")),
+        (&forged, moved("in 0.4 s", "; uncertain: its data connection may be another one's")),
+        (&empty, None),
+        (&[], None),
+        (&[SYN, refused], missing("10.0.0.7:50069 refused the connection of 203.0.113.9")),
+        (&[SYN], missing("SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069")),
+    ] {
+        let mut test = Test::new();
+        let opened = Some(test.now);
+        test.observe(packets);
+        let unused = UnusedPinhole { kind: AnnouncementKind::Port, ends, why: "", opened };
+        let mut closed = event(Transfer::without_command(&unused, test.now, None));
+        closed.user = None;
+        let decided = test.tracker.end(test.now, (), closed);
+        test.now += PACKETS_WAIT;
+        let finished = test.tracker.take_finished(test.now, |_, _| false);
+        let reported: Vec<_> = decided.into_iter().chain(finished).collect();
+        let texts = reported.iter().map(|(_, event)| event.text());
+        let text = texts.map(|text| match text.split_once("203.0.113.9:21: ") {
+            Some((_, text)) => text.to_owned(),
+            None => text,
+        });
+        assert_eq!(text.collect::<Vec<_>>(), Vec::from_iter(expected), "{packets:?}");
+    }
+}
+
+/// And not twice: what a transfer has is its.
+#[test]
+fn what_a_transfer_has_is_no_other_ones() {
+    let (_, ends) = stored().announcement.unwrap();
+    let mut test = Test::after(&whole_connection(CLIENT, SERVER, 5));
+    let aborted = Transfer { has_started: true, ..transfer(TransferVerb::Stor, 426) };
+    assert_eq!(test.end(aborted).unwrap().result, TransferResult::Aborted);
+    let unused = UnusedPinhole { kind: AnnouncementKind::Port, ends, why: "", opened: None };
+    assert!(test.end(Transfer::without_command(&unused, test.now, None)).is_none());
+    test.now += PACKETS_WAIT;
+    assert_eq!(test.finished().len(), 0);
 }

@@ -9,7 +9,7 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use crate::{
-    engine::{PinholeEnds, activity::in_seconds},
+    engine::{PinholeEnds, UnusedPinhole, activity::in_seconds},
     ftp::{AnnouncementKind, NameInText, Reply},
     session::TransferVerb,
 };
@@ -114,15 +114,46 @@ impl Transfer {
         self.announcement.map(|(kind, _)| kind.is_active())
     }
 
-    /// Whether nothing is known of it but its data connection.
+    /// One of which nothing else is known.
+    pub(in crate::engine) fn new(
+        verb: TransferVerb,
+        announcement: Option<(AnnouncementKind, PinholeEnds)>,
+    ) -> Self {
+        Self {
+            verb,
+            path: None,
+            announcement,
+            announced: None,
+            duration: Duration::ZERO,
+            has_started: true,
+            is_followed: false,
+            end: TransferEnd::Unseen,
+            ended: None,
+            result: TransferResult::Unseen,
+            bytes: None,
+            initiator_port: None,
+            reason: None,
+            uncertain: None,
+        }
+    }
+
+    /// That through a pinhole that was closed `now`, and that no transfer used. Packets are seen `since` then.
+    pub fn without_command(unused: &UnusedPinhole, now: Instant, since: Option<Instant>) -> Self {
+        let announced = unused.opened.or(since);
+        let duration = announced.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+        let announcement = Some((unused.kind, unused.ends));
+        Self { announced, duration, ..Self::new(TransferVerb::Unread(None), announcement) }
+    }
+
+    /// Whether its session is encrypted, so that nothing is known of it but its data connection.
     pub fn is_encrypted(&self) -> bool {
-        matches!(self.verb, TransferVerb::Encrypted(_))
+        self.end == TransferEnd::Encrypted
     }
 
     /// Whether the client sends, if that is known.
     fn is_upload(&self) -> Option<bool> {
         match self.verb {
-            TransferVerb::Encrypted(is_upload) => is_upload,
+            TransferVerb::Unread(is_upload) => is_upload,
             verb => Some(verb.is_upload()),
         }
     }
@@ -161,7 +192,11 @@ impl Transfer {
         if let Some(user) = user {
             write!(f, "{}@", NameInText::User(user))?;
         }
-        let verb = if self.is_encrypted() { "encrypted" } else { self.verb.name() };
+        let verb = match self.verb {
+            TransferVerb::Unread(_) if self.is_encrypted() => "encrypted",
+            TransferVerb::Unread(_) => "unknown command",
+            verb => verb.name(),
+        };
         write!(f, "{client} {verb}")?;
         if let Some(path) = self.path.as_ref().filter(|path| !path.is_empty()) {
             write!(f, " {}", NameInText::Path(path))?;
@@ -219,7 +254,7 @@ impl Serialize for Transfer {
         }
         let Self { verb, path, duration, result, bytes, reason, initiator_port, .. } = self;
         Fields {
-            verb: (!self.is_encrypted()).then(|| verb.name()),
+            verb: Some(verb.name()).filter(|name| !name.is_empty()),
             path: path.as_deref(),
             encrypted: self.is_encrypted(),
             direction: self.is_upload().map(|up| if up { "up" } else { "down" }),
