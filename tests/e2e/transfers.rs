@@ -460,15 +460,19 @@ fn a_blocked_active_transfer_is_reported_before_the_reply_to_its_port() {
 /// Without its entry in conntrack nothing of a connection passes the gateway.
 #[test]
 fn a_running_transfer_that_the_kernel_forgets_is_reported() {
-    let gateway = gateway(Topology::Masquerade);
-    let lab = &gateway.lab;
-    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    [false, true].into_iter().for_each(assert_reports_a_forgotten_transfer);
+}
+
+/// The daemon may be another one since the transfer began.
+fn assert_reports_a_forgotten_transfer(is_restarted: bool) {
+    let mut gateway = gateway(Topology::Masquerade);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     server.put("long", &vec![b'x'; 50_000_000]).unwrap();
     let (user, password) = server.login();
-    let url = format!("ftp://{}/pub/long", lab.server_address(V4));
+    let url = format!("ftp://{}/pub/long", gateway.lab.server_address(V4));
     let mut held = Vec::new();
     for (mode, more) in [("passive", &[][..]), ("active", &["--ftp-port", "-", "--disable-eprt"])] {
-        let mut curl = lab.client.command("curl");
+        let mut curl = gateway.lab.client.command("curl");
         curl.args([
             "--silent",
             "--output",
@@ -479,10 +483,14 @@ fn a_running_transfer_that_the_kernel_forgets_is_reported() {
             "120",
         ]);
         curl.args(["--user", &format!("{user}:{password}"), "--disable-epsv"]).args(more).arg(&url);
-        held.push(lab.client.start(curl, mode).unwrap());
+        held.push(gateway.lab.client.start(curl, mode).unwrap());
     }
     wait_for("running transfers", || gateway.count("pinholes_used") == 2);
-    lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
+    if is_restarted {
+        assert!(gateway.daemon.stop().unwrap().success());
+        gateway.start_again("");
+    }
+    gateway.lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
     wait_for("their events", || gateway.events("no-data-connection").len() == 2);
     for event in gateway.events("no-data-connection") {
         let reason = event["reason"].as_str().unwrap();

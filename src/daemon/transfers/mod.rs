@@ -21,8 +21,8 @@ use std::{
 
 use ahash::AHashMap;
 use ftp_alg_core::engine::{
-    ClientKey, EndedSession, Event, EventKind, MissingConnection, RangeFinder, Transfer,
-    TransferTracker,
+    ClientKey, EndedSession, Event, EventKind, MissingConnection, PinholeEnds, RangeFinder,
+    Transfer, TransferTracker, forgotten_reason,
 };
 use session_bytes::SessionBytes;
 use totals::Totals;
@@ -78,7 +78,10 @@ struct Received {
     event: Event,
 }
 
-/// What conntrack has of a data connection, by its initiator and the destination that this dialled.
+/// A data connection of a session, and the port of its initiator.
+pub(super) type RunningConnection = (Event<PinholeEnds>, u16);
+
+/// What conntrack has of a data connection, by its initiator and the destination that this dialled; and what the engines have.
 pub(super) trait DataConntrack {
     /// What it has counted in the initiator's direction, and in the other.
     fn counted(&self, initiator: SocketAddr, dialled: SocketAddr) -> Option<[CountedPackets; 2]>;
@@ -88,6 +91,9 @@ pub(super) trait DataConntrack {
 
     /// Whether there is one, even if it is over or has no answer.
     fn knows(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool;
+
+    /// Those of the transfers that have begun and have not ended.
+    fn running(&self) -> Vec<RunningConnection>;
 }
 
 /// What the thread knows.
@@ -97,8 +103,8 @@ struct Known<'a> {
     tries: Tries,
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(SystemTime, Event<EndedSession>)>,
-    /// Long transfers whose data connections go on, one of a session, by its ID.
-    running: HashMap<u64, Event<Box<Transfer>>>,
+    /// The data connections of long transfers that go on, one of a session, by its ID.
+    running: HashMap<u64, RunningConnection>,
     passed: accounting::PassedBytes,
     /// When conntrack is asked about them next.
     next_look: Instant,
@@ -217,7 +223,7 @@ impl Reporter {
             conntrack,
             tries: Tries::new(finder),
             ended_sessions: VecDeque::new(),
-            running: HashMap::new(),
+            running: conntrack.running().into_iter().map(|one| (one.0.session, one)).collect(),
             passed: accounting::PassedBytes::new(Instant::now()),
             next_look: Instant::now(),
             has_loss: false,
@@ -327,9 +333,12 @@ impl Reporter {
                 }
                 EventKind::TransferWaiting(transfer) => {
                     if known.running.len() < MAX_INBOX
-                        && known.tracker.running_connection(seen, &transfer).is_some()
+                        && let Some((initiator, _)) =
+                            known.tracker.running_connection(seen, &transfer)
+                        && let Some((_, ends)) = transfer.announcement
                     {
-                        known.running.insert(session, head.clone().map(|()| transfer.clone()));
+                        let running = (head.clone().map(|()| ends), initiator.port());
+                        known.running.insert(session, running);
                     }
                     let waiting = known.tracker.examine(seen, head.map(|()| transfer));
                     known.reports.extend(waiting.map(|waiting| (at, waiting)));
@@ -370,20 +379,18 @@ impl Reporter {
     /// Reports the data connections of long transfers that conntrack has forgotten (`conntrack -F`): their packets are
     /// taken for new ones, so they hang.
     fn report_forgotten_connections(&self, known: &mut Known<'_>, now: Instant) {
+        let Known { tracker, conntrack, running, .. } = &mut *known;
+        tracker.drop_forgotten(now, |initiator, dialled| conntrack.knows(initiator, dialled));
         let mut forgotten = Vec::new();
-        known.running.retain(|_, event| {
-            let Some((initiator, dialled)) = known.tracker.running_connection(now, &event.kind)
-            else {
-                return false;
-            };
-            let goes_on = known.conntrack.is_running(initiator, dialled);
-            if let (false, Some((_, ends))) = (goes_on, event.kind.announcement) {
-                let reason =
-                    format!("the kernel has forgotten the connection of {initiator} to {dialled}");
-                let missing = MissingConnection::new(ends, reason);
+        running.retain(|_, (event, port)| {
+            let ends = event.kind;
+            let initiator = SocketAddr::new(ends.initiator, *port);
+            if !conntrack.knows(initiator, ends.arrival) {
+                let missing = MissingConnection::new(ends, forgotten_reason(&ends, *port));
                 forgotten.push(event.clone().map(|_| EventKind::NoDataConnection(missing)));
+                return false;
             }
-            goes_on
+            conntrack.is_running(initiator, ends.arrival)
         });
         for missing in forgotten {
             self.report(now, SystemTime::now(), missing, known);

@@ -8,9 +8,13 @@ use ftp_alg_core::{
 
 use super::*;
 
-struct NoConntrack;
+/// Knows no data connection but the `running` ones, which are gone.
+#[derive(Default)]
+struct FakeConntrack {
+    running: Vec<RunningConnection>,
+}
 
-impl DataConntrack for NoConntrack {
+impl DataConntrack for FakeConntrack {
     fn counted(&self, _: SocketAddr, _: SocketAddr) -> Option<[CountedPackets; 2]> {
         None
     }
@@ -21,6 +25,10 @@ impl DataConntrack for NoConntrack {
 
     fn knows(&self, _: SocketAddr, _: SocketAddr) -> bool {
         false
+    }
+
+    fn running(&self) -> Vec<RunningConnection> {
+        self.running.clone()
     }
 }
 
@@ -104,7 +112,13 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     assert_eq!(reports.totals().lost, 5);
     record(&reports, &[of_client(5)]);
     assert_eq!(reports.totals().lost, 6);
-    reports.run(None, RangeFinder::default(), &NoConntrack, |_| {}, &AtomicBool::new(true));
+    reports.run(
+        None,
+        RangeFinder::default(),
+        &FakeConntrack::default(),
+        |_| {},
+        &AtomicBool::new(true),
+    );
     let totals = reports.totals();
     assert_eq!((totals.unknown.complete, totals.bytes_up), (MAX_INBOX as u64, 0));
 }
@@ -120,7 +134,13 @@ fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, Strin
     record(&reports, &events);
     let mut published = Vec::new();
     let publish = |reports| published.extend(reports);
-    reports.run(None, RangeFinder::default(), &NoConntrack, publish, &AtomicBool::new(true));
+    reports.run(
+        None,
+        RangeFinder::default(),
+        &FakeConntrack::default(),
+        publish,
+        &AtomicBool::new(true),
+    );
     assert_eq!(published.len(), events.len());
     let (_, last) = published.pop().unwrap();
     match &last.kind {
@@ -141,6 +161,30 @@ fn a_session_ends_after_its_transfers_with_their_bytes() {
     let complete = finished(None, Some(226)).1;
     assert_eq!(reported_session(&[refused.clone(), complete], 2).0, None);
     assert_eq!(reported_session(&[refused], 2), (None, format!("{text}2 transfers")));
+}
+
+/// What is published from the first look at conntrack to the end.
+fn reported_with(reports: &Reporter, conntrack: &FakeConntrack) -> Vec<Event> {
+    let (mut published, stop) = (Vec::new(), AtomicBool::new(false));
+    let publish = |reports: Vec<Seen>| {
+        published.extend(reports.into_iter().map(|(_, event)| event));
+        stop.store(true, Ordering::Release);
+    };
+    reports.run(None, RangeFinder::default(), conntrack, publish, &stop);
+    published
+}
+
+#[test]
+fn a_transfer_of_an_earlier_daemon_that_conntrack_forgets_is_reported() {
+    let reports = Reporter::new(true, []);
+    let (initiator, arrival) = ("10.0.0.7".parse().unwrap(), "198.51.100.9:50069".parse().unwrap());
+    let ends = PinholeEnds { initiator, arrival, target: arrival, source: initiator };
+    let running = (event(Some("bob"), EventKind::Login).map(|_| ends), 40001);
+    let conntrack = FakeConntrack { running: vec![running] };
+    let [event] = &reported_with(&reports, &conntrack)[..] else { panic!() };
+    assert_eq!((event.kind.name(), event.user.as_deref()), ("no-data-connection", Some("bob")));
+    let reason = "the kernel has forgotten the connection of 10.0.0.7:40001 to 198.51.100.9:50069";
+    assert!(event.text().ends_with(reason), "{event}");
 }
 
 #[test]

@@ -60,6 +60,35 @@ fn a_data_connection_is_a_transfer_with_its_bytes() {
     }
 }
 
+/// And what it is cut by: `conntrack -F`.
+#[test]
+fn a_running_transfer_has_its_bytes_and_is_reported_if_it_is_cut() {
+    let scene = Scene::new(Topology::PublishedServer, ServerKind::Vsftpd, ClientTls::Explicit);
+    let (gateway, lab) = (&scene.gateway, scene.lab());
+    lab.gateway.run("sysctl", &["-qw", "net.netfilter.nf_conntrack_acct=1"]).unwrap();
+    scene.server.put("large", &large_file()).unwrap();
+    let _client = scene.client(V4, (begin_download("PASV", "large"), gate()));
+    // What the buffers of the sockets hold.
+    let of_session = || gateway.daemon.sessions().unwrap()[0]["transfer"]["bytes"].as_u64();
+    wait_for("bytes", || of_session().is_some_and(|bytes| bytes > 50_000));
+    let row = &gateway.daemon.sessions().unwrap()[0];
+    assert_eq!(
+        (&row["transfer"]["verb"], &row["state"]),
+        (&json!("encrypted"), &json!("encrypted"))
+    );
+    assert_eq!(row["bytes"], row["transfer"]["bytes"]);
+    let running = &gateway.daemon.status().unwrap()["running"];
+    assert_eq!((&running["transfers"], &running["bytes_up"]), (&json!(1), &json!(0)), "{running}");
+    assert!(running["bytes_down"].as_u64() >= of_session(), "{running}");
+    lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
+    wait_for("the event", || !transfers(gateway).is_empty());
+    let event = &transfers(gateway)[0];
+    let result = (&event["encrypted"], &event["result"], &event["bytes"]);
+    assert_eq!(result, (&json!(true), &json!("no-data-connection"), &Value::Null), "{event}");
+    let reason = event["reason"].as_str().unwrap();
+    assert!(reason.starts_with("the kernel has forgotten the connection of "), "{reason}");
+}
+
 /// The operator learns which line is missing. With it, a reload is enough.
 #[test]
 fn what_the_firewall_drops_for_want_of_the_setting_is_named() {

@@ -149,6 +149,8 @@ pub(super) struct DataConnection {
     pub is_reported: bool,
     /// Whether it may be another one, or what was seen of it contradicts itself.
     pub is_doubtful: bool,
+    /// Whether the kernel has it no more, and no end of it was seen.
+    pub is_forgotten: bool,
     /// Whose it is if no transfer is read that uses it.
     pub encrypted: Option<Box<EncryptedConnection>>,
 }
@@ -179,6 +181,8 @@ pub(super) struct DataConnections {
     lost_at: Option<Instant>,
     /// The sessions of encrypted ones.
     pub finder: RangeFinder,
+    /// Encrypted ones that went before they were reported.
+    gone: Vec<DataConnection>,
     /// Those that are over, and may be encrypted: when to look whether a transfer has used them meanwhile, by their ends and
     /// serial numbers.
     over: VecDeque<(Instant, DataEnds, u64)>,
@@ -220,9 +224,28 @@ impl DataConnections {
         }
     }
 
-    /// The encrypted connections that were over a while before `now`, or all, without what transfers have used. Removes them.
+    /// Removes the encrypted connections that have run for a while, and that the kernel does not know any more.
+    pub fn drop_forgotten(&mut self, now: Instant, knows: impl Fn(SocketAddr, SocketAddr) -> bool) {
+        let is_gone = |one: &DataConnection| {
+            one.encrypted.as_ref().is_some_and(|encrypted| {
+                let PinholeEnds { initiator, arrival, .. } = encrypted.of.kind;
+                let runs = one.is_answered() && !one.is_over() && one.began + EXAMINED_AFTER <= now;
+                runs && !knows(SocketAddr::new(initiator, one.initiator_port), arrival)
+            })
+        };
+        let all = self.by_ends.iter().flat_map(|(ends, same)| same.iter().map(|one| (*ends, one)));
+        let gone: Vec<_> =
+            all.filter(|(_, one)| is_gone(one)).map(|(ends, one)| (ends, one.clone())).collect();
+        for (ends, one) in gone {
+            self.remove(ends, one.serial);
+            self.gone.push(DataConnection { is_forgotten: true, ..one });
+        }
+    }
+
+    /// The encrypted connections that were over a while before `now`, or all, without what transfers have used, and those that
+    /// there was no room for. Removes them.
     pub fn take_encrypted(&mut self, now: Option<Instant>) -> Vec<DataConnection> {
-        let mut taken = Vec::new();
+        let mut taken = std::mem::take(&mut self.gone);
         let is_due = |(until, ..): &(Instant, DataEnds, u64)| now.is_none_or(|now| *until <= now);
         while self.over.front().is_some_and(is_due)
             && let Some((_, ends, serial)) = self.over.pop_front()
@@ -302,8 +325,14 @@ impl DataConnections {
     fn lose(&mut self, at: Instant, ends: DataEnds, serial: u64) {
         // The reply of a transfer comes soon after the end of its connection.
         let is_past = |one: &DataConnection| one.is_over() && one.ended + LATEST_REPLY < at;
-        if self.find(ends, serial).is_some_and(|one| !is_past(one)) {
-            self.record_loss_between(at, networks_of(ends));
+        if let Some(one) = self.find(ends, serial).cloned() {
+            if !is_past(&one) {
+                self.record_loss_between(at, networks_of(ends));
+            }
+            // At most one for each packet that was read since the last were taken.
+            if one.encrypted.is_some() && one.is_answered() {
+                self.gone.push(one);
+            }
         }
         self.remove(ends, serial);
     }
@@ -456,6 +485,7 @@ impl DataConnection {
             reset: None,
             is_reported: false,
             is_doubtful: false,
+            is_forgotten: false,
             encrypted: None,
         }
     }

@@ -119,3 +119,38 @@ fn of_several_sessions_with_the_server_none_is_certain() {
     assert_eq!(taken.len(), 1);
     assert_eq!(taken[0].kind.ended_transfer().unwrap().uncertain, Some(OTHER_SESSION));
 }
+
+/// A server may have one passive port for all of them.
+#[test]
+fn none_is_lost_behind_others_at_the_same_port() {
+    const COUNT: u16 = 300;
+    let (mut test, _ranges, _kernel) = encrypted();
+    let mut pass = |number: u16, bytes: u32| {
+        let client = format!("10.0.0.7:{}", 20_000 + number);
+        test.observe_at(test.now, (SERVER, &client, "SA", 999, 100));
+        test.observe_at(test.now, (SERVER, &client, "FA", 1000 + bytes, 600));
+        test.observe_at(test.now, (&client, SERVER, "FA", 600, 1001 + bytes));
+    };
+    pass(0, 300_000);
+    (1..COUNT).for_each(|number| pass(number, 0));
+    let mut reported = take(&mut test, Duration::ZERO);
+    reported.extend(take(&mut test, LATER));
+    assert_eq!(reported.len(), usize::from(COUNT));
+    assert_eq!(reported[0], "#17 20000 Some(false) Some(300000) complete");
+}
+
+/// `conntrack -F` during a transfer, which then hangs.
+#[test]
+fn one_that_the_kernel_forgets_is_reported_once() {
+    let (mut test, _ranges, _kernel) = encrypted();
+    test.observe(&[SYN_ACK]);
+    for (seconds, knows, expected) in [
+        (11, true, &[][..]),
+        (1, false, &["#17 40001 None None no-data-connection"]),
+        (10, false, &[]),
+    ] {
+        test.now += Duration::from_secs(seconds);
+        test.tracker.drop_forgotten(test.now, |_, _| knows);
+        assert_eq!(take(&mut test, Duration::ZERO), expected);
+    }
+}

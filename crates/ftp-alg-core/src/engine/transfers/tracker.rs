@@ -393,7 +393,13 @@ impl<Tag> TransferTracker<Tag> {
         self.connections.finder = finder;
     }
 
-    /// The transfers of encrypted sessions that were over a while before `now`, or all.
+    /// Has the encrypted connections reported that the kernel has forgotten, by whether it `knows` one between an initiator
+    /// and what this dialled.
+    pub fn drop_forgotten(&mut self, now: Instant, knows: impl Fn(SocketAddr, SocketAddr) -> bool) {
+        self.connections.drop_forgotten(now, knows);
+    }
+
+    /// The transfers of encrypted sessions that were over a while before `now`, or all, and those that there was no room for.
     pub fn take_encrypted(&mut self, now: Option<Instant>) -> Vec<Event> {
         now.into_iter().for_each(|now| self.connections.finder.forget(now));
         let taken = self.connections.take_encrypted(now);
@@ -497,23 +503,38 @@ fn encrypted_transfer(mut connection: DataConnection) -> Option<Event> {
     let [got, sent] = moved.map(Option::unwrap_or_default);
     let is_upload = (got.abs_diff(sent) > MOST_HANDSHAKE).then_some(got > sent);
     let bytes = is_upload.and_then(|is_upload| if is_upload { up } else { down });
+    let is_over = connection.is_over();
     // Clients close when they have all of a file, and reset what comes behind it.
-    let result = match connection.has_fin() {
-        true => TransferResult::Complete,
-        false => TransferResult::Reset,
+    let result = match () {
+        () if is_over && connection.has_fin() => TransferResult::Complete,
+        () if is_over => TransferResult::Reset,
+        // Otherwise its end may have been lost.
+        () if connection.is_forgotten && !connection.is_doubtful => {
+            TransferResult::NoDataConnection
+        }
+        () => TransferResult::Unseen,
     };
-    let verb = TransferVerb::Unread(is_upload);
+    let forgotten = (result == TransferResult::NoDataConnection)
+        .then(|| forgotten_reason(&of.kind, connection.initiator_port));
+    let verb = TransferVerb::Unread(is_upload.filter(|_| is_over));
     let transfer = Transfer {
         duration: connection.ended - connection.began,
         end: TransferEnd::Encrypted,
-        ended: Some(connection.ended),
+        ended: is_over.then_some(connection.ended),
         result,
-        bytes: bytes.filter(|_| !connection.is_doubtful).map(u64::from),
+        bytes: bytes.filter(|_| is_over && !connection.is_doubtful).map(u64::from),
         initiator_port: Some(connection.initiator_port),
+        reason: forgotten,
         uncertain: may_be_anothers.then_some(OTHER_SESSION),
         ..Transfer::new(verb, Some((AnnouncementKind::Pasv, of.kind)))
     };
     Some(of.map(|_| EventKind::of_transfer(Box::new(transfer))))
+}
+
+/// Why the data connection between these ends, from this port, hangs.
+pub fn forgotten_reason(ends: &PinholeEnds, port: u16) -> String {
+    let (initiator, dialled) = (SocketAddr::new(ends.initiator, port), ends.arrival);
+    format!("the kernel has forgotten the connection of {initiator} to {dialled}")
 }
 
 /// The ends by which the packets of a transfer's data connection are found.

@@ -214,10 +214,12 @@ impl Transfer {
                 TransferEnd::SessionEnded | TransferEnd::SessionReset => {
                     f.write_str("the control connection ended")?;
                 }
-                TransferEnd::Unseen | TransferEnd::Pending => {
+                TransferEnd::Encrypted if result != TransferResult::Unseen => {
+                    f.write_str("the data connection ended")?;
+                }
+                TransferEnd::Unseen | TransferEnd::Pending | TransferEnd::Encrypted => {
                     f.write_str("its end was not seen")?;
                 }
-                TransferEnd::Encrypted => f.write_str("the data connection ended")?,
             }
             if !matches!(result, TransferResult::Complete | TransferResult::Unseen) {
                 write!(f, ", {}", result.name().replace('-', " "))?;
