@@ -334,4 +334,10 @@ impl DataConntrack for SharedState {
         });
         running.collect()
     }
+
+    fn open_sessions(&self) -> HashSet<u64> {
+        let mut open = HashSet::new();
+        self.with_each(|engine| open.extend(engine.sessions.list().map(|session| session.id)));
+        open
+    }
 }

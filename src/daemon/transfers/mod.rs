@@ -9,7 +9,7 @@ mod tries;
 pub(super) mod xferlog;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{
         Mutex, MutexGuard,
@@ -94,6 +94,9 @@ pub(super) trait DataConntrack {
 
     /// Those of the transfers that have begun and have not ended.
     fn running(&self) -> Vec<RunningConnection>;
+
+    /// The sessions that have not ended.
+    fn open_sessions(&self) -> HashSet<u64>;
 }
 
 /// What the thread knows.
@@ -155,8 +158,14 @@ impl Reporter {
 
     /// Whether an event is reported here, or says more of those that are.
     fn takes(&self, kind: &EventKind) -> bool {
-        matches!(kind, EventKind::PinholeClosed(_) | EventKind::PinholeExpired(_))
-            || self.reports(kind)
+        let says_more = matches!(
+            kind,
+            EventKind::PinholeClosed(_)
+                | EventKind::PinholeExpired(_)
+                | EventKind::Encrypted
+                | EventKind::RangeOpened(_)
+        );
+        says_more || self.reports(kind)
     }
 
     /// Takes over those of these events that matter here. Called in the order in which they happened in a session.
@@ -286,6 +295,7 @@ impl Reporter {
                     log_event!(DATA_LOG_LOSS, "some transfers have no bytes: copies were lost");
                 }
                 self.report_forgotten_connections(&mut known, now);
+                lock(&self.session_bytes).limit(|| conntrack.open_sessions());
             }
             known.report_ended_sessions(&mut lock(&self.session_bytes));
             publish(std::mem::take(&mut known.reports));
@@ -347,6 +357,10 @@ impl Reporter {
                 EventKind::SessionEnded(ended) => {
                     known.running.remove(&session);
                     known.ended_sessions.push_back((at, head.map(|()| ended)));
+                    None
+                }
+                EventKind::Encrypted | EventKind::RangeOpened(_) => {
+                    lock(&self.session_bytes).record_unread(session);
                     None
                 }
                 _ => None,

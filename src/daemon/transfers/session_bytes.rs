@@ -1,20 +1,20 @@
 //! How many bytes each session has transferred, for the report of its end.
 //!
-//! Invariant: memory is bounded, whatever peers do.
+//! Invariant: memory is bounded by the open sessions, and by what ends between two looks at them.
 
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
 
 use ftp_alg_core::{
     engine::{Transfer, TransferResult},
     session::TransferVerb,
 };
 
-/// Limit of sessions. The oldest go first, and their bytes are not known.
-const MAX_SESSIONS: usize = 65_536;
+/// From so many sessions on, those that have ended without a report go: they had no login.
+const MANY: usize = 65_536;
 
 /// The bytes of sessions that have not ended, by session number.
 #[derive(Default)]
-pub(in super::super) struct SessionBytes(BTreeMap<u64, ReportedBytes>);
+pub(in super::super) struct SessionBytes(HashMap<u64, ReportedBytes>);
 
 /// The transfers of a session that were reported by this daemon.
 #[derive(Default)]
@@ -35,8 +35,18 @@ impl SessionBytes {
         known.transfers = known.transfers.saturating_add(is_counted.into());
         known.bytes = known.bytes.saturating_add(bytes.unwrap_or(0));
         known.lacks_some |= bytes.is_none() && !had_none;
-        if self.0.len() > MAX_SESSIONS {
-            self.0.pop_first();
+    }
+
+    /// Records that a session has transfers that nobody reads, so that its bytes are not known.
+    pub(super) fn record_unread(&mut self, session: u64) {
+        self.0.entry(session).or_default().lacks_some = true;
+    }
+
+    /// Forgets the sessions that are not `open`, if there are many.
+    pub(super) fn limit(&mut self, open: impl FnOnce() -> HashSet<u64>) {
+        if self.0.len() > MANY {
+            let open = open();
+            self.0.retain(|session, _| open.contains(session));
         }
     }
 

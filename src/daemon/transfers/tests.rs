@@ -12,6 +12,7 @@ use super::*;
 #[derive(Default)]
 struct FakeConntrack {
     running: Vec<RunningConnection>,
+    open: HashSet<u64>,
 }
 
 impl DataConntrack for FakeConntrack {
@@ -29,6 +30,10 @@ impl DataConntrack for FakeConntrack {
 
     fn running(&self) -> Vec<RunningConnection> {
         self.running.clone()
+    }
+
+    fn open_sessions(&self) -> HashSet<u64> {
+        self.open.clone()
     }
 }
 
@@ -174,13 +179,47 @@ fn reported_with(reports: &Reporter, conntrack: &FakeConntrack) -> Vec<Event> {
     published
 }
 
+/// Sessions that are encrypted before the login, or picked up, have no report that would take theirs.
+#[test]
+fn a_long_session_keeps_its_bytes_beside_many_others() {
+    let reports = Reporter::new(true, []);
+    for session in [17].into_iter().chain(100..=66_000) {
+        reports.session_bytes().add(session, &finished(None, Some(226)).1);
+    }
+    let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
+    let ended = EndedSession { end, transfers: 1, bytes: None, duration };
+    record(&reports, &[event(None, EventKind::SessionEnded(ended))]);
+    let conntrack = FakeConntrack { open: [17, 66_000].into(), ..FakeConntrack::default() };
+    let published = reported_with(&reports, &conntrack);
+    let [Event { kind: EventKind::SessionEnded(ended), .. }] = &published[..] else {
+        panic!("{published:?}")
+    };
+    assert_eq!(ended.bytes, Some(5));
+    assert_eq!([100, 66_000].map(|session| reports.session_bytes().of(session)), [0, 5]);
+}
+
+/// Nobody knows how many there were: the end of one may be reported before them.
+#[test]
+fn a_session_that_is_encrypted_behind_its_login_has_no_bytes() {
+    let reports = Reporter::new(true, []);
+    let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
+    let ended = EndedSession { end, transfers: 0, bytes: None, duration };
+    let kinds = [EventKind::Encrypted, EventKind::SessionEnded(ended)];
+    record(&reports, &kinds.map(|kind| event(Some("bob"), kind)));
+    let published = reported_with(&reports, &FakeConntrack::default());
+    let [Event { kind: EventKind::SessionEnded(ended), .. }] = &published[..] else {
+        panic!("{published:?}")
+    };
+    assert_eq!(ended.bytes, None);
+}
+
 #[test]
 fn a_transfer_of_an_earlier_daemon_that_conntrack_forgets_is_reported() {
     let reports = Reporter::new(true, []);
     let (initiator, arrival) = ("10.0.0.7".parse().unwrap(), "198.51.100.9:50069".parse().unwrap());
     let ends = PinholeEnds { initiator, arrival, target: arrival, source: initiator };
     let running = (event(Some("bob"), EventKind::Login).map(|_| ends), 40001);
-    let conntrack = FakeConntrack { running: vec![running] };
+    let conntrack = FakeConntrack { running: vec![running], ..FakeConntrack::default() };
     let [event] = &reported_with(&reports, &conntrack)[..] else { panic!() };
     assert_eq!((event.kind.name(), event.user.as_deref()), ("no-data-connection", Some("bob")));
     let reason = "the kernel has forgotten the connection of 10.0.0.7:40001 to 198.51.100.9:50069";
