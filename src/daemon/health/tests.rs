@@ -55,7 +55,7 @@ fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>)
             kind: AnnouncementKind::Pasv,
             ends,
             why: "",
-            opened: None,
+            lifetime: [None; 2],
         });
         Event { session: 1, client, server, user: None, kind }
     };

@@ -183,7 +183,12 @@ impl Reporter {
                 left_out += u64::from(self.reports(&event.kind));
                 continue;
             }
-            let ended = event.kind.ended_transfer().and_then(|transfer| transfer.ended);
+            let ended = match &event.kind {
+                EventKind::PinholeClosed(unused) | EventKind::PinholeExpired(unused) => {
+                    unused.lifetime[1]
+                }
+                kind => kind.ended_transfer().and_then(|transfer| transfer.ended),
+            };
             let seen = ended.unwrap_or_else(Instant::now);
             inbox.events.push(Received { seen, at, event: event.clone() });
         }

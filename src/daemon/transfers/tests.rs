@@ -181,7 +181,7 @@ fn reported_with(reports: &Reporter, conntrack: &FakeConntrack) -> Vec<Event> {
 
 /// Sessions that are encrypted before the login, or picked up, have no report that would take theirs.
 #[test]
-fn a_long_session_keeps_its_bytes_beside_many_others() {
+fn a_long_session_keeps_its_bytes_while_many_others_end() {
     let reports = Reporter::new(true, []);
     for session in [17].into_iter().chain(100..=66_000) {
         reports.session_bytes().add(session, &finished(None, Some(226)).1);

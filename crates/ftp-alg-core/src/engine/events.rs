@@ -247,9 +247,9 @@ pub struct UnusedPinhole {
     /// Why it was closed; empty if it expired.
     #[serde(rename = "reason", skip_serializing_if = "str::is_empty")]
     pub why: &'static str,
-    /// When it was opened, if not by an earlier daemon.
+    /// When it was opened, if not by an earlier daemon, and closed, if that is known.
     #[serde(skip)]
-    pub opened: Option<Instant>,
+    pub lifetime: [Option<Instant>; 2],
 }
 
 /// A range that was closed.

@@ -133,7 +133,7 @@ impl Sessions {
             };
             let mut has_changed = false;
             while let Some(closed) = self.pinholes.close_first(index, is_forbidden) {
-                let closed = closed.closed_because("the configuration forbids it");
+                let closed = closed.closed_because("the configuration forbids it", None);
                 self.batch.events.push(entry.head.event(closed));
                 has_changed = true;
             }
@@ -232,8 +232,13 @@ impl Sessions {
         let is_over = |pinhole: &Pinhole| !pinhole.is_used() && pinhole.deadline <= now;
         while let Some(expired) = self.pinholes.close_first(index, is_over) {
             self.batch.events.push(head.event(match expired.is_refused() {
-                true => expired.closed_because("the server refused the command that was to use it"),
-                false => EventKind::PinholeExpired(expired.unused("")),
+                true => {
+                    expired.closed_because(
+                        "the server refused the command that was to use it",
+                        Some(now),
+                    )
+                }
+                false => EventKind::PinholeExpired(expired.unused("", Some(now))),
             }));
             has_changed = true;
         }
@@ -296,7 +301,7 @@ impl Sessions {
         let head = &mut self.table.get_mut(index)?.head;
         head.end_session(end, announcement, &mut self.batch.events);
         for unused in self.pinholes.of(index).filter(|pinhole| !pinhole.is_used()) {
-            let closed = unused.closed_because("the session is not followed any more");
+            let closed = unused.closed_because("the session is not followed any more", None);
             self.batch.events.push(head.event(closed));
         }
         self.remove(index)

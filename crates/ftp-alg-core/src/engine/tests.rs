@@ -244,7 +244,7 @@ fn each_unused_pinhole_expires_at_its_own_deadline() {
     // Before its deadline, it would be renewed.
     let lead = Duration::from_secs(3);
     for (at, open, next) in [
-        // It is told of if it has no data connection.
+        // It is examined: does its data connection wait?
         (second - Duration::from_secs(20), 2, Some(first - lead)),
         (first - lead, 2, Some(first)),
         (first, 1, Some(second - lead)),

@@ -616,7 +616,7 @@ fn transfers_for_whose_events_there_is_no_room_are_counted() {
 /// pyftpdlib connects before it answers a `PORT`, and some verbs are no transfers for us. The host knows what became of the data
 /// connection.
 #[test]
-fn a_pinhole_without_a_transfer_is_told_of() {
+fn a_pinhole_without_a_transfer_is_reported() {
     const OTHER: &str = "> PORT 192,168,150,80,14,179 < 200 ok";
     for (script, seconds, expected) in [
         ("> PORT 192,168,150,80,14,178", 10, &["no-data-connection"][..]),

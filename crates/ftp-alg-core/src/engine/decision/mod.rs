@@ -512,7 +512,10 @@ impl Decider<'_> {
             DialogueEvent::AnnouncementRefused => {
                 let refused = self.pinholes.close_first(self.index, |one| !one.is_answered());
                 if let Some(refused) = refused {
-                    self.push_event(refused.closed_because("the server refused the announcement"));
+                    self.push_event(
+                        refused
+                            .closed_because("the server refused the announcement", Some(self.now)),
+                    );
                 }
             }
             DialogueEvent::Requested(activity) => self.record_request(activity, dialogue),
@@ -717,7 +720,7 @@ impl Decider<'_> {
     /// Reports that an unused pinhole was closed.
     fn report_closed(&mut self, closed: &Pinhole, reason: &'static str) {
         if !closed.is_used() {
-            self.push_event(closed.closed_because(reason));
+            self.push_event(closed.closed_because(reason, Some(self.now)));
         }
     }
 

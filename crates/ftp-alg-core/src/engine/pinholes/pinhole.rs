@@ -113,14 +113,14 @@ pub(crate) fn renewal_interval(lifetime: Duration) -> Duration {
 }
 
 impl Pinhole {
-    /// What is said of it if no transfer used it: why it was closed, or nothing.
-    pub fn unused(&self, why: &'static str) -> UnusedPinhole {
-        UnusedPinhole { kind: self.kind, ends: self.ends, why, opened: self.opened }
+    /// What is said of it if no transfer used it: why it was closed, or nothing, and when.
+    pub fn unused(&self, why: &'static str, closed: Option<Instant>) -> UnusedPinhole {
+        UnusedPinhole { kind: self.kind, ends: self.ends, why, lifetime: [self.opened, closed] }
     }
 
     /// The event of its closing without a transfer.
-    pub fn closed_because(&self, why: &'static str) -> EventKind {
-        EventKind::PinholeClosed(self.unused(why))
+    pub fn closed_because(&self, why: &'static str, closed: Option<Instant>) -> EventKind {
+        EventKind::PinholeClosed(self.unused(why, closed))
     }
 
     /// One that has no serial number yet.

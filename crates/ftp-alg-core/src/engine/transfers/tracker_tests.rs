@@ -885,9 +885,9 @@ fn what_moves_through_a_pinhole_without_a_transfer_is_reported() {
         (&[SYN], missing("SYN of 203.0.113.9 seen, no answer from 10.0.0.7:50069")),
     ] {
         let mut test = Test::new();
-        let opened = Some(test.now);
+        let lifetime = [Some(test.now), None];
         test.observe(packets);
-        let unused = UnusedPinhole { kind: AnnouncementKind::Port, ends, why: "", opened };
+        let unused = UnusedPinhole { kind: AnnouncementKind::Port, ends, why: "", lifetime };
         let mut closed = event(Transfer::without_command(&unused, test.now, None));
         closed.user = None;
         let decided = test.tracker.end(test.now, (), closed);
@@ -910,7 +910,7 @@ fn what_a_transfer_has_is_no_other_ones() {
     let mut test = Test::after(&whole_connection(CLIENT, SERVER, 5));
     let aborted = Transfer { has_started: true, ..transfer(TransferVerb::Stor, 426) };
     assert_eq!(test.end(aborted).unwrap().result, TransferResult::Aborted);
-    let unused = UnusedPinhole { kind: AnnouncementKind::Port, ends, why: "", opened: None };
+    let unused = UnusedPinhole { kind: AnnouncementKind::Port, ends, why: "", lifetime: [None; 2] };
     assert!(test.end(Transfer::without_command(&unused, test.now, None)).is_none());
     test.now += PACKETS_WAIT;
     assert_eq!(test.finished().len(), 0);

@@ -137,10 +137,14 @@ impl Transfer {
         }
     }
 
-    /// That through a pinhole that was closed `now`, and that no transfer used. Packets are seen `since` then.
-    pub fn without_command(unused: &UnusedPinhole, now: Instant, since: Option<Instant>) -> Self {
-        let announced = unused.opened.or(since);
-        let duration = announced.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+    /// That through a pinhole that was closed at the time `closed`, and that no transfer used. Packets are seen `since` then.
+    pub fn without_command(
+        unused: &UnusedPinhole,
+        closed: Instant,
+        since: Option<Instant>,
+    ) -> Self {
+        let announced = unused.lifetime[0].or(since);
+        let duration = announced.map(|at| closed.saturating_duration_since(at)).unwrap_or_default();
         let announcement = Some((unused.kind, unused.ends));
         Self { announced, duration, ..Self::new(TransferVerb::Unread(None), announcement) }
     }
