@@ -53,7 +53,9 @@ const LOG_FILE: &str =
 const PASSWORD_FILE: &str = "an absolute path of a file, such as \"/etc/ftp-alg.password\"";
 const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\", or a \
                       port of 127.0.0.1, such as 9821";
-const PASSIVE_PORTS: &str = "a port, a range of ports or a list of them, from 1024 to 65535, such as \"50000-50100\" or [50000, \"50010-50020\"]";
+const PASSIVE_PORTS: &str = "a port, a range of ports or a list of them, from 1024 to 65535, such as \"50000-50100\" or [50000, \"50010-50020\"], or \"any\" for all of them";
+/// The passive ports `any`: only a server of others may have all of them.
+const ANY_PORT: RangeInclusive<u16> = 1024..=65535;
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
 
 /// Checks `text`.
@@ -134,7 +136,7 @@ impl Checker<'_> {
             queue: self.queue(section("queue", &file.queue), default.queue),
             pinhole: self.pinhole(section("pinhole", &file.pinhole), default.pinhole),
             networks: self.networks(&file.network, &limits, &nat, &control_ports),
-            servers: self.servers(&file.server, &control_ports),
+            servers: self.servers(&file.server, &control_ports, &limits),
             metrics: self.metrics(section("metrics", &file.metrics)),
             log: self.log(section("log", &file.log)),
             nat,
@@ -336,9 +338,10 @@ impl Checker<'_> {
                 self.refuse(&file.entry(key), message);
             }
             let any_interface = self.flag(&file.entry("any-interface"), false);
-            let passive_ports = self.passive_ports(&file.entry("passive-ports"), control_ports);
             let keys = self.policy_keys(file, default, nat);
-            let policy = Policy { any_interface, passive_ports, ..keys };
+            let (passive_ports, passive_ports_are_any) =
+                self.passive_ports(&file.entry("passive-ports"), control_ports, &keys);
+            let policy = Policy { any_interface, passive_ports, passive_ports_are_any, ..keys };
             networks.push(NetworkPolicy { clients, servers, inspect, policy });
         }
         for (earlier, later) in shadowed::shadowed(&networks) {
@@ -368,7 +371,12 @@ impl Checker<'_> {
         networks
     }
 
-    fn servers(&mut self, files: &[Spanned<Keys>], control_ports: &[u16]) -> Vec<ServerSettings> {
+    fn servers(
+        &mut self,
+        files: &[Spanned<Keys>],
+        control_ports: &[u16],
+        limits: &Policy,
+    ) -> Vec<ServerSettings> {
         let mut servers: Vec<ServerSettings> = Vec::new();
         for table in files {
             let file = Section { name: "server", keys: table.get_ref() };
@@ -391,7 +399,8 @@ impl Checker<'_> {
                 self.refuse(&external, &message);
             }
             let replace_foreign_address = self.flag(&file.entry("replace-foreign-address"), false);
-            let passive_ports = self.passive_ports(&file.entry("passive-ports"), control_ports);
+            let (passive_ports, _) =
+                self.passive_ports(&file.entry("passive-ports"), control_ports, limits);
             servers.push(ServerSettings {
                 address,
                 external_address,
@@ -402,22 +411,39 @@ impl Checker<'_> {
         servers
     }
 
-    /// The ports to which clients with an encrypted session may connect; none without the key.
-    fn passive_ports(&mut self, entry: &Entry<'_>, control_ports: &[u16]) -> PassivePorts {
-        let read = |value: &Value| {
-            let list = text::port_list(value)?;
-            list.iter().all(|range| *range.start() >= 1024).then_some(list)
+    /// The ports to which clients with an encrypted session may connect, without those of `deny-ports`, and whether they are
+    /// `any`; none without the key.
+    fn passive_ports(
+        &mut self,
+        entry: &Entry<'_>,
+        control_ports: &[u16],
+        Policy { deny_ports, .. }: &Policy,
+    ) -> (PassivePorts, bool) {
+        let read = |value: &Value| match value.as_str() {
+            Some("any") => Some(vec![ANY_PORT]),
+            _ => text::port_list(value)
+                .filter(|list| list.iter().all(|range| ANY_PORT.contains(range.start()))),
         };
-        let ranges = self.optional(entry, PASSIVE_PORTS, read).unwrap_or_default();
+        let Some(mut ranges) = self.optional(entry, PASSIVE_PORTS, read) else {
+            return Default::default();
+        };
+        let are_any = ranges == [ANY_PORT];
         let is_in = |port: &&u16| ranges.iter().any(|range| range.contains(port));
-        if let Some(port) = control_ports.iter().find(is_in) {
+        if let Some(port) = control_ports.iter().find(is_in).filter(|_| !are_any) {
             self.refuse(entry, &format!("contains the control port {port}: choose other ports"));
         }
         if ranges.len() > MAX_PASSIVE_RANGES {
             let message = format!("has {} ranges: give at most {MAX_PASSIVE_RANGES}", ranges.len());
             self.refuse(entry, &message);
         }
-        ranges.into()
+        let control_ports = control_ports.iter().filter(|_| are_any).map(|port| *port..=*port);
+        for removed in deny_ports.iter().cloned().chain(control_ports) {
+            text::remove_ports(&mut ranges, &removed);
+        }
+        if ranges.is_empty() {
+            self.refuse(entry, "has no port that deny-ports leaves: choose other ports");
+        }
+        (ranges.into(), are_any)
     }
 
     fn metrics(&mut self, file: Section<'_>) -> MetricsSettings {

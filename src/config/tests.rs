@@ -1,6 +1,9 @@
 //! Valid configurations, and the messages about invalid ones.
 
-use ftp_alg_core::policy::{AuthTls, ForeignAddress};
+use ftp_alg_core::{
+    engine::PortsText,
+    policy::{AuthTls, ForeignAddress},
+};
 
 use super::*;
 
@@ -346,6 +349,7 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         [[network]] / servers = "::/0" / deny-ports = [3306, 65536] => :3:14: network.deny-ports: [3306, 65536] is not a list of ports
         [[network]] / servers = "::/0" / inspect = false / auth-tls = "pass" => :4:12: network.auth-tls: "pass" has no effect with inspect = false
         control-ports = [2121] / [[server]] / address = "10.0.0.5" / passive-ports = "2000-3000" => contains the control port 2121
+        policy.deny-ports = ["5000-6000"] / [[server]] / address = "10.0.0.5" / passive-ports = "5000-5009" => "5000-5009" has no port that deny-ports leaves
         [[network]] / servers = "::/0" / passive-ports = "60000-65536" => network.passive-ports: "60000-65536" is not a port
         [[network]] / servers = "::/0" / inspect = false / passive-ports = 5000 => :4:17: network.passive-ports: 5000 has no effect with inspect = false
         implicit-tls-ports = [990, 21] => implicit-tls-ports: [990, 21] contains port 21, as control-ports does
@@ -430,6 +434,26 @@ fn shadowed(tables: &str) -> Vec<(usize, usize)> {
     match parse(&text) {
         Ok(_) => Vec::new(),
         Err(error) => error.to_string().lines().map(place).collect(),
+    }
+}
+
+#[test]
+fn passive_ports_leave_out_denied_ports_and_any_means_all_others() {
+    for (text, expected) in rows(
+        r#"
+        [[network]] / servers = "0.0.0.0/0" / passive-ports = "any" => 1024-65535
+        [[network]] / servers = "0.0.0.0/0" / passive-ports = "1024-65535" => 1024-65535
+        [[network]] / servers = "0.0.0.0/0" / passive-ports = "any" / deny-ports = [22, "1024-1029", 3306, 65535] => 1030-3305, 3307-65534
+        control-ports = [21, 2121] / policy.deny-ports = [3306] / [[network]] / servers = "::/0" / passive-ports = "any" => 1024-2120, 2122-3305, 3307-65535
+        policy.deny-ports = [3306] / [[network]] / servers = "::/0" / passive-ports = "any" / deny-ports = [] => 1024-65535
+        policy.deny-ports = [50050] / [[server]] / address = "10.0.0.5" / passive-ports = ["50000-50100", 60000] => 50000-50049, 50051-50100, 60000
+        "#,
+    ) {
+        let config = parse(&text).unwrap();
+        let of_networks = config.networks.iter().map(|network| &network.policy.passive_ports);
+        let of_servers = config.servers.iter().map(|server| &server.passive_ports);
+        let ports = of_networks.chain(of_servers).next().unwrap();
+        assert_eq!(PortsText(ports).to_string(), expected, "{text}");
     }
 }
 

@@ -86,6 +86,18 @@ pub(super) fn port_list(value: &Value) -> Option<Vec<RangeInclusive<u16>>> {
     is_apart.then_some(ranges)
 }
 
+/// Takes ports out of `ranges`.
+pub(super) fn remove_ports(ranges: &mut Vec<RangeInclusive<u16>>, removed: &RangeInclusive<u16>) {
+    let (first, last) = (*removed.start(), *removed.end());
+    let rest = |range: RangeInclusive<u16>| {
+        let (start, end) = range.into_inner();
+        let below = first.checked_sub(1).map(|below| start..=end.min(below));
+        let above = last.checked_add(1).map(|above| start.max(above)..=end);
+        [below, above].into_iter().flatten().filter(|rest| !rest.is_empty())
+    };
+    *ranges = std::mem::take(ranges).into_iter().flat_map(rest).collect();
+}
+
 /// `auto`, an address, or `dns:NAME`.
 pub(super) fn external_address(text: &str) -> Option<ExternalSetting> {
     if text == "auto" {

@@ -1,8 +1,9 @@
 //! What a valid configuration allows, or leaves without effect, although its operator may not expect that.
 
-use std::ops::RangeInclusive;
+use std::{net::IpAddr, ops::RangeInclusive};
 
 use ftp_alg_core::policy::NetworkPolicy;
+use ipnetwork::IpNetwork;
 
 use super::{Backend, Config};
 
@@ -57,18 +58,24 @@ impl Config {
         let has_no_tls = refuses && inspected().all(is_refused);
         let of_servers = self.servers.iter().map(|server| {
             let key = format!("server.passive-ports of {}", server.address);
-            (key, &server.passive_ports, has_no_tls)
+            (key, &server.passive_ports, has_no_tls, false)
         });
-        let of_networks = inspected()
-            .map(|one| (key_of(one, "passive-ports"), &one.policy.passive_ports, is_refused(one)));
-        for (key, ports, has_no_tls) in of_servers.chain(of_networks) {
+        let of_networks = inspected().map(|one| {
+            let key = key_of(one, "passive-ports");
+            (key, &one.policy.passive_ports, is_refused(one), is_of_others(one))
+        });
+        for (key, ports, has_no_tls, are_of_others) in of_servers.chain(of_networks) {
             // Implicit TLS needs no AUTH.
             if has_no_tls && self.implicit_tls_ports.is_empty() && !ports.is_empty() {
                 let why =
                     "has no effect, because auth-tls = \"refuse\" lets no session be encrypted";
                 warnings.push(format!("{key}: {why}"));
             }
-            let said = [too_many(ports, backend), services_in(ports)].into_iter().flatten();
+            let said = match are_of_others {
+                true => [too_many_expected(ports, backend), None],
+                false => [too_many(ports, backend), services_in(ports)],
+            };
+            let said = said.into_iter().flatten();
             warnings.extend(said.map(|text| format!("{key}: {text}")));
         }
         warnings
@@ -81,19 +88,38 @@ fn key_of(NetworkPolicy { clients, servers, .. }: &NetworkPolicy, key: &str) -> 
     first.map_or_else(String::new, |first| format!("network.{key} of {first}"))
 }
 
-fn too_many(ports: &[RangeInclusive<u16>], backend: Option<Backend>) -> Option<String> {
-    let count: usize = ports.iter().map(ExactSizeIterator::len).sum();
-    if backend == Some(Backend::Conntrack) && count > MAX_EXPECTED_PORTS {
-        return Some(format!(
+/// Whether these are `any` ports of servers that are not in networks of ours. Who runs them answers for their ports.
+fn is_of_others(NetworkPolicy { servers, policy, .. }: &NetworkPolicy) -> bool {
+    let is_private = |network: &IpNetwork| match network.network() {
+        IpAddr::V4(first) => first.is_private() || first.is_loopback(),
+        IpAddr::V6(first) => first.is_unique_local() || first.is_loopback(),
+    };
+    policy.passive_ports_are_any && !servers.iter().any(is_private)
+}
+
+fn count(ports: &[RangeInclusive<u16>]) -> usize {
+    ports.iter().map(ExactSizeIterator::len).sum()
+}
+
+fn too_many_expected(ports: &[RangeInclusive<u16>], backend: Option<Backend>) -> Option<String> {
+    let count = count(ports);
+    (backend == Some(Backend::Conntrack) && count > MAX_EXPECTED_PORTS).then(|| {
+        format!(
             "{count} ports: the back end conntrack opens {MAX_EXPECTED_PORTS} of a server at most: give fewer, here and in \
              the server"
-        ));
-    }
-    (count > MANY_PORTS).then(|| {
-        format!(
-            "{count} ports: a client reaches each without a login: give fewer, here and in the server; 100 are enough for \
-             most"
         )
+    })
+}
+
+fn too_many(ports: &[RangeInclusive<u16>], backend: Option<Backend>) -> Option<String> {
+    let count = count(ports);
+    too_many_expected(ports, backend).or_else(|| {
+        (count > MANY_PORTS).then(|| {
+            format!(
+                "{count} ports: a client reaches each without a login: give fewer, here and in the server; 100 are enough \
+                 for most"
+            )
+        })
     })
 }
 
@@ -153,6 +179,8 @@ mod tests {
             "",
             "[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"50000-50999\"",
             "[[network]]\nservers = \"10.0.0.0/8\"\ninspect = false",
+            "[[network]]\nservers = \"0.0.0.0/0\"\npassive-ports = \"any\"",
+            "[[network]]\nclients = \"10.0.0.0/8\"\npassive-ports = \"1024-65535\"",
         ] {
             assert_eq!(warnings(text, Some(Backend::Nftables)), [""; 0], "{text}");
         }
@@ -177,6 +205,13 @@ mod tests {
         let of = |ports, backend| warnings(&server(ports), Some(backend)).concat();
         assert_eq!(of("50000-50063", Backend::Conntrack), "");
         assert_eq!(of("50000-50064", Backend::Nftables), "");
+        let any = "[[network]]\nservers = \"0.0.0.0/0\"\npassive-ports = \"any\"";
+        assert!(
+            warnings(any, Some(Backend::Conntrack)).concat().contains("64512 ports: the back end")
+        );
+        // These are nobody else's.
+        let own = any.replace("0.0.0.0/0", "10.0.0.0/8");
+        assert_eq!(warnings(&own, Some(Backend::Nftables)).len(), 2);
         let said = of("50000-50064", Backend::Conntrack);
         assert!(said.contains("65 ports: the back end conntrack opens 64"), "{said}");
     }

@@ -57,6 +57,8 @@ pub struct Policy {
     pub any_interface: bool,
     /// The ports to which clients with an encrypted session may connect, if their server has none of its own.
     pub passive_ports: PassivePorts,
+    /// Whether `passive_ports` are all that servers of others may have. They are then not for servers of ours.
+    pub passive_ports_are_any: bool,
     /// Policies for certain connections, at most 65535. The first match counts.
     pub networks: Vec<NetworkPolicy>,
 }
@@ -154,6 +156,7 @@ impl Default for Policy {
             max_pinholes_per_client: 1024,
             any_interface: false,
             passive_ports: Arc::default(),
+            passive_ports_are_any: false,
             networks: Vec::new(),
         }
     }
@@ -185,10 +188,14 @@ impl Policy {
         }
     }
 
-    /// The ports to which clients with an encrypted session with the server at `address` may connect.
-    pub fn passive_ports(&self, address: IpAddr) -> &PassivePorts {
-        let own = self.server(address).map(|server| &server.passive_ports);
-        own.filter(|own| !own.is_empty()).unwrap_or(&self.passive_ports)
+    /// The ports to which clients with an encrypted session with the server at `address` may connect. `is_ours` says
+    /// whether this gateway publishes the server, or is its machine.
+    pub fn passive_ports(&self, address: IpAddr, is_ours: bool) -> PassivePorts {
+        match self.server(address) {
+            Some(known) if !known.passive_ports.is_empty() => Arc::clone(&known.passive_ports),
+            known if self.passive_ports_are_any && (is_ours || known.is_some()) => Arc::default(),
+            _ => Arc::clone(&self.passive_ports),
+        }
     }
 
     /// Whether `port` is in `deny_ports`.

@@ -7,7 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::session::Side;
+use crate::{
+    policy::{PassivePorts, Policy},
+    session::Side,
+};
 
 /// The translation of a control connection: how NAT shows its two ends to each other.
 ///
@@ -31,6 +34,12 @@ impl Translation {
     /// The translation of a connection without NAT.
     pub fn identity(client: SocketAddr, server: SocketAddr) -> Self {
         Self { client, client_external: client, server, server_external: server, ct_mark: 0 }
+    }
+
+    /// The ports to which this client may connect, if the session is encrypted. `is_server_here`: the server is this machine.
+    pub fn passive_ports(&self, policy: &Policy, is_server_here: bool) -> PassivePorts {
+        let is_published = self.server.ip() != self.server_external.ip();
+        policy.passive_ports(self.server.ip(), is_published || is_server_here)
     }
 
     /// Source and destination of packets that `to` receives, as it sees them.

@@ -10,7 +10,7 @@ use std::{
     borrow::Cow,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, atomic::Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -24,7 +24,7 @@ use crate::{
         pinholes::pinhole::{Pinhole, PinholeRecord},
         table::Key,
     },
-    session::{Phase, Session},
+    session::{Phase, Session, Side},
 };
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
@@ -308,9 +308,10 @@ impl Sessions {
                 entry.head.watch(now);
             }
             let policy = self.policy.for_network(network);
-            let ports = policy.passive_ports(server.ip());
+            let is_here = entry.session.interfaces.is_this_machine(Side::Server);
             if let Some(control) = translation.filter(|_| record.has_range && !is_unqueued) {
-                self.ranges.restore(owner, id, OpenRange { control, ports: Arc::clone(ports) });
+                let ports = control.passive_ports(policy, is_here);
+                self.ranges.restore(owner, id, OpenRange { control, ports });
             }
             let lifetime = policy.pinhole_timeout;
             for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {

@@ -182,7 +182,8 @@ impl Sessions {
                 continue;
             };
             let policy = self.policy.for_network(entry.head.network());
-            if *policy.passive_ports(range.control.server.ip()) != range.ports {
+            let is_here = entry.session.interfaces.is_this_machine(Side::Server);
+            if range.control.passive_ports(policy, is_here) != range.ports {
                 self.close_range(index, "the configuration has other passive ports");
                 self.mark_changed(index);
             }

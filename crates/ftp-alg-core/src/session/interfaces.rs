@@ -208,6 +208,11 @@ impl Interfaces {
         ENDS.iter().all(is_certain).then(|| ENDS.map(|end| self.of(end).0.into()))
     }
 
+    /// Whether this machine is this end.
+    pub fn is_this_machine(&self, end: Side) -> bool {
+        self.known(end) != Knowledge::Nothing && self.of(end) == Interface::THIS_MACHINE
+    }
+
     fn of(&self, end: Side) -> Interface {
         Interface(u16::from_ne_bytes(self.indices[end as usize]))
     }

@@ -9,7 +9,6 @@ mod transfers;
 use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
     time::Instant,
 };
 
@@ -34,7 +33,7 @@ use crate::{
     policy::{ExternalAddress, ForeignAddress, Policy},
     session::{
         AnnouncedLine, Decide, Decision, Dialogue, DialogueEvent, Effect, Phase, RefusalReason,
-        RefusedLine, Session, SessionLimit,
+        RefusedLine, Session, SessionLimit, Side,
     },
 };
 
@@ -62,6 +61,8 @@ pub struct Decider<'a> {
     pub index: u32,
     pub policy: &'a Policy,
     pub head: &'a mut Head,
+    /// Whether the server is this machine.
+    is_server_here: bool,
     pub pinholes: &'a mut PinholeTable,
     pub ranges: &'a mut Ranges,
     pub timers: &'a mut Timers,
@@ -97,6 +98,7 @@ impl Sessions {
             index,
             policy,
             head,
+            is_server_here: session.interfaces.is_this_machine(Side::Server),
             pinholes,
             ranges,
             timers,
@@ -598,7 +600,8 @@ impl Decider<'_> {
 
     fn record_encrypted(&mut self) {
         self.counters.encrypted += 1;
-        if self.policy.passive_ports(self.head.server().ip()).is_empty() {
+        let control = self.translation().unwrap_or_else(|_| self.head.translation_or_identity());
+        if control.passive_ports(self.policy, self.is_server_here).is_empty() {
             self.push_event(EventKind::Encrypted);
         }
     }
@@ -612,7 +615,7 @@ impl Decider<'_> {
             Ok(control) => control,
             Err(error) => return self.record_kernel_error(&error),
         };
-        let ports = Arc::clone(self.policy.passive_ports(self.head.server().ip()));
+        let ports = control.passive_ports(self.policy, self.is_server_here);
         let range = OpenRange { control, ports };
         let opened = range.has_ports().then(|| RangeInfo::from(&range));
         match self.ranges.open(self.now, self.index, self.head.id, range, self.kernel) {
