@@ -63,9 +63,11 @@ pub(super) fn list(
     items.iter().map(row).collect()
 }
 
-/// `text` wrapped at column `end`. The first line starts at column `indent`, and further lines are indented to it.
+/// The lines of `text`, each wrapped at column `end`. The first starts at column `indent`, and further lines are indented to
+/// it.
 pub(super) fn wrapped(text: &str, indent: usize, end: usize) -> String {
-    wrap(text, end.saturating_sub(indent), false).join(&format!("\n{:indent$}", ""))
+    let wrap = |line| wrap(line, end.saturating_sub(indent), false);
+    text.lines().flat_map(wrap).collect::<Vec<_>>().join(&format!("\n{:indent$}", ""))
 }
 
 /// `text` in lines of at most `limit` columns, which end between words. A word that is too long is
@@ -180,6 +182,7 @@ mod tests {
         }
         assert_eq!(wrapped("a b c", 10, 13), "a b\n          c");
         assert_eq!(wrapped("a b", 10, 0), "a\n          b");
+        assert_eq!(wrapped("a b\nc = \"d\"", 2, 80), "a b\n  c = \"d\"");
         for (text, limit, expected) in [
             ("", 5, vec![""]),
             ("one two three", 7, vec!["one two", "three"]),

@@ -85,7 +85,7 @@ fn summary(status: &Status) -> String {
 
 fn findings(status: &Status) -> Vec<Row> {
     let row = |(key, (severity, problem)): (u64, (Severity, &Problem))| {
-        let remedy = [("REMEDY", escaped(&problem.remedy))];
+        let remedy = [("REMEDY", escaped(&problem.remedy.replace('\n', "; ")))];
         Row::new(key, rows::HEALTH, &(key, CheckStatus::from(severity), problem.clone()))
             .with(remedy)
     };

@@ -103,7 +103,7 @@ impl Check {
     pub fn from_problem(section: &'static str, severity: Severity, problem: &Problem) -> Self {
         let Problem { name, text, remedy, .. } = problem.clone();
         let check = Self::new(section, name.clone(), severity.into(), text);
-        Self { problem: Some(name.into()), ..check }.advice([remedy])
+        Self { problem: Some(name.into()), ..check }.advice(remedy.lines().map(str::to_owned))
     }
 
     /// Whether no FTP works through the gateway because of it, as far as this check can know.

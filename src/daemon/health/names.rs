@@ -191,7 +191,7 @@ problems! {
     NoDataConnection,
     /// sessions were [encrypted](encrypted.md), and the firewall drops their data connections: the text has the ports that
     /// clients tried
-    #[problem("encrypted", ByClients, Daemon, "`passive-ports` of the server, in [[server]] or [[network]]: its own passive ports")]
+    #[problem("encrypted", ByClients, Daemon, "add the range of passive ports of the server to the configuration, as its `passive-ports` in a [[server]] or [[network]]; then reload")]
     Encrypted,
     /// the kernel dropped packets because a queue was full
     #[problem("overruns", Warning, Daemon, "raise [queue] workers, or see what else uses the processors")]

@@ -36,6 +36,8 @@ impl Reports {
             if !is_lasting || self.reported.insert(name.clone(), severity) == Some(severity) {
                 continue;
             }
+            // It may have lines to be pasted.
+            let remedy = remedy.replace('\n', "; ");
             match severity {
                 Severity::Problem => {
                     log_event!(PROBLEM, problem = name, "problem {name}: {text}: {remedy}")

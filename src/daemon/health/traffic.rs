@@ -38,7 +38,7 @@ const MIN_ROUTELESS: u64 = 2;
 /// A few data connections fail because their clients cancel them.
 const MIN_MISSING: u64 = 3;
 /// Limit of servers whose ports clients have tried in vain.
-const MAX_TRIED: usize = 8;
+const MAX_TRIED: usize = 32;
 /// The most ports of a proposed range: a client may try any.
 const MAX_PROPOSED: u16 = 1000;
 /// How many expired pinholes are stored until the next look at conntrack.
@@ -124,33 +124,62 @@ impl fmt::Display for Recent<'_> {
     }
 }
 
-fn list(texts: impl Iterator<Item = String>) -> String {
-    texts.collect::<Vec<_>>().join("; ")
+/// The ports of a server that clients have tried in vain.
+#[derive(Debug)]
+struct Tried {
+    /// The lowest and the highest.
+    ports: RangeInclusive<u16>,
+    /// Whether the server has passive ports, which are others.
+    has_others: bool,
+    is_published: bool,
 }
 
-/// The ports of a server that clients have tried.
-fn tried_text(server: IpAddr, ports: &RangeInclusive<u16>) -> String {
+/// What clients have tried at `server`.
+fn tried_text((server, Tried { ports, .. }): (&IpAddr, &Tried)) -> String {
     match ports.start() == ports.end() {
         true => format!("port {} of {server}", ports.start()),
         false => format!("ports {} to {} of {server}", ports.start(), ports.end()),
     }
 }
 
-/// The setting that would admit what clients have tried, rounded. A client may try what it wants to have opened: no ports
-/// of other services are proposed, and none besides those that the server has.
-fn setting(server: IpAddr, ports: &RangeInclusive<u16>, has_others: bool) -> String {
+/// The ports that clients have tried, rounded to what servers usually have: many have 50000-50100.
+fn rounded(ports: &RangeInclusive<u16>) -> RangeInclusive<u16> {
     let first = ports.start() / 100 * 100;
-    // As many write 50000-50100 as 50000-50099.
     let last = ports.end().div_ceil(100).saturating_mul(100).max(first.saturating_add(100));
-    let all = first.max(1024)..=last;
-    let ports = match !has_others
-        && last - first <= MAX_PROPOSED
-        && !may_have_services(slice::from_ref(&all))
-    {
-        true => format!("\"{}-{last}\"", all.start()),
-        false => "\"FIRST-LAST\"".to_owned(),
+    first.max(1024)..=last
+}
+
+/// What to do, and below it the lines that would admit what clients have `tried`, one table for each server. A client may try
+/// what it wants to have opened: no ports of other services are proposed, and none besides those that the server has.
+fn tried_remedy(tried: &BTreeMap<IpAddr, Tried>) -> String {
+    let may_be_proposed = |(_, Tried { ports, has_others, .. }): &(&IpAddr, &Tried)| {
+        let all = rounded(ports);
+        let is_narrow = all.end().saturating_sub(*all.start()) <= MAX_PROPOSED;
+        !has_others
+            && is_narrow
+            && *ports.start() >= 1024
+            && !may_have_services(slice::from_ref(&all))
     };
-    format!("[[server]] address = \"{server}\", passive-ports = {ports}")
+    let (proposed, others): (Vec<_>, Vec<_>) = tried.iter().partition(may_be_proposed);
+    let mut sentences = Vec::new();
+    if !others.is_empty() {
+        let servers = others.iter().map(|(server, _)| server.to_string()).collect::<Vec<_>>();
+        sentences.push(format!(
+            "look up the range of passive ports in the settings of {}, and write it as its passive-ports in the \
+             configuration (\"any\" for a server of others); then reload",
+            servers.join(" and of ")
+        ));
+    }
+    if !proposed.is_empty() {
+        let what = "add these lines to the configuration, with the server's own range if that is another one; then reload";
+        sentences.push(what.to_owned());
+    }
+    let table = |(server, Tried { ports, is_published, .. }): (&IpAddr, &Tried)| {
+        let of = if *is_published { "[[server]]\naddress" } else { "[[network]]\nservers" };
+        let (first, last) = rounded(ports).into_inner();
+        format!("\n{of} = \"{server}\"\npassive-ports = \"{first}-{last}\"")
+    };
+    sentences.join("; ") + &proposed.into_iter().map(table).collect::<String>()
 }
 
 /// The traffic of the last minutes.
@@ -165,8 +194,8 @@ pub(super) struct Traffic {
     encrypted: Failure,
     /// Data connections of encrypted sessions that the firewall dropped.
     tried: Failure,
-    /// Their ports, by server: the lowest and the highest; and whether it has passive ports, which are others.
-    tried_ports: BTreeMap<IpAddr, (RangeInclusive<u16>, bool)>,
+    /// Their ports, by server.
+    tried_ports: BTreeMap<IpAddr, Tried>,
     /// Sessions that open nothing, because packets of an end arrive where no route to it leads.
     routeless: Failure,
     /// Data connections that got no answer.
@@ -225,10 +254,11 @@ impl Traffic {
         self.tried.record(now, event, String::new());
         let (server, port) = (tried.ends.target.ip(), tried.ends.target.port());
         if self.tried_ports.len() < MAX_TRIED || self.tried_ports.contains_key(&server) {
-            let (known, has_others) =
-                self.tried_ports.entry(server).or_insert((port..=port, false));
-            *known = port.min(*known.start())..=port.max(*known.end());
-            *has_others |= tried.misses_range;
+            let is_published = tried.ends.arrival.ip() != server;
+            let new = Tried { ports: port..=port, has_others: false, is_published };
+            let known = self.tried_ports.entry(server).or_insert(new);
+            known.ports = port.min(*known.ports.start())..=port.max(*known.ports.end());
+            known.has_others |= tried.misses_range;
         }
     }
 
@@ -292,12 +322,10 @@ impl Traffic {
                 let what = counted(tried.count, "data connection");
                 let text = format!(
                     "the firewall dropped {what} of encrypted sessions {tried}: {}",
-                    list(ports.iter().map(|(server, (ports, _))| tried_text(*server, ports)))
+                    ports.iter().map(tried_text).collect::<Vec<_>>().join("; ")
                 );
-                let lines = ports.iter().map(|(server, (ports, has_others))| setting(*server, ports, *has_others));
-                let remedy = format!("the server's own passive ports, as in {}", list(lines));
                 let name = ProblemName::Encrypted;
-                (name.severity(tried.counted_clients()), name.problem_with(text, remedy))
+                (name.severity(tried.counted_clients()), name.problem_with(text, tried_remedy(ports)))
             })),
             (encrypted.last_at, (encrypted.count > 0 && drops_unmarked && tried.count == 0).then(|| {
                 let sessions = counted(encrypted.count, "session");
@@ -320,25 +348,52 @@ impl Traffic {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::Config;
+
+    /// What the remedy proposes for a server of which clients have `tried` these ports.
+    fn proposed(tried: RangeInclusive<u16>, has_others: bool, is_published: bool) -> String {
+        let tried = Tried { ports: tried, has_others, is_published };
+        tried_remedy(&BTreeMap::from([(IpAddr::from([10, 0, 0, 5]), tried)]))
+    }
+
+    #[test]
+    fn the_ports_that_clients_tried_can_be_pasted() {
+        for (ports, is_published, proposed_ports) in [
+            (50003..=50057, true, "50000-50100"),
+            (50100..=50100, true, "50100-50200"),
+            (50003..=50100, true, "50000-50100"),
+            (65535..=65535, false, "65500-65535"),
+            (1024..=1024, false, "1024-1100"),
+        ] {
+            let remedy = proposed(ports.clone(), false, is_published);
+            let (sentence, lines) = remedy.split_once('\n').unwrap();
+            assert!(sentence.ends_with("; then reload"), "{remedy}");
+            let table = if is_published { "[[server]]\naddress" } else { "[[network]]\nservers" };
+            assert_eq!(
+                lines,
+                format!("{table} = \"10.0.0.5\"\npassive-ports = \"{proposed_ports}\"")
+            );
+            Config::parse(lines, Path::new("f")).unwrap();
+        }
+    }
 
     #[test]
     fn no_ports_of_other_services_are_proposed() {
-        let server = IpAddr::from([10, 0, 0, 5]);
-        for (tried, expected) in [
-            (50003..=50057, "\"50000-50100\""),
-            (50003..=50100, "\"50000-50100\""),
-            (50000..=50000, "\"50000-50100\""),
-            (65535..=65535, "\"65500-65535\""),
-            (1024..=1024, "\"1024-1100\""),
-            (3306..=3306, "\"FIRST-LAST\""),
-            (8443..=8443, "\"FIRST-LAST\""),
-            (1024..=65535, "\"FIRST-LAST\""),
+        for (tried, has_others) in [
+            (20..=80, false),
+            (20..=1030, false),
+            (3306..=3306, false),
+            (8400..=8500, false),
+            (1024..=65535, false),
+            (50000..=50100, true),
         ] {
-            for (has_others, expected) in [(false, expected), (true, "\"FIRST-LAST\"")] {
-                let line = setting(server, &tried, has_others);
-                assert!(line.ends_with(&format!("passive-ports = {expected}")), "{line}");
-            }
+            let remedy = proposed(tried, has_others, true);
+            let start =
+                "look up the range of passive ports in the settings of 10.0.0.5, and write it";
+            assert!(remedy.starts_with(start) && !remedy.contains('\n'), "{remedy}");
         }
     }
 }
