@@ -233,11 +233,13 @@ impl EventOptions {
 
     /// The line of the event with these fields. A warning has a colour, where there are colours.
     fn line(&self, json: &str, fields: &Value, style: Style) -> String {
-        let text = |field: &str| fields[field].as_str().unwrap_or_default();
+        if self.json {
+            return plain_json(json) + "\n";
+        }
+        let text = |field: &str| escaped(fields[field].as_str().unwrap_or_default());
         let (time, says) = (text("time"), text("text"));
         match is_warning(fields) {
-            _ if self.json => format!("{json}\n"),
-            true => format!("{time} {}\n", style.yellow(says)),
+            true => format!("{time} {}\n", style.yellow(&says)),
             false => format!("{time} {says}\n"),
         }
     }
@@ -275,7 +277,7 @@ impl<'a> Printer<'a> {
         let time = time_of(fields)?;
         match (self.last.replace(time), self.options.since) {
             (None, Some(since)) if since < time => {
-                Some(format!("begins at {time:.0}: earlier events are in older files"))
+                Some(format!("begins at {time:.0}: no file that was given has earlier events"))
             }
             (Some(last), _) if last.duration_since(time) > DISORDER => Some(format!(
                 "goes back from {last:.0} to {time:.0}: the oldest file has to come first"
@@ -314,7 +316,8 @@ impl<'a> Printer<'a> {
         let EventOptions { since, until, json, .. } = *self.options;
         for one in openings {
             if one.was_open(since, until) && self.options.selects_subject(one.announcement()) {
-                self.lines.print(&(one.line(json) + "\n"))?;
+                let plain = if json { plain_json } else { escaped };
+                self.lines.print(&(plain(&one.line(json)) + "\n"))?;
             }
         }
         Ok(())
@@ -327,6 +330,24 @@ impl<'a> Printer<'a> {
         self.print_openings(&left)?;
         self.lines.finish()
     }
+}
+
+/// JSON without anything that a terminal interprets, which means the same: a file may be anybody's.
+fn plain_json(json: &str) -> String {
+    let mut plain = String::with_capacity(json.len());
+    for char in json.chars() {
+        match char {
+            // Between two values; a string has none.
+            '\0'..' ' => plain.push(' '),
+            _ if char.escape_debug().len() > 2 => {
+                for unit in char.encode_utf16(&mut [0; 2]) {
+                    plain += &format!("\\u{unit:04x}");
+                }
+            }
+            _ => plain.push(char),
+        }
+    }
+    plain
 }
 
 /// Has `printer` take over the events of a file.
@@ -394,6 +415,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cli::output::PLAIN;
 
     #[derive(clap::Parser)]
     struct Test {
@@ -479,6 +501,24 @@ mod tests {
         }
     }
 
+    /// ESC, DEL, CSI in one character, a change of direction, and one beyond the basic plane.
+    #[test]
+    fn nothing_of_a_file_reaches_the_terminal_as_a_command() {
+        let hostile = "\u{1b}[2J\u{7f}\u{9b}2J\u{202e}\u{e0001}é\"";
+        let event = json!({"time": hostile, "event": "login", "text": hostile});
+        let text = options("").line("", &event, PLAIN);
+        assert_eq!(
+            text.matches("\\u{1b}[2J\\u{7f}\\u{9b}2J\\u{202e}\\u{e0001}é\"").count(),
+            2,
+            "{text}"
+        );
+        let json = event.to_string().replacen(',', ",\r\t", 1);
+        let line = options("--json").line(&json, &event, PLAIN);
+        let is_plain = |char: char| char == 'é' || char == ' ' || char.is_ascii_graphic();
+        assert!(line.trim_end_matches('\n').chars().all(is_plain), "{line}");
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), event);
+    }
+
     #[test]
     fn files_that_begin_late_or_come_in_the_wrong_order_are_noted() {
         let notes = |arguments: &str, times: &[&str]| {
@@ -488,7 +528,7 @@ mod tests {
                 |time: &&str| printer.note_on_time(&json!({"time": format!("2020-11-{time}Z")}));
             times.iter().map(of).collect::<Vec<_>>()
         };
-        let begins = "begins at 2020-11-28T10:00:00Z: earlier events are in older files";
+        let begins = "begins at 2020-11-28T10:00:00Z: no file that was given has earlier events";
         let times = ["28T10:00:00", "28T10:30:00", "28T09:40:00"];
         assert_eq!(notes("--since 2020-11-27", &times), [Some(begins.to_owned()), None, None]);
         assert_eq!(notes("--since 2020-11-28T10:00:00Z", &times), [None, None, None]);
