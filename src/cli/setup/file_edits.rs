@@ -43,9 +43,30 @@ impl AcceptRule {
     }
 }
 
-/// `text` without the lines that setup added.
+/// `text` without the rules that setup added, and without their lines, if nothing else is in these.
 pub(super) fn without_setup_lines(text: &str) -> String {
-    text.split_inclusive('\n').filter(|line| !line.contains(MARKER)).collect()
+    text.split_inclusive('\n').map(without_setup_rule).collect()
+}
+
+/// `line` without the rule that setup added, if there is one. A comment that only names setup stays.
+fn without_setup_rule(line: &str) -> String {
+    let is_path = line.starts_with('/') && line.trim_end().ends_with(&format!("{MARKER}.nft"));
+    let is_of_iptables = [MARKER, &format!("\"{MARKER}\"")]
+        .iter()
+        .any(|comment| line.contains(&format!("--comment {comment}")));
+    let is_comment = line.trim_start().starts_with('#');
+    if (is_path || is_of_iptables) && !is_comment {
+        return String::new();
+    }
+    let comment = format!("comment \"{MARKER}\"");
+    // Behind a `#` it is no rule, unless that is in a string.
+    let is_rule =
+        |at: &usize| line[..*at].split('"').step_by(2).all(|unquoted| !unquoted.contains('#'));
+    let Some(at) = line.find(&comment).filter(is_rule) else { return line.to_owned() };
+    let start = line[..at].rfind([';', '{', '}']).map_or(0, |separator| separator + 1);
+    let behind = line[at + comment.len()..].trim_start_matches([' ', '\t']);
+    let rest = format!("{}{}", &line[..start], behind.strip_prefix(';').unwrap_or(behind));
+    if rest.trim().is_empty() { String::new() } else { rest }
 }
 
 /// The line end that `text` uses.
@@ -179,6 +200,36 @@ mod tests {
         for other in [format!("#{own}"), own.replace("FORWARD", "INPUT")] {
             let text = SAVED.replace("# SSH\n", &other);
             assert!(edited(&text).unwrap().contains(MARKER), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_the_rules_of_setup_are_removed() {
+        let own = "ct mark & 0x40000000 != 0 accept comment \"ftp-alg-setup\"";
+        // As nft lists it.
+        let listed = own.replace("!= 0", "!= 0x00000000");
+        for (line, rest) in [
+            (format!("\t\t{own}\n"), ""),
+            (format!("\t\t{listed};\r\n"), ""),
+            (format!("{LINE}\n"), ""),
+            ("/usr/share/nftables.d/chain-pre/forward/zz-ftp-alg-setup.nft\n".to_owned(), ""),
+            (format!("\t{own}; tcp dport 22 accept\n"), " tcp dport 22 accept\n"),
+            (
+                format!("\ttcp dport 22 accept comment \"a;b #\"; {own}\n"),
+                "\ttcp dport 22 accept comment \"a;b #\";\n",
+            ),
+            (format!("chain c {{ {own}; drop; }}\n"), "chain c { drop; }\n"),
+            (format!("\t{own} # since May\n"), "# since May\n"),
+            ("# ftp-alg-setup adds a rule here\n".to_owned(), "# ftp-alg-setup adds a rule here\n"),
+            (format!("#{own}\n"), &*format!("#{own}\n")),
+            (format!("# {LINE}\n"), &*format!("# {LINE}\n")),
+            (format!("drop # not {own}\n"), &*format!("drop # not {own}\n")),
+            (
+                "drop comment \"before ftp-alg-setup\"\n".to_owned(),
+                "drop comment \"before ftp-alg-setup\"\n",
+            ),
+        ] {
+            assert_eq!(without_setup_lines(&line), rest, "{line}");
         }
     }
 

@@ -2,17 +2,17 @@
 //!
 //! Invariants:
 //! - A file is written under a temporary name, synced and renamed. So at any moment it has either the old or the new
-//!   contents.
+//!   contents. No lock stops other programs: what one writes between the last comparison and the renaming is lost.
 //! - The journal is written before the first file. So the next run can undo the changes of an interrupted run.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -180,9 +180,20 @@ impl SetupJournal {
     }
 }
 
+/// The bytes of a regular file. Another one may have no end, as a FIFO, and could not be replaced.
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let waits_not = OFlags::NONBLOCK.bits().cast_signed();
+    let mut file = OpenOptions::new().read(true).custom_flags(waits_not).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map(|_| bytes)
+}
+
 /// The text of a file; `None` if there is no file.
 pub(super) fn read(path: &Path) -> Result<Option<String>, Failure> {
-    match fs::read(path) {
+    match read_regular(path) {
         Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| {
             Failure::Failed(format!(
                 "cannot change {}: it is not UTF-8; convert it with iconv, or add the line by hand",
@@ -219,7 +230,7 @@ fn write(path: &Path, text: &str, mode: Option<u32>) -> io::Result<()> {
             OpenOptions::new().create_new(true).write(true).mode(0o600).open(&temporary)?;
         let mode = match fs::metadata(&path) {
             Ok(old) => {
-                chown(&temporary, Some(old.uid()), Some(old.gid()))?;
+                fchown(&file, Some(old.uid()), Some(old.gid()))?;
                 old.mode() & 0o7777
             }
             Err(_) => mode.unwrap_or(0o600),
@@ -372,11 +383,13 @@ mod tests {
     #[test]
     fn first_original_counts_unless_the_operator_edited_the_file() {
         let mut journal = SetupJournal::default();
-        finished(&mut journal, change(Some("a\n"), "a\n1 ftp-alg-setup\n"));
-        let second = "a\n1 ftp-alg-setup\n2 ftp-alg-setup\n";
-        let known = finished(&mut journal, change(Some("a\n1 ftp-alg-setup\n"), second));
+        finished(&mut journal, change(Some("a\n"), "a\n1 comment \"ftp-alg-setup\"\n"));
+        let second = "a\n1 comment \"ftp-alg-setup\"\n2 comment \"ftp-alg-setup\"\n";
+        let known =
+            finished(&mut journal, change(Some("a\n1 comment \"ftp-alg-setup\"\n"), second));
         assert_eq!(known, change(Some("a\n"), second));
-        let known = finished(&mut journal, change(Some("b\n1 ftp-alg-setup\n"), "b\n3\n"));
+        let known =
+            finished(&mut journal, change(Some("b\n1 comment \"ftp-alg-setup\"\n"), "b\n3\n"));
         assert_eq!(known, change(Some("b\n"), "b\n3\n"));
     }
 
@@ -396,7 +409,7 @@ mod tests {
         let path = home.path().join("new/x.nft");
         let mut change = FileChange::for_file(&path).unwrap();
         assert!(!change.is_different());
-        change.written = "1 ftp-alg-setup\n".into();
+        change.written = "1 comment \"ftp-alg-setup\"\n".into();
         change.write_file().unwrap();
         assert_eq!(read(&path).unwrap().as_ref(), Some(&change.written));
         let Err(Failure::Failed(error)) = change.write_file() else {
@@ -409,25 +422,38 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_not_regular_is_refused_at_once() {
+        let home = tempfile::tempdir().unwrap();
+        let fifo = home.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for path in [&*fifo, home.path(), Path::new("/dev/null")] {
+            let Err(Failure::Failed(error)) = read(path) else { panic!("{}", path.display()) };
+            assert!(error.ends_with("it is no regular file"), "{error}");
+        }
+    }
+
+    #[test]
     fn undo_removes_only_setup_lines_from_an_edited_file() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("x");
         for (now, rest, says) in [
             (
-                "a\n1 ftp-alg-setup\nb\n",
+                "a\nc comment \"ftp-alg-setup\"\nb\n",
                 Some("a\nb\n"),
                 "was edited: only the lines of setup were removed",
             ),
             ("c\n", Some("c\n"), "was edited and has no lines of setup: not changed"),
-            ("a\n1 ftp-alg-setup\n", Some("a\n"), "was restored"),
+            ("a\n1 comment \"ftp-alg-setup\"\n", Some("a\n"), "was restored"),
             ("", None, "does not exist any more: not changed"),
         ] {
             fs::write(&path, now).unwrap();
             if rest.is_none() {
                 fs::remove_file(&path).unwrap();
             }
-            let change =
-                FileChange { path: path.clone(), ..change(Some("a\n"), "a\n1 ftp-alg-setup\n") };
+            let change = FileChange {
+                path: path.clone(),
+                ..change(Some("a\n"), "a\n1 comment \"ftp-alg-setup\"\n")
+            };
             assert!(change.undo().unwrap().ends_with(says), "{now}");
             assert_eq!(read(&path).unwrap().as_deref(), rest);
         }
