@@ -356,6 +356,42 @@ END",
     assert_eq!(Opinion::of(&daemon).warnings(), [""; 0]);
 }
 
+/// It is in use as far as the configuration says, so `ok` would be wrong.
+#[test]
+fn a_control_port_that_is_dropped_and_an_interface_that_is_gone_are_noted() {
+    let (_lab, daemon) = firewalled(
+        "nft -f - <<END
+table inet filter {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct mark & 0x40000000 != 0 accept
+        ct state established accept
+        iifname { lan, lan7 } tcp dport 21 accept
+    }
+}
+END",
+    );
+    let file = configuration_file(&daemon);
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("implicit-tls-ports = [990]\n{text}")).unwrap();
+    // The file of no daemon, so that what it says is checked.
+    let other = format!("{file}.other");
+    fs::rename(&file, &other).unwrap();
+    let done = daemon.ask(&["doctor", "--json", "--config", &other]).unwrap();
+    let report: Value = serde_json::from_str(&done.stdout_text()).unwrap();
+    let opinion = Opinion { well: done.status.success(), report };
+    let port = opinion.check("control port 990");
+    assert_eq!(port["says"], "all control connections to it are dropped");
+    assert_eq!(port["details"], json!(["dropped by the policy of inet filter forward"]));
+    let forward = opinion.check("control forward");
+    assert_eq!((&port["mark"], &forward["mark"]), (&json!("note"), &json!("note")));
+    let details = forward["details"].to_string();
+    assert!(
+        details.contains("rules accept them at lan7, and no interface has that name"),
+        "{details}"
+    );
+}
+
 #[test]
 fn a_host_is_audited_by_input_and_output() {
     let (lab, daemon) = firewalled(

@@ -13,6 +13,8 @@ use super::{
 
 /// How many pairs of interfaces a summary names for each verdict.
 const MAX_NAMED: usize = 4;
+/// No interface is called this.
+const UNNAMED: &str = "/";
 
 /// Which of the connections between two interfaces are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, strum::Display)]
@@ -194,6 +196,34 @@ impl Firewall {
         best.unwrap_or((Acceptance::Accepted, None))
     }
 
+    /// The interfaces that this machine does not have, and at which rules accept control connections at `hook`: they may have
+    /// another name by now.
+    pub fn missing_interfaces(&self, hook: Hook, ip: IpVersion, links: &Links) -> Vec<&str> {
+        let is_there = |name: &str| name == "lo" || links.existing.contains(name);
+        let conditions = self.interface_conditions().into_iter();
+        let named = conditions.filter_map(|condition| match condition {
+            Condition::Interface { pattern, negated: false, .. } => pattern.single(),
+            _ => None,
+        });
+        let named: BTreeSet<&str> = named.collect();
+        let missing = named.into_iter().filter(|name| !is_there(name)).take(MAX_NAMED);
+        let interfaces = links.interfaces.iter().map(String::as_str).collect();
+        let others: BTreeSet<&str> =
+            self.interchangeable(interfaces, links).into_values().collect();
+        let acceptances = |name: &str| -> Vec<Acceptance> {
+            let pairs = others.iter().flat_map(|other| match hook {
+                Hook::Input => vec![(name, "")],
+                Hook::Output => vec![("", name)],
+                _ => vec![(name, *other), (*other, name)],
+            });
+            pairs.map(|ends| self.control_verdict(ip, ends, links).0).collect()
+        };
+        // Some rules are about all interfaces but a few.
+        let unnamed = acceptances(UNNAMED);
+        let is_accepted = |name: &&str| acceptances(name).iter().zip(&unnamed).any(|(a, b)| a > b);
+        missing.filter(is_accepted).collect()
+    }
+
     /// The verdict on a connection of this machine that `ftp-alg` does not inspect, and the chain that decides.
     ///
     /// At input `interface` is the input interface, at output the output interface.
@@ -368,6 +398,33 @@ mod tests {
             let firewall = iptables(&format!("{established}{accept}"));
             let names = ["lan0", "lan1", "wan0"];
             assert_eq!(summary(&firewall, Hook::Forward, &names), expected, "{rule}");
+        }
+    }
+
+    #[test]
+    fn rules_that_name_an_interface_which_is_gone_are_noticed() {
+        let missing = |rules: &str| {
+            let firewall = iptables(rules);
+            let mut links = Links::between(&["eth5", "wan0", "dmz0"]);
+            links.existing = ["eth5", "wan0", "dmz0", "port0"].map(str::to_owned).into();
+            let missing = firewall.missing_interfaces(Hook::Forward, IpVersion::V4, &links);
+            missing.join(" ")
+        };
+        let published = "-A FORWARD -i wan0 -o dmz0 -p tcp --dport 21 -j ACCEPT\n";
+        let established = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
+        for (rule, expected) in [
+            ("-i lan0 -o wan0 -j ACCEPT", "lan0"),
+            ("-i wan0 -o lan0 -p tcp --dport 21 -j ACCEPT", "lan0"),
+            ("-i eth5 -o wan0 -j ACCEPT", ""),
+            // It has no address, as the port of a bridge.
+            ("-i port0 -o wan0 -j ACCEPT", ""),
+            ("-i lan+ -j ACCEPT", ""),
+            ("-i lan0 -p udp -j ACCEPT", ""),
+            ("-i lan0 -j DROP", ""),
+            ("! -i lan0 -j ACCEPT", ""),
+        ] {
+            let rules = format!("{established}{published}-A FORWARD {rule}\n");
+            assert_eq!(missing(&rules), expected, "{rule}");
         }
     }
 

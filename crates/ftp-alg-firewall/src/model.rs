@@ -34,6 +34,11 @@ impl InterfacePattern {
         }
     }
 
+    /// The interface, if it is a single one.
+    pub(crate) fn single(&self) -> Option<&str> {
+        (!self.is_prefix).then_some(&*self.name)
+    }
+
     pub(crate) fn matches(&self, interface: &str) -> bool {
         match self.is_prefix {
             true => interface.starts_with(&self.name),

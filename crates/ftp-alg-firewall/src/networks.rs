@@ -28,6 +28,8 @@ fn overlap(one: &IpNetwork, other: &IpNetwork) -> bool {
 pub struct Links {
     /// The interfaces that are up and have an address that is not link-local, without `lo`.
     pub interfaces: Vec<String>,
+    /// All interfaces, whatever their state.
+    pub existing: BTreeSet<String>,
     networks: BTreeMap<String, Vec<IpNetwork>>,
     /// The interfaces with hosts of other networks: this machine answers for them (proxy ARP).
     proxies: BTreeSet<String>,

@@ -3,7 +3,7 @@
 
 use ftp_alg_firewall::{
     Acceptance, ChainLocation, ChainVerdict, ConflictKind, ControlPathVerdict, DataMode,
-    DataPathVerdict, Firewall, Hook, HookVerdict, IpVersion, ModeVerdict, PacketClass,
+    DataPathVerdict, Firewall, Hook, HookVerdict, IpVersion, Links, ModeVerdict, PacketClass,
     RulesetManager,
 };
 
@@ -50,20 +50,49 @@ impl HostAudit<'_> {
         let modes = verdicts(self.backend.into());
         checks.extend(self.firewall_checks(&modes));
         checks.extend(self.mode_checks(&modes, verdicts));
-        checks.extend(paths.into_iter().flat_map(|paths| self.control_checks(&paths)));
+        checks.extend(self.closed_ports(&all, &links));
+        checks.extend(paths.into_iter().flat_map(|paths| self.control_checks(&paths, &links)));
         checks
+    }
+
+    /// The control ports to which no connection passes, if those to others do: the configuration may name one that is not in
+    /// use here. `paths` are about all ports.
+    fn closed_ports(&self, paths: &[ControlPathVerdict], links: &Links) -> Vec<Check> {
+        let is_open = |path: &ControlPathVerdict| path.best_acceptance() != Acceptance::Dropped;
+        let ports = &self.firewall.gateway.control_ports;
+        if ports.len() < 2 || !paths.iter().any(is_open) {
+            return Vec::new();
+        }
+        let check = |port: &u16| {
+            let mut firewall = self.firewall.clone();
+            firewall.gateway.control_ports = vec![*port];
+            let paths = firewall.control_paths(self.host.routing, self.data_paths, links).concat();
+            let says = "all control connections to it are dropped";
+            let stops = paths.iter().flat_map(ControlPathVerdict::dropping_chains).take(MAX_STOPS);
+            let check = Check::note(FIREWALL, format!("control port {port}"), says)
+                .details(stops.map(|stop| format!("dropped by {stop}")));
+            (!paths.iter().any(is_open)).then_some(check)
+        };
+        ports.iter().filter_map(check).collect()
     }
 
     /// Whether control connections pass, and between which interfaces. One pair of interfaces that is open is enough,
     /// because only the operator knows which pairs should be.
-    fn control_checks(&self, paths: &[ControlPathVerdict]) -> Vec<Check> {
+    fn control_checks(&self, paths: &[ControlPathVerdict], links: &Links) -> Vec<Check> {
         let is_closed = paths.iter().all(|path| path.best_acceptance() == Acceptance::Dropped);
         let check = |path: &ControlPathVerdict| {
             let says = format!("control connections: {}", path.summary());
+            let missing = self.firewall.missing_interfaces(path.hook, path.ip, links);
             let check = match path.best_acceptance() {
                 Acceptance::Dropped if is_closed => {
                     let problem = ProblemName::ControlConnections;
                     Check::problem(FIREWALL, "", problem, says).advice([problem.remedy()])
+                }
+                _ if !missing.is_empty() => {
+                    let names = missing.join(" and ");
+                    let missing =
+                        format!("rules accept them at {names}, and no interface has that name now");
+                    Check::note(FIREWALL, "", says).details([missing])
                 }
                 Acceptance::Dropped => Check::note(FIREWALL, "", says),
                 Acceptance::Partly | Acceptance::Accepted => Check::ok(FIREWALL, "", says),

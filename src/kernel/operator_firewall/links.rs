@@ -31,6 +31,7 @@ pub fn links() -> Links {
     let (mut interfaces, mut indices) = (BTreeSet::new(), BTreeMap::new());
     for one in all {
         if let Some(link) = one.address.as_ref().and_then(SockaddrStorage::as_link_addr) {
+            links.existing.insert(one.interface_name.clone());
             indices.insert(one.interface_name.clone(), link.ifindex() as u32); // never that many
         }
         let state = one.flags & (up | InterfaceFlags::IFF_LOOPBACK);
