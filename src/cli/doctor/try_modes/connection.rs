@@ -97,6 +97,17 @@ impl From<io::Error> for TlsError {
     fn from(error: io::Error) -> Self {
         let says = error.to_string();
         match error.get_ref().and_then(|error| error.downcast_ref()) {
+            // Whether this machine trusts it, or not.
+            Some(RustlsError::InvalidCertificate(CertificateError::Other(_)))
+                if says.contains("CaUsedAsEndEntity") =>
+            {
+                Self {
+                    says: "the certificate is that of a CA (CA:TRUE), and so no certificate of a server"
+                        .to_owned(),
+                    advice: "give the server one with CA:FALSE, as many clients need it, too; or accept any certificate: \
+                             --insecure",
+                }
+            }
             Some(RustlsError::InvalidCertificate(
                 CertificateError::UnknownIssuer | CertificateError::Other(_),
             )) => Self {
@@ -238,6 +249,8 @@ pub(super) mod tests {
 
     /// Self-signed.
     const CERTIFICATE: &[u8] = include_bytes!("test_certificate.pem");
+    /// Self-signed, with CA:TRUE, as `openssl req -x509` makes it.
+    const CA_CERTIFICATE: &[u8] = include_bytes!("test_ca_certificate.pem");
     const LIMIT: Duration = Duration::from_secs(20);
 
     /// A connection to a server, which `serve` plays.
@@ -251,8 +264,12 @@ pub(super) mod tests {
     pub(in super::super) fn server(
         version: &'static SupportedProtocolVersion,
     ) -> Arc<ServerConfig> {
-        let key = PrivateKeyDer::from_pem_slice(CERTIFICATE).unwrap();
-        let certificate = CertificateDer::from_pem_slice(CERTIFICATE).unwrap();
+        server_with(version, CERTIFICATE)
+    }
+
+    fn server_with(version: &'static SupportedProtocolVersion, pem: &[u8]) -> Arc<ServerConfig> {
+        let key = PrivateKeyDer::from_pem_slice(pem).unwrap();
+        let certificate = CertificateDer::from_pem_slice(pem).unwrap();
         let builder = ServerConfig::builder_with_protocol_versions(&[version]);
         let config = builder.with_no_client_auth().with_single_cert(vec![certificate], key);
         Arc::new(config.unwrap())
@@ -316,13 +333,23 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_self_signed_certificate_names_the_option() {
-        let server = server(&TLS13);
-        let mut connection = connected(move |stream| greet(stream, server, true));
-        let settings = TlsSettings::new("ftp.test", false).unwrap();
-        let error = connection.start_tls(&settings, LIMIT).unwrap_err();
-        assert!(error.says.starts_with("the certificate is self-signed"), "{error:?}");
-        assert!(error.advice.ends_with("--insecure"), "{error:?}");
+    fn a_refused_certificate_says_why_and_names_the_option() {
+        for (pem, says, advice) in [
+            (CERTIFICATE, "the certificate is self-signed", "add its CA"),
+            // To add it would not help.
+            (
+                CA_CERTIFICATE,
+                "the certificate is that of a CA",
+                "give the server one with CA:FALSE",
+            ),
+        ] {
+            let server = server_with(&TLS13, pem);
+            let mut connection = connected(move |stream| greet(stream, server, true));
+            let settings = TlsSettings::new("ftp.test", false).unwrap();
+            let error = connection.start_tls(&settings, LIMIT).unwrap_err();
+            assert!(error.says.starts_with(says) && error.advice.starts_with(advice), "{error:?}");
+            assert!(error.advice.ends_with("--insecure"), "{error:?}");
+        }
     }
 
     #[test]
