@@ -4,6 +4,7 @@
 //! the daemon implements [`StatusSource`].
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -21,6 +22,9 @@ use super::counted::counted;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
+    /// The name of the host.
+    pub host: String,
+    /// The version, with its commit.
     pub version: String,
     /// Whole seconds since the daemon was ready.
     pub uptime_seconds: u64,
@@ -391,8 +395,10 @@ impl Status {
 
     /// A daemon of this version with all counters at zero.
     pub fn new(backend: &str, uptime: Duration) -> Self {
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Self {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: host.trim_end().to_owned(),
+            version: env!("FTP_ALG_VERSION").to_owned(),
             uptime_seconds: uptime.as_secs(),
             backend: backend.to_owned(),
             ..Self::default()

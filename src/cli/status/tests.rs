@@ -76,6 +76,7 @@ fn each_number_has_one_place() {
 fn a_daemon_without_traffic_has_a_short_text() {
     let window = WindowCounts { seconds: 5.25, ..WindowCounts::default() };
     let status = Status {
+        host: "gw".to_owned(),
         version: "0.1.0".to_owned(),
         uptime_seconds: 5,
         backend: "nftables".to_owned(),
@@ -85,6 +86,7 @@ fn a_daemon_without_traffic_has_a_short_text() {
         ..Status::default()
     };
     let expected = "\
+host       gw
 version    0.1.0
 uptime     5s
 back end   nftables: the configuration says so
@@ -170,7 +172,7 @@ fn problems_come_first_then_warnings() {
     findings.problems[0].since = Some("2026-12-01T10:00:00Z".to_owned());
     findings.problems[0].last = Some("2026-12-01T10:02:03Z".to_owned());
     let status = Status { findings, ..Status::default() };
-    let start = "PROBLEM table\n  text\n  remedy\n  since 2026-12-01T10:00:00Z, last seen 2026-12-01T10:02:03Z\n\nWARNING state\n  text\n  remedy\n\nversion";
+    let start = "PROBLEM table\n  text\n  remedy\n  since 2026-12-01T10:00:00Z, last seen 2026-12-01T10:02:03Z\n\nWARNING state\n  text\n  remedy\n\nhost";
     assert!(text(&status, PLAIN).starts_with(start), "{}", text(&status, PLAIN));
 }
 

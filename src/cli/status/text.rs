@@ -67,6 +67,7 @@ fn state(status: &Status, style: Style) -> String {
         waiting.unwrap_or_default(),
     );
     let rows = [
+        ("host", status.host.clone()),
         ("version", status.version.clone()),
         ("uptime", table::span(status.uptime_seconds)),
         ("back end", format!("{}: {}", status.backend, status.backend_reason)),

@@ -78,8 +78,8 @@ fn summary(status: &Status) -> String {
     };
     let uptime = table::span(status.uptime_seconds);
     escaped(&format!(
-        "ftp-alg {}, up {uptime}, {}, fast path {fast_path}",
-        status.version, status.backend
+        "{}: ftp-alg {}, up {uptime}, {}, fast path {fast_path}",
+        status.host, status.version, status.backend
     ))
 }
 

@@ -64,6 +64,7 @@ pub(super) fn look() -> Look {
         ..event(5, 1, "refusal")
     };
     let mut status = Status {
+        host: "gw".into(),
         version: "0.1.0".into(),
         uptime_seconds: 7200,
         backend: "nftables".into(),

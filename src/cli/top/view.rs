@@ -286,7 +286,7 @@ mod tests {
         assert_shows(
             &shown,
             &[
-                "ftp-alg 0.1.0, up 2h 0m, nftables, fast path off",
+                "gw: ftp-alg 0.1.0, up 2h 0m, nftables, fast path off",
                 "PROBLEM table: the table is not loaded, because it is another's",
                 "WARNING encrypted: 10.0.0.8 uses TLS",
                 "   LAST SESSIONS TRANSFERS FAILED REFUSED  DROPS DECIDED      UP/s    DOWN/s",

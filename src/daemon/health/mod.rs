@@ -134,7 +134,7 @@ fn unwritten_journals(unwritten: &[impl AsRef<Path>]) -> Option<Finding> {
 
 /// The check that the daemon is of the same version as this program, if it is not.
 pub fn version_check(section: &'static str, status: &Status) -> Option<Check> {
-    let ours = env!("CARGO_PKG_VERSION");
+    let ours = env!("FTP_ALG_VERSION");
     (status.version != ours).then(|| {
         let text = format!(
             "the running daemon is version {}, and this program is version {ours}",

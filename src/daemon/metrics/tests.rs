@@ -61,7 +61,7 @@ fn reading() -> Reading {
 #[test]
 fn the_text_has_the_values_of_the_status() {
     let text = text(&reading()).unwrap();
-    let version = env!("CARGO_PKG_VERSION");
+    let version = env!("FTP_ALG_VERSION");
     for line in [
         "# HELP ftp_alg_sessions Control connections that are followed now.",
         "# TYPE ftp_alg_sessions gauge",

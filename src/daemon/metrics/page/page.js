@@ -372,14 +372,16 @@ const charts = [
 
 let findingsShown = "";
 
-function showHealth({ problems = [], warnings = [] }) {
+function showHealth({ host = "", problems = [], warnings = [] }) {
   const texts = [];
   if (problems.length > 0) texts.push(counted(problems.length, "problem"));
   if (warnings.length > 0) texts.push(counted(warnings.length, "warning"));
   const text = texts.join(", ") || "Healthy";
   setText($("state"), text);
   $("state").dataset.state = problems.length > 0 ? "bad" : warnings.length > 0 ? "warn" : "good";
-  const title = problems.length > 0 ? `${counted(problems.length, "problem")} - ftp-alg` : "ftp-alg";
+  const name = host ? `${host} - ftp-alg` : "ftp-alg";
+  setText($("host"), name);
+  const title = problems.length > 0 ? `${counted(problems.length, "problem")} - ${name}` : name;
   if (document.title !== title) document.title = title;
   const all = JSON.stringify([problems, warnings], (key, value) => (key === "last" ? undefined : value));
   if (all === findingsShown) return;
