@@ -219,15 +219,14 @@ enum Command {
     Status(status::StatusOptions),
     /// List the sessions that are open now
     ///
-    /// ID is the number at the start of the session's log lines. If NAT changes an
-    /// endpoint, a second line, `as`, shows the external endpoint. ADJ says whether
+    /// ID is the number at the start of the session's log lines. ADJ says whether
     /// sequence numbers are adjusted. OPEN is the number of open pinholes, or the
     /// passive ports that are open to the client of an encrypted session. A wide
-    /// terminal also shows USER; TRANSFER, RATE, BYTES and SECS of the one that runs,
-    /// if conntrack counts bytes; XFERS, the number of those that ended; TOTAL, the
+    /// terminal also shows TRANSFER, RATE, BYTES and SECS of the one that runs, if
+    /// conntrack counts bytes; XFERS, the number of those that ended; TOTAL, the
     /// session's bytes; and FAST (on the fast path).
-    /// --session shows one session in detail: its user, directory, transfer,
-    /// pinholes and last events.
+    /// --session shows one session in detail: the endpoints that NAT shows, its
+    /// directory, transfer, pinholes and last events.
     ///
     /// The states are:
     ///   new        no greeting from the server yet

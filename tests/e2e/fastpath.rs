@@ -549,7 +549,7 @@ fn assert_open(daemon: &Daemon, expected: usize, moment: &str) {
     assert_eq!(daemon.counter("pinholes").unwrap(), expected as u64, "{moment}");
     let text = |command| daemon.ask(&[command]).unwrap().success().unwrap().stdout_text();
     let (sessions, pinholes) = (text("sessions"), text("pinholes"));
-    let open = sessions.lines().nth(1).and_then(|row| row.split_whitespace().last());
+    let open = sessions.lines().nth(1).and_then(|row| row.split_whitespace().nth_back(1));
     assert_eq!(open, Some(expected.to_string().as_str()), "{moment}: {sessions}");
     let id = session["id"].to_string();
     let is_row = |line: &&str| line.split_whitespace().next() == Some(id.as_str());

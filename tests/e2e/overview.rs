@@ -270,6 +270,7 @@ fn lists_fit_the_terminal_and_have_colours_only_there() {
         assert_eq!(header.contains("TRANSFER"), columns > 80, "{header}");
     }
     let piped = gateway.daemon.ask(&["sessions"]).unwrap().stdout_text();
-    assert!(!piped.contains('\x1b') && !piped.contains("USER"), "{piped}");
+    assert!(!piped.contains('\x1b') && piped.contains("USER"), "{piped}");
+    assert_eq!(piped.lines().count(), 2, "{piped}");
     client.release().ok();
 }

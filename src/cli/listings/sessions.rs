@@ -38,23 +38,15 @@ impl SessionOptions {
 
 /// The columns of sessions, here and in `top`.
 pub(in crate::cli) const COLUMNS: [Column<SessionRow>; 15] = [
-    Column::new("ID", |row: &SessionRow| {
-        Cell::count(row.summary.id).above(if has_external(row) { "as" } else { "" })
-    })
-    .right()
-    .usual(3),
-    Column::new("CLIENT", |row: &SessionRow| {
-        Cell::endpoint(row.summary.client).above(&client_as(row))
-    })
-    .searched()
-    .cut(12, Cut::Middle)
-    .usual(20),
-    Column::new("SERVER", |row: &SessionRow| {
-        Cell::endpoint(row.summary.server).above(&server_as(row))
-    })
-    .searched()
-    .cut(12, Cut::Middle)
-    .usual(18),
+    Column::new("ID", |row: &SessionRow| Cell::count(row.summary.id)).right().usual(3),
+    Column::new("CLIENT", |row: &SessionRow| Cell::endpoint(row.summary.client))
+        .searched()
+        .cut(12, Cut::Middle)
+        .usual(20),
+    Column::new("SERVER", |row: &SessionRow| Cell::endpoint(row.summary.server))
+        .searched()
+        .cut(12, Cut::Middle)
+        .usual(18),
     Column::new("STATE", |row: &SessionRow| Cell::text(&row.summary.state)).usual(9).from(82),
     Column::number("AGE", |row: &SessionRow| Cell::seconds(row.summary.age_seconds))
         .usual(6)
@@ -72,8 +64,7 @@ pub(in crate::cli) const COLUMNS: [Column<SessionRow>; 15] = [
     Column::new("USER", |row: &SessionRow| Cell::known(row.summary.user.as_deref(), Cell::text))
         .searched()
         .cut(5, Cut::End)
-        .usual(8)
-        .optional(),
+        .usual(8),
     Column::new("TRANSFER", |row: &SessionRow| {
         of_transfer(row, |transfer| Cell::text(&transfer_text(transfer)))
     })
@@ -132,10 +123,6 @@ fn external_text(own: SocketAddr, external: SocketAddr) -> String {
     if own == external { String::new() } else { external.to_string() }
 }
 
-fn has_external(row: &SessionRow) -> bool {
-    !(client_as(row).is_empty() && server_as(row).is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
@@ -159,37 +146,33 @@ mod tests {
     }
 
     #[test]
-    fn external_endpoint_is_shown_in_a_second_row() {
+    fn a_session_is_one_line_with_its_user() {
         let (client, server) = ("10.0.0.5:4000", "203.0.113.9:21");
-        let rows = [
-            session(client, "198.51.100.1:4000", server, server),
-            session(client, client, server, "198.51.100.1:2121"),
-            session(client, client, server, server),
-        ];
-        let text = text(&rows, PLAIN, None);
-        let lines: Vec<&str> = text.lines().collect();
-        let line = " 7  10.0.0.5:4000      203.0.113.9:21     logged-in  1m 5s  yes     1";
-        assert_eq!(lines[1], line);
-        assert_eq!(lines[2], "as  198.51.100.1:4000");
-        assert_eq!(lines[4], "as                     198.51.100.1:2121");
-        assert_eq!(lines.len(), 6, "{text}");
+        let row = session(client, "198.51.100.1:4000", server, "198.51.100.1:2121");
+        let expected = "ID  CLIENT         SERVER          STATE        AGE  ADJ  OPEN  USER
+ 7  10.0.0.5:4000  203.0.113.9:21  logged-in  1m 5s  yes     1  bob
+";
+        let at =
+            |width| text(std::slice::from_ref(&row), Style { width, has_colours: false }, None);
+        assert_eq!(at(None), expected);
+        assert_eq!(at(Some(80)), expected.replace("USER", "USER  TRANSFER"));
     }
 
     #[test]
-    fn longest_ipv4_row_has_80_columns_and_more_width_shows_more() {
+    fn long_rows_fit_the_terminal_and_more_width_shows_more() {
         let (client, server) = ("192.168.150.180:50000", "203.113.113.113:21");
-        let mut row = session(client, "198.151.100.100:50000", server, "192.168.100.100:21");
+        let mut row = session(client, client, server, server);
         row.summary.id = 999_999;
         row.summary.age_seconds = 3599;
         row.summary.transfer = Some(transfer(None));
         let width = |text: String| text.lines().map(|line| line.chars().count()).max();
-        assert_eq!(width(text(&[row.clone()], PLAIN, None)), Some(80));
+        assert_eq!(width(text(&[row.clone()], PLAIN, None)), Some(86));
         let at =
             |width| text(&[row.clone()], Style { width: Some(width), has_colours: false }, None);
-        assert_eq!(at(80), text(&[row.clone()], PLAIN, None));
-        assert!(!at(85).contains("bob") && at(86).contains("bob"), "{}", at(86));
+        assert!(at(80).contains("  192.168.") && at(80).contains("  bob"), "{}", at(80));
+        assert_eq!(at(86), text(&[row.clone()], PLAIN, None));
         let by_rate = text(&[row.clone()], PLAIN, Some("rate"));
-        assert!(by_rate.lines().next().unwrap().ends_with("  OPEN  RATE"), "{by_rate}");
+        assert!(by_rate.lines().next().unwrap().ends_with("  USER  RATE"), "{by_rate}");
         assert!(at(150).contains("bob   RETR /pub/now.iso     -      -"), "{}", at(150));
         let ends = ["[2001:db8:1111:2222:3333:4444:5555:6666]:50000"; 2];
         let long = session(ends[0], ends[0], ends[1], ends[1]);

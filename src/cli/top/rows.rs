@@ -142,7 +142,8 @@ impl Row {
     /// Whether a column that the filter searches has this text, which is in lower case.
     pub fn has(&self, shapes: &[Shape], text: &str) -> bool {
         let searched = shapes.iter().zip(&self.cells).filter(|(shape, _)| shape.is_searched);
-        let mut texts = searched.flat_map(|(_, cell)| [&cell.text, &cell.below]);
+        let external = self.more.iter().filter(|(name, _)| name.ends_with(" AS"));
+        let mut texts = searched.map(|(_, cell)| &cell.text).chain(external.map(|(_, end)| end));
         text.is_empty() || texts.any(|one| one.to_lowercase().contains(text))
     }
 }
