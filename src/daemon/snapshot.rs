@@ -260,7 +260,7 @@ impl FastPathStatus {
     /// The text for the program's interfaces in `status` and `doctor`.
     pub fn attached_to(&self) -> String {
         match self.interfaces.as_slice() {
-            [] => "idle, attached to no interface".to_owned(),
+            [] => "no connection needs it now".to_owned(),
             names => names.join(", "),
         }
     }

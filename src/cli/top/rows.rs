@@ -158,6 +158,7 @@ impl Event {
         }
         let code = self.code.map(|code| format!(", {code}")).unwrap_or_default();
         let reason = reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
-        format!("{verb} {path}: {}{code}{reason}", result.replace('-', " "))
+        let command = format!("{verb} {path}");
+        format!("{}: {}{code}{reason}", command.trim_end(), result.replace('-', " "))
     }
 }

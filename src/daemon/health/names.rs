@@ -100,7 +100,7 @@ problems! {
     DaemonHung,
     /// all file descriptors of the daemon are in use: it can open no file and no socket. If it cannot take a client either,
     /// root sees it after 5 s, others see `daemon-hung`; the log has it
-    #[problem("file-descriptors", Problem, Daemon, "`prlimit` as printed: no restart is needed; then `LimitNOFILE` in its unit")]
+    #[problem("file-descriptors", Problem, Daemon, "run `prlimit` as printed: no restart is needed; then raise `LimitNOFILE` in its unit")]
     FileDescriptors,
     /// the daemon is of another version than the program that asks
     #[problem("daemon-version", Warning, Doctor, "`systemctl restart ftp-alg`: sessions survive")]
@@ -127,7 +127,7 @@ problems! {
     #[problem("config", Problem, Daemon, "`ftp-alg check` names each error; then `systemctl reload ftp-alg`")]
     Config,
     /// the file differs from the configuration in use
-    #[problem("config-pending", Warning, Daemon, "a reload, or a restart if the text names keys that need one")]
+    #[problem("config-pending", Warning, Daemon, "reload `ftp-alg`, or restart it if the text names keys that need that")]
     ConfigPending,
     /// another program changes or replaces `table inet ftp_alg`, and the daemon cannot load it
     #[problem("table", StopsAll, Daemon, "`nft monitor` shows which program changes nf_tables; ftp-alg tries again by itself")]
@@ -138,7 +138,7 @@ problems! {
     /// `passive mode`) between interfaces whose control connections pass. No problem: an accept rule for some hosts,
     /// interfaces or zones, if one pair of interfaces passes data connections in both modes; a rule that isolates an inner
     /// network (a private one, without a default route) from another, if FTP with the outside works
-    #[problem("data-connections", StopsAll, DaemonAndDoctor, "`ftp-alg setup --apply`, or the rule that is printed")]
+    #[problem("data-connections", StopsAll, DaemonAndDoctor, "run `ftp-alg setup --apply`, or add the rule that is printed")]
     DataConnections,
     /// the firewall drops all control connections: on a gateway forwarded ones, on a host its own. `doctor` shows each pair
     /// of interfaces
@@ -146,7 +146,7 @@ problems! {
     ControlConnections,
     // An announcement in two segments waits for a retransmission then.
     /// the firewall drops packets that `ftp-alg` sends, at output. A drop at postrouting is a note of `doctor`
-    #[problem("acknowledgements", Warning, DaemonAndDoctor, "the rule for `meta mark 0x70000000` ([firewalls](firewalls.md#the-accept-rule))")]
+    #[problem("acknowledgements", Warning, DaemonAndDoctor, "add the rule for `meta mark 0x70000000` ([firewalls](firewalls.md#the-accept-rule))")]
     Acknowledgements,
     // A helper next to ours changes no verdict of the audit.
     /// the kernel's FTP helper takes control connections
@@ -160,7 +160,7 @@ problems! {
     Zone,
     /// rules that set the packet mark from the ct mark came after the start: the first packet of a data connection, or all
     /// FTP packets, leave by another uplink
-    #[problem("restored-marks", Problem, Daemon, "restart `ftp-alg`; or a mask in `ip rule` ([several uplinks](uplinks.md#several-uplinks))")]
+    #[problem("restored-marks", Problem, Daemon, "restart `ftp-alg`, or give `ip rule` a mask ([several uplinks](uplinks.md#several-uplinks))")]
     RestoredMarks,
     /// a flowtable takes control connections past the queue
     #[problem("flowtable", Problem, DaemonAndDoctor, "leave port 21 out of it ([flowtables](firewalls.md#flowtables))")]
@@ -187,7 +187,7 @@ problems! {
     RefusedAnnouncements,
     /// three or more data connections did not come about: an end did not answer, refused, or did not connect (the text says
     /// which). More than one for each 20 that did
-    #[problem("no-data-connection", Warning, Daemon, "if transfers fail: the firewall or the NAT of the end that does not answer or connect, or of a router on the way, drops it; `ftp-alg doctor` looks at the rules here")]
+    #[problem("no-data-connection", Warning, Daemon, "if transfers fail, look at the firewall and the NAT of the end that does not answer or connect, and of routers on the way; `ftp-alg doctor` looks at the rules here")]
     NoDataConnection,
     /// sessions were [encrypted](encrypted.md), and the firewall drops their data connections: the text has the ports that
     /// clients tried

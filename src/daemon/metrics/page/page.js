@@ -194,7 +194,7 @@ const result = (row) => [row.result?.replaceAll("-", " "), row.code, row.reason]
 
 /** What failed, and why, without the session and its ends, which have columns. */
 const whatOf = (row) =>
-  row.verb ? `${row.verb} ${row.path}: ${result(row)}` : row.text.replace(/^#\d+ \S+ -> \S+: (refuse )?/, "");
+  row.verb ? `${[row.verb, row.path].filter(Boolean).join(" ")}: ${result(row)}` : row.text.replace(/^#\d+ \S+ -> \S+: (refuse )?/, "");
 
 /** The failed transfers with a server. */
 const failedOf = (row) => row.aborted + row.refused + row.no_data_connection + row.reset;
