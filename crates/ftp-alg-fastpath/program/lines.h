@@ -313,8 +313,8 @@ __noinline __u32 read_command(const struct line_record *line, __u32 length, cons
 	return NOT_BYPASSABLE;
 }
 
-// Whether the greeting names a server that takes four digits in a number of a PORT. The list is that of
-// `ftp/padding.rs` of ftp-alg-core, without Pure-FTPd, whose greeting has several lines.
+// Whether the greeting names a server that takes four digits in a number of a PORT. The list is
+// `DECIMAL_GREETINGS` in `ftp/announcement.rs` of ftp-alg-core, without Pure-FTPd, whose greeting has several lines.
 static __always_inline int names_known_server(const struct line_record *line)
 {
 	__u32 first = word_at(line, 4), second = word_at(line, 8);

@@ -1,6 +1,6 @@
 // Rewrites a PORT, an EPRT or a 227: puts another address into it.
 //
-// The result must be what `Announcement::rewritten` of ftp-alg-core writes, because the engine continues the session
+// The result must be what `Announcement::edit` of ftp-alg-core writes, because the engine continues the session
 // with the line that it would have written itself.
 #pragma once
 

@@ -43,7 +43,7 @@ impl Heartbeat {
     }
 
     /// Sets the deadline to `left` from now, if the element still exists. If not, packets have bypassed the queue, and
-    /// the heartbeat must [begin again](Self::begin). Returns whether it existed.
+    /// the heartbeat must [begin again](Self::start). Returns whether it existed.
     pub fn renew(&mut self, left: Duration) -> Result<bool, NetfilterError> {
         self.batch.clear();
         let deleted = self.batch.delete_element(SET, KEY);

@@ -57,8 +57,6 @@ reasons! {
         KernelRefused = "kernel_refused",
         /// was decided when the heartbeat had lapsed
         Stale = "stale",
-        /// always 0: no packet waits for an answer of the kernel behind another one any more
-        Overflow = "overflow",
         /// has new data and an end's address, but arrived on an interface [to which no route to that end
         /// leads](attackers.md#where-a-line-may-come-from)
         Elsewhere = "elsewhere",
