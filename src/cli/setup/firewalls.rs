@@ -207,7 +207,7 @@ impl Plan {
         let ChainLocation { family, table, .. } = &need.chain.location;
         let chain = format!("{family} {table} {}", need.chain.place.chain);
         self.check(&["nft", "--check", "--file", main]);
-        for path in included_files(main)? {
+        for path in included_files(main) {
             let file = self.file(&path)?;
             if let Some(text) =
                 nft_file::with_rule(&file.written, &chain, &need.chain.place, &need.rule())
@@ -378,18 +378,18 @@ pub(super) fn glob_files(pattern: &str) -> impl Iterator<Item = String> {
     paths.map(|path: PathBuf| path.to_string_lossy().into_owned())
 }
 
-/// The files of nftables that exist, with those that they include. One that cannot be read includes none.
+/// The files of nftables that exist, with those that they include.
 pub(super) fn nftables_files() -> Vec<String> {
     let mains = NFTABLES.iter().filter(|path| Path::new(path).exists());
-    mains.flat_map(|main| included_files(main).unwrap_or_default()).collect()
+    mains.flat_map(|main| included_files(main)).collect()
 }
 
-/// `main` and the files that it includes, each once.
-fn included_files(main: &str) -> Result<Vec<String>, Failure> {
+/// `main` and the files that it includes, each once. One that cannot be read includes none.
+fn included_files(main: &str) -> Vec<String> {
     let mut files = vec![main.to_owned()];
     let mut read = 0;
     while let Some(path) = files.get(read) {
-        let text = store::read(Path::new(path))?.unwrap_or_default();
+        let text = store::read(Path::new(path)).ok().flatten().unwrap_or_default();
         for pattern in NftFile::parse(&text).includes {
             // nft looks up relative paths in its default directory.
             let pattern = Path::new("/etc").join(pattern);
@@ -401,7 +401,7 @@ fn included_files(main: &str) -> Result<Vec<String>, Failure> {
         }
         read += 1;
     }
-    Ok(files)
+    files
 }
 
 /// `iptables-nft-restore`, or `iptables-restore` if the system has only one variant.
