@@ -364,7 +364,7 @@ impl Ranges {
         drop(all);
         if is_first && let Err(error) = apply(&self.all, range, kernel) {
             lock(&self.all).remove_holder(session, range);
-            // Part of it may be open, or another session may have joined meanwhile.
+            // Part of it may be open, or another session may hold it by now.
             let _ = apply(&self.all, range, kernel);
             return (RangeState::Refused(now), Err(RangeNotOpened::Kernel(error)));
         }
@@ -581,7 +581,9 @@ mod tests {
             let looks = move || {
                 let (answer, answered) = mpsc::channel();
                 let target = range().control.server;
-                thread::spawn(move || answer.send(finder.find([10, 0, 0, 8].into(), target)));
+                thread::spawn(move || {
+                    answer.send(finder.find([10, 0, 0, 8].into(), target).is_some())
+                });
                 assert!(answered.recv_timeout(Duration::from_secs(20)).is_ok(), "it waits");
             };
             View(&open, Some(Box::new(looks)))
