@@ -199,7 +199,7 @@ event_kinds! {
     /// packets were missed, or the dialogue is in step again
     #[event("missed", Info, "sessions with missed packets", "nothing; if it repeats, see `queue-full` and `downtime`")]
     Missed(Words),
-    /// the connection is not FTP
+    /// the connection [is not FTP](what-opens.md#what-is-not-ftp)
     #[event("not-ftp", Info, "connections that are not FTP", "nothing, or `inspect = false` for its network")]
     NotFtp(Words),
     /// packets of an end arrive on an interface to which no route to it leads
