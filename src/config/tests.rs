@@ -126,7 +126,6 @@ fn every_key_reaches_the_policy() {
     assert_eq!(config.queue.numbers().collect::<Vec<_>>(), [7, 8, 9, 10]);
     let base = Policy {
         control_ports: vec![21, 2121, 990],
-        implicit_tls_ports: vec![990],
         pinhole_timeout: Duration::from_millis(1500),
         preserves_length: true,
         port_range: 50000..=50099,

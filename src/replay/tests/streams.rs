@@ -13,10 +13,12 @@ fn logins_and_encryption_are_noted() {
     assert_eq!(rows[0], (7, 1, format!("{ends}: logged in: joe")), "{rows:?}");
     assert_eq!(rows.len(), 1, "after a login it may be in a file: {rows:?}");
     let lines = [(SERVER, "220 ready\r\n"), (CLIENT, "AUTH TLS\r\n"), (SERVER, "234 go\r\n")];
-    let talk = Talk::without_login(&lines);
+    let handshake = "\x16\x03\x01\x00\x01\x01";
+    let records = [(CLIENT, handshake), (SERVER, handshake)];
+    let talk = Talk::without_login(&[&lines[..], &records].concat());
     let second = play_all(&[&talk.capture(&[])], external_nat(), None::<Vec<u8>>).unwrap();
     let rows: Vec<_> = second.session_rows.iter().map(text).collect();
-    assert_eq!((rows.len(), rows[0].0, second.encrypted), (1, 5, 1), "{rows:?}");
+    assert_eq!((rows.len(), rows[0].0, second.encrypted), (1, 7, 1), "{rows:?}");
     assert!(rows[0].2.starts_with(&format!("{ends}: encrypted: ")), "{rows:?}");
 }
 
