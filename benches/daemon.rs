@@ -55,7 +55,7 @@ fn main() {
                 thread::sleep(Duration::from_millis(1));
             }
             ready.push(start.elapsed());
-            daemon = daemon.wait_ready().unwrap();
+            daemon.wait_until_ready().unwrap();
             memory.push(daemon.resident_kib().unwrap());
             daemon.stop().unwrap();
         }
