@@ -461,7 +461,7 @@ impl ChildProcess {
 /// killed process only when it has verified the program that the process loads. If the copy had them until then, the next
 /// daemon would find them in use.
 fn release_descriptors(channel: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io::Result<()> {
-    let kept = [channel.as_raw_fd(), directory.as_raw_fd()];
+    let needed = [channel.as_raw_fd(), directory.as_raw_fd()];
     let open =
         |path: &str, flags: OFlags| openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
     let own = open("/proc/self/fd", OFlags::DIRECTORY)?;
@@ -471,7 +471,7 @@ fn release_descriptors(channel: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io
         let target = readlinkat(&own, number.to_string(), Vec::new())?;
         let is_of_program =
             [&b"anon_inode:bpf-map"[..], b"anon_inode:btf"].contains(&target.to_bytes());
-        if number > 2 && !kept.contains(&number) && !is_of_program {
+        if number > 2 && !needed.contains(&number) && !is_of_program {
             others.push(number);
         }
     }

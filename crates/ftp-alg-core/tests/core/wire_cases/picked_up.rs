@@ -142,7 +142,7 @@ fn what_may_be_no_ftp_passes_unchanged_on_a_picked_up_connection() {
     }
 }
 
-/// A client that mirrors many files sends more than the gateway stores. What is not stored any more may not be sent again
+/// A client that mirrors many files sends more than the gateway stores. What is not stored any more may not be retransmitted
 /// with other bytes.
 #[test]
 fn a_client_whose_server_is_not_seen_may_send_as_much_as_it_likes() {
