@@ -255,6 +255,11 @@ impl Session {
         self.is_reset() || (self.client.space.finished && self.server.space.finished)
     }
 
+    /// Whether the server has sent its FIN, so that it answers nothing more.
+    pub fn is_closed_by_server(&self) -> bool {
+        self.server.space.finished
+    }
+
     /// Whether one of the ends, or the gateway, has reset the connection.
     pub fn is_reset(&self) -> bool {
         self.is_reset_by_peer || self.was_reset()

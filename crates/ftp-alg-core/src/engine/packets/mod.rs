@@ -205,6 +205,10 @@ impl Engine {
         if is_watched && !session.changes_packets() {
             decider.watch();
         }
+        if session.is_closed_by_server() {
+            // The client may have closed behind its last command, and its transfer may still have to come.
+            decider.close_range("the control connection ended");
+        }
         if session.is_over() {
             decider.handle_end(session.is_reset());
         } else if needs_none {
