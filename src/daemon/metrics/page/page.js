@@ -228,7 +228,7 @@ const tables = {
   }),
   transfers: new Table("transfers", {
     key: (row) => row.id,
-    sort: { title: "Ended", down: true },
+    sort: { title: "Ended (UTC)", down: true },
     empty: "No stored event is of a transfer.",
     isBad: (row) => row.result !== "complete",
     columns: [
@@ -242,7 +242,7 @@ const tables = {
   }),
   failures: new Table("failures", {
     key: (row) => row.id,
-    sort: { title: "At", down: true },
+    sort: { title: "At (UTC)", down: true },
     empty: "No stored event is of a failure.",
     columns: [...ofEvent("At (UTC)"), { title: "What and why", value: whatOf, class: "line prose" }],
   }),
