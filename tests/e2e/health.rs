@@ -391,13 +391,25 @@ fn a_pinhole_that_a_connection_used_without_a_transfer_is_no_problem() {
     assert!(problems(&gateway.daemon, "status").is_empty());
 }
 
+/// A TLS handshake record, with the line end that a script puts behind it.
+const HANDSHAKE: &str = "\x16\x03\x01\x00\x03\x01";
+
+/// A server that begins TLS as [`tls_steps`] do.
+fn begins_tls() -> Value {
+    json!({"extra": {"AUTH TLS": "234 go", HANDSHAKE: HANDSHAKE}})
+}
+
+fn tls_steps() -> Vec<Value> {
+    let server_record = json!({"read": HANDSHAKE.len() + 2});
+    vec![reply(), say("AUTH TLS"), reply(), say(HANDSHAKE), server_record]
+}
+
 #[test]
 fn encrypted_sessions() {
     let gateway = gateway_with(Topology::Masquerade, "");
-    let _server = scripted_server(&gateway.lab.server, &json!({"extra": {"AUTH TLS": "234 go"}}));
-    let steps = json!([reply(), say("AUTH TLS"), reply()]);
+    let _server = scripted_server(&gateway.lab.server, &begins_tls());
     for _ in 0..2 {
-        assert_eq!(talk(&gateway.lab, &steps).error, None);
+        assert_eq!(talk(&gateway.lab, tls_steps()).error, None);
     }
     let daemon = &gateway.daemon;
     wait_for("both", || daemon.counter("encrypted").unwrap() == 2);
@@ -420,14 +432,14 @@ fn encrypted_sessions() {
 fn encrypted_sessions_of_three_clients() {
     let gateway = gateway_with(Topology::Masquerade, "");
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let _server = scripted_server(&lab.server, &json!({"extra": {"AUTH TLS": "234 go"}}));
+    let _server = scripted_server(&lab.server, &begins_tls());
     let interface = "$(ip -o route get 198.51.100.10 | sed 's/.* dev \\([^ ]*\\).*/\\1/')";
     for last in [81, 82] {
         let add = format!("ip address add 192.168.150.{last}/24 dev {interface}");
         lab.client.shell(&add).unwrap();
     }
     for (last, problem) in [(80, ""), (81, ""), (81, ""), (82, "encrypted")] {
-        let mut plan = plan(lab, [reply(), say("AUTH TLS"), reply()]);
+        let mut plan = plan(lab, tls_steps());
         plan["source"] = json!(format!("192.168.150.{last}"));
         assert_eq!(scripted_client(&lab.client, &plan).error, None);
         let name = |list: &str| names(&said(daemon, "status").0, list).join(" ");
