@@ -35,7 +35,7 @@ fn external_endpoints_are_shown_before_anything_is_announced() {
         let number = session["id"].as_u64().unwrap().to_string();
         let detail = gateway.daemon.ask(&["sessions", "--session", &number]).unwrap();
         let text = detail.success().unwrap().stdout_text();
-        assert_eq!(text.contains(" sees as "), !end.is_empty(), "{text}");
+        assert_eq!(text.contains(" sees as"), !end.is_empty(), "{text}");
         assert_eq!(client.release().error, None);
     }
 }
