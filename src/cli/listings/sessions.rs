@@ -1,7 +1,5 @@
 //! `ftp-alg sessions`: the table of sessions.
 
-use std::net::SocketAddr;
-
 use clap::{Args, builder::PossibleValuesParser};
 
 use super::{ListOptions, detail, subject, transfer_text};
@@ -107,20 +105,6 @@ pub(in crate::cli) const COLUMNS: [Column<SessionRow>; 15] = [
 /// The cell of the transfer that has not ended, if there is one.
 fn of_transfer(row: &SessionRow, cell: impl FnOnce(&TransferProgress) -> Cell) -> Cell {
     row.summary.transfer.as_ref().map(cell).unwrap_or_default()
-}
-
-/// The client as the server sees it, if that is another endpoint.
-pub(in crate::cli) fn client_as(row: &SessionRow) -> String {
-    external_text(row.summary.client, row.summary.client_external)
-}
-
-/// The server as the client sees it, if that is another endpoint.
-pub(in crate::cli) fn server_as(row: &SessionRow) -> String {
-    external_text(row.summary.server, row.summary.server_external)
-}
-
-fn external_text(own: SocketAddr, external: SocketAddr) -> String {
-    if own == external { String::new() } else { external.to_string() }
 }
 
 #[cfg(test)]

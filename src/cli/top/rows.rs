@@ -1,11 +1,13 @@
 //! The rows of the four panels, made from what a look shows. All text in them is escaped.
 
+use std::net::SocketAddr;
+
 use super::look::Event;
 use crate::{
     cli::{
         columns::{Cell, Column, Cut, Shape},
         event_reader::said,
-        listings::sessions::{COLUMNS, client_as, server_as},
+        listings::sessions::COLUMNS,
     },
     config::escaped,
     daemon::{
@@ -22,6 +24,11 @@ pub(super) struct Row {
     pub cells: Vec<Cell>,
     /// Names and values of further details.
     pub more: Vec<(&'static str, String)>,
+}
+
+/// An end as the other end sees it, if that is another endpoint.
+fn seen_as(own: SocketAddr, external: SocketAddr) -> String {
+    if own == external { String::new() } else { external.to_string() }
 }
 
 pub(super) const SESSIONS: &[Column<SessionRow>] = &COLUMNS;
@@ -116,7 +123,11 @@ impl Row {
 
     /// The row of a session.
     pub fn session(session: &SessionRow) -> Self {
-        let ends = [("CLIENT AS", client_as(session)), ("SERVER AS", server_as(session))];
+        let summary = &session.summary;
+        let ends = [
+            ("CLIENT AS", seen_as(summary.client, summary.client_external)),
+            ("SERVER AS", seen_as(summary.server, summary.server_external)),
+        ];
         let external = ends.into_iter().filter(|(_, end)| !end.is_empty());
         Self::new(session.summary.id, SESSIONS, session).with(external.collect::<Vec<_>>())
     }
