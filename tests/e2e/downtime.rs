@@ -3,15 +3,10 @@
 //! `FTP_ALG_ROUNDS` says how often each of these is done (a few); `FTP_ALG_PAUSE_MS` how long the pauses between
 //! them are at most.
 
-use std::env;
-
 use crate::common::*;
 
 /// How long the daemon may be away before the queue is bypassed, with what its renewal and a loaded machine add.
 const DEADLINE: Duration = Duration::from_secs(5);
-fn rounds(default: u64) -> u64 {
-    env::var("FTP_ALG_ROUNDS").map_or(default, |text| text.parse().unwrap())
-}
 
 /// Stops the daemon for `time`. Returns for how long it was stopped.
 fn pause(daemon: &Daemon, time: Duration) -> Duration {

@@ -139,6 +139,11 @@ pub fn curl<'a>(lab: &'a Lab, server: &Server, mode: Mode) -> Transfer<'a> {
     Transfer::new(ClientProgram::Curl, &lab.client, server, lab.server_address(V4), mode)
 }
 
+/// How often to repeat what is repeated: as FTP_ALG_ROUNDS says, or this often.
+pub fn rounds(default: u64) -> u64 {
+    std::env::var("FTP_ALG_ROUNDS").map_or(default, |text| text.parse().unwrap())
+}
+
 /// A moment that is another each round, below `limit` milliseconds.
 pub fn moment(round: u64, limit: u64) -> Duration {
     let limit = std::env::var("FTP_ALG_PAUSE_MS").map_or(limit, |text| text.parse().unwrap());
@@ -173,7 +178,7 @@ impl Gateway {
         configuration: impl Fn(u64) -> String,
         mut check: impl FnMut(&Self, u64),
     ) -> u64 {
-        let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(default_rounds, |n| n.parse().unwrap());
+        let rounds = rounds(default_rounds);
         let mut ready = Instant::now();
         for round in 0..rounds {
             let is_checked = round % 4 == 3;
