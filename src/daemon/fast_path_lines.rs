@@ -29,8 +29,8 @@ use super::{
 };
 use crate::kernel::{
     LinuxKernel, RuleParameters,
-    claimed_ports::ClaimedPorts,
     clocks::instant_of,
+    known_rules::KnownRules,
     offload::{LinkChanges, Offload, Translations},
     table::Commits,
 };
@@ -43,7 +43,7 @@ pub(super) struct FastPathReader {
     counts_before: FastPathCounts,
     unread: Mutex<UnreadLines>,
     /// The ports of this machine at which the program opens no pinhole.
-    pub(super) claimed: ClaimedPorts,
+    pub(super) known_rules: KnownRules,
     /// Why the fast path was turned off, if it was.
     pub(super) off_reason: OnceLock<String>,
     /// Why the thread that reads the lines is to turn the fast path off.
@@ -73,7 +73,7 @@ impl FastPathReader {
         mut loaded: LoadedProgram,
         parameters: &RuleParameters,
         commits: &Commits,
-        claimed: &ClaimedPorts,
+        known_rules: &KnownRules,
     ) -> Result<Self, Box<dyn Error>> {
         let translations = Translations::new(parameters, commits)?;
         let program = loaded.take_program().ok_or("the program is in use")?;
@@ -84,7 +84,7 @@ impl FastPathReader {
             offload,
             counts_before,
             unread: Mutex::default(),
-            claimed: claimed.clone(),
+            known_rules: known_rules.clone(),
             off_reason: OnceLock::new(),
             leave_reason: OnceLock::new(),
             is_starting: AtomicBool::new(is_starting),

@@ -241,7 +241,7 @@ impl FastPathControl<'_> {
     /// Has the program open no pinhole at ports that the policy forbids, or the `next` one.
     pub(super) fn bar_ports(&self, next: Option<&Policy>) {
         let policy = lock(self.shared.restored()).engine.sessions.policy().clone();
-        self.reader.offload.bar_ports(&self.reader.claimed, |port| {
+        self.reader.offload.bar_ports(&self.reader.known_rules, |port| {
             [&policy].into_iter().chain(next).any(|policy| {
                 let mut networks = policy.networks.iter().map(|network| &network.policy);
                 policy.forbids_port(port) || networks.any(|policy| policy.forbids_port(port))

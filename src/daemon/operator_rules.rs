@@ -19,7 +19,7 @@ use super::{DaemonEvent, shard::lock, shared_state::SharedState};
 use crate::kernel::{
     NetfilterError, RuleParameters,
     automatic::automatic_backend,
-    claimed_ports::ClaimedPorts,
+    known_rules::KnownRules,
     operator_firewall::RulesetReader,
     parameters::{Backend, Learned},
     probe::read_routing,
@@ -92,14 +92,14 @@ impl OperatorRules {
         mark_conflict(self.read.as_ref().ok()?)
     }
 
-    /// The reader of later changes, with the ports of these rules claimed.
+    /// The reader of later changes, and lets the packet path know these rules.
     pub(super) fn reader(
         &self,
-        claimed: &ClaimedPorts,
+        known_rules: &KnownRules,
         commits: &Commits,
         parameters: &RuleParameters,
     ) -> Result<RulesetReader, NetfilterError> {
-        let mut reader = RulesetReader::new(claimed, commits, parameters.gateway.clone())?;
+        let mut reader = RulesetReader::new(known_rules, commits, parameters.gateway.clone())?;
         if let Ok(firewall) = &self.read {
             reader.apply(firewall);
         }

@@ -48,8 +48,8 @@ use crate::{
     config::{Config, FastPathMode},
     kernel::{
         LinuxKernel, RuleParameters,
-        claimed_ports::ClaimedPorts,
         data_log::DataLog,
+        known_rules::KnownRules,
         operator_firewall,
         probe::ConntrackAbilities,
         queue::{Queue, QueueCounts, Waker},
@@ -93,10 +93,10 @@ pub(super) fn start(
     let (rules, parameters, port_sets, backend_reason) =
         learn(config, parameters, reading, &state, restored);
     let commits = open_commits()?;
-    let claimed = ClaimedPorts::default();
+    let known_rules = KnownRules::default();
     let why_off = fast_path_pins::off_reason(config.queue.fast_path);
     let reader = fast_path.and_then(|loaded| {
-        let reader = FastPathReader::new(loaded, &parameters, &commits, &claimed);
+        let reader = FastPathReader::new(loaded, &parameters, &commits, &known_rules);
         let reader = reader.map_err(|error| error.to_string())?;
         if why_off.is_some() {
             // Before the table is loaded: its rules would queue packets that the program has adjusted.
@@ -106,7 +106,7 @@ pub(super) fn start(
     });
     let offload = reader.as_ref().ok().map(|reader| Arc::clone(&reader.offload));
     let make_kernel = || -> Result<LinuxKernel, crate::kernel::NetfilterError> {
-        let kernel = LinuxKernel::new(&parameters, &commits)?.avoiding_ports(&claimed);
+        let kernel = LinuxKernel::new(&parameters, &commits)?.obeying(&known_rules);
         Ok(kernel.with_offload(offload.as_ref()))
     };
     let kernel = make_kernel()?;
@@ -160,7 +160,7 @@ pub(super) fn start(
     let have_waited = workers.load_table(&parameters, &commits, restored, why_off, events)?;
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let obstacle = rules.fast_path_obstacle();
-    let rules_reader = rules.reader(&claimed, &commits, &parameters)?;
+    let rules_reader = rules.reader(&known_rules, &commits, &parameters)?;
     if !port_sets.is_empty() {
         workers.update_policy(config);
     }

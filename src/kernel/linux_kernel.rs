@@ -18,9 +18,9 @@ use ftp_alg_fastpath::layout::PinholeKey;
 use super::{
     NetfilterError, RuleParameters,
     budget::{Budget, Stopwatch},
-    claimed_ports::ClaimedPorts,
     conntrack::Conntrack,
     inject::Injector,
+    known_rules::KnownRules,
     offload::Offload,
     parameters::Backend,
     rtnetlink::Routes,
@@ -38,9 +38,11 @@ pub struct LinuxKernel {
     injector: Injector,
     /// Whether an error said that an injected packet had no route.
     has_reported_no_route: bool,
-    claimed_ports: ClaimedPorts,
+    known_rules: KnownRules,
     /// The time for lists of pinholes, which a client at its limit causes.
     list_budget: Budget,
+    /// The time for questions to the operator's rules, which a server's replies cause.
+    rules_budget: Budget,
     /// The fast path, if there is one.
     offload: Option<Arc<Offload>>,
 }
@@ -64,15 +66,16 @@ impl LinuxKernel {
             routes: Routes::new().map_err(|e| NetfilterError::system("rtnetlink", e))?,
             injector: Injector::new(parameters)?,
             has_reported_no_route: false,
-            claimed_ports: ClaimedPorts::default(),
+            known_rules: KnownRules::default(),
             list_budget: Budget::new(Instant::now()),
+            rules_budget: Budget::new(Instant::now()),
             offload: None,
         })
     }
 
-    /// Opens no translated pinhole at a port in `claimed`.
-    pub fn avoiding_ports(self, claimed: &ClaimedPorts) -> Self {
-        Self { claimed_ports: claimed.clone(), ..self }
+    /// Obeys the operator's rules: no translated pinhole is opened at a port that is in use.
+    pub fn obeying(self, known_rules: &KnownRules) -> Self {
+        Self { known_rules: known_rules.clone(), ..self }
     }
 
     /// Updates the fast path about connections and pinholes.
@@ -216,10 +219,20 @@ impl Kernel for LinuxKernel {
         self.routes.has_route(lookup)
     }
 
+    fn drops_unadmitted(&mut self, interfaces: [u32; 2], server: SocketAddr) -> bool {
+        if !self.rules_budget.allows(Instant::now()) {
+            return false;
+        }
+        let stopwatch = Stopwatch::start();
+        let is_dropped = self.known_rules.drop_connection(interfaces, server);
+        self.rules_budget.charge(stopwatch.elapsed());
+        is_dropped
+    }
+
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
         let PinholeEnds { arrival, target, .. } = opening.ends;
         let closed = self.close_in_program(closings);
-        let checked = self.claimed_ports.check_free(arrival, target).and_then(|()| {
+        let checked = self.known_rules.check_free(arrival, target).and_then(|()| {
             // The BPF program would admit its own connection there.
             let is_reserved =
                 self.offload.as_ref().is_none_or(|offload| offload.reserve_pinhole(&opening.ends));

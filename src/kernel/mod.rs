@@ -22,11 +22,11 @@
 pub mod automatic;
 pub mod broker;
 mod budget;
-pub mod claimed_ports;
 pub mod clocks;
 pub mod conntrack;
 pub mod data_log;
 pub mod inject;
+pub mod known_rules;
 mod legacy_iptables;
 mod linux_kernel;
 mod netfilter_error;

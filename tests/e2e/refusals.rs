@@ -10,6 +10,9 @@ auth-tls = "refuse"
 deny-ports = ["1024-20049", "20051-49151", "49154-65535"]
 "#;
 
+/// The clients may go out without a pinhole.
+const ACCEPT_OUTGOING: &str = "insert rule inet gateway forward iifname lan accept";
+
 fn said(gateway: &Gateway, steps: &[Value]) -> Vec<String> {
     let lab = &gateway.lab;
     let mut plan = plan(lab, steps);
@@ -22,7 +25,10 @@ fn said(gateway: &Gateway, steps: &[Value]) -> Vec<String> {
 #[test]
 fn every_server_answers_in_order_and_its_client_hears_the_reason() {
     for kind in ServerKind::ALL {
-        let gateway = gateway_with(Topology::Masquerade, REFUSING);
+        let lab = lab_for(Topology::Masquerade, REFUSING);
+        // So the server's own replies pass.
+        lab.gateway.nft(ACCEPT_OUTGOING).unwrap();
+        let gateway = Gateway::on(lab, REFUSING);
         let server = Server::start(kind, &gateway.lab.server).unwrap();
         let (name, password) = server.login();
         let third = "PORT 198,51,100,66,14,180";
@@ -49,12 +55,46 @@ fn every_server_answers_in_order_and_its_client_hears_the_reason() {
     }
 }
 
-/// All data ports of a published server are denied: each client is informed at once and ends, or says what it tries next, long
+/// A reply that names an endpoint to which the client may not connect is refused where the operator's rules drop what
+/// nobody admits. It passes where they may accept it.
+#[test]
+fn a_servers_reply_is_refused_if_the_operators_rules_drop_the_connection() {
+    let gateway = gateway_with(Topology::Masquerade, REFUSING);
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    let steps = [login_as(server.login()), ask("PASV"), ask("EPSV"), ask("NOOP")].concat();
+    let codes = || -> Vec<String> {
+        said(&gateway, &steps).iter().map(|line| line[..3].to_owned()).collect()
+    };
+    let is_heard = |pasv: &str, epsv: &str| {
+        let expected = ["220", "331", "230", pasv, epsv, "200"];
+        wait_for(&format!("{expected:?}"), || codes() == expected);
+    };
+    is_heard("425", "425");
+    gateway.lab.gateway.nft(ACCEPT_OUTGOING).unwrap();
+    is_heard("227", "229");
+    gateway.lab.gateway.nft("flush chain inet gateway forward").unwrap();
+    gateway.lab.gateway.nft("add rule inet gateway forward tcp dport 21 accept").unwrap();
+    gateway.lab.gateway.nft("add rule inet gateway forward ct state established accept").unwrap();
+    is_heard("425", "425");
+    assert_eq!(gateway.count("pinholes_opened"), 0);
+}
+
+/// All data ports of a server are denied: each client is informed at once and ends, or says what it tries next, long
 /// before any of its time-outs.
 #[test]
 fn clients_end_at_once_and_show_the_reason() {
+    all_data_ports_are_denied(Topology::PublishedServer);
+}
+
+/// The same if this gateway does not translate the server, and its rules drop what nobody admits.
+#[test]
+fn clients_of_a_foreign_server_end_at_once() {
+    all_data_ports_are_denied(Topology::Masquerade);
+}
+
+fn all_data_ports_are_denied(topology: Topology) {
     const LIMIT: Duration = Duration::from_secs(7);
-    let gateway = gateway_with(Topology::PublishedServer, REFUSING);
+    let gateway = gateway_with(topology, REFUSING);
     let lab = &gateway.lab;
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("file", b"contents").unwrap();

@@ -241,6 +241,17 @@ impl Firewall {
         self.connection_verdict(&Connection { from, to, ..Connection::control(hook, ip, port) })
     }
 
+    /// Whether the rules certainly drop a connection to `port` that nothing of ours admits. The name of an interface is
+    /// empty if this machine is the end there.
+    pub fn drops_unadmitted(&self, ip: IpVersion, ends: (&str, &str), port: u16) -> bool {
+        let kind = ConnectionKind::Control { port, real_port: port };
+        let links = Links::default();
+        // Whose networks are where is not known, so rules by address decide nothing.
+        let connection = Connection { links: None, ..Connection::between(ends, &links, kind, ip) };
+        let (acceptance, _) = self.connection_verdict(&connection);
+        acceptance == Acceptance::Dropped && self.read_errors.is_empty()
+    }
+
     /// The control ports, each with the port that the server has: the same one, or that of a server which is published
     /// with the control port.
     fn control_ports(&self) -> BTreeSet<(u16, u16)> {
@@ -426,6 +437,34 @@ mod tests {
             let rules = format!("{established}{published}-A FORWARD {rule}\n");
             assert_eq!(missing(&rules), expected, "{rule}");
         }
+    }
+
+    #[test]
+    fn what_nobody_admits_is_dropped_if_no_rule_may_accept_it() {
+        let established = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+                           -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n\
+                           -A FORWARD -i lan0 -p tcp -m tcp --dport 21 -j ACCEPT\n";
+        for (rule, expected) in [
+            ("", true),
+            ("-A FORWARD -i lan0 -j ACCEPT", false),
+            ("-A FORWARD -i lan1 -j ACCEPT", true),
+            ("-A FORWARD -o lan0 -j ACCEPT", true),
+            ("-A FORWARD -p tcp -m tcp --dport 1024:65535 -j ACCEPT", true),
+            ("-A FORWARD -p tcp -m tcp --dport 900:1023 -j ACCEPT", false),
+            // Not known here.
+            ("-A FORWARD -s 10.0.0.0/8 -j ACCEPT", false),
+            ("-A FORWARD -d 203.0.113.9/32 -j ACCEPT", false),
+            ("-A FORWARD -m u32 --u32 0x0=0x0 -j ACCEPT", false),
+        ] {
+            let firewall = iptables(&format!("{established}{rule}\n"));
+            let drops = firewall.drops_unadmitted(IpVersion::V4, ("lan0", "wan0"), 1000);
+            assert_eq!(drops, expected, "{rule}");
+        }
+        let here = iptables("-A INPUT -p tcp -m tcp --dport 21 -j ACCEPT\n");
+        assert!(here.drops_unadmitted(IpVersion::V4, ("wan0", ""), 1000));
+        let mut partly_read = iptables(established);
+        partly_read.read_errors.push("nftables: not installed".to_owned());
+        assert!(!partly_read.drops_unadmitted(IpVersion::V4, ("lan0", "wan0"), 1000));
     }
 
     #[test]

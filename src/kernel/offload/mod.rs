@@ -26,7 +26,7 @@ use ftp_alg_fastpath::{
     layout::{self, AddressText, Flow, LineRecord, PacketTuple, PinholeKey, dialogue},
 };
 
-use super::{NetfilterError, RuleParameters, claimed_ports::ClaimedPorts, clocks::monotonic_zero};
+use super::{NetfilterError, RuleParameters, clocks::monotonic_zero, known_rules::KnownRules};
 
 pub use interfaces::{LinkChanges, list_interfaces};
 pub use translations::{TranslationLease, Translations};
@@ -93,10 +93,11 @@ impl Offload {
         self.record_outcome("cannot renew the heartbeat", set);
     }
 
-    /// Has the program open no pinholes at barred ports and at `claimed` ports.
-    pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
-        let barred =
-            self.program.set_barred_ports(|port| is_barred(port) || claimed.is_translated(port));
+    /// Has the program open no pinholes at barred ports and at those that the operator's rules translate.
+    pub fn bar_ports(&self, known_rules: &KnownRules, is_barred: impl Fn(u16) -> bool) {
+        let barred = self
+            .program
+            .set_barred_ports(|port| is_barred(port) || known_rules.is_translated(port));
         self.record_outcome("cannot bar ports", barred);
     }
 

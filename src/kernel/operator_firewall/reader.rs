@@ -6,7 +6,7 @@ use ftp_alg_firewall::{Firewall, Gateway, IpVersion, RoutingRule};
 
 use super::read_rules;
 use crate::kernel::{
-    NetfilterError, claimed_ports::ClaimedPorts, legacy_iptables::uses_legacy, netlink::Socket,
+    NetfilterError, known_rules::KnownRules, legacy_iptables::uses_legacy, netlink::Socket,
     rtnetlink, table::Commits,
 };
 
@@ -15,11 +15,11 @@ const MIN_INTERVAL: Duration = Duration::from_secs(2);
 /// Time between two readings if iptables-legacy is in use. The kernel does not announce changes of its rules.
 const LEGACY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Reads the operator's rules when they have changed, and updates the claimed ports.
+/// Reads the operator's rules when they have changed, and updates what the packet path knows of them.
 #[derive(Debug)]
 pub struct RulesetReader {
     gateway: Gateway,
-    ports: ClaimedPorts,
+    known: KnownRules,
     commits: Commits,
     socket: Socket,
     /// The number of transactions of others at the last reading, and the time of that reading.
@@ -32,14 +32,14 @@ pub struct RulesetReader {
 impl RulesetReader {
     /// A reader that updates `ports`. It ignores our own transactions, which `commits` counts.
     pub fn new(
-        ports: &ClaimedPorts,
+        known: &KnownRules,
         commits: &Commits,
         gateway: Gateway,
     ) -> Result<Self, NetfilterError> {
         let socket = Socket::open().map_err(|e| NetfilterError::system("netlink socket", e))?;
-        let (ports, commits) = (ports.clone(), commits.clone());
+        let (known, commits) = (known.clone(), commits.clone());
         let (routing_rules, logged_notes) = (Vec::new(), Vec::new());
-        Ok(Self { gateway, ports, commits, socket, last_read: None, routing_rules, logged_notes })
+        Ok(Self { gateway, known, commits, socket, last_read: None, routing_rules, logged_notes })
     }
 
     /// Reads the rules if they may have changed, and returns them. A reading can take seconds.
@@ -77,6 +77,6 @@ impl RulesetReader {
             notes.iter().for_each(|note| tracing::info!("{note}"));
             self.logged_notes = notes;
         }
-        self.ports.set(firewall.translated_ports());
+        self.known.set(firewall);
     }
 }

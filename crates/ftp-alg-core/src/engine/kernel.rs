@@ -145,6 +145,13 @@ pub trait Kernel {
         Ok(true)
     }
 
+    /// Whether the operator's rules certainly drop a connection to this port of the server's that nothing admits.
+    /// `interfaces` are the indices of the client's and the server's interface; 0 is this machine. All answers together
+    /// take a bounded part of the time; beyond it they are no.
+    fn drops_unadmitted(&mut self, _interfaces: [u32; 2], _server: SocketAddr) -> bool {
+        false
+    }
+
     /// Closes the pinholes of `closings`, open or not; established data connections stay. Then opens a pinhole, for one
     /// connection or until its lifetime ends. All of it is one transaction if the kernel can. The pinholes are closed also
     /// if the opening is refused, but not if the error is [`KernelError::NotClosed`]. [`KernelError::Taken`] says that an

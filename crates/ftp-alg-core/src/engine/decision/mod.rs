@@ -32,8 +32,8 @@ use crate::{
     ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
     session::{
-        AnnouncedLine, Decide, Decision, Dialogue, DialogueEvent, Effect, Phase, RefusalReason,
-        RefusedLine, Session, SessionLimit, Side,
+        AnnouncedLine, Decide, Decision, Dialogue, DialogueEvent, Effect, Interfaces, Phase,
+        RefusalReason, RefusedLine, Session, SessionLimit, Side,
     },
 };
 
@@ -61,8 +61,7 @@ pub struct Decider<'a> {
     pub index: u32,
     pub policy: &'a Policy,
     pub head: &'a mut Head,
-    /// Whether the server is this machine.
-    is_server_here: bool,
+    interfaces: Interfaces,
     pub pinholes: &'a mut PinholeTable,
     pub ranges: &'a mut Ranges,
     pub timers: &'a mut Timers,
@@ -98,7 +97,7 @@ impl Sessions {
             index,
             policy,
             head,
-            is_server_here: session.interfaces.is_this_machine(Side::Server),
+            interfaces: session.interfaces,
             pinholes,
             ranges,
             timers,
@@ -304,7 +303,7 @@ impl Decider<'_> {
 
     /// Records that nothing is opened for `announced`. Returns whether it passes or is refused.
     fn record_not_opened(&mut self, announced: &AnnouncedLine, mut decision: Decision) -> Effect {
-        let (kind, foreign) = (announced.kind, self.policy.foreign_address);
+        let kind = announced.kind;
         if !kind.is_active() && matches!(announced.parsed, Err(MalformedAnnouncement::Form(_))) {
             return self.record_decision(
                 announced,
@@ -313,7 +312,7 @@ impl Decider<'_> {
             );
         }
         if let Some(objection) = decision.objection
-            && passes_despite(objection, kind, foreign, self.hides_server())
+            && self.passes_despite(objection, announced)
         {
             decision.effect = Effect::Pass;
         }
@@ -329,6 +328,36 @@ impl Decider<'_> {
             self.counters.refusals.count(reason);
         }
         self.record_decision(announced, decision, None)
+    }
+
+    /// Whether `announced` passes although this `objection` opens nothing for it. A command does not, because the server
+    /// would obey it, unless the policy allows foreign addresses. A server's reply does: its client may be allowed to go
+    /// there without us, or connect to the address that it dialled. Not if the policy refuses foreign addresses, nor if
+    /// the client could not use the reply: this gateway hides the server, or the operator's rules drop the connection.
+    fn passes_despite(&mut self, objection: RefusalReason, announced: &AnnouncedLine) -> bool {
+        let is_active = announced.kind.is_active();
+        match objection {
+            RefusalReason::ForeignAddress | RefusalReason::OtherFamily => {
+                match self.policy.foreign_address {
+                    ForeignAddress::Refuse => false,
+                    ForeignAddress::Pass => !is_active,
+                    ForeignAddress::Allow => true,
+                }
+            }
+            _ => !is_active && !self.hides_server() && !self.is_dropped(announced),
+        }
+    }
+
+    /// Whether the operator's rules certainly drop the client's connection to the announced endpoint without a pinhole.
+    fn is_dropped(&mut self, announced: &AnnouncedLine) -> bool {
+        let endpoint = self.announced_endpoint(announced).ok();
+        endpoint.zip(self.interfaces.indices()).is_some_and(|(endpoint, interfaces)| {
+            self.kernel.drops_unadmitted(interfaces, endpoint)
+        })
+    }
+
+    fn is_server_here(&self) -> bool {
+        self.interfaces.is_this_machine(Side::Server)
     }
 
     /// Whether clients know the server by another address than its own, as far as the translation is known.
@@ -601,7 +630,7 @@ impl Decider<'_> {
     fn record_encrypted(&mut self) {
         self.counters.encrypted += 1;
         let control = self.translation().unwrap_or_else(|_| self.head.translation_or_identity());
-        if control.passive_ports(self.policy, self.is_server_here).is_empty() {
+        if control.passive_ports(self.policy, self.is_server_here()).is_empty() {
             self.push_event(EventKind::Encrypted);
         }
     }
@@ -615,7 +644,7 @@ impl Decider<'_> {
             Ok(control) => control,
             Err(error) => return self.record_kernel_error(&error),
         };
-        let ports = control.passive_ports(self.policy, self.is_server_here);
+        let ports = control.passive_ports(self.policy, self.is_server_here());
         let range = OpenRange { control, ports };
         let opened = range.has_ports().then(|| RangeInfo::from(&range));
         match self.ranges.open(self.now, self.index, self.head.id, range, self.kernel) {
@@ -758,26 +787,6 @@ impl Decider<'_> {
         while let Some(closed) = self.pinholes.close_first(self.index, is_replaced) {
             self.report_closed(&closed, "a later pinhole replaced it");
         }
-    }
-}
-
-/// Whether an announcement passes for which this `objection` opens nothing. A command does not, because the server would
-/// obey it, unless the policy allows foreign addresses. A server's reply does: its client may be allowed to go there
-/// without us, or connect to the address that it dialled. Not if this gateway `hides_server`, because the client cannot
-/// use the reply as it is, nor if the policy refuses foreign addresses.
-fn passes_despite(
-    objection: RefusalReason,
-    kind: AnnouncementKind,
-    foreign: ForeignAddress,
-    hides_server: bool,
-) -> bool {
-    match objection {
-        RefusalReason::ForeignAddress | RefusalReason::OtherFamily => match foreign {
-            ForeignAddress::Refuse => false,
-            ForeignAddress::Pass => !kind.is_active(),
-            ForeignAddress::Allow => true,
-        },
-        _ => !kind.is_active() && !hides_server,
     }
 }
 

@@ -1,8 +1,11 @@
-//! Ports of this machine's addresses that are in use: the operator's rules translate them, or a local program has bound
-//! them. A translated data connection must not arrive at such a port. Otherwise its initiator would reach the pinhole's
-//! target instead of that service.
+//! What the packet path asks of the operator's rules: which ports are in use, and which connections are dropped.
+//!
+//! A port of this machine's addresses is in use if the rules translate it, or if a local program has bound it. A translated
+//! data connection must not arrive at such a port. Otherwise its initiator would reach the pinhole's target instead of
+//! that service.
 
 use std::{
+    mem,
     net::SocketAddr,
     sync::{
         Arc, PoisonError, RwLock,
@@ -11,21 +14,23 @@ use std::{
 };
 
 use ftp_alg_core::engine::KernelError;
-use ftp_alg_firewall::PortClaim;
+use ftp_alg_firewall::{Firewall, IpVersion, PortClaim};
+use nix::net::if_::if_nameindex;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
 };
 
-/// The known ports; clones share them.
+/// The rules at the last reading; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct ClaimedPorts {
-    claims: Arc<RwLock<Vec<PortClaim>>>,
+pub struct KnownRules {
+    /// With the ports that they translate.
+    read: Arc<RwLock<Option<Arc<(Firewall, Vec<PortClaim>)>>>>,
     /// Whether the log says that ports are not looked at, for lack of a descriptor.
     lacks_descriptors: Arc<AtomicBool>,
 }
 
-impl ClaimedPorts {
+impl KnownRules {
     /// [`KernelError::Taken`] if a rule or a program other than a pinhole to `target` handles a connection to `arrival`.
     /// A port that cannot be bound is a program's. Where nothing is translated, nothing is checked.
     pub(super) fn check_free(
@@ -36,11 +41,9 @@ impl ClaimedPorts {
         if arrival == target {
             return Ok(());
         }
-        let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
-        if claims.iter().any(|claim| claim.diverts(arrival, target)) {
+        if self.claims_any(|claim| claim.diverts(arrival, target)) {
             return Err(KernelError::Taken);
         }
-        drop(claims);
         let failed = |error: Errno| KernelError::System {
             what: format!("look whether {arrival} is free"),
             source: error.into(),
@@ -70,13 +73,38 @@ impl ClaimedPorts {
 
     /// Whether the operator's rules translate this port of any address.
     pub(super) fn is_translated(&self, port: u16) -> bool {
-        let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
-        claims.iter().any(|claim| claim.has_port(port))
+        self.claims_any(|claim| claim.has_port(port))
     }
 
-    /// Sets the ports that the operator's rules translate.
-    pub(super) fn set(&self, claims: Vec<PortClaim>) {
-        *self.claims.write().unwrap_or_else(PoisonError::into_inner) = claims;
+    /// Whether the rules certainly drop connections to this port of `server` between the interfaces with these indices,
+    /// of which 0 is this machine.
+    pub(super) fn drop_connection(&self, interfaces: [u32; 2], server: SocketAddr) -> bool {
+        let (Some(read), Ok(names)) = (self.read(), if_nameindex()) else { return false };
+        let name = |index: u32| match index {
+            0 => Some(""),
+            _ => names.iter().find(|one| one.index() == index)?.name().to_str().ok(),
+        };
+        let [Some(from), Some(to)] = interfaces.map(name) else { return false };
+        let ip = if server.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        // Where they translate the port, it is another one in the filter's chains.
+        !self.is_translated(server.port()) && read.0.drops_unadmitted(ip, (from, to), server.port())
+    }
+
+    /// Sets the rules that were read.
+    pub(super) fn set(&self, firewall: &Firewall) {
+        let read = Some(Arc::new((firewall.clone(), firewall.translated_ports())));
+        let before =
+            mem::replace(&mut *self.read.write().unwrap_or_else(PoisonError::into_inner), read);
+        drop(before);
+    }
+
+    fn claims_any(&self, is_it: impl Fn(&PortClaim) -> bool) -> bool {
+        self.read().is_some_and(|read| read.1.iter().any(is_it))
+    }
+
+    /// Nobody waits for a reader of the rules.
+    fn read(&self) -> Option<Arc<(Firewall, Vec<PortClaim>)>> {
+        self.read.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -87,7 +115,7 @@ mod tests {
     use super::*;
 
     fn is_taken(arrival: SocketAddr) -> bool {
-        match ClaimedPorts::default().check_free(arrival, "[::]:0".parse().unwrap()) {
+        match KnownRules::default().check_free(arrival, "[::]:0".parse().unwrap()) {
             Err(KernelError::Taken) => true,
             outcome => {
                 outcome.unwrap();
