@@ -14,8 +14,6 @@ PREFIX ?= /usr/local
 export DESTDIR PREFIX
 
 CARGO_NEXTEST := 0.9.114
-CARGO_DEB := 3.8.0
-CARGO_GENERATE_RPM := 0.21.1
 
 NEXTEST = $$(packaging/tool cargo-nextest $(CARGO_NEXTEST) or-newer) nextest run --locked --workspace
 NIGHTLY = $(NEXTEST) --release --profile nightly --run-ignored all --success-output final
@@ -48,7 +46,7 @@ demo: provision build
 	target/release/ftp-alg demo
 
 test: provision rust
-	@packaging/tool cargo-deb $(CARGO_DEB) >/dev/null
+	@packaging/nfpm >/dev/null
 	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt
 	$(NEXTEST) $(TESTS); status=$$?; \
 	    [ -z '$(TESTS)' ] || exit $$status; \
@@ -131,19 +129,15 @@ uninstall:
 # The tree that the packages are made of.
 package: $(BINARY) $(TARGET)/copyright
 	@packaging/check-build strip:binutils
-	@rm -rf target/package
-	@DESTDIR=$(CURDIR)/target/package PREFIX=/usr packaging/install $(BINARY)
+	@rm -rf $(TARGET)/package
+	@DESTDIR=$(abspath $(TARGET))/package PREFIX=/usr packaging/install $(BINARY)
 
 deb: package
 	@packaging/check-build dpkg-shlibdeps:dpkg-dev
-	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-deb $(CARGO_DEB)) --no-build --no-strip --no-dbgsym \
-	    $(DEB_OPTIONS) --output $(OUTPUT)/debian/
+	@packaging/package deb $(TARGET)/package $(OUTPUT)/debian
 
 rpm: package
-	@mkdir -p $(OUTPUT)/rpm
-	@SOURCE_DATE_EPOCH=$$(packaging/date) $$(packaging/tool cargo-generate-rpm $(CARGO_GENERATE_RPM)) \
-	    --payload-compress zstd --output $(OUTPUT)/rpm/
-	@ls $(OUTPUT)/rpm/*.rpm
+	@packaging/package rpm $(TARGET)/package $(OUTPUT)/rpm
 
 # ARCH=aarch64 for the other one.
 static:

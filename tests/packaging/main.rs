@@ -68,7 +68,7 @@ fn deb() -> PathBuf {
     {
         return path.into();
     }
-    let said = make(&["deb", "DEB_OPTIONS=--fast", &format!("OUTPUT={}", place.display())]);
+    let said = make(&["deb", &format!("OUTPUT={}", place.display())]);
     let path = said.lines().last().unwrap();
     fs::write(made, format!("{run} {path}")).unwrap();
     path.into()
