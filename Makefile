@@ -42,8 +42,10 @@ help:
 	@echo 'make dist      target/dist/ftp-alg-*.tar.gz, the source'
 	@echo 'make provision install what demo and test need (root)'
 
-demo: provision build
-	target/release/ftp-alg demo
+# The build of the tests, which has their dependencies.
+demo: provision rust
+	cargo build --locked
+	$(TARGET)/debug/ftp-alg demo
 
 test: provision rust
 	@packaging/nfpm >/dev/null

@@ -5,6 +5,7 @@
 
 use std::{
     io::{self, Write as _},
+    panic::resume_unwind,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -242,8 +243,14 @@ fn scan(lab: &Lab) -> ftp_alg_lab::Result<()> {
     let mut targets = vec![lab.gateway.address(Family::V4), lab.gateway.address(Family::V6)];
     let inner = if lab.server_side() == "lan" { &lab.server } else { &lab.client };
     targets.push(inner.address(Family::V4));
-    for target in targets {
-        let open = lab.outsider.scan(target, "1-65535")?;
+    let scan = |target| (target, lab.outsider.scan(target, "1-65535"));
+    // Nearly all of it is waiting.
+    let scanned: Vec<_> = thread::scope(|scope| {
+        let scans: Vec<_> = targets.into_iter().map(|one| scope.spawn(move || scan(one))).collect();
+        scans.into_iter().map(|scan| scan.join().unwrap_or_else(|it| resume_unwind(it))).collect()
+    });
+    for (target, open) in scanned {
+        let open = open?;
         if open.iter().any(|port| *port != 21) {
             return Err(unexpected(format!("open ports on {target}: {open:?}")));
         }
