@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use ftp_alg_core::{
-    engine::{Count, CounterDescription, Counters, PinholeEnds, PinholeInfo},
+    engine::{Count, CounterDescription, Counters, PinholeEnds, PinholeInfo, RECORD_FORMAT},
     ftp::AnnouncementKind,
 };
 
@@ -26,6 +26,9 @@ pub struct Status {
     pub host: String,
     /// The version, with its commit.
     pub version: String,
+    /// The format of its records. A version with another one does not continue its adjusted sessions. 0 in versions that
+    /// do not say.
+    pub record_format: u32,
     /// Whole seconds since the daemon was ready.
     pub uptime_seconds: u64,
     /// The back end, as in `nftables`.
@@ -399,6 +402,7 @@ impl Status {
         Self {
             host: host.trim_end().to_owned(),
             version: env!("FTP_ALG_VERSION").to_owned(),
+            record_format: RECORD_FORMAT,
             uptime_seconds: uptime.as_secs(),
             backend: backend.to_owned(),
             ..Self::default()

@@ -55,8 +55,13 @@ until grep -q 'control ports \[21, 2121\]' log; do
     sleep 0.1
 done
 
-# An upgrade keeps the edited configuration and the state.
-inside $install --reinstall /tmp/ftp-alg.deb
+# An upgrade keeps the edited configuration and the state. It says what a restart would end.
+ends='sessions with adjusted sequence numbers end now'
+inside $install --reinstall /tmp/ftp-alg.deb >upgrade 2>&1 || { cat upgrade; exit 1; }
+! grep -q "$ends" upgrade || fail 'the upgrade says that sessions end'
+echo 'ftp-alg sessions, format 1; boot' >root/run/ftp-alg/queue-9.sessions
+inside $install --reinstall /tmp/ftp-alg.deb >upgrade 2>&1 || { cat upgrade; exit 1; }
+grep -q "$ends" upgrade || fail 'the upgrade does not say that sessions end'
 grep -q '2121' root/etc/ftp-alg.toml || fail 'the upgrade took the configuration back'
 [ -n "$(ls root/run/ftp-alg)" ] || fail 'the upgrade took the state'
 

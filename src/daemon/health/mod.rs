@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ftp_alg_core::engine::{Event, EventKind, MissingConnection, TransferResult};
+use ftp_alg_core::engine::{Event, EventKind, MissingConnection, RECORD_FORMAT, TransferResult};
 use ftp_alg_firewall::{Firewall, data_path_verdicts};
 use rustix::process::{Pid, getpid};
 
@@ -141,7 +141,15 @@ pub fn version_check(section: &'static str, status: &Status) -> Option<Check> {
             status.version
         );
         let name = ProblemName::DaemonVersion;
-        Check::problem(section, name.as_str(), name, text).advice([name.remedy()])
+        let advice = match status.record_format {
+            RECORD_FORMAT => name.remedy(),
+            _ => {
+                "`systemctl restart ftp-alg` when sessions may end: this program does not read its records, so those \
+                 with adjusted sequence numbers end, and their clients log in again"
+                    .to_owned()
+            }
+        };
+        Check::problem(section, name.as_str(), name, text).advice([advice])
     })
 }
 

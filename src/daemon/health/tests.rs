@@ -75,6 +75,20 @@ fn a_problem_without_a_remedy_of_its_own_has_the_general_one() {
 }
 
 #[test]
+fn a_daemon_of_another_version_is_restarted_when_its_sessions_may_end() {
+    let advice = |record_format| {
+        let status = Status { version: "0.9".to_owned(), record_format, ..Status::default() };
+        version_check("daemon", &status).unwrap().advice.concat()
+    };
+    assert_eq!(advice(RECORD_FORMAT), "systemctl restart ftp-alg: sessions survive");
+    for other in [0, RECORD_FORMAT - 1, RECORD_FORMAT + 1] {
+        assert!(advice(other).contains("adjusted sequence numbers end"), "{other}");
+    }
+    let same = Status::new("nftables", Duration::ZERO);
+    assert!(version_check("daemon", &same).is_none());
+}
+
+#[test]
 fn limits_are_warnings_for_ten_minutes() {
     let health = Health::default();
     let counters = Counters { uninspected: 2, pinholes_used: 5, ..Counters::default() };
