@@ -24,7 +24,7 @@ use crate::{
         automatic::automatic_backend,
         operator_firewall::{self, links},
         parameters::Backend,
-        probe::read_routing,
+        probe::{has_unforwarded_v6, read_routing},
     },
 };
 
@@ -39,10 +39,13 @@ use crate::{
 /// --undo restores the files byte for byte. If a file was edited since, it
 /// removes only the lines that --apply added.
 ///
-/// --check shows the same and exits with 1 if a rule is missing, for scripts.
+/// A machine that forwards no packets is taken for a host. With --gateway, setup
+/// adds the rules of a gateway, and switches on the forwarding of IPv4.
+///
+/// --check shows the same and exits with 1 if a change is pending, for scripts.
 ///
 /// Exit codes: 0 nothing to do, shown, or done; 1 failed, something must be done
-/// by hand, or with --check: a rule is missing.
+/// by hand, or with --check: a change is pending.
 #[derive(Args, Debug)]
 pub struct Setup {
     /// Change the files and load them
@@ -51,9 +54,12 @@ pub struct Setup {
     /// Undo the changes of --apply
     #[arg(long, conflicts_with = "apply")]
     undo: bool,
-    /// Change nothing, and exit with 1 if a rule is missing
+    /// Change nothing, and exit with 1 if a change is pending
     #[arg(long, conflicts_with_all = ["apply", "undo"])]
     check: bool,
+    /// This machine is to be a gateway, whether it forwards packets yet or not
+    #[arg(long, conflicts_with = "undo")]
+    gateway: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -99,13 +105,18 @@ struct FirewallReport {
 struct LoadedFirewall {
     firewall: Firewall,
     routing: Routing,
+    /// Whether IPv4 is to be forwarded, and is not.
+    lacks_forwarding: bool,
     backend: Backend,
 }
 
 impl LoadedFirewall {
-    fn read(config: &Config, socket: &SocketOption) -> Self {
+    /// Reads them. With `gateway`, the rules are those that the machine needs when it forwards IPv4.
+    fn read(config: &Config, socket: &SocketOption, gateway: bool) -> Self {
         let parameters = RuleParameters::from(config);
-        let routing = read_routing(&parameters.gateway.control_ports);
+        let mut routing = read_routing(&parameters.gateway.control_ports);
+        let lacks_forwarding = gateway && !routing.v4;
+        routing.v4 |= gateway;
         let firewall = operator_firewall::read(parameters.gateway.clone());
         let outlooks = data_path_verdicts(&firewall, routing);
         let accepted = || accepted_data(&firewall, &outlooks);
@@ -113,7 +124,7 @@ impl LoadedFirewall {
         let running = socket.status().ok().and_then(|status| status.backend.parse().ok());
         let backend = running.or(config.pinhole.backend);
         let backend = backend.unwrap_or_else(|| automatic_backend(None, false, accepted).0);
-        Self { firewall, routing, backend }
+        Self { firewall, routing, lacks_forwarding, backend }
     }
 
     /// The rules that `firewall` needs.
@@ -142,10 +153,15 @@ impl Setup {
             // The lock is held until the function returns.
             let _lock = self.apply.then(store::lock).transpose()?;
             let mut notes = self.undo_interrupted()?;
-            let situation = LoadedFirewall::read(&config, &self.socket);
+            let situation = LoadedFirewall::read(&config, &self.socket, self.gateway);
             let unread = situation.firewall.read_errors.iter();
             notes.extend(unread.map(|what| format!("rules not read: {what}")));
-            let (plans, by_hand) = firewalls::plans(&situation.needs_of(&situation.firewall))?;
+            notes.extend(forwarding_note(situation.routing, self.gateway).map(str::to_owned));
+            let (mut plans, by_hand) = firewalls::plans(&situation.needs_of(&situation.firewall))?;
+            if situation.lacks_forwarding {
+                // The last one, so that nothing is forwarded before the rules are loaded.
+                plans.push(firewalls::forwarding_plan()?);
+            }
             let mut report = SetupReport::new(situation.backend, &plans, by_hand);
             report.notes = notes;
             report.incomplete = !situation.firewall.read_errors.is_empty();
@@ -187,6 +203,20 @@ impl Setup {
         journal.write()?;
         Ok(notes)
     }
+}
+
+/// What setup assumes about forwarding, or leaves to the operator.
+fn forwarding_note(routing: Routing, gateway: bool) -> Option<&'static str> {
+    if !routing.v4 && !routing.v6 {
+        return Some(
+            "this machine forwards no packets, so it is taken for a host; if it is to be a gateway, \
+             add --gateway",
+        );
+    }
+    (gateway && has_unforwarded_v6()).then_some(
+        "IPv6 is not forwarded, and setup leaves that to you: with forwarding, the kernel ignores \
+         router advertisements unless accept_ra is 2",
+    )
 }
 
 /// Checks the files, writes them, loads them, and checks the rules. If a step fails, all changes are undone.

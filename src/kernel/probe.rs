@@ -98,15 +98,27 @@ pub fn read_routing(control_ports: &[u16]) -> Routing {
     let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
     Routing {
         v4: read_number("/proc/sys/net/ipv4/ip_forward") == Some(1),
-        v6: read_number("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1)
-            && File::open("/proc/thread-self/net/ipv6_route")
-                .is_ok_and(|routes| has_v6_route(BufReader::new(routes))),
+        v6: forwards_v6() && routes_v6(),
         has_v6: addresses.lines().any(|line| !line.trim_end().ends_with(" lo")),
         has_local_server: ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
             .into_iter()
             .filter_map(|path| File::open(path).ok())
             .any(|file| is_listened_on(BufReader::new(file), control_ports)),
     }
+}
+
+/// Whether this machine has IPv6 routes, and does not forward IPv6.
+pub fn has_unforwarded_v6() -> bool {
+    !forwards_v6() && routes_v6()
+}
+
+fn forwards_v6() -> bool {
+    read_number("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1)
+}
+
+fn routes_v6() -> bool {
+    File::open("/proc/thread-self/net/ipv6_route")
+        .is_ok_and(|routes| has_v6_route(BufReader::new(routes)))
 }
 
 /// Whether a route leads to more than the hosts of a link: the routes of the kernel, except those of link-local and

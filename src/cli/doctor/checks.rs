@@ -213,7 +213,7 @@ impl Checks<'_> {
                 let says = "nothing is forwarded: checked as a host with FTP servers or clients";
                 return Check::note(KERNEL, "forwarding", says)
                     .details(["on a gateway, run:".to_owned()])
-                    .remedy(["sysctl -w net.ipv4.ip_forward=1".to_owned()]);
+                    .remedy(["ftp-alg setup --gateway --apply".to_owned()]);
             }
         };
         works("forwarding", says)

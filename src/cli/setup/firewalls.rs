@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{cli::Failure, daemon::health::SELECT_CONNTRACK};
 
-/// The program that generates the rules, and how setup recognises it (`message`).
+/// The program that generates the rules or loads the setting, and how setup recognises it (`message`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 pub(super) enum FirewallProgram {
     #[strum(serialize = "nftables", message = "a table of nftables that no other program manages")]
@@ -29,6 +29,9 @@ pub(super) enum FirewallProgram {
     Docker,
     #[strum(serialize = "OpenWrt (fw4)", message = "the table inet fw4")]
     Fw4,
+    /// No firewall: what switches forwarding on.
+    #[strum(serialize = "forwarding", message = "net.ipv4.ip_forward = 0, with --gateway")]
+    Sysctl,
 }
 
 /// The changes for one firewall.
@@ -72,7 +75,11 @@ const DOCKER_USER: &str = "DOCKER-USER";
 const DOCKER_USER_PLACE: &str = "!/-A DOCKER-USER -j RETURN/ { end++ } \
                                  /ESTABLISHED.*ACCEPT/ { behind = NR } \
                                  END { print behind ? behind : end }";
+/// The first line of a file that is all of setup.
+const ADDED_FILE: &str = "# By `ftp-alg setup --apply`; `ftp-alg setup --undo` removes it.\n";
 const FW4: &str = "/usr/share/nftables.d/chain-pre";
+/// Its name comes behind those with a number, so its value counts.
+const SYSCTL: &str = "/etc/sysctl.d/ftp-alg-setup.conf";
 const SYSUPGRADE: &str = "/etc/sysupgrade.conf";
 
 impl FirewallProgram {
@@ -90,6 +97,7 @@ impl FirewallProgram {
             Self::Ufw => location.manager == Some(RulesetManager::Ufw),
             Self::Firewalld => location.manager == Some(RulesetManager::Firewalld),
             Self::Fw4 => location.manager == Some(RulesetManager::Fw4),
+            Self::Sysctl => false,
             Self::Nftables | Self::Iptables => {
                 let none =
                     matches!(location.manager, None | Some(RulesetManager::Docker)) && !docker;
@@ -108,8 +116,7 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
         if needs.is_empty() {
             continue;
         }
-        let changes = ChangeSet::default();
-        let mut plan = Plan { kind, needs: Vec::new(), changes, checks: Vec::new() };
+        let mut plan = Plan::new(kind);
         for need in needs {
             if let Some(why) = need.advice() {
                 by_hand.push(ManualStep::new(&need, why));
@@ -132,7 +139,27 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
     Ok((plans, by_hand))
 }
 
+/// Switches on the forwarding of IPv4, now and at each boot.
+pub(super) fn forwarding_plan() -> Result<Plan, Failure> {
+    let mut plan = Plan::new(FirewallProgram::Sysctl);
+    let setting = "net.ipv4.ip_forward = 1";
+    let file = plan.file(SYSCTL)?;
+    if !file.written.lines().any(|line| line.trim() == setting) {
+        if file.written.is_empty() {
+            file.written = ADDED_FILE.to_owned();
+        }
+        file.written = file_edits::with_last_line(&file.written, setting);
+    }
+    plan.changes.files.retain(FileChange::is_different);
+    plan.plan_loading();
+    Ok(plan)
+}
+
 impl Plan {
+    fn new(kind: FirewallProgram) -> Self {
+        Self { kind, needs: Vec::new(), changes: ChangeSet::default(), checks: Vec::new() }
+    }
+
     /// The file at `path` with the edits so far.
     fn file(&mut self, path: &str) -> Result<&mut FileChange, Failure> {
         let path = Path::new(path);
@@ -197,6 +224,7 @@ impl Plan {
             FirewallProgram::Firewalld => Ok(Some(by_firewalld(need.chain.location.origin))),
             FirewallProgram::Docker => self.docker(need),
             FirewallProgram::Fw4 => self.fw4(need),
+            FirewallProgram::Sysctl => Ok(Some("no rule".to_owned())),
         }
     }
 
@@ -267,9 +295,7 @@ impl Plan {
         );
         let file = self.file(DOCKER)?;
         if file.written.is_empty() {
-            file.written = "# By `ftp-alg setup --apply`; `ftp-alg setup --undo` removes it.\n\
-                            [Service]\n"
-                .to_owned();
+            file.written = format!("{ADDED_FILE}[Service]\n");
         }
         let known = format!("{program} -C {DOCKER_USER} {rule} ");
         if !file.written.contains(&known) {
@@ -317,6 +343,11 @@ impl Plan {
                 self.load_rules();
             }
             FirewallProgram::Nftables | FirewallProgram::Iptables => self.load_rules(),
+            FirewallProgram::Sysctl => {
+                self.load(command(&["sysctl", "-qw", "net.ipv4.ip_forward=1"]));
+                let off = command(&["sysctl", "-qw", "net.ipv4.ip_forward=0"]);
+                self.changes.take_back.push(UndoCommand::Run(off));
+            }
             FirewallProgram::Firewalld => {}
         }
     }

@@ -4,6 +4,7 @@
 mod docker;
 mod faults;
 mod firewalld;
+mod forwarding;
 mod machine;
 mod native;
 mod openwrt;
