@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, its helpers as well")]
 
+mod ansible;
 mod chroot;
 mod contents;
 mod pages;
