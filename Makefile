@@ -20,7 +20,7 @@ NIGHTLY = $(NEXTEST) --release --profile nightly --run-ignored all --success-out
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 
-.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm static dist provision rust clean
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm static dist image provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
@@ -40,6 +40,7 @@ help:
 	@echo 'make rpm       target/rpm/ftp-alg-*.rpm'
 	@echo 'make static    target/x86_64-unknown-linux-musl/release/ftp-alg, for any Linux'
 	@echo 'make dist      target/dist/ftp-alg-*.tar.gz, the source'
+	@echo 'make image     target/dist/ftp-alg-*-oci.tar, a container image'
 	@echo 'make provision install what demo and test need (root)'
 
 # The build of the tests, which has their dependencies.
@@ -150,6 +151,10 @@ dist:
 	@mkdir -p $(TARGET)/dist
 	@git archive --format=tar --prefix=ftp-alg-$(VERSION)/ HEAD | gzip -9n >$(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
 	@echo $(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
+
+# ARCH=arm64 with BINARY= for the other one.
+image: $(BINARY) $(TARGET)/copyright
+	@packaging/image $(BINARY) $(or $(ARCH),amd64) $(OUTPUT)/dist
 
 provision:
 	@packaging/provision

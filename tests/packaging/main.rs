@@ -7,6 +7,7 @@
 mod ansible;
 mod chroot;
 mod contents;
+mod image;
 mod pages;
 mod sample;
 mod shells;
