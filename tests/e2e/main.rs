@@ -20,6 +20,7 @@ mod flowtable;
 mod healing;
 mod health;
 mod history;
+mod image;
 mod lab;
 mod late_rules;
 mod lifecycle;

@@ -24,7 +24,7 @@ const TESTED: [&str; 5] = [
 ];
 
 /// Programs, or how their commands begin, that do not run here, and why. Their lines are only read by bash.
-const NOT_RUN: [(&str, &str); 21] = [
+const NOT_RUN: [(&str, &str); 22] = [
     ("ansible-playbook -i inventory", "nightly: tests/packaging/ansible.sh runs this playbook"),
     ("ansible gateways -i inventory", "needs gateways"),
     ("bpftool net", "not among the packages of packaging/provision"),
@@ -34,6 +34,7 @@ const NOT_RUN: [(&str, &str); 21] = [
     ),
     ("curl http://127.0.0.1:9821/metrics", "tests/e2e/metrics.rs does it"),
     ("curl -u prometheus http://10.0.0.1:9821/metrics", "as above"),
+    ("docker ", "there is no Docker here; tests/e2e/image.rs runs the container by crun"),
     ("echo \"prometheus:$(openssl rand -hex 16)\"", "openssl is not among the packages"),
     ("fw4 check", "OpenWrt's; tests/e2e/recipes and setup load the rules where fw4 has them"),
     ("fw4 print", "as above"),
