@@ -40,7 +40,9 @@ fn number(value: &mut Value, name: &str, next: &mut u64, numbers: &mut Vec<(Stri
 }
 
 /// Fields whose text has no such number: spans and bytes; and those that another field includes.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
+    // Of the version.
+    "record_format",
     "uptime_seconds",
     "memory",
     "queue_waiting",

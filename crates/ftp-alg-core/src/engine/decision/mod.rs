@@ -349,8 +349,10 @@ impl Decider<'_> {
     }
 
     /// Whether the operator's rules certainly drop the client's connection to the announced endpoint without a pinhole.
+    /// Where the translation is not known, nor is where that connection goes.
     fn is_dropped(&mut self, announced: &AnnouncedLine) -> bool {
         let endpoint = self.announced_endpoint(announced).ok();
+        let endpoint = endpoint.filter(|_| self.head.extra().translation.is_some());
         endpoint.zip(self.interfaces.indices()).is_some_and(|(endpoint, interfaces)| {
             self.kernel.drops_unadmitted(interfaces, endpoint)
         })
