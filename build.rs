@@ -1,4 +1,4 @@
-//! Build script: puts the commit into the program's version (`0.1.0 (abc123def, 2026-11-21)`).
+//! Build script: puts the commit into the program's version (`1.0.0 (abc123def, 2026-12-01)`).
 //!
 //! The commit comes from git, or from `packaging/commit`, which `git archive` fills in. Debug builds have none, because
 //! each commit would rebuild everything.

@@ -13,7 +13,8 @@ fn every_version_is_the_same() {
     let latest = releases.find(|line| *line != "## [Unreleased]").unwrap();
     assert!(latest.starts_with(&format!("## [{VERSION}]")), "{latest}");
     let changelog = fs::read_to_string(packaging("deb/changelog")).unwrap();
-    assert!(changelog.starts_with(&format!("ftp-alg ({VERSION}-1) ")), "{changelog}");
+    let debian = VERSION.replace('-', "~");
+    assert!(changelog.starts_with(&format!("ftp-alg ({debian}-1) ")), "{changelog}");
     let said = output(PROGRAM, &["version"]);
     assert!(said.starts_with(&format!("ftp-alg {VERSION}")), "{said}");
     assert_eq!(said, output(PROGRAM, &["--version"]));
