@@ -20,7 +20,7 @@ NIGHTLY = $(NEXTEST) --release --profile nightly --run-ignored all --success-out
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 
-.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm static dist image provision rust clean
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm static dist image release provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
@@ -41,6 +41,7 @@ help:
 	@echo 'make static    target/x86_64-unknown-linux-musl/release/ftp-alg, for any Linux'
 	@echo 'make dist      target/dist/ftp-alg-*.tar.gz, the source'
 	@echo 'make image     target/dist/ftp-alg-*-oci.tar, a container image'
+	@echo 'make release   target/dist: all of these with their sums'
 	@echo 'make provision install what demo and test need (root)'
 
 # The build of the tests, which has their dependencies.
@@ -112,8 +113,7 @@ pictures: provision build
 	docs/demo/picture
 
 build:
-	@packaging/check-build
-	cargo build --locked --release
+	@packaging/build
 	@$(MAKE) --no-print-directory $(TARGET)/copyright
 
 $(TARGET)/release/ftp-alg: build
@@ -151,6 +151,10 @@ dist:
 	@mkdir -p $(TARGET)/dist
 	@git archive --format=tar --prefix=ftp-alg-$(VERSION)/ HEAD | gzip -9n >$(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
 	@echo $(TARGET)/dist/ftp-alg-$(VERSION).tar.gz
+
+# All of it, of what is committed; MINISIGN_KEY= signs it.
+release:
+	@packaging/release
 
 # ARCH=arm64 with BINARY= for the other one.
 image: $(BINARY) $(TARGET)/copyright

@@ -9,6 +9,7 @@ mod chroot;
 mod contents;
 mod image;
 mod pages;
+mod reproducible;
 mod sample;
 mod shells;
 mod unit;
