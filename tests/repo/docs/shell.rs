@@ -24,7 +24,7 @@ const TESTED: [&str; 5] = [
 ];
 
 /// Programs, or how their commands begin, that do not run here, and why. Their lines are only read by bash.
-const NOT_RUN: [(&str, &str); 22] = [
+const NOT_RUN: [(&str, &str); 23] = [
     ("ansible-playbook -i inventory", "nightly: tests/packaging/ansible.sh runs this playbook"),
     ("ansible gateways -i inventory", "needs gateways"),
     ("bpftool net", "not among the packages of packaging/provision"),
@@ -40,6 +40,7 @@ const NOT_RUN: [(&str, &str); 22] = [
     ("fw4 print", "as above"),
     ("fw4 reload", "as above"),
     ("install -m 0640 -g ftp-alg /dev/null /etc/", "has the group of the package"),
+    ("kubectl ", "needs a cluster; tests/e2e/kubernetes has the nodes of one"),
     ("jq -", "not among the packages of packaging/provision"),
     ("seq -f gw-%g 40", "prints names for the next one"),
     ("ssh -", "needs gateways that serve ssh"),
