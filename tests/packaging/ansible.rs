@@ -7,7 +7,7 @@ use crate::{deb, output, packaging, root, said};
 /// The virtual environment that `packaging/provision nightly` makes.
 fn environment() -> PathBuf {
     let cache = env::var_os("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".into());
-    let environment = PathBuf::from(cache).join("ansible");
+    let environment = PathBuf::from(cache).join("python");
     for program in ["ansible-playbook", "ansible-lint"] {
         let program = environment.join("bin").join(program);
         assert!(program.exists(), "{}: run packaging/provision nightly", program.display());

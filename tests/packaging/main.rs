@@ -8,6 +8,7 @@ mod ansible;
 mod chroot;
 mod contents;
 mod image;
+mod kubernetes;
 mod pages;
 mod reproducible;
 mod sample;
