@@ -11,7 +11,7 @@ const QUICK: [(&str, &str); 3] = [
     ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
 ];
 
-/// The program that `packaging/build` makes of a clone in `directory`, with a cargo home beside it.
+/// The program that `packaging/build` makes of a clone in `directory`, with a cargo home next to it.
 fn built(directory: &Path) -> Vec<u8> {
     let (source, home) = (directory.join("source"), directory.join("home"));
     let [from, to] = [root(), &source].map(|path| path.to_str().unwrap());
