@@ -24,10 +24,16 @@ use rustix::{
 /// The rules at the last reading; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct KnownRules {
-    /// With the ports that they translate.
-    read: Arc<RwLock<Option<Arc<(Firewall, Vec<PortClaim>)>>>>,
+    read: Arc<RwLock<Option<Arc<ReadRules>>>>,
     /// Whether the log says that ports are not looked at, for lack of a descriptor.
     lacks_descriptors: Arc<AtomicBool>,
+}
+
+/// Rules that were read, and the ports that they translate.
+#[derive(Debug)]
+struct ReadRules {
+    firewall: Firewall,
+    claims: Vec<PortClaim>,
 }
 
 impl KnownRules {
@@ -87,23 +93,27 @@ impl KnownRules {
         let [Some(from), Some(to)] = interfaces.map(name) else { return false };
         let ip = if server.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
         // Where they translate the port, it is another one in the filter's chains.
-        !self.is_translated(server.port()) && read.0.drops_unadmitted(ip, (from, to), server.port())
+        !self.is_translated(server.port())
+            && read.firewall.drops_unadmitted(ip, (from, to), server.port())
     }
 
     /// Sets the rules that were read.
     pub(super) fn set(&self, firewall: &Firewall) {
-        let read = Some(Arc::new((firewall.clone(), firewall.translated_ports())));
+        let read = Some(Arc::new(ReadRules {
+            firewall: firewall.clone(),
+            claims: firewall.translated_ports(),
+        }));
         let before =
             mem::replace(&mut *self.read.write().unwrap_or_else(PoisonError::into_inner), read);
         drop(before);
     }
 
     fn claims_any(&self, is_it: impl Fn(&PortClaim) -> bool) -> bool {
-        self.read().is_some_and(|read| read.1.iter().any(is_it))
+        self.read().is_some_and(|read| read.claims.iter().any(is_it))
     }
 
     /// Nobody waits for a reader of the rules.
-    fn read(&self) -> Option<Arc<(Firewall, Vec<PortClaim>)>> {
+    fn read(&self) -> Option<Arc<ReadRules>> {
         self.read.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
