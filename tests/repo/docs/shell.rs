@@ -311,7 +311,7 @@ fn run(command: &str, block: &Block) -> Option<&'static str> {
         ("apt-get", None) => {
             let known = text("packaging/provision");
             let is_known = |name: &&str| {
-                name.contains("target/debian/ftp-alg_")
+                name.contains("ftp-alg_*.deb")
                     || *name == "ftp-alg"
                     || known.split([' ', ':', '(', ')', '\n']).any(|one| one == *name)
             };
