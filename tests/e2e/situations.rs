@@ -437,8 +437,9 @@ fn lftp_that_waits_for_no_reply_transfers() {
             }
             let script = format!(
                 "set ftp:sync-mode off; set ftp:passive-mode {passive}; set ftp:ssl-allow off; \
-                 set net:timeout 8; set net:max-retries 1; set cmd:fail-exit on; \
+                 set net:timeout {}; set net:max-retries 1; set cmd:fail-exit on; \
                  open -u {user},{password} {}; cd pub; cls; cat 'a b.txt'; bye",
+                scaled_timeout(Duration::from_secs(8)).as_secs(),
                 lab.server_address(V4)
             );
             let text = lab.client.run("lftp", &["-c", &script]).unwrap().stdout_text();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Host, LabError, ProgramOutput, Result, Script, Server};
+use super::{Host, LabError, ProgramOutput, Result, Script, Server, scaled_timeout};
 
 /// The time limit for one operation of a client. If a packet is dropped, the client waits for this time.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -263,7 +263,7 @@ impl<'a> Transfer<'a> {
     fn curl(&self, errand: Operation, name: &str, local: &str) -> Command {
         let mut command = self.host.command("curl");
         let (user, password) = self.login;
-        command.args(["--silent", "--show-error", "--globoff", "--connect-timeout", "10"]);
+        command.args(["--silent", "--show-error", "--globoff", "--connect-timeout", &patience(10)]);
         // Without this option, curl ignores the address in a 227 reply and uses that of the control connection.
         command.args(["--user", &format!("{user}:{password}"), "--no-ftp-skip-pasv-ip"]);
         if !self.passive() {
@@ -290,7 +290,7 @@ impl<'a> Transfer<'a> {
     fn wget(&self, errand: Operation, name: &str, local: &str) -> Result<Command> {
         let mut command = self.host.command("wget");
         let (user, password) = self.login;
-        command.args(["-q", "--tries=1", "--timeout=8", "--no-config"]);
+        command.args(["-q", "--tries=1", "--no-config", "--timeout", &patience(8)]);
         command.args(["--user", user, "--password", password]);
         if !self.passive() {
             command.arg("--no-passive-ftp");
@@ -325,9 +325,10 @@ impl<'a> Transfer<'a> {
             "-c",
             &format!(
                 "set ftp:passive-mode {passive}; set ftp:prefer-epsv {extended}; \
-                 set net:timeout 8; set net:max-retries 1; set {tls}; \
+                 set net:timeout {}; set net:max-retries 1; set {tls}; \
                  set net:reconnect-interval-base 1; set cmd:fail-exit true; \
                  open -u {user},{password} {}://{}; {errand}; bye",
+                patience(8),
                 self.scheme(),
                 self.endpoint
             ),
@@ -390,6 +391,11 @@ impl<'a> Transfer<'a> {
         let arguments = [&address, &port, user, password, &verb, errand, name, local, &tls];
         self.host.script_command(Script::Ftplib, &arguments)
     }
+}
+
+/// How many seconds a client waits for its server, by its own option.
+fn patience(seconds: u64) -> String {
+    scaled_timeout(Duration::from_secs(seconds)).as_secs().to_string()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 VERB is PORT, PASV, EPRT or EPSV. ftplib itself would choose by the IP version. The last argument is about TLS.
 """
 import ftplib
+import os
 import socket
 import ssl
 import sys
@@ -39,7 +40,7 @@ class Client(ftplib.FTP if tls == "off" else ftplib.FTP_TLS):
         return self.context.wrap_socket(data, session=self.sock.session), size
 
 
-ftp = Client(timeout=8)
+ftp = Client(timeout=8 * float(os.environ.get("FTP_ALG_LAB_PATIENCE", "1")))
 ftp.connect(host, int(port))
 ftp.login(user, password)
 if tls != "off":

@@ -10,7 +10,8 @@ import sys
 import time
 
 host, user, password, mode, path, gate = sys.argv[1:]
-ftp = ftplib.FTP(timeout=15)
+patience = 15 * float(os.environ.get("FTP_ALG_LAB_PATIENCE", "1"))
+ftp = ftplib.FTP(timeout=patience)
 ftp.connect(host, 21)
 ftp.login(user, password)
 ftp.voidcmd("TYPE I")
@@ -24,10 +25,10 @@ while not os.path.exists(gate):
 if mode == "active":
     ftp.sendcmd("RETR " + path)
     data, _ = listener.accept()
-    data.settimeout(15)
+    data.settimeout(patience)
     listener.close()
 else:
-    data = socket.create_connection(where, 15)
+    data = socket.create_connection(where, patience)
     ftp.sendcmd("RETR " + path)
 size = 0
 while chunk := data.recv(65536):
