@@ -285,7 +285,9 @@ impl Sessions {
             entry.head.last_seen = if adjusted { self.epoch.timestamp(now) } else { last_seen };
             entry.head.set_translation(translation);
             if record.fast_path.lines_inspected > 0 || record.fast_path.is_handed_over {
-                entry.head.extra_mut().fast_path = record.fast_path;
+                // The end of the daemon may have ended them.
+                entry.head.extra_mut().fast_path =
+                    FastPathProgress { idle_handovers: 0, ..record.fast_path };
                 if record.fast_path.is_handed_over {
                     self.pinholes.recount_fast_path_grant(client.ip());
                 }
