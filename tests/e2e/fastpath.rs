@@ -517,6 +517,7 @@ fn survives_kills(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> St
     });
     let (transfers, failures) = load.end();
     println!("{rounds} rounds, {transfers} transfers");
+    assert!(transfers > rounds * 100, "{transfers}");
     assert!(failures.is_empty(), "{failures:#?} {}", gateway.daemon.log());
     gateway.assert_tidy();
 }
