@@ -1,19 +1,8 @@
 //! The Ansible role: linted, and run against a copy of this machine.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{env, fs, process::Command};
 
-use crate::{deb, output, packaging, root, said};
-
-/// The virtual environment that `packaging/provision nightly` makes.
-fn environment() -> PathBuf {
-    let cache = env::var_os("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".into());
-    let environment = PathBuf::from(cache).join("python");
-    for program in ["ansible-playbook", "ansible-lint"] {
-        let program = environment.join("bin").join(program);
-        assert!(program.exists(), "{}: run packaging/provision nightly", program.display());
-    }
-    environment
-}
+use crate::{deb, output, packaging, root, said, wheels};
 
 #[test]
 #[ignore = "nightly: Ansible and its linter are 90 MB to download"]
@@ -21,7 +10,7 @@ fn the_role_passes_ansible_lint_for_production() {
     let directory = tempfile::tempdir().unwrap();
     let (from, home) = (packaging("ansible"), directory.path());
     output("cp", &["-r".as_ref(), from.as_os_str(), home.as_os_str()]);
-    let programs = environment().join("bin");
+    let programs = wheels("ansible-lint").join("bin");
     let path = format!("{}:{}", programs.display(), env::var("PATH").unwrap());
     let lint = Command::new(programs.join("ansible-lint"))
         .args(["--offline", "--strict", "--profile", "production"])
@@ -36,7 +25,7 @@ fn the_role_passes_ansible_lint_for_production() {
 #[test]
 #[ignore = "nightly: as above"]
 fn the_second_run_of_the_role_changes_nothing() {
-    let environment = environment();
+    let environment = wheels("ansible-playbook");
     let directory = tempfile::tempdir().unwrap();
     let script = root().join("tests/packaging/ansible.sh");
     let all = ["--mount", "--net", "--pid", "--fork", "--kill-child"].map(Into::into);

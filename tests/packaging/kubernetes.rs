@@ -1,12 +1,8 @@
 //! The manifests for Kubernetes, as kubernetes-validate sees them, and what their page says of them.
 
-use std::{
-    collections::BTreeSet,
-    env, fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
-use crate::{PROGRAM, output, packaging, root, run, said};
+use crate::{PROGRAM, output, packaging, root, run, said, wheels};
 
 fn manifest(name: &str) -> String {
     let path = packaging("kubernetes").join(name);
@@ -86,13 +82,7 @@ fn each_test_that_the_page_names_exists() {
 #[test]
 #[ignore = "nightly: `packaging/provision nightly` installs kubernetes-validate, 144 MB"]
 fn kubernetes_validate_accepts_the_manifest_and_the_service_of_the_page() {
-    let cache = env::var_os("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".into());
-    let program = PathBuf::from(cache).join("python/bin/kubernetes-validate");
-    assert!(
-        program.exists(),
-        "{} is missing: `packaging/provision nightly` installs it",
-        program.display()
-    );
+    let program = wheels("kubernetes-validate").join("bin/kubernetes-validate");
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let page = page();
     let (_, service) = page.split_once("```yaml\n").unwrap();

@@ -17,6 +17,7 @@ mod unit;
 mod version;
 
 use std::{
+    env,
     ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -40,6 +41,15 @@ fn packaging(name: &str) -> PathBuf {
 fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S]) -> Output {
     let run = Command::new(program).args(arguments).current_dir(root()).output();
     run.unwrap_or_else(|error| panic!("{program}: {error}: install it, as `make provision` does"))
+}
+
+/// The virtual environment that `packaging/provision nightly` makes, which has to have this program.
+fn wheels(program: &str) -> PathBuf {
+    let cache = env::var_os("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".into());
+    let environment = PathBuf::from(cache).join("python");
+    let path = environment.join("bin").join(program);
+    assert!(path.exists(), "{}: run packaging/provision nightly", path.display());
+    environment
 }
 
 fn said(output: &Output) -> String {
