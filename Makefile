@@ -38,7 +38,7 @@ help:
 	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
 	@echo 'make deb       target/debian/ftp-alg_*.deb'
 	@echo 'make rpm       target/rpm/ftp-alg-*.rpm'
-	@echo 'make static    target/x86_64-unknown-linux-musl/release/ftp-alg, for any Linux'
+	@echo 'make static    target/static/x86_64-unknown-linux-gnu/release/ftp-alg, which needs no library'
 	@echo 'make dist      target/dist/ftp-alg-*.tar.gz, the source'
 	@echo 'make image     target/dist/ftp-alg-*-oci.tar, a container image'
 	@echo 'make release   target/dist: all of these with their sums'
@@ -113,7 +113,7 @@ pictures: provision build
 	docs/demo/picture
 
 build:
-	@packaging/build
+	@packaging/build $(ARCH)
 	@$(MAKE) --no-print-directory $(TARGET)/copyright
 
 $(TARGET)/release/ftp-alg: build
@@ -142,9 +142,9 @@ deb: package
 rpm: package
 	@packaging/package rpm $(TARGET)/package $(OUTPUT)/rpm
 
-# ARCH=aarch64 for the other one.
+# ARCH=arm64 for the other one.
 static:
-	@packaging/static $(ARCH)
+	@packaging/build $(or $(ARCH),amd64) static
 
 # Of what is committed, and the same bytes each time.
 dist:
