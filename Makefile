@@ -5,8 +5,11 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
+# The release build, with ARCH=arm64 or ARCH=amd64 the one for that.
+TRIPLE := $(if $(ARCH),$(subst amd64,x86_64,$(subst arm64,aarch64,$(ARCH)))-unknown-linux-gnu/)
+PROGRAM := $(TARGET)/$(TRIPLE)release/ftp-alg
 # What `make install` and the packages take; they do not build it if it is named.
-BINARY ?= $(TARGET)/release/ftp-alg
+BINARY ?= $(PROGRAM)
 # Where the packages go.
 OUTPUT ?= $(TARGET)
 DESTDIR ?=
@@ -28,13 +31,14 @@ help:
 	@echo 'make test-nightly  random dialogues, crashes and full load, the package: 80 minutes (root)'
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
 	@echo 'make test-installed  the package on a Debian 12 with systemd, emulated (root)'
+	@echo 'make test-arm64-replay  builds the program for arm64, which replays every capture, emulated'
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
 	@echo 'make check     formatting, lints, retired words, licences and known vulnerabilities of dependencies'
 	@echo 'make bench     the benchmarks'
 	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
 	@echo 'make bench-compare  compared with the kernel helper, two proxies and a C loop, for 15 minutes (root)'
 	@echo 'make pictures  the pictures of the documentation, from real gateways (root)'
-	@echo 'make build     target/release/ftp-alg'
+	@echo 'make build     target/release/ftp-alg; with ARCH=arm64 this and the packages are for that'
 	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
 	@echo 'make deb       target/debian/ftp-alg_*.deb'
 	@echo 'make rpm       target/rpm/ftp-alg-*.rpm'
@@ -60,7 +64,7 @@ test: provision rust
 test-nightly: export FTP_ALG_NIGHTLY := 1
 test-nightly: provision rust
 	@packaging/provision nightly
-	$(NIGHTLY) -E 'not test(/^(downtime::a_connection_lives|pictures::)/)'
+	$(NIGHTLY) -E 'not test(/^(downtime::a_connection_lives|pictures::|replay::the_program_for_arm64)/)'
 	$(NEXTEST) --run-ignored only -E 'test(/^downtime::a_connection_lives/)'
 	FTP_ALG_LAB_FAST_PATH=off $(NIGHTLY) -E 'test(/^(attacks|matrix|stream|wire)::/)'
 	FTP_ALG_DIALOGUES=$(or $(DIALOGUES),1000000) $(NIGHTLY) -E 'test(/^simulated_network::/)'
@@ -83,6 +87,14 @@ test-stock-kernel: provision rust
 test-installed: provision $(if $(PACKAGE),,deb)
 	@packaging/provision installed
 	tests/installed/run $(or $(PACKAGE),$$(ls -t $(OUTPUT)/debian/ftp-alg_*.deb | head -n 1))
+
+.PHONY: test-arm64-replay
+# The program for arm64, emulated. The optimisation does not matter, and takes most of the time.
+test-arm64-replay: provision rust
+	@packaging/provision arm64
+	FTP_ALG_ARM64_PROGRAM=$$(CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=0 packaging/build arm64) \
+	    $(NEXTEST) --run-ignored only -E 'test(/^replay::the_program_for_arm64/)'
 
 fuzz: provision rust
 	fuzz/run all $(or $(SECONDS),60)
@@ -116,7 +128,7 @@ build:
 	@packaging/build $(ARCH)
 	@$(MAKE) --no-print-directory $(TARGET)/copyright
 
-$(TARGET)/release/ftp-alg: build
+$(PROGRAM): build
 
 $(TARGET)/copyright: packaging/copyright Cargo.lock
 	@mkdir -p $(TARGET)
@@ -131,12 +143,11 @@ uninstall:
 
 # The tree that the packages are made of.
 package: $(BINARY) $(TARGET)/copyright
-	@packaging/check-build strip:binutils
+	@packaging/check-build readelf:binutils
 	@rm -rf $(TARGET)/package
 	@DESTDIR=$(abspath $(TARGET))/package PREFIX=/usr packaging/install $(BINARY)
 
 deb: package
-	@packaging/check-build dpkg-shlibdeps:dpkg-dev
 	@packaging/package deb $(TARGET)/package $(OUTPUT)/debian
 
 rpm: package
@@ -156,9 +167,8 @@ dist:
 release:
 	@packaging/release
 
-# ARCH=arm64 with BINARY= for the other one.
 image: $(BINARY) $(TARGET)/copyright
-	@packaging/image $(BINARY) $(or $(ARCH),amd64) $(OUTPUT)/dist
+	@packaging/image $(BINARY) $(OUTPUT)/dist
 
 provision:
 	@packaging/provision

@@ -1,7 +1,7 @@
 //! The container image, made as `make image` makes it, and run by crun on a gateway: as packaging/container/compose.yaml and
 //! the image say, but for the host's directories. The gateway's namespace is the host's network.
 
-use std::{env::consts::ARCH, process::Command};
+use std::process::Command;
 
 use crate::common::*;
 
@@ -66,9 +66,8 @@ impl Image {
     /// Makes and unpacks it in an empty directory.
     fn make(directory: &Path) -> Self {
         let directory = directory.to_owned();
-        let architecture = if ARCH == "aarch64" { "arm64" } else { "amd64" };
         let made = Command::new("make")
-            .args(["--no-print-directory", "image", &format!("ARCH={architecture}")])
+            .args(["--no-print-directory", "image"])
             .arg(format!("BINARY={}", executable().display()))
             .arg(format!("OUTPUT={}", directory.display()))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
