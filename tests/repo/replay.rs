@@ -65,6 +65,24 @@ pub fn captures() -> Vec<PathBuf> {
     captures
 }
 
+#[test]
+#[ignore = "make test-arm64-replay: builds the program"]
+fn the_program_for_arm64_says_the_same_of_every_capture() {
+    let program = env::var("FTP_ALG_ARM64_PROGRAM").unwrap();
+    for capture in captures() {
+        let capture = capture.to_str().unwrap();
+        for arguments in [&[capture][..], &[capture, "--json", "--transfers"]] {
+            let there = Command::new("packaging/run")
+                .args([&program, "replay"])
+                .args(arguments)
+                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .output()
+                .unwrap();
+            assert_eq!(there, replay(arguments), "{arguments:?}");
+        }
+    }
+}
+
 fn name(path: &Path) -> &str {
     path.file_stem().unwrap().to_str().unwrap()
 }
