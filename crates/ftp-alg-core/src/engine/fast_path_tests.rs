@@ -341,6 +341,13 @@ fn a_connection_without_fast_path_lines_is_handed_over_three_times() {
     let over = |change: &&FlowChange| matches!(change, FlowChange::Handover(_));
     assert_eq!(talk.gateway.kernel.changes.iter().filter(over).count(), 3);
     assert!(!talk.is_handed_over());
+
+    // The end of a daemon may have ended them.
+    let record = talk.record();
+    talk.gateway.engine = talk.restored(Policy::default(), [&record[..]].into_iter());
+    talk.gateway.engine.sessions.set_uses_fast_path(true);
+    talk.play("> NOOP < 200 fine");
+    assert!(talk.is_handed_over());
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::{
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
-pub const RECORD_FORMAT: u32 = 22;
+pub const RECORD_FORMAT: u32 = 23;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -285,9 +285,7 @@ impl Sessions {
             entry.head.last_seen = if adjusted { self.epoch.timestamp(now) } else { last_seen };
             entry.head.set_translation(translation);
             if record.fast_path.lines_inspected > 0 || record.fast_path.is_handed_over {
-                // The end of the daemon may have ended them.
-                entry.head.extra_mut().fast_path =
-                    FastPathProgress { idle_handovers: 0, ..record.fast_path };
+                entry.head.extra_mut().fast_path = record.fast_path;
                 if record.fast_path.is_handed_over {
                     self.pinholes.recount_fast_path_grant(client.ip());
                 }

@@ -20,7 +20,8 @@ pub struct FastPathProgress {
     pub(crate) lines_inspected: u32,
     /// Whether the connection is handed over.
     pub(crate) is_handed_over: bool,
-    /// Number of consecutive handovers without a passed line.
+    /// Number of consecutive handovers without a passed line. A restart ends handovers, so those before do not count.
+    #[serde(skip)]
     pub(crate) idle_handovers: u8,
     /// Whether it was handed over before the greeting, and no line was passed since.
     #[serde(skip)]
