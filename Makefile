@@ -49,7 +49,8 @@ help:
 	@echo 'make provision install what demo and test need (root)'
 
 # The build of the tests, which has their dependencies.
-demo: provision rust
+demo: rust
+	@packaging/provision demo
 	cargo build --locked
 	$(TARGET)/debug/ftp-alg demo
 
