@@ -33,7 +33,7 @@ help:
 	@echo 'make test-installed  the package on a Debian 12 with systemd, emulated (root)'
 	@echo 'make test-arm64-replay  builds the program for arm64, which replays every capture, emulated'
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
-	@echo 'make check     formatting, lints, retired words, licences and known vulnerabilities of dependencies'
+	@echo 'make check     formatting, lints, words, commits, licences and known vulnerabilities of dependencies'
 	@echo 'make bench     the benchmarks'
 	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
 	@echo 'make bench-compare  compared with the kernel helper, two proxies and a C loop, for 15 minutes (root)'
@@ -105,6 +105,7 @@ check: provision rust
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --all-targets --bench compare -- -D warnings
 	tests/words
+	tests/commits
 	packaging/audit
 
 bench: provision rust
