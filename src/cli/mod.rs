@@ -42,6 +42,7 @@ use crate::{
     },
     kernel::{RuleParameters, table::rule_files},
 };
+use ftp_alg_firewall::IpVersion;
 
 /// How long a command waits for an answer of the daemon.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -322,8 +323,12 @@ impl Command {
                 let parameters = RuleParameters::from(&config.load()?);
                 output::print(&match flavour {
                     RulesFlavour::Nftables => rule_files::render(&parameters),
-                    RulesFlavour::Iptables => rule_files::render_iptables(&parameters),
-                    RulesFlavour::Ip6tables => rule_files::render_ip6tables(&parameters),
+                    RulesFlavour::Iptables => {
+                        rule_files::render_iptables(&parameters, IpVersion::V4)
+                    }
+                    RulesFlavour::Ip6tables => {
+                        rule_files::render_iptables(&parameters, IpVersion::V6)
+                    }
                 })
             }
             Self::Setup(command) => command.run(),

@@ -45,6 +45,7 @@ use ftp_alg::kernel::{
 use ftp_alg_core::engine::{
     Kernel as _, KernelError, Opening, PinholeEnds, QueueMode, Translation,
 };
+use ftp_alg_firewall::IpVersion;
 use ftp_alg_lab::wait_for;
 use packets::{PacketAction, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -159,11 +160,11 @@ fn iptables_rules_queue_the_same_packets() {
     let parameters = RuleParameters::default();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("rules");
-    std::fs::write(&file, rule_files::render_iptables(&parameters)).unwrap();
+    std::fs::write(&file, rule_files::render_iptables(&parameters, IpVersion::V4)).unwrap();
     let load = format!("iptables-restore --noflush {0} && {0}", file.display());
     let load = load.replace("&& ", "&& iptables-restore --noflush ");
     lab.gateway_sh(&load);
-    std::fs::write(&file, rule_files::render_ip6tables(&parameters)).unwrap();
+    std::fs::write(&file, rule_files::render_iptables(&parameters, IpVersion::V6)).unwrap();
     lab.gateway_sh(&format!("ip6tables-restore --noflush {}", file.display()));
     pass_replace_drop(&lab);
 }

@@ -114,7 +114,18 @@ fn flowtable_is_a_conflict_if_control_connections_may_reach_it() {
 
 #[test]
 fn manually_loaded_queueing_is_a_conflict_with_delete_commands() {
-    let printed = include_str!("../../../rules/ftp-alg.iptables");
+    let mut printed = include_str!("../../../rules/table/iptables.in").to_owned();
+    for (name, value) in [
+        ("@PORT@", "21"),
+        ("@QUEUE_TARGET@", "--queue-num 2100"),
+        ("@DATA@", "0x40000000"),
+        ("@QUEUE_ALL@", "0x20000000"),
+        ("@QUEUE_NONE@", "0x10000000"),
+        ("@QUEUE_BITS@", "0x30000000"),
+        ("@ALL_BITS@", "0x70000000"),
+    ] {
+        printed = printed.replace(name, value);
+    }
     let built_in = ":POSTROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FTP_ALG - [0:0]\n";
     let saved = printed.replace(":FTP_ALG - [0:0]\n", built_in);
     let firewall = Firewall::from_iptables(&saved);

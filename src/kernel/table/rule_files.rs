@@ -1,9 +1,10 @@
-//! The rule files in `rules/`, with the configured ports, queues and marks.
+//! The rule files in `rules/table`, with the configured ports, queues and marks.
 //!
-//! The files are the source; this module only replaces values in their text. It does not know whether the kernel
-//! accepts them.
+//! A placeholder `@NAME@` stands for a value. Its line is repeated for each value of it, and is left out if there is none.
+//! Lines between `#if SECTION` and the next such line, or `#end`, are there if that section is. This module does not know
+//! whether the kernel accepts the rules.
 
-use std::fmt::Write as _;
+use ftp_alg_firewall::IpVersion;
 
 use super::helper::OWN_HELPER;
 use crate::kernel::{
@@ -11,23 +12,116 @@ use crate::kernel::{
     parameters::{Backend, QueueStatement},
 };
 
-/// Lines between `#if BACKEND` and the next such line, or `#end`, belong to that back end. Those after [`LATE_MARKS`],
-/// [`EARLY_MARKS`], [`RESTORED`] and [`OVERWRITTEN`] depend on what rules of others do with the ct mark, and those after
-/// [`LIMITED`] on whether the kernel counts connections.
-const NFTABLES: &str = include_str!("../../../rules/ftp-alg.nft.in");
-const IPTABLES: &str = include_str!("../../../rules/ftp-alg.iptables");
-const IP6TABLES: &str = include_str!("../../../rules/ftp-alg.ip6tables");
+/// The nftables rules, in this order. A part with a back end is there for that one alone.
+const NFTABLES: [(&str, Option<Backend>); 5] = [
+    (include_str!("../../../rules/table/definitions.nft.in"), None),
+    (include_str!("../../../rules/table/pinholes-conntrack.nft.in"), Some(Backend::Conntrack)),
+    (include_str!("../../../rules/table/pinholes-nftables.nft.in"), Some(Backend::Nftables)),
+    (include_str!("../../../rules/table/selection.nft.in"), None),
+    (include_str!("../../../rules/table/marks.nft.in"), None),
+];
+/// The rules of iptables and ip6tables.
+const IPTABLES: &str = include_str!("../../../rules/table/iptables.in");
 
-/// The sections by which data connections inherit the ct mark when they are admitted, or before the rules of others.
-const LATE_MARKS: &str = "late-marks";
-const EARLY_MARKS: &str = "early-marks";
-/// The section with the chains that clear restored marks.
-const RESTORED: &str = "restored";
-/// The section with the chains that set our bits of the ct mark again. With a hyphen and a back end behind it, its part
-/// for that back end.
-const OVERWRITTEN: &str = "overwritten";
-/// The section that limits the data connections of encrypted sessions.
-const LIMITED: &str = "limited";
+/// The values of a placeholder.
+type Values = fn(&RuleParameters) -> Vec<String>;
+
+const PLACEHOLDERS: [(&str, Values); 14] = [
+    ("PORT", |p| p.gateway.control_ports.iter().map(u16::to_string).collect()),
+    ("QUEUES", |p| vec![range(p.queues().into_inner(), '-')]),
+    ("QUEUE_TARGET", |p| {
+        let single = p.queues().count() == 1;
+        let option = if single { "--queue-num" } else { "--queue-balance" };
+        vec![format!("{option} {}", range(p.queues().into_inner(), ':'))]
+    }),
+    ("LOG_GROUP", |p| p.logs_data.then(|| p.data_log_group().to_string()).into_iter().collect()),
+    ("ZONES", |p| {
+        let zones: Vec<_> = p.learned.now().zones.iter().map(u16::to_string).collect();
+        vec![if zones.len() > 1 { format!("{{ {} }}", zones.join(", ")) } else { zones.concat() }]
+    }),
+    ("MAX_ENCRYPTED", |p| p.max_encrypted.iter().map(usize::to_string).collect()),
+    // A translation of ports needs the protocol.
+    ("TCP", |p| vec![p.source_ports().map_or("", |_| "meta l4proto tcp ").to_owned()]),
+    ("SOURCE_PORTS", |p| {
+        vec![p.source_ports().map_or_else(String::new, |ports| format!(" : {}", range(ports, '-')))]
+    }),
+    ("DATA", |p| mark(p.gateway.data_mark)),
+    ("QUEUE_ALL", |p| mark(p.gateway.queue_all_mark)),
+    ("QUEUE_NONE", |p| mark(p.gateway.queue_none_mark)),
+    ("QUEUE_BITS", |p| mark(p.gateway.queue_all_mark | p.gateway.queue_none_mark)),
+    ("ALL_BITS", |p| mark(p.mask())),
+    ("SLOT", |p| mark(p.gateway.slot_mask)),
+];
+
+/// Whether a section is there.
+type IsThere = fn(&RuleParameters, QueueStatement) -> bool;
+
+const SECTIONS: [(&str, IsThere); 11] = [
+    ("nftables", |p, _| p.backend == Backend::Nftables),
+    ("conntrack", |p, _| p.backend == Backend::Conntrack),
+    ("native", |_, statement| statement == QueueStatement::Native),
+    ("xtables", |_, statement| statement == QueueStatement::Xtables),
+    // Data connections inherit the ct mark when they are admitted, or before the rules of others.
+    ("late-marks", |p, _| !p.inherits_marks_early()),
+    ("early-marks", |p, _| p.inherits_marks_early()),
+    // The chains that clear restored marks.
+    ("restored", |p, _| p.clears_restored_marks()),
+    // The chains that set our bits of the ct mark again.
+    ("overwritten", |p, _| p.learned.now().overwrites_data_mark),
+    ("overwritten-nftables", |p, _| {
+        p.learned.now().overwrites_data_mark && p.backend == Backend::Nftables
+    }),
+    ("overwritten-conntrack", |p, _| {
+        p.learned.now().overwrites_data_mark && p.backend == Backend::Conntrack
+    }),
+    // The kernel counts the data connections of encrypted sessions.
+    ("limited", |p, _| p.max_encrypted.is_some()),
+];
+
+/// The build ends at a placeholder that has no values above.
+const _: () = {
+    let mut part = 0;
+    while part < NFTABLES.len() {
+        assert_known(NFTABLES[part].0);
+        part += 1;
+    }
+    assert_known(IPTABLES);
+};
+
+/// The place of the first placeholder behind `from`, with its two `@`: capitals and underscores.
+const fn placeholder(text: &[u8], from: usize) -> Option<(usize, usize)> {
+    let (mut start, mut at) = (None, from);
+    while at < text.len() {
+        start = match (text[at], start) {
+            (b'@', Some(start)) if at > start + 1 => return Some((start, at + 1)),
+            (b'@', _) => Some(at),
+            (b'A'..=b'Z' | b'_', start) => start,
+            _ => None,
+        };
+        at += 1;
+    }
+    None
+}
+
+const fn assert_known(text: &str) {
+    let text = text.as_bytes();
+    let mut from = 0;
+    while let Some((start, end)) = placeholder(text, from) {
+        let (mut index, mut is_known) = (0, false);
+        while index < PLACEHOLDERS.len() {
+            let name = PLACEHOLDERS[index].0.as_bytes();
+            let (mut same, mut at) = (name.len() == end - start - 2, 0);
+            while same && at < name.len() {
+                same = name[at] == text[start + 1 + at];
+                at += 1;
+            }
+            is_known = is_known || same;
+            index += 1;
+        }
+        assert!(is_known, "rules/table has a placeholder that rule_files.rs does not know");
+        from = end;
+    }
+}
 
 /// The nftables rules, for `nft -f`.
 pub fn render(parameters: &RuleParameters) -> String {
@@ -37,75 +131,13 @@ pub fn render(parameters: &RuleParameters) -> String {
 /// As [`render`], without `queue` statements unless `statement` is native. For [`QueueStatement::Xtables`] chain
 /// `to_queue` then drops, until the rule that queues replaces that: its packets must never pass unread.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
-    let zones = &parameters.learned.now().zones;
-    let mut text = String::with_capacity(NFTABLES.len() + 64);
-    for line in lines_for(parameters) {
-        if let Some((first, last)) = parameters.source_ports().filter(|_| is_source_map(line)) {
-            let line = line.trim_end().replacen("snat ", "meta l4proto tcp snat ", 1);
-            let _ = writeln!(text, "{line} : {first}-{last}");
-            continue;
-        }
-        let mut value = |old: &str, new: &str| text.push_str(&line.replacen(old, new, 1));
-        match line.split_once('=').map_or("", |(name, _)| name.trim_end()) {
-            _ if line.contains(" 21 ") => {
-                let ports = &parameters.gateway.control_ports;
-                ports.iter().for_each(|port| value(" 21 ", &format!(" {port} ")));
-            }
-            "define queues" => value("2100", &queue_range(parameters, '-')),
-            _ if line.contains("log group 2100") => {
-                if parameters.logs_data {
-                    value("2100", &parameters.data_log_group().to_string());
-                }
-            }
-            _ if line.contains("ct count over 1024") => {
-                value("1024", &parameters.max_encrypted.unwrap_or_default().to_string());
-            }
-            "define zones" if zones.len() > 1 => {
-                let zones: Vec<_> = zones.iter().map(u16::to_string).collect();
-                value("0", &format!("{{ {} }}", zones.join(", ")));
-            }
-            _ if line.starts_with('#') || line.starts_with("define ") => {
-                text.push_str(&replace_marks(line, parameters));
-            }
-            _ => match (line.trim(), statement) {
-                ("queue to $queues", QueueStatement::Operator) => {}
-                ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
-                _ => text.push_str(line),
-            },
-        }
-    }
-    text
-}
-
-/// Whether the line translates a source to the address in a map.
-fn is_source_map(line: &str) -> bool {
-    line.contains("snat ") && line.contains(" map @")
-}
-
-/// The lines of the nftables file for `parameters`.
-fn lines_for(parameters: &RuleParameters) -> impl Iterator<Item = &'static str> + use<> {
-    let (backend, clears) = (parameters.backend, parameters.clears_restored_marks());
-    let inherits_early = parameters.inherits_marks_early();
-    let marks_again = parameters.learned.now().overwrites_data_mark;
-    let is_limited = backend == Backend::Nftables && parameters.max_encrypted.is_some();
-    let mut is_for = true;
-    NFTABLES.split_inclusive('\n').filter(move |line| {
-        let line = line.trim_end();
-        let section = line.strip_prefix("#if ").map(|name| match name {
-            LATE_MARKS => backend == Backend::Nftables && !inherits_early,
-            EARLY_MARKS => inherits_early,
-            RESTORED => clears,
-            OVERWRITTEN => marks_again,
-            LIMITED => is_limited,
-            name => match name.split_once('-') {
-                Some((OVERWRITTEN, name)) => marks_again && name.parse() == Ok(backend),
-                _ => name.parse() == Ok(backend),
-            },
-        });
-        let section = section.or((line == "#end").then_some(true));
-        is_for = section.unwrap_or(is_for);
-        is_for && section.is_none()
-    })
+    let backend = parameters.backend;
+    let has_section = |name: &str| {
+        let section = SECTIONS.iter().find(|(known, _)| *known == name);
+        section.is_some_and(|(_, is_there)| is_there(parameters, statement))
+    };
+    let parts = NFTABLES.iter().filter(|(_, of)| of.is_none_or(|of| of == backend));
+    parts.map(|(part, _)| fill(part, has_section, parameters)).collect()
 }
 
 /// The rules with our own helper, which must exist when they are loaded.
@@ -113,77 +145,48 @@ pub(super) fn with_own_helper(text: &str) -> String {
     text.replace("\"sane\"", &format!("\"{OWN_HELPER}\"")).replace("#helper: ", "")
 }
 
-/// The iptables rules, for `iptables-restore --noflush`.
-pub fn render_iptables(parameters: &RuleParameters) -> String {
-    render_xtables(IPTABLES, parameters)
+/// The rules for `iptables-restore --noflush`, or `ip6tables-restore --noflush`.
+pub fn render_iptables(parameters: &RuleParameters, ip: IpVersion) -> String {
+    let has_section = |name: &str| (name == "ipv4") == (ip == IpVersion::V4);
+    fill(IPTABLES, has_section, parameters)
 }
 
-/// The ip6tables rules, for `ip6tables-restore --noflush`.
-pub fn render_ip6tables(parameters: &RuleParameters) -> String {
-    render_xtables(IP6TABLES, parameters)
-}
-
-fn render_xtables(template: &str, parameters: &RuleParameters) -> String {
-    let queue = match parameters.queues().count() {
-        1 => format!("--queue-num {}", parameters.queues().start()),
-        _ => format!("--queue-balance {}", queue_range(parameters, ':')),
-    };
+/// The lines of the sections that there are, with values in place of placeholders.
+fn fill(template: &str, has_section: impl Fn(&str) -> bool, parameters: &RuleParameters) -> String {
     let mut text = String::with_capacity(template.len() + 64);
+    let mut is_there = true;
     for line in template.split_inclusive('\n') {
-        let line = replace_marks(line, parameters).replace("--queue-num 2100", &queue);
-        match line.split_once("port 21 ") {
-            Some((before, after)) if line.starts_with("-A") => {
-                for port in &parameters.gateway.control_ports {
-                    // Writing to a String cannot fail.
-                    let _ = write!(text, "{before}port {port} {after}");
-                }
-            }
-            _ => text.push_str(&line),
+        match line.trim_end().strip_prefix("#if ") {
+            Some(section) => is_there = has_section(section),
+            None if line.trim_end() == "#end" => is_there = true,
+            None if is_there => fill_line(line, parameters, &mut text),
+            None => {}
         }
     }
     text
 }
 
-fn queue_range(parameters: &RuleParameters, separator: char) -> String {
-    let (first, last) = parameters.queues().into_inner();
+fn fill_line(line: &str, parameters: &RuleParameters, text: &mut String) {
+    let Some((start, end)) = placeholder(line.as_bytes(), 0) else { return text.push_str(line) };
+    let (before, name, after) = (&line[..start], &line[start + 1..end - 1], &line[end..]);
+    let known = PLACEHOLDERS.iter().find(|(known, _)| *known == name);
+    for value in known.into_iter().flat_map(|(_, values)| values(parameters)) {
+        fill_line(&format!("{before}{value}{after}"), parameters, text);
+    }
+}
+
+fn range((first, last): (u16, u16), separator: char) -> String {
     if first == last { first.to_string() } else { format!("{first}{separator}{last}") }
 }
 
-fn mark(bits: u32) -> String {
-    format!("{bits:#010x}")
-}
-
-/// Replaces all marks in one pass, because a new value may equal another's old one.
-fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
-    let mut rest = line;
-    let mut text = String::with_capacity(line.len());
-    while let Some(at) = rest.find("0x") {
-        let (before, found) = rest.split_at(at);
-        text.push_str(before);
-        let new = match found.get(..10) {
-            Some("0x40000000") => parameters.gateway.data_mark,
-            Some("0x20000000") => parameters.gateway.queue_all_mark,
-            Some("0x10000000") => parameters.gateway.queue_none_mark,
-            Some("0x30000000") => {
-                parameters.gateway.queue_all_mark | parameters.gateway.queue_none_mark
-            }
-            Some("0x70000000") => parameters.mask(),
-            Some("0x8ffe0000") => parameters.gateway.slot_mask,
-            _ => {
-                text.push_str("0x");
-                rest = found.get(2..).unwrap_or_default();
-                continue;
-            }
-        };
-        text.push_str(&mark(new));
-        rest = found.get(10..).unwrap_or_default();
-    }
-    text.push_str(rest);
-    text
+fn mark(bits: u32) -> Vec<String> {
+    vec![format!("{bits:#010x}")]
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::kernel::parameters::CtMarkUse;
 
@@ -213,35 +216,16 @@ mod tests {
     }
 
     #[test]
-    fn defaults_give_the_files_themselves() {
-        let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000);
-        assert_eq!(render(&defaults), render(&RuleParameters::default()));
-        let lines: String = lines_for(&defaults).collect();
-        assert_eq!(render(&defaults), lines);
-        assert_eq!(render_iptables(&defaults), IPTABLES);
-        assert_eq!(render_ip6tables(&defaults), IP6TABLES);
-    }
-
-    #[test]
-    fn each_back_end_has_its_sections_and_no_other() {
-        for (backend, own, other) in [
-            (Backend::Nftables, "chain translate_source {", "\n\tct helper ftp_alg {"),
-            (Backend::Conntrack, "\n\tct helper ftp_alg {", "pinholes4"),
-        ] {
+    fn every_section_is_known_and_there() {
+        let lines = NFTABLES.iter().flat_map(|(part, _)| part.lines());
+        let named: BTreeSet<_> = lines.filter_map(|line| line.strip_prefix("#if ")).collect();
+        assert_eq!(named, SECTIONS.iter().map(|(name, _)| *name).collect());
+        for backend in [Backend::Nftables, Backend::Conntrack] {
             let parameters = RuleParameters::default().with_backend(backend);
-            let text: String = lines_for(&parameters).collect();
-            assert_eq!(text.matches(own).count(), 1);
-            assert!(!text.contains(other) && !text.contains("#if ") && !text.contains("#end"));
+            let text = render(&parameters);
             assert_eq!(text.matches('{').count(), text.matches('}').count());
+            assert!(!text.contains("#if ") && !text.contains("#end"));
         }
-        let sections = NFTABLES.lines().filter_map(|line| line.strip_prefix("#if "));
-        assert!(sections.clone().count() > 10);
-        let is_known = |name: &str| {
-            let backend = name.strip_prefix("overwritten-").unwrap_or(name);
-            [LATE_MARKS, EARLY_MARKS, RESTORED, OVERWRITTEN, LIMITED].contains(&name)
-                || backend.parse::<Backend>().is_ok()
-        };
-        assert!(sections.into_iter().all(is_known));
     }
 
     #[test]
@@ -260,7 +244,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in {text}");
         }
-        let text = render_iptables(&others());
+        let text = render_iptables(&others(), IpVersion::V4);
         assert_eq!(text.matches("--dport 2121 ").count(), 3);
         assert_eq!(text.matches("--dport 21 ").count(), 3);
         assert_eq!(text.matches("--queue-balance 7:10").count(), 8);

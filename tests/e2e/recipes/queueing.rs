@@ -1,4 +1,4 @@
-//! `rules/ftp-alg.iptables` and `.ip6tables`: queue rules that the operator loads, for a kernel with neither the queue
+//! `rules/table/iptables.in`: queue rules that the operator loads, for a kernel with neither the queue
 //! statement of nftables nor nft_compat. `ftp-alg run` then adds no queue rules.
 
 use super::{native::*, site::*};

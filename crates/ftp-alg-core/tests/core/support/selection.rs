@@ -1,4 +1,4 @@
-//! The packet selection, as `rules/ftp-alg.nft.in` has it: which packets are queued, and with which packet mark.
+//! The packet selection, as `rules/table/selection.nft.in` has it: which packets are queued, and with which packet mark.
 //!
 //! Each packet is inspected when it arrives, by the ct mark of that moment. Not modelled: the heartbeat, and the set of
 //! connections that had a SYN after their handshake.
