@@ -417,7 +417,8 @@ def a_firewall_reload_keeps_sessions():
 
 def the_journal_has_what_the_daemon_said():
     lines = run("journalctl -u ftp-alg -o json --no-pager").splitlines()
-    said = [entry for entry in map(json.loads, lines) if entry.get("_COMM") == "ftp-alg"]
+    # A reload also runs `ftp-alg check`, which prints.
+    said = [entry for entry in map(json.loads, lines) if entry.get("_CMDLINE") == "/usr/sbin/ftp-alg run"]
     assert said
     for entry in said:
         assert entry["_SYSTEMD_UNIT"] == "ftp-alg.service", entry
