@@ -93,7 +93,7 @@ fn the_package_says_what_it_is_and_needs() {
     let version = env!("CARGO_PKG_VERSION").replace('-', "~");
     assert_eq!(field("Version"), format!("{version}-1"));
     let depends = field("Depends");
-    for needed in ["libc6", "libmnl0", "libnftnl11", "nftables", "systemd"] {
+    for needed in ["libc6", "libmnl0", "libnftnl11", "nftables", "procps", "systemd"] {
         assert!(depends.contains(needed), "{needed}: {depends}");
     }
     let conffiles = output("dpkg-deb", &["-I".as_ref(), deb().as_os_str(), "conffiles".as_ref()]);
