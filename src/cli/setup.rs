@@ -171,7 +171,9 @@ impl Setup {
             }
             report
         };
-        output::print_report(self.json, &report, SetupReport::text)?;
+        let apply =
+            if self.gateway { "ftp-alg setup --gateway --apply" } else { "ftp-alg setup --apply" };
+        output::print_report(self.json, &report, |report| report.text(apply))?;
         match report.by_hand.len() {
             left @ 1.. if self.apply => {
                 Err(Failure::Failed(format!("rules to add by hand: {left}; see above")))
@@ -179,9 +181,9 @@ impl Setup {
             _ if report.incomplete => Err(Failure::failed(
                 "some rules could not be read, so more may be missing: see above",
             )),
-            _ if self.check && report.result == SHOWN => Err(Failure::failed(
-                "a change is pending, and nothing was changed: run `ftp-alg setup --apply`",
-            )),
+            _ if self.check && report.result == SHOWN => Err(Failure::Failed(format!(
+                "a change is pending, and nothing was changed: run `{apply}`"
+            ))),
             left @ 1.. if self.check => {
                 Err(Failure::Failed(format!("rules to add by hand: {left}; see above")))
             }
@@ -342,7 +344,8 @@ impl SetupReport {
         }
     }
 
-    fn text(&self) -> String {
+    /// `apply` is the command that makes the changes.
+    fn text(&self, apply: &str) -> String {
         let mut text = String::new();
         for firewall in &self.firewalls {
             text += &format!("{} (recognised by {})\n", firewall.name, firewall.why);
@@ -362,10 +365,11 @@ impl SetupReport {
             text.push('\n');
         }
         text.extend(self.notes.iter().map(|note| format!("  {note}\n")));
+        let pending = format!("nothing was changed: run `{apply}` to do this\n");
         text += match self.result {
             "applied" => "applied: `ftp-alg setup --undo` undoes it\n",
             "undone" => "undone\n",
-            SHOWN => "nothing was changed: run `ftp-alg setup --apply` to do this\n",
+            SHOWN => &pending,
             _ if self.by_hand.is_empty() => "nothing to do\n",
             _ => "no file to change: see above\n",
         };

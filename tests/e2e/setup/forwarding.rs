@@ -22,7 +22,9 @@ fn setup_switches_forwarding_on_and_back_on_a_gateway() {
     shown.says("forwarding (recognised by net.ipv4.ip_forward = 0, with --gateway)");
     shown.says("+net.ipv4.ip_forward = 1");
     shown.says("inet gateway forward drops admitted data connections");
-    machine.setup(&daemon, &["--gateway", "--check"]).fails("a change is pending");
+    let command = "run `ftp-alg setup --gateway --apply`";
+    shown.says(command);
+    machine.setup(&daemon, &["--gateway", "--check"]).fails(command);
     assert_eq!((machine.files(), &*machine.shell(VALUES)), (before.clone(), "0\n0\n"));
 
     machine.setup(&daemon, &["--gateway", "--apply"]).says("applied");
