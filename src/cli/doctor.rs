@@ -176,15 +176,17 @@ impl DoctorReport {
 
     /// What is known about FTP here, in a line, and no more than that.
     fn verdict(&self) -> String {
-        const WORKS: &str = "FTP will work through this gateway";
+        let is_host = self.checks.iter().any(checks::is_of_host);
+        let here =
+            if is_host { "on this host, which forwards nothing" } else { "through this gateway" };
+        let works = format!("FTP will work {here}");
         let counts = self.findings.counts();
         match self.backend {
-            None => "cannot tell whether FTP will work through this gateway".to_owned(),
-            _ if self.findings.is_empty() => WORKS.to_owned(),
-            _ if self.ok => format!("{WORKS}, but see the {counts} above"),
+            None => format!("cannot tell whether {works}"),
+            _ if self.findings.is_empty() => works,
+            _ if self.ok => format!("{works}, but see the {counts} above"),
             _ if self.checks.iter().any(Check::stops_all) => {
-                "FTP will not work through this gateway until the problems above are solved"
-                    .to_owned()
+                format!("FTP will not work {here} until the problems above are solved")
             }
             _ => format!("{counts}: see above what may not work"),
         }
@@ -321,6 +323,10 @@ mod tests {
         for (checks, says) in [
             (vec![], "FTP will work through this gateway"),
             (vec![missing], "FTP will work through this gateway"),
+            (
+                vec![checks::nothing_forwarded()],
+                "FTP will work on this host, which forwards nothing",
+            ),
             (vec![of(ProblemName::Table)], stops),
             (vec![of(ProblemName::Table), of(ProblemName::State)], stops),
             (

@@ -20,6 +20,20 @@ use crate::{
 const KERNEL: &str = "kernel";
 const DAEMON: &str = "daemon";
 const HELPERS: &str = "other helpers";
+const FORWARDING: &str = "forwarding";
+
+/// Says that this machine is checked as a host.
+pub(super) fn nothing_forwarded() -> Check {
+    let says = "nothing is forwarded: checked as a host with FTP servers or clients";
+    Check::note(KERNEL, FORWARDING, says)
+        .details(["on a gateway, run:".to_owned()])
+        .remedy(["ftp-alg setup --gateway --apply".to_owned()])
+}
+
+/// Whether `check` is [`nothing_forwarded`].
+pub(super) fn is_of_host(check: &Check) -> bool {
+    check.name == FORWARDING && check.mark == CheckStatus::Note
+}
 
 /// A feature of the kernel works, or the kernel's state is as it should be.
 fn works(name: impl Into<String>, says: impl Into<String>) -> Check {
@@ -209,14 +223,9 @@ impl Checks<'_> {
             (true, true) => "IPv4 and IPv6 are forwarded",
             (true, false) => "IPv4 is forwarded, IPv6 is not",
             (false, true) => "IPv6 is forwarded, IPv4 is not",
-            (false, false) => {
-                let says = "nothing is forwarded: checked as a host with FTP servers or clients";
-                return Check::note(KERNEL, "forwarding", says)
-                    .details(["on a gateway, run:".to_owned()])
-                    .remedy(["ftp-alg setup --gateway --apply".to_owned()]);
-            }
+            (false, false) => return nothing_forwarded(),
         };
-        works("forwarding", says)
+        works(FORWARDING, says)
     }
 
     /// Whether the fast path runs, and the rules that keep it off. What the kernel lacks for it, only a daemon finds out.
