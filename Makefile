@@ -32,6 +32,7 @@ help:
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
 	@echo 'make test-installed  the package on a Debian 12 with systemd, emulated (root)'
 	@echo 'make test-arm64-replay  builds the program for arm64, which replays every capture, emulated'
+	@echo 'make test-first-transfer  the lines of the pages on a fresh Debian 12 and 13, timed (root)'
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
 	@echo 'make check     formatting, lints, words, commits, licences and known vulnerabilities of dependencies'
 	@echo 'make bench     the benchmarks'
@@ -75,7 +76,7 @@ test-nightly: provision rust
 	FTP_ALG_ROUNDS=30 $(NIGHTLY) -E 'test(/^downtime::.*stop/)'
 	FTP_ALG_RELOADS=150 $(NIGHTLY) -E 'test(/^reload::/)'
 	FTP_ALG_SOAK=1800 $(NIGHTLY) -E 'test(/^soak::/)'
-	@$(MAKE) --no-print-directory test-installed
+	@$(MAKE) --no-print-directory test-installed test-first-transfer
 
 # TESTS is the beginnings of names, as in TESTS='conntrack:: interface::'; nearly all without it: half an hour.
 # SUITE=trixie takes Debian 13's kernel.
@@ -96,6 +97,14 @@ test-arm64-replay: provision rust
 	FTP_ALG_ARM64_PROGRAM=$$(CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 	    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=0 packaging/build arm64) \
 	    $(NEXTEST) --run-ignored only -E 'test(/^replay::the_program_for_arm64/)'
+
+.PHONY: test-first-transfer
+# From the package and the image to the first file that moves, as the pages say it.
+test-first-transfer: provision deb
+	@packaging/provision installed
+	@$(MAKE) --no-print-directory image
+	tests/installed/first-transfer $$(ls -t $(OUTPUT)/debian/ftp-alg_*.deb | head -n 1) \
+	    $$(ls -t $(OUTPUT)/dist/ftp-alg-*-oci.tar | head -n 1)
 
 fuzz: provision rust
 	fuzz/run all $(or $(SECONDS),60)
