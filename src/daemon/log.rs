@@ -1,7 +1,7 @@
 //! The log: one line for each decision, at a limited rate.
 //!
 //! If standard error is the journal, lines are sent with its native protocol ([`journald`]). Otherwise they are written
-//! to standard error with the time, and in colours only if that is a terminal. docs/logs.md says what each level
+//! to standard error with the time, and in colours only if that is a terminal. docs/events.md says what each level
 //! has, and lists the fields.
 //!
 //! Every line of the levels info, warn and error has the field `event`, a stable name for scripts.

@@ -155,7 +155,7 @@ event_kinds! {
     #[event("transfer", Info, "transfers", "")]
     Transfer(Box<Transfer>),
     /// a transfer whose end was not seen: packets were missed, the session was forgotten, or the daemon was killed; or whose
-    /// [command was not read](transfers.md#without-a-command)
+    /// [command was not read](#without-a-command)
     #[event("transfer-unseen", Info, "transfers without an end", "")]
     TransferUnseen(Box<Transfer>),
     /// no data connection ten seconds after the command; once a transfer, before its `transfer` (if [turned on](#transfers))
