@@ -50,8 +50,8 @@ pub struct Block {
 }
 
 /// Pages for newcomers and operators, besides README.md and the how-to pages.
-const FOR_OPERATORS: &str = "README attackers commands configuration counters encrypted fastpath \
-                             fastpath-lines firewalls health limits logs metrics names-and-ports packaging questions \
+const FOR_OPERATORS: &str = "README attackers commands configuration counters encrypted events fastpath \
+                             fastpath-lines firewalls health limits metrics names-and-ports operate packaging \
                              refusals scaling security setup troubleshooting uplinks what-opens";
 
 impl Block {
