@@ -117,7 +117,7 @@ counters! {
         #[counter("ftp_alg_logins_refused", "sessions": "logins refused")]
         logins_refused: u64,
         /// sessions that became unreadable, because they are encrypted
-        #[counter("ftp_alg_sessions_encrypted", "sessions": "became encrypted"; "[encrypted connections](troubleshooting.md#encrypted-connections)")]
+        #[counter("ftp_alg_sessions_encrypted", "sessions": "became encrypted"; "[encrypted connections](encrypted.md#check)")]
         encrypted: u64,
         /// encrypted sessions for which the server's passive ports were opened to the client
         #[counter("ftp_alg_ranges_opened", "sessions": "passive ports opened")]

@@ -188,7 +188,7 @@ event_kinds! {
     Unused(UnusedPinhole),
     /// the dialogue cannot be read any more, and the server has no [passive ports](encrypted.md): nothing is opened. One line of
     /// the log a client and day
-    #[event("encrypted", Warn, "encrypted sessions", "[encrypted connections](troubleshooting.md#encrypted-connections)")]
+    #[event("encrypted", Warn, "encrypted sessions", "[encrypted connections](encrypted.md#check)")]
     Encrypted,
     /// both ends of an encrypted session speak TLS: its client may connect to the server's [passive ports](encrypted.md)
     #[event("range-opened", Debug, "opened ranges", "")]
