@@ -110,6 +110,14 @@ pub fn manual_examples(name: &str) -> Vec<String> {
     examples.map(str::to_owned).collect()
 }
 
+/// The names that `name` stands for: `a.{b,c}` for `a.b` and `a.c`.
+fn alternatives(name: &str) -> Vec<String> {
+    let parts =
+        name.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?)));
+    let Some((before, (names, behind))) = parts else { return vec![name.to_owned()] };
+    names.split(',').flat_map(|one| alternatives(&format!("{before}{one}{behind}"))).collect()
+}
+
 /// The first columns of the tables of `page` whose heading row begins with `heading`: the names in backquotes.
 pub fn first_column(page: &str, heading: &str) -> Vec<String> {
     let text = text(page);
@@ -121,7 +129,7 @@ pub fn first_column(page: &str, heading: &str) -> Vec<String> {
             Some(_) if line.starts_with(heading) => is_wanted = true,
             Some(row) if is_wanted => {
                 let cell = row.split('|').next().unwrap();
-                names.extend(cell.split('`').skip(1).step_by(2).map(str::to_owned));
+                names.extend(cell.split('`').skip(1).step_by(2).flat_map(alternatives));
             }
             Some(_) => {}
         }

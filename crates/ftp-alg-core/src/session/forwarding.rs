@@ -35,9 +35,8 @@ reasons! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
     #[repr(u8)]
     DropReason {
-        /// starts past a gap, and the reorder queue has no room for it, has stored it for 500 ms, or has refused another segment
-        /// at the gap. Or it acknowledges data that was never sent; or it is the client's, without data, past a gap, while
-        /// acknowledgements are queued
+        /// starts past a gap, and the reorder queue has no room for it, or has stored it for 500 ms; or it acknowledges data that
+        /// was never sent
         OutOfOrder = "out_of_order",
         /// has data, more than 1 MiB from the next sequence number
         OutOfWindow = "out_of_window",
@@ -60,8 +59,7 @@ reasons! {
         /// has new data and an end's address, but arrived on an interface [to which no route to that end
         /// leads](attackers.md#where-a-line-may-come-from)
         Elsewhere = "elsewhere",
-        /// was adjusted by the fast path, and queued because a rule of another program removed its mark: the connection is taken
-        /// back, and TCP sends it again
+        /// was adjusted by the fast path, and another program removed its mark: the connection is taken back
         Adjusted = "adjusted",
     }
 }
