@@ -98,8 +98,7 @@ problems! {
     /// a daemon has the control socket, and does not answer within 5 seconds, or in words that are not understood
     #[problem("daemon-hung", Problem, Commands, "`systemctl restart ftp-alg`: sessions survive")]
     DaemonHung,
-    /// all file descriptors of the daemon are in use: it can open no file and no socket. If it cannot take a client either,
-    /// root sees it after 5 s, others see `daemon-hung`; the log has it
+    /// all file descriptors of the daemon are in use: it can open no file and no socket
     #[problem("file-descriptors", Problem, Daemon, "run `prlimit` as printed: no restart is needed; then raise `LimitNOFILE` in its unit")]
     FileDescriptors,
     /// the daemon is of another version than the program that asks
@@ -123,7 +122,7 @@ problems! {
     /// an external address is a name that was never resolved: announcements that need it are refused
     #[problem("name", Problem, DaemonAndDoctor, "correct the name or /etc/resolv.conf, or configure an address instead")]
     Name,
-    /// the file is invalid, or was removed: the configuration from before stays in use, a reload is refused, and a restart fails, or has the defaults if `/etc/ftp-alg.toml` is gone
+    /// the file is invalid, or was removed: the old configuration stays in use, until a restart fails or has the defaults
     #[problem("config", Problem, Daemon, "`ftp-alg check` names each error; then `systemctl reload ftp-alg`")]
     Config,
     /// the file differs from the configuration in use
@@ -135,13 +134,11 @@ problems! {
 
     "The firewall":
     /// the firewall drops data connections that `ftp-alg` admitted: all, or those of one mode (`active mode`,
-    /// `passive mode`) between interfaces whose control connections pass. No problem: an accept rule for some hosts,
-    /// interfaces or zones, if one pair of interfaces passes data connections in both modes; a rule that isolates an inner
-    /// network (a private one, without a default route) from another, if FTP with the outside works
+    /// `passive mode`) between interfaces whose control connections pass. Not by an accept rule for some hosts, if one pair of
+    /// interfaces passes both modes, nor by a rule that isolates inner networks from each other
     #[problem("data-connections", StopsAll, DaemonAndDoctor, "run `ftp-alg setup --apply`, or add the rule that is printed")]
     DataConnections,
-    /// the firewall drops all control connections: on a gateway forwarded ones, on a host its own. `doctor` shows each pair
-    /// of interfaces
+    /// the firewall drops all control connections: on a gateway forwarded ones, on a host its own
     #[problem("control-connections", StopsAll, DaemonAndDoctor, "accept connections to the control ports there, from the clients that may use FTP")]
     ControlConnections,
     // An announcement in two segments waits for a retransmission then.
@@ -270,10 +267,10 @@ impl ProblemName {
         self.description().found_by
     }
 
-    /// Its row in a table of docs/health.md.
+    /// Its row in a table of docs/health.md. The remedy is printed with each problem.
     pub fn row(self) -> String {
-        let ProblemDescription { name, means, remedy, .. } = self.description();
-        format!("| `{name}` | {} | {means} | {remedy} |\n", self.severity_text())
+        let ProblemDescription { name, means, .. } = self.description();
+        format!("| `{name}` | {} | {means} |\n", self.severity_text())
     }
 
     /// The problem or warning of this name, with what to do in general.

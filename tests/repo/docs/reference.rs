@@ -228,7 +228,7 @@ fn the_page_of_health_has_every_problem() {
     for (heading, names) in ProblemName::SECTIONS {
         let table: String = names.iter().map(|name| name.row()).collect();
         let section = format!("## {heading}\n");
-        generated(page, &section, "| --- | --- | --- | --- |\n", "\n", &table);
+        generated(page, &section, "| --- | --- | --- |\n", "\n", &table);
     }
     let row = |(who, found_by)| {
         let found = ProblemName::all().filter(|name| name.found_by() == found_by);
