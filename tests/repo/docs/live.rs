@@ -30,13 +30,10 @@ enum Source {
     Replay,
     /// `check`, which `messages_of_check_are_as_shown` compares.
     Check,
-    /// `demo`: it takes minutes. Its words are compared.
-    Demo,
 }
 
 /// Pages, how a block begins, and its source.
-const SHOWN: [(&str, &str, Source); 16] = [
-    ("README.md", "clients with servers", Source::Demo),
+const SHOWN: [(&str, &str, Source); 15] = [
     ("README.md", "ftp://anonymous@", Source::Try),
     ("docs/commands.md", "ID  CLIENT", Source::Masquerade),
     ("docs/commands.md", "SESSION  KIND", Source::Masquerade),
@@ -231,7 +228,7 @@ fn printed(source: Source) -> Option<String> {
             std::fs::write(&capture, bytes).unwrap();
             replay::printed(&[capture.to_str().unwrap(), "--external", "198.51.100.1"])
         }
-        Source::Check | Source::Demo => return None,
+        Source::Check => return None,
     })
 }
 
