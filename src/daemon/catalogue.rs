@@ -81,7 +81,7 @@ daemon_events! {
     RELOAD_REFUSED: "reload-refused", Error, "`ftp-alg check`, `ftp-alg status`";
     /// a key that changes only at a restart
     RELOAD_KEY_FIXED: "reload-key-fixed", Warn, "restart";
-    /// a valid configuration has a key with consequences that its operator may not expect; at a start and a reload
+    /// a valid configuration opens or exposes much; at a start and a reload
     CONFIG_WARNING: "config-warning", Warn, "the line says what; also `ftp-alg check`";
     /// the level was changed
     LOG_LEVEL: "log-level", Info, "";

@@ -154,15 +154,15 @@ event_kinds! {
     /// a transfer has ended, if [turned on](#transfers)
     #[event("transfer", Info, "transfers", "")]
     Transfer(Box<Transfer>),
-    /// a transfer whose end was not seen: packets were missed, the session was forgotten, or the daemon was killed; or whose
-    /// [command was not read](#without-a-command)
+    /// a transfer whose end was not seen, because packets were missed or the daemon was killed; or whose [command was not
+    /// read](#without-a-command)
     #[event("transfer-unseen", Info, "transfers without an end", "")]
     TransferUnseen(Box<Transfer>),
     /// no data connection ten seconds after the command; once a transfer, before its `transfer` (if [turned on](#transfers))
     #[event("transfer-waiting", Warn, "transfers that wait", "`reason` says who does not answer whom")]
     TransferWaiting(Box<Transfer>),
-    /// a data connection got no answer for ten seconds, or till its pinhole was closed, and there is no transfer: curl and lftp
-    /// connect before they send the command, pyftpdlib before it answers a `PORT`; or the kernel has forgotten it (if [turned on](#transfers))
+    /// a data connection got no answer for ten seconds, or till its pinhole was closed, before the command of a transfer, as
+    /// of curl and lftp; or the kernel has forgotten it (if [turned on](#transfers))
     #[event("no-data-connection", Warn, "missing data connections", "`reason` says who does not answer whom")]
     NoDataConnection(MissingConnection),
     /// the server accepted a login
