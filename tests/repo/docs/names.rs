@@ -35,7 +35,7 @@ fn files_and_functions_that_pages_name_are_there() {
     let mut wrong = Vec::new();
     for (page, text) in pages() {
         let page = page.strip_prefix(root()).unwrap().display().to_string();
-        if page.starts_with("docs/decisions") || page.starts_with("docs/studies") {
+        if page.starts_with("docs/decisions") || page.starts_with("benches/studies") {
             continue;
         }
         let of_path = |one: char| is_name(one) || matches!(one, '.' | '/' | ':' | '-');

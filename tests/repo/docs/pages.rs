@@ -15,10 +15,10 @@ pub fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The pages at the root and below docs, with their texts.
+/// The pages at the root, below docs and of the studies, with their texts.
 pub fn pages() -> Vec<(PathBuf, String)> {
     let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
-    let mut directories = vec![root().join("docs")];
+    let mut directories = vec![root().join("docs"), root().join("benches/studies")];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
