@@ -51,7 +51,7 @@ pub struct Block {
 
 /// Pages for newcomers and operators, besides README.md and the how-to pages.
 const FOR_OPERATORS: &str = "README attackers commands configuration counters encrypted fastpath \
-                             fastpath-lines firewalls health limits logs metrics names-and-ports packaging questions \
+                             firewalls health limits logs metrics names-and-ports packaging questions \
                              refusals scaling security setup troubleshooting uplinks what-opens";
 
 impl Block {
