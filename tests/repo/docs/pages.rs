@@ -15,10 +15,13 @@ pub fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The pages at the root, below docs and of the studies, with their texts.
+/// Directories with pages.
+const PLACES: [&str; 3] = ["docs", "benches/studies", "crates/ftp-alg-core/src/session"];
+
+/// The pages at the root and below [`PLACES`], with their texts.
 pub fn pages() -> Vec<(PathBuf, String)> {
     let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
-    let mut directories = vec![root().join("docs"), root().join("benches/studies")];
+    let mut directories = PLACES.map(|place| root().join(place)).to_vec();
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
