@@ -55,7 +55,7 @@ pub struct Block {
 /// Pages for newcomers and operators, besides README.md and the how-to pages.
 const FOR_OPERATORS: &str = "README commands configuration counters encrypted fastpath \
                              firewalls health limits logs metrics names-and-ports packaging questions \
-                             scaling security setup troubleshooting uplinks what-opens";
+                             security setup troubleshooting uplinks what-opens";
 
 impl Block {
     /// Whether its page is for newcomers or operators.
