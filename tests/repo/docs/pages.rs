@@ -16,7 +16,7 @@ pub fn text(path: &str) -> String {
 }
 
 /// Directories with pages.
-const PLACES: [&str; 3] = ["docs", "benches/studies", "crates/ftp-alg-core/src/session"];
+const PLACES: [&str; 3] = ["docs", "benches", "crates/ftp-alg-core/src/session"];
 
 /// The pages at the root and below [`PLACES`], with their texts.
 pub fn pages() -> Vec<(PathBuf, String)> {
