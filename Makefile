@@ -124,7 +124,7 @@ bench: provision rust
 bench-instructions: provision rust
 	benches/instructions
 
-# WORDS choose what is measured, as in WORDS='cycles ours helper'; docs/benchmarks/README.md has them.
+# WORDS choose what is measured, as in WORDS='cycles ours helper'; benches/README.md has them.
 bench-compare: provision rust
 	@packaging/provision bench
 	cargo bench --locked --bench compare -- $(WORDS)

@@ -2,7 +2,7 @@
 //!
 //! Builds a client, a gateway that masquerades and drops by default, and a server. Runs each contestant on the gateway
 //! in turn, and measures what users notice. Each measurement has a lab of its own. The measurements are interleaved
-//! over several rounds, and the table shows medians. `docs/benchmarks/README.md` says how to run this and how to read
+//! over several rounds, and the table shows medians. `benches/README.md` says how to run this and how to read
 //! the result.
 
 mod accept;

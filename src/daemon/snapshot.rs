@@ -72,7 +72,7 @@ ftp_alg_core::counters! {
         #[counter("ftp_alg_pinholes_expired", "pinholes": "expired", always; "the end that connects came late, or a firewall drops it")]
         pinholes_expired: u64,
         /// packets that the kernel dropped because a queue was full
-        #[counter("ftp_alg_queue_overruns", "packets": "dropped, queue full"; "[sizing](scaling.md)")]
+        #[counter("ftp_alg_queue_overruns", "packets": "dropped, queue full"; "[sizing](limits.md#sizing)")]
         overruns: u64,
         /// packets dropped unread, because they or their queue messages were too long or invalid
         #[counter("ftp_alg_queue_drops", "packets": "dropped, not readable")]

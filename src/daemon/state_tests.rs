@@ -175,7 +175,7 @@ fn a_journal_at_its_limit_is_replaced_by_a_checkpoint() {
     assert_eq!(restored_sessions(&state), 50);
 }
 
-/// docs/scaling.md says: twice its contents, and 4 MiB.
+/// docs/limits.md says: twice its contents, and 4 MiB.
 #[test]
 fn no_connection_makes_a_journal_longer_than_its_limit() {
     let (directory, _state, mut gateway, mut journal) = set_up();

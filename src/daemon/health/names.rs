@@ -175,7 +175,7 @@ problems! {
     #[problem("unused-pinholes", ByClients, Daemon, "if transfers fail, find what drops them before this gateway: the firewall of the end that connects, a provider, or a raw or ingress rule here; if clients are only late, raise [pinhole] timeout")]
     UnusedPinholes,
     /// more than one session opened nothing, because the packets of an end arrive on an interface to which no route to it
-    /// leads ([why](attackers.md#where-a-line-may-come-from), [any-interface](uplinks.md#asymmetric-and-one-way-links))
+    /// leads ([why](security.md#where-a-line-may-come-from), [any-interface](uplinks.md#asymmetric-and-one-way-links))
     #[problem("no-route", ByClients, Daemon, "give that end a route by that interface with a higher metric, for example a second default route: ip route add default via ROUTER dev INTERFACE metric 500; or, for asymmetric and one-way links, any-interface = true in a [[network]] with these connections")]
     NoRoute,
     /// three or more announcements of a server in one mode (`PASV` or `EPSV`) opened nothing, and none in this mode opened

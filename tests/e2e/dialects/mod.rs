@@ -1,5 +1,5 @@
 //! What servers and clients of many makes say (`dialects.txt`): without a helper, with the kernel's, and with `ftp-alg`.
-//! Where one of the others serves a dialect, `ftp-alg` does so, too. docs/studies/dialects.md has the table.
+//! Where one of the others serves a dialect, `ftp-alg` does so, too. benches/studies/dialects.md has the table.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use crate::common::{
     *,
 };
 
-const TABLE: &str = "docs/studies/dialects.md";
+const TABLE: &str = "benches/studies/dialects.md";
 const HEAD: &str =
     "| dialogue | no helper | kernel's helper | `ftp-alg` |\n| --- | --- | --- | --- |\n";
 

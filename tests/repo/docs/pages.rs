@@ -15,10 +15,13 @@ pub fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The pages at the root and below docs, with their texts.
+/// Directories with pages.
+const PLACES: [&str; 3] = ["docs", "benches", "crates/ftp-alg-core/src/session"];
+
+/// The pages at the root and below [`PLACES`], with their texts.
 pub fn pages() -> Vec<(PathBuf, String)> {
     let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
-    let mut directories = vec![root().join("docs")];
+    let mut directories = PLACES.map(|place| root().join(place)).to_vec();
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
@@ -50,9 +53,9 @@ pub struct Block {
 }
 
 /// Pages for newcomers and operators, besides README.md and the how-to pages.
-const FOR_OPERATORS: &str = "README attackers commands configuration counters encrypted events fastpath \
-                             fastpath-lines firewalls health limits metrics names-and-ports operate packaging \
-                             refusals scaling security setup troubleshooting uplinks what-opens";
+const FOR_OPERATORS: &str = "README commands configuration counters encrypted events fastpath \
+                             firewalls health limits metrics names-and-ports operate packaging \
+                             security setup troubleshooting uplinks what-opens";
 
 impl Block {
     /// Whether its page is for newcomers or operators.

@@ -203,7 +203,7 @@ event_kinds! {
     #[event("not-ftp", Info, "connections that are not FTP", "nothing, or `inspect = false` for its network")]
     NotFtp(Words),
     /// packets of an end arrive on an interface to which no route to it leads
-    #[event("elsewhere", Info, "sessions with packets from elsewhere", "[where a line may come from](attackers.md#where-a-line-may-come-from)")]
+    #[event("elsewhere", Info, "sessions with packets from elsewhere", "[where a line may come from](security.md#where-a-line-may-come-from)")]
     Elsewhere(Stray),
     /// a [limit](limits.md) was reached
     #[event("limit", Warn, "limits that were reached", "raise it, or see what the client does")]

@@ -323,7 +323,7 @@ mod tests {
         }
     }
 
-    /// `docs/refusals.md` says how often a TLS record looks like a hidden verb.
+    /// `docs/what-opens.md` says how often a TLS record looks like a hidden verb.
     #[test]
     fn random_bytes_are_rarely_taken_for_a_verb() {
         let mut state = 1_u64;

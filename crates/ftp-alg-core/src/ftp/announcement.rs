@@ -77,7 +77,7 @@ pub struct Announcement {
 /// The text of an endpoint in an announcement. Most need no heap memory.
 pub type EndpointText = TinyVec<[u8; 28]>;
 
-/// By what a rewritten announcement may keep its length (docs/studies/lengths.md).
+/// By what a rewritten announcement may keep its length (benches/studies/lengths.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Padding {
     /// Nothing: the length may change.
@@ -91,7 +91,7 @@ pub enum Padding {
 }
 
 /// Servers that read numbers of any length in a `PORT` as decimal, by the start of their greeting text
-/// (docs/studies/lengths.md).
+/// (benches/studies/lengths.md).
 const DECIMAL_GREETINGS: [&[u8]; 5] = [
     b"(vsFTPd ",
     b"ProFTPD ",
@@ -296,7 +296,7 @@ impl Announcement {
 
     /// The range to replace and its replacement if `new` is announced instead; `None` if that is the same, or cannot be
     /// expressed. If `padding` requires that a 227 keeps its length, a shorter one is padded with blanks before the
-    /// parenthesis (docs/studies/lengths.md).
+    /// parenthesis (benches/studies/lengths.md).
     pub fn edit(&self, new: SocketAddr, padding: Padding) -> Option<(Range<usize>, EndpointText)> {
         if self.port == new.port() && self.address.is_none_or(|address| address == new.ip()) {
             return None;

@@ -57,7 +57,7 @@ reasons! {
         /// was decided when the heartbeat had lapsed
         Stale = "stale",
         /// has new data and an end's address, but arrived on an interface [to which no route to that end
-        /// leads](attackers.md#where-a-line-may-come-from)
+        /// leads](security.md#where-a-line-may-come-from)
         Elsewhere = "elsewhere",
         /// was adjusted by the fast path, and another program removed its mark: the connection is taken back
         Adjusted = "adjusted",

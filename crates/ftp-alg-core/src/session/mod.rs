@@ -6,7 +6,7 @@
 //!
 //! A [`Session`] consists of two [directions](direction), and a [`Dialogue`] with the [state](state).
 //! [`packet_handling`] connects them: it gives a packet's acknowledgement to the opposite direction, and its payload
-//! through [`reading`] to the dialogue. [`forwarding`] builds the forwarded packet. `docs/session.md`
+//! through [`reading`] to the dialogue. [`forwarding`] builds the forwarded packet. `docs/life-of-a-packet.md`
 //! has a picture.
 //!
 //! Invariants, whatever the peers send:

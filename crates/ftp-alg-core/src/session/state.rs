@@ -1,5 +1,5 @@
 //! The state of a session, and how it goes on from what is read: [`State::next`] is the table, [`State::effect`] says what
-//! a change means. `docs/session.md` has the table printed.
+//! a change means. `states.md` has the table printed.
 //!
 //! # Whether encryption begins
 //!
@@ -102,7 +102,7 @@ pub enum Tls {
     StillOf(Side),
 }
 
-/// What was read, as far as it may change the state. `docs/session.md` has the states that each one leads to.
+/// What was read, as far as it may change the state. `states.md` has the states that each one leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
     /// A command of those that only an FTP client sends first.

@@ -1,4 +1,4 @@
-//! The table of states, printed as `docs/session.md` shows it.
+//! The table of states, printed as `states.md` shows it.
 
 use std::fmt::Write;
 
@@ -118,12 +118,12 @@ fn the_table_in_the_documentation_is_this_one() {
     };
     let of_early = rows(&early, &[(Read::Reply, "another reply")], name);
     let of_inspections = of_early + &of_inspections;
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/session.md");
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/src/session/states.md");
     let page = std::fs::read_to_string(page).unwrap();
     let head = "| state | read | next | effect |\n| --- | --- | --- | --- |\n";
     let tables = [of_phases, of_logins, of_inspections].map(|rows| format!("{head}{rows}"));
     let is_there = tables.iter().all(|table| page.contains(&format!("\n\n{table}\n")));
-    assert!(is_there, "docs/session.md lacks one of these:\n{}", tables.join("\n"));
+    assert!(is_there, "states.md lacks one of these:\n{}", tables.join("\n"));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::network::{Hostile, LARGEST, Wire, numbered, repeated};
 /// Set where one test has the process for itself.
 const ALONE: &str = "FTP_ALG_ALONE";
 
-/// What each session may use besides the budget (docs/scaling.md).
+/// What each session may use besides the budget (docs/limits.md).
 const EACH: usize = 2 << 10;
 /// What the tests use, and what the allocator does not give back at once.
 const SPARE: usize = 16 << 20;

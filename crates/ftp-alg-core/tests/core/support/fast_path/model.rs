@@ -315,7 +315,7 @@ pub fn random_request(mut below: impl FnMut(usize) -> usize) -> String {
     line
 }
 
-/// Greetings, and whether their server reads leading zeros in a `PORT` as decimal (docs/studies/lengths.md).
+/// Greetings, and whether their server reads leading zeros in a `PORT` as decimal (benches/studies/lengths.md).
 pub const GREETINGS: [(&str, bool); 9] = [
     ("220 ready", false),
     ("220 (vsFTPd 3.0.3)", true),
