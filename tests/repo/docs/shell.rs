@@ -86,7 +86,7 @@ fn confined(lines: &str) -> Output {
     let script =
         format!("set -e\nset -- {layers}\n{ENTER}ftp-alg() {{ {program} \"$@\"; }}\n{lines}");
     let mut command = Command::new("timeout");
-    command.args(["30", "unshare", "--net", "--mount", "bash", "-c", &script]);
+    command.args(["120", "unshare", "--net", "--mount", "bash", "-c", &script]);
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("/usr/sbin:/usr/bin:/sbin:/bin:{path}")).current_dir(root());
     command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent").stdin(Stdio::null());
