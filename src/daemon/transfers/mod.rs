@@ -5,7 +5,6 @@
 mod accounting;
 mod session_bytes;
 mod totals;
-mod tries;
 pub(super) mod xferlog;
 
 use std::{
@@ -22,11 +21,10 @@ use std::{
 use ahash::AHashMap;
 use ftp_alg_core::engine::{
     ClientKey, EndedSession, Event, EventKind, MissingConnection, PinholeEnds, RangeFinder,
-    Transfer, TransferTracker, forgotten_reason,
+    Transfer, TransferTracker, Tries, forgotten_reason,
 };
 use session_bytes::SessionBytes;
 use totals::Totals;
-use tries::Tries;
 
 use super::{shard::lock, snapshot::TransferTotals};
 use crate::kernel::{

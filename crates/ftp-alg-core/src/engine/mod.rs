@@ -27,6 +27,7 @@ mod table;
 mod tests;
 mod timers;
 mod transfers;
+mod tries;
 
 use std::time::{Duration, Instant};
 
@@ -48,8 +49,7 @@ pub use offload::handover::{
 };
 use packets::reorder::{self, ReorderQueue};
 pub use ranges::{
-    EncryptedConnection, LIFETIME as RANGE_LIFETIME, NotAdmitted, OpenRange, PortsText,
-    RangeFinder, RangeInfo,
+    EncryptedConnection, LIFETIME as RANGE_LIFETIME, OpenRange, PortsText, RangeFinder, RangeInfo,
 };
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;
@@ -61,6 +61,7 @@ pub use transfers::{
     DataFlags, DataPacket, PACKETS_WAIT, Transfer, TransferEnd, TransferResult, TransferTracker,
     forgotten_reason,
 };
+pub use tries::Tries;
 
 /// The end of a connection that sent a packet.
 pub use crate::session::{DropReason, Side};

@@ -176,7 +176,7 @@ impl RangeFinder {
 
     /// The connection that a client with an encrypted session there tried to make to what it `dialled`, if the rules did
     /// not admit it.
-    pub fn find_tried(
+    pub(super) fn find_tried(
         &self,
         client: IpAddr,
         dialled: SocketAddr,
@@ -212,7 +212,7 @@ impl Holder {
 
 /// Why the rules do not admit a data connection of an encrypted session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotAdmitted {
+pub(super) enum NotAdmitted {
     /// Its server has no passive ports.
     NoPorts,
     /// It goes to another port.

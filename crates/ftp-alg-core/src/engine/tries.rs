@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Event, MissingConnection, NotAdmitted, PACKETS_WAIT, RangeFinder};
+use super::{Event, MissingConnection, PACKETS_WAIT, RangeFinder, ranges::NotAdmitted};
 
 /// How long the same client tries to reach the same port: SYNs are retransmitted for two minutes.
 const LIFETIME: Duration = Duration::from_secs(130);
@@ -27,18 +27,19 @@ struct Try {
 
 /// The connections that clients tried to make, by client and the port that this dialled.
 #[derive(Default)]
-pub(super) struct Tries {
+pub struct Tries {
     finder: RangeFinder,
     known: BTreeMap<(SocketAddr, SocketAddr), Try>,
 }
 
 impl Tries {
-    pub(super) fn new(finder: RangeFinder) -> Self {
+    /// None, of the ranges that `finder` knows.
+    pub fn new(finder: RangeFinder) -> Self {
         Self { finder, ..Self::default() }
     }
 
     /// Records the SYN of a client to what it `dialled`.
-    pub(super) fn record(&mut self, seen: Instant, client: SocketAddr, dialled: SocketAddr) {
+    pub fn record(&mut self, seen: Instant, client: SocketAddr, dialled: SocketAddr) {
         if !self.has_room_for(client.ip()) || self.known.contains_key(&(client, dialled)) {
             return;
         }
@@ -70,7 +71,7 @@ impl Tries {
     }
 
     /// Takes those that the firewall has dropped: conntrack does not know them a moment later.
-    pub(super) fn take_dropped(
+    pub fn take_dropped(
         &mut self,
         now: Instant,
         knows: impl Fn(SocketAddr, SocketAddr) -> bool,
