@@ -109,8 +109,8 @@ impl DataLog {
         self.socket.send(&request).map_err(failed)
     }
 
-    /// Passes each packet that has arrived to `each`, with the time. Returns whether packets were lost, because they did not
-    /// fit into the socket's buffer.
+    /// Passes each packet that has arrived to `each`, with the latest time at which it passed. Returns whether packets were lost,
+    /// because they did not fit into the socket's buffer.
     pub fn read(&mut self, mut each: impl FnMut(Instant, Copied)) -> Result<bool, NetfilterError> {
         let mut has_lost = false;
         let (now, clock) = clocks::time_of_day();
@@ -156,9 +156,9 @@ impl DataLog {
                     let payload = attributes.first(NFULA_PAYLOAD);
                     match payload.and_then(|bytes| parse(bytes, passed, interface)) {
                         Some(Copied::Packet(DataPacket { source, destination, .. })) if arrives => {
-                            each(passed[0], Copied::Tried(source, destination));
+                            each(passed[1], Copied::Tried(source, destination));
                         }
-                        Some(copied) => each(passed[0], copied),
+                        Some(copied) => each(passed[1], copied),
                         None => {}
                     }
                 }
