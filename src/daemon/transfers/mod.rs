@@ -419,7 +419,7 @@ impl Known<'_> {
     /// Reports the ends of sessions whose transfers are reported.
     fn report_ended_sessions(&mut self, session_bytes: &mut SessionBytes) {
         for (at, mut ended) in std::mem::take(&mut self.ended_sessions) {
-            if self.tracker.waits_in(ended.session) {
+            if self.tracker.waits_in(&ended) {
                 self.ended_sessions.push_back((at, ended));
                 continue;
             }

@@ -36,6 +36,21 @@ impl<Key: Copy + Ord, Value> Shares<Key, Value> {
         self.counts.iter().map(|(key, count)| (*key, *count))
     }
 
+    /// Whose all are, with their serial numbers, in this order.
+    pub fn keys(&self) -> impl Iterator<Item = (Key, u64)> {
+        self.all.keys().copied()
+    }
+
+    /// One of `key`.
+    pub fn get(&self, key: Key, serial: u64) -> Option<&Value> {
+        self.all.get(&(key, serial))
+    }
+
+    /// One of `key`, to change it.
+    pub fn get_mut(&mut self, key: Key, serial: u64) -> Option<&mut Value> {
+        self.all.get_mut(&(key, serial))
+    }
+
     /// What `key` has, the oldest first.
     pub fn of(&self, key: Key) -> impl Iterator<Item = (u64, &Value)> {
         self.all.range((key, 0)..=(key, u64::MAX)).map(|((_, serial), value)| (*serial, value))
@@ -49,14 +64,14 @@ impl<Key: Copy + Ord, Value> Shares<Key, Value> {
     }
 
     /// Removes one of `key`, if it is there.
-    pub fn remove(&mut self, key: Key, serial: u64) {
-        if self.all.remove(&(key, serial)).is_some()
-            && let Some(count) = self.counts.get_mut(&key)
-        {
+    pub fn remove(&mut self, key: Key, serial: u64) -> Option<Value> {
+        let value = self.all.remove(&(key, serial))?;
+        if let Some(count) = self.counts.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
                 self.counts.remove(&key);
             }
         }
+        Some(value)
     }
 }

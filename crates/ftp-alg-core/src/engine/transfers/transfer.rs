@@ -14,6 +14,9 @@ use crate::{
     session::TransferVerb,
 };
 
+/// Replies from this one on refuse a command, if no preliminary reply came before (RFC 959, section 4.2.2).
+const REFUSED: u16 = 450;
+
 /// How a transfer ended on the control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransferEnd {
@@ -165,6 +168,16 @@ impl Transfer {
     /// Whether it has begun, by the server's word.
     pub fn has_begun(&self) -> bool {
         self.has_started || self.end.is_success()
+    }
+
+    /// Whether the server refused the command.
+    pub(in crate::engine) fn is_refused(&self) -> bool {
+        !self.has_started && self.code().is_some_and(|code| code >= REFUSED)
+    }
+
+    /// Whether another command may have used its data connection, or another announcement may have been its.
+    pub(in crate::engine) fn may_share(&self) -> bool {
+        self.is_followed || self.uncertain.is_some() && self.end == TransferEnd::Unseen
     }
 
     /// Whether the target of the data connection sends what is transferred, not its initiator.
