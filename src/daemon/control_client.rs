@@ -71,13 +71,20 @@ impl DaemonAnswer {
 /// longer than `timeout`.
 pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<DaemonAnswer, ClientError> {
     let deadline = Instant::now() + timeout;
-    let line = connect(socket, timeout)
-        .and_then(|stream| {
-            let mut daemon = DeadlineStream { stream: &stream, deadline };
-            daemon.write_all(format!("{what}\n").as_bytes())?;
-            daemon.read_line(MAX_ANSWER)
-        })
-        .map_err(|error| explain(error, socket, timeout))?;
+    let exchange = || {
+        let stream =
+            connect(socket, deadline.saturating_duration_since(Instant::now()).max(PAUSE))?;
+        let mut daemon = DeadlineStream { stream: &stream, deadline };
+        daemon.write_all(format!("{what}\n").as_bytes())?;
+        daemon.read_line(MAX_ANSWER)
+    };
+    let mut line = exchange();
+    // The daemon has ended, or has found this process too slow on a busy machine. A new connection shows which.
+    while line.as_ref().is_err_and(is_cut) && Instant::now() < deadline {
+        thread::sleep(PAUSE);
+        line = exchange();
+    }
+    let line = line.map_err(|error| explain(error, socket, timeout))?;
     let answer = |message| ClientError::Answer { path: socket.to_owned(), message };
     let json = String::from_utf8(line).map_err(|_| answer("no text".to_owned()))?;
     match error_message(&json) {
@@ -111,6 +118,12 @@ pub fn request_until_ready(
         }
         thread::sleep(PAUSE.min(left));
     }
+}
+
+/// Whether the connection ended without an answer.
+fn is_cut(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(error.kind(), Kind::ConnectionReset | Kind::BrokenPipe | Kind::UnexpectedEof)
 }
 
 fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {

@@ -39,8 +39,8 @@ use super::{deadline_stream::DeadlineStream, log::level, status_source::StatusSo
 
 /// The longest request line, in bytes.
 const MAX_REQUEST: usize = 256;
-/// Time limit for one client's request and answer. Other clients wait meanwhile.
-const EXCHANGE_LIMIT: Duration = Duration::from_secs(2);
+/// Time limit for one client to send its request, and again to take the answer. Other clients wait meanwhile.
+const CLIENT_LIMIT: Duration = Duration::from_secs(2);
 /// The pause after accept failed, for example because there are no free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 64;
@@ -172,15 +172,15 @@ fn accept_clients(listener: &UnixListener, source: &dyn StatusSource, stopping: 
 }
 
 fn answer_client(stream: &UnixStream, source: &dyn StatusSource) -> io::Result<()> {
-    let mut client = DeadlineStream { stream, deadline: Instant::now() + EXCHANGE_LIMIT };
-    let answer = match client.read_line(MAX_REQUEST) {
+    let client = || DeadlineStream { stream, deadline: Instant::now() + CLIENT_LIMIT };
+    let answer = match client().read_line(MAX_REQUEST) {
         Ok(request) => answer_request(&request, source, || is_trusted(stream))?,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             error_answer(&error.to_string())?
         }
         Err(error) => return Err(error),
     };
-    client.write_all(&answer)
+    client().write_all(&answer)
 }
 
 fn answer_request(

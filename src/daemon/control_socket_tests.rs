@@ -123,3 +123,17 @@ fn the_server_removes_its_name_unless_it_is_another_sockets() {
     drop(first);
     control_client::request(&path, "status", TIMEOUT).unwrap();
 }
+
+#[test]
+fn a_connection_that_ends_without_an_answer_is_made_again() {
+    let (_directory, path) = socket_path();
+    let server = ControlSocket::bind(&path).unwrap();
+    thread::scope(|scope| {
+        let answer = scope.spawn(|| control_client::request(&path, "status", TIMEOUT));
+        // On a busy machine the daemon may have found the first one too slow.
+        drop(server.listener.accept().unwrap());
+        let (stream, _) = server.listener.accept().unwrap();
+        answer_client(&stream, &source()).unwrap();
+        assert!(answer.join().unwrap().unwrap().json().contains("\"packets\":5"));
+    });
+}
