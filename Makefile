@@ -23,7 +23,7 @@ NIGHTLY = $(NEXTEST) --release --profile nightly --run-ignored all --success-out
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 
-.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm static dist image release provision rust clean
+.PHONY: help demo test test-nightly test-stock-kernel fuzz check bench bench-compare bench-instructions build install uninstall package deb rpm ipk static dist image release provision rust clean
 
 help:
 	@echo 'make demo      watch real clients move real files through the gateway (root)'
@@ -43,6 +43,7 @@ help:
 	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
 	@echo 'make deb       target/debian/ftp-alg_*.deb'
 	@echo 'make rpm       target/rpm/ftp-alg-*.rpm'
+	@echo 'make ipk       target/openwrt/ftp-alg_*.ipk'
 	@echo 'make static    target/static/x86_64-unknown-linux-gnu/release/ftp-alg, which needs no library'
 	@echo 'make dist      target/dist/ftp-alg-*.tar.gz, the source'
 	@echo 'make image     target/dist/ftp-alg-*-oci.tar, a container image'
@@ -167,6 +168,13 @@ rpm: package
 # ARCH=arm64 for the other one.
 static:
 	@packaging/build $(or $(ARCH),amd64) static
+
+# Of the static program; ARCH=arm64 for the other one.
+ipk: BINARY = $(TARGET)/static/$(or $(TRIPLE),x86_64-unknown-linux-gnu/)release/ftp-alg
+ipk: $(if $(filter command,$(origin BINARY)),,static) $(TARGET)/copyright
+	@rm -rf $(TARGET)/package
+	@DESTDIR=$(abspath $(TARGET))/package PREFIX=/usr packaging/install --openwrt $(BINARY)
+	@packaging/package ipk $(TARGET)/package $(OUTPUT)/openwrt
 
 # Of what is committed, and the same bytes each time.
 dist:

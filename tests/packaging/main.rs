@@ -9,6 +9,7 @@ mod chroot;
 mod contents;
 mod image;
 mod kubernetes;
+mod openwrt;
 mod pages;
 mod reproducible;
 mod sample;

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use crate::{output, root, said};
 
 /// The optimisation does not matter, and takes most of the time.
-const QUICK: [(&str, &str); 3] = [
+pub const QUICK: [(&str, &str); 3] = [
     ("CARGO_PROFILE_RELEASE_LTO", "off"),
     ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
     ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),

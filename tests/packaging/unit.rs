@@ -23,26 +23,6 @@ fn the_unit_exposes_little() {
 }
 
 #[test]
-fn the_init_script_of_openwrt_starts_reloads_and_has_no_finding() {
-    let script = packaging("openwrt/ftp-alg.init");
-    let found = run("shellcheck", &["--norc".as_ref(), script.as_os_str()]);
-    assert!(found.status.success(), "{}", said(&found));
-    // As rc.common sources it, with procd's functions that print.
-    let printing = ["open_instance", "set_param", "close_instance", "send_signal"]
-        .map(|name| format!("procd_{name}() {{ echo {name} \"$@\"; }}\n"));
-    let lines = format!(
-        "{}. {}\necho $USE_PROCD $START\nstart_service\nreload_service",
-        printing.concat(),
-        script.display()
-    );
-    let printed = said(&run("dash", &["-euc", &lines]));
-    let expected = "1 21\nopen_instance\nset_param command /usr/sbin/ftp-alg run\n\
-                    set_param respawn 3600 1 0\nset_param stderr 1\nclose_instance\n\
-                    send_signal ftp-alg * HUP\n";
-    assert_eq!(printed, expected);
-}
-
-#[test]
 fn the_unit_is_understood() {
     let unit = fs::read_to_string(packaging("ftp-alg.service")).unwrap();
     // Where the package puts it, if this were an installed machine.

@@ -43,6 +43,7 @@ const NOT_RUN: [(&str, &str); 24] = [
     ("install -m 0640 -g ftp-alg /dev/null /etc/", "has the group of the package"),
     ("kubectl ", "needs a cluster; tests/e2e/kubernetes has the nodes of one"),
     ("jq -", "not among the packages of packaging/provision"),
+    ("opkg ", "OpenWrt's, and not packaged for Debian"),
     ("seq -f gw-%g 40", "prints names for the next one"),
     ("ssh -", "needs gateways that serve ssh"),
     ("xargs -P 8 -I GW sh -c", "as above"),
