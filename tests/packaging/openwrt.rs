@@ -1,4 +1,4 @@
-//! The package for OpenWrt: its files, its scripts, the service.
+//! The package for OpenWrt: its files, its scripts, the service, and the recipe for a feed.
 
 use std::{
     env::consts::ARCH,
@@ -53,9 +53,23 @@ fn the_package_has_these_files_and_is_the_same_each_time() {
     let control = unpacked(&one, "control.tar.gz", "-xzO ./control");
     let name = if ARCH == "aarch64" { "aarch64_generic" } else { "x86_64" };
     assert!(control.starts_with(&format!("Architecture: {name}\n")), "{control}");
+    // What the feed's recipe names, the libraries are in the program.
+    let recipe = fs::read_to_string(packaging("openwrt/feed/ftp-alg/Makefile")).unwrap();
+    let depends = control.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap();
+    let named = recipe.split_whitespace().filter_map(|word| word.strip_prefix('+'));
+    let named: Vec<_> = named.filter(|name| !name.starts_with("lib")).collect();
+    assert_eq!(named.join(", "), depends);
+
     // The smallest program, as its contents do not matter.
     let named = ipk(directory.path(), "BINARY=/bin/true", Some("aarch64_cortex-a53"));
     assert!(named.to_str().unwrap().ends_with("_aarch64_cortex-a53.ipk"), "{named:?}");
+}
+
+#[test]
+fn the_feed_takes_this_version() {
+    let recipe = fs::read_to_string(packaging("openwrt/feed/ftp-alg/Makefile")).unwrap();
+    let version = format!("\nSOURCE_VERSION:={}\n", env!("CARGO_PKG_VERSION"));
+    assert!(recipe.contains(&version), "{recipe}");
 }
 
 #[test]
