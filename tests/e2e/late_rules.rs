@@ -73,6 +73,9 @@ fn the_table_has_what_late_rules_demand_and_keeps_it_at_a_restart() {
 
 #[test]
 fn late_rules_that_accept_the_exact_ct_mark_turn_the_fast_path_off() {
+    if !has_tcx() {
+        return;
+    }
     let lab = Lab::new(Topology::Routed).unwrap();
     let rules = "nft 'table inet exact { chain forward { type filter hook forward priority 10; \
          policy drop; ct mark 0x40000000 accept; ct state established accept; \
@@ -80,10 +83,6 @@ fn late_rules_that_accept_the_exact_ct_mark_turn_the_fast_path_off() {
     let waiting = start(&lab, rules);
     let daemon = &waiting.daemon;
     let first = fast_path(daemon);
-    if !has_tcx(&first) {
-        println!("not tried: {first}");
-        return;
-    }
     assert_eq!(first["state"], "on", "read in time: {first}");
     waiting.open_gate();
     wait_for("the rules", || fast_path(daemon)["state"] == "off");

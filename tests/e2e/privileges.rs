@@ -226,7 +226,7 @@ fn daemons_of_different_users_share_a_bpf_file_system() {
         let program = starter(lab, &format!("chown -R {owner} $home; {enter}{user}"));
         let daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
         let found = daemon.status().unwrap()["fast_path"].clone();
-        assert!(found["state"] == "on" || !has_tcx(&found), "{user}: {found}");
+        assert!(found["state"] == "on" || !has_tcx(), "{user}: {found}");
         daemons.push(daemon);
     }
 }

@@ -5,7 +5,7 @@
 /// Ends a test of the fast path where the kernel has no TCX.
 macro_rules! need_tcx {
     () => {
-        if !crate::interface::program::has_tcx() {
+        if !ftp_alg_lab::has_tcx() {
             return;
         }
     };

@@ -49,7 +49,7 @@ pub use daemon::Daemon;
 pub use firewall::{Admission, FirewallKind, KERNEL_HELPER};
 pub use held_transfer::HeldClient;
 pub use host::Host;
-pub use network::{Lab, mount_bpf};
+pub use network::{Lab, has_tcx, mount_bpf};
 pub use process::{BackgroundProcess, ProgramOutput, remove_everything, scaled_timeout};
 pub use script::Script;
 pub use server::{Server, ServerKind, ServerTls};

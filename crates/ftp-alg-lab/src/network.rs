@@ -389,6 +389,17 @@ fn ip(options: &[&str], batch: &str) -> Result<()> {
     process::run(command, batch.as_bytes(), Duration::from_secs(60))?.success().map(drop)
 }
 
+/// Whether this kernel has TCX, so that the fast path must run. It says so if not.
+pub fn has_tcx() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let has = (numbers.next(), numbers.next()) >= (Some(6), Some(6));
+    if !has {
+        println!("not tried: Linux {} has no TCX, which came with 6.6", release.trim());
+    }
+    has
+}
+
 /// Mounts the BPF file system, because the fast path needs it. A machine with systemd has it mounted already.
 pub fn mount_bpf() {
     static ONCE: Once = Once::new();

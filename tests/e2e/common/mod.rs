@@ -29,7 +29,7 @@ pub use ftp_alg_lab::{
     Daemon,
     Family::{self, V4, V6},
     FirewallKind, HeldClient, Host, KERNEL_HELPER, Lab, LabSpec, Mode, ProgramOutput, Script,
-    Server, ServerKind, ServerTls, Topology, Transfer, Verb, scaled_timeout, wait_at_most,
+    Server, ServerKind, ServerTls, Topology, Transfer, Verb, has_tcx, scaled_timeout, wait_at_most,
     wait_for,
 };
 use serde::Serialize;
@@ -38,7 +38,7 @@ pub use serde_json::{Value, json};
 pub use captures::{captured, captures};
 pub use event_schema::event_of;
 pub use fast_load::FastLoad;
-pub use fast_path::{fast_path, fast_path_gateway, has_tcx, until_on_fast_path};
+pub use fast_path::{fast_path, fast_path_gateway, until_on_fast_path};
 pub use load::{Load, LoadReport, LoadSpec};
 pub use names::{NAME, NameServer, reload, row, shell_program, wait_for_address};
 

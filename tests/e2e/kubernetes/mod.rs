@@ -293,7 +293,7 @@ exec setpriv --bounding-set=-all,+{added} --inh-caps=-all --no-new-privs {progra
     let endpoint = local.external(&cluster);
     assert_eq!(failures(&lab.outsider, &server, endpoint, &VERBS), [""; 0]);
     let state = fast_path(&daemon);
-    assert!(state["state"] == "on" || !has_tcx(&state), "{state}");
+    assert!(state["state"] == "on" || !has_tcx(), "{state}");
     // What its probes ask.
     for words in [&["status"][..], &["status", "--wait", "1"]] {
         let asked = daemon.ask(words).unwrap();

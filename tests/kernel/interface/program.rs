@@ -17,7 +17,7 @@ use ftp_alg_fastpath::{
     remove_leftovers,
 };
 
-use ftp_alg_lab::wait_for;
+use ftp_alg_lab::{has_tcx, wait_for};
 
 pub use crate::fastpath::scene::{CLIENT, SERVER};
 use crate::fastpath::{
@@ -31,18 +31,6 @@ use super::{
 };
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
-
-/// Whether the program can be attached here (TCX).
-pub fn has_tcx() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let release = release.trim();
-    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
-    let has = (numbers.next(), numbers.next()) >= (Some(6), Some(6));
-    if !has {
-        println!("not tried: Linux {release} has no TCX, which came with 6.6");
-    }
-    has
-}
 
 /// A lab and a pin directory; `None` if the kernel has no TCX.
 pub fn lab_with_pins() -> Option<(Lab, Pins)> {
