@@ -296,9 +296,13 @@ impl Setup<'_> {
         let same = format!("{NOBODY}:{NOBODY}::{files}:/bin/sh");
         let users = format!("{NAME}:{hash}:{same}\nguest:*:{same}\n");
         let passwords = self.write("proftpd.passwd", &users, 0o600)?;
-        // mod_auth_file opens the file after the switch to `nobody`.
+        let modules = cache().join("usr/lib/proftpd");
+        let modules = modules.display();
+        // mod_auth_file opens the file after the switch to `nobody`. Debian 13 has further modules apart.
         let configuration = format!(
-            "ServerType standalone\nServerName lab\nDefaultServer on\nDefaultAddress {v4} {v6}\n\
+            "<IfModule !mod_xfer.c>\nModulePath {modules}\nLoadModule mod_delay.c\n\
+             LoadModule mod_ls.c\nLoadModule mod_xfer.c\n</IfModule>\n\
+             ServerType standalone\nServerName lab\nDefaultServer on\nDefaultAddress {v4} {v6}\n\
              SocketBindTight off\nUseIPv6 on\nPort {}\nUseReverseDNS off\nWtmpLog off\n\
              DelayEngine off\nUser nobody\nGroup nogroup\nUmask 022\nMaxInstances 30\nAllowOverwrite on\n\
              RequireValidShell off\nAuthOrder mod_auth_file.c\nAuthUserFile {}\n\
