@@ -30,6 +30,7 @@ help:
 	@echo 'make test      run every test, end-to-end ones too (root)'
 	@echo 'make test-nightly  random dialogues, crashes and full load, the package: 80 minutes (root)'
 	@echo 'make test-stock-kernel  the end-to-end tests under a stock Debian kernel, emulated (root)'
+	@echo 'make test-arm64  some of them on an arm64 machine with a fast path, emulated (root)'
 	@echo 'make test-installed  the package on a Debian 12 with systemd, emulated (root)'
 	@echo 'make test-arm64-replay  builds the program for arm64, which replays every capture, emulated'
 	@echo 'make test-first-transfer  the lines of the pages on a fresh Debian 12 and 13, timed (root)'
@@ -77,13 +78,24 @@ test-nightly: provision rust
 	FTP_ALG_ROUNDS=30 $(NIGHTLY) -E 'test(/^downtime::.*stop/)'
 	FTP_ALG_RELOADS=150 $(NIGHTLY) -E 'test(/^reload::/)'
 	FTP_ALG_SOAK=1800 $(NIGHTLY) -E 'test(/^soak::/)'
-	@$(MAKE) --no-print-directory test-installed test-first-transfer
+	@$(MAKE) --no-print-directory test-arm64 test-installed test-first-transfer
 
 # TESTS is the beginnings of names, as in TESTS='conntrack:: interface::'; nearly all without it: half an hour.
 # SUITE=trixie takes Debian 13's kernel.
 test-stock-kernel: provision rust
 	@packaging/provision emulator
 	tests/stock-kernel $(TESTS)
+
+.PHONY: test-arm64
+# What another processor can make fail: the BPF program, verdicts, the daemon's system calls, checksums. All that there
+# are take hours.
+ARM64 := fastpath::announcements:: fastpath::data:: fastpath::ends:: fastpath::lengths:: \
+    interface::a_pinhole interface::injected interface::loading:: interface::program:: interface::the_queue \
+    confinement:: fastpath::the_fast_path_works_without_a_daemon fastpath::transfers_over_ipv6 \
+    fastpath::transfers_through_masquerade history::the_file_has_every_event lifecycle::a_clean_stop
+test-arm64: provision rust
+	@packaging/provision arm64-machine
+	ARCH=arm64 tests/stock-kernel $(or $(TESTS),$(ARM64))
 
 .PHONY: test-installed
 # The package that `make deb` builds: installed, used, interrupted, upgraded, purged. PACKAGE names another one.
