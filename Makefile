@@ -95,7 +95,7 @@ ARM64 := fastpath::announcements:: fastpath::data:: fastpath::ends:: fastpath::l
     fastpath::transfers_through_masquerade history::the_file_has_every_event lifecycle::a_clean_stop
 test-arm64: provision rust
 	@packaging/provision arm64-machine
-	ARCH=arm64 tests/stock-kernel $(or $(TESTS),$(ARM64))
+	ARCH=arm64 FTP_ALG_LAB_PATIENCE=12 FTP_ALG_VM_SECONDS=5000 tests/stock-kernel $(or $(TESTS),$(ARM64))
 
 .PHONY: test-installed
 # The package that `make deb` builds: installed, used, interrupted, upgraded, purged. PACKAGE names another one.
