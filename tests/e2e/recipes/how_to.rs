@@ -30,18 +30,6 @@ fn nftables_firewalls_of_how_to_pages_are_enough() {
     }
 }
 
-#[test]
-fn the_iptables_firewall_of_its_page_is_enough() {
-    for place in [Place::Masquerade, Place::Published] {
-        let site = Site::new(place);
-        let rules = block("iptables.md", "iptables", "*filter");
-        let file = site.guard().write("page.rules", rules.as_bytes()).unwrap();
-        site.guard().shell(&format!("iptables-restore {}", file.display())).unwrap();
-        let daemon = site.daemon(NFTABLES);
-        site.carries(&daemon, &[V4]);
-    }
-}
-
 /// The servers of the page that Debian has, but Pure-FTPd, whose lines are options in the lab. Both ends have the lines of the
 /// page, and nothing else opens a port.
 #[test]
@@ -52,7 +40,7 @@ fn servers_with_ftps_are_reached_with_the_lines_of_their_page() {
         ..LabSpec::new(Topology::PublishedServer)
     };
     let lab = Lab::build(spec).unwrap();
-    lab.gateway.nft(&block("ftps-server.md", "nft", "table inet")).unwrap();
+    lab.gateway.nft(&block("published-server.md", "nft", "table inet")).unwrap();
     let configuration = block("ftps-server.md", "toml", "passive-ports");
     let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
     let directory = lab.server.directory();
