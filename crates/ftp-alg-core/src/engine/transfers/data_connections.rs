@@ -28,7 +28,8 @@ pub(super) const MAX_CONNECTIONS: usize = 16384;
 pub(super) const SHARE: usize = MAX_CONNECTIONS / 4;
 /// Limit of connections with the same ends.
 const MAX_SAME: usize = 64;
-/// How long after the end of a data connection it is certain that no transfer that is read has used it, as a rule.
+/// How long after the end of a data connection an encrypted transfer is reported: a transfer of a session that is read may
+/// take the connection until then.
 const LATEST_REPLY: Duration = Duration::from_secs(2);
 
 /// A packet of a data connection.
@@ -197,10 +198,7 @@ impl DataConnections {
         port: u16,
         first: u32,
     ) -> &mut DataConnection {
-        let begins_so = |one: &DataConnection| {
-            (one.initiator_port, one.first[End::Initiator as usize]) == (port, Some(first))
-        };
-        let known = self.same(ends).iter().rposition(begins_so);
+        let known = self.same(ends).iter().rposition(|one| one.id() == (port, Some(first)));
         if known.is_none() {
             self.make_room(ends);
             self.count += 1;

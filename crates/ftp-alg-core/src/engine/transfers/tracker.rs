@@ -335,9 +335,8 @@ impl<Tag> TransferTracker<Tag> {
         let may_lack = self.may_lack(ends, transfer);
         // Without a preliminary reply, it is the next command's.
         let may_be_its = newest.is_some_and(|one| transfer.has_begun() || !one.is_answered());
-        let is_certain = |one: &&DataConnection| !(one.is_contradicted || one.is_reported);
-        let is_its = is_only && may_be_its && !may_lack && !transfer.may_share();
-        let own = newest.filter(|one| is_its && is_certain(one));
+        let is_certain = is_only && may_be_its && !may_lack && !transfer.may_share();
+        let own = newest.filter(|one| is_certain && !one.is_contradicted && !one.is_reported);
         let seen = (newest.is_some() || !may_lack).then_some(ends);
         (transfer.result, transfer.reason) = classify(transfer, seen, [newest, own]);
         transfer.bytes = own.and_then(|one| transfer_bytes(one, transfer));
