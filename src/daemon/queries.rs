@@ -49,10 +49,10 @@ impl SharedState {
         drop(kernel);
         // A map, because each lookup locks an engine that a worker may need.
         let remaining: HashMap<_, _> =
-            open.iter().map(|open| (open.ends(), open.remaining)).collect();
+            open.iter().map(|open| (open.key(), open.remaining)).collect();
         let now = Instant::now();
         let row = |info: PinholeInfo| {
-            let by_kernel = *remaining.get(&info.ends.ends())?;
+            let by_kernel = *remaining.get(&info.ends.key())?;
             let left = info.deadline.map(|deadline| deadline.saturating_duration_since(now));
             let remaining_seconds = left.map_or(by_kernel, |left| left.min(by_kernel)).as_secs();
             Some(PinholeRow { info, remaining_seconds })
@@ -63,7 +63,7 @@ impl SharedState {
             rows.extend(listed.filter_map(row));
         });
         let mut listed = HashSet::new();
-        rows.retain(|row: &PinholeRow| listed.insert(row.info.ends.ends()));
+        rows.retain(|row: &PinholeRow| listed.insert(row.info.ends.key()));
         rows
     }
 
@@ -179,7 +179,7 @@ impl StatusSource for SharedState {
         look_up(&mut info, &mut lock(&self.kernel));
         let [offset_to_server, offset_to_client] = offsets;
         let data_connection = info.data_connection.map(|(kind, ends)| {
-            let pending = pinholes.iter().any(|row| row.info.ends.ends() == ends.ends());
+            let pending = pinholes.iter().any(|row| row.info.ends.key() == ends.key());
             DataConnection { kind, ends, pending }
         });
         forget_pending(std::slice::from_mut(&mut info), &pinholes);
@@ -215,8 +215,8 @@ fn look_up(session: &mut SessionInfo, kernel: &mut LinuxKernel) {
 
 /// Forgets the data connections that have not arrived: others may have had the same ends.
 fn forget_pending(sessions: &mut [SessionInfo], pinholes: &[PinholeRow]) {
-    let open: HashSet<_> = pinholes.iter().map(|row| row.info.ends.ends()).collect();
+    let open: HashSet<_> = pinholes.iter().map(|row| row.info.ends.key()).collect();
     for session in sessions {
-        session.data_connection.take_if(|(_, ends)| open.contains(&ends.ends()));
+        session.data_connection.take_if(|(_, ends)| open.contains(&ends.key()));
     }
 }

@@ -92,7 +92,7 @@ impl Looks {
     pub(super) fn moved(&self, session: &SessionInfo, finder: &RangeFinder) -> Vec<Moved> {
         let Some(last) = self.0.back() else { return Vec::new() };
         if let (Some(transfer), Some((kind, ends))) = (&session.transfer, session.data_connection) {
-            let (began, ends) = (session.since + transfer.requested, ends.ends());
+            let (began, ends) = (session.since + transfer.requested, ends.key());
             let [one] = last.with(&ends) else { return Vec::new() };
             let sender = usize::from(transfer.verb.is_sent_by_target(kind));
             let is_upload = transfer.verb.is_upload();
@@ -149,7 +149,7 @@ impl Looks {
 
     /// The port of the initiator of the only connection with these ends.
     pub(super) fn port_of(&self, ends: &PinholeEnds) -> Option<u16> {
-        match self.0.back()?.with(&ends.ends()) {
+        match self.0.back()?.with(&ends.key()) {
             [(port, _)] => Some(*port),
             _ => None,
         }

@@ -251,7 +251,7 @@ impl SharedState {
         // Expectations are in no table.
         if parameters.backend == Backend::Nftables {
             let used = consumed_pinholes(parameters)?;
-            let is_missing = |one: &PinholeEnds| is_missing(one) && !used.contains(&one.ends());
+            let is_missing = |one: &PinholeEnds| is_missing(one) && !used.contains(&one.key());
             self.reopen_pinholes(kernel, is_missing);
         }
         Ok(())
@@ -270,7 +270,7 @@ impl SharedState {
             let sessions = &lock(shard).engine.sessions;
             let mut missing: Vec<_> =
                 sessions.missing_pinholes(Instant::now(), &is_missing).collect();
-            missing.retain(|opening| tried.insert(opening.ends.ends()));
+            missing.retain(|opening| tried.insert(opening.ends.key()));
             let failed: Vec<_> = missing
                 .iter()
                 .filter_map(|opening| kernel.open(opening, &[]).err())

@@ -86,14 +86,14 @@ fn update_pinholes(
     shared: &SharedState,
     kernel: &mut LinuxKernel,
 ) -> Result<(), ServiceError> {
-    let ends_of = |open: &[OpenPinhole]| open.iter().map(OpenPinhole::ends).collect::<HashSet<_>>();
+    let ends_of = |open: &[OpenPinhole]| open.iter().map(OpenPinhole::key).collect::<HashSet<_>>();
     let (before, now) = (ends_of(open_before), ends_of(&kernel.list_open()?));
     // A crash may have come after a move to the rules, and before its record.
     let in_rules = &before | &now;
     let is_in_rules = |initiator, arrival| in_rules.contains(&(initiator, arrival));
     shared.with_each(|engine| engine.sessions.record_rule_pinholes(is_in_rules));
     let is_missing = |pinhole: &PinholeEnds| {
-        let ends = pinhole.ends();
+        let ends = pinhole.key();
         before.contains(&ends) && !now.contains(&ends) && !is_consumed(&ends)
     };
     shared.reopen_pinholes(kernel, is_missing);

@@ -191,8 +191,8 @@ fn retry_pause(failures: u32) -> Duration {
 pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
     let mut kernel = lock(&shared.kernel);
     let Some(open) = shared.report(kernel.list_open()) else { return };
-    let open: HashSet<_> = open.iter().map(OpenPinhole::ends).collect();
-    let is_missing = |pinhole: &PinholeEnds| !open.contains(&pinhole.ends());
+    let open: HashSet<_> = open.iter().map(OpenPinhole::key).collect();
+    let is_missing = |pinhole: &PinholeEnds| !open.contains(&pinhole.key());
     shared.report(shared.reopen_unused_pinholes(table.parameters(), &mut kernel, is_missing));
     shared.reopen_ranges(&mut kernel);
 }

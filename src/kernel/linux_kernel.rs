@@ -284,8 +284,8 @@ impl Kernel for LinuxKernel {
         };
         // A table that is loaded again gets its pinholes back.
         let Some(open) = listed.map_err(failed)? else { return Ok(Vec::new()) };
-        let open: HashSet<_> = open.iter().map(OpenPinhole::ends).collect();
-        let is_consumed = |pinhole: &&PinholeEnds| !open.contains(&pinhole.ends());
+        let open: HashSet<_> = open.iter().map(OpenPinhole::key).collect();
+        let is_consumed = |pinhole: &&PinholeEnds| !open.contains(&pinhole.key());
         Ok(pinholes.iter().filter(is_consumed).copied().collect())
     }
 

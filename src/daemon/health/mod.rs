@@ -294,7 +294,7 @@ impl Health {
             return Vec::new();
         }
         let used = admitted_connections(parameters).unwrap_or_default();
-        let unused = expired.into_iter().filter(|one| !used.contains(&one.kind.ends.ends()));
+        let unused = expired.into_iter().filter(|one| !used.contains(&one.kind.ends.key()));
         let unused: Vec<_> = unused.map(|one| one.map(EventKind::Unused)).collect();
         lock(&self.state).traffic.record_unused(now, &unused);
         unused

@@ -85,8 +85,8 @@ pub struct OpenPinhole {
 }
 
 impl OpenPinhole {
-    /// Initiator and arrival, as [`PinholeEnds::ends`].
-    pub fn ends(&self) -> (IpAddr, SocketAddr) {
+    /// Initiator and arrival, as [`PinholeEnds::key`].
+    pub fn key(&self) -> (IpAddr, SocketAddr) {
         (self.initiator, self.arrival)
     }
 }

@@ -67,7 +67,7 @@ pub struct PinholeEnds {
 
 impl PinholeEnds {
     /// Initiator and arrival, by which the kernel identifies it.
-    pub fn ends(&self) -> (IpAddr, SocketAddr) {
+    pub fn key(&self) -> (IpAddr, SocketAddr) {
         (self.initiator, self.arrival)
     }
 }

@@ -78,7 +78,7 @@ impl Kernel for FakeKernel {
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
         self.close(closings)?;
-        if self.open.iter().any(|open| open.ends() == opening.ends.ends()) {
+        if self.open.iter().any(|open| open.key() == opening.ends.key()) {
             return Err(KernelError::Taken);
         }
         if self.limit.is_some_and(|limit| self.open.len() >= limit) {
@@ -96,7 +96,7 @@ impl Kernel for FakeKernel {
         }
         for closing in closings {
             match closing {
-                Closing::Rules(ends) => self.open.retain(|open| open.ends() != ends.ends()),
+                Closing::Rules(ends) => self.open.retain(|open| open.key() != ends.key()),
                 closing => self.program_closings.push(*closing),
             }
         }

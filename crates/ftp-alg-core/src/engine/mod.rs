@@ -198,7 +198,7 @@ impl Engine {
         self.sessions.look_at_ranges(now, kernel);
         self.sessions.sweep(now);
         self.sessions.enforce_memory_budget(now, kernel);
-        self.sessions.pinholes.retry_closings();
+        self.sessions.pinholes.requeue_closings();
     }
 
     /// The next deadline of the reorder queue.

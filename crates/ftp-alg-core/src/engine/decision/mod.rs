@@ -784,8 +784,7 @@ impl Decider<'_> {
     /// Closes the pinholes that one with these ends of the BPF program replaces: those that the program has, because it
     /// holds one for each connection at a time, and one of the rules with the same ends.
     pub(super) fn close_replaced(&mut self, by: &PinholeEnds) {
-        let is_replaced =
-            |one: &Pinhole| one.in_program().is_some() || one.ends.ends() == by.ends();
+        let is_replaced = |one: &Pinhole| one.in_program().is_some() || one.ends.key() == by.key();
         while let Some(closed) = self.pinholes.close_first(self.index, is_replaced) {
             self.report_closed(&closed, "a later pinhole replaced it");
         }

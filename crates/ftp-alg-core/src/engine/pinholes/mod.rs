@@ -3,12 +3,14 @@
 //! | file | is |
 //! | --- | --- |
 //! | `pinhole` | one pinhole, its states and transitions |
+//! | `closings` | what the kernel is to close, until it has |
 //! | `ports` | the external ports of all shards, the pinholes of each client, and the ports to try for a pinhole |
 //!
 //! An end's port that had to get another external port gets the same one again: while conntrack remembers the first data
 //! connection, a second one to this end by another external port has the same reply tuple, and the kernel drops it. Such an
 //! end is *displaced*. But the port at which another session waits is left to that session while another one is free.
 
+mod closings;
 pub(crate) mod pinhole;
 pub(crate) mod ports;
 
@@ -19,13 +21,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ahash::{AHashMap, AHashSet, RandomState};
+use ahash::{AHashSet, RandomState};
 
 use crate::{
     engine::{
         ClientKey, Closing, Kernel, KernelError, Opening, PinholeEnds, Place, Translation,
         offload::handover::PinholeId,
         pinholes::{
+            closings::{Closings, Condition},
             pinhole::{Pinhole, PinholeRecord},
             ports::{ANY_SHARD, NotOpened, Port, Ports, Wanted, max_open},
         },
@@ -39,8 +42,6 @@ const MAX_ENDED: usize = 64;
 const MAX_ENDED_AFTER_OPENING: usize = 32;
 /// Time between two looks for consumed pinholes, for each pinhole that there is. So they take a small part of the time.
 const LOOK_INTERVAL: Duration = Duration::from_micros(1);
-/// How often a closing that failed is tried again, once a second. Then the pinhole stays until it expires.
-const CLOSING_RETRIES: u32 = 10;
 
 /// The table slot of a session, and the serial number of its pinhole: later ones have higher numbers.
 type Key = (u32, u64);
@@ -53,39 +54,14 @@ pub struct PinholeTable {
     ports: Ports,
     /// The number of this shard.
     shard: u16,
-    /// Whether it is that of the restored sessions.
-    is_restored: bool,
     /// Limit of open pinholes of all shards.
     capacity: usize,
-    /// What the kernel is to close.
-    closings: Vec<WaitingClosing>,
-    /// The same, later, because it failed.
-    failed: Vec<WaitingClosing>,
+    closings: Closings,
     /// When the kernel was last asked which pinholes are consumed.
     last_look: Option<Instant>,
     /// Errors of the kernel that refuse no announcement.
     errors: Vec<KernelError>,
     random: RandomState,
-}
-
-/// A closing that the kernel has not carried out.
-#[derive(Clone, Copy, Debug)]
-struct WaitingClosing {
-    closing: Closing,
-    condition: Condition,
-    /// How often the kernel failed to close it.
-    failures: u32,
-}
-
-/// When a closing is still due.
-#[derive(Clone, Copy, Debug)]
-enum Condition {
-    /// Always.
-    Always,
-    /// While its port is reserved for this serial number, and no session holds it. Closing it frees the port.
-    PortOf(u64),
-    /// While the rules have no pinhole with its ends.
-    NotInRules,
 }
 
 /// A pinhole that the kernel has opened.
@@ -110,11 +86,9 @@ impl PinholeTable {
             all: BTreeMap::new(),
             ended: VecDeque::new(),
             shard,
-            is_restored: false,
             ports,
             capacity,
-            closings: Vec::new(),
-            failed: Vec::new(),
+            closings: Closings::default(),
             last_look: None,
             errors: Vec::new(),
             random,
@@ -123,8 +97,9 @@ impl PinholeTable {
 
     /// An empty table for another shard, or for the one of the restored sessions.
     pub fn new_shard(&self, is_restored: bool) -> Self {
-        let new = Self::sharing(self.ports.clone(), self.capacity, self.random.clone());
-        Self { is_restored, ..new }
+        let mut new = Self::sharing(self.ports.clone(), self.capacity, self.random.clone());
+        new.closings.is_restored = is_restored;
+        new
     }
 
     /// Whether no other pinhole has the port of this one.
@@ -165,7 +140,7 @@ impl PinholeTable {
     /// When a pinhole with these ends that the session `owner` opens `now` was first announced: a connection through an
     /// earlier one that no transfer used may be that of the next transfer.
     pub fn first_opened(&self, now: Instant, owner: u32, ends: &PinholeEnds) -> Option<Instant> {
-        let same = self.of(owner).filter(|pinhole| pinhole.ends.ends() == ends.ends());
+        let same = self.of(owner).filter(|pinhole| pinhole.ends.key() == ends.key());
         same.map(|pinhole| pinhole.opened).fold(Some(now), Option::min)
     }
 
@@ -333,9 +308,9 @@ impl PinholeTable {
         drop(ports);
         if let Some(Port { ends, place, .. }) = before {
             // The same ends were announced before, or are not closed yet: the kernel closes them in this transaction.
-            self.push_closing(Closing::new(ends, place), Condition::Always);
+            self.closings.push(Closing::new(ends, place), Condition::Always);
         }
-        let opened = self.update_kernel(Some(opening), kernel);
+        let opened = self.open_in_kernel(opening, kernel);
         if opened.is_ok() {
             self.record_replaced(before);
         } else {
@@ -347,7 +322,7 @@ impl PinholeTable {
             // The earlier one's owner may have left its closing to this pinhole.
             if let Some(before) = before.filter(|before| !before.is_held) {
                 let closing = Closing::new(before.ends, before.place);
-                self.push_closing(closing, Condition::PortOf(before.serial));
+                self.closings.push(closing, Condition::PortOf(before.serial));
             }
         }
         opened.map(|()| serial)
@@ -369,7 +344,7 @@ impl PinholeTable {
     /// of the rules that may be open keeps its port, because it may be newer. Returns the serial number.
     pub fn hold_of_program(&mut self, owner: u32, mut held: Pinhole) -> u64 {
         let Pinhole { ends, place, .. } = held;
-        self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.ends() == ends.ends());
+        self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.key() == ends.key());
         let serial = self.ports.lock().next_serial();
         self.reserve_in_program(owner, serial, ends, place);
         held.serial = serial;
@@ -392,7 +367,7 @@ impl PinholeTable {
         drop(ports);
         self.record_replaced(before);
         if let Some(Port { ends, .. }) = before.filter(|before| before.place == Place::Rules) {
-            self.push_closing(Closing::Rules(ends), Condition::NotInRules);
+            self.closings.push(Closing::Rules(ends), Condition::NotInRules);
         }
     }
 
@@ -507,7 +482,7 @@ impl PinholeTable {
             over.map(|one| (one.serial, Closing::new(one.ends, one.place))).collect();
         for (serial, closing) in over {
             if kernel.uses_expectations() {
-                self.push_closing(closing, Condition::Always);
+                self.closings.push(closing, Condition::Always);
             }
             self.change((owner, serial), Pinhole::record_gone);
         }
@@ -593,9 +568,9 @@ impl PinholeTable {
         drop(ports);
         let closing = Closing::new(ends, place);
         match (pinhole.is_in_place(), had_port) {
-            (true, true) => self.push_closing(closing, Condition::PortOf(serial)),
+            (true, true) => self.closings.push(closing, Condition::PortOf(serial)),
             (true, false) if place != Place::Rules => {
-                self.push_closing(closing, Condition::Always);
+                self.closings.push(closing, Condition::Always);
             }
             // Another pinhole of the rules has its ends.
             (true, false) => {}
@@ -660,22 +635,21 @@ impl PinholeTable {
         }
     }
 
-    fn push_closing(&mut self, closing: Closing, condition: Condition) {
-        self.closings.push(WaitingClosing { closing, condition, failures: 0 });
-    }
-
     /// Has the kernel close the pinhole of the BPF program that no session has.
     pub fn close_lost(&mut self, id: PinholeId) {
-        self.push_closing(Closing::Lost(id), Condition::Always);
+        self.closings.push(Closing::Lost(id), Condition::Always);
     }
 
     /// Has the kernel close what waits for that.
     pub fn send_closings(&mut self, kernel: &mut dyn Kernel) {
-        if !self.closings.is_empty()
-            && let Err(error) = self.update_kernel(None, kernel)
-        {
-            self.errors.push(error);
+        if self.closings.len() == 0 {
+            return;
         }
+        let closed = self.closings.carry_out(&self.ports, |due| match due {
+            [] => Ok(()),
+            _ => kernel.close(due).map_err(KernelError::not_closed),
+        });
+        self.errors.extend(closed.err());
     }
 
     /// Takes the errors of the kernel that refused no announcement.
@@ -683,88 +657,26 @@ impl PinholeTable {
         take(&mut self.errors)
     }
 
-    /// Has the closings that failed tried again with the next ones.
-    pub fn retry_closings(&mut self) {
-        self.closings.append(&mut self.failed);
+    /// Requeues failed closings.
+    pub fn requeue_closings(&mut self) {
+        self.closings.requeue();
     }
 
-    /// Has the kernel close what waits for that, and open a pinhole. What need not be closed before may still wait
-    /// afterwards.
-    fn update_kernel(
+    /// Has the kernel open a pinhole, and close what must be closed before.
+    fn open_in_kernel(
         &mut self,
-        opening: Option<&Opening>,
+        opening: &Opening,
         kernel: &mut dyn Kernel,
     ) -> Result<(), KernelError> {
-        if let Some(opening) = opening.filter(|one| self.closings_may_follow(one, kernel)) {
+        if self.closings.may_follow(opening, kernel) {
             let opened = kernel.open(opening, &[]);
             let may_make_room =
                 matches!(opened, Err(KernelError::Taken | KernelError::Full { .. }));
-            if !may_make_room || self.closings.is_empty() {
+            if !may_make_room || self.closings.len() == 0 {
                 return opened;
             }
         }
-        let mut waiting = take(&mut self.closings);
-        let due = self.take_due(&mut waiting);
-        let updated = match opening {
-            Some(opening) => kernel.open(opening, &due),
-            None if due.is_empty() => Ok(()),
-            None => kernel.close(&due).map_err(KernelError::not_closed),
-        };
-        let has_failed = matches!(updated, Err(KernelError::NotClosed(_)));
-        let mut ports = self.ports.lock();
-        for one in waiting.drain(..) {
-            let is_last = one.failures >= CLOSING_RETRIES;
-            match (one.condition, one.closing.ends()) {
-                (Condition::PortOf(serial), Some(ends)) if !has_failed || is_last => {
-                    ports.remove(&ends, serial);
-                }
-                (Condition::PortOf(_) | Condition::NotInRules, _) if has_failed && !is_last => {
-                    self.failed.push(WaitingClosing { failures: one.failures + 1, ..one });
-                }
-                _ => {}
-            }
-        }
-        self.closings = waiting;
-        drop(ports);
-        updated
-    }
-
-    /// Whether what waits for being closed may be closed after this opening.
-    fn closings_may_follow(&self, opening: &Opening, kernel: &dyn Kernel) -> bool {
-        let ends = opening.ends.ends();
-        let has_same_ends =
-            |one: &WaitingClosing| one.closing.ends().is_some_and(|closed| closed.ends() == ends);
-        self.closings.is_empty()
-            || (kernel.uses_expectations() && !self.closings.iter().any(has_same_ends))
-    }
-
-    /// Those of `waiting` that are still due, for the kernel; the others are removed. The source translation is omitted of
-    /// those that share it with another open pinhole.
-    fn take_due(&self, waiting: &mut Vec<WaitingClosing>) -> Vec<Closing> {
-        let ports = self.ports.lock();
-        waiting.retain(|one| match (one.condition, one.closing.ends()) {
-            (Condition::PortOf(serial), Some(ends)) => {
-                ports.get(&ends).is_some_and(|port| port.serial == serial && !port.is_held)
-            }
-            (Condition::NotInRules, Some(ends)) => {
-                ports.get(&ends).is_none_or(|port| port.place != Place::Rules)
-            }
-            _ => true,
-        });
-        // How many with this initiator and target are closed.
-        let mut closed = AHashMap::<_, u32>::new();
-        let of_kernel = |one: &WaitingClosing| {
-            let Closing::Rules(ends) = one.closing else { return one.closing };
-            let is_own = ports.get(&ends).is_some_and(|port| port.ends.target == ends.target);
-            let closed = closed.entry((ends.initiator, ends.target)).or_default();
-            // Another shard may be about to share that of a restored one.
-            let is_shared =
-                self.is_restored || ports.sharing_source(&ends) > *closed + u32::from(is_own);
-            *closed += u32::from(matches!(one.condition, Condition::PortOf(_)));
-            let source = if is_shared { ends.initiator } else { ends.source };
-            Closing::Rules(PinholeEnds { source, ..ends })
-        };
-        waiting.iter().map(of_kernel).collect()
+        self.closings.carry_out(&self.ports, |due| kernel.open(opening, due))
     }
 
     /// Whether the BPF program may open another pinhole for `client`; if so, it is counted. Half of the client's limit
@@ -808,7 +720,7 @@ impl PinholeTable {
             if has_port && pinhole.is_in_place() {
                 open.push((id, pinhole));
             } else {
-                self.push_closing(Closing::Program(pinhole.ends, id), Condition::Always);
+                self.closings.push(Closing::Program(pinhole.ends, id), Condition::Always);
             }
         }
         open

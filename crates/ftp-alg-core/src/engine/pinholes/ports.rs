@@ -136,12 +136,12 @@ impl PortTable {
 
     /// The port with these ends.
     pub(super) fn get(&self, ends: &PinholeEnds) -> Option<&Port> {
-        self.ports.get(&ends.ends())
+        self.ports.get(&ends.key())
     }
 
     /// The port of the pinhole with this serial number, unless another pinhole has it.
     fn own(&mut self, ends: &PinholeEnds, serial: u64) -> Option<&mut Port> {
-        self.ports.get_mut(&ends.ends()).filter(|port| port.serial == serial)
+        self.ports.get_mut(&ends.key()).filter(|port| port.serial == serial)
     }
 
     /// Whether the pinhole with this serial number has its port, and no other.
@@ -213,11 +213,11 @@ impl PortTable {
     fn insert(&mut self, port: Port) {
         self.held += usize::from(port.is_held);
         *self.by_target.entry((port.ends.initiator, port.ends.target)).or_default() += 1;
-        self.ports.insert(port.ends.ends(), port);
+        self.ports.insert(port.ends.key(), port);
     }
 
     fn take(&mut self, ends: &PinholeEnds) -> Option<Port> {
-        let port = self.ports.remove(&ends.ends())?;
+        let port = self.ports.remove(&ends.key())?;
         self.held -= usize::from(port.is_held);
         let target = (port.ends.initiator, port.ends.target);
         if let Entry::Occupied(mut same) = self.by_target.entry(target) {

@@ -246,8 +246,7 @@ fn a_source_translation_stays_while_another_pinhole_uses_it() {
         for owner in 1..=3 {
             let table = shards.first();
             table.close_all_of(owner);
-            let mut waiting = table.closings.clone();
-            let due = table.take_due(&mut waiting);
+            let due = table.closings.take_due(&table.ports.lock());
             let due = due.iter().filter_map(Closing::ends);
             shared.extend(due.map(|ends| ends.source == ends.initiator));
             shards.close(0, owner);
@@ -317,15 +316,15 @@ fn a_failed_closing_is_tried_again_but_not_for_ever() {
         if in_program {
             hold_program(table, 4000);
         }
-        while !(table.closings.is_empty() || in_rules && failing.asked_closings == 2) {
+        while !((table.closings.len() == 0) || in_rules && failing.asked_closings == 2) {
             table.send_closings(&mut failing);
             assert_eq!(table.take_errors().len(), 1);
-            table.retry_closings();
+            table.requeue_closings();
         }
         assert_eq!(failing.asked_closings, if in_rules { 2 } else { 11 });
         if in_rules {
             shards.open_for(0, 2, announced("192.0.2.1", 4000)).unwrap();
-            assert!(shards.first().closings.is_empty());
+            assert!(shards.first().closings.len() == 0);
             assert_eq!(shards.kernel.open.len(), 1);
         }
         shards.close(0, 2);
@@ -376,8 +375,7 @@ fn a_pinhole_of_the_program_replaces_one_that_the_rules_need_no_more() {
                     assert_eq!(moved, usize::from(is_replaced), "{earlier:?}");
                 }
             }
-            let mut waiting = table.closings.clone();
-            let due = table.take_due(&mut waiting);
+            let due = table.closings.take_due(&table.ports.lock());
             // The rules have only one with these ends; if it is the later one, it stays.
             let is_due = is_replaced && later != Later::InRules;
             let of_rules = due.iter().filter(|one| matches!(one, Closing::Rules(_)));

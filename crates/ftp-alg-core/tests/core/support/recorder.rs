@@ -155,7 +155,7 @@ impl Recorder {
         let initiator = if from_client { control.client } else { control.server };
         assert_eq!(pinhole.initiator, initiator.ip(), "the initiator");
         self.forget_expired();
-        let same = |p: &PinholeEnds| p.ends() == pinhole.ends();
+        let same = |p: &PinholeEnds| p.key() == pinhole.key();
         if self.taken.contains(&pinhole.arrival.port())
             || self.open.iter().any(|(p, _)| same(p))
             || !self.program.reserve_pinhole(&pinhole)
@@ -175,7 +175,7 @@ impl Recorder {
         match closing {
             Closing::Rules(ends) => {
                 self.check("close")?;
-                self.open.retain(|(open, _)| open.ends() != ends.ends());
+                self.open.retain(|(open, _)| open.key() != ends.key());
                 self.program.release_pinhole(ends);
                 self.closed.push(*ends);
             }
@@ -254,9 +254,9 @@ impl Kernel for Recorder {
 
     fn find_consumed(&mut self, pinholes: &[PinholeEnds]) -> Result<Vec<PinholeEnds>, KernelError> {
         self.check("list")?;
-        let mut open: Vec<_> = self.pinholes().iter().map(PinholeEnds::ends).collect();
+        let mut open: Vec<_> = self.pinholes().iter().map(PinholeEnds::key).collect();
         open.extend(self.program.open_pinholes().iter().map(|(_, ends)| *ends));
-        let closed = pinholes.iter().filter(|pinhole| !open.contains(&pinhole.ends()));
+        let closed = pinholes.iter().filter(|pinhole| !open.contains(&pinhole.key()));
         Ok(closed.copied().collect())
     }
 
