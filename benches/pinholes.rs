@@ -18,7 +18,10 @@ use ftp_alg::kernel::{
     LinuxKernel, RuleParameters,
     table::{Commits, Table},
 };
-use ftp_alg_core::engine::{Closing, Kernel as _, Opening, PinholeEnds, Translation};
+use ftp_alg_core::{
+    engine::{Closing, Kernel as _, Opening, PinholeEnds, Translation},
+    ftp::AnnouncementKind,
+};
 use ftp_alg_lab::{Host, Lab, Topology};
 
 const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 168, 150, 80)), 1025);
@@ -137,7 +140,7 @@ impl BenchNamespace {
         let control = Translation::identity(CLIENT, SERVER);
         let closings: Vec<_> = closed.iter().copied().map(Closing::Rules).collect();
         let [opened] = opened else { return self.kernel.close(&closings).unwrap() };
-        let opening = Opening { ends: *opened, control, from_client: false, lifetime };
+        let opening = Opening { ends: *opened, control, kind: AnnouncementKind::Port, lifetime };
         self.kernel.open(&opening, &closings).unwrap();
     }
 }

@@ -135,6 +135,8 @@ impl Kernel for SimulatedNat {
 
 #[cfg(test)]
 mod tests {
+    use ftp_alg_core::ftp::AnnouncementKind;
+
     use std::time::Duration;
 
     use super::*;
@@ -195,7 +197,7 @@ mod tests {
         let opening = Opening {
             ends: pinhole,
             control: Translation::identity(end("10.0.0.1:4000"), end("203.0.113.9:21")),
-            from_client: false,
+            kind: AnnouncementKind::Port,
             lifetime: Duration::ZERO,
         };
         nat.open(&opening, &[]).unwrap();

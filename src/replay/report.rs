@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, mem};
 
 use ftp_alg_core::{
-    engine::{DecidedAnnouncement, Event, EventKind, Refusal, Words},
+    engine::{Decision, Event, EventKind, Refusal, Words},
     ftp::AnnouncementKind,
 };
 use serde::Serialize;
@@ -66,7 +66,7 @@ pub struct Summary {
     pub control_packets: u64,
     /// Control connections that the engine followed.
     pub sessions: u64,
-    /// Announcements by kind; how often each of [`DecidedAnnouncement::ACTIONS`] was taken.
+    /// Announcements by kind; how often each of [`Decision::ACTIONS`] was taken.
     pub announcements: BTreeMap<String, [u64; 4]>,
     /// Refused and ignored announcements, and other refused commands, by action and reason.
     pub reasons: BTreeMap<(&'static str, String), u64>,
@@ -168,7 +168,7 @@ impl Report {
         &mut self,
         position: FramePosition,
         session: u64,
-        decided: DecidedAnnouncement,
+        decided: Decision,
     ) -> AnnouncementRow {
         let row = AnnouncementRow {
             frame: position.frame,
@@ -177,16 +177,16 @@ impl Report {
             announced: decided.announced.map(|endpoint| endpoint.to_string()),
             action: decided.action(),
             rewritten: decided.rewritten().map(|endpoint| endpoint.to_string()),
-            reason: decided.decision.reason.into_owned(),
+            reason: decided.reason.into_owned(),
             capture: position.capture,
             session,
             unread_line: decided.unread_text,
         };
         let counts = self.summary.announcements.entry(row.kind.to_string()).or_default();
-        for (action, count) in DecidedAnnouncement::ACTIONS.iter().zip(counts) {
+        for (action, count) in Decision::ACTIONS.iter().zip(counts) {
             *count += u64::from(*action == row.action);
         }
-        if row.rewritten.is_none() && row.action != DecidedAnnouncement::ACTIONS[0] {
+        if row.rewritten.is_none() && row.action != Decision::ACTIONS[0] {
             self.summary.count_reason(row.action, &row.reason);
         }
         row

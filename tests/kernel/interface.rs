@@ -42,8 +42,9 @@ use ftp_alg::kernel::{
     queue::{Queue, QueueCounts},
     table::{Commits, Table, rule_files},
 };
-use ftp_alg_core::engine::{
-    Kernel as _, KernelError, Opening, PinholeEnds, QueueMode, Translation,
+use ftp_alg_core::{
+    engine::{Kernel as _, KernelError, Opening, PinholeEnds, QueueMode, Translation},
+    ftp::AnnouncementKind,
 };
 use ftp_alg_firewall::IpVersion;
 use ftp_alg_lab::wait_for;
@@ -76,7 +77,12 @@ impl Ready {
 
     fn open(&mut self, pinhole: &PinholeEnds, lifetime: Duration) -> Result<(), KernelError> {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        self.kernel.open_one(&Opening { ends: *pinhole, control, from_client: false, lifetime })
+        self.kernel.open_one(&Opening {
+            ends: *pinhole,
+            control,
+            kind: AnnouncementKind::Port,
+            lifetime,
+        })
     }
 }
 

@@ -33,12 +33,12 @@ impl Gateway {
     /// Checks a pinhole: it is for the two ends of its control connection, unless policy allows foreign addresses. Its
     /// port is not below the lowest one. A port that was not announced is in the configured range.
     fn check(&self, opening: &Opening) {
-        let Opening { ends: pinhole, control, from_client, lifetime } = opening;
+        let Opening { ends: pinhole, control, lifetime, .. } = opening;
         let PinholeEnds { initiator, arrival, target, source } = *pinhole;
         let Translation { client, client_external, server, server_external, .. } = *control;
         let network = self.policy.network_of(client.ip(), server.ip());
         let policy = self.policy.for_network(network);
-        let ((from, seen_from), (to, seen_to)) = match from_client {
+        let ((from, seen_from), (to, seen_to)) = match opening.is_from_client() {
             true => ((client, client_external), (server, server_external)),
             false => ((server, server_external), (client, client_external)),
         };

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 #[cfg(test)]
 use ftp_alg_core::engine::EventKind;
-use ftp_alg_core::engine::{DecidedAnnouncement, Event};
+use ftp_alg_core::engine::{Decision, Event};
 
 use crate::{
     cli::{
@@ -143,7 +143,7 @@ fn by_result(Summary { transfers, bytes: [up, down], .. }: &Summary) -> String {
 }
 
 fn by_action(counts: &[u64; 4]) -> String {
-    let parts = DecidedAnnouncement::ACTIONS.iter().zip(counts);
+    let parts = Decision::ACTIONS.iter().zip(counts);
     let parts: Vec<String> = parts.map(|(action, count)| format!("{action} {count}")).collect();
     format!("{}: {}", counts.iter().sum::<u64>(), parts.join(", "))
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::DecidedAnnouncement,
+    engine::Decision,
     ftp::AnnouncementKind,
     session::{Effect, RefusalReason},
 };
@@ -42,18 +42,13 @@ pub(super) struct RecentServers(Halves<Vec<ModeRecord>>);
 impl RecentServers {
     /// Records a decision about an announcement of `server` or its clients. A refused one of a client does not count, nor
     /// what a client brought about by its commands.
-    pub(super) fn record(
-        &mut self,
-        now: Instant,
-        server: SocketAddr,
-        decided: &DecidedAnnouncement,
-    ) {
-        let opened = matches!(decided.decision.effect, Effect::Open { .. });
+    pub(super) fn record(&mut self, now: Instant, server: SocketAddr, decided: &Decision) {
+        let opened = matches!(decided.effect, Effect::Open { .. });
         let counts =
             |why: &RefusalReason| *why != RefusalReason::EpsvOnly && !decided.kind.is_active();
-        let objection = decided.decision.objection.filter(counts);
+        let objection = decided.objection.filter(counts);
         let refused = objection.map(|objection| {
-            let (kind, reason) = (decided.kind, &decided.decision.reason);
+            let (kind, reason) = (decided.kind, &decided.reason);
             let announced = decided.announced.map(|one| format!(" {one}")).unwrap_or_default();
             (SystemTime::now(), objection, format!("{kind}{announced}: {reason}"))
         });
@@ -131,7 +126,7 @@ fn record_of(
 
 #[cfg(test)]
 mod tests {
-    use ftp_alg_core::{ftp::Padding, session::Decision};
+    use ftp_alg_core::ftp::Padding;
 
     use super::{super::RECENT_WINDOW, *};
 
@@ -140,28 +135,33 @@ mod tests {
         SocketAddr::from(([192, 0, high, low], 21))
     }
 
-    fn decided(kind: AnnouncementKind, decision: Decision) -> DecidedAnnouncement {
+    /// A decision with this effect, and with this objection if it is refused.
+    fn decided(kind: AnnouncementKind, effect: Effect, reason: &'static str) -> Decision {
+        let objection = match effect {
+            Effect::Refuse(objection) => Some(objection),
+            Effect::Open { .. } | Effect::Pass => None,
+        };
         let announced = Some("10.0.0.5:5000".parse().unwrap());
-        DecidedAnnouncement { kind, announced, unread_text: None, decision, pinhole: None }
+        let (unread_text, reason, pinhole) = (None, reason.into(), None);
+        Decision { kind, announced, unread_text, effect, reason, objection, pinhole }
     }
 
-    fn low_port_by(kind: AnnouncementKind) -> DecidedAnnouncement {
-        decided(kind, Decision::refuse(RefusalReason::LowPort, "port 1000 is below 1024"))
+    fn low_port_by(kind: AnnouncementKind) -> Decision {
+        decided(kind, Effect::Refuse(RefusalReason::LowPort), "port 1000 is below 1024")
     }
 
-    fn low_port() -> DecidedAnnouncement {
+    fn low_port() -> Decision {
         low_port_by(AnnouncementKind::Pasv)
     }
 
-    fn opened(kind: AnnouncementKind) -> DecidedAnnouncement {
+    fn opened(kind: AnnouncementKind) -> Decision {
         let endpoint = "192.0.0.1:5000".parse().unwrap();
         let effect = Effect::Open { endpoint, padding: Padding::None };
-        let decision = Decision { effect, ..Decision::pass("both ends see the same endpoint") };
-        decided(kind, decision)
+        decided(kind, effect, "both ends see the same endpoint")
     }
 
     /// The texts and remedies after `announcements`, all of the present moment.
-    fn warnings(announcements: &[(SocketAddr, DecidedAnnouncement)]) -> Vec<String> {
+    fn warnings(announcements: &[(SocketAddr, Decision)]) -> Vec<String> {
         let now = Instant::now();
         let mut servers = RecentServers::default();
         announcements.iter().for_each(|(server, one)| servers.record(now, *server, one));
@@ -207,10 +207,10 @@ mod tests {
 
     #[test]
     fn what_clients_bring_about_is_not_the_servers() {
-        let refuse = |kind, why| decided(kind, Decision::refuse(why, "refused"));
+        let refuse = |kind, why| decided(kind, Effect::Refuse(why), "refused");
         let port = refuse(AnnouncementKind::Port, RefusalReason::LowPort);
         let epsv_all = refuse(AnnouncementKind::Pasv, RefusalReason::EpsvOnly);
-        let not_asked = decided(AnnouncementKind::Pasv, Decision::pass("answers no PASV"));
+        let not_asked = decided(AnnouncementKind::Pasv, Effect::Pass, "answers no PASV");
         for one in [port, epsv_all, not_asked] {
             let all: Vec<_> = (0..9).map(|_| (server(1), one.clone())).collect();
             assert_eq!(warnings(&all), [""; 0], "{one}");

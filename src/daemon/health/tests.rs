@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use ftp_alg_core::{
-    engine::{Counters, DecidedAnnouncement, EventKind, PinholeEnds, Stray, UnusedPinhole},
+    engine::{Counters, Decision, EventKind, PinholeEnds, Stray, UnusedPinhole},
     ftp::{AnnouncementKind, Padding},
-    session::{Decision, Effect},
+    session::Effect,
 };
 
 use super::*;
@@ -134,14 +134,13 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
     let (now, status) = (Instant::now(), Status::default());
     assert_eq!(names(&health, Duration::ZERO, &status), named(&["unused-pinholes"], &[]));
     let endpoint = SocketAddr::from(([198, 51, 100, 2], 50_069));
-    let decided = DecidedAnnouncement {
+    let decided = Decision {
         kind: AnnouncementKind::Pasv,
         announced: None,
         unread_text: None,
-        decision: Decision {
-            effect: Effect::Open { endpoint, padding: Padding::Blanks },
-            ..Decision::pass("allowed")
-        },
+        effect: Effect::Open { endpoint, padding: Padding::Blanks },
+        reason: "allowed".into(),
+        objection: None,
         pinhole: None,
     };
     let opened = Event { server: server(2), ..event(1, EventKind::Announcement(decided)) };

@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{
-    KernelError, OpenRange, Opening, PinholeEnds, RANGE_LIFETIME, Translation,
+use ftp_alg_core::{
+    engine::{KernelError, OpenRange, Opening, PinholeEnds, RANGE_LIFETIME, Translation},
+    ftp::AnnouncementKind,
 };
 
 use super::{
@@ -120,7 +121,8 @@ impl Expectations {
     }
 
     fn expect(&mut self, opening: &Opening, expect_flags: u32) -> Result<(), KernelError> {
-        let Opening { ends: pinhole, control, from_client, lifetime } = *opening;
+        let Opening { ends: pinhole, control, lifetime, .. } = *opening;
+        let from_client = opening.is_from_client();
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let family = family_of(pinhole.initiator);
@@ -231,7 +233,7 @@ fn openings_of(range: &OpenRange) -> impl Iterator<Item = Opening> + use<> {
         let [arrival, target] =
             [control.server_external, control.server].map(|end| SocketAddr::new(end.ip(), port));
         let ends = PinholeEnds { initiator, arrival, target, source };
-        Opening { ends, control, from_client: true, lifetime: RANGE_LIFETIME }
+        Opening { ends, control, kind: AnnouncementKind::Pasv, lifetime: RANGE_LIFETIME }
     };
     let ports: Vec<u16> = range.ports.iter().cloned().flatten().take(MAX_EXPECTED_PORTS).collect();
     ports.into_iter().map(at)

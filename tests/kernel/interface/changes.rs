@@ -12,7 +12,10 @@ use ftp_alg::kernel::{
     parameters::CtMarkUse,
     table::{Commits, PinholeSets, Table},
 };
-use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, PinholeEnds, Translation};
+use ftp_alg_core::{
+    engine::{Kernel as _, KernelError, Opening, PinholeEnds, Translation},
+    ftp::AnnouncementKind,
+};
 use ftp_alg_lab::wait_for;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -62,7 +65,8 @@ impl Place {
         self.outcomes.clear();
         for (index, ends) in opened.iter().enumerate() {
             let closed = if index == 0 { closed } else { &[] };
-            let opening = Opening { ends: *ends, control, from_client: true, lifetime: LIFETIME };
+            let opening =
+                Opening { ends: *ends, control, kind: AnnouncementKind::Pasv, lifetime: LIFETIME };
             self.outcomes.push(writer.open(&opening, closed));
         }
         self.generation() - before
@@ -72,7 +76,8 @@ impl Place {
     pub fn open_with_mark(&mut self, writer: &mut PinholeSets, pinhole: PinholeEnds, ct_mark: u32) {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         let control = Translation { ct_mark, ..control };
-        let opening = Opening { ends: pinhole, control, from_client: true, lifetime: LIFETIME };
+        let opening =
+            Opening { ends: pinhole, control, kind: AnnouncementKind::Pasv, lifetime: LIFETIME };
         writer.open(&opening, &[pinhole]).unwrap();
     }
 
@@ -230,7 +235,8 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
     {
         let hole = PinholeEnds { target, source: ip(source), ..pinhole(CLIENT, arrival) };
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening = Opening { ends: hole, control, from_client: true, lifetime: LIFETIME };
+        let opening =
+            Opening { ends: hole, control, kind: AnnouncementKind::Pasv, lifetime: LIFETIME };
         let writer = &mut writers[count % 3];
         writer.open(&opening, last.as_slice()).unwrap();
         assert!(matches!(writer.open(&opening, &[]), Err(KernelError::Taken)));
@@ -302,7 +308,7 @@ fn a_port_in_use_is_refused_among_others() {
     let openings = holes.map(|pinhole| Opening {
         ends: pinhole,
         control,
-        from_client: false,
+        kind: AnnouncementKind::Port,
         lifetime: LIFETIME,
     });
     let outcomes = place.lab.on_gateway(|| {
@@ -391,7 +397,8 @@ fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
         let target = at(CLIENT, port);
         let hole = PinholeEnds { target, ..pinhole(SERVER, at(EXTERNAL, 46_000 + port)) };
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening = |lifetime| Opening { ends: hole, control, from_client: false, lifetime };
+        let opening =
+            |lifetime| Opening { ends: hole, control, kind: AnnouncementKind::Port, lifetime };
         let short = opening(Duration::from_secs(60));
         writer.open(&short, &[]).unwrap();
         assert!(writer.renew(&opening(LIFETIME)).unwrap());

@@ -21,7 +21,7 @@ use ftp_alg_core::{
         FlowChange, Handover, Kernel as _, LoginStage, Opening, PinholeEnds, PinholeId, Place,
         Translation, Withdrawal,
     },
-    ftp::Padding,
+    ftp::{AnnouncementKind, Padding},
 };
 use ftp_alg_fastpath::layout::PinholeKey;
 
@@ -214,7 +214,7 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
             let pinhole = PinholeEnds { initiator, arrival, target: arrival, source: initiator };
             let control = Translation::identity(client(last), SERVER);
             let lifetime = Duration::from_secs(30);
-            (id, Opening { ends: pinhole, control, from_client: true, lifetime })
+            (id, Opening { ends: pinhole, control, kind: AnnouncementKind::Pasv, lifetime })
         };
         let moved: Vec<_> = (1..=MOVED).map(moved).collect();
         // The first one was consumed before, which the daemon does not know yet.
@@ -262,7 +262,8 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
         let key = PinholeKey::new(CLIENT.ip(), arrival);
         let initiator = CLIENT.ip();
         let pinhole = PinholeEnds { initiator, arrival, target: arrival, source: initiator };
-        let opening = |lifetime| Opening { ends: pinhole, control, from_client: true, lifetime };
+        let opening =
+            |lifetime| Opening { ends: pinhole, control, kind: AnnouncementKind::Pasv, lifetime };
         let (short, long) = (Duration::ZERO, Duration::from_secs(30));
         let open_in_program = |kernel: &mut LinuxKernel, flow: u32| {
             kernel.apply_flow_changes(&[handover(flow, LoginStage::LoggedIn, control)]);

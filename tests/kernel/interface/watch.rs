@@ -6,7 +6,10 @@ use ftp_alg::kernel::{
     LinuxKernel, RuleParameters,
     table::{Commits, Table, TableCondition},
 };
-use ftp_alg_core::engine::{Opening, PinholeEnds, Translation};
+use ftp_alg_core::{
+    engine::{Opening, PinholeEnds, Translation},
+    ftp::AnnouncementKind,
+};
 
 use super::lab::{CLIENT, Lab, OneAtATime as _, SERVER, at, ip};
 
@@ -23,7 +26,7 @@ fn a_change_of_others_is_seen_among_ours() {
     let hole = PinholeEnds { initiator: ip(CLIENT), arrival, target: arrival, source: ip(CLIENT) };
     let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
     let lifetime = Duration::from_secs(20);
-    let opening = Opening { ends: hole, control, from_client: true, lifetime };
+    let opening = Opening { ends: hole, control, kind: AnnouncementKind::Pasv, lifetime };
     for round in 0..4 {
         let mut ours = || {
             kernel.open_one(&opening).unwrap();

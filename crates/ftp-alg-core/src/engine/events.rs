@@ -7,25 +7,29 @@ use serde::{Serialize, Serializer};
 use crate::{
     engine::{EndedSession, PinholeEnds, RangeInfo, Transfer, TransferResult},
     ftp::{AnnouncementKind, NameInText},
-    session::{Decision, Effect},
+    session::{Effect, RefusalReason},
 };
 
-/// A decision about one announcement.
+/// A decision about an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DecidedAnnouncement {
+pub struct Decision {
     /// The kind of announcement.
     pub kind: AnnouncementKind,
     /// The announced endpoint; `None` if the line could not be parsed.
     pub announced: Option<SocketAddr>,
     /// The line, escaped and cut, if it could not be parsed.
     pub unread_text: Option<String>,
-    /// The decision.
-    pub decision: Decision,
+    /// What was done.
+    pub effect: Effect,
+    /// Why, in a log line's words.
+    pub reason: Cow<'static, str>,
+    /// What policy or a limit has against the announcement, also if the line passes all the same.
+    pub objection: Option<RefusalReason>,
     /// The pinhole, if one was opened.
     pub pinhole: Option<PinholeEnds>,
 }
 
-impl DecidedAnnouncement {
+impl Decision {
     /// The reason of a 227 or 229 that passes because it names no endpoint.
     pub(super) const NAMES_NO_ENDPOINT: &str = "the reply names no endpoint";
     /// The words of [`action`](Self::action).
@@ -34,7 +38,7 @@ impl DecidedAnnouncement {
     /// What was done, in one word.
     pub fn action(&self) -> &'static str {
         let [open, rewrite, refuse, ignore] = Self::ACTIONS;
-        match self.decision.effect {
+        match self.effect {
             Effect::Open { .. } if self.rewritten().is_some() => rewrite,
             Effect::Open { .. } => open,
             Effect::Refuse(_) => refuse,
@@ -44,12 +48,12 @@ impl DecidedAnnouncement {
 
     /// Whether it is a reply that passes because it names no endpoint.
     pub fn names_no_endpoint(&self) -> bool {
-        self.decision.reason == Self::NAMES_NO_ENDPOINT
+        self.reason == Self::NAMES_NO_ENDPOINT
     }
 
     /// The endpoint that was announced instead.
     pub fn rewritten(&self) -> Option<SocketAddr> {
-        let Effect::Open { endpoint, .. } = self.decision.effect else { return None };
+        let Effect::Open { endpoint, .. } = self.effect else { return None };
         Some(endpoint).filter(|_| self.announced != Some(endpoint))
     }
 }
@@ -147,7 +151,7 @@ macro_rules! event_kinds {
 event_kinds! {
     /// an announcement opened a pinhole, or passed; `action` is `open`, `rewrite` or `ignore`
     #[event("announcement", Info, "announcements", "the reason is behind the last colon")]
-    Announcement(DecidedAnnouncement),
+    Announcement(Decision),
     /// an announcement or a command was refused; the client got the [reply](counters.md#refusals)
     #[event("refusal", Warn, "refusals", "see the reply")]
     Refusal(Refusal),
@@ -224,7 +228,7 @@ event_kinds! {
 #[serde(untagged)]
 pub enum Refusal {
     /// An announcement.
-    Announcement(DecidedAnnouncement),
+    Announcement(Decision),
     /// Another command.
     Command(Words),
 }
@@ -453,7 +457,7 @@ impl fmt::Display for EventText<'_> {
     }
 }
 
-impl Serialize for DecidedAnnouncement {
+impl Serialize for Decision {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Fields {
@@ -472,7 +476,7 @@ impl Serialize for DecidedAnnouncement {
     }
 }
 
-impl fmt::Display for DecidedAnnouncement {
+impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.action(), self.kind)?;
         if let Some(announced) = self.announced {
@@ -484,7 +488,7 @@ impl fmt::Display for DecidedAnnouncement {
         if let Some(rewritten) = self.rewritten() {
             write!(f, " as {rewritten}")?;
         }
-        write!(f, ": {}", self.decision.reason)
+        write!(f, ": {}", self.reason)
     }
 }
 

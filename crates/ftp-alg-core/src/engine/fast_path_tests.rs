@@ -504,9 +504,8 @@ fn pinholes_move_to_the_rules_with_their_interface() {
             let sessions = &mut talk.gateway.engine.sessions;
             sessions.take_back_at(interfaces);
             let moved = sessions.move_pinholes_to_rules(now, interfaces);
-            let moved: Vec<_> =
-                moved.iter().map(|(id, opening)| (*id, opening.from_client)).collect();
-            let own = (PinholeId { flow: 1, line: 1 }, false);
+            let moved: Vec<_> = moved.iter().map(|(id, opening)| (*id, opening.kind)).collect();
+            let own = (PinholeId { flow: 1, line: 1 }, crate::ftp::AnnouncementKind::Port);
             assert_eq!(moved == [own], moves && consumed.is_empty(), "{case}: {moved:?}");
             assert_eq!(sessions.fast_path_pinholes().count(), usize::from(!moves), "{case}");
             assert!(sessions.move_pinholes_to_rules(now, interfaces).is_empty(), "{case}: once");

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use crate::engine::{FlowChange, OpenRange, PinholeEnds, PinholeId, Translation};
+use crate::{
+    engine::{FlowChange, OpenRange, PinholeEnds, PinholeId, Translation},
+    ftp::AnnouncementKind,
+};
 
 /// Which later packets of a control connection are queued. The ct mark stores it for the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ pub enum KernelError {
     /// next packet has its verdict.
     #[error("conntrack does not know the connection")]
     Unknown,
-    /// What was to be closed was not, so nothing was opened either.
+    /// Closing the old pinhole failed; the new one was not opened.
     #[error("{0}")]
     NotClosed(Box<KernelError>),
     /// A system call failed.
@@ -71,10 +74,17 @@ pub struct Opening {
     pub ends: PinholeEnds,
     /// Its control connection.
     pub control: Translation,
-    /// Whether the client opens the data connection, not the server.
-    pub from_client: bool,
+    /// The kind of the announcement, which says who opens the data connection.
+    pub kind: AnnouncementKind,
     /// How long the pinhole stays open if no connection arrives.
     pub lifetime: Duration,
+}
+
+impl Opening {
+    /// Whether the client opens the data connection, not the server.
+    pub fn is_from_client(&self) -> bool {
+        !self.kind.is_active()
+    }
 }
 
 /// Who has a pinhole.
@@ -172,7 +182,7 @@ pub trait Kernel {
         false
     }
 
-    /// Has a pinhole that is still open, and not consumed, stay open for its lifetime from now. Returns whether it is open.
+    /// Renews a pinhole that is still open and not consumed, for its lifetime from now. Returns whether it is open.
     fn renew(&mut self, _opening: &Opening, _place: Place) -> Result<bool, KernelError> {
         Ok(true)
     }

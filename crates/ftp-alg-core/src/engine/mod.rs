@@ -38,7 +38,7 @@ pub use counters::{
 };
 pub use endpoints::{ClientKey, PinholeEnds, Translation};
 pub use events::{
-    ClosedRange, DecidedAnnouncement, Event, EventDescription, EventKind, Level, MissingConnection,
+    ClosedRange, Decision, Event, EventDescription, EventKind, Level, MissingConnection,
     OmittedEvents, Refusal, RefusedLogin, Stray, UnusedPinhole, Words,
 };
 #[cfg(any(test, feature = "fake-kernel"))]

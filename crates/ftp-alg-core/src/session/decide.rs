@@ -1,6 +1,6 @@
 //! The interface between a session and its caller: what the session finds, and who decides about it.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::net::SocketAddr;
 
 use super::{Activity, Dialogue, Phase, RefusalReason};
 use crate::ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Reply};
@@ -74,17 +74,6 @@ pub struct Conditions {
     pub is_from_elsewhere: bool,
 }
 
-/// A decision about an announcement.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// What is done.
-    pub effect: Effect,
-    /// Why, in a log line's words.
-    pub reason: Cow<'static, str>,
-    /// What policy or a limit has against the announcement, also if the line passes all the same.
-    pub objection: Option<RefusalReason>,
-}
-
 /// What is done about an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -99,18 +88,6 @@ pub enum Effect {
     },
     /// The client gets an error reply with the reason. A command is replaced by a line that the server must refuse.
     Refuse(RefusalReason),
-}
-
-impl Decision {
-    /// To forward the line unchanged.
-    pub fn pass(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { effect: Effect::Pass, reason: reason.into(), objection: None }
-    }
-
-    /// To refuse the announcement.
-    pub fn refuse(why: RefusalReason, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { effect: Effect::Refuse(why), reason: reason.into(), objection: Some(why) }
-    }
 }
 
 /// An announcement, or a line that should be one but cannot be parsed, with the state of the dialogue.

@@ -38,7 +38,7 @@ mod urgent;
 
 pub use activity::{Activity, TransferVerb};
 pub use decide::{
-    AnnouncedLine, Conditions, Decide, Decision, DialogueEvent, Effect, RefusedLine, SessionLimit,
+    AnnouncedLine, Conditions, Decide, DialogueEvent, Effect, RefusedLine, SessionLimit,
 };
 pub use dialogue::Dialogue;
 use direction::{Direction, UnacknowledgedData};

@@ -265,7 +265,7 @@ impl Sessions {
             Err(error) => {
                 decider.head.extra_mut().fast_path.count_idle_handover();
                 if !matches!(error, KernelError::Unknown) {
-                    decider.record_kernel_error(&error);
+                    decider.report_kernel_error(&error);
                 }
                 return;
             }

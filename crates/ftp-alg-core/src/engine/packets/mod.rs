@@ -365,7 +365,7 @@ fn inject(decider: &mut Decider<'_>, recipient: Side, packet: Vec<u8>) {
     match decider.translation() {
         Ok(_) => decider.batch.injections.extend(Injection::new(decider.head, recipient, packet)),
         Err(KernelError::Unknown) => {}
-        Err(error) => decider.record_kernel_error(&error),
+        Err(error) => decider.report_kernel_error(&error),
     }
 }
 

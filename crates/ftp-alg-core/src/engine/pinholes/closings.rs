@@ -91,7 +91,7 @@ impl Closings {
             || (kernel.uses_expectations() && !self.waiting.iter().any(has_its_ends))
     }
 
-    /// Has the kernel carry out the due closings by this `request`, and frees the ports of what it has closed.
+    /// Carries out the due closings by this `request` to the kernel, and frees the ports of the closed pinholes.
     pub(super) fn carry_out(
         &mut self,
         ports: &Ports,

@@ -30,7 +30,7 @@ use crate::{
         pinholes::{
             closings::{Closings, Condition},
             pinhole::{Pinhole, PinholeRecord},
-            ports::{ANY_SHARD, NotOpened, Port, Ports, Wanted, max_open},
+            ports::{ANY_SHARD, NotOpened, Port, PortChoice, Ports, max_open},
         },
     },
     ftp::Reply,
@@ -62,15 +62,6 @@ pub struct PinholeTable {
     /// Errors of the kernel that refuse no announcement.
     errors: Vec<KernelError>,
     random: RandomState,
-}
-
-/// A pinhole that the kernel has opened.
-pub struct Opened {
-    pub serial: u64,
-    /// Its external port.
-    pub port: u16,
-    /// What another session has to do with the port, if it has.
-    pub other_session: Option<&'static str>,
 }
 
 impl Default for PinholeTable {
@@ -185,22 +176,24 @@ impl PinholeTable {
     }
 
     /// Opens a pinhole for the session `owner`, at the first external port that is free: the announced one, or one that
-    /// keeps the line's length ([`Wanted::ports`]). What waits for being closed is closed in the same transaction, unless
-    /// it may follow.
+    /// `fits` ([`PortChoice::ports`]). What waits for being closed is closed in the same transaction, unless it may follow.
+    /// Also returns what another session has to do with the port, if it has.
     pub fn open(
         &mut self,
         now: Instant,
         owner: u32,
-        wanted: &Wanted<'_>,
+        mut opening: Opening,
+        fits: impl Fn(u16) -> bool,
         policy: &Policy,
         kernel: &mut dyn Kernel,
-    ) -> Result<Opened, NotOpened> {
-        let Wanted { mut ends, control, kind, .. } = *wanted;
+    ) -> Result<(&Pinhole, Option<&'static str>), NotOpened> {
+        let Opening { mut ends, control, kind, lifetime } = opening;
         let client: ClientKey = control.client.ip().into();
-        let (announced, set) = (ends.arrival.port(), wanted.port_set(policy));
+        let announced = ends.arrival.port();
+        let choice = PortChoice::new(&opening, fits, policy);
         let limit = policy.max_pinholes_per_client;
         if !self.ended.is_empty() {
-            self.close_ended_for(now, owner, client, limit, set.is_some());
+            self.close_ended_for(now, owner, client, limit, choice.is_limited());
         }
         let checked = self.ports.lock().check(client, limit, self.capacity);
         if let Err(full) = checked {
@@ -208,7 +201,7 @@ impl PinholeTable {
         }
         let is_displaced = self.ports.lock().is_displaced(&ends);
         let random = self.random.clone();
-        let mut ports = wanted.ports(set, policy, is_displaced, &random);
+        let mut ports = choice.ports(policy, is_displaced, &random);
         let mut waited_for = None;
         loop {
             let free = ports.by_ref().find(|port| {
@@ -225,22 +218,18 @@ impl PinholeTable {
             });
             let port = free.or(waited_for.take()).ok_or(NotOpened::NoPort)?;
             ends.arrival.set_port(port);
-            let from_client = !kind.is_active();
-            let lifetime = policy.pinhole_timeout;
-            let opening = Opening { ends, control: *control, from_client, lifetime };
+            opening.ends = ends;
             match self.open_at_port(owner, &opening, kernel) {
                 Ok(serial) => {
                     if port == announced {
                         self.ports.lock().set_displaced(&ends, false);
-                    } else if wanted.prefers_own(set) && !is_displaced && other_session.is_none() {
+                    } else if choice.prefers_own() && !is_displaced && other_session.is_none() {
                         self.ports.lock().set_displaced(&ends, true);
                     }
-                    let deadline = now + lifetime;
-                    let mut opened = Pinhole::new(ends, kind, deadline, client, Place::Rules);
+                    let mut opened = Pinhole::new(ends, kind, now + lifetime, client, Place::Rules);
                     opened.serial = serial;
                     opened.opened = self.first_opened(now, owner, &ends);
-                    self.insert(owner, opened);
-                    return Ok(Opened { serial, port, other_session });
+                    return Ok((self.insert(owner, opened), other_session));
                 }
                 Err(KernelError::Taken) => {}
                 Err(KernelError::Full { what }) => return Err(NotOpened::Full(what)),
@@ -335,9 +324,9 @@ impl PinholeTable {
         }
     }
 
-    fn insert(&mut self, owner: u32, pinhole: Pinhole) {
+    fn insert(&mut self, owner: u32, pinhole: Pinhole) -> &Pinhole {
         self.ports.lock().clients.add(pinhole.client, pinhole.counts());
-        self.all.insert((owner, pinhole.serial), pinhole);
+        self.all.entry((owner, pinhole.serial)).or_insert(pinhole)
     }
 
     /// Holds what the BPF program opened for the session `owner`, which has closed its earlier ones with these ends. A pinhole
@@ -383,7 +372,8 @@ impl PinholeTable {
         let Pinhole { ends, serial, place, .. } = restored;
         if place != Place::Rules {
             self.reserve_in_program(owner, serial, ends, place);
-            return self.insert(owner, restored);
+            self.insert(owner, restored);
+            return;
         }
         let mut ports = self.ports.lock();
         let is_latest = ports.get(&ends).is_none_or(|port| port.serial < serial);
@@ -494,7 +484,7 @@ impl PinholeTable {
         self.change_each(owner, is_meant, Pinhole::record_consumed);
     }
 
-    /// Has the kernel renew the pinholes of the session `owner` that would expire soon, because a transfer waits for
+    /// Renews in the kernel the pinholes of the session `owner` that would expire soon, because a transfer waits for
     /// them. Returns whether there were any.
     pub fn renew(
         &mut self,
@@ -635,12 +625,12 @@ impl PinholeTable {
         }
     }
 
-    /// Has the kernel close the pinhole of the BPF program that no session has.
+    /// Queues the closing of a pinhole of the BPF program that no session has.
     pub fn close_lost(&mut self, id: PinholeId) {
         self.closings.push(Closing::Lost(id), Condition::Always);
     }
 
-    /// Has the kernel close what waits for that.
+    /// Carries out the waiting closings.
     pub fn send_closings(&mut self, kernel: &mut dyn Kernel) {
         if self.closings.len() == 0 {
             return;
@@ -662,7 +652,7 @@ impl PinholeTable {
         self.closings.requeue();
     }
 
-    /// Has the kernel open a pinhole, and close what must be closed before.
+    /// Opens a pinhole in the kernel, and carries out the closings that must come before.
     fn open_in_kernel(
         &mut self,
         opening: &Opening,

@@ -183,8 +183,7 @@ impl Pinhole {
 
     /// The request to open it or to renew it, on behalf of this control connection.
     pub fn opening(&self, control: &Translation, lifetime: Duration) -> Opening {
-        let (ends, from_client) = (self.ends, !self.kind.is_active());
-        Opening { ends, control: *control, from_client, lifetime }
+        Opening { ends: self.ends, control: *control, kind: self.kind, lifetime }
     }
 
     /// Whether the server has answered the announcement; a server's own announcement counts as answered.

@@ -17,8 +17,7 @@ use std::{
 use ahash::{AHashMap, AHashSet, RandomState};
 
 use crate::{
-    engine::{ClientKey, KernelError, PinholeEnds, Place, Translation},
-    ftp::{AnnouncementKind, Padding},
+    engine::{ClientKey, KernelError, Opening, PinholeEnds, Place, Translation},
     policy::Policy,
 };
 
@@ -320,45 +319,39 @@ impl ClientCounts {
     }
 }
 
-/// A pinhole to open.
-#[derive(Clone, Copy)]
-pub struct Wanted<'a> {
-    /// Its ends, with the announced port.
-    pub ends: PinholeEnds,
-    /// The control connection.
-    pub control: &'a Translation,
-    /// The kind of the announcement.
-    pub kind: AnnouncementKind,
-    /// Number of bytes for the port to fill, if the announcement is to keep its length.
-    pub room: Option<usize>,
-    pub padding: Padding,
-}
-
 /// The first and the last port to choose from, if only some are allowed.
 type PortSet = Option<(u16, u16)>;
 
-impl Wanted<'_> {
-    /// The ports to choose from.
-    pub(super) fn port_set(&self, policy: &Policy) -> PortSet {
-        let Translation { client, client_external, .. } = *self.control;
-        let is_translated = self.kind.is_active() && client != client_external;
-        if is_translated { policy.port_set(client_external.port()) } else { None }
-    }
-
-    /// Whether the announcement with this external port keeps its length, if it is to.
-    fn fits(&self, port: u16) -> bool {
-        self.room.is_none_or(|room| self.kind.fits_port(port, room, self.padding))
-    }
-
+/// The external ports for a pinhole. A port that fits fills the room, if the announcement is to keep its length.
+pub(super) struct PortChoice<F> {
+    /// The initiator and the target, which always get the same ports.
+    ends: (IpAddr, SocketAddr),
+    set: PortSet,
     /// The announced port, if it may be an external port.
-    fn own(&self, set: PortSet) -> Option<u16> {
-        let announced = self.ends.arrival.port();
-        set.is_none_or(|(first, last)| (first..=last).contains(&announced)).then_some(announced)
+    own: Option<u16>,
+    fits: F,
+}
+
+impl<F: Fn(u16) -> bool> PortChoice<F> {
+    pub(super) fn new(opening: &Opening, fits: F, policy: &Policy) -> Self {
+        let Opening { ends, control: Translation { client, client_external, .. }, .. } = opening;
+        let is_translated = !opening.is_from_client() && client != client_external;
+        let set = if is_translated { policy.port_set(client_external.port()) } else { None };
+        let announced = ends.arrival.port();
+        let is_allowed =
+            set.is_none_or(|(first, last): (u16, u16)| (first..=last).contains(&announced));
+        let own = is_allowed.then_some(announced);
+        Self { ends: (ends.initiator, ends.target), set, own, fits }
+    }
+
+    /// Whether only some ports are allowed.
+    pub(super) fn is_limited(&self) -> bool {
+        self.set.is_some()
     }
 
     /// Whether the announced port would be the best one if it were free.
-    pub(super) fn prefers_own(&self, set: PortSet) -> bool {
-        self.own(set).is_some_and(|port| self.fits(port))
+    pub(super) fn prefers_own(&self) -> bool {
+        self.own.is_some_and(&self.fits)
     }
 
     /// The ports, best first: the same for all announcements of a target to the same initiator. It differs from the
@@ -366,16 +359,16 @@ impl Wanted<'_> {
     /// or if the last announcement could not have it, as `is_displaced` says.
     pub(super) fn ports<'a>(
         &'a self,
-        set: PortSet,
         policy: &'a Policy,
         is_displaced: bool,
         random: &'a RandomState,
     ) -> impl Iterator<Item = u16> + 'a {
-        let (own, is_first) = (self.own(set), self.prefers_own(set) && !is_displaced);
-        let ends = (self.ends.initiator, self.ends.target);
-        let draw = move |number: usize| policy.external_port(set, random.hash_one((&ends, number)));
+        let (own, is_first) = (self.own, self.prefers_own() && !is_displaced);
+        let draw = move |number: usize| {
+            policy.external_port(self.set, random.hash_one((&self.ends, number)))
+        };
         let fitting = (0..FITTING_DRAWS).map_while(draw);
-        let fitting = fitting.filter(move |port| self.fits(*port)).take(FITTING_TRIES);
+        let fitting = fitting.filter(|port| (self.fits)(*port)).take(FITTING_TRIES);
         let any = (FITTING_DRAWS..FITTING_DRAWS + PORT_TRIES).map_while(draw);
         let [first, then] = [is_first, !is_first].map(|is_here| own.filter(|_| is_here));
         first.into_iter().chain(fitting).chain(then).chain(any)

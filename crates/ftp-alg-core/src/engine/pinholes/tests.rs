@@ -46,12 +46,12 @@ impl Shards {
         owner: u32,
         (control, ends): (Translation, PinholeEnds),
     ) -> Result<(u64, u16), NotOpened> {
-        let kind = AnnouncementKind::Port;
-        let (room, padding) = (self.room, Padding::None);
-        let wanted = Wanted { ends, control: &control, kind, room, padding };
-        let table = &mut self.tables[shard];
-        let opened = table.open(self.now, owner, &wanted, &self.policy, &mut self.kernel)?;
-        Ok((opened.serial, opened.port))
+        let (kind, lifetime) = (AnnouncementKind::Port, self.policy.pinhole_timeout);
+        let opening = Opening { ends, control, kind, lifetime };
+        let fits = |port| self.room.is_none_or(|room| kind.fits_port(port, room, Padding::None));
+        let (table, kernel) = (&mut self.tables[shard], &mut self.kernel);
+        let (opened, _) = table.open(self.now, owner, opening, fits, &self.policy, kernel)?;
+        Ok((opened.serial, opened.ends.arrival.port()))
     }
 
     fn open(&mut self, client: &str, port: u16) -> Result<(u64, u16), NotOpened> {

@@ -149,10 +149,10 @@ impl Recorder {
     }
 
     fn add(&mut self, opening: &Opening) -> Result<(), KernelError> {
-        let Opening { ends: pinhole, control, from_client, lifetime } = *opening;
+        let Opening { ends: pinhole, control, lifetime, .. } = *opening;
         self.check("open")?;
         assert_eq!(Some(control), self.translation, "the connection that asked");
-        let initiator = if from_client { control.client } else { control.server };
+        let initiator = if opening.is_from_client() { control.client } else { control.server };
         assert_eq!(pinhole.initiator, initiator.ip(), "the initiator");
         self.forget_expired();
         let same = |p: &PinholeEnds| p.key() == pinhole.key();

@@ -15,12 +15,10 @@ fn replaced_foreign(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
     let known = KnownServer { replace_foreign_address: true, ..KnownServer::new(server.ip()) };
     let policy = Policy { servers: [known].into(), ..Policy::default() };
     let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
-    let Ok(plan) = permitted_pinhole(AnnouncementKind::Pasv, announced, &translation, &policy)
-    else {
-        panic!()
-    };
-    assert_eq!(plan.ends.target, SocketAddr::new(server.ip(), 5000));
-    (plan.ends.arrival.ip(), plan.announced_address)
+    let (Opening { ends, .. }, address) =
+        judge(AnnouncementKind::Pasv, announced, &translation, &policy).unwrap();
+    assert_eq!(ends.target, SocketAddr::new(server.ip(), 5000));
+    (ends.arrival.ip(), address)
 }
 
 #[test]
