@@ -662,58 +662,63 @@ impl Dialogue {
             {
                 ReplyEffect::Nothing
             }
-            _ => match self.pending.pop_first(|kind| may_answer(reply, kind, before_transfers)) {
-                Some(PendingKind::Announcement) if reply.is_success() => {
-                    ReplyEffect::Event(DialogueEvent::AnnouncementAccepted)
+            _ => {
+                let answered =
+                    self.pending.pop_first(|kind| may_answer(reply, kind, before_transfers));
+                self.handle_answer(answered, reply)
+            }
+        }
+    }
+
+    /// Handles the reply to the command `answered`.
+    fn handle_answer(&mut self, answered: Option<PendingKind>, reply: Reply) -> ReplyEffect {
+        match answered {
+            Some(PendingKind::Announcement) if reply.is_success() => {
+                ReplyEffect::Event(DialogueEvent::AnnouncementAccepted)
+            }
+            Some(PendingKind::Announcement) if reply.is_failure() => {
+                ReplyEffect::Event(DialogueEvent::AnnouncementRefused)
+            }
+            Some(PendingKind::CrossedOut(reason)) if reply.is_unknown_command() => {
+                ReplyEffect::ReplyToCrossedOut(reason)
+            }
+            Some(PendingKind::Transfer) => ReplyEffect::Event(DialogueEvent::TransferEnded(reply)),
+            Some(PendingKind::Directory) => {
+                ReplyEffect::Event(DialogueEvent::DirectoryAnswered(reply.is_success(), None))
+            }
+            Some(PendingKind::EpsvAll) if reply.is_success() => {
+                self.epsv_all = true;
+                ReplyEffect::Nothing
+            }
+            Some(PendingKind::Reinitialize) if reply.is_success() => {
+                self.epsv_all = false;
+                self.advance(Read::LoginForgotten);
+                ReplyEffect::Nothing
+            }
+            // Servers differ in the code, so the reply must be the only one that is due.
+            Some(PendingKind::User | PendingKind::Login) if reply.is_success() => {
+                if self.has_pending_commands() || self.ambiguities.extra_reply != ExtraReply::None {
+                    self.advance(Read::LoginDoubted);
+                    return ReplyEffect::Nothing;
                 }
-                Some(PendingKind::Announcement) if reply.is_failure() => {
-                    ReplyEffect::Event(DialogueEvent::AnnouncementRefused)
-                }
-                Some(PendingKind::CrossedOut(reason)) if reply.is_unknown_command() => {
-                    ReplyEffect::ReplyToCrossedOut(reason)
-                }
-                Some(PendingKind::Transfer) => {
-                    ReplyEffect::Event(DialogueEvent::TransferEnded(reply))
-                }
-                Some(PendingKind::Directory) => {
-                    ReplyEffect::Event(DialogueEvent::DirectoryAnswered(reply.is_success(), None))
-                }
-                Some(PendingKind::EpsvAll) if reply.is_success() => {
-                    self.epsv_all = true;
-                    ReplyEffect::Nothing
-                }
-                Some(PendingKind::Reinitialize) if reply.is_success() => {
-                    self.epsv_all = false;
-                    self.advance(Read::LoginForgotten);
-                    ReplyEffect::Nothing
-                }
-                // Servers differ in the code, so the reply must be the only one that is due.
-                Some(PendingKind::User | PendingKind::Login) if reply.is_success() => {
-                    if self.has_pending_commands()
-                        || self.ambiguities.extra_reply != ExtraReply::None
-                    {
-                        self.advance(Read::LoginDoubted);
-                        return ReplyEffect::Nothing;
-                    }
-                    self.accept_login()
-                }
-                Some(
-                    which @ (PendingKind::User | PendingKind::Login | PendingKind::Reinitialize),
-                ) if reply.is_failure() => self.refuse_login(which, reply),
-                // It asks for a password, so the success before it was of something else.
-                None | Some(PendingKind::Login) if reply.code == 331 => {
-                    self.advance(Read::PasswordAsked);
-                    ReplyEffect::Nothing
-                }
-                None if reply.code == 332 => {
-                    self.advance(Read::LoginForgotten);
-                    ReplyEffect::Nothing
-                }
-                None if reply.code == 230 && self.state.login() == Login::Asked => {
-                    self.accept_login()
-                }
-                _ => ReplyEffect::Nothing,
-            },
+                self.accept_login()
+            }
+            Some(which @ (PendingKind::User | PendingKind::Login | PendingKind::Reinitialize))
+                if reply.is_failure() =>
+            {
+                self.refuse_login(which, reply)
+            }
+            // It asks for a password, so the success before it was of something else.
+            None | Some(PendingKind::Login) if reply.code == 331 => {
+                self.advance(Read::PasswordAsked);
+                ReplyEffect::Nothing
+            }
+            None if reply.code == 332 => {
+                self.advance(Read::LoginForgotten);
+                ReplyEffect::Nothing
+            }
+            None if reply.code == 230 && self.state.login() == Login::Asked => self.accept_login(),
+            _ => ReplyEffect::Nothing,
         }
     }
 

@@ -16,6 +16,7 @@ use std::{
 use crate::{
     engine::{
         Engine, Entry, EventKind, Kernel, KernelError, Opening, PinholeEnds, QueueMode, Sessions,
+        Translation,
         batch::SessionRef,
         decision::{Decider, external},
         limits::is_counted,
@@ -27,6 +28,7 @@ use crate::{
     },
     ftp::{AnnouncementKind, Padding},
     packet::{self, Packet, Seq, flags},
+    policy::Policy,
     session::{
         AnnouncedLine, Conditions, Decide, Dialogue, DialogueEvent, Effect, ForwardAction, Phase,
         Session, Side,
@@ -238,28 +240,87 @@ impl Sessions {
     }
 
     fn hand_over(&mut self, now: Instant, index: u32, kernel: &mut dyn Kernel) {
-        let Some(entry) = self.table.get_mut(index) else { return };
-        let state = entry.head.extra().fast_path;
-        if state.is_handed_over || !state.may_be_handed_over() || !entry.session.is_idle() {
-            return;
-        }
-        if entry.head.incarnation().is_some() {
-            return;
-        }
-        // A pinhole of the rules that waits for its transfer. The program may open the next one.
         let opens = !kernel.uses_expectations();
+        if !self.waits_for_handover(index, opens) {
+            return;
+        }
+        let Some((translation, interfaces)) = self.path_of(now, index, kernel) else { return };
+        let Some(entry) = self.table.get_mut(index) else { return };
+        let policy = self.policy.for_network(entry.head.network());
+        let Some(announced_addresses) = announced_by_program(&translation, policy) else { return };
+        // The connection stays inline until the kernel has set its queue mode.
+        let has_mode = match entry.head.queue_mode() {
+            Some(QueueMode::All) => true,
+            Some(QueueMode::WithAcknowledgements) => false,
+            _ => !entry.session.is_adjusted(),
+        };
+        if !has_mode || !self.pinholes.grant_fast_path(policy, translation.client.ip()) {
+            return;
+        }
+        let (id, session) = (entry.head.id, &entry.session);
+        let is_ungreeted = session.dialogue.phase() == Phase::NotGreeted;
+        let state = &mut entry.head.extra_mut().fast_path;
+        (state.is_handed_over, state.is_ungreeted) = (true, is_ungreeted);
+        self.ungreeted_handovers += u32::from(is_ungreeted);
+        state.count_idle_handover();
+        let set = match translation.client == translation.client_external {
+            true => None,
+            false => policy.port_set(translation.client_external.port()),
+        };
+        self.batch.flow_changes.push(FlowChange::Handover(Handover {
+            flow: id,
+            lines: state.lines_inspected,
+            next_seq: [Side::Client, Side::Server].map(|side| session.next_seq(side).0),
+            login: match session.dialogue.is_logged_in() {
+                true => LoginStage::LoggedIn,
+                false if is_ungreeted => LoginStage::NotGreeted,
+                false => LoginStage::Greeted,
+            },
+            translation,
+            interfaces,
+            client_ports: set.map_or([0, u16::MAX], <[u16; 2]>::from),
+            announced_addresses,
+            seq_offsets: session.is_adjusted().then(|| {
+                [Side::Client, Side::Server].map(|side| {
+                    let (offset, first_seq) = session.sequence_offset(side);
+                    SequenceOffset { offset, first_seq: first_seq.0 }
+                })
+            }),
+            padding: match policy.preserves_length {
+                true => session.dialogue.padding,
+                false => Padding::None,
+            },
+            pinhole_timeout: opens.then_some(policy.pinhole_timeout),
+        }));
+        self.mark_changed(index);
+    }
+
+    /// Whether the connection at `index` is inline, and in a state in which it can be handed over. If the program `opens`
+    /// pinholes, none of the rules may wait for its transfer, because the program may open the next one.
+    fn waits_for_handover(&self, index: u32, opens: bool) -> bool {
+        let Some(Entry { head, session }) = self.table.get(index) else { return false };
+        let state = head.extra().fast_path;
         let waits_in_rules = |one: &Pinhole| !one.is_used() && one.in_program().is_none();
-        if opens && self.pinholes.of(index).any(waits_in_rules) {
-            return;
-        }
-        let is_ungreeted = entry.session.dialogue.phase() == Phase::NotGreeted;
-        if is_ungreeted && self.ungreeted_handovers >= MAX_UNGREETED {
-            return;
-        }
-        if let Some(question) = entry.session.interfaces.question() {
+        let is_ungreeted = session.dialogue.phase() == Phase::NotGreeted;
+        !state.is_handed_over
+            && state.may_be_handed_over()
+            && session.is_idle()
+            && head.incarnation().is_none()
+            && !(opens && self.pinholes.of(index).any(waits_in_rules))
+            && !(is_ungreeted && self.ungreeted_handovers >= MAX_UNGREETED)
+    }
+
+    /// The translation of the connection at `index` and the interfaces of its ends, if the program is, or can be, at both.
+    fn path_of(
+        &mut self,
+        now: Instant,
+        index: u32,
+        kernel: &mut dyn Kernel,
+    ) -> Option<(Translation, [u32; 2])> {
+        if let Some(question) = self.table.get(index)?.session.interfaces.question() {
             self.has_route(now, index, question, 0, kernel);
         }
-        let Some((mut decider, session)) = self.decider_at(now, index, kernel) else { return };
+        let (mut decider, session) = self.decider_at(now, index, kernel)?;
         let translation = match decider.translation() {
             Ok(translation) => translation,
             Err(error) => {
@@ -267,84 +328,15 @@ impl Sessions {
                 if !matches!(error, KernelError::Unknown) {
                     decider.report_kernel_error(&error);
                 }
-                return;
+                return None;
             }
         };
-        let Some(interfaces) = session.interfaces.indices() else { return };
-        let Some(entry) = self.table.get_mut(index) else { return };
-        if let Some(usable) = &self.fast_path_interfaces
-            && !interfaces.iter().all(|index| usable.binary_search(index).is_ok())
-        {
-            return;
-        }
-        // The rules that admit its data connections know no ct marks.
-        if translation.ct_mark != 0 {
-            return;
-        }
-        let policy = self.policy.for_network(entry.head.network());
-        // The BPF program compares interfaces.
-        if policy.any_interface {
-            return;
-        }
-        let [client, server] = [AnnouncementKind::Port, AnnouncementKind::Pasv]
-            .map(|kind| external(kind, &translation, policy));
-        let (Ok(client), Ok(server)) = (client, server) else { return };
-        // The BPF program would pad a 227 with blanks.
-        if server.is_ipv4()
-            && !policy.preserves_length
-            && server.to_string().len() < translation.server.ip().to_string().len()
-        {
-            return;
-        }
-        // The connection stays inline until the kernel has set its queue mode.
-        let has_mode = match entry.head.queue_mode() {
-            Some(QueueMode::All) => true,
-            Some(QueueMode::WithAcknowledgements) => false,
-            _ => !entry.session.is_adjusted(),
+        let interfaces = session.interfaces.indices()?;
+        let has_program = |index: &u32| {
+            let usable = self.fast_path_interfaces.as_ref();
+            usable.is_none_or(|usable| usable.binary_search(index).is_ok())
         };
-        if !has_mode {
-            return;
-        }
-        if !self.pinholes.grant_fast_path(policy, translation.client.ip()) {
-            return;
-        }
-        let next_seq =
-            [entry.session.next_seq(Side::Client).0, entry.session.next_seq(Side::Server).0];
-        let state = &mut entry.head.extra_mut().fast_path;
-        (state.is_handed_over, state.is_ungreeted) = (true, is_ungreeted);
-        self.ungreeted_handovers += u32::from(is_ungreeted);
-        state.count_idle_handover();
-        self.batch.flow_changes.push(FlowChange::Handover(Handover {
-            flow: entry.head.id,
-            lines: entry.head.extra().fast_path.lines_inspected,
-            next_seq,
-            login: match entry.session.dialogue.is_logged_in() {
-                true => LoginStage::LoggedIn,
-                false if is_ungreeted => LoginStage::NotGreeted,
-                false => LoginStage::Greeted,
-            },
-            translation,
-            interfaces,
-            client_ports: match translation.client == translation.client_external {
-                true => None,
-                false => policy.port_set(translation.client_external.port()),
-            }
-            .map_or([0, u16::MAX], <[u16; 2]>::from),
-            announced_addresses: [client, server],
-            seq_offsets: entry.session.is_adjusted().then(|| {
-                [Side::Client, Side::Server].map(|side| {
-                    let (offset, first_seq) = entry.session.sequence_offset(side);
-                    SequenceOffset { offset, first_seq: first_seq.0 }
-                })
-            }),
-            padding: if policy.preserves_length {
-                entry.session.dialogue.padding
-            } else {
-                Padding::None
-            },
-            pinhole_timeout: opens.then_some(policy.pinhole_timeout),
-        }));
-        self.mark_changed(index);
+        interfaces.iter().all(has_program).then_some((translation, interfaces))
     }
 
     /// Takes the connection at `index` back from the BPF program.
@@ -440,4 +432,20 @@ impl Sessions {
 fn is_at(session: &Session, interfaces: Option<&[u32]>) -> bool {
     let (Some(these), Some(own)) = (interfaces, session.interfaces.indices()) else { return true };
     own.iter().any(|one| these.contains(one))
+}
+
+/// The addresses that the BPF program announces for a client and for a server, if it can follow a connection with this
+/// translation and policy.
+fn announced_by_program(translation: &Translation, policy: &Policy) -> Option<[IpAddr; 2]> {
+    // The rules that admit its data connections know no ct marks, and the program compares interfaces.
+    if translation.ct_mark != 0 || policy.any_interface {
+        return None;
+    }
+    let address = |kind| external(kind, translation, policy).ok();
+    let (client, server) = (address(AnnouncementKind::Port)?, address(AnnouncementKind::Pasv)?);
+    // The program would pad a 227 with blanks.
+    let is_padded = server.is_ipv4()
+        && !policy.preserves_length
+        && server.to_string().len() < translation.server.ip().to_string().len();
+    (!is_padded).then_some([client, server])
 }
