@@ -329,7 +329,7 @@ impl ClientActivity {
         Some(oldest.into_transfer(now, TransferEnd::Pending, announcement))
     }
 
-    /// Has the transfers not examined: what was seen of their data connections is not known any more.
+    /// Skips the examination of the pending transfers: what was seen of their data connections is not known any more.
     pub fn skip_examinations(&mut self) {
         self.transfers.iter_mut().for_each(|pending| pending.is_examined = true);
     }

@@ -156,7 +156,7 @@ impl Sessions {
         Some(index)
     }
 
-    /// Has the kernel queue no packet of the connection any more.
+    /// Sets in the kernel that no packet of the connection is queued any more.
     fn bypass_connection(
         &mut self,
         client: SocketAddr,

@@ -32,7 +32,7 @@ const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
 /// How long copies of packets may be on their way to those who ask for the session of a data connection.
 const COPIES_WAIT: Duration = Duration::from_secs(2);
 /// Limit of the ranges that are stored so long.
-const MAX_LEFT: usize = 1024;
+const MAX_FORMER: usize = 1024;
 /// Limit of sessions that one look is about: of more, it takes several to find that their control connections are gone, and of
 /// more than 30,000 ranges close for a while because they are renewed too late.
 const MAX_LOOKUPS: usize = 256;
@@ -57,14 +57,14 @@ struct Holder {
 
 /// The ranges of all shards.
 #[derive(Default)]
-struct All {
+struct SharedRanges {
     /// Their holders, at least one for each, by [key](OpenRange::key).
     open: BTreeMap<(IpAddr, IpAddr), Vec<Holder>>,
-    /// The last holders, and since when a finder knows that they hold theirs no more.
-    left: VecDeque<(Option<Instant>, Holder)>,
+    /// The last former holders, and since when a finder knows of the end.
+    former: VecDeque<(Option<Instant>, Holder)>,
 }
 
-impl All {
+impl SharedRanges {
     /// The holder on whose behalf the kernel has the range with this key.
     fn first(&self, key: (IpAddr, IpAddr)) -> Option<&Holder> {
         self.open.get(&key)?.first()
@@ -85,25 +85,29 @@ impl All {
 /// The ranges of the sessions of one shard.
 #[derive(Default)]
 pub struct Ranges {
-    all: Arc<Mutex<All>>,
+    all: Arc<Mutex<SharedRanges>>,
     /// Those of the sessions in these table slots.
-    of: BTreeMap<u32, Held>,
-    /// What sessions that have ended held.
-    left: Vec<Held>,
+    of: BTreeMap<u32, HeldRange>,
+    /// Those of ended sessions, until they are closed.
+    released: Vec<HeldRange>,
     /// The table slot behind the last one whose control connection was looked up.
     next: u32,
     errors: Vec<KernelError>,
 }
 
-fn lock(all: &Mutex<All>) -> MutexGuard<'_, All> {
+fn lock(all: &Mutex<SharedRanges>) -> MutexGuard<'_, SharedRanges> {
     all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has the kernel open the first holder's range with the key of `range`, or close that if nobody holds it.
+/// The kernel opens the first holder's range with the key of `range`, or closes that range if nobody holds it.
 ///
 /// Others take the lock during the transaction. If they change who is the first, this transaction may come behind theirs, so
 /// it is followed by another one.
-fn apply(all: &Mutex<All>, range: &OpenRange, kernel: &mut dyn Kernel) -> Result<(), KernelError> {
+fn apply(
+    all: &Mutex<SharedRanges>,
+    range: &OpenRange,
+    kernel: &mut dyn Kernel,
+) -> Result<(), KernelError> {
     let wanted = || lock(all).first(range.key()).map(|first| first.range.clone());
     loop {
         let first = wanted();
@@ -118,7 +122,7 @@ fn apply(all: &Mutex<All>, range: &OpenRange, kernel: &mut dyn Kernel) -> Result
 }
 
 /// What one session holds.
-struct Held {
+struct HeldRange {
     session: u64,
     range: OpenRange,
     state: RangeState,
@@ -141,7 +145,7 @@ enum RangeState {
 
 /// Finds the session of a data connection, for the reports of transfers.
 #[derive(Clone, Default)]
-pub struct RangeFinder(Arc<Mutex<All>>);
+pub struct RangeFinder(Arc<Mutex<SharedRanges>>);
 
 /// A connection between the ends of an encrypted session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,20 +162,20 @@ impl RangeFinder {
         let all = lock(&self.0);
         let of_client = all.open.range((initiator, LOWEST)..=(initiator, HIGHEST));
         let open = of_client.filter_map(|(_, holders)| Some((holders.first()?, holders.len())));
-        let left = all.left.iter().rev().map(|(_, holder)| (holder, 1));
+        let former = all.former.iter().rev().map(|(_, holder)| (holder, 1));
         let is_its = |holder: &Holder| {
             holder.range.control.client.ip() == initiator && holder.range.leads_to(target)
         };
-        let (holder, count) = open.chain(left).find(|(holder, _)| is_its(holder))?;
+        let (holder, count) = open.chain(former).find(|(holder, _)| is_its(holder))?;
         let arrival = holder.range.control.server_external.ip();
         Some(holder.connection(SocketAddr::new(arrival, target.port()), target, count > 1))
     }
 
     /// Forgets ranges that were closed a while before `now`.
     pub(super) fn forget(&self, now: Instant) {
-        let left = &mut lock(&self.0).left;
-        left.iter_mut().for_each(|(since, _)| _ = since.get_or_insert(now));
-        left.retain(|(since, _)| since.is_none_or(|since| now < since + COPIES_WAIT));
+        let former = &mut lock(&self.0).former;
+        former.iter_mut().for_each(|(since, _)| _ = since.get_or_insert(now));
+        former.retain(|(since, _)| since.is_none_or(|since| now < since + COPIES_WAIT));
     }
 
     /// The connection that a client with an encrypted session there tried to make to what it `dialled`, if the rules did
@@ -340,7 +344,7 @@ impl Ranges {
         kernel: &mut dyn Kernel,
     ) -> Result<(), RangeNotOpened> {
         let (state, opened) = self.join(now, session, &range, kernel);
-        self.of.insert(owner, Held { session, range, state, is_reported: opened.is_ok() });
+        self.of.insert(owner, HeldRange { session, range, state, is_reported: opened.is_ok() });
         opened
     }
 
@@ -374,7 +378,7 @@ impl Ranges {
     /// Takes over the range of a session of an earlier daemon. The next [look](Self::look_at) opens it.
     pub fn restore(&mut self, owner: u32, session: u64, range: OpenRange) {
         let state = RangeState::Closed;
-        self.of.insert(owner, Held { session, range, state, is_reported: true });
+        self.of.insert(owner, HeldRange { session, range, state, is_reported: true });
     }
 
     /// Takes over what the session in the slot `from` of `other` has, for the slot `owner`.
@@ -382,20 +386,20 @@ impl Ranges {
         self.of.extend(other.of.remove(&from).map(|held| (owner, held)));
     }
 
-    /// Has the range of the session in the table slot `owner` closed, if no other one holds it. Returns it if it was
-    /// reported as open.
+    /// Releases the range of the session in the table slot `owner`. It is closed if no other session holds it. Returns the
+    /// range if it was reported as open.
     pub fn close(&mut self, owner: u32) -> Option<RangeInfo> {
         let held = self.of.remove(&owner)?;
         let is_reported = held.is_reported && held.range.has_ports();
         let info = is_reported.then(|| RangeInfo::from(&held.range));
-        self.left.push(held);
+        self.released.push(held);
         info
     }
 
-    /// Has the kernel close what no session holds any more.
+    /// Closes in the kernel the released ranges that no other session holds.
     pub fn send_closings(&mut self, kernel: &mut dyn Kernel) {
-        for held in std::mem::take(&mut self.left) {
-            self.leave(held.session, &held.range, kernel);
+        for held in std::mem::take(&mut self.released) {
+            self.release(held.session, &held.range, kernel);
         }
     }
 
@@ -405,12 +409,12 @@ impl Ranges {
     }
 
     /// Closes the range, or has the next session that holds it open it.
-    fn leave(&mut self, session: u64, range: &OpenRange, kernel: &mut dyn Kernel) {
+    fn release(&mut self, session: u64, range: &OpenRange, kernel: &mut dyn Kernel) {
         let mut all = lock(&self.all);
         let Some((holder, was_first)) = all.remove_holder(session, range) else { return };
-        all.left.push_back((None, holder));
-        if all.left.len() > MAX_LEFT {
-            all.left.pop_front();
+        all.former.push_back((None, holder));
+        if all.former.len() > MAX_FORMER {
+            all.former.pop_front();
         }
         drop(all);
         if was_first {
@@ -446,7 +450,7 @@ impl Ranges {
         match held.state {
             RangeState::Open(_) if !is_found => {
                 held.state = RangeState::Forgotten;
-                self.leave(session, &range, kernel);
+                self.release(session, &range, kernel);
             }
             RangeState::Open(at) if now >= at + RENEWAL_INTERVAL => {
                 held.state = RangeState::Open(now);
@@ -466,7 +470,11 @@ impl Ranges {
     }
 
     /// Renews a range, if the kernel has it on behalf of this holder.
-    fn renew(all: &Mutex<All>, held: &Held, kernel: &mut dyn Kernel) -> Result<(), KernelError> {
+    fn renew(
+        all: &Mutex<SharedRanges>,
+        held: &HeldRange,
+        kernel: &mut dyn Kernel,
+    ) -> Result<(), KernelError> {
         let first = lock(all).first(held.range.key()).map(|first| first.session);
         if first == Some(held.session) { apply(all, &held.range, kernel) } else { Ok(()) }
     }
@@ -484,7 +492,7 @@ impl Ranges {
         (was_reported != is_open).then(|| (RangeInfo::from(&held.range), is_open))
     }
 
-    /// Has the next look try again what the kernel refused, because its table is another one.
+    /// Retries with the next look the ranges that the kernel refused, because its table is another one.
     pub fn forget_refusals(&mut self) {
         for held in self.of.values_mut() {
             if let RangeState::Refused(_) = held.state {
@@ -495,7 +503,7 @@ impl Ranges {
 
     /// Has those that are open opened again, because the kernel has lost them.
     pub fn reopen(&mut self, kernel: &mut dyn Kernel) {
-        let is_open = |held: &&Held| matches!(held.state, RangeState::Open(_));
+        let is_open = |held: &&HeldRange| matches!(held.state, RangeState::Open(_));
         for held in self.of.values().filter(is_open) {
             self.errors.extend(Self::renew(&self.all, held, kernel).err());
         }

@@ -154,7 +154,7 @@ impl Direction {
         }
     }
 
-    /// Has the TLS records follow these; none if plain text follows, or the first one.
+    /// Sets where in the TLS records the direction is; fresh ones if plain text follows, or the first record.
     pub fn set_records(&mut self, records: TlsRecords) {
         if self.extra.is_some() || !records.is_fresh() {
             self.extra_mut().tls_records = records;

@@ -21,7 +21,7 @@ use crate::{
 const WATCH_TIME: Duration = Duration::from_secs(5);
 
 impl Head {
-    /// Has every packet queued for a while. Returns until when.
+    /// Queues every packet for a while. Returns until when.
     pub(crate) fn watch(&mut self, now: Instant) -> Instant {
         *self.extra_mut().watched_until.get_or_insert(now + WATCH_TIME)
     }

@@ -280,13 +280,13 @@ impl<Tag> TransferTracker<Tag> {
             .then(|| (SocketAddr::new(pinhole.initiator, only.initiator_port), pinhole.arrival))
     }
 
-    /// Has the data connections of encrypted sessions found.
+    /// Sets what finds the data connections of encrypted sessions.
     pub fn set_finder(&mut self, finder: RangeFinder) {
         self.connections.finder = finder;
     }
 
-    /// Has the encrypted connections reported that the kernel has forgotten, by whether it `knows` one between an initiator
-    /// and what this dialled.
+    /// Ends the encrypted connections that the kernel has forgotten. Whether the kernel `knows` one is asked with its
+    /// initiator and the address that this dialled.
     pub fn drop_forgotten(&mut self, now: Instant, knows: impl Fn(SocketAddr, SocketAddr) -> bool) {
         self.connections.drop_forgotten(now, knows);
     }
