@@ -166,12 +166,20 @@ proptest! {
         }
     }
 
+    /// Of one session, one after the other, over few ports.
     #[test]
-    fn bytes_of_a_transfer_alone_are_known(one in played()) {
-        let moves = matches!(one.fate, Fate::Stored | Fate::Retrieved | Fate::RetrievedEarly);
-        let moved = moves.then_some(u64::from(one.bytes));
-        let alone = Played { forged: Vec::new(), ..one };
-        let known = reported(std::slice::from_ref(&alone)).first().and_then(|(_, bytes)| *bytes);
-        prop_assert!(alone.fate == Fate::Failed || known == moved);
+    fn bytes_of_transfers_without_others_are_known(all in prop::collection::vec(played(), 1..5)) {
+        let plain = |one: &Played| Played { session: 0, forged: Vec::new(), ..one.clone() };
+        let is_plain = |one: &Played| !matches!(one.fate, Fate::Hidden | Fate::RetrievedEarly);
+        let alone: Vec<_> = all.iter().take(1).map(plain).collect();
+        let in_turn: Vec<_> = all.iter().map(plain).filter(is_plain).collect();
+        for all in [alone, in_turn] {
+            for (place, known) in reported(&all) {
+                let Played { bytes, fate, .. } = all[place];
+                let moves = matches!(fate, Fate::Stored | Fate::Retrieved | Fate::RetrievedEarly);
+                let is_right = known == moves.then_some(u64::from(bytes));
+                prop_assert!(fate == Fate::Failed || is_right, "{place}: {known:?}");
+            }
+        }
     }
 }
