@@ -125,50 +125,6 @@ fn an_idle_connection_is_handed_over_with_its_state() {
     );
 }
 
-/// Then a pinhole of the rules cannot be one of the program's.
-#[test]
-fn a_connection_is_handed_over_behind_each_announcement_if_the_program_opens_nothing() {
-    let engine = Engine::new(Policy::default(), Checksums::Verify);
-    let mut talk = Conversation::through(engine, "192.168.150.80").log_in();
-    talk.gateway.kernel.uses_expectations = true;
-    talk.gateway.engine.sessions.set_uses_fast_path(true);
-    talk.play(PASV);
-    for (first, announced) in [(1, PASV), (4, "> PORT 192,168,150,80,4,1 < 200 ok")] {
-        assert!(talk.is_handed_over(), "{first}");
-        talk.fast_path(first, "> RETR first < 150 here < 226 done");
-        talk.play(announced);
-    }
-    let handovers = talk.gateway.kernel.changes.iter().filter_map(|change| match change {
-        FlowChange::Handover(handover) => Some((handover.lines, handover.pinhole_timeout)),
-        FlowChange::Withdraw(_) => None,
-    });
-    assert_eq!(handovers.collect::<Vec<_>>(), [(0, None), (3, None), (6, None)]);
-    let counters = talk.gateway.engine.counters();
-    assert_eq!((counters.fast_path_mismatches, counters.pinholes_opened), (0, 3));
-}
-
-#[test]
-fn an_ipv6_connection_is_handed_over() {
-    let engine = Engine::new(Policy::default(), Checksums::Verify);
-    let mut talk = Conversation::through(engine, "fd00:1234::80").log_in();
-    talk.gateway.engine.sessions.set_uses_fast_path(true);
-    talk.play("> NOOP < 200 ok");
-    let [FlowChange::Handover(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
-    let announced = ["2001:db8:7::1", "2001:db8:9::9"].map(|text| text.parse::<IpAddr>().unwrap());
-    assert_eq!(handover.announced_addresses, announced);
-    for (first, script) in [
-        (1, "> EPRT |2|fd00:1234::80|1025| @opened < 200 ok"),
-        (3, "> EPSV < 229 Entering Extended Passive Mode (|||1026|) @opened"),
-    ] {
-        talk.fast_path(first, script);
-        assert_eq!(talk.pinholes().len(), 1, "{script}");
-    }
-    let counters = talk.gateway.engine.counters();
-    assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (4, 0));
-    assert_eq!(counters.pinholes_opened, 2);
-    assert!(talk.is_handed_over());
-}
-
 #[test]
 fn a_connection_stays_inline_unless_both_ends_are_at_usable_interfaces() {
     for interfaces in [[1, 2], [2, 1], [2, 3]] {
@@ -285,19 +241,6 @@ fn an_encrypted_connection_is_not_handed_over() {
         talk.say(side, &String::from_iter(record));
         assert!(!talk.is_handed_over(), "{side:?} {kind}");
     }
-}
-
-#[test]
-fn a_retransmitted_fast_path_line_is_forwarded_unchanged() {
-    let mut talk = Conversation::handed_over();
-    let (seq, line) = (talk.next[0], "PORT 192,168,150,80,4,1\r\n");
-    let packet = talk.packet(Side::Client, seq, line.as_bytes(), 0);
-    talk.fast_path(1, PORT_OPENED);
-    let rewritten = "PORT 198,51,100,1,4,001\r\n".to_owned();
-    assert_eq!(talk.pass(&packet), (PacketOutcome::Replace, rewritten.clone()));
-    assert_eq!(talk.pinholes().len(), 1);
-    let other = talk.packet(Side::Client, seq, b"PORT 192,168,150,80,9,9\r\n", 0);
-    assert_eq!(talk.pass(&other).1, rewritten);
 }
 
 /// A rule of another program has removed the mark of a line that the fast path adjusted, so the line is queued.
@@ -429,15 +372,6 @@ fn a_mismatch_is_reported_once_with_its_difference() {
 }
 
 #[test]
-fn a_pinhole_of_a_session_that_is_gone_is_closed() {
-    let mut talk = Conversation::handed_over();
-    talk.gateway.engine = Engine::new(Policy::default(), Checksums::Verify);
-    talk.fast_path(1, PORT_OPENED);
-    let hole = PinholeId { flow: 1, line: 1 };
-    assert_eq!(talk.closed_lost(), [hole]);
-}
-
-#[test]
 fn a_session_on_the_fast_path_is_restored() {
     let mut talk = Conversation::handed_over();
     talk.gateway.engine.sessions.track_changes(talk.now);
@@ -477,19 +411,6 @@ fn a_new_policy_closes_the_programs_pinholes_that_it_forbids() {
         assert_eq!(closings.into_iter().filter(|line| *line == 1).collect::<Vec<_>>(), closed);
         assert_eq!(talk.pinholes().is_empty(), !closed.is_empty(), "{:?}", talk.pinholes());
     }
-}
-
-#[test]
-fn a_fast_path_pinhole_is_closed_before_the_rules_reuse_its_port() {
-    let mut talk = Conversation::handed_over();
-    talk.fast_path(1, "> PORT 192,168,150,80,4,1 @opened < 200 fine");
-    let hole = PinholeId { flow: 1, line: 1 };
-    assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().collect::<Vec<_>>(), [hole]);
-    let packet = talk.next_packet(Side::Client, b"PORT 192,168,150,80,4,1\r\n", 0);
-    assert!(!talk.closed_lines().contains(&1));
-    assert_eq!(talk.pass(&packet).1, "PORT 198,51,100,1,4,001\r\n");
-    // The session holds it until the server replies.
-    assert_eq!(talk.closed_lines().last(), Some(&1));
 }
 
 /// The connection's ends are at interface 1.
@@ -604,16 +525,4 @@ fn a_restored_pinhole_is_where_the_kernel_has_it() {
         assert_eq!(next.sessions.rule_pinholes().count(), usize::from(is_in_rules));
         assert_eq!(next.sessions.fast_path_pinholes().count(), usize::from(!is_in_rules));
     }
-}
-
-/// A transfer that the queue inspected: its pinhole is closed a second later, or with the next one.
-#[test]
-fn a_consumed_pinhole_of_the_queue_is_replaced() {
-    let mut talk = Conversation::handed_over();
-    assert_eq!(talk.gateway.kernel.open.len(), 1);
-    talk.fast_path(1, &format!("{PASV} @opened"));
-    talk.now += Duration::from_secs(2);
-    talk.gateway.expire(talk.now);
-    assert_eq!(talk.gateway.kernel.open, []);
-    assert_eq!(talk.pinholes().len(), 1);
 }

@@ -46,19 +46,6 @@ impl Conversation {
 }
 
 #[test]
-fn an_open_pinhole_counts_and_is_listed_after_a_preliminary_reply() {
-    let mut talk = Conversation::with_limit(2);
-    assert!(talk.start_transfer(40_001));
-    talk = talk.connect_again();
-    assert!(talk.start_transfer(40_002));
-    let sessions = &talk.gateway.engine.sessions;
-    assert_eq!((talk.listed(), sessions.missing_pinholes(talk.now, |_| true).count()), (2, 2));
-    talk = talk.connect_again();
-    assert!(!talk.start_transfer(40_003));
-    assert_eq!((talk.gateway.kernel.consumed_lookups, talk.listed()), (1, 2));
-}
-
-#[test]
 fn a_consumed_pinhole_does_not_count_once_the_limit_is_reached() {
     let mut talk = Conversation::with_limit(2);
     for port in 40_001..40_100 {
@@ -70,39 +57,6 @@ fn a_consumed_pinhole_does_not_count_once_the_limit_is_reached() {
     }
     let lookups = talk.gateway.kernel.consumed_lookups;
     assert!((40..=50).contains(&lookups), "{lookups}");
-}
-
-#[test]
-fn transfers_one_after_another_do_not_reach_the_limit() {
-    let mut talk = Conversation::with_limit(1);
-    for port in 40_001..40_100 {
-        assert!(talk.start_transfer(port), "{port}");
-        talk.gateway.kernel.open.clear();
-        talk.play("< 226 done");
-    }
-    assert_eq!((talk.gateway.kernel.consumed_lookups, talk.listed()), (0, 0));
-}
-
-#[test]
-fn a_pinhole_in_use_does_not_count_after_its_deadline_and_keeps_its_port() {
-    let mut talk = Conversation::with_limit(1);
-    assert!(talk.start_transfer(40_001));
-    talk.wait(26);
-    assert_eq!(talk.listed(), 1);
-    // The renewal finds it consumed.
-    talk.gateway.kernel.open.clear();
-    talk.wait(2);
-    assert_eq!(talk.listed(), 0);
-    talk.wait(3600);
-    let renewals = talk.gateway.kernel.renewals.len();
-    assert_eq!(renewals, 1, "a consumed pinhole is not renewed");
-    assert_eq!(talk.gateway.engine.sessions.rule_pinholes().count(), 1);
-    talk = talk.connect_again();
-    assert!(talk.start_transfer(40_002));
-    talk.wait(700); // the kernel has renewed it as long as it does
-    assert_eq!(talk.listed(), 0);
-    talk = talk.connect_again();
-    assert!(talk.start_transfer(40_003));
 }
 
 impl Conversation {
@@ -150,18 +104,6 @@ fn an_unused_pinhole_outlives_the_last_reply_for_a_while() {
 }
 
 #[test]
-fn a_pinhole_does_not_outlive_its_deadline() {
-    let mut talk = Conversation::with_limit(4);
-    talk.set_policy(Policy { pinhole_timeout: Duration::from_secs(2), ..Policy::default() });
-    assert!(talk.start_transfer(40_001));
-    talk.play("< 226 done");
-    talk.wait(1);
-    assert!(talk.has_open(40_001));
-    talk.wait(1);
-    assert!(!talk.has_open(40_001));
-}
-
-#[test]
 fn an_unused_pinhole_ends_with_its_session_a_later_one_or_the_policy() {
     let denies = Policy { deny_ports: [40_001..=40_001].into(), ..Policy::default() };
     type End<'a> = &'a dyn Fn(&mut Conversation);
@@ -194,18 +136,6 @@ fn an_ended_transfers_pinhole_is_evicted_at_the_clients_limit() {
     assert!(talk.start_transfer(40_003) && !talk.has_open(40_001));
     talk = talk.connect_again();
     assert!(!talk.start_transfer(40_004));
-}
-
-#[test]
-fn few_pinholes_of_ended_transfers_stay_open() {
-    let mut talk = Conversation::with_limit(10_000);
-    for port in 40_000..41_000 {
-        assert!(talk.start_transfer(port));
-        talk.play("< 226 done");
-        talk = talk.connect_again();
-    }
-    assert!((16..100).contains(&talk.gateway.kernel.open.len()));
-    assert!(talk.has_open(40_999));
 }
 
 /// An earlier session announces the port that a later one has used.
@@ -244,15 +174,6 @@ impl Conversation {
 }
 
 #[test]
-fn a_pinhole_that_expires_while_no_daemon_runs_counts_no_more() {
-    let mut talk = Conversation::with_limit(1);
-    talk.play("> PORT 192,168,150,80,156,65 < 200 ok");
-    talk.restart(31);
-    assert_eq!(talk.listed(), 0);
-    assert!(talk.connect_again().start_transfer(40_002));
-}
-
-#[test]
 fn a_pinhole_is_renewed_that_no_daemon_could_renew_in_time() {
     let mut talk = Conversation::with_limit(1);
     talk.play("> PORT 192,168,150,80,156,65 < 200 ok > RETR x");
@@ -270,20 +191,6 @@ fn a_transfer_that_is_requested_late_renews_its_pinhole() {
     assert_eq!(talk.gateway.kernel.renewals.len(), 1);
     talk.wait(20);
     assert_eq!(talk.listed(), 1);
-}
-
-/// It expires once, also if the daemon is restarted later.
-#[test]
-fn an_expired_pinhole_is_in_no_record() {
-    let mut talk = Conversation::with_limit(4);
-    talk.play("> PORT 192,168,150,80,156,65 < 200 ok");
-    talk.gateway.engine.sessions.track_changes(talk.now);
-    talk.now += Duration::from_secs(31);
-    talk.gateway.expire(talk.now);
-    let record = talk.gateway.journal.pop().expect("a record");
-    let next = talk.restored(Policy::default(), [&record[..]].into_iter());
-    assert_eq!(next.sessions.missing_pinholes(talk.now, |_| true).count(), 0);
-    assert_eq!(next.sessions.next_deadline(), None);
 }
 
 #[test]

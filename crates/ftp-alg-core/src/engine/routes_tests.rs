@@ -151,20 +151,6 @@ fn a_server_that_is_elsewhere_opens_nothing() {
     assert_eq!(talk.gateway.kernel.opened, 0);
 }
 
-/// What a forged server has said before the real one counts for nothing.
-#[test]
-fn the_real_server_takes_the_place_of_a_forged_one() {
-    let mut talk = Conversation::ungreeted_between_interfaces(Policy::default());
-    talk.add_route(talk.server.ip(), UPLINK);
-    talk.pass_line(Side::Server, "220 ready\r\n", (WAN, LAN));
-    talk.pass_line(Side::Client, "USER joe\r\n", (LAN, UPLINK));
-    talk.pass_line(Side::Server, "230 in\r\n", (WAN, LAN));
-    talk.interfaces = [LAN, UPLINK];
-    talk.play("> EPSV");
-    talk.say(Side::Server, REPLY);
-    assert_eq!(talk.gateway.kernel.opened, 0);
-}
-
 /// As after a change of routes that the gateway does not see.
 #[test]
 fn commands_that_are_repeated_from_elsewhere_are_read_and_open_nothing_any_more() {
@@ -183,22 +169,6 @@ fn commands_that_are_repeated_from_elsewhere_are_read_and_open_nothing_any_more(
         talk.say(Side::Server, REPLY);
         assert_eq!(talk.gateway.kernel.opened, 0, "{line}");
     }
-}
-
-#[test]
-fn forged_commands_do_not_change_the_session() {
-    let mut talk = Conversation::between_interfaces();
-    for port in [78, 79, 80] {
-        talk.forge(Side::Client, "PORT 192,168,150,80,23,12\r\n", WAN);
-        talk.forge(Side::Client, "PORT 10,0,0,9,0,22\r\n", GUESTS);
-        for distance in [1, 1000] {
-            talk.forge_at(Side::Client, distance, "PORT 10,0,0,9,0,22\r\n", GUESTS);
-        }
-        talk.play("> EPSV");
-        talk.say(Side::Server, &format!("229 Entering Extended Passive Mode (|||{port}00|)\r\n"));
-        talk.gateway.kernel.opened = 0;
-    }
-    talk.opens("EPSV\r\n", REPLY);
 }
 
 /// The replies of a server take another path, to which no route leads: they pass when they are retransmitted, the later
@@ -225,28 +195,6 @@ fn an_acknowledgement_from_elsewhere_passes() {
     assert_eq!(outcome, PacketOutcome::Accept);
     assert_eq!(talk.gateway.engine.counters().unread.elsewhere, 1);
     talk.opens("EPSV\r\n", REPLY);
-}
-
-#[test]
-fn a_changed_route_is_followed_without_a_question() {
-    let mut talk = Conversation::between_interfaces();
-    talk.opens("EPSV\r\n", REPLY);
-    talk.interfaces = [LAN, UPLINK];
-    talk.opens("EPSV\r\n", "229 Entering Extended Passive Mode (|||3307|)\r\n");
-    assert_eq!(talk.gateway.kernel.route_lookups, 0);
-}
-
-#[test]
-fn replies_may_arrive_where_another_route_leads() {
-    let mut talk = Conversation::between_interfaces();
-    talk.add_route(talk.server.ip(), UPLINK);
-    for port in [3306, 3307] {
-        talk.play("> EPSV");
-        let reply = format!("229 Entering Extended Passive Mode (|||{port}|)\r\n");
-        let packet = talk.take_next(Side::Server, &reply);
-        talk.pass_between(&packet, UPLINK, LAN);
-    }
-    assert_eq!((talk.gateway.kernel.opened, talk.gateway.kernel.route_lookups), (2, 1));
 }
 
 /// The other end learns of the new path first.
@@ -343,40 +291,5 @@ fn a_reload_that_lets_packets_count_anywhere_holds_for_open_sessions() {
         talk.pass_line(Side::Client, "EPSV\r\n", upwards);
         talk.pass_line(Side::Server, REPLY, downwards);
         assert_eq!(talk.gateway.kernel.opened, opened);
-    }
-}
-
-#[test]
-fn a_session_on_the_fast_path_stays_there_when_a_packet_is_forged() {
-    let engine = Engine::new(Policy::default(), Checksums::Verify);
-    let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
-    talk.gateway.engine.sessions.set_uses_fast_path(true);
-    let mut talk = talk.log_in();
-    let mut handovers = talk.gateway.kernel.changes.iter().filter_map(|change| match change {
-        FlowChange::Handover(handover) => Some(handover.interfaces),
-        FlowChange::Withdraw(_) => None,
-    });
-    assert_eq!(handovers.next_back(), Some([LAN, WAN]));
-    let changes = talk.gateway.kernel.changes.len();
-    talk.gateway.kernel.routes = Some(Vec::new());
-    talk.now += Duration::from_secs(1);
-    talk.forge(Side::Server, "500 no\r\n", LAN);
-    talk.forge(Side::Server, "500 no\r\n", LAN);
-    assert_eq!(talk.gateway.kernel.changes.len(), changes);
-}
-
-#[test]
-fn a_doubtful_interface_is_not_handed_over() {
-    for has_route in [false, true] {
-        let mut talk = Conversation::ungreeted_between_interfaces(Policy::default());
-        if has_route {
-            talk.add_route(talk.server.ip(), WAN);
-        }
-        talk.gateway.engine.sessions.set_uses_fast_path(true);
-        talk.play("< 220 ready");
-        assert_eq!(talk.gateway.engine.sessions.fast_path_sessions().count() == 1, has_route);
-        // The client's packets show the interface.
-        talk.play("> USER joe < 331 password");
-        assert_eq!(talk.gateway.engine.sessions.fast_path_sessions().count(), 1);
     }
 }
