@@ -75,7 +75,7 @@ test-nightly: provision rust
 	FTP_ALG_DIALOGUES=$(or $(DIALOGUES),1000000) $(NIGHTLY) -E 'test(/^simulated_network::/)'
 	FTP_ALG_HOSTILE=65536 $(NIGHTLY) -E 'test(/^budget::resident::/)'
 	FTP_ALG_URGENT=300000 $(NIGHTLY) -E 'test(/^wire_cases::urgent::/)'
-	FTP_ALG_ROUNDS=$(or $(ROUNDS),1000) $(NIGHTLY) -E 'test(/^(restart::.*killed_again|fastpath::.*survive|downtime::.*kills)/)'
+	FTP_ALG_ROUNDS=$(or $(ROUNDS),1000) $(NIGHTLY) -E 'test(/^kills::/) - test(restarts)'
 	FTP_ALG_ROUNDS=30 $(NIGHTLY) -E 'test(/^downtime::.*stop/)'
 	FTP_ALG_RELOADS=150 $(NIGHTLY) -E 'test(/^reload::/)'
 	FTP_ALG_SOAK=1800 $(NIGHTLY) -E 'test(/^soak::/)'

@@ -1,4 +1,4 @@
-//! The daemon away for a moment: killed, restarted or stopped (SIGSTOP) while transfers are being announced.
+//! The daemon away for a moment: stopped (SIGSTOP) or replaced while transfers are being announced.
 //!
 //! `FTP_ALG_ROUNDS` says how often each of these is done (a few); `FTP_ALG_PAUSE_MS` how long the pauses between
 //! them are at most.
@@ -17,73 +17,6 @@ fn pause(daemon: &Daemon, time: Duration) -> Duration {
     start.elapsed()
 }
 
-fn configuration(backend: &str) -> String {
-    back_end(backend)
-}
-
-/// No transfer is lost to daemons that are killed at any moment, in sessions of so many transfers; 0 is one session to the
-/// end.
-fn survives_kills(backend: &str, transfers: u64) {
-    survives(backend, transfers, |gateway, load| {
-        let configuration = |_| configuration(backend);
-        gateway
-            .kill_at_any_moment(&executable(), 6, configuration, |_, _| load.wait_for_transfers())
-    });
-}
-
-/// The same, for daemons that `end` ends and starts again. It returns how often.
-fn survives(backend: &str, transfers: u64, end: impl Fn(&mut Gateway, &mut Load) -> u64) {
-    for topology in [Topology::Masquerade, Topology::PublishedServer] {
-        let mut gateway = gateway_with(topology, &configuration(backend));
-        let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-        let mut load =
-            Load::start(&gateway.lab, &server, LoadSpec { transfers, ..LoadSpec::default() });
-        let rounds = end(&mut gateway, &mut load);
-        let report = load.end();
-        println!("{backend}, {topology}: {rounds} rounds: {report}");
-        assert_eq!(report.bad(), [0; 3], "{report} {}", gateway.daemon.log());
-        assert!(transfers > 0 || report.count("sessions") == 8, "{report}");
-        assert!(report.count("transfers") > rounds, "{report}");
-        gateway.assert_tidy();
-    }
-}
-
-#[test]
-fn no_transfer_is_lost_to_kills_with_pinholes_in_nftables() {
-    survives_kills("nftables", 0);
-}
-
-#[test]
-fn no_transfer_is_lost_to_kills_with_expectations() {
-    survives_kills("conntrack", 0);
-}
-
-/// The daemon is killed in the middle of logins.
-#[test]
-fn no_transfer_of_a_session_of_a_few_is_lost_to_kills() {
-    for backend in ["nftables", "conntrack"] {
-        survives_kills(backend, 2);
-    }
-}
-
-#[test]
-fn no_transfer_is_lost_to_restarts() {
-    survives("nftables", 0, |gateway, load| {
-        let rounds = rounds(3);
-        for round in 0..rounds {
-            thread::sleep(scaled_timeout(moment(round, 400)));
-            let stopped = gateway.daemon.stop().unwrap();
-            assert!(stopped.success(), "{}", gateway.daemon.log());
-            if round % 2 == 1 {
-                thread::sleep(moment(round, 600));
-            }
-            gateway.start_again(&configuration("nftables"));
-            load.wait_for_transfers();
-        }
-        rounds
-    });
-}
-
 #[test]
 fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
     for backend in ["nftables", "conntrack"] {
@@ -94,7 +27,7 @@ fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
 
 /// Gives false if a stop was not as short as it was to be.
 fn loses_nothing_to_stops(backend: &str) -> bool {
-    let gateway = gateway_with(Topology::Masquerade, &configuration(backend));
+    let gateway = gateway_with(Topology::Masquerade, &back_end(backend));
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     let load = Load::start(&gateway.lab, &server, LoadSpec::default());
     let rounds = rounds(1);
@@ -135,7 +68,7 @@ fn lives_through(stop: impl Fn(&Gateway, u64)) {
 
 /// The same with a back end that the daemon begins with, in so many rounds.
 fn lives_through_with(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gateway, u64)) {
-    let mut gateway = gateway_with(Topology::Masquerade, &configuration(backend));
+    let mut gateway = gateway_with(Topology::Masquerade, &back_end(backend));
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     gives_up_soon(&gateway);
     let brief = LoadSpec { data_seconds: 3, ..LoadSpec::default() };
@@ -193,7 +126,7 @@ fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
     let ends: [fn(&mut Daemon); 2] =
         [Daemon::kill, |daemon| assert!(daemon.stop().unwrap().success(), "{}", daemon.log())];
     for (backend, end) in ["nftables", "conntrack"].into_iter().zip(ends) {
-        let mut gateway = gateway_with(Topology::Masquerade, &configuration(backend));
+        let mut gateway = gateway_with(Topology::Masquerade, &back_end(backend));
         let _server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
         let gate = || gate();
         let after = |steps: Vec<Value>| [login(), steps].concat();
@@ -228,7 +161,7 @@ fn a_restart_with_the_other_back_end_breaks_no_connection() {
         gateway.daemon.kill();
         let (exe, host) = (executable(), gateway.lab.gateway.clone());
         let backend = ["conntrack", "nftables"][usize::try_from(round % 2).unwrap()];
-        gateway.daemon = Daemon::start(&exe, &host, &configuration(backend)).unwrap();
+        gateway.daemon = Daemon::start(&exe, &host, &back_end(backend)).unwrap();
     });
 }
 
@@ -236,7 +169,7 @@ fn a_restart_with_the_other_back_end_breaks_no_connection() {
 #[test]
 #[ignore = "nightly: needs gdb"]
 fn a_connection_lives_if_the_daemon_is_stopped_in_the_middle_of_a_decision() {
-    let gateway = gateway_with(Topology::Masquerade, &configuration("nftables"));
+    let gateway = gateway_with(Topology::Masquerade, &back_end("nftables"));
     let _server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     let script = gateway.lab.directory().join("stop.gdb");
     let lines = "rbreak set_mark_and_liberal$\ncontinue\nshell sleep 8\ndelete\ndetach\n";

@@ -378,18 +378,13 @@ fn the_fast_path_opens_nothing_after_the_last_heartbeat() {
     assert_eq!((opened, gateway.daemon.pinholes().unwrap().len()), (0, 0));
 }
 
-/// The fast path of a firewall that accepts `related` alone.
-fn passing() -> String {
-    format!("queue.fast-path = \"auto\"\n{CONNTRACK}")
-}
-
 #[test]
 fn only_announcements_are_queued_with_the_back_end_conntrack() {
     if !has_tcx() {
         return;
     }
     for topology in [Topology::Routed, Topology::Masquerade, Topology::PublishedServer] {
-        let gateway = gateway_with(topology, &passing());
+        let gateway = gateway_with(topology, FAST_PATH_EXPECTING);
         let daemon = &gateway.daemon;
         let _server = server(&gateway.lab);
         let is_published = topology == Topology::PublishedServer;
@@ -414,7 +409,7 @@ fn the_program_closes_its_pinholes_if_the_next_daemon_uses_expectations() {
     wait_for("the last announcement", || gateway.count("pinholes_opened") == 3);
     assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
     gateway.daemon.kill();
-    gateway.start_again(&passing());
+    gateway.start_again(FAST_PATH_EXPECTING);
     assert_eq!(fast_path(&gateway.daemon)["state"], "on");
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     client.release().ok_in(fast_path(&gateway.daemon));
@@ -460,64 +455,6 @@ fn a_clean_stop_leaves_no_program_and_no_pin() {
     assert_eq!(pins(&gateway.lab).len(), 1);
     gateway.daemon.stop().unwrap();
     assert_eq!(pins(&gateway.lab).len(), 0, "{}", gateway.daemon.log());
-}
-
-#[test]
-fn transfers_on_the_fast_path_survive_a_killed_daemon() {
-    survives_kills(|_| executable(), |_| FAST_PATH.to_owned());
-}
-
-/// Then the table is another one: what is open in the old one is open in the new one as well.
-#[test]
-fn transfers_on_the_fast_path_survive_a_killed_daemon_and_another_queue() {
-    survives_kills(
-        |_| executable(),
-        |round| {
-            let queue = format!("[queue]\nnumber = {}\n", 2100 + round % 2 * 200);
-            FAST_PATH.replace("[queue]\n", &queue)
-        },
-    );
-}
-
-#[test]
-fn transfers_by_expectations_survive_a_killed_daemon() {
-    survives_kills(|_| executable(), |_| passing());
-}
-
-/// As with `ip netns exec`, whose mounts end with the program: so do its pins.
-#[test]
-fn transfers_on_the_fast_path_survive_a_killed_daemon_whose_pins_end_with_it() {
-    let program = |gateway: &Gateway| {
-        let mount = "mount -t bpf bpf /sys/fs/bpf && exec \"$@\"";
-        let line = format!(
-            "[ \"$1\" = run ] || exec {0} \"$@\"\nexec unshare --mount sh -c '{mount}' sh {0} \"$@\"",
-            executable().display()
-        );
-        shell_program(&gateway.lab.gateway, "ftp-alg-alone", &line)
-    };
-    survives_kills(program, |_| FAST_PATH.to_owned());
-}
-
-fn survives_kills(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> String) {
-    let Some(mut gateway) = fast_path_gateway(Topology::Masquerade) else { return };
-    let program = program(&gateway);
-    // A program that it left would be the next one's as well, whatever becomes of that one's pins.
-    gateway.daemon.stop().unwrap();
-    gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, &configuration(0)).unwrap();
-    let load = FastLoad::start(&gateway.lab, 8);
-    // Later daemons may not get so far: a session has three tries on the fast path of each.
-    wait_for("the fast path", || gateway.count("fast_path_lines") > 100);
-    let rounds = gateway.kill_at_any_moment(&program, 16, configuration, |gateway, round| {
-        load.wait_for_transfers();
-        let log = gateway.daemon.log();
-        assert!(log.contains("restored 8 sessions"), "round {round}: {log}");
-        assert_eq!(gateway.count("fast_path_mismatches"), 0, "round {round}");
-    });
-    let (transfers, failures) = load.end();
-    println!("{rounds} rounds, {transfers} transfers");
-    assert!(transfers > rounds * 100, "{transfers}");
-    assert!(failures.is_empty(), "{failures:#?} {}", gateway.daemon.log());
-    gateway.assert_tidy();
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod healing;
 mod health;
 mod history;
 mod image;
+mod kills;
 mod kubernetes;
 mod lab;
 mod late_rules;

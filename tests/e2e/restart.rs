@@ -1,6 +1,4 @@
 //! Crashes, stops and starts of the daemon while control connections go on.
-//!
-//! `FTP_ALG_ROUNDS` says how often the daemon is killed under load (12).
 
 use crate::common::*;
 
@@ -342,34 +340,4 @@ fn a_journal_that_a_crash_cut_off_is_believed_up_to_there() {
     gateway.start_again(ONE);
     let session = client.release().ok();
     assert_eq!(session.got(16), "the body\r\n");
-}
-
-/// A server that says its name takes zeros, so that no number changes.
-#[test]
-fn transfers_survive_a_daemon_that_is_killed_again_and_again() {
-    kill_again_and_again("", "");
-}
-
-#[test]
-fn adjusted_transfers_survive_a_daemon_that_is_killed_again_and_again() {
-    kill_again_and_again("ServerIdent on \"at your service\"", "8 with sequence adjustment");
-}
-
-fn kill_again_and_again(more: &str, adjusted: &str) {
-    let mut gateway = gateway(Topology::Masquerade);
-    let server = Server::start_with(ServerKind::Proftpd, &gateway.lab.server, more).unwrap();
-    let spec = LoadSpec { modes: "active", ..LoadSpec::default() };
-    let mut load = Load::start(&gateway.lab, &server, spec);
-    let before = format!("restored 8 sessions ({adjusted}");
-    let no_change = |_| String::new();
-    let rounds = gateway.kill_at_any_moment(&executable(), 12, no_change, |gateway, round| {
-        load.wait_for_transfers();
-        let log = gateway.daemon.log();
-        assert!(log.contains(&before), "round {round}: {log}");
-    });
-    let report = load.end();
-    println!("{rounds} rounds: {report}");
-    assert_eq!(report.bad(), [0; 3], "{report}");
-    assert!(report.count("sessions") == 8 && report.count("transfers") > rounds, "{report}");
-    gateway.assert_tidy();
 }

@@ -265,6 +265,9 @@ pub const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
 
 /// With this one connections use the fast path.
 pub const FAST_PATH: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
+/// The same behind a firewall that accepts `related` alone.
+pub const FAST_PATH_EXPECTING: &str =
+    "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"conntrack\"\n";
 
 /// The configuration of a back end.
 pub fn back_end(name: &str) -> String {
