@@ -63,59 +63,6 @@ fn port_cut_at_every_byte() {
     [true, false].into_iter().for_each(port_is_cut_at_every_byte);
 }
 
-#[test]
-fn port_one_byte_a_segment() {
-    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
-    for nodelay in [true, false] {
-        for pause in [0.0, 0.002] {
-            let bytes = json!({"bytes": true, "pause": pause});
-            // Sleeping takes longer than asked for.
-            let pauses = (PORT.len() - 1) as f64 * pause * 2000.0;
-            let what = format!("one byte a segment, nodelay {nodelay}, pause {pause}");
-            assert_prompt(&what, 6, pauses, || {
-                let transfers = vec![active_transfer(json!({"send": PORT}), &bytes); 3];
-                run(&gateway.lab, nodelay, transfers)
-            });
-        }
-    }
-}
-
-#[test]
-fn lines_before_and_behind_an_announcement_share_its_segment() {
-    let (gateway, server) = served(Topology::Masquerade, "", json!({}));
-    let together = format!("TYPE I\r\n{PORT}LIST\r\n");
-    let steps = vec![json!({"send": together}), reply(), reply(), reply()];
-    let rest = vec![accept(3762), reply()];
-    let session = run(&gateway.lab, true, vec![steps, rest]).ok();
-    assert!(session.got(6).starts_with("200 Type"));
-    assert!(session.got(7).starts_with("200 PORT"));
-    assert!(server.lines()[3].starts_with("PORT 198,51,100,1,"), "{:?}", server.lines());
-}
-
-/// Passive transfers to a published server whose announcements are cut as `cut` says.
-fn passive_announcements(cut: &str, pause: f64, nodelay: bool, count: usize) {
-    let gateway = gateway(Topology::PublishedServer);
-    let lab = &gateway.lab;
-    let plan = json!({"cut": cut, "pause": pause, "nodelay": nodelay, "passive_port": 50069});
-    let _server = scripted_server(&lab.server, &plan);
-    let one = passive_transfer("PASV");
-    let length = "227 Entering Passive Mode (192,168,150,90,195,149)\r\n".len();
-    let pieces = if cut == "each" { 1 } else { length - 1 };
-    let what = format!("cut {cut}, pause {pause}, nodelay {nodelay}");
-    assert_prompt(&what, one.len(), pieces as f64 * pause * 2000.0, || {
-        run(lab, true, vec![one.clone(); count])
-    });
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-}
-
-#[test]
-fn passive_announcement_cut_at_every_byte_or_one_byte_a_segment() {
-    passive_announcements("each", 0.01, true, 51);
-    passive_announcements("each", 0.01, false, 51);
-    passive_announcements("bytes", 0.002, true, 3);
-    passive_announcements("bytes", 0.0, false, 3);
-}
-
 /// Matches segments that begin with `PORT`.
 const BEGINS_WITH_PORT: &str = "tcp dport 21 @ih,0,32 0x504f5254";
 
@@ -171,19 +118,6 @@ fn retransmission_gets_the_same_rewrite() {
     for side in [inner, outer] {
         assert_eq!(side.faults().unwrap(), [""; 0]);
     }
-}
-
-#[test]
-fn a_reply_lost_after_an_adjustment_is_retransmitted() {
-    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
-    let lab = &gateway.lab;
-    // `200 PORT`: the answer to the rewritten command.
-    let answer = "tcp sport 21 @ih,0,64 0x32303020504f5254";
-    lab.client.nft(&lose_once("prerouting", answer)).unwrap();
-    let transfer = active_transfer(json!({"send": PORT}), &json!({}));
-    run(lab, true, vec![transfer.clone(), transfer]).ok();
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    assert_eq!(gateway.count("pinholes_opened"), 2);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! FTP bounce (RFC 2577): announcements of another host, a low port, or an invalid port.
 
-use super::scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end};
+use super::scene::{ANNOUNCED, PASSIVE_PORT, Scene, assert_silent, with_each_back_end};
 use crate::common::*;
 
 /// A tshark filter for connection attempts.
@@ -31,7 +31,7 @@ fn replies_to(scene: &Scene, family: Family, lines: &[String]) -> Vec<String> {
 }
 
 /// Asserts that the gateway refuses `lines`, and that the server connects to no host.
-pub fn assert_refused(scene: &Scene, lines: &[String]) {
+fn assert_refused(scene: &Scene, lines: &[String]) {
     assert_refused_over(scene, V4, lines);
 }
 
@@ -39,10 +39,7 @@ fn assert_refused_over(scene: &Scene, family: Family, lines: &[String]) {
     let lab = &scene.gateway.lab;
     let attempts = Capture::start(&lab.server, "eth0", "tcp").unwrap();
     for (line, answer) in lines.iter().zip(replies_to(scene, family, lines)) {
-        // If a line may be several commands for the server, the gateway cannot tell which reply answers which.
-        let is_plain = line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
-        let names_gateway = !is_plain || answer.contains("the gateway");
-        assert!(answer.starts_with("50") && names_gateway, "{line}: {answer}");
+        assert!(answer.starts_with("50") && answer.contains("the gateway"), "{line}: {answer}");
     }
     assert_eq!(scene.announcements(), [""; 0]);
     // Except the attempts that this test itself makes to check that nothing is open.
@@ -103,91 +100,21 @@ fn a_client_cannot_bounce_to_a_third_host_over_ipv6() {
     assert_refused_over(&scene, V6, &lines);
 }
 
-/// Commands that are no announcement, or announce a port that the policy forbids.
-const INVALID: &str = "
-    PORT 192,168,150,80,0,22
-    PORT 192,168,150,80,3,255
-    PORT 192,168,150,80,0,0
-    EPRT |1|192.168.150.80|22|
-    EPRT |1|192.168.150.80|1023|
-    PORT 192,168,150,80,256,22
-    PORT 192,168,150,80,14,434
-    PORT 300,168,150,80,14,178
-    PORT 448,424,406,336,14,178
-    PORT 192,168,150,80,4294967310,178
-    PORT 192,168,150,80,-1,178
-    EPRT |1|192.168.150.80|65558|
-    EPRT |1|192.168.150.80|69298|
-    EPRT |1|192.168.150.80|4294971058|
-    EPRT |1|448.424.406.336|3762|
-    PORT 192,168,150,80,14,178,9
-    PORT 192,168,150,80,14,178 x
-    PORT 192,168,150,80,14,178x
-    PORT 192,168,150,80,14,178;
-    PORT 192,168,150,80,14,178,
-    PORT 192,168,150,80,14
-    PORT ,192,168,150,80,14,178
-    EPRT |1|192.168.150.80|3762|x
-    EPRT |1|192.168.150.80|3762
-    EPRT |1|192.168.150.80|3762||
-";
-
-/// Ports below the lowest one, numbers that are the client's own address or port 22 modulo 256 or 65536, and text before
-/// or behind an endpoint.
-#[test]
-fn low_ports_numbers_out_of_range_and_more_text_are_refused() {
-    let scene = Scene::new(Topology::Masquerade, &json!({}));
-    let lines = INVALID.lines().map(str::trim).filter(|line| !line.is_empty());
-    let behind_cr = format!("{PORT}\rPORT 198,51,100,66,14,180");
-    let lines: Vec<_> = lines.map(str::to_owned).chain([behind_cr]).collect();
-    assert_refused(&scene, &lines);
-}
-
-/// Lets a published server send each of `replies` to a `PASV` or `EPSV`. The client must receive a 425, or the reply
-/// itself if it contains no valid host-port. No pinhole may open.
-fn assert_replies_open_nothing(replies: &[&str]) {
-    let commands = replies.iter().enumerate().map(|(at, reply)| {
-        let verb = if reply.starts_with("227") { "PASV" } else { "EPSV" };
-        (format!("{verb} {at}"), json!(reply))
-    });
-    let extra: serde_json::Map<String, Value> = commands.collect();
-    let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
-    let lines = extra.keys();
-    let steps: Vec<_> = lines.clone().flat_map(|line| [say(line), reply()]).collect();
-    let client = scene.logged_in(&steps);
-    scene.assert_nothing_opened(&[22, PASSIVE_PORT]);
-    let session = client.release();
-    for (at, line) in lines.enumerate() {
-        let (heard, said) = (session.got(6 + at * 2), extra[line].as_str().unwrap());
-        assert!(heard == said || heard.starts_with("425 Gateway: "), "reply to {line}: {heard}");
-        let is_invalid =
-            ["256", "405", "65558", "115605"].iter().any(|number| said.contains(number));
-        let is_foreign = said.starts_with("227") && !said.contains("192,168,150,90");
-        assert_eq!(heard == said, is_invalid || is_foreign, "reply to {line}: {heard}");
-    }
-}
-
-#[test]
-fn a_server_cannot_announce_a_low_or_invalid_port() {
-    assert_replies_open_nothing(&[
-        "227 Entering Passive Mode (192,168,150,90,0,22)",
-        "227 Entering Passive Mode (192,168,150,90,256,22)",
-        "227 Entering Passive Mode (192,168,150,90,195,405)",
-        "229 Entering Extended Passive Mode (|||22|)",
-        "229 Entering Extended Passive Mode (|||65558|)",
-        "229 Entering Extended Passive Mode (|||115605|)",
-    ]);
-}
-
 #[test]
 fn a_server_cannot_announce_a_third_host() {
     // Behind NAT: another host next to the server, the outsider, and the gateway's inner address.
-    assert_replies_open_nothing(&[
-        "227 Entering Passive Mode (192,168,150,91,195,149)",
-        "227 Entering Passive Mode (198,51,100,66,195,149)",
-        "227 Entering Passive Mode (192,168,150,1,195,149)",
-        "227 Entering Passive Mode (127,0,0,1,195,149)",
-    ]);
+    let hosts = ["192,168,150,91", "198,51,100,66", "192,168,150,1", "127,0,0,1"];
+    let said = hosts.map(|host| format!("227 Entering Passive Mode ({host},195,149)"));
+    let lines = [0, 1, 2, 3].map(|at| format!("PASV {at}"));
+    let extra: serde_json::Map<_, _> =
+        lines.iter().cloned().zip(said.clone().map(Value::from)).collect();
+    let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
+    let client = scene.logged_in(&lines.map(|line| [say(&line), reply()]).concat());
+    scene.assert_nothing_opened(&[22, PASSIVE_PORT]);
+    let session = client.release();
+    for (at, reply) in said.iter().enumerate() {
+        assert_eq!(session.got(6 + at * 2), reply);
+    }
     // A server outside: its clients must not get through to the host that it announces.
     let plan = json!({"extra": {"PASV": "227 Entering Passive Mode (198,51,100,66,195,149)"}});
     let scene = Scene::new(Topology::Masquerade, &plan);

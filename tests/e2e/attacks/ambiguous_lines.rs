@@ -3,7 +3,7 @@
 
 use super::{
     addresses::ATTEMPTS,
-    scene::{ANNOUNCED, PORT, Scene, assert_silent},
+    scene::{ANNOUNCED, PORT, Scene, assert_silent, with_each_back_end},
 };
 use crate::common::*;
 
@@ -261,6 +261,21 @@ fn a_client_without_a_login_opens_no_pinhole_and_cannot_bounce() {
         for (plan, steps) in &cases {
             scope.spawn(|| assert_only_refused(plan, steps));
         }
+    });
+}
+
+/// NAT slipstreaming: a page has a browser send a `PORT` line to a server that cooperates. The kernel's FTP helper reads on where
+/// the dialogue is not FTP.
+#[test]
+fn a_browser_that_waits_for_replies_opens_no_pinhole() {
+    with_each_back_end(|back_end| {
+        let plan = json!({"extra": {"POST": "230 fine"}});
+        let scene = Scene::with(Topology::Masquerade, back_end, &plan);
+        let lines = ["POST / HTTP/1.1", PORT, "Host: ftp", "USER lab", "PASS lab", PORT];
+        let client = scene.client(&[vec![reply()], lines.map(ask).concat()].concat());
+        scene.assert_closed(&[ANNOUNCED]);
+        assert_eq!(scene.gateway.count("pinholes_opened"), 0);
+        client.release().ok();
     });
 }
 

@@ -3,10 +3,8 @@
 
 mod addresses;
 mod ambiguous_lines;
-mod bytes;
 mod conntrack_lookups;
 mod consumed_pinholes;
-mod dialogue;
 mod dropped_syns;
 mod fast_open;
 mod floods;
@@ -20,7 +18,6 @@ mod port_conflicts;
 mod resource_limits;
 mod sane_helper;
 mod scene;
-mod slipstream;
 mod spoofed;
 mod tuple_reuse;
 mod urgent;

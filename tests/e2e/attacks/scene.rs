@@ -6,9 +6,7 @@ use crate::common::*;
 pub const PORT: &str = "PORT 192,168,150,80,14,178";
 /// The port in [`PORT`].
 pub const ANNOUNCED: u16 = 3762;
-/// The server behind [`Topology::PublishedServer`] announces its port 50069.
-pub const PASSIVE: &str = "227 Entering Passive Mode (192,168,150,90,195,149)";
-/// The port in [`PASSIVE`].
+/// A passive port of the server.
 pub const PASSIVE_PORT: u16 = 50069;
 
 /// Runs `test` with a configuration for each back end. Both run at the same time, because they mostly wait for

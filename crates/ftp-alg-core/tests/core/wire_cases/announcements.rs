@@ -75,9 +75,6 @@ fn replies_that_announce_nothing_pass_unchanged() {
         }
     });
     everywhere_v4(|scenario| {
-        let text = r"< 211-Status\r\n227 Entering Passive Mode (203,0,113,9,4,22)\r\n211 End";
-        assert_passes(&scenario, &format!("text inside a multi-line reply > STAT {text}"));
-        assert_passes(&scenario, &format!("text inside a multi-line reply > PASV {text}"));
         for numbers in ["127,0,0,1,156,64", "10,99,99,99,156,64", "0,0,0,0,0,0"] {
             let foreign = format!(
                 "a 227 with a foreign address > PASV < 227 Entering Passive Mode ({numbers})"
@@ -89,6 +86,33 @@ fn replies_that_announce_nothing_pass_unchanged() {
     let v6 = Scenario { v6: true, ..Scenario::default() };
     let over_v6 = "a 227 over IPv6 > PASV < 227 Entering Passive Mode (203,0,113,9,156,64)";
     assert_passes(&v6, over_v6);
+}
+
+#[test]
+fn an_announcement_inside_other_text_opens_nothing() {
+    everywhere_v4(|scenario| {
+        for case in cases(
+            r"
+            a file's name          > RETR PORT 192,168,150,80,14,178 < 550 No > STOR EPRT |2|::1|1025| < 550 No
+            behind a CR            > MKD a\rPORT 192,168,150,80,14,178 < 550 No
+            another verb           > SITE PORT 192,168,150,80,14,178 < 550 No > XPORT 192,168,150,80,14,178 < 500 No
+            a password             > PASS PORT 192,168,150,80,14,178 < 503 No
+            a status               > STAT < 211-Status\r\n227 Mode (203,0,113,9,4,22)\r\n211 End
+            the same line          > STAT < 211-Status 227 Mode (203,0,113,9,4,22)\r\n211 End
+            the same to a PASV     > PASV < 211-Status\r\n227 Mode (203,0,113,9,4,22)\r\n211 End
+            help                   > HELP < 214-Help\r\n 227 x\r\n229 Extended (|||5069|)\r\n214 End
+            a missing file         > RETR x < 550 227 Mode (203,0,113,9,4,22): no such file
+            the same in lines      > RETR x < 550-no\r\n227 Mode (203,0,113,9,4,22)\r\n550 End
+            a directory            > MKD z < 257 \u{22}227 Mode (203,0,113,9,4,22)\u{22} is there
+            a refused PASV         > PASV < 500-Not this:\r\n227 Mode (203,0,113,9,4,22)\r\n500 End
+            the same behind words  > PASV < 500 What is 227 Mode (203,0,113,9,4,22)?
+            a refused EPSV         > EPSV < 500-Nor:\r\n229 Extended (|||5069|)\r\n500 End
+            to another command     > FEAT < 229 Extended (|||5069|) > NOOP < 227 Mode (203,0,113,9,4,22)
+            ",
+        ) {
+            assert_passes(&scenario, case);
+        }
+    });
 }
 
 #[test]
