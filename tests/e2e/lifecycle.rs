@@ -114,32 +114,6 @@ fn connections_that_conntrack_forgot_go_on() {
     }
 }
 
-#[test]
-fn unadjusted_connections_pass_while_the_daemon_is_down() {
-    for (how, kill) in [("stopped", false), ("killed", true)] {
-        let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
-        let host = gateway.lab.server_address(V4).to_string();
-        let mut steps = login();
-        steps.extend([gate(), say("NOOP"), reply(), say("QUIT"), reply()]);
-        // What is said waits for the daemon for 5 s, and then until it is retransmitted.
-        let plan = json!({"host": host, "timeout": 20, "steps": steps});
-        let client = gated_client(&gateway.lab.client, plan);
-        if kill {
-            gateway.daemon.kill();
-        } else {
-            gateway.daemon.stop().unwrap();
-        }
-        let session = client.release().ok_in(how);
-        assert_eq!(session.got(7), "200 Noop", "{how}");
-        // And a new one.
-        let mut steps = login();
-        steps.extend([say("NOOP"), reply()]);
-        let session = scripted_client(&gateway.lab.client2, &json!({"host": host, "steps": steps}))
-            .ok_in(how);
-        assert_eq!(session.got(6), "200 Noop", "{how}");
-    }
-}
-
 /// `run`, which `under` starts, must fail with exit code 1 and say why in one line, which holds `word`.
 #[track_caller]
 fn assert_refuses(lab: &Lab, under: &[&str], word: &str) {

@@ -52,18 +52,6 @@ fn what_is_refused_thousands_of_times_is_counted_and_logged_at_a_bounded_rate() 
     assert_eq!(daemon.counter("log_lines_skipped").unwrap(), skipped);
 }
 
-#[test]
-fn pinhole_closes_when_the_server_refuses_the_announcement() {
-    let (gateway, server) =
-        served(Topology::Masquerade, "", json!({"extra": {"PORT": "500 I do not like it"}}));
-    let lab = &gateway.lab;
-    let client = hold(lab, announced(&[]));
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-    let (address, port) = host_port(server.lines().last().unwrap());
-    assert_eq!(connect_in_vain(&lab.server, &address, port), "silent");
-    drop(client);
-}
-
 /// In the rules, and in the fast path's program.
 #[test]
 fn a_reload_closes_what_it_forbids() {

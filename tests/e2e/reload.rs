@@ -216,17 +216,6 @@ fn a_stale_copy_of_the_table_is_replaced() {
     daemon.stop().unwrap();
 }
 
-#[test]
-fn a_second_daemon_with_other_queues_does_not_start() {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
-    let first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    let running = our_table(&lab);
-    let done = run_another(&lab, &[], &executable(), &[], OTHER_QUEUES);
-    assert_fails(&done, 1, "`ftp-alg run --takeover` ends it");
-    assert_eq!(our_table(&lab), running);
-    drop(first);
-}
-
 /// Where the kernel lets it: the table of another one that owns it cannot be replaced anyway.
 #[test]
 fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
