@@ -193,6 +193,9 @@ pub type ServiceError = Box<dyn std::error::Error + Send + Sync>;
 /// unadjusted. A check takes microseconds, unless another program has changed nf_tables.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Interval of [`SharedState::update_health`].
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The signals that the daemon handles.
 const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
 
@@ -255,10 +258,16 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     );
     notify(&[NotifyState::Ready]);
     let mut watchdog = Watchdog::new();
+    let mut next_health = Instant::now();
     let outcome = handle_events(&events, |event| match event {
         None => {
             service.maintain();
-            watchdog.feed(Instant::now(), &service);
+            let now = Instant::now();
+            watchdog.feed(now, &service);
+            if now >= next_health {
+                service.shared.update_health(now);
+                next_health = now + HEALTH_INTERVAL;
+            }
         }
         Some(DaemonEvent::NfTablesChanged) => service.maintain(),
         Some(DaemonEvent::PolicyChanged) => service.update_policy(&config),
@@ -329,7 +338,7 @@ fn reload(config: &mut Config, service: &Workers, metrics: Option<&MetricsEndpoi
             count => counted(count as u64, "change"),
         };
         if new != *config {
-            service.shared.health.forget_configured();
+            service.shared.forget_configured(Instant::now());
         }
         log_event!(RELOADED, "reload: the new configuration is in use: {changed}");
         log_warnings(&new, service);

@@ -32,7 +32,7 @@ const READING_LIMIT: Duration = Duration::from_secs(1);
 const RESTART_LIMIT: Duration = Duration::from_millis(800);
 /// The same if the rules select the back end, and no earlier run selected one.
 const BACKEND_LIMIT: Duration = Duration::from_secs(10);
-/// Interval between two checks of the operator's rules and of the daemon's health.
+/// Interval between two looks at what others change.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The operator's rules at the start, read in the background.
@@ -142,8 +142,8 @@ pub(super) struct FollowedRules {
 }
 
 impl FollowedRules {
-    /// Reads the rules when they change, and updates the daemon's health, until `end` is set. `rules` are those at the
-    /// start.
+    /// Reads the rules when they change, until `end` is set, and takes the other looks that may take long: at the
+    /// configuration file and at conntrack. `rules` are those at the start.
     pub(super) fn follow(self, rules: OperatorRules, end: &AtomicBool) {
         let Self { mut reader, is_configured, parameters, shared, events } = self;
         // Rules that come late have the same effects as at the start.
@@ -173,7 +173,7 @@ impl FollowedRules {
                 shared.health.audit_rules(&rules, &parameters);
             }
             shared.config_file.examine();
-            shared.update_health(Instant::now(), &parameters);
+            shared.report_unused_pinholes(Instant::now(), &parameters);
             thread::park_timeout(INTERVAL);
         }
     }

@@ -5,6 +5,7 @@ use std::{
     fmt::Display,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -29,7 +30,7 @@ use super::{
     rates::{self, CounterHistory},
     running_bytes::RunningBytes,
     shard::{Shard, lock},
-    snapshot::{FastPathStatus, Status},
+    snapshot::{FastPathStatus, Findings, Status},
     transfers::{DataConntrack, Reporter, RunningConnection, Seen},
     worker_progress::WorkerProgress,
 };
@@ -182,19 +183,43 @@ impl SharedState {
         has_changed
     }
 
-    /// Updates the daemon's health and the history of its counters, and logs new and solved problems. Called each
-    /// second.
-    pub(super) fn update_health(&self, now: Instant, parameters: &RuleParameters) {
+    /// Stores and logs which pinholes expired without a connection. Dumps conntrack, which may take long.
+    pub(super) fn report_unused_pinholes(&self, now: Instant, parameters: &RuleParameters) {
         let unused = self.health.take_unused_pinholes(now, parameters);
         self.store_events(&unused);
         self.log.log_events(now, unused.iter(), 0);
-        let status = self.status_without_sessions(now);
+    }
+
+    /// The tick of the daemon's health: updates it and the history of the counters, and logs new and solved problems.
+    pub(super) fn update_health(&self, now: Instant) {
+        let (status, unwritten) = self.counters(now);
         lock(&self.history).record(now, rates::counts(&status, self.transfers.is_on()));
-        self.health.report_changes(&status.findings);
+        self.health.update_traffic(now, &status);
+        self.health.report_changes(&self.findings(&status, &unwritten));
+    }
+
+    /// Forgets what a configuration that is no more may have caused. What is not cured is back with the next event.
+    pub(super) fn forget_configured(&self, now: Instant) {
+        self.health.forget_configured();
+        self.health.update_traffic(now, &self.counters(now).0);
     }
 
     /// Counters and health, without the values that need a look at each session or at the kernel.
     pub(super) fn status_without_sessions(&self, now: Instant) -> Status {
+        let (mut status, unwritten) = self.counters(now);
+        status.findings = self.findings(&status, &unwritten);
+        status
+    }
+
+    fn findings(&self, status: &Status, unwritten: &[PathBuf]) -> Findings {
+        let mut findings = self.health.findings(status, unwritten);
+        findings.extend(self.config_file.difference());
+        self.health.date(&mut findings);
+        findings
+    }
+
+    /// The status without findings, and the journals that cannot be written.
+    fn counters(&self, now: Instant) -> (Status, Vec<PathBuf>) {
         let mut unwritten = Vec::new();
         let mut status =
             Status::new(self.backend, now.saturating_duration_since(lock(&self.history).started));
@@ -228,11 +253,8 @@ impl SharedState {
             Err(why) => FastPathStatus::off(why),
         };
         status.names = self.external_names.rows();
-        status.findings = self.health.findings(now, &status, &unwritten);
-        status.findings.extend(self.config_file.difference());
-        self.health.date(&mut status.findings);
         status.unconfined = self.unconfined.clone();
-        status
+        (status, unwritten)
     }
 
     /// Whether a session of any engine holds this pinhole.

@@ -191,8 +191,6 @@ fn failed_data_connection(event: &Event) -> Option<&str> {
 #[derive(Debug, Default)]
 pub(super) struct Health {
     state: Mutex<HealthState>,
-    /// Since when there is a problem of a name.
-    since: Mutex<BTreeMap<String, String>>,
     /// With a lock of its own, because workers record events while a line is logged or the service manager is notified.
     reports: Mutex<Reports>,
 }
@@ -206,6 +204,10 @@ struct HealthState {
     /// What other parts of the daemon found, until they find that it is solved.
     known: BTreeMap<ProblemName, Finding>,
     traffic: Traffic,
+    /// What the traffic of the last minutes said at the last tick.
+    traffic_findings: Vec<Finding>,
+    /// Since when there is a problem of a name, as of the last tick.
+    since: BTreeMap<String, String>,
 }
 
 impl Health {
@@ -300,14 +302,15 @@ impl Health {
         unused
     }
 
+    /// Updates what the traffic says, from the counters of `status`. Called at each tick.
+    pub(super) fn update_traffic(&self, now: Instant, status: &Status) {
+        let state = &mut *lock(&self.state);
+        state.traffic_findings = state.traffic.update(now, status, state.drops_unmarked).collect();
+    }
+
     /// What is wrong with a daemon of this `status`. The journals at the paths `unwritten` cannot be written.
-    pub(super) fn findings(
-        &self,
-        now: Instant,
-        status: &Status,
-        unwritten: &[impl AsRef<Path>],
-    ) -> Findings {
-        let HealthState { audit, drops_unmarked, known, traffic } = &mut *lock(&self.state);
+    pub(super) fn findings(&self, status: &Status, unwritten: &[impl AsRef<Path>]) -> Findings {
+        let HealthState { audit, known, traffic_findings, .. } = &*lock(&self.state);
         let mut findings = audit.clone();
         findings.extend(name_checks(&status.names).iter().filter_map(Check::finding));
         findings.extend(no_free_descriptor());
@@ -315,7 +318,7 @@ impl Health {
         findings.extend(broker::has_ended().then(broker_ended));
         findings.extend(known.values().cloned());
         findings.extend(unwritten_journals(unwritten));
-        findings.extend(traffic.findings(now, status, *drops_unmarked));
+        findings.extend(traffic_findings.iter().cloned());
         findings
     }
 
@@ -326,16 +329,18 @@ impl Health {
 
     /// Completes `findings` by when each was first and last seen.
     pub(super) fn date(&self, findings: &mut Findings) {
-        let (now, mut since) = (in_utc_seconds(SystemTime::now()), lock(&self.since));
-        since.retain(|name, _| findings.iter().any(|(_, one)| one.name == *name));
+        let (now, state) = (in_utc_seconds(SystemTime::now()), lock(&self.state));
         for one in findings.problems.iter_mut().chain(&mut findings.warnings) {
             let last = one.last.get_or_insert_with(|| now.clone());
-            one.since = Some(since.entry(one.name.clone()).or_insert_with(|| last.clone()).clone());
+            one.since = Some(state.since.get(&one.name).unwrap_or(last).clone());
         }
     }
 
-    /// Reports to the log what is new or solved, and to the service manager what is wrong now.
+    /// Reports to the log what is new or solved, and to the service manager what is wrong now. Called at each tick, with
+    /// [dated](Self::date) findings.
     pub(super) fn report_changes(&self, findings: &Findings) {
+        let since = |(_, one): (_, &Problem)| Some((one.name.clone(), one.since.clone()?));
+        lock(&self.state).since = findings.iter().filter_map(since).collect();
         lock(&self.reports).update(findings);
     }
 }

@@ -14,8 +14,8 @@ use crate::daemon::snapshot::DaemonCounters;
 /// The names of problems and of warnings.
 fn names(health: &Health, after: Duration, status: &Status) -> [Vec<String>; 2] {
     let unwritten: [&Path; 0] = [];
-    let Findings { problems, warnings } =
-        health.findings(Instant::now() + after, status, &unwritten);
+    health.update_traffic(Instant::now() + after, status);
+    let Findings { problems, warnings } = health.findings(status, &unwritten);
     [problems, warnings].map(|all| all.into_iter().map(|one| one.name).collect())
 }
 
@@ -147,7 +147,7 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
     health.record_events(now, std::slice::from_ref(&opened));
     assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["unused-pinholes"]));
     let unwritten: [&Path; 0] = [];
-    let [warning] = &health.findings(now, &status, &unwritten).warnings[..] else { panic!() };
+    let [warning] = &health.findings(&status, &unwritten).warnings[..] else { panic!() };
     assert!(warning.text.contains("clients with the server 198.51.100.1 did"), "{warning:?}");
     record(&health, 1, EventKind::Elsewhere(NO_ROUTE));
     for number in 1..=3 {
@@ -188,11 +188,12 @@ fn a_problem_says_since_when_and_when_it_was_last_seen() {
     let dated = |names: &[ProblemName]| {
         let mut findings: Findings = names.iter().map(|name| name.finding("text")).collect();
         health.date(&mut findings);
+        health.report_changes(&findings);
         let of = |(_, one): (_, &Problem)| [one.since.clone().unwrap(), one.last.clone().unwrap()];
         findings.iter().map(of).collect::<Vec<_>>()
     };
     let start = in_utc_seconds(SystemTime::now());
-    lock(&health.since).insert("table".to_owned(), "2026-12-01T10:00:00Z".to_owned());
+    lock(&health.state).since.insert("table".to_owned(), "2026-12-01T10:00:00Z".to_owned());
     let [table, state] = &dated(&[ProblemName::Table, ProblemName::State])[..] else { panic!() };
     assert!(table[0] == "2026-12-01T10:00:00Z" && table[1] >= start, "{table:?}");
     assert!(state.iter().all(|at| *at >= start), "{state:?}");
@@ -203,8 +204,9 @@ fn a_problem_says_since_when_and_when_it_was_last_seen() {
     record(&health, 1, EventKind::Elsewhere(NO_ROUTE));
     record(&health, 2, EventKind::Elsewhere(NO_ROUTE));
     let unwritten: [&Path; 0] = [];
-    let findings = || health.findings(Instant::now(), &Status::default(), &unwritten).warnings;
-    assert!(findings()[0].last.as_deref() >= Some(&*start));
+    health.update_traffic(Instant::now(), &Status::default());
+    let warnings = health.findings(&Status::default(), &unwritten).warnings;
+    assert!(warnings[0].last.as_deref() >= Some(&*start));
 }
 
 /// Not after ten minutes.

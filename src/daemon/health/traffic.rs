@@ -262,9 +262,9 @@ impl Traffic {
         }
     }
 
-    /// What is wrong now. `drops_unmarked` says whether the firewall lets no data connection pass that is not marked by
+    /// Updates the counts of the last minutes. Returns what is wrong now. `drops_unmarked` says whether the firewall lets no data connection pass that is not marked by
     /// ftp-alg.
-    pub(super) fn findings(
+    pub(super) fn update(
         &mut self,
         now: Instant,
         status: &Status,
