@@ -75,54 +75,56 @@ fn documented_defaults_are_the_defaults() {
     assert_eq!(parse(text).unwrap(), Config::default());
 }
 
+/// A configuration with every key that the policy has.
+const EVERY_KEY: &str = r#"
+    control-ports = [21, 2121]
+    implicit-tls-ports = [990]
+    [queue]
+    number = 7
+    workers = 4
+    [pinhole]
+    timeout = "1500ms"
+    [nat]
+    external-address = "198.51.100.1"
+    port-range = "50000-50099"
+    [policy]
+    foreign-address = "allow"
+    min-data-port = 2048
+    deny-ports = [3306, "5900-5999"]
+    require-login = false
+    auth-tls = "refuse"
+    max-sessions = 10
+    max-sessions-per-client = 3
+    memory = "512MiB"
+    max-pinholes-per-client = 2
+    [[server]]
+    address = "10.0.0.5"
+    external-address = "198.51.100.7"
+    replace-foreign-address = true
+    passive-ports = [60000, "50000-50100"]
+    [[server]]
+    address = "2001:db8::5"
+    [[network]]
+    clients = "192.168.150.0/24"
+    servers = ["203.0.113.9", "2001:db8::/32"]
+    foreign-address = "refuse"
+    auth-tls = "pass"
+    [[network]]
+    clients = "10.0.0.0/8"
+    any-interface = true
+    passive-ports = 40000
+    min-data-port = 1
+    deny-ports = []
+    require-login = true
+    max-pinholes-per-client = 3
+    [[network]]
+    servers = "10.0.0.0/8"
+    inspect = false
+"#;
+
 #[test]
 fn every_key_reaches_the_policy() {
-    let text = r#"
-        control-ports = [21, 2121]
-        implicit-tls-ports = [990]
-        [queue]
-        number = 7
-        workers = 4
-        [pinhole]
-        timeout = "1500ms"
-        [nat]
-        external-address = "198.51.100.1"
-        port-range = "50000-50099"
-        [policy]
-        foreign-address = "allow"
-        min-data-port = 2048
-        deny-ports = [3306, "5900-5999"]
-        require-login = false
-        auth-tls = "refuse"
-        max-sessions = 10
-        max-sessions-per-client = 3
-        memory = "512MiB"
-        max-pinholes-per-client = 2
-        [[server]]
-        address = "10.0.0.5"
-        external-address = "198.51.100.7"
-        replace-foreign-address = true
-        passive-ports = [60000, "50000-50100"]
-        [[server]]
-        address = "2001:db8::5"
-        [[network]]
-        clients = "192.168.150.0/24"
-        servers = ["203.0.113.9", "2001:db8::/32"]
-        foreign-address = "refuse"
-        auth-tls = "pass"
-        [[network]]
-        clients = "10.0.0.0/8"
-        any-interface = true
-        passive-ports = 40000
-        min-data-port = 1
-        deny-ports = []
-        require-login = true
-        max-pinholes-per-client = 3
-        [[network]]
-        servers = "10.0.0.0/8"
-        inspect = false
-    "#;
-    let config = parse(text).unwrap();
+    let config = parse(EVERY_KEY).unwrap();
     assert_eq!(config.queue.numbers().collect::<Vec<_>>(), [7, 8, 9, 10]);
     let base = Policy {
         control_ports: vec![21, 2121, 990],

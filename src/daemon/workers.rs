@@ -47,10 +47,10 @@ use super::{
 use crate::{
     config::{Config, FastPathMode},
     kernel::{
-        LinuxKernel, RuleParameters,
+        LinuxKernel, NetfilterError, RuleParameters,
         data_log::DataLog,
         known_rules::KnownRules,
-        operator_firewall,
+        operator_firewall::{self, RulesetReader},
         probe::ConntrackAbilities,
         queue::{Queue, QueueCounts, Waker},
         table::{Commits, HEARTBEAT_TIMEOUT, Table, TableRecord},
@@ -78,13 +78,7 @@ pub(super) fn start(
     // earlier daemon's table queues wait until the workers start.
     let queues = config.queue.numbers().map(Queue::open_with_super_packets);
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
-    let (state, shards) =
-        restore_shards(config, state_dir, &parameters, &names).map_err(|error| {
-            let path = state_dir.display();
-            format!(
-                "cannot use the state directory {path}: {error}; name another one with --state-dir"
-            )
-        })?;
+    let (state, shards) = restore_shards(config, state_dir, &parameters, &names)?;
     let left: usize = shards.iter().map(|shard| lock(shard).engine.sessions.count()).sum();
     let restored = left > 0;
     let group = parameters.data_log_group();
@@ -105,19 +99,13 @@ pub(super) fn start(
         Ok(reader)
     });
     let offload = reader.as_ref().ok().map(|reader| Arc::clone(&reader.offload));
-    let make_kernel = || -> Result<LinuxKernel, crate::kernel::NetfilterError> {
+    let make_kernel = || -> Result<LinuxKernel, NetfilterError> {
         let kernel = LinuxKernel::new(&parameters, &commits)?.obeying(&known_rules);
         Ok(kernel.with_offload(offload.as_ref()))
     };
     let kernel = make_kernel()?;
     let last_session = state.last_session();
-    let has_file = config.log.events.is_some();
-    let recent_events = EventRing::new(last_session.number(), last_session.first_event(), has_file);
-    for shard in &shards {
-        let sessions = &mut lock(shard).engine.sessions;
-        sessions.set_capacity(kernel.pinhole_capacity());
-        sessions.number_behind(last_session.number());
-    }
+    prepare_sessions(&shards, &kernel, &last_session);
     let wakers = queues.iter().map(Queue::waker).collect::<Result<Vec<_>, _>>()?;
     let shared = Arc::new(SharedState {
         progress: WorkerProgress::new(queues.len()),
@@ -130,7 +118,11 @@ pub(super) fn start(
         errors: AtomicU64::new(0),
         closing_set_overflows: AtomicU64::new(0),
         log: EventLog::default(),
-        events: recent_events,
+        events: EventRing::new(
+            last_session.number(),
+            last_session.first_event(),
+            config.log.events.is_some(),
+        ),
         transfers: Reporter::new(config.reports_transfers(), config.server_addresses()),
         running_bytes: RunningBytes::new(&parameters),
         events_unwritten: AtomicU64::new(0),
@@ -143,20 +135,7 @@ pub(super) fn start(
         fast_path: reader,
         kernel: Mutex::new(kernel),
     });
-    let mut workers = Workers {
-        shared,
-        state,
-        stop: Arc::default(),
-        wakers,
-        threads: Vec::new(),
-        rules_thread: None,
-        fast_path_thread: None,
-        transfers_thread: None,
-        table: None,
-        reports_end: Arc::default(),
-        table_guard: TableGuard::default(),
-        heartbeat: None,
-    };
+    let mut workers = Workers::new(shared, state, wakers);
     let have_waited = workers.load_table(&parameters, &commits, restored, why_off, events)?;
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let obstacle = rules.fast_path_obstacle();
@@ -167,34 +146,12 @@ pub(super) fn start(
     if config.queue.fast_path != FastPathMode::Off {
         workers.start_fast_path(why_off, obstacle, make_kernel()?, events)?;
     }
-    let follower = FollowedRules {
-        reader: rules_reader,
-        is_configured: config.restricts_ports(),
-        parameters: parameters.clone(),
-        shared: Arc::clone(&workers.shared),
-        events: events.clone(),
-    };
-    let end = Arc::clone(&workers.stop);
-    let work = move || {
-        follower.follow(rules, &end);
-        Ok(())
-    };
-    let what = "the reader of the operator's rules";
-    workers.rules_thread = Some(start_thread("rules", what, events.clone(), work)?);
+    workers.start_rules_reader(config, &parameters, rules_reader, rules, events)?;
     let data_log = data_log.filter(|_| workers.table.as_ref().is_some_and(Table::logs_data));
     workers.start_reporter(last_session, data_log, log_files, events)?;
     let backend = parameters.backend;
     for (index, queue) in queues.into_iter().enumerate() {
-        let worker = Worker {
-            queue,
-            index,
-            kernel: make_kernel()?,
-            parameters: parameters.clone(),
-            shared: Arc::clone(&workers.shared),
-            reorder_deadline: None,
-            events: Vec::new(),
-        };
-        workers.spawn(worker, events.clone())?;
+        workers.start_worker(index, queue, make_kernel()?, &parameters, events)?;
     }
     log_event!(BACK_END, backend = %backend, "back end {backend}: {backend_reason}");
     Ok(workers)
@@ -210,13 +167,22 @@ fn open_data_log(group: u16) -> Option<DataLog> {
         .ok()
 }
 
+/// Tells the engines how many pinholes the kernel can have, and after which number to number new sessions.
+fn prepare_sessions(shards: &[Mutex<Shard>], kernel: &LinuxKernel, last_session: &LastSession) {
+    for shard in shards {
+        let sessions = &mut lock(shard).engine.sessions;
+        sessions.set_capacity(kernel.pinhole_capacity());
+        sessions.number_behind(last_session.number());
+    }
+}
+
 /// The shard with the sessions that the state directory has, and one for each queue.
 fn restore_shards(
     config: &Config,
     state_dir: &Path,
     parameters: &RuleParameters,
     names: &ExternalNames,
-) -> io::Result<(StateDir, Vec<Mutex<Shard>>)> {
+) -> Result<(StateDir, Vec<Mutex<Shard>>), String> {
     let addresses = names.addresses();
     let policy = config.policy(|name| addresses.of(name), &Arc::default());
     names.record_announced(addresses);
@@ -224,9 +190,13 @@ fn restore_shards(
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let mut engines = vec![engine.new_restored_shard()];
     engines.extend(numbers.iter().map(|_| engine.new_shard()));
-    let state = StateDir::new(state_dir)?;
-    let journals =
-        state.open_journals(&parameters.gateway.control_ports, &numbers, &mut engines)?;
+    let failed = |error: io::Error| {
+        let path = state_dir.display();
+        format!("cannot use the state directory {path}: {error}; name another one with --state-dir")
+    };
+    let state = StateDir::new(state_dir).map_err(failed)?;
+    let control_ports = &parameters.gateway.control_ports;
+    let journals = state.open_journals(control_ports, &numbers, &mut engines).map_err(failed)?;
     let shard = |(engine, journal)| Mutex::new(Shard { engine, journal });
     Ok((state, engines.into_iter().zip(journals).map(shard).collect()))
 }
@@ -265,7 +235,7 @@ const OWNER_VARIABLE: &str = "FTP_ALG_TABLE_OWNER";
 
 /// Opens the one socket of all transactions. It owns the table if the kernel has tables with an owner that outlive
 /// their owner's socket.
-fn open_commits() -> Result<Commits, crate::kernel::NetfilterError> {
+fn open_commits() -> Result<Commits, NetfilterError> {
     if std::env::var_os(OWNER_VARIABLE).is_some_and(|value| value == "no") {
         return Ok(Commits::default());
     }
@@ -295,6 +265,24 @@ pub(super) struct Workers {
 }
 
 impl Workers {
+    /// The workers before anything is loaded or started.
+    fn new(shared: Arc<SharedState>, state: StateDir, wakers: Vec<Waker>) -> Self {
+        Self {
+            shared,
+            state,
+            stop: Arc::default(),
+            wakers,
+            threads: Vec::new(),
+            rules_thread: None,
+            fast_path_thread: None,
+            transfers_thread: None,
+            table: None,
+            reports_end: Arc::default(),
+            table_guard: TableGuard::default(),
+            heartbeat: None,
+        }
+    }
+
     /// Loads the table, and has the kernel and the fast path continue with what is `restored`. Returns whether packets may
     /// have waited for it since an earlier daemon's end.
     fn load_table(
@@ -365,12 +353,55 @@ impl Workers {
         Ok(())
     }
 
-    fn spawn(&mut self, worker: Worker, events: Sender<DaemonEvent>) -> Result<(), ServiceError> {
-        let number = worker.queue.number();
+    /// Starts the thread that reads the operator's rules when they change. `rules` are those at the start.
+    fn start_rules_reader(
+        &mut self,
+        config: &Config,
+        parameters: &RuleParameters,
+        reader: RulesetReader,
+        rules: OperatorRules,
+        events: &Sender<DaemonEvent>,
+    ) -> Result<(), ServiceError> {
+        let follower = FollowedRules {
+            reader,
+            is_configured: config.restricts_ports(),
+            parameters: parameters.clone(),
+            shared: Arc::clone(&self.shared),
+            events: events.clone(),
+        };
         let end = Arc::clone(&self.stop);
+        let work = move || {
+            follower.follow(rules, &end);
+            Ok(())
+        };
+        let what = "the reader of the operator's rules";
+        self.rules_thread = Some(start_thread("rules", what, events.clone(), work)?);
+        Ok(())
+    }
+
+    /// Starts the worker of a queue.
+    fn start_worker(
+        &mut self,
+        index: usize,
+        queue: Queue,
+        kernel: LinuxKernel,
+        parameters: &RuleParameters,
+        events: &Sender<DaemonEvent>,
+    ) -> Result<(), ServiceError> {
+        let number = queue.number();
+        let worker = Worker {
+            queue,
+            index,
+            kernel,
+            parameters: parameters.clone(),
+            shared: Arc::clone(&self.shared),
+            reorder_deadline: None,
+            events: Vec::new(),
+        };
+        let end = Arc::clone(&self.stop);
+        let (name, what) = (format!("queue-{number}"), format!("the worker of queue {number}"));
         let work = move || worker.run(&end);
-        let what = format!("the worker of queue {number}");
-        self.threads.push(start_thread(&format!("queue-{number}"), &what, events, work)?);
+        self.threads.push(start_thread(&name, &what, events.clone(), work)?);
         Ok(())
     }
 
