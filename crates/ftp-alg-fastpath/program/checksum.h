@@ -40,7 +40,7 @@ static __always_inline int is_checksum_right(struct __sk_buff *skb, const struct
 	__u64 pseudo_sum = bpf_htons(IPPROTO_TCP) + bpf_htons(length + packet->payload_length);
 	__s64 sum;
 
-	// What stands before an IPv4 address, 0xffff, adds nothing.
+	// The 0xffff before an IPv4 address adds nothing.
 #pragma unroll
 	for (int i = 0; i < 8; i++)
 		pseudo_sum += words[i];

@@ -29,7 +29,7 @@
 #define NEXT -1 // TCX_NEXT: the next program and the stack get the packet
 #define DROP 2  // TCX_DROP
 
-#define OTHER -2 // not from there: `admit_packet` is to look at the packet
+#define OTHER -2 // of this program alone: `admit_packet` is to look at the packet
 
 // Gives the connection back to the daemon. The packet is not changed, so the rules queue it.
 static __always_inline int hand_back(struct flow *flow)
@@ -70,8 +70,8 @@ static __always_inline void begin_record(struct line_record *line, const struct 
 	__builtin_memset(line->bytes, 0, LONGEST_LINE);
 }
 
-// Opens the pinhole of the next line, and advances the flow. Another processor that gets an announcement of this flow
-// meanwhile hands the flow back; then nothing stays open, and the function returns 0.
+// Opens the pinhole of the next line, and advances the flow. Returns 0 with nothing open if another processor has handed
+// the flow back, because it got an announcement of this flow meanwhile.
 static __always_inline int open(struct flow *flow, struct line_record *line, __u32 kind, const struct pinhole_key *key,
 				__u32 number, __u32 growth)
 {
@@ -220,8 +220,8 @@ static __always_inline int inspect_line(struct __sk_buff *skb, const struct pack
 	return hand_back(flow);
 }
 
-// A pure acknowledgement does not advance the flow. On an adjusted connection its numbers are adjusted. The mark
-// spares it the other rules.
+// Marks a pure acknowledgement, which spares it the other rules, and adjusts its numbers on an adjusted connection. It
+// does not advance the flow.
 static __always_inline int inspect_acknowledgement(struct __sk_buff *skb, const struct packet *packet,
 						   struct flow *flow, __u32 side)
 {
@@ -264,8 +264,8 @@ static __noinline int inspect_packet(struct __sk_buff *skb)
 	flow = bpf_map_lookup_elem(&flows, &id);
 	if (!flow || !flow->handed_over)
 		return NEXT;
-	// The packet comes from elsewhere than its sender, so it may be forged. If the kernel does not drop it, the
-	// rules queue it. Or it passes to an interface above this one, as that of a macvlan.
+	// The packet did not arrive on its sender's interface, so it may be forged, and the rules queue it unless the
+	// kernel drops it. Or the packet goes on to an interface above this one, such as a macvlan.
 	if (skb->ifindex != flow->interface[tuple->side & 1])
 		return NEXT;
 	if (is_acknowledgement(&packet))
@@ -292,7 +292,7 @@ static __noinline int admit_packet(struct __sk_buff *skb)
 	return NEXT;
 }
 
-// All that is on the stack at a time is limited to 512 bytes, so each of the two has a frame of its own.
+// The stack has 512 bytes for all functions that are running, so `inspect_packet` and `admit_packet` have a frame each.
 SEC("classifier") // aya loads a TCX program from a section of this name
 int inspect(struct __sk_buff *skb)
 {

@@ -18,7 +18,7 @@
 
 // How long an admitted SYN is remembered, in nanoseconds: as long as conntrack waits for its answer.
 #define SYN_LIFETIME 120000000000ULL
-// How long it is admitted again if there is no answer: TCP retransmits it after 1, 3, 7, 15 and 31 seconds.
+// How long a SYN without an answer is admitted again: TCP retransmits it after 1, 3, 7, 15 and 31 seconds.
 #define READMISSION_TIME 35000000000ULL
 
 enum side { CLIENT, SERVER };
@@ -80,7 +80,7 @@ struct pinhole {
 	__u32 line;                                // number of the line that opened the pinhole
 	__u32 mark;                                // packet mark of the admitted SYN
 	__u32 interface;                           // index of the interface on which the initiator is
-	__u32 elsewhere_port;                      // source port (__be16) of a SYN that arrived on another one; 0: none did
+	__u32 elsewhere_port;                      // source port (__be16) of a SYN on another interface; 0: there was none
 };
 
 // What a SYN and its SYN-ACK have in common, whatever NAT translates: the port of the announced endpoint, and the SYN's
@@ -93,11 +93,11 @@ struct syn_key {
 
 // A SYN that a pinhole admitted, by which the program recognises its retransmission.
 struct admitted_syn {
-	__u64 flow;                                // that of the pinhole; 0: it was one of the rules
+	__u64 flow;                                // flow of the pinhole; 0: the pinhole was one of the rules
 	__u64 until;                               // end of the entry, in nanoseconds of bpf_ktime_get_ns()
 	__u32 line;                                // number of the line that opened the pinhole
 	__u32 mark;                                // packet mark of the SYN
-	struct packet_tuple tuple;                 // that of the SYN
+	struct packet_tuple tuple;                 // tuple of the SYN
 	__u32 answered;                            // 1: there was a SYN-ACK, so the kernel has not dropped the SYN
 };
 
@@ -117,17 +117,17 @@ struct flow {
 	__u32 dialogue;                            // enum dialogue
 	struct address client, server;             // their own addresses, without NAT
 	__be16 client_port, server_port;
-	struct address_text own[2];                // the same as text,
-	struct address_text announced[2];          // and what a rewrite puts in its place; of length 0 if it stays
+	struct address_text own[2];                // texts of both addresses
+	struct address_text announced[2];          // texts that a rewrite puts in their place; length 0: no rewrite
 	struct address active_arrival, passive_arrival; // destination of a data connection's SYN, by mode
 	struct address active_initiator, passive_initiator; // source of a data connection's SYN, by mode
 	__u32 active_mark, passive_mark;           // packet mark of an admitted SYN, by mode
 	__u32 inspected_mark;                      // packet mark of an inspected packet
 	__u32 port_digits;                         // most digits in each number of a PORT's port; 0: no leading zeros
 	__u32 adjusted;                            // 1: lines may change length, and packets are adjusted
-	__u32 seq_offset[2];                       // sequence offset of client and server,
-	__u32 offset_since[2];                     // and the first sequence number that it applies to
-	__u32 pinhole_line;                        // number of the line that opened `pinhole`; 0: there is none
+	__u32 seq_offset[2];                       // sequence offset of client and server
+	__u32 offset_since[2];                     // first sequence number to which the sequence offset applies
+	__u32 pinhole_line;                        // number of the line that opened `pinhole`; 0: no line did
 	__u16 first_client_port, last_client_port; // the ports that the client may announce
 	__u64 pinhole_timeout;                     // in nanoseconds; 0: the program opens none
 	struct pinhole_key pinhole;                // the pinhole that this flow opened last
@@ -149,7 +149,7 @@ struct line_record {
 	__be16 window;
 	__u8 opened_pinhole;                       // 1: the line opened a pinhole
 	__u8 is_fin;                               // 1: a FIN, without a line
-	__u8 port_digits;                          // that of the flow, before this line
+	__u8 port_digits;                          // `port_digits` of the flow, before this line
 	__u8 pad;
 	__u32 consumed_pinhole;                    // number of the line whose pinhole was found consumed; 0: none was
 	__u8 bytes[LONGEST_LINE];                  // the line as it arrived, before any rewrite; 0 after its end
@@ -256,7 +256,7 @@ static __always_inline int is_ipv4(const struct address *address)
 	return !(address->words[0] | address->words[1] | (address->words[2] ^ bpf_htonl(0xffff)));
 }
 
-// Whether so many words, a constant, are the same. Without a branch for each.
+// Whether both have the same words, without a branch for each. `words` must be a constant.
 static __always_inline int are_same(const void *a, const void *b, __u32 words)
 {
 	__u32 differs = 0;

@@ -36,7 +36,7 @@ static __always_inline int is_dropped(const __u8 *ip)
 	return ip[8] <= 1 || ((ip[0] & 15) == 5 && fold(sum) != 0xffff);
 }
 
-// A number in a packet. Where the verifier asks for alignment (MIPS), it takes the start of each packet for two bytes off.
+// A number in a packet. On machines that need alignment (MIPS), the verifier assumes that each packet starts two bytes off.
 typedef __be32 __attribute__((aligned(2))) be32;
 
 struct packet {
@@ -56,7 +56,7 @@ static __always_inline __u32 checksum_offset(const struct packet *packet)
 	return packet->tcp + 16;
 }
 
-// The bytes at an offset, which can be read directly; 0 if there are not so many.
+// Returns the bytes at an offset, for direct access, or 0 if the packet is shorter.
 static __always_inline __u8 *bytes_at(struct __sk_buff *skb, __u32 offset, __u32 length)
 {
 	__u8 *bytes = (void *)(long)skb->data + offset, *end = (void *)(long)skb->data_end;
@@ -70,8 +70,8 @@ static __always_inline __u8 *bytes_at(struct __sk_buff *skb, __u32 offset, __u32
 	return bytes + length <= end ? bytes : 0;
 }
 
-// The offset of the IP header. An Ethernet address may look like the first bytes of one, so the kernel's own offset decides
-// then.
+// The offset of the IP header. If the frame begins like an IP header, it may still be an Ethernet address, and the kernel's
+// own offset decides.
 static __always_inline __u32 ip_offset(struct __sk_buff *skb)
 {
 	__u8 *data = bytes_at(skb, 0, 40);

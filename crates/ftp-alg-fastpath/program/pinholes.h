@@ -1,11 +1,11 @@
 // Pinholes: which line may open one, and the SYN that consumes it.
 #pragma once
 
-// Bits of the packet mark that the daemon may use. A SYN keeps a mark of others that has none of them.
+// Bits of the packet mark that the daemon may use. A SYN keeps a mark of others that has none of these bits.
 #define OWN_MARK_BITS 0xfffe0000U
 
-// Whether the pinhole admits a SYN that did not arrive where its initiator is. The SYN may be forged, and the kernel
-// may drop it (rp_filter). So it does not consume the pinhole, but only one source port is admitted in this way.
+// Whether the pinhole admits a SYN that did not arrive where the pinhole's initiator is. Such a SYN may be forged, and the
+// kernel may drop it (rp_filter), so it does not consume the pinhole. Only one source port is admitted in this way.
 static __always_inline int admits_from_elsewhere(struct pinhole *pinhole, __be16 source_port)
 {
 	__u32 port = source_port, admitted = __sync_val_compare_and_swap(&pinhole->elsewhere_port, 0, port);
@@ -24,8 +24,8 @@ static __always_inline struct admitted_syn *find_admitted_syn(const struct packe
 	return known;
 }
 
-// Whether the SYN is a retransmission of one that another pinhole admitted. Conntrack knows its connection, so it must
-// not consume this pinhole.
+// Whether the SYN is a retransmission of a SYN that another pinhole admitted. Conntrack knows that connection, so the
+// retransmission must not consume this pinhole.
 static __always_inline int is_retransmitted_syn(const struct packet *packet, const struct pinhole *pinhole, __u64 now)
 {
 	struct admitted_syn *known = find_admitted_syn(packet, now);
@@ -64,8 +64,8 @@ static __always_inline int remember_syn_of_rules(struct __sk_buff *skb, const st
 	return 1;
 }
 
-// Marks the retransmission of a SYN that was admitted, because the rules or a filter may have dropped the SYN. If it has
-// an answer, they have not.
+// Marks the retransmission of a SYN that was admitted, unless that SYN has an answer: the rules or a filter may have
+// dropped it.
 static __always_inline void admit_again(struct __sk_buff *skb, const struct packet *packet)
 {
 	__u64 admitted_at, *start, now = bpf_ktime_get_ns();
@@ -83,7 +83,7 @@ static __always_inline void admit_again(struct __sk_buff *skb, const struct pack
 		skb->mark |= known->mark;
 }
 
-// Gets each SYN-ACK.
+// Notes that the SYN has an answer. Called for each SYN-ACK.
 static __always_inline void note_answer(const struct packet *packet)
 {
 	struct syn_key key = { .port = packet->tuple.source_port, .seq = packet->ack - 1 };

@@ -1,7 +1,8 @@
 // Rewrites a PORT, an EPRT or a 227: puts another address into it.
 //
-// The result must be what `Announcement::edit` of ftp-alg-core writes, because the engine continues the session
-// with the line that it would have written itself.
+// The result must be what `Announcement::edit` of ftp-alg-core writes, because the engine continues the session with the
+// line that it would have written itself. The tests `a_port_command_is_rewritten_as_the_engine_does` and
+// `an_eprt_is_rewritten_as_the_engine_does` compare both.
 #pragma once
 
 // The most bytes after an announcement that the program moves, if the line changes its length.
@@ -83,7 +84,7 @@ static __always_inline void copy_part(struct rewrite *rewrite, const struct line
 	}
 }
 
-// Finds with how many digits each the two numbers of a port fill `room` bytes. Leading zeros go to the second number
+// Finds with how many digits the two numbers of a port fill `room` bytes. Leading zeros go to the second number
 // first. Returns the digits of the first number, and those of the second from bit 8 on; or 0 if the numbers cannot
 // fill the room.
 __noinline __u32 port_digit_counts(__u32 port, __u32 room, __u32 digits)
