@@ -298,8 +298,8 @@ impl<'a> Printer<'a> {
     }
 
     /// Prints the oldest events until so many are left.
-    fn print_down_to(&mut self, left: usize) -> Result<(), Failure> {
-        while self.window.len() > left
+    fn print_down_to(&mut self, count: usize) -> Result<(), Failure> {
+        while self.window.len() > count
             && let Some((_, (fields, json))) = self.window.pop_first()
         {
             if self.options.open {
@@ -326,8 +326,8 @@ impl<'a> Printer<'a> {
     /// Prints what is left.
     fn finish(mut self) -> Result<(), Failure> {
         self.print_down_to(0)?;
-        let left = mem::take(&mut self.openings).left();
-        self.print_openings(&left)?;
+        let open = mem::take(&mut self.openings).still_open();
+        self.print_openings(&open)?;
         self.lines.finish()
     }
 }

@@ -175,8 +175,8 @@ impl Setup {
             if self.gateway { "ftp-alg setup --gateway --apply" } else { "ftp-alg setup --apply" };
         output::print_report(self.json, &report, |report| report.text(apply))?;
         match report.by_hand.len() {
-            left @ 1.. if self.apply => {
-                Err(Failure::Failed(format!("rules to add by hand: {left}; see above")))
+            remaining @ 1.. if self.apply => {
+                Err(Failure::Failed(format!("rules to add by hand: {remaining}; see above")))
             }
             _ if report.incomplete => Err(Failure::failed(
                 "some rules could not be read, so more may be missing: see above",
@@ -184,8 +184,8 @@ impl Setup {
             _ if self.check && report.result == SHOWN => Err(Failure::Failed(format!(
                 "a change is pending, and nothing was changed: run `{apply}`"
             ))),
-            left @ 1.. if self.check => {
-                Err(Failure::Failed(format!("rules to add by hand: {left}; see above")))
+            remaining @ 1.. if self.check => {
+                Err(Failure::Failed(format!("rules to add by hand: {remaining}; see above")))
             }
             _ => Ok(()),
         }

@@ -104,9 +104,9 @@ pub(super) fn wrap(text: &str, limit: usize, breaks_words: bool) -> Vec<String> 
 /// The first of `chars`, as many as fit into `room` columns.
 pub(super) fn fitting(chars: impl Iterator<Item = char>, mut room: usize) -> String {
     let fits = |char: &char| {
-        let left = room.checked_sub(char.width().unwrap_or(0));
-        room = left.unwrap_or(0);
-        left.is_some()
+        let rest = room.checked_sub(char.width().unwrap_or(0));
+        room = rest.unwrap_or(0);
+        rest.is_some()
     };
     chars.take_while(fits).collect()
 }

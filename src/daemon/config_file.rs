@@ -22,11 +22,11 @@ pub(super) struct ConfigFile {
     is_default: bool,
     /// The text at the start, which has the fixed keys, and its configuration.
     started: (String, Config),
-    known: Mutex<Known>,
+    known: Mutex<FileState>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct FileState {
     /// The text that was loaded last.
     loaded: String,
     /// Whether it was read. Then it may not be absent at a reload: nobody means the defaults by that.
@@ -63,7 +63,7 @@ impl ConfigFile {
         let (text, was_there) = (read.as_ref().cloned().unwrap_or_default(), read.is_ok());
         let config = Config::from_read(path, read)?;
         let (loaded, in_use) = (text.clone(), config.clone());
-        let known = Known { loaded, was_there, in_use, seen: None, difference: None };
+        let known = FileState { loaded, was_there, in_use, seen: None, difference: None };
         let is_default = path.is_none();
         let path = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
         Ok(Self { path, is_default, started: (text, config), known: Mutex::new(known) })
@@ -156,7 +156,11 @@ impl ConfigFile {
     }
 
     /// The configuration in what was `read` of the file now.
-    fn config_of(&self, known: &Known, read: io::Result<String>) -> Result<Config, ConfigError> {
+    fn config_of(
+        &self,
+        known: &FileState,
+        read: io::Result<String>,
+    ) -> Result<Config, ConfigError> {
         let may_be_absent = self.is_default && !known.was_there;
         Config::from_read((!may_be_absent).then_some(&self.path), read)
     }

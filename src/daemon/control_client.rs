@@ -101,13 +101,13 @@ pub fn request_until_ready(
 ) -> Result<DaemonAnswer, ClientError> {
     let deadline = Instant::now() + limit;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let error = match request(socket, what, left.clamp(PAUSE, TRY_LIMIT)) {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let error = match request(socket, what, remaining.clamp(PAUSE, TRY_LIMIT)) {
             // A daemon that is starting or ending causes these errors.
             Err(error @ (ClientError::NoDaemon { .. } | ClientError::Silent { .. })) => error,
             done => return done,
         };
-        if left.is_zero() {
+        if remaining.is_zero() {
             let is_silent = matches!(error, ClientError::Silent { .. });
             return Err(match error {
                 ClientError::NoDaemon { path } | ClientError::Silent { path, .. } => {
@@ -116,7 +116,7 @@ pub fn request_until_ready(
                 other => other,
             });
         }
-        thread::sleep(PAUSE.min(left));
+        thread::sleep(PAUSE.min(remaining));
     }
 }
 

@@ -143,7 +143,7 @@ impl SharedState {
         }
         // Their ends are carried out with the next look at the restored sessions.
         restored.engine.sessions.make_room_for(now, unknown.into_iter());
-        self.restored_left.store(restored.engine.sessions.count(), Ordering::Relaxed);
+        self.restored_remaining.store(restored.engine.sessions.count(), Ordering::Relaxed);
     }
 
     /// Has `work` done with the engine of each shard, one after another, and carries out what comes of it.

@@ -17,8 +17,8 @@ pub(super) struct DeadlineStream<'a> {
 
 impl DeadlineStream<'_> {
     fn remaining(&self) -> io::Result<Option<Duration>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+        let remaining = self.deadline.saturating_duration_since(Instant::now());
+        if remaining.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(remaining)) }
     }
 
     /// Reads a line, and returns it without its newline. Bytes after the newline are lost, because each side sends only

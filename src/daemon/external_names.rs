@@ -53,14 +53,14 @@ const DEFAULT_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// All external names, with the state of each.
 pub(super) struct ExternalNames {
-    known: Arc<Mutex<Known>>,
+    known: Arc<Mutex<NameStates>>,
     /// What the policy announces now.
     announced: Mutex<Addresses>,
     events: Sender<DaemonEvent>,
     thread: Mutex<Option<Runtime>>,
 }
 
-type Known = BTreeMap<ExternalName, NameState>;
+type NameStates = BTreeMap<ExternalName, NameState>;
 
 /// The address to announce for each name.
 #[derive(Default)]
@@ -100,7 +100,7 @@ impl ExternalNames {
         Self { known, announced, events, thread: Mutex::new(None) }
     }
 
-    /// Looks up `names` from now on. Known addresses of these names stay in use.
+    /// Looks up `names` from now on. NameStates addresses of these names stay in use.
     pub fn watch(&self, names: BTreeSet<ExternalName>) -> io::Result<()> {
         let mut thread = lock(&self.thread);
         drop(thread.take());
@@ -156,7 +156,7 @@ impl ExternalNames {
 }
 
 /// The address for `name`. If the name has only addresses of the other family, translation decides for this one.
-fn external_address_of(known: &Known, name: &ExternalName) -> ExternalAddress {
+fn external_address_of(known: &NameStates, name: &ExternalName) -> ExternalAddress {
     let Some(answer) = known.get(name) else { return ExternalAddress::Unresolved };
     let other = known.get(&ExternalName { v6: !name.v6, ..name.clone() });
     match answer.address {
@@ -204,7 +204,7 @@ impl NameState {
 /// Looks up `names` on a thread of its own, until the returned runtime is dropped.
 fn start_look_ups(
     names: BTreeSet<ExternalName>,
-    known: &Arc<Mutex<Known>>,
+    known: &Arc<Mutex<NameStates>>,
     events: &Sender<DaemonEvent>,
 ) -> io::Result<Runtime> {
     let mut builder = runtime::Builder::new_multi_thread();
@@ -224,7 +224,11 @@ fn start_look_ups(
 }
 
 /// Looks up `name` again and again.
-async fn watch_name(name: ExternalName, known: Arc<Mutex<Known>>, events: Sender<DaemonEvent>) {
+async fn watch_name(
+    name: ExternalName,
+    known: Arc<Mutex<NameStates>>,
+    events: Sender<DaemonEvent>,
+) {
     let mut retry = RETRY;
     loop {
         let found = look_up(&name).await;
@@ -246,7 +250,7 @@ async fn watch_name(name: ExternalName, known: Arc<Mutex<Known>>, events: Sender
 /// Records the result of a look-up. Returns its TTL, and whether another address is to be announced now; `None` for a
 /// name that is not watched any more.
 fn record_look_up(
-    known: &mut Known,
+    known: &mut NameStates,
     name: &ExternalName,
     found: Result<LookUpResult, String>,
 ) -> Option<(Option<Duration>, bool)> {
@@ -260,7 +264,7 @@ fn record_look_up(
 }
 
 /// Logs only what has changed, so a name that keeps failing does not fill the log.
-fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
+fn log_changes(name: &ExternalName, before: &NameStates, after: &NameStates) {
     let (Some(old), Some(new)) = (before.get(name), after.get(name)) else { return };
     let (text, record) = (&name.name, record_type(name));
     let rest = match external_address_of(after, name) {
@@ -383,7 +387,7 @@ mod tests {
         ExternalName { name: "ftp.example.net".into(), v6 }
     }
 
-    fn both() -> Known {
+    fn both() -> NameStates {
         [false, true].map(|v6| (name(v6), NameState::default())).into()
     }
 

@@ -276,13 +276,13 @@ pub(super) fn reopen_program_pinholes(
     shared: &SharedState,
     kernel: &mut LinuxKernel,
 ) -> Result<(), NetfilterError> {
-    let mut left = Vec::new();
+    let mut leftover = Vec::new();
     shared.finish_each(kernel, |engine, _| {
         let moved = engine.sessions.move_pinholes_to_rules(Instant::now(), None);
-        left.extend(moved.into_iter().map(|(_, opening)| opening.ends));
+        leftover.extend(moved.into_iter().map(|(_, opening)| opening.ends));
     });
-    if left.is_empty() {
+    if leftover.is_empty() {
         return Ok(());
     }
-    shared.reopen_unused_pinholes(parameters, kernel, |pinhole| left.contains(pinhole))
+    shared.reopen_unused_pinholes(parameters, kernel, |pinhole| leftover.contains(pinhole))
 }

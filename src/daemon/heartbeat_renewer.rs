@@ -113,8 +113,11 @@ mod tests {
             // The main thread looks each 100 ms. The daemon stops just before it does.
             for now in (2100..12_000).step_by(100) {
                 let stopped = start + millis(now);
-                let left = (renewed + HEARTBEAT_TIMEOUT).saturating_duration_since(stopped);
-                assert!(left >= millis(4100), "{left:?} at {now}, {apart}: and the kernel rounds");
+                let remaining = (renewed + HEARTBEAT_TIMEOUT).saturating_duration_since(stopped);
+                assert!(
+                    remaining >= millis(4100),
+                    "{remaining:?} at {now}, {apart}: and the kernel rounds"
+                );
                 if is_renewal_due(renewed, stopped, start + millis(oldest_pass(now)), false) {
                     renewed = stopped;
                 }

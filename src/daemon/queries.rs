@@ -14,7 +14,7 @@ use super::{
     config_file::ConfigTexts,
     events::{RecentEvents, StoredEvent},
     rates,
-    running_bytes::Moved,
+    running_bytes::CountedBytes,
     shard::{Shard, lock},
     shared_state::SharedState,
     snapshot::{
@@ -53,8 +53,9 @@ impl SharedState {
         let now = Instant::now();
         let row = |info: PinholeInfo| {
             let by_kernel = *remaining.get(&info.ends.key())?;
-            let left = info.deadline.map(|deadline| deadline.saturating_duration_since(now));
-            let remaining_seconds = left.map_or(by_kernel, |left| left.min(by_kernel)).as_secs();
+            let until_deadline = info.deadline.map(|deadline| deadline.saturating_duration_since(now));
+            let remaining_seconds =
+                until_deadline.map_or(by_kernel, |left| left.min(by_kernel)).as_secs();
             Some(PinholeRow { info, remaining_seconds })
         };
         let mut rows = Vec::new();
@@ -67,7 +68,12 @@ impl SharedState {
         rows
     }
 
-    fn summary(&self, session: SessionInfo, moved: &[Moved], now: Instant) -> SessionSummary {
+    fn summary(
+        &self,
+        session: SessionInfo,
+        moved: &[CountedBytes],
+        now: Instant,
+    ) -> SessionSummary {
         let age = now.saturating_duration_since(session.since);
         let known = Some(moved).filter(|moved| !moved.is_empty());
         let bytes = known.and_then(|moved| moved.iter().map(|one| one.bytes).sum::<Option<u64>>());

@@ -47,7 +47,7 @@ struct Look {
 
 /// What is known of a data connection of a transfer that has not ended, if conntrack counts it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Moved {
+pub(super) struct CountedBytes {
     is_upload: bool,
     pub(super) bytes: Option<u64>,
     pub(super) bytes_per_second: Option<f64>,
@@ -89,7 +89,7 @@ impl Looks {
     }
 
     /// What is known of the data connections of a session's transfers. Those of encrypted ones come from the `finder`.
-    pub(super) fn moved(&self, session: &SessionInfo, finder: &RangeFinder) -> Vec<Moved> {
+    pub(super) fn moved(&self, session: &SessionInfo, finder: &RangeFinder) -> Vec<CountedBytes> {
         let Some(last) = self.0.back() else { return Vec::new() };
         if let (Some(transfer), Some((kind, ends))) = (&session.transfer, session.data_connection) {
             let (began, ends) = (session.since + transfer.requested, ends.key());
@@ -125,7 +125,7 @@ impl Looks {
         is_upload: bool,
         sender: usize,
         began: Option<Instant>,
-    ) -> Moved {
+    ) -> CountedBytes {
         let payload =
             |(_, counted): &RunningCount| Some((*counted)?[sender].payload(ends.0, OPTIONS));
         let bytes = payload(one);
@@ -144,7 +144,7 @@ impl Looks {
             let seconds = last.at.saturating_duration_since(since).as_secs_f64().max(0.001);
             Some(((bytes - before) as f64 / seconds).round())
         };
-        Moved { is_upload, bytes, bytes_per_second: rate() }
+        CountedBytes { is_upload, bytes, bytes_per_second: rate() }
     }
 
     /// The port of the initiator of the only connection with these ends.
@@ -162,7 +162,7 @@ impl Looks {
             let started = session.transfer.as_ref().is_some_and(|transfer| transfer.has_started);
             let connections = self.moved(session, finder);
             totals.transfers += connections.len().max(started.into()) as u64;
-            for Moved { is_upload, bytes, bytes_per_second } in connections {
+            for CountedBytes { is_upload, bytes, bytes_per_second } in connections {
                 counted += u64::from(bytes.is_some());
                 let (sum, rate) = &mut sums[usize::from(is_upload)];
                 *sum += bytes.unwrap_or_default();

@@ -31,7 +31,7 @@ use super::{
     running_bytes::RunningBytes,
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Findings, Status},
-    transfers::{DataConntrack, Reporter, RunningConnection, Seen},
+    transfers::{DataConntrack, Reporter, RunningConnection, TimedEvent},
     worker_progress::WorkerProgress,
 };
 use crate::kernel::{
@@ -49,7 +49,7 @@ pub(super) struct SharedState {
     /// adopted meanwhile.
     pub(super) shards: Vec<Mutex<Shard>>,
     /// How many restored sessions no worker has adopted yet, at most.
-    pub(super) restored_left: AtomicUsize,
+    pub(super) restored_remaining: AtomicUsize,
     /// When each worker last finished a pass of its loop.
     pub(super) progress: WorkerProgress,
     /// Errors outside the engines, which count their own.
@@ -134,7 +134,7 @@ impl SharedState {
     }
 
     /// Logs and stores the reports of the transfers' thread, and writes what is to be written.
-    pub(super) fn publish_reports(&self, reports: Vec<Seen>, files: &mut LogFiles) {
+    pub(super) fn publish_reports(&self, reports: Vec<TimedEvent>, files: &mut LogFiles) {
         let now = Instant::now();
         if self.transfers.take_reopening() {
             files.reopen();

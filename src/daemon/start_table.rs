@@ -30,9 +30,9 @@ pub(super) fn load(
     let record = state.table_record();
     let is_known = record.is_some();
     let record = record.filter(|_| restored);
-    let left = record.as_ref().map(|record| Table::adopt(parameters, record, commits));
-    let left = left.transpose()?.flatten();
-    if left.is_none() && Table::is_loaded()? {
+    let adopted = record.as_ref().map(|record| Table::adopt(parameters, record, commits));
+    let adopted = adopted.transpose()?.flatten();
+    if adopted.is_none() && Table::is_loaded()? {
         if let Some(other) = Table::other_daemon(parameters)? {
             return Err(other.into());
         }
@@ -45,7 +45,7 @@ pub(super) fn load(
             );
         }
     }
-    let is_new = left.is_none();
+    let is_new = adopted.is_none();
     let mut kernel = lock(&shared.kernel);
     let open_before = if restored && is_new { kernel.list_open()? } else { Vec::new() };
     let read_consumed = || match &open_before[..] {
@@ -53,7 +53,7 @@ pub(super) fn load(
         _ => consumed_pinholes(parameters),
     };
     let consumed_before = read_consumed()?;
-    let table = match (left, record) {
+    let table = match (adopted, record) {
         (Some(table), _) => table,
         (None, Some(record)) => Table::install_in_place_of(&record, parameters, commits)?,
         (None, None) => Table::install(parameters, commits)?,

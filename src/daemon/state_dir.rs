@@ -138,8 +138,8 @@ impl StateDir {
         let (restored_path, found) = (self.path.join(RESTORED), self.find_journals()?);
         let mut saved = SessionRecords::default();
         // What a worker has adopted is in its journal as it was later.
-        let left = restored_path.exists().then_some(&restored_path);
-        for journal in left.into_iter().chain(&found) {
+        let leftover = restored_path.exists().then_some(&restored_path);
+        for journal in leftover.into_iter().chain(&found) {
             match self.read_journal(journal) {
                 Ok(sessions) => saved.add(sessions),
                 Err(why) => put_aside(journal, &why)?,

@@ -177,9 +177,9 @@ fn end_process(reader: &QueueReader) -> Result<bool, Errno> {
 /// Waits until the process has ended, or the deadline. Returns whether it has.
 fn has_ended(process: &OwnedFd, deadline: Instant) -> Result<bool, Errno> {
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = left.try_into().map_err(|_| Errno::INVAL)?;
-        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let remaining = remaining.try_into().map_err(|_| Errno::INVAL)?;
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&remaining)) {
             Err(Errno::INTR) => {}
             Err(error) => return Err(error),
             Ok(count) => return Ok(count > 0),

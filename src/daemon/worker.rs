@@ -125,7 +125,7 @@ impl Worker {
         let mut guard = lock(shared.shard_of(*index));
         let shard = &mut *guard;
         // This writes records, and lines that are read afterwards have events before them.
-        if shared.restored_left.load(Ordering::Relaxed) > 0 {
+        if shared.restored_remaining.load(Ordering::Relaxed) > 0 {
             shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes), now);
         }
         shared.read_lines_of(&mut shard.engine, kernel);
@@ -248,9 +248,9 @@ fn decide_each_batch<R, E>(
 
 /// How long to wait for a packet, if something is `due` then. A long wait ends early, and a short one follows.
 fn wait_until(due: Instant, now: Instant) -> Duration {
-    let left = due.saturating_duration_since(now).clamp(MIN_WAIT, TICK);
-    let steps = left.as_nanos() / WAIT_STEP.as_nanos();
-    if steps == 0 { left } else { WAIT_STEP * steps as u32 } // at most TICK / WAIT_STEP
+    let remaining = due.saturating_duration_since(now).clamp(MIN_WAIT, TICK);
+    let steps = remaining.as_nanos() / WAIT_STEP.as_nanos();
+    if steps == 0 { remaining } else { WAIT_STEP * steps as u32 } // at most TICK / WAIT_STEP
 }
 
 #[cfg(test)]

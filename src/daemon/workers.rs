@@ -79,8 +79,8 @@ pub(super) fn start(
     let queues = config.queue.numbers().map(Queue::open_with_super_packets);
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
     let (state, shards) = restore_shards(config, state_dir, &parameters, &names)?;
-    let left: usize = shards.iter().map(|shard| lock(shard).engine.sessions.count()).sum();
-    let restored = left > 0;
+    let session_count: usize = shards.iter().map(|shard| lock(shard).engine.sessions.count()).sum();
+    let restored = session_count > 0;
     let group = parameters.data_log_group();
     let data_log = config.reports_transfers().then(|| open_data_log(group)).flatten();
     let parameters = parameters.with_data_log(data_log.is_some());
@@ -114,7 +114,7 @@ pub(super) fn start(
         backend_reason,
         queue_counts: Mutex::new(vec![QueueCounts::default(); queues.len()]),
         shards,
-        restored_left: AtomicUsize::new(left),
+        restored_remaining: AtomicUsize::new(session_count),
         errors: AtomicU64::new(0),
         closing_set_overflows: AtomicU64::new(0),
         log: EventLog::default(),

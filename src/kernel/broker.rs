@@ -277,8 +277,8 @@ pub fn keep(connection: &UnixStream, start: impl Fn() -> io::Result<Child>) -> i
 /// Refuses requests until `end`. Returns `false` if the daemon has ended.
 fn refuse_requests(connection: &UnixStream, end: Instant) -> io::Result<bool> {
     loop {
-        let left = Timespec::try_from(end.saturating_duration_since(Instant::now()));
-        match poll(&mut [PollFd::new(connection, PollFlags::IN)], left.as_ref().ok()) {
+        let remaining = Timespec::try_from(end.saturating_duration_since(Instant::now()));
+        match poll(&mut [PollFd::new(connection, PollFlags::IN)], remaining.as_ref().ok()) {
             Ok(0) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),

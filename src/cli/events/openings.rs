@@ -57,10 +57,10 @@ impl Openings {
     }
 
     /// What no event has ended.
-    pub(super) fn left(self) -> Vec<Opening> {
-        let mut left: Vec<_> = self.0.into_values().collect();
-        left.sort_by_key(|opening| opening.opened);
-        left
+    pub(super) fn still_open(self) -> Vec<Opening> {
+        let mut open: Vec<_> = self.0.into_values().collect();
+        open.sort_by_key(|opening| opening.opened);
+        open
     }
 }
 

@@ -42,7 +42,7 @@ const MAX_INBOX: usize = 8192;
 const SHARE: usize = MAX_INBOX / 4;
 
 /// An event, and when it was seen.
-pub(super) type Seen = (SystemTime, Event);
+pub(super) type TimedEvent = (SystemTime, Event);
 
 /// Events on their way to the thread that completes and reports them.
 pub(super) struct Reporter {
@@ -98,7 +98,7 @@ pub(super) trait DataConntrack {
 }
 
 /// What the thread knows.
-struct Known<'a> {
+struct ThreadState<'a> {
     tracker: TransferTracker<SystemTime>,
     conntrack: &'a dyn DataConntrack,
     tries: Tries,
@@ -112,7 +112,7 @@ struct Known<'a> {
     /// Whether copies were lost since.
     has_loss: bool,
     /// Not published yet.
-    reports: Vec<Seen>,
+    reports: Vec<TimedEvent>,
 }
 
 impl Reporter {
@@ -223,14 +223,14 @@ impl Reporter {
         mut data_log: Option<DataLog>,
         finder: RangeFinder,
         conntrack: &dyn DataConntrack,
-        mut publish: impl FnMut(Vec<Seen>),
+        mut publish: impl FnMut(Vec<TimedEvent>),
         stop: &AtomicBool,
     ) {
         let mut tracker = TransferTracker::default();
         tracker.sees_packets = data_log.is_some();
         tracker.since = Some(self.since);
         tracker.set_finder(finder.clone());
-        let mut known = Known {
+        let mut known = ThreadState {
             tracker,
             conntrack,
             tries: Tries::new(finder),
@@ -325,7 +325,7 @@ impl Reporter {
     }
 
     /// Handles what has happened, in its order.
-    fn handle_received(&self, now: Instant, received: Vec<Received>, known: &mut Known<'_>) {
+    fn handle_received(&self, now: Instant, received: Vec<Received>, known: &mut ThreadState<'_>) {
         for Received { seen, at, event } in received {
             let Event { session, client, server, user, kind } = event;
             let head = Event { session, client, server, user, kind: () };
@@ -374,7 +374,13 @@ impl Reporter {
         }
     }
 
-    fn report(&self, now: Instant, at: SystemTime, mut finished: Event, known: &mut Known<'_>) {
+    fn report(
+        &self,
+        now: Instant,
+        at: SystemTime,
+        mut finished: Event,
+        known: &mut ThreadState<'_>,
+    ) {
         if let EventKind::Transfer(transfer) | EventKind::TransferUnseen(transfer) =
             &mut finished.kind
         {
@@ -395,8 +401,8 @@ impl Reporter {
 
     /// Reports the data connections of long transfers that conntrack has forgotten (`conntrack -F`): their packets are
     /// taken for new ones, so they hang.
-    fn report_forgotten_connections(&self, known: &mut Known<'_>, now: Instant) {
-        let Known { tracker, conntrack, running, .. } = &mut *known;
+    fn report_forgotten_connections(&self, known: &mut ThreadState<'_>, now: Instant) {
+        let ThreadState { tracker, conntrack, running, .. } = &mut *known;
         tracker.drop_forgotten(now, |initiator, dialled| conntrack.knows(initiator, dialled));
         let mut forgotten = Vec::new();
         running.retain(|_, (event, port)| {
@@ -415,7 +421,7 @@ impl Reporter {
     }
 }
 
-impl Known<'_> {
+impl ThreadState<'_> {
     /// Reports the ends of sessions whose transfers are reported.
     fn report_ended_sessions(&mut self, session_bytes: &mut SessionBytes) {
         for (at, mut ended) in std::mem::take(&mut self.ended_sessions) {

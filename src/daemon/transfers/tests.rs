@@ -171,7 +171,7 @@ fn a_session_ends_after_its_transfers_with_their_bytes() {
 /// What is published from the first look at conntrack to the end.
 fn reported_with(reports: &Reporter, conntrack: &FakeConntrack) -> Vec<Event> {
     let (mut published, stop) = (Vec::new(), AtomicBool::new(false));
-    let publish = |reports: Vec<Seen>| {
+    let publish = |reports: Vec<TimedEvent>| {
         published.extend(reports.into_iter().map(|(_, event)| event));
         stop.store(true, Ordering::Release);
     };

@@ -42,12 +42,12 @@ impl Heartbeat {
         Ok(Self { socket, batch: Batch::new(), commits: commits.clone() })
     }
 
-    /// Sets the deadline to `left` from now, if the element still exists. If not, packets have bypassed the queue, and
+    /// Sets the deadline to `remaining` from now, if the element still exists. If not, packets have bypassed the queue, and
     /// the heartbeat must [begin again](Self::start). Returns whether it existed.
-    pub fn renew(&mut self, left: Duration) -> Result<bool, NetfilterError> {
+    pub fn renew(&mut self, remaining: Duration) -> Result<bool, NetfilterError> {
         self.batch.clear();
         let deleted = self.batch.delete_element(SET, KEY);
-        self.batch.add_element(&element(left));
+        self.batch.add_element(&element(remaining));
         let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
         if outcome.failed_with(deleted, libc::ENOENT) {
             return Ok(false);
@@ -55,18 +55,18 @@ impl Heartbeat {
         outcome.result().map(|()| true).map_err(failed)
     }
 
-    /// Sets the deadline to `left` from now, whether the element exists or not. Without our table nothing happens.
-    pub fn start(&mut self, left: Duration) -> Result<(), NetfilterError> {
+    /// Sets the deadline to `remaining` from now, whether the element exists or not. Without our table nothing happens.
+    pub fn start(&mut self, remaining: Duration) -> Result<(), NetfilterError> {
         self.batch.clear();
-        self.batch.clear_element(&element(left));
-        self.batch.add_element(&element(left));
+        self.batch.clear_element(&element(remaining));
+        self.batch.add_element(&element(remaining));
         let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
         or_absent(outcome.result()).map(drop).map_err(failed)
     }
 }
 
-fn element(left: Duration) -> Element<'static> {
-    Element { set: SET, key: KEY, data: None, timeout: Some(left) }
+fn element(remaining: Duration) -> Element<'static> {
+    Element { set: SET, key: KEY, data: None, timeout: Some(remaining) }
 }
 
 fn failed(error: io::Error) -> NetfilterError {

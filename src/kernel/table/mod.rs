@@ -133,15 +133,16 @@ impl Table {
         let (limit, logs) = (parameters.max_encrypted, parameters.logs_data);
         let mut refusal = String::new();
         // The kernel may lack nft_connlimit, nft_log, or both.
-        for (limit_left, logs_left) in [(limit, logs), (None, logs), (limit, false), (None, false)]
+        for (limit_tried, logs_tried) in
+            [(limit, logs), (None, logs), (limit, false), (None, false)]
         {
             let parameters =
-                parameters.clone().with_max_encrypted(limit_left).with_data_log(logs_left);
+                parameters.clone().with_max_encrypted(limit_tried).with_data_log(logs_tried);
             for statement in statements {
                 match Self::install_with(&parameters, *statement, commits, retains_elements) {
                     Err(NetfilterError::RulesRefused { message }) => refusal = message,
                     loaded => {
-                        if loaded.is_ok() && limit_left != limit {
+                        if loaded.is_ok() && limit_tried != limit {
                             tracing::warn!(
                                 "the kernel lacks nft_connlimit: data connections of encrypted sessions have no limit"
                             );

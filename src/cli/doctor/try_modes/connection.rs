@@ -212,11 +212,11 @@ struct Socket {
 
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let remaining = self.deadline.saturating_duration_since(Instant::now());
+        if remaining.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        self.stream.set_read_timeout(Some(left))?;
+        self.stream.set_read_timeout(Some(remaining))?;
         self.stream.read(buffer).map_err(|error| match error.kind() {
             // rustls takes this for the end of a step.
             io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
