@@ -30,17 +30,17 @@ pub(super) struct Column<Row> {
 pub(super) struct Shape {
     pub title: &'static str,
     pub is_right: bool,
-    /// Whether a list that is sorted by it begins with the greatest.
+    /// Whether a list that is sorted by this column begins with the greatest value.
     pub most_first: bool,
     /// The width of usual contents, so that columns of a live view do not move when rows change.
     pub usual: usize,
-    /// How much of the text stays, and where it is cut, if the terminal is narrow.
+    /// The least width, and where the text is cut, if the terminal is narrow.
     pub cut: Option<(usize, Cut)>,
-    /// Whether a list has it only if there is room.
+    /// Whether a list has the column only if there is room.
     pub is_optional: bool,
-    /// The width of a terminal on which a live view has it.
+    /// The least width of a terminal on which a live view has the column.
     pub from: u16,
-    /// Whether a filter searches it.
+    /// Whether a filter searches the column.
     pub is_searched: bool,
 }
 
@@ -108,7 +108,7 @@ pub(super) fn shapes<Row>(columns: &[Column<Row>]) -> Vec<Shape> {
 pub(super) struct Cell {
     pub text: String,
     pub number: Option<f64>,
-    /// What a list has below the text.
+    /// A second text, which a list shows below the first one.
     pub below: String,
 }
 
@@ -243,7 +243,7 @@ pub(super) fn render<Row>(
     text
 }
 
-/// Columns of the terminal that these take.
+/// The columns of the terminal that columns of these widths take.
 pub(super) fn taken(widths: &[(usize, usize)], gap: usize) -> usize {
     widths.iter().map(|(_, width)| width + gap).sum::<usize>().saturating_sub(gap)
 }

@@ -56,7 +56,7 @@ type DemoCase = (Family, Mode, ClientProgram);
 struct LabResult {
     topology: Topology,
     server: ServerKind,
-    /// One for each of [`cases`]. Those that were not reached count as failed.
+    /// One outcome for each of [`cases`]. Cases that were not reached count as failed.
     outcomes: Vec<ftp_alg_lab::Result<()>>,
     /// Whether nothing was open at the end.
     end: ftp_alg_lab::Result<()>,

@@ -120,8 +120,9 @@ impl DoctorOptions {
         }
     }
 
-    /// The configuration that the daemon uses, if the file is its file: the file may say something else by now. `None`
-    /// without a reader of its queues in this network namespace, as far as that may be known.
+    /// The configuration that the daemon uses, if the file is the daemon's: the file may say something else by now.
+    /// Returns `None` if no program in this network namespace reads the daemon's queues, as far as this process may
+    /// see.
     fn config_in_use(&self) -> Option<(Config, KernelFeatures)> {
         let texts: ConfigTexts = self.socket.request("config").ok()?.parse().ok()?;
         let its = fs::canonicalize(&texts.file).ok();
@@ -174,7 +175,7 @@ impl DoctorReport {
         Self { ok, backend: backend.map(Into::into), reason, findings, checks }
     }
 
-    /// What is known about FTP here, in a line, and no more than that.
+    /// One line that says what is known about FTP here, and claims no more.
     fn verdict(&self) -> String {
         let is_host = self.checks.iter().any(checks::is_of_host);
         let here =

@@ -19,11 +19,11 @@ pub(super) struct EventReader {
 /// The events behind those that were read, as many as an answer has.
 #[derive(Debug, Deserialize)]
 pub(super) struct NewEvents<'a> {
-    /// Each as the daemon wrote it.
+    /// The events as the daemon wrote them.
     #[serde(borrow)]
     pub events: Vec<&'a RawValue>,
-    /// How many the daemon no longer had before these. `None` if their IDs do not follow those that were read: the daemon
-    /// was restarted.
+    /// How many events before these the daemon no longer had. `None` after a restart of the daemon, because the IDs do
+    /// not continue then.
     #[serde(rename = "lost")]
     pub missed: Option<u64>,
 }

@@ -47,11 +47,12 @@ fn kinds() -> impl Iterator<Item = PossibleValue> {
 
 /// How often `--follow` asks for more.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Transfers are stored when all is known of them, so behind later events. So many are put into the order of their times.
+/// How many events are put into the order of their times. A transfer is stored when all is known of it, so behind later
+/// events.
 const WINDOW: usize = 4096;
-/// After so long without a line, what was read is printed.
+/// How long the command waits for the next line of a pipe before it prints what was read.
 const PIPE_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-/// Lines of a file are in the order of their times up to this: a transfer waits for the end of its data connection.
+/// How far lines of a file may be out of the order of their times: a transfer waits for the end of its data connection.
 const DISORDER: SignedDuration = SignedDuration::from_hours(1);
 /// No line of a file of events is longer: names are limited.
 const MAX_LINE: u64 = 1 << 20;
@@ -130,7 +131,7 @@ impl EventOptions {
         }
     }
 
-    /// Prints those of the daemon.
+    /// Prints the events that the daemon has in memory.
     fn print_recent(&self) -> Result<(), Failure> {
         let mut printer = Printer::new(self);
         let (mut reader, mut has_begun) = (EventReader::default(), false);
@@ -155,7 +156,8 @@ impl EventOptions {
         }
     }
 
-    /// Takes over what an answer has, and says what is to be said before it. Returns whether more is stored.
+    /// Prints the events of an answer, and before them a note if events were missed. Returns whether the daemon has
+    /// more.
     fn take(
         &self,
         NewEvents { events, missed }: &NewEvents<'_>,
@@ -180,7 +182,7 @@ impl EventOptions {
         Ok(events.len() == MAX_ANSWERED)
     }
 
-    /// That the stored events, of which this is the `first`, do not reach back to `--since`.
+    /// The note that the stored events, of which this is the `first`, do not reach back to `--since`.
     fn note_on_start(&self, first: &Value) -> Option<String> {
         let (since, first) = (self.since?, time_of(first)?);
         let note = format!(
@@ -189,7 +191,7 @@ impl EventOptions {
         (first > since).then_some(note)
     }
 
-    /// Whether the event is selected. Of what was open, the openings are.
+    /// Whether the event is selected. With `--open`, openings are selected and not single events.
     fn selects(&self, event: &Value) -> bool {
         let text = |field: &str| event[field].as_str();
         let is_one_of = |wanted: &[String], field: &str| {
@@ -208,7 +210,7 @@ impl EventOptions {
                 && (!self.failed || is_failure(event))
     }
 
-    /// Whether it is of the selected sessions and endpoints.
+    /// Whether the event belongs to the selected sessions and endpoints.
     fn selects_subject(&self, event: &Value) -> bool {
         let text = |field: &str| event[field].as_str();
         let address = |field: &str| text(field)?.parse().ok();
@@ -231,7 +233,7 @@ impl EventOptions {
         self.port.is_none_or(has_port) && self.selection.selects(subject)
     }
 
-    /// The line of the event with these fields. A warning has a colour, where there are colours.
+    /// The line of the event with these fields. A warning has a colour if the output has colours.
     fn line(&self, json: &str, fields: &Value, style: Style) -> String {
         if self.json {
             return plain_json(json) + "\n";
@@ -250,7 +252,8 @@ struct Printer<'a> {
     options: &'a EventOptions,
     lines: Lines,
     style: Style,
-    /// The last events, by time and in the order in which they came: fields, and JSON. Each time has as many digits.
+    /// The last events, by time and in the order in which they came: fields, and JSON. All times have the same number
+    /// of digits.
     window: BTreeMap<(String, u64), (Value, String)>,
     count: u64,
     openings: Openings,
@@ -271,8 +274,8 @@ impl<'a> Printer<'a> {
         }
     }
 
-    /// What is to be said about the time of the next line of a file: that the first one is later than `--since`, or that a
-    /// newer file came before an older one, so that ends are read before what they end.
+    /// The note about the time of the next line of a file: the first line is later than `--since`, or a newer file came
+    /// before an older one, so that ends are read before their openings.
     fn note_on_time(&mut self, fields: &Value) -> Option<String> {
         let time = time_of(fields)?;
         match (self.last.replace(time), self.options.since) {
@@ -286,7 +289,7 @@ impl<'a> Printer<'a> {
         }
     }
 
-    /// Takes over the next event, which has these fields.
+    /// Adds the next event, which has these fields.
     fn add(&mut self, event: &RawValue, fields: Value) -> Result<(), Failure> {
         if !self.options.selects(&fields) {
             return Ok(());
@@ -297,7 +300,7 @@ impl<'a> Printer<'a> {
         self.print_down_to(WINDOW)
     }
 
-    /// Prints the oldest events until so many are left.
+    /// Prints the oldest events until `count` remain.
     fn print_down_to(&mut self, count: usize) -> Result<(), Failure> {
         while self.window.len() > count
             && let Some((_, (fields, json))) = self.window.pop_first()
@@ -323,7 +326,7 @@ impl<'a> Printer<'a> {
         Ok(())
     }
 
-    /// Prints what is left.
+    /// Prints the remaining events and openings.
     fn finish(mut self) -> Result<(), Failure> {
         self.print_down_to(0)?;
         let open = mem::take(&mut self.openings).still_open();
@@ -332,7 +335,7 @@ impl<'a> Printer<'a> {
     }
 }
 
-/// JSON without anything that a terminal interprets, which means the same: a file may be anybody's.
+/// Equivalent JSON without anything that a terminal interprets, because anybody may have written the file.
 fn plain_json(json: &str) -> String {
     let mut plain = String::with_capacity(json.len());
     for char in json.chars() {
@@ -350,7 +353,7 @@ fn plain_json(json: &str) -> String {
     plain
 }
 
-/// Has `printer` take over the events of a file.
+/// Passes the events of a file to `printer`.
 fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
     let name = escaped(&path.display().to_string());
     let failed = |error: io::Error| Failure::failed(format!("{name}: {error}"));
@@ -394,12 +397,12 @@ fn waits(file: &File) -> bool {
     poll(&mut input, Some(&PIPE_PATIENCE)).is_ok_and(|ready| ready == 0)
 }
 
-/// Whether it says that something failed: the daemon has decided that.
+/// Whether the event is a failure, as the daemon decided.
 fn is_failure(event: &Value) -> bool {
     event["failed"] == true
 }
 
-/// Whether it is a warning of the log, or says that something failed.
+/// Whether the event is a warning of the log, or a failure.
 fn is_warning(event: &Value) -> bool {
     let is_of = |kind: &EventDescription| kind.level >= Level::Warn && event["event"] == kind.name;
     catalogue::all().any(is_of) || is_failure(event)

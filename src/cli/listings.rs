@@ -31,8 +31,8 @@ struct ListOptions {
 }
 
 impl ListOptions {
-    /// Requests the rows of `what` and prints those that are selected, by the column `sorted`, and by the first one if they
-    /// are equal there. If there are none, `hint` says more.
+    /// Requests the rows of `what` and prints the selected ones, sorted by the column `sorted`, then by the first
+    /// column. Prints `hint` if there are none.
     fn print<Row: DeserializeOwned + Serialize>(
         &self,
         what: &str,

@@ -25,7 +25,7 @@ pub(super) struct Selection {
     pub session: Option<u64>,
 }
 
-/// The endpoints that `--port` selects: those with a port, of any address unless one is given.
+/// The endpoints that `--port` selects: a port of one address, or of any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Endpoints {
     address: Option<IpAddr>,
@@ -60,7 +60,7 @@ impl fmt::Display for Endpoints {
     }
 }
 
-/// What a row has of that by which it is selected.
+/// The values of a row by which it is selected.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Subject<'a> {
     pub client: Option<IpAddr>,
@@ -69,8 +69,8 @@ pub(super) struct Subject<'a> {
     pub session: Option<u64>,
 }
 
-/// A network. One of mapped addresses (RFC 4291, section 2.5.5.2), as programs with IPv6 sockets show them, is that of the
-/// IPv4 addresses.
+/// Parses a network. A network of mapped addresses (RFC 4291, section 2.5.5.2), which programs with IPv6 sockets show,
+/// becomes the network of their IPv4 addresses.
 fn network(text: &str) -> Result<IpNetwork, IpNetworkError> {
     let network = text.parse()?;
     let IpNetwork::V6(wide) = network else { return Ok(network) };
@@ -81,7 +81,7 @@ fn network(text: &str) -> Result<IpNetwork, IpNetworkError> {
 }
 
 impl Selection {
-    /// Whether each option that is given fits. A row without the value does not.
+    /// Whether the row has the value of each option that is given.
     pub fn selects(&self, of: Subject<'_>) -> bool {
         let is_in = |network: Option<IpNetwork>, address: Option<IpAddr>| {
             network.is_none_or(|network| address.is_some_and(|address| network.contains(address)))

@@ -111,7 +111,7 @@ struct LoadedFirewall {
 }
 
 impl LoadedFirewall {
-    /// Reads them. With `gateway`, the rules are those that the machine needs when it forwards IPv4.
+    /// Reads the loaded rules. With `gateway`, the missing rules are those of a machine that forwards IPv4.
     fn read(config: &Config, socket: &SocketOption, gateway: bool) -> Self {
         let parameters = RuleParameters::from(config);
         let mut routing = read_routing(&parameters.gateway.control_ports);
@@ -276,13 +276,13 @@ fn restore_files(changes: &ChangeSet) -> Result<Vec<String>, Failure> {
     changes.files.iter().rev().map(store::FileChange::undo).collect()
 }
 
-/// Makes the kernel drop the loaded changes. Runs all commands, and returns the first failure.
+/// Removes the loaded changes from the kernel. Runs all commands, and returns the first failure.
 fn undo_loading(changes: &ChangeSet) -> Result<(), Failure> {
     let results: Vec<_> = changes.take_back.iter().rev().map(store::UndoCommand::run).collect();
     results.into_iter().collect()
 }
 
-/// Restores the files, and makes the kernel drop the loaded changes.
+/// Restores the files, and removes the loaded changes from the kernel.
 fn undo_changes(changes: &ChangeSet) -> Result<Vec<String>, Failure> {
     let notes = restore_files(changes)?;
     undo_loading(changes).map(|()| notes)

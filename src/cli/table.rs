@@ -138,7 +138,7 @@ pub(super) fn count(count: u64) -> String {
     }
 }
 
-/// `value`, which is at least `step`, in the largest of `units` of which it has one. Rounded down.
+/// `value`, which is at least `step`, in the largest of `units` that is not above `value`. Rounded down.
 fn scaled(value: u64, step: u64, units: &[String; 6]) -> String {
     let (mut unit, mut size) = (0, step);
     while unit + 1 < units.len() && value / size >= step {

@@ -30,12 +30,12 @@ const MAX_SESSIONS: i64 = 1 << 24;
 const DEFAULT_SHARE_DIVISOR: usize = 16;
 /// The minimum allows a few sessions at their own limit (docs/limits.md).
 const MEMORY_RANGE: RangeInclusive<usize> = 1 << 20..=1 << 40;
-/// Each session is compared with all of them, once.
+/// Limit of networks, because each session is compared with all of them once.
 const MAX_NETWORKS: usize = 1024;
-/// Each announced port is compared with all of them.
+/// Limit of denied ports, because each announced port is compared with all of them.
 const MAX_DENY_PORTS: usize = 64;
 const MAX_PINHOLES_PER_CLIENT: i64 = 65536;
-/// The kernel compares each of a server's.
+/// Limit of ranges of passive ports, because the kernel compares each of a server's.
 const MAX_PASSIVE_RANGES: usize = 64;
 /// Queue numbers are 16 bits wide.
 const QUEUE_COUNT: u32 = 65536;
@@ -515,7 +515,8 @@ impl Checker<'_> {
         })
     }
 
-    /// The value of a key. If it is absent, or `read` refuses it, which is reported, the result is `default`.
+    /// The value of a key, or `default` if the key is absent. Reports a value that `read` refuses, and returns
+    /// `default`.
     fn value<T>(
         &mut self,
         entry: &Entry<'_>,

@@ -48,7 +48,7 @@ const MAX_BYTES: u64 = 1 << 20;
 pub struct Config {
     /// `control-ports`: server ports of control connections.
     pub control_ports: Vec<u16>,
-    /// Those of them on which TLS comes first.
+    /// The control ports on which TLS comes first.
     pub implicit_tls_ports: Vec<u16>,
     /// `[queue]`.
     pub queue: QueueSettings,
@@ -194,13 +194,13 @@ pub struct ServerSettings {
 pub struct MetricsSettings {
     /// The endpoint's address and port. `None` turns it off.
     pub listen: Option<SocketAddr>,
-    /// Whether it has a page for browsers.
+    /// Whether the endpoint has a page for browsers.
     pub page: bool,
-    /// The file with the user and password that its clients need.
+    /// The file with the user and password that clients of the endpoint need.
     pub password_file: Option<PathBuf>,
 }
 
-/// `[log]`: what is logged besides.
+/// `[log]`: what is logged in addition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {
     /// Whether transfers are reported.
@@ -218,7 +218,7 @@ pub struct LogSettings {
 pub enum LineFormat {
     /// A JSON object: the event.
     Json,
-    /// That of wu-ftpd's xferlog(5), which many programs evaluate: files only.
+    /// The format of wu-ftpd's xferlog(5), which many programs evaluate. It has transfers of files only.
     Xferlog,
 }
 
@@ -303,8 +303,8 @@ impl Config {
         self.nat.port_range != Policy::default().port_range
     }
 
-    /// What the engine needs of this. `resolve` says what is known of a name. `port_sets` are those of the operator's
-    /// rules, which count if `nat.port-range` has its default.
+    /// The engine's part of the configuration. `resolve` returns what is known of a name. `port_sets` are the sets of
+    /// the operator's rules, which count if `nat.port-range` has its default.
     pub fn policy(
         &self,
         resolve: impl Fn(&ExternalName) -> ExternalAddress,

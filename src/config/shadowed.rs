@@ -30,7 +30,7 @@ pub(super) fn shadowed(networks: &[NetworkPolicy]) -> Vec<(Option<usize>, usize)
     networks.iter().enumerate().filter_map(with_earlier).collect()
 }
 
-/// The indices of two tables, `(earlier, later)`, of which clients of the same server get different passive ports.
+/// The indices of two tables, `(earlier, later)`, that give clients of the same server different passive ports.
 pub(super) fn other_ports(networks: &[NetworkPolicy]) -> Vec<(usize, usize)> {
     let differs = |(later, network): (usize, &NetworkPolicy)| {
         let ports = &network.policy.passive_ports;
@@ -65,7 +65,8 @@ fn of_one_family(one: &[IpNetwork], other: &[IpNetwork]) -> bool {
     [false, true].into_iter().any(|v6| is_of(one, v6) && is_of(other, v6))
 }
 
-/// Whether `earlier` have all connections of `later`, which has some. Both ends of a connection are of one family.
+/// Whether the tables `earlier` have all connections of `later`, which has at least one. Both ends of a connection are
+/// of one family.
 fn covers(earlier: &[NetworkPolicy], later: &NetworkPolicy) -> bool {
     let connections = FIRST.into_iter().flat_map(|first| {
         let clients = edges(&later.clients, earlier.iter().flat_map(|one| &one.clients), first);
@@ -82,7 +83,8 @@ fn covers(earlier: &[NetworkPolicy], later: &NetworkPolicy) -> bool {
         && connections.next().is_none()
 }
 
-/// The addresses of a side, in the family of `first`, at which it or one of `others` begins, or which is behind one.
+/// The addresses of a side, in the family of `first`, at which a network of `side` or of `others` begins, or behind
+/// which one ends.
 fn edges<'a>(
     side: &'a [IpNetwork],
     others: impl Iterator<Item = &'a IpNetwork>,

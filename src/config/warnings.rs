@@ -39,7 +39,7 @@ const SERVICES: [(u16, &str); 20] = [
 ];
 
 impl Config {
-    /// A line for each. `backend` is the one in use, if it is known.
+    /// One line for each warning. `backend` is the back end in use, if it is known.
     pub fn warnings(&self, backend: Option<Backend>) -> Vec<String> {
         let refuses = self.limits.refuses_auth();
         let is_refused = |network: &NetworkPolicy| network.policy.refuses_auth();
@@ -82,13 +82,13 @@ impl Config {
     }
 }
 
-/// A key of a `[[network]]`, with the first of its servers or clients, of which it has some.
+/// A key of a `[[network]]`, with the first of the table's servers or clients.
 fn key_of(NetworkPolicy { clients, servers, .. }: &NetworkPolicy, key: &str) -> String {
     let first = servers.iter().chain(clients).next();
     first.map_or_else(String::new, |first| format!("network.{key} of {first}"))
 }
 
-/// Whether these are `any` ports of servers that are not in networks of ours. Who runs them answers for their ports.
+/// Whether the ports are `any`, of servers that are not in our networks. Their operators answer for these ports.
 fn is_of_others(NetworkPolicy { servers, policy, .. }: &NetworkPolicy) -> bool {
     let is_private = |network: &IpNetwork| match network.network() {
         IpAddr::V4(first) => first.is_private() || first.is_loopback(),

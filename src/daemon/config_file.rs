@@ -14,7 +14,7 @@ use crate::{
     kernel::broker,
 };
 
-/// The file, and what of it is in use.
+/// The configuration file, and the configuration in use.
 #[derive(Debug)]
 pub(super) struct ConfigFile {
     path: PathBuf,
@@ -29,7 +29,8 @@ pub(super) struct ConfigFile {
 struct FileState {
     /// The text that was loaded last.
     loaded: String,
-    /// Whether it was read. Then it may not be absent at a reload: nobody means the defaults by that.
+    /// Whether the file was read. A reload then refuses an absent file, because nobody removes a file to have the
+    /// defaults.
     was_there: bool,
     in_use: Config,
     /// The text that was seen last, or why there was none.
@@ -42,9 +43,9 @@ struct FileState {
 pub struct ConfigTexts {
     /// The file.
     pub file: PathBuf,
-    /// What it had when the daemon started: the fixed keys.
+    /// The text at the daemon's start, which has the fixed keys.
     pub started: String,
-    /// What it had at the last reload: all others.
+    /// The text at the last reload, which has all other keys.
     pub loaded: String,
 }
 
@@ -74,15 +75,15 @@ impl ConfigFile {
         lock(&self.known).in_use.clone()
     }
 
-    /// The texts of which it is.
+    /// The texts of the configuration in use.
     pub(super) fn texts_in_use(&self) -> ConfigTexts {
         let (started, loaded) = (self.started.0.clone(), lock(&self.known).loaded.clone());
         let file = path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
         ConfigTexts { file, started, loaded }
     }
 
-    /// Reads the file again. Its configuration is in use then, with the fixed keys of before; returns it, and what is new in
-    /// it. Logs why it is not.
+    /// Reads the file again and uses its configuration, with the fixed keys of before. Returns the configuration and
+    /// its changes. Logs why a file is refused.
     pub(super) fn load_again(&self) -> Result<(Config, Vec<Change>), ConfigError> {
         let read = broker::read(&self.path);
         let (text, is_there) = (read.as_ref().cloned().unwrap_or_default(), read.is_ok());
@@ -150,7 +151,7 @@ impl ConfigFile {
         lock(&self.known).difference.clone()
     }
 
-    /// Whether it is a regular file, or absent.
+    /// Whether the path has a regular file, or none.
     fn has_stored_text(&self) -> bool {
         fs::metadata(&self.path).map_or(true, |found| found.is_file())
     }
@@ -214,7 +215,7 @@ fn is_absent(error: &ConfigError) -> bool {
     matches!(error, ConfigError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
-/// Whether it is the file's fault. Otherwise nobody could read it, which is a problem of its own.
+/// Whether the contents of the file are the error. If the file could not be read, that is another problem.
 fn is_of_file(error: &ConfigError) -> bool {
     !matches!(error, ConfigError::Read { source, .. } if broker::gave_no_answer(source))
 }

@@ -32,7 +32,7 @@ pub enum ClientError {
     NotReady {
         path: PathBuf,
         limit: Duration,
-        /// Whether a daemon has the socket, and did not answer.
+        /// Whether a daemon listens on the socket and did not answer.
         is_silent: bool,
     },
     #[error("the daemon on {} does not answer within {}s", path.display(), limit.as_secs_f64())]

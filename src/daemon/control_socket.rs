@@ -254,11 +254,12 @@ enum SocketState {
     Dead,
     /// Its backlog is full, because its process takes no more clients.
     Hung,
-    /// The process that listens on it, if it is known.
+    /// A process listens on it; the process, if known.
     Live(Option<Pid>),
 }
 
-/// What is at `path`. An error if it is not a socket. If it `waits`, it does so until there is room in the backlog.
+/// The state of the socket at `path`; an error if there is something else. If `waits` is set, waits for room in the
+/// backlog.
 fn socket_state(path: &Path, waits: bool) -> Result<SocketState, ControlError> {
     let system = |source| ControlError::System { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {

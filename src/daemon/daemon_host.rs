@@ -46,8 +46,8 @@ impl Host for DaemonHost<'_> {
 
     /// If a journal cannot be written, packets are forwarded all the same. FTP works, but a restart loses sessions.
     ///
-    /// Events are stored before anybody learns what they tell: a kill leaves none uncounted, and the peer that gets the
-    /// packet causes none that is stored before them.
+    /// Events are stored before a packet shows them to a peer. So a kill leaves no event uncounted, and no later event
+    /// of that peer is stored before them.
     fn record(&mut self, batch: &Batch) {
         self.shared.store_events(batch.events());
         self.shared.report(self.journal.write(batch.records()));
@@ -85,8 +85,8 @@ impl Host for DaemonHost<'_> {
 }
 
 impl Shard {
-    /// Carries out what the engine has decided, and writes a checkpoint if one is due. The packets are of `queue`, if there
-    /// are any. Returns how many were dropped because other packets may have passed unread.
+    /// Carries out the engine's decisions, and writes a checkpoint if one is due. `queue` has the packets of the batch,
+    /// if there are any. Returns how many packets were dropped because other packets may have passed unread.
     pub(super) fn finish(
         &mut self,
         now: Instant,
@@ -106,8 +106,8 @@ impl Shard {
 }
 
 impl SharedState {
-    /// Has a worker's engine read the lines of its sessions that the fast path has inspected by now. It decides about no
-    /// packet before.
+    /// Passes the lines that the fast path has inspected by now to the engine of their sessions. Called before the
+    /// engine decides about a packet.
     pub(super) fn read_lines_of(&self, engine: &mut Engine, kernel: &mut LinuxKernel) {
         if let Ok(reader) = &self.fast_path {
             reader.fetch_lines();
@@ -115,9 +115,9 @@ impl SharedState {
         }
     }
 
-    /// Has a worker's shard adopt the restored sessions whose packets it has got. The records are written at once: first
-    /// the worker's, so that a crash in between loses none. A start prefers it to the one of the restored sessions. At
-    /// `max-sessions` restored ones make room for those that begin.
+    /// Moves the restored sessions whose packets a worker has got to the worker's shard. Writes the records at once,
+    /// the worker's first, so that a crash in between loses none: a start prefers the worker's journal. At
+    /// `max-sessions` restored sessions make room for new ones.
     pub(super) fn adopt<'p>(
         &self,
         shard: &mut Shard,
@@ -146,7 +146,7 @@ impl SharedState {
         self.restored_remaining.store(restored.engine.sessions.count(), Ordering::Relaxed);
     }
 
-    /// Has `work` done with the engine of each shard, one after another, and carries out what comes of it.
+    /// Calls `work` with the engine of each shard, one after another, and carries out the engine's decisions.
     pub(super) fn finish_each(
         &self,
         kernel: &mut LinuxKernel,
@@ -157,7 +157,7 @@ impl SharedState {
         }
     }
 
-    /// Has `work` done with each engine, one after another, that leaves nothing to carry out.
+    /// Calls `work` with each engine, one after another. `work` must leave nothing to carry out.
     pub(super) fn with_each(&self, mut work: impl FnMut(&mut Engine)) {
         self.shards.iter().for_each(|shard| work(&mut lock(shard).engine));
     }

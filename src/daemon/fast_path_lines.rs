@@ -57,10 +57,10 @@ pub(super) struct FastPathReader {
     _loaded: LoadedProgram,
 }
 
-/// Lines that no engine has read yet, those of a flow in their order.
+/// Lines that no engine has read yet. Lines of one flow are in order.
 #[derive(Default)]
 struct UnreadLines {
-    /// With the number of the last pass over all shards that had begun when they were fetched.
+    /// The lines, each with the number of the last pass that had begun when the line was fetched.
     lines: Vec<(u64, LineRecord)>,
     pass: u64,
     /// Memory for the lines that are being fetched.
@@ -94,8 +94,8 @@ impl FastPathReader {
         })
     }
 
-    /// Has the thread that reads the lines turn the fast path off, because of `why`. If it does not run, the fast path
-    /// is off.
+    /// Asks the thread that reads the lines to turn the fast path off, because of `why`. If that thread does not run,
+    /// the fast path is off already.
     pub(super) fn leave(&self, why: String) {
         let _ = self.leave_reason.set(why);
     }
@@ -114,7 +114,7 @@ impl FastPathReader {
         ring.position()
     }
 
-    /// Has the engine of a locked shard read the lines of its sessions that were fetched.
+    /// Passes the fetched lines to the engine of a locked shard, as far as they are of its sessions.
     pub(super) fn feed_engine(&self, engine: &mut Engine, kernel: &mut LinuxKernel) {
         let mut unread = lock(&self.unread);
         if unread.lines.is_empty() {
@@ -131,8 +131,8 @@ impl FastPathReader {
         }
     }
 
-    /// Begins a pass over all shards, each of which is fed. Returns its number, and the position behind the last line that
-    /// is fetched. Several threads may make one at a time.
+    /// Begins a pass that feeds all shards. Returns the number of the pass, and the position behind the last fetched
+    /// line. Several passes may run at a time.
     pub(super) fn begin_pass(&self) -> (u64, u64) {
         let position = self.fetch_lines();
         let mut unread = lock(&self.unread);
@@ -140,8 +140,8 @@ impl FastPathReader {
         (unread.pass, position)
     }
 
-    /// Ends a pass: the lines from before it belong to sessions that are gone. Some engine closes what was opened for
-    /// them.
+    /// Ends a pass. Unread lines that were fetched before the pass belong to sessions that are gone: `engine` closes
+    /// the pinholes that were opened for them.
     pub(super) fn end_pass(&self, pass: u64, engine: &mut Engine, kernel: &mut LinuxKernel) {
         let is_before = |(fetched, _): &mut (u64, LineRecord)| *fetched < pass;
         let lost: Vec<_> = lock(&self.unread).lines.extract_if(.., is_before).collect();

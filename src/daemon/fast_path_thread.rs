@@ -1,5 +1,5 @@
-//! What the daemon does with the fast path: its thread has the engines read the program's lines, and updates the
-//! program's interfaces and ports. Other threads turn it on and off, and take connections back.
+//! The daemon's work on the fast path. Its own thread passes the program's lines to the engines, and updates the
+//! program's interfaces and ports. Other threads turn the fast path on and off, and take connections back.
 
 use std::{
     collections::HashSet,
@@ -46,8 +46,8 @@ impl SharedState {
 }
 
 impl FastPathControl<'_> {
-    /// Has the engines read all lines, and releases their room in the ring buffer when they are in the journals.
-    /// Returns whether there were any.
+    /// Passes all lines to the engines, and releases their room in the ring buffer when they are in the journals.
+    /// Returns whether there were any lines.
     pub(super) fn read_lines(&mut self) -> bool {
         let (reader, shared) = (self.reader, self.shared);
         let (pass, position) = reader.begin_pass();
@@ -134,8 +134,8 @@ impl FastPathControl<'_> {
         self.take_back(None);
     }
 
-    /// Takes all connections back, or those with an end at one of these `interfaces`, and has the engines read all
-    /// lines.
+    /// Takes all connections back, or those with an end at one of these `interfaces`, and passes all lines to the
+    /// engines.
     pub(super) fn take_back(&mut self, interfaces: Option<&[u32]>) {
         self.shared.with_each(|engine| engine.sessions.take_back_at(interfaces));
         self.read_lines();
@@ -143,7 +143,7 @@ impl FastPathControl<'_> {
         self.read_lines();
     }
 
-    /// Has the engines read the lines that the program inspected before a new policy was set.
+    /// Passes the lines that the program inspected before a new policy was set to the engines.
     pub(super) fn apply_policy(&mut self) {
         self.read_lines();
         // The lines that the program inspected before it returned its connections.
@@ -159,7 +159,7 @@ impl FastPathControl<'_> {
         self.take_back(None);
     }
 
-    /// Waits until the program is loaded. Then has the engines hand connections over.
+    /// Waits until the program is loaded. Then lets the engines hand connections over.
     fn wait_until_loaded(&mut self) {
         if let Err(why) = self.reader.offload.program().finish_loading() {
             return self.reader.leave(why.to_string());
@@ -179,7 +179,8 @@ impl FastPathControl<'_> {
         self.reader.offload.program().is_loaded()
     }
 
-    /// Reads lines until `end` is set, or the fast path is to be turned off. Who sets it unparks this thread.
+    /// Reads lines until `end` is set, or the fast path is to be turned off. The thread that sets either unparks
+    /// this thread.
     pub(super) fn run(&mut self, end: &AtomicBool) -> Result<(), ServiceError> {
         if !self.is_loaded() {
             self.wait_until_loaded();
@@ -226,8 +227,8 @@ impl FastPathControl<'_> {
         self.shared.report(updated);
     }
 
-    /// Has the engines hand over only connections of these interfaces. The connections of those that are lost are taken
-    /// back, and their pinholes move to the rules: the program may not see their SYNs in time.
+    /// Lets the engines hand over only connections of these interfaces. Takes back the connections of lost interfaces,
+    /// and moves their pinholes to the rules, because the program may not see their SYNs in time.
     fn set_usable_interfaces(&mut self, UsableInterfaces { indices, lost }: UsableInterfaces) {
         let indices: Arc<[u32]> = indices.into();
         self.shared
@@ -238,7 +239,7 @@ impl FastPathControl<'_> {
         }
     }
 
-    /// Has the program open no pinhole at ports that the policy forbids, or the `next` one.
+    /// Bars the program from the ports that the policy forbids, or the `next` policy.
     pub(super) fn bar_ports(&self, next: Option<&Policy>) {
         let policy = lock(self.shared.restored()).engine.sessions.policy().clone();
         self.reader.offload.bar_ports(&self.reader.known_rules, |port| {
@@ -255,8 +256,8 @@ pub(super) fn log_off(why: &str) {
     log_event!(FAST_PATH_OFF, reason = why, "fast path off: {why}");
 }
 
-/// Moves the pinholes that the program has open to the rules, of all connections or of those with an end at one of
-/// these `interfaces`. Those connections must not be handed over.
+/// Moves the program's open pinholes to the rules: all, or those of connections with an end at one of these
+/// `interfaces`. These connections must not be handed over.
 fn move_pinholes_to_rules(
     interfaces: Option<&[u32]>,
     shared: &SharedState,

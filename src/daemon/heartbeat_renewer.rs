@@ -21,12 +21,12 @@ pub(super) const RESTART_GRACE: Duration = Duration::from_secs(2);
 /// The heartbeat.
 pub(super) struct HeartbeatRenewer {
     heartbeat: Heartbeat,
-    /// When it was last renewed.
+    /// When the heartbeat was last renewed.
     renewed: Instant,
 }
 
-/// Whether the next renewal is due. Not while a worker may hang; and after the deadline not before each worker has made
-/// a pass, which notices that the heartbeat `has_lapsed`.
+/// Whether the next renewal is due. No renewal is due while a worker may hang. If the heartbeat `has_lapsed`, each
+/// worker must first make a pass, which notices the lapse.
 fn is_renewal_due(renewed: Instant, now: Instant, oldest_pass: Instant, has_lapsed: bool) -> bool {
     now.saturating_duration_since(oldest_pass) < PASS_LIMIT
         && match has_lapsed {

@@ -156,7 +156,7 @@ impl EventLog {
     }
 }
 
-/// Logs an event of a session. What it has of its own is the field `details`, a JSON object.
+/// Logs an event of a session. The event's own fields are in the field `details`, a JSON object.
 fn log_line(event: &Event) {
     let Event { session, client, server, user, kind } = event;
     let EventDescription { name, level, .. } = *kind.description();
@@ -184,14 +184,14 @@ fn rates(event: &EventDescription) -> [RateLimit; 2] {
 }
 
 const USUAL: [RateLimit; 2] = [RateLimit::new(20, 1000), RateLimit::new(200, 50)];
-/// Of what operators look for.
+/// The limits for lines that operators look for.
 const WANTED: [RateLimit; 2] = [RateLimit::new(100, 200), RateLimit::new(1000, 10)];
-/// A client that encrypts does so each time, and one line a day says what that means.
+/// The limits for encrypted sessions: a client that encrypts does so each time, and one line a day is enough.
 const DAILY: [RateLimit; 2] = [RateLimit::new(1, 86_400_000), RateLimit::new(200, 50)];
 /// The name of the event whose limits last a day.
 const ENCRYPTED: &str = "encrypted";
-/// Of a file, which has all events of each client that does not try to fill the disk. Together clients have far more than a
-/// gateway can do.
+/// The limits for a file, which has all events of each client that does not try to fill the disk. The common limit is
+/// far more than a gateway can do.
 const OF_A_FILE: [RateLimit; 2] = [RateLimit::new(10_000, 1), RateLimit::new(1_000_000, 1)];
 /// The name of the event whose limits are those of the lines of a file.
 const LINES_LEFT_OUT: &str = catalogue::LINES_LEFT_OUT.name;

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::config::{LineFormat, LogSettings};
 
-/// How often it is looked whether a path leads to its file.
+/// The interval between two looks whether a path leads to its file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes of free space with which a file counts as writable again.
 const ROOM: u64 = 1 << 16;
@@ -37,14 +37,14 @@ pub(super) struct LogFiles {
     pub events: Option<LineFile>,
     pub transfers: Option<LineFile>,
     format: LineFormat,
-    /// That of the machine, which a confined daemon could not read.
+    /// The machine's time zone, which a confined daemon could not read.
     zone: TimeZone,
     /// When [`Self::maintain`] last did its work.
     maintained: Instant,
 }
 
 impl LogFiles {
-    /// Opens those that the configuration names.
+    /// Opens the files that the configuration names.
     pub fn open(settings: &LogSettings) -> Self {
         let LogSettings { events, transfer_file, transfer_format, .. } = settings;
         Self {
@@ -56,20 +56,20 @@ impl LogFiles {
         }
     }
 
-    /// The directories in which they are made again.
+    /// The directories in which the files are made again.
     pub fn directories(&self) -> Vec<&Path> {
         let files = [&self.events, &self.transfers];
         files.into_iter().flatten().map(LineFile::directory).collect()
     }
 
-    /// Opens them again, because logrotate has renamed them, or because they could not be opened.
+    /// Opens the files again, because logrotate has renamed them, or because they could not be opened.
     pub fn reopen(&mut self) {
         let files = [&mut self.events, &mut self.transfers];
         files.into_iter().flatten().for_each(LineFile::reopen);
     }
 
-    /// Once in each [`CHECK_INTERVAL`], and at the end: logs how many lines of clients were left out, and looks whether a
-    /// file that could not be written can be.
+    /// Logs how many lines of clients were left out, and tries files that could not be written. Does this once in each
+    /// [`CHECK_INTERVAL`], and at the end.
     pub fn maintain(&mut self, is_end: bool) {
         if is_end || self.maintained.elapsed() >= CHECK_INTERVAL {
             self.maintained = Instant::now();
@@ -128,15 +128,15 @@ pub(super) struct LineFile {
     /// The configuration key that names it.
     key: &'static str,
     file: Option<File>,
-    /// Whether a part of the last line is there.
+    /// Whether the file ends with a part of a line.
     is_torn: bool,
     /// Why lines are not written now. The health checks log it.
     pub failure: Option<String>,
     /// Lines that were not written.
     pub unwritten: u64,
-    /// How many of these an event has reported.
+    /// How many unwritten lines an event has reported.
     reported: u64,
-    /// When it was last looked whether the path leads to the file.
+    /// The last look whether the path leads to the file.
     checked: Instant,
     /// The share of each client, so that none of them fills the disk.
     shares: LineLimiter,
@@ -231,7 +231,7 @@ impl LineFile {
         self.file.as_ref().is_some_and(|file| shorten(file).is_ok())
     }
 
-    /// Looks whether what failed would do now, because the next line may be hours away.
+    /// Tries again what failed, because the next line may be hours away.
     fn look_for_room(&mut self) {
         match &self.file {
             _ if self.failure.is_none() => {}

@@ -113,7 +113,7 @@ pub const DEFAULT_SOCKET: &str = "/run/ftp-alg/ftp-alg.sock";
 /// The options of `ftp-alg run`.
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
-    /// The configuration file. `None` stands for the default file, which may be absent.
+    /// The configuration file; `None`: the default file, which may be absent.
     pub config: Option<PathBuf>,
     pub state_dir: PathBuf,
     pub socket: PathBuf,
@@ -293,7 +293,7 @@ impl Drop for LastEvents {
     }
 }
 
-/// Passes events to `handle` until one of them ends the daemon. `None` stands for the time of maintenance.
+/// Passes events to `handle` until one of them ends the daemon. Passes `None` when maintenance is due.
 fn handle_events(
     events: &Receiver<DaemonEvent>,
     mut handle: impl FnMut(Option<DaemonEvent>),
@@ -378,7 +378,7 @@ impl Watchdog {
     }
 }
 
-/// What the daemon has when it has given up its rights.
+/// The daemon's resources after it has given up its rights.
 struct ConfinedDaemon {
     /// The confinement that this machine lacks, a line each.
     unconfined: Vec<String>,
@@ -438,7 +438,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     Ok(ConfinedDaemon { unconfined, socket, metrics, log_files, state_dir, fast_path })
 }
 
-/// Has the endpoint of `[metrics]` require the password that its file has now. An invalid file changes nothing.
+/// Reads the password of the endpoint of `[metrics]` again. An invalid file changes nothing.
 fn reload_password(endpoint: &MetricsEndpoint, path: &Path, health: &Health) {
     match read_password(path) {
         Ok(password) => {
@@ -475,8 +475,8 @@ fn bind_metrics(address: SocketAddr) -> Result<TcpListener, String> {
     metrics::bind(address).map_err(|error| format!("metrics: cannot listen at {address}: {error}"))
 }
 
-/// Has the endpoint of `[metrics]` answer, if it could be bound, and if the password that it needs is there. If not, FTP
-/// works without it.
+/// Starts the endpoint of `[metrics]`, if it could be bound and its password, if it needs one, can be read. Otherwise
+/// the daemon runs without the endpoint.
 fn serve_metrics(
     settings: &MetricsSettings,
     bound: Result<TcpListener, String>,
@@ -540,7 +540,8 @@ fn raise_limit_of_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Starts the keeper of the broker, which does what this process soon has no right to do. Both end with this process.
+/// Starts the keeper of the broker. The broker does what this process soon has no right to do. Both end with this
+/// process.
 fn start_broker(options: &DaemonOptions, config: &Config) -> io::Result<()> {
     let file = options.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH));
     let files = [file, Path::new(external_names::RESOLVER), Path::new(external_names::HOSTS)];
@@ -566,8 +567,8 @@ fn watch_broker(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     spawned.map(drop).map_err(system("the broker"))
 }
 
-/// Runs the broker's keeper for the daemon at the other end of standard input, until that daemon ends. The brokers that
-/// it starts have the rights that it has left.
+/// Runs the broker's keeper for the daemon at the other end of standard input, until that daemon ends. Its brokers have
+/// the keeper's remaining rights.
 pub fn keep_broker(user: Option<&str>, files: &[PathBuf]) -> Result<(), DaemonError> {
     let account = user.map(Account::named).transpose()?;
     let daemon = begin_helper(account.as_ref())?;

@@ -26,18 +26,18 @@ use crate::kernel::{
     table::Commits,
 };
 
-/// How long the start waits for them. FTP works before large sets of rules are read.
+/// How long the start waits for the rules. FTP works before large sets of rules are read.
 const READING_LIMIT: Duration = Duration::from_secs(1);
-/// The same if there are sessions, whose packets wait meanwhile.
+/// The limit if there are sessions, whose packets wait meanwhile.
 const RESTART_LIMIT: Duration = Duration::from_millis(800);
-/// The same if the rules select the back end, and no earlier run selected one.
+/// The limit if the rules select the back end, and no earlier run selected one.
 const BACKEND_LIMIT: Duration = Duration::from_secs(10);
 /// Interval between two looks at what others change.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The operator's rules at the start, read in the background.
 pub(super) struct OperatorRules {
-    /// If they were not read in time: who gets them later.
+    /// The rules, or who gets them if they were not read in time.
     read: Result<Firewall, Receiver<Firewall>>,
 }
 
@@ -56,8 +56,8 @@ impl OperatorRules {
         Self { read: reading.recv_timeout(limit).map_err(|_| reading) }
     }
 
-    /// What the rules demand of ours, and the different sets of ports to which they translate source ports. If the
-    /// rules come late, they are taken for those of the run `before`.
+    /// What the operator's rules demand of ours, and the sets of ports to which they translate source ports. If the
+    /// rules come late, returns what was learned in the run `before`.
     pub(super) fn learned(
         &self,
         before: impl FnOnce() -> Learned,
@@ -72,8 +72,8 @@ impl OperatorRules {
         }
     }
 
-    /// The back end that `auto` selects, and why. `before` is the one of the run before, which sessions that were
-    /// restored (`has_sessions`) go on with.
+    /// The back end that `auto` selects, and why. `before` is the back end of the run before. Restored sessions
+    /// (`has_sessions`) go on with it.
     pub(super) fn automatic_backend(
         &self,
         before: Option<Backend>,
@@ -92,7 +92,7 @@ impl OperatorRules {
         mark_conflict(self.read.as_ref().ok()?)
     }
 
-    /// The reader of later changes, and lets the packet path know these rules.
+    /// Makes the reader of later changes, and passes these rules to the packet path.
     pub(super) fn reader(
         &self,
         known_rules: &KnownRules,

@@ -31,7 +31,7 @@ const LOOK_UP_LIMIT: Duration = Duration::from_millis(500);
 const MAX_EVENTS: usize = 20;
 
 impl SharedState {
-    /// Has the engines read all fast-path lines.
+    /// Passes all fast-path lines to the engines.
     fn read_fast_path(&self) {
         if let Some(mut fast_path) = self.fast_path_control(&mut lock(&self.kernel)) {
             fast_path.read_lines();
@@ -53,7 +53,8 @@ impl SharedState {
         let now = Instant::now();
         let row = |info: PinholeInfo| {
             let by_kernel = *remaining.get(&info.ends.key())?;
-            let until_deadline = info.deadline.map(|deadline| deadline.saturating_duration_since(now));
+            let until_deadline =
+                info.deadline.map(|deadline| deadline.saturating_duration_since(now));
             let remaining_seconds =
                 until_deadline.map_or(by_kernel, |left| left.min(by_kernel)).as_secs();
             Some(PinholeRow { info, remaining_seconds })

@@ -12,7 +12,7 @@ use super::snapshot::{Rates, Status, WindowCounts};
 
 /// How many of the newest samples are stored: those of a minute.
 const RECENT: usize = 61;
-/// The interval between two older ones, and for how long they are stored.
+/// The interval between two older samples, and for how long samples are stored.
 const INTERVAL: Duration = Duration::from_secs(30);
 const STORED: Duration = Duration::from_secs(3600);
 
@@ -23,7 +23,7 @@ type Sample = (Instant, WindowCounts);
 #[derive(Debug)]
 pub(super) struct CounterHistory {
     pub(super) started: Instant,
-    /// Oldest first. There is always one.
+    /// The samples, oldest first. There is always one.
     samples: VecDeque<Sample>,
 }
 

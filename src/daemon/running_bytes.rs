@@ -40,7 +40,7 @@ pub(super) struct Looks(VecDeque<Look>);
 #[derive(Debug)]
 struct Look {
     at: Instant,
-    /// How long it serves those who ask.
+    /// Until when the look serves those who ask.
     until: Instant,
     counts: RunningCounts,
 }
@@ -54,12 +54,13 @@ pub(super) struct CountedBytes {
 }
 
 impl RunningBytes {
-    /// For connections that rules with these parameters admitted.
+    /// Counts connections that rules with these parameters admitted.
     pub(super) fn new(parameters: &RuleParameters) -> Self {
         Self { parameters: parameters.clone(), looks: Mutex::default() }
     }
 
-    /// The looks, after a new one if the bytes of one of these sessions may be known, and the last one is too old.
+    /// The looks. Looks at conntrack first, if the last look is too old and the bytes of one of these sessions may be
+    /// known.
     pub(super) fn looks_at(&self, sessions: &[SessionInfo]) -> MutexGuard<'_, Looks> {
         let mut looks = lock(&self.looks);
         let at = Instant::now();
@@ -88,7 +89,8 @@ impl Looks {
         }
     }
 
-    /// What is known of the data connections of a session's transfers. Those of encrypted ones come from the `finder`.
+    /// The counted bytes of the data connections of a session's transfers. The `finder` finds those of encrypted
+    /// sessions.
     pub(super) fn moved(&self, session: &SessionInfo, finder: &RangeFinder) -> Vec<CountedBytes> {
         let Some(last) = self.0.back() else { return Vec::new() };
         if let (Some(transfer), Some((kind, ends))) = (&session.transfer, session.data_connection) {
@@ -117,7 +119,7 @@ impl Looks {
         moved.collect()
     }
 
-    /// What `sender` moved of a connection, which began then if that is known.
+    /// The bytes that `sender` sent on a connection. `began` is the connection's beginning, if known.
     fn moved_by(
         &self,
         ends: &(IpAddr, SocketAddr),

@@ -1,5 +1,5 @@
-//! A shard: an engine with its journal, for the connections of one worker. One more has the sessions of an earlier
-//! daemon until a worker gets their packets and adopts them: which worker that is, only the kernel knows.
+//! A shard: an engine with its journal, for the connections of one worker. One more shard has the sessions of an
+//! earlier daemon, until a worker gets their packets and adopts them. Only the kernel knows which worker that is.
 //!
 //! Invariants:
 //! - A thread holds a shard from the decision about a batch until all of that is carried out. So nobody decides by a state

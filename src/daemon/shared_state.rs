@@ -45,7 +45,7 @@ use crate::kernel::{
 pub(super) struct SharedState {
     pub(super) backend: &'static str,
     pub(super) backend_reason: &'static str,
-    /// The shard of restored sessions, and one for each worker. Who visits all of them in this order misses no session that is
+    /// The shard of restored sessions, and one for each worker. A visit of all in this order misses no session that is
     /// adopted meanwhile.
     pub(super) shards: Vec<Mutex<Shard>>,
     /// How many restored sessions no worker has adopted yet, at most.
@@ -82,7 +82,7 @@ pub(super) struct SharedState {
 }
 
 impl SharedState {
-    /// Counts and logs the error of a `result`. `None` stands for that.
+    /// Returns the value of a `result`, or `None` after counting and logging the error.
     pub(super) fn report<T, E: Display>(&self, result: Result<T, E>) -> Option<T> {
         result.inspect_err(|error| self.report_error(error)).ok()
     }
@@ -108,8 +108,8 @@ impl SharedState {
         &self.shards[0]
     }
 
-    /// Stores an engine's events: those of which all is known for readers, the others for the thread that reports transfers.
-    /// Called in the order in which they happened in a session.
+    /// Stores an engine's events: complete events for readers, and the others for the thread that reports transfers.
+    /// Called in the order of the events of a session.
     pub(super) fn store_events(&self, events: &[Event]) {
         if events.is_empty() {
             return;
@@ -133,7 +133,7 @@ impl SharedState {
         self.log.log_events(now, logged_now, omitted.all);
     }
 
-    /// Logs and stores the reports of the transfers' thread, and writes what is to be written.
+    /// Logs and stores the reports of the transfers' thread, and writes the waiting lines of files.
     pub(super) fn publish_reports(&self, reports: Vec<TimedEvent>, files: &mut LogFiles) {
         let now = Instant::now();
         if self.transfers.take_reopening() {
@@ -157,7 +157,7 @@ impl SharedState {
         self.health.set(ProblemName::TransferFile, failure(transfers));
     }
 
-    /// What finds the sessions of encrypted data connections.
+    /// The finder of the sessions of encrypted data connections.
     pub(super) fn range_finder(&self) -> RangeFinder {
         // All shards share them.
         self.shards
@@ -198,7 +198,7 @@ impl SharedState {
         self.health.report_changes(&self.findings(&status, &unwritten));
     }
 
-    /// Forgets what a configuration that is no more may have caused. What is not cured is back with the next event.
+    /// Forgets what the previous configuration may have caused. What is not cured is back with the next event.
     pub(super) fn forget_configured(&self, now: Instant) {
         self.health.forget_configured();
         self.health.update_traffic(now, &self.counters(now).0);

@@ -26,8 +26,8 @@ pub struct Status {
     pub host: String,
     /// The version, with its commit.
     pub version: String,
-    /// The format of its records. A version with another one does not continue its adjusted sessions. 0 in versions that
-    /// do not say.
+    /// The format of the daemon's records. A version with another format does not continue adjusted sessions. 0 in
+    /// versions that do not say.
     pub record_format: u32,
     /// Whole seconds since the daemon was ready.
     pub uptime_seconds: u64,
@@ -187,13 +187,13 @@ pub struct Rates {
 /// What was counted in a window. The counts of transfers are `None` if transfers are not reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WindowCounts {
-    /// How much of the window is covered: less than it if the daemon is younger.
+    /// How much of the window is covered: less than all if the daemon is younger.
     pub seconds: f64,
     /// Sessions that began.
     pub sessions: u64,
     /// Transfers that ended.
     pub transfers: Option<u64>,
-    /// Those of them that are not complete.
+    /// Transfers that ended and are not complete.
     pub failed_transfers: Option<u64>,
     pub bytes_up: Option<u64>,
     pub bytes_down: Option<u64>,
@@ -441,8 +441,8 @@ pub struct SessionSummary {
     /// Its transfers that have ended.
     #[serde(default)]
     pub transfers: u32,
-    /// Bytes of those that this daemon has reported, and of the running one, as far as they are known. `None` if
-    /// transfers are not reported.
+    /// Bytes of the transfers that this daemon has reported, and of the running one, as far as they are known. `None`
+    /// if transfers are not reported.
     #[serde(default)]
     pub bytes: Option<u64>,
     /// The server's passive ports, if they are open to the client because it is encrypted.

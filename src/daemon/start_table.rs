@@ -1,4 +1,4 @@
-//! The table at the start: takes over the one that an earlier daemon left, or loads a new one in its place.
+//! Takes over the table that an earlier daemon left, or loads a new one in its place.
 //!
 //! What is open in the earlier daemon's table is open in the new one from its first moment, because clients connect at
 //! any moment. This module does not know the fast path.

@@ -47,7 +47,7 @@ const RESTORED: &str = "restored.sessions";
 const MAGIC: &str = "ftp-alg sessions, format ";
 /// The bytes before a record: its length and its checksum, both 32 bits in little-endian order.
 const FRAME_HEADER: usize = 8;
-/// A journal gets a checkpoint when it is this much longer than twice its last checkpoint.
+/// How much longer than twice its last checkpoint a journal may be before it gets the next.
 const SLACK: u64 = 4 << 20;
 /// Longer files are refused. No journal is as long, and reading one would take too much memory.
 const MAX_LENGTH: u64 = 1 << 30;
@@ -81,7 +81,7 @@ impl LastSession {
         self.first_event
     }
 
-    /// Saves it if it has changed.
+    /// Saves the number if it has changed.
     pub(super) fn set(&mut self, number: u64) {
         if self.number != number {
             self.number = number;
@@ -99,7 +99,7 @@ fn is_journal(path: &Path) -> bool {
     number.is_some_and(|number| number.parse::<u16>().is_ok())
 }
 
-/// Reads a state file. An error for what is no regular file, because the open of a pipe may wait for ever, and a device may
+/// Reads a state file. Refuses anything but a regular file, because opening a pipe may wait for ever, and a device may
 /// have no end.
 fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let found = fs::symlink_metadata(path)?;
@@ -277,7 +277,7 @@ impl StateDir {
         self.save(BACKEND, &text, "may take another back end")
     }
 
-    /// The number of the last session, from its file. One that cannot be read or made costs the numbers: they begin again.
+    /// The number of the last session, from its file. If the file cannot be read or made, numbers begin again.
     pub(super) fn last_session(&self) -> LastSession {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -307,8 +307,8 @@ impl StateDir {
     }
 }
 
-/// Whether the rules queue a connection: by the server's own port, or by the one that its clients dialled. As long as
-/// the translation is unknown, the port that they dialled may be any.
+/// Whether the rules queue a connection: by the server's own port, or by the port that its clients dialled. While the
+/// translation is unknown, the dialled port may be any.
 fn is_queued(control_ports: &[u16], server: SocketAddr, translation: Option<&Translation>) -> bool {
     control_ports.contains(&server.port())
         || translation.is_none_or(|ends| control_ports.contains(&ends.server_external.port()))
@@ -322,7 +322,7 @@ fn remove_journal(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames a journal that is not used. An error for what is no regular file, because landlock forbids to rename that.
+/// Renames a journal that is not used. Refuses anything but a regular file, because landlock forbids to rename that.
 fn put_aside(journal: &Path, why: &str) -> io::Result<()> {
     if !fs::symlink_metadata(journal)?.is_file() {
         return Err(io::Error::other(format!("{} is not a regular file", journal.display())));

@@ -3,9 +3,10 @@
 //!
 //! Invariant: nothing is ended before it is known that this daemon can have its directories and its control socket.
 //!
-//! It gets SIGTERM, as from a service manager. If it hangs, it gets SIGKILL in the end: its heartbeat has lapsed by
-//! then, and a SIGTERM that cannot be taken back would end it as soon as it goes on. Its table stays if connections
-//! have adjusted sequence numbers. They stall for a moment, and continue if this daemon has the same state directory.
+//! The other daemon gets SIGTERM, as from a service manager. If it hangs, it gets SIGKILL in the end: its heartbeat has
+//! lapsed by then, and the SIGTERM, which cannot be taken back, would end it as soon as it goes on. Its table stays if
+//! connections have adjusted sequence numbers. These stall for a moment, and continue if this daemon has the same state
+//! directory.
 
 use std::{
     fs::File,
@@ -87,7 +88,7 @@ pub(super) fn check_alone(
     }
 }
 
-/// Whether the reader is an ftp-alg: it has its name, or any other and listens on the control socket.
+/// Whether the reader is an ftp-alg: by its name, or because it listens on the control socket.
 fn is_ftp_alg(reader: &QueueReader, socket: &Path) -> bool {
     reader.name.starts_with(PROGRAM) || ControlSocket::listener(socket) == Some(reader.process)
 }
@@ -96,7 +97,8 @@ fn is_ftp_alg(reader: &QueueReader, socket: &Path) -> bool {
 pub(super) struct OtherDaemons(Vec<QueueReader>);
 
 impl OtherDaemons {
-    /// Those that read the queues of `parameters`, or of the loaded table. An error if another program reads one.
+    /// Finds the daemons that read the queues of `parameters`, or of the loaded table. An error if another program
+    /// reads such a queue.
     pub(super) fn find(parameters: &RuleParameters, socket: &Path) -> Result<Self, TakeoverError> {
         let readers = readers::readers(parameters)?;
         match readers.iter().find(|reader| !is_ftp_alg(reader, socket)) {
@@ -126,7 +128,7 @@ impl OtherDaemons {
         super::claim(state_dir, state_path)
     }
 
-    /// Ends them.
+    /// Ends the daemons.
     pub(super) fn end(self) -> Result<(), TakeoverError> {
         for reader in self.0 {
             let process = reader.process;

@@ -45,7 +45,7 @@ pub(super) struct Worker {
     pub(super) kernel: LinuxKernel,
     pub(super) parameters: RuleParameters,
     pub(super) shared: Arc<SharedState>,
-    /// When a packet in the reorder queue has waited for long enough.
+    /// When the time of the first packet in the reorder queue is over.
     pub(super) reorder_deadline: Option<Instant>,
     /// Memory for the events of the next batch.
     pub(super) events: Vec<Event>,
@@ -225,8 +225,8 @@ impl Worker {
     }
 }
 
-/// Decides about the batch that was read, and about those that `receive` reads after it, until there is none or `limit`
-/// packets were read. The next read would discard a batch without verdicts, so none is read behind the limit.
+/// Decides about the batch that was read, and about further batches that `receive` reads, until there is none or
+/// `limit` packets were read. No batch is read after that, because the next read would discard it without verdicts.
 fn decide_each_batch<R, E>(
     reader: &mut R,
     limit: usize,
@@ -246,7 +246,7 @@ fn decide_each_batch<R, E>(
     }
 }
 
-/// How long to wait for a packet, if something is `due` then. A long wait ends early, and a short one follows.
+/// How long to wait for a packet, if something is due at `due`. A long wait ends early, and a short one follows.
 fn wait_until(due: Instant, now: Instant) -> Duration {
     let remaining = due.saturating_duration_since(now).clamp(MIN_WAIT, TICK);
     let steps = remaining.as_nanos() / WAIT_STEP.as_nanos();

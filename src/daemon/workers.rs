@@ -233,8 +233,8 @@ fn learn(
 /// A variable for tests. With the value `no`, the table gets no owner, so other programs can remove it.
 const OWNER_VARIABLE: &str = "FTP_ALG_TABLE_OWNER";
 
-/// Opens the one socket of all transactions. It owns the table if the kernel has tables with an owner that outlive
-/// their owner's socket.
+/// Opens the one socket of all transactions. It owns the table, if the kernel supports tables that outlive their
+/// owner's socket.
 fn open_commits() -> Result<Commits, NetfilterError> {
     if std::env::var_os(OWNER_VARIABLE).is_some_and(|value| value == "no") {
         return Ok(Commits::default());
@@ -249,7 +249,7 @@ pub(super) struct Workers {
     state: StateDir,
     /// Whether the workers are to end. They are woken after it is set.
     stop: Arc<AtomicBool>,
-    /// Wake the workers, in their order.
+    /// The wakers of the workers, in their order.
     wakers: Vec<Waker>,
     threads: Vec<JoinHandle<()>>,
     rules_thread: Option<JoinHandle<()>>,
@@ -283,8 +283,8 @@ impl Workers {
         }
     }
 
-    /// Loads the table, and has the kernel and the fast path continue with what is `restored`. Returns whether packets may
-    /// have waited for it since an earlier daemon's end.
+    /// Loads the table, and lets the kernel and the fast path continue with the `restored` sessions. Returns whether
+    /// packets may have waited for the table since an earlier daemon's end.
     fn load_table(
         &mut self,
         parameters: &RuleParameters,

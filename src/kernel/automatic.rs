@@ -1,6 +1,6 @@
 //! The back end that `auto` selects: `nftables` (sets) has the fast path, and its data connections have our ct mark.
-//! With `conntrack` (expectations) they have the mark and are `related` as well, so a firewall accepts no fewer of them.
-//! It needs a kernel that supports helpers in user space.
+//! With `conntrack` (expectations) data connections have the mark and are `related` as well, so a firewall accepts no
+//! fewer of them. This back end needs a kernel that supports helpers in user space.
 
 use ftp_alg_firewall::AcceptedData;
 
@@ -9,8 +9,8 @@ use super::{parameters::Backend, probe::ConntrackAbilities};
 /// Why the back end stays that of the run before.
 const OF_RESTORED: &str = "sessions that were restored at the start had it";
 
-/// The back end that `auto` selects here, and why. `before` is the back end of the run before, which restored sessions
-/// keep, if there are any. `accepted` says which data connections the firewall accepts; `None` if that is not known.
+/// The back end that `auto` selects here, and why. `before` is the back end of the run before. Restored sessions, if
+/// there are any, keep it. `accepted` says which data connections the firewall accepts; `None` if that is not known.
 pub fn automatic_backend(
     before: Option<Backend>,
     has_sessions: bool,

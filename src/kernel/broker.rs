@@ -1,14 +1,14 @@
-//! The broker: a helper process that does for the confined daemon what it may no longer do.
+//! The broker: a helper process that does what the confined daemon may no longer do.
 //!
 //! It runs programs, and reads files that others replace by renaming (the configuration, `/etc/resolv.conf`), because
 //! landlock's right to read belongs to the file, not to its name. It is started before the daemon is confined, and ends
 //! with it. It does not trust the daemon: it runs only the command lines in [`COMMANDS`], and reads only the files that
 //! it was started for.
 //!
-//! Another process, the keeper, starts the broker, and starts it again if it ends. It has the same rights, and until
-//! then it refuses the daemon's requests, so that none of them waits, and none is carried out late. Both report to the
-//! daemon by a byte whether there is a broker. If the keeper ends, so does the broker, and the daemon sees the end of
-//! its connection.
+//! Another process, the keeper, starts the broker, and starts it again if it ends. The keeper has the same rights.
+//! While there is no broker, the keeper refuses the daemon's requests, so that none waits and none is carried out late.
+//! Keeper and broker report by a byte whether there is a broker. If the keeper ends, so does the broker, and the daemon
+//! sees the end of its connection.
 //!
 //! Each request has its own connection, because a request may take long: the daemon creates a socket pair and passes
 //! one socket to the broker. Request and answer are JSON values up to the end of the stream.
@@ -97,7 +97,7 @@ pub(super) struct ChildOutput {
 pub struct Broker {
     connection: UnixStream,
     files: Vec<PathBuf>,
-    /// Whether it has ended, and does not serve yet again.
+    /// Whether the broker has ended, and no new one serves yet.
     has_ended: AtomicBool,
 }
 
@@ -110,7 +110,7 @@ pub fn use_broker(connection: UnixStream, files: Vec<PathBuf>) {
     debug_assert!(set.is_ok(), "a process has one broker");
 }
 
-/// Whether this process has a broker that has ended, and does not serve yet again.
+/// Whether this process has a broker that has ended, and no new one serves yet.
 pub fn has_ended() -> bool {
     BROKER.get().is_some_and(|broker| broker.has_ended.load(Ordering::Relaxed))
 }

@@ -11,7 +11,7 @@ const SHARE: u32 = 10;
 /// The time that it may take at once.
 const BURST: Duration = Duration::from_millis(100);
 
-/// What the work took, less its share of the time since.
+/// The time that the work took, less its share of the time since.
 #[derive(Debug)]
 pub struct Budget {
     debt: Duration,
@@ -23,7 +23,7 @@ impl Budget {
         Self { debt: Duration::ZERO, since: now }
     }
 
-    /// Whether the work may begin. It may then take longer than what is left, which delays the next.
+    /// Whether the work may begin. It may take longer than the time that remains, which delays the next work.
     pub fn allows(&mut self, now: Instant) -> bool {
         let earned = now.saturating_duration_since(self.since) / SHARE;
         (self.debt, self.since) = (self.debt.saturating_sub(earned), now);
@@ -48,8 +48,8 @@ impl Stopwatch {
         Self { start: Instant::now(), thread_start: thread_time() }
     }
 
-    /// The time since the start. What the thread had to leave to others counts up to a limit, because otherwise a busy
-    /// machine would make cheap work dear.
+    /// The time since the start. Time in which other threads ran counts up to a limit, because otherwise a busy machine
+    /// would make cheap work dear.
     pub fn elapsed(&self) -> Duration {
         let computed = thread_time().saturating_sub(self.thread_start);
         self.start.elapsed().min(computed.saturating_mul(SHARE))

@@ -10,9 +10,9 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The reads of two clocks are no farther apart than this, if a thread gets that.
+/// The longest time between the reads of two clocks, if the thread is not interrupted.
 const CLOSE: Duration = Duration::from_micros(5);
-/// How often the clocks are read for that.
+/// How often the clocks are read until their reads are close.
 const MOST_READS: u32 = 64;
 
 /// The zero of the kernel's monotonic clock. `Instant` reads that clock, so it is the same for the life of the process.
@@ -25,7 +25,7 @@ pub fn monotonic_zero() -> Instant {
     *ZERO
 }
 
-/// The time that `bpf_ktime_get_ns` has returned as this number.
+/// The time at which `bpf_ktime_get_ns` returned this number.
 pub fn instant_of(ns: u64) -> Instant {
     let zero = monotonic_zero();
     zero.checked_add(Duration::from_nanos(ns)).unwrap_or(zero)

@@ -1,7 +1,7 @@
 //! Conntrack entries: the translation of a connection, its ct mark, and be-liberal; and the messages of ctnetlink, by
 //! which helpers and expectations are changed, too.
 //!
-//! Identifies a connection by its addresses. Those of one zone may equal those of another; then the connection is
+//! Identifies a connection by its addresses. If two zones have a connection with the same addresses, the connection is
 //! unknown.
 
 use std::{
@@ -438,7 +438,7 @@ pub(super) fn change(
     socket.request(kind, flags, &header, fill, |_| {}).map(drop)
 }
 
-/// Changes what exists, in each of the conntrack zones. `None` if it exists in none of them.
+/// Sends a change to each of the conntrack zones. Returns `None` if the object exists in none of them.
 pub(super) fn change_in_zones(
     socket: &mut Socket,
     zones: &[u16],

@@ -39,7 +39,7 @@ const NFULNL_COPY_PACKET: u8 = 2;
 
 /// How long the kernel collects packets before it sends them, in hundredths of a second.
 const FLUSH_TIMEOUT: u32 = 5;
-/// After so long, what the kernel has collected can be read.
+/// The longest time after which a collected packet can be read.
 const LONGEST_DELAY: Duration = Duration::from_millis(100);
 /// The size of a message of collected packets, of some 200 bytes each.
 const MESSAGE_BYTES: u32 = 32 << 10;
@@ -56,9 +56,9 @@ const SOCKET_BUFFER: i32 = 4 << 20;
 pub enum Copied {
     /// A packet of a data connection.
     Packet(DataPacket),
-    /// One that cannot be read, with its addresses.
+    /// The addresses of a packet that cannot be read.
     Unreadable([IpAddr; 2]),
-    /// The SYN of an encrypted session's client, as it arrived, and what it dialled. It is not admitted by us.
+    /// The SYN of an encrypted session's client, which we did not admit: the client, and the endpoint that it dialled.
     Tried(SocketAddr, SocketAddr),
 }
 
@@ -68,7 +68,7 @@ pub struct DataLog {
     group: u16,
     socket: Socket,
     buffer: Vec<u8>,
-    /// When everything was read that could be.
+    /// Until when everything was read.
     read_until: Instant,
 }
 
@@ -176,8 +176,8 @@ fn time_of(stamp: &[u8]) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(since_epoch)
 }
 
-/// The packet whose first bytes these are, or its addresses: its TCP header is behind them if a client has put long IPv6
-/// options before it, and its length is not in the header of one of more than 64 KiB (BIG TCP).
+/// Parses the first bytes of a packet. Returns only its addresses if the TCP header is not among these bytes (long IPv6
+/// options), or the IP header lacks the length (BIG TCP: more than 64 KiB).
 fn parse(bytes: &[u8], passed: [Instant; 2], interface: u32) -> Option<Copied> {
     let packet = LaxSlicedPacket::from_ip(bytes).ok()?;
     let (source, destination, length) = match packet.net.as_ref()? {

@@ -37,8 +37,8 @@ struct ReadRules {
 }
 
 impl KnownRules {
-    /// [`KernelError::Taken`] if a rule or a program other than a pinhole to `target` handles a connection to `arrival`.
-    /// A port that cannot be bound is a program's. Where nothing is translated, nothing is checked.
+    /// Returns [`KernelError::Taken`] if a rule or a program other than a pinhole to `target` handles a connection to
+    /// `arrival`. A port that cannot be bound belongs to a program. Without a translation nothing is checked.
     pub(super) fn check_free(
         &self,
         arrival: SocketAddr,
@@ -112,7 +112,7 @@ impl KnownRules {
         self.read().is_some_and(|read| read.claims.iter().any(is_it))
     }
 
-    /// Nobody waits for a reader of the rules.
+    /// The rules, without holding the lock while they are used.
     fn read(&self) -> Option<Arc<ReadRules>> {
         self.read.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

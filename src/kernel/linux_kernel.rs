@@ -157,8 +157,7 @@ impl LinuxKernel {
         Ok(of_rules.map(|open| [open, of_program].concat()))
     }
 
-    /// Has the BPF program close those of `closings` that it has, and forget the others. Returns these, which are of the
-    /// rules.
+    /// Closes those of `closings` that the BPF program has. Returns the others, which are pinholes of the rules.
     fn close_in_program(&self, closings: &[Closing]) -> Vec<PinholeEnds> {
         let (mut of_rules, mut lost) = (Vec::new(), Vec::new());
         for closing in closings {

@@ -38,7 +38,7 @@ pub enum PacketSocketError {
 pub struct PacketSocket {
     interface: NetworkInterface,
     receiver: Box<dyn DataLinkReceiver>,
-    /// The same socket.
+    /// The socket that `receiver` reads.
     socket: Socket,
     dropped: u64,
 }
@@ -110,7 +110,7 @@ impl PacketSocket {
     }
 }
 
-/// When the packet passed that was read last. Of the first one, the kernel has no time.
+/// When the last packet that was read passed. The kernel has no time of the first packet.
 #[allow(unsafe_code)]
 fn time_of_last(socket: &Socket) -> Duration {
     // From linux/sockios.h.
@@ -182,8 +182,8 @@ const IPV6_HEADER: u32 = 40;
 /// Each port takes four instructions, and the kernel takes 4096.
 const MAX_PORTS: usize = 1000;
 
-/// The filter: TCP with one of these `ports`, or with FIN, SYN or RST. On a loopback interface each packet is seen twice,
-/// of which one counts.
+/// The filter: TCP with one of these `ports`, or with FIN, SYN or RST. A loopback interface shows each packet twice, so
+/// the filter passes one of the two.
 fn filter(ports: &[u16], is_loopback: bool) -> Vec<SockFilter> {
     let step = |code, k| SockFilter::new(code, 0, 0, k);
     let test = |code, k, if_true, if_false| SockFilter::new(code, if_true, if_false, k);

@@ -69,25 +69,25 @@ impl Default for Learned {
 }
 
 impl Learned {
-    /// The same with these zones, too.
+    /// The same parameters with these zones, too.
     pub fn with_zones(self, more: impl IntoIterator<Item = u16>) -> Self {
         let all: BTreeSet<u16> = self.zones.iter().copied().chain(more).chain([0]).collect();
         Self { zones: all.into_iter().collect(), ..self }
     }
 }
 
-/// What was learned from the operator's rules. All clones are the same: the rules may be read when threads work with
-/// the parameters already.
+/// What was learned from the operator's rules, shared by all clones: the rules may be read when threads work with the
+/// parameters already.
 #[derive(Clone, Debug, Default)]
 pub struct SharedLearned(Arc<RwLock<Arc<Learned>>>);
 
 impl SharedLearned {
-    /// What is known at present.
+    /// What was learned by now.
     pub fn now(&self) -> Arc<Learned> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces it. Zones stay, because there may be connections in them.
+    /// Replaces what was learned. Zones stay, because there may be connections in them.
     pub fn set(&self, learned: Learned) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         *known = Arc::new(learned.with_zones(known.zones.iter().copied()));

@@ -407,7 +407,7 @@ impl Receiver {
     }
 }
 
-/// The packet of a message, and whether it is truncated. Its payload is empty if the message has none.
+/// The packet of a message, and whether it is truncated. The payload is empty if the message has none.
 fn parse<'a>(message: &Message<'a>) -> Option<(QueuePacket<'a>, bool)> {
     let (mut has_header, mut is_cut) = (false, false);
     let mut packet = QueuePacket::default();

@@ -29,7 +29,7 @@ impl Flow {
         Self { source: self.destination, destination: self.source }
     }
 
-    /// The same for both directions.
+    /// The key of the connection, which is the same for both directions.
     pub fn connection(self) -> Self {
         self.min(self.reversed())
     }

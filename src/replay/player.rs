@@ -51,9 +51,9 @@ const MAX_REPORTED_GAPS: u64 = 10;
 pub struct Player<W> {
     pub(super) gateway: Standalone<SimulatedNat>,
     ports: Vec<u16>,
-    /// By [`Flow::connection`].
+    /// The connections, by [`Flow::connection`].
     pub(super) connections: HashMap<Flow, CapturedConnection>,
-    /// The bytes that wait after gaps; not less than there are.
+    /// An upper bound of the bytes that wait after gaps.
     pub(super) queued_bytes: usize,
     pub(super) writer: Option<PcapWriter<W>>,
     engine_start: Instant,
@@ -65,7 +65,7 @@ pub struct Player<W> {
     captures: usize,
     /// Whether the current capture has a packet whose link type is supported.
     is_readable: bool,
-    /// Whether checksums are as they are on the wire: not in copies from this machine, which computes them later or has
+    /// Whether checksums are as on the wire. Copies on this machine lack them, because it computes them later or has
     /// verified them.
     pub has_checksums: bool,
     transfers: PlayedConnections,

@@ -50,8 +50,8 @@ pub struct AnnouncementRow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     Announcement(AnnouncementRow),
-    /// Something else that happened in a session, and the frame in which it was seen; of a transfer that with its last
-    /// reply.
+    /// Something else that happened in a session, and the frame in which it was seen; of a transfer the frame with the
+    /// last reply.
     Session(FramePosition, Box<Event>),
     /// The number of the capture, counted from 0, and what was not read in it.
     Warning(usize, String),
@@ -70,7 +70,7 @@ pub struct Summary {
     pub announcements: BTreeMap<String, [u64; 4]>,
     /// Refused and ignored announcements, and other refused commands, by action and reason.
     pub reasons: BTreeMap<(&'static str, String), u64>,
-    /// Those with further reasons.
+    /// Refused and ignored commands with further reasons.
     pub other_reasons: u64,
     /// Transfers that have ended, by the name of their result.
     pub transfers: BTreeMap<&'static str, u64>,

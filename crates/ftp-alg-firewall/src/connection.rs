@@ -69,8 +69,8 @@ const fn marking_priority(hook: Hook) -> i32 {
 }
 
 impl PacketClass {
-    /// The priority behind which our table has admitted the first packet of such a data connection at `hook`;
-    /// `None` if that is at a later hook.
+    /// The priority behind which our table has admitted the first packet of such a data connection at `hook`; `None` if
+    /// it is admitted at a later hook.
     fn admission_priority(self, hook: Hook) -> Option<i32> {
         match (self, hook) {
             (Self::MarkedData, Hook::Prerouting | Hook::Output) => Some(DESTINATION_NAT_PRIORITY),

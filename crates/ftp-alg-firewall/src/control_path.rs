@@ -1,7 +1,7 @@
 //! Evaluates whether the firewall accepts control connections, for each pair of interfaces.
 //!
-//! Addresses, times and rates of a control connection are not known in advance. If a rule accepts connections
-//! decided_by such a condition, the pair is neither accepted nor dropped ([`Acceptance::Partly`]).
+//! Addresses, times and rates of a control connection are not known in advance. If a rule accepts connections by such a
+//! condition, the pair is neither accepted nor dropped ([`Acceptance::Partly`]).
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -196,8 +196,8 @@ impl Firewall {
         best.unwrap_or((Acceptance::Accepted, None))
     }
 
-    /// The interfaces that this machine does not have, and at which rules accept control connections at `hook`: they may have
-    /// another name by now.
+    /// The interfaces that this machine does not have, although rules accept control connections there at `hook`: they
+    /// may have another name by now.
     pub fn missing_interfaces(&self, hook: Hook, ip: IpVersion, links: &Links) -> Vec<&str> {
         let is_there = |name: &str| name == "lo" || links.existing.contains(name);
         let conditions = self.interface_conditions().into_iter();
@@ -281,8 +281,8 @@ impl Firewall {
         (worst, decided_by)
     }
 
-    /// For each interface the first one that rules cannot distinguish from it, neither by name nor by the networks
-    /// there. Such interfaces are evaluated once.
+    /// For each interface the first interface that rules cannot distinguish from it, neither by name nor by the
+    /// networks there. Interchangeable interfaces are evaluated once.
     pub(crate) fn interchangeable<'n>(
         &self,
         interfaces: Vec<&'n str>,

@@ -48,9 +48,9 @@ pub struct ModeVerdict {
 }
 
 impl ChainVerdict {
-    /// The same verdict on packets of `class`, with the place of a rule that serves all `modes` of this IP version, if
-    /// these are data connections. The interfaces of modes are known, so they tell more than the verdict on packets of
-    /// any interface.
+    /// The same verdict on packets of `class`. For data connections, the place is that of a rule that serves all
+    /// `modes` of this IP version: modes have known interfaces, so they say more than the verdict on packets of any
+    /// interface.
     pub fn placed_for(&self, class: PacketClass, modes: &[ModeVerdict], ip: IpVersion) -> Self {
         let modes = if class == PacketClass::Injected { &[] } else { modes };
         let of_modes = modes.iter().filter(|mode| mode.ip == ip).flat_map(|m| &m.dropping_chains);
@@ -65,7 +65,7 @@ impl ChainVerdict {
 
 impl DataPathVerdict {
     /// Whether `chain` drops data connections that should pass: those of a mode between interfaces whose control
-    /// connections pass. If there are no such interfaces, all that it drops should pass.
+    /// connections pass. Without such interfaces, all dropped data connections should pass.
     pub fn is_problem(&self, chain: &ChainVerdict, modes: &[ModeVerdict]) -> bool {
         let is_forwarded = |hook| hook == Hook::Forward;
         let meets = |mode: &&ModeVerdict| {
@@ -193,8 +193,8 @@ fn may_accept(
             })
 }
 
-/// Clears the verdicts on active mode from servers in an inner network that the operator isolates from the client's:
-/// not even control connections pass from there, and the client has both modes with servers outside.
+/// Clears the verdicts on active mode from servers in an inner network that the operator isolates from the client's
+/// network. Not even control connections pass from such a network, and the client has both modes with servers outside.
 fn spare_isolated(modes: &mut [ModeVerdict], path: &ControlPathVerdict, links: &Links) {
     let is_inner = |name: &Option<String>| name.as_deref().is_some_and(|name| links.is_inner(name));
     let reach_outside: Vec<Option<String>> = modes

@@ -33,7 +33,7 @@ impl DataPathVerdict {
     }
 
     /// Whether data connections with our mark certainly pass. At prerouting and postrouting it is enough that no rule
-    /// drops them that spares the expected ones, because many gateways drop spoofed addresses there.
+    /// drops them and passes expected ones, because many gateways drop spoofed addresses there.
     fn accepts_mark(&self) -> bool {
         let Self { mark, related, .. } = self;
         mark.chains.iter().zip(&related.chains).all(|(mark, related)| {
@@ -72,7 +72,7 @@ pub enum AcceptedData {
     Marked,
     /// Some of those that are `related`, as far as can be seen.
     Related,
-    /// None.
+    /// None of them.
     Nothing,
 }
 

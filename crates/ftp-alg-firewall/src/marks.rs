@@ -1,9 +1,9 @@
 //! Finds rules that do not work together with the marks of the fast path.
 //!
 //! The fast path marks packets of control connections that it inspected, and the first packet of a data connection. Our
-//! table reads the marks, and clears them. Before that, other rules may overwrite them, or take a marked packet for
-//! another one than they would without a mark: those of prerouting, and those of policy routing. Its data connections
-//! have one bit more in the ct mark than others, and rules of all hooks may tell them apart by it.
+//! table reads the marks, and clears them. Before that, rules of prerouting and of policy routing may overwrite the
+//! marks, or decide otherwise about a marked packet. Data connections of the fast path have one more bit in the ct
+//! mark, and rules of all hooks may tell them apart by it.
 
 use super::{
     Firewall, Gateway, Ruleset,
@@ -20,15 +20,15 @@ use serde::{Deserialize, Serialize};
 /// The priority of the first of our chains in the forward hook. It clears the packet marks of the fast path.
 const CLEARING_PRIORITY: i32 = -152;
 
-/// What rules of others do with the ct mark, as far as those of the gateway must do more for it.
+/// What rules of others do with the ct mark, if the gateway's rules must do more because of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CtMarkUse {
-    /// They do not write it.
+    /// They do not write the ct mark.
     #[default]
     None,
-    /// They write it, or set packet marks from it.
+    /// They write the ct mark, or set packet marks from it.
     Restored,
-    /// They set bits of the gateway in packet marks from it, and `ip rule` compares these bits.
+    /// They set bits of the gateway in packet marks from the ct mark, and `ip rule` compares these bits.
     Compared,
 }
 
@@ -187,8 +187,8 @@ fn fast_path_packets(
     [(first, admitted)].into_iter().chain(later).collect()
 }
 
-/// The base chains that get packets with such marks. The fast path has IPv4 alone. Packets of control connections reach
-/// no chain that translates, and a data connection is translated by ours, which comes first.
+/// The base chains that get packets with such marks, of IPv4 alone, as the fast path. Packets of control connections
+/// reach no chain that translates, and our table, which comes first, translates data connections.
 fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = LocatedChain<'_>> {
     let has_marks = |base: BaseChain| match base.hook {
         _ if base.is_nat => false,

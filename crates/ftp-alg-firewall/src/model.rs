@@ -77,7 +77,7 @@ pub(crate) enum Condition {
     Any(Vec<Condition>),
     /// Holds if all of these hold.
     All(Vec<Condition>),
-    /// Holds for some hosts that are not known here: those with a MAC address, or in a set whose elements change.
+    /// Holds for some hosts that are not known here: by a MAC address, or in a set whose elements change.
     Hosts,
     /// A condition that cannot be decided here, such as one about rates or time.
     Unknown,
@@ -225,7 +225,7 @@ impl Rule {
         changed.mark
     }
 
-    /// Whether the rule may do something else with the packet `other`.
+    /// Whether the rule may act otherwise on the packet `other` than on `packet`.
     pub(crate) fn tells_apart(&self, packet: &SamplePacket<'_>, other: &SamplePacket<'_>) -> bool {
         let elements = match &self.action {
             RuleVerdict::Map(elements) => elements.as_slice(),

@@ -115,7 +115,7 @@ pub(crate) enum FieldValue {
 
 impl FieldValue {
     pub(crate) const ANY_PORT: Self = Self::Within(0, 65_535);
-    /// `min-data-port` may be lower, but rules with low ports are meant for services.
+    /// The port of a data connection. `min-data-port` may be lower, but rules with low ports are meant for services.
     pub(crate) const DATA_PORT: Self = Self::Within(1024, 65_535);
 
     /// A mark of which nothing is set, except perhaps the bits `unknown`.
@@ -226,7 +226,7 @@ impl Hook {
         }
     }
 
-    /// The hooks that packets pass which pass this one, in their order.
+    /// The hooks on the way of packets that pass this hook, in their order.
     pub(crate) fn on_the_way(self) -> &'static [Self] {
         match self {
             Self::Input => &[Self::Prerouting, Self::Input],

@@ -12,9 +12,9 @@ const DOCKER_USER: &str = "DOCKER-USER";
 /// The place of a rule that accepts data connections: behind the rule that accepts established connections, so that
 /// whatever drops packets before that rule drops data connections, too. Without such a rule it is at the end.
 ///
-/// If a rule before that place drops all data connections, or hides their marks, it is before that rule. If later
-/// packets pass nevertheless, the rule there accepts only the first one of each connection, so that whatever drops
-/// packets before the rule for established connections still drops data connections.
+/// If a rule before that place drops all data connections, or hides their marks, the place is before that rule. If
+/// later packets pass nevertheless, the accept rule there accepts only the first packet of each connection, so that
+/// whatever drops packets before the rule for established connections still drops data connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RulePlace {
     /// The chain: usually the base chain, or one that it jumps to for all packets.
@@ -33,11 +33,11 @@ pub struct RulePlace {
 /// The rule by which a place is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Anchor {
-    /// It is behind the rule that accepts established connections.
+    /// The place is behind the rule that accepts established connections.
     Established,
-    /// It is before the rule with this text.
+    /// The place is before the rule with this text.
     Before(String),
-    /// It is at the end of the chain, or before the rule that returns from it.
+    /// The place is at the end of the chain, or before the rule that returns from it.
     End,
 }
 
@@ -54,8 +54,8 @@ impl RulePlace {
         Self { chain, index, length, is_jump_target: false, is_for_first_packet: false, anchor }
     }
 
-    /// The number of rules before the place in a file, in which the chain has `rules`. What is not found there may be in
-    /// a file that is included among them. Otherwise it is the top of the chain.
+    /// The number of rules before the place in a file, in which the chain has `rules`. A rule that is not found may be
+    /// in a file that is included among them. Without any known rule, the place is the top of the chain.
     pub fn index_in(&self, rules: &[&str]) -> usize {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let established = behind_established(rules.iter().copied());
@@ -94,8 +94,8 @@ impl RulePlace {
         }
     }
 
-    /// Makes this the place of a rule that serves `other` as well. Both are for the same base chain. No rule of the base
-    /// chain drops what reaches the place in another chain.
+    /// Makes this the place of a rule that serves `other` as well. Both places are for the same base chain. No rule of
+    /// the base chain drops packets that reach a place in another chain.
     pub fn merge(&mut self, other: &Self) {
         let is_for_first_packet = self.is_for_first_packet && other.is_for_first_packet;
         if (other.is_jump_target, other.index) < (self.is_jump_target, self.index) {

@@ -113,7 +113,7 @@ pub(crate) enum WrittenMark {
 pub(crate) struct ChangedMarkBits {
     pub(crate) ct_mark: u32,
     pub(crate) mark: u32,
-    /// Those of the packet mark that are set from the ct mark.
+    /// The bits of the packet mark that are set from the ct mark.
     pub(crate) restored: u32,
 }
 

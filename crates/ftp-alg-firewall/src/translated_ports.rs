@@ -157,7 +157,7 @@ fn jumps<'a>(rules: &'a [Rule]) -> Vec<(&'a str, Vec<&'a Condition>)> {
     found
 }
 
-/// Those of the ports `among` for which all conditions may hold for TCP.
+/// The ports of `among` for which all conditions may hold for TCP.
 fn destination_ports<'a>(
     conditions: impl Iterator<Item = &'a Condition>,
     among: &[PortRange],

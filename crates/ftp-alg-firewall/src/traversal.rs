@@ -97,7 +97,7 @@ pub(crate) fn follow<'a, 'p>(
 struct PossibleVerdicts {
     accepts: Vec<VerdictSource>,
     drops: Vec<VerdictSource>,
-    /// Those of `accepts` for which only the hosts are not known.
+    /// The rules of `accepts` for which only the hosts are not known.
     accepts_by_address: Vec<VerdictSource>,
     /// Whether the packet may return to the calling chain.
     may_return: bool,
@@ -156,7 +156,7 @@ pub(crate) struct Traversal<'a, 'p> {
     /// The rules that may apply to the packet, and do more than give a verdict.
     pub(crate) reached: Vec<LocatedRule<'a>>,
     other: Option<SamplePacket<'p>>,
-    /// The rules that may do something else with `other`.
+    /// The rules that may act otherwise on `other`.
     pub(crate) dependent_rules: Vec<LocatedRule<'a>>,
     /// The last rule that changed the ct mark, or took the packet out of connection tracking.
     pub(crate) changed_by: Option<LocatedRule<'a>>,
@@ -164,11 +164,11 @@ pub(crate) struct Traversal<'a, 'p> {
     path: Vec<(&'a str, usize)>,
     /// The rules that lead to the first one that changed the ct mark, or took the packet out of connection tracking.
     changed_at: Vec<(String, usize)>,
-    /// The rules with conditions by which it returned from chains, each with its chain.
+    /// The rules with conditions by which the packet returned from chains, each with its chain.
     returned_at: Vec<(String, usize)>,
     /// Whether the packet reaches this point by default.
     by_default: bool,
-    /// Those of the base chain, at the end of the way.
+    /// The verdicts of the base chain, at the end of the way.
     verdicts: PossibleVerdicts,
 }
 

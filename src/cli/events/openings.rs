@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::time_of;
 
-/// The fields of an opening that its announcement has.
+/// The fields that an opening takes over from its announcement.
 const FIELDS: [&str; 9] =
     ["session", "client", "server", "user", "kind", "initiator", "arrival", "target", "source"];
 
@@ -24,7 +24,7 @@ pub(super) struct Opening {
 }
 
 impl Openings {
-    /// Records the next event. Returns what it ends.
+    /// Records the next event. Returns the openings that the event ends.
     pub(super) fn record(&mut self, event: &Value) -> Vec<Opening> {
         let text = |field: &str| event[field].as_str().unwrap_or_default();
         let (Some(session), Some(at)) = (event["session"].as_u64(), time_of(event)) else {
@@ -56,7 +56,7 @@ impl Openings {
         ended.map(close).collect()
     }
 
-    /// What no event has ended.
+    /// The openings that no event has ended.
     pub(super) fn still_open(self) -> Vec<Opening> {
         let mut open: Vec<_> = self.0.into_values().collect();
         open.sort_by_key(|opening| opening.opened);
@@ -65,7 +65,7 @@ impl Openings {
 }
 
 impl Opening {
-    /// Its announcement, as the event.
+    /// The event of the announcement.
     pub(super) fn announcement(&self) -> &Value {
         &self.announcement
     }

@@ -15,7 +15,7 @@ pub(super) fn parse(text: &str) -> Result<Timestamp, String> {
     parse_at(&Zoned::now().with_time_zone(TimeZone::UTC), text)
 }
 
-/// The same if it is `now`, in the zone of which civil times are.
+/// As [`parse`], at the time `now`, whose zone is that of civil times.
 fn parse_at(now: &Zoned, text: &str) -> Result<Timestamp, String> {
     let text = text.trim();
     let local = |time: civil::DateTime| time.to_zoned(now.time_zone().clone());

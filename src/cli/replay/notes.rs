@@ -33,7 +33,7 @@ struct JsonLine<'a, R> {
     file: Option<&'a str>,
 }
 
-/// The fields of a transfer: those of the daemon's event, and the frame with its last reply.
+/// The fields of a transfer: the fields of the daemon's event, and the frame with the last reply.
 #[derive(Serialize)]
 struct EventLine<'a> {
     /// `transfer`.

@@ -29,7 +29,7 @@ pub(super) enum FirewallProgram {
     Docker,
     #[strum(serialize = "OpenWrt (fw4)", message = "the table inet fw4")]
     Fw4,
-    /// No firewall: what switches forwarding on.
+    /// No firewall, but the setting that switches forwarding on.
     #[strum(serialize = "forwarding", message = "net.ipv4.ip_forward = 0, with --gateway")]
     Sysctl,
 }
@@ -78,7 +78,7 @@ const DOCKER_USER_PLACE: &str = "!/-A DOCKER-USER -j RETURN/ { end++ } \
 /// The first line of a file that is all of setup.
 const ADDED_FILE: &str = "# By `ftp-alg setup --apply`; `ftp-alg setup --undo` removes it.\n";
 const FW4: &str = "/usr/share/nftables.d/chain-pre";
-/// Its name comes behind those with a number, so its value counts.
+/// The file of setup's setting. Its name sorts behind names with a number, so its value counts.
 const SYSCTL: &str = "/etc/sysctl.d/ftp-alg-setup.conf";
 const SYSUPGRADE: &str = "/etc/sysupgrade.conf";
 

@@ -11,8 +11,8 @@ use super::file_edits::{AcceptRule, MARKER};
 pub(super) struct NeededRule {
     pub(super) ip: IpVersion,
     pub(super) class: PacketClass,
-    /// What the chain does with the packets now, and where the rule belongs. If it accepts them, the rule that does may be
-    /// in no file.
+    /// What the chain does with the packets now, and where the rule belongs. If the chain accepts them, its accepting
+    /// rule may be in no file.
     pub(super) chain: ChainVerdict,
     gateway: Gateway,
 }
@@ -51,8 +51,8 @@ pub(super) fn needed_rules(
 }
 
 impl NeededRule {
-    /// Adds it to `needs`, unless a rule of the operator accepts the packets, or the chain needs the same rule already.
-    /// Instead of a loaded rule that accepts only some of the packets, the chain needs another one.
+    /// Adds the rule to `needs`, unless a rule of the operator accepts the packets, or `needs` has the rule already. A
+    /// chain whose loaded rule accepts only some of the packets needs another rule.
     fn add_to(self, needs: &mut Vec<Self>) {
         let recognised_by = self.recognising_words();
         let is_by_setup = |rule: &String| recognised_by.iter().all(|words| rule.contains(words));
@@ -132,7 +132,7 @@ impl NeededRule {
         (&self.chain.location, self.class) == (&other.chain.location, other.class)
     }
 
-    /// Whether the chain accepts the packets, if `needs` is what the loaded rules lack.
+    /// Whether the chain accepts the packets, if `needs` are the rules that are missing.
     pub(super) fn is_met(&self, needs: &[Self]) -> bool {
         needs.iter().all(|need| need.chain.passes || !need.is_same_rule(self))
     }

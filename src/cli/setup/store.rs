@@ -180,7 +180,7 @@ impl SetupJournal {
     }
 }
 
-/// The bytes of a regular file. Another one may have no end, as a FIFO, and could not be replaced.
+/// The bytes of a regular file. Any other file, such as a FIFO, is refused: it may have no end, and cannot be replaced.
 fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     let waits_not = OFlags::NONBLOCK.bits().cast_signed();
     let mut file = OpenOptions::new().read(true).custom_flags(waits_not).open(path)?;

@@ -127,8 +127,8 @@ fn name_text(row: &NameRow) -> Option<String> {
     }
 }
 
-/// The windows with their titles. Of a young daemon, those that cover the same time are one. There is none of a daemon
-/// that counts no rates.
+/// The windows with their titles. Windows of a young daemon that cover the same time become one. Empty if the daemon
+/// counts no rates.
 pub(in crate::cli) fn windows(rates: &Rates) -> Vec<(String, WindowCounts)> {
     let Rates { ten_seconds, minute, hour } = *rates;
     let mut windows: Vec<(String, WindowCounts)> = Vec::new();
@@ -185,7 +185,7 @@ fn top_clients(clients: &[ClientBytes]) -> String {
     format!("\nmost bytes in the last hour\n{}", table::list(&rows, 2, NAME_WIDTH, usize::MAX))
 }
 
-/// The title of a window of `nominal` seconds: what it covers, unless that is nearly all.
+/// The title of a window of `nominal` seconds: the time that it covers, unless it covers nearly all.
 fn window_title(nominal: u64, covered: f64) -> String {
     let is_nearly_all = (covered - nominal as f64).abs() * 10.0 < nominal as f64;
     match nominal {

@@ -19,14 +19,14 @@ use crate::{
 /// A row: what its columns show, and what is known besides.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
-    /// A number that it keeps from look to look.
+    /// A number that is the same in every look.
     pub key: u64,
     pub cells: Vec<Cell>,
     /// Names and values of further details.
     pub more: Vec<(&'static str, String)>,
 }
 
-/// An end as the other end sees it, if that is another endpoint.
+/// The endpoint that the other end sees instead of this one, if it differs.
 fn seen_as(own: SocketAddr, external: SocketAddr) -> String {
     if own == external { String::new() } else { external.to_string() }
 }

@@ -54,7 +54,7 @@ impl Selection {
         self.key = row.filter(|_| self.at > 0).map(|row| row.key);
     }
 
-    /// Moves the screen, with room for so many of all rows, to the selected row, and over the end of none.
+    /// Scrolls to the selected row. The screen has `room` rows, and does not go beyond the last of `all`.
     pub fn scroll(&mut self, room: usize, all: usize) {
         let last = all.saturating_sub(room).min(self.at);
         self.offset = self.offset.min(last).max((self.at + 1).saturating_sub(room.max(1)));

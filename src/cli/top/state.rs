@@ -264,7 +264,7 @@ impl State {
         }
     }
 
-    /// Details of a session change until it ends, and then they stay.
+    /// Updates the details of a session. They stay after the session's end.
     fn refresh_details(&mut self) {
         let Some(key) = self.overlay.as_ref().and_then(|overlay| overlay.of) else { return };
         let row =

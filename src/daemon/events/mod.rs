@@ -20,7 +20,7 @@ use super::shard::lock;
 
 /// Limit of stored events.
 const CAPACITY: usize = 4096;
-/// Of those, a client (a /64) has at most so many, once there is no room.
+/// How many of the stored events a client (a /64) may have once there is no room.
 const SHARE: usize = CAPACITY / 4;
 /// Limit of events that wait to be written to the file.
 const MAX_UNWRITTEN: usize = 1 << 16;
@@ -31,9 +31,9 @@ pub const MAX_ANSWERED: usize = 1000;
 pub(super) struct EventRing(Mutex<Ring>);
 
 struct Ring {
-    /// By ID.
+    /// The events, by ID.
     events: BTreeMap<u64, StoredEvent>,
-    /// The IDs of each client's.
+    /// The IDs of each client's events.
     shares: Shares<ClientKey, ()>,
     /// The clients that had more than their share when their last event came.
     crowding: BTreeSet<ClientKey>,
@@ -74,8 +74,8 @@ pub struct RecentEvents {
 }
 
 impl EventRing {
-    /// An empty ring. The last session of earlier daemons was this one, and IDs are behind `origin`. With `has_file`, events wait
-    /// to be written.
+    /// An empty ring. `last_session` is the last one of earlier daemons, and IDs follow `origin`. With `has_file`,
+    /// events wait to be written.
     pub(super) fn new(last_session: u64, origin: u64, has_file: bool) -> Self {
         Self(Mutex::new(Ring {
             events: BTreeMap::new(),
@@ -188,17 +188,17 @@ impl Ring {
 }
 
 impl StoredEvent {
-    /// When it was seen.
+    /// When the event was seen.
     pub(super) fn at(&self) -> SystemTime {
         self.0.at
     }
 
-    /// What it is.
+    /// The event itself.
     pub(super) fn event(&self) -> &Event {
         &self.0.event
     }
 
-    /// Its JSON, as a line of a file.
+    /// Appends the event's JSON as a line of a file.
     pub(super) fn write_line(&self, lines: &mut Vec<u8>) {
         if serde_json::to_writer(&mut *lines, self).is_ok() {
             lines.push(b'\n');
@@ -255,12 +255,12 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// In RFC 3339, with as many digits for each time.
+/// The time in RFC 3339. All times have the same number of digits.
 pub(super) fn in_utc(at: SystemTime) -> String {
     format!("{:.6}", Timestamp::try_from(at).unwrap_or_default())
 }
 
-/// The same to the second.
+/// As [`in_utc`], to the second.
 pub(super) fn in_utc_seconds(at: SystemTime) -> String {
     format!("{:.0}", Timestamp::try_from(at).unwrap_or_default())
 }

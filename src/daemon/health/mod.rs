@@ -174,7 +174,7 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
     checks
 }
 
-/// Why a data connection did not come about, if the event says so and is the last one of it.
+/// Why a data connection did not come about, if the event is the last one of that connection and has the reason.
 fn failed_data_connection(event: &Event) -> Option<&str> {
     match &event.kind {
         EventKind::Transfer(transfer) if transfer.result == TransferResult::NoDataConnection => {
@@ -191,7 +191,8 @@ fn failed_data_connection(event: &Event) -> Option<&str> {
 #[derive(Debug, Default)]
 pub(super) struct Health {
     state: Mutex<HealthState>,
-    /// With a lock of its own, because workers record events while a line is logged or the service manager is notified.
+    /// What was reported. It has a lock of its own, because workers record events while a line is logged or the service
+    /// manager is notified.
     reports: Mutex<Reports>,
 }
 
@@ -206,7 +207,7 @@ struct HealthState {
     traffic: Traffic,
     /// What the traffic of the last minutes said at the last tick.
     traffic_findings: Vec<Finding>,
-    /// Since when there is a problem of a name, as of the last tick.
+    /// Since when each problem exists, by its name, as of the last tick.
     since: BTreeMap<String, String>,
 }
 
@@ -239,7 +240,7 @@ impl Health {
         (state.audit, state.drops_unmarked) = (findings, drops_unmarked);
     }
 
-    /// Records why the daemon has the problem of this name, or that it has not.
+    /// Records why the daemon has the problem of this name, or that it does not have it.
     pub(super) fn set(&self, name: ProblemName, error: Option<String>) {
         self.set_finding(name, error.map(|error| name.finding(error)));
     }

@@ -45,7 +45,7 @@ impl<T: Default> Halves<T> {
         [&self.previous, &self.this]
     }
 
-    /// The same, to be changed.
+    /// Both values, to be changed.
     pub(super) fn both_mut(&mut self) -> [&mut T; 2] {
         [&mut self.previous, &mut self.this]
     }
@@ -56,7 +56,7 @@ impl<T: Default> Halves<T> {
 pub(super) struct RecentCount {
     pub(super) total: u64,
     halves: Halves<u64>,
-    /// When the last one was seen.
+    /// When the last event was seen.
     pub(super) last_at: Option<SystemTime>,
 }
 
@@ -72,7 +72,7 @@ impl RecentCount {
         self.halves.both(now).into_iter().sum()
     }
 
-    /// Forgets those that are recent, of `total` since the start.
+    /// Forgets the recent events. `total` is their number since the start.
     pub(super) fn forget(&mut self, total: u64) {
         (self.halves, self.total) = (Halves::default(), total);
     }

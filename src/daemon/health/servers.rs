@@ -19,8 +19,8 @@ use crate::daemon::snapshot::Finding;
 
 /// How many modes of servers are stored. Those without an announcement for the longest time are forgotten.
 pub(super) const MAX_RECORDS: usize = 128;
-/// How many announcements of a server must open nothing, and no other of this mode may open a pinhole. A single one may
-/// be a client's mistake.
+/// How many announcements of one mode must open nothing, and none open a pinhole, until the server is named. A single
+/// one may be a client's mistake.
 pub(super) const MIN_REFUSED: u32 = 3;
 
 /// The announcements of one mode, of a server or its clients.
@@ -40,8 +40,8 @@ struct ModeRecord {
 pub(super) struct RecentServers(Halves<Vec<ModeRecord>>);
 
 impl RecentServers {
-    /// Records a decision about an announcement of `server` or its clients. A refused one of a client does not count, nor
-    /// what a client brought about by its commands.
+    /// Records a decision about an announcement of `server` or its clients. Does not count a client's refused
+    /// announcements, or what a client's commands caused.
     pub(super) fn record(&mut self, now: Instant, server: SocketAddr, decided: &Decision) {
         let opened = matches!(decided.effect, Effect::Open { .. });
         let counts =
@@ -74,7 +74,8 @@ impl RecentServers {
         }
     }
 
-    /// The warning about servers whose announcements of a mode all open nothing, and when the last one did not.
+    /// The warning about servers whose announcements of a mode all open nothing, and the time of the last such
+    /// announcement.
     pub(super) fn finding(&mut self, now: Instant) -> Option<(SystemTime, Finding)> {
         let mut modes: Vec<ModeRecord> = Vec::new();
         for half in self.0.both(now) {

@@ -55,13 +55,13 @@ struct Failure {
     peers: Halves<Peers>,
 }
 
-/// The recent ones of a failure.
+/// The recent occurrences of a failure.
 #[derive(Clone, Copy, Debug)]
 struct Recent<'f> {
     count: u64,
     /// How many distinct clients, up to [`MIN_CLIENTS`].
     clients: usize,
-    /// The server, if it is only this one, and others work.
+    /// The server, if the failure has only this one, and other servers work.
     server: Option<IpAddr>,
     last: &'f str,
     /// When the last one was seen.
@@ -81,7 +81,7 @@ impl Failure {
         self.peers.record(now, event.client, event.server);
     }
 
-    /// The recent ones. The `servers` are all that clients use.
+    /// The recent occurrences. The `servers` are all that clients use.
     fn recent(&mut self, now: Instant, servers: &mut RecentServers) -> Recent<'_> {
         let server = self.peers.only_server(now);
         let count = self.count.record(now, self.total);
@@ -96,7 +96,7 @@ impl Failure {
 }
 
 impl Recent<'_> {
-    /// The clients that count. What only one server has is no problem of the gateway.
+    /// How many clients count. A failure of only one server is no problem of the gateway.
     fn counted_clients(self) -> usize {
         if self.server.is_some() { 0 } else { self.clients }
     }
@@ -107,7 +107,7 @@ impl Recent<'_> {
     }
 }
 
-/// When they were and whose; the latter only if it is known.
+/// The time and the clients of the failures, and the server if it is known.
 impl fmt::Display for Recent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(WITHIN)?;
@@ -194,7 +194,7 @@ pub(super) struct Traffic {
     encrypted: Failure,
     /// Data connections of encrypted sessions that the firewall dropped.
     tried: Failure,
-    /// Their ports, by server.
+    /// The ports that clients have tried, by server.
     tried_ports: BTreeMap<IpAddr, Tried>,
     /// Sessions that open nothing, because packets of an end arrive where no route to it leads.
     routeless: Failure,

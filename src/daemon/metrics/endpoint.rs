@@ -62,7 +62,7 @@ pub(in crate::daemon) struct MetricsEndpoint {
 }
 
 impl MetricsEndpoint {
-    /// Has the clients of `listener` get answers, on a thread of its own.
+    /// Answers the clients of `listener`, on a thread of its own.
     pub(in crate::daemon) fn serve(listener: StdListener, site: Site) -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let site = Arc::new(site);

@@ -1,6 +1,6 @@
 //! The bytes of long transfers. Sequence numbers count modulo 4 GiB. Where conntrack counts (`nf_conntrack_acct`), its
-//! count of whole packets says how often that was passed. Where it does not, the interfaces' statistics say whether it
-//! can have been.
+//! count of whole packets says how often 4 GiB were passed. Where conntrack does not count, the interfaces' statistics
+//! say whether 4 GiB can have been passed.
 
 use std::{
     fs,
@@ -18,17 +18,18 @@ const LEAST_DURATION: Duration = Duration::from_millis(300);
 /// The most bytes of TCP options in the packets of a transfer: a timestamp and SACK blocks.
 const MOST_OPTIONS: u64 = 32;
 
-/// Why the bytes of a transfer are not certain with that count.
+/// Why the bytes of a transfer are not certain with conntrack's count.
 const COUNT_TOO_FAR: &str = "conntrack has counted too many headers or retransmissions";
-/// Why they are not certain without it.
+/// Why the bytes of a transfer are not certain without conntrack's count.
 const MAY_BE_LONG: &str =
     "4 GiB or more may have passed uncounted: see net.netfilter.nf_conntrack_acct";
 
-/// What all interfaces of the machine have received and sent: no transfer has more. It is looked up again and again.
+/// The bytes that all interfaces of the machine have received and sent, looked up again and again: no transfer has
+/// more.
 #[derive(Debug)]
 pub(super) struct PassedBytes {
     total: u64,
-    /// When it was last looked up.
+    /// When the statistics were last looked up.
     looked: Instant,
     /// When each of the last GiB was full, the oldest first.
     filled: [Instant; 4],
@@ -39,7 +40,7 @@ impl PassedBytes {
         Self { total: u64::MAX, looked: now, filled: [now; 4] }
     }
 
-    /// Looks it up.
+    /// Looks the statistics up.
     pub(super) fn look(&mut self, now: Instant) {
         self.looked = now;
         // What cannot be read is unknown, as if an interface was gone.
@@ -70,8 +71,8 @@ impl PassedBytes {
     }
 }
 
-/// Completes the bytes of a transfer with what `count` says of its data connection, in the direction of the initiator
-/// and in the other. Without that, they are not known if 4 GiB may have passed meanwhile.
+/// Completes the bytes of a transfer by conntrack's `count` of its data connection, in the direction of the initiator
+/// and in the other. Without a count, the bytes are not known if 4 GiB may have passed meanwhile.
 pub(super) fn complete_bytes(
     now: Instant,
     transfer: &mut Transfer,
@@ -106,13 +107,13 @@ pub(super) fn complete_bytes(
     }
 }
 
-/// What conntrack's count says of the bytes of a transfer.
+/// What conntrack's count means for the bytes of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Count {
     Exact(u64),
-    /// Nobody knows what of it are headers and retransmissions.
+    /// Nobody knows which part of the count are headers and retransmissions.
     Uncertain,
-    /// It is less than the bytes: a flowtable has forwarded packets uncounted.
+    /// The count is less than the bytes: a flowtable has forwarded packets uncounted.
     Incomplete,
 }
 

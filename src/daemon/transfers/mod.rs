@@ -1,6 +1,6 @@
-//! Transfers: what the engines tell of them and what the kernel copies of their data connections becomes one event for
-//! each, never sampled, a log line, and the totals of `status`. Transfers that hang and the ends of sessions are reported
-//! here, too. A thread of its own does it, and no packet waits for it.
+//! Reports transfers: one event for each, never sampled, a log line, and the totals of `status`, from the engines'
+//! events and the kernel's copies of data connections' packets. Also reports transfers that hang and the ends of
+//! sessions. A thread of its own does that, and no packet waits for it.
 
 mod accounting;
 mod session_bytes;
@@ -36,9 +36,9 @@ use crate::kernel::{
 const INTERVAL: Duration = Duration::from_millis(50);
 /// How often conntrack is asked whether it still has the data connections of long transfers.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// Limit of events that the thread has not taken yet, and of long transfers that it looks after.
+/// Limit of events that the thread has not taken yet, and of long transfers that it follows.
 const MAX_INBOX: usize = 8192;
-/// Of the events, of one client (a /64).
+/// Limit of events of one client (a /64).
 const SHARE: usize = MAX_INBOX / 4;
 
 /// An event, and when it was seen.
@@ -53,7 +53,7 @@ pub(super) struct Reporter {
     inbox: Mutex<Inbox>,
     /// Transfers for which there was no room.
     lost: AtomicU64,
-    /// The same of all events.
+    /// Events of any kind for which there was no room.
     left_out: AtomicU64,
     totals: Mutex<Totals>,
     session_bytes: Mutex<SessionBytes>,
@@ -70,7 +70,7 @@ struct Inbox {
 
 /// An event that the thread completes.
 struct Received {
-    /// The same time, by both clocks.
+    /// The time of the event, by both clocks.
     seen: Instant,
     at: SystemTime,
     event: Event,
@@ -79,25 +79,26 @@ struct Received {
 /// A data connection of a session, and the port of its initiator.
 pub(super) type RunningConnection = (Event<PinholeEnds>, u16);
 
-/// What conntrack has of a data connection, by its initiator and the destination that this dialled; and what the engines have.
+/// What conntrack knows of a data connection, by its initiator and the destination that the initiator dialled; and what
+/// the engines know.
 pub(super) trait DataConntrack {
-    /// What it has counted in the initiator's direction, and in the other.
+    /// The packets counted in the initiator's direction, and in the other.
     fn counted(&self, initiator: SocketAddr, dialled: SocketAddr) -> Option<[CountedPackets; 2]>;
 
     /// Whether the connection is not over.
     fn is_running(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool;
 
-    /// Whether there is one, even if it is over or has no answer.
+    /// Whether conntrack knows the connection, even if it is over or has no answer.
     fn knows(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool;
 
-    /// Those of the transfers that have begun and have not ended.
+    /// The data connections of transfers that have begun and have not ended.
     fn running(&self) -> Vec<RunningConnection>;
 
     /// The sessions that have not ended.
     fn open_sessions(&self) -> HashSet<u64>;
 }
 
-/// What the thread knows.
+/// The state of the thread.
 struct ThreadState<'a> {
     tracker: TransferTracker<SystemTime>,
     conntrack: &'a dyn DataConntrack,
@@ -107,16 +108,16 @@ struct ThreadState<'a> {
     /// The data connections of long transfers that go on, one of a session, by its ID.
     running: HashMap<u64, RunningConnection>,
     passed: accounting::PassedBytes,
-    /// When conntrack is asked about them next.
+    /// When conntrack is asked about these connections next.
     next_look: Instant,
-    /// Whether copies were lost since.
+    /// Whether copies were lost since the last look.
     has_loss: bool,
-    /// Not published yet.
+    /// Reports that were not published yet.
     reports: Vec<TimedEvent>,
 }
 
 impl Reporter {
-    /// Reports, or none, with totals of each of the `servers`.
+    /// A reporter, without reports if it is not on, with totals of each of the `servers`.
     pub(super) fn new(is_on: bool, servers: impl IntoIterator<Item = IpAddr>) -> Self {
         let mut totals = Totals::new(Instant::now());
         totals.set_servers(servers);
@@ -154,7 +155,7 @@ impl Reporter {
         }
     }
 
-    /// Whether an event is reported here, or says more of those that are.
+    /// Whether an event is reported here, or completes events that are.
     fn takes(&self, kind: &EventKind) -> bool {
         let says_more = matches!(
             kind,
@@ -166,7 +167,7 @@ impl Reporter {
         says_more || self.reports(kind)
     }
 
-    /// Takes over those of these events that matter here. Called in the order in which they happened in a session.
+    /// Takes over the events that matter here. Called in the order of the events of a session.
     pub(super) fn record<'e>(&self, events: impl Iterator<Item = (SystemTime, &'e Event)>) {
         if !self.is_on {
             return;
@@ -194,7 +195,7 @@ impl Reporter {
         self.count_lost(lost, left_out);
     }
 
-    /// Counts transfers that are not reported, and all events that are not.
+    /// Counts transfers that are not reported, and `events` of any kind.
     pub(super) fn count_lost(&self, transfers: u64, events: u64) {
         self.lost.fetch_add(transfers, Ordering::Relaxed);
         self.left_out.fetch_add(events, Ordering::Relaxed);
@@ -216,8 +217,8 @@ impl Reporter {
         lock(&self.totals).set_servers(servers);
     }
 
-    /// Reports transfers and the ends of sessions, and passes them to `publish`, each [`INTERVAL`] until `stop` is set. Without
-    /// `data_log`, nothing is known of data connections. Those of encrypted sessions come from the `finder`.
+    /// Reports transfers and the ends of sessions, and passes them to `publish`, each [`INTERVAL`] until `stop` is set.
+    /// Without `data_log`, nothing is known of data connections. The `finder` finds those of encrypted sessions.
     pub(super) fn run(
         &self,
         mut data_log: Option<DataLog>,
@@ -309,7 +310,7 @@ impl Reporter {
         }
     }
 
-    /// Has the files opened again.
+    /// Asks the thread to open the files again.
     pub(super) fn reopen_files(&self) {
         self.reopens.store(true, Ordering::Release);
     }

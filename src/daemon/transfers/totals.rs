@@ -20,7 +20,7 @@ const PARTS: usize = 12;
 /// The totals since `begin`.
 #[derive(Debug)]
 pub(super) struct Totals {
-    /// With the servers in the order of their addresses, and without clients.
+    /// All totals, with the servers in the order of their addresses, and without clients.
     all: TransferTotals,
     clients: HashMap<ClientKey, LastHour>,
     begin: Instant,
@@ -31,7 +31,7 @@ impl Totals {
         Self { all: TransferTotals::default(), clients: HashMap::new(), begin: now }
     }
 
-    /// Counts the transfers of these servers, and continues with those that it knows.
+    /// Counts the transfers of these servers from now on. Servers that are counted already keep their counts.
     pub(super) fn set_servers(&mut self, servers: impl IntoIterator<Item = IpAddr>) {
         let mut known = std::mem::take(&mut self.all.servers);
         let total = |server| match known.iter().position(|known| known.server == server) {

@@ -8,8 +8,8 @@ use ftp_alg_core::{
 };
 use jiff::{Timestamp, tz::TimeZone};
 
-/// The line of a file that was moved, at least in part, by a transfer whose `event` is of the time `at`. There is none for a
-/// listing, and if nothing was moved.
+/// The line of a transfer whose `event` is of the time `at`. Returns `None` for a listing, and if nothing of the file
+/// was transferred.
 pub fn line(at: SystemTime, event: &Event, transfer: &Transfer, zone: &TimeZone) -> Option<String> {
     use TransferVerb::{List, Mlsd, Nlst};
     let was_complete = match transfer.result {
@@ -38,7 +38,7 @@ pub fn line(at: SystemTime, event: &Event, transfer: &Transfer, zone: &TimeZone)
     ))
 }
 
-/// The text as a field: blanks part the fields.
+/// The text as a field. Blanks separate fields, so the text has none.
 fn as_field(text: &str) -> String {
     match text {
         "" => "?".to_owned(),

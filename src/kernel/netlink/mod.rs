@@ -26,7 +26,7 @@ pub const HEADER: usize = 16;
 pub const FAMILY_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
 
-/// How often to dump what changes meanwhile.
+/// How often to repeat a dump whose objects change meanwhile.
 const DUMP_ATTEMPTS: usize = 8;
 
 pub const ERROR: u16 = libc::NLMSG_ERROR as u16;
@@ -279,7 +279,7 @@ pub fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// `None` if the kernel answers that the object does not exist.
+/// Turns the kernel's answer that the object does not exist into `None`.
 pub fn or_absent<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     match answer {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),

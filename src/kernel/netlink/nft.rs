@@ -245,7 +245,8 @@ impl Batch {
         })
     }
 
-    /// Adds a message about `table`, or a part of it, whose other attributes `fill` writes. Returns its index.
+    /// Adds a message about `table` or a part of the table. `fill` writes the other attributes. Returns the message
+    /// index.
     pub fn part_of_table(
         &mut self,
         command: i32,

@@ -4,7 +4,7 @@
 //! The program is attached to none on which the rules run before it. If br_netfilter is loaded, the kernel runs the
 //! prerouting rules for IP packets of a bridge at the bridge's port (br_nf_pre_routing() in br_netfilter_hooks.c), and
 //! not a second time when the bridge receives them. There the program would set its packet mark after the rules that
-//! read it. Nor is it where a tc filter behind it may change that mark.
+//! read it. Nor is the program attached where a tc filter behind it may change that mark.
 
 use std::{fs, io, os::fd::OwnedFd};
 

@@ -46,11 +46,11 @@ pub struct Offload {
 #[derive(Debug, Default)]
 struct Leases {
     handed_over: HashMap<u64, [TranslationLease; 2]>,
-    /// Of flows that were taken back: a pinhole of theirs may be open.
+    /// The translations of flows that were taken back, of which a pinhole may be open.
     taken_back: Vec<(u64, [TranslationLease; 2])>,
 }
 
-/// From so many taken-back flows on, those without a pinhole are looked for.
+/// How many taken-back flows there may be before those without a pinhole are looked for.
 const MANY_TAKEN_BACK: usize = 256;
 
 /// How long the rules may need to open a pinhole.
@@ -87,13 +87,13 @@ impl Offload {
         }
     }
 
-    /// Has the program open pinholes until this time.
+    /// Lets the program open pinholes until this time.
     pub fn set_heartbeat(&self, deadline: Instant) {
         let set = self.program.set_heartbeat(deadline.saturating_duration_since(monotonic_zero()));
         self.record_outcome("cannot renew the heartbeat", set);
     }
 
-    /// Has the program open no pinholes at barred ports and at those that the operator's rules translate.
+    /// Bars the program from opening pinholes at barred ports and at ports that the operator's rules translate.
     pub fn bar_ports(&self, known_rules: &KnownRules, is_barred: impl Fn(u16) -> bool) {
         let barred = self
             .program
@@ -117,8 +117,8 @@ impl Offload {
         }
     }
 
-    /// Hands a connection over that is being taken back: its flow gets the new state. Returns `false` if it is another
-    /// connection, or not in the program.
+    /// Hands a connection over that is being taken back: its flow gets the new state. Returns `false` if the flow is
+    /// another connection's, or is not in the program.
     fn replace(&self, withdrawal: &Withdrawal, handover: &Handover) -> bool {
         let is_same =
             (withdrawal.flow, withdrawal.translation) == (handover.flow, handover.translation);
@@ -306,7 +306,7 @@ impl Offload {
         self.value_or(false, "cannot reserve a pinhole", self.program.reserve_pinhole(&key))
     }
 
-    /// Has the program remember the SYN that a pinhole of the rules admits, as long as that one is open. Called before
+    /// Registers a pinhole of the rules, so that the program remembers the SYN that the pinhole admits. Called before
     /// the rules have the pinhole.
     pub fn record_rules_pinhole(&self, opening: &Opening) {
         let Opening { ends: pinhole, lifetime, .. } = opening;
@@ -336,7 +336,7 @@ impl Offload {
         self.close_pinhole(pinhole, id) && self.reserve_pinhole(pinhole)
     }
 
-    /// Keeps a pinhole of the program open for its lifetime from now, if it is open. Returns whether it is.
+    /// Keeps an open pinhole of the program open for its lifetime from now. Returns whether the pinhole is open.
     pub(super) fn renew_pinhole(&self, opening: &Opening, id: PinholeId) -> bool {
         let key = pinhole_key(&opening.ends);
         let renewed = self.program.renew_pinhole(&key, (id.flow, id.line), opening.lifetime);
@@ -349,7 +349,7 @@ impl Offload {
         self.record_outcome("cannot close a pinhole", closed);
     }
 
-    /// Has the program admit no SYN again that it admitted before.
+    /// From now on the program admits no SYN again that it admitted before.
     pub fn end_readmissions(&self) {
         self.record_outcome("cannot end readmissions", self.program.end_readmissions());
     }
@@ -403,8 +403,8 @@ fn packet_tuples(translation: &Translation) -> [PacketTuple; 2] {
     [PacketTuple::new(client, server_external), PacketTuple::new(server, client_external)]
 }
 
-/// Locks a mutex, even if a thread panicked with it. That is safe, because each call finds out itself what the kernel
-/// has.
+/// Locks a mutex, even if a thread panicked while it held the lock. This is safe, because each call looks up itself
+/// what the kernel has.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -27,12 +27,12 @@ use crate::kernel::{
     table::Commits,
 };
 
-/// Of IPv4 and IPv6.
+/// The maps of targets, for IPv4 and IPv6.
 const TARGETS: [&CStr; 2] = [c"fast_path_targets4", c"fast_path_targets6"];
 const SOURCES: [&CStr; 2] = [c"fast_path_sources4", c"fast_path_sources6"];
-/// Has an element when all have all of theirs.
+/// A set that has an element when all maps have all of their elements.
 const READY: &CStr = c"fast_path_ready";
-/// From this many pairs on, an idle one makes room: each connection that the program can have may need two.
+/// Limit of pairs, beyond which an idle pair makes room. Each connection that the program can have may need two.
 const MAX_SOURCES: usize = 2 * 16_384;
 /// Elements in one transaction, so that it fits a send buffer of the default size.
 const ELEMENTS_PER_BATCH: usize = 256;
@@ -48,7 +48,7 @@ pub struct Translations {
     socket: Socket,
     /// The slot of each target.
     targets: HashMap<IpAddr, Leased<u32>>,
-    /// One that is the initiator itself has no element.
+    /// The source of each pair. A source that is the initiator itself has no element.
     sources: HashMap<InitiatorAndTarget, Leased<IpAddr>>,
 }
 
@@ -112,10 +112,10 @@ impl Translations {
         Ok(())
     }
 
-    /// Acquires the translations of a connection: its destination becomes `target` (`None` leaves it as it is), and the
-    /// source of those from `initiator` to the final target, the `pair`, becomes `source`. Returns `None` if this pair
-    /// has another source in use, or if there are too many translations. `before_replacing` is called before a
-    /// translation is replaced by another one.
+    /// Acquires the translations of a connection. The destination becomes `target` (`None` leaves it unchanged).
+    /// Connections of the `pair`, initiator and final target, get `source`. Returns `None` if another source of this
+    /// pair is in use, or if there are too many translations. Calls `before_replacing` before it replaces a translation
+    /// by another one.
     pub fn acquire(
         &mut self,
         target: Option<IpAddr>,
@@ -214,8 +214,8 @@ impl Translations {
         }
     }
 
-    /// Adds the elements to the table after it was replaced. Before that it admits nothing that the program marks. With
-    /// the back end `conntrack`, after a daemon with the other one, the table has no maps.
+    /// Adds the elements to the table after it was replaced. Before that the table admits nothing that the program
+    /// marks. With the back end `conntrack`, after a daemon with the other back end, the table has no maps.
     pub fn restore_elements(&mut self) -> Result<(), NetfilterError> {
         if self.parameters.backend != Backend::Nftables {
             return Ok(());

@@ -16,9 +16,9 @@ use crate::kernel::netlink::{Attributes, address_of, family_of, octets_of, put_a
 pub const RTM_GETNEXTHOP: u16 = 106;
 const RTA_VIA: u16 = 18;
 const RTA_NH_ID: u16 = 30;
-/// The answer is the entry of the routing table, not the route of a packet.
+/// A flag: the answer is the entry of the routing table, not the route of a packet.
 const RTM_F_FIB_MATCH: u32 = 0x2000;
-/// The answer names the routing table. That of IPv6 always does, and IPv6 refuses the flag.
+/// A flag: the answer names the routing table. IPv6 refuses the flag, and always names the table.
 const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 /// `FRA_TABLE` has the number of [`RTA_TABLE`].
 const FRA_SRC: u16 = 2;
@@ -26,7 +26,7 @@ const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
 const FRA_FWMASK: u16 = 16;
 const FRA_IP_PROTO: u16 = 22;
-/// A flag in `struct fib_rule_hdr`, which ends with them.
+/// A flag in `struct fib_rule_hdr`, which ends with the flags.
 const FIB_RULE_INVERT: u32 = 2;
 const NHA_ID: u16 = 1;
 const NHA_GROUP: u16 = 2;
@@ -102,7 +102,7 @@ pub struct Nexthop {
 pub struct RouteRequest {
     pub address: IpAddr,
     pub mark: u32,
-    /// Asks for the best one that leads there.
+    /// Asks for the best route that leads to this interface.
     pub interface: Option<u32>,
     pub source: Option<IpAddr>,
     /// Asks for the entry of the routing table, not for the route of a packet.

@@ -1,7 +1,7 @@
 //! Whether a route to an address leads to an interface, by rtnetlink, which needs no rights.
 //!
 //! Anybody who can forge a packet of a session causes a question, and the worker waits for the answer. So a [`Budget`]
-//! bounds the time of all answers. Beyond it the answer is no: only what opens has to be certain.
+//! bounds the time of all answers. When the time is spent, the answer is no, because only an opening has to be certain.
 
 mod messages;
 
@@ -250,7 +250,8 @@ impl Routes {
         Ok(longest.filter(|_| reading == Reading::Complete))
     }
 
-    /// Whether a table has such a route that leads to an interface. No, if there is no time to read it.
+    /// Whether a table has such a route that leads to an interface. The answer is no if there is no time to read the
+    /// table.
     fn has_route_in(
         &mut self,
         table: u32,

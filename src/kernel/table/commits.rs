@@ -54,11 +54,11 @@ pub(super) type PortsByKey = BTreeMap<PortsKey, Vec<(PassivePorts, BTreeSet<(IpA
 /// The passive ports in our table.
 #[derive(Debug, Default)]
 pub(super) struct WrittenPorts {
-    /// At the servers' own addresses, and at those that clients dial.
+    /// The ports, at the servers' own addresses and at the addresses that clients dial.
     pub of: PortsByKey,
-    /// How many open ranges need them, in each set.
+    /// How many open ranges need the ports, in each set.
     pub open: usize,
-    /// Whether the table has no others.
+    /// Whether the table has no other passive ports.
     pub is_known: bool,
 }
 

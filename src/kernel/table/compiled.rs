@@ -49,7 +49,8 @@ const RULE: &[u16] = &[2, 7];
 
 /// Sets whose elements a table does not get from the one that it replaces. The table has a heartbeat of its own. Each
 /// packet with data records external addresses again, and clients could fill those sets until the pinholes cannot be
-/// retained either. The kernel does not say which connections a client's element counts, but the former limit.
+/// retained either. Of an element that counts a client's connections, the kernel reports the former limit and not the
+/// connections.
 const NOT_RETAINED: [&[u8]; 6] = [
     b"heartbeat\0",
     b"external_addresses4\0",
@@ -169,8 +170,8 @@ impl CompiledTable {
         self.messages.iter().for_each(|message| message.add_to_batch(batch));
     }
 
-    /// The elements of our present table in the sets that this one has as well: what packets and earlier transactions
-    /// put there, with the time that is left to them.
+    /// The elements of our present table in the sets that this table has as well: what packets and earlier transactions
+    /// put there, with their remaining time.
     pub(super) fn read_present_elements(
         &self,
         socket: &mut Socket,
@@ -212,8 +213,8 @@ fn read_elements(socket: &mut Socket, table: &CStr, set: &[u8]) -> io::Result<Ve
     Ok(elements)
 }
 
-/// A rule, without those time-outs of `add @set` that are 0. So the kernel reports that there is none, but refuses it for
-/// a set without time-outs (`nft_dynset_init`).
+/// Copies a rule without the time-outs of `add @set` that are 0. The kernel reports 0 if there is no time-out, but
+/// refuses it for a set without time-outs (`nft_dynset_init`).
 fn copy_rule(rule: &Attributes<'_>) -> Vec<u8> {
     let nested = |kind: u16| kind | libc::NLA_F_NESTED as u16;
     let mut expressions = Vec::new();

@@ -41,7 +41,7 @@ const CTA_EXPECT_NAT: u16 = 10;
 const CTA_EXPECT_FN: u16 = 11;
 const CTA_EXPECT_NAT_DIR: u16 = 1;
 const CTA_EXPECT_NAT_TUPLE: u16 = 2;
-/// It is not consumed by a connection.
+/// A flag: no connection consumes the expectation.
 const NF_CT_EXPECT_PERMANENT: u32 = 1;
 /// Translates source and destination like those of the master connection.
 const FOLLOW_MASTER: &[u8] = b"nat-follow-master\0";
@@ -56,8 +56,8 @@ pub struct Expectations {
     capacity: usize,
     /// Timeout of a new expectation.
     first_timeout: Duration,
-    /// With the set of ports to which the operator's rules may translate source ports, and the zones in which a control
-    /// connection may be. An expectation is in that of its own.
+    /// The parameters, with the ports to which the operator's rules may translate source ports, and the zones in which
+    /// a control connection may be. An expectation is in the zone of its control connection.
     parameters: RuleParameters,
 }
 
@@ -184,7 +184,7 @@ impl Expectations {
         })
     }
 
-    /// Sets the timeout of an expectation to its lifetime from now. One that is consumed stays so.
+    /// Sets the timeout of an expectation to its lifetime from now. A consumed expectation stays consumed.
     pub fn renew(&mut self, opening: &Opening) -> Result<bool, KernelError> {
         let Opening { ends: pinhole, control, lifetime, .. } = *opening;
         let failed =
@@ -196,7 +196,7 @@ impl Expectations {
         renewed.map(|renewed| renewed.is_some()).map_err(failed)
     }
 
-    /// Closes those of these pinholes that are open. Their established connections stay. After an error any of them may
+    /// Closes these pinholes, as far as they are open. Established connections stay. After an error any pinhole may
     /// still be open.
     pub fn close(&mut self, closed: &[PinholeEnds]) -> Result<(), KernelError> {
         closed.iter().try_for_each(|pinhole| self.close_one(pinhole))
@@ -241,9 +241,10 @@ fn openings_of(range: &OpenRange) -> impl Iterator<Item = Opening> + use<> {
 
 /// The first packet of a pinhole's connection.
 struct ExpectedPacket {
-    /// Its source port is 0,
+    /// The tuple, whose source port is 0.
     tuple: Tuple,
-    /// and is not compared. The destination always is, whatever the mask says.
+    /// The mask, by which the source port is not compared. The kernel always compares the destination, whatever the
+    /// mask says.
     mask: Tuple,
     /// Placeholder for fields that are read and not used.
     unspecified: SocketAddr,

@@ -39,7 +39,7 @@ const NFCTH_POLICY_EXPECT_TIMEOUT: u16 = 3;
 /// The kernel queues nothing for a helper in this state.
 const NFCT_HELPER_STATUS_DISABLED: u32 = 0;
 
-/// The passive ports of an encrypted session. Others have fewer pinholes: the engine's limit is the effective one.
+/// Limit of expectations: the passive ports of an encrypted session. Other sessions have fewer, by the engine's limit.
 const MAX_EXPECTED: u32 = MAX_EXPECTED_PORTS as u32;
 /// Timeout of its new expectations.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -87,8 +87,8 @@ impl OwnHelper {
         }
     }
 
-    /// Registers what another daemon removed after its rules no longer referred to it. Returns whether anything was
-    /// missing.
+    /// Registers the helper again if another daemon removed it when its own rules no longer referred to it. Returns
+    /// whether anything was missing.
     pub(super) fn register_missing(&mut self) -> io::Result<bool> {
         let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let mut was_missing = false;

@@ -32,7 +32,7 @@ const MAX_RETAINED: usize = compiled::BUFFER as usize / 2;
 const MAX_READS: usize = 100;
 
 impl Table {
-    /// Has `nft` compile `text`; leaves a draft in the kernel.
+    /// Compiles `text` with `nft`. Leaves a draft in the kernel.
     pub(super) fn compile(&mut self, text: &str) -> Result<CompiledTable, NetfilterError> {
         let before = nft::generation(&mut self.socket).map_err(netlink_failed)?;
         nft(&["--file", "-"], &compiled::as_draft(text)).map_err(|error| match error {
@@ -79,8 +79,8 @@ impl Table {
         Err(concurrent_change("the draft of it was removed or changed"))
     }
 
-    /// Replaces the present table, if any, by `compiled`, and removes the draft if that `is_new`. `retains_elements`
-    /// says whether the table gets the elements of the present one.
+    /// Replaces the present table, if any, by `compiled`. Removes the draft if `compiled` `is_new`. `retains_elements`
+    /// says whether the new table gets the elements of the present one.
     pub(super) fn replace(
         &mut self,
         compiled: &CompiledTable,

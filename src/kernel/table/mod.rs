@@ -97,9 +97,9 @@ impl TableRecord {
 }
 
 impl Table {
-    /// Loads the table in place of a present one, and queues in the way that this kernel supports. Support is found out
-    /// by trying, because each transaction costs grace periods of the kernel. If the operator has loaded rules that
-    /// queue, those do it.
+    /// Loads the table in place of a present one, with the first statement for queueing that this kernel accepts.
+    /// Trying saves a probe, because each transaction costs grace periods of the kernel. If the operator has loaded
+    /// rules that queue, the table does not queue.
     ///
     /// The socket of `commits` owns the table, if there is one and the kernel supports owners (Linux 6.9): no other
     /// program can remove or change the table.
@@ -225,7 +225,7 @@ impl Table {
         })
     }
 
-    /// Whether it has the pinholes and translations of the table that was there before.
+    /// Whether the table has the pinholes and translations of its predecessor.
     pub fn has_retained_elements(&self) -> bool {
         self.has_retained_elements
     }
@@ -248,8 +248,8 @@ impl Table {
     }
 
     /// As [`Table::install`], with a given way to queue, and with the elements of the present table if
-    /// `retains_elements`. Repeats while other programs interfere. The helper stays registered from the first attempt to
-    /// the last: an attempt that removed it would make the attempts of other daemons fail, and they its own.
+    /// `retains_elements`. Repeats while other programs interfere. The helper stays registered from the first attempt
+    /// to the last, because daemons that remove it between attempts make each other's attempts fail.
     pub fn install_with(
         parameters: &RuleParameters,
         statement: QueueStatement,

@@ -189,7 +189,7 @@ impl PinholeSets {
         learns
     }
 
-    /// Has these elements, and no other ones with their keys, in one transaction.
+    /// Puts these elements in place of any others with their keys, in one transaction.
     pub(super) fn set_elements(
         &mut self,
         what: &str,
@@ -271,7 +271,7 @@ impl PinholeSets {
     }
 }
 
-/// ENOENT means nothing to an operator.
+/// An error that an operator understands, in place of ENOENT.
 fn table_error(errno: i32) -> io::Error {
     match errno {
         libc::ENOENT => io::Error::new(
@@ -297,9 +297,9 @@ pub(super) struct SetElement {
     key: Vec<u8>,
     data: Option<Vec<u8>>,
     existing: Existing,
-    /// The timeout with which it is added, if it is.
+    /// The timeout with which the element is added; `None`: it is not added.
     timeout: Option<Duration>,
-    /// The messages of the last transaction that remove and add it.
+    /// The messages of the last transaction that remove and add the element.
     removal: usize,
     addition: usize,
 }
@@ -314,7 +314,7 @@ enum Existing {
     AsGuessed,
     /// An element with other data, or one in a full set.
     Different,
-    /// At most one that has no effect. It is removed by a destroy message only.
+    /// At most an element without effect, which only a destroy message removes.
     Ineffective,
 }
 
@@ -402,7 +402,7 @@ impl<'a> Change<'a> {
 }
 
 impl SetElement {
-    /// One that is there for `lifetime`, or is not there any more. Another one may have its key.
+    /// An element that is to exist for `lifetime`, or no longer. Another element may have its key.
     pub(super) fn set(
         set: &'static CStr,
         key: Vec<u8>,

@@ -1,5 +1,5 @@
-//! Rules that queue: those of our table are read, and the iptables target NFQUEUE, for nft_compat on kernels without
-//! `queue` statements, is written.
+//! Rules that queue: reads those of our table, and writes the iptables target NFQUEUE, for nft_compat on kernels
+//! without `queue` statements.
 
 #![allow(unsafe_code)]
 
@@ -146,7 +146,7 @@ impl Expression for NfQueue {
     }
 }
 
-/// Aborts if memory is exhausted, as Rust does; libnftnl's allocations fail for no other reason.
+/// The object. Aborts if memory is exhausted, as Rust does; libnftnl's allocations fail for no other reason.
 fn allocated<T>(object: *mut T) -> NonNull<T> {
     NonNull::new(object).unwrap_or_else(|| std::process::abort())
 }

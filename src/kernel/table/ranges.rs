@@ -1,8 +1,8 @@
 //! The passive ports of encrypted sessions' servers, as elements of the sets and maps in our table.
 //!
-//! The ports change seldom, and the kernel copies a set with intervals at each change of it. So they are written when an
-//! address gets other ports, and what a session needs is in hashes: client and dialled address, with the server's own one.
-//! Ports that no range needs any more stay until there are many of them.
+//! The ports change seldom, and the kernel copies a set with intervals at each change of it. So ports are written when
+//! an address gets other ports, and what each session needs is in hashes: client and dialled address, with the server's
+//! own address. Ports that no range needs any more stay until there are many of them.
 
 use std::{
     collections::BTreeMap,
@@ -57,7 +57,7 @@ const V6: FamilySets = FamilySets {
     marks: c"encrypted_marks6",
 };
 
-/// How many addresses may have ports that no range needs, besides as many as have some that one needs.
+/// How many more addresses may have ports that no range needs than addresses have ports that a range needs.
 const SPARE_ADDRESSES: usize = 64;
 
 fn sets_of(address: IpAddr) -> &'static FamilySets {
@@ -86,7 +86,7 @@ impl PinholeSets {
         self.set_range(range, false)
     }
 
-    /// Closes all, and forgets which ports the table has.
+    /// Closes all ranges, and forgets which ports the table has.
     pub fn close_all_ranges(&mut self) -> Result<(), KernelError> {
         let written = self.commits.written_ports();
         let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,7 +129,8 @@ impl PinholeSets {
         self.set_elements(&what, &mut [sources, marks, sessions, ends])
     }
 
-    /// Has the ports of the range in the sets: at the dialled address, and at the server's own.
+    /// Writes the ports of the range to the sets, unless the sets have them: at the dialled address, and at the
+    /// server's own.
     fn write_ports(&mut self, range: &OpenRange) -> Result<(), KernelError> {
         let written = self.commits.written_ports();
         let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,7 +176,7 @@ impl PinholeSets {
     }
 }
 
-/// Where the rules compare the ports of a range: behind the translation, and before it.
+/// The keys at which the rules compare the ports of a range: after the translation, and before it.
 fn ports_keys(OpenRange { control, .. }: &OpenRange) -> [PortsKey; 2] {
     let (server, dialled) = (control.server.ip(), control.server_external.ip());
     [(sets_of(server).ports, server), (sets_of(dialled).dialled_ports, dialled)]

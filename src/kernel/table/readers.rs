@@ -24,8 +24,7 @@ use crate::kernel::{
 /// The thread's own network namespace.
 const SOCKETS: &str = "/proc/thread-self/net/netlink";
 
-/// How often to look for a socket. The kernel lists the sockets in parts, and if others are closed meanwhile, the next
-/// part begins behind the one that would be due.
+/// How often to look for a socket. The kernel lists sockets in parts, and skips some if others are closed meanwhile.
 const ATTEMPTS: usize = 10;
 
 /// A process that reads queues.

@@ -1,8 +1,8 @@
 //! The rule files in `rules/table`, with the configured ports, queues and marks.
 //!
-//! A placeholder `@NAME@` stands for a value. Its line is repeated for each value of it, and is left out if there is none.
-//! Lines between `#if SECTION` and the next such line, or `#end`, are there if that section is. This module does not know
-//! whether the kernel accepts the rules.
+//! A placeholder `@NAME@` stands for a value. Its line is repeated for each value of it, and is left out if there is
+//! none. Lines between `#if SECTION` and the next such line, or `#end`, are rendered if the section applies. This
+//! module does not know whether the kernel accepts the rules.
 
 use ftp_alg_firewall::IpVersion;
 
@@ -12,7 +12,7 @@ use crate::kernel::{
     parameters::{Backend, QueueStatement},
 };
 
-/// The nftables rules, in this order. A part with a back end is there for that one alone.
+/// The parts of the nftables rules, in order. A part with a back end is for that back end alone.
 const NFTABLES: [(&str, Option<Backend>); 5] = [
     (include_str!("../../../rules/table/definitions.nft.in"), None),
     (include_str!("../../../rules/table/pinholes-conntrack.nft.in"), Some(Backend::Conntrack)),
@@ -53,7 +53,7 @@ const PLACEHOLDERS: [(&str, Values); 14] = [
     ("SLOT", |p| mark(p.gateway.slot_mask)),
 ];
 
-/// Whether a section is there.
+/// Whether a section applies.
 type IsThere = fn(&RuleParameters, QueueStatement) -> bool;
 
 const SECTIONS: [(&str, IsThere); 11] = [
@@ -128,8 +128,8 @@ pub fn render(parameters: &RuleParameters) -> String {
     render_nftables(parameters, QueueStatement::Native)
 }
 
-/// As [`render`], without `queue` statements unless `statement` is native. For [`QueueStatement::Xtables`] chain
-/// `to_queue` then drops, until the rule that queues replaces that: its packets must never pass unread.
+/// As [`render`], without `queue` statements unless `statement` is native. For [`QueueStatement::Xtables`] the chain
+/// `to_queue` drops, until the rule that queues replaces its content, because packets must never pass unread.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
     let backend = parameters.backend;
     let has_section = |name: &str| {
@@ -140,7 +140,7 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
     parts.map(|(part, _)| fill(part, has_section, parameters)).collect()
 }
 
-/// The rules with our own helper, which must exist when they are loaded.
+/// The rules with our own helper, which must exist when the rules are loaded.
 pub(super) fn with_own_helper(text: &str) -> String {
     text.replace("\"sane\"", &format!("\"{OWN_HELPER}\"")).replace("#helper: ", "")
 }
@@ -151,7 +151,7 @@ pub fn render_iptables(parameters: &RuleParameters, ip: IpVersion) -> String {
     fill(IPTABLES, has_section, parameters)
 }
 
-/// The lines of the sections that there are, with values in place of placeholders.
+/// The lines of the sections that apply, with values in place of placeholders.
 fn fill(template: &str, has_section: impl Fn(&str) -> bool, parameters: &RuleParameters) -> String {
     let mut text = String::with_capacity(template.len() + 64);
     let mut is_there = true;
