@@ -1,10 +1,10 @@
-//! Announcements: each is judged, opened if nothing is against that, and reported.
+//! Announcements: each is opened if it is permitted, and the decision is reported.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
     Decider,
-    judge::{NoPinhole, external, judge, names_sender},
+    permission::{NoPinhole, external, names_sender, permit},
 };
 use crate::{
     engine::{
@@ -77,8 +77,8 @@ impl Decider<'_> {
             return Err(NoPinhole::because(NOT_REQUESTED));
         }
         let control =
-            self.translation().map_err(|error| self.judge_untranslated(line, endpoint, &error))?;
-        let (opening, address) = self.judge_line(line, endpoint, &control)?;
+            self.translation().map_err(|error| self.decide_untranslated(line, endpoint, &error))?;
+        let (opening, address) = self.permit_line(line, endpoint, &control)?;
         let padding = self.allowed_padding(line);
         let room = self.room_for_port(line, endpoint, address);
         let fits = |port| room.is_none_or(|room| line.kind.fits_port(port, room, padding));
@@ -86,7 +86,7 @@ impl Decider<'_> {
             .pinholes
             .open(self.now, self.index, opening, fits, self.policy, self.kernel)
             .map(|(pinhole, other_session)| (pinhole.clone(), other_session));
-        let (pinhole, other_session) = opened.map_err(|why| self.judge_not_opened(why))?;
+        let (pinhole, other_session) = opened.map_err(|why| self.reason_of(why))?;
         Ok(self.decide_opened(line, endpoint, address, &pinhole, other_session))
     }
 
@@ -106,7 +106,7 @@ impl Decider<'_> {
             return Err(NoPinhole::because("the connection's translation is unknown"));
         };
         let (Opening { ends, lifetime, .. }, address) =
-            self.judge_line(line, endpoint, &control)?;
+            self.permit_line(line, endpoint, &control)?;
         *of_program = None;
         let client = self.head.client().ip().into();
         let mut held =
@@ -119,13 +119,13 @@ impl Decider<'_> {
     }
 
     /// The pinhole for `endpoint`, and the address to announce, if the dialogue and the policy allow them.
-    fn judge_line(
+    fn permit_line(
         &mut self,
         line: &AnnouncedLine,
         endpoint: SocketAddr,
         control: &Translation,
     ) -> Result<(Opening, IpAddr), NoPinhole> {
-        let judged = judge(line.kind, endpoint, control, self.policy)?;
+        let permitted = permit(line.kind, endpoint, control, self.policy)?;
         if let Some(reason) = line.blocked_because {
             return Err(NoPinhole::because(reason));
         }
@@ -141,11 +141,11 @@ impl Decider<'_> {
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(NoPinhole::objection(RefusalReason::PinholeLimit, reason));
         }
-        Ok(judged)
+        Ok(permitted)
     }
 
-    /// Judges an announcement of a connection whose translation the kernel could not look up.
-    fn judge_untranslated(
+    /// Decides about an announcement of a connection whose translation the kernel could not look up.
+    fn decide_untranslated(
         &mut self,
         line: &AnnouncedLine,
         endpoint: SocketAddr,
@@ -160,8 +160,8 @@ impl Decider<'_> {
             // It opens nothing, so the client's own address passes.
             (KernelError::Unknown, Some(reason)) => {
                 let untranslated = self.head.translation_or_identity();
-                let judged = judge(line.kind, endpoint, &untranslated, self.policy);
-                judged.err().unwrap_or_else(|| NoPinhole::because(reason))
+                let permitted = permit(line.kind, endpoint, &untranslated, self.policy);
+                permitted.err().unwrap_or_else(|| NoPinhole::because(reason))
             }
             _ => NoPinhole::objection(RefusalReason::KernelRefused, error.to_string()),
         }
@@ -320,7 +320,7 @@ impl Decider<'_> {
         Some(room)
     }
 
-    fn judge_not_opened(&mut self, why: NotOpened) -> NoPinhole {
+    fn reason_of(&mut self, why: NotOpened) -> NoPinhole {
         let limits = &mut self.counters.limits;
         match why {
             NotOpened::Limit(limit) => {

@@ -2,22 +2,22 @@
 //!
 //! | file | is |
 //! | --- | --- |
-//! | `judge` | what policy and the translation say about an announced endpoint |
-//! | `announcements` | announcements: judged, also by the dialogue, opened, and reported |
+//! | `permission` | what policy and the translation say about an announced endpoint |
+//! | `announcements` | announcements: permitted by policy and dialogue, opened, and reported |
 //! | `queue_mode` | which later packets the kernel queues |
 //! | `transfers` | the transfers |
 //!
 //! The session calls a [`Decider`] in the middle of a line. So a `Decider` has everything of the connection but the session.
 
 mod announcements;
-mod judge;
+mod permission;
 mod queue_mode;
 mod transfers;
 
 use std::{net::SocketAddr, time::Instant};
 
-pub(crate) use judge::external;
-use judge::judge;
+pub(crate) use permission::external;
+use permission::permit;
 pub use queue_mode::{ConnectionOf, wanted_queue_mode};
 
 use crate::{
@@ -111,7 +111,7 @@ impl Decide for Decider<'_> {
         match parsed {
             Ok(Announcement { address: Some(address), port, .. }) => {
                 let endpoint = SocketAddr::new(*address, *port);
-                judge(kind, endpoint, &translation, self.policy).is_ok()
+                permit(kind, endpoint, &translation, self.policy).is_ok()
             }
             _ => kind.may_name(argument, translation.client.ip()),
         }

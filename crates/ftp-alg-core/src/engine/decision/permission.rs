@@ -56,7 +56,7 @@ impl NoPinhole {
 }
 
 /// The pinhole for an announced endpoint, at the announced port, and the address to announce, if policy allows them.
-pub(super) fn judge(
+pub(super) fn permit(
     kind: AnnouncementKind,
     announced: SocketAddr,
     control: &Translation,
@@ -168,5 +168,5 @@ fn is_internal(address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-#[path = "judge_tests.rs"]
+#[path = "permission_tests.rs"]
 mod tests;

@@ -16,7 +16,7 @@ fn replaced_foreign(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
     let policy = Policy { servers: [known].into(), ..Policy::default() };
     let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
     let (Opening { ends, .. }, address) =
-        judge(AnnouncementKind::Pasv, announced, &translation, &policy).unwrap();
+        permit(AnnouncementKind::Pasv, announced, &translation, &policy).unwrap();
     assert_eq!(ends.target, SocketAddr::new(server.ip(), 5000));
     (ends.arrival.ip(), address)
 }
