@@ -10,9 +10,8 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::{
-    engine::{KernelError, OpenRange, Opening, PinholeEnds, RANGE_LIFETIME, Translation},
-    ftp::AnnouncementKind,
+use ftp_alg_core::engine::{
+    KernelError, OpenRange, Opening, PinholeEnds, RANGE_LIFETIME, Translation,
 };
 
 use super::{
@@ -233,7 +232,7 @@ fn openings_of(range: &OpenRange) -> impl Iterator<Item = Opening> + use<> {
         let [arrival, target] =
             [control.server_external, control.server].map(|end| SocketAddr::new(end.ip(), port));
         let ends = PinholeEnds { initiator, arrival, target, source };
-        Opening { ends, control, kind: AnnouncementKind::Pasv, lifetime: RANGE_LIFETIME }
+        Opening::from_client(ends, control, RANGE_LIFETIME)
     };
     let ports: Vec<u16> = range.ports.iter().cloned().flatten().take(MAX_EXPECTED_PORTS).collect();
     ports.into_iter().map(at)

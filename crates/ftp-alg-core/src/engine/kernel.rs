@@ -81,6 +81,11 @@ pub struct Opening {
 }
 
 impl Opening {
+    /// For a connection of the client, as after a `PASV`.
+    pub fn from_client(ends: PinholeEnds, control: Translation, lifetime: Duration) -> Self {
+        Self { ends, control, kind: AnnouncementKind::Pasv, lifetime }
+    }
+
     /// Whether the client opens the data connection, not the server.
     pub fn is_from_client(&self) -> bool {
         !self.kind.is_active()
