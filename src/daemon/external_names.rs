@@ -100,7 +100,7 @@ impl ExternalNames {
         Self { known, announced, events, thread: Mutex::new(None) }
     }
 
-    /// Looks up `names` from now on. NameStates addresses of these names stay in use.
+    /// Looks up `names` from now on. Known addresses of these names stay in use.
     pub fn watch(&self, names: BTreeSet<ExternalName>) -> io::Result<()> {
         let mut thread = lock(&self.thread);
         drop(thread.take());

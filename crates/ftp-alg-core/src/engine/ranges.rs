@@ -501,7 +501,7 @@ impl Ranges {
         }
     }
 
-    /// Has those that are open opened again, because the kernel has lost them.
+    /// Reopens the open ranges, because the kernel has lost them.
     pub fn reopen(&mut self, kernel: &mut dyn Kernel) {
         let is_open = |held: &&HeldRange| matches!(held.state, RangeState::Open(_));
         for held in self.of.values().filter(is_open) {
