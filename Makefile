@@ -68,7 +68,7 @@ test: provision rust
 test-nightly: export FTP_ALG_NIGHTLY := 1
 test-nightly: provision rust
 	@packaging/provision nightly
-	PATH=$$(dirname $$(packaging/tool cargo-deny 0.20.2 or-newer)):$$PATH packaging/audit
+	deny=$$(packaging/tool cargo-deny 0.20.2 or-newer) && PATH=$$(dirname $$deny):$$PATH packaging/audit
 	$(NIGHTLY) -E 'not test(/^(downtime::a_connection_lives|pictures::|replay::the_program_for_arm64)/)'
 	$(NEXTEST) --run-ignored only -E 'test(/^downtime::a_connection_lives/)'
 	FTP_ALG_LAB_FAST_PATH=off $(NIGHTLY) -E 'test(/^(attacks|matrix|stream|wire)::/)'
