@@ -114,8 +114,8 @@ impl Decider<'_> {
         held.opened = self.pinholes.first_opened(self.now, self.index, &ends);
         held.set_granted(self.head.extra().fast_path.is_handed_over);
         self.close_replaced(&ends);
-        held.serial = self.pinholes.hold_of_program(self.index, held.clone());
-        Ok(self.decide_opened(line, endpoint, address, &held, None))
+        let pinhole = self.pinholes.hold_of_program(self.index, held).clone();
+        Ok(self.decide_opened(line, endpoint, address, &pinhole, None))
     }
 
     /// The pinhole for `endpoint`, and the address to announce, if the dialogue and the policy allow them.

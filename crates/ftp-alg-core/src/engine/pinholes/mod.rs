@@ -330,15 +330,14 @@ impl PinholeTable {
     }
 
     /// Holds what the BPF program opened for the session `owner`, which has closed its earlier ones with these ends. A pinhole
-    /// of the rules that may be open keeps its port, because it may be newer. Returns the serial number.
-    pub fn hold_of_program(&mut self, owner: u32, mut held: Pinhole) -> u64 {
+    /// of the rules that may be open keeps its port, because it may be newer. Returns the pinhole with its serial number.
+    pub fn hold_of_program(&mut self, owner: u32, mut held: Pinhole) -> &Pinhole {
         let Pinhole { ends, place, .. } = held;
         self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.key() == ends.key());
         let serial = self.ports.lock().next_serial();
         self.reserve_in_program(owner, serial, ends, place);
         held.serial = serial;
-        self.insert(owner, held);
-        serial
+        self.insert(owner, held)
     }
 
     /// Reserves the port of a pinhole that the BPF program has, unless one of the rules that may be open has it.

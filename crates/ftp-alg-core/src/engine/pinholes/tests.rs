@@ -81,7 +81,7 @@ fn hold_program(table: &mut PinholeTable, port: u16) -> u64 {
     let place = Place::Program(PinholeId { flow: u64::from(port), line: 1 });
     let mut held = Pinhole::new(ends, AnnouncementKind::Port, deadline, client, place);
     held.set_granted(true);
-    table.hold_of_program(7, held)
+    table.hold_of_program(7, held).serial
 }
 
 #[test]
