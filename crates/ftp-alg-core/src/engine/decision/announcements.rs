@@ -190,7 +190,11 @@ impl Decider<'_> {
         self.counters.rewrites += u64::from(is_rewritten);
         let (foreign, own) = (endpoint.ip(), self.head.server().ip());
         let reason = match other_session {
-            _ if ends.target.ip() == own && self.is_foreign(line.kind, foreign) => {
+            // The server's own address, the usual one, needs no look at the policy.
+            _ if foreign != own
+                && ends.target.ip() == own
+                && self.is_foreign(line.kind, foreign) =>
+            {
                 format!("foreign address {foreign} replaced: the server is {own}").into()
             }
             Some(reason) => reason.into(),
