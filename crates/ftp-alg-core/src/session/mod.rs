@@ -6,8 +6,7 @@
 //!
 //! A [`Session`] consists of two [directions](direction), and a [`Dialogue`] with the [state](state).
 //! [`packet_handling`] connects them: it gives a packet's acknowledgement to the opposite direction, and its payload
-//! through [`reading`] to the dialogue. [`forwarding`] builds the forwarded packet. `docs/life-of-a-packet.md`
-//! has a picture.
+//! through [`reading`] to the dialogue, and builds the forwarded packet. `docs/life-of-a-packet.md` has a picture.
 //!
 //! Invariants, whatever the peers send:
 //! - Bytes are read in the order of their sequence numbers, each once, because the ends process them in this order.
@@ -16,36 +15,29 @@
 //!   receiver may use any of the copies.
 
 mod activity;
-mod ambiguities;
 mod compact;
 mod decide;
 mod dialogue;
 mod direction;
-mod forwarding;
-mod in_step;
 mod interfaces;
-mod line_decisions;
 mod packet_handling;
-mod protocol;
-mod proxy_header;
-mod push_state;
+mod protocols;
 mod reading;
 mod reason;
-mod sequence;
 mod state;
-mod tls;
-mod urgent;
 
 pub use activity::{Activity, TransferVerb};
 pub use decide::{
     AnnouncedLine, Conditions, Decide, DialogueEvent, Effect, RefusedLine, SessionLimit,
 };
 pub use dialogue::Dialogue;
+pub use direction::SequenceMap;
 use direction::{Direction, UnacknowledgedData};
-pub use forwarding::{Acknowledgement, DropReason, ForwardAction, ForwardPlan, TrailingSegment};
 pub use interfaces::{Interfaces, RouteQuestion, Side};
+pub use packet_handling::{
+    Acknowledgement, DropReason, ForwardAction, ForwardPlan, TrailingSegment,
+};
 pub use reason::RefusalReason;
-pub use sequence::SequenceMap;
 use serde::{Deserialize, Serialize};
 pub use state::Phase;
 use state::{Inspection, Read};
@@ -183,7 +175,7 @@ impl Session {
     }
 
     /// Whether pure acknowledgements must be queued, because a server's announcement must be
-    /// [a complete reply](push_state), or a `PASV` waits behind a command whose reply may be ambiguous.
+    /// [a complete reply](packet_handling), or a `PASV` waits behind a command whose reply may be ambiguous.
     #[inline]
     pub fn needs_acknowledgements(&self) -> bool {
         self.dialogue.state.reads_all_lines() && self.dialogue.needs_windows()

@@ -37,7 +37,7 @@ pub enum Phase {
     Greeted,
     /// The client has answered the greeting with FTP commands.
     Verified,
-    /// As [`Phase::PacketsMissed`], after [`Phase::Verified`]: the dialogue may [get in step](super::in_step) again.
+    /// As [`Phase::PacketsMissed`], after [`Phase::Verified`]: the dialogue may [get in step](super::dialogue) again.
     OutOfStep,
     /// Packets were missed: the earlier dialogue is unknown.
     PacketsMissed,
