@@ -247,7 +247,7 @@ fn commands_in_the_text_are_understood() {
     let mut seen = BTreeSet::new();
     for (page, text) in pages() {
         let page = page.strip_prefix(root()).unwrap().display().to_string();
-        if page.starts_with("docs/decisions/") {
+        if page == "docs/decisions.md" {
             continue;
         }
         for span in lines(&text, false).flat_map(|line| line.split('`').skip(1).step_by(2)) {

@@ -1,7 +1,7 @@
 //! What was seen of data connections, and which of them is that of a transfer.
 //!
 //! A data connection is a transfer's if it is the only one on its ends between announcement and reply, and nothing contradicts
-//! it. Otherwise nothing is said of it (docs/decisions/0088-right-or-null.md).
+//! it. Otherwise nothing is said of it (docs/decisions.md#right-or-null).
 //!
 //! A client can forge packets that its server discards. So the server's word counts: the FIN of what it sends, and what it
 //! acknowledges of what it gets. What a client says of itself counts nowhere.
