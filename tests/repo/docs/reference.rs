@@ -277,7 +277,7 @@ fn the_schema_of_events_has_each_kind_and_no_other_field() {
 fn tests_of_wire_cases_exist() {
     let tests =
         sources(&root().join("tests")) + &sources(&root().join("crates/ftp-alg-core/tests"));
-    let page = text("docs/wire-tests.md");
+    let page = text("docs/testing.md");
     let section = page.split("\n## ").find(|section| section.starts_with("The wire cases"));
     let rows: Vec<_> =
         section.unwrap().lines().filter(|line| line.starts_with("| ")).skip(2).collect();
