@@ -42,7 +42,7 @@ const SHOWN: [(&str, &str, Source); 15] = [
     ("docs/fastpath.md", "fast path  on", Source::FastPath),
     ("docs/setup.md", "nftables (recognised", Source::Setup),
     ("docs/health.md", "PROBLEM data-connections", Source::Dropping),
-    ("docs/howto/server-in-a-container.md", "ignore PASV", Source::Container),
+    ("docs/names-and-ports.md", "ignore PASV", Source::Container),
     ("docs/howto/one-to-one-nat.md", "gateway.example.net", Source::Name),
     ("docs/howto/masquerade.md", "#7 10.0.0.7", Source::Masquerade),
     ("docs/howto/published-server.md", "#3 203", Source::Published),
