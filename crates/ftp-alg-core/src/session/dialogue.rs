@@ -14,7 +14,7 @@
 //! Either end can have bytes missed at any time: it acknowledges more than the other one has sent so far, and what is
 //! sent then passes unread. So a client could have the start of a listing passed, and name files so that the rest looks
 //! like replies. Nothing is opened until a command and its reply, which was [a complete reply of its
-//! own](super::packet_handling), show that no such line can come any more:
+//! own](super::reading), show that no such line can come any more:
 //!
 //! - Either all commands that may have replies outstanding are plain: their replies contain nothing that anybody else
 //!   chose. All of the client's bytes must have been read.
@@ -218,7 +218,7 @@ impl Dialogue {
     }
 
     /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity. After a
-    /// [complete reply](super::packet_handling) the dialogue may be in step again.
+    /// [complete reply](super::reading) the dialogue may be in step again.
     pub fn record_pause(&mut self, is_complete_reply: bool) {
         self.step.record_pause();
         if !(self.ambiguities.resolve(&self.pending) && self.is_between_replies()) {
@@ -288,7 +288,7 @@ impl Dialogue {
 
     /// Whether a transfer command waits for its completion reply.
     pub fn has_pending_transfer(&self) -> bool {
-        self.pending.contains(PendingKind::Transfer)
+        self.pending.has_kind(PendingKind::Transfer)
     }
 
     /// The number of transfer commands that wait for their completion replies.
@@ -304,7 +304,7 @@ impl Dialogue {
 
     /// Whether a 227 or 229 would answer a pending command.
     pub fn has_pending_passive(&self) -> bool {
-        self.pending.contains(PendingKind::Passive)
+        self.pending.has_kind(PendingKind::Passive)
     }
 
     /// Whether the start of a server's line may become an announcement, or the reply to a crossed out command.
@@ -460,7 +460,7 @@ impl Dialogue {
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
         self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
         let has_greeted = self.phase().has_greeted();
-        if (!has_greeted || self.pending.contains(PendingKind::Greeting))
+        if (!has_greeted || self.pending.has_kind(PendingKind::Greeting))
             && Padding::accepts_zeros(text.bytes())
         {
             self.padding = Padding::Zeros;
@@ -486,7 +486,7 @@ impl Dialogue {
 
     /// Reads a command of a client that is not yet known to speak FTP.
     fn read_early_command(&mut self, command: &Command<'_>) {
-        let follows_unknown = self.pending.contains(PendingKind::FirstUnknown);
+        let follows_unknown = self.pending.has_kind(PendingKind::FirstUnknown);
         match protocols::read_command(self.phase(), command, follows_unknown) {
             Some(Read::OtherClient) => self.mark_client_not_ftp(),
             Some(read) => self.advance(read),
@@ -618,7 +618,7 @@ impl Dialogue {
 
     /// Whether a `USER` or `REIN` is pending, which ends the login that the server accepts now.
     fn restarts_login(&self) -> bool {
-        self.pending.contains(PendingKind::User) || self.pending.contains(PendingKind::Reinitialize)
+        self.pending.has_kind(PendingKind::User) || self.pending.has_kind(PendingKind::Reinitialize)
     }
 
     /// Whether no command is pending, and no reply is unfinished.
@@ -992,7 +992,7 @@ impl Ambiguities {
 
     /// The next line may belong to the reply to a listing, if one is pending.
     pub fn expect_listing(&mut self, pending: &PendingCommands) {
-        if pending.contains(PendingKind::Listing) && self.is_clear() {
+        if pending.has_kind(PendingKind::Listing) && self.is_clear() {
             self.ambiguity = Some(Ambiguity::ListingReply);
         }
     }
@@ -1196,7 +1196,7 @@ impl PendingCommands {
     }
 
     /// Whether a command of this kind is pending.
-    pub fn contains(&self, which: PendingKind) -> bool {
+    pub fn has_kind(&self, which: PendingKind) -> bool {
         self.kinds().any(|kind| kind == which)
     }
 

@@ -175,7 +175,7 @@ impl Session {
     }
 
     /// Whether pure acknowledgements must be queued, because a server's announcement must be
-    /// [a complete reply](packet_handling), or a `PASV` waits behind a command whose reply may be ambiguous.
+    /// [a complete reply](reading), or a `PASV` waits behind a command whose reply may be ambiguous.
     #[inline]
     pub fn needs_acknowledgements(&self) -> bool {
         self.dialogue.state.reads_all_lines() && self.dialogue.needs_windows()

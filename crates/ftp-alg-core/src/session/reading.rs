@@ -1,48 +1,52 @@
-//! From segments to whole lines: bytes are read in the order of their sequence numbers, each once. How much of an
-//! unfinished line is held back.
+//! From segments to whole lines: bytes are read in the order of their sequence numbers, each once, and an unfinished
+//! line may be held back. Then what a whole line says, what the engine decides about its announcement, and the edit with
+//! which it is forwarded. An edit that changes the length has all later packets queued (`wanted_queue_mode` in
+//! `engine/decision`). `direction` stores and delivers the bytes.
 //!
-//! Then what a whole line says, what the engine decides about its announcement, and the edit with which it is forwarded.
-//! An edit that changes its length has all later packets queued (`wanted_queue_mode` in `engine/decision`). `direction`
-//! stores and delivers the bytes.
+//! # Complete replies
 //!
-//! # Urgent data
+//! [`PushState`] says whether a line that looks like an announcement is a reply of its own, or the tail of an earlier one.
 //!
-//! RFC 9293 section 3.8.5; RFC 6093.
+//! A server repeats file names, which may contain line ends, and a client can stop the server at any byte by its
+//! receive window. The bytes sent so far then end like a reply, with PSH (`tcp_write_wakeup`), and the rest begins like
+//! the next reply. So once a reply may contain such a name, or the ends may disagree about line ends, a 227 or 229
+//! counts only if the server had nothing else to send when it could send:
+//! - the reply fills one segment with PSH, or its line end has one of its own, as with servers that write line ends
+//!   alone; and it acknowledges its command;
+//! - the packets of that command acknowledged everything before, and let the server send more than it has sent since.
 //!
-//! Most servers read the urgent byte in the stream (SO_OOBINLINE); others read the stream without it. A server may take
-//! the byte before the urgent pointer as the urgent byte (Linux, BSD), or the byte after it. So a line could be one
-//! command for us and another for the server. The gateway therefore clears the URG bit, and the byte is in the stream
-//! for everybody.
+//! Bytes that waited in the server's TCP would have come with the reply, because TCP sends what fits as soon as a
+//! packet opens the window (`tcp_data_snd_check`). If those bytes are one line, it ends as no announcement does
+//! (`is_end_of_reply`). Acknowledgements without data can close the window again, so they are queued as well. One with a later sequence number than the client's next is dropped: the server would ignore the windows of all
+//! packets before that number, except of those that acknowledge more than was acknowledged before
+//! (`tcp_may_update_window`).
 //!
-//! One use is legitimate: the Telnet Synch (RFC 854), an urgent byte among the Telnet commands before `ABOR`, `STAT` or
-//! `QUIT` (RFC 959 section 4.1.3). It makes some servers read the command during a transfer. URG stays there if the
-//! urgent byte precedes the first readable byte of its line. The line is then held back until it is complete. If it is
-//! another known command without the urgent byte, it is crossed out. A server has no legitimate use. A retransmission
-//! is treated alike, because the urgent pointer is stored with its sequence number.
+//! The client's window scale is unknown: its SYN is not queued, and conntrack's scale may be of a SYN that the server
+//! has not received. Without a scale a field of 31 is a window of 31 bytes, with a scale of 11 one of 63 KB. So a small
+//! field is raised to [`RAISED_WINDOW`] before the packet is forwarded, if the connection scales windows. Then the
+//! server may send as much, whatever the scale. An honest client does not notice: its window is larger than a reply, or
+//! the server retransmits what did not fit.
 
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     Activity, AnnouncedLine, Decide, Dialogue, DialogueEvent, Direction, Effect, MAX_HELD,
-    MAX_LINE, Phase, RefusalReason, RefusedLine, SessionLimit, Side, UnacknowledgedData,
+    MAX_LINE, Phase, RefusalReason, RefusedLine, Session, SessionLimit, Side, UnacknowledgedData,
     activity::{named_directory, named_file},
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
     direction::{CROSS_OUT_BYTE, LineEdit},
     interfaces::DOUBTFUL_INTERFACE,
-    packet_handling::PushState,
     protocols::{TlsRecords, header_len},
     state::{Inspection, Read, State, Tls},
 };
 use crate::{
     ftp::{
         Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Text, Verb,
-        VerbScanner, VerbSearch, begins_subnegotiation, has_control_bytes, line_end,
+        VerbScanner, VerbSearch, begins_subnegotiation, has_control_bytes, has_lf, line_end,
         may_end_or_skip, reply_line_end, without_nuls,
     },
-    packet::Seq,
+    packet::{Packet, Seq, flags},
 };
 
 /// Number of bytes at the end of `lead` that affect what follows: an unfinished Telnet command, or a CR that may end a
@@ -989,111 +993,131 @@ fn refused_command_text(text: &Text<'_>, line: &[u8]) -> (Range<usize>, SmallByt
     (range, new)
 }
 
-/// A client's urgent pointer that was forwarded.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct UrgentPointer {
-    /// The sequence number that the pointer names: one after the urgent byte.
-    end: Seq,
-    /// The line with the urgent byte, until it is complete.
-    line: Option<UrgentLine>,
+/// The least window field of commands while a server's announcement must be a complete reply of its own.
+const RAISED_WINDOW: u16 = 256;
+
+/// What the PSH bit of a packet says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum PushState {
+    /// More data may follow at once.
+    #[default]
+    NotPushed,
+    /// The sender's TCP has nothing more to send for now.
+    Pushed,
+    /// As `Pushed`, and the packet is exactly one reply line without its line end.
+    ReplyWithoutEnd,
+    /// As `Pushed`, and the packet is exactly one reply line, or the line end of one.
+    CompleteReply,
 }
 
-/// A line with an urgent byte.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct UrgentLine {
-    /// The bytes read so far, including Telnet commands.
-    bytes: Vec<u8>,
-    /// Index of the urgent byte.
-    urgent: usize,
+impl PushState {
+    /// The PSH state of any packet.
+    pub(super) fn from_packet(packet: &Packet<'_>) -> Self {
+        if packet.has(flags::PSH) { Self::Pushed } else { Self::NotPushed }
+    }
+
+    /// The PSH state of a server's packet in an ambiguous dialogue.
+    pub(super) fn from_reply_packet(
+        packet: &Packet<'_>,
+        client: &Direction,
+        server: &Direction,
+    ) -> Self {
+        match Self::from_packet(packet) {
+            Self::Pushed if is_all_there_was(packet, client, server) => {
+                Self::from_reply_bytes(packet.payload(), server)
+            }
+            push_state => push_state,
+        }
+    }
+
+    /// The PSH state of everything that the server had to send.
+    fn from_reply_bytes(payload: &[u8], server: &Direction) -> Self {
+        let nuls = payload.iter().rev().take_while(|byte| **byte == 0).count();
+        let payload = &payload[..payload.len() - nuls];
+        // Some servers send an empty line after each reply.
+        let line =
+            payload.strip_suffix(b"\r\n").filter(|line| line.ends_with(b"\n")).unwrap_or(payload);
+        let begins = server.is_between_lines();
+        match memchr::memchr(b'\n', line) {
+            None if begins => Self::ReplyWithoutEnd,
+            Some(at) if at + 1 == line.len() && (begins || is_rest_of_line(line, server)) => {
+                Self::CompleteReply
+            }
+            _ => Self::Pushed,
+        }
+    }
 }
 
-impl UrgentPointer {
-    /// The urgent pointer `end`, if it belongs to a Telnet Synch. `new` are the new bytes of its packet from `next` on,
-    /// and `known` is the start of its line that was read before. The urgent byte must be new, in this packet, and
-    /// before everything readable in its line.
-    pub fn from_telnet_synch(end: Seq, next: Seq, new: &[u8], known: &[u8]) -> Option<Self> {
-        let urgent = end - 1;
-        if urgent.is_before(next) {
+/// Whether `line` is only the end of a line of which the server sent the rest in a packet of its own.
+fn is_rest_of_line(line: &[u8], server: &Direction) -> bool {
+    matches!(line, b"\r\n" | b"\n") && server.extra().line_without_end == Some(server.space.next)
+}
+
+/// Whether `packet`, which has PSH, is everything that the server had to send.
+fn is_all_there_was(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool {
+    let end = packet.seq() + packet.payload().len() as u32; // an IP packet's
+    packet.seq() == server.space.next
+        && client.extra().window_end.is_some_and(|window_end| end.is_before(window_end))
+        && client.space.is_acknowledged()
+}
+
+impl Session {
+    /// The window field with which the client's `packet` is forwarded, if it carries data after which a server's
+    /// announcement must be a complete reply of its own. A line that ends with LF alone makes the dialogue ambiguous
+    /// when it is read, and the reply to a command in a pipeline may do so, or to a login, behind which some clients send
+    /// `PASV` at once. So do a packet that shows missed bytes, and the first text after TLS.
+    #[inline]
+    pub(super) fn window_to_offer(&self, from: Side, packet: &Packet<'_>) -> Option<u16> {
+        let payload = packet.payload();
+        if from == Side::Server {
             return None;
         }
-        let at = (urgent - next) as usize;
-        let (before, from) = (new.get(..at)?, new.get(at..).filter(|from| !from.is_empty())?);
-        let start = memchr::memrchr(b'\n', before).map_or(0, |at| at + 1);
-        let stop = at + memchr::memchr(b'\n', from).unwrap_or(from.len());
-        let known = if start == 0 { known } else { &[] };
-        let line = [known, &new[start..stop]].concat();
-        let urgent = known.len() + at - start;
-        let text = Text::new(&line);
-        let lead = match text.bytes() {
-            [] => line.len(),
-            _ => text.line_range(0..1).start,
+        let line = payload.strip_suffix(b"\r\n").unwrap_or(payload);
+        let shows_missed = || self.server.space.is_all_seen(packet.ack()) == Some(false);
+        let is_required = match payload.is_empty() {
+            true => self.needs_acknowledgements(),
+            false => {
+                self.dialogue.is_ambiguous()
+                    || self.dialogue.has_pending_commands()
+                    || self.dialogue.may_log_in()
+                    || self.is_encrypted()
+                    || has_lf(line)
+                    || shows_missed()
+            }
         };
-        let line = UrgentLine { bytes: known.to_vec(), urgent };
-        (line.urgent < lead).then_some(Self { end, line: Some(line) })
-    }
-
-    /// The sequence number that the pointer names.
-    pub fn end(&self) -> Seq {
-        self.end
-    }
-
-    /// Whether its line is incomplete. A line may have one urgent byte.
-    pub fn has_open_line(&self) -> bool {
-        self.line.is_some()
-    }
-
-    /// Reads `chunk` at `seq`, which continues or completes a line. Returns whether that line has the urgent byte.
-    pub fn continues(&mut self, seq: Seq, chunk: &[u8]) -> bool {
-        let Self { end, line: Some(line) } = self else { return false };
-        if (*end - 1).is_before(seq + chunk.len() as u32) {
-            let room = (MAX_HELD + 1).saturating_sub(line.bytes.len());
-            line.bytes.extend(&chunk[..chunk.len().min(room)]);
-            return true;
+        if !is_required {
+            return None;
         }
-        false
-    }
-
-    /// Reads `chunk` at `seq`, which completes a line. Returns whether the line is another command for servers that
-    /// read the stream without the urgent byte.
-    pub fn ends_ambiguously(&mut self, seq: Seq, chunk: &[u8]) -> bool {
-        let is_urgent = self.continues(seq, chunk);
-        let line = if is_urgent { self.line.take_if(|line| !line.may_continue()) } else { None };
-        line.is_some_and(|line| line.is_ambiguous())
+        let window = packet.window();
+        let is_raised = window > 0 && !self.client.space.has_plain_window;
+        Some(if is_raised { window.max(RAISED_WINDOW) } else { window })
     }
 }
 
-impl UrgentLine {
-    /// Whether the line feed at its end may be the urgent byte, so that this line and the next are one.
-    fn may_continue(&self) -> bool {
-        self.urgent + 2 == self.bytes.len() && self.bytes.ends_with(b"\n")
+/// Records how much the client's `packet` lets the server send: at least `window` bytes.
+#[cold]
+pub(super) fn record_offered_window(
+    packet: &Packet<'_>,
+    window: u16,
+    client: &mut Direction,
+    server: &Direction,
+    dialogue: &Dialogue,
+) {
+    if packet.payload().is_empty() {
+        // The server may not have received it if it offers more, and has if it offers less.
+        let end = server.space.map.to_sent(packet.ack()) + u32::from(window);
+        let known = client.extra().window_end.map(|known| known.min(end));
+        return client.set_window_end(known);
     }
-
-    /// Whether the line without the urgent byte is another known command, whichever byte that is.
-    fn is_ambiguous(&self) -> bool {
-        let read = Text::new(last_line(&self.bytes));
-        let is_other = |at: usize| {
-            let mut bytes = self.bytes.clone();
-            bytes.remove(at);
-            let other = from_first_letter(last_line(&bytes));
-            other != read.bytes() && is_known_command(&other)
-        };
-        let end = self.bytes.len().min(self.urgent + 2);
-        self.bytes.len() > MAX_HELD || (self.urgent..end).any(is_other)
-    }
-}
-
-/// The last line of `bytes`, which may end with its line feed.
-fn last_line(bytes: &[u8]) -> &[u8] {
-    let complete = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    memchr::memrchr(b'\n', complete).map_or(bytes, |at| &bytes[at + 1..])
-}
-
-/// The part of a line that remains for a server which skips everything that cannot start a command.
-fn from_first_letter(line: &[u8]) -> Vec<u8> {
-    let text = Text::new(line);
-    text.bytes().iter().copied().skip_while(|byte| !byte.is_ascii_alphabetic()).collect()
-}
-
-fn is_known_command(line: &[u8]) -> bool {
-    Command::parse(&Text::new(line)).is_some_and(|command| command.verb != Verb::Unknown)
+    let sent = server.space.next;
+    let acknowledges_all = packet.ack() == server.space.map.to_delivered(sent);
+    let end = if acknowledges_all { sent + u32::from(window) } else { sent };
+    // The server has read every earlier command, with the window of its packets. It takes no window from bytes that it
+    // has already.
+    let is_first = client.is_idle()
+        && packet.seq() == client.space.next
+        && (!dialogue.has_pending_commands() || client.space.is_acknowledged());
+    let end =
+        if is_first { end } else { client.extra().window_end.map_or(sent, |known| known.min(end)) };
+    client.set_window_end(Some(end));
 }
