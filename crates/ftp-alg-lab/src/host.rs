@@ -105,6 +105,10 @@ impl Host {
     pub fn script_command(&self, script: Script, arguments: &[&str]) -> Result<Command> {
         let path = script.install(&self.directory)?;
         let mut command = self.command(script::python());
+        // Isolated: without the user's packages, and what looks for them.
+        if script != Script::Pyftpdlib {
+            command.args(["-I", "-S"]);
+        }
         command.arg(path).args(arguments);
         Ok(command)
     }

@@ -27,8 +27,6 @@ pub enum Script {
     Load,
     /// ftplib: one transfer with a pause after the announcement.
     HeldClient,
-    /// Connects to an address and port, and prints the result.
-    Connect,
     /// Sends many SYNs without completing the handshakes.
     Flood,
     /// Lists the open pinholes of the fast path.
@@ -49,7 +47,6 @@ impl Script {
             Self::Many => ("many.py", include_str!("scripts/many.py")),
             Self::Load => ("load.py", include_str!("scripts/load.py")),
             Self::HeldClient => ("held_transfer.py", include_str!("scripts/held_transfer.py")),
-            Self::Connect => ("connect.py", include_str!("scripts/connect.py")),
             Self::Flood => ("flood.py", include_str!("scripts/flood.py")),
             Self::Pinholes => ("pinholes.py", include_str!("scripts/pinholes.py")),
             Self::Tun => ("tun.py", include_str!("scripts/tun.py")),

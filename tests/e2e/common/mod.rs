@@ -16,7 +16,8 @@ pub use std::{
     time::{Duration, Instant},
 };
 use std::{
-    net::IpAddr,
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -604,11 +605,15 @@ pub fn connect_in_vain(host: &Host, address: &str, port: u16) -> String {
     connect_within(host, address, port, Duration::from_millis(700))
 }
 
-/// `connect.py` on `host`.
+/// What comes of a connection from `host`: `open`, `refused`, `silent` or the error.
 pub fn connect_within(host: &Host, address: &str, port: u16, limit: Duration) -> String {
-    let arguments = [address, &port.to_string(), &limit.as_secs_f64().to_string()];
-    let done = host.script(Script::Connect, &arguments, limit + Duration::from_secs(20)).unwrap();
-    done.stdout_text().trim().to_owned()
+    let to = SocketAddr::new(address.parse().unwrap(), port);
+    match host.inside(|| TcpStream::connect_timeout(&to, limit)).unwrap() {
+        Ok(_) => "open".to_owned(),
+        Err(error) if error.kind() == ErrorKind::TimedOut => "silent".to_owned(),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => "refused".to_owned(),
+        Err(error) => error.to_string(),
+    }
 }
 
 /// Address and port of a `PORT` line or a `227` reply.

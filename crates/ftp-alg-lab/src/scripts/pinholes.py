@@ -1,13 +1,11 @@
 """pinholes.py: lists the open pinholes in the map of the fast path of this network namespace, one line each."""
 import ctypes
-import ipaddress
 import os
-import platform
 import socket
 import struct
 import time
 
-BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 LOOK_UP, NEXT_KEY, OPEN = 1, 4, 7
 PINS = "/sys/fs/bpf/ftp-alg"
 libc = ctypes.CDLL(None, use_errno=True)
@@ -30,8 +28,8 @@ def element(command, map_fd, key, value):
 
 
 def address(mapped):
-    address = ipaddress.IPv6Address(mapped)
-    return address.ipv4_mapped or f"[{address}]"
+    address = socket.inet_ntop(socket.AF_INET6, mapped)
+    return address.removeprefix("::ffff:") if "." in address else f"[{address}]"
 
 
 def list_pinholes(path):
