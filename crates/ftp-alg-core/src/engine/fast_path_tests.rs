@@ -266,18 +266,6 @@ fn a_line_that_the_fast_path_has_adjusted_is_not_adjusted_again() {
 }
 
 #[test]
-fn two_fast_path_fins_end_the_session_and_its_pinholes() {
-    let mut talk = Conversation::handed_over();
-    talk.fast_path(1, &format!(r"{PASV_OPENED} > QUIT < 221 Goodbye. < \c"));
-    assert!(talk.is_handed_over() && talk.pinholes().len() == 1);
-    talk.fast_path(6, r"> \c");
-    assert!(!talk.is_handed_over() && talk.pinholes().is_empty());
-    assert_eq!(talk.closed_lines().last(), Some(&2));
-    let counters = talk.gateway.engine.counters();
-    assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (6, 0));
-}
-
-#[test]
 fn a_connection_without_fast_path_lines_is_handed_over_three_times() {
     let mut talk = Conversation::handed_over();
     talk.play(&"> NOOP < 200 fine ".repeat(5));
@@ -291,15 +279,6 @@ fn a_connection_without_fast_path_lines_is_handed_over_three_times() {
     talk.gateway.engine.sessions.set_uses_fast_path(true);
     talk.play("> NOOP < 200 fine");
     assert!(talk.is_handed_over());
-}
-
-#[test]
-fn a_line_that_was_read_before_is_ignored() {
-    let mut talk = Conversation::handed_over();
-    talk.fast_path(1, "> NOOP");
-    let before = talk.gateway.engine.counters();
-    talk.fast_path(1, "> NOOP");
-    assert_eq!(talk.gateway.engine.counters(), before);
 }
 
 #[test]
@@ -369,25 +348,6 @@ fn a_mismatch_is_reported_once_with_its_difference() {
     let [why] = refused.collect::<Vec<_>>()[..] else { panic!("{events:?}") };
     assert!(why.contains("(line 3 came after line 1)"), "{why}");
     assert_eq!(talk.gateway.engine.counters().fast_path_mismatches, 2);
-}
-
-#[test]
-fn a_session_on_the_fast_path_is_restored() {
-    let mut talk = Conversation::handed_over();
-    talk.gateway.engine.sessions.track_changes(talk.now);
-    talk.fast_path(1, PORT_OPENED);
-    let journal = std::mem::take(&mut talk.gateway.journal);
-    let mut next = talk.restored(Policy::default(), journal.iter().map(Vec::as_slice));
-    next.sessions.set_uses_fast_path(true);
-    talk.gateway.engine = next;
-    assert!(talk.is_handed_over());
-    talk.fast_path(2, "< 200 fine > RETR one < 150 here");
-    let counters = talk.gateway.engine.counters();
-    assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (3, 0));
-    assert_eq!(counters.unread_sessions, 0);
-    talk.play("< 226 done");
-    assert_eq!(talk.gateway.engine.counters().unread_sessions, 0);
-    assert!(talk.is_handed_over());
 }
 
 #[test]

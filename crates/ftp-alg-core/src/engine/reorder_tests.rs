@@ -16,16 +16,6 @@ impl Conversation {
 }
 
 #[test]
-fn an_out_of_order_segment_that_may_not_wait_is_dropped() {
-    let mut talk = Conversation::logged_in();
-    let (first, second) = (talk.ahead(Side::Client, 6), talk.ahead(Side::Client, 12));
-    assert_eq!(talk.pass(&first).0, PacketOutcome::Drop);
-    assert_eq!(talk.gateway.engine.counters().drops.get(DropReason::OutOfOrder), 1);
-    // The receiver is probed, because nothing may be missing.
-    assert_eq!(talk.pass_early(&second), PacketOutcome::Replace);
-}
-
-#[test]
 fn a_segment_outside_the_window_does_not_wait() {
     let mut talk = Conversation::logged_in();
     let received = talk.received[0];

@@ -289,26 +289,6 @@ fn the_queue_mode_is_set_again_after_a_conntrack_flush() {
     assert_eq!(talk.gateway.engine.counters().errors, 0);
 }
 
-#[test]
-fn an_announcement_is_refused_while_the_translation_is_unknown() {
-    let mut talk = Conversation::logged_in();
-    talk.gateway.kernel.was_flushed = true;
-    let (_, line) = talk.say(Side::Client, PORT);
-    assert!(line.starts_with("XXXX "), "{line}");
-    assert!(talk.gateway.kernel.open.is_empty());
-    talk.gateway.kernel.was_flushed = false;
-    talk.play("< 500 what?");
-    let (_, line) = talk.say(Side::Client, PORT);
-    assert_eq!(line, REWRITTEN);
-    // A client's data connection may pass without us.
-    let mut talk = Conversation::logged_in();
-    talk.gateway.kernel.was_flushed = true;
-    talk.play("> EPSV");
-    let reply = "229 Entering Extended Passive Mode (|||2021|)\r\n";
-    assert_eq!(talk.say(Side::Server, reply).1, reply);
-    assert!(talk.gateway.kernel.open.is_empty());
-}
-
 /// A packet between a client and the server of all tests; sequence numbers count from 100 and 500.
 /// It has these flags besides ACK.
 fn flood_packet(number: u16, side: Side, said: (u32, u32), flags: u8, payload: &str) -> Vec<u8> {
@@ -393,19 +373,6 @@ fn the_session_limit_holds_over_all_shards() {
         start_connection(&mut first, number, true);
     }
     assert_eq!(clients(&first), [200, 201, 202, 203, 204, 205]);
-}
-
-#[test]
-fn a_half_closed_session_times_out() {
-    let mut gateway = gateway_with_limit(8);
-    start_connection(&mut gateway, 1, true);
-    start_connection(&mut gateway, 2, true);
-    let mut now = Instant::now();
-    let fin = flood_packet(1, Side::Server, (10, 11), flags::FIN, "421 too late\r\n");
-    assert_eq!(gateway.packet(now, &fin), PacketOutcome::Accept);
-    now += Duration::from_secs(600);
-    gateway.expire(now);
-    assert_eq!(clients(&gateway), [2]);
 }
 
 #[test]

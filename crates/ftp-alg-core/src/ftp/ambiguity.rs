@@ -218,6 +218,7 @@ impl VerbScanner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::script::words;
 
     fn find(line: &[u8], auth: bool) -> Option<usize> {
         let subnegotiates = begins_subnegotiation(line);
@@ -226,62 +227,30 @@ mod tests {
 
     #[test]
     fn a_line_is_plain_if_all_servers_read_it_alike() {
-        let plain: &[&[u8]] = &[
-            b"RETR a b\r\n",
-            b"\r\n",
-            b"\xff\xf4\xff\xf2ABOR\r\n",
-            b"STOR \xf0\x9f\x98\x80.jpg\r\n",
-            b"RETR a\r\r\n",
-            b"\r\r\r\n",
-            b"229 x (|||5|)\r\n",
-        ];
-        let lf: &[&[u8]] = &[b"RETR a\n", b"\n"];
-        let ambiguous: &[&[u8]] = &[
-            b"RETR a\r\n\r\n",
-            b"RETR a\rb\r\r\n",
-            b"RETR a\rb\r\n",
-            b"RETR \xff\r\r\n",
-            b"RETR a\0\r\r\n",
-            b"RETR a\r\0\r\n",
-            b"\0RETR a\r\n",
-            b"RETR a\0\r\n",
-            b"RETR a\nb\r\n",
-            b"RETR \xff\r\n",
-            b"RETR \xff\xfb\r\n",
-            b"\xff\xfax\r\n",
-            b"RETR a\0\n",
-            b"RETR \xff\xfb\n",
-            b"RETR a",
-            b"",
-        ];
-        let all = [(plain, LineEnd::Plain), (lf, LineEnd::Lf), (ambiguous, LineEnd::Ambiguous)];
-        for (line, end) in all.iter().flat_map(|(lines, end)| lines.iter().map(move |l| (*l, end)))
+        let plain = words(
+            b"RETR a b\r\n|\r\n|\xff\xf4\xff\xf2ABOR\r\n|STOR \xf0\x9f\x98\x80.jpg\r\n|RETR a\r\r\n|\r\r\r\n|229 x (5)\r\n",
+        );
+        let lf = words(b"RETR a\n|\n");
+        let ambiguous = words(
+            b"RETR a\r\n\r\n|RETR a\rb\r\r\n|RETR a\rb\r\n|RETR \xff\r\r\n|RETR a\0\r\r\n|RETR a\r\0\r\n|\0RETR a\r\n|\
+            RETR a\0\r\n|RETR a\nb\r\n|RETR \xff\r\n|RETR \xff\xfb\r\n|\xff\xfax\r\n|RETR a\0\n|RETR \xff\xfb\n|RETR a|",
+        );
+        for (lines, end) in
+            [(plain, LineEnd::Plain), (lf, LineEnd::Lf), (ambiguous, LineEnd::Ambiguous)]
         {
-            assert_eq!(line_end(line, &Text::new(line)), *end, "{line:?}");
+            for line in lines {
+                assert_eq!(line_end(line, &Text::new(line)), end, "{line:?}");
+            }
         }
     }
 
     #[test]
     fn text_is_not_a_verb() {
-        for line in [
-            &b"RETR PORT 1"[..],
-            b"RETR \xfcr PORT 1",
-            b"XPORT 1",
-            b"XPO\rRT 1",
-            b"POR",
-            b"PO 1",
-            b"STOR \xff PORT 1",
-            b"STOR \xf0\x9f\x9a\xa2 Portugal.pdf",
-            b"STOR \xd8\xea\xee\xeb\xff\xf0 Portfolio.doc", // in Windows-1251
-            b"PO\r\n",
-            b"PO\n",
-            b"STOR P\xff",
-            b"STOR -port",
-            b"PASV",
-            b"EPSV",
-            b"LIST port",
-            b"ALLO 1",
-        ] {
+        // One is in Windows-1251.
+        for line in words(
+            b"RETR PORT 1|RETR \xfcr PORT 1|XPORT 1|XPO\rRT 1|POR|PO 1|STOR \xff PORT 1|PO\r\n|PO\n|STOR P\xff|STOR -port|\
+            STOR \xf0\x9f\x9a\xa2 Portugal.pdf|STOR \xd8\xea\xee\xeb\xff\xf0 Portfolio.doc|PASV|EPSV|LIST port|ALLO 1",
+        ) {
             assert_eq!(find(line, true), None, "{line:?}");
         }
     }
@@ -315,9 +284,7 @@ mod tests {
 
     #[test]
     fn an_interrupted_verb_counts_as_a_verb() {
-        for line in
-            [&b"PO\xff\xfb\nRT 1"[..], b"P\xff", b"eprt\xff\xfb\n", b"P\xff\xfax\n", b"NOOP\rP\xff"]
-        {
+        for line in words(b"PO\xff\xfb\nRT 1|P\xff|eprt\xff\xfb\n|P\xff\xfax\n|NOOP\rP\xff") {
             assert!(find(line, false).is_some(), "{line:?}");
             assert!(find(&line[..1], false).is_none(), "{line:?}");
         }

@@ -2,143 +2,105 @@
 
 use super::*;
 
-fn pasv(line: &str) -> Result<Announcement, MalformedAnnouncement> {
-    Announcement::parse_227(&Text::new(line.as_bytes()))
-}
-
-fn epsv(line: &str) -> Result<u16, MalformedAnnouncement> {
-    Announcement::parse_229(&Text::new(line.as_bytes())).map(|a| a.port)
-}
-
-#[test]
-fn a_malformed_227_is_rejected() {
-    for line in ["227 Logout.", "227 (1,2,3,4,5)", "227 (1,2,3,4,5,6,7)", "227", "227 (1,,2)"] {
-        assert_eq!(pasv(line), Err(MalformedAnnouncement::Form(AnnouncementKind::Pasv)), "{line}");
+/// What is read of an announcement: address, port, and the place of both; or why not.
+fn read(line: &str) -> String {
+    let (bytes, argument) = (line.as_bytes(), line.as_bytes().get(5..).unwrap_or_default());
+    let parsed = match &line[..3] {
+        "POR" => Announcement::parse_port(argument, 5),
+        "EPR" => Announcement::parse_eprt(argument, 5),
+        "227" => Announcement::parse_227(&Text::new(bytes)),
+        _ => Announcement::parse_229(&Text::new(bytes)),
+    };
+    match parsed {
+        Ok(Announcement { address, port, endpoint, .. }) => {
+            let address = address.map_or("-".to_owned(), |address| address.to_string());
+            format!("{address} {port} at {endpoint:?}")
+        }
+        Err(error) => format!("{error:?}"),
     }
-    let octet = MalformedAnnouncement::Octet { kind: AnnouncementKind::Pasv, number: 256 };
-    assert_eq!(pasv("227 (10,0,0,1,256,22)"), Err(octet));
 }
 
-#[test]
-fn a_malformed_229_is_rejected() {
-    for line in ["229 (|||50069)", "229 (||50069|)", "229 (|1|1.2.3.4|50069|)", "229", "229 |||"] {
-        assert_eq!(epsv(line), Err(MalformedAnnouncement::Form(AnnouncementKind::Epsv)), "{line}");
+#[track_caller]
+fn assert_read(table: &str) {
+    for row in table.trim().lines() {
+        let (lines, expected) = row.trim().split_once(" => ").unwrap();
+        for line in lines.split(" & ") {
+            let read = read(line);
+            assert!(
+                read == expected || read.split(" at ").next() == Some(expected),
+                "{line}: {read}"
+            );
+        }
     }
-    let port = |number| Err(MalformedAnnouncement::Port { kind: AnnouncementKind::Epsv, number });
-    assert_eq!(epsv("229 (|||65558|)"), port(65558));
-    assert_eq!(epsv("229 (|||0|)"), port(0));
 }
 
 #[test]
-fn port_is_parsed_strictly() {
-    let found = Announcement::parse_port(b"192,168,150,80,14,178", 5).unwrap();
-    assert_eq!(found.address, Some("192.168.150.80".parse().unwrap()));
-    assert_eq!((found.port, found.endpoint), (3762, 5..26));
-    let octet = |number| Err(MalformedAnnouncement::Octet { kind: AnnouncementKind::Port, number });
-    assert_eq!(Announcement::parse_port(b"10,0,0,2,256,22", 0), octet(256));
-    assert_eq!(Announcement::parse_port(b"300,1,1,1,4,1", 0), octet(300));
-    for argument in [&b"1,2,3"[..], b"", b"1,2,3,4,5,6,7", b"(1,2,3,4,5,6)", b"1,2,3,4,5,6x"] {
-        let read = Announcement::parse_port(argument, 0);
-        assert_eq!(read, Err(MalformedAnnouncement::Form(AnnouncementKind::Port)), "{argument:?}");
-    }
-    let zero = MalformedAnnouncement::Port { kind: AnnouncementKind::Port, number: 0 };
-    assert_eq!(Announcement::parse_port(b"10,0,0,2,0,0", 0), Err(zero));
-}
-
-#[test]
-fn eprt_is_parsed_in_both_families() {
-    let v4 = Announcement::parse_eprt(b"|1|132.235.1.2|6275|", 5).unwrap();
-    assert_eq!((v4.address, v4.port), (Some("132.235.1.2".parse().unwrap()), 6275));
-    assert_eq!(v4.endpoint, 8..24);
-    let v6 = Announcement::parse_eprt(b"!2!1080::8:800:200C:417A!5282!", 0).unwrap();
-    assert_eq!(v6.address, Some("1080::8:800:200c:417a".parse().unwrap()));
-    assert_eq!(
-        v6.replacement_text("[2001:db8::1]:7".parse().unwrap(), Padding::None).unwrap(),
-        &b"2001:db8::1!7"[..]
+fn announcements_are_read_strictly() {
+    assert_read(
+        r"
+        227 Logout. & 227 (1,2,3,4,5) & 227 (1,2,3,4,5,6,7) & 227 & 227 (1,,2) => Form(Pasv)
+        227 (10,0,0,1,256,22) => Octet { kind: Pasv, number: 256 }
+        229 (|||50069) & 229 (||50069|) & 229 (|1|1.2.3.4|50069|) & 229 & 229 ||| => Form(Epsv)
+        229 (|||65558|) => Port { kind: Epsv, number: 65558 }
+        229 (|||0|) => Port { kind: Epsv, number: 0 }
+        PORT 192,168,150,80,14,178 => 192.168.150.80 3762 at 5..26
+        PORT 10,0,0,2,256,22 => Octet { kind: Port, number: 256 }
+        PORT 300,1,1,1,4,1 => Octet { kind: Port, number: 300 }
+        PORT 1,2,3 & PORT & PORT 1,2,3,4,5,6,7 & PORT (1,2,3,4,5,6) & PORT 1,2,3,4,5,6x => Form(Port)
+        PORT 10,0,0,2,0,0 => Port { kind: Port, number: 0 }
+        EPRT |1|132.235.1.2|6275| => 132.235.1.2 6275 at 8..24
+        EPRT !2!1080::8:800:200C:417A!5282! => 1080::8:800:200c:417a 5282
+        EPRT |2|fe80::1%eth0|5282| => Scope
+        EPRT |3|x|5282| => Family
+        EPRT |1|10.0.0.2|65558| => Port { kind: Eprt, number: 65558 }
+        EPRT & EPRT | & EPRT |1|10.0.0.2|80 & EPRT |1|::1|80| & EPRT |1|10.0.0.2|80|x & EPRT 1111 => Form(Eprt)
+        EPRT |1|10.0.0.0002|80| & EPRT |1|10.0.0|80| & EPRT |1|10.0.0.2.3|80| => Form(Eprt)
+        EPRT |1|10.0.0.256|80| & EPRT |1|10.0..2|80| & EPRT a2a::1a80a & EPRT .2.::1.80. => Form(Eprt)
+        ",
     );
-
     // The family stays.
+    let eprt = |said: &[u8]| Announcement::parse_eprt(said, 0).unwrap();
+    let v6 = eprt(b"!2!1080::8:800:200C:417A!5282!");
+    let text = v6.replacement_text("[2001:db8::1]:7".parse().unwrap(), Padding::None).unwrap();
+    assert_eq!(text, &b"2001:db8::1!7"[..]);
+    let v4 = eprt(b"|1|132.235.1.2|6275|");
     assert_eq!(v4.replacement_text("[::1]:1".parse().unwrap(), Padding::None), None);
-    assert_eq!(
-        Announcement::parse_eprt(b"|2|fe80::1%eth0|5282|", 0),
-        Err(MalformedAnnouncement::Scope)
-    );
-    assert_eq!(Announcement::parse_eprt(b"|3|x|5282|", 0), Err(MalformedAnnouncement::Family));
-    let port = MalformedAnnouncement::Port { kind: AnnouncementKind::Eprt, number: 65558 };
-    assert_eq!(Announcement::parse_eprt(b"|1|10.0.0.2|65558|", 0), Err(port));
-    for argument in [
-        &b""[..],
-        b"|",
-        b"|1|10.0.0.2|80",
-        b"|1|::1|80|",
-        b"|1|10.0.0.2|80|x",
-        b"1111",
-        b"|1|10.0.0.0002|80|",
-        b"|1|10.0.0|80|",
-        b"|1|10.0.0.2.3|80|",
-        b"|1|10.0.0.256|80|",
-        b"|1|10.0..2|80|",
-        b"a2a::1a80a",
-        b".2.::1.80.",
-    ] {
-        let read = Announcement::parse_eprt(argument, 0);
-        assert_eq!(read, Err(MalformedAnnouncement::Form(AnnouncementKind::Eprt)), "{argument:?}");
-    }
 }
 
 #[test]
 fn the_family_of_an_eprt_is_read_as_the_most_tolerant_server_reads_it() {
-    let family = |said: &str, address: &str| {
-        Announcement::parse_eprt(format!("|{said}|{address}|5000|").as_bytes(), 0)
-            .map(|read| read.address.unwrap().to_string())
+    let all = |families: &str, address: &str, expected: &str| {
+        for family in families.split(',') {
+            let line = format!("EPRT |{family}|{address}|5000|");
+            assert_eq!(read(&line).split(" at ").next(), Some(expected), "{line}");
+        }
     };
-    for one in ["1", "01", "001", " 1", "1 ", "\t1", "+1", " +01"] {
-        assert_eq!(family(one, "10.99.99.99"), Ok("10.99.99.99".into()), "{one:?}");
-    }
-    for two in ["2", "02", "002", " +2"] {
-        assert_eq!(family(two, "fd99::9"), Ok("fd99::9".into()), "{two:?}");
-    }
+    all("1,01,001, 1,1 ,\t1,+1, +01", "10.99.99.99", "10.99.99.99 5000");
+    all("2,02,002, +2", "fd99::9", "fd99::9 5000");
     // Apache's server takes any address, and ftp-srv families such as `constructor`.
-    for other in ["", "3", "+3", "03", "10", "257", "x", "constructor", "-", "++"] {
-        assert_eq!(family(other, "10.99.99.99"), Ok("10.99.99.99".into()), "{other:?}");
-        assert_eq!(family(other, "fd99::9"), Ok("fd99::9".into()), "{other:?}");
-        assert_eq!(family(other, "x"), Err(MalformedAnnouncement::Family), "{other:?}");
-        let host = family(other, "third.example.net");
-        assert_eq!(host, Err(MalformedAnnouncement::Form(AnnouncementKind::Eprt)), "{other:?}");
-    }
-    let form = Err(MalformedAnnouncement::Form(AnnouncementKind::Eprt));
-    for unclear in
-        ["1x", "x1", "1.0", "-1", "0x1", "1 2", "++1", "0000000001", "4294967297", "\"1\"", "012"]
-    {
-        assert_eq!(family(unclear, "10.99.99.99"), form, "{unclear:?}");
-    }
+    let others = ",3,+3,03,10,257,x,constructor,-,++";
+    all(others, "10.99.99.99", "10.99.99.99 5000");
+    all(others, "fd99::9", "fd99::9 5000");
+    all(others, "x", "Family");
+    all(others, "third.example.net", "Form(Eprt)");
+    let unclear = "1x,x1,1.0,-1,0x1,1 2,++1,0000000001,4294967297,\"1\",012";
+    all(unclear, "10.99.99.99", "Form(Eprt)");
 }
 
-#[test]
-fn a_port_that_is_another_in_octal_is_no_port_of_an_eprt() {
-    for (port, read) in
-        [("02000", None), ("01750", None), ("00009", Some(9)), ("08080", Some(8080))]
-    {
-        let said = format!("|1|10.0.0.2|{port}|");
-        let parsed = Announcement::parse_eprt(said.as_bytes(), 0);
-        assert_eq!(parsed.ok().map(|parsed| parsed.port), read, "{said}");
-    }
-}
-
-/// Devices pad numbers to three digits. What `inet_aton` takes for another address is refused.
+/// Devices pad numbers to three digits. What `inet_aton` takes for another address or port is refused.
 #[test]
 fn zeros_before_a_number_of_an_eprt_are_decimal_unless_octal_differs() {
-    for (said, means) in [
-        ("192.168.150.080", Some("192.168.150.80")),
-        ("10.001.009.007", Some("10.1.9.7")),
-        ("000.0.0.099", Some("0.0.0.99")),
-        ("10.0.0.012", None),
-        ("010.1.9.7", None),
-    ] {
-        let read = Announcement::parse_eprt(format!("|1|{said}|5000|").as_bytes(), 0);
-        let address = read.ok().and_then(|read| read.address);
-        assert_eq!(address, means.map(|means| means.parse().unwrap()), "{said}");
-    }
+    assert_read(
+        r"
+        EPRT |1|10.0.0.2|02000| & EPRT |1|10.0.0.2|01750| => Form(Eprt)
+        EPRT |1|10.0.0.2|00009| => 10.0.0.2 9
+        EPRT |1|10.0.0.2|08080| => 10.0.0.2 8080
+        EPRT |1|192.168.150.080|5000| => 192.168.150.80 5000
+        EPRT |1|10.001.009.007|5000| => 10.1.9.7 5000
+        EPRT |1|000.0.0.099|5000| => 0.0.0.99 5000
+        EPRT |1|10.0.0.012|5000| & EPRT |1|010.1.9.7|5000| => Form(Eprt)
+        ",
+    );
 }
 
 /// Leading zeros only for a server that is known to read them as decimal: some read such a number as octal.

@@ -333,38 +333,4 @@ mod tests {
         assert_valid(&out);
         assert_eq!(Packet::parse(&out).unwrap().sack(), None);
     }
-
-    #[test]
-    fn acknowledgements_are_valid_in_both_families() {
-        for (a, b) in [("10.0.0.1:21", "10.0.0.2:4000"), ("[::1]:21", "[::2]:4000")] {
-            for timestamps in [None, Some((3, 4))] {
-                let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
-                let mut out = vec![0xa5; 99];
-                let header = Header {
-                    source: a,
-                    destination: b,
-                    seq: Seq(1),
-                    ack: Seq(2),
-                    window: 512,
-                    flags: flags::ACK,
-                };
-                build_acknowledgement(&header, timestamps, &mut out);
-                assert_valid(&out);
-                let packet = Packet::parse(&out).unwrap();
-                assert_eq!((packet.source(), packet.destination()), (a, b));
-                assert_eq!((packet.seq(), packet.ack(), packet.window()), (Seq(1), Seq(2), 512));
-                assert_eq!(packet.timestamps(), timestamps);
-            }
-        }
-    }
-
-    #[test]
-    fn replaced_endpoints_have_valid_checksums() {
-        let bytes = packet(false, b"PASV\r\n", &[(50, 60)]);
-        let (a, b) = ("192.0.2.1:9".parse().unwrap(), "192.0.2.2:8".parse().unwrap());
-        let mut out = Vec::new();
-        build_with_endpoints(&Packet::parse(&bytes).unwrap(), a, b, &mut out);
-        assert_valid(&out);
-        assert_eq!(Packet::parse(&out).unwrap().source(), a);
-    }
 }

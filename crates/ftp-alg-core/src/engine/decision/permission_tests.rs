@@ -44,27 +44,11 @@ fn a_public_address_is_announced_if_the_control_address_is_internal() {
 
 #[test]
 fn internal_and_public_addresses_are_distinguished() {
-    let internal = [
-        "0.0.0.0",
-        "0.1.2.3",
-        "10.0.0.1",
-        "100.64.0.1",
-        "100.127.255.1",
-        "127.0.0.1",
-        "169.254.1.1",
-        "172.31.0.1",
-        "192.168.1.1",
-        "224.0.0.1",
-        "255.255.255.255",
-        "::",
-        "::1",
-        "fd00::1",
-        "fe80::1",
-        "ff02::1",
-    ];
-    let public = ["100.63.0.1", "100.128.0.1", "172.32.0.1", "198.51.100.1", "2001:db8::1"];
-    for (addresses, expected) in [(&internal[..], true), (&public[..], false)] {
-        for address in addresses {
+    let internal = "0.0.0.0 0.1.2.3 10.0.0.1 100.64.0.1 100.127.255.1 127.0.0.1 169.254.1.1 172.31.0.1 192.168.1.1 \
+                    224.0.0.1 255.255.255.255 :: ::1 fd00::1 fe80::1 ff02::1";
+    let public = "100.63.0.1 100.128.0.1 172.32.0.1 198.51.100.1 2001:db8::1";
+    for (addresses, expected) in [(internal, true), (public, false)] {
+        for address in addresses.split(' ') {
             assert_eq!(is_internal(address.parse().unwrap()), expected, "{address}");
         }
     }

@@ -514,19 +514,6 @@ fn networks_without_connections_take_no_memory() {
     }
 }
 
-#[test]
-fn a_refused_command_has_no_bytes_of_the_next_one() {
-    for code in [550, 451, 426, 425] {
-        let mut test = Test::after(&[SYN_ACK]);
-        let mut finished = Vec::from_iter(test.end(transfer(TransferVerb::Stor, code)));
-        test.observe(&END);
-        finished.extend(test.end(stored()));
-        finished.extend(test.finished());
-        let bytes: Vec<_> = finished.iter().map(|one| one.bytes).collect();
-        assert_eq!(bytes, [None, Some(5)], "{code}");
-    }
-}
-
 /// Its server sends two files one behind the other. The first reply may come before or behind the end of the connection.
 #[test]
 fn a_connection_of_two_pipelined_commands_has_bytes_of_neither() {

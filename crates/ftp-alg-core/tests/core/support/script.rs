@@ -15,6 +15,11 @@ pub fn cases(table: &str) -> impl Iterator<Item = &str> {
     table.lines().map(str::trim).filter(|line| !line.is_empty())
 }
 
+/// The words of a list, between bars.
+pub fn words(list: &[u8]) -> Vec<&[u8]> {
+    list.split(|byte| *byte == b'|').collect()
+}
+
 /// A message of a script.
 #[derive(Clone, Debug)]
 pub struct Message<'s> {
