@@ -70,6 +70,7 @@ fn a_refused_login_command_leaves_the_login_as_it_was() {
         PASS 503        > USER other < 331 password > PASS x < 503 already
         PASS again      > PASS x < 503 already
         PASS 230        > USER other < 331 password > PASS x < 230 Already logged in.
+        another user    > USER other < 331 password > PASS x < 230 in
         REIN            > REIN < 502 no
         REIN and login  > REIN < 220 ready > USER joe < 331 password > PASS x < 230 in
         ",
@@ -89,6 +90,9 @@ fn without_a_login_nothing_is_opened_whatever_is_answered() {
         a success before the password  > USER joe < 220 ready < 331 password
         a success of another command   > NOOP < 200 x
         in a pipeline                  > USER joe > NOOP < 200 x < 530 no
+        another user                   > USER joe < 230 in > USER y < 331 x
+        another user, pending          > USER joe < 230 in > user y
+        REIN, pending                  > USER joe < 230 in > REIN
         ",
     ) {
         let mut sim = Sim::after(Scenario::default(), GREETING);
@@ -115,6 +119,7 @@ fn replies_are_matched_as_servers_send_them() {
         ABOR: three replies  > LIST < 150 here > ABOR < 426 aborted\r\n226 done\r\n225 ABOR
         ABOR: none                               > ABOR
         NOOP: none                               > NOOP > NOOP
+        AUTH refused         > AUTH TLS < 502 no > AUTH TLS < 431 no > AUTH TLS < 534-no\r\n534 no
         ",
         "",
     );
@@ -330,71 +335,6 @@ fn gssapi_after_a_334_passes_unchanged_and_at_once() {
             assert_eq!((sim.replaced, sim.dropped), (0, 0), "{}", sim.summary());
         }
     });
-}
-
-/// Servers accept `AUTH` with other codes than 234 (VxWorks: 200). Then every byte passes unchanged and at once. An SSLv2
-/// hello has two bytes of length, the first with its top bit set, and then its type. TLS records may follow. What reads
-/// as the client's own announcement in such bytes opens nothing.
-#[test]
-fn bytes_after_any_success_of_auth_pass_unchanged_and_open_nothing() {
-    let tails: [&[u8]; 12] = [
-        b"\nP",
-        b"\r\nEPR",
-        b"\0PO",
-        b"\xff\xf4P",
-        b"x",
-        b"\n",
-        b"\nPORT 10,0,0,1,4,1\r\n",
-        b"\nAUTH TLS\r\n",
-        b"\nPORT 192,168,150,80,19,136\r\n",
-        b"\r\n227",
-        b"\r\n2",
-        b"\r\n229 (|||5|)\r\n",
-    ];
-    type Wrap = fn(&[u8]) -> Vec<u8>;
-    let ssl2: Wrap = |body| [&[0x80, body.len() as u8], body].concat();
-    let handshake: Wrap = |body| record(22, body);
-    let answer = record(22, b"\x9b227 \n");
-    for code in ["200", "234", "250", "300", "334"] {
-        for (nat, hello_tail) in NATS.into_iter().zip(tails) {
-            for hello in [ssl2, handshake] {
-                let auth = format!("{GREETING}> AUTH TLS < {code} begin");
-                let mut sim = Sim::after(Scenario { nat, ..Scenario::default() }, &auth);
-                let first = hello(&[b"\x01\x03\x01\0\x03\n2\r\n", hello_tail].concat());
-                let last = first.len() - 1;
-                for part in [&first[..1], &first[1..last], &first[last..]] {
-                    assert_eq!(sim.say(Client, part), part, "{code}");
-                }
-                assert_eq!(sim.say(Server, &answer), answer, "{code}");
-                for (tail, side) in tails.iter().flat_map(|tail| [(tail, Server), (tail, Client)]) {
-                    let bytes = record(23, &[b"\x04", *tail].concat());
-                    assert_eq!(sim.say(side, &bytes), bytes, "{code}");
-                }
-                assert_eq!(sim.kernel.opened.len(), 0, "{code}");
-                assert_eq!((sim.replaced, sim.dropped), (0, 0), "{code}: {}", sim.summary());
-                assert_eq!(sim.engine().counters().encrypted, 1, "{code}");
-            }
-        }
-    }
-}
-
-/// After an SSLv2 hello the client's TLS records must not wait for more bytes, nor be changed: the server has sent TLS.
-#[test]
-fn tls_after_an_sslv2_hello_passes_unchanged_and_at_once() {
-    for code in ["200", "234"] {
-        for tail in [&b"\nP"[..], b"\nE", b"\r\nEPR", b"\nPORT 10,0,0,1,4,1\r\n"] {
-            let auth = format!("{GREETING}> AUTH TLS < {code} begin");
-            let mut sim = Sim::after(Scenario::default(), &auth);
-            for (side, bytes) in [
-                (Client, b"\x80\x0c\x01\x03\x01\0\x03\0\0\0\x20abc".to_vec()),
-                (Server, record(22, b"\x02abc")),
-                (Client, record(23, tail)),
-            ] {
-                let heard = sim.say(side, &bytes);
-                assert_eq!(heard, bytes, "{code}: {}", heard.escape_ascii());
-            }
-        }
-    }
 }
 
 /// A server that answers 200 to everything has no TLS: what looks like it must not hide a command.

@@ -64,14 +64,6 @@ fn they_are_open_from_the_handshake_to_the_fin_of_the_server() {
     });
 }
 
-#[test]
-fn a_reset_closes_them() {
-    let mut sim = encrypted(Scenario::default());
-    sim.reset(Client);
-    sim.settle();
-    assert!(sim.kernel.ranges.is_empty());
-}
-
 /// Nothing is open by a word of one end, nor by bytes that are no handshake.
 #[test]
 fn they_stay_closed_without_a_handshake_of_both_ends() {

@@ -29,30 +29,6 @@ fn a_first_command_may_be_unknown() {
     assert_served(LOGIN, later, USER_PASS);
 }
 
-/// As a browser sends it, which a page makes connect to a server that answers everything as it likes: nothing is opened.
-#[test]
-fn the_first_bytes_of_another_protocol_count_for_good() {
-    for case in [
-        "> GET / < 500 what?",
-        "> GET / < 200 OK",
-        "> CLIENTINFO / HTTP/1.1 < 500 what?",
-        "> X-CLIENT http://10.0.0.2:21/ < 500 what?",
-        "> USER / HTTP/1.1 < 331 password",
-        r"> \u{16}\u{3}\u{1}\0\n < 500 what?",
-        r"> \u{16}\u{3}\u{1}\n < 500 what?",
-        r"> \0\u{3}\0\u{10}!x\n < 500 what?",
-        r"> NICK x\r\nUSER x < 500 what?\r\n331 password",
-        "> {} < 500 what?",
-        "> --boundary < 500 what?",
-    ] {
-        let mut sim = Sim::after(Scenario::default(), GREETING);
-        sim.play(case);
-        sim.play(USER_PASS);
-        sim.exchange("PORT 192,168,150,80,19,136\r\n", "200 ok\r\n");
-        assert_eq!(sim.kernel.opened.len(), 0, "{case}");
-    }
-}
-
 #[test]
 fn greetings_differ() {
     let many = format!(r"LF and many CR < 220 ready\n{}", "\r".repeat(1400));

@@ -28,20 +28,19 @@ fn near_limit() -> impl Iterator<Item = usize> {
 #[test]
 fn no_bounce_hides_where_the_stored_line_ends() {
     for greeted in [false, true] {
-        for end in ["\r", "\0", "\r\0", "\r\r\r"] {
+        for end in words(b"\r|\n|\0|\r\0|\r\r\r|\r\xff\xf4z") {
             for length in near_limit() {
-                let long = format!("SIZE {}{end}", "x".repeat(length));
+                let long = [b"SIZE ", &[b'x'; 3000][..length], end].concat();
                 for [one, two] in [
-                    ["PO", "RT 10,99,99,99,9,9\r\n"],
-                    ["PORT", " 10,99,99,99,9,9\r\n"],
-                    ["PORT", "\n10,99,99,99,9,9\r\n"],
-                    ["PORT\0", " 10,99,99,99,9,9\r\n"],
-                    ["P\0O\0", "RT 10,99,99,99,9,9\r\n"],
+                    [&b"PO"[..], b"RT 10,99,99,99,9,9\r\n"],
+                    [b"PORT", b" 10,99,99,99,9,9\r\n"],
+                    [b"PORT", b"\n10,99,99,99,9,9\r\n"],
+                    [b"PORT\0", b" 10,99,99,99,9,9\r\n"],
+                    [b"P\0O\0", b"RT 10,99,99,99,9,9\r\n"],
                 ] {
-                    let both = format!("{long}{one}");
-                    for pieces in [&[&long[..], one, two][..], &[&both, two]] {
-                        let bytes = pieces.iter().map(|piece| piece.as_bytes());
-                        let (got, _) = received_in_pieces(begun(greeted), bytes);
+                    let both = [&long, one].concat();
+                    for pieces in [&[&long, one, two][..], &[&both, two]] {
+                        let (got, _) = received_in_pieces(begun(greeted), pieces.iter().copied());
                         assert_eq!(executed_bounce(&got), None, "{length} {end:?} {one:?}");
                     }
                 }

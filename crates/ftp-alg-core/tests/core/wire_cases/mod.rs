@@ -45,7 +45,7 @@ use crate::support::{
     self, Rng,
     ftp::{ServerModel, active, at, crossed_out, passive, text},
     scenario::{NATS, Nat, Scenario},
-    script::{GREETING, LOGIN, USER_PASS, cases, messages},
+    script::{GREETING, LOGIN, USER_PASS, cases, messages, words},
     segment::Segment,
     sim::Sim,
 };

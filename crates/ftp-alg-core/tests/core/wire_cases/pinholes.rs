@@ -38,15 +38,6 @@ fn pinholes_need_a_login_unless_the_policy_waives_it() {
 }
 
 #[test]
-fn a_refused_login_opens_no_pinhole() {
-    let refused = "< 220 ready > USER joe < 331 password > PASS x < 530 no";
-    let mut sim = Sim::after(with(Nat::Routed), refused);
-    sim.play("> NOOP < 230 text of the server's choice > PORT 192,168,150,80,9,9 < 200 ok");
-    assert_eq!(sim.kernel.opened, []);
-    assert_untouched(&sim);
-}
-
-#[test]
 fn a_pinhole_is_revoked_if_the_server_refuses_its_announcement() {
     everywhere(|scenario| {
         for reply in ["500 no\r\n", "425 no\r\n", "530-no\r\n text\r\n530 no\r\n"] {
@@ -284,24 +275,6 @@ fn a_pinhole_admits_exactly_one_connection() {
 }
 
 #[test]
-fn a_client_cannot_exceed_max_pinholes_per_client() {
-    let policy = Policy { max_pinholes_per_client: 3, ..Policy::default() };
-    let mut sim = Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) });
-    for port in 2305..=2307 {
-        let [line, seen] = sim.active(port);
-        assert_eq!(sim.tell(Client, &line), seen);
-    }
-    let [line, _] = sim.active(2308);
-    assert_eq!(sim.tell(Client, &line), crossed_out(&line));
-    sim.tell(Server, "200 ok\r\n200 ok\r\n500 no\r\n");
-    let open = sim.kernel.pinholes().len();
-    assert_eq!(open, 1, "two are replaced, one is revoked: {}", sim.summary());
-    sim.tell(Server, "500 no\r\n");
-    let [line, seen] = sim.active(2309);
-    assert_eq!(sim.tell(Client, &line), seen);
-}
-
-#[test]
 fn a_taken_port_is_replaced_from_the_port_range() {
     everywhere(|mut scenario| {
         scenario.policy.port_range = 61000..=61003;
@@ -340,16 +313,19 @@ fn a_client_whose_port_is_translated_into_a_set_announces_no_port_outside_of_it(
 }
 
 #[test]
-fn a_kernel_error_refuses_the_announcement() {
-    logged_in_everywhere(|mut sim| {
-        let [line, seen] = sim.active(2200);
-        sim.kernel.failing = true;
-        assert_eq!(sim.tell(Client, &line), crossed_out(&line));
-        sim.play("< 500 no");
-        sim.kernel.failing = false;
-        assert_eq!(sim.kernel.opened, []);
-        assert_eq!(sim.tell(Client, &line), seen);
-        sim.assert_ends(Client);
+fn an_announcement_is_refused_while_the_kernel_fails_or_does_not_know_the_connection() {
+    everywhere(|scenario| {
+        for is_unknown in [false, true] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            let [line, seen] = sim.active(2200);
+            (sim.kernel.failing, sim.kernel.forgot) = (!is_unknown, is_unknown);
+            assert_eq!(sim.tell(Client, &line), crossed_out(&line));
+            sim.play("< 500 no");
+            (sim.kernel.failing, sim.kernel.forgot) = (false, false);
+            assert_eq!(sim.kernel.opened, []);
+            assert_eq!(sim.tell(Client, &line), seen);
+            sim.assert_ends(Client);
+        }
     });
 }
 

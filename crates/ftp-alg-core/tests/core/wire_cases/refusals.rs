@@ -97,39 +97,6 @@ fn replies_stay_in_order_in_a_pipeline_with_refusals() {
 }
 
 #[test]
-fn a_refused_command_is_crossed_out_however_it_is_split() {
-    let line = "NOOP\r\nPORT 10,99,99,99,21,179\r\nNOOP\r\n";
-    for cut in 1..line.len() {
-        for nagle in [false, true] {
-            let mut scenario = with(Nat::Masquerade);
-            scenario.client.nagle = nagle;
-            let (start, rest) = line.as_bytes().split_at(cut);
-            let (heard, lines, sim) = served(scenario, [start, rest]);
-            assert_eq!(lines, ["NOOP\r\n", "XXXX XXXXXXXXXXXXXXXXXX\r\n", "NOOP\r\n"]);
-            let refused = "504 Refused by the gateway: the address is not the client's.";
-            assert_eq!(heard, format!("200 ok\r\n{refused}\r\n200 ok\r\n"));
-            assert_eq!(sim.timeouts(), 0);
-        }
-    }
-}
-
-#[test]
-fn auth_is_refused_if_the_policy_says_so() {
-    let policy = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };
-    let line = b"AUTH TLS\r\n";
-    for cut in 1..line.len() {
-        let scenario = Scenario { policy: policy.clone(), ..with(Nat::Masquerade) };
-        let mut sim = Sim::logged_in(scenario);
-        let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
-        sim.write(Client, &line[..cut]);
-        sim.converse(&mut server);
-        sim.write(Client, &line[cut..]);
-        sim.converse(&mut server);
-        assert_eq!(server.lines, ["XXXX XXX\r\n"], "split at {cut}");
-    }
-}
-
-#[test]
 fn an_announcement_too_long_to_hold_is_refused() {
     let endpoint = "10,99,99,99,21,179";
     for (name, start) in [

@@ -4,7 +4,7 @@
 use ftp_alg_core::packet::flags::ACK;
 
 use super::{
-    ambiguous_lines::split_listing,
+    ambiguous_lines::SPLIT_LISTING,
     support::ends::{Ends, WIDE},
     *,
 };
@@ -24,7 +24,7 @@ fn listing(window_scale: Option<u8>) -> Ends {
 /// A session after a listing that looks complete.
 fn after_a_listing(window_scale: Option<u8>) -> Ends {
     let mut ends = listing(window_scale);
-    ends.play(&format!("< {}", split_listing().0));
+    ends.play(&format!("< {}", SPLIT_LISTING[0]));
     ends
 }
 
@@ -47,7 +47,7 @@ fn assert_no_case_opens_a_pinhole(begin: impl Fn() -> Ends, table: &str) {
 #[test]
 fn a_listing_stalled_by_the_client_window_opens_no_pinhole() {
     let mut ends = listing(None);
-    let (first, second) = split_listing();
+    let [first, second] = SPLIT_LISTING;
     assert_eq!(ends.play(&format!("< {first} @more > EPSV < {second} < 229 (|||50069|)")), 0);
     // The server has no more data to send.
     assert_eq!(ends.play("> EPSV < 229 (|||50070|)"), 1);

@@ -110,16 +110,9 @@ fn a_retransmission_cannot_mark_another_urgent_byte() {
 fn a_bounce_hidden_by_an_urgent_byte_is_crossed_out() {
     everywhere_v4(|mut scenario| {
         scenario.client.nagle = false;
-        for lead in [
-            &b"\xff\xf4\xff\xf2"[..],
-            b"\xff\xf4\xff",
-            b"\xff\xf4",
-            b"\xff",
-            b"\xff\xfd\x06",
-            b"\xff\xfd",
-            b" ",
-            b"\xff\xfb",
-        ] {
+        for lead in
+            words(b"\xff\xf4\xff\xf2|\xff\xf4\xff|\xff\xf4|\xff|\xff\xfd\x06|\xff\xfd| |\xff\xfb")
+        {
             for rest in ["XPORT", "PORT", "\u{0}XPORT", "XXPORT", "\u{f2}XPORT"] {
                 let rest: Vec<u8> = rest.chars().map(|c| c as u8).collect();
                 let rest = [&rest[..], b" 10,0,0,9,0,22\r\n"].concat();
@@ -144,22 +137,9 @@ fn a_bounce_hidden_by_an_urgent_byte_is_crossed_out() {
 
 #[test]
 fn random_urgent_data_never_forms_an_uninspected_command() {
-    let parts: [&[u8]; 14] = [
-        b"\xff",
-        b"\xf4",
-        b"\xf2",
-        b"\xfd",
-        b"\x06",
-        b"x",
-        b" ",
-        b"PO",
-        b"RT",
-        b"PORT 10,0,0,9,0,22",
-        b"\r\n",
-        b"\n",
-        b"\xff\xf4\xff",
-        b"NOOP\r\n",
-    ];
+    let parts = words(
+        b"\xff|\xf4|\xf2|\xfd|\x06|x| |PO|RT|PORT 10,0,0,9,0,22|\r\n|\n|\xff\xf4\xff|NOOP\r\n",
+    );
     let rounds = std::env::var("FTP_ALG_URGENT").map_or(400, |rounds| rounds.parse().unwrap());
     for seed in 0..rounds {
         let mut rng = Rng::new(seed);
