@@ -67,6 +67,9 @@ fn each_transfer_is_reported_once_with_its_reply() {
         > LIST < 150 here < 226 done > NLST *.c < 550 none => LIST  226, NLST *.c 550
         > RETR a < 425 cannot connect > RETR a DONE => RETR a 425, RETR a 226
         > RETR a < 150 here > NOOP < 200 ok =>
+        > RETR a > NOOP < 200 ok > STAT < 211 busy > PWD < 257 x =>
+        > RETR a < 150 x > NOOP < 200 ok > STAT < 211 busy > PWD < 257 x > NOOP < 226 done < 200 ok => RETR a 226
+        > STOR a < 200 stored => STOR a unseen
         > RETR a > RETR b DONE DONE => RETR a 226, RETR b 226
         > RETR a\u{1b}[2J DONE => RETR a\u{1b}[2J 226
         "

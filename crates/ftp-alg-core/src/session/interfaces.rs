@@ -263,17 +263,6 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_from_another_interface_is_questioned() {
-        for (end, own, other) in [(Side::Client, LAN, WAN), (Side::Server, WAN, LAN)] {
-            let mut interfaces = confirmed();
-            let question = Some(RouteQuestion { end, interface: other, used: own });
-            assert_eq!(interfaces.take_input(end, other), question);
-            assert_eq!(interfaces, confirmed());
-            assert_eq!(interfaces.take_input(end, own), None);
-        }
-    }
-
-    #[test]
     fn settled_interfaces_take_a_packet_without_a_change() {
         let all = [0, LAN, WAN, UPLINK, u16::MAX.into(), 1 << 16];
         let mut states = vec![Interfaces::default(), after_syn_ack(), confirmed()];

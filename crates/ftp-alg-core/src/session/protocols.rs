@@ -233,29 +233,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_handshake_is_found_behind_warnings() {
-        let old = [b"\x81\x04\x01", &[b'a'; 259][..]].concat();
-        let warned = b"\x15\x03\x03\0\x02\x01\x70\x16\x03\x03\0\0\x16\x03\x03\0\x01\x02";
-        for (stream, side, expected) in [
-            (&b"\x16\x03\x01\x00\x04\x01abc"[..], Side::Client, true),
-            (b"\x80\x04\x01abc", Side::Client, true),
-            (&old, Side::Client, true),
-            (warned, Side::Server, true),
-            (b"\x15\x03\x03\x00\x03\x16\x03\x03", Side::Server, false),
-            (b"\x17\x03\x03\x00\x01\x16", Side::Server, false),
-        ] {
-            for cut in 0..stream.len() {
-                let mut records = TlsRecords::NONE;
-                let (first, second) = stream.split_at(cut);
-                assert_eq!(records.follow(side, first), None);
-                assert_eq!(records.follow(side, second), None);
-                assert_eq!((records.header_len, records.remaining), (0, 0), "{stream:?}");
-                assert_eq!(records.has_handshake, expected, "{stream:?} cut at {cut}");
-            }
-        }
-    }
-
-    #[test]
     fn plain_text_is_found_at_a_record_boundary_with_any_segments() {
         let stream = b"\x16\x03\x01\x00\x04PORT\x15\x03\x03\x00\x02\x01\x00PORT 1";
         for cut in 0..stream.len() {

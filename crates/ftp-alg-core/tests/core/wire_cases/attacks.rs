@@ -109,6 +109,23 @@ fn the_first_bytes_of_another_protocol_count_for_good() {
 }
 
 #[test]
+fn connections_of_a_server_of_another_protocol_leave_the_queue() {
+    let others = words(
+        b"SSH-2.0-x|HTTP/1.1 200 OK|RTSP/1.0 200 OK|ICAP/1.0 200 OK|+OK POP3|* OK IMAP|RFB 003.008|@RSYNCD: 31.0|J\0\0\0|-ERR no",
+    );
+    everywhere(|scenario| {
+        for before in ["", "< ld.so: warning", "< ld.so: warning > USER x"] {
+            for other in &others {
+                let mut sim = Sim::after(scenario.clone(), before);
+                sim.say(Server, &[other, &b"\r\n"[..]].concat());
+                assert_eq!(sim.kernel.queue_mode, Some(QueueMode::None), "{before}: {other:?}");
+                assert_eq!((sim.replaced, sim.engine().sessions.count()), (0, 0));
+            }
+        }
+    });
+}
+
+#[test]
 fn connections_of_other_protocols_leave_the_queue() {
     let tls = b"\x16\x03\x01\x00\x05abcd\n";
     everywhere(|scenario| {

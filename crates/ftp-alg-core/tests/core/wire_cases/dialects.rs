@@ -90,6 +90,11 @@ fn without_a_login_nothing_is_opened_whatever_is_answered() {
         a success before the password  > USER joe < 220 ready < 331 password
         a success of another command   > NOOP < 200 x
         in a pipeline                  > USER joe > NOOP < 200 x < 530 no
+        a reply to nothing             < 230 in
+        a stray 225                    > USER joe < 230 in > USER y < 225 in
+        a stray 226                    > USER joe < 230 in > USER y < 226 in
+        that of an earlier login       > USER x > PASS x > USER y < 331 password < 230 in
+        the same with REIN             > USER x > PASS x > REIN < 331 password < 230 in
         another user                   > USER joe < 230 in > USER y < 331 x
         another user, pending          > USER joe < 230 in > user y
         REIN, pending                  > USER joe < 230 in > REIN
