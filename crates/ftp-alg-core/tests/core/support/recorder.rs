@@ -42,6 +42,7 @@ impl Life {
 const HELPER_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The kernel of the simulated gateway.
+#[derive(Default)]
 pub struct Recorder {
     pub translation: Option<Translation>,
     /// Open now, with their deadlines in simulated time.
@@ -85,28 +86,7 @@ pub struct Recorder {
 
 impl Recorder {
     pub fn new(translation: Translation, life: Life) -> Self {
-        Self {
-            translation: Some(translation),
-            open: Vec::new(),
-            opened: Vec::new(),
-            closed: Vec::new(),
-            uses_expectations: false,
-            ranges: Vec::new(),
-            refuses_ranges: false,
-            transactions: 0,
-            connections: HashSet::new(),
-            last_seq: 0,
-            taken: HashSet::new(),
-            queue_mode: None,
-            asked: 0,
-            mode_changes: 0,
-            forgot: false,
-            injected: Vec::new(),
-            failing: false,
-            now: Duration::ZERO,
-            program: Program::default(),
-            life,
-        }
+        Self { translation: Some(translation), life, ..Self::default() }
     }
 
     /// The SYN of a new data connection: where it is sent, if it is admitted. Consumes the pinhole.

@@ -74,7 +74,7 @@ const DELAYED_ACK: u64 = 40_000;
 const INVALID_RATE: u64 = 500_000;
 
 /// One end of the connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct End {
     pub settings: Settings,
     rng: Rng,
@@ -130,44 +130,8 @@ pub struct End {
 
 impl End {
     pub fn new(settings: Settings, peer_isn: u32, seed: u64) -> Self {
-        Self {
-            settings,
-            rng: Rng::new(seed),
-            out: Vec::new(),
-            pushes: Vec::new(),
-            fin: false,
-            una: 0,
-            next: 0,
-            max: 0,
-            recover: 0,
-            sacked: Vec::new(),
-            urgent: 0,
-            peer_window: 1000,
-            peer_window_from: 0,
-            duplicate_acks: 0,
-            rto: FIRST_RTO,
-            rto_at: None,
-            probe_at: None,
-            owes_cwr: false,
-            irs: peer_isn,
-            seen: Vec::new(),
-            later: BTreeMap::new(),
-            rcv_next: 0,
-            last_acked: 0,
-            fin_at: None,
-            read: 0,
-            ack_at: None,
-            closed_until: None,
-            last_invalid: None,
-            ts_recent: 0,
-            owes_ece: false,
-            urgent_seen: Vec::new(),
-            timeouts: 0,
-            stale_conflicts: 0,
-            congestion_heard: 0,
-            bare: 0,
-            is_reset: false,
-        }
+        let (rng, irs) = (Rng::new(seed), peer_isn);
+        Self { settings, rng, irs, peer_window: 1000, rto: FIRST_RTO, ..Self::default() }
     }
 
     pub fn write(&mut self, bytes: &[u8]) {

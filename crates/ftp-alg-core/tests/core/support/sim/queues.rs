@@ -11,7 +11,7 @@ use super::{
 };
 
 /// How packets get to the daemon and back. Times are in microseconds, and at most as long as this.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Queueing {
     /// How many packets a worker takes at a time, at most.
     pub batch: usize,
@@ -34,9 +34,10 @@ impl Queueing {
 }
 
 /// What the worker does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stage {
     /// It waits for packets.
+    #[default]
     Idle,
     /// It wakes up, and receives a batch.
     Receive,
@@ -58,6 +59,7 @@ pub enum Due {
 }
 
 /// Queues, and what is due in them.
+#[derive(Default)]
 pub struct Queues {
     pub settings: Queueing,
     rng: Rng,
@@ -75,16 +77,7 @@ const UNREAD: usize = 64_000;
 
 impl Queues {
     pub fn new(settings: Queueing, rng: Rng) -> Self {
-        Self {
-            rng,
-            due: BTreeMap::new(),
-            number: 0,
-            waiting: VecDeque::new(),
-            stage: Stage::Idle,
-            is_away: false,
-            reads: false,
-            settings,
-        }
+        Self { settings, rng, ..Self::default() }
     }
 
     /// When the next thing is due.
