@@ -359,24 +359,19 @@ mod tests {
         };
         let (all, one) = ("0xffffffff", [routing_rule(1, u32::MAX, false)]);
         let (byte, other) = ([routing_rule(1, 0xff, false)], [routing_rule(1 << 8, 0xff00, false)]);
-        for (rules, routing, expected) in [
-            ("-A PREROUTING -j MARK --set-xmark 0x1/0xff\n", &one, (CtMarkUse::None, false)),
-            (
-                "-A PREROUTING -j CONNMARK --set-xmark 0x40000000/0x40000000\n",
-                &one,
-                (CtMarkUse::None, false),
-            ),
-            (
-                "-A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\n",
-                &one,
-                (CtMarkUse::Restored, false),
-            ),
-            (&restore("0xff", "0xff"), &one, (CtMarkUse::Restored, true)),
-            (&restore("0xff", "0xff"), &other, (CtMarkUse::Restored, false)),
-            (&restore(all, all), &byte, (CtMarkUse::Restored, true)),
-            (&restore(all, all), &one, (CtMarkUse::Compared, true)),
-            (&restore("0xff", all), &one, (CtMarkUse::Compared, true)),
+        let (none, restored, compared) =
+            (CtMarkUse::None, CtMarkUse::Restored, CtMarkUse::Compared);
+        for (rules, routing, ct_mark_use, routes) in [
+            ("-A PREROUTING -j MARK --set-xmark 0x1/0xff\n", &one, none, false),
+            ("-A PREROUTING -j CONNMARK --set-xmark 0x40000000/0x40000000\n", &one, none, false),
+            ("-A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\n", &one, restored, false),
+            (&restore("0xff", "0xff"), &one, restored, true),
+            (&restore("0xff", "0xff"), &other, restored, false),
+            (&restore(all, all), &byte, restored, true),
+            (&restore(all, all), &one, compared, true),
+            (&restore("0xff", all), &one, compared, true),
         ] {
+            let expected = (ct_mark_use, routes);
             assert_eq!(used(rules, routing), expected, "{rules}");
         }
     }

@@ -230,32 +230,28 @@ mod tests {
     #[test]
     fn ports_translated_by_nftables_are_claimed() {
         let to = r#"{"dnat": {"addr": "10.0.0.9", "port": 80}}"#;
-        for (rule, claimed, free) in [
-            (format!("{}, {to}", is("8080")), 8080, 8081),
-            (format!("{}, {to}", is(r#"{"set": [5, {"range": [8000, 8010]}]}"#)), 8005, 8011),
-            (format!(r#"{}, {{"redirect": {{"port": 22}}}}"#, is("2222")), 2222, 22),
-            (format!(r#"{}, {{"redirect": null}}"#, is("2222")), 2222, 22),
+        let address = r#"{"payload": {"protocol": "ip", "field": "daddr"}}"#;
+        for (port, to, claimed, free) in [
+            ("8080", to, 8080, 8081),
+            (r#"{"set": [5, {"range": [8000, 8010]}]}"#, to, 8005, 8011),
+            ("2222", r#"{"redirect": {"port": 22}}"#, 2222, 22),
+            ("2222", r#"{"redirect": null}"#, 2222, 22),
+            ("", r#"{"dnat": {"addr": {"map": {"key": PORT, "data": "@m"}}}}"#, 95, 81),
             (
-                format!(r#"{{"dnat": {{"addr": {{"map": {{"key": {PORT}, "data": "@m"}}}}}}}}"#),
-                95,
-                81,
-            ),
-            (
-                format!(
-                    r#"{{"dnat": {{"addr": {{"map": {{"key": {PORT}, "data": {{"set": [[70, "10.0.0.3"]]}}}}}}}}}}"#
-                ),
+                "",
+                r#"{"dnat": {"addr": {"map": {"key": PORT, "data": {"set": [[70, "10.0.0.3"]]}}}}}"#,
                 70,
                 71,
             ),
             (
-                format!(
-                    r#"{{"dnat": {{"addr": {{"map": {{"key": {{"concat": [{{"payload": {{"protocol": "ip",
-                    "field": "daddr"}}}}, {PORT}]}}, "data": "@two"}}}}}}}}"#
-                ),
+                "",
+                r#"{"dnat": {"addr": {"map": {"key": {"concat": [IP, PORT]}, "data": "@two"}}}}"#,
                 70,
                 71,
             ),
         ] {
+            let port = if port.is_empty() { String::new() } else { format!("{}, ", is(port)) };
+            let rule = port + &to.replace("IP", address).replace("PORT", PORT);
             let firewall = nftables(&[&rule]);
             assert!(claims(&firewall, claimed) && !claims(&firewall, free), "{rule}");
         }
@@ -306,24 +302,12 @@ mod tests {
     #[test]
     fn ports_translated_by_iptables_are_claimed() {
         for (rule, claimed, free) in [
-            (
-                "-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.9:8080\n",
-                80,
-                8080,
-            ),
-            (
-                "-A PREROUTING -p tcp -m multiport --dports 80,90:99 -j DNAT --to-destination 10.0.0.9\n",
-                95,
-                81,
-            ),
-            ("-A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 22\n", 80, 22),
-            (
-                "-A PREROUTING -p tcp -m tcp --dport 80 -j WEB\n-A WEB -j DNAT --to-destination 10.0.0.9\n",
-                80,
-                81,
-            ),
+            ("-m tcp --dport 80 -j DNAT --to-destination 10.0.0.9:8080", 80, 8080),
+            ("-m multiport --dports 80,90:99 -j DNAT --to-destination 10.0.0.9", 95, 81),
+            ("-m tcp --dport 80 -j REDIRECT --to-ports 22", 80, 22),
+            ("-m tcp --dport 80 -j WEB\n-A WEB -j DNAT --to-destination 10.0.0.9", 80, 81),
         ] {
-            let firewall = saved(rule);
+            let firewall = saved(&format!("-A PREROUTING -p tcp {rule}\n"));
             assert!(claims(&firewall, claimed) && !claims(&firewall, free), "{rule}");
         }
         let own_ports =

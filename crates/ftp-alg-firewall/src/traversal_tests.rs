@@ -39,40 +39,27 @@ fn verdict(table: &Table) -> ChainVerdict {
 #[test]
 fn rules_decide_in_their_order() {
     const SOME: &str = "-m limit --limit 3/s";
+    let (drop, some) = ("FORWARD -j DROP", "X SOME -j ACCEPT");
+    let queue = "FORWARD -j NFQUEUE";
+    let several =
+        "FORWARD -p udp -j DROP / FORWARD SOME -j DROP / FORWARD -j ACCEPT / FORWARD SOME -j DROP";
     for (policy, rules, passes, decided_by, exceptions) in [
         ("ACCEPT", "", true, None, &[][..]),
         ("DROP", "", false, None, &[]),
         // Conditions that cannot be decided make exceptions, unless a rule before them decides.
-        (
-            "DROP",
-            "FORWARD -p udp -j DROP\nFORWARD SOME -j DROP\nFORWARD -j ACCEPT\nFORWARD SOME -j DROP",
-            true,
-            Some("FORWARD -j ACCEPT"),
-            &["FORWARD SOME -j DROP"],
-        ),
+        ("DROP", several, true, Some("FORWARD -j ACCEPT"), &["FORWARD SOME -j DROP"]),
         // A jump returns, and a goto does not.
-        (
-            "ACCEPT",
-            "FORWARD -j X\nFORWARD -j DROP\nX -j RETURN",
-            false,
-            Some("FORWARD -j DROP"),
-            &[],
-        ),
-        ("ACCEPT", "FORWARD -g X\nFORWARD -j DROP\nX -j RETURN", true, None, &[]),
-        (
-            "ACCEPT",
-            "FORWARD -j X\nFORWARD -j DROP\nX SOME -j ACCEPT",
-            false,
-            Some("FORWARD -j DROP"),
-            &["X SOME -j ACCEPT"],
-        ),
+        ("ACCEPT", "FORWARD -j X / FORWARD -j DROP / X -j RETURN", false, Some(drop), &[]),
+        ("ACCEPT", "FORWARD -g X / FORWARD -j DROP / X -j RETURN", true, None, &[]),
+        ("ACCEPT", "FORWARD -j X / FORWARD -j DROP / X SOME -j ACCEPT", false, Some(drop), &[some]),
         // The reader of the queue may drop.
-        ("DROP", "FORWARD -j NFQUEUE", true, Some("FORWARD -j NFQUEUE"), &["FORWARD -j NFQUEUE"]),
+        ("DROP", queue, true, Some(queue), &[queue]),
         // Loops, which the kernel refuses.
-        ("ACCEPT", "FORWARD -j X\nX -j X", true, None, &[]),
+        ("ACCEPT", "FORWARD -j X / X -j X", true, None, &[]),
     ] {
         let saved = |rule: &str| format!("-A {}", rule.replace("SOME", SOME));
-        let lines: Vec<String> = rules.lines().map(saved).collect();
+        let rules_of = rules.split(" / ").filter(|rule| !rule.is_empty());
+        let lines: Vec<String> = rules_of.map(saved).collect();
         let filter = format!(":FORWARD {policy}\n:X -\n{}", lines.join("\n"));
         let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
         let verdict = firewall.forward(PacketClass::MarkedData).chains.swap_remove(0);
