@@ -171,6 +171,14 @@ impl Sim {
         (self.tell(Client, command), self.tell(Server, reply))
     }
 
+    /// Has the client write `pieces`, and a model of a server answer. Returns the lines that the server receives.
+    pub fn serve<'a>(&mut self, pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<String> {
+        let mut server = ServerModel::new(self.translation.server.ip(), 5000);
+        pieces.into_iter().for_each(|piece| self.write(Client, piece));
+        self.converse(&mut server);
+        server.lines
+    }
+
     /// Lets the two ends talk until all is still: `server` answers what the server hears.
     pub fn converse(&mut self, server: &mut ServerModel) {
         loop {

@@ -3,31 +3,23 @@
 
 use ftp_alg_core::packet::Packet;
 
-use super::{support::sim::daemon::Decision, *};
+use super::{
+    support::{ends::Ends, sim::daemon::Decision},
+    *,
+};
 
 const PASSIVE: &[u8] = b"227 Entering Passive Mode (203,0,113,9,19,137)\r\n";
 const EXTENDED: &[u8] = b"229 Entering Extended Passive Mode (|||5001|)\r\n";
 const PORT: &[u8] = b"PORT 192,168,150,80,14,178\r\n";
 
 /// A logged-in connection whose daemon has just restarted.
-struct Restarted {
-    sim: Sim,
-    client: u32,
-    server: u32,
+fn restarted(nat: Nat) -> Ends {
+    let mut ends = Ends::new(with(nat));
+    ends.sim.crash();
+    ends
 }
 
-impl Restarted {
-    fn new() -> Self {
-        Self::of(Nat::Routed)
-    }
-
-    fn of(nat: Nat) -> Self {
-        let mut sim = Sim::logged_in(with(nat));
-        let (client, server) = (sim.client.next_number(), sim.server.next_number());
-        sim.crash();
-        Self { sim, client, server }
-    }
-
+impl Ends {
     /// Queues a packet of `from`, `seq` bytes after the last inspected byte, which acknowledges `ack` bytes that the
     /// gateway did not see.
     fn queue(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> PacketOutcome {
@@ -68,7 +60,7 @@ impl Restarted {
 #[test]
 fn inspection_continues_after_a_restart() {
     for (command, reply) in [(b"PASV\r\n", PASSIVE), (b"EPSV\r\n", EXTENDED)] {
-        let mut gateway = Restarted::new();
+        let mut gateway = restarted(Nat::Routed);
         assert_eq!(gateway.queue(Client, 0, 0, command), PacketOutcome::Accept);
         assert_eq!(gateway.queue(Server, 0, 6, reply), PacketOutcome::Accept);
         assert_eq!(gateway.queue(Client, 6, reply.len() as u32, PORT), PacketOutcome::Accept);
@@ -79,7 +71,7 @@ fn inspection_continues_after_a_restart() {
 /// A line is lost behind the gateway, and the client retransmits different bytes at its sequence numbers.
 #[test]
 fn after_a_restart_a_retransmission_retains_its_original_bytes() {
-    let mut gateway = Restarted::new();
+    let mut gateway = restarted(Nat::Routed);
     let line = b"NOOP xxxxxxxxxxxxxxxxxx\r\n";
     assert_eq!(gateway.queue(Client, 0, 0, line), PacketOutcome::Accept);
     gateway.sim.crash();
@@ -91,7 +83,7 @@ fn after_a_restart_a_retransmission_retains_its_original_bytes() {
 #[test]
 fn no_pinhole_opens_if_packets_may_have_passed_unread() {
     for (unseen, had_downtime) in [(0, false), (0, true), (31, false), (31, true)] {
-        let mut gateway = Restarted::new();
+        let mut gateway = restarted(Nat::Routed);
         if had_downtime {
             gateway.sim.engine().record_downtime();
         }
@@ -107,7 +99,7 @@ fn no_pinhole_opens_if_packets_may_have_passed_unread() {
 #[test]
 fn after_downtime_a_command_waits_for_the_servers_acknowledgement() {
     for unread in [0, PORT.len() as u32] {
-        let mut gateway = Restarted::new();
+        let mut gateway = restarted(Nat::Routed);
         gateway.sim.engine().record_downtime();
         // The gateway probes the server.
         for _ in 0..2 {
@@ -124,7 +116,7 @@ fn after_downtime_a_command_waits_for_the_servers_acknowledgement() {
 fn after_downtime_a_command_can_wait_in_the_queue() {
     let may_wait = PacketMeta { may_wait: true, ..PacketMeta::FORWARDED };
     for (unread, expected) in [(0, Decision::Accept), (PORT.len() as u32, Decision::Drop)] {
-        let mut gateway = Restarted::new();
+        let mut gateway = restarted(Nat::Routed);
         gateway.sim.engine().record_downtime();
         assert_eq!(gateway.queue_with(Client, 0, 0, PORT, may_wait), PacketOutcome::Wait);
         let probe = gateway.sim.kernel.injected.pop().unwrap();
@@ -142,7 +134,7 @@ fn after_downtime_a_command_can_wait_in_the_queue() {
 /// A daemon that was stopped while it decided on a packet finds that the packet may have passed without the rewrite.
 #[test]
 fn rolling_back_a_late_rewrite_leaves_the_connection_usable() {
-    let mut gateway = Restarted::of(Nat::Masquerade);
+    let mut gateway = restarted(Nat::Masquerade);
     let line = b"EPRT |1|192.168.150.80|3762|\r\n";
     gateway.sim.daemon.set_lapses(true);
     assert_eq!(gateway.queue(Client, 0, 0, line), PacketOutcome::Drop);
@@ -161,7 +153,7 @@ fn rolling_back_a_late_rewrite_leaves_the_connection_usable() {
 #[test]
 fn a_retransmitted_line_start_that_passed_unread_is_not_held() {
     for (side, line) in [(Server, &b"221 bye\r\n"[..]), (Client, b"PASV\r\n")] {
-        let mut gateway = Restarted::new();
+        let mut gateway = restarted(Nat::Routed);
         gateway.queue(side, 0, 0, &line[..1]);
         // The peer acknowledges the complete line and nothing beyond it.
         let all = line.len() as u32;
@@ -174,7 +166,7 @@ fn a_retransmitted_line_start_that_passed_unread_is_not_held() {
 
 #[test]
 fn a_port_after_unread_lines_is_forwarded_without_a_pinhole() {
-    let mut gateway = Restarted::new();
+    let mut gateway = restarted(Nat::Routed);
     let first = gateway.queue(Client, 8, 20, PORT);
     assert!(matches!(first, PacketOutcome::Replace | PacketOutcome::Drop), "{first:?}");
     // The server acknowledges what it has received.
@@ -188,11 +180,11 @@ fn a_port_after_unread_lines_is_forwarded_without_a_pinhole() {
 /// the middle of the line.
 #[test]
 fn a_line_without_its_dropped_start_opens_no_pinhole() {
-    let mut gateway = Restarted::new();
+    let mut gateway = restarted(Nat::Routed);
     gateway.queue(Client, 12, 8, b"NOOP\r\n");
     gateway.queue(Server, 8, 12, PASSIVE);
     assert_eq!(gateway.opened(), 0, "the client acknowledged the start of a longer line");
-    let mut gateway = Restarted::new();
+    let mut gateway = restarted(Nat::Routed);
     gateway.queue(Server, 0, 8, b"");
     gateway.queue(Client, 8, 0, PORT);
     assert_eq!(gateway.opened(), 0, "the server acknowledged the start of a longer line");
@@ -205,7 +197,7 @@ fn after_downtime_a_greeting_is_forwarded() {
         let mut sim = Sim::new(with(Nat::Masquerade));
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
         sim.engine().record_downtime();
-        let mut gateway = Restarted { sim, client, server };
+        let mut gateway = Ends { sim, client, server };
         for _ in 0..2 {
             let verdict = gateway.queue(Server, 0, 0, says.as_bytes());
             assert_eq!(verdict, PacketOutcome::Accept, "{says}");
@@ -218,7 +210,7 @@ fn after_downtime_a_greeting_is_forwarded() {
 #[test]
 fn after_downtime_segments_of_a_new_connection_are_forwarded() {
     let queue = |had_downtime| {
-        let mut gateway = Restarted::new();
+        let mut gateway = restarted(Nat::Routed);
         assert_eq!(gateway.queue(Client, 0, 0, b"NOOP\r\n"), PacketOutcome::Accept);
         if had_downtime {
             gateway.sim.engine().record_downtime();
@@ -245,7 +237,7 @@ fn late_packets_of_unknown_connections_get_a_verdict() {
         ("an unknown command", Some(forget), Client, 0, syst, PacketOutcome::Accept),
         ("an unknown reply", Some(forget), Server, 0, PASSIVE, PacketOutcome::Accept),
     ] {
-        let mut gateway = Restarted::new();
+        let mut gateway = restarted(Nat::Routed);
         prepare.into_iter().for_each(|prepare| prepare(&mut gateway.sim));
         assert_eq!(gateway.queue_with(from, number, number, payload, late), expected, "{name}");
     }

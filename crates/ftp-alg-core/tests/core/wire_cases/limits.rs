@@ -10,10 +10,7 @@ fn limited(policy: Policy) -> Sim {
 
 /// Lets a model server answer `commands`, which the client sends at once. Returns the lines that the server received.
 fn serve(sim: &mut Sim, commands: &str) -> Vec<String> {
-    let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
-    sim.write(Client, commands.as_bytes());
-    sim.converse(&mut server);
-    server.lines
+    sim.serve([commands.as_bytes()])
 }
 
 /// The texts of all events that report a limit, without refused announcements.

@@ -9,10 +9,8 @@ fn served<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> (String, Vec<String>, Sim) {
     let mut sim = Sim::logged_in(scenario);
-    let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
-    pieces.into_iter().for_each(|piece| sim.write(Client, piece));
-    sim.converse(&mut server);
-    (text(sim.client.read()), server.lines, sim)
+    let lines = sim.serve(pieces);
+    (text(sim.client.read()), lines, sim)
 }
 
 /// As [`served`], at once. Returns the reply codes that the client gets.

@@ -202,14 +202,9 @@ fn sack_blocks_across_a_rewrite_cover_only_received_data() {
         scenario.link.reorder = 0.1;
         scenario.seed = seed;
         let mut sim = Sim::logged_in(scenario);
-        let mut server = ServerModel::new("203.0.113.9".parse().unwrap(), 5000);
-        for i in 0..10 {
-            sim.write(Client, format!("TYPE {i}\r\n").as_bytes());
-            let line = if grows { "PASV\r\n" } else { "PORT 192,168,150,80,9,9\r\n" };
-            sim.write(Client, line.as_bytes());
-        }
-        sim.converse(&mut server);
-        assert_eq!(server.lines.len(), 20, "seed {seed}: {}", sim.summary());
+        let line = if grows { "PASV\r\n" } else { "PORT 192,168,150,80,9,9\r\n" };
+        let lines = sim.serve([&b"TYPE I\r\n"[..], line.as_bytes()].repeat(10));
+        assert_eq!(lines.len(), 20, "seed {seed}: {}", sim.summary());
     }
 }
 
