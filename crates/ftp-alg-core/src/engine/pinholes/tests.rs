@@ -336,51 +336,40 @@ fn a_failed_closing_is_tried_again_but_not_for_ever() {
 /// The earlier one is another session's.
 #[test]
 fn a_pinhole_of_the_program_replaces_one_that_the_rules_need_no_more() {
-    #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Earlier {
-        Open,
-        Consumed,
-        Closed,
-    }
-    #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Later {
-        Open,
-        Closed,
-        InRules,
-    }
-    for earlier in [Earlier::Open, Earlier::Consumed, Earlier::Closed] {
-        for later in [Later::Open, Later::Closed, Later::InRules] {
-            let mut shards = Shards::new(1, 8);
-            shards.open("192.0.2.1", 4000).unwrap();
-            let now = shards.now;
-            let table = shards.first();
-            let (_, ends) = announced("192.0.2.1", 4000);
-            match earlier {
-                Earlier::Open => {}
-                Earlier::Consumed => {
-                    table.answer(1);
-                    table.start(1);
-                    table.end(now, 1);
-                }
-                Earlier::Closed => table.close_all_of(1),
+    for (earlier, later) in ["open", "consumed", "closed"]
+        .into_iter()
+        .flat_map(|earlier| ["open", "closed", "in rules"].map(|later| (earlier, later)))
+    {
+        let mut shards = Shards::new(1, 8);
+        shards.open("192.0.2.1", 4000).unwrap();
+        let now = shards.now;
+        let table = shards.first();
+        let (_, ends) = announced("192.0.2.1", 4000);
+        match earlier {
+            "consumed" => {
+                table.answer(1);
+                table.start(1);
+                table.end(now, 1);
             }
-            hold_program(table, 4000);
-            let is_replaced = earlier != Earlier::Open;
-            assert_eq!(table.is_held(ends.initiator, ends.arrival), !is_replaced);
-            match later {
-                Later::Open => {}
-                Later::Closed => table.close_all_of(7),
-                Later::InRules => {
-                    let moved = table.move_to_rules(7, |_| true).len();
-                    assert_eq!(moved, usize::from(is_replaced), "{earlier:?}");
-                }
-            }
-            let due = table.closings.take_due(&table.ports.lock());
-            // The rules have only one with these ends; if it is the later one, it stays.
-            let is_due = is_replaced && later != Later::InRules;
-            let of_rules = due.iter().filter(|one| matches!(one, Closing::Rules(_)));
-            assert_eq!(of_rules.count(), usize::from(is_due), "{earlier:?} {later:?}");
+            "closed" => table.close_all_of(1),
+            _ => {}
         }
+        hold_program(table, 4000);
+        let is_replaced = earlier != "open";
+        assert_eq!(table.is_held(ends.initiator, ends.arrival), !is_replaced);
+        match later {
+            "closed" => table.close_all_of(7),
+            "in rules" => {
+                let moved = table.move_to_rules(7, |_| true).len();
+                assert_eq!(moved, usize::from(is_replaced), "{earlier}");
+            }
+            _ => {}
+        }
+        let due = table.closings.take_due(&table.ports.lock());
+        // The rules have only one with these ends; if it is the later one, it stays.
+        let is_due = is_replaced && later != "in rules";
+        let of_rules = due.iter().filter(|one| matches!(one, Closing::Rules(_)));
+        assert_eq!(of_rules.count(), usize::from(is_due), "{earlier} {later}");
     }
 }
 
