@@ -117,16 +117,9 @@ mod tests {
         }
         assert!(admits("Aladdin:open sesame", "bAsIc  QWxhZGRpbjpvcGVuIHNlc2FtZQ== "));
         assert!(admits("a:b:c", &format!("Basic {}", BASE64.encode(b"a:b:c"))));
-        for wrong in [
-            "",
-            "Basic",
-            "Basic ",
-            "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=",
-            "Basic QWxhZGRpbjpvcGVuIHNlc2FtZR==",
-            "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==QWxh",
-            "Basic Aladdin:open sesame",
-            "Bearer QWxhZGRpbjpvcGVuIHNlc2FtZQ==",
-        ] {
+        let wrong = ",Basic,Basic ,Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=,Basic QWxhZGRpbjpvcGVuIHNlc2FtZR==,\
+                     Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==QWxh,Basic Aladdin:open sesame,Bearer QWxhZGRpbjpvcGVuIHNlc2FtZQ==";
+        for wrong in wrong.split(',') {
             assert!(!admits("Aladdin:open sesame", wrong), "{wrong}");
         }
         assert!(!of_text(b"a:b").unwrap().is_in(&HeaderMap::new()));

@@ -564,17 +564,28 @@ mod tests {
         assert_eq!(ended, "the server closed the control connection");
     }
 
-    /// The result of a passive listing from a server that sends `body`, repeatedly unless it is `short`, and the reply
-    /// `last`.
-    fn listing(body: &'static str, last: &'static str) -> Result<String, FtpClientError> {
+    /// The result of a passive listing, inside TLS or not. `serve` plays the server on both connections after its 150.
+    fn passive(
+        has_tls: bool,
+        serve: impl FnOnce(TcpStream, &mut TcpStream) + Send + 'static,
+    ) -> Result<String, FtpClientError> {
         let mut client = session(move |mut stream, mut received| {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let port = listener.local_addr().unwrap().port();
             assert_eq!(received.next().unwrap().unwrap(), "EPSV");
-            write!(stream, "229 here (|||{port}|)\r\n").unwrap();
+            write!(stream, "229 here (|||{port}|)\r\n150 it comes\r\n").unwrap();
+            let (data, _) = listener.accept().unwrap();
             assert_eq!(received.next().unwrap().unwrap(), "LIST");
-            let (mut data, _) = listener.accept().unwrap();
-            write!(stream, "150 it comes\r\n").unwrap();
+            serve(data, &mut stream);
+            received.for_each(drop);
+        });
+        client.tls = has_tls.then(|| TlsSettings::new("ftp.test", true).unwrap());
+        client.transfer_listing(AnnouncementKind::Epsv)
+    }
+
+    /// That of a server that sends `body`, repeatedly unless it is `short`, and the reply `last`.
+    fn listing(body: &'static str, last: &'static str) -> Result<String, FtpClientError> {
+        passive(false, move |mut data, stream| {
             match body {
                 "" => {}
                 "short" => data.write_all(b"short").unwrap(),
@@ -582,8 +593,7 @@ mod tests {
             }
             drop(data);
             write!(stream, "{last}\r\n").unwrap();
-        });
-        client.transfer_listing(AnnouncementKind::Epsv)
+        })
     }
 
     #[test]
@@ -713,17 +723,11 @@ mod tests {
     #[test]
     fn a_refused_listing_names_the_session_that_was_not_resumed() {
         for (last, works) in [("226 done", true), ("522 session reuse required", false)] {
-            let mut client = session(move |mut stream, mut received| {
-                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-                let port = listener.local_addr().unwrap().port();
-                assert_eq!(received.next().unwrap().unwrap(), "EPSV");
-                write!(stream, "229 here (|||{port}|)\r\n150 it comes\r\n").unwrap();
-                greet(listener.accept().unwrap().0, server(&TLS13), works);
+            let listed = passive(true, move |data, stream| {
+                greet(data, server(&TLS13), works);
                 write!(stream, "{last}\r\n").unwrap();
-                received.for_each(drop);
             });
-            client.tls = Some(TlsSettings::new("ftp.test", true).unwrap());
-            match client.transfer_listing(AnnouncementKind::Epsv) {
+            match listed {
                 Ok(says) => assert!(works && says.ends_with(", TLS not resumed"), "{says}"),
                 Err(error) => {
                     assert_eq!((works, error.kind), (false, Tls(NOT_RESUMED)), "{error}");
@@ -735,17 +739,11 @@ mod tests {
 
     #[test]
     fn a_failed_handshake_is_reported_with_the_reply() {
-        let mut client = session(move |mut stream, mut received| {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            let port = listener.local_addr().unwrap().port();
-            assert_eq!(received.next().unwrap().unwrap(), "EPSV");
-            write!(stream, "229 here (|||{port}|)\r\n150 it comes\r\n").unwrap();
-            drop(listener.accept().unwrap());
+        let listed = passive(true, |data, stream| {
+            drop(data);
             write!(stream, "425 Cannot\r\n").unwrap();
-            received.for_each(drop);
         });
-        client.tls = Some(TlsSettings::new("ftp.test", true).unwrap());
-        let says = client.transfer_listing(AnnouncementKind::Epsv).unwrap_err().to_string();
+        let says = listed.unwrap_err().to_string();
         assert!(says.starts_with("425 Cannot; TLS from 127.0.0.1:"), "{says}");
     }
 
