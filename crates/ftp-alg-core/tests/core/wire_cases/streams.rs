@@ -48,20 +48,12 @@ fn an_announcement_in_any_segments_arrives_without_a_retransmission() {
                     assert_eq!(sim.timeouts(), 0, "{case}: {}", sim.summary());
                     assert_eq!(sim.kernel.opened.len(), 1);
                 }
+                // With pauses.
+                let mut sim = ready(&scenario, side);
+                assert_eq!(text(sim.say_in_pieces(side, said.chunks(1))), expected);
+                assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
+                sim.assert_ends(Client);
             }
-        }
-    });
-}
-
-#[test]
-fn an_announcement_sent_with_pauses_arrives_without_a_retransmission() {
-    everywhere(|scenario| {
-        for (side, said, expected) in announcements_of_both(&scenario) {
-            let mut sim = ready(&scenario, side);
-            let heard = sim.say_in_pieces(side, said.as_bytes().chunks(1));
-            assert_eq!(text(heard), expected);
-            assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
-            sim.assert_ends(Client);
         }
     });
 }

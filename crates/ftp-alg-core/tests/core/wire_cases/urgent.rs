@@ -199,29 +199,25 @@ fn repeated_telnet_synchs_are_forwarded() {
 }
 
 #[test]
-fn urgent_data_of_a_server_stays_in_the_stream() {
-    everywhere_v4(|mut scenario| {
-        scenario.server.nagle = false;
-        let mut sim = Sim::logged_in(scenario.clone());
-        let [announced, seen] = sim.passive(5022);
-        sim.play("> PASV");
-        let (first, rest) = announced.as_bytes().split_at(announced.len() - 4);
-        sim.write_urgent(Server, first);
-        assert_eq!(text(sim.say(Server, rest)), seen);
-        assert!(sim.client.urgent_seen.is_empty());
-        assert_eq!(sim.kernel.opened.len(), 1);
-    });
-}
-
-#[test]
 fn an_announcement_with_an_urgent_byte_is_rewritten() {
-    let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
-    let [line, seen] = sim.active(2345);
-    let (first, rest) = line.as_bytes().split_at(line.len() - 3);
-    sim.write_urgent(Client, first);
-    assert_eq!(text(sim.say(Client, rest)), seen);
-    assert!(sim.server.urgent_seen.is_empty());
-    assert_eq!(sim.kernel.opened.len(), 1);
+    everywhere_v4(|mut scenario| {
+        (scenario.client.nagle, scenario.server.nagle) = (false, false);
+        for side in [Client, Server] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            let [line, seen] = match side {
+                Client => sim.active(2345),
+                Server => sim.passive(5022),
+            };
+            if side == Server {
+                sim.play("> PASV");
+            }
+            let (first, rest) = line.as_bytes().split_at(line.len() - 4);
+            sim.write_urgent(side, first);
+            assert_eq!(text(sim.say(side, rest)), seen);
+            assert!(sim.end(side.peer()).urgent_seen.is_empty());
+            assert_eq!(sim.kernel.opened.len(), 1);
+        }
+    });
 }
 
 /// Otherwise a server would remove the line end, or the start of the next line, from the stream.
