@@ -15,12 +15,8 @@ mod retransmitted_syns;
 pub mod scene;
 mod walk;
 
-use crate::{
-    admitted_syns, layout,
-    model::{self, GREETINGS},
-    rng,
-};
-use frames::{ACK, Frame, WINDOW};
+use crate::{admitted_syns, layout, model, rng};
+use frames::{ACK, WINDOW};
 use layout::*;
 use scene::*;
 
@@ -89,96 +85,6 @@ fn abor_passes_also_during_a_transfer_and_any_reply_to_it_is_handed_back() {
 }
 
 #[test]
-fn announcing_commands_wait_for_their_own_reply() {
-    let mut talk = Talk::new(routed());
-    for (command, dialogue, reply) in [
-        ("PASV", PASV_PENDING, "227 Entering Passive Mode (192,0,2,9,4,1)."),
-        ("pasv", PASV_PENDING, "227 (192,0,2,9,4,2)"),
-        ("EPSV", EPSV_PENDING, "229 Entering Extended Passive Mode (|||1027|)"),
-        ("PORT 10,0,0,2,4,4", PORT_PENDING, "200 PORT command successful."),
-        ("EPRT |1|10.0.0.2|1029|", PORT_PENDING, "250 ok"),
-    ] {
-        talk.says(Side::Client, command);
-        assert_eq!(talk.before.dialogue, dialogue, "{command}");
-        talk.says(Side::Server, reply);
-        assert_eq!(talk.before.dialogue, READY, "{command}");
-    }
-    assert_eq!(talk.scene.pinholes().len(), 1);
-}
-
-#[test]
-fn a_session_over_ipv6_passes() {
-    let mut talk = Talk::new(Flow { dialogue: GREETING_DUE, ..routed6() });
-    for (side, line) in [
-        (Side::Server, "220 ready"),
-        (Side::Client, "USER lab"),
-        (Side::Server, "331 password"),
-        (Side::Client, "PASS lab"),
-        (Side::Server, "230 in"),
-        (Side::Client, "EPSV"),
-        (Side::Server, "229 Entering Extended Passive Mode (|||1027|)"),
-        (Side::Client, "RETR a"),
-        (Side::Server, "150 here"),
-        (Side::Server, "226 done"),
-        (Side::Client, "EPRT |2|2001:db8:1::2|1029|"),
-        (Side::Server, "200 ok"),
-        (Side::Client, "QUIT"),
-        (Side::Server, "221 bye"),
-    ] {
-        talk.says(side, line);
-    }
-    assert_eq!((talk.before.dialogue, talk.scene.pinholes().len()), (FIN_DUE, 1));
-}
-
-#[test]
-fn a_login_passes_with_and_without_a_password() {
-    for lines in [
-        &["USER lab", "331 Please specify the password.", "PASS lab", "230 Login successful."][..],
-        &["user anonymous", "230 no password is needed"],
-        &["PASS first", "331 again", "USER a", "331 ", "PASS ", "230 "],
-    ] {
-        let mut talk = Talk::new(Flow { dialogue: LOGIN_DUE, ..routed() });
-        for exchange in lines.chunks(2) {
-            assert_eq!(talk.before.dialogue, LOGIN_DUE, "{lines:?}");
-            talk.says(Side::Client, exchange[0]);
-            assert_eq!(talk.before.dialogue, LOGIN_PENDING, "{lines:?}");
-            talk.says(Side::Server, exchange[1]);
-        }
-        assert_eq!(talk.before.dialogue, READY, "{lines:?}");
-        talk.says(Side::Client, "PORT 10,0,0,2,4,4");
-    }
-}
-
-#[test]
-fn a_greeting_passes_and_sets_the_port_digits() {
-    for (greeting, takes_zeros) in GREETINGS {
-        let port_digits = if takes_zeros { 4 } else { 3 };
-        let mut talk = Talk::new(Flow { dialogue: GREETING_DUE, ..routed() });
-        let frame = talk.frame(Side::Server, format!("{greeting}\r\n"));
-        talk.passes(&frame, &frame.payload);
-        let after = talk.scene.flow(ID);
-        assert_eq!(
-            (after.dialogue, after.port_digits, after.line_count),
-            (LOGIN_DUE, port_digits, 1),
-            "{greeting}"
-        );
-        // If leading zeros are not allowed, the greeting does not allow them.
-        talk.before = Flow { dialogue: GREETING_DUE, port_digits: 0, ..talk.before };
-        talk.hand_over();
-        talk.scene.run(&frame);
-        assert_eq!(talk.scene.flow(ID).port_digits, 0);
-    }
-    for refused in ["120 later", "220-ready", "421 busy", "200 ready", "SSH-2.0-a"] {
-        let mut talk = Talk::new(Flow { dialogue: GREETING_DUE, ..routed() });
-        talk.line_hands_back(Side::Server, format!("{refused}\r\n"));
-        talk.line_hands_back(Side::Client, "USER lab\r\n");
-    }
-    let mut talk = Talk::new(routed());
-    talk.says(Side::Client, "NOOP");
-    talk.line_hands_back(Side::Server, "220 ready\r\n");
-}
-
-#[test]
 fn a_record_has_the_line_byte_for_byte() {
     let mut talk = Talk::new(Flow { line_count: 41, ..routed() });
     let frame = talk.frame(Side::Client, "noop\r\n");
@@ -232,31 +138,6 @@ fn tcp_options_padding_and_missing_psh_make_no_difference() {
         frame.tcp_options = vec![1; 40];
         talk.inspected(&frame, b"200 ok\r\n");
     }
-}
-
-#[test]
-fn a_retransmission_of_the_last_line_passes_and_changes_nothing() {
-    let mut talk = Talk::new(routed());
-    let mut sent = Vec::new();
-    for (side, line) in [(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")] {
-        let frame = talk.frame(side, line);
-        talk.inspected(&frame, line.as_bytes());
-        sent.push(frame);
-        let counts = talk.scene.counts();
-        for frame in &sent {
-            // A retransmission may acknowledge more than the original.
-            let later = Frame { ack: talk.before.next_seq[0], ..frame.clone() };
-            talk.passes(frame, &frame.payload);
-            talk.passes(&later, &later.payload);
-        }
-        assert_eq!(talk.scene.flow(ID), talk.before);
-        assert_eq!(talk.scene.lines(), []);
-        let passed = 2 * sent.len() as u64;
-        assert_eq!(talk.scene.counts()[INSPECTED], counts[INSPECTED] + passed);
-    }
-    talk.says(Side::Client, "NOOP");
-    let older = sent.remove(0);
-    talk.hands_back(&older);
 }
 
 #[test]

@@ -56,40 +56,6 @@ fn one_syn_is_admitted_from_any_port() {
 }
 
 #[test]
-fn a_pinhole_that_the_program_opened_admits_its_syn() {
-    let mut talk = Talk::new(routed());
-    talk.says(Side::Client, "PORT 10,0,0,2,4,1");
-    let key = talk.before.pinhole;
-    assert_eq!(talk.scene.run(&syn(key)).mark, 0x5_0000);
-    talk.says(Side::Server, "200 ok");
-    talk.says(Side::Client, "PASV");
-    talk.says(Side::Server, "227 (192,0,2,9,4,1)");
-    let key = talk.before.pinhole;
-    assert_eq!(talk.scene.run(&syn(key)).mark, 0x9_0000);
-    assert_eq!(talk.scene.run(&Frame { seq: 2, ..syn(key) }).mark, 0);
-    assert!(talk.scene.pinholes().is_empty());
-}
-
-#[test]
-fn the_completion_reply_reports_a_consumed_pinhole() {
-    for is_consumed in [false, true] {
-        let mut talk = Talk::new(routed());
-        talk.says(Side::Client, "PASV");
-        talk.says(Side::Server, "227 (192,0,2,9,4,1)");
-        let opener = talk.before.line_count;
-        if is_consumed {
-            talk.scene.run(&syn(talk.before.pinhole));
-        }
-        talk.says(Side::Client, "RETR one");
-        let [middle, end] = ["150 here\r\n", "226 done\r\n"].map(|line| {
-            let frame = talk.frame(Side::Server, line);
-            talk.inspected(&frame, line.as_bytes()).consumed_pinhole
-        });
-        assert_eq!((middle, end), (0, if is_consumed { opener } else { 0 }));
-    }
-}
-
-#[test]
 fn no_syn_is_admitted_after_the_deadline() {
     let mut scene = Scene::new();
     for deadline in [0, now() - 1] {

@@ -47,75 +47,6 @@ fn only_fins_follow_quit_and_its_reply() {
 }
 
 #[test]
-fn what_does_not_answer_quit_is_handed_back() {
-    let mut talk = Talk::new(Flow { dialogue: QUIT_PENDING, ..routed() });
-    for line in [
-        "221-Goodbye.",
-        "150 wait",
-        "220 hello",
-        "227 (192,0,2,9,4,1)",
-        "229 (|||1025|)",
-        "230 in",
-        "257 \"/\"",
-        "331 password",
-        "421 timeout",
-    ] {
-        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
-    }
-    for line in ["NOOP\r\n", "QUIT\r\n"] {
-        talk.line_hands_back(Side::Client, line);
-    }
-    for side in [Side::Client, Side::Server] {
-        let frame = fin(&talk, side);
-        talk.hands_back(&frame);
-    }
-}
-
-#[test]
-fn fins_pass_in_either_order_and_may_be_retransmitted() {
-    for first in [Side::Client, Side::Server] {
-        let mut talk = Talk::new(routed());
-        talk.says(Side::Client, "NOOP");
-        talk.says(Side::Server, "200 ok");
-        let sent = [first, first.other()].map(|side| send_fin(&mut talk, side));
-        let inspected = talk.scene.counts()[INSPECTED];
-        for frame in &sent {
-            talk.passes(frame, b"");
-            talk.passes(&Frame { flags: ACK | PSH | FIN, ..frame.clone() }, b"");
-        }
-        assert_eq!((talk.scene.flow(ID), talk.scene.lines()), (talk.before, vec![]));
-        assert_eq!(talk.scene.counts()[INSPECTED], inspected + 4);
-        // No line may follow a FIN.
-        talk.line_hands_back(Side::Server, "421 timeout\r\n");
-        talk.line_hands_back(Side::Client, "NOOP\r\n");
-        let retransmission = fin(&talk, first);
-        talk.hands_back(&retransmission);
-    }
-}
-
-#[test]
-fn the_other_side_may_continue_after_a_fin() {
-    let mut talk = Talk::new(routed());
-    send_fin(&mut talk, Side::Server);
-    talk.says(Side::Client, "NOOP");
-    let frame = fin(&talk, Side::Client);
-    talk.hands_back(&frame);
-}
-
-#[test]
-fn fins_may_cross() {
-    for first in [Side::Client, Side::Server] {
-        let mut talk = Talk::new(routed());
-        let crossing = fin(&talk, first.other());
-        send_fin(&mut talk, first);
-        talk.hands_back(&Frame { ack: crossing.ack.wrapping_sub(1), ..crossing.clone() });
-        let line = Frame { flags: ACK | PSH, payload: b"NOOP\r\n".to_vec(), ..crossing.clone() };
-        talk.hands_back(&line);
-        assert_eq!(talk.inspected(&crossing, b"").is_fin, 1);
-    }
-}
-
-#[test]
 fn a_fin_with_wrong_numbers_is_handed_back() {
     for side in [Side::Client, Side::Server] {
         let mut talk = Talk::new(routed());
@@ -131,16 +62,5 @@ fn a_fin_with_wrong_numbers_is_handed_back() {
         talk.hands_back(&Frame { checksum: Checksum::WrongBy(1), ..good.clone() });
         talk.hands_back(&Frame { payload: b"NOOP\r\n".to_vec(), ..good.clone() });
         talk.inspected(&good, b"");
-    }
-}
-
-#[test]
-fn a_fin_while_a_command_is_pending_is_handed_back() {
-    let mut talk = Talk::new(routed());
-    talk.says(Side::Client, "NOOP");
-    assert_eq!(talk.before.dialogue, COMMAND_PENDING);
-    for side in [Side::Client, Side::Server] {
-        let frame = fin(&talk, side);
-        talk.hands_back(&frame);
     }
 }

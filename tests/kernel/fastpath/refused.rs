@@ -12,61 +12,6 @@ fn in_state(dialogue: u32) -> Talk {
     Talk::new(Flow { dialogue, ..routed() })
 }
 
-#[test]
-fn a_line_with_wrong_numbers_is_handed_back() {
-    for (side, line, dialogue) in
-        [(Side::Client, "NOOP\r\n", READY), (Side::Server, "200 ok\r\n", COMMAND_PENDING)]
-    {
-        let mut talk = in_state(dialogue);
-        let good = talk.frame(side, line);
-        let by = |number: u32, other| u32::wrapping_add(number, other);
-        for other in [1, 6, u32::MAX, u32::MAX - 5, 1 << 31] {
-            talk.hands_back(&Frame { seq: by(good.seq, other), ..good.clone() });
-            talk.hands_back(&Frame { ack: by(good.ack, other), ..good.clone() });
-            talk.hands_back(&Frame { seq: by(good.seq, other), ack: 0, ..good.clone() });
-        }
-        talk.inspected(&good, line.as_bytes());
-        // The same bytes with other numbers are no retransmission, nor are other bytes with the same numbers.
-        talk.hands_back(&Frame { seq: by(good.seq, 1), ..good.clone() });
-        let mut other = good.clone();
-        other.payload[1] ^= 0x20;
-        talk.hands_back(&other);
-        let mut longer = good;
-        longer.payload.insert(4, b' ');
-        talk.hands_back(&longer);
-    }
-}
-
-#[test]
-fn a_line_of_the_wrong_side_is_handed_back() {
-    let mut talk = in_state(READY);
-    for line in ["200 ok\r\n", "150 wait\r\n", "227 (192,0,2,9,4,1)\r\n", "229 (|||1025|)\r\n"] {
-        talk.line_hands_back(Side::Server, line);
-        talk.line_hands_back(Side::Client, line);
-    }
-    talk.line_hands_back(Side::Server, "NOOP\r\n");
-    for dialogue in [
-        COMMAND_PENDING,
-        PASV_PENDING,
-        EPSV_PENDING,
-        PORT_PENDING,
-        LOGIN_DUE,
-        LOGIN_PENDING,
-        GREETING_DUE,
-        QUIT_PENDING,
-        FIN_DUE,
-        ABOR_PENDING,
-    ] {
-        let mut talk = in_state(dialogue);
-        // Pipelined commands, or commands before the login.
-        for line in
-            ["NOOP\r\n", "PASV\r\n", "EPSV\r\n", "PORT 10,0,0,2,4,1\r\n", "EPRT |1|10.0.0.2|9|\r\n"]
-        {
-            talk.line_hands_back(Side::Client, line);
-        }
-    }
-}
-
 /// The lines of a table, which line breaks or two blanks separate. `~` is a blank of the line.
 fn lines(table: &str) -> impl Iterator<Item = String> {
     let lines = table.split("  ").map(str::trim).filter(|line| !line.is_empty());
@@ -234,74 +179,6 @@ fn other_forms_of_227_and_229_are_handed_back() {
          ~(|1|192.0.2.9|1025|)  ~( |||1025|)  ~(|||1025| )  ~((|||1025|)  ~(|||1025|)(
          ~!!!7! (|||1025|)  ~7 (|||1025|)",
     );
-}
-
-#[test]
-fn anything_but_one_whole_line_is_handed_back() {
-    for (side, dialogue, start) in
-        [(Side::Client, READY, "NOOP "), (Side::Server, COMMAND_PENDING, "200 ok")]
-    {
-        let mut talk = in_state(dialogue);
-        let lines = [
-            "",
-            "\n",
-            "\r",
-            "\n\r",
-            "\r\r",
-            "\r\nNO",
-            "a\nb\r\n",
-            "a\rb\r\n",
-            "\r\r\n",
-            "\n\r\n",
-            "a\0b\r\n",
-            "\0\r\n",
-            "a\tb\r\n",
-            "a\x7fb\r\n",
-            "\x1b\r\n",
-            "\r\n ",
-            "\r\n\r\n",
-            "a",
-            "a\r\n\0",
-        ];
-        let mut lines: Vec<Vec<u8>> =
-            lines.iter().map(|end| [start, end].concat().into_bytes()).collect();
-        for byte in [0x80, 0xa0, 0xc3, 0xf2, 0xff] {
-            lines.push([start.as_bytes(), &[byte], b"\r\n"].concat());
-        }
-        lines.push([b"\xff\xf4\xff\xf2", start.as_bytes(), b"\r\n"].concat());
-        for second in ["NOOP", "200 ok"] {
-            lines.push(format!("{start}\r\n{second}\r\n").into_bytes());
-        }
-        let longest = "a".repeat(127 - start.len());
-        lines.push(format!("{start}{longest}\r\n").into_bytes());
-        lines.push(format!("{start}{longest}{longest}\r\n").into_bytes());
-        lines.push(vec![b'a'; 1400]);
-        lines.push(b"\r\n".to_vec());
-        lines.push(b"NOO\r\n".to_vec());
-        lines.push(b"x".to_vec());
-        // This is shorter than the shortest line that the program inspects.
-        lines.push(b"PWD\r\n".to_vec());
-        for line in lines {
-            talk.line_hands_back(side, line);
-        }
-    }
-}
-
-#[test]
-fn a_line_with_an_unprintable_byte_is_handed_back() {
-    let mut talk = in_state(READY);
-    let good = format!("RETR {}\r\n", "a".repeat(121)).into_bytes();
-    for at in 0..good.len() {
-        for byte in [0, b'\r', b'\n', 0x1f, 0x7f, 0xff] {
-            let mut line = good.clone();
-            line[at] = byte;
-            if line != good {
-                talk.line_hands_back(Side::Client, line);
-            }
-        }
-    }
-    let frame = talk.frame(Side::Client, &good);
-    talk.inspected(&frame, &good);
 }
 
 #[test]

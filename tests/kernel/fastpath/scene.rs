@@ -267,27 +267,8 @@ pub fn masqueraded_as(announced: IpAddr) -> Flow {
     between(ip("192.168.150.80"), announced, SERVER.ip(), SERVER.ip())
 }
 
-/// A flow whose client, fd00:1234::80, is behind NAT66.
-pub fn masqueraded6() -> Flow {
-    masqueraded6_as(PUBLIC6)
-}
-
 pub fn masqueraded6_as(announced: IpAddr) -> Flow {
     between(ip("fd00:1234::80"), announced, SERVER6, SERVER6)
-}
-
-/// A flow whose server, 192.168.150.90, is behind destination NAT.
-pub fn published() -> Flow {
-    published_as(PUBLIC)
-}
-
-pub fn published_as(announced: IpAddr) -> Flow {
-    between(CLIENT.ip(), CLIENT.ip(), ip("192.168.150.90"), announced)
-}
-
-/// A flow whose server, fd00:9::90, is behind NAT66.
-pub fn published6() -> Flow {
-    between(CLIENT6, CLIENT6, ip("fd00:9::90"), PUBLIC6)
 }
 
 pub fn ip(text: &str) -> IpAddr {

@@ -97,7 +97,11 @@ impl Walk {
                 frames[frames.len() - 1 - rng.below(frames.len().min(3))].clone()
             } else {
                 let is_reply = !matches!(flow.dialogue, READY | LOGIN_DUE);
-                let side = if is_reply != rng.chance(0.02) { Side::Server } else { Side::Client };
+                let has_fin = [Side::Client, Side::Server].map(|side| has_sent_fin(&flow, side));
+                // Those of both sides may cross.
+                let is_fin = rng.chance(if has_fin == [false; 2] { 0.03 } else { 0.4 });
+                let is_odd = rng.chance(if is_fin { 0.5 } else { 0.02 });
+                let side = if is_reply != is_odd { Side::Server } else { Side::Client };
                 let (source, destination) = if side == Side::Client { client } else { server };
                 let mut frame = Frame::new(source, destination, ACK | PSH);
                 frame.seq = flow.next_seq[side.index()];
@@ -106,9 +110,9 @@ impl Walk {
                 if rng.chance(0.1) {
                     frame.flags = ACK;
                     frame.ack = frame.ack.wrapping_sub(u32::try_from(rng.below(3)).unwrap() * 20);
-                } else if rng.chance(0.03) {
+                } else if is_fin {
                     frame.flags |= FIN;
-                    frame.ack = frame.ack.wrapping_sub(u32::from(rng.chance(0.5)));
+                    frame.ack = frame.ack.wrapping_sub(u32::try_from(rng.below(3)).unwrap());
                 } else {
                     frame.payload = some_line(rng, &flow, side).into_bytes();
                     frame.payload.extend_from_slice(b"\r\n");
@@ -127,7 +131,7 @@ impl Walk {
             }
             frames.push((side, frame));
             if let Some(key) = last_pinhole(&flow)
-                && rng.chance(0.1)
+                && rng.chance(0.15)
             {
                 self.syn(id, key, rng);
             }
@@ -290,6 +294,10 @@ impl Walk {
     }
 }
 
+fn has_sent_fin(flow: &Flow, side: Side) -> bool {
+    flow.last_line[side.index()].length as usize > LONGEST_LINE
+}
+
 fn some_address(rng: &mut Rng, is_v6: bool) -> IpAddr {
     let v4 = ["10.0.0.2", "192.168.150.80", "172.16.9.113", "1.2.3.4", "203.113.113.177"];
     let v6 = [
@@ -384,8 +392,8 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
     let pick = |rng: &mut Rng, own| if rng.chance(0.95) { own } else { other };
     let client = pick(rng, flow.client);
     let server = pick(rng, flow.server);
-    let longest = if rng.chance(0.1) { 130 } else { 60 };
-    let length = rng.below(longest);
+    // A line of 128 bytes is the longest one.
+    let length = if rng.chance(0.1) { 120 + rng.below(6) } else { rng.below(60) };
     let named = if rng.chance(0.95) { client.to_string() } else { other_spelling(rng, client) };
     let eprt = format!("EPRT |{}|{named}|{port}|", if is_v6 { 2 } else { 1 });
     // Over IPv6 PORT and 227 are handed back, so they are rare.
@@ -408,7 +416,9 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
     let mut text = *rng.pick(&["", "Entering Passive Mode ", "=", "x, y "]);
     let mut end = *rng.pick(&["", ".", " 1,2,3", ")"]);
     if rng.chance(0.05) {
-        (text, end) = *rng.pick(&[("mode 2 ", ""), ("", "("), ("(a) ", "")]);
+        // The program moves no more than 16 bytes behind an announcement.
+        let tails = [("", " 3456789 1234"), ("", " 3456789 12345")];
+        (text, end) = *rng.pick(&[("mode 2 ", ""), ("", "("), ("(a) ", ""), tails[0], tails[1]]);
     }
     let passive = format!("227 {text}({}){end}", numbers(server));
     let extended = format!("229 {text}(|||{port}|){end}");
@@ -430,6 +440,9 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
             "RETR / HTTP/1.1",
             "PASS / HTTP/1.1",
             "QUIT now",
+            "250-no",
+            "421 bye",
+            "300 ",
         ];
         return (*rng.pick(&odd)).to_owned();
     }
