@@ -11,21 +11,15 @@ const FORGED_PORT: u16 = 3306;
 /// The TTL of forged packets. The end that would get one discards it, so that the dialogue can go on.
 const TTL: u8 = 40;
 
-/// How the gateway reads control connections, and whether its kernel drops packets from elsewhere.
+/// How the gateway reads control connections.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
     pub fast_path: bool,
-    pub rp_filter: bool,
     pub family: Family,
 }
 
-const CASES: [Case; 5] = [
-    Case { fast_path: false, rp_filter: false, family: V4 },
-    Case { fast_path: true, rp_filter: false, family: V4 },
-    Case { fast_path: false, rp_filter: true, family: V4 },
-    Case { fast_path: true, rp_filter: true, family: V4 },
-    Case { fast_path: false, rp_filter: false, family: V6 },
-];
+const CASES: [Case; 2] =
+    [Case { fast_path: false, family: V6 }, Case { fast_path: true, family: V4 }];
 
 /// A control connection after the login.
 pub(super) struct Connection {
@@ -40,11 +34,11 @@ impl Case {
         let state = if self.fast_path { "auto" } else { "off" };
         let configuration = format!("[queue]\nfast-path = \"{state}\"\n");
         let scene = Scene::with(topology, &configuration, &json!({}));
-        let filter = if self.rp_filter { 1 } else { 0 };
-        let set = ["all", "lan", "wan"]
-            .map(|name| format!("echo {filter} > /proc/sys/net/ipv4/conf/{name}/rp_filter\n"));
+        // Otherwise the kernel drops packets from elsewhere.
+        let set =
+            "for name in all lan wan; do echo 0 > /proc/sys/net/ipv4/conf/$name/rp_filter; done";
         let lab = &scene.gateway.lab;
-        lab.gateway.shell(&set.concat()).unwrap();
+        lab.gateway.shell(set).unwrap();
         // The gateway redirects the sender of a packet that leaves where it came from. A host that believes it sends its
         // own packets to nowhere.
         let ignore = "for f in /proc/sys/net/ipv6/conf/*/accept_redirects; do echo 0 > $f; done";
@@ -101,10 +95,7 @@ impl Case {
             let count = |kind: &str| status[kind]["elsewhere"].as_u64().unwrap_or_default();
             count("unread") + count("drops") > 0
         };
-        // Otherwise the kernel drops it, and the silence of the port takes long enough.
-        if !self.rp_filter {
-            wait_for("the forged packet", is_read);
-        }
+        wait_for("the forged packet", is_read);
     }
 
     fn assert_unopened(&self, scene: &Scene, initiator: &Host, target: std::net::IpAddr) {
@@ -130,11 +121,6 @@ fn forge(lab: &Lab, forger: &Host, ends: [SocketAddr; 2], numbers: [u32; 2], lin
     forge_segment(lab, forger, ends, numbers, Forged::Line(line));
 }
 
-/// Sends a SYN of one end to the other from `forger`.
-pub(super) fn forge_syn(lab: &Lab, forger: &Host, ends: [SocketAddr; 2]) {
-    forge_segment(lab, forger, ends, [1, 0], Forged::Syn);
-}
-
 /// Sends a RST of one end to the other from `forger`.
 pub(super) fn forge_reset(lab: &Lab, forger: &Host, ends: [SocketAddr; 2], numbers: [u32; 2]) {
     forge_segment(lab, forger, ends, numbers, Forged::Reset);
@@ -142,7 +128,6 @@ pub(super) fn forge_reset(lab: &Lab, forger: &Host, ends: [SocketAddr; 2], numbe
 
 /// What a forged segment is.
 enum Forged<'a> {
-    Syn,
     Reset,
     Line(&'a str),
 }
@@ -163,7 +148,6 @@ fn forge_segment(
     let [seq, ack] = numbers;
     let (line, reset) = match forged {
         Forged::Line(line) => (Some(line), false),
-        Forged::Syn => (None, false),
         Forged::Reset => (None, true),
     };
     let plan = json!({"router": router, "from": from, "to": to, "seq": seq, "ack": ack, "ttl": TTL,
@@ -194,9 +178,10 @@ fn discard_forged(host: &Host) {
 }
 
 /// The client forges `229` and reaches a port of the server that nobody opened.
-fn forge_reply(topology: Topology) {
+#[test]
+fn a_client_reaches_no_other_port_of_a_server() {
     for case in CASES {
-        let scene = case.scene(topology);
+        let scene = case.scene(Topology::PublishedServer);
         let lab = &scene.gateway.lab;
         discard_forged(&lab.client);
         let steps = [say("EPSV"), gate(), reply(), dial()];
@@ -217,20 +202,11 @@ fn forge_reply(topology: Topology) {
     }
 }
 
-#[test]
-fn a_client_reaches_no_other_port_of_a_published_server() {
-    forge_reply(Topology::PublishedServer);
-}
-
-#[test]
-fn a_client_reaches_no_other_port_of_a_routed_server() {
-    forge_reply(Topology::Routed);
-}
-
 /// The server forges `PORT` or `EPRT` and reaches a port of its client.
-fn forge_command(topology: Topology) {
+#[test]
+fn a_server_reaches_no_other_port_of_a_client() {
     for case in CASES {
-        let scene = case.scene(topology);
+        let scene = case.scene(Topology::Masquerade);
         let lab = &scene.gateway.lab;
         let address = lab.client.address(case.family);
         let (command, steps) = match case.family {
@@ -258,14 +234,4 @@ fn forge_command(topology: Topology) {
         let session = client.release().ok_in(format!("{case:?}"));
         assert_eq!(session.got(10), "the body\r\n", "{case:?}");
     }
-}
-
-#[test]
-fn a_server_reaches_no_other_port_of_a_masqueraded_client() {
-    forge_command(Topology::Masquerade);
-}
-
-#[test]
-fn a_server_reaches_no_other_port_of_a_routed_client() {
-    forge_command(Topology::Routed);
 }

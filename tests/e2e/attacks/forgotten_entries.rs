@@ -17,7 +17,7 @@ fn entries(scene: &Scene, options: &str) -> String {
 #[test]
 fn a_connection_whose_entry_the_server_begins_again_is_inspected() {
     for fast_path in [false, true] {
-        let case = Case { fast_path, rp_filter: false, family: V4 };
+        let case = Case { fast_path, family: V4 };
         let scene = case.scene(Topology::Routed);
         let lab = &scene.gateway.lab;
         // As for a server in a LAN that may connect to any host.
@@ -47,7 +47,7 @@ fn a_connection_whose_entry_the_server_begins_again_is_inspected() {
 #[test]
 fn a_connection_whose_packets_are_invalid_for_conntrack_is_inspected() {
     for fast_path in [false, true] {
-        let case = Case { fast_path, rp_filter: false, family: V4 };
+        let case = Case { fast_path, family: V4 };
         let scene = case.scene(Topology::Routed);
         let lab = &scene.gateway.lab;
         lab.gateway.nft("insert rule inet gateway forward tcp sport 21 accept").unwrap();
@@ -69,7 +69,7 @@ fn a_connection_whose_packets_are_invalid_for_conntrack_is_inspected() {
 #[test]
 fn a_connection_is_inspected_whose_server_discards_a_reset() {
     let attack = |fast_path| {
-        let case = Case { fast_path, rp_filter: false, family: V4 };
+        let case = Case { fast_path, family: V4 };
         let scene = case.scene(Topology::Routed);
         let lab = &scene.gateway.lab;
         let steps = [say("PORT 192,168,150,81,0,22"), reply(), say("PWD"), reply()];
@@ -101,7 +101,7 @@ fn an_acknowledgement_that_begins_an_entry_again_sets_its_queue_mode() {
     let plan = json!({"extra": {command: answer}});
     let scene = Scene::with(Topology::Routed, "[queue]\nfast-path = \"off\"\n", &plan);
     let lab = &scene.gateway.lab;
-    let case = Case { fast_path: false, rp_filter: false, family: V4 };
+    let case = Case { fast_path: false, family: V4 };
     let steps = [say(command), reply(), gate()];
     let (mut client, connection) = case.log_in(&scene, &[], &steps);
     let is_marked = || entries(&scene, "").contains("mark=805306368"); // 0x30000000

@@ -4,8 +4,6 @@
 mod addresses;
 mod ambiguous_lines;
 mod conntrack_lookups;
-mod consumed_pinholes;
-mod dropped_syns;
 mod fast_open;
 mod floods;
 mod forged_ends;
@@ -15,7 +13,6 @@ mod hidden_transfers;
 mod overlaps;
 mod pinhole_theft;
 mod port_conflicts;
-mod resource_limits;
 mod sane_helper;
 mod scene;
 mod spoofed;

@@ -63,34 +63,3 @@ fn a_line_after_long_ipv6_options_is_inspected() {
     ]);
     assert_not_executed(&executed_lines(V6, "", &format!("{one}{two}"), &segments));
 }
-
-/// A shorter line overlaps a longer one while its verdict is on its way. Each round uses other delays.
-#[test]
-fn a_line_cannot_be_replaced_by_a_shorter_retransmission() {
-    let (short, long) = ("NOOP xxxx\r\n", format!("SITE xxxxxx{BOUNCE}"));
-    let scene = Scene::new(Topology::Routed, &json!({}));
-    let lab = &scene.gateway.lab;
-    let micros = |count: u32| f64::from(count) / 1e6;
-    let mut steps = Vec::new();
-    for round in 0..400_u32 {
-        let [first, second] =
-            [round % 8, round / 8 % 12].map(|step| json!({"pause": micros(step * 10)}));
-        let segments = json!([[-1, "x", first], [0, long, second], [0, short]]);
-        let attack = json!({"taken": long, "segments": segments});
-        let greeted = json!({"sleep": 0.001});
-        steps.extend([json!({"redial": true}), reply(), greeted, attack, json!({"abort": true})]);
-    }
-    talk(lab, steps).ok();
-    std::thread::sleep(Duration::from_millis(500));
-    assert_not_executed(&scene.server.lines());
-}
-
-/// Both lines are innocuous, but the server must not receive a line that begins in the middle of the other.
-#[test]
-fn overlapping_lines_do_not_form_a_command() {
-    let long = format!("NOOP aaaaaa{BOUNCE}");
-    let short = "NOOP xxxx\r\n";
-    assert!(long[short.len()..].starts_with("PORT "));
-    let segments = json!([[0, short], [0, long]]);
-    assert_not_executed(&executed_lines(V4, "", &long, &segments));
-}

@@ -117,7 +117,6 @@ fn a_published_port_is_not_assigned_to_a_client() {
     thread::scope(|scope| {
         for (how, kind) in [
             ("nft", "nftables"),
-            ("nft", "conntrack"),
             ("map", "nftables"),
             ("iptables-nft", "conntrack"),
             ("iptables-legacy", "nftables"),
@@ -145,31 +144,6 @@ fn a_port_published_later_is_not_assigned_to_a_client() {
                 assert_port_not_assigned(&scene);
             });
         }
-    });
-}
-
-#[test]
-fn a_port_of_the_gateway_is_not_assigned_to_clients() {
-    with_each_back_end(|back_end| {
-        let scene = scene(Topology::Masquerade, back_end, |_| {});
-        let _service = serve(&scene.gateway.lab.gateway, ANNOUNCED);
-        assert_port_not_assigned(&scene);
-    });
-}
-
-/// The port that a published server announces is also at the gateway's address.
-#[test]
-fn a_port_of_the_gateway_is_not_assigned_to_servers() {
-    with_each_back_end(|back_end| {
-        let scene = scene(Topology::PublishedServer, back_end, |_| {});
-        let lab = &scene.gateway.lab;
-        let _service = serve(&lab.gateway, PASSIVE_PORT);
-        let outside = lab.server_address(V4).to_string();
-        let steps = [&login()[..], &[say("PASV"), reply()]].concat();
-        let client = scene.client_of(&lab.client, &json!({}), &steps);
-        assert_eq!(service_at(&lab.client, &outside, PASSIVE_PORT), "the service");
-        let session = client.release().ok();
-        assert_ne!(host_port(session.got(6)), (outside, PASSIVE_PORT));
     });
 }
 

@@ -53,16 +53,6 @@ fn a_client_sends_no_sane_request() {
     assert_no_request(Topology::Routed, V4, REQUEST, &steps);
 }
 
-/// As above, but more data was inspected at once and the retransmission has several segments.
-#[test]
-fn partly_retransmitted_bytes_never_form_a_sane_request() {
-    let line = format!("USER {REQUEST}efgh");
-    for parts in [json!([5, "XXXXXXXX"]), json!([3, "XX"])] {
-        let overlapping = json!({"taken": line, "segments": [[0, line], parts, [5, "YYYYYYYY"]]});
-        assert_no_request(Topology::Routed, V4, &line, &[overlapping, json!({"send": "\r\n"})]);
-    }
-}
-
 /// Without our rules, the helper would act on connections to which it is still attached.
 #[test]
 fn stopping_the_daemon_removes_the_helper_from_connections() {

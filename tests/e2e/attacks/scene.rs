@@ -93,15 +93,6 @@ impl Scene {
         assert_eq!(self.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     }
 
-    /// As [`assert_closed`](Self::assert_closed), and asserts that no pinhole was ever opened. Then an ordinary
-    /// transfer must work.
-    pub fn assert_nothing_opened(&self, ports: &[u16]) {
-        self.assert_closed(ports);
-        assert_eq!(self.gateway.count("pinholes_opened"), 0);
-        self.assert_transfer();
-        assert_eq!(self.gateway.count("pinholes_opened"), 1);
-    }
-
     /// Asserts that an ordinary transfer works on a session of its own: an active one to a client behind NAT, a passive
     /// one from a server behind NAT.
     pub fn assert_transfer(&self) {

@@ -1,7 +1,5 @@
-//! Urgent data. The scripted server reads the stream without the urgent byte, as sockets do by default. Real servers
-//! read all bytes in the stream, and some look for a command as soon as urgent data arrives.
+//! Urgent data: real servers read all bytes in the stream, and some look for a command as soon as urgent data arrives.
 
-use super::scene::{ANNOUNCED, Scene, with_each_back_end};
 use crate::common::*;
 
 /// The end of an announcement of the outsider's port 3764.
@@ -13,48 +11,6 @@ fn urgent(text: &str) -> Value {
 
 fn pause() -> Value {
     json!({"sleep": 0.1})
-}
-
-#[test]
-fn an_urgent_byte_does_not_hide_a_bounce() {
-    with_each_back_end(|configuration| {
-        let scene = Scene::with(Topology::Masquerade, configuration, &json!({}));
-        let mut steps = Vec::new();
-        for start in ["POx", "x", "PORTx"] {
-            let rest = if start == "x" { format!("PO{BOUNCE}") } else { BOUNCE.to_owned() };
-            steps.extend([urgent(start), pause(), json!({"send": rest}), reply()]);
-        }
-        // After a Telnet Synch, whose last byte a server may read as the start of the verb.
-        let synch = "\u{ff}\u{f4}\u{ff}\u{f2}";
-        steps.extend([urgent(synch), pause(), json!({"send": format!("xPO{BOUNCE}")}), reply()]);
-        // A segment without data has an urgent pointer to a byte of a later segment.
-        let segments = json!([[0, "", {"urgent": 3}], [0, format!("POx{BOUNCE}"), {"pause": 0.2}]]);
-        let taken = json!({"taken": format!("POx{BOUNCE}"), "segments": segments});
-        steps.extend([taken, reply(), say("NOOP"), reply()]);
-        let client = scene.logged_in(&steps);
-        let heard = [
-            "POxRT 198,51,100,66,14,180",
-            "xPORT 198,51,100,66,14,180",
-            "PORXXXX XXXXXXXXXXXXXXXXXXXX",
-            "\u{ff}\u{f4}\u{ff}XXXXX XXXXXXXXXXXXXXXXXXXX",
-            "POxRT 198,51,100,66,14,180",
-            "NOOP",
-        ];
-        assert_eq!(scene.server.lines()[2..], heard);
-        scene.assert_nothing_opened(&[ANNOUNCED, 3764]);
-        let session = client.release().ok();
-        assert_eq!(session.got(5 + steps.len() - 1), "200 Noop");
-    });
-}
-
-#[test]
-fn an_urgent_byte_of_the_server_stays_in_the_stream() {
-    let extra = json!({"PASV": {"urgent": 40, "reply": "227 Entering Passive Mode (192,168,150,90,195,149)"}});
-    let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
-    let client = scene.logged_in(&[say("PASV"), reply()]);
-    let session = client.release();
-    let seen = scene.gateway.lab.server_address(V4).to_string().replace('.', ",");
-    assert_eq!(session.got(6), format!("227 Entering Passive Mode   ({seen},195,149)"));
 }
 
 /// RFC 959 section 4.1.3, as BSD's client implements it: `IAC IP IAC` as urgent data, then `DM` and the command.
