@@ -3,7 +3,6 @@
 mod accounts;
 mod many;
 mod matrix;
-mod openings;
 mod outages;
 mod plain_again;
 mod scans;

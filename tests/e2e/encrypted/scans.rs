@@ -8,8 +8,6 @@ use std::{
 
 use super::*;
 
-const EXPLICIT_AND_IMPLICIT: [ClientTls; 2] = [ClientTls::Explicit, ClientTls::Implicit];
-
 /// Has `host` count whatever SYNs arrive, by their port.
 fn watch_arrivals(host: &Host) {
     host.nft(
@@ -40,115 +38,88 @@ fn arrivals(host: &Host) -> Vec<u16> {
 /// From whatever it sends, the server gets nothing but what the operator and the session allow.
 #[test]
 fn a_session_opens_the_ports_of_its_server_to_its_client_alone() {
-    for (topology, kind) in [
-        (Topology::Masquerade, ServerKind::Vsftpd),
-        (Topology::PublishedServer, ServerKind::Proftpd),
+    for (topology, kind, tls) in [
+        (Topology::Masquerade, ServerKind::Vsftpd, ClientTls::Implicit),
+        (Topology::PublishedServer, ServerKind::Proftpd, ClientTls::Explicit),
     ] {
-        for tls in EXPLICIT_AND_IMPLICIT {
-            let case = format!("{topology} {tls}");
-            let scene = Scene::new(topology, kind, tls);
-            let lab = scene.lab();
-            let dialled = lab.server_address(V4);
-            watch_arrivals(&lab.server);
-            let own = lab.client.address(V4).to_string();
-            let other = format!("{}77", &own[..=own.rfind('.').unwrap()]);
-            let add = format!("ip address add {other}/24 dev {}", lab.interface(&lab.client));
-            lab.client.shell(&add).unwrap();
-            scene.assert_closed(&case);
-            let client = scene.client(V4, gate());
-            arrivals(&lab.server);
+        let case = format!("{topology} {tls}");
+        let scene = Scene::new(topology, kind, tls);
+        let lab = scene.lab();
+        let dialled = lab.server_address(V4);
+        watch_arrivals(&lab.server);
+        let own = lab.client.address(V4).to_string();
+        let other = format!("{}77", &own[..=own.rfind('.').unwrap()]);
+        let add = format!("ip address add {other}/24 dev {}", lab.interface(&lab.client));
+        lab.client.shell(&add).unwrap();
+        scene.assert_closed(&case);
+        let client = scene.client(V4, gate());
+        arrivals(&lab.server);
 
-            let mut others = vec![(&lab.client2, "-"), (&lab.client, other.as_str())];
-            // Behind masquerade it is where the server is.
-            others.extend((topology == Topology::PublishedServer).then_some((&lab.outsider, "-")));
-            for (host, source) in others {
-                assert_eq!(scene.answers(host, source), [0; 0], "{case}: {} {source}", host.role());
-            }
-            assert_eq!(arrivals(&lab.server), [0; 0], "{case}");
-            scene.assert_open(&case);
-            arrivals(&lab.server);
-            let (whole, part) = (["1-65535"], ["1-2048,49900-50100"]);
-            lab.client.scan(dialled, telling(&part, &whole)[0]).unwrap();
-            let mut all: Vec<u16> = PORTS.chain([21, IMPLICIT]).collect();
-            all.sort_unstable();
-            assert_eq!(arrivals(&lab.server), all, "{case}");
-
-            drop(client);
-            scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-            scene.assert_closed(&case);
-            assert_eq!(arrivals(&lab.server), [0; 0], "{case}: afterwards");
-            scene.gateway.assert_tidy();
+        let mut others = vec![(&lab.client2, "-"), (&lab.client, other.as_str())];
+        // Behind masquerade it is where the server is.
+        others.extend((topology == Topology::PublishedServer).then_some((&lab.outsider, "-")));
+        for (host, source) in others {
+            assert_eq!(scene.answers(host, source), [0; 0], "{case}: {} {source}", host.role());
         }
-    }
-}
+        assert_eq!(arrivals(&lab.server), [0; 0], "{case}");
+        scene.assert_open(&case);
+        arrivals(&lab.server);
+        let (whole, part) = (["1-65535"], ["1-2048,49900-50100"]);
+        lab.client.scan(dialled, telling(&part, &whole)[0]).unwrap();
+        let mut all: Vec<u16> = PORTS.chain([21, IMPLICIT]).collect();
+        all.sort_unstable();
+        assert_eq!(arrivals(&lab.server), all, "{case}");
 
-/// A second is enough, and another one is for the programs that look.
-#[test]
-fn the_ports_are_closed_soon_after_the_end_of_the_control_connection() {
-    for tls in EXPLICIT_AND_IMPLICIT {
-        let scene = Scene::new(Topology::Masquerade, ServerKind::Vsftpd, tls);
-        for family in FAMILIES {
-            for end in ["close", "abort", "QUIT"] {
-                let case = format!("{tls} {family} {end}");
-                let last = if end == "QUIT" { say(end) } else { json!({end: true}) };
-                let mut client = scene.client(family, (gate(), last, gate()));
-                assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 1, "{case}");
-                client.reach_next_gate();
-                wait_at_most(2, &format!("closing the ports, {case}"), || {
-                    scene.gateway.daemon.open_pinholes().unwrap().is_empty()
-                });
-                scene.assert_closed(&case);
-                client.release().ok_in(&case);
-            }
-        }
+        drop(client);
+        scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+        scene.assert_closed(&case);
+        assert_eq!(arrivals(&lab.server), [0; 0], "{case}: afterwards");
         scene.gateway.assert_tidy();
     }
 }
 
 #[test]
 fn two_sessions_of_a_client_share_the_ports_until_the_last_one_ends() {
-    for topology in [Topology::Masquerade, Topology::PublishedServer] {
-        let case = topology.to_string();
-        let scene = Scene::new(topology, ServerKind::Proftpd, ClientTls::Explicit);
-        scene.server.put("file", b"the body").unwrap();
-        let download = (begin_download("EPSV", "file"), end_download(), reply());
-        let first = scene.client(V4, gate());
-        let mut second = scene.client(V4, (gate(), &download, gate(), &download));
-        drop(first);
-        wait_for("one session", || scene.gateway.daemon.sessions().unwrap().len() == 1);
-        scene.assert_open(&case);
-        second.reach_next_gate();
-        scene.assert_open(&case);
-        second.release().ok_in(&case);
-        scene.wait_until_closed(&case);
-        scene.gateway.assert_tidy();
-    }
+    let topology = Topology::PublishedServer;
+    let case = topology.to_string();
+    let scene = Scene::new(topology, ServerKind::Proftpd, ClientTls::Explicit);
+    scene.server.put("file", b"the body").unwrap();
+    let download = (begin_download("EPSV", "file"), end_download(), reply());
+    let first = scene.client(V4, gate());
+    let mut second = scene.client(V4, (gate(), &download, gate(), &download));
+    drop(first);
+    wait_for("one session", || scene.gateway.daemon.sessions().unwrap().len() == 1);
+    scene.assert_open(&case);
+    second.reach_next_gate();
+    scene.assert_open(&case);
+    second.release().ok_in(&case);
+    scene.wait_until_closed(&case);
+    scene.gateway.assert_tidy();
 }
 
 /// Of all the bytes none is missing. vsftpd goes on without its control connection.
 #[test]
 fn a_data_connection_goes_on_behind_the_end_of_its_control_connection() {
-    for topology in [Topology::Masquerade, Topology::PublishedServer] {
-        let scene = Scene::new(topology, ServerKind::Vsftpd, ClientTls::Explicit);
-        let body = large_file();
-        scene.server.put("large", &body).unwrap();
-        let sum = checksum(&scene.lab().gateway, &body);
-        for end in ["close", "abort"] {
-            let case = format!("{topology} {end}");
-            let begin = begin_download("PASV", "large");
-            let steps = (begin, gate(), json!({end: true}), gate(), end_download());
-            let mut client = scene.client(V4, steps);
-            client.reach_next_gate();
-            if end == "abort" {
-                scene.wait_until_closed(&case);
-            }
-            let session = client.release().ok_in(&case);
-            assert_eq!(session.steps.last().unwrap().0, sum, "{case}");
-            // Now vsftpd has closed, too.
+    let topology = Topology::Masquerade;
+    let scene = Scene::new(topology, ServerKind::Vsftpd, ClientTls::Explicit);
+    let body = large_file();
+    scene.server.put("large", &body).unwrap();
+    let sum = checksum(&scene.lab().gateway, &body);
+    for end in ["close", "abort"] {
+        let case = format!("{topology} {end}");
+        let begin = begin_download("PASV", "large");
+        let steps = (begin, gate(), json!({end: true}), gate(), end_download());
+        let mut client = scene.client(V4, steps);
+        client.reach_next_gate();
+        if end == "abort" {
             scene.wait_until_closed(&case);
         }
-        scene.gateway.assert_tidy();
+        let session = client.release().ok_in(&case);
+        assert_eq!(session.steps.last().unwrap().0, sum, "{case}");
+        // Now vsftpd has closed, too.
+        scene.wait_until_closed(&case);
     }
+    scene.gateway.assert_tidy();
 }
 
 /// A SYN that nobody answered has an entry in conntrack, which lasts as long as the client repeats the SYN.
@@ -196,31 +167,6 @@ print(one.connect_ex((\"{dialled}\", 50000)))"
     }
 }
 
-/// A client with few source ports, and a server with few passive ports: most data connections have had the same ends before.
-#[test]
-fn data_connections_that_reuse_their_ports_pass() {
-    const COUNT: usize = 40;
-    for topology in [Topology::Masquerade, Topology::PublishedServer] {
-        let case = topology.to_string();
-        let scene = Scene::new(topology, ServerKind::Proftpd, ClientTls::Explicit);
-        let body = b"the body".repeat(1000);
-        scene.server.put("file", &body).unwrap();
-        let few = "echo 40001 40002 > /proc/sys/net/ipv4/ip_local_port_range";
-        scene.lab().client.shell(few).unwrap();
-        // What it does not reset keeps its port for a minute.
-        let end = json!({"drain": true, "sum": true, "abort": true});
-        let download = (begin_download("PASV", "file"), end, reply());
-        let client = scene.client(V4, (gate(), vec![&download; COUNT]));
-        let session = client.release().ok_in(&case);
-        let sum = checksum(&scene.lab().gateway, &body);
-        let whole = session.steps.iter().filter(|(got, _)| *got == sum).count();
-        assert_eq!(whole, COUNT, "{case}: {:?}", session.steps);
-        scene.wait_until_closed(&case);
-        assert_eq!(scene.lab().gateway.invalid_packets().unwrap(), 0, "{case}");
-        scene.gateway.assert_tidy();
-    }
-}
-
 /// Has the server accept connections at its passive ports, and hold each until the client has closed it.
 fn hold_connections(server: &Host) {
     for port in PORTS {
@@ -244,40 +190,39 @@ fn connect(host: &Host, server: IpAddr, tries: usize) -> Vec<TcpStream> {
 /// A client is an IPv4 address, or the /64 of an IPv6 address.
 #[test]
 fn a_client_has_no_more_data_connections_at_a_time_than_the_limit_says() {
-    for topology in [Topology::Masquerade, Topology::PublishedServer] {
-        let limit = "policy.max-pinholes-per-client = 3\n";
-        let scene = Scene::with(topology, ServerKind::Proftpd, ClientTls::Explicit, limit);
-        let lab = scene.lab();
-        hold_connections(&lab.server);
-        for family in FAMILIES {
-            let case = format!("{topology} {family}");
-            let server = lab.server_address(family);
-            let hosts = [&lab.client, &lab.client2];
-            let sessions = hosts.map(|host| scene.client_on(host, family, gate()));
-            let second = scene.client(family, gate());
-            let mut open = connect(&lab.client, server, 4);
-            assert_eq!(open.len(), 3, "{case}");
-            let of_others = connect(&lab.client2, server, 4);
-            assert_eq!(of_others.len(), if family == V4 { 3 } else { 0 }, "{case}");
+    let topology = Topology::PublishedServer;
+    let limit = "policy.max-pinholes-per-client = 3\n";
+    let scene = Scene::with(topology, ServerKind::Proftpd, ClientTls::Explicit, limit);
+    let lab = scene.lab();
+    hold_connections(&lab.server);
+    for family in FAMILIES {
+        let case = format!("{topology} {family}");
+        let server = lab.server_address(family);
+        let hosts = [&lab.client, &lab.client2];
+        let sessions = hosts.map(|host| scene.client_on(host, family, gate()));
+        let second = scene.client(family, gate());
+        let mut open = connect(&lab.client, server, 4);
+        assert_eq!(open.len(), 3, "{case}");
+        let of_others = connect(&lab.client2, server, 4);
+        assert_eq!(of_others.len(), if family == V4 { 3 } else { 0 }, "{case}");
 
-            drop(open.pop());
-            wait_for("another connection", || {
-                open.append(&mut connect(&lab.client, server, 1));
-                open.len() == 3
-            });
-            assert_eq!(connect(&lab.client, server, 1).len(), 0, "{case}");
-            wait_for("the event", || {
-                let missing = scene.gateway.events("no-data-connection");
-                let client = lab.client.address(family).to_string();
-                missing.iter().any(|event| {
-                    let reason = event["reason"].as_str().unwrap();
-                    event["client"].as_str().unwrap().contains(&client)
-                        && reason.contains("max-pinholes-per-client")
-                })
-            });
-            drop((sessions, second));
-            scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-            scene.gateway.assert_tidy();
-        }
+        drop(open.pop());
+        wait_for("another connection", || {
+            open.append(&mut connect(&lab.client, server, 1));
+            open.len() == 3
+        });
+        assert_eq!(connect(&lab.client, server, 1).len(), 0, "{case}");
+        wait_for("the event", || {
+            let missing = scene.gateway.events("no-data-connection");
+            let client = lab.client.address(family).to_string();
+            missing.iter().any(|event| {
+                let reason = event["reason"].as_str().unwrap();
+                event["client"].as_str().unwrap().contains(&client)
+                    && reason.contains("max-pinholes-per-client")
+            })
+        });
+        drop((sessions, second));
+        scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+        scene.gateway.assert_tidy();
     }
 }
