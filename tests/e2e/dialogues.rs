@@ -30,21 +30,6 @@ fn every_dialogue_through_masquerade() {
 }
 
 #[test]
-fn every_dialogue_through_masquerade_and_iptables_with_a_segment_a_turn() {
-    every_dialogue(Topology::Masquerade, FirewallKind::IptablesLegacy, Segments::Turns);
-}
-
-#[test]
-fn every_dialogue_with_a_published_server() {
-    every_dialogue(Topology::PublishedServer, FirewallKind::Nftables, Segments::Lines);
-}
-
-#[test]
 fn every_dialogue_with_a_published_server_and_iptables_with_a_segment_a_turn() {
     every_dialogue(Topology::PublishedServer, FirewallKind::IptablesNft, Segments::Turns);
-}
-
-#[test]
-fn every_dialogue_through_a_routed_firewall() {
-    every_dialogue(Topology::Routed, FirewallKind::IptablesLegacy, Segments::Turns);
 }

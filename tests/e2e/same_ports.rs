@@ -111,8 +111,13 @@ fn listeners(host: &Host) -> [TcpListener; 2] {
     host.inside(listen).unwrap()
 }
 
-fn play_in(topology: Topology) {
-    for (backend, fast_path) in [("nftables", "off"), ("nftables", "auto"), ("conntrack", "off")] {
+#[test]
+fn two_sessions_that_wait_at_the_same_port_are_both_served() {
+    for (topology, backend, fast_path) in [
+        (Topology::Masquerade, "nftables", "off"),
+        (Topology::PublishedServer, "nftables", "auto"),
+        (Topology::Routed, "conntrack", "off"),
+    ] {
         let configuration =
             format!("pinhole.backend = \"{backend}\"\nqueue.fast-path = \"{fast_path}\"\n");
         let gateway = gateway_with(topology, &configuration);
@@ -135,19 +140,4 @@ fn play_in(topology: Topology) {
             play(&gateway, &Announcements::active(&lab.client), &lab.server, later);
         }
     }
-}
-
-#[test]
-fn two_sessions_that_wait_at_the_same_port_are_both_served_behind_masquerade() {
-    play_in(Topology::Masquerade);
-}
-
-#[test]
-fn two_sessions_that_wait_at_the_same_port_are_both_served_by_a_published_server() {
-    play_in(Topology::PublishedServer);
-}
-
-#[test]
-fn two_sessions_that_wait_at_the_same_port_are_both_served_without_translation() {
-    play_in(Topology::Routed);
 }

@@ -16,7 +16,7 @@ fn sessions_at_once_work_with_several_workers() {
         let running = modes.map(|mode| {
             scope.spawn(move || {
                 let address = lab.server_address(V4).to_string();
-                let arguments = [&address, user, password, mode, "150", "pub/report"];
+                let arguments = [&address, user, password, mode, "40", "pub/report"];
                 let limit = Duration::from_secs(120);
                 let done = lab.client.script(Script::Many, &arguments, limit).unwrap();
                 let report: Value =
@@ -25,7 +25,7 @@ fn sessions_at_once_work_with_several_workers() {
             })
         });
         for (mode, thread) in modes.into_iter().zip(running) {
-            assert_eq!(thread.join().unwrap(), (mode, Some(150), json!([])));
+            assert_eq!(thread.join().unwrap(), (mode, Some(40), json!([])));
         }
     });
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "packets invalid for conntrack");

@@ -39,57 +39,6 @@ fn active_session_through_masquerade() {
     assert_eq!(gateway.daemon.pinholes().unwrap().len(), 0);
 }
 
-#[test]
-fn passive_session_to_a_published_server() {
-    let (gateway, _server) =
-        served(Topology::PublishedServer, "", json!({"body": BODY, "passive_port": 50069}));
-    let lab = &gateway.lab;
-    let (session, outer, inner) =
-        captured(lab, || talk(lab, (login(), passive_transfer("PASV"), ask("QUIT"))).ok());
-    assert_eq!(session.got(10), BODY);
-    assert_eq!(session.got(13), "221 Bye");
-    assert_eq!(
-        inner.announcements().unwrap(),
-        ["227 Entering Passive Mode (192,168,150,90,195,149)"]
-    );
-    let (address, port) = host_port(session.got(6));
-    assert_eq!(address, "198.51.100.1");
-    let hostport = format!("198,51,100,1,{},{}", port / 256, port % 256);
-    assert_eq!(
-        outer.announcements().unwrap(),
-        [format!("227 Entering Passive Mode   ({hostport})")],
-        "nothing but the host-port may change, and the blanks before it"
-    );
-    let syn = "tcp.flags.syn == 1 && tcp.flags.ack == 0 && tcp.dstport != 21";
-    let fields = ["ip.src", "ip.dst", "tcp.dstport"];
-    assert_eq!(
-        outer.fields(syn, &fields).unwrap(),
-        [["198.51.100.20", "198.51.100.1", &port.to_string()]]
-    );
-    assert_eq!(inner.fields(syn, &fields).unwrap(), [["198.51.100.20", "192.168.150.90", "50069"]]);
-    assert_clean(&inner);
-    assert_clean(&outer);
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-}
-
-#[test]
-fn extended_sessions_over_ipv6() {
-    let (gateway, _server) = served(Topology::Masquerade, "", json!({"body": BODY}));
-    let lab = &gateway.lab;
-    let mut active = port_transfer();
-    active[0] = say("EPRT |2|fd00:150::50|3762|");
-    let mut plan = plan(lab, (login(), active, passive_transfer("EPSV"), ask("QUIT")));
-    plan["host"] = json!(lab.server_address(V6));
-    let (session, inner, outer) = captured(lab, || scripted_client(&lab.client, &plan).ok());
-    assert_eq!(session.got(9), BODY);
-    assert_eq!(session.got(16), BODY);
-    assert_eq!(inner.announcements().unwrap()[0], "EPRT |2|fd00:150::50|3762|");
-    let read = &outer.announcements().unwrap()[0];
-    assert!(read.starts_with("EPRT |2|2001:db8:100::1|"), "{read}");
-    assert_clean(&inner);
-    assert_clean(&outer);
-}
-
 /// The rewritten line is as long as it was, so that no sequence number changes: each server must read what that takes.
 #[test]
 fn servers_take_zeros_before_the_numbers_of_a_port() {
@@ -104,21 +53,5 @@ fn servers_take_zeros_before_the_numbers_of_a_port() {
         assert!(session.got(6).starts_with("200"), "{kind}: {}", session.got(6));
         assert_eq!(outer.announcements().unwrap(), ["PORT 198,51,100,1,4,001"], "{kind}");
         assert_clean(&outer);
-    }
-}
-
-/// Such a server may read them as octal.
-#[test]
-fn a_server_that_is_not_known_gets_no_zeros() {
-    let (gateway, server) = served(Topology::Masquerade, "", json!({}));
-    let lab = &gateway.lab;
-    let transfer = |port| active_transfer([192, 168, 150, 80].into(), port);
-    talk(lab, (login(), [1025, 1101, 1102].map(transfer))).ok();
-    let lines = server.lines();
-    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT ")).collect();
-    assert_eq!(announced.len(), 3);
-    for line in announced {
-        let numbers = line.trim_start_matches("PORT ").split(',');
-        assert!(numbers.clone().all(|number| number == "0" || !number.starts_with('0')), "{line}");
     }
 }

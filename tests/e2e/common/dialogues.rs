@@ -1,8 +1,6 @@
 //! Dialogues that are written down in `tests/e2e/common/dialogues`, played through a gateway. `dialogue.py`
 //! describes their format.
 
-#![allow(dead_code, reason = "each test file uses its part")]
-
 use std::{
     fs,
     net::IpAddr,
