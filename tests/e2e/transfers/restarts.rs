@@ -13,20 +13,19 @@ fn follow(gateway: &Gateway, name: &str, options: &[&str]) -> BackgroundProcess 
 /// The next daemon knows the user, and sees the data connection.
 #[test]
 fn the_user_survives_a_killed_daemon() {
-    for mode in [Mode::Active, Mode::Passive] {
-        let mut gateway = gateway(Topology::Masquerade);
-        let lab = &gateway.lab;
-        let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
-        server.put("half.csv", b"12345").unwrap();
-        let address = lab.server_address(V4);
-        let held = HeldClient::start(&lab.client, &server, address, mode, "half.csv").unwrap();
-        gateway.daemon.kill();
-        gateway.start_again("");
-        assert_eq!(held.release().unwrap(), 5);
-        let (user, _) = server.login();
-        let who = format!("{user}@192.168.150.80 RETR");
-        wait_for_line(&gateway, &[&who, "pub/half.csv "]);
-    }
+    let mode = Mode::Passive;
+    let mut gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
+    server.put("half.csv", b"12345").unwrap();
+    let address = lab.server_address(V4);
+    let held = HeldClient::start(&lab.client, &server, address, mode, "half.csv").unwrap();
+    gateway.daemon.kill();
+    gateway.start_again("");
+    assert_eq!(held.release().unwrap(), 5);
+    let (user, _) = server.login();
+    let who = format!("{user}@192.168.150.80 RETR");
+    wait_for_line(&gateway, &[&who, "pub/half.csv "]);
 }
 
 /// A follower gets each event while it happens, also over a restart, and one that began late gets what is stored.
@@ -55,34 +54,32 @@ fn events_are_followed() {
 /// The last report looks into conntrack, as those of longer transfers do.
 #[test]
 fn a_daemon_that_ends_reports_what_has_just_ended() {
-    for setup in ["", "queue.fast-path = \"off\"\n"] {
-        let mut gateway = gateway_with(Topology::Masquerade, setup);
-        let end = [reply(), gate(), drain(), reply()];
-        let (_server, client) = start_download(&gateway, ServerKind::Vsftpd, 5, &end);
-        thread::sleep(Duration::from_millis(500));
-        assert_eq!(client.release().error, None);
-        assert!(gateway.daemon.stop().unwrap().success(), "{}", gateway.daemon.log());
-        let line = wait_for_line(&gateway, &["RETR", "/large 5 B in "]);
-        assert!(line.ends_with(": 226"), "{line}");
-    }
+    let setup = "";
+    let mut gateway = gateway_with(Topology::Masquerade, setup);
+    let end = [reply(), gate(), drain(), reply()];
+    let (_server, client) = start_download(&gateway, ServerKind::Vsftpd, 5, &end);
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(client.release().error, None);
+    assert!(gateway.daemon.stop().unwrap().success(), "{}", gateway.daemon.log());
+    let line = wait_for_line(&gateway, &["RETR", "/large 5 B in "]);
+    assert!(line.ends_with(": 226"), "{line}");
 }
 
 /// As during an upgrade: the daemon that begins has not seen the connection's first packets.
 #[test]
 fn a_transfer_that_goes_on_over_a_restart_has_no_bytes_but_its_name() {
     const SIZE: usize = 1_000_000;
-    for setup in ["", "queue.fast-path = \"off\"\n"] {
-        let mut gateway = gateway_with(Topology::Masquerade, setup);
-        let end = [reply(), gate(), drain(), reply()];
-        let (_server, client) = start_download(&gateway, ServerKind::Vsftpd, SIZE, &end);
-        assert!(gateway.daemon.stop().unwrap().success());
-        gateway.start_again(setup);
-        assert_eq!(client.release().error, None);
-        wait_for("the transfer", || gateway.events("transfer").len() == 1);
-        let transfer = &gateway.events("transfer")[0];
-        assert_eq!((&transfer["bytes"], &transfer["result"]), (&json!(null), &json!("complete")));
-        assert!(transfer["path"].as_str().unwrap().ends_with("/large"), "{transfer}");
-    }
+    let setup = "";
+    let mut gateway = gateway_with(Topology::Masquerade, setup);
+    let end = [reply(), gate(), drain(), reply()];
+    let (_server, client) = start_download(&gateway, ServerKind::Vsftpd, SIZE, &end);
+    assert!(gateway.daemon.stop().unwrap().success());
+    gateway.start_again(setup);
+    assert_eq!(client.release().error, None);
+    wait_for("the transfer", || gateway.events("transfer").len() == 1);
+    let transfer = &gateway.events("transfer")[0];
+    assert_eq!((&transfer["bytes"], &transfer["result"]), (&json!(null), &json!("complete")));
+    assert!(transfer["path"].as_str().unwrap().ends_with("/large"), "{transfer}");
 }
 
 /// What a killed daemon leaves behind: the next one says how many sessions had a transfer.
