@@ -76,37 +76,3 @@ fn a_cut_announcement_after_a_super_packet_is_rewritten() {
         assert_eq!(heard, [&*rewritten], "{cut}");
     }
 }
-
-#[test]
-fn the_same_in_ipv6() {
-    let gateway = joining("");
-    let (client, external) = (gateway.lab.client.address(V6), gateway.lab.gateway.address(V6));
-    let (eprt, rewritten) =
-        (format!("EPRT |2|{client}|3762|"), format!("EPRT |2|{external}|3762|"));
-    for cut in [None, Some("EPRT |2|")] {
-        assert_eq!(said_among_others(&gateway, V6, &[&eprt], cut), [&*rewritten]);
-    }
-}
-
-#[test]
-fn a_shortening_rewrite_splits_a_super_packet() {
-    let gateway = joining("[nat]\nexternal-address = \"9.9.9.9\"\n");
-    let heard = announced_only(&gateway, "PORT 192,168,150,80,14,178");
-    assert_eq!(heard, ["PORT 9,9,9,9,14,178"]);
-}
-
-/// As [`said_among_others`], without a transfer.
-fn announced_only(gateway: &Gateway, line: &str) -> Vec<String> {
-    let lab = &gateway.lab;
-    let server = scripted_server(&lab.server, &json!({}));
-    let (_, outer) = captures(lab);
-    let others = "NOOP\r\n".repeat(NOOPS);
-    let send = json!({"send": format!("{others}{line}\r\n{others}")});
-    let replies = json!({"reply": true, "count": 2 * NOOPS + 1});
-    talk(lab, (login(), send, replies, ask("NOOP"))).ok();
-    let outer = outer.finish().unwrap();
-    assert_eq!(outer.count("tcp.dstport == 21 && tcp.len > 1448").unwrap(), 0);
-    assert_eq!(outer.wrong_checksums().unwrap(), [""; 0]);
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    server.lines().into_iter().filter(|line| line.starts_with("PORT")).collect()
-}

@@ -1,5 +1,4 @@
-//! What IP and TCP may do besides carrying bytes, through the real gateway: fragments, IP options,
-//! closed windows, congestion marks.
+//! What IP and TCP may do besides carrying bytes, through the real gateway: fragments, IP options, small windows.
 
 use crate::common::*;
 
@@ -61,89 +60,6 @@ fn an_announcement_in_ip_fragments_is_rewritten() {
 fn ip_options_do_not_hide_an_announcement() {
     let steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
     announced(json!({"ip_options": true, "steps": steps}), false);
-}
-
-#[test]
-fn ip_options_and_fragments_together_do_not_either() {
-    let steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
-    announced(json!({"ip_options": true, "fragment": 32, "steps": steps}), true);
-}
-
-#[test]
-fn out_of_order_segments_are_not_lost() {
-    // The client sends nothing again.
-    let many = format!("SITE a\r\n{PORT}\r\nSITE b\r\nSITE c\r\n");
-    let mut steps = lines(&["USER lab", "PASS lab", &many, "NOOP"]);
-    steps[2] = json!({"send": many, "reversed": true});
-    let report = announced(json!({"steps": steps}), false);
-    assert_eq!(report["replies"].as_array().unwrap().len(), 3 + 4 + 1, "{report}");
-}
-
-#[test]
-fn a_closed_window_opens_again_on_an_adjusted_connection() {
-    let mut steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
-    steps[3]["closed"] = json!(1.5);
-    let report = announced(json!({"steps": steps}), false);
-    assert!(report["probes"].as_u64().unwrap() > 0, "the server asked: {report}");
-    assert_eq!(report["replies"][4], "200 Noop");
-}
-
-#[test]
-fn congestion_marks_reach_the_ends_of_an_adjusted_connection() {
-    let gateway = gateway(Topology::Masquerade);
-    let lab = &gateway.lab;
-    for host in [&lab.client, &lab.server] {
-        host.shell("sysctl -qw net.ipv4.tcp_ecn=1").unwrap();
-    }
-    // A router on the way has no room.
-    lab.client
-        .nft(
-            "table inet router { chain congested { type filter hook postrouting priority 400; \
-             tcp dport 21 ip ecn != not-ect ip ecn set ce; }; }",
-        )
-        .unwrap();
-    let _server = scripted_server(&lab.server, &json!({}));
-    let (inner, outer) = captures(lab);
-    talk(lab, (login(), port_transfer(), port_transfer())).ok();
-    for side in [inner, outer] {
-        let side = side.finish().unwrap();
-        let count = |what: &str| side.count(&format!("tcp.flags.syn == 0 && {what}")).unwrap();
-        assert!(count("tcp.dstport == 21 && ip.dsfield.ecn == 3") > 0, "marked");
-        assert!(count("tcp.srcport == 21 && tcp.flags.ece == 1") > 0, "reported");
-        assert!(count("tcp.dstport == 21 && tcp.flags.cwr == 1") > 0, "heard");
-        assert_eq!(side.wrong_checksums().unwrap(), [""; 0]);
-    }
-}
-
-#[test]
-fn what_grows_past_the_segment_size_goes_on_without_a_timeout() {
-    const MSS: usize = 1448;
-    let gateway =
-        gateway_with(Topology::PublishedServer, "[nat]\nexternal-address = \"203.203.203.203\"\n");
-    let lab = &gateway.lab;
-    let own = format!("{},195,149", lab.server.address(V4)).replace('.', ",");
-    let last = "\r\n227 Entering Passive Mode ({})";
-    let filling = "x".repeat(MSS - (4 + last.len() - 2 + own.len() + 2));
-    let reply_text = format!("227-{filling}{last}");
-    let _server =
-        scripted_server(&lab.server, &json!({"passive_port": 50069, "pasv_reply": reply_text}));
-    let (outer, inner) = captures(lab);
-    let steps = [login(), vec![say("PASV"), reply(), say("NOOP"), reply()]].concat();
-    // A timeout comes each time, a pause of a busy machine does not.
-    let took = (0..3).map(|_| {
-        let session = talk(lab, &steps).ok();
-        assert!(session.got(6).ends_with("(203,203,203,203,195,149)"), "{}", session.got(6));
-        session.steps[6].1
-    });
-    let took = took.fold(f64::MAX, f64::min);
-    assert!(took < 150.0, "{took} ms");
-    let longest = format!("tcp.srcport == 21 && tcp.len == {MSS}");
-    assert_eq!(inner.finish().unwrap().count(&longest).unwrap(), 3, "it fills a segment");
-    let outer = outer.finish().unwrap();
-    assert_eq!(outer.count(&longest).unwrap(), 3);
-    assert_eq!(outer.count(&format!("tcp.len > {MSS}")).unwrap(), 0);
-    assert_eq!(outer.wrong_checksums().unwrap(), [""; 0]);
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }
 
 /// Sends `steps` after a login, and has nothing opened. Where a window smaller than a segment ends, Linux has its
@@ -213,26 +129,6 @@ fn epsv_with_room_for(bytes: usize) -> Value {
 fn a_directory_that_its_client_has_a_real_server_stop_is_no_announcement() {
     let last = epsv_with_room_for("229 E (|||3306|)\" is the current directory\r\n".len());
     opens_nothing(ServerKind::Proftpd, &[stopped_in_a_directory(), vec![last]].concat());
-}
-
-/// The rest comes as soon as the command has opened the window, and by itself.
-#[test]
-fn the_rest_of_a_directory_that_has_room_for_more_is_no_announcement() {
-    let steps = [stopped_in_a_directory(), vec![epsv_with_room_for(50_000)]].concat();
-    opens_nothing(ServerKind::Proftpd, &steps);
-}
-
-/// An acknowledgement with a later sequence number would have the server ignore the window of the command.
-#[test]
-fn a_window_that_its_client_has_a_real_server_ignore_does_not_count() {
-    let acknowledge = |ahead: usize, edge: usize| json!({"ahead": ahead, "edge": edge});
-    let command = "EPSV\r\n";
-    let steps = [
-        acknowledge(command.len(), 0),
-        json!({"send": command, "edge": 50_000, "whole": true}),
-        acknowledge(0, "229 E (|||3306|)\" is the current directory\r\n".len()),
-    ];
-    opens_nothing(ServerKind::Proftpd, &[stopped_in_a_directory(), steps.to_vec()].concat());
 }
 
 /// It shows what someone has put there, and makes line ends of what stands for a time.

@@ -4,13 +4,10 @@ JSON: {"host": H, "source": ADDRESS, "fragment": BYTES or 0, "ip_options": BOOL,
 Segments longer than `fragment` bytes, a multiple of 8, go as IP fragments, the last one first; `ip_options`
 puts a router alert into each packet. IPv4 only. Nothing is retransmitted, so the network must lose nothing, and
 the host must keep its own resets back.
-A STEP is {"send": TEXT}, or {"send": TEXT, "closed": SECONDS}: the window is closed for that long, and
-probes are answered; or {"send": TEXT, "reversed": true}: each line is a segment of its own, and the last line
-goes first; or {"send": TEXT, "edge": BYTES}: the server may send as many bytes, and the next step is when it has sent
-them or is silent; `TEXT` goes in two segments, if not "whole"; or {"ahead": BYTES, "edge": BYTES}, an acknowledgement
-with a later sequence number, and the same limit. Each other line is followed by a reply; so is the handshake.
-Prints one JSON object: {"replies": [TEXT, ...], "rest": TEXT that no step took, "probes": N, "error": TEXT or
-null}.
+A STEP is {"send": TEXT}, or {"send": TEXT, "edge": BYTES}: the server may send as many bytes, and the next step is when
+it has sent them or is silent; `TEXT` goes in two segments, if not "whole". Each other line is followed by a reply; so is
+the handshake.
+Prints one JSON object: {"replies": [TEXT, ...], "rest": TEXT that no step took, "error": TEXT or null}.
 """
 import json
 import os
@@ -30,7 +27,7 @@ wire = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
 wire.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
 wire.settimeout(0.05)
 number, expected, window, edge = random.randrange(1 << 32), 0, 60000, None
-identification, probes = 1000, 0
+identification = 1000
 received = b""
 
 
@@ -61,18 +58,9 @@ def send(flags, payload=b""):
     number = (number + len(payload) + bool(flags & (SYN | FIN))) & 0xFFFFFFFF
 
 
-def send_reversed(lines):
-    global number
-    start = number
-    for at, line in reversed(list(enumerate(lines))):
-        number = (start + sum(map(len, lines[:at]))) & 0xFFFFFFFF
-        send(ACK | PSH, line)
-    number = (start + sum(map(len, lines))) & 0xFFFFFFFF
-
-
 def take():
     """Takes what arrives next, and acknowledges it."""
-    global expected, received, probes
+    global expected, received
     try:
         packet = wire.recv(65536)
     except TimeoutError:
@@ -86,7 +74,6 @@ def take():
         expected = (seq + 1) & 0xFFFFFFFF
         send(ACK)
     elif (seq - expected) & 0xFFFFFFFF == 0xFFFFFFFF or (payload and not window):
-        probes += 1
         send(ACK)
     elif payload and seq == expected:
         expected = (expected + len(payload)) & 0xFFFFFFFF
@@ -99,7 +86,7 @@ def reply():
     deadline = time.monotonic() + 10 * PATIENCE
     while b"\n" not in received:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no reply; {received!r}, {probes} probes")
+            raise TimeoutError(f"no reply; {received!r}")
         take()
     line, received = received.split(b"\n", 1)
     return line.decode("latin-1").rstrip("\r")
@@ -119,33 +106,19 @@ try:
     send(SYN)
     replies.append(reply())
     for step in plan["steps"]:
-        window = 0 if step.get("closed") else 60000
-        text = step.get("send", "").encode("latin-1")
+        text = step["send"].encode("latin-1")
         if "edge" in step:
             edge = len(received) + step["edge"]
-            if "ahead" in step:
-                number = (number + step["ahead"]) & 0xFFFFFFFF
-                send(ACK)
-                number = (number - step["ahead"]) & 0xFFFFFFFF
             # A smaller window counts with a new number only.
             for part in [text] if step.get("whole") else [text[:1], text[1:]]:
                 if part:
                     send(ACK | PSH, part)
-            settle((1.5 if "ahead" in step else 10) * PATIENCE)
+            settle(10 * PATIENCE)
             continue
-        if step.get("reversed"):
-            send_reversed(text.splitlines(keepends=True))
-        else:
-            send(ACK | PSH, text)
-        opens = time.monotonic() + step.get("closed", 0)
-        while time.monotonic() < opens:
-            take()
-        if step.get("closed"):
-            window = 60000
-            send(ACK)
+        send(ACK | PSH, text)
         for _ in range(text.count(b"\n")):
             replies.append(reply())
 except Exception as problem:
     error = repr(problem)
 rest = received.decode("latin-1")
-print(json.dumps({"replies": replies, "rest": rest, "probes": probes, "error": error}))
+print(json.dumps({"replies": replies, "rest": rest, "error": error}))
