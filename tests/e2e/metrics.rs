@@ -1,12 +1,6 @@
 //! The endpoint for Prometheus: its text, hostile clients, and the alert rules.
 
-use std::{
-    collections::BTreeSet,
-    io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt as _,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-};
+use std::{collections::BTreeSet, net::TcpListener, os::unix::fs::PermissionsExt as _};
 
 use crate::common::*;
 
@@ -144,46 +138,6 @@ fn the_dashboard_names_metrics_of_the_list() {
     }
 }
 
-/// A real Prometheus scrapes the endpoint, and finds the metrics in its database.
-#[test]
-fn prometheus_scrapes_the_endpoint() {
-    let lab = lab_for(Topology::PublishedServer, "");
-    let own = lab.server.address(V4);
-    let gateway = Gateway::on(lab, &format!("[[server]]\naddress = \"{own}\"\n{LISTEN}"));
-    let lab = &gateway.lab;
-    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    curl(lab, &server, Mode::Passive).upload("report", &[b'x'; 4321]).unwrap();
-    let home = lab.directory().join("prometheus");
-    fs::create_dir_all(&home).unwrap();
-    let scrapes = "scrape_configs:\n  - job_name: ftp-alg\n    scrape_interval: 1s\n    static_configs:\n      \
-                   - targets: [\"127.0.0.1:9821\"]\n";
-    let file = lab.gateway.write("prometheus.yml", scrapes.as_bytes()).unwrap();
-    let mut command = lab.gateway.command(prometheus_program("prometheus"));
-    command.arg("--config.file").arg(file).arg("--storage.tsdb.path").arg(home);
-    command.arg("--web.listen-address=127.0.0.1:9090");
-    let prometheus = lab.gateway.start(command, "prometheus").unwrap();
-    lab.gateway.wait_for_port(9090, Duration::from_secs(60)).unwrap();
-    let ask = |query: &str| {
-        let query = format!("query={query}");
-        let url = "http://127.0.0.1:9090/api/v1/query";
-        let asked = lab.gateway.try_run("curl", &["-sS", "-G", url, "--data-urlencode", &query]);
-        let answer: Value = serde_json::from_str(&asked.unwrap().stdout_text()).unwrap_or_default();
-        answer["data"]["result"][0]["value"][1].as_str().map(str::to_owned)
-    };
-    let of_server =
-        format!("ftp_alg_server_transfer_bytes_total{{server=\"{own}\",direction=\"up\"}}");
-    for (query, value) in [
-        ("up{job=\"ftp-alg\"}", "1"),
-        ("ftp_alg_sessions", "0"),
-        ("ftp_alg_transfer_bytes_total{direction=\"up\"}", "4321"),
-        (of_server.as_str(), "4321"),
-        ("ftp_alg_top_client_bytes", "4321"),
-    ] {
-        wait_for(query, || ask(query).as_deref() == Some(value));
-    }
-    assert!(!prometheus.log().contains("level=error"), "{}", prometheus.log());
-}
-
 #[test]
 fn the_documented_configuration_of_prometheus_is_valid() {
     let lab = Lab::new(Topology::Routed).unwrap();
@@ -202,74 +156,6 @@ fn the_documented_configuration_of_prometheus_is_valid() {
     let checked = promtool(&lab, &["check", "config", file.to_str().unwrap()], b"");
     assert!(checked.status.success(), "{}", checked.stderr_text());
     assert!(checked.stdout_text().contains("10 rules found"), "{}", checked.stdout_text());
-}
-
-/// Sends a byte a second on each of 60 connections, and connects again whenever one is ended.
-fn trickle(is_over: &AtomicBool) {
-    let mut streams: Vec<Option<TcpStream>> = (0..60).map(|_| None).collect();
-    while !is_over.load(Relaxed) {
-        for place in &mut streams {
-            let is_open = place.as_mut().is_some_and(|stream| stream.write_all(b"G").is_ok());
-            if !is_open {
-                *place = TcpStream::connect(ADDRESS).ok();
-            }
-        }
-        thread::sleep(Duration::from_secs(1));
-    }
-}
-
-/// Sends `request`, and whatever comes of it.
-fn send(request: &[u8]) -> Vec<u8> {
-    let mut answer = Vec::new();
-    let mut stream = TcpStream::connect(ADDRESS).unwrap();
-    // The endpoint may close the connection before it has read everything.
-    let _ = stream.write_all(request).and_then(|()| stream.read_to_end(&mut answer).map(drop));
-    answer
-}
-
-#[test]
-fn hostile_clients_and_frequent_scrapes_do_not_disturb_ftp() {
-    let gateway = gateway_with(Topology::Masquerade, LISTEN);
-    let lab = &gateway.lab;
-    let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
-    let load = Load::start(lab, &server, LoadSpec::default());
-    let is_over = AtomicBool::new(false);
-    let attack = || {
-        let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
-        let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(2000));
-        let (zeros, endless) = (vec![0; 1 << 16], vec![b'x'; 1 << 20]);
-        for _ in 0..3 {
-            for request in [
-                long.as_bytes(),
-                many.as_bytes(),
-                &zeros,
-                &endless,
-                b"\x16\x03\x01 garbage\r\n\r\n",
-            ] {
-                let answer = send(request);
-                assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
-            }
-        }
-        let mut scraped = 0;
-        for _ in 0..300 {
-            let answer = send(b"GET /metrics HTTP/1.1\r\nHost: gateway\r\n\r\n");
-            scraped += u32::from(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
-            thread::sleep(Duration::from_millis(10));
-        }
-        // A slow client's new connection may end a scrape that has just begun.
-        assert!(scraped > 100, "{scraped} of 300 scrapes");
-    };
-    thread::scope(|scope| {
-        scope.spawn(|| lab.gateway.inside(|| trickle(&is_over)).unwrap());
-        let attacked = scope.spawn(|| lab.gateway.inside(attack).unwrap()).join();
-        is_over.store(true, Relaxed);
-        attacked.unwrap();
-    });
-    let report = load.end();
-    assert_eq!(report.bad(), [0; 3], "{report}\n{}", gateway.daemon.log());
-    assert!(report.count("transfers") > 8, "{report}");
-    scrape(lab);
-    assert_eq!(gateway.count("errors"), 0, "{}", gateway.daemon.log());
 }
 
 #[test]

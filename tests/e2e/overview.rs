@@ -2,52 +2,6 @@
 
 use crate::common::*;
 
-/// The window `name` of the rates.
-fn window(gateway: &Gateway, name: &str) -> Value {
-    gateway.daemon.status().unwrap()["rates"][name].clone()
-}
-
-#[test]
-fn rates_count_transfers_sessions_and_refusals() {
-    let gateway = gateway(Topology::Masquerade);
-    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-    let transfer = curl(&gateway.lab, &server, Mode::Passive);
-    transfer.upload("a", &[b'x'; 1000]).unwrap();
-    assert_eq!(transfer.download("a").unwrap().len(), 1000);
-    let mut steps = login();
-    steps.extend([say("PORT 192,168,150,80,0,80"), reply(), say("RETR none"), reply()]);
-    talk(&gateway.lab, steps);
-    wait_for("two transfers and a failed one", || window(&gateway, "1m")["transfers"] == 3);
-    let shown = window(&gateway, "1m");
-    for (field, expected) in [
-        ("sessions", 3),
-        ("failed_transfers", 1),
-        ("bytes_up", 1000),
-        ("bytes_down", 1000),
-        ("refusals", 1),
-        ("drops", 0),
-    ] {
-        assert_eq!(shown[field], expected, "{field}: {shown}");
-    }
-    assert!(shown["decisions"].as_u64().unwrap() > 10, "{shown}");
-    let status = gateway.daemon.status().unwrap();
-    let (covered, uptime) = (&status["rates"]["1h"]["seconds"], &status["uptime_seconds"]);
-    assert!(covered.as_f64().unwrap() >= uptime.as_f64().unwrap(), "{covered} {uptime}");
-    // The newest window forgets them.
-    let forgotten = || window(&gateway, "10s")["transfers"] == 0;
-    wait_at_most(30, "no transfer in 10 s", forgotten);
-    assert_eq!(window(&gateway, "1h")["transfers"], 3);
-}
-
-#[test]
-fn transfers_that_are_not_reported_have_no_rate() {
-    let gateway = gateway_with(Topology::Masquerade, "log.transfers = false");
-    for field in ["transfers", "failed_transfers", "bytes_up", "bytes_down"] {
-        assert_eq!(window(&gateway, "10s")[field], Value::Null, "{field}");
-    }
-    assert_eq!(window(&gateway, "10s")["sessions"], 0);
-}
-
 #[test]
 fn all_totals_begin_with_the_daemon() {
     let Some(mut gateway) = fast_path_gateway(Topology::Routed) else { return };
@@ -158,7 +112,7 @@ fn a_session_in_detail_with_a_running_transfer() {
 }
 
 /// Starts an upload of so many bytes that does not end.
-pub fn endless_upload(gateway: &Gateway, mode: Mode, bytes: usize) -> BackgroundProcess {
+fn endless_upload(gateway: &Gateway, mode: Mode, bytes: usize) -> BackgroundProcess {
     let upload = format!(
         "import ftplib, time\n\
          ftp = ftplib.FTP('{}', 'lab', 'lab', timeout=60)\n\
@@ -174,16 +128,11 @@ pub fn endless_upload(gateway: &Gateway, mode: Mode, bytes: usize) -> Background
     gateway.lab.client.start(command, &format!("upload-{mode}")).unwrap()
 }
 
-/// In both modes, with both back ends, on the fast path and off it; and when conntrack counts nothing.
+/// In both modes, and when conntrack counts nothing.
 #[test]
 fn a_running_transfer_has_its_bytes_and_a_rate_where_conntrack_counts() {
     const BYTES: usize = 200_000;
-    for (setup, counts) in [
-        ("", true),
-        ("queue.fast-path = \"off\"\n", true),
-        ("pinhole.backend = \"conntrack\"\n", true),
-        ("", false),
-    ] {
+    for (setup, counts) in [("", true), ("pinhole.backend = \"conntrack\"\n", false)] {
         let lab = lab_for(Topology::Masquerade, setup);
         let key = format!("net.netfilter.nf_conntrack_acct={}", u8::from(counts));
         lab.gateway.run("sysctl", &["-qw", &key]).unwrap();
@@ -223,21 +172,6 @@ fn a_running_transfer_has_its_bytes_and_a_rate_where_conntrack_counts() {
     }
 }
 
-#[test]
-fn a_session_on_the_fast_path_is_shown_as_such() {
-    let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
-    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
-    let steps = (login(), vec![passive_transfer("PASV"); 3], gate());
-    let client = until_on_fast_path(&gateway, ("connections", 1), || hold(&gateway.lab, &steps));
-    let row = || gateway.daemon.sessions().unwrap()[0].clone();
-    wait_for("its lines", || row()["user"] == "lab");
-    let row = row();
-    assert_eq!((&row["fast_path"], &row["user"]), (&json!(true), &json!("lab")), "{row}");
-    let session = detail(&gateway, &row["id"]);
-    assert_eq!((&session["fast_path"], &session["adjusted"]), (&json!(true), &json!(false)));
-    client.release().ok();
-}
-
 /// What `ftp-alg` with `words` prints to a terminal of so many columns.
 fn on_terminal(gateway: &Gateway, columns: usize, words: &str) -> Vec<String> {
     let (program, socket) = (executable(), gateway.daemon.socket());
@@ -258,7 +192,7 @@ fn lists_fit_the_terminal_and_have_colours_only_there() {
         let rest = parts[1..].iter().map(|part| part.split_once('m').unwrap().1);
         parts[0].to_owned() + &rest.collect::<String>()
     };
-    for columns in [80, 120, 200] {
+    for columns in [80, 120] {
         for words in ["sessions", "pinholes", "sessions --session 1", "status"] {
             let lines = on_terminal(&gateway, columns, words);
             assert!(lines.iter().any(|line| line.contains('\x1b')), "{words}: {lines:?}");

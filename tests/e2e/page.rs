@@ -1,6 +1,6 @@
 //! The page at `/` of the metrics listener, in headless Chromium.
 
-use crate::{common::*, overview::endless_upload};
+use crate::common::*;
 
 pub const LISTEN: &str = "[metrics]\nlisten = \"127.0.0.1:9821\"\n";
 const URL: &str = "http://127.0.0.1:9821/";
@@ -141,31 +141,6 @@ fn the_page_shows_what_happens() {
     }
     client.release();
     gateway.assert_tidy();
-}
-
-#[test]
-fn the_page_shows_who_moves_most_now() {
-    let Some(browser) = browser() else { return };
-    let lab = lab_for(Topology::Masquerade, "");
-    lab.gateway.run("sysctl", &["-qw", "net.netfilter.nf_conntrack_acct=1"]).unwrap();
-    let gateway = Gateway::on(lab, LISTEN);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let _upload = endless_upload(&gateway, Mode::Passive, 3 << 20);
-    let shown = [
-        has("sessions", "Transfer", "STOR /pub/q3.csv"),
-        has("sessions", "Bytes", " MiB"),
-        has("sessions", "Rate", "B/s"),
-    ];
-    let ask = json!({
-        "running": "[...$('facts').children].map(one => one.innerText).join()",
-        "charts": "$('charts').innerText.replace(/\\s+/g, ' ')",
-    });
-    let view = json!({"until": shown.join(" && "), "ask": ask});
-    let looked = look(&gateway.lab, &browser, &json!([view]));
-    let running = looked["views"][0]["running"].as_str().unwrap();
-    assert!(running.contains("Running transfers\n1"), "{looked}");
-    let charts = looked["views"][0]["charts"].as_str().unwrap();
-    assert!(charts.contains("Ended transfers, up 0 B/s"), "the one that runs is no part: {looked}");
 }
 
 /// While it is loaded, no part says something else than another one.

@@ -83,18 +83,8 @@ fn a_servers_reply_is_refused_if_the_operators_rules_drop_the_connection() {
 /// before any of its time-outs.
 #[test]
 fn clients_end_at_once_and_show_the_reason() {
-    all_data_ports_are_denied(Topology::PublishedServer);
-}
-
-/// The same if this gateway does not translate the server, and its rules drop what nobody admits.
-#[test]
-fn clients_of_a_foreign_server_end_at_once() {
-    all_data_ports_are_denied(Topology::Masquerade);
-}
-
-fn all_data_ports_are_denied(topology: Topology) {
     const LIMIT: Duration = Duration::from_secs(7);
-    let gateway = gateway_with(topology, REFUSING);
+    let gateway = gateway_with(Topology::PublishedServer, REFUSING);
     let lab = &gateway.lab;
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("file", b"contents").unwrap();

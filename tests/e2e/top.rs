@@ -12,7 +12,7 @@ use rustix::{
     termios::{Winsize, tcgetattr, tcsetwinsize},
 };
 
-use crate::{common::*, overview::endless_upload};
+use crate::common::*;
 
 /// A terminal with `ftp-alg top` on it, which leads the terminal's session as a shell's command does.
 struct View {
@@ -179,90 +179,6 @@ fn a_session_and_its_transfers_are_shown_while_they_happen() {
     view.wait(&["pause, and continue"]);
     view.press("q");
     view.assert_restored();
-}
-
-#[test]
-fn a_running_transfer_is_shown_on_a_small_terminal() {
-    let gateway = gateway(Topology::Masquerade);
-    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let start = json!([login_as(server.login()), ask("PASV"), dial(), ask("STOR /pub/q3.csv")]);
-    let held = hold(&gateway.lab, (start, gate()));
-    let view = View::start(&gateway);
-    view.wait(&["TRANSFER ", " RATE", " STOR ", "q3.csv  "]);
-    view.press("\r");
-    view.wait(&["TRANSFER   STOR /pub/q3.csv", "SECS       "]);
-    held.release().ok();
-}
-
-#[test]
-fn who_moves_most_is_seen_while_it_moves() {
-    let lab = lab_for(Topology::Masquerade, "");
-    lab.gateway.run("sysctl", &["-qw", "net.netfilter.nf_conntrack_acct=1"]).unwrap();
-    let gateway = Gateway::on(lab, "");
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let view = View::start(&gateway);
-    let _upload = endless_upload(&gateway, Mode::Passive, 3 << 20);
-    view.wait(&["RATE", " STOR ", "iB/s"]);
-    view.press("\r");
-    // Conntrack counts what is retransmitted as well.
-    view.wait(&["BYTES      3.", "TOTAL      3.", "RATE       0 B/s", "STATE      logged-in"]);
-}
-
-#[test]
-fn a_restarted_daemon_is_noticed() {
-    let mut gateway = gateway(Topology::Masquerade);
-    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let mut view = View::start(&gateway);
-    curl(&gateway.lab, &server, Mode::Passive).upload("before", b"12345").unwrap();
-    view.press("2");
-    view.wait(&["/before ", "complete"]);
-    gateway.daemon.kill();
-    view.wait(&["NO ANSWER since", "no daemon answers on", "/before "]);
-    gateway.start_again("");
-    view.wait(&["the daemon was restarted"]);
-    assert!(!view.text().contains("NO ANSWER"), "{}", view.text());
-    curl(&gateway.lab, &server, Mode::Passive).upload("after", b"12345").unwrap();
-    view.wait(&["[2 Transfers 2]", "/before ", "/after "]);
-    view.press("\x03");
-    view.assert_restored();
-}
-
-/// Who chooses names of files and users cannot write to the terminal.
-#[test]
-fn text_of_peers_is_escaped() {
-    let gateway = gateway(Topology::Masquerade);
-    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let mut steps = login_as(server.login());
-    steps.extend(ask("PORT 10,9,9,9,80,80"));
-    steps.extend(ask("EPSV"));
-    steps.extend(ask("RETR \u{1b}]0;evil\u{7}\u{1b}[31mred"));
-    let view = View::start(&gateway);
-    scripted_client(&gateway.lab.client, &plan(&gateway.lab, &steps)).ok();
-    view.press("3");
-    view.wait(&["[3 Failures 2]", "PORT 10.9.9.9:20560", "RETR "]);
-    view.press("2");
-    view.wait(&["[31mred ", "refused"]);
-    view.press("\r");
-    view.wait(&["\\u{1b}]0;evil\\u{7}\\u{1b}[31mred", "refused"]);
-}
-
-#[test]
-fn refused_logins_are_among_the_failures() {
-    let gateway = gateway(Topology::Masquerade);
-    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-    let (user, _) = server.login();
-    let view = View::start(&gateway);
-    talk(&gateway.lab, login_as((user, "guessed"))).ok();
-    view.press("3");
-    view.wait(&["[3 Failures 1]", &format!("login refused: {user}: 530")]);
-}
-
-#[test]
-fn without_reports_the_setting_is_named() {
-    let gateway = gateway_with(Topology::Masquerade, "log.transfers = false");
-    let view = View::start(&gateway);
-    view.press("2");
-    view.wait(&["Transfers are not reported", "log.transfers = false"]);
 }
 
 #[test]

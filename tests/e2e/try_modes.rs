@@ -209,20 +209,6 @@ fn a_refused_login_is_reported_with_the_reply() {
 }
 
 #[test]
-fn a_password_may_come_from_a_file() {
-    let gateway = gateway(Topology::Routed);
-    let lab = &gateway.lab;
-    let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
-    let (user, password) = server.login();
-    let file = lab.client.write("password", format!("{password}\n").as_bytes()).unwrap();
-    let url = format!("ftp://{user}@{}", lab.server_endpoint(V4));
-    let tried = attempt(&lab.client, &url, &["--password-file", &file.display().to_string()]);
-    assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
-    let without = attempt(&lab.client, &url, &[]);
-    assert!(without.says("login").ends_with("no password was given"), "{}", without.text);
-}
-
-#[test]
 fn a_foreign_address_is_reported_and_never_used() {
     let plan = json!({"pasv_reply": "227 Entering Passive Mode (198,51,100,66,200,10)"});
     let (lab, tried) = attempt_with(plan);
@@ -279,22 +265,6 @@ fn low_ports_and_nonsense_are_not_tried() {
 }
 
 #[test]
-fn a_server_without_extended_modes_is_no_failure() {
-    let extra = json!({"EPSV": "502 Not implemented", "EPRT": "500 Unknown command"});
-    let (_lab, tried) = attempt_with(json!({"extra": extra}));
-    assert_eq!((tried.failed(), tried.skipped()), (vec![], vec!["EPSV", "EPRT"]), "{}", tried.text);
-    let says = tried.says("EPSV");
-    assert_eq!(says, "not supported by the server: 502 Not implemented");
-}
-
-#[test]
-fn a_server_that_hangs_ends_the_try() {
-    let (_lab, tried) = attempt_with(json!({"greeting": null}));
-    assert_eq!((tried.failed(), tried.skipped()), (vec!["greeting"], MODES.to_vec()));
-    assert_eq!(tried.says("greeting"), "connected, but no reply within 10 s");
-}
-
-#[test]
 fn without_capabilities_everything_but_the_rules_is_reported() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let program = executable_for_everyone(&lab);
@@ -303,14 +273,6 @@ fn without_capabilities_everything_but_the_rules_is_reported() {
     let said = lab.client.try_run("env", &words).unwrap().stdout_text();
     assert!(said.contains("connection refused by"), "{said}");
     assert!(said.contains("      run this as root "), "{said}");
-}
-
-#[test]
-fn an_unknown_name_is_reported() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let tried = attempt(&lab.client, "ftp://nobody.invalid", &[]);
-    assert_eq!((tried.failed(), tried.skipped()), (vec!["lookup"], MODES.to_vec()));
-    assert!(tried.says("lookup").starts_with("nobody.invalid: "), "{}", tried.text);
 }
 
 #[test]
@@ -364,8 +326,6 @@ fn insecure(lab: &Lab, scheme: &str) -> Try {
     attempt(&lab.client, &format!("{scheme}://{}", lab.server_endpoint(V4)), &["--insecure"])
 }
 
-const ACTIVE: [&str; 2] = ["EPRT", "PORT"];
-
 #[test]
 fn encrypted_sessions_are_tried_in_each_mode() {
     for (scheme, more, steps) in [
@@ -393,77 +353,4 @@ fn encrypted_sessions_are_tried_in_each_mode() {
         assert_eq!(tried.status.code(), Some(0), "{text}");
         assert!(text.contains("TLS 1.3; certificate trusted"), "{text}");
     }
-}
-
-#[test]
-fn the_ports_of_an_encrypted_session_are_named_and_open_then() {
-    let range = "pasv_min_port=50000\npasv_max_port=50099";
-    let gateway = gateway(Topology::Routed);
-    let server = tls_server(&gateway.lab, range);
-    let tried = insecure(&gateway.lab, "ftpes");
-    assert_eq!((tried.failed(), tried.skipped()), (vec!["EPSV", "PASV"], ACTIVE.to_vec()));
-    for mode in ["EPSV", "PASV"] {
-        let line = r#"passive-ports = \"50000-50100\""#;
-        assert!(tried.remedy(mode).contains(line), "{}", tried.text);
-    }
-    for mode in ACTIVE {
-        assert!(tried.remedy(mode).contains("use passive mode, or CCC"), "{}", tried.text);
-    }
-    drop((server, gateway));
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let address = server_address(&lab);
-    let open = format!("[[server]]\naddress = \"{address}\"\npassive-ports = \"50000-50099\"\n");
-    let gateway = Gateway::on(lab, &open);
-    let _server = tls_server(&gateway.lab, range);
-    let tried = insecure(&gateway.lab, "ftpes");
-    assert_eq!((tried.failed(), tried.skipped()), (vec![], ACTIVE.to_vec()), "{}", tried.text);
-}
-
-#[test]
-fn a_private_address_inside_tls_names_the_servers_setting() {
-    let lab = Lab::new(Topology::PublishedServer).unwrap();
-    let address = server_address(&lab);
-    let open = format!("[[server]]\naddress = \"{address}\"\npassive-ports = \"50000-50099\"\n");
-    let gateway = Gateway::on(lab, &open);
-    let _server = tls_server(&gateway.lab, "pasv_min_port=50000\npasv_max_port=50099");
-    let tried = insecure(&gateway.lab, "ftpes");
-    assert_eq!(
-        (tried.failed(), tried.skipped()),
-        (vec!["PASV"], ACTIVE.to_vec()),
-        "{}",
-        tried.text
-    );
-    let says = tried.says("PASV");
-    assert!(says.starts_with(&format!("227 announces {address}, not the address")), "{says}");
-    let public = gateway.lab.server_endpoint(V4).ip();
-    let remedy = tried.remedy("PASV");
-    for setting in ["pasv_address=", "MasqueradeAddress ", "Pure-FTPd -P ", "masquerade_address = "]
-    {
-        assert!(remedy.contains(setting), "{remedy}");
-    }
-    assert_eq!(remedy.matches(&public.to_string()).count(), 4, "{remedy}");
-    assert!(!remedy.contains("passive-ports"), "{remedy}");
-}
-
-#[test]
-fn a_server_without_tls_is_reported() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let _server = scripted_server(&lab.server, &json!({"extra": {"AUTH": "502 Not here"}}));
-    let tried = insecure(&lab, "ftpes");
-    assert_eq!((tried.failed(), tried.skipped()), (vec!["AUTH"], MODES.to_vec()));
-    assert_eq!(tried.says("AUTH"), "502 Not here");
-    assert!(tried.remedy("AUTH").contains("ssl_enable=YES"), "{}", tried.text);
-    let tried = insecure(&lab, "ftps");
-    assert_eq!((tried.failed(), tried.skipped()), (vec!["TLS"], MODES.to_vec()));
-    assert!(tried.says("TLS").starts_with("the server does not speak TLS here"), "{}", tried.text);
-    assert!(tried.remedy("TLS").contains("ftpes://"), "{}", tried.text);
-}
-
-#[test]
-fn a_gateway_that_refuses_tls_is_named() {
-    let gateway = gateway_with(Topology::Routed, "[policy]\nauth-tls = \"refuse\"\n");
-    let _server = tls_server(&gateway.lab, "");
-    let tried = insecure(&gateway.lab, "ftpes");
-    assert_eq!((tried.failed(), tried.skipped()), (vec!["AUTH"], MODES.to_vec()));
-    assert!(tried.remedy("AUTH").contains("on that gateway: use plain FTP, or set auth-tls"));
 }
