@@ -78,13 +78,7 @@ fn wait_for_lines(Gateway { lab, daemon }: &Gateway) {
 
 #[test]
 fn connections_through_a_bridge_that_runs_the_rules_stay_inline() {
-    for (topology, bridge) in [
-        (Topology::Masquerade, "lan"),
-        (Topology::Masquerade, "wan"),
-        (Topology::PublishedServer, "lan"),
-        (Topology::PublishedServer, "wan"),
-        (Topology::Routed, "lan"),
-    ] {
+    for (topology, bridge) in [(Topology::Masquerade, "lan"), (Topology::PublishedServer, "wan")] {
         let Some(gateway) = on(topology) else { return };
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         make_bridge(lab, bridge);
@@ -102,13 +96,12 @@ fn connections_through_a_bridge_that_runs_the_rules_stay_inline() {
 
 #[test]
 fn connections_through_another_bridge_use_the_fast_path() {
-    for topology in [Topology::Masquerade, Topology::PublishedServer] {
-        let Some(gateway) = on(topology) else { return };
-        set_early_rules(&gateway.lab, false);
-        make_bridge(&gateway.lab, "lan");
-        wait_for_lines(&gateway);
-        gateway.assert_tidy();
-    }
+    let topology = Topology::Masquerade;
+    let Some(gateway) = on(topology) else { return };
+    set_early_rules(&gateway.lab, false);
+    make_bridge(&gateway.lab, "lan");
+    wait_for_lines(&gateway);
+    gateway.assert_tidy();
 }
 
 /// A session is open meanwhile, and its connection is on the fast path.
@@ -118,28 +111,27 @@ fn sessions_follow_changes_of_bridges() {
         true => make_bridge(lab, "lan"),
         false => drop(set_early_rules(lab, true)),
     };
-    for is_bridge in [true, false] {
-        for topology in [Topology::Masquerade, Topology::PublishedServer] {
-            let Some(gateway) = on(topology) else { return };
-            let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-            if !is_bridge {
-                set_early_rules(lab, false);
-                make_bridge(lab, "lan");
-            }
-            wait_for_lines(&gateway);
-            let (_server, mut client) = until_on_fast_path(&gateway, ("connections", 1), || {
-                let (server, mut client) = start_session(lab, 3);
-                client.reach_next_gate();
-                (server, client)
-            });
-            inline(lab, is_bridge);
-            wait_for_inline(daemon, &["lan"]);
-            let before = fast_path(daemon)["lines"].clone();
-            client.reach_next_gate();
-            assert_eq!(fast_path(daemon)["lines"], before, "{topology}, bridge {is_bridge}");
-            client.release().ok_in(format!("{topology}, bridge {is_bridge}"));
-            gateway.assert_tidy();
+    for (is_bridge, topology) in [(true, Topology::Masquerade), (false, Topology::PublishedServer)]
+    {
+        let Some(gateway) = on(topology) else { return };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        if !is_bridge {
+            set_early_rules(lab, false);
+            make_bridge(lab, "lan");
         }
+        wait_for_lines(&gateway);
+        let (_server, mut client) = until_on_fast_path(&gateway, ("connections", 1), || {
+            let (server, mut client) = start_session(lab, 3);
+            client.reach_next_gate();
+            (server, client)
+        });
+        inline(lab, is_bridge);
+        wait_for_inline(daemon, &["lan"]);
+        let before = fast_path(daemon)["lines"].clone();
+        client.reach_next_gate();
+        assert_eq!(fast_path(daemon)["lines"], before, "{topology}, bridge {is_bridge}");
+        client.release().ok_in(format!("{topology}, bridge {is_bridge}"));
+        gateway.assert_tidy();
     }
 }
 
@@ -156,16 +148,15 @@ fn announced(gateway: &Gateway) -> (ScriptedServer, GatedClient) {
 
 #[test]
 fn pinholes_of_the_program_follow_changes_of_bridges() {
-    for topology in [Topology::Masquerade, Topology::PublishedServer] {
-        let Some(gateway) = on(topology) else { return };
-        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-        let (_server, client) = announced(&gateway);
-        make_bridge(lab, "lan");
-        wait_for_inline(daemon, &["lan"]);
-        assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{topology}: {}", daemon.log());
-        client.release().ok_in(topology);
-        gateway.assert_tidy();
-    }
+    let topology = Topology::Masquerade;
+    let Some(gateway) = on(topology) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let (_server, client) = announced(&gateway);
+    make_bridge(lab, "lan");
+    wait_for_inline(daemon, &["lan"]);
+    assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{topology}: {}", daemon.log());
+    client.release().ok_in(topology);
+    gateway.assert_tidy();
 }
 
 /// The session's packets pass neither the bridge nor its ports.

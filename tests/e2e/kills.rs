@@ -43,8 +43,6 @@ no_transfer_is_lost! {
     padded: sessions(Killed, Masquerade, "nftables", 0, PADDED);
     adjusted: sessions(Killed, Masquerade, "nftables", 0, ADJUSTED);
     short_nftables_masquerade: sessions(Killed, Masquerade, "nftables", 2, SHORT);
-    short_nftables_published_server: sessions(Killed, PublishedServer, "nftables", 2, SHORT);
-    short_expectations_masquerade: sessions(Killed, Masquerade, "conntrack", 2, SHORT);
     short_expectations_published_server: sessions(Killed, PublishedServer, "conntrack", 2, SHORT);
     restarts_masquerade: sessions(Restarted, Masquerade, "nftables", 0, MIXED);
     restarts_published_server: sessions(Restarted, PublishedServer, "nftables", 0, MIXED);
@@ -72,7 +70,7 @@ fn sessions(
         assert!(log.contains(says), "round {round}: {log}");
     };
     let rounds = match end {
-        Killed => gateway.kill_at_any_moment(&executable(), 8, |_| configuration.clone(), check),
+        Killed => gateway.kill_at_any_moment(&executable(), 4, |_| configuration.clone(), check),
         Restarted => {
             let rounds = rounds(3);
             for round in 0..rounds {

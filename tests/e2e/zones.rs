@@ -52,11 +52,11 @@ fn assert_transfers(gateway: &Gateway, case: &str) {
 /// The first topology adjusts sequence numbers, as the server's greeting is not known.
 #[test]
 fn transfers_in_a_zone_work_with_either_back_end() {
-    for topology in [Topology::Masquerade, Topology::PublishedServer] {
-        for backend in ["nftables", "conntrack"] {
-            let gateway = gateway_with_zone(topology, IN_ZONE, backend);
-            assert_transfers(&gateway, &format!("{topology} {backend}"));
-        }
+    for (topology, backend) in
+        [(Topology::Masquerade, "nftables"), (Topology::PublishedServer, "conntrack")]
+    {
+        let gateway = gateway_with_zone(topology, IN_ZONE, backend);
+        assert_transfers(&gateway, &format!("{topology} {backend}"));
     }
 }
 
