@@ -110,25 +110,6 @@ fn services_of_the_nftables_mode_need_port_21_alone() {
     assert_all_ways_work(ProxyMode::Nftables, Cni::Routed, ServerKind::Pyftpdlib);
 }
 
-#[test]
-fn without_a_daemon_passive_transfers_fail() {
-    let cluster = Cluster::new(ProxyMode::Nftables, Cni::Routed);
-    let lab = &cluster.lab;
-    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    server.put("file", b"the body").unwrap();
-    for entry in entries(&cluster.nodes()) {
-        // At a node port something answers at other ports at once: the node itself.
-        for verb in [Verb::Pasv, Verb::Epsv] {
-            let done = transfer(&lab.outsider, &server, entry.node_port(), verb).download("file");
-            assert!(done.is_err(), "{:?} {verb}", entry.service.policy);
-        }
-        // A server that the policy Cluster shows the node refuses the client's own address.
-        let active = transfer(&lab.outsider, &server, entry.node_port(), Verb::Port);
-        let passes = entry.service.policy == Policy::Local;
-        assert_eq!(active.download("file").is_ok(), passes);
-    }
-}
-
 /// With the back end `nftables`, a data connection is new to every rule.
 #[test]
 fn a_network_policy_for_port_21_drops_passive_data_connections_by_mark() {
