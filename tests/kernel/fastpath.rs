@@ -20,70 +20,6 @@ use frames::{ACK, WINDOW};
 use layout::*;
 use scene::*;
 
-const BYPASSABLE: [&str; 20] = [
-    "NOOP", "PWD", "CWD", "CDUP", "TYPE", "SIZE", "MDTM", "REST", "RETR", "STOR", "APPE", "LIST",
-    "NLST", "MLSD", "DELE", "MKD", "RMD", "RNFR", "RNTO", "SYST",
-];
-
-#[test]
-fn every_bypassable_command_and_its_reply_pass() {
-    let mut talk = Talk::new(routed());
-    for verb in BYPASSABLE {
-        let lower = verb.to_lowercase();
-        let mixed = format!("{}{}", &verb[..1], &lower[1..]);
-        for line in [verb, &lower, &mixed].map(|verb| format!("{verb} some thing")) {
-            talk.says(Side::Client, &line);
-            assert_eq!(talk.before.dialogue, COMMAND_PENDING, "{line}");
-            talk.says(Side::Server, "250 Done.");
-            assert_eq!(talk.before.dialogue, READY, "{line}");
-        }
-        if verb.len() == 4 {
-            talk.says(Side::Client, verb);
-            talk.says(Side::Server, "200 ");
-        }
-    }
-}
-
-#[test]
-fn a_preliminary_reply_leaves_its_command_pending() {
-    let mut talk = Talk::new(routed());
-    for code in ["200", "211", "213", "221", "225", "226", "240", "250", "256", "299"] {
-        talk.says(Side::Client, "NOOP");
-        talk.says(Side::Server, &format!("{code} ok"));
-        assert_eq!(talk.before.dialogue, READY, "{code}");
-    }
-    for code in ["300", "330", "340", "350", "425", "426", "450", "500", "550", "599"] {
-        talk.says(Side::Client, "NOOP");
-        talk.says(Side::Server, &format!("{code} (1,2,3,4,5,6) is no address"));
-        assert_eq!(talk.before.dialogue, READY, "{code}");
-    }
-    talk.says(Side::Client, "RETR a");
-    for code in ["150", "125", "110", "100", "199"] {
-        talk.says(Side::Server, &format!("{code} wait"));
-        assert_eq!(talk.before.dialogue, COMMAND_PENDING, "{code}");
-    }
-    talk.says(Side::Server, "226 Done");
-    assert_eq!(talk.before.dialogue, READY);
-}
-
-/// The end of the data connection follows it, and must not arrive before it. Servers send one to three replies.
-#[test]
-fn abor_passes_also_during_a_transfer_and_any_reply_to_it_is_handed_back() {
-    for (before, line) in
-        [(&[][..], "abor"), (&["RETR a"], "ABOR"), (&["STOR a", "150 go on"], "ABOR")]
-    {
-        let mut talk = Talk::new(routed());
-        for (said, side) in before.iter().zip([Side::Client, Side::Server]) {
-            talk.says(side, said);
-        }
-        talk.says(Side::Client, line);
-        assert_eq!(talk.before.dialogue, ABOR_PENDING, "{before:?}");
-        for reply in ["426 Aborted.", "226 Done.", "225 ABOR", "150 here", "500 no"] {
-            talk.line_hands_back(Side::Server, format!("{reply}\r\n"));
-        }
-    }
-}
-
 #[test]
 fn a_record_has_the_line_byte_for_byte() {
     let mut talk = Talk::new(Flow { line_count: 41, ..routed() });
@@ -112,17 +48,6 @@ fn a_record_has_the_line_byte_for_byte() {
     put(72, &[0, 0, 3, 0]); // opened_pinhole, is_fin, port_digits
     put(80, b"noop\r\n");
     assert_eq!(*record, expected);
-}
-
-#[test]
-fn the_longest_line_passes_and_sequence_numbers_wrap_around() {
-    let mut talk = Talk::new(routed());
-    let name = "a".repeat(128 - "RETR \r\n".len());
-    talk.says(Side::Client, &format!("RETR {name}"));
-    talk.says(Side::Server, &format!("550 {}", "~".repeat(122)));
-    talk.says(Side::Client, "NOOP");
-    talk.says(Side::Server, "200 ");
-    assert!(talk.before.next_seq[1] < 0x1000, "{:x?}", talk.before.next_seq);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Random dialogues with random errors: program and model decide every packet alike.
 //!
-//! `FTP_ALG_DIALOGUES` is their number (6,000 by default, with 25,000 packets), `FTP_ALG_SEED` the seed (0).
+//! `FTP_ALG_DIALOGUES` is their number (8,000 by default), `FTP_ALG_SEED` the seed (0).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +18,11 @@ use super::{
     rng::Rng,
     scene::*,
 };
+
+const BYPASSABLE: [&str; 20] = [
+    "NOOP", "PWD", "CWD", "CDUP", "TYPE", "SIZE", "MDTM", "REST", "RETR", "STOR", "APPE", "LIST",
+    "NLST", "MLSD", "DELE", "MKD", "RMD", "RNFR", "RNTO", "SYST",
+];
 
 /// Announced ports. They are few, so that flows find pinholes of others. 1030 is barred.
 const PORTS: [u16; 9] = [1, 1025, 1030, 2570, 12345, 25700, 34567, 51423, 65535];
@@ -405,6 +410,8 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         "NOOP".to_owned(),
         "retr a b".to_owned(),
         format!("Cwd {}", "d".repeat(length)),
+        (*rng.pick(&BYPASSABLE)).to_owned(),
+        format!("{} some thing", rng.pick(&BYPASSABLE)),
         port_command.clone(),
         port_command.replacen("PORT", "port", 1),
         port_command,
@@ -422,7 +429,10 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
     }
     let passive = format!("227 {text}({}){end}", numbers(server));
     let extended = format!("229 {text}(|||{port}|){end}");
-    let plain = ["200 ok", "226 (done)", "150 wait", "550 no", "350 more"];
+    let codes =
+        [125, 100, 199, 200, 211, 225, 240, 250, 256, 299, 300, 330, 340, 350, 425, 426, 450, 599];
+    let coded = format!("{} (1,2,3,4,5,6) is no address", rng.pick(&codes));
+    let plain = ["200 ok", "226 (done)", "150 wait", "550 no", &coded];
     if rng.chance(0.02) {
         let odd = [
             "ABOR",
@@ -456,7 +466,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         }
         (Side::Client, _) if rng.chance(0.04) => random_request(|bound| rng.below(bound)),
         (Side::Client, COMMAND_PENDING) if rng.chance(0.5) => "ABOR".to_owned(),
-        (Side::Client, _) if rng.chance(0.02) => (*rng.pick(&["QUIT", "abor"])).to_owned(),
+        (Side::Client, _) if rng.chance(0.04) => (*rng.pick(&["QUIT", "quit", "abor"])).to_owned(),
         (Side::Client, _) => rng.pick(&commands).clone(),
         (Side::Server, PASV_PENDING) => passive,
         (Side::Server, EPSV_PENDING) => extended,
