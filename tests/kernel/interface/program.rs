@@ -27,7 +27,7 @@ use crate::fastpath::{
 
 use super::{
     attachments::{attached_interfaces, name_set, update_attachments},
-    lab::{Lab, inside},
+    lab::Lab,
 };
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -389,35 +389,6 @@ fn each_network_namespace_has_its_own_program() {
     assert_eq!(second.flow_ids().unwrap(), [8]);
     two.on_gateway(|| second.remove().unwrap());
     assert!(pins.is_empty());
-}
-
-#[test]
-fn received_packets_are_inspected() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
-        let path = pins.load();
-        update_attachments(&path);
-        let interface = indices(["lan", "wan"]);
-        path.hand_over(7, tuples(), &Flow { interface, ..flow() }).unwrap();
-        // Nobody is to answer.
-        lab.gateway_sh(
-            "ip link set lan address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
-        );
-        let bytes = frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n");
-        // The program ignores a frame with a VLAN tag, because the VLAN's own interface receives it, too.
-        let tagged = [&bytes[..12], &[0x81, 0, 0, 7], &bytes[12..]].concat();
-        for frame in [&tagged, &bytes] {
-            inside(&lab.client, || send_frame("eth0", [2, 0, 0, 0, 0, 1], frame));
-        }
-        let mut lines = Vec::new();
-        wait_for("the line", || {
-            assert!(path.ring().read(&mut lines));
-            !lines.is_empty()
-        });
-        let counts = path.counters().unwrap();
-        assert_eq!((lines.len(), counts.inspected, counts.handed_back), (1, 1, 0));
-        path.remove().unwrap();
-    });
 }
 
 /// Sends a frame to the hardware address `to`.
