@@ -307,69 +307,40 @@ fn every_file_opens_with_its_purpose() {
     }
 }
 
-mod the_reading_itself {
-    use super::*;
-
-    fn siblings(texts: &[(&str, &str)]) -> Graph {
-        let parts = |name: &str| -> Vec<String> {
+/// What the tests above rest upon.
+#[test]
+fn a_circle_is_found_through_a_room_and_by_a_call() {
+    let graph = |texts: [(&str, &str); 6]| {
+        let path = |name: &str| {
             name.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect()
         };
-        let texts = texts.iter().map(|(name, text)| (parts(name), (*text).to_owned()));
-        Crate::from_texts(texts).siblings()
-    }
-
-    #[test]
-    fn finds_every_way_to_name_a_module() {
-        for text in [
-            "use crate::b::x;",
-            "use crate::{c, b::{self, x}};",
-            "use super::b as other;",
-            "fn f(x: &crate::b::X) {}",
-            "fn f() { let x = < crate :: b :: X >::new(); }",
-            "mod inner { use super::super::b::x; }",
-        ] {
-            let root = ("", "");
-            let graph = siblings(&[root, ("a", text), ("b", ""), ("b::inner", "")]);
-            assert_eq!(graph["a"], BTreeSet::from(["b".to_owned()]), "{text}");
-        }
-        for text in [
-            "// use crate::b;",
-            "const X: &str = \"crate::b\";",
-            "use other::b::x;",
-            "#[cfg(test)] mod tests { use crate::b; }",
-            "mod inner { use super::b::x; } mod b {}",
-        ] {
-            assert_eq!(siblings(&[("a", text), ("b", "")]), Graph::new(), "{text}");
-        }
-    }
-
-    #[test]
-    fn finds_a_circle_through_a_room() {
-        let files =
-            [("a::x", "use crate::b::y;"), ("b::y", "use super::z;"), ("b::z", "use crate::a::w;")];
-        let with_circle = siblings(&[&files[..], &[("a", ""), ("b", ""), ("a::w", "")]].concat());
-        assert_eq!(circles(with_circle).into_keys().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(
-            circles(siblings(&[files[0], files[1], ("a", ""), ("b", ""), ("b::z", "")])),
-            Graph::new()
-        );
-    }
-
-    #[test]
-    fn finds_a_file_that_calls_back() {
-        let called = |texts: [&str; 3]| {
-            calls_between(
-                ["a", "b", "c"].map(String::from).into_iter().zip(texts.map(String::from)),
-            )
-        };
-        let (a, b) = ("fn f() { g(); new() } fn new() {}", "fn g() { x.h::<T>(); X::k() }");
-        let c = "fn h() { new() } fn k() {} fn new() {} #[cfg(test)] mod tests { fn t() { f() } }";
-        let tree = called([a, b, c]);
-        assert_eq!(tree["b"], BTreeSet::from(["c".to_owned()]));
-        assert!(circles(tree).is_empty());
-        let back = called([a, b, "impl X { fn h(&self) { self.f() } fn k() {} }"]);
-        assert_eq!(circles(back).len(), 3);
-    }
+        Crate::from_texts(texts.into_iter().map(|(name, text)| (path(name), text.to_owned())))
+            .siblings()
+    };
+    let modules = |text| {
+        [
+            ("a", ""),
+            ("b", ""),
+            ("a::w", ""),
+            ("a::x", "use crate::{c, b::{self, y}};"),
+            ("b::y", "use super::z;"),
+            ("b::z", text),
+        ]
+    };
+    let with_circle =
+        circles(graph(modules("mod inner { fn f(x: &super::super::super::a::w::X) {} }")));
+    assert_eq!(with_circle.into_keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(circles(graph(modules("#[cfg(test)] mod tests { use crate::a; }"))), Graph::new());
+    let called = |last: &str| {
+        let texts = ["fn f() { g(); new() } fn new() {}", "fn g() { x.h::<T>(); }", last];
+        circles(calls_between(
+            ["a", "b", "c"].map(String::from).into_iter().zip(texts.map(String::from)),
+        ))
+    };
+    assert!(
+        called("fn h() { new() } fn new() {} #[cfg(test)] mod tests { fn t() { f() } }").is_empty()
+    );
+    assert_eq!(called("impl X { fn h(&self) { self.f() } }").len(), 3);
 }
 
 fn item_attributes(item: &syn::Item) -> &[syn::Attribute] {

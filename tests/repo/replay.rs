@@ -123,6 +123,7 @@ fn tshark(capture: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
 }
 
 // Fields of tshark, in words.
+const TIME: &str = "frame.time_epoch";
 const FLAGS: &str = "lost_segment ack_lost_segment out_of_order retransmission spurious_retransmission \
                      fast_retransmission duplicate_ack keep_alive zero_window";
 const WRONG: &str = "ip.checksum.status tcp.checksum.status udp.checksum.status _ws.malformed";
@@ -138,6 +139,7 @@ struct Dissection {
     wrong: Vec<usize>,
     /// How often the analysis of sequence numbers found what.
     flags: BTreeMap<&'static str, usize>,
+    times: Vec<String>,
     /// Source and destination address of each frame that has them.
     addresses: Vec<[String; 2]>,
     /// Source address of each SYN to port 21, and its destination.
@@ -155,15 +157,16 @@ impl Dissection {
         let names: Vec<&str> = FLAGS.split(' ').collect();
         let flags = names.iter().map(|flag| format!("tcp.analysis.{flag}"));
         let flags = flags.collect::<Vec<_>>().join(" ");
-        let groups = [WRONG, &flags, ADDRESSES, TCP, ANNOUNCED];
+        let groups = [TIME, WRONG, &flags, ADDRESSES, TCP, ANNOUNCED];
         let counts = groups.map(|group| group.split(' ').count());
         let fields: Vec<&str> = groups.iter().flat_map(|group| group.split(' ')).collect();
         let flags = names.iter().map(|flag| (*flag, 0)).collect();
         let mut found = Self { flags, ..Self::default() };
         for (index, line) in tshark(capture, "frame", &fields).iter().enumerate() {
             let mut values = line.split('\t');
-            let [wrong, flags, addresses, tcp, announced] =
+            let [time, wrong, flags, addresses, tcp, announced] =
                 counts.map(|count| values.by_ref().take(count).collect::<Vec<&str>>());
+            found.times.push(time[0].to_owned());
             if wrong[..3].iter().any(|status| status.contains('0')) || !wrong[3].is_empty() {
                 found.wrong.push(index + 1);
             }
@@ -304,41 +307,33 @@ COUNT  ACTION  REASON
     );
 }
 
+/// On each change of every third capture.
 #[test]
-fn the_written_capture_is_clean_without_translation() {
+fn the_written_capture_is_clean_without_translation_and_with_either_end_translated() {
     let Some((_place, out)) = place_for_tshark() else { return };
-    let mut wrong_before = 0;
-    for path in captures() {
-        printed(&[path.to_str().unwrap(), "--write", out.to_str().unwrap()]);
-        let name = name(&path);
-        let (before, after) = (Dissection::of(&path), Dissection::of(&out));
+    let out_text = out.to_str().unwrap();
+    let step = if env::var_os("FTP_ALG_NIGHTLY").is_some() { 1 } else { 3 };
+    let (mut wrong_before, mut rewritten, mut dialled) = (0, 0, 0);
+    for path in captures().iter().skip(step - 1).step_by(step) {
+        let (path_text, name) = (path.to_str().unwrap(), name(path));
+        let before = Dissection::of(path);
         wrong_before += before.wrong.len();
+        printed(&[path_text, "--write", out_text]);
+        let after = Dissection::of(&out);
         after.assert_as_clean_as(&before, name);
-        assert_eq!(before.addresses, after.addresses, "{name}");
+        assert_eq!((&before.addresses, &before.times), (&after.addresses, &after.times), "{name}");
         // The same packets, but for what is refused.
         let pairs = before.payloads.iter().zip(&after.payloads);
         let changed = pairs.filter(|(before, after)| before != after).count();
         let refused = matches!(name, "suricata-verify-ftp-bounce" | "zeek-fake-long-commands");
         assert_eq!(before.payloads.len(), after.payloads.len(), "{name}");
         assert_eq!(changed, usize::from(refused), "{name}");
-    }
-    // Some hold checksums from before the network card: that shows that they are checked.
-    assert!(captures().is_empty() || wrong_before > 0);
-}
 
-#[test]
-fn the_written_capture_is_clean_with_either_end_translated() {
-    let Some((_place, out)) = place_for_tshark() else { return };
-    let (mut rewritten, mut dialled) = (0, 0);
-    for path in captures() {
-        let (path_text, name) = (path.to_str().unwrap(), name(&path));
-        let before = Dissection::of(&path);
         let [client, server] = &before.control[0];
         let external = if client.contains(':') { "2001:db8:1:2:3:4:5:6" } else { "198.51.100.101" };
         for inside in [client, server] {
             let options = ["--external", external, "--inside", inside, "--write"];
-            let rows =
-                announcements(&[&[path_text], &options[..], &[out.to_str().unwrap()]].concat());
+            let rows = announcements(&[&[path_text], &options[..], &[out_text]].concat());
             let after = Dissection::of(&out);
             after.assert_as_clean_as(&before, name);
             if client == server {
@@ -361,7 +356,12 @@ fn the_written_capture_is_clean_with_either_end_translated() {
             dialled += after.dialled_as_announced();
         }
     }
-    assert!(captures().is_empty() || (rewritten >= 40 && dialled >= 60), "{rewritten} {dialled}");
+    println!("{wrong_before} wrong checksums, {rewritten} rewritten, {dialled} dialled");
+    // Some hold checksums from before the network card: that shows that they are checked.
+    assert!(
+        captures().is_empty()
+            || (wrong_before > 0 && rewritten >= 40 / step && dialled >= 60 / step)
+    );
 }
 
 /// The dialogues of slacksite.com's page on active and passive FTP, as an Ethernet capture with
@@ -409,82 +409,6 @@ pub const LOGIN: [(bool, &str); 5] = [
     (true, "PASS x"),
     (false, "230 User slacker logged in."),
 ];
-
-const LIST: [(bool, &str); 4] = [
-    (true, "LIST"),
-    (false, "150 Opening ASCII mode data connection for file list."),
-    (false, "226 Transfer complete."),
-    (true, "QUIT"),
-];
-
-#[test]
-fn the_slacksite_port_reaches_the_server_as_the_external_address() {
-    let place = tempfile::tempdir().unwrap();
-    let [capture, out] = ["in.pcap", "out.pcap"].map(|name| place.path().join(name));
-    let lines = [(true, "PORT 192,168,150,80,14,178"), (false, "200 PORT command successful.")];
-    let dialogue =
-        slacksite([192, 168, 150, 80], [192, 0, 2, 90], &[&LOGIN[..], &lines, &LIST].concat());
-    fs::write(&capture, dialogue).unwrap();
-    let arguments = [capture.to_str().unwrap(), "--write", out.to_str().unwrap()];
-    let rows = announcements(&[&arguments[..], &["--external", "203.0.113.1"]].concat());
-    assert_eq!(rows.len(), 1);
-    let row = &rows[0];
-    assert_eq!(row["frame"], 14);
-    assert_eq!(row["announced"], "192.168.150.80:3762");
-    assert_eq!(
-        (&row["action"], &row["rewritten"]),
-        (&"rewrite".into(), &"203.0.113.1:3762".into())
-    );
-    if !has_tshark() {
-        return;
-    }
-    Dissection::of(&out).assert_as_clean_as(&Dissection::of(&capture), "slacksite");
-    let line = tshark(&out, "ftp.active.cip", &["ip.src", "ftp.request.arg", "ftp.active.port"]);
-    assert_eq!(line, ["203.0.113.1\t203,0,113,1,14,178\t3762"]);
-    // The line is 3 bytes shorter: every number after it says so, on the side of the server.
-    let numbers = |path: &Path, from: &str| {
-        let filter = format!("tcp.srcport=={from}");
-        tshark(path, &filter, &["frame.time_epoch", "tcp.seq", "tcp.ack"])
-    };
-    for (from, field) in [("1026", 1), ("21", 2)] {
-        let (before, after) = (numbers(&capture, from), numbers(&out, from));
-        assert_eq!(before.len(), after.len());
-        let mut shifted = 0;
-        for (before, after) in before.iter().zip(&after) {
-            let [before, after] = [before, after].map(|l| l.split('\t').collect::<Vec<_>>());
-            assert_eq!(before[0], after[0], "the time is retained");
-            let [old, new] = [&before, &after].map(|l| l[field].parse::<i64>().unwrap());
-            assert_eq!(before[3 - field], after[3 - field], "the other direction is as it was");
-            assert!(old - new == 0 && shifted == 0 || old - new == 3, "{before:?} {after:?}");
-            shifted += old - new;
-        }
-        assert!(shifted > 0);
-    }
-}
-
-#[test]
-fn the_slacksite_227_reaches_the_client_as_the_external_address() {
-    let place = tempfile::tempdir().unwrap();
-    let [capture, out] = ["in.pcap", "out.pcap"].map(|name| place.path().join(name));
-    let lines = [(true, "PASV"), (false, "227 Entering Passive Mode (192,168,150,90,195,149).")];
-    let dialogue =
-        slacksite([192, 0, 2, 80], [192, 168, 150, 90], &[&LOGIN[..], &lines, &LIST].concat());
-    fs::write(&capture, dialogue).unwrap();
-    let arguments = [capture.to_str().unwrap(), "--write", out.to_str().unwrap()];
-    let nat = ["--external", "203.0.113.1", "--inside", "192.168.150.0/24"];
-    let text = printed(&[&arguments[..], &nat].concat());
-    let row = text.lines().find(|line| line.contains("PASV")).unwrap();
-    assert_eq!(
-        row.split_whitespace().take(7).collect::<Vec<_>>(),
-        ["16", "1", "server", "PASV", "192.168.150.90:50069", "rewrite", "203.0.113.1:50069"]
-    );
-    if !has_tshark() {
-        return;
-    }
-    Dissection::of(&out).assert_as_clean_as(&Dissection::of(&capture), "slacksite");
-    let line = tshark(&out, "ftp.passive.ip", &["ip.src", "ftp.response.arg"]);
-    assert_eq!(line, ["203.0.113.1\tEntering Passive Mode (203,0,113,1,195,149)."]);
-}
 
 #[test]
 fn other_containers_of_the_same_capture_say_the_same() {
