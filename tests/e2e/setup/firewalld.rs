@@ -28,13 +28,13 @@ firewall-cmd --reload
 ";
 
 /// A running firewalld. Dropping it ends firewalld and its bus.
-struct Firewalld {
-    machine: Machine,
+pub struct Firewalld {
+    pub machine: Machine,
     _daemon: BackgroundProcess,
     _bus: BackgroundProcess,
 }
 
-fn firewalld(site: &Site, backend: &str, lines: &str) -> Firewalld {
+pub fn firewalld(site: &Site, backend: &str, lines: &str) -> Firewalld {
     let host = site.guard();
     let machine = Machine::on(host);
     let home = host.directory().to_str().unwrap();

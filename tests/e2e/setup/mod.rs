@@ -3,7 +3,7 @@
 
 mod docker;
 mod faults;
-mod firewalld;
+pub mod firewalld;
 mod forwarding;
 mod machine;
 mod native;

@@ -129,19 +129,6 @@ fn iptables_rules_before_the_established_rule_stop_uploads() {
     }
 }
 
-/// The rule that accepts data connections exists, but not for active mode.
-#[test]
-fn setup_adds_the_rule_before_one_that_drops_a_mode() {
-    let state = "policy drop;\n\t\tct state established,related accept\n";
-    let drop = "\t\tiifname $wan ct state new drop\n\t\tct mark & 0x40000000 != 0 accept\n";
-    let text = nftables(Place::Masquerade);
-    let (input, forward) = text.split_once("chain forward").unwrap();
-    let forward = forward.replacen(state, &format!("{state}{drop}"), 1);
-    let (site, machine) = machine(Place::Masquerade, &format!("{input}chain forward{forward}"));
-    assert!(machine.shell("nft list ruleset").contains("ct state new drop"));
-    assert_apply_reload_and_undo(&site, &machine, "nftables", NFT, &FAMILIES, &[Mode::Active]);
-}
-
 /// Loading the file would remove another program's table, or add the file's rules a second time.
 #[test]
 fn setup_adds_a_rule_and_does_not_load_the_file() {
