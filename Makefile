@@ -59,10 +59,7 @@ demo: rust
 
 test: provision rust
 	@packaging/nfpm >/dev/null
-	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt
-	$(NEXTEST) $(TESTS); status=$$?; \
-	    [ -z '$(TESTS)' ] || exit $$status; \
-	    cat $(TARGET)/matrix.txt || status=1; exit $$status
+	$(NEXTEST) $(TESTS)
 
 # All tests in their whole size, then what takes long by its number.
 test-nightly: export FTP_ALG_NIGHTLY := 1

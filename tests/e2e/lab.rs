@@ -76,35 +76,6 @@ fn only_control_connections_pass(spec: LabSpec) {
     }
 }
 
-#[test]
-fn a_firewall_that_accepts_what_is_related_needs_no_mark() {
-    let lab = lab_for(Topology::Masquerade, "conntrack");
-    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    server.put("a", b"abc").unwrap();
-    let transfer = curl(&lab, &server, Mode::Active);
-    transfer.download("a").unwrap_err();
-    lab.gateway.nft(&KERNEL_HELPER.replace("ct mark set ct mark or 0x40000000", "")).unwrap();
-    assert_eq!(transfer.download("a").unwrap(), b"abc");
-}
-
-#[test]
-fn captures_on_both_sides_show_the_rewrite() {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
-    lab.gateway.nft(KERNEL_HELPER).unwrap();
-    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    server.put("a", b"abc").unwrap();
-    let download = || curl(&lab, &server, Mode::Active).download("a").unwrap();
-    let (body, inner, outer) = captured(&lab, download);
-    assert_eq!(body, b"abc");
-    let announced = |analysis: &CaptureAnalysis| analysis.announcements().unwrap().join("; ");
-    assert!(announced(&inner).starts_with("PORT 192,168,150,80,"), "{}", announced(&inner));
-    assert!(announced(&outer).starts_with("PORT 198,51,100,1,"), "{}", announced(&outer));
-    for side in [inner, outer] {
-        assert_eq!(side.anomalies().unwrap(), [""; 0]);
-    }
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-}
-
 /// A packet whose TCP checksum should be 0 and is `said`.
 fn packet_with_checksum(said: u16) -> Vec<u8> {
     const CHECKSUM: usize = 20 + 16;
@@ -138,16 +109,6 @@ fn a_checksum_of_all_ones_is_as_good_as_zero_and_others_are_wrong() {
     let wrong = CaptureAnalysis::open(file.path()).wrong_checksums().unwrap();
     assert_eq!(wrong.len(), 1, "{wrong:?}");
     assert!(wrong[0].starts_with("frame 3:"), "{wrong:?}");
-}
-
-#[test]
-fn a_port_scan_finds_what_listens() {
-    let lab = Lab::new(Topology::PublishedServer).unwrap();
-    let _server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    for family in FAMILIES {
-        let found = lab.outsider.scan(lab.gateway.address(family), "1-65535").unwrap();
-        assert_eq!(found, [21], "{family}");
-    }
 }
 
 #[test]

@@ -108,16 +108,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_port_of_every_announcement_is_read() {
-        let port = |line: &str| announced_port(&line[..line.find(' ').unwrap()], line);
-        assert_eq!(port("PORT 192,168,150,80,14,178"), Some(3762));
-        assert_eq!(port("227 Entering Passive Mode (192,168,150,90,195,149)."), Some(50069));
-        assert_eq!(port("EPRT |2|fd00::1|3762|"), Some(3762));
-        assert_eq!(port("229 Entering Extended Passive Mode (|||50069|)"), Some(50069));
-        assert_eq!(port("226 21 files"), None);
-    }
-
-    #[test]
     fn an_announcement_without_its_connection_is_a_stray() {
         let [client, server, other] =
             ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|a| a.parse().unwrap());
