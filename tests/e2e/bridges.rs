@@ -94,16 +94,6 @@ fn connections_through_a_bridge_that_runs_the_rules_stay_inline() {
     }
 }
 
-#[test]
-fn connections_through_another_bridge_use_the_fast_path() {
-    let topology = Topology::Masquerade;
-    let Some(gateway) = on(topology) else { return };
-    set_early_rules(&gateway.lab, false);
-    make_bridge(&gateway.lab, "lan");
-    wait_for_lines(&gateway);
-    gateway.assert_tidy();
-}
-
 /// A session is open meanwhile, and its connection is on the fast path.
 #[test]
 fn sessions_follow_changes_of_bridges() {

@@ -40,29 +40,6 @@ fn external_endpoints_are_shown_before_anything_is_announced() {
     }
 }
 
-/// The kernel closes a pinhole when the data connection arrives, before the dialogue shows that.
-#[test]
-fn sessions_and_pinholes_show_the_same_open_pinholes() {
-    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
-    let port = (login(), ask("PORT 192,168,150,80,14,178"), gate());
-    let client = hold_listening(&gateway.lab, 3762, port);
-    for command in ["sessions", "pinholes", "status"] {
-        assert_narrow(&output(&gateway, command));
-    }
-    let shown = output(&gateway, "pinholes");
-    assert!(shown.contains("to 192.168.150.80:3762"), "{shown}");
-    let open = || gateway.daemon.sessions().unwrap()[0]["pinholes"].as_u64();
-    let pinholes = gateway.daemon.pinholes().unwrap();
-    let [pinhole] = pinholes.as_slice() else { panic!("{pinholes:?}") };
-    assert_eq!(open(), Some(1));
-    let arrival = pinhole["arrival"].as_str().unwrap().replace(':', "/");
-    let connect = format!("exec 3<>/dev/tcp/{arrival}");
-    gateway.lab.server.run("bash", &["-c", &connect]).unwrap();
-    assert_eq!(gateway.daemon.pinholes().unwrap(), [json!(null); 0]);
-    assert_eq!(open(), Some(0));
-    assert_eq!(client.release().error, None);
-}
-
 /// A refused announcement, after a login.
 fn refused(gateway: &Gateway) {
     talk(&gateway.lab, (login(), ask("PORT 10,9,8,7,14,178"))).ok();

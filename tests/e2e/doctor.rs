@@ -292,17 +292,3 @@ fn without_rights_it_says_so_and_guesses_nothing() {
     assert_eq!(done.status.code(), Some(1), "{said}");
     assert!(said.contains("CAP_NET_ADMIN is missing") && !said.contains("firewall\n"), "{said}");
 }
-
-#[test]
-fn a_bad_configuration_is_wrong_usage() {
-    let file = std::env::temp_dir().join(format!("ftp-alg-doctor-{}.toml", std::process::id()));
-    fs::write(&file, "nonsense = 1\n").unwrap();
-    let done = std::process::Command::new(executable())
-        .args(["doctor", "--config"])
-        .arg(&file)
-        .output()
-        .unwrap();
-    fs::remove_file(&file).unwrap();
-    assert_eq!(done.status.code(), Some(2));
-    assert!(done.stdout.is_empty());
-}

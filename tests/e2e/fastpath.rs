@@ -409,16 +409,6 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
 }
 
 #[test]
-fn a_clean_stop_leaves_no_program_and_no_pin() {
-    let Some(mut gateway) = fast_path_gateway(Topology::Routed) else { return };
-    let links = gateway.lab.gateway.shell("ip -details link show lan").unwrap().stdout_text();
-    assert!(count(&gateway.daemon, "lines") == 0, "{links}");
-    assert_eq!(pins(&gateway.lab).len(), 1);
-    gateway.daemon.stop().unwrap();
-    assert_eq!(pins(&gateway.lab).len(), 0, "{}", gateway.daemon.log());
-}
-
-#[test]
 fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
     let Some(mut gateway) = fast_path_gateway(Topology::Masquerade) else { return };
     let _server = vsftpd(&gateway.lab);

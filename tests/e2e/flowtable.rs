@@ -63,20 +63,12 @@ fn data_is_offloaded_and_control_is_not(flowtable: &str, configuration: &str) {
 }
 
 #[test]
-fn data_is_offloaded_and_control_is_not_with_nftables() {
-    data_is_offloaded_and_control_is_not(FLOWTABLE, "");
+fn an_operators_flowtable_has_data_and_no_control_connections() {
+    data_is_offloaded_and_control_is_not(FLOWTABLE, NFTABLES);
 }
 
 #[test]
-fn data_is_offloaded_and_control_is_not_with_conntrack() {
-    data_is_offloaded_and_control_is_not(FLOWTABLE, CONNTRACK);
-}
-
-#[test]
-fn the_recipe_offloads_data_with_either_back_end() {
+fn the_recipe_offloads_data() {
     let recipe = RECIPE.replace("\"lan0\"", "\"lan\"").replace("\"wan0\"", "\"wan\"");
-    for backend in ["nftables", "conntrack"] {
-        let configuration = back_end(backend);
-        data_is_offloaded_and_control_is_not(&recipe, &configuration);
-    }
+    data_is_offloaded_and_control_is_not(&recipe, CONNTRACK);
 }

@@ -31,19 +31,6 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
     }
 }
 
-/// As AWS Transfer does, and aioftp behind a port mapping.
-#[test]
-fn zeros_mean_their_sender() {
-    let topology = Topology::PublishedServer;
-    let plan = json!({"address": "0.0.0.0", "passive_port": PASSIVE});
-    let (gateway, _server) = served(topology, "", plan);
-    let lab = &gateway.lab;
-    let active = active_transfer([0, 0, 0, 0].into(), 3762);
-    let session = talk(lab, (login(), passive_transfer("PASV"), active)).ok_in(topology);
-    let dialled = lab.server_address(V4).to_string();
-    assert_eq!(host_port(session.got(6)), (dialled, PASSIVE), "{topology}");
-}
-
 #[test]
 fn without_the_key_a_foreign_address_gets_no_pinhole() {
     let gateway = gateway_with(Topology::PublishedServer, "");

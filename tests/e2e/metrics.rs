@@ -159,18 +159,26 @@ fn the_documented_configuration_of_prometheus_is_valid() {
 }
 
 #[test]
-fn ftp_works_without_metrics_if_their_port_is_taken() {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
-    let taken = lab.gateway.inside(|| TcpListener::bind(ADDRESS)).unwrap().unwrap();
-    let gateway = Gateway::on(lab, LISTEN);
-    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    curl(&gateway.lab, &server, Mode::Active).exchange(&server, "report", b"the body").unwrap();
-    let log = gateway.daemon.log();
-    assert!(
-        log.contains("metrics: cannot listen at 127.0.0.1:9821: Address already in use"),
-        "{log}"
-    );
-    drop(taken);
+fn ftp_works_without_metrics_if_their_port_is_taken_or_their_password_is_missing() {
+    let missing = "password-file = \"/nonexistent/password\"\n";
+    let taken = "metrics: cannot listen at 127.0.0.1:9821: Address already in use";
+    for (more, why) in [
+        ("", taken),
+        (missing, "metrics.password-file: cannot read /nonexistent/password: No such file"),
+    ] {
+        let lab = Lab::new(Topology::Masquerade).unwrap();
+        let bind = || TcpListener::bind(ADDRESS).unwrap();
+        let _other = more.is_empty().then(|| lab.gateway.inside(bind).unwrap());
+        let gateway = Gateway::on(lab, &format!("{LISTEN}{more}"));
+        let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+        curl(&gateway.lab, &server, Mode::Active).exchange(&server, "report", b"the body").unwrap();
+        assert!(gateway.daemon.log().contains(why), "{}", gateway.daemon.log());
+        if more == missing {
+            let warnings = gateway.daemon.status().unwrap()["warnings"].to_string();
+            assert!(warnings.contains(why), "{warnings}");
+            assert!(!gateway.lab.gateway.listens(9821).unwrap(), "nothing is served without it");
+        }
+    }
 }
 
 /// The status and the text that curl gets on the gateway with `options`.
@@ -232,20 +240,6 @@ fn the_password_is_that_of_the_file_also_after_a_reload() {
     wait_for("the correct file", || !warned().contains("password"));
     assert_eq!(status("/metrics", &["-u", "bob:fourth secret"]), "200");
     assert!(!gateway.daemon.log().contains("secret"), "{}", gateway.daemon.log());
-}
-
-#[test]
-fn ftp_works_without_metrics_if_their_password_is_missing() {
-    let config = format!("{LISTEN}password-file = \"/nonexistent/password\"\n");
-    let gateway = gateway_with(Topology::Masquerade, &config);
-    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    curl(&gateway.lab, &server, Mode::Active).exchange(&server, "report", b"the body").unwrap();
-    let missing = "metrics.password-file: cannot read /nonexistent/password: No such file";
-    let log = gateway.daemon.log();
-    assert!(log.contains(missing), "{log}");
-    let warnings = gateway.daemon.status().unwrap()["warnings"].to_string();
-    assert!(warnings.contains(missing), "{warnings}");
-    assert!(!gateway.lab.gateway.listens(9821).unwrap(), "nothing is served without it");
 }
 
 #[test]

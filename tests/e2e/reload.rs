@@ -5,8 +5,6 @@
 
 use crate::common::*;
 
-const OTHER_QUEUES: &str = "queue.number = 2200\n";
-
 fn reloads() -> u64 {
     std::env::var("FTP_ALG_RELOADS").map_or(15, |text| text.parse().unwrap())
 }
@@ -187,16 +185,6 @@ fn reloads_of_starts() -> u64 {
 }
 
 #[test]
-fn an_empty_table_of_the_same_name_is_replaced() {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
-    let mut daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
-    let running = our_table(&lab);
-    lab.gateway.nft("delete table inet ftp_alg\nadd table inet ftp_alg").unwrap();
-    wait_for("the table", || our_table(&lab) == running);
-    assert!(daemon.exit_status().is_none(), "{}", daemon.log());
-}
-
-#[test]
 fn a_stale_copy_of_the_table_is_replaced() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let mut daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
@@ -214,26 +202,6 @@ fn a_stale_copy_of_the_table_is_replaced() {
     }
     assert!(daemon.exit_status().is_none(), "{}", daemon.log());
     daemon.stop().unwrap();
-}
-
-/// Where the kernel lets it: the table of another one that owns it cannot be replaced anyway.
-#[test]
-fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
-    let program = executable_without_owner(&lab);
-    let mut first = Daemon::start(&program, &lab.gateway, "").unwrap();
-    let _server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
-    // It has a session that it would go on with.
-    let client = hold(&lab, (login(), gate()));
-    first.kill();
-    let command = another_daemon(&lab, &[], &program, &[], OTHER_QUEUES);
-    let second = lab.gateway.start(command, "second").unwrap();
-    wait_for("the second daemon", || second.log().contains("ready"));
-    let running = our_table(&lab);
-    let refused = Daemon::start(&program, &lab.gateway, "").unwrap_err().to_string();
-    assert!(refused.contains("`ftp-alg run --takeover` ends it"), "{refused}");
-    assert_eq!(our_table(&lab), running);
-    assert_eq!(client.release().error, None);
 }
 
 /// What `ftp-alg rules nftables` prints.

@@ -100,18 +100,9 @@ fn a_second_daemon_without_root_names_the_takeover_as_well() {
 
 /// Starts `ftp-alg run --takeover` with these words, and waits until it is ready.
 fn takeover(gateway: &Gateway, words: &[&str], socket: &str) -> BackgroundProcess {
-    takeover_with(gateway, words, socket, "")
-}
-
-fn takeover_with(
-    gateway: &Gateway,
-    words: &[&str],
-    socket: &str,
-    configuration: &str,
-) -> BackgroundProcess {
     let program = executable_for_everyone(&gateway.lab);
     let words = [&["--takeover", "--socket", socket][..], words].concat();
-    let command = another_daemon(&gateway.lab, &[], &program, &words, configuration);
+    let command = another_daemon(&gateway.lab, &[], &program, &words, "");
     let mut second = gateway.lab.gateway.start(command, "second").unwrap();
     wait_for("the second daemon", || {
         assert!(second.exit_status().is_none(), "{}", second.log());
@@ -148,24 +139,17 @@ fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
 fn a_takeover_from_another_place_ends_the_first_and_serves_new_sessions() {
     for user in [&[][..], &["--user", "nobody"]] {
         let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
+        let before = gateway.daemon.status().unwrap()["fast_path"]["state"].clone();
         let [state, socket] = elsewhere(&gateway);
         let words = [&["--state-dir", &*state][..], user].concat();
         let mut second = takeover(&gateway, &words, &socket);
         assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
         talk(&gateway.lab, (login(), ask("PORT 192,168,150,80,14,178"))).ok();
         assert_eq!(answer(&gateway, "status", &socket)["rewrites"], json!(1), "{}", second.log());
+        let after = || answer(&gateway, "status", &socket)["fast_path"]["state"].clone();
+        wait_for("the fast path", || after() == before);
         second.terminate(Duration::from_secs(30)).unwrap();
     }
-}
-
-#[test]
-fn without_another_a_takeover_is_a_start() {
-    let mut gateway = gateway(Topology::Routed);
-    gateway.daemon.stop().unwrap();
-    let [state, socket] = elsewhere(&gateway);
-    let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
-    assert!(!second.log().contains("takeover"), "{}", second.log());
-    second.terminate(Duration::from_secs(30)).unwrap();
 }
 
 #[test]
@@ -203,18 +187,6 @@ fn a_takeover_that_could_not_start_ends_nothing() {
         assert_eq!(gateway.daemon.exit_status(), None, "{words:?}: {}", gateway.daemon.log());
     }
     assert!(gateway.daemon.status().is_ok());
-}
-
-#[test]
-fn a_takeover_by_another_user_has_the_fast_path_as_well() {
-    let gateway = gateway_with(Topology::Routed, FAST_PATH);
-    let before = gateway.daemon.status().unwrap()["fast_path"]["state"].clone();
-    let [state, socket] = elsewhere(&gateway);
-    let words = ["--state-dir", &state, "--user", "nobody"];
-    let mut second = takeover_with(&gateway, &words, &socket, FAST_PATH);
-    let after = || answer(&gateway, "status", &socket)["fast_path"]["state"].clone();
-    wait_for("the fast path", || after() == before);
-    second.terminate(Duration::from_secs(30)).unwrap();
 }
 
 /// It does not react to SIGTERM.

@@ -226,7 +226,7 @@ fn transfers_are_written_as_xferlog() {
 /// that the gateway sends itself the kernel gives no time.
 #[test]
 fn transfers_over_the_same_ports_have_their_own_bytes() {
-    const FILES: usize = 60;
+    const FILES: usize = 30;
     let slow = "queue.fast-path = \"off\"\n";
     for (setup, topology) in [("", Topology::Masquerade), (slow, Topology::Routed)] {
         let gateway = gateway_with(topology, setup);

@@ -21,12 +21,6 @@ fn every_version_is_the_same() {
 }
 
 #[test]
-fn help_is_what_the_command_says_of_itself() {
-    assert_eq!(output(PROGRAM, &["help"]), output(PROGRAM, &["--help"]));
-    assert_eq!(output(PROGRAM, &["help", "status"]), output(PROGRAM, &["status", "--help"]));
-}
-
-#[test]
 fn an_archive_of_the_source_names_its_commit() {
     // A source that is no repository has been such an archive.
     if root().join(".git").exists() {

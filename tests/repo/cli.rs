@@ -117,7 +117,7 @@ fn each_error_of_a_configuration_is_one_line() {
         ),
     ] {
         let file = place.config(text);
-        for command in [&["check"][..], &["rules", "nftables"], &["run"]] {
+        for command in [&["check"][..], &["rules", "nftables"], &["run"], &["doctor"]] {
             let (code, stdout, stderr) = outcome(&[command, &["--config", &file]].concat());
             assert_eq!((code, stdout.as_str()), (2, ""), "{command:?}");
             assert_eq!(stderr.lines().count(), errors.len(), "{command:?}: {stderr}");

@@ -8,7 +8,7 @@ mod kube_proxy;
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use cluster::{CLUSTER, Cluster, Cni, LOCAL, Node, OTHER_POD, POD};
-use kube_proxy::{Policy, ProxyMode, Service};
+use kube_proxy::{ProxyMode, Service};
 
 use crate::common::*;
 
