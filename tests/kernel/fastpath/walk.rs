@@ -105,7 +105,8 @@ impl Walk {
                 let has_fin = [Side::Client, Side::Server].map(|side| has_sent_fin(&flow, side));
                 // Those of both sides may cross.
                 let is_fin = rng.chance(if has_fin == [false; 2] { 0.03 } else { 0.4 });
-                let is_odd = rng.chance(if is_fin { 0.5 } else { 0.02 });
+                let is_odd =
+                    rng.chance(if is_fin || flow.dialogue == FIN_DUE { 0.5 } else { 0.02 });
                 let side = if is_reply != is_odd { Side::Server } else { Side::Client };
                 let (source, destination) = if side == Side::Client { client } else { server };
                 let mut frame = Frame::new(source, destination, ACK | PSH);
@@ -407,11 +408,9 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         false => [format!("PORT {}", numbers(client)), "PASV".to_owned()],
     };
     let commands = [
-        "NOOP".to_owned(),
+        format!("{}{}", rng.pick(&BYPASSABLE), rng.pick(&["", " some thing"])),
         "retr a b".to_owned(),
         format!("Cwd {}", "d".repeat(length)),
-        (*rng.pick(&BYPASSABLE)).to_owned(),
-        format!("{} some thing", rng.pick(&BYPASSABLE)),
         port_command.clone(),
         port_command.replacen("PORT", "port", 1),
         port_command,
@@ -465,7 +464,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
             (*rng.pick(&["331 password for a", "331 ", "230 in", "530 no"])).to_owned()
         }
         (Side::Client, _) if rng.chance(0.04) => random_request(|bound| rng.below(bound)),
-        (Side::Client, COMMAND_PENDING) if rng.chance(0.5) => "ABOR".to_owned(),
+        (Side::Client, COMMAND_PENDING | FIN_DUE) if rng.chance(0.5) => "ABOR".to_owned(),
         (Side::Client, _) if rng.chance(0.04) => (*rng.pick(&["QUIT", "quit", "abor"])).to_owned(),
         (Side::Client, _) => rng.pick(&commands).clone(),
         (Side::Server, PASV_PENDING) => passive,
