@@ -1,7 +1,8 @@
 //! The worker: a thread that reads the packets of one netfilter queue and gives their verdicts.
 //!
 //! Invariants:
-//! - Its engine reads the fast path's lines before it decides about a packet, so it knows every earlier line.
+//! - Before its engine decides about a packet, the fast path inspects no more lines of that connection, and the engine has
+//!   read those that it did inspect. So it knows every earlier line, and none passes meanwhile.
 //! - After the heartbeat has lapsed, the worker decides about the waiting packets before it records progress. The
 //!   heartbeat is not renewed before that, so no other packet is queued meanwhile.
 
@@ -128,6 +129,7 @@ impl Worker {
         if shared.restored_remaining.load(Ordering::Relaxed) > 0 {
             shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes), now);
         }
+        shard.engine.stop_fast_path(arrivals.clone().map(|packet| packet.bytes), kernel);
         shared.read_lines_of(&mut shard.engine, kernel);
         shard.engine.take(now, arrivals, kernel);
         let queue = WorkerQueue { verdicts, parameters, checks_downtime: !late };

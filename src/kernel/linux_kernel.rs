@@ -332,6 +332,10 @@ impl Kernel for LinuxKernel {
         }
     }
 
+    fn stop_flow(&mut self, flow: u64) -> bool {
+        self.offload.as_ref().is_none_or(|offload| offload.stop(flow))
+    }
+
     /// A bridge without an address has no route for any packet, so only the first error that says so is returned.
     fn inject(&mut self, packet: &[u8], source: IpAddr, ct_mark: u32) -> Result<(), KernelError> {
         let injected = self.injector.inject(packet, source, ct_mark);

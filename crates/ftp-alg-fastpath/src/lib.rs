@@ -333,8 +333,7 @@ impl FastPath {
         Ok(())
     }
 
-    /// Takes a connection back from the program. When this returns, the record of every inspected line is reserved in
-    /// the ring. The program's pinhole stays open, with its translations.
+    /// Takes a connection back from the program, and [stops](Self::stop_inspection) it. The program's pinhole stays open, with its translations.
     pub fn take_back(&self, flow: u64, tuples: [PacketTuple; 2]) -> io::Result<()> {
         self.stop_inspection(flow)?;
         for tuple in tuples {
@@ -357,11 +356,16 @@ impl FastPath {
         flows.iter().try_for_each(|flow| self.flows.delete(&flow.to_ne_bytes()).map(drop))
     }
 
-    /// Sets `handed_over` to 0, so that the program inspects no line after this.
-    fn stop_inspection(&self, flow: u64) -> io::Result<()> {
+    /// Sets `handed_over` to 0, unless the program has done so. When this returns, the program inspects no more lines of the
+    /// connection, and the record of every inspected line is reserved in the ring.
+    pub fn stop_inspection(&self, flow: u64) -> io::Result<()> {
         let key = flow.to_ne_bytes();
         let Some(value) = self.flows.look_up(&key, LOCK)? else { return Ok(()) };
-        let stopped = Flow { handed_over: 0, ..Flow::from_bytes(&value) };
+        let flow_now = Flow::from_bytes(&value);
+        if flow_now.handed_over == 0 {
+            return Ok(());
+        }
+        let stopped = Flow { handed_over: 0, ..flow_now };
         // A change that the program makes between lookup and update is lost. That does not matter, because the flow
         // ends here.
         self.replace(flow, &stopped).map(drop)

@@ -117,6 +117,12 @@ impl Offload {
         }
     }
 
+    /// Has the program inspect no more lines of a connection. Returns whether that is so.
+    pub(super) fn stop(&self, flow: u64) -> bool {
+        let stopped = self.program.stop_inspection(flow).map(|()| true);
+        self.value_or(false, "cannot stop a connection", stopped)
+    }
+
     /// Hands a connection over that is being taken back: its flow gets the new state. Returns `false` if the flow is
     /// another connection's, or is not in the program.
     fn replace(&self, withdrawal: &Withdrawal, handover: &Handover) -> bool {

@@ -36,6 +36,8 @@ pub struct FakeKernel {
     pub injected: Vec<Vec<u8>>,
     /// The last queue mode that was set.
     pub mode: Option<QueueMode>,
+    /// Whether the fast path goes on with connections that it is to stop.
+    pub never_stops: bool,
     /// The changes of connections on the fast path.
     pub changes: Vec<FlowChange>,
     /// Whether its pinholes are expectations.
@@ -134,6 +136,10 @@ impl Kernel for FakeKernel {
 
     fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
         self.changes.extend(changes);
+    }
+
+    fn stop_flow(&mut self, _: u64) -> bool {
+        !self.never_stops
     }
 
     fn inject(&mut self, packet: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {

@@ -485,3 +485,16 @@ fn a_restored_pinhole_is_where_the_kernel_has_it() {
         assert_eq!(next.sessions.fast_path_pinholes().count(), usize::from(!is_in_rules));
     }
 }
+
+/// Queued before the handover, or behind a gap. The program may pass another line in its place.
+#[test]
+fn a_packet_is_accepted_when_the_program_has_stopped() {
+    for (never_stops, outcome) in [(false, PacketOutcome::Accept), (true, PacketOutcome::Drop)] {
+        let mut talk = Conversation::handed_over();
+        talk.gateway.kernel.never_stops = never_stops;
+        let line = talk.next_packet(Side::Client, b"SITE xPORT 10,99,99,99,21,179\r\n", 0);
+        assert_eq!(talk.pass(&line).0, outcome);
+        assert!(!talk.is_handed_over());
+        assert_eq!(talk.pass(&line).0, PacketOutcome::Accept, "its retransmission");
+    }
+}

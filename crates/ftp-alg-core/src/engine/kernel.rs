@@ -224,6 +224,12 @@ pub trait Kernel {
     /// nothing.
     fn apply_flow_changes(&mut self, _changes: &[FlowChange]) {}
 
+    /// Has the fast path's BPF program inspect no more lines of this connection. When this returns, all that it has
+    /// inspected can be read. Returns whether that is so.
+    fn stop_flow(&mut self, _flow: u64) -> bool {
+        true
+    }
+
     /// Sends an IP packet from this machine, without connection tracking. It is routed as the packets of its connection
     /// are, which have the source address `source` and the operator's bits `ct_mark` in the ct mark.
     fn inject(&mut self, packet: &[u8], source: IpAddr, ct_mark: u32) -> Result<(), KernelError>;

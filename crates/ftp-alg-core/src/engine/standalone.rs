@@ -93,7 +93,10 @@ impl<K: Kernel> Standalone<K> {
         now: Instant,
         packets: impl Iterator<Item = QueuedPacket<'p>> + Clone,
     ) {
-        self.run(now, |engine, kernel| engine.take(now, packets, kernel));
+        self.run(now, |engine, kernel| {
+            engine.stop_fast_path(packets.clone().map(|packet| packet.bytes), kernel);
+            engine.take(now, packets, kernel);
+        });
     }
 
     /// Removes what has expired by `now`.

@@ -20,6 +20,9 @@ pub struct FastPathProgress {
     pub(crate) lines_inspected: u32,
     /// Whether the connection is handed over.
     pub(crate) is_handed_over: bool,
+    /// Whether the BPF program inspects no more lines, and those that it had inspected were read.
+    #[serde(skip)]
+    pub(crate) is_stopped: bool,
     /// Number of consecutive handovers without a passed line. A restart ends handovers, so those before do not count.
     #[serde(skip)]
     pub(crate) idle_handovers: u8,
@@ -35,6 +38,7 @@ impl FastPathProgress {
     pub(crate) const NONE: Self = Self {
         lines_inspected: 0,
         is_handed_over: false,
+        is_stopped: false,
         idle_handovers: 0,
         is_ungreeted: false,
         used_fitting_port: false,

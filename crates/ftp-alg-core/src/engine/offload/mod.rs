@@ -42,6 +42,28 @@ pub(crate) const MAX_UNGREETED: u32 = 256;
 const USUAL_PACKET: usize = 256;
 
 impl Engine {
+    /// Has the BPF program inspect no more lines of the connections of these packets. The caller reads its lines before it
+    /// [decides](Self::take) about the packets. Otherwise the program could pass a line in the place of a packet that
+    /// was queued before the handover and is accepted meanwhile. The server would read that packet from the end of the
+    /// line on, perhaps as a command that nobody has inspected.
+    pub fn stop_fast_path<'p>(
+        &mut self,
+        packets: impl Iterator<Item = &'p [u8]>,
+        kernel: &mut dyn Kernel,
+    ) {
+        if !self.sessions.uses_fast_path {
+            return;
+        }
+        for packet in packets.filter_map(|bytes| Packet::parse(bytes).ok()) {
+            if let Some(Entry { head, .. }) = self.sessions.table.find_packet(&packet)
+                && head.extra().fast_path.is_handed_over
+                && !head.extra().fast_path.is_stopped
+            {
+                head.extra_mut().fast_path.is_stopped = kernel.stop_flow(head.id);
+            }
+        }
+    }
+
     /// Reads lines from the fast path, in order for each connection. The caller [finishes](Self::finish) the batch.
     pub fn read_fast_path_lines<'l>(
         &mut self,
@@ -260,7 +282,8 @@ impl Sessions {
         let (id, session) = (entry.head.id, &entry.session);
         let is_ungreeted = session.dialogue.phase() == Phase::NotGreeted;
         let state = &mut entry.head.extra_mut().fast_path;
-        (state.is_handed_over, state.is_ungreeted) = (true, is_ungreeted);
+        (state.is_handed_over, state.is_stopped) = (true, false);
+        state.is_ungreeted = is_ungreeted;
         self.ungreeted_handovers += u32::from(is_ungreeted);
         state.count_idle_handover();
         let set = match translation.client == translation.client_external {

@@ -1,9 +1,9 @@
 //! Finds the session that a packet belongs to, or starts one, and decides whether the packet arrives on the interface on
 //! which its sender is.
 //!
-//! A session knows the interfaces of its ends. The kernel is asked about another one. A server's packet from where no
-//! route to it leads passes unread: it opens nothing and does not change its session. A client's is dropped, because
-//! the policy may refuse a command of it.
+//! A session knows the interfaces of its ends. The kernel is asked about another one. New data from where no route to its
+//! sender leads is dropped twice. The third time a server's passes unread; a client's is read, because the policy may
+//! refuse it, and counts as missed. A packet that is queued takes its connection back from the fast path.
 //!
 //! The expression `fib` of nftables knows the best route only, so it would not find a second path. rp_filter has the
 //! same limit, and IPv6 has none.
@@ -21,6 +21,7 @@ use crate::{
         Engine, Entry, EventKind, Kernel, PacketMeta, QueuedPacket, RouteLookup, Sessions, Stray,
         Verdict,
         batch::SessionRef,
+        offload::handover::FastPathProgress,
         packets::{ACCEPT, Handling, PacketContext, trace_unread},
         table::{Key, PREFETCHED, entry::Timestamp},
     },
@@ -134,7 +135,7 @@ impl Engine {
             let is_settled = entry.session.interfaces.are_settled(from, meta.input, meta.output);
             let is_over = entry.session.is_over();
             let session = SessionRef { index, id: entry.head.id };
-            let is_handed_over = entry.head.extra().fast_path.is_handed_over;
+            let FastPathProgress { is_handed_over, is_stopped, .. } = entry.head.extra().fast_path;
             let is_adjusted = is_handed_over && entry.session.has_adjusted_numbers(from, packet);
             let is_certain = !packet.has(flags::SYN) && entry.head.incarnation().is_none();
             // A SYN changes nothing by itself. When the connection has ended, its ends may be elsewhere.
@@ -159,6 +160,10 @@ impl Engine {
                 self.sessions.take_back(index);
                 if is_adjusted {
                     return Err(Handling::Verdict(Verdict::Drop(DropReason::Adjusted)));
+                }
+                // It waited in the reorder queue, and the program may pass a line in its place until it is told.
+                if !is_stopped && !packet.payload().is_empty() {
+                    return Err(Handling::Verdict(Verdict::Drop(DropReason::Overlap)));
                 }
             }
             known = is_certain.then_some((index, from));

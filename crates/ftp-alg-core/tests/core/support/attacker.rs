@@ -12,6 +12,7 @@ use super::{
     Rng,
     link::Link,
     scenario::{NATS, Scenario, hands_over, uses_expectations},
+    script::words,
     segment::Segment,
     sim::{Sim, queues::Queueing},
     victim::{ALL, Victim},
@@ -39,6 +40,8 @@ enum Act {
     /// The announcement alone.
     Bounce,
     Piece,
+    /// Another line, or a part of one. What it has of an announcement may begin where a line ended.
+    Other,
 }
 
 const ACTS: &[Act] = &[
@@ -50,7 +53,14 @@ const ACTS: &[Act] = &[
     Act::Stale,
     Act::Bounce,
     Act::Piece,
+    Act::Other,
+    Act::Other,
 ];
+/// Lines of which some server might execute a part.
+const OTHERS: &[u8] = b"NOOP\r\n|NOOP xxxxxx\r\n|LIST 10,99,99,99,21,179\r\n|REST 10,99,99,99,21,179\r\n|TYPE PORT\r\n|CWD PORT\r\n|\
+    CWD 10,99,99,99,21,179\r\n|RETR xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxPORT\r\n|SITE xxPORT 10,99,99,99,21,179\r\n|\
+    SITE xxxxxxxPORT 10,99,99,99,21,179\r\n|SITE x POR\xff\xf1T 10,99,99,99,21,179\r\n|SITE x PO\0RT 10,99,99,99,21,179\r\n|\
+    xxxx\r\nPOR|SITE xxxx\r\n|SITE xxPOR|T 10,99,99,99,21,179\r\n|xxxxxxxxxxxxxxx|PO|\r\n";
 /// What an attack is made of, besides chance.
 const PLANS: &[&[Act]] = &[
     &[],
@@ -72,6 +82,8 @@ struct Attack {
     /// Replies that the server has not sent.
     owed: usize,
     is_slow: bool,
+    /// Where its segments ended.
+    ends: Vec<i32>,
 }
 
 /// What the server was made to connect to. The daemon crashes this often.
@@ -89,7 +101,9 @@ pub fn attack(seed: u64, crashes: f64) -> Vec<String> {
     let (client, server) = (sim.client.next_number(), sim.server.next_number());
     let victim = Victim::new(*rng.pick(&ALL), client);
     let is_slow = rng.chance(0.3);
-    let mut attack = Attack { sim, victim, client, server, heard: server, owed: 0, is_slow, rng };
+    let ends = vec![0];
+    let heard = server;
+    let mut attack = Attack { sim, victim, client, server, heard, owed: 0, is_slow, ends, rng };
     attack.run();
     attack.victim.announcements()
 }
@@ -138,6 +152,18 @@ impl Attack {
                     let from = self.rng.below(to);
                     self.send(from as i32, &whole.as_bytes()[from..to], stale);
                 }
+                Act::Other => {
+                    let line = *self.rng.pick(&words(OTHERS));
+                    let inner = line.windows(3).position(|three| three == b"POR");
+                    let inner = inner.filter(|_| self.rng.chance(0.5)).unwrap_or(0) as i32;
+                    let offset = *self.rng.pick(&self.ends) - inner;
+                    let cut = if self.rng.chance(0.1) {
+                        1 + self.rng.below(line.len())
+                    } else {
+                        line.len()
+                    };
+                    self.send(offset, &line[..cut], stale);
+                }
             }
             let most = *self.rng.pick(&[1, 30, 100, 1_000, 10_000, 200_000]);
             let pause = self.rng.below(most) as u64;
@@ -163,6 +189,7 @@ impl Attack {
             payload: payload.to_vec(),
             ..Segment::default()
         };
+        self.ends.push(offset + payload.len() as i32);
         self.sim.throw(Client, &segment);
     }
 

@@ -286,6 +286,10 @@ impl Kernel for Recorder {
         }
     }
 
+    fn stop_flow(&mut self, flow: u64) -> bool {
+        self.life.call() && self.program.stop(flow)
+    }
+
     fn inject(&mut self, packet: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
         if !self.life.call() {
             return Ok(());

@@ -305,6 +305,11 @@ impl Program {
         self.flows.remove(&flow);
     }
 
+    pub fn stop(&mut self, flow: u64) -> bool {
+        self.flows.get_mut(&flow).into_iter().for_each(|flow| flow.handed_over = 0);
+        true
+    }
+
     /// Takes back a connection of an earlier daemon.
     pub fn take_back_any(&mut self, flow: u64) {
         self.tuples.retain(|_, (owner, _)| *owner != flow);

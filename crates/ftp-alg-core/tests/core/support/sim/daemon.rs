@@ -184,6 +184,7 @@ impl Daemon {
         packets: Vec<(Packet, PacketMeta)>,
         kernel: &mut Recorder,
     ) {
+        self.engine.stop_fast_path(packets.iter().map(|(packet, _)| &*packet.bytes), kernel);
         self.feed(kernel);
         for (packet, _) in &packets {
             self.adopt(&packet.bytes);
