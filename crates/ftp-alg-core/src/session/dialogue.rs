@@ -11,8 +11,8 @@
 //!
 //! [`Step`] records how a dialogue of which packets were missed gets in step again.
 //!
-//! Either end can have bytes missed at any time: it acknowledges more than the other one has sent so far, and what is
-//! sent then passes unread. So a client could have the start of a listing passed, and name files so that the rest looks
+//! Either end can make us miss bytes at any time: it acknowledges what the other one has not sent yet, which then passes
+//! unread. So a client could have the start of a listing passed, and name files so that the rest looks
 //! like replies. Nothing is opened until a command and its reply, which was [a complete reply of its
 //! own](super::reading), show that no such line can come any more:
 //!

@@ -165,8 +165,8 @@ impl Session {
         packet.has(flags::ACK) && (packet.seq(), packet.ack()) == first
     }
 
-    /// Whether every packet must be queued: sequence numbers differ, bytes are held back, or a probe's answer is
-    /// expected.
+    /// Whether every packet must be queued: sequence numbers differ, bytes are held back, much of the client's data is
+    /// unacknowledged, or a probe's answer is expected.
     #[inline]
     pub fn needs_all_queued(&self) -> bool {
         // Acknowledgements show which bytes are missing, and how much of the unacknowledged data has arrived.

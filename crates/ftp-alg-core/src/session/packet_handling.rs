@@ -3,11 +3,11 @@
 //!
 //! # How packets are forwarded
 //!
-//! With the sequence numbers that the receiver expects, and the bytes that it is to get. [`Session::forward`] applies the
-//! [`SequenceMap`](super::SequenceMap) of each direction and the held bytes. Invariants for every forwarded packet,
-//! whatever the peers send:
+//! A packet is forwarded with the sequence numbers that its receiver expects, and the bytes that the receiver is to get.
+//! [`Session::forward`] applies the [`SequenceMap`](super::SequenceMap) of each direction and the held bytes. Invariants
+//! for every forwarded packet, whatever the peers send:
 //! - A sequence number is always delivered with the same byte, however often its segment is retransmitted.
-//! - An acknowledgement never covers bytes that were not delivered, except the bytes held back here.
+//! - An acknowledgement never covers bytes that were not delivered, except those that the gateway holds back.
 
 use std::{borrow::Cow, fmt};
 

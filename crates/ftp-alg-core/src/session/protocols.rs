@@ -206,7 +206,7 @@ const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 const MAX_V1: usize = 107;
 
 /// Length of the header at the start of `bytes`, if all of it is there. The protocol asks its sender for one segment.
-pub fn header_len(bytes: &[u8]) -> Option<usize> {
+pub fn proxy_header_len(bytes: &[u8]) -> Option<usize> {
     if bytes.starts_with(SIGNATURE) { v2_len(bytes) } else { v1_len(bytes) }
 }
 
@@ -264,10 +264,10 @@ mod tests {
             v2(0x21, &[10, 13, 10, 1, 198, 51, 100, 9, 13, 10, 0, 21]),
         ] {
             let length = header.len();
-            assert_eq!(header_len(&header), Some(length), "{}", header.escape_ascii());
-            assert_eq!(header_len(&[&header[..], b"USER joe\r\n"].concat()), Some(length));
+            assert_eq!(proxy_header_len(&header), Some(length), "{}", header.escape_ascii());
+            assert_eq!(proxy_header_len(&[&header[..], b"USER joe\r\n"].concat()), Some(length));
             for cut in 0..length {
-                assert_eq!(header_len(&header[..cut]), None, "{}", header.escape_ascii());
+                assert_eq!(proxy_header_len(&header[..cut]), None, "{}", header.escape_ascii());
             }
         }
     }
@@ -286,7 +286,7 @@ mod tests {
             long.into_bytes(),
             v2(0x11, b""),
         ] {
-            assert_eq!(header_len(&bytes), None, "{}", bytes.escape_ascii());
+            assert_eq!(proxy_header_len(&bytes), None, "{}", bytes.escape_ascii());
         }
     }
 }

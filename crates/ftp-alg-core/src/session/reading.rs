@@ -1,7 +1,7 @@
 //! From segments to whole lines: bytes are read in the order of their sequence numbers, each once, and an unfinished
 //! line may be held back. Then what a whole line says, what the engine decides about its announcement, and the edit with
-//! which it is forwarded. An edit that changes the length has all later packets queued (`wanted_queue_mode` in
-//! `engine/decision`). `direction` stores and delivers the bytes.
+//! which it is forwarded. An edit that changes the length has all later packets queued (`Session::needs_all_queued`).
+//! `direction` stores and delivers the bytes.
 //!
 //! # Complete replies
 //!
@@ -10,16 +10,16 @@
 //! A server repeats file names, which may contain line ends, and a client can stop the server at any byte by its
 //! receive window. The bytes sent so far then end like a reply, with PSH (`tcp_write_wakeup`), and the rest begins like
 //! the next reply. So once a reply may contain such a name, or the ends may disagree about line ends, a 227 or 229
-//! counts only if the server had nothing else to send when it could send:
+//! counts only if the server could have sent more, and had nothing more:
 //! - the reply fills one segment with PSH, or its line end has one of its own, as with servers that write line ends
 //!   alone; and it acknowledges its command;
 //! - the packets of that command acknowledged everything before, and let the server send more than it has sent since.
 //!
 //! Bytes that waited in the server's TCP would have come with the reply, because TCP sends what fits as soon as a
 //! packet opens the window (`tcp_data_snd_check`). If those bytes are one line, it ends as no announcement does
-//! (`is_end_of_reply`). Acknowledgements without data can close the window again, so they are queued as well. One with a later sequence number than the client's next is dropped: the server would ignore the windows of all
-//! packets before that number, except of those that acknowledge more than was acknowledged before
-//! (`tcp_may_update_window`).
+//! (`is_end_of_reply`). Acknowledgements without data can close the window again, so they are queued as well. One past the
+//! client's next number is dropped: after it the server would ignore the windows of earlier packets, unless they
+//! acknowledge something new (`tcp_may_update_window`).
 //!
 //! The client's window scale is unknown: its SYN is not queued, and conntrack's scale may be of a SYN that the server
 //! has not received. Without a scale a field of 31 is a window of 31 bytes, with a scale of 11 one of 63 KB. So a small
@@ -37,7 +37,7 @@ use super::{
     dialogue::{CommandEffect, ReplyEffect},
     direction::{CROSS_OUT_BYTE, LineEdit},
     interfaces::DOUBTFUL_INTERFACE,
-    protocols::{TlsRecords, header_len},
+    protocols::{TlsRecords, proxy_header_len},
     state::{Inspection, Read, State, Tls},
 };
 use crate::{
@@ -145,7 +145,7 @@ impl DirectionReader<'_> {
     #[cold]
     fn skip_proxy_header(&mut self, seq: Seq, new: &[u8]) -> usize {
         let is_first = seq == self.direction.space.first && self.direction.line().is_empty();
-        let Some(length) = header_len(new).filter(|_| is_first) else { return 0 };
+        let Some(length) = proxy_header_len(new).filter(|_| is_first) else { return 0 };
         self.record_subnegotiation(&new[..length]);
         let (header, mut scanner) = (&new[..length], VerbScanner::default());
         let search = self.verb_search();
