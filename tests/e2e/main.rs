@@ -1,6 +1,6 @@
 //! End to end: `ftp-alg run` on a gateway between real clients and servers, in network namespaces.
 //!
-//! These tests need root. They know the product as a program; `crates/ftp-alg-lab` builds the network.
+//! These tests need root. They know the product as a program; `tests/lab` builds the network.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 

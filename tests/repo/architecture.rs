@@ -373,7 +373,8 @@ fn module_path(file: &Path) -> ModulePath {
 fn crates() -> Vec<String> {
     let crates = fs::read_dir(root().join("crates")).unwrap();
     let names = crates.map(|one| one.unwrap().file_name().into_string().unwrap());
-    names.map(|name| format!("crates/{name}/src")).chain(["src".to_owned()]).collect()
+    let others = ["src", "tests/lab/src"].map(str::to_owned);
+    names.map(|name| format!("crates/{name}/src")).chain(others).collect()
 }
 
 fn root() -> &'static Path {

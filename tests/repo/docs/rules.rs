@@ -10,7 +10,7 @@ use std::{
 use super::pages::{Block, blocks, lines, manual_examples, pages, root, text};
 
 /// Files with rules that a test loads and moves files through, besides the recipes.
-const TESTED: [&str; 2] = ["README.md", "crates/ftp-alg-lab/src/firewall.rs"];
+const TESTED: [&str; 2] = ["README.md", "tests/lab/src/firewall.rs"];
 
 /// Runs the shell `lines` in a network namespace of their own that has the interfaces `lan0` and `wan0`.
 pub fn in_namespace(lines: &str, input: &str, what: &str) {
