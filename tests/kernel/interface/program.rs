@@ -222,21 +222,25 @@ fn lines_are_not_inspected_after_take_back() {
 }
 
 #[test]
-fn after_take_back_the_ring_has_all_inspected_lines() {
+fn after_a_stop_the_ring_has_all_inspected_lines() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     let path = lab.on_gateway(|| pins.load());
     for round in 1..=50 {
         path.hand_over(round, tuples(), &flow()).unwrap();
         let before = path.counters().unwrap().handed_back;
         let (inspected, late) = std::thread::scope(|scope| {
-            // Another processor sends lines while the flow is taken back.
+            // Another processor sends lines while the flow is stopped, or taken back.
             let lines = scope.spawn(|| {
                 lab.on_gateway(|| (0..3000).for_each(|count| exchange(&path, count)));
             });
             std::thread::sleep(Duration::from_millis(2 + round % 5));
-            path.take_back(round, tuples()).unwrap();
+            match round % 2 {
+                0 => path.stop_inspection(round).unwrap(),
+                _ => path.take_back(round, tuples()).unwrap(),
+            }
             let inspected = read(&path);
             lines.join().unwrap();
+            path.take_back(round, tuples()).unwrap();
             (inspected, read(&path))
         });
         assert!(inspected.iter().map(|line| line.number).eq(1..=inspected.len() as u32), "{round}");

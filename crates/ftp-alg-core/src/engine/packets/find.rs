@@ -161,7 +161,7 @@ impl Engine {
                 if is_adjusted {
                     return Err(Handling::Verdict(Verdict::Drop(DropReason::Adjusted)));
                 }
-                // It waited in the reorder queue, and the program may pass a line in its place until it is told.
+                // It waited in the reorder queue, and the program may pass a line in its place until it has stopped.
                 if !is_stopped && !packet.payload().is_empty() {
                     return Err(Handling::Verdict(Verdict::Drop(DropReason::Overlap)));
                 }
