@@ -129,7 +129,7 @@ impl Worker {
         if shared.restored_remaining.load(Ordering::Relaxed) > 0 {
             shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes), now);
         }
-        shard.engine.stop_fast_path(arrivals.clone().map(|packet| packet.bytes), kernel);
+        shard.engine.stop_fast_path(arrivals.clone(), kernel);
         shared.read_lines_of(&mut shard.engine, kernel);
         shard.engine.take(now, arrivals, kernel);
         let queue = WorkerQueue { verdicts, parameters, checks_downtime: !late };

@@ -38,6 +38,8 @@ pub struct FakeKernel {
     pub mode: Option<QueueMode>,
     /// Whether the fast path goes on with connections that it is to stop.
     pub never_stops: bool,
+    /// How many connections it was to stop.
+    pub stops: usize,
     /// The changes of connections on the fast path.
     pub changes: Vec<FlowChange>,
     /// Whether its pinholes are expectations.
@@ -139,6 +141,7 @@ impl Kernel for FakeKernel {
     }
 
     fn stop_flow(&mut self, _: u64) -> bool {
+        self.stops += 1;
         !self.never_stops
     }
 

@@ -492,8 +492,12 @@ fn a_packet_is_accepted_when_the_program_has_stopped() {
     for (never_stops, outcome) in [(false, PacketOutcome::Accept), (true, PacketOutcome::Drop)] {
         let mut talk = Conversation::handed_over();
         talk.gateway.kernel.never_stops = never_stops;
+        talk.gateway.kernel.routes = Some(Default::default());
         let line = talk.next_packet(Side::Client, b"SITE xPORT 10,99,99,99,21,179\r\n", 0);
+        assert_eq!(talk.pass_between(&line, 9, 1).0, PacketOutcome::Drop, "from elsewhere");
+        assert_eq!((talk.gateway.kernel.stops, talk.is_handed_over()), (0, true));
         assert_eq!(talk.pass(&line).0, outcome);
+        assert_eq!(talk.gateway.kernel.stops, 1);
         assert!(!talk.is_handed_over());
         assert_eq!(talk.pass(&line).0, PacketOutcome::Accept, "its retransmission");
     }

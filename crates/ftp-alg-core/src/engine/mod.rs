@@ -130,8 +130,6 @@ pub enum Checksums {
 
 /// Interval after which an unchanged queue mode is set again, because conntrack may have been flushed.
 const RESEND_INTERVAL: Duration = Duration::from_secs(1);
-/// Fewer sessions are cached anyway.
-const FEW_SESSIONS: usize = 4096;
 
 /// The engine of one shard.
 pub struct Engine {
@@ -178,7 +176,8 @@ impl Engine {
         packets: impl Iterator<Item = QueuedPacket<'p>> + Clone,
         kernel: &mut dyn Kernel,
     ) {
-        if self.sessions.table.len() >= FEW_SESSIONS {
+        // If it is used, `stop_fast_path` has done that.
+        if !self.sessions.uses_fast_path {
             self.sessions.prefetch(packets.clone().map(|packet| packet.bytes));
         }
         // The thread that calls `expire` may sleep while packets of these sessions arrive.

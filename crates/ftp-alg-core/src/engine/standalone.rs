@@ -94,7 +94,7 @@ impl<K: Kernel> Standalone<K> {
         packets: impl Iterator<Item = QueuedPacket<'p>> + Clone,
     ) {
         self.run(now, |engine, kernel| {
-            engine.stop_fast_path(packets.clone().map(|packet| packet.bytes), kernel);
+            engine.stop_fast_path(packets.clone(), kernel);
             engine.take(now, packets, kernel);
         });
     }

@@ -110,6 +110,11 @@ impl Interfaces {
             && (input | output) < Interface::HIGH.0.into()
     }
 
+    /// Whether `end` is at the interface with this index.
+    pub fn is_at(&self, end: Side, index: u32) -> bool {
+        self.of(end).is(index)
+    }
+
     /// Takes a packet of `from` that arrived on the interface `input`. A question, if it arrived on another one before.
     #[inline]
     pub fn take_input(&mut self, from: Side, input: u32) -> Option<RouteQuestion> {

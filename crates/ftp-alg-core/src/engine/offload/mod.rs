@@ -15,13 +15,14 @@ use std::{
 
 use crate::{
     engine::{
-        Engine, Entry, EventKind, Kernel, KernelError, Opening, PinholeEnds, QueueMode, Sessions,
-        Translation,
+        Engine, Entry, EventKind, Kernel, KernelError, Opening, PinholeEnds, QueueMode,
+        QueuedPacket, Sessions, Translation,
         batch::SessionRef,
         decision::{Decider, external},
         limits::is_counted,
         offload::handover::{
-            FastPathLine, FlowChange, Handover, LoginStage, PinholeId, SequenceOffset, Withdrawal,
+            FastPathLine, FastPathProgress, FlowChange, Handover, LoginStage, PinholeId,
+            SequenceOffset, Withdrawal,
         },
         pinholes::pinhole::Pinhole,
         records::opening_again,
@@ -42,22 +43,30 @@ pub(crate) const MAX_UNGREETED: u32 = 256;
 const USUAL_PACKET: usize = 256;
 
 impl Engine {
-    /// Has the BPF program inspect no more lines of the connections of these packets. The caller reads its lines before it
+    /// Has the BPF program inspect no more lines of the connections of these packets, if they come from where their senders
+    /// are. The caller reads its lines before it
     /// [decides](Self::take) about the packets. Otherwise the program could pass a line in the place of a packet that
     /// was queued before the handover and is accepted meanwhile. The server would read that packet from the end of the
     /// line on, perhaps as a command that nobody has inspected.
     pub fn stop_fast_path<'p>(
         &mut self,
-        packets: impl Iterator<Item = &'p [u8]>,
+        packets: impl Iterator<Item = QueuedPacket<'p>> + Clone,
         kernel: &mut dyn Kernel,
     ) {
         if !self.sessions.uses_fast_path {
             return;
         }
-        for packet in packets.filter_map(|bytes| Packet::parse(bytes).ok()) {
-            if let Some(Entry { head, .. }) = self.sessions.table.find_packet(&packet)
-                && head.extra().fast_path.is_handed_over
-                && !head.extra().fast_path.is_stopped
+        self.sessions.prefetch(packets.clone().map(|packet| packet.bytes));
+        for QueuedPacket { bytes, meta, .. } in packets {
+            let Ok(packet) = Packet::parse(bytes) else { continue };
+            let Some(Entry { head, session }) = self.sessions.table.find_packet(&packet) else {
+                continue;
+            };
+            let FastPathProgress { is_handed_over, is_stopped, .. } = head.extra().fast_path;
+            // A forged packet from elsewhere changes nothing.
+            if is_handed_over
+                && !is_stopped
+                && session.interfaces.is_at(head.side_of(packet.endpoints().0), meta.input)
             {
                 head.extra_mut().fast_path.is_stopped = kernel.stop_flow(head.id);
             }

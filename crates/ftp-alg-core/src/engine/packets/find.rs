@@ -46,6 +46,9 @@ const SOME_UNREAD: EventKind = EventKind::Elsewhere(Stray {
     text: "some packets are not read: they have an end's address, but arrive where no route to it leads",
 });
 
+/// Fewer sessions are cached anyway.
+const FEW_SESSIONS: usize = 4096;
+
 /// Why a session is not to inspect a packet now.
 enum Obstacle {
     /// The gateway has reset the connection.
@@ -60,6 +63,9 @@ impl Sessions {
     /// Prepares for the next packets, without decisions. With more sessions than a cache holds, each packet would wait
     /// for memory; here all of them wait once.
     pub fn prefetch<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {
+        if self.table.len() < FEW_SESSIONS {
+            return;
+        }
         let mut keys = [Key::default(); PREFETCHED];
         let mut packets = packets.filter_map(|bytes| Packet::parse(bytes).ok()).peekable();
         while packets.peek().is_some() {
@@ -161,7 +167,7 @@ impl Engine {
                 if is_adjusted {
                     return Err(Handling::Verdict(Verdict::Drop(DropReason::Adjusted)));
                 }
-                // It waited in the reorder queue, and the program may pass a line in its place until it has stopped.
+                // It waited in the reorder queue, or comes by another route, and the program may pass a line in its place until it has stopped.
                 if !is_stopped && !packet.payload().is_empty() {
                     return Err(Handling::Verdict(Verdict::Drop(DropReason::Overlap)));
                 }

@@ -184,16 +184,16 @@ impl Daemon {
         packets: Vec<(Packet, PacketMeta)>,
         kernel: &mut Recorder,
     ) {
-        self.engine.stop_fast_path(packets.iter().map(|(packet, _)| &*packet.bytes), kernel);
-        self.feed(kernel);
-        for (packet, _) in &packets {
-            self.adopt(&packet.bytes);
-        }
         let first = self.last + 1;
         let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
             let token = Token { id, mark: 0 };
             QueuedPacket { token, bytes: &packet.bytes, meta: *how }
         });
+        self.engine.stop_fast_path(arrivals.clone(), kernel);
+        self.feed(kernel);
+        for (packet, _) in &packets {
+            self.adopt(&packet.bytes);
+        }
         self.engine.take(now, arrivals, kernel);
         for (packet, _) in packets {
             self.last += 1;
