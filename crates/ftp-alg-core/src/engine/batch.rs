@@ -212,12 +212,9 @@ impl Engine {
             self.undo_changes_after_downtime(now, kernel);
         }
         self.sessions.take_records();
-        let batch = &mut self.sessions.batch;
-        host.record(batch);
-        if !batch.flow_changes.is_empty() {
-            kernel.apply_flow_changes(&batch.flow_changes);
-        }
-        host.give(batch);
+        host.record(&self.sessions.batch);
+        self.sessions.apply_flow_changes(kernel);
+        host.give(&self.sessions.batch);
         self.inject(kernel, host);
         self.sessions.pinholes.send_closings(kernel);
         self.sessions.ranges.send_closings(kernel);

@@ -502,3 +502,23 @@ fn a_packet_is_accepted_when_the_program_has_stopped() {
         assert_eq!(talk.pass(&line).0, PacketOutcome::Accept, "its retransmission");
     }
 }
+
+/// A client that waits for no reply. Its line is queued behind the reply with which the connection is handed over.
+#[test]
+fn a_line_behind_the_handover_in_one_batch_passes() {
+    let mut talk = Conversation::handed_over();
+    talk.say(Side::Client, "NOOP\r\n");
+    let before = talk.gateway.kernel.changes.len();
+    let packets = [(Side::Server, "200 ok\r\n"), (Side::Client, "NOOP\r\n")]
+        .map(|(side, line)| talk.take_next(side, line));
+    let [client, server] = talk.interfaces;
+    let of = |bytes, input, output| {
+        let meta = PacketMeta { input, output, ..PacketMeta::FORWARDED };
+        QueuedPacket { token: Token::default(), bytes, meta }
+    };
+    let queued = [of(&packets[0], server, client), of(&packets[1], client, server)];
+    talk.gateway.take(talk.now, queued.into_iter());
+    let verdicts: Vec<_> = talk.gateway.verdicts().iter().map(|one| &one.verdict).collect();
+    assert_eq!(verdicts, [&Verdict::Accept; 2]);
+    assert_eq!(talk.gateway.kernel.changes.len(), before, "nothing is handed over and back");
+}

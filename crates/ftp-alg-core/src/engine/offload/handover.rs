@@ -20,7 +20,8 @@ pub struct FastPathProgress {
     pub(crate) lines_inspected: u32,
     /// Whether the connection is handed over.
     pub(crate) is_handed_over: bool,
-    /// Whether the BPF program inspects no more lines, and those that it had inspected were read.
+    /// Whether the BPF program inspects none of its lines, and those that it had inspected were read: it was stopped, or
+    /// the handover is not carried out yet.
     #[serde(skip)]
     pub(crate) is_stopped: bool,
     /// Number of consecutive handovers without a passed line. A restart ends handovers, so those before do not count.

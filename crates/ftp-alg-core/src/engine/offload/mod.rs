@@ -8,6 +8,7 @@
 pub(crate) mod handover;
 
 use std::{
+    mem::take,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Instant,
@@ -291,7 +292,7 @@ impl Sessions {
         let (id, session) = (entry.head.id, &entry.session);
         let is_ungreeted = session.dialogue.phase() == Phase::NotGreeted;
         let state = &mut entry.head.extra_mut().fast_path;
-        (state.is_handed_over, state.is_stopped) = (true, false);
+        (state.is_handed_over, state.is_stopped) = (true, true);
         state.is_ungreeted = is_ungreeted;
         self.ungreeted_handovers += u32::from(is_ungreeted);
         state.count_idle_handover();
@@ -381,11 +382,34 @@ impl Sessions {
         state.is_handed_over = false;
         self.ungreeted_handovers -= state.clear_ungreeted();
         self.pinholes.revoke_fast_path_grant(index, head.client().ip());
-        if let Some(translation) = head.extra().translation {
+        // The program must not even begin if the handover is of the same batch.
+        let changes = &mut self.batch.flow_changes;
+        let handover = changes.iter().rposition(
+            |change| matches!(change, FlowChange::Handover(handover) if handover.flow == head.id),
+        );
+        if let Some(at) = handover {
+            changes.remove(at);
+        } else if let Some(translation) = head.extra().translation {
             let withdrawal = Withdrawal { flow: head.id, translation };
             self.batch.flow_changes.push(FlowChange::Withdraw(withdrawal));
         }
         self.mark_changed(index);
+    }
+
+    /// Has the BPF program take over connections and return them, as was decided.
+    pub(crate) fn apply_flow_changes(&mut self, kernel: &mut dyn Kernel) {
+        if self.batch.flow_changes.is_empty() {
+            return;
+        }
+        kernel.apply_flow_changes(&self.batch.flow_changes);
+        for change in take(&mut self.batch.flow_changes) {
+            if let FlowChange::Handover(Handover { flow, translation, .. }) = change
+                && let Some(index) = self.index_of(translation.client, translation.server, flow)
+                && let Some(Entry { head, .. }) = self.table.get_mut(index)
+            {
+                head.extra_mut().fast_path.is_stopped = false;
+            }
+        }
     }
 
     /// Takes all connections back.
