@@ -378,20 +378,19 @@ impl Sessions {
         if !head.extra().fast_path.is_handed_over {
             return;
         }
-        let state = &mut head.extra_mut().fast_path;
+        let (id, state) = (head.id, &mut head.extra_mut().fast_path);
         state.is_handed_over = false;
         self.ungreeted_handovers -= state.clear_ungreeted();
-        self.pinholes.revoke_fast_path_grant(index, head.client().ip());
-        // The program must not even begin if the handover is of the same batch.
+        // The program must not even begin if the handover is of the same batch. All connections may be taken back at once,
+        // and few of them are stopped.
+        let is_own = |change: &FlowChange| matches!(change, FlowChange::Handover(handover) if handover.flow == id);
         let changes = &mut self.batch.flow_changes;
-        let handover = changes.iter().rposition(
-            |change| matches!(change, FlowChange::Handover(handover) if handover.flow == head.id),
-        );
-        if let Some(at) = handover {
+        let pending = if state.is_stopped { changes.iter().rposition(is_own) } else { None };
+        self.pinholes.revoke_fast_path_grant(index, head.client().ip());
+        if let Some(at) = pending {
             changes.remove(at);
         } else if let Some(translation) = head.extra().translation {
-            let withdrawal = Withdrawal { flow: head.id, translation };
-            self.batch.flow_changes.push(FlowChange::Withdraw(withdrawal));
+            changes.push(FlowChange::Withdraw(Withdrawal { flow: id, translation }));
         }
         self.mark_changed(index);
     }
