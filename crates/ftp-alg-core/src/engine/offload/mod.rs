@@ -400,15 +400,17 @@ impl Sessions {
         if self.batch.flow_changes.is_empty() {
             return;
         }
-        kernel.apply_flow_changes(&self.batch.flow_changes);
-        for change in take(&mut self.batch.flow_changes) {
+        let changes = take(&mut self.batch.flow_changes);
+        kernel.apply_flow_changes(&changes);
+        for change in &changes {
             if let FlowChange::Handover(Handover { flow, translation, .. }) = change
-                && let Some(index) = self.index_of(translation.client, translation.server, flow)
+                && let Some(index) = self.index_of(translation.client, translation.server, *flow)
                 && let Some(Entry { head, .. }) = self.table.get_mut(index)
             {
                 head.extra_mut().fast_path.is_stopped = false;
             }
         }
+        self.batch.flow_changes = changes; // its memory is used again
     }
 
     /// Takes all connections back.
