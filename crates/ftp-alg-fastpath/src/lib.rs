@@ -333,7 +333,8 @@ impl FastPath {
         Ok(())
     }
 
-    /// Takes a connection back from the program, and [stops](Self::stop_inspection) it. The program's pinhole stays open, with its translations.
+    /// Takes a connection back from the program, and [stops](Self::stop_inspection) it. The program's pinhole stays open,
+    /// with its translations.
     pub fn take_back(&self, flow: u64, tuples: [PacketTuple; 2]) -> io::Result<()> {
         self.stop_inspection(flow)?;
         for tuple in tuples {

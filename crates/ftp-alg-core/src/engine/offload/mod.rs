@@ -44,11 +44,10 @@ pub(crate) const MAX_UNGREETED: u32 = 256;
 const USUAL_PACKET: usize = 256;
 
 impl Engine {
-    /// Has the BPF program inspect no more lines of the connections of these packets, if they come from where their senders
-    /// are. The caller reads its lines before it
-    /// [decides](Self::take) about the packets. Otherwise the program could pass a line in the place of a packet that
-    /// was queued before the handover and is accepted meanwhile. The server would read that packet from the end of the
-    /// line on, perhaps as a command that nobody has inspected.
+    /// Has the BPF program inspect no more lines of the connections of these packets, if the packets come from where their
+    /// senders are. The caller reads the program's lines before it [decides](Self::take) about the packets. Otherwise the
+    /// program could pass a line in the place of a packet that was queued before the handover and is accepted meanwhile.
+    /// The server would read that packet from the end of the line on, perhaps as a command that nobody has inspected.
     pub fn stop_fast_path<'p>(
         &mut self,
         packets: impl Iterator<Item = QueuedPacket<'p>> + Clone,

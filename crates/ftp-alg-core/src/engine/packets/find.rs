@@ -167,7 +167,8 @@ impl Engine {
                 if is_adjusted {
                     return Err(Handling::Verdict(Verdict::Drop(DropReason::Adjusted)));
                 }
-                // It waited in the reorder queue, or comes by another route, and the program may pass a line in its place until it has stopped.
+                // It waited in the reorder queue, or comes by another route. The program may pass a line in its place
+                // until it has stopped.
                 if !is_stopped && !packet.payload().is_empty() {
                     return Err(Handling::Verdict(Verdict::Drop(DropReason::Overlap)));
                 }

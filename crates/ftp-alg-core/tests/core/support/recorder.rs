@@ -287,7 +287,11 @@ impl Kernel for Recorder {
     }
 
     fn stop_flow(&mut self, flow: u64) -> bool {
-        self.life.call() && self.program.stop(flow)
+        let lives = self.life.call();
+        if lives {
+            self.program.stop(flow);
+        }
+        lives
     }
 
     fn inject(&mut self, packet: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {

@@ -305,9 +305,11 @@ impl Program {
         self.flows.remove(&flow);
     }
 
-    pub fn stop(&mut self, flow: u64) -> bool {
-        self.flows.get_mut(&flow).into_iter().for_each(|flow| flow.handed_over = 0);
-        true
+    /// Inspects no more lines of this flow.
+    pub fn stop(&mut self, flow: u64) {
+        if let Some(flow) = self.flows.get_mut(&flow) {
+            flow.handed_over = 0;
+        }
     }
 
     /// Takes back a connection of an earlier daemon.
