@@ -402,7 +402,8 @@ reasons! {
         OutOfOrder = "out_of_order",
         /// has data, more than 1 MiB from the next sequence number
         OutOfWindow = "out_of_window",
-        /// waited in the reorder queue while others arrived at its sequence number, or its session ended
+        /// waited in the reorder queue, or came by another route, while others arrived at its sequence number, or may have on the
+        /// fast path; or its session ended
         Overlap = "overlap",
         /// finds the [limit](limits.md#lines-and-segments) of rewrites or of unacknowledged data reached
         LimitReached = "limit_reached",
