@@ -117,9 +117,16 @@ mod tests {
         }
         assert!(admits("Aladdin:open sesame", "bAsIc  QWxhZGRpbjpvcGVuIHNlc2FtZQ== "));
         assert!(admits("a:b:c", &format!("Basic {}", BASE64.encode(b"a:b:c"))));
-        let wrong = ",Basic,Basic ,Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=,Basic QWxhZGRpbjpvcGVuIHNlc2FtZR==,\
-                     Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==QWxh,Basic Aladdin:open sesame,Bearer QWxhZGRpbjpvcGVuIHNlc2FtZQ==";
-        for wrong in wrong.split(',') {
+        for wrong in [
+            "",
+            "Basic",
+            "Basic ",
+            "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=",
+            "Basic QWxhZGRpbjpvcGVuIHNlc2FtZR==",
+            "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==QWxh",
+            "Basic Aladdin:open sesame",
+            "Bearer QWxhZGRpbjpvcGVuIHNlc2FtZQ==",
+        ] {
             assert!(!admits("Aladdin:open sesame", wrong), "{wrong}");
         }
         assert!(!of_text(b"a:b").unwrap().is_in(&HeaderMap::new()));

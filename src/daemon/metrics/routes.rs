@@ -165,11 +165,23 @@ mod tests {
 
     #[test]
     fn names_of_the_loopback_address_are_known() {
-        let local =
-            ["localhost", "LOCALHOST:9821", "127.0.0.1:9821", "127.3.2.1", "[::1]:9821", "[::1]"];
-        let others = "gateway,localhost.example,127.0.0.1.example:9821,localhost@evil.example,10.0.0.1:9821,[::2],,[,a b";
-        let hosts = local.map(|host| (host, true)).into_iter();
-        for (host, is_local) in hosts.chain(others.split(',').map(|host| (host, false))) {
+        for (host, is_local) in [
+            ("localhost", true),
+            ("LOCALHOST:9821", true),
+            ("127.0.0.1:9821", true),
+            ("127.3.2.1", true),
+            ("[::1]:9821", true),
+            ("[::1]", true),
+            ("gateway", false),
+            ("localhost.example", false),
+            ("127.0.0.1.example:9821", false),
+            ("localhost@evil.example", false),
+            ("10.0.0.1:9821", false),
+            ("[::2]", false),
+            ("", false),
+            ("[", false),
+            ("a b", false),
+        ] {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
             assert_eq!(names_loopback(&Uri::from_static("/"), &headers), is_local, "{host}");
