@@ -824,10 +824,10 @@ enum ExtraReply {
 struct Ambiguities {
     ambiguity: Option<Ambiguity>,
     /// Whether the server is known to end its lines with LF alone: its greeting ended so, or its reply to a login.
-    pub has_server_lf: bool,
+    has_server_lf: bool,
     client_lf: ClientLf,
     /// What the server may have answered that is no command.
-    pub extra_reply: ExtraReply,
+    extra_reply: ExtraReply,
     /// The server's last line.
     #[serde(skip)]
     last_line: LastLine,
@@ -846,7 +846,7 @@ enum LastLine {
 
 impl Ambiguities {
     /// Why no announcement may open a pinhole now, by the client if `is_active`, else by the server.
-    pub fn blocked_because(self, is_active: bool) -> Option<&'static str> {
+    fn blocked_because(self, is_active: bool) -> Option<&'static str> {
         Some(match self.ambiguity? {
             Ambiguity::ClientLf if is_active => return None,
             // The server answers the line with LF, and no other command is pending.
@@ -878,12 +878,12 @@ impl Ambiguities {
 
     /// Whether the dialogue was ambiguous at some time, so that a server's announcement must be a complete reply of its
     /// own.
-    pub fn is_any(self) -> bool {
+    fn is_any(self) -> bool {
         self.ambiguity.is_some()
     }
 
     /// Records that the announcement just read is not a complete reply of its own.
-    pub fn record_partial_reply(&mut self) {
+    fn record_partial_reply(&mut self) {
         match self.ambiguity {
             Some(Ambiguity::Resolved | Ambiguity::ClientLf) => {
                 self.ambiguity = Some(Ambiguity::PartialReply);
@@ -894,7 +894,7 @@ impl Ambiguities {
     }
 
     /// Records how a client's line ends, before the line is read. If it `is_only`, no other command is pending.
-    pub fn record_client_line_end(&mut self, end: LineEnd, is_only: bool) {
+    fn record_client_line_end(&mut self, end: LineEnd, is_only: bool) {
         let is_clear = self.is_clear();
         let is_known = self.client_lf == ClientLf::Known;
         if !is_known {
@@ -915,7 +915,7 @@ impl Ambiguities {
 
     /// Records how a server's line ends, before the line is read. The greeting, and if nothing is ambiguous the reply
     /// to a login (`is_of_login`), show how it ends its lines: they hold no name that contains LF.
-    pub fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool, is_of_login: bool) {
+    fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool, is_of_login: bool) {
         if end == LineEnd::Lf && (is_greeting || is_of_login && self.is_clear()) {
             self.has_server_lf = true;
             self.require_complete_replies();
@@ -936,12 +936,12 @@ impl Ambiguities {
     }
 
     /// Whether a server may read one line of the client as several, or the other way round.
-    pub fn may_part_client_lines(self) -> bool {
+    fn may_part_client_lines(self) -> bool {
         self.ambiguity == Some(Ambiguity::ClientLineEnds)
     }
 
     /// Whether nothing is ambiguous now.
-    pub fn is_clear(self) -> bool {
+    fn is_clear(self) -> bool {
         matches!(self.ambiguity, None | Some(Ambiguity::Resolved))
     }
 
@@ -956,22 +956,22 @@ impl Ambiguities {
     }
 
     /// From now on a server's announcement must be a complete reply of its own.
-    pub fn require_complete_replies(&mut self) {
+    fn require_complete_replies(&mut self) {
         self.ambiguity.get_or_insert(Ambiguity::Resolved);
     }
 
     /// Records something that the server may have answered, and that is no command.
-    pub fn record_extra_reply(&mut self, extra: ExtraReply) {
+    fn record_extra_reply(&mut self, extra: ExtraReply) {
         self.extra_reply = self.extra_reply.max(extra);
     }
 
     /// Whether nothing was ambiguous so far, and the server has answered nothing but commands.
-    pub fn has_none(self) -> bool {
+    fn has_none(self) -> bool {
         !self.is_any() && self.extra_reply == ExtraReply::None
     }
 
     /// Records a command that the client has sent behind the `pending` ones.
-    pub fn record_command(&mut self, verb: Verb, pending: &PendingCommands) {
+    fn record_command(&mut self, verb: Verb, pending: &PendingCommands) {
         let is_passive = matches!(verb, Verb::Pasv | Verb::Epsv);
         match self.ambiguity {
             // If the server ignores another command, the listing's reply comes earlier than it seems.
@@ -991,14 +991,14 @@ impl Ambiguities {
     }
 
     /// The next line may belong to the reply to a listing, if one is pending.
-    pub fn expect_listing(&mut self, pending: &PendingCommands) {
+    fn expect_listing(&mut self, pending: &PendingCommands) {
         if pending.has_kind(PendingKind::Listing) && self.is_clear() {
             self.ambiguity = Some(Ambiguity::ListingReply);
         }
     }
 
     /// Records whether the server's line ended a reply.
-    pub fn record_end_of_reply(&mut self, is_end: bool) {
+    fn record_end_of_reply(&mut self, is_end: bool) {
         self.last_line = match self.last_line {
             LastLine::Reply if !is_end => LastLine::Other,
             LastLine::ReplyBehindReply if !is_end => LastLine::OtherBehindReply,
@@ -1009,7 +1009,7 @@ impl Ambiguities {
     /// Records a line of the server after the greeting, which ended `reply`. If it begins one of several lines, `begun`
     /// is its code. A line that is in no reply (`is_stray`) may be part of a file name. Behind a reply in the same
     /// segment, with no command pending, it is more text of that reply, as some servers send it.
-    pub fn record_reply_line(
+    fn record_reply_line(
         &mut self,
         text: &Text<'_>,
         reply: Option<Reply>,
@@ -1034,7 +1034,7 @@ impl Ambiguities {
     }
 
     /// A line of another code, or without a code, has ended a reply.
-    pub fn record_other_end(&mut self) {
+    fn record_other_end(&mut self) {
         self.last_line = LastLine::Reply;
         self.require_complete_replies();
     }
@@ -1042,7 +1042,7 @@ impl Ambiguities {
     /// Ends the ambiguity if the server's last line ended a reply and no command is pending. After a listing, `PASV`
     /// may be, with what its transfer needs: some clients send them while the reply to their login still comes, or with
     /// the login. Returns whether the line ended a reply.
-    pub fn resolve(&mut self, pending: &PendingCommands) -> bool {
+    fn resolve(&mut self, pending: &PendingCommands) -> bool {
         if !self.is_reply_complete() {
             return false;
         }
@@ -1073,7 +1073,7 @@ impl Ambiguities {
 
     /// What is ambiguous after packets were missed. If they were a client's, the server may store a name with line
     /// ends in it.
-    pub fn after_missed(self, client_is_whole: bool) -> Self {
+    fn after_missed(self, client_is_whole: bool) -> Self {
         let ambiguity = match self.ambiguity {
             Some(
                 Ambiguity::ClientLineEnds
@@ -1172,58 +1172,58 @@ struct PendingCommands {
 
 impl PendingCommands {
     /// Number of runs.
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         usize::from(self.oldest.is_some()) + self.later.len()
     }
 
     /// Whether no command is pending.
     #[inline]
-    pub fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.oldest.is_none()
     }
 
     /// Number of commands.
-    pub fn count(&self) -> u32 {
+    fn count(&self) -> u32 {
         let runs = self.oldest.iter().chain(self.later.iter());
         runs.fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
     /// Number of commands of this kind.
-    pub fn count_of(&self, which: PendingKind) -> u32 {
+    fn count_of(&self, which: PendingKind) -> u32 {
         let runs = self.oldest.iter().chain(self.later.iter());
         runs.filter(|(kind, _)| *kind == which)
             .fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
     /// Whether a command of this kind is pending.
-    pub fn has_kind(&self, which: PendingKind) -> bool {
+    fn has_kind(&self, which: PendingKind) -> bool {
         self.kinds().any(|kind| kind == which)
     }
 
     /// Whether no command of another kind is pending.
-    pub fn are_all_of(&self, which: &[PendingKind]) -> bool {
+    fn are_all_of(&self, which: &[PendingKind]) -> bool {
         self.kinds().all(|kind| which.contains(&kind))
     }
 
     /// Whether the oldest command is the only one of this kind.
-    pub fn begins_with_only(&self, which: PendingKind) -> bool {
+    fn begins_with_only(&self, which: PendingKind) -> bool {
         self.oldest == Some((which, 1)) && !self.has_behind_another(which)
     }
 
     /// Whether a command of this kind waits behind one of another.
     #[inline]
-    pub fn has_behind_another(&self, which: PendingKind) -> bool {
+    fn has_behind_another(&self, which: PendingKind) -> bool {
         // Runs of one kind are one.
         self.later.iter().any(|(kind, _)| *kind == which)
     }
 
     /// The kind of the oldest command.
-    pub fn oldest(&self) -> Option<PendingKind> {
+    fn oldest(&self) -> Option<PendingKind> {
         self.oldest.map(|(kind, _)| kind)
     }
 
     /// Adds a command. Returns whether the limit was exceeded, so that the oldest kinds were forgotten.
-    pub fn push(&mut self, kind: PendingKind) -> bool {
+    fn push(&mut self, kind: PendingKind) -> bool {
         let Some(oldest) = &mut self.oldest else {
             self.oldest = Some((kind, 1));
             return false;
@@ -1246,7 +1246,7 @@ impl PendingCommands {
     }
 
     /// Removes the oldest command.
-    pub fn pop(&mut self) -> Option<PendingKind> {
+    fn pop(&mut self) -> Option<PendingKind> {
         let (kind, count) = self.oldest.as_mut()?;
         let kind = *kind;
         *count -= 1;
@@ -1258,7 +1258,7 @@ impl PendingCommands {
 
     /// Removes the first command for which `is_answered` holds, and those before it, because their replies will not
     /// come any more. Leaves all if there is none.
-    pub fn pop_first(&mut self, is_answered: impl Fn(PendingKind) -> bool) -> Option<PendingKind> {
+    fn pop_first(&mut self, is_answered: impl Fn(PendingKind) -> bool) -> Option<PendingKind> {
         let at = self.kinds().position(is_answered)?;
         self.drop_runs(at);
         self.pop()
@@ -1266,7 +1266,7 @@ impl PendingCommands {
 
     /// Removes a command of another kind than a transfer's from behind the oldest, a transfer's, which goes on. Returns
     /// `false` if there is none.
-    pub fn pop_during_transfer(&mut self) -> bool {
+    fn pop_during_transfer(&mut self) -> bool {
         let is_other = |kind| matches!(kind, PendingKind::Listing | PendingKind::Other);
         let later = self.later.iter().position(|(kind, _)| is_other(*kind));
         let Some(at) = later.filter(|_| self.oldest() == Some(PendingKind::Transfer)) else {
@@ -1281,12 +1281,12 @@ impl PendingCommands {
 
     /// Removes the commands before the first `which`, because their replies will not come any more. Returns `false` if
     /// there is none, or if forgotten commands precede it.
-    pub fn drop_before(&mut self, which: PendingKind) -> bool {
+    fn drop_before(&mut self, which: PendingKind) -> bool {
         self.drop_before_any(&[which])
     }
 
     /// As [`drop_before`](Self::drop_before), for the first of several kinds.
-    pub fn drop_before_any(&mut self, which: &[PendingKind]) -> bool {
+    fn drop_before_any(&mut self, which: &[PendingKind]) -> bool {
         let mut kinds = self.kinds().enumerate();
         let found = kinds.find(|(_, kind)| which.contains(kind) || *kind == PendingKind::Forgotten);
         let Some((at, _)) = found.filter(|(_, kind)| which.contains(kind)) else { return false };
@@ -1340,7 +1340,7 @@ impl Step {
     const LAG_ENDS: u8 = 1 << 6;
 
     /// Records a line of the client. If it `is_only`, nothing else is pending.
-    pub fn record_command(&mut self, command: Option<&Command<'_>>, is_only: bool) {
+    fn record_command(&mut self, command: Option<&Command<'_>>, is_only: bool) {
         let doubted =
             if command.is_some_and(is_plain) { 0 } else { Self::PLAIN | Self::AFTER_SILENCE };
         self.0 &= !(doubted | Self::ASKED | Self::ANSWERED);
@@ -1350,7 +1350,7 @@ impl Step {
 
     /// Records a line of the server. `reply` is the reply that it is, if it is one in a single line to the only pending
     /// command.
-    pub fn record_reply(&mut self, reply: Option<Reply>) {
+    fn record_reply(&mut self, reply: Option<Reply>) {
         let fits = reply.is_some_and(|reply| matches!(reply.code, 200 | 215 | 227 | 229));
         let is_answer = fits && self.has_any_of(Self::ASKED);
         self.0 &= !(Self::ASKED | Self::ANSWERED | Self::PAUSED);
@@ -1362,57 +1362,57 @@ impl Step {
     }
 
     /// Records that the server has nothing more to send after its last line.
-    pub fn record_pause(&mut self) {
+    fn record_pause(&mut self) {
         self.0 |= Self::PAUSED;
     }
 
     /// Whether the server had nothing more to send after its last line.
-    pub fn has_paused(self) -> bool {
+    fn has_paused(self) -> bool {
         self.has_any_of(Self::PAUSED)
     }
 
     /// Whether the last command and its reply show that the dialogue is in step, if that was a complete reply of its own.
-    pub fn is_answered(self) -> bool {
+    fn is_answered(self) -> bool {
         self.has_any_of(Self::ANSWERED)
     }
 
     /// Records a line of the client to which the server may have other replies than it seems.
-    pub fn record_lag(&mut self) {
+    fn record_lag(&mut self) {
         self.0 = self.0 & !Self::LAG_ENDS | Self::LAG;
     }
 
     /// Records a `PASV` or `EPSV`, which may be the second one that `is_pending`.
-    pub fn record_passive(&mut self, is_pending: bool) {
+    fn record_passive(&mut self, is_pending: bool) {
         self.0 |= if self.may_lag() && !is_pending { Self::LAG_ENDS } else { 0 };
     }
 
     /// Records a 227 or 229.
-    pub fn record_passive_reply(&mut self) {
+    fn record_passive_reply(&mut self) {
         self.0 &= if self.has_any_of(Self::LAG_ENDS) { !(Self::LAG | Self::LAG_ENDS) } else { !0 };
     }
 
     /// Whether replies may be about earlier lines than it seems.
-    pub fn may_lag(self) -> bool {
+    fn may_lag(self) -> bool {
         self.has_any_of(Self::LAG)
     }
 
     /// Of a dialogue of which something was not read.
-    pub fn unknown() -> Self {
+    fn unknown() -> Self {
         Self(Self::LAG)
     }
 
     /// Of an idle dialogue that is in step.
-    pub fn idle(self) -> Self {
+    fn idle(self) -> Self {
         Self(Self::PLAIN | Self::PAUSED | self.0 & (Self::LAG | Self::LAG_ENDS))
     }
 
     /// Of a dialogue in which nothing was sent for a while.
-    pub fn after_silence() -> Self {
+    fn after_silence() -> Self {
         Self(Self::AFTER_SILENCE)
     }
 
     /// After bytes of the server were missed: what it says about the client's commands.
-    pub fn after_missed(self) -> Self {
+    fn after_missed(self) -> Self {
         Self(self.0 & Self::PLAIN | Self::LAG)
     }
 

@@ -49,6 +49,44 @@ use crate::{
     packet::{Packet, Seq, flags},
 };
 
+/// Length of the verbs of announcements.
+const VERB_LENGTH: usize = 4;
+
+/// A complete line.
+struct Line<'a> {
+    bytes: &'a [u8],
+    /// The same, parsed.
+    text: &'a Text<'a>,
+    /// How many of the bytes have been forwarded.
+    delivered: usize,
+}
+
+impl Line<'_> {
+    /// Whether no byte of what its reader sees has been forwarded. NULs that some send behind a line were delivered with
+    /// it.
+    fn is_undelivered(&self) -> bool {
+        self.delivered <= self.text.line_range(0..1).start
+    }
+}
+
+/// One direction while it is read, with everything that a line may change.
+pub struct DirectionReader<'a> {
+    /// The end that sends this direction.
+    pub from: Side,
+    pub direction: &'a mut Direction,
+    pub opposite: &'a mut Direction,
+    /// The client's unacknowledged data.
+    pub unacknowledged: &'a mut UnacknowledgedData,
+    pub dialogue: &'a mut Dialogue,
+    pub decide: &'a mut dyn Decide,
+    /// Whether `AUTH` is refused.
+    pub refuses_auth: bool,
+    /// Whether packets of an end arrive where no route to it leads.
+    pub has_doubtful_interface: bool,
+    /// The PSH state of the packet.
+    pub push_state: PushState,
+}
+
 /// Number of bytes at the end of `lead` that affect what follows: an unfinished Telnet command, or a CR that may end a
 /// line, together with the Telnet command that it may belong to.
 fn affecting_tail_len(lead: &[u8]) -> usize {
@@ -566,51 +604,13 @@ impl DirectionReader<'_> {
     }
 }
 
-/// Length of the verbs of announcements.
-const VERB_LENGTH: usize = 4;
-
-/// A complete line.
-struct Line<'a> {
-    pub bytes: &'a [u8],
-    /// The same, parsed.
-    pub text: &'a Text<'a>,
-    /// How many of the bytes have been forwarded.
-    pub delivered: usize,
-}
-
-impl Line<'_> {
-    /// Whether no byte of what its reader sees has been forwarded. NULs that some send behind a line were delivered with
-    /// it.
-    fn is_undelivered(&self) -> bool {
-        self.delivered <= self.text.line_range(0..1).start
-    }
-}
-
-/// One direction while it is read, with everything that a line may change.
-pub struct DirectionReader<'a> {
-    /// The end that sends this direction.
-    pub from: Side,
-    pub direction: &'a mut Direction,
-    pub opposite: &'a mut Direction,
-    /// The client's unacknowledged data.
-    pub unacknowledged: &'a mut UnacknowledgedData,
-    pub dialogue: &'a mut Dialogue,
-    pub decide: &'a mut dyn Decide,
-    /// Whether `AUTH` is refused.
-    pub refuses_auth: bool,
-    /// Whether packets of an end arrive where no route to it leads.
-    pub has_doubtful_interface: bool,
-    /// The PSH state of the packet.
-    pub push_state: PushState,
-}
-
 impl DirectionReader<'_> {
-    pub fn found(&mut self, event: DialogueEvent) {
+    fn found(&mut self, event: DialogueEvent) {
         self.decide.found(event, self.dialogue);
     }
 
     /// What a scan of the client's bytes looks for.
-    pub fn verb_search(&self) -> VerbSearch {
+    fn verb_search(&self) -> VerbSearch {
         let subnegotiates = self.direction.extra().has_subnegotiation;
         VerbSearch { auth: self.refuses_auth, subnegotiates }
     }
