@@ -122,7 +122,7 @@ impl Sessions {
             is_looked_up: extra.translation.is_some(),
             state: entry.session.state(),
             since: self.epoch.instant(entry.head.first_seen)?,
-            adjusted: entry.session.needs_all_queued(),
+            adjusted: entry.session.is_adjusted(),
             user: extra.activity.user().cloned(),
             is_on_fast_path: extra.fast_path.is_handed_over,
             transfer: transfer.cloned(),

@@ -111,6 +111,7 @@ fn queue_mode_all_ends_although_a_gap_never_closes() {
                 sim.forge(side, &segment_after_gap(&sim, side, 3000));
             }
             assert_eq!(sim.kernel.queue_mode, Some(QueueMode::All));
+            assert!(sim.engine().sessions.list().all(|session| !session.adjusted));
             sim.advance(LONG);
             assert_eq!(sim.kernel.queue_mode, Some(QueueMode::Selected));
             assert_transfer_works(&mut sim);
