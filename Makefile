@@ -17,6 +17,7 @@ PREFIX ?= /usr/local
 export DESTDIR PREFIX
 
 CARGO_NEXTEST := 0.9.114
+CARGO_MUTANTS := 27.1.0
 
 NEXTEST = $$(packaging/tool cargo-nextest $(CARGO_NEXTEST) or-newer) nextest run --locked --workspace
 NIGHTLY = $(NEXTEST) --release --profile nightly --run-ignored all --success-output final
@@ -34,6 +35,7 @@ help:
 	@echo 'make test-installed  the package on a Debian 12 with systemd, emulated (root)'
 	@echo 'make test-arm64-replay  builds the program for arm64, which replays every capture, emulated'
 	@echo 'make test-first-transfer  the lines of the pages on a fresh Debian 12 and 13, timed (root)'
+	@echo 'make mutants   changes of the core, one at a time, that no test finds: an hour for SHARD=1/20'
 	@echo 'make fuzz      the fuzz targets, each for SECONDS=60'
 	@echo 'make check     formatting, lints, words, commits, licences and known vulnerabilities of dependencies'
 	@echo 'make bench     the benchmarks'
@@ -116,6 +118,13 @@ test-first-transfer: provision deb
 	@$(MAKE) --no-print-directory image
 	tests/installed/first-transfer $$(ls -t $(OUTPUT)/debian/ftp-alg_*.deb | head -n 1) \
 	    $$(ls -t $(OUTPUT)/dist/ftp-alg-*-oci.tar | head -n 1)
+
+.PHONY: mutants
+# SHARD=1/20 takes each twentieth: an hour.
+mutants: provision rust
+	PATH=$$(dirname $$(packaging/tool cargo-nextest $(CARGO_NEXTEST) or-newer)):$$PATH \
+	    $$(packaging/tool cargo-mutants $(CARGO_MUTANTS) or-newer) mutants --config .config/mutants.toml \
+	    -p ftp-alg-core --timeout 120 -o $(TARGET) $(if $(SHARD),--shard $(SHARD))
 
 fuzz: provision rust
 	fuzz/run all $(or $(SECONDS),60)
