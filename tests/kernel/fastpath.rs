@@ -8,7 +8,6 @@ mod data;
 mod ends;
 pub mod frames;
 mod ignored;
-mod lengths;
 mod processors;
 mod refused;
 mod retransmitted_syns;

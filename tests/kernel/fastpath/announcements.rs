@@ -1,10 +1,8 @@
 //! Announcements: the pinhole that each opens, and the rewrite of its address.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 
-use ftp_alg_core::ftp::{Announcement, Padding};
-
-use super::{layout::*, rng::Rng, scene::*};
+use super::{layout::*, scene::*};
 
 /// The pinhole that a flow opens for an announcement of this side.
 fn key(flow: &Flow, announcing: Side, port: u16) -> PinholeKey {
@@ -33,47 +31,6 @@ const ANNOUNCEMENTS: [AnnouncementOf; 6] = [
     (Side::Server, "PASV", "227 (192,0,2,9,200,0)", 51200),
     (Side::Server, "EPSV", "229 Entering Extended Passive Mode (|||51201|)", 51201),
 ];
-
-#[test]
-fn a_port_command_is_rewritten_as_the_engine_does() {
-    let mut rng = Rng::new(16);
-    let mut talk = Talk::new(routed());
-    let (mut inspected, mut handed_back) = (0, 0);
-    for may_move in [false, true].into_iter().cycle().take(1200) {
-        let mut octet = || *rng.pick(&[0, 1, 9, 10, 42, 99, 100, 178, 255_u8]);
-        let [client, announced] = [0, 1].map(|_| IpAddr::from([0, 1, 2, 3].map(|_| octet())));
-        let port = u16::from_be_bytes([octet(), octet()]).max(1);
-        if client == announced {
-            continue;
-        }
-        let line_count = talk.before.line_count;
-        let padding = *rng.pick(&[Padding::Blanks, Padding::Zeros]);
-        let port_digits = u32::try_from(padding.digits()).unwrap();
-        talk.before = Flow {
-            line_count,
-            adjusted: may_move.into(),
-            offset_since: routed().next_seq,
-            port_digits,
-            ..between(client, announced, SERVER.ip(), SERVER.ip())
-        };
-        talk.hand_over();
-        let argument = format!("{},{},{}", client, port >> 8, port & 255).replace('.', ",");
-        let frame = talk.frame(Side::Client, format!("PORT {argument}\r\n"));
-        let read = Announcement::parse_port(argument.as_bytes(), 0).unwrap();
-        let text = read.replacement_text(SocketAddr::new(announced, port), padding).unwrap();
-        if may_move || text.len() == argument.len() {
-            talk.inspected(&frame, &[b"PORT ", &text[..], b"\r\n"].concat());
-            inspected += 1;
-        } else {
-            talk.hands_back(&frame);
-            handed_back += 1;
-        }
-    }
-    assert!(
-        inspected > 700 && handed_back > 120,
-        "{inspected} inspected, {handed_back} handed back"
-    );
-}
 
 #[test]
 fn barred_ports_and_port_0_are_handed_back() {

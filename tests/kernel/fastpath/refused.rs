@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::{
     frames::*,
     layout::*,
-    scene::{ID, Talk, ip, routed, routed6},
+    scene::{ID, Talk, ip, masqueraded, routed, routed6},
 };
 
 fn in_state(dialogue: u32) -> Talk {
@@ -275,4 +275,27 @@ fn packets_of_a_flow_that_was_handed_back_are_ignored() {
     talk.hand_over();
     talk.scene.remove_tuple(PacketTuple::new(frame.source, frame.destination));
     talk.is_ignored(&frame);
+}
+
+#[test]
+fn packets_that_cannot_be_adjusted_are_handed_back() {
+    let mut talk =
+        Talk::new(Flow { adjusted: 1, offset_since: routed().next_seq, ..masqueraded() });
+    let timestamps = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+    let acknowledgement = |talk: &Talk, side| Frame { flags: ACK, ..talk.frame(side, "") };
+    let sack = vec![1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+    let reversed = [&timestamps[2..], &[1, 1]].concat();
+    for options in [sack, reversed, [&timestamps[..], &[0; 4]].concat()] {
+        for frame in [acknowledgement(&talk, Side::Client), talk.frame(Side::Client, "NOOP\r\n")] {
+            talk.hands_back(&Frame { tcp_options: options.clone(), ..frame });
+        }
+    }
+    let frame = acknowledgement(&talk, Side::Server);
+    talk.hands_back(&Frame { ip_options: vec![1; 4], ..frame.clone() });
+    talk.hands_back(&Frame { more_fragments: true, ..frame.clone() });
+    talk.hands_back(&Frame { mark: 1, ..frame.clone() });
+    talk.hands_back(&Frame { flags: ACK | CWR, ..frame.clone() });
+    talk.hands_back(&Frame { flags: ACK | RST, ..frame.clone() });
+    talk.passes(&Frame { flags: ACK | PSH, ..frame.clone() }, b"");
+    talk.passes(&Frame { padding: 6, ..frame }, b"");
 }

@@ -1,13 +1,15 @@
-//! Random dialogues with random errors: program and model decide every packet alike.
+//! Random dialogues with random errors: program and model decide every packet alike, and the engine rewrites as they do.
 //!
 //! `FTP_ALG_DIALOGUES` is their number (8,000 by default), `FTP_ALG_SEED` the seed (0).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
+
+use ftp_alg_core::ftp::{Announcement, Padding};
 
 use super::{
     admitted_syns::{AdmittedSyns, DataSyn},
@@ -221,6 +223,10 @@ impl Walk {
                 "{what}"
             );
             let is_rewritten = payload != frame.payload;
+            if is_rewritten && let Some(key) = opened.filter(|_| side == Side::Client) {
+                let rewritten = by_engine(&frame.payload, key.arrival(), before.port_digits);
+                assert_eq!(payload, rewritten, "{what}");
+            }
             let is_other_length = payload.len() != frame.payload.len();
             self.count("rewritten", is_rewritten);
             self.count("rewritten over IPv6", is_rewritten && is_v6);
@@ -300,6 +306,20 @@ impl Walk {
     }
 }
 
+/// A `PORT` or `EPRT` as the engine rewrites it.
+fn by_engine(line: &[u8], named: SocketAddr, port_digits: u32) -> Vec<u8> {
+    let is_port = line[..4].eq_ignore_ascii_case(b"PORT");
+    let (parse, start, end): (fn(&[u8], usize) -> _, _, _) = if is_port {
+        (Announcement::parse_port, 5, "\r\n")
+    } else {
+        (Announcement::parse_eprt, 8, "|\r\n")
+    };
+    let read = parse(&line[5..line.len() - 2], 0).unwrap();
+    let padding = Padding::from_digits(usize::try_from(port_digits).unwrap());
+    let text = read.replacement_text(named, padding).unwrap();
+    [&line[..start], &text, end.as_bytes()].concat()
+}
+
 fn has_sent_fin(flow: &Flow, side: Side) -> bool {
     flow.last_line[side.index()].length as usize > LONGEST_LINE
 }
@@ -319,6 +339,16 @@ fn some_address(rng: &mut Rng, is_v6: bool) -> IpAddr {
 
 /// An address that the gateway may put in the place of another one.
 fn some_public_address(rng: &mut Rng, is_v6: bool) -> IpAddr {
+    if rng.chance(0.7) {
+        let mut octet = |_| *rng.pick(&[0, 0, 1, 9, 10, 42, 99, 100, 178, 255_u8]);
+        // Of any length, but not of the other family, as ::ffff:0:0/96 would be.
+        return match is_v6 {
+            true => {
+                std::array::from_fn::<_, 16, _>(|at| if at == 0 { 0xfd } else { octet(at) }).into()
+            }
+            false => std::array::from_fn::<_, 4, _>(octet).into(),
+        };
+    }
     let v6 =
         ["2001:db8:7::1", "2001:db8:7::", "64:ff9b::", "fdff:1111:2222:3333:4444:5555:6666:8888"];
     let text = if is_v6 { *rng.pick(&v6) } else { *rng.pick(&["198.51.100.1", "9.9.9.9"]) };
@@ -334,7 +364,7 @@ fn some_flow(rng: &mut Rng) -> Flow {
         .map(|own| if rng.chance(0.5) { own } else { some_public_address(rng, is_v6) });
     let start = [rng.next() as u32, 0xffff_ff00][rng.below(2)];
     let next_seq = [start, rng.next() as u32];
-    let port_digits = u32::try_from(rng.below(4)).unwrap();
+    let port_digits = *rng.pick(&[0, 1, 4]);
     let [first_client_port, last_client_port] =
         *rng.pick(&[[0, u16::MAX], [0, u16::MAX], [1024, 30_000]]);
     let adjusted = rng.chance(0.5);
