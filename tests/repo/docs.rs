@@ -7,7 +7,6 @@ mod commands;
 mod links;
 mod live;
 mod names;
-mod outputs;
 mod pages;
 mod reference;
 mod rules;

@@ -2,52 +2,52 @@
 
 use std::collections::BTreeSet;
 
-use super::{outputs::is_drawing, pages::blocks};
+use super::pages::{Block, blocks};
 use crate::{common::*, replay};
+
+/// A configuration that `ftp-alg check` refuses, as docs/configuration.md shows.
+const REFUSED: &str = "[pinhole]\ntimout = \"30s\"\nbackend = \"nft\"\n[nat]\nmin-data-port = 1\n";
+
+/// Whether the block is a drawing, not output.
+fn is_drawing(block: &Block) -> bool {
+    block.text.contains("----") || block.text.contains('─')
+}
 
 /// What prints the text of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Source {
-    /// `sessions`, `pinholes` and the log of a gateway that masquerades.
+    /// `sessions`, `pinholes`, the log and `doctor --try` of a gateway that masquerades.
     Masquerade,
-    /// The log of a gateway with a published server.
+    /// The log of a gateway with a published server, which then announces the address of its container.
     Published,
-    /// The log of a server that announces the address of its container.
-    Container,
     /// `status` of a daemon with the fast path.
     FastPath,
     /// `status` of a daemon whose external address has a name.
     Name,
-    /// `doctor` and `status` behind a firewall that drops data connections.
+    /// `doctor`, `status`, `doctor --try` and `setup` behind a firewall that drops data connections.
     Dropping,
-    /// `doctor --try` on a client of that gateway.
-    TryDropping,
-    /// `doctor --try` on a client.
-    Try,
-    /// `setup` on that gateway.
-    Setup,
     /// `replay` with a simulated NAT.
     Replay,
-    /// `check`, which `messages_of_check_are_as_shown` compares.
+    /// `check`.
     Check,
 }
 
 /// Pages, how a block begins, and its source.
 const SHOWN: [(&str, &str, Source); 15] = [
-    ("README.md", "ftp://anonymous@", Source::Try),
+    ("README.md", "ftp://anonymous@", Source::Masquerade),
     ("docs/commands.md", "ID  CLIENT", Source::Masquerade),
     ("docs/commands.md", "SESSION  KIND", Source::Masquerade),
     ("docs/commands.md", "FRAME  SESSION", Source::Replay),
     ("docs/configuration.md", "ftp-alg: bad.toml", Source::Check),
     ("docs/fastpath.md", "fast path  on", Source::FastPath),
-    ("docs/setup.md", "nftables (recognised", Source::Setup),
+    ("docs/setup.md", "nftables (recognised", Source::Dropping),
     ("docs/health.md", "PROBLEM data-connections", Source::Dropping),
-    ("docs/names-and-ports.md", "ignore PASV", Source::Container),
+    ("docs/names-and-ports.md", "ignore PASV", Source::Published),
     ("docs/howto/one-to-one-nat.md", "gateway.example.net", Source::Name),
     ("docs/howto/masquerade.md", "#7 10.0.0.7", Source::Masquerade),
     ("docs/howto/published-server.md", "#3 203", Source::Published),
     ("docs/troubleshooting.md", "firewall\n", Source::Dropping),
-    ("docs/troubleshooting.md", "  FAILED   EPSV", Source::TryDropping),
+    ("docs/troubleshooting.md", "  FAILED   EPSV", Source::Dropping),
     ("docs/troubleshooting.md", "#12 10.0.0.7", Source::Masquerade),
 ];
 
@@ -167,7 +167,7 @@ fn set_up(gateway: &Gateway) -> String {
     lab.gateway.shell(&lines).unwrap().stdout_text()
 }
 
-/// What the program prints, or nothing where the kernel cannot do it or another test compares it.
+/// What the program prints, or nothing where the kernel cannot do it.
 fn printed(source: Source) -> Option<String> {
     let nothing = json!({});
     Some(match source {
@@ -177,16 +177,13 @@ fn printed(source: Source) -> Option<String> {
             let active = active_transfer(gateway.lab.client.address(V4), 1024);
             let steps = [ask("PORT 10,9,8,7,14,178"), active, ask("PASV")];
             let lines = ["refuse PORT", "rewrite PORT"];
-            during(&gateway, &nothing, &steps, &["sessions", "pinholes"], &lines)
+            during(&gateway, &nothing, &steps, &["sessions", "pinholes"], &lines) + &tried(&gateway)
         }
         Source::Published => {
             let gateway = gateway(Topology::PublishedServer);
-            during(&gateway, &nothing, &[ask("PASV")], &[], &["rewrite PASV"])
-        }
-        Source::Container => {
-            let gateway = gateway(Topology::PublishedServer);
-            let server = json!({"address": "172.17.0.2"});
-            during(&gateway, &server, &[ask("PASV")], &[], &["ignore PASV"])
+            let log = during(&gateway, &nothing, &[ask("PASV")], &[], &["rewrite PASV"]);
+            let container = json!({"address": "172.17.0.2"});
+            log + &during(&gateway, &container, &[ask("PASV")], &[], &["ignore PASV"])
         }
         Source::FastPath => {
             let gateway = fast_path_gateway(Topology::Routed)?;
@@ -210,14 +207,12 @@ fn printed(source: Source) -> Option<String> {
             asked(&daemon, &["status"])
         }
         Source::Dropping => {
-            let Gateway { daemon, .. } = &dropping();
-            let is_found = || asked(daemon, &["status"]).contains("PROBLEM");
-            wait_for("the problem in status", is_found);
-            asked(daemon, &["status"]) + &doctor(daemon).stdout_text()
+            let gateway = dropping();
+            let status = || asked(&gateway.daemon, &["status"]);
+            wait_for("the problem in status", || status().contains("PROBLEM"));
+            let doctor = doctor(&gateway.daemon).stdout_text();
+            [status(), doctor, tried(&gateway), set_up(&gateway)].concat()
         }
-        Source::TryDropping => tried(&dropping()),
-        Source::Try => tried(&gateway(Topology::Masquerade)),
-        Source::Setup => set_up(&dropping()),
         Source::Replay => {
             let port = (true, "PORT 192,168,150,80,14,178");
             let transfer = [(true, "RETR /pub/q3.csv"), (false, "150 here"), (false, "226 done")];
@@ -228,7 +223,13 @@ fn printed(source: Source) -> Option<String> {
             std::fs::write(&capture, bytes).unwrap();
             replay::printed(&[capture.to_str().unwrap(), "--external", "198.51.100.1"])
         }
-        Source::Check => return None,
+        Source::Check => {
+            let place = tempfile::tempdir().unwrap();
+            fs::write(place.path().join("bad.toml"), REFUSED).unwrap();
+            let mut check = std::process::Command::new(executable());
+            let done = check.args(["check", "bad.toml"]).current_dir(place.path()).output();
+            String::from_utf8(done.unwrap().stderr).unwrap()
+        }
     })
 }
 

@@ -13,7 +13,7 @@ use super::pages::{Block, blocks, lines, manual_examples, pages, root, text};
 const TESTED: [&str; 2] = ["README.md", "tests/lab/src/firewall.rs"];
 
 /// Runs the shell `lines` in a network namespace of their own that has the interfaces `lan0` and `wan0`.
-pub fn in_namespace(lines: &str, input: &str, what: &str) {
+fn in_namespace(lines: &str, input: &str, what: &str) {
     let script = format!(
         "set -e
         for name in lan0 wan0; do ip link add $name type veth peer name peer-$name; done
