@@ -1,7 +1,7 @@
 //! What the compiler cannot hold of the layering that docs/architecture.md describes: within one crate.
 //!
-//! Reads paths from the syntax tree, and follows each to the module whose file it leads to. Knows nothing of what macros are
-//! given, and takes a name that a module exports for its own.
+//! Reads the paths that begin at a crate, at `self` or at `super`, and follows each to the module whose file it leads to. Takes
+//! a name that a module exports for its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,10 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use syn::{
-    UseTree,
-    visit::{self, Visit},
-};
+use regex::Regex;
 
 /// From the top of the list to its end: a module names only those before it.
 const LAYERS: [&str; 10] =
@@ -31,13 +28,6 @@ const IGNORANCE: [(&str, &[&str]); 5] = [
 const BY_FILE: &str = "engine";
 /// The state that has methods in all of these rooms.
 const STATE: &str = "engine::sessions";
-/// Where methods of one type are in several files, so that the calls tell who needs whom.
-const SESSION: &str = "crates/ftp-alg-core/src/session";
-/// Names of its functions that collections, iterators or packets have as well.
-const COMMON: [&str; 13] = [
-    "default", "add", "clear", "count", "extend", "has", "is_empty", "len", "map", "pop", "push",
-    "take", "truncate",
-];
 /// Where `unsafe` may be allowed; elsewhere the lints deny it.
 const UNSAFE: [&str; 3] = [
     "src/kernel/",
@@ -48,15 +38,12 @@ const UNSAFE: [&str; 3] = [
 /// The path of a module from its crate's root.
 type ModulePath = Vec<String>;
 
-/// The paths in a file, each with the depth of the inline module in which it is.
-type NamedPaths = Vec<(usize, Vec<String>)>;
-
 /// What depends on what.
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// The modules of one crate, each with the paths that it names.
 #[derive(Default)]
-struct Crate(BTreeMap<ModulePath, NamedPaths>);
+struct Crate(BTreeMap<ModulePath, Vec<Vec<String>>>);
 
 impl Crate {
     fn read(directory: &str) -> Self {
@@ -71,28 +58,20 @@ impl Crate {
     }
 
     fn from_texts(texts: impl Iterator<Item = (ModulePath, String)>) -> Self {
-        let module = |text: String| {
-            let mut found = Paths::default();
-            found.visit_file(&syn::parse_file(&text).unwrap());
-            found.paths
-        };
-        Self(texts.map(|(path, text)| (path, module(text))).collect())
+        Self(texts.map(|(module, text)| (module, paths(&text))).collect())
     }
 
     /// The modules that `from` names, each as far down as there are files.
     fn named_by(&self, from: &ModulePath) -> BTreeSet<ModulePath> {
-        self.0[from].iter().filter_map(|(depth, path)| self.follow(from, *depth, path)).collect()
+        self.0[from].iter().filter_map(|path| self.follow(from, path)).collect()
     }
 
-    fn follow(&self, from: &ModulePath, depth: usize, path: &[String]) -> Option<ModulePath> {
+    fn follow(&self, from: &ModulePath, path: &[String]) -> Option<ModulePath> {
         let ups = path.iter().take_while(|name| *name == "super").count();
         let (start, rest) = match path[0].as_str() {
             "crate" | "ftp_alg" => (&from[..0], &path[1..]),
             "self" => (&from[..], &path[1..]),
-            // From an inline module, such as `tests`, the file itself is above.
-            "super" => {
-                (&from[..(from.len() + depth).checked_sub(ups)?.min(from.len())], &path[ups..])
-            }
+            "super" => (&from[..from.len().checked_sub(ups)?], &path[ups..]),
             _ => return None,
         };
         Some(self.descend(start.to_vec(), rest))
@@ -131,102 +110,40 @@ impl Crate {
     }
 }
 
-/// Collects the paths of a file, without its tests.
-#[derive(Default)]
-struct Paths {
-    paths: NamedPaths,
-    depth: usize,
+/// The paths that a file names, without its tests and comments.
+fn paths(text: &str) -> Vec<Vec<String>> {
+    let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = lines.collect::<Vec<_>>().join("\n");
+    let start = Regex::new(r"(?:^|[^\w:$])((?:crate|self|super|ftp_alg|ftp_alg_core)::)").unwrap();
+    let mut paths = Vec::new();
+    for found in start.captures_iter(&code) {
+        add_paths(&[], &code[found.get(1).unwrap().start()..], &mut paths);
+    }
+    paths
 }
 
-impl Paths {
-    fn add_use(&mut self, prefix: &[String], tree: &UseTree) {
-        let with = |name: &syn::Ident| [prefix, &[name.to_string()]].concat();
-        let path: Vec<String> = match tree {
-            UseTree::Path(path) => return self.add_use(&with(&path.ident), &path.tree),
-            UseTree::Group(group) => {
-                return group.items.iter().for_each(|tree| self.add_use(prefix, tree));
+/// Adds the paths at the beginning of `text`, behind `prefix`. Returns what follows.
+fn add_paths<'t>(prefix: &[String], text: &'t str, into: &mut Vec<Vec<String>>) -> &'t str {
+    let is_other = |one: char| !one.is_alphanumeric() && one != '_';
+    let (name, rest) = text.split_at(text.find(is_other).unwrap_or(text.len()));
+    let path = [prefix, &[name.to_owned()]].concat();
+    if let Some(mut rest) = rest.strip_prefix("::{") {
+        loop {
+            rest = rest.trim_start_matches(|one: char| is_other(one) && one != '}');
+            if let Some(rest) = rest.strip_prefix('}') {
+                return rest;
             }
-            UseTree::Glob(_) => prefix.to_vec(),
-            UseTree::Name(name) => with(&name.ident),
-            UseTree::Rename(rename) => with(&rename.ident),
-        };
-        self.paths.push((self.depth, path));
-    }
-}
-
-impl<'ast> Visit<'ast> for Paths {
-    fn visit_item(&mut self, item: &'ast syn::Item) {
-        if !item_attributes(item).iter().any(is_cfg_test) {
-            visit::visit_item(self, item);
+            rest = add_paths(&path, rest, into);
         }
     }
-
-    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
-        self.depth += 1;
-        visit::visit_item_mod(self, item);
-        self.depth -= 1;
-    }
-
-    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
-        self.add_use(&[], &item.tree);
-    }
-
-    fn visit_path(&mut self, path: &'ast syn::Path) {
-        let names = path.segments.iter().map(|segment| segment.ident.to_string());
-        self.paths.push((self.depth, names.collect()));
-        visit::visit_path(self, path);
-    }
-}
-
-/// The functions of a file, and the names of those that it calls, without its tests.
-#[derive(Default)]
-struct Calls {
-    functions: BTreeSet<String>,
-    called: BTreeSet<String>,
-}
-
-impl<'ast> Visit<'ast> for Calls {
-    fn visit_item(&mut self, item: &'ast syn::Item) {
-        if !item_attributes(item).iter().any(is_cfg_test) {
-            visit::visit_item(self, item);
+    match rest.strip_prefix("::") {
+        Some(rest) if !rest.starts_with(is_other) => add_paths(&path, rest, into),
+        _ => {
+            into.push(path);
+            rest
         }
     }
-
-    fn visit_signature(&mut self, signature: &'ast syn::Signature) {
-        self.functions.insert(signature.ident.to_string());
-    }
-
-    fn visit_expr_call(&mut self, call: &'ast syn::ExprCall) {
-        if let syn::Expr::Path(path) = &*call.func {
-            self.called.extend(path.path.segments.last().map(|last| last.ident.to_string()));
-        }
-        visit::visit_expr_call(self, call);
-    }
-
-    fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
-        self.called.insert(call.method.to_string());
-        visit::visit_expr_method_call(self, call);
-    }
-}
-
-/// Which of these files calls functions of another one. A name that several files have is nobody's.
-fn calls_between(files: impl Iterator<Item = (String, String)>) -> Graph {
-    let read = |(name, text): (String, String)| {
-        let mut calls = Calls::default();
-        calls.visit_file(&syn::parse_file(&text).unwrap());
-        (name, calls)
-    };
-    let files: BTreeMap<String, Calls> = files.map(read).collect();
-    let owner = |function: &String| {
-        let mut owners = files.iter().filter(|(_, calls)| calls.functions.contains(function));
-        let owner = owners.next().filter(|_| !COMMON.contains(&function.as_str()))?.0;
-        owners.next().is_none().then_some(owner)
-    };
-    let others = |(file, calls): (&String, &Calls)| {
-        let owners = calls.called.iter().filter_map(owner).filter(|owner| *owner != file);
-        (file.clone(), owners.cloned().collect())
-    };
-    files.iter().map(others).collect()
 }
 
 /// What is left of `named` when anyone who names nobody, or whom nobody names, has left, again and again.
@@ -251,8 +168,8 @@ fn a_module_names_only_modules_above_it() {
         for (from, paths) in &modules.0 {
             let Some(own) = from.first() else { continue };
             assert!(layer(own).is_some(), "{own} is in no layer: add it");
-            let of_core = paths.iter().filter(|(_, path)| path[0] == "ftp_alg_core");
-            let of_core = of_core.filter_map(|(_, path)| path.get(1).cloned());
+            let of_core = paths.iter().filter(|path| path[0] == "ftp_alg_core");
+            let of_core = of_core.filter_map(|path| path.get(1).cloned());
             let of_crate = modules.named_by(from).into_iter().filter_map(|to| to.first().cloned());
             for name in of_core.chain(of_crate) {
                 if layer(&name) > layer(own) {
@@ -277,17 +194,6 @@ fn modules_of_one_parent_name_each_other_in_no_circle() {
 }
 
 #[test]
-fn no_file_of_a_session_calls_back_into_one_that_called_it() {
-    let files = sources(SESSION).into_iter().filter(|file| !is_test(file));
-    let called = calls_between(
-        files.map(|file| (file.display().to_string(), fs::read_to_string(&file).unwrap())),
-    );
-    assert!(called.values().map(BTreeSet::len).sum::<usize>() > 30, "{called:#?}");
-    let circles = circles(called);
-    assert!(circles.is_empty(), "{circles:#?}");
-}
-
-#[test]
 fn unsafe_code_is_allowed_only_at_the_kernels_edge() {
     let lints = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     assert!(lints.contains("unsafe_code = \"deny\""));
@@ -309,7 +215,7 @@ fn every_file_opens_with_its_purpose() {
 
 /// What the tests above rest upon.
 #[test]
-fn a_circle_is_found_through_a_room_and_by_a_call() {
+fn a_circle_is_found_through_a_room() {
     let graph = |texts: [(&str, &str); 6]| {
         let path = |name: &str| {
             name.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect()
@@ -327,35 +233,11 @@ fn a_circle_is_found_through_a_room_and_by_a_call() {
             ("b::z", text),
         ]
     };
-    let with_circle =
-        circles(graph(modules("mod inner { fn f(x: &super::super::super::a::w::X) {} }")));
+    let with_circle = circles(graph(modules("fn f(x: &super::super::a::w::X) {}")));
     assert_eq!(with_circle.into_keys().collect::<Vec<_>>(), ["a", "b"]);
-    assert_eq!(circles(graph(modules("#[cfg(test)] mod tests { use crate::a; }"))), Graph::new());
-    let called = |last: &str| {
-        let texts = ["fn f() { g(); new() } fn new() {}", "fn g() { x.h::<T>(); }", last];
-        circles(calls_between(
-            ["a", "b", "c"].map(String::from).into_iter().zip(texts.map(String::from)),
-        ))
-    };
-    assert!(
-        called("fn h() { new() } fn new() {} #[cfg(test)] mod tests { fn t() { f() } }").is_empty()
-    );
-    assert_eq!(called("impl X { fn h(&self) { self.f() } }").len(), 3);
-}
-
-fn item_attributes(item: &syn::Item) -> &[syn::Attribute] {
-    match item {
-        syn::Item::Mod(item) => &item.attrs,
-        syn::Item::Fn(item) => &item.attrs,
-        syn::Item::Impl(item) => &item.attrs,
-        syn::Item::Use(item) => &item.attrs,
-        _ => &[],
+    for without in ["#[cfg(test)]\nmod tests { use crate::a; }", "// crate::a", "use x::self::a;"] {
+        assert_eq!(circles(graph(modules(without))), Graph::new());
     }
-}
-
-fn is_cfg_test(attribute: &syn::Attribute) -> bool {
-    matches!(&attribute.meta, syn::Meta::List(list)
-        if list.path.is_ident("cfg") && list.tokens.to_string() == "test")
 }
 
 fn is_test(file: &Path) -> bool {
