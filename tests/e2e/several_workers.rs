@@ -9,25 +9,10 @@ fn sessions_at_once_work_with_several_workers() {
     let gateway = gateway_with(Topology::Masquerade, CONFIGURATION);
     let lab = &gateway.lab;
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    server.put("report", &[b'x'; 2000]).unwrap();
-    let (user, password) = server.login();
-    thread::scope(|scope| {
-        let modes = ["active", "passive", "active+ext", "passive+ext"];
-        let running = modes.map(|mode| {
-            scope.spawn(move || {
-                let address = lab.server_address(V4).to_string();
-                let arguments = [&address, user, password, mode, "40", "pub/report"];
-                let limit = Duration::from_secs(120);
-                let done = lab.client.script(Script::Many, &arguments, limit).unwrap();
-                let report: Value =
-                    serde_json::from_str(&done.success().unwrap().stdout_text()).unwrap();
-                (mode, report["transfers"].as_u64(), report["errors"].clone())
-            })
-        });
-        for (mode, thread) in modes.into_iter().zip(running) {
-            assert_eq!(thread.join().unwrap(), (mode, Some(40), json!([])));
-        }
-    });
+    let mut load = Load::start(lab, &server, LoadSpec::default());
+    (0..20).for_each(|_| load.wait_for_transfers());
+    let report = load.end();
+    assert_eq!(report.bad(), [0; 3], "{report}");
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "packets invalid for conntrack");
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
     let status = gateway.daemon.status().unwrap();

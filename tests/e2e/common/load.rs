@@ -10,6 +10,8 @@ use serde_json::Value;
 pub struct LoadSpec {
     /// The name, which tells it from others in the same lab.
     pub name: &'static str,
+    /// The family of the server's address.
+    pub family: Family,
     /// The modes, used in turn.
     pub modes: &'static str,
     /// The number of sessions at a time.
@@ -25,7 +27,16 @@ pub struct LoadSpec {
 impl Default for LoadSpec {
     fn default() -> Self {
         let modes = "passive,active,passive+ext,active+ext";
-        Self { name: "load", modes, sessions: 8, transfers: 0, data_seconds: 150, patience: 150 }
+        let (sessions, transfers, data_seconds, patience) = (8, 0, 150, 150);
+        Self {
+            name: "load",
+            family: Family::V4,
+            modes,
+            sessions,
+            transfers,
+            data_seconds,
+            patience,
+        }
     }
 }
 
@@ -44,9 +55,9 @@ impl Load {
 
     /// As [`Load::start`], with sessions that end by themselves after `seconds`.
     pub fn start_for(seconds: u64, lab: &Lab, server: &Server, spec: LoadSpec) -> Self {
-        let LoadSpec { name, modes, sessions, transfers, data_seconds, patience } = spec;
+        let LoadSpec { name, family, modes, sessions, transfers, data_seconds, patience } = spec;
         let (user, password) = server.login();
-        let host = lab.server_address(Family::V4).to_string();
+        let host = lab.server_address(family).to_string();
         let until = lab.directory().join(format!("{name}-is-over"));
         let numbers = [sessions, transfers, seconds, data_seconds, patience];
         let [sessions, transfers, seconds, data, limit] = numbers.map(|number| number.to_string());

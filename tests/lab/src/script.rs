@@ -21,8 +21,6 @@ pub enum Script {
     Ftplib,
     /// Client or server of recorded dialogues.
     Dialogue,
-    /// ftplib: one login, many transfers.
-    Many,
     /// ftplib: many sessions at the same time, until a file exists.
     Load,
     /// ftplib: one transfer with a pause after the announcement.
@@ -44,7 +42,6 @@ impl Script {
             Self::Server => ("server.py", include_str!("scripts/server.py")),
             Self::Ftplib => ("ftplib_operation.py", include_str!("scripts/ftplib_operation.py")),
             Self::Dialogue => ("dialogue.py", include_str!("scripts/dialogue.py")),
-            Self::Many => ("many.py", include_str!("scripts/many.py")),
             Self::Load => ("load.py", include_str!("scripts/load.py")),
             Self::HeldClient => ("held_transfer.py", include_str!("scripts/held_transfer.py")),
             Self::Flood => ("flood.py", include_str!("scripts/flood.py")),
