@@ -34,17 +34,6 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
 }
 
 #[test]
-fn an_unused_expectation_is_closed_when_its_lifetime_ends() {
-    let configuration = format!("{CONNTRACK}timeout = \"2s\"\n");
-    let (gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
-    let lab = &gateway.lab;
-    let client = hold_listening(lab, 3762, (login(), ask(PORT), gate()));
-    wait_for("the end of its lifetime", || gateway.daemon.open_pinholes().unwrap().is_empty());
-    client.release().ok();
-    gateway.assert_tidy();
-}
-
-#[test]
 fn auto_takes_expectations_where_the_firewall_accepts_related_alone() {
     let has_helpers = ConntrackAbilities::read().cthelper;
     for (admission, configuration) in

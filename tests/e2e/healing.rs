@@ -32,22 +32,6 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
 }
 
 #[test]
-fn without_the_key_a_foreign_address_gets_no_pinhole() {
-    let gateway = gateway_with(Topology::PublishedServer, "");
-    let lab = &gateway.lab;
-    let plan = json!({"address": "172.17.0.2", "passive_port": PASSIVE});
-    let _server = scripted_server(&lab.server, &plan);
-    let dialled = lab.server_address(V4).to_string();
-    let client = hold(lab, (login(), ask("PASV"), gate()));
-    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    assert_eq!(connect_in_vain(&lab.client, &dialled, PASSIVE), "silent");
-    let line = "no [[server]] with that address has replace-foreign-address = true";
-    wait_for("its line", || gateway.daemon.log().contains(line));
-    let reply = client.release().got(6).trim_end().to_owned();
-    assert_eq!(host_port(&reply), ("172.17.0.2".to_owned(), PASSIVE), "{reply}");
-}
-
-#[test]
 fn networks_have_policies_of_their_own() {
     let configuration = "
         policy.min-data-port = 5000

@@ -49,21 +49,3 @@ fn retransmission_gets_the_same_rewrite() {
         assert_eq!(side.faults().unwrap(), [""; 0]);
     }
 }
-
-#[test]
-fn a_retransmitted_passive_announcement_gets_the_same_rewrite() {
-    let (gateway, _server) = served(Topology::PublishedServer, "", json!({"passive_port": 50069}));
-    let lab = &gateway.lab;
-    let announcement = "tcp sport 21 @ih,0,32 0x32323720";
-    lab.client.nft(&lose_once("prerouting", announcement)).unwrap();
-    let (outer, _inner) = captures(lab);
-    run(lab, passive_transfer("PASV")).ok();
-    assert_eq!(gateway.count("pinholes_opened"), 1);
-    let outer = outer.finish().unwrap();
-    let copies = outer
-        .fields("tcp.srcport == 21 && tcp.payload[0:4] == 32:32:37:20", &["tcp.payload"])
-        .unwrap();
-    assert!(copies.len() >= 2, "{copies:?}");
-    assert!(copies.iter().all(|copy| *copy == copies[0]), "{copies:?}");
-    assert_eq!(outer.faults().unwrap(), [""; 0]);
-}

@@ -143,28 +143,6 @@ fn what_the_firewall_drops_for_want_of_the_setting_is_named() {
     }
 }
 
-/// A client reaches a server of others at any port. One that the gateway publishes has its ports behind the same setting.
-#[test]
-fn any_port_is_open_at_a_server_elsewhere_and_not_at_a_published_one() {
-    let setting = "[[network]]\nservers = [\"0.0.0.0/0\", \"::/0\"]\npassive-ports = \"any\"\ndeny-ports = [8080]\n";
-    for (topology, is_open) in [(Topology::Masquerade, true), (Topology::PublishedServer, false)] {
-        let lab = Lab::new(topology).unwrap();
-        let tls = server_tls(&lab, ClientTls::Explicit, false);
-        let server = Server::start_tls(ServerKind::Proftpd, &lab.server, &tls).unwrap();
-        server.put("file", b"the body").unwrap();
-        let gateway = Gateway::on(lab, setting);
-        let mut transfer = curl(&gateway.lab, &server, Mode::Passive);
-        transfer.tls = ClientTls::Explicit;
-        let body = transfer.download("file");
-        assert_eq!(body.is_ok(), is_open, "{topology}: {body:?}");
-        let opened = gateway.events("range-opened");
-        let ports: Vec<_> = opened.iter().map(|event| &event["ports"]).collect();
-        let expected = json!("1024-8079, 8081-65535");
-        assert_eq!(ports, if is_open { vec![&expected] } else { vec![] }, "{topology}");
-        gateway.assert_tidy();
-    }
-}
-
 /// A firewall that accepts the ports by itself drops nothing, and nothing is said.
 #[test]
 fn a_range_that_is_open_to_all_is_no_problem() {

@@ -54,8 +54,7 @@ fn events_are_followed() {
 /// The last report looks into conntrack, as those of longer transfers do.
 #[test]
 fn a_daemon_that_ends_reports_what_has_just_ended() {
-    let setup = "";
-    let mut gateway = gateway_with(Topology::Masquerade, setup);
+    let mut gateway = gateway(Topology::Masquerade);
     let end = [reply(), gate(), drain(), reply()];
     let (_server, client) = start_download(&gateway, ServerKind::Vsftpd, 5, &end);
     thread::sleep(Duration::from_millis(500));
@@ -69,12 +68,11 @@ fn a_daemon_that_ends_reports_what_has_just_ended() {
 #[test]
 fn a_transfer_that_goes_on_over_a_restart_has_no_bytes_but_its_name() {
     const SIZE: usize = 1_000_000;
-    let setup = "";
-    let mut gateway = gateway_with(Topology::Masquerade, setup);
+    let mut gateway = gateway(Topology::Masquerade);
     let end = [reply(), gate(), drain(), reply()];
     let (_server, client) = start_download(&gateway, ServerKind::Vsftpd, SIZE, &end);
     assert!(gateway.daemon.stop().unwrap().success());
-    gateway.start_again(setup);
+    gateway.start_again("");
     assert_eq!(client.release().error, None);
     wait_for("the transfer", || gateway.events("transfer").len() == 1);
     let transfer = &gateway.events("transfer")[0];
