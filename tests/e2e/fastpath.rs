@@ -178,36 +178,6 @@ fn idle_sessions_leave_pinholes_for_other_sessions_of_a_client() {
     assert_eq!(gateway.count("pinholes_refused"), 0);
 }
 
-/// A server with one passive port, which it announces before it listens. The SYN that it refuses consumes the pinhole.
-#[test]
-fn a_pinhole_whose_target_refused_opens_when_it_is_announced_again() {
-    wait_for("two announcements", || opens_with_each_announcement(Topology::Masquerade));
-}
-
-/// Returns whether more than one announcement was on the fast path.
-fn opens_with_each_announcement(topology: Topology) -> bool {
-    const PORT: u16 = 45_000;
-    let Some(gateway) = fast_path_gateway(topology) else { return true };
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let reply_229 = format!("229 here (|||{PORT}|)");
-    let _server = scripted_server(&lab.server, &json!({"extra": {"EPSV": reply_229}}));
-    let mut client =
-        hold(lab, (login(), [(ask("EPSV"), gate()), (ask("EPSV"), gate()), (ask("EPSV"), gate())]));
-    let server = lab.server_address(V4).to_string();
-    for announcement in 1..=2 {
-        wait_for("the announcement", || gateway.count("pinholes_opened") == announcement);
-        assert_eq!(connect(&lab.client, &server, PORT), "refused", "{topology}, {announcement}");
-        assert_eq!(connect_in_vain(&lab.client, &server, PORT), "silent", "{topology}");
-        client.open_gate();
-    }
-    wait_for("the announcement", || gateway.count("pinholes_opened") == 3);
-    let listen = || std::net::TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, PORT));
-    let _listener = lab.server.inside(listen).unwrap().unwrap();
-    assert_eq!(connect(&lab.client, &server, PORT), "open", "{topology}");
-    client.release().ok_in(topology);
-    count(daemon, "opened") > 1
-}
-
 /// The program sees one direction of its connections, and no SYN of the server.
 #[test]
 fn a_server_on_the_gateway_itself_is_left_to_the_queue() {
@@ -378,37 +348,6 @@ fn the_program_closes_its_pinholes_if_the_next_daemon_uses_expectations() {
 }
 
 #[test]
-fn a_rule_that_takes_marks_away_keeps_it_off() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let rules = |rule: &str| {
-        let chain = "type filter hook prerouting priority mangle";
-        let table = format!("table inet own {{ chain marks {{ {chain}; {rule}\n}}\n}}\n");
-        lab.gateway.nft(&format!("table inet own\ndelete table inet own\n{table}")).unwrap();
-    };
-    let start = || Daemon::start(&executable(), &lab.gateway, FAST_PATH).unwrap();
-    rules("meta mark set 0x1");
-    let mut daemon = start();
-    // It leaves later if the rules are read late.
-    wait_for("no fast path", || fast_path(&daemon)["state"] == "off" && pins(&lab).is_empty());
-    let off = fast_path(&daemon);
-    let why = off["why"].as_str().unwrap();
-    assert!(why.contains("in inet own marks overwrites the fast path's packet marks"), "{off}");
-    let doctor = doctor(&daemon).stdout_text();
-    assert!(doctor.contains("`meta mark set 0x00000001` in inet own marks"), "{doctor}");
-    let _server = server(&lab);
-    talk(&lab, (login(), passive("PASV"), active(1025), passive("EPSV"))).ok();
-    assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
-    assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
-    for rule in ["meta mark set meta mark & 0xffffff00 | 0x1", "meta l4proto udp meta mark set 0x1"]
-    {
-        rules(rule);
-        let mut daemon = start();
-        assert_eq!(fast_path(&daemon)["state"], "on", "{rule}: {}", daemon.log());
-        daemon.stop().unwrap();
-    }
-}
-
-#[test]
 fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
     let Some(mut gateway) = fast_path_gateway(Topology::Masquerade) else { return };
     let _server = vsftpd(&gateway.lab);
@@ -423,69 +362,4 @@ fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
     let session = client.release().ok();
     assert_received(&session, 3);
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-}
-
-/// Checks that each command shows `expected` open pinholes of the only session.
-fn assert_open(daemon: &Daemon, expected: usize, moment: &str) {
-    let (sessions, pinholes) = (daemon.sessions().unwrap(), daemon.pinholes().unwrap());
-    let [session] = sessions.as_slice() else { panic!("{moment}: {sessions:?}") };
-    assert_eq!(session["pinholes"], json!(expected), "{moment}: {session} {pinholes:?}");
-    assert_eq!(pinholes.len(), expected, "{moment}: {session} {pinholes:?}");
-    assert!(pinholes.iter().all(|row| row["session"] == session["id"]), "{moment}: {pinholes:?}");
-    assert_eq!(daemon.counter("pinholes").unwrap(), expected as u64, "{moment}");
-    let text = |command| daemon.ask(&[command]).unwrap().success().unwrap().stdout_text();
-    let (sessions, pinholes) = (text("sessions"), text("pinholes"));
-    let open = sessions.lines().nth(1).and_then(|row| row.split_whitespace().nth_back(1));
-    assert_eq!(open, Some(expected.to_string().as_str()), "{moment}: {sessions}");
-    let id = session["id"].to_string();
-    let is_row = |line: &&str| line.split_whitespace().next() == Some(id.as_str());
-    assert_eq!(pinholes.lines().filter(is_row).count(), expected, "{moment}: {pinholes}");
-    assert_eq!(pinholes == "no pinholes\n", expected == 0, "{moment}: {pinholes}");
-}
-
-fn compare_lists_with(topology: Topology, fast_path: &str) {
-    const PORT: u16 = 1033;
-    // Long enough for all commands.
-    let configuration = FAST_PATH.replace("auto", fast_path) + "timeout = \"15s\"\n";
-    let gateway = gateway_with(topology, &configuration);
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let _server = server(lab);
-    let address = lab.client.address(V4).to_string().replace('.', ",");
-    let port = format!("PORT {address},{},{}", PORT / 256, PORT % 256);
-    // The steps before which the data connection is announced, made, and closed.
-    for (steps, [announced, made, over]) in
-        [(passive("PASV"), [2, 3, 7]), (active_by(&port, PORT), [2, 4, 6])]
-    {
-        for (moment, at, expected) in
-            [("announced", announced, 1), ("made", made, 0), ("over", over, 0)]
-        {
-            let mut steps = steps.clone();
-            let moment = format!("{topology}, fast path {fast_path}, {}: {moment}", steps[0]);
-            let is_announced = at == announced;
-            if is_announced {
-                steps.truncate(at);
-            }
-            steps.insert(at, gate());
-            wait_for("the end of the previous session", || daemon.sessions().unwrap().is_empty());
-            let client = hold(lab, [login(), steps]);
-            assert_open(daemon, expected, &moment);
-            if is_announced {
-                wait_for("expiry", || daemon.pinholes().unwrap().is_empty());
-                assert_open(daemon, 0, &format!("{moment}, then expired"));
-            }
-            assert_eq!(client.release().error, None, "{moment}");
-        }
-    }
-    if fast_path == "auto" && has_tcx() {
-        assert!(count(daemon, "opened") > 0, "{topology}: {}", self::fast_path(daemon));
-    }
-}
-
-#[test]
-fn lists_agree_on_open_pinholes() {
-    thread::scope(|scope| {
-        for fast_path in ["auto", "off"] {
-            scope.spawn(move || compare_lists_with(Topology::Masquerade, fast_path));
-        }
-    });
 }
