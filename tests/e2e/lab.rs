@@ -1,7 +1,4 @@
-//! The lab itself: it drops what nobody admitted, and its servers and clients work.
-//!
-//! The kernel's own helper stands in for `ftp-alg` here, so that a failure in the other end-to-end
-//! tests can be distinguished from a failure of the lab.
+//! The lab itself: it drops what nobody admitted, and leaves nothing behind.
 
 use fs::File;
 
@@ -11,7 +8,7 @@ use pcap_file::{
     pcap::{PcapHeader, PcapPacket, PcapWriter},
 };
 
-use crate::{common::*, matrix};
+use crate::common::*;
 
 #[test]
 fn without_help_no_data_connection_passes() {
@@ -23,13 +20,6 @@ fn without_help_no_data_connection_passes() {
         let transfer = Transfer::new(ClientProgram::Ftplib, &lab.client, &server, address, mode);
         transfer.download("a").unwrap_err();
     }
-}
-
-#[test]
-fn every_client_moves_files_to_and_from_every_server() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    lab.gateway.nft(KERNEL_HELPER).unwrap();
-    assert_eq!(matrix::run(&lab, Some(0)).unwrap().failures(), [""; 0]);
 }
 
 #[test]

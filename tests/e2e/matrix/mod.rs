@@ -5,7 +5,7 @@ mod cells;
 mod witness;
 
 use crate::common::*;
-pub use cells::run;
+use cells::run;
 
 const BACKENDS: [&str; 2] = ["nftables", "conntrack"];
 
