@@ -59,34 +59,22 @@ fn is_warning(daemon: &Daemon, name: &str) {
     }
 }
 
-/// `name` is reported by `status`, `doctor` and the log, and by nobody once it is solved.
-fn is_reported_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
-    reported_until_solved(daemon, ("problem", name), problems, solve);
-}
-
-/// The same for a warning.
-fn is_warned_of_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
-    wait_for(name, || warnings(daemon, "status") == [name]);
-    is_warning(daemon, name);
-    reported_until_solved(daemon, ("warning", name), warnings, solve);
-}
-
-fn reported_until_solved(
-    daemon: &Daemon,
-    (severity, name): (&str, &str),
-    list: impl Fn(&Daemon, &str) -> Vec<String>,
-    solve: impl FnOnce(),
-) {
-    wait_for(name, || list(daemon, "status") == [name]);
-    assert_eq!(list(daemon, "doctor"), [name]);
+/// The problem or warning `name` is reported by `status`, `doctor` and the log, and by nobody once it is solved.
+fn is_reported_until_solved(daemon: &Daemon, (severity, name): (&str, &str), solve: impl FnOnce()) {
+    let list = |command| names(&said(daemon, command).0, &format!("{severity}s"));
+    wait_for(name, || list("status") == [name]);
+    assert_eq!(list("doctor"), [name]);
     let line = format!("WARN {severity} {name}: ");
     wait_for("a line in the log", || daemon.log().contains(&line));
     let text = daemon.ask(&["status"]).unwrap().stdout_text();
     let title = format!("{} {name}\n  ", severity.to_uppercase());
     assert!(text.starts_with(&title), "{text}");
+    if severity == "warning" {
+        is_warning(daemon, name);
+    }
     solve();
-    wait_for("the solution", || list(daemon, "status").is_empty());
-    assert!(list(daemon, "doctor").is_empty(), "{:?}", said(daemon, "doctor"));
+    wait_for("the solution", || list("status").is_empty());
+    assert!(list("doctor").is_empty(), "{:?}", said(daemon, "doctor"));
     let solved = format!("INFO {severity} {name} is solved");
     wait_for("its line in the log", || daemon.log().contains(&solved));
 }
@@ -131,10 +119,18 @@ fn a_killed_daemon() {
     assert_eq!(names(&waited, "problems"), ["daemon-absent"], "nobody hangs");
 }
 
-/// Who asks on the wrong socket learns which daemon runs, and nothing about FTP.
+/// What others can do to a daemon, one after the other.
 #[test]
-fn a_daemon_with_another_control_socket() {
-    let Gateway { daemon, lab } = &gateway_with(Topology::Masquerade, "");
+fn a_daemon_that_is_asked_elsewhere_hangs_cannot_write_and_has_another_file() {
+    let gateway = &gateway(Topology::Masquerade);
+    asked_at_another_control_socket(gateway);
+    hung(gateway);
+    with_a_journal_that_cannot_be_written(gateway);
+    with_a_configuration_file_that_is_not_in_use(gateway);
+}
+
+/// Who asks on the wrong socket learns which daemon runs, and nothing about FTP.
+fn asked_at_another_control_socket(Gateway { daemon, lab }: &Gateway) {
     let file = configuration_file(daemon);
     for command in [vec!["status"], vec!["doctor", "--config", &file]] {
         let elsewhere = ["--json", "--socket", "/nonexistent/ftp-alg.sock"];
@@ -147,9 +143,7 @@ fn a_daemon_with_another_control_socket() {
     }
 }
 
-#[test]
-fn a_hung_daemon() {
-    let Gateway { daemon, .. } = &gateway_with(Topology::Masquerade, "");
+fn hung(Gateway { daemon, .. }: &Gateway) {
     let id = Pid::from_raw(daemon.id().cast_signed()).unwrap();
     kill_process(id, Signal::STOP).unwrap();
     for command in ["status", "doctor"] {
@@ -188,7 +182,7 @@ fn a_daemon_without_a_free_descriptor_says_so_at_once() {
     signal(daemon, "HUP");
     wait_for("the reload", || daemon.log().contains("reload: cannot read the configuration"));
     assert!(!daemon.log().contains("correct the file"), "{}", daemon.log());
-    is_reported_until_solved(daemon, name, || limit_to(1024));
+    is_reported_until_solved(daemon, ("problem", name), || limit_to(1024));
     // With a limit below all of them it cannot answer. Root sees why.
     limit_to(3);
     wait_for("its silence", || !daemon.ask(&["log-level"]).unwrap().status.success());
@@ -201,7 +195,7 @@ fn a_daemon_without_a_free_descriptor_says_so_at_once() {
 #[test]
 fn a_firewall_that_admits_nothing() {
     let (lab, daemon) = filtered("tcp dport 21 accept", "");
-    is_reported_until_solved(&daemon, "data-connections", || {
+    is_reported_until_solved(&daemon, ("problem", "data-connections"), || {
         let line = "nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept";
         lab.gateway.shell(line).unwrap();
     });
@@ -231,11 +225,11 @@ fn filtered(rules: &str, admission: &str) -> (Lab, Daemon) {
 
 #[test]
 fn connections_that_are_not_tracked_or_that_the_kernels_own_helper_has() {
-    for (name, is_warning, helper, rule) in [
-        ("notrack", false, "", "priority raw; tcp dport 21 notrack;"),
+    for (severity, name, helper, rule) in [
+        ("problem", "notrack", "", "priority raw; tcp dport 21 notrack;"),
         (
+            "warning",
             "helper",
-            true,
             "ct helper theirs { type \"ftp\" protocol tcp; }",
             "priority filter; tcp dport 21 ct helper set theirs;",
         ),
@@ -244,17 +238,14 @@ fn connections_that_are_not_tracked_or_that_the_kernels_own_helper_has() {
         let chain = format!("chain early {{ type filter hook prerouting {rule} }}");
         lab.gateway.nft(&format!("table inet mine {{\n{helper}\n{chain}\n}}")).unwrap();
         let solve = || drop(lab.gateway.shell("nft delete table inet mine").unwrap());
-        match is_warning {
-            true => is_warned_of_until_solved(&daemon, name, solve),
-            false => is_reported_until_solved(&daemon, name, solve),
-        }
+        is_reported_until_solved(&daemon, (severity, name), solve);
     }
 }
 
 #[test]
 fn control_connections_that_are_dropped() {
     let (lab, daemon) = filtered("tcp dport 80 accept", ADMITTING);
-    is_reported_until_solved(&daemon, "control-connections", || {
+    is_reported_until_solved(&daemon, ("problem", "control-connections"), || {
         let line = "nft add rule inet filter forward iifname lan tcp dport 21 accept";
         lab.gateway.shell(line).unwrap();
     });
@@ -272,18 +263,16 @@ fn line_of<'l>(log: &'l str, word: &str) -> &'l str {
     log.lines().find(|line| line.contains(word)).unwrap()
 }
 
-#[test]
-fn a_journal_that_cannot_be_written() {
-    let Gateway { daemon, .. } = &gateway_with(Topology::Masquerade, "");
+fn with_a_journal_that_cannot_be_written(Gateway { daemon, .. }: &Gateway) {
     let state = daemon.socket().with_file_name("state");
     let aside = daemon.socket().with_file_name("aside");
     std::fs::rename(&state, &aside).unwrap();
-    is_warned_of_until_solved(daemon, "state", || std::fs::rename(&aside, &state).unwrap());
+    is_reported_until_solved(daemon, ("warning", "state"), || {
+        std::fs::rename(&aside, &state).unwrap()
+    });
 }
 
-#[test]
-fn a_configuration_file_that_is_not_in_use() {
-    let Gateway { daemon, .. } = &gateway_with(Topology::Masquerade, "");
+fn with_a_configuration_file_that_is_not_in_use(Gateway { daemon, .. }: &Gateway) {
     let file = configuration_file(daemon);
     let valid = fs::read_to_string(&file).unwrap();
     fs::write(&file, format!("control-ports = []\n{valid}")).unwrap();

@@ -356,32 +356,25 @@ fn a_broker_of_another_user_is_started_again() {
     wait_for("the keeper's end", || has_ended(keeper));
 }
 
+/// Signals as of `killall ftp-alg`, which sends them to all of its processes, end none of them.
 #[test]
-fn a_daemon_whose_keeper_ends_ends_too_and_says_so() {
+fn a_daemon_whose_keeper_is_killed_ends_too_and_says_so() {
     let mut gateway = gateway(Topology::Routed);
     let keeper = child(gateway.daemon.id());
     let broker = child(keeper);
+    for (process, signal) in [keeper, broker].into_iter().flat_map(|process| {
+        [Signal::HUP, Signal::INT, Signal::TERM].map(|signal| (process, signal))
+    }) {
+        send(process, signal);
+    }
+    reload(&gateway.daemon, "");
+    wait_for("the reload", || gateway.daemon.log().contains("configuration is in use"));
     send(keeper, Signal::KILL);
     wait_for("the daemon's end", || gateway.daemon.exit_status().is_some());
     assert_eq!(gateway.daemon.exit_status().and_then(|status| status.code()), Some(1));
     let log = gateway.daemon.log();
     assert!(log.contains("the keeper of the daemon's broker has ended"), "{log}");
     wait_for("the broker's end", || has_ended(broker));
-}
-
-/// As of `killall ftp-alg`, which sends them to all of its processes.
-#[test]
-fn signals_to_its_helpers_end_nothing() {
-    let mut gateway = gateway(Topology::Routed);
-    let keeper = child(gateway.daemon.id());
-    for process in [keeper, child(keeper)] {
-        for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
-            send(process, signal);
-        }
-    }
-    reload(&gateway.daemon, "");
-    wait_for("the reload", || gateway.daemon.log().contains("configuration is in use"));
-    assert!(gateway.daemon.stop().unwrap().success(), "{}", gateway.daemon.log());
 }
 
 /// Every program that the daemon asks for the firewall is one that the broker runs.
