@@ -13,6 +13,7 @@ use std::{
 };
 
 use etherparse::PacketBuilder;
+use ftp_alg_lab::CaptureAnalysis;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use serde_json::Value;
 
@@ -107,26 +108,11 @@ fn has_tshark() -> bool {
     found
 }
 
-/// The values of `fields` in each frame, as tshark dissects it, all checksums checked.
-fn tshark(capture: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
-    let mut command = Command::new("tshark");
-    command.args(["-n", "-r", capture.to_str().unwrap(), "-Y", filter, "-T", "fields"]);
-    for check in ["ip", "tcp", "udp"] {
-        command.args(["-o", &format!("{check}.check_checksum:TRUE")]);
-    }
-    for field in fields {
-        command.args(["-e", field]);
-    }
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
-}
-
 // Fields of tshark, in words.
 const TIME: &str = "frame.time_epoch";
 const FLAGS: &str = "lost_segment ack_lost_segment out_of_order retransmission spurious_retransmission \
                      fast_retransmission duplicate_ack keep_alive zero_window";
-const WRONG: &str = "ip.checksum.status tcp.checksum.status udp.checksum.status _ws.malformed";
+const WRONG: &str = "ip.checksum.status tcp.checksum.status _ws.malformed";
 const ADDRESSES: &str = "ip.src ipv6.src ip.dst ipv6.dst";
 const TCP: &str = "tcp.dstport tcp.flags.syn tcp.flags.ack tcp.payload";
 const ANNOUNCED: &str = "ftp.active.cip ftp.passive.ip ftp.eprt.ip ftp.eprt.ipv6 ftp.epsv.ip ftp.epsv.ipv6 \
@@ -162,12 +148,13 @@ impl Dissection {
         let fields: Vec<&str> = groups.iter().flat_map(|group| group.split(' ')).collect();
         let flags = names.iter().map(|flag| (*flag, 0)).collect();
         let mut found = Self { flags, ..Self::default() };
-        for (index, line) in tshark(capture, "frame", &fields).iter().enumerate() {
-            let mut values = line.split('\t');
+        let rows = CaptureAnalysis::open(capture).fields("frame", &fields).unwrap();
+        for (index, row) in rows.iter().enumerate() {
+            let mut values = row.iter().map(String::as_str);
             let [time, wrong, flags, addresses, tcp, announced] =
                 counts.map(|count| values.by_ref().take(count).collect::<Vec<&str>>());
             found.times.push(time[0].to_owned());
-            if wrong[..3].iter().any(|status| status.contains('0')) || !wrong[3].is_empty() {
+            if wrong[..2].iter().any(|status| status.contains('0')) || !wrong[2].is_empty() {
                 found.wrong.push(index + 1);
             }
             for (flag, value) in names.iter().zip(flags) {
