@@ -15,18 +15,62 @@ use crate::fastpath::{
     scene::{CLIENT6, SERVER6, between},
 };
 
-/// How the client reaches the gateway.
-struct Way {
-    name: &'static str,
-    /// What makes the gateway's interface; `lan` is the one that is there.
-    made: &'static str,
-    attached: &'static [&'static str],
-    /// The interface on which the rules see the client's packets.
-    upper: &'static str,
-    vlan: Option<u16>,
-    /// The address of the interface at which they arrive.
-    own: [u8; 6],
-}
+/// How the client reaches the gateway: a name; what makes the gateway's interface, where `lan` is there; what has the
+/// program; the interface on which the rules see the client's packets; their VLAN, or 0.
+type Way = (&'static str, &'static str, &'static [&'static str], &'static str, u16);
+
+const WAYS: [Way; 7] = [
+    (
+        "bridge",
+        "ip link add bridge address 02:00:00:00:00:01 up type bridge; ip link set lan master bridge",
+        &["bridge", "wan"],
+        "bridge",
+        0,
+    ),
+    (
+        "VLAN",
+        "ip link set lan address 02:00:00:00:00:01; ip link add link lan name tagged up type vlan id 7",
+        &["lan", "wan", "tagged"],
+        "tagged",
+        7,
+    ),
+    (
+        "bridge of a VLAN",
+        "ip link add link lan name tagged up type vlan id 7; \
+         ip link add bridge address 02:00:00:00:00:01 up type bridge; ip link set tagged master bridge",
+        &["lan", "bridge", "wan"],
+        "bridge",
+        7,
+    ),
+    (
+        "VLAN of a bridge",
+        "ip link add bridge address 02:00:00:00:00:01 up type bridge; ip link set lan master bridge; \
+         ip link add link bridge name tagged up type vlan id 7",
+        &["bridge", "wan", "tagged"],
+        "tagged",
+        7,
+    ),
+    (
+        "macvlan",
+        "ip link add link lan name own address 02:00:00:00:00:01 up type macvlan",
+        &["lan", "wan", "own"],
+        "own",
+        0,
+    ),
+    (
+        "bond",
+        "ip link add bond address 02:00:00:00:00:01 type bond mode active-backup; \
+         ip link set lan down; ip link set lan master bond; ip link set bond up",
+        &["bond", "wan"],
+        "bond",
+        0,
+    ),
+    // Its first byte is that of an IPv6 header.
+    (SIXTY, "ip link set lan address 60:00:00:00:00:01", &["lan", "wan"], "lan", 0),
+];
+
+/// The way whose address is another one than [`OWN`].
+const SIXTY: &str = "address";
 
 /// What the gateway's interface has for an address.
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -35,85 +79,16 @@ const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 #[test]
 fn stacked_interfaces_inspect_a_packet_once() {
     need_tcx!();
-    let ways = [
-        Way {
-            name: "bridge",
-            made: "ip link add bridge address 02:00:00:00:00:01 up type bridge; \
-                   ip link set lan master bridge",
-            attached: &["bridge", "wan"],
-            upper: "bridge",
-            vlan: None,
-            own: OWN,
-        },
-        Way {
-            name: "VLAN",
-            made: "ip link set lan address 02:00:00:00:00:01; \
-                   ip link add link lan name tagged up type vlan id 7",
-            attached: &["lan", "wan", "tagged"],
-            upper: "tagged",
-            vlan: Some(7),
-            own: OWN,
-        },
-        Way {
-            name: "bridge of a VLAN",
-            made: "ip link add link lan name tagged up type vlan id 7; \
-                   ip link add bridge address 02:00:00:00:00:01 up type bridge; \
-                   ip link set tagged master bridge",
-            attached: &["lan", "bridge", "wan"],
-            upper: "bridge",
-            vlan: Some(7),
-            own: OWN,
-        },
-        Way {
-            name: "VLAN of a bridge",
-            made: "ip link add bridge address 02:00:00:00:00:01 up type bridge; \
-                   ip link set lan master bridge; \
-                   ip link add link bridge name tagged up type vlan id 7",
-            attached: &["bridge", "wan", "tagged"],
-            upper: "tagged",
-            vlan: Some(7),
-            own: OWN,
-        },
-        Way {
-            name: "macvlan",
-            made: "ip link add link lan name own address 02:00:00:00:00:01 up type macvlan",
-            attached: &["lan", "wan", "own"],
-            upper: "own",
-            vlan: None,
-            own: OWN,
-        },
-        Way {
-            name: "bond",
-            made: "ip link add bond address 02:00:00:00:00:01 type bond mode active-backup; \
-                   ip link set lan down; ip link set lan master bond; ip link set bond up",
-            attached: &["bond", "wan"],
-            upper: "bond",
-            vlan: None,
-            own: OWN,
-        },
-        // Its first byte is that of an IPv6 header.
-        Way {
-            name: "address",
-            made: "ip link set lan address 60:00:00:00:00:01",
-            attached: &["lan", "wan"],
-            upper: "lan",
-            vlan: None,
-            own: [0x60, 0, 0, 0, 0, 1],
-        },
-    ];
-    for way in ways {
-        inspect_once(&way, CLIENT, SERVER);
+    for way in WAYS {
+        inspect_once(way, CLIENT, SERVER);
         let [client, server] = [(CLIENT6, CLIENT), (SERVER6, SERVER)]
             .map(|(address, of)| SocketAddr::new(address, of.port()));
-        inspect_once(&way, client, server);
+        inspect_once(way, client, server);
     }
 }
 
-fn inspect_once(
-    Way { name, made, attached, upper, vlan, own }: &Way,
-    client: SocketAddr,
-    server: SocketAddr,
-) {
+fn inspect_once((name, made, attached, upper, vlan): Way, client: SocketAddr, server: SocketAddr) {
+    let own = if name == SIXTY { [0x60, 0, 0, 0, 0, 1] } else { OWN };
     let (lab, pins) = (Lab::new(), Pins::new());
     lab.on_gateway(|| {
         // With 1 a bridge has no program.
@@ -136,10 +111,10 @@ fn inspect_once(
         let tuples = [PacketTuple::new(client, server), PacketTuple::new(server, client)];
         path.hand_over(7, tuples, &flow).unwrap();
         let by_client = |mut bytes: Vec<u8>| {
-            if let Some(vlan) = vlan {
+            if vlan != 0 {
                 bytes.splice(12..12, [[0x81, 0], vlan.to_be_bytes()].concat());
             }
-            inside(&lab.client, || send_frame("eth0", *own, &bytes));
+            inside(&lab.client, || send_frame("eth0", own, &bytes));
         };
         let by_server = |bytes: Vec<u8>| inside(&lab.server, || send_frame("eth0", OWN, &bytes));
         let fast_path = |count: u64| {
