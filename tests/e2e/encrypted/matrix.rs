@@ -123,24 +123,6 @@ fn row(topology: Topology, (kind, tls, resumes): Kind, cells: &[Cell], took: Dur
     format!("{text} | {:.1} s\n", took.as_secs_f64())
 }
 
-/// A client that does nothing by itself: the commands, and a data connection that resumes the session.
-#[test]
-fn openssl_downloads_a_file() {
-    let lab = lab_for(Topology::PublishedServer, "nftables");
-    let tls = server_tls(&lab, ClientTls::Explicit, true);
-    let server = Server::start_tls(ServerKind::Proftpd, &lab.server, &tls).unwrap();
-    server.put("file", b"the body").unwrap();
-    let configuration = configuration(&lab, "nftables");
-    let gateway = Gateway::on(lab, &configuration);
-    let (lab, (user, password)) = (&gateway.lab, server.login());
-    let script = include_str!("s_client.sh");
-    let address = lab.server_address(V4).to_string();
-    let arguments = ["-ec", script, "bash", &address, user, password, "pub/file"];
-    let got = lab.client.run("bash", &arguments).unwrap().stdout_text();
-    assert_eq!(got, "the body");
-    gateway.assert_tidy();
-}
-
 macro_rules! in_topologies {
     ($($name:ident: $topology:ident,)*) => {
         mod nftables {
