@@ -37,34 +37,33 @@ fn a_stop_during_the_start_is_clean_as_well() {
 
 #[test]
 fn a_table_that_others_remove_or_change_is_loaded_again() {
-    for rules in [
-        "flush ruleset",
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let firewall = lab.gateway.ruleset().unwrap();
+    let mut daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
+    let _server = scripted_server(&lab.server, &json!({}));
+    // Without the translations of connections that the fast path has just now.
+    let rules_of_gateway = || without_elements(&lab.gateway.ruleset().unwrap());
+    let running = rules_of_gateway();
+    // As a firewall's reload does, which knows nothing of our table.
+    let reload = format!("flush ruleset\n{firewall}");
+    for (number, rules) in (1..).zip([
+        &*reload,
         "flush table inet ftp_alg",
         "add rule inet ftp_alg select_forward drop",
         "flush chain inet ftp_alg untracked\nadd rule inet ftp_alg untracked accept",
-    ] {
-        let lab = Lab::new(Topology::Masquerade).unwrap();
-        let firewall = lab.gateway.ruleset().unwrap();
-        let program = executable_without_owner(&lab);
-        let mut daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
-        let _server = scripted_server(&lab.server, &json!({}));
+    ]) {
         let client = hold(&lab, (login(), port_transfer(), gate(), port_transfer()));
-        // Without the translations of connections that the fast path has just now.
-        let rules_of_gateway = || without_elements(&lab.gateway.ruleset().unwrap());
-        let running = rules_of_gateway();
-        // As a firewall's reload does, which knows nothing of our table.
-        let reload = if rules == "flush ruleset" { firewall.as_str() } else { "" };
-        lab.gateway.nft(&format!("{rules}\n{reload}")).unwrap();
+        lab.gateway.nft(rules).unwrap();
         wait_for("the table", || rules_of_gateway() == running);
         // The connection, whose numbers are adjusted, goes on.
         let session = client.release().ok_in(rules);
         assert_eq!(session.got(16), "the body\r\n", "{rules}");
-        wait_for("one line", || daemon.log().matches("it is loaded again").count() == 1);
+        wait_for("one line", || daemon.log().matches("it is loaded again").count() == number);
         assert_eq!(daemon.counter("errors").unwrap(), 0, "{rules}: {}", daemon.log());
         wait_for("the session's end", || daemon.sessions().unwrap().is_empty());
-        daemon.stop().unwrap();
-        assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
     }
+    daemon.stop().unwrap();
+    assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
 }
 
 #[test]

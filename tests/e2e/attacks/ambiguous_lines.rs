@@ -7,67 +7,64 @@ use crate::common::*;
 /// A port of the published server with another service.
 const FORGED: u16 = 3306;
 
-/// A published server of `kind`, and a client that logs in and runs `steps`. No connection to a port in `ports` may get
-/// through.
-fn attack_published_server(kind: ServerKind, steps: &[Value], ports: &[u16]) -> Gateway {
-    attack_prepared_server(kind, "", |_| {}, steps, ports)
-}
-
-/// As [`attack_published_server`], with `more` server configuration, after `prepare` has put files on the server.
-fn attack_prepared_server(
-    kind: ServerKind,
-    more: &str,
-    prepare: impl Fn(&Server),
-    steps: &[Value],
-    ports: &[u16],
-) -> Gateway {
-    let gateway = gateway_with(Topology::PublishedServer, "");
-    let lab = &gateway.lab;
-    let server = Server::start_with(kind, &lab.server, more).unwrap();
-    prepare(&server);
+/// A client of the published `server` that logs in and runs `steps`. No connection to [`FORGED`] may get through.
+fn attack(gateway: &Gateway, server: &Server, steps: &[Value]) {
+    let (lab, kind) = (&gateway.lab, server.kind());
     let held = hold(lab, (login_as(server.login()), steps, json!({"sleep": 0.5}), gate()));
     let outside = lab.gateway.address(V4).to_string();
-    let ports: Vec<_> = ports.iter().map(|port| (&lab.client, outside.as_str(), *port)).collect();
-    assert_silent(&ports);
+    assert_silent(&[(&lab.client, outside.as_str(), FORGED)]);
     // Only vsftpd may announce a port of its own after the listing is complete.
     let log = gateway.daemon.log();
     let opened = |line: &&str| line.contains(": open ") || line.contains(": rewrite ");
-    let forged = |line: &str| ports.iter().any(|(.., port)| line.contains(&format!(":{port}")));
+    let forged = |line: &str| line.contains(&format!(":{FORGED}"));
     assert!(!log.lines().filter(opened).any(forged), "{kind}: {log}");
     if kind != ServerKind::Vsftpd {
         assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{kind}: {log}");
         assert_eq!(gateway.count("pinholes_opened"), 0, "{kind}");
     }
     drop(held);
-    gateway
+}
+
+/// A gateway, and a server of this kind behind it.
+fn published(kind: ServerKind) -> (Gateway, Server) {
+    let gateway = gateway(Topology::PublishedServer);
+    let server = Server::start(kind, &gateway.lab.server).unwrap();
+    (gateway, server)
 }
 
 /// pyftpdlib accepts only CR LF as a line end, and echoes the argument.
 #[test]
 fn an_argument_echoed_by_pyftpdlib_opens_no_pinhole() {
+    let (gateway, server) = published(ServerKind::Pyftpdlib);
     for end in ["\n", "\r", "\0"] {
         let line = format!("SIZE a{end}229 x (|||{FORGED}|)\r\nEPSV\r\n");
         let steps = [say("TYPE I"), reply(), json!({"send": line})];
-        attack_published_server(ServerKind::Pyftpdlib, &steps, &[FORGED]);
+        attack(&gateway, &server, &steps);
     }
 }
 
 /// vsftpd treats a NUL in a file name as LF, and lists names unchanged.
 #[test]
 fn a_file_name_listed_by_vsftpd_opens_no_pinhole() {
-    for name in
-        [format!("x\0229 E (|||{FORGED}|)\0"), format!("x\r\0213 End\r\0229 E (|||{FORGED}|)\r\0y")]
+    let (gateway, server) = published(ServerKind::Vsftpd);
+    for (at, rest) in
+        [format!("\0229 E (|||{FORGED}|)\0"), format!("\r\0213 End\r\0229 E (|||{FORGED}|)\r\0y")]
+            .iter()
+            .enumerate()
     {
         for pipelined in [true, false] {
-            let listing = json!({"send": "STAT pub/x*\r\n"});
+            // Each case has names of its own.
+            let stem = format!("x{at}{pipelined}");
+            let (name, list) = (format!("{stem}{rest}"), format!("STAT pub/{stem}*\r\n"));
+            let listing = json!({"send": list});
             let mut steps =
                 vec![json!({"send": format!("MKD pub/{name}\r\n")}), json!({"sleep": 0.3})];
             if pipelined {
-                steps.push(json!({"send": "STAT pub/x*\r\nEPSV\r\n"}));
+                steps.push(json!({"send": format!("{list}EPSV\r\n")}));
             } else {
                 steps.extend([listing, say("EPSV")]);
             }
-            attack_published_server(ServerKind::Vsftpd, &steps, &[FORGED]);
+            attack(&gateway, &server, &steps);
         }
     }
 }
@@ -77,14 +74,18 @@ fn a_file_name_listed_by_vsftpd_opens_no_pinhole() {
 #[test]
 fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
     let end = "\r\0\n\u{ff}\u{fb}A";
-    for (last, commands) in [
+    let (gateway, server) = published(ServerKind::Proftpd);
+    for (at, (last, commands)) in [
         ("", "PWD\r\nEPSV\r\n"),
         ("", "MKD sub\r\nEPSV\r\n"),
         ("", "NOOP\r\nXPWD\r\nEPSV\r\nNOOP\r\n"),
         ("250 End", "MLST\r\nEPSV\r\n"),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let first = if last.is_empty() { String::new() } else { format!("{end}{last}") };
-        let name = format!("x{first}{end}229 x (|||{FORGED}|)");
+        let name = format!("x{at}{first}{end}229 x (|||{FORGED}|)");
         let mut steps = Vec::new();
         for verb in ["MKD", "CWD"] {
             let line = format!("{verb} pub/{name}\r\n");
@@ -95,7 +96,7 @@ fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
             steps.extend([json!({"send": "PWD\r\n"}), json!({"sleep": 0.3})]);
         }
         steps.push(json!({"send": commands}));
-        attack_published_server(ServerKind::Proftpd, &steps, &[FORGED]);
+        attack(&gateway, &server, &steps);
     }
 }
 
@@ -104,6 +105,7 @@ fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
 #[test]
 fn a_message_file_shown_by_proftpd_opens_no_pinhole() {
     let end = "\r%{time:%n}";
+    let gateway = gateway(Topology::PublishedServer);
     let changes_directory = [say("TYPE I"), reply(), say("CWD pub"), reply()];
     for (code, more, before, command) in [
         ("250 End", "DisplayChdir .message", &[][..], "CWD pub"),
@@ -111,10 +113,11 @@ fn a_message_file_shown_by_proftpd_opens_no_pinhole() {
     ] {
         let shown = format!("x{end}{code}{end}229 x (|||{FORGED}|){end}y\n");
         let shown = if code.is_empty() { format!("x{end}229 x (|||{FORGED}|)\n") } else { shown };
-        let prepare = |server: &Server| server.put(".message", shown.as_bytes()).unwrap();
+        let server = Server::start_with(ServerKind::Proftpd, &gateway.lab.server, more).unwrap();
+        server.put(".message", shown.as_bytes()).unwrap();
         let pipeline = json!({"send": format!("{command}\r\nEPSV\r\n")});
         let steps = [before, &[pipeline]].concat();
-        attack_prepared_server(ServerKind::Proftpd, more, prepare, &steps, &[FORGED]);
+        attack(&gateway, &server, &steps);
     }
 }
 
@@ -163,8 +166,7 @@ fn hidden_bounces(third: &str) -> Vec<String> {
 }
 
 /// The server is configured to accept foreign addresses, so only the gateway prevents the bounce.
-fn assert_no_hidden_bounce(kind: ServerKind, more: &str) {
-    let gateway = gateway_with(Topology::Masquerade, "");
+fn assert_no_hidden_bounce(gateway: &Gateway, kind: ServerKind, more: &str) {
     let Lab { client, outsider: third, server: host, .. } = &gateway.lab;
     let server = Server::start_with(kind, host, more).unwrap();
     let login = server.login();
@@ -196,12 +198,13 @@ fn assert_no_hidden_bounce(kind: ServerKind, more: &str) {
 
 #[test]
 fn no_hidden_bounce_reaches_a_server() {
+    let gateway = gateway(Topology::Masquerade);
     for (kind, more) in [
         (ServerKind::Proftpd, "AllowForeignAddress on\nMaxInstances 300"),
         (ServerKind::Vsftpd, "port_promiscuous=YES"),
         (ServerKind::PureFtpd, "-w"),
         (ServerKind::Pyftpdlib, ""),
     ] {
-        assert_no_hidden_bounce(kind, more);
+        assert_no_hidden_bounce(&gateway, kind, more);
     }
 }
