@@ -340,9 +340,7 @@ impl Workers {
             if let Some(why) = obstacle {
                 return fast_path.turn_off(why);
             }
-            if fast_path.is_loaded() {
-                fast_path.update_program();
-            }
+            fast_path.update_program();
         }
         let work = move || {
             let fast_path = shared.fast_path_control(&mut kernel);
