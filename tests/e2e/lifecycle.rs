@@ -3,18 +3,29 @@
 use crate::common::*;
 
 #[test]
-fn a_clean_stop_leaves_the_ruleset_as_it_was_also_after_a_crash() {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
-    let before = lab.gateway.ruleset().unwrap();
-    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    let running = lab.gateway.ruleset().unwrap();
-    assert_ne!(running, before);
-    daemon.kill();
-    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    assert_eq!(lab.gateway.ruleset().unwrap(), running);
-    let status = daemon.stop().unwrap();
-    assert!(status.success(), "{status}: {}", daemon.log());
-    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+fn a_clean_stop_leaves_all_rules_as_they_were_also_after_a_crash() {
+    for firewall in FirewallKind::ALL {
+        let lab = lab_behind(firewall, Topology::Masquerade);
+        let legacy = || {
+            let saved = lab.gateway.shell("iptables-legacy-save; ip6tables-legacy-save").unwrap();
+            let saved = saved.stdout_text();
+            let lines = saved.lines().filter(|line| !line.starts_with('#'));
+            // `:INPUT DROP [12:3456]`
+            lines.map(|line| line.split(" [").next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let rules = || (lab.gateway.ruleset().unwrap(), legacy());
+        let before = rules();
+        let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+        let running = rules();
+        assert_ne!(running.0, before.0, "{firewall:?}");
+        assert_eq!(running.1, before.1, "{firewall:?}");
+        daemon.kill();
+        let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+        assert_eq!(rules(), running, "{firewall:?}");
+        let status = daemon.stop().unwrap();
+        assert!(status.success(), "{status}: {}", daemon.log());
+        assert_eq!(rules(), before, "{firewall:?}");
+    }
 }
 
 #[test]

@@ -7,6 +7,5 @@ mod how_to;
 mod native;
 mod openwrt;
 mod queueing;
-mod side_by_side;
 pub mod site;
 mod ufw;
