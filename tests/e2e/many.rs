@@ -24,7 +24,7 @@ fn many_through(topology: Topology, kind: ServerKind) {
     });
     let mut loads = [over_v4, over_v6];
     let mut open = Vec::new();
-    for _ in 0..telling(&[20], &[300])[0] {
+    for _ in 0..telling(&[8], &[300])[0] {
         loads.iter_mut().for_each(Load::wait_for_transfers);
         for target in [lab.gateway.address(V4), lab.client.address(V4)] {
             open.extend(lab.outsider.scan(target, ports).unwrap());
