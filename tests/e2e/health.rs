@@ -3,8 +3,6 @@
 
 use std::{net::SocketAddr, os::unix::net::UnixDatagram};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use crate::common::*;
 
 /// What `command --json` says, and its exit code.
@@ -144,13 +142,12 @@ fn asked_at_another_control_socket(Gateway { daemon, lab }: &Gateway) {
 }
 
 fn hung(Gateway { daemon, .. }: &Gateway) {
-    let id = Pid::from_raw(daemon.id().cast_signed()).unwrap();
-    kill_process(id, Signal::STOP).unwrap();
+    signal(daemon, "STOP");
     for command in ["status", "doctor"] {
         assert_eq!(problems(daemon, command), ["daemon-hung"], "{command}");
     }
     is_named_for_people(daemon, "daemon-hung", "systemctl restart ftp-alg", "does not answer");
-    kill_process(id, Signal::CONT).unwrap();
+    signal(daemon, "CONT");
     wait_for("the daemon", || problems(daemon, "status").is_empty());
 }
 

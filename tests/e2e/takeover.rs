@@ -6,8 +6,6 @@ use std::os::unix::{
     process::ExitStatusExt as _,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use crate::common::*;
 
 const OTHER_QUEUE: &str = "queue.number = 2200\n";
@@ -196,8 +194,7 @@ fn a_takeover_ends_a_daemon_that_hangs_and_goes_on() {
     let client = adjusted_client(&gateway);
     let socket = text(&gateway.daemon.socket());
     let state = text(&gateway.daemon.socket().with_file_name("state"));
-    let first = Pid::from_raw(i32::try_from(gateway.daemon.id()).unwrap()).unwrap();
-    kill_process(first, Signal::STOP).unwrap();
+    signal(&gateway.daemon, "STOP");
     let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
     assert_eq!(gateway.daemon.exit_status().unwrap().signal(), Some(libc::SIGKILL));
     assert!(second.log().contains("gets SIGKILL"), "{}", second.log());

@@ -88,6 +88,5 @@ pub fn reload(daemon: &Daemon, configuration: &str) {
     let part = file.with_extension("part");
     fs::write(&part, configuration).unwrap();
     fs::rename(&part, &file).unwrap();
-    let process = rustix::process::Pid::from_raw(daemon.id().try_into().unwrap()).unwrap();
-    rustix::process::kill_process(process, rustix::process::Signal::HUP).unwrap();
+    signal(daemon, "HUP");
 }
