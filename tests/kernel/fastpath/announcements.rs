@@ -33,44 +33,6 @@ const ANNOUNCEMENTS: [AnnouncementOf; 6] = [
 ];
 
 #[test]
-fn barred_ports_and_port_0_are_handed_back() {
-    let mut talk = Talk::new(routed());
-    for port in [1025, 2048, 65535] {
-        talk.scene.bar(port);
-    }
-    let lines = |port: u16| {
-        let numbers = format!("{},{}", port >> 8, port & 255);
-        [
-            (Side::Client, "", format!("PORT 10,0,0,2,{numbers}\r\n")),
-            (Side::Client, "", format!("EPRT |1|10.0.0.2|{port}|\r\n")),
-            (Side::Server, "PASV", format!("227 (192,0,2,9,{numbers})\r\n")),
-            (Side::Server, "EPSV", format!("229 (|||{port}|)\r\n")),
-        ]
-    };
-    for port in [1025, 2048, 65535, 0] {
-        for (side, command, line) in lines(port) {
-            if !command.is_empty() {
-                talk.says(Side::Client, command);
-            }
-            talk.line_hands_back(side, line);
-            talk.before.dialogue = READY;
-            talk.hand_over();
-        }
-    }
-    for port in [1024, 1026, 2047, 2049, 65534, 1] {
-        for (side, command, line) in lines(port) {
-            if !command.is_empty() {
-                talk.says(Side::Client, command);
-            }
-            talk.says(side, line.trim_end());
-            if side == Side::Client {
-                talk.says(Side::Server, "200 ok");
-            }
-        }
-    }
-}
-
-#[test]
 fn a_pinhole_of_another_flow_or_reserved_is_handed_back() {
     let mut talk = Talk::new(routed());
     for (side, command, line, port) in ANNOUNCEMENTS {

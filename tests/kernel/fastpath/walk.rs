@@ -26,8 +26,10 @@ const BYPASSABLE: [&str; 20] = [
     "NLST", "MLSD", "DELE", "MKD", "RMD", "RNFR", "RNTO", "SYST",
 ];
 
-/// Announced ports. They are few, so that flows find pinholes of others. 1030 is barred.
-const PORTS: [u16; 9] = [1, 1025, 1030, 2570, 12345, 25700, 34567, 51423, 65535];
+/// Announced ports. They are few, so that flows find pinholes of others.
+const PORTS: [u16; 8] = [1, 1025, 2047, 2049, 12345, 34567, 51423, 65534];
+/// Those that are barred: first and last ones of a word of bits, and one in between.
+const BARRED: [u16; 3] = [1030, 2048, 65535];
 const INSPECTED_MARK: u32 = 0x6_0000;
 
 #[test]
@@ -39,11 +41,11 @@ fn program_and_model_decide_random_dialogues_alike() {
         scene: Scene::new(),
         pinholes: BTreeMap::new(),
         admitted_syns: AdmittedSyns::default(),
-        barred: BTreeSet::from([1030]),
+        barred: BTreeSet::from(BARRED),
         packets: 0,
         counts: BTreeMap::new(),
     };
-    walk.scene.bar(1030);
+    BARRED.iter().for_each(|port| walk.scene.bar(*port));
     let dialogues = from_environment("FTP_ALG_DIALOGUES", 8000);
     for id in 1..=dialogues {
         walk.dialogue(id, &mut rng);
@@ -58,7 +60,7 @@ fn program_and_model_decide_random_dialogues_alike() {
 }
 
 /// What happens in 8,000 dialogues, and more than how often.
-const LEAST: [(&str, usize); 15] = [
+const LEAST: [(&str, usize); 16] = [
     ("handed back", 500),
     ("retransmitted", 500),
     ("lines", 500),
@@ -74,6 +76,7 @@ const LEAST: [(&str, usize); 15] = [
     ("SYNs of rules", 20),
     ("SYNs admitted again", 20),
     ("other spellings handed back", 30),
+    ("barred or no port handed back", 100),
 ];
 
 struct Walk {
@@ -188,6 +191,7 @@ impl Walk {
                 assert_eq!(lines, [], "{what}");
                 self.count("handed back", true);
                 self.count("other spellings handed back", has_other_spelling(frame, &before));
+                self.count("barred or no port handed back", has_no_free_port(frame, &before));
                 (None, None)
             }
             Expected::Pass(passed) => {
@@ -420,7 +424,8 @@ fn timestamps(rng: &mut Rng) -> Vec<u8> {
 
 /// Mostly the expected line, sometimes another one.
 fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
-    let port = *rng.pick(&PORTS);
+    let free = rng.chance(0.9);
+    let port = if free { *rng.pick(&PORTS) } else { *rng.pick(&[0, 1030, 2048, 65535]) };
     let numbers =
         |address: IpAddr| format!("{address},{},{}", port >> 8, port & 255).replace('.', ",");
     let is_v6 = flow.client.is_ipv6() != rng.chance(0.02);
@@ -523,6 +528,15 @@ fn has_other_spelling(frame: &Frame, flow: &Flow) -> bool {
     let fields: Vec<_> = line.split('|').collect();
     let ["EPRT ", "2", named, ..] = fields[..] else { return false };
     named != text(&flow.own[0]) && named.parse() == Ok(flow.client)
+}
+
+/// Whether the line is an EPRT or 229 of a port that is barred or 0, where it would be the next one.
+fn has_no_free_port(frame: &Frame, flow: &Flow) -> bool {
+    let line = str::from_utf8(&frame.payload).unwrap_or_default();
+    let is_due = line.starts_with("EPRT ") && flow.dialogue == READY
+        || line.starts_with("229 ") && flow.dialogue == EPSV_PENDING;
+    let port = line.split('|').nth(3).and_then(|port| port.parse().ok());
+    is_due && port.is_some_and(|port| port == 0 || BARRED.contains(&port))
 }
 
 /// Changes one property of the packet at random.
