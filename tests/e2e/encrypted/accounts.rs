@@ -142,24 +142,3 @@ fn what_the_firewall_drops_for_want_of_the_setting_is_named() {
         gateway.assert_tidy();
     }
 }
-
-/// A firewall that accepts the ports by itself drops nothing, and nothing is said.
-#[test]
-fn a_range_that_is_open_to_all_is_no_problem() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let accept = "insert rule inet gateway forward tcp dport 50000-50009 accept";
-    lab.gateway.nft(accept).unwrap();
-    let tls = server_tls(&lab, ClientTls::Explicit, false);
-    let server = Server::start_tls(ServerKind::Vsftpd, &lab.server, &tls).unwrap();
-    server.put("file", b"the body").unwrap();
-    let gateway = Gateway::on(lab, "");
-    let mut transfer = curl(&gateway.lab, &server, Mode::Passive);
-    transfer.tls = ClientTls::Explicit;
-    for _ in 0..3 {
-        assert_eq!(transfer.download("file").unwrap(), b"the body");
-    }
-    wait_for("the ends", || gateway.daemon.counter("sessions").unwrap() == 0);
-    assert!(gateway.events("no-data-connection").is_empty());
-    assert_eq!(gateway.daemon.status().unwrap()["warnings"], json!([]));
-    gateway.assert_tidy();
-}

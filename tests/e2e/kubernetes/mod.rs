@@ -217,31 +217,6 @@ fn data_connections_go_to_the_replica_of_their_session() {
     }
 }
 
-/// An update of the DaemonSet replaces the pod of a node.
-#[test]
-fn sessions_survive_the_pods_of_both_nodes() {
-    let cluster = Cluster::new(ProxyMode::Iptables, Cni::Bridge);
-    let lab = &cluster.lab;
-    let _server = scripted_server(&lab.server, &json!({}));
-    let mut daemons = daemons_of(lab, CONFIGURATION);
-    let nodes = cluster.nodes();
-    let [_, _, through_both] = entries(&nodes);
-    let host = through_both.external(&cluster).ip();
-    // One announcement after the restart: where nf_conntrack_sane is in place of nfnetlink_cthelper, a second one was refused
-    // twice in thirty busy runs (425, the kernel opens no other pinhole).
-    let before = both_transfers(lab, 3762);
-    let after = passive_transfer("PASV");
-    let steps = [login(), before, vec![gate()], after, ask("QUIT")].concat();
-    let client = gated_client(&lab.outsider, json!({"host": host, "steps": steps}));
-    for (at, daemon) in daemons.iter_mut().enumerate() {
-        assert!(daemon.stop().unwrap().success());
-        *daemon = Daemon::start(&executable(), nodes[at].host, CONFIGURATION).unwrap();
-        assert_eq!(daemon.sessions().unwrap().len(), 1);
-    }
-    let failed = Vec::from_iter(client.release().error);
-    assert_all_carried(lab, &daemons, "conntrack", &failed);
-}
-
 /// Starts the daemon as the container runtime does: process 1 and user 0, with the capabilities of the manifest alone, no new
 /// privileges, a root file system that is read-only but for its mounts.
 #[test]
