@@ -1,4 +1,5 @@
-//! The interface between a session and its caller: what the session finds, and who decides about it.
+//! The interface between a session and its caller: the events that the session finds, and the decisions that it asks
+//! for.
 
 use std::net::SocketAddr;
 
@@ -12,13 +13,14 @@ pub enum DialogueEvent {
     AnnouncementAccepted,
     /// The server refused the client's oldest pending announcement.
     AnnouncementRefused,
-    /// What a client's command says about its activity.
+    /// A client's command shows its activity.
     Requested(Activity),
-    /// The server answered the client's `CWD`, `CDUP` or `PWD`: whether it succeeded, and the directory that it named.
+    /// The server answered the client's `CWD`, `CDUP` or `PWD`: whether the command succeeded, and the directory in the
+    /// reply.
     DirectoryAnswered(bool, Option<Box<str>>),
-    /// The oldest transfer has started, and the server named the file, as it does for `STOU`.
+    /// The oldest transfer has started, with the file name in the reply, which `STOU` has.
     TransferStarted(Option<Box<str>>),
-    /// The server's last reply to the oldest transfer.
+    /// The oldest transfer has ended with this reply.
     TransferEnded(Reply),
     /// The server accepted a login.
     LoggedIn,
@@ -36,18 +38,18 @@ pub enum DialogueEvent {
     PacketsMissed,
     /// The dialogue is in step again after packets were missed.
     InStep,
-    /// A command was refused that is not an announcement, or a line that is too long.
+    /// A command other than an announcement was refused, or a line that is too long.
     LineRefused(RefusedLine),
     /// A limit of the session was reached.
     LimitReached(SessionLimit),
 }
 
-/// Who decides about the lines of a connection, and hears what is found in them: the engine, or a test.
+/// Decides about the announcements of a connection, and receives its events: the engine, or a test.
 pub trait Decide {
-    /// What to do about this announcement. If it is [`Effect::Open`], a pinhole is open now.
+    /// Decides about this announcement. After [`Effect::Open`] a pinhole is open.
     fn announcement(&mut self, line: &AnnouncedLine) -> Effect;
 
-    /// Whether a command that begins with this `argument`, of which nothing can be held back, may be allowed.
+    /// Whether a command with this start of its `argument` may be allowed. Asked if nothing can be held back.
     fn may_begin(
         &self,
         _kind: AnnouncementKind,
@@ -57,24 +59,23 @@ pub trait Decide {
         false
     }
 
-    /// Whether the sequence numbers may differ from now on, because the kernel queues every packet of the connection. Not
-    /// if the kernel cannot be informed.
+    /// Whether the sequence numbers may differ from now on. Asks the kernel to queue every packet of the connection.
     fn may_renumber(&mut self) -> bool;
 
-    /// Hears of an event, in the order of the stream; `dialogue` has read its line.
+    /// Receives an event, in the order of the stream. `dialogue` has read its line.
     fn found(&mut self, event: DialogueEvent, dialogue: &Dialogue);
 }
 
-/// What a packet is inspected by, besides its session.
+/// Conditions of the inspection of one packet.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Conditions {
     /// Whether `AUTH` is refused.
     pub refuses_auth: bool,
-    /// Whether the packet arrived where its sender is not. Then it is not read.
+    /// Whether the packet arrived on an interface where its sender is not. Such a packet is not read.
     pub is_from_elsewhere: bool,
 }
 
-/// What is done about an announcement.
+/// The decision about an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Forward the line unchanged; nothing was opened for it.
@@ -83,14 +84,14 @@ pub enum Effect {
     Open {
         /// The endpoint in the forwarded line.
         endpoint: SocketAddr,
-        /// How the line keeps its length.
+        /// The padding with which the line keeps its length.
         padding: Padding,
     },
     /// The client gets an error reply with the reason. A command is replaced by a line that the server must refuse.
     Refuse(RefusalReason),
 }
 
-/// An announcement, or a line that should be one but cannot be parsed, with the state of the dialogue.
+/// An announcement, or a malformed one, with the state of the dialogue.
 #[derive(Clone, Debug)]
 pub struct AnnouncedLine {
     /// The kind of announcement.
@@ -99,9 +100,9 @@ pub struct AnnouncedLine {
     pub parsed: Result<Announcement, MalformedAnnouncement>,
     /// Whether a 227 or 229 answers a pending command; set for commands.
     pub was_requested: bool,
-    /// The line, escaped and cut, if it could not be parsed.
+    /// The line, escaped and cut, if it is malformed.
     pub unread_text: Option<String>,
-    /// Why the dialogue allows no pinhole for it.
+    /// Why the dialogue allows no pinhole.
     pub blocked_because: Option<&'static str>,
     /// How much of the dialogue has shown that it is FTP.
     pub phase: Phase,
@@ -109,7 +110,7 @@ pub struct AnnouncedLine {
     pub is_logged_in: bool,
     /// Whether the client has restricted itself to EPSV (RFC 2428 section 4).
     pub is_epsv_only: bool,
-    /// By what announcements keep their length.
+    /// The padding with which announcements keep their length.
     pub padding: Padding,
 }
 
@@ -133,14 +134,14 @@ pub enum RefusedLine {
     Auth,
     /// A `PORT` or `EPRT` line longer than the limit of held bytes.
     Overlong,
-    /// `PORT` or `EPRT`, or `AUTH` if policy refuses it, that only some servers see in the line.
+    /// A line in which only some servers see `PORT` or `EPRT`, or `AUTH` if policy refuses it.
     Ambiguous,
     /// A line with an urgent byte that is another command without that byte.
     Urgent,
 }
 
 impl RefusedLine {
-    /// The reason that the client is given.
+    /// The reason in the client's error reply.
     pub fn reason(self) -> RefusalReason {
         match self {
             Self::Auth => RefusalReason::AuthTls,

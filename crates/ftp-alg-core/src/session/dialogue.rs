@@ -1,4 +1,4 @@
-//! The state of the FTP dialogue on one control connection, and what it makes of the next line.
+//! The state of the FTP dialogue on one control connection, and the effect of each line on it.
 //!
 //! Replies come in the order of their commands (RFC 959 section 5.4), so pending commands are stored in order. Servers
 //! are not strict about it: `ABOR` has one or two replies, and the reply to `STAT` comes early. Replies whose code
@@ -9,20 +9,20 @@
 //!
 //! # In step again
 //!
-//! [`Step`] records how a dialogue of which packets were missed gets in step again.
+//! [`Step`] records how a dialogue gets in step again after packets were missed.
 //!
-//! Either end can make us miss bytes at any time: it acknowledges what the other one has not sent yet, which then passes
-//! unread. So a client could have the start of a listing passed, and name files so that the rest looks
-//! like replies. Nothing is opened until a command and its reply, which was [a complete reply of its
-//! own](super::reading), show that no such line can come any more:
+//! Either end can make us miss bytes at any time by acknowledging bytes that the other end has not sent yet: these
+//! bytes then pass unread. So a client could make the start of a listing pass, and name files so that the rest looks
+//! like replies. Nothing is opened until a command and its [complete reply](super::reading) show that no such line can
+//! come any more:
 //!
-//! - Either all commands that may have replies outstanding are plain: their replies contain nothing that anybody else
-//!   chose. All of the client's bytes must have been read.
-//! - Or nothing was sent for a while, and the command is the first thing after it. A server that pauses inside a reply
+//! - Either all commands whose replies may still come are plain, so their replies contain no text that a client chose.
+//!   All of the client's bytes must have been read.
+//! - Or nothing was sent for a while, and the command is the first line afterwards. A server that pauses inside a reply
 //!   has its client's window closed; then more than one line waits, and comes with the reply.
 //!
-//! The server has received the command, with an acknowledgement of everything that was read. So it has sent that much,
-//! and nothing that it sends later is taken for a retransmission.
+//! The server has received the command, with an acknowledgement of everything that was read. So the server has sent as
+//! much, and none of its later bytes is taken for a retransmission.
 
 use std::num::NonZeroU16;
 
@@ -39,7 +39,7 @@ use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
 /// With more pending commands than this, the client does not wait for replies.
 const MAX_PENDING: u32 = 16;
 
-/// What a client's line does.
+/// The effect of a client's line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandEffect {
     /// Nothing that concerns a gateway.
@@ -50,7 +50,7 @@ pub enum CommandEffect {
     Auth,
 }
 
-/// What a server's reply does.
+/// The effect of a server's reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyEffect {
     /// Nothing that concerns a gateway.
@@ -75,7 +75,7 @@ pub struct Dialogue {
     pub(super) replies: ReplyTracker,
     pending: PendingCommands,
     ambiguities: Ambiguities,
-    /// By what announcements keep their length, according to the greeting.
+    /// The padding with which announcements keep their length, according to the greeting.
     pub padding: Padding,
     /// Code of the server's last line, if it is inside a multi-line reply and looks like the end of another one.
     #[serde(skip)]
@@ -132,12 +132,12 @@ impl Dialogue {
         matches!(self.state.login(), Login::NotYet | Login::None | Login::Asked)
     }
 
-    /// Whether a login may be accepted that opens pinholes.
+    /// Whether the server may still accept a login after which pinholes are opened.
     pub fn may_log_in(&self) -> bool {
         !self.is_logged_in() && !self.phase().opens_nothing_more()
     }
 
-    /// Goes on to the state after `read`.
+    /// Changes to the state after `read`.
     pub(super) fn advance(&mut self, read: Read) {
         self.state = self.state.next(read);
     }
@@ -162,8 +162,8 @@ impl Dialogue {
         })
     }
 
-    /// Whether the dialogue was ambiguous at some time, or may be with the client's next line, so that a server's
-    /// announcement must be a complete reply of its own.
+    /// Whether a server's announcement must be a complete reply of its own, because the dialogue was ambiguous at some
+    /// time, or may become so with the client's next line.
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguities.is_any() || self.other_end.is_some()
     }
@@ -192,7 +192,7 @@ impl Dialogue {
         }
     }
 
-    /// Records that the client's line is so long that a server may take it for several.
+    /// Records a line of the client that is so long that a server may split it.
     pub fn record_long_line(&mut self) {
         self.step.record_lag();
     }
@@ -209,7 +209,7 @@ impl Dialogue {
         let answers_login = is_login_reply(text)
             && self.is_logged_out()
             && is_reply_to(&[PendingKind::User, PendingKind::Login]);
-        // A name in an earlier reply could as well end this line with CR LF.
+        // A file name in an earlier reply could also end this line with CR LF, so an LF alone proves nothing.
         let answers_passive = is_announcement(text)
             && self.ambiguities.is_clear()
             && is_reply_to(&[PendingKind::Passive]);
@@ -217,7 +217,7 @@ impl Dialogue {
         self.ambiguities.record_server_line_end(end, is_greeting, answers_login);
     }
 
-    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity. After a
+    /// Records that the server's TCP has nothing more to send after a whole line, which may end an ambiguity. After a
     /// [complete reply](super::reading) the dialogue may be in step again.
     pub fn record_pause(&mut self, is_complete_reply: bool) {
         self.step.record_pause();
@@ -232,9 +232,9 @@ impl Dialogue {
         }
     }
 
-    /// The client sends a line while a multi-line reply is unfinished. Some servers end one with a line of another code
-    /// (glftpd: `553-`, then `150 `). If the server's last line may be one, and nothing came after it, the client has
-    /// taken it for the end. Returns the event of that reply.
+    /// Ends an unfinished multi-line reply, because the client sends a line. Some servers end such a reply with a line
+    /// of another code (glftpd: `553-`, then `150 `). If the server's last line may be that end, and nothing came after
+    /// it, the client has taken it for the end. Returns the event of the reply.
     pub fn end_open_reply(&mut self) -> Option<DialogueEvent> {
         if !self.phase().has_greeted() {
             return None;
@@ -270,8 +270,8 @@ impl Dialogue {
         self.step.may_lag()
     }
 
-    /// Whether `reply`, which was the last one to a transfer that `has_started`, may be about something else. A server that
-    /// reads commands during a transfer answers them before it ends.
+    /// Whether `reply`, taken for the completion reply of a transfer, may answer another command. A server that reads
+    /// commands during a transfer that `has_started` answers them before the transfer ends.
     pub fn may_answer_another(&self, reply: Reply, has_started: bool) -> bool {
         let is_of_transfers = match reply.code {
             226 | 426 | 451 | 452 | 551 | 552 => true,
@@ -296,7 +296,7 @@ impl Dialogue {
         self.pending.count_of(PendingKind::Transfer) as usize
     }
 
-    /// Whether another command of a login is pending than the last one.
+    /// Whether more than one command of a login is pending.
     pub fn has_earlier_login(&self) -> bool {
         let count = |kind| self.pending.count_of(kind);
         count(PendingKind::User).saturating_add(count(PendingKind::Login)) > 1
@@ -343,9 +343,9 @@ impl Dialogue {
         self.ambiguities.require_complete_replies();
     }
 
-    /// Packets were missed, or what was read is in doubt: the earlier dialogue no longer counts, except that the
-    /// connection is FTP. Either end can cause this at any time, so it must not lift a refusal. `client_is_whole` says
-    /// that the packets were none of the client.
+    /// Records that packets were missed, or that the bytes read are in doubt: of the earlier dialogue only the fact
+    /// counts that the connection is FTP. Either end can cause a miss at any time, so a miss must not lift a refusal.
+    /// With `client_is_whole`, none of the client's packets were missed.
     pub fn record_missed(&mut self, read: Read, client_is_whole: bool) {
         let step = Step::unknown();
         let missed = Self { state: self.state.next(read), step, ..Self::default() };
@@ -360,7 +360,7 @@ impl Dialogue {
         self.ambiguities.record_extra_reply(ExtraReply::Any);
     }
 
-    /// Records that neither end has sent anything for so long that the server is not inside a reply.
+    /// Records that both ends were silent for so long that the server cannot be inside a reply.
     pub fn record_silence(&mut self) {
         if self.phase() == Phase::OutOfStep && self.replies.open_code().is_none() {
             self.pending = Default::default();
@@ -371,7 +371,7 @@ impl Dialogue {
     /// Reads a complete line of the client.
     pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandEffect {
         self.step.record_command(command, self.is_between_replies());
-        // An empty line says nothing about the client.
+        // An empty line does not show what the client speaks.
         let Some(command) = command else {
             self.ambiguities.record_extra_reply(ExtraReply::Any);
             self.step.record_lag();
@@ -439,14 +439,14 @@ impl Dialogue {
     pub fn read_reply_line(&mut self, text: &Text<'_>) -> ReplyEffect {
         let was_open = self.replies.open_code().is_some();
         if text.bytes().is_empty() && !was_open {
-            // Some servers send one after a reply, or before the greeting. What comes next may also be in the middle
-            // of a name with line ends.
+            // Some servers send an empty line after a reply, or before the greeting. The next line may also be the
+            // middle of a name with line ends.
             if self.phase().has_greeted() {
                 self.ambiguities.require_complete_replies();
             }
             return ReplyEffect::Nothing;
         }
-        // Nothing that an indented greeting could be the text of precedes it.
+        // No multi-line reply is open, so an indented greeting cannot be the text of one.
         let is_greeting = self.phase().expects_greeting() && !was_open;
         let reply = match is_greeting && text.is_indented() {
             true => self.replies.read_line(&Text::new(text.bytes())),
@@ -494,7 +494,7 @@ impl Dialogue {
         }
     }
 
-    /// Reads a line of the server before its greeting has ended. If the line ends a reply, that is `reply`.
+    /// Reads a line of the server before its greeting has ended. `reply` is the reply that the line ends, if any.
     fn read_greeting_line(&mut self, text: &Text<'_>, reply: Option<Reply>) -> ReplyEffect {
         let (phase, open_code) = (self.phase(), self.replies.open_code());
         let may_be_logged_in = self.may_be_logged_in();
@@ -515,8 +515,8 @@ impl Dialogue {
         ReplyEffect::Nothing
     }
 
-    /// Whether `reply` answers the only pending command as no other protocol does. Asked before it is handled, of a
-    /// server that sent text in place of a greeting.
+    /// Whether `reply` answers the only pending command as no other protocol does. Called before the reply is handled,
+    /// for a server that sent text in place of a greeting.
     fn is_answered_as_ftp(&self, reply: Reply) -> bool {
         self.pending.count() == 1
             && match self.pending.oldest() {
@@ -527,8 +527,8 @@ impl Dialogue {
             }
     }
 
-    /// Records that `reply` of a server that sent text in place of a greeting had this `effect`. The server speaks FTP
-    /// if `is_ftp`, or in a pipeline with a login, when all of it is answered.
+    /// Records the `effect` of a `reply` from a server that sent text in place of a greeting. The server speaks FTP if
+    /// `is_ftp`, or when a pipeline with a login is answered completely.
     fn record_reply_after_text(
         &mut self,
         reply: Reply,
@@ -536,7 +536,7 @@ impl Dialogue {
         effect: ReplyEffect,
     ) -> ReplyEffect {
         if effect == ReplyEffect::Event(DialogueEvent::LoggedIn) && reply.code / 10 != 23 {
-            // Other protocols have such codes, too.
+            // Other protocols have success codes, too.
             self.advance(Read::LoginForgotten);
             return ReplyEffect::Nothing;
         }
@@ -549,8 +549,7 @@ impl Dialogue {
     }
 
     /// Whether so many commands are pending that no reply may be held or made longer. The server sends as much as its
-    /// client's window allows, so longer replies would not fit, and with them the acknowledgements that the client
-    /// needs would not arrive.
+    /// client's window allows, so longer replies would not fit, and the acknowledgements in them would not arrive.
     pub fn has_many_pending(&self) -> bool {
         self.pending.count() > MAX_PENDING
     }
@@ -560,13 +559,13 @@ impl Dialogue {
         !self.pending.is_empty()
     }
 
-    /// `side` sends plain text again after encryption. If both ends `sent_data` encrypted, the login happened there: RFC
-    /// 4217 allows `CCC` only after a login, and the server still refuses commands that need one.
+    /// Records that `side` sends plain text again after encryption. If both ends have `sent_data` encrypted, the login
+    /// was encrypted: RFC 4217 allows `CCC` only after a login, and the server still refuses commands that need one.
     pub fn end_tls(&mut self, side: Side, sent_data: bool) {
         if !self.state.reads_lines(side.peer()) {
             (self.pending, self.replies) = Default::default();
             self.step = Step::unknown();
-            // The server may still owe a reply to what it read encrypted.
+            // The server may still owe a reply to an encrypted command.
             self.ambiguities.require_complete_replies();
         }
         let login = if sent_data { Login::InTls } else { Login::NotYet };
@@ -579,14 +578,15 @@ impl Dialogue {
         matches!(self.state.tls(), Tls::ByClient | Tls::ByBoth)
     }
 
-    /// Whether the server has sent records, too.
+    /// Whether both ends have sent records.
     pub fn has_records_of_both(&self) -> bool {
         self.state.tls() == Tls::ByBoth
     }
 
-    /// Reads `first`, the first byte of a line of `from`. A server that is logged in to may show a file in a reply, which
-    /// looks like its records; the client's would then hide commands. So its byte counts only if it shows none: before the
-    /// login, and after an `AUTH` that is known to be accepted. Who has spoken TLS before hides nothing new in it.
+    /// Reads `first`, the first byte of a line of `from`. After a login the server may show a file in a reply that
+    /// looks like TLS records, so that the client's records could hide commands. So a server's byte counts only before
+    /// the login, and after an `AUTH` that is known to be accepted. After `CCC` it counts as well, because both ends
+    /// have spoken TLS.
     #[inline]
     pub fn read_first_byte(&mut self, from: Side, first: u8) {
         let may_be_shown = from == Side::Server && self.may_be_logged_in();
@@ -595,7 +595,7 @@ impl Dialogue {
         }
     }
 
-    /// The server has accepted a login.
+    /// Handles a login that the server has accepted.
     fn accept_login(&mut self) -> ReplyEffect {
         if self.restarts_login() {
             self.advance(Read::LoginOutdated);
@@ -605,7 +605,7 @@ impl Dialogue {
         ReplyEffect::Event(DialogueEvent::LoggedIn)
     }
 
-    /// The server has answered `which` with this failure. A login before it goes on.
+    /// Handles the server's failure reply to `which`. An earlier login continues.
     fn refuse_login(&mut self, which: PendingKind, reply: Reply) -> ReplyEffect {
         if !self.restarts_login() {
             self.advance(Read::LoginRefused);
@@ -670,7 +670,7 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
             }
-            // It answers another command: a transfer ends with 226 or 250 (RFC 959 section 5.4).
+            // The reply answers another command: a transfer ends with 226 or 250 (RFC 959 section 5.4).
             _ if reply.is_success()
                 && !matches!(reply.code, 225 | 226 | 250)
                 && self.pending.pop_during_transfer() =>
@@ -710,7 +710,7 @@ impl Dialogue {
                 self.advance(Read::LoginForgotten);
                 ReplyEffect::Nothing
             }
-            // Servers differ in the code, so the reply must be the only one that is due.
+            // The code differs between servers, so no other reply may be due.
             Some(PendingKind::User | PendingKind::Login) if reply.is_success() => {
                 if self.has_pending_commands() || self.ambiguities.extra_reply != ExtraReply::None {
                     self.advance(Read::LoginDoubted);
@@ -723,7 +723,7 @@ impl Dialogue {
             {
                 self.refuse_login(which, reply)
             }
-            // It asks for a password, so the success before it was of something else.
+            // The server asks for a password, so the success before belonged to another command.
             None | Some(PendingKind::Login) if reply.code == 331 => {
                 self.advance(Read::PasswordAsked);
                 ReplyEffect::Nothing
@@ -752,12 +752,12 @@ impl Dialogue {
     }
 }
 
-/// Whether a reply with this code may open something, or change rights. Such a reply must be whole.
+/// Whether this reply may open a pinhole, or change rights, so that it must be whole.
 fn is_decisive(reply: Reply) -> bool {
     matches!(reply.code, 227 | 229 | 230 | 232 | 234 | 334)
 }
 
-/// Whether `text` is a whole reply that a server gives to a login.
+/// Whether `text` is a whole reply with a code that answers a login.
 fn is_login_reply(text: &Text<'_>) -> bool {
     matches!(text.bytes(), [b'2' | b'3', _, _, rest @ ..] if rest.first() != Some(&b'-'))
 }
@@ -770,8 +770,8 @@ fn is_announcement(text: &Text<'_>) -> bool {
 /// Why the ends may disagree about the dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Ambiguity {
-    /// A line of the server did not end with CR LF (or with LF, where that is known to be a line end), or contained a
-    /// CR, LF or NUL.
+    /// A line of the server did not end with CR LF (or LF, if the server is known to end lines so), or contained a CR,
+    /// LF or NUL.
     LineEnds,
     /// A line of the server belonged to no reply, or ended inside a quoted name.
     StrayLine,
@@ -781,15 +781,15 @@ enum Ambiguity {
     /// As [`Ambiguity::LineEnds`], caused by a line of the client.
     ClientLineEnds,
     /// As [`Ambiguity::ClientLineEnds`], but only the end of the last line is ambiguous: it is LF alone, and no other
-    /// command is pending. A `PORT` there opens no more than the client could open anyway, and a `PASV` what
-    /// the server answers.
+    /// command is pending. Such a `PORT` opens no more than the client could open anyway, and such a `PASV` only what
+    /// the server announces.
     ClientLf,
     /// Resolved, but the server may store a name with line ends in it. The next command leads to
     /// [`Ambiguity::RepeatedName`].
     NameWithLineEnd,
     /// The server may repeat such a name in a pending reply.
     RepeatedName,
-    /// Resolved as far as can be seen. A server's announcement must be a complete reply of its own.
+    /// Apparently resolved. A server's announcement must be a complete reply of its own.
     Resolved,
     /// An announcement was not a complete reply of its own.
     PartialReply,
@@ -800,19 +800,20 @@ enum Ambiguity {
 enum ClientLf {
     #[default]
     Unknown,
-    /// The only pending command ended so.
+    /// The only pending command ended with LF alone.
     Tried,
-    /// The server has answered such a line.
+    /// The server has answered a line that ended with LF alone.
     Known,
 }
 
-/// What a server may have answered that is no command, so that later replies answer earlier commands than it seems.
+/// Other data than commands that the server may have answered, so that later replies answer earlier commands than it
+/// seems.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum ExtraReply {
     /// Nothing.
     #[default]
     None,
-    /// The client did not wait for the greeting, and there may be two.
+    /// The client did not wait for the greeting, and the server may send two.
     Greeting,
     /// Anything. Some servers answer an empty line, some count blanks and Telnet commands as a line, or replies were
     /// not read.
@@ -823,18 +824,17 @@ enum ExtraReply {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Ambiguities {
     ambiguity: Option<Ambiguity>,
-    /// Whether the server is known to end its lines with LF alone: its greeting ended so, or its reply to a login.
+    /// Whether the server is known to end its lines with LF alone, by its greeting or its reply to a login.
     has_server_lf: bool,
     client_lf: ClientLf,
-    /// What the server may have answered that is no command.
+    /// Other data than commands that the server may have answered.
     extra_reply: ExtraReply,
     /// The server's last line.
     #[serde(skip)]
     last_line: LastLine,
 }
 
-/// What the server's last line was, and the line before it in the same segment. `Reply` was complete, and the end of a
-/// reply.
+/// The server's last line, and the line before it in the same segment. `Reply` is a complete line that ended a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum LastLine {
     #[default]
@@ -849,7 +849,7 @@ impl Ambiguities {
     fn blocked_because(self, is_active: bool) -> Option<&'static str> {
         Some(match self.ambiguity? {
             Ambiguity::ClientLf if is_active => return None,
-            // The server answers the line with LF, and no other command is pending.
+            // The announcement answers the line with LF, and no other command is pending.
             Ambiguity::ClientLf
                 if self.client_lf == ClientLf::Tried && self.is_reply_complete() =>
             {
@@ -876,8 +876,8 @@ impl Ambiguities {
         })
     }
 
-    /// Whether the dialogue was ambiguous at some time, so that a server's announcement must be a complete reply of its
-    /// own.
+    /// Whether a server's announcement must be a complete reply of its own, because the dialogue was ambiguous at some
+    /// time.
     fn is_any(self) -> bool {
         self.ambiguity.is_some()
     }
@@ -902,7 +902,7 @@ impl Ambiguities {
             self.client_lf = if is_tried { ClientLf::Tried } else { ClientLf::Unknown };
         }
         match end {
-            // For some servers it continues the line before.
+            // For some servers this line continues the one before.
             LineEnd::Plain if self.ambiguity == Some(Ambiguity::ClientLf) => {
                 self.ambiguity = Some(Ambiguity::ClientLineEnds);
             }
@@ -914,7 +914,7 @@ impl Ambiguities {
     }
 
     /// Records how a server's line ends, before the line is read. The greeting, and if nothing is ambiguous the reply
-    /// to a login (`is_of_login`), show how it ends its lines: they hold no name that contains LF.
+    /// to a login (`is_of_login`), show how the server ends its lines, because they contain no file name.
     fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool, is_of_login: bool) {
         if end == LineEnd::Lf && (is_greeting || is_of_login && self.is_clear()) {
             self.has_server_lf = true;
@@ -935,7 +935,7 @@ impl Ambiguities {
         matches!(self.last_line, LastLine::Reply | LastLine::ReplyBehindReply)
     }
 
-    /// Whether a server may read one line of the client as several, or the other way round.
+    /// Whether a server may read one line of the client as several, or several as one.
     fn may_part_client_lines(self) -> bool {
         self.ambiguity == Some(Ambiguity::ClientLineEnds)
     }
@@ -955,12 +955,12 @@ impl Ambiguities {
         });
     }
 
-    /// From now on a server's announcement must be a complete reply of its own.
+    /// Requires that each announcement of the server is a complete reply of its own from now on.
     fn require_complete_replies(&mut self) {
         self.ambiguity.get_or_insert(Ambiguity::Resolved);
     }
 
-    /// Records something that the server may have answered, and that is no command.
+    /// Records other data than a command that the server may have answered.
     fn record_extra_reply(&mut self, extra: ExtraReply) {
         self.extra_reply = self.extra_reply.max(extra);
     }
@@ -970,7 +970,7 @@ impl Ambiguities {
         !self.is_any() && self.extra_reply == ExtraReply::None
     }
 
-    /// Records a command that the client has sent behind the `pending` ones.
+    /// Records a command after the `pending` ones.
     fn record_command(&mut self, verb: Verb, pending: &PendingCommands) {
         let is_passive = matches!(verb, Verb::Pasv | Verb::Epsv);
         match self.ambiguity {
@@ -990,7 +990,7 @@ impl Ambiguities {
         }
     }
 
-    /// The next line may belong to the reply to a listing, if one is pending.
+    /// Records that the next line may belong to the reply to a pending listing.
     fn expect_listing(&mut self, pending: &PendingCommands) {
         if pending.has_kind(PendingKind::Listing) && self.is_clear() {
             self.ambiguity = Some(Ambiguity::ListingReply);
@@ -1006,9 +1006,9 @@ impl Ambiguities {
         };
     }
 
-    /// Records a line of the server after the greeting, which ended `reply`. If it begins one of several lines, `begun`
-    /// is its code. A line that is in no reply (`is_stray`) may be part of a file name. Behind a reply in the same
-    /// segment, with no command pending, it is more text of that reply, as some servers send it.
+    /// Records a line of the server after the greeting: it ended `reply`, or began a multi-line reply with the code
+    /// `begun`. A line that is in no reply (`is_stray`) may be part of a file name. Behind a reply in the same segment,
+    /// with no command pending, a stray line is more text of that reply, as some servers send it.
     fn record_reply_line(
         &mut self,
         text: &Text<'_>,
@@ -1033,15 +1033,15 @@ impl Ambiguities {
         }
     }
 
-    /// A line of another code, or without a code, has ended a reply.
+    /// Records that a line of another code, or without a code, has ended a reply.
     fn record_other_end(&mut self) {
         self.last_line = LastLine::Reply;
         self.require_complete_replies();
     }
 
     /// Ends the ambiguity if the server's last line ended a reply and no command is pending. After a listing, `PASV`
-    /// may be, with what its transfer needs: some clients send them while the reply to their login still comes, or with
-    /// the login. Returns whether the line ended a reply.
+    /// and the commands of its transfer may be pending: some clients send them with the login, or before its reply is
+    /// complete. Returns whether the line ended a reply.
     fn resolve(&mut self, pending: &PendingCommands) -> bool {
         if !self.is_reply_complete() {
             return false;
@@ -1071,8 +1071,8 @@ impl Ambiguities {
         true
     }
 
-    /// What is ambiguous after packets were missed. If they were a client's, the server may store a name with line
-    /// ends in it.
+    /// The ambiguities after packets were missed. With missed packets of the client, the server may store a name that
+    /// contains line ends.
     fn after_missed(self, client_is_whole: bool) -> Self {
         let ambiguity = match self.ambiguity {
             Some(
@@ -1092,7 +1092,7 @@ impl Ambiguities {
     }
 }
 
-/// Whether the next reply is that to `PASV` or `EPSV`, or none, and no reply is pending that may show files.
+/// Whether no pending reply may show files, and the next one, if any, answers `PASV` or `EPSV`.
 fn is_passive_next(pending: &PendingCommands) -> bool {
     let is_next = pending.oldest().is_none_or(|kind| kind == PendingKind::Passive);
     is_next
@@ -1100,7 +1100,7 @@ fn is_passive_next(pending: &PendingCommands) -> bool {
 }
 
 /// Whether a multi-line reply with this code may show a file that a client uploaded. ProFTPD does (`DisplayChdir`), and
-/// replaces `%{time:%n}` by line ends. Not in a status, a help, or an announcement.
+/// replaces `%{time:%n}` by line ends. Replies to `STAT`, `HELP`, `PASV` and `EPSV` do not.
 fn may_show_files(code: u16) -> bool {
     !matches!(code, 211 | 214 | 227 | 229)
 }
@@ -1123,8 +1123,7 @@ enum PendingKind {
     Reinitialize,
     Auth,
     Transfer,
-    /// An unknown command before any known one. If the client does not wait for the reply to it, it speaks another
-    /// protocol.
+    /// An unknown command before any known one. A client that does not wait for its reply speaks another protocol.
     FirstUnknown,
     /// The end of the server's greeting.
     Greeting,
@@ -1132,7 +1131,7 @@ enum PendingKind {
     CrossedOut(RefusalReason),
     /// A reply that may show files.
     Listing,
-    /// The reply tells the client's directory.
+    /// A reply that shows the client's directory.
     Directory,
     Other,
     /// The kind is no longer known, only the number of commands.
@@ -1162,7 +1161,7 @@ const MAX_RUNS: usize = 32;
 /// A number of consecutive commands of one kind.
 type Run = (PendingKind, u32);
 
-/// The pending commands. Usually there is one.
+/// The pending commands. Usually only one is pending.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct PendingCommands {
     oldest: Option<Run>,
@@ -1210,10 +1209,10 @@ impl PendingCommands {
         self.oldest == Some((which, 1)) && !self.has_behind_another(which)
     }
 
-    /// Whether a command of this kind waits behind one of another.
+    /// Whether a command of this kind waits behind one of another kind.
     #[inline]
     fn has_behind_another(&self, which: PendingKind) -> bool {
-        // Runs of one kind are one.
+        // Consecutive commands of one kind are one run.
         self.later.iter().any(|(kind, _)| *kind == which)
     }
 
@@ -1256,16 +1255,16 @@ impl PendingCommands {
         Some(kind)
     }
 
-    /// Removes the first command for which `is_answered` holds, and those before it, because their replies will not
-    /// come any more. Leaves all if there is none.
+    /// Removes the first command for which `is_answered` holds, and the earlier ones, because their replies will not
+    /// come any more. Removes none if `is_answered` holds for none.
     fn pop_first(&mut self, is_answered: impl Fn(PendingKind) -> bool) -> Option<PendingKind> {
         let at = self.kinds().position(is_answered)?;
         self.drop_runs(at);
         self.pop()
     }
 
-    /// Removes a command of another kind than a transfer's from behind the oldest, a transfer's, which goes on. Returns
-    /// `false` if there is none.
+    /// Removes the first listing or other command behind the oldest command, a transfer that continues. Returns `false`
+    /// if there is none.
     fn pop_during_transfer(&mut self) -> bool {
         let is_other = |kind| matches!(kind, PendingKind::Listing | PendingKind::Other);
         let later = self.later.iter().position(|(kind, _)| is_other(*kind));
@@ -1315,31 +1314,31 @@ impl PendingCommands {
     }
 }
 
-/// A plain command is at most this long with its argument, because a server may repeat that. An announcement is longer.
+/// Maximum length of a plain command with its argument, which a server may repeat. An announcement is longer.
 const MAX_PLAIN: usize = 12;
 
-/// What is known about replies that may still come. One byte, because a session must fit into its cache lines.
+/// Replies that may still come, as far as known. One byte, because a session must fit into its cache lines.
 #[derive(Clone, Copy, Debug, Default)]
 struct Step(u8);
 
 impl Step {
-    /// Only plain commands were sent since nothing was pending.
+    /// Only plain commands were sent since no command was pending.
     const PLAIN: u8 = 1;
     /// Nothing was sent for a while, and only a plain command and its reply since.
     const AFTER_SILENCE: u8 = 1 << 1;
-    /// The last command may show that the dialogue is in step: it was sent while nothing was pending.
+    /// The last command was sent while none was pending, so its reply may show that the dialogue is in step.
     const ASKED: u8 = 1 << 2;
-    /// The last line was a reply that fits it.
+    /// The last line was a reply that fits the last command.
     const ANSWERED: u8 = 1 << 3;
     /// The server had nothing more to send after its last line.
     const PAUSED: u8 = 1 << 4;
-    /// Replies may be about earlier lines than it seems: some servers answer an empty line, one of blanks or of Telnet commands,
-    /// and both parts of what others take for one line. Reports need to know.
+    /// Replies may answer earlier lines than it seems. Some servers answer an empty line, or a line of blanks or Telnet
+    /// commands, or read one line as two. Reports depend on this.
     const LAG: u8 = 1 << 5;
-    /// The next 227 or 229 ends that: it answers a later line, and nothing else has such a reply.
+    /// The next 227 or 229 ends [`Self::LAG`], because it answers a later line, and no other command has such a reply.
     const LAG_ENDS: u8 = 1 << 6;
 
-    /// Records a line of the client. If it `is_only`, nothing else is pending.
+    /// Records a line of the client. If it `is_only`, no other command is pending.
     fn record_command(&mut self, command: Option<&Command<'_>>, is_only: bool) {
         let doubted =
             if command.is_some_and(is_plain) { 0 } else { Self::PLAIN | Self::AFTER_SILENCE };
@@ -1348,8 +1347,7 @@ impl Step {
         self.0 |= if is_asked { Self::ASKED } else { 0 };
     }
 
-    /// Records a line of the server. `reply` is the reply that it is, if it is one in a single line to the only pending
-    /// command.
+    /// Records a line of the server. `reply` is set for a reply of one line to the only pending command.
     fn record_reply(&mut self, reply: Option<Reply>) {
         let fits = reply.is_some_and(|reply| matches!(reply.code, 200 | 215 | 227 | 229));
         let is_answer = fits && self.has_any_of(Self::ASKED);
@@ -1371,17 +1369,17 @@ impl Step {
         self.has_any_of(Self::PAUSED)
     }
 
-    /// Whether the last command and its reply show that the dialogue is in step, if that was a complete reply of its own.
+    /// Whether the last command and its reply, if it was complete, show that the dialogue is in step.
     fn is_answered(self) -> bool {
         self.has_any_of(Self::ANSWERED)
     }
 
-    /// Records a line of the client to which the server may have other replies than it seems.
+    /// Records a line of the client that makes later replies answer earlier lines than it seems.
     fn record_lag(&mut self) {
         self.0 = self.0 & !Self::LAG_ENDS | Self::LAG;
     }
 
-    /// Records a `PASV` or `EPSV`, which may be the second one that `is_pending`.
+    /// Records a `PASV` or `EPSV`; another one may be pending already (`is_pending`).
     fn record_passive(&mut self, is_pending: bool) {
         self.0 |= if self.may_lag() && !is_pending { Self::LAG_ENDS } else { 0 };
     }
@@ -1396,22 +1394,22 @@ impl Step {
         self.has_any_of(Self::LAG)
     }
 
-    /// Of a dialogue of which something was not read.
+    /// The step of a dialogue of which bytes were not read.
     fn unknown() -> Self {
         Self(Self::LAG)
     }
 
-    /// Of an idle dialogue that is in step.
+    /// The step of an idle dialogue that is in step.
     fn idle(self) -> Self {
         Self(Self::PLAIN | Self::PAUSED | self.0 & (Self::LAG | Self::LAG_ENDS))
     }
 
-    /// Of a dialogue in which nothing was sent for a while.
+    /// The step of a dialogue in which nothing was sent for a while.
     fn after_silence() -> Self {
         Self(Self::AFTER_SILENCE)
     }
 
-    /// After bytes of the server were missed: what it says about the client's commands.
+    /// The step after bytes of the server were missed: the part about the client's commands remains.
     fn after_missed(self) -> Self {
         Self(self.0 & Self::PLAIN | Self::LAG)
     }
@@ -1422,7 +1420,7 @@ impl Step {
     }
 }
 
-/// Whether the reply to this command contains nothing that anybody else chose.
+/// Whether the reply to this command contains no text that a client chose.
 fn is_plain(command: &Command<'_>) -> bool {
     matches!(command.verb, Verb::Pasv | Verb::Epsv | Verb::Plain)
         && command.word.len() + command.argument.len() <= MAX_PLAIN

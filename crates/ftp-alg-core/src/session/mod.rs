@@ -47,7 +47,7 @@ use crate::packet::{Packet, Seq, flags};
 /// Limit of a line start that is held back. Announcements are far shorter: the longest `EPRT` of RFC 2428 has 63 bytes.
 const MAX_HELD: usize = 512;
 
-/// Limit of the stored part of an unfinished line that was forwarded. A longer line is read as truncated.
+/// Limit of the stored part of an unfinished line that was forwarded. Of a longer line, only this part is read.
 const MAX_LINE: usize = 1024;
 
 /// One control connection.
@@ -59,13 +59,13 @@ pub struct Session {
     unacknowledged: UnacknowledgedData,
     /// The state of the dialogue.
     pub dialogue: Dialogue,
-    /// Whether all packets were read. Unknown since a restore or downtime: any may have passed unread, unless the
-    /// connection is adjusted.
+    /// Whether all packets were read. After a restore or downtime nobody knows, because packets may have passed unread,
+    /// unless the connection is adjusted.
     #[serde(skip)]
     has_read_all: bool,
     /// Whether the client or the server has reset the connection.
     is_reset_by_peer: bool,
-    /// The interfaces on which the ends are.
+    /// The interfaces of both ends.
     pub interfaces: Interfaces,
 }
 
@@ -114,9 +114,9 @@ impl Session {
             && self.unacknowledged.bytes.is_empty()
     }
 
-    /// Resets the session: nothing of either end is forwarded any more, and all stored data is freed, so later packets
-    /// could not be adjusted. They are dropped while the session is remembered, and each is answered by a reset with
-    /// the sequence number that its sender expects (RFC 9293 section 3.10.7.1).
+    /// Resets the session and frees all stored data, so later packets could not be adjusted. While the session is
+    /// remembered, they are dropped, and each is answered by a reset with the sequence number that its sender expects
+    /// (RFC 9293 section 3.10.7.1).
     pub fn reset(&mut self) {
         self.client.reset();
         self.server.reset();
@@ -131,7 +131,7 @@ impl Session {
     }
 
     /// Sequence numbers for resets to `to`, taken before the session is reset. `to` expects one of the two, or a number
-    /// between them; then it answers the second with a challenge ACK.
+    /// between them, and then answers the second with a challenge ACK.
     pub fn reset_numbers(&self, to: Side) -> [Seq; 2] {
         let direction = self.direction(to.peer());
         [direction.space.acked, direction.space.map.to_delivered(direction.space.next)]
@@ -148,8 +148,8 @@ impl Session {
         (self.client.space.first, self.server.space.first) == (syn_ack.ack(), syn_ack.seq() + 1)
     }
 
-    /// Whether the numbers of `syn_ack` are those of this live connection. Another one hardly has both: an end counts its
-    /// initial number on by 15,625 a millisecond (`secure_tcp_seq`).
+    /// Whether the numbers of `syn_ack` are those of this live connection. A new connection hardly has both, because
+    /// initial sequence numbers grow by 15,625 a millisecond (`secure_tcp_seq`).
     pub fn is_continued_by(&self, syn_ack: &Packet<'_>) -> bool {
         const NEAR: u32 = 4096;
         let is_near = |one: Seq, other: Seq| one.distance_from(other).unsigned_abs() < NEAR;
@@ -181,7 +181,7 @@ impl Session {
         self.dialogue.state.reads_all_lines() && self.dialogue.needs_windows()
     }
 
-    /// Whether sequence numbers differ, or bytes are held back. A packet that passed unread would break the connection.
+    /// Whether sequence numbers differ, or bytes are held back. A packet that passes unread then breaks the connection.
     #[inline]
     pub fn changes_packets(&self) -> bool {
         self.client.changes_packets() || self.server.changes_packets()
@@ -198,17 +198,17 @@ impl Session {
         !(self.client.space.map.is_identity() && self.server.space.map.is_identity())
     }
 
-    /// By how much the server, and the client, get other sequence numbers than were sent.
+    /// Offsets between delivered and sent sequence numbers, of the client's data and of the server's.
     pub fn sequence_offsets(&self) -> [i32; 2] {
         [&self.client, &self.server].map(|direction| direction.space.map.offset())
     }
 
-    /// Whether it is encrypted. `None` if it is not inspected any more, so that nobody knows.
+    /// Whether the connection is encrypted. `None` if nothing is inspected any more.
     pub fn encryption(&self) -> Option<bool> {
         self.dialogue.state.encryption()
     }
 
-    /// Records that a route leads to the interface of an end. What was read from another interface counts for nothing.
+    /// Records that a route leads to the interface of an end. Discards what was read from packets of another interface.
     pub fn confirm_interface(&mut self, question: RouteQuestion) {
         if self.interfaces.contradicts(question) {
             self.dialogue.record_missed(Read::Doubted, false);
@@ -216,8 +216,8 @@ impl Session {
         self.interfaces.set_has_route(question);
     }
 
-    /// Whether to forward a payload of `from` that came from elsewhere. What was read before may be repeated, with the
-    /// bytes that were read. If the client's next bytes have come several times, they count as missed.
+    /// Whether to forward a payload of `from` that came from elsewhere. Retransmissions are forwarded, with the bytes
+    /// that were read before. If the client's next bytes have come several times, they count as missed.
     pub fn accepts_from_elsewhere(&mut self, from: Side, packet: &Packet<'_>) -> bool {
         let (seq, next) = (packet.seq(), self.direction(from).space.next);
         let end = seq + packet.payload().len() as u32;
@@ -257,7 +257,7 @@ impl Session {
         self.is_reset_by_peer || self.was_reset()
     }
 
-    /// Whether packets may have passed unread since the last restore or downtime, and nothing has yet shown otherwise.
+    /// Whether packets may have passed unread since the last restore or downtime.
     pub fn is_unconfirmed(&self) -> bool {
         !self.is_confirmed() || self.is_client_blocked()
     }
@@ -268,16 +268,16 @@ impl Session {
         self.has_read_all || self.was_reset()
     }
 
-    /// The sequence offset of `side`, and the first sent sequence number that it applies to. Only for an
+    /// The sequence offset of `side`, and the first sent sequence number to which the offset applies. Only for an
     /// [idle](Self::is_idle) session.
     pub fn sequence_offset(&self, side: Side) -> (u32, Seq) {
         let space = &self.direction(side).space;
         (space.map.to_delivered(space.next) - space.next, space.unacknowledged())
     }
 
-    /// Whether `packet` of `side` ends where its last line ends for the receiver, although that has another number for
-    /// the sender. On a connection that the fast path had until now, that is a line which it has adjusted. TCP sends such
-    /// a packet again if it is dropped, also if it was another one.
+    /// Whether `packet` of `side` ends where the last line of `side` ends in delivered sequence numbers, although sent
+    /// ones differ. On a connection just taken back, the fast path has adjusted such a packet. If the caller drops
+    /// another packet, TCP retransmits it.
     pub fn has_adjusted_numbers(&self, side: Side, packet: &Packet<'_>) -> bool {
         let space = &self.direction(side).space;
         let delivered = space.map.to_delivered(space.next);
@@ -342,16 +342,16 @@ impl Session {
         self.direction(side).space.next
     }
 
-    /// Whether `packet` of `from` may wait in the reorder queue, for its predecessors or until it
-    /// [has room](Self::lacks_room). Not if an earlier segment past the same gap did not wait. Its acknowledgement must
-    /// be acceptable: otherwise an off-path attacker who guesses any number in the window could have bytes read later.
+    /// Whether `packet` of `from` may wait in the reorder queue, for its predecessors or until it [has
+    /// room](Self::lacks_room). Not if an earlier segment past the same gap did not wait. The packet's acknowledgement
+    /// must be acceptable: otherwise an off-path attacker who guesses any number in the window could inject bytes.
     pub fn may_reorder(&self, from: Side, packet: &Packet<'_>) -> bool {
         let (seq, next) = (packet.seq(), self.next_seq(from));
         let lacks_room = || self.lacks_room(from, seq + packet.payload().len() as u32);
         (seq.is_after(next) || seq == next && lacks_room()) && self.may_wait(from, packet)
     }
 
-    /// Whether `packet` of `from`, which is not the next to be read, may be read later.
+    /// Whether `packet` of `from`, which is out of order, may be read later.
     #[cold]
     fn may_wait(&self, from: Side, packet: &Packet<'_>) -> bool {
         let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
@@ -395,7 +395,7 @@ impl Session {
             && self.client.space.is_in_window(packet.seq())
     }
 
-    /// Records that packets may have passed unread. A client could send other bytes with sequence numbers that its
+    /// Records that packets may have passed unread. A client could send other bytes with sequence numbers that the
     /// server has already received, so the server is probed first.
     pub fn record_downtime(&mut self) {
         self.has_read_all = false;
@@ -405,8 +405,8 @@ impl Session {
         }
     }
 
-    /// Unblocks the client's data, because nothing passed unread before the packet that is read next. Returns whether it
-    /// was blocked.
+    /// Unblocks the client's data, because nothing passed unread before the packet that is read next. Returns whether
+    /// the data was blocked.
     pub(crate) fn unblock_client(&mut self) -> bool {
         let is_blocked = self.is_client_blocked();
         if is_blocked {

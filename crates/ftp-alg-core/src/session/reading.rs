@@ -1,6 +1,6 @@
-//! From segments to whole lines: bytes are read in the order of their sequence numbers, each once, and an unfinished
-//! line may be held back. Then what a whole line says, what the engine decides about its announcement, and the edit with
-//! which it is forwarded. An edit that changes the length has all later packets queued (`Session::needs_all_queued`).
+//! Reads segments and whole lines. Bytes are read in the order of their sequence numbers, each once, and an unfinished
+//! line may be held back. The dialogue reads each whole line, the engine decides about its announcement, and an edit
+//! may change the line. After an edit that changes the length, all packets are queued (`Session::needs_all_queued`).
 //! `direction` stores and delivers the bytes.
 //!
 //! # Complete replies
@@ -11,18 +11,18 @@
 //! receive window. The bytes sent so far then end like a reply, with PSH (`tcp_write_wakeup`), and the rest begins like
 //! the next reply. So once a reply may contain such a name, or the ends may disagree about line ends, a 227 or 229
 //! counts only if the server could have sent more, and had nothing more:
-//! - the reply fills one segment with PSH, or its line end has one of its own, as with servers that write line ends
-//!   alone; and it acknowledges its command;
-//! - the packets of that command acknowledged everything before, and let the server send more than it has sent since.
+//! - the reply fills one segment with PSH, or its line end fills another, as with servers that write line ends alone;
+//!   and the reply acknowledges its command;
+//! - the packets of that command acknowledged everything before, and let the server send more than the reply.
 //!
 //! Bytes that waited in the server's TCP would have come with the reply, because TCP sends what fits as soon as a
 //! packet opens the window (`tcp_data_snd_check`). If those bytes are one line, it ends as no announcement does
-//! (`is_end_of_reply`). Acknowledgements without data can close the window again, so they are queued as well. One past the
-//! client's next number is dropped: after it the server would ignore the windows of earlier packets, unless they
-//! acknowledge something new (`tcp_may_update_window`).
+//! (`is_end_of_reply`). Acknowledgements without data can close the window again, so they are queued as well. An
+//! acknowledgement with a sequence number past the client's next one is dropped: after it the server would ignore the
+//! windows of earlier packets, unless they acknowledge something new (`tcp_may_update_window`).
 //!
 //! The client's window scale is unknown: its SYN is not queued, and conntrack's scale may be of a SYN that the server
-//! has not received. Without a scale a field of 31 is a window of 31 bytes, with a scale of 11 one of 63 KB. So a small
+//! has not received. A window field of 31 means 31 bytes without a scale, and 63 KB with a scale of 11. So a small
 //! field is raised to [`RAISED_WINDOW`] before the packet is forwarded, if the connection scales windows. Then the
 //! server may send as much, whatever the scale. An honest client does not notice: its window is larger than a reply, or
 //! the server retransmits what did not fit.
@@ -55,21 +55,21 @@ const VERB_LENGTH: usize = 4;
 /// A complete line.
 struct Line<'a> {
     bytes: &'a [u8],
-    /// The same, parsed.
+    /// The parsed bytes.
     text: &'a Text<'a>,
-    /// How many of the bytes have been forwarded.
+    /// Number of bytes that have been forwarded.
     delivered: usize,
 }
 
 impl Line<'_> {
-    /// Whether no byte of what its reader sees has been forwarded. NULs that some send behind a line were delivered with
-    /// it.
+    /// Whether no readable byte has been forwarded. NULs that some servers send behind a line were delivered with that
+    /// line.
     fn is_undelivered(&self) -> bool {
         self.delivered <= self.text.line_range(0..1).start
     }
 }
 
-/// One direction while it is read, with everything that a line may change.
+/// Reads one direction, and borrows everything that a line may change.
 pub struct DirectionReader<'a> {
     /// The end that sends this direction.
     pub from: Side,
@@ -81,7 +81,7 @@ pub struct DirectionReader<'a> {
     pub decide: &'a mut dyn Decide,
     /// Whether `AUTH` is refused.
     pub refuses_auth: bool,
-    /// Whether packets of an end arrive where no route to it leads.
+    /// Whether packets of an end arrive on an interface to which no route to that end leads.
     pub has_doubtful_interface: bool,
     /// The PSH state of the packet.
     pub push_state: PushState,
@@ -98,7 +98,7 @@ fn affecting_tail_len(lead: &[u8]) -> usize {
     }
 }
 
-/// What else ends at the end of a line or of its start.
+/// Whether the segment and the stream end with a part of a line.
 #[derive(Clone, Copy)]
 struct LineBoundary {
     /// Whether the segment ends there.
@@ -146,7 +146,7 @@ impl DirectionReader<'_> {
                 self.follow(before);
                 is_text = self.dialogue.state.reads_lines(self.from);
             }
-            // Most segments are one line, and then scanned once.
+            // Most segments are one line, which is then scanned once.
             let may_be_line = is_text && new.ends_with(b"\n") && self.direction.line().is_empty();
             let text = if may_be_line { Text::of_plain(new) } else { None };
             let is_line = !is_text || text.is_some();
@@ -191,7 +191,7 @@ impl DirectionReader<'_> {
             return 0;
         }
         if scanner.is_inside_verb() {
-            // For a server that does not know the protocol, the client's first line goes on behind it.
+            // For a server that does not know the protocol, the client's first line continues behind the header.
             self.direction.extra_mut().scanner = Some(scanner);
         }
         self.dialogue.record_proxy_header();
@@ -200,8 +200,7 @@ impl DirectionReader<'_> {
         length
     }
 
-    /// The limit that does not allow `more` bytes now. If `stores` is set, they are stored until they are
-    /// acknowledged.
+    /// The limit that does not allow `more` bytes now. With `stores`, the bytes are stored until they are acknowledged.
     fn reached_limit(&mut self, stores: bool, more: usize) -> Option<SessionLimit> {
         if self.direction.space.map.is_full() {
             return Some(SessionLimit::Rewrites);
@@ -215,7 +214,7 @@ impl DirectionReader<'_> {
         (!has_room).then_some(SessionLimit::UnacknowledgedData)
     }
 
-    /// Index in `new`, which starts at `seq` as other data, at which text starts again; `None` if it does not.
+    /// Index at which text starts again in `new`, the bytes at `seq`; `None` if no text starts.
     #[cold]
     fn find_text_start(&mut self, seq: Seq, new: &[u8]) -> Option<usize> {
         if self.direction.is_holding() {
@@ -237,7 +236,7 @@ impl DirectionReader<'_> {
         self.dialogue.state.reads_lines(self.from).then_some(start)
     }
 
-    /// Encryption has begun if both ends have sent records of a handshake.
+    /// Records that encryption has begun if both ends have sent handshake records.
     fn find_handshakes(&mut self) {
         let directions = [&*self.direction, &*self.opposite];
         if self.dialogue.has_records_of_both()
@@ -253,7 +252,7 @@ impl DirectionReader<'_> {
         self.follow(before);
     }
 
-    /// Does what a change of the state since `before` requires, if there was one.
+    /// Applies a change of the state since `before`, if any.
     fn follow(&mut self, before: State) {
         if self.dialogue.state != before {
             self.handle_change(before);
@@ -295,7 +294,7 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// Reads `line` at `seq`, which is new: a whole line, with its `text` if that is known, or a part of one.
+    /// Reads `line`, new bytes at `seq`: a whole line, with its `text` if that was parsed, or a part of a line.
     fn read_line_part(
         &mut self,
         mut seq: Seq,
@@ -312,7 +311,7 @@ impl DirectionReader<'_> {
             && self.direction.line().is_empty()
             && self.dialogue.may_end_greeting_with_cr()
         {
-            // They pass, and the next line begins behind them.
+            // The CRs pass, and the next line begins behind them.
             let crs = line.iter().take_while(|byte| **byte == b'\r').count();
             (seq, line, text) = (seq + crs as u32, &line[crs..], None);
             if line.is_empty() {
@@ -336,7 +335,7 @@ impl DirectionReader<'_> {
         self.continue_line(seq, line, boundary.ends_stream);
     }
 
-    /// Reads `chunk` at `seq`, which completes a line. A `text` says that it is the whole line, and plain.
+    /// Reads `chunk` at `seq`, which completes a line. `text` is set if `chunk` is the whole line, and plain.
     fn end_line(&mut self, mut seq: Seq, mut chunk: &[u8], mut text: Option<&Text<'_>>) {
         let is_client = self.from == Side::Client;
         let is_long = self.direction.line().len() + chunk.len() > MAX_LINE;
@@ -440,9 +439,9 @@ impl DirectionReader<'_> {
             may_be_plain = hold && !is_longer && !has_control_bytes(verb);
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
             // of another protocol may wait for it. The rest of a refused command is crossed out later, so the outcome
-            // does not depend on how the line is cut. The same if the client is not FTP: the server may not be either.
-            // Nothing is held back of a connection that was picked up: what is held back is acknowledged, and earlier
-            // bytes may be missing.
+            // does not depend on how the line is cut. The same holds if the client does not speak FTP: the server may
+            // not either. Nothing of a picked up connection is held back, because held bytes are acknowledged, and
+            // earlier bytes may be missing.
             let phase = self.dialogue.phase();
             let is_ftp = phase.has_greeted() && phase != Phase::NotFtp;
             hold &= (is_ftp || is_longer) && phase != Phase::PickedUp;
@@ -486,8 +485,8 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// Where in `chunk`, which continues the line, a verb ends that some server may see, and the state of the scan
-    /// behind `chunk`.
+    /// The end of a verb that some server may see, in `chunk`, which continues the line; and the scanner's state after
+    /// `chunk`.
     fn scan_for_verb(&self, chunk: &[u8]) -> (Option<usize>, VerbScanner) {
         if self.dialogue.phase() == Phase::PickedUp {
             return (self.find_plain_verb_end(chunk), VerbScanner::default());
@@ -502,8 +501,8 @@ impl DirectionReader<'_> {
         (end.map(|end| end.saturating_sub(before.len())), scanner)
     }
 
-    /// Where in `chunk`, which continues the line, the verb ends with which the line begins, if the command is refused
-    /// whatever follows. Of a connection that may be no FTP only a command in plain form is, and nothing of it is held back.
+    /// The end, in `chunk`, of the verb with which the line begins, if the command is refused whatever follows. On a
+    /// connection that may not be FTP only a command in plain form is refused, and none is held back.
     fn find_plain_verb_end(&self, chunk: &[u8]) -> Option<usize> {
         let before = self.direction.line();
         let line = [before, chunk].concat();
@@ -519,15 +518,15 @@ impl DirectionReader<'_> {
         is_refused.then(|| text.line_range(0..VERB_LENGTH).end.saturating_sub(before.len()))
     }
 
-    /// Crosses out the line that `chunk` at `seq` continues from the point at which some server may see an announcement,
-    /// up to the line end at `end`. Returns where in `chunk` that ends, if there is such a point.
+    /// Crosses out the line that `chunk` at `seq` continues: from the verb that some server may see, up to the line end
+    /// at `end`. Returns the end of the crossed out bytes in `chunk`, or `None` if there is no such verb.
     fn cross_out_ambiguous_tail(&mut self, seq: Seq, chunk: &[u8], end: usize) -> Option<usize> {
         let verb_end = self.scan_for_verb(chunk).0?;
         let is_crossed_out = self.direction.line().starts_with(CROSSED_OUT_START);
         // A bare LF alone: some server may read an argument behind it.
         let end = if chunk == b"\n" && !is_crossed_out { 1 } else { end };
         let chunk = chunk.get(..end).filter(|chunk| !chunk.is_empty())?;
-        // The complete line might have shown that the client does not speak FTP; that is now unknown.
+        // The complete line might have shown that the client does not speak FTP.
         self.dialogue.record_client_line_end(LineEnd::Ambiguous);
         if !is_crossed_out {
             self.found(DialogueEvent::LineRefused(RefusedLine::Ambiguous));
@@ -548,7 +547,7 @@ impl DirectionReader<'_> {
     }
 
     /// Forwards Telnet commands (above all urgent ones) and blanks before a command at once. Returns their length in
-    /// `chunk`. They are stored if they may change how servers read what follows.
+    /// `chunk`. Stores them if they may change how servers read the following bytes.
     fn forward_lead(&mut self, chunk: &[u8]) -> usize {
         let line = [self.direction.line(), chunk].concat();
         let text = Text::new(&line);
@@ -583,8 +582,8 @@ impl DirectionReader<'_> {
         may_announce(text) && !(is_option && may_announce(&Text::new(&text.bytes()[1..])))
     }
 
-    /// Forwards the client's `bytes` at `seq` at once, except for what a server without TLS would take for an
-    /// announcement. If the server has begun TLS, text behind a record begins a line.
+    /// Forwards the client's `bytes` at `seq` at once, but crosses out announcements that a server without TLS would
+    /// see. If the server has begun TLS, text behind a record begins a line.
     #[cold]
     fn forward_possible_tls(&mut self, mut seq: Seq, bytes: &[u8], boundary: LineBoundary) {
         let mut records = self.direction.extra().tls_records;
@@ -609,7 +608,7 @@ impl DirectionReader<'_> {
         self.decide.found(event, self.dialogue);
     }
 
-    /// What a scan of the client's bytes looks for.
+    /// The verbs that a scan of the client's bytes looks for.
     fn verb_search(&self) -> VerbSearch {
         let subnegotiates = self.direction.extra().has_subnegotiation;
         VerbSearch { auth: self.refuses_auth, subnegotiates }
@@ -619,7 +618,7 @@ impl DirectionReader<'_> {
         self.found(DialogueEvent::LineRefused(line));
     }
 
-    /// The announcement in `text`, which the dialogue has read. Its ranges, of the text until now, become ranges of the
+    /// The announcement in `text`, which the dialogue has read. Its ranges in the text are converted to ranges in the
     /// line.
     fn announced(
         &self,
@@ -647,14 +646,14 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// Reads a line of the client. Returns its edit; without one it is forwarded as it is.
+    /// Reads a line of the client. Returns its edit, or `None` to forward the line unchanged.
     fn read_client_line(&mut self, line: &Line<'_>) -> LineEdit {
         if let Some(event) = self.dialogue.end_open_reply() {
             self.found(event);
         }
         let &Line { bytes, text, delivered } = line;
         let end = line_end(bytes, text);
-        // An empty line is no command for anybody, and the next one is whole for those who ignore it.
+        // An empty line is a command for no server, and does not change the next line for servers that ignore it.
         if !(end == LineEnd::Lf && text.bytes().is_empty()) {
             self.dialogue.record_client_line_end(end);
         }
@@ -677,7 +676,7 @@ impl DirectionReader<'_> {
         self.refuse_ambiguous_announcement(bytes, delivered, end)
     }
 
-    /// Reads a line in which some server sees an announcement whose verb ends at `end`. It is refused, unless the
+    /// Reads a line in which some server sees an announcement whose verb ends at `end`. Refuses the line unless the
     /// announcement would be allowed for every reader.
     #[cold]
     fn refuse_ambiguous_announcement(
@@ -687,7 +686,7 @@ impl DirectionReader<'_> {
         end: usize,
     ) -> LineEdit {
         let text = Text::new(&line[verb_start(line, end)..]);
-        // No other verb is hidden after it.
+        // Without control bytes behind the verb, no other verb is hidden there.
         let command = Command::parse(&text).filter(|_| !has_control_bytes(&line[end..]));
         let is_refused = match command.and_then(|command| announcement(&command)) {
             None => {
@@ -727,14 +726,14 @@ impl DirectionReader<'_> {
                 self.dialogue.record_auth();
                 None
             }
-            // The server refuses it, for its own reason.
+            // The server refuses an announcement without argument, for its own reason.
             CommandEffect::Announcement
                 if command?.argument.is_empty() && line_end(bytes, text) == LineEnd::Plain =>
             {
                 self.dialogue.record_announcement(false);
                 None
             }
-            // What was delivered of it may name the client.
+            // The delivered part of the announcement may name the client.
             CommandEffect::Announcement
                 if !line.is_undelivered()
                     && self.dialogue.phase() == Phase::PickedUp
@@ -743,7 +742,7 @@ impl DirectionReader<'_> {
                 self.dialogue.record_announcement(false);
                 self.refuse_ambiguous_announcement(bytes, delivered, verb.end)
             }
-            // The start of a possible announcement was held back, unless it could not be.
+            // The start of the line was delivered, because it could not be held back.
             _ if !line.is_undelivered() => {
                 self.dialogue.record_announcement(false);
                 if bytes[..delivered] != *CROSSED_OUT_START {
@@ -763,7 +762,7 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// The edit of a client's announcement, of which no byte has been forwarded. If it is refused, it is crossed out.
+    /// The edit of a client's announcement, of which no byte has been forwarded. A refused announcement is crossed out.
     fn decide_command(
         &mut self,
         announced: AnnouncedLine,
@@ -783,7 +782,7 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// Reads a line of the server. Returns its edit; without one it is forwarded as it is.
+    /// Reads a line of the server. Returns its edit, or `None` to forward the line unchanged.
     fn read_server_line(&mut self, line: &Line<'_>) -> LineEdit {
         let &Line { bytes, text, .. } = line;
         // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
@@ -811,7 +810,7 @@ impl DirectionReader<'_> {
         None
     }
 
-    /// Reads a 227 or 229. If it is refused, an error reply with this `code` replaces it.
+    /// Reads a 227 or 229. If the engine refuses it, an error reply with this `code` replaces it.
     fn read_passive_reply(
         &mut self,
         line: &Line<'_>,
@@ -903,8 +902,8 @@ fn verb_start(line: &[u8], end: usize) -> usize {
     line[..end].iter().rposition(|byte| !byte.is_ascii_alphabetic()).map_or(0, |at| at + 1)
 }
 
-/// End of the verb that some server sees in the client's `line`, unless the line is that command in its plain form, or
-/// has no such verb.
+/// End of the verb that some server sees in the client's `line`. `None` if there is no such verb, or if the line is
+/// that command in its plain form.
 fn ambiguous_verb_end(
     dialogue: &Dialogue,
     line: &[u8],
@@ -916,7 +915,7 @@ fn ambiguous_verb_end(
     }
     let end = VerbScanner::find_verb_end(line, search)?;
     let is_plain = Command::parse(text).is_some_and(|command| {
-        // No byte behind what precedes the verb may be skipped.
+        // No byte from the verb on may be skipped.
         let all = text.line_range(0..command.argument_start + command.argument.len());
         let is_contiguous = all.start + VERB_LENGTH == end
             && all.len() == text.bytes().len()
@@ -927,9 +926,9 @@ fn ambiguous_verb_end(
     (!is_plain || cannot_begin_ftp(dialogue, line)).then_some(end)
 }
 
-/// Crosses out `line` from the verb that ends at `end`, as far as it was not `delivered`.
+/// Crosses out `line` from the verb that ends at `end` on, except the bytes that were `delivered`.
 fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
-    // The letters of the verb, and what a server may skip between them.
+    // The letters of the verb, and the bytes between them that a server may skip.
     let mut letters = 0;
     let is_verb = |byte: &&u8| {
         let is_more = letters < VERB_LENGTH && !matches!(byte, b'\r' | b'\n');
@@ -942,13 +941,13 @@ fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
     if start < end || line[..delivered] == *CROSSED_OUT_START {
         return (start < stop).then(|| (start..stop, crossed_out(&line[start..stop])));
     }
-    // The verb is longer. What follows becomes part of it. That includes a bare LF, because some servers read an
-    // argument after it.
+    // The verb was delivered. The rest of the line makes it longer, with a bare LF, because some servers read an
+    // argument behind a bare LF.
     let stop = if start < stop || line.ends_with(b"\r\n") { stop } else { line.len() };
     (start < stop).then(|| (start..stop, (start..stop).map(|_| CROSS_OUT_BYTE).collect()))
 }
 
-/// Stands for the start of a line whose rest is crossed out as it arrives. No client begins an announcement like this.
+/// The stored start of a line whose rest is crossed out as it arrives. No client begins an announcement like this.
 const CROSSED_OUT_START: &[u8] = b"PORT X";
 
 /// The crossed out form of `bytes`.
@@ -956,8 +955,8 @@ fn crossed_out(bytes: &[u8]) -> SmallBytes {
     bytes.iter().map(|b| if matches!(b, b' ' | b'\t') { *b } else { b'X' }).collect()
 }
 
-/// Whether the start of the line was crossed out because it was too long to be held back. A client that sends that many
-/// X itself gets the same reply.
+/// Whether the start of the line was crossed out because it was too long to be held back. A client that sends as many X
+/// itself gets the same reply.
 fn is_crossed_out_start(line: &[u8], delivered: usize) -> bool {
     delivered > MAX_HELD && line.starts_with(&[b'X'; MAX_HELD])
 }
@@ -974,7 +973,7 @@ fn is_end_of_reply(text: &Text<'_>, announcement: &Announcement) -> bool {
     !behind.iter().any(|byte| byte.is_ascii_alphanumeric() || *byte == b'"')
 }
 
-/// Crosses out the client's line, of which nothing was forwarded, and gives the client the `reason`.
+/// Crosses out the client's line, of which nothing was forwarded. The client's error reply will have the `reason`.
 fn cross_out_command(
     dialogue: &mut Dialogue,
     text: &Text<'_>,
@@ -993,10 +992,10 @@ fn refused_command_text(text: &Text<'_>, line: &[u8]) -> (Range<usize>, SmallByt
     (range, new)
 }
 
-/// The least window field of commands while a server's announcement must be a complete reply of its own.
+/// The lowest window field of forwarded commands while a server's announcement must be a complete reply of its own.
 const RAISED_WINDOW: u16 = 256;
 
-/// What the PSH bit of a packet says.
+/// What the PSH bit of a packet shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum PushState {
     /// More data may follow at once.
@@ -1030,7 +1029,7 @@ impl PushState {
         }
     }
 
-    /// The PSH state of everything that the server had to send.
+    /// The PSH state of `payload`, which is everything that the server had to send.
     fn from_reply_bytes(payload: &[u8], server: &Direction) -> Self {
         let nuls = payload.iter().rev().take_while(|byte| **byte == 0).count();
         let payload = &payload[..payload.len() - nuls];
@@ -1048,7 +1047,7 @@ impl PushState {
     }
 }
 
-/// Whether `line` is only the end of a line of which the server sent the rest in a packet of its own.
+/// Whether `line` is only a line end, and the server sent the rest of that line in a packet of its own.
 fn is_rest_of_line(line: &[u8], server: &Direction) -> bool {
     matches!(line, b"\r\n" | b"\n") && server.extra().line_without_end == Some(server.space.next)
 }
@@ -1064,8 +1063,8 @@ fn is_all_there_was(packet: &Packet<'_>, client: &Direction, server: &Direction)
 impl Session {
     /// The window field with which the client's `packet` is forwarded, if it carries data after which a server's
     /// announcement must be a complete reply of its own. A line that ends with LF alone makes the dialogue ambiguous
-    /// when it is read, and the reply to a command in a pipeline may do so, or to a login, behind which some clients send
-    /// `PASV` at once. So do a packet that shows missed bytes, and the first text after TLS.
+    /// when it is read; so do a packet that shows missed bytes, and the first text after TLS. The reply to a command in
+    /// a pipeline may do so, or the reply to a login, behind which some clients send `PASV` at once.
     #[inline]
     pub(super) fn window_to_offer(&self, from: Side, packet: &Packet<'_>) -> Option<u16> {
         let payload = packet.payload();
@@ -1094,7 +1093,7 @@ impl Session {
     }
 }
 
-/// Records how much the client's `packet` lets the server send: at least `window` bytes.
+/// Records how far the client's `packet`, with this `window`, lets the server send.
 #[cold]
 pub(super) fn record_offered_window(
     packet: &Packet<'_>,
@@ -1104,7 +1103,7 @@ pub(super) fn record_offered_window(
     dialogue: &Dialogue,
 ) {
     if packet.payload().is_empty() {
-        // The server may not have received it if it offers more, and has if it offers less.
+        // The server may not have received a packet that offers more. The worst case counts.
         let end = server.space.map.to_sent(packet.ack()) + u32::from(window);
         let known = client.extra().window_end.map(|known| known.min(end));
         return client.set_window_end(known);
@@ -1112,8 +1111,8 @@ pub(super) fn record_offered_window(
     let sent = server.space.next;
     let acknowledges_all = packet.ack() == server.space.map.to_delivered(sent);
     let end = if acknowledges_all { sent + u32::from(window) } else { sent };
-    // The server has read every earlier command, with the window of its packets. It takes no window from bytes that it
-    // has already.
+    // The server has read every earlier command, with the window of its packets. The server takes no window from
+    // retransmitted bytes.
     let is_first = client.is_idle()
         && packet.seq() == client.space.next
         && (!dialogue.has_pending_commands() || client.space.is_acknowledged());

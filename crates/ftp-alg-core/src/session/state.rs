@@ -1,11 +1,11 @@
-//! The state of a session, and how it goes on from what is read: [`State::next`] is the table, [`State::effect`] says what
-//! a change means. `states.md` has the table printed.
+//! The state of a session, and how each line or record changes it: [`State::next`] is the table, [`State::effect`] says
+//! which event a change causes. `states.md` has the printed table.
 //!
 //! # Whether encryption begins
 //!
-//! The bytes show it, not the dialogue: servers accept `AUTH` with other codes than 234, and some accept whatever they are
-//! sent. No end sends a TLS record at the start of an FTP line. Both ends must send one of a handshake, because otherwise
-//! one of them still reads text.
+//! The bytes show whether encryption begins, not the dialogue: servers accept `AUTH` with other codes than 234, and
+//! some accept any command. No FTP line starts like a TLS record. Both ends must send a handshake record, because
+//! otherwise one of them still reads text.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ use super::{DialogueEvent, Side};
 pub struct State {
     /// How much of the dialogue has shown that the connection is FTP.
     pub phase: Phase,
-    /// How its bytes are read.
+    /// How the bytes are read.
     pub inspection: Inspection,
 }
 
@@ -53,7 +53,7 @@ pub enum Phase {
 /// How the bytes of a connection are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Inspection {
-    /// As lines, of both ends or of one.
+    /// As lines, from both ends or from one.
     Lines {
         /// Progress of the login.
         login: Login,
@@ -73,19 +73,20 @@ pub enum Inspection {
 /// Progress of the login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Login {
-    /// The server has accepted none yet, or has accepted `AUTH` since.
+    /// The server has accepted no login yet, or has accepted `AUTH` after it.
     NotYet,
-    /// The server has accepted none that is known for certain, or has forgotten it.
+    /// No login is known for certain, or the server has forgotten it.
     None,
-    /// The server has accepted one.
+    /// The server has accepted a login.
     Accepted,
     /// As [`Login::Accepted`], in TLS, which has ended since.
     InTls,
-    /// As [`Login::None`], and the server has asked for a password although none of its replies was due: those before were
-    /// of its greeting, not of the login.
+    /// As [`Login::None`], and the server has asked for a password although no reply was due. So its earlier replies
+    /// belonged to the greeting, not to the login.
     Asked,
-    /// As [`Login::Accepted`], but the client has sent `USER` or `REIN` since. If the server refuses that, the login
-    /// is as it was: vsftpd (530) and ProFTPD (501) continue it, and pyftpdlib refuses what needs one.
+    /// As [`Login::Accepted`], but the client has sent `USER` or `REIN` since. If the server refuses the command, the
+    /// login counts again: vsftpd (530) and ProFTPD (501) continue it, and pyftpdlib refuses commands that need a
+    /// login.
     Restarted,
 }
 
@@ -94,20 +95,20 @@ pub enum Login {
 pub enum Tls {
     /// Neither.
     No,
-    /// The client's line begins like TLS. The next bytes of the server show whether it begins, too.
+    /// The client's line begins like TLS. The server's next bytes show whether the server begins TLS, too.
     ByClient,
-    /// The server answers with records, but not of a handshake yet.
+    /// The server answers with records, but not yet with a handshake.
     ByBoth,
     /// This end still sends TLS records, after the other one has returned to plain text.
     StillOf(Side),
 }
 
-/// What was read, as far as it may change the state. `states.md` has the states that each one leads to.
+/// What was read, as far as it may change the state. `states.md` has the next state of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
-    /// A command of those that only an FTP client sends first.
+    /// A command that only an FTP client sends first.
     FirstCommand,
-    /// A command that FTP has, behind the greeting.
+    /// An FTP command, after the greeting.
     Command,
     /// A line of the client that no FTP client sends there.
     OtherClient,
@@ -121,11 +122,11 @@ pub enum Read {
     Banner,
     /// The first line of another protocol's server.
     OtherServer,
-    /// A reply that only an FTP server gives, from one that sent text in place of a greeting.
+    /// A reply that only an FTP server gives, from a server that sent text in place of a greeting.
     FtpReply,
     /// The server accepts a login.
     LoginAccepted,
-    /// The same, but the client has sent `USER` or `REIN` since.
+    /// The server accepts a login, but the client has sent `USER` or `REIN` since.
     LoginOutdated,
     /// The server refuses another login.
     LoginRefused,
@@ -133,23 +134,23 @@ pub enum Read {
     LoginRestarted,
     /// The server may have accepted a login.
     LoginDoubted,
-    /// The server asks for a password, although it has answered the login or `PASS`.
+    /// The server asks for a password after its reply to the login or to `PASS`.
     PasswordAsked,
     /// The server has forgotten the login.
     LoginForgotten,
-    /// A 234 or 334, which is the reply to `AUTH`.
+    /// A 234 or 334 to `AUTH`.
     AuthAccepted,
-    /// A line of this end begins like TLS, the server's behind that of the client.
+    /// A line of this end begins like TLS. The server's counts only after the client's.
     TlsByte(Side),
     /// Both ends have sent records of a handshake.
     TlsOfBoth,
     /// The server answers the client's first record with a reply, or text follows a record before a handshake of both.
     NoTls,
-    /// This end has ended TLS between two records. A login is certain if both ends have sent data in it.
+    /// This end has ended TLS between two records, with this progress of the login.
     TlsEnd(Side, Login),
     /// An end has acknowledged bytes that were never seen.
     Missed,
-    /// What was read may have come from somewhere else.
+    /// The bytes read so far may not have come from this end.
     Doubted,
     /// The dialogue is known to be in step.
     InStep,
@@ -158,12 +159,12 @@ pub enum Read {
 }
 
 impl Phase {
-    /// Whether the server has sent its greeting, as far as is known.
+    /// Whether the server is known to have sent its greeting.
     pub fn has_greeted(self) -> bool {
         self >= Self::Greeted
     }
 
-    /// Whether no pinhole is opened any more, whatever is read.
+    /// Whether no pinhole is opened any more, whatever follows.
     pub fn opens_nothing_more(self) -> bool {
         self >= Self::PacketsMissed || self == Self::ClientFirst
     }
@@ -196,7 +197,7 @@ impl Phase {
             (Self::ClientFirst, Read::Reply220) => Self::NotFtp,
             (Self::CommandAfterText, Read::FtpReply) => Self::Verified,
             (Self::PickedUp, Read::Reply) => Self::PickedUpFtp,
-            // What was said before counts no more, and no server of FTP is silent in TLS.
+            // The earlier plain text counts no more, and no FTP server is silent in TLS.
             (Self::ClientFirst, Read::TlsOfBoth) => Self::NotFtp,
             (_, Read::TlsOfBoth) if !self.opens_nothing_more() => Self::Verified,
             (Self::NotGreeted, Read::Banner) => Self::TextFirst,
@@ -206,7 +207,7 @@ impl Phase {
                 self
             }
             (Self::Verified | Self::OutOfStep, Read::Missed | Read::Doubted) => Self::OutOfStep,
-            // Even if no greeting was seen: the missed packets may contain it.
+            // Also if no greeting was seen: the missed packets may contain it.
             (_, Read::Missed | Read::Doubted) => Self::PacketsMissed,
             (Self::OutOfStep, Read::InStep) => Self::Verified,
             _ => self,
@@ -226,8 +227,8 @@ impl Login {
             // The client's earlier identity no longer counts (RFC 2228 section 3, RFC 4217 section 4).
             (_, Read::AuthAccepted) => Self::NotYet,
             (_, Read::LoginForgotten) => Self::None,
-            // `USER` or `REIN` among the missed bytes would have ended it, but only at the server, which then refuses what
-            // needs one.
+            // `USER` or `REIN` among the missed bytes would have ended the login at the server, which then refuses
+            // commands that need one.
             (Self::Accepted | Self::InTls, Read::Missed | Read::Doubted)
                 if matches!(phase, Phase::Verified | Phase::OutOfStep) =>
             {
@@ -253,7 +254,7 @@ impl Tls {
 }
 
 impl Inspection {
-    /// Lines of both ends, after this login.
+    /// Lines of both ends, with this progress of the login.
     const fn lines(login: Login) -> Self {
         Self::Lines { login, tls: Tls::No }
     }
@@ -285,10 +286,10 @@ impl Inspection {
 }
 
 impl State {
-    /// Of a connection that has just been made.
+    /// The state of a new connection.
     pub const NEW: Self = Self::at(Phase::NotGreeted, Login::NotYet);
 
-    /// Of a connection that was picked up mid-stream.
+    /// The state of a connection that was picked up mid-stream.
     pub const PICKED_UP: Self = Self::at(Phase::PickedUp, Login::None);
 
     const fn at(phase: Phase, login: Login) -> Self {
@@ -301,8 +302,8 @@ impl State {
         Self { phase: phase.next(read), inspection: inspection.next(phase, read) }
     }
 
-    /// What a change to the state `next` means for the engine. The events of a login depend on the reply as well, and are
-    /// not here.
+    /// The engine's event for a change to the state `next`. Login events are not here, because they depend on the reply
+    /// as well.
     pub fn effect(self, next: Self) -> Option<DialogueEvent> {
         use Inspection::{Lines, OtherProtocol, Records};
         match (self.inspection, next.inspection) {
@@ -336,7 +337,7 @@ impl State {
         self.reads_lines(Side::Client) && self.reads_lines(Side::Server)
     }
 
-    /// Whether an end sends TLS records. `None` if nothing is inspected any more, so that nobody knows.
+    /// Whether an end sends TLS records. `None` if nothing is inspected any more.
     pub fn encryption(self) -> Option<bool> {
         match self.inspection {
             Inspection::Lines { tls, .. } => Some(matches!(tls, Tls::StillOf(_))),
@@ -345,7 +346,7 @@ impl State {
         }
     }
 
-    /// Progress of the login, as far as it is seen.
+    /// Progress of the login; `None` if lines are not read.
     pub fn login(self) -> Login {
         match self.inspection {
             Inspection::Lines { login, .. } => login,
