@@ -1,5 +1,4 @@
-//! What the client does, for reports: which user it names, in which directory it is, what it transfers. Nothing is
-//! decided by it.
+//! What the client does, for reports only: the user that it names, its directory, its transfers.
 
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +63,7 @@ impl TransferVerb {
     }
 }
 
-/// What a client's command says about its activity.
+/// The activity that a client's command shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Activity {
     /// `USER`, with the name.

@@ -61,13 +61,13 @@ pub struct Direction {
     extra: Option<Box<Extra>>,
 }
 
-/// State that few directions need. It is boxed so that a session fits into few cache lines.
+/// State that few directions need, boxed so that a session fits into few cache lines.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Extra {
     /// The unfinished line; if it is not held back, at most its first [`MAX_LINE`] bytes.
     #[serde(serialize_with = "serialize_bytes")]
     line: Vec<u8>,
-    /// The state of the scan behind the client's unfinished line, if more of it was forwarded than is stored.
+    /// The state of the scan of the client's unfinished line, if more of the line was forwarded than is stored.
     pub scanner: Option<VerbScanner>,
     /// Whether the client has begun a Telnet subnegotiation, on any line.
     pub has_subnegotiation: bool,
@@ -84,10 +84,10 @@ pub struct Extra {
     pub is_blocked: bool,
     /// The urgent pointer that was forwarded last.
     pub urgent: Option<UrgentPointer>,
-    /// Up to which sequence number of the server the packets of the pending commands let it send.
+    /// The server's highest sequence number that the windows in the packets of the pending commands allow.
     #[serde(skip)]
     pub window_end: Option<Seq>,
-    /// The end of a packet of the server that is a reply line of its own, except for its line end.
+    /// The end of a packet of the server that holds one whole reply line, except for its line end.
     #[serde(skip)]
     pub line_without_end: Option<Seq>,
 }
@@ -181,7 +181,7 @@ impl Direction {
         }
     }
 
-    /// Sets where in the TLS records the direction is; fresh ones if plain text follows, or the first record.
+    /// Sets the place in the TLS records; a fresh one if plain text follows, or the first record.
     pub fn set_records(&mut self, records: TlsRecords) {
         if self.extra.is_some() || !records.is_fresh() {
             self.extra_mut().tls_records = records;
@@ -196,7 +196,7 @@ impl Direction {
         }
     }
 
-    /// Sets up to which sequence number of the server the packets of the pending commands let it send.
+    /// Sets the server's highest sequence number that the windows in the packets of the pending commands allow.
     pub fn set_window_end(&mut self, end: Option<Seq>) {
         if self.extra.as_ref().and_then(|extra| extra.window_end) != end {
             self.extra_mut().window_end = end;
@@ -277,7 +277,7 @@ impl Direction {
         extra.has_missed_bytes = true;
     }
 
-    /// The held bytes have reached the receiver without us: forgets them.
+    /// Forgets the held bytes, which have reached the receiver on another path.
     pub fn stop_holding(&mut self) {
         if self.is_holding() {
             self.space.map.forget_last();
@@ -315,8 +315,8 @@ impl Direction {
         [stored, &chunk[..chunk.len().min(room)]].concat()
     }
 
-    /// `chunk` at `seq` completes the line `whole`. That is delivered unchanged except for `edit`, a range of it and its
-    /// replacement. `delivered` bytes of it have been delivered.
+    /// `chunk` at `seq` completes the line `whole`, which is delivered unchanged except for `edit`: a range of the line
+    /// and its replacement. The first `delivered` bytes of the line have been delivered.
     pub fn end_line(
         &mut self,
         seq: Seq,
@@ -393,7 +393,7 @@ impl Direction {
     }
 
     /// `chunk` at `seq` makes the held line longer than the limit. The line so far is delivered with every byte
-    /// crossed out, spaces too, so that nothing later in the line is a command. It is also read like that.
+    /// crossed out, spaces too, so that nothing later in the line is a command. We read the crossed out line as well.
     pub fn cross_out_held_line(&mut self, seq: Seq, chunk: &[u8]) {
         let extra = self.extra_mut();
         extra.is_held_back = false;
@@ -472,7 +472,7 @@ impl UnacknowledgedData {
         self.bytes.len() > MUCH_UNACKNOWLEDGED
     }
 
-    /// Drops the older half of the data: no acknowledgement of the server is seen.
+    /// Drops the older half of the data, because the server's acknowledgements are not seen.
     pub fn forget_older_half(&mut self) {
         self.forget_before(self.first_seq + self.bytes.len() as u32 / 2);
     }
@@ -482,7 +482,7 @@ impl UnacknowledgedData {
         !self.bytes.is_empty() && seq.is_before(self.first_seq)
     }
 
-    /// Drops the data before `acknowledged`. Returns whether nothing is left.
+    /// Drops the data before `acknowledged`. Returns whether no data remains.
     pub fn forget_before(&mut self, acknowledged: Seq) -> bool {
         let acknowledged_len = acknowledged.distance_from(self.first_seq).max(0) as usize;
         if acknowledged_len >= self.bytes.len() {
@@ -609,7 +609,7 @@ impl SequenceMap {
         self.base == 0 && self.rewrites.is_empty()
     }
 
-    /// Delivered minus sent sequence number of what comes next.
+    /// Delivered minus sent sequence number of the next byte.
     pub fn offset(&self) -> i32 {
         let growth = |rewrite: &Rewrite| (rewrite.new.len() as u32).wrapping_sub(rewrite.len);
         let sum = |sum: u32, rewrite: &Rewrite| sum.wrapping_add(growth(rewrite));
@@ -644,7 +644,7 @@ impl SequenceMap {
         compact::heap_size(&self.rewrites) + stored.sum::<usize>()
     }
 
-    /// Whether half of [`MAX_REWRITES`] are in the list. Optional rewrites are then not made.
+    /// Whether the list holds half of [`MAX_REWRITES`], so that optional rewrites are not made.
     pub fn is_half_full(&self) -> bool {
         self.rewrites.len() >= MAX_REWRITES / 2
     }
@@ -713,8 +713,8 @@ impl SequenceMap {
         compact::push(&mut self.rewrites, Rewrite { start, len, delivered, new: new.into() });
     }
 
-    /// Forgets rewrites that end before the sent sequence number `seq`, because the receiver has acknowledged them; not
-    /// the newest one if `keeps_last`.
+    /// Forgets rewrites that end before the sent sequence number `seq`, because the receiver has acknowledged them. Keeps
+    /// the newest one if `keeps_last` is set.
     pub fn forget_before(&mut self, seq: Seq, keeps_last: bool) {
         let count = self.rewrites.len() - usize::from(keeps_last && !self.rewrites.is_empty());
         let gone = self.rewrites[..count].iter().take_while(|r| !r.end().is_after(seq)).count();
@@ -984,7 +984,7 @@ impl UrgentPointer {
 }
 
 impl UrgentLine {
-    /// Whether the line feed at its end may be the urgent byte, so that this line and the next are one.
+    /// Whether the line feed at the end of the line may be the urgent byte, so that this line and the next are one.
     fn may_continue(&self) -> bool {
         self.urgent + 2 == self.bytes.len() && self.bytes.ends_with(b"\n")
     }

@@ -1,14 +1,14 @@
 //! The two ends of a connection, and the interfaces on which they are (reverse path, RFC 3704).
 //!
-//! Each end knows the sequence numbers, so it can forge packets of the other one, or have another host forge them. Such
-//! a packet arrives on an interface on which the other end is not. A packet is read only if it arrived on
+//! Each end knows the sequence numbers, so it can forge packets of the other end, or tell another host how to. A forged
+//! packet arrives on an interface on which the other end is not. A packet is read only if it arrived on
 //!
 //! - the interface by which the kernel sends packets to its sender, as the last packet to that end showed; or
 //! - another one, if a route to the sender leads there, so that replies may take another path.
 //!
-//! The first of them follows routes as they change. New data from elsewhere is dropped twice, because the routes may be
-//! about to change. If its sender retransmits it from there once more, a server's packets pass unread from then on. A
-//! client's are read, because the policy may refuse a command of it, but they count as missed: they open nothing.
+//! The first interface follows routes as they change. New data from elsewhere is dropped twice, because the routes may
+//! be about to change. If the sender retransmits the data from there once more, a server's packets pass unread from then
+//! on. A client's packets are read, because the policy may refuse a command, but they count as missed and open nothing.
 
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +82,7 @@ const REPORTED: u8 = 1 << 4;
 /// How many copies of an end's next bytes came from elsewhere, and whether the last one was the server's.
 const COPIES: u8 = 3 << 5;
 const OF_SERVER: u8 = 1 << 7;
-/// So many copies are dropped. The next one shows that the sender is there, and retransmits.
+/// Number of copies that are dropped. The next copy shows that the sender is there, and retransmits.
 const MAX_COPIES: u8 = 2;
 
 const ENDS: [Side; 2] = [Side::Client, Side::Server];
@@ -115,7 +115,8 @@ impl Interfaces {
         self.of(end).is(index)
     }
 
-    /// Takes a packet of `from` that arrived on the interface `input`. A question, if it arrived on another one before.
+    /// Notes that a packet of `from` arrived on the interface `input`. Returns a question if earlier packets arrived on
+    /// another one.
     #[inline]
     pub fn take_input(&mut self, from: Side, input: u32) -> Option<RouteQuestion> {
         if self.flags & COPIES != 0 && self.copies_of() == from && self.of(from).is(input) {
@@ -135,8 +136,8 @@ impl Interfaces {
         None
     }
 
-    /// Takes a packet that the kernel sends to `to` by the interface `output`. A question, if packets of `to` arrive
-    /// on another one and nothing is known about that.
+    /// Notes that the kernel sends a packet to `to` by the interface `output`. Returns a question if packets of `to`
+    /// arrive on another interface, about which nothing is known.
     #[inline]
     pub fn take_output(&mut self, to: Side, output: u32) -> Option<RouteQuestion> {
         let interface = self.of(to);
@@ -171,7 +172,7 @@ impl Interfaces {
         are_enough
     }
 
-    /// Whether there were too many copies from elsewhere to come from anybody else than an end.
+    /// Whether there were so many copies from elsewhere that only an end can have sent them.
     pub fn are_copies_enough(&self) -> bool {
         self.flags & COPIES == MAX_COPIES << 5
     }

@@ -112,7 +112,7 @@ impl Session {
     }
 
     /// The urgent pointer of the client's `packet`, if it belongs to a Telnet Synch. `end` is the sequence number that
-    /// it names. In what may be TLS there is none.
+    /// the pointer names. Data that may be TLS has no Telnet Synch.
     fn telnet_synch(&self, end: Seq, packet: &Packet<'_>) -> Option<UrgentPointer> {
         let (seq, next) = (packet.seq(), self.client.space.next);
         if seq.is_after(next)
@@ -179,7 +179,7 @@ impl Session {
             && self.unacknowledged.is_forgotten(seq)
             && !seq.is_before(self.client.space.unacknowledged())
         {
-            // It may have other bytes than those that were read.
+            // The retransmission may have other bytes than those that were read.
             return ForwardAction::Drop(DropReason::LimitReached).into();
         }
         let mut payload = if may_be_read {
@@ -230,9 +230,9 @@ impl Session {
         self.forward(from, packet, payload, is_retransmission, out)
     }
 
-    /// Checks whether a connection of which packets may have been missed continues with `packet` of `from`, which may
-    /// belong to another one on the same endpoints. Packets of an adjusted connection cannot have passed unread. On
-    /// others, if one seems to be missing, the receiver is probed at once.
+    /// Checks whether `packet` of `from` continues this connection after a downtime, or belongs to another connection on
+    /// the same endpoints. Packets of an adjusted connection cannot have passed unread. If packets of an unadjusted
+    /// connection seem to be missing, the receiver is probed at once.
     #[cold]
     fn confirm_restored(&mut self, from: Side, packet: &Packet<'_>) -> bool {
         let (sender, receiver) = match from {
@@ -322,8 +322,8 @@ impl Session {
         }
     }
 
-    /// Handles a segment that starts past a gap, or may not be forwarded yet. If bytes are missing, its sender
-    /// retransmits them first. If it retransmits this segment instead, they may not be missing: the receiver is probed.
+    /// Handles a segment that starts past a gap, or may not be forwarded yet. If bytes are missing, the sender retransmits
+    /// them first. If the sender retransmits this segment instead, no bytes may be missing, so the receiver is probed.
     fn handle_out_of_order(&mut self, from: Side, packet: &Packet<'_>) -> ForwardAction {
         let is_blocked = from == Side::Client && self.is_client_blocked();
         let direction = self.direction_mut(from);
@@ -388,12 +388,13 @@ pub enum ForwardAction {
         /// Whether the payload is the buffer's.
         payload: bool,
     },
-    /// Not at all: its sender retransmits it.
+    /// Not at all. Its sender retransmits the packet.
     Drop(DropReason),
 }
 
 reasons! {
-    /// Why a packet was dropped: what it is that the packet does. Its sender retransmits it if the receiver still needs it.
+    /// Why a packet was dropped. Each reason continues "the packet ...". Its sender retransmits a packet that the receiver
+    /// still needs.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
     #[repr(u8)]
     DropReason {

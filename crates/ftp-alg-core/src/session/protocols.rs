@@ -19,9 +19,9 @@
 //! The header of the PROXY protocol, versions 1 and 2 (haproxy.org, `proxy-protocol.txt`), which a load balancer sends
 //! before the client's first byte. It names the client; here it is only skipped.
 //!
-//! A server that does not know the protocol reads the header as lines of its client, so a client may send one to have a
-//! command in it pass. A header of version 1 is one line with a verb of its own. One of version 2 begins with a line
-//! `QUIT`, for servers that end lines at LF. For others lines go on behind it, so what they read counts.
+//! A server that does not know the protocol reads the header as lines of its client, so a client may hide a command in a
+//! header. A header of version 1 is one line with a verb of its own. A header of version 2 begins with a line `QUIT`, for
+//! servers that end lines at LF. Other servers read lines behind the header, so these lines count.
 
 use serde::{Deserialize, Serialize};
 
@@ -45,8 +45,8 @@ const OTHER_PROTOCOLS: [&[u8]; 10] = [
     b"RTSP",
 ];
 
-/// What the client's `command` is read as in this `phase`, before it is known to speak FTP. Another client sends its next
-/// line at once behind one that FTP does not know.
+/// What the client's `command` shows in this `phase`, before the client is known to speak FTP. A client of another
+/// protocol sends its next line at once behind one that FTP does not know.
 pub fn read_command(phase: Phase, command: &Command<'_>, follows_unknown: bool) -> Option<Read> {
     let is_other = match phase {
         Phase::NotGreeted | Phase::TextFirst if may_precede_replies(command) => {
@@ -63,8 +63,8 @@ pub fn read_command(phase: Phase, command: &Command<'_>, follows_unknown: bool) 
     }
 }
 
-/// What a line of the server is read as before its greeting has ended. If it ends a reply, that is `reply`; if it is
-/// inside one, that has the `open_code`.
+/// What a line of the server shows before the greeting has ended. `reply` is the reply that the line ends; `open_code`
+/// is the code of the reply that the line is in.
 pub fn read_greeting_line(
     phase: Phase,
     text: &Text<'_>,
