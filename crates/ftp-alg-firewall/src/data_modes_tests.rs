@@ -292,7 +292,7 @@ fn isolation_of_inner_networks_is_no_problem() {
         links.add(name, network.parse().unwrap());
     }
     assert_eq!(dropped(&[to_lan], &links), [guest]);
-    links.add_uplink("wan");
+    links.uplinks.insert("wan".to_owned());
     assert_eq!(dropped(&[to_lan], &links), [""; 0]);
     assert_eq!(dropped(&[from_wan], &links), [wan]);
 }

@@ -30,29 +30,15 @@ pub struct Links {
     pub interfaces: Vec<String>,
     /// All interfaces, whatever their state.
     pub existing: BTreeSet<String>,
-    networks: BTreeMap<String, Vec<IpNetwork>>,
+    /// This machine's addresses at each interface, with the lengths of their prefixes.
+    pub networks: BTreeMap<String, Vec<IpNetwork>>,
     /// The interfaces with hosts of other networks: this machine answers for them (proxy ARP).
-    proxies: BTreeSet<String>,
+    pub proxies: BTreeSet<String>,
     /// The interfaces that a default route leads to.
-    uplinks: BTreeSet<String>,
+    pub uplinks: BTreeSet<String>,
 }
 
 impl Links {
-    /// Adds the network at an interface: an address of this machine there, and the length of its prefix.
-    pub fn add(&mut self, interface: &str, network: IpNetwork) {
-        self.networks.entry(interface.to_owned()).or_default().push(network);
-    }
-
-    /// Adds an interface with hosts of other networks.
-    pub fn add_proxy(&mut self, interface: &str) {
-        self.proxies.insert(interface.to_owned());
-    }
-
-    /// Adds an interface that a default route leads to.
-    pub fn add_uplink(&mut self, interface: &str) {
-        self.uplinks.insert(interface.to_owned());
-    }
-
     /// Whether the network at an interface is certainly an inner one: private, and not the way to the internet.
     pub fn is_inner(&self, interface: &str) -> bool {
         let own = self.networks.get(interface).into_iter().flatten();
@@ -87,6 +73,10 @@ impl Links {
     pub(crate) fn between(interfaces: &[&str]) -> Self {
         let interfaces = interfaces.iter().map(|one| (*one).to_owned()).collect();
         Self { interfaces, ..Self::default() }
+    }
+
+    pub(crate) fn add(&mut self, interface: &str, network: IpNetwork) {
+        self.networks.entry(interface.to_owned()).or_default().push(network);
     }
 }
 
@@ -131,7 +121,7 @@ mod tests {
         ] {
             assert_eq!(links.are_elsewhere(&network(text), interface), expected, "{text}");
         }
-        links.add_proxy("wan");
+        links.proxies.insert("wan".to_owned());
         assert!(!links.are_elsewhere(&network("192.168.1.80"), "wan"));
     }
 
@@ -153,7 +143,7 @@ mod tests {
         ] {
             links.add(interface, network(address));
         }
-        ["router", "router6"].into_iter().for_each(|interface| links.add_uplink(interface));
+        links.uplinks = ["router", "router6"].map(str::to_owned).into();
         let inner: Vec<&str> = links.networks.keys().map(String::as_str).collect();
         let inner: Vec<&str> = inner.into_iter().filter(|name| links.is_inner(name)).collect();
         assert_eq!(inner, ["lan", "lan6"]);

@@ -40,7 +40,7 @@ pub fn links() -> Links {
         }
         let network = one.address.and_then(ip).zip(one.netmask.and_then(ip));
         if let Some(Ok(network)) = network.map(|(ip, mask)| IpNetwork::with_netmask(ip, mask)) {
-            links.add(&one.interface_name, network);
+            links.networks.entry(one.interface_name.clone()).or_default().push(network);
         }
         let name = &one.interface_name;
         let settings =
@@ -49,7 +49,7 @@ pub fn links() -> Links {
             fs::read_to_string(format!("/proc/sys/net/{setting}"))
                 .is_ok_and(|text| text.trim() == "1")
         }) {
-            links.add_proxy(name);
+            links.proxies.insert(name.clone());
         }
     }
     links.interfaces = interfaces.into_iter().collect();
@@ -57,7 +57,7 @@ pub fn links() -> Links {
     let mut routes = Routes::new().ok();
     for (name, index) in indices {
         if routes.as_mut().is_none_or(|routes| routes.is_uplink(index)) {
-            links.add_uplink(&name);
+            links.uplinks.insert(name);
         }
     }
     links
