@@ -1,6 +1,6 @@
 //! What differs between two texts of the file, for people: tables and keys as they are written, values as text.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::{BTreeMap, BTreeSet};
 
 use toml::{Table, Value};
 
@@ -13,64 +13,41 @@ pub struct Change {
     pub before: Option<String>,
     /// `None` if it is absent now.
     pub now: Option<String>,
-    is_table: bool,
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key, before, now, is_table } = self;
-        match (is_table, before, now) {
-            (true, None, Some(keys)) => write!(f, "{key} added: {keys}"),
-            (true, ..) => write!(f, "{key} removed"),
-            (false, before, now) => {
-                let [before, now] =
-                    [before, now].map(|value| value.as_deref().unwrap_or("(default)"));
-                write!(f, "{key} {before} -> {now}")
-            }
-        }
-    }
+    /// All of this, for people.
+    pub text: String,
 }
 
 /// The changes from one valid text to another.
 pub fn changes(before: &str, now: &str) -> Vec<Change> {
-    let [mut before, mut now] = [before, now].map(tables);
-    let mut names: Vec<String> = before.keys().chain(now.keys()).cloned().collect();
-    names.sort_unstable();
-    names.dedup();
-    let mut changes = Vec::new();
-    for name in names {
+    let [before, now] = [before, now].map(tables);
+    let of_table = |name: &String| {
+        let (old, new) = (before.get(name), now.get(name));
         let is_list = name.starts_with("[[");
-        match (before.remove(&name), now.remove(&name)) {
-            (before, now) if is_list && before.is_none() != now.is_none() => {
-                let [before, now] = [before, now].map(|keys| keys.map(|keys| all(&keys)));
-                changes.push(Change { key: name, before, now, is_table: true });
-            }
-            (before, now) => {
-                let (before, mut now) = (before.unwrap_or_default(), now.unwrap_or_default());
-                let prefix = match &*name {
-                    "" => String::new(),
-                    name if is_list => format!("{name} "),
-                    name => format!("{name}."),
-                };
-                let mut push = |key: String, before, now| {
-                    if before != now {
-                        changes.push(Change {
-                            key: format!("{prefix}{key}"),
-                            before,
-                            now,
-                            is_table: false,
-                        });
-                    }
-                };
-                for (key, value) in before {
-                    let new = now.remove(&key);
-                    push(key, Some(value), new);
-                }
-                now.into_iter().for_each(|(key, value)| push(key, None, Some(value)));
-            }
+        if is_list && old.is_none() != new.is_none() {
+            let [before, now] = [old, new].map(|keys| keys.map(all));
+            let text = match &now {
+                Some(keys) => format!("{name} added: {keys}"),
+                None => format!("{name} removed"),
+            };
+            return vec![Change { key: name.clone(), before, now, text }];
         }
-    }
-    changes
+        let prefix = match &**name {
+            "" => String::new(),
+            name if is_list => format!("{name} "),
+            name => format!("{name}."),
+        };
+        let change = |key: &String| {
+            let [before, now] = [old, new].map(|keys| keys.and_then(|keys| keys.get(key).cloned()));
+            let [was, is] = [&before, &now].map(|one| one.as_deref().unwrap_or("(default)"));
+            let key = format!("{prefix}{key}");
+            let text = format!("{key} {was} -> {is}");
+            (before != now).then_some(Change { key, before, now, text })
+        };
+        let keys: BTreeSet<_> = old.into_iter().chain(new).flat_map(Keys::keys).collect();
+        keys.into_iter().filter_map(change).collect()
+    };
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    names.into_iter().flat_map(of_table).collect()
 }
 
 type Keys = BTreeMap<String, String>;
@@ -129,7 +106,7 @@ mod tests {
                    [[server]]\naddress = \"10.0.1.7\"\npassive-ports = [3000, \"4000-4001\"]\n\
                    [[network]]\nclients = \"10.0.0.0/8\"\ninspect = false\n\
                    [[network]]\nclients = \"10.0.0.0/8\"\ninspect = false\n";
-        let texts: Vec<_> = changes(before, now).iter().map(ToString::to_string).collect();
+        let texts: Vec<_> = changes(before, now).into_iter().map(|one| one.text).collect();
         let expected = [
             "control-ports [21] -> [21, 2121]",
             "[[network]] 10.0.0.0/8 (2) inspect true -> false",

@@ -247,7 +247,7 @@ mod tests {
         let text = "pinhole.timeout = \"5s\"\nqueue.workers = 8\nmetrics.listen = 9821";
         fs::write(&path, text).unwrap();
         let (config, changes) = file.load_again().unwrap();
-        let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+        let changes: Vec<_> = changes.into_iter().map(|change| change.text).collect();
         assert_eq!(changes, ["pinhole.timeout (default) -> 5s"], "others are fixed");
         assert_eq!(config.metrics, Config::default().metrics);
         assert_eq!(config.queue, Config::default().queue);

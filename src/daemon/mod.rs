@@ -330,7 +330,7 @@ fn reload(config: &mut Config, service: &Workers, metrics: Option<&MetricsEndpoi
         service.shared.transfers.set_servers(new.server_addresses());
         for change in changes.iter().take(MAX_CHANGES) {
             let (key, before, now) = (&change.key, change.before.as_deref(), change.now.as_deref());
-            log_event!(RELOAD_CHANGED, key, before, now, "reload: {change}");
+            log_event!(RELOAD_CHANGED, key, before, now, "reload: {}", change.text);
         }
         let changed = match changes.len() {
             0 if new == *config => "nothing has changed".to_owned(),
