@@ -52,16 +52,6 @@ const LABS: [(Topology, ServerKind); 4] = [
 /// An IP version, a mode and a client.
 type DemoCase = (Family, Mode, ClientProgram);
 
-/// The results in a lab: the rows of the table.
-struct LabResult {
-    topology: Topology,
-    server: ServerKind,
-    /// One outcome for each of [`cases`]. Cases that were not reached count as failed.
-    outcomes: Vec<ftp_alg_lab::Result<()>>,
-    /// Whether nothing was open at the end.
-    end: ftp_alg_lab::Result<()>,
-}
-
 impl DemoOptions {
     /// Runs all cases. It is a failure if one of them does not work.
     pub fn run(&self) -> Result<(), Failure> {
@@ -82,20 +72,34 @@ impl DemoOptions {
             None => std::env::current_exe().map_err(LabError::file("/proc/self/exe"))?,
         };
         let style = Style::of_stdout();
-        let show = |(topology, server)| {
+        let mut table = format!(
+            "\n{:<24} {:<6} {:<8} {:<10} {:<10} result\n",
+            "gateway", "", "", "client", "server"
+        );
+        let scan = if self.no_scan { "" } else { ", port scan" };
+        let (mut ends, mut failed) = (String::new(), 0);
+        for (topology, server) in LABS {
             let mut outcomes = Vec::new();
             let end = self.show_lab(topology, server, &executable, style, &mut outcomes);
             if let Err(error) = &end {
                 say(&format!("\n  {}: {error}\n", style.red("FAILED")));
+                // Cases that were not reached count as failed.
                 let unreached = || Err(unexpected(error.to_string()));
                 outcomes.resize_with(cases(topology).len(), unreached);
             }
-            LabResult { topology, server, outcomes, end }
-        };
-        let labs = LABS.map(show);
-        say(&table(&labs, self.no_scan, style));
-        let outcomes = labs.iter().flat_map(|lab| lab.outcomes.iter().chain([&lab.end]));
-        Ok(outcomes.filter(|outcome| outcome.is_err()).count())
+            failed += outcomes.iter().chain([&end]).filter(|outcome| outcome.is_err()).count();
+            let gateway = topology.to_string();
+            for ((family, mode, client), outcome) in cases(topology).into_iter().zip(&outcomes) {
+                let outcome = outcome_text(outcome, style);
+                table += &format!(
+                    "{gateway:<24} {family:<6} {mode:<8} {client:<10} {server:<10} {outcome}\n"
+                );
+            }
+            let what = format!("nothing open at the end{scan}");
+            ends += &format!("{gateway:<24} {what:<37} {}\n", outcome_text(&end, style));
+        }
+        say(&(table + &ends));
+        Ok(failed)
     }
 
     fn show_lab(
@@ -286,28 +290,6 @@ fn picture(lab: &Lab, kind: ServerKind, style: Style) -> String {
     line("", &format!("|{does:^38}|"), "");
     line("", &wall, "");
     text.push('\n');
-    text
-}
-
-fn table(labs: &[LabResult], no_scan: bool, style: Style) -> String {
-    let mut text = format!(
-        "\n{:<24} {:<6} {:<8} {:<10} {:<10} result\n",
-        "gateway", "", "", "client", "server"
-    );
-    for LabResult { topology, server, outcomes, .. } in labs {
-        let gateway = topology.to_string();
-        for ((family, mode, client), outcome) in cases(*topology).into_iter().zip(outcomes) {
-            let outcome = outcome_text(outcome, style);
-            text += &format!(
-                "{gateway:<24} {family:<6} {mode:<8} {client:<10} {server:<10} {outcome}\n"
-            );
-        }
-    }
-    let what =
-        if no_scan { "nothing open at the end" } else { "nothing open at the end, port scan" };
-    for LabResult { topology, end, .. } in labs {
-        text += &format!("{:<24} {what:<37} {}\n", topology.to_string(), outcome_text(end, style));
-    }
     text
 }
 
