@@ -1,50 +1,6 @@
-//! Formats aligned text: tables whose rows come one at a time, lists of names and values, wrapped lines, durations, bytes.
+//! Formats aligned text: lists of names and values, wrapped lines, durations, bytes.
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
-
-/// The width to which a column of a [`RowTable`] grows: that of the longest IPv6 endpoint.
-const MAX_WIDTH: usize = 47;
-
-/// A table whose rows are printed one at a time. A column grows as soon as a wider cell comes.
-#[derive(Debug)]
-pub(super) struct RowTable {
-    header: Vec<&'static str>,
-    widths: Vec<usize>,
-}
-
-impl RowTable {
-    /// A table with the minimum width of each column. A column whose header starts with `>` is right-aligned.
-    pub fn new(columns: &[(&'static str, usize)]) -> Self {
-        Self {
-            header: columns.iter().map(|(title, _)| *title).collect(),
-            widths: columns.iter().map(|(_, width)| *width).collect(),
-        }
-    }
-
-    /// The header.
-    pub fn header(&mut self) -> String {
-        let titles: Vec<_> =
-            self.header.iter().map(|title| title.trim_start_matches('>').to_owned()).collect();
-        match titles.split_last() {
-            Some((last, titles)) => self.row(titles, last),
-            None => String::new(),
-        }
-    }
-
-    /// A row: the first `cells`, and then a text instead of the others.
-    pub fn row(&mut self, cells: &[String], text: &str) -> String {
-        let mut line = String::new();
-        for ((cell, width), title) in cells.iter().zip(&mut self.widths).zip(&self.header) {
-            *width = cell.chars().count().min(MAX_WIDTH).max(*width);
-            let width = *width;
-            line += &match title.starts_with('>') {
-                true => format!("{cell:>width$}  "),
-                false => format!("{cell:<width$}  "),
-            };
-        }
-        format!("{}\n", (line + text).trim_end())
-    }
-}
 
 /// Names, each behind `indent` blanks, and their values in a column of their own, wrapped at column `end`. The names have
 /// at least `width` columns.
@@ -154,19 +110,6 @@ fn scaled(value: u64, step: u64, units: &[String; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rows_are_printed_one_at_a_time() {
-        let mut table = RowTable::new(&[(">id", 3), ("client", 8), ("why", 0)]);
-        assert_eq!(table.header(), " id  client    why\n");
-        assert_eq!(table.row(&["1".into(), "a".into()], "b c"), "  1  a         b c\n");
-        assert_eq!(table.row(&["2".into()], "ended"), "  2  ended\n");
-        assert_eq!(table.row(&["3".into(), "10.0.0.1:40000".into()], ""), "  3  10.0.0.1:40000\n");
-        assert_eq!(table.row(&["4".into(), "a".into()], "b"), "  4  a               b\n");
-        let long = "x".repeat(100);
-        assert_eq!(table.row(&["5".into(), long.clone()], "b"), format!("  5  {long}  b\n"));
-        assert_eq!(table.row(&["6".into(), "a".into()], "b").len(), 3 + 2 + MAX_WIDTH + 2 + 2);
-    }
 
     #[test]
     fn text_is_wrapped_between_words() {

@@ -10,7 +10,7 @@ use crate::{
     cli::{
         columns::{self, Cell, Column},
         output::Style,
-        table::{self, RowTable},
+        table,
     },
     config::escaped,
     replay::{AnnouncementRow, FramePosition, Summary},
@@ -18,12 +18,25 @@ use crate::{
 
 /// The width of the longest IPv4 endpoint.
 const ENDPOINT_WIDTH: usize = 21;
+/// The width to which a column grows: that of the longest IPv6 endpoint.
+const MAX_WIDTH: usize = 47;
 /// How many reasons the summary lists.
 const MAX_REASONS: usize = 10;
 
-/// The table of announcements and of what happened in sessions.
+/// The columns before the reason: title, least width, whether numbers are in it. One grows as soon as a wider cell comes.
+const COLUMNS: [(&str, usize, bool); 7] = [
+    ("FRAME", 5, true),
+    ("SESSION", 7, true),
+    ("FROM", 6, false),
+    ("KIND", 4, false),
+    ("ANNOUNCED", ENDPOINT_WIDTH, false),
+    ("ACTION", 7, false),
+    ("REWRITTEN", 9, false),
+];
+
+/// The table of announcements and of what happened in sessions, whose rows come one at a time.
 pub(super) struct NoteTable {
-    table: RowTable,
+    columns: Vec<(&'static str, usize, bool)>,
     /// The names of the captures, if there are several.
     captures: Vec<String>,
     has_rows: bool,
@@ -36,22 +49,15 @@ impl NoteTable {
             [_] => Vec::new(),
             several => several.iter().map(|name| escaped(name)).collect(),
         };
-        let rewritten = if external.is_some() { ENDPOINT_WIDTH } else { 9 };
-        let widest = captures.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-        let mut columns = vec![
-            (">FRAME", 5),
-            (">SESSION", 7),
-            ("FROM", 6),
-            ("KIND", 4),
-            ("ANNOUNCED", ENDPOINT_WIDTH),
-            ("ACTION", 7),
-            ("REWRITTEN", rewritten),
-            ("REASON", 0),
-        ];
-        if !captures.is_empty() {
-            columns.insert(0, ("FILE", widest.max(4)));
+        let mut columns = COLUMNS.to_vec();
+        if external.is_some() {
+            columns[6].1 = ENDPOINT_WIDTH;
         }
-        Self { table: RowTable::new(&columns), captures, has_rows: false }
+        if !captures.is_empty() {
+            let widest = captures.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+            columns.insert(0, ("FILE", widest.max(4), false));
+        }
+        Self { columns, captures, has_rows: false }
     }
 
     /// Whether nothing was formatted yet.
@@ -70,26 +76,44 @@ impl NoteTable {
             row.action.to_owned(),
             row.rewritten.clone().unwrap_or_else(|| "-".to_owned()),
         ];
-        self.row((row.capture, row.frame, row.session), &cells, &row.reason)
+        self.row((row.capture, row.frame, row.session), cells, &row.reason)
     }
 
     /// The line of what happened in a session.
     pub fn session(&mut self, position: FramePosition, event: &Event) -> String {
-        self.row((position.capture, position.frame, event.session), &[], &event.text())
+        self.row((position.capture, position.frame, event.session), [], &event.text())
     }
 
-    fn row(
+    fn row<const CELLS: usize>(
         &mut self,
         (capture, frame, session): (usize, u64, u64),
-        cells: &[String],
+        cells: [String; CELLS],
         text: &str,
     ) -> String {
-        let header = if self.has_rows { String::new() } else { self.table.header() };
+        let header = if self.has_rows {
+            String::new()
+        } else {
+            let titles = self.columns.iter().map(|(title, ..)| (*title).to_owned()).collect();
+            self.line(titles, "REASON")
+        };
         self.has_rows = true;
         let name = self.captures.get(capture).cloned();
         let first = name.into_iter().chain([frame.to_string(), session.to_string()]);
-        let cells: Vec<String> = first.chain(cells.iter().cloned()).collect();
-        header + &self.table.row(&cells, text)
+        header + &self.line(first.chain(cells).collect(), text)
+    }
+
+    /// The first `cells`, and then a text instead of the others.
+    fn line(&mut self, cells: Vec<String>, text: &str) -> String {
+        let mut line = String::new();
+        for (cell, (_, width, are_numbers)) in cells.iter().zip(&mut self.columns) {
+            *width = cell.chars().count().min(MAX_WIDTH).max(*width);
+            let width = *width;
+            line += &match are_numbers {
+                true => format!("{cell:>width$}  "),
+                false => format!("{cell:<width$}  "),
+            };
+        }
+        format!("{}\n", (line + text).trim_end())
     }
 }
 
@@ -215,5 +239,9 @@ mod tests {
             1,
             "the header is printed once"
         );
+        let wide = ["", "", "", "", "", "[2001:db8::1]:40000-wide"].map(str::to_owned).to_vec();
+        let wide = table.line(wide, "x").len();
+        let narrow = table.line(vec![String::new(); 6], "x").len();
+        assert_eq!((narrow, table.columns[5].1), (wide, 24), "the column has grown");
     }
 }
