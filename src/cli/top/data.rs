@@ -2,12 +2,14 @@
 
 use jiff::Timestamp;
 
+use serde_json::Value;
+
 use super::{
-    look::{Event, Look},
-    rows::{self, Row},
+    look::Look,
+    rows::{self, Row, id_of},
 };
 use crate::{
-    cli::{status, table},
+    cli::{event_reader::text_of, status, table},
     config::escaped,
     daemon::{
         counted::counted,
@@ -52,14 +54,14 @@ impl Data {
         self.rows[3] = findings(&status);
     }
 
-    fn take_event(&mut self, event: &Event) {
+    fn take_event(&mut self, event: &Value) {
         let [_, transfers, failures, _] = &mut self.rows;
-        if event.event == "transfer" {
+        if event["event"] == "transfer" {
             transfers.push(Row::transfer(event));
         }
-        if event.failed {
-            let time = [("TIME", escaped(&event.time))];
-            failures.push(Row::new(event.id, rows::FAILURES, event).with(time));
+        if event["failed"] == true {
+            let time = [("TIME", escaped(text_of(event, "time")))];
+            failures.push(Row::new(id_of(event), rows::FAILURES, event).with(time));
         }
     }
 }
@@ -102,7 +104,7 @@ mod tests {
         let mut data = Data::default();
         for _ in 0..3 {
             let mut look = samples::look();
-            let of = look.events.iter().find(|event| event.event == "transfer").unwrap().clone();
+            let of = look.events.iter().find(|event| event["event"] == "transfer").unwrap().clone();
             look.events = vec![of; MAX_ROWS];
             look.sessions.clear();
             data.take(look);

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 
-use super::look::Event;
+use serde_json::Value;
+
 use crate::{
     cli::{
         columns::{Cell, Column, Cut, Shape},
-        event_reader::said,
+        event_reader::{said, text_of},
         listings::sessions::COLUMNS,
     },
     config::escaped,
@@ -33,65 +34,68 @@ fn seen_as(own: SocketAddr, external: SocketAddr) -> String {
 
 pub(super) const SESSIONS: &[Column<SessionRow>] = &COLUMNS;
 
-const UTC: Column<Event> = Column::new("UTC", |event: &Event| {
-    let time = event.time.split_once('T').map_or("", |(_, time)| time);
-    Cell::number(event.id as f64, escaped(time.split('.').next().unwrap_or_default()))
+const UTC: Column<Value> = Column::new("UTC", |event: &Value| {
+    let time = text_of(event, "time").split_once('T').map_or("", |(_, time)| time);
+    Cell::number(id_of(event) as f64, escaped(time.split('.').next().unwrap_or_default()))
 })
 .usual(8);
-const OF_CLIENT: Column<Event> = Column::new("CLIENT", |event: &Event| Cell::text(&event.client))
-    .searched()
-    .cut(9, Cut::Middle)
-    .usual(13);
-const OF_SERVER: Column<Event> = Column::new("SERVER", |event: &Event| Cell::text(&event.server))
-    .searched()
-    .cut(9, Cut::Middle)
-    .usual(13)
-    .from(100);
-const OF_USER: Column<Event> =
-    Column::new("USER", |event: &Event| Cell::known(event.user.as_deref(), Cell::text))
+const OF_CLIENT: Column<Value> =
+    Column::new("CLIENT", |event: &Value| Cell::text(text_of(event, "client")))
+        .searched()
+        .cut(9, Cut::Middle)
+        .usual(13);
+const OF_SERVER: Column<Value> =
+    Column::new("SERVER", |event: &Value| Cell::text(text_of(event, "server")))
+        .searched()
+        .cut(9, Cut::Middle)
+        .usual(13)
+        .from(100);
+const OF_USER: Column<Value> =
+    Column::new("USER", |event: &Value| Cell::known(event["user"].as_str(), Cell::text))
         .searched()
         .cut(5, Cut::End)
         .usual(6);
 
-pub(super) const TRANSFERS: &[Column<Event>] = &[
+pub(super) const TRANSFERS: &[Column<Value>] = &[
     UTC,
     OF_CLIENT,
     OF_USER,
-    Column::new("VERB", |event: &Event| Cell::text(&event.verb)).usual(4),
-    Column::new("PATH", |event: &Event| match event.encrypted {
+    Column::new("VERB", |event: &Value| Cell::text(text_of(event, "verb"))).usual(4),
+    Column::new("PATH", |event: &Value| match event["encrypted"] == true {
         true => Cell::text("(encrypted)"),
-        false => Cell::text(&event.path),
+        false => Cell::text(text_of(event, "path")),
     })
     .searched()
     .cut(8, Cut::Start)
     .usual(12),
-    Column::number("BYTES", |event: &Event| Cell::bytes(event.bytes)).usual(9),
-    Column::number("SECS", |event: &Event| {
-        Cell::number(event.seconds, format!("{:.1}", event.seconds))
+    Column::number("BYTES", |event: &Value| Cell::bytes(event["bytes"].as_u64())).usual(9),
+    Column::number("SECS", |event: &Value| {
+        let seconds = event["seconds"].as_f64().unwrap_or_default();
+        Cell::number(seconds, format!("{seconds:.1}"))
     })
     .usual(5),
-    Column::new("RESULT", |event: &Event| Cell::text(&event.result)).usual(8),
-    Column::number("CODE", |event: &Event| {
-        Cell::known(event.code, |code| Cell::count(code.into()))
-    })
-    .usual(4)
-    .from(100),
+    Column::new("RESULT", |event: &Value| Cell::text(text_of(event, "result"))).usual(8),
+    Column::number("CODE", |event: &Value| Cell::known(event["code"].as_u64(), Cell::count))
+        .usual(4)
+        .from(100),
     OF_SERVER,
-    Column::new("MODE", |event: &Event| Cell::known(event.mode.as_deref(), Cell::text))
+    Column::new("MODE", |event: &Value| Cell::known(event["mode"].as_str(), Cell::text))
         .usual(7)
         .from(130),
-    Column::new("REASON", |event: &Event| Cell::text(event.reason.as_deref().unwrap_or_default()))
+    Column::new("REASON", |event: &Value| Cell::text(text_of(event, "reason")))
         .cut(12, Cut::End)
         .usual(6)
         .from(130),
 ];
 
-pub(super) const FAILURES: &[Column<Event>] = &[
+pub(super) const FAILURES: &[Column<Value>] = &[
     UTC,
-    Column::new("ID", |event: &Event| Cell::count(event.session)).right().usual(3),
+    Column::new("ID", |event: &Value| Cell::count(event["session"].as_u64().unwrap_or_default()))
+        .right()
+        .usual(3),
     OF_CLIENT,
     OF_USER,
-    Column::new("WHAT AND WHY", |event: &Event| Cell::text(&event.what()))
+    Column::new("WHAT AND WHY", |event: &Value| Cell::text(&what(event)))
         .searched()
         .cut(20, Cut::End)
         .usual(20),
@@ -133,13 +137,13 @@ impl Row {
     }
 
     /// The row of a transfer that has ended.
-    pub fn transfer(event: &Event) -> Self {
-        let exact = event.bytes.map_or_else(|| "not known".to_owned(), |bytes| bytes.to_string());
-        Self::new(event.id, TRANSFERS, event).with([
-            ("EXACT BYTES", exact),
-            ("DIRECTION", escaped(&event.direction)),
-            ("SESSION", event.session.to_string()),
-            ("TIME", escaped(&event.time)),
+    pub fn transfer(event: &Value) -> Self {
+        let exact = event["bytes"].as_u64().map(|bytes| bytes.to_string());
+        Self::new(id_of(event), TRANSFERS, event).with([
+            ("EXACT BYTES", exact.unwrap_or_else(|| "not known".to_owned())),
+            ("DIRECTION", escaped(text_of(event, "direction"))),
+            ("SESSION", event["session"].to_string()),
+            ("TIME", escaped(text_of(event, "time"))),
         ])
     }
 
@@ -159,17 +163,20 @@ impl Row {
     }
 }
 
-impl Event {
-    /// What failed, and why, without the session and its ends.
-    fn what(&self) -> String {
-        let Self { verb, path, result, reason, text, .. } = self;
-        if verb.is_empty() {
-            let what = said(text);
-            return what.strip_prefix("refuse ").unwrap_or(what).to_owned();
-        }
-        let code = self.code.map(|code| format!(", {code}")).unwrap_or_default();
-        let reason = reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
-        let command = format!("{verb} {path}");
-        format!("{}: {}{code}{reason}", command.trim_end(), result.replace('-', " "))
+/// The number of an event.
+pub(super) fn id_of(event: &Value) -> u64 {
+    event["id"].as_u64().unwrap_or_default()
+}
+
+/// What failed, and why, without the session and its ends.
+fn what(event: &Value) -> String {
+    let [verb, path, result] = ["verb", "path", "result"].map(|field| text_of(event, field));
+    if verb.is_empty() {
+        let what = said(text_of(event, "text"));
+        return what.strip_prefix("refuse ").unwrap_or(what).to_owned();
     }
+    let code = event["code"].as_u64().map(|code| format!(", {code}")).unwrap_or_default();
+    let reason = event["reason"].as_str().map(|reason| format!(", {reason}")).unwrap_or_default();
+    let command = format!("{verb} {path}");
+    format!("{}: {}{code}{reason}", command.trim_end(), result.replace('-', " "))
 }

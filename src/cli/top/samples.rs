@@ -1,6 +1,8 @@
 //! A look with something in each panel, for the tests of several files.
 
-use super::look::{Event, Look};
+use serde_json::{Value, json};
+
+use super::look::Look;
 use crate::{
     cli::listings::samples::{summary, transfer as running},
     daemon::snapshot::{
@@ -25,44 +27,31 @@ fn session(id: u64, client: &str, state: &str) -> SessionRow {
     SessionRow { summary, pinholes: 1 }
 }
 
-fn event(id: u64, session: u64, kind: &str) -> Event {
-    Event {
-        id,
-        time: format!("2026-11-28T10:46:{:02}.128328Z", id % 60),
-        event: kind.into(),
-        session,
-        client: "10.0.0.7".into(),
-        server: "203.0.113.9".into(),
-        ..Event::default()
-    }
+/// An event with these fields besides those of each.
+fn event(id: u64, session: u64, fields: Value) -> Value {
+    let mut event = json!({
+        "id": id, "time": format!("2026-11-28T10:46:{:02}.128328Z", id % 60), "session": session,
+        "client": "10.0.0.7", "server": "203.0.113.9", "failed": false,
+    });
+    event.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    event
 }
 
-fn transfer(id: u64, path: &str, result: &str) -> Event {
-    Event {
-        user: Some("bob".into()),
-        verb: "STOR".into(),
-        path: path.into(),
-        direction: "up".into(),
-        mode: Some("passive".into()),
-        bytes: Some(5_000_000),
-        seconds: 0.2,
-        result: result.into(),
-        code: Some(226),
-        ..event(id, 1, "transfer")
-    }
+fn transfer(id: u64, session: u64, path: &str, result: &str) -> Value {
+    let fields = json!({
+        "event": "transfer", "user": "bob", "verb": "STOR", "path": path, "direction": "up", "mode": "passive",
+        "bytes": 5_000_000, "seconds": 0.2, "result": result, "code": 226, "encrypted": false, "reason": null,
+    });
+    event(id, session, fields)
 }
 
 pub(super) fn look() -> Look {
-    let mut failed = transfer(3, "/pub/b", "no-data-connection");
-    (failed.bytes, failed.code, failed.session) = (None, Some(425), 2);
-    failed.failed = true;
-    failed.reason = Some("SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069".into());
-    let refusal = Event {
-        text: "#1 10.0.0.7:1035 -> 203.0.113.9:21: refuse PORT 10.0.0.9:4000: not your own address"
-            .into(),
-        failed: true,
-        ..event(5, 1, "refusal")
-    };
+    let mut failed = transfer(3, 2, "/pub/b", "no-data-connection");
+    (failed["bytes"], failed["code"], failed["failed"]) = (Value::Null, json!(425), json!(true));
+    failed["reason"] = json!("SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069");
+    let text =
+        "#1 10.0.0.7:1035 -> 203.0.113.9:21: refuse PORT 10.0.0.9:4000: not your own address";
+    let refusal = event(5, 1, json!({"event": "refusal", "text": text, "failed": true}));
     let mut status = Status {
         host: "gw".into(),
         version: "0.1.0".into(),
@@ -99,10 +88,10 @@ pub(super) fn look() -> Look {
             session(2, "[2001:db8:1:2:3:4:5:6]:50000", "login"),
         ],
         events: vec![
-            event(1, 1, "login"),
-            transfer(2, "/pub/q3.csv", "complete"),
+            event(1, 1, json!({"event": "login"})),
+            transfer(2, 1, "/pub/q3.csv", "complete"),
             failed,
-            transfer(4, "/pub/2026/november/a-long-report.csv", "complete"),
+            transfer(4, 1, "/pub/2026/november/a-long-report.csv", "complete"),
             refusal,
         ],
         missed: 0,
