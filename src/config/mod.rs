@@ -343,11 +343,6 @@ impl Config {
         Policy { networks, ..complete(&self.limits) }
     }
 
-    /// The limit of a client outside of all `[[network]]` tables.
-    pub fn max_pinholes_per_client(&self) -> usize {
-        self.limits.max_pinholes_per_client
-    }
-
     /// The own address of each `[[server]]`.
     pub fn server_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.servers.iter().map(|server| server.address)

@@ -108,7 +108,7 @@ impl From<&Config> for RuleParameters {
             .with_source_ports(config.restricts_ports().then(|| config.nat.port_range.clone()))
             .with_backend(pinhole.backend.unwrap_or_default())
             .with_data_log(config.reports_transfers())
-            .with_max_encrypted(Some(config.max_pinholes_per_client()))
+            .with_max_encrypted(Some(config.limits.max_pinholes_per_client))
     }
 }
 
