@@ -60,7 +60,7 @@ fn program_and_model_decide_random_dialogues_alike() {
 }
 
 /// What happens in 8,000 dialogues, and more than how often.
-const LEAST: [(&str, usize); 16] = [
+const LEAST: [(&str, usize); 17] = [
     ("handed back", 500),
     ("retransmitted", 500),
     ("lines", 500),
@@ -77,6 +77,7 @@ const LEAST: [(&str, usize); 16] = [
     ("SYNs admitted again", 20),
     ("other spellings handed back", 30),
     ("barred or no port handed back", 100),
+    ("others' pinholes", 500),
 ];
 
 struct Walk {
@@ -101,7 +102,7 @@ impl Walk {
             self.scene.set_tuple(PacketTuple::new(source, destination), id, side);
         }
         self.scene.set_flow(id, &flow);
-        let mut frames: Vec<(Side, Frame)> = Vec::new();
+        let (mut frames, mut foreign) = (Vec::<(Side, Frame)>::new(), Vec::new());
         for _ in 0..rng.below(30) + 10 {
             let (side, mut frame) = if !frames.is_empty() && rng.chance(0.1) {
                 frames[frames.len() - 1 - rng.below(frames.len().min(3))].clone()
@@ -136,6 +137,9 @@ impl Walk {
             if rng.chance(0.1) {
                 frame.tcp_options = timestamps(rng);
             }
+            if rng.chance(0.05) {
+                foreign.extend(self.insert_foreign(id, &flow, rng));
+            }
             self.packet(id, &mut flow, side, &frame);
             if flow.handed_over == 0 {
                 break;
@@ -152,10 +156,39 @@ impl Walk {
                 self.syn_of_rules(key, rng);
             }
         }
+        for key in foreign {
+            if self.pinholes.remove(&key).is_some() {
+                self.scene.remove_pinhole(key);
+            }
+        }
         for (source, destination) in [client, server] {
             self.scene.remove_tuple(PacketTuple::new(source, destination));
         }
         self.scene.remove_flow(id);
+    }
+
+    /// A pinhole that the flow may announce, and that is reserved or belongs to another flow: of any age, unless the flow has
+    /// opened it before.
+    fn insert_foreign(&mut self, id: u64, flow: &Flow, rng: &mut Rng) -> Option<PinholeKey> {
+        let port = *rng.pick(&PORTS);
+        let key = *rng.pick(&[
+            PinholeKey { initiator: flow.active_initiator, arrival: flow.active_arrival, port },
+            PinholeKey { initiator: flow.passive_initiator, arrival: flow.passive_arrival, port },
+            last_pinhole(flow).unwrap_or(flow.pinhole),
+        ]);
+        if key.port == 0 || self.pinholes.contains_key(&key) {
+            return None;
+        }
+        let (flow, deadline) = match Some(key) == last_pinhole(flow) {
+            true => (id + 1, u64::MAX),
+            false => (*rng.pick(&[0, id + 1]), *rng.pick(&[0, u64::MAX])),
+        };
+        let interface = LOOPBACK;
+        let pinhole = Pinhole { flow, deadline, line: 1, mark: 2, interface, ..Pinhole::default() };
+        self.scene.set_pinhole(key, pinhole);
+        self.pinholes.insert(key, pinhole);
+        self.count("others' pinholes", true);
+        Some(key)
     }
 
     fn packet(&mut self, id: u64, flow: &mut Flow, side: Side, frame: &Frame) {
