@@ -1,7 +1,7 @@
 """forge.py JSON: sends one TCP segment with any source from eth0.
 
 JSON: {"router": MAC ADDRESS, "from": [ADDRESS, PORT], "to": [ADDRESS, PORT], "seq": N, "ack": N, "ttl": N, "line": TEXT}
-Without "line" it is a SYN, or with "reset" a RST. An empty line is an acknowledgement without data.
+Without "line" it is a RST. An empty line is an acknowledgement without data.
 """
 import json
 import socket
@@ -12,9 +12,9 @@ plan = json.loads(sys.argv[1])
 (source, sport), (destination, dport) = plan["from"], plan["to"]
 family = socket.AF_INET6 if ":" in source else socket.AF_INET
 source, destination = (socket.inet_pton(family, end) for end in (source, destination))
-SYN, RST, ACK, PSH_ACK, TCP = 0x02, 0x04, 0x10, 0x18, socket.IPPROTO_TCP
-line, first = plan["line"], RST if plan["reset"] else SYN
-flags, payload = (PSH_ACK, line.encode() + b"\r\n") if line else (first if line is None else ACK, b"")
+RST, ACK, PSH_ACK, TCP = 0x04, 0x10, 0x18, socket.IPPROTO_TCP
+line = plan["line"]
+flags, payload = (PSH_ACK, line.encode() + b"\r\n") if line else (RST if line is None else ACK, b"")
 
 
 def checksum(data):

@@ -106,38 +106,13 @@ impl Case {
     }
 }
 
-/// Sends an acknowledgement of one end to the other from `forger`.
-pub(super) fn forge_acknowledgement(
+/// Sends a line of one end to the other from `forger`: an acknowledgement if it is empty, a RST if there is none.
+pub(super) fn forge(
     lab: &Lab,
     forger: &Host,
     ends: [SocketAddr; 2],
     numbers: [u32; 2],
-) {
-    forge_segment(lab, forger, ends, numbers, Forged::Line(""));
-}
-
-/// Sends a line of one end to the other from `forger`.
-fn forge(lab: &Lab, forger: &Host, ends: [SocketAddr; 2], numbers: [u32; 2], line: &str) {
-    forge_segment(lab, forger, ends, numbers, Forged::Line(line));
-}
-
-/// Sends a RST of one end to the other from `forger`.
-pub(super) fn forge_reset(lab: &Lab, forger: &Host, ends: [SocketAddr; 2], numbers: [u32; 2]) {
-    forge_segment(lab, forger, ends, numbers, Forged::Reset);
-}
-
-/// What a forged segment is.
-enum Forged<'a> {
-    Reset,
-    Line(&'a str),
-}
-
-fn forge_segment(
-    lab: &Lab,
-    forger: &Host,
-    ends: [SocketAddr; 2],
-    numbers: [u32; 2],
-    forged: Forged<'_>,
+    line: Option<&str>,
 ) {
     let is_at_client =
         [&lab.client, &lab.client2].iter().any(|host| host.namespace() == forger.namespace());
@@ -146,12 +121,8 @@ fn forge_segment(
     let router = shown.split_whitespace().find(|word| word.matches(':').count() == 5).unwrap();
     let [from, to] = ends.map(|end| json!([end.ip(), end.port()]));
     let [seq, ack] = numbers;
-    let (line, reset) = match forged {
-        Forged::Line(line) => (Some(line), false),
-        Forged::Reset => (None, true),
-    };
     let plan = json!({"router": router, "from": from, "to": to, "seq": seq, "ack": ack, "ttl": TTL,
-                      "line": line, "reset": reset});
+                      "line": line});
     let script = forger.write("forge.py", include_bytes!("forge.py")).unwrap();
     let arguments = [script.to_str().unwrap(), &plan.to_string()];
     forger.run("/usr/bin/python3", &arguments).unwrap();
@@ -194,7 +165,7 @@ fn a_client_reaches_no_other_port_of_a_server() {
         wait_for("EPSV", || scene.server.lines().iter().any(|line| line == "EPSV"));
         let acknowledged = client_next.wrapping_add("EPSV\r\n".len() as u32);
         let line = format!("229 Entering Extended Passive Mode (|||{FORGED_PORT}|)");
-        forge(lab, &lab.client, [server, own], [server_next, acknowledged], &line);
+        forge(lab, &lab.client, [server, own], [server_next, acknowledged], Some(&line));
         case.assert_unopened(&scene, &lab.client, lab.server_address(case.family));
         unmute(&lab.server);
         let session = client.release().ok_in(format!("{case:?}"));
@@ -224,7 +195,7 @@ fn a_server_reaches_no_other_port_of_a_client() {
         };
         let (client, connection) = case.log_in(&scene, &[3763], &steps);
         let Connection { client: own, server, next } = connection;
-        forge(lab, &lab.server, [own, server], next, &command);
+        forge(lab, &lab.server, [own, server], next, Some(&command));
         let target = if scene.gateway.lab.translates(case.family) {
             lab.gateway.address(case.family)
         } else {

@@ -3,7 +3,7 @@
 //! The server ignores both. The next packet of either end begins a new entry, without the queue mode.
 
 use super::{
-    forged_ends::{Case, Connection, forge_acknowledgement, forge_reset, mute, unmute},
+    forged_ends::{Case, Connection, forge, mute, unmute},
     scene::Scene,
 };
 use crate::common::*;
@@ -79,7 +79,7 @@ fn a_connection_is_inspected_whose_server_discards_a_reset() {
         // The gateway forgets the session before: after ten seconds.
         lab.gateway.shell("sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=16").unwrap();
         let Connection { client: own, server, next } = connection;
-        forge_reset(lab, &lab.client, [own, server], next);
+        forge(lab, &lab.client, [own, server], next, None);
         wait_for("the end of the entry", || entries(&scene, "--orig-port-dst 21").is_empty());
         let session = client.release().ok_in(format!("{case:?}"));
         assert!(!session.got(7).starts_with('2'), "{case:?}: {session:?}");
@@ -116,7 +116,7 @@ fn an_acknowledgement_that_begins_an_entry_again_sets_its_queue_mode() {
         next[1].wrapping_add(answer.len() as u32 + 2),
     ];
     wait_for("the queue mode of the new entry", || {
-        forge_acknowledgement(lab, &lab.client, [own, server], numbers);
+        forge(lab, &lab.client, [own, server], numbers, Some(""));
         is_marked()
     });
     unmute(&lab.client);
