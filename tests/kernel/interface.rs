@@ -42,10 +42,7 @@ use ftp_alg::kernel::{
     queue::{Queue, QueueCounts},
     table::{Commits, Table, rule_files},
 };
-use ftp_alg_core::{
-    engine::{Kernel as _, KernelError, Opening, PinholeEnds, QueueMode, Translation},
-    ftp::AnnouncementKind,
-};
+use ftp_alg_core::engine::{Kernel as _, KernelError, PinholeEnds, QueueMode, Translation};
 use ftp_alg_firewall::IpVersion;
 use ftp_alg_lab::wait_for;
 use packets::{PacketAction, serve, tcp, with_payload};
@@ -76,13 +73,7 @@ impl Ready {
     }
 
     fn open(&mut self, pinhole: &PinholeEnds, lifetime: Duration) -> Result<(), KernelError> {
-        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        self.kernel.open_one(&Opening {
-            ends: *pinhole,
-            control,
-            kind: AnnouncementKind::Port,
-            lifetime,
-        })
+        self.kernel.open_one(&opening(*pinhole, lifetime))
     }
 }
 

@@ -12,10 +12,7 @@ use ftp_alg::kernel::{
     parameters::CtMarkUse,
     table::{Commits, PinholeSets, Table},
 };
-use ftp_alg_core::{
-    engine::{Kernel as _, KernelError, Opening, PinholeEnds, Translation},
-    ftp::AnnouncementKind,
-};
+use ftp_alg_core::engine::{Kernel as _, KernelError, PinholeEnds};
 use ftp_alg_lab::wait_for;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -61,23 +58,18 @@ impl Place {
         if opened.is_empty() {
             writer.close(closed).unwrap();
         }
-        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         self.outcomes.clear();
         for (index, ends) in opened.iter().enumerate() {
             let closed = if index == 0 { closed } else { &[] };
-            let opening =
-                Opening { ends: *ends, control, kind: AnnouncementKind::Pasv, lifetime: LIFETIME };
-            self.outcomes.push(writer.open(&opening, closed));
+            self.outcomes.push(writer.open(&opening(*ends, LIFETIME), closed));
         }
         self.generation() - before
     }
 
     /// Opens a pinhole of a control connection with this ct mark.
     pub fn open_with_mark(&mut self, writer: &mut PinholeSets, pinhole: PinholeEnds, ct_mark: u32) {
-        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let control = Translation { ct_mark, ..control };
-        let opening =
-            Opening { ends: pinhole, control, kind: AnnouncementKind::Pasv, lifetime: LIFETIME };
+        let mut opening = opening(pinhole, LIFETIME);
+        opening.control.ct_mark = ct_mark;
         writer.open(&opening, &[pinhole]).unwrap();
     }
 
@@ -234,9 +226,7 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
     .enumerate()
     {
         let hole = PinholeEnds { target, source: ip(source), ..pinhole(CLIENT, arrival) };
-        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening =
-            Opening { ends: hole, control, kind: AnnouncementKind::Pasv, lifetime: LIFETIME };
+        let opening = opening(hole, LIFETIME);
         let writer = &mut writers[count % 3];
         writer.open(&opening, last.as_slice()).unwrap();
         assert!(matches!(writer.open(&opening, &[]), Err(KernelError::Taken)));
@@ -304,13 +294,7 @@ fn a_port_in_use_is_refused_among_others() {
     let to =
         |arrival: SocketAddr| PinholeEnds { target: at(CLIENT, 4000), ..pinhole(SERVER, arrival) };
     let holes = [1, 2, 3].map(|number| to(at(EXTERNAL, 50_000 + number)));
-    let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-    let openings = holes.map(|pinhole| Opening {
-        ends: pinhole,
-        control,
-        kind: AnnouncementKind::Port,
-        lifetime: LIFETIME,
-    });
+    let openings = holes.map(|pinhole| opening(pinhole, LIFETIME));
     let outcomes = place.lab.on_gateway(|| {
         let _listener = std::net::TcpListener::bind(holes[1].arrival).unwrap();
         openings.map(|opening| kernel.open(&opening, &[]))
@@ -403,18 +387,15 @@ fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
     for (port, mut writer) in (4000..).zip(place.writers()) {
         let target = at(CLIENT, port);
         let hole = PinholeEnds { target, ..pinhole(SERVER, at(EXTERNAL, 46_000 + port)) };
-        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-        let opening =
-            |lifetime| Opening { ends: hole, control, kind: AnnouncementKind::Port, lifetime };
-        let short = opening(Duration::from_secs(60));
+        let (short, long) = (opening(hole, Duration::from_secs(60)), opening(hole, LIFETIME));
         writer.open(&short, &[]).unwrap();
-        assert!(writer.renew(&opening(LIFETIME)).unwrap());
+        assert!(writer.renew(&long).unwrap());
         let open = writer.list_open().unwrap().unwrap();
         assert!(open.len() == 1 && open[0].remaining > Duration::from_secs(500), "{open:?}");
         let listener = listen(&place.lab.client, hole.target);
         let mut first = connect(&place.lab.server, SERVER, hole.arrival);
         exchange(&mut first, &listener);
-        assert!(!writer.renew(&opening(LIFETIME)).unwrap());
+        assert!(!writer.renew(&long).unwrap());
         assert_eq!(writer.list_open().unwrap().unwrap(), []);
         assert!(is_silent(&place.lab.server, SERVER, hole.arrival), "a second connection came in");
     }

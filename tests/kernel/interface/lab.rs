@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{Closing, Kernel, KernelError, Opening, PinholeEnds};
+use ftp_alg_core::{
+    engine::{Closing, Kernel, KernelError, Opening, PinholeEnds, Translation},
+    ftp::AnnouncementKind,
+};
 use ftp_alg_lab::{
     AddressPlan, DualAddress, FirewallKind, Host, LabSpec, Topology, scaled_timeout,
 };
@@ -98,6 +101,12 @@ impl Lab {
 /// Runs `work` on a thread of its own in the namespace of `host`.
 pub fn inside<T: Send>(host: &Host, work: impl FnOnce() -> T + Send) -> T {
     host.inside(work).unwrap()
+}
+
+/// An opening for a session of [`CLIENT`] with [`SERVER`].
+pub fn opening(ends: PinholeEnds, lifetime: Duration) -> Opening {
+    let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
+    Opening { ends, control, kind: AnnouncementKind::Pasv, lifetime }
 }
 
 pub fn at(address: &str, port: u16) -> SocketAddr {

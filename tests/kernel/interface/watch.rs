@@ -6,12 +6,8 @@ use ftp_alg::kernel::{
     LinuxKernel, RuleParameters,
     table::{Commits, Table, TableCondition},
 };
-use ftp_alg_core::{
-    engine::{Opening, PinholeEnds, Translation},
-    ftp::AnnouncementKind,
-};
 
-use super::lab::{CLIENT, Lab, OneAtATime as _, SERVER, at, ip};
+use super::lab::{CLIENT, Lab, OneAtATime as _, SERVER, at, opening, pinhole};
 
 #[test]
 fn a_change_of_others_is_seen_among_ours() {
@@ -23,10 +19,8 @@ fn a_change_of_others_is_seen_among_ours() {
         (kernel, Table::install(&parameters, &commits).unwrap())
     });
     let arrival = at(SERVER, 4000);
-    let hole = PinholeEnds { initiator: ip(CLIENT), arrival, target: arrival, source: ip(CLIENT) };
-    let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
-    let lifetime = Duration::from_secs(20);
-    let opening = Opening { ends: hole, control, kind: AnnouncementKind::Pasv, lifetime };
+    let hole = pinhole(CLIENT, arrival);
+    let opening = opening(hole, Duration::from_secs(20));
     for round in 0..4 {
         let mut ours = || {
             kernel.open_one(&opening).unwrap();
