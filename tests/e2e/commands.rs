@@ -135,11 +135,8 @@ fn only_root_and_its_own_user_change_a_daemon_whose_socket_is_open_to_all() {
 
 /// The program, with a journal for its standard error, whose socket is in `directory`.
 fn executable_with_journal(lab: &Lab, directory: &str) -> PathBuf {
-    let (program, script) = (executable(), lab.directory().join("ftp-alg-with-journal"));
-    let (program, path) = (program.display(), script.display());
     let lines = format!(
-        "#!/bin/sh
-# A /run with the lab and with journald's directory.
+        "# A /run with the lab and with journald's directory.
 [ -n \"$JOURNAL_STREAM\" ] || {{
     export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2)
     exec unshare --mount \"$0\" \"$@\"
@@ -149,12 +146,10 @@ mkdir -p $run/ftp-alg-lab $run/systemd/journal
 mount --rbind /run/ftp-alg-lab $run/ftp-alg-lab
 mount --bind {directory} $run/systemd/journal
 mount --rbind $run /run
-exec {program} \"$@\"
-"
+exec {} \"$@\"",
+        executable().display()
     );
-    let lines = format!("cat > {path} <<'END'\n{lines}END\nchmod 755 {path}");
-    lab.gateway.shell(&lines).unwrap();
-    script
+    shell_program(&lab.gateway, "ftp-alg-with-journal", &lines)
 }
 
 #[test]

@@ -81,8 +81,6 @@ fn a_second_daemon_does_not_start_and_the_first_lives() {
 fn a_second_daemon_without_root_names_the_takeover_as_well() {
     let gateway = gateway(Topology::Routed);
     let program = executable_for_everyone(&gateway.lab);
-    let [state, socket] = elsewhere(&gateway);
-    let words = ["--state-dir", &state, "--socket", &socket];
     let caps = "-all,+net_admin,+net_raw";
     let under = ["--inh-caps", caps, "--ambient-caps", caps];
     let under = [&AS_NOBODY[..], &under].concat();
@@ -90,7 +88,7 @@ fn a_second_daemon_without_root_names_the_takeover_as_well() {
         ("", "queue 2100 is taken by another program"),
         (OTHER_QUEUE, "is that of another ftp-alg"),
     ] {
-        let done = run_another(&gateway.lab, &under, &program, &words, configuration);
+        let done = run_another(&gateway.lab, &under, &program, &[], configuration);
         assert_fails(&done, 1, expected);
         assert!(done.stderr_text().contains("`ftp-alg run --takeover`"), "{}", done.stderr_text());
     }
@@ -236,11 +234,9 @@ fn another_program_is_not_ended() {
     let mut gateway = gateway(Topology::Routed);
     gateway.daemon.stop().unwrap();
     let program = executable_for_everyone(&gateway.lab);
-    let [state, socket] = elsewhere(&gateway);
-    let words = ["--takeover", "--state-dir", &state, "--socket", &socket];
     // The same program under another name, and with another control socket.
     let mut other = start_as(&gateway, "other");
-    let done = run_another(&gateway.lab, &[], &program, &words, "");
+    let done = run_another(&gateway.lab, &[], &program, &["--takeover"], "");
     let expected = format!("is read by other, process {}, which is not ftp-alg", other.id());
     assert_fails(&done, 1, &expected);
     assert!(other.status().is_ok());
