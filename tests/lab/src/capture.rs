@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -217,15 +218,17 @@ fn lost_bytes(reports: &[PacketReport]) -> Vec<String> {
 }
 
 /// A finished capture.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct CaptureAnalysis {
     path: PathBuf,
+    /// What tshark says of each packet, once somebody has asked for it.
+    reports: OnceLock<Vec<PacketReport>>,
 }
 
 impl CaptureAnalysis {
     /// Analyses an existing capture file.
     pub fn open(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), reports: OnceLock::new() }
     }
 
     /// The capture file.
@@ -256,17 +259,17 @@ impl CaptureAnalysis {
 
     /// The packets with a wrong checksum, one line each.
     pub fn wrong_checksums(&self) -> Result<Vec<String>> {
-        Ok(named(&self.reports()?, |packet| packet.has_wrong_checksum))
+        Ok(named(self.reports()?, |packet| packet.has_wrong_checksum))
     }
 
     /// The packets that arrived out of order, one line each.
     pub fn reorderings(&self) -> Result<Vec<String>> {
-        Ok(named(&self.reports()?, |packet| packet.is_reordered))
+        Ok(named(self.reports()?, |packet| packet.is_reordered))
     }
 
     /// The retransmissions after a retransmission time-out, one line each.
     pub fn timeouts(&self) -> Result<Vec<String>> {
-        Ok(named(&self.reports()?, |packet| packet.has_timed_out))
+        Ok(named(self.reports()?, |packet| packet.has_timed_out))
     }
 
     /// The packets with signs of a wrong rewrite or sequence adjustment, one line each.
@@ -274,8 +277,8 @@ impl CaptureAnalysis {
     /// These are packets with a wrong checksum, and packets that acknowledge or follow bytes that were not captured.
     pub fn faults(&self) -> Result<Vec<String>> {
         let reports = self.reports()?;
-        let wrong = named(&reports, |packet| packet.has_wrong_checksum);
-        Ok([wrong, lost_bytes(&reports)].concat())
+        let wrong = named(reports, |packet| packet.has_wrong_checksum);
+        Ok([wrong, lost_bytes(reports)].concat())
     }
 
     /// All faults, reorderings and time-outs. A clean capture has none.
@@ -284,12 +287,16 @@ impl CaptureAnalysis {
         let is_wrong = |packet: &PacketReport| {
             packet.has_wrong_checksum || packet.is_reordered || packet.has_timed_out
         };
-        Ok([named(&reports, is_wrong), lost_bytes(&reports)].concat())
+        Ok([named(reports, is_wrong), lost_bytes(reports)].concat())
     }
 
-    fn reports(&self) -> Result<Vec<PacketReport>> {
+    fn reports(&self) -> Result<&[PacketReport]> {
+        if let Some(reports) = self.reports.get() {
+            return Ok(reports);
+        }
         let rows = self.fields("frame", &PacketReport::FIELDS)?;
-        rows.into_iter().map(PacketReport::parse).collect()
+        let reports = rows.into_iter().map(PacketReport::parse).collect::<Result<_>>()?;
+        Ok(self.reports.get_or_init(|| reports))
     }
 
     /// The lines on connections to the server's `port`, in the order in which they were complete. Each direction is
