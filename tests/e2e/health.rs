@@ -222,6 +222,7 @@ fn filtered(rules: &str, admission: &str) -> (Lab, Daemon) {
 
 #[test]
 fn connections_that_are_not_tracked_or_that_the_kernels_own_helper_has() {
+    let (lab, daemon) = filtered("tcp dport 21 accept", ADMITTING);
     for (severity, name, helper, rule) in [
         ("problem", "notrack", "", "priority raw; tcp dport 21 notrack;"),
         (
@@ -231,7 +232,6 @@ fn connections_that_are_not_tracked_or_that_the_kernels_own_helper_has() {
             "priority filter; tcp dport 21 ct helper set theirs;",
         ),
     ] {
-        let (lab, daemon) = filtered("tcp dport 21 accept", ADMITTING);
         let chain = format!("chain early {{ type filter hook prerouting {rule} }}");
         lab.gateway.nft(&format!("table inet mine {{\n{helper}\n{chain}\n}}")).unwrap();
         let solve = || drop(lab.gateway.shell("nft delete table inet mine").unwrap());
