@@ -298,6 +298,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         queueing: queueing(&mut Rng::new(seed ^ 7)),
         hands_over: hands_over(seed),
         uses_expectations: uses_expectations(seed),
+        interfaces: [1, 1 + seed as u32 % 3],
         seed,
     };
     match scenario.hands_over {

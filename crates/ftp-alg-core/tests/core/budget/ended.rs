@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use ftp_alg_core::{engine::PacketOutcome, policy::Policy};
+use ftp_alg_core::{
+    engine::{PacketOutcome, TransferEnd},
+    policy::Policy,
+};
 
 use super::network::{Hostile, LONG_NAME, Reset, Wire, numbered, repeated, server};
 
@@ -27,10 +30,30 @@ fn fill(wire: &mut Wire, first: usize) -> usize {
     unreachable!("there are always more")
 }
 
+/// Also if conntrack has just been flushed.
 #[test]
 fn the_one_that_held_much_for_longest_is_ended_and_both_its_ends_are_reset() {
+    for was_flushed in [false, true] {
+        end_first(was_flushed);
+    }
+}
+
+fn end_first(was_flushed: bool) {
     let (mut wire, client) = (Wire::new(policy()), numbered(0));
-    let last = fill(&mut wire, 0);
+    wire.log_in(client);
+    wire.say(client, b"PASV\r\n");
+    wire.answer(client, "227 Entering Passive Mode (203,0,113,9,9,9)\r\n");
+    let [acknowledged, _] = wire.next(client);
+    wire.say(client, b"RETR x\r\n");
+    for segment in Hostile::Unacknowledged.segments() {
+        wire.say(client, &segment);
+    }
+    wire.gateway.kernel.was_flushed = was_flushed;
+    let last = fill(&mut wire, 1);
+    let ended = wire.events.iter().find_map(|event| event.kind.ended_transfer());
+    assert_eq!(ended.unwrap().end, TransferEnd::SessionReset);
+    let ended = wire.events.iter().find(|event| event.kind.name() == "session-ended").unwrap();
+    assert!(ended.to_string().ends_with(" s: reset, user joe, 1 transfer"), "{ended}");
     assert_eq!(wire.gateway.engine.counters().limits.memory, 1);
     assert!(!wire.has(client) && (1..=last).all(|number| wire.has(numbered(number))));
     let said = wire.said();
@@ -41,7 +64,7 @@ fn the_one_that_held_much_for_longest_is_ended_and_both_its_ends_are_reset() {
     let [next, heard] = wire.next(client);
     let expected = [
         Reset { to: client, seq: heard },
-        Reset { to: server(client), seq: 5001 },
+        Reset { to: server(client), seq: acknowledged },
         Reset { to: server(client), seq: next },
     ];
     assert_eq!(wire.resets(), expected, "what was acknowledged, and all that was sent");
@@ -126,6 +149,30 @@ fn shards_share_one_budget_and_leave_room_for_each_other() {
     }
     assert_eq!(second.gateway.engine.counters().limits.memory, 0, "there is room for them");
     assert!(second.has(honest));
+}
+
+/// Until it is closed, a while after its transfer.
+#[test]
+fn a_pinholes_port_stays_reserved_in_other_shards() {
+    let announce = |wire: &mut Wire, number| {
+        wire.publish("198.51.100.222");
+        wire.log_in(numbered(number));
+        let ids: Vec<_> = wire.gateway.engine.sessions.list().map(|session| session.id).collect();
+        assert!(ids.contains(&(number as u64 + 1)), "shards share the session numbers: {ids:?}");
+        wire.say(numbered(number), b"PASV\r\n");
+        wire.answer(numbered(number), "227 Entering Passive Mode (203,0,113,9,9,9)\r\n");
+        wire.gateway.kernel.open.last().unwrap().arrival.port()
+    };
+    for is_closed in [false, true] {
+        let mut first = Wire::new(Policy::default());
+        assert_eq!(announce(&mut first, 0), 2313);
+        first.say(numbered(0), b"RETR x\r\n");
+        first.answer(numbered(0), "150 here\r\n");
+        first.answer(numbered(0), "226 done\r\n");
+        first.advance(Duration::from_secs(if is_closed { 8 } else { 0 }));
+        let mut other = Wire::with(first.gateway.engine.new_shard());
+        assert_eq!(announce(&mut other, 1) == 2313, is_closed);
+    }
 }
 
 #[test]

@@ -108,14 +108,20 @@ impl Wire {
         }
     }
 
-    /// Another engine goes on with what this one wrote.
-    pub fn restart(&mut self, policy: Policy) {
+    /// `engine` reads what this one has written.
+    pub fn restore_in(&mut self, engine: &mut Engine) {
         let mut records = Vec::new();
         let sessions = &mut self.gateway.engine.sessions;
         sessions.write_all_records(|record| records.push(record.to_vec())).unwrap();
-        self.gateway.engine = Engine::new(policy, Checksums::Trust);
         let records = records.iter().map(Vec::as_slice);
-        self.gateway.engine.sessions.restore(records, self.now, self.epoch).unwrap();
+        engine.sessions.restore(records, self.now, self.epoch).unwrap();
+    }
+
+    /// Another engine goes on with what this one wrote.
+    pub fn restart(&mut self, policy: Policy) {
+        let mut next = Engine::new(policy, Checksums::Trust);
+        self.restore_in(&mut next);
+        self.gateway.engine = next;
         self.gateway.engine.sessions.track_changes(self.epoch);
         let Standalone { engine, kernel, .. } = &mut self.gateway;
         kernel.open.retain(|p| engine.sessions.holds_pinhole(p.initiator, p.arrival));
@@ -288,7 +294,7 @@ impl Wire {
 }
 
 /// A segment with these flags besides ACK as a packet.
-fn packet(
+pub fn packet(
     (source, destination): (SocketAddr, SocketAddr),
     [seq, ack]: [u32; 2],
     bits: u8,

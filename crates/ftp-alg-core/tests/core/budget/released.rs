@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use ftp_alg_core::policy::Policy;
 
 use super::{
-    network::{Hostile, LONG_NAME, Wire, repeated},
+    network::{Hostile, LONG_NAME, Wire, numbered, repeated},
     support::Rng,
 };
 
@@ -101,4 +101,29 @@ fn whatever_happened_nothing_is_held_when_all_are_gone() {
         let after = wire.gateway.engine.counters().limits;
         assert_eq!(before.client_sessions, after.client_sessions, "seed {seed}");
     }
+}
+
+/// One call of `expire` has no room for the events of all.
+#[test]
+fn no_end_is_left_out_if_many_sessions_expire_at_once() {
+    const COUNT: usize = 3072;
+    let mut wire = Wire::new(Policy::default());
+    for number in 0..COUNT {
+        wire.log_in(numbered(number));
+        for (said, answer) in [("PASV", "227 x (203,0,113,9,9,9)\r\n"), ("RETR a", "150 here\r\n")]
+        {
+            wire.say(numbered(number), format!("{said}\r\n").as_bytes());
+            wire.answer(numbered(number), answer);
+        }
+    }
+    wire.advance_a_little(Duration::from_secs(6 * 86_400));
+    let (mut names, mut omitted) = (Vec::new(), 0);
+    for _ in 0..4 {
+        wire.gateway.expire(wire.now);
+        let (events, more) = wire.gateway.take_events();
+        names.extend(events.iter().map(|event| event.kind.name()));
+        omitted += more;
+    }
+    let count = |name| names.iter().filter(|one| **one == name).count();
+    assert_eq!((count("transfer"), count("session-ended"), omitted), (COUNT, COUNT, 0));
 }

@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ftp_alg_core::{engine::PacketOutcome, policy::Policy};
+use ftp_alg_core::{engine::PacketOutcome, packet::flags, policy::Policy};
 
-use super::network::{Wire, server};
+use super::network::{Wire, packet, server};
 
 const MOST: usize = 64;
 const SHARE: usize = 8;
@@ -230,4 +230,48 @@ fn shares_are_known_again_after_a_restart() {
         verified(&mut wire, of(HOSTILE, number));
     }
     assert_eq!(count(&wire, HOSTILE), MOST - MOST / 4);
+}
+
+#[test]
+fn the_session_limit_holds_over_all_shards() {
+    let mut first = Wire::new(Policy { max_sessions: 8, ..Policy::default() });
+    let mut second = Wire::with(first.gateway.engine.new_shard());
+    let host = |number: u16| of(&format!("10.1.{}.{}", number >> 8, number & 255), 0);
+    (0..100).for_each(|number| first.syn_ack(host(number)));
+    assert_eq!(first.count(), 6, "the last quarter is for shards below their share");
+    (100..200).for_each(|number| verified(&mut second, host(number)));
+    assert_eq!((first.count(), second.clients()), (6, vec![host(100), host(101)]));
+    (200..206).for_each(|number| verified(&mut first, host(number)));
+    assert_eq!(first.clients(), (200..206).map(host).collect::<Vec<_>>());
+}
+
+/// An off-path attacker needs one packet for each, and the gateway has changed or held back what it says.
+#[test]
+fn a_flood_of_picked_up_connections_leaves_room_for_others() {
+    for payload in [&b"x"[..], b"PORT 10,99,99,99,9,9\r\n", b"PORT 1"] {
+        let mut wire = Wire::new(Policy { max_sessions: 4, ..Policy::default() });
+        for number in 0..8 {
+            wire.say_at(of(&format!("10.1.0.{number}"), 0), 100, 500, payload);
+        }
+        assert_eq!(wire.count(), 4, "{payload:?}");
+        verified(&mut wire, of(HOSTILE, 0));
+        assert!(wire.has(of(HOSTILE, 0)), "{payload:?}");
+    }
+}
+
+#[test]
+fn sessions_of_an_earlier_daemon_make_room_for_those_that_begin() {
+    let [earlier, own, other] = [0, 1, 2].map(|number| of("10.0.1.1", number));
+    let begins = packet((server(other), other), [499, 100], flags::SYN, b"");
+    let goes_on = packet((server(other), other), [500, 100], 0, b"220 ready\r\n");
+    for (max_sessions, packet, left) in [(3, &begins, 1), (2, &begins, 0), (2, &goes_on, 1)] {
+        let mut before = wire();
+        before.syn_ack(earlier);
+        let mut wire = Wire::new(Policy { max_sessions, ..Policy::default() });
+        wire.syn_ack(own);
+        let mut restored = wire.gateway.engine.new_restored_shard();
+        before.restore_in(&mut restored);
+        restored.sessions.make_room_for(wire.now, std::iter::once(&packet[..]));
+        assert_eq!(restored.sessions.count(), left);
+    }
 }

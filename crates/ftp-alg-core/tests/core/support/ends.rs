@@ -1,6 +1,7 @@
 //! Both ends under the test's control: it chooses every segment.
 
 use ftp_alg_core::{
+    engine::{PacketMeta, PacketOutcome},
     packet::flags::{ACK, PSH},
     session::Side::{self, Client, Server},
 };
@@ -37,6 +38,37 @@ impl Ends {
         let payload = text.into();
         let segment = Segment { seq, ack, flags, window, payload, ..Segment::default() };
         self.sim.forge(from, &segment)
+    }
+
+    /// Queues a packet of `from`, `seq` bytes after its next number, which acknowledges `ack` bytes that the gateway did
+    /// not see.
+    pub fn queue(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> PacketOutcome {
+        self.queue_with(from, seq, ack, payload, PacketMeta::FORWARDED)
+    }
+
+    /// As [`Self::queue`], with the metadata `how`.
+    pub fn queue_with(
+        &mut self,
+        from: Side,
+        seq: u32,
+        ack: u32,
+        payload: &[u8],
+        how: PacketMeta,
+    ) -> PacketOutcome {
+        let packet = self.packet(from, seq, ack, payload);
+        self.sim.decided(self.sim.clock(), &packet, how).0
+    }
+
+    /// The packet that [`Self::queue`] queues.
+    pub fn packet(&self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
+        let (own, other) = match from {
+            Client => (self.client, self.server),
+            Server => (self.server, self.client),
+        };
+        let (seq, ack, payload) = (own.wrapping_add(seq), other.wrapping_add(ack), payload.into());
+        let segment = Segment { seq, ack, flags: ACK, window: WIDE, payload, ..Segment::default() };
+        let (source, destination) = self.sim.endpoints(from);
+        segment.packet(source, destination)
     }
 
     /// Sends the messages of a script and returns the number of pinholes opened so far. A number after `@` is the window, or

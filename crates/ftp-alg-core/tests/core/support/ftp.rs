@@ -88,6 +88,13 @@ impl Sim {
         }
     }
 
+    /// Plays a script, whatever arrives of it.
+    pub fn hear(&mut self, script: &str) {
+        for Message { from_client, text, .. } in messages(script) {
+            self.say(if from_client { Client } else { Server }, text.as_bytes());
+        }
+    }
+
     /// A connection on which this script was played.
     #[track_caller]
     pub fn after(scenario: Scenario, script: &str) -> Self {

@@ -10,7 +10,7 @@ use std::{
 
 use ftp_alg_core::engine::{
     Closing, FlowChange, Kernel, KernelError, OpenRange, Opening, PinholeEnds, Place, QueueMode,
-    RangeInfo, Translation,
+    RangeInfo, RouteLookup, Translation,
 };
 
 use super::fast_path::program::Program;
@@ -44,7 +44,26 @@ const HELPER_TIMEOUT: Duration = Duration::from_secs(300);
 /// The kernel of the simulated gateway.
 #[derive(Default)]
 pub struct Recorder {
+    /// That of the connection whose ends talk.
     pub translation: Option<Translation>,
+    /// Those of other connections.
+    pub others: Vec<Translation>,
+    /// The interfaces of client and server.
+    pub interfaces: [u32; 2],
+    /// How many connections were handed over to the program.
+    pub handovers: usize,
+    /// The lines whose pinholes were closed there: those of a session, and those of none.
+    pub closed_lines: Vec<u32>,
+    pub lost_lines: Vec<u32>,
+    /// Whether the program goes on with connections that it is to stop.
+    pub never_stops: bool,
+    /// The only routes that there are; `None`: each address has a route to each interface.
+    pub routes: Option<Vec<(IpAddr, u32)>>,
+    /// How often it was asked for a route, and for consumed pinholes.
+    pub route_lookups: usize,
+    pub consumed_lookups: usize,
+    /// How many pinholes were renewed.
+    pub renewals: usize,
     /// Open now, with their deadlines in simulated time.
     pub open: Vec<(PinholeEnds, Duration)>,
     /// All that were ever opened.
@@ -131,7 +150,7 @@ impl Recorder {
     fn add(&mut self, opening: &Opening) -> Result<(), KernelError> {
         let Opening { ends: pinhole, control, lifetime, .. } = *opening;
         self.check("open")?;
-        assert_eq!(Some(control), self.translation, "the connection that asked");
+        assert!(self.knows(&control), "the connection that asked");
         let initiator = if opening.is_from_client() { control.client } else { control.server };
         assert_eq!(pinhole.initiator, initiator.ip(), "the initiator");
         self.forget_expired();
@@ -159,10 +178,20 @@ impl Recorder {
                 self.program.release_pinhole(ends);
                 self.closed.push(*ends);
             }
-            Closing::Program(ends, id) => self.program.close_pinhole(ends, *id),
-            Closing::Lost(id) => self.program.close_lost_pinhole(*id),
+            Closing::Program(ends, id) => {
+                self.closed_lines.push(id.line);
+                self.program.close_pinhole(ends, *id);
+            }
+            Closing::Lost(id) => {
+                self.lost_lines.push(id.line);
+                self.program.close_lost_pinhole(*id);
+            }
         }
         Ok(())
+    }
+
+    fn knows(&self, control: &Translation) -> bool {
+        self.translation.iter().chain(&self.others).any(|known| known == control)
     }
 
     fn check(&self, what: &str) -> Result<(), KernelError> {
@@ -183,11 +212,15 @@ impl Kernel for Recorder {
         }
         self.check("translation")?;
         self.asked += 1;
-        let known = self
-            .translation
-            .filter(|_| !self.forgot)
-            .filter(|t| [a, b] == [t.client, t.server] || [b, a] == [t.client, t.server]);
-        Ok(known)
+        let is_it = |t: &&Translation| [[a, b], [b, a]].contains(&[t.client, t.server]);
+        let known = self.translation.iter().chain(&self.others).find(is_it);
+        Ok(known.filter(|_| !self.forgot).copied())
+    }
+
+    fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
+        self.route_lookups += 1;
+        let route = (lookup.address, lookup.interface);
+        Ok(self.routes.as_ref().is_none_or(|routes| routes.contains(&route)))
     }
 
     fn uses_expectations(&self) -> bool {
@@ -217,6 +250,7 @@ impl Kernel for Recorder {
         }
         self.forget_expired();
         self.check("renew")?;
+        self.renewals += 1;
         let Opening { ends, lifetime, .. } = opening;
         let deadline = self.now + *lifetime;
         Ok(match place {
@@ -234,6 +268,7 @@ impl Kernel for Recorder {
 
     fn find_consumed(&mut self, pinholes: &[PinholeEnds]) -> Result<Vec<PinholeEnds>, KernelError> {
         self.check("list")?;
+        self.consumed_lookups += 1;
         let mut open: Vec<_> = self.pinholes().iter().map(PinholeEnds::key).collect();
         open.extend(self.program.open_pinholes().iter().map(|(_, ends)| *ends));
         let closed = pinholes.iter().filter(|pinhole| !open.contains(&pinhole.key()));
@@ -275,15 +310,24 @@ impl Kernel for Recorder {
         if self.forgot {
             return Err(KernelError::Unknown);
         }
-        assert_eq!(Some(*control), self.translation, "the connection that is to be marked");
-        self.queue_mode = Some(queue_mode);
+        assert!(self.knows(control), "the connection that is to be marked");
+        if self.translation == Some(*control) {
+            self.queue_mode = Some(queue_mode);
+        }
         Ok(())
     }
 
     fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
-        if self.life.call() {
-            self.program.apply_changes(changes);
+        if !self.life.call() {
+            return;
         }
+        for change in changes {
+            if let FlowChange::Handover(handover) = change {
+                assert_eq!(handover.interfaces, self.interfaces);
+                self.handovers += 1;
+            }
+        }
+        self.program.apply_changes(changes);
     }
 
     fn stop_flow(&mut self, flow: u64) -> bool {
@@ -291,7 +335,7 @@ impl Kernel for Recorder {
         if lives {
             self.program.stop(flow);
         }
-        lives
+        lives && !self.never_stops
     }
 
     fn inject(&mut self, packet: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {

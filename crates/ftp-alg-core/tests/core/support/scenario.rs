@@ -81,6 +81,8 @@ pub struct Scenario {
     pub hands_over: Option<usize>,
     /// Whether pinholes are expectations.
     pub uses_expectations: bool,
+    /// The interfaces of client and server.
+    pub interfaces: [u32; 2],
     pub seed: u64,
 }
 
@@ -113,6 +115,7 @@ impl Default for Scenario {
             queueing: Queueing::AT_ONCE,
             hands_over: None,
             uses_expectations: false,
+            interfaces: [1; 2],
             seed: 1,
         }
     }

@@ -12,8 +12,9 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Engine, Event, EventKind, Refusal, Translation},
+    engine::{Engine, Event, EventKind, QueueMode, Refusal, Translation},
     packet::flags,
+    policy::Policy,
     session::Side,
 };
 
@@ -78,6 +79,14 @@ pub struct Sim {
     progress: (u64, (usize, usize)),
 }
 
+/// A connection whose ends do not talk now.
+pub struct Connection {
+    translation: Translation,
+    client: End,
+    server: End,
+    queue_mode: Option<QueueMode>,
+}
+
 /// Within this time something more must be acknowledged, while something is to be: many more attempts
 /// than a network takes that loses or damages half of all packets, and a gateway that crashes.
 const PATIENCE: u64 = 600_000_000;
@@ -125,6 +134,8 @@ impl Sim {
             has_crashed: false,
             progress: (0, (0, 0)),
         };
+        sim.daemon.interfaces = scenario.interfaces;
+        sim.kernel.interfaces = scenario.interfaces;
         sim.shake_hands();
         sim
     }
@@ -179,9 +190,82 @@ impl Sim {
         self.shake_hands();
     }
 
+    /// A connection of `client` begins, whose address is translated as that of the others. Returns the one that has
+    /// talked until now.
+    pub fn begin(&mut self, client: SocketAddr) -> Connection {
+        let Translation { client_external, .. } = self.translation;
+        let client_external = match self.translation.client == client_external {
+            true => client,
+            false => SocketAddr::new(client_external.ip(), client.port()),
+        };
+        let [isn, peer] = [self.client.settings.isn, self.server.settings.isn];
+        let mut other = Connection {
+            translation: Translation { client, client_external, ..self.translation },
+            client: End::new(self.client.settings.clone(), peer, self.now ^ 1),
+            server: End::new(self.server.settings.clone(), isn, self.now ^ 2),
+            queue_mode: None,
+        };
+        self.switch(&mut other);
+        self.shake_hands();
+        other
+    }
+
+    /// Another connection of the same client begins.
+    pub fn begin_next(&mut self) -> Connection {
+        let mut client = self.translation.client;
+        client.set_port(client.port() + 1);
+        self.begin(client)
+    }
+
+    /// From now on, the ends of the other connection talk.
+    pub fn switch(&mut self, other: &mut Connection) {
+        self.settle();
+        std::mem::swap(&mut self.translation, &mut other.translation);
+        std::mem::swap(&mut self.client, &mut other.client);
+        std::mem::swap(&mut self.server, &mut other.server);
+        std::mem::swap(&mut self.kernel.queue_mode, &mut other.queue_mode);
+        self.kernel.others.retain(|one| *one != self.translation);
+        self.kernel.others.push(other.translation);
+        self.kernel.translation = Some(self.translation);
+        self.selection.begin();
+        self.progress = (self.now, (0, 0));
+    }
+
+    /// The daemon reloads its configuration.
+    pub fn reload(&mut self, policy: Policy) {
+        self.daemon.policy = policy.clone();
+        let sessions = &mut self.engine().sessions;
+        sessions.set_policy(policy);
+        sessions.close_forbidden_pinholes();
+        self.expire();
+    }
+
+    /// The engine does something that is no packet's.
+    pub fn run(&mut self, work: impl FnOnce(&mut Engine, &mut Recorder)) {
+        let now = self.clock();
+        self.daemon.run(now, &mut self.kernel, work);
+        self.events.extend(self.daemon.take_given().1);
+    }
+
+    /// What has happened since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// When the engine wants to be called again.
+    pub fn next_deadline(&mut self) -> Option<Duration> {
+        let base = self.base;
+        self.engine().sessions.next_deadline().map(|at| at - base)
+    }
+
     /// Whether connections are handed over to the program.
     pub fn hands_over(&self) -> bool {
         self.kernel.program.ring_capacity > 0
+    }
+
+    /// The daemon's clock.
+    pub fn clock(&self) -> Instant {
+        self.base + self.now()
     }
 
     pub fn now(&self) -> Duration {
@@ -269,6 +353,11 @@ impl Sim {
         self.now = until;
         self.progress.0 = until;
         self.sweep();
+    }
+
+    /// Lets so many seconds pass, one after the other.
+    pub fn wait(&mut self, seconds: u64) {
+        (0..seconds).for_each(|_| self.advance(Duration::from_secs(1)));
     }
 
     /// Does the next thing before `until`; `false` when there is none, and it is that time.
@@ -437,7 +526,7 @@ impl Sim {
     }
 
     /// Source and destination of what `from` sends.
-    fn endpoints(&self, from: Side) -> (SocketAddr, SocketAddr) {
+    pub fn endpoints(&self, from: Side) -> (SocketAddr, SocketAddr) {
         let Translation { client, server, .. } = self.translation;
         match from {
             Side::Client => (client, server),

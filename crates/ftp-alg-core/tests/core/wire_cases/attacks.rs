@@ -335,7 +335,7 @@ fn exchange_login(sim: &mut Sim, (mut client, mut server): (u32, u32), last: &st
 #[test]
 fn a_connection_that_reuses_a_live_tuple_is_inspected() {
     everywhere(|scenario| {
-        for wait in [0, 100] {
+        for (wait, crashes) in [(0, false), (100, false), (0, true)] {
             let mut sim = Sim::logged_in(scenario.clone());
             sim.exchange(&sim.active(2200)[0], "200 ok\r\n");
             assert_eq!(sim.kernel.pinholes().len(), 1);
@@ -348,6 +348,9 @@ fn a_connection_that_reuses_a_live_tuple_is_inspected() {
             let mode = sim.kernel.queue_mode;
             let is_queued = matches!(mode, Some(QueueMode::Watch | QueueMode::All));
             assert!(is_queued, "what comes next is seen: {mode:?}");
+            if crashes {
+                sim.crash();
+            }
             assert_eq!(sim.forge(Client, &second), Some(second));
             assert_eq!(sim.kernel.pinholes(), [], "those of the old connection are closed");
             let (client, server) = exchange_login(&mut sim, (client, server), "TYPE I\r\n");

@@ -20,38 +20,6 @@ fn restarted(nat: Nat) -> Ends {
 }
 
 impl Ends {
-    /// Queues a packet of `from`, `seq` bytes after the last inspected byte, which acknowledges `ack` bytes that the
-    /// gateway did not see.
-    fn queue(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> PacketOutcome {
-        self.queue_with(from, seq, ack, payload, PacketMeta::FORWARDED)
-    }
-
-    /// As [`Self::queue`], with the metadata `how`.
-    fn queue_with(
-        &mut self,
-        from: Side,
-        seq: u32,
-        ack: u32,
-        payload: &[u8],
-        how: PacketMeta,
-    ) -> PacketOutcome {
-        let packet = self.packet(from, seq, ack, payload);
-        self.sim.decided(Instant::now(), &packet, how).0
-    }
-
-    /// The packet that [`Self::queue`] queues.
-    fn packet(&self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
-        let mut segment = Segment { flags: flags::ACK, window: 30_000, ..Segment::default() };
-        segment.payload = payload.into();
-        let (client, server) = (self.sim.translation.client, self.sim.translation.server);
-        let (own, other, source, destination) = match from {
-            Client => (self.client, self.server, client, server),
-            Server => (self.server, self.client, server, client),
-        };
-        (segment.seq, segment.ack) = (own.wrapping_add(seq), other.wrapping_add(ack));
-        segment.packet(source, destination)
-    }
-
     fn opened(&mut self) -> u64 {
         self.sim.engine().counters().pinholes_opened
     }
@@ -66,6 +34,20 @@ fn inspection_continues_after_a_restart() {
         assert_eq!(gateway.queue(Client, 6, reply.len() as u32, PORT), PacketOutcome::Accept);
         assert_eq!(gateway.opened(), 2);
     }
+}
+
+/// Another connection on the same endpoints has begun while no daemon ran.
+#[test]
+fn a_tuple_reuse_during_a_restart_spares_both_connections() {
+    let mut gateway = Ends::new(with(Nat::Masquerade));
+    gateway.queue(Client, 0, 0, PORT);
+    gateway.client += PORT.len() as u32;
+    gateway.sim.crash();
+    const FAR: u32 = 0x4000_0000;
+    assert_eq!(gateway.queue(Server, FAR, FAR, b"220 ready\r\n"), PacketOutcome::Accept);
+    let shorter = "192,168,150,80".len() - "198,51,100,1".len();
+    let acknowledged = (shorter as u32).wrapping_neg();
+    assert_eq!(gateway.queue(Server, 0, acknowledged, b"200 ok\r\n"), PacketOutcome::Replace);
 }
 
 /// A line is lost behind the gateway, and the client retransmits different bytes at its sequence numbers.
@@ -137,7 +119,12 @@ fn rolling_back_a_late_rewrite_leaves_the_connection_usable() {
     let mut gateway = restarted(Nat::Masquerade);
     let line = b"EPRT |1|192.168.150.80|3762|\r\n";
     gateway.sim.daemon.set_lapses(true);
-    assert_eq!(gateway.queue(Client, 0, 0, line), PacketOutcome::Drop);
+    // The client sends its next command at once.
+    let packets = [(0, &line[..]), (line.len() as u32, b"NOOP\r\n")]
+        .map(|(seq, said)| gateway.packet(Client, seq, 0, said));
+    let batch = packets.each_ref().map(Vec::as_slice);
+    let outcomes = gateway.sim.decide(Instant::now(), &batch, PacketMeta::FORWARDED);
+    assert!(outcomes.iter().all(|(outcome, _)| *outcome == PacketOutcome::Drop));
     gateway.sim.daemon.set_lapses(false);
     let kernel = &mut gateway.sim.kernel;
     assert!(kernel.pinholes().is_empty());
@@ -209,16 +196,22 @@ fn after_downtime_a_greeting_is_forwarded() {
 /// The end of the old connection and the start of another one may have passed unread.
 #[test]
 fn after_downtime_segments_of_a_new_connection_are_forwarded() {
-    let queue = |had_downtime| {
+    for (is_inspected, had_downtime, expected) in [
+        (true, true, PacketOutcome::Accept),
+        (true, false, PacketOutcome::Drop),
+        (false, false, PacketOutcome::Accept),
+    ] {
         let mut gateway = restarted(Nat::Routed);
-        assert_eq!(gateway.queue(Client, 0, 0, b"NOOP\r\n"), PacketOutcome::Accept);
+        if is_inspected {
+            assert_eq!(gateway.queue(Client, 0, 0, b"NOOP\r\n"), PacketOutcome::Accept);
+        }
         if had_downtime {
             gateway.sim.engine().record_downtime();
         }
-        gateway.queue(Server, 1 << 30, 1 << 30, b"220 ready\r\n")
-    };
-    assert_eq!(queue(true), PacketOutcome::Accept);
-    assert_eq!(queue(false), PacketOutcome::Drop);
+        assert_eq!(gateway.queue(Server, 1 << 30, 1 << 30, b"220 ready\r\n"), expected);
+        // The old one goes on, too.
+        assert_ne!(gateway.queue(Server, 0, 0, b"200 ok\r\n"), PacketOutcome::Drop);
+    }
 }
 
 /// A late packet gets a normal verdict if its connection is unknown or reuses a known tuple, because no session depends

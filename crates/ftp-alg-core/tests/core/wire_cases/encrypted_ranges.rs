@@ -174,6 +174,43 @@ fn they_are_closed_with_the_session() {
     assert_eq!(closings(&sim), ["the session was forgotten"]);
 }
 
+/// Where `any` port is allowed. The gateway is in front of all ports of a server that it publishes, or is that server.
+#[test]
+fn any_port_is_open_at_servers_of_others_alone() {
+    for (nat, server_interface, is_listed, is_open) in [
+        (Nat::Routed, 1, false, true),
+        (Nat::Routed, 0, false, false),
+        (Nat::PortForward, 1, false, false),
+        (Nat::Routed, 1, true, false),
+    ] {
+        let listed = KnownServer::new("203.0.113.9".parse().unwrap());
+        let policy = Policy {
+            passive_ports: [1024..=65535].into(),
+            passive_ports_are_any: true,
+            servers: Vec::from_iter(is_listed.then_some(listed)).into(),
+            ..Policy::default()
+        };
+        let interfaces = [1, server_interface];
+        let scenario = Scenario { policy: policy.clone(), interfaces, ..with(nat) };
+        let mut sim = Sim::after(scenario, "< 220 ready > AUTH TLS < 234 go");
+        let [client, server] = hellos();
+        sim.say(Client, &client);
+        sim.say(Server, &server);
+        for then in ["at first", "after a reload", "after a restart"] {
+            let ports = sim.kernel.ranges.iter().map(|range| range.ports.to_vec());
+            let expected = Vec::from_iter(is_open.then_some(1024..=65535));
+            assert_eq!(ports.collect::<Vec<_>>(), [expected], "{nat:?} {interfaces:?} {then}");
+            sim.reload(policy.clone());
+            if then == "after a reload" {
+                sim.kernel.ranges.clear();
+                sim.crash();
+                let now = sim.clock();
+                sim.run(|engine, kernel| engine.sessions.reopen_ranges(now, kernel));
+            }
+        }
+    }
+}
+
 /// After CCC announcements are read again.
 #[test]
 fn plain_text_behind_tls_closes_them() {

@@ -2,7 +2,10 @@
 
 use ftp_alg_core::engine::{EventKind, Limits};
 
-use super::*;
+use super::{
+    support::{ends::Ends, sim::daemon::Decision},
+    *,
+};
 
 fn limited(policy: Policy) -> Sim {
     Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) })
@@ -122,6 +125,41 @@ fn unacknowledged_data_is_limited() {
     let limits = Limits { unacknowledged_data: 1, ..Limits::default() };
     // Segments after the first waiting one count as following a gap, not as further limits.
     assert_eq!((sim.engine().counters().limits, limit_events(&sim).len()), (limits, 1));
+}
+
+/// A client sends lines without a reply, faster than its server acknowledges them.
+#[test]
+fn data_beyond_the_limit_of_unacknowledged_bytes_waits_for_acknowledgements() {
+    let mut ends = Ends::new(with(Nat::Masquerade));
+    let line = [&[b'x'; 998][..], b"\r\n"].concat();
+    let may_wait = PacketMeta { may_wait: true, ..PacketMeta::FORWARDED };
+    let outcomes =
+        (0..170).map(|number| ends.queue_with(Client, 1000 * number, 0, &line, may_wait));
+    let outcomes: Vec<_> = outcomes.collect();
+    assert!(outcomes[..131].iter().all(|outcome| *outcome == PacketOutcome::Accept));
+    assert!(outcomes[131..].iter().all(|outcome| *outcome == PacketOutcome::Wait));
+    let before = ends.sim.engine().counters();
+    // Each acknowledgement makes room for as many bytes as it acknowledges.
+    for (acknowledged, passed) in [(1500, 1), (2000, 1), (7900, 5), (131_000, 32)] {
+        ends.queue(Server, 0, acknowledged, b"");
+        let decisions = ends.sim.others.iter().map(|given| &given.decision);
+        assert!(decisions.eq(vec![&Decision::Accept; passed]), "after {acknowledged}");
+    }
+    let after = ends.sim.engine().counters();
+    assert_eq!((after.limits, after.drops), (before.limits, before.drops));
+}
+
+#[test]
+fn a_segment_outside_the_window_does_not_wait() {
+    let may_wait = PacketMeta { may_wait: true, ..PacketMeta::FORWARDED };
+    for (seq, ack, waits) in
+        [(6, 0_i32, true), (6, -1, false), (6, 1, false), (6, 1 << 30, false), (1 << 21, 0, false)]
+    {
+        let mut ends = Ends::new(with(Nat::Masquerade));
+        ends.play("> SYST");
+        let outcome = ends.queue_with(Client, seq, ack as u32, b"NOOP\r\n", may_wait);
+        assert_eq!(outcome == PacketOutcome::Wait, waits, "{seq} {ack}: {outcome:?}");
+    }
 }
 
 #[test]

@@ -12,20 +12,26 @@ mod dialects;
 mod downtime;
 mod encrypted_ranges;
 mod encryption;
+mod fast_path;
 mod greetings;
 mod limits;
 mod line_ends;
 mod long_lines;
 mod missed;
 mod network_conditions;
+mod offloads;
 mod picked_up;
+mod pinhole_limits;
 mod pinholes;
 mod policies;
 mod queue_modes;
 mod refusal_replies;
 mod refusals;
+mod restarts;
+mod routes;
 mod split_replies;
 mod streams;
+mod transfers;
 mod urgent;
 
 use std::{
@@ -34,7 +40,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{PacketMeta, PacketOutcome, QueueMode},
+    engine::{PacketMeta, PacketOutcome, QueueMode, Translation},
     ftp::{Command, Text},
     packet::flags,
     policy::{AuthTls, ExternalAddress, ForeignAddress, KnownServer, Policy},
@@ -47,7 +53,7 @@ use crate::support::{
     scenario::{NATS, Nat, Scenario},
     script::{GREETING, LOGIN, USER_PASS, cases, messages, words},
     segment::Segment,
-    sim::Sim,
+    sim::{Connection, Sim},
 };
 
 /// Runs `test` with every kind of NAT, over IPv4 and IPv6.

@@ -91,15 +91,22 @@ fn a_passive_reply_without_its_command_opens_no_pinhole() {
     });
 }
 
+/// It is looked at when it has been open for ten seconds (does its data connection wait?), and when it would be renewed.
 #[test]
-fn an_unused_pinhole_expires() {
+fn each_unused_pinhole_expires_at_its_own_deadline() {
     logged_in_everywhere(|mut sim| {
-        sim.tell(Client, &sim.active(2200)[0]);
-        for (seconds, open) in [(29, 1), (2, 0)] {
-            sim.advance(Duration::from_secs(seconds));
-            let listed = sim.engine().sessions.list_pinholes().count();
-            assert_eq!((sim.kernel.pinholes().len(), listed), (open, open));
+        let first = sim.now();
+        sim.exchange(&sim.active(2200)[0], "200 ok\r\n");
+        sim.advance(Duration::from_secs(10));
+        sim.tell(Client, &sim.active(2201)[0]);
+        let mut seen = Vec::new();
+        while let Some(at) = sim.next_deadline() {
+            sim.advance(at - sim.now());
+            let open = sim.kernel.pinholes().len();
+            assert_eq!(sim.engine().sessions.list_pinholes().count(), open);
+            seen.push(((at - first).as_secs(), open));
         }
+        assert_eq!(seen, [(20, 2), (27, 2), (30, 1), (37, 1), (40, 0)]);
     });
 }
 
@@ -135,9 +142,6 @@ fn a_success_before_the_data_connection_leaves_the_pinhole_open() {
 /// only a preliminary one.
 #[test]
 fn a_pinhole_lives_as_long_as_its_transfer_command_is_pending_but_not_for_ever() {
-    let pass = |sim: &mut Sim, seconds| {
-        (0..seconds).for_each(|_| sim.advance(Duration::from_secs(1)));
-    };
     for reply in ["", "< 150 recalling it", "< 125 wait"] {
         everywhere(|scenario| {
             let after_retr = |is_used: bool| {
@@ -151,26 +155,26 @@ fn a_pinhole_lives_as_long_as_its_transfer_command_is_pending_but_not_for_ever()
                 (sim, initiator, arrival)
             };
             let (mut sim, initiator, arrival) = after_retr(false);
-            pass(&mut sim, 590);
+            sim.wait(590);
             let connected = sim.kernel.connect(initiator, arrival);
             assert_eq!(connected, Some(at(sim.translation.client, 2200)), "{reply}");
-            pass(&mut sim, 31);
+            sim.wait(31);
             let again = sim.kernel.connect(initiator, arrival);
             assert_eq!(again, None, "it is renewed, not opened again");
 
             let (mut sim, ..) = after_retr(false);
-            pass(&mut sim, 45);
+            sim.wait(45);
             assert_eq!(sim.kernel.pinholes().len(), 1);
             sim.play("< 425 no");
-            pass(&mut sim, 61);
+            sim.wait(61);
             assert_eq!(sim.kernel.pinholes(), [], "nobody waits any more");
 
             let (mut sim, ..) = after_retr(false);
-            pass(&mut sim, 700);
+            sim.wait(700);
             assert_eq!(sim.kernel.pinholes(), [], "after ten minutes");
 
             let (mut sim, initiator, arrival) = after_retr(true);
-            pass(&mut sim, 45);
+            sim.wait(45);
             assert_eq!(sim.kernel.connect(initiator, arrival), None, "it was consumed");
         });
     }
@@ -368,7 +372,7 @@ fn a_renewal_that_the_kernel_refuses_is_counted() {
         sim.exchange(&line, "200 ok\r\n");
         sim.play("> RETR x");
         sim.kernel.failing = true;
-        (0..45).for_each(|_| sim.advance(Duration::from_secs(1)));
+        sim.wait(45);
         assert!(sim.daemon.engine().counters().errors > 0);
     });
 }

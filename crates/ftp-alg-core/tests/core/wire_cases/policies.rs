@@ -220,3 +220,38 @@ fn an_uninspected_network_is_forwarded_before_conntrack_knows_the_connection() {
     assert_eq!(sim.kernel.queue_mode, Some(QueueMode::None));
     assert_eq!(sim.engine().counters().errors, 0);
 }
+
+#[test]
+fn a_reload_closes_the_pinholes_that_it_forbids() {
+    let denies = |ports| Policy { deny_ports: [ports].into(), ..Policy::default() };
+    let lowest = |min_data_port| Policy { min_data_port, ..Policy::default() };
+    for (policy, stays) in [
+        (lowest(3762), true),
+        (denies(3763..=4000), true),
+        (lowest(3763), false),
+        (denies(3000..=3762), false),
+    ] {
+        for hands_over in [None, Some(4854)] {
+            let mut sim = Sim::logged_in(Scenario { hands_over, ..with(Nat::Masquerade) });
+            sim.tell(Client, &sim.active(3762)[0]);
+            sim.reload(policy.clone());
+            let in_kernel = [sim.kernel.open.len(), sim.kernel.program.open_pinholes().len()];
+            let listed = sim.engine().sessions.list_pinholes().count();
+            let open = usize::from(stays);
+            assert_eq!((in_kernel.iter().sum(), listed), (open, open), "{in_kernel:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reload_that_requires_a_login_closes_the_pinholes_of_sessions_without_one() {
+    for (login, stays) in [("", 0), ("> USER u < 230 ok", 1)] {
+        let mut scenario = with(Nat::Masquerade);
+        scenario.policy.require_login = false;
+        let mut sim = Sim::after(scenario, &format!("{GREETING}{login}"));
+        sim.tell(Client, &sim.active(2200)[0]);
+        assert_eq!(sim.kernel.pinholes().len(), 1);
+        sim.reload(Policy::default());
+        assert_eq!(sim.kernel.pinholes().len(), stays);
+    }
+}

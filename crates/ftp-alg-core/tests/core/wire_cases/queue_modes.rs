@@ -120,6 +120,20 @@ fn queue_mode_all_ends_although_a_gap_never_closes() {
 }
 
 #[test]
+fn the_queue_mode_is_set_again_after_a_conntrack_flush() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    sim.tell(Client, &sim.active(2200)[0]);
+    assert_eq!(sim.kernel.queue_mode, Some(QueueMode::All));
+    sim.kernel.forgot = true;
+    sim.advance(Duration::from_secs(1));
+    sim.play("> NOOP");
+    sim.kernel.forgot = false;
+    let before = sim.kernel.mode_changes;
+    sim.play("< 200 ok");
+    assert_eq!((sim.kernel.mode_changes, sim.engine().counters().errors), (before + 1, 0));
+}
+
+#[test]
 fn the_queue_mode_of_a_forgotten_session_is_reset() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.forge(Server, &spoofed_syn_ack(1));

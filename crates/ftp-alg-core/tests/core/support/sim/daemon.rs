@@ -61,6 +61,8 @@ pub struct Daemon {
     /// What was inspected, if connections are handed over.
     fast_path: Option<FastPathLines>,
     last: u32,
+    /// The interfaces of client and server.
+    pub interfaces: [u32; 2],
     out: Out,
 }
 
@@ -139,8 +141,13 @@ impl Daemon {
             lapses: false,
         };
         let fast_path = hands_over.then(|| FastPathLines::new(epoch));
-        let restored = engine.new_restored_shard();
-        Self { policy, epoch, engine, restored, decided: None, fast_path, last: 0, out }
+        let (restored, interfaces) = (engine.new_restored_shard(), [1; 2]);
+        Self { policy, epoch, engine, restored, decided: None, fast_path, last: 0, interfaces, out }
+    }
+
+    /// What is written of the sessions, record by record.
+    pub fn journal(&self) -> &[Vec<u8>] {
+        &self.out.journals[0]
     }
 
     /// The engine that has the session.
@@ -165,8 +172,15 @@ impl Daemon {
 
     /// Decides about `packets`.
     pub fn take_batch(&mut self, now: Instant, packets: Vec<Packet>, kernel: &mut Recorder) {
+        let [client, server] = self.interfaces;
         let with = |packet: Packet| {
+            let [input, output] = match packet.from {
+                Side::Client => [client, server],
+                Side::Server => [server, client],
+            };
             let how = PacketMeta {
+                input,
+                output,
                 may_wait: packet.may_wait,
                 from: if let Mark::From(side) = packet.mark { Some(side) } else { None },
                 queues_all: packet.mark == Mark::Every,
@@ -227,6 +241,23 @@ impl Daemon {
         self.decided = Some(now);
     }
 
+    /// The engine does something else, and carries out what comes of it.
+    pub fn run(
+        &mut self,
+        now: Instant,
+        kernel: &mut Recorder,
+        work: impl FnOnce(&mut Engine, &mut Recorder),
+    ) {
+        let out = &mut self.out;
+        if self.restored.sessions.count() > 0 {
+            work(&mut self.restored, kernel);
+            self.restored.finish(now, kernel, &mut RestoredOut(out));
+        } else {
+            work(&mut self.engine, kernel);
+            self.engine.finish(now, kernel, out);
+        }
+    }
+
     /// Reads what was inspected, carries out what comes of it, and releases its room.
     pub fn read(&mut self, now: Instant, kernel: &mut Recorder) {
         let Some(fast_path) = &mut self.fast_path else { return };
@@ -267,8 +298,8 @@ impl Daemon {
         self.out.packets.clear();
     }
 
-    /// It is started again, and has the kernel know the same pinholes as its sessions.
-    pub fn restart(&mut self, now: Instant, kernel: &mut Recorder) {
+    /// It is started again, and reads what was written.
+    pub fn restart(&mut self, now: Instant) {
         self.engine = Engine::new(self.policy.clone(), Checksums::Verify);
         self.engine.sessions.track_changes(self.epoch);
         self.restored = self.engine.new_restored_shard();
@@ -283,6 +314,10 @@ impl Daemon {
         own.clear();
         old.clear();
         sessions.write_all_records(|record| old.push(record.to_vec())).unwrap();
+    }
+
+    /// It has the kernel know the same pinholes as its sessions.
+    pub fn begin(&mut self, now: Instant, kernel: &mut Recorder) {
         for pinhole in kernel.pinholes() {
             if !self.restored.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
                 kernel.remove(&Closing::Rules(pinhole)).unwrap();

@@ -158,7 +158,8 @@ impl Sim {
         self.queues.start();
         self.kernel.now = self.now();
         let now = self.instant();
-        self.daemon.restart(now, &mut self.kernel);
+        self.daemon.restart(now);
+        self.daemon.begin(now, &mut self.kernel);
         let (_, events) = self.daemon.take_given();
         self.settled(events);
         self.trace_daemon("starts");
@@ -172,26 +173,36 @@ impl Sim {
         bytes: &[u8],
         how: PacketMeta,
     ) -> (engine::PacketOutcome, Vec<u8>) {
-        let from = Side::Client; // of no concern here
-        let (origin, bytes, mark) = (Origin::Genuine, bytes.to_vec(), Mark::From(from));
-        let packet =
-            self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait: false });
-        let number = packet.number;
-        self.daemon.take(now, vec![(packet, how)], &mut self.kernel);
+        self.decide(now, &[bytes], how).remove(0)
+    }
+
+    /// As [`decided`](Self::decided), of packets in one batch.
+    pub fn decide(
+        &mut self,
+        now: Instant,
+        packets: &[&[u8]],
+        how: PacketMeta,
+    ) -> Vec<(engine::PacketOutcome, Vec<u8>)> {
+        let (from, origin, first) = (Side::Client, Origin::Genuine, self.packets + 1); // any side
+        let mut batch = Vec::new();
+        for bytes in packets {
+            let (bytes, mark) = (bytes.to_vec(), Mark::From(from));
+            let packet = Packet { number: 0, from, origin, bytes, mark, may_wait: false };
+            batch.push((self.packet_of(packet), how));
+        }
+        self.daemon.take(now, batch, &mut self.kernel);
         self.daemon.finish(&mut self.kernel);
         let (given, events) = self.daemon.take_given();
         self.events.extend(events);
-        let (own, others) = given.into_iter().partition(|given| given.packet.number == number);
-        self.others = others;
-        let own: Vec<Given> = own;
-        match own.into_iter().next() {
-            None => (engine::PacketOutcome::Wait, Vec::new()),
-            Some(Given { decision, packet }) => match decision {
-                Decision::Accept => (engine::PacketOutcome::Accept, packet.bytes),
-                Decision::Replace(new) => (engine::PacketOutcome::Replace, new),
-                Decision::Drop => (engine::PacketOutcome::Drop, Vec::new()),
-            },
+        let mut outcomes = vec![(engine::PacketOutcome::Wait, Vec::new()); packets.len()];
+        self.others.clear();
+        for given in given {
+            match given.packet.number.checked_sub(first) {
+                Some(place) => outcomes[place as usize] = outcome(given),
+                None => self.others.push(given),
+            }
         }
+        outcomes
     }
 
     /// The engine forgets the connection.
@@ -202,9 +213,21 @@ impl Sim {
 
     /// The gateway crashes, having written what it knew.
     pub fn crash(&mut self) {
+        self.crash_for(Duration::ZERO);
+    }
+
+    /// The same, and it is back so much later.
+    pub fn crash_for(&mut self, away: Duration) {
         self.expire();
         self.end_daemon();
+        self.now += away.as_micros() as u64;
         self.start_daemon();
+    }
+
+    /// The daemon is killed. The next one has read what it wrote, and has not looked at the kernel yet.
+    pub fn kill_alone(&mut self) {
+        let now = self.instant();
+        self.daemon.restart(now);
     }
 
     /// About once a second, and when something in the reorder queue has waited for long enough.
@@ -391,7 +414,15 @@ impl Sim {
     /// What the engine holds open, the kernel holds open, unless it was used or has expired.
     pub(super) fn check_pinholes(&mut self) {
         let open = self.kernel.pinholes();
-        let limit = 8; // of one session
-        assert!(open.len() <= limit, "{} pinholes for one session", open.len());
+        let limit = 8 * (1 + self.kernel.others.len()); // of each session
+        assert!(open.len() <= limit, "{} pinholes, and {limit} may be", open.len());
+    }
+}
+
+fn outcome(Given { decision, packet }: Given) -> (engine::PacketOutcome, Vec<u8>) {
+    match decision {
+        Decision::Accept => (engine::PacketOutcome::Accept, packet.bytes),
+        Decision::Replace(new) => (engine::PacketOutcome::Replace, new),
+        Decision::Drop => (engine::PacketOutcome::Drop, Vec::new()),
     }
 }
