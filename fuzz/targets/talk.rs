@@ -7,7 +7,7 @@ use ftp_alg_core::{
     ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding},
     packet::{Packet, Seq, flags},
     session::{
-        AnnouncedLine, Conditions, Decide, Dialogue, DialogueEvent, Effect, ForwardAction,
+        AnnouncedLine, Conditions, DialogueHandler, Dialogue, DialogueEvent, Effect, ForwardAction,
         ForwardPlan, Phase, RefusalReason, RefusedLine, Session, Side,
     },
 };
@@ -54,8 +54,8 @@ pub struct Recorder {
     pub refuses_auth: bool,
 }
 
-impl Decide for Recorder {
-    fn announcement(&mut self, announced: &AnnouncedLine) -> Effect {
+impl DialogueHandler for Recorder {
+    fn on_announcement(&mut self, announced: &AnnouncedLine) -> Effect {
         // It has no effect, and a line that was cut does not ask. After a pickup the engine opens nothing.
         if !announced.was_requested || announced.phase == Phase::PickedUp {
             return Effect::Pass;
@@ -84,7 +84,7 @@ impl Decide for Recorder {
         true
     }
 
-    fn found(&mut self, event: DialogueEvent, _: &Dialogue) {
+    fn on_event(&mut self, event: DialogueEvent, _: &Dialogue) {
         match event {
             DialogueEvent::LineRefused(line) => self.said.push(Said::Refused(line)),
             DialogueEvent::LimitReached(_) => {}

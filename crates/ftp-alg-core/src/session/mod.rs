@@ -1,7 +1,7 @@
 //! One control connection: stream assembly, dialogue, sequence adjustment.
 //!
 //! [`Session::inspect`] takes each packet of the connection and returns how it is forwarded. The session does not
-//! decide about announcements; it asks its caller through [`Decide`]. It knows nothing of other sessions, the kernel, or
+//! decide about announcements; it asks its caller through [`DialogueHandler`]. It knows nothing of other sessions, the kernel, or
 //! time.
 //!
 //! A [`Session`] consists of two [directions](direction), and a [`Dialogue`] with the [state](state).
@@ -16,9 +16,9 @@
 
 mod activity;
 mod compact;
-mod decide;
 mod dialogue;
 mod direction;
+mod handler;
 mod interfaces;
 mod packet_handling;
 mod protocols;
@@ -27,12 +27,12 @@ mod reason;
 mod state;
 
 pub use activity::{Activity, TransferVerb};
-pub use decide::{
-    AnnouncedLine, Conditions, Decide, DialogueEvent, Effect, RefusedLine, SessionLimit,
-};
 pub use dialogue::Dialogue;
 pub use direction::SequenceMap;
 use direction::{Direction, UnacknowledgedData};
+pub use handler::{
+    AnnouncedLine, Conditions, DialogueEvent, DialogueHandler, Effect, RefusedLine, SessionLimit,
+};
 pub use interfaces::{Interfaces, RouteQuestion, Side};
 pub use packet_handling::{
     Acknowledgement, DropReason, ForwardAction, ForwardPlan, TrailingSegment,

@@ -12,7 +12,7 @@
 use std::{borrow::Cow, fmt};
 
 use super::{
-    Conditions, Decide, Phase, Session, Side,
+    Conditions, DialogueHandler, Phase, Session, Side,
     direction::{Direction, UrgentPointer},
     protocols::is_tls_byte,
     reading::{DirectionReader, PushState, record_offered_window},
@@ -31,7 +31,7 @@ impl Session {
         packet: &Packet<'_>,
         conditions: Conditions,
         out: &mut Vec<u8>,
-        decide: &mut dyn Decide,
+        handler: &mut dyn DialogueHandler,
     ) -> ForwardPlan {
         if packet.has(flags::SYN) {
             return ForwardAction::Unchanged.into();
@@ -42,9 +42,9 @@ impl Session {
         }
         let window = self.window_to_offer(from, packet);
         let mut outcome = if packet.has(flags::URG) {
-            self.handle_urgent_packet(from, packet, window, conditions, out, decide)
+            self.handle_urgent_packet(from, packet, window, conditions, out, handler)
         } else {
-            self.inspect_packet(from, packet, window, conditions, out, decide)
+            self.inspect_segment(from, packet, window, conditions, out, handler)
         };
         if let Some(window) = window.filter(|window| *window != packet.window()) {
             outcome.action = outcome.action.with_window(packet, window);
@@ -86,7 +86,7 @@ impl Session {
         window: Option<u16>,
         conditions: Conditions,
         out: &mut Vec<u8>,
-        decide: &mut dyn Decide,
+        handler: &mut dyn DialogueHandler,
     ) -> ForwardPlan {
         let end = packet.seq() + u32::from(packet.urgent().unwrap_or(0));
         let mut urg_stays = !self.dialogue.state.reads_lines(from);
@@ -98,7 +98,7 @@ impl Session {
                 urg_stays = true;
             }
         }
-        let mut outcome = self.inspect_packet(from, packet, window, conditions, out, decide);
+        let mut outcome = self.inspect_segment(from, packet, window, conditions, out, handler);
         let is_stored = urg_stays && from == Side::Client && self.client.extra().urgent.is_some();
         if is_stored && !(self.client.space.next + 1).is_after(end) {
             // The segment was not forwarded, so its urgent pointer was not either.
@@ -133,14 +133,14 @@ impl Session {
 
     /// As [`inspect`](Self::inspect), for a packet without SYN, whose urgent pointer stays as it is.
     #[inline(always)]
-    fn inspect_packet(
+    fn inspect_segment(
         &mut self,
         from: Side,
         packet: &Packet<'_>,
         window: Option<u16>,
         conditions: Conditions,
         out: &mut Vec<u8>,
-        decide: &mut dyn Decide,
+        handler: &mut dyn DialogueHandler,
     ) -> ForwardPlan {
         if !self.is_confirmed() && !self.confirm_restored(from, packet) {
             return ForwardAction::Unchanged.into();
@@ -158,7 +158,7 @@ impl Session {
         if self.would_disable_windows(from, packet) {
             return self.handle_out_of_order(from, packet).into();
         }
-        self.observe(from, packet, window, decide);
+        self.observe(from, packet, window, handler);
         let payload = packet.payload();
         let fin = packet.has(flags::FIN);
         if payload.is_empty() && !fin {
@@ -201,7 +201,7 @@ impl Session {
                 }
                 _ => PushState::from_packet(packet),
             };
-            self.reader(from, push_state, conditions, decide).read_segment(seq, &payload, fin);
+            self.reader(from, push_state, conditions, handler).read_segment(seq, &payload, fin);
             match from {
                 Side::Client => self.request_acknowledgements(),
                 Side::Server => {
@@ -264,13 +264,13 @@ impl Session {
         from: Side,
         packet: &Packet<'_>,
         window: Option<u16>,
-        decide: &mut dyn Decide,
+        handler: &mut dyn DialogueHandler,
     ) {
         let direction = self.direction_mut(from);
         if direction.space.is_acceptable(packet.seq()) {
             direction.space.observe(packet);
             if packet.has(flags::ACK) {
-                self.handle_acknowledgement(from, packet.ack(), decide);
+                self.handle_acknowledgement(from, packet.ack(), handler);
             }
         }
         if let Some(window) = window {
@@ -280,14 +280,14 @@ impl Session {
 
     /// `by` has acknowledged the other end's data up to the delivered number `ack`.
     #[inline(always)]
-    fn handle_acknowledgement(&mut self, by: Side, ack: Seq, decide: &mut dyn Decide) {
+    fn handle_acknowledgement(&mut self, by: Side, ack: Seq, handler: &mut dyn DialogueHandler) {
         let side = by.peer();
         let Some(is_received) = self.direction(side).space.is_all_seen(ack) else { return };
         if by == Side::Server {
             self.client.unblock();
         }
         if !is_received {
-            return self.handle_unseen_acknowledgement(side, ack, decide);
+            return self.handle_unseen_acknowledgement(side, ack, handler);
         }
         self.direction_mut(side).record_acknowledgement(ack);
         if by == Side::Server {
@@ -297,7 +297,12 @@ impl Session {
 
     /// The data of `side` is acknowledged up to the delivered number `ack`, although not all of it was seen.
     #[cold]
-    fn handle_unseen_acknowledgement(&mut self, side: Side, ack: Seq, decide: &mut dyn Decide) {
+    fn handle_unseen_acknowledgement(
+        &mut self,
+        side: Side,
+        ack: Seq,
+        handler: &mut dyn DialogueHandler,
+    ) {
         let direction = self.direction_mut(side);
         // The receiver has bytes that never passed through the queue. So the held bytes, which were retransmitted, have
         // arrived too.
@@ -310,7 +315,7 @@ impl Session {
         let before = self.dialogue.state;
         self.dialogue.record_missed(Read::Missed, side == Side::Server);
         if let Some(event) = before.effect(self.dialogue.state) {
-            decide.found(event, &self.dialogue);
+            handler.on_event(event, &self.dialogue);
         }
     }
 
@@ -343,7 +348,7 @@ impl Session {
         from: Side,
         push_state: PushState,
         conditions: Conditions,
-        decide: &'a mut dyn Decide,
+        handler: &'a mut dyn DialogueHandler,
     ) -> DirectionReader<'a> {
         let has_doubtful_interface = self.interfaces.are_doubtful();
         let Self { client, server, unacknowledged, dialogue, .. } = self;
@@ -357,7 +362,7 @@ impl Session {
             opposite,
             unacknowledged,
             dialogue,
-            decide,
+            handler,
             refuses_auth: conditions.refuses_auth,
             has_doubtful_interface,
             push_state,
@@ -648,8 +653,8 @@ mod tests {
 
     struct PassAll;
 
-    impl Decide for PassAll {
-        fn announcement(&mut self, _: &AnnouncedLine) -> Effect {
+    impl DialogueHandler for PassAll {
+        fn on_announcement(&mut self, _: &AnnouncedLine) -> Effect {
             Effect::Pass
         }
 
@@ -657,7 +662,7 @@ mod tests {
             false
         }
 
-        fn found(&mut self, _: DialogueEvent, _: &Dialogue) {}
+        fn on_event(&mut self, _: DialogueEvent, _: &Dialogue) {}
     }
 
     /// A long session with many rewrites: half a million shorter `PORT`s.

@@ -30,7 +30,7 @@
 use std::ops::Range;
 
 use super::{
-    Activity, AnnouncedLine, Decide, Dialogue, DialogueEvent, Direction, Effect, MAX_HELD,
+    Activity, AnnouncedLine, Dialogue, DialogueEvent, DialogueHandler, Direction, Effect, MAX_HELD,
     MAX_LINE, Phase, RefusalReason, RefusedLine, Session, SessionLimit, Side, UnacknowledgedData,
     activity::{named_directory, named_file},
     compact::SmallBytes,
@@ -78,7 +78,7 @@ pub struct DirectionReader<'a> {
     /// The client's unacknowledged data.
     pub unacknowledged: &'a mut UnacknowledgedData,
     pub dialogue: &'a mut Dialogue,
-    pub decide: &'a mut dyn Decide,
+    pub handler: &'a mut dyn DialogueHandler,
     /// Whether `AUTH` is refused.
     pub refuses_auth: bool,
     /// Whether packets of an end arrive on an interface to which no route to that end leads.
@@ -154,7 +154,7 @@ impl DirectionReader<'_> {
             let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
             let stores = self.from == Side::Client && is_text;
             if let Some(limit) = self.reached_limit(stores, line.len()) {
-                return self.found(DialogueEvent::LimitReached(limit));
+                return self.report(DialogueEvent::LimitReached(limit));
             }
             let read = if is_text {
                 self.read_line_part(
@@ -290,7 +290,7 @@ impl DirectionReader<'_> {
             }
         }
         if let Some(event) = before.effect(state) {
-            self.found(event);
+            self.report(event);
         }
     }
 
@@ -388,7 +388,7 @@ impl DirectionReader<'_> {
         };
         self.direction.end_line(seq, chunk, bytes, delivered, edit);
         if std::mem::take(&mut self.dialogue.has_forgotten) {
-            self.found(DialogueEvent::LimitReached(SessionLimit::PendingCommands));
+            self.report(DialogueEvent::LimitReached(SessionLimit::PendingCommands));
         }
     }
 
@@ -448,7 +448,7 @@ impl DirectionReader<'_> {
         }
         if hold && before + chunk.len() > MAX_HELD {
             if is_client {
-                self.found(DialogueEvent::LineRefused(RefusedLine::Overlong));
+                self.report(DialogueEvent::LineRefused(RefusedLine::Overlong));
                 self.direction.cross_out_held_line(seq, chunk);
                 return;
             }
@@ -512,7 +512,7 @@ impl DirectionReader<'_> {
             && Command::may_announce(&text, self.refuses_auth);
         let command = Command::parse(&text).filter(|_| is_verb)?;
         let is_refused = match announcement(&command) {
-            Some((kind, parsed)) => !self.decide.may_begin(kind, &parsed, command.argument),
+            Some((kind, parsed)) => !self.handler.may_begin(kind, &parsed, command.argument),
             None => command.verb == Verb::Auth,
         };
         is_refused.then(|| text.line_range(0..VERB_LENGTH).end.saturating_sub(before.len()))
@@ -529,7 +529,7 @@ impl DirectionReader<'_> {
         // The complete line might have shown that the client does not speak FTP.
         self.dialogue.record_client_line_end(LineEnd::Ambiguous);
         if !is_crossed_out {
-            self.found(DialogueEvent::LineRefused(RefusedLine::Ambiguous));
+            self.report(DialogueEvent::LineRefused(RefusedLine::Ambiguous));
         }
         if self.direction.is_holding() {
             self.direction.cross_out_held_line(seq, chunk);
@@ -604,8 +604,8 @@ impl DirectionReader<'_> {
 }
 
 impl DirectionReader<'_> {
-    fn found(&mut self, event: DialogueEvent) {
-        self.decide.found(event, self.dialogue);
+    fn report(&mut self, event: DialogueEvent) {
+        self.handler.on_event(event, self.dialogue);
     }
 
     /// The verbs that a scan of the client's bytes looks for.
@@ -614,13 +614,13 @@ impl DirectionReader<'_> {
         VerbSearch { auth: self.refuses_auth, subnegotiates }
     }
 
-    fn found_refused(&mut self, line: RefusedLine) {
-        self.found(DialogueEvent::LineRefused(line));
+    fn report_refused(&mut self, line: RefusedLine) {
+        self.report(DialogueEvent::LineRefused(line));
     }
 
     /// The announcement in `text`, which the dialogue has read. Its ranges in the text are converted to ranges in the
     /// line.
-    fn announced(
+    fn announced_line(
         &self,
         kind: AnnouncementKind,
         mut parsed: Result<Announcement, MalformedAnnouncement>,
@@ -649,7 +649,7 @@ impl DirectionReader<'_> {
     /// Reads a line of the client. Returns its edit, or `None` to forward the line unchanged.
     fn read_client_line(&mut self, line: &Line<'_>) -> LineEdit {
         if let Some(event) = self.dialogue.end_open_reply() {
-            self.found(event);
+            self.report(event);
         }
         let &Line { bytes, text, delivered } = line;
         let end = line_end(bytes, text);
@@ -690,12 +690,12 @@ impl DirectionReader<'_> {
         let command = Command::parse(&text).filter(|_| !has_control_bytes(&line[end..]));
         let is_refused = match command.and_then(|command| announcement(&command)) {
             None => {
-                self.found_refused(RefusedLine::Ambiguous);
+                self.report_refused(RefusedLine::Ambiguous);
                 true
             }
             Some((kind, parsed)) => {
-                let announced = self.announced(kind, parsed, true, &text);
-                matches!(self.decide.announcement(&announced), Effect::Refuse(_))
+                let announced = self.announced_line(kind, parsed, true, &text);
+                matches!(self.handler.on_announcement(&announced), Effect::Refuse(_))
             }
         };
         if is_refused { cross_out_from(line, delivered, end) } else { None }
@@ -715,7 +715,7 @@ impl DirectionReader<'_> {
             CommandEffect::Nothing if is_ambiguous => None,
             CommandEffect::Nothing => {
                 let activity = Activity::of(&command?, &bytes[verb.end..])?;
-                self.found(DialogueEvent::Requested(activity));
+                self.report(DialogueEvent::Requested(activity));
                 None
             }
             _ if is_ambiguous => {
@@ -746,17 +746,17 @@ impl DirectionReader<'_> {
             _ if !line.is_undelivered() => {
                 self.dialogue.record_announcement(false);
                 if bytes[..delivered] != *CROSSED_OUT_START {
-                    self.found_refused(RefusedLine::Ambiguous);
+                    self.report_refused(RefusedLine::Ambiguous);
                 }
                 cross_out_from(bytes, delivered, verb.end)
             }
             CommandEffect::Announcement => {
                 let (kind, parsed) = announcement(&command?)?;
-                let announced = self.announced(kind, parsed, true, text);
+                let announced = self.announced_line(kind, parsed, true, text);
                 self.decide_command(announced, text, bytes)
             }
             CommandEffect::Auth => {
-                self.found_refused(RefusedLine::Auth);
+                self.report_refused(RefusedLine::Auth);
                 cross_out_command(self.dialogue, text, bytes, RefusalReason::AuthTls)
             }
         }
@@ -769,7 +769,7 @@ impl DirectionReader<'_> {
         text: &Text<'_>,
         line: &[u8],
     ) -> LineEdit {
-        match self.decide.announcement(&announced) {
+        match self.handler.on_announcement(&announced) {
             Effect::Refuse(reason) => cross_out_command(self.dialogue, text, line, reason),
             Effect::Pass => {
                 self.dialogue.record_announcement(false);
@@ -793,12 +793,12 @@ impl DirectionReader<'_> {
             ReplyEffect::Event(DialogueEvent::DirectoryAnswered(true, _))
                 if text.bytes().starts_with(b"257") =>
             {
-                self.found(DialogueEvent::DirectoryAnswered(true, named_directory(bytes)));
+                self.report(DialogueEvent::DirectoryAnswered(true, named_directory(bytes)));
             }
             ReplyEffect::Event(DialogueEvent::TransferStarted(_)) => {
-                self.found(DialogueEvent::TransferStarted(named_file(bytes)));
+                self.report(DialogueEvent::TransferStarted(named_file(bytes)));
             }
-            ReplyEffect::Event(event) => self.found(event),
+            ReplyEffect::Event(event) => self.report(event),
             ReplyEffect::Nothing => {}
             ReplyEffect::Passive { was_requested } => {
                 return self.read_passive_reply(line, was_requested, code);
@@ -827,15 +827,15 @@ impl DirectionReader<'_> {
             return None; // `227 Logout.`
         }
         if !line.is_undelivered() {
-            self.found(DialogueEvent::LimitReached(SessionLimit::HeldReply));
+            self.report(DialogueEvent::LimitReached(SessionLimit::HeldReply));
             return None;
         }
         let is_end = parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(text, parsed));
         if self.push_state != PushState::CompleteReply || !is_end {
             self.dialogue.record_partial_reply();
         }
-        let announced = self.announced(kind, parsed, was_requested, text);
-        match self.decide.announcement(&announced) {
+        let announced = self.announced_line(kind, parsed, was_requested, text);
+        match self.handler.on_announcement(&announced) {
             Effect::Refuse(reason) => self.refuse_reply(line, reason, true, code),
             Effect::Pass => None,
             Effect::Open { endpoint, padding } => announced.parsed.ok()?.edit(endpoint, padding),
@@ -857,13 +857,13 @@ impl DirectionReader<'_> {
         let range = line.text.line_range(0..line.text.bytes().len());
         let new = reason.reply(passive, code, range.len());
         let may_grow = self.opposite.space.window > 0 && !self.dialogue.has_many_pending();
-        let may_replace = new.len() == range.len() || may_grow && self.decide.may_renumber();
+        let may_replace = new.len() == range.len() || may_grow && self.handler.may_renumber();
         may_replace.then_some((range, new))
     }
 
     /// Refuses the client's line, which is another command for some servers.
     fn refuse_ambiguous_line(&mut self, line: &Line<'_>) -> LineEdit {
-        self.found_refused(RefusedLine::Urgent);
+        self.report_refused(RefusedLine::Urgent);
         self.dialogue.record_crossed_out(RefusedLine::Urgent.reason());
         if line.text.bytes().is_empty() {
             return None;

@@ -34,8 +34,8 @@ use crate::{
     ftp::{Announcement, AnnouncementKind, MalformedAnnouncement},
     policy::Policy,
     session::{
-        AnnouncedLine, Decide, Dialogue, DialogueEvent, Effect, Interfaces, RefusedLine, Session,
-        SessionLimit, Side,
+        AnnouncedLine, Dialogue, DialogueEvent, DialogueHandler, Effect, Interfaces, RefusedLine,
+        Session, SessionLimit, Side,
     },
 };
 
@@ -96,8 +96,8 @@ impl Sessions {
     }
 }
 
-impl Decide for Decider<'_> {
-    fn announcement(&mut self, line: &AnnouncedLine) -> Effect {
+impl DialogueHandler for Decider<'_> {
+    fn on_announcement(&mut self, line: &AnnouncedLine) -> Effect {
         self.decide(line)
     }
 
@@ -121,7 +121,7 @@ impl Decide for Decider<'_> {
         self.set_queue_mode(QueueMode::All, ConnectionOf::Session).is_ok()
     }
 
-    fn found(&mut self, event: DialogueEvent, dialogue: &Dialogue) {
+    fn on_event(&mut self, event: DialogueEvent, dialogue: &Dialogue) {
         self.handle_dialogue_event(event, dialogue);
     }
 }

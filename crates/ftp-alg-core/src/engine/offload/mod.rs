@@ -32,8 +32,8 @@ use crate::{
     packet::{self, Packet, Seq, flags},
     policy::Policy,
     session::{
-        AnnouncedLine, Conditions, Decide, Dialogue, DialogueEvent, Effect, ForwardAction, Phase,
-        Session, Side,
+        AnnouncedLine, Conditions, Dialogue, DialogueEvent, DialogueHandler, Effect, ForwardAction,
+        Phase, Session, Side,
     },
 };
 
@@ -229,8 +229,8 @@ struct LineDecider<'a> {
     opened_rightly: bool,
 }
 
-impl Decide for LineDecider<'_> {
-    fn announcement(&mut self, line: &AnnouncedLine) -> Effect {
+impl DialogueHandler for LineDecider<'_> {
+    fn on_announcement(&mut self, line: &AnnouncedLine) -> Effect {
         self.opened_rightly &= self.opened.is_some();
         match self.decider.decide_fast_path_announcement(line, &mut self.opened) {
             Effect::Open { endpoint, .. } => Effect::Open { endpoint, padding: self.padding },
@@ -242,8 +242,8 @@ impl Decide for LineDecider<'_> {
         false
     }
 
-    fn found(&mut self, event: DialogueEvent, dialogue: &Dialogue) {
-        self.decider.found(event, dialogue);
+    fn on_event(&mut self, event: DialogueEvent, dialogue: &Dialogue) {
+        self.decider.on_event(event, dialogue);
     }
 }
 

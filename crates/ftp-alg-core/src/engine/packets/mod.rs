@@ -58,7 +58,7 @@ impl Engine {
         kernel: &mut dyn Kernel,
     ) {
         let mut context = PacketContext::UNKNOWN;
-        match self.decide(now, packet, &mut context, kernel) {
+        match self.parse_and_handle(now, packet, &mut context, kernel) {
             Handling::Verdict(verdict) => self.release(packet, verdict, context),
             Handling::Reorder => self.queue_out_of_order(now, packet, kernel),
         }
@@ -119,7 +119,7 @@ impl Engine {
     }
 
     #[inline]
-    fn decide(
+    fn parse_and_handle(
         &mut self,
         now: Instant,
         queued: &QueuedPacket<'_>,
@@ -140,11 +140,11 @@ impl Engine {
             self.pass_unread(bytes, |unread| &mut unread.checksum, "its checksum is wrong");
             return ACCEPT;
         }
-        if meta.is_late && !self.may_decide_late(&packet) {
+        if meta.is_late && !self.may_handle_late(&packet) {
             return Handling::Verdict(Verdict::Drop(DropReason::Stale));
         }
         let handling = match self.find_session(now, queued, &packet, context, kernel) {
-            Ok(from) => self.inspect_packet(now, queued, &packet, from, context, kernel),
+            Ok(from) => self.pass_to_session(now, queued, &packet, from, context, kernel),
             Err(decision) => decision,
         };
         match handling {
@@ -159,7 +159,7 @@ impl Engine {
 
     /// Passes a packet to its session.
     #[inline]
-    fn inspect_packet(
+    fn pass_to_session(
         &mut self,
         now: Instant,
         queued: &QueuedPacket<'_>,

@@ -45,9 +45,9 @@ pub enum DialogueEvent {
 }
 
 /// Decides about the announcements of a connection, and receives its events: the engine, or a test.
-pub trait Decide {
+pub trait DialogueHandler {
     /// Decides about this announcement. After [`Effect::Open`] a pinhole is open.
-    fn announcement(&mut self, line: &AnnouncedLine) -> Effect;
+    fn on_announcement(&mut self, line: &AnnouncedLine) -> Effect;
 
     /// Whether a command with this start of its `argument` may be allowed. Asked if nothing can be held back.
     fn may_begin(
@@ -63,7 +63,7 @@ pub trait Decide {
     fn may_renumber(&mut self) -> bool;
 
     /// Receives an event, in the order of the stream. `dialogue` has read its line.
-    fn found(&mut self, event: DialogueEvent, dialogue: &Dialogue);
+    fn on_event(&mut self, event: DialogueEvent, dialogue: &Dialogue);
 }
 
 /// Conditions of the inspection of one packet.
