@@ -7,7 +7,7 @@ use ftp_alg_core::{
     ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding},
     packet::{Packet, Seq, flags},
     session::{
-        AnnouncedLine, Conditions, DialogueHandler, Dialogue, DialogueEvent, Effect, ForwardAction,
+        AnnouncedLine, Conditions, DialogueHandler, Dialogue, DialogueEvent, Action, ForwardAction,
         ForwardPlan, Phase, RefusalReason, RefusedLine, Session, Side,
     },
 };
@@ -55,10 +55,10 @@ pub struct Recorder {
 }
 
 impl DialogueHandler for Recorder {
-    fn on_announcement(&mut self, announced: &AnnouncedLine) -> Effect {
+    fn on_announcement(&mut self, announced: &AnnouncedLine) -> Action {
         // It has no effect, and a line that was cut does not ask. After a pickup the engine opens nothing.
         if !announced.was_requested || announced.phase == Phase::PickedUp {
-            return Effect::Pass;
+            return Action::Pass;
         }
         // Blanks before a verb that were forwarded are not always stored, so the position in the line depends on the
         // boundaries of segments. The received bytes show whether the endpoint was found.
@@ -72,11 +72,11 @@ impl DialogueHandler for Recorder {
                 if announced.blocked_because.is_none() {
                     self.opened.push(announcement);
                 }
-                Effect::Open { endpoint, padding: Padding::Blanks }
+                Action::Open { endpoint, padding: Padding::Blanks }
             }
-            _ if announced.kind.is_active() => Effect::Refuse(RefusalReason::Malformed),
-            (Ok(_), None) => Effect::Refuse(RefusalReason::ForeignAddress),
-            _ => Effect::Pass,
+            _ if announced.kind.is_active() => Action::Refuse(RefusalReason::Malformed),
+            (Ok(_), None) => Action::Refuse(RefusalReason::ForeignAddress),
+            _ => Action::Pass,
         }
     }
 

@@ -175,7 +175,7 @@ impl Report {
             kind: decided.kind,
             from: if decided.kind.is_active() { "client" } else { "server" },
             announced: decided.announced.map(|endpoint| endpoint.to_string()),
-            action: decided.action(),
+            action: decided.action_name(),
             rewritten: decided.rewritten().map(|endpoint| endpoint.to_string()),
             reason: decided.reason.into_owned(),
             capture: position.capture,

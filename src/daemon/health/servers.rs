@@ -11,7 +11,7 @@ use std::{
 use ftp_alg_core::{
     engine::Decision,
     ftp::AnnouncementKind,
-    session::{Effect, RefusalReason},
+    session::{Action, RefusalReason},
 };
 
 use super::{WITHIN, names::ProblemName, recent::Halves};
@@ -43,7 +43,7 @@ impl RecentServers {
     /// Records a decision about an announcement of `server` or its clients. Does not count a client's refused
     /// announcements, or what a client's commands caused.
     pub(super) fn record(&mut self, now: Instant, server: SocketAddr, decided: &Decision) {
-        let opened = matches!(decided.effect, Effect::Open { .. });
+        let opened = matches!(decided.action, Action::Open { .. });
         let counts =
             |why: &RefusalReason| *why != RefusalReason::EpsvOnly && !decided.kind.is_active();
         let objection = decided.objection.filter(counts);
@@ -137,18 +137,18 @@ mod tests {
     }
 
     /// A decision with this effect, and with this objection if it is refused.
-    fn decided(kind: AnnouncementKind, effect: Effect, reason: &'static str) -> Decision {
-        let objection = match effect {
-            Effect::Refuse(objection) => Some(objection),
-            Effect::Open { .. } | Effect::Pass => None,
+    fn decided(kind: AnnouncementKind, action: Action, reason: &'static str) -> Decision {
+        let objection = match action {
+            Action::Refuse(objection) => Some(objection),
+            Action::Open { .. } | Action::Pass => None,
         };
         let announced = Some("10.0.0.5:5000".parse().unwrap());
         let (unread_text, reason, pinhole) = (None, reason.into(), None);
-        Decision { kind, announced, unread_text, effect, reason, objection, pinhole }
+        Decision { kind, announced, unread_text, action, reason, objection, pinhole }
     }
 
     fn low_port_by(kind: AnnouncementKind) -> Decision {
-        decided(kind, Effect::Refuse(RefusalReason::LowPort), "port 1000 is below 1024")
+        decided(kind, Action::Refuse(RefusalReason::LowPort), "port 1000 is below 1024")
     }
 
     fn low_port() -> Decision {
@@ -157,8 +157,8 @@ mod tests {
 
     fn opened(kind: AnnouncementKind) -> Decision {
         let endpoint = "192.0.0.1:5000".parse().unwrap();
-        let effect = Effect::Open { endpoint, padding: Padding::None };
-        decided(kind, effect, "both ends see the same endpoint")
+        let action = Action::Open { endpoint, padding: Padding::None };
+        decided(kind, action, "both ends see the same endpoint")
     }
 
     /// The texts and remedies after `announcements`, all of the present moment.
@@ -208,10 +208,10 @@ mod tests {
 
     #[test]
     fn what_clients_bring_about_is_not_the_servers() {
-        let refuse = |kind, why| decided(kind, Effect::Refuse(why), "refused");
+        let refuse = |kind, why| decided(kind, Action::Refuse(why), "refused");
         let port = refuse(AnnouncementKind::Port, RefusalReason::LowPort);
         let epsv_all = refuse(AnnouncementKind::Pasv, RefusalReason::EpsvOnly);
-        let not_asked = decided(AnnouncementKind::Pasv, Effect::Pass, "answers no PASV");
+        let not_asked = decided(AnnouncementKind::Pasv, Action::Pass, "answers no PASV");
         for one in [port, epsv_all, not_asked] {
             let all: Vec<_> = (0..9).map(|_| (server(1), one.clone())).collect();
             assert_eq!(warnings(&all), [""; 0], "{one}");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use ftp_alg_core::{
     engine::{Counters, Decision, EventKind, PinholeEnds, Stray, UnusedPinhole},
     ftp::{AnnouncementKind, Padding},
-    session::Effect,
+    session::Action,
 };
 
 use super::*;
@@ -138,7 +138,7 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
         kind: AnnouncementKind::Pasv,
         announced: None,
         unread_text: None,
-        effect: Effect::Open { endpoint, padding: Padding::Blanks },
+        action: Action::Open { endpoint, padding: Padding::Blanks },
         reason: "allowed".into(),
         objection: None,
         pinhole: None,

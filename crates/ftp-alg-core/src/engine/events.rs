@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     engine::{EndedSession, PinholeEnds, RangeInfo, Transfer, TransferResult},
     ftp::{AnnouncementKind, NameInText},
-    session::{Effect, RefusalReason},
+    session::{Action, RefusalReason},
 };
 
 /// A decision about an announcement.
@@ -20,7 +20,7 @@ pub struct Decision {
     /// The line, escaped and cut, if it could not be parsed.
     pub unread_text: Option<String>,
     /// What was done.
-    pub effect: Effect,
+    pub action: Action,
     /// Why, in a log line's words.
     pub reason: Cow<'static, str>,
     /// What policy or a limit has against the announcement, also if the line passes all the same.
@@ -32,17 +32,17 @@ pub struct Decision {
 impl Decision {
     /// The reason of a 227 or 229 that passes because it names no endpoint.
     pub(super) const NAMES_NO_ENDPOINT: &str = "the reply names no endpoint";
-    /// The words of [`action`](Self::action).
+    /// The words of [`action`](Self::action_name).
     pub const ACTIONS: [&str; 4] = ["open", "rewrite", "refuse", "ignore"];
 
     /// What was done, in one word.
-    pub fn action(&self) -> &'static str {
+    pub fn action_name(&self) -> &'static str {
         let [open, rewrite, refuse, ignore] = Self::ACTIONS;
-        match self.effect {
-            Effect::Open { .. } if self.rewritten().is_some() => rewrite,
-            Effect::Open { .. } => open,
-            Effect::Refuse(_) => refuse,
-            Effect::Pass => ignore,
+        match self.action {
+            Action::Open { .. } if self.rewritten().is_some() => rewrite,
+            Action::Open { .. } => open,
+            Action::Refuse(_) => refuse,
+            Action::Pass => ignore,
         }
     }
 
@@ -53,7 +53,7 @@ impl Decision {
 
     /// The endpoint that was announced instead.
     pub fn rewritten(&self) -> Option<SocketAddr> {
-        let Effect::Open { endpoint, .. } = self.effect else { return None };
+        let Action::Open { endpoint, .. } = self.action else { return None };
         Some(endpoint).filter(|_| self.announced != Some(endpoint))
     }
 }
@@ -471,14 +471,14 @@ impl Serialize for Decision {
             pinhole: Option<PinholeEnds>,
         }
         let Self { kind, announced, pinhole, .. } = *self;
-        let (action, rewritten) = (self.action(), self.rewritten());
+        let (action, rewritten) = (self.action_name(), self.rewritten());
         Fields { kind, action, announced, rewritten, pinhole }.serialize(serializer)
     }
 }
 
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.action(), self.kind)?;
+        write!(f, "{} {}", self.action_name(), self.kind)?;
         if let Some(announced) = self.announced {
             write!(f, " {announced}")?;
         }

@@ -1,4 +1,4 @@
-//! The state of the FTP dialogue on one control connection, and the effect of each line on it.
+//! The state of the FTP dialogue on one control connection, and the meaning of each line on it.
 //!
 //! Replies come in the order of their commands (RFC 959 section 5.4), so pending commands are stored in order. Servers
 //! are not strict about it: `ABOR` has one or two replies, and the reply to `STAT` comes early. Replies whose code
@@ -39,9 +39,9 @@ use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
 /// With more pending commands than this, the client does not wait for replies.
 const MAX_PENDING: u32 = 16;
 
-/// The effect of a client's line.
+/// The meaning of a client's line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommandEffect {
+pub enum CommandMeaning {
     /// Nothing that concerns a gateway.
     Nothing,
     /// `PORT` or `EPRT`: the caller reports the decision with [`Dialogue::record_announcement`].
@@ -50,9 +50,9 @@ pub enum CommandEffect {
     Auth,
 }
 
-/// The effect of a server's reply.
+/// The meaning of a server's reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReplyEffect {
+pub enum ReplyMeaning {
     /// Nothing that concerns a gateway.
     Nothing,
     /// A 227 or 229.
@@ -246,11 +246,11 @@ impl Dialogue {
             return None;
         }
         (self.replies, self.other_end) = (ReplyTracker::default(), None);
-        let effect = self.handle_reply(reply);
+        let meaning = self.handle_reply(reply);
         self.ambiguities.record_other_end();
         self.ambiguities.resolve(&self.pending);
-        match effect {
-            ReplyEffect::Event(event) => Some(event),
+        match meaning {
+            ReplyMeaning::Event(event) => Some(event),
             _ => None,
         }
     }
@@ -369,13 +369,13 @@ impl Dialogue {
     }
 
     /// Reads a complete line of the client.
-    pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandEffect {
+    pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandMeaning {
         self.step.record_command(command, self.is_between_replies());
         // An empty line does not show what the client speaks.
         let Some(command) = command else {
             self.ambiguities.record_extra_reply(ExtraReply::Any);
             self.step.record_lag();
-            return CommandEffect::Nothing;
+            return CommandMeaning::Nothing;
         };
         if self.phase() != Phase::Verified {
             self.read_early_command(command);
@@ -388,8 +388,8 @@ impl Dialogue {
         }
         self.ambiguities.record_command(command.verb, &self.pending);
         let kind = match command.verb {
-            Verb::Port | Verb::Eprt => return CommandEffect::Announcement,
-            Verb::Auth => return CommandEffect::Auth,
+            Verb::Port | Verb::Eprt => return CommandMeaning::Announcement,
+            Verb::Auth => return CommandMeaning::Auth,
             Verb::Pasv | Verb::Epsv => {
                 self.step.record_passive(self.has_pending_passive());
                 PendingKind::Passive
@@ -410,7 +410,7 @@ impl Dialogue {
             | Verb::Unknown => PendingKind::Other,
         };
         self.push_pending(kind);
-        CommandEffect::Nothing
+        CommandMeaning::Nothing
     }
 
     /// Records whether the announcement just read opened a pinhole.
@@ -436,7 +436,7 @@ impl Dialogue {
     }
 
     /// Reads a complete line of the server.
-    pub fn read_reply_line(&mut self, text: &Text<'_>) -> ReplyEffect {
+    pub fn read_reply_line(&mut self, text: &Text<'_>) -> ReplyMeaning {
         let was_open = self.replies.open_code().is_some();
         if text.bytes().is_empty() && !was_open {
             // Some servers send an empty line after a reply, or before the greeting. The next line may also be the
@@ -444,7 +444,7 @@ impl Dialogue {
             if self.phase().has_greeted() {
                 self.ambiguities.require_complete_replies();
             }
-            return ReplyEffect::Nothing;
+            return ReplyMeaning::Nothing;
         }
         // No multi-line reply is open, so an indented greeting cannot be the text of one.
         let is_greeting = self.phase().expects_greeting() && !was_open;
@@ -469,8 +469,8 @@ impl Dialogue {
             return match reply.filter(|reply| reply.code != 220) {
                 Some(reply) if self.phase() == Phase::CommandAfterText => {
                     let is_ftp = self.is_answered_as_ftp(reply);
-                    let effect = self.handle_reply(reply);
-                    self.record_reply_after_text(reply, is_ftp, effect)
+                    let meaning = self.handle_reply(reply);
+                    self.record_reply_after_text(reply, is_ftp, meaning)
                 }
                 _ => self.read_greeting_line(text, reply),
             };
@@ -481,7 +481,7 @@ impl Dialogue {
         let begun = self.replies.open_code().filter(|_| !was_open);
         let is_stray = !was_open && reply.is_none() && begun.is_none();
         self.ambiguities.record_reply_line(text, reply, begun, is_stray, &self.pending);
-        reply.map_or(ReplyEffect::Nothing, |reply| self.handle_reply(reply))
+        reply.map_or(ReplyMeaning::Nothing, |reply| self.handle_reply(reply))
     }
 
     /// Reads a command of a client that is not yet known to speak FTP.
@@ -495,11 +495,11 @@ impl Dialogue {
     }
 
     /// Reads a line of the server before its greeting has ended. `reply` is the reply that the line ends, if any.
-    fn read_greeting_line(&mut self, text: &Text<'_>, reply: Option<Reply>) -> ReplyEffect {
+    fn read_greeting_line(&mut self, text: &Text<'_>, reply: Option<Reply>) -> ReplyMeaning {
         let (phase, open_code) = (self.phase(), self.replies.open_code());
         let may_be_logged_in = self.may_be_logged_in();
         let read = protocols::read_greeting_line(phase, text, reply, open_code, may_be_logged_in);
-        let Some(read) = read else { return ReplyEffect::Nothing };
+        let Some(read) = read else { return ReplyMeaning::Nothing };
         self.advance(read);
         match (read, self.phase()) {
             // Some clients do not wait for the last line.
@@ -512,7 +512,7 @@ impl Dialogue {
             }
             _ => {}
         }
-        ReplyEffect::Nothing
+        ReplyMeaning::Nothing
     }
 
     /// Whether `reply` answers the only pending command as no other protocol does. Called before the reply is handled,
@@ -527,25 +527,25 @@ impl Dialogue {
             }
     }
 
-    /// Records the `effect` of a `reply` from a server that sent text in place of a greeting. The server speaks FTP if
+    /// Records the `meaning` of a `reply` from a server that sent text in place of a greeting. The server speaks FTP if
     /// `is_ftp`, or when a pipeline with a login is answered completely.
     fn record_reply_after_text(
         &mut self,
         reply: Reply,
         is_ftp: bool,
-        effect: ReplyEffect,
-    ) -> ReplyEffect {
-        if effect == ReplyEffect::Event(DialogueEvent::LoggedIn) && reply.code / 10 != 23 {
+        meaning: ReplyMeaning,
+    ) -> ReplyMeaning {
+        if meaning == ReplyMeaning::Event(DialogueEvent::LoggedIn) && reply.code / 10 != 23 {
             // Other protocols have success codes, too.
             self.advance(Read::LoginForgotten);
-            return ReplyEffect::Nothing;
+            return ReplyMeaning::Nothing;
         }
         if is_ftp || self.is_logged_in() && self.pending.is_empty() {
             self.advance(Read::FtpReply);
             // Nobody knows where the text would have ended.
             self.ambiguities.require_complete_replies();
         }
-        effect
+        meaning
     }
 
     /// Whether so many commands are pending that no reply may be held or made longer. The server sends as much as its
@@ -596,23 +596,23 @@ impl Dialogue {
     }
 
     /// Handles a login that the server has accepted.
-    fn accept_login(&mut self) -> ReplyEffect {
+    fn accept_login(&mut self) -> ReplyMeaning {
         if self.restarts_login() {
             self.advance(Read::LoginOutdated);
-            return ReplyEffect::Nothing;
+            return ReplyMeaning::Nothing;
         }
         self.advance(Read::LoginAccepted);
-        ReplyEffect::Event(DialogueEvent::LoggedIn)
+        ReplyMeaning::Event(DialogueEvent::LoggedIn)
     }
 
     /// Handles the server's failure reply to `which`. An earlier login continues.
-    fn refuse_login(&mut self, which: PendingKind, reply: Reply) -> ReplyEffect {
+    fn refuse_login(&mut self, which: PendingKind, reply: Reply) -> ReplyMeaning {
         if !self.restarts_login() {
             self.advance(Read::LoginRefused);
         }
         match which {
-            PendingKind::Reinitialize => ReplyEffect::Nothing,
-            _ => ReplyEffect::Event(DialogueEvent::LoginRefused(reply)),
+            PendingKind::Reinitialize => ReplyMeaning::Nothing,
+            _ => ReplyMeaning::Event(DialogueEvent::LoginRefused(reply)),
         }
     }
 
@@ -626,7 +626,7 @@ impl Dialogue {
         !self.has_pending_commands() && self.replies.open_code().is_none()
     }
 
-    fn handle_reply(&mut self, reply: Reply) -> ReplyEffect {
+    fn handle_reply(&mut self, reply: Reply) -> ReplyMeaning {
         // Nothing is transferred before a login, so 225 or 226 ends no transfer.
         let before_transfers = self.is_logged_out();
         let transfers = self.pending_transfers();
@@ -645,7 +645,7 @@ impl Dialogue {
                     // The server reads commands during a transfer.
                     self.step.record_lag();
                 }
-                ReplyEffect::Passive { was_requested }
+                ReplyMeaning::Passive { was_requested }
             }
             234 | 334 if self.pop_answered(PendingKind::Auth) => {
                 let is_certain =
@@ -654,7 +654,7 @@ impl Dialogue {
                     true => Read::AuthAccepted,
                     false => Read::LoginForgotten,
                 });
-                ReplyEffect::Nothing
+                ReplyMeaning::Nothing
             }
             230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
                 self.pending.pop();
@@ -665,9 +665,9 @@ impl Dialogue {
             }
             _ if reply.is_preliminary() => {
                 if self.pending.drop_before(PendingKind::Transfer) {
-                    ReplyEffect::Event(DialogueEvent::TransferStarted(None))
+                    ReplyMeaning::Event(DialogueEvent::TransferStarted(None))
                 } else {
-                    ReplyEffect::Nothing
+                    ReplyMeaning::Nothing
                 }
             }
             // The reply answers another command: a transfer ends with 226 or 250 (RFC 959 section 5.4).
@@ -675,7 +675,7 @@ impl Dialogue {
                 && !matches!(reply.code, 225 | 226 | 250)
                 && self.pending.pop_during_transfer() =>
             {
-                ReplyEffect::Nothing
+                ReplyMeaning::Nothing
             }
             _ => {
                 let answered =
@@ -686,35 +686,35 @@ impl Dialogue {
     }
 
     /// Handles the reply to the command `answered`.
-    fn handle_answer(&mut self, answered: Option<PendingKind>, reply: Reply) -> ReplyEffect {
+    fn handle_answer(&mut self, answered: Option<PendingKind>, reply: Reply) -> ReplyMeaning {
         match answered {
             Some(PendingKind::Announcement) if reply.is_success() => {
-                ReplyEffect::Event(DialogueEvent::AnnouncementAccepted)
+                ReplyMeaning::Event(DialogueEvent::AnnouncementAccepted)
             }
             Some(PendingKind::Announcement) if reply.is_failure() => {
-                ReplyEffect::Event(DialogueEvent::AnnouncementRefused)
+                ReplyMeaning::Event(DialogueEvent::AnnouncementRefused)
             }
             Some(PendingKind::CrossedOut(reason)) if reply.is_unknown_command() => {
-                ReplyEffect::ReplyToCrossedOut(reason)
+                ReplyMeaning::ReplyToCrossedOut(reason)
             }
-            Some(PendingKind::Transfer) => ReplyEffect::Event(DialogueEvent::TransferEnded(reply)),
+            Some(PendingKind::Transfer) => ReplyMeaning::Event(DialogueEvent::TransferEnded(reply)),
             Some(PendingKind::Directory) => {
-                ReplyEffect::Event(DialogueEvent::DirectoryAnswered(reply.is_success(), None))
+                ReplyMeaning::Event(DialogueEvent::DirectoryAnswered(reply.is_success(), None))
             }
             Some(PendingKind::EpsvAll) if reply.is_success() => {
                 self.epsv_all = true;
-                ReplyEffect::Nothing
+                ReplyMeaning::Nothing
             }
             Some(PendingKind::Reinitialize) if reply.is_success() => {
                 self.epsv_all = false;
                 self.advance(Read::LoginForgotten);
-                ReplyEffect::Nothing
+                ReplyMeaning::Nothing
             }
             // The code differs between servers, so no other reply may be due.
             Some(PendingKind::User | PendingKind::Login) if reply.is_success() => {
                 if self.has_pending_commands() || self.ambiguities.extra_reply != ExtraReply::None {
                     self.advance(Read::LoginDoubted);
-                    return ReplyEffect::Nothing;
+                    return ReplyMeaning::Nothing;
                 }
                 self.accept_login()
             }
@@ -726,14 +726,14 @@ impl Dialogue {
             // The server asks for a password, so the success before belonged to another command.
             None | Some(PendingKind::Login) if reply.code == 331 => {
                 self.advance(Read::PasswordAsked);
-                ReplyEffect::Nothing
+                ReplyMeaning::Nothing
             }
             None if reply.code == 332 => {
                 self.advance(Read::LoginForgotten);
-                ReplyEffect::Nothing
+                ReplyMeaning::Nothing
             }
             None if reply.code == 230 && self.state.login() == Login::Asked => self.accept_login(),
-            _ => ReplyEffect::Nothing,
+            _ => ReplyMeaning::Nothing,
         }
     }
 
@@ -1155,7 +1155,7 @@ fn may_answer(reply: Reply, kind: PendingKind, before_transfers: bool) -> bool {
 }
 
 /// Limit of runs of one kind. Beyond it the kinds of the oldest commands are forgotten, but not their number. Replies
-/// still match their commands, and replies to forgotten commands have no effect.
+/// still match their commands, and replies to forgotten commands have no meaning.
 const MAX_RUNS: usize = 32;
 
 /// A number of consecutive commands of one kind.

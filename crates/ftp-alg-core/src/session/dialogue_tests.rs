@@ -3,30 +3,30 @@
 use super::*;
 use crate::script::{Message, messages};
 
-fn said(dialogue: &mut Dialogue, line: &str) -> CommandEffect {
+fn said(dialogue: &mut Dialogue, line: &str) -> CommandMeaning {
     let text = Text::new(line.as_bytes());
     dialogue.read_command(Command::parse(&text).as_ref())
 }
 
-fn answered(dialogue: &mut Dialogue, line: &str) -> ReplyEffect {
+fn answered(dialogue: &mut Dialogue, line: &str) -> ReplyMeaning {
     dialogue.read_reply_line(&Text::new(line.as_bytes()))
 }
 
-/// Reads the lines of a script, and records what they are. Returns the effect of the last reply.
-fn read(dialogue: &mut Dialogue, script: &str) -> ReplyEffect {
-    let mut effect = ReplyEffect::Nothing;
+/// Reads the lines of a script, and records what they are. Returns the meaning of the last reply.
+fn read(dialogue: &mut Dialogue, script: &str) -> ReplyMeaning {
+    let mut meaning = ReplyMeaning::Nothing;
     for Message { from_client, text, .. } in messages(script) {
         if !from_client {
-            effect = answered(dialogue, &text);
+            meaning = answered(dialogue, &text);
             continue;
         }
         match said(dialogue, &text) {
-            CommandEffect::Auth => dialogue.record_auth(),
-            CommandEffect::Announcement => dialogue.record_announcement(true),
+            CommandMeaning::Auth => dialogue.record_auth(),
+            CommandMeaning::Announcement => dialogue.record_announcement(true),
             _ => {}
         }
     }
-    effect
+    meaning
 }
 
 /// A dialogue that has read a script.
@@ -38,7 +38,7 @@ fn after(script: &str) -> Dialogue {
 
 fn logged_in() -> Dialogue {
     let mut dialogue = after("< 220 ready > USER x < 331 password > PASS x");
-    assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Event(DialogueEvent::LoggedIn));
+    assert_eq!(answered(&mut dialogue, "230 in"), ReplyMeaning::Event(DialogueEvent::LoggedIn));
     dialogue
 }
 

@@ -46,8 +46,8 @@ pub enum DialogueEvent {
 
 /// Decides about the announcements of a connection, and receives its events: the engine, or a test.
 pub trait DialogueHandler {
-    /// Decides about this announcement. After [`Effect::Open`] a pinhole is open.
-    fn on_announcement(&mut self, line: &AnnouncedLine) -> Effect;
+    /// Decides about this announcement. After [`Action::Open`] a pinhole is open.
+    fn on_announcement(&mut self, line: &AnnouncedLine) -> Action;
 
     /// Whether a command with this start of its `argument` may be allowed. Asked if nothing can be held back.
     fn may_begin(
@@ -77,7 +77,7 @@ pub struct Conditions {
 
 /// The decision about an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum Action {
     /// Forward the line unchanged; nothing was opened for it.
     Pass,
     /// A pinhole is open; the line announces this endpoint.

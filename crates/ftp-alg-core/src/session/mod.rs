@@ -31,7 +31,7 @@ pub use dialogue::Dialogue;
 pub use direction::SequenceMap;
 use direction::{Direction, UnacknowledgedData};
 pub use handler::{
-    AnnouncedLine, Conditions, DialogueEvent, DialogueHandler, Effect, RefusedLine, SessionLimit,
+    Action, AnnouncedLine, Conditions, DialogueEvent, DialogueHandler, RefusedLine, SessionLimit,
 };
 pub use interfaces::{Interfaces, RouteQuestion, Side};
 pub use packet_handling::{

@@ -314,7 +314,7 @@ impl Session {
         direction.record_acknowledgement(ack);
         let before = self.dialogue.state;
         self.dialogue.record_missed(Read::Missed, side == Side::Server);
-        if let Some(event) = before.effect(self.dialogue.state) {
+        if let Some(event) = before.event_of_change(self.dialogue.state) {
             handler.on_event(event, &self.dialogue);
         }
     }
@@ -648,14 +648,14 @@ mod tests {
     use super::*;
     use crate::{
         packet::{Header, build_segment},
-        session::{AnnouncedLine, Dialogue, DialogueEvent, Effect},
+        session::{Action, AnnouncedLine, Dialogue, DialogueEvent},
     };
 
     struct PassAll;
 
     impl DialogueHandler for PassAll {
-        fn on_announcement(&mut self, _: &AnnouncedLine) -> Effect {
-            Effect::Pass
+        fn on_announcement(&mut self, _: &AnnouncedLine) -> Action {
+            Action::Pass
         }
 
         fn may_renumber(&mut self) -> bool {

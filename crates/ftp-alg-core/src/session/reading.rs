@@ -30,11 +30,11 @@
 use std::ops::Range;
 
 use super::{
-    Activity, AnnouncedLine, Dialogue, DialogueEvent, DialogueHandler, Direction, Effect, MAX_HELD,
+    Action, Activity, AnnouncedLine, Dialogue, DialogueEvent, DialogueHandler, Direction, MAX_HELD,
     MAX_LINE, Phase, RefusalReason, RefusedLine, Session, SessionLimit, Side, UnacknowledgedData,
     activity::{named_directory, named_file},
     compact::SmallBytes,
-    dialogue::{CommandEffect, ReplyEffect},
+    dialogue::{CommandMeaning, ReplyMeaning},
     direction::{CROSS_OUT_BYTE, LineEdit},
     interfaces::DOUBTFUL_INTERFACE,
     protocols::{TlsRecords, proxy_header_len},
@@ -289,7 +289,7 @@ impl DirectionReader<'_> {
                 }
             }
         }
-        if let Some(event) = before.effect(state) {
+        if let Some(event) = before.event_of_change(state) {
             self.report(event);
         }
     }
@@ -695,7 +695,7 @@ impl DirectionReader<'_> {
             }
             Some((kind, parsed)) => {
                 let announced = self.announced_line(kind, parsed, true, &text);
-                matches!(self.handler.on_announcement(&announced), Effect::Refuse(_))
+                matches!(self.handler.on_announcement(&announced), Action::Refuse(_))
             }
         };
         if is_refused { cross_out_from(line, delivered, end) } else { None }
@@ -709,11 +709,11 @@ impl DirectionReader<'_> {
             self.dialogue.mark_client_not_ftp();
         }
         let command = if is_binary { None } else { Command::parse(text) };
-        let effect = self.dialogue.read_command(command.as_ref());
+        let meaning = self.dialogue.read_command(command.as_ref());
         let verb = text.line_range(0..command?.word.len());
-        match effect {
-            CommandEffect::Nothing if is_ambiguous => None,
-            CommandEffect::Nothing => {
+        match meaning {
+            CommandMeaning::Nothing if is_ambiguous => None,
+            CommandMeaning::Nothing => {
                 let activity = Activity::of(&command?, &bytes[verb.end..])?;
                 self.report(DialogueEvent::Requested(activity));
                 None
@@ -722,19 +722,19 @@ impl DirectionReader<'_> {
                 self.dialogue.record_announcement(false);
                 None
             }
-            CommandEffect::Auth if !self.refuses_auth => {
+            CommandMeaning::Auth if !self.refuses_auth => {
                 self.dialogue.record_auth();
                 None
             }
             // The server refuses an announcement without argument, for its own reason.
-            CommandEffect::Announcement
+            CommandMeaning::Announcement
                 if command?.argument.is_empty() && line_end(bytes, text) == LineEnd::Plain =>
             {
                 self.dialogue.record_announcement(false);
                 None
             }
             // The delivered part of the announcement may name the client.
-            CommandEffect::Announcement
+            CommandMeaning::Announcement
                 if !line.is_undelivered()
                     && self.dialogue.phase() == Phase::PickedUp
                     && bytes[..delivered] != *CROSSED_OUT_START =>
@@ -750,12 +750,12 @@ impl DirectionReader<'_> {
                 }
                 cross_out_from(bytes, delivered, verb.end)
             }
-            CommandEffect::Announcement => {
+            CommandMeaning::Announcement => {
                 let (kind, parsed) = announcement(&command?)?;
                 let announced = self.announced_line(kind, parsed, true, text);
                 self.decide_command(announced, text, bytes)
             }
-            CommandEffect::Auth => {
+            CommandMeaning::Auth => {
                 self.report_refused(RefusedLine::Auth);
                 cross_out_command(self.dialogue, text, bytes, RefusalReason::AuthTls)
             }
@@ -770,12 +770,12 @@ impl DirectionReader<'_> {
         line: &[u8],
     ) -> LineEdit {
         match self.handler.on_announcement(&announced) {
-            Effect::Refuse(reason) => cross_out_command(self.dialogue, text, line, reason),
-            Effect::Pass => {
+            Action::Refuse(reason) => cross_out_command(self.dialogue, text, line, reason),
+            Action::Pass => {
                 self.dialogue.record_announcement(false);
                 None
             }
-            Effect::Open { endpoint, padding } => {
+            Action::Open { endpoint, padding } => {
                 self.dialogue.record_announcement(true);
                 announced.parsed.ok()?.edit(endpoint, padding)
             }
@@ -790,20 +790,20 @@ impl DirectionReader<'_> {
         let code = self.dialogue.replies.open_code();
         self.dialogue.record_server_line_end(reply_line_end(bytes, text), text);
         match self.dialogue.read_reply_line(text) {
-            ReplyEffect::Event(DialogueEvent::DirectoryAnswered(true, _))
+            ReplyMeaning::Event(DialogueEvent::DirectoryAnswered(true, _))
                 if text.bytes().starts_with(b"257") =>
             {
                 self.report(DialogueEvent::DirectoryAnswered(true, named_directory(bytes)));
             }
-            ReplyEffect::Event(DialogueEvent::TransferStarted(_)) => {
+            ReplyMeaning::Event(DialogueEvent::TransferStarted(_)) => {
                 self.report(DialogueEvent::TransferStarted(named_file(bytes)));
             }
-            ReplyEffect::Event(event) => self.report(event),
-            ReplyEffect::Nothing => {}
-            ReplyEffect::Passive { was_requested } => {
+            ReplyMeaning::Event(event) => self.report(event),
+            ReplyMeaning::Nothing => {}
+            ReplyMeaning::Passive { was_requested } => {
                 return self.read_passive_reply(line, was_requested, code);
             }
-            ReplyEffect::ReplyToCrossedOut(reason) => {
+            ReplyMeaning::ReplyToCrossedOut(reason) => {
                 return self.refuse_reply(line, reason, false, code);
             }
         }
@@ -836,9 +836,9 @@ impl DirectionReader<'_> {
         }
         let announced = self.announced_line(kind, parsed, was_requested, text);
         match self.handler.on_announcement(&announced) {
-            Effect::Refuse(reason) => self.refuse_reply(line, reason, true, code),
-            Effect::Pass => None,
-            Effect::Open { endpoint, padding } => announced.parsed.ok()?.edit(endpoint, padding),
+            Action::Refuse(reason) => self.refuse_reply(line, reason, true, code),
+            Action::Pass => None,
+            Action::Open { endpoint, padding } => announced.parsed.ok()?.edit(endpoint, padding),
         }
     }
 

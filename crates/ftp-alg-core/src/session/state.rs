@@ -304,7 +304,7 @@ impl State {
 
     /// The engine's event for a change to the state `next`. Login events are not here, because they depend on the reply
     /// as well.
-    pub fn effect(self, next: Self) -> Option<DialogueEvent> {
+    pub fn event_of_change(self, next: Self) -> Option<DialogueEvent> {
         use Inspection::{Lines, OtherProtocol, Records};
         match (self.inspection, next.inspection) {
             (Lines { .. }, Records) => return Some(DialogueEvent::Encrypted),

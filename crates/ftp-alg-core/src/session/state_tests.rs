@@ -70,7 +70,7 @@ fn rows(states: &[State], reads: &[(Read, &str)], name: impl Fn(State) -> String
                 continue;
             }
             // The engine reports what came from elsewhere itself.
-            let effect = state.effect(next).filter(|_| read != Read::Doubted);
+            let effect = state.event_of_change(next).filter(|_| read != Read::Doubted);
             let effect = effect.map_or("-".to_owned(), |event| format!("`{event:?}`"));
             let end = format!("{} | {effect}", name(next));
             match groups.iter_mut().find(|(other, _)| *other == end) {

@@ -15,7 +15,7 @@ use crate::{
     },
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
     policy::ForeignAddress,
-    session::{AnnouncedLine, Effect, Phase, RefusalReason},
+    session::{Action, AnnouncedLine, Phase, RefusalReason},
 };
 
 /// Limit of pinholes of one session; pipelined announcements need several.
@@ -26,11 +26,11 @@ const NOT_REQUESTED: &str = "the reply answers no PASV or EPSV";
 
 impl Decider<'_> {
     /// Opens a pinhole for an announcement, at the first external port that is free, or decides why not.
-    pub(super) fn decide(&mut self, line: &AnnouncedLine) -> Effect {
+    pub(super) fn decide(&mut self, line: &AnnouncedLine) -> Action {
         let endpoint = self.endpoint(line);
         let decision = match self.open(line, endpoint) {
             Ok(decision) => decision,
-            Err(none) => self.decide_unopened(line, endpoint.ok(), none),
+            Err(none) => self.unopened_decision(line, endpoint.ok(), none),
         };
         self.report(decision)
     }
@@ -41,11 +41,11 @@ impl Decider<'_> {
         &mut self,
         line: &AnnouncedLine,
         of_program: &mut Option<PinholeId>,
-    ) -> Effect {
+    ) -> Action {
         let endpoint = self.endpoint(line).ok();
         let decision = self
             .take_fast_path_pinhole(line, endpoint, of_program)
-            .unwrap_or_else(|none| none.decision(line, endpoint, Effect::Pass));
+            .unwrap_or_else(|none| none.decision(line, endpoint, Action::Pass));
         self.report(decision)
     }
 
@@ -76,8 +76,9 @@ impl Decider<'_> {
         if !line.was_requested {
             return Err(NoPinhole::because(NOT_REQUESTED));
         }
-        let control =
-            self.translation().map_err(|error| self.decide_untranslated(line, endpoint, &error))?;
+        let control = self
+            .translation()
+            .map_err(|error| self.untranslated_decision(line, endpoint, &error))?;
         let (opening, address) = self.permit_line(line, endpoint, &control)?;
         let padding = self.allowed_padding(line);
         let room = self.room_for_port(line, endpoint, address);
@@ -87,7 +88,7 @@ impl Decider<'_> {
             .open(self.now, self.index, opening, fits, self.policy, self.kernel)
             .map(|(pinhole, other_session)| (pinhole.clone(), other_session));
         let (pinhole, other_session) = opened.map_err(|why| self.reason_of(why))?;
-        Ok(self.decide_opened(line, endpoint, address, &pinhole, other_session))
+        Ok(self.opened_decision(line, endpoint, address, &pinhole, other_session))
     }
 
     fn take_fast_path_pinhole(
@@ -115,7 +116,7 @@ impl Decider<'_> {
         held.set_granted(self.head.extra().fast_path.is_handed_over);
         self.close_replaced(&ends);
         let pinhole = self.pinholes.hold_of_program(self.index, held).clone();
-        Ok(self.decide_opened(line, endpoint, address, &pinhole, None))
+        Ok(self.opened_decision(line, endpoint, address, &pinhole, None))
     }
 
     /// The pinhole for `endpoint`, and the address to announce, if the dialogue and the policy allow them.
@@ -145,7 +146,7 @@ impl Decider<'_> {
     }
 
     /// Decides about an announcement of a connection whose translation the kernel could not look up.
-    fn decide_untranslated(
+    fn untranslated_decision(
         &mut self,
         line: &AnnouncedLine,
         endpoint: SocketAddr,
@@ -169,7 +170,7 @@ impl Decider<'_> {
 
     /// Counts the pinhole that was opened for `endpoint`, and closes those that it replaces. The line is to announce its port
     /// at `address`. `other_session` says what another session has to do with that port.
-    fn decide_opened(
+    fn opened_decision(
         &mut self,
         line: &AnnouncedLine,
         endpoint: SocketAddr,
@@ -205,7 +206,7 @@ impl Decider<'_> {
             kind: line.kind,
             announced: Some(endpoint),
             unread_text: None,
-            effect: Effect::Open { endpoint: announced, padding: self.allowed_padding(line) },
+            action: Action::Open { endpoint: announced, padding: self.allowed_padding(line) },
             reason,
             objection: None,
             pinhole: Some(ends),
@@ -220,7 +221,7 @@ impl Decider<'_> {
     }
 
     /// Decides whether a line for which nothing is opened passes. A command that names the server itself does not.
-    fn decide_unopened(
+    fn unopened_decision(
         &mut self,
         line: &AnnouncedLine,
         endpoint: Option<SocketAddr>,
@@ -228,16 +229,16 @@ impl Decider<'_> {
     ) -> Decision {
         let objection = none.objection.filter(|one| !self.passes_despite(*one, line, endpoint));
         let names_nobody = endpoint.is_some_and(|end| end.ip().is_unspecified());
-        let effect = match objection {
-            Some(objection) => Effect::Refuse(objection),
+        let action = match objection {
+            Some(objection) => Action::Refuse(objection),
             // As it is, the server would connect to itself.
             None if line.kind.is_active() && names_nobody => {
                 none.reason = format!("{}, and it names the server itself", none.reason).into();
-                Effect::Refuse(RefusalReason::ForeignAddress)
+                Action::Refuse(RefusalReason::ForeignAddress)
             }
-            None => Effect::Pass,
+            None => Action::Pass,
         };
-        none.decision(line, endpoint, effect)
+        none.decision(line, endpoint, action)
     }
 
     /// Whether a line passes although this `objection` opens nothing for it. A command does not, because the server would
@@ -280,17 +281,17 @@ impl Decider<'_> {
         })
     }
 
-    /// Reports a decision, and returns its effect.
-    fn report(&mut self, decision: Decision) -> Effect {
-        let effect = decision.effect;
-        if let Effect::Refuse(reason) = effect {
+    /// Reports a decision, and returns its action.
+    fn report(&mut self, decision: Decision) -> Action {
+        let action = decision.action;
+        if let Action::Refuse(reason) = action {
             self.counters.pinholes_refused += 1;
             self.counters.refusals.count(reason);
             self.push_event(EventKind::Refusal(Refusal::Announcement(decision)));
         } else {
             self.push_event(EventKind::Announcement(decision));
         }
-        effect
+        action
     }
 
     /// By what an announcement may keep its length.

@@ -34,7 +34,7 @@ use crate::{
     ftp::{Announcement, AnnouncementKind, MalformedAnnouncement},
     policy::Policy,
     session::{
-        AnnouncedLine, Dialogue, DialogueEvent, DialogueHandler, Effect, Interfaces, RefusedLine,
+        Action, AnnouncedLine, Dialogue, DialogueEvent, DialogueHandler, Interfaces, RefusedLine,
         Session, SessionLimit, Side,
     },
 };
@@ -97,7 +97,7 @@ impl Sessions {
 }
 
 impl DialogueHandler for Decider<'_> {
-    fn on_announcement(&mut self, line: &AnnouncedLine) -> Effect {
+    fn on_announcement(&mut self, line: &AnnouncedLine) -> Action {
         self.decide(line)
     }
 

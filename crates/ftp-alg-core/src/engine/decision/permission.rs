@@ -9,7 +9,7 @@ use crate::{
     engine::{Decision, Opening, PinholeEnds, Translation},
     ftp::{AnnouncementKind, MalformedAnnouncement},
     policy::{ExternalAddress, ForeignAddress, Policy},
-    session::{AnnouncedLine, Effect, RefusalReason},
+    session::{Action, AnnouncedLine, RefusalReason},
 };
 
 /// Why no pinhole is opened for an announcement.
@@ -47,11 +47,11 @@ impl NoPinhole {
         self,
         line: &AnnouncedLine,
         announced: Option<SocketAddr>,
-        effect: Effect,
+        action: Action,
     ) -> Decision {
         let Self { objection, reason } = self;
         let (kind, unread_text) = (line.kind, line.unread_text.clone());
-        Decision { kind, announced, unread_text, effect, reason, objection, pinhole: None }
+        Decision { kind, announced, unread_text, action, reason, objection, pinhole: None }
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
     packet::{self, Packet, Seq, flags},
     policy::Policy,
     session::{
-        AnnouncedLine, Conditions, Dialogue, DialogueEvent, DialogueHandler, Effect, ForwardAction,
+        Action, AnnouncedLine, Conditions, Dialogue, DialogueEvent, DialogueHandler, ForwardAction,
         Phase, Session, Side,
     },
 };
@@ -230,10 +230,10 @@ struct LineDecider<'a> {
 }
 
 impl DialogueHandler for LineDecider<'_> {
-    fn on_announcement(&mut self, line: &AnnouncedLine) -> Effect {
+    fn on_announcement(&mut self, line: &AnnouncedLine) -> Action {
         self.opened_rightly &= self.opened.is_some();
         match self.decider.decide_fast_path_announcement(line, &mut self.opened) {
-            Effect::Open { endpoint, .. } => Effect::Open { endpoint, padding: self.padding },
+            Action::Open { endpoint, .. } => Action::Open { endpoint, padding: self.padding },
             other => other,
         }
     }
