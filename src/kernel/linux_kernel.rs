@@ -10,8 +10,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    Closing, FlowChange, Kernel, KernelError, OpenRange, Opening, PinholeEnds, PinholeId, Place,
-    QueueMode, RouteLookup, Translation,
+    Closing, FlowChange, InstalledIn, Kernel, KernelError, OpenRange, Opening, PinholeEnds,
+    PinholeId, QueueMode, RouteLookup, Translation,
 };
 use ftp_alg_fastpath::layout::PinholeKey;
 
@@ -253,18 +253,18 @@ impl Kernel for LinuxKernel {
         self.close_in_rules(&closed)
     }
 
-    fn renew(&mut self, opening: &Opening, place: Place) -> Result<bool, KernelError> {
+    fn renew(&mut self, opening: &Opening, place: InstalledIn) -> Result<bool, KernelError> {
         match (place, &mut self.backend, &self.offload) {
-            (Place::Program(id), _, Some(offload)) => Ok(offload.renew_pinhole(opening, id)),
-            (Place::Program(_), _, None) => Ok(false),
-            (Place::Rules, RunningBackend::Nftables(pinholes), offload) => {
+            (InstalledIn::Program(id), _, Some(offload)) => Ok(offload.renew_pinhole(opening, id)),
+            (InstalledIn::Program(_), _, None) => Ok(false),
+            (InstalledIn::Rules, RunningBackend::Nftables(pinholes), offload) => {
                 let renewed = pinholes.renew(opening);
                 if let (Ok(true), Some(offload)) = (&renewed, offload) {
                     offload.record_rules_pinhole(opening);
                 }
                 renewed
             }
-            (Place::Rules, RunningBackend::Conntrack(expectations), _) => {
+            (InstalledIn::Rules, RunningBackend::Conntrack(expectations), _) => {
                 expectations.renew(opening)
             }
         }

@@ -18,8 +18,8 @@ use ftp_alg::kernel::{
 };
 use ftp_alg_core::{
     engine::{
-        FlowChange, Handover, Kernel as _, LoginStage, Opening, PinholeEnds, PinholeId, Place,
-        Translation, Withdrawal,
+        FlowChange, Handover, InstalledIn, Kernel as _, LoginStage, Opening, PinholeEnds,
+        PinholeId, Translation, Withdrawal,
     },
     ftp::{AnnouncementKind, Padding},
 };
@@ -281,7 +281,7 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
                 "renewed" => {
                     kernel.open_one(&opening(long)).unwrap();
                     offload.program().record_rules_pinhole(&key, short).unwrap();
-                    assert!(kernel.renew(&opening(long), Place::Rules).unwrap());
+                    assert!(kernel.renew(&opening(long), InstalledIn::Rules).unwrap());
                 }
                 _ => {
                     let id = open_in_program(&mut kernel, 1);

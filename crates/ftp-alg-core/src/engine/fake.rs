@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::engine::{
-    Closing, FlowChange, Kernel, KernelError, OpenRange, Opening, PinholeEnds, Place, QueueMode,
-    RouteLookup, Translation,
+    Closing, FlowChange, InstalledIn, Kernel, KernelError, OpenRange, Opening, PinholeEnds,
+    QueueMode, RouteLookup, Translation,
 };
 
 /// See the module.
@@ -31,7 +31,7 @@ pub struct FakeKernel {
     /// The number of lookups of consumed pinholes.
     pub consumed_lookups: usize,
     /// The renewals.
-    pub renewals: Vec<(Opening, Place)>,
+    pub renewals: Vec<(Opening, InstalledIn)>,
     /// The injected packets.
     pub injected: Vec<Vec<u8>>,
     /// The last queue mode that was set.
@@ -107,8 +107,8 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn renew(&mut self, opening: &Opening, place: Place) -> Result<bool, KernelError> {
-        self.renewals.push((*opening, place));
+    fn renew(&mut self, opening: &Opening, installed_in: InstalledIn) -> Result<bool, KernelError> {
+        self.renewals.push((*opening, installed_in));
         Ok(self.open.contains(&opening.ends))
     }
 

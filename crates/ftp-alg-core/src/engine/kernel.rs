@@ -94,7 +94,7 @@ impl Opening {
 
 /// Who has a pinhole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum InstalledIn {
     /// The rules.
     Rules,
     /// The fast path's BPF program, with this identity.
@@ -114,10 +114,10 @@ pub enum Closing {
 }
 
 impl Closing {
-    pub(crate) fn new(ends: PinholeEnds, place: Place) -> Self {
-        match place {
-            Place::Rules => Self::Rules(ends),
-            Place::Program(id) => Self::Program(ends, id),
+    pub(crate) fn new(ends: PinholeEnds, installed_in: InstalledIn) -> Self {
+        match installed_in {
+            InstalledIn::Rules => Self::Rules(ends),
+            InstalledIn::Program(id) => Self::Program(ends, id),
         }
     }
 
@@ -188,7 +188,7 @@ pub trait Kernel {
     }
 
     /// Renews a pinhole that is still open and not consumed, for its lifetime from now. Returns whether it is open.
-    fn renew(&mut self, _opening: &Opening, _place: Place) -> Result<bool, KernelError> {
+    fn renew(&mut self, _opening: &Opening, _place: InstalledIn) -> Result<bool, KernelError> {
         Ok(true)
     }
 

@@ -43,7 +43,7 @@ pub use events::{
 };
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;
-pub use kernel::{Closing, Kernel, KernelError, Opening, Place, QueueMode, RouteLookup};
+pub use kernel::{Closing, InstalledIn, Kernel, KernelError, Opening, QueueMode, RouteLookup};
 pub use offload::handover::{
     FastPathLine, FlowChange, Handover, LoginStage, PinholeId, SequenceOffset, Withdrawal,
 };

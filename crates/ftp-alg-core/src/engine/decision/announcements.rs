@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     engine::{
-        Decision, EventKind, KernelError, Opening, Place, Refusal, Translation,
+        Decision, EventKind, InstalledIn, KernelError, Opening, Refusal, Translation,
         activity::EXAMINED_AFTER,
         offload::handover::PinholeId,
         pinholes::{pinhole::Pinhole, ports::NotOpened},
@@ -111,7 +111,7 @@ impl Decider<'_> {
         *of_program = None;
         let client = self.head.client().ip().into();
         let mut held =
-            Pinhole::new(ends, line.kind, self.now + lifetime, client, Place::Program(id));
+            Pinhole::new(ends, line.kind, self.now + lifetime, client, InstalledIn::Program(id));
         held.opened = self.pinholes.first_opened(self.now, self.index, &ends);
         held.set_granted(self.head.extra().fast_path.is_handed_over);
         self.close_replaced(&ends);

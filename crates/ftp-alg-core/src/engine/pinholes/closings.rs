@@ -12,7 +12,7 @@
 use ahash::AHashMap;
 
 use super::ports::{PortTable, Ports};
-use crate::engine::{Closing, Kernel, KernelError, Opening, PinholeEnds, Place};
+use crate::engine::{Closing, InstalledIn, Kernel, KernelError, Opening, PinholeEnds};
 
 /// How often a failed closing is tried again.
 const MAX_RETRIES: u32 = 10;
@@ -53,7 +53,7 @@ impl Waiting {
                 ports.get(&ends).is_some_and(|port| port.serial == serial && !port.is_held)
             }
             (Condition::NotInRules, Some(ends)) => {
-                ports.get(&ends).is_none_or(|port| port.place != Place::Rules)
+                ports.get(&ends).is_none_or(|port| port.installed_in != InstalledIn::Rules)
             }
             _ => true,
         }

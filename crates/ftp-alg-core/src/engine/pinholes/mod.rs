@@ -25,7 +25,7 @@ use ahash::{AHashSet, RandomState};
 
 use crate::{
     engine::{
-        ClientKey, Closing, Kernel, KernelError, Opening, PinholeEnds, Place, Translation,
+        ClientKey, Closing, InstalledIn, Kernel, KernelError, Opening, PinholeEnds, Translation,
         offload::handover::PinholeId,
         pinholes::{
             closings::{Closings, Condition},
@@ -226,7 +226,8 @@ impl PinholeTable {
                     } else if choice.prefers_own() && !is_displaced && other_session.is_none() {
                         self.ports.lock().set_displaced(&ends, true);
                     }
-                    let mut opened = Pinhole::new(ends, kind, now + lifetime, client, Place::Rules);
+                    let mut opened =
+                        Pinhole::new(ends, kind, now + lifetime, client, InstalledIn::Rules);
                     opened.serial = serial;
                     opened.opened = self.first_opened(now, owner, &ends);
                     return Ok((self.insert(owner, opened), other_session));
@@ -293,11 +294,11 @@ impl PinholeTable {
             return Err(KernelError::Taken); // since a moment ago, by another shard
         }
         let serial = ports.next_serial();
-        let before = ports.reserve(ends, self.shard, owner, serial, Place::Rules);
+        let before = ports.reserve(ends, self.shard, owner, serial, InstalledIn::Rules);
         drop(ports);
-        if let Some(Port { ends, place, .. }) = before {
+        if let Some(Port { ends, installed_in, .. }) = before {
             // The same ends were announced before, or are not closed yet: the kernel closes them in this transaction.
-            self.closings.push(Closing::new(ends, place), Condition::Always);
+            self.closings.push(Closing::new(ends, installed_in), Condition::Always);
         }
         let opened = self.open_in_kernel(opening, kernel);
         if opened.is_ok() {
@@ -310,7 +311,7 @@ impl PinholeTable {
             }
             // The earlier one's owner may have left its closing to this pinhole.
             if let Some(before) = before.filter(|before| !before.is_held) {
-                let closing = Closing::new(before.ends, before.place);
+                let closing = Closing::new(before.ends, before.installed_in);
                 self.closings.push(closing, Condition::PortOf(before.serial));
             }
         }
@@ -332,29 +333,37 @@ impl PinholeTable {
     /// Holds what the BPF program opened for the session `owner`, which has closed its earlier ones with these ends. A pinhole
     /// of the rules that may be open keeps its port, because it may be newer. Returns the pinhole with its serial number.
     pub fn hold_of_program(&mut self, owner: u32, mut held: Pinhole) -> &Pinhole {
-        let Pinhole { ends, place, .. } = held;
+        let Pinhole { ends, installed_in, .. } = held;
         self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.key() == ends.key());
         let serial = self.ports.lock().next_serial();
-        self.reserve_in_program(owner, serial, ends, place);
+        self.reserve_in_program(owner, serial, ends, installed_in);
         held.serial = serial;
         self.insert(owner, held)
     }
 
     /// Reserves the port of a pinhole that the BPF program has, unless one of the rules that may be open has it.
-    fn reserve_in_program(&mut self, owner: u32, serial: u64, ends: PinholeEnds, place: Place) {
+    fn reserve_in_program(
+        &mut self,
+        owner: u32,
+        serial: u64,
+        ends: PinholeEnds,
+        installed_in: InstalledIn,
+    ) {
         let mut ports = self.ports.lock();
         let is_newer = |port: &Port| {
-            port.place == Place::Rules
+            port.installed_in == InstalledIn::Rules
                 && port.is_held
                 && self.all.get(&(port.owner, port.serial)).is_none_or(Pinhole::is_open)
         };
         if ports.get(&ends).is_some_and(is_newer) {
             return;
         }
-        let before = ports.reserve(ends, self.shard, owner, serial, place);
+        let before = ports.reserve(ends, self.shard, owner, serial, installed_in);
         drop(ports);
         self.record_replaced(before);
-        if let Some(Port { ends, .. }) = before.filter(|before| before.place == Place::Rules) {
+        if let Some(Port { ends, .. }) =
+            before.filter(|before| before.installed_in == InstalledIn::Rules)
+        {
             self.closings.push(Closing::Rules(ends), Condition::NotInRules);
         }
     }
@@ -368,16 +377,16 @@ impl PinholeTable {
         deadline: Instant,
     ) {
         let mut restored = Pinhole::restored(record, deadline, client.into());
-        let Pinhole { ends, serial, place, .. } = restored;
-        if place != Place::Rules {
-            self.reserve_in_program(owner, serial, ends, place);
+        let Pinhole { ends, serial, installed_in, .. } = restored;
+        if installed_in != InstalledIn::Rules {
+            self.reserve_in_program(owner, serial, ends, installed_in);
             self.insert(owner, restored);
             return;
         }
         let mut ports = self.ports.lock();
         let is_latest = ports.get(&ends).is_none_or(|port| port.serial < serial);
         let shard = if restored.is_used() { ANY_SHARD } else { self.shard };
-        let reserve = || ports.reserve(ends, shard, owner, serial, Place::Rules);
+        let reserve = || ports.reserve(ends, shard, owner, serial, InstalledIn::Rules);
         let before = is_latest.then(reserve).flatten();
         drop(ports);
         if !is_latest {
@@ -431,8 +440,8 @@ impl PinholeTable {
         let unused = over.iter().filter(|(_, was_used)| !was_used).count();
         for (serial, was_used) in over {
             let key = (owner, serial);
-            let is_in_place = self.all.get(&key).is_some_and(Pinhole::is_in_place);
-            if !(was_used && is_in_place) {
+            let is_installed = self.all.get(&key).is_some_and(Pinhole::is_installed);
+            if !(was_used && is_installed) {
                 self.close(key);
                 continue;
             }
@@ -468,7 +477,7 @@ impl PinholeTable {
         let is_over = |one: &&Pinhole| one.is_used() && one.is_open() && one.deadline <= now;
         let over = self.of(owner).filter(is_over);
         let over: Vec<_> =
-            over.map(|one| (one.serial, Closing::new(one.ends, one.place))).collect();
+            over.map(|one| (one.serial, Closing::new(one.ends, one.installed_in))).collect();
         for (serial, closing) in over {
             if kernel.uses_expectations() {
                 self.closings.push(closing, Condition::Always);
@@ -501,7 +510,7 @@ impl PinholeTable {
             pinhole.deadline = now + lifetime;
             let is_meant = |one: &&Pinhole| one.may_be_open(now) && self.has_port(one);
             let Some(pinhole) = self.all.get(&key).filter(is_meant) else { continue };
-            match kernel.renew(&pinhole.opening(control, lifetime), pinhole.place) {
+            match kernel.renew(&pinhole.opening(control, lifetime), pinhole.installed_in) {
                 Ok(true) => {}
                 Ok(false) => drop(self.change(key, Pinhole::record_gone)),
                 Err(error) => self.errors.push(error),
@@ -550,15 +559,15 @@ impl PinholeTable {
 
     fn close(&mut self, key: Key) -> Option<Pinhole> {
         let pinhole = self.all.remove(&key)?;
-        let Pinhole { ends, client, serial, place, .. } = pinhole;
+        let Pinhole { ends, client, serial, installed_in, .. } = pinhole;
         let mut ports = self.ports.lock();
         ports.clients.remove(client, pinhole.counts());
         let had_port = ports.release(&ends, serial);
         drop(ports);
-        let closing = Closing::new(ends, place);
-        match (pinhole.is_in_place(), had_port) {
+        let closing = Closing::new(ends, installed_in);
+        match (pinhole.is_installed(), had_port) {
             (true, true) => self.closings.push(closing, Condition::PortOf(serial)),
-            (true, false) if place != Place::Rules => {
+            (true, false) if installed_in != InstalledIn::Rules => {
                 self.closings.push(closing, Condition::Always);
             }
             // Another pinhole of the rules has its ends.
@@ -706,7 +715,7 @@ impl PinholeTable {
             let Some(id) = pinhole.in_program() else { continue };
             self.change((owner, pinhole.serial), Pinhole::move_to_rules);
             let has_port = self.ports.lock().move_to_rules(&pinhole.ends, pinhole.serial);
-            if has_port && pinhole.is_in_place() {
+            if has_port && pinhole.is_installed() {
                 open.push((id, pinhole));
             } else {
                 self.closings.push(Closing::Program(pinhole.ends, id), Condition::Always);

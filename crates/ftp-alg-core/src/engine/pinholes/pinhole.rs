@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        ClientKey, EventKind, Opening, PinholeEnds, Place, Translation, UnusedPinhole,
+        ClientKey, EventKind, InstalledIn, Opening, PinholeEnds, Translation, UnusedPinhole,
         offload::handover::PinholeId,
     },
     ftp::{AnnouncementKind, Reply},
@@ -61,7 +61,7 @@ pub struct Pinhole {
     /// Distinguishes it from others with the same ends.
     pub(crate) serial: u64,
     /// Who has it.
-    pub(crate) place: Place,
+    pub(crate) installed_in: InstalledIn,
     state: State,
     /// Whether the kernel has it open no more, as far as is known. A preliminary reply does not say so: the server may be
     /// about to connect.
@@ -129,7 +129,7 @@ impl Pinhole {
         kind: AnnouncementKind,
         deadline: Instant,
         client: ClientKey,
-        place: Place,
+        installed_in: InstalledIn,
     ) -> Self {
         let state = match kind.is_active() {
             true => State::Announced,
@@ -143,7 +143,7 @@ impl Pinhole {
             last_renewal: deadline + RENEWAL_LIMIT,
             client,
             serial: 0,
-            place,
+            installed_in,
             state,
             is_gone: false,
             has_started: false,
@@ -160,8 +160,8 @@ impl Pinhole {
             (false, true) => State::Answered { is_refused: false },
             (false, false) => State::Announced,
         };
-        let place = record.in_program.map_or(Place::Rules, Place::Program);
-        let new = Self::new(record.ends, record.kind, deadline, client, place);
+        let installed_in = record.in_program.map_or(InstalledIn::Rules, InstalledIn::Program);
+        let new = Self::new(record.ends, record.kind, deadline, client, installed_in);
         Self { serial: record.serial, state, has_started: record.in_use, ..new }
     }
 
@@ -175,9 +175,9 @@ impl Pinhole {
 
     /// Its identity in the BPF program, if that has it and not the rules.
     pub fn in_program(&self) -> Option<PinholeId> {
-        match self.place {
-            Place::Program(id) => Some(id),
-            Place::Rules => None,
+        match self.installed_in {
+            InstalledIn::Program(id) => Some(id),
+            InstalledIn::Rules => None,
         }
     }
 
@@ -232,8 +232,8 @@ impl Pinhole {
         self.has_started && self.counts()
     }
 
-    /// Whether the kernel still has it in its place, or may have.
-    pub(super) fn is_in_place(&self) -> bool {
+    /// Whether the kernel still has it in its installed_in, or may have.
+    pub(super) fn is_installed(&self) -> bool {
         !self.is_consumed
     }
 
@@ -281,7 +281,7 @@ impl Pinhole {
 
     /// From now on the rules have it, not the BPF program.
     pub(super) fn move_to_rules(&mut self) {
-        (self.place, self.is_granted) = (Place::Rules, false);
+        (self.installed_in, self.is_granted) = (InstalledIn::Rules, false);
     }
 
     /// Whether its connection is on the fast path.

@@ -17,7 +17,7 @@ use std::{
 use ahash::{AHashMap, AHashSet, RandomState};
 
 use crate::{
-    engine::{ClientKey, KernelError, Opening, PinholeEnds, Place, Translation},
+    engine::{ClientKey, InstalledIn, KernelError, Opening, PinholeEnds, Translation},
     policy::Policy,
 };
 
@@ -57,7 +57,7 @@ pub(super) struct Port {
     shard: u16,
     pub(super) owner: u32,
     pub(super) serial: u64,
-    pub(super) place: Place,
+    pub(super) installed_in: InstalledIn,
     /// Whether a session holds it. Otherwise it is being closed.
     pub(super) is_held: bool,
 }
@@ -151,7 +151,7 @@ impl PortTable {
     /// Whether a session holds a pinhole of the rules with these ends.
     pub(super) fn is_held(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
         let port = self.ports.get(&(initiator, arrival));
-        port.is_some_and(|port| port.is_held && port.place == Place::Rules)
+        port.is_some_and(|port| port.is_held && port.installed_in == InstalledIn::Rules)
     }
 
     /// Reserves a port for a pinhole of this shard and session. Returns who had it.
@@ -161,10 +161,10 @@ impl PortTable {
         shard: u16,
         owner: u32,
         serial: u64,
-        place: Place,
+        installed_in: InstalledIn,
     ) -> Option<Port> {
         let before = self.take(&ends);
-        self.insert(Port { ends, shard, owner, serial, place, is_held: true });
+        self.insert(Port { ends, shard, owner, serial, installed_in, is_held: true });
         before
     }
 
@@ -194,7 +194,7 @@ impl PortTable {
 
     /// The rules have the pinhole with this serial number now. Returns whether its port is its own.
     pub(super) fn move_to_rules(&mut self, ends: &PinholeEnds, serial: u64) -> bool {
-        self.own(ends, serial).map(|port| port.place = Place::Rules).is_some()
+        self.own(ends, serial).map(|port| port.installed_in = InstalledIn::Rules).is_some()
     }
 
     /// Another shard and session have the pinhole with this serial number now.

@@ -78,8 +78,8 @@ impl Shards {
 fn hold_program(table: &mut PinholeTable, port: u16) -> u64 {
     let (control, ends) = announced("192.0.2.1", port);
     let (client, deadline) = (control.client.ip().into(), Instant::now() + Duration::from_secs(30));
-    let place = Place::Program(PinholeId { flow: u64::from(port), line: 1 });
-    let mut held = Pinhole::new(ends, AnnouncementKind::Port, deadline, client, place);
+    let installed_in = InstalledIn::Program(PinholeId { flow: u64::from(port), line: 1 });
+    let mut held = Pinhole::new(ends, AnnouncementKind::Port, deadline, client, installed_in);
     held.set_granted(true);
     table.hold_of_program(7, held).serial
 }

@@ -42,7 +42,7 @@ impl Default for Link {
 
 /// Where a packet is to arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum InstalledIn {
     Gateway,
     End,
 }
@@ -63,7 +63,7 @@ pub enum Origin {
 pub struct Flight {
     /// The end it comes from, or pretends to.
     pub from: Side,
-    pub to: Place,
+    pub to: InstalledIn,
     pub origin: Origin,
     pub bytes: Vec<u8>,
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    Closing, FlowChange, Kernel, KernelError, OpenRange, Opening, PinholeEnds, Place, QueueMode,
-    RangeInfo, RouteLookup, Translation,
+    Closing, FlowChange, InstalledIn, Kernel, KernelError, OpenRange, Opening, PinholeEnds,
+    QueueMode, RangeInfo, RouteLookup, Translation,
 };
 
 use super::fast_path::program::Program;
@@ -244,7 +244,7 @@ impl Kernel for Recorder {
         closings.iter().try_for_each(|closing| self.remove(closing))
     }
 
-    fn renew(&mut self, opening: &Opening, place: Place) -> Result<bool, KernelError> {
+    fn renew(&mut self, opening: &Opening, place: InstalledIn) -> Result<bool, KernelError> {
         if !self.life.call() {
             return Ok(true);
         }
@@ -254,8 +254,8 @@ impl Kernel for Recorder {
         let Opening { ends, lifetime, .. } = opening;
         let deadline = self.now + *lifetime;
         Ok(match place {
-            Place::Program(id) => self.program.renew_pinhole(ends, id, deadline),
-            Place::Rules => match self.open.iter_mut().find(|(open, _)| open == ends) {
+            InstalledIn::Program(id) => self.program.renew_pinhole(ends, id, deadline),
+            InstalledIn::Rules => match self.open.iter_mut().find(|(open, _)| open == ends) {
                 Some((_, until)) => {
                     *until = deadline;
                     self.program.record_rules_pinhole(ends, deadline);
