@@ -160,7 +160,7 @@ impl Conntrack {
             (self.parameters.gateway.queue_all_mark, self.parameters.gateway.queue_none_mark);
         let mask = all | none;
         let mark = match mode {
-            QueueMode::All | QueueMode::Watch => all,
+            QueueMode::EveryPacket | QueueMode::Watch => all,
             QueueMode::WithAcknowledgements => mask,
             QueueMode::Selected => 0,
             QueueMode::None => none,
@@ -170,7 +170,7 @@ impl Conntrack {
             original.put(message, CTA_TUPLE_ORIG);
             put_zone(message, CTA_ZONE, zone);
             message.put(CTA_MARK, &mark.to_be_bytes()).put(CTA_MARK_MASK, &mask.to_be_bytes());
-            if mode == QueueMode::All {
+            if mode == QueueMode::EveryPacket {
                 // struct nf_ct_tcp_flags: flags, mask.
                 let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
                 message.nest(CTA_PROTOINFO, |info| {

@@ -237,7 +237,7 @@ fn without_a_reader_control_connections_pass_unless_they_need_one() {
     let mut client = connect(&lab.client, CLIENT, at(SERVER, 21));
     let (mut server, peer) = exchange(&mut client, &listener);
     let control = Translation::identity(peer, at(SERVER, 21));
-    ready.kernel.set_queue_mode(&control, QueueMode::All).unwrap();
+    ready.kernel.set_queue_mode(&control, QueueMode::EveryPacket).unwrap();
     client.write_all(b"held").unwrap();
     server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut text = [0; 4];
@@ -401,10 +401,10 @@ fn queue_mode_changes_only_our_mark_bits() {
     let (_server, peer) = exchange(&mut stream, &listener);
     let control = ready.kernel.lookup_translation(peer, at(SERVER, 21)).unwrap().unwrap();
     for (queue_mode, bit) in [
-        (QueueMode::All, 0x2000_0000),
+        (QueueMode::EveryPacket, 0x2000_0000),
         (QueueMode::None, 0x1000_0000),
         (QueueMode::WithAcknowledgements, 0x3000_0000),
-        (QueueMode::All, 0x2000_0000),
+        (QueueMode::EveryPacket, 0x2000_0000),
     ] {
         ready.kernel.set_queue_mode(&control, queue_mode).unwrap();
         assert_eq!(mark(&ready), 0x8000_0a5f | bit);
@@ -451,7 +451,7 @@ fn a_connection_that_needs_every_packet_is_be_liberal() {
     let before = invalid(&ready);
     assert!(before > 0);
     let control = Translation::identity(peer, at(SERVER, 21));
-    ready.kernel.set_queue_mode(&control, QueueMode::All).unwrap();
+    ready.kernel.set_queue_mode(&control, QueueMode::EveryPacket).unwrap();
     outside_the_window();
     wait_for("both packets", || arrived(&ready) == 4);
     assert_eq!(invalid(&ready), before);

@@ -17,7 +17,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueMode {
     /// Every packet is queued, and conntrack must accept any sequence number (be-liberal).
-    All,
+    EveryPacket,
     /// Every packet is queued for a while, because an acknowledgement will show whether a SYN-ACK was spoofed.
     /// Conntrack still checks sequence numbers.
     Watch,

@@ -469,7 +469,7 @@ impl Sessions {
         decider.push_event(EventKind::Ended(reason.into()));
         // Its later packets are dropped here, and answered. The resets go out also if conntrack has just forgotten it.
         let _ = decider.translation();
-        let _ = decider.set_queue_mode(QueueMode::All, ConnectionOf::Endpoints);
+        let _ = decider.set_queue_mode(QueueMode::EveryPacket, ConnectionOf::Endpoints);
         let head = &mut *decider.head;
         for to in [Side::Client, Side::Server] {
             let [expected, other] = session.reset_numbers(to);

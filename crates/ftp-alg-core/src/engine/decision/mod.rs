@@ -118,7 +118,7 @@ impl DialogueHandler for Decider<'_> {
     }
 
     fn may_renumber(&mut self) -> bool {
-        self.set_queue_mode(QueueMode::All, ConnectionOf::Session).is_ok()
+        self.set_queue_mode(QueueMode::EveryPacket, ConnectionOf::Session).is_ok()
     }
 
     fn on_event(&mut self, event: DialogueEvent, dialogue: &Dialogue) {

@@ -84,14 +84,16 @@ pub fn wanted_queue_mode(
     let is_settled = head.incarnation().is_none();
     // Conntrack must not check sequence numbers past a gap either: it has seen numbers that were not forwarded.
     let wanted = if session.needs_all_queued() {
-        QueueMode::All
+        QueueMode::EveryPacket
     } else if needs_none {
         QueueMode::None
     } else if is_settled && session.needs_acknowledgements() {
         QueueMode::WithAcknowledgements
     } else {
         let is_outdated = match head.queue_mode() {
-            Some(QueueMode::All | QueueMode::Watch | QueueMode::WithAcknowledgements) => is_settled,
+            Some(QueueMode::EveryPacket | QueueMode::Watch | QueueMode::WithAcknowledgements) => {
+                is_settled
+            }
             // The mode may have been set after this packet was queued.
             Some(QueueMode::Selected) => {
                 queues_all && is_settled && head.mode_set_since(timestamp) >= RESEND_INTERVAL

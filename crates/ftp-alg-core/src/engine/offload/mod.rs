@@ -281,7 +281,7 @@ impl Sessions {
         let Some(announced_addresses) = announced_by_program(&translation, policy) else { return };
         // The connection stays inline until the kernel has set its queue mode.
         let has_mode = match entry.head.queue_mode() {
-            Some(QueueMode::All) => true,
+            Some(QueueMode::EveryPacket) => true,
             Some(QueueMode::WithAcknowledgements) => false,
             _ => !entry.session.is_adjusted(),
         };

@@ -195,13 +195,13 @@ impl Engine {
             set.is_err_and(|error| !matches!(error, KernelError::Unknown))
         });
         // Sequence numbers may change only after the kernel has set the queue mode. The sender retransmits the packet.
-        let must_wait = is_refused && wanted == Some(QueueMode::All);
+        let must_wait = is_refused && wanted == Some(QueueMode::EveryPacket);
         if let Some(acknowledgement) = plan.acknowledge.filter(|_| !is_refused) {
             acknowledge(&mut decider, acknowledgement);
         }
         let is_watched =
-            matches!(decider.head.queue_mode(), Some(QueueMode::Watch | QueueMode::All))
-                || wanted == Some(QueueMode::All);
+            matches!(decider.head.queue_mode(), Some(QueueMode::Watch | QueueMode::EveryPacket))
+                || wanted == Some(QueueMode::EveryPacket);
         if is_watched && !session.changes_packets() {
             decider.watch();
         }

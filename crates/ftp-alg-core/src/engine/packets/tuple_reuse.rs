@@ -48,7 +48,8 @@ impl Engine {
             }
             _ => head.set_incarnation(Session::from_syn_ack(syn_ack), timestamp),
         }
-        let mode = if session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
+        let mode =
+            if session.changes_packets() { QueueMode::EveryPacket } else { QueueMode::Watch };
         if queues_all {
             // The mode was set for this connection, not for an earlier one.
             head.record_mode(mode, timestamp);
@@ -106,10 +107,10 @@ impl Sessions {
             // The BPF program may already adjust it.
             _ if head.extra().fast_path.is_handed_over => return,
             _ if session.needs_all_queued() || session.needs_none_queued() => return,
-            Some(QueueMode::Watch | QueueMode::All) if session.needs_acknowledgements() => {
+            Some(QueueMode::Watch | QueueMode::EveryPacket) if session.needs_acknowledgements() => {
                 QueueMode::WithAcknowledgements
             }
-            Some(QueueMode::Watch | QueueMode::All) => QueueMode::Selected,
+            Some(QueueMode::Watch | QueueMode::EveryPacket) => QueueMode::Selected,
             _ => return,
         };
         // If the kernel refuses, the connection is watched again.

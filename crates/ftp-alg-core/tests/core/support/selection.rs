@@ -52,7 +52,7 @@ impl Selection {
     ) -> Way {
         match queue_mode {
             Some(QueueMode::None) => return Way::Passes,
-            Some(QueueMode::All | QueueMode::Watch) => return Way::Queued(Mark::Every),
+            Some(QueueMode::EveryPacket | QueueMode::Watch) => return Way::Queued(Mark::Every),
             None | Some(QueueMode::Selected | QueueMode::WithAcknowledgements) => {}
         }
         let of_note = flags::FIN | flags::RST | flags::SYN | flags::URG;

@@ -346,7 +346,7 @@ fn a_connection_that_reuses_a_live_tuple_is_inspected() {
             let [first, second] = [Server, Client].map(|side| handshake(side, client, server));
             assert_eq!(sim.forge(Server, &first), Some(first));
             let mode = sim.kernel.queue_mode;
-            let is_queued = matches!(mode, Some(QueueMode::Watch | QueueMode::All));
+            let is_queued = matches!(mode, Some(QueueMode::Watch | QueueMode::EveryPacket));
             assert!(is_queued, "what comes next is seen: {mode:?}");
             if crashes {
                 sim.crash();

@@ -104,7 +104,7 @@ fn after_downtime_a_command_can_wait_in_the_queue() {
         let probe = gateway.sim.kernel.injected.pop().unwrap();
         let probe = Packet::parse(&probe).unwrap();
         assert_eq!((probe.seq().0, probe.payload().len()), (gateway.client.wrapping_sub(1), 0));
-        assert_eq!(gateway.sim.kernel.queue_mode, Some(QueueMode::All));
+        assert_eq!(gateway.sim.kernel.queue_mode, Some(QueueMode::EveryPacket));
         assert!(gateway.sim.others.is_empty());
         gateway.queue(Server, 0, unread, b"");
         let others = &gateway.sim.others;

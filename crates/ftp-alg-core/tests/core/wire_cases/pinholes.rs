@@ -401,7 +401,7 @@ fn a_fixed_external_address_is_announced() {
 
 #[test]
 fn queue_mode_all_is_set_only_with_a_sequence_adjustment() {
-    for (nat, mode) in [(Nat::Masquerade, Some(QueueMode::All)), (Nat::Routed, None)] {
+    for (nat, mode) in [(Nat::Masquerade, Some(QueueMode::EveryPacket)), (Nat::Routed, None)] {
         let mut sim = Sim::logged_in(with(nat));
         sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
         assert_eq!(sim.kernel.queue_mode, mode);

@@ -25,7 +25,7 @@ fn segment_after_gap(sim: &Sim, side: Side, past: u32) -> Segment {
 }
 
 fn has_all_queued(sim: &Sim) -> bool {
-    matches!(sim.kernel.queue_mode, Some(QueueMode::All | QueueMode::Watch))
+    matches!(sim.kernel.queue_mode, Some(QueueMode::EveryPacket | QueueMode::Watch))
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn queue_mode_all_ends_although_a_gap_never_closes() {
             for _ in 0..3 {
                 sim.forge(side, &segment_after_gap(&sim, side, 3000));
             }
-            assert_eq!(sim.kernel.queue_mode, Some(QueueMode::All));
+            assert_eq!(sim.kernel.queue_mode, Some(QueueMode::EveryPacket));
             assert!(sim.engine().sessions.list().all(|session| !session.adjusted));
             sim.advance(LONG);
             assert_eq!(sim.kernel.queue_mode, Some(QueueMode::Selected));
@@ -123,7 +123,7 @@ fn queue_mode_all_ends_although_a_gap_never_closes() {
 fn the_queue_mode_is_set_again_after_a_conntrack_flush() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.tell(Client, &sim.active(2200)[0]);
-    assert_eq!(sim.kernel.queue_mode, Some(QueueMode::All));
+    assert_eq!(sim.kernel.queue_mode, Some(QueueMode::EveryPacket));
     sim.kernel.forgot = true;
     sim.advance(Duration::from_secs(1));
     sim.play("> NOOP");
