@@ -306,7 +306,7 @@ impl<'a> Printer<'a> {
             && let Some((_, (fields, json))) = self.window.pop_first()
         {
             if self.options.open {
-                let ended = self.openings.record(&fields);
+                let ended = self.openings.note(&fields);
                 self.print_openings(&ended)?;
             } else {
                 self.lines.print(&self.options.line(&json, &fields, self.style))?;

@@ -123,8 +123,8 @@ impl ExternalNames {
         Addresses(known.keys().map(address).collect())
     }
 
-    /// Records the addresses that the policy announces from now on, for `status`.
-    pub fn record_announced(&self, addresses: Addresses) {
+    /// Notes the addresses that the policy announces from now on, for `status`.
+    pub fn note_announced(&self, addresses: Addresses) {
         *lock(&self.announced) = addresses;
     }
 
@@ -175,8 +175,8 @@ impl NameState {
         self.error.is_none() && !self.is_absent
     }
 
-    /// Records the result of a look-up. Returns the TTL, if it has one.
-    fn record_result(
+    /// Notes the result of a look-up. Returns the TTL, if it has one.
+    fn note_result(
         &mut self,
         found: Result<LookUpResult, String>,
         now: Instant,
@@ -232,7 +232,7 @@ async fn watch_name(
     let mut retry = RETRY;
     loop {
         let found = look_up(&name).await;
-        let Some((again, changed)) = record_look_up(&mut lock(&known), &name, found) else {
+        let Some((again, changed)) = note_look_up(&mut lock(&known), &name, found) else {
             return;
         };
         if changed && events.send(DaemonEvent::PolicyChanged).is_err() {
@@ -247,15 +247,15 @@ async fn watch_name(
     }
 }
 
-/// Records the result of a look-up. Returns its TTL, and whether another address is to be announced now; `None` for a
+/// Notes the result of a look-up. Returns its TTL, and whether another address is to be announced now; `None` for a
 /// name that is not watched any more.
-fn record_look_up(
+fn note_look_up(
     known: &mut NameStates,
     name: &ExternalName,
     found: Result<LookUpResult, String>,
 ) -> Option<(Option<Duration>, bool)> {
     let before = known.clone();
-    let again = known.get_mut(name)?.record_result(found, Instant::now());
+    let again = known.get_mut(name)?.note_result(found, Instant::now());
     log_changes(name, &before, known);
     let changed = known
         .keys()
@@ -403,14 +403,14 @@ mod tests {
     fn a_family_without_record_follows_the_translation_if_the_other_has_one() {
         let mut known = both();
         assert_eq!(
-            record_look_up(&mut known, &name(true), Ok(LookUpResult::Absent(None))),
+            note_look_up(&mut known, &name(true), Ok(LookUpResult::Absent(None))),
             Some((None, false))
         );
         assert_eq!(external_address_of(&known, &name(true)), ExternalAddress::Unresolved);
         let found = addresses(&["198.51.100.7"]);
-        assert_eq!(record_look_up(&mut known, &name(false), found), Some((Some(TTL), true)));
+        assert_eq!(note_look_up(&mut known, &name(false), found), Some((Some(TTL), true)));
         assert_eq!(external_address_of(&known, &name(true)), ExternalAddress::Auto);
-        record_look_up(&mut known, &name(true), addresses(&["2001:db8::7"]));
+        note_look_up(&mut known, &name(true), addresses(&["2001:db8::7"]));
         assert_eq!(
             external_address_of(&known, &name(true)),
             ExternalAddress::Fixed(ip("2001:db8::7"))
@@ -421,7 +421,7 @@ mod tests {
     fn of_several_addresses_the_one_in_use_stays_in_use() {
         let mut known = both();
         let mut announced = |texts: &[&str]| {
-            record_look_up(&mut known, &name(false), addresses(texts));
+            note_look_up(&mut known, &name(false), addresses(texts));
             external_address_of(&known, &name(false))
         };
         let first = ExternalAddress::Fixed(ip("198.51.100.1"));

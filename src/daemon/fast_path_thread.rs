@@ -122,7 +122,7 @@ impl FastPathControl<'_> {
             // The program may already have the same pinhole open. It is then the same session's.
             sessions.rule_pinholes().for_each(|pinhole| _ = offload.reserve_pinhole(&pinhole));
             let open = sessions.missing_pinholes(Instant::now(), |_| true);
-            open.for_each(|opening| offload.record_rules_pinhole(&opening));
+            open.for_each(|opening| offload.note_rules_pinhole(&opening));
         });
         Ok(())
     }

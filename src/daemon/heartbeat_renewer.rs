@@ -47,7 +47,7 @@ impl HeartbeatRenewer {
         let heartbeat = Heartbeat::new(commits)?;
         let mut renewer = Self { heartbeat, renewed: now };
         if !have_waited || !renewer.heartbeat.renew(HEARTBEAT_TIMEOUT)? {
-            shared.record_downtime();
+            shared.note_downtime();
             renewer.heartbeat.start(HEARTBEAT_TIMEOUT)?;
         }
         set_deadline(shared, now + HEARTBEAT_TIMEOUT);
@@ -62,7 +62,7 @@ impl HeartbeatRenewer {
             return Ok(());
         }
         if !self.heartbeat.renew(HEARTBEAT_TIMEOUT)? {
-            shared.record_downtime();
+            shared.note_downtime();
             self.heartbeat.start(HEARTBEAT_TIMEOUT)?;
             let seconds = now.saturating_duration_since(self.renewed).as_secs_f64();
             log_event!(

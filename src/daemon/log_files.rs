@@ -390,7 +390,7 @@ mod tests {
         };
         let flood = (0..12_000).map(|_| event("10.0.0.7:1035"));
         let all = flood.chain((0..5).map(|_| event("10.0.0.8:1035")));
-        ring.record(all.map(|event| (SystemTime::now(), event)));
+        ring.note(all.map(|event| (SystemTime::now(), event)));
         let settings = LogSettings { events: Some(path.clone()), ..Config::default().log };
         let mut files = LogFiles::open(&settings);
         files.append_events(&ring.take_unwritten());

@@ -33,8 +33,8 @@ impl CounterHistory {
         Self { started, samples: [(started, WindowCounts::default())].into() }
     }
 
-    /// Records what was counted until `now`. Called each second.
-    pub(super) fn record(&mut self, now: Instant, counts: WindowCounts) {
+    /// Notes what was counted until `now`. Called each second.
+    pub(super) fn note(&mut self, now: Instant, counts: WindowCounts) {
         let age = |sample: &Sample| now.saturating_duration_since(sample.0);
         self.samples.push_back((now, counts));
         let is_near = |samples: &VecDeque<Sample>, at: usize| {
@@ -126,7 +126,7 @@ mod tests {
     fn history(started: Instant, seconds: u64) -> CounterHistory {
         let mut history = CounterHistory::new(started);
         for second in 1..=seconds {
-            history.record(started + Duration::from_secs(second), counts(second));
+            history.note(started + Duration::from_secs(second), counts(second));
         }
         history
     }
@@ -163,7 +163,7 @@ mod tests {
         let started = Instant::now();
         let mut history = CounterHistory::new(started);
         for tenth in 0..100_000 {
-            history.record(started + Duration::from_millis(100 * tenth), counts(tenth));
+            history.note(started + Duration::from_millis(100 * tenth), counts(tenth));
         }
         assert!(history.samples.len() <= RECENT + 121, "{}", history.samples.len());
     }
@@ -176,7 +176,7 @@ mod tests {
         // Nothing since: the last sample, and what it covers.
         let rates = history.rates(later, counts(200));
         assert_eq!((rates.ten_seconds.seconds, rates.ten_seconds.sessions), (30.0, 100));
-        history.record(later, counts(200));
+        history.note(later, counts(200));
         let rates = history.rates(later + Duration::from_secs(2), counts(203));
         assert_eq!((rates.ten_seconds.seconds, rates.ten_seconds.sessions), (2.0, 3));
         assert_eq!((rates.minute.seconds, rates.minute.sessions), (60.0, 131));
@@ -186,7 +186,7 @@ mod tests {
     fn a_counter_or_a_clock_that_goes_back_counts_nothing() {
         let started = Instant::now() + Duration::from_secs(100);
         let mut history = history(started, 5);
-        history.record(started - Duration::from_secs(50), counts(9));
+        history.note(started - Duration::from_secs(50), counts(9));
         let rates = history.rates(started - Duration::from_secs(90), counts(0));
         assert_eq!((rates.minute.seconds, rates.minute.sessions), (0.0, 0));
     }

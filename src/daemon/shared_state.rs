@@ -116,9 +116,9 @@ impl SharedState {
         // Each has its own time, so that readers know their order.
         let now = SystemTime::now();
         let seen = (0..).zip(events).map(|(nth, event)| (now + Duration::from_micros(nth), event));
-        self.transfers.record(seen.clone());
+        self.transfers.note(seen.clone());
         let others = seen.filter(|(_, event)| !self.transfers.reports(&event.kind));
-        self.events.record(others.map(|(at, event)| (at, event.clone())));
+        self.events.note(others.map(|(at, event)| (at, event.clone())));
     }
 
     /// Logs an engine's events, and hands them to the health checks. The engine left out the `omitted` ones.
@@ -126,7 +126,7 @@ impl SharedState {
         if events.is_empty() && omitted.all == 0 {
             return;
         }
-        self.health.record_events(now, events);
+        self.health.note_events(now, events);
         self.transfers.count_lost(omitted.ended_transfers, omitted.all);
         let logged_now = events.iter().filter(|event| !self.transfers.reports(&event.kind));
         self.log.log_events(now, logged_now, omitted.all);
@@ -141,8 +141,8 @@ impl SharedState {
         if !reports.is_empty() {
             let events = || reports.iter().map(|(_, event)| event);
             self.log.log_events(now, events(), 0);
-            self.health.record_reports(now, events());
-            files.append_transfers(&self.events.record(reports.into_iter()));
+            self.health.note_reports(now, events());
+            files.append_transfers(&self.events.note(reports.into_iter()));
         }
         files.maintain(false);
         files.append_events(&self.events.take_unwritten());
@@ -192,7 +192,7 @@ impl SharedState {
     /// The tick of the daemon's health: updates it and the history of the counters, and logs new and solved problems.
     pub(super) fn update_health(&self, now: Instant) {
         let (status, unwritten) = self.counters(now);
-        lock(&self.history).record(now, rates::counts(&status, self.transfers.is_on()));
+        lock(&self.history).note(now, rates::counts(&status, self.transfers.is_on()));
         self.health.update_traffic(now, &status);
         self.health.report_changes(&self.findings(&status, &unwritten));
     }
@@ -317,12 +317,12 @@ impl SharedState {
         self.report(kernel.close(&closings));
     }
 
-    /// Records that packets of any connection may have passed unread. The journals are written at once: a restarted
+    /// Notes that packets of any connection may have passed unread. The journals are written at once: a restarted
     /// daemon would find a current heartbeat, and could not know of the downtime.
-    pub(super) fn record_downtime(&self) {
+    pub(super) fn note_downtime(&self) {
         for shard in &self.shards {
             let mut shard = lock(shard);
-            shard.engine.record_downtime();
+            shard.engine.note_downtime();
             self.report(shard.write_records());
         }
     }

@@ -91,7 +91,7 @@ fn update_pinholes(
     // A crash may have come after a move to the rules, and before its record.
     let in_rules = &before | &now;
     let is_in_rules = |initiator, arrival| in_rules.contains(&(initiator, arrival));
-    shared.with_each(|engine| engine.sessions.record_rule_pinholes(is_in_rules));
+    shared.with_each(|engine| engine.sessions.note_rule_pinholes(is_in_rules));
     let is_missing = |pinhole: &PinholeEnds| {
         let ends = pinhole.key();
         before.contains(&ends) && !now.contains(&ends) && !is_consumed(&ends)

@@ -65,7 +65,7 @@ impl TableGuard {
         }
         self.next_attempt = None;
         self.check_now(now, table, shared).unwrap_or_else(|error| {
-            self.record_failure(now, &error, shared);
+            self.note_failure(now, &error, shared);
             None
         })
     }
@@ -80,7 +80,7 @@ impl TableGuard {
             TableCondition::Intact => {
                 let change =
                     if table.is_outdated() { Some(update_table(table, shared)?) } else { None };
-                self.record_intact(shared);
+                self.note_intact(shared);
                 return Ok(change);
             }
             TableCondition::Gone => "removed",
@@ -109,7 +109,7 @@ impl TableGuard {
             }
         }
         restored?;
-        self.record_intact(shared);
+        self.note_intact(shared);
         Ok(Some(TableChange::Restored))
     }
 
@@ -132,13 +132,13 @@ impl TableGuard {
         Ok(waits)
     }
 
-    fn record_intact(&mut self, shared: &SharedState) {
+    fn note_intact(&mut self, shared: &SharedState) {
         self.failures = 0;
         shared.health.set(ProblemName::Table, None);
     }
 
     /// Logs the first failure, and then each hundredth.
-    fn record_failure(&mut self, now: Instant, error: &NetfilterError, shared: &SharedState) {
+    fn note_failure(&mut self, now: Instant, error: &NetfilterError, shared: &SharedState) {
         let is_logged = self.failures == 0 || self.failures.is_multiple_of(100);
         self.next_attempt = Some(now + retry_pause(self.failures));
         self.failures = self.failures.saturating_add(1);

@@ -69,16 +69,16 @@ impl Worker {
                     if let Some(mut fast_path) = self.shared.fast_path_control(&mut self.kernel) {
                         fast_path.take_back(None);
                     }
-                    self.shared.record_downtime();
+                    self.shared.note_downtime();
                 }
                 self.clear_after_downtime()?;
                 (packets, now) = (0, Instant::now());
             }
-            self.shared.progress.record_pass(self.index, now);
+            self.shared.progress.note_pass(self.index, now);
             if packets > 0 {
                 self.decide_batch(now, false);
                 if let Some(times) = &self.shared.decision_times {
-                    times.record(now.elapsed());
+                    times.observe(now.elapsed());
                 }
             }
             let due = self.reorder_deadline;

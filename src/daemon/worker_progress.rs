@@ -46,8 +46,8 @@ impl WorkerProgress {
         at.saturating_duration_since(self.start).as_millis() as u64 // of an uptime
     }
 
-    /// Records a pass of worker `index`.
-    pub(super) fn record_pass(&self, index: usize, now: Instant) {
+    /// Notes a pass of worker `index`.
+    pub(super) fn note_pass(&self, index: usize, now: Instant) {
         if let Some(pass) = self.passes.get(index) {
             pass.store(self.millis(now), Ordering::Release);
         }
@@ -70,10 +70,10 @@ mod tests {
         let start = progress.oldest_pass();
         let at = |millis| start + Duration::from_millis(millis);
         for (index, millis) in [(0, 900), (1, 40), (2, 700), (9, 1)] {
-            progress.record_pass(index, at(millis));
+            progress.note_pass(index, at(millis));
         }
         assert_eq!(progress.oldest_pass(), at(40));
-        progress.record_pass(1, at(800));
+        progress.note_pass(1, at(800));
         assert_eq!(progress.oldest_pass(), at(700));
     }
 

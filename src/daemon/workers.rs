@@ -185,7 +185,7 @@ fn restore_shards(
 ) -> Result<(StateDir, Vec<Mutex<Shard>>), String> {
     let addresses = names.addresses();
     let policy = config.policy(|name| addresses.of(name), &Arc::default());
-    names.record_announced(addresses);
+    names.note_announced(addresses);
     let engine = Engine::new(policy, Checksums::Verify);
     let numbers: Vec<u16> = config.queue.numbers().collect();
     let mut engines = vec![engine.new_restored_shard()];
@@ -461,7 +461,7 @@ impl Workers {
             fast_path.bar_ports(Some(&policy));
         }
         self.shared.with_each(|engine| engine.sessions.set_policy(policy.clone()));
-        self.shared.external_names.record_announced(addresses);
+        self.shared.external_names.note_announced(addresses);
         if let Some(mut fast_path) = self.shared.fast_path_control(&mut kernel) {
             fast_path.apply_policy();
         }
@@ -487,7 +487,7 @@ impl Workers {
                 fast_path.handle_new_table();
             }
             drop(kernel);
-            self.shared.record_downtime();
+            self.shared.note_downtime();
             table_guard::reopen_pinholes(table, &self.shared);
         }
         if change.is_some() {

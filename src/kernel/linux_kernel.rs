@@ -189,7 +189,7 @@ impl LinuxKernel {
         match &mut self.backend {
             RunningBackend::Nftables(pinholes) => {
                 if let Some(offload) = &self.offload {
-                    offload.record_rules_pinhole(opening);
+                    offload.note_rules_pinhole(opening);
                 }
                 pinholes.open(opening, closed)
             }
@@ -260,7 +260,7 @@ impl Kernel for LinuxKernel {
             (InstalledIn::Rules, RunningBackend::Nftables(pinholes), offload) => {
                 let renewed = pinholes.renew(opening);
                 if let (Ok(true), Some(offload)) = (&renewed, offload) {
-                    offload.record_rules_pinhole(opening);
+                    offload.note_rules_pinhole(opening);
                 }
                 renewed
             }

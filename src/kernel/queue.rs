@@ -229,14 +229,14 @@ impl Queue {
                     PACKET => {
                         let Some((packet, is_cut)) = parse(&message) else {
                             self.counts.dropped += 1;
-                            self.pending.record_unreadable();
+                            self.pending.note_unreadable();
                             continue;
                         };
                         if self.statistics_file.is_none() {
                             self.counts.overruns += count_between(self.last_id, packet.id);
                             self.last_id = packet.id;
                         }
-                        self.pending.record_read(packet.id);
+                        self.pending.note_read(packet.id);
                         // Longer than a message (BIG TCP). TCP retransmits it in parts.
                         let is_cut = is_cut && packet.offload.is_super_packet;
                         is_any_cut |= is_cut;
@@ -261,7 +261,7 @@ impl Queue {
             }
             if messages.is_malformed() {
                 self.counts.dropped += 1;
-                self.pending.record_unreadable();
+                self.pending.note_unreadable();
             }
         }
         if is_any_cut && self.takes_super_packets {
@@ -476,8 +476,8 @@ impl PendingVerdicts {
         }
     }
 
-    /// Records a packet that was read.
-    fn record_read(&mut self, id: u32) {
+    /// Notes a packet that was read.
+    fn note_read(&mut self, id: u32) {
         // As nfq_id_after() compares: numbers wrap.
         self.may_lack_packets |=
             self.last_id.is_some_and(|last| id.wrapping_sub(last).cast_signed() <= 0);
@@ -485,8 +485,8 @@ impl PendingVerdicts {
         self.undecided.push_back(id);
     }
 
-    /// Records that a packet's number could not be read. It never gets a verdict.
-    fn record_unreadable(&mut self) {
+    /// Notes that a packet's number could not be read. It never gets a verdict.
+    fn note_unreadable(&mut self) {
         self.may_lack_packets = true;
     }
 

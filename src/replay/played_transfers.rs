@@ -24,7 +24,7 @@ pub struct PlayedConnections {
 }
 
 impl PlayedConnections {
-    /// Records a packet of another connection than a control connection.
+    /// Notes a packet of another connection than a control connection.
     pub fn observe(&mut self, now: Instant, layout: &DatagramLayout, bytes: &[u8]) {
         if let Some(packet) = data_packet(now, layout, bytes) {
             // Without any SYN, the capture has only control connections.

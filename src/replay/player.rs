@@ -311,7 +311,7 @@ impl<W: Write> Player<W> {
         Ok(())
     }
 
-    /// Records that the receiver of `flow` acknowledged `ack`. Bytes before `ack` that were not captured by now are a
+    /// Notes that the receiver of `flow` acknowledged `ack`. Bytes before `ack` that were not captured by now are a
     /// permanent gap.
     fn note_acknowledgement(&mut self, flow: Flow, ack: Seq) -> io::Result<()> {
         let time = self.latest_time();
@@ -348,7 +348,7 @@ impl<W: Write> Player<W> {
         Ok(())
     }
 
-    /// Records that the bytes of `flow` before `until` are not in the capture.
+    /// Notes that the bytes of `flow` before `until` are not in the capture.
     ///
     /// The engine gets an acknowledgement for them, as from a receiver that has received these bytes.
     fn note_gap(&mut self, flow: Flow, until: Seq) {

@@ -171,8 +171,8 @@ impl Attachments {
         Ok(UsableInterfaces { lost, ..self.usable.clone() })
     }
 
-    /// Records whether the program is in use `now`. After [`DETACH_AFTER`] without use it is not needed any more.
-    pub(crate) fn record_use(&mut self, is_used: bool, now: Instant) {
+    /// Notes whether the program is in use `now`. After [`DETACH_AFTER`] without use it is not needed any more.
+    pub(crate) fn note_use(&mut self, is_used: bool, now: Instant) {
         self.unused_since = (!is_used).then(|| self.unused_since.unwrap_or(now));
         self.is_needed = self
             .unused_since

@@ -220,7 +220,7 @@ impl FastPath {
         let mut attachments = lock(&self.attachments);
         if attachments.is_needed {
             let is_in_use = self.is_in_use().or_unavailable("read the map of connections")?;
-            attachments.record_use(is_in_use, now);
+            attachments.note_use(is_in_use, now);
         }
         attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)
     }
@@ -395,7 +395,7 @@ impl FastPath {
 
     /// Has the program remember the SYN that a pinhole of the rules admits within this time from now. Then the
     /// retransmission of that SYN consumes no pinhole of the program.
-    pub fn record_rules_pinhole(&self, key: &PinholeKey, lifetime: Duration) -> io::Result<()> {
+    pub fn note_rules_pinhole(&self, key: &PinholeKey, lifetime: Duration) -> io::Result<()> {
         let deadline = deadline_after(lifetime);
         self.rules_pinholes.update(&key.to_bytes(), &deadline.to_ne_bytes(), ANY)
     }

@@ -24,8 +24,8 @@ pub(super) struct Opening {
 }
 
 impl Openings {
-    /// Records the next event. Returns the openings that the event ends.
-    pub(super) fn record(&mut self, event: &Value) -> Vec<Opening> {
+    /// Notes the next event. Returns the openings that the event ends.
+    pub(super) fn note(&mut self, event: &Value) -> Vec<Opening> {
         let text = |field: &str| event[field].as_str().unwrap_or_default();
         let (Some(session), Some(at)) = (event["session"].as_u64(), time_of(event)) else {
             return Vec::new();
@@ -117,10 +117,10 @@ mod tests {
             json!({"event": name, "time": time, "session": 1, "arrival": "198.51.100.9:50069"})
         };
         let mut openings = Openings::default();
-        assert!(openings.record(&event("announcement", 1)).is_empty());
-        let [before] = &openings.record(&event("session-started", 2))[..] else { panic!() };
+        assert!(openings.note(&event("announcement", 1)).is_empty());
+        let [before] = &openings.note(&event("session-started", 2))[..] else { panic!() };
         assert_eq!(before.closed, None);
-        assert!(openings.record(&event("session-ended", 3)).is_empty());
+        assert!(openings.note(&event("session-ended", 3)).is_empty());
     }
 
     #[test]
@@ -133,8 +133,8 @@ mod tests {
         let closed_by = |end: &Value| {
             let mut openings = Openings::default();
             let opened = event("announcement", 10, json!({"arrival": "198.51.100.9:50069"}));
-            assert!(openings.record(&opened).is_empty());
-            let [ended] = &openings.record(end)[..] else { panic!("{end}") };
+            assert!(openings.note(&opened).is_empty());
+            let [ended] = &openings.note(end)[..] else { panic!("{end}") };
             ended.closed.as_ref().unwrap().0.to_string()
         };
         let session = event("session-ended", 20, json!({"seconds": 30.0}));

@@ -88,8 +88,8 @@ impl EventRing {
         }))
     }
 
-    /// Records events, each with its time, and returns them.
-    pub(super) fn record(
+    /// Notes events, each with its time, and returns them.
+    pub(super) fn note(
         &self,
         events: impl Iterator<Item = (SystemTime, Event)>,
     ) -> Vec<StoredEvent> {
@@ -280,8 +280,8 @@ mod tests {
         event_of("10.0.0.7:1035", session)
     }
 
-    fn record(ring: &EventRing, events: impl IntoIterator<Item = Event>) {
-        ring.record(events.into_iter().map(|event| (SystemTime::now(), event)));
+    fn note(ring: &EventRing, events: impl IntoIterator<Item = Event>) {
+        ring.note(events.into_iter().map(|event| (SystemTime::now(), event)));
     }
 
     fn ids(ring: &EventRing, answer: &RecentEvents) -> Vec<u64> {
@@ -293,12 +293,12 @@ mod tests {
     fn a_slow_reader_learns_how_many_events_are_gone() {
         let ring = EventRing::new(0, ORIGIN, false);
         let origin = lock(&ring.0).origin;
-        record(&ring, [1, 2, 3].map(event));
+        note(&ring, [1, 2, 3].map(event));
         let answer = ring.after(0);
         assert_eq!((ids(&ring, &answer), answer.lost), (vec![1, 2, 3], Some(0)));
         assert_eq!(ids(&ring, &ring.after(origin + 1)), [2, 3]);
         assert_eq!(ring.after(origin + 3).events.len(), 0);
-        record(&ring, (0..CAPACITY as u64).map(event));
+        note(&ring, (0..CAPACITY as u64).map(event));
         let answer = ring.after(origin + 1);
         assert_eq!((answer.events.len(), answer.lost), (MAX_ANSWERED, Some(2)));
         assert_eq!(ids(&ring, &answer)[0], 4);
@@ -319,12 +319,12 @@ mod tests {
             (ids.first().copied(), ids.last().copied(), ids.len(), answer.lost)
         };
         assert_eq!(newest(0), (None, None, 0, Some(0)));
-        record(&ring, (0..5).map(event));
+        note(&ring, (0..5).map(event));
         assert_eq!(newest(0), (Some(1), Some(5), 5, Some(0)));
         assert_eq!(newest(origin + 1), (Some(2), Some(5), 4, Some(0)));
         assert_eq!(newest(origin + 5), (None, None, 0, Some(0)));
         assert_eq!(newest(u64::MAX).3, None);
-        record(&ring, (5..2500).map(event));
+        note(&ring, (5..2500).map(event));
         assert_eq!(newest(0), (Some(1501), Some(2500), MAX_ANSWERED, Some(0)));
         assert_eq!(newest(origin + 10), (Some(1501), Some(2500), MAX_ANSWERED, Some(1490)));
     }
@@ -332,19 +332,19 @@ mod tests {
     #[test]
     fn one_client_displaces_a_part_of_the_events_of_others() {
         let ring = EventRing::new(0, ORIGIN, false);
-        record(&ring, (0..100).map(|session| event_of("192.0.2.1:4000", session)));
+        note(&ring, (0..100).map(|session| event_of("192.0.2.1:4000", session)));
         let flood = |session: u64| {
             // The addresses of a /64 are one client.
             let client = format!("[2001:db8::{:x}]:4000", session % 999);
             event_of(&client, 1000 + session)
         };
-        record(&ring, (0..20 * CAPACITY as u64).map(flood));
+        note(&ring, (0..20 * CAPACITY as u64).map(flood));
         // Nor does such a client have them displace each other.
-        record(&ring, (100..200).map(|session| event_of("192.0.2.1:4000", session)));
+        note(&ring, (100..200).map(|session| event_of("192.0.2.1:4000", session)));
         assert_eq!(ring.last_of(0, 9).len(), 1, "the oldest is there");
         for client in 0..4_u64 {
             let of_client = |session| event_of(&format!("198.51.100.{client}:4000"), session);
-            record(&ring, (0..CAPACITY as u64).map(of_client));
+            note(&ring, (0..CAPACITY as u64).map(of_client));
         }
         let ring = lock(&ring.0);
         assert_eq!(ring.events.len(), CAPACITY);
@@ -355,14 +355,14 @@ mod tests {
     #[test]
     fn events_wait_for_the_file_up_to_a_limit() {
         let ring = EventRing::new(0, ORIGIN, true);
-        record(&ring, (0..MAX_UNWRITTEN as u64 + 3).map(event));
+        note(&ring, (0..MAX_UNWRITTEN as u64 + 3).map(event));
         let Unwritten { events, left_out } = ring.take_unwritten();
         assert_eq!((events.len(), left_out), (MAX_UNWRITTEN, 3));
-        record(&ring, [event(7)]);
+        note(&ring, [event(7)]);
         let Unwritten { events, left_out } = ring.take_unwritten();
         assert_eq!((events.len(), left_out), (1, 0));
         let without = EventRing::new(0, ORIGIN, false);
-        record(&without, [event(7)]);
+        note(&without, [event(7)]);
         assert!(without.take_unwritten().events.is_empty());
     }
 
@@ -370,7 +370,7 @@ mod tests {
     fn the_last_events_of_a_session_are_found() {
         let ring = EventRing::new(4, ORIGIN, false);
         assert_eq!(ring.last_session(), 4);
-        record(&ring, (0..10).map(|number| event(number % 2)));
+        note(&ring, (0..10).map(|number| event(number % 2)));
         let of = |session, limit| {
             let events = ring.last_of(session, limit);
             ids(&ring, &RecentEvents { events, lost: None })
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn a_row_has_the_documented_fields() {
         let ring = EventRing::new(0, ORIGIN, false);
-        record(&ring, [event(17), Event { user: Some("bob".into()), ..event(17) }]);
+        note(&ring, [event(17), Event { user: Some("bob".into()), ..event(17) }]);
         let rows = serde_json::to_value(&ring.after(0).events).unwrap();
         let fields: Vec<&str> = rows[0].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(fields, ["client", "event", "id", "server", "session", "text", "time"]);

@@ -252,30 +252,26 @@ impl Health {
         known.extend(found.map(|found| (name, found)));
     }
 
-    /// Records the events of an engine, as far as they matter here.
-    pub(super) fn record_events(&self, now: Instant, events: &[Event]) {
+    /// Notes the events of an engine, as far as they matter here.
+    pub(super) fn note_events(&self, now: Instant, events: &[Event]) {
         if events.is_empty() {
             return;
         }
         let mut state = lock(&self.state);
-        events.iter().for_each(|event| state.traffic.record(now, event));
+        events.iter().for_each(|event| state.traffic.note(now, event));
     }
 
-    /// Records reports of transfers, as far as they matter here.
-    pub(super) fn record_reports<'e>(
-        &self,
-        now: Instant,
-        reports: impl Iterator<Item = &'e Event>,
-    ) {
+    /// Notes reports of transfers, as far as they matter here.
+    pub(super) fn note_reports<'e>(&self, now: Instant, reports: impl Iterator<Item = &'e Event>) {
         for event in reports {
             if let Some(reason) = failed_data_connection(event) {
-                lock(&self.state).traffic.record_no_data_connection(now, event, reason);
+                lock(&self.state).traffic.note_no_data_connection(now, event, reason);
             }
             if let EventKind::NoDataConnection(
                 missing @ MissingConnection { encrypted: true, .. },
             ) = &event.kind
             {
-                lock(&self.state).traffic.record_tried(now, event, missing);
+                lock(&self.state).traffic.note_tried(now, event, missing);
             }
         }
     }
@@ -299,7 +295,7 @@ impl Health {
         let used = admitted_connections(parameters).unwrap_or_default();
         let unused = expired.into_iter().filter(|one| !used.contains(&one.kind.ends.key()));
         let unused: Vec<_> = unused.map(|one| one.map(EventKind::Unused)).collect();
-        lock(&self.state).traffic.record_unused(now, &unused);
+        lock(&self.state).traffic.note_unused(now, &unused);
         unused
     }
 

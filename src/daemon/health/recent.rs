@@ -61,8 +61,8 @@ pub(super) struct RecentCount {
 }
 
 impl RecentCount {
-    /// Records that there were `total` events since the start. Returns how many of them are recent.
-    pub(super) fn record(&mut self, now: Instant, total: u64) -> u64 {
+    /// Notes that there were `total` events since the start. Returns how many of them are recent.
+    pub(super) fn note(&mut self, now: Instant, total: u64) -> u64 {
         let new = total.saturating_sub(self.total);
         *self.halves.this_mut(now) += new;
         if new > 0 {
@@ -86,7 +86,7 @@ pub(super) struct Peers {
 }
 
 impl Halves<Peers> {
-    pub(super) fn record(&mut self, now: Instant, client: SocketAddr, server: SocketAddr) {
+    pub(super) fn note(&mut self, now: Instant, client: SocketAddr, server: SocketAddr) {
         let Peers { clients, servers } = self.this_mut(now);
         if clients.len() < MIN_CLIENTS {
             clients.insert(client.ip().into());
@@ -121,14 +121,14 @@ mod tests {
         let start = Instant::now();
         let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
         let mut recent = RecentCount::default();
-        assert_eq!(recent.record(at(0), 3), 3);
-        assert_eq!(recent.record(at(4), 5), 5);
-        assert_eq!(recent.record(at(5), 6), 6, "another half begins");
-        assert_eq!(recent.record(at(9), 6), 6);
-        assert_eq!(recent.record(at(10), 6), 1);
-        assert_eq!(recent.record(at(15), 6), 0);
-        assert_eq!(recent.record(at(16), 9), 3);
-        assert_eq!(recent.record(at(60), 9), 0);
+        assert_eq!(recent.note(at(0), 3), 3);
+        assert_eq!(recent.note(at(4), 5), 5);
+        assert_eq!(recent.note(at(5), 6), 6, "another half begins");
+        assert_eq!(recent.note(at(9), 6), 6);
+        assert_eq!(recent.note(at(10), 6), 1);
+        assert_eq!(recent.note(at(15), 6), 0);
+        assert_eq!(recent.note(at(16), 9), 3);
+        assert_eq!(recent.note(at(60), 9), 0);
     }
 
     #[test]
@@ -137,8 +137,8 @@ mod tests {
         let at = |minutes: u64| start + Duration::from_secs(60 * minutes);
         let server = "198.51.100.1:21".parse().unwrap();
         let mut peers = Halves::<Peers>::default();
-        let mut record = |minutes, client: &str| {
-            peers.record(at(minutes), client.parse().unwrap(), server);
+        let mut note = |minutes, client: &str| {
+            peers.note(at(minutes), client.parse().unwrap(), server);
             assert!(peers.this.clients.len() <= MIN_CLIENTS);
             peers.count_clients(at(minutes))
         };
@@ -154,7 +154,7 @@ mod tests {
             (7, "192.0.2.4:5", MIN_CLIENTS),
             (30, "192.0.2.1:1", 1),
         ] {
-            assert_eq!(record(minutes, client), count, "{client}");
+            assert_eq!(note(minutes, client), count, "{client}");
         }
     }
 }

@@ -40,9 +40,9 @@ struct ModeRecord {
 pub(super) struct RecentServers(Halves<Vec<ModeRecord>>);
 
 impl RecentServers {
-    /// Records a decision about an announcement of `server` or its clients. Does not count a client's refused
+    /// Notes a decision about an announcement of `server` or its clients. Does not count a client's refused
     /// announcements, or what a client's commands caused.
-    pub(super) fn record(&mut self, now: Instant, server: SocketAddr, decided: &Decision) {
+    pub(super) fn note(&mut self, now: Instant, server: SocketAddr, decided: &Decision) {
         let opened = matches!(decided.action, Action::Open { .. });
         let counts =
             |why: &RefusalReason| *why != RefusalReason::EpsvOnly && !decided.kind.is_active();
@@ -165,7 +165,7 @@ mod tests {
     fn warnings(announcements: &[(SocketAddr, Decision)]) -> Vec<String> {
         let now = Instant::now();
         let mut servers = RecentServers::default();
-        announcements.iter().for_each(|(server, one)| servers.record(now, *server, one));
+        announcements.iter().for_each(|(server, one)| servers.note(now, *server, one));
         let found = servers.finding(now);
         let text = |(_, (_, one)): (SystemTime, Finding)| format!("{}: {}", one.text, one.remedy);
         found.into_iter().map(text).collect()
@@ -223,7 +223,7 @@ mod tests {
         let start = Instant::now();
         let mut servers = RecentServers::default();
         for number in 0..1000 {
-            (0..MIN_REFUSED).for_each(|_| servers.record(start, server(number), &low_port()));
+            (0..MIN_REFUSED).for_each(|_| servers.note(start, server(number), &low_port()));
         }
         let [_, this] = servers.0.both(start);
         assert_eq!(this.len(), MAX_RECORDS);

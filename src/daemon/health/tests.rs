@@ -37,8 +37,8 @@ fn event(number: u8, kind: EventKind) -> Event {
     Event { session: 1, client: client(number), server, user: None, kind }
 }
 
-fn record(health: &Health, number: u8, kind: EventKind) {
-    health.record_events(Instant::now(), &[event(number, kind)]);
+fn note(health: &Health, number: u8, kind: EventKind) {
+    health.note_events(Instant::now(), &[event(number, kind)]);
 }
 
 /// Has clients with these numbers cancel a passive transfer each.
@@ -60,7 +60,7 @@ fn leave_pinholes_unused(health: &Health, clients: impl IntoIterator<Item = u8>)
         Event { session: 1, client, server, user: None, kind }
     };
     let unused: Vec<_> = clients.into_iter().map(pinhole).collect();
-    lock(&health.state).traffic.record_unused(Instant::now(), &unused);
+    lock(&health.state).traffic.note_unused(Instant::now(), &unused);
 }
 
 const NO_ROUTE: Stray = Stray { has_no_route: true, text: "no route" };
@@ -144,16 +144,16 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
         pinhole: None,
     };
     let opened = Event { server: server(2), ..event(1, EventKind::Announcement(decided)) };
-    health.record_events(now, std::slice::from_ref(&opened));
+    health.note_events(now, std::slice::from_ref(&opened));
     assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["unused-pinholes"]));
     let unwritten: [&Path; 0] = [];
     let [warning] = &health.findings(&status, &unwritten).warnings[..] else { panic!() };
     assert!(warning.text.contains("clients with the server 198.51.100.1 did"), "{warning:?}");
-    record(&health, 1, EventKind::Elsewhere(NO_ROUTE));
+    note(&health, 1, EventKind::Elsewhere(NO_ROUTE));
     for number in 1..=3 {
         let missing = event(number, EventKind::Elsewhere(NO_ROUTE));
         let elsewhere = Event { server: server(number), ..missing };
-        health.record_events(now, &[elsewhere]);
+        health.note_events(now, &[elsewhere]);
     }
     let both = named(&["no-route"], &["unused-pinholes"]);
     assert_eq!(names(&health, Duration::ZERO, &status), both, "several servers");
@@ -167,7 +167,7 @@ fn sessions_without_a_route_matter_if_there_are_several() {
     for (client, expected) in
         [(1, named(&[], &[])), (1, warning.clone()), (2, warning), (3, problem)]
     {
-        record(&health, client, EventKind::Elsewhere(NO_ROUTE));
+        note(&health, client, EventKind::Elsewhere(NO_ROUTE));
         assert_eq!(names(&health, Duration::ZERO, &status), expected, "{client}");
     }
     assert_eq!(names(&health, RECENT_WINDOW, &status), named(&[], &[]));
@@ -201,8 +201,8 @@ fn a_problem_says_since_when_and_when_it_was_last_seen() {
     let [table] = &dated(&[ProblemName::Table])[..] else { panic!() };
     assert!(table[0] >= start, "it was solved meanwhile: {table:?}");
     // What traffic says was last seen with the last event.
-    record(&health, 1, EventKind::Elsewhere(NO_ROUTE));
-    record(&health, 2, EventKind::Elsewhere(NO_ROUTE));
+    note(&health, 1, EventKind::Elsewhere(NO_ROUTE));
+    note(&health, 2, EventKind::Elsewhere(NO_ROUTE));
     let unwritten: [&Path; 0] = [];
     health.update_traffic(Instant::now(), &Status::default());
     let warnings = health.findings(&Status::default(), &unwritten).warnings;
@@ -219,7 +219,7 @@ fn what_a_configuration_caused_goes_with_it_and_the_rest_stays() {
     };
     leave_pinholes_unused(&health, [1]);
     for number in 1..=3 {
-        record(&health, number, EventKind::Elsewhere(NO_ROUTE));
+        note(&health, number, EventKind::Elsewhere(NO_ROUTE));
     }
     let before = named(&["no-route"], &["max-sessions", "unused-pinholes"]);
     assert_eq!(names(&health, Duration::ZERO, &status), before);
@@ -227,7 +227,7 @@ fn what_a_configuration_caused_goes_with_it_and_the_rest_stays() {
     assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["unused-pinholes"]));
     // It is back if it was not cured.
     for number in 1..=3 {
-        record(&health, number, EventKind::Elsewhere(NO_ROUTE));
+        note(&health, number, EventKind::Elsewhere(NO_ROUTE));
     }
     let again = named(&["no-route"], &["unused-pinholes"]);
     assert_eq!(names(&health, Duration::ZERO, &status), again);

@@ -75,16 +75,16 @@ impl Failure {
         self.peers = Halves::default();
     }
 
-    fn record(&mut self, now: Instant, event: &Event, last: String) {
+    fn note(&mut self, now: Instant, event: &Event, last: String) {
         self.total += 1;
         self.last = last;
-        self.peers.record(now, event.client, event.server);
+        self.peers.note(now, event.client, event.server);
     }
 
     /// The recent occurrences. The `servers` are all that clients use.
     fn recent(&mut self, now: Instant, servers: &mut RecentServers) -> Recent<'_> {
         let server = self.peers.only_server(now);
-        let count = self.count.record(now, self.total);
+        let count = self.count.note(now, self.total);
         Recent {
             count,
             last_at: self.count.last_at,
@@ -204,8 +204,8 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// Records an event of an engine, as far as it matters here.
-    pub(super) fn record(&mut self, now: Instant, event: &Event) {
+    /// Notes an event of an engine, as far as it matters here.
+    pub(super) fn note(&mut self, now: Instant, event: &Event) {
         let Event { session, client, server, .. } = *event;
         match &event.kind {
             EventKind::PinholeExpired(kind) if self.expired.len() < MAX_EXPIRED => {
@@ -213,12 +213,12 @@ impl Traffic {
                 self.expired.push(Event { session, client, server, user, kind });
             }
             EventKind::Elsewhere(Stray { has_no_route: true, .. }) => {
-                self.routeless.record(now, event, format!("{client} -> {server}"));
+                self.routeless.note(now, event, format!("{client} -> {server}"));
             }
-            EventKind::Encrypted => self.encrypted.record(now, event, String::new()),
+            EventKind::Encrypted => self.encrypted.note(now, event, String::new()),
             EventKind::Announcement(decided)
             | EventKind::Refusal(Refusal::Announcement(decided)) => {
-                self.servers.record(now, server, decided);
+                self.servers.note(now, server, decided);
             }
             _ => {}
         }
@@ -239,19 +239,19 @@ impl Traffic {
         self.unused.total
     }
 
-    /// Records pinholes that expired without a connection.
-    pub(super) fn record_unused(&mut self, now: Instant, unused: &[Event]) {
-        unused.iter().for_each(|one| self.unused.record(now, one, one.to_string()));
+    /// Notes pinholes that expired without a connection.
+    pub(super) fn note_unused(&mut self, now: Instant, unused: &[Event]) {
+        unused.iter().for_each(|one| self.unused.note(now, one, one.to_string()));
     }
 
-    /// Records that a data connection of `session` did not come about for this reason.
-    pub(super) fn record_no_data_connection(&mut self, now: Instant, event: &Event, reason: &str) {
-        self.missing.record(now, event, format!("session #{}: {reason}", event.session));
+    /// Notes that a data connection of `session` did not come about for this reason.
+    pub(super) fn note_no_data_connection(&mut self, now: Instant, event: &Event, reason: &str) {
+        self.missing.note(now, event, format!("session #{}: {reason}", event.session));
     }
 
-    /// Records that the firewall dropped a data connection of an encrypted session.
-    pub(super) fn record_tried(&mut self, now: Instant, event: &Event, tried: &MissingConnection) {
-        self.tried.record(now, event, String::new());
+    /// Notes that the firewall dropped a data connection of an encrypted session.
+    pub(super) fn note_tried(&mut self, now: Instant, event: &Event, tried: &MissingConnection) {
+        self.tried.note(now, event, String::new());
         let (server, port) = (tried.ends.target.ip(), tried.ends.target.port());
         if self.tried_ports.len() < MAX_TRIED || self.tried_ports.contains_key(&server) {
             let is_published = tried.ends.arrival.ip() != server;
@@ -271,9 +271,9 @@ impl Traffic {
         drops_unmarked: bool,
     ) -> impl Iterator<Item = Finding> {
         let Counters { uninspected, pinholes_used, .. } = status.counters;
-        let overruns = self.overruns.record(now, status.daemon.overruns);
-        let uninspected = self.uninspected.record(now, uninspected);
-        let used = self.used.record(now, pinholes_used);
+        let overruns = self.overruns.note(now, status.daemon.overruns);
+        let uninspected = self.uninspected.note(now, uninspected);
+        let used = self.used.note(now, pinholes_used);
         let servers = &mut self.servers;
         let unused = self.unused.recent(now, servers);
         let missing = self.missing.recent(now, servers);

@@ -30,8 +30,8 @@ pub(super) struct Histogram {
 }
 
 impl DecisionTimes {
-    /// Records that a batch took `time`.
-    pub(in crate::daemon) fn record(&self, time: Duration) {
+    /// Notes that a batch took `time`.
+    pub(in crate::daemon) fn observe(&self, time: Duration) {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_US.partition_point(|bound| bound * 1000 < nanoseconds);
         self.buckets[bucket].fetch_add(1, Relaxed);
@@ -60,9 +60,9 @@ mod tests {
     fn a_time_counts_in_the_bucket_whose_bound_it_does_not_exceed() {
         let times = DecisionTimes::default();
         for microseconds in [0, 5, 6, 100_000, 100_001] {
-            times.record(Duration::from_micros(microseconds));
+            times.observe(Duration::from_micros(microseconds));
         }
-        times.record(Duration::MAX);
+        times.observe(Duration::MAX);
         let Histogram { buckets, .. } = times.read();
         let counts = |index: usize| buckets[index].1;
         assert_eq!((counts(0), counts(1), counts(13), counts(14)), (2, 1, 1, 2));

@@ -51,8 +51,8 @@ fn status() -> Status {
 
 fn reading() -> Reading {
     let times = DecisionTimes::default();
-    times.record(Duration::from_micros(7));
-    times.record(Duration::from_secs(1));
+    times.observe(Duration::from_micros(7));
+    times.observe(Duration::from_secs(1));
     Reading { status: status(), started: 1_795_000_000, decisions: times.read() }
 }
 

@@ -44,11 +44,11 @@ impl PassedBytes {
     pub(super) fn look(&mut self, now: Instant) {
         self.looked = now;
         // What cannot be read is unknown, as if an interface was gone.
-        self.record(now, &fs::read_to_string("/proc/net/dev").unwrap_or_default());
+        self.note(now, &fs::read_to_string("/proc/net/dev").unwrap_or_default());
     }
 
-    /// Records the statistics of all interfaces, as /proc/net/dev has them.
-    fn record(&mut self, now: Instant, interfaces: &str) {
+    /// Notes the statistics of all interfaces, as /proc/net/dev has them.
+    fn note(&mut self, now: Instant, interfaces: &str) {
         let bytes = |line: &str| -> Option<u64> {
             let mut columns = line.split_once(':')?.1.split_ascii_whitespace();
             let received: u64 = columns.next()?.parse().ok()?;
@@ -153,16 +153,16 @@ mod tests {
         };
         let mut passed = PassedBytes::new(start);
         assert!(passed.may_be_long(start), "nothing is known of before");
-        passed.record(at(1), &statistics(1 << 40, 7));
+        passed.note(at(1), &statistics(1 << 40, 7));
         for second in 2..=10 {
-            passed.record(at(second), &statistics((1 << 40) + (512 << 20) * second, 7));
+            passed.note(at(second), &statistics((1 << 40) + (512 << 20) * second, 7));
         }
         // A GiB in the last two seconds, 4.5 since the first one.
         assert_eq!([8, 1].map(|since| passed.may_be_long(at(since))), [false, true]);
-        passed.record(at(11), &statistics((1 << 40) + (9 << 30), 7));
+        passed.note(at(11), &statistics((1 << 40) + (9 << 30), 7));
         assert!(passed.may_be_long(at(11)));
         assert!(!passed.may_be_long(at(12)));
-        passed.record(at(13), &statistics(0, 0));
+        passed.note(at(13), &statistics(0, 0));
         assert!(passed.may_be_long(at(12)), "an interface is gone");
     }
 

@@ -160,7 +160,7 @@ impl Reporter {
     }
 
     /// Takes over the events that matter here. Called in the order of the events of a session.
-    pub(super) fn record<'e>(&self, events: impl Iterator<Item = (SystemTime, &'e Event)>) {
+    pub(super) fn note<'e>(&self, events: impl Iterator<Item = (SystemTime, &'e Event)>) {
         if !self.is_on {
             return;
         }
@@ -241,8 +241,8 @@ impl Reporter {
             let now = (!is_last).then_some(tick);
             let observe = |at, copied| match copied {
                 Copied::Packet(packet) => known.tracker.observe(&packet),
-                Copied::Unreadable(addresses) => known.tracker.record_unreadable(at, addresses),
-                Copied::Tried(client, dialled) => known.tries.record(tick, client, dialled),
+                Copied::Unreadable(addresses) => known.tracker.note_unreadable(at, addresses),
+                Copied::Tried(client, dialled) => known.tries.note(tick, client, dialled),
             };
             let read = data_log.as_mut().map(|log| {
                 if is_last {
@@ -251,7 +251,7 @@ impl Reporter {
                 log.read(observe)
             });
             if let Some(Ok(true)) = read {
-                known.tracker.record_loss(Instant::now());
+                known.tracker.note_loss(Instant::now());
                 known.has_loss = true;
             }
             if let Some(Err(error)) = read {
@@ -347,7 +347,7 @@ impl Reporter {
                     None
                 }
                 EventKind::Encrypted | EventKind::RangeOpened(_) => {
-                    lock(&self.session_bytes).record_unread(session);
+                    lock(&self.session_bytes).note_unread(session);
                     None
                 }
                 _ => None,

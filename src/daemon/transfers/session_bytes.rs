@@ -37,8 +37,8 @@ impl SessionBytes {
         known.lacks_some |= bytes.is_none() && !had_none;
     }
 
-    /// Records that a session has transfers that nobody reads, so that its bytes are not known.
-    pub(super) fn record_unread(&mut self, session: u64) {
+    /// Notes that a session has transfers that nobody reads, so that its bytes are not known.
+    pub(super) fn note_unread(&mut self, session: u64) {
         self.0.entry(session).or_default().lacks_some = true;
     }
 

@@ -60,8 +60,8 @@ fn event(user: Option<&str>, kind: EventKind) -> Event {
     Event { session: 17, client, server, user: user.map(Into::into), kind }
 }
 
-fn record(reports: &Reporter, events: &[Event]) {
-    reports.record(events.iter().map(|event| (SystemTime::now(), event)));
+fn note(reports: &Reporter, events: &[Event]) {
+    reports.note(events.iter().map(|event| (SystemTime::now(), event)));
 }
 
 #[test]
@@ -102,13 +102,13 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
         Event { client, ..event }
     };
     // What one client has no room for is another's.
-    record(&reports, &vec![of_client(1); SHARE + 3]);
+    note(&reports, &vec![of_client(1); SHARE + 3]);
     for client in 2..=4 {
-        record(&reports, &vec![of_client(client); SHARE]);
+        note(&reports, &vec![of_client(client); SHARE]);
     }
     reports.count_lost(2, 2);
     assert_eq!(reports.totals().lost, 5);
-    record(&reports, &[of_client(5)]);
+    note(&reports, &[of_client(5)]);
     assert_eq!(reports.totals().lost, 6);
     reports.run(
         None,
@@ -129,7 +129,7 @@ fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, Strin
     let ended = EndedSession { end: SessionEnd::Closed, transfers: counted, bytes: None, duration };
     let kinds = kinds.chain([EventKind::SessionEnded(ended)]);
     let events: Vec<_> = kinds.map(|kind| event(Some("bob"), kind)).collect();
-    record(&reports, &events);
+    note(&reports, &events);
     let mut published = Vec::new();
     let publish = |reports| published.extend(reports);
     reports.run(
@@ -181,7 +181,7 @@ fn a_long_session_keeps_its_bytes_while_many_others_end() {
     }
     let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
     let ended = EndedSession { end, transfers: 1, bytes: None, duration };
-    record(&reports, &[event(None, EventKind::SessionEnded(ended))]);
+    note(&reports, &[event(None, EventKind::SessionEnded(ended))]);
     let published = reported_with(&reports, &FakeConntrack([17, 66_000].into()));
     let [Event { kind: EventKind::SessionEnded(ended), .. }] = &published[..] else {
         panic!("{published:?}")
@@ -197,7 +197,7 @@ fn a_session_that_is_encrypted_behind_its_login_has_no_bytes() {
     let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
     let ended = EndedSession { end, transfers: 0, bytes: None, duration };
     let kinds = [EventKind::Encrypted, EventKind::SessionEnded(ended)];
-    record(&reports, &kinds.map(|kind| event(Some("bob"), kind)));
+    note(&reports, &kinds.map(|kind| event(Some("bob"), kind)));
     let published = reported_with(&reports, &FakeConntrack::default());
     let [Event { kind: EventKind::SessionEnded(ended), .. }] = &published[..] else {
         panic!("{published:?}")

@@ -83,14 +83,14 @@ impl Offload {
     /// Appends the lines that were inspected by now.
     pub fn read_lines(&self, into: &mut Vec<LineRecord>) {
         if !self.program.ring().read(into) {
-            self.record_failure("cannot read the ring buffer", &"a record is not committed");
+            self.note_failure("cannot read the ring buffer", &"a record is not committed");
         }
     }
 
     /// Lets the program open pinholes until this time.
     pub fn set_heartbeat(&self, deadline: Instant) {
         let set = self.program.set_heartbeat(deadline.saturating_duration_since(monotonic_zero()));
-        self.record_outcome("cannot renew the heartbeat", set);
+        self.note_outcome("cannot renew the heartbeat", set);
     }
 
     /// Bars the program from opening pinholes at barred ports and at ports that the operator's rules translate.
@@ -98,7 +98,7 @@ impl Offload {
         let barred = self
             .program
             .set_barred_ports(|port| is_barred(port) || known_rules.is_translated(port));
-        self.record_outcome("cannot bar ports", barred);
+        self.note_outcome("cannot bar ports", barred);
     }
 
     /// Hands connections over, and takes others back.
@@ -147,7 +147,7 @@ impl Offload {
         let leases = match acquired {
             Ok(Some(leases)) => leases,
             Ok(None) => return,
-            Err(error) => return self.record_failure(NOT_HANDED_OVER, &error),
+            Err(error) => return self.note_failure(NOT_HANDED_OVER, &error),
         };
         let flow = self.flow_of(handover, marks_of(&leases));
         let (id, tuples) = (handover.flow, packet_tuples(&handover.translation));
@@ -170,14 +170,14 @@ impl Offload {
                 match error.raw_os_error() {
                     Some(libc::E2BIG | libc::ENOSPC) => {
                         let limit = self.program.max_flows();
-                        self.record_failure(
+                        self.note_failure(
                             NOT_HANDED_OVER,
                             &format_args!(
                                 "limit of {limit} connections reached; others are queued"
                             ),
                         );
                     }
-                    _ => self.record_failure(NOT_HANDED_OVER, &error),
+                    _ => self.note_failure(NOT_HANDED_OVER, &error),
                 }
             }
         }
@@ -266,7 +266,7 @@ impl Offload {
     fn take_back(&self, withdrawal: &Withdrawal) {
         let tuples = packet_tuples(&withdrawal.translation);
         let back = self.program.take_back(withdrawal.flow, tuples);
-        self.record_outcome("cannot take a connection back", back);
+        self.note_outcome("cannot take a connection back", back);
         // The program's pinhole stays open, and needs them.
         let mut all = lock(&self.leases);
         let leases = all.handed_over.remove(&withdrawal.flow);
@@ -289,7 +289,7 @@ impl Offload {
         let with_pinholes = match self.program.flows_with_pinholes() {
             Ok(flows) => flows,
             Err(error) => {
-                self.record_failure("cannot read the pinholes", &error);
+                self.note_failure("cannot read the pinholes", &error);
                 return false;
             }
         };
@@ -314,10 +314,10 @@ impl Offload {
 
     /// Registers a pinhole of the rules, so that the program remembers the SYN that the pinhole admits. Called before
     /// the rules have the pinhole.
-    pub fn record_rules_pinhole(&self, opening: &Opening) {
+    pub fn note_rules_pinhole(&self, opening: &Opening) {
         let Opening { ends: pinhole, lifetime, .. } = opening;
         let recorded =
-            self.program.record_rules_pinhole(&pinhole_key(pinhole), *lifetime + OPENING_TIME);
+            self.program.note_rules_pinhole(&pinhole_key(pinhole), *lifetime + OPENING_TIME);
         if let Err(error) = recorded {
             tracing::debug!("cannot record a pinhole of the rules: {error}");
         }
@@ -326,7 +326,7 @@ impl Offload {
     /// Ends the reservation of a pinhole.
     pub(super) fn release_pinhole(&self, pinhole: &PinholeEnds) {
         if let Some(key) = translated_key(pinhole) {
-            self.record_outcome("cannot release a pinhole", self.program.release_pinhole(&key));
+            self.note_outcome("cannot release a pinhole", self.program.release_pinhole(&key));
         }
     }
 
@@ -352,12 +352,12 @@ impl Offload {
     /// Closes pinholes that the program opened and no session holds. Their endpoints are not known, so it looks at all.
     pub(super) fn close_lost_pinholes(&self, lost: &[PinholeId]) {
         let closed = self.program.retain_pinholes(|_, open| !lost.contains(&pinhole_id(open)));
-        self.record_outcome("cannot close a pinhole", closed);
+        self.note_outcome("cannot close a pinhole", closed);
     }
 
     /// From now on the program admits no SYN again that it admitted before.
     pub fn end_readmissions(&self) {
-        self.record_outcome("cannot end readmissions", self.program.end_readmissions());
+        self.note_outcome("cannot end readmissions", self.program.end_readmissions());
     }
 
     /// Adds the translations to the table after it was replaced.
@@ -365,19 +365,19 @@ impl Offload {
         lock(&self.translations).restore_elements()
     }
 
-    fn record_outcome(&self, what: &str, outcome: io::Result<()>) {
+    fn note_outcome(&self, what: &str, outcome: io::Result<()>) {
         self.value_or((), what, outcome);
     }
 
     /// The value, or `otherwise` after a failure, which is recorded.
     fn value_or<T>(&self, otherwise: T, what: &str, outcome: io::Result<T>) -> T {
         outcome.unwrap_or_else(|error| {
-            self.record_failure(what, &error);
+            self.note_failure(what, &error);
             otherwise
         })
     }
 
-    fn record_failure(&self, what: &str, why: &dyn Display) {
+    fn note_failure(&self, what: &str, why: &dyn Display) {
         let mut failures = lock(&self.failures);
         let count = failures.take().map_or(0, |(count, _)| count) + 1;
         *failures = Some((count, format!("{what}: {why}")));

@@ -127,10 +127,10 @@ fn decided(packets: &[(u32, char, Option<u32>)]) -> Kernel {
     for &(id, name, mark) in packets {
         kernel.waiting.push_back(id);
         if name == '-' {
-            pending.record_unreadable();
+            pending.note_unreadable();
             continue;
         }
-        pending.record_read(id);
+        pending.note_read(id);
         pending.decide(id, decision(name), mark).unwrap();
     }
     kernel.take(&mut pending);
@@ -185,7 +185,7 @@ proptest! {
                     // A packet may be read long after the kernel queued others, and the kernel drops some.
                     next = next.wrapping_add(gap + 1);
                     kernel.waiting.push_back(next);
-                    pending.record_read(next);
+                    pending.note_read(next);
                     open.push(next);
                 }
                 _ if open.is_empty() => {}

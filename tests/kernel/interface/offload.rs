@@ -280,7 +280,7 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
                 "opened" => kernel.open_one(&opening(long)).unwrap(),
                 "renewed" => {
                     kernel.open_one(&opening(long)).unwrap();
-                    offload.program().record_rules_pinhole(&key, short).unwrap();
+                    offload.program().note_rules_pinhole(&key, short).unwrap();
                     assert!(kernel.renew(&opening(long), InstalledIn::Rules).unwrap());
                 }
                 _ => {

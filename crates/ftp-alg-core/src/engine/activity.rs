@@ -164,8 +164,8 @@ impl ClientActivity {
         self.reported_transfers
     }
 
-    /// Records `USER`. If it `is_pipelined`, nobody knows which user the next reply to a login is about.
-    pub fn record_user(&mut self, name: Box<str>, is_pipelined: bool) {
+    /// Notes `USER`. If it `is_pipelined`, nobody knows which user the next reply to a login is about.
+    pub fn note_user(&mut self, name: Box<str>, is_pipelined: bool) {
         self.named_user = Some(if is_pipelined { "".into() } else { name });
     }
 
@@ -187,8 +187,8 @@ impl ClientActivity {
         take(&mut self.is_reported).then_some(ended)
     }
 
-    /// Records that the server has accepted the login; of whom is not known if its replies `may_lag`.
-    pub fn record_login(&mut self, may_lag: bool) {
+    /// Notes that the server has accepted the login; of whom is not known if its replies `may_lag`.
+    pub fn note_login(&mut self, may_lag: bool) {
         if may_lag {
             self.named_user = Some("".into());
         }
@@ -199,16 +199,16 @@ impl ClientActivity {
         }
     }
 
-    /// Records that the client wants to change to a directory. If it wants to before it has the answer to an earlier
+    /// Notes that the client wants to change to a directory. If it wants to before it has the answer to an earlier
     /// change, its directory becomes unknown: nothing says which change an answer belongs to.
-    pub fn record_wanted_directory(&mut self, wanted: Box<str>) {
+    pub fn note_wanted_directory(&mut self, wanted: Box<str>) {
         if self.wanted_directory.replace(wanted).is_some() {
             (self.directory, self.wanted_directory) = (None, Some("".into()));
         }
     }
 
-    /// Records the answer to `CWD`, `CDUP` or `PWD`: whether it is a success, and the directory that it names.
-    pub fn record_directory(&mut self, is_success: bool, named: Option<Box<str>>) {
+    /// Notes the answer to `CWD`, `CDUP` or `PWD`: whether it is a success, and the directory that it names.
+    pub fn note_directory(&mut self, is_success: bool, named: Option<Box<str>>) {
         let wanted = self.wanted_directory.take();
         if !is_success {
             return;
@@ -223,8 +223,8 @@ impl ClientActivity {
         (self.directory, self.wanted_directory) = (None, None);
     }
 
-    /// Records that the client renames this, which may be its directory, or one above it.
-    pub fn record_renamed(&mut self, from: &str) {
+    /// Notes that the client renames this, which may be its directory, or one above it.
+    pub fn note_renamed(&mut self, from: &str) {
         let is_above = |from: Box<str>| {
             let [from, own] = [Some(&from), self.directory.as_ref()]
                 .map(|path| path.map(|path| path.to_ascii_lowercase()).unwrap_or_default());
@@ -242,8 +242,8 @@ impl ClientActivity {
         (known + 1).saturating_sub(pending.max(1)).min(known)
     }
 
-    /// Records a transfer that the client requested at the time `requested` since the connection's first packet.
-    pub fn record_transfer(&mut self, verb: TransferVerb, path: Box<str>, requested: Duration) {
+    /// Notes a transfer that the client requested at the time `requested` since the connection's first packet.
+    pub fn note_transfer(&mut self, verb: TransferVerb, path: Box<str>, requested: Duration) {
         if self.wanted_directory.take().is_some() {
             self.directory = None; // its answer was not seen
         }
@@ -262,9 +262,9 @@ impl ClientActivity {
         self.transfers.push(PendingTransfer { is_named, is_pipelined, ..pending });
     }
 
-    /// Records that the oldest transfer has started, or another one if the server's replies `may_lag`. The file of a `STOU` is
+    /// Notes that the oldest transfer has started, or another one if the server's replies `may_lag`. The file of a `STOU` is
     /// the one that the server has `named`.
-    pub fn record_start(&mut self, named: Option<Box<str>>, may_lag: bool) {
+    pub fn note_start(&mut self, named: Option<Box<str>>, may_lag: bool) {
         let path = named.map(|named| self.resolve(&named).unwrap_or(named));
         let has_others = self.transfers.len() > 1;
         if let Some(oldest) = self.transfers.first_mut() {
@@ -278,8 +278,8 @@ impl ClientActivity {
         }
     }
 
-    /// Records the last reply to the oldest transfer, which may be that to another line, depending on whether it has started.
-    pub fn record_last_reply(&mut self, may_answer_another: impl Fn(bool) -> bool) {
+    /// Notes the last reply to the oldest transfer, which may be that to another line, depending on whether it has started.
+    pub fn note_last_reply(&mut self, may_answer_another: impl Fn(bool) -> bool) {
         if let Some(oldest) = self.transfers.first_mut() {
             oldest.lacks_end = may_answer_another(oldest.has_started);
         }

@@ -65,7 +65,7 @@ impl Sessions {
     /// Counts the session at `index`, and enforces the limits. Near `max-sessions`, the oldest session of a client with more
     /// than its share is evicted if this one starts to count.
     pub(crate) fn update_counts(&mut self, now: Instant, index: u32, kernel: &mut dyn Kernel) {
-        if self.record_memory(index) {
+        if self.note_memory(index) {
             self.enforce_memory_budget(now, kernel);
         }
         if let Some(client) = self.count_for_client(index)
@@ -426,9 +426,9 @@ impl Sessions {
         self.memory.total()
     }
 
-    /// Records the memory of the session at `index`. Returns whether it holds more than before.
+    /// Notes the memory of the session at `index`. Returns whether it holds more than before.
     #[inline]
-    pub(crate) fn record_memory(&mut self, index: u32) -> bool {
+    pub(crate) fn note_memory(&mut self, index: u32) -> bool {
         let Some(entry) = self.table.get_mut(index) else { return false };
         if !should_count_memory(&entry.head, &entry.session) {
             return false;

@@ -277,7 +277,7 @@ impl Sessions {
                 .map(|millis| self.epoch.timestamp(at(millis).min(now)));
             let mut session = record.session.into_owned();
             if is_unqueued {
-                session.record_downtime();
+                session.note_downtime();
             }
             let mut entry = Entry::new(id, client, server, session, first_seen);
             entry.head.set_network(network);
@@ -301,7 +301,7 @@ impl Sessions {
             restored.sessions += 1;
             restored.adjusted += usize::from(adjusted);
             let owner = self.table.insert(entry);
-            self.record_memory(owner);
+            self.note_memory(owner);
             self.count_for_client(owner);
             let Some(entry) = self.table.get_mut(owner) else { continue };
             if entry.head.incarnation().is_some() {
@@ -346,7 +346,7 @@ impl Sessions {
         let index = self.table.insert(entry);
         self.pinholes.adopt(index, &mut restored.pinholes, from);
         self.ranges.adopt(index, &mut restored.ranges, from);
-        self.record_memory(index);
+        self.note_memory(index);
         self.count_for_client(index);
         self.mark_changed(index);
         if let Some(began) = began {

@@ -38,8 +38,8 @@ impl Tries {
         Self { finder, ..Self::default() }
     }
 
-    /// Records the SYN of a client to what it `dialled`.
-    pub fn record(&mut self, seen: Instant, client: SocketAddr, dialled: SocketAddr) {
+    /// Notes the SYN of a client to what it `dialled`.
+    pub fn note(&mut self, seen: Instant, client: SocketAddr, dialled: SocketAddr) {
         if !self.has_room_for(client.ip()) || self.known.contains_key(&(client, dialled)) {
             return;
         }

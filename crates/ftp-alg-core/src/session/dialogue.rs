@@ -44,9 +44,9 @@ const MAX_PENDING: u32 = 16;
 pub enum CommandMeaning {
     /// Nothing that concerns a gateway.
     Nothing,
-    /// `PORT` or `EPRT`: the caller reports the decision with [`Dialogue::record_announcement`].
+    /// `PORT` or `EPRT`: the caller reports the decision with [`Dialogue::note_announcement`].
     Announcement,
-    /// `AUTH`: the caller calls [`Dialogue::record_auth`] if it is forwarded.
+    /// `AUTH`: the caller calls [`Dialogue::note_auth`] if it is forwarded.
     Auth,
 }
 
@@ -175,30 +175,30 @@ impl Dialogue {
             && !self.phase().opens_nothing_more()
     }
 
-    /// Records that the announcement just read is not a complete reply of its own.
-    pub fn record_partial_reply(&mut self) {
-        self.ambiguities.record_partial_reply();
+    /// Notes that the announcement just read is not a complete reply of its own.
+    pub fn note_partial_reply(&mut self) {
+        self.ambiguities.note_partial_reply();
     }
 
-    /// Records how a client's line ends, before the line is read.
-    pub fn record_client_line_end(&mut self, end: LineEnd) {
+    /// Notes how a client's line ends, before the line is read.
+    pub fn note_client_line_end(&mut self, end: LineEnd) {
         let was_ambiguous = self.ambiguities.may_part_client_lines();
-        self.ambiguities.record_client_line_end(end, !self.has_pending_commands());
+        self.ambiguities.note_client_line_end(end, !self.has_pending_commands());
         if end != LineEnd::Plain {
-            self.step.record_command(None, false);
+            self.step.note_command(None, false);
         }
         if self.ambiguities.may_part_client_lines() && !(was_ambiguous && end == LineEnd::Plain) {
-            self.step.record_lag();
+            self.step.note_lag();
         }
     }
 
-    /// Records a line of the client that is so long that a server may split it.
-    pub fn record_long_line(&mut self) {
-        self.step.record_lag();
+    /// Notes a line of the client that is so long that a server may split it.
+    pub fn note_long_line(&mut self) {
+        self.step.note_lag();
     }
 
-    /// Records how a server's line ends, before the line is read.
-    pub fn record_server_line_end(&mut self, end: LineEnd, text: &Text<'_>) {
+    /// Notes how a server's line ends, before the line is read.
+    pub fn note_server_line_end(&mut self, end: LineEnd, text: &Text<'_>) {
         let is_greeting = self.phase().expects_greeting() || self.phase() == Phase::CommandFirst;
         let is_reply_to = |kinds: &[PendingKind]| {
             end == LineEnd::Lf
@@ -214,13 +214,13 @@ impl Dialogue {
             && self.ambiguities.is_clear()
             && is_reply_to(&[PendingKind::Passive]);
         let end = if answers_passive { LineEnd::Plain } else { end };
-        self.ambiguities.record_server_line_end(end, is_greeting, answers_login);
+        self.ambiguities.note_server_line_end(end, is_greeting, answers_login);
     }
 
-    /// Records that the server's TCP has nothing more to send after a whole line, which may end an ambiguity. After a
+    /// Notes that the server's TCP has nothing more to send after a whole line, which may end an ambiguity. After a
     /// [complete reply](super::reading) the dialogue may be in step again.
-    pub fn record_pause(&mut self, is_complete_reply: bool) {
-        self.step.record_pause();
+    pub fn note_pause(&mut self, is_complete_reply: bool) {
+        self.step.note_pause();
         if !(self.ambiguities.resolve(&self.pending) && self.is_between_replies()) {
             return;
         }
@@ -247,7 +247,7 @@ impl Dialogue {
         }
         (self.replies, self.other_end) = (ReplyTracker::default(), None);
         let meaning = self.handle_reply(reply);
-        self.ambiguities.record_other_end();
+        self.ambiguities.note_other_end();
         self.ambiguities.resolve(&self.pending);
         match meaning {
             ReplyMeaning::Event(event) => Some(event),
@@ -333,20 +333,20 @@ impl Dialogue {
     pub fn mark_client_not_ftp(&mut self) {
         self.advance(Read::OtherClient);
         // After text it is unknown which reply is the greeting.
-        self.ambiguities.record_extra_reply(ExtraReply::Any);
+        self.ambiguities.note_extra_reply(ExtraReply::Any);
     }
 
-    /// Records that the client's first bytes were a PROXY header. A server that does not know it sends other replies with
+    /// Notes that the client's first bytes were a PROXY header. A server that does not know it sends other replies with
     /// its greeting, and later replies may answer earlier commands than it seems.
-    pub fn record_proxy_header(&mut self) {
-        self.ambiguities.record_extra_reply(ExtraReply::Any);
+    pub fn note_proxy_header(&mut self) {
+        self.ambiguities.note_extra_reply(ExtraReply::Any);
         self.ambiguities.require_complete_replies();
     }
 
-    /// Records that packets were missed, or that the bytes read are in doubt: of the earlier dialogue only the fact
+    /// Notes that packets were missed, or that the bytes read are in doubt: of the earlier dialogue only the fact
     /// counts that the connection is FTP. Either end can cause a miss at any time, so a miss must not lift a refusal.
     /// With `client_is_whole`, none of the client's packets were missed.
-    pub fn record_missed(&mut self, read: Read, client_is_whole: bool) {
+    pub fn note_missed(&mut self, read: Read, client_is_whole: bool) {
         let step = Step::unknown();
         let missed = Self { state: self.state.next(read), step, ..Self::default() };
         let before = std::mem::replace(self, missed);
@@ -357,11 +357,11 @@ impl Dialogue {
                 self.step = before.step.after_missed();
             }
         }
-        self.ambiguities.record_extra_reply(ExtraReply::Any);
+        self.ambiguities.note_extra_reply(ExtraReply::Any);
     }
 
-    /// Records that both ends were silent for so long that the server cannot be inside a reply.
-    pub fn record_silence(&mut self) {
+    /// Notes that both ends were silent for so long that the server cannot be inside a reply.
+    pub fn note_silence(&mut self) {
         if self.phase() == Phase::OutOfStep && self.replies.open_code().is_none() {
             self.pending = Default::default();
             self.step = Step::after_silence();
@@ -370,11 +370,11 @@ impl Dialogue {
 
     /// Reads a complete line of the client.
     pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandMeaning {
-        self.step.record_command(command, self.is_between_replies());
+        self.step.note_command(command, self.is_between_replies());
         // An empty line does not show what the client speaks.
         let Some(command) = command else {
-            self.ambiguities.record_extra_reply(ExtraReply::Any);
-            self.step.record_lag();
+            self.ambiguities.note_extra_reply(ExtraReply::Any);
+            self.step.note_lag();
             return CommandMeaning::Nothing;
         };
         if self.phase() != Phase::Verified {
@@ -386,12 +386,12 @@ impl Dialogue {
             // Many servers forget the login when they read this command (RFC 959 section 4.1.1).
             self.advance(Read::LoginRestarted);
         }
-        self.ambiguities.record_command(command.verb, &self.pending);
+        self.ambiguities.note_command(command.verb, &self.pending);
         let kind = match command.verb {
             Verb::Port | Verb::Eprt => return CommandMeaning::Announcement,
             Verb::Auth => return CommandMeaning::Auth,
             Verb::Pasv | Verb::Epsv => {
-                self.step.record_passive(self.has_pending_passive());
+                self.step.note_passive(self.has_pending_passive());
                 PendingKind::Passive
             }
             Verb::EpsvAll => PendingKind::EpsvAll,
@@ -413,15 +413,15 @@ impl Dialogue {
         CommandMeaning::Nothing
     }
 
-    /// Records whether the announcement just read opened a pinhole.
-    pub fn record_announcement(&mut self, opened: bool) {
+    /// Notes whether the announcement just read opened a pinhole.
+    pub fn note_announcement(&mut self, opened: bool) {
         self.push_pending(if opened { PendingKind::Announcement } else { PendingKind::Other });
     }
 
-    /// Records that the command just read was crossed out. If too many commands are pending, or replies cannot be
+    /// Notes that the command just read was crossed out. If too many commands are pending, or replies cannot be
     /// matched, the client gets the server's own reply.
-    pub fn record_crossed_out(&mut self, reason: RefusalReason) {
-        self.step.record_command(None, false);
+    pub fn note_crossed_out(&mut self, reason: RefusalReason) {
+        self.step.note_command(None, false);
         let is_known = self.phase() == Phase::Verified && self.pending.len() < MAX_RUNS / 2;
         self.push_pending(if is_known {
             PendingKind::CrossedOut(reason)
@@ -430,8 +430,8 @@ impl Dialogue {
         });
     }
 
-    /// Records that the `AUTH` just read is forwarded to the server.
-    pub fn record_auth(&mut self) {
+    /// Notes that the `AUTH` just read is forwarded to the server.
+    pub fn note_auth(&mut self) {
         self.push_pending(PendingKind::Auth);
     }
 
@@ -455,8 +455,8 @@ impl Dialogue {
         if reply.is_some() && self.may_be_tls() && !self.has_pending_commands() {
             self.advance(Read::NoTls);
         }
-        self.ambiguities.record_end_of_reply(reply.is_some());
-        self.step.record_reply(reply.filter(|_| !was_open && self.pending.count() == 1));
+        self.ambiguities.note_end_of_reply(reply.is_some());
+        self.step.note_reply(reply.filter(|_| !was_open && self.pending.count() == 1));
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
         self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
         let has_greeted = self.phase().has_greeted();
@@ -470,7 +470,7 @@ impl Dialogue {
                 Some(reply) if self.phase() == Phase::CommandAfterText => {
                     let is_ftp = self.is_answered_as_ftp(reply);
                     let meaning = self.handle_reply(reply);
-                    self.record_reply_after_text(reply, is_ftp, meaning)
+                    self.note_reply_after_text(reply, is_ftp, meaning)
                 }
                 _ => self.read_greeting_line(text, reply),
             };
@@ -480,7 +480,7 @@ impl Dialogue {
         }
         let begun = self.replies.open_code().filter(|_| !was_open);
         let is_stray = !was_open && reply.is_none() && begun.is_none();
-        self.ambiguities.record_reply_line(text, reply, begun, is_stray, &self.pending);
+        self.ambiguities.note_reply_line(text, reply, begun, is_stray, &self.pending);
         reply.map_or(ReplyMeaning::Nothing, |reply| self.handle_reply(reply))
     }
 
@@ -505,7 +505,7 @@ impl Dialogue {
             // Some clients do not wait for the last line.
             (Read::GreetingStart, _) => drop(self.pending.push(PendingKind::Greeting)),
             (Read::Reply220, Phase::Verified) => {
-                self.ambiguities.record_extra_reply(ExtraReply::Greeting);
+                self.ambiguities.note_extra_reply(ExtraReply::Greeting);
             }
             (Read::Reply, Phase::Greeted) if reply == Some(Reply { code: 230 }) => {
                 return self.accept_login();
@@ -527,9 +527,9 @@ impl Dialogue {
             }
     }
 
-    /// Records the `meaning` of a `reply` from a server that sent text in place of a greeting. The server speaks FTP if
+    /// Notes the `meaning` of a `reply` from a server that sent text in place of a greeting. The server speaks FTP if
     /// `is_ftp`, or when a pipeline with a login is answered completely.
-    fn record_reply_after_text(
+    fn note_reply_after_text(
         &mut self,
         reply: Reply,
         is_ftp: bool,
@@ -640,10 +640,10 @@ impl Dialogue {
                 if !was_requested {
                     self.pending.pop();
                 } else if self.pending_transfers() == transfers {
-                    self.step.record_passive_reply();
+                    self.step.note_passive_reply();
                 } else {
                     // The server reads commands during a transfer.
-                    self.step.record_lag();
+                    self.step.note_lag();
                 }
                 ReplyMeaning::Passive { was_requested }
             }
@@ -659,7 +659,7 @@ impl Dialogue {
             230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
                 self.pending.pop();
                 if self.pending_transfers() < transfers {
-                    self.step.record_lag();
+                    self.step.note_lag();
                 }
                 self.accept_login()
             }
@@ -882,8 +882,8 @@ impl Ambiguities {
         self.ambiguity.is_some()
     }
 
-    /// Records that the announcement just read is not a complete reply of its own.
-    fn record_partial_reply(&mut self) {
+    /// Notes that the announcement just read is not a complete reply of its own.
+    fn note_partial_reply(&mut self) {
         match self.ambiguity {
             Some(Ambiguity::Resolved | Ambiguity::ClientLf) => {
                 self.ambiguity = Some(Ambiguity::PartialReply);
@@ -893,8 +893,8 @@ impl Ambiguities {
         }
     }
 
-    /// Records how a client's line ends, before the line is read. If it `is_only`, no other command is pending.
-    fn record_client_line_end(&mut self, end: LineEnd, is_only: bool) {
+    /// Notes how a client's line ends, before the line is read. If it `is_only`, no other command is pending.
+    fn note_client_line_end(&mut self, end: LineEnd, is_only: bool) {
         let is_clear = self.is_clear();
         let is_known = self.client_lf == ClientLf::Known;
         if !is_known {
@@ -913,9 +913,9 @@ impl Ambiguities {
         }
     }
 
-    /// Records how a server's line ends, before the line is read. The greeting, and if nothing is ambiguous the reply
+    /// Notes how a server's line ends, before the line is read. The greeting, and if nothing is ambiguous the reply
     /// to a login (`is_of_login`), show how the server ends its lines, because they contain no file name.
-    fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool, is_of_login: bool) {
+    fn note_server_line_end(&mut self, end: LineEnd, is_greeting: bool, is_of_login: bool) {
         if end == LineEnd::Lf && (is_greeting || is_of_login && self.is_clear()) {
             self.has_server_lf = true;
             self.require_complete_replies();
@@ -926,7 +926,7 @@ impl Ambiguities {
             false => LastLine::Reply,
         };
         if !is_plain {
-            self.record_ambiguous_line(Ambiguity::LineEnds);
+            self.note_ambiguous_line(Ambiguity::LineEnds);
         }
     }
 
@@ -945,8 +945,8 @@ impl Ambiguities {
         matches!(self.ambiguity, None | Some(Ambiguity::Resolved))
     }
 
-    /// Records that a line of the server is ambiguous, and why.
-    fn record_ambiguous_line(&mut self, why: Ambiguity) {
+    /// Notes that a line of the server is ambiguous, and why.
+    fn note_ambiguous_line(&mut self, why: Ambiguity) {
         self.ambiguity = Some(match self.ambiguity {
             Some(Ambiguity::ClientLineEnds | Ambiguity::ClientLf) => Ambiguity::ClientLineEnds,
             Some(Ambiguity::NameWithLineEnd | Ambiguity::RepeatedName) => Ambiguity::RepeatedName,
@@ -960,8 +960,8 @@ impl Ambiguities {
         self.ambiguity.get_or_insert(Ambiguity::Resolved);
     }
 
-    /// Records other data than a command that the server may have answered.
-    fn record_extra_reply(&mut self, extra: ExtraReply) {
+    /// Notes other data than a command that the server may have answered.
+    fn note_extra_reply(&mut self, extra: ExtraReply) {
         self.extra_reply = self.extra_reply.max(extra);
     }
 
@@ -970,8 +970,8 @@ impl Ambiguities {
         !self.is_any() && self.extra_reply == ExtraReply::None
     }
 
-    /// Records a command after the `pending` ones.
-    fn record_command(&mut self, verb: Verb, pending: &PendingCommands) {
+    /// Notes a command after the `pending` ones.
+    fn note_command(&mut self, verb: Verb, pending: &PendingCommands) {
         let is_passive = matches!(verb, Verb::Pasv | Verb::Epsv);
         match self.ambiguity {
             // If the server ignores another command, the listing's reply comes earlier than it seems.
@@ -997,8 +997,8 @@ impl Ambiguities {
         }
     }
 
-    /// Records whether the server's line ended a reply.
-    fn record_end_of_reply(&mut self, is_end: bool) {
+    /// Notes whether the server's line ended a reply.
+    fn note_end_of_reply(&mut self, is_end: bool) {
         self.last_line = match self.last_line {
             LastLine::Reply if !is_end => LastLine::Other,
             LastLine::ReplyBehindReply if !is_end => LastLine::OtherBehindReply,
@@ -1006,10 +1006,10 @@ impl Ambiguities {
         };
     }
 
-    /// Records a line of the server after the greeting: it ended `reply`, or began a multi-line reply with the code
+    /// Notes a line of the server after the greeting: it ended `reply`, or began a multi-line reply with the code
     /// `begun`. A line that is in no reply (`is_stray`) may be part of a file name. Behind a reply in the same segment,
     /// with no command pending, a stray line is more text of that reply, as some servers send it.
-    fn record_reply_line(
+    fn note_reply_line(
         &mut self,
         text: &Text<'_>,
         reply: Option<Reply>,
@@ -1026,15 +1026,15 @@ impl Ambiguities {
         }
         let follows_reply = self.last_line == LastLine::OtherBehindReply;
         if is_stray && follows_reply && self.is_clear() && pending.is_empty() {
-            self.record_other_end();
+            self.note_other_end();
         } else if is_stray || reply.is_some_and(|reply| reply.code == 257) && ends_inside_name(text)
         {
-            self.record_ambiguous_line(Ambiguity::StrayLine);
+            self.note_ambiguous_line(Ambiguity::StrayLine);
         }
     }
 
-    /// Records that a line of another code, or without a code, has ended a reply.
-    fn record_other_end(&mut self) {
+    /// Notes that a line of another code, or without a code, has ended a reply.
+    fn note_other_end(&mut self) {
         self.last_line = LastLine::Reply;
         self.require_complete_replies();
     }
@@ -1338,8 +1338,8 @@ impl Step {
     /// The next 227 or 229 ends [`Self::LAG`], because it answers a later line, and no other command has such a reply.
     const LAG_ENDS: u8 = 1 << 6;
 
-    /// Records a line of the client. If it `is_only`, no other command is pending.
-    fn record_command(&mut self, command: Option<&Command<'_>>, is_only: bool) {
+    /// Notes a line of the client. If it `is_only`, no other command is pending.
+    fn note_command(&mut self, command: Option<&Command<'_>>, is_only: bool) {
         let doubted =
             if command.is_some_and(is_plain) { 0 } else { Self::PLAIN | Self::AFTER_SILENCE };
         self.0 &= !(doubted | Self::ASKED | Self::ANSWERED);
@@ -1347,8 +1347,8 @@ impl Step {
         self.0 |= if is_asked { Self::ASKED } else { 0 };
     }
 
-    /// Records a line of the server. `reply` is set for a reply of one line to the only pending command.
-    fn record_reply(&mut self, reply: Option<Reply>) {
+    /// Notes a line of the server. `reply` is set for a reply of one line to the only pending command.
+    fn note_reply(&mut self, reply: Option<Reply>) {
         let fits = reply.is_some_and(|reply| matches!(reply.code, 200 | 215 | 227 | 229));
         let is_answer = fits && self.has_any_of(Self::ASKED);
         self.0 &= !(Self::ASKED | Self::ANSWERED | Self::PAUSED);
@@ -1359,8 +1359,8 @@ impl Step {
         }
     }
 
-    /// Records that the server has nothing more to send after its last line.
-    fn record_pause(&mut self) {
+    /// Notes that the server has nothing more to send after its last line.
+    fn note_pause(&mut self) {
         self.0 |= Self::PAUSED;
     }
 
@@ -1374,18 +1374,18 @@ impl Step {
         self.has_any_of(Self::ANSWERED)
     }
 
-    /// Records a line of the client that makes later replies answer earlier lines than it seems.
-    fn record_lag(&mut self) {
+    /// Notes a line of the client that makes later replies answer earlier lines than it seems.
+    fn note_lag(&mut self) {
         self.0 = self.0 & !Self::LAG_ENDS | Self::LAG;
     }
 
-    /// Records a `PASV` or `EPSV`; another one may be pending already (`is_pending`).
-    fn record_passive(&mut self, is_pending: bool) {
+    /// Notes a `PASV` or `EPSV`; another one may be pending already (`is_pending`).
+    fn note_passive(&mut self, is_pending: bool) {
         self.0 |= if self.may_lag() && !is_pending { Self::LAG_ENDS } else { 0 };
     }
 
-    /// Records a 227 or 229.
-    fn record_passive_reply(&mut self) {
+    /// Notes a 227 or 229.
+    fn note_passive_reply(&mut self) {
         self.0 &= if self.has_any_of(Self::LAG_ENDS) { !(Self::LAG | Self::LAG_ENDS) } else { !0 };
     }
 

@@ -21,8 +21,8 @@ fn read(dialogue: &mut Dialogue, script: &str) -> ReplyMeaning {
             continue;
         }
         match said(dialogue, &text) {
-            CommandMeaning::Auth => dialogue.record_auth(),
-            CommandMeaning::Announcement => dialogue.record_announcement(true),
+            CommandMeaning::Auth => dialogue.note_auth(),
+            CommandMeaning::Announcement => dialogue.note_announcement(true),
             _ => {}
         }
     }
@@ -44,7 +44,7 @@ fn logged_in() -> Dialogue {
 
 /// Reads a line of the server that ended as it should.
 fn answered_plainly(dialogue: &mut Dialogue, line: &str) {
-    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
+    dialogue.note_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(dialogue, line);
 }
 
@@ -66,11 +66,11 @@ fn after_text_only_the_reply_to_a_login_shows_ftp() {
 #[test]
 fn a_name_with_line_ends_stays_ambiguous() {
     let mut dialogue = logged_in();
-    dialogue.record_client_line_end(LineEnd::Ambiguous);
+    dialogue.note_client_line_end(LineEnd::Ambiguous);
     said(&mut dialogue, "CWD x");
     let settles = |dialogue: &mut Dialogue, line| {
         answered_plainly(dialogue, line);
-        dialogue.record_pause(false);
+        dialogue.note_pause(false);
         assert!(dialogue.blocked_because(false).is_none(), "{line}");
     };
     settles(&mut dialogue, "250 ok");
@@ -80,7 +80,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     // Any other command may be answered with the name.
     read(&mut dialogue, "> CDUP > PASV");
     answered_plainly(&mut dialogue, "250 in x");
-    dialogue.record_pause(false);
+    dialogue.note_pause(false);
     assert!(dialogue.blocked_because(false).is_some());
     settles(&mut dialogue, "227 x");
 }

@@ -246,7 +246,7 @@ impl Direction {
     /// The receiver has acknowledged everything before the delivered sequence number `ack`. Rewrites before it are
     /// forgotten, except held bytes, which their sender may still retransmit.
     #[inline]
-    pub fn record_acknowledgement(&mut self, ack: Seq) {
+    pub fn note_acknowledgement(&mut self, ack: Seq) {
         self.space.acked = self.space.acked.max(ack);
         if !self.space.map.is_constant_offset() {
             self.space.map.forget_before(self.space.unacknowledged(), self.is_holding());
@@ -812,7 +812,7 @@ impl SequenceSpace {
         *self = Self { first: self.first, ..Self::new(self.next) };
     }
 
-    /// Records the window, the clock and the segment length of a packet from the sender.
+    /// Notes the window, the clock and the segment length of a packet from the sender.
     #[inline(always)]
     pub fn observe(&mut self, packet: &Packet<'_>) {
         self.window = packet.window();

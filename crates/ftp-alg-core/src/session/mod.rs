@@ -211,7 +211,7 @@ impl Session {
     /// Records that a route leads to the interface of an end. Discards what was read from packets of another interface.
     pub fn confirm_interface(&mut self, question: RouteQuestion) {
         if self.interfaces.contradicts(question) {
-            self.dialogue.record_missed(Read::Doubted, false);
+            self.dialogue.note_missed(Read::Doubted, false);
         }
         self.interfaces.set_has_route(question);
     }
@@ -230,7 +230,7 @@ impl Session {
             Side::Server => self.interfaces.are_copies_enough(),
         };
         if is_there && from == Side::Client {
-            self.dialogue.record_missed(Read::Doubted, false);
+            self.dialogue.note_missed(Read::Doubted, false);
         }
         is_there
     }
@@ -395,9 +395,9 @@ impl Session {
             && self.client.space.is_in_window(packet.seq())
     }
 
-    /// Records that packets may have passed unread. A client could send other bytes with sequence numbers that the
+    /// Notes that packets may have passed unread. A client could send other bytes with sequence numbers that the
     /// server has already received, so the server is probed first.
-    pub fn record_downtime(&mut self) {
+    pub fn note_downtime(&mut self) {
         self.has_read_all = false;
         if self.dialogue.state.reads_all_lines() {
             self.client.extra_mut().is_blocked = true;

@@ -15,7 +15,7 @@ use super::{
     Conditions, DialogueHandler, Phase, Session, Side,
     direction::{Direction, UrgentPointer},
     protocols::is_tls_byte,
-    reading::{DirectionReader, PushState, record_offered_window},
+    reading::{DirectionReader, PushState, note_offered_window},
     reason::reasons,
     state::Read,
 };
@@ -257,7 +257,7 @@ impl Session {
         true
     }
 
-    /// Records what the header of a packet of `from` shows, and the `window` that it offers.
+    /// Notes what the header of a packet of `from` shows, and the `window` that it offers.
     #[inline(always)]
     fn observe(
         &mut self,
@@ -274,7 +274,7 @@ impl Session {
             }
         }
         if let Some(window) = window {
-            record_offered_window(packet, window, &mut self.client, &self.server, &self.dialogue);
+            note_offered_window(packet, window, &mut self.client, &self.server, &self.dialogue);
         }
     }
 
@@ -289,7 +289,7 @@ impl Session {
         if !is_received {
             return self.handle_unseen_acknowledgement(side, ack, handler);
         }
-        self.direction_mut(side).record_acknowledgement(ack);
+        self.direction_mut(side).note_acknowledgement(ack);
         if by == Side::Server {
             self.client.forget_acknowledged(&mut self.unacknowledged);
         }
@@ -311,9 +311,9 @@ impl Session {
         // The queue was full, or the daemon was down. The connection continues, but the content of the missed bytes is
         // unknown.
         direction.skip_missed(end.max(direction.space.next));
-        direction.record_acknowledgement(ack);
+        direction.note_acknowledgement(ack);
         let before = self.dialogue.state;
-        self.dialogue.record_missed(Read::Missed, side == Side::Server);
+        self.dialogue.note_missed(Read::Missed, side == Side::Server);
         if let Some(event) = before.event_of_change(self.dialogue.state) {
             handler.on_event(event, &self.dialogue);
         }
@@ -685,7 +685,7 @@ mod tests {
             let Direction { space, .. } = &mut session.client;
             space.map.replace(space.next, shorter + 1, b"X");
             space.next = space.next + shorter + 1;
-            session.client.record_acknowledgement(first + 2);
+            session.client.note_acknowledgement(first + 2);
             assert_eq!(session.sequence_offsets(), [-(shorter as i32), 0]);
             session.has_read_all = false;
 

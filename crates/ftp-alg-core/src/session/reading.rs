@@ -184,7 +184,7 @@ impl DirectionReader<'_> {
     fn skip_proxy_header(&mut self, seq: Seq, new: &[u8]) -> usize {
         let is_first = seq == self.direction.space.first && self.direction.line().is_empty();
         let Some(length) = proxy_header_len(new).filter(|_| is_first) else { return 0 };
-        self.record_subnegotiation(&new[..length]);
+        self.note_subnegotiation(&new[..length]);
         let (header, mut scanner) = (&new[..length], VerbScanner::default());
         let search = self.verb_search();
         if scanner.continue_to_verb_end(header, search).is_some() {
@@ -194,7 +194,7 @@ impl DirectionReader<'_> {
             // For a server that does not know the protocol, the client's first line continues behind the header.
             self.direction.extra_mut().scanner = Some(scanner);
         }
-        self.dialogue.record_proxy_header();
+        self.dialogue.note_proxy_header();
         self.unacknowledged.push(seq, header);
         self.direction.space.next = seq + length as u32;
         length
@@ -324,7 +324,7 @@ impl DirectionReader<'_> {
                 && self.push_state != PushState::NotPushed
                 && boundary.ends_segment
             {
-                self.dialogue.record_pause(self.push_state == PushState::CompleteReply);
+                self.dialogue.note_pause(self.push_state == PushState::CompleteReply);
             }
             return self.follow(before);
         }
@@ -344,10 +344,10 @@ impl DirectionReader<'_> {
             && !matches!(stored, [] | [.., b'\r'])
             && !stored.starts_with(CROSSED_OUT_START);
         if is_client {
-            self.record_subnegotiation(chunk);
+            self.note_subnegotiation(chunk);
         }
         if is_client && is_long {
-            self.dialogue.record_long_line();
+            self.dialogue.note_long_line();
         }
         if is_client && (is_long || is_lf_alone || self.direction.extra().scanner.is_some()) {
             // The stored part of the line may be truncated, a PROXY header may precede it, or its argument may follow it.
@@ -409,7 +409,7 @@ impl DirectionReader<'_> {
     fn continue_line(&mut self, mut seq: Seq, mut chunk: &[u8], fin: bool) {
         let is_client = self.from == Side::Client;
         if is_client {
-            self.record_subnegotiation(chunk);
+            self.note_subnegotiation(chunk);
         }
         let extra = self.direction.existing_extra_mut().filter(|_| is_client);
         let pointer = extra.and_then(|extra| extra.urgent.as_mut());
@@ -478,7 +478,7 @@ impl DirectionReader<'_> {
     }
 
     /// Notes whether the client begins a Telnet subnegotiation with `chunk`, which continues its line.
-    fn record_subnegotiation(&mut self, chunk: &[u8]) {
+    fn note_subnegotiation(&mut self, chunk: &[u8]) {
         let has_command = chunk.iter().any(|byte| *byte >= 0xf0);
         if has_command && begins_subnegotiation(&[self.direction.line(), chunk].concat()) {
             self.direction.extra_mut().has_subnegotiation = true;
@@ -527,7 +527,7 @@ impl DirectionReader<'_> {
         let end = if chunk == b"\n" && !is_crossed_out { 1 } else { end };
         let chunk = chunk.get(..end).filter(|chunk| !chunk.is_empty())?;
         // The complete line might have shown that the client does not speak FTP.
-        self.dialogue.record_client_line_end(LineEnd::Ambiguous);
+        self.dialogue.note_client_line_end(LineEnd::Ambiguous);
         if !is_crossed_out {
             self.report(DialogueEvent::LineRefused(RefusedLine::Ambiguous));
         }
@@ -565,7 +565,7 @@ impl DirectionReader<'_> {
         let forwarded = &line[..start - unfinished];
         let is_cut = is_all && Text::new(forwarded).incomplete_telnet_len() > 0; // within a Telnet command
         if is_cut || may_end_or_skip(forwarded) {
-            self.dialogue.record_client_line_end(LineEnd::Ambiguous);
+            self.dialogue.note_client_line_end(LineEnd::Ambiguous);
         }
         if is_cut {
             unfinished = text.incomplete_telnet_len();
@@ -589,7 +589,7 @@ impl DirectionReader<'_> {
         let mut records = self.direction.extra().tls_records;
         let text = records.follow(self.from, bytes).filter(|_| self.dialogue.has_records_of_both());
         let (mut bytes, text) = bytes.split_at(text.unwrap_or(bytes.len()));
-        self.record_subnegotiation(bytes);
+        self.note_subnegotiation(bytes);
         if let Some(end) = self.cross_out_ambiguous_tail(seq, bytes, text_end(bytes)) {
             (seq, bytes) = (seq + end as u32, &bytes[end..]);
         }
@@ -655,7 +655,7 @@ impl DirectionReader<'_> {
         let end = line_end(bytes, text);
         // An empty line is a command for no server, and does not change the next line for servers that ignore it.
         if !(end == LineEnd::Lf && text.bytes().is_empty()) {
-            self.dialogue.record_client_line_end(end);
+            self.dialogue.note_client_line_end(end);
         }
         let verb_end = if text.has_control_bytes()
             || VerbScanner::may_begin(bytes) && !VerbScanner::is_first_word(text.bytes())
@@ -668,7 +668,7 @@ impl DirectionReader<'_> {
             && is_crossed_out_start(bytes, delivered)
             && self.dialogue.phase() == Phase::Verified
         {
-            self.dialogue.record_crossed_out(RefusalReason::TooLong);
+            self.dialogue.note_crossed_out(RefusalReason::TooLong);
             return None;
         }
         let Some(end) = verb_end else { return self.read_command_line(line, false) };
@@ -719,18 +719,18 @@ impl DirectionReader<'_> {
                 None
             }
             _ if is_ambiguous => {
-                self.dialogue.record_announcement(false);
+                self.dialogue.note_announcement(false);
                 None
             }
             CommandMeaning::Auth if !self.refuses_auth => {
-                self.dialogue.record_auth();
+                self.dialogue.note_auth();
                 None
             }
             // The server refuses an announcement without argument, for its own reason.
             CommandMeaning::Announcement
                 if command?.argument.is_empty() && line_end(bytes, text) == LineEnd::Plain =>
             {
-                self.dialogue.record_announcement(false);
+                self.dialogue.note_announcement(false);
                 None
             }
             // The delivered part of the announcement may name the client.
@@ -739,12 +739,12 @@ impl DirectionReader<'_> {
                     && self.dialogue.phase() == Phase::PickedUp
                     && bytes[..delivered] != *CROSSED_OUT_START =>
             {
-                self.dialogue.record_announcement(false);
+                self.dialogue.note_announcement(false);
                 self.refuse_ambiguous_announcement(bytes, delivered, verb.end)
             }
             // The start of the line was delivered, because it could not be held back.
             _ if !line.is_undelivered() => {
-                self.dialogue.record_announcement(false);
+                self.dialogue.note_announcement(false);
                 if bytes[..delivered] != *CROSSED_OUT_START {
                     self.report_refused(RefusedLine::Ambiguous);
                 }
@@ -772,11 +772,11 @@ impl DirectionReader<'_> {
         match self.handler.on_announcement(&announced) {
             Action::Refuse(reason) => cross_out_command(self.dialogue, text, line, reason),
             Action::Pass => {
-                self.dialogue.record_announcement(false);
+                self.dialogue.note_announcement(false);
                 None
             }
             Action::Open { endpoint, padding } => {
-                self.dialogue.record_announcement(true);
+                self.dialogue.note_announcement(true);
                 announced.parsed.ok()?.edit(endpoint, padding)
             }
         }
@@ -788,7 +788,7 @@ impl DirectionReader<'_> {
         // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
         // 4.2).
         let code = self.dialogue.replies.open_code();
-        self.dialogue.record_server_line_end(reply_line_end(bytes, text), text);
+        self.dialogue.note_server_line_end(reply_line_end(bytes, text), text);
         match self.dialogue.read_reply_line(text) {
             ReplyMeaning::Event(DialogueEvent::DirectoryAnswered(true, _))
                 if text.bytes().starts_with(b"257") =>
@@ -832,7 +832,7 @@ impl DirectionReader<'_> {
         }
         let is_end = parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(text, parsed));
         if self.push_state != PushState::CompleteReply || !is_end {
-            self.dialogue.record_partial_reply();
+            self.dialogue.note_partial_reply();
         }
         let announced = self.announced_line(kind, parsed, was_requested, text);
         match self.handler.on_announcement(&announced) {
@@ -864,7 +864,7 @@ impl DirectionReader<'_> {
     /// Refuses the client's line, which is another command for some servers.
     fn refuse_ambiguous_line(&mut self, line: &Line<'_>) -> LineEdit {
         self.report_refused(RefusedLine::Urgent);
-        self.dialogue.record_crossed_out(RefusedLine::Urgent.reason());
+        self.dialogue.note_crossed_out(RefusedLine::Urgent.reason());
         if line.text.bytes().is_empty() {
             return None;
         }
@@ -980,7 +980,7 @@ fn cross_out_command(
     line: &[u8],
     reason: RefusalReason,
 ) -> LineEdit {
-    dialogue.record_crossed_out(reason);
+    dialogue.note_crossed_out(reason);
     Some(refused_command_text(text, line))
 }
 
@@ -1093,9 +1093,9 @@ impl Session {
     }
 }
 
-/// Records how far the client's `packet`, with this `window`, lets the server send.
+/// Notes how far the client's `packet`, with this `window`, lets the server send.
 #[cold]
-pub(super) fn record_offered_window(
+pub(super) fn note_offered_window(
     packet: &Packet<'_>,
     window: u16,
     client: &mut Direction,

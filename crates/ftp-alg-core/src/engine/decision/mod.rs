@@ -163,23 +163,23 @@ impl Decider<'_> {
                     );
                 }
             }
-            DialogueEvent::Requested(activity) => self.record_request(activity, dialogue),
+            DialogueEvent::Requested(activity) => self.note_request(activity, dialogue),
             DialogueEvent::DirectoryAnswered(is_success, named) => {
                 let activity = self.head.activity_mut();
                 match dialogue.may_lag() {
                     true => activity.forget_directory(),
-                    false => activity.record_directory(is_success, named),
+                    false => activity.note_directory(is_success, named),
                 }
             }
             DialogueEvent::TransferStarted(named) => {
-                self.head.activity_mut().record_start(named, dialogue.may_lag());
+                self.head.activity_mut().note_start(named, dialogue.may_lag());
                 self.counters.pinholes_used += self.pinholes.start(self.index);
             }
             DialogueEvent::TransferEnded(reply) => {
-                self.head.activity_mut().record_last_reply(|has_started| {
-                    dialogue.may_answer_another(reply, has_started)
-                });
-                self.record_transfer_end(TransferEnd::Replied(reply));
+                self.head
+                    .activity_mut()
+                    .note_last_reply(|has_started| dialogue.may_answer_another(reply, has_started));
+                self.note_transfer_end(TransferEnd::Replied(reply));
                 if !reply.is_success() {
                     return self.pinholes.fail(self.now, self.index, reply);
                 }
@@ -191,7 +191,7 @@ impl Decider<'_> {
                 if self.head.activity_mut().begin_session() {
                     self.push_event(EventKind::SessionStarted);
                 }
-                self.head.activity_mut().record_login(dialogue.may_lag());
+                self.head.activity_mut().note_login(dialogue.may_lag());
                 self.push_event(EventKind::Login);
             }
             DialogueEvent::LoginRefused(reply) => {

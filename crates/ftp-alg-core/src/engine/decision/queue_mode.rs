@@ -36,7 +36,7 @@ impl Decider<'_> {
         });
         match set {
             Ok(found) => {
-                self.head.record_mode(mode, timestamp);
+                self.head.note_mode(mode, timestamp);
                 if connection == ConnectionOf::Session {
                     self.head.set_translation(Some(found));
                 }
@@ -44,12 +44,12 @@ impl Decider<'_> {
             }
             Err(KernelError::Unknown) => {
                 if mode == QueueMode::Selected {
-                    self.head.record_mode(mode, timestamp);
+                    self.head.note_mode(mode, timestamp);
                 } else {
                     if known.is_some() {
                         self.head.set_translation(None);
                     }
-                    self.head.record_unknown(mode, timestamp);
+                    self.head.note_unknown(mode, timestamp);
                 }
                 Err(KernelError::Unknown)
             }

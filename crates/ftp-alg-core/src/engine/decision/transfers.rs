@@ -12,22 +12,22 @@ use crate::{
 };
 
 impl Decider<'_> {
-    /// Records what a command says about the client's activity.
-    pub(super) fn record_request(&mut self, activity: Activity, dialogue: &Dialogue) {
+    /// Notes what a command says about the client's activity.
+    pub(super) fn note_request(&mut self, activity: Activity, dialogue: &Dialogue) {
         let (pending, may_transfer) = (dialogue.pending_transfers(), dialogue.may_be_logged_in());
         let known = self.head.activity_mut();
         match activity {
-            Activity::User(name) => known.record_user(name, dialogue.has_earlier_login()),
-            Activity::ChangeDirectory(wanted) => known.record_wanted_directory(wanted),
-            Activity::Rename(from) => known.record_renamed(&from),
+            Activity::User(name) => known.note_user(name, dialogue.has_earlier_login()),
+            Activity::ChangeDirectory(wanted) => known.note_wanted_directory(wanted),
+            Activity::Rename(from) => known.note_renamed(&from),
             Activity::Transfer(verb, path) if may_transfer => {
                 for _ in 0..known.unseen_ends(pending) {
-                    self.head.activity_mut().record_last_reply(|_| true);
-                    self.record_transfer_end(TransferEnd::Unseen);
+                    self.head.activity_mut().note_last_reply(|_| true);
+                    self.note_transfer_end(TransferEnd::Unseen);
                 }
                 self.pinholes.retry(self.index);
                 let requested = self.head.since_first_packet();
-                self.head.activity_mut().record_transfer(verb, path, requested);
+                self.head.activity_mut().note_transfer(verb, path, requested);
                 if let Some(translation) = self.head.extra().translation
                     && dialogue.has_pending_transfer()
                 {
@@ -41,8 +41,8 @@ impl Decider<'_> {
         }
     }
 
-    /// Records that the oldest transfer has ended.
-    pub(super) fn record_transfer_end(&mut self, end: TransferEnd) -> bool {
+    /// Notes that the oldest transfer has ended.
+    pub(super) fn note_transfer_end(&mut self, end: TransferEnd) -> bool {
         let announcement = self.pinholes.last_announcement(self.index);
         let Some(event) = self.head.end_transfer(end, Some(self.now), announcement) else {
             return false;
@@ -53,7 +53,7 @@ impl Decider<'_> {
 
     /// Ends all transfers, because their ends will not be seen.
     pub(super) fn end_transfers_unseen(&mut self) {
-        while self.record_transfer_end(TransferEnd::Unseen) {}
+        while self.note_transfer_end(TransferEnd::Unseen) {}
         if let Some(extra) = self.head.existing_extra_mut() {
             extra.activity.forget_uncounted();
         }

@@ -139,7 +139,7 @@ impl Engine {
         decider.head.last_seen = seen;
         if let Some(opening_line) = line.consumed_pinhole {
             let consumed = PinholeId { flow: line.flow, line: opening_line };
-            decider.pinholes.record_consumed(index, consumed);
+            decider.pinholes.note_consumed(index, consumed);
         }
         let is_adjusted = session.is_adjusted();
         let expected = session.next_seq(line.from);
@@ -171,7 +171,7 @@ impl Engine {
                 ForwardAction::Drop(_) => false,
             };
         if had_downtime {
-            session.record_downtime();
+            session.note_downtime();
         }
         let is_over = session.is_over();
         let is_counted = is_counted(decider.head, session);
@@ -214,7 +214,7 @@ impl Engine {
                     .into(),
                 )));
             }
-            entry.session.record_downtime();
+            entry.session.note_downtime();
         }
     }
 }
@@ -431,9 +431,9 @@ impl Sessions {
         self.held_pinholes().filter_map(Pinhole::in_program)
     }
 
-    /// Records that the rules have the pinholes for which `are_in_rules` is true. The record of a session may say that
+    /// Notes that the rules have the pinholes for which `are_in_rules` is true. The record of a session may say that
     /// the BPF program has one, if a crash came after the move to the rules and before its record.
-    pub fn record_rule_pinholes(&mut self, are_in_rules: impl Fn(IpAddr, SocketAddr) -> bool) {
+    pub fn note_rule_pinholes(&mut self, are_in_rules: impl Fn(IpAddr, SocketAddr) -> bool) {
         for index in 0..self.table.slot_count() {
             let is_meant = |one: &Pinhole| are_in_rules(one.ends.initiator, one.ends.arrival);
             self.pinholes.move_to_rules(index, is_meant);

@@ -58,27 +58,27 @@ impl Engine {
         true
     }
 
-    /// Records that packets of any connection may have passed unread, except connections of which all packets are
+    /// Notes that packets of any connection may have passed unread, except connections of which all packets are
     /// queued.
-    pub fn record_downtime(&mut self) {
+    pub fn note_downtime(&mut self) {
         for index in 0..self.sessions.table.slot_count() {
-            self.record_downtime_at(index);
+            self.note_downtime_at(index);
         }
     }
 
-    /// Records that packets of one session may have passed unread, unless all its packets are queued.
-    pub(crate) fn record_session_downtime(&mut self, session: SessionRef) {
+    /// Notes that packets of one session may have passed unread, unless all its packets are queued.
+    pub(crate) fn note_session_downtime(&mut self, session: SessionRef) {
         if self.sessions.table.get_session(session.index, session.id).is_some() {
-            self.record_downtime_at(session.index);
+            self.note_downtime_at(session.index);
         }
     }
 
-    fn record_downtime_at(&mut self, index: u32) {
+    fn note_downtime_at(&mut self, index: u32) {
         if let Some(entry) = self.sessions.table.get_mut(index)
             && !entry.session.needs_all_queued()
         {
             entry.head.forget_queue_mode();
-            entry.session.record_downtime();
+            entry.session.note_downtime();
             self.sessions.mark_changed(index);
             self.sessions.take_back(index);
         }

@@ -296,7 +296,7 @@ fn obstacle(
     packet: &Packet<'_>,
 ) -> Option<Obstacle> {
     if timestamp.is_later_by(SILENCE, entry.head.last_seen) {
-        entry.session.dialogue.record_silence();
+        entry.session.dialogue.note_silence();
     }
     entry.head.last_seen = timestamp;
     if entry.session.was_reset() && !packet.has(flags::SYN) {

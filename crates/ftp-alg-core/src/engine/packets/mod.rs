@@ -78,7 +78,7 @@ impl Engine {
         }
         let is_late = packet.meta.is_late;
         if is_late {
-            self.record_session_downtime(session);
+            self.note_session_downtime(session);
         }
         // Packets that passed meanwhile may have changed anything.
         let session = if is_late { SessionRef::NONE } else { session };

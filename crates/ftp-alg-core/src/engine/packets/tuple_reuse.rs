@@ -52,7 +52,7 @@ impl Engine {
             if session.changes_packets() { QueueMode::EveryPacket } else { QueueMode::Watch };
         if queues_all {
             // The mode was set for this connection, not for an earlier one.
-            head.record_mode(mode, timestamp);
+            head.note_mode(mode, timestamp);
         } else if !head.is_unknown_to_conntrack(timestamp, RESEND_INTERVAL) {
             // A new connection may be translated differently. If the kernel refuses, the next SYN-ACK tries again.
             let _ = decider.set_queue_mode(mode, ConnectionOf::Endpoints);

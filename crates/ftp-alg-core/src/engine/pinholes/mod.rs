@@ -275,7 +275,7 @@ impl PinholeTable {
             });
             let gone: AHashSet<_> = gone.into_iter().collect();
             for (key, _) in keys.into_iter().zip(ends).filter(|(_, ends)| gone.contains(ends)) {
-                self.change(key, Pinhole::record_gone);
+                self.change(key, Pinhole::note_gone);
             }
         }
         self.ports.lock().check(client, limit, self.capacity)
@@ -302,12 +302,12 @@ impl PinholeTable {
         }
         let opened = self.open_in_kernel(opening, kernel);
         if opened.is_ok() {
-            self.record_replaced(before);
+            self.note_replaced(before);
         } else {
             self.ports.lock().cancel(&ends, serial, before);
             if !matches!(opened, Err(KernelError::NotClosed(_))) {
                 // The transaction failed, but the earlier pinhole is closed.
-                self.record_replaced(before);
+                self.note_replaced(before);
             }
             // The earlier one's owner may have left its closing to this pinhole.
             if let Some(before) = before.filter(|before| !before.is_held) {
@@ -319,9 +319,9 @@ impl PinholeTable {
     }
 
     /// The pinhole that had a port before is closed, because another one has its ends.
-    fn record_replaced(&mut self, before: Option<Port>) {
+    fn note_replaced(&mut self, before: Option<Port>) {
         if let Some(Port { owner, serial, .. }) = before {
-            self.change((owner, serial), Pinhole::record_gone);
+            self.change((owner, serial), Pinhole::note_gone);
         }
     }
 
@@ -360,7 +360,7 @@ impl PinholeTable {
         }
         let before = ports.reserve(ends, self.shard, owner, serial, installed_in);
         drop(ports);
-        self.record_replaced(before);
+        self.note_replaced(before);
         if let Some(Port { ends, .. }) =
             before.filter(|before| before.installed_in == InstalledIn::Rules)
         {
@@ -390,9 +390,9 @@ impl PinholeTable {
         let before = is_latest.then(reserve).flatten();
         drop(ports);
         if !is_latest {
-            restored.record_gone();
+            restored.note_gone();
         }
-        self.record_replaced(before);
+        self.note_replaced(before);
         self.insert(owner, restored);
     }
 
@@ -482,14 +482,14 @@ impl PinholeTable {
             if kernel.uses_expectations() {
                 self.closings.push(closing, Condition::Always);
             }
-            self.change((owner, serial), Pinhole::record_gone);
+            self.change((owner, serial), Pinhole::note_gone);
         }
     }
 
     /// The BPF program found the pinhole `id` of the session `owner` consumed.
-    pub fn record_consumed(&mut self, owner: u32, id: PinholeId) {
+    pub fn note_consumed(&mut self, owner: u32, id: PinholeId) {
         let is_meant = |pinhole: &Pinhole| pinhole.in_program() == Some(id);
-        self.change_each(owner, is_meant, Pinhole::record_consumed);
+        self.change_each(owner, is_meant, Pinhole::note_consumed);
     }
 
     /// Renews in the kernel the pinholes of the session `owner` that would expire soon, because a transfer waits for
@@ -512,7 +512,7 @@ impl PinholeTable {
             let Some(pinhole) = self.all.get(&key).filter(is_meant) else { continue };
             match kernel.renew(&pinhole.opening(control, lifetime), pinhole.installed_in) {
                 Ok(true) => {}
-                Ok(false) => drop(self.change(key, Pinhole::record_gone)),
+                Ok(false) => drop(self.change(key, Pinhole::note_gone)),
                 Err(error) => self.errors.push(error),
             }
         }

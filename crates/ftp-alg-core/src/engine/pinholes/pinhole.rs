@@ -8,7 +8,7 @@
 //! | used | [`fail`](Pinhole::fail): the transfer failed, perhaps before its connection | answered |
 //! | answered | `fail`: the server refused the command, but not with 425 | answered and refused, until the next command |
 //! | answered, used | [`end`](Pinhole::end): the transfer ended well | ended, for a [while](GRACE): its connection may still have to come |
-//! | open | [`record_gone`](Pinhole::record_gone): consumed, expired, or replaced by another with its ends | not open |
+//! | open | [`note_gone`](Pinhole::note_gone): consumed, expired, or replaced by another with its ends | not open |
 //! | of the program | [`move_to_rules`](Pinhole::move_to_rules) | of the rules |
 //!
 //! When it is closed, it leaves the [table](super::PinholeTable), and its port is reserved until the kernel has done that.
@@ -270,12 +270,12 @@ impl Pinhole {
         }
     }
 
-    pub(super) fn record_gone(&mut self) {
+    pub(super) fn note_gone(&mut self) {
         self.is_gone = true;
     }
 
     /// The BPF program found it consumed.
-    pub(super) fn record_consumed(&mut self) {
+    pub(super) fn note_consumed(&mut self) {
         (self.is_gone, self.is_consumed) = (true, true);
     }
 

@@ -127,7 +127,7 @@ fn a_pinhole_of_the_fast_path_counts_once() {
     // Back in the queue, a pinhole that is open counts itself.
     table.revoke_fast_path_grant(7, client);
     assert_eq!(open_count(table), 2);
-    table.record_consumed(7, PinholeId { flow: 5000, line: 1 });
+    table.note_consumed(7, PinholeId { flow: 5000, line: 1 });
     assert_eq!(open_count(table), 1, "the other grant");
     table.revoke_fast_path_grant(8, client);
     assert_eq!(open_count(table), 0);

@@ -305,8 +305,8 @@ impl Head {
         self.queue_mode
     }
 
-    /// Records that the kernel has set the queue mode.
-    pub fn record_mode(&mut self, mode: QueueMode, now: Timestamp) {
+    /// Notes that the kernel has set the queue mode.
+    pub fn note_mode(&mut self, mode: QueueMode, now: Timestamp) {
         (self.queue_mode, self.mode_set_at) = (Some(mode), now.millis());
         if let Some(extra) = &mut self.extra {
             extra.unknown_to_conntrack = 0;
@@ -319,9 +319,9 @@ impl Head {
             && self.mode_set_since(now) < interval
     }
 
-    /// Records that conntrack did not know the connection. It may know it after the next packet. If it still does not,
+    /// Notes that conntrack did not know the connection. It may know it after the next packet. If it still does not,
     /// the request is repeated only at the resend interval.
-    pub fn record_unknown(&mut self, wanted: QueueMode, now: Timestamp) {
+    pub fn note_unknown(&mut self, wanted: QueueMode, now: Timestamp) {
         let extra = self.extra_mut();
         extra.unknown_to_conntrack = extra.unknown_to_conntrack.saturating_add(1);
         if extra.unknown_to_conntrack >= MAX_UNKNOWN_TRIES {

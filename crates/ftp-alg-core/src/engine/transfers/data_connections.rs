@@ -168,7 +168,7 @@ pub(super) struct DataConnections {
 }
 
 impl DataConnections {
-    /// Records a packet.
+    /// Notes a packet.
     pub fn observe(&mut self, packet: &DataPacket) {
         let DataPacket { passed, source, destination, flags, end, acknowledged, .. } = *packet;
         let from_initiator = ((source.ip(), destination), source.port(), End::Initiator);
@@ -176,7 +176,7 @@ impl DataConnections {
         if flags.syn || packet.refuses_a_syn() {
             let (ends, port, sender) = if flags.ack { from_target } else { from_initiator };
             let first = if flags.ack { acknowledged.wrapping_sub(1) } else { end };
-            return self.begin(passed, ends, port, first).record(sender, packet);
+            return self.begin(passed, ends, port, first).note(sender, packet);
         }
         for (ends, port, sender) in [from_initiator, from_target] {
             let same = self.by_ends.get_mut(&ends).into_iter().flatten();
@@ -185,7 +185,7 @@ impl DataConnections {
                 one.initiator_port == port && one.is_answered() && one.began[0] <= passed[1]
             };
             if let Some(connection) = same.rev().find(is_its) {
-                connection.record(sender, packet);
+                connection.note(sender, packet);
             }
         }
     }
@@ -241,20 +241,20 @@ impl DataConnections {
         lost_at.is_some_and(|lost_at| announced.is_none_or(|announced| announced <= lost_at))
     }
 
-    /// Records that packets were lost until the time `at`.
-    pub fn record_loss(&mut self, at: Instant) {
+    /// Notes that packets were lost until the time `at`.
+    pub fn note_loss(&mut self, at: Instant) {
         self.lost_at = self.lost_at.max(Some(at));
     }
 
-    /// Records that a packet between these addresses, of which nothing else is known, passed at the time `at`.
-    pub fn record_unreadable(&mut self, at: Instant, [one, other]: [IpAddr; 2]) {
+    /// Notes that a packet between these addresses, of which nothing else is known, passed at the time `at`.
+    pub fn note_unreadable(&mut self, at: Instant, [one, other]: [IpAddr; 2]) {
         for (initiator, target) in [(one, other), (other, one)] {
-            self.record_loss_between(at, (initiator.into(), target.into()));
+            self.note_loss_between(at, (initiator.into(), target.into()));
         }
     }
 
-    /// Records that a connection between these networks may look like another one at the time `at`.
-    fn record_loss_between(&mut self, at: Instant, networks: Networks) {
+    /// Notes that a connection between these networks may look like another one at the time `at`.
+    fn note_loss_between(&mut self, at: Instant, networks: Networks) {
         if self.dropped.len() >= MAX_CONNECTIONS {
             // What was lost between two networks counts for all then.
             let last = self.dropped.drain().map(|(_, at)| at).max();
@@ -373,7 +373,7 @@ impl DataConnections {
         for one in self.remove(ends, |one| one.id() == id) {
             // One without an answer is no transfer's that has succeeded.
             if one.is_answered() {
-                self.record_loss_between(one.began[1], networks_of(ends));
+                self.note_loss_between(one.began[1], networks_of(ends));
                 // At most one for each packet that was read since the last were taken.
                 self.gone.extend(Some(one).filter(|one| one.encrypted.is_some()));
             }
@@ -420,7 +420,7 @@ impl DataConnection {
         (self.initiator_port, self.first[End::Initiator as usize])
     }
 
-    fn record(&mut self, sender: End, packet: &DataPacket) {
+    fn note(&mut self, sender: End, packet: &DataPacket) {
         let DataPacket { passed, flags, end, acknowledged, interface, .. } = *packet;
         let place = sender as usize;
         if flags.syn {

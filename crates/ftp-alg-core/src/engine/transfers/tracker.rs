@@ -92,19 +92,19 @@ impl<Tag> Default for TransferTracker<Tag> {
 }
 
 impl<Tag> TransferTracker<Tag> {
-    /// Records a packet of a data connection.
+    /// Notes a packet of a data connection.
     pub fn observe(&mut self, packet: &DataPacket) {
         self.connections.observe(packet);
     }
 
-    /// Records that a packet of a data connection between these addresses, which cannot be read, passed at the time `at`.
-    pub fn record_unreadable(&mut self, at: Instant, addresses: [IpAddr; 2]) {
-        self.connections.record_unreadable(at, addresses);
+    /// Notes that a packet of a data connection between these addresses, which cannot be read, passed at the time `at`.
+    pub fn note_unreadable(&mut self, at: Instant, addresses: [IpAddr; 2]) {
+        self.connections.note_unreadable(at, addresses);
     }
 
-    /// Records that packets of data connections were lost until `now`.
-    pub fn record_loss(&mut self, now: Instant) {
-        self.connections.record_loss(now);
+    /// Notes that packets of data connections were lost until `now`.
+    pub fn note_loss(&mut self, now: Instant) {
+        self.connections.note_loss(now);
     }
 
     /// A transfer has ended on the control connection. Returns it if nothing more is to be known of it and none of its

@@ -444,7 +444,7 @@ fn transfers_of_one_client_that_stay_open_cost_another_nothing() {
 #[test]
 fn bytes_are_known_again_after_a_loss() {
     let mut test = Test::new();
-    test.tracker.record_loss(test.now);
+    test.tracker.note_loss(test.now);
     let mut bytes = Vec::new();
     for number in 0..5000_u32 {
         test.now += Duration::from_millis(4);
@@ -457,7 +457,7 @@ fn bytes_are_known_again_after_a_loss() {
     assert_eq!((bytes.first(), bytes.last()), (Some(&None), Some(&Some(5))));
     // What goes on while copies are lost is not certain.
     let mut test = Test::after(&BEGIN);
-    test.tracker.record_loss(test.now);
+    test.tracker.note_loss(test.now);
     test.observe(&END);
     assert_eq!(test.end(stored()).unwrap().bytes, None);
 }
@@ -469,7 +469,7 @@ fn a_packet_that_cannot_be_read_makes_its_clients_bytes_uncertain() {
         let mut test = Test::after(&BEGIN);
         let client = if of_other { "10.0.0.8" } else { "10.0.0.7" };
         let addresses = [client, "203.0.113.9"].map(|address| address.parse().unwrap());
-        test.tracker.record_unreadable(test.now, addresses);
+        test.tracker.note_unreadable(test.now, addresses);
         test.observe(&END);
         assert_eq!(test.end(stored()).unwrap().bytes, of_other.then_some(5));
     }

@@ -163,7 +163,7 @@ impl Recorder {
         }
         let timeout = if self.uses_expectations { HELPER_TIMEOUT } else { Duration::ZERO };
         let deadline = self.now + lifetime.max(timeout);
-        self.program.record_rules_pinhole(&pinhole, deadline);
+        self.program.note_rules_pinhole(&pinhole, deadline);
         self.open.push((pinhole, deadline));
         self.opened.push(pinhole);
         Ok(())
@@ -258,7 +258,7 @@ impl Kernel for Recorder {
             InstalledIn::Rules => match self.open.iter_mut().find(|(open, _)| open == ends) {
                 Some((_, until)) => {
                     *until = deadline;
-                    self.program.record_rules_pinhole(ends, deadline);
+                    self.program.note_rules_pinhole(ends, deadline);
                     true
                 }
                 None => false,

@@ -304,7 +304,7 @@ fn client_text_echoed_in_a_reply_opens_no_pinhole() {
 fn a_probe_after_downtime_uses_an_answerable_sequence_number() {
     let mut attack = Attack::new(Prefers::Lowest);
     assert!(attack.send(0, b"NOOP\r\n").is_some());
-    attack.sim.engine().record_downtime();
+    attack.sim.engine().note_downtime();
     let both = b"NOOP\r\nSITE x\r\n";
     let probe = attack.send(0, both).unwrap();
     assert!(probe.payload.is_empty());

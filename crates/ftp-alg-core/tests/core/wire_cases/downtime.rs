@@ -67,7 +67,7 @@ fn no_pinhole_opens_if_packets_may_have_passed_unread() {
     for (unseen, had_downtime) in [(0, false), (0, true), (31, false), (31, true)] {
         let mut gateway = restarted(Nat::Routed);
         if had_downtime {
-            gateway.sim.engine().record_downtime();
+            gateway.sim.engine().note_downtime();
         }
         gateway.queue(Server, unseen, 6, PASSIVE);
         gateway.queue(Client, 6, unseen, b"");
@@ -82,7 +82,7 @@ fn no_pinhole_opens_if_packets_may_have_passed_unread() {
 fn after_downtime_a_command_waits_for_the_servers_acknowledgement() {
     for unread in [0, PORT.len() as u32] {
         let mut gateway = restarted(Nat::Routed);
-        gateway.sim.engine().record_downtime();
+        gateway.sim.engine().note_downtime();
         // The gateway probes the server.
         for _ in 0..2 {
             assert_eq!(gateway.queue(Client, 0, 0, PORT), PacketOutcome::Replace);
@@ -99,7 +99,7 @@ fn after_downtime_a_command_can_wait_in_the_queue() {
     let may_wait = PacketMeta { may_wait: true, ..PacketMeta::FORWARDED };
     for (unread, expected) in [(0, Decision::Accept), (PORT.len() as u32, Decision::Drop)] {
         let mut gateway = restarted(Nat::Routed);
-        gateway.sim.engine().record_downtime();
+        gateway.sim.engine().note_downtime();
         assert_eq!(gateway.queue_with(Client, 0, 0, PORT, may_wait), PacketOutcome::Wait);
         let probe = gateway.sim.kernel.injected.pop().unwrap();
         let probe = Packet::parse(&probe).unwrap();
@@ -183,12 +183,12 @@ fn after_downtime_a_greeting_is_forwarded() {
     for says in ["220 ready\r\n", "220-a\r\n220 ready\r\n"] {
         let mut sim = Sim::new(with(Nat::Masquerade));
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
-        sim.engine().record_downtime();
+        sim.engine().note_downtime();
         let mut gateway = Ends { sim, client, server };
         for _ in 0..2 {
             let verdict = gateway.queue(Server, 0, 0, says.as_bytes());
             assert_eq!(verdict, PacketOutcome::Accept, "{says}");
-            gateway.sim.engine().record_downtime();
+            gateway.sim.engine().note_downtime();
         }
     }
 }
@@ -206,7 +206,7 @@ fn after_downtime_segments_of_a_new_connection_are_forwarded() {
             assert_eq!(gateway.queue(Client, 0, 0, b"NOOP\r\n"), PacketOutcome::Accept);
         }
         if had_downtime {
-            gateway.sim.engine().record_downtime();
+            gateway.sim.engine().note_downtime();
         }
         assert_eq!(gateway.queue(Server, 1 << 30, 1 << 30, b"220 ready\r\n"), expected);
         // The old one goes on, too.
@@ -220,7 +220,7 @@ fn after_downtime_segments_of_a_new_connection_are_forwarded() {
 fn late_packets_of_unknown_connections_get_a_verdict() {
     let late = PacketMeta { is_late: true, ..PacketMeta::FORWARDED };
     let (syst, forget): (_, fn(&mut Sim)) = (&b"SYST\r\n"[..], Sim::forget);
-    let downtime: fn(&mut Sim) = |sim| sim.engine().record_downtime();
+    let downtime: fn(&mut Sim) = |sim| sim.engine().note_downtime();
     for (name, prepare, from, number, payload, expected) in [
         ("a command", None, Client, 0, syst, PacketOutcome::Drop),
         ("a reply", None, Server, 0, PASSIVE, PacketOutcome::Drop),

@@ -263,7 +263,7 @@ fn lines_are_read_although_downtime_was_recorded_before() {
             let mut ends = Ends::handed_over();
             let (first, rest) = script.split_at(starts[before]);
             ends.inspected(1, first);
-            ends.sim.engine().record_downtime();
+            ends.sim.engine().note_downtime();
             if is_killed {
                 ends.sim.kill_alone();
             }
@@ -320,7 +320,7 @@ fn a_restored_pinhole_is_where_the_kernel_has_it() {
             (ends.sim.translation.client.ip(), "203.0.113.9:20021".parse().unwrap());
         ends.sim.kill_alone();
         let sessions = &mut ends.sim.engine().sessions;
-        sessions.record_rule_pinholes(|from, to| is_in_rules && (from, to) == (client, arrival));
+        sessions.note_rule_pinholes(|from, to| is_in_rules && (from, to) == (client, arrival));
         assert_eq!(sessions.rule_pinholes().count(), usize::from(is_in_rules));
         assert_eq!(sessions.fast_path_pinholes().count(), usize::from(!is_in_rules));
     }

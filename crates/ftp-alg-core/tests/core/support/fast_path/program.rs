@@ -361,7 +361,7 @@ impl Program {
     }
 
     /// The rules have a pinhole until then.
-    pub fn record_rules_pinhole(&mut self, pinhole: &PinholeEnds, until: Duration) {
+    pub fn note_rules_pinhole(&mut self, pinhole: &PinholeEnds, until: Duration) {
         self.admitted_syns.insert_rules_pinhole(key(pinhole), until);
     }
 
