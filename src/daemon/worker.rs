@@ -76,7 +76,7 @@ impl Worker {
             }
             self.shared.progress.note_pass(self.index, now);
             if packets > 0 {
-                self.decide_batch(now, false);
+                self.handle_batch(now, false);
                 if let Some(times) = &self.shared.decision_times {
                     times.observe(now.elapsed());
                 }
@@ -101,7 +101,7 @@ impl Worker {
 
     /// Decides about the packets that were read. If they are `late`, other packets of their connections may have passed
     /// unread. Returns how many packets were dropped as stale because of that.
-    fn decide_batch(&mut self, now: Instant, late: bool) -> u64 {
+    fn handle_batch(&mut self, now: Instant, late: bool) -> u64 {
         let Self { queue, index, kernel, parameters, shared, reorder_deadline, events } = self;
         let (packets, verdicts) = queue.batch();
         for packet in packets.clone() {
@@ -150,10 +150,10 @@ impl Worker {
     #[cold]
     fn clear_after_downtime(&mut self) -> Result<(), NetfilterError> {
         let mut dropped = 0;
-        decide_each_batch(
+        handle_each_batch(
             self,
             MAXIMUM_WAITING as usize,
-            |worker| dropped += worker.decide_batch(Instant::now(), true),
+            |worker| dropped += worker.handle_batch(Instant::now(), true),
             |worker| worker.queue.receive(),
         )?;
         if dropped > 0 {
@@ -229,15 +229,15 @@ impl Worker {
 
 /// Decides about the batch that was read, and about further batches that `receive` reads, until there is none or
 /// `limit` packets were read. No batch is read after that, because the next read would discard it without verdicts.
-fn decide_each_batch<R, E>(
+fn handle_each_batch<R, E>(
     reader: &mut R,
     limit: usize,
-    mut decide: impl FnMut(&mut R),
+    mut handle: impl FnMut(&mut R),
     mut receive: impl FnMut(&mut R) -> Result<usize, E>,
 ) -> Result<(), E> {
     let mut read = 0;
     loop {
-        decide(reader);
+        handle(reader);
         if read >= limit {
             return Ok(());
         }
@@ -280,7 +280,7 @@ mod tests {
     fn each_packet_of_a_flood_after_downtime_gets_a_verdict() {
         let mut flood = Flood::default();
         let decide = |flood: &mut Flood| flood.undecided = 0;
-        decide_each_batch(&mut flood, 1000, decide, Flood::receive).unwrap();
+        handle_each_batch(&mut flood, 1000, decide, Flood::receive).unwrap();
         assert_eq!(flood, Flood { read: 1024, undecided: 0, discarded: 0 });
     }
 }

@@ -243,7 +243,7 @@ impl Queue {
                         if is_cut || packet.payload.is_empty() {
                             // Nothing to decide by; TCP retransmits it.
                             self.counts.dropped += 1;
-                            self.pending.decide(packet.id, QueueVerdict::Drop, None)?;
+                            self.pending.set_verdict(packet.id, QueueVerdict::Drop, None)?;
                             continue;
                         }
                         let at = start + offset_in(datagram, packet.payload);
@@ -443,16 +443,16 @@ fn offset_in(whole: &[u8], part: &[u8]) -> usize {
 /// accepts with the same packet mark in one message.
 ///
 /// `NFQNL_MSG_VERDICT_BATCH` applies to every waiting packet up to a number, so it must not be sent while one of those
-/// is undecided. The kernel counts packets upwards and delivers them in that order (`__nfqnl_enqueue_packet`, under the
-/// queue's lock), so undecided packets are a sequence of rising numbers. A run is continued only by the first of them.
+/// is awaiting_verdict. The kernel counts packets upwards and delivers them in that order (`__nfqnl_enqueue_packet`, under the
+/// queue's lock), so awaiting_verdict packets are a sequence of rising numbers. A run is continued only by the first of them.
 /// All others, and all packets that are read later, have numbers above the end of the run. A packet with an unknown
 /// number, or out of order, would break this, so runs end for good then.
 #[derive(Debug)]
 struct PendingVerdicts {
     number: u16,
     /// Packets that were read and not decided, in the order of their numbers.
-    undecided: VecDeque<u32>,
-    /// Whether `undecided` may be incomplete.
+    awaiting_verdict: VecDeque<u32>,
+    /// Whether `awaiting_verdict` may be incomplete.
     may_lack_packets: bool,
     /// Number of the last packet read.
     last_id: Option<u32>,
@@ -467,7 +467,7 @@ impl PendingVerdicts {
     fn new(number: u16) -> Self {
         Self {
             number,
-            undecided: VecDeque::new(),
+            awaiting_verdict: VecDeque::new(),
             may_lack_packets: false,
             last_id: None,
             run: Vec::new(),
@@ -482,7 +482,7 @@ impl PendingVerdicts {
         self.may_lack_packets |=
             self.last_id.is_some_and(|last| id.wrapping_sub(last).cast_signed() <= 0);
         self.last_id = Some(id);
-        self.undecided.push_back(id);
+        self.awaiting_verdict.push_back(id);
     }
 
     /// Notes that a packet's number could not be read. It never gets a verdict.
@@ -491,15 +491,15 @@ impl PendingVerdicts {
     }
 
     /// As [`Verdicts::verdict`].
-    fn decide(
+    fn set_verdict(
         &mut self,
         id: u32,
         decision: QueueVerdict<'_>,
         mark: Option<u32>,
     ) -> Result<(), NetfilterError> {
-        let is_first = self.undecided.front() == Some(&id);
+        let is_first = self.awaiting_verdict.front() == Some(&id);
         if is_first {
-            self.undecided.pop_front();
+            self.awaiting_verdict.pop_front();
             if decision == QueueVerdict::Accept {
                 if mark != self.run_mark {
                     self.close_run();
@@ -508,8 +508,10 @@ impl PendingVerdicts {
                 self.run.push(id);
                 return Ok(());
             }
-        } else if let Some(at) = self.undecided.iter().position(|undecided| *undecided == id) {
-            self.undecided.remove(at);
+        } else if let Some(at) =
+            self.awaiting_verdict.iter().position(|awaiting_verdict| *awaiting_verdict == id)
+        {
+            self.awaiting_verdict.remove(at);
         }
         self.close_run();
         let (verdict, payload) = match decision {
@@ -583,7 +585,7 @@ impl Verdicts<'_> {
         decision: QueueVerdict<'_>,
         mark: Option<u32>,
     ) -> Result<(), NetfilterError> {
-        self.pending.decide(id, decision, mark)
+        self.pending.set_verdict(id, decision, mark)
     }
 
     /// Whether verdicts should be flushed before more are given.

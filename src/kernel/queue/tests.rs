@@ -131,7 +131,7 @@ fn decided(packets: &[(u32, char, Option<u32>)]) -> Kernel {
             continue;
         }
         pending.note_read(id);
-        pending.decide(id, decision(name), mark).unwrap();
+        pending.set_verdict(id, decision(name), mark).unwrap();
     }
     kernel.take(&mut pending);
     kernel
@@ -192,7 +192,7 @@ proptest! {
                 name => {
                     let id = open.remove(place.saturating_sub(2).min(open.len() - 1));
                     let name = if gap == 2 { 'r' } else { name };
-                    pending.decide(id, decision(name), None).unwrap();
+                    pending.set_verdict(id, decision(name), None).unwrap();
                     wanted.insert(id, name);
                 }
             }
